@@ -1,0 +1,122 @@
+//! [`Decode`]: what a type yields, for all families alike.
+
+use ikq_simd::Isa;
+
+/// Elements per unit.
+pub const UNIT: usize = 256;
+
+/// The scales of one unit, one entry per 16 elements.
+///
+/// Arrays are always 16 long so that every body is the same for every type; a body that wants the
+/// coarser truth asks [`Decode::N_FLOAT_SCALES`] and [`Decode::SUB_BLOCK`]. After inlining, what a
+/// body does not read is never computed.
+#[derive(Clone, Copy, Debug)]
+pub struct Scales {
+    /// Float scale: of the row, super-block or block the sixteen elements belong to.
+    pub d: [f32; 16],
+    /// Integer scale of the sub-block; 1 where the format has none.
+    pub s: [i16; 16],
+    /// Float scale of the mins (0 unless `HAS_MIN`); its sign is such that mins are subtracted.
+    pub dm: [f32; 16],
+    /// Integer min of the sub-block.
+    pub m: [i16; 16],
+}
+
+impl Scales {
+    /// One float scale for the unit, an integer scale per 16 elements.
+    #[inline(always)]
+    pub fn by_16(d: f32, s: [i16; 16]) -> Scales {
+        Scales { d: [d; 16], s, dm: [0.0; 16], m: [0; 16] }
+    }
+
+    /// One float scale for the unit, an integer scale per 32 elements.
+    #[inline(always)]
+    pub fn by_32(d: f32, s: [i16; 8]) -> Scales {
+        Scales::by_16(d, std::array::from_fn(|k| s[k / 2]))
+    }
+
+    /// Float scales only: `N` of them share the unit evenly.
+    #[inline(always)]
+    pub fn floats<const N: usize>(d: [f32; N]) -> Scales {
+        Scales { d: std::array::from_fn(|k| d[k * N / 16]), s: [1; 16], dm: [0.0; 16], m: [0; 16] }
+    }
+
+    /// The same with mins: `dm` times `m` per 16 elements.
+    #[inline(always)]
+    pub fn with_min(self, dm: [f32; 16], m: [i16; 16]) -> Scales {
+        Scales { dm, m, ..self }
+    }
+
+    /// `d * s`: the factor of each sixteen codes, rounded to f32.
+    #[inline(always)]
+    pub fn scale(&self) -> [f32; 16] {
+        std::array::from_fn(|k| self.d[k] * f32::from(self.s[k]))
+    }
+
+    /// `dm * m`: what is subtracted from each sixteen products.
+    #[inline(always)]
+    pub fn min(&self) -> [f32; 16] {
+        std::array::from_fn(|k| self.dm[k] * f32::from(self.m[k]))
+    }
+}
+
+/// A block type as 256-element units on instruction set `I`. Implemented once per type, generic
+/// over `I`; implement it per set only where a type gains from an instruction the vocabulary lacks.
+///
+/// Both methods must be `#[inline(always)]` (see [`ikq_simd::IsaOp`]).
+pub trait Decode<I: Isa>: 'static {
+    /// Bytes of a unit (of one row's share; row header not included).
+    const UNIT_BYTES: usize;
+    /// Bytes of one block: the step at which a row may end inside a unit.
+    const BLOCK_BYTES: usize;
+    /// Bytes of the row header.
+    const HEADER_BYTES: usize = 0;
+    /// Elements that share an integer scale: 16 or 32 (256 where there is none).
+    const SUB_BLOCK: usize;
+    /// Float scales per unit: 1 for super-block types, 256 / block for small blocks.
+    const N_FLOAT_SCALES: usize = 1;
+    /// Whether mins are subtracted.
+    const HAS_MIN: bool = false;
+    /// Largest |code|: 8-bit products of two codes saturate 16 bits above 128 * 127.
+    const MAX_ABS_CODE: i32;
+    /// Codes are never negative: they may be the unsigned operand of a dot instruction as they are.
+    const UNSIGNED: bool = false;
+    /// Factor that matrix products (not dequantize) apply to the type's values.
+    const PRODUCT_FACTOR: f32 = 1.0;
+
+    /// The row header as the float scale it holds; 1 for types without.
+    #[inline(always)]
+    fn header(_header: &[u8]) -> f32 {
+        1.0
+    }
+
+    /// The unit's scales; `header` is what [`Decode::header`] gave for the row.
+    fn scales(isa: I, header: f32, unit: &[u8]) -> Scales;
+
+    /// Codes of elements `64 * j..64 * j + 64` as `i8`, j in 0..4.
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64;
+}
+
+/// `N` bytes of a unit from `at` on.
+#[inline(always)]
+pub(crate) fn bytes<const N: usize>(unit: &[u8], at: usize) -> &[u8; N] {
+    unit[at..at + N].as_array().expect("the range has N bytes")
+}
+
+/// The little-endian u16 at byte `at`.
+#[inline(always)]
+pub(crate) fn u16_at(unit: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(*bytes(unit, at))
+}
+
+/// The little-endian u32 at byte `at`.
+#[inline(always)]
+pub(crate) fn u32_at(unit: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(*bytes(unit, at))
+}
+
+/// Nibble `n` of a byte.
+#[inline(always)]
+pub(crate) fn nib(byte: u8, n: usize) -> u8 {
+    byte >> (4 * n) & 15
+}

@@ -1,0 +1,30 @@
+//! The seam between stored weights and everything that computes with them.
+//!
+//! A tensor type is decoded in one place: its `impl Decode<I>`, generic over the instruction set.
+//! Dequantizing ([`rows`]), the matmul bodies, requantizing and the GPU planner all see a type only
+//! through [`Decode`]: 256 elements at a time (a *unit*: one super-block, or as many small blocks),
+//! as `i8` codes in element order plus scales.
+//!
+//! ```text
+//! y[i] = (d * s[i / 16]) * code[i]  -  dm * m[i / 16]         i in 0..256
+//!         float  integer      i8      only where HAS_MIN
+//! ```
+//! The products are rounded in the order written; that is what makes decoding bit-exact (the
+//! formats' scales are such that at most the last rounding is inexact, or, with a float32 row
+//! scale, exactly these two are).
+//!
+//! | type of data | path |
+//! |---|---|
+//! | block types | `Decode` -> [`rows::dequantize_rows`] |
+//! | interleaved groups | `ikq_formats::interleave` to row form, then as above |
+//! | F32, F16, BF16, F64, integers | [`floats`] |
+//! | activation types | [`activation`] |
+//!
+//! [`dequantize`] chooses by type.
+
+pub mod decode;
+pub mod rows;
+
+mod legacy;
+
+pub use decode::{Decode, Scales, UNIT};

@@ -1,0 +1,159 @@
+//! Every operation on every instruction set of this machine against the scalar one, which is the
+//! definition; operands are seeded random bytes.
+
+use ikq_simd::{Isa, IsaKind, IsaOp, Scalar, available, run};
+
+/// A small generator, so that the operands are the same everywhere.
+fn bytes<const N: usize>(seed: u64) -> [u8; N] {
+    let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    std::array::from_fn(|_| {
+        x ^= x << 13;
+        x ^= x >> 7;
+        x ^= x << 17;
+        (x >> 32) as u8
+    })
+}
+
+/// All operations once; returns everything they gave.
+struct Everything(u64);
+
+impl IsaOp for Everything {
+    type Output = (Vec<[u8; 64]>, Vec<u32>);
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Self::Output {
+        let seed = self.0;
+        let (a, b) = (bytes::<64>(seed), bytes::<64>(seed + 1));
+        let (va, vb) = (isa.load(&a), isa.load(&b));
+        let quarter = |k: u64| bytes::<16>(seed + 2 + k);
+        let q = [quarter(0), quarter(1), quarter(2), quarter(3)];
+        let half = [bytes::<32>(seed + 7), bytes::<32>(seed + 8)];
+        let words: [u8; 64] = bytes(seed + 9);
+        let u32s: [u32; 16] =
+            std::array::from_fn(|i| u32::from_le_bytes(std::array::from_fn(|k| words[4 * i + k])));
+        let u64s: [u64; 8] =
+            std::array::from_fn(|i| u64::from_le_bytes(std::array::from_fn(|k| words[8 * i + k])));
+        let table: [i8; 64] = bytes::<64>(seed + 10).map(|b| b as i8);
+        let t16: [i8; 16] = std::array::from_fn(|i| table[i]);
+        let t32: [i8; 32] = std::array::from_fn(|i| table[i]);
+        let mult: [u32; 8] = std::array::from_fn(|i| u32s[i] | 1);
+        let seeds8: [u32; 8] = std::array::from_fn(|i| u32s[8 + i]);
+        let shift = |s: [u32; 4]| isa.bits_4x16(va, s, (0xff_u32 >> s.iter().max().unwrap()) as u8);
+        let out = [
+            va,
+            isa.load_2x32(&half[0], &half[1]),
+            isa.load_4x16([&q[0], &q[1], &q[2], &q[3]]),
+            isa.splat(a[3]),
+            isa.splat_4x16([a[0], a[1], a[2], a[3]]),
+            isa.of_u64(u64s),
+            isa.of_u32(u32s),
+            isa.and(va, vb),
+            isa.or(va, vb),
+            isa.xor(va, vb),
+            shift([0, 0, 4, 4]),
+            shift([0, 4, 0, 4]),
+            shift([6, 6, 6, 6]),
+            shift([1, 2, 3, 7]),
+            isa.shl(isa.and(va, isa.splat(15)), 4),
+            isa.add(va, vb),
+            isa.sub(va, vb),
+            isa.abs(va),
+            isa.lut16(&t16, isa.and(va, isa.splat(15))),
+            isa.lut32(&t32, isa.and(va, isa.splat(31))),
+            isa.lut64(&table, isa.and(va, isa.splat(63))),
+            isa.mask_bytes(u64s[0], a[9]),
+            isa.negate_where(va, u64s[1]),
+            isa.trellis_8x8(seeds8, &mult),
+            isa.trellis_16x4(u32s, &mult),
+        ];
+        let stored = out
+            .into_iter()
+            .map(|v| {
+                let mut bytes = [0; 64];
+                isa.store(v, &mut bytes);
+                bytes
+            })
+            .collect();
+        let scale: [f32; 4] = std::array::from_fn(|i| f32::from(a[i]) * 0.37);
+        let min: [f32; 4] = std::array::from_fn(|i| f32::from(b[i]) * 1.13);
+        let mut floats = [[0f32; 64]; 2];
+        isa.store_scaled(va, scale, &mut floats[0]);
+        isa.store_affine(va, scale, min, &mut floats[1]);
+        let x: [f32; 16] = std::array::from_fn(|i| (u32s[i] as i32 as f32) * 1e-3);
+        let y: [f32; 16] = std::array::from_fn(|i| f32::from(table[i]) * 0.5);
+        let (fx, fy) = (isa.load_f(&x), isa.load_f(&y));
+        let lanes = [
+            isa.splat_f(x[0]),
+            isa.add_f(fx, fy),
+            isa.sub_f(fx, fy),
+            isa.mul_f(fx, fy),
+            isa.div_f(fx, isa.splat_f(3.7)),
+            isa.sqrt_f(isa.abs_f(fx)),
+            isa.min_f(fx, fy),
+            isa.max_f(fx, fy),
+            isa.if_gt(fx, fy, fy, isa.splat_f(-0.0)),
+            isa.mul_add_f(fx, fy, fx),
+            isa.round(fy),
+            isa.splat_f(isa.sum(fx)),
+        ];
+        let mut floats: Vec<f32> = floats.into_iter().flatten().collect();
+        floats.extend(lanes.into_iter().flat_map(|v| isa.array(v)));
+        (stored, floats.iter().map(|f| f.to_bits()).collect())
+    }
+}
+
+#[test]
+fn every_set_gives_the_bits_of_the_scalar_one() {
+    for seed in 0..200 {
+        let expected = Everything(seed).run(Scalar);
+        for kind in available() {
+            let found = run(kind, Everything(seed));
+            for (op, (e, f)) in expected.0.iter().zip(&found.0).enumerate() {
+                assert_eq!(e, f, "operation {op} on {}, seed {seed}", kind.name());
+            }
+            assert_eq!(expected.1, found.1, "floats on {}, seed {seed}", kind.name());
+        }
+    }
+}
+
+#[test]
+fn the_generator_gives_the_documented_values() {
+    // formats: trellis, "Check": codes 0 and 65535, offset 4096
+    let mut m = [0xCBAC_1FED_u32; 8];
+    for k in 1..8 {
+        m[k] = m[k - 1].wrapping_mul(0xCBAC_1FED);
+    }
+    let v = Scalar.trellis_8x8([4096, 4096 + 65535, 0, 0, 0, 0, 0, 0], &m).map(|b| b as i8);
+    assert_eq!(v[..8], [-47, -36, -39, -86, -38, -38, -47, -35]);
+    assert_eq!(v[8..16], [26, -32, -16, -9, -25, -62, 17, 10]);
+    assert!(available().contains(&IsaKind::Scalar));
+}
+
+/// All 65536 halves on every set; NaN payloads are not compared.
+struct Halves;
+
+impl IsaOp for Halves {
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Vec<f32> {
+        let eight = |k: u16| isa.f16_8(std::array::from_fn(|i| 8 * k + i as u16));
+        (0..8192).flat_map(eight).chain([isa.f16(0x3555)]).collect()
+    }
+}
+
+#[test]
+fn halves_convert_exactly() {
+    let expected = Halves.run(Scalar);
+    // 2^-24, 2^-14, one third rounded, 65504
+    assert_eq!([expected[1], expected[0x400]], [5.960_464_5e-8, 6.103_515_6e-5]);
+    assert_eq!(
+        [expected[0x3555], expected[0x7bff], expected[0xfc00]],
+        [0.333_251_95, 65504.0, f32::NEG_INFINITY]
+    );
+    for kind in available() {
+        for (i, (e, f)) in expected.iter().zip(run(kind, Halves)).enumerate() {
+            assert!(e.to_bits() == f.to_bits() || e.is_nan() && f.is_nan(), "{i:#x} on {}", kind.name());
+        }
+    }
+}
