@@ -126,11 +126,6 @@ type Pair = [__m256; 2];
 
 /// One AVX instruction on both halves.
 macro_rules! both {
-    ($a:expr, $op:expr) => {{
-        let (a, op) = ($a, $op);
-        // SAFETY: in methods of `Avx2`, whose token proves the instructions.
-        unsafe { [op(a[0]), op(a[1])] }
-    }};
     ($a:expr, $b:expr, $op:ident) => {{
         let (a, b) = ($a, $b);
         // SAFETY: in methods of `Avx2`, whose token proves the instructions.
@@ -177,7 +172,8 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn sqrt_f(self, v: Pair) -> Pair {
-        both!(v, |x| _mm256_sqrt_ps(x))
+        // SAFETY: the token proves AVX.
+        unsafe { [_mm256_sqrt_ps(v[0]), _mm256_sqrt_ps(v[1])] }
     }
     #[inline(always)]
     fn min_f(self, a: Pair, b: Pair) -> Pair {
@@ -189,7 +185,7 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn abs_f(self, v: Pair) -> Pair {
-        both!(v, |x| _mm256_andnot_ps(_mm256_set1_ps(-0.0), x))
+        both!(self.splat_f(-0.0), v, _mm256_andnot_ps)
     }
     #[inline(always)]
     fn if_gt(self, a: Pair, b: Pair, x: Pair, y: Pair) -> Pair {
