@@ -1,1 +1,16 @@
-//! placeholder
+//! From floats to blocks: encoders and the quantization of whole models.
+//!
+//! ```text
+//! gguf::Model -> recipe -> Plan (a type and a reason per tensor) -> units (tensor, expert, rows)
+//!             -> pool -> encode (search -> formats::pack) -> gguf::Writer
+//! ```
+//! - [`encode`]: one encoder per type; what it minimises stands in its docs.
+//! - [`search`]: the searches that encoders share (level sets, affine, tables, grids, trellis).
+//! - [`imatrix`]: importance matrices, both file forms.
+//! - [`recipe`], [`plan`]: rules to types; [`run`]: plan to file.
+
+pub mod encode;
+mod error;
+pub mod search;
+
+pub use error::Error;

@@ -1,0 +1,61 @@
+//! F32, F16, BF16: rounding to nearest even; F16 saturates at +-65504 instead of giving infinity.
+
+use ikq_formats::QuantType;
+use ikq_simd::Isa;
+
+use super::Encode;
+
+/// Little-endian copies.
+pub struct F32;
+
+impl Encode for F32 {
+    const TYPE: QuantType = QuantType::F32;
+    type Scratch = ();
+
+    #[inline(always)]
+    fn encode_row<I: Isa>(_: I, x: &[f32], _: &[f32], _: &mut (), out: &mut [u8]) {
+        for (x, out) in x.iter().zip(out.as_chunks_mut().0) {
+            *out = x.to_le_bytes();
+        }
+    }
+}
+
+/// IEEE binary16.
+pub struct F16;
+
+impl Encode for F16 {
+    const TYPE: QuantType = QuantType::F16;
+    type Scratch = ();
+
+    #[inline(always)]
+    fn encode_row<I: Isa>(_: I, x: &[f32], _: &[f32], _: &mut (), out: &mut [u8]) {
+        for (x, out) in x.iter().zip(out.as_chunks_mut().0) {
+            *out = f16_saturating(*x).to_le_bytes();
+        }
+    }
+}
+
+/// The nearest f16 that is not infinite.
+#[inline(always)]
+pub(crate) fn f16_saturating(x: f32) -> half::f16 {
+    half::f16::from_f32_const(x.clamp(-65504.0, 65504.0))
+}
+
+/// The top half of an f32.
+pub struct BF16;
+
+impl Encode for BF16 {
+    const TYPE: QuantType = QuantType::BF16;
+    type Scratch = ();
+
+    #[inline(always)]
+    fn encode_row<I: Isa>(_: I, x: &[f32], _: &[f32], _: &mut (), out: &mut [u8]) {
+        for (x, out) in x.iter().zip(out.as_chunks_mut().0) {
+            // nearest even; the largest finite f32 would round to infinity and saturates instead
+            let bits = x.to_bits();
+            let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+            let finite = if rounded & 0x7f80 == 0x7f80 { rounded - 1 } else { rounded };
+            *out = (finite as u16).to_le_bytes();
+        }
+    }
+}

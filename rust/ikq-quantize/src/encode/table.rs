@@ -1,0 +1,42 @@
+//! Which types have an encoder: the one list that joins types to encoders.
+
+use std::marker::PhantomData;
+
+use ikq_formats::QuantType;
+use ikq_simd::{IsaKind, run};
+
+use super::{EncodeRows, floats};
+use crate::error::Error;
+
+macro_rules! encoders {
+    ($($encoder:ty: $ty:ident),* $(,)?) => {
+        const ENCODABLE: &[QuantType] = &[$(QuantType::$ty),*];
+
+        /// Encodes checked rows.
+        pub(super) fn encode(kind: IsaKind, ty: QuantType, x: &[f32], w: &[f32], out: &mut [u8]) -> Result<(), Error> {
+            match ty {
+                $(QuantType::$ty => {
+                    run(kind, EncodeRows::<$encoder> { x, w, out, encoder: PhantomData });
+                    Ok(())
+                })*
+                _ => Err(Error::NoEncoder { ty, can: encodable().to_vec() }),
+            }
+        }
+    };
+}
+
+encoders! {
+    floats::F32: F32,
+    floats::F16: F16,
+    floats::BF16: BF16,
+}
+
+/// Types that can be written.
+pub fn encodable() -> &'static [QuantType] {
+    ENCODABLE
+}
+
+/// Whether the type can be written.
+pub fn can_encode(ty: QuantType) -> bool {
+    ENCODABLE.contains(&ty)
+}

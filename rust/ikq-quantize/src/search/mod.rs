@@ -1,0 +1,1 @@
+//! Searches shared by the encoders: choose scales and codes, know nothing of bytes.
