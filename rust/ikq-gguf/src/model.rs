@@ -1,0 +1,202 @@
+//! [`Model`]: one file or a split set, mapped and checked.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::bytes::Bytes;
+use crate::error::Error;
+use crate::header::Header;
+use crate::mapping::map_file;
+use crate::metadata::Metadata;
+use crate::split;
+use crate::tensor::Tensor;
+
+/// A GGUF model that was opened: the metadata of its first file, the tensors of all. Cloning is
+/// cheap (shared ownership); views of tensor data outlive it.
+#[derive(Clone, Debug)]
+pub struct Model {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    shards: Vec<Shard>,
+    tensors: Vec<Tensor>,
+    /// Tensor indices in order of name.
+    by_name: Vec<u32>,
+}
+
+/// One file of a model.
+#[derive(Debug)]
+pub struct Shard {
+    pub path: PathBuf,
+    pub version: u32,
+    pub alignment: u64,
+    /// All key-value pairs of this file, split keys included.
+    pub metadata: Metadata,
+    pub n_tensors: usize,
+    /// The whole file.
+    pub file: Bytes,
+}
+
+impl Model {
+    /// Opens a file, or the whole split set when the file is a shard of one.
+    ///
+    /// The files are mapped and their descriptors closed: any number of shards can be open.
+    ///
+    /// # Errors
+    /// IO errors with path; [`Error::Malformed`] with a [`crate::Fault`]; for split sets also
+    /// [`Error::ShardMissing`], [`Error::ShardName`], [`Error::SplitKey`], [`Error::ShardTensors`],
+    /// [`Error::ShardDuplicate`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Model, Error> {
+        let path = path.as_ref();
+        let opened = parse(path, map_file(path)?)?;
+        let count = split::shard_count(path, &opened.1.metadata)?;
+        if count == 1 {
+            return Model::join(vec![opened]);
+        }
+
+        let paths = split::shard_paths(path, count)?;
+        let mut tensors_of_all = None;
+        let mut files = Vec::with_capacity(paths.len());
+        for (index, shard_path) in (0u64..).zip(&paths) {
+            let file = match map_file(shard_path) {
+                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                    return Err(Error::ShardMissing {
+                        path: shard_path.clone(),
+                        opened: path.to_path_buf(),
+                        number: index + 1,
+                        count,
+                    });
+                }
+                other => parse(shard_path, other?)?,
+            };
+            let said = split::check_shard(shard_path, &file.1, index, count)?;
+            match (tensors_of_all, said) {
+                (Some(expected), Some(found)) if expected != found => {
+                    return Err(Error::SplitKey {
+                        path: shard_path.clone(),
+                        key: split::TENSORS,
+                        found: found.to_string(),
+                        expected: format!("{expected} as in the first shard"),
+                    });
+                }
+                _ => tensors_of_all = tensors_of_all.or(said),
+            }
+            files.push(file);
+        }
+        let model = Model::join(files)?;
+        match tensors_of_all {
+            Some(expected) if expected != model.tensors().len() as u64 => Err(Error::ShardTensors {
+                path: path.to_path_buf(),
+                expected,
+                found: model.tensors().len() as u64,
+            }),
+            _ => Ok(model),
+        }
+    }
+
+    /// Opens this file alone, also when it is a shard.
+    ///
+    /// # Errors
+    /// As [`Model::open`] for a single file.
+    pub fn open_file(path: impl AsRef<Path>) -> Result<Model, Error> {
+        let path = path.as_ref();
+        Model::join(vec![parse(path, map_file(path)?)?])
+    }
+
+    /// A model from the bytes of one file; `name` stands in error messages for its path.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`].
+    pub fn from_bytes(name: &str, bytes: impl Into<Bytes>) -> Result<Model, Error> {
+        Model::join(vec![parse(Path::new(name), bytes.into())?])
+    }
+
+    fn join(files: Vec<(Shard, Header)>) -> Result<Model, Error> {
+        let mut shards: Vec<Shard> = Vec::with_capacity(files.len());
+        let mut tensors = Vec::new();
+        for (index, (shard, header)) in (0u32..).zip(files) {
+            let mut of_shard = header.tensors;
+            of_shard.iter_mut().for_each(|t| t.shard = index);
+            match tensors.is_empty() {
+                true => tensors = of_shard,
+                false => tensors.append(&mut of_shard),
+            }
+            shards.push(Shard { metadata: header.metadata, ..shard });
+        }
+        let mut by_name: Vec<u32> = (0..tensors.len() as u32).collect();
+        by_name.sort_by_key(|i| tensors[*i as usize].name.as_str());
+        for pair in by_name.windows(2) {
+            let [a, b] = [pair[0], pair[1]].map(|i| &tensors[i as usize]);
+            if a.name == b.name {
+                return Err(Error::ShardDuplicate {
+                    tensor: a.name.clone(),
+                    first: shards[a.shard as usize].path.clone(),
+                    second: shards[b.shard as usize].path.clone(),
+                });
+            }
+        }
+        Ok(Model { inner: Arc::new(Inner { shards, tensors, by_name }) })
+    }
+
+    /// Key-value pairs of the first file, in file order. In a split set that is the model's
+    /// metadata; the split keys are among it.
+    pub fn metadata(&self) -> &Metadata {
+        &self.inner.shards[0].metadata
+    }
+
+    /// All tensors: in file order, shard after shard.
+    pub fn tensors(&self) -> &[Tensor] {
+        &self.inner.tensors
+    }
+
+    /// The tensor with this name.
+    pub fn tensor(&self, name: &str) -> Option<&Tensor> {
+        self.index(name).map(|i| &self.inner.tensors[i])
+    }
+
+    /// Index in [`Model::tensors`] of the tensor with this name.
+    pub fn index(&self, name: &str) -> Option<usize> {
+        let by_name = &self.inner.by_name;
+        let found = by_name.binary_search_by_key(&name, |i| self.inner.tensors[*i as usize].name.as_str());
+        found.ok().map(|k| by_name[k] as usize)
+    }
+
+    /// The tensor with this name.
+    ///
+    /// # Errors
+    /// [`Error::NoTensor`] with the nearest names.
+    pub fn require(&self, name: &str) -> Result<&Tensor, Error> {
+        self.tensor(name).ok_or_else(|| {
+            let names = self.tensors().iter().map(|t| t.name.as_str());
+            let near = names.filter(|n| n.len() <= 2 * name.len() + 8); // the search is quadratic in length
+            let suggestions = ikq_formats::types::closest(name, near).into_iter().map(String::from).collect();
+            Error::NoTensor { name: name.to_string(), suggestions }
+        })
+    }
+
+    /// The files, first shard first.
+    pub fn shards(&self) -> &[Shard] {
+        &self.inner.shards
+    }
+
+    /// Bytes of all files.
+    pub fn total_size(&self) -> u64 {
+        self.shards().iter().map(|s| s.file.len() as u64).sum()
+    }
+}
+
+fn parse(path: &Path, file: Bytes) -> Result<(Shard, Header), Error> {
+    let header =
+        Header::parse(&file).map_err(|fault| Error::Malformed { path: path.to_path_buf(), fault })?;
+    let shard = Shard {
+        path: path.to_path_buf(),
+        version: header.version,
+        alignment: header.alignment,
+        metadata: Metadata::new(), // moved in by `join`
+        n_tensors: header.tensors.len(),
+        file,
+    };
+    Ok((shard, header))
+}

@@ -1,0 +1,335 @@
+//! [`Layout`]: where every byte of the output goes, known before any data exists.
+
+use std::ops::Range;
+
+use crate::error::Error;
+use crate::header::{ALIGNMENT_KEY, MAGIC, valid_alignment};
+use crate::metadata::{Metadata, encode_kv};
+use crate::split::{self, is_split_key};
+use crate::tensor::{TensorSpec, TensorType, extents, tensor_bytes};
+use crate::value::Value;
+use crate::{DEFAULT_ALIGNMENT, MAX_ENTRIES, MAX_NAME_BYTES, WRITTEN_VERSION};
+
+/// How to divide the tensors among files. Order is kept, a tensor is never cut, and the first shard
+/// holds the model's metadata.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SplitBy {
+    /// Files of at most this many bytes, headers included; a tensor that is larger by itself gets a
+    /// file of its own.
+    MaxBytes(u64),
+    /// At most this many tensors in a file.
+    MaxTensors(usize),
+    /// Exactly these numbers of tensors (0 is allowed), as [`crate::Shard::n_tensors`] of a source.
+    Counts(Vec<usize>),
+}
+
+/// Choices of the writer.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// Alignment of tensor data; `None`: what `general.alignment` says, else 32.
+    pub alignment: Option<u64>,
+    /// `None`: one file.
+    pub split: Option<SplitBy>,
+    /// Let the first shard hold metadata only (not for [`SplitBy::Counts`], which can say so).
+    pub no_tensor_first_split: bool,
+}
+
+/// Where a tensor's data goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Index of the file.
+    pub shard: usize,
+    /// Offset of the data from the start of that file.
+    pub offset: u64,
+    /// Bytes of data; zeros follow up to the alignment.
+    pub size: u64,
+}
+
+/// One file of the output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardLayout {
+    /// Everything in front of the tensor data, without the padding that ends it.
+    pub header: Vec<u8>,
+    /// Bytes of the file.
+    pub size: u64,
+    /// Tensors that the file holds.
+    pub tensors: Range<usize>,
+}
+
+/// All offsets and sizes of an output: what [`crate::Writer`] writes, and all that a dry run needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    tensors: Vec<TensorSpec>,
+    places: Vec<Place>,
+    shards: Vec<ShardLayout>,
+    is_split: bool,
+}
+
+impl Layout {
+    /// Plans an output of `metadata` (its pairs are written byte for byte as they are, split keys
+    /// are replaced) and `tensors` in this order.
+    ///
+    /// # Errors
+    /// The `Plan...` variants of [`Error`].
+    pub fn new(metadata: &Metadata, tensors: Vec<TensorSpec>, options: &Options) -> Result<Layout, Error> {
+        check_counts(metadata, &tensors)?;
+        check_keys(metadata)?;
+        check_tensors(&tensors)?;
+        let (pairs, alignment) = first_pairs(metadata, options.alignment)?;
+        let rest = match alignment {
+            DEFAULT_ALIGNMENT => Vec::new(),
+            other => vec![alignment_pair(other)],
+        };
+        let is_split = options.split.is_some();
+        let maker = ShardMaker { pairs: [pairs, rest], alignment, is_split, n_tensors: tensors.len() };
+        let ranges = divide(&tensors, &maker, options)?;
+        if ranges.len() > usize::from(u16::MAX) {
+            let max = u16::MAX.into();
+            return Err(Error::PlanCount { what: "shards", count: ranges.len() as u64, max });
+        }
+
+        let mut places = Vec::with_capacity(tensors.len());
+        let mut shards = Vec::with_capacity(ranges.len());
+        let n_shards = ranges.len();
+        for (index, range) in ranges.into_iter().enumerate() {
+            shards.push(maker.shard(&tensors, index, n_shards, range, &mut places)?);
+        }
+        let layout = Layout { tensors, places, shards, is_split };
+        layout.shards.iter().try_fold(0, |sum, s| add(sum, s.size))?;
+        Ok(layout)
+    }
+
+    /// Bytes of all files together, to the byte what the writer makes.
+    pub fn total_size(&self) -> u64 {
+        self.shards.iter().map(|s| s.size).sum() // `new` has checked that it fits
+    }
+
+    /// The tensors, in the order given.
+    pub fn tensors(&self) -> &[TensorSpec] {
+        &self.tensors
+    }
+
+    /// Where the tensors go, in the same order.
+    pub fn places(&self) -> &[Place] {
+        &self.places
+    }
+
+    /// The files.
+    pub fn shards(&self) -> &[ShardLayout] {
+        &self.shards
+    }
+
+    /// Whether the files are named and marked as shards (also if there is only one).
+    pub fn is_split(&self) -> bool {
+        self.is_split
+    }
+}
+
+/// What all shards' headers are made from.
+struct ShardMaker {
+    /// Encoded pairs of the first shard and of the others, split keys not included.
+    pairs: [Vec<Vec<u8>>; 2],
+    alignment: u64,
+    is_split: bool,
+    n_tensors: usize,
+}
+
+impl ShardMaker {
+    fn split_pairs(&self, index: usize, count: usize) -> Vec<Vec<u8>> {
+        if !self.is_split {
+            return Vec::new();
+        }
+        // types as the reference programs write them; the casts fit, `Layout::new` checks the counts
+        vec![
+            encode_kv(split::NO, &Value::U16(index as u16)),
+            encode_kv(split::COUNT, &Value::U16(count as u16)),
+            encode_kv(split::TENSORS, &Value::I32(self.n_tensors as i32)),
+        ]
+    }
+
+    /// Bytes of the header of shard `index` before its tensor entries.
+    fn head_bytes(&self, index: usize) -> u64 {
+        let pairs = &self.pairs[index.min(1)];
+        let bytes = |pairs: &[Vec<u8>]| pairs.iter().map(|p| p.len() as u64).sum::<u64>();
+        24 + bytes(pairs) + bytes(&self.split_pairs(index, 1))
+    }
+
+    fn shard(
+        &self,
+        tensors: &[TensorSpec],
+        index: usize,
+        count: usize,
+        range: Range<usize>,
+        places: &mut Vec<Place>,
+    ) -> Result<ShardLayout, Error> {
+        let split_pairs = self.split_pairs(index, count);
+        let pairs = &self.pairs[index.min(1)];
+        let mut header = MAGIC.to_vec();
+        header.extend(WRITTEN_VERSION.to_le_bytes());
+        header.extend((range.len() as u64).to_le_bytes());
+        header.extend(((pairs.len() + split_pairs.len()) as u64).to_le_bytes());
+        for pair in pairs.iter().chain(&split_pairs) {
+            header.extend_from_slice(pair);
+        }
+        let first_place = places.len();
+        let mut offset = 0u64;
+        for t in &tensors[range.clone()] {
+            header.extend((t.name.len() as u64).to_le_bytes());
+            header.extend_from_slice(t.name.as_bytes());
+            header.extend((t.dims.len() as u32).to_le_bytes());
+            t.dims.iter().for_each(|d| header.extend(d.to_le_bytes()));
+            header.extend(t.ty.id().to_le_bytes());
+            header.extend(offset.to_le_bytes());
+            places.push(Place { shard: index, offset, size: t.size });
+            offset = add(offset, padded(t.size, self.alignment)?)?;
+        }
+        let data_start = padded(header.len() as u64, self.alignment)?;
+        let size = add(data_start, offset)?;
+        // file offsets are signed for the system
+        i64::try_from(size).map_err(|_| Error::PlanTooLarge)?;
+        places[first_place..].iter_mut().for_each(|p| p.offset += data_start);
+        Ok(ShardLayout { header, size, tensors: range })
+    }
+}
+
+fn entry_bytes(t: &TensorSpec) -> u64 {
+    (8 + t.name.len() + 4 + 8 * t.dims.len() + 4 + 8) as u64
+}
+
+/// The tensors of each shard.
+fn divide(tensors: &[TensorSpec], maker: &ShardMaker, options: &Options) -> Result<Vec<Range<usize>>, Error> {
+    let n = tensors.len();
+    let mut ranges: Vec<Range<usize>> = Vec::new();
+    if options.no_tensor_first_split && !matches!(options.split, Some(SplitBy::Counts(_))) {
+        ranges.push(0..0);
+    }
+    match &options.split {
+        None => return Ok(std::iter::once(0..n).collect()),
+        Some(SplitBy::MaxBytes(0) | SplitBy::MaxTensors(0)) => {
+            return Err(Error::PlanSplit { why: "a shard needs room for at least one byte or tensor" });
+        }
+        Some(SplitBy::MaxTensors(max)) => {
+            ranges.extend((0..n).step_by(*max).map(|begin| begin..n.min(begin.saturating_add(*max))));
+        }
+        Some(SplitBy::Counts(counts)) => {
+            let mut begin = 0usize;
+            for count in counts {
+                let end = begin.saturating_add(*count);
+                ranges.push(begin..end);
+                begin = end;
+            }
+            if begin != n {
+                return Err(Error::PlanSplit {
+                    why: "the tensors of the shards do not add up to all tensors",
+                });
+            }
+        }
+        Some(SplitBy::MaxBytes(max)) => {
+            let (mut begin, mut head, mut data) = (0, maker.head_bytes(ranges.len()), 0);
+            for (i, t) in tensors.iter().enumerate() {
+                let size = padded(t.size, maker.alignment)?;
+                let with = add(padded(add(head, entry_bytes(t))?, maker.alignment)?, add(data, size)?)?;
+                if with > *max && i > begin {
+                    ranges.push(begin..i);
+                    (begin, head, data) = (i, maker.head_bytes(ranges.len()), 0);
+                }
+                head = add(head, entry_bytes(t))?;
+                data = add(data, size)?;
+            }
+            if begin < n {
+                ranges.push(begin..n);
+            }
+        }
+    }
+    if ranges.is_empty() {
+        ranges.push(0..0); // metadata needs a file
+    }
+    Ok(ranges)
+}
+
+/// The encoded pairs of the model, without split keys and with the alignment that is used.
+fn first_pairs(metadata: &Metadata, wanted: Option<u64>) -> Result<(Vec<Vec<u8>>, u64), Error> {
+    let key = metadata.get(ALIGNMENT_KEY);
+    let valid =
+        |v: &Value| valid_alignment(v).ok_or_else(|| Error::PlanAlignment { alignment: format!("{v:.80}") });
+    let alignment = match (wanted, key) {
+        (Some(a), _) => valid(&Value::U64(a))?,
+        (None, Some(v)) => valid(v)?,
+        (None, None) => DEFAULT_ALIGNMENT,
+    };
+    let keeps = key.and_then(valid_alignment) == Some(alignment);
+    let mut pairs: Vec<Vec<u8>> = Vec::with_capacity(metadata.len());
+    for kv in metadata.iter().filter(|kv| !is_split_key(&kv.key)) {
+        match kv.key == ALIGNMENT_KEY && !keeps {
+            true => pairs.push(alignment_pair(alignment)),
+            false => pairs.push(kv.raw.to_vec()),
+        }
+    }
+    if key.is_none() && alignment != DEFAULT_ALIGNMENT {
+        pairs.push(alignment_pair(alignment));
+    }
+    Ok((pairs, alignment))
+}
+
+fn alignment_pair(alignment: u64) -> Vec<u8> {
+    match u32::try_from(alignment) {
+        Ok(a) => encode_kv(ALIGNMENT_KEY, &Value::U32(a)),
+        Err(_) => encode_kv(ALIGNMENT_KEY, &Value::U64(alignment)),
+    }
+}
+
+fn check_counts(metadata: &Metadata, tensors: &[TensorSpec]) -> Result<(), Error> {
+    // the alignment and the split keys may come on top
+    for (what, count) in [("key-value pairs", metadata.len() + 4), ("tensors", tensors.len())] {
+        if count as u64 > MAX_ENTRIES {
+            return Err(Error::PlanCount { what, count: count as u64, max: MAX_ENTRIES });
+        }
+    }
+    Ok(())
+}
+
+fn check_keys(metadata: &Metadata) -> Result<(), Error> {
+    let mut keys: Vec<&str> = metadata.iter().map(|kv| kv.key.as_str()).collect();
+    keys.iter().try_for_each(|k| check_name(k))?;
+    keys.sort_unstable();
+    match keys.windows(2).find(|w| w[0] == w[1]) {
+        Some(w) => Err(Error::PlanDuplicateKey { key: w[0].to_string() }),
+        None => Ok(()),
+    }
+}
+
+fn check_tensors(tensors: &[TensorSpec]) -> Result<(), Error> {
+    for t in tensors {
+        check_name(&t.name)?;
+        let ne = extents(&t.dims)
+            .ok_or_else(|| Error::PlanDims { tensor: t.name.clone(), dims: t.dims.clone() })?;
+        if let TensorType::Known(ty) = t.ty {
+            let expected =
+                tensor_bytes(ty, ne).map_err(|source| Error::PlanShape { tensor: t.name.clone(), source })?;
+            if expected != t.size {
+                return Err(Error::PlanSize { tensor: t.name.clone(), expected, size: t.size });
+            }
+        }
+    }
+    let mut names: Vec<&str> = tensors.iter().map(|t| t.name.as_str()).collect();
+    names.sort_unstable();
+    match names.windows(2).find(|w| w[0] == w[1]) {
+        Some(w) => Err(Error::PlanDuplicateTensor { tensor: w[0].to_string() }),
+        None => Ok(()),
+    }
+}
+
+fn check_name(name: &str) -> Result<(), Error> {
+    match name.len() as u64 <= MAX_NAME_BYTES {
+        true => Ok(()),
+        false => Err(Error::PlanName { name: name.to_string(), max: MAX_NAME_BYTES }),
+    }
+}
+
+fn padded(size: u64, alignment: u64) -> Result<u64, Error> {
+    size.checked_next_multiple_of(alignment).ok_or(Error::PlanTooLarge)
+}
+
+fn add(a: u64, b: u64) -> Result<u64, Error> {
+    a.checked_add(b).ok_or(Error::PlanTooLarge)
+}
