@@ -22,9 +22,17 @@
 //!
 //! [`dequantize`] chooses by type.
 
+// types are named as ggml spells them
+#![allow(non_camel_case_types)]
+
 pub mod decode;
 pub mod rows;
 
+mod kquants;
 mod legacy;
+mod planes;
+mod table;
 
 pub use decode::{Decode, Scales, UNIT};
+pub use rows::BlockType;
+pub use table::{DecodeFacts, Visitor, dequantize, facts, with_type};

@@ -1,0 +1,152 @@
+//! Q2_K to Q6_K: super-blocks of 256 with f16 `d` (and `dmin`) and integer scales per 16 or 32.
+
+use ikq_simd::Isa;
+
+use crate::decode::{Decode, Scales, bytes, u16_at, u32_at};
+use crate::planes::{crumbs, nibbles_32, with_plane};
+
+/// Two f16 at once: d and dmin.
+#[inline(always)]
+fn two_f16<I: Isa>(isa: I, unit: &[u8], at: usize) -> [f32; 2] {
+    let (a, b) = (u16_at(unit, at), u16_at(unit, at + 2));
+    let v = isa.f16_8([a, b, a, b, a, b, a, b]);
+    [v[0], v[1]]
+}
+
+/// Four u32 as sixteen bytes, each less `offset`.
+#[inline(always)]
+fn words_to_scales(words: [u32; 4], offset: i16) -> [i16; 16] {
+    let words = words.map(u32::to_le_bytes);
+    std::array::from_fn(|k| i16::from(words[k / 4][k % 4]) - offset)
+}
+
+/// scales[16] (nibbles: scale, min), qs[64], f16 d, f16 dmin.
+pub struct Q2_K;
+
+impl<I: Isa> Decode<I> for Q2_K {
+    const UNIT_BYTES: usize = 84;
+    const BLOCK_BYTES: usize = 84;
+    const SUB_BLOCK: usize = 16;
+    const HAS_MIN: bool = true;
+    const MAX_ABS_CODE: i32 = 3;
+    const UNSIGNED: bool = true;
+
+    #[inline(always)]
+    fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
+        let [d, dmin] = two_f16(isa, unit, 80);
+        let s = bytes::<16>(unit, 0);
+        Scales::by_16(d, s.map(|s| i16::from(s & 15))).with_min([dmin; 16], s.map(|s| i16::from(s >> 4)))
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        crumbs(isa, bytes(unit, 16), j)
+    }
+}
+
+/// hmask[32], qs[64], scales[12], f16 d.
+pub struct Q3_K;
+
+impl<I: Isa> Decode<I> for Q3_K {
+    const UNIT_BYTES: usize = 110;
+    const BLOCK_BYTES: usize = 110;
+    const SUB_BLOCK: usize = 16;
+    const MAX_ABS_CODE: i32 = 4;
+
+    #[inline(always)]
+    fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
+        // four 6-bit scales per word: low nibbles from a and b, two upper bits each from h
+        let (a, b, h) = (u32_at(unit, 96), u32_at(unit, 100), u32_at(unit, 104));
+        let words = [a, b, a >> 4, b >> 4];
+        let words = std::array::from_fn(|k| words[k] & 0x0f0f_0f0f | (h >> (2 * k) & 0x0303_0303) << 4);
+        Scales::by_16(isa.f16(u16_at(unit, 108)), words_to_scales(words, 32))
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        let q = with_plane(isa, crumbs(isa, bytes(unit, 32), j), bytes(unit, 0), j, 2);
+        isa.sub(q, isa.splat(4))
+    }
+}
+
+/// Scales and mins of Q4_K and Q5_K: f16 d, f16 dmin, eight 6-bit pairs in twelve bytes.
+#[inline(always)]
+fn scales_and_mins<I: Isa>(isa: I, unit: &[u8]) -> Scales {
+    let [d, dmin] = two_f16(isa, unit, 0);
+    let (a, b, c) = (u32_at(unit, 4), u32_at(unit, 8), u32_at(unit, 12));
+    let eight = |first: u32, last: u32| -> [i16; 16] {
+        let words = [first.to_le_bytes(), last.to_le_bytes()];
+        std::array::from_fn(|k| i16::from(words[k / 8][k / 2 % 4]))
+    };
+    let s = eight(a & 0x3f3f_3f3f, c & 0x0f0f_0f0f | a >> 2 & 0x3030_3030);
+    let m = eight(b & 0x3f3f_3f3f, c >> 4 & 0x0f0f_0f0f | b >> 2 & 0x3030_3030);
+    Scales::by_16(d, s).with_min([dmin; 16], m)
+}
+
+/// f16 d, f16 dmin, scales[12], qs[128].
+pub struct Q4_K;
+
+impl<I: Isa> Decode<I> for Q4_K {
+    const UNIT_BYTES: usize = 144;
+    const BLOCK_BYTES: usize = 144;
+    const SUB_BLOCK: usize = 32;
+    const HAS_MIN: bool = true;
+    const MAX_ABS_CODE: i32 = 15;
+    const UNSIGNED: bool = true;
+
+    #[inline(always)]
+    fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
+        scales_and_mins(isa, unit)
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        nibbles_32(isa, bytes(unit, 16 + 32 * j))
+    }
+}
+
+/// f16 d, f16 dmin, scales[12], qh[32], qs[128].
+pub struct Q5_K;
+
+impl<I: Isa> Decode<I> for Q5_K {
+    const UNIT_BYTES: usize = 176;
+    const BLOCK_BYTES: usize = 176;
+    const SUB_BLOCK: usize = 32;
+    const HAS_MIN: bool = true;
+    const MAX_ABS_CODE: i32 = 31;
+    const UNSIGNED: bool = true;
+
+    #[inline(always)]
+    fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
+        scales_and_mins(isa, unit)
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        with_plane(isa, nibbles_32(isa, bytes(unit, 48 + 32 * j)), bytes(unit, 16), j, 4)
+    }
+}
+
+/// ql[128], qh[64], scales i8[16], f16 d.
+pub struct Q6_K;
+
+impl<I: Isa> Decode<I> for Q6_K {
+    const UNIT_BYTES: usize = 210;
+    const BLOCK_BYTES: usize = 210;
+    const SUB_BLOCK: usize = 16;
+    const MAX_ABS_CODE: i32 = 32;
+
+    #[inline(always)]
+    fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
+        let s = bytes::<16>(unit, 192).map(|s| i16::from(s as i8));
+        Scales::by_16(isa.f16(u16_at(unit, 208)), s)
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        // 128 elements: low nibbles of 64 bytes, then their high nibbles
+        let low = isa.bits_4x16(isa.load(bytes(unit, 64 * (j / 2))), [4 * (j as u32 % 2); 4], 15);
+        let high = crumbs(isa, bytes(unit, 128), j);
+        isa.sub(isa.or(low, isa.shl(high, 4)), isa.splat(32))
+    }
+}
