@@ -1,1 +1,26 @@
-//! placeholder
+//! Threads, and queues of units that they work off. This crate owns the threads of the project;
+//! that they are rayon's is known nowhere else.
+//!
+//! A unit is whatever the caller says (a run of rows, an expert's block of rows): units are taken one
+//! by one, in order, by whichever thread is free, so any number of threads works on any number of
+//! units and the iterator may make them lazily.
+//!
+//! ```
+//! use ikq_pool::{Cancel, Pool};
+//! let pool = Pool::new(3)?;
+//! let (x, mut y) = ([1.0f32, 2.0, 3.0, 4.0, 5.0], [0.0; 5]);
+//! let units = x.chunks(2).zip(y.chunks_mut(2));
+//! let done = pool.for_each(units, &Cancel::new(), |(x, y)| -> Result<(), ()> {
+//!     y.iter_mut().zip(x).for_each(|(y, x)| *y = 2.0 * x);
+//!     Ok(())
+//! });
+//! assert_eq!((done, y), (Ok(()), [2.0, 4.0, 6.0, 8.0, 10.0]));
+//! # Ok::<(), ikq_pool::StartError>(())
+//! ```
+#![forbid(unsafe_code)]
+
+mod cancel;
+mod pool;
+
+pub use cancel::Cancel;
+pub use pool::{Pool, StartError, Stop, n_cpus};
