@@ -1,4 +1,4 @@
-//! Sixteen floats at a time: the vocabulary of the encoders' searches.
+//! Sixteen floats (or integers) at a time: the vocabulary of the encoders' searches.
 //!
 //! Encoders put sixteen sub-blocks (or sixteen candidates) side by side, one per lane. Every
 //! operation is one IEEE operation per lane (two for [`Lanes::round`]), so a search gives the same
@@ -11,9 +11,14 @@ use crate::{Avx2, Avx512, Scalar};
 /// Adding and subtracting this rounds to the nearest integer, ties to even, for |x| < 2^22.
 const ROUND: f32 = 12_582_912.0;
 
+/// The largest finite half-precision number.
+const F16_MAX: f32 = 65504.0;
+
 /// Sixteen f32 lanes.
 pub trait Lanes: Copy + Send + Sync + 'static {
     type F: Copy;
+    /// Sixteen i32 lanes.
+    type I: Copy;
 
     fn load_f(self, x: &[f32; 16]) -> Self::F;
     fn splat_f(self, x: f32) -> Self::F;
@@ -31,6 +36,51 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn abs_f(self, v: Self::F) -> Self::F;
     /// `a > b ? x : y` per lane (y where either is NaN).
     fn if_gt(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
+
+    fn load_i(self, x: &[i32; 16]) -> Self::I;
+    fn splat_i(self, x: i32) -> Self::I;
+    /// The nearest floats.
+    fn float_i(self, v: Self::I) -> Self::F;
+    /// `table[index % 16]` per lane.
+    fn lut16_f(self, table: Self::F, index: Self::I) -> Self::F;
+    /// The same with indices below 8: half the work where registers hold 8 lanes.
+    #[inline(always)]
+    fn lut8_f(self, table: Self::F, index: Self::I) -> Self::F {
+        self.lut16_f(table, index)
+    }
+    /// Adds a weighted squared distance in two coordinates to each lane: with `p` the i16 pairs of
+    /// `points` (lane i: elements 2i and 2i + 1), `target` and `weight` pairs as [`pair`] makes them,
+    /// `acc + sum over both of weight * floor((p - target)^2 / 2^16)`, the difference saturated to i16.
+    /// The caller sees to it that the sum fits i32.
+    fn add_square_2(self, acc: Self::I, points: &[i16; 32], target: Self::I, weight: Self::I) -> Self::I;
+
+    /// The bits of the floats.
+    fn bits_i(self, v: Self::F) -> Self::I;
+    /// The nearest half-precision numbers (ties to even) as bits; beyond +-65504 the largest finite
+    /// one. No lane may be NaN.
+    fn f16_bits(self, v: Self::F) -> [u16; 16];
+    /// What [`Lanes::f16_bits`] stand for.
+    fn f16_round(self, v: Self::F) -> Self::F;
+
+    /// The nearest integer (ties to even) as an index for [`Lanes::lut16_slot`]: a large float whose
+    /// lowest bits are that integer. Slots of neighbours differ by 1.0;
+    /// [`Lanes::slot_number`] is the integer. |x| must be below 2^22.
+    #[inline(always)]
+    fn slot(self, v: Self::F) -> Self::F {
+        self.add_f(v, self.splat_f(ROUND))
+    }
+
+    /// `table[slot % 16]` per lane.
+    #[inline(always)]
+    fn lut16_slot(self, table: Self::F, slots: Self::F) -> Self::F {
+        self.lut16_f(table, self.bits_i(slots))
+    }
+
+    /// The integer of a slot.
+    #[inline(always)]
+    fn slot_number(self, slots: Self::F) -> Self::F {
+        self.sub_f(slots, self.splat_f(ROUND))
+    }
 
     /// `a * b + c` with both roundings: two operations on every instruction set, never fused.
     #[inline(always)]
@@ -63,6 +113,12 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     }
 }
 
+/// The same two i16 in every lane's i32, for [`Lanes::add_square_2`].
+#[inline(always)]
+pub fn pair<L: Lanes>(isa: L, [a, b]: [i16; 2]) -> L::I {
+    isa.splat_i(i32::from(a as u16) | i32::from(b) << 16)
+}
+
 #[inline(always)]
 fn zip(a: [f32; 16], b: [f32; 16], f: impl Fn(f32, f32) -> f32) -> [f32; 16] {
     std::array::from_fn(|i| f(a[i], b[i]))
@@ -70,6 +126,7 @@ fn zip(a: [f32; 16], b: [f32; 16], f: impl Fn(f32, f32) -> f32) -> [f32; 16] {
 
 impl Lanes for Scalar {
     type F = [f32; 16];
+    type I = [i32; 16];
 
     #[inline(always)]
     fn load_f(self, x: &[f32; 16]) -> [f32; 16] {
@@ -119,6 +176,63 @@ impl Lanes for Scalar {
     fn if_gt(self, a: [f32; 16], b: [f32; 16], x: [f32; 16], y: [f32; 16]) -> [f32; 16] {
         std::array::from_fn(|i| if a[i] > b[i] { x[i] } else { y[i] })
     }
+    #[inline(always)]
+    fn load_i(self, x: &[i32; 16]) -> [i32; 16] {
+        *x
+    }
+    #[inline(always)]
+    fn splat_i(self, x: i32) -> [i32; 16] {
+        [x; 16]
+    }
+    #[inline(always)]
+    fn float_i(self, v: [i32; 16]) -> [f32; 16] {
+        v.map(|x| x as f32)
+    }
+    #[inline(always)]
+    fn lut16_f(self, table: [f32; 16], index: [i32; 16]) -> [f32; 16] {
+        index.map(|i| table[(i & 15) as usize])
+    }
+    #[inline(always)]
+    fn add_square_2(
+        self,
+        acc: [i32; 16],
+        points: &[i16; 32],
+        target: [i32; 16],
+        weight: [i32; 16],
+    ) -> [i32; 16] {
+        let term = |p: i16, t: i32, w: i32| {
+            let d = i32::from(p.saturating_sub(t as i16));
+            i32::from(w as i16) * ((d * d) >> 16)
+        };
+        std::array::from_fn(|i| {
+            let (t, w) = (target[i], weight[i]);
+            acc[i] + term(points[2 * i], t, w) + term(points[2 * i + 1], t >> 16, w >> 16)
+        })
+    }
+    #[inline(always)]
+    fn bits_i(self, v: [f32; 16]) -> [i32; 16] {
+        v.map(|x| x.to_bits() as i32)
+    }
+    #[inline(always)]
+    fn f16_bits(self, v: [f32; 16]) -> [u16; 16] {
+        v.map(f16_bits)
+    }
+    #[inline(always)]
+    fn f16_round(self, v: [f32; 16]) -> [f32; 16] {
+        v.map(|x| crate::scalar::f16_to_f32(f16_bits(x)))
+    }
+}
+
+/// Single to half precision, nearest even, saturating.
+#[inline(always)]
+fn f16_bits(x: f32) -> u16 {
+    let sign = (x.to_bits() >> 16) as u16 & 0x8000;
+    let magnitude = if x.abs() < F16_MAX { x.abs() } else { F16_MAX };
+    // below 2^-14: the units of the last place of 0.5 are the steps of subnormal halves
+    let subnormal = (magnitude + 0.5).to_bits() - 0.5f32.to_bits();
+    let bits = magnitude.to_bits();
+    let normal = bits.wrapping_sub(112 << 23).wrapping_add(0xfff + (bits >> 13 & 1)) >> 13;
+    sign | if magnitude < 6.103_515_6e-5 { subnormal } else { normal } as u16
 }
 
 /// The two registers of sixteen lanes.
@@ -135,6 +249,7 @@ macro_rules! both {
 
 impl Lanes for Avx2 {
     type F = Pair;
+    type I = [__m256i; 2];
 
     #[inline(always)]
     fn load_f(self, x: &[f32; 16]) -> Pair {
@@ -195,19 +310,89 @@ impl Lanes for Avx2 {
             [_mm256_blendv_ps(y[0], x[0], m[0]), _mm256_blendv_ps(y[1], x[1], m[1])]
         }
     }
+    #[inline(always)]
+    fn bits_i(self, v: Pair) -> [__m256i; 2] {
+        // SAFETY: the token proves AVX.
+        v.map(|v| unsafe { _mm256_castps_si256(v) })
+    }
+    #[inline(always)]
+    fn f16_bits(self, v: Pair) -> [u16; 16] {
+        let v = self.max_f(self.min_f(v, self.splat_f(F16_MAX)), self.splat_f(-F16_MAX));
+        let mut out = [0; 16];
+        // SAFETY: the token proves F16C; `out` is 16 writable u16.
+        unsafe {
+            let halves = v.map(|v| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v));
+            _mm_storeu_si128(out.as_mut_ptr().cast(), halves[0]);
+            _mm_storeu_si128(out[8..].as_mut_ptr().cast(), halves[1]);
+        }
+        out
+    }
+    #[inline(always)]
+    fn f16_round(self, v: Pair) -> Pair {
+        let v = self.max_f(self.min_f(v, self.splat_f(F16_MAX)), self.splat_f(-F16_MAX));
+        // SAFETY: the token proves F16C.
+        v.map(|v| unsafe { _mm256_cvtph_ps(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) })
+    }
+    #[inline(always)]
+    fn load_i(self, x: &[i32; 16]) -> [__m256i; 2] {
+        // SAFETY: the token proves AVX; `x` is 16 readable integers.
+        unsafe { [_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x[8..].as_ptr().cast())] }
+    }
+    #[inline(always)]
+    fn splat_i(self, x: i32) -> [__m256i; 2] {
+        // SAFETY: the token proves AVX.
+        unsafe { [_mm256_set1_epi32(x); 2] }
+    }
+    #[inline(always)]
+    fn float_i(self, v: [__m256i; 2]) -> Pair {
+        // SAFETY: the token proves AVX.
+        unsafe { [_mm256_cvtepi32_ps(v[0]), _mm256_cvtepi32_ps(v[1])] }
+    }
+    #[inline(always)]
+    fn lut16_f(self, table: Pair, index: [__m256i; 2]) -> Pair {
+        // SAFETY: the token proves AVX2.
+        index.map(|i| unsafe {
+            // the permutation looks at three bits of an index, the blend at its sign: bit 3 moved there
+            let (lo, hi) = (_mm256_permutevar8x32_ps(table[0], i), _mm256_permutevar8x32_ps(table[1], i));
+            _mm256_blendv_ps(lo, hi, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(i)))
+        })
+    }
+    #[inline(always)]
+    fn lut8_f(self, table: Pair, index: [__m256i; 2]) -> Pair {
+        // SAFETY: the token proves AVX2.
+        index.map(|i| unsafe { _mm256_permutevar8x32_ps(table[0], i) })
+    }
+    #[inline(always)]
+    fn add_square_2(
+        self,
+        acc: [__m256i; 2],
+        points: &[i16; 32],
+        target: [__m256i; 2],
+        weight: [__m256i; 2],
+    ) -> [__m256i; 2] {
+        // SAFETY: the token proves AVX2; `points` is 64 readable bytes.
+        unsafe {
+            let half = |p: *const i16, k: usize| {
+                let d = _mm256_subs_epi16(_mm256_loadu_si256(p.cast()), target[k]);
+                _mm256_add_epi32(acc[k], _mm256_madd_epi16(_mm256_mulhi_epi16(d, d), weight[k]))
+            };
+            [half(points.as_ptr(), 0), half(points[16..].as_ptr(), 1)]
+        }
+    }
 }
 
 /// Runs AVX-512 intrinsics in methods of `Avx512`.
 macro_rules! avx512 {
     ($($body:tt)*) => {
         // SAFETY: in methods of `Avx512`, whose token proves the instructions; memory operands are
-        // references to arrays of 16 floats.
+        // references to arrays of 64 bytes.
         unsafe { $($body)* }
     };
 }
 
 impl Lanes for Avx512 {
     type F = __m512;
+    type I = __m512i;
 
     #[inline(always)]
     fn load_f(self, x: &[f32; 16]) -> __m512 {
@@ -256,5 +441,49 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn if_gt(self, a: __m512, b: __m512, x: __m512, y: __m512) -> __m512 {
         avx512! { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b), y, x) }
+    }
+    #[inline(always)]
+    fn load_i(self, x: &[i32; 16]) -> __m512i {
+        avx512! { _mm512_loadu_si512(x.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn splat_i(self, x: i32) -> __m512i {
+        avx512! { _mm512_set1_epi32(x) }
+    }
+    #[inline(always)]
+    fn float_i(self, v: __m512i) -> __m512 {
+        avx512! { _mm512_cvtepi32_ps(v) }
+    }
+    #[inline(always)]
+    fn lut16_f(self, table: __m512, index: __m512i) -> __m512 {
+        avx512! { _mm512_permutexvar_ps(index, table) }
+    }
+    #[inline(always)]
+    fn add_square_2(self, acc: __m512i, points: &[i16; 32], target: __m512i, weight: __m512i) -> __m512i {
+        // points are 32 i16, the 64 bytes that are loaded
+        avx512! {
+            let d = _mm512_subs_epi16(_mm512_loadu_si512(points.as_ptr().cast()), target);
+            _mm512_dpwssd_epi32(acc, _mm512_mulhi_epi16(d, d), weight)
+        }
+    }
+    #[inline(always)]
+    fn bits_i(self, v: __m512) -> __m512i {
+        avx512! { _mm512_castps_si512(v) }
+    }
+    #[inline(always)]
+    fn f16_bits(self, v: __m512) -> [u16; 16] {
+        let v = self.max_f(self.min_f(v, self.splat_f(F16_MAX)), self.splat_f(-F16_MAX));
+        let mut out = [0; 16];
+        // SAFETY: the token proves AVX-512F; `out` is 16 writable u16.
+        unsafe {
+            let halves = _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v);
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), halves);
+        }
+        out
+    }
+    #[inline(always)]
+    fn f16_round(self, v: __m512) -> __m512 {
+        let v = self.max_f(self.min_f(v, self.splat_f(F16_MAX)), self.splat_f(-F16_MAX));
+        avx512! { _mm512_cvtph_ps(_mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) }
     }
 }

@@ -22,6 +22,6 @@ mod select;
 pub use avx2::Avx2;
 pub use avx512::Avx512;
 pub use isa::{Isa, IsaOp};
-pub use lanes::Lanes;
+pub use lanes::{Lanes, pair};
 pub use scalar::Scalar;
 pub use select::{IsaKind, available, best, run, selected};

@@ -20,7 +20,7 @@ pub(crate) fn trellis_value(x: u32) -> u8 {
 
 /// IEEE half to single precision: exponent re-biased, subnormals normalised by a float subtraction.
 #[inline(always)]
-fn f16_to_f32(bits: u16) -> f32 {
+pub(crate) fn f16_to_f32(bits: u16) -> f32 {
     let sign = u32::from(bits & 0x8000) << 16;
     let magnitude = u32::from(bits & 0x7fff) << 13;
     let value = match bits >> 10 & 31 {

@@ -1,7 +1,7 @@
 //! Every operation on every instruction set of this machine against the scalar one, which is the
 //! definition; operands are seeded random bytes.
 
-use ikq_simd::{Isa, IsaKind, IsaOp, Scalar, available, run};
+use ikq_simd::{Isa, IsaKind, IsaOp, Scalar, available, pair, run};
 
 /// A small generator, so that the operands are the same everywhere.
 fn bytes<const N: usize>(seed: u64) -> [u8; N] {
@@ -82,6 +82,9 @@ impl IsaOp for Everything {
         let x: [f32; 16] = std::array::from_fn(|i| (u32s[i] as i32 as f32) * 1e-3);
         let y: [f32; 16] = std::array::from_fn(|i| f32::from(table[i]) * 0.5);
         let (fx, fy) = (isa.load_f(&x), isa.load_f(&y));
+        let i32s = u32s.map(|u| u as i32);
+        let vi = isa.load_i(&i32s);
+        let points: [i16; 32] = std::array::from_fn(|i| (u32s[i / 2] >> (16 * (i % 2))) as i16);
         let lanes = [
             isa.splat_f(x[0]),
             isa.add_f(fx, fy),
@@ -95,6 +98,21 @@ impl IsaOp for Everything {
             isa.mul_add_f(fx, fy, fx),
             isa.round(fy),
             isa.splat_f(isa.sum(fx)),
+            isa.lut16_slot(fx, isa.slot(fy)),
+            isa.slot_number(isa.slot(fy)),
+            isa.f16_round(fx),
+            isa.f16_round(isa.mul_f(fx, isa.splat_f(1e-9))),
+            isa.load_f(&isa.f16_bits(isa.mul_f(fx, isa.splat_f(0.1))).map(f32::from)),
+            isa.float_i(vi),
+            isa.float_i(isa.splat_i(i32s[3])),
+            isa.lut16_f(fx, isa.load_i(&i32s.map(|i| i & 15))),
+            isa.lut8_f(fx, isa.load_i(&i32s.map(|i| i & 7))),
+            isa.float_i(isa.add_square_2(
+                isa.load_i(&i32s.map(|i| i >> 8)),
+                &points,
+                pair(isa, [points[0], points[31]]),
+                pair(isa, [8191, points[7] >> 2]),
+            )),
         ];
         let mut floats: Vec<f32> = floats.into_iter().flatten().collect();
         floats.extend(lanes.into_iter().flat_map(|v| isa.array(v)));
@@ -154,6 +172,46 @@ fn halves_convert_exactly() {
     for kind in available() {
         for (i, (e, f)) in expected.iter().zip(run(kind, Halves)).enumerate() {
             assert!(e.to_bits() == f.to_bits() || e.is_nan() && f.is_nan(), "{i:#x} on {}", kind.name());
+        }
+    }
+}
+
+/// Every f32 that is a half, lies between two, or just beside the middle, converted to a half.
+struct ToHalves;
+
+impl IsaOp for ToHalves {
+    type Output = Vec<(f32, u16)>;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Self::Output {
+        let mut out = Vec::new();
+        for h in 0..0x7c00u16 {
+            // the upper neighbour of the largest half is where infinity would be
+            let (a, b) = (isa.f16(h), if h == 0x7bff { 65536.0 } else { isa.f16(h + 1) });
+            let middle = (a + b) / 2.0;
+            let x = [a, middle.next_down(), middle, middle.next_up(), -a, -middle, b, -b];
+            let x: [f32; 16] = std::array::from_fn(|i| if i < 8 { x[i] } else { x[i - 8] * 1.0e5 });
+            out.extend(x.into_iter().zip(isa.f16_bits(isa.load_f(&x))));
+        }
+        out
+    }
+}
+
+#[test]
+fn halves_are_the_nearest_and_never_infinite() {
+    let expected = ToHalves.run(Scalar);
+    for kind in available() {
+        assert_eq!(expected, run(kind, ToHalves), "{}", kind.name());
+    }
+    for (x, bits) in expected {
+        let error = |bits: u16| (f64::from(x) - f64::from(Scalar.f16(bits))).abs();
+        assert!(bits & 0x7fff < 0x7c00, "{x} became infinite");
+        assert_eq!(bits >> 15 == 1, x.is_sign_negative());
+        for other in [bits.wrapping_sub(1), bits + 1].into_iter().filter(|b| b & 0x7fff < 0x7c00) {
+            assert!(
+                error(bits) < error(other) || error(bits) == error(other) && bits & 1 == 0,
+                "{x}: {bits:#x} or {other:#x}"
+            );
         }
     }
 }
