@@ -60,8 +60,8 @@ impl Header {
             offsets.push(cursor.offset());
             pairs.push(read_kv(&mut cursor, file)?);
         }
-        if let Some(i) = first_duplicate(&pairs, |kv| &kv.key) {
-            return Err(Fault::DuplicateKey { offset: offsets[i], key: pairs.swap_remove(i).key });
+        if let Some(i) = first_duplicate(&pairs, Kv::key) {
+            return Err(Fault::DuplicateKey { offset: offsets[i], key: pairs[i].key().to_string() });
         }
         let alignment = read_alignment(&pairs, &offsets)?;
 
@@ -113,16 +113,16 @@ fn read_kv(cursor: &mut Cursor<'_>, file: &Bytes) -> Result<Kv, Fault> {
     })?;
     // the cursor has passed these bytes, so they are there
     let raw = file.slice(start..cursor.at()).unwrap_or_else(|| Bytes::from(Vec::new()));
-    Ok(Kv { key, value, raw })
+    Ok(Kv::from_file(key, value, raw))
 }
 
 fn read_alignment(pairs: &[Kv], offsets: &[u64]) -> Result<u64, Fault> {
-    let Some(i) = pairs.iter().position(|kv| kv.key == ALIGNMENT_KEY) else {
+    let Some(i) = pairs.iter().position(|kv| kv.key() == ALIGNMENT_KEY) else {
         return Ok(DEFAULT_ALIGNMENT);
     };
-    valid_alignment(&pairs[i].value).ok_or_else(|| Fault::Alignment {
+    valid_alignment(pairs[i].value()).ok_or_else(|| Fault::Alignment {
         offset: offsets[i],
-        found: format!("{:?}", pairs[i].value).chars().take(80).collect(),
+        found: format!("{:?}", pairs[i].value()).chars().take(80).collect(),
     })
 }
 
@@ -227,3 +227,6 @@ fn first_duplicate<T>(items: &[T], name: impl Fn(&T) -> &str) -> Option<usize> {
         .map(|w| w[1] as usize)
         .min()
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,13 +3,13 @@
 use crate::bytes::Bytes;
 use crate::value::Value;
 
-/// One key-value pair. `raw` is the whole pair (key, type, value) as it stands in the file, so that
-/// it can be written again byte for byte.
+/// One key-value pair, which keeps the bytes it has in the file so that it can be written again byte
+/// for byte.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Kv {
-    pub key: String,
-    pub value: Value,
-    pub raw: Bytes,
+    key: String,
+    value: Value,
+    raw: Bytes,
 }
 
 impl Kv {
@@ -18,6 +18,24 @@ impl Kv {
         let (key, value) = (key.into(), value.into());
         let raw = Bytes::from(encode_kv(&key, &value));
         Kv { key, value, raw }
+    }
+
+    /// A pair as read: `raw` are its bytes.
+    pub(crate) fn from_file(key: String, value: Value, raw: Bytes) -> Kv {
+        Kv { key, value, raw }
+    }
+
+    pub fn key(&self) -> &str {
+        &self.key
+    }
+
+    pub fn value(&self) -> &Value {
+        &self.value
+    }
+
+    /// The whole pair (key, type, value) as it stands in the file.
+    pub fn raw(&self) -> &Bytes {
+        &self.raw
     }
 }
 

@@ -259,10 +259,10 @@ fn first_pairs(metadata: &Metadata, wanted: Option<u64>) -> Result<(Vec<Vec<u8>>
     };
     let keeps = key.and_then(valid_alignment) == Some(alignment);
     let mut pairs: Vec<Vec<u8>> = Vec::with_capacity(metadata.len());
-    for kv in metadata.iter().filter(|kv| !is_split_key(&kv.key)) {
-        match kv.key == ALIGNMENT_KEY && !keeps {
+    for kv in metadata.iter().filter(|kv| !is_split_key(kv.key())) {
+        match kv.key() == ALIGNMENT_KEY && !keeps {
             true => pairs.push(alignment_pair(alignment)),
-            false => pairs.push(kv.raw.to_vec()),
+            false => pairs.push(kv.raw().to_vec()),
         }
     }
     if key.is_none() && alignment != DEFAULT_ALIGNMENT {
@@ -289,7 +289,7 @@ fn check_counts(metadata: &Metadata, tensors: &[TensorSpec]) -> Result<(), Error
 }
 
 fn check_keys(metadata: &Metadata) -> Result<(), Error> {
-    let mut keys: Vec<&str> = metadata.iter().map(|kv| kv.key.as_str()).collect();
+    let mut keys: Vec<&str> = metadata.iter().map(|kv| kv.key()).collect();
     keys.iter().try_for_each(|k| check_name(k))?;
     keys.sort_unstable();
     match keys.windows(2).find(|w| w[0] == w[1]) {
@@ -333,3 +333,6 @@ fn padded(size: u64, alignment: u64) -> Result<u64, Error> {
 fn add(a: u64, b: u64) -> Result<u64, Error> {
     a.checked_add(b).ok_or(Error::PlanTooLarge)
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,7 +19,7 @@ impl Raw {
     }
 
     pub(crate) fn kv(self, kv: Kv) -> Raw {
-        self.raw_kv(&kv.raw)
+        self.raw_kv(kv.raw())
     }
 
     pub(crate) fn raw_kv(mut self, bytes: &[u8]) -> Raw {
