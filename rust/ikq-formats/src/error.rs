@@ -34,6 +34,12 @@ pub enum Error {
 
     #[error("field `{field}` of {ty:?}: value {value} at index {index} does not fit {levels} levels")]
     FieldValue { ty: QuantType, field: &'static str, index: usize, value: u32, levels: u64 },
+
+    #[error(
+        "codes of {ty:?}: the group of four at element {index} has an odd number of ones, which the \
+         format cannot store; change one bit of one of its codes"
+    )]
+    CodesClash { ty: QuantType, index: usize },
 }
 
 fn suggest(names: &[&'static str]) -> String {

@@ -3,11 +3,17 @@
 
 pub mod codebook;
 pub mod error;
+pub mod interleave;
 pub mod layout;
+pub mod layouts;
+pub mod repack;
 pub mod row;
 pub mod types;
 
 pub use error::Error;
+pub use interleave::{RowForm, deinterleave_group, interleave_group, row_form};
 pub use layout::Layout;
+pub use layouts::layout;
+pub use repack::repack;
 pub use row::{check_matrix, fallback_for_row, matrix_bytes, row_bytes};
 pub use types::{Family, ImatrixUse, KnownTo, QuantType, TypeInfo};

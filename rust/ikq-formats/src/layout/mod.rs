@@ -7,15 +7,26 @@
 //! values       --pack---->  block bytes     (every bit of the block is written)
 //! ```
 //! A field is `count` numbers of `bits` bits; each number is made of [`Part`]s, runs of bits inside
-//! one byte. Family files write a layout in the notation of the format's description: "element i is
-//! the nibble i/16 of byte 2 + i%16". Where a format's codes are not a plain rearrangement of bits
-//! (packed trits, parity codes, scrambled signs), the field has a [`Recode`] or the layout a codec.
+//! one byte. Signed numbers stand in the value array as two's complement in their `bits` bits.
+//! Family files write a layout in the notation of the format's description: "element i is the
+//! nibble i/16 of byte 2 + i%16". Where a format's codes are not a plain rearrangement of bits
+//! (packed trits, parity codes, scrambled signs), the field has a [`Recode`] or the layout a
+//! [`Codec`].
 //!
 //! A layout of an interleaved type describes a whole group: `rows` blocks side by side, its fields
 //! repeated per row (row 0's fields first).
+//!
+//! `mod.rs`: the types, pack and unpack; `build.rs`: the builder and its proof that parts tile the
+//! block; `runs.rs`: parts joined to regular runs, which is what makes packing fast.
+
+mod build;
+mod runs;
+
+pub use build::Builder;
 
 use crate::error::Error;
 use crate::types::QuantType;
+use runs::Run;
 
 /// A run of bits of one number inside one byte of the block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +46,11 @@ pub struct Part {
 /// `width` bits from bit `shift` of byte `byte`, the lowest bits of the number.
 pub const fn bits(byte: usize, shift: usize, width: usize) -> Part {
     Part { byte: byte as u32, shift: shift as u8, width: width as u8, lo: 0, flip: 0 }
+}
+
+/// Bit `n` of byte `byte`.
+pub const fn bit(byte: usize, n: usize) -> Part {
+    bits(byte, n, 1)
 }
 
 /// Nibble `n` (0 low, 1 high) of byte `byte`.
@@ -64,6 +80,19 @@ pub fn le(at: usize, n: usize) -> Vec<Part> {
     (0..n).map(|k| byte(at + k).at(8 * k)).collect()
 }
 
+/// The parts of the `width` bits from bit `from` of a little-endian word that begins at byte `at`.
+pub fn word_bits(at: usize, from: usize, width: usize) -> Vec<Part> {
+    let mut parts = Vec::new();
+    let mut lo = 0;
+    while lo < width {
+        let (byte, shift) = (at + (from + lo) / 8, (from + lo) % 8);
+        let run = (8 - shift).min(width - lo);
+        parts.push(bits(byte, shift, run).at(lo));
+        lo += run;
+    }
+    parts
+}
+
 /// A bijection between a field's numbers as users of the layout see them and as stored.
 #[derive(Clone, Copy)]
 pub struct Recode {
@@ -91,6 +120,8 @@ pub struct Codec {
     pub pack: fn(&[u32], &mut [u8]),
     /// block -> values.
     pub unpack: fn(&[u8], &mut [u32]),
+    /// The first element of values that cannot be stored together although each is legal.
+    pub clash: fn(&[u32]) -> Option<usize>,
 }
 
 /// The bit layout of one block (of one group of blocks for interleaved types).
@@ -107,13 +138,17 @@ pub struct Layout {
     /// Parts of every number: row, field, index, run. `parts[starts[i]..starts[i + 1]]` is number i.
     parts: Vec<Part>,
     starts: Vec<u32>,
+    /// The parts of the fields without recode, joined.
+    runs: Vec<Run>,
+    /// The numbers (over all rows) of fields with recode.
+    recoded: Vec<(u32, Recode)>,
     codec: Option<Codec>,
 }
 
 impl Layout {
     /// Begins the layout of a block of `bytes` bytes (of one row) for `block_size` elements.
     pub fn block(block_size: usize, bytes: usize) -> Builder {
-        Builder::group(block_size, 1, bytes)
+        Builder::new(block_size, 1, bytes)
     }
 
     /// How many numbers one row's block has: the length of the value array.
@@ -133,16 +168,26 @@ impl Layout {
         None
     }
 
+    /// Whether the block is packed by a codec, so that numbers have no parts.
+    pub fn has_codec(&self) -> bool {
+        self.codec.is_some()
+    }
+
     /// Stored bits of number `i` of row `row` (as the layout's parts say; recodes are not applied).
+    /// Empty for blocks with a codec.
     pub fn parts(&self, row: usize, i: usize) -> &[Part] {
-        let n = row * self.n_values() + i;
+        self.parts_of(row * self.n_values() + i)
+    }
+
+    fn parts_of(&self, n: usize) -> &[Part] {
         &self.parts[self.starts[n] as usize..self.starts[n + 1] as usize]
     }
 
-    /// Checks that every number is legal, naming the first that is not.
+    /// Checks that every number is legal, naming the first that is not. `values` are those of one
+    /// or more blocks.
     ///
     /// # Errors
-    /// [`Error::FieldValue`].
+    /// [`Error::FieldValue`]; [`Error::CodesClash`] where legal numbers cannot stand together.
     pub fn check(&self, ty: QuantType, values: &[u32]) -> Result<(), Error> {
         for block in values.chunks_exact(self.n_values()) {
             let mut rest = block;
@@ -159,6 +204,9 @@ impl Layout {
                     });
                 }
             }
+            if let Some(index) = self.codec.and_then(|codec| (codec.clash)(block)) {
+                return Err(Error::CodesClash { ty, index });
+            }
         }
         Ok(())
     }
@@ -172,17 +220,14 @@ impl Layout {
         if let Some(codec) = self.codec {
             return (codec.pack)(values, block);
         }
-        let mut i = 0;
-        for _ in 0..self.rows {
-            for f in &self.fields {
-                for _ in 0..f.count {
-                    let v = f.recode.map_or(values[i], |r| (r.to_stored)(values[i]));
-                    for p in &self.parts[self.starts[i] as usize..self.starts[i + 1] as usize] {
-                        let run = ((v >> p.lo) as u8 ^ p.flip) & mask(p.width);
-                        block[p.byte as usize] |= run << p.shift;
-                    }
-                    i += 1;
-                }
+        for run in &self.runs {
+            run.pack(values, block);
+        }
+        for (n, recode) in &self.recoded {
+            let v = (recode.to_stored)(values[*n as usize]);
+            for p in self.parts_of(*n as usize) {
+                let run = ((v >> p.lo) as u8 ^ p.flip) & mask(p.width);
+                block[p.byte as usize] |= run << p.shift;
             }
         }
     }
@@ -194,168 +239,23 @@ impl Layout {
         if let Some(codec) = self.codec {
             return (codec.unpack)(block, values);
         }
-        let mut i = 0;
-        for _ in 0..self.rows {
-            for f in &self.fields {
-                for _ in 0..f.count {
-                    let mut v = 0;
-                    for p in &self.parts[self.starts[i] as usize..self.starts[i + 1] as usize] {
-                        let run = (block[p.byte as usize] >> p.shift ^ p.flip) & mask(p.width);
-                        v |= u32::from(run) << p.lo;
-                    }
-                    values[i] = f.recode.map_or(v, |r| (r.from_stored)(v));
-                    i += 1;
-                }
+        values.fill(0);
+        for run in &self.runs {
+            run.unpack(block, values);
+        }
+        for (n, recode) in &self.recoded {
+            let mut v = 0;
+            for p in self.parts_of(*n as usize) {
+                let run = ((block[p.byte as usize] >> p.shift) ^ p.flip) & mask(p.width);
+                v |= u32::from(run) << p.lo;
             }
+            values[*n as usize] = (recode.from_stored)(v);
         }
     }
 }
 
-const fn mask(width: u8) -> u8 {
+pub(crate) const fn mask(width: u8) -> u8 {
     (0xff_u16 >> (8 - width)) as u8
-}
-
-/// Builds a [`Layout`] field by field; [`Builder::build`] proves that the parts tile the block.
-pub struct Builder {
-    block_size: usize,
-    rows: usize,
-    bytes: usize,
-    fields: Vec<Field>,
-    /// Parts by field, row, index.
-    parts: Vec<Vec<Vec<Part>>>,
-    codec: Option<Codec>,
-    unused_bits: usize,
-}
-
-impl Builder {
-    /// Begins the layout of a group of `rows` blocks of `bytes` bytes each.
-    pub fn group(block_size: usize, rows: usize, bytes: usize) -> Builder {
-        Builder {
-            block_size,
-            rows,
-            bytes: rows * bytes,
-            fields: Vec::new(),
-            parts: Vec::new(),
-            codec: None,
-            unused_bits: 0,
-        }
-    }
-
-    /// A field of `count` numbers of `bits` bits; `place(i)` gives the parts of number `i`.
-    pub fn field<P: IntoIterator<Item = Part>>(
-        self,
-        name: &'static str,
-        count: usize,
-        bits: u32,
-        place: impl Fn(usize) -> P,
-    ) -> Builder {
-        self.row_field(name, count, bits, |_, i| place(i))
-    }
-
-    /// A field of an interleaved group; `place(row, i)` gives the parts of number `i` of `row`.
-    pub fn row_field<P: IntoIterator<Item = Part>>(
-        mut self,
-        name: &'static str,
-        count: usize,
-        bits: u32,
-        place: impl Fn(usize, usize) -> P,
-    ) -> Builder {
-        self.parts.push(
-            (0..self.rows)
-                .flat_map(|row| (0..count).map(move |i| (row, i)))
-                .map(|(row, i)| place(row, i).into_iter().collect())
-                .collect(),
-        );
-        self.fields.push(Field { name, count, bits, levels: 1 << bits, signed: false, recode: None });
-        self
-    }
-
-    fn last(&mut self) -> &mut Field {
-        self.fields.last_mut().expect("a field was added before it is described")
-    }
-
-    /// The last field's numbers are two's complement.
-    pub fn signed(mut self) -> Builder {
-        self.last().signed = true;
-        self
-    }
-
-    /// The last field's numbers are below `levels`.
-    pub fn levels(mut self, levels: u64) -> Builder {
-        self.last().levels = levels;
-        self
-    }
-
-    /// The last field is stored under a bijection of its numbers.
-    pub fn recode(mut self, recode: Recode) -> Builder {
-        self.last().recode = Some(recode);
-        self
-    }
-
-    /// The block is packed by a codec; the fields' parts are then not looked at.
-    pub fn codec(mut self, codec: Codec) -> Builder {
-        self.codec = Some(codec);
-        self
-    }
-
-    /// That many bits of the block belong to no field.
-    pub fn unused_bits(mut self, n: usize) -> Builder {
-        self.unused_bits = n;
-        self
-    }
-
-    /// The finished layout.
-    ///
-    /// # Panics
-    /// When parts overlap, leave a gap, or do not add up to a field's bits: a mistake in the format's
-    /// description, which every test run meets.
-    pub fn build(self) -> Layout {
-        if self.codec.is_none() {
-            self.prove_tiling();
-        }
-        let n_rows = self.rows;
-        let mut parts = Vec::new();
-        let mut starts = vec![0];
-        for row in 0..n_rows {
-            for (f, numbers) in self.fields.iter().zip(&self.parts) {
-                for runs in &numbers[row * f.count..(row + 1) * f.count] {
-                    parts.extend_from_slice(runs);
-                    starts.push(parts.len() as u32);
-                }
-            }
-        }
-        Layout {
-            block_size: self.block_size,
-            rows: self.rows,
-            bytes: self.bytes,
-            fields: self.fields,
-            parts,
-            starts,
-            codec: self.codec,
-        }
-    }
-
-    fn prove_tiling(&self) {
-        let mut used = vec![0u8; self.bytes];
-        for (f, numbers) in self.fields.iter().zip(&self.parts) {
-            for runs in numbers {
-                let mut number = 0u64;
-                for p in runs {
-                    let run = mask(p.width);
-                    assert!(p.shift + p.width <= 8, "{}: a run crosses its byte", f.name);
-                    let byte = &mut used[p.byte as usize];
-                    assert_eq!(*byte & (run << p.shift), 0, "{}: byte {} used twice", f.name, p.byte);
-                    *byte |= run << p.shift;
-                    let part = u64::from(run) << p.lo;
-                    assert_eq!(number & part, 0, "{}: a bit of a number is stored twice", f.name);
-                    number |= part;
-                }
-                assert_eq!(number, (1 << f.bits) - 1, "{}: bits of a number are missing", f.name);
-            }
-        }
-        let free: u32 = used.iter().map(|b| b.count_zeros()).sum();
-        assert_eq!(free as usize, self.unused_bits, "bits of the block belong to no field");
-    }
 }
 
 #[cfg(test)]
@@ -377,6 +277,18 @@ mod tests {
         let mut values = [0; 5];
         toy().unpack(&block, &mut values);
         assert_eq!(values, [0x3c01, 1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn bits_of_a_word_may_cross_bytes() {
+        assert_eq!(word_bits(6, 6, 11), [bits(6, 6, 2), byte(7).at(2), bit(8, 0).at(10)]);
+    }
+
+    #[test]
+    fn an_illegal_number_is_named() {
+        let error = toy().check(QuantType::Q4_0, &[0, 0, 0, 16, 0]);
+        let expected = Error::FieldValue { ty: QuantType::Q4_0, field: "q", index: 2, value: 16, levels: 16 };
+        assert_eq!(error, Err(expected));
     }
 
     #[test]
