@@ -5,8 +5,7 @@ use ikq_formats::QuantType;
 use super::*;
 use crate::metadata::Kv;
 
-/// `n` F32 tensors of 10 elements: 40 bytes of data, 64 with padding, 40 bytes of entry (one-letter names
-/// have 33 with one dimension).
+/// `n` F32 tensors of 10 elements: 40 bytes of data, 64 with padding, and 40 bytes of entry each.
 fn tensors(n: usize) -> Vec<TensorSpec> {
     (0..n).map(|i| TensorSpec::new(format!("{i:08}"), &[10], QuantType::F32).expect("fits")).collect()
 }
