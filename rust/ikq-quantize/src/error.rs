@@ -1,13 +1,25 @@
 //! What can go wrong between a model and its quantized file.
 
+use std::path::PathBuf;
+
 use ikq_formats::QuantType;
 
-/// Errors of encoding; the pipeline's come beside them.
+use crate::encode::encodable;
+use crate::imatrix::ImatrixError;
+
+/// Errors of encoding, planning and running. [`Error::is_refusal`] tells those that the user can
+/// lift with an option from those that are faults.
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
     Format(#[from] ikq_formats::Error),
+
+    #[error(transparent)]
+    Gguf(#[from] ikq_gguf::Error),
+
+    #[error(transparent)]
+    Imatrix(#[from] ImatrixError),
 
     #[error("{n_elements} elements are not whole rows of {n_per_row}")]
     PartRow { n_elements: usize, n_per_row: usize },
@@ -15,16 +27,101 @@ pub enum Error {
     #[error("row {row}, column {column} is {value}: only finite numbers can be quantized")]
     NotFinite { row: usize, column: usize, value: f32 },
 
+    #[error(
+        "`{tensor}` holds {value} (expert {expert}, row {row}, column {column}): only finite numbers can be quantized; the source file is damaged"
+    )]
+    TensorNotFinite { tensor: String, expert: usize, row: usize, column: usize, value: f32 },
+
     #[error("importance of column {column} is {value}: it must be finite and not negative")]
     Importance { column: usize, value: f32 },
 
     #[error("{expected} importance values are needed, one per column, got {found}")]
     ImportanceLength { expected: usize, found: usize },
 
-    #[error("{ty:?} cannot be written yet; types that can: {}", names(.can))]
-    NoEncoder { ty: QuantType, can: Vec<QuantType> },
+    #[error("{ty:?} cannot be written; types that can: {}", writable())]
+    NoEncoder { ty: QuantType },
+
+    #[error("`{tensor}` would become {ty:?}, which cannot be written; types that can: {}", writable())]
+    CannotWrite { tensor: String, ty: QuantType },
+
+    #[error("unknown TYPE `{name}`{}", did_you_mean(.suggestions))]
+    UnknownFtype { name: String, suggestions: Vec<&'static str> },
+
+    #[error(
+        "the mix {name} gives tensors types by rules that this version does not have; use a single type such as {base:?} (with --custom-q for exceptions), or --pure"
+    )]
+    Mix { name: &'static str, base: QuantType },
+
+    #[error("custom rule `{rule}`: {why}; write pattern=type, separated by commas")]
+    CustomRule { rule: String, why: String },
+
+    #[error(
+        "custom rule `{rule}` matches no tensor that can be quantized; `--dry-run` without it lists their names"
+    )]
+    UnmatchedRule { rule: String },
+
+    #[error(
+        "`{tensor}` is {from:?} already; turning it into {to:?} loses twice: start from the float model, or pass --allow-requantize"
+    )]
+    Requantize { tensor: String, from: QuantType, to: QuantType },
+
+    #[error(
+        "{ty:?} needs an imatrix, and {} for `{tensor}`{}; pass --imatrix FILE with data for it, another type, or --ignore-imatrix-rules",
+        none_found(.file), and_more(*.n_tensors)
+    )]
+    MissingImatrix { tensor: String, ty: QuantType, n_tensors: usize, file: Option<PathBuf> },
+
+    #[error(
+        "imatrix entry `{entry}` has {found} values, `{tensor}` needs {n_per_row} (one per column) or {n_per_row} x {n_matrices}; the imatrix is of another model"
+    )]
+    ImatrixShape { tensor: String, entry: String, found: usize, n_per_row: usize, n_matrices: usize },
+
+    #[error("the output {path} is the file that is read; choose another name")]
+    OverInput { path: PathBuf },
+
+    #[error("interrupted; nothing was left behind and existing files are untouched")]
+    Cancelled,
 }
 
-fn names(types: &[QuantType]) -> String {
-    types.iter().map(|t| t.name()).collect::<Vec<_>>().join(", ")
+impl Error {
+    /// A refusal that an option can lift (exit code 2), not a fault (exit code 1).
+    pub fn is_refusal(&self) -> bool {
+        matches!(
+            self,
+            Error::Requantize { .. }
+                | Error::MissingImatrix { .. }
+                | Error::UnmatchedRule { .. }
+                | Error::CustomRule { .. }
+                | Error::UnknownFtype { .. }
+                | Error::Mix { .. }
+                | Error::CannotWrite { .. }
+                | Error::OverInput { .. }
+                | Error::Format(ikq_formats::Error::UnknownType { .. })
+        )
+    }
+}
+
+fn writable() -> String {
+    encodable().iter().map(|t| t.name()).collect::<Vec<_>>().join(", ")
+}
+
+fn did_you_mean(names: &[&'static str]) -> String {
+    match names {
+        [] => "; `ikq quantize --help` lists all".to_string(),
+        _ => format!("; did you mean {}?", names.join(", ")),
+    }
+}
+
+fn none_found(file: &Option<PathBuf>) -> String {
+    match file {
+        Some(path) => format!("{} has nothing", path.display()),
+        None => "none was given".to_string(),
+    }
+}
+
+fn and_more(n_tensors: usize) -> String {
+    match n_tensors {
+        0 | 1 => String::new(),
+        n => format!(" and {} more", n - 1),
+    }
 }

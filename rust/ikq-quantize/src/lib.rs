@@ -11,6 +11,12 @@
 
 pub mod encode;
 mod error;
+pub mod ftype;
+pub mod imatrix;
+pub mod plan;
+pub mod recipe;
+pub mod run;
 pub mod search;
+mod units;
 
 pub use error::Error;

@@ -25,6 +25,7 @@
 //! - **Levels to bits through [`ikq_formats::Layout`]**: an encoder never shifts bits itself.
 
 mod floats;
+mod igrid;
 mod table;
 pub mod weights;
 

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use ikq_formats::QuantType;
 use ikq_simd::{IsaKind, run};
 
-use super::{EncodeRows, floats};
+use super::{EncodeRows, floats, igrid};
 use crate::error::Error;
 
 macro_rules! encoders {
@@ -19,7 +19,7 @@ macro_rules! encoders {
                     run(kind, EncodeRows::<$encoder> { x, w, out, encoder: PhantomData });
                     Ok(())
                 })*
-                _ => Err(Error::NoEncoder { ty, can: encodable().to_vec() }),
+                _ => Err(Error::NoEncoder { ty }),
             }
         }
     };
@@ -29,6 +29,7 @@ encoders! {
     floats::F32: F32,
     floats::F16: F16,
     floats::BF16: BF16,
+    igrid::IQ3_S: IQ3_S,
 }
 
 /// Types that can be written.

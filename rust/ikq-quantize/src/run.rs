@@ -1,0 +1,242 @@
+//! Carries out a [`Plan`]: one queue of units for the whole model.
+//!
+//! ```text
+//! reader thread   asks the system for the pages of coming units, at most READ_AHEAD bytes early
+//! pool            takes units in order: decode -> encode -> buffer        (n threads)
+//! writer thread   puts finished buffers in place in the output            (a bounded queue)
+//! ```
+//! Memory in flight: one unit of floats and bytes per thread plus the queue, whatever the size of
+//! the tensors. The bytes of the output depend on the plan alone: a unit's result does not know who
+//! made it or when. The output appears under its name when it is whole; on any error, and when
+//! interrupted, nothing is left behind.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ikq_gguf::{Bytes, Model, Tensor, Writer};
+use ikq_pool::{Cancel, Pool, Stop};
+use ikq_simd::IsaKind;
+
+use crate::encode::encode_rows;
+use crate::error::Error;
+use crate::plan::{Plan, Statistics, TensorPlan};
+use crate::units::{Unit, Work, units};
+
+/// How far the reader runs in front of the workers.
+const READ_AHEAD_BYTES: usize = 64 << 20;
+
+/// A tensor is in the output file.
+#[derive(Clone, Copy, Debug)]
+pub struct TensorDone {
+    /// Index in the plan; events come in this order, without gaps.
+    pub index: usize,
+    /// Seconds of work of all threads together on this tensor.
+    pub seconds: f64,
+}
+
+/// Quantizes `model` as `plan` says into `target`; returns the names of the files.
+///
+/// `progress` is called from one thread, in order of tensors.
+///
+/// # Errors
+/// A non-finite source value, by tensor, expert, row and column; IO errors with path;
+/// [`Error::Cancelled`]. Existing files are then untouched and nothing new is left.
+pub fn run(
+    plan: &Plan,
+    model: &Model,
+    target: &Path,
+    pool: &Pool,
+    isa: IsaKind,
+    cancel: &Cancel,
+    progress: impl FnMut(TensorDone) + Send,
+) -> Result<Vec<PathBuf>, Error> {
+    refuse_overwriting_input(target, model)?;
+    let tensors = model.tensors();
+    let units = units(plan, tensors)?;
+    let writer = Writer::create(target, plan.layout.clone())?;
+
+    let (finished, inbox) = sync_channel(2 * pool.n_threads() + 2);
+    let buffers = Buffers::default();
+    let (position, positions) = channel();
+    let worked = thread::scope(|scope| {
+        let (units, buffers, writer) = (&units, &buffers, &writer);
+        scope.spawn(move || read_ahead(units, tensors, &positions));
+        let behind = scope.spawn(move || write_behind(plan, units, writer, buffers, &inbox, progress));
+        let worked = pool.for_each(units.iter().enumerate(), cancel, |(number, unit)| {
+            // an error here means that the reader is done, which is no one's concern
+            let _ = position.send(number);
+            work_on(unit, &plan.tensors[unit.tensor], &tensors[unit.tensor], isa, buffers, &finished)
+        });
+        drop((finished, position));
+        // a write error is the cause of what the workers met afterwards
+        match (behind.join(), worked) {
+            (Ok(Err(e)), _) => Err(e),
+            (Ok(Ok(())), Ok(())) => Ok(()),
+            (_, Err(Stop::Failed(Some(e)))) => Err(e),
+            (_, Err(_)) => Err(Error::Cancelled),
+            (Err(panic), _) => std::panic::resume_unwind(panic),
+        }
+    });
+    worked?;
+    Ok(writer.finish()?)
+}
+
+fn refuse_overwriting_input(target: &Path, model: &Model) -> Result<(), Error> {
+    let Ok(path) = target.canonicalize() else { return Ok(()) };
+    let same = |shard: &ikq_gguf::Shard| shard.path.canonicalize().is_ok_and(|p| p == path);
+    match model.shards().iter().any(same) {
+        true => Err(Error::OverInput { path: target.to_path_buf() }),
+        false => Ok(()),
+    }
+}
+
+/// A unit's result on its way to the writer.
+struct Finished {
+    tensor: usize,
+    offset: u64,
+    bytes: Payload,
+    took: Duration,
+}
+
+enum Payload {
+    Buffer(Vec<u8>),
+    Source(Bytes),
+}
+
+/// Working memory that travels between threads, so that a run allocates a handful of buffers.
+#[derive(Default)]
+struct Buffers {
+    floats: Mutex<Vec<Vec<f32>>>,
+    bytes: Mutex<Vec<Vec<u8>>>,
+}
+
+fn take<T>(stash: &Mutex<Vec<Vec<T>>>) -> Vec<T> {
+    stash.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+}
+
+fn give<T>(stash: &Mutex<Vec<Vec<T>>>, buffer: Vec<T>) {
+    stash.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+}
+
+/// One unit, start to queue. `Err(None)`: the writer has stopped, its error tells why.
+fn work_on(
+    unit: &Unit,
+    planned: &TensorPlan,
+    t: &Tensor,
+    isa: IsaKind,
+    buffers: &Buffers,
+    finished: &SyncSender<Finished>,
+) -> Result<(), Option<Error>> {
+    let start = Instant::now();
+    let source = t.data.slice(unit.source.clone()).expect("units were cut to the tensor's bytes");
+    let bytes = match &unit.work {
+        Work::Copy => Payload::Source(source),
+        work => Payload::Buffer(encode_unit(work, &source, planned, isa, buffers)?),
+    };
+    let done = Finished { tensor: unit.tensor, offset: unit.offset, bytes, took: start.elapsed() };
+    finished.send(done).map_err(|_| None)
+}
+
+fn encode_unit(
+    work: &Work,
+    source: &[u8],
+    planned: &TensorPlan,
+    isa: IsaKind,
+    buffers: &Buffers,
+) -> Result<Vec<u8>, Error> {
+    let Work::Encode { from, to, n_rows, n_per_row, matrix, first_row, bytes_out } = *work else {
+        return Ok(source.to_vec());
+    };
+    let mut x = take(&buffers.floats);
+    x.resize(n_rows * n_per_row, 0.0);
+    ikq_decode::dequantize(isa, from, source, n_rows, n_per_row, &mut x)?;
+    let mut out = take(&buffers.bytes);
+    out.resize(bytes_out, 0);
+    let encoded = encode_rows(isa, to, &x, n_per_row, importance(planned, matrix, n_per_row), &mut out);
+    give(&buffers.floats, x);
+    match encoded {
+        Ok(()) => Ok(out),
+        Err(Error::NotFinite { row, column, value }) => Err(Error::TensorNotFinite {
+            tensor: planned.name.clone(),
+            expert: matrix,
+            row: first_row + row,
+            column,
+            value,
+        }),
+        Err(e) => Err(e),
+    }
+}
+
+/// The importance of a matrix's columns: its own, or the one that all matrices share.
+fn importance(planned: &TensorPlan, matrix: usize, n_per_row: usize) -> Option<&[f32]> {
+    match &planned.statistics {
+        Statistics::Found { values, .. } => {
+            let own = values.get(matrix * n_per_row..(matrix + 1) * n_per_row);
+            Some(own.unwrap_or(values))
+        }
+        _ => None,
+    }
+}
+
+/// Asks the system to read coming units while the workers are busy with earlier ones.
+fn read_ahead(units: &[Unit], tensors: &[Tensor], positions: &Receiver<usize>) {
+    let mut next = 0;
+    let mut ahead = 0;
+    let mut counted = 0;
+    loop {
+        while next < units.len() && ahead < READ_AHEAD_BYTES {
+            let unit = &units[next];
+            if let Some(range) = tensors[unit.tensor].data.slice(unit.source.clone()) {
+                range.will_need();
+            }
+            ahead += unit.source.len();
+            next += 1;
+        }
+        let Ok(number) = positions.recv() else { return };
+        // units before `number` are in work or done: their bytes no longer count as ahead
+        for unit in &units[counted.min(number)..number.min(next)] {
+            ahead = ahead.saturating_sub(unit.source.len());
+        }
+        counted = counted.max(number.min(next));
+    }
+}
+
+/// Puts results in place and reports tensors in order as they become whole.
+fn write_behind(
+    plan: &Plan,
+    units: &[Unit],
+    writer: &Writer,
+    buffers: &Buffers,
+    inbox: &Receiver<Finished>,
+    mut progress: impl FnMut(TensorDone),
+) -> Result<(), Error> {
+    let mut open: Vec<usize> = vec![0; plan.tensors.len()];
+    units.iter().for_each(|u| open[u.tensor] += 1);
+    let mut seconds = vec![0.0; plan.tensors.len()];
+    let mut reported = 0;
+    let mut report = |open: &[usize], seconds: &[f64]| {
+        while reported < open.len() && open[reported] == 0 {
+            progress(TensorDone { index: reported, seconds: seconds[reported] });
+            reported += 1;
+        }
+    };
+    report(&open, &seconds);
+    for done in inbox {
+        match done.bytes {
+            Payload::Source(bytes) => {
+                writer.write_at(done.tensor, done.offset, &bytes)?;
+            }
+            Payload::Buffer(bytes) => {
+                writer.write_at(done.tensor, done.offset, &bytes)?;
+                give(&buffers.bytes, bytes);
+            }
+        }
+        open[done.tensor] -= 1;
+        seconds[done.tensor] += done.took.as_secs_f64();
+        report(&open, &seconds);
+    }
+    Ok(())
+}
