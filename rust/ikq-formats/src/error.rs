@@ -52,7 +52,7 @@ fn suggest(names: &[&'static str]) -> String {
 fn way_out(ty: QuantType, n_per_row: usize) -> String {
     let mut next = ty.info().fallback;
     while let Some(t) = next {
-        if n_per_row.is_multiple_of(t.info().block_size) {
+        if n_per_row.is_multiple_of(crate::row::row_multiple(t)) {
             return format!("use {}", t.name());
         }
         next = t.info().fallback;

@@ -15,5 +15,5 @@ pub use interleave::{RowForm, deinterleave_group, interleave_group, row_form};
 pub use layout::Layout;
 pub use layouts::layout;
 pub use repack::repack;
-pub use row::{check_matrix, fallback_for_row, matrix_bytes, row_bytes};
+pub use row::{check_matrix, fallback_for_row, matrix_bytes, row_bytes, row_multiple};
 pub use types::{Family, ImatrixUse, KnownTo, QuantType, TypeInfo};

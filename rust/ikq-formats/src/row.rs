@@ -6,6 +6,17 @@ use crate::types::QuantType;
 /// Bytes after the codes of an I2_S tensor; the first four are its scale.
 pub const I2_S_TRAILER_BYTES: usize = 32;
 
+/// What a row's length must be a multiple of: the block, except where codes are stored wider than
+/// the table's one-element block says.
+pub const fn row_multiple(ty: QuantType) -> usize {
+    match ty {
+        QuantType::I2_S => 128,
+        // pairs of neighbouring columns stand together
+        QuantType::BF16_R16 => 2,
+        _ => ty.info().block_size,
+    }
+}
+
 /// Bytes of one row of `n_per_row` elements, row header included. In an interleaved type rows
 /// have no bytes of their own; this is then the share of one row in its group.
 ///
@@ -20,8 +31,9 @@ pub fn row_bytes(ty: QuantType, n_per_row: usize) -> Result<usize, Error> {
             false => Err(Error::I2sLength { n_elements: n_per_row }),
         };
     }
-    if !n_per_row.is_multiple_of(t.block_size) {
-        return Err(Error::RowLength { ty, n_per_row, block_size: t.block_size });
+    let multiple = row_multiple(ty);
+    if !n_per_row.is_multiple_of(multiple) {
+        return Err(Error::RowLength { ty, n_per_row, block_size: multiple });
     }
     (n_per_row / t.block_size)
         .checked_mul(t.block_bytes)
@@ -64,10 +76,7 @@ pub fn check_matrix(ty: QuantType, n_rows: usize, n_per_row: usize, found: usize
 /// The fallback chain's answer for a row that `ty` does not fit: the first type of the chain whose
 /// block tiles the row, F16 at its end; `None` when `ty` itself fits.
 pub fn fallback_for_row(ty: QuantType, n_per_row: usize) -> Option<QuantType> {
-    let fits = |t: QuantType| match t {
-        QuantType::I2_S => n_per_row.is_multiple_of(128),
-        _ => n_per_row.is_multiple_of(t.info().block_size),
-    };
+    let fits = |t: QuantType| n_per_row.is_multiple_of(row_multiple(t));
     if fits(ty) {
         return None;
     }
@@ -107,5 +116,6 @@ mod tests {
         assert_eq!(fallback_for_row(Q4_K, 96), Some(Q5_0));
         assert_eq!(fallback_for_row(Q4_K, 100), Some(F16));
         assert_eq!(fallback_for_row(IQ2_BN, 96), Some(IQ4_NL));
+        assert_eq!(fallback_for_row(BF16_R16, 33), Some(F16));
     }
 }

@@ -15,7 +15,7 @@
 //! also hold with `--pure` and for float bases, a rule that matches nothing is an error, the fallback
 //! comes after the overrides, and unknown type names are refused.
 
-use ikq_formats::{Family, QuantType, fallback_for_row};
+use ikq_formats::{Family, QuantType, fallback_for_row, row_multiple};
 use ikq_gguf::Tensor;
 use regex::Regex;
 
@@ -138,7 +138,8 @@ fn decide_one(recipe: &Recipe, t: &Tensor, tied: bool, matched: &mut [bool]) -> 
     let [n_per_row, rows, ..] = t.ne;
     let blocks_fit = fallback_for_row(to, usize::try_from(n_per_row).unwrap_or(usize::MAX));
     if let Some(fallback) = blocks_fit {
-        reason += &format!("; {fallback} because rows of {n_per_row} are not a multiple of {}", block(to));
+        reason +=
+            &format!("; {fallback} because rows of {n_per_row} are not a multiple of {}", row_multiple(to));
         to = fallback;
     }
     if let Some(base) = to.info().base.filter(|_| !rows.is_multiple_of(to.info().rows as u64)) {
@@ -149,14 +150,6 @@ fn decide_one(recipe: &Recipe, t: &Tensor, tied: bool, matched: &mut [bool]) -> 
     match t.ty.known() == Some(to) {
         true => Decision { to: None, reason: format!("is {to} already ({reason})"), fallback_from },
         false => Decision { to: Some(to), reason, fallback_from },
-    }
-}
-
-/// Elements that must tile a row.
-fn block(ty: QuantType) -> usize {
-    match ty {
-        QuantType::I2_S => 128,
-        _ => ty.info().block_size,
     }
 }
 
