@@ -17,8 +17,8 @@
 //! |---|---|
 //! | block types | `Decode` -> [`rows::dequantize_rows`] |
 //! | interleaved groups | `ikq_formats::interleave` to row form, then as above |
-//! | F32, F16, BF16, F64, integers | [`floats`] |
-//! | activation types | [`activation`] |
+//! | F32, F16, BF16, F64, integers | `floats` |
+//! | activation types | `activation` |
 //!
 //! [`dequantize`] chooses by type.
 
@@ -28,11 +28,20 @@
 pub mod decode;
 pub mod rows;
 
+mod activation;
+mod floats;
+mod fp4;
+mod interleaved;
+mod iqk;
+mod iqks;
+mod iquants;
 mod kquants;
 mod legacy;
 mod planes;
 mod table;
+mod ternary;
+mod trellis;
 
 pub use decode::{Decode, Scales, UNIT};
 pub use rows::BlockType;
-pub use table::{DecodeFacts, Visitor, dequantize, facts, with_type};
+pub use table::{DecodeFacts, Visitor, dequantize, dequantize_i2_s, facts, with_type};

@@ -41,10 +41,35 @@ pub fn dequantize_rows<T: BlockType>(kind: IsaKind, rows: &[u8], n_per_row: usiz
     }
 }
 
+/// Decodes blocks whose header stands elsewhere: `header` is the float scale it holds.
+pub fn dequantize_blocks<T: BlockType>(kind: IsaKind, header: f32, blocks: &[u8], out: &mut [f32]) {
+    run(kind, DequantizeBlocks::<T> { header, blocks, out, ty: PhantomData });
+}
+
+struct DequantizeBlocks<'a, T> {
+    header: f32,
+    blocks: &'a [u8],
+    out: &'a mut [f32],
+    ty: PhantomData<T>,
+}
+
+impl<T: BlockType> IsaOp for DequantizeBlocks<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        blocks::<I, T::Decoder<I>>(isa, self.header, self.blocks, self.out);
+    }
+}
+
 #[inline(always)]
 fn dequantize_row<I: Isa, D: Decode<I>>(isa: I, row: &[u8], out: &mut [f32]) {
-    let (header, blocks) = row.split_at(D::HEADER_BYTES);
-    let header = D::header(header);
+    let (header, row) = row.split_at(D::HEADER_BYTES);
+    blocks::<I, D>(isa, D::header(header), row, out);
+}
+
+#[inline(always)]
+fn blocks<I: Isa, D: Decode<I>>(isa: I, header: f32, blocks: &[u8], out: &mut [f32]) {
     let n_units = out.len() / UNIT;
     let (whole, tail) = blocks.split_at(n_units * D::UNIT_BYTES);
     let (out, out_tail) = out.split_at_mut(n_units * UNIT);

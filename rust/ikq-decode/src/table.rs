@@ -1,13 +1,17 @@
 //! Which decoder a tensor type has: the one list, and what is asked of it.
 
-use ikq_formats::{Error, QuantType, check_matrix};
+use ikq_formats::row::I2_S_TRAILER_BYTES;
+use ikq_formats::{Error, Family, QuantType, check_matrix};
 use ikq_simd::{IsaKind, Scalar};
 
-use crate::decode::Decode;
-use crate::rows::{BlockType, dequantize_rows};
+use crate::activation::dequantize_activations;
+use crate::decode::{Decode, u32_at};
+use crate::floats::dequantize_floats;
+use crate::interleaved::each_group;
+use crate::rows::{BlockType, dequantize_blocks, dequantize_rows};
 
 /// Code to run for a block type that is known at run time only: [`with_type`] calls `visit` with the
-/// type. All code that is instantiated per type (dequantizing, matmul bodies) goes through here.
+/// decoder. All code that is instantiated per type (dequantizing, matmul bodies) goes through here.
 pub trait Visitor {
     type Output;
     fn visit<T: BlockType>(self) -> Self::Output;
@@ -21,10 +25,11 @@ macro_rules! decoders {
             }
         )*)*
 
-        /// Calls `visitor` with the decoder of block type `ty`; `None` for types that are no plain
-        /// block types: floats, integers, interleaved and most activation types.
+        /// Calls `visitor` with the decoder of `ty`'s rows; for an interleaved type that is the
+        /// decoder of its row form (`ikq_formats::row_form`). `None` for floats, integers, BF16_R16
+        /// and activation types, which are not read through [`Decode`].
         pub fn with_type<V: Visitor>(ty: QuantType, visitor: V) -> Option<V::Output> {
-            match ty {
+            match ty.info().base.unwrap_or(ty) {
                 $($(QuantType::$name => Some(visitor.visit::<crate::$file::$name>()),)*)*
                 _ => None,
             }
@@ -35,6 +40,13 @@ macro_rules! decoders {
 decoders! {
     legacy: Q4_0 Q4_1 Q5_0 Q5_1 Q6_0 Q8_0 Q8_KV;
     kquants: Q2_K Q3_K Q4_K Q5_K Q6_K;
+    iquants: IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_NL IQ4_XS;
+    iqk: IQ2_K IQ3_K IQ4_K IQ5_K IQ6_K;
+    iqks: IQ2_KS IQ3_KS IQ4_KS IQ5_KS IQ4_KSS IQ2_KL;
+    trellis: IQ1_KT IQ2_KT IQ3_KT IQ4_KT;
+    ternary: TQ1_0 TQ2_0 IQ1_BN IQ2_BN I2_S Q1_0_G128 Q2_0;
+    fp4: MXFP4 NVFP4;
+    interleaved: IQ1_S_R4 IQ1_M_R4 Q8_K_R8 Q8_K_R16 Q8_KV_R8;
 }
 
 /// What a planner asks about a block type; the constants of [`Decode`].
@@ -54,7 +66,7 @@ pub struct DecodeFacts {
     pub product_factor: f32,
 }
 
-/// The facts of a block type; `None` as for [`with_type`].
+/// The facts of a type's rows; `None` as for [`with_type`].
 pub fn facts(ty: QuantType) -> Option<DecodeFacts> {
     struct Facts;
     impl Visitor for Facts {
@@ -79,10 +91,12 @@ pub fn facts(ty: QuantType) -> Option<DecodeFacts> {
 /// Decodes a matrix of `n_rows` rows of `n_per_row` elements to floats, row after row.
 ///
 /// `data` is the tensor as stored (I2_S: with its trailer; interleaved types: whole groups). A tensor
-/// of more dimensions is the matrix of all its rows.
+/// of more dimensions is the matrix of all its rows. Every type is decoded; rows of a plain type may
+/// be decoded in parts by slicing `data`, I2_S by [`dequantize_i2_s`].
 ///
 /// # Errors
-/// As [`ikq_formats::check_matrix`] for a shape or byte count that does not fit.
+/// As [`ikq_formats::check_matrix`] for a shape or byte count that does not fit, and
+/// [`Error::ByteCount`] for Q8_K64 rows too short for their header.
 ///
 /// # Panics
 /// When `out` has not `n_rows * n_per_row` elements.
@@ -96,7 +110,46 @@ pub fn dequantize(
 ) -> Result<(), Error> {
     check_matrix(ty, n_rows, n_per_row, data.len())?;
     assert_eq!(out.len(), n_rows * n_per_row, "output of {ty} rows has the wrong length");
-    with_type(ty, Rows { kind, data, n_per_row, out }).ok_or(Error::NoLayout { ty })
+    if ty.is_interleaved() {
+        let rows = ty.info().base.unwrap_or(ty);
+        return each_group(ty, data, n_per_row, out, |data, out| {
+            decode_rows(kind, rows, data, n_per_row, out)
+        });
+    }
+    decode_rows(kind, ty, data, n_per_row, out)
+}
+
+/// The part of [`dequantize`] for rows that stand one after another: those of `ty`, or of the
+/// interleaved type `ty` in their row form.
+fn decode_rows(
+    kind: IsaKind,
+    ty: QuantType,
+    data: &[u8],
+    n_per_row: usize,
+    out: &mut [f32],
+) -> Result<(), Error> {
+    match ty.info().family {
+        Family::Float | Family::Integer if dequantize_floats(kind, ty, data, out) => Ok(()),
+        Family::Activation if dequantize_activations(ty, data, n_per_row, out)? => Ok(()),
+        Family::Ternary if ty == QuantType::I2_S => {
+            let (codes, trailer) = data.split_at(data.len() - I2_S_TRAILER_BYTES);
+            dequantize_i2_s(kind, codes, f32::from_bits(u32_at(trailer, 0)), out);
+            Ok(())
+        }
+        _ => with_type(ty, Rows { kind, data, n_per_row, out }).ok_or(Error::NoLayout { ty }),
+    }
+}
+
+/// Decodes a run of I2_S codes (whole groups of 128 elements in 32 bytes) with the tensor's scale.
+///
+/// # Panics
+/// When `out` has not four elements per byte, or its length is not a multiple of 128.
+pub fn dequantize_i2_s(kind: IsaKind, codes: &[u8], scale: f32, out: &mut [f32]) {
+    assert!(
+        out.len() == 4 * codes.len() && out.len().is_multiple_of(128),
+        "I2_S codes come in groups of 128"
+    );
+    dequantize_blocks::<crate::ternary::I2_S>(kind, scale, codes, out);
 }
 
 struct Rows<'a> {

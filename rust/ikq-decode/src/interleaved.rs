@@ -1,0 +1,166 @@
+//! Interleaved types: each group is taken apart into rows (`ikq_formats::interleave`), which are
+//! then decoded as rows of the plain type.
+//!
+//! Five types have no plain type; the decoders of their rows stand here. The layouts are those of
+//! `ikq_formats::layouts::interleaved`:
+//!
+//! | type | row header | block of a row |
+//! |---|---|---|
+//! | IQ1_S_R4 | f16 d | 32 elements: four low index bytes, u16 as in IQ1_S |
+//! | IQ1_M_R4 | f16 d | 32 elements: four low index bytes, four nibbles as in IQ1_M, two scale nibbles |
+//! | Q8_K_R8, Q8_K_R16 | | 256 elements: f16 d, codes |
+//! | Q8_KV_R8 | f32 d | 32 codes |
+
+use ikq_formats::{Error, QuantType, deinterleave_group};
+use ikq_simd::Isa;
+
+use crate::decode::{Decode, Scales, bytes, nib, u16_at};
+use crate::iqks::{f16_header, f32_header};
+use crate::iquants::{delta_byte, nibble_deltas, ternary_entries};
+
+/// Takes the groups of `data` apart, one after another, and hands each one's rows to `decode` with
+/// its part of `out`.
+///
+/// `data` and `out` must hold the same number of whole groups.
+///
+/// # Errors
+/// Those of [`deinterleave_group`], which a checked shape does not meet (BF16_R16: odd rows), and
+/// those of `decode`.
+pub(crate) fn each_group(
+    ty: QuantType,
+    data: &[u8],
+    n_per_row: usize,
+    out: &mut [f32],
+    mut decode: impl FnMut(&[u8], &mut [f32]) -> Result<(), Error>,
+) -> Result<(), Error> {
+    if out.is_empty() {
+        return Ok(());
+    }
+    let group = ty.info().rows * n_per_row;
+    let group_bytes = data.len() / (out.len() / group);
+    let mut rows = vec![0; group_bytes];
+    for (data, out) in data.chunks_exact(group_bytes).zip(out.chunks_exact_mut(group)) {
+        deinterleave_group(ty, data, n_per_row, &mut rows)?;
+        decode(&rows, out)?;
+    }
+    Ok(())
+}
+
+/// A row of IQ1_S_R4.
+pub struct IQ1_S_R4;
+
+impl<I: Isa> Decode<I> for IQ1_S_R4 {
+    const UNIT_BYTES: usize = 8 * 6;
+    const BLOCK_BYTES: usize = 6;
+    const HEADER_BYTES: usize = 2;
+    const SUB_BLOCK: usize = 32;
+    const MAX_ABS_CODE: i32 = 9;
+
+    #[inline(always)]
+    fn header(header: &[u8]) -> f32 {
+        f16_header(header)
+    }
+
+    #[inline(always)]
+    fn scales(_: I, header: f32, unit: &[u8]) -> Scales {
+        let s = std::array::from_fn(|b| (u16_at(unit, 6 * b + 4) >> 11 & 14 | 1) as i16);
+        Scales::by_32(header * 0.125, s)
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        let at = 12 * j;
+        let h = [u16_at(unit, at + 4), u16_at(unit, at + 10)];
+        let index = |l: usize| {
+            let low = unit[at + 6 * (l / 4) + l % 4];
+            usize::from(low) | usize::from(h[l / 4] >> (3 * (l % 4)) & 7) << 8
+        };
+        let [a, b] = h.map(|h| delta_byte(h >> 15));
+        ternary_entries(isa, std::array::from_fn(index), isa.splat_4x16([a, a, b, b]))
+    }
+}
+
+/// A row of IQ1_M_R4. Scales are the plain nibbles, not `2 s + 1` as in IQ1_M.
+pub struct IQ1_M_R4;
+
+impl<I: Isa> Decode<I> for IQ1_M_R4 {
+    const UNIT_BYTES: usize = 8 * 7;
+    const BLOCK_BYTES: usize = 7;
+    const HEADER_BYTES: usize = 2;
+    const SUB_BLOCK: usize = 16;
+    const MAX_ABS_CODE: i32 = 9;
+
+    #[inline(always)]
+    fn header(header: &[u8]) -> f32 {
+        f16_header(header)
+    }
+
+    #[inline(always)]
+    fn scales(_: I, header: f32, unit: &[u8]) -> Scales {
+        let s = std::array::from_fn(|k| i16::from(nib(unit[7 * (k / 2) + 6], k % 2)));
+        Scales::by_16(header * 0.125, s)
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        let at = 14 * j;
+        let h = u32::from(u16_at(unit, at + 4)) | u32::from(u16_at(unit, at + 11)) << 16;
+        let index = |l: usize| {
+            let low = unit[at + 7 * (l / 4) + l % 4];
+            usize::from(low) | (h >> (4 * l) & 7) as usize * 256
+        };
+        ternary_entries(isa, std::array::from_fn(index), isa.of_u64(nibble_deltas(h)))
+    }
+}
+
+macro_rules! q8_k_rows {
+    ($($name:ident)*) => {$(
+        #[doc = concat!("A row of ", stringify!($name), ".")]
+        pub struct $name;
+
+        impl<I: Isa> Decode<I> for $name {
+            const UNIT_BYTES: usize = 258;
+            const BLOCK_BYTES: usize = 258;
+            const SUB_BLOCK: usize = 256;
+            const MAX_ABS_CODE: i32 = 128;
+
+            #[inline(always)]
+            fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
+                Scales::floats([isa.f16(u16_at(unit, 0))])
+            }
+
+            #[inline(always)]
+            fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+                isa.load(bytes(unit, 2 + 64 * j))
+            }
+        }
+    )*};
+}
+
+q8_k_rows! { Q8_K_R8 Q8_K_R16 }
+
+/// A row of Q8_KV_R8: unlike Q8_KV without the sum of its codes.
+pub struct Q8_KV_R8;
+
+impl<I: Isa> Decode<I> for Q8_KV_R8 {
+    const UNIT_BYTES: usize = 256;
+    const BLOCK_BYTES: usize = 32;
+    const HEADER_BYTES: usize = 4;
+    const SUB_BLOCK: usize = 256;
+    const MAX_ABS_CODE: i32 = 128;
+
+    #[inline(always)]
+    fn header(header: &[u8]) -> f32 {
+        f32_header(header)
+    }
+
+    #[inline(always)]
+    fn scales(_: I, header: f32, _: &[u8]) -> Scales {
+        Scales::floats([header])
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        isa.load(bytes(unit, 64 * j))
+    }
+}

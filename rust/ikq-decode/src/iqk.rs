@@ -1,0 +1,183 @@
+//! IQ2_K to IQ6_K: non-linear tables in two variants, chosen per 16 elements by a bit of `extra`.
+//!
+//! The second variant of every table is the first plus a constant ([`shift_of`] proves it when the
+//! crate is compiled), so that decoding is one look-up and one addition.
+
+use ikq_formats::codebook::{IQ2NL_VALUES, IQ3NL_VALUES, IQ4K_VALUES, IQ5NL_VALUES, IQ6NL_VALUES};
+use ikq_simd::Isa;
+
+use crate::decode::{Decode, Scales, bytes, u16_at, u32_at};
+use crate::planes::{crumbs, four_bits, nibbles_16, nibbles_32, nibbles_in_turn, with_plane};
+
+/// What the second row of a table has more than the first.
+pub(crate) const fn shift_of<const N: usize>(rows: &[[i8; N]; 2]) -> u8 {
+    let shift = rows[1][0] - rows[0][0];
+    let mut q = 0;
+    while q < N {
+        assert!(rows[1][q] as i32 == rows[0][q] as i32 + shift as i32);
+        q += 1;
+    }
+    shift as u8
+}
+
+/// The largest absolute value of a table.
+pub(crate) const fn max_abs<const N: usize>(rows: &[[i8; N]; 2]) -> i32 {
+    let (mut max, mut q) = (0, 0);
+    while q < 2 * N {
+        let v = (rows[q / N][q % N] as i32).abs();
+        if v > max {
+            max = v;
+        }
+        q += 1;
+    }
+    max
+}
+
+/// The first row of a short table, made sixteen long for the look-up.
+const fn sixteen<const N: usize>(row: &[i8; N]) -> [i8; 16] {
+    let mut out = [0; 16];
+    let mut q = 0;
+    while q < N {
+        out[q] = row[q];
+        q += 1;
+    }
+    out
+}
+
+pub(crate) const IQ2_TABLE: [i8; 16] = sixteen(&IQ2NL_VALUES[0]);
+pub(crate) const IQ3_TABLE: [i8; 16] = sixteen(&IQ3NL_VALUES[0]);
+pub(crate) const IQ2_SHIFT: u8 = shift_of(&IQ2NL_VALUES);
+pub(crate) const IQ3_SHIFT: u8 = shift_of(&IQ3NL_VALUES);
+pub(crate) const IQ4_SHIFT: u8 = shift_of(&IQ4K_VALUES);
+pub(crate) const IQ5_SHIFT: u8 = shift_of(&IQ5NL_VALUES);
+const IQ6_SHIFT: u8 = shift_of(&IQ6NL_VALUES);
+
+/// `codes` plus `shift` in the quarters whose bit of `extra` (at byte 2) is set.
+#[inline(always)]
+fn shifted<I: Isa>(isa: I, codes: I::B64, unit: &[u8], j: usize, shift: u8) -> I::B64 {
+    isa.add(codes, isa.splat_4x16(four_bits(u16_at(unit, 2), j, shift)))
+}
+
+/// f16 d, u16 extra, eight bytes of scales, qs[64].
+pub struct IQ2_K;
+
+impl<I: Isa> Decode<I> for IQ2_K {
+    const UNIT_BYTES: usize = 76;
+    const BLOCK_BYTES: usize = 76;
+    const SUB_BLOCK: usize = 16;
+    const MAX_ABS_CODE: i32 = max_abs(&IQ2NL_VALUES);
+
+    #[inline(always)]
+    fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
+        let s = nibbles_in_turn(bytes(unit, 4)).map(|s| i16::from(s) - 8);
+        Scales::by_16(isa.f16(u16_at(unit, 0)), s)
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        let v = isa.lut16(&IQ2_TABLE, crumbs(isa, bytes(unit, 12), j));
+        shifted(isa, v, unit, j, IQ2_SHIFT)
+    }
+}
+
+/// f16 d, u16 extra, u16 of scale signs, eight bytes of scale magnitudes, qs[64], qh[32].
+pub struct IQ3_K;
+
+impl<I: Isa> Decode<I> for IQ3_K {
+    const UNIT_BYTES: usize = 110;
+    const BLOCK_BYTES: usize = 110;
+    const SUB_BLOCK: usize = 16;
+    const MAX_ABS_CODE: i32 = max_abs(&IQ3NL_VALUES);
+
+    #[inline(always)]
+    fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
+        let magnitude = nibbles_in_turn(bytes(unit, 6));
+        let signs = u16_at(unit, 4);
+        let s = |k: usize| {
+            let negative = -((signs >> k & 1) as i16);
+            (2 * i16::from(magnitude[k]) + 1 ^ negative) - negative
+        };
+        Scales::by_16(isa.f16(u16_at(unit, 0)), std::array::from_fn(s))
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        let q = with_plane(isa, crumbs(isa, bytes(unit, 14), j), bytes(unit, 78), j, 2);
+        shifted(isa, isa.lut16(&IQ3_TABLE, q), unit, j, IQ3_SHIFT)
+    }
+}
+
+/// Scales of IQ4_K and IQ5_K: six bits, two of them in the four bytes at 4, less 32.
+#[inline(always)]
+fn six_bit_scales<I: Isa>(isa: I, unit: &[u8]) -> Scales {
+    let low = nibbles_in_turn(bytes(unit, 8));
+    let high = u32_at(unit, 4);
+    let s = |k: usize| i16::from(low[k]) + ((high >> (2 * k) & 3) << 4) as i16 - 32;
+    Scales::by_16(isa.f16(u16_at(unit, 0)), std::array::from_fn(s))
+}
+
+/// f16 d, u16 extra, four and eight bytes of scales, qs[128].
+pub struct IQ4_K;
+
+impl<I: Isa> Decode<I> for IQ4_K {
+    const UNIT_BYTES: usize = 144;
+    const BLOCK_BYTES: usize = 144;
+    const SUB_BLOCK: usize = 16;
+    const MAX_ABS_CODE: i32 = max_abs(&IQ4K_VALUES);
+
+    #[inline(always)]
+    fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
+        six_bit_scales(isa, unit)
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        let at = 16 + 32 * j;
+        let v = isa.lut16(&IQ4K_VALUES[0], nibbles_16(isa, bytes(unit, at), bytes(unit, at + 16)));
+        shifted(isa, v, unit, j, IQ4_SHIFT)
+    }
+}
+
+/// As IQ4_K, with qh[32] behind; 64 elements share 32 bytes of qs.
+pub struct IQ5_K;
+
+impl<I: Isa> Decode<I> for IQ5_K {
+    const UNIT_BYTES: usize = 176;
+    const BLOCK_BYTES: usize = 176;
+    const SUB_BLOCK: usize = 16;
+    const MAX_ABS_CODE: i32 = max_abs(&IQ5NL_VALUES);
+
+    #[inline(always)]
+    fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
+        six_bit_scales(isa, unit)
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        let q = with_plane(isa, nibbles_32(isa, bytes(unit, 16 + 32 * j)), bytes(unit, 144), j, 4);
+        shifted(isa, isa.lut32(&IQ5NL_VALUES[0], q), unit, j, IQ5_SHIFT)
+    }
+}
+
+/// f16 d, u16 extra, scales i8[16], qs[128], qh[64].
+pub struct IQ6_K;
+
+impl<I: Isa> Decode<I> for IQ6_K {
+    const UNIT_BYTES: usize = 212;
+    const BLOCK_BYTES: usize = 212;
+    const SUB_BLOCK: usize = 16;
+    const MAX_ABS_CODE: i32 = max_abs(&IQ6NL_VALUES);
+
+    #[inline(always)]
+    fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
+        let s = bytes::<16>(unit, 4).map(|s| i16::from(s as i8));
+        Scales::by_16(isa.f16(u16_at(unit, 0)), s)
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        let high = isa.shl(crumbs(isa, bytes(unit, 148), j), 4);
+        let q = isa.or(nibbles_32(isa, bytes(unit, 20 + 32 * j)), high);
+        shifted(isa, isa.lut64(&IQ6NL_VALUES[0], q), unit, j, IQ6_SHIFT)
+    }
+}

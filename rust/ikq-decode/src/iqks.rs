@@ -1,0 +1,245 @@
+//! IQ2_KS to IQ5_KS, IQ4_KSS, IQ2_KL: the tables of the K types with one float scale per row (in
+//! the row header) and one integer scale per 32 elements.
+
+use ikq_formats::codebook::{IQ2KL_VALUES, IQ2NL_VALUES, IQ3NL_VALUES, IQ4K_VALUES, IQ5NL_VALUES};
+use ikq_simd::Isa;
+
+use crate::decode::{Decode, Scales, bytes, nib, u16_at, u32_at};
+use crate::iqk::{IQ2_SHIFT, IQ2_TABLE, IQ3_SHIFT, IQ3_TABLE, IQ4_SHIFT, IQ5_SHIFT, max_abs};
+use crate::planes::{crumbs, nibbles_16, nibbles_32, nibbles_low_high, with_plane};
+
+/// A row header that is one f32.
+#[inline(always)]
+pub(crate) fn f32_header(header: &[u8]) -> f32 {
+    f32::from_bits(u32_at(header, 0))
+}
+
+/// A row header that is one f16.
+#[inline(always)]
+pub(crate) fn f16_header(header: &[u8]) -> f32 {
+    half::f16::from_bits(u16_at(header, 0)).to_f32()
+}
+
+/// `codes` plus `shift` in the halves whose bit (bit 0 of `bits`) is set.
+#[inline(always)]
+fn shifted<I: Isa>(isa: I, codes: I::B64, bits: [u8; 2], shift: u8) -> I::B64 {
+    let [a, b] = bits.map(|bit| (bit & 1) * shift);
+    isa.add(codes, isa.splat_4x16([a, a, b, b]))
+}
+
+/// The odd scale that the upper seven bits of a scale byte hold.
+#[inline(always)]
+fn odd_scale(c: u8) -> i16 {
+    i16::from(c & 254) - 127
+}
+
+/// u16 extra (shift bits, then upper scale bits), four bytes of scales, qs[64]. Header f16.
+pub struct IQ2_KS;
+
+impl<I: Isa> Decode<I> for IQ2_KS {
+    const UNIT_BYTES: usize = 70;
+    const BLOCK_BYTES: usize = 70;
+    const HEADER_BYTES: usize = 2;
+    const SUB_BLOCK: usize = 32;
+    const MAX_ABS_CODE: i32 = max_abs(&IQ2NL_VALUES);
+
+    #[inline(always)]
+    fn header(header: &[u8]) -> f32 {
+        f16_header(header)
+    }
+
+    #[inline(always)]
+    fn scales(_: I, header: f32, unit: &[u8]) -> Scales {
+        let high = unit[1];
+        let s = |b: usize| i16::from(nib(unit[2 + b / 2], b % 2) | (high >> b & 1) << 4) - 16;
+        Scales::by_32(header, std::array::from_fn(s))
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        let v = isa.lut16(&IQ2_TABLE, crumbs(isa, bytes(unit, 6), j));
+        shifted(isa, v, [unit[0] >> (2 * j), unit[0] >> (2 * j + 1)], IQ2_SHIFT)
+    }
+}
+
+/// u16 extra (upper scale bits, then shift bits), four bytes of scales, qs[64], qh[32]. Header f16.
+pub struct IQ3_KS;
+
+impl<I: Isa> Decode<I> for IQ3_KS {
+    const UNIT_BYTES: usize = 102;
+    const BLOCK_BYTES: usize = 102;
+    const HEADER_BYTES: usize = 2;
+    const SUB_BLOCK: usize = 32;
+    const MAX_ABS_CODE: i32 = max_abs(&IQ3NL_VALUES);
+
+    #[inline(always)]
+    fn header(header: &[u8]) -> f32 {
+        f16_header(header)
+    }
+
+    #[inline(always)]
+    fn scales(_: I, header: f32, unit: &[u8]) -> Scales {
+        let low = nibbles_low_high(bytes(unit, 2));
+        let high = unit[0];
+        let s = |b: usize| i16::from(low[b] | (high >> b & 1) << 4) - 16;
+        Scales::by_32(header, std::array::from_fn(s))
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        let q = with_plane(isa, crumbs(isa, bytes(unit, 6), j), bytes(unit, 70), j, 2);
+        let v = isa.lut16(&IQ3_TABLE, q);
+        shifted(isa, v, [unit[1] >> (2 * j), unit[1] >> (2 * j + 1)], IQ3_SHIFT)
+    }
+}
+
+/// Eight scale bytes (bit 0: shift), qs[128]. Header f32.
+pub struct IQ4_KS;
+
+impl<I: Isa> Decode<I> for IQ4_KS {
+    const UNIT_BYTES: usize = 136;
+    const BLOCK_BYTES: usize = 136;
+    const HEADER_BYTES: usize = 4;
+    const SUB_BLOCK: usize = 32;
+    const MAX_ABS_CODE: i32 = max_abs(&IQ4K_VALUES);
+
+    #[inline(always)]
+    fn header(header: &[u8]) -> f32 {
+        f32_header(header)
+    }
+
+    #[inline(always)]
+    fn scales(_: I, header: f32, unit: &[u8]) -> Scales {
+        Scales::by_32(header, bytes::<8>(unit, 0).map(odd_scale))
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        let at = 8 + 32 * j;
+        let v = isa.lut16(&IQ4K_VALUES[0], nibbles_16(isa, bytes(unit, at), bytes(unit, at + 16)));
+        shifted(isa, v, *bytes(unit, 2 * j), IQ4_SHIFT)
+    }
+}
+
+/// Eight scale bytes (bit 0: shift), qs[128], qh[32]. Header f32.
+pub struct IQ5_KS;
+
+impl<I: Isa> Decode<I> for IQ5_KS {
+    const UNIT_BYTES: usize = 168;
+    const BLOCK_BYTES: usize = 168;
+    const HEADER_BYTES: usize = 4;
+    const SUB_BLOCK: usize = 32;
+    const MAX_ABS_CODE: i32 = max_abs(&IQ5NL_VALUES);
+
+    #[inline(always)]
+    fn header(header: &[u8]) -> f32 {
+        f32_header(header)
+    }
+
+    #[inline(always)]
+    fn scales(_: I, header: f32, unit: &[u8]) -> Scales {
+        Scales::by_32(header, bytes::<8>(unit, 0).map(odd_scale))
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        let q = with_plane(isa, nibbles_32(isa, bytes(unit, 8 + 32 * j)), bytes(unit, 136), j, 4);
+        shifted(isa, isa.lut32(&IQ5NL_VALUES[0], q), *bytes(unit, 2 * j), IQ5_SHIFT)
+    }
+}
+
+/// Sixty-four u16, eight per 32 elements: bit 0 is a bit of the sub-block's scale byte, the others
+/// hold four nibbles of even parity, Gray-decoded. Header f32.
+pub struct IQ4_KSS;
+
+impl IQ4_KSS {
+    /// The eight words of sub-block `b`, four at a time.
+    #[inline(always)]
+    fn words(unit: &[u8], b: usize) -> [u64; 2] {
+        [u64::from_le_bytes(*bytes(unit, 16 * b)), u64::from_le_bytes(*bytes(unit, 16 * b + 8))]
+    }
+}
+
+impl<I: Isa> Decode<I> for IQ4_KSS {
+    const UNIT_BYTES: usize = 128;
+    const BLOCK_BYTES: usize = 128;
+    const HEADER_BYTES: usize = 4;
+    const SUB_BLOCK: usize = 32;
+    const MAX_ABS_CODE: i32 = max_abs(&IQ4K_VALUES);
+
+    #[inline(always)]
+    fn header(header: &[u8]) -> f32 {
+        f32_header(header)
+    }
+
+    #[inline(always)]
+    fn scales(_: I, header: f32, unit: &[u8]) -> Scales {
+        // a product moves bit 0 of word t to bit 48 + t
+        let gather = |x: u64| {
+            let bits = x & 0x0001_0001_0001_0001;
+            (bits.wrapping_mul(1 << 48 | 1 << 33 | 1 << 18 | 1 << 3) >> 48 & 15) as u8
+        };
+        let s = |b: usize| {
+            let [a, b] = Self::words(unit, b);
+            odd_scale(gather(a) | gather(b) << 4)
+        };
+        Scales::by_32(header, std::array::from_fn(s))
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        // bit 0 of every word is cleared first, so the shift brings in zeros from the next word
+        let nibbles = |b: usize| -> [u8; 16] {
+            let v = Self::words(unit, b).map(|w| w & 0xfffe_fffe_fffe_fffe);
+            let v = v.map(|v| (v ^ v >> 1).to_le_bytes());
+            std::array::from_fn(|i| v[i / 8][i % 8])
+        };
+        let v = isa.lut16(&IQ4K_VALUES[0], nibbles_16(isa, &nibbles(2 * j), &nibbles(2 * j + 1)));
+        shifted(isa, v, [unit[32 * j], unit[32 * j + 16]], IQ4_SHIFT)
+    }
+}
+
+/// Pairs of elements share a 5-bit code: the first values of all codes, then the second ones.
+const IQ2KL_TABLE: [i8; 64] = {
+    let mut out = [0; 64];
+    let mut code = 0;
+    while code < 32 {
+        out[code] = IQ2KL_VALUES[code][0];
+        out[code + 32] = IQ2KL_VALUES[code][1];
+        code += 1;
+    }
+    out
+};
+
+/// u16 and four bytes of 6-bit scales, qs[64], qh[16]: pair codes. Header f16.
+pub struct IQ2_KL;
+
+impl<I: Isa> Decode<I> for IQ2_KL {
+    const UNIT_BYTES: usize = 86;
+    const BLOCK_BYTES: usize = 86;
+    const HEADER_BYTES: usize = 2;
+    const SUB_BLOCK: usize = 32;
+    const MAX_ABS_CODE: i32 = 63;
+
+    #[inline(always)]
+    fn header(header: &[u8]) -> f32 {
+        f16_header(header)
+    }
+
+    #[inline(always)]
+    fn scales(_: I, header: f32, unit: &[u8]) -> Scales {
+        let low = nibbles_low_high(bytes(unit, 2));
+        let high = u16_at(unit, 0);
+        let s = |b: usize| (u16::from(low[b]) | (high >> (2 * b) & 3) << 4) as i16 - 32;
+        Scales::by_32(header, std::array::from_fn(s))
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        // both elements of a pair look at the same bits, the second in the upper half of the table
+        let twice = |b: &[u8; 16]| -> [u8; 32] { std::array::from_fn(|i| b[i / 2]) };
+        let q = nibbles_32(isa, &twice(bytes(unit, 6 + 16 * j)));
+        let q = with_plane(isa, q, &twice(bytes(unit, 70)), j, 4);
+        isa.lut64(&IQ2KL_TABLE, isa.or(q, isa.of_u64([0x2000_2000_2000_2000; 8])))
+    }
+}

@@ -1,0 +1,276 @@
+//! IQ1_S to IQ4_XS: codebook entries (8 or 4 elements each) with separate signs, and the two types
+//! with a non-linear table.
+//!
+//! The formats' fractional factors are folded into `d` as powers of two, so that codes and scales
+//! are integers: `d * (0.5 + s) * 0.25 * g` is `(d / 8) * (2 s + 1) * g`, and `grid + 1/8` is
+//! `(8 * grid + 1) / 8`.
+
+use ikq_formats::codebook::{
+    IQ1S_GRID, IQ2S_GRID, IQ2XS_GRID, IQ2XXS_GRID, IQ3S_GRID, IQ3XXS_GRID, IQ4NL_VALUES, KSIGNS,
+};
+use ikq_simd::Isa;
+
+use crate::decode::{Decode, Scales, bytes, nib, u16_at, u32_at};
+use crate::legacy::f16_of_blocks;
+use crate::planes::{nibbles_16, nibbles_in_turn};
+
+static SIGNS: [u8; 128] = KSIGNS;
+
+/// The little-endian u64 at byte `at`.
+#[inline(always)]
+fn u64_at(unit: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(*bytes(unit, at))
+}
+
+/// Sign bits of 32 elements from the four 7-bit codes in the low 28 bits of `a`.
+#[inline(always)]
+fn signs_of_32(a: u32) -> u32 {
+    u32::from_le_bytes(std::array::from_fn(|l| SIGNS[(a >> (7 * l) & 127) as usize]))
+}
+
+/// Sign bits of 64 elements: two words as for [`signs_of_32`].
+#[inline(always)]
+fn signs_of_64(a: u32, b: u32) -> u64 {
+    u64::from(signs_of_32(a)) | u64::from(signs_of_32(b)) << 32
+}
+
+/// `2 s + 1` of the nibbles of eight bytes: the scales of IQ2_XS and IQ2_S.
+#[inline(always)]
+fn odd_nibbles(b: &[u8; 8]) -> [i16; 16] {
+    nibbles_in_turn(b).map(|s| 2 * i16::from(s) + 1)
+}
+
+/// f16 d; per 32 elements four grid indices and a u32 of four sign codes and a scale.
+pub struct IQ2_XXS;
+
+impl<I: Isa> Decode<I> for IQ2_XXS {
+    const UNIT_BYTES: usize = 66;
+    const BLOCK_BYTES: usize = 66;
+    const SUB_BLOCK: usize = 32;
+    const MAX_ABS_CODE: i32 = 43;
+
+    #[inline(always)]
+    fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
+        let s = std::array::from_fn(|b| 2 * i16::from(unit[8 * b + 9] >> 4) + 1);
+        Scales::by_32(isa.f16(u16_at(unit, 0)) * 0.125, s)
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        let at = 2 + 16 * j;
+        let entry = |l: usize| IQ2XXS_GRID[usize::from(unit[at + 8 * (l / 4) + l % 4])];
+        let grid = isa.of_u64(std::array::from_fn(entry));
+        isa.negate_where(grid, signs_of_64(u32_at(unit, at + 4), u32_at(unit, at + 12)))
+    }
+}
+
+/// f16 d, u16[32] (grid index and sign code), eight bytes of scales.
+pub struct IQ2_XS;
+
+impl<I: Isa> Decode<I> for IQ2_XS {
+    const UNIT_BYTES: usize = 74;
+    const BLOCK_BYTES: usize = 74;
+    const SUB_BLOCK: usize = 16;
+    const MAX_ABS_CODE: i32 = 43;
+
+    #[inline(always)]
+    fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
+        Scales::by_16(isa.f16(u16_at(unit, 0)) * 0.125, odd_nibbles(bytes(unit, 66)))
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        let v: [u16; 8] = std::array::from_fn(|l| u16_at(unit, 2 + 16 * j + 2 * l));
+        let grid = isa.of_u64(v.map(|v| IQ2XS_GRID[usize::from(v & 511)]));
+        isa.negate_where(grid, u64::from_le_bytes(v.map(|v| SIGNS[usize::from(v >> 9)])))
+    }
+}
+
+/// f16 d, qs[32], signs[32], qh[8] (two index bits per entry), eight bytes of scales.
+pub struct IQ2_S;
+
+impl<I: Isa> Decode<I> for IQ2_S {
+    const UNIT_BYTES: usize = 82;
+    const BLOCK_BYTES: usize = 82;
+    const SUB_BLOCK: usize = 16;
+    const MAX_ABS_CODE: i32 = 43;
+
+    #[inline(always)]
+    fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
+        Scales::by_16(isa.f16(u16_at(unit, 0)) * 0.125, odd_nibbles(bytes(unit, 74)))
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        let high = usize::from(u16_at(unit, 66 + 2 * j));
+        let low = bytes::<8>(unit, 2 + 8 * j);
+        let entry = |l: usize| IQ2S_GRID[usize::from(low[l]) | (high >> (2 * l) & 3) << 8];
+        isa.negate_where(isa.of_u64(std::array::from_fn(entry)), u64_at(unit, 34 + 8 * j))
+    }
+}
+
+/// f16 d, qs[64] (an index per four elements), u32[8] (four sign codes and a scale).
+pub struct IQ3_XXS;
+
+impl<I: Isa> Decode<I> for IQ3_XXS {
+    const UNIT_BYTES: usize = 98;
+    const BLOCK_BYTES: usize = 98;
+    const SUB_BLOCK: usize = 32;
+    const MAX_ABS_CODE: i32 = 62;
+
+    #[inline(always)]
+    fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
+        let s = std::array::from_fn(|b| 2 * i16::from(unit[4 * b + 69] >> 4) + 1);
+        Scales::by_32(isa.f16(u16_at(unit, 0)) * 0.25, s)
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        let index = bytes::<16>(unit, 2 + 16 * j);
+        let grid = isa.of_u32(index.map(|i| IQ3XXS_GRID[usize::from(i)]));
+        isa.negate_where(grid, signs_of_64(u32_at(unit, 66 + 8 * j), u32_at(unit, 70 + 8 * j)))
+    }
+}
+
+/// f16 d, qs[64], qh[8] (one index bit per entry), signs[32], four bytes of scales.
+pub struct IQ3_S;
+
+impl<I: Isa> Decode<I> for IQ3_S {
+    const UNIT_BYTES: usize = 110;
+    const BLOCK_BYTES: usize = 110;
+    const SUB_BLOCK: usize = 32;
+    const MAX_ABS_CODE: i32 = 15;
+
+    #[inline(always)]
+    fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
+        let s = std::array::from_fn(|b| 2 * i16::from(nib(unit[106 + b / 2], b % 2)) + 1);
+        Scales::by_32(isa.f16(u16_at(unit, 0)), s)
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        let low = bytes::<16>(unit, 2 + 16 * j);
+        let high = usize::from(u16_at(unit, 66 + 2 * j));
+        let entry = |l: usize| IQ3S_GRID[usize::from(low[l]) | (high >> l & 1) << 8];
+        isa.negate_where(isa.of_u32(std::array::from_fn(entry)), u64_at(unit, 74 + 8 * j))
+    }
+}
+
+/// `8 * grid + delta`, delta being the bytes 1 or -1.
+#[inline(always)]
+pub(crate) fn ternary_entries<I: Isa>(isa: I, index: [usize; 8], delta: I::B64) -> I::B64 {
+    let g = isa.of_u64(index.map(|i| IQ1S_GRID[i & 2047]));
+    let g = isa.add(g, g);
+    let g = isa.add(g, g);
+    isa.add(isa.add(g, g), delta)
+}
+
+/// -1 where the bit is set, else 1.
+#[inline(always)]
+pub(crate) fn delta_byte(bit: u16) -> u8 {
+    1_u8.wrapping_sub(2 * (bit & 1) as u8)
+}
+
+/// f16 d, qs[32], u16[8]: per 32 elements four 3-bit upper index parts, a scale, the shift's sign.
+pub struct IQ1_S;
+
+impl<I: Isa> Decode<I> for IQ1_S {
+    const UNIT_BYTES: usize = 50;
+    const BLOCK_BYTES: usize = 50;
+    const SUB_BLOCK: usize = 32;
+    const MAX_ABS_CODE: i32 = 9;
+
+    #[inline(always)]
+    fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
+        let s = std::array::from_fn(|b| (u16_at(unit, 34 + 2 * b) >> 11 & 14 | 1) as i16);
+        Scales::by_32(isa.f16(u16_at(unit, 0)) * 0.125, s)
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        let low = bytes::<8>(unit, 2 + 8 * j);
+        let h = [u16_at(unit, 34 + 4 * j), u16_at(unit, 36 + 4 * j)];
+        let index = |l: usize| usize::from(low[l]) | usize::from(h[l / 4] >> (3 * (l % 4)) & 7) << 8;
+        let [a, b] = h.map(|h| delta_byte(h >> 15));
+        ternary_entries(isa, std::array::from_fn(index), isa.splat_4x16([a, a, b, b]))
+    }
+}
+
+/// qs[32], qh[16] (nibbles: upper index part and the shift's sign), u16[4]: sixteen 3-bit scales
+/// and, in their top nibbles, the f16 d.
+pub struct IQ1_M;
+
+impl<I: Isa> Decode<I> for IQ1_M {
+    const UNIT_BYTES: usize = 56;
+    const BLOCK_BYTES: usize = 56;
+    const SUB_BLOCK: usize = 16;
+    const MAX_ABS_CODE: i32 = 9;
+
+    #[inline(always)]
+    fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
+        let sc: [u16; 4] = std::array::from_fn(|b| u16_at(unit, 48 + 2 * b));
+        let d = sc[0] >> 12 | sc[1] >> 12 << 4 | sc[2] >> 12 << 8 | sc[3] & 0xf000;
+        let s = std::array::from_fn(|k| 2 * (sc[k / 4] >> (3 * (k % 4)) & 7) as i16 + 1);
+        Scales::by_16(isa.f16(d) * 0.125, s)
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        let low = bytes::<8>(unit, 8 * j);
+        let h = u32_at(unit, 32 + 4 * j);
+        let index = |l: usize| usize::from(low[l]) | (h >> (4 * l) & 7) as usize * 256;
+        ternary_entries(isa, std::array::from_fn(index), isa.of_u64(nibble_deltas(h)))
+    }
+}
+
+/// Eight times eight bytes of 1, or of -1 where bit 3 of the nibble of `h` is set.
+#[inline(always)]
+pub(crate) fn nibble_deltas(h: u32) -> [u64; 8] {
+    let ones = 0x0101_0101_0101_0101;
+    std::array::from_fn(|l| ones + u64::from(h >> (4 * l + 3) & 1) * (0xfe * ones))
+}
+
+/// f16 d, 16 bytes of nibbles: indices of a non-linear table. Blocks of 32.
+pub struct IQ4_NL;
+
+impl<I: Isa> Decode<I> for IQ4_NL {
+    const UNIT_BYTES: usize = 8 * 18;
+    const BLOCK_BYTES: usize = 18;
+    const SUB_BLOCK: usize = 256;
+    const N_FLOAT_SCALES: usize = 8;
+    const MAX_ABS_CODE: i32 = 127;
+
+    #[inline(always)]
+    fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
+        Scales::floats(f16_of_blocks(isa, unit, 18, 0))
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        let q = nibbles_16(isa, bytes(unit, 36 * j + 2), bytes(unit, 36 * j + 20));
+        isa.lut16(&IQ4NL_VALUES, q)
+    }
+}
+
+/// f16 d, u16 and four bytes of 6-bit scales, qs[128].
+pub struct IQ4_XS;
+
+impl<I: Isa> Decode<I> for IQ4_XS {
+    const UNIT_BYTES: usize = 136;
+    const BLOCK_BYTES: usize = 136;
+    const SUB_BLOCK: usize = 32;
+    const MAX_ABS_CODE: i32 = 127;
+
+    #[inline(always)]
+    fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
+        let (high, low) = (u32::from(u16_at(unit, 2)), u32_at(unit, 4));
+        let s = |b: usize| (low >> (4 * b) & 15 | (high >> (2 * b) & 3) << 4) as i16 - 32;
+        Scales::by_32(isa.f16(u16_at(unit, 0)), std::array::from_fn(s))
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        let at = 8 + 32 * j;
+        isa.lut16(&IQ4NL_VALUES, nibbles_16(isa, bytes(unit, at), bytes(unit, at + 16)))
+    }
+}

@@ -1,0 +1,226 @@
+//! Ternary, one-bit and two-bit types: codes -1, 0, 1 (and 2) with one scale per block or row.
+
+use ikq_formats::codebook::{IQ1BN_TRITS, trit};
+use ikq_simd::Isa;
+
+use crate::decode::{Decode, Scales, bytes, u16_at};
+use crate::iqks::{f16_header, f32_header};
+use crate::planes::crumbs;
+
+/// qs[48] (five trits per byte), qh[4] (four), f16 d.
+pub struct TQ1_0;
+
+impl<I: Isa> Decode<I> for TQ1_0 {
+    const UNIT_BYTES: usize = 54;
+    const BLOCK_BYTES: usize = 54;
+    const SUB_BLOCK: usize = 256;
+    const MAX_ABS_CODE: i32 = 1;
+
+    #[inline(always)]
+    fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
+        Scales::floats([isa.f16(u16_at(unit, 52))])
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        // plain arrays: the compiler turns these loops into vectors
+        let long = |power: u8| bytes::<32>(unit, 0).map(|b| trit(b, power));
+        let short = |power: u8| bytes::<16>(unit, 32).map(|b| trit(b, power));
+        let last = || -> [u8; 16] {
+            let b = bytes::<4>(unit, 48);
+            std::array::from_fn(|i| trit(b[i % 4], [1, 3, 9, 27][i / 4]))
+        };
+        let q = match j {
+            0 => isa.load_2x32(&long(1), &long(3)),
+            1 => isa.load_2x32(&long(9), &long(27)),
+            2 => {
+                let a = long(81);
+                isa.load_4x16([bytes(&a, 0), bytes(&a, 16), &short(1), &short(3)])
+            }
+            _ => isa.load_4x16([&short(9), &short(27), &short(81), &last()]),
+        };
+        isa.sub(q, isa.splat(1))
+    }
+}
+
+/// qs[64], f16 d; the unused code 3 decodes to 2.
+pub struct TQ2_0;
+
+impl<I: Isa> Decode<I> for TQ2_0 {
+    const UNIT_BYTES: usize = 66;
+    const BLOCK_BYTES: usize = 66;
+    const SUB_BLOCK: usize = 256;
+    const MAX_ABS_CODE: i32 = 2;
+
+    #[inline(always)]
+    fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
+        Scales::floats([isa.f16(u16_at(unit, 64))])
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        isa.sub(crumbs(isa, bytes(unit, 0), j), isa.splat(1))
+    }
+}
+
+/// Byte -> its five trits less 1, as the low five bytes.
+static BN_CODES: [u64; 256] = {
+    let mut out = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let mut k = 0;
+        while k < 5 {
+            out[byte] |= (IQ1BN_TRITS[byte][k].wrapping_sub(1) as u64) << (8 * k);
+            k += 1;
+        }
+        byte += 1;
+    }
+    out
+};
+
+/// Blocks of 64: twelve bytes of five trits, three per 16 elements, and one with the last trit of
+/// each sixteen. Header f16.
+pub struct IQ1_BN;
+
+impl<I: Isa> Decode<I> for IQ1_BN {
+    const UNIT_BYTES: usize = 4 * 13;
+    const BLOCK_BYTES: usize = 13;
+    const HEADER_BYTES: usize = 2;
+    const SUB_BLOCK: usize = 256;
+    const MAX_ABS_CODE: i32 = 1;
+
+    #[inline(always)]
+    fn header(header: &[u8]) -> f32 {
+        f16_header(header)
+    }
+
+    #[inline(always)]
+    fn scales(_: I, header: f32, _: &[u8]) -> Scales {
+        Scales::floats([header])
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        let block = bytes::<13>(unit, 13 * j);
+        let five = |i: usize| BN_CODES[usize::from(block[i])];
+        let last = five(12);
+        let word = |l: usize| {
+            let (a, b, c) = (five(3 * (l / 2)), five(3 * (l / 2) + 1), five(3 * (l / 2) + 2));
+            match l % 2 {
+                0 => a | b << 40,
+                _ => b >> 24 | c << 16 | last >> (8 * (l / 2)) << 56,
+            }
+        };
+        isa.of_u64(std::array::from_fn(word))
+    }
+}
+
+/// Blocks of 64: sixteen bytes, each with elements e, e + 16, e + 32, e + 48. Header f32.
+pub struct IQ2_BN;
+
+impl<I: Isa> Decode<I> for IQ2_BN {
+    const UNIT_BYTES: usize = 4 * 16;
+    const BLOCK_BYTES: usize = 16;
+    const HEADER_BYTES: usize = 4;
+    const SUB_BLOCK: usize = 256;
+    const MAX_ABS_CODE: i32 = 2;
+
+    #[inline(always)]
+    fn header(header: &[u8]) -> f32 {
+        f32_header(header)
+    }
+
+    #[inline(always)]
+    fn scales(_: I, header: f32, _: &[u8]) -> Scales {
+        Scales::floats([header])
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        let q = isa.bits_4x16(isa.load_4x16([bytes(unit, 16 * j); 4]), [0, 2, 4, 6], 3);
+        isa.sub(q, isa.splat(1))
+    }
+}
+
+/// Runs of 128 elements in 32 bytes, the first 32 elements in the top bits. The one scale stands
+/// behind the whole tensor's codes; whoever has the tensor passes it as the header.
+pub struct I2_S;
+
+impl<I: Isa> Decode<I> for I2_S {
+    const UNIT_BYTES: usize = 64;
+    const BLOCK_BYTES: usize = 32;
+    const SUB_BLOCK: usize = 256;
+    const MAX_ABS_CODE: i32 = 2;
+
+    #[inline(always)]
+    fn scales(_: I, header: f32, _: &[u8]) -> Scales {
+        Scales::floats([header])
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        let run = bytes::<32>(unit, 32 * (j / 2));
+        let top = 6 - 4 * (j as u32 % 2);
+        let q = isa.bits_4x16(isa.load_2x32(run, run), [top, top, top - 2, top - 2], 3);
+        isa.sub(q, isa.splat(1))
+    }
+}
+
+/// Blocks of 128: f16 d, one bit per element: d where set, else -d.
+pub struct Q1_0_G128;
+
+impl<I: Isa> Decode<I> for Q1_0_G128 {
+    const UNIT_BYTES: usize = 2 * 18;
+    const BLOCK_BYTES: usize = 18;
+    const SUB_BLOCK: usize = 256;
+    const N_FLOAT_SCALES: usize = 2;
+    const MAX_ABS_CODE: i32 = 1;
+
+    #[inline(always)]
+    fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
+        Scales::floats([isa.f16(u16_at(unit, 0)), isa.f16(u16_at(unit, 18))])
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        let mask = u64::from_le_bytes(*bytes(unit, 18 * (j / 2) + 2 + 8 * (j % 2)));
+        isa.sub(isa.mask_bytes(mask, 2), isa.splat(1))
+    }
+}
+
+/// Byte -> its four two-bit codes less 1.
+static Q2_CODES: [u32; 256] = {
+    let mut out = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let mut k = 0;
+        while k < 4 {
+            out[byte] |= (((byte >> (2 * k) & 3) as u8).wrapping_sub(1) as u32) << (8 * k);
+            k += 1;
+        }
+        byte += 1;
+    }
+    out
+};
+
+/// Blocks of 64: f16 d, sixteen bytes of four neighbouring elements; values -d, 0, d, 2 d.
+pub struct Q2_0;
+
+impl<I: Isa> Decode<I> for Q2_0 {
+    const UNIT_BYTES: usize = 4 * 18;
+    const BLOCK_BYTES: usize = 18;
+    const SUB_BLOCK: usize = 256;
+    const N_FLOAT_SCALES: usize = 4;
+    const MAX_ABS_CODE: i32 = 2;
+
+    #[inline(always)]
+    fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
+        let d = isa.f16_8(std::array::from_fn(|b| u16_at(unit, 18 * (b % 4))));
+        Scales::floats([d[0], d[1], d[2], d[3]])
+    }
+
+    #[inline(always)]
+    fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
+        isa.of_u32(bytes::<16>(unit, 18 * j + 2).map(|b| Q2_CODES[usize::from(b)]))
+    }
+}
