@@ -1,0 +1,226 @@
+"""`ikq quantize [options] IN.gguf [OUT.gguf] TYPE [NTHREADS]`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import ikq
+from ikq.quantize import PlannedTensor, QuantizePlan, parse_size
+
+NAME = "quantize"
+HELP = "quantize a GGUF model"
+
+MIB = 1024 * 1024
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's options; names are those that users of llama-quantize know."""
+    parser.usage = "ikq quantize [options] IN.gguf [OUT.gguf] TYPE [NTHREADS]"
+    parser.epilog = (
+        "TYPE: " + ", ".join(_writable_types()) + ". "
+        "OUT defaults to ggml-model-TYPE.gguf beside IN; NTHREADS to one per CPU. "
+        "Exit codes: 0 done, 1 error, 2 refused or wrong usage, 130 interrupted."
+    )
+    parser.add_argument(
+        "words", nargs="+", metavar="IN.gguf [OUT.gguf] TYPE [NTHREADS]", help="as in the usage line"
+    )
+    types = parser.add_argument_group("types")
+    types.add_argument("--pure", action="store_true", help="TYPE for every matrix, output.weight too")
+    types.add_argument(
+        "--custom-q",
+        metavar="RE=TYPE,...",
+        action="append",
+        default=[],
+        help="types by regular expression on the name, first match wins; may be repeated",
+    )
+    for option, what in [
+        ("--token-embedding-type", "token_embd.weight"),
+        ("--output-tensor-type", "output.weight"),
+        ("--ffn-gate-inp-type", "the MoE router ffn_gate_inp.weight, else kept"),
+    ]:
+        types.add_argument(option, metavar="TYPE", help=f"type of {what}")
+    types.add_argument(
+        "--allow-requantize", action="store_true", help="accept tensors that are quantized already"
+    )
+    statistics = parser.add_argument_group("statistics")
+    statistics.add_argument("--imatrix", metavar="FILE", help="importance matrix, .dat or GGUF")
+    statistics.add_argument(
+        "--ignore-imatrix-rules",
+        action="store_true",
+        help="do not refuse types that need an imatrix where it has nothing",
+    )
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--split-max-size", metavar="N(M|G)", type=_size, help="split into files of at most this size"
+    )
+    output.add_argument(
+        "--split-max-tensors", metavar="N", type=int, help="split into files of at most N tensors"
+    )
+    output.add_argument(
+        "--dry-run", action="store_true", help="print types and sizes, write nothing"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the verb; returns the exit code."""
+    source, destination, type_name, n_threads = split_words(args.words)
+    plan = ikq.plan_quantization(
+        source,
+        destination,
+        type_name,
+        pure=args.pure,
+        custom_q=args.custom_q,
+        token_embedding_type=args.token_embedding_type,
+        output_tensor_type=args.output_tensor_type,
+        ffn_gate_inp_type=args.ffn_gate_inp_type,
+        imatrix=args.imatrix,
+        allow_requantize=args.allow_requantize,
+        ignore_imatrix_rules=args.ignore_imatrix_rules,
+        split_max_size=args.split_max_size,
+        split_max_tensors=args.split_max_tensors,
+    )
+    lines = tensor_lines(plan)
+    if args.dry_run:
+        for line in lines.values():
+            print(line)
+        print_summary(plan, None)
+        print(f"dry run: {plan.destination} would have {plan.total_bytes} bytes; nothing was written")
+        return 0
+    if sys.stderr.isatty() and sys.stdout.isatty():
+        seconds = _run_with_bar(plan, n_threads)
+    else:
+        seconds = plan.run(
+            n_threads=n_threads, progress=lambda t, _: print(lines[t.name], flush=True)
+        ).seconds
+    print_summary(plan, seconds)
+    return 0
+
+
+def split_words(words: list[str]) -> tuple[str, str | None, str, int | None]:
+    """Input, output, TYPE and number of threads from the positional words.
+
+    As in llama-quantize, the second word is TYPE if it is one, else the output.
+
+    Raises:
+        ikq.errors.RefusedError: Too few or too many words, or a number of threads that is none.
+    """
+    names = {name.upper() for name, *_ in ikq.ftypes()}
+    source, rest = words[0], words[1:]
+    destination = None
+    if rest and not (rest[0].upper() in names or rest[0].isdigit()) and len(rest) > 1:
+        destination, rest = rest[0], rest[1:]
+    if not rest:
+        raise ikq.errors.RefusedError(
+            f"TYPE is missing: ikq quantize {source} [OUT.gguf] TYPE [NTHREADS], for example "
+            f"ikq quantize {source} Q4_K; `ikq quantize --help` lists the types"
+        )
+    type_name, rest = rest[0], rest[1:]
+    if len(rest) > 1:
+        raise ikq.errors.RefusedError(f"too many arguments: {' '.join(rest[1:])}")
+    n_threads = None
+    if rest:
+        try:
+            n_threads = int(rest[0])
+        except ValueError:
+            raise ikq.errors.RefusedError(
+                f"NTHREADS must be a number, got {rest[0]!r} (options come before or after the words)"
+            ) from None
+    return source, destination, type_name, n_threads
+
+
+def tensor_lines(plan: QuantizePlan) -> dict[str, str]:
+    """One line per tensor in the shape that people's log scripts know, with the reason behind it."""
+    n = len(plan.tensors)
+    width = len(str(n))
+    return {t.name: f"[{i:>{width}}/{n}] {_describe(t)}" for i, t in enumerate(plan.tensors, 1)}
+
+
+def _describe(t: PlannedTensor) -> str:
+    dims = ", ".join(f"{d:5d}" for d in reversed((1,) * (4 - len(t.shape)) + t.shape))
+    line = f"{t.name:<40} - [{dims}], type = {_type(t.from_type):>6}, "
+    if t.copied:
+        line += f"size = {t.bytes_in / MIB:8.3f} MiB"
+    else:
+        line += (
+            f"converting to {_type(t.to_type)} .. "
+            f"size = {t.bytes_in / MIB:8.2f} MiB -> {t.bytes_out / MIB:8.2f} MiB"
+        )
+    notes = [t.reason]
+    if t.lacks_imatrix:
+        notes.append("no imatrix data")
+    elif t.imatrix not in (None, t.name):
+        notes.append(f"imatrix of {t.imatrix}")
+    if t.unseen_experts:
+        notes.append(f"{len(t.unseen_experts)} experts without imatrix data")
+    return f"{line} ({'; '.join(notes)})"
+
+
+def _type(type: ikq.QuantType | int) -> str:
+    return type.name.lower() if isinstance(type, ikq.QuantType) else f"unknown({type})"
+
+
+def print_summary(plan: QuantizePlan, seconds: float | None) -> None:
+    """Sizes, fallbacks and missing statistics."""
+    before = sum(t.bytes_in for t in plan.tensors)
+    after = sum(t.bytes_out for t in plan.tensors)
+    weights = sum(_n_elements(t) for t in plan.tensors)
+    print(f"model size = {before / MIB:.2f} MiB")
+    print(f"quant size = {after / MIB:.2f} MiB ({8 * after / max(weights, 1):.3f} bits per weight)")
+    fallbacks = [t for t in plan.tensors if t.fallback_from is not None]
+    if fallbacks:
+        print(f"fallback types: {len(fallbacks)} of {len(plan.tensors)} tensors, see their lines")
+    lacking = [t for t in plan.tensors if t.lacks_imatrix]
+    has_any = any(t.imatrix is not None for t in plan.tensors)
+    if lacking and has_any:
+        print(f"warning: {len(lacking)} tensors are not in the imatrix: {_some(lacking)}")
+    unseen = [t for t in plan.tensors if t.unseen_experts]
+    if unseen:
+        print(f"warning: {len(unseen)} tensors have experts the imatrix never saw: {_some(unseen)}")
+    if seconds is not None:
+        print(f"quantize time = {seconds:.2f} s")
+
+
+def _n_elements(t: PlannedTensor) -> int:
+    n = 1
+    for d in t.shape:
+        n *= d
+    return n
+
+
+def _some(tensors: list[PlannedTensor]) -> str:
+    names = ", ".join(t.name for t in tensors[:4])
+    return names if len(tensors) <= 4 else f"{names} and {len(tensors) - 4} more"
+
+
+def _run_with_bar(plan: QuantizePlan, n_threads: int | None) -> float:
+    """Runs with a progress bar over the source's bytes; the bar goes to the terminal's stderr."""
+    from tqdm import tqdm
+
+    with tqdm(
+        total=sum(t.bytes_in for t in plan.tensors),
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1024,
+        desc=Path(plan.destination).name,
+    ) as bar:
+
+        def progress(t: PlannedTensor, _: float) -> None:
+            bar.set_postfix_str(f"{t.name} -> {_type(t.to_type)}", refresh=False)
+            bar.update(t.bytes_in)
+
+        return plan.run(n_threads=n_threads, progress=progress).seconds
+
+
+def _writable_types() -> list[str]:
+    return [name for name, _, type, is_mix in ikq.ftypes() if type.can_encode and not is_mix]
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from None
+
+

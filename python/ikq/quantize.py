@@ -1,0 +1,289 @@
+"""Quantizing whole models: `quantize_file`, and the plan behind it."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from ikq import _ikq
+from ikq.imatrix import Imatrix
+from ikq.quant_types import QuantType, TypeLike, as_type
+
+__all__ = [
+    "Ftype",
+    "PlannedTensor",
+    "QuantizePlan",
+    "QuantizeResult",
+    "ftypes",
+    "plan_quantization",
+    "quantize_file",
+]
+
+PathLike = str | os.PathLike[str]
+
+
+class Ftype(NamedTuple):
+    """Something that TYPE can be."""
+
+    name: str
+    id: int
+    """The number written to `general.file_type`."""
+    base: QuantType
+    """The type of matrices that no rule says otherwise about."""
+    is_mix: bool
+    """A mix whose rules give some tensors other types, such as Q4_K_M."""
+
+
+def ftypes() -> list[Ftype]:
+    """Everything that the command's TYPE can be, in order of number."""
+    return [Ftype(name, id, QuantType(base), is_mix) for name, id, base, is_mix in _ikq.ftypes()]
+
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """What happens to one tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    """As numpy has it: experts, rows, elements of a row."""
+    from_type: QuantType | int
+    """An id that ikq does not know stays a number."""
+    to_type: QuantType | int
+    copied: bool
+    """Byte for byte, not decoded and encoded."""
+    reason: str
+    """Why it gets its type, or why it is copied."""
+    fallback_from: QuantType | None
+    """The type that was wanted before the shape forced another."""
+    bytes_in: int
+    bytes_out: int
+    imatrix: str | None
+    """Entry that weighs its columns; None when there is none or the type looks at none."""
+    lacks_imatrix: bool
+    """Its type would use statistics, and there are none."""
+    unseen_experts: tuple[int, ...]
+    """Experts without a single token in the statistics; encoded with equal weights."""
+
+
+@dataclass(frozen=True)
+class QuantizePlan:
+    """Everything that is known before the first byte is written."""
+
+    source: Path
+    destination: Path
+    tensors: tuple[PlannedTensor, ...]
+    total_bytes: int
+    """Size of the output, all files together, to the byte."""
+    _core: _ikq.QuantizePlan = field(repr=False, compare=False)
+
+    def run(
+        self,
+        *,
+        n_threads: int | None = None,
+        progress: Callable[[PlannedTensor, float], None] | None = None,
+        _isa: str | None = None,
+    ) -> QuantizeResult:
+        """Carries the plan out.
+
+        The output is written beside its final name and renamed when whole: an existing file stays as
+        it is until then, and nothing is left when the run fails or is interrupted. The bytes do not
+        depend on the number of threads or the machine.
+
+        Args:
+            n_threads: Threads; None is one per CPU.
+            progress: Called with each tensor, in order, when it is in the file, and the seconds of
+                work (of all threads together) that it took.
+
+        Raises:
+            ikq.errors.FormatError: A weight is NaN or infinite; names tensor, expert, row and column.
+            OSError: Reading or writing failed; a full disk names the bytes that were needed.
+            KeyboardInterrupt: Ctrl-C.
+        """
+        start = time.perf_counter()
+        if n_threads is not None and n_threads <= 0:
+            n_threads = None
+
+        def done(index: int, seconds: float) -> None:
+            if progress is not None:
+                progress(self.tensors[index], seconds)
+
+        self.destination.parent.mkdir(parents=True, exist_ok=True)
+        files = self._core.run(self.destination, n_threads=n_threads, isa_name=_isa, progress=done)
+        return QuantizeResult(
+            plan=self,
+            files=tuple(Path(f) for f in files),
+            seconds=time.perf_counter() - start,
+        )
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """A finished run."""
+
+    plan: QuantizePlan
+    files: tuple[Path, ...]
+    """The files written: one, or the shards of a split set."""
+    seconds: float
+
+
+def plan_quantization(
+    source: PathLike,
+    destination: PathLike | None,
+    type: str | QuantType,
+    *,
+    pure: bool = False,
+    custom_q: str | Sequence[str] = (),
+    token_embedding_type: TypeLike | None = None,
+    output_tensor_type: TypeLike | None = None,
+    ffn_gate_inp_type: TypeLike | None = None,
+    imatrix: PathLike | Imatrix | None = None,
+    allow_requantize: bool = False,
+    ignore_imatrix_rules: bool = False,
+    split_max_size: int | str | None = None,
+    split_max_tensors: int | None = None,
+) -> QuantizePlan:
+    """Decides every tensor's type, statistics, offset and size; reads no weights and writes nothing.
+
+    The arguments are those of `quantize_file`, which runs the plan.
+    """
+    name = type.name if isinstance(type, QuantType) else str(type)
+    rules = [custom_q] if isinstance(custom_q, str) else list(custom_q)
+    if imatrix is not None and not isinstance(imatrix, Imatrix):
+        imatrix = Imatrix(imatrix)
+    source = Path(source)
+    core = _ikq.plan_quantize(
+        _ikq.Model.open(os.fspath(source)),
+        name,
+        pure=pure,
+        custom=rules,
+        token_embedding_type=_id(token_embedding_type),
+        output_tensor_type=_id(output_tensor_type),
+        ffn_gate_inp_type=_id(ffn_gate_inp_type),
+        imatrix=None if imatrix is None else imatrix._core,
+        allow_requantize=allow_requantize,
+        ignore_imatrix_rules=ignore_imatrix_rules,
+        max_bytes=None if split_max_size is None else parse_size(split_max_size),
+        max_tensors=split_max_tensors,
+    )
+    if destination is None:
+        destination = source.parent / f"ggml-model-{name.upper()}.gguf"
+    return QuantizePlan(
+        source=source,
+        destination=Path(destination),
+        tensors=tuple(_planned(t) for t in core.tensors()),
+        total_bytes=core.total_bytes,
+        _core=core,
+    )
+
+
+def quantize_file(
+    source: PathLike,
+    destination: PathLike | None,
+    type: str | QuantType,
+    *,
+    pure: bool = False,
+    custom_q: str | Sequence[str] = (),
+    token_embedding_type: TypeLike | None = None,
+    output_tensor_type: TypeLike | None = None,
+    ffn_gate_inp_type: TypeLike | None = None,
+    imatrix: PathLike | Imatrix | None = None,
+    allow_requantize: bool = False,
+    ignore_imatrix_rules: bool = False,
+    split_max_size: int | str | None = None,
+    split_max_tensors: int | None = None,
+    n_threads: int | None = None,
+    progress: Callable[[PlannedTensor, float], None] | None = None,
+) -> QuantizeResult:
+    """Quantizes a GGUF model to a file; what `python -m ikq quantize` runs.
+
+    Args:
+        source: The model, or any shard of a split set.
+        destination: The file to write; None is `ggml-model-TYPE.gguf` beside the source. With a
+            split, the shards are named after it.
+        type: What matrices become, by name (`"IQ4_KS"`) or `QuantType`.
+        pure: That type for every matrix, `output.weight` included; otherwise a smaller type leaves
+            the output matrix at Q6_K.
+        custom_q: `"regex=type,regex=type"`, or several such strings; the first pattern found in a
+            tensor's name decides. A rule that matches nothing is an error.
+        token_embedding_type: Type of `token_embd.weight`, over all rules.
+        output_tensor_type: Type of `output.weight`, over all rules.
+        ffn_gate_inp_type: Type of the MoE router `ffn_gate_inp.weight`, which otherwise stays as it is.
+        imatrix: Activation statistics, a file of either form or an `Imatrix`.
+        allow_requantize: Accept tensors that are quantized already.
+        ignore_imatrix_rules: Do not refuse types that need statistics where there are none.
+        split_max_size: Split the output into files of at most this many bytes (`"4G"`, `"500M"`).
+        split_max_tensors: Split the output into files of at most this many tensors.
+        n_threads: Threads; None (or a number below 1) is one per CPU.
+        progress: Called with each finished tensor and the seconds it took.
+
+    Raises:
+        ikq.errors.RefusedError: What was asked makes no sense or would do harm; the message names
+            the way out. `MissingImatrixError` is one.
+        ikq.errors.FormatError: A damaged file, unknown names, NaN or infinity in the weights.
+        OSError: Files that cannot be read or written.
+    """
+    plan = plan_quantization(
+        source,
+        destination,
+        type,
+        pure=pure,
+        custom_q=custom_q,
+        token_embedding_type=token_embedding_type,
+        output_tensor_type=output_tensor_type,
+        ffn_gate_inp_type=ffn_gate_inp_type,
+        imatrix=imatrix,
+        allow_requantize=allow_requantize,
+        ignore_imatrix_rules=ignore_imatrix_rules,
+        split_max_size=split_max_size,
+        split_max_tensors=split_max_tensors,
+    )
+    return plan.run(n_threads=n_threads, progress=progress)
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes of `"4G"`, `"500M"`, `"64K"` or a plain number; the units are powers of 1000, as users
+    of `gguf-split` know them.
+
+    Raises:
+        ValueError: Not a positive size.
+    """
+    match = re.fullmatch(r"\s*(\d+)\s*([KMGT]?)B?\s*", str(size), re.IGNORECASE)
+    n = int(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ") if match else 0
+    if n <= 0:
+        raise ValueError(f"{size!r} is not a size; write a number with K, M or G, such as 4G")
+    return n
+
+
+def _id(type: TypeLike | None) -> int | None:
+    return None if type is None else int(as_type(type))
+
+
+def _known(id: int) -> QuantType | int:
+    try:
+        return QuantType(id)
+    except ValueError:
+        return id
+
+
+def _planned(t: _ikq.TensorPlan) -> PlannedTensor:
+    own = {"own": t.name, "missing": None, "not used": None}
+    return PlannedTensor(
+        name=t.name,
+        shape=tuple(reversed(t.dims)),
+        from_type=_known(t.from_type),
+        to_type=_known(t.to_type),
+        copied=t.copied,
+        reason=t.reason,
+        fallback_from=None if t.fallback_from is None else QuantType(t.fallback_from),
+        bytes_in=t.bytes_in,
+        bytes_out=t.bytes_out,
+        imatrix=own.get(t.statistics, t.statistics),
+        lacks_imatrix=t.statistics == "missing",
+        unseen_experts=tuple(t.unseen_experts),
+    )
