@@ -34,6 +34,12 @@ pub enum Stop<E> {
     Failed(E),
 }
 
+impl<E> From<E> for Stop<E> {
+    fn from(e: E) -> Stop<E> {
+        Stop::Failed(e)
+    }
+}
+
 /// A fixed number of threads that wait for work. Dropping it ends them.
 #[derive(Debug)]
 pub struct Pool {

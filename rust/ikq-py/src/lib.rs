@@ -1,1 +1,41 @@
-//! placeholder
+//! `ikq._ikq`: what Python calls. This crate converts and nothing else; the work is done in the crates
+//! below it, the checks of dtypes and shapes that deserve a sentence in `python/ikq`.
+
+mod arrays;
+mod enter;
+mod errors;
+mod fields;
+mod gguf;
+mod metadata;
+mod pipeline;
+mod simd;
+mod threads;
+mod types;
+
+use pyo3::prelude::*;
+
+/// Compiled core of ikq. Private: use the names of `ikq`.
+#[pymodule]
+mod _ikq {
+    #[pymodule_export]
+    use crate::arrays::{dequantize, quantize, repack};
+    #[pymodule_export]
+    use crate::fields::{layout_fields, pack, unpack};
+    #[pymodule_export]
+    use crate::gguf::{Model, write_gguf};
+    #[pymodule_export]
+    use crate::metadata::Metadata;
+    #[pymodule_export]
+    use crate::pipeline::{Imatrix, QuantizePlan, TensorPlan, ftypes, plan_quantize};
+    #[pymodule_export]
+    use crate::simd::{available_isas, selected_isa};
+    #[pymodule_export]
+    use crate::types::{TypeFacts, parse_type, row_bytes, tensor_bytes, type_facts};
+
+    use super::*;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

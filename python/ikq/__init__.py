@@ -1,0 +1,50 @@
+"""ikq: quantize GGUF models with every tensor type of ggml.
+
+Arrays: `dequantize`, `quantize`, `repack`, `pack`, `unpack`, `row_bytes`, `tensor_bytes`; types:
+`QuantType`; tensors: `QTensor`; files: `GGUFReader`, `GGUFWriter`; exceptions: `ikq.errors`.
+"""
+
+from ikq._ikq import __version__
+from ikq.arrays import available_isas, dequantize, isa, quantize, repack, row_bytes, tensor_bytes
+from ikq.errors import (
+    DeviceError,
+    FormatError,
+    IkqError,
+    MissingImatrixError,
+    RefusedError,
+    ShapeError,
+    UnsupportedError,
+)
+from ikq.fields import Field, block_fields, pack, unpack
+from ikq.gguf import GGUFReader, GGUFWriter, Metadata, Shard, Typed
+from ikq.quant_types import QuantType
+from ikq.tensor import QTensor
+
+__all__ = [
+    "DeviceError",
+    "Field",
+    "FormatError",
+    "GGUFReader",
+    "GGUFWriter",
+    "IkqError",
+    "Metadata",
+    "MissingImatrixError",
+    "QTensor",
+    "QuantType",
+    "RefusedError",
+    "Shard",
+    "ShapeError",
+    "Typed",
+    "UnsupportedError",
+    "__version__",
+    "available_isas",
+    "block_fields",
+    "dequantize",
+    "isa",
+    "pack",
+    "quantize",
+    "repack",
+    "row_bytes",
+    "tensor_bytes",
+    "unpack",
+]

@@ -1,0 +1,78 @@
+"""The command line: `ikq VERB ...`. One module per verb, with `add_parser` and `run`.
+
+A verb's module describes its arguments in `add_parser(verbs)`, which returns the parser, and does the work
+in `run(arguments)`, which returns the exit code (None is 0). It uses public names of `ikq` only.
+
+Exit codes: 0 done; 1 error; 2 refused or wrong usage; 130 interrupted. An expected error is one
+sentence on standard error; `IKQ_DEBUG=1` shows the traceback as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import ikq
+
+VERBS = ("types", "gguf_dump")
+"""Modules of this package, in the order of the help text."""
+
+DONE, ERROR, REFUSED, INTERRUPTED = 0, 1, 2, 130
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="ikq",
+        description="Quantize GGUF models with every tensor type of ggml.",
+        epilog="Set IKQ_DEBUG=1 for tracebacks, IKQ_ISA=scalar|avx2|avx512 to force an instruction set.",
+    )
+    parser.add_argument("--version", action="version", version=f"ikq {ikq.__version__}")
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    for name in VERBS:
+        module = importlib.import_module(f"ikq.cli.{name}")
+        module.add_parser(verbs).set_defaults(run=module.run)
+    return parser
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command; returns its exit code.
+
+    Raises:
+        SystemExit: from argparse: code 0 after `--help`, 2 after wrong usage.
+    """
+    try:
+        parsed = build_parser().parse_args(arguments)
+        code: int | None = parsed.run(parsed)
+        sys.stdout.flush()
+    except KeyboardInterrupt as e:
+        return _fail(str(e) or "interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        # the reader of a pipe (`ikq types | head`) has left; there is nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except ikq.RefusedError as e:
+        return _fail(str(e), REFUSED)
+    except OSError as e:
+        return _fail(_os_sentence(e), ERROR)
+    except (ikq.IkqError, ValueError, MemoryError) as e:
+        return _fail(str(e) or "out of memory", ERROR)
+    return DONE if code is None else code
+
+
+def _os_sentence(e: OSError) -> str:
+    reason = e.strerror or str(e)
+    if e.filename is None or str(e.filename) in reason:
+        return reason
+    return f"{e.filename}: {reason[:1].lower()}{reason[1:]}"
+
+
+def _fail(sentence: str, code: int) -> int:
+    if os.environ.get("IKQ_DEBUG", "") not in ("", "0"):
+        traceback.print_exc()
+    print(f"error: {sentence}", file=sys.stderr)
+    return code

@@ -1,0 +1,44 @@
+"""Exceptions of ikq.
+
+They mirror the errors of the Rust crates. Errors of the operating system keep their kind
+(`FileNotFoundError`, `PermissionError`, ... with `filename`), an interrupted call raises
+`KeyboardInterrupt`.
+"""
+
+__all__ = [
+    "DeviceError",
+    "FormatError",
+    "IkqError",
+    "MissingImatrixError",
+    "RefusedError",
+    "ShapeError",
+    "UnsupportedError",
+]
+
+
+class IkqError(Exception):
+    """Base of all exceptions that ikq defines."""
+
+
+class FormatError(IkqError, ValueError):
+    """Data, a file or a name is not what it should be: unknown type, damaged GGUF, NaN in weights."""
+
+
+class ShapeError(IkqError, ValueError):
+    """A shape, row length or byte count does not fit the type or the other arguments."""
+
+
+class UnsupportedError(IkqError, NotImplementedError):
+    """A legitimate wish that ikq or this machine cannot fulfil."""
+
+
+class RefusedError(IkqError):
+    """Not done because it would do harm or makes no sense; the message names the option that allows it."""
+
+
+class MissingImatrixError(RefusedError):
+    """The type needs an importance matrix and there is no data for this tensor."""
+
+
+class DeviceError(IkqError):
+    """A compute device is missing or failed."""

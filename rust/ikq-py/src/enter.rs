@@ -1,0 +1,106 @@
+//! The one door from Python into long work: release the interpreter, run, look for Ctrl-C, map
+//! errors. No call site does any of it by hand.
+
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::Duration;
+
+use ikq_pool::{Cancel, Stop};
+use pyo3::exceptions::{PyKeyboardInterrupt, PyOSError};
+use pyo3::prelude::*;
+
+use crate::errors::Raise;
+
+/// How often signals are looked at.
+const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Work of fewer elements than this runs on the calling thread without a look at signals: it
+/// takes a few milliseconds at most, and a helper thread would cost more than small calls do.
+const SHORT: usize = 1 << 14;
+
+/// Runs `job` with the interpreter released. `n_elements` is its rough size.
+///
+/// The job must look at the flag between units and return [`Stop::Cancelled`] when it is set; it runs
+/// on a thread of its own, because only Python's main thread can see Ctrl-C and must be free to look.
+///
+/// # Errors
+/// The job's error as a Python exception; the exception of the signal handler (`KeyboardInterrupt`).
+pub fn enter<R, E>(
+    py: Python<'_>,
+    n_elements: usize,
+    job: impl FnOnce(&Cancel) -> Result<R, Stop<E>> + Send,
+) -> PyResult<R>
+where
+    R: Send,
+    E: Raise + Send,
+{
+    let cancel = Cancel::new();
+    let (result, signal) = if n_elements < SHORT {
+        (py.detach(|| job(&cancel)), Ok(()))
+    } else {
+        py.detach(|| watched(&cancel, job, |_| Ok(())))?
+    };
+    signal?;
+    finish(py, result)
+}
+
+/// As [`enter`] for long jobs that report on the way: `tick` runs with the interpreter held every
+/// [`SIGNAL_INTERVAL`] and once after the job, on the calling thread. An exception from it stops the job.
+///
+/// # Errors
+/// As [`enter`], and what `tick` raised.
+pub fn enter_with_events<R, E>(
+    py: Python<'_>,
+    job: impl FnOnce(&Cancel) -> Result<R, Stop<E>> + Send,
+    mut tick: impl FnMut(Python<'_>) -> PyResult<()> + Send,
+) -> PyResult<R>
+where
+    R: Send,
+    E: Raise + Send,
+{
+    let cancel = Cancel::new();
+    let (result, signal) = py.detach(|| watched(&cancel, job, &mut tick))?;
+    signal?;
+    let result = finish(py, result)?;
+    tick(py)?;
+    Ok(result)
+}
+
+fn finish<R, E: Raise>(py: Python<'_>, result: Result<R, Stop<E>>) -> PyResult<R> {
+    result.map_err(|stop| match stop {
+        Stop::Failed(e) => e.raise(py),
+        Stop::Cancelled => PyKeyboardInterrupt::new_err("interrupted"),
+    })
+}
+
+/// The job's result, and what a signal handler raised meanwhile.
+type Watched<R, E> = (Result<R, Stop<E>>, PyResult<()>);
+
+fn watched<R: Send, E: Send>(
+    cancel: &Cancel,
+    job: impl FnOnce(&Cancel) -> Result<R, Stop<E>> + Send,
+    mut tick: impl FnMut(Python<'_>) -> PyResult<()>,
+) -> PyResult<Watched<R, E>> {
+    std::thread::scope(|scope| {
+        let (running, done) = channel::<()>();
+        let worker = std::thread::Builder::new()
+            .name("ikq-job".to_string())
+            .spawn_scoped(scope, move || {
+                let _running = running; // dropped at the end, also by a panic
+                job(cancel)
+            })
+            .map_err(|e| PyOSError::new_err(format!("cannot start a thread: {e}")))?;
+        let mut signal = Ok(());
+        while let Err(RecvTimeoutError::Timeout) = done.recv_timeout(SIGNAL_INTERVAL) {
+            if signal.is_ok() {
+                signal = Python::attach(|py| py.check_signals().and_then(|()| tick(py)));
+                if signal.is_err() {
+                    cancel.cancel();
+                }
+            }
+        }
+        match worker.join() {
+            Ok(result) => Ok((result, signal)),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}

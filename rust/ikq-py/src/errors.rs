@@ -1,0 +1,107 @@
+//! Errors of the crates below as the exceptions of `ikq.errors`.
+
+use std::ffi::OsString;
+
+use pyo3::exceptions::{PyIsADirectoryError, PyKeyboardInterrupt, PyOSError};
+use pyo3::prelude::*;
+
+pyo3::import_exception!(ikq.errors, IkqError);
+pyo3::import_exception!(ikq.errors, FormatError);
+pyo3::import_exception!(ikq.errors, MissingImatrixError);
+pyo3::import_exception!(ikq.errors, RefusedError);
+pyo3::import_exception!(ikq.errors, ShapeError);
+pyo3::import_exception!(ikq.errors, UnsupportedError);
+
+/// An error that knows its Python exception.
+pub trait Raise {
+    fn raise(self, py: Python<'_>) -> PyErr;
+}
+
+impl Raise for PyErr {
+    fn raise(self, _: Python<'_>) -> PyErr {
+        self
+    }
+}
+
+impl Raise for ikq_formats::Error {
+    fn raise(self, _: Python<'_>) -> PyErr {
+        use ikq_formats::Error::*;
+        let message = self.to_string();
+        match self {
+            UnknownType { .. } | FieldValue { .. } | CodesClash { .. } => FormatError::new_err(message),
+            RowLength { .. } | RowCount { .. } | ByteCount { .. } | I2sLength { .. } | TooLarge { .. } => {
+                ShapeError::new_err(message)
+            }
+            Repack { .. } | NoLayout { .. } => UnsupportedError::new_err(message),
+            _ => IkqError::new_err(message),
+        }
+    }
+}
+
+impl Raise for ikq_gguf::Error {
+    fn raise(self, py: Python<'_>) -> PyErr {
+        use ikq_gguf::Error::*;
+        let message = self.to_string();
+        let path = self.path().map(|p| p.as_os_str().to_os_string());
+        match self {
+            NoSpace { ref source, .. } | FileTooLarge { ref source, .. } => {
+                os_error(py, source.raw_os_error(), message, path)
+            }
+            Io { ref source, .. } => match source.raw_os_error() {
+                Some(number) => os_error(py, Some(number), reason(source), path),
+                None => os_error(py, None, message, path),
+            },
+            ShardMissing { .. } => os_error(py, Some(ENOENT), message, path),
+            IsDirectory { .. } => {
+                PyIsADirectoryError::new_err((EISDIR, "is a directory, not a GGUF file".to_string(), path))
+            }
+            UnknownType { .. } => UnsupportedError::new_err(message),
+            PlanShape { .. } | PlanDims { .. } | WriteRange { .. } => ShapeError::new_err(message),
+            _ => FormatError::new_err(message),
+        }
+    }
+}
+
+/// What the system says, without the number that `OSError` shows anyway.
+fn reason(e: &std::io::Error) -> String {
+    e.to_string().split(" (os error").next().unwrap_or_default().to_string()
+}
+
+const ENOENT: i32 = 2;
+const EISDIR: i32 = 21;
+
+/// `OSError` of the kind that the number says, with the file's name.
+fn os_error(py: Python<'_>, number: Option<i32>, message: String, path: Option<OsString>) -> PyErr {
+    match number {
+        // called with a number, the class chooses the subclass (FileNotFoundError, ...)
+        Some(number) => match py.get_type::<PyOSError>().call1((number, message, path)) {
+            Ok(error) => PyErr::from_value(error),
+            Err(e) => e,
+        },
+        None => PyOSError::new_err(message),
+    }
+}
+
+impl Raise for ikq_quantize::Error {
+    fn raise(self, py: Python<'_>) -> PyErr {
+        use ikq_quantize::Error::*;
+        let refusal = self.is_refusal();
+        let message = self.to_string();
+        match self {
+            Format(e) => e.raise(py),
+            Gguf(e) => e.raise(py),
+            Imatrix(ikq_quantize::imatrix::ImatrixError::Io { path, source }) => {
+                let path = Some(path.into_os_string());
+                os_error(py, source.raw_os_error(), reason(&source), path)
+            }
+            Imatrix(ikq_quantize::imatrix::ImatrixError::Gguf(e)) => e.raise(py),
+            PartRow { .. } | ImportanceLength { .. } | ImatrixShape { .. } => ShapeError::new_err(message),
+            NotFinite { .. } | TensorNotFinite { .. } | Importance { .. } => FormatError::new_err(message),
+            NoEncoder { .. } => UnsupportedError::new_err(message),
+            MissingImatrix { .. } => MissingImatrixError::new_err(message),
+            Cancelled => PyKeyboardInterrupt::new_err(message),
+            _ if refusal => RefusedError::new_err(message),
+            _ => FormatError::new_err(message),
+        }
+    }
+}
