@@ -107,7 +107,7 @@ impl<I: Isa> Decode<I> for IQ1_M_R4 {
         let h = u32::from(u16_at(unit, at + 4)) | u32::from(u16_at(unit, at + 11)) << 16;
         let index = |l: usize| {
             let low = unit[at + 7 * (l / 4) + l % 4];
-            usize::from(low) | (h >> (4 * l) & 7) as usize * 256
+            usize::from(low) | ((h >> (4 * l) & 7) as usize) << 8
         };
         ternary_entries(isa, std::array::from_fn(index), isa.of_u64(nibble_deltas(h)))
     }

@@ -95,7 +95,7 @@ impl<I: Isa> Decode<I> for IQ3_K {
         let signs = u16_at(unit, 4);
         let s = |k: usize| {
             let negative = -((signs >> k & 1) as i16);
-            (2 * i16::from(magnitude[k]) + 1 ^ negative) - negative
+            ((2 * i16::from(magnitude[k]) + 1) ^ negative) - negative
         };
         Scales::by_16(isa.f16(u16_at(unit, 0)), std::array::from_fn(s))
     }

@@ -218,7 +218,7 @@ impl<I: Isa> Decode<I> for IQ1_M {
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         let low = bytes::<8>(unit, 8 * j);
         let h = u32_at(unit, 32 + 4 * j);
-        let index = |l: usize| usize::from(low[l]) | (h >> (4 * l) & 7) as usize * 256;
+        let index = |l: usize| usize::from(low[l]) | ((h >> (4 * l) & 7) as usize) << 8;
         ternary_entries(isa, std::array::from_fn(index), isa.of_u64(nibble_deltas(h)))
     }
 }

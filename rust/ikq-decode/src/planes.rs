@@ -62,5 +62,6 @@ pub(crate) fn nibbles_low_high(b: &[u8; 4]) -> [u8; 8] {
 pub(crate) fn four_bits(mask: u16, j: usize, value: u8) -> [u8; 4] {
     let bits = u32::from(mask >> (4 * j)) & 15;
     // four copies seven bits apart: bit k of copy k is at bit 8 k
-    ((bits * 0x0020_4081 & 0x0101_0101) * u32::from(value)).to_le_bytes()
+    let spread = (bits * 0x0020_4081) & 0x0101_0101;
+    (spread * u32::from(value)).to_le_bytes()
 }

@@ -1,8 +1,8 @@
 //! IQ1_KT to IQ4_KT: codes seed a generator (`ikq_formats::codebook`, KT) that yields 8 or 4 values.
 //!
 //! Row header f32; per 32 elements an integer scale, for IQ1_KT and IQ2_KT from a non-linear table.
-//! No code reaches the generator's bounds of +-126: the largest absolute values were found by
-//! running through all codes, and a test does so again.
+//! No code reaches the generator's bounds of +-126: the largest absolute values below come from
+//! running through all codes of a type.
 
 use ikq_formats::codebook::{IQ4NL_VALUES, KT_OFFSET, KT_POWERS};
 use ikq_simd::Isa;
@@ -34,7 +34,7 @@ impl<I: Isa> Decode<I> for IQ1_KT {
     const BLOCK_BYTES: usize = 56;
     const HEADER_BYTES: usize = 4;
     const SUB_BLOCK: usize = 32;
-    const MAX_ABS_CODE: i32 = 126;
+    const MAX_ABS_CODE: i32 = 121;
 
     #[inline(always)]
     fn header(header: &[u8]) -> f32 {
@@ -67,7 +67,7 @@ impl<I: Isa> Decode<I> for IQ2_KT {
     const BLOCK_BYTES: usize = 68;
     const HEADER_BYTES: usize = 4;
     const SUB_BLOCK: usize = 32;
-    const MAX_ABS_CODE: i32 = 126;
+    const MAX_ABS_CODE: i32 = 123;
     const PRODUCT_FACTOR: f32 = 1.05;
 
     #[inline(always)]
@@ -94,7 +94,7 @@ impl<I: Isa> Decode<I> for IQ3_KT {
     const BLOCK_BYTES: usize = 100;
     const HEADER_BYTES: usize = 4;
     const SUB_BLOCK: usize = 32;
-    const MAX_ABS_CODE: i32 = 126;
+    const MAX_ABS_CODE: i32 = 123;
     const PRODUCT_FACTOR: f32 = 1.01;
 
     #[inline(always)]
@@ -122,7 +122,7 @@ impl<I: Isa> Decode<I> for IQ4_KT {
     const BLOCK_BYTES: usize = 128;
     const HEADER_BYTES: usize = 4;
     const SUB_BLOCK: usize = 32;
-    const MAX_ABS_CODE: i32 = 126;
+    const MAX_ABS_CODE: i32 = 122;
 
     #[inline(always)]
     fn header(header: &[u8]) -> f32 {
