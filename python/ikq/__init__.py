@@ -1,7 +1,8 @@
 """ikq: quantize GGUF models with every tensor type of ggml.
 
 Arrays: `dequantize`, `quantize`, `repack`, `pack`, `unpack`, `row_bytes`, `tensor_bytes`; types:
-`QuantType`; tensors: `QTensor`; files: `GGUFReader`, `GGUFWriter`; exceptions: `ikq.errors`.
+`QuantType`; tensors: `QTensor`; files: `GGUFReader`, `GGUFWriter`; whole models: `quantize_file`,
+`plan_quantization`, `Imatrix`; exceptions: `ikq.errors`.
 """
 
 from ikq._ikq import __version__
@@ -17,6 +18,16 @@ from ikq.errors import (
 )
 from ikq.fields import Field, block_fields, pack, unpack
 from ikq.gguf import GGUFReader, GGUFWriter, Metadata, Shard, Typed
+from ikq.imatrix import Imatrix, ImatrixEntry
+from ikq.pipeline import (
+    Ftype,
+    PlannedTensor,
+    QuantizePlan,
+    QuantizeResult,
+    ftypes,
+    plan_quantization,
+    quantize_file,
+)
 from ikq.quant_types import QuantType
 from ikq.tensor import QTensor
 
@@ -24,25 +35,34 @@ __all__ = [
     "DeviceError",
     "Field",
     "FormatError",
+    "Ftype",
     "GGUFReader",
     "GGUFWriter",
     "IkqError",
+    "Imatrix",
+    "ImatrixEntry",
     "Metadata",
     "MissingImatrixError",
+    "PlannedTensor",
     "QTensor",
     "QuantType",
+    "QuantizePlan",
+    "QuantizeResult",
     "RefusedError",
-    "Shard",
     "ShapeError",
+    "Shard",
     "Typed",
     "UnsupportedError",
     "__version__",
     "available_isas",
     "block_fields",
     "dequantize",
+    "ftypes",
     "isa",
     "pack",
+    "plan_quantization",
     "quantize",
+    "quantize_file",
     "repack",
     "row_bytes",
     "tensor_bytes",

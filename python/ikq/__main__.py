@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code (0 done, 1 error, 2 refused or misused, 130 interrupted)."""
+    """Runs the command line; returns the exit code: 0 done, 1 error, 2 refused, 130 interrupted."""
     from ikq.cli import run
 
     return run(sys.argv[1:] if arguments is None else arguments)

@@ -8,6 +8,31 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = [
+    "Imatrix",
+    "Metadata",
+    "Model",
+    "QuantizePlan",
+    "TensorPlan",
+    "TypeFacts",
+    "__version__",
+    "available_isas",
+    "dequantize",
+    "ftypes",
+    "layout_fields",
+    "pack",
+    "parse_type",
+    "plan_quantize",
+    "quantize",
+    "repack",
+    "row_bytes",
+    "selected_isa",
+    "tensor_bytes",
+    "type_facts",
+    "unpack",
+    "write_gguf",
+]
+
 __version__: str
 
 @final
@@ -82,6 +107,7 @@ def pack(
     n_rows: int,
     n_per_row: int,
 ) -> NDArray[np.uint8]: ...
+
 @final
 class Metadata:
     def __new__(cls) -> Metadata: ...
@@ -100,7 +126,7 @@ class Model:
     def open(path: str | os.PathLike[str]) -> Model: ...
     def metadata(self) -> Metadata: ...
     def tensors(self) -> list[tuple[str, list[int], int, int]]: ...
-    def shards(self) -> list[tuple[str, int, int, int, int]]: ...
+    def shards(self) -> list[tuple[Path, int, int, int, int]]: ...
     def data(self, name: str) -> NDArray[np.uint8]: ...
 
 def write_gguf(
@@ -111,7 +137,7 @@ def write_gguf(
     max_bytes: int | None,
     max_tensors: int | None,
     no_tensor_first_split: bool,
-) -> list[str]: ...
+) -> list[Path]: ...
 
 @final
 class Imatrix:
@@ -128,6 +154,7 @@ class Imatrix:
     def entry_for(self, name: str) -> str | None: ...
 
 def ftypes() -> list[tuple[str, int, int, bool]]: ...
+
 @final
 class TensorPlan:
     @property

@@ -88,14 +88,18 @@ def as_bytes(data: ByteData) -> NDArray[np.uint8]:
     """
     if isinstance(data, np.ndarray):
         if data.dtype != np.uint8:
-            raise FormatError(f"stored data must be an array of uint8, not of {data.dtype}; `.view(numpy.uint8)`?")
+            raise FormatError(
+                f"stored data must be an array of uint8, not of {data.dtype}; `.view(numpy.uint8)`?"
+            )
         if data.ndim == 0:
             raise ShapeError("stored data must have at least one axis")
         return data
     try:
         return np.frombuffer(data, dtype=np.uint8)
     except (TypeError, ValueError, BufferError) as e:
-        raise FormatError(f"stored data must be an array of uint8 or bytes, not {data.__class__.__name__}") from e
+        raise FormatError(
+            f"stored data must be an array of uint8 or bytes, not {data.__class__.__name__}"
+        ) from e
 
 
 def as_rows(data: ByteData, type: QuantType, n_per_row: int | None) -> Rows:
@@ -113,7 +117,7 @@ def as_rows(data: ByteData, type: QuantType, n_per_row: int | None) -> Rows:
             n_rows = len(array) // size if size else 0
             if n_rows * size != len(array):
                 raise ShapeError(
-                    f"{len(array)} bytes are not whole rows of {n_per_row} elements ({size} bytes each, {type})"
+                    f"{len(array)} bytes are not whole rows of {n_per_row} elements of {type} ({size} bytes)"
                 )
             shape = (n_rows, size)
     elif type.rows > 1 and array.ndim == 1:
@@ -124,7 +128,7 @@ def as_rows(data: ByteData, type: QuantType, n_per_row: int | None) -> Rows:
         n_per_row, size = _infer_n_per_row(type, shape[-1]), shape[-1]
     if shape[-1] != size:
         raise ShapeError(
-            f"a row of {n_per_row} elements of {type} has {size} bytes, but the last axis of the data has {shape[-1]}"
+            f"rows of {n_per_row} elements of {type} have {size} bytes, but the data's last axis {shape[-1]}"
         )
     lead = shape[:-1]
     if type.rows > 1 and lead[-1] % type.rows:
@@ -189,7 +193,9 @@ def _dequantize_i2_s(
     lead, n_bytes = data.shape[:-1], data.shape[-1]
     n = 4 * (n_bytes - 32)
     if n < 0 or n % 128:
-        raise ShapeError(f"an I2_S matrix has a multiple of 32 bytes of codes and 32 bytes more, not {n_bytes} bytes")
+        raise ShapeError(
+            f"an I2_S matrix has a multiple of 32 bytes of codes and 32 bytes more, not {n_bytes} bytes"
+        )
     width = n if n_per_row is None else _count(n_per_row, "n_per_row")
     if width == 0 or n % width:
         raise ShapeError(f"the {n} elements of an I2_S matrix are not whole rows of {width}")
@@ -243,7 +249,7 @@ def quantize(
     values = _as_floats(x, "x")
     if not 1 <= values.ndim <= 3:
         raise ShapeError(
-            f"x must have the shape (n,), (n_rows, n) or (n_experts, n_rows, n), not {values.ndim} axes {values.shape}"
+            f"x must have the shape (n,), (n_rows, n) or (n_experts, n_rows, n), not {values.shape}"
         )
     n_experts = values.shape[0] if values.ndim == 3 else None
     n_rows = 1 if values.ndim == 1 else values.shape[-2]
@@ -255,7 +261,9 @@ def quantize(
     return out.reshape((*lead, row_bytes(t, n)))
 
 
-def repack(data: ByteData, from_type: TypeLike, to_type: TypeLike, n_per_row: int | None = None) -> NDArray[np.uint8]:
+def repack(
+    data: ByteData, from_type: TypeLike, to_type: TypeLike, n_per_row: int | None = None
+) -> NDArray[np.uint8]:
     """Turns a plain type into its interleaved form, or back, without loss.
 
     Args:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,7 +22,8 @@ TRAILER = "trailer"
 _I2_S_TRAILER_BYTES = 32
 
 
-class Field(NamedTuple):
+@dataclass(frozen=True)
+class Field:
     """A field of a block: `count` integers of `bits` bits."""
 
     name: str
@@ -135,13 +137,17 @@ def pack(fields: Mapping[str, ArrayLike], type: TypeLike) -> NDArray[np.uint8]:
     lead = arrays[0].shape[:-1]
     for f, a in zip(layout, arrays, strict=True):
         if a.ndim < 1 or a.shape != (*lead, f.count) or not lead:
-            raise ShapeError(f"field `{f.name}` of {t} must have the shape (..., n_blocks, {f.count}), not {a.shape}")
+            raise ShapeError(
+                f"field `{f.name}` of {t} must have the shape (..., n_blocks, {f.count}), not {a.shape}"
+            )
     values = np.concatenate([_to_stored(a, f, t) for f, a in zip(layout, arrays, strict=True)], axis=-1)
     n_per_row = lead[-1] * block_size
     empty = np.zeros(0, np.uint8)
     if t is QuantType.I2_S:
         trailer = _bytes_field(fields[TRAILER], TRAILER, (_I2_S_TRAILER_BYTES,))
-        return _ikq.pack(empty, values.reshape(-1), trailer, t, 1, values.size // layout[0].count * block_size)
+        return _ikq.pack(
+            empty, values.reshape(-1), trailer, t, 1, values.size // layout[0].count * block_size
+        )
     header = (
         _bytes_field(fields[ROW_HEADER], ROW_HEADER, (*lead[:-1], t.row_header_bytes))
         if t.row_header_bytes
@@ -163,9 +169,7 @@ def _to_stored(values: NDArray[Any], f: Field, type: QuantType) -> NDArray[np.ui
     low, high = (-(f.levels // 2), f.levels // 2) if f.signed else (0, f.levels)
     wrong = (values < low) | (values >= high)
     if wrong.any():
-        raise FormatError(
-            f"field `{f.name}` of {type}: {values[wrong].flat[0]} is not in {low}..{high - 1}"
-        )
+        raise FormatError(f"field `{f.name}` of {type}: {values[wrong].flat[0]} is not in {low}..{high - 1}")
     return (values.astype(np.int64) & ((1 << f.bits) - 1)).astype(np.uint32)
 
 

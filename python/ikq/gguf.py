@@ -50,13 +50,13 @@ class Metadata(MutableMapping[str, MetadataValue]):
         (4, 'uint64', 'string')
     """
 
+    _pairs: _ikq.Metadata
+
     def __init__(self, pairs: Mapping[str, object] | None = None) -> None:
-        if isinstance(pairs, Metadata):
-            self._pairs = pairs._pairs.copy()
-        else:
-            self._pairs = _ikq.Metadata()
+        self._pairs = pairs._pairs.copy() if isinstance(pairs, Metadata) else _ikq.Metadata()
+        if not isinstance(pairs, Metadata):
             for key, value in (pairs or {}).items():
-                self[key] = value  # type: ignore[assignment]  # more is taken than given back
+                self[key] = value
 
     @classmethod
     def _of(cls, pairs: _ikq.Metadata) -> Metadata:
@@ -132,14 +132,18 @@ def _infer_type(key: str, value: object) -> str:
         return scalar
     if isinstance(value, (list, tuple)):
         if not value:
-            raise FormatError(f"key `{key}`: the type of an empty array is unknown; use Typed([], 'array[TYPE]')")
+            raise FormatError(
+                f"key `{key}`: the type of an empty array is unknown; use Typed([], 'array[TYPE]')"
+            )
         scalar = _infer_scalar(value)
         if scalar is not None:
             return f"array[{scalar}]"
         inner = {_infer_type(key, v) for v in value}
         if len(inner) == 1:
             return f"array[{inner.pop()}]"
-    raise FormatError(f"key `{key}`: no metadata type holds {value!r:.80}; give it one with Typed(value, type)")
+    raise FormatError(
+        f"key `{key}`: no metadata type holds {value!r:.80}; give it one with Typed(value, type)"
+    )
 
 
 def _infer_scalar(values: Sequence[object]) -> str | None:

@@ -164,7 +164,11 @@ class QuantType(enum.IntEnum):
 
     @property
     def family(self) -> str:
-        """`float`, `integer`, `legacy`, `k`, `i`, `iqk`, `trellis`, `ternary`, `fp4`, `interleaved`, `activation`."""
+        """The kind of format.
+
+        One of `float`, `integer`, `legacy`, `k`, `i`, `iqk`, `trellis`, `ternary`, `fp4`,
+        `interleaved`, `activation`.
+        """
         return _facts()[self].family
 
     @property

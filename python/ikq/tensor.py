@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,6 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from ikq.arrays import ByteData, as_bytes, dequantize, quantize, row_bytes, tensor_bytes
 from ikq.errors import ShapeError, UnsupportedError
 from ikq.quant_types import QuantType, TypeLike, as_type
+
+if TYPE_CHECKING:
+    from typing_extensions import CapsuleType
 
 __all__ = ["QTensor"]
 
@@ -47,9 +50,7 @@ class QTensor:
     raw: NDArray[np.uint8]
     name: str | None
 
-    def __init__(
-        self, raw: ByteData, type: TypeLike, shape: Sequence[int], name: str | None = None
-    ) -> None:
+    def __init__(self, raw: ByteData, type: TypeLike, shape: Sequence[int], name: str | None = None) -> None:
         """A tensor from its bytes.
 
         Args:
@@ -69,7 +70,9 @@ class QTensor:
             raise ShapeError(f"{t} data of shape {tuple(shape)} has {size} bytes, got {array.size}")
         extents = tuple(int(n) for n in shape)
         flat = t is QuantType.I2_S or not extents
-        self._set(array.reshape((size,) if flat else (*extents[:-1], row_bytes(t, extents[-1]))), t, extents, name)
+        self._set(
+            array.reshape((size,) if flat else (*extents[:-1], row_bytes(t, extents[-1]))), t, extents, name
+        )
 
     def _set(
         self, raw: NDArray[np.uint8], type: QuantType | int, shape: tuple[int, ...], name: str | None
@@ -151,7 +154,9 @@ class QTensor:
         if not isinstance(self.type, QuantType) or self.type is QuantType.I2_S:
             raise UnsupportedError(f"a tensor of type {self.type} cannot be cut; dequantize it first")
         if len(keys) > n_axes or not all(isinstance(k, slice) or hasattr(k, "__index__") for k in keys):
-            raise IndexError(f"a tensor of shape {self.shape} takes up to {n_axes} integers or slices: experts, rows")
+            raise IndexError(
+                f"a tensor of shape {self.shape} takes up to {n_axes} integers or slices: experts, rows"
+            )
         if self.type.rows > 1 and len(keys) == n_axes:
             _check_groups(self.type, keys[-1], self.shape[-2])
         raw = self.raw[keys]
@@ -181,7 +186,7 @@ class QTensor:
         max_version: tuple[int, int] | None = None,
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
-    ) -> Any:
+    ) -> CapsuleType:
         """The raw bytes as a DLPack capsule.
 
         DLPack before version 1.0 cannot say that memory is read-only; a consumer of such a version gets

@@ -1,7 +1,7 @@
-"""The command line: `ikq VERB ...`. One module per verb, with `add_parser` and `run`.
+"""The command line: `ikq VERB ...`. One module per verb.
 
-A verb's module describes its arguments in `add_parser(verbs)`, which returns the parser, and does the work
-in `run(arguments)`, which returns the exit code (None is 0). It uses public names of `ikq` only.
+A verb's module has `NAME`, `HELP` (one line for the list of verbs), `add_arguments(parser)`, and
+`run(args)`, which does the work and returns the exit code. It uses public names of `ikq` only.
 
 Exit codes: 0 done; 1 error; 2 refused or wrong usage; 130 interrupted. An expected error is one
 sentence on standard error; `IKQ_DEBUG=1` shows the traceback as well.
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import ikq
 
-VERBS = ("types", "gguf_dump")
+VERBS = ("quantize", "types", "gguf_dump")
 """Modules of this package, in the order of the help text."""
 
 DONE, ERROR, REFUSED, INTERRUPTED = 0, 1, 2, 130
@@ -35,7 +35,9 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for name in VERBS:
         module = importlib.import_module(f"ikq.cli.{name}")
-        module.add_parser(verbs).set_defaults(run=module.run)
+        verb = verbs.add_parser(module.NAME, help=module.HELP, description=module.__doc__)
+        module.add_arguments(verb)
+        verb.set_defaults(run=module.run)
     return parser
 
 
@@ -47,8 +49,9 @@ def run(arguments: Sequence[str]) -> int:
     """
     try:
         parsed = build_parser().parse_args(arguments)
-        code: int | None = parsed.run(parsed)
+        code: int = parsed.run(parsed)
         sys.stdout.flush()
+        return code
     except KeyboardInterrupt as e:
         return _fail(str(e) or "interrupted", INTERRUPTED)
     except BrokenPipeError:
@@ -61,7 +64,6 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(_os_sentence(e), ERROR)
     except (ikq.IkqError, ValueError, MemoryError) as e:
         return _fail(str(e) or "out of memory", ERROR)
-    return DONE if code is None else code
 
 
 def _os_sentence(e: OSError) -> str:

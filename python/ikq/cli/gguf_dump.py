@@ -4,42 +4,54 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ikq
 
-if TYPE_CHECKING:
-    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+NAME = "gguf-dump"
+HELP = "show metadata and tensors of a GGUF file"
 
 _SHOWN = 8
 
 
-def add_parser(verbs: Verbs) -> argparse.ArgumentParser:
-    """Describes the verb."""
-    parser = verbs.add_parser(
-        "gguf-dump",
-        help="show metadata and tensors of a GGUF file",
-        description="Shows metadata and tensors of a GGUF file; a split set (any of its files) as one.",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's options."""
+    parser.description = "Shows metadata and tensors of a GGUF file; a split set (any of its files) as one."
     parser.add_argument("file", metavar="FILE.gguf")
     parser.add_argument("--json", action="store_true", help="for programs; arrays are written in full")
+    parser.add_argument("--no-metadata", action="store_true", help="tensors only")
     parser.add_argument("--no-tensors", action="store_true", help="metadata only")
-    return parser
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     """Prints the contents."""
-    with ikq.GGUFReader(arguments.file) as model:
-        tensors = [] if arguments.no_tensors else list(model.tensors.values())
-        if arguments.json:
+    with ikq.GGUFReader(args.file) as model:
+        tensors = [] if args.no_tensors else list(model.tensors.values())
+        if args.json:
             print(json.dumps(_plain(model, tensors), default=_text))
-            return
+            return 0
         for shard in model.shards:
             print(f"{shard.path}: version {shard.version}, {shard.n_tensors} tensors, {shard.nbytes} bytes")
-        for key in model.metadata:
+        for key in () if args.no_metadata else model.metadata:
             print(f"{key}: {model.metadata.type_of(key)} = {_short(model.metadata[key])}")
-        for i, t in enumerate(tensors, 1):
-            print(f"[{i:4}/{len(tensors):4}] {t.name} - {_shape(t)}, type = {_type_name(t)}, {t.nbytes} bytes")
+        if tensors:
+            _print_table(tensors)
+    return 0
+
+
+def _print_table(tensors: list[ikq.QTensor]) -> None:
+    """Names, types, shapes and sizes in columns, then the sum."""
+    n_bytes, n_weights = sum(t.nbytes for t in tensors), sum(t.size for t in tensors)
+    rows = [(t.name or "", _type_name(t), _shape(t), t.nbytes, t.size) for t in tensors]
+    rows.append((f"{len(tensors)} tensors", "", "", n_bytes, n_weights))
+    width = max(len(name) for name, *_ in rows)
+    shapes = max(len(shape) for _, _, shape, _, _ in rows)
+    types = max(len(type_name) for _, type_name, _, _, _ in rows)
+    for name, type_name, shape, size, n in rows:
+        bits = f"{8 * size / n:8.4f}" if n else " " * 8
+        print(
+            f"{name:<{width}}  {type_name:<{types}}  {shape:>{shapes}}  {size:>12} bytes {bits} bits/weight"
+        )
 
 
 def _plain(model: ikq.GGUFReader, tensors: list[ikq.QTensor]) -> dict[str, Any]:
@@ -57,9 +69,9 @@ def _type_name(t: ikq.QTensor) -> str:
     return str(t.type).lower() if isinstance(t.type, ikq.QuantType) else f"unknown type {t.type}"
 
 
-def _shape(t: ikq.QTensor) -> list[int]:
+def _shape(t: ikq.QTensor) -> str:
     """As ggml prints it: the elements of a row first."""
-    return list(reversed(t.shape))
+    return " x ".join(str(n) for n in reversed(t.shape))
 
 
 def _short(value: object) -> str:

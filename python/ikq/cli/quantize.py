@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import ikq
-from ikq.quantize import PlannedTensor, QuantizePlan, parse_size
+from ikq.pipeline import PlannedTensor, QuantizePlan, parse_size
 
 NAME = "quantize"
 HELP = "quantize a GGUF model"
@@ -58,9 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--split-max-tensors", metavar="N", type=int, help="split into files of at most N tensors"
     )
-    output.add_argument(
-        "--dry-run", action="store_true", help="print types and sizes, write nothing"
-    )
+    output.add_argument("--dry-run", action="store_true", help="print types and sizes, write nothing")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -214,7 +212,7 @@ def _run_with_bar(plan: QuantizePlan, n_threads: int | None) -> float:
 
 
 def _writable_types() -> list[str]:
-    return [name for name, _, type, is_mix in ikq.ftypes() if type.can_encode and not is_mix]
+    return [f.name for f in ikq.ftypes() if f.base.can_encode and not f.is_mix]
 
 
 def _size(text: str) -> int:
@@ -222,5 +220,3 @@ def _size(text: str) -> int:
         return parse_size(text)
     except ValueError as e:
         raise argparse.ArgumentTypeError(str(e)) from None
-
-

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ikq
 
-if TYPE_CHECKING:
-    Verbs = argparse._SubParsersAction[argparse.ArgumentParser]
+NAME = "types"
+HELP = "list every tensor type with its facts"
 
 _COLUMNS = {
     "type": "name",
@@ -28,18 +28,15 @@ _COLUMNS = {
 }
 
 
-def add_parser(verbs: Verbs) -> argparse.ArgumentParser:
-    """Describes the verb."""
-    parser = verbs.add_parser(
-        "types",
-        help="list every tensor type with its facts",
-        description="Lists every tensor type with its facts. `block` counts elements, `bytes` is the size of "
-        "a block, `header` the bytes in front of each row, `rows` the rows stored together; `fallback` is "
-        "used for rows that no block fits; `written` says whether this version can quantize to the type.",
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's options."""
+    parser.description = (
+        "Lists every tensor type with its facts. `block` counts elements, `bytes` is the size of a block, "
+        "`header` the bytes in front of each row, `rows` the rows stored together; `fallback` is used for "
+        "rows that no block fits; `written` says whether this version can quantize to the type."
     )
-    parser.add_argument("pattern", nargs="*", metavar="NAME", help="types to list; all unless given")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="types to list; all unless given")
     parser.add_argument("--json", action="store_true", help="a JSON list for programs")
-    return parser
 
 
 def facts(type: ikq.QuantType) -> dict[str, Any]:
@@ -64,17 +61,18 @@ def facts(type: ikq.QuantType) -> dict[str, Any]:
     }
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     """Prints the table."""
-    types = [ikq.QuantType(name) for name in arguments.pattern] or list(ikq.QuantType)
+    types = [ikq.QuantType(name) for name in args.names] or list(ikq.QuantType)
     table = [facts(t) for t in types]
-    if arguments.json:
+    if args.json:
         print(json.dumps(table, indent=1))
-        return
+        return 0
     lines = [list(_COLUMNS)] + [[_cell(row[key]) for key in _COLUMNS.values()] for row in table]
     widths = [max(len(line[i]) for line in lines) for i in range(len(_COLUMNS))]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    return 0
 
 
 def _cell(value: object) -> str:

@@ -41,8 +41,7 @@ class Ftype(NamedTuple):
 
 def ftypes() -> list[Ftype]:
     """Everything that the command's TYPE can be, in order of number."""
-    return [Ftype(name, id, QuantType(base), is_mix) for name, id, base, is_mix in _ikq.ftypes()]
-
+    return [Ftype(name, number, QuantType(base), is_mix) for name, number, base, is_mix in _ikq.ftypes()]
 
 
 @dataclass(frozen=True)
@@ -247,8 +246,9 @@ def quantize_file(
 
 
 def parse_size(size: int | str) -> int:
-    """Bytes of `"4G"`, `"500M"`, `"64K"` or a plain number; the units are powers of 1000, as users
-    of `gguf-split` know them.
+    """Bytes of `"4G"`, `"500M"`, `"64K"` or a plain number.
+
+    The units are powers of 1000, as users of `gguf-split` know them.
 
     Raises:
         ValueError: Not a positive size.

@@ -1,0 +1,66 @@
+# make demo   build, quantize the bundled model, show what came out
+# make test   everything that must hold; under 30 minutes from scratch on two cores
+# make bench  speed of decoders and encoders on this machine
+# Needs Python 3.10 or later with pip and venv, and cargo. All else goes into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WHEELS := $(VENV)/wheels
+SOURCES := $(shell find rust python -name target -prune -o -type f ! -name '*.so' ! -name '*.pyc' -print) \
+	Cargo.toml Cargo.lock pyproject.toml
+
+# cargo finds the interpreter to build for here; no other than this one is used
+export PYO3_PYTHON := $(abspath $(BIN)/python)
+
+.PHONY: build demo test bench lint rust-test python-test clean
+
+build: $(VENV)/.built
+
+$(VENV)/.created: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet 'maturin>=1.9,<2'
+	touch $@
+
+# the wheel is what users get, so it is what the tests import
+$(VENV)/.built: $(VENV)/.created $(SOURCES)
+	rm -rf $(WHEELS)
+	$(BIN)/maturin build --release --locked --quiet --interpreter $(BIN)/python --out $(WHEELS)
+	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps $(WHEELS)/ikq-*.whl
+	$(BIN)/python -m pip install --quiet ikq --find-links $(WHEELS)
+	touch $@
+
+$(VENV)/.testable: $(VENV)/.built
+	$(BIN)/python -m pip install --quiet 'ikq[test]' --find-links $(WHEELS)
+	touch $@
+
+demo: build
+	mkdir -p $(VENV)/demo
+	$(BIN)/python -m ikq quantize --imatrix tests/data/tiny-moe-imatrix.dat \
+		tests/data/tiny-moe-bf16.gguf $(VENV)/demo/tiny-moe-iq4_ks.gguf IQ4_KS
+	$(BIN)/python -m ikq gguf-dump --no-metadata $(VENV)/demo/tiny-moe-iq4_ks.gguf
+
+test: lint rust-test python-test
+
+lint: $(VENV)/.testable
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked --quiet -- -D warnings
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/python -m mypy.stubtest ikq._ikq
+
+# the bindings are tested from Python: a test program of their own would have to link Python
+rust-test:
+	cargo test --workspace --exclude ikq-py --locked --quiet
+
+python-test: $(VENV)/.testable
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --doctest-modules --pyargs ikq -o testpaths=
+
+bench: $(VENV)/.testable
+	$(BIN)/python benches/run.py
+
+clean:
+	rm -rf $(VENV) target dist
