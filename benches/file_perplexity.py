@@ -1,0 +1,74 @@
+"""Perplexity of files that ikq wrote, by another program's engine, against stored figures.
+
+    python benches/file_perplexity.py --program PATH/llama-perplexity --text heldout.txt \\
+        --stored tiny-moe-quant-reference.json --types Q8_0 Q4_0 ...
+
+Every block matrix becomes TYPE, `token_embd` and `output` Q8_0, the router stays F32: the setting of the
+stored figures. The text is read literally (`--no-escape`), windows of 512.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import ikq
+
+DATA = Path(__file__).parent.parent / "tests" / "data"
+
+
+def perplexity(program: str, model: Path, text: str, n_threads: int) -> float:
+    """The final estimate that the program prints."""
+    words = [program, "-m", str(model), "-f", text, "-c", "512", "--no-escape", "-t", str(n_threads)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    found = re.search(r"Final estimate: PPL.* = ([\d.]+) \+/-", done.stdout + done.stderr)
+    if not found:
+        raise SystemExit(f"{' '.join(words)}\n{done.stdout[-1000:]}{done.stderr[-2000:]}")
+    return float(found[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--program", required=True)
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--stored", type=Path, required=True)
+    parser.add_argument("--types", nargs="+", required=True)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--append", type=Path, help="a JSON-lines file for the figures")
+    args = parser.parse_args()
+    # the command line of the reference names the plain type by its mix
+    stored_name = {"Q4_K": "Q4_K_S"}
+    stored = {(r["type"], r["imatrix"]): r.get("perplexity") for r in json.loads(args.stored.read_text())["rows"]}
+    print("| type | imatrix | perplexity | stored | ratio |\n| --- | --- | --: | --: | --: |")
+    for type_name in args.types:
+        for imatrix in (None, DATA / "imatrix-plain.dat"):
+            with tempfile.TemporaryDirectory() as folder:
+                out = Path(folder) / "model.gguf"
+                ikq.quantize_file(
+                    DATA / "tiny-moe-bf16.gguf",
+                    out,
+                    type_name,
+                    pure=True,
+                    imatrix=imatrix,
+                    token_embedding_type="q8_0",
+                    output_tensor_type="q8_0",
+                    ignore_imatrix_rules=True,
+                )
+                found = perplexity(args.program, out, args.text, args.threads)
+            expected = stored.get((stored_name.get(type_name, type_name), imatrix is not None))
+            if not isinstance(expected, float):
+                expected = None
+            ratio = f"{found / expected:.5f}" if expected else "-"
+            print(f"| {type_name} | {'yes' if imatrix else 'no'} | {found:.4f} | {expected or '-'} | {ratio} |", flush=True)
+            if args.append:
+                row = {"type": type_name, "imatrix": imatrix is not None, "perplexity": found, "stored": expected}
+                with args.append.open("a") as f:
+                    f.write(json.dumps(row | {"program": Path(args.program).name}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
