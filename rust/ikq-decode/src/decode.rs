@@ -1,6 +1,6 @@
 //! [`Decode`]: what a type yields, for all families alike.
 
-use ikq_simd::Isa;
+use ikq_simd::{Isa, array};
 
 /// Elements per unit.
 pub const UNIT: usize = 256;
@@ -32,13 +32,13 @@ impl Scales {
     /// One float scale for the unit, an integer scale per 32 elements.
     #[inline(always)]
     pub fn by_32(d: f32, s: [i16; 8]) -> Scales {
-        Scales::by_16(d, std::array::from_fn(|k| s[k / 2]))
+        Scales::by_16(d, array(|k| s[k / 2]))
     }
 
     /// Float scales only: `N` of them share the unit evenly.
     #[inline(always)]
     pub fn floats<const N: usize>(d: [f32; N]) -> Scales {
-        Scales { d: std::array::from_fn(|k| d[k * N / 16]), s: [1; 16], dm: [0.0; 16], m: [0; 16] }
+        Scales { d: array(|k| d[k * N / 16]), s: [1; 16], dm: [0.0; 16], m: [0; 16] }
     }
 
     /// The same with mins: `dm` times `m` per 16 elements.
@@ -50,20 +50,21 @@ impl Scales {
     /// `d * s`: the factor of each sixteen codes, rounded to f32.
     #[inline(always)]
     pub fn scale(&self) -> [f32; 16] {
-        std::array::from_fn(|k| self.d[k] * f32::from(self.s[k]))
+        array(|k| self.d[k] * f32::from(self.s[k]))
     }
 
     /// `dm * m`: what is subtracted from each sixteen products.
     #[inline(always)]
     pub fn min(&self) -> [f32; 16] {
-        std::array::from_fn(|k| self.dm[k] * f32::from(self.m[k]))
+        array(|k| self.dm[k] * f32::from(self.m[k]))
     }
 }
 
 /// A block type as 256-element units on instruction set `I`. Implemented once per type, generic
 /// over `I`; implement it per set only where a type gains from an instruction the vocabulary lacks.
 ///
-/// Both methods must be `#[inline(always)]` (see [`ikq_simd::IsaOp`]).
+/// All methods must be `#[inline(always)]` (see [`ikq_simd::IsaOp`]) and make arrays with
+/// [`ikq_simd::array`] and [`ikq_simd::map`].
 pub trait Decode<I: Isa>: 'static {
     /// Bytes of a unit (of one row's share; row header not included).
     const UNIT_BYTES: usize;

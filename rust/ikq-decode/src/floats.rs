@@ -3,7 +3,7 @@
 //! F16 and BF16 convert exactly; F64 and wide integers round to nearest even.
 
 use ikq_formats::QuantType;
-use ikq_simd::{Isa, IsaKind, IsaOp, run};
+use ikq_simd::{Isa, IsaKind, IsaOp, array, run};
 
 /// Converts little-endian numbers of type `ty` to floats; `false` when `ty` is no plain array.
 ///
@@ -43,7 +43,7 @@ impl IsaOp for HalfRow<'_> {
         let (whole, tail) = self.data.as_chunks::<16>();
         let (out, out_tail) = self.out.as_chunks_mut::<8>();
         for (b, y) in whole.iter().zip(out) {
-            *y = isa.f16_8(std::array::from_fn(|i| u16::from_le_bytes([b[2 * i], b[2 * i + 1]])));
+            *y = isa.f16_8(array(|i| u16::from_le_bytes([b[2 * i], b[2 * i + 1]])));
         }
         for (b, y) in tail.as_chunks::<2>().0.iter().zip(out_tail) {
             *y = isa.f16(u16::from_le_bytes(*b));

@@ -1,7 +1,7 @@
 //! MXFP4 and NVFP4: 4-bit floats, twice their value being an integer, with one-byte float scales.
 
 use ikq_formats::codebook::{FP4_E2M1_X2, ue4m3_half};
-use ikq_simd::Isa;
+use ikq_simd::{Isa, array, map};
 
 use crate::decode::{Decode, Scales, bytes};
 use crate::planes::nibbles_16;
@@ -27,8 +27,8 @@ impl<I: Isa> Decode<I> for MXFP4 {
 
     #[inline(always)]
     fn scales(_: I, _: f32, unit: &[u8]) -> Scales {
-        let e: [u8; 8] = std::array::from_fn(|b| unit[17 * b]);
-        Scales::floats(e.map(e8m0_half))
+        let e: [u8; 8] = array(|b| unit[17 * b]);
+        Scales::floats(map(e, e8m0_half))
     }
 
     #[inline(always)]
@@ -61,7 +61,7 @@ impl<I: Isa> Decode<I> for NVFP4 {
     #[inline(always)]
     fn scales(_: I, _: f32, unit: &[u8]) -> Scales {
         let d = |k: usize| UE4M3_HALF[usize::from(unit[36 * (k / 4) + k % 4])];
-        Scales::floats::<16>(std::array::from_fn(d))
+        Scales::floats::<16>(array(d))
     }
 
     #[inline(always)]
@@ -70,7 +70,7 @@ impl<I: Isa> Decode<I> for NVFP4 {
             let x = u64::from_le_bytes(*bytes(unit, 36 * j + 4 + 8 * (l / 2)));
             x >> (4 * (l % 2))
         };
-        let q = isa.and(isa.of_u64(std::array::from_fn(eight)), isa.splat(15));
+        let q = isa.and(isa.of_u64(array(eight)), isa.splat(15));
         isa.lut16(&FP4_E2M1_X2, q)
     }
 }

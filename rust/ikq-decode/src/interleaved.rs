@@ -12,7 +12,7 @@
 //! | Q8_KV_R8 | f32 d | 32 codes |
 
 use ikq_formats::{Error, QuantType, deinterleave_group};
-use ikq_simd::Isa;
+use ikq_simd::{Isa, array, map};
 
 use crate::decode::{Decode, Scales, bytes, nib, u16_at};
 use crate::iqks::{f16_header, f32_header};
@@ -63,7 +63,7 @@ impl<I: Isa> Decode<I> for IQ1_S_R4 {
 
     #[inline(always)]
     fn scales(_: I, header: f32, unit: &[u8]) -> Scales {
-        let s = std::array::from_fn(|b| (u16_at(unit, 6 * b + 4) >> 11 & 14 | 1) as i16);
+        let s = array(|b| (u16_at(unit, 6 * b + 4) >> 11 & 14 | 1) as i16);
         Scales::by_32(header * 0.125, s)
     }
 
@@ -75,8 +75,8 @@ impl<I: Isa> Decode<I> for IQ1_S_R4 {
             let low = unit[at + 6 * (l / 4) + l % 4];
             usize::from(low) | usize::from(h[l / 4] >> (3 * (l % 4)) & 7) << 8
         };
-        let [a, b] = h.map(|h| delta_byte(h >> 15));
-        ternary_entries(isa, std::array::from_fn(index), isa.splat_4x16([a, a, b, b]))
+        let [a, b] = map(h, |h| delta_byte(h >> 15));
+        ternary_entries(isa, array(index), isa.splat_4x16([a, a, b, b]))
     }
 }
 
@@ -97,7 +97,7 @@ impl<I: Isa> Decode<I> for IQ1_M_R4 {
 
     #[inline(always)]
     fn scales(_: I, header: f32, unit: &[u8]) -> Scales {
-        let s = std::array::from_fn(|k| i16::from(nib(unit[7 * (k / 2) + 6], k % 2)));
+        let s = array(|k| i16::from(nib(unit[7 * (k / 2) + 6], k % 2)));
         Scales::by_16(header * 0.125, s)
     }
 
@@ -109,7 +109,7 @@ impl<I: Isa> Decode<I> for IQ1_M_R4 {
             let low = unit[at + 7 * (l / 4) + l % 4];
             usize::from(low) | ((h >> (4 * l) & 7) as usize) << 8
         };
-        ternary_entries(isa, std::array::from_fn(index), isa.of_u64(nibble_deltas(h)))
+        ternary_entries(isa, array(index), isa.of_u64(nibble_deltas(h)))
     }
 }
 

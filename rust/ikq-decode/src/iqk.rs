@@ -4,7 +4,7 @@
 //! crate is compiled), so that decoding is one look-up and one addition.
 
 use ikq_formats::codebook::{IQ2NL_VALUES, IQ3NL_VALUES, IQ4K_VALUES, IQ5NL_VALUES, IQ6NL_VALUES};
-use ikq_simd::Isa;
+use ikq_simd::{Isa, array, map};
 
 use crate::decode::{Decode, Scales, bytes, u16_at, u32_at};
 use crate::planes::{crumbs, four_bits, nibbles_16, nibbles_32, nibbles_in_turn, with_plane};
@@ -69,7 +69,7 @@ impl<I: Isa> Decode<I> for IQ2_K {
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
-        let s = nibbles_in_turn(bytes(unit, 4)).map(|s| i16::from(s) - 8);
+        let s = map(nibbles_in_turn(bytes(unit, 4)), |s| i16::from(s) - 8);
         Scales::by_16(isa.f16(u16_at(unit, 0)), s)
     }
 
@@ -97,7 +97,7 @@ impl<I: Isa> Decode<I> for IQ3_K {
             let negative = -((signs >> k & 1) as i16);
             ((2 * i16::from(magnitude[k]) + 1) ^ negative) - negative
         };
-        Scales::by_16(isa.f16(u16_at(unit, 0)), std::array::from_fn(s))
+        Scales::by_16(isa.f16(u16_at(unit, 0)), array(s))
     }
 
     #[inline(always)]
@@ -113,7 +113,7 @@ fn six_bit_scales<I: Isa>(isa: I, unit: &[u8]) -> Scales {
     let low = nibbles_in_turn(bytes(unit, 8));
     let high = u32_at(unit, 4);
     let s = |k: usize| i16::from(low[k]) + ((high >> (2 * k) & 3) << 4) as i16 - 32;
-    Scales::by_16(isa.f16(u16_at(unit, 0)), std::array::from_fn(s))
+    Scales::by_16(isa.f16(u16_at(unit, 0)), array(s))
 }
 
 /// f16 d, u16 extra, four and eight bytes of scales, qs[128].
@@ -170,7 +170,7 @@ impl<I: Isa> Decode<I> for IQ6_K {
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
-        let s = bytes::<16>(unit, 4).map(|s| i16::from(s as i8));
+        let s = map(*bytes::<16>(unit, 4), |s| i16::from(s as i8));
         Scales::by_16(isa.f16(u16_at(unit, 0)), s)
     }
 

@@ -2,7 +2,7 @@
 //! the row header) and one integer scale per 32 elements.
 
 use ikq_formats::codebook::{IQ2KL_VALUES, IQ2NL_VALUES, IQ3NL_VALUES, IQ4K_VALUES, IQ5NL_VALUES};
-use ikq_simd::Isa;
+use ikq_simd::{Isa, array, map};
 
 use crate::decode::{Decode, Scales, bytes, nib, u16_at, u32_at};
 use crate::iqk::{IQ2_SHIFT, IQ2_TABLE, IQ3_SHIFT, IQ3_TABLE, IQ4_SHIFT, IQ5_SHIFT, max_abs};
@@ -23,7 +23,7 @@ pub(crate) fn f16_header(header: &[u8]) -> f32 {
 /// `codes` plus `shift` in the halves whose bit (bit 0 of `bits`) is set.
 #[inline(always)]
 fn shifted<I: Isa>(isa: I, codes: I::B64, bits: [u8; 2], shift: u8) -> I::B64 {
-    let [a, b] = bits.map(|bit| (bit & 1) * shift);
+    let [a, b] = map(bits, |bit| (bit & 1) * shift);
     isa.add(codes, isa.splat_4x16([a, a, b, b]))
 }
 
@@ -52,7 +52,7 @@ impl<I: Isa> Decode<I> for IQ2_KS {
     fn scales(_: I, header: f32, unit: &[u8]) -> Scales {
         let high = unit[1];
         let s = |b: usize| i16::from(nib(unit[2 + b / 2], b % 2) | (high >> b & 1) << 4) - 16;
-        Scales::by_32(header, std::array::from_fn(s))
+        Scales::by_32(header, array(s))
     }
 
     #[inline(always)]
@@ -82,7 +82,7 @@ impl<I: Isa> Decode<I> for IQ3_KS {
         let low = nibbles_low_high(bytes(unit, 2));
         let high = unit[0];
         let s = |b: usize| i16::from(low[b] | (high >> b & 1) << 4) - 16;
-        Scales::by_32(header, std::array::from_fn(s))
+        Scales::by_32(header, array(s))
     }
 
     #[inline(always)]
@@ -110,7 +110,7 @@ impl<I: Isa> Decode<I> for IQ4_KS {
 
     #[inline(always)]
     fn scales(_: I, header: f32, unit: &[u8]) -> Scales {
-        Scales::by_32(header, bytes::<8>(unit, 0).map(odd_scale))
+        Scales::by_32(header, map(*bytes::<8>(unit, 0), odd_scale))
     }
 
     #[inline(always)]
@@ -138,7 +138,7 @@ impl<I: Isa> Decode<I> for IQ5_KS {
 
     #[inline(always)]
     fn scales(_: I, header: f32, unit: &[u8]) -> Scales {
-        Scales::by_32(header, bytes::<8>(unit, 0).map(odd_scale))
+        Scales::by_32(header, map(*bytes::<8>(unit, 0), odd_scale))
     }
 
     #[inline(always)]
@@ -183,16 +183,16 @@ impl<I: Isa> Decode<I> for IQ4_KSS {
             let [a, b] = Self::words(unit, b);
             odd_scale(gather(a) | gather(b) << 4)
         };
-        Scales::by_32(header, std::array::from_fn(s))
+        Scales::by_32(header, array(s))
     }
 
     #[inline(always)]
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         // bit 0 of every word is cleared first, so the shift brings in zeros from the next word
         let nibbles = |b: usize| -> [u8; 16] {
-            let v = Self::words(unit, b).map(|w| w & 0xfffe_fffe_fffe_fffe);
-            let v = v.map(|v| (v ^ v >> 1).to_le_bytes());
-            std::array::from_fn(|i| v[i / 8][i % 8])
+            let v = map(Self::words(unit, b), |w| w & 0xfffe_fffe_fffe_fffe);
+            let v = map(v, |v| (v ^ v >> 1).to_le_bytes());
+            array(|i| v[i / 8][i % 8])
         };
         let v = isa.lut16(&IQ4K_VALUES[0], nibbles_16(isa, &nibbles(2 * j), &nibbles(2 * j + 1)));
         shifted(isa, v, [unit[32 * j], unit[32 * j + 16]], IQ4_SHIFT)
@@ -231,13 +231,13 @@ impl<I: Isa> Decode<I> for IQ2_KL {
         let low = nibbles_low_high(bytes(unit, 2));
         let high = u16_at(unit, 0);
         let s = |b: usize| (u16::from(low[b]) | (high >> (2 * b) & 3) << 4) as i16 - 32;
-        Scales::by_32(header, std::array::from_fn(s))
+        Scales::by_32(header, array(s))
     }
 
     #[inline(always)]
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         // both elements of a pair look at the same bits, the second in the upper half of the table
-        let twice = |b: &[u8; 16]| -> [u8; 32] { std::array::from_fn(|i| b[i / 2]) };
+        let twice = |b: &[u8; 16]| -> [u8; 32] { array(|i| b[i / 2]) };
         let q = nibbles_32(isa, &twice(bytes(unit, 6 + 16 * j)));
         let q = with_plane(isa, q, &twice(bytes(unit, 70)), j, 4);
         isa.lut64(&IQ2KL_TABLE, isa.or(q, isa.of_u64([0x2000_2000_2000_2000; 8])))

@@ -8,7 +8,7 @@
 use ikq_formats::codebook::{
     IQ1S_GRID, IQ2S_GRID, IQ2XS_GRID, IQ2XXS_GRID, IQ3S_GRID, IQ3XXS_GRID, IQ4NL_VALUES, KSIGNS,
 };
-use ikq_simd::Isa;
+use ikq_simd::{Isa, array, map};
 
 use crate::decode::{Decode, Scales, bytes, nib, u16_at, u32_at};
 use crate::legacy::f16_of_blocks;
@@ -25,7 +25,7 @@ fn u64_at(unit: &[u8], at: usize) -> u64 {
 /// Sign bits of 32 elements from the four 7-bit codes in the low 28 bits of `a`.
 #[inline(always)]
 fn signs_of_32(a: u32) -> u32 {
-    u32::from_le_bytes(std::array::from_fn(|l| SIGNS[(a >> (7 * l) & 127) as usize]))
+    u32::from_le_bytes(array(|l| SIGNS[(a >> (7 * l) & 127) as usize]))
 }
 
 /// Sign bits of 64 elements: two words as for [`signs_of_32`].
@@ -37,7 +37,7 @@ fn signs_of_64(a: u32, b: u32) -> u64 {
 /// `2 s + 1` of the nibbles of eight bytes: the scales of IQ2_XS and IQ2_S.
 #[inline(always)]
 fn odd_nibbles(b: &[u8; 8]) -> [i16; 16] {
-    nibbles_in_turn(b).map(|s| 2 * i16::from(s) + 1)
+    map(nibbles_in_turn(b), |s| 2 * i16::from(s) + 1)
 }
 
 /// f16 d; per 32 elements four grid indices and a u32 of four sign codes and a scale.
@@ -51,7 +51,7 @@ impl<I: Isa> Decode<I> for IQ2_XXS {
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
-        let s = std::array::from_fn(|b| 2 * i16::from(unit[8 * b + 9] >> 4) + 1);
+        let s = array(|b| 2 * i16::from(unit[8 * b + 9] >> 4) + 1);
         Scales::by_32(isa.f16(u16_at(unit, 0)) * 0.125, s)
     }
 
@@ -59,7 +59,7 @@ impl<I: Isa> Decode<I> for IQ2_XXS {
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         let at = 2 + 16 * j;
         let entry = |l: usize| IQ2XXS_GRID[usize::from(unit[at + 8 * (l / 4) + l % 4])];
-        let grid = isa.of_u64(std::array::from_fn(entry));
+        let grid = isa.of_u64(array(entry));
         isa.negate_where(grid, signs_of_64(u32_at(unit, at + 4), u32_at(unit, at + 12)))
     }
 }
@@ -80,9 +80,9 @@ impl<I: Isa> Decode<I> for IQ2_XS {
 
     #[inline(always)]
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
-        let v: [u16; 8] = std::array::from_fn(|l| u16_at(unit, 2 + 16 * j + 2 * l));
-        let grid = isa.of_u64(v.map(|v| IQ2XS_GRID[usize::from(v & 511)]));
-        isa.negate_where(grid, u64::from_le_bytes(v.map(|v| SIGNS[usize::from(v >> 9)])))
+        let v: [u16; 8] = array(|l| u16_at(unit, 2 + 16 * j + 2 * l));
+        let grid = isa.of_u64(map(v, |v| IQ2XS_GRID[usize::from(v & 511)]));
+        isa.negate_where(grid, u64::from_le_bytes(map(v, |v| SIGNS[usize::from(v >> 9)])))
     }
 }
 
@@ -105,7 +105,7 @@ impl<I: Isa> Decode<I> for IQ2_S {
         let high = usize::from(u16_at(unit, 66 + 2 * j));
         let low = bytes::<8>(unit, 2 + 8 * j);
         let entry = |l: usize| IQ2S_GRID[usize::from(low[l]) | (high >> (2 * l) & 3) << 8];
-        isa.negate_where(isa.of_u64(std::array::from_fn(entry)), u64_at(unit, 34 + 8 * j))
+        isa.negate_where(isa.of_u64(array(entry)), u64_at(unit, 34 + 8 * j))
     }
 }
 
@@ -120,14 +120,14 @@ impl<I: Isa> Decode<I> for IQ3_XXS {
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
-        let s = std::array::from_fn(|b| 2 * i16::from(unit[4 * b + 69] >> 4) + 1);
+        let s = array(|b| 2 * i16::from(unit[4 * b + 69] >> 4) + 1);
         Scales::by_32(isa.f16(u16_at(unit, 0)) * 0.25, s)
     }
 
     #[inline(always)]
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         let index = bytes::<16>(unit, 2 + 16 * j);
-        let grid = isa.of_u32(index.map(|i| IQ3XXS_GRID[usize::from(i)]));
+        let grid = isa.of_u32(map(*index, |i| IQ3XXS_GRID[usize::from(i)]));
         isa.negate_where(grid, signs_of_64(u32_at(unit, 66 + 8 * j), u32_at(unit, 70 + 8 * j)))
     }
 }
@@ -143,7 +143,7 @@ impl<I: Isa> Decode<I> for IQ3_S {
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
-        let s = std::array::from_fn(|b| 2 * i16::from(nib(unit[106 + b / 2], b % 2)) + 1);
+        let s = array(|b| 2 * i16::from(nib(unit[106 + b / 2], b % 2)) + 1);
         Scales::by_32(isa.f16(u16_at(unit, 0)), s)
     }
 
@@ -152,14 +152,14 @@ impl<I: Isa> Decode<I> for IQ3_S {
         let low = bytes::<16>(unit, 2 + 16 * j);
         let high = usize::from(u16_at(unit, 66 + 2 * j));
         let entry = |l: usize| IQ3S_GRID[usize::from(low[l]) | (high >> l & 1) << 8];
-        isa.negate_where(isa.of_u32(std::array::from_fn(entry)), u64_at(unit, 74 + 8 * j))
+        isa.negate_where(isa.of_u32(array(entry)), u64_at(unit, 74 + 8 * j))
     }
 }
 
 /// `8 * grid + delta`, delta being the bytes 1 or -1.
 #[inline(always)]
 pub(crate) fn ternary_entries<I: Isa>(isa: I, index: [usize; 8], delta: I::B64) -> I::B64 {
-    let g = isa.of_u64(index.map(|i| IQ1S_GRID[i & 2047]));
+    let g = isa.of_u64(map(index, |i| IQ1S_GRID[i & 2047]));
     let g = isa.add(g, g);
     let g = isa.add(g, g);
     isa.add(isa.add(g, g), delta)
@@ -182,7 +182,7 @@ impl<I: Isa> Decode<I> for IQ1_S {
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
-        let s = std::array::from_fn(|b| (u16_at(unit, 34 + 2 * b) >> 11 & 14 | 1) as i16);
+        let s = array(|b| (u16_at(unit, 34 + 2 * b) >> 11 & 14 | 1) as i16);
         Scales::by_32(isa.f16(u16_at(unit, 0)) * 0.125, s)
     }
 
@@ -191,8 +191,8 @@ impl<I: Isa> Decode<I> for IQ1_S {
         let low = bytes::<8>(unit, 2 + 8 * j);
         let h = [u16_at(unit, 34 + 4 * j), u16_at(unit, 36 + 4 * j)];
         let index = |l: usize| usize::from(low[l]) | usize::from(h[l / 4] >> (3 * (l % 4)) & 7) << 8;
-        let [a, b] = h.map(|h| delta_byte(h >> 15));
-        ternary_entries(isa, std::array::from_fn(index), isa.splat_4x16([a, a, b, b]))
+        let [a, b] = map(h, |h| delta_byte(h >> 15));
+        ternary_entries(isa, array(index), isa.splat_4x16([a, a, b, b]))
     }
 }
 
@@ -208,9 +208,9 @@ impl<I: Isa> Decode<I> for IQ1_M {
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
-        let sc: [u16; 4] = std::array::from_fn(|b| u16_at(unit, 48 + 2 * b));
+        let sc: [u16; 4] = array(|b| u16_at(unit, 48 + 2 * b));
         let d = sc[0] >> 12 | sc[1] >> 12 << 4 | sc[2] >> 12 << 8 | sc[3] & 0xf000;
-        let s = std::array::from_fn(|k| 2 * (sc[k / 4] >> (3 * (k % 4)) & 7) as i16 + 1);
+        let s = array(|k| 2 * (sc[k / 4] >> (3 * (k % 4)) & 7) as i16 + 1);
         Scales::by_16(isa.f16(d) * 0.125, s)
     }
 
@@ -219,7 +219,7 @@ impl<I: Isa> Decode<I> for IQ1_M {
         let low = bytes::<8>(unit, 8 * j);
         let h = u32_at(unit, 32 + 4 * j);
         let index = |l: usize| usize::from(low[l]) | ((h >> (4 * l) & 7) as usize) << 8;
-        ternary_entries(isa, std::array::from_fn(index), isa.of_u64(nibble_deltas(h)))
+        ternary_entries(isa, array(index), isa.of_u64(nibble_deltas(h)))
     }
 }
 
@@ -227,7 +227,7 @@ impl<I: Isa> Decode<I> for IQ1_M {
 #[inline(always)]
 pub(crate) fn nibble_deltas(h: u32) -> [u64; 8] {
     let ones = 0x0101_0101_0101_0101;
-    std::array::from_fn(|l| ones + u64::from(h >> (4 * l + 3) & 1) * (0xfe * ones))
+    array(|l| ones + u64::from(h >> (4 * l + 3) & 1) * (0xfe * ones))
 }
 
 /// f16 d, 16 bytes of nibbles: indices of a non-linear table. Blocks of 32.
@@ -265,7 +265,7 @@ impl<I: Isa> Decode<I> for IQ4_XS {
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
         let (high, low) = (u32::from(u16_at(unit, 2)), u32_at(unit, 4));
         let s = |b: usize| (low >> (4 * b) & 15 | (high >> (2 * b) & 3) << 4) as i16 - 32;
-        Scales::by_32(isa.f16(u16_at(unit, 0)), std::array::from_fn(s))
+        Scales::by_32(isa.f16(u16_at(unit, 0)), array(s))
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! Q2_K to Q6_K: super-blocks of 256 with f16 `d` (and `dmin`) and integer scales per 16 or 32.
 
-use ikq_simd::Isa;
+use ikq_simd::{Isa, array, map};
 
 use crate::decode::{Decode, Scales, bytes, u16_at, u32_at};
 use crate::planes::{crumbs, nibbles_32, with_plane};
@@ -16,8 +16,8 @@ fn two_f16<I: Isa>(isa: I, unit: &[u8], at: usize) -> [f32; 2] {
 /// Four u32 as sixteen bytes, each less `offset`.
 #[inline(always)]
 fn words_to_scales(words: [u32; 4], offset: i16) -> [i16; 16] {
-    let words = words.map(u32::to_le_bytes);
-    std::array::from_fn(|k| i16::from(words[k / 4][k % 4]) - offset)
+    let words = map(words, u32::to_le_bytes);
+    array(|k| i16::from(words[k / 4][k % 4]) - offset)
 }
 
 /// scales[16] (nibbles: scale, min), qs[64], f16 d, f16 dmin.
@@ -34,8 +34,8 @@ impl<I: Isa> Decode<I> for Q2_K {
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
         let [d, dmin] = two_f16(isa, unit, 80);
-        let s = bytes::<16>(unit, 0);
-        Scales::by_16(d, s.map(|s| i16::from(s & 15))).with_min([dmin; 16], s.map(|s| i16::from(s >> 4)))
+        let s = *bytes::<16>(unit, 0);
+        Scales::by_16(d, map(s, |s| i16::from(s & 15))).with_min([dmin; 16], map(s, |s| i16::from(s >> 4)))
     }
 
     #[inline(always)]
@@ -58,7 +58,7 @@ impl<I: Isa> Decode<I> for Q3_K {
         // four 6-bit scales per word: low nibbles from a and b, two upper bits each from h
         let (a, b, h) = (u32_at(unit, 96), u32_at(unit, 100), u32_at(unit, 104));
         let words = [a, b, a >> 4, b >> 4];
-        let words = std::array::from_fn(|k| words[k] & 0x0f0f_0f0f | (h >> (2 * k) & 0x0303_0303) << 4);
+        let words = array(|k| words[k] & 0x0f0f_0f0f | (h >> (2 * k) & 0x0303_0303) << 4);
         Scales::by_16(isa.f16(u16_at(unit, 108)), words_to_scales(words, 32))
     }
 
@@ -76,7 +76,7 @@ fn scales_and_mins<I: Isa>(isa: I, unit: &[u8]) -> Scales {
     let (a, b, c) = (u32_at(unit, 4), u32_at(unit, 8), u32_at(unit, 12));
     let eight = |first: u32, last: u32| -> [i16; 16] {
         let words = [first.to_le_bytes(), last.to_le_bytes()];
-        std::array::from_fn(|k| i16::from(words[k / 8][k / 2 % 4]))
+        array(|k| i16::from(words[k / 8][k / 2 % 4]))
     };
     let s = eight(a & 0x3f3f_3f3f, c & 0x0f0f_0f0f | a >> 2 & 0x3030_3030);
     let m = eight(b & 0x3f3f_3f3f, c >> 4 & 0x0f0f_0f0f | b >> 2 & 0x3030_3030);
@@ -138,7 +138,7 @@ impl<I: Isa> Decode<I> for Q6_K {
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
-        let s = bytes::<16>(unit, 192).map(|s| i16::from(s as i8));
+        let s = map(*bytes::<16>(unit, 192), |s| i16::from(s as i8));
         Scales::by_16(isa.f16(u16_at(unit, 208)), s)
     }
 

@@ -3,7 +3,7 @@
 //! Each block starts with an f16 scale `d`; `_1` types have an f16 `m` next that is *added*, so the
 //! min that [`Scales`] subtracts is `-m`. Q8_KV has one f32 scale per row instead.
 
-use ikq_simd::Isa;
+use ikq_simd::{Isa, array};
 
 use crate::decode::{Decode, Scales, bytes, u16_at, u32_at};
 use crate::planes::nibbles_16;
@@ -11,7 +11,7 @@ use crate::planes::nibbles_16;
 /// The eight f16 that stand `at` bytes into blocks of `block` bytes.
 #[inline(always)]
 pub(crate) fn f16_of_blocks<I: Isa>(isa: I, unit: &[u8], block: usize, at: usize) -> [f32; 8] {
-    isa.f16_8(std::array::from_fn(|b| u16_at(unit, block * b + at)))
+    isa.f16_8(array(|b| u16_at(unit, block * b + at)))
 }
 
 /// Scales of blocks that start with d and m.
@@ -19,7 +19,7 @@ pub(crate) fn f16_of_blocks<I: Isa>(isa: I, unit: &[u8], block: usize, at: usize
 fn scale_and_offset<I: Isa>(isa: I, unit: &[u8], block: usize) -> Scales {
     let d = f16_of_blocks(isa, unit, block, 0);
     let m = f16_of_blocks(isa, unit, block, 2);
-    Scales::floats(d).with_min(std::array::from_fn(|k| -m[k / 2]), [1; 16])
+    Scales::floats(d).with_min(array(|k| -m[k / 2]), [1; 16])
 }
 
 /// The nibbles of blocks `2 j` and `2 j + 1`; they stand `at` bytes into the block.

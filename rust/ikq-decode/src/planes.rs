@@ -7,7 +7,7 @@
 //! | [`crumbs`] | two-bit codes: 32 bytes hold four layers of 32 elements |
 //! | [`plane`] | one bit per element: bit b of byte e belongs to element 32 b + e |
 
-use ikq_simd::Isa;
+use ikq_simd::{Isa, array};
 
 use crate::decode::bytes;
 
@@ -48,13 +48,13 @@ pub(crate) fn with_plane<I: Isa>(isa: I, codes: I::B64, qh: &[u8; 32], j: usize,
 /// Nibbles of eight bytes: low, high, low, high ...
 #[inline(always)]
 pub(crate) fn nibbles_in_turn(b: &[u8; 8]) -> [u8; 16] {
-    std::array::from_fn(|k| b[k / 2] >> (4 * (k % 2)) & 15)
+    array(|k| b[k / 2] >> (4 * (k % 2)) & 15)
 }
 
 /// The nibbles of four bytes: all low ones, then all high ones.
 #[inline(always)]
 pub(crate) fn nibbles_low_high(b: &[u8; 4]) -> [u8; 8] {
-    std::array::from_fn(|k| b[k % 4] >> (4 * (k / 4)) & 15)
+    array(|k| b[k % 4] >> (4 * (k / 4)) & 15)
 }
 
 /// Bits `4 j..4 j + 4` of `mask`, each as `value` or 0.

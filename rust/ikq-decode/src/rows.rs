@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use ikq_simd::{Isa, IsaKind, IsaOp, run};
+use ikq_simd::{Isa, IsaKind, IsaOp, array, run};
 
 use crate::decode::{Decode, UNIT};
 
@@ -77,6 +77,7 @@ fn blocks<I: Isa, D: Decode<I>>(isa: I, header: f32, blocks: &[u8], out: &mut [f
         dequantize_unit::<I, D>(isa, header, unit, out);
     }
     if !out_tail.is_empty() {
+        const { assert!(D::UNIT_BYTES <= MAX_UNIT_BYTES) };
         // the last blocks of a row that ends inside a unit: zeros stand for the missing ones
         let mut unit = [0; MAX_UNIT_BYTES];
         unit[..tail.len()].copy_from_slice(tail);
@@ -86,8 +87,8 @@ fn blocks<I: Isa, D: Decode<I>>(isa: I, header: f32, blocks: &[u8], out: &mut [f
     }
 }
 
-/// Largest unit of a type with small blocks (Q8_1: 8 blocks of 36 bytes).
-const MAX_UNIT_BYTES: usize = 320;
+/// Largest unit of all types (Q8_0: 8 blocks of 34 bytes).
+const MAX_UNIT_BYTES: usize = 272;
 
 #[inline(always)]
 fn dequantize_unit<I: Isa, D: Decode<I>>(isa: I, header: f32, unit: &[u8], out: &mut [f32]) {
@@ -111,11 +112,11 @@ fn quarter<I: Isa, D: Decode<I>>(
     out: &mut [f32],
 ) {
     let codes = D::codes(isa, unit, j);
-    let scale: [f32; 4] = std::array::from_fn(|k| scale[4 * j + k]);
+    let scale: [f32; 4] = array(|k| scale[4 * j + k]);
     let out: &mut [f32; 64] =
         (&mut out[64 * j..64 * j + 64]).try_into().expect("a quarter of a unit is 64 elements");
     match D::HAS_MIN {
-        true => isa.store_affine(codes, scale, std::array::from_fn(|k| min[4 * j + k]), out),
+        true => isa.store_affine(codes, scale, array(|k| min[4 * j + k]), out),
         false => isa.store_scaled(codes, scale, out),
     }
 }

@@ -27,7 +27,8 @@ macro_rules! decoders {
 
         /// Calls `visitor` with the decoder of `ty`'s rows; for an interleaved type that is the
         /// decoder of its row form (`ikq_formats::row_form`). `None` for floats, integers, BF16_R16
-        /// and activation types, which are not read through [`Decode`].
+        /// and activation types, which are not read through [`Decode`]. I2_S has its scale behind the
+        /// tensor: who decodes rows of it passes the scale in the header's place.
         pub fn with_type<V: Visitor>(ty: QuantType, visitor: V) -> Option<V::Output> {
             match ty.info().base.unwrap_or(ty) {
                 $($(QuantType::$name => Some(visitor.visit::<crate::$file::$name>()),)*)*
@@ -37,6 +38,7 @@ macro_rules! decoders {
     };
 }
 
+// file: types whose decoder it holds, named as the types are
 decoders! {
     legacy: Q4_0 Q4_1 Q5_0 Q5_1 Q6_0 Q8_0 Q8_KV;
     kquants: Q2_K Q3_K Q4_K Q5_K Q6_K;

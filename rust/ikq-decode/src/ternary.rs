@@ -1,7 +1,7 @@
 //! Ternary, one-bit and two-bit types: codes -1, 0, 1 (and 2) with one scale per block or row.
 
 use ikq_formats::codebook::{IQ1BN_TRITS, trit};
-use ikq_simd::Isa;
+use ikq_simd::{Isa, array, map};
 
 use crate::decode::{Decode, Scales, bytes, u16_at};
 use crate::iqks::{f16_header, f32_header};
@@ -24,11 +24,11 @@ impl<I: Isa> Decode<I> for TQ1_0 {
     #[inline(always)]
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         // plain arrays: the compiler turns these loops into vectors
-        let long = |power: u8| bytes::<32>(unit, 0).map(|b| trit(b, power));
-        let short = |power: u8| bytes::<16>(unit, 32).map(|b| trit(b, power));
+        let long = |power: u8| map(*bytes::<32>(unit, 0), |b| trit(b, power));
+        let short = |power: u8| map(*bytes::<16>(unit, 32), |b| trit(b, power));
         let last = || -> [u8; 16] {
             let b = bytes::<4>(unit, 48);
-            std::array::from_fn(|i| trit(b[i % 4], [1, 3, 9, 27][i / 4]))
+            array(|i| trit(b[i % 4], [1, 3, 9, 27][i / 4]))
         };
         let q = match j {
             0 => isa.load_2x32(&long(1), &long(3)),
@@ -111,7 +111,7 @@ impl<I: Isa> Decode<I> for IQ1_BN {
                 _ => b >> 24 | c << 16 | last >> (8 * (l / 2)) << 56,
             }
         };
-        isa.of_u64(std::array::from_fn(word))
+        isa.of_u64(array(word))
     }
 }
 
@@ -215,12 +215,12 @@ impl<I: Isa> Decode<I> for Q2_0 {
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
-        let d = isa.f16_8(std::array::from_fn(|b| u16_at(unit, 18 * (b % 4))));
+        let d = isa.f16_8(array(|b| u16_at(unit, 18 * (b % 4))));
         Scales::floats([d[0], d[1], d[2], d[3]])
     }
 
     #[inline(always)]
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
-        isa.of_u32(bytes::<16>(unit, 18 * j + 2).map(|b| Q2_CODES[usize::from(b)]))
+        isa.of_u32(map(*bytes::<16>(unit, 18 * j + 2), |b| Q2_CODES[usize::from(b)]))
     }
 }

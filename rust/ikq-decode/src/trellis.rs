@@ -5,7 +5,7 @@
 //! running through all codes of a type.
 
 use ikq_formats::codebook::{IQ4NL_VALUES, KT_OFFSET, KT_POWERS};
-use ikq_simd::Isa;
+use ikq_simd::{Isa, array, map};
 
 use crate::decode::{Decode, Scales, bytes, nib, u16_at, u32_at};
 use crate::iqks::f32_header;
@@ -23,7 +23,7 @@ fn table_scale(nibble: u8) -> i16 {
 #[inline(always)]
 fn eights<I: Isa>(isa: I, unit: &[u8], j: usize) -> I::B64 {
     let seed = |l: usize| u32::from(u16_at(unit, 4 + 16 * j + 2 * l)) + KT_OFFSET;
-    isa.trellis_8x8(std::array::from_fn(seed), &KT_POWERS)
+    isa.trellis_8x8(array(seed), &KT_POWERS)
 }
 
 /// sh[8] (scale and four code bits), ql[32], qh[16]: 13-bit codes of eight elements.
@@ -43,7 +43,7 @@ impl<I: Isa> Decode<I> for IQ1_KT {
 
     #[inline(always)]
     fn scales(_: I, header: f32, unit: &[u8]) -> Scales {
-        Scales::by_32(header, bytes::<8>(unit, 0).map(table_scale))
+        Scales::by_32(header, map(*bytes::<8>(unit, 0), table_scale))
     }
 
     #[inline(always)]
@@ -55,7 +55,7 @@ impl<I: Isa> Decode<I> for IQ1_KT {
             let top = u32::from(top[l / 4] >> (4 + l % 4) & 1);
             (u32::from(low[l]) | u32::from(nib(mid[l], j / 2)) << 8 | top << 12) + KT_OFFSET
         };
-        isa.trellis_8x8(std::array::from_fn(seed), &KT_POWERS)
+        isa.trellis_8x8(array(seed), &KT_POWERS)
     }
 }
 
@@ -77,7 +77,7 @@ impl<I: Isa> Decode<I> for IQ2_KT {
 
     #[inline(always)]
     fn scales(_: I, header: f32, unit: &[u8]) -> Scales {
-        Scales::by_32(header, nibbles_low_high(bytes(unit, 0)).map(table_scale))
+        Scales::by_32(header, map(nibbles_low_high(bytes(unit, 0)), table_scale))
     }
 
     #[inline(always)]
@@ -104,7 +104,7 @@ impl<I: Isa> Decode<I> for IQ3_KT {
 
     #[inline(always)]
     fn scales(_: I, header: f32, unit: &[u8]) -> Scales {
-        Scales::by_32(header, nibbles_low_high(bytes(unit, 0)).map(i16::from))
+        Scales::by_32(header, map(nibbles_low_high(bytes(unit, 0)), i16::from))
     }
 
     #[inline(always)]
@@ -131,7 +131,7 @@ impl<I: Isa> Decode<I> for IQ4_KT {
 
     #[inline(always)]
     fn scales(_: I, header: f32, unit: &[u8]) -> Scales {
-        Scales::by_32(header, std::array::from_fn(|b| i16::from(unit[4 * b] >> 1) - 64))
+        Scales::by_32(header, array(|b| i16::from(unit[4 * b] >> 1) - 64))
     }
 
     #[inline(always)]
@@ -140,12 +140,12 @@ impl<I: Isa> Decode<I> for IQ4_KT {
         let mid = bytes::<16>(unit, 96 + 16 * (j % 2));
         let sb = [u32_at(unit, 8 * j), u32_at(unit, 8 * j + 4)];
         // bit 15 of the seed, free in a 15-bit code, makes the other offset
-        let offset = sb.map(|sb| (sb & 1) << 15);
+        let offset = map(sb, |sb| (sb & 1) << 15);
         let seed = |l: usize| {
             let top = (sb[l / 8] >> (8 + 3 * (l % 8)) & 7) << 12;
             let mid = u32::from(nib(mid[l], j / 2)) << 8;
             (u32::from(low[l]) | mid | top | offset[l / 8]) + KT_OFFSET
         };
-        isa.trellis_16x4(std::array::from_fn(seed), &KT_POWERS)
+        isa.trellis_16x4(array(seed), &KT_POWERS)
     }
 }

@@ -2,6 +2,7 @@
 
 use core::arch::x86_64::*;
 
+use crate::arrays::{array, map};
 use crate::isa::Isa;
 
 /// Proof of AVX2, FMA, F16C and the bit-manipulation sets; made by detection only.
@@ -62,11 +63,12 @@ fn expand(mask: u32) -> __m256i {
 fn trellis_bytes(products: [__m256i; 4]) -> __m256i {
     // SAFETY: called from methods of `Avx2` only, whose token proves AVX2.
     unsafe {
-        let sums = products.map(|p| {
-            let s = _mm256_and_si256(p, _mm256_set1_epi32(0x3f3f_3f3f));
+        let mut sums = products;
+        for p in &mut sums {
+            let s = _mm256_and_si256(*p, _mm256_set1_epi32(0x3f3f_3f3f));
             let pairs = _mm256_maddubs_epi16(s, _mm256_set1_epi8(1));
-            _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
-        });
+            *p = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+        }
         // packs work within 128-bit lanes; the permutation puts the groups of four back in order
         let lo = _mm256_packs_epi32(sums[0], sums[1]);
         let hi = _mm256_packs_epi32(sums[2], sums[3]);
@@ -120,18 +122,21 @@ impl Isa for Avx2 {
     #[inline(always)]
     fn splat_4x16(self, b: [u8; 4]) -> Pair {
         avx2! {
-            let q = b.map(|b| _mm_set1_epi8(b as i8));
-            [_mm256_set_m128i(q[1], q[0]), _mm256_set_m128i(q[3], q[2])]
+            // one dword, spread by byte shuffles
+            let v = _mm256_set1_epi32(i32::from_le_bytes(b));
+            let first = _mm256_setr_epi64x(0, 0, 0x0101_0101_0101_0101, 0x0101_0101_0101_0101);
+            let last = _mm256_add_epi8(first, _mm256_set1_epi8(2));
+            [_mm256_shuffle_epi8(v, first), _mm256_shuffle_epi8(v, last)]
         }
     }
     #[inline(always)]
     fn of_u64(self, g: [u64; 8]) -> Pair {
-        let g = g.map(|x| x as i64);
+        let g = map(g, |x| x as i64);
         avx2! { [_mm256_setr_epi64x(g[0], g[1], g[2], g[3]), _mm256_setr_epi64x(g[4], g[5], g[6], g[7])] }
     }
     #[inline(always)]
     fn of_u32(self, g: [u32; 16]) -> Pair {
-        self.of_u64(std::array::from_fn(|i| u64::from(g[2 * i]) | u64::from(g[2 * i + 1]) << 32))
+        self.of_u64(array(|i| u64::from(g[2 * i]) | u64::from(g[2 * i + 1]) << 32))
     }
     #[inline(always)]
     fn and(self, a: Pair, b: Pair) -> Pair {
@@ -220,7 +225,10 @@ impl Isa for Avx2 {
     fn trellis_8x8(self, seeds: [u32; 8], multipliers: &[u32; 8]) -> Pair {
         avx2! {
             let m = _mm256_loadu_si256(multipliers.as_ptr().cast());
-            let p = seeds.map(|x| _mm256_mullo_epi32(_mm256_set1_epi32(x as i32), m));
+            let mut p = [m; 8];
+            for (p, x) in p.iter_mut().zip(seeds) {
+                *p = _mm256_mullo_epi32(_mm256_set1_epi32(x as i32), m);
+            }
             [trellis_bytes([p[0], p[1], p[2], p[3]]), trellis_bytes([p[4], p[5], p[6], p[7]])]
         }
     }
@@ -228,10 +236,11 @@ impl Isa for Avx2 {
     fn trellis_16x4(self, seeds: [u32; 16], multipliers: &[u32; 8]) -> Pair {
         avx2! {
             let m = _mm256_broadcastsi128_si256(_mm_loadu_si128(multipliers.as_ptr().cast()));
-            let p: [__m256i; 8] = std::array::from_fn(|k| {
-                let (a, b) = (seeds[2 * k] as i32, seeds[2 * k + 1] as i32);
-                _mm256_mullo_epi32(_mm256_setr_epi32(a, a, a, a, b, b, b, b), m)
-            });
+            let mut p = [m; 8];
+            for (p, x) in p.iter_mut().zip(seeds.as_chunks::<2>().0) {
+                let (a, b) = (x[0] as i32, x[1] as i32);
+                *p = _mm256_mullo_epi32(_mm256_setr_epi32(a, a, a, a, b, b, b, b), m);
+            }
             [trellis_bytes([p[0], p[1], p[2], p[3]]), trellis_bytes([p[4], p[5], p[6], p[7]])]
         }
     }

@@ -2,6 +2,7 @@
 
 use core::arch::x86_64::*;
 
+use crate::arrays::{array, map};
 use crate::avx2::halves;
 use crate::isa::Isa;
 
@@ -101,12 +102,12 @@ impl Isa for Avx512 {
     }
     #[inline(always)]
     fn of_u64(self, g: [u64; 8]) -> __m512i {
-        let g = g.map(|x| x as i64);
+        let g = map(g, |x| x as i64);
         avx512! { _mm512_setr_epi64(g[0], g[1], g[2], g[3], g[4], g[5], g[6], g[7]) }
     }
     #[inline(always)]
     fn of_u32(self, g: [u32; 16]) -> __m512i {
-        self.of_u64(std::array::from_fn(|i| u64::from(g[2 * i]) | u64::from(g[2 * i + 1]) << 32))
+        self.of_u64(array(|i| u64::from(g[2 * i]) | u64::from(g[2 * i + 1]) << 32))
     }
     #[inline(always)]
     fn and(self, a: __m512i, b: __m512i) -> __m512i {
@@ -123,7 +124,7 @@ impl Isa for Avx512 {
     #[inline(always)]
     fn bits_4x16(self, v: __m512i, s: [u32; 4], mask: u8) -> __m512i {
         // a 16-bit shift lets bits of the upper byte into the lower one: the mask clears them
-        let count = s.map(|s| i64::from(s) * 0x0001_0001_0001_0001);
+        let count = map(s, |s| i64::from(s) * 0x0001_0001_0001_0001);
         avx512! {
             let count = _mm512_setr_epi64(
                 count[0], count[0], count[1], count[1], count[2], count[2], count[3], count[3],
@@ -184,12 +185,13 @@ impl Isa for Avx512 {
     fn trellis_8x8(self, seeds: [u32; 8], multipliers: &[u32; 8]) -> __m512i {
         avx512! {
             let m = _mm512_broadcast_i32x8(_mm256_loadu_si256(multipliers.as_ptr().cast()));
-            let q: [__m128i; 4] = std::array::from_fn(|k| {
-                let a = _mm256_set1_epi32(seeds[2 * k] as i32);
-                let b = _mm256_set1_epi32(seeds[2 * k + 1] as i32);
+            let mut q = [_mm_setzero_si128(); 4];
+            for (q, x) in q.iter_mut().zip(seeds.as_chunks::<2>().0) {
+                let a = _mm256_set1_epi32(x[0] as i32);
+                let b = _mm256_set1_epi32(x[1] as i32);
                 let x = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a), b);
-                trellis_quarter(_mm512_mullo_epi32(x, m))
-            });
+                *q = trellis_quarter(_mm512_mullo_epi32(x, m));
+            }
             join(q)
         }
     }
@@ -198,13 +200,13 @@ impl Isa for Avx512 {
         avx512! {
             let m = _mm512_broadcast_i32x4(_mm_loadu_si128(multipliers.as_ptr().cast()));
             let all = _mm512_loadu_si512(seeds.as_ptr().cast());
-            let q: [__m128i; 4] = std::array::from_fn(|k| {
-                let k = 4 * k as i32;
+            let mut q = [_mm_setzero_si128(); 4];
+            for (k, q) in (0..16).step_by(4).zip(&mut q) {
                 let pick = _mm512_setr_epi32(
                     k, k, k, k, k + 1, k + 1, k + 1, k + 1, k + 2, k + 2, k + 2, k + 2, k + 3, k + 3, k + 3, k + 3,
                 );
-                trellis_quarter(_mm512_mullo_epi32(_mm512_permutexvar_epi32(pick, all), m))
-            });
+                *q = trellis_quarter(_mm512_mullo_epi32(_mm512_permutexvar_epi32(pick, all), m));
+            }
             join(q)
         }
     }

@@ -12,6 +12,7 @@
 //!
 //! `IKQ_ISA=scalar|avx2|avx512` forces one; asking for one that the machine lacks is an error.
 
+mod arrays;
 mod avx2;
 mod avx512;
 mod isa;
@@ -19,6 +20,7 @@ mod lanes;
 mod scalar;
 mod select;
 
+pub use arrays::{array, map};
 pub use avx2::Avx2;
 pub use avx512::Avx512;
 pub use isa::{Isa, IsaOp};
