@@ -1,0 +1,238 @@
+"""What every encoder must do with any input: hypothesis looks for the input where it does not."""
+
+import numpy as np
+import pytest
+from golden import REFERENCE, inputs
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ikq
+from ikq import QuantType as T
+
+CAN = [t for t in T if t.can_encode]
+SEARCHED = [t for t in CAN if t.family != "float"]
+N = 512
+
+# Bound of the root mean square error of a row as a share of its largest value. A quantizer with the
+# largest gap g between neighbouring levels (in units of the largest value) errs by at most g / 2
+# inside its range, and a searched scale is not worse in the mean; as much again is allowed for
+# the rounding of sub-block scales and for an end level that is not reached (Q4_0: 7 of 8).
+LEVEL_GAPS = {
+    T.Q8_0: 1 / 127,
+    T.Q4_0: 1 / 8,
+    T.Q5_0: 1 / 16,
+    T.Q6_K: 1 / 32,
+    T.Q4_K: 2 / 15,
+    T.IQ4_NL: 24 / 127,
+    T.IQ4_XS: 24 / 127,
+    T.IQ4_KS: 24 / 127,
+    # a codebook of 512 of the 4096 words of four: two levels of eight are a safe bound
+    T.IQ3_S: 2 / 8,
+}
+
+
+@st.composite
+def rows(draw, max_exponent=10):
+    """A few rows of floats of many kinds: dense, sparse, with outliers, with scales that vary by block."""
+    seed = draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    kind = draw(st.sampled_from(["normal", "uniform", "heavy", "sparse", "blocks", "levels", "positive"]))
+    scale = 2.0 ** draw(st.integers(-max_exponent, max_exponent))
+    shape = (draw(st.integers(1, 3)), N)
+    x = {
+        "normal": lambda: rng.standard_normal(shape),
+        "uniform": lambda: rng.uniform(-1, 1, shape),
+        "heavy": lambda: rng.standard_t(2, shape),
+        "sparse": lambda: rng.standard_normal(shape) * (rng.random(shape) < 0.1),
+        "blocks": lambda: rng.standard_normal(shape) * np.repeat(10 ** rng.uniform(-3, 1, N // 32), 32),
+        "levels": lambda: rng.integers(-7, 8, shape) / 7,
+        "positive": lambda: rng.uniform(0.5, 1, shape),
+    }[kind]()
+    return np.clip(x * scale, -60000, 60000).astype(np.float32)
+
+
+@st.composite
+def importances(draw):
+    """None, or importances with zero columns and zero blocks among them."""
+    if draw(st.booleans()):
+        return None
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    w = np.exp(rng.normal(0, draw(st.floats(0, 3)), N))
+    w *= rng.random(N) >= draw(st.sampled_from([0, 0.1, 0.9]))
+    for block in draw(st.lists(st.integers(0, N // 32 - 1), max_size=4)):
+        w[32 * block : 32 * block + 32] = 0
+    if draw(st.booleans()):
+        w[256:] = 0
+    return w.astype(np.float32)
+
+
+def round_trip(x, t, importance=None):
+    y = ikq.dequantize(ikq.quantize(x, t, importance), t, x.shape[-1])
+    assert np.isfinite(y).all()
+    return y
+
+
+def squared(x, importance):
+    """Per row, weighted as the encoders weigh: columns without importance count a ten-thousandth."""
+    w = np.ones(N)
+    if importance is not None and importance.any():
+        w = importance / importance.mean(dtype=np.float64) + 1e-4
+    return (w * x.astype(np.float64) ** 2).sum(-1)
+
+
+@pytest.mark.parametrize("t", SEARCHED)
+def test_no_worse_than_nothing(t):
+    """A zero scale can always be stored, so the error never exceeds the row's energy."""
+
+    @given(x=rows(), importance=importances())
+    def check(x, importance):
+        y = round_trip(x, t, importance)
+        assert (squared(y - x, importance) <= squared(x, importance) * (1 + 1e-6)).all()
+
+    check()
+
+
+@pytest.mark.parametrize("t", [t for t in LEVEL_GAPS if t.can_encode])
+def test_round_trip_bound(t):
+    @given(x=rows())
+    def check(x):
+        y = round_trip(x, t)
+        rms = np.sqrt(((y - x).astype(np.float64) ** 2).mean(-1))
+        # the smallest f16 scale is 2^-24: below it, levels times that
+        assert (rms <= LEVEL_GAPS[t] * np.abs(x).max(-1) + 128 * 2.0**-25).all()
+
+    check()
+
+
+@pytest.mark.parametrize(("t", "digits"), [(T.F16, 11), (T.BF16, 8)])
+def test_float_types_round_to_nearest(t, digits):
+    @given(x=rows(), importance=importances())
+    def check(x, importance):
+        y = round_trip(x, t, importance)
+        smallest = 2.0**-25 if t is T.F16 else 0
+        assert (np.abs(y - x) <= np.maximum(np.abs(x) * 2.0**-digits, smallest)).all()
+        assert np.array_equal(round_trip(y, t), y)
+
+    check()
+
+
+@pytest.mark.parametrize("t", CAN)
+def test_scaling_by_powers_of_two_scales_the_result(t):
+    # scales from 2^0 to 2^8: no type's stored scale is subnormal or above 65504 there
+
+    @given(seed=st.integers(0, 2**32 - 1), k=st.integers(1, 8), importance=importances())
+    def check(seed, k, importance):
+        x = np.random.default_rng(seed).standard_normal((2, N)).astype(np.float32)
+        x[np.abs(x) < 2.0**-14] = 0  # F16 has fewer digits there
+        y = round_trip(x, t, importance)
+        scaled = round_trip(x * np.float32(2**k), t, importance)
+        assert np.array_equal(scaled, y * np.float32(2**k))
+
+    check()
+
+
+@pytest.mark.parametrize("t", CAN)
+def test_scaling_the_importance_changes_nothing(t):
+    @given(x=rows(), importance=importances(), k=st.integers(-20, 20))
+    def check(x, importance, k):
+        if importance is not None:
+            a = ikq.quantize(x, t, importance)
+            assert np.array_equal(a, ikq.quantize(x, t, importance * np.float32(2.0**k)))
+
+    check()
+
+
+@pytest.mark.parametrize("t", CAN)
+def test_zero_rows_stay_zero(t):
+    for importance in (None, np.ones(N), np.zeros(N)):
+        for zero in (0.0, -0.0):
+            assert not round_trip(np.full((2, N), zero, np.float32), t, importance).any()
+
+
+@pytest.mark.parametrize("t", CAN)
+def test_zero_blocks_among_others(t):
+    x = np.random.default_rng(0).standard_normal((2, N), dtype=np.float32)
+    x[0, :256] = 0
+    x[1, 32:64] = 0
+    y = round_trip(x, t)
+    assert (squared(y - x, None) <= squared(x, None)).all()
+    if t not in (T.Q4_K,):  # an affine block can hold zeros only as far as its scale allows
+        assert not y[0, :256].any()
+
+
+@pytest.mark.parametrize("t", CAN)
+def test_denormals_and_tiny_values(t):
+    rng = np.random.default_rng(1)
+    for scale in (2.0**-149, 1e-40, 1e-38, 1e-30, 1e-12, 2.0**-24):
+        x = (rng.integers(-8, 9, (2, N)) * scale).astype(np.float32)
+        for importance in (None, np.full(N, 1e-38), np.full(N, 1e30)):
+            y = round_trip(x, t, importance)
+            if t.family != "float":
+                assert (squared(y - x, None) <= squared(x, None) * (1 + 1e-6) + 1e-90).all(), scale
+
+
+@pytest.mark.parametrize("t", CAN)
+def test_the_largest_halves(t):
+    x = np.where(np.random.default_rng(2).random((2, N)) < 0.5, 65504, -65504).astype(np.float32)
+    y = round_trip(x, t)
+    if t is T.IQ2_KT or t is T.IQ3_S:
+        assert (squared(y - x, None) <= squared(x, None)).all()
+    else:
+        # every value is the largest: a searched scale leaves less than the end levels' asymmetry
+        assert np.abs(y - x).max() <= 65504 / 7
+    one = np.zeros((1, N), np.float32)
+    one[0, 100] = -65504
+    assert abs(round_trip(one, t)[0, 100] + 65504) <= 65504 * 0.5
+
+
+@pytest.mark.parametrize("t", CAN)
+def test_values_beyond_half_precision_saturate(t):
+    for largest in (1e6, 1e20, 3.4e38):
+        x = (np.random.default_rng(3).uniform(-1, 1, (2, N)) * largest).astype(np.float32)
+        for importance in (None, np.ones(N)):
+            round_trip(x, t, importance)  # finite: checked there
+
+
+@pytest.mark.parametrize("t", SEARCHED)
+def test_one_hot_rows(t):
+    for value in (1.0, -1.0, 0.013, -3000.0):
+        for at in (0, 31, 32, 255, 256, 511):
+            x = np.zeros((1, N), np.float32)
+            x[0, at] = value
+            for importance in (None, np.ones(N), np.where(np.arange(N) == at, 0, 1.0)):
+                y = round_trip(x, t, importance)
+                assert (squared(y - x, importance) <= squared(x, importance) * (1 + 1e-6)).all()
+
+
+@pytest.mark.parametrize("t", SEARCHED)
+def test_constant_rows(t):
+    """As well as the reference its constant row; 0.02 covers f16 scales that are subnormal at 0.013."""
+    special = REFERENCE["vectors"][t.name.lower()]["special"]
+    figures = special.get("without_imatrix", special.get("with_imatrix"))["per_row_rel_rmse"]
+    row = list(inputs()["special.kinds"]).index("constant_positive")
+    bound = max(1.01 * figures[row], 0.02)
+    for value in (1.0, -1.0, 0.013, -3000.0):
+        x = np.full((1, N), value, np.float32)
+        y = round_trip(x, t)
+        assert np.sqrt(((y - x) ** 2).mean()) <= bound * abs(value), value
+
+
+@pytest.mark.parametrize("t", SEARCHED)
+def test_importance_moves_the_error_where_it_does_not_count(t):
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((8, N), dtype=np.float32)
+    importance = np.where(rng.random(N) < 0.25, 100, 0.01)
+    plain, weighted = round_trip(x, t), round_trip(x, t, importance)
+    assert squared(weighted - x, importance).sum() < squared(plain - x, importance).sum()
+
+
+@pytest.mark.parametrize("t", SEARCHED)
+def test_columns_and_blocks_without_importance(t):
+    """They are encoded sensibly all the same: never worse than zeros, far better in the mean."""
+    x = np.random.default_rng(5).standard_normal((8, N), dtype=np.float32)
+    for dead in (slice(0, 256), slice(32, 64), slice(0, N), slice(1, N), slice(0, N, 2)):
+        importance = np.ones(N, np.float32)
+        importance[dead] = 0
+        y = round_trip(x, t, importance)
+        lost = ((y - x)[:, dead] ** 2).sum() / (x[:, dead] ** 2).sum()
+        assert lost < 0.5, (dead, lost)
