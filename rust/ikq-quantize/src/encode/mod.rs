@@ -26,6 +26,7 @@
 
 mod floats;
 mod igrid;
+mod single;
 mod table;
 pub mod weights;
 
@@ -68,7 +69,11 @@ pub fn encode_rows(
         return Err(Error::PartRow { n_elements: x.len(), n_per_row });
     }
     check_matrix(ty, n_rows, n_per_row, out.len())?;
-    if let Some(at) = x.iter().position(|v| !v.is_finite()) {
+    // the largest bits of a magnitude first: a loop that ends early is no vector loop
+    let largest = x.iter().fold(0, |m, v| (v.to_bits() & 0x7fff_ffff).max(m));
+    if largest >= f32::INFINITY.to_bits()
+        && let Some(at) = x.iter().position(|v| !v.is_finite())
+    {
         return Err(Error::NotFinite { row: at / n_per_row, column: at % n_per_row, value: x[at] });
     }
     if let Some(v) = importance {

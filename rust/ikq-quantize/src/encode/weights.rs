@@ -25,12 +25,13 @@ pub fn column_weights(importance: Option<&[f32]>, out: &mut [f32]) {
 /// row of zeros. Multiplying by either is exact (but for subnormal results). At the ends of
 /// f32's range (below 2^-126, from 2^127) the result is outside [1, 2) but never 0 or infinite.
 pub fn normalizer(x: &[f32]) -> (f32, f32) {
-    let amax = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-    if amax == 0.0 {
+    // magnitudes compare like their bits, and integers make a vector loop
+    let amax = x.iter().fold(0, |m, v| (v.to_bits() & 0x7fff_ffff).max(m));
+    if amax == 0 {
         return (1.0, 1.0);
     }
     // exponents limited so that both factors are normal numbers
-    let exponent = ((amax.to_bits() >> 23) as i32 - 127).clamp(-126, 126);
+    let exponent = ((amax >> 23) as i32 - 127).clamp(-126, 126);
     let power = |e: i32| f32::from_bits(((e + 127) as u32) << 23);
     (power(-exponent), power(exponent))
 }

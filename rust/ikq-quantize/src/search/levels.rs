@@ -7,7 +7,7 @@ pub trait Levels<I: Isa>: Copy {
     /// The level nearest to `t` (any finite number below 2^22).
     fn nearest(self, isa: I, t: I::F) -> I::F;
 
-    /// Its code.
+    /// Its code, as a slot ([`ikq_simd::Lanes::slot`]).
     fn code(self, isa: I, t: I::F) -> I::F;
 }
 
@@ -27,7 +27,7 @@ impl<I: Isa> Levels<I> for Integers {
 
     #[inline(always)]
     fn code(self, isa: I, t: I::F) -> I::F {
-        isa.sub_f(self.nearest(isa, t), isa.splat_f(self.lo))
+        isa.slot(isa.sub_f(self.nearest(isa, t), isa.splat_f(self.lo)))
     }
 }
 
@@ -58,6 +58,8 @@ impl<I: Isa> Table4<I> {
     /// slot = 7 + u * (STEEP - BEND * |u|) with u = t + CENTRE
     const STEEP: f32 = 0.0925;
     const BEND: f32 = 0.000_244;
+    /// Where the first and the last slot have been reached and -1 and 15 not yet.
+    const INSIDE: f32 = 115.0;
 
     /// The table without shift.
     #[inline(always)]
@@ -83,7 +85,7 @@ impl<I: Isa> Table4<I> {
     #[inline(always)]
     fn slot(self, isa: I, t: I::F) -> I::F {
         let u = isa.add_f(t, self.centre);
-        let inside = isa.max_f(isa.min_f(u, isa.splat_f(118.0)), isa.splat_f(-123.0));
+        let inside = isa.max_f(isa.min_f(u, isa.splat_f(Self::INSIDE)), isa.splat_f(-Self::INSIDE));
         let slope = isa.mul_add_f(isa.abs_f(inside), isa.splat_f(-Self::BEND), isa.splat_f(Self::STEEP));
         let slot = isa.slot(isa.mul_add_f(inside, slope, isa.splat_f(7.0)));
         let above = isa.add_f(slot, isa.splat_f(1.0));
@@ -99,7 +101,7 @@ impl<I: Isa> Levels<I> for Table4<I> {
 
     #[inline(always)]
     fn code(self, isa: I, t: I::F) -> I::F {
-        isa.slot_number(self.slot(isa, t))
+        self.slot(isa, t)
     }
 }
 
@@ -116,7 +118,7 @@ mod tests {
             let table = Table4::new(Scalar, &IQ4K_VALUES[0]).shifted(Scalar, [shift; 16]);
             let steps = (-20_000..20_000).map(|i| i as f32 / 64.0);
             for t in steps.chain([-1e6, 1e6, 0.0]) {
-                let code = table.code(Scalar, [t; 16])[0] as usize;
+                let code = table.code(Scalar, [t; 16])[0].to_bits() as usize & 15;
                 let value = f32::from(IQ4K_VALUES[row][code]);
                 assert_eq!(table.nearest(Scalar, [t; 16])[0], value);
                 let nearest =
@@ -129,7 +131,8 @@ mod tests {
     #[test]
     fn integers_are_clamped() {
         let levels = Integers { lo: -8.0, hi: 7.0 };
-        let of = |t: f32| (levels.nearest(Scalar, [t; 16])[0], levels.code(Scalar, [t; 16])[0]);
-        assert_eq!([of(-1e9), of(2.5), of(6.6), of(1e30)], [(-8.0, 0.0), (2.0, 10.0), (7.0, 15.0), (7.0, 15.0)]);
+        let of =
+            |t: f32| (levels.nearest(Scalar, [t; 16])[0], levels.code(Scalar, [t; 16])[0].to_bits() & 15);
+        assert_eq!([of(-1e9), of(2.5), of(6.6), of(1e30)], [(-8.0, 0), (2.0, 10), (7.0, 15), (7.0, 15)]);
     }
 }

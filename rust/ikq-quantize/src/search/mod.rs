@@ -1,4 +1,8 @@
 //! Searches shared by the encoders: choose scales and codes, know nothing of bytes.
 
+mod argmin;
 pub mod grid;
 pub mod grid_block;
+pub mod levels;
+pub mod scale;
+pub mod tile;

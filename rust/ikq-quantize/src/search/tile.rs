@@ -103,15 +103,14 @@ impl<const N: usize> Tile<N> {
     }
 }
 
-/// Sixteen blocks' codes: `codes[i][lane]`, integers as floats.
+/// Sixteen blocks' codes: `codes[i][lane]`, integers as [`ikq_simd::Lanes::slot`] makes them.
 pub type Codes<const N: usize> = [[f32; LANES]; N];
 
-/// The codes of one lane as numbers for [`ikq_formats::Layout::pack`]; negative ones in two's
-/// complement of 32 bits.
+/// The codes of one lane as numbers for [`ikq_formats::Layout::pack`]: their low byte, which is the
+/// two's complement of negative ones.
 #[inline(always)]
 pub fn lane_codes<const N: usize>(codes: &Codes<N>, lane: usize, out: &mut [u32]) {
     for (out, codes) in out.iter_mut().zip(codes) {
-        // SAFETY-free conversion: codes are small integers
-        *out = codes[lane] as i32 as u32;
+        *out = codes[lane].to_bits() & 0xff;
     }
 }

@@ -1,0 +1,119 @@
+//! Blocks of 32 with one f16 scale and nothing else: Q4_0, Q5_0, IQ4_NL.
+//!
+//! Objective: `sum w (x - d v)^2` with w of the column. Searched: per block, scales that put the
+//! largest element on or beyond the last level, on both sides of the (asymmetric) level set, then
+//! codes and scale in turn; see [`crate::search::scale`].
+
+use ikq_formats::codebook::IQ4NL_VALUES;
+use ikq_formats::{QuantType, layout};
+use ikq_simd::Isa;
+
+use super::Encode;
+use crate::search::levels::{Integers, Levels, Table4};
+use crate::search::scale::{self, Fit, Ladder};
+use crate::search::tile::{Codes, LANES, Tile, lane_codes};
+
+/// Elements per block.
+const N: usize = 32;
+
+/// Working memory of a row.
+#[derive(Default)]
+pub struct Scratch {
+    tile: Box<Tile<N>>,
+}
+
+/// What tells the types apart.
+struct Search<L> {
+    levels: L,
+    ladder: Ladder,
+    /// Levels that a constant block may use: one of them has a lucky scale.
+    exact: &'static [f32],
+}
+
+/// Encodes one row.
+#[inline(always)]
+fn encode_row<I: Isa, L: Levels<I>>(
+    isa: I,
+    ty: QuantType,
+    Search { levels, ladder, exact }: Search<L>,
+    (x, w): (&[f32], &[f32]),
+    tile: &mut Tile<N>,
+    out: &mut [u8],
+) {
+    let layout = layout(ty).expect("types of this file have layouts");
+    let mut values = [0u32; 1 + N];
+    let mut codes: Codes<N> = [[0.0; LANES]; N];
+    let tiles = x.chunks(LANES * N).zip(w.chunks(LANES * N));
+    for ((x, w), out) in tiles.zip(out.chunks_mut(LANES * layout.bytes)) {
+        tile.load(isa, x, w, 1);
+        let peak = tile.peak(isa);
+        let fit = scale::best_scale(isa, tile, levels, peak, ladder, Fit::nothing(isa));
+        let d = scale::half_scale(isa, tile, levels, peak, fit, exact);
+        scale::codes(isa, tile, levels, d, &mut codes);
+        let d = isa.f16_bits(isa.mul_f(d, isa.load_f(&tile.up)));
+        for (lane, block) in out.chunks_exact_mut(layout.bytes).enumerate() {
+            values[0] = u32::from(d[lane]);
+            lane_codes(&codes, lane, &mut values[1..]);
+            layout.pack(&values, block);
+        }
+    }
+}
+
+macro_rules! single_scale {
+    ($($(#[$doc:meta])* $ty:ident: $levels:expr, $ladder:expr, $exact:expr;)*) => { $(
+        $(#[$doc])*
+        #[allow(non_camel_case_types)]
+        pub struct $ty;
+
+        impl Encode for $ty {
+            const TYPE: QuantType = QuantType::$ty;
+            type Scratch = Scratch;
+
+            #[inline(always)]
+            fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut Scratch, out: &mut [u8]) {
+                let search = Search { levels: $levels(isa), ladder: $ladder, exact: $exact };
+                encode_row(isa, Self::TYPE, search, (x, w), &mut scratch.tile, out);
+            }
+        }
+    )* };
+}
+
+single_scale! {
+    /// Sixteen levels -8..=7.
+    Q4_0: |_| Integers { lo: -8.0, hi: 7.0 }, Q4_LADDER, EXACT_16;
+    /// Thirty-two levels -16..=15.
+    Q5_0: |_| Integers { lo: -16.0, hi: 15.0 }, Q5_LADDER, EXACT_16;
+    /// Sixteen levels of a table.
+    IQ4_NL: |isa| Table4::new(isa, &IQ4NL_VALUES), NL_LADDER, EXACT_NL;
+}
+
+/// The largest element on the first level, then on 0.92 to 2 times the last level of either side in
+/// steps of 5%: with weights, the largest element is often better clipped.
+#[rustfmt::skip]
+const Q4_ANCHORS: &[f32] = &[
+    -8.0, -7.36, -7.75, -8.16, -8.6, -9.05, -9.53, -10.04, -10.57, -11.14, -11.73, -12.35, -13.01, -13.7, -14.43, -15.19, -16.0,
+    6.44, 6.78, 7.14, 7.52, 7.92, 8.34, 8.79, 9.25, 9.74, 10.26, 10.81, 11.38, 11.99, 12.62, 13.29, 14.0,
+];
+/// The same for 32 levels.
+#[rustfmt::skip]
+const Q5_ANCHORS: &[f32] = &[
+    -16.0, -14.72, -15.5, -16.33, -17.19, -18.11, -19.07, -20.08, -21.15, -22.27, -23.46, -24.7, -26.01, -27.4, -28.85, -30.39, -32.0,
+    13.8, 14.53, 15.31, 16.12, 16.98, 17.88, 18.83, 19.83, 20.88, 21.99, 23.16, 24.39, 25.68, 27.05, 28.49, 30.0,
+];
+/// The same for the table.
+#[rustfmt::skip]
+const NL_ANCHORS: &[f32] = &[
+    -127.0, -116.8, -123.0, -129.6, -136.5, -143.7, -151.4, -159.4, -167.9, -176.8, -186.2, -196.1, -206.5, -217.5, -229.0, -241.2, -254.0,
+    104.0, 109.5, 115.3, 121.4, 127.9, 134.7, 141.8, 149.4, 157.3, 165.7, 174.5, 183.7, 193.5, 203.8, 214.6, 226.0,
+];
+
+/// Between the rungs.
+const STRETCHES: &[f32] = &[0.976, 0.988, 1.012, 1.024];
+const Q4_LADDER: Ladder = Ladder { anchors: Q4_ANCHORS, stretches: STRETCHES, rounds: 2 };
+const Q5_LADDER: Ladder = Ladder { anchors: Q5_ANCHORS, stretches: STRETCHES, rounds: 2 };
+const NL_LADDER: Ladder = Ladder { anchors: NL_ANCHORS, stretches: STRETCHES, rounds: 2 };
+
+const EXACT_16: &[f32] = &[-8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 1.0, 3.0, 5.0, 6.0, 7.0];
+const EXACT_NL: &[f32] = &[
+    -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0,
+];

@@ -1,0 +1,210 @@
+//! The scale of a sub-block: for a set of levels, the factor d (and with it the codes) that makes
+//! `sum w (x - d v)^2` least, v being the level nearest to x / d. Sixteen sub-blocks at a time.
+//!
+//! For given codes the best d is `xv / vv` with `xv = sum w x v`, `vv = sum w v^2`; it lowers the error
+//! from `sum w x^2` by the *gain* `xv^2 / vv`. [`best_scale`] tries a list of scales that put the
+//! largest element on a given number (an *anchor*, beyond the last level where that element is better
+//! clipped), keeps the largest gain, and improves it by rounding again at the d found.
+
+use ikq_simd::Isa;
+
+use super::levels::Levels;
+use super::tile::{Codes, Tile};
+
+/// `sum w x v` and `sum w v^2`.
+#[derive(Clone, Copy)]
+pub struct Sums<F> {
+    pub xv: F,
+    pub vv: F,
+}
+
+impl<F: Copy> Sums<F> {
+    /// Error of scale d with these codes, where `energy` is `sum w x^2`. Exact to about 1e-7 of the
+    /// energy.
+    #[inline(always)]
+    pub fn error<I: Isa<F = F>>(self, isa: I, d: F, energy: F) -> F {
+        // energy - d (2 xv - d vv)
+        let inner = isa.sub_f(isa.add_f(self.xv, self.xv), isa.mul_f(d, self.vv));
+        isa.sub_f(energy, isa.mul_f(d, inner))
+    }
+}
+
+/// The sums for codes at `1 / d = inverse`.
+#[inline(always)]
+pub fn sums<I: Isa, L: Levels<I>, const N: usize>(
+    isa: I,
+    tile: &Tile<N>,
+    levels: L,
+    inverse: I::F,
+) -> Sums<I::F> {
+    let (mut xv, mut vv) = (isa.splat_f(0.0), isa.splat_f(0.0));
+    for i in 0..N {
+        let v = levels.nearest(isa, isa.mul_f(isa.load_f(&tile.x[i]), inverse));
+        xv = isa.mul_add_f(isa.load_f(&tile.wx[i]), v, xv);
+        vv = isa.mul_add_f(isa.mul_f(isa.load_f(&tile.w[i]), v), v, vv);
+    }
+    Sums { xv, vv }
+}
+
+/// A scale, the gain it gives with codes rounded at it, and the curvature of the error around it.
+#[derive(Clone, Copy)]
+pub struct Fit<F> {
+    pub scale: F,
+    pub gain: F,
+    pub curvature: F,
+}
+
+impl<F: Copy> Fit<F> {
+    /// Scale 0.
+    #[inline(always)]
+    pub fn nothing<I: Isa<F = F>>(isa: I) -> Self {
+        let zero = isa.splat_f(0.0);
+        Fit { scale: zero, gain: zero, curvature: zero }
+    }
+
+    /// Takes the best scale for these sums where it is better.
+    #[inline(always)]
+    fn improve<I: Isa<F = F>>(&mut self, isa: I, sums: Sums<F>) {
+        // where all levels are 0 there is no scale: 0 / tiny
+        let vv = isa.max_f(sums.vv, isa.splat_f(f32::MIN_POSITIVE));
+        let scale = isa.div_f(sums.xv, vv);
+        let gain = isa.mul_f(scale, sums.xv);
+        let keep = |new, old| isa.if_gt(gain, self.gain, new, old);
+        *self = Fit {
+            scale: keep(scale, self.scale),
+            gain: keep(gain, self.gain),
+            curvature: keep(sums.vv, self.curvature),
+        };
+    }
+}
+
+/// `1 / x`, 0 where x is 0 (or so small that the quotient is not finite).
+#[inline(always)]
+pub fn inverse<I: Isa>(isa: I, x: I::F) -> I::F {
+    let one = isa.splat_f(1.0);
+    let zero = isa.splat_f(0.0);
+    isa.if_gt(isa.abs_f(x), isa.splat_f(1e-37), isa.div_f(one, x), zero)
+}
+
+/// What [`best_scale`] tries.
+#[derive(Clone, Copy)]
+pub struct Ladder {
+    /// Multiples of the scale that the peak of a sub-block is put on.
+    pub anchors: &'static [f32],
+    /// Then the best of these, stretched by each of these factors.
+    pub stretches: &'static [f32],
+    /// Then so many times codes and scale in turn.
+    pub rounds: usize,
+}
+
+/// The best scale on the ladder, where `peak` is [`Tile::peak`]. Never worse than `start`.
+#[inline(always)]
+pub fn best_scale<I: Isa, L: Levels<I>, const N: usize>(
+    isa: I,
+    tile: &Tile<N>,
+    levels: L,
+    peak: I::F,
+    ladder: Ladder,
+    start: Fit<I::F>,
+) -> Fit<I::F> {
+    let mut best = start;
+    let per_peak = inverse(isa, peak);
+    let mut rung = inverse(isa, start.scale);
+    for anchor in ladder.anchors {
+        let inverse = isa.mul_f(per_peak, isa.splat_f(*anchor));
+        let before = best.gain;
+        best.improve(isa, sums(isa, tile, levels, inverse));
+        rung = isa.if_gt(best.gain, before, inverse, rung);
+    }
+    for stretch in ladder.stretches {
+        best.improve(isa, sums(isa, tile, levels, isa.mul_f(rung, isa.splat_f(*stretch))));
+    }
+    for _ in 0..ladder.rounds {
+        best.improve(isa, sums(isa, tile, levels, inverse(isa, best.scale)));
+    }
+    best
+}
+
+/// `sum w (x - d v)^2` added up as it stands, for comparing nearly exact fits.
+#[inline(always)]
+fn residual<I: Isa, L: Levels<I>, const N: usize>(isa: I, tile: &Tile<N>, levels: L, d: I::F) -> I::F {
+    let inverse = inverse(isa, d);
+    let mut sum = isa.splat_f(0.0);
+    for i in 0..N {
+        let x = isa.load_f(&tile.x[i]);
+        let v = levels.nearest(isa, isa.mul_f(x, inverse));
+        let r = isa.sub_f(x, isa.mul_f(d, v));
+        sum = isa.mul_add_f(isa.mul_f(isa.load_f(&tile.w[i]), r), r, sum);
+    }
+    sum
+}
+
+/// Relative error (squared) below which [`half_scale`] looks at the rounding of d itself.
+const NEARLY_EXACT: f32 = 1e-5;
+
+/// The half-precision scale of each sub-block (normalised like the tile), starting from a fit.
+///
+/// Ordinary sub-blocks take the fit's scale rounded. Where the fit is so good that the rounding of d
+/// decides (constant or one-hot sub-blocks), or where d is among the subnormal halves, the halves
+/// around `peak / exact` for every one of `exact` are tried as well.
+#[inline(always)]
+pub fn half_scale<I: Isa, L: Levels<I>, const N: usize>(
+    isa: I,
+    tile: &Tile<N>,
+    levels: L,
+    peak: I::F,
+    fit: Fit<I::F>,
+    exact: &[f32],
+) -> I::F {
+    let (down, up) = (isa.load_f(&tile.down), isa.load_f(&tile.up));
+    let half = |d: I::F| isa.mul_f(isa.f16_round(isa.mul_f(d, up)), down);
+    let d = half(fit.scale);
+    let energy = tile.energy(isa);
+    let rest = isa.sub_f(energy, fit.gain);
+    let special = isa.if_gt(
+        isa.mul_f(energy, isa.splat_f(NEARLY_EXACT)),
+        rest,
+        isa.splat_f(1.0),
+        isa.if_gt(isa.splat_f(SMALL_HALF), isa.abs_f(isa.mul_f(fit.scale, up)), energy, isa.splat_f(0.0)),
+    );
+    if isa.array(special).iter().all(|s| *s == 0.0) {
+        return d;
+    }
+    let mut best = d;
+    let mut least = residual(isa, tile, levels, d);
+    let mut try_half = |d: I::F| {
+        let error = residual(isa, tile, levels, d);
+        best = isa.if_gt(least, error, d, best);
+        least = isa.min_f(error, least);
+    };
+    for anchor in exact {
+        let d = half(isa.div_f(peak, isa.splat_f(*anchor)));
+        // a bit more than half a step of halves of this size
+        let step = isa.max_f(
+            isa.mul_f(isa.abs_f(d), isa.splat_f(1.2 / 2048.0)),
+            isa.mul_f(isa.splat_f(0.75 / 16_777_216.0), down),
+        );
+        try_half(d);
+        try_half(half(isa.add_f(d, step)));
+        try_half(half(isa.sub_f(d, step)));
+    }
+    best
+}
+
+/// Below this (2^-18) halves have 6 significant bits or less.
+const SMALL_HALF: f32 = 1.0 / 262_144.0;
+
+/// Codes at scale d, for [`super::tile::lane_codes`].
+#[inline(always)]
+pub fn codes<I: Isa, L: Levels<I>, const N: usize>(
+    isa: I,
+    tile: &Tile<N>,
+    levels: L,
+    d: I::F,
+    out: &mut Codes<N>,
+) {
+    let inverse = inverse(isa, d);
+    for (x, out) in tile.x.iter().zip(out) {
+        isa.store_f(levels.code(isa, isa.mul_f(isa.load_f(x), inverse)), out);
+    }
+}
