@@ -57,7 +57,9 @@ def ratios(type: ikq.QuantType, n_rows: int) -> dict[tuple[str, bool], tuple[flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=int, default=64, help="rows of gauss-4096 (the stored figure is of all 4096)")
+    parser.add_argument(
+        "--rows", type=int, default=64, help="rows of gauss-4096 (the stored figure is of all 4096)"
+    )
     args = parser.parse_args()
     print("| type | input | importance | error | reference | ratio |\n| --- | --- | --- | --: | --: | --: |")
     for type in ikq.QuantType:

@@ -42,7 +42,9 @@ def main() -> None:
     args = parser.parse_args()
     # the command line of the reference names the plain type by its mix
     stored_name = {"Q4_K": "Q4_K_S"}
-    stored = {(r["type"], r["imatrix"]): r.get("perplexity") for r in json.loads(args.stored.read_text())["rows"]}
+    stored = {
+        (r["type"], r["imatrix"]): r.get("perplexity") for r in json.loads(args.stored.read_text())["rows"]
+    }
     print("| type | imatrix | perplexity | stored | ratio |\n| --- | --- | --: | --: | --: |")
     for type_name in args.types:
         for imatrix in (None, DATA / "imatrix-plain.dat"):
@@ -63,9 +65,17 @@ def main() -> None:
             if not isinstance(expected, float):
                 expected = None
             ratio = f"{found / expected:.5f}" if expected else "-"
-            print(f"| {type_name} | {'yes' if imatrix else 'no'} | {found:.4f} | {expected or '-'} | {ratio} |", flush=True)
+            print(
+                f"| {type_name} | {'yes' if imatrix else 'no'} | {found:.4f} | {expected or '-'} | {ratio} |",
+                flush=True,
+            )
             if args.append:
-                row = {"type": type_name, "imatrix": imatrix is not None, "perplexity": found, "stored": expected}
+                row = {
+                    "type": type_name,
+                    "imatrix": imatrix is not None,
+                    "perplexity": found,
+                    "stored": expected,
+                }
                 with args.append.open("a") as f:
                     f.write(json.dumps(row | {"program": Path(args.program).name}) + "\n")
 

@@ -46,6 +46,11 @@ def write_imatrix(path: Path, model: Path, seed: int = 2) -> Path:
     for name, tensor in tensors.items():
         values = np.exp(rng.normal(0.0, 1.5, tensor.shape[-1])).astype(np.float32)
         raw = name.encode()
-        parts += [np.int32(len(raw)).tobytes(), raw, np.array([1, values.size], np.int32).tobytes(), values.tobytes()]
+        parts += [
+            np.int32(len(raw)).tobytes(),
+            raw,
+            np.array([1, values.size], np.int32).tobytes(),
+            values.tobytes(),
+        ]
     path.write_bytes(b"".join(parts))
     return path

@@ -36,7 +36,12 @@ VALUES = [
     ("IQ4NL_VALUES", "iq4nl_values", "i8", "IQ4_NL and IQ4_XS codes; block scales of IQ1_KT and IQ2_KT."),
     ("IQ2NL_VALUES", "iq2nl_values", "i8", "IQ2_K and IQ2_KS: row 0 normal, row 1 shifted (+5)."),
     ("IQ3NL_VALUES", "iq3nl_values", "i8", "IQ3_K and IQ3_KS: row 0 normal, row 1 shifted (+4)."),
-    ("IQ4K_VALUES", "iq4k_values", "i8", "IQ4_K, IQ4_KS, IQ4_KSS: row 0 is `IQ4NL_VALUES`, row 1 shifted (+4)."),
+    (
+        "IQ4K_VALUES",
+        "iq4k_values",
+        "i8",
+        "IQ4_K, IQ4_KS, IQ4_KSS: row 0 is `IQ4NL_VALUES`, row 1 shifted (+4).",
+    ),
     ("IQ5NL_VALUES", "iq5nl_values", "i8", "IQ5_K and IQ5_KS: row 0 normal, row 1 shifted (+2)."),
     ("IQ6NL_VALUES", "iq6nl_values", "i8", "IQ6_K: row 0 normal, row 1 shifted (+1)."),
     ("IQ2KL_VALUES", "iq2kl_values", "i8", "IQ2_KL: the two values of a pair of neighbouring elements."),
@@ -48,7 +53,12 @@ VALUES = [
         "Encoder of IQ2_KL: `8 * l1 + l2` (two columns of `IQ3NL_VALUES`) -> pair code, or\n"
         "/// `-(row + 1)` into `IQ2KL_NEIGHBOURS` where no pair has these values.",
     ),
-    ("IQ2KL_NEIGHBOURS", "iq2kl_neighbours", "u8", "Encoder of IQ2_KL: candidate pair codes near an off-grid pair."),
+    (
+        "IQ2KL_NEIGHBOURS",
+        "iq2kl_neighbours",
+        "u8",
+        "Encoder of IQ2_KL: candidate pair codes near an off-grid pair.",
+    ),
 ]
 
 
@@ -77,7 +87,9 @@ def grid_file(what: str, grids: list[tuple[str, str, int, list[int]]], tables: d
         text += f"\n/// What the packed elements of [`{name}_PACKED`] stand for.\n"
         text += f"pub const {name}_LEVELS: [{level_type}; {len(levels)}] = {levels};\n"
         text += f"\n/// {len(data)} entries of {n_elements} elements, {bits} bits each.\n"
-        text += f"#[rustfmt::skip]\npub(super) const {name}_PACKED: [u16; {len(data)}] = [\n{lines(packed)}];\n"
+        text += (
+            f"#[rustfmt::skip]\npub(super) const {name}_PACKED: [u16; {len(data)}] = [\n{lines(packed)}];\n"
+        )
     return text
 
 
@@ -88,7 +100,10 @@ def values_file(tables: dict[str, Any]) -> str:
         if isinstance(data[0], list):
             rust_type = f"[[{dtype}; {len(data[0])}]; {len(data)}]"
             if len(data[0]) > 8:
-                body = "".join(f"    [\n{lines([str(v) for v in row], 100).replace('    ', '        ')}    ],\n" for row in data)
+                body = "".join(
+                    f"    [\n{lines([str(v) for v in row], 100).replace('    ', '        ')}    ],\n"
+                    for row in data
+                )
             else:
                 body = lines([str(row) for row in data])
         else:
