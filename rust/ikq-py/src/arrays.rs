@@ -1,7 +1,7 @@
 //! Whole matrices: dequantize, quantize, repack. Arrays are flat and contiguous here; `python/ikq`
 //! gives them their shapes.
 
-use ikq_formats::{QuantType, check_matrix, matrix_bytes};
+use ikq_formats::{Family, QuantType, check_matrix, matrix_bytes};
 use ikq_pool::Stop;
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
@@ -45,11 +45,21 @@ pub fn dequantize<'py>(
         if n == 0 {
             return Ok(out);
         }
-        // I2_S has one scale behind all rows: the matrix is one unit
-        let rows = if ty == QuantType::I2_S { n_rows } else { unit_rows(FAST_UNIT, n_per_row) };
-        let bytes = if ty == QuantType::I2_S { data.len() } else { rows * (data.len() / n_rows) };
-        let units = data.chunks(bytes).zip(out.chunks_mut(rows * n_per_row));
+        let info = ty.info();
+        // where blocks simply follow one another, rows do not matter and a long one can be shared
+        let is_one_row = info.row_header_bytes == 0 && info.rows == 1 && info.family != Family::Activation;
+        let (rows, n_per_row, row_bytes) = match ty {
+            // one scale behind all rows: the matrix is one unit
+            QuantType::I2_S => (n_rows, n_per_row, data.len() / n_rows + 1),
+            _ if is_one_row => {
+                let n_blocks = FAST_UNIT / info.block_size;
+                (1, n_blocks * info.block_size, n_blocks * info.block_bytes)
+            }
+            _ => (unit_rows(FAST_UNIT, n_per_row), n_per_row, data.len() / n_rows),
+        };
+        let units = data.chunks(rows * row_bytes).zip(out.chunks_mut(rows * n_per_row));
         pool.for_each(units, cancel, |(data, out)| {
+            let n_per_row = n_per_row.min(out.len());
             ikq_decode::dequantize(kind, ty, data, out.len() / n_per_row, n_per_row, out)
         })?;
         Ok(out)
