@@ -24,6 +24,7 @@
 //!   wherever the stored scale's range allows, and sums neither overflow nor vanish.
 //! - **Levels to bits through [`ikq_formats::Layout`]**: an encoder never shifts bits itself.
 
+mod affine;
 mod floats;
 mod igrid;
 mod single;

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use ikq_formats::QuantType;
 use ikq_simd::{IsaKind, run};
 
-use super::{EncodeRows, floats, igrid, single};
+use super::{EncodeRows, affine, floats, igrid, single};
 use crate::error::Error;
 
 macro_rules! encoders {
@@ -30,6 +30,8 @@ encoders! {
     floats::F16: F16,
     floats::BF16: BF16,
     single::Q4_0: Q4_0,
+    affine::Q4_K: Q4_K,
+    affine::Q5_K: Q5_K,
     single::Q5_0: Q5_0,
     single::IQ4_NL: IQ4_NL,
     igrid::IQ3_S: IQ3_S,

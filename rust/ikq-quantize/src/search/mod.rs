@@ -1,5 +1,6 @@
 //! Searches shared by the encoders: choose scales and codes, know nothing of bytes.
 
+pub mod affine;
 mod argmin;
 pub mod grid;
 pub mod grid_block;
