@@ -12,25 +12,34 @@
 //! | free, or part of the levels | [`Grid::nearest`] |
 //! | the number of minus signs is even (7-bit sign codes) | [`Grid::nearest_even`] |
 
-use ikq_simd::{Isa, Lanes};
+use ikq_simd::{Isa, IsaOp, Lanes, best, run};
 
-/// Largest number of keys of [`Grid::rounded`]: 8^4 and 3^8 fit.
-const MAX_KEYS: usize = 8192;
+use super::argmin::{LANE_NUMBERS, first_least};
+
+/// How much more a deviation in a heavy element counts than one in a light one when [`Grid::rounded`]
+/// moves a group to an entry.
+const HEAVY: f32 = 8.0;
+
+/// The weight, as a share of the group's largest, from which an element is heavy.
+const HEAVY_SHARE: f32 = 0.25;
 
 /// What each value of the four digits of an entry costs.
-pub type Costs = [[f32; 16]; 4];
+pub type Costs<I> = [<I as Lanes>::F; 4];
 
 /// A codebook prepared for searching.
 pub struct Grid {
     /// Elements of an entry: 4 or 8.
     dims: usize,
     levels: Vec<i8>,
+    /// The elements that a digit stands for: its first (or only) one, its second.
+    digits: [[f32; 16]; 2],
     /// Digits of sixteen entries at a time.
     chunks: Vec<[[i32; 16]; 4]>,
     /// Entries as integers whose byte j is element j.
     entries: Vec<u64>,
-    /// By key (see [`Grid::rounded`]): the unweighted nearest entry, elements 0..4 and 4..8.
-    near: [Box<[u32; MAX_KEYS]>; 2],
+    /// By pattern of heavy digits and key (see [`Grid::rounded`]): the entry near the key, its elements
+    /// 0..4 and 4..8.
+    near: [Vec<u32>; 2],
 }
 
 /// Groups side by side for [`Grid::rounded`]: element, then lane.
@@ -46,11 +55,19 @@ impl Grid {
         let mut grid = Grid {
             dims,
             levels: levels.to_vec(),
+            digits: [[0.0; 16]; 2],
             chunks: Vec::new(),
             entries,
-            near: std::array::from_fn(|_| vec![0; MAX_KEYS].try_into().expect("the length is MAX_KEYS")),
+            near: Default::default(),
         };
         assert_eq!(grid.entries.len() % 16, 0, "a chunk would be incomplete");
+        for digit in 0..16 {
+            let elements = if dims == 4 { [digit, digit] } else { [digit / n_levels, digit % n_levels] };
+            for (slots, element) in grid.digits.iter_mut().zip(elements) {
+                // digits that no entry has may cost anything
+                slots[digit] = f32::from(levels[element.min(n_levels - 1)]);
+            }
+        }
         let codes: Vec<[usize; 8]> = (0..grid.len()).map(|e| grid.codes(e)).collect();
         for chunk in codes.chunks_exact(16) {
             let mut digits = [[0; 16]; 4];
@@ -64,29 +81,22 @@ impl Grid {
             }
             grid.chunks.push(digits);
         }
-        grid.fill_near(&codes);
+        grid.near = run(best(), FillNear(&grid));
         grid
     }
 
-    fn fill_near(&mut self, codes: &[[usize; 8]]) {
-        let n_levels = self.levels.len();
-        // squared distance of two levels; integers, so ties go to the first entry everywhere
-        let gap = |a: usize, b: usize| (i32::from(self.levels[a]) - i32::from(self.levels[b])).pow(2);
-        for key in 0..n_levels.pow(self.dims as u32) {
-            let mut rest = key;
-            // what each level of each element is away from the key
-            let mut away = [[0; 8]; 8];
-            for element in away.iter_mut().take(self.dims) {
-                for (level, d) in element.iter_mut().enumerate().take(n_levels) {
-                    *d = gap(rest % n_levels, level);
-                }
-                rest /= n_levels;
-            }
-            let distance = |code: &[usize; 8]| -> i32 { (0..self.dims).map(|j| away[j][code[j]]).sum() };
-            let nearest = (0..codes.len()).min_by_key(|e| distance(&codes[*e])).expect("a grid has entries");
-            self.near[0][key] = self.entries[nearest] as u32;
-            self.near[1][key] = (self.entries[nearest] >> 32) as u32;
-        }
+    fn n_keys(&self) -> usize {
+        self.levels.len().pow(self.dims as u32)
+    }
+
+    /// Where the keys of groups with these weights begin, for [`Grid::rounded`].
+    pub fn first_key(&self, w: &[f32]) -> f32 {
+        let per_digit = self.dims / 4;
+        let digit = |t: usize| w[t * per_digit..][..per_digit].iter().sum::<f32>();
+        let w: [f32; 4] = [digit(0), digit(1), digit(2), digit(3)];
+        let least = HEAVY_SHARE * w[0].max(w[1]).max(w[2].max(w[3]));
+        let pattern: usize = (0..4).map(|t| usize::from(w[t] >= least) << t).sum();
+        (pattern * self.n_keys()) as f32
     }
 
     /// Number of entries.
@@ -120,82 +130,95 @@ impl Grid {
         })
     }
 
-    /// Digit costs from the cost of each element at each level number; `cost(j, level)`.
+    /// Digit costs of a group: `w (x - scale g)^2` summed over the elements of a digit.
     #[inline(always)]
-    pub fn costs(&self, cost: impl Fn(usize, f32) -> f32) -> Costs {
-        self.tables(cost, |a, b| a + b)
-    }
-
-    /// As [`Grid::costs`] for what is the least over an entry's elements, see [`Grid::nearest_even`].
-    #[inline(always)]
-    pub fn least(&self, cost: impl Fn(usize, f32) -> f32) -> Costs {
-        self.tables(cost, f32::min)
-    }
-
-    #[inline(always)]
-    fn tables(&self, cost: impl Fn(usize, f32) -> f32, join: impl Fn(f32, f32) -> f32) -> Costs {
-        let mut tables = [[0.0; 16]; 4];
+    pub fn costs<I: Isa>(&self, isa: I, x: &[f32], w: &[f32], scale: f32) -> Costs<I> {
+        let scale = isa.splat_f(scale);
+        let [first, second] = self.digits.each_ref();
+        let (first, second) = (isa.mul_f(isa.load_f(first), scale), isa.mul_f(isa.load_f(second), scale));
+        let mut tables = [isa.splat_f(0.0); 4];
         for (t, table) in tables.iter_mut().enumerate() {
-            if self.dims == 4 {
-                for (slot, level) in table.iter_mut().zip(&self.levels) {
-                    *slot = cost(t, f32::from(*level));
-                }
+            *table = if self.dims == 4 {
+                weighted_square(isa, x[t], w[t], first)
             } else {
-                let mut slots = table.iter_mut();
-                for a in &self.levels {
-                    for b in &self.levels {
-                        let (a, b) = (f32::from(*a), f32::from(*b));
-                        if let Some(slot) = slots.next() {
-                            *slot = join(cost(2 * t, a), cost(2 * t + 1, b));
-                        }
-                    }
-                }
-            }
+                let (a, b) = (2 * t, 2 * t + 1);
+                isa.add_f(weighted_square(isa, x[a], w[a], first), weighted_square(isa, x[b], w[b], second))
+            };
+        }
+        tables
+    }
+
+    /// What the wrong sign of the cheapest element of a digit adds to [`Grid::costs`]: the least of
+    /// `4 scale w x g`.
+    #[inline(always)]
+    pub fn flips<I: Isa>(&self, isa: I, x: &[f32], w: &[f32], scale: f32) -> Costs<I> {
+        let [first, second] = self.digits.each_ref();
+        let (first, second) = (isa.load_f(first), isa.load_f(second));
+        let mut tables = [isa.splat_f(0.0); 4];
+        for (t, table) in tables.iter_mut().enumerate() {
+            *table = if self.dims == 4 {
+                isa.mul_f(isa.splat_f(4.0 * scale * w[t] * x[t]), first)
+            } else {
+                let slope = |j: usize| 4.0 * scale * w[j] * x[j];
+                let (a, b) = (isa.splat_f(slope(2 * t)), isa.splat_f(slope(2 * t + 1)));
+                isa.min_f(isa.mul_f(a, first), isa.mul_f(b, second))
+            };
         }
         tables
     }
 
     /// The entry of least cost (the first of equals) and its cost.
     #[inline(always)]
-    pub fn nearest<I: Isa>(&self, isa: I, costs: &Costs) -> (usize, f32) {
-        if self.dims == 4 {
-            self.scan(isa, |chunk| digit_sum(isa, costs, chunk, I::lut8_f))
-        } else {
-            self.scan(isa, |chunk| digit_sum(isa, costs, chunk, I::lut16_f))
+    pub fn nearest<I: Isa>(&self, isa: I, costs: &Costs<I>) -> (usize, f32) {
+        match self.dims {
+            4 => self.scan::<I, true, false>(isa, costs, costs),
+            _ => self.scan::<I, false, false>(isa, costs, costs),
         }
     }
 
-    /// The entry of least `costs + flips`, where `flips` counts with the least of its four digits: what
-    /// giving the cheapest element the wrong sign adds. For groups whose true signs are odd in number
-    /// where only even ones can be stored.
+    /// The entry of least `costs + flips`, where `flips` counts with the least of its four digits. For
+    /// groups with an odd number of minus signs where only even numbers can be stored.
     #[inline(always)]
-    pub fn nearest_even<I: Isa>(&self, isa: I, costs: &Costs, flips: &Costs) -> (usize, f32) {
-        let flip = |chunk: &[[i32; 16]; 4]| {
-            let part = |t: usize| isa.lut16_f(isa.load_f(&flips[t]), isa.load_i(&chunk[t]));
-            isa.min_f(isa.min_f(part(0), part(1)), isa.min_f(part(2), part(3)))
-        };
-        self.scan(isa, |chunk| isa.add_f(digit_sum(isa, costs, chunk, I::lut16_f), flip(chunk)))
+    pub fn nearest_even<I: Isa>(&self, isa: I, costs: &Costs<I>, flips: &Costs<I>) -> (usize, f32) {
+        match self.dims {
+            4 => self.scan::<I, true, true>(isa, costs, flips),
+            _ => self.scan::<I, false, true>(isa, costs, flips),
+        }
     }
 
-    /// The least of `cost` over all chunks and lanes.
+    /// No closures in here: one that is not inlined would be compiled without the set's instructions.
     #[inline(always)]
-    fn scan<I: Isa>(&self, isa: I, cost: impl Fn(&[[i32; 16]; 4]) -> I::F) -> (usize, f32) {
+    fn scan<I: Isa, const BELOW_8: bool, const FLIPS: bool>(
+        &self,
+        isa: I,
+        costs: &Costs<I>,
+        flips: &Costs<I>,
+    ) -> (usize, f32) {
+        let sixteen = isa.splat_f(16.0);
         let mut least = isa.splat_f(f32::INFINITY);
-        let mut at = isa.splat_f(0.0);
-        for (c, chunk) in self.chunks.iter().enumerate() {
-            let cost = cost(chunk);
-            at = isa.if_gt(least, cost, isa.splat_f(c as f32), at);
-            least = isa.min_f(cost, least);
-        }
-        let (least, at) = (isa.array(least), isa.array(at));
-        let mut best = (0, f32::INFINITY);
-        for lane in 0..16 {
-            let entry = 16 * at[lane] as usize + lane;
-            if least[lane] < best.1 || least[lane] == best.1 && entry < best.0 {
-                best = (entry, least[lane]);
+        let mut entry = isa.load_f(&LANE_NUMBERS);
+        let mut at = entry;
+        for chunk in &self.chunks {
+            let mut parts = *costs;
+            for (part, digits) in parts.iter_mut().zip(chunk) {
+                let digits = isa.load_i(digits);
+                *part = if BELOW_8 { isa.lut8_f(*part, digits) } else { isa.lut16_f(*part, digits) };
             }
+            let mut cost = isa.add_f(isa.add_f(parts[0], parts[1]), isa.add_f(parts[2], parts[3]));
+            if FLIPS {
+                let mut parts = *flips;
+                for (part, digits) in parts.iter_mut().zip(chunk) {
+                    let digits = isa.load_i(digits);
+                    *part = if BELOW_8 { isa.lut8_f(*part, digits) } else { isa.lut16_f(*part, digits) };
+                }
+                let flip = isa.min_f(isa.min_f(parts[0], parts[1]), isa.min_f(parts[2], parts[3]));
+                cost = isa.add_f(cost, flip);
+            }
+            at = isa.if_gt(least, cost, entry, at);
+            least = isa.min_f(cost, least);
+            entry = isa.add_f(entry, sixteen);
         }
-        best
+        first_least(isa, least, at)
     }
 
     /// Sixteen groups at once, each rounded to levels element by element and moved to the unweighted
@@ -209,6 +232,7 @@ impl Grid {
         wx: &[[f32; 16]],
         w: &[[f32; 16]],
         inverse: I::F,
+        first_key: &[f32; 16],
     ) -> (I::F, I::F) {
         let n_levels = self.levels.len();
         let first = f32::from(self.levels[0]);
@@ -223,11 +247,12 @@ impl Grid {
             let digit = isa.round(isa.min_f(isa.max_f(level, zero), top));
             key = isa.mul_add_f(key, isa.splat_f(n_levels as f32), digit);
         }
+        let key = isa.add_f(key, isa.load_f(first_key));
         // adding 2^23 puts the integer into the low bits
         let key = isa.array(isa.add_f(key, isa.splat_f(8_388_608.0))).map(f32::to_bits);
         let (mut sum_wxg, mut sum_wgg) = (zero, zero);
         for half in 0..self.dims / 4 {
-            let near: [u32; 16] = std::array::from_fn(|i| self.near[half][key[i] as usize % MAX_KEYS]);
+            let near: [u32; 16] = std::array::from_fn(|i| self.near[half][(key[i] & 0x7f_ffff) as usize]);
             for j in 0..4 {
                 let g = isa.load_f(&near.map(|v| f32::from((v >> (8 * j)) as i8)));
                 let j = 4 * half + j;
@@ -239,13 +264,187 @@ impl Grid {
     }
 }
 
+/// Finds the entries near all keys under all patterns of heavy digits. Costs are integers below 2^24, so
+/// every instruction set finds the same.
+struct FillNear<'a>(&'a Grid);
+
+impl IsaOp for FillNear<'_> {
+    type Output = [Vec<u32>; 2];
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Self::Output {
+        let grid = self.0;
+        let n_levels = grid.levels.len();
+        let mut near = [Vec::new(), Vec::new()];
+        for pattern in 0..16 {
+            let mut w = [1.0; 8];
+            for (j, w) in w.iter_mut().enumerate().take(grid.dims) {
+                if pattern >> (4 * j / grid.dims) & 1 == 1 {
+                    *w = HEAVY;
+                }
+            }
+            for key in 0..grid.n_keys() {
+                let mut x = [0.0; 8];
+                let mut rest = key;
+                for x in &mut x[..grid.dims] {
+                    *x = f32::from(grid.levels[rest % n_levels]);
+                    rest /= n_levels;
+                }
+                let entry = grid.entries[grid.nearest(isa, &grid.costs(isa, &x, &w, 1.0)).0];
+                near[0].push(entry as u32);
+                near[1].push((entry >> 32) as u32);
+            }
+        }
+        near
+    }
+}
+
+/// `w (x - y)^2`.
 #[inline(always)]
-fn digit_sum<I: Isa>(
-    isa: I,
-    costs: &Costs,
-    chunk: &[[i32; 16]; 4],
-    lut: impl Fn(I, I::F, I::I) -> I::F,
-) -> I::F {
-    let part = |t: usize| lut(isa, isa.load_f(&costs[t]), isa.load_i(&chunk[t]));
-    isa.add_f(isa.add_f(part(0), part(1)), isa.add_f(part(2), part(3)))
+fn weighted_square<I: Isa>(isa: I, x: f32, w: f32, y: I::F) -> I::F {
+    let miss = isa.sub_f(isa.splat_f(x), y);
+    isa.mul_f(isa.mul_f(isa.splat_f(w), miss), miss)
+}
+
+#[cfg(test)]
+mod tests {
+    use ikq_formats::codebook::*;
+    use ikq_simd::available;
+
+    use super::*;
+
+    /// Numbers in -1..1, the same everywhere.
+    fn noise(seed: u32, n: usize) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / 8_388_608.0 - 1.0
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    fn grids() -> Vec<(&'static str, Grid)> {
+        let bytes = |levels: [u8; 3]| levels.map(|l| l as i8);
+        let ints = |levels: [u8; 8]| levels.map(|l| l as i8);
+        let wide = |g: &[u32]| g.iter().map(|e| u64::from(*e)).collect::<Vec<_>>();
+        vec![
+            ("IQ2_XXS", Grid::new(8, &bytes(IQ2XXS_LEVELS), IQ2XXS_GRID)),
+            ("IQ1_S", Grid::new(8, &IQ1S_LEVELS, IQ1S_GRID)),
+            ("IQ3_XXS", Grid::new(4, &ints(IQ3XXS_LEVELS), wide(&IQ3XXS_GRID))),
+            ("IQ3_S", Grid::new(4, &ints(IQ3S_LEVELS), wide(&IQ3S_GRID))),
+        ]
+    }
+
+    struct Nearest<'a> {
+        grid: &'a Grid,
+        x: &'a [f32],
+        w: &'a [f32],
+        scale: f32,
+    }
+
+    impl IsaOp for Nearest<'_> {
+        type Output = [(usize, f32); 2];
+
+        #[inline(always)]
+        fn run<I: Isa>(self, isa: I) -> Self::Output {
+            let costs = self.grid.costs(isa, self.x, self.w, self.scale);
+            let flips = self.grid.flips(isa, self.x, self.w, self.scale);
+            [self.grid.nearest(isa, &costs), self.grid.nearest_even(isa, &costs, &flips)]
+        }
+    }
+
+    #[test]
+    fn the_nearest_entry_is_that_of_a_search_through_all() {
+        for (name, grid) in grids() {
+            let dims = grid.dims();
+            let signed = grid.levels[0] < 0;
+            for seed in 0..60 {
+                let mut x = noise(seed, dims);
+                if !signed {
+                    x.iter_mut().for_each(|x| *x = x.abs());
+                }
+                // three decades
+                let w: Vec<f32> = noise(seed + 1000, dims).iter().map(|e| 10f32.powf(1.5 * e)).collect();
+                let scale = 0.9 / grid.top_level();
+                let error = |entry: usize, flipped: Option<usize>| -> f64 {
+                    let g = grid.values(entry);
+                    (0..dims)
+                        .map(|j| {
+                            let y = f64::from(scale)
+                                * f64::from(g[j])
+                                * if flipped == Some(j) { -1.0 } else { 1.0 };
+                            f64::from(w[j]) * (f64::from(x[j]) - y).powi(2)
+                        })
+                        .sum()
+                };
+                let flip_error =
+                    |e: usize| (0..dims).map(|j| error(e, Some(j))).fold(f64::INFINITY, f64::min);
+                let least = (0..grid.len()).map(|e| error(e, None)).fold(f64::INFINITY, f64::min);
+                let least_even = (0..grid.len()).map(flip_error).fold(f64::INFINITY, f64::min);
+                let mut first = None;
+                for kind in available() {
+                    let found = run(kind, Nearest { grid: &grid, x: &x, w: &w, scale });
+                    assert_eq!(found, *first.get_or_insert(found), "{name} on {}", kind.name());
+                }
+                let [free, even] = first.expect("there is a scalar set");
+                // eight terms of single precision
+                let close = |a: f64, b: f64| (a - b).abs() <= 1e-5 * (b + 1e-3);
+                assert!(close(error(free.0, None), least), "{name} seed {seed}");
+                assert!(close(f64::from(free.1), least), "{name} seed {seed}");
+                if !signed {
+                    assert!(close(flip_error(even.0), least_even), "{name} seed {seed}");
+                    assert!(close(f64::from(even.1), least_even), "{name} seed {seed}");
+                }
+            }
+        }
+    }
+
+    struct Rounded<'a>(&'a Grid, &'a [[f32; 16]], &'a [[f32; 16]], f32);
+
+    impl IsaOp for Rounded<'_> {
+        type Output = [[f32; 16]; 2];
+
+        #[inline(always)]
+        fn run<I: Isa>(self, isa: I) -> Self::Output {
+            let Rounded(grid, x, w, inverse) = self;
+            let mut wx = [[0.0; 16]; 8];
+            for (wx, (x, w)) in wx.iter_mut().zip(x.iter().zip(w)) {
+                for lane in 0..16 {
+                    wx[lane] = w[lane] * x[lane];
+                }
+            }
+            let mut first_key = [0.0; 16];
+            for (lane, key) in first_key.iter_mut().enumerate() {
+                let w: Vec<f32> = w.iter().map(|w| w[lane]).collect();
+                *key = grid.first_key(&w);
+            }
+            let (a, b) = grid.rounded(isa, x, &wx, w, isa.splat_f(inverse), &first_key);
+            [isa.array(a), isa.array(b)]
+        }
+    }
+
+    #[test]
+    fn entries_round_to_themselves() {
+        for (name, grid) in grids() {
+            let dims = grid.dims();
+            for chunk in 0..grid.len() / 16 {
+                let mut x = [[0.0; 16]; 8];
+                for lane in 0..16 {
+                    let values = grid.values(16 * chunk + lane);
+                    for j in 0..dims {
+                        // well within half the distance of two levels
+                        x[j][lane] = 0.25 * (values[j] + 0.2 * (values[1] - values[j]).signum());
+                    }
+                }
+                let w = [[1.0; 16]; 8];
+                for kind in available() {
+                    let [_, b] = run(kind, Rounded(&grid, &x[..dims], &w[..dims], 4.0));
+                    for (lane, b) in b.iter().enumerate() {
+                        let norm: f32 = grid.values(16 * chunk + lane).iter().map(|g| g * g).sum();
+                        assert_eq!(*b, norm, "{name}, entry {}", 16 * chunk + lane);
+                    }
+                }
+            }
+        }
+    }
 }

@@ -20,6 +20,8 @@ pub struct OddScales<'a> {
     pub n_scales: usize,
     /// A decoded magnitude is `d * unit * (2 s + 1) * g`.
     pub unit: f32,
+    /// The stored d is the fitted one times this.
+    pub scale_bias: f32,
 }
 
 /// A super-block's codes.
@@ -33,16 +35,17 @@ pub struct Fit {
 }
 
 /// Scale candidates tried per sub-block.
-const N_CANDIDATES: usize = 24;
+const N_CANDIDATES: usize = 16;
 /// Largest of them, as a multiple of the scale that puts the largest element on the highest level, and
 /// their ratio.
 const FIRST_CANDIDATE: f32 = 1.2;
-const RATIO: f32 = 0.94;
+const RATIO: f32 = 0.93;
 
-/// Super-scales tried: the largest sub-block scale at `N * D_RATIO^k` times its highest number.
-const N_D: usize = 24;
+/// Super-scales tried: those that put the largest sub-block scale at the highest number, times
+/// `D_FIRST * D_RATIO^k`.
+const N_D: usize = 32;
 const D_FIRST: f32 = 2.0;
-const D_RATIO: f32 = 0.945;
+const D_RATIO: f32 = 0.957;
 
 /// The super-block with groups side by side: 16 groups of different sub-blocks in a vector.
 struct Sheets {
@@ -50,6 +53,7 @@ struct Sheets {
     x: [[[f32; 16]; 8]; 4],
     wx: [[[f32; 16]; 8]; 4],
     w: [[[f32; 16]; 8]; 4],
+    first_key: [[f32; 16]; 4],
 }
 
 /// Sub-blocks of a super-block with their candidates, sub-block per lane (lanes repeat when there
@@ -71,11 +75,12 @@ impl OddScales<'_> {
         let dims = self.grid.dims();
         let n = 256 / dims / 16;
         let zero = [[[0.0; 16]; 8]; 4];
-        let mut out = Sheets { n, x: zero, wx: zero, w: zero };
+        let mut out = Sheets { n, x: zero, wx: zero, w: zero, first_key: [[0.0; 16]; 4] };
         for v in 0..n {
             for lane in 0..16 {
                 let (sub, half) = (lane % self.n_sub(), lane / self.n_sub());
                 let start = sub * self.sub_block + dims * (v + n * half);
+                out.first_key[v][lane] = self.grid.first_key(&w[start..][..dims]);
                 for j in 0..dims {
                     let (x, w) = (x[start + j], w[start + j]);
                     out.x[v][j][lane] = x;
@@ -118,8 +123,14 @@ impl OddScales<'_> {
             let (mut a, mut b) = (zero, zero);
             let inverse = isa.mul_f(inverse, isa.splat_f(factor));
             for v in 0..sheets.n {
-                let (da, db) =
-                    self.grid.rounded(isa, &sheets.x[v], &sheets.wx[v], &sheets.w[v], inverse);
+                let (da, db) = self.grid.rounded(
+                    isa,
+                    &sheets.x[v],
+                    &sheets.wx[v],
+                    &sheets.w[v],
+                    inverse,
+                    &sheets.first_key[v],
+                );
                 a = isa.add_f(a, da);
                 b = isa.add_f(b, db);
             }
@@ -153,26 +164,29 @@ impl OddScales<'_> {
     fn joint<I: Isa>(&self, isa: I, parabolas: &Parabolas<I>, up: f32) -> (f32, [f32; 16]) {
         let best = isa.array(parabolas.best);
         let top = best.iter().fold(0.0f32, |m, v| m.max(*v)) / (self.unit * (2 * self.n_scales - 1) as f32);
-        let mut ds = [0.0; 32];
+        let mut ds = [0.0; N_D];
         let mut factor = D_FIRST;
-        for d in ds.iter_mut().take(N_D) {
-            // never zero for a block that is not: the smallest half there is
-            *d = stored(isa, (top * factor).max(f32::MIN_POSITIVE), up);
+        for d in &mut ds {
+            *d = top * factor;
             factor *= D_RATIO;
+        }
+        for ds in ds.as_chunks_mut::<16>().0 {
+            let halves = isa.f16_round(isa.mul_f(isa.load_f(ds), isa.splat_f(up)));
+            isa.store_f(isa.div_f(halves, isa.splat_f(up)), ds);
         }
         let mut found = (f32::INFINITY, 0.0, [0.0; 16]);
         for d in ds.into_iter().take(N_D) {
-            if d == 0.0 { continue; }
+            if d == 0.0 {
+                continue;
+            }
             let unit = isa.splat_f(d * self.unit);
             let (low, high) = self.around(isa, isa.div_f(parabolas.best, unit));
-            let at = |n: I::F| isa.mul_f(isa.add_f(isa.add_f(n, n), isa.splat_f(1.0)), unit);
-            let (s_low, s_high) = (at(low), at(high));
+            let (s_low, s_high) = (odd(isa, low, unit), odd(isa, high, unit));
             let infinity = isa.splat_f(f32::INFINITY);
             let (mut e_low, mut e_high) = (infinity, infinity);
             for (a, b) in parabolas.a.iter().zip(&parabolas.b) {
-                let error = |s: I::F| isa.mul_f(s, isa.sub_f(isa.mul_f(s, *b), *a));
-                e_low = isa.min_f(error(s_low), e_low);
-                e_high = isa.min_f(error(s_high), e_high);
+                e_low = isa.min_f(parabola(isa, *a, *b, s_low), e_low);
+                e_high = isa.min_f(parabola(isa, *a, *b, s_high), e_high);
             }
             let error = isa.sum(isa.min_f(e_low, e_high));
             if error < found.0 {
@@ -183,19 +197,27 @@ impl OddScales<'_> {
     }
 
     /// The best entry of every group of a sub-block at a scale: error, `sum w x g`, `sum w g^2`.
+    /// Gives up (infinite error) as soon as the error reaches `limit`.
     #[inline(always)]
-    fn exact<I: Isa>(&self, isa: I, x: &[f32], w: &[f32], scale: f32, entries: &mut [u16]) -> [f32; 3] {
+    fn exact<I: Isa>(
+        &self,
+        isa: I,
+        (x, w): (&[f32], &[f32]),
+        scale: f32,
+        limit: f32,
+        entries: &mut [u16],
+    ) -> [f32; 3] {
         let dims = self.grid.dims();
         let mut sums = [0.0; 3];
         for ((x, w), entry) in x.chunks_exact(dims).zip(w.chunks_exact(dims)).zip(entries) {
-            let costs = self.grid.costs(|j, level| {
-                let miss = x[j] - scale * level;
-                w[j] * miss * miss
-            });
+            let costs = self.grid.costs(isa, x, w, scale);
             let (found, error) = self.grid.nearest(isa, &costs);
             let g = self.grid.values(found);
             *entry = found as u16;
             sums[0] += error;
+            if sums[0] >= limit {
+                return [f32::INFINITY; 3];
+            }
             for j in 0..dims {
                 sums[1] += w[j] * x[j] * g[j];
                 sums[2] += w[j] * g[j] * g[j];
@@ -204,7 +226,8 @@ impl OddScales<'_> {
         sums
     }
 
-    /// Fits a super-block; `x` are magnitudes.
+    /// Fits a super-block; `x` are magnitudes in the scale of the normalised row, `up` the factor from
+    /// there to the file's.
     #[inline(always)]
     pub fn fit<I: Isa>(&self, isa: I, x: &[f32; 256], w: &[f32; 256], up: f32) -> Fit {
         let mut fit = Fit { d: 0, scales: [0; 16], entries: [0; 64] };
@@ -213,43 +236,47 @@ impl OddScales<'_> {
         }
         let sheets = self.sheets(x, w);
         let parabolas = self.parabolas(isa, x, &sheets);
-        let (mut d, numbers) = self.joint(isa, &parabolas, up);
-        fit.scales = numbers.map(|n| n as u8);
-        let dims = self.grid.dims();
-        let per_sub = self.sub_block / dims;
-        for pass in 0..2 {
-            let (mut numerator, mut denominator) = (0.0, 0.0);
-            for sub in 0..self.n_sub() {
-                let at = sub * self.sub_block;
-                let (x, w) = (&x[at..][..self.sub_block], &w[at..][..self.sub_block]);
-                let n = fit.scales[sub];
-                let from = n.saturating_sub(1);
-                let to = (n + 1).min(self.n_scales as u8 - 1);
-                let range = if pass == 0 { from..=to } else { n..=n };
-                let mut best = [f32::INFINITY; 3];
-                for n in range {
-                    let mut entries = [0; 8];
-                    let scale = d * self.unit * f32::from(2 * n + 1);
-                    let sums = self.exact(isa, x, w, scale, &mut entries[..per_sub]);
-                    if sums[0] < best[0] {
-                        best = sums;
-                        fit.scales[sub] = n;
-                        fit.entries[sub * per_sub..][..per_sub].copy_from_slice(&entries[..per_sub]);
-                    }
+        let (d, numbers) = self.joint(isa, &parabolas, up);
+        let per_sub = self.sub_block / self.grid.dims();
+        let top = self.n_scales as u8 - 1;
+        let (mut sum_mwxg, mut sum_mmwgg) = (0.0, 0.0);
+        for (sub, number) in numbers.into_iter().enumerate().take(self.n_sub()) {
+            let values =
+                (&x[sub * self.sub_block..][..self.sub_block], &w[sub * self.sub_block..][..self.sub_block]);
+            let number = number as u8;
+            let mut best = [f32::INFINITY; 3];
+            for (k, n) in [number, number.saturating_sub(1), (number + 1).min(top)].into_iter().enumerate() {
+                if k > 0 && n == number {
+                    continue;
                 }
-                let multiplier = f32::from(2 * fit.scales[sub] + 1) * self.unit;
-                numerator += multiplier * best[1];
-                denominator += multiplier * multiplier * best[2];
+                let mut entries = [0; 8];
+                let scale = d * self.unit * f32::from(2 * n + 1);
+                let sums = self.exact(isa, values, scale, best[0], &mut entries[..per_sub]);
+                if sums[0] < best[0] {
+                    best = sums;
+                    fit.scales[sub] = n;
+                    fit.entries[sub * per_sub..][..per_sub].copy_from_slice(&entries[..per_sub]);
+                }
             }
-            d = stored(isa, numerator / denominator, up);
+            let multiplier = f32::from(2 * fit.scales[sub] + 1) * self.unit;
+            sum_mwxg += multiplier * best[1];
+            sum_mmwgg += multiplier * multiplier * best[2];
         }
+        // entries have no zeros and weights are positive
+        let d = self.scale_bias * sum_mwxg / sum_mmwgg;
         fit.d = isa.f16_bits(isa.splat_f(d * up))[0];
         fit
     }
 }
 
-/// The nearest value a half-precision scale can hold, in units of the normalised row.
+/// `unit * (2 n + 1)`.
 #[inline(always)]
-fn stored<I: Isa>(isa: I, d: f32, up: f32) -> f32 {
-    isa.array(isa.f16_round(isa.splat_f(d * up)))[0] / up
+fn odd<I: Isa>(isa: I, n: I::F, unit: I::F) -> I::F {
+    isa.mul_f(isa.add_f(isa.add_f(n, n), isa.splat_f(1.0)), unit)
+}
+
+/// `s^2 b - s a`.
+#[inline(always)]
+fn parabola<I: Isa>(isa: I, a: I::F, b: I::F, s: I::F) -> I::F {
+    isa.mul_f(s, isa.sub_f(isa.mul_f(s, b), a))
 }
