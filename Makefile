@@ -37,7 +37,7 @@ $(VENV)/.testable: $(VENV)/.built
 
 demo: build
 	mkdir -p $(VENV)/demo
-	$(BIN)/python -m ikq quantize --imatrix tests/data/tiny-moe-imatrix.dat \
+	$(BIN)/python -m ikq quantize --imatrix tests/data/imatrix-plain.dat \
 		tests/data/tiny-moe-bf16.gguf $(VENV)/demo/tiny-moe-iq4_ks.gguf IQ4_KS
 	$(BIN)/python -m ikq gguf-dump --no-metadata $(VENV)/demo/tiny-moe-iq4_ks.gguf
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import resource
 import signal
@@ -61,7 +60,11 @@ def test_lines_sizes_and_types(tmp_path: Path) -> None:
     assert types["blk.0.ffn_up_exps.weight"] == "iq4_ks"
     assert "router, kept" in types["blk.0.ffn_gate_inp.weight"]
     model = ikq.GGUFReader(out)
-    assert {t.type for t in model.tensors.values()} == {ikq.QuantType.F32, ikq.QuantType.IQ4_KS, ikq.QuantType.Q6_K}
+    assert {t.type for t in model.tensors.values()} == {
+        ikq.QuantType.F32,
+        ikq.QuantType.IQ4_KS,
+        ikq.QuantType.Q6_K,
+    }
     assert model.metadata["general.file_type"] == 145
     assert model.metadata["quantize.imatrix.entries_count"] == 33
     assert model.metadata["quantize.imatrix.chunks_count"] == 20
@@ -294,4 +297,3 @@ def test_memory_in_flight_is_bounded(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     # private memory: the interpreter with numpy, and a few units of 1 MiB of floats
     assert int(done.stdout) < 150 * 1024, f"{done.stdout.strip()} KiB"
-    os.remove(path)
