@@ -27,6 +27,7 @@
 mod affine;
 mod floats;
 mod igrid;
+mod q8;
 mod single;
 mod table;
 pub mod weights;

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use ikq_formats::QuantType;
 use ikq_simd::{IsaKind, run};
 
-use super::{EncodeRows, affine, floats, igrid, single};
+use super::{EncodeRows, affine, floats, igrid, q8, single};
 use crate::error::Error;
 
 macro_rules! encoders {
@@ -29,6 +29,7 @@ encoders! {
     floats::F32: F32,
     floats::F16: F16,
     floats::BF16: BF16,
+    q8::Q8_0: Q8_0,
     single::Q4_0: Q4_0,
     affine::Q4_K: Q4_K,
     affine::Q5_K: Q5_K,
