@@ -111,7 +111,7 @@ const NL_ANCHORS: &[f32] = &[
 const STRETCHES: &[f32] = &[0.976, 0.988, 1.012, 1.024];
 const Q4_LADDER: Ladder = Ladder { anchors: Q4_ANCHORS, stretches: STRETCHES, rounds: 2 };
 const Q5_LADDER: Ladder = Ladder { anchors: Q5_ANCHORS, stretches: STRETCHES, rounds: 2 };
-const NL_LADDER: Ladder = Ladder { anchors: NL_ANCHORS, stretches: STRETCHES, rounds: 2 };
+pub(super) const NL_LADDER: Ladder = Ladder { anchors: NL_ANCHORS, stretches: STRETCHES, rounds: 2 };
 
 const EXACT_16: &[f32] = &[-8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 1.0, 3.0, 5.0, 6.0, 7.0];
 const EXACT_NL: &[f32] = &[

@@ -46,6 +46,10 @@ pub fn sums<I: Isa, L: Levels<I>, const N: usize>(
     Sums { xv, vv }
 }
 
+/// Gains that differ by less than this share count as equal, and the first one stays: sub-blocks of one
+/// repeated value fit many levels up to rounding, and should all take the same.
+pub(super) const INDIFFERENT: f32 = 1e-6;
+
 /// A scale, the gain it gives with codes rounded at it, and the curvature of the error around it.
 #[derive(Clone, Copy)]
 pub struct Fit<F> {
@@ -69,7 +73,8 @@ impl<F: Copy> Fit<F> {
         let vv = isa.max_f(sums.vv, isa.splat_f(f32::MIN_POSITIVE));
         let scale = isa.div_f(sums.xv, vv);
         let gain = isa.mul_f(scale, sums.xv);
-        let keep = |new, old| isa.if_gt(gain, self.gain, new, old);
+        let enough = isa.mul_f(self.gain, isa.splat_f(1.0 + INDIFFERENT));
+        let keep = |new, old| isa.if_gt(gain, enough, new, old);
         *self = Fit {
             scale: keep(scale, self.scale),
             gain: keep(gain, self.gain),

@@ -1,0 +1,180 @@
+//! Integer scales under one float: `y = d * k * v` with d of a super-block or row, k an integer of the
+//! sub-block, v a level. After every sub-block has found its own best scale s ([`super::scale`]):
+//!
+//! 1. [`super_scale`] chooses d so that `sum c (s - d k)^2` is least, c being the curvature of each
+//!    sub-block's error and k the nearest integer: sixteen candidates of d per vector.
+//! 2. [`settle`] tries both integers next to s / d, and every row of the value table, with codes
+//!    recomputed at d * k.
+//! 3. d is refitted to those codes: [`Settled::xk`] / [`Settled::kk`], added up over its sub-blocks.
+
+use ikq_simd::Isa;
+
+use super::levels::Levels;
+use super::scale::{INDIFFERENT, inverse, sums};
+use super::tile::{LANES, Tile};
+
+/// The integers a sub-block's scale may be.
+#[derive(Clone, Copy, Debug)]
+pub struct Grid {
+    pub lo: f32,
+    pub hi: f32,
+    /// Odd ones only (`lo` and `hi` are odd then).
+    pub odd: bool,
+}
+
+impl Grid {
+    #[inline(always)]
+    fn nearest<I: Isa>(self, isa: I, t: I::F) -> I::F {
+        let t = isa.max_f(isa.min_f(t, isa.splat_f(self.hi)), isa.splat_f(self.lo));
+        if !self.odd {
+            return isa.round(t);
+        }
+        // 2 round((t - 1) / 2) + 1; the clamp keeps it between lo and hi
+        let half = isa.splat_f(0.5);
+        let half_steps = isa.round(isa.mul_f(isa.sub_f(t, isa.splat_f(1.0)), half));
+        isa.add_f(isa.add_f(half_steps, half_steps), isa.splat_f(1.0))
+    }
+
+    /// The integer next to t on the other side from `k`, the nearest one (k itself at the ends).
+    #[inline(always)]
+    fn second<I: Isa>(self, isa: I, t: I::F, k: I::F) -> I::F {
+        let step = if self.odd { 2.0 } else { 1.0 };
+        let other = isa.if_gt(t, k, isa.add_f(k, isa.splat_f(step)), isa.sub_f(k, isa.splat_f(step)));
+        isa.max_f(isa.min_f(other, isa.splat_f(self.hi)), isa.splat_f(self.lo))
+    }
+}
+
+/// Candidates of d put the largest scale on `lo` times these: first from 1.01 down to about a half,
+/// then up to 2.4, where that sub-block loses for the good of the others.
+fn candidates() -> [[f32; LANES]; 3] {
+    let at = |first: f32, step: f32| std::array::from_fn(|i| first + step * i as f32);
+    [at(1.0, -1.0 / 64.0), at(0.74, -1.0 / 64.0), at(1.01, 0.09)]
+}
+
+/// The float that scales `targets` with curvatures `weights` best among those that `round` gives (the
+/// numbers that can be stored); 0 where all are 0.
+#[inline(always)]
+pub fn super_scale<I: Isa>(
+    isa: I,
+    targets: &[f32],
+    weights: &[f32],
+    grid: Grid,
+    round: impl Fn(I::F) -> I::F,
+) -> f32 {
+    let peak = targets.iter().fold(0.0f32, |p, s| if s.abs() > p.abs() { *s } else { p });
+    if peak == 0.0 {
+        return 0.0;
+    }
+    let mut best = (0.0, 0.0);
+    for anchors in candidates() {
+        let anchors = isa.mul_f(isa.load_f(&anchors), isa.splat_f(grid.lo));
+        let per_d = inverse(isa, round(isa.div_f(isa.splat_f(peak), anchors)));
+        let (mut sk, mut kk) = (isa.splat_f(0.0), isa.splat_f(f32::MIN_POSITIVE));
+        for (s, c) in targets.iter().zip(weights) {
+            let (s, c) = (isa.splat_f(*s), isa.splat_f(*c));
+            let k = grid.nearest(isa, isa.mul_f(s, per_d));
+            let ck = isa.mul_f(c, k);
+            sk = isa.mul_add_f(ck, s, sk);
+            kk = isa.mul_add_f(ck, k, kk);
+        }
+        // by how much d lowers the sum: d (2 sk - d kk)
+        let d = round(isa.div_f(sk, kk));
+        let gain = isa.mul_f(d, isa.sub_f(isa.add_f(sk, sk), isa.mul_f(d, kk)));
+        for (gain, d) in isa.array(gain).into_iter().zip(isa.array(d)) {
+            if gain > best.0 * (1.0 + INDIFFERENT) {
+                best = (gain, d);
+            }
+        }
+    }
+    best.1
+}
+
+/// What [`settle`] found.
+#[derive(Clone, Copy)]
+pub struct Settled<F> {
+    /// The integer scale.
+    pub k: F,
+    /// Which of the level sets (0, 1, ...).
+    pub row: F,
+    /// `sum w x k v` and `sum w (k v)^2` with the codes found.
+    pub xk: F,
+    pub kk: F,
+}
+
+/// The best integer scale of each sub-block near `scale / d`, and the best of the level sets.
+#[inline(always)]
+pub fn settle<I: Isa, L: Levels<I>, const N: usize>(
+    isa: I,
+    tile: &Tile<N>,
+    rows: &[L],
+    scale: I::F,
+    d: I::F,
+    grid: Grid,
+) -> Settled<I::F> {
+    let zero = isa.splat_f(0.0);
+    let t = isa.mul_f(scale, inverse(isa, d));
+    let nearest = grid.nearest(isa, t);
+    let second = grid.second(isa, t, nearest);
+    let mut best = Settled { k: nearest, row: zero, xk: zero, kk: zero };
+    let mut least = isa.splat_f(f32::MAX);
+    for (i, levels) in rows.iter().enumerate() {
+        for k in [nearest, second] {
+            let dk = isa.mul_f(d, k);
+            let found = sums(isa, tile, *levels, inverse(isa, dk));
+            // the energy is the same for all
+            let error = found.error(isa, dk, zero);
+            let keep = |new, old| isa.if_gt(least, error, new, old);
+            best = Settled {
+                k: keep(k, best.k),
+                row: keep(isa.splat_f(i as f32), best.row),
+                xk: keep(isa.mul_f(found.xv, k), best.xk),
+                kk: keep(isa.mul_f(isa.mul_f(found.vv, k), k), best.kk),
+            };
+            least = isa.min_f(error, least);
+        }
+    }
+    best
+}
+
+/// The refitted float of each `group` of neighbouring lanes, in all of its lanes; 0 where there is
+/// nothing to scale.
+#[inline(always)]
+pub fn refit<I: Isa>(isa: I, settled: Settled<I::F>, group: usize) -> [f32; LANES] {
+    let (xk, kk) = (isa.array(settled.xk), isa.array(settled.kk));
+    let mut d = [0.0; LANES];
+    for (k, d) in d.chunks_mut(group).enumerate() {
+        let of = |v: &[f32; LANES]| v[k * group..(k + 1) * group].iter().sum::<f32>();
+        d.fill(of(&xk) / of(&kk).max(f32::MIN_POSITIVE));
+    }
+    d
+}
+
+#[cfg(test)]
+mod tests {
+    use ikq_simd::Scalar;
+
+    use super::*;
+
+    #[test]
+    fn odd_integers_are_the_nearest_odd_ones() {
+        let grid = Grid { lo: -127.0, hi: 127.0, odd: true };
+        let of = |t: f32| {
+            let k = grid.nearest(Scalar, [t; LANES]);
+            (k[0], grid.second(Scalar, [t; LANES], k)[0])
+        };
+        assert_eq!([of(0.3), of(-0.3), of(4.1)], [(1.0, -1.0), (-1.0, 1.0), (5.0, 3.0)]);
+        assert_eq!([of(500.0), of(-500.0)], [(127.0, 127.0), (-127.0, -127.0)]);
+    }
+
+    #[test]
+    fn scales_that_are_multiples_of_one_float_are_found() {
+        let grid = Grid { lo: -32.0, hi: 31.0, odd: false };
+        let targets = [-0.9375, 0.65625, 0.46875, 0.0, -0.03125];
+        let d = super_scale(Scalar, &targets, &[1.0, 2.0, 3.0, 4.0, 5.0], grid, |d| d);
+        for s in targets {
+            let k = s / d;
+            assert!((k - k.round()).abs() < 1e-3 && k.abs() <= 32.0, "{s} is {k} times {d}");
+        }
+        assert_eq!(super_scale(Scalar, &[0.0; 4], &[0.0; 4], grid, |d| d), 0.0);
+    }
+}
