@@ -24,7 +24,8 @@ DATA = Path(__file__).parent.parent / "tests" / "data"
 def perplexity(program: str, model: Path, text: str, n_threads: int) -> float:
     """The final estimate that the program prints."""
     words = [program, "-m", str(model), "-f", text, "-c", "512", "--no-escape", "-t", str(n_threads)]
-    done = subprocess.run(words, capture_output=True, text=True)
+    # the program leaves a log where it runs
+    done = subprocess.run(words, capture_output=True, text=True, cwd=model.parent)
     found = re.search(r"Final estimate: PPL.* = ([\d.]+) \+/-", done.stdout + done.stderr)
     if not found:
         raise SystemExit(f"{' '.join(words)}\n{done.stdout[-1000:]}{done.stderr[-2000:]}")
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--append", type=Path, help="a JSON-lines file for the figures")
     args = parser.parse_args()
+    args.program, args.text = (str(Path(p).resolve()) for p in (args.program, args.text))
     # the command line of the reference names the plain type by its mix
     stored_name = {"Q4_K": "Q4_K_S"}
     stored = {

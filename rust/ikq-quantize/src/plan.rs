@@ -79,6 +79,7 @@ impl Plan {
         let mut tensors = Vec::with_capacity(decisions.len());
         let mut specs = Vec::with_capacity(decisions.len());
         let mut without = Vec::new();
+        let tied = model.tensor("output.weight").is_none();
         for (t, decision) in model.tensors().iter().zip(decisions) {
             let spec = match decision.to {
                 Some(to) => {
@@ -87,7 +88,7 @@ impl Plan {
                 }
                 None => t.spec(),
             };
-            let statistics = statistics(t, &decision, imatrix)?;
+            let statistics = statistics(t, &decision, imatrix, tied)?;
             if let Some(to) = decision.to
                 && statistics == Statistics::Missing
                 && to.info().imatrix == ImatrixUse::Required
@@ -138,13 +139,16 @@ fn statistics(
     t: &ikq_gguf::Tensor,
     decision: &Decision,
     imatrix: Option<&Imatrix>,
+    tied: bool,
 ) -> Result<Statistics, Error> {
+    // rows of an embedding are looked up, not multiplied: there is no input to have statistics of
+    let looked_up = t.name == "token_embd.weight" && !tied || t.name == "per_layer_token_embd.weight";
     match decision.to {
         Some(to) if to.info().imatrix != ImatrixUse::Ignored => {}
         _ => return Ok(Statistics::NotUsed),
     }
     let Some((Entry { values, .. }, borrowed_from)) = imatrix.and_then(|m| m.find(&t.name)) else {
-        return Ok(Statistics::Missing);
+        return Ok(if looked_up { Statistics::NotUsed } else { Statistics::Missing });
     };
     let n_per_row = t.ne[0] as usize;
     let n_matrices = (t.ne[2] * t.ne[3]) as usize;
