@@ -28,17 +28,16 @@ impl Encode for F16 {
     type Scratch = ();
 
     #[inline(always)]
-    fn encode_row<I: Isa>(_: I, x: &[f32], _: &[f32], _: &mut (), out: &mut [u8]) {
-        for (x, out) in x.iter().zip(out.as_chunks_mut().0) {
-            *out = f16_saturating(*x).to_le_bytes();
+    fn encode_row<I: Isa>(isa: I, x: &[f32], _: &[f32], _: &mut (), out: &mut [u8]) {
+        for (x, out) in x.chunks(16).zip(out.chunks_mut(32)) {
+            let mut sixteen = [0.0; 16];
+            sixteen[..x.len()].copy_from_slice(x);
+            let bits = isa.f16_bits(isa.load_f(&sixteen));
+            for (bits, out) in bits.iter().zip(out.as_chunks_mut().0) {
+                *out = bits.to_le_bytes();
+            }
         }
     }
-}
-
-/// The nearest f16 that is not infinite.
-#[inline(always)]
-pub(crate) fn f16_saturating(x: f32) -> half::f16 {
-    half::f16::from_f32_const(x.clamp(-65504.0, 65504.0))
 }
 
 /// The top half of an f32.

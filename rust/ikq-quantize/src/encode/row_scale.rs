@@ -24,6 +24,9 @@ const PER_BLOCK: usize = 8;
 const SHIFT: f32 = 4.0;
 /// Bytes of the row header, an f32.
 const HEADER: usize = 4;
+/// The largest d: with it, no code of any sub-block decodes to infinity (a little less than
+/// the largest float over the largest integer and value, for the sake of three roundings).
+const LARGEST: f32 = f32::MAX / (127.0 * 127.001);
 /// Integer scales.
 const GRID: Grid = Grid { lo: -127.0, hi: 127.0, odd: true };
 
@@ -77,8 +80,10 @@ impl Encode for IQ4_KS {
         }
 
         let n_sub = x.len() / N;
+        let limit = LARGEST * down;
+        let within = |d: I::F| isa.max_f(isa.min_f(d, isa.splat_f(limit)), isa.splat_f(-limit));
         let (scales, curvatures) = (s.scales.as_flattened(), s.curvatures.as_flattened());
-        let mut d = super_scale(isa, &scales[..n_sub], &curvatures[..n_sub], GRID, |d| d);
+        let mut d = super_scale(isa, &scales[..n_sub], &curvatures[..n_sub], GRID, within);
         let (mut xk, mut kk) = (0.0, 0.0);
         for (i, tile) in s.tiles.iter().enumerate() {
             let scale = isa.load_f(&s.scales[i]);
@@ -90,7 +95,7 @@ impl Encode for IQ4_KS {
             xk += isa.sum(found.xk);
             kk += isa.array(found.kk).iter().take(live).sum::<f32>();
         }
-        d = if kk > 0.0 { xk / kk } else { 0.0 };
+        d = if kk > 0.0 { (xk / kk).clamp(-limit, limit) } else { 0.0 };
 
         // in the unit of the row; the decoder multiplies d by k, rounding, then by the value
         let (header, blocks) = out.split_at_mut(HEADER);

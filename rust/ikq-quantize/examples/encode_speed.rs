@@ -1,0 +1,62 @@
+//! Nanoseconds per weight of every encoder on every instruction set, with and without importance:
+//!
+//! ```text
+//! cargo run --release -p ikq-quantize --example encode_speed [TYPE ...]
+//! ```
+//! One thread, normal rows of 4096; the median of five runs of at least 0.1 s.
+
+use std::time::Instant;
+
+use ikq_formats::{QuantType, row_bytes};
+use ikq_quantize::encode::{encodable, encode_rows};
+use ikq_simd::{IsaKind, available};
+
+const N_PER_ROW: usize = 4096;
+const N_ROWS: usize = 16;
+
+/// Nearly normal numbers from a fixed seed.
+fn normals(n: usize) -> Vec<f32> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut uniform = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 24) as f32
+    };
+    (0..n).map(|_| (0..12).map(|_| uniform()).sum::<f32>() - 6.0).collect()
+}
+
+/// Median nanoseconds per weight.
+fn measure(kind: IsaKind, ty: QuantType, x: &[f32], w: Option<&[f32]>) -> f64 {
+    let mut out = vec![0; N_ROWS * row_bytes(ty, N_PER_ROW).expect("4096 fits every type")];
+    let mut run = || {
+        let start = Instant::now();
+        let mut n_runs = 0;
+        while n_runs == 0 || start.elapsed().as_secs_f64() < 0.1 {
+            encode_rows(kind, ty, x, N_PER_ROW, w, &mut out).expect("finite rows can be encoded");
+            n_runs += 1;
+        }
+        start.elapsed().as_secs_f64() * 1e9 / (n_runs * x.len()) as f64
+    };
+    run();
+    let mut times: Vec<f64> = (0..5).map(|_| run()).collect();
+    times.sort_by(f64::total_cmp);
+    times[2]
+}
+
+#[allow(clippy::print_stdout)]
+fn main() {
+    let wanted: Vec<String> = std::env::args().skip(1).map(|name| name.to_uppercase()).collect();
+    let x: Vec<f32> = normals(N_ROWS * N_PER_ROW).iter().map(|x| 0.02 * x).collect();
+    let w: Vec<f32> = normals(N_PER_ROW).iter().map(|x| (1.5 * x).exp()).collect();
+    println!("{:10} {:8} {:>12} {:>14}", "type", "isa", "ns/weight", "with imatrix");
+    for ty in encodable().iter().copied() {
+        if !wanted.is_empty() && !wanted.iter().any(|name| name == ty.name()) {
+            continue;
+        }
+        for kind in available() {
+            let (plain, weighted) = (measure(kind, ty, &x, None), measure(kind, ty, &x, Some(&w)));
+            println!("{:10} {:8} {plain:12.2} {weighted:14.2}", ty.name(), kind.name());
+        }
+    }
+}

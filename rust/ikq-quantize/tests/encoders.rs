@@ -1,0 +1,227 @@
+//! What every encoder keeps, over all types that can be written and all instruction sets of this
+//! machine: the same bytes everywhere, finite values out, powers of two, error bounds.
+
+use ikq_formats::{Family, QuantType, row_bytes};
+use ikq_quantize::encode::{encodable, encode_rows};
+use ikq_simd::{IsaKind, available, best};
+
+/// A small generator, so that the rows are the same everywhere.
+struct Random(u64);
+
+impl Random {
+    /// Uniform in [0, 1).
+    fn uniform(&mut self) -> f32 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 40) as f32 / (1u64 << 24) as f32
+    }
+
+    /// Nearly normal, sigma 1.
+    fn normal(&mut self) -> f32 {
+        (0..12).map(|_| self.uniform()).sum::<f32>() - 6.0
+    }
+
+    fn normals(&mut self, n: usize, sigma: f32) -> Vec<f32> {
+        (0..n).map(|_| self.normal() * sigma).collect()
+    }
+}
+
+/// Row lengths: an odd number of blocks, so that vectors of sub-blocks are not full, and a long row.
+fn lengths(ty: QuantType) -> [usize; 2] {
+    let block = ty.info().block_size.max(32);
+    [3 * block, 1024 + block]
+}
+
+/// Importance over several decades, with columns and a whole block of columns at zero.
+fn importance(n: usize) -> Vec<f32> {
+    let mut random = Random(77);
+    let mut w: Vec<f32> = (0..n).map(|_| (2.0 * random.normal()).exp()).collect();
+    w.iter_mut().step_by(19).for_each(|w| *w = 0.0);
+    w[32..64].fill(0.0);
+    w
+}
+
+fn encode(kind: IsaKind, ty: QuantType, x: &[f32], n: usize, w: Option<&[f32]>) -> Vec<u8> {
+    let mut out = vec![0xa5; x.len() / n * row_bytes(ty, n).unwrap()];
+    encode_rows(kind, ty, x, n, w, &mut out).unwrap();
+    out
+}
+
+fn decode(ty: QuantType, bytes: &[u8], n: usize) -> Vec<f32> {
+    let n_rows = bytes.len() / row_bytes(ty, n).unwrap();
+    let mut y = vec![f32::NAN; n_rows * n];
+    ikq_decode::dequantize(best(), ty, bytes, n_rows, n, &mut y).unwrap();
+    y
+}
+
+fn round_trip(ty: QuantType, x: &[f32], n: usize, w: Option<&[f32]>) -> Vec<f32> {
+    decode(ty, &encode(best(), ty, x, n, w), n)
+}
+
+/// `sum w (x - y)^2 / sum w x^2`.
+fn relative_error(x: &[f32], y: &[f32], w: &[f32]) -> f64 {
+    let sum = |f: &dyn Fn(f64, f64) -> f64| -> f64 {
+        let terms = x.iter().zip(y).zip(w.iter().cycle());
+        terms.map(|((x, y), w)| f64::from(*w) * f(f64::from(*x), f64::from(*y))).sum()
+    };
+    sum(&|x, y| (x - y) * (x - y)) / sum(&|x, _| x * x)
+}
+
+/// Rows that break encoders, by name; sixteen copies where a type stores rows together.
+fn hard_rows(n: usize) -> Vec<(&'static str, Vec<f32>)> {
+    let mut random = Random(5);
+    let mut of = |f: &mut dyn FnMut(usize, f32) -> f32| -> Vec<f32> {
+        (0..n).map(|i| f(i, random.normal())).collect()
+    };
+    let one_hot = |at: usize, v: f32| (0..n).map(|i| if i == at { v } else { 0.0 }).collect::<Vec<_>>();
+    vec![
+        ("zeros", vec![0.0; n]),
+        ("negative zeros", vec![-0.0; n]),
+        ("constant", vec![0.0371; n]),
+        ("negative constant", vec![-1.25; n]),
+        ("one hot", one_hot(n / 2, -0.7)),
+        ("last hot", one_hot(n - 1, 3.0)),
+        ("largest halves", of(&mut |i, _| if i % 2 == 0 { 65504.0 } else { -65504.0 })),
+        ("beyond halves", of(&mut |_, x| 1e30 * x)),
+        ("largest floats", of(&mut |i, _| if i % 3 == 0 { f32::MAX } else { -f32::MAX })),
+        ("denormals", of(&mut |_, x| 1e-41 * x)),
+        ("smallest normals", of(&mut |_, x| f32::MIN_POSITIVE * x)),
+        ("subnormal halves", of(&mut |_, x| 3e-7 * x)),
+        ("many decades", of(&mut |i, x| x * 10f32.powi((i / 16 % 60) as i32 - 30))),
+        ("a tiny block", of(&mut |i, x| if i < 32 { 1e-20 * x } else { x })),
+        ("an outlier", of(&mut |i, x| if i == 7 { 1e6 } else { x })),
+        ("a zero block", of(&mut |i, x| if i < 32 { 0.0 } else { x })),
+        ("all positive", of(&mut |_, x| x.abs() + 0.1)),
+        ("two values", of(&mut |_, x| 0.02f32.copysign(x))),
+        ("zero importance only", of(&mut |i, x| if (32..64).contains(&i) { x } else { 0.0 })),
+    ]
+}
+
+/// A row as often as a type needs.
+fn repeated(ty: QuantType, row: &[f32]) -> Vec<f32> {
+    row.repeat(ty.info().rows)
+}
+
+#[test]
+fn bytes_do_not_depend_on_the_instruction_set() {
+    for ty in encodable().iter().copied() {
+        for n in lengths(ty) {
+            let w = importance(n);
+            let mut x = Random(11).normals(3 * n, 0.02);
+            x.extend(hard_rows(n).into_iter().flat_map(|(_, row)| row));
+            let x = repeated(ty, &x);
+            for w in [None, Some(&w[..])] {
+                let expected = encode(IsaKind::Scalar, ty, &x, n, w);
+                for kind in available() {
+                    let found = encode(kind, ty, &x, n, w);
+                    let at = expected.iter().zip(&found).position(|(a, b)| a != b);
+                    assert_eq!(at, None, "{ty} on {}, rows of {n}, importance {}", kind.name(), w.is_some());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_do_not_depend_on_the_rows_before() {
+    for ty in encodable().iter().copied() {
+        let [n, _] = lengths(ty);
+        let rows = ty.info().rows;
+        let x = Random(3).normals(4 * rows * n, 1.0);
+        let together = encode(best(), ty, &x, n, None);
+        let apart: Vec<u8> = x.chunks(rows * n).flat_map(|x| encode(best(), ty, x, n, None)).collect();
+        assert_eq!(together, apart, "{ty}");
+    }
+}
+
+#[test]
+fn hard_rows_decode_to_finite_numbers_of_their_size() {
+    for ty in encodable().iter().copied() {
+        for n in lengths(ty) {
+            let w = importance(n);
+            for (name, row) in hard_rows(n) {
+                for w in [None, Some(&w[..])] {
+                    let y = round_trip(ty, &repeated(ty, &row), n, w);
+                    let amax = row.iter().fold(0.0f32, |m, x| m.max(x.abs()));
+                    // columns without importance go where the others' codes take them: some way beyond
+                    // the largest element with trellis codes, and to the smallest half
+                    let limit = 4.0 * f64::from(amax.max(6e-8));
+                    let worst = y.iter().copied().find(|y| y.is_nan() || f64::from(y.abs()) > limit);
+                    assert_eq!(worst, None, "{ty}: {name}, rows of {n}, importance {}", w.is_some());
+                    if amax == 0.0 {
+                        assert!(y.iter().all(|y| *y == 0.0), "{ty}: {name}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn powers_of_two_pass_through() {
+    for ty in encodable().iter().copied() {
+        for n in lengths(ty) {
+            let w = importance(n);
+            // large enough for the scales to be normal halves, small enough not to overflow
+            let x = Random(29).normals(16 * n, 500.0);
+            for w in [None, Some(&w[..])] {
+                let y = round_trip(ty, &x, n, w);
+                for factor in [0.125, 4.0, 16.0] {
+                    let scaled: Vec<f32> = x.iter().map(|x| x * factor).collect();
+                    let expected: Vec<f32> = y.iter().map(|y| y * factor).collect();
+                    assert_eq!(round_trip(ty, &scaled, n, w), expected, "{ty}, times {factor}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn normal_rows_come_within_a_bit_of_the_limit() {
+    for ty in encodable().iter().copied() {
+        let n = 1024 + ty.info().block_size.max(32);
+        let x = Random(41).normals(16 * n, 0.02);
+        let error = relative_error(&x, &round_trip(ty, &x, n, None), &[1.0]);
+        let bound = match ty {
+            QuantType::F32 => 0.0,
+            // half a unit in the last place of 11 and 8 bits, at worst everywhere
+            QuantType::F16 => 2f64.powi(-11).powi(2),
+            QuantType::BF16 => 2f64.powi(-8).powi(2),
+            // no code of R bits per element does better than 4^-R on normal data; a bit is lost at most
+            _ => 4f64.powf(1.0 - ty.bpw()),
+        };
+        assert!(error <= bound, "{ty}: {error:.3e}, bound {bound:.3e}");
+    }
+}
+
+#[test]
+fn importance_lowers_the_weighted_error() {
+    for ty in encodable().iter().copied().filter(|ty| ty.info().family != Family::Float) {
+        let n = 1024 + ty.info().block_size;
+        let w = importance(n);
+        let x = Random(43).normals(16 * n, 0.02);
+        let of = |given| relative_error(&x, &round_trip(ty, &x, n, given), &w);
+        let (with, without) = (of(Some(&w)), of(None));
+        // Q8_0 does not look at it
+        let gains = if ty == QuantType::Q8_0 { with <= without } else { with < 0.9 * without };
+        assert!(gains, "{ty}: {with:.3e} with, {without:.3e} without");
+    }
+}
+
+#[test]
+fn bad_input_is_refused() {
+    let ty = QuantType::Q8_0;
+    let mut x = vec![1.0; 128];
+    let mut out = vec![0; 136];
+    let mut error = |x: &[f32], w: Option<&[f32]>| {
+        encode_rows(best(), ty, x, 64, w, &mut out).map_err(|e| e.to_string()).unwrap_err()
+    };
+    assert!(error(&x, Some(&[1.0; 63])).contains("63"));
+    assert!(error(&x, Some(&[-1.0; 64])).contains("column 0"));
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        x[70] = bad;
+        let e = error(&x, None);
+        assert!(e.contains("row 1") && e.contains("column 6"), "{e}");
+    }
+}
