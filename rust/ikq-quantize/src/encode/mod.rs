@@ -28,7 +28,9 @@ mod affine;
 mod floats;
 mod igrid;
 mod q8;
+mod row_scale;
 mod single;
+mod superblock;
 mod table;
 pub mod weights;
 

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use ikq_formats::QuantType;
 use ikq_simd::{IsaKind, run};
 
-use super::{EncodeRows, affine, floats, igrid, q8, single};
+use super::{EncodeRows, affine, floats, igrid, q8, row_scale, single, superblock};
 use crate::error::Error;
 
 macro_rules! encoders {
@@ -34,7 +34,10 @@ encoders! {
     affine::Q4_K: Q4_K,
     affine::Q5_K: Q5_K,
     single::Q5_0: Q5_0,
+    superblock::Q6_K: Q6_K,
     single::IQ4_NL: IQ4_NL,
+    superblock::IQ4_XS: IQ4_XS,
+    row_scale::IQ4_KS: IQ4_KS,
     igrid::IQ3_S: IQ3_S,
 }
 

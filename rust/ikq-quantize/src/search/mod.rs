@@ -2,6 +2,7 @@
 
 pub mod affine;
 mod argmin;
+pub mod block_scales;
 pub mod grid;
 pub mod grid_block;
 pub mod levels;
