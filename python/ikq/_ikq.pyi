@@ -192,6 +192,7 @@ class QuantizePlan:
         n_threads: int | None,
         isa_name: str | None,
         progress: Callable[[int, float], None] | None,
+        on_bytes: Callable[[int], None] | None,
     ) -> list[Path]: ...
 
 def plan_quantize(

@@ -86,6 +86,7 @@ class QuantizePlan:
         *,
         n_threads: int | None = None,
         progress: Callable[[PlannedTensor, float], None] | None = None,
+        on_bytes: Callable[[int], None] | None = None,
         _isa: str | None = None,
     ) -> QuantizeResult:
         """Carries the plan out.
@@ -98,6 +99,7 @@ class QuantizePlan:
             n_threads: Threads; None is one per CPU.
             progress: Called with each tensor, in order, when it is in the file, and the seconds of
                 work (of all threads together) that it took.
+            on_bytes: Called several times a second with the bytes of the source done since; for bars.
 
         Raises:
             ikq.errors.FormatError: A weight is NaN or infinite; names tensor, expert, row and column.
@@ -113,7 +115,9 @@ class QuantizePlan:
                 progress(self.tensors[index], seconds)
 
         self.destination.parent.mkdir(parents=True, exist_ok=True)
-        files = self._core.run(self.destination, n_threads=n_threads, isa_name=_isa, progress=done)
+        files = self._core.run(
+            self.destination, n_threads=n_threads, isa_name=_isa, progress=done, on_bytes=on_bytes
+        )
         return QuantizeResult(
             plan=self,
             files=tuple(Path(f) for f in files),

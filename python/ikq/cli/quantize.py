@@ -206,9 +206,8 @@ def _run_with_bar(plan: QuantizePlan, n_threads: int | None) -> float:
 
         def progress(t: PlannedTensor, _: float) -> None:
             bar.set_postfix_str(f"{t.name} -> {_type(t.to_type)}", refresh=False)
-            bar.update(t.bytes_in)
 
-        return plan.run(n_threads=n_threads, progress=progress).seconds
+        return plan.run(n_threads=n_threads, progress=progress, on_bytes=bar.update).seconds
 
 
 def _writable_types() -> list[str]:

@@ -9,6 +9,7 @@ use ikq_pool::Stop;
 use ikq_quantize::ftype::Ftype;
 use ikq_quantize::plan::{Plan, PlanOptions, Statistics};
 use ikq_quantize::recipe::{CustomRule, Recipe};
+use ikq_quantize::run::{Event, run};
 use numpy::{PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 
@@ -166,9 +167,10 @@ impl QuantizePlan {
         self.plan.layout.total_size()
     }
 
-    /// Writes the model to `target`; `progress(index, seconds)` is called in order of tensors. Returns
-    /// the names of the files.
-    #[pyo3(signature = (target, *, n_threads, isa_name, progress))]
+    /// Writes the model to `target`; `progress(index, seconds)` is called in order of tensors,
+    /// `on_bytes(n)` a few times a second with the bytes of the source done since. Returns the names of
+    /// the files.
+    #[pyo3(signature = (target, *, n_threads, isa_name, progress, on_bytes))]
     fn run(
         &self,
         py: Python<'_>,
@@ -176,28 +178,36 @@ impl QuantizePlan {
         n_threads: Option<usize>,
         isa_name: Option<&str>,
         progress: Option<Py<PyAny>>,
+        on_bytes: Option<Py<PyAny>>,
     ) -> PyResult<Vec<PathBuf>> {
         let (kind, threads) = (isa(isa_name)?, pool(n_threads)?);
         let (events, inbox) = channel();
         let job = |cancel: &ikq_pool::Cancel| {
-            let report = move |done| {
+            let report = move |event| {
                 // nobody listens any more only when the call is being abandoned
-                let _ = events.send(done);
+                let _ = events.send(event);
             };
-            let done =
-                ikq_quantize::run::run(&self.plan, &self.model, &target, &threads, kind, cancel, report);
+            let done = run(&self.plan, &self.model, &target, &threads, kind, cancel, report);
             done.map_err(|e| match e {
                 ikq_quantize::Error::Cancelled => Stop::Cancelled,
                 other => Stop::Failed(other),
             })
         };
         enter_with_events(py, job, move |py| {
-            for done in inbox.try_iter() {
-                if let Some(progress) = &progress {
-                    progress.call1(py, (done.index, done.seconds))?;
+            let mut n_bytes = 0;
+            for event in inbox.try_iter() {
+                match (event, &progress) {
+                    (Event::Bytes(n), _) => n_bytes += n,
+                    (Event::Tensor { index, seconds }, Some(progress)) => {
+                        progress.call1(py, (index, seconds))?;
+                    }
+                    (Event::Tensor { .. }, None) => {}
                 }
             }
-            Ok(())
+            match &on_bytes {
+                Some(on_bytes) if n_bytes > 0 => on_bytes.call1(py, (n_bytes,)).map(drop),
+                _ => Ok(()),
+            }
         })
     }
 }

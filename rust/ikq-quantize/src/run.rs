@@ -28,18 +28,23 @@ use crate::units::{Unit, Work, units};
 /// How far the reader runs in front of the workers.
 const READ_AHEAD_BYTES: usize = 64 << 20;
 
-/// A tensor is in the output file.
+/// What a run reports on the way.
 #[derive(Clone, Copy, Debug)]
-pub struct TensorDone {
-    /// Index in the plan; events come in this order, without gaps.
-    pub index: usize,
-    /// Seconds of work of all threads together on this tensor.
-    pub seconds: f64,
+pub enum Event {
+    /// That many more bytes of the source are done.
+    Bytes(u64),
+    /// A tensor is in the output file.
+    Tensor {
+        /// Index in the plan; these events come in order, without gaps.
+        index: usize,
+        /// Seconds of work of all threads together on this tensor.
+        seconds: f64,
+    },
 }
 
 /// Quantizes `model` as `plan` says into `target`; returns the names of the files.
 ///
-/// `progress` is called from one thread, in order of tensors.
+/// `progress` is called from one thread.
 ///
 /// # Errors
 /// A non-finite source value, by tensor, expert, row and column; IO errors with path;
@@ -51,7 +56,7 @@ pub fn run(
     pool: &Pool,
     isa: IsaKind,
     cancel: &Cancel,
-    progress: impl FnMut(TensorDone) + Send,
+    progress: impl FnMut(Event) + Send,
 ) -> Result<Vec<PathBuf>, Error> {
     refuse_overwriting_input(target, model)?;
     let tensors = model.tensors();
@@ -98,6 +103,8 @@ struct Finished {
     tensor: usize,
     offset: u64,
     bytes: Payload,
+    /// Bytes of the source that the unit had.
+    bytes_in: usize,
     took: Duration,
 }
 
@@ -136,7 +143,8 @@ fn work_on(
         Work::Copy => Payload::Source(source),
         work => Payload::Buffer(encode_unit(work, &source, planned, isa, buffers)?),
     };
-    let done = Finished { tensor: unit.tensor, offset: unit.offset, bytes, took: start.elapsed() };
+    let (tensor, offset, bytes_in) = (unit.tensor, unit.offset, unit.source.len());
+    let done = Finished { tensor, offset, bytes, bytes_in, took: start.elapsed() };
     finished.send(done).map_err(|_| None)
 }
 
@@ -211,19 +219,20 @@ fn write_behind(
     writer: &Writer,
     buffers: &Buffers,
     inbox: &Receiver<Finished>,
-    mut progress: impl FnMut(TensorDone),
+    mut progress: impl FnMut(Event),
 ) -> Result<(), Error> {
     let mut open: Vec<usize> = vec![0; plan.tensors.len()];
     units.iter().for_each(|u| open[u.tensor] += 1);
     let mut seconds = vec![0.0; plan.tensors.len()];
     let mut reported = 0;
-    let mut report = |open: &[usize], seconds: &[f64]| {
+    let mut report = |open: &[usize], seconds: &[f64], n_bytes: u64| {
+        progress(Event::Bytes(n_bytes));
         while reported < open.len() && open[reported] == 0 {
-            progress(TensorDone { index: reported, seconds: seconds[reported] });
+            progress(Event::Tensor { index: reported, seconds: seconds[reported] });
             reported += 1;
         }
     };
-    report(&open, &seconds);
+    report(&open, &seconds, 0);
     for done in inbox {
         match done.bytes {
             Payload::Source(bytes) => {
@@ -236,7 +245,7 @@ fn write_behind(
         }
         open[done.tensor] -= 1;
         seconds[done.tensor] += done.took.as_secs_f64();
-        report(&open, &seconds);
+        report(&open, &seconds, done.bytes_in as u64);
     }
     Ok(())
 }
