@@ -8,7 +8,7 @@ use ikq_simd::Isa;
 
 use super::Encode;
 use crate::search::affine::{self, Affine};
-use crate::search::tile::{LANES, Tile};
+use crate::search::tile::{Codes, LANES, Tile, lane_codes};
 
 /// Elements per sub-block.
 const N: usize = 32;
@@ -18,7 +18,7 @@ const PER_SUPER: usize = 8;
 /// Working memory of a row.
 pub struct Scratch {
     tile: Box<Tile<N>>,
-    codes: Box<[[f32; LANES]; N]>,
+    codes: Box<Codes<N>>,
 }
 
 impl Default for Scratch {
@@ -55,9 +55,7 @@ fn encode_row<I: Isa>(
             for j in 0..PER_SUPER {
                 values[2 + j] = found.sc[first + j] as u32;
                 values[2 + PER_SUPER + j] = found.m[first + j] as u32;
-                for i in 0..N {
-                    values[2 + 2 * PER_SUPER + N * j + i] = s.codes[i][first + j] as u32;
-                }
+                lane_codes(&s.codes, first + j, &mut values[2 + 2 * PER_SUPER + N * j..][..N]);
             }
             layout.pack(&values, block);
         }

@@ -13,8 +13,9 @@
 
 use ikq_simd::Isa;
 
+use super::block_scales::{Grid, super_scale};
 use super::scale::inverse;
-use super::tile::{LANES, Tile};
+use super::tile::{Codes, LANES, Tile};
 
 /// The shape of an affine format.
 #[derive(Clone, Copy)]
@@ -27,13 +28,18 @@ pub struct Affine {
     pub per_super: usize,
 }
 
-/// Stage 1 puts the range of a sub-block on this many steps beside `levels`; less than 0 clips both
-/// ends.
-const LADDER: &[f32] = &[-3.4, -2.0, -1.2, -0.7, -0.4, -0.2, 0.0, 0.2, 0.4, 0.7, 1.0, 1.5, 2.2, 3.2];
+/// Stage 1 puts the range of a sub-block on `levels` steps and the first number here (more than
+/// `levels` clips), its lower end on code 0 or as many steps below as the second number says.
+#[rustfmt::skip]
+const LADDER: &[(f32, f32)] = &[
+    (0.0, 0.0), (-3.4, 0.0), (-2.0, 0.0), (-1.2, 0.0), (-0.7, 0.0), (-0.4, 0.0), (-0.2, 0.0),
+    (0.2, 0.0), (0.4, 0.0), (0.7, 0.3), (1.1, 0.0), (1.2, 0.6), (1.2, 1.2), (1.8, 0.9), (2.2, 0.0),
+    (2.4, 1.2), (2.4, 2.4), (3.4, 0.0), (3.4, 1.7), (4.6, 0.8), (4.6, 3.8),
+];
 /// Least-squares rounds from the best rung.
 const ROUNDS: usize = 3;
 /// Refits of d and dmin.
-const REFITS: usize = 4;
+const REFITS: usize = 3;
 
 /// What stage 2 adds to the integers of a sub-block.
 const NEIGHBOURS: &[(f32, f32)] = &[
@@ -65,6 +71,18 @@ struct Sums<F> {
     q: F,
     qq: F,
     xq: F,
+}
+
+impl<F: Copy> Sums<F> {
+    /// `other` where its error `found` is below `least`.
+    #[inline(always)]
+    fn or<I: Isa<F = F>>(self, isa: I, (least, found): (F, F), other: Self) -> Self {
+        Sums {
+            q: isa.if_gt(least, found, other.q, self.q),
+            qq: isa.if_gt(least, found, other.qq, self.qq),
+            xq: isa.if_gt(least, found, other.xq, self.xq),
+        }
+    }
 }
 
 /// `sum w`, `sum w x`, `sum w x^2`: the same for all codes.
@@ -122,6 +140,22 @@ fn sums<I: Isa, const N: usize>(
     s
 }
 
+/// [`error`] at this scale and minimum, added up as it stands: for fits so good that the sums' rounding
+/// hides what is left.
+#[inline(always)]
+fn residual<I: Isa, const N: usize>(isa: I, tile: &Tile<N>, scale: I::F, min: I::F, levels: I::F) -> I::F {
+    let zero = isa.splat_f(0.0);
+    let per_scale = inverse(isa, scale);
+    let offset = isa.mul_f(isa.sub_f(zero, min), per_scale);
+    let mut sum = zero;
+    for i in 0..N {
+        let y = isa.mul_add_f(code(isa, tile, i, per_scale, offset, levels), scale, min);
+        let r = isa.sub_f(isa.load_f(&tile.x[i]), y);
+        sum = isa.mul_add_f(isa.mul_f(isa.load_f(&tile.w[i]), r), r, sum);
+    }
+    sum
+}
+
 /// The best scale and minimum for given codes, the minimum at most 0 and the scale at least 0. Where
 /// the codes do not determine both (all equal, or the pair leaves its bounds), the better of the two
 /// alone.
@@ -163,12 +197,18 @@ fn pair<I: Isa>(isa: I, n: Normal<I::F>) -> (I::F, I::F) {
     (isa.if_gt(good, zero, a, a_alone), isa.if_gt(good, zero, b, b_alone))
 }
 
+/// Gains below this share of the energy are rounding, and the first fit stays: sub-blocks of few values
+/// fit at many scales, and should all take the same.
+const INDIFFERENT: f32 = 3e-6;
+
 /// The best fit of a sub-block so far.
 #[derive(Clone, Copy)]
 struct Fit<F> {
     scale: F,
     min: F,
     error: F,
+    /// Of the codes.
+    sums: Sums<F>,
 }
 
 impl<F: Copy> Fit<F> {
@@ -185,9 +225,11 @@ impl<F: Copy> Fit<F> {
         let s = sums(isa, tile, per_scale, min, levels);
         let (scale, min) = solve(isa, t, s);
         let found = error(isa, t, s, scale, min);
-        self.scale = isa.if_gt(self.error, found, scale, self.scale);
-        self.min = isa.if_gt(self.error, found, min, self.min);
-        self.error = isa.min_f(found, self.error);
+        let enough = isa.mul_add_f(t.xx, isa.splat_f(-INDIFFERENT), self.error);
+        self.scale = isa.if_gt(enough, found, scale, self.scale);
+        self.min = isa.if_gt(enough, found, min, self.min);
+        self.sums = self.sums.or(isa, (enough, found), s);
+        self.error = isa.if_gt(enough, found, found, self.error);
     }
 }
 
@@ -204,10 +246,12 @@ fn fit<I: Isa, const N: usize>(isa: I, tile: &Tile<N>, t: Moments<I::F>, affine:
     }
     let per_range = inverse(isa, isa.sub_f(hi, lo));
     // without codes the error is the energy
-    let mut fit = Fit { scale: zero, min: zero, error: t.xx };
-    for rung in LADDER {
+    let nothing = Sums { q: zero, qq: zero, xq: zero };
+    let mut fit = Fit { scale: zero, min: zero, error: t.xx, sums: nothing };
+    for (rung, below) in LADDER {
         let per_scale = isa.mul_f(per_range, isa.splat_f(affine.levels + rung));
-        fit.improve(isa, tile, t, (per_scale, lo), levels);
+        let min = isa.mul_add_f(inverse(isa, per_scale), isa.splat_f(*below), lo);
+        fit.improve(isa, tile, t, (per_scale, min), levels);
     }
     for _ in 0..ROUNDS {
         fit.improve(isa, tile, t, (inverse(isa, fit.scale), fit.min), levels);
@@ -232,6 +276,7 @@ fn integers<I: Isa, const N: usize>(
     affine: Affine,
     (d, dmin): (I::F, I::F),
     (sc, m): (I::F, I::F),
+    nearly_exact: bool,
 ) -> Trial<I::F> {
     let zero = isa.splat_f(0.0);
     let (levels, steps) = (isa.splat_f(affine.levels), isa.splat_f(affine.steps));
@@ -246,16 +291,15 @@ fn integers<I: Isa, const N: usize>(
         let m = isa.max_f(isa.min_f(isa.add_f(m, isa.splat_f(*by_m)), steps), zero);
         let (scale, min) = (isa.mul_f(d, sc), isa.sub_f(zero, isa.mul_f(dmin, m)));
         let s = sums(isa, tile, inverse(isa, scale), min, levels);
-        let found = error(isa, t, s, scale, min);
+        let found = match nearly_exact {
+            true => residual(isa, tile, scale, min, levels),
+            false => error(isa, t, s, scale, min),
+        };
         let least = best.error;
         best = Trial {
             sc: isa.if_gt(least, found, sc, best.sc),
             m: isa.if_gt(least, found, m, best.m),
-            sums: Sums {
-                q: isa.if_gt(least, found, s.q, best.sums.q),
-                qq: isa.if_gt(least, found, s.qq, best.sums.qq),
-                xq: isa.if_gt(least, found, s.xq, best.sums.xq),
-            },
+            sums: best.sums.or(isa, (least, found), s),
             error: isa.min_f(found, least),
         };
     }
@@ -276,18 +320,25 @@ fn total<I: Isa>(isa: I, v: I::F, affine: Affine) -> I::F {
     isa.load_f(&lanes)
 }
 
-/// The largest of each super-block's lanes (at least 0), in all of them.
+/// The half that scales the integers of each super-block best, in all of its lanes.
 #[inline(always)]
-fn largest<I: Isa>(isa: I, v: I::F, affine: Affine) -> I::F {
-    let mut lanes = isa.array(v);
-    for group in lanes.chunks_mut(affine.per_super) {
-        let mut top = 0.0f32;
-        for lane in &*group {
-            top = top.max(*lane);
-        }
-        group.fill(top);
+fn halves<I: Isa, const N: usize>(
+    isa: I,
+    tile: &Tile<N>,
+    targets: I::F,
+    weights: I::F,
+    affine: Affine,
+) -> I::F {
+    let grid = Grid { lo: 0.0, hi: affine.steps, odd: false };
+    let (targets, weights) = (isa.array(targets), isa.array(weights));
+    let mut d = [0.0; LANES];
+    for (k, d) in d.chunks_mut(affine.per_super).enumerate() {
+        let lanes = k * affine.per_super..(k + 1) * affine.per_super;
+        let (up, down) = (isa.splat_f(tile.up[lanes.start]), isa.splat_f(tile.down[lanes.start]));
+        let half = |d: I::F| isa.mul_f(isa.f16_round(isa.mul_f(d, up)), down);
+        d.fill(super_scale(isa, &targets[lanes.clone()], &weights[lanes], grid, half));
     }
-    isa.load_f(&lanes)
+    isa.load_f(&d)
 }
 
 /// A scale as it is read back from its half, on the scale of the tile.
@@ -308,13 +359,62 @@ fn refit<I: Isa>(isa: I, t: Moments<I::F>, trial: &Trial<I::F>, affine: Affine) 
     pair(isa, Normal { aa, ab, bb, xa, xb })
 }
 
-/// Encodes a tile; `codes[i][lane]` are integers.
+/// The floats of each super-block (in all of its lanes) and the integers of each sub-block.
+#[derive(Clone, Copy)]
+struct Choice<F> {
+    d: F,
+    dmin: F,
+    sc: F,
+    m: F,
+}
+
+impl<F: Copy> Choice<F> {
+    /// `other` where its error `found` is below `least`.
+    #[inline(always)]
+    fn or<I: Isa<F = F>>(self, isa: I, (least, found): (F, F), other: Self) -> Self {
+        Choice {
+            d: isa.if_gt(least, found, other.d, self.d),
+            dmin: isa.if_gt(least, found, other.dmin, self.dmin),
+            sc: isa.if_gt(least, found, other.sc, self.sc),
+            m: isa.if_gt(least, found, other.m, self.m),
+        }
+    }
+}
+
+/// Errors (squared) below this share of the energy drown in the rounding of sums.
+const NEARLY_EXACT: f32 = 1e-4;
+
+/// Stages 2 and 3: integers near those of `start`, d and dmin refitted, again and again; the best choice
+/// and its error.
+#[inline(always)]
+fn refine<I: Isa, const N: usize>(
+    isa: I,
+    tile: &Tile<N>,
+    t: Moments<I::F>,
+    affine: Affine,
+    start: Choice<I::F>,
+    nearly_exact: bool,
+) -> (Choice<I::F>, I::F) {
+    let (mut now, mut best, mut least) = (start, start, isa.splat_f(f32::INFINITY));
+    for _ in 0..=REFITS {
+        let trial = integers(isa, tile, t, affine, (now.d, now.dmin), (now.sc, now.m), nearly_exact);
+        (now.sc, now.m) = (trial.sc, trial.m);
+        let found = total(isa, trial.error, affine);
+        best = best.or(isa, (least, found), now);
+        least = isa.min_f(found, least);
+        let (d, dmin) = refit(isa, t, &trial, affine);
+        (now.d, now.dmin) = (half(isa, tile, d), half(isa, tile, dmin));
+    }
+    (best, least)
+}
+
+/// Encodes a tile; codes are for [`super::tile::lane_codes`].
 #[inline(always)]
 pub fn encode<I: Isa, const N: usize>(
     isa: I,
     tile: &Tile<N>,
     affine: Affine,
-    codes: &mut [[f32; LANES]; N],
+    codes: &mut Codes<N>,
 ) -> Encoded {
     let zero = isa.splat_f(0.0);
     let mut t = Moments { one: zero, x: zero, xx: tile.energy(isa) };
@@ -322,35 +422,32 @@ pub fn encode<I: Isa, const N: usize>(
         t.one = isa.add_f(t.one, isa.load_f(&tile.w[i]));
         t.x = isa.add_f(t.x, isa.load_f(&tile.wx[i]));
     }
-    let Fit { scale, min, .. } = fit(isa, tile, t, affine);
+    let Fit { scale, min, sums: s, .. } = fit(isa, tile, t, affine);
 
-    let per_step = isa.splat_f(1.0 / affine.steps);
-    let too_many = isa.splat_f(2.0 * affine.steps);
-    let drop = isa.sub_f(zero, min);
-    let mut d = half(isa, tile, isa.mul_f(largest(isa, scale, affine), per_step));
-    let mut dmin = half(isa, tile, isa.mul_f(largest(isa, drop, affine), per_step));
-    let mut sc = isa.round(isa.min_f(isa.mul_f(scale, inverse(isa, d)), too_many));
-    let mut m = isa.round(isa.min_f(isa.mul_f(drop, inverse(isa, dmin)), too_many));
+    // scales first, the minima free to follow; then the minima that suit the rounded scales
+    let per_one = inverse(isa, t.one);
+    let following = isa.max_f(isa.sub_f(s.qq, isa.mul_f(isa.mul_f(s.q, s.q), per_one)), zero);
+    let curvature = isa.if_gt(zero, min, following, s.qq);
+    let d = halves(isa, tile, scale, curvature, affine);
+    let sc = isa.round(isa.min_f(isa.mul_f(scale, inverse(isa, d)), isa.splat_f(affine.steps)));
+    let level = isa.mul_f(isa.mul_f(d, sc), s.q);
+    let drop = isa.max_f(isa.mul_f(isa.sub_f(level, t.x), per_one), zero);
+    let dmin = halves(isa, tile, drop, t.one, affine);
+    let m = isa.round(isa.min_f(isa.mul_f(drop, inverse(isa, dmin)), isa.splat_f(affine.steps)));
 
-    let mut least = isa.splat_f(f32::INFINITY);
-    let (mut best_d, mut best_dmin, mut best_sc, mut best_m) = (zero, zero, zero, zero);
-    for _ in 0..=REFITS {
-        let trial = integers(isa, tile, t, affine, (d, dmin), (sc, m));
-        let found = total(isa, trial.error, affine);
-        best_d = isa.if_gt(least, found, d, best_d);
-        best_dmin = isa.if_gt(least, found, dmin, best_dmin);
-        best_sc = isa.if_gt(least, found, trial.sc, best_sc);
-        best_m = isa.if_gt(least, found, trial.m, best_m);
-        least = isa.min_f(found, least);
-        let (new_d, new_dmin) = refit(isa, t, &trial, affine);
-        (d, dmin, sc, m) = (half(isa, tile, new_d), half(isa, tile, new_dmin), trial.sc, trial.m);
+    let start = Choice { d, dmin, sc, m };
+    let (mut best, error) = refine(isa, tile, t, affine, start, false);
+    let little = isa.mul_f(total(isa, t.xx, affine), isa.splat_f(NEARLY_EXACT));
+    let near = isa.array(isa.if_gt(little, error, isa.splat_f(1.0), zero));
+    if near.contains(&1.0) {
+        (best, _) = refine(isa, tile, t, affine, start, true);
     }
 
-    let scale = isa.mul_f(best_d, best_sc);
-    let per_scale = inverse(isa, scale);
-    let offset = isa.mul_f(isa.mul_f(best_dmin, best_m), per_scale);
+    let per_scale = inverse(isa, isa.mul_f(best.d, best.sc));
+    let offset = isa.mul_f(isa.mul_f(best.dmin, best.m), per_scale);
     for (i, codes) in codes.iter_mut().enumerate() {
-        isa.store_f(code(isa, tile, i, per_scale, offset, isa.splat_f(affine.levels)), codes);
+        let code = code(isa, tile, i, per_scale, offset, isa.splat_f(affine.levels));
+        isa.store_f(isa.slot(code), codes);
     }
-    Encoded { d: isa.array(best_d), dmin: isa.array(best_dmin), sc: isa.array(best_sc), m: isa.array(best_m) }
+    Encoded { d: isa.array(best.d), dmin: isa.array(best.dmin), sc: isa.array(best.sc), m: isa.array(best.m) }
 }

@@ -44,8 +44,8 @@ impl Grid {
     }
 }
 
-/// Candidates of d put the largest scale on `lo` times these: first from 1.01 down to about a half,
-/// then up to 2.4, where that sub-block loses for the good of the others.
+/// Candidates of d put the largest scale on the end of the grid times these: first from 1 down to about
+/// a half, then up to 2.4, where that sub-block loses for the good of the others.
 fn candidates() -> [[f32; LANES]; 3] {
     let at = |first: f32, step: f32| std::array::from_fn(|i| first + step * i as f32);
     [at(1.0, -1.0 / 64.0), at(0.74, -1.0 / 64.0), at(1.01, 0.09)]
@@ -65,9 +65,10 @@ pub fn super_scale<I: Isa>(
     if peak == 0.0 {
         return 0.0;
     }
+    let end = if grid.lo.abs() > grid.hi.abs() { grid.lo } else { grid.hi };
     let mut best = (0.0, 0.0);
     for anchors in candidates() {
-        let anchors = isa.mul_f(isa.load_f(&anchors), isa.splat_f(grid.lo));
+        let anchors = isa.mul_f(isa.load_f(&anchors), isa.splat_f(end));
         let per_d = inverse(isa, round(isa.div_f(isa.splat_f(peak), anchors)));
         let (mut sk, mut kk) = (isa.splat_f(0.0), isa.splat_f(f32::MIN_POSITIVE));
         for (s, c) in targets.iter().zip(weights) {
