@@ -28,11 +28,11 @@ $(VENV)/.built: $(VENV)/.created $(SOURCES)
 	rm -rf $(WHEELS)
 	$(BIN)/maturin build --release --locked --quiet --interpreter $(BIN)/python --out $(WHEELS)
 	$(BIN)/python -m pip install --quiet --force-reinstall --no-deps $(WHEELS)/ikq-*.whl
-	$(BIN)/python -m pip install --quiet ikq --find-links $(WHEELS)
+	$(BIN)/python -m pip install --quiet $(WHEELS)/ikq-*.whl
 	touch $@
 
 $(VENV)/.testable: $(VENV)/.built
-	$(BIN)/python -m pip install --quiet 'ikq[test]' --find-links $(WHEELS)
+	$(BIN)/python -m pip install --quiet "$$(ls $(WHEELS)/ikq-*.whl)[test]"
 	touch $@
 
 demo: build
