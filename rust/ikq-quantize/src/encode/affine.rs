@@ -63,6 +63,7 @@ fn encode_row<I: Isa>(
 }
 
 /// Sixteen levels, six-bit scales and minima.
+#[allow(non_camel_case_types)]
 pub struct Q4_K;
 
 impl Encode for Q4_K {
@@ -76,6 +77,7 @@ impl Encode for Q4_K {
 }
 
 /// Thirty-two levels, six-bit scales and minima.
+#[allow(non_camel_case_types)]
 pub struct Q5_K;
 
 impl Encode for Q5_K {

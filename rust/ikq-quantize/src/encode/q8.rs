@@ -27,12 +27,10 @@ impl Encode for Q8_0 {
         for (x, out) in x.chunks(16 * N).zip(out.chunks_mut(16 * BYTES)) {
             let (mut peaks, mut downs, mut ups) = ([0.0; 16], [1.0; 16], [1.0; 16]);
             for (k, x) in x.chunks_exact(N).enumerate() {
-                let (down, up) = normalizer(x);
-                let mut peak = 0.0f32;
-                for x in x {
-                    peak = peak.max((x * down).abs());
-                }
-                (peaks[k], downs[k], ups[k]) = (peak, down, up);
+                // magnitudes compare like their bits, and integers make a vector loop
+                let amax = f32::from_bits(x.iter().fold(0, |m, v| (v.to_bits() & 0x7fff_ffff).max(m)));
+                let (down, up) = normalizer(&[amax]);
+                (peaks[k], downs[k], ups[k]) = (amax * down, down, up);
             }
             // the half is rounded at the block's true size, where halves may be subnormal
             let (down, up) = (isa.load_f(&downs), isa.load_f(&ups));
