@@ -156,8 +156,14 @@ def test_zero_blocks_among_others(t):
     x[1, 32:64] = 0
     y = round_trip(x, t)
     assert (squared(y - x, None) <= squared(x, None)).all()
-    if t not in (T.Q4_K,):  # an affine block can hold zeros only as far as its scale allows
-        assert not y[0, :256].any()
+    if t in (T.Q4_K, T.Q5_K):  # an affine block can hold zeros only as far as its scale allows
+        return
+    # a row scale, no zero among the integer scales: the least scale is one of 127, the level nearest to
+    # zero another of 127 (IQ4_KS); the row's largest value need not reach the last of both. A trellis
+    # code has eight values, which are small at once, not zero at once
+    largest = np.abs(x[0]).max()
+    nearest = {T.IQ4_KS: 1.5 * largest / 127**2, T.IQ2_KT: largest / 127}.get(t, 0)
+    assert np.abs(y[0, :256]).max() <= nearest
 
 
 @pytest.mark.parametrize("t", CAN)
@@ -217,7 +223,7 @@ def test_constant_rows(t):
         assert np.sqrt(((y - x) ** 2).mean()) <= bound * abs(value), value
 
 
-@pytest.mark.parametrize("t", SEARCHED)
+@pytest.mark.parametrize("t", [t for t in SEARCHED if t.imatrix != "ignored"])
 def test_importance_moves_the_error_where_it_does_not_count(t):
     rng = np.random.default_rng(4)
     x = rng.standard_normal((8, N), dtype=np.float32)
@@ -235,4 +241,6 @@ def test_columns_and_blocks_without_importance(t):
         importance[dead] = 0
         y = round_trip(x, t, importance)
         lost = ((y - x)[:, dead] ** 2).sum() / (x[:, dead] ** 2).sum()
-        assert lost < 0.5, (dead, lost)
+        # a vector code (two bits a weight, eight weights a code) spends its bits on the columns that
+        # count: the others may become an independent draw of the same size, which loses 2
+        assert lost < (2.2 if t.family == "trellis" else 0.5), (dead, lost)
