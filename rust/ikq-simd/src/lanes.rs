@@ -103,6 +103,15 @@ pub trait Lanes: Copy + Send + Sync + 'static {
         out
     }
 
+    /// The smallest lane. No lane may be NaN.
+    #[inline(always)]
+    fn least(self, v: Self::F) -> f32 {
+        let a = self.array(v);
+        let b: [f32; 8] = std::array::from_fn(|i| a[i].min(a[i + 8]));
+        let c: [f32; 4] = std::array::from_fn(|i| b[i].min(b[i + 4]));
+        c[0].min(c[2]).min(c[1].min(c[3]))
+    }
+
     /// Sum of the lanes by halving: 16 -> 8 -> 4 -> 2 -> 1.
     #[inline(always)]
     fn sum(self, v: Self::F) -> f32 {
@@ -334,6 +343,16 @@ impl Lanes for Avx2 {
         v.map(|v| unsafe { _mm256_cvtph_ps(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) })
     }
     #[inline(always)]
+    fn least(self, v: Pair) -> f32 {
+        // SAFETY: the token proves AVX.
+        unsafe {
+            let eight = _mm256_min_ps(v[0], v[1]);
+            let four = _mm_min_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_min_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_min_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+    #[inline(always)]
     fn load_i(self, x: &[i32; 16]) -> [__m256i; 2] {
         // SAFETY: the token proves AVX; `x` is 16 readable integers.
         unsafe { [_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x[8..].as_ptr().cast())] }
@@ -441,6 +460,10 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn if_gt(self, a: __m512, b: __m512, x: __m512, y: __m512) -> __m512 {
         avx512! { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b), y, x) }
+    }
+    #[inline(always)]
+    fn least(self, v: __m512) -> f32 {
+        avx512! { _mm512_reduce_min_ps(v) }
     }
     #[inline(always)]
     fn load_i(self, x: &[i32; 16]) -> __m512i {

@@ -98,6 +98,7 @@ impl IsaOp for Everything {
             isa.mul_add_f(fx, fy, fx),
             isa.round(fy),
             isa.splat_f(isa.sum(fx)),
+            isa.splat_f(isa.least(fx)),
             isa.lut16_slot(fx, isa.slot(fy)),
             isa.slot_number(isa.slot(fy)),
             isa.f16_round(fx),

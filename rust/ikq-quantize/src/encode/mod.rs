@@ -32,6 +32,7 @@ mod row_scale;
 mod single;
 mod superblock;
 mod table;
+mod trellis;
 pub mod weights;
 
 pub use table::{can_encode, encodable};

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use ikq_formats::QuantType;
 use ikq_simd::{IsaKind, run};
 
-use super::{EncodeRows, affine, floats, igrid, q8, row_scale, single, superblock};
+use super::{EncodeRows, affine, floats, igrid, q8, row_scale, single, superblock, trellis};
 use crate::error::Error;
 
 macro_rules! encoders {
@@ -39,6 +39,7 @@ encoders! {
     superblock::IQ4_XS: IQ4_XS,
     row_scale::IQ4_KS: IQ4_KS,
     igrid::IQ3_S: IQ3_S,
+    trellis::IQ2_KT: IQ2_KT,
 }
 
 /// Types that can be written.

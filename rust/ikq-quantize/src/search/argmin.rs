@@ -9,19 +9,8 @@ pub const LANE_NUMBERS: [f32; 16] =
 /// The smallest of `least`, with the smallest number in `at` among the lanes that have it.
 #[inline(always)]
 pub fn first_least<I: Isa>(isa: I, least: I::F, at: I::F) -> (usize, f32) {
-    let smallest = fold_min(isa.array(least));
+    let smallest = isa.least(least);
     let others = isa.splat_f(f32::MAX);
-    let at = fold_min(isa.array(isa.if_gt(least, isa.splat_f(smallest), others, at)));
+    let at = isa.least(isa.if_gt(least, isa.splat_f(smallest), others, at));
     (at as usize, smallest)
-}
-
-#[inline(always)]
-fn fold_min(a: [f32; 16]) -> f32 {
-    let mut a = a;
-    for n in [8, 4, 2, 1] {
-        for i in 0..n {
-            a[i] = if a[i] < a[i + n] { a[i] } else { a[i + n] };
-        }
-    }
-    a[0]
 }

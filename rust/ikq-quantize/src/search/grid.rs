@@ -68,7 +68,7 @@ impl Grid {
                 slots[digit] = f32::from(levels[element.min(n_levels - 1)]);
             }
         }
-        let codes: Vec<[usize; 8]> = (0..grid.len()).map(|e| grid.codes(e)).collect();
+        let codes: Vec<[usize; 8]> = (0..grid.n_entries()).map(|e| grid.codes(e)).collect();
         for chunk in codes.chunks_exact(16) {
             let mut digits = [[0; 16]; 4];
             for (lane, code) in chunk.iter().enumerate() {
@@ -100,7 +100,7 @@ impl Grid {
     }
 
     /// Number of entries.
-    pub fn len(&self) -> usize {
+    pub fn n_entries(&self) -> usize {
         self.entries.len()
     }
 
@@ -379,8 +379,8 @@ mod tests {
                 };
                 let flip_error =
                     |e: usize| (0..dims).map(|j| error(e, Some(j))).fold(f64::INFINITY, f64::min);
-                let least = (0..grid.len()).map(|e| error(e, None)).fold(f64::INFINITY, f64::min);
-                let least_even = (0..grid.len()).map(flip_error).fold(f64::INFINITY, f64::min);
+                let least = (0..grid.n_entries()).map(|e| error(e, None)).fold(f64::INFINITY, f64::min);
+                let least_even = (0..grid.n_entries()).map(flip_error).fold(f64::INFINITY, f64::min);
                 let mut first = None;
                 for kind in available() {
                     let found = run(kind, Nearest { grid: &grid, x: &x, w: &w, scale });
@@ -409,9 +409,7 @@ mod tests {
             let Rounded(grid, x, w, inverse) = self;
             let mut wx = [[0.0; 16]; 8];
             for (wx, (x, w)) in wx.iter_mut().zip(x.iter().zip(w)) {
-                for lane in 0..16 {
-                    wx[lane] = w[lane] * x[lane];
-                }
+                *wx = std::array::from_fn(|lane| w[lane] * x[lane]);
             }
             let mut first_key = [0.0; 16];
             for (lane, key) in first_key.iter_mut().enumerate() {
@@ -427,14 +425,14 @@ mod tests {
     fn entries_round_to_themselves() {
         for (name, grid) in grids() {
             let dims = grid.dims();
-            for chunk in 0..grid.len() / 16 {
+            for chunk in 0..grid.n_entries() / 16 {
                 let mut x = [[0.0; 16]; 8];
-                for lane in 0..16 {
-                    let values = grid.values(16 * chunk + lane);
-                    for j in 0..dims {
+                for (j, x) in x.iter_mut().enumerate().take(dims) {
+                    *x = std::array::from_fn(|lane| {
+                        let values = grid.values(16 * chunk + lane);
                         // well within half the distance of two levels
-                        x[j][lane] = 0.25 * (values[j] + 0.2 * (values[1] - values[j]).signum());
-                    }
+                        0.25 * (values[j] + 0.2 * (values[1] - values[j]).signum())
+                    });
                 }
                 let w = [[1.0; 16]; 8];
                 for kind in available() {

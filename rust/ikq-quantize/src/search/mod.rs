@@ -8,3 +8,5 @@ pub mod grid_block;
 pub mod levels;
 pub mod scale;
 pub mod tile;
+pub mod trellis;
+pub mod trellis_row;

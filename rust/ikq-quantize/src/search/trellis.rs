@@ -1,0 +1,341 @@
+//! Best code of a group of a trellis type: the weighted nearest of 2^13..2^16 points in 8 (or 4)
+//! dimensions.
+//!
+//! The points lie in 256 *cells*: each dimension is cut into 2 ranges (4 with four dimensions) of about
+//! equal numbers of points. A query knows from below what every cell costs, the weighted distance to its
+//! ranges, and visits cells roughly from the cheapest up until no cell left is promising. Inside a cell all points are
+//! compared, sixteen at a time, in 16-bit integers: 8 bits of fraction for the points and the target, 13
+//! for the weights. That ranks points to within a thousandth of their distance; sums that decide scales are
+//! made from the true values afterwards.
+
+use ikq_simd::{Isa, Lanes, pair};
+
+use super::argmin::{LANE_NUMBERS, first_least};
+
+/// Weights are scaled to this, so that 8 of them times 2^14 (the largest square) fit i32.
+const TOP_WEIGHT: f32 = 8191.0;
+
+/// Fraction bits of points and targets.
+const ONE: f32 = 256.0;
+
+/// Targets beyond, where there are no points, are taken for this.
+const FARTHEST: f32 = 127.0;
+
+/// Sixteen points: by pair of dimensions, by point, the pair.
+type Chunk<const PAIRS: usize> = [[i16; 32]; PAIRS];
+
+/// Points prepared for searching; `PAIRS` is half the dimensions.
+pub struct Trellis<const PAIRS: usize> {
+    /// Chunks of cell c are `starts[c]..starts[c + 1]`; the last is filled up with copies.
+    starts: Vec<u32>,
+    chunks: Vec<Chunk<PAIRS>>,
+    /// Codes by chunk and lane.
+    codes: Vec<[u16; 16]>,
+    rms: f32,
+    /// Sixteen pairs of a dimension and one of its ranges: the dimension, the least and the largest
+    /// value found in the range.
+    dimension: [i32; 16],
+    lowest: [f32; 16],
+    highest: [f32; 16],
+    /// By half of a cell's number and dimension of that half: the pair that each half number means.
+    ranges: [[[i32; 16]; PAIRS]; 2],
+}
+
+impl<const PAIRS: usize> Trellis<PAIRS> {
+    const DIMS: usize = 2 * PAIRS;
+    /// Bits of a cell number per dimension.
+    const BITS: usize = 8 / Self::DIMS;
+
+    /// The points of codes `0..n`; `point(code)` has values within -127..=127.
+    pub fn new(n: usize, point: impl Fn(u32) -> [i32; 8]) -> Self {
+        let n_ranges = 1 << Self::BITS;
+        let points: Vec<[i32; 8]> = (0..n as u32).map(point).collect();
+        let squares: i64 = points.iter().flat_map(|p| &p[..Self::DIMS]).map(|v| i64::from(v * v)).sum();
+        let mut cell_of = vec![0usize; n];
+        let (mut lowest, mut highest) = ([0.0; 16], [0.0; 16]);
+        for j in 0..Self::DIMS {
+            let mut sorted: Vec<i32> = points.iter().map(|p| p[j]).collect();
+            sorted.sort_unstable();
+            let cuts: Vec<i32> = (1..n_ranges).map(|r| sorted[r * n / n_ranges]).collect();
+            let range_of = |v: i32| cuts.iter().filter(|c| v >= **c).count();
+            for (p, cell) in points.iter().zip(&mut cell_of) {
+                *cell |= range_of(p[j]) << (Self::BITS * j);
+            }
+            for r in 0..n_ranges {
+                let mut inside = sorted.iter().filter(|v| range_of(**v) == r);
+                let lo = *inside.next().expect("cuts lie between points");
+                let hi = *inside.next_back().unwrap_or(&lo);
+                lowest[n_ranges * j + r] = lo as f32;
+                highest[n_ranges * j + r] = hi as f32;
+            }
+        }
+        let half = |half: usize, j: usize| {
+            let range = |n: usize| n >> (Self::BITS * j) & (n_ranges - 1);
+            std::array::from_fn(|n| (n_ranges * (PAIRS * half + j) + range(n)) as i32)
+        };
+        let mut out = Trellis {
+            starts: vec![0],
+            chunks: Vec::new(),
+            codes: Vec::new(),
+            rms: (squares as f64 / (n * Self::DIMS) as f64).sqrt() as f32,
+            dimension: std::array::from_fn(|i| (i / n_ranges) as i32),
+            lowest,
+            highest,
+            ranges: std::array::from_fn(|h| std::array::from_fn(|j| half(h, j))),
+        };
+        for cell in 0..256 {
+            let members: Vec<usize> = (0..n).filter(|c| cell_of[*c] == cell).collect();
+            for sixteen in members.chunks(16) {
+                let mut chunk = [[0; 32]; PAIRS];
+                let mut codes = [0; 16];
+                for lane in 0..16 {
+                    let code = sixteen[lane.min(sixteen.len() - 1)];
+                    codes[lane] = code as u16;
+                    for (pair, halves) in chunk.iter_mut().enumerate() {
+                        for k in 0..2 {
+                            halves[2 * lane + k] = (points[code][2 * pair + k] * ONE as i32) as i16;
+                        }
+                    }
+                }
+                out.chunks.push(chunk);
+                out.codes.push(codes);
+            }
+            out.starts.push(out.chunks.len() as u32);
+        }
+        out
+    }
+
+    /// Root mean square of the values.
+    pub fn rms(&self) -> f32 {
+        self.rms
+    }
+
+    /// The weights (positive) of a group, prepared for any number of searches.
+    #[inline(always)]
+    pub fn weigh<I: Isa>(&self, isa: I, w: &[f32]) -> Weights<I, PAIRS> {
+        let mut padded = [0.0; 16];
+        padded[..Self::DIMS].copy_from_slice(&w[..Self::DIMS]);
+        let mut top = 0.0f32;
+        for w in &padded[..Self::DIMS] {
+            top = top.max(*w);
+        }
+        let scaled = isa.mul_f(isa.load_f(&padded), isa.splat_f(TOP_WEIGHT / top));
+        let rounded = isa.array(isa.round(scaled));
+        let mut pairs = [isa.splat_i(0); PAIRS];
+        for (p, pairs) in pairs.iter_mut().enumerate() {
+            *pairs = pair(isa, [rounded[2 * p] as i16, rounded[2 * p + 1] as i16]);
+        }
+        Weights { pairs, spread: isa.lut16_f(scaled, isa.load_i(&self.dimension)) }
+    }
+
+    /// The code whose point is nearest to `target` (in units of the values).
+    /// `patience`: a cell is visited while its lower bound is below this share of the best distance
+    /// found so far; 1 finds the nearest of all, 0 looks at one cell.
+    #[inline(always)]
+    pub fn nearest<I: Isa>(&self, isa: I, target: &[f32], weights: &Weights<I, PAIRS>, patience: f32) -> u16 {
+        let mut padded = [0.0; 16];
+        padded[..Self::DIMS].copy_from_slice(&target[..Self::DIMS]);
+        let target = isa.min_f(isa.max_f(isa.load_f(&padded), isa.splat_f(-FARTHEST)), isa.splat_f(FARTHEST));
+        let fixed = isa.array(isa.round(isa.mul_f(target, isa.splat_f(ONE))));
+        let mut pairs = [isa.splat_i(0); PAIRS];
+        for (p, pairs) in pairs.iter_mut().enumerate() {
+            *pairs = pair(isa, [fixed[2 * p] as i16, fixed[2 * p + 1] as i16]);
+        }
+        // what every range of every dimension costs at least, then every half of a cell's number
+        let spread = isa.lut16_f(target, isa.load_i(&self.dimension));
+        let below = isa.sub_f(isa.load_f(&self.lowest), spread);
+        let above = isa.sub_f(spread, isa.load_f(&self.highest));
+        let away = isa.max_f(isa.max_f(below, above), isa.splat_f(0.0));
+        let costs = isa.mul_f(isa.mul_f(away, away), weights.spread);
+        let mut halves = [isa.splat_f(0.0); 2];
+        for (half, ranges) in halves.iter_mut().zip(&self.ranges) {
+            for ranges in ranges {
+                *half = isa.add_f(*half, isa.lut16_f(costs, isa.load_i(ranges)));
+            }
+        }
+        let (low, high) = (sorted(isa, halves[0]), sorted(isa, halves[1]));
+        let mut nearest = Nearest { distance: isa.splat_f(f32::INFINITY), point: isa.splat_f(0.0) };
+        let mut limit = f32::INFINITY;
+        for high in high {
+            if high + low[0] >= limit {
+                break;
+            }
+            for low in low {
+                if high + low >= limit {
+                    break;
+                }
+                let cell = (16 * (high.to_bits() & 15) + (low.to_bits() & 15)) as usize;
+                self.scan(isa, cell, &pairs, &weights.pairs, &mut nearest);
+                limit = patience * isa.least(nearest.distance);
+            }
+        }
+        let (point, _) = first_least(isa, nearest.distance, nearest.point);
+        self.codes[point / 16][point % 16]
+    }
+
+    /// Compares the points of a cell.
+    #[inline(always)]
+    fn scan<I: Isa>(
+        &self,
+        isa: I,
+        cell: usize,
+        target: &[I::I; PAIRS],
+        weight: &[I::I; PAIRS],
+        nearest: &mut Nearest<I>,
+    ) {
+        let (start, end) = (self.starts[cell] as usize, self.starts[cell + 1] as usize);
+        let sixteen = isa.splat_f(16.0);
+        let mut point = isa.add_f(isa.load_f(&LANE_NUMBERS), isa.splat_f(16.0 * start as f32));
+        let Nearest { distance: mut least, point: mut at } = *nearest;
+        for chunk in &self.chunks[start..end] {
+            let mut sum = isa.splat_i(0);
+            for p in 0..PAIRS {
+                sum = isa.add_square_2(sum, &chunk[p], target[p], weight[p]);
+            }
+            let distance = isa.float_i(sum);
+            at = isa.if_gt(least, distance, point, at);
+            least = isa.min_f(distance, least);
+            point = isa.add_f(point, sixteen);
+        }
+        *nearest = Nearest { distance: least, point: at };
+    }
+}
+
+/// Weights of a group: scaled to [`TOP_WEIGHT`] in pairs, and by dimension and range.
+#[derive(Clone, Copy)]
+pub struct Weights<I: Lanes, const PAIRS: usize> {
+    pairs: [I::I; PAIRS],
+    spread: I::F,
+}
+
+/// The nearest points so far, lane by lane.
+struct Nearest<I: Lanes> {
+    distance: I::F,
+    point: I::F,
+}
+
+/// The costs (not negative), cheapest first, each with its place in its four lowest bits.
+#[inline(always)]
+fn sorted<I: Isa>(isa: I, costs: I::F) -> [f32; 16] {
+    let mut costs = isa.array(costs);
+    for (place, cost) in costs.iter_mut().enumerate() {
+        // distinct numbers, in the order of the costs, first place first
+        *cost = f32::from_bits(cost.to_bits() & !15 | place as u32);
+    }
+    let all = isa.load_f(&costs);
+    let (zero, one) = (isa.splat_f(0.0), isa.splat_f(1.0));
+    let mut rank = zero;
+    for cost in costs {
+        rank = isa.add_f(rank, isa.if_gt(all, isa.splat_f(cost), one, zero));
+    }
+    let rank = isa.array(rank);
+    let mut out = [0.0; 16];
+    for (cost, rank) in costs.into_iter().zip(rank) {
+        out[rank as usize & 15] = cost;
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use ikq_formats::codebook::{KT_OFFSET, kt_values};
+    use ikq_simd::{IsaOp, available, run};
+
+    use super::*;
+
+    /// Numbers in -1..1, the same everywhere.
+    fn noise(seed: u32, n: usize) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(2_654_435_761);
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / 8_388_608.0 - 1.0
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    /// Sums of three: about as the points are spread.
+    fn targets(seed: u32, n: usize) -> Vec<f32> {
+        noise(seed, 3 * n).chunks(3).map(|c| 37.0 * c.iter().sum::<f32>()).collect()
+    }
+
+    /// The codes found with patience 0, 0.2 and 1.
+    struct Find<'a, const PAIRS: usize>(&'a Trellis<PAIRS>, &'a [f32], &'a [f32]);
+
+    impl<const PAIRS: usize> IsaOp for Find<'_, PAIRS> {
+        type Output = [u16; 3];
+
+        #[inline(always)]
+        fn run<I: Isa>(self, isa: I) -> [u16; 3] {
+            let Find(trellis, target, w) = self;
+            let weights = trellis.weigh(isa, w);
+            let mut codes = [0; 3];
+            for (code, patience) in codes.iter_mut().zip([0.0, 0.2, 1.0]) {
+                *code = trellis.nearest(isa, target, &weights, patience);
+            }
+            codes
+        }
+    }
+
+    fn check<const PAIRS: usize>(trellis: &Trellis<PAIRS>, n: u32, point: fn(u32) -> [i32; 8]) {
+        let dims = 2 * PAIRS;
+        let mut sums = [0.0; 4];
+        for seed in 0..100 {
+            let target = targets(seed, dims);
+            // three decades, or all alike
+            let w: Vec<f32> = noise(seed + 1000, dims)
+                .iter()
+                .map(|e| if seed % 2 == 0 { 10f32.powf(1.5 * e) } else { 1.0 })
+                .collect();
+            let distance = |code: u32| -> f64 {
+                let t = point(code);
+                (0..dims).map(|j| f64::from(w[j]) * (f64::from(target[j]) - f64::from(t[j])).powi(2)).sum()
+            };
+            let top = w.iter().fold(0.0f32, |m, w| m.max(*w));
+            let least = (0..n).map(distance).fold(f64::INFINITY, f64::min);
+            let mut first = None;
+            for kind in available() {
+                let found = run(kind, Find(trellis, &target, &w));
+                assert_eq!(found, *first.get_or_insert(found), "seed {seed} on {}", kind.name());
+            }
+            let found = first.expect("there is a scalar set").map(|code| distance(u32::from(code)));
+            // Per dimension: a square is rounded down to an integer; the difference of up to 128 is off by
+            // 1/512; a weight, of 8191, by 1/2, for squares up to 2^14. For the point found and the best.
+            let slack = 2.0 * dims as f64 * f64::from(top) * (1.0 + 0.5 + 1.0);
+            assert!(found[2] <= least + slack, "seed {seed}: {} for {least}", found[2]);
+            assert!(found[1] <= found[0] + slack, "seed {seed}: looked at more and found less");
+            for (sum, distance) in sums.iter_mut().zip(found.into_iter().chain([least])) {
+                *sum += distance / f64::from(top);
+            }
+        }
+        // what patience is worth; no bound follows from theory
+        assert!(sums[2] <= 1.002 * sums[3], "{sums:?}");
+        assert!(sums[1] <= 1.05 * sums[3], "{sums:?}");
+        assert!(sums[0] <= 2.5 * sums[3], "{sums:?}");
+    }
+
+    #[test]
+    fn the_code_found_is_nearly_the_best_of_all() {
+        let point: fn(u32) -> [i32; 8] = |code| kt_values(code, KT_OFFSET);
+        check(&Trellis::<4>::new(1 << 16, point), 1 << 16, point);
+        check(&Trellis::<4>::new(1 << 13, point), 1 << 13, point);
+    }
+
+    #[test]
+    fn four_dimensions_are_searched_by_the_same_code() {
+        let point: fn(u32) -> [i32; 8] = |code| kt_values(code, KT_OFFSET);
+        check(&Trellis::<2>::new(1 << 15, point), 1 << 15, point);
+    }
+
+    #[test]
+    fn a_point_finds_itself() {
+        let point: fn(u32) -> [i32; 8] = |code| kt_values(code, KT_OFFSET);
+        let trellis = Trellis::<4>::new(1 << 16, point);
+        for code in (0..1 << 16).step_by(997) {
+            let target = point(code).map(|v| v as f32);
+            for kind in available() {
+                let [found, ..] = run(kind, Find(&trellis, &target, &[1.0; 8]));
+                assert_eq!(point(u32::from(found)), point(code), "{code} on {}", kind.name());
+            }
+        }
+    }
+}
