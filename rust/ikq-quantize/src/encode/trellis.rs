@@ -19,6 +19,9 @@ pub struct IQ2_KT;
 /// the squared error does not know of.
 const IQ2_KT_SCALE_BIAS: f32 = 1.0;
 
+/// Less than 1 by more than the roundings of two products.
+const ALMOST_ONE: f32 = 1.0 - 1e-6;
+
 #[derive(Default)]
 pub struct Scratch {
     x: Vec<f32>,
@@ -50,7 +53,10 @@ impl Encode for IQ2_KT {
         search.fit(isa, &scratch.x, w, fit);
         let layout = layout(Self::TYPE).expect("trellis types have layouts");
         let (header, blocks) = out.split_at_mut(4);
-        header.copy_from_slice(&(fit.d * up).to_le_bytes());
+        // rows near the largest float must not decode to infinity
+        let largest = search.largest(fit);
+        let d = if fit.d * largest < f32::MAX / up { fit.d } else { f32::MAX / up / largest * ALMOST_ONE };
+        header.copy_from_slice(&(d * up).to_le_bytes());
         let parts = fit.scales.chunks_exact(8).zip(fit.codes.chunks_exact(32));
         for ((scales, codes), block) in parts.zip(blocks.chunks_exact_mut(layout.bytes)) {
             let mut values = [0; 8 + 32];

@@ -108,6 +108,19 @@ impl<const PAIRS: usize> TableScales<'_, PAIRS> {
         }
     }
 
+    /// The largest magnitude of a fit, for d = 1.
+    pub fn largest(&self, fit: &RowFit) -> f32 {
+        let mut largest = 0.0f32;
+        for (number, codes) in fit.scales.iter().zip(fit.codes.chunks_exact(Self::GROUPS)) {
+            for code in codes {
+                for t in &(self.point)(u32::from(*code))[..Self::DIMS] {
+                    largest = largest.max((self.values[usize::from(*number)] * *t as f32).abs());
+                }
+            }
+        }
+        largest
+    }
+
     /// Quick matches of a sub-block; returns the largest of their best scales.
     #[inline(always)]
     fn quick<I: Isa>(
