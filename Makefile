@@ -58,6 +58,7 @@ rust-test:
 python-test: $(VENV)/.testable
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest --doctest-modules --pyargs ikq -o testpaths=
+	$(BIN)/python -m pytest --doctest-glob=README.md README.md
 
 bench: $(VENV)/.testable
 	$(BIN)/python benches/run.py
