@@ -312,3 +312,18 @@ print(ticks, peak)
     assert ticks >= 5, "the run was looked at while it was under way"
     # private memory: the interpreter with numpy, and a few units of 1 MiB of floats
     assert peak < 150 * 1024, f"{peak} KiB"
+
+
+def test_a_source_with_one_scale_per_tensor_is_decoded_in_pieces(tmp_path: Path) -> None:
+    """I2_S: the scale stands behind all experts' codes; the pieces must all find it."""
+    shape = (2, 300, 1024)
+    codes = np.random.default_rng(3).integers(0, 256, 2 * 300 * 1024 // 4, dtype=np.uint8)
+    trailer = np.zeros(8, np.float32)
+    trailer[0] = 0.37
+    source = ikq.QTensor(np.concatenate([codes, trailer.view(np.uint8)]), "I2_S", shape)
+    path, out = tmp_path / "m.gguf", tmp_path / "o.gguf"
+    with ikq.GGUFWriter(path, {"general.architecture": "llama"}) as writer:
+        writer.add_tensor("blk.0.ffn_up_exps.weight", source)
+    ikq.quantize_file(path, out, "F32", allow_requantize=True)
+    written = ikq.GGUFReader(out).tensors["blk.0.ffn_up_exps.weight"].dequantize()
+    assert np.array_equal(written, source.dequantize().reshape(shape))

@@ -299,12 +299,6 @@ impl QuantType {
         self.info().rows > 1
     }
 
-    /// The interleaved type whose plain twin this is and that stores `rows` rows together
-    /// (`rows` = 0: the one that the reference repacks to).
-    pub fn twin(self) -> Option<QuantType> {
-        QuantType::ALL.iter().copied().find(|t| t.info().base == Some(self) && !matches!(t.id(), 31..=33))
-    }
-
     /// Finds a type by name: any case, aliases included.
     ///
     /// # Errors

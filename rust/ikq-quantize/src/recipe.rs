@@ -107,7 +107,7 @@ const KEPT: &[(&str, &str)] = &[
 /// # Errors
 /// A mix whose rules are not known, or a custom rule that matches no tensor that can be quantized.
 pub fn decide(recipe: &Recipe, tensors: &[Tensor]) -> Result<Vec<Decision>, Error> {
-    if recipe.ftype.is_mix() && !recipe.pure && recipe.ftype.name != "Q4_K" {
+    if recipe.ftype.is_mix() && !recipe.pure {
         return Err(Error::Mix { name: recipe.ftype.name, base: recipe.ftype.base });
     }
     let tied = !tensors.iter().any(|t| t.name == OUTPUT);

@@ -16,6 +16,8 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ikq_formats::QuantType;
+use ikq_formats::row::I2_S_TRAILER_BYTES;
 use ikq_gguf::{Bytes, Model, Tensor, Writer};
 use ikq_pool::{Cancel, Pool, Stop};
 use ikq_simd::IsaKind;
@@ -141,7 +143,7 @@ fn work_on(
     let source = t.data.slice(unit.source.clone()).expect("units were cut to the tensor's bytes");
     let bytes = match &unit.work {
         Work::Copy => Payload::Source(source),
-        work => Payload::Buffer(encode_unit(work, &source, planned, isa, buffers)?),
+        work => Payload::Buffer(encode_unit(work, &source, (planned, t), isa, buffers)?),
     };
     let (tensor, offset, bytes_in) = (unit.tensor, unit.offset, unit.source.len());
     let done = Finished { tensor, offset, bytes, bytes_in, took: start.elapsed() };
@@ -151,7 +153,7 @@ fn work_on(
 fn encode_unit(
     work: &Work,
     source: &[u8],
-    planned: &TensorPlan,
+    (planned, t): (&TensorPlan, &Tensor),
     isa: IsaKind,
     buffers: &Buffers,
 ) -> Result<Vec<u8>, Error> {
@@ -160,7 +162,10 @@ fn encode_unit(
     };
     let mut x = take(&buffers.floats);
     x.resize(n_rows * n_per_row, 0.0);
-    ikq_decode::dequantize(isa, from, source, n_rows, n_per_row, &mut x)?;
+    match from {
+        QuantType::I2_S => ikq_decode::dequantize_i2_s(isa, source, i2_s_scale(t), &mut x),
+        _ => ikq_decode::dequantize(isa, from, source, n_rows, n_per_row, &mut x)?,
+    }
     let mut out = take(&buffers.bytes);
     out.resize(bytes_out, 0);
     let encoded = encode_rows(isa, to, &x, n_per_row, importance(planned, matrix, n_per_row), &mut out);
@@ -176,6 +181,12 @@ fn encode_unit(
         }),
         Err(e) => Err(e),
     }
+}
+
+/// The scale of an I2_S tensor, which stands behind its rows.
+fn i2_s_scale(t: &Tensor) -> f32 {
+    let trailer = t.data.len() - I2_S_TRAILER_BYTES;
+    f32::from_le_bytes(t.data[trailer..].first_chunk().copied().expect("the reader has checked the size"))
 }
 
 /// The importance of a matrix's columns: its own, or the one that all matrices share.

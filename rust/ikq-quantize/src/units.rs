@@ -5,7 +5,7 @@
 //! small multiple of a unit. Units are listed in file order, which keeps reading and writing
 //! sequential.
 
-use ikq_formats::{QuantType, matrix_bytes};
+use ikq_formats::{QuantType, matrix_bytes, row_bytes};
 use ikq_gguf::Tensor;
 
 use crate::plan::Plan;
@@ -73,21 +73,15 @@ fn encode_units(
 ) -> Result<(), ikq_formats::Error> {
     let [n_per_row, rows_per_matrix] = [t.ne[0] as usize, t.ne[1] as usize];
     let n_matrices = (t.ne[2] * t.ne[3]) as usize;
-    // one scale for the whole tensor: it cannot be cut
-    let whole = from == QuantType::I2_S;
-    let (n_matrices, rows_per_matrix) =
-        if whole { (1, rows_per_matrix * n_matrices) } else { (n_matrices, rows_per_matrix) };
     // groups of 4, 8 or 16 rows: the larger is a multiple of the smaller
     let group = from.info().rows.max(to.info().rows);
-    let step = match whole {
-        true => rows_per_matrix,
-        false => (UNIT_ELEMENTS / n_per_row.max(1)).max(1).next_multiple_of(group),
-    };
+    let step = (UNIT_ELEMENTS / n_per_row.max(1)).max(1).next_multiple_of(group);
     let (mut source, mut offset) = (0, 0u64);
     for matrix in 0..n_matrices {
-        for first_row in (0..rows_per_matrix).step_by(step.max(1)) {
+        for first_row in (0..rows_per_matrix).step_by(step) {
             let n_rows = step.min(rows_per_matrix - first_row);
-            let bytes_in = matrix_bytes(from, n_rows, n_per_row)?;
+            // I2_S has its scale behind all rows, which is not a part of any of them
+            let bytes_in = row_bytes(from, n_per_row)? * n_rows;
             let bytes_out = matrix_bytes(to, n_rows, n_per_row)?;
             let work = Work::Encode { from, to, n_rows, n_per_row, matrix, first_row, bytes_out };
             all.push(Unit { tensor, source: source..source + bytes_in, offset, work });
@@ -116,7 +110,8 @@ mod tests {
         };
         let mut all = Vec::new();
         encode_units(0, &t, from, to, &mut all).expect("valid");
-        assert_eq!(all.last().map(|u| u.source.end), Some(n), "the units cover the source");
+        let trailer = if from == QuantType::I2_S { 32 } else { 0 };
+        assert_eq!(all.last().map(|u| u.source.end), Some(n - trailer), "the units cover the source");
         assert!(all.windows(2).all(|w| w[0].source.end == w[1].source.start));
         all
     }
@@ -138,7 +133,8 @@ mod tests {
     }
 
     #[test]
-    fn a_tensor_with_one_scale_is_one_unit() {
-        assert_eq!(cut([1024, 1024, 2, 1], QuantType::I2_S, QuantType::Q8_0).len(), 1);
+    fn a_tensor_with_one_scale_is_cut_by_expert_all_the_same() {
+        let all = cut([1024, 300, 2, 1], QuantType::I2_S, QuantType::Q8_0);
+        assert_eq!(all.iter().map(|u| u.source.start).collect::<Vec<_>>(), [0, 65_536, 76_800, 142_336]);
     }
 }

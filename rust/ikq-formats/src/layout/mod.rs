@@ -168,11 +168,6 @@ impl Layout {
         None
     }
 
-    /// Whether the block is packed by a codec, so that numbers have no parts.
-    pub fn has_codec(&self) -> bool {
-        self.codec.is_some()
-    }
-
     /// Stored bits of number `i` of row `row` (as the layout's parts say; recodes are not applied).
     /// Empty for blocks with a codec.
     pub fn parts(&self, row: usize, i: usize) -> &[Part] {
