@@ -29,6 +29,7 @@ from ikq.pipeline import (
     quantize_file,
 )
 from ikq.quant_types import QuantType
+from ikq.quantize_options import QuantizeOptions
 from ikq.tensor import QTensor
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "PlannedTensor",
     "QTensor",
     "QuantType",
+    "QuantizeOptions",
     "QuantizePlan",
     "QuantizeResult",
     "RefusedError",

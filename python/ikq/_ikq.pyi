@@ -1,7 +1,7 @@
 """Compiled core of ikq. Private: use the names of `ikq`."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import final
 
@@ -18,6 +18,7 @@ __all__ = [
     "__version__",
     "available_isas",
     "dequantize",
+    "ftype_of_type",
     "ftypes",
     "layout_fields",
     "pack",
@@ -25,6 +26,7 @@ __all__ = [
     "plan_quantize",
     "quantize",
     "repack",
+    "roles",
     "row_bytes",
     "selected_isa",
     "tensor_bytes",
@@ -153,7 +155,7 @@ class Imatrix:
     def get(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None: ...
     def entry_for(self, name: str) -> str | None: ...
 
-def ftypes() -> list[tuple[str, int, int, bool]]: ...
+def ftypes() -> list[tuple[str, int | None, int | None, bool]]: ...
 
 @final
 class TensorPlan:
@@ -196,17 +198,7 @@ class QuantizePlan:
     ) -> list[Path]: ...
 
 def plan_quantize(
-    model: Model,
-    ftype: str,
-    *,
-    pure: bool,
-    custom: list[str],
-    token_embedding_type: int | None,
-    output_tensor_type: int | None,
-    ffn_gate_inp_type: int | None,
-    imatrix: Imatrix | None,
-    allow_requantize: bool,
-    ignore_imatrix_rules: bool,
-    max_bytes: int | None,
-    max_tensors: int | None,
+    model: Model, ftype: str, imatrix: Imatrix | None, wishes: Mapping[str, object]
 ) -> QuantizePlan: ...
+def roles() -> list[str]: ...
+def ftype_of_type(ty: int) -> str | None: ...

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ikq import _ikq
+from ikq.errors import RefusedError
 from ikq.imatrix import Imatrix
-from ikq.quant_types import QuantType, TypeLike, as_type
+from ikq.quant_types import QuantType
+from ikq.quantize_options import PathLike, QuantizeOptions, wishes
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "Ftype",
@@ -24,24 +28,24 @@ __all__ = [
     "quantize_file",
 ]
 
-PathLike = str | os.PathLike[str]
-
-
 class Ftype(NamedTuple):
     """Something that TYPE can be."""
 
     name: str
-    id: int
-    """The number written to `general.file_type`."""
-    base: QuantType
-    """The type of matrices that no rule says otherwise about."""
+    id: int | None
+    """The number written to `general.file_type`; None (COPY) keeps the input's."""
+    base: QuantType | None
+    """The type of matrices that no rule says otherwise about; None keeps their own."""
     is_mix: bool
-    """A mix whose rules give some tensors other types, such as Q4_K_M."""
+    """A mix with a name of its own, such as Q4_K_M, rather than the name of a type."""
 
 
 def ftypes() -> list[Ftype]:
     """Everything that the command's TYPE can be, in order of number."""
-    return [Ftype(name, number, QuantType(base), is_mix) for name, number, base, is_mix in _ikq.ftypes()]
+    return [
+        Ftype(name, number, None if base is None else QuantType(base), is_mix)
+        for name, number, base, is_mix in _ikq.ftypes()
+    ]
 
 
 @dataclass(frozen=True)
@@ -139,40 +143,22 @@ def plan_quantization(
     source: PathLike,
     destination: PathLike | None,
     type: str | QuantType,
-    *,
-    pure: bool = False,
-    custom_q: str | Sequence[str] = (),
-    token_embedding_type: TypeLike | None = None,
-    output_tensor_type: TypeLike | None = None,
-    ffn_gate_inp_type: TypeLike | None = None,
-    imatrix: PathLike | Imatrix | None = None,
-    allow_requantize: bool = False,
-    ignore_imatrix_rules: bool = False,
-    split_max_size: int | str | None = None,
-    split_max_tensors: int | None = None,
+    **options: Unpack[QuantizeOptions],
 ) -> QuantizePlan:
     """Decides every tensor's type, statistics, offset and size; reads no weights and writes nothing.
 
     The arguments are those of `quantize_file`, which runs the plan.
     """
-    name = type.name if isinstance(type, QuantType) else str(type)
-    rules = [custom_q] if isinstance(custom_q, str) else list(custom_q)
+    name = _ftype_name(type)
+    imatrix = options.get("imatrix")
     if imatrix is not None and not isinstance(imatrix, Imatrix):
         imatrix = Imatrix(imatrix)
     source = Path(source)
     core = _ikq.plan_quantize(
         _ikq.Model.open(os.fspath(source)),
         name,
-        pure=pure,
-        custom=rules,
-        token_embedding_type=_id(token_embedding_type),
-        output_tensor_type=_id(output_tensor_type),
-        ffn_gate_inp_type=_id(ffn_gate_inp_type),
-        imatrix=None if imatrix is None else imatrix._core,
-        allow_requantize=allow_requantize,
-        ignore_imatrix_rules=ignore_imatrix_rules,
-        max_bytes=None if split_max_size is None else parse_size(split_max_size),
-        max_tensors=split_max_tensors,
+        None if imatrix is None else imatrix._core,
+        wishes(options),
     )
     if destination is None:
         destination = source.parent / f"ggml-model-{name.upper()}.gguf"
@@ -190,18 +176,9 @@ def quantize_file(
     destination: PathLike | None,
     type: str | QuantType,
     *,
-    pure: bool = False,
-    custom_q: str | Sequence[str] = (),
-    token_embedding_type: TypeLike | None = None,
-    output_tensor_type: TypeLike | None = None,
-    ffn_gate_inp_type: TypeLike | None = None,
-    imatrix: PathLike | Imatrix | None = None,
-    allow_requantize: bool = False,
-    ignore_imatrix_rules: bool = False,
-    split_max_size: int | str | None = None,
-    split_max_tensors: int | None = None,
     n_threads: int | None = None,
     progress: Callable[[PlannedTensor, float], None] | None = None,
+    **options: Unpack[QuantizeOptions],
 ) -> QuantizeResult:
     """Quantizes a GGUF model to a file; what `python -m ikq quantize` runs.
 
@@ -209,21 +186,12 @@ def quantize_file(
         source: The model, or any shard of a split set.
         destination: The file to write; None is `ggml-model-TYPE.gguf` beside the source. With a
             split, the shards are named after it.
-        type: What matrices become, by name (`"IQ4_KS"`) or `QuantType`.
-        pure: That type for every matrix, `output.weight` included; otherwise a smaller type leaves
-            the output matrix at Q6_K.
-        custom_q: `"regex=type,regex=type"`, or several such strings; the first pattern found in a
-            tensor's name decides. A rule that matches nothing is an error.
-        token_embedding_type: Type of `token_embd.weight`, over all rules.
-        output_tensor_type: Type of `output.weight`, over all rules.
-        ffn_gate_inp_type: Type of the MoE router `ffn_gate_inp.weight`, which otherwise stays as it is.
-        imatrix: Activation statistics, a file of either form or an `Imatrix`.
-        allow_requantize: Accept tensors that are quantized already.
-        ignore_imatrix_rules: Do not refuse types that need statistics where there are none.
-        split_max_size: Split the output into files of at most this many bytes (`"4G"`, `"500M"`).
-        split_max_tensors: Split the output into files of at most this many tensors.
+        type: What matrices become: a type or a mix by name (`"IQ4_KS"`, `"Q4_K_M"`; `ftypes` lists them),
+            with the rules that people know from llama-quantize for some of them, or a `QuantType`, which
+            means the mix of that base.
         n_threads: Threads; None (or a number below 1) is one per CPU.
         progress: Called with each finished tensor and the seconds it took.
+        **options: See `QuantizeOptions`.
 
     Raises:
         ikq.errors.RefusedError: What was asked makes no sense or would do harm; the message names
@@ -231,41 +199,20 @@ def quantize_file(
         ikq.errors.FormatError: A damaged file, unknown names, NaN or infinity in the weights.
         OSError: Files that cannot be read or written.
     """
-    plan = plan_quantization(
-        source,
-        destination,
-        type,
-        pure=pure,
-        custom_q=custom_q,
-        token_embedding_type=token_embedding_type,
-        output_tensor_type=output_tensor_type,
-        ffn_gate_inp_type=ffn_gate_inp_type,
-        imatrix=imatrix,
-        allow_requantize=allow_requantize,
-        ignore_imatrix_rules=ignore_imatrix_rules,
-        split_max_size=split_max_size,
-        split_max_tensors=split_max_tensors,
-    )
+    plan = plan_quantization(source, destination, type, **options)
     return plan.run(n_threads=n_threads, progress=progress)
 
 
-def parse_size(size: int | str) -> int:
-    """Bytes of `"4G"`, `"500M"`, `"64K"` or a plain number.
-
-    The units are powers of 1000, as users of `gguf-split` know them.
-
-    Raises:
-        ValueError: Not a positive size.
-    """
-    match = re.fullmatch(r"\s*(\d+)\s*([KMGT]?)B?\s*", str(size), re.IGNORECASE)
-    n = int(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ") if match else 0
-    if n <= 0:
-        raise ValueError(f"{size!r} is not a size; write a number with K, M or G, such as 4G")
-    return n
-
-
-def _id(type: TypeLike | None) -> int | None:
-    return None if type is None else int(as_type(type))
+def _ftype_name(type: str | QuantType) -> str:
+    if not isinstance(type, QuantType):
+        return str(type)
+    name = _ikq.ftype_of_type(int(type))
+    if name is None:
+        raise RefusedError(
+            f"there is no file type with the base {type.name}; give another TYPE and "
+            f"custom_q='weight={type.name.lower()}'"
+        )
+    return name
 
 
 def _known(id: int) -> QuantType | int:

@@ -7,19 +7,38 @@ import sys
 from pathlib import Path
 
 import ikq
-from ikq.pipeline import PlannedTensor, QuantizePlan, parse_size
+from ikq.pipeline import PlannedTensor, QuantizePlan
+from ikq.quantize_options import QuantizeOptions, parse_size
 
 NAME = "quantize"
 HELP = "quantize a GGUF model"
 
 MIB = 1024 * 1024
 
+# Options that give some tensors a type, with the tensors.
+TYPE_OPTIONS = {
+    "--attn-q-type": "attn_q matrices",
+    "--attn-k-type": "attn_k matrices",
+    "--attn-v-type": "attn_v matrices",
+    "--attn-qkv-type": "fused attn_qkv matrices",
+    "--attn-output-type": "attn_output matrices",
+    "--ffn-gate-type": "ffn_gate matrices (experts too)",
+    "--ffn-up-type": "ffn_up matrices (experts too)",
+    "--ffn-down-type": "ffn_down matrices (experts too)",
+    "--token-embedding-type": "token_embd.weight",
+    "--per-layer-token-embedding-type": "per_layer_token_embd.weight",
+    "--output-tensor-type": "output.weight",
+    "--ffn-gate-inp-type": "the MoE router ffn_gate_inp.weight, else kept",
+    "--extra-output-tensor": "a second output matrix, output_extra.weight, if that is smaller",
+}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options; names are those that users of llama-quantize know."""
     parser.usage = "ikq quantize [options] IN.gguf [OUT.gguf] TYPE [NTHREADS]"
     parser.epilog = (
-        "TYPE: " + ", ".join(_writable_types()) + ". "
+        "TYPE (a type or a mix): " + ", ".join(f.name for f in ikq.ftypes()) + ". "
+        "Options that take a type: " + ", ".join(_writable_types()) + ". "
         "OUT defaults to ggml-model-TYPE.gguf beside IN; NTHREADS to one per CPU. "
         "Exit codes: 0 done, 1 error, 2 refused or wrong usage, 130 interrupted."
     )
@@ -27,7 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "words", nargs="+", metavar="IN.gguf [OUT.gguf] TYPE [NTHREADS]", help="as in the usage line"
     )
     types = parser.add_argument_group("types")
-    types.add_argument("--pure", action="store_true", help="TYPE for every matrix, output.weight too")
+    types.add_argument(
+        "--pure", action="store_true", help="TYPE for every matrix that no option names, without its rules"
+    )
+    for option, what in TYPE_OPTIONS.items():
+        types.add_argument(option, metavar="TYPE", help=f"type of {what}")
     types.add_argument(
         "--custom-q",
         metavar="RE=TYPE,...",
@@ -35,23 +58,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="types by regular expression on the name, first match wins; may be repeated",
     )
-    for option, what in [
-        ("--token-embedding-type", "token_embd.weight"),
-        ("--output-tensor-type", "output.weight"),
-        ("--ffn-gate-inp-type", "the MoE router ffn_gate_inp.weight, else kept"),
-    ]:
-        types.add_argument(option, metavar="TYPE", help=f"type of {what}")
+    types.add_argument(
+        "--tensor-type",
+        metavar="RE=TYPE",
+        action="append",
+        default=[],
+        help="one such rule, after those of --custom-q; the expression may contain commas; may be repeated",
+    )
+    types.add_argument(
+        "--tensor-type-file", metavar="FILE", help="a text file of such rules, one or a list of them per line"
+    )
+    types.add_argument("--leave-output-tensor", action="store_true", help="output.weight stays as it is")
+    types.add_argument(
+        "--symmetric-q40", action="store_true", help="Q4_0 with the levels -7 to 7 instead of -8 to 7"
+    )
     types.add_argument(
         "--allow-requantize", action="store_true", help="accept tensors that are quantized already"
     )
     statistics = parser.add_argument_group("statistics")
     statistics.add_argument("--imatrix", metavar="FILE", help="importance matrix, .dat or GGUF")
+    for option, what in [("--include-weights", "only"), ("--exclude-weights", "no")]:
+        statistics.add_argument(
+            option,
+            metavar="NAME",
+            action="append",
+            default=[],
+            help=f"use {what} imatrix entries with NAME in their names; may be repeated",
+        )
+    statistics.add_argument(
+        "--hide-imatrix", action="store_true", help="do not write which imatrix was used into the file"
+    )
     statistics.add_argument(
         "--ignore-imatrix-rules",
         action="store_true",
         help="do not refuse types that need an imatrix where it has nothing",
     )
     output = parser.add_argument_group("output")
+    output.add_argument(
+        "--override-kv",
+        metavar="KEY=TYPE:VALUE",
+        action="append",
+        default=[],
+        help="change metadata, TYPE is int, float, bool or str; may be repeated",
+    )
     output.add_argument(
         "--split-max-size", metavar="N(M|G)", type=_size, help="split into files of at most this size"
     )
@@ -64,21 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit code."""
     source, destination, type_name, n_threads = split_words(args.words)
-    plan = ikq.plan_quantization(
-        source,
-        destination,
-        type_name,
-        pure=args.pure,
-        custom_q=args.custom_q,
-        token_embedding_type=args.token_embedding_type,
-        output_tensor_type=args.output_tensor_type,
-        ffn_gate_inp_type=args.ffn_gate_inp_type,
-        imatrix=args.imatrix,
-        allow_requantize=args.allow_requantize,
-        ignore_imatrix_rules=args.ignore_imatrix_rules,
-        split_max_size=args.split_max_size,
-        split_max_tensors=args.split_max_tensors,
-    )
+    plan = ikq.plan_quantization(source, destination, type_name, **options(args))
     lines = tensor_lines(plan)
     if args.dry_run:
         for line in lines.values():
@@ -96,6 +131,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def options(args: argparse.Namespace) -> QuantizeOptions:
+    """The command line's options as keywords: they have the same names."""
+    given = vars(args)
+    return QuantizeOptions(**{name: given[name] for name in QuantizeOptions.__annotations__})  # type: ignore[typeddict-item]
+
+
 def split_words(words: list[str]) -> tuple[str, str | None, str, int | None]:
     """Input, output, TYPE and number of threads from the positional words.
 
@@ -104,7 +145,7 @@ def split_words(words: list[str]) -> tuple[str, str | None, str, int | None]:
     Raises:
         ikq.errors.RefusedError: Too few or too many words, or a number of threads that is none.
     """
-    names = {name.upper() for name, *_ in ikq.ftypes()}
+    names = {f.name for f in ikq.ftypes()}
     source, rest = words[0], words[1:]
     destination = None
     if rest and not (rest[0].upper() in names or rest[0].isdigit()) and len(rest) > 1:
@@ -161,9 +202,11 @@ def _type(type: ikq.QuantType | int) -> str:
 
 def print_summary(plan: QuantizePlan, seconds: float | None) -> None:
     """Sizes, fallbacks and missing statistics."""
-    before = sum(t.bytes_in for t in plan.tensors)
+    # the extra output matrix is no part of the source
+    source = [t for t in plan.tensors if t.name != "output_extra.weight"]
+    before = sum(t.bytes_in for t in source)
     after = sum(t.bytes_out for t in plan.tensors)
-    weights = sum(_n_elements(t) for t in plan.tensors)
+    weights = sum(_n_elements(t) for t in source)
     print(f"model size = {before / MIB:.2f} MiB")
     print(f"quant size = {after / MIB:.2f} MiB ({8 * after / max(weights, 1):.3f} bits per weight)")
     fallbacks = [t for t in plan.tensors if t.fallback_from is not None]
@@ -176,8 +219,21 @@ def print_summary(plan: QuantizePlan, seconds: float | None) -> None:
     unseen = [t for t in plan.tensors if t.unseen_experts]
     if unseen:
         print(f"warning: {len(unseen)} tensors have experts the imatrix never saw: {_some(unseen)}")
+    different = _gates_unlike_ups(plan)
+    if different:
+        print(
+            f"note: {len(different)} layers have experts' gate and up matrices of different types: {_some(different)}; "
+            "ikq runs them fused, ik_llama.cpp does not"
+        )
     if seconds is not None:
         print(f"quantize time = {seconds:.2f} s")
+
+
+def _gates_unlike_ups(plan: QuantizePlan) -> list[PlannedTensor]:
+    """Expert gates whose up matrix has another type."""
+    types = {t.name: t.to_type for t in plan.tensors}
+    gates = [t for t in plan.tensors if "ffn_gate_exps" in t.name]
+    return [t for t in gates if types.get(t.name.replace("ffn_gate", "ffn_up"), t.to_type) != t.to_type]
 
 
 def _n_elements(t: PlannedTensor) -> int:
@@ -211,7 +267,7 @@ def _run_with_bar(plan: QuantizePlan, n_threads: int | None) -> float:
 
 
 def _writable_types() -> list[str]:
-    return [f.name for f in ikq.ftypes() if f.base.can_encode and not f.is_mix]
+    return [t.name.lower() for t in ikq.QuantType if t.can_encode]
 
 
 def _size(text: str) -> int:

@@ -7,8 +7,11 @@ use ikq_formats::QuantType;
 use ikq_gguf::{Options, SplitBy};
 use ikq_pool::Stop;
 use ikq_quantize::ftype::Ftype;
+use ikq_quantize::custom::CustomRule;
+use ikq_quantize::overrides::Override;
 use ikq_quantize::plan::{Plan, PlanOptions, Statistics};
-use ikq_quantize::recipe::{CustomRule, Recipe};
+use ikq_quantize::recipe::Recipe;
+use ikq_quantize::roles::Role;
 use ikq_quantize::run::{Event, run};
 use numpy::{PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
@@ -77,8 +80,8 @@ impl Imatrix {
 
 /// Name, number and base type id of everything that TYPE can be.
 #[pyfunction]
-pub fn ftypes() -> Vec<(&'static str, u32, u32, bool)> {
-    Ftype::all().map(|f| (f.name, f.id, f.base.id(), f.is_mix())).collect()
+pub fn ftypes() -> Vec<(&'static str, Option<u32>, Option<u32>, bool)> {
+    Ftype::all().map(|f| (f.name, f.id, f.base.map(QuantType::id), f.is_mix())).collect()
 }
 
 /// One tensor of a plan.
@@ -106,53 +109,106 @@ pub struct QuantizePlan {
     model: ikq_gguf::Model,
 }
 
-/// Plans; every argument is explicit, defaults live in Python.
+/// The options of the command; defaults live in Python, which gives every one.
+#[derive(FromPyObject)]
+#[pyo3(from_item_all)]
+pub struct Wishes {
+    pure: bool,
+    /// Type ids by role, such as `attn_v`.
+    roles: Vec<(String, u32)>,
+    /// `re=type` lists and single rules, and files of them, each with what it is: `list`, `rule`, `file`.
+    custom: Vec<(String, String)>,
+    token_embedding_type: Option<u32>,
+    per_layer_token_embedding_type: Option<u32>,
+    output_tensor_type: Option<u32>,
+    ffn_gate_inp_type: Option<u32>,
+    leave_output_tensor: bool,
+    extra_output_tensor: Option<u32>,
+    symmetric_q40: bool,
+    allow_requantize: bool,
+    ignore_imatrix_rules: bool,
+    include_weights: Vec<String>,
+    exclude_weights: Vec<String>,
+    hide_imatrix: bool,
+    override_kv: Vec<String>,
+    max_bytes: Option<u64>,
+    max_tensors: Option<usize>,
+}
+
+impl Wishes {
+    fn recipe(&self, py: Python<'_>, ftype: &str) -> PyResult<Recipe> {
+        let mut recipe = Recipe::new(Ftype::parse(ftype).map_err(|e| e.raise(py))?);
+        recipe.pure = self.pure;
+        for (name, ty) in &self.roles {
+            let role = Role::parse(name).ok_or_else(|| ShapeError::new_err(format!("`{name}` is no role")))?;
+            recipe.roles.set(role, quant_type(*ty)?);
+        }
+        for (form, text) in &self.custom {
+            let rules = match form.as_str() {
+                "file" => CustomRule::parse_file(text.as_ref(), &std::fs::read_to_string(text)?),
+                "rule" => CustomRule::parse(text).map(|rule| vec![rule]),
+                _ => CustomRule::parse_list(text),
+            };
+            recipe.custom.extend(rules.map_err(|e| e.raise(py))?);
+        }
+        recipe.token_embedding_type = known(self.token_embedding_type)?;
+        recipe.per_layer_token_embedding_type = known(self.per_layer_token_embedding_type)?;
+        recipe.output_tensor_type = known(self.output_tensor_type)?;
+        recipe.ffn_gate_inp_type = known(self.ffn_gate_inp_type)?;
+        recipe.leave_output_tensor = self.leave_output_tensor;
+        Ok(recipe)
+    }
+
+    fn options(&self, py: Python<'_>) -> PyResult<PlanOptions> {
+        let split = match (self.max_bytes, self.max_tensors) {
+            (None, None) => None,
+            (Some(n), None) => Some(SplitBy::MaxBytes(n)),
+            (None, Some(n)) => Some(SplitBy::MaxTensors(n)),
+            _ => return Err(ShapeError::new_err("split by size or by number of tensors, not by both")),
+        };
+        let overrides = self.override_kv.iter().map(|text| Override::parse(text)).collect::<Result<_, _>>();
+        Ok(PlanOptions {
+            allow_requantize: self.allow_requantize,
+            ignore_imatrix_rules: self.ignore_imatrix_rules,
+            include_weights: self.include_weights.clone(),
+            exclude_weights: self.exclude_weights.clone(),
+            hide_imatrix: self.hide_imatrix,
+            extra_output_tensor: known(self.extra_output_tensor)?,
+            overrides: overrides.map_err(|e| e.raise(py))?,
+            output: Options { split, ..Options::default() },
+        })
+    }
+}
+
+fn known(id: Option<u32>) -> PyResult<Option<QuantType>> {
+    id.map(quant_type).transpose()
+}
+
+/// Plans the quantization of a model; `wishes` is a mapping with the fields of [`Wishes`].
 #[pyfunction]
-#[pyo3(signature = (model, ftype, *, pure, custom, token_embedding_type, output_tensor_type,
-    ffn_gate_inp_type, imatrix, allow_requantize, ignore_imatrix_rules, max_bytes, max_tensors))]
-#[expect(clippy::too_many_arguments, reason = "the options of the command, named in Python")]
 pub fn plan_quantize(
     py: Python<'_>,
     model: &Model,
     ftype: &str,
-    pure: bool,
-    custom: Vec<String>,
-    token_embedding_type: Option<u32>,
-    output_tensor_type: Option<u32>,
-    ffn_gate_inp_type: Option<u32>,
     imatrix: Option<&Imatrix>,
-    allow_requantize: bool,
-    ignore_imatrix_rules: bool,
-    max_bytes: Option<u64>,
-    max_tensors: Option<usize>,
+    wishes: Wishes,
 ) -> PyResult<QuantizePlan> {
-    let split = match (max_bytes, max_tensors) {
-        (None, None) => None,
-        (Some(n), None) => Some(SplitBy::MaxBytes(n)),
-        (None, Some(n)) => Some(SplitBy::MaxTensors(n)),
-        _ => return Err(ShapeError::new_err("split by size or by number of tensors, not by both")),
-    };
-    let ty = |id: Option<u32>| -> PyResult<Option<QuantType>> { id.map(quant_type).transpose() };
-    let mut rules = Vec::new();
-    for list in &custom {
-        rules.extend(CustomRule::parse_list(list).map_err(|e| e.raise(py))?);
-    }
-    let recipe = Recipe {
-        ftype: Ftype::parse(ftype).map_err(|e| e.raise(py))?,
-        pure,
-        custom: rules,
-        token_embedding_type: ty(token_embedding_type)?,
-        output_tensor_type: ty(output_tensor_type)?,
-        ffn_gate_inp_type: ty(ffn_gate_inp_type)?,
-    };
-    let options = PlanOptions {
-        allow_requantize,
-        ignore_imatrix_rules,
-        output: Options { split, ..Options::default() },
-    };
+    let (recipe, options) = (wishes.recipe(py, ftype)?, wishes.options(py)?);
     let (model, imatrix) = (model.inner.clone(), imatrix.map(|m| &m.inner));
     let plan = py.detach(|| Plan::new(&model, &recipe, imatrix, &options));
     plan.map(|plan| QuantizePlan { plan, model }).map_err(|e| e.raise(py))
+}
+
+/// The names of roles that have a type option.
+#[pyfunction]
+pub fn roles() -> Vec<&'static str> {
+    Role::names().collect()
+}
+
+/// The TYPE that stands for a tensor type, if one does.
+#[pyfunction]
+pub fn ftype_of_type(ty: u32) -> PyResult<Option<&'static str>> {
+    Ok(Ftype::of_type(quant_type(ty)?).map(|f| f.name))
 }
 
 #[pymethods]

@@ -47,13 +47,20 @@ pub enum Error {
     #[error("unknown TYPE `{name}`{}", did_you_mean(.suggestions))]
     UnknownFtype { name: String, suggestions: Vec<&'static str> },
 
-    #[error(
-        "the mix {name} gives tensors types by rules that this version does not have; use a single type such as {base:?} (with --custom-q for exceptions), or --pure"
-    )]
-    Mix { name: &'static str, base: QuantType },
-
     #[error("custom rule `{rule}`: {why}; write pattern=type, separated by commas")]
     CustomRule { rule: String, why: String },
+
+    #[error("--override-kv {text}: {why}; write KEY=TYPE:VALUE")]
+    Override { text: String, why: String },
+
+    #[error("{option} {name}: no entry of {path} has that in its name")]
+    NoSuchEntry { option: &'static str, name: String, path: PathBuf },
+
+    #[error("--include-weights and --exclude-weights cannot be given together")]
+    IncludeAndExclude,
+
+    #[error("{path}, line {line}: {error}")]
+    RuleLine { path: PathBuf, line: usize, error: Box<Error> },
 
     #[error(
         "custom rule `{rule}` matches no tensor that can be quantized; `--dry-run` without it lists their names"
@@ -93,7 +100,10 @@ impl Error {
                 | Error::UnmatchedRule { .. }
                 | Error::CustomRule { .. }
                 | Error::UnknownFtype { .. }
-                | Error::Mix { .. }
+                | Error::RuleLine { .. }
+                | Error::Override { .. }
+                | Error::NoSuchEntry { .. }
+                | Error::IncludeAndExclude
                 | Error::CannotWrite { .. }
                 | Error::OverInput { .. }
                 | Error::Format(ikq_formats::Error::UnknownType { .. })

@@ -13,11 +13,14 @@ use crate::error::Error;
 pub struct Ftype {
     /// Name in capitals, aliases as themselves.
     pub name: &'static str,
-    /// `general.file_type`.
-    pub id: u32,
-    /// The type of a matrix that no rule says otherwise about.
-    pub base: QuantType,
+    /// `general.file_type`; `None` keeps the input's.
+    pub id: Option<u32>,
+    /// The type of a matrix that no rule says otherwise about; `None` keeps the tensor's own.
+    pub base: Option<QuantType>,
 }
+
+/// Everything stays as it is (but what options name).
+const COPY: Ftype = Ftype { name: "COPY", id: None, base: None };
 
 #[rustfmt::skip]
 const FTYPES: &[(&str, u32, QuantType)] = { use QuantType::*; &[
@@ -115,9 +118,22 @@ const FTYPES: &[(&str, u32, QuantType)] = { use QuantType::*; &[
 ] };
 
 impl Ftype {
-    /// All names, in order of number.
+    /// All names, in order of number, `COPY` last.
     pub fn all() -> impl Iterator<Item = Ftype> {
-        FTYPES.iter().map(|(name, id, base)| Ftype { name, id: *id, base: *base })
+        let numbered = FTYPES.iter().map(|(name, id, base)| Ftype { name, id: Some(*id), base: Some(*base) });
+        numbered.chain([COPY])
+    }
+
+    /// The TYPE that stands for a tensor type: that of the same name if its base is the type, else the
+    /// first with that base (IQ2_M for IQ2_S, which names a mix of IQ2_XS).
+    pub fn of_type(ty: QuantType) -> Option<Ftype> {
+        let named = Ftype::all().find(|f| f.name == ty.name() && f.base == Some(ty));
+        named.or_else(|| Ftype::all().find(|f| f.base == Some(ty)))
+    }
+
+    /// The name that rules know: Q4_K_M for Q4_K.
+    pub fn canonical(self) -> Ftype {
+        Ftype::all().find(|f| f.id == self.id && f.base == self.base).unwrap_or(self)
     }
 
     /// Finds a TYPE by name, any case, or by number (the first name with that number).
@@ -134,16 +150,16 @@ impl Ftype {
             "Q1_0" => "Q1_0_G128",
             other => other,
         };
-        Ftype::all().find(|f| f.name == upper || Some(f.id) == number).ok_or_else(|| Error::UnknownFtype {
+        Ftype::all().find(|f| f.name == upper || number.is_some() && f.id == number).ok_or_else(|| Error::UnknownFtype {
             name: text.to_string(),
-            suggestions: closest(upper, FTYPES.iter().map(|f| f.0)),
+            suggestions: closest(upper, Ftype::all().map(|f| f.name)),
         })
     }
 
-    /// A named mix, whose rules give tensors other types than its base: `Q4_K_M` is one, `IQ4_KS`
-    /// the name of a type.
+    /// A mix with a name of its own: `Q4_K_M` is one, `IQ4_KS` the name of a type (whose rules may still
+    /// give some tensors other types).
     pub fn is_mix(&self) -> bool {
-        self.name != self.base.name()
+        self.base.is_none_or(|base| self.canonical().name != base.name())
     }
 }
 
@@ -154,11 +170,23 @@ mod tests {
     #[test]
     fn names_and_numbers_are_found() {
         let f = Ftype::parse("iq4_ks").expect("known");
-        assert_eq!((f.id, f.base, f.is_mix()), (145, QuantType::IQ4_KS, false));
-        assert_eq!(Ftype::parse("7").expect("known").base, QuantType::Q8_0);
+        assert_eq!((f.id, f.base, f.is_mix()), (Some(145), Some(QuantType::IQ4_KS), false));
+        assert_eq!(Ftype::parse("7").expect("known").base, Some(QuantType::Q8_0));
         let mix = Ftype::parse("IQ2_S").expect("known");
-        assert_eq!((mix.base, mix.is_mix()), (QuantType::IQ2_XS, true));
-        assert_eq!(Ftype::parse("q4_k").map(|f| f.base).ok(), Some(QuantType::Q4_K));
+        assert_eq!((mix.base, mix.is_mix()), (Some(QuantType::IQ2_XS), true));
+        let alias = Ftype::parse("q4_k").expect("known");
+        assert_eq!((alias.canonical().name, alias.base), ("Q4_K_M", Some(QuantType::Q4_K)));
+        assert_eq!(Ftype::parse("copy").map(|f| (f.id, f.base)).ok(), Some((None, None)));
+        assert!(Ftype::parse("12345").is_err());
+    }
+
+    #[test]
+    fn a_type_finds_its_ftype() {
+        let of = |ty| Ftype::of_type(ty).map(|f| f.name);
+        assert_eq!(of(QuantType::IQ2_S), Some("IQ2_M"));
+        assert_eq!(of(QuantType::IQ4_KS), Some("IQ4_KS"));
+        assert_eq!(of(QuantType::Q2_0), Some("Q2_0"));
+        assert_eq!(of(QuantType::I2_S), None);
     }
 
     #[test]
@@ -166,7 +194,7 @@ mod tests {
         // types that no program's tool writes by name
         let nameless = [QuantType::I2_S, QuantType::Q8_K_R16];
         for t in QuantType::ALL.iter().filter(|t| t.is_storable() && !nameless.contains(t)) {
-            assert!(Ftype::all().any(|f| f.base == *t), "{t}");
+            assert!(Ftype::all().any(|f| f.base == Some(*t)), "{t}");
         }
     }
 }

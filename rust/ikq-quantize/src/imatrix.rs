@@ -84,6 +84,14 @@ impl Imatrix {
         }
     }
 
+    /// The same with only those entries whose names `keep` accepts.
+    #[must_use]
+    pub fn filtered(&self, keep: impl Fn(&str) -> bool) -> Imatrix {
+        let mut out = self.clone();
+        out.entries.retain(|(name, _)| keep(name));
+        out
+    }
+
     /// Parses the `.dat` form; `path` is for messages.
     ///
     /// # Errors

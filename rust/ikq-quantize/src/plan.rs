@@ -2,11 +2,14 @@
 //! offsets, sizes. A dry run prints it; [`crate::run`] carries it out.
 
 use ikq_formats::{Family, ImatrixUse, QuantType};
-use ikq_gguf::{Metadata, Model, Options, TensorSpec, TensorType, Value, is_split_key};
+use ikq_gguf::{Metadata, Model, Options, Tensor, TensorSpec, TensorType, Value, is_split_key};
 
 use crate::encode::can_encode;
 use crate::error::Error;
+use crate::ftype::Ftype;
 use crate::imatrix::{Entry, Imatrix};
+use crate::mix::facts::Facts;
+use crate::overrides::Override;
 use crate::recipe::{Decision, Recipe, decide};
 
 /// Policies that are not about types.
@@ -16,6 +19,16 @@ pub struct PlanOptions {
     pub allow_requantize: bool,
     /// Do not refuse types that require an imatrix where it has nothing.
     pub ignore_imatrix_rules: bool,
+    /// Use only imatrix entries whose names contain one of these.
+    pub include_weights: Vec<String>,
+    /// Use no imatrix entries whose names contain one of these.
+    pub exclude_weights: Vec<String>,
+    /// Do not write which imatrix was used.
+    pub hide_imatrix: bool,
+    /// A second output matrix of this type, `output_extra.weight`, where it is smaller.
+    pub extra_output_tensor: Option<QuantType>,
+    /// Metadata to change.
+    pub overrides: Vec<Override>,
     /// Splitting and alignment of the output.
     pub output: Options,
 }
@@ -37,10 +50,12 @@ pub enum Statistics {
     },
 }
 
-/// What happens to one tensor.
+/// One tensor of the output.
 #[derive(Clone, Debug)]
 pub struct TensorPlan {
     pub name: String,
+    /// Index of the tensor of the model that it is made from.
+    pub source: usize,
     /// Dimensions, row length first.
     pub dims: Vec<u64>,
     pub from: TensorType,
@@ -55,7 +70,8 @@ pub struct TensorPlan {
     pub statistics: Statistics,
 }
 
-/// A plan for a whole model; tensors are those of the model, in its order.
+/// A plan for a whole model; tensors are those of the model, in its order (and the extra output
+/// matrix behind the one it copies).
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub tensors: Vec<TensorPlan>,
@@ -75,40 +91,31 @@ impl Plan {
         imatrix: Option<&Imatrix>,
         options: &PlanOptions,
     ) -> Result<Plan, Error> {
-        let decisions = decide(recipe, model.tensors())?;
+        let imatrix = imatrix.map(|m| selected(m, options)).transpose()?;
+        let imatrix = imatrix.as_ref();
+        let mut metadata = model.metadata().clone();
+        for change in &options.overrides {
+            change.apply(&mut metadata)?;
+        }
+        let facts = Facts::new(&metadata, model.tensors());
+        let has_imatrix = imatrix.is_some_and(|m| !m.entries().is_empty());
+        let decisions = decide(recipe, &facts, has_imatrix, model.tensors())?;
         let mut tensors = Vec::with_capacity(decisions.len());
-        let mut specs = Vec::with_capacity(decisions.len());
         let mut without = Vec::new();
-        let tied = model.tensor("output.weight").is_none();
-        for (t, decision) in model.tensors().iter().zip(decisions) {
-            let spec = match decision.to {
-                Some(to) => {
-                    check_encodable(t, to, options)?;
-                    TensorSpec::new(&t.name, t.dims(), to)?
-                }
-                None => t.spec(),
-            };
-            let statistics = statistics(t, &decision, imatrix, tied)?;
-            if let Some(to) = decision.to
-                && statistics == Statistics::Missing
-                && to.info().imatrix == ImatrixUse::Required
+        let output = if facts.is_tied { "token_embd.weight" } else { "output.weight" };
+        for (source, (t, decision)) in model.tensors().iter().zip(decisions).enumerate() {
+            let planned = TensorPlan::new(t, source, decision, imatrix, facts.is_tied, options)?;
+            if let Some(to) = planned.encode
+                && planned.statistics == Statistics::Missing
+                && needs_imatrix(recipe.ftype, to)
                 && !matches!(t.name.as_str(), "token_embd.weight" | "output.weight")
             {
                 without.push((t.name.clone(), to));
             }
-            tensors.push(TensorPlan {
-                name: t.name.clone(),
-                dims: t.dims().to_vec(),
-                from: t.ty,
-                to: spec.ty,
-                encode: decision.to,
-                reason: decision.reason,
-                fallback_from: decision.fallback_from,
-                bytes_in: t.data.len() as u64,
-                bytes_out: spec.size,
-                statistics,
-            });
-            specs.push(spec);
+            tensors.push(planned);
+            if let Some(ty) = options.extra_output_tensor.filter(|_| t.name == output) {
+                tensors.extend(extra_output(t, source, ty, imatrix, options)?);
+            }
         }
         if let Some((tensor, ty)) = without.first().filter(|_| !options.ignore_imatrix_rules) {
             return Err(Error::MissingImatrix {
@@ -118,13 +125,96 @@ impl Plan {
                 file: imatrix.map(|m| m.path.clone()),
             });
         }
-        let metadata = output_metadata(model.metadata(), recipe, imatrix);
+        let specs = tensors.iter().map(|p| p.spec(model)).collect::<Result<_, _>>()?;
+        let metadata = output_metadata(&metadata, recipe.ftype, imatrix, options);
         let layout = ikq_gguf::Layout::new(&metadata, specs, &options.output)?;
         Ok(Plan { tensors, layout })
     }
 }
 
-fn check_encodable(t: &ikq_gguf::Tensor, to: QuantType, options: &PlanOptions) -> Result<(), Error> {
+impl TensorPlan {
+    fn new(
+        t: &Tensor,
+        source: usize,
+        decision: Decision,
+        imatrix: Option<&Imatrix>,
+        tied: bool,
+        options: &PlanOptions,
+    ) -> Result<TensorPlan, Error> {
+        let spec = match decision.to {
+            Some(to) => {
+                check_encodable(t, to, options)?;
+                TensorSpec::new(&t.name, t.dims(), to)?
+            }
+            None => t.spec(),
+        };
+        Ok(TensorPlan {
+            name: t.name.clone(),
+            source,
+            dims: t.dims().to_vec(),
+            from: t.ty,
+            to: spec.ty,
+            encode: decision.to,
+            statistics: statistics(t, &decision, imatrix, tied)?,
+            reason: decision.reason,
+            fallback_from: decision.fallback_from,
+            bytes_in: t.data.len() as u64,
+            bytes_out: spec.size,
+        })
+    }
+
+    /// The entry of the output's directory.
+    fn spec(&self, model: &Model) -> Result<TensorSpec, Error> {
+        match self.encode {
+            Some(to) => Ok(TensorSpec::new(&self.name, &self.dims, to)?),
+            None => Ok(model.tensors()[self.source].spec()),
+        }
+    }
+}
+
+/// The entries of an imatrix that the options leave.
+fn selected(imatrix: &Imatrix, options: &PlanOptions) -> Result<Imatrix, Error> {
+    let (include, exclude) = (&options.include_weights, &options.exclude_weights);
+    if !include.is_empty() && !exclude.is_empty() {
+        return Err(Error::IncludeAndExclude);
+    }
+    for (option, names) in [("--include-weights", include), ("--exclude-weights", exclude)] {
+        let unused = |name: &&String| !imatrix.entries().iter().any(|(entry, _)| entry.contains(name.as_str()));
+        if let Some(name) = names.iter().find(unused) {
+            return Err(Error::NoSuchEntry { option, name: name.clone(), path: imatrix.path.clone() });
+        }
+    }
+    let names = |list: &[String], entry: &str| list.iter().any(|name| entry.contains(name));
+    Ok(imatrix.filtered(|e| (include.is_empty() || names(include, e)) && !names(exclude, e)))
+}
+
+/// Types of so few bits that the command asks for statistics.
+fn needs_imatrix(ftype: Ftype, to: QuantType) -> bool {
+    to.info().imatrix == ImatrixUse::Required || to == QuantType::Q2_K && ftype.name == "Q2_K_S"
+}
+
+/// A second output matrix of type `ty`, unless it would not be smaller than the source's.
+fn extra_output(
+    t: &Tensor,
+    source: usize,
+    ty: QuantType,
+    imatrix: Option<&Imatrix>,
+    options: &PlanOptions,
+) -> Result<Option<TensorPlan>, Error> {
+    if t.ne[1].is_multiple_of(ty.info().rows as u64)
+        && TensorSpec::new("output_extra.weight", t.dims(), ty)?.size < t.data.len() as u64
+    {
+        let reason = "--extra-output-tensor".to_string();
+        let decision = Decision { to: Some(ty), reason, fallback_from: None };
+        // the output's statistics, also where the embedding serves as one
+        let mut planned = TensorPlan::new(t, source, decision, imatrix, true, options)?;
+        planned.name = "output_extra.weight".to_string();
+        return Ok(Some(planned));
+    }
+    Ok(None)
+}
+
+fn check_encodable(t: &Tensor, to: QuantType, options: &PlanOptions) -> Result<(), Error> {
     if !can_encode(to) {
         return Err(Error::CannotWrite { tensor: t.name.clone(), ty: to });
     }
@@ -136,7 +226,7 @@ fn check_encodable(t: &ikq_gguf::Tensor, to: QuantType, options: &PlanOptions) -
 }
 
 fn statistics(
-    t: &ikq_gguf::Tensor,
+    t: &Tensor,
     decision: &Decision,
     imatrix: Option<&Imatrix>,
     tied: bool,
@@ -171,22 +261,24 @@ fn statistics(
 }
 
 /// The source's pairs byte for byte, with what quantizing changes.
-fn output_metadata(source: &Metadata, recipe: &Recipe, imatrix: Option<&Imatrix>) -> Metadata {
+fn output_metadata(source: &Metadata, ftype: Ftype, imatrix: Option<&Imatrix>, options: &PlanOptions) -> Metadata {
     let mut out: Metadata = source.iter().filter(|kv| !is_split_key(kv.key())).cloned().collect();
     out.set("general.quantization_version", Value::U32(2));
-    out.set("general.file_type", Value::U32(recipe.ftype.id));
-    if let Some(m) = imatrix {
-        out.set("quantize.imatrix.file", m.path.to_string_lossy().as_ref());
-        if !m.datasets.is_empty() {
-            out.set("quantize.imatrix.dataset", m.datasets.join(", ").as_str());
-        }
-        out.set(
-            "quantize.imatrix.entries_count",
-            Value::I32(i32::try_from(m.entries().len()).unwrap_or(i32::MAX)),
-        );
-        if let Some(n) = m.n_chunks {
-            out.set("quantize.imatrix.chunks_count", Value::I32(i32::try_from(n).unwrap_or(i32::MAX)));
-        }
+    if let Some(id) = ftype.id {
+        out.set("general.file_type", Value::U32(id));
+    }
+    let Some(m) = imatrix else { return out };
+    let int = |n: usize| Value::I32(i32::try_from(n).unwrap_or(i32::MAX));
+    let hidden = options.hide_imatrix;
+    let text = |shown: String| if hidden { "top_secret".to_string() } else { shown };
+    let count = |n: usize| int(if hidden { 0 } else { n });
+    out.set("quantize.imatrix.file", text(m.path.to_string_lossy().into_owned()).as_str());
+    if !m.datasets.is_empty() {
+        out.set("quantize.imatrix.dataset", text(m.datasets.join(", ")).as_str());
+    }
+    out.set("quantize.imatrix.entries_count", count(m.entries().len()));
+    if let Some(n) = m.n_chunks {
+        out.set("quantize.imatrix.chunks_count", count(n as usize));
     }
     out
 }

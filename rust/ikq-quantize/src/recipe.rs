@@ -1,53 +1,31 @@
-//! From wishes to a type per tensor: the rules, in the order in which they apply.
+//! From wishes to a type per tensor: the steps, in the order in which they apply.
 //!
 //! | # | step | says |
 //! |--:|---|---|
 //! | 1 | never quantized | copied: norms, vectors, integers, convolutions, positions, the router without its option |
 //! | 2 | TYPE | the base type |
-//! | 3 | output rule (not with `--pure`) | `output.weight`, or the tied embedding, at least Q6_K |
-//! | 4 | `--custom-q` | the first pattern found in the name |
-//! | 5 | `--token-embedding-type`, `--output-tensor-type`, `--ffn-gate-inp-type` | win over all rules |
-//! | 6 | interleaved embedding | its plain twin: single rows must be reachable |
+//! | 3 | rules of TYPE ([`crate::mix`]; not with `--pure`, not for float bases) | by name, layer, experts, heads |
+//! | 4 | `--attn-*-type`, `--ffn-*-type` ([`crate::roles`]) | by role |
+//! | 5 | `--custom-q`, `--tensor-type`, `--tensor-type-file` | the first pattern found in the name |
+//! | 6 | `--token-embedding-type`, `--output-tensor-type` and their like, `--leave-output-tensor` | win over all rules |
 //! | 7 | row fallback | the type's chain when its block does not tile the row, F16 at the end |
-//! | 8 | row groups | the plain twin when the rows are not whole groups |
+//! | 8 | interleaved embedding | its plain twin: single rows must be reachable |
+//! | 9 | row groups | the plain twin when the rows are not whole groups |
 //!
-//! Every decision carries its reason. Where ikq departs from the reference on purpose: custom rules
-//! also hold with `--pure` and for float bases, a rule that matches nothing is an error, the fallback
-//! comes after the overrides, and unknown type names are refused.
+//! Every decision carries its reason. Where ikq departs from the reference on purpose: roles and custom
+//! rules hold under every TYPE, with `--pure` and for float bases; a fused `attn_qkv` has its own role; a
+//! rule that matches nothing is an error; the fallback comes after the overrides and never fails; unknown
+//! type names are refused.
 
 use ikq_formats::{Family, QuantType, fallback_for_row, row_multiple};
 use ikq_gguf::Tensor;
-use regex::Regex;
 
+use crate::custom::CustomRule;
 use crate::error::Error;
 use crate::ftype::Ftype;
-
-/// One `pattern=type` of `--custom-q`.
-#[derive(Clone, Debug)]
-pub struct CustomRule {
-    /// Searched anywhere in a tensor's name.
-    pub pattern: Regex,
-    pub ty: QuantType,
-}
-
-impl CustomRule {
-    /// Parses `re=type,re=type,...`; a pattern cannot contain a comma, and its last `=` ends it.
-    ///
-    /// # Errors
-    /// A part without `=`, a regular expression that is none, an unknown type.
-    pub fn parse_list(text: &str) -> Result<Vec<CustomRule>, Error> {
-        let parts = text.split(',').map(str::trim).filter(|p| !p.is_empty());
-        parts.map(CustomRule::parse).collect()
-    }
-
-    fn parse(part: &str) -> Result<CustomRule, Error> {
-        let bad = |why: String| Error::CustomRule { rule: part.to_string(), why };
-        let (pattern, ty) = part.rsplit_once('=').ok_or_else(|| bad("there is no `=`".into()))?;
-        let ty = QuantType::parse(ty)?;
-        let pattern = Regex::new(pattern).map_err(|e| bad(e.to_string().replace('\n', " ")))?;
-        Ok(CustomRule { pattern, ty })
-    }
-}
+use crate::mix::Mix;
+use crate::mix::facts::Facts;
+use crate::roles::RoleTypes;
 
 /// What the user asked for.
 #[derive(Clone, Debug)]
@@ -55,10 +33,14 @@ pub struct Recipe {
     pub ftype: Ftype,
     /// The base type for everything that no explicit option names.
     pub pure: bool,
+    pub roles: RoleTypes,
     pub custom: Vec<CustomRule>,
     pub token_embedding_type: Option<QuantType>,
+    pub per_layer_token_embedding_type: Option<QuantType>,
     pub output_tensor_type: Option<QuantType>,
     pub ffn_gate_inp_type: Option<QuantType>,
+    /// `output.weight` stays as it is.
+    pub leave_output_tensor: bool,
 }
 
 impl Recipe {
@@ -67,10 +49,13 @@ impl Recipe {
         Recipe {
             ftype,
             pure: false,
+            roles: RoleTypes::default(),
             custom: Vec::new(),
             token_embedding_type: None,
+            per_layer_token_embedding_type: None,
             output_tensor_type: None,
             ffn_gate_inp_type: None,
+            leave_output_tensor: false,
         }
     }
 }
@@ -102,59 +87,87 @@ const KEPT: &[(&str, &str)] = &[
     ("attn_rel_b.weight", "relative positions"),
 ];
 
-/// Decides for all tensors of a model.
+/// Decides for all tensors of a model. Rules may count on statistics with `has_imatrix`.
 ///
 /// # Errors
-/// A mix whose rules are not known, or a custom rule that matches no tensor that can be quantized.
-pub fn decide(recipe: &Recipe, tensors: &[Tensor]) -> Result<Vec<Decision>, Error> {
-    if recipe.ftype.is_mix() && !recipe.pure {
-        return Err(Error::Mix { name: recipe.ftype.name, base: recipe.ftype.base });
-    }
-    let tied = !tensors.iter().any(|t| t.name == OUTPUT);
+/// A custom rule that matches no tensor that can be quantized.
+pub fn decide(
+    recipe: &Recipe,
+    facts: &Facts,
+    has_imatrix: bool,
+    tensors: &[Tensor],
+) -> Result<Vec<Decision>, Error> {
+    let rules = recipe.ftype.base.filter(|base| !recipe.pure && !is_float(*base));
+    let mut mix = rules.map(|base| Mix::new(recipe.ftype, base, facts, has_imatrix));
     let mut matched = vec![false; recipe.custom.len()];
-    let decisions = tensors.iter().map(|t| decide_one(recipe, t, tied, &mut matched)).collect();
+    let mut decisions = Vec::with_capacity(tensors.len());
+    for t in tensors {
+        decisions.push(match kept_because(t, recipe) {
+            Some(reason) => Decision { to: None, reason, fallback_from: None },
+            None => {
+                // in file order: rules count
+                let rule = mix.as_mut().and_then(|mix| mix.next(&t.name, t.ne[0]));
+                decide_one(recipe, t, rule, facts.is_tied, &mut matched)
+            }
+        });
+    }
     match matched.iter().position(|m| !m) {
-        Some(rule) => {
-            let CustomRule { pattern, ty } = &recipe.custom[rule];
-            Err(Error::UnmatchedRule { rule: format!("{}={ty}", pattern.as_str()) })
-        }
+        Some(rule) => Err(Error::UnmatchedRule { rule: recipe.custom[rule].to_string() }),
         None => Ok(decisions),
     }
 }
 
-fn decide_one(recipe: &Recipe, t: &Tensor, tied: bool, matched: &mut [bool]) -> Decision {
-    let keep = |reason: String| Decision { to: None, reason, fallback_from: None };
-    if let Some(reason) = kept_because(t, recipe.ffn_gate_inp_type) {
-        return keep(reason);
-    }
-    let (wanted, mut reason) = wish(recipe, t, tied, matched);
+/// Floats of any arrangement.
+fn is_float(ty: QuantType) -> bool {
+    ty.info().base.unwrap_or(ty).info().family == Family::Float
+}
 
+fn decide_one(
+    recipe: &Recipe,
+    t: &Tensor,
+    rule: Option<(QuantType, String)>,
+    tied: bool,
+    matched: &mut [bool],
+) -> Decision {
+    let Some((wanted, mut reason)) = wish(recipe, t, rule, tied, matched) else {
+        return Decision { to: None, reason: "COPY".into(), fallback_from: None };
+    };
     let mut to = wanted;
-    if let Some(base) = to.info().base.filter(|_| t.name == EMBEDDING || t.name == PER_LAYER_EMBEDDING) {
-        reason += &format!("; {base} because single rows of an embedding must be reachable");
-        to = base;
-    }
-    let before_shape = to;
     let [n_per_row, rows, ..] = t.ne;
-    let blocks_fit = fallback_for_row(to, usize::try_from(n_per_row).unwrap_or(usize::MAX));
-    if let Some(fallback) = blocks_fit {
+    if let Some(fallback) = fallback_for_row(to, usize::try_from(n_per_row).unwrap_or(usize::MAX)) {
         reason +=
             &format!("; {fallback} because rows of {n_per_row} are not a multiple of {}", row_multiple(to));
         to = fallback;
     }
-    if let Some(base) = to.info().base.filter(|_| !rows.is_multiple_of(to.info().rows as u64)) {
-        reason += &format!("; {base} because {rows} rows are not groups of {}", to.info().rows);
-        to = base;
+    if let Some(plain) = plain_twin(to).filter(|_| t.name == EMBEDDING || t.name == PER_LAYER_EMBEDDING) {
+        reason += &format!("; {plain} because single rows of an embedding must be reachable");
+        to = plain;
     }
-    let fallback_from = (to != before_shape).then_some(before_shape);
+    if let Some(plain) = plain_twin(to).filter(|_| !rows.is_multiple_of(to.info().rows as u64)) {
+        reason += &format!("; {plain} because {rows} rows are not groups of {}", to.info().rows);
+        to = plain;
+    }
+    let fallback_from = (to != wanted).then_some(wanted);
     match t.ty.known() == Some(to) {
         true => Decision { to: None, reason: format!("is {to} already ({reason})"), fallback_from },
         false => Decision { to: Some(to), reason, fallback_from },
     }
 }
 
+/// What rows get that cannot be in groups of an interleaved type.
+fn plain_twin(ty: QuantType) -> Option<QuantType> {
+    match ty {
+        // the same bits per weight, one row at a time
+        QuantType::IQ1_S_R4 => Some(QuantType::IQ1_S),
+        QuantType::IQ1_M_R4 => Some(QuantType::IQ1_M),
+        QuantType::Q8_K_R8 | QuantType::Q8_K_R16 => Some(QuantType::Q8_0),
+        QuantType::Q8_KV_R8 => Some(QuantType::Q8_KV),
+        _ => ty.info().base,
+    }
+}
+
 /// Why a tensor is never quantized, if so.
-fn kept_because(t: &Tensor, router: Option<QuantType>) -> Option<String> {
+fn kept_because(t: &Tensor, recipe: &Recipe) -> Option<String> {
     let Some(ty) = t.ty.known() else { return Some(format!("{} is copied", t.ty)) };
     if ty.info().family == Family::Integer {
         return Some("integers".into());
@@ -168,20 +181,27 @@ fn kept_because(t: &Tensor, router: Option<QuantType>) -> Option<String> {
     if t.ne[1..].iter().all(|n| *n == 1) {
         return Some("one-dimensional".into());
     }
-    if t.name.contains(ROUTER) && router.is_none() {
+    if t.name.contains(ROUTER) && recipe.ffn_gate_inp_type.is_none() {
         return Some("router, kept (--ffn-gate-inp-type quantizes it)".into());
+    }
+    if t.name == OUTPUT && recipe.leave_output_tensor {
+        return Some("--leave-output-tensor".into());
     }
     None
 }
 
-/// Steps 2 to 5: what the recipe wants, before shapes have their say.
-fn wish(recipe: &Recipe, t: &Tensor, tied: bool, matched: &mut [bool]) -> (QuantType, String) {
-    let base = recipe.ftype.base;
-    let mut wanted = (base, if recipe.pure { "--pure".to_string() } else { "base type".to_string() });
-    let is_output = t.name == OUTPUT || tied && t.name == EMBEDDING;
-    if is_output && !recipe.pure && base.bpw() < QuantType::Q6_K.bpw() {
-        let to = if t.ne[0].is_multiple_of(256) { QuantType::Q6_K } else { QuantType::Q8_0 };
-        wanted = (to, if tied { "output rule (tied embedding)".into() } else { "output rule".into() });
+/// Steps 2 to 6: what the recipe wants, before shapes have their say.
+fn wish(
+    recipe: &Recipe,
+    t: &Tensor,
+    rule: Option<(QuantType, String)>,
+    tied: bool,
+    matched: &mut [bool],
+) -> Option<(QuantType, String)> {
+    let base = recipe.ftype.base.map(|b| (b, if recipe.pure { "--pure" } else { "base type" }.to_string()));
+    let mut wanted = rule.or(base);
+    if let Some(by_role) = recipe.roles.find(&t.name) {
+        wanted = Some(by_role);
     }
     // every rule that would match counts as used, whether or not an earlier one decides
     let mut first = None;
@@ -192,16 +212,18 @@ fn wish(recipe: &Recipe, t: &Tensor, tied: bool, matched: &mut [bool]) -> (Quant
         }
     }
     if let Some(rule) = first {
-        wanted = (rule.ty, format!("custom rule `{}`", rule.pattern.as_str()));
+        wanted = Some((rule.ty, format!("custom rule `{}`", rule.pattern.as_str())));
     }
+    let is_output = t.name == OUTPUT || tied && t.name == EMBEDDING;
     let options = [
+        (is_output, recipe.output_tensor_type, "--output-tensor-type"),
         (t.name == EMBEDDING, recipe.token_embedding_type, "--token-embedding-type"),
-        (t.name == OUTPUT, recipe.output_tensor_type, "--output-tensor-type"),
+        (t.name == PER_LAYER_EMBEDDING, recipe.per_layer_token_embedding_type, "--per-layer-token-embedding-type"),
         (t.name.contains(ROUTER), recipe.ffn_gate_inp_type, "--ffn-gate-inp-type"),
     ];
     for (applies, ty, option) in options {
         if let Some(ty) = ty.filter(|_| applies) {
-            wanted = (ty, option.to_string());
+            wanted = Some((ty, option.to_string()));
         }
     }
     wanted
@@ -212,6 +234,8 @@ mod tests {
     use super::*;
     use QuantType::*;
     use ikq_gguf::{Bytes, TensorType};
+
+    use crate::roles::Role;
 
     fn tensor(name: &str, ne: [u64; 4], ty: QuantType) -> Tensor {
         let n_dims = 4 - ne.iter().rev().take_while(|n| **n == 1).count() as u32;
@@ -230,8 +254,13 @@ mod tests {
         ]
     }
 
+    fn decided(recipe: &Recipe) -> Vec<Decision> {
+        let facts = Facts { n_layers: 1, ..Facts::default() };
+        decide(recipe, &facts, false, &model()).expect("valid")
+    }
+
     fn types(recipe: &Recipe) -> Vec<Option<QuantType>> {
-        decide(recipe, &model()).expect("valid").into_iter().map(|d| d.to).collect()
+        decided(recipe).into_iter().map(|d| d.to).collect()
     }
 
     fn recipe(name: &str) -> Recipe {
@@ -244,38 +273,53 @@ mod tests {
         assert_eq!(types(&r), [Some(IQ4_KS), None, None, Some(IQ4_NL), Some(IQ4_KS), Some(Q6_K)]);
         r.pure = true;
         assert_eq!(types(&r)[5], Some(IQ4_KS));
+        r.roles.set(Role::AttnQ, Q5_K);
+        assert_eq!(types(&r)[4], Some(Q5_K), "an option holds with --pure");
         r.custom = CustomRule::parse_list(r"attn_q=q8_0, token_embd=q4_0,attn=q6_k").expect("valid");
         r.token_embedding_type = Some(Q8_0);
         r.ffn_gate_inp_type = Some(Q8_0);
         assert_eq!(types(&r), [Some(Q8_0), None, Some(Q8_0), Some(IQ4_NL), Some(Q8_0), Some(IQ4_KS)]);
+        r.leave_output_tensor = true;
+        assert_eq!(types(&r)[5], None);
+    }
+
+    #[test]
+    fn options_reach_float_bases_and_copies() {
+        for name in ["bf16", "copy"] {
+            let mut r = recipe(name);
+            assert_eq!(types(&r)[3..], [None, None, None], "{name}");
+            r.roles.set(Role::AttnQ, Q8_0);
+            r.custom = CustomRule::parse_list("output=q6_k").expect("valid");
+            assert_eq!(types(&r)[3..], [None, Some(Q8_0), Some(Q6_K)], "{name}");
+        }
     }
 
     #[test]
     fn shapes_have_the_last_word_and_say_so() {
         let mut r = recipe("q4_0_r8");
-        let d = decide(&r, &model()).expect("valid");
+        let d = decided(&r);
         assert_eq!(d[0].to, Some(Q4_0), "embedding rows must be reachable");
         assert_eq!(d[4].to, Some(Q4_0), "250 rows are not groups of 8");
         assert!(d[4].reason.contains("250 rows"), "{}", d[4].reason);
-        r = recipe("q4_k");
-        let d = decide(&r, &model()).expect("valid");
+        r = recipe("q4_k_s");
+        let d = decided(&r);
         assert_eq!((d[3].to, d[3].fallback_from), (Some(Q5_0), Some(Q4_K)));
         assert!(d[3].reason.contains("rows of 96 are not a multiple of 256"), "{}", d[3].reason);
     }
 
     #[test]
-    fn what_is_there_already_is_copied() {
-        assert_eq!(types(&recipe("bf16"))[4], None);
+    fn a_mix_says_its_rule() {
+        let d = decided(&recipe("q3_k_l"));
+        assert_eq!((d[3].to, d[5].to), (Some(Q6_0), Some(Q6_K)), "Q5_K, and the fallback of its row");
+        assert!(d[3].reason.starts_with("Q3_K_L rule for ffn_down"), "{}", d[3].reason);
+        assert_eq!(d[5].reason, "Q3_K_L rule for output");
     }
 
     #[test]
     fn rules_that_cannot_be_meant_are_errors() {
         let mut r = recipe("q8_0");
         r.custom = CustomRule::parse_list("atn_q=q8_0").expect("valid");
-        assert!(decide(&r, &model()).is_err_and(|e| e.to_string().contains("atn_q=q8_0")));
-        assert!(CustomRule::parse_list("attn_q:q8_0").is_err_and(|e| e.to_string().contains("no `=`")));
-        assert!(CustomRule::parse_list("attn_(q=q8_0").is_err());
-        assert!(CustomRule::parse_list("attn_q=q9_0").is_err_and(|e| e.to_string().contains("did you mean")));
-        assert!(decide(&recipe("q4_k_m"), &model()).is_err_and(|e| e.to_string().contains("Q4_K_M")));
+        let decided = decide(&r, &Facts::default(), false, &model());
+        assert!(decided.is_err_and(|e| e.to_string().contains("atn_q=q8_0")));
     }
 }

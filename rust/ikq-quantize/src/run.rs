@@ -70,12 +70,13 @@ pub fn run(
     let (position, positions) = channel();
     let worked = thread::scope(|scope| {
         let (units, buffers, writer) = (&units, &buffers, &writer);
-        scope.spawn(move || read_ahead(units, tensors, &positions));
+        scope.spawn(move || read_ahead(plan, units, tensors, &positions));
         let behind = scope.spawn(move || write_behind(plan, units, writer, buffers, &inbox, progress));
         let worked = pool.for_each(units.iter().enumerate(), cancel, |(number, unit)| {
             // an error here means that the reader is done, which is no one's concern
             let _ = position.send(number);
-            work_on(unit, &plan.tensors[unit.tensor], &tensors[unit.tensor], isa, buffers, &finished)
+            let planned = &plan.tensors[unit.tensor];
+            work_on(unit, planned, &tensors[planned.source], isa, buffers, &finished)
         });
         drop((finished, position));
         // a write error is the cause of what the workers met afterwards
@@ -201,14 +202,15 @@ fn importance(planned: &TensorPlan, matrix: usize, n_per_row: usize) -> Option<&
 }
 
 /// Asks the system to read coming units while the workers are busy with earlier ones.
-fn read_ahead(units: &[Unit], tensors: &[Tensor], positions: &Receiver<usize>) {
+fn read_ahead(plan: &Plan, units: &[Unit], tensors: &[Tensor], positions: &Receiver<usize>) {
     let mut next = 0;
     let mut ahead = 0;
     let mut counted = 0;
     loop {
         while next < units.len() && ahead < READ_AHEAD_BYTES {
             let unit = &units[next];
-            if let Some(range) = tensors[unit.tensor].data.slice(unit.source.clone()) {
+            let source = &tensors[plan.tensors[unit.tensor].source];
+            if let Some(range) = source.data.slice(unit.source.clone()) {
                 range.will_need();
             }
             ahead += unit.source.len();

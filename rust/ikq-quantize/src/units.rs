@@ -18,9 +18,9 @@ pub(crate) const COPY_BYTES: usize = 4 << 20;
 /// One piece of work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Unit {
-    /// Index of the tensor.
+    /// Index of the tensor in the plan.
     pub tensor: usize,
-    /// Range of the source's bytes.
+    /// Range of the source tensor's bytes.
     pub source: std::ops::Range<usize>,
     /// Where the result goes in the output tensor.
     pub offset: u64,
@@ -48,7 +48,8 @@ pub(crate) enum Work {
 /// All units of a plan, in file order. Sizes were checked when the plan was made.
 pub(crate) fn units(plan: &Plan, tensors: &[Tensor]) -> Result<Vec<Unit>, ikq_formats::Error> {
     let mut all = Vec::new();
-    for (index, (planned, t)) in plan.tensors.iter().zip(tensors).enumerate() {
+    for (index, planned) in plan.tensors.iter().enumerate() {
+        let t = &tensors[planned.source];
         match (planned.encode, t.ty.known()) {
             (Some(to), Some(from)) => encode_units(index, t, from, to, &mut all)?,
             _ => copy_units(index, t.data.len(), &mut all),

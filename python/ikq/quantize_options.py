@@ -1,0 +1,161 @@
+"""`QuantizeOptions`: the keywords of `quantize_file` and `plan_quantization`, in one place."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypedDict
+
+from ikq import _ikq
+from ikq.errors import RefusedError
+from ikq.imatrix import Imatrix
+from ikq.quant_types import TypeLike, as_type
+
+__all__ = ["QuantizeOptions", "parse_size", "wishes"]
+
+PathLike = str | os.PathLike[str]
+
+
+class QuantizeOptions(TypedDict, total=False):
+    """Keywords that decide what is written; all are optional, and each is the command's option of that name."""
+
+    pure: bool
+    """TYPE for every matrix that no option names, `output.weight` included: the rules of TYPE do not apply."""
+
+    attn_q_type: TypeLike | None
+    """Type of `attn_q`, over the rules of TYPE; the same below for other roles."""
+    attn_k_type: TypeLike | None
+    attn_v_type: TypeLike | None
+    attn_qkv_type: TypeLike | None
+    """Fused query, key and value."""
+    attn_output_type: TypeLike | None
+    ffn_gate_type: TypeLike | None
+    """Experts, shared experts and merged `ffn_gate_up_exps` too; not the router."""
+    ffn_up_type: TypeLike | None
+    ffn_down_type: TypeLike | None
+
+    custom_q: str | Sequence[str]
+    """`"regex=type,regex=type"`, or several such strings, over TYPE and roles; the first pattern found in a
+    tensor's name decides. A rule that matches nothing is an error."""
+    tensor_type: str | Sequence[str]
+    """`"regex=type"`, one rule each, after those of `custom_q`; the pattern may contain commas."""
+    tensor_type_file: PathLike | None
+    """A text file of such rules, one (or a comma-separated list) per line, after those above."""
+
+    token_embedding_type: TypeLike | None
+    """Type of `token_embd.weight`, over all rules."""
+    per_layer_token_embedding_type: TypeLike | None
+    """Type of `per_layer_token_embd.weight`, over all rules."""
+    output_tensor_type: TypeLike | None
+    """Type of `output.weight` (or of the tied embedding), over all rules."""
+    ffn_gate_inp_type: TypeLike | None
+    """Type of the MoE router `ffn_gate_inp.weight`, which otherwise stays as it is."""
+    leave_output_tensor: bool
+    """`output.weight` stays as it is."""
+    extra_output_tensor: TypeLike | None
+    """Also write `output_extra.weight`, the output matrix in this type, if that is smaller than the source's."""
+    symmetric_q40: bool
+    """Q4_0 with the levels -7 to 7, as some programs that repack it for other hardware want it."""
+
+    imatrix: PathLike | Imatrix | None
+    """Activation statistics, a file of either form or an `Imatrix`."""
+    include_weights: Sequence[str]
+    """Use only the statistics of tensors whose names contain one of these."""
+    exclude_weights: Sequence[str]
+    """Use no statistics of tensors whose names contain one of these."""
+    hide_imatrix: bool
+    """Do not write the imatrix's name and size into the file."""
+    ignore_imatrix_rules: bool
+    """Do not refuse types that need statistics where there are none."""
+
+    allow_requantize: bool
+    """Accept tensors that are quantized already."""
+    override_kv: Sequence[str] | Mapping[str, int | float | bool | str]
+    """Metadata to change: `"KEY=TYPE:VALUE"` with TYPE int, float, bool or str, or a mapping. The rules see
+    the changed values."""
+    split_max_size: int | str | None
+    """Split the output into files of at most this many bytes (`"4G"`, `"500M"`)."""
+    split_max_tensors: int | None
+    """Split the output into files of at most this many tensors."""
+
+
+def wishes(options: QuantizeOptions) -> dict[str, Any]:
+    """The options as the core takes them: every one present, types as ids.
+
+    Raises:
+        TypeError: An unknown keyword.
+        ikq.errors.FormatError: An unknown type name.
+    """
+    unknown = options.keys() - QuantizeOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"unknown option {sorted(unknown)[0]!r}; see help(ikq.QuantizeOptions)")
+    given: Mapping[str, Any] = options
+
+    def type_id(name: str) -> int | None:
+        value: TypeLike | None = given.get(name)
+        return None if value is None else int(as_type(value))
+
+    file = options.get("tensor_type_file")
+    size = options.get("split_max_size")
+    return {
+        "pure": options.get("pure", False),
+        "roles": [(role, t) for role in _ikq.roles() if (t := type_id(f"{role}_type")) is not None],
+        "custom": [
+            *(("list", text) for text in _several(options.get("custom_q", ()))),
+            *(("rule", text) for text in _several(options.get("tensor_type", ()))),
+            *([] if file is None else [("file", os.fspath(file))]),
+        ],
+        "token_embedding_type": type_id("token_embedding_type"),
+        "per_layer_token_embedding_type": type_id("per_layer_token_embedding_type"),
+        "output_tensor_type": type_id("output_tensor_type"),
+        "ffn_gate_inp_type": type_id("ffn_gate_inp_type"),
+        "leave_output_tensor": options.get("leave_output_tensor", False),
+        "extra_output_tensor": type_id("extra_output_tensor"),
+        "symmetric_q40": options.get("symmetric_q40", False),
+        "allow_requantize": options.get("allow_requantize", False),
+        "ignore_imatrix_rules": options.get("ignore_imatrix_rules", False),
+        "include_weights": _several(options.get("include_weights", ())),
+        "exclude_weights": _several(options.get("exclude_weights", ())),
+        "hide_imatrix": options.get("hide_imatrix", False),
+        "override_kv": _overrides(options.get("override_kv", ())),
+        "max_bytes": None if size is None else parse_size(size),
+        "max_tensors": options.get("split_max_tensors"),
+    }
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes of `"4G"`, `"500M"`, `"64K"` or a plain number.
+
+    The units are powers of 1000, as users of `gguf-split` know them.
+
+    Raises:
+        ValueError: Not a positive size.
+    """
+    match = re.fullmatch(r"\s*(\d+)\s*([KMGT]?)B?\s*", str(size), re.IGNORECASE)
+    n = int(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ") if match else 0
+    if n <= 0:
+        raise ValueError(f"{size!r} is not a size; write a number with K, M or G, such as 4G")
+    return n
+
+
+def _several(texts: str | Iterable[str]) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
+def _overrides(given: str | Sequence[str] | Mapping[str, int | float | bool | str]) -> list[str]:
+    if not isinstance(given, Mapping):
+        return _several(given)
+    return [f"{key}={_kind(key, value)}:{_text(value)}" for key, value in given.items()]
+
+
+def _kind(key: str, value: object) -> str:
+    # bool first: it is an int
+    for kind, name in ((bool, "bool"), (int, "int"), (float, "float"), (str, "str")):
+        if isinstance(value, kind):
+            return name
+    raise RefusedError(f"override_kv[{key!r}] is {value!r}; give an int, a float, a bool or a str")
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
