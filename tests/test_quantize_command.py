@@ -63,7 +63,10 @@ def test_lines_sizes_and_types(tmp_path: Path) -> None:
     assert {t.type for t in model.tensors.values()} == {
         ikq.QuantType.F32,
         ikq.QuantType.IQ4_KS,
+        # the rules for models with experts
+        ikq.QuantType.Q5_K,
         ikq.QuantType.Q6_K,
+        ikq.QuantType.Q8_0,
     }
     assert model.metadata["general.file_type"] == 145
     assert model.metadata["quantize.imatrix.entries_count"] == 33
