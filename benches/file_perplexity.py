@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--stored", type=Path, required=True)
     parser.add_argument("--types", nargs="+", required=True)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--name", default="ik_llama.cpp", help="what the figures call the program")
     parser.add_argument("--append", type=Path, help="a JSON-lines file for the figures")
     args = parser.parse_args()
     args.program, args.text = (str(Path(p).resolve()) for p in (args.program, args.text))
@@ -79,7 +80,7 @@ def main() -> None:
                     "stored": expected,
                 }
                 with args.append.open("a") as f:
-                    f.write(json.dumps(row | {"program": Path(args.program).name}) + "\n")
+                    f.write(json.dumps(row | {"program": args.name}) + "\n")
 
 
 if __name__ == "__main__":
