@@ -19,6 +19,8 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     type F: Copy;
     /// Sixteen i32 lanes.
     type I: Copy;
+    /// Whether a look-up in 32 or 64 floats is faster than ten operations of arithmetic.
+    const WIDE_LUT: bool;
 
     fn load_f(self, x: &[f32; 16]) -> Self::F;
     fn splat_f(self, x: f32) -> Self::F;
@@ -48,6 +50,10 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn lut8_f(self, table: Self::F, index: Self::I) -> Self::F {
         self.lut16_f(table, index)
     }
+    /// `table[index % 32]` per lane.
+    fn lut32_f(self, table: [Self::F; 2], index: Self::I) -> Self::F;
+    /// `table[index % 64]` per lane.
+    fn lut64_f(self, table: [Self::F; 4], index: Self::I) -> Self::F;
     /// Adds a weighted squared distance in two coordinates to each lane: with `p` the i16 pairs of
     /// `points` (lane i: elements 2i and 2i + 1), `target` and `weight` pairs as [`pair`] makes them,
     /// `acc + sum over both of weight * floor((p - target)^2 / 2^16)`, the difference saturated to i16.
@@ -136,6 +142,7 @@ fn zip(a: [f32; 16], b: [f32; 16], f: impl Fn(f32, f32) -> f32) -> [f32; 16] {
 impl Lanes for Scalar {
     type F = [f32; 16];
     type I = [i32; 16];
+    const WIDE_LUT: bool = true;
 
     #[inline(always)]
     fn load_f(self, x: &[f32; 16]) -> [f32; 16] {
@@ -202,6 +209,14 @@ impl Lanes for Scalar {
         index.map(|i| table[(i & 15) as usize])
     }
     #[inline(always)]
+    fn lut32_f(self, table: [[f32; 16]; 2], index: [i32; 16]) -> [f32; 16] {
+        index.map(|i| table.as_flattened()[(i & 31) as usize])
+    }
+    #[inline(always)]
+    fn lut64_f(self, table: [[f32; 16]; 4], index: [i32; 16]) -> [f32; 16] {
+        index.map(|i| table.as_flattened()[(i & 63) as usize])
+    }
+    #[inline(always)]
     fn add_square_2(
         self,
         acc: [i32; 16],
@@ -256,9 +271,23 @@ macro_rules! both {
     }};
 }
 
+/// `one` where the bit of the index is set, `zero` elsewhere. For methods of `Avx2`.
+#[inline(always)]
+fn by_bit<const BIT: u32>(index: [__m256i; 2], zero: Pair, one: Pair) -> Pair {
+    // SAFETY: called in methods of `Avx2`, whose token proves the instructions.
+    unsafe {
+        // a blend looks at the sign
+        let up = _mm_cvtsi32_si128(31 - BIT as i32);
+        let lo = _mm256_castsi256_ps(_mm256_sll_epi32(index[0], up));
+        let hi = _mm256_castsi256_ps(_mm256_sll_epi32(index[1], up));
+        [_mm256_blendv_ps(zero[0], one[0], lo), _mm256_blendv_ps(zero[1], one[1], hi)]
+    }
+}
+
 impl Lanes for Avx2 {
     type F = Pair;
     type I = [__m256i; 2];
+    const WIDE_LUT: bool = false;
 
     #[inline(always)]
     fn load_f(self, x: &[f32; 16]) -> Pair {
@@ -382,6 +411,14 @@ impl Lanes for Avx2 {
         index.map(|i| unsafe { _mm256_permutevar8x32_ps(table[0], i) })
     }
     #[inline(always)]
+    fn lut32_f(self, [a, b]: [Pair; 2], index: [__m256i; 2]) -> Pair {
+        by_bit::<4>(index, self.lut16_f(a, index), self.lut16_f(b, index))
+    }
+    #[inline(always)]
+    fn lut64_f(self, [a, b, c, d]: [Pair; 4], index: [__m256i; 2]) -> Pair {
+        by_bit::<5>(index, self.lut32_f([a, b], index), self.lut32_f([c, d], index))
+    }
+    #[inline(always)]
     fn add_square_2(
         self,
         acc: [__m256i; 2],
@@ -412,6 +449,7 @@ macro_rules! avx512 {
 impl Lanes for Avx512 {
     type F = __m512;
     type I = __m512i;
+    const WIDE_LUT: bool = true;
 
     #[inline(always)]
     fn load_f(self, x: &[f32; 16]) -> __m512 {
@@ -480,6 +518,17 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn lut16_f(self, table: __m512, index: __m512i) -> __m512 {
         avx512! { _mm512_permutexvar_ps(index, table) }
+    }
+    #[inline(always)]
+    fn lut32_f(self, [a, b]: [__m512; 2], index: __m512i) -> __m512 {
+        avx512! { _mm512_permutex2var_ps(a, index, b) }
+    }
+    #[inline(always)]
+    fn lut64_f(self, [a, b, c, d]: [__m512; 4], index: __m512i) -> __m512 {
+        avx512! {
+            let high = _mm512_test_epi32_mask(index, _mm512_set1_epi32(32));
+            _mm512_mask_blend_ps(high, _mm512_permutex2var_ps(a, index, b), _mm512_permutex2var_ps(c, index, d))
+        }
     }
     #[inline(always)]
     fn add_square_2(self, acc: __m512i, points: &[i16; 32], target: __m512i, weight: __m512i) -> __m512i {

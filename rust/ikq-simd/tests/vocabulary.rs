@@ -108,6 +108,8 @@ impl IsaOp for Everything {
             isa.float_i(isa.splat_i(i32s[3])),
             isa.lut16_f(fx, isa.load_i(&i32s.map(|i| i & 15))),
             isa.lut8_f(fx, isa.load_i(&i32s.map(|i| i & 7))),
+            isa.lut32_f([fx, fy], vi),
+            isa.lut64_f([fx, fy, isa.abs_f(fx), isa.abs_f(fy)], vi),
             isa.float_i(isa.add_square_2(
                 isa.load_i(&i32s.map(|i| i >> 8)),
                 &points,

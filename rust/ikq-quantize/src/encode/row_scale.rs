@@ -1,34 +1,62 @@
-//! One float scale per row, sub-blocks of 32 with an odd integer scale and a choice between two rows
-//! of a value table: IQ4_KS.
+//! One float scale per row, sub-blocks of 32 with an integer scale and a choice between two rows of
+//! a value table: IQ2_KS, IQ3_KS, IQ4_KS, IQ5_KS.
 //!
 //! Objective: `sum w (x - d k v)^2` with w of the column. Searched: a scale for every sub-block with
 //! either table row ([`crate::search::scale`]); then d of the whole row, the integers k, the table
 //! rows and the codes together ([`crate::search::block_scales`]), the table row being chosen again
 //! at the final scales.
 
-use ikq_formats::codebook::IQ4K_VALUES;
+use ikq_formats::codebook::{IQ2NL_VALUES, IQ3NL_VALUES, IQ4K_VALUES, IQ5NL_VALUES};
 use ikq_formats::{QuantType, layout};
 use ikq_simd::Isa;
 
 use super::Encode;
 use super::weights::normalizer;
-use crate::search::block_scales::{Grid, Settled, settle, super_scale};
-use crate::search::levels::Table4;
-use crate::search::scale::{self, Fit, Ladder};
+use crate::search::block_scales::{Grid, Reach, Settled, nearly_exact, settle, settled_error, super_scale};
+use crate::search::levels::{Four, Levels, Shifted, Table, Wide};
+use crate::search::scale::{self, Fit, Ladder, two_sided};
 use crate::search::tile::{Codes, LANES, Tile, lane_codes};
 
 /// Elements per sub-block and sub-blocks per block.
 const N: usize = 32;
 const PER_BLOCK: usize = 8;
-/// How far the second table row is above the first.
-const SHIFT: f32 = 4.0;
-/// Bytes of the row header, an f32.
-const HEADER: usize = 4;
-/// The largest d: with it, no code of any sub-block decodes to infinity (a little less than
-/// the largest float over the largest integer and value, for the sake of three roundings).
+/// The largest d in single precision: with it, no code of any sub-block decodes to infinity (a little
+/// less than the largest float over the largest integer and value, for the sake of three roundings).
+/// A half is never too large.
 const LARGEST: f32 = f32::MAX / (127.0 * 127.001);
-/// Integer scales.
-const GRID: Grid = Grid { lo: -127.0, hi: 127.0, odd: true };
+
+/// How the row's scale is stored.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Header {
+    F16,
+    F32,
+}
+
+/// Where the table row of a sub-block is stored.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum RowBit {
+    /// In a field of its own, before the scales.
+    Field,
+    /// In the lowest bit of the scale's byte (odd scales plus an odd number leave it clear).
+    Scale,
+}
+
+/// What tells the types apart.
+#[derive(Clone, Copy)]
+struct Search<L> {
+    rows: [L; 2],
+    /// How far the second table row is above the first.
+    shift: f32,
+    ladder: Ladder,
+    grid: Grid,
+    reach: Reach,
+    /// How often integers and d are found in turn.
+    rounds: usize,
+    header: Header,
+    row_bit: RowBit,
+    /// Added to the integer scale in the block's field.
+    offset: f32,
+}
 
 /// A row: its sub-blocks in tiles, what was found for each.
 #[derive(Default)]
@@ -50,79 +78,225 @@ impl Scratch {
     }
 }
 
-/// Sixteen levels, two table rows.
-#[allow(non_camel_case_types)]
-pub struct IQ4_KS;
+/// Where only the rounding of d is left, the first level of the table as a multiple of others is
+/// tried besides itself: IQ2_KS has few integers and more luck with 26, 22, 17 and 8 than with 31 alone.
+const LUCKY: [f32; 5] = [1.0, 26.0 / 31.0, 22.0 / 31.0, 17.0 / 31.0, 8.0 / 31.0];
 
-impl Encode for IQ4_KS {
-    const TYPE: QuantType = QuantType::IQ4_KS;
-    type Scratch = Scratch;
+/// Encodes one row.
+#[inline(always)]
+fn encode_row<I: Isa, L: Levels<I>>(
+    isa: I,
+    ty: QuantType,
+    search: Search<L>,
+    (x, w): (&[f32], &[f32]),
+    s: &mut Scratch,
+    out: &mut [u8],
+) {
+    let Search { rows, shift, ladder, grid, rounds, header, row_bit, offset, .. } = search;
+    let layout = layout(ty).expect("types of this file have layouts");
+    let (down, up) = normalizer(x);
+    s.resize(x.len().div_ceil(LANES * N));
 
-    #[inline(always)]
-    fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], s: &mut Scratch, out: &mut [u8]) {
-        let layout = layout(Self::TYPE).expect("the type has a layout");
-        let table = Table4::new(isa, &IQ4K_VALUES[0]);
-        let tables = [table, table.shifted(isa, isa.splat_f(SHIFT))];
-        let (down, up) = normalizer(x);
-        s.resize(x.len().div_ceil(LANES * N));
-
-        let elements = x.chunks(LANES * N).zip(w.chunks(LANES * N));
-        for (i, (x, w)) in elements.enumerate() {
-            let tile = &mut s.tiles[i];
-            tile.load_row(isa, x, w, (down, up));
-            let peak = tile.peak(isa);
-            let mut fit = Fit::nothing(isa);
-            for table in tables {
-                fit = scale::best_scale(isa, tile, table, peak, LADDER, fit);
-            }
-            isa.store_f(fit.scale, &mut s.scales[i]);
-            isa.store_f(fit.curvature, &mut s.curvatures[i]);
+    let (mut energy, mut left) = (0.0, 0.0);
+    let elements = x.chunks(LANES * N).zip(w.chunks(LANES * N));
+    for (i, (x, w)) in elements.enumerate() {
+        let tile = &mut s.tiles[i];
+        tile.load_row(isa, x, w, (down, up));
+        let peak = tile.peak(isa);
+        let mut fit = Fit::nothing(isa);
+        for levels in rows {
+            fit = scale::best_scale(isa, tile, levels, peak, ladder, fit);
         }
+        let tile_energy = tile.energy(isa);
+        energy += isa.sum(tile_energy);
+        left += isa.sum(isa.sub_f(tile_energy, fit.gain));
+        isa.store_f(fit.scale, &mut s.scales[i]);
+        isa.store_f(fit.curvature, &mut s.curvatures[i]);
+    }
 
-        let n_sub = x.len() / N;
-        let limit = LARGEST * down;
-        let within = |d: I::F| isa.max_f(isa.min_f(d, isa.splat_f(limit)), isa.splat_f(-limit));
-        let (scales, curvatures) = (s.scales.as_flattened(), s.curvatures.as_flattened());
-        let mut d = super_scale(isa, &scales[..n_sub], &curvatures[..n_sub], GRID, within);
-        let (mut xk, mut kk) = (0.0, 0.0);
-        for (i, tile) in s.tiles.iter().enumerate() {
-            let scale = isa.load_f(&s.scales[i]);
-            let found: Settled<I::F> = settle(isa, tile, &tables, scale, isa.splat_f(d), GRID);
-            isa.store_f(found.k, &mut s.k[i]);
-            isa.store_f(found.row, &mut s.table_row[i]);
-            // lanes beyond the row's end hold zeros: no part in xk, and taken out of kk
-            let live = n_sub - (i * LANES).min(n_sub);
-            xk += isa.sum(found.xk);
-            kk += isa.array(found.kk).iter().take(live).sum::<f32>();
+    let n_sub = x.len() / N;
+    let limit = isa.splat_f(LARGEST * down);
+    // what can be stored, in the unit of the tiles
+    let storable = |d: I::F| match header {
+        Header::F16 => isa.mul_f(isa.f16_round(isa.mul_f(d, isa.splat_f(up))), isa.splat_f(down)),
+        Header::F32 => isa.max_f(isa.min_f(d, limit), isa.sub_f(isa.splat_f(0.0), limit)),
+    };
+    let (scales, curvatures) = (s.scales.as_flattened(), s.curvatures.as_flattened());
+    let mut d = super_scale(isa, &scales[..n_sub], &curvatures[..n_sub], grid, storable);
+    for _ in 0..rounds {
+        let (xk, kk) = settle_row(isa, s, &search, d, n_sub);
+        d = if kk > 0.0 { isa.array(storable(isa.splat_f(xk / kk)))[0] } else { 0.0 };
+    }
+    if header == Header::F16 && nearly_exact(energy, left) {
+        // only the rounding of d is left
+        let peak = s.scales.as_flattened().iter().fold(0.0f32, |p, s| if s.abs() > p.abs() { *s } else { p });
+        let every = Search { reach: Reach::All, ..search };
+        let mut best = (row_error(isa, s, &search, d), d);
+        for end in grid.ends().flat_map(|end| LUCKY.map(|l| end * l)) {
+            let d = isa.array(storable(isa.splat_f(peak / end)))[0];
+            settle_row(isa, s, &every, d, n_sub);
+            let error = row_error(isa, s, &search, d);
+            best = if error < best.0 { (error, d) } else { best };
         }
-        d = if kk > 0.0 { (xk / kk).clamp(-limit, limit) } else { 0.0 };
+        d = best.1;
+        settle_row(isa, s, &every, d, n_sub);
+    }
 
-        // in the unit of the row; the decoder multiplies d by k, rounding, then by the value
-        let (header, blocks) = out.split_at_mut(HEADER);
-        header.copy_from_slice(&(d * up).to_le_bytes());
-        let mut codes: Codes<N> = [[0.0; LANES]; N];
-        let mut values = [0u32; PER_BLOCK + PER_BLOCK * N];
-        for (i, out) in blocks.chunks_mut(LANES / PER_BLOCK * layout.bytes).enumerate() {
-            let table = table.shifted(isa, isa.mul_f(isa.load_f(&s.table_row[i]), isa.splat_f(SHIFT)));
-            let dk = isa.mul_f(isa.splat_f(d), isa.load_f(&s.k[i]));
-            scale::codes(isa, &s.tiles[i], table, dk, &mut codes);
-            for (block, out) in out.chunks_exact_mut(layout.bytes).enumerate() {
-                for j in 0..PER_BLOCK {
-                    let lane = block * PER_BLOCK + j;
-                    values[j] = (s.k[i][lane] + 127.0) as u32 | s.table_row[i][lane] as u32;
-                    lane_codes(&codes, lane, &mut values[PER_BLOCK + j * N..][..N]);
+    // in the unit of the row; the decoder multiplies d by k, rounding, then by the value
+    let (head, blocks) = out.split_at_mut(if header == Header::F16 { 2 } else { 4 });
+    match header {
+        Header::F16 => head.copy_from_slice(&isa.f16_bits(isa.splat_f(d * up))[0].to_le_bytes()),
+        Header::F32 => head.copy_from_slice(&(d * up).to_le_bytes()),
+    }
+    let mut codes: Codes<N> = [[0.0; LANES]; N];
+    // shift (where it is a field), scales, q
+    let mut values = [0u32; 2 * PER_BLOCK + PER_BLOCK * N];
+    let fields = if row_bit == RowBit::Field { &mut values[..] } else { &mut values[PER_BLOCK..] };
+    let scales_at = fields.len() - PER_BLOCK * (1 + N);
+    for (i, out) in blocks.chunks_mut(LANES / PER_BLOCK * layout.bytes).enumerate() {
+        let by = isa.mul_f(isa.load_f(&s.table_row[i]), isa.splat_f(shift));
+        let dk = isa.mul_f(isa.splat_f(d), isa.load_f(&s.k[i]));
+        scale::codes(isa, &s.tiles[i], Shifted { levels: rows[0], by }, dk, &mut codes);
+        for (block, out) in out.chunks_exact_mut(layout.bytes).enumerate() {
+            for j in 0..PER_BLOCK {
+                let lane = block * PER_BLOCK + j;
+                let (scale, row) = ((s.k[i][lane] + offset) as u32, s.table_row[i][lane] as u32);
+                match row_bit {
+                    RowBit::Field => (fields[j], fields[scales_at + j]) = (row, scale),
+                    RowBit::Scale => fields[j] = scale | row,
                 }
-                layout.pack(&values, out);
+                lane_codes(&codes, lane, &mut fields[scales_at + PER_BLOCK + j * N..][..N]);
             }
+            layout.pack(fields, out);
         }
     }
 }
 
+/// Integers and table rows of all sub-blocks at d; returns `sum w x k v` and `sum w (k v)^2`.
+#[inline(always)]
+fn settle_row<I: Isa, L: Levels<I>>(
+    isa: I,
+    s: &mut Scratch,
+    search: &Search<L>,
+    d: f32,
+    n_sub: usize,
+) -> (f32, f32) {
+    let (mut xk, mut kk) = (0.0, 0.0);
+    for (i, tile) in s.tiles.iter().enumerate() {
+        let scale = isa.load_f(&s.scales[i]);
+        let found = settle(isa, tile, &search.rows, scale, isa.splat_f(d), (search.grid, search.reach));
+        isa.store_f(found.k, &mut s.k[i]);
+        isa.store_f(found.row, &mut s.table_row[i]);
+        // lanes beyond the row's end hold zeros: no part in xk, and taken out of kk
+        let live = n_sub - (i * LANES).min(n_sub);
+        xk += isa.sum(found.xk);
+        kk += isa.array(found.kk).iter().take(live).sum::<f32>();
+    }
+    (xk, kk)
+}
+
+/// The row's error as settled, added up as it stands.
+#[inline(always)]
+fn row_error<I: Isa, L: Levels<I>>(isa: I, s: &Scratch, search: &Search<L>, d: f32) -> f32 {
+    let mut error = 0.0;
+    for (i, tile) in s.tiles.iter().enumerate() {
+        let zero = isa.splat_f(0.0);
+        let settled =
+            Settled { k: isa.load_f(&s.k[i]), row: isa.load_f(&s.table_row[i]), xk: zero, kk: zero };
+        let levels = (search.rows[0], search.shift);
+        error += isa.sum(settled_error(isa, tile, levels, settled, isa.splat_f(d)));
+    }
+    error
+}
+
+macro_rules! row_scales {
+    ($($(#[$doc:meta])* $ty:ident: $search:expr;)*) => { $(
+        $(#[$doc])*
+        #[allow(non_camel_case_types)]
+        pub struct $ty;
+
+        impl Encode for $ty {
+            const TYPE: QuantType = QuantType::$ty;
+            type Scratch = Scratch;
+
+            #[inline(always)]
+            fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut Scratch, out: &mut [u8]) {
+                encode_row(isa, Self::TYPE, $search(isa), (x, w), scratch, out);
+            }
+        }
+    )* };
+}
+
+row_scales! {
+    /// Four levels, two table rows.
+    IQ2_KS: |isa| Search {
+        rows: [Four::new(isa, &IQ2NL_VALUES[0]), Four::new(isa, &IQ2NL_VALUES[1])],
+        shift: 5.0,
+        ladder: IQ2_LADDER,
+        grid: FIVE_BITS,
+        reach: Reach::Neighbours,
+        rounds: 2,
+        header: Header::F16,
+        row_bit: RowBit::Field,
+        offset: 16.0,
+    };
+    /// Eight levels, two table rows.
+    IQ3_KS: |isa| Search {
+        rows: [Table::new(isa, &IQ3NL_VALUES[0]), Table::new(isa, &IQ3NL_VALUES[1])],
+        shift: 4.0,
+        ladder: IQ3_LADDER,
+        grid: FIVE_BITS,
+        reach: Reach::Neighbours,
+        rounds: 2,
+        header: Header::F16,
+        row_bit: RowBit::Field,
+        offset: 16.0,
+    };
+    /// Sixteen levels, two table rows.
+    IQ4_KS: |isa| Search {
+        rows: [Table::new(isa, &IQ4K_VALUES[0]), Table::new(isa, &IQ4K_VALUES[1])],
+        shift: 4.0,
+        ladder: IQ4_LADDER,
+        grid: ODD_BYTES,
+        reach: Reach::Neighbours,
+        rounds: 1,
+        header: Header::F32,
+        row_bit: RowBit::Scale,
+        offset: 127.0,
+    };
+    /// 32 levels, two table rows.
+    IQ5_KS: |isa| Search {
+        rows: [Wide::new(isa, &IQ5NL_VALUES[0]), Wide::new(isa, &IQ5NL_VALUES[1])],
+        shift: 2.0,
+        ladder: IQ5_LADDER,
+        grid: ODD_BYTES,
+        reach: Reach::Neighbours,
+        rounds: 1,
+        header: Header::F32,
+        row_bit: RowBit::Scale,
+        offset: 127.0,
+    };
+}
+
+const FIVE_BITS: Grid = Grid { lo: -16.0, hi: 15.0, odd: false };
+const ODD_BYTES: Grid = Grid { lo: -127.0, hi: 127.0, odd: true };
+
 /// The largest element around the last level of both sides and beyond; the first level of the second
 /// table row is four less.
 #[rustfmt::skip]
-const ANCHORS: &[f32] = &[
+const IQ4_ANCHORS: &[f32] = &[
     -127.0, -117.0, -122.0, -132.0, -138.0, -146.0, -155.0, -166.0, -180.0, -200.0, -225.0,
     104.0, 109.0, 114.0, 119.0, 125.0, 132.0, 141.0, 152.0, 166.0, 185.0, 205.0,
 ];
-const LADDER: Ladder = Ladder { anchors: ANCHORS, stretches: &[0.975, 0.988, 1.012, 1.025], rounds: 2 };
+pub(super) const IQ4_LADDER: Ladder =
+    Ladder { anchors: IQ4_ANCHORS, stretches: &[0.975, 0.988, 1.012, 1.025], rounds: 2 };
+/// The same for the other tables: coarser ones clip more.
+pub(super) const IQ5_LADDER: Ladder = Ladder {
+    anchors: &two_sided::<20>(-122.0, 115.0, 1.05),
+    stretches: &[0.98, 0.99, 1.01, 1.02],
+    rounds: 2,
+};
+pub(super) const IQ3_LADDER: Ladder =
+    Ladder { anchors: &two_sided::<22>(-58.0, 44.0, 1.075), stretches: &[0.965, 1.035], rounds: 3 };
+pub(super) const IQ2_LADDER: Ladder =
+    Ladder { anchors: &two_sided::<28>(-26.0, 15.0, 1.09), stretches: &[0.96, 1.04], rounds: 3 };

@@ -1,29 +1,40 @@
-//! Super-blocks of 256 with one f16 scale and an integer scale per sub-block: Q6_K, IQ4_XS.
+//! Super-blocks of 256 with one f16 scale and an integer scale per sub-block, some with a choice
+//! between two rows of a value table: Q3_K, Q6_K, IQ4_XS, IQ2_K, IQ3_K, IQ4_K, IQ5_K, IQ6_K.
 //!
-//! Objective: `sum w (x - d k v)^2` with w of the column. Searched: a scale for every sub-block
-//! ([`crate::search::scale`]), then d, the integers k and the codes together
-//! ([`crate::search::block_scales`]).
+//! Objective: `sum w (x - d k v)^2` with w of the column. Searched: a scale for every sub-block with
+//! either table row ([`crate::search::scale`]); then d, the integers k, the table rows and the codes
+//! together ([`crate::search::block_scales`]), in turn as often as the type needs.
 
-use ikq_formats::codebook::IQ4NL_VALUES;
+use ikq_formats::codebook::{
+    IQ2NL_VALUES, IQ3NL_VALUES, IQ4K_VALUES, IQ4NL_VALUES, IQ5NL_VALUES, IQ6NL_VALUES,
+};
 use ikq_formats::{QuantType, layout};
 use ikq_simd::Isa;
 
 use super::Encode;
-use crate::search::block_scales::{Grid, refit, settle, super_scale};
-use crate::search::levels::{Integers, Levels, Table4};
-use crate::search::scale::{self, Fit, Ladder};
+use crate::search::block_scales::{
+    Grid, Reach, Settled, nearly_exact, refit, settle, settled_error, super_scale, totals,
+};
+use crate::search::levels::{Four, Integers, Levels, Shifted, Table, Table4, Wide};
+use crate::search::scale::{self, Fit, Ladder, two_sided};
 use crate::search::tile::{Codes, LANES, Tile, lane_codes};
 
 /// Elements per super-block.
 const SUPER: usize = 256;
 
 /// What tells the types apart.
-struct Search<L> {
-    levels: L,
+struct Search<L, const ROWS: usize> {
+    /// The level sets a sub-block chooses from.
+    rows: [L; ROWS],
+    /// How far the second one is above the first.
+    shift: f32,
     ladder: Ladder,
     grid: Grid,
-    /// Subtracted from the integer scale in the block's field.
-    stored_offset: f32,
+    reach: Reach,
+    /// How often integers and d are found in turn.
+    rounds: usize,
+    /// The block's field for an integer scale.
+    stored: fn(i32) -> u32,
 }
 
 /// Working memory of a row.
@@ -40,25 +51,31 @@ impl<const N: usize> Default for Scratch<N> {
 
 /// Encodes one row whose sub-blocks have `N` elements.
 #[inline(always)]
-fn encode_row<I: Isa, L: Levels<I>, const N: usize>(
+fn encode_row<I: Isa, L: Levels<I>, const ROWS: usize, const N: usize>(
     isa: I,
     ty: QuantType,
-    Search { levels, ladder, grid, stored_offset }: Search<L>,
+    search: Search<L, ROWS>,
     (x, w): (&[f32], &[f32]),
     Scratch { tile, codes }: &mut Scratch<N>,
     out: &mut [u8],
 ) {
+    let Search { rows, shift, ladder, grid, reach, rounds, stored } = search;
     let layout = layout(ty).expect("types of this file have layouts");
     let per_super = SUPER / N;
-    // d, scales, q
-    let mut values = [0u32; 1 + 16 + SUPER];
-    let values = &mut values[..1 + per_super + SUPER];
+    // d, shift (where there is a choice), scales, q
+    let shifts = if ROWS > 1 { per_super } else { 0 };
+    let mut values = [0u32; 1 + 2 * 16 + SUPER];
+    let values = &mut values[..1 + shifts + per_super + SUPER];
     let tiles = x.chunks(LANES * N).zip(w.chunks(LANES * N));
     for ((x, w), out) in tiles.zip(out.chunks_mut(LANES / per_super * layout.bytes)) {
         tile.load(isa, x, w, per_super);
         let (up, down) = (isa.load_f(&tile.up), isa.load_f(&tile.down));
         let half = |d: I::F| isa.mul_f(isa.f16_round(isa.mul_f(d, up)), down);
-        let fit = scale::best_scale(isa, tile, levels, tile.peak(isa), ladder, Fit::nothing(isa));
+        let peak = tile.peak(isa);
+        let mut fit = Fit::nothing(isa);
+        for levels in rows {
+            fit = scale::best_scale(isa, tile, levels, peak, ladder, fit);
+        }
         let (scales, curvatures) = (isa.array(fit.scale), isa.array(fit.curvature));
         let mut d = [0.0; LANES];
         for (k, d) in d.chunks_mut(per_super).enumerate() {
@@ -67,62 +84,184 @@ fn encode_row<I: Isa, L: Levels<I>, const N: usize>(
             let half = |d: I::F| isa.mul_f(isa.f16_round(isa.mul_f(d, up)), down);
             d.fill(super_scale(isa, &scales[lanes.clone()], &curvatures[lanes], grid, half));
         }
-        let settled = settle(isa, tile, &[levels], fit.scale, isa.load_f(&d), grid);
-        let d = half(isa.load_f(&refit(isa, settled, per_super)));
-        scale::codes(isa, tile, levels, isa.mul_f(d, settled.k), codes);
+        let mut d = isa.load_f(&d);
+        let mut settled = settle(isa, tile, &rows, fit.scale, d, (grid, reach));
+        d = half(refit(isa, settled, per_super));
+        for _ in 1..rounds {
+            settled = settle(isa, tile, &rows, fit.scale, d, (grid, reach));
+            d = half(refit(isa, settled, per_super));
+        }
+        (d, settled) = lucky(isa, tile, &search, fit, (d, settled));
+        let by = isa.mul_f(settled.row, isa.splat_f(shift));
+        scale::codes(isa, tile, Shifted { levels: rows[0], by }, isa.mul_f(d, settled.k), codes);
         let d = isa.f16_bits(isa.mul_f(d, up));
-        let mut k = [0.0; LANES];
-        isa.store_f(isa.slot(isa.sub_f(settled.k, isa.splat_f(stored_offset))), &mut k);
+        let (k, row) = (isa.array(settled.k), isa.array(settled.row));
         for (block, out) in out.chunks_exact_mut(layout.bytes).enumerate() {
             let first = block * per_super;
             values[0] = u32::from(d[first]);
             for j in 0..per_super {
-                values[1 + j] = k[first + j].to_bits() & 0xff;
-                lane_codes(codes, first + j, &mut values[1 + per_super + j * N..][..N]);
+                if ROWS > 1 {
+                    values[1 + j] = row[first + j] as u32;
+                }
+                values[1 + shifts + j] = stored(k[first + j] as i32);
+                lane_codes(codes, first + j, &mut values[1 + shifts + per_super + j * N..][..N]);
             }
             layout.pack(values, out);
         }
     }
 }
 
-/// 64 levels -32..=31, sixteen sub-blocks with 8-bit scales.
-#[allow(non_camel_case_types)]
-pub struct Q6_K;
-
-impl Encode for Q6_K {
-    const TYPE: QuantType = QuantType::Q6_K;
-    type Scratch = Scratch<16>;
-
-    #[inline(always)]
-    fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut Scratch<16>, out: &mut [u8]) {
-        let search = Search {
-            levels: Integers { lo: -32.0, hi: 31.0 },
-            ladder: Ladder { anchors: Q6_ANCHORS, stretches: Q6_STRETCHES, rounds: 2 },
-            grid: Grid { lo: -128.0, hi: 127.0, odd: false },
-            stored_offset: 0.0,
-        };
-        encode_row(isa, Self::TYPE, search, (x, w), scratch, out);
+/// Looks for a better d where a super-block is encoded so well that only the rounding of d is left.
+#[inline(always)]
+fn lucky<I: Isa, L: Levels<I>, const ROWS: usize, const N: usize>(
+    isa: I,
+    tile: &Tile<N>,
+    search: &Search<L, ROWS>,
+    fit: Fit<I::F>,
+    found: (I::F, Settled<I::F>),
+) -> (I::F, Settled<I::F>) {
+    let per_super = SUPER / N;
+    let (energy, gain, scales) = (isa.array(tile.energy(isa)), isa.array(fit.gain), isa.array(fit.scale));
+    // the largest scale of such super-blocks, 0 for others
+    let mut peaks = [0.0f32; LANES];
+    for (k, peaks) in peaks.chunks_mut(per_super).enumerate() {
+        let (mut all, mut left, mut peak) = (0.0, 0.0, 0.0f32);
+        for lane in k * per_super..(k + 1) * per_super {
+            all += energy[lane];
+            left += energy[lane] - gain[lane];
+            peak = if scales[lane].abs() > peak.abs() { scales[lane] } else { peak };
+        }
+        if nearly_exact(all, left) {
+            peaks.fill(peak);
+        }
     }
+    if peaks == [0.0; LANES] {
+        return found;
+    }
+    let (up, down, peaks) = (isa.load_f(&tile.up), isa.load_f(&tile.down), isa.load_f(&peaks));
+    let levels = (search.rows[0], search.shift);
+    let (mut d, mut settled) = found;
+    let mut least = totals(isa, settled_error(isa, tile, levels, settled, d), per_super);
+    for end in search.grid.ends() {
+        let other_d = isa.div_f(isa.mul_f(peaks, up), isa.splat_f(end));
+        let other_d = isa.mul_f(isa.f16_round(other_d), down);
+        let other = settle(isa, tile, &search.rows, fit.scale, other_d, (search.grid, search.reach));
+        let error = totals(isa, settled_error(isa, tile, levels, other, other_d), per_super);
+        settled = settled.or(isa, (least, error), other);
+        d = isa.if_gt(least, error, other_d, d);
+        least = isa.min_f(error, least);
+    }
+    (d, settled)
 }
 
-/// Sixteen levels of a table, eight sub-blocks with 6-bit scales.
-#[allow(non_camel_case_types)]
-pub struct IQ4_XS;
+macro_rules! super_blocks {
+    ($($(#[$doc:meta])* $ty:ident, $n:literal: $search:expr;)*) => { $(
+        $(#[$doc])*
+        #[allow(non_camel_case_types)]
+        pub struct $ty;
 
-impl Encode for IQ4_XS {
-    const TYPE: QuantType = QuantType::IQ4_XS;
-    type Scratch = Scratch<32>;
+        impl Encode for $ty {
+            const TYPE: QuantType = QuantType::$ty;
+            type Scratch = Scratch<$n>;
 
-    #[inline(always)]
-    fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut Scratch<32>, out: &mut [u8]) {
-        let search = Search {
-            levels: Table4::new(isa, &IQ4NL_VALUES),
-            ladder: super::single::NL_LADDER,
-            grid: Grid { lo: -32.0, hi: 31.0, odd: false },
-            stored_offset: -32.0,
-        };
-        encode_row(isa, Self::TYPE, search, (x, w), scratch, out);
-    }
+            #[inline(always)]
+            fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut Scratch<$n>, out: &mut [u8]) {
+                encode_row(isa, Self::TYPE, $search(isa), (x, w), scratch, out);
+            }
+        }
+    )* };
+}
+
+super_blocks! {
+    /// Eight levels -4..=3, sixteen sub-blocks with 6-bit scales.
+    Q3_K, 16: |_| Search {
+        rows: [Integers { lo: -4.0, hi: 3.0 }],
+        shift: 0.0,
+        ladder: Ladder { anchors: Q3_ANCHORS, stretches: &[0.95, 1.05], rounds: 2 },
+        grid: SIX_BITS,
+        reach: Reach::Neighbours,
+        rounds: 1,
+        stored: |k| (k + 32) as u32,
+    };
+    /// 64 levels -32..=31, sixteen sub-blocks with 8-bit scales.
+    Q6_K, 16: |_| Search {
+        rows: [Integers { lo: -32.0, hi: 31.0 }],
+        shift: 0.0,
+        ladder: Ladder { anchors: Q6_ANCHORS, stretches: Q6_STRETCHES, rounds: 2 },
+        grid: EIGHT_BITS,
+        reach: Reach::Neighbours,
+        rounds: 1,
+        stored: eight_bits,
+    };
+    /// Sixteen levels of a table, eight sub-blocks with 6-bit scales.
+    IQ4_XS, 32: |isa| Search {
+        rows: [Table4::new(isa, &IQ4NL_VALUES)],
+        shift: 0.0,
+        ladder: super::single::NL_LADDER,
+        grid: SIX_BITS,
+        reach: Reach::Neighbours,
+        rounds: 1,
+        stored: |k| (k + 32) as u32,
+    };
+    /// Four levels of two table rows, sixteen sub-blocks with 4-bit scales.
+    IQ2_K, 16: |isa| Search {
+        rows: [Four::new(isa, &IQ2NL_VALUES[0]), Four::new(isa, &IQ2NL_VALUES[1])],
+        shift: 5.0,
+        ladder: super::row_scale::IQ2_LADDER,
+        grid: Grid { lo: -8.0, hi: 7.0, odd: false },
+        reach: Reach::All,
+        rounds: 2,
+        stored: |k| (k + 8) as u32,
+    };
+    /// Eight levels of two table rows, sixteen sub-blocks with a sign and a 4-bit odd magnitude.
+    IQ3_K, 16: |isa| Search {
+        rows: [Table::new(isa, &IQ3NL_VALUES[0]), Table::new(isa, &IQ3NL_VALUES[1])],
+        shift: 4.0,
+        ladder: super::row_scale::IQ3_LADDER,
+        grid: Grid { lo: -31.0, hi: 31.0, odd: true },
+        reach: Reach::Neighbours,
+        rounds: 2,
+        stored: |k| ((k.unsigned_abs() - 1) / 2) | if k < 0 { 16 } else { 0 },
+    };
+    /// Sixteen levels of two table rows, sixteen sub-blocks with 6-bit scales.
+    IQ4_K, 16: |isa| Search {
+        rows: [Table::new(isa, &IQ4K_VALUES[0]), Table::new(isa, &IQ4K_VALUES[1])],
+        shift: 4.0,
+        ladder: super::row_scale::IQ4_LADDER,
+        grid: SIX_BITS,
+        reach: Reach::Neighbours,
+        rounds: 1,
+        stored: |k| (k + 32) as u32,
+    };
+    /// 32 levels of two table rows, sixteen sub-blocks with 6-bit scales.
+    IQ5_K, 16: |isa| Search {
+        rows: [Wide::new(isa, &IQ5NL_VALUES[0]), Wide::new(isa, &IQ5NL_VALUES[1])],
+        shift: 2.0,
+        ladder: super::row_scale::IQ5_LADDER,
+        grid: SIX_BITS,
+        reach: Reach::Neighbours,
+        rounds: 1,
+        stored: |k| (k + 32) as u32,
+    };
+    /// 64 levels of two table rows, sixteen sub-blocks with 8-bit scales. The reference's decoder of
+    /// rows uses a cubic instead of the table; its matrix products, and everything here, the table.
+    IQ6_K, 16: |isa| Search {
+        rows: [Wide::new(isa, &IQ6NL_VALUES[0]), Wide::new(isa, &IQ6NL_VALUES[1])],
+        shift: 1.0,
+        ladder: IQ6_LADDER,
+        grid: EIGHT_BITS,
+        reach: Reach::Neighbours,
+        rounds: 1,
+        stored: eight_bits,
+    };
+}
+
+const SIX_BITS: Grid = Grid { lo: -32.0, hi: 31.0, odd: false };
+const EIGHT_BITS: Grid = Grid { lo: -128.0, hi: 127.0, odd: false };
+
+/// Two's complement.
+fn eight_bits(k: i32) -> u32 {
+    k as u32 & 0xff
 }
 
 /// The largest element on the first level, and around the last one of both sides.
@@ -132,3 +271,10 @@ const Q6_ANCHORS: &[f32] = &[
 ];
 /// Between the rungs.
 const Q6_STRETCHES: &[f32] = &[0.984, 0.992, 0.996, 1.004, 1.008, 1.016];
+/// From below the last levels to where the largest element is clipped.
+const Q3_ANCHORS: &[f32] = &two_sided::<16>(-4.0, 2.9, 1.11);
+const IQ6_LADDER: Ladder = Ladder {
+    anchors: &two_sided::<40>(-123.0, 118.0, 1.018),
+    stretches: &[0.991, 0.994, 0.997, 1.003, 1.006, 1.009],
+    rounds: 2,
+};

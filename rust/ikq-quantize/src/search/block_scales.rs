@@ -3,14 +3,14 @@
 //!
 //! 1. [`super_scale`] chooses d so that `sum c (s - d k)^2` is least, c being the curvature of each
 //!    sub-block's error and k the nearest integer: sixteen candidates of d per vector.
-//! 2. [`settle`] tries both integers next to s / d, and every row of the value table, with codes
-//!    recomputed at d * k.
+//! 2. [`settle`] tries the integers next to s / d (or all of them), and every row of the value table,
+//!    with codes recomputed at d * k.
 //! 3. d is refitted to those codes: [`Settled::xk`] / [`Settled::kk`], added up over its sub-blocks.
 
 use ikq_simd::Isa;
 
-use super::levels::Levels;
-use super::scale::{INDIFFERENT, inverse, sums};
+use super::levels::{Levels, Shifted};
+use super::scale::{INDIFFERENT, NEARLY_EXACT, inverse, residual, sums};
 use super::tile::{LANES, Tile};
 
 /// The integers a sub-block's scale may be.
@@ -20,6 +20,19 @@ pub struct Grid {
     pub hi: f32,
     /// Odd ones only (`lo` and `hi` are odd then).
     pub odd: bool,
+}
+
+impl<F: Copy> Settled<F> {
+    /// `other` where `found` is below `least`.
+    #[inline(always)]
+    pub fn or<I: Isa<F = F>>(self, isa: I, (least, found): (F, F), other: Self) -> Self {
+        Settled {
+            k: isa.if_gt(least, found, other.k, self.k),
+            row: isa.if_gt(least, found, other.row, self.row),
+            xk: isa.if_gt(least, found, other.xk, self.xk),
+            kk: isa.if_gt(least, found, other.kk, self.kk),
+        }
+    }
 }
 
 impl Grid {
@@ -35,10 +48,27 @@ impl Grid {
         isa.add_f(isa.add_f(half_steps, half_steps), isa.splat_f(1.0))
     }
 
+    /// How many integers there are.
+    fn len(self) -> usize {
+        ((self.hi - self.lo) / self.step()) as usize + 1
+    }
+
+    fn step(self) -> f32 {
+        if self.odd { 2.0 } else { 1.0 }
+    }
+
+    /// The integers of either sign farthest from 0, the farthest first, signed like the longer end:
+    /// [`nearly_exact`] puts the largest scale on each.
+    pub fn ends(self) -> impl Iterator<Item = f32> {
+        let end = if self.lo.abs() > self.hi.abs() { self.lo } else { self.hi };
+        let step = self.step().copysign(end);
+        (0..N_ENDS.min(self.len() / 2)).map(move |n| end - step * n as f32)
+    }
+
     /// The integer next to t on the other side from `k`, the nearest one (k itself at the ends).
     #[inline(always)]
     fn second<I: Isa>(self, isa: I, t: I::F, k: I::F) -> I::F {
-        let step = if self.odd { 2.0 } else { 1.0 };
+        let step = self.step();
         let other = isa.if_gt(t, k, isa.add_f(k, isa.splat_f(step)), isa.sub_f(k, isa.splat_f(step)));
         isa.max_f(isa.min_f(other, isa.splat_f(self.hi)), isa.splat_f(self.lo))
     }
@@ -90,6 +120,24 @@ pub fn super_scale<I: Isa>(
     best.1
 }
 
+/// How many [`Grid::ends`] there are: one of so many quotients has a lucky rounding.
+const N_ENDS: usize = 24;
+
+/// Whether an error (the energy less the gain of the fit) is so small that the rounding of d decides: rows
+/// of one value, or of one element. Then d is tried with the largest scale on each of [`Grid::ends`].
+pub fn nearly_exact(energy: f32, error: f32) -> bool {
+    error < NEARLY_EXACT * energy
+}
+
+/// Which integers [`settle`] tries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// Those below and above the wanted scale.
+    Neighbours,
+    /// All of the grid.
+    All,
+}
+
 /// What [`settle`] found.
 #[derive(Clone, Copy)]
 pub struct Settled<F> {
@@ -102,7 +150,8 @@ pub struct Settled<F> {
     pub kk: F,
 }
 
-/// The best integer scale of each sub-block near `scale / d`, and the best of the level sets.
+/// The best integer scale of each sub-block, near `scale / d` or anywhere, and the best of the level
+/// sets.
 #[inline(always)]
 pub fn settle<I: Isa, L: Levels<I>, const N: usize>(
     isa: I,
@@ -110,7 +159,7 @@ pub fn settle<I: Isa, L: Levels<I>, const N: usize>(
     rows: &[L],
     scale: I::F,
     d: I::F,
-    grid: Grid,
+    (grid, reach): (Grid, Reach),
 ) -> Settled<I::F> {
     let zero = isa.splat_f(0.0);
     let t = isa.mul_f(scale, inverse(isa, d));
@@ -118,36 +167,65 @@ pub fn settle<I: Isa, L: Levels<I>, const N: usize>(
     let second = grid.second(isa, t, nearest);
     let mut best = Settled { k: nearest, row: zero, xk: zero, kk: zero };
     let mut least = isa.splat_f(f32::MAX);
+    let n_tried = match reach {
+        Reach::Neighbours => 2,
+        Reach::All => grid.len(),
+    };
     for (i, levels) in rows.iter().enumerate() {
-        for k in [nearest, second] {
+        for n in 0..n_tried {
+            let k = match (reach, n) {
+                (Reach::All, _) => isa.splat_f(grid.lo + grid.step() * n as f32),
+                (_, 0) => nearest,
+                _ => second,
+            };
             let dk = isa.mul_f(d, k);
             let found = sums(isa, tile, *levels, inverse(isa, dk));
             // the energy is the same for all
             let error = found.error(isa, dk, zero);
-            let keep = |new, old| isa.if_gt(least, error, new, old);
-            best = Settled {
-                k: keep(k, best.k),
-                row: keep(isa.splat_f(i as f32), best.row),
-                xk: keep(isa.mul_f(found.xv, k), best.xk),
-                kk: keep(isa.mul_f(isa.mul_f(found.vv, k), k), best.kk),
+            let trial = Settled {
+                k,
+                row: isa.splat_f(i as f32),
+                xk: isa.mul_f(found.xv, k),
+                kk: isa.mul_f(isa.mul_f(found.vv, k), k),
             };
+            best = best.or(isa, (least, error), trial);
             least = isa.min_f(error, least);
         }
     }
     best
 }
 
+/// The error of each sub-block as settled, added up as it stands; the second level set is `shift` above
+/// the first.
+#[inline(always)]
+pub fn settled_error<I: Isa, L: Levels<I>, const N: usize>(
+    isa: I,
+    tile: &Tile<N>,
+    (levels, shift): (L, f32),
+    settled: Settled<I::F>,
+    d: I::F,
+) -> I::F {
+    let by = isa.mul_f(settled.row, isa.splat_f(shift));
+    residual(isa, tile, Shifted { levels, by }, isa.mul_f(d, settled.k))
+}
+
+/// The sum of each `group` of neighbouring lanes, in all of its lanes.
+#[inline(always)]
+pub fn totals<I: Isa>(isa: I, v: I::F, group: usize) -> I::F {
+    let mut lanes = isa.array(v);
+    for group in lanes.chunks_mut(group) {
+        let sum = group.iter().sum::<f32>();
+        group.fill(sum);
+    }
+    isa.load_f(&lanes)
+}
+
 /// The refitted float of each `group` of neighbouring lanes, in all of its lanes; 0 where there is
 /// nothing to scale.
 #[inline(always)]
-pub fn refit<I: Isa>(isa: I, settled: Settled<I::F>, group: usize) -> [f32; LANES] {
-    let (xk, kk) = (isa.array(settled.xk), isa.array(settled.kk));
-    let mut d = [0.0; LANES];
-    for (k, d) in d.chunks_mut(group).enumerate() {
-        let of = |v: &[f32; LANES]| v[k * group..(k + 1) * group].iter().sum::<f32>();
-        d.fill(of(&xk) / of(&kk).max(f32::MIN_POSITIVE));
-    }
-    d
+pub fn refit<I: Isa>(isa: I, settled: Settled<I::F>, group: usize) -> I::F {
+    let (xk, kk) = (totals(isa, settled.xk, group), totals(isa, settled.kk, group));
+    isa.div_f(xk, isa.max_f(kk, isa.splat_f(f32::MIN_POSITIVE)))
 }
 
 #[cfg(test)]

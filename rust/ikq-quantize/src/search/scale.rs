@@ -102,6 +102,21 @@ pub struct Ladder {
     pub rounds: usize,
 }
 
+/// Anchors around the last levels of both sides (`lo` below 0, `hi` above) and beyond: the first half
+/// at `lo`, `lo * ratio`, `lo * ratio^2`, ..., the second half the same from `hi`.
+pub const fn two_sided<const N: usize>(lo: f32, hi: f32, ratio: f32) -> [f32; N] {
+    let mut anchors = [lo; N];
+    anchors[N / 2] = hi;
+    let mut i = 1;
+    while i < N {
+        if i != N / 2 {
+            anchors[i] = anchors[i - 1] * ratio;
+        }
+        i += 1;
+    }
+    anchors
+}
+
 /// The best scale on the ladder, where `peak` is [`Tile::peak`]. Never worse than `start`.
 #[inline(always)]
 pub fn best_scale<I: Isa, L: Levels<I>, const N: usize>(
@@ -132,7 +147,7 @@ pub fn best_scale<I: Isa, L: Levels<I>, const N: usize>(
 
 /// `sum w (x - d v)^2` added up as it stands, for comparing nearly exact fits.
 #[inline(always)]
-fn residual<I: Isa, L: Levels<I>, const N: usize>(isa: I, tile: &Tile<N>, levels: L, d: I::F) -> I::F {
+pub fn residual<I: Isa, L: Levels<I>, const N: usize>(isa: I, tile: &Tile<N>, levels: L, d: I::F) -> I::F {
     let inverse = inverse(isa, d);
     let mut sum = isa.splat_f(0.0);
     for i in 0..N {
@@ -144,8 +159,8 @@ fn residual<I: Isa, L: Levels<I>, const N: usize>(isa: I, tile: &Tile<N>, levels
     sum
 }
 
-/// Relative error (squared) below which [`half_scale`] looks at the rounding of d itself.
-const NEARLY_EXACT: f32 = 1e-5;
+/// Relative error (squared) below which the rounding of d itself is looked at.
+pub(super) const NEARLY_EXACT: f32 = 1e-5;
 
 /// The half-precision scale of each sub-block (normalised like the tile), starting from a fit.
 ///

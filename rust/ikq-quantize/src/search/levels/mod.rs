@@ -1,0 +1,84 @@
+//! Sets of levels: what a code may decode to, in units of the sub-block's scale.
+
+mod cubic;
+mod table;
+
+use ikq_simd::Isa;
+
+pub use cubic::Wide;
+pub use table::{Four, Table, Table4};
+
+/// Levels that a scale multiplies; sixteen sub-blocks at a time.
+pub trait Levels<I: Isa>: Copy {
+    /// The level nearest to `t` (any finite number below 2^22).
+    fn nearest(self, isa: I, t: I::F) -> I::F;
+
+    /// Its code, as a slot ([`ikq_simd::Lanes::slot`]).
+    fn code(self, isa: I, t: I::F) -> I::F;
+}
+
+/// All integers from `lo` to `hi`; the code of `lo` is 0.
+#[derive(Clone, Copy, Debug)]
+pub struct Integers {
+    pub lo: f32,
+    pub hi: f32,
+}
+
+impl<I: Isa> Levels<I> for Integers {
+    #[inline(always)]
+    fn nearest(self, isa: I, t: I::F) -> I::F {
+        // clamped first: rounding wants small numbers
+        isa.round(isa.max_f(isa.min_f(t, isa.splat_f(self.hi)), isa.splat_f(self.lo)))
+    }
+
+    #[inline(always)]
+    fn code(self, isa: I, t: I::F) -> I::F {
+        isa.slot(isa.sub_f(self.nearest(isa, t), isa.splat_f(self.lo)))
+    }
+}
+
+/// Levels that are higher by an amount of each sub-block's own.
+#[derive(Clone, Copy)]
+pub struct Shifted<L, F> {
+    pub levels: L,
+    pub by: F,
+}
+
+impl<I: Isa, L: Levels<I>> Levels<I> for Shifted<L, I::F> {
+    #[inline(always)]
+    fn nearest(self, isa: I, t: I::F) -> I::F {
+        isa.add_f(self.levels.nearest(isa, isa.sub_f(t, self.by)), self.by)
+    }
+
+    #[inline(always)]
+    fn code(self, isa: I, t: I::F) -> I::F {
+        self.levels.code(isa, isa.sub_f(t, self.by))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ikq_simd::Scalar;
+
+    use super::*;
+
+    /// Levels and codes of many t, against the nearest value.
+    pub(super) fn check<L: Levels<Scalar>>(levels: L, values: &[i8]) {
+        let steps = (-20_000..20_000).map(|i| i as f32 / 64.0);
+        for t in steps.chain([-1e6, 1e6, 0.0]) {
+            let code = levels.code(Scalar, [t; 16])[0].to_bits() as usize & (values.len() - 1);
+            let value = f32::from(values[code]);
+            assert_eq!(levels.nearest(Scalar, [t; 16])[0], value);
+            let nearest = values.iter().map(|v| (f32::from(*v) - t).abs()).fold(f32::MAX, f32::min);
+            assert_eq!((value - t).abs(), nearest, "t = {t}, {} values", values.len());
+        }
+    }
+
+    #[test]
+    fn integers_are_clamped() {
+        let levels = Integers { lo: -8.0, hi: 7.0 };
+        let of =
+            |t: f32| (levels.nearest(Scalar, [t; 16])[0], levels.code(Scalar, [t; 16])[0].to_bits() & 15);
+        assert_eq!([of(-1e9), of(2.5), of(6.6), of(1e30)], [(-8.0, 0), (2.0, 10), (7.0, 15), (7.0, 15)]);
+    }
+}
