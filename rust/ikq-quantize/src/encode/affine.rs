@@ -1,4 +1,4 @@
-//! Super-blocks with integer scales and minima: Q4_K, Q5_K.
+//! Super-blocks with integer scales and minima: Q2_K, Q4_K, Q5_K.
 //!
 //! Objective: `sum w (x - y)^2` with w of the column. Searched: scale and minimum of each sub-block, then
 //! their integers together with the super-block's two halves; see [`crate::search::affine`].
@@ -7,85 +7,107 @@ use ikq_formats::{QuantType, layout};
 use ikq_simd::Isa;
 
 use super::Encode;
-use crate::search::affine::{self, Affine};
+use crate::search::affine::{self, Affine, Rung};
 use crate::search::tile::{Codes, LANES, Tile, lane_codes};
 
-/// Elements per sub-block.
-const N: usize = 32;
-/// Sub-blocks per super-block.
-const PER_SUPER: usize = 8;
+/// Elements per super-block.
+const SUPER: usize = 256;
 
-/// Working memory of a row.
-pub struct Scratch {
+/// What tells the types apart.
+#[derive(Clone, Copy)]
+struct Search {
+    /// Largest code.
+    levels: f32,
+    /// Largest integer scale and minimum.
+    steps: f32,
+    ladder: &'static [Rung],
+}
+
+/// Working memory of a row whose sub-blocks have `N` elements.
+pub struct Scratch<const N: usize> {
     tile: Box<Tile<N>>,
     codes: Box<Codes<N>>,
 }
 
-impl Default for Scratch {
+impl<const N: usize> Default for Scratch<N> {
     fn default() -> Self {
         Scratch { tile: Box::default(), codes: Box::new([[0.0; LANES]; N]) }
     }
 }
 
 #[inline(always)]
-fn encode_row<I: Isa>(
+fn encode_row<I: Isa, const N: usize>(
     isa: I,
     ty: QuantType,
-    levels: f32,
-    x: &[f32],
-    w: &[f32],
-    s: &mut Scratch,
+    Search { levels, steps, ladder }: Search,
+    (x, w): (&[f32], &[f32]),
+    s: &mut Scratch<N>,
     out: &mut [u8],
 ) {
     let layout = layout(ty).expect("types of this file have layouts");
-    let affine = Affine { levels, steps: 63.0, per_super: PER_SUPER };
+    let per_super = SUPER / N;
+    let affine = Affine { levels, steps, per_super, ladder };
     // d, dmin, sc, m, q
-    let mut values = [0u32; 2 + 2 * PER_SUPER + PER_SUPER * N];
+    let mut values = [0u32; 2 + 2 * 16 + SUPER];
+    let values = &mut values[..2 + 2 * per_super + SUPER];
     let tiles = x.chunks(LANES * N).zip(w.chunks(LANES * N));
-    for ((x, w), out) in tiles.zip(out.chunks_mut(LANES / PER_SUPER * layout.bytes)) {
-        s.tile.load(isa, x, w, PER_SUPER);
+    for ((x, w), out) in tiles.zip(out.chunks_mut(LANES / per_super * layout.bytes)) {
+        s.tile.load(isa, x, w, per_super);
         let found = affine::encode(isa, &s.tile, affine, &mut s.codes);
         let up = isa.load_f(&s.tile.up);
         let d = isa.f16_bits(isa.mul_f(isa.load_f(&found.d), up));
         let dmin = isa.f16_bits(isa.mul_f(isa.load_f(&found.dmin), up));
         for (k, block) in out.chunks_exact_mut(layout.bytes).enumerate() {
-            let first = k * PER_SUPER;
+            let first = k * per_super;
             values[0] = u32::from(d[first]);
             values[1] = u32::from(dmin[first]);
-            for j in 0..PER_SUPER {
+            for j in 0..per_super {
                 values[2 + j] = found.sc[first + j] as u32;
-                values[2 + PER_SUPER + j] = found.m[first + j] as u32;
-                lane_codes(&s.codes, first + j, &mut values[2 + 2 * PER_SUPER + N * j..][..N]);
+                values[2 + per_super + j] = found.m[first + j] as u32;
+                lane_codes(&s.codes, first + j, &mut values[2 + 2 * per_super + N * j..][..N]);
             }
-            layout.pack(&values, block);
+            layout.pack(values, block);
         }
     }
 }
 
-/// Sixteen levels, six-bit scales and minima.
-#[allow(non_camel_case_types)]
-pub struct Q4_K;
+macro_rules! affine_super_blocks {
+    ($($(#[$doc:meta])* $ty:ident: $n:expr, $search:expr;)*) => { $(
+        $(#[$doc])*
+        #[allow(non_camel_case_types)]
+        pub struct $ty;
 
-impl Encode for Q4_K {
-    const TYPE: QuantType = QuantType::Q4_K;
-    type Scratch = Scratch;
+        impl Encode for $ty {
+            const TYPE: QuantType = QuantType::$ty;
+            type Scratch = Scratch<$n>;
 
-    #[inline(always)]
-    fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut Scratch, out: &mut [u8]) {
-        encode_row(isa, Self::TYPE, 15.0, x, w, scratch, out);
-    }
+            #[inline(always)]
+            fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut Scratch<$n>, out: &mut [u8]) {
+                encode_row(isa, Self::TYPE, $search, (x, w), scratch, out);
+            }
+        }
+    )* };
 }
 
-/// Thirty-two levels, six-bit scales and minima.
-#[allow(non_camel_case_types)]
-pub struct Q5_K;
-
-impl Encode for Q5_K {
-    const TYPE: QuantType = QuantType::Q5_K;
-    type Scratch = Scratch;
-
-    #[inline(always)]
-    fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut Scratch, out: &mut [u8]) {
-        encode_row(isa, Self::TYPE, 31.0, x, w, scratch, out);
-    }
+affine_super_blocks! {
+    /// Four levels, sub-blocks of 16, four-bit scales and minima.
+    Q2_K: 16, Search { levels: 3.0, steps: 15.0, ladder: LADDER_4 };
+    /// Sixteen levels, sub-blocks of 32, six-bit scales and minima.
+    Q4_K: 32, Search { levels: 15.0, steps: 63.0, ladder: LADDER };
+    /// Thirty-two levels, otherwise like Q4_K.
+    Q5_K: 32, Search { levels: 31.0, steps: 63.0, ladder: LADDER };
 }
+
+/// For 16 and 32 levels.
+#[rustfmt::skip]
+const LADDER: &[Rung] = &[
+    (0.0, 0.0), (-3.4, 0.0), (-2.0, 0.0), (-1.2, 0.0), (-0.7, 0.0), (-0.4, 0.0), (-0.2, 0.0),
+    (0.2, 0.0), (0.4, 0.0), (0.7, 0.3), (1.1, 0.0), (1.2, 0.6), (1.2, 1.2), (1.8, 0.9), (2.2, 0.0),
+    (2.4, 1.2), (2.4, 2.4), (3.4, 0.0), (3.4, 1.7), (4.6, 0.8), (4.6, 3.8),
+];
+/// For 4 levels: more of the range clipped, and less of it.
+#[rustfmt::skip]
+const LADDER_4: &[Rung] = &[
+    (0.0, 0.0), (-0.9, 0.0), (-0.5, 0.0), (-0.2, 0.0), (0.2, 0.0), (0.2, 0.2), (0.5, 0.0), (0.5, 0.25),
+    (0.5, 0.5), (0.9, 0.0), (0.9, 0.45), (0.9, 0.9), (1.5, 0.0), (1.5, 0.7), (1.5, 1.5), (2.4, 0.0), (2.4, 1.2), (2.4, 2.4),
+];

@@ -1,5 +1,5 @@
-//! One float scale per row, sub-blocks of 32 with an integer scale and a choice between two rows of
-//! a value table: IQ2_KS, IQ3_KS, IQ4_KS, IQ5_KS.
+//! One float scale per row, sub-blocks of 32 with an integer scale and (but for IQ2_KL) a choice
+//! between two rows of a value table: IQ2_KS, IQ3_KS, IQ4_KS, IQ4_KSS, IQ5_KS, IQ2_KL.
 //!
 //! Objective: `sum w (x - d k v)^2` with w of the column. Searched: a scale for every sub-block with
 //! either table row ([`crate::search::scale`]); then d of the whole row, the integers k, the table
@@ -12,9 +12,11 @@ use ikq_simd::Isa;
 
 use super::Encode;
 use super::weights::normalizer;
-use crate::search::block_scales::{Grid, Reach, Settled, nearly_exact, settle, settled_error, super_scale};
-use crate::search::levels::{Four, Levels, Shifted, Table, Wide};
-use crate::search::scale::{self, Fit, Ladder, two_sided};
+use crate::search::block_scales::{Grid, Reach, nearly_exact, settle, super_scale};
+use crate::search::levels::{Four, Table, Wide};
+use crate::search::pairs::Pairs;
+use crate::search::parity::EvenGroups;
+use crate::search::scale::{self, Coder, Fit, Ladder, two_sided};
 use crate::search::tile::{Codes, LANES, Tile, lane_codes};
 
 /// Elements per sub-block and sub-blocks per block.
@@ -39,14 +41,16 @@ enum RowBit {
     Field,
     /// In the lowest bit of the scale's byte (odd scales plus an odd number leave it clear).
     Scale,
+    /// There is only one.
+    None,
 }
 
 /// What tells the types apart.
 #[derive(Clone, Copy)]
-struct Search<L> {
-    rows: [L; 2],
-    /// How far the second table row is above the first.
-    shift: f32,
+struct Search<C, const ROWS: usize> {
+    rows: [C; ROWS],
+    /// Elements per code.
+    per_code: usize,
     ladder: Ladder,
     grid: Grid,
     reach: Reach,
@@ -84,15 +88,15 @@ const LUCKY: [f32; 5] = [1.0, 26.0 / 31.0, 22.0 / 31.0, 17.0 / 31.0, 8.0 / 31.0]
 
 /// Encodes one row.
 #[inline(always)]
-fn encode_row<I: Isa, L: Levels<I>>(
+fn encode_row<I: Isa, C: Coder<I>, const ROWS: usize>(
     isa: I,
     ty: QuantType,
-    search: Search<L>,
+    search: Search<C, ROWS>,
     (x, w): (&[f32], &[f32]),
     s: &mut Scratch,
     out: &mut [u8],
 ) {
-    let Search { rows, shift, ladder, grid, rounds, header, row_bit, offset, .. } = search;
+    let Search { rows, per_code, ladder, grid, rounds, header, row_bit, offset, .. } = search;
     let layout = layout(ty).expect("types of this file have layouts");
     let (down, up) = normalizer(x);
     s.resize(x.len().div_ceil(LANES * N));
@@ -104,8 +108,8 @@ fn encode_row<I: Isa, L: Levels<I>>(
         tile.load_row(isa, x, w, (down, up));
         let peak = tile.peak(isa);
         let mut fit = Fit::nothing(isa);
-        for levels in rows {
-            fit = scale::best_scale(isa, tile, levels, peak, ladder, fit);
+        for coder in rows {
+            fit = scale::best_scale(isa, tile, coder, peak, ladder, fit);
         }
         let tile_energy = tile.energy(isa);
         energy += isa.sum(tile_energy);
@@ -148,15 +152,18 @@ fn encode_row<I: Isa, L: Levels<I>>(
         Header::F16 => head.copy_from_slice(&isa.f16_bits(isa.splat_f(d * up))[0].to_le_bytes()),
         Header::F32 => head.copy_from_slice(&(d * up).to_le_bytes()),
     }
-    let mut codes: Codes<N> = [[0.0; LANES]; N];
+    // the codes with each table row
+    let mut codes: [Codes<N>; ROWS] = [[[0.0; LANES]; N]; ROWS];
     // shift (where it is a field), scales, q
     let mut values = [0u32; 2 * PER_BLOCK + PER_BLOCK * N];
-    let fields = if row_bit == RowBit::Field { &mut values[..] } else { &mut values[PER_BLOCK..] };
-    let scales_at = fields.len() - PER_BLOCK * (1 + N);
+    let scales_at = if row_bit == RowBit::Field { PER_BLOCK } else { 0 };
+    let n_codes = N / per_code;
+    let fields = &mut values[..scales_at + PER_BLOCK * (1 + n_codes)];
     for (i, out) in blocks.chunks_mut(LANES / PER_BLOCK * layout.bytes).enumerate() {
-        let by = isa.mul_f(isa.load_f(&s.table_row[i]), isa.splat_f(shift));
         let dk = isa.mul_f(isa.splat_f(d), isa.load_f(&s.k[i]));
-        scale::codes(isa, &s.tiles[i], Shifted { levels: rows[0], by }, dk, &mut codes);
+        for (coder, codes) in rows.into_iter().zip(&mut codes) {
+            scale::codes(isa, &s.tiles[i], coder, dk, codes);
+        }
         for (block, out) in out.chunks_exact_mut(layout.bytes).enumerate() {
             for j in 0..PER_BLOCK {
                 let lane = block * PER_BLOCK + j;
@@ -164,8 +171,10 @@ fn encode_row<I: Isa, L: Levels<I>>(
                 match row_bit {
                     RowBit::Field => (fields[j], fields[scales_at + j]) = (row, scale),
                     RowBit::Scale => fields[j] = scale | row,
+                    RowBit::None => fields[j] = scale,
                 }
-                lane_codes(&codes, lane, &mut fields[scales_at + PER_BLOCK + j * N..][..N]);
+                let q = &mut fields[scales_at + PER_BLOCK + j * n_codes..][..n_codes];
+                lane_codes(&codes[row as usize], lane, q);
             }
             layout.pack(fields, out);
         }
@@ -174,10 +183,10 @@ fn encode_row<I: Isa, L: Levels<I>>(
 
 /// Integers and table rows of all sub-blocks at d; returns `sum w x k v` and `sum w (k v)^2`.
 #[inline(always)]
-fn settle_row<I: Isa, L: Levels<I>>(
+fn settle_row<I: Isa, C: Coder<I>, const ROWS: usize>(
     isa: I,
     s: &mut Scratch,
-    search: &Search<L>,
+    search: &Search<C, ROWS>,
     d: f32,
     n_sub: usize,
 ) -> (f32, f32) {
@@ -197,16 +206,23 @@ fn settle_row<I: Isa, L: Levels<I>>(
 
 /// The row's error as settled, added up as it stands.
 #[inline(always)]
-fn row_error<I: Isa, L: Levels<I>>(isa: I, s: &Scratch, search: &Search<L>, d: f32) -> f32 {
-    let mut error = 0.0;
+fn row_error<I: Isa, C: Coder<I>, const ROWS: usize>(
+    isa: I,
+    s: &Scratch,
+    search: &Search<C, ROWS>,
+    d: f32,
+) -> f32 {
+    let mut sum = 0.0;
     for (i, tile) in s.tiles.iter().enumerate() {
-        let zero = isa.splat_f(0.0);
-        let settled =
-            Settled { k: isa.load_f(&s.k[i]), row: isa.load_f(&s.table_row[i]), xk: zero, kk: zero };
-        let levels = (search.rows[0], search.shift);
-        error += isa.sum(settled_error(isa, tile, levels, settled, isa.splat_f(d)));
+        let (row, dk) = (isa.load_f(&s.table_row[i]), isa.mul_f(isa.splat_f(d), isa.load_f(&s.k[i])));
+        let mut error = isa.splat_f(0.0);
+        for (r, coder) in search.rows.into_iter().enumerate() {
+            let from_here = isa.splat_f(r as f32 - 0.5);
+            error = isa.if_gt(row, from_here, scale::residual(isa, tile, coder, dk), error);
+        }
+        sum += isa.sum(error);
     }
-    error
+    sum
 }
 
 macro_rules! row_scales {
@@ -231,7 +247,7 @@ row_scales! {
     /// Four levels, two table rows.
     IQ2_KS: |isa| Search {
         rows: [Four::new(isa, &IQ2NL_VALUES[0]), Four::new(isa, &IQ2NL_VALUES[1])],
-        shift: 5.0,
+        per_code: 1,
         ladder: IQ2_LADDER,
         grid: FIVE_BITS,
         reach: Reach::Neighbours,
@@ -243,7 +259,7 @@ row_scales! {
     /// Eight levels, two table rows.
     IQ3_KS: |isa| Search {
         rows: [Table::new(isa, &IQ3NL_VALUES[0]), Table::new(isa, &IQ3NL_VALUES[1])],
-        shift: 4.0,
+        per_code: 1,
         ladder: IQ3_LADDER,
         grid: FIVE_BITS,
         reach: Reach::Neighbours,
@@ -255,7 +271,19 @@ row_scales! {
     /// Sixteen levels, two table rows.
     IQ4_KS: |isa| Search {
         rows: [Table::new(isa, &IQ4K_VALUES[0]), Table::new(isa, &IQ4K_VALUES[1])],
-        shift: 4.0,
+        per_code: 1,
+        ladder: IQ4_LADDER,
+        grid: ODD_BYTES,
+        reach: Reach::Neighbours,
+        rounds: 1,
+        header: Header::F32,
+        row_bit: RowBit::Scale,
+        offset: 127.0,
+    };
+    /// Sixteen levels, two table rows, four codes in 15 bits.
+    IQ4_KSS: |isa| Search {
+        rows: [EvenGroups::new(isa, &IQ4K_VALUES[0]), EvenGroups::new(isa, &IQ4K_VALUES[1])],
+        per_code: 1,
         ladder: IQ4_LADDER,
         grid: ODD_BYTES,
         reach: Reach::Neighbours,
@@ -267,7 +295,7 @@ row_scales! {
     /// 32 levels, two table rows.
     IQ5_KS: |isa| Search {
         rows: [Wide::new(isa, &IQ5NL_VALUES[0]), Wide::new(isa, &IQ5NL_VALUES[1])],
-        shift: 2.0,
+        per_code: 1,
         ladder: IQ5_LADDER,
         grid: ODD_BYTES,
         reach: Reach::Neighbours,
@@ -275,6 +303,18 @@ row_scales! {
         header: Header::F32,
         row_bit: RowBit::Scale,
         offset: 127.0,
+    };
+    /// 32 pairs of values.
+    IQ2_KL: |_| Search {
+        rows: [Pairs],
+        per_code: 2,
+        ladder: PAIR_LADDER,
+        grid: Grid { lo: -32.0, hi: 31.0, odd: false },
+        reach: Reach::Neighbours,
+        rounds: 1,
+        header: Header::F16,
+        row_bit: RowBit::None,
+        offset: 32.0,
     };
 }
 
@@ -300,3 +340,10 @@ pub(super) const IQ3_LADDER: Ladder =
     Ladder { anchors: &two_sided::<22>(-58.0, 44.0, 1.075), stretches: &[0.965, 1.035], rounds: 3 };
 pub(super) const IQ2_LADDER: Ladder =
     Ladder { anchors: &two_sided::<28>(-26.0, 15.0, 1.09), stretches: &[0.96, 1.04], rounds: 3 };
+/// The same for pairs.
+#[rustfmt::skip]
+const PAIR_ANCHORS: &[f32] = &[
+    -63.0, -53.0, -58.0, -69.0, -76.0, -83.0, -92.0, -101.0,
+    47.0, 40.0, 43.5, 51.0, 56.0, 61.0, 68.0, 75.0, 83.0,
+];
+const PAIR_LADDER: Ladder = Ladder { anchors: PAIR_ANCHORS, stretches: &[0.96, 0.98, 1.02, 1.04], rounds: 2 };

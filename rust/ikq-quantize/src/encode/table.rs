@@ -31,6 +31,7 @@ encoders! {
     floats::BF16: BF16,
     q8::Q8_0: Q8_0,
     single::Q4_0: Q4_0,
+    affine::Q2_K: Q2_K,
     affine::Q4_K: Q4_K,
     affine::Q5_K: Q5_K,
     single::Q5_0: Q5_0,
@@ -46,7 +47,9 @@ encoders! {
     row_scale::IQ2_KS: IQ2_KS,
     row_scale::IQ3_KS: IQ3_KS,
     row_scale::IQ4_KS: IQ4_KS,
+    row_scale::IQ4_KSS: IQ4_KSS,
     row_scale::IQ5_KS: IQ5_KS,
+    row_scale::IQ2_KL: IQ2_KL,
     igrid::IQ3_S: IQ3_S,
     trellis::IQ2_KT: IQ2_KT,
 }

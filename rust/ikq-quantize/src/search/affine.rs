@@ -26,16 +26,14 @@ pub struct Affine {
     pub steps: f32,
     /// Sub-blocks per super-block.
     pub per_super: usize,
+    /// What stage 1 starts from.
+    pub ladder: &'static [Rung],
 }
 
 /// Stage 1 puts the range of a sub-block on `levels` steps and the first number here (more than
 /// `levels` clips), its lower end on code 0 or as many steps below as the second number says.
-#[rustfmt::skip]
-const LADDER: &[(f32, f32)] = &[
-    (0.0, 0.0), (-3.4, 0.0), (-2.0, 0.0), (-1.2, 0.0), (-0.7, 0.0), (-0.4, 0.0), (-0.2, 0.0),
-    (0.2, 0.0), (0.4, 0.0), (0.7, 0.3), (1.1, 0.0), (1.2, 0.6), (1.2, 1.2), (1.8, 0.9), (2.2, 0.0),
-    (2.4, 1.2), (2.4, 2.4), (3.4, 0.0), (3.4, 1.7), (4.6, 0.8), (4.6, 3.8),
-];
+pub type Rung = (f32, f32);
+
 /// Least-squares rounds from the best rung.
 const ROUNDS: usize = 3;
 /// Refits of d and dmin.
@@ -248,7 +246,7 @@ fn fit<I: Isa, const N: usize>(isa: I, tile: &Tile<N>, t: Moments<I::F>, affine:
     // without codes the error is the energy
     let nothing = Sums { q: zero, qq: zero, xq: zero };
     let mut fit = Fit { scale: zero, min: zero, error: t.xx, sums: nothing };
-    for (rung, below) in LADDER {
+    for (rung, below) in affine.ladder {
         let per_scale = isa.mul_f(per_range, isa.splat_f(affine.levels + rung));
         let min = isa.mul_add_f(inverse(isa, per_scale), isa.splat_f(*below), lo);
         fit.improve(isa, tile, t, (per_scale, min), levels);

@@ -10,7 +10,7 @@
 use ikq_simd::Isa;
 
 use super::levels::{Levels, Shifted};
-use super::scale::{INDIFFERENT, NEARLY_EXACT, inverse, residual, sums};
+use super::scale::{Coder, INDIFFERENT, NEARLY_EXACT, inverse, residual};
 use super::tile::{LANES, Tile};
 
 /// The integers a sub-block's scale may be.
@@ -153,10 +153,10 @@ pub struct Settled<F> {
 /// The best integer scale of each sub-block, near `scale / d` or anywhere, and the best of the level
 /// sets.
 #[inline(always)]
-pub fn settle<I: Isa, L: Levels<I>, const N: usize>(
+pub fn settle<I: Isa, C: Coder<I>, const N: usize>(
     isa: I,
     tile: &Tile<N>,
-    rows: &[L],
+    rows: &[C],
     scale: I::F,
     d: I::F,
     (grid, reach): (Grid, Reach),
@@ -171,7 +171,7 @@ pub fn settle<I: Isa, L: Levels<I>, const N: usize>(
         Reach::Neighbours => 2,
         Reach::All => grid.len(),
     };
-    for (i, levels) in rows.iter().enumerate() {
+    for (i, coder) in rows.iter().enumerate() {
         for n in 0..n_tried {
             let k = match (reach, n) {
                 (Reach::All, _) => isa.splat_f(grid.lo + grid.step() * n as f32),
@@ -179,7 +179,7 @@ pub fn settle<I: Isa, L: Levels<I>, const N: usize>(
                 _ => second,
             };
             let dk = isa.mul_f(d, k);
-            let found = sums(isa, tile, *levels, inverse(isa, dk));
+            let found = coder.sums(isa, tile, inverse(isa, dk));
             // the energy is the same for all
             let error = found.error(isa, dk, zero);
             let trial = Settled {

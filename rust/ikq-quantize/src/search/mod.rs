@@ -6,6 +6,8 @@ pub mod block_scales;
 pub mod grid;
 pub mod grid_block;
 pub mod levels;
+pub mod pairs;
+pub mod parity;
 pub mod scale;
 pub mod tile;
 pub mod trellis;

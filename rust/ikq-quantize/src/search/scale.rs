@@ -9,7 +9,66 @@
 use ikq_simd::Isa;
 
 use super::levels::Levels;
-use super::tile::{Codes, Tile};
+use super::tile::{Codes, LANES, Tile};
+
+/// How a sub-block is rounded at a scale: [`Levels`] round each element to its nearest level; formats
+/// whose codes depend on several elements have coders of their own.
+pub trait Coder<I: Isa>: Copy {
+    /// The sums for codes at `1 / d = inverse`.
+    fn sums<const N: usize>(self, isa: I, tile: &Tile<N>, inverse: I::F) -> Sums<I::F>;
+
+    /// What the codes at `1 / d = inverse` stand for, in units of d.
+    fn values<const N: usize>(self, isa: I, tile: &Tile<N>, inverse: I::F, out: &mut Codes<N>);
+
+    /// Codes at `1 / d = inverse`, for [`super::tile::lane_codes`]; fewer than `N` where elements share them.
+    fn codes<const N: usize>(self, isa: I, tile: &Tile<N>, inverse: I::F, out: &mut Codes<N>);
+}
+
+/// Makes a level set a coder: `round_each_element!([const N: usize] Table<I, N>)`, what the set is generic
+/// over besides `I: Isa` in brackets. (An implementation for all `Levels` would exclude any other coder.)
+macro_rules! round_each_element {
+    ([$($parameter:tt)*] $levels:ty) => {
+        impl<I: ikq_simd::Isa, $($parameter)*> $crate::search::scale::Coder<I> for $levels {
+            #[inline(always)]
+            fn sums<const LEN: usize>(
+                self,
+                isa: I,
+                tile: &$crate::search::tile::Tile<LEN>,
+                inverse: I::F,
+            ) -> $crate::search::scale::Sums<I::F> {
+                $crate::search::scale::sums(isa, tile, self, inverse)
+            }
+
+            #[inline(always)]
+            fn values<const LEN: usize>(
+                self,
+                isa: I,
+                tile: &$crate::search::tile::Tile<LEN>,
+                inverse: I::F,
+                out: &mut $crate::search::tile::Codes<LEN>,
+            ) {
+                for (x, out) in tile.x.iter().zip(out) {
+                    isa.store_f($crate::search::levels::Levels::nearest(self, isa, isa.mul_f(isa.load_f(x), inverse)), out);
+                }
+            }
+
+            #[inline(always)]
+            fn codes<const LEN: usize>(
+                self,
+                isa: I,
+                tile: &$crate::search::tile::Tile<LEN>,
+                inverse: I::F,
+                out: &mut $crate::search::tile::Codes<LEN>,
+            ) {
+                for (x, out) in tile.x.iter().zip(out) {
+                    isa.store_f($crate::search::levels::Levels::code(self, isa, isa.mul_f(isa.load_f(x), inverse)), out);
+                }
+            }
+        }
+    };
+}
+
+pub(super) use round_each_element;
 
 /// `sum w x v` and `sum w v^2`.
 #[derive(Clone, Copy)]
@@ -29,9 +88,9 @@ impl<F: Copy> Sums<F> {
     }
 }
 
-/// The sums for codes at `1 / d = inverse`.
+/// [`Coder::sums`] for levels.
 #[inline(always)]
-pub fn sums<I: Isa, L: Levels<I>, const N: usize>(
+pub(super) fn sums<I: Isa, L: Levels<I>, const N: usize>(
     isa: I,
     tile: &Tile<N>,
     levels: L,
@@ -119,10 +178,10 @@ pub const fn two_sided<const N: usize>(lo: f32, hi: f32, ratio: f32) -> [f32; N]
 
 /// The best scale on the ladder, where `peak` is [`Tile::peak`]. Never worse than `start`.
 #[inline(always)]
-pub fn best_scale<I: Isa, L: Levels<I>, const N: usize>(
+pub fn best_scale<I: Isa, C: Coder<I>, const N: usize>(
     isa: I,
     tile: &Tile<N>,
-    levels: L,
+    coder: C,
     peak: I::F,
     ladder: Ladder,
     start: Fit<I::F>,
@@ -133,27 +192,26 @@ pub fn best_scale<I: Isa, L: Levels<I>, const N: usize>(
     for anchor in ladder.anchors {
         let inverse = isa.mul_f(per_peak, isa.splat_f(*anchor));
         let before = best.gain;
-        best.improve(isa, sums(isa, tile, levels, inverse));
+        best.improve(isa, coder.sums(isa, tile, inverse));
         rung = isa.if_gt(best.gain, before, inverse, rung);
     }
     for stretch in ladder.stretches {
-        best.improve(isa, sums(isa, tile, levels, isa.mul_f(rung, isa.splat_f(*stretch))));
+        best.improve(isa, coder.sums(isa, tile, isa.mul_f(rung, isa.splat_f(*stretch))));
     }
     for _ in 0..ladder.rounds {
-        best.improve(isa, sums(isa, tile, levels, inverse(isa, best.scale)));
+        best.improve(isa, coder.sums(isa, tile, inverse(isa, best.scale)));
     }
     best
 }
 
 /// `sum w (x - d v)^2` added up as it stands, for comparing nearly exact fits.
 #[inline(always)]
-pub fn residual<I: Isa, L: Levels<I>, const N: usize>(isa: I, tile: &Tile<N>, levels: L, d: I::F) -> I::F {
-    let inverse = inverse(isa, d);
+pub fn residual<I: Isa, C: Coder<I>, const N: usize>(isa: I, tile: &Tile<N>, coder: C, d: I::F) -> I::F {
+    let mut values = [[0.0; LANES]; N];
+    coder.values(isa, tile, inverse(isa, d), &mut values);
     let mut sum = isa.splat_f(0.0);
-    for i in 0..N {
-        let x = isa.load_f(&tile.x[i]);
-        let v = levels.nearest(isa, isa.mul_f(x, inverse));
-        let r = isa.sub_f(x, isa.mul_f(d, v));
+    for (i, v) in values.iter().enumerate() {
+        let r = isa.sub_f(isa.load_f(&tile.x[i]), isa.mul_f(d, isa.load_f(v)));
         sum = isa.mul_add_f(isa.mul_f(isa.load_f(&tile.w[i]), r), r, sum);
     }
     sum
@@ -216,15 +274,12 @@ const SMALL_HALF: f32 = 1.0 / 262_144.0;
 
 /// Codes at scale d, for [`super::tile::lane_codes`].
 #[inline(always)]
-pub fn codes<I: Isa, L: Levels<I>, const N: usize>(
+pub fn codes<I: Isa, C: Coder<I>, const N: usize>(
     isa: I,
     tile: &Tile<N>,
-    levels: L,
+    coder: C,
     d: I::F,
     out: &mut Codes<N>,
 ) {
-    let inverse = inverse(isa, d);
-    for (x, out) in tile.x.iter().zip(out) {
-        isa.store_f(levels.code(isa, isa.mul_f(isa.load_f(x), inverse)), out);
-    }
+    coder.codes(isa, tile, inverse(isa, d), out);
 }

@@ -4,6 +4,7 @@
 use ikq_simd::Isa;
 
 use super::{Levels, Table};
+use crate::search::scale::round_each_element;
 
 /// A row of the table `IQ5NL` (32 values) or `IQ6NL` (64): looked up or computed, with the same result.
 pub struct Wide<I: Isa, const N: usize> {
@@ -140,6 +141,9 @@ impl<I: Isa, const N: usize> Levels<I> for Cubic<I, N> {
         isa.if_gt(isa.add_f(t, t), isa.add_f(below, above), next, slot)
     }
 }
+
+round_each_element!([const N: usize] Wide<I, N>);
+round_each_element!([const N: usize] Cubic<I, N>);
 
 #[cfg(test)]
 mod tests {

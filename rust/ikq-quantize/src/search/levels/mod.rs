@@ -5,11 +5,13 @@ mod table;
 
 use ikq_simd::Isa;
 
+use super::scale::{Coder, round_each_element};
+
 pub use cubic::Wide;
 pub use table::{Four, Table, Table4};
 
 /// Levels that a scale multiplies; sixteen sub-blocks at a time.
-pub trait Levels<I: Isa>: Copy {
+pub trait Levels<I: Isa>: Coder<I> {
     /// The level nearest to `t` (any finite number below 2^22).
     fn nearest(self, isa: I, t: I::F) -> I::F;
 
@@ -37,6 +39,8 @@ impl<I: Isa> Levels<I> for Integers {
     }
 }
 
+round_each_element!([] Integers);
+
 /// Levels that are higher by an amount of each sub-block's own.
 #[derive(Clone, Copy)]
 pub struct Shifted<L, F> {
@@ -55,6 +59,8 @@ impl<I: Isa, L: Levels<I>> Levels<I> for Shifted<L, I::F> {
         self.levels.code(isa, isa.sub_f(t, self.by))
     }
 }
+
+round_each_element!([L: Levels<I>] Shifted<L, I::F>);
 
 #[cfg(test)]
 mod tests {

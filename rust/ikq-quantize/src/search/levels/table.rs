@@ -8,6 +8,7 @@
 use ikq_simd::Isa;
 
 use super::Levels;
+use crate::search::scale::round_each_element;
 
 /// `slot = middle + u * (steep - bend * |u|)` with `u = t + centre` between -`inside` and `inside`.
 #[derive(Clone, Copy)]
@@ -135,6 +136,8 @@ impl<I: Isa, const N: usize> Levels<I> for Table<I, N> {
     }
 }
 
+round_each_element!([const N: usize] Table<I, N>);
+
 /// Any four ascending levels.
 pub struct Four<I: Isa> {
     values: [I::F; 4],
@@ -180,6 +183,8 @@ impl<I: Isa> Levels<I> for Four<I> {
         self.pick(isa, t, [number(0.0), number(1.0), number(2.0), number(3.0)])
     }
 }
+
+round_each_element!([] Four<I>);
 
 #[cfg(test)]
 mod tests {
