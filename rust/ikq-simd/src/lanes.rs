@@ -38,6 +38,8 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn abs_f(self, v: Self::F) -> Self::F;
     /// `a > b ? x : y` per lane (y where either is NaN).
     fn if_gt(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
+    /// Bit i: `a > b` in lane i (0 where either is NaN).
+    fn bits_gt(self, a: Self::F, b: Self::F) -> u32;
 
     fn load_i(self, x: &[i32; 16]) -> Self::I;
     fn splat_i(self, x: i32) -> Self::I;
@@ -55,10 +57,11 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     /// `table[index % 64]` per lane.
     fn lut64_f(self, table: [Self::F; 4], index: Self::I) -> Self::F;
     /// Adds a weighted squared distance in two coordinates to each lane: with `p` the i16 pairs of
-    /// `points` (lane i: elements 2i and 2i + 1), `target` and `weight` pairs as [`pair`] makes them,
-    /// `acc + sum over both of weight * floor((p - target)^2 / 2^16)`, the difference saturated to i16.
-    /// The caller sees to it that the sum fits i32.
-    fn add_square_2(self, acc: Self::I, points: &[i16; 32], target: Self::I, weight: Self::I) -> Self::I;
+    /// `points` (lane i: elements 2i and 2i + 1), `target` and `root` pairs as [`pair`] makes them,
+    /// `acc + sum over both of e^2`, `e = (p - target) * root / 2^15`: the difference saturated to i16, e
+    /// the nearest integer (half way up). `root` is the root of the weight, positive; the caller sees to
+    /// it that the sum fits i32.
+    fn add_square_2(self, acc: Self::I, points: &[i16; 32], target: Self::I, root: Self::I) -> Self::I;
 
     /// The bits of the floats.
     fn bits_i(self, v: Self::F) -> Self::I;
@@ -193,6 +196,10 @@ impl Lanes for Scalar {
         std::array::from_fn(|i| if a[i] > b[i] { x[i] } else { y[i] })
     }
     #[inline(always)]
+    fn bits_gt(self, a: [f32; 16], b: [f32; 16]) -> u32 {
+        a.iter().zip(&b).rev().fold(0, |bits, (a, b)| 2 * bits + u32::from(a > b))
+    }
+    #[inline(always)]
     fn load_i(self, x: &[i32; 16]) -> [i32; 16] {
         *x
     }
@@ -222,15 +229,15 @@ impl Lanes for Scalar {
         acc: [i32; 16],
         points: &[i16; 32],
         target: [i32; 16],
-        weight: [i32; 16],
+        root: [i32; 16],
     ) -> [i32; 16] {
-        let term = |p: i16, t: i32, w: i32| {
-            let d = i32::from(p.saturating_sub(t as i16));
-            i32::from(w as i16) * ((d * d) >> 16)
+        let term = |p: i16, t: i32, r: i32| {
+            let e = (i32::from(p.saturating_sub(t as i16)) * i32::from(r as i16) + 0x4000) >> 15;
+            e * e
         };
         std::array::from_fn(|i| {
-            let (t, w) = (target[i], weight[i]);
-            acc[i] + term(points[2 * i], t, w) + term(points[2 * i + 1], t >> 16, w >> 16)
+            let (t, r) = (target[i], root[i]);
+            acc[i] + term(points[2 * i], t, r) + term(points[2 * i + 1], t >> 16, r >> 16)
         })
     }
     #[inline(always)]
@@ -349,6 +356,14 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    fn bits_gt(self, a: Pair, b: Pair) -> u32 {
+        // SAFETY: the token proves AVX.
+        unsafe {
+            let m = [_mm256_cmp_ps::<_CMP_GT_OQ>(a[0], b[0]), _mm256_cmp_ps::<_CMP_GT_OQ>(a[1], b[1])];
+            _mm256_movemask_ps(m[0]) as u32 | (_mm256_movemask_ps(m[1]) as u32) << 8
+        }
+    }
+    #[inline(always)]
     fn bits_i(self, v: Pair) -> [__m256i; 2] {
         // SAFETY: the token proves AVX.
         v.map(|v| unsafe { _mm256_castps_si256(v) })
@@ -424,13 +439,14 @@ impl Lanes for Avx2 {
         acc: [__m256i; 2],
         points: &[i16; 32],
         target: [__m256i; 2],
-        weight: [__m256i; 2],
+        root: [__m256i; 2],
     ) -> [__m256i; 2] {
         // SAFETY: the token proves AVX2; `points` is 64 readable bytes.
         unsafe {
             let half = |p: *const i16, k: usize| {
                 let d = _mm256_subs_epi16(_mm256_loadu_si256(p.cast()), target[k]);
-                _mm256_add_epi32(acc[k], _mm256_madd_epi16(_mm256_mulhi_epi16(d, d), weight[k]))
+                let e = _mm256_mulhrs_epi16(d, root[k]);
+                _mm256_add_epi32(acc[k], _mm256_madd_epi16(e, e))
             };
             [half(points.as_ptr(), 0), half(points[16..].as_ptr(), 1)]
         }
@@ -500,6 +516,10 @@ impl Lanes for Avx512 {
         avx512! { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b), y, x) }
     }
     #[inline(always)]
+    fn bits_gt(self, a: __m512, b: __m512) -> u32 {
+        avx512! { u32::from(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, b)) }
+    }
+    #[inline(always)]
     fn least(self, v: __m512) -> f32 {
         avx512! { _mm512_reduce_min_ps(v) }
     }
@@ -531,11 +551,12 @@ impl Lanes for Avx512 {
         }
     }
     #[inline(always)]
-    fn add_square_2(self, acc: __m512i, points: &[i16; 32], target: __m512i, weight: __m512i) -> __m512i {
+    fn add_square_2(self, acc: __m512i, points: &[i16; 32], target: __m512i, root: __m512i) -> __m512i {
         // points are 32 i16, the 64 bytes that are loaded
         avx512! {
             let d = _mm512_subs_epi16(_mm512_loadu_si512(points.as_ptr().cast()), target);
-            _mm512_dpwssd_epi32(acc, _mm512_mulhi_epi16(d, d), weight)
+            let e = _mm512_mulhrs_epi16(d, root);
+            _mm512_dpwssd_epi32(acc, e, e)
         }
     }
     #[inline(always)]

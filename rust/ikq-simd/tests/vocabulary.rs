@@ -99,6 +99,7 @@ impl IsaOp for Everything {
             isa.round(fy),
             isa.splat_f(isa.sum(fx)),
             isa.splat_f(isa.least(fx)),
+            isa.splat_f(isa.bits_gt(fx, fy) as f32),
             isa.lut16_slot(fx, isa.slot(fy)),
             isa.slot_number(isa.slot(fy)),
             isa.f16_round(fx),
@@ -114,7 +115,7 @@ impl IsaOp for Everything {
                 isa.load_i(&i32s.map(|i| i >> 8)),
                 &points,
                 pair(isa, [points[0], points[31]]),
-                pair(isa, [8191, points[7] >> 2]),
+                pair(isa, [16_000, points[7] & 0x3fff]),
             )),
         ];
         let mut floats: Vec<f32> = floats.into_iter().flatten().collect();

@@ -51,7 +51,10 @@ encoders! {
     row_scale::IQ5_KS: IQ5_KS,
     row_scale::IQ2_KL: IQ2_KL,
     igrid::IQ3_S: IQ3_S,
+    trellis::IQ1_KT: IQ1_KT,
     trellis::IQ2_KT: IQ2_KT,
+    trellis::IQ3_KT: IQ3_KT,
+    trellis::IQ4_KT: IQ4_KT,
 }
 
 /// Types that can be written.

@@ -1,23 +1,29 @@
-//! Trellis types: IQ2_KT.
+//! Trellis types: IQ1_KT, IQ2_KT, IQ3_KT, IQ4_KT.
+//!
+//! Objective: `sum w (x - d k t)^2` with w of the column, t the values that codes yield. Searched: codes and
+//! scale of every sub-block and d together ([`crate::search::trellis_row`]); IQ3_KT, whose signs are
+//! stored apart, searches among magnitudes.
+//!
+//! How much each tries ([`Effort`]): exact careful searches (patience 1) would gain less than 1 % of the
+//! error for twice the time. More scales gain more: at another scale other points are nearest, and the best
+//! of many draws is kept; most with IQ4_KT, whose points are the densest, so that scales a few numbers apart
+//! are draws of their own.
 
 use std::sync::OnceLock;
 
-use ikq_formats::codebook::{IQ4K_VALUES, KT_OFFSET, kt_values};
+use ikq_formats::codebook::{IQ4K_VALUES, KT_OFFSET, KT_OFFSET_IQ4_ALT, kt_values};
 use ikq_formats::{QuantType, layout};
 use ikq_simd::Isa;
 
 use super::Encode;
 use super::weights::normalizer;
+use crate::search::levels::{Integers, Levels, Table4};
 use crate::search::trellis::Trellis;
-use crate::search::trellis_row::{RowFit, TableScales};
+use crate::search::trellis_row::{Effort, RowFit, RowSearch};
 
-/// 16-bit codes for groups of 8.
-#[allow(non_camel_case_types)]
-pub struct IQ2_KT;
-
-/// Factor on the row scale. Matrix products multiply this type by 1.05 (`PRODUCT_FACTOR` of its decoder), which
-/// the squared error does not know of.
-const IQ2_KT_SCALE_BIAS: f32 = 1.0;
+/// Elements and sub-blocks of a block.
+const BLOCK: usize = 256;
+const PER_BLOCK: usize = 8;
 
 /// Less than 1 by more than the roundings of two products.
 const ALMOST_ONE: f32 = 1.0 - 1e-6;
@@ -28,9 +34,101 @@ pub struct Scratch {
     fit: RowFit,
 }
 
-fn point(code: u32) -> [i32; 8] {
+/// Encodes a row. Fields of a block: the sets of points (where there are two), scales, signs (where
+/// `SIGNS` are apart), codes.
+#[inline(always)]
+fn encode_row<I: Isa, L: Levels<I>, const PAIRS: usize, const SIGNS: bool>(
+    isa: I,
+    ty: QuantType,
+    search: &RowSearch<L, PAIRS>,
+    (x, w): (&[f32], &[f32]),
+    Scratch { x: normal, fit }: &mut Scratch,
+    out: &mut [u8],
+) {
+    let (down, up) = normalizer(x);
+    normal.clear();
+    for x in x {
+        let x = x * down;
+        normal.push(if SIGNS { x.abs() } else { x });
+    }
+    search.fit(isa, normal, w, fit);
+    let layout = layout(ty).expect("trellis types have layouts");
+    let (header, blocks) = out.split_at_mut(4);
+    // rows near the largest float must not decode to infinity
+    let largest = search.largest(fit);
+    let d = if fit.d * largest < f32::MAX / up { fit.d } else { f32::MAX / up / largest * ALMOST_ONE };
+    header.copy_from_slice(&(d * up).to_le_bytes());
+    let n_codes = BLOCK / (2 * PAIRS);
+    let mut values = Vec::with_capacity(layout.n_values());
+    for (k, block) in blocks.chunks_exact_mut(layout.bytes).enumerate() {
+        values.clear();
+        if search.sets.len() > 1 {
+            values.extend(fit.sets[PER_BLOCK * k..][..PER_BLOCK].iter().map(|v| u32::from(*v)));
+        }
+        values.extend(fit.scales[PER_BLOCK * k..][..PER_BLOCK].iter().map(|v| u32::from(*v)));
+        if SIGNS {
+            values.extend(x[BLOCK * k..][..BLOCK].iter().map(|x| u32::from(*x < 0.0)));
+        }
+        values.extend(fit.codes[n_codes * k..][..n_codes].iter().map(|v| u32::from(*v)));
+        layout.pack(&values, block);
+    }
+}
+
+fn point(_set: usize, code: u32) -> [i32; 8] {
     kt_values(code, KT_OFFSET)
 }
+
+fn magnitudes(_set: usize, code: u32) -> [i32; 8] {
+    kt_values(code, KT_OFFSET).map(i32::abs)
+}
+
+fn point_of_two(set: usize, code: u32) -> [i32; 8] {
+    kt_values(code, [KT_OFFSET, KT_OFFSET_IQ4_ALT][set])
+}
+
+fn table_values() -> [f32; 16] {
+    IQ4K_VALUES[0].map(f32::from)
+}
+
+/// 13-bit codes for groups of 8, scales from a table.
+#[allow(non_camel_case_types)]
+pub struct IQ1_KT;
+
+/// Factor on the row scale; 1 is least squares.
+const IQ1_KT_SCALE_BIAS: f32 = 1.0;
+
+impl Encode for IQ1_KT {
+    const TYPE: QuantType = QuantType::IQ1_KT;
+    type Scratch = Scratch;
+
+    #[inline(always)]
+    fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut Scratch, out: &mut [u8]) {
+        static SETS: OnceLock<[Trellis<4>; 1]> = OnceLock::new();
+        let search = RowSearch {
+            sets: SETS.get_or_init(|| [Trellis::new(1 << 13, |code| point(0, code))]),
+            point,
+            values: &table_values(),
+            levels: Table4::new(isa, &IQ4K_VALUES[0]),
+            scale_bias: IQ1_KT_SCALE_BIAS,
+            effort: Effort {
+                sizes: &[0.5, 0.7, 0.9, 1.2],
+                beside: &[-1, 1],
+                n_careful: 4,
+                quick: 0.0,
+                careful: 0.2,
+            },
+        };
+        encode_row::<I, _, 4, false>(isa, Self::TYPE, &search, (x, w), scratch, out);
+    }
+}
+
+/// 16-bit codes for groups of 8, scales from a table.
+#[allow(non_camel_case_types)]
+pub struct IQ2_KT;
+
+/// Factor on the row scale. Matrix products multiply this type by 1.05 (`PRODUCT_FACTOR` of its decoder), which
+/// the squared error does not know of.
+const IQ2_KT_SCALE_BIAS: f32 = 1.0;
 
 impl Encode for IQ2_KT {
     const TYPE: QuantType = QuantType::IQ2_KT;
@@ -38,35 +136,83 @@ impl Encode for IQ2_KT {
 
     #[inline(always)]
     fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut Scratch, out: &mut [u8]) {
-        static TRELLIS: OnceLock<Trellis<4>> = OnceLock::new();
-        let trellis = TRELLIS.get_or_init(|| Trellis::new(1 << 16, point));
-        let search = TableScales {
-            trellis,
+        static SETS: OnceLock<[Trellis<4>; 1]> = OnceLock::new();
+        let search = RowSearch {
+            sets: SETS.get_or_init(|| [Trellis::new(1 << 16, |code| point(0, code))]),
             point,
-            values: &IQ4K_VALUES[0].map(|v| v as f32),
+            values: &table_values(),
+            levels: Table4::new(isa, &IQ4K_VALUES[0]),
             scale_bias: IQ2_KT_SCALE_BIAS,
+            effort: Effort { sizes: &[0.7, 1.05], beside: &[-1, 1], n_careful: 3, quick: 0.0, careful: 0.2 },
         };
-        let (down, up) = normalizer(x);
-        scratch.x.clear();
-        scratch.x.extend(x.iter().map(|x| x * down));
-        let fit = &mut scratch.fit;
-        search.fit(isa, &scratch.x, w, fit);
-        let layout = layout(Self::TYPE).expect("trellis types have layouts");
-        let (header, blocks) = out.split_at_mut(4);
-        // rows near the largest float must not decode to infinity
-        let largest = search.largest(fit);
-        let d = if fit.d * largest < f32::MAX / up { fit.d } else { f32::MAX / up / largest * ALMOST_ONE };
-        header.copy_from_slice(&(d * up).to_le_bytes());
-        let parts = fit.scales.chunks_exact(8).zip(fit.codes.chunks_exact(32));
-        for ((scales, codes), block) in parts.zip(blocks.chunks_exact_mut(layout.bytes)) {
-            let mut values = [0; 8 + 32];
-            for (v, s) in values[..8].iter_mut().zip(scales) {
-                *v = u32::from(*s);
-            }
-            for (v, c) in values[8..].iter_mut().zip(codes) {
-                *v = u32::from(*c);
-            }
-            layout.pack(&values, block);
-        }
+        encode_row::<I, _, 4, false>(isa, Self::TYPE, &search, (x, w), scratch, out);
+    }
+}
+
+/// 16-bit codes for the magnitudes of groups of 8, scales 0..=15.
+#[allow(non_camel_case_types)]
+pub struct IQ3_KT;
+
+/// Factor on the row scale. Matrix products multiply this type by 1.01, which the squared error does not
+/// know of.
+const IQ3_KT_SCALE_BIAS: f32 = 1.0;
+
+impl Encode for IQ3_KT {
+    const TYPE: QuantType = QuantType::IQ3_KT;
+    type Scratch = Scratch;
+
+    #[inline(always)]
+    fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut Scratch, out: &mut [u8]) {
+        static SETS: OnceLock<[Trellis<4>; 1]> = OnceLock::new();
+        let values: [f32; 16] = std::array::from_fn(|s| s as f32);
+        let search = RowSearch {
+            sets: SETS.get_or_init(|| [Trellis::new(1 << 16, |code| magnitudes(0, code))]),
+            point: magnitudes,
+            values: &values,
+            levels: Integers { lo: 0.0, hi: 15.0 },
+            scale_bias: IQ3_KT_SCALE_BIAS,
+            effort: Effort {
+                sizes: &[0.85, 1.1],
+                beside: &[-3, -2, -1, 1, 2, 3],
+                n_careful: 6,
+                quick: 0.0,
+                careful: 0.2,
+            },
+        };
+        encode_row::<I, _, 4, true>(isa, Self::TYPE, &search, (x, w), scratch, out);
+    }
+}
+
+/// 15-bit codes for groups of 4 from one of two sets, scales -64..=63.
+#[allow(non_camel_case_types)]
+pub struct IQ4_KT;
+
+/// Factor on the row scale; 1 is least squares.
+const IQ4_KT_SCALE_BIAS: f32 = 1.0;
+
+impl Encode for IQ4_KT {
+    const TYPE: QuantType = QuantType::IQ4_KT;
+    type Scratch = Scratch;
+
+    #[inline(always)]
+    fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut Scratch, out: &mut [u8]) {
+        static SETS: OnceLock<[Trellis<2>; 2]> = OnceLock::new();
+        let set = |set: usize| Trellis::new(1 << 15, |code| point_of_two(set, code));
+        let values: [f32; 128] = std::array::from_fn(|s| s as f32 - 64.0);
+        let search = RowSearch {
+            sets: SETS.get_or_init(|| [set(0), set(1)]),
+            point: point_of_two,
+            values: &values,
+            levels: Integers { lo: -64.0, hi: 63.0 },
+            scale_bias: IQ4_KT_SCALE_BIAS,
+            effort: Effort {
+                sizes: &[0.9, 1.1, 1.4],
+                beside: &[-9, -6, -3, 3, 6, 9],
+                n_careful: 28,
+                quick: 0.0,
+                careful: 0.3,
+            },
+        };
+        encode_row::<I, _, 2, false>(isa, Self::TYPE, &search, (x, w), scratch, out);
     }
 }

@@ -4,22 +4,26 @@
 //! The points lie in 256 *cells*: each dimension is cut into 2 ranges (4 with four dimensions) of about
 //! equal numbers of points. A query knows from below what every cell costs, the weighted distance to its
 //! ranges, and visits cells roughly from the cheapest up until no cell left is promising. Inside a cell all points are
-//! compared, sixteen at a time, in 16-bit integers: 8 bits of fraction for the points and the target, 13
-//! for the weights. That ranks points to within a thousandth of their distance; sums that decide scales are
-//! made from the true values afterwards.
+//! compared, sixteen at a time, in 16-bit integers: 8 bits of fraction for the points and the target, 14
+//! for the roots of the weights, differences times roots rounded to 1/125. Sums that decide scales are made
+//! from the true values afterwards.
 
 use ikq_simd::{Isa, Lanes, pair};
 
 use super::argmin::{LANE_NUMBERS, first_least};
 
-/// Weights are scaled to this, so that 8 of them times 2^14 (the largest square) fit i32.
-const TOP_WEIGHT: f32 = 8191.0;
+/// Roots of weights are scaled to this: halved (a difference has 16 bits, 15 are dropped from the product)
+/// and squared, 8 of them fit i32.
+const TOP_ROOT: f32 = 16_000.0;
 
 /// Fraction bits of points and targets.
 const ONE: f32 = 256.0;
 
 /// Targets beyond, where there are no points, are taken for this.
 const FARTHEST: f32 = 127.0;
+
+/// What a unit of the values is after multiplying by [`TOP_ROOT`].
+const UNIT: f32 = ONE * TOP_ROOT / 32_768.0;
 
 /// Sixteen points: by pair of dimensions, by point, the pair.
 type Chunk<const PAIRS: usize> = [[i16; 32]; PAIRS];
@@ -110,7 +114,8 @@ impl<const PAIRS: usize> Trellis<PAIRS> {
         self.rms
     }
 
-    /// The weights (positive) of a group, prepared for any number of searches.
+    /// The weights (positive) of a group, prepared for any number of searches among any points of as many
+    /// dimensions.
     #[inline(always)]
     pub fn weigh<I: Isa>(&self, isa: I, w: &[f32]) -> Weights<I, PAIRS> {
         let mut padded = [0.0; 16];
@@ -119,30 +124,37 @@ impl<const PAIRS: usize> Trellis<PAIRS> {
         for w in &padded[..Self::DIMS] {
             top = top.max(*w);
         }
-        let scaled = isa.mul_f(isa.load_f(&padded), isa.splat_f(TOP_WEIGHT / top));
-        let rounded = isa.array(isa.round(scaled));
-        let mut pairs = [isa.splat_i(0); PAIRS];
-        for (p, pairs) in pairs.iter_mut().enumerate() {
-            *pairs = pair(isa, [rounded[2 * p] as i16, rounded[2 * p + 1] as i16]);
+        let shares = isa.mul_f(isa.load_f(&padded), isa.splat_f(1.0 / top));
+        let rounded = isa.array(isa.round(isa.mul_f(isa.sqrt_f(shares), isa.splat_f(TOP_ROOT))));
+        let mut roots = [isa.splat_i(0); PAIRS];
+        for (p, roots) in roots.iter_mut().enumerate() {
+            *roots = pair(isa, [rounded[2 * p] as i16, rounded[2 * p + 1] as i16]);
         }
-        Weights { pairs, spread: isa.lut16_f(scaled, isa.load_i(&self.dimension)) }
+        let costs = isa.mul_f(shares, isa.splat_f(UNIT * UNIT));
+        Weights { roots, spread: isa.lut16_f(costs, isa.load_i(&self.dimension)) }
     }
 
-    /// The code whose point is nearest to `target` (in units of the values).
+    /// The point nearest to `target` (in units of the values).
     /// `patience`: a cell is visited while its lower bound is below this share of the best distance
     /// found so far; 1 finds the nearest of all, 0 looks at one cell.
     #[inline(always)]
-    pub fn nearest<I: Isa>(&self, isa: I, target: &[f32], weights: &Weights<I, PAIRS>, patience: f32) -> u16 {
+    pub fn nearest<I: Isa>(
+        &self,
+        isa: I,
+        target: &[f32],
+        weights: &Weights<I, PAIRS>,
+        patience: f32,
+    ) -> Found {
         let mut padded = [0.0; 16];
-        padded[..Self::DIMS].copy_from_slice(&target[..Self::DIMS]);
-        let target = isa.min_f(isa.max_f(isa.load_f(&padded), isa.splat_f(-FARTHEST)), isa.splat_f(FARTHEST));
-        let fixed = isa.array(isa.round(isa.mul_f(target, isa.splat_f(ONE))));
+        for (padded, target) in padded.iter_mut().zip(&target[..Self::DIMS]) {
+            *padded = target.clamp(-FARTHEST, FARTHEST);
+        }
         let mut pairs = [isa.splat_i(0); PAIRS];
         for (p, pairs) in pairs.iter_mut().enumerate() {
-            *pairs = pair(isa, [fixed[2 * p] as i16, fixed[2 * p + 1] as i16]);
+            *pairs = pair(isa, [fixed(padded[2 * p]), fixed(padded[2 * p + 1])]);
         }
         // what every range of every dimension costs at least, then every half of a cell's number
-        let spread = isa.lut16_f(target, isa.load_i(&self.dimension));
+        let spread = isa.lut16_f(isa.load_f(&padded), isa.load_i(&self.dimension));
         let below = isa.sub_f(isa.load_f(&self.lowest), spread);
         let above = isa.sub_f(spread, isa.load_f(&self.highest));
         let away = isa.max_f(isa.max_f(below, above), isa.splat_f(0.0));
@@ -153,24 +165,42 @@ impl<const PAIRS: usize> Trellis<PAIRS> {
                 *half = isa.add_f(*half, isa.lut16_f(costs, isa.load_i(ranges)));
             }
         }
-        let (low, high) = (sorted(isa, halves[0]), sorted(isa, halves[1]));
+        let [low, high] = halves;
+        let (least_low, least_high) = (isa.least(low), isa.least(high));
+        let not_above = |v: I::F, least: f32| !isa.bits_gt(v, isa.splat_f(least)) & 0xffff;
+        let first =
+            16 * not_above(high, least_high).trailing_zeros() + not_above(low, least_low).trailing_zeros();
         let mut nearest = Nearest { distance: isa.splat_f(f32::INFINITY), point: isa.splat_f(0.0) };
-        let mut limit = f32::INFINITY;
-        for high in high {
-            if high + low[0] >= limit {
-                break;
-            }
-            for low in low {
-                if high + low >= limit {
-                    break;
+        self.scan(isa, first as usize, &pairs, &weights.roots, &mut nearest);
+        let mut limit = patience * isa.least(nearest.distance);
+        if least_low + least_high < limit {
+            let high_costs = isa.array(high);
+            // the limit sinks meanwhile, so every cell is looked at again
+            let mut highs = isa.bits_gt(isa.splat_f(limit - least_low), high);
+            while highs != 0 {
+                let h = highs.trailing_zeros();
+                highs &= highs - 1;
+                let room = limit - high_costs[h as usize & 15];
+                let mut lows = isa.bits_gt(isa.splat_f(room), low);
+                while lows != 0 {
+                    let cell = 16 * h + lows.trailing_zeros();
+                    lows &= lows - 1;
+                    if cell != first {
+                        self.scan(isa, cell as usize, &pairs, &weights.roots, &mut nearest);
+                    }
                 }
-                let cell = (16 * (high.to_bits() & 15) + (low.to_bits() & 15)) as usize;
-                self.scan(isa, cell, &pairs, &weights.pairs, &mut nearest);
                 limit = patience * isa.least(nearest.distance);
             }
         }
         let (point, _) = first_least(isa, nearest.distance, nearest.point);
-        self.codes[point / 16][point % 16]
+        let (chunk, lane) = (point / 16, point % 16);
+        let mut values = [0.0; 8];
+        for (p, halves) in self.chunks[chunk].iter().enumerate() {
+            for k in 0..2 {
+                values[2 * p + k] = f32::from(halves[2 * lane + k]) / ONE;
+            }
+        }
+        Found { code: self.codes[chunk][lane], values }
     }
 
     /// Compares the points of a cell.
@@ -180,7 +210,7 @@ impl<const PAIRS: usize> Trellis<PAIRS> {
         isa: I,
         cell: usize,
         target: &[I::I; PAIRS],
-        weight: &[I::I; PAIRS],
+        roots: &[I::I; PAIRS],
         nearest: &mut Nearest<I>,
     ) {
         let (start, end) = (self.starts[cell] as usize, self.starts[cell + 1] as usize);
@@ -190,7 +220,7 @@ impl<const PAIRS: usize> Trellis<PAIRS> {
         for chunk in &self.chunks[start..end] {
             let mut sum = isa.splat_i(0);
             for p in 0..PAIRS {
-                sum = isa.add_square_2(sum, &chunk[p], target[p], weight[p]);
+                sum = isa.add_square_2(sum, &chunk[p], target[p], roots[p]);
             }
             let distance = isa.float_i(sum);
             at = isa.if_gt(least, distance, point, at);
@@ -201,10 +231,10 @@ impl<const PAIRS: usize> Trellis<PAIRS> {
     }
 }
 
-/// Weights of a group: scaled to [`TOP_WEIGHT`] in pairs, and by dimension and range.
+/// Weights of a group: their roots scaled to [`TOP_ROOT`] in pairs, and themselves by dimension and range.
 #[derive(Clone, Copy)]
 pub struct Weights<I: Lanes, const PAIRS: usize> {
-    pairs: [I::I; PAIRS],
+    roots: [I::I; PAIRS],
     spread: I::F,
 }
 
@@ -214,26 +244,17 @@ struct Nearest<I: Lanes> {
     point: I::F,
 }
 
-/// The costs (not negative), cheapest first, each with its place in its four lowest bits.
+/// A point found.
+pub struct Found {
+    pub code: u16,
+    pub values: [f32; 8],
+}
+
+/// The fixed-point form of a clamped target.
 #[inline(always)]
-fn sorted<I: Isa>(isa: I, costs: I::F) -> [f32; 16] {
-    let mut costs = isa.array(costs);
-    for (place, cost) in costs.iter_mut().enumerate() {
-        // distinct numbers, in the order of the costs, first place first
-        *cost = f32::from_bits(cost.to_bits() & !15 | place as u32);
-    }
-    let all = isa.load_f(&costs);
-    let (zero, one) = (isa.splat_f(0.0), isa.splat_f(1.0));
-    let mut rank = zero;
-    for cost in costs {
-        rank = isa.add_f(rank, isa.if_gt(all, isa.splat_f(cost), one, zero));
-    }
-    let rank = isa.array(rank);
-    let mut out = [0.0; 16];
-    for (cost, rank) in costs.into_iter().zip(rank) {
-        out[rank as usize & 15] = cost;
-    }
-    out
+fn fixed(target: f32) -> i16 {
+    // adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits
+    (target * ONE + 12_582_912.0).to_bits() as i16
 }
 
 #[cfg(test)]
@@ -270,7 +291,7 @@ mod tests {
             let weights = trellis.weigh(isa, w);
             let mut codes = [0; 3];
             for (code, patience) in codes.iter_mut().zip([0.0, 0.2, 1.0]) {
-                *code = trellis.nearest(isa, target, &weights, patience);
+                *code = trellis.nearest(isa, target, &weights, patience).code;
             }
             codes
         }
@@ -298,9 +319,10 @@ mod tests {
                 assert_eq!(found, *first.get_or_insert(found), "seed {seed} on {}", kind.name());
             }
             let found = first.expect("there is a scalar set").map(|code| distance(u32::from(code)));
-            // Per dimension: a square is rounded down to an integer; the difference of up to 128 is off by
-            // 1/512; a weight, of 8191, by 1/2, for squares up to 2^14. For the point found and the best.
-            let slack = 2.0 * dims as f64 * f64::from(top) * (1.0 + 0.5 + 1.0);
+            // Per dimension, in units of the values and of the top weight: a difference of up to 128 times its
+            // root is rounded to 1/125, squared: 128/125; it is off by 1/512 before: 128/256; a root is off by
+            // 1/32000, for squares up to 2^14: 1.02. For the point found and the best.
+            let slack = 2.0 * dims as f64 * f64::from(top) * (1.03 + 0.5 + 1.03);
             assert!(found[2] <= least + slack, "seed {seed}: {} for {least}", found[2]);
             assert!(found[1] <= found[0] + slack, "seed {seed}: looked at more and found less");
             for (sum, distance) in sums.iter_mut().zip(found.into_iter().chain([least])) {

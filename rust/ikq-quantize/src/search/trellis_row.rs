@@ -1,46 +1,62 @@
-//! Scales and codes of a row whose sub-blocks of 32 have scales from a table: `y = d * value[s] * t`, d a
-//! float per row, t the points of a trellis.
+//! Scales and codes of a row of sub-blocks of 32: `y = d * value[s] * t`, d a float per row, t the points
+//! of a trellis (or of one of two).
 //!
-//! 1. Every sub-block is matched quickly at two sizes and both signs. A match leaves the sums
-//!    `A = sum w x t`, `B = sum w t^2`, a parabola `s^2 B - 2 s A` of the error over the scale.
-//! 2. The d for which the best table values of all sub-blocks, by their parabolas, do best together.
-//! 3. Careful matches at the most promising table values of either sign; d refitted.
+//! 1. Every sub-block is matched quickly at a few sizes, by each of its *ways*: a set of points and a
+//!    sign of the scale. A match leaves the sums `A = sum w x t`, `B = sum w t^2`, a parabola
+//!    `s^2 B - 2 s A` of the error over the scale.
+//! 2. The d for which the scales next to the parabolas' minima do best together.
+//! 3. Careful matches at the most promising scales of every way; d refitted.
 
 use ikq_simd::Isa;
 
+use super::levels::Levels;
 use super::trellis::{Trellis, Weights};
 
 /// Elements of a sub-block.
 pub const SUB_BLOCK: usize = 32;
 
 /// What distinguishes the types.
-pub struct TableScales<'a, const PAIRS: usize> {
-    pub trellis: &'a Trellis<PAIRS>,
-    /// Values of a code.
-    pub point: fn(u32) -> [i32; 8],
-    /// What the sixteen scale numbers stand for.
-    pub values: &'a [f32; 16],
+pub struct RowSearch<'a, L, const PAIRS: usize> {
+    /// The sets of points that a sub-block chooses from, at most [`MOST_SETS`].
+    pub sets: &'a [Trellis<PAIRS>],
+    /// Values of a code of a set.
+    pub point: fn(usize, u32) -> [i32; 8],
+    /// What the scale numbers stand for, ascending ...
+    pub values: &'a [f32],
+    /// ... and the same as a set of levels.
+    pub levels: L,
     /// The stored d is the fitted one times this.
     pub scale_bias: f32,
+    pub effort: Effort,
 }
 
-/// Quick matches are made at these multiples of the scale that makes the target as large as the
-/// average point (both signs each) ...
-const SIZES: [f32; 2] = [0.7, 1.05];
-/// ... the second at least so that the largest element is at this value, about the largest there is.
+/// How much is tried.
+#[derive(Clone, Copy)]
+pub struct Effort {
+    /// Quick matches are made at these multiples of the scale that makes the target as large as the
+    /// average point, by every way; the last at least so that the largest element is at [`PEAK`].
+    pub sizes: &'static [f32],
+    /// Scale numbers tried beside the best one of a way.
+    pub beside: &'static [i32],
+    /// Careful matches: the best of every way, then others.
+    pub n_careful: usize,
+    /// Patience of the searches.
+    pub quick: f32,
+    pub careful: f32,
+}
+
+/// About the largest value there is.
 const PEAK: f32 = 120.0;
-const N_QUICK: usize = 2 * SIZES.len();
 
-/// Patience of the searches. Exact careful ones would gain less than 1 % of the error for twice the time.
-const QUICK: f32 = 0.0;
-const CAREFUL: f32 = 0.2;
-
-/// Table values tried, by whether they are negative: the best of either sign, the best of the others.
-const OPTIONS: [Option<bool>; 3] = [Some(false), Some(true), None];
+/// Sets of points and signs.
+const MOST_SETS: usize = 2;
+const MOST_WAYS: usize = 2 * MOST_SETS;
+/// Numbers of a way that are considered.
+const MOST_NUMBERS: usize = 16;
 
 /// Row scales tried: those that put the largest sub-block scale at the largest table value, times
 /// `D_FIRST * D_RATIO^k`.
-const N_D: usize = 32;
+const N_D: usize = 64;
 const D_FIRST: f32 = 1.3;
 const D_RATIO: f32 = 0.97;
 
@@ -48,16 +64,19 @@ const D_RATIO: f32 = 0.97;
 /// inverse scale must stay finite.
 const NOTHING: f32 = 1e-30;
 
-/// `2 A` and `B` of each quick match (positive scales first), sixteen sub-blocks side by side.
-type Parabolas = [[[f32; 16]; 2]; N_QUICK];
+/// `2 A` and `B` of a quick match, sixteen sub-blocks side by side.
+type Parabola = [[f32; 16]; 2];
 
 /// A row's fit and the memory for it.
 #[derive(Default)]
 pub struct RowFit {
     pub d: f32,
+    /// Per sub-block: scale number and set.
     pub scales: Vec<u8>,
+    pub sets: Vec<u8>,
     pub codes: Vec<u16>,
-    parabolas: Vec<Parabolas>,
+    /// By sixteen sub-blocks, way and size.
+    parabolas: Vec<Parabola>,
 }
 
 /// A sub-block matched at one scale.
@@ -69,37 +88,77 @@ struct Match {
     wtt: f32,
 }
 
-impl<const PAIRS: usize> TableScales<'_, PAIRS> {
+/// A careful match that could be made.
+#[derive(Clone, Copy)]
+struct Candidate {
+    number: usize,
+    set: usize,
+    /// By the parabolas, for ordering: the best of each way before all others.
+    estimate: f32,
+    first: bool,
+}
+
+const NOTHING_YET: Candidate = Candidate { number: 0, set: 0, estimate: f32::INFINITY, first: false };
+
+/// The groups of a sub-block: prepared weights, and the order of matching.
+struct Groups<I: Isa, const PAIRS: usize> {
+    weights: [Weights<I, PAIRS>; 8],
+    order: [u8; 8],
+}
+
+/// The elements of a sub-block and their weights.
+type Elements<'a> = (&'a [f32; SUB_BLOCK], &'a [f32; SUB_BLOCK]);
+
+impl<L, const PAIRS: usize> RowSearch<'_, L, PAIRS> {
     const DIMS: usize = 2 * PAIRS;
     const GROUPS: usize = SUB_BLOCK / Self::DIMS;
 
+    /// Ways of a set: 1 where no scale is negative.
+    fn n_signs(&self) -> usize {
+        if self.values[0] < 0.0 { 2 } else { 1 }
+    }
+
+    fn n_ways(&self) -> usize {
+        self.n_signs() * self.sets.len()
+    }
+
     /// Fits a row of whole sub-blocks, normalised to a largest element of about 1.
     #[inline(always)]
-    pub fn fit<I: Isa>(&self, isa: I, x: &[f32], w: &[f32], fit: &mut RowFit) {
+    pub fn fit<I: Isa>(&self, isa: I, x: &[f32], w: &[f32], fit: &mut RowFit)
+    where
+        L: Levels<I>,
+    {
         let n_sub = x.len() / SUB_BLOCK;
+        let n_quick = self.n_ways() * self.effort.sizes.len();
         fit.d = 0.0;
         fit.scales.clear();
         fit.scales.resize(n_sub, 0);
+        fit.sets.clear();
+        fit.sets.resize(n_sub, 0);
         fit.codes.clear();
         fit.codes.resize(x.len() / Self::DIMS, 0);
         fit.parabolas.clear();
-        fit.parabolas.resize(n_sub.div_ceil(16), [[[0.0; 16]; 2]; N_QUICK]);
+        fit.parabolas.resize(n_sub.div_ceil(16) * n_quick, [[0.0; 16]; 2]);
         let blocks = x.as_chunks::<SUB_BLOCK>().0.iter().zip(w.as_chunks::<SUB_BLOCK>().0);
         let mut top = 0.0f32;
-        for (sub, (x, w)) in blocks.clone().enumerate() {
-            top = top.max(self.quick(isa, x, w, &mut fit.parabolas[sub / 16], sub % 16));
+        for (sub, block) in blocks.clone().enumerate() {
+            let parabolas = &mut fit.parabolas[sub / 16 * n_quick..][..n_quick];
+            top = top.max(self.quick(isa, block, parabolas, sub % 16));
         }
         if top <= 0.0 {
             return;
         }
         let d = self.joint(isa, top, &fit.parabolas);
+        let mut candidates = [NOTHING_YET; MOST_WAYS * MOST_NUMBERS];
         let (mut numerator, mut denominator) = (0.0, 0.0);
-        for (sub, (x, w)) in blocks.enumerate() {
-            let errors = self.errors(isa, d, &fit.parabolas[sub / 16], sub % 16);
-            let (number, found) = self.careful(isa, x, w, d, errors);
-            fit.scales[sub] = number as u8;
+        for (sub, block) in blocks.enumerate() {
+            let parabolas = &fit.parabolas[sub / 16 * n_quick..][..n_quick];
+            let n = self.candidates(d, parabolas, sub % 16, &mut candidates);
+            let (chosen, found) = self.careful(isa, block, d, &mut candidates[..n]);
+            fit.scales[sub] = chosen.number as u8;
+            fit.sets[sub] = chosen.set as u8;
             fit.codes[sub * Self::GROUPS..][..Self::GROUPS].copy_from_slice(&found.codes[..Self::GROUPS]);
-            let value = self.values[number];
+            let value = self.values[chosen.number];
             numerator += value * found.wxt;
             denominator += value * value * found.wtt;
         }
@@ -111,9 +170,10 @@ impl<const PAIRS: usize> TableScales<'_, PAIRS> {
     /// The largest magnitude of a fit, for d = 1.
     pub fn largest(&self, fit: &RowFit) -> f32 {
         let mut largest = 0.0f32;
-        for (number, codes) in fit.scales.iter().zip(fit.codes.chunks_exact(Self::GROUPS)) {
+        let blocks = fit.scales.iter().zip(&fit.sets).zip(fit.codes.chunks_exact(Self::GROUPS));
+        for ((number, set), codes) in blocks {
             for code in codes {
-                for t in &(self.point)(u32::from(*code))[..Self::DIMS] {
+                for t in &(self.point)(usize::from(*set), u32::from(*code))[..Self::DIMS] {
                     largest = largest.max((self.values[usize::from(*number)] * *t as f32).abs());
                 }
             }
@@ -123,16 +183,9 @@ impl<const PAIRS: usize> TableScales<'_, PAIRS> {
 
     /// Quick matches of a sub-block; returns the largest of their best scales.
     #[inline(always)]
-    fn quick<I: Isa>(
-        &self,
-        isa: I,
-        x: &[f32; SUB_BLOCK],
-        w: &[f32; SUB_BLOCK],
-        parabolas: &mut Parabolas,
-        lane: usize,
-    ) -> f32 {
+    fn quick<I: Isa>(&self, isa: I, block: Elements, parabolas: &mut [Parabola], lane: usize) -> f32 {
         let (mut wxx, mut w_sum, mut peak) = (0.0, 0.0, 0.0f32);
-        for (x, w) in x.iter().zip(w) {
+        for (x, w) in block.0.iter().zip(block.1) {
             wxx += w * x * x;
             w_sum += w;
             peak = peak.max(x.abs());
@@ -145,88 +198,145 @@ impl<const PAIRS: usize> TableScales<'_, PAIRS> {
             }
             return 0.0;
         }
-        let size = rms / self.trellis.rms();
-        let weights = self.weigh(isa, w);
+        let sizes = self.effort.sizes;
+        let groups = self.weigh(isa, block);
         let mut top = 0.0f32;
-        for (c, [two_a, b]) in parabolas.iter_mut().enumerate() {
-            let scale = match c % 2 {
-                0 => size * SIZES[0],
-                _ => (size * SIZES[1]).max(peak / PEAK),
-            };
-            let signed = if c < N_QUICK / 2 { scale } else { -scale };
-            let found = self.matched(isa, (x, w), &weights, signed, QUICK, f32::INFINITY);
-            two_a[lane] = found.wxt + found.wxt;
-            b[lane] = found.wtt;
-            if found.wtt > 0.0 {
-                top = top.max((found.wxt / found.wtt).abs());
+        for (way, parabolas) in parabolas.chunks_exact_mut(sizes.len()).enumerate() {
+            let set = way / self.n_signs();
+            for (k, [two_a, b]) in parabolas.iter_mut().enumerate() {
+                let mut scale = rms / self.sets[set].rms() * sizes[k];
+                if k + 1 == sizes.len() {
+                    scale = scale.max(peak / PEAK);
+                }
+                let signed = if way % self.n_signs() == 0 { scale } else { -scale };
+                let found =
+                    self.matched(isa, block, &groups, (set, signed), self.effort.quick, f32::INFINITY);
+                two_a[lane] = found.wxt + found.wxt;
+                b[lane] = found.wtt;
+                if found.wtt > 0.0 {
+                    top = top.max((found.wxt / found.wtt).abs());
+                }
             }
         }
         top
     }
 
-    /// The best of careful matches at the table values of least estimated error.
+    /// The best of careful matches at the scales of least estimated error.
     #[inline(always)]
     fn careful<I: Isa>(
         &self,
         isa: I,
-        x: &[f32; SUB_BLOCK],
-        w: &[f32; SUB_BLOCK],
+        block: Elements,
         d: f32,
-        mut errors: [f32; 16],
-    ) -> (usize, Match) {
-        let weights = self.weigh(isa, w);
-        let mut best = (0, Match { codes: [0; 16], error: f32::INFINITY, wxt: 0.0, wtt: 0.0 });
-        for option in OPTIONS {
-            let mut number = None;
-            for (n, error) in errors.iter().enumerate() {
-                let allowed = option.is_none_or(|negative| (self.values[n] < 0.0) == negative);
-                if allowed && *error < number.map_or(f32::INFINITY, |n: usize| errors[n]) {
-                    number = Some(n);
+        candidates: &mut [Candidate],
+    ) -> (Candidate, Match) {
+        let groups = self.weigh(isa, block);
+        let mut best = (NOTHING_YET, Match { codes: [0; 16], error: f32::INFINITY, wxt: 0.0, wtt: 0.0 });
+        for _ in 0..self.effort.n_careful {
+            let mut next = NOTHING_YET;
+            let mut at = 0;
+            for (i, candidate) in candidates.iter().enumerate() {
+                let sooner = candidate.first && !next.first;
+                let later = next.first && !candidate.first;
+                if candidate.estimate < f32::INFINITY
+                    && (sooner || !later && candidate.estimate < next.estimate)
+                {
+                    (next, at) = (*candidate, i);
                 }
             }
-            let Some(number) = number else { continue };
-            errors[number] = f32::INFINITY;
-            let scale = d * self.values[number];
-            let found = self.matched(isa, (x, w), &weights, scale, CAREFUL, best.1.error);
+            if next.estimate == f32::INFINITY {
+                break;
+            }
+            candidates[at].estimate = f32::INFINITY;
+            let scale = d * self.values[next.number];
+            let found =
+                self.matched(isa, block, &groups, (next.set, scale), self.effort.careful, best.1.error);
             if found.error < best.1.error {
-                best = (number, found);
+                best = (next, found);
             }
         }
         best
     }
 
-    #[inline(always)]
-    fn weigh<I: Isa>(&self, isa: I, w: &[f32; SUB_BLOCK]) -> [Weights<I, PAIRS>; 8] {
-        let mut weights = [self.trellis.weigh(isa, w); 8];
-        for (g, weights) in weights.iter_mut().enumerate().take(Self::GROUPS) {
-            *weights = self.trellis.weigh(isa, &w[g * Self::DIMS..]);
+    /// Scale numbers worth a careful match; returns how many.
+    fn candidates(&self, d: f32, parabolas: &[Parabola], lane: usize, out: &mut [Candidate]) -> usize {
+        let n_sizes = self.effort.sizes.len();
+        let mut n = 0;
+        for (way, parabolas) in parabolas.chunks_exact(n_sizes).enumerate() {
+            let error = |number: usize| {
+                let s = d * self.values[number];
+                let errors = parabolas.iter().map(|[two_a, b]| s * (s * b[lane] - two_a[lane]));
+                errors.fold(f32::INFINITY, f32::min)
+            };
+            let (mut number, mut least) = (0, f32::INFINITY);
+            for [two_a, b] in parabolas {
+                // the number whose value is nearest to the parabola's minimum
+                let wanted = 0.5 * two_a[lane] / (d * b[lane]).max(f32::MIN_POSITIVE);
+                let above = self.values.partition_point(|v| *v < wanted).min(self.values.len() - 1);
+                for near in [above.max(1) - 1, above] {
+                    let error = error(near);
+                    if error < least {
+                        (number, least) = (near, error);
+                    }
+                }
+            }
+            let set = way / self.n_signs();
+            out[n] = Candidate { number, set, estimate: least, first: true };
+            n += 1;
+            for step in self.effort.beside {
+                let beside = number as i32 + step;
+                if (0..self.values.len() as i32).contains(&beside) {
+                    let number = beside as usize;
+                    out[n] = Candidate { number, set, estimate: error(number), first: false };
+                    n += 1;
+                }
+            }
         }
-        weights
+        n
     }
 
-    /// Codes of a sub-block at a scale (not zero). Gives up as soon as the error reaches `limit`.
+    /// The weights of every group, and the groups by energy: the sooner a match is seen to be worse than
+    /// another, the better.
+    #[inline(always)]
+    fn weigh<I: Isa>(&self, isa: I, (x, w): Elements) -> Groups<I, PAIRS> {
+        let mut weights = [self.sets[0].weigh(isa, w); 8];
+        for (g, weights) in weights.iter_mut().enumerate().take(Self::GROUPS) {
+            *weights = self.sets[0].weigh(isa, &w[g * Self::DIMS..]);
+        }
+        let mut energy = [0.0f32; 8];
+        for (g, energy) in energy.iter_mut().enumerate().take(Self::GROUPS) {
+            for (x, w) in x.iter().zip(w).skip(g * Self::DIMS).take(Self::DIMS) {
+                *energy += w * x * x;
+            }
+        }
+        let mut order = [0, 1, 2, 3, 4, 5, 6, 7];
+        order[..Self::GROUPS].sort_by(|a, b| energy[usize::from(*b)].total_cmp(&energy[usize::from(*a)]));
+        Groups { weights, order }
+    }
+
+    /// Codes of a sub-block in a set at a scale. Gives up as soon as the error reaches `limit`.
     #[inline(always)]
     fn matched<I: Isa>(
         &self,
         isa: I,
-        (x, w): (&[f32; SUB_BLOCK], &[f32; SUB_BLOCK]),
-        weights: &[Weights<I, PAIRS>; 8],
-        scale: f32,
+        (x, w): Elements,
+        groups: &Groups<I, PAIRS>,
+        (set, scale): (usize, f32),
         patience: f32,
         limit: f32,
     ) -> Match {
-        let inverse = 1.0 / scale;
+        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
         let mut out = Match { codes: [0; 16], error: 0.0, wxt: 0.0, wtt: 0.0 };
-        for g in 0..Self::GROUPS {
+        for g in &groups.order[..Self::GROUPS] {
+            let g = usize::from(*g) & 7;
             let (x, w) = (&x[g * Self::DIMS..][..Self::DIMS], &w[g * Self::DIMS..][..Self::DIMS]);
             let mut target = [0.0; 8];
             for (target, x) in target.iter_mut().zip(x) {
                 *target = x * inverse;
             }
-            let code = self.trellis.nearest(isa, &target, &weights[g], patience);
-            out.codes[g] = code;
-            for ((x, w), t) in x.iter().zip(w).zip((self.point)(u32::from(code))) {
-                let t = t as f32;
+            let found = self.sets[set].nearest(isa, &target, &groups.weights[g], patience);
+            out.codes[g] = found.code;
+            for ((x, w), t) in x.iter().zip(w).zip(found.values) {
                 let miss = x - scale * t;
                 out.error += w * miss * miss;
                 out.wxt += w * x * t;
@@ -239,21 +349,13 @@ impl<const PAIRS: usize> TableScales<'_, PAIRS> {
         out
     }
 
-    /// The error of a sub-block at every table value, by its parabolas.
-    #[inline(always)]
-    fn errors<I: Isa>(&self, isa: I, d: f32, parabolas: &Parabolas, lane: usize) -> [f32; 16] {
-        let s = isa.mul_f(isa.load_f(self.values), isa.splat_f(d));
-        let mut least = isa.splat_f(f32::INFINITY);
-        for [two_a, b] in parabolas {
-            let error = parabola(isa, isa.splat_f(two_a[lane]), isa.splat_f(b[lane]), s);
-            least = isa.min_f(error, least);
-        }
-        isa.array(least)
-    }
-
     /// The row scale; `top` is the largest sub-block scale.
     #[inline(always)]
-    fn joint<I: Isa>(&self, isa: I, top: f32, parabolas: &[Parabolas]) -> f32 {
+    fn joint<I: Isa>(&self, isa: I, top: f32, parabolas: &[Parabola]) -> f32
+    where
+        L: Levels<I>,
+    {
+        let n_quick = self.n_ways() * self.effort.sizes.len();
         let mut largest = 0.0f32;
         for v in self.values {
             largest = largest.max(v.abs());
@@ -261,16 +363,16 @@ impl<const PAIRS: usize> TableScales<'_, PAIRS> {
         let mut d = D_FIRST * top / largest;
         let mut found = (f32::INFINITY, d);
         for _ in 0..N_D {
+            let (step, per_step) = (isa.splat_f(d), isa.splat_f(0.5 / d));
             let mut total = isa.splat_f(0.0);
-            for sixteen in parabolas {
+            for sixteen in parabolas.chunks_exact(n_quick) {
                 let mut least = isa.splat_f(f32::INFINITY);
-                for v in self.values {
-                    // the other sign's matches lie on the wrong side
-                    let own = if *v < 0.0 { N_QUICK / 2..N_QUICK } else { 0..N_QUICK / 2 };
-                    let s = isa.splat_f(v * d);
-                    for [two_a, b] in &sixteen[own] {
-                        least = isa.min_f(parabola(isa, isa.load_f(two_a), isa.load_f(b), s), least);
-                    }
+                for [two_a, b] in sixteen {
+                    let (two_a, b) = (isa.load_f(two_a), isa.load_f(b));
+                    // sub-blocks without data have B = 0
+                    let minimum = isa.div_f(two_a, isa.max_f(b, isa.splat_f(f32::MIN_POSITIVE)));
+                    let s = isa.mul_f(self.levels.nearest(isa, isa.mul_f(minimum, per_step)), step);
+                    least = isa.min_f(isa.mul_f(s, isa.sub_f(isa.mul_f(s, b), two_a)), least);
                 }
                 total = isa.add_f(total, least);
             }
@@ -282,10 +384,4 @@ impl<const PAIRS: usize> TableScales<'_, PAIRS> {
         }
         found.1
     }
-}
-
-/// `s^2 b - s two_a`.
-#[inline(always)]
-fn parabola<I: Isa>(isa: I, two_a: I::F, b: I::F, s: I::F) -> I::F {
-    isa.mul_f(s, isa.sub_f(isa.mul_f(s, b), two_a))
 }
