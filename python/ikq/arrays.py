@@ -230,7 +230,8 @@ def quantize(
 
     Returns:
         uint8 of shape `(..., row_bytes)`: `x` with its last axis replaced by the row's bytes. For
-        interleaved types groups of rows are contiguous.
+        interleaved types groups of rows are contiguous. I2_S gives `(..., matrix_bytes)`: each matrix flat
+        with its scale behind it.
 
     Raises:
         FormatError: unknown type; `x` is not float; NaN or infinity in `x` (named by expert, row and
@@ -257,8 +258,9 @@ def quantize(
     importance = None if imatrix is None else _as_importance(imatrix, n_experts, n)
     flat = np.ascontiguousarray(values).reshape(-1)
     out = _ikq.quantize(flat, t, n_experts, n_rows, n, importance, n_threads, _isa)
-    lead = values.shape[:-1]
-    return out.reshape((*lead, row_bytes(t, n)))
+    if t is QuantType.I2_S:
+        return out.reshape((*values.shape[:-2], tensor_bytes(t, (n_rows, n))))
+    return out.reshape((*values.shape[:-1], row_bytes(t, n)))
 
 
 def repack(

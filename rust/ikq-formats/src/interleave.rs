@@ -70,18 +70,37 @@ pub fn interleave_group(ty: QuantType, rows: &[u8], n_per_row: usize, group: &mu
     let shape = Shape::new(ty, n_per_row)?;
     shape.check(rows.len())?;
     shape.check(group.len())?;
+    let Table { block_bytes, group_bytes, rows: moves, .. } = shape.table;
     let (heads, columns) = group.split_at_mut(shape.n_rows * shape.header_bytes);
-    columns.fill(0);
-    for (k, (row, moves)) in rows.chunks_exact(shape.row_bytes).zip(&shape.table.rows).enumerate() {
-        let (head, blocks) = row.split_at(shape.header_bytes);
-        heads[k * head.len()..][..head.len()].copy_from_slice(head);
-        let columns = columns.chunks_exact_mut(shape.table.group_bytes);
-        for (block, column) in blocks.chunks_exact(shape.table.block_bytes).zip(columns) {
-            moves.interleave(block, column);
+    let row_at = |k: usize| rows[k * shape.row_bytes..][..shape.row_bytes].split_at(shape.header_bytes);
+    for (k, head) in heads.chunks_exact_mut(shape.header_bytes.max(1)).enumerate() {
+        head.copy_from_slice(row_at(k).0);
+    }
+    // as many columns at a time as stay in the nearest cache while the rows are put in
+    let strip = (STRIP_BYTES / group_bytes).max(1);
+    for (i, columns) in columns.chunks_mut(strip * group_bytes).enumerate() {
+        columns.fill(0);
+        for (k, moves) in moves.iter().enumerate() {
+            let blocks = &row_at(k).1[i * strip * block_bytes..][..columns.len() / group_bytes * block_bytes];
+            if let Some((at, step, flip)) = moves.endless_run(*block_bytes, *group_bytes) {
+                for (four, place) in blocks.as_chunks().0.iter().zip(columns.chunks_exact_mut(step)) {
+                    let word = u32::from_le_bytes(*four) ^ flip;
+                    place[at..][..4].copy_from_slice(&word.to_le_bytes());
+                }
+                continue;
+            }
+            for (block, column) in
+                blocks.chunks_exact(*block_bytes).zip(columns.chunks_exact_mut(*group_bytes))
+            {
+                moves.interleave(block, column);
+            }
         }
     }
     Ok(())
 }
+
+/// Bytes of the columns that [`interleave_group`] fills at a time.
+const STRIP_BYTES: usize = 16 << 10;
 
 /// The inverse of [`interleave_group`]. Every byte of `rows` is written.
 ///
@@ -165,6 +184,8 @@ struct Table {
 
 /// The moves of one row of a group.
 struct RowMoves {
+    /// Whole words.
+    runs: Vec<Run>,
     /// The same bits of four neighbouring bytes.
     words: Vec<Move>,
     bytes: Vec<Move>,
@@ -183,6 +204,32 @@ struct Move {
     flip: u32,
 }
 
+/// `n` words next to each other in the row, `step` bytes apart in the group, stored with some bits inverted.
+struct Run {
+    row: usize,
+    group: usize,
+    step: usize,
+    n: usize,
+    flip: u32,
+}
+
+impl Run {
+    fn interleave(&self, block: &[u8], group: &mut [u8]) {
+        let (words, _) = block[self.row..][..4 * self.n].as_chunks();
+        for (k, four) in words.iter().enumerate() {
+            let word = u32::from_le_bytes(*four) ^ self.flip;
+            group[self.group + k * self.step..][..4].copy_from_slice(&word.to_le_bytes());
+        }
+    }
+
+    fn deinterleave(&self, group: &[u8], block: &mut [u8]) {
+        let (words, _) = block[self.row..][..4 * self.n].as_chunks_mut();
+        for (k, four) in words.iter_mut().enumerate() {
+            *four = (word(group, self.group + k * self.step) ^ self.flip).to_le_bytes();
+        }
+    }
+}
+
 /// One number whose code differs in the group.
 struct RecodedMove {
     row: Vec<Part>,
@@ -191,10 +238,26 @@ struct RecodedMove {
 }
 
 impl RowMoves {
+    /// Where a row that is nothing but words at equal steps, through all its blocks, has its first word in the
+    /// group, the step, and which bits are inverted.
+    fn endless_run(&self, block_bytes: usize, group_bytes: usize) -> Option<(usize, usize, u32)> {
+        match self.runs[..] {
+            [Run { row: 0, group, n: 1, flip, .. }] if block_bytes == 4 => Some((group, group_bytes, flip)),
+            [Run { row: 0, group, step, n, flip }] if (4 * n, n * step) == (block_bytes, group_bytes) => {
+                Some((group, step, flip))
+            }
+            _ => None,
+        }
+    }
+
     /// Adds the row's bits to a group in which they are zero.
+    #[inline]
     fn interleave(&self, block: &[u8], group: &mut [u8]) {
+        for run in &self.runs {
+            run.interleave(block, group);
+        }
         for m in &self.words {
-            let bits = word(block, m.row) >> m.row_shift ^ m.flip;
+            let bits = word(block, usize::from(m.row)) >> m.row_shift ^ m.flip;
             put_word(group, m.group, (bits & m.mask) << m.group_shift);
         }
         for m in &self.bytes {
@@ -207,9 +270,13 @@ impl RowMoves {
     }
 
     /// Adds a group's bits to a row in which they are zero.
+    #[inline]
     fn deinterleave(&self, group: &[u8], block: &mut [u8]) {
+        for run in &self.runs {
+            run.deinterleave(group, block);
+        }
         for m in &self.words {
-            let bits = word(group, m.group) >> m.group_shift ^ m.flip;
+            let bits = word(group, usize::from(m.group)) >> m.group_shift ^ m.flip;
             put_word(block, m.row, (bits & m.mask) << m.row_shift);
         }
         for m in &self.bytes {
@@ -223,8 +290,8 @@ impl RowMoves {
 }
 
 #[inline]
-fn word(bytes: &[u8], at: u16) -> u32 {
-    let four = bytes[usize::from(at)..].first_chunk().expect("a word move lies inside its block");
+fn word(bytes: &[u8], at: usize) -> u32 {
+    let four = bytes[at..].first_chunk().expect("a word move lies inside its block");
     u32::from_le_bytes(*four)
 }
 
@@ -276,7 +343,8 @@ fn make_table(group: &Layout, row: &Layout) -> Table {
                 }
             }
             let (words, bytes) = join_words(moves);
-            RowMoves { words, bytes, recoded }
+            let (runs, words) = join_runs(words);
+            RowMoves { runs, words, bytes, recoded }
         })
         .collect();
     Table { unit: group.block_size, block_bytes: n_blocks * row.bytes, group_bytes: group.bytes, rows }
@@ -331,6 +399,26 @@ fn join_words(mut moves: Vec<Move>) -> (Vec<Move>, Vec<Move>) {
     words.sort_by_key(|m| (m.row, m.group));
     bytes.sort_by_key(|m| (m.row, m.group));
     (words, bytes)
+}
+
+/// Takes whole words out and joins those at equal steps.
+fn join_runs(words: Vec<Move>) -> (Vec<Run>, Vec<Move>) {
+    let (whole, words): (Vec<Move>, Vec<Move>) = words.into_iter().partition(|m| m.mask == u32::MAX);
+    let mut runs: Vec<Run> = Vec::new();
+    for m in whole {
+        let (row, group) = (usize::from(m.row), usize::from(m.group));
+        if let Some(run) = runs.last_mut()
+            && (row, m.flip) == (run.row + 4 * run.n, run.flip)
+            && group > run.group
+            && (run.n == 1 || group == run.group + run.step * run.n)
+        {
+            run.step = (group - run.group) / run.n;
+            run.n += 1;
+        } else {
+            runs.push(Run { row, group, step: 0, n: 1, flip: m.flip });
+        }
+    }
+    (runs, words)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 use ikq_formats::{Family, QuantType, check_matrix, matrix_bytes};
 use ikq_pool::Stop;
+use ikq_quantize::encode::{EncodeOptions, can_encode, encode_rows};
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
@@ -113,7 +114,7 @@ pub fn quantize<'py>(
     isa_name: Option<&str>,
 ) -> PyResult<Bound<'py, PyArray1<u8>>> {
     let (ty, kind, x) = (quant_type(ty)?, isa(isa_name)?, x.as_slice()?);
-    if !ikq_quantize::encode::can_encode(ty) {
+    if !can_encode(ty) {
         return Err(ikq_quantize::Error::NoEncoder { ty }.raise(py));
     }
     let importance = importance.as_ref().map(|v| v.as_slice()).transpose()?;
@@ -132,17 +133,19 @@ pub fn quantize<'py>(
         if x.is_empty() {
             return Ok(out);
         }
-        let rows = unit_rows(SLOW_UNIT, n_per_row);
-        let row_bytes = matrix_bytes / n_rows;
+        // a matrix of I2_S has one scale behind all its rows and is one unit
+        let is_one_unit = ty == QuantType::I2_S;
+        let rows = if is_one_unit { n_rows } else { unit_rows(SLOW_UNIT, n_per_row) };
+        let unit_bytes = if is_one_unit { matrix_bytes } else { rows * (matrix_bytes / n_rows) };
         let matrices = x.chunks(n_rows * n_per_row).zip(out.chunks_mut(matrix_bytes)).enumerate();
         let units = matrices.flat_map(|(e, (x, out))| {
-            let units = x.chunks(rows * n_per_row).zip(out.chunks_mut(rows * row_bytes)).enumerate();
+            let units = x.chunks(rows * n_per_row).zip(out.chunks_mut(unit_bytes)).enumerate();
             units.map(move |(i, (x, out))| (e, i * rows, x, out))
         });
         pool.for_each(units, cancel, |(e, first_row, x, out)| {
-            ikq_quantize::encode::encode_rows(kind, ty, x, n_per_row, of_expert(e), out).map_err(|error| {
-                EncodeError { expert: n_experts.map(|_| e), first_row, error: Box::new(error) }
-            })
+            encode_rows(kind, ty, x, n_per_row, of_expert(e), EncodeOptions::default(), out).map_err(
+                |error| EncodeError { expert: n_experts.map(|_| e), first_row, error: Box::new(error) },
+            )
         })?;
         Ok(out)
     })?;

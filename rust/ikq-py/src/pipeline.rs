@@ -8,6 +8,7 @@ use ikq_gguf::{Options, SplitBy};
 use ikq_pool::Stop;
 use ikq_quantize::ftype::Ftype;
 use ikq_quantize::custom::CustomRule;
+use ikq_quantize::encode::EncodeOptions;
 use ikq_quantize::overrides::Override;
 use ikq_quantize::plan::{Plan, PlanOptions, Statistics};
 use ikq_quantize::recipe::Recipe;
@@ -175,6 +176,7 @@ impl Wishes {
             hide_imatrix: self.hide_imatrix,
             extra_output_tensor: known(self.extra_output_tensor)?,
             overrides: overrides.map_err(|e| e.raise(py))?,
+            encode: EncodeOptions { symmetric_q40: self.symmetric_q40 },
             output: Options { split, ..Options::default() },
         })
     }

@@ -7,8 +7,8 @@
 
 use std::time::Instant;
 
-use ikq_formats::{QuantType, row_bytes};
-use ikq_quantize::encode::{encodable, encode_rows};
+use ikq_formats::{QuantType, matrix_bytes};
+use ikq_quantize::encode::{EncodeOptions, encodable, encode_rows};
 use ikq_simd::{IsaKind, available};
 
 const N_PER_ROW: usize = 4096;
@@ -28,12 +28,12 @@ fn normals(n: usize) -> Vec<f32> {
 
 /// Median nanoseconds per weight.
 fn measure(kind: IsaKind, ty: QuantType, x: &[f32], w: Option<&[f32]>) -> f64 {
-    let mut out = vec![0; N_ROWS * row_bytes(ty, N_PER_ROW).expect("4096 fits every type")];
+    let mut out = vec![0; matrix_bytes(ty, N_ROWS, N_PER_ROW).expect("4096 fits every type")];
     let mut run = || {
         let start = Instant::now();
         let mut n_runs = 0;
         while n_runs == 0 || start.elapsed().as_secs_f64() < 0.1 {
-            encode_rows(kind, ty, x, N_PER_ROW, w, &mut out).expect("finite rows can be encoded");
+            encode_rows(kind, ty, x, N_PER_ROW, w, EncodeOptions::default(), &mut out).expect("finite rows can be encoded");
             n_runs += 1;
         }
         start.elapsed().as_secs_f64() * 1e9 / (n_runs * x.len()) as f64

@@ -4,7 +4,7 @@
 use ikq_formats::{Family, ImatrixUse, QuantType};
 use ikq_gguf::{Metadata, Model, Options, Tensor, TensorSpec, TensorType, Value, is_split_key};
 
-use crate::encode::can_encode;
+use crate::encode::{EncodeOptions, can_encode};
 use crate::error::Error;
 use crate::ftype::Ftype;
 use crate::imatrix::{Entry, Imatrix};
@@ -31,6 +31,8 @@ pub struct PlanOptions {
     pub overrides: Vec<Override>,
     /// Splitting and alignment of the output.
     pub output: Options,
+    /// Choices about encoding.
+    pub encode: EncodeOptions,
 }
 
 /// Where a tensor's importance comes from.
@@ -77,6 +79,8 @@ pub struct Plan {
     pub tensors: Vec<TensorPlan>,
     /// Offsets and sizes of the output.
     pub layout: ikq_gguf::Layout,
+    /// Choices about encoding.
+    pub encode: EncodeOptions,
 }
 
 impl Plan {
@@ -128,7 +132,7 @@ impl Plan {
         let specs = tensors.iter().map(|p| p.spec(model)).collect::<Result<_, _>>()?;
         let metadata = output_metadata(&metadata, recipe.ftype, imatrix, options);
         let layout = ikq_gguf::Layout::new(&metadata, specs, &options.output)?;
-        Ok(Plan { tensors, layout })
+        Ok(Plan { tensors, layout, encode: options.encode })
     }
 }
 

@@ -22,7 +22,7 @@ use ikq_gguf::{Bytes, Model, Tensor, Writer};
 use ikq_pool::{Cancel, Pool, Stop};
 use ikq_simd::IsaKind;
 
-use crate::encode::encode_rows;
+use crate::encode::{EncodeOptions, encode_rows};
 use crate::error::Error;
 use crate::plan::{Plan, Statistics, TensorPlan};
 use crate::units::{Unit, Work, units};
@@ -76,7 +76,8 @@ pub fn run(
             // an error here means that the reader is done, which is no one's concern
             let _ = position.send(number);
             let planned = &plan.tensors[unit.tensor];
-            work_on(unit, planned, &tensors[planned.source], isa, buffers, &finished)
+            let what = (planned, &tensors[planned.source]);
+            work_on(unit, what, (isa, plan.encode), buffers, &finished)
         });
         drop((finished, position));
         // a write error is the cause of what the workers met afterwards
@@ -134,9 +135,8 @@ fn give<T>(stash: &Mutex<Vec<Vec<T>>>, buffer: Vec<T>) {
 /// One unit, start to queue. `Err(None)`: the writer has stopped, its error tells why.
 fn work_on(
     unit: &Unit,
-    planned: &TensorPlan,
-    t: &Tensor,
-    isa: IsaKind,
+    (planned, t): (&TensorPlan, &Tensor),
+    how: (IsaKind, EncodeOptions),
     buffers: &Buffers,
     finished: &SyncSender<Finished>,
 ) -> Result<(), Option<Error>> {
@@ -144,7 +144,7 @@ fn work_on(
     let source = t.data.slice(unit.source.clone()).expect("units were cut to the tensor's bytes");
     let bytes = match &unit.work {
         Work::Copy => Payload::Source(source),
-        work => Payload::Buffer(encode_unit(work, &source, (planned, t), isa, buffers)?),
+        work => Payload::Buffer(encode_unit(work, &source, (planned, t), how, buffers)?),
     };
     let (tensor, offset, bytes_in) = (unit.tensor, unit.offset, unit.source.len());
     let done = Finished { tensor, offset, bytes, bytes_in, took: start.elapsed() };
@@ -155,7 +155,7 @@ fn encode_unit(
     work: &Work,
     source: &[u8],
     (planned, t): (&TensorPlan, &Tensor),
-    isa: IsaKind,
+    (isa, options): (IsaKind, EncodeOptions),
     buffers: &Buffers,
 ) -> Result<Vec<u8>, Error> {
     let Work::Encode { from, to, n_rows, n_per_row, matrix, first_row, bytes_out } = *work else {
@@ -169,17 +169,22 @@ fn encode_unit(
     }
     let mut out = take(&buffers.bytes);
     out.resize(bytes_out, 0);
-    let encoded = encode_rows(isa, to, &x, n_per_row, importance(planned, matrix, n_per_row), &mut out);
+    let importance = importance(planned, matrix, n_per_row);
+    let encoded = encode_rows(isa, to, &x, n_per_row, importance, options, &mut out);
     give(&buffers.floats, x);
     match encoded {
         Ok(()) => Ok(out),
-        Err(Error::NotFinite { row, column, value }) => Err(Error::TensorNotFinite {
-            tensor: planned.name.clone(),
-            expert: matrix,
-            row: first_row + row,
-            column,
-            value,
-        }),
+        Err(Error::NotFinite { row, column, value }) => {
+            // a unit of I2_S has the rows of all matrices
+            let (row, rows_per_matrix) = (first_row + row, t.ne[1] as usize);
+            Err(Error::TensorNotFinite {
+                tensor: planned.name.clone(),
+                expert: matrix + row / rows_per_matrix,
+                row: row % rows_per_matrix,
+                column,
+                value,
+            })
+        }
         Err(e) => Err(e),
     }
 }

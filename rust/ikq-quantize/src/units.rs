@@ -1,7 +1,7 @@
 //! Work units: the pieces of a plan that threads take one by one.
 //!
 //! A unit is a block of rows of one expert, of about [`UNIT_ELEMENTS`] elements whatever the
-//! tensor's shape, so that any number of threads is busy to the end and the memory in flight is a
+//! tensor's shape (but a whole tensor where all its rows share a scale, I2_S), so that any number of threads is busy to the end and the memory in flight is a
 //! small multiple of a unit. Units are listed in file order, which keeps reading and writing
 //! sequential.
 
@@ -74,6 +74,15 @@ fn encode_units(
 ) -> Result<(), ikq_formats::Error> {
     let [n_per_row, rows_per_matrix] = [t.ne[0] as usize, t.ne[1] as usize];
     let n_matrices = (t.ne[2] * t.ne[3]) as usize;
+    if to == QuantType::I2_S {
+        // one scale behind the codes of all matrices: the tensor is one unit, however large
+        let n_rows = rows_per_matrix * n_matrices;
+        let source = 0..row_bytes(from, n_per_row)? * n_rows;
+        let bytes_out = matrix_bytes(to, n_rows, n_per_row)?;
+        let work = Work::Encode { from, to, n_rows, n_per_row, matrix: 0, first_row: 0, bytes_out };
+        all.push(Unit { tensor, source, offset: 0, work });
+        return Ok(());
+    }
     // groups of 4, 8 or 16 rows: the larger is a multiple of the smaller
     let group = from.info().rows.max(to.info().rows);
     let step = (UNIT_ELEMENTS / n_per_row.max(1)).max(1).next_multiple_of(group);
@@ -131,6 +140,12 @@ mod tests {
         for u in cut([65536 * 8, 32, 1, 1], QuantType::BF16_R16, QuantType::Q4_0_R8) {
             assert!(matches!(u.work, Work::Encode { n_rows: 16, .. }));
         }
+    }
+
+    #[test]
+    fn a_tensor_that_gets_one_scale_is_one_unit() {
+        let all = cut([1024, 300, 3, 1], QuantType::BF16, QuantType::I2_S);
+        assert!(matches!(all[..], [Unit { work: Work::Encode { n_rows: 900, .. }, .. }]));
     }
 
     #[test]

@@ -85,6 +85,12 @@ pub trait Lanes: Copy + Send + Sync + 'static {
         self.lut16_f(table, self.bits_i(slots))
     }
 
+    /// The lowest byte of each slot: its integer, as two's complement where negative.
+    #[inline(always)]
+    fn slot_bytes(self, slots: Self::F) -> [u8; 16] {
+        crate::map(self.array(slots), |slot| slot.to_bits() as u8)
+    }
+
     /// The integer of a slot.
     #[inline(always)]
     fn slot_number(self, slots: Self::F) -> Self::F {
@@ -364,6 +370,25 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    fn slot_bytes(self, slots: Pair) -> [u8; 16] {
+        let mut out = [0; 16];
+        // SAFETY: the token proves AVX2; `out` is 16 writable bytes.
+        unsafe {
+            // the low byte of each lane first in its quarter, then the quarters of both halves together
+            let pick = _mm256_setr_epi8(
+                0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, //
+                -1, -1, -1, -1, 0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1,
+            );
+            let lo = _mm256_shuffle_epi8(_mm256_castps_si256(slots[0]), pick);
+            let hi = _mm256_shuffle_epi8(_mm256_castps_si256(slots[1]), pick);
+            let lo = _mm_or_si128(_mm256_castsi256_si128(lo), _mm256_extracti128_si256::<1>(lo));
+            let hi = _mm_or_si128(_mm256_castsi256_si128(hi), _mm256_extracti128_si256::<1>(hi));
+            let bytes = _mm_unpacklo_epi64(lo, hi);
+            _mm_storeu_si128(out.as_mut_ptr().cast(), bytes);
+        }
+        out
+    }
+    #[inline(always)]
     fn bits_i(self, v: Pair) -> [__m256i; 2] {
         // SAFETY: the token proves AVX.
         v.map(|v| unsafe { _mm256_castps_si256(v) })
@@ -558,6 +583,16 @@ impl Lanes for Avx512 {
             let e = _mm512_mulhrs_epi16(d, root);
             _mm512_dpwssd_epi32(acc, e, e)
         }
+    }
+    #[inline(always)]
+    fn slot_bytes(self, slots: __m512) -> [u8; 16] {
+        let mut out = [0; 16];
+        // SAFETY: the token proves AVX-512F; `out` is 16 writable bytes.
+        unsafe {
+            let bytes = _mm512_cvtepi32_epi8(_mm512_castps_si512(slots));
+            _mm_storeu_si128(out.as_mut_ptr().cast(), bytes);
+        }
+        out
     }
     #[inline(always)]
     fn bits_i(self, v: __m512) -> __m512i {

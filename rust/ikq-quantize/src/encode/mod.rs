@@ -25,24 +25,36 @@
 //! - **Levels to bits through [`ikq_formats::Layout`]**: an encoder never shifts bits itself.
 
 mod affine;
+mod affine_block;
 mod floats;
+mod fp4;
 mod igrid;
 mod q8;
 mod row_scale;
 mod single;
 mod superblock;
 mod table;
+mod ternary;
 mod trellis;
 pub mod weights;
 
 pub use table::{can_encode, encodable};
+pub use ternary::is_ternary;
 
-use ikq_formats::{QuantType, check_matrix};
+use ikq_formats::{QuantType, check_matrix, interleave_group, matrix_bytes};
 use ikq_simd::{Isa, IsaKind, IsaOp};
 
 use crate::error::Error;
 
-/// One type's encoder.
+/// What a user may choose about encoding.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EncodeOptions {
+    /// Q4_0 (in all its forms) without its level -8.
+    pub symmetric_q40: bool,
+}
+
+/// One type's encoder. Interleaved types need none where a plain type has their codes; one without
+/// (`RowForm::Own`) has an encoder for rows of that form.
 pub trait Encode: 'static {
     const TYPE: QuantType;
     /// Working memory, made once per call of [`encode_rows`] and reused for every row.
@@ -56,7 +68,8 @@ pub trait Encode: 'static {
 /// Encodes `n_rows` rows of `n_per_row` floats each.
 ///
 /// `importance` has one value per column (all rows share it). `out` must have exactly the bytes of
-/// the matrix. Interleaved types take whole groups of rows.
+/// the matrix. Interleaved types take whole groups of rows; I2_S takes the whole matrix, whose one scale
+/// stands behind its codes.
 ///
 /// # Errors
 /// A shape that does not fit the type, a non-finite float (with its row and column), importance that
@@ -67,25 +80,23 @@ pub fn encode_rows(
     x: &[f32],
     n_per_row: usize,
     importance: Option<&[f32]>,
+    options: EncodeOptions,
     out: &mut [u8],
 ) -> Result<(), Error> {
+    let Some(row_type) = table::row_encoder(ty) else { return Err(Error::NoEncoder { ty }) };
     let n_rows = x.len().checked_div(n_per_row).unwrap_or(0);
     if n_rows * n_per_row != x.len() {
         return Err(Error::PartRow { n_elements: x.len(), n_per_row });
     }
     check_matrix(ty, n_rows, n_per_row, out.len())?;
-    // the largest bits of a magnitude first: a loop that ends early is no vector loop
-    let largest = x.iter().fold(0, |m, v| (v.to_bits() & 0x7fff_ffff).max(m));
-    if largest >= f32::INFINITY.to_bits()
-        && let Some(at) = x.iter().position(|v| !v.is_finite())
-    {
-        return Err(Error::NotFinite { row: at / n_per_row, column: at % n_per_row, value: x[at] });
-    }
     if let Some(v) = importance {
         if v.len() != n_per_row {
             return Err(Error::ImportanceLength { expected: n_per_row, found: v.len() });
         }
-        if let Some(column) = v.iter().position(|v| !(v.is_finite() && *v >= 0.0)) {
+        // bits of infinities, NaN and negative numbers are the largest
+        if v.iter().fold(0, |m, v| v.to_bits().max(m)) >= f32::INFINITY.to_bits()
+            && let Some(column) = v.iter().position(|v| !(v.is_finite() && *v >= 0.0))
+        {
             return Err(Error::Importance { column, value: v[column] });
         }
     }
@@ -94,10 +105,48 @@ pub fn encode_rows(
     }
     let mut w = vec![0.0; n_per_row];
     weights::column_weights(importance, &mut w);
-    table::encode(kind, ty, x, &w, out)
+    match encode_groups(kind, (ty, row_type), options, x, &w, out)? {
+        true => Ok(()),
+        false => {
+            let at = x.iter().position(|v| !v.is_finite()).unwrap_or(0);
+            Err(Error::NotFinite { row: at / n_per_row, column: at % n_per_row, value: x[at] })
+        }
+    }
 }
 
-/// Encodes rows of one type; what [`encode_rows`] runs per instruction set.
+/// Encodes rows, or groups of them, by the encoder of `row_type`; false where a float is not finite.
+fn encode_groups(
+    kind: IsaKind,
+    (ty, row_type): (QuantType, QuantType),
+    options: EncodeOptions,
+    x: &[f32],
+    w: &[f32],
+    out: &mut [u8],
+) -> Result<bool, Error> {
+    let (group, n_per_row) = (ty.info().rows, w.len());
+    if group == 1 {
+        return Ok(table::encode(kind, ty, options, x, w, out));
+    }
+    // a group at a time, its rows still in the cache when they are put together
+    let mut rows = vec![0; matrix_bytes(ty, group, n_per_row)?];
+    for (x, out) in x.chunks_exact(group * n_per_row).zip(out.chunks_exact_mut(rows.len())) {
+        if !table::encode(kind, row_type, options, x, w, &mut rows) {
+            return Ok(false);
+        }
+        interleave_group(ty, &rows, n_per_row, out)?;
+    }
+    Ok(true)
+}
+
+/// Whether there is neither NaN nor infinity.
+#[inline(always)]
+fn all_finite(x: &[f32]) -> bool {
+    // the largest bits of a magnitude: a loop that ends early is no vector loop
+    x.iter().fold(0, |m, v| (v.to_bits() & 0x7fff_ffff).max(m)) < f32::INFINITY.to_bits()
+}
+
+/// Encodes rows of one type; what [`encode_rows`] runs per instruction set. False, and stops, at a row with a
+/// float that is not finite.
 pub(crate) struct EncodeRows<'a, E> {
     pub x: &'a [f32],
     pub w: &'a [f32],
@@ -106,15 +155,20 @@ pub(crate) struct EncodeRows<'a, E> {
 }
 
 impl<E: Encode> IsaOp for EncodeRows<'_, E> {
-    type Output = ();
+    type Output = bool;
 
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
+    fn run<I: Isa>(self, isa: I) -> bool {
         let n_per_row = self.w.len();
         let row_bytes = self.out.len() / (self.x.len() / n_per_row);
         let mut scratch = E::Scratch::default();
         for (x, out) in self.x.chunks_exact(n_per_row).zip(self.out.chunks_exact_mut(row_bytes)) {
+            // row by row: the encoder finds the row in the cache
+            if !all_finite(x) {
+                return false;
+            }
             E::encode_row(isa, x, self.w, &mut scratch, out);
         }
+        true
     }
 }

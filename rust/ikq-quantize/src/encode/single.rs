@@ -1,4 +1,4 @@
-//! Blocks of 32 with one f16 scale and nothing else: Q4_0, Q5_0, IQ4_NL.
+//! Blocks with one f16 scale and nothing else: Q4_0, Q5_0, Q6_0, Q2_0, IQ4_NL.
 //!
 //! Objective: `sum w (x - d v)^2` with w of the column. Searched: per block, scales that put the
 //! largest element on or beyond the last level, on both sides of the (asymmetric) level set, then
@@ -9,16 +9,13 @@ use ikq_formats::{QuantType, layout};
 use ikq_simd::Isa;
 
 use super::Encode;
-use crate::search::levels::{Integers, Levels, Table4};
+use crate::search::levels::{Integers, Levels, Offset, Table4};
 use crate::search::scale::{self, Fit, Ladder};
 use crate::search::tile::{Codes, LANES, Tile, lane_codes};
 
-/// Elements per block.
-const N: usize = 32;
-
 /// Working memory of a row.
 #[derive(Default)]
-pub struct Scratch {
+pub struct Scratch<const N: usize> {
     tile: Box<Tile<N>>,
 }
 
@@ -30,9 +27,9 @@ struct Search<L> {
     exact: &'static [f32],
 }
 
-/// Encodes one row.
+/// Encodes one row of blocks of `N` elements.
 #[inline(always)]
-fn encode_row<I: Isa, L: Levels<I>>(
+fn encode_row<I: Isa, L: Levels<I>, const N: usize>(
     isa: I,
     ty: QuantType,
     Search { levels, ladder, exact }: Search<L>,
@@ -41,7 +38,9 @@ fn encode_row<I: Isa, L: Levels<I>>(
     out: &mut [u8],
 ) {
     let layout = layout(ty).expect("types of this file have layouts");
-    let mut values = [0u32; 1 + N];
+    // d, q
+    let mut values = [0u32; 1 + 64];
+    let values = &mut values[..1 + N];
     let mut codes: Codes<N> = [[0.0; LANES]; N];
     let tiles = x.chunks(LANES * N).zip(w.chunks(LANES * N));
     for ((x, w), out) in tiles.zip(out.chunks_mut(LANES * layout.bytes)) {
@@ -54,23 +53,23 @@ fn encode_row<I: Isa, L: Levels<I>>(
         for (lane, block) in out.chunks_exact_mut(layout.bytes).enumerate() {
             values[0] = u32::from(d[lane]);
             lane_codes(&codes, lane, &mut values[1..]);
-            layout.pack(&values, block);
+            layout.pack(values, block);
         }
     }
 }
 
 macro_rules! single_scale {
-    ($($(#[$doc:meta])* $ty:ident: $levels:expr, $ladder:expr, $exact:expr;)*) => { $(
+    ($($(#[$doc:meta])* $encoder:ident = $ty:ident[$n:literal]: $levels:expr, $ladder:expr, $exact:expr;)*) => { $(
         $(#[$doc])*
         #[allow(non_camel_case_types)]
-        pub struct $ty;
+        pub struct $encoder;
 
-        impl Encode for $ty {
+        impl Encode for $encoder {
             const TYPE: QuantType = QuantType::$ty;
-            type Scratch = Scratch;
+            type Scratch = Scratch<$n>;
 
             #[inline(always)]
-            fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut Scratch, out: &mut [u8]) {
+            fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut Scratch<$n>, out: &mut [u8]) {
                 let search = Search { levels: $levels(isa), ladder: $ladder, exact: $exact };
                 encode_row(isa, Self::TYPE, search, (x, w), &mut scratch.tile, out);
             }
@@ -79,12 +78,18 @@ macro_rules! single_scale {
 }
 
 single_scale! {
+    /// Four levels -1..=2.
+    Q2_0 = Q2_0[64]: |_| Integers { lo: -1.0, hi: 2.0 }, Q2_LADDER, &[-1.0, 1.0, 2.0];
     /// Sixteen levels -8..=7.
-    Q4_0: |_| Integers { lo: -8.0, hi: 7.0 }, Q4_LADDER, EXACT_16;
+    Q4_0 = Q4_0[32]: |_| Integers { lo: -8.0, hi: 7.0 }, Q4_LADDER, EXACT_16;
+    /// Fifteen levels -7..=7 of the same type.
+    SymmetricQ4_0 = Q4_0[32]: |_| Offset { levels: Integers { lo: -7.0, hi: 7.0 }, by: 1.0 }, SYMMETRIC_Q4_LADDER, EXACT_15;
     /// Thirty-two levels -16..=15.
-    Q5_0: |_| Integers { lo: -16.0, hi: 15.0 }, Q5_LADDER, EXACT_16;
+    Q5_0 = Q5_0[32]: |_| Integers { lo: -16.0, hi: 15.0 }, Q5_LADDER, EXACT_16;
+    /// 64 levels -32..=31.
+    Q6_0 = Q6_0[32]: |_| Integers { lo: -32.0, hi: 31.0 }, Q6_LADDER, EXACT_16;
     /// Sixteen levels of a table.
-    IQ4_NL: |isa| Table4::new(isa, &IQ4NL_VALUES), NL_LADDER, EXACT_NL;
+    IQ4_NL = IQ4_NL[32]: |isa| Table4::new(isa, &IQ4NL_VALUES), NL_LADDER, EXACT_NL;
 }
 
 /// The largest element on the first level, then on 0.92 to 2 times the last level of either side in
@@ -107,13 +112,33 @@ const NL_ANCHORS: &[f32] = &[
     104.0, 109.5, 115.3, 121.4, 127.9, 134.7, 141.8, 149.4, 157.3, 165.7, 174.5, 183.7, 193.5, 203.8, 214.6, 226.0,
 ];
 
+/// The largest element on the last level and beyond, nothing to choose between the sides.
+const SYMMETRIC_Q4_ANCHORS: &[f32] = &[
+    7.0, 6.44, 6.78, 7.26, 7.52, 7.92, 8.34, 8.79, 9.25, 9.74, 10.26, 10.81, 11.38, 11.99, 12.62, 13.29, 14.0,
+];
+/// As for 16 levels; the finer the levels, the less there is to gain by clipping.
+const Q6_ANCHORS: &[f32] = &[
+    -32.0, -31.2, -31.6, -32.45, -32.9, -33.5, -34.5, -36.0, -38.5, -42.0, -47.0, -54.0, 30.2, 30.6, 31.0,
+    31.45, 31.9, 32.5, 33.5, 35.0, 37.5, 41.0, 46.0, 53.0,
+];
+/// Few and coarse levels: most of a block lies between 0 and the first.
+const Q2_ANCHORS: &[f32] = &[
+    -1.0, -1.17, -1.36, -1.6, -1.85, -2.15, -2.5, -2.9, -3.4, -4.0, -5.0, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2,
+    2.45, 2.75, 3.1, 3.5, 4.0, 4.7, 5.6,
+];
+
 /// Between the rungs.
 const STRETCHES: &[f32] = &[0.976, 0.988, 1.012, 1.024];
 const Q4_LADDER: Ladder = Ladder { anchors: Q4_ANCHORS, stretches: STRETCHES, rounds: 2 };
+const SYMMETRIC_Q4_LADDER: Ladder = Ladder { anchors: SYMMETRIC_Q4_ANCHORS, stretches: STRETCHES, rounds: 2 };
+const Q2_LADDER: Ladder = Ladder { anchors: Q2_ANCHORS, stretches: &[0.93, 1.07], rounds: 3 };
+const Q6_LADDER: Ladder =
+    Ladder { anchors: Q6_ANCHORS, stretches: &[0.993, 0.9965, 1.0035, 1.007], rounds: 2 };
 const Q5_LADDER: Ladder = Ladder { anchors: Q5_ANCHORS, stretches: STRETCHES, rounds: 2 };
 pub(super) const NL_LADDER: Ladder = Ladder { anchors: NL_ANCHORS, stretches: STRETCHES, rounds: 2 };
 
 const EXACT_16: &[f32] = &[-8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 1.0, 3.0, 5.0, 6.0, 7.0];
+const EXACT_15: &[f32] = &[-7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
 const EXACT_NL: &[f32] = &[
     -127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0,
 ];

@@ -1,25 +1,38 @@
 //! Which types have an encoder: the one list that joins types to encoders.
 
 use std::marker::PhantomData;
+use std::sync::LazyLock;
 
 use ikq_formats::QuantType;
 use ikq_simd::{IsaKind, run};
 
-use super::{EncodeRows, affine, floats, igrid, q8, row_scale, single, superblock, trellis};
-use crate::error::Error;
+use super::{
+    EncodeOptions, EncodeRows, affine, affine_block, floats, fp4, igrid, q8, row_scale, single, superblock,
+    ternary, trellis,
+};
 
 macro_rules! encoders {
     ($($encoder:ty: $ty:ident),* $(,)?) => {
-        const ENCODABLE: &[QuantType] = &[$(QuantType::$ty),*];
+        /// Types with an encoder of their own.
+        const ENCODERS: &[QuantType] = &[$(QuantType::$ty,)* QuantType::I2_S];
 
-        /// Encodes checked rows.
-        pub(super) fn encode(kind: IsaKind, ty: QuantType, x: &[f32], w: &[f32], out: &mut [u8]) -> Result<(), Error> {
+        /// Encodes rows of a type that [`row_encoder`] gives; false where a float is not finite.
+        pub(super) fn encode(
+            kind: IsaKind,
+            ty: QuantType,
+            options: EncodeOptions,
+            x: &[f32],
+            w: &[f32],
+            out: &mut [u8],
+        ) -> bool {
             match ty {
-                $(QuantType::$ty => {
-                    run(kind, EncodeRows::<$encoder> { x, w, out, encoder: PhantomData });
-                    Ok(())
-                })*
-                _ => Err(Error::NoEncoder { ty }),
+                QuantType::Q4_0 if options.symmetric_q40 => {
+                    run(kind, EncodeRows::<single::SymmetricQ4_0> { x, w, out, encoder: PhantomData })
+                }
+                $(QuantType::$ty => run(kind, EncodeRows::<$encoder> { x, w, out, encoder: PhantomData }),)*
+                // all rows at once, for the sake of the scale that they share
+                QuantType::I2_S => run(kind, ternary::EncodeMatrix { x, w, out }),
+                _ => unreachable!("a type without encoder is refused at the door"),
             }
         }
     };
@@ -30,12 +43,19 @@ encoders! {
     floats::F16: F16,
     floats::BF16: BF16,
     q8::Q8_0: Q8_0,
+    q8::Q8_KV: Q8_KV,
+    q8::Q8_KV_R8: Q8_KV_R8,
+    q8::Q8_K_R8: Q8_K_R8,
+    q8::Q8_K_R16: Q8_K_R16,
     single::Q4_0: Q4_0,
     affine::Q2_K: Q2_K,
     affine::Q4_K: Q4_K,
     affine::Q5_K: Q5_K,
     single::Q5_0: Q5_0,
     superblock::Q3_K: Q3_K,
+    affine_block::Q4_1: Q4_1,
+    affine_block::Q5_1: Q5_1,
+    single::Q6_0: Q6_0,
     superblock::Q6_K: Q6_K,
     single::IQ4_NL: IQ4_NL,
     superblock::IQ4_XS: IQ4_XS,
@@ -55,14 +75,30 @@ encoders! {
     trellis::IQ2_KT: IQ2_KT,
     trellis::IQ3_KT: IQ3_KT,
     trellis::IQ4_KT: IQ4_KT,
+    fp4::MXFP4: MXFP4,
+    fp4::NVFP4: NVFP4,
+    ternary::TQ1_0: TQ1_0,
+    ternary::TQ2_0: TQ2_0,
+    ternary::IQ1_BN: IQ1_BN,
+    ternary::IQ2_BN: IQ2_BN,
+    ternary::Q1_0: Q1_0_G128,
+    single::Q2_0: Q2_0,
 }
 
-/// Types that can be written.
+/// The type whose encoder makes the rows of `ty`: the plain twin of an interleaved type, else `ty`.
+pub(super) fn row_encoder(ty: QuantType) -> Option<QuantType> {
+    let row_type = ty.info().base.unwrap_or(ty);
+    ENCODERS.contains(&row_type).then_some(row_type)
+}
+
+/// Types that can be written, in order of id.
 pub fn encodable() -> &'static [QuantType] {
-    ENCODABLE
+    static ENCODABLE: LazyLock<Vec<QuantType>> =
+        LazyLock::new(|| QuantType::ALL.iter().copied().filter(|ty| can_encode(*ty)).collect());
+    &ENCODABLE
 }
 
 /// Whether the type can be written.
 pub fn can_encode(ty: QuantType) -> bool {
-    ENCODABLE.contains(&ty)
+    row_encoder(ty).is_some()
 }

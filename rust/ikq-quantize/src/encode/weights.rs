@@ -9,16 +9,29 @@ pub const FLOOR: f32 = 1e-4;
 ///
 /// `importance` must be finite and not negative, one value per column.
 pub fn column_weights(importance: Option<&[f32]>, out: &mut [f32]) {
-    // f64: importances span many decades and rows many thousand columns
-    let mean = importance.map_or(0.0, |v| v.iter().map(|x| f64::from(*x)).sum::<f64>() / v.len() as f64);
+    let mean = importance.map_or(0.0, mean);
     match importance {
         Some(v) if mean > 0.0 => {
+            let per_mean = 1.0 / mean;
             for (w, x) in out.iter_mut().zip(v) {
-                *w = (f64::from(*x) / mean) as f32 + FLOOR;
+                *w = (f64::from(*x) * per_mean) as f32 + FLOOR;
             }
         }
         _ => out.fill(1.0),
     }
+}
+
+fn mean(v: &[f32]) -> f64 {
+    // f64: importances span many decades and rows many thousand columns; eight sums, for a vector loop
+    let mut sums = [0.0; 8];
+    let (eights, rest) = v.as_chunks::<8>();
+    for eight in eights {
+        for (sum, x) in sums.iter_mut().zip(eight) {
+            *sum += f64::from(*x);
+        }
+    }
+    let sum = sums.iter().sum::<f64>() + rest.iter().map(|x| f64::from(*x)).sum::<f64>();
+    sum / v.len() as f64
 }
 
 /// The power of two that brings the largest |x| of a row into [1, 2), and its inverse; both 1 for a

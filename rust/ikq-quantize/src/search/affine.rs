@@ -64,11 +64,11 @@ pub struct Encoded {
 
 /// Sums over a sub-block for given codes.
 #[derive(Clone, Copy)]
-struct Sums<F> {
+pub(super) struct Sums<F> {
     /// `sum w q`, `sum w q^2`, `sum w x q`.
-    q: F,
-    qq: F,
-    xq: F,
+    pub q: F,
+    pub qq: F,
+    pub xq: F,
 }
 
 impl<F: Copy> Sums<F> {
@@ -85,15 +85,27 @@ impl<F: Copy> Sums<F> {
 
 /// `sum w`, `sum w x`, `sum w x^2`: the same for all codes.
 #[derive(Clone, Copy)]
-struct Moments<F> {
-    one: F,
-    x: F,
-    xx: F,
+pub(super) struct Moments<F> {
+    pub one: F,
+    pub x: F,
+    pub xx: F,
+}
+
+/// The moments of each sub-block.
+#[inline(always)]
+pub(super) fn moments<I: Isa, const N: usize>(isa: I, tile: &Tile<N>) -> Moments<I::F> {
+    let zero = isa.splat_f(0.0);
+    let mut t = Moments { one: zero, x: zero, xx: tile.energy(isa) };
+    for i in 0..N {
+        t.one = isa.add_f(t.one, isa.load_f(&tile.w[i]));
+        t.x = isa.add_f(t.x, isa.load_f(&tile.wx[i]));
+    }
+    t
 }
 
 /// `sum w (scale q + min - x)^2` from the sums.
 #[inline(always)]
-fn error<I: Isa>(isa: I, t: Moments<I::F>, s: Sums<I::F>, scale: I::F, min: I::F) -> I::F {
+pub(super) fn error<I: Isa>(isa: I, t: Moments<I::F>, s: Sums<I::F>, scale: I::F, min: I::F) -> I::F {
     // scale (scale qq + 2 (min q - xq)) + min (min one - 2 x) + xx
     let cross = isa.sub_f(isa.mul_f(min, s.q), s.xq);
     let by_scale = isa.add_f(isa.mul_f(scale, s.qq), isa.add_f(cross, cross));
@@ -103,7 +115,7 @@ fn error<I: Isa>(isa: I, t: Moments<I::F>, s: Sums<I::F>, scale: I::F, min: I::F
 
 /// The codes `round((x - min) / scale)` of element `i`.
 #[inline(always)]
-fn code<I: Isa, const N: usize>(
+pub(super) fn code<I: Isa, const N: usize>(
     isa: I,
     tile: &Tile<N>,
     i: usize,
@@ -118,7 +130,7 @@ fn code<I: Isa, const N: usize>(
 
 /// Sums for the codes at this scale and minimum.
 #[inline(always)]
-fn sums<I: Isa, const N: usize>(
+pub(super) fn sums<I: Isa, const N: usize>(
     isa: I,
     tile: &Tile<N>,
     per_scale: I::F,
@@ -141,7 +153,13 @@ fn sums<I: Isa, const N: usize>(
 /// [`error`] at this scale and minimum, added up as it stands: for fits so good that the sums' rounding
 /// hides what is left.
 #[inline(always)]
-fn residual<I: Isa, const N: usize>(isa: I, tile: &Tile<N>, scale: I::F, min: I::F, levels: I::F) -> I::F {
+pub(super) fn residual<I: Isa, const N: usize>(
+    isa: I,
+    tile: &Tile<N>,
+    scale: I::F,
+    min: I::F,
+    levels: I::F,
+) -> I::F {
     let zero = isa.splat_f(0.0);
     let per_scale = inverse(isa, scale);
     let offset = isa.mul_f(isa.sub_f(zero, min), per_scale);
@@ -154,12 +172,29 @@ fn residual<I: Isa, const N: usize>(isa: I, tile: &Tile<N>, scale: I::F, min: I:
     sum
 }
 
-/// The best scale and minimum for given codes, the minimum at most 0 and the scale at least 0. Where
-/// the codes do not determine both (all equal, or the pair leaves its bounds), the better of the two
-/// alone.
+/// What a sub-block's minimum may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Minimum {
+    /// It is stored as a magnitude that is subtracted.
+    AtMostZero,
+    /// It is stored with its sign.
+    Free,
+}
+
+/// The best scale (at least 0) and minimum for given codes. Where the codes do not determine both (all
+/// equal, or the pair leaves its bounds), the better of the two alone.
 #[inline(always)]
-fn solve<I: Isa>(isa: I, t: Moments<I::F>, s: Sums<I::F>) -> (I::F, I::F) {
+fn solve<I: Isa>(isa: I, t: Moments<I::F>, s: Sums<I::F>, minimum: Minimum) -> (I::F, I::F) {
     let zero = isa.splat_f(0.0);
+    if minimum == Minimum::Free {
+        let det = isa.sub_f(isa.mul_f(s.qq, t.one), isa.mul_f(s.q, s.q));
+        let singular = isa.mul_f(isa.mul_f(s.qq, t.one), isa.splat_f(SINGULAR));
+        let numerator = isa.sub_f(isa.mul_f(s.xq, t.one), isa.mul_f(t.x, s.q));
+        let scale = isa.max_f(isa.mul_f(numerator, inverse(isa, det)), zero);
+        let scale = isa.if_gt(det, singular, scale, zero);
+        let min = isa.mul_f(isa.sub_f(t.x, isa.mul_f(scale, s.q)), inverse(isa, t.one));
+        return (scale, min);
+    }
     // in the terms of `pair`: scale * q - drop * 1
     let (scale, drop) = pair(isa, Normal { aa: s.qq, ab: s.q, bb: t.one, xa: s.xq, xb: t.x });
     (scale, isa.sub_f(zero, drop))
@@ -176,13 +211,16 @@ struct Normal<F> {
     xb: F,
 }
 
+/// A determinant below this share of its terms is rounding.
+const SINGULAR: f32 = 1e-6;
+
 /// Its solution with a and b at least 0.
 #[inline(always)]
 fn pair<I: Isa>(isa: I, n: Normal<I::F>) -> (I::F, I::F) {
     let zero = isa.splat_f(0.0);
     let det = isa.sub_f(isa.mul_f(n.aa, n.bb), isa.mul_f(n.ab, n.ab));
     // A and B parallel, as far as sums in f32 can tell
-    let singular = isa.mul_f(isa.mul_f(n.aa, n.bb), isa.splat_f(1e-6));
+    let singular = isa.mul_f(isa.mul_f(n.aa, n.bb), isa.splat_f(SINGULAR));
     let per_det = inverse(isa, det);
     let a = isa.mul_f(isa.sub_f(isa.mul_f(n.xa, n.bb), isa.mul_f(n.xb, n.ab)), per_det);
     let b = isa.mul_f(isa.sub_f(isa.mul_f(n.xa, n.ab), isa.mul_f(n.xb, n.aa)), per_det);
@@ -201,10 +239,10 @@ const INDIFFERENT: f32 = 3e-6;
 
 /// The best fit of a sub-block so far.
 #[derive(Clone, Copy)]
-struct Fit<F> {
-    scale: F,
-    min: F,
-    error: F,
+pub(super) struct Fit<F> {
+    pub scale: F,
+    pub min: F,
+    pub error: F,
     /// Of the codes.
     sums: Sums<F>,
 }
@@ -218,10 +256,10 @@ impl<F: Copy> Fit<F> {
         tile: &Tile<N>,
         t: Moments<F>,
         (per_scale, min): (F, F),
-        levels: F,
+        (levels, minimum): (F, Minimum),
     ) {
         let s = sums(isa, tile, per_scale, min, levels);
-        let (scale, min) = solve(isa, t, s);
+        let (scale, min) = solve(isa, t, s, minimum);
         let found = error(isa, t, s, scale, min);
         let enough = isa.mul_add_f(t.xx, isa.splat_f(-INDIFFERENT), self.error);
         self.scale = isa.if_gt(enough, found, scale, self.scale);
@@ -231,13 +269,34 @@ impl<F: Copy> Fit<F> {
     }
 }
 
-/// Stage 1: scale and minimum (at most 0) of each sub-block by itself.
+impl Affine {
+    fn alone(self) -> Alone {
+        Alone { levels: self.levels, ladder: self.ladder, minimum: Minimum::AtMostZero }
+    }
+}
+
+/// What stage 1 searches.
+#[derive(Clone, Copy)]
+pub(super) struct Alone {
+    /// Largest code.
+    pub levels: f32,
+    pub ladder: &'static [Rung],
+    pub minimum: Minimum,
+}
+
+/// Stage 1: scale and minimum of each sub-block by itself.
 #[inline(always)]
-fn fit<I: Isa, const N: usize>(isa: I, tile: &Tile<N>, t: Moments<I::F>, affine: Affine) -> Fit<I::F> {
+pub(super) fn fit<I: Isa, const N: usize>(
+    isa: I,
+    tile: &Tile<N>,
+    t: Moments<I::F>,
+    Alone { levels, ladder, minimum }: Alone,
+) -> Fit<I::F> {
     let zero = isa.splat_f(0.0);
-    let levels = isa.splat_f(affine.levels);
-    // codes begin at 0 or below; they need not reach up to 0
-    let (mut lo, mut hi) = (zero, isa.load_f(&tile.x[0]));
+    let shape = (isa.splat_f(levels), minimum);
+    let hi = isa.load_f(&tile.x[0]);
+    // where the minimum is at most 0, codes begin there or below; they need not reach up to 0
+    let (mut lo, mut hi) = (if minimum == Minimum::Free { hi } else { zero }, hi);
     for x in &tile.x {
         let x = isa.load_f(x);
         (lo, hi) = (isa.min_f(x, lo), isa.max_f(x, hi));
@@ -246,13 +305,13 @@ fn fit<I: Isa, const N: usize>(isa: I, tile: &Tile<N>, t: Moments<I::F>, affine:
     // without codes the error is the energy
     let nothing = Sums { q: zero, qq: zero, xq: zero };
     let mut fit = Fit { scale: zero, min: zero, error: t.xx, sums: nothing };
-    for (rung, below) in affine.ladder {
-        let per_scale = isa.mul_f(per_range, isa.splat_f(affine.levels + rung));
+    for (rung, below) in ladder {
+        let per_scale = isa.mul_f(per_range, isa.splat_f(levels + rung));
         let min = isa.mul_add_f(inverse(isa, per_scale), isa.splat_f(*below), lo);
-        fit.improve(isa, tile, t, (per_scale, min), levels);
+        fit.improve(isa, tile, t, (per_scale, min), shape);
     }
     for _ in 0..ROUNDS {
-        fit.improve(isa, tile, t, (inverse(isa, fit.scale), fit.min), levels);
+        fit.improve(isa, tile, t, (inverse(isa, fit.scale), fit.min), shape);
     }
     fit
 }
@@ -415,12 +474,8 @@ pub fn encode<I: Isa, const N: usize>(
     codes: &mut Codes<N>,
 ) -> Encoded {
     let zero = isa.splat_f(0.0);
-    let mut t = Moments { one: zero, x: zero, xx: tile.energy(isa) };
-    for i in 0..N {
-        t.one = isa.add_f(t.one, isa.load_f(&tile.w[i]));
-        t.x = isa.add_f(t.x, isa.load_f(&tile.wx[i]));
-    }
-    let Fit { scale, min, sums: s, .. } = fit(isa, tile, t, affine);
+    let t = moments(isa, tile);
+    let Fit { scale, min, sums: s, .. } = fit(isa, tile, t, affine.alone());
 
     // scales first, the minima free to follow; then the minima that suit the rounded scales
     let per_one = inverse(isa, t.one);

@@ -1,6 +1,7 @@
 //! Searches shared by the encoders: choose scales and codes, know nothing of bytes.
 
 pub mod affine;
+pub mod affine_block;
 mod argmin;
 pub mod block_scales;
 pub mod grid;
@@ -9,6 +10,7 @@ pub mod levels;
 pub mod pairs;
 pub mod parity;
 pub mod scale;
+pub mod ternary;
 pub mod tile;
 pub mod trellis;
 pub mod trellis_row;

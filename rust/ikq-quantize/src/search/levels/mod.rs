@@ -1,6 +1,7 @@
 //! Sets of levels: what a code may decode to, in units of the sub-block's scale.
 
 mod cubic;
+mod e2m1;
 mod table;
 
 use ikq_simd::Isa;
@@ -8,6 +9,7 @@ use ikq_simd::Isa;
 use super::scale::{Coder, round_each_element};
 
 pub use cubic::Wide;
+pub use e2m1::E2M1;
 pub use table::{Four, Table, Table4};
 
 /// Levels that a scale multiplies; sixteen sub-blocks at a time.
@@ -40,6 +42,27 @@ impl<I: Isa> Levels<I> for Integers {
 }
 
 round_each_element!([] Integers);
+
+/// Integers whose code is higher by some amount: the lowest codes are not used.
+#[derive(Clone, Copy, Debug)]
+pub struct Offset {
+    pub levels: Integers,
+    pub by: f32,
+}
+
+impl<I: Isa> Levels<I> for Offset {
+    #[inline(always)]
+    fn nearest(self, isa: I, t: I::F) -> I::F {
+        self.levels.nearest(isa, t)
+    }
+
+    #[inline(always)]
+    fn code(self, isa: I, t: I::F) -> I::F {
+        isa.add_f(self.levels.code(isa, t), isa.splat_f(self.by))
+    }
+}
+
+round_each_element!([] Offset);
 
 /// Levels that are higher by an amount of each sub-block's own.
 #[derive(Clone, Copy)]
@@ -78,6 +101,14 @@ mod tests {
             let nearest = values.iter().map(|v| (f32::from(*v) - t).abs()).fold(f32::MAX, f32::min);
             assert_eq!((value - t).abs(), nearest, "t = {t}, {} values", values.len());
         }
+    }
+
+    #[test]
+    fn an_offset_moves_codes_alone() {
+        let levels = Offset { levels: Integers { lo: -7.0, hi: 7.0 }, by: 1.0 };
+        let of =
+            |t: f32| (levels.nearest(Scalar, [t; 16])[0], levels.code(Scalar, [t; 16])[0].to_bits() & 15);
+        assert_eq!([of(-9.0), of(0.2), of(7.0)], [(-7.0, 1), (0.0, 8), (7.0, 15)]);
     }
 
     #[test]

@@ -1,0 +1,125 @@
+//! A block with a scale and a minimum of its own, both halves: `y = d q + m`, q in `0..=levels`, m of either
+//! sign.
+//!
+//! 1. Each block less a half near its smallest element, so that sums do not drown in a common offset.
+//! 2. Scale and minimum as for sub-blocks ([`super::affine`], its first stage), the minimum free.
+//! 3. The minimum rounded to a half (also to the halves next to it, where their distance matters), d fitted
+//!    to that and rounded, codes recomputed for both.
+
+use ikq_simd::Isa;
+
+use super::affine::{Alone, Minimum, Rung, code, fit, moments, residual, sums};
+use super::scale::inverse;
+use super::tile::{Codes, LANES, Tile};
+
+/// What the blocks of a tile are encoded as.
+pub struct Encoded {
+    /// Scale and minimum as halves.
+    pub d: [u16; LANES],
+    pub m: [u16; LANES],
+}
+
+/// Halves next to the rounded minimum, in steps.
+const NEIGHBOURS: [f32; 3] = [0.0, 1.0, -1.0];
+/// Of a half: a bit more than its step as a share of it, and its smallest step.
+const STEP: f32 = 1.2 / 2048.0;
+const SMALLEST_STEP: f32 = 1.0 / 16_777_216.0;
+/// Steps of the minimum below this share of the scale do not matter.
+const FINE: f32 = 0.02;
+
+/// Relative error (squared) below which the rounding of the scale itself decides: blocks of two values, which
+/// may be any codes that one of these halves suits ...
+const NEARLY_EXACT: f32 = 1e-5;
+/// ... when the larger value has this code.
+const LUCKY: &[f32] = &[15.0, 14.0, 13.0, 11.0, 9.0, 7.0, 5.0, 3.0];
+
+#[inline(always)]
+fn any<I: Isa>(isa: I, flags: I::F) -> bool {
+    isa.array(flags).contains(&1.0)
+}
+
+/// Keeps a pair (and its minimum less the floor) where it is better.
+#[inline(always)]
+fn keep_better<I: Isa, const N: usize>(
+    isa: I,
+    tile: &Tile<N>,
+    (scale, minimum, min): (I::F, I::F, I::F),
+    levels: I::F,
+    (d, m, least): (&mut I::F, &mut I::F, &mut I::F),
+) {
+    let error = residual(isa, tile, scale, min, levels);
+    *d = isa.if_gt(*least, error, scale, *d);
+    *m = isa.if_gt(*least, error, minimum, *m);
+    *least = isa.min_f(error, *least);
+}
+
+/// Encodes a tile, whose elements are changed; codes are for [`super::tile::lane_codes`].
+#[inline(always)]
+pub fn encode<I: Isa, const N: usize>(
+    isa: I,
+    tile: &mut Tile<N>,
+    levels: f32,
+    ladder: &'static [Rung],
+    codes: &mut Codes<N>,
+) -> Encoded {
+    let zero = isa.splat_f(0.0);
+    let (down, up) = (isa.load_f(&tile.down), isa.load_f(&tile.up));
+    let first = isa.load_f(&tile.x[0]);
+    let (mut lo, mut hi) = (first, first);
+    for x in &tile.x {
+        let x = isa.load_f(x);
+        (lo, hi) = (isa.min_f(x, lo), isa.max_f(x, hi));
+    }
+    let floor = isa.mul_f(isa.f16_round(isa.mul_f(lo, up)), down);
+    for i in 0..N {
+        let x = isa.sub_f(isa.load_f(&tile.x[i]), floor);
+        isa.store_f(x, &mut tile.x[i]);
+        isa.store_f(isa.mul_f(isa.load_f(&tile.w[i]), x), &mut tile.wx[i]);
+    }
+
+    let t = moments(isa, tile);
+    let found = fit(isa, tile, t, Alone { levels, ladder, minimum: Minimum::Free });
+    let levels = isa.splat_f(levels);
+    let half = |v: I::F| isa.mul_f(isa.f16_round(isa.mul_f(v, up)), down);
+    let nearest = half(isa.add_f(floor, found.min));
+    let step = isa
+        .max_f(isa.mul_f(isa.abs_f(nearest), isa.splat_f(STEP)), isa.mul_f(isa.splat_f(SMALLEST_STEP), down));
+    let coarse = isa.sub_f(step, isa.mul_f(found.scale, isa.splat_f(FINE)));
+    let matters = any(isa, isa.if_gt(coarse, zero, isa.splat_f(1.0), zero));
+    let little = isa.mul_f(t.xx, isa.splat_f(NEARLY_EXACT));
+    let lucky: &[f32] = match any(isa, isa.if_gt(little, found.error, isa.splat_f(1.0), zero)) {
+        true => LUCKY,
+        false => &[],
+    };
+
+    let (mut d, mut m, mut least) = (zero, zero, isa.splat_f(f32::INFINITY));
+    for by in NEIGHBOURS {
+        let minimum = half(isa.mul_add_f(step, isa.splat_f(by), nearest));
+        // both are halves: their difference is (nearly) exact
+        let min = isa.sub_f(minimum, floor);
+        // a constant block has code 1 above a minimum that is too low
+        let above = isa.max_f(isa.sub_f(hi, minimum), zero);
+        let guess = isa.if_gt(found.scale, zero, found.scale, above);
+        let s = sums(isa, tile, inverse(isa, guess), min, levels);
+        let fitted = isa.mul_f(isa.sub_f(s.xq, isa.mul_f(min, s.q)), inverse(isa, s.qq));
+        let scale = half(isa.max_f(fitted, zero));
+        if !matters && lucky.is_empty() {
+            (d, m) = (scale, minimum);
+            break;
+        }
+        for scale in [scale, half(guess)] {
+            keep_better(isa, tile, (scale, minimum, min), levels, (&mut d, &mut m, &mut least));
+        }
+        for code in lucky {
+            let scale = half(isa.div_f(above, isa.splat_f(*code)));
+            keep_better(isa, tile, (scale, minimum, min), levels, (&mut d, &mut m, &mut least));
+        }
+    }
+
+    let per_scale = inverse(isa, d);
+    let offset = isa.mul_f(isa.sub_f(floor, m), per_scale);
+    for (i, codes) in codes.iter_mut().enumerate() {
+        isa.store_f(isa.slot(code(isa, tile, i, per_scale, offset, levels)), codes);
+    }
+    Encoded { d: isa.f16_bits(isa.mul_f(d, up)), m: isa.f16_bits(isa.mul_f(m, up)) }
+}
