@@ -3,7 +3,7 @@
 use core::arch::x86_64::*;
 
 use crate::arrays::{array, map};
-use crate::isa::Isa;
+use crate::isa::{Isa, IsaOp};
 
 /// Proof of AVX2, FMA, F16C and the bit-manipulation sets; made by detection only.
 #[derive(Clone, Copy, Debug)]
@@ -102,6 +102,12 @@ fn each_eight(v: Pair, mut put: impl FnMut(usize, __m256)) {
 impl Isa for Avx2 {
     const NAME: &'static str = "avx2";
     type B64 = Pair;
+
+    #[inline(always)]
+    fn apart<O: IsaOp>(self, op: O) -> O::Output {
+        // SAFETY: the token proves the features of the wrapper.
+        unsafe { crate::select::with_avx2(self, op) }
+    }
 
     #[inline(always)]
     fn load(self, p: &[u8; 64]) -> Pair {

@@ -4,7 +4,7 @@ use core::arch::x86_64::*;
 
 use crate::arrays::{array, map};
 use crate::avx2::halves;
-use crate::isa::Isa;
+use crate::isa::{Isa, IsaOp};
 
 /// Proof of AVX-512 F, BW, VL, DQ and VNNI (and all of AVX2); made by detection only.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +61,12 @@ fn trellis_quarter(product: __m512i) -> __m128i {
 impl Isa for Avx512 {
     const NAME: &'static str = "avx512";
     type B64 = __m512i;
+
+    #[inline(always)]
+    fn apart<O: IsaOp>(self, op: O) -> O::Output {
+        // SAFETY: the token proves the features of the wrapper.
+        unsafe { crate::select::with_avx512(self, op) }
+    }
 
     #[inline(always)]
     fn load(self, p: &[u8; 64]) -> __m512i {

@@ -22,6 +22,10 @@ pub trait Isa: Lanes {
     const NAME: &'static str;
     type B64: Copy;
 
+    /// Runs `op` as a function of its own. What is used in many places (by many types) is compiled
+    /// once for the instruction set, not once per place.
+    fn apart<O: IsaOp>(self, op: O) -> O::Output;
+
     // ---- making
 
     fn load(self, bytes: &[u8; 64]) -> Self::B64;

@@ -1,6 +1,6 @@
 //! The vocabulary in plain Rust: the definition of every operation, and the fallback everywhere.
 
-use crate::isa::Isa;
+use crate::isa::{Isa, IsaOp};
 
 /// No instruction set beyond the compiler's baseline; always available.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +36,11 @@ pub(crate) fn f16_to_f32(bits: u16) -> f32 {
 impl Isa for Scalar {
     const NAME: &'static str = "scalar";
     type B64 = [u8; 64];
+
+    #[inline(never)]
+    fn apart<O: IsaOp>(self, op: O) -> O::Output {
+        op.run(self)
+    }
 
     #[inline(always)]
     fn load(self, bytes: &[u8; 64]) -> [u8; 64] {

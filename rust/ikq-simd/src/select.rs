@@ -98,14 +98,14 @@ pub fn run<O: IsaOp>(kind: IsaKind, op: O) -> O::Output {
 // The feature lists are those of the tokens' `detect`.
 
 #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
-fn with_avx2<O: IsaOp>(isa: Avx2, op: O) -> O::Output {
+pub(crate) fn with_avx2<O: IsaOp>(isa: Avx2, op: O) -> O::Output {
     op.run(isa)
 }
 
 #[target_feature(
     enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"
 )]
-fn with_avx512<O: IsaOp>(isa: Avx512, op: O) -> O::Output {
+pub(crate) fn with_avx512<O: IsaOp>(isa: Avx512, op: O) -> O::Output {
     op.run(isa)
 }
 

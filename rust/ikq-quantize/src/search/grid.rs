@@ -15,6 +15,7 @@
 use ikq_simd::{Isa, IsaOp, Lanes, best, run};
 
 use super::argmin::{LANE_NUMBERS, first_least};
+use super::grid_prefixes::Prefixes;
 
 /// How much more a deviation in a heavy element counts than one in a light one when [`Grid::rounded`]
 /// moves a group to an entry.
@@ -22,6 +23,9 @@ const HEAVY: f32 = 8.0;
 
 /// The weight, as a share of the group's largest, from which an element is heavy.
 const HEAVY_SHARE: f32 = 0.25;
+
+/// Number of entries from which going by prefix pays.
+const BY_PREFIX: usize = 1024;
 
 /// What each value of the four digits of an entry costs.
 pub type Costs<I> = [<I as Lanes>::F; 4];
@@ -35,6 +39,8 @@ pub struct Grid {
     digits: [[f32; 16]; 2],
     /// Digits of sixteen entries at a time.
     chunks: Vec<[[i32; 16]; 4]>,
+    /// The same by prefix, for large grids.
+    prefixes: Option<Prefixes>,
     /// Entries as integers whose byte j is element j.
     entries: Vec<u64>,
     /// By pattern of heavy digits and key (see [`Grid::rounded`]): the entry near the key, its elements
@@ -57,6 +63,7 @@ impl Grid {
             levels: levels.to_vec(),
             digits: [[0.0; 16]; 2],
             chunks: Vec::new(),
+            prefixes: None,
             entries,
             near: Default::default(),
         };
@@ -80,6 +87,9 @@ impl Grid {
                 }
             }
             grid.chunks.push(digits);
+        }
+        if grid.dims == 8 && grid.n_entries() >= BY_PREFIX {
+            grid.prefixes = Some(Prefixes::new(&grid.chunks));
         }
         grid.near = run(best(), FillNear(&grid));
         grid
@@ -130,12 +140,13 @@ impl Grid {
         })
     }
 
-    /// Digit costs of a group: `w (x - scale g)^2` summed over the elements of a digit.
+    /// Digit costs of a group: `w (x - scale (g + shift))^2` summed over the elements of a digit.
     #[inline(always)]
-    pub fn costs<I: Isa>(&self, isa: I, x: &[f32], w: &[f32], scale: f32) -> Costs<I> {
-        let scale = isa.splat_f(scale);
+    pub fn costs<I: Isa>(&self, isa: I, x: &[f32], w: &[f32], scale: f32, shift: f32) -> Costs<I> {
+        let (scale, shift) = (isa.splat_f(scale), isa.splat_f(shift));
         let [first, second] = self.digits.each_ref();
-        let (first, second) = (isa.mul_f(isa.load_f(first), scale), isa.mul_f(isa.load_f(second), scale));
+        let first = isa.mul_f(isa.add_f(isa.load_f(first), shift), scale);
+        let second = isa.mul_f(isa.add_f(isa.load_f(second), shift), scale);
         let mut tables = [isa.splat_f(0.0); 4];
         for (t, table) in tables.iter_mut().enumerate() {
             *table = if self.dims == 4 {
@@ -167,12 +178,13 @@ impl Grid {
         tables
     }
 
-    /// The entry of least cost (the first of equals) and its cost.
+    /// The entry of least cost and its cost, which may be infinite if it is not below `limit`.
     #[inline(always)]
-    pub fn nearest<I: Isa>(&self, isa: I, costs: &Costs<I>) -> (usize, f32) {
-        match self.dims {
-            4 => self.scan::<I, true, false>(isa, costs, costs),
-            _ => self.scan::<I, false, false>(isa, costs, costs),
+    pub fn nearest<I: Isa>(&self, isa: I, costs: &Costs<I>, limit: f32) -> (usize, f32) {
+        match (&self.prefixes, self.dims) {
+            (Some(prefixes), _) => prefixes.nearest(isa, costs, limit),
+            (None, 4) => self.scan::<I, true, false>(isa, costs, costs),
+            (None, _) => self.scan::<I, false, false>(isa, costs, costs),
         }
     }
 
@@ -222,8 +234,9 @@ impl Grid {
     }
 
     /// Sixteen groups at once, each rounded to levels element by element and moved to the unweighted
-    /// nearest entry: per lane `sum wx * g` and `sum w * g^2` over the entry's elements g. `x` is in
-    /// units of levels once multiplied by `inverse`; levels are taken as equidistant for rounding.
+    /// nearest entry: per lane `sum wx * g` and `sum w * g^2` over the entry's elements g, `shift`
+    /// added. `x` is in units of levels once multiplied by `inverse`; levels are taken as equidistant for
+    /// rounding.
     #[inline(always)]
     pub fn rounded<I: Isa>(
         &self,
@@ -231,7 +244,23 @@ impl Grid {
         x: &[[f32; 16]],
         wx: &[[f32; 16]],
         w: &[[f32; 16]],
-        inverse: I::F,
+        (inverse, shift): (I::F, f32),
+        first_key: &[f32; 16],
+    ) -> (I::F, I::F) {
+        match self.dims {
+            4 => self.rounded_by::<I, 4>(isa, x, wx, w, (inverse, shift), first_key),
+            _ => self.rounded_by::<I, 8>(isa, x, wx, w, (inverse, shift), first_key),
+        }
+    }
+
+    #[inline(always)]
+    fn rounded_by<I: Isa, const DIMS: usize>(
+        &self,
+        isa: I,
+        x: &[[f32; 16]],
+        wx: &[[f32; 16]],
+        w: &[[f32; 16]],
+        (inverse, shift): (I::F, f32),
         first_key: &[f32; 16],
     ) -> (I::F, I::F) {
         let n_levels = self.levels.len();
@@ -239,10 +268,11 @@ impl Grid {
         let last = f32::from(self.levels[n_levels - 1]);
         let per_level = (n_levels - 1) as f32 / (last - first);
         let (zero, top) = (isa.splat_f(0.0), isa.splat_f((n_levels - 1) as f32));
-        let (slope, shift) = (isa.mul_f(inverse, isa.splat_f(per_level)), isa.splat_f(-first * per_level));
+        let slope = isa.mul_f(inverse, isa.splat_f(per_level));
+        let origin = isa.splat_f(-(first + shift) * per_level);
         let mut key = zero;
-        for x in x.iter().take(self.dims).rev() {
-            let level = isa.mul_add_f(isa.load_f(x), slope, shift);
+        for x in x[..DIMS].iter().rev() {
+            let level = isa.mul_add_f(isa.load_f(x), slope, origin);
             // clamped before rounding, which is for small numbers only
             let digit = isa.round(isa.min_f(isa.max_f(level, zero), top));
             key = isa.mul_add_f(key, isa.splat_f(n_levels as f32), digit);
@@ -250,11 +280,12 @@ impl Grid {
         let key = isa.add_f(key, isa.load_f(first_key));
         // adding 2^23 puts the integer into the low bits
         let key = isa.array(isa.add_f(key, isa.splat_f(8_388_608.0))).map(f32::to_bits);
+        let shift = isa.splat_f(shift);
         let (mut sum_wxg, mut sum_wgg) = (zero, zero);
-        for half in 0..self.dims / 4 {
+        for half in 0..DIMS / 4 {
             let near: [u32; 16] = std::array::from_fn(|i| self.near[half][(key[i] & 0x7f_ffff) as usize]);
             for j in 0..4 {
-                let g = isa.load_f(&near.map(|v| f32::from((v >> (8 * j)) as i8)));
+                let g = isa.add_f(isa.load_f(&near.map(|v| f32::from((v >> (8 * j)) as i8))), shift);
                 let j = 4 * half + j;
                 sum_wxg = isa.add_f(sum_wxg, isa.mul_f(isa.load_f(&wx[j]), g));
                 sum_wgg = isa.add_f(sum_wgg, isa.mul_f(isa.load_f(&w[j]), isa.mul_f(g, g)));
@@ -290,7 +321,8 @@ impl IsaOp for FillNear<'_> {
                     *x = f32::from(grid.levels[rest % n_levels]);
                     rest /= n_levels;
                 }
-                let entry = grid.entries[grid.nearest(isa, &grid.costs(isa, &x, &w, 1.0)).0];
+                let entry =
+                    grid.entries[grid.nearest(isa, &grid.costs(isa, &x, &w, 1.0, 0.0), f32::INFINITY).0];
                 near[0].push(entry as u32);
                 near[1].push((entry >> 32) as u32);
             }
@@ -329,6 +361,7 @@ mod tests {
         let wide = |g: &[u32]| g.iter().map(|e| u64::from(*e)).collect::<Vec<_>>();
         vec![
             ("IQ2_XXS", Grid::new(8, &bytes(IQ2XXS_LEVELS), IQ2XXS_GRID)),
+            ("IQ2_S", Grid::new(8, &bytes(IQ2S_LEVELS), IQ2S_GRID)),
             ("IQ1_S", Grid::new(8, &IQ1S_LEVELS, IQ1S_GRID)),
             ("IQ3_XXS", Grid::new(4, &ints(IQ3XXS_LEVELS), wide(&IQ3XXS_GRID))),
             ("IQ3_S", Grid::new(4, &ints(IQ3S_LEVELS), wide(&IQ3S_GRID))),
@@ -347,9 +380,9 @@ mod tests {
 
         #[inline(always)]
         fn run<I: Isa>(self, isa: I) -> Self::Output {
-            let costs = self.grid.costs(isa, self.x, self.w, self.scale);
+            let costs = self.grid.costs(isa, self.x, self.w, self.scale, 0.0);
             let flips = self.grid.flips(isa, self.x, self.w, self.scale);
-            [self.grid.nearest(isa, &costs), self.grid.nearest_even(isa, &costs, &flips)]
+            [self.grid.nearest(isa, &costs, f32::INFINITY), self.grid.nearest_even(isa, &costs, &flips)]
         }
     }
 
@@ -416,7 +449,7 @@ mod tests {
                 let w: Vec<f32> = w.iter().map(|w| w[lane]).collect();
                 *key = grid.first_key(&w);
             }
-            let (a, b) = grid.rounded(isa, x, &wx, w, isa.splat_f(inverse), &first_key);
+            let (a, b) = grid.rounded(isa, x, &wx, w, (isa.splat_f(inverse), 0.0), &first_key);
             [isa.array(a), isa.array(b)]
         }
     }

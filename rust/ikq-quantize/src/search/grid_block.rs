@@ -1,45 +1,93 @@
-//! Scales and entries of a super-block whose sub-blocks have odd scales: `y = d * (2 s + 1) * g`, d
-//! stored as f16, g an entry's elements with signs.
+//! Scales and entries where sub-blocks have integer scales: `y = d * multiplier * (g + shift)`, d stored
+//! as f16 for a super-block or a row, g an entry's elements with signs.
 //!
-//! 1. Candidate scales of every sub-block with quickly rounded groups; each leaves the sums
-//!    `A = sum w x g`, `B = sum w g^2`, a parabola `s^2 B - 2 s A` of the error over the scale.
+//! Objective: `sum w (x - y)^2`.
+//!
+//! 1. Candidate scales of every sub-block ([`super::grid_candidates`]), each a parabola of the error over
+//!    the scale.
 //! 2. For a range of d, the integer scales that take the lower envelopes of these parabolas lowest:
 //!    the d for which all sub-blocks together do best.
-//! 3. At scales that can be stored, exact weighted search of every group; d refitted; once more.
+//! 3. At the two or three integers that the parabolas leave in question, exact weighted search of every
+//!    group; d refitted.
 
-use ikq_simd::{Isa, Lanes};
+use ikq_simd::{Isa, IsaOp, Lanes};
 
 use super::grid::Grid;
+use super::grid_candidates::{Ladder, N_CANDIDATES, Parabolas};
+
+/// Elements searched together: a super-block, or that much of a row.
+pub const CHUNK: usize = 256;
+
+/// Signs beside the entries.
+#[derive(Clone, Copy)]
+pub enum Signs {
+    /// None: levels are negative and positive.
+    InLevels,
+    /// One per element.
+    Free,
+    /// An even number of minus signs in every 8 elements.
+    Even,
+}
+
+/// What is added to all elements of an entry: plus or minus this number of levels.
+#[derive(Clone, Copy)]
+pub enum Shifts {
+    None,
+    /// The same sign for a sub-block.
+    SubBlock(f32),
+    /// A sign for each group.
+    Group(f32),
+}
+
+/// Integer scales: number n stands for `unit * (first + step * n)`.
+#[derive(Clone, Copy)]
+pub struct Numbers {
+    pub n: usize,
+    pub first: f32,
+    pub step: f32,
+    pub unit: f32,
+}
 
 /// What distinguishes the types.
-pub struct OddScales<'a> {
+pub struct GridSearch<'a> {
     pub grid: &'a Grid,
     /// Elements per scale: 16 or 32.
     pub sub_block: usize,
-    /// Scales are `2 s + 1`, s below this.
-    pub n_scales: usize,
-    /// A decoded magnitude is `d * unit * (2 s + 1) * g`.
-    pub unit: f32,
+    pub numbers: Numbers,
+    pub signs: Signs,
+    pub shifts: Shifts,
+    pub ladder: Ladder,
     /// The stored d is the fitted one times this.
     pub scale_bias: f32,
 }
 
-/// A super-block's codes.
+/// A chunk's codes.
 #[derive(Clone, Debug)]
-pub struct Fit {
-    /// f16 bits.
-    pub d: u16,
+pub struct Codes {
     pub scales: [u8; 16],
     /// Entries by group.
     pub entries: [u16; 64],
+    /// Sign bits of 8 elements each.
+    pub signs: [u8; 32],
+    /// Whether the shift is negative, by 8 elements.
+    pub shifts: [u8; 32],
+    /// With y in units of d: `sum w x y`, `sum w y^2`.
+    pub xy: f32,
+    pub yy: f32,
 }
 
-/// Scale candidates tried per sub-block.
-const N_CANDIDATES: usize = 16;
-/// Largest of them, as a multiple of the scale that puts the largest element on the highest level, and
-/// their ratio.
-const FIRST_CANDIDATE: f32 = 1.2;
-const RATIO: f32 = 0.93;
+/// Eight elements with the entry or entries found for them: error; with y in units of the scale,
+/// `sum w x y` and `sum w y^2`.
+#[derive(Clone, Copy)]
+struct Eight {
+    error: f32,
+    xy: f32,
+    yy: f32,
+    entries: [u16; 2],
+    /// The bit of the element that has the wrong sign.
+    flip: u8,
+    shift: u8,
+}
 
 /// Super-scales tried: those that put the largest sub-block scale at the highest number, times
 /// `D_FIRST * D_RATIO^k`.
@@ -47,123 +95,79 @@ const N_D: usize = 32;
 const D_FIRST: f32 = 2.0;
 const D_RATIO: f32 = 0.957;
 
-/// The super-block with groups side by side: 16 groups of different sub-blocks in a vector.
-struct Sheets {
-    n: usize,
-    x: [[[f32; 16]; 8]; 4],
-    wx: [[[f32; 16]; 8]; 4],
-    w: [[[f32; 16]; 8]; 4],
-    first_key: [[f32; 16]; 4],
+/// Scale numbers (with a shift) tried exactly for each sub-block, at most.
+const TRIES: usize = 3;
+
+/// Whether an odd number of elements is negative.
+#[inline(always)]
+pub(super) fn odd_number_of_signs(x: &[f32]) -> bool {
+    x.iter().fold(false, |odd, x| odd ^ (*x < 0.0))
 }
 
-/// Sub-blocks of a super-block with their candidates, sub-block per lane (lanes repeat when there
-/// are 8).
-struct Parabolas<I: Lanes> {
-    a: [I::F; N_CANDIDATES],
-    b: [I::F; N_CANDIDATES],
-    /// The scale of the lowest vertex.
-    best: I::F,
+/// Scale numbers by sub-block and their errors (up to a constant).
+struct Options<I: Lanes> {
+    /// Below and above the wanted scale.
+    numbers: [I::F; 2],
+    /// Of the numbers with the shift, with the negative shift.
+    errors: [I::F; 4],
 }
 
-impl OddScales<'_> {
-    fn n_sub(&self) -> usize {
-        256 / self.sub_block
+impl Numbers {
+    #[inline(always)]
+    fn multiplier(self, n: u8) -> f32 {
+        self.unit * (self.first + self.step * f32::from(n))
     }
 
+    /// Numbers whose scales, in units of `d * unit`, are around `wanted`: below, above.
     #[inline(always)]
-    fn sheets(&self, x: &[f32; 256], w: &[f32; 256]) -> Sheets {
-        let dims = self.grid.dims();
-        let n = 256 / dims / 16;
-        let zero = [[[0.0; 16]; 8]; 4];
-        let mut out = Sheets { n, x: zero, wx: zero, w: zero, first_key: [[0.0; 16]; 4] };
-        for v in 0..n {
-            for lane in 0..16 {
-                let (sub, half) = (lane % self.n_sub(), lane / self.n_sub());
-                let start = sub * self.sub_block + dims * (v + n * half);
-                out.first_key[v][lane] = self.grid.first_key(&w[start..][..dims]);
-                for j in 0..dims {
-                    let (x, w) = (x[start + j], w[start + j]);
-                    out.x[v][j][lane] = x;
-                    out.w[v][j][lane] = w;
-                    out.wx[v][j][lane] = w * x;
-                }
-            }
-        }
-        out
-    }
-
-    /// Sums over the lanes of the same sub-block, in both of them.
-    #[inline(always)]
-    fn by_sub_block<I: Isa>(&self, isa: I, v: I::F) -> I::F {
-        match self.n_sub() {
-            16 => v,
-            _ => {
-                let v = isa.array(v);
-                isa.load_f(&std::array::from_fn(|i| v[i % 8] + v[i % 8 + 8]))
-            }
-        }
-    }
-
-    #[inline(always)]
-    fn parabolas<I: Isa>(&self, isa: I, x: &[f32; 256], sheets: &Sheets) -> Parabolas<I> {
-        let n_sub = self.n_sub();
-        let amax: [f32; 16] = std::array::from_fn(|i| {
-            let sub = &x[i % n_sub * self.sub_block..][..self.sub_block];
-            sub.iter().fold(0.0, |m: f32, v| m.max(v.abs()))
-        });
-        let zero = isa.splat_f(0.0);
-        let amax = isa.load_f(&amax);
-        // a sub-block of zeros: any finite inverse will do
-        let top = isa.splat_f(self.grid.top_level());
-        let inverse = isa.if_gt(amax, zero, isa.div_f(top, amax), isa.splat_f(1.0));
-        let mut out = Parabolas { a: [zero; N_CANDIDATES], b: [zero; N_CANDIDATES], best: zero };
-        let mut least = zero;
-        let mut factor = 1.0 / FIRST_CANDIDATE;
-        for c in 0..N_CANDIDATES {
-            let (mut a, mut b) = (zero, zero);
-            let inverse = isa.mul_f(inverse, isa.splat_f(factor));
-            for v in 0..sheets.n {
-                let (da, db) = self.grid.rounded(
-                    isa,
-                    &sheets.x[v],
-                    &sheets.wx[v],
-                    &sheets.w[v],
-                    inverse,
-                    &sheets.first_key[v],
-                );
-                a = isa.add_f(a, da);
-                b = isa.add_f(b, db);
-            }
-            let (a, b) = (self.by_sub_block(isa, a), self.by_sub_block(isa, b));
-            // entries have no zeros and weights none, so b is positive
-            let scale = isa.div_f(a, b);
-            let vertex = isa.sub_f(zero, isa.mul_f(a, scale));
-            out.best = isa.if_gt(least, vertex, scale, out.best);
-            least = isa.min_f(vertex, least);
-            out.a[c] = isa.add_f(a, a);
-            out.b[c] = b;
-            factor /= RATIO;
-        }
-        out
-    }
-
-    /// Scale numbers whose scales in units of `d * unit` are around `wanted`: below, above.
-    #[inline(always)]
-    fn around<I: Isa>(&self, isa: I, wanted: I::F) -> (I::F, I::F) {
+    fn around<I: Isa>(self, isa: I, wanted: I::F) -> (I::F, I::F) {
         let one = isa.splat_f(1.0);
-        let top = isa.splat_f((self.n_scales - 1) as f32);
-        let number = isa.mul_f(isa.sub_f(wanted, one), isa.splat_f(0.5));
+        let top = isa.splat_f((self.n - 1) as f32);
+        let number = isa.mul_f(isa.sub_f(wanted, isa.splat_f(self.first)), isa.splat_f(1.0 / self.step));
         let number = isa.min_f(isa.max_f(number, isa.splat_f(0.0)), top);
         let low = isa.round(isa.sub_f(number, isa.splat_f(0.5)));
         (isa.max_f(low, isa.splat_f(0.0)), isa.min_f(isa.add_f(low, one), top))
     }
 
-    /// The super-scale (as stored) and scale numbers of least error by the parabolas; `up` is the
-    /// factor from the scale of `x` to that of the file.
+    /// The scale of number n, `unit` including d.
     #[inline(always)]
-    fn joint<I: Isa>(&self, isa: I, parabolas: &Parabolas<I>, up: f32) -> (f32, [f32; 16]) {
-        let best = isa.array(parabolas.best);
-        let top = best.iter().fold(0.0f32, |m, v| m.max(*v)) / (self.unit * (2 * self.n_scales - 1) as f32);
+    fn scale<I: Isa>(self, isa: I, n: I::F, unit: I::F) -> I::F {
+        isa.mul_f(isa.mul_add_f(n, isa.splat_f(self.step), isa.splat_f(self.first)), unit)
+    }
+}
+
+impl GridSearch<'_> {
+    pub(super) fn n_sub(&self) -> usize {
+        CHUNK / self.sub_block
+    }
+
+    /// By the parabolas, what a d leaves to choose from in each sub-block.
+    #[inline(always)]
+    fn options<I: Isa>(&self, isa: I, parabolas: &Parabolas, d: f32) -> Options<I> {
+        let unit = isa.splat_f(d * self.numbers.unit);
+        let wanted = isa.div_f(isa.load_f(&parabolas.best), unit);
+        let (low, high) = self.numbers.around(isa, wanted);
+        let scales = [self.numbers.scale(isa, low, unit), self.numbers.scale(isa, high, unit)];
+        let mut out = Options { numbers: [low, high], errors: [isa.splat_f(f32::INFINITY); 4] };
+        for (run, errors) in out.errors.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            let candidates = run * N_CANDIDATES..(run + 1) * N_CANDIDATES;
+            if candidates.end > parabolas.n {
+                break;
+            }
+            for (a, b) in parabolas.a[candidates.clone()].iter().zip(&parabolas.b[candidates]) {
+                let (a, b) = (isa.load_f(a), isa.load_f(b));
+                errors[0] = isa.min_f(parabola(isa, a, b, scales[0]), errors[0]);
+                errors[1] = isa.min_f(parabola(isa, a, b, scales[1]), errors[1]);
+            }
+        }
+        out
+    }
+
+    /// See [`Joint`].
+    #[inline(always)]
+    fn joint<I: Isa>(&self, isa: I, parabolas: &[Parabolas], up: f32) -> f32 {
+        let largest = parabolas.iter().flat_map(|p| p.best).fold(0.0f32, |m, v| m.max(v));
+        let top = largest / self.numbers.multiplier(self.numbers.n as u8 - 1);
         let mut ds = [0.0; N_D];
         let mut factor = D_FIRST;
         for d in &mut ds {
@@ -174,105 +178,236 @@ impl OddScales<'_> {
             let halves = isa.f16_round(isa.mul_f(isa.load_f(ds), isa.splat_f(up)));
             isa.store_f(isa.div_f(halves, isa.splat_f(up)), ds);
         }
-        let mut found = (f32::INFINITY, 0.0, [0.0; 16]);
-        for d in ds.into_iter().take(N_D) {
+        let mut found = (f32::INFINITY, 0.0);
+        for d in ds {
             if d == 0.0 {
                 continue;
             }
-            let unit = isa.splat_f(d * self.unit);
-            let (low, high) = self.around(isa, isa.div_f(parabolas.best, unit));
-            let (s_low, s_high) = (odd(isa, low, unit), odd(isa, high, unit));
-            let infinity = isa.splat_f(f32::INFINITY);
-            let (mut e_low, mut e_high) = (infinity, infinity);
-            for (a, b) in parabolas.a.iter().zip(&parabolas.b) {
-                e_low = isa.min_f(parabola(isa, *a, *b, s_low), e_low);
-                e_high = isa.min_f(parabola(isa, *a, *b, s_high), e_high);
+            let mut error = 0.0;
+            for parabolas in parabolas {
+                let [a, b, c, d] = self.options(isa, parabolas, d).errors;
+                error += isa.sum(isa.min_f(isa.min_f(a, b), isa.min_f(c, d)));
             }
-            let error = isa.sum(isa.min_f(e_low, e_high));
             if error < found.0 {
-                found = (error, d, isa.array(isa.if_gt(e_low, e_high, high, low)));
+                found = (error, d);
             }
         }
-        (found.1, found.2)
+        found.1
     }
 
-    /// The best entry of every group of a sub-block at a scale: error, `sum w x g`, `sum w g^2`.
-    /// Gives up (infinite error) as soon as the error reaches `limit`.
+    /// The best entries of eight elements at a scale; the error may be infinite if it is not below `limit`.
+    #[inline(always)]
+    fn eight<I: Isa>(&self, isa: I, x: &[f32], w: &[f32], (scale, shift): (f32, f32), limit: f32) -> Eight {
+        let dims = self.grid.dims();
+        let mut t = [0.0; 8];
+        t.copy_from_slice(x);
+        let mut odd = false;
+        if !matches!(self.signs, Signs::InLevels) {
+            for t in &mut t {
+                *t = t.abs();
+            }
+            odd = matches!(self.signs, Signs::Even) && odd_number_of_signs(x);
+        }
+        let mut out =
+            Eight { error: 0.0, xy: 0.0, yy: 0.0, entries: [0; 2], flip: 0, shift: u8::from(shift < 0.0) };
+        // what the cheapest wrong sign adds, and the entry that goes with it
+        let mut flip = (f32::INFINITY, 0, 0);
+        for (k, (t, w)) in t.chunks_exact(dims).zip(w.chunks_exact(dims)).enumerate() {
+            let costs = self.grid.costs(isa, t, w, scale, shift);
+            let (mut entry, mut error) = (0, 0.0);
+            // one entry for all eight has to have the wrong sign itself
+            if !odd || dims < 8 {
+                (entry, error) = self.grid.nearest(isa, &costs, limit);
+            }
+            out.error += error;
+            out.entries[k] = entry as u16;
+            if odd {
+                let flips = self.grid.flips(isa, t, w, scale);
+                let (entry, flipped) = self.grid.nearest_even(isa, &costs, &flips);
+                if flipped - error < flip.0 {
+                    flip = (flipped - error, k, entry);
+                }
+            }
+        }
+        let mut y = [0.0; 8];
+        if odd {
+            out.error += flip.0;
+            out.entries[flip.1] = flip.2 as u16;
+        }
+        for (entry, y) in out.entries.iter().zip(y.chunks_exact_mut(dims)) {
+            y.copy_from_slice(&self.grid.values(usize::from(*entry))[..dims]);
+        }
+        if odd {
+            let mut least = (f32::INFINITY, 0);
+            for j in flip.1 * dims..(flip.1 + 1) * dims {
+                let cost = w[j] * t[j] * y[j];
+                if cost < least.0 {
+                    least = (cost, j);
+                }
+            }
+            y[least.1] = -y[least.1];
+            out.flip = 1 << least.1;
+        }
+        for j in 0..8 {
+            let y = y[j] + shift;
+            out.xy += w[j] * t[j] * y;
+            out.yy += w[j] * y * y;
+        }
+        out
+    }
+
+    /// The best entries of a sub-block at a scale, with their error and sums; `None` as soon as the
+    /// error reaches `limit`.
     #[inline(always)]
     fn exact<I: Isa>(
         &self,
         isa: I,
         (x, w): (&[f32], &[f32]),
-        scale: f32,
+        (scale, shift): (f32, f32),
         limit: f32,
-        entries: &mut [u16],
-    ) -> [f32; 3] {
-        let dims = self.grid.dims();
+        out: &mut [Eight; 4],
+    ) -> Option<[f32; 3]> {
         let mut sums = [0.0; 3];
-        for ((x, w), entry) in x.chunks_exact(dims).zip(w.chunks_exact(dims)).zip(entries) {
-            let costs = self.grid.costs(isa, x, w, scale);
-            let (found, error) = self.grid.nearest(isa, &costs);
-            let g = self.grid.values(found);
-            *entry = found as u16;
-            sums[0] += error;
+        for ((x, w), out) in x.chunks_exact(8).zip(w.chunks_exact(8)).zip(out) {
+            out.error = f32::INFINITY;
+            let n_shifts = if matches!(self.shifts, Shifts::Group(_)) { 2 } else { 1 };
+            for shift in [shift, -shift].into_iter().take(n_shifts) {
+                let found = self.eight(isa, x, w, (scale, shift), (limit - sums[0]).min(out.error));
+                if found.error < out.error {
+                    *out = found;
+                }
+            }
+            sums[0] += out.error;
             if sums[0] >= limit {
-                return [f32::INFINITY; 3];
+                return None;
             }
-            for j in 0..dims {
-                sums[1] += w[j] * x[j] * g[j];
-                sums[2] += w[j] * g[j] * g[j];
-            }
+            sums[1] += out.xy;
+            sums[2] += out.yy;
         }
-        sums
+        Some(sums)
     }
 
-    /// Fits a super-block; `x` are magnitudes in the scale of the normalised row, `up` the factor from
-    /// there to the file's.
+    /// See [`Settle`].
     #[inline(always)]
-    pub fn fit<I: Isa>(&self, isa: I, x: &[f32; 256], w: &[f32; 256], up: f32) -> Fit {
-        let mut fit = Fit { d: 0, scales: [0; 16], entries: [0; 64] };
-        if x.iter().all(|v| *v == 0.0) {
-            return fit;
-        }
-        let sheets = self.sheets(x, w);
-        let parabolas = self.parabolas(isa, x, &sheets);
-        let (d, numbers) = self.joint(isa, &parabolas, up);
-        let per_sub = self.sub_block / self.grid.dims();
-        let top = self.n_scales as u8 - 1;
-        let (mut sum_mwxg, mut sum_mmwgg) = (0.0, 0.0);
-        for (sub, number) in numbers.into_iter().enumerate().take(self.n_sub()) {
-            let values =
-                (&x[sub * self.sub_block..][..self.sub_block], &w[sub * self.sub_block..][..self.sub_block]);
-            let number = number as u8;
-            let mut best = [f32::INFINITY; 3];
-            for (k, n) in [number, number.saturating_sub(1), (number + 1).min(top)].into_iter().enumerate() {
-                if k > 0 && n == number {
-                    continue;
+    fn settle<I: Isa>(
+        &self,
+        isa: I,
+        (x, w, n): (&[f32; CHUNK], &[f32; CHUNK], usize),
+        parabolas: &Parabolas,
+        d: f32,
+    ) -> Codes {
+        let mut codes =
+            Codes { scales: [0; 16], entries: [0; 64], signs: [0; 32], shifts: [0; 32], xy: 0.0, yy: 0.0 };
+        let options = self.options(isa, parabolas, d);
+        let numbers = options.numbers.map(|n| isa.array(n));
+        let errors = options.errors.map(|e| isa.array(e));
+        let per_eight = 8 / self.grid.dims();
+        let shift = match self.shifts {
+            Shifts::None => 0.0,
+            Shifts::Group(shift) | Shifts::SubBlock(shift) => shift,
+        };
+        for sub in 0..n / self.sub_block {
+            let elements = sub * self.sub_block..(sub + 1) * self.sub_block;
+            let values = (&x[elements.clone()], &w[elements.clone()]);
+            let nothing = Eight { error: 0.0, xy: 0.0, yy: 0.0, entries: [0; 2], flip: 0, shift: 0 };
+            let mut best = [f32::INFINITY, 0.0, 0.0];
+            let mut eights = [nothing; 4];
+            let mut left = [errors[0][sub], errors[1][sub], errors[2][sub], errors[3][sub]];
+            let energy: f32 = values.0.iter().zip(values.1).map(|(x, w)| w * x * x).sum();
+            let mut limit = f32::INFINITY;
+            for _ in 0..TRIES {
+                let mut k = 0;
+                for other in 1..4 {
+                    if left[other] < left[k] {
+                        k = other;
+                    }
                 }
-                let mut entries = [0; 8];
-                let scale = d * self.unit * f32::from(2 * n + 1);
-                let sums = self.exact(isa, values, scale, best[0], &mut entries[..per_sub]);
-                if sums[0] < best[0] {
+                if left[k] >= limit {
+                    break;
+                }
+                limit = limit.min(left[k] + self.ladder.close * (energy + left[k]));
+                left[k] = f32::INFINITY;
+                let number = numbers[k % 2][sub] as u8;
+                let shift = if k < 2 { shift } else { -shift };
+                let scale = d * self.numbers.multiplier(number);
+                let mut found = [nothing; 4];
+                if let Some(sums) = self.exact(isa, values, (scale, shift), best[0], &mut found) {
                     best = sums;
-                    fit.scales[sub] = n;
-                    fit.entries[sub * per_sub..][..per_sub].copy_from_slice(&entries[..per_sub]);
+                    eights = found;
+                    codes.scales[sub] = number;
                 }
             }
-            let multiplier = f32::from(2 * fit.scales[sub] + 1) * self.unit;
-            sum_mwxg += multiplier * best[1];
-            sum_mmwgg += multiplier * multiplier * best[2];
+            for (k, (eight, x)) in eights.iter().zip(values.0.as_chunks::<8>().0).enumerate() {
+                let at = elements.start / 8 + k;
+                codes.entries[at * per_eight..][..per_eight].copy_from_slice(&eight.entries[..per_eight]);
+                codes.signs[at] = minus_signs(x) ^ eight.flip;
+                codes.shifts[at] = eight.shift;
+            }
+            let multiplier = self.numbers.multiplier(codes.scales[sub]);
+            codes.xy += multiplier * best[1];
+            codes.yy += multiplier * multiplier * best[2];
         }
-        // entries have no zeros and weights are positive
-        let d = self.scale_bias * sum_mwxg / sum_mmwgg;
-        fit.d = isa.f16_bits(isa.splat_f(d * up))[0];
-        fit
+        codes
+    }
+
+    /// The fitted d of codes whose sums add up to `xy` and `yy`.
+    #[inline(always)]
+    pub fn refit(&self, xy: f32, yy: f32) -> f32 {
+        if yy > 0.0 { self.scale_bias * xy / yy } else { 0.0 }
     }
 }
 
-/// `unit * (2 n + 1)`.
+/// [`GridSearch::parabolas`] of the elements of a chunk and their weights, as an operation; elements
+/// behind a row's end have weight 0.
+pub struct FindParabolas<'a>(pub &'a GridSearch<'a>, pub &'a [f32; CHUNK], pub &'a [f32; CHUNK]);
+
+impl IsaOp for FindParabolas<'_> {
+    type Output = Parabolas;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Parabolas {
+        self.0.parabolas(isa, self.1, self.2)
+    }
+}
+
+/// The d (as stored) of least error by the parabolas of a super-block or row, as an operation; the float
+/// is the factor from the scale of the elements to that of the file. 0 where halves are too coarse.
+pub struct Joint<'a>(pub &'a GridSearch<'a>, pub &'a [Parabolas], pub f32);
+
+impl IsaOp for Joint<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> f32 {
+        self.0.joint(isa, self.1, self.2)
+    }
+}
+
+/// The codes of a chunk at a given d, as an operation.
+pub struct Settle<'a> {
+    pub search: &'a GridSearch<'a>,
+    /// Elements of the normalised row.
+    pub x: &'a [f32; CHUNK],
+    pub w: &'a [f32; CHUNK],
+    /// How many there are.
+    pub n: usize,
+    pub parabolas: &'a Parabolas,
+    pub d: f32,
+}
+
+impl IsaOp for Settle<'_> {
+    type Output = Codes;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Codes {
+        self.search.settle(isa, (self.x, self.w, self.n), self.parabolas, self.d)
+    }
+}
+
+/// Bit j is set where element j is negative.
 #[inline(always)]
-fn odd<I: Isa>(isa: I, n: I::F, unit: I::F) -> I::F {
-    isa.mul_f(isa.add_f(isa.add_f(n, n), isa.splat_f(1.0)), unit)
+fn minus_signs(x: &[f32; 8]) -> u8 {
+    x.iter().enumerate().map(|(j, x)| u8::from(*x < 0.0) << j).sum()
 }
 
 /// `s^2 b - s a`.

@@ -6,6 +6,8 @@ mod argmin;
 pub mod block_scales;
 pub mod grid;
 pub mod grid_block;
+pub mod grid_candidates;
+mod grid_prefixes;
 pub mod levels;
 pub mod pairs;
 pub mod parity;

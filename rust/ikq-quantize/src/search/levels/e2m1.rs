@@ -3,7 +3,7 @@
 use ikq_simd::Isa;
 
 use super::Levels;
-use crate::search::scale::{Coder, round_each_element};
+use crate::search::scale::round_each_element;
 
 /// 4-bit floats in units of half: 0, 1, 2, 3, 4, 6, 8, 12 and their negatives (`FP4_E2M1_X2`).
 ///
