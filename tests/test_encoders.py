@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from golden import ISAS, REFERENCE, error, inputs
+from golden import ISAS, REFERENCE, error, inputs, vectors
 
 import ikq
 from ikq import QuantType as T
@@ -64,9 +64,11 @@ def test_error_of_each_special_row(t, matrix, setting):
     reference = REFERENCE["vectors"][NAMES[t]][matrix][setting]
     per_row = reference["per_row_weighted_rel_rmse" if with_imatrix else "per_row_rel_rmse"]
     x, importance, y = case(t, matrix, with_imatrix)
-    assert len(per_row) == len(x)
+    # of IQ2_XXS the reference has some rows only (its encoder aborts on a row with one element)
+    rows = vectors(NAMES[t]).get("special.rows_im", np.arange(len(x)))
+    assert len(per_row) == len(rows)
     worse = {}
-    for i, expected in enumerate(per_row):
+    for i, expected in zip(rows, per_row, strict=True):
         if expected is None:
             # no energy (or none where it counts): a row of zeros must stay one
             assert x[i].any() or not y[i].any(), i
@@ -121,7 +123,7 @@ def test_every_isa_gives_the_same_bytes(t):
 @pytest.mark.parametrize("t", CAN)
 def test_any_number_of_threads_gives_the_same_bytes(t):
     rng = np.random.default_rng(11)
-    x = rng.standard_normal((3, 70, 256), dtype=np.float32)
+    x = rng.standard_normal((3, 80, 256), dtype=np.float32)
     importance = rng.exponential(size=(3, 256))
     for weights in (None, importance, importance[0]):
         expected = ikq.quantize(x, t, weights, n_threads=1)
@@ -129,9 +131,11 @@ def test_any_number_of_threads_gives_the_same_bytes(t):
             assert np.array_equal(ikq.quantize(x, t, weights, n_threads=n_threads), expected)
 
 
-@pytest.mark.parametrize("t", CAN)
+# all rows of a matrix share the scale of I2_S
+@pytest.mark.parametrize("t", [t for t in CAN if t != T.I2_S])
 def test_rows_do_not_know_of_each_other(t):
     x = inputs()["special"]
     whole = ikq.quantize(x, t, inputs()["special.imatrix"])
-    for i in (0, 5, 12, 13, 28, 31):
-        assert np.array_equal(ikq.quantize(x[i], t, inputs()["special.imatrix"]), whole[i]), i
+    for i in {i // t.rows * t.rows for i in (0, 5, 12, 13, 28, 31)}:
+        rows = slice(i, i + t.rows)
+        assert np.array_equal(ikq.quantize(x[rows], t, inputs()["special.imatrix"]), whole[rows]), i

@@ -1,6 +1,6 @@
 //! Quantizing whole models: importance matrices, plans, runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 
 use ikq_formats::QuantType;
@@ -146,7 +146,7 @@ impl Wishes {
         }
         for (form, text) in &self.custom {
             let rules = match form.as_str() {
-                "file" => CustomRule::parse_file(text.as_ref(), &std::fs::read_to_string(text)?),
+                "file" => read_recipe(text.as_ref()),
                 "rule" => CustomRule::parse(text).map(|rule| vec![rule]),
                 _ => CustomRule::parse_list(text),
             };
@@ -180,6 +180,12 @@ impl Wishes {
             output: Options { split, ..Options::default() },
         })
     }
+}
+
+fn read_recipe(path: &Path) -> Result<Vec<CustomRule>, ikq_quantize::Error> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ikq_quantize::Error::Recipe { path: path.to_path_buf(), source })?;
+    CustomRule::parse_file(path, &text)
 }
 
 fn known(id: Option<u32>) -> PyResult<Option<QuantType>> {

@@ -59,6 +59,9 @@ pub enum Error {
     #[error("--include-weights and --exclude-weights cannot be given together")]
     IncludeAndExclude,
 
+    #[error("{path}: {source}")]
+    Recipe { path: PathBuf, source: std::io::Error },
+
     #[error("{path}, line {line}: {error}")]
     RuleLine { path: PathBuf, line: usize, error: Box<Error> },
 

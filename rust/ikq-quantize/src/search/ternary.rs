@@ -3,8 +3,8 @@
 //!
 //! An element is not 0 where its magnitude exceeds a threshold. For a given one, with S = `sum w |x|` and
 //! W = `sum w` over the elements above it, the best d is S / W; it lowers the error by S^2 / W. Thresholds
-//! tried: shares of the largest magnitude, multiples of the mean one, then half the best d again and again
-//! (which is where the codes are the nearest).
+//! tried: shares of the largest magnitude, multiples of the mean one, then half the best d (which is where
+//! the codes are the nearest) and around it.
 
 use ikq_simd::Isa;
 
@@ -12,11 +12,11 @@ use crate::encode::weights::normalizer;
 
 /// First thresholds, as shares of the largest magnitude: half where values are ternary already; and one
 /// below every magnitude, whose best scale is the mean of them all.
-const OF_PEAK: [f32; 5] = [0.5, 0.3, 0.18, 0.1, -1.0];
+const OF_PEAK: [f32; 4] = [0.5, 0.25, 0.12, -1.0];
 /// Then multiples of the mean magnitude: 0.77 is best for normal data, less for flat, more for sparse.
-const OF_MEAN: [f32; 3] = [0.6, 0.82, 1.2];
-/// Then so often half the best scale.
-const ROUNDS: usize = 2;
+const OF_MEAN: [f32; 2] = [0.65, 0.95];
+/// Then half the best scale and around it (the error has more than one valley).
+const AROUND: [f32; 3] = [1.0, 0.85, 1.17];
 /// A scale this near to the largest magnitude is meant to be it.
 const SAME: f64 = 1e-5;
 /// Elements whose sums are added up in single precision.
@@ -42,9 +42,9 @@ pub fn scale<I: Isa>(isa: I, x: &[f32], w: &[f32]) -> (f32, f32, f32) {
         let [.., [s, n]] = of_peak;
         let mean = (s / n) as f32;
         best.improve(&sums(isa, x, w, down, &ikq_simd::map(OF_MEAN, |t| t * mean)));
-        for _ in 0..ROUNDS {
-            best.improve(&sums(isa, x, w, down, &[0.5 * best.d as f32]));
-        }
+        let half = 0.5 * best.d as f32;
+        best.improve(&sums(isa, x, w, down, &ikq_simd::map(AROUND, |t| t * half)));
+        best.improve(&sums(isa, x, w, down, &[0.5 * best.d as f32]));
     }
     (if best.is(peak) { peak } else { best.d as f32 }, down, up)
 }
