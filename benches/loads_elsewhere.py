@@ -24,7 +24,20 @@ IMATRIX = DATA / "imatrix-plain.dat"
 
 def perplexity(program: str, model: Path, text: str, chunks: int) -> str:
     """The final estimate, or the last words of a program that failed."""
-    words = [program, "-m", str(model), "-f", text, "-c", "512", "--no-escape", "-t", "2", "--chunks", str(chunks)]
+    words = [
+        program,
+        "-m",
+        str(model),
+        "-f",
+        text,
+        "-c",
+        "512",
+        "--no-escape",
+        "-t",
+        "2",
+        "--chunks",
+        str(chunks),
+    ]
     done = subprocess.run(words, capture_output=True, text=True, errors="replace", cwd=model.parent)
     output = done.stdout + done.stderr
     found = re.search(r"Final estimate: PPL.* = (\S+) \+/-", output)
@@ -51,7 +64,9 @@ def main() -> None:
     parser.add_argument("--llama", required=True)
     parser.add_argument("--text", required=True)
     parser.add_argument("--chunks", type=int, default=8)
-    parser.add_argument("names", nargs="*", help="only these; `all IQ4_KS` for the type in every block matrix")
+    parser.add_argument(
+        "names", nargs="*", help="only these; `all IQ4_KS` for the type in every block matrix"
+    )
     args = parser.parse_args()
     text = str(Path(args.text).resolve())
     programs = {"ik_llama.cpp": str(Path(args.ik).resolve()), "llama.cpp": str(Path(args.llama).resolve())}

@@ -1,7 +1,7 @@
 """Perplexity over bits per weight: files by ikq beside the reference's, from the figures of file_perplexity.py.
 
-    pip install matplotlib
-    python benches/plot_perplexity.py benches/results/file_perplexity.jsonl benches/results/file_perplexity.svg
+pip install matplotlib
+python benches/plot_perplexity.py benches/results/file_perplexity.jsonl benches/results/file_perplexity.svg
 """
 
 from __future__ import annotations
@@ -50,13 +50,22 @@ def main() -> None:
         panel.scatter([p[0] for p in points], [p[2] for p in points], s=14, label="file by ikq")
         compared = [p for p in points if p[3]]
         panel.scatter(
-            [p[0] for p in compared], [p[3] for p in compared], s=18, marker="x", linewidths=0.8, label="file by ik_llama.cpp"
+            [p[0] for p in compared],
+            [p[3] for p in compared],
+            s=18,
+            marker="x",
+            linewidths=0.8,
+            label="file by ik_llama.cpp",
         )
         panel.axhline(UNQUANTIZED, color="0.5", linewidth=0.6)
         panel.set_title(f"{'with' if imatrix else 'without'} imatrix")
         panel.set_xlabel("bits per weight of the block matrices")
         panel.set_yscale("log")
-        panel.set_yticks([24.6, 25, 26, 27, 28, 30, 32, 35], ["24.6", "25", "26", "27", "28", "30", "32", "35"], minor=False)
+        panel.set_yticks(
+            [24.6, 25, 26, 27, 28, 30, 32, 35],
+            ["24.6", "25", "26", "27", "28", "30", "32", "35"],
+            minor=False,
+        )
         panel.minorticks_off()
         panel.legend()
     panels[0].set_ylabel("perplexity, tiny MoE, engine ik_llama.cpp")

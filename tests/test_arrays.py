@@ -167,7 +167,7 @@ def test_bad_importance_is_named():
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("t", [t for t in T if t.can_encode])
 def test_nan_and_infinity_are_named(t, value):
-    x = np.ones((3, 5, 256), np.float32)
+    x = np.ones((3, 16, 256), np.float32)
     x[2, 3, 77] = x[2, 4, 3] = value
     with pytest.raises(ikq.FormatError, match=r"expert 2, row 3, column 77 is (NaN|-?inf): only finite"):
         ikq.quantize(x, t)
@@ -195,7 +195,8 @@ def test_too_large_for_float32_is_infinite():
         ((1, 2, 2, 32), "Q4_0", ikq.ShapeError, "must have the shape"),
         ((), "Q4_0", ikq.ShapeError, "must have the shape"),
         ((2, 32), "Q8_K", ikq.UnsupportedError, r"Q8_K cannot be written; types that can: F32, F16"),
-        ((2, 128), "I2_S", ikq.UnsupportedError, "I2_S cannot be written"),
+        ((2, 32), "F64", ikq.UnsupportedError, "F64 cannot be written"),
+        ((6, 256), "Q4_K_R4", ikq.ShapeError, "6 rows are not a multiple of 4"),
         ((2, 32), "nonsense", ikq.FormatError, "unknown type"),
     ],
 )

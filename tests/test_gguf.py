@@ -177,7 +177,7 @@ def test_the_gguf_package_writes_ikq_reads(name, tmp_path):
 
 @pytest.mark.parametrize("t", [t for t in T if t.can_encode])
 def test_what_ikq_encodes_the_gguf_package_decodes(t, tmp_path):
-    x = np.random.default_rng(7).standard_normal((2, 3, 512), dtype=np.float32)
+    x = np.random.default_rng(7).standard_normal((2, 16, 512), dtype=np.float32)
     path = tmp_path / "m.gguf"
     tensor = QTensor.quantize(x, t)
     with GGUFWriter(path) as writer:
@@ -188,8 +188,10 @@ def test_what_ikq_encodes_the_gguf_package_decodes(t, tmp_path):
         assert GGUFReader(path).tensors["w"].equals(tensor)
         return
     (theirs,) = gguf.GGUFReader(path).tensors
-    assert list(theirs.shape) == [512, 3, 2]
+    assert list(theirs.shape) == [512, 16, 2]
     y = other_decodes(theirs.data, t.id)
+    if t is T.Q1_0_G128 and y is None:
+        pytest.skip("this version of the gguf package has no decoder for Q1_0")
     assert y is not None, f"the gguf package cannot decode {t}"
     assert same_floats(np.asarray(y, np.float32).reshape(x.shape), tensor.dequantize())
 

@@ -14,7 +14,6 @@ import gguf
 import pytest
 
 import ikq
-from ikq.errors import RefusedError
 
 GOLDEN = Path(__file__).parent / "data" / "mix_decisions.json.gz"
 
@@ -47,13 +46,15 @@ def write_model(path, m, types=gguf.GGMLQuantizationType.F16):
         for n in ne:
             size *= n
         kind = gguf.GGMLQuantizationType.F32 if f32 else types
-        writer.add_tensor_info(name, list(reversed(ne)), "float32" if f32 else "float16", size, raw_dtype=kind)
+        writer.add_tensor_info(
+            name, list(reversed(ne)), "float32" if f32 else "float16", size, raw_dtype=kind
+        )
         n_bytes += -(-size // 32) * 32
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     writer.close()
-    with open(path, "r+b") as f:
+    with path.open("r+b") as f:
         f.truncate(-(-path.stat().st_size // 32) * 32 + n_bytes)
     return path
 
@@ -61,7 +62,7 @@ def write_model(path, m, types=gguf.GGMLQuantizationType.F16):
 def write_imatrix(path, m):
     """An entry of ones for every tensor."""
     entries = [(name.encode(), ne) for name, ne in m["tensors"]]
-    with open(path, "wb") as f:
+    with path.open("wb") as f:
         f.write(struct.pack("<i", len(entries)))
         for name, ne in entries:
             n = ne[0] * (ne[2] if len(ne) > 2 else 1)

@@ -218,7 +218,6 @@ def test_a_source_with_nan_is_refused_by_place(tmp_path: Path) -> None:
         (["--custom-q", "nothing=q8_0", "m.gguf", "Q4_0"], 2, r"`nothing=q8_0` matches no tensor"),
         (["--custom-q", "out(=q8_0", "m.gguf", "Q4_0"], 2, r"out\(=q8_0"),
         (["m.gguf"], 2, r"TYPE is missing"),
-        (["m.gguf", "Q4_K_M"], 2, r"Q4_K_M"),
         (["m.gguf", "m.gguf", "Q4_0"], 2, r"m\.gguf is the file that is read"),
         (["--pure", "m.gguf", "out.gguf", "IQ2_KT"], 2, r"IQ2_KT needs an imatrix.*`blk\.0\.ffn_up\.weight`"),
         (["q.gguf", "out.gguf", "Q4_0"], 2, r"is Q8_0 already.*--allow-requantize"),

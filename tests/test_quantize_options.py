@@ -47,7 +47,7 @@ def test_role_options_hold_under_every_type(type: str, pure: bool) -> None:
     for option, expected in given.items():
         role = option.removesuffix("_type")
         of_role = {name: t for name, t in found.items() if role in name and "norm" not in name}
-        assert of_role and set(of_role.values()) == {expected}, option
+        assert set(of_role.values()) == {expected}, option
 
 
 def test_a_role_option_is_the_reason() -> None:
@@ -88,9 +88,11 @@ def test_a_faulty_recipe_names_file_and_line(tmp_path: Path) -> None:
     recipe.write_text("attn_q=q5_0\nattn_k=q9_9\n")
     done = ikq_command("quantize", "--dry-run", "--tensor-type-file", recipe, MODEL, "Q4_0")
     assert done.returncode == 2
-    assert f"{recipe}, line 2" in done.stderr and "q9_9" in done.stderr
+    assert f"{recipe}, line 2" in done.stderr
+    assert "q9_9" in done.stderr
     missing = ikq_command("quantize", "--dry-run", "--tensor-type-file", tmp_path / "none", MODEL, "Q4_0")
-    assert missing.returncode == 1 and "none" in missing.stderr
+    assert missing.returncode == 1
+    assert "none" in missing.stderr
 
 
 def test_leave_output_tensor_and_copy() -> None:
@@ -108,7 +110,9 @@ def test_copy_keeps_bytes_and_file_type(tmp_path: Path) -> None:
 
 def test_the_extra_output_matrix(tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
-    ikq.quantize_file(MODEL, out, "Q8_0", extra_output_tensor="q4_0", leave_output_tensor=True, imatrix=IMATRIX)
+    ikq.quantize_file(
+        MODEL, out, "Q8_0", extra_output_tensor="q4_0", leave_output_tensor=True, imatrix=IMATRIX
+    )
     tensors = ikq.GGUFReader(out).tensors
     names = list(tensors)
     assert names[names.index("output.weight") + 1] == "output_extra.weight"
@@ -206,3 +210,20 @@ def test_gates_unlike_ups_are_noted() -> None:
     assert done.returncode == 0, done.stderr
     assert "4 layers have experts' gate and up matrices of different types" in done.stdout
     assert "different types" not in ikq_command("quantize", "--dry-run", MODEL, "Q4_K_S").stdout
+
+
+def test_weights_that_are_not_ternary_are_warned_about(tmp_path: Path) -> None:
+    ternary = np.random.default_rng(0).integers(-1, 2, (8, 256)).astype(np.float32) * 0.5
+    model = tmp_path / "m.gguf"
+    with ikq.GGUFWriter(model, {"general.architecture": "llama"}) as writer:
+        writer.add_tensor("a.weight", ternary)
+        writer.add_tensor("b.weight", ternary + np.linspace(0, 1, 256, dtype=np.float32))
+    for t in ("TQ2_0", "IQ2_BN_R4", "I2_S"):
+        done = ikq_command("quantize", "--custom-q", f"weight={t}", model, tmp_path / f"{t}.gguf", "COPY")
+        assert done.returncode == 0, done.stderr
+        assert "1 tensors got ternary types, but their weights are not ternary: b.weight" in done.stdout, t
+        back = ikq.GGUFReader(tmp_path / f"{t}.gguf").tensors["a.weight"].dequantize()
+        assert np.array_equal(back, ternary), t
+    assert "not ternary" not in ikq_command("quantize", model, tmp_path / "q8.gguf", "Q8_0").stdout
+    with pytest.warns(ikq.NotTernaryWarning, match="IQ1_BN"):
+        ikq.quantize(ternary + 0.1, "IQ1_BN")

@@ -193,7 +193,7 @@ class QuantizePlan:
         *,
         n_threads: int | None,
         isa_name: str | None,
-        progress: Callable[[int, float], None] | None,
+        progress: Callable[[int, float, bool], None] | None,
         on_bytes: Callable[[int], None] | None,
     ) -> list[Path]: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ikq import _ikq
-from ikq.errors import FormatError, ShapeError
+from ikq.errors import FormatError, NotTernaryWarning, ShapeError
 from ikq.quant_types import QuantType, TypeLike, as_type
 
 __all__ = [
@@ -205,6 +206,13 @@ def _dequantize_i2_s(
     return np.concatenate(out).reshape(shape) if len(out) != 1 else out[0].reshape(shape)
 
 
+def _is_ternary(x: NDArray[np.float32]) -> bool:
+    """Whether every row holds 0 and plus or minus one magnitude only, within 1 % of it."""
+    magnitudes = np.abs(x)
+    largest = magnitudes.max(axis=-1, keepdims=True, initial=0.0)
+    return bool(((magnitudes <= 0.01 * largest) | (magnitudes >= 0.99 * largest)).all())
+
+
 def quantize(
     x: ArrayLike,
     type: TypeLike,
@@ -239,6 +247,9 @@ def quantize(
         ShapeError: another number of axes, blocks that do not tile the rows, another shape of `imatrix`.
         UnsupportedError: a type that cannot be written.
 
+    Warns:
+        NotTernaryWarning: `type` is a ternary or BitNet type and `x` has rows that are not ternary.
+
     Examples:
         >>> rng = np.random.default_rng(1)
         >>> x = rng.standard_normal((4, 512), dtype=np.float32)
@@ -256,6 +267,13 @@ def quantize(
     n_rows = 1 if values.ndim == 1 else values.shape[-2]
     n = values.shape[-1]
     importance = None if imatrix is None else _as_importance(imatrix, n_experts, n)
+    if (t.base or t).family == "ternary" and not _is_ternary(values):
+        warnings.warn(
+            f"the weights are not ternary, and {t.name} keeps little of others; types such as IQ1_S or "
+            "IQ2_XXS are made for them",
+            NotTernaryWarning,
+            stacklevel=2,
+        )
     flat = np.ascontiguousarray(values).reshape(-1)
     out = _ikq.quantize(flat, t, n_experts, n_rows, n, importance, n_threads, _isa)
     if t is QuantType.I2_S:

@@ -10,6 +10,7 @@ __all__ = [
     "FormatError",
     "IkqError",
     "MissingImatrixError",
+    "NotTernaryWarning",
     "RefusedError",
     "ShapeError",
     "UnsupportedError",
@@ -42,3 +43,7 @@ class MissingImatrixError(RefusedError):
 
 class DeviceError(IkqError):
     """A compute device is missing or failed."""
+
+
+class NotTernaryWarning(UserWarning):
+    """Weights that are not ternary were encoded as a ternary or BitNet type, which keeps little of them."""

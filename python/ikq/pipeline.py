@@ -28,6 +28,7 @@ __all__ = [
     "quantize_file",
 ]
 
+
 class Ftype(NamedTuple):
     """Something that TYPE can be."""
 
@@ -114,7 +115,11 @@ class QuantizePlan:
         if n_threads is not None and n_threads <= 0:
             n_threads = None
 
-        def done(index: int, seconds: float) -> None:
+        not_ternary = []
+
+        def done(index: int, seconds: float, is_not_ternary: bool) -> None:
+            if is_not_ternary:
+                not_ternary.append(self.tensors[index])
             if progress is not None:
                 progress(self.tensors[index], seconds)
 
@@ -126,6 +131,7 @@ class QuantizePlan:
             plan=self,
             files=tuple(Path(f) for f in files),
             seconds=time.perf_counter() - start,
+            not_ternary=tuple(not_ternary),
         )
 
 
@@ -137,6 +143,8 @@ class QuantizeResult:
     files: tuple[Path, ...]
     """The files written: one, or the shards of a split set."""
     seconds: float
+    not_ternary: tuple[PlannedTensor, ...] = ()
+    """Tensors that got a ternary type though their weights are not ternary: little of them is left."""
 
 
 def plan_quantization(

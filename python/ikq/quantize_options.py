@@ -18,10 +18,10 @@ PathLike = str | os.PathLike[str]
 
 
 class QuantizeOptions(TypedDict, total=False):
-    """Keywords that decide what is written; all are optional, and each is the command's option of that name."""
+    """Keywords that decide what is written, all optional; each is the command's option of that name."""
 
     pure: bool
-    """TYPE for every matrix that no option names, `output.weight` included: the rules of TYPE do not apply."""
+    """TYPE for every matrix that no option names, `output.weight` included, without the rules of TYPE."""
 
     attn_q_type: TypeLike | None
     """Type of `attn_q`, over the rules of TYPE; the same below for other roles."""
@@ -54,7 +54,7 @@ class QuantizeOptions(TypedDict, total=False):
     leave_output_tensor: bool
     """`output.weight` stays as it is."""
     extra_output_tensor: TypeLike | None
-    """Also write `output_extra.weight`, the output matrix in this type, if that is smaller than the source's."""
+    """Also write `output_extra.weight`, the output matrix in this type, if smaller than the source's."""
     symmetric_q40: bool
     """Q4_0 with the levels -7 to 7, as some programs that repack it for other hardware want it."""
 

@@ -105,8 +105,14 @@ class QTensor:
         name: str | None = None,
         n_threads: int | None = None,
     ) -> QTensor:
-        """Encodes floats; arguments and errors are those of `ikq.quantize`."""
-        return cls(quantize(x, type, imatrix, n_threads=n_threads), type, np.shape(x), name)
+        """Encodes floats; arguments and errors are those of `ikq.quantize`.
+
+        All matrices of an I2_S tensor share one scale, which looks at no importance.
+        """
+        shape = np.shape(x)
+        if as_type(type) is QuantType.I2_S:
+            x, imatrix = np.asarray(x).reshape(-1, *shape[-1:]), None
+        return cls(quantize(x, type, imatrix, n_threads=n_threads), type, shape, name)
 
     @property
     def nbytes(self) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import cast
 
 import ikq
-from ikq.pipeline import PlannedTensor, QuantizePlan
+from ikq.pipeline import PlannedTensor, QuantizePlan, QuantizeResult
 from ikq.quantize_options import QuantizeOptions, parse_size
 
 NAME = "quantize"
@@ -122,19 +123,17 @@ def run(args: argparse.Namespace) -> int:
         print(f"dry run: {plan.destination} would have {plan.total_bytes} bytes; nothing was written")
         return 0
     if sys.stderr.isatty() and sys.stdout.isatty():
-        seconds = _run_with_bar(plan, n_threads)
+        result = _run_with_bar(plan, n_threads)
     else:
-        seconds = plan.run(
-            n_threads=n_threads, progress=lambda t, _: print(lines[t.name], flush=True)
-        ).seconds
-    print_summary(plan, seconds)
+        result = plan.run(n_threads=n_threads, progress=lambda t, _: print(lines[t.name], flush=True))
+    print_summary(plan, result)
     return 0
 
 
 def options(args: argparse.Namespace) -> QuantizeOptions:
     """The command line's options as keywords: they have the same names."""
     given = vars(args)
-    return QuantizeOptions(**{name: given[name] for name in QuantizeOptions.__annotations__})  # type: ignore[typeddict-item]
+    return cast("QuantizeOptions", {name: given[name] for name in QuantizeOptions.__annotations__})
 
 
 def split_words(words: list[str]) -> tuple[str, str | None, str, int | None]:
@@ -200,8 +199,8 @@ def _type(type: ikq.QuantType | int) -> str:
     return type.name.lower() if isinstance(type, ikq.QuantType) else f"unknown({type})"
 
 
-def print_summary(plan: QuantizePlan, seconds: float | None) -> None:
-    """Sizes, fallbacks and missing statistics."""
+def print_summary(plan: QuantizePlan, result: QuantizeResult | None) -> None:
+    """Sizes, fallbacks, missing statistics, and what a run has found."""
     # the extra output matrix is no part of the source
     source = [t for t in plan.tensors if t.name != "output_extra.weight"]
     before = sum(t.bytes_in for t in source)
@@ -222,11 +221,16 @@ def print_summary(plan: QuantizePlan, seconds: float | None) -> None:
     different = _gates_unlike_ups(plan)
     if different:
         print(
-            f"note: {len(different)} layers have experts' gate and up matrices of different types: {_some(different)}; "
-            "ikq runs them fused, ik_llama.cpp does not"
+            f"note: {len(different)} layers have experts' gate and up matrices of different types: "
+            f"{_some(different)}; ikq runs them fused, ik_llama.cpp does not"
         )
-    if seconds is not None:
-        print(f"quantize time = {seconds:.2f} s")
+    if result is not None:
+        if result.not_ternary:
+            print(
+                f"warning: {len(result.not_ternary)} tensors got ternary types, but their weights are not "
+                f"ternary: {_some(list(result.not_ternary))}; IQ1_S or IQ2_XXS keep more of them"
+            )
+        print(f"quantize time = {result.seconds:.2f} s")
 
 
 def _gates_unlike_ups(plan: QuantizePlan) -> list[PlannedTensor]:
@@ -248,7 +252,7 @@ def _some(tensors: list[PlannedTensor]) -> str:
     return names if len(tensors) <= 4 else f"{names} and {len(tensors) - 4} more"
 
 
-def _run_with_bar(plan: QuantizePlan, n_threads: int | None) -> float:
+def _run_with_bar(plan: QuantizePlan, n_threads: int | None) -> QuantizeResult:
     """Runs with a progress bar over the source's bytes; the bar goes to the terminal's stderr."""
     from tqdm import tqdm
 
@@ -263,7 +267,7 @@ def _run_with_bar(plan: QuantizePlan, n_threads: int | None) -> float:
         def progress(t: PlannedTensor, _: float) -> None:
             bar.set_postfix_str(f"{t.name} -> {_type(t.to_type)}", refresh=False)
 
-        return plan.run(n_threads=n_threads, progress=progress, on_bytes=bar.update).seconds
+        return plan.run(n_threads=n_threads, progress=progress, on_bytes=bar.update)
 
 
 def _writable_types() -> list[str]:

@@ -6,9 +6,9 @@ use std::sync::mpsc::channel;
 use ikq_formats::QuantType;
 use ikq_gguf::{Options, SplitBy};
 use ikq_pool::Stop;
-use ikq_quantize::ftype::Ftype;
 use ikq_quantize::custom::CustomRule;
 use ikq_quantize::encode::EncodeOptions;
+use ikq_quantize::ftype::Ftype;
 use ikq_quantize::overrides::Override;
 use ikq_quantize::plan::{Plan, PlanOptions, Statistics};
 use ikq_quantize::recipe::Recipe;
@@ -141,7 +141,8 @@ impl Wishes {
         let mut recipe = Recipe::new(Ftype::parse(ftype).map_err(|e| e.raise(py))?);
         recipe.pure = self.pure;
         for (name, ty) in &self.roles {
-            let role = Role::parse(name).ok_or_else(|| ShapeError::new_err(format!("`{name}` is no role")))?;
+            let role =
+                Role::parse(name).ok_or_else(|| ShapeError::new_err(format!("`{name}` is no role")))?;
             recipe.roles.set(role, quant_type(*ty)?);
         }
         for (form, text) in &self.custom {
@@ -231,8 +232,8 @@ impl QuantizePlan {
         self.plan.layout.total_size()
     }
 
-    /// Writes the model to `target`; `progress(index, seconds)` is called in order of tensors,
-    /// `on_bytes(n)` a few times a second with the bytes of the source done since. Returns the names of
+    /// Writes the model to `target`; `progress(index, seconds, not_ternary)` is called in order of tensors
+    /// (the last says that its type is ternary and its weights are not), `on_bytes(n)` a few times a second with the bytes of the source done since. Returns the names of
     /// the files.
     #[pyo3(signature = (target, *, n_threads, isa_name, progress, on_bytes))]
     fn run(
@@ -262,8 +263,8 @@ impl QuantizePlan {
             for event in inbox.try_iter() {
                 match (event, &progress) {
                     (Event::Bytes(n), _) => n_bytes += n,
-                    (Event::Tensor { index, seconds }, Some(progress)) => {
-                        progress.call1(py, (index, seconds))?;
+                    (Event::Tensor { index, seconds, not_ternary }, Some(progress)) => {
+                        progress.call1(py, (index, seconds, not_ternary))?;
                     }
                     (Event::Tensor { .. }, None) => {}
                 }

@@ -33,7 +33,8 @@ fn measure(kind: IsaKind, ty: QuantType, x: &[f32], w: Option<&[f32]>) -> f64 {
         let start = Instant::now();
         let mut n_runs = 0;
         while n_runs == 0 || start.elapsed().as_secs_f64() < 0.1 {
-            encode_rows(kind, ty, x, N_PER_ROW, w, EncodeOptions::default(), &mut out).expect("finite rows can be encoded");
+            encode_rows(kind, ty, x, N_PER_ROW, w, EncodeOptions::default(), &mut out)
+                .expect("finite rows can be encoded");
             n_runs += 1;
         }
         start.elapsed().as_secs_f64() * 1e9 / (n_runs * x.len()) as f64

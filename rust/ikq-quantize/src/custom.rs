@@ -81,7 +81,10 @@ mod tests {
     fn lists_and_files_are_read() {
         assert_eq!(shown(CustomRule::parse_list(" a=q8_0, b.*=Q4_K,")), ["a=q8_0", "b.*=q4_k"]);
         let file = "# attention\nattn_v=q8_0,attn_k=q8_0   # small\n\n  blk\\.[0-9]{1,2}\\.ffn=iq4_ks,\n";
-        assert_eq!(shown(CustomRule::parse_file(Path::new("r"), file)), ["attn_v=q8_0", "attn_k=q8_0", "blk\\.[0-9]{1,2}\\.ffn=iq4_ks"]);
+        assert_eq!(
+            shown(CustomRule::parse_file(Path::new("r"), file)),
+            ["attn_v=q8_0", "attn_k=q8_0", "blk\\.[0-9]{1,2}\\.ffn=iq4_ks"]
+        );
     }
 
     #[test]

@@ -150,9 +150,11 @@ impl Ftype {
             "Q1_0" => "Q1_0_G128",
             other => other,
         };
-        Ftype::all().find(|f| f.name == upper || number.is_some() && f.id == number).ok_or_else(|| Error::UnknownFtype {
-            name: text.to_string(),
-            suggestions: closest(upper, Ftype::all().map(|f| f.name)),
+        Ftype::all().find(|f| f.name == upper || number.is_some() && f.id == number).ok_or_else(|| {
+            Error::UnknownFtype {
+                name: text.to_string(),
+                suggestions: closest(upper, Ftype::all().map(|f| f.name)),
+            }
         })
     }
 

@@ -53,10 +53,12 @@ impl Override {
     /// A number that the present type cannot hold.
     pub fn apply(&self, metadata: &mut Metadata) -> Result<(), Error> {
         let value = match &self.value {
-            OverrideValue::Int(n) => int_like(metadata.get(&self.key), *n).ok_or_else(|| Error::Override {
-                text: format!("{}=int:{n}", self.key),
-                why: "the type that the key has in the model cannot hold it".into(),
-            })?,
+            OverrideValue::Int(n) => {
+                int_like(metadata.get(&self.key), *n).ok_or_else(|| Error::Override {
+                    text: format!("{}=int:{n}", self.key),
+                    why: "the type that the key has in the model cannot hold it".into(),
+                })?
+            }
             OverrideValue::Float(v) => match metadata.get(&self.key) {
                 Some(Value::F64(_)) => Value::F64(*v),
                 _ => Value::F32(*v as f32),

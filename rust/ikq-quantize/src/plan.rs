@@ -183,7 +183,8 @@ fn selected(imatrix: &Imatrix, options: &PlanOptions) -> Result<Imatrix, Error> 
         return Err(Error::IncludeAndExclude);
     }
     for (option, names) in [("--include-weights", include), ("--exclude-weights", exclude)] {
-        let unused = |name: &&String| !imatrix.entries().iter().any(|(entry, _)| entry.contains(name.as_str()));
+        let unused =
+            |name: &&String| !imatrix.entries().iter().any(|(entry, _)| entry.contains(name.as_str()));
         if let Some(name) = names.iter().find(unused) {
             return Err(Error::NoSuchEntry { option, name: name.clone(), path: imatrix.path.clone() });
         }
@@ -265,7 +266,12 @@ fn statistics(
 }
 
 /// The source's pairs byte for byte, with what quantizing changes.
-fn output_metadata(source: &Metadata, ftype: Ftype, imatrix: Option<&Imatrix>, options: &PlanOptions) -> Metadata {
+fn output_metadata(
+    source: &Metadata,
+    ftype: Ftype,
+    imatrix: Option<&Imatrix>,
+    options: &PlanOptions,
+) -> Metadata {
     let mut out: Metadata = source.iter().filter(|kv| !is_split_key(kv.key())).cloned().collect();
     out.set("general.quantization_version", Value::U32(2));
     if let Some(id) = ftype.id {

@@ -218,7 +218,11 @@ fn wish(
     let options = [
         (is_output, recipe.output_tensor_type, "--output-tensor-type"),
         (t.name == EMBEDDING, recipe.token_embedding_type, "--token-embedding-type"),
-        (t.name == PER_LAYER_EMBEDDING, recipe.per_layer_token_embedding_type, "--per-layer-token-embedding-type"),
+        (
+            t.name == PER_LAYER_EMBEDDING,
+            recipe.per_layer_token_embedding_type,
+            "--per-layer-token-embedding-type",
+        ),
         (t.name.contains(ROUTER), recipe.ffn_gate_inp_type, "--ffn-gate-inp-type"),
     ];
     for (applies, ty, option) in options {

@@ -16,13 +16,13 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ikq_formats::QuantType;
 use ikq_formats::row::I2_S_TRAILER_BYTES;
+use ikq_formats::{Family, QuantType};
 use ikq_gguf::{Bytes, Model, Tensor, Writer};
 use ikq_pool::{Cancel, Pool, Stop};
 use ikq_simd::IsaKind;
 
-use crate::encode::{EncodeOptions, encode_rows};
+use crate::encode::{EncodeOptions, encode_rows, is_ternary};
 use crate::error::Error;
 use crate::plan::{Plan, Statistics, TensorPlan};
 use crate::units::{Unit, Work, units};
@@ -41,6 +41,8 @@ pub enum Event {
         index: usize,
         /// Seconds of work of all threads together on this tensor.
         seconds: f64,
+        /// Its type is ternary and its weights are not.
+        not_ternary: bool,
     },
 }
 
@@ -110,6 +112,8 @@ struct Finished {
     /// Bytes of the source that the unit had.
     bytes_in: usize,
     took: Duration,
+    /// Weights that are not ternary for a type that is.
+    not_ternary: bool,
 }
 
 enum Payload {
@@ -142,24 +146,28 @@ fn work_on(
 ) -> Result<(), Option<Error>> {
     let start = Instant::now();
     let source = t.data.slice(unit.source.clone()).expect("units were cut to the tensor's bytes");
-    let bytes = match &unit.work {
-        Work::Copy => Payload::Source(source),
-        work => Payload::Buffer(encode_unit(work, &source, (planned, t), how, buffers)?),
+    let (bytes, not_ternary) = match &unit.work {
+        Work::Copy => (Payload::Source(source), false),
+        work => {
+            let (bytes, not_ternary) = encode_unit(work, &source, (planned, t), how, buffers)?;
+            (Payload::Buffer(bytes), not_ternary)
+        }
     };
     let (tensor, offset, bytes_in) = (unit.tensor, unit.offset, unit.source.len());
-    let done = Finished { tensor, offset, bytes, bytes_in, took: start.elapsed() };
+    let done = Finished { tensor, offset, bytes, bytes_in, took: start.elapsed(), not_ternary };
     finished.send(done).map_err(|_| None)
 }
 
+/// The bytes of a unit, and whether its weights are not ternary though its type is.
 fn encode_unit(
     work: &Work,
     source: &[u8],
     (planned, t): (&TensorPlan, &Tensor),
     (isa, options): (IsaKind, EncodeOptions),
     buffers: &Buffers,
-) -> Result<Vec<u8>, Error> {
+) -> Result<(Vec<u8>, bool), Error> {
     let Work::Encode { from, to, n_rows, n_per_row, matrix, first_row, bytes_out } = *work else {
-        return Ok(source.to_vec());
+        return Ok((source.to_vec(), false));
     };
     let mut x = take(&buffers.floats);
     x.resize(n_rows * n_per_row, 0.0);
@@ -170,10 +178,12 @@ fn encode_unit(
     let mut out = take(&buffers.bytes);
     out.resize(bytes_out, 0);
     let importance = importance(planned, matrix, n_per_row);
+    let for_ternary = to.info().base.unwrap_or(to).info().family == Family::Ternary;
+    let not_ternary = for_ternary && !x.chunks(n_per_row).all(is_ternary);
     let encoded = encode_rows(isa, to, &x, n_per_row, importance, options, &mut out);
     give(&buffers.floats, x);
     match encoded {
-        Ok(()) => Ok(out),
+        Ok(()) => Ok((out, not_ternary)),
         Err(Error::NotFinite { row, column, value }) => {
             // a unit of I2_S has the rows of all matrices
             let (row, rows_per_matrix) = (first_row + row, t.ne[1] as usize);
@@ -230,6 +240,14 @@ fn read_ahead(plan: &Plan, units: &[Unit], tensors: &[Tensor], positions: &Recei
     }
 }
 
+/// What is known of a tensor while its units are at work.
+#[derive(Clone, Copy, Default)]
+struct Tally {
+    n_open: usize,
+    seconds: f64,
+    not_ternary: bool,
+}
+
 /// Puts results in place and reports tensors in order as they become whole.
 fn write_behind(
     plan: &Plan,
@@ -239,18 +257,17 @@ fn write_behind(
     inbox: &Receiver<Finished>,
     mut progress: impl FnMut(Event),
 ) -> Result<(), Error> {
-    let mut open: Vec<usize> = vec![0; plan.tensors.len()];
-    units.iter().for_each(|u| open[u.tensor] += 1);
-    let mut seconds = vec![0.0; plan.tensors.len()];
+    let mut tensors = vec![Tally::default(); plan.tensors.len()];
+    units.iter().for_each(|u| tensors[u.tensor].n_open += 1);
     let mut reported = 0;
-    let mut report = |open: &[usize], seconds: &[f64], n_bytes: u64| {
+    let mut report = |tensors: &[Tally], n_bytes: u64| {
         progress(Event::Bytes(n_bytes));
-        while reported < open.len() && open[reported] == 0 {
-            progress(Event::Tensor { index: reported, seconds: seconds[reported] });
+        while let Some(Tally { n_open: 0, seconds, not_ternary }) = tensors.get(reported).copied() {
+            progress(Event::Tensor { index: reported, seconds, not_ternary });
             reported += 1;
         }
     };
-    report(&open, &seconds, 0);
+    report(&tensors, 0);
     for done in inbox {
         match done.bytes {
             Payload::Source(bytes) => {
@@ -261,9 +278,11 @@ fn write_behind(
                 give(&buffers.bytes, bytes);
             }
         }
-        open[done.tensor] -= 1;
-        seconds[done.tensor] += done.took.as_secs_f64();
-        report(&open, &seconds, done.bytes_in as u64);
+        let tally = &mut tensors[done.tensor];
+        tally.n_open -= 1;
+        tally.seconds += done.took.as_secs_f64();
+        tally.not_ternary |= done.not_ternary;
+        report(&tensors, done.bytes_in as u64);
     }
     Ok(())
 }

@@ -24,7 +24,8 @@ pub struct Facts {
 impl Facts {
     /// Reads the facts of a model.
     pub fn new(metadata: &Metadata, tensors: &[Tensor]) -> Facts {
-        let arch = metadata.get("general.architecture").and_then(Value::as_str).unwrap_or_default().to_string();
+        let arch =
+            metadata.get("general.architecture").and_then(Value::as_str).unwrap_or_default().to_string();
         let number = |key: &str| {
             let value = metadata.get(&format!("{arch}.{key}"))?;
             // some models have a number per layer
@@ -33,7 +34,8 @@ impl Facts {
         };
         let n_heads = number("attention.head_count").unwrap_or(0);
         let n_kv_heads = number("attention.head_count_kv").unwrap_or(n_heads);
-        let n_tokens = metadata.get("tokenizer.ggml.tokens").and_then(Value::as_array).map(|a| a.len() as u32);
+        let n_tokens =
+            metadata.get("tokenizer.ggml.tokens").and_then(Value::as_array).map(|a| a.len() as u32);
         let attn_v = |t: &&Tensor| t.name.contains("attn_v.weight") || t.name.contains("attn_qkv.weight");
         let n_embd = number("embedding_length").unwrap_or(0);
         let mut facts = Facts {

@@ -11,8 +11,8 @@ pub(super) fn rules(ftype: &str) -> Option<&'static [Rule]> {
     match ftype {
         "IQ1_S_R4" | "IQ1_M_R4" => Some(INTERLEAVED),
         "IQ2_KT" => Some(TRELLIS),
-        "IQ1_S" | "IQ1_M" | "IQ2_XXS" | "IQ2_XS" | "IQ2_S" | "IQ2_M" | "IQ2_KS" | "IQ2_XXS_R4" | "IQ2_XS_R4"
-        | "IQ2_M_R4" => Some(CODEBOOK),
+        "IQ1_S" | "IQ1_M" | "IQ2_XXS" | "IQ2_XS" | "IQ2_S" | "IQ2_M" | "IQ2_KS" | "IQ2_XXS_R4"
+        | "IQ2_XS_R4" | "IQ2_M_R4" => Some(CODEBOOK),
         _ => None,
     }
 }

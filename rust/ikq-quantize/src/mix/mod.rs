@@ -101,7 +101,8 @@ impl<'a> Mix<'a> {
         let to = rule.to?;
         let mut reason = format!("{} rule", self.ftype.name);
         let conditions: Vec<String> = rule.when.iter().map(ToString::to_string).collect();
-        let what = if is_output { if self.facts.is_tied { "output, tied" } else { "output" } } else { rule.part };
+        let what =
+            if is_output { if self.facts.is_tied { "output, tied" } else { "output" } } else { rule.part };
         reason += &format!(" for {}", what.trim_end_matches(".weight"));
         if !conditions.is_empty() {
             reason += &format!(" ({})", conditions.join(", "));
