@@ -122,8 +122,8 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn least(self, v: Self::F) -> f32 {
         let a = self.array(v);
-        let b: [f32; 8] = std::array::from_fn(|i| a[i].min(a[i + 8]));
-        let c: [f32; 4] = std::array::from_fn(|i| b[i].min(b[i + 4]));
+        let b: [f32; 8] = crate::array(|i| a[i].min(a[i + 8]));
+        let c: [f32; 4] = crate::array(|i| b[i].min(b[i + 4]));
         c[0].min(c[2]).min(c[1].min(c[3]))
     }
 
@@ -131,8 +131,8 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn sum(self, v: Self::F) -> f32 {
         let a = self.array(v);
-        let b: [f32; 8] = std::array::from_fn(|i| a[i] + a[i + 8]);
-        let c: [f32; 4] = std::array::from_fn(|i| b[i] + b[i + 4]);
+        let b: [f32; 8] = crate::array(|i| a[i] + a[i + 8]);
+        let c: [f32; 4] = crate::array(|i| b[i] + b[i + 4]);
         (c[0] + c[2]) + (c[1] + c[3])
     }
 }
@@ -297,6 +297,36 @@ fn by_bit<const BIT: u32>(index: [__m256i; 2], zero: Pair, one: Pair) -> Pair {
     }
 }
 
+/// `table[index % 16]` of eight lanes.
+///
+/// # Safety
+/// AVX2 must be there.
+#[inline(always)]
+unsafe fn lut16_8(table: Pair, index: __m256i) -> __m256 {
+    // SAFETY: as promised.
+    unsafe {
+        // the permutation looks at three bits of an index, the blend at its sign: bit 3 moved there
+        let (lo, hi) = (_mm256_permutevar8x32_ps(table[0], index), _mm256_permutevar8x32_ps(table[1], index));
+        _mm256_blendv_ps(lo, hi, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index)))
+    }
+}
+
+/// Rounded to the nearest half-precision numbers.
+///
+/// # Safety
+/// F16C must be there.
+#[inline(always)]
+unsafe fn half_precision(v: Pair) -> [__m128i; 2] {
+    // SAFETY: as promised.
+    unsafe {
+        [
+            _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v[0]),
+            _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v[1]),
+        ]
+    }
+}
+
+// No `map` nor closures around intrinsics below: what is not inlined lacks the instruction set.
 impl Lanes for Avx2 {
     type F = Pair;
     type I = [__m256i; 2];
@@ -391,7 +421,7 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn bits_i(self, v: Pair) -> [__m256i; 2] {
         // SAFETY: the token proves AVX.
-        v.map(|v| unsafe { _mm256_castps_si256(v) })
+        unsafe { [_mm256_castps_si256(v[0]), _mm256_castps_si256(v[1])] }
     }
     #[inline(always)]
     fn f16_bits(self, v: Pair) -> [u16; 16] {
@@ -399,9 +429,9 @@ impl Lanes for Avx2 {
         let mut out = [0; 16];
         // SAFETY: the token proves F16C; `out` is 16 writable u16.
         unsafe {
-            let halves = v.map(|v| _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v));
-            _mm_storeu_si128(out.as_mut_ptr().cast(), halves[0]);
-            _mm_storeu_si128(out[8..].as_mut_ptr().cast(), halves[1]);
+            let [lo, hi] = half_precision(v);
+            _mm_storeu_si128(out.as_mut_ptr().cast(), lo);
+            _mm_storeu_si128(out[8..].as_mut_ptr().cast(), hi);
         }
         out
     }
@@ -409,7 +439,10 @@ impl Lanes for Avx2 {
     fn f16_round(self, v: Pair) -> Pair {
         let v = self.max_f(self.min_f(v, self.splat_f(F16_MAX)), self.splat_f(-F16_MAX));
         // SAFETY: the token proves F16C.
-        v.map(|v| unsafe { _mm256_cvtph_ps(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(v)) })
+        unsafe {
+            let [lo, hi] = half_precision(v);
+            [_mm256_cvtph_ps(lo), _mm256_cvtph_ps(hi)]
+        }
     }
     #[inline(always)]
     fn least(self, v: Pair) -> f32 {
@@ -439,16 +472,14 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn lut16_f(self, table: Pair, index: [__m256i; 2]) -> Pair {
         // SAFETY: the token proves AVX2.
-        index.map(|i| unsafe {
-            // the permutation looks at three bits of an index, the blend at its sign: bit 3 moved there
-            let (lo, hi) = (_mm256_permutevar8x32_ps(table[0], i), _mm256_permutevar8x32_ps(table[1], i));
-            _mm256_blendv_ps(lo, hi, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(i)))
-        })
+        unsafe { [lut16_8(table, index[0]), lut16_8(table, index[1])] }
     }
     #[inline(always)]
     fn lut8_f(self, table: Pair, index: [__m256i; 2]) -> Pair {
         // SAFETY: the token proves AVX2.
-        index.map(|i| unsafe { _mm256_permutevar8x32_ps(table[0], i) })
+        unsafe {
+            [_mm256_permutevar8x32_ps(table[0], index[0]), _mm256_permutevar8x32_ps(table[0], index[1])]
+        }
     }
     #[inline(always)]
     fn lut32_f(self, [a, b]: [Pair; 2], index: [__m256i; 2]) -> Pair {
@@ -468,12 +499,14 @@ impl Lanes for Avx2 {
     ) -> [__m256i; 2] {
         // SAFETY: the token proves AVX2; `points` is 64 readable bytes.
         unsafe {
-            let half = |p: *const i16, k: usize| {
-                let d = _mm256_subs_epi16(_mm256_loadu_si256(p.cast()), target[k]);
-                let e = _mm256_mulhrs_epi16(d, root[k]);
-                _mm256_add_epi32(acc[k], _mm256_madd_epi16(e, e))
-            };
-            [half(points.as_ptr(), 0), half(points[16..].as_ptr(), 1)]
+            let (lo, hi) = (points.as_ptr().cast(), points[16..].as_ptr().cast());
+            let lo = _mm256_subs_epi16(_mm256_loadu_si256(lo), target[0]);
+            let hi = _mm256_subs_epi16(_mm256_loadu_si256(hi), target[1]);
+            let (lo, hi) = (_mm256_mulhrs_epi16(lo, root[0]), _mm256_mulhrs_epi16(hi, root[1]));
+            [
+                _mm256_add_epi32(acc[0], _mm256_madd_epi16(lo, lo)),
+                _mm256_add_epi32(acc[1], _mm256_madd_epi16(hi, hi)),
+            ]
         }
     }
 }

@@ -20,9 +20,6 @@ use crate::search::grid_block::{
 };
 use crate::search::grid_candidates::{Ladder, Parabolas};
 
-/// A factor on the stored scales: 1 is least squared error.
-const SCALE_BIAS: f32 = 1.0;
-
 /// Bytes of the row header, an f16.
 const HEADER: usize = 2;
 
@@ -188,7 +185,7 @@ const TERNARY: Ladder = Ladder { first: 1.1, ratio: 0.9, close: 0.1 };
 
 macro_rules! codebook_types {
     ($($(#[$doc:meta])* $ty:ident: $encode:ident($scratch:ty), $grid:ident, $sub:literal, $numbers:expr,
-        $signs:expr, $shifts:expr, $ladder:expr;)*) => { $(
+        $signs:expr, $shifts:expr, $ladder:expr, $bias:literal;)*) => { $(
         $(#[$doc])*
         #[allow(non_camel_case_types)]
         pub struct $ty;
@@ -206,7 +203,7 @@ macro_rules! codebook_types {
                     signs: $signs,
                     shifts: $shifts,
                     ladder: $ladder,
-                    scale_bias: SCALE_BIAS,
+                    scale_bias: $bias,
                 };
                 $encode(isa, Self::TYPE, &search, (x, w), scratch, out);
             }
@@ -214,25 +211,28 @@ macro_rules! codebook_types {
     )* };
 }
 
+// The last number is a factor on the stored scales. 1 is least squared error, which shrinks what is decoded
+// the more the fewer bits there are; with these the perplexity of a small trained model is least.
 codebook_types! {
     /// Four magnitudes per entry, signs free.
-    IQ3_S: encode_blocks(()), iq3s, 32, odd(16, 1.0), Signs::Free, Shifts::None, FOUR;
+    IQ3_S: encode_blocks(()), iq3s, 32, odd(16, 1.0), Signs::Free, Shifts::None, FOUR, 1.0;
     /// Four magnitudes per entry, seven bits for eight signs.
-    IQ3_XXS: encode_blocks(()), iq3xxs, 32, odd(16, 0.25), Signs::Even, Shifts::None, FOUR;
+    IQ3_XXS: encode_blocks(()), iq3xxs, 32, odd(16, 0.25), Signs::Even, Shifts::None, FOUR, 1.0;
     /// Eight magnitudes per entry, seven bits for eight signs.
-    IQ2_XXS: encode_blocks(()), iq2xxs, 32, odd(16, 0.125), Signs::Even, Shifts::None, EIGHT;
+    IQ2_XXS: encode_blocks(()), iq2xxs, 32, odd(16, 0.125), Signs::Even, Shifts::None, EIGHT, 1.04;
     /// Eight magnitudes per entry, seven bits for eight signs, a scale for sixteen elements.
-    IQ2_XS: encode_blocks(()), iq2xs, 16, odd(16, 0.125), Signs::Even, Shifts::None, EIGHT;
+    IQ2_XS: encode_blocks(()), iq2xs, 16, odd(16, 0.125), Signs::Even, Shifts::None, EIGHT, 1.03;
     /// Eight magnitudes per entry, signs free, a scale for sixteen elements.
-    IQ2_S: encode_blocks(()), iq2s, 16, odd(16, 0.125), Signs::Free, Shifts::None, EIGHT;
+    IQ2_S: encode_blocks(()), iq2s, 16, odd(16, 0.125), Signs::Free, Shifts::None, EIGHT, 1.03;
     /// Eight ternary levels per entry, shifted together with the other entries of a scale.
-    IQ1_S: encode_blocks(()), iq1s, 32, odd(8, 1.0), Signs::InLevels, Shifts::SubBlock(IQ1_DELTA), TERNARY;
+    IQ1_S: encode_blocks(()), iq1s, 32, odd(8, 1.0), Signs::InLevels, Shifts::SubBlock(IQ1_DELTA), TERNARY,
+        1.06;
     /// Eight ternary levels per entry, a shift for each, a scale for sixteen elements.
-    IQ1_M: encode_blocks(()), iq1s, 16, odd(8, 1.0), Signs::InLevels, Shifts::Group(IQ1_DELTA), TERNARY;
+    IQ1_M: encode_blocks(()), iq1s, 16, odd(8, 1.0), Signs::InLevels, Shifts::Group(IQ1_DELTA), TERNARY, 1.08;
     /// IQ1_S with one d for a row.
     IQ1_S_R4: encode_one_scale(Scratch), iq1s, 32, odd(8, 1.0), Signs::InLevels, Shifts::SubBlock(IQ1_DELTA),
-        TERNARY;
+        TERNARY, 1.06;
     /// IQ1_M with one d for a row and scales from 0 to 15.
     IQ1_M_R4: encode_one_scale(Scratch), iq1s, 16, Numbers { n: 16, first: 0.0, step: 1.0, unit: 1.0 },
-        Signs::InLevels, Shifts::Group(IQ1_DELTA), TERNARY;
+        Signs::InLevels, Shifts::Group(IQ1_DELTA), TERNARY, 1.06;
 }

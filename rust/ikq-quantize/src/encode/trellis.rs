@@ -7,7 +7,8 @@
 //! How much each tries ([`Effort`]): exact careful searches (patience 1) would gain less than 1 % of the
 //! error for twice the time. More scales gain more: at another scale other points are nearest, and the best
 //! of many draws is kept; most with IQ4_KT, whose points are the densest, so that scales a few numbers apart
-//! are draws of their own.
+//! are draws of their own. Sub-blocks with much of a row's error, by outliers or by weights, get the more draws
+//! (`wide`) the finer the type.
 
 use std::sync::OnceLock;
 
@@ -114,6 +115,7 @@ impl Encode for IQ1_KT {
                 sizes: &[0.5, 0.7, 0.9, 1.2],
                 beside: &[-1, 1],
                 n_careful: 4,
+                wide: &[],
                 quick: 0.0,
                 careful: 0.2,
             },
@@ -143,7 +145,14 @@ impl Encode for IQ2_KT {
             values: &table_values(),
             levels: Table4::new(isa, &IQ4K_VALUES[0]),
             scale_bias: IQ2_KT_SCALE_BIAS,
-            effort: Effort { sizes: &[0.7, 1.05], beside: &[-1, 1], n_careful: 3, quick: 0.0, careful: 0.2 },
+            effort: Effort {
+                sizes: &[0.7, 1.05],
+                beside: &[-1, 1],
+                n_careful: 3,
+                wide: &[],
+                quick: 0.0,
+                careful: 0.2,
+            },
         };
         encode_row::<I, _, 4, false>(isa, Self::TYPE, &search, (x, w), scratch, out);
     }
@@ -175,6 +184,7 @@ impl Encode for IQ3_KT {
                 sizes: &[0.85, 1.1],
                 beside: &[-3, -2, -1, 1, 2, 3],
                 n_careful: 6,
+                wide: &[0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.25, 1.4],
                 quick: 0.0,
                 careful: 0.2,
             },
@@ -186,6 +196,12 @@ impl Encode for IQ3_KT {
 /// 15-bit codes for groups of 4 from one of two sets, scales -64..=63.
 #[allow(non_camel_case_types)]
 pub struct IQ4_KT;
+
+/// Multiples tried of sub-blocks with much of the error.
+const IQ4_KT_WIDE: [f32; 22] = [
+    0.6, 0.63, 0.66, 0.7, 0.73, 0.77, 0.81, 0.85, 0.89, 0.94, 0.98, 1.03, 1.08, 1.14, 1.2, 1.26, 1.32, 1.39,
+    1.46, 1.53, 1.6, 1.68,
+];
 
 /// Factor on the row scale; 1 is least squares.
 const IQ4_KT_SCALE_BIAS: f32 = 1.0;
@@ -209,6 +225,7 @@ impl Encode for IQ4_KT {
                 sizes: &[0.9, 1.1, 1.4],
                 beside: &[-9, -6, -3, 3, 6, 9],
                 n_careful: 28,
+                wide: &IQ4_KT_WIDE,
                 quick: 0.0,
                 careful: 0.3,
             },

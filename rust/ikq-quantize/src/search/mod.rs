@@ -15,4 +15,5 @@ pub mod scale;
 pub mod ternary;
 pub mod tile;
 pub mod trellis;
+mod trellis_match;
 pub mod trellis_row;

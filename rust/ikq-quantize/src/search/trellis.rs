@@ -114,51 +114,27 @@ impl<const PAIRS: usize> Trellis<PAIRS> {
         self.rms
     }
 
-    /// The weights (positive) of a group, prepared for any number of searches among any points of as many
-    /// dimensions.
-    #[inline(always)]
-    pub fn weigh<I: Isa>(&self, isa: I, w: &[f32]) -> Weights<I, PAIRS> {
-        let mut padded = [0.0; 16];
-        padded[..Self::DIMS].copy_from_slice(&w[..Self::DIMS]);
-        let mut top = 0.0f32;
-        for w in &padded[..Self::DIMS] {
-            top = top.max(*w);
-        }
-        let shares = isa.mul_f(isa.load_f(&padded), isa.splat_f(1.0 / top));
-        let rounded = isa.array(isa.round(isa.mul_f(isa.sqrt_f(shares), isa.splat_f(TOP_ROOT))));
-        let mut roots = [isa.splat_i(0); PAIRS];
-        for (p, roots) in roots.iter_mut().enumerate() {
-            *roots = pair(isa, [rounded[2 * p] as i16, rounded[2 * p + 1] as i16]);
-        }
-        let costs = isa.mul_f(shares, isa.splat_f(UNIT * UNIT));
-        Weights { roots, spread: isa.lut16_f(costs, isa.load_i(&self.dimension)) }
-    }
-
     /// The point nearest to `target` (in units of the values).
     /// `patience`: a cell is visited while its lower bound is below this share of the best distance
     /// found so far; 1 finds the nearest of all, 0 looks at one cell.
     #[inline(always)]
-    pub fn nearest<I: Isa>(
-        &self,
-        isa: I,
-        target: &[f32],
-        weights: &Weights<I, PAIRS>,
-        patience: f32,
-    ) -> Found {
+    pub fn nearest<I: Isa>(&self, isa: I, target: &[f32], weights: &Weights<PAIRS>, patience: f32) -> Found {
         let mut padded = [0.0; 16];
         for (padded, target) in padded.iter_mut().zip(&target[..Self::DIMS]) {
             *padded = target.clamp(-FARTHEST, FARTHEST);
         }
         let mut pairs = [isa.splat_i(0); PAIRS];
-        for (p, pairs) in pairs.iter_mut().enumerate() {
-            *pairs = pair(isa, [fixed(padded[2 * p]), fixed(padded[2 * p + 1])]);
+        let mut roots = [isa.splat_i(0); PAIRS];
+        for p in 0..PAIRS {
+            pairs[p] = pair(isa, [fixed(padded[2 * p]), fixed(padded[2 * p + 1])]);
+            roots[p] = pair(isa, weights.roots[p]);
         }
         // what every range of every dimension costs at least, then every half of a cell's number
         let spread = isa.lut16_f(isa.load_f(&padded), isa.load_i(&self.dimension));
         let below = isa.sub_f(isa.load_f(&self.lowest), spread);
         let above = isa.sub_f(spread, isa.load_f(&self.highest));
         let away = isa.max_f(isa.max_f(below, above), isa.splat_f(0.0));
-        let costs = isa.mul_f(isa.mul_f(away, away), weights.spread);
+        let costs = isa.mul_f(isa.mul_f(away, away), isa.load_f(&weights.spread));
         let mut halves = [isa.splat_f(0.0); 2];
         for (half, ranges) in halves.iter_mut().zip(&self.ranges) {
             for ranges in ranges {
@@ -171,7 +147,7 @@ impl<const PAIRS: usize> Trellis<PAIRS> {
         let first =
             16 * not_above(high, least_high).trailing_zeros() + not_above(low, least_low).trailing_zeros();
         let mut nearest = Nearest { distance: isa.splat_f(f32::INFINITY), point: isa.splat_f(0.0) };
-        self.scan(isa, first as usize, &pairs, &weights.roots, &mut nearest);
+        self.scan(isa, first as usize, &pairs, &roots, &mut nearest);
         let mut limit = patience * isa.least(nearest.distance);
         if least_low + least_high < limit {
             let high_costs = isa.array(high);
@@ -186,7 +162,7 @@ impl<const PAIRS: usize> Trellis<PAIRS> {
                     let cell = 16 * h + lows.trailing_zeros();
                     lows &= lows - 1;
                     if cell != first {
-                        self.scan(isa, cell as usize, &pairs, &weights.roots, &mut nearest);
+                        self.scan(isa, cell as usize, &pairs, &roots, &mut nearest);
                     }
                 }
                 limit = patience * isa.least(nearest.distance);
@@ -231,11 +207,40 @@ impl<const PAIRS: usize> Trellis<PAIRS> {
     }
 }
 
-/// Weights of a group: their roots scaled to [`TOP_ROOT`] in pairs, and themselves by dimension and range.
+/// Weights of a group, prepared for any number of searches among any points of as many dimensions.
 #[derive(Clone, Copy)]
-pub struct Weights<I: Lanes, const PAIRS: usize> {
-    roots: [I::I; PAIRS],
-    spread: I::F,
+pub struct Weights<const PAIRS: usize> {
+    /// Roots scaled to [`TOP_ROOT`].
+    roots: [[i16; 2]; PAIRS],
+    /// The weights by dimension and range.
+    spread: [f32; 16],
+}
+
+impl<const PAIRS: usize> Weights<PAIRS> {
+    pub const EMPTY: Self = Weights { roots: [[0; 2]; PAIRS], spread: [0.0; 16] };
+
+    /// `w`: positive, one per dimension.
+    #[inline(always)]
+    pub fn new<I: Isa>(isa: I, w: &[f32]) -> Self {
+        let dims = 2 * PAIRS;
+        let mut padded = [0.0; 16];
+        padded[..dims].copy_from_slice(&w[..dims]);
+        let mut top = 0.0f32;
+        for w in &padded[..dims] {
+            top = top.max(*w);
+        }
+        let shares = isa.mul_f(isa.load_f(&padded), isa.splat_f(1.0 / top));
+        let rounded = isa.array(isa.round(isa.mul_f(isa.sqrt_f(shares), isa.splat_f(TOP_ROOT))));
+        let costs = isa.array(isa.mul_f(shares, isa.splat_f(UNIT * UNIT)));
+        let mut out = Self::EMPTY;
+        for (p, roots) in out.roots.iter_mut().enumerate() {
+            *roots = [rounded[2 * p] as i16, rounded[2 * p + 1] as i16];
+        }
+        for (i, spread) in out.spread.iter_mut().enumerate() {
+            *spread = costs[i * dims / 16];
+        }
+        out
+    }
 }
 
 /// The nearest points so far, lane by lane.
@@ -288,7 +293,7 @@ mod tests {
         #[inline(always)]
         fn run<I: Isa>(self, isa: I) -> [u16; 3] {
             let Find(trellis, target, w) = self;
-            let weights = trellis.weigh(isa, w);
+            let weights = Weights::new(isa, w);
             let mut codes = [0; 3];
             for (code, patience) in codes.iter_mut().zip([0.0, 0.2, 1.0]) {
                 *code = trellis.nearest(isa, target, &weights, patience).code;

@@ -10,10 +10,8 @@
 use ikq_simd::Isa;
 
 use super::levels::Levels;
-use super::trellis::{Trellis, Weights};
-
-/// Elements of a sub-block.
-pub const SUB_BLOCK: usize = 32;
+use super::trellis::Trellis;
+use super::trellis_match::{Elements, Match, MatchAt, Prepared, SUB_BLOCK};
 
 /// What distinguishes the types.
 pub struct RowSearch<'a, L, const PAIRS: usize> {
@@ -40,10 +38,16 @@ pub struct Effort {
     pub beside: &'static [i32],
     /// Careful matches: the best of every way, then others.
     pub n_careful: usize,
+    /// Sub-blocks with more than [`MUCH`] times the average error are matched at these multiples too, of the larger
+    /// of the two scales above.
+    pub wide: &'static [f32],
     /// Patience of the searches.
     pub quick: f32,
     pub careful: f32,
 }
+
+/// A row's error may lie in few sub-blocks, whose best scales are far from the average point's.
+const MUCH: f32 = 2.0;
 
 /// About the largest value there is.
 const PEAK: f32 = 120.0;
@@ -75,17 +79,10 @@ pub struct RowFit {
     pub scales: Vec<u8>,
     pub sets: Vec<u8>,
     pub codes: Vec<u16>,
+    /// Least errors of the quick matches.
+    errors: Vec<f32>,
     /// By sixteen sub-blocks, way and size.
     parabolas: Vec<Parabola>,
-}
-
-/// A sub-block matched at one scale.
-struct Match {
-    codes: [u16; 16],
-    error: f32,
-    /// `sum w x t`, `sum w t^2`.
-    wxt: f32,
-    wtt: f32,
 }
 
 /// A careful match that could be made.
@@ -100,14 +97,27 @@ struct Candidate {
 
 const NOTHING_YET: Candidate = Candidate { number: 0, set: 0, estimate: f32::INFINITY, first: false };
 
-/// The groups of a sub-block: prepared weights, and the order of matching.
-struct Groups<I: Isa, const PAIRS: usize> {
-    weights: [Weights<I, PAIRS>; 8],
-    order: [u8; 8],
+/// How large a sub-block is.
+struct Size {
+    /// `sum w x^2`, `sum w`, and the root of their ratio.
+    energy: f32,
+    w: f32,
+    rms: f32,
+    peak: f32,
 }
 
-/// The elements of a sub-block and their weights.
-type Elements<'a> = (&'a [f32; SUB_BLOCK], &'a [f32; SUB_BLOCK]);
+impl Size {
+    #[inline(always)]
+    fn of((x, w): Elements) -> Size {
+        let (mut energy, mut w_sum, mut peak) = (0.0, 0.0, 0.0f32);
+        for (x, w) in x.iter().zip(w) {
+            energy += w * x * x;
+            w_sum += w;
+            peak = peak.max(x.abs());
+        }
+        Size { energy, w: w_sum, rms: (energy / w_sum).sqrt(), peak }
+    }
+}
 
 impl<L, const PAIRS: usize> RowSearch<'_, L, PAIRS> {
     const DIMS: usize = 2 * PAIRS;
@@ -141,9 +151,20 @@ impl<L, const PAIRS: usize> RowSearch<'_, L, PAIRS> {
         fit.parabolas.resize(n_sub.div_ceil(16) * n_quick, [[0.0; 16]; 2]);
         let blocks = x.as_chunks::<SUB_BLOCK>().0.iter().zip(w.as_chunks::<SUB_BLOCK>().0);
         let mut top = 0.0f32;
+        let mut sum = 0.0;
+        fit.errors.clear();
         for (sub, block) in blocks.clone().enumerate() {
             let parabolas = &mut fit.parabolas[sub / 16 * n_quick..][..n_quick];
-            top = top.max(self.quick(isa, block, parabolas, sub % 16));
+            let (scale, error) = self.quick(isa, block, parabolas, sub % 16);
+            top = top.max(scale);
+            sum += error;
+            fit.errors.push(error);
+        }
+        for (sub, block) in blocks.clone().enumerate() {
+            if !self.effort.wide.is_empty() && fit.errors[sub] * n_sub as f32 > MUCH * sum {
+                let parabolas = &mut fit.parabolas[sub / 16 * n_quick..][..n_quick];
+                top = top.max(self.wide(isa, block, parabolas, sub % 16));
+            }
         }
         if top <= 0.0 {
             return;
@@ -181,39 +202,64 @@ impl<L, const PAIRS: usize> RowSearch<'_, L, PAIRS> {
         largest
     }
 
-    /// Quick matches of a sub-block; returns the largest of their best scales.
+    /// Quick matches of a sub-block; returns the largest of their best scales and the least of their errors.
     #[inline(always)]
-    fn quick<I: Isa>(&self, isa: I, block: Elements, parabolas: &mut [Parabola], lane: usize) -> f32 {
-        let (mut wxx, mut w_sum, mut peak) = (0.0, 0.0, 0.0f32);
-        for (x, w) in block.0.iter().zip(block.1) {
-            wxx += w * x * x;
-            w_sum += w;
-            peak = peak.max(x.abs());
-        }
-        let rms = (wxx / w_sum).sqrt();
-        if rms < NOTHING {
+    fn quick<I: Isa>(&self, isa: I, block: Elements, parabolas: &mut [Parabola], lane: usize) -> (f32, f32) {
+        let size = Size::of(block);
+        if size.rms < NOTHING {
             // no scale is too small
             for [_, b] in parabolas {
-                b[lane] = w_sum;
+                b[lane] = size.w;
             }
-            return 0.0;
+            return (0.0, 0.0);
         }
         let sizes = self.effort.sizes;
-        let groups = self.weigh(isa, block);
-        let mut top = 0.0f32;
+        let block = Prepared::new(isa, block);
+        let (mut top, mut gain) = (0.0f32, 0.0f32);
         for (way, parabolas) in parabolas.chunks_exact_mut(sizes.len()).enumerate() {
             let set = way / self.n_signs();
             for (k, [two_a, b]) in parabolas.iter_mut().enumerate() {
-                let mut scale = rms / self.sets[set].rms() * sizes[k];
+                let mut scale = size.rms / self.sets[set].rms() * sizes[k];
                 if k + 1 == sizes.len() {
-                    scale = scale.max(peak / PEAK);
+                    scale = scale.max(size.peak / PEAK);
                 }
                 let signed = if way % self.n_signs() == 0 { scale } else { -scale };
-                let found =
-                    self.matched(isa, block, &groups, (set, signed), self.effort.quick, f32::INFINITY);
+                let found = self.matched(isa, &block, (set, signed), self.effort.quick, f32::INFINITY);
                 two_a[lane] = found.wxt + found.wxt;
                 b[lane] = found.wtt;
                 if found.wtt > 0.0 {
+                    top = top.max((found.wxt / found.wtt).abs());
+                    gain = gain.max(found.wxt * found.wxt / found.wtt);
+                }
+            }
+        }
+        (top, (size.energy - gain).max(0.0))
+    }
+
+    /// Careful matches of a sub-block at many sizes; the best of each way take the place of worse ones. Returns
+    /// the largest of the best scales.
+    #[inline(always)]
+    fn wide<I: Isa>(&self, isa: I, block: Elements, parabolas: &mut [Parabola], lane: usize) -> f32 {
+        let size = Size::of(block);
+        let block = Prepared::new(isa, block);
+        let mut top = 0.0f32;
+        for (way, parabolas) in parabolas.chunks_exact_mut(self.effort.sizes.len()).enumerate() {
+            let set = way / self.n_signs();
+            let scale = (size.rms / self.sets[set].rms()).max(size.peak / PEAK);
+            let signed = if way % self.n_signs() == 0 { scale } else { -scale };
+            for multiple in self.effort.wide {
+                let (mut worst, mut least) = (0, f32::INFINITY);
+                for (k, [two_a, b]) in parabolas.iter().enumerate() {
+                    let gain = 0.25 * two_a[lane] * two_a[lane] / b[lane].max(f32::MIN_POSITIVE);
+                    if gain < least {
+                        (worst, least) = (k, gain);
+                    }
+                }
+                let limit = size.energy - least;
+                let found = self.matched(isa, &block, (set, signed * multiple), self.effort.careful, limit);
+                if found.error < limit && found.wtt > 0.0 {
+                    parabolas[worst][0][lane] = found.wxt + found.wxt;
+                    parabolas[worst][1][lane] = found.wtt;
                     top = top.max((found.wxt / found.wtt).abs());
                 }
             }
@@ -230,7 +276,7 @@ impl<L, const PAIRS: usize> RowSearch<'_, L, PAIRS> {
         d: f32,
         candidates: &mut [Candidate],
     ) -> (Candidate, Match) {
-        let groups = self.weigh(isa, block);
+        let block = Prepared::new(isa, block);
         let mut best = (NOTHING_YET, Match { codes: [0; 16], error: f32::INFINITY, wxt: 0.0, wtt: 0.0 });
         for _ in 0..self.effort.n_careful {
             let mut next = NOTHING_YET;
@@ -249,8 +295,7 @@ impl<L, const PAIRS: usize> RowSearch<'_, L, PAIRS> {
             }
             candidates[at].estimate = f32::INFINITY;
             let scale = d * self.values[next.number];
-            let found =
-                self.matched(isa, block, &groups, (next.set, scale), self.effort.careful, best.1.error);
+            let found = self.matched(isa, &block, (next.set, scale), self.effort.careful, best.1.error);
             if found.error < best.1.error {
                 best = (next, found);
             }
@@ -295,58 +340,17 @@ impl<L, const PAIRS: usize> RowSearch<'_, L, PAIRS> {
         n
     }
 
-    /// The weights of every group, and the groups by energy: the sooner a match is seen to be worse than
-    /// another, the better.
-    #[inline(always)]
-    fn weigh<I: Isa>(&self, isa: I, (x, w): Elements) -> Groups<I, PAIRS> {
-        let mut weights = [self.sets[0].weigh(isa, w); 8];
-        for (g, weights) in weights.iter_mut().enumerate().take(Self::GROUPS) {
-            *weights = self.sets[0].weigh(isa, &w[g * Self::DIMS..]);
-        }
-        let mut energy = [0.0f32; 8];
-        for (g, energy) in energy.iter_mut().enumerate().take(Self::GROUPS) {
-            for (x, w) in x.iter().zip(w).skip(g * Self::DIMS).take(Self::DIMS) {
-                *energy += w * x * x;
-            }
-        }
-        let mut order = [0, 1, 2, 3, 4, 5, 6, 7];
-        order[..Self::GROUPS].sort_by(|a, b| energy[usize::from(*b)].total_cmp(&energy[usize::from(*a)]));
-        Groups { weights, order }
-    }
-
-    /// Codes of a sub-block in a set at a scale. Gives up as soon as the error reaches `limit`.
+    /// A sub-block matched with a set at a scale.
     #[inline(always)]
     fn matched<I: Isa>(
         &self,
         isa: I,
-        (x, w): Elements,
-        groups: &Groups<I, PAIRS>,
+        block: &Prepared<PAIRS>,
         (set, scale): (usize, f32),
         patience: f32,
         limit: f32,
     ) -> Match {
-        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-        let mut out = Match { codes: [0; 16], error: 0.0, wxt: 0.0, wtt: 0.0 };
-        for g in &groups.order[..Self::GROUPS] {
-            let g = usize::from(*g) & 7;
-            let (x, w) = (&x[g * Self::DIMS..][..Self::DIMS], &w[g * Self::DIMS..][..Self::DIMS]);
-            let mut target = [0.0; 8];
-            for (target, x) in target.iter_mut().zip(x) {
-                *target = x * inverse;
-            }
-            let found = self.sets[set].nearest(isa, &target, &groups.weights[g], patience);
-            out.codes[g] = found.code;
-            for ((x, w), t) in x.iter().zip(w).zip(found.values) {
-                let miss = x - scale * t;
-                out.error += w * miss * miss;
-                out.wxt += w * x * t;
-                out.wtt += w * t * t;
-            }
-            if out.error >= limit {
-                break;
-            }
-        }
-        out
+        isa.apart(MatchAt { block, points: &self.sets[set], scale, patience, limit })
     }
 
     /// The row scale; `top` is the largest sub-block scale.
