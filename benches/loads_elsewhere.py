@@ -43,8 +43,8 @@ def perplexity(program: str, model: Path, text: str, chunks: int) -> str:
     found = re.search(r"Final estimate: PPL.* = (\S+) \+/-", output)
     if found:
         return found[1]
-    last = [line for line in output.splitlines() if line.strip()][-1:]
-    return f"failed: {last[0][:90] if last else done.returncode}"
+    said = [line for line in output.splitlines() if re.search(r"GGML_ASSERT|fatal error|error:", line)]
+    return f"failed: {said[0].rsplit('/', 1)[-1][:90]}" if said else f"failed: exit code {done.returncode}"
 
 
 def files(wanted: list[str]) -> list[tuple[str, str, dict[str, object]]]:

@@ -3,7 +3,7 @@
 1. decode throughput per type and instruction set, beside the machine's read bandwidth
 2. encode speed per type and instruction set
 3. encode quality: error of every encoder as a ratio to the reference's
-4. with IKQ_REFERENCE_QUANTIZE=PATH/llama-quantize: CPU time of whole commands against it, interleaved
+4. with IKQ_REFERENCE_QUANTIZE=PATH/llama-quantize (of ik_llama.cpp): CPU time of every TYPE against it, interleaved
 """
 
 from __future__ import annotations
@@ -15,27 +15,100 @@ from pathlib import Path
 
 TOP = Path(__file__).parent.parent
 
+# Names of TYPE as the reference has them: those that it encodes nearly as fast as it reads, those that it searches.
+FAST = ["BF16", "Q8_0", "Q8_KV", "Q8_0_R8", "Q8_K_R8", "Q8_KV_R8", "MXFP4", "IQ1_BN", "IQ2_BN", "IQ2_BN_R4"]
+SEARCHED = [
+    "Q4_0",
+    "Q4_1",
+    "Q5_0",
+    "Q5_1",
+    "Q6_0",
+    "Q2_K_S",
+    "Q3_K_S",
+    "Q4_K_S",
+    "Q5_K_S",
+    "Q6_K",
+    "IQ4_NL",
+    "IQ4_XS",
+    "IQ2_XXS",
+    "IQ2_XS",
+    "IQ2_M",
+    "IQ3_XXS",
+    "IQ3_S",
+    "IQ1_S",
+    "IQ1_M",
+    "IQ1_S_R4",
+    "IQ1_M_R4",
+    "IQ2_K",
+    "IQ3_K",
+    "IQ4_K",
+    "IQ5_K",
+    "IQ6_K",
+    "IQ2_KS",
+    "IQ3_KS",
+    "IQ4_KS",
+    "IQ4_KSS",
+    "IQ5_KS",
+    "IQ2_KL",
+    "IQ1_KT",
+    "IQ2_KT",
+    "IQ3_KT",
+    "IQ4_KT",
+    "Q4_0_R8",
+    "Q5_0_R4",
+    "Q6_0_R4",
+    "Q2_K_R4",
+    "Q3_K_R4",
+    "Q4_K_R4",
+    "Q5_K_R4",
+    "Q6_K_R4",
+    "IQ2_XXS_R4",
+    "IQ2_XS_R4",
+    "IQ2_M_R4",
+    "IQ3_XXS_R4",
+    "IQ3_S_R4",
+    "IQ4_NL_R4",
+    "IQ4_XS_R8",
+    "IQ2_K_R4",
+    "IQ3_K_R4",
+    "IQ4_K_R4",
+    "IQ5_K_R4",
+    "IQ4_KS_R4",
+    "IQ5_KS_R4",
+    "MXFP4_R8",
+]
+# Where the reference only rounds without an imatrix.
+ROUNDED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_0_R8", "Q3_K_S"]
 
-def section(title: str, *words: str) -> None:
+
+def section(title: str, *words: str) -> bool:
+    """Runs a measurement; whether it says that its bounds hold."""
     print(f"\n## {title}\n\n`{' '.join(w.replace(sys.executable, 'python') for w in words)}`\n", flush=True)
-    subprocess.run(words, cwd=TOP, check=True)
+    return subprocess.run(words, cwd=TOP).returncode == 0
 
 
 def example(crate: str, name: str) -> list[str]:
     return ["cargo", "run", "--quiet", "--release", "--locked", "-p", crate, "--example", name]
 
 
-def main() -> None:
-    section("Decode throughput", *example("ikq-decode", "throughput"))
-    section("Encode speed", *example("ikq-quantize", "encode_speed"))
-    section("Encode quality", sys.executable, "benches/encode_quality.py")
+def main() -> int:
+    held = [
+        section("Decode throughput", *example("ikq-decode", "throughput")),
+        section("Encode speed", *example("ikq-quantize", "encode_speed")),
+        section("Encode quality", sys.executable, "benches/encode_quality.py"),
+    ]
     reference = os.environ.get("IKQ_REFERENCE_QUANTIZE")
     if reference:
         words = [sys.executable, "benches/quantize_against.py", "--reference", f"reference={reference}"]
-        section("Against the reference", *words)
+        held += [
+            section("Against the reference, fast types", *words, "--types", *FAST),
+            section("Against the reference, searched types", *words, "--rows", "512", "--types", *SEARCHED),
+            section("Against the reference, without imatrix", *words, "--no-imatrix", "--types", *ROUNDED),
+        ]
     else:
         print("\nIKQ_REFERENCE_QUANTIZE is not set: no comparison with another quantizer.")
+    return 0 if all(held) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

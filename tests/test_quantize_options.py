@@ -227,3 +227,16 @@ def test_weights_that_are_not_ternary_are_warned_about(tmp_path: Path) -> None:
     assert "not ternary" not in ikq_command("quantize", model, tmp_path / "q8.gguf", "Q8_0").stdout
     with pytest.warns(ikq.NotTernaryWarning, match="IQ1_BN"):
         ikq.quantize(ternary + 0.1, "IQ1_BN")
+
+
+def test_symmetric_q4_0_has_no_lowest_level(tmp_path: Path) -> None:
+    """Levels -7 to 7, searched: not worse than the largest value on 7, which the option means elsewhere."""
+    for options, lowest in (({}, 0), ({"symmetric_q40": True}, 1)):
+        ikq.quantize_file(MODEL, tmp_path / "out.gguf", "Q4_0", pure=True, **options)
+        t = ikq.GGUFReader(tmp_path / "out.gguf").tensors["blk.0.attn_q.weight"]
+        assert ikq.unpack(t.raw, "Q4_0")["q"].min() == lowest
+    x = ikq.GGUFReader(MODEL).tensors["blk.0.attn_q.weight"].dequantize().reshape(-1, 32)
+    d = np.abs(x).max(axis=1, keepdims=True) / 7
+    rounded = np.clip(np.round(x / np.where(d > 0, d, 1)), -7, 7) * d
+    found = t.dequantize().reshape(-1, 32)
+    assert ((found - x) ** 2).sum() < ((rounded - x) ** 2).sum()
