@@ -264,12 +264,12 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
-    # enough work that the signal comes in the middle
+    # half a minute of work, so that the signal comes in the middle
     x = np.stack([rows(2048, 1024, 7)] * 16)
     model = small_model(tmp_path / "m.gguf", blk__0__ffn_up_exps__weight=x)
     out = tmp_path / "out.gguf"
     out.write_text("precious")
-    words = [sys.executable, "-m", "ikq", "quantize", str(model), str(out), "IQ4_KS", "1"]
+    words = [sys.executable, "-m", "ikq", "quantize", str(model), str(out), "IQ4_KT", "1"]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while len(left_behind(tmp_path)) == 2 and time.monotonic() < deadline:
