@@ -270,7 +270,14 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     out.write_text("precious")
     words = [sys.executable, "-m", "ikq", "quantize", str(model), str(out), "IQ4_KT", "1"]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    # a shell that runs the tests in the background has them ignore the signal, and their children too
+    process = subprocess.Popen(
+        words,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while len(left_behind(tmp_path)) == 2 and time.monotonic() < deadline:
         time.sleep(0.01)
