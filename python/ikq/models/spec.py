@@ -1,0 +1,318 @@
+"""`ModelSpec`: a model as data. What an architecture's file makes from GGUF metadata, and what the engine runs.
+
+A spec names tensors and says how they combine; it holds no numbers of the weights. All shapes are in elements,
+`n_*` are counts. The engine (Rust, `ikq-model`) reads exactly these fields from `ModelSpec.to_json`; a field added
+here is added to `rust/ikq-model/src/spec.rs`.
+
+The layer that every model shares (norms that are `None` are left out):
+
+    a = x + post_attention_norm( attention( attention_norm(x) ) )
+    x = a + post_ffn_norm( ffn( ffn_norm(a) ) )
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = [
+    "DeltaNet",
+    "DenseFfn",
+    "Gqa",
+    "Layer",
+    "Linear",
+    "Mla",
+    "ModelSpec",
+    "Moe",
+    "Rope",
+    "Routing",
+    "Yarn",
+]
+
+Activation = Literal["silu", "gelu_tanh", "swiglu_oai"]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A matrix product `scale * (W x) + bias`, or one per expert.
+
+    Attributes:
+        weight: Tensor name. For experts a 3-D tensor, or (older files) one name per expert.
+        bias: Tensor of the output's length (experts: one row per expert), added after the product.
+        scale: One-number tensor (experts: one number each) that the product is multiplied with.
+        first_row: First row of the tensor that belongs to this matrix (of each expert's matrix).
+        n_rows: Rows of this matrix; `None`: all of the tensor's. Two `Linear` may share a tensor
+            (`attn_qkv`, `ffn_gate_up_exps`).
+    """
+
+    weight: str | tuple[str, ...]
+    bias: str | None = None
+    scale: str | None = None
+    first_row: int = 0
+    n_rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """YaRN: frequencies between the trained ones and those divided by `factor`.
+
+    Attributes:
+        factor: Extension of the context.
+        n_ctx_orig: Trained context.
+        beta_fast: Rotations above which a frequency stays.
+        beta_slow: Rotations below which it is divided by `factor`.
+        magnitude: Factor of cos and sin.
+        truncate: Round the bounds of the ramp to integers, as GGUF engines do.
+    """
+
+    factor: float
+    n_ctx_orig: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    magnitude: float = 1.0
+    truncate: bool = True
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding of the first `n_rot` elements of a head.
+
+    Attributes:
+        pairing: `norm` rotates neighbours (2i, 2i+1), `neox` halves (i, i + n_rot/2).
+        n_rot: Elements that are rotated.
+        base: Base of the frequencies, `base ** (-2i / n_rot)`.
+        linear: Positions are divided by it.
+        factors: Tensor of `n_rot / 2` numbers that angles are divided by.
+        yarn: YaRN, where the model uses it.
+    """
+
+    pairing: Literal["norm", "neox"]
+    n_rot: int
+    base: float
+    linear: float = 1.0
+    factors: str | None = None
+    yarn: Yarn | None = None
+
+
+@dataclass(frozen=True)
+class Gqa:
+    """Attention with grouped key/value heads.
+
+    Attributes:
+        n_head: Query heads.
+        n_head_kv: Key/value heads; query head h reads head `h // (n_head // n_head_kv)`.
+        head_dim: Elements of a query or key head.
+        head_dim_v: Elements of a value head.
+        q, k, v, output: Projections. With `output_gate`, each head of `q` has `head_dim` query rows, then
+            `head_dim` gate rows: what attention gives is multiplied with `sigmoid(gate)` before `output`.
+        q_norm, k_norm: RMS norm of each head (tensor of `head_dim` numbers), before the rotation.
+        rope: `None` leaves positions out.
+        scale: Factor of the scores.
+        window: A query sees this many positions, its own included; `None`: all before it.
+        softcap: Scores s become `softcap * tanh(s / softcap)`.
+        sinks: Tensor of one extra logit per query head that has no value.
+    """
+
+    n_head: int
+    n_head_kv: int
+    head_dim: int
+    head_dim_v: int
+    q: Linear
+    k: Linear
+    v: Linear
+    output: Linear
+    scale: float
+    rope: Rope | None = None
+    q_norm: str | None = None
+    k_norm: str | None = None
+    window: int | None = None
+    softcap: float | None = None
+    sinks: str | None = None
+    output_gate: bool = False
+    kind: Literal["gqa"] = "gqa"
+
+
+@dataclass(frozen=True)
+class Mla:
+    """Multi-head latent attention: keys and values of all heads come from one cached vector of `kv_rank + n_rot`.
+
+    Attributes:
+        n_head: Heads.
+        kv_rank: Elements of the compressed vector c.
+        n_rot: Rotated elements that all heads' keys share.
+        n_nope: Elements of a head's query and key without rotation.
+        head_dim_v: Elements of a head's value.
+        q: Queries (`n_nope` rows, then `n_rot` rows per head), applied to the normed input, or to
+            `q_a_norm(q_a x)` where queries are compressed.
+        q_a, q_a_norm: Compression of queries.
+        kv_a: `kv_rank` rows of c, then `n_rot` rows of the shared key.
+        kv_a_norm: RMS norm of c.
+        k_b: Tensor `[n_nope, kv_rank, n_head]` (or the same as `[n_nope, kv_rank * n_head]`).
+        v_b: Tensor `[kv_rank, head_dim_v, n_head]` (or the same as two dimensions).
+        kv_b: Where `k_b` and `v_b` are missing: `[kv_rank, n_head * (n_nope + head_dim_v)]`, per head key rows,
+            then value rows.
+        output: Projection of all heads' values.
+        rope: Rotation of queries' and keys' rotated part.
+        scale: Factor of the scores.
+    """
+
+    n_head: int
+    kv_rank: int
+    n_rot: int
+    n_nope: int
+    head_dim_v: int
+    q: Linear
+    kv_a: Linear
+    kv_a_norm: str
+    output: Linear
+    scale: float
+    rope: Rope
+    q_a: Linear | None = None
+    q_a_norm: str | None = None
+    k_b: str | None = None
+    v_b: str | None = None
+    kv_b: str | None = None
+    kind: Literal["mla"] = "mla"
+
+
+@dataclass(frozen=True)
+class DeltaNet:
+    """Gated delta-net: a recurrent layer with a state of `head_dim_k x head_dim_v` per value head.
+
+    Attributes:
+        n_head_k, n_head_v: Key (and query) heads, value heads.
+        head_dim_k, head_dim_v: Their elements.
+        conv_kernel: Taps of the convolution over time.
+        qkv: All query heads, all key heads, all value heads. With `mixed` its rows are instead, per key head:
+            query, key, its value heads, its gates.
+        z: Output gate, one number per value element; `None` with `mixed`.
+        beta, alpha: One row per value head; with `ba_grouped` both name the same tensor, whose rows are per key
+            head the betas of its value heads, then their alphas.
+        value_order: `grouped`: value head j uses key head `j // (n_head_v // n_head_k)`; `tiled`: `j % n_head_k`.
+        conv: Tensor of the convolution, `conv_kernel` numbers per channel of `qkv`.
+        dt, a: Tensors of one number per value head: bias of alpha, and `-exp(A_log)`.
+        norm: RMS norm of each value head's output (tensor of `head_dim_v` numbers).
+        output: Projection of all value heads.
+    """
+
+    n_head_k: int
+    n_head_v: int
+    head_dim_k: int
+    head_dim_v: int
+    conv_kernel: int
+    qkv: Linear
+    z: Linear | None
+    beta: Linear
+    alpha: Linear
+    value_order: Literal["grouped", "tiled"]
+    conv: str
+    dt: str
+    a: str
+    norm: str
+    output: Linear
+    mixed: bool = False
+    ba_grouped: bool = False
+    kind: Literal["delta_net"] = "delta_net"
+
+
+@dataclass(frozen=True)
+class DenseFfn:
+    """`down( act(gate x) * up x )`, for every token.
+
+    Attributes:
+        input_gate: Tensor of one row: the result is multiplied with `sigmoid(input_gate . x)` (shared experts).
+    """
+
+    gate: Linear
+    up: Linear
+    down: Linear
+    activation: Activation = "silu"
+    input_gate: str | None = None
+    kind: Literal["dense"] = "dense"
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How a token chooses experts.
+
+    With logits l = router(x): probabilities p are `softmax` (over all), `sigmoid`, or for `softmax_chosen` the
+    logits themselves; the `n_used` largest of p + selection_bias are chosen, from the `n_group_used` groups with
+    the largest sum of their two best; their weights are p (softmax over the chosen for `softmax_chosen`),
+    divided by their sum where `normalize`, times `scale`.
+    """
+
+    n_expert: int
+    n_used: int
+    router: Linear
+    func: Literal["softmax", "sigmoid", "softmax_chosen"] = "softmax"
+    selection_bias: str | None = None
+    normalize: bool = False
+    scale: float = 1.0
+    n_group: int = 1
+    n_group_used: int = 1
+
+
+@dataclass(frozen=True)
+class Moe:
+    """A mixture of experts, with an optional FFN that every token takes."""
+
+    routing: Routing
+    gate: Linear
+    up: Linear
+    down: Linear
+    activation: Activation = "silu"
+    shared: DenseFfn | None = None
+    kind: Literal["moe"] = "moe"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One block; norms are tensor names."""
+
+    attention_norm: str
+    attention: Gqa | Mla | DeltaNet
+    ffn_norm: str
+    ffn: DenseFfn | Moe
+    post_attention_norm: str | None = None
+    post_ffn_norm: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A whole model.
+
+    Attributes:
+        architecture: `general.architecture`.
+        n_vocab, n_embd: Rows and columns of the embedding.
+        n_ctx_train: Context the model was trained for.
+        norm_eps: Epsilon of every RMS norm.
+        token_embd: Tensor of embeddings.
+        embd_scale: Factor of embeddings.
+        output_norm: Last norm.
+        output: Projection to logits (the embedding's tensor where they are tied).
+        final_softcap: Logits s become `softcap * tanh(s / softcap)`.
+        notes: Sentences for `explain` about what was assumed.
+    """
+
+    architecture: str
+    n_vocab: int
+    n_embd: int
+    n_ctx_train: int
+    norm_eps: float
+    token_embd: str
+    output_norm: str
+    output: Linear
+    layers: tuple[Layer, ...]
+    embd_scale: float = 1.0
+    final_softcap: float | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dicts and lists of plain values."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        """The spec as the engine reads it."""
+        return json.dumps(self.to_dict())

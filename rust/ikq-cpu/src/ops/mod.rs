@@ -1,0 +1,1 @@
+//! The operations of language models beside matrix products.
