@@ -17,10 +17,14 @@
 //! assert_eq!((done, y), (Ok(()), [2.0, 4.0, 6.0, 8.0, 10.0]));
 //! # Ok::<(), ikq_pool::StartError>(())
 //! ```
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod cancel;
 mod pool;
+// the only home of `unsafe` in this crate
+#[allow(unsafe_code)]
+mod team;
 
 pub use cancel::Cancel;
 pub use pool::{Pool, StartError, Stop, n_cpus};
+pub use team::Team;

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::cancel::Cancel;
+use crate::team::{self, Team};
 
 /// CPUs this process may use (affinity and container limits counted), at least 1.
 pub fn n_cpus() -> usize {
@@ -69,6 +70,11 @@ impl Pool {
     /// without crossing over again.
     pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.threads.install(work)
+    }
+
+    /// Runs `lead` on one of the pool's threads while the others wait for its phases; see [`Team`].
+    pub fn step<R: Send>(&self, lead: impl FnOnce(&Team<'_>) -> R + Send) -> R {
+        team::step(&self.threads, lead)
     }
 
     /// Works off `units`: each is taken in order by the next free thread. Returns when all threads
@@ -179,6 +185,62 @@ mod tests {
         });
         assert_eq!(done, Err(Stop::Cancelled));
         assert!(ran.load(Ordering::Relaxed) < 1_000_000);
+    }
+
+    #[test]
+    fn every_unit_of_every_phase_runs_once() {
+        for n_threads in [1, 2, 3, 13] {
+            let pool = Pool::new(n_threads).expect("threads");
+            for _ in 0..20 {
+                let total = pool.step(|team| {
+                    assert_eq!(team.n_threads(), n_threads);
+                    let mut seen = vec![0usize; 57];
+                    for phase in 0..50 {
+                        let units = phase % 57;
+                        team.for_each(&mut seen[..units], |n, thread| {
+                            assert!(thread < n_threads);
+                            *n += 1;
+                        });
+                    }
+                    seen.iter().sum::<usize>()
+                });
+                assert_eq!(total, (0..50).sum());
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_of_a_unit_reaches_the_caller_and_the_pool_lives_on() {
+        let pool = Pool::new(3).expect("threads");
+        for at in [0, 5, 99] {
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                pool.step(|team| {
+                    let mut units: Vec<usize> = (0..100).collect();
+                    team.for_each(&mut units, |u, _| assert_ne!(*u, at, "unit of doom"));
+                })
+            }));
+            assert!(outcome.is_err());
+        }
+        assert_eq!(pool.step(|team| team.n_threads()), 3);
+    }
+
+    #[test]
+    fn phases_after_a_pause_find_sleeping_threads() {
+        let pool = Pool::new(2).expect("threads");
+        let threads = pool.step(|team| {
+            let mut used = [false; 2];
+            for _ in 0..5 {
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                let mut units = vec![0; 40];
+                team.for_each(&mut units, |unit, thread| {
+                    std::thread::sleep(std::time::Duration::from_millis(1));
+                    *unit = thread;
+                });
+                units.iter().for_each(|thread| used[*thread] = true);
+            }
+            used
+        });
+        assert_eq!(threads, [true, true]);
     }
 
     #[test]
