@@ -78,7 +78,8 @@ mod tests {
         let laid = QuantType::ALL.iter().filter_map(|ty| layout(*ty).ok().filter(|l| l.words().is_some()));
         for layout in laid {
             // bits above a number's width, as slots have them, and no NaN, which may not stay as they are
-            let bits = |i: usize, lane: usize| (i * 16 + lane) as u32 * 0x9e37_79b1 & 0xbfff_ffff;
+            let bits =
+                |i: usize, lane: usize| ((i * 16 + lane) as u32).wrapping_mul(0x9e37_79b1) & 0xbfff_ffff;
             let numbers: Vec<[f32; LANES]> = (0..layout.n_values())
                 .map(|i| std::array::from_fn(|lane| f32::from_bits(bits(i, lane))))
                 .collect();

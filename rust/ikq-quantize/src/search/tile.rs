@@ -132,7 +132,7 @@ impl<const N: usize> Tile<N> {
 /// Sub-blocks side by side; lanes without one hold `missing`.
 #[inline(always)]
 fn transpose<I: Isa, const N: usize>(isa: I, x: &[f32], missing: &[f32; N], out: &mut [[f32; LANES]; N]) {
-    const { assert!(N % 16 == 0, "transposed in squares") };
+    const { assert!(N.is_multiple_of(16), "transposed in squares") };
     let (blocks, _) = x.as_chunks::<N>();
     for (k, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
         let mut rows = [&missing.as_chunks().0[k]; LANES];
