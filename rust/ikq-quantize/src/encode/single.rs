@@ -2,8 +2,8 @@
 //!
 //! Objective: `sum w (x - d v)^2` with w of the column. Searched: per block, scales that put the
 //! largest element on or beyond the last level, on both sides of the (asymmetric) level set, then
-//! codes and scale in turn; see [`crate::search::scale`]. Rows without importance of Q4_0 and Q5_0 try a few
-//! of these scales, with sums that do not look at weights.
+//! codes and scale in turn; see [`crate::search::scale`]. Rows without importance of Q4_0 and Q5_0 try few
+//! scales, with sums that do not look at weights.
 
 use ikq_formats::codebook::IQ4NL_VALUES;
 use ikq_formats::{QuantType, layout};
@@ -161,7 +161,7 @@ const Q6_LADDER: Ladder =
 const Q5_LADDER: Ladder = Ladder { anchors: Q5_ANCHORS, stretches: STRETCHES, rounds: 2 };
 pub(super) const NL_LADDER: Ladder = Ladder { anchors: NL_ANCHORS, stretches: STRETCHES, rounds: 2 };
 
-/// Without importance: a few of the above, spread over both sides.
+/// Without importance: on and a bit beyond the last levels of both sides, where most of the gain is.
 const Q4_PLAIN: Ladder = Ladder { anchors: &[-8.0, -8.7, 7.4, 8.0], stretches: &[], rounds: 1 };
 const Q5_PLAIN: Ladder =
     Ladder { anchors: &[-16.0, -16.6, -17.5, 15.4, 15.9, 16.8], stretches: &[], rounds: 1 };
