@@ -7,10 +7,11 @@
 //! From the two layouts (of a row's block and of a group) a table of moves is made once per type: a
 //! move takes some bits of a byte, or the same bits of four neighbouring bytes at once, to their
 //! place on the other side; read backwards it undoes itself. Nearly all formats keep four
-//! neighbouring elements together, so that most moves carry four codes. Fields that a group stores
-//! in another code go number by number.
+//! neighbouring elements together, so that most moves carry four codes; bits of a byte that scatter over a
+//! word are looked up together on their way into the group. Fields that a group stores in another code go
+//! number by number.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use crate::error::Error;
 use crate::layout::{Layout, Part, Recode, mask};
@@ -189,7 +190,18 @@ struct RowMoves {
     /// The same bits of four neighbouring bytes.
     words: Vec<Move>,
     bytes: Vec<Move>,
+    /// What of `bytes` scatters a byte over a word, for the way into the group, and the others.
+    spreads: Vec<Spread>,
+    singles: Vec<Move>,
     recoded: Vec<RecodedMove>,
+}
+
+/// Several moves out of one byte of the row into one word of the group, looked up together.
+struct Spread {
+    row: usize,
+    group: u16,
+    /// The word's bits, by the byte.
+    bits: Arc<[u32; 256]>,
 }
 
 /// `mask` bits from bit `row_shift` of the row's byte to bit `group_shift` of the group's byte.
@@ -202,6 +214,14 @@ struct Move {
     group_shift: u8,
     mask: u32,
     flip: u32,
+}
+
+impl Move {
+    /// The bits of a byte of the row in their place in the group's byte.
+    #[inline]
+    fn of_byte(&self, byte: u8) -> u32 {
+        ((u32::from(byte) >> self.row_shift ^ self.flip) & self.mask) << self.group_shift
+    }
 }
 
 /// `n` words next to each other in the row, `step` bytes apart in the group, stored with some bits inverted.
@@ -260,9 +280,11 @@ impl RowMoves {
             let bits = word(block, usize::from(m.row)) >> m.row_shift ^ m.flip;
             put_word(group, m.group, (bits & m.mask) << m.group_shift);
         }
-        for m in &self.bytes {
-            let bits = u32::from(block[usize::from(m.row)]) >> m.row_shift ^ m.flip;
-            group[usize::from(m.group)] |= ((bits & m.mask) << m.group_shift) as u8;
+        for m in &self.singles {
+            group[usize::from(m.group)] |= m.of_byte(block[usize::from(m.row)]) as u8;
+        }
+        for s in &self.spreads {
+            put_word(group, s.group, s.bits[usize::from(block[s.row])]);
         }
         for m in &self.recoded {
             put_parts(group, &m.group, (m.recode.to_stored)(get_parts(block, &m.row)));
@@ -325,6 +347,7 @@ fn table(ty: QuantType) -> Option<&'static Table> {
 fn make_table(group: &Layout, row: &Layout) -> Table {
     // several of the row's blocks in one column of the group: plain arrays only
     let n_blocks = group.block_size / row.block_size;
+    let mut tables = Vec::new();
     let rows = (0..group.rows)
         .map(|k| {
             let mut moves = Vec::new();
@@ -344,7 +367,8 @@ fn make_table(group: &Layout, row: &Layout) -> Table {
             }
             let (words, bytes) = join_words(moves);
             let (runs, words) = join_runs(words);
-            RowMoves { runs, words, bytes, recoded }
+            let (spreads, singles) = join_spreads(&bytes, group.bytes, &mut tables);
+            RowMoves { runs, words, bytes, spreads, singles, recoded }
         })
         .collect();
     Table { unit: group.block_size, block_bytes: n_blocks * row.bytes, group_bytes: group.bytes, rows }
@@ -399,6 +423,38 @@ fn join_words(mut moves: Vec<Move>) -> (Vec<Move>, Vec<Move>) {
     words.sort_by_key(|m| (m.row, m.group));
     bytes.sort_by_key(|m| (m.row, m.group));
     (words, bytes)
+}
+
+/// Fewer moves than this are faster one by one.
+const SPREAD: usize = 3;
+
+/// Joins moves out of one byte into one word of the group; the rows of a group share their `tables`.
+fn join_spreads(
+    bytes: &[Move],
+    group_bytes: usize,
+    tables: &mut Vec<Arc<[u32; 256]>>,
+) -> (Vec<Spread>, Vec<Move>) {
+    let (mut spreads, mut singles) = (Vec::new(), Vec::new());
+    // moves are in the order of both sides' bytes
+    for moves in bytes.chunk_by(|a, b| (a.row, a.group / 4) == (b.row, b.group / 4)) {
+        let word = moves[0].group / 4 * 4;
+        if moves.len() < SPREAD || usize::from(word) + 4 > group_bytes {
+            singles.extend_from_slice(moves);
+            continue;
+        }
+        let at = |m: &Move, byte| m.of_byte(byte) << (8 * (m.group - word));
+        let table: [u32; 256] =
+            std::array::from_fn(|byte| moves.iter().fold(0, |bits, m| bits | at(m, byte as u8)));
+        let bits = match tables.iter().find(|known| ***known == table) {
+            Some(known) => known.clone(),
+            None => {
+                tables.push(Arc::new(table));
+                tables[tables.len() - 1].clone()
+            }
+        };
+        spreads.push(Spread { row: usize::from(moves[0].row), group: word, bits });
+    }
+    (spreads, singles)
 }
 
 /// Takes whole words out and joins those at equal steps.

@@ -41,6 +41,16 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     /// Bit i: `a > b` in lane i (0 where either is NaN).
     fn bits_gt(self, a: Self::F, b: Self::F) -> u32;
 
+    /// Element i of the sixteen rows in vector i.
+    #[inline(always)]
+    fn transpose(self, rows: [&[f32; 16]; 16]) -> [Self::F; 16] {
+        let mut columns = [self.splat_f(0.0); 16];
+        for (i, column) in columns.iter_mut().enumerate() {
+            *column = self.load_f(&crate::array(|lane| rows[lane][i]));
+        }
+        columns
+    }
+
     fn load_i(self, x: &[i32; 16]) -> Self::I;
     fn splat_i(self, x: i32) -> Self::I;
     /// The nearest floats.
@@ -455,6 +465,11 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    fn transpose(self, rows: [&[f32; 16]; 16]) -> [Pair; 16] {
+        // SAFETY: the token proves AVX.
+        unsafe { crate::transpose::avx2(rows) }
+    }
+    #[inline(always)]
     fn load_i(self, x: &[i32; 16]) -> [__m256i; 2] {
         // SAFETY: the token proves AVX; `x` is 16 readable integers.
         unsafe { [_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x[8..].as_ptr().cast())] }
@@ -580,6 +595,10 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn least(self, v: __m512) -> f32 {
         avx512! { _mm512_reduce_min_ps(v) }
+    }
+    #[inline(always)]
+    fn transpose(self, rows: [&[f32; 16]; 16]) -> [__m512; 16] {
+        avx512! { crate::transpose::avx512(rows) }
     }
     #[inline(always)]
     fn load_i(self, x: &[i32; 16]) -> __m512i {

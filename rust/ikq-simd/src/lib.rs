@@ -16,14 +16,17 @@ mod arrays;
 mod avx2;
 mod avx512;
 mod isa;
+mod lane_bits;
 mod lanes;
 mod scalar;
 mod select;
+mod transpose;
 
 pub use arrays::{array, map};
 pub use avx2::Avx2;
 pub use avx512::Avx512;
 pub use isa::{Isa, IsaOp};
+pub use lane_bits::LaneBits;
 pub use lanes::{Lanes, pair};
 pub use scalar::Scalar;
 pub use select::{IsaKind, available, best, run, selected};

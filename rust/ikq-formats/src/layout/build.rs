@@ -120,6 +120,7 @@ impl Builder {
             runs: Vec::new(),
             recoded: Vec::new(),
             codec: self.codec,
+            words: None,
         };
         for row in 0..self.rows {
             for (f, numbers) in layout.fields.iter().zip(&self.parts) {
@@ -138,6 +139,10 @@ impl Builder {
             }
         }
         layout.runs.sort_by_key(Run::first_byte);
+        if layout.rows == 1 && layout.codec.is_none() && layout.recoded.is_empty() {
+            let numbers = self.parts.iter().flatten().map(Vec::as_slice);
+            layout.words = Some(super::words::words(layout.bytes, numbers));
+        }
         layout
     }
 

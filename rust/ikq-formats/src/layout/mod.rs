@@ -17,12 +17,15 @@
 //! repeated per row (row 0's fields first).
 //!
 //! `mod.rs`: the types, pack and unpack; `build.rs`: the builder and its proof that parts tile the
-//! block; `runs.rs`: parts joined to regular runs, which is what makes packing fast.
+//! block; `runs.rs`: parts joined to regular runs, which is what makes packing fast; `words.rs`: the
+//! block as words, for packing many blocks side by side.
 
 mod build;
 mod runs;
+mod words;
 
 pub use build::Builder;
+pub use words::{Piece, Word};
 
 use crate::error::Error;
 use crate::types::QuantType;
@@ -143,6 +146,8 @@ pub struct Layout {
     /// The numbers (over all rows) of fields with recode.
     recoded: Vec<(u32, Recode)>,
     codec: Option<Codec>,
+    /// The whole block, where it is a plain rearrangement of one row's bits.
+    words: Option<Vec<Word>>,
 }
 
 impl Layout {
@@ -172,6 +177,12 @@ impl Layout {
     /// Empty for blocks with a codec.
     pub fn parts(&self, row: usize, i: usize) -> &[Part] {
         self.parts_of(row * self.n_values() + i)
+    }
+
+    /// The block as words of shifted numbers; `None` for groups, and where a recode or codec has a part in
+    /// it. A block of which these are made up has the bytes that [`Layout::pack`] writes.
+    pub fn words(&self) -> Option<&[Word]> {
+        self.words.as_deref()
     }
 
     fn parts_of(&self, n: usize) -> &[Part] {

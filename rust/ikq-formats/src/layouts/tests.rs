@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::interleave::{RowForm, row_form};
+use crate::layout::{Piece, Word};
 use QuantType::*;
 
 /// xorshift64*: numbers for tests that are the same everywhere.
@@ -38,6 +39,37 @@ fn sizes_are_those_of_the_table() {
     for ty in UNLAID {
         assert!(matches!(layout(ty), Err(Error::NoLayout { .. })), "{ty:?}");
     }
+}
+
+/// A block put together from its words.
+fn packed_by_words(words: &[Word], values: &[u32], bytes: usize) -> Vec<u8> {
+    let bits = |p: &Piece| values[p.value as usize] & p.mask;
+    let word = |w: &Word| {
+        let left = w.left.iter().fold(0, |word, p| word | bits(p) << p.by);
+        w.right.iter().fold(left, |word, p| word | bits(p) >> p.by) ^ w.flip
+    };
+    let mut block: Vec<u8> = words.iter().flat_map(|w| word(w).to_le_bytes()).collect();
+    assert!(block[bytes..].iter().all(|b| *b == 0), "bits beyond the block");
+    block.truncate(bytes);
+    block
+}
+
+#[test]
+fn words_make_the_bytes_that_packing_writes() {
+    let mut random = Random(3);
+    let mut n = 0;
+    for (ty, l) in all() {
+        let Some(words) = l.words() else { continue };
+        n += 1;
+        for _ in 0..20 {
+            // bits above a number's width do not count
+            let values: Vec<u32> = (0..l.n_values()).map(|_| random.next() as u32).collect();
+            let mut block = vec![0x55; l.bytes];
+            l.pack(&values, &mut block);
+            assert_eq!(packed_by_words(words, &values, l.bytes), block, "{ty:?}");
+        }
+    }
+    assert!(n >= 30, "{n} layouts have words");
 }
 
 #[test]

@@ -1,15 +1,19 @@
 //! Blocks of 32 with a scale and a minimum, both f16: Q4_1, Q5_1.
 //!
 //! Objective: `sum w (x - d q - m)^2` with w of the column. Searched: scale and minimum of either sign
-//! together, then the halves of both; see [`crate::search::affine_block`].
+//! together, then the halves of both; see [`crate::search::affine_block`]. Rows without importance have a
+//! shorter ladder, and sums that do not look at weights.
 
 use ikq_formats::{QuantType, layout};
 use ikq_simd::Isa;
 
 use super::Encode;
 use super::affine::LADDER;
-use crate::search::affine_block;
-use crate::search::tile::{Codes, LANES, Tile, lane_codes};
+use super::pack::{half_numbers, pack_lanes};
+use super::weights::are_ones;
+use crate::search::affine::{ROUNDS, Rung};
+use crate::search::affine_block::{self, Search};
+use crate::search::tile::{LANES, Plain, Tile, Weighted};
 
 /// Elements per block.
 const N: usize = 32;
@@ -20,35 +24,39 @@ pub struct Scratch {
     tile: Box<Tile<N>>,
 }
 
-/// Encodes one row; `levels` is the largest code.
+/// Encodes one row; `levels` is the largest code. `plain` is the ladder of rows without importance, where
+/// rounding is all that the reference does.
 #[inline(always)]
 fn encode_row<I: Isa>(
     isa: I,
     ty: QuantType,
-    levels: f32,
+    (levels, plain): (f32, &'static [Rung]),
     (x, w): (&[f32], &[f32]),
     tile: &mut Tile<N>,
     out: &mut [u8],
 ) {
     let layout = layout(ty).expect("types of this file have layouts");
+    let is_plain = are_ones(w);
     // d, m, q
-    let mut values = [0u32; 2 + N];
-    let mut codes: Codes<N> = [[0.0; LANES]; N];
+    let mut numbers = [[0.0; LANES]; 2 + N];
     let tiles = x.chunks(LANES * N).zip(w.chunks(LANES * N));
     for ((x, w), out) in tiles.zip(out.chunks_mut(LANES * layout.bytes)) {
-        tile.load(isa, x, w, 1);
-        let found = affine_block::encode(isa, tile, levels, LADDER, &mut codes);
-        for (lane, block) in out.chunks_exact_mut(layout.bytes).enumerate() {
-            values[0] = u32::from(found.d[lane]);
-            values[1] = u32::from(found.m[lane]);
-            lane_codes(&codes, lane, &mut values[2..]);
-            layout.pack(&values, block);
-        }
+        let [d, m, codes @ ..] = &mut numbers;
+        let found = if is_plain {
+            tile.load_plain(isa, x, 1);
+            affine_block::encode(isa, tile, Plain, Search { levels, ladder: plain, rounds: 1 }, codes)
+        } else {
+            tile.load(isa, x, w, 1);
+            let search = Search { levels, ladder: LADDER, rounds: ROUNDS };
+            affine_block::encode(isa, tile, Weighted, search, codes)
+        };
+        (*d, *m) = (half_numbers(found.d), half_numbers(found.m));
+        pack_lanes(isa, layout, &numbers, out);
     }
 }
 
 macro_rules! affine_blocks {
-    ($($(#[$doc:meta])* $ty:ident: $levels:literal;)*) => { $(
+    ($($(#[$doc:meta])* $ty:ident: $levels:literal, $plain:expr;)*) => { $(
         $(#[$doc])*
         #[allow(non_camel_case_types)]
         pub struct $ty;
@@ -59,7 +67,7 @@ macro_rules! affine_blocks {
 
             #[inline(always)]
             fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut Scratch, out: &mut [u8]) {
-                encode_row(isa, Self::TYPE, $levels, (x, w), &mut scratch.tile, out);
+                encode_row(isa, Self::TYPE, ($levels, $plain), (x, w), &mut scratch.tile, out);
             }
         }
     )* };
@@ -67,7 +75,11 @@ macro_rules! affine_blocks {
 
 affine_blocks! {
     /// Sixteen levels.
-    Q4_1: 15.0;
+    Q4_1: 15.0, Q4_PLAIN;
     /// Thirty-two levels.
-    Q5_1: 31.0;
+    Q5_1: 31.0, Q5_PLAIN;
 }
+
+/// For rows without importance: the range as it is, nearly, and both ends clipped.
+const Q4_PLAIN: &[Rung] = &[(0.2, 0.1), (1.8, 0.9)];
+const Q5_PLAIN: &[Rung] = &[(-0.5, -0.2), (0.2, 0.1), (1.1, 0.5), (2.3, 1.2)];

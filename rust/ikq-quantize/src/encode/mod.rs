@@ -8,7 +8,8 @@
 //! - with an imatrix, its value (the mean squared activation of the column), plus a floor of
 //!   [`weights::FLOOR`] times the mean, so that a column, a block or an expert that the calibration
 //!   text never lit up is still encoded sensibly;
-//! - without, 1.
+//! - without, 1. Q4_0, Q4_1, Q5_0 and Q5_1, which the reference only rounds then, have a shorter search
+//!   for it: more than half of what the full one gains, in a fifth of its time.
 //!
 //! The figure is the error of the matrix product for activations of those magnitudes. (The
 //! reference weighs by `imatrix * sqrt(mean x^2 + x^2)` or by `x^2`, see each encoder's docs where
@@ -29,6 +30,7 @@ mod affine_block;
 mod floats;
 mod fp4;
 mod igrid;
+mod pack;
 mod q8;
 mod row_scale;
 mod single;

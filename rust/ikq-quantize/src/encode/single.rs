@@ -2,16 +2,19 @@
 //!
 //! Objective: `sum w (x - d v)^2` with w of the column. Searched: per block, scales that put the
 //! largest element on or beyond the last level, on both sides of the (asymmetric) level set, then
-//! codes and scale in turn; see [`crate::search::scale`].
+//! codes and scale in turn; see [`crate::search::scale`]. Rows without importance of Q4_0 and Q5_0 try few
+//! scales, with sums that do not look at weights.
 
 use ikq_formats::codebook::IQ4NL_VALUES;
 use ikq_formats::{QuantType, layout};
 use ikq_simd::Isa;
 
 use super::Encode;
-use crate::search::levels::{Integers, Levels, Offset, Table4};
+use super::pack::{half_numbers, pack_lanes};
+use super::weights::are_ones;
+use crate::search::levels::{Integers, Levels, Offset, Table4, Unweighted};
 use crate::search::scale::{self, Fit, Ladder};
-use crate::search::tile::{Codes, LANES, Tile, lane_codes};
+use crate::search::tile::{LANES, Tile};
 
 /// Working memory of a row.
 #[derive(Default)]
@@ -23,6 +26,9 @@ pub struct Scratch<const N: usize> {
 struct Search<L> {
     levels: L,
     ladder: Ladder,
+    /// A shorter one for rows without importance, where rounding is all that the reference does; `None`
+    /// for the same one.
+    plain: Option<Ladder>,
     /// Levels that a constant block may use: one of them has a lucky scale.
     exact: &'static [f32],
 }
@@ -32,34 +38,52 @@ struct Search<L> {
 fn encode_row<I: Isa, L: Levels<I>, const N: usize>(
     isa: I,
     ty: QuantType,
-    Search { levels, ladder, exact }: Search<L>,
+    Search { levels, ladder, plain, exact }: Search<L>,
     (x, w): (&[f32], &[f32]),
     tile: &mut Tile<N>,
     out: &mut [u8],
 ) {
     let layout = layout(ty).expect("types of this file have layouts");
+    let plain = plain.filter(|_| are_ones(w));
     // d, q
-    let mut values = [0u32; 1 + 64];
-    let values = &mut values[..1 + N];
-    let mut codes: Codes<N> = [[0.0; LANES]; N];
+    let mut numbers = [[0.0; LANES]; 1 + 64];
+    let numbers = &mut numbers[..1 + N];
     let tiles = x.chunks(LANES * N).zip(w.chunks(LANES * N));
     for ((x, w), out) in tiles.zip(out.chunks_mut(LANES * layout.bytes)) {
-        tile.load(isa, x, w, 1);
-        let peak = tile.peak(isa);
-        let fit = scale::best_scale(isa, tile, levels, peak, ladder, Fit::nothing(isa));
-        let d = scale::half_scale(isa, tile, levels, peak, fit, exact);
-        scale::codes(isa, tile, levels, d, &mut codes);
-        let d = isa.f16_bits(isa.mul_f(d, isa.load_f(&tile.up)));
-        for (lane, block) in out.chunks_exact_mut(layout.bytes).enumerate() {
-            values[0] = u32::from(d[lane]);
-            lane_codes(&codes, lane, &mut values[1..]);
-            layout.pack(values, block);
+        let d = match plain {
+            Some(ladder) => {
+                tile.load_plain(isa, x, 1);
+                best_half(isa, tile, Unweighted(levels), ladder, exact)
+            }
+            None => {
+                tile.load(isa, x, w, 1);
+                best_half(isa, tile, levels, ladder, exact)
+            }
+        };
+        numbers[0] = half_numbers(isa.f16_bits(isa.mul_f(d, isa.load_f(&tile.up))));
+        if let Some(codes) = numbers[1..].first_chunk_mut::<N>() {
+            scale::codes(isa, tile, levels, d, codes);
         }
+        pack_lanes(isa, layout, numbers, out);
     }
 }
 
+/// The best scale of each block that a half can hold.
+#[inline(always)]
+fn best_half<I: Isa, L: Levels<I>, const N: usize>(
+    isa: I,
+    tile: &Tile<N>,
+    levels: L,
+    ladder: Ladder,
+    exact: &[f32],
+) -> I::F {
+    let peak = tile.peak(isa);
+    let fit = scale::best_scale(isa, tile, levels, peak, ladder, Fit::nothing(isa));
+    scale::half_scale(isa, tile, levels, peak, fit, exact)
+}
+
 macro_rules! single_scale {
-    ($($(#[$doc:meta])* $encoder:ident = $ty:ident[$n:literal]: $levels:expr, $ladder:expr, $exact:expr;)*) => { $(
+    ($($(#[$doc:meta])* $encoder:ident = $ty:ident[$n:literal]: $levels:expr, $ladder:expr, $plain:expr, $exact:expr;)*) => { $(
         $(#[$doc])*
         #[allow(non_camel_case_types)]
         pub struct $encoder;
@@ -70,7 +94,7 @@ macro_rules! single_scale {
 
             #[inline(always)]
             fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut Scratch<$n>, out: &mut [u8]) {
-                let search = Search { levels: $levels(isa), ladder: $ladder, exact: $exact };
+                let search = Search { levels: $levels(isa), ladder: $ladder, plain: $plain, exact: $exact };
                 encode_row(isa, Self::TYPE, search, (x, w), &mut scratch.tile, out);
             }
         }
@@ -79,17 +103,17 @@ macro_rules! single_scale {
 
 single_scale! {
     /// Four levels -1..=2.
-    Q2_0 = Q2_0[64]: |_| Integers { lo: -1.0, hi: 2.0 }, Q2_LADDER, &[-1.0, 1.0, 2.0];
+    Q2_0 = Q2_0[64]: |_| Integers { lo: -1.0, hi: 2.0 }, Q2_LADDER, None, &[-1.0, 1.0, 2.0];
     /// Sixteen levels -8..=7.
-    Q4_0 = Q4_0[32]: |_| Integers { lo: -8.0, hi: 7.0 }, Q4_LADDER, EXACT_16;
+    Q4_0 = Q4_0[32]: |_| Integers { lo: -8.0, hi: 7.0 }, Q4_LADDER, Some(Q4_PLAIN), EXACT_16;
     /// Fifteen levels -7..=7 of the same type.
-    SymmetricQ4_0 = Q4_0[32]: |_| Offset { levels: Integers { lo: -7.0, hi: 7.0 }, by: 1.0 }, SYMMETRIC_Q4_LADDER, EXACT_15;
+    SymmetricQ4_0 = Q4_0[32]: |_| Offset { levels: Integers { lo: -7.0, hi: 7.0 }, by: 1.0 }, SYMMETRIC_Q4_LADDER, None, EXACT_15;
     /// Thirty-two levels -16..=15.
-    Q5_0 = Q5_0[32]: |_| Integers { lo: -16.0, hi: 15.0 }, Q5_LADDER, EXACT_16;
+    Q5_0 = Q5_0[32]: |_| Integers { lo: -16.0, hi: 15.0 }, Q5_LADDER, Some(Q5_PLAIN), EXACT_16;
     /// 64 levels -32..=31.
-    Q6_0 = Q6_0[32]: |_| Integers { lo: -32.0, hi: 31.0 }, Q6_LADDER, EXACT_16;
+    Q6_0 = Q6_0[32]: |_| Integers { lo: -32.0, hi: 31.0 }, Q6_LADDER, None, EXACT_16;
     /// Sixteen levels of a table.
-    IQ4_NL = IQ4_NL[32]: |isa| Table4::new(isa, &IQ4NL_VALUES), NL_LADDER, EXACT_NL;
+    IQ4_NL = IQ4_NL[32]: |isa| Table4::new(isa, &IQ4NL_VALUES), NL_LADDER, None, EXACT_NL;
 }
 
 /// The largest element on the first level, then on 0.92 to 2 times the last level of either side in
@@ -136,6 +160,11 @@ const Q6_LADDER: Ladder =
     Ladder { anchors: Q6_ANCHORS, stretches: &[0.993, 0.9965, 1.0035, 1.007], rounds: 2 };
 const Q5_LADDER: Ladder = Ladder { anchors: Q5_ANCHORS, stretches: STRETCHES, rounds: 2 };
 pub(super) const NL_LADDER: Ladder = Ladder { anchors: NL_ANCHORS, stretches: STRETCHES, rounds: 2 };
+
+/// Without importance: on and a bit beyond the last levels of both sides, where most of the gain is.
+const Q4_PLAIN: Ladder = Ladder { anchors: &[-8.0, -8.7, 7.4, 8.0], stretches: &[], rounds: 1 };
+const Q5_PLAIN: Ladder =
+    Ladder { anchors: &[-16.0, -16.6, -17.5, 15.4, 15.9, 16.8], stretches: &[], rounds: 1 };
 
 const EXACT_16: &[f32] = &[-8.0, -7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 1.0, 3.0, 5.0, 6.0, 7.0];
 const EXACT_15: &[f32] = &[-7.0, -6.0, -5.0, -4.0, -3.0, -2.0, -1.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];

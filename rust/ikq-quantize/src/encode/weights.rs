@@ -21,6 +21,13 @@ pub fn column_weights(importance: Option<&[f32]>, out: &mut [f32]) {
     }
 }
 
+/// Whether the weights are those without importance: all of them 1.
+#[inline(always)]
+pub fn are_ones(w: &[f32]) -> bool {
+    // no early end: a loop that ends early is no vector loop
+    w.iter().fold(0, |differ, w| differ | (w.to_bits() ^ 1.0f32.to_bits())) == 0
+}
+
 fn mean(v: &[f32]) -> f64 {
     // f64: importances span many decades and rows many thousand columns; eight sums, for a vector loop
     let mut sums = [0.0; 8];
@@ -62,6 +69,8 @@ mod tests {
         assert_eq!(w, [1.0; 4]);
         column_weights(None, &mut w);
         assert_eq!(w, [1.0; 4]);
+        assert!(are_ones(&w) && are_ones(&[1.0; 33]));
+        assert!(!are_ones(&[1.0 + FLOOR; 4]) && !are_ones(&[1.0, 1.0, 1.0, 0.5]));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use ikq_simd::Isa;
 
 use super::block_scales::{Grid, super_scale};
 use super::scale::inverse;
-use super::tile::{Codes, LANES, Tile};
+use super::tile::{Codes, LANES, Tile, Weighing, Weighted};
 
 /// The shape of an affine format.
 #[derive(Clone, Copy)]
@@ -35,7 +35,7 @@ pub struct Affine {
 pub type Rung = (f32, f32);
 
 /// Least-squares rounds from the best rung.
-const ROUNDS: usize = 3;
+pub const ROUNDS: usize = 3;
 /// Refits of d and dmin.
 const REFITS: usize = 3;
 
@@ -93,12 +93,18 @@ pub(super) struct Moments<F> {
 
 /// The moments of each sub-block.
 #[inline(always)]
-pub(super) fn moments<I: Isa, const N: usize>(isa: I, tile: &Tile<N>) -> Moments<I::F> {
+pub(super) fn moments<I: Isa, W: Weighing, const N: usize>(
+    isa: I,
+    tile: &Tile<N>,
+    weighing: W,
+) -> Moments<I::F> {
     let zero = isa.splat_f(0.0);
-    let mut t = Moments { one: zero, x: zero, xx: tile.energy(isa) };
+    let mut t = Moments { one: zero, x: zero, xx: zero };
     for i in 0..N {
-        t.one = isa.add_f(t.one, isa.load_f(&tile.w[i]));
-        t.x = isa.add_f(t.x, isa.load_f(&tile.wx[i]));
+        let wx = weighing.wx(isa, tile, i);
+        t.one = isa.add_f(t.one, weighing.times(isa, tile, i, isa.splat_f(1.0)));
+        t.x = isa.add_f(t.x, wx);
+        t.xx = isa.mul_add_f(wx, isa.load_f(&tile.x[i]), t.xx);
     }
     t
 }
@@ -130,9 +136,10 @@ pub(super) fn code<I: Isa, const N: usize>(
 
 /// Sums for the codes at this scale and minimum.
 #[inline(always)]
-pub(super) fn sums<I: Isa, const N: usize>(
+pub(super) fn sums<I: Isa, W: Weighing, const N: usize>(
     isa: I,
     tile: &Tile<N>,
+    weighing: W,
     per_scale: I::F,
     min: I::F,
     levels: I::F,
@@ -142,10 +149,10 @@ pub(super) fn sums<I: Isa, const N: usize>(
     let mut s = Sums { q: zero, qq: zero, xq: zero };
     for i in 0..N {
         let q = code(isa, tile, i, per_scale, offset, levels);
-        let wq = isa.mul_f(isa.load_f(&tile.w[i]), q);
+        let wq = weighing.times(isa, tile, i, q);
         s.q = isa.add_f(s.q, wq);
         s.qq = isa.mul_add_f(wq, q, s.qq);
-        s.xq = isa.mul_add_f(isa.load_f(&tile.wx[i]), q, s.xq);
+        s.xq = isa.mul_add_f(weighing.wx(isa, tile, i), q, s.xq);
     }
     s
 }
@@ -244,21 +251,21 @@ pub(super) struct Fit<F> {
     pub min: F,
     pub error: F,
     /// Of the codes.
-    sums: Sums<F>,
+    pub sums: Sums<F>,
 }
 
 impl<F: Copy> Fit<F> {
     /// Takes the least-squares pair for the codes at `(1 / per_scale, min)` where it is better.
     #[inline(always)]
-    fn improve<I: Isa<F = F>, const N: usize>(
+    fn improve<I: Isa<F = F>, W: Weighing, const N: usize>(
         &mut self,
         isa: I,
-        tile: &Tile<N>,
+        (tile, weighing): (&Tile<N>, W),
         t: Moments<F>,
         (per_scale, min): (F, F),
         (levels, minimum): (F, Minimum),
     ) {
-        let s = sums(isa, tile, per_scale, min, levels);
+        let s = sums(isa, tile, weighing, per_scale, min, levels);
         let (scale, min) = solve(isa, t, s, minimum);
         let found = error(isa, t, s, scale, min);
         let enough = isa.mul_add_f(t.xx, isa.splat_f(-INDIFFERENT), self.error);
@@ -271,7 +278,7 @@ impl<F: Copy> Fit<F> {
 
 impl Affine {
     fn alone(self) -> Alone {
-        Alone { levels: self.levels, ladder: self.ladder, minimum: Minimum::AtMostZero }
+        Alone { levels: self.levels, ladder: self.ladder, rounds: ROUNDS, minimum: Minimum::AtMostZero }
     }
 }
 
@@ -281,26 +288,36 @@ pub(super) struct Alone {
     /// Largest code.
     pub levels: f32,
     pub ladder: &'static [Rung],
+    /// Least-squares rounds from the best rung.
+    pub rounds: usize,
     pub minimum: Minimum,
 }
 
-/// Stage 1: scale and minimum of each sub-block by itself.
+/// The smallest and the largest element of each sub-block.
 #[inline(always)]
-pub(super) fn fit<I: Isa, const N: usize>(
-    isa: I,
-    tile: &Tile<N>,
-    t: Moments<I::F>,
-    Alone { levels, ladder, minimum }: Alone,
-) -> Fit<I::F> {
-    let zero = isa.splat_f(0.0);
-    let shape = (isa.splat_f(levels), minimum);
-    let hi = isa.load_f(&tile.x[0]);
-    // where the minimum is at most 0, codes begin there or below; they need not reach up to 0
-    let (mut lo, mut hi) = (if minimum == Minimum::Free { hi } else { zero }, hi);
+pub(super) fn range<I: Isa, const N: usize>(isa: I, tile: &Tile<N>) -> (I::F, I::F) {
+    let first = isa.load_f(&tile.x[0]);
+    let (mut lo, mut hi) = (first, first);
     for x in &tile.x {
         let x = isa.load_f(x);
         (lo, hi) = (isa.min_f(x, lo), isa.max_f(x, hi));
     }
+    (lo, hi)
+}
+
+/// Stage 1: scale and minimum of each sub-block, whose elements reach from `lo` to `hi`, by itself.
+#[inline(always)]
+pub(super) fn fit<I: Isa, W: Weighing, const N: usize>(
+    isa: I,
+    (tile, weighing): (&Tile<N>, W),
+    t: Moments<I::F>,
+    (lo, hi): (I::F, I::F),
+    Alone { levels, ladder, rounds, minimum }: Alone,
+) -> Fit<I::F> {
+    let zero = isa.splat_f(0.0);
+    let shape = (isa.splat_f(levels), minimum);
+    // where the minimum is at most 0, codes begin there or below; they need not reach up to 0
+    let lo = if minimum == Minimum::Free { lo } else { isa.min_f(lo, zero) };
     let per_range = inverse(isa, isa.sub_f(hi, lo));
     // without codes the error is the energy
     let nothing = Sums { q: zero, qq: zero, xq: zero };
@@ -308,10 +325,10 @@ pub(super) fn fit<I: Isa, const N: usize>(
     for (rung, below) in ladder {
         let per_scale = isa.mul_f(per_range, isa.splat_f(levels + rung));
         let min = isa.mul_add_f(inverse(isa, per_scale), isa.splat_f(*below), lo);
-        fit.improve(isa, tile, t, (per_scale, min), shape);
+        fit.improve(isa, (tile, weighing), t, (per_scale, min), shape);
     }
-    for _ in 0..ROUNDS {
-        fit.improve(isa, tile, t, (inverse(isa, fit.scale), fit.min), shape);
+    for _ in 0..rounds {
+        fit.improve(isa, (tile, weighing), t, (inverse(isa, fit.scale), fit.min), shape);
     }
     fit
 }
@@ -347,7 +364,7 @@ fn integers<I: Isa, const N: usize>(
         let sc = isa.max_f(isa.min_f(isa.add_f(sc, isa.splat_f(*by_sc)), steps), zero);
         let m = isa.max_f(isa.min_f(isa.add_f(m, isa.splat_f(*by_m)), steps), zero);
         let (scale, min) = (isa.mul_f(d, sc), isa.sub_f(zero, isa.mul_f(dmin, m)));
-        let s = sums(isa, tile, inverse(isa, scale), min, levels);
+        let s = sums(isa, tile, Weighted, inverse(isa, scale), min, levels);
         let found = match nearly_exact {
             true => residual(isa, tile, scale, min, levels),
             false => error(isa, t, s, scale, min),
@@ -414,7 +431,7 @@ fn halves<I: Isa, const N: usize>(
 
 /// A scale as it is read back from its half, on the scale of the tile.
 #[inline(always)]
-fn half<I: Isa, const N: usize>(isa: I, tile: &Tile<N>, d: I::F) -> I::F {
+pub(super) fn half<I: Isa, const N: usize>(isa: I, tile: &Tile<N>, d: I::F) -> I::F {
     isa.mul_f(isa.f16_round(isa.mul_f(d, isa.load_f(&tile.up))), isa.load_f(&tile.down))
 }
 
@@ -492,8 +509,8 @@ pub fn encode<I: Isa, const N: usize>(
     codes: &mut Codes<N>,
 ) -> Encoded {
     let zero = isa.splat_f(0.0);
-    let t = moments(isa, tile);
-    let Fit { scale, min, sums: s, .. } = fit(isa, tile, t, affine.alone());
+    let t = moments(isa, tile, Weighted);
+    let Fit { scale, min, sums: s, .. } = fit(isa, (tile, Weighted), t, range(isa, tile), affine.alone());
 
     // scales first, the minima free to follow; then the minima that suit the rounded scales
     let per_one = inverse(isa, t.one);

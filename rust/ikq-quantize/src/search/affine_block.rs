@@ -4,13 +4,24 @@
 //! 1. Each block less a half near its smallest element, so that sums do not drown in a common offset.
 //! 2. Scale and minimum as for sub-blocks ([`super::affine`], its first stage), the minimum free.
 //! 3. The minimum rounded to a half (also to the halves next to it, where their distance matters), d fitted
-//!    to that and rounded, codes recomputed for both.
+//!    to that and rounded, codes recomputed for both. Rows without importance fit d to the codes of stage 2,
+//!    unless a block of the tile asks for more care.
 
 use ikq_simd::Isa;
 
-use super::affine::{Alone, Minimum, Rung, code, fit, moments, residual, sums};
+use super::affine::{Alone, Minimum, Rung, Sums, code, fit, half, moments, range, residual, sums};
 use super::scale::inverse;
-use super::tile::{Codes, LANES, Tile};
+use super::tile::{Codes, LANES, Tile, Weighing};
+
+/// What is searched.
+#[derive(Clone, Copy)]
+pub struct Search {
+    /// Largest code.
+    pub levels: f32,
+    pub ladder: &'static [Rung],
+    /// Least-squares rounds from the best rung.
+    pub rounds: usize,
+}
 
 /// What the blocks of a tile are encoded as.
 pub struct Encoded {
@@ -38,6 +49,13 @@ fn any<I: Isa>(isa: I, flags: I::F) -> bool {
     isa.array(flags).contains(&1.0)
 }
 
+/// The scale (at least 0) that suits codes best at this minimum.
+#[inline(always)]
+fn fitted<I: Isa>(isa: I, s: Sums<I::F>, min: I::F) -> I::F {
+    let scale = isa.mul_f(isa.sub_f(s.xq, isa.mul_f(min, s.q)), inverse(isa, s.qq));
+    isa.max_f(scale, isa.splat_f(0.0))
+}
+
 /// Keeps a pair (and its minimum less the floor) where it is better.
 #[inline(always)]
 fn keep_better<I: Isa, const N: usize>(
@@ -53,65 +71,73 @@ fn keep_better<I: Isa, const N: usize>(
     *least = isa.min_f(error, *least);
 }
 
-/// Encodes a tile, whose elements are changed; codes are for [`super::tile::lane_codes`].
+/// Encodes a tile, whose elements are changed.
 #[inline(always)]
-pub fn encode<I: Isa, const N: usize>(
+pub fn encode<I: Isa, W: Weighing, const N: usize>(
     isa: I,
     tile: &mut Tile<N>,
-    levels: f32,
-    ladder: &'static [Rung],
+    weighing: W,
+    Search { levels, ladder, rounds }: Search,
     codes: &mut Codes<N>,
 ) -> Encoded {
     let zero = isa.splat_f(0.0);
     let (down, up) = (isa.load_f(&tile.down), isa.load_f(&tile.up));
-    let first = isa.load_f(&tile.x[0]);
-    let (mut lo, mut hi) = (first, first);
-    for x in &tile.x {
-        let x = isa.load_f(x);
-        (lo, hi) = (isa.min_f(x, lo), isa.max_f(x, hi));
-    }
-    let floor = isa.mul_f(isa.f16_round(isa.mul_f(lo, up)), down);
+    let (lo, hi) = range(isa, tile);
+    let floor = half(isa, tile, lo);
     for i in 0..N {
         let x = isa.sub_f(isa.load_f(&tile.x[i]), floor);
         isa.store_f(x, &mut tile.x[i]);
-        isa.store_f(isa.mul_f(isa.load_f(&tile.w[i]), x), &mut tile.wx[i]);
+        if W::WEIGHTED {
+            isa.store_f(isa.mul_f(isa.load_f(&tile.w[i]), x), &mut tile.wx[i]);
+        }
     }
 
-    let t = moments(isa, tile);
-    let found = fit(isa, tile, t, Alone { levels, ladder, minimum: Minimum::Free });
+    let t = moments(isa, tile, weighing);
+    let ends = (isa.sub_f(lo, floor), isa.sub_f(hi, floor));
+    let found = fit(isa, (tile, weighing), t, ends, Alone { levels, ladder, rounds, minimum: Minimum::Free });
     let levels = isa.splat_f(levels);
-    let half = |v: I::F| isa.mul_f(isa.f16_round(isa.mul_f(v, up)), down);
-    let nearest = half(isa.add_f(floor, found.min));
+    let nearest = half(isa, tile, isa.add_f(floor, found.min));
     let step = isa
         .max_f(isa.mul_f(isa.abs_f(nearest), isa.splat_f(STEP)), isa.mul_f(isa.splat_f(SMALLEST_STEP), down));
     let coarse = isa.sub_f(step, isa.mul_f(found.scale, isa.splat_f(FINE)));
-    let matters = any(isa, isa.if_gt(coarse, zero, isa.splat_f(1.0), zero));
+    // of blocks of zeros there is nothing to choose
+    let flag = match W::WEIGHTED {
+        true => isa.splat_f(1.0),
+        false => isa.if_gt(isa.max_f(hi, isa.sub_f(zero, lo)), zero, isa.splat_f(1.0), zero),
+    };
+    let matters = any(isa, isa.if_gt(coarse, zero, flag, zero));
     let little = isa.mul_f(t.xx, isa.splat_f(NEARLY_EXACT));
     let lucky: &[f32] = match any(isa, isa.if_gt(little, found.error, isa.splat_f(1.0), zero)) {
         true => LUCKY,
         false => &[],
     };
 
+    let ordinary = !matters && lucky.is_empty();
+    // codes at the rounded pair differ from the fit's in few elements, which hardly move d
+    let settled = ordinary && !W::WEIGHTED;
     let (mut d, mut m, mut least) = (zero, zero, isa.splat_f(f32::INFINITY));
     for by in NEIGHBOURS {
-        let minimum = half(isa.mul_add_f(step, isa.splat_f(by), nearest));
+        let minimum = half(isa, tile, isa.mul_add_f(step, isa.splat_f(by), nearest));
         // both are halves: their difference is (nearly) exact
         let min = isa.sub_f(minimum, floor);
+        if settled {
+            (d, m) = (half(isa, tile, fitted(isa, found.sums, min)), minimum);
+            break;
+        }
         // a constant block has code 1 above a minimum that is too low
         let above = isa.max_f(isa.sub_f(hi, minimum), zero);
         let guess = isa.if_gt(found.scale, zero, found.scale, above);
-        let s = sums(isa, tile, inverse(isa, guess), min, levels);
-        let fitted = isa.mul_f(isa.sub_f(s.xq, isa.mul_f(min, s.q)), inverse(isa, s.qq));
-        let scale = half(isa.max_f(fitted, zero));
-        if !matters && lucky.is_empty() {
+        let s = sums(isa, tile, weighing, inverse(isa, guess), min, levels);
+        let scale = half(isa, tile, fitted(isa, s, min));
+        if ordinary {
             (d, m) = (scale, minimum);
             break;
         }
-        for scale in [scale, half(guess)] {
+        for scale in [scale, half(isa, tile, guess)] {
             keep_better(isa, tile, (scale, minimum, min), levels, (&mut d, &mut m, &mut least));
         }
         for code in lucky {
-            let scale = half(isa.div_f(above, isa.splat_f(*code)));
+            let scale = half(isa, tile, isa.div_f(above, isa.splat_f(*code)));
             keep_better(isa, tile, (scale, minimum, min), levels, (&mut d, &mut m, &mut least));
         }
     }

@@ -9,7 +9,7 @@
 use ikq_simd::Isa;
 
 use super::levels::Levels;
-use super::tile::{Codes, LANES, Tile};
+use super::tile::{Codes, LANES, Tile, Weighing};
 
 /// How a sub-block is rounded at a scale: [`Levels`] round each element to its nearest level; formats
 /// whose codes depend on several elements have coders of their own.
@@ -36,7 +36,7 @@ macro_rules! round_each_element {
                 tile: &$crate::search::tile::Tile<LEN>,
                 inverse: I::F,
             ) -> $crate::search::scale::Sums<I::F> {
-                $crate::search::scale::sums(isa, tile, self, inverse)
+                $crate::search::scale::sums(isa, tile, self, $crate::search::tile::Weighted, inverse)
             }
 
             #[inline(always)]
@@ -90,17 +90,18 @@ impl<F: Copy> Sums<F> {
 
 /// [`Coder::sums`] for levels.
 #[inline(always)]
-pub(super) fn sums<I: Isa, L: Levels<I>, const N: usize>(
+pub(super) fn sums<I: Isa, L: Levels<I>, W: Weighing, const N: usize>(
     isa: I,
     tile: &Tile<N>,
     levels: L,
+    weighing: W,
     inverse: I::F,
 ) -> Sums<I::F> {
     let (mut xv, mut vv) = (isa.splat_f(0.0), isa.splat_f(0.0));
     for i in 0..N {
         let v = levels.nearest(isa, isa.mul_f(isa.load_f(&tile.x[i]), inverse));
-        xv = isa.mul_add_f(isa.load_f(&tile.wx[i]), v, xv);
-        vv = isa.mul_add_f(isa.mul_f(isa.load_f(&tile.w[i]), v), v, vv);
+        xv = isa.mul_add_f(weighing.wx(isa, tile, i), v, xv);
+        vv = isa.mul_add_f(weighing.times(isa, tile, i, v), v, vv);
     }
     Sums { xv, vv }
 }

@@ -21,6 +21,8 @@ pub struct Tile<const N: usize> {
     pub w: [[f32; LANES]; N],
     /// `w * x`.
     pub wx: [[f32; LANES]; N],
+    /// Whether weights were loaded since they were last 1.
+    weighted: bool,
     /// What `x` was multiplied by, and what scales of it must be multiplied by.
     pub down: [f32; LANES],
     pub up: [f32; LANES],
@@ -32,6 +34,7 @@ impl<const N: usize> Default for Tile<N> {
             x: [[0.0; LANES]; N],
             w: [[1.0; LANES]; N],
             wx: [[0.0; LANES]; N],
+            weighted: false,
             down: [1.0; LANES],
             up: [1.0; LANES],
         }
@@ -43,41 +46,63 @@ impl<const N: usize> Tile<N> {
     /// neighbours (a power of two) are normalised together. Lanes without data are zeros.
     #[inline(always)]
     pub fn load<I: Isa>(&mut self, isa: I, x: &[f32], w: &[f32], group: usize) {
-        (self.down, self.up) = ([1.0; LANES], [1.0; LANES]);
-        for (k, x) in x.chunks(group * N).enumerate() {
-            let (down, up) = normalizer(x);
-            self.down[k * group..(k + 1) * group].fill(down);
-            self.up[k * group..(k + 1) * group].fill(up);
-        }
-        self.fill(isa, x, w);
+        transpose(isa, x, &[0.0; N], &mut self.x);
+        self.normalize(isa, group);
+        self.weigh(isa, w);
     }
 
     /// Loads sub-blocks of a row that has been normalised as a whole with these factors.
     #[inline(always)]
     pub fn load_row<I: Isa>(&mut self, isa: I, x: &[f32], w: &[f32], (down, up): (f32, f32)) {
+        transpose(isa, x, &[0.0; N], &mut self.x);
         (self.down, self.up) = ([down; LANES], [up; LANES]);
-        self.fill(isa, x, w);
+        self.scale_down(isa);
+        self.weigh(isa, w);
+    }
+
+    /// [`Tile::load`] with weights 1, for searches that do not look at weights ([`Plain`]): `wx` is left as it
+    /// was.
+    #[inline(always)]
+    pub fn load_plain<I: Isa>(&mut self, isa: I, x: &[f32], group: usize) {
+        transpose(isa, x, &[0.0; N], &mut self.x);
+        self.normalize(isa, group);
+        if self.weighted {
+            (self.w, self.weighted) = ([[1.0; LANES]; N], false);
+        }
+    }
+
+    /// Normalises every `group` lanes together.
+    #[inline(always)]
+    fn normalize<I: Isa>(&mut self, isa: I, group: usize) {
+        let mut amax = isa.splat_f(0.0);
+        for x in &self.x {
+            amax = isa.max_f(isa.abs_f(isa.load_f(x)), amax);
+        }
+        let mut amax = isa.array(amax);
+        for group in amax.chunks_mut(group) {
+            let largest = group.iter().fold(0.0f32, |m, v| m.max(*v));
+            group.fill(largest);
+        }
+        for (lane, amax) in amax.iter().enumerate() {
+            (self.down[lane], self.up[lane]) = normalizer(&[*amax]);
+        }
+        self.scale_down(isa);
     }
 
     #[inline(always)]
-    fn fill<I: Isa>(&mut self, isa: I, x: &[f32], w: &[f32]) {
-        if x.len() < LANES * N {
-            self.x = [[0.0; LANES]; N];
-            self.w = [[1.0; LANES]; N];
-        }
-        let (blocks, _) = x.as_chunks::<N>();
-        let (weights, _) = w.as_chunks::<N>();
-        for (lane, (x, w)) in blocks.iter().zip(weights).enumerate() {
-            for i in 0..N {
-                self.x[i][lane] = x[i];
-                self.w[i][lane] = w[i];
-            }
-        }
+    fn scale_down<I: Isa>(&mut self, isa: I) {
         let down = isa.load_f(&self.down);
+        for x in &mut self.x {
+            isa.store_f(isa.mul_f(isa.load_f(x), down), x);
+        }
+    }
+
+    #[inline(always)]
+    fn weigh<I: Isa>(&mut self, isa: I, w: &[f32]) {
+        self.weighted = true;
+        transpose(isa, w, &[1.0; N], &mut self.w);
         for i in 0..N {
-            let x = isa.mul_f(isa.load_f(&self.x[i]), down);
-            isa.store_f(x, &mut self.x[i]);
-            isa.store_f(isa.mul_f(isa.load_f(&self.w[i]), x), &mut self.wx[i]);
+            isa.store_f(isa.mul_f(isa.load_f(&self.w[i]), isa.load_f(&self.x[i])), &mut self.wx[i]);
         }
     }
 
@@ -97,9 +122,74 @@ impl<const N: usize> Tile<N> {
     pub fn energy<I: Isa>(&self, isa: I) -> I::F {
         let mut sum = isa.splat_f(0.0);
         for i in 0..N {
-            sum = isa.mul_add_f(isa.load_f(&self.wx[i]), isa.load_f(&self.x[i]), sum);
+            let x = isa.load_f(&self.x[i]);
+            sum = isa.mul_add_f(isa.mul_f(isa.load_f(&self.w[i]), x), x, sum);
         }
         sum
+    }
+}
+
+/// Sub-blocks side by side; lanes without one hold `missing`.
+#[inline(always)]
+fn transpose<I: Isa, const N: usize>(isa: I, x: &[f32], missing: &[f32; N], out: &mut [[f32; LANES]; N]) {
+    const { assert!(N.is_multiple_of(16), "transposed in squares") };
+    let (blocks, _) = x.as_chunks::<N>();
+    for (k, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+        let mut rows = [&missing.as_chunks().0[k]; LANES];
+        for (row, block) in rows.iter_mut().zip(blocks) {
+            *row = &block.as_chunks().0[k];
+        }
+        for (column, out) in isa.transpose(rows).into_iter().zip(out) {
+            isa.store_f(column, out);
+        }
+    }
+}
+
+/// How elements are weighed in sums over a tile.
+pub trait Weighing: Copy {
+    /// Whether the elements' weights may differ.
+    const WEIGHTED: bool;
+
+    /// `w_i v`.
+    fn times<I: Isa, const N: usize>(self, isa: I, tile: &Tile<N>, i: usize, v: I::F) -> I::F;
+
+    /// `w_i x_i`.
+    fn wx<I: Isa, const N: usize>(self, isa: I, tile: &Tile<N>, i: usize) -> I::F;
+}
+
+/// By the weights of the tile.
+#[derive(Clone, Copy, Debug)]
+pub struct Weighted;
+
+/// All alike: of a tile from [`Tile::load_plain`] only the elements are read.
+#[derive(Clone, Copy, Debug)]
+pub struct Plain;
+
+impl Weighing for Weighted {
+    const WEIGHTED: bool = true;
+
+    #[inline(always)]
+    fn times<I: Isa, const N: usize>(self, isa: I, tile: &Tile<N>, i: usize, v: I::F) -> I::F {
+        isa.mul_f(isa.load_f(&tile.w[i]), v)
+    }
+
+    #[inline(always)]
+    fn wx<I: Isa, const N: usize>(self, isa: I, tile: &Tile<N>, i: usize) -> I::F {
+        isa.load_f(&tile.wx[i])
+    }
+}
+
+impl Weighing for Plain {
+    const WEIGHTED: bool = false;
+
+    #[inline(always)]
+    fn times<I: Isa, const N: usize>(self, _: I, _: &Tile<N>, _: usize, v: I::F) -> I::F {
+        v
+    }
+
+    #[inline(always)]
+    fn wx<I: Isa, const N: usize>(self, isa: I, tile: &Tile<N>, i: usize) -> I::F {
+        isa.load_f(&tile.x[i])
     }
 }
 

@@ -6,7 +6,8 @@ mod table;
 
 use ikq_simd::Isa;
 
-use super::scale::{Coder, round_each_element};
+use super::scale::{Coder, Sums, round_each_element, sums};
+use super::tile::{Codes, Plain, Tile};
 
 pub use cubic::Wide;
 pub use e2m1::E2M1;
@@ -84,6 +85,39 @@ impl<I: Isa, L: Levels<I>> Levels<I> for Shifted<L, I::F> {
 }
 
 round_each_element!([L: Levels<I>] Shifted<L, I::F>);
+
+/// The same levels with sums that weigh all elements alike, for tiles of [`Tile::load_plain`].
+#[derive(Clone, Copy, Debug)]
+pub struct Unweighted<L>(pub L);
+
+impl<I: Isa, L: Levels<I>> Levels<I> for Unweighted<L> {
+    #[inline(always)]
+    fn nearest(self, isa: I, t: I::F) -> I::F {
+        self.0.nearest(isa, t)
+    }
+
+    #[inline(always)]
+    fn code(self, isa: I, t: I::F) -> I::F {
+        self.0.code(isa, t)
+    }
+}
+
+impl<I: Isa, L: Levels<I>> Coder<I> for Unweighted<L> {
+    #[inline(always)]
+    fn sums<const N: usize>(self, isa: I, tile: &Tile<N>, inverse: I::F) -> Sums<I::F> {
+        sums(isa, tile, self.0, Plain, inverse)
+    }
+
+    #[inline(always)]
+    fn values<const N: usize>(self, isa: I, tile: &Tile<N>, inverse: I::F, out: &mut Codes<N>) {
+        self.0.values(isa, tile, inverse, out);
+    }
+
+    #[inline(always)]
+    fn codes<const N: usize>(self, isa: I, tile: &Tile<N>, inverse: I::F, out: &mut Codes<N>) {
+        self.0.codes(isa, tile, inverse, out);
+    }
+}
 
 #[cfg(test)]
 mod tests {
