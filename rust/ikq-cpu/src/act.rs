@@ -72,6 +72,11 @@ impl Activations {
         floats.zip(units).take(self.n_columns).map(|(floats, units)| ColumnMut { floats, units }).collect()
     }
 
+    /// The floats of all columns, for who writes blocks of rows.
+    pub fn floats_mut(&mut self) -> &mut [f32] {
+        &mut self.floats[..self.k * self.n_columns]
+    }
+
     /// A column's floats.
     pub fn floats(&self, column: usize) -> &[f32] {
         &self.floats[column * self.k..(column + 1) * self.k]

@@ -11,13 +11,15 @@ use crate::error::Error;
 /// What a [`Bytes`] looks into.
 pub(crate) enum Backing {
     Mapped(Mmap),
+    /// Anonymous memory of whole pages.
+    Pages(Mmap),
     Owned(Vec<u8>),
 }
 
 impl Backing {
     pub(crate) fn as_slice(&self) -> &[u8] {
         match self {
-            Backing::Mapped(map) => map,
+            Backing::Mapped(map) | Backing::Pages(map) => map,
             Backing::Owned(bytes) => bytes,
         }
     }

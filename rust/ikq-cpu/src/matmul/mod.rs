@@ -53,6 +53,16 @@ impl<'a> Matrix<'a> {
         Ok(Matrix { ty, n_rows, k, data, scale })
     }
 
+    /// A matrix whose shape was checked before: `data` without a trailer, `scale` the tensor's (I2_S; else 1).
+    pub fn of_rows(ty: QuantType, n_rows: usize, k: usize, data: &'a [u8], scale: f32) -> Matrix<'a> {
+        Matrix { ty, n_rows, k, data, scale }
+    }
+
+    /// The scale of the whole tensor (I2_S), else 1.
+    pub fn scale(&self) -> f32 {
+        self.scale
+    }
+
     pub fn ty(&self) -> QuantType {
         self.ty
     }

@@ -1,0 +1,249 @@
+"""Running models: `Model`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ikq import _ikq
+from ikq.errors import FormatError
+from ikq.gguf import GGUFReader
+from ikq.models import ModelSpec, model_spec
+from ikq.quant_types import QuantType
+
+__all__ = ["Explanation", "FfnPlan", "Memory", "Model"]
+
+
+class FfnPlan(NamedTuple):
+    """How a layer's FFN is computed.
+
+    Attributes:
+        layer: Index of the layer.
+        role: `dense`, `experts` or `shared`.
+        plan: `fused`, `merged` or `separate`.
+        why: The reason.
+        gate, up, down: Types of the weights.
+    """
+
+    layer: int
+    role: str
+    plan: str
+    why: str
+    gate: QuantType
+    up: QuantType
+    down: QuantType
+
+
+class Memory(NamedTuple):
+    """Bytes that a model takes.
+
+    Attributes:
+        mapped: Weights read from the mapped files.
+        copied: Weights copied to memory of this process.
+        cache: Keys, values and recurrent states of all positions.
+    """
+
+    mapped: int
+    copied: int
+    cache: int
+
+
+class Explanation(NamedTuple):
+    """What `Model.explain` tells.
+
+    Attributes:
+        architecture: Name of the architecture.
+        ffn: One plan per FFN, in order of layers.
+        memory: Where the weights are.
+        loaded_by: Programs that know every tensor type of the file.
+        notes: What was assumed because the file does not say it.
+    """
+
+    architecture: str
+    ffn: tuple[FfnPlan, ...]
+    memory: Memory
+    loaded_by: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+class Model:
+    """A model that runs. A context manager; `close` frees its memory.
+
+    One call runs at a time; calls from other threads wait. The interpreter is released meanwhile.
+
+    Examples:
+        >>> import ikq
+        >>> with ikq.Model.load("tests/data/tiny-moe-bf16.gguf", n_ctx=64) as model:
+        ...     model.logits([1, 2, 3]).shape
+        (3, 4096)
+    """
+
+    def __init__(self, engine: _ikq.Engine, spec: ModelSpec, types: frozenset[QuantType]) -> None:
+        self._engine = engine
+        self._types = types
+        self.spec: ModelSpec = spec
+        """What was made of the file's metadata."""
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        n_ctx: int | None = None,
+        n_threads: int | None = None,
+        n_ubatch: int = 512,
+        cache_type_k: str = "f16",
+        cache_type_v: str = "f16",
+        compute: Literal["auto", "f32"] = "auto",
+        fused_up_gate: bool = True,
+        fused_moe: bool = True,
+        merge_up_gate_experts: bool = False,
+        expert_reduction: tuple[int, float] | None = None,
+        mmap: Literal["auto", "on", "off"] = "auto",
+        yarn_truncate: bool = True,
+    ) -> Model:
+        """Loads a GGUF file, or the split set that it belongs to.
+
+        Args:
+            path: The file, or any shard.
+            n_ctx: Positions of the cache. `None`: the trained context, or the largest half, quarter, ... of it whose
+                cache takes at most a quarter of the free memory.
+            n_threads: Threads; `None`: one per CPU.
+            n_ubatch: Most tokens that are computed at once.
+            cache_type_k: Type of cached keys: f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl or q6_0.
+            cache_type_v: Type of cached values.
+            compute: `auto`: activations are quantized to 8 bits for products with block types; `f32`: float32
+                products of the decoded weights, exact and slow.
+            fused_up_gate: Compute gate, up and activation of an FFN in one pass.
+            fused_moe: The same for experts.
+            merge_up_gate_experts: Treat gate and up experts as one matrix; a view, nothing is copied.
+            expert_reduction: `(k, t)`: of the chosen experts those after the first k are dropped whose weight is
+                below t times the largest (`-ser k,t`).
+            mmap: `auto` copies weights to huge pages when memory allows and keeps the mapping where it does not;
+                `on` keeps it, `off` copies.
+            yarn_truncate: Bounds of YaRN's ramp are integers, as in GGUF engines (gpt-oss was published without).
+
+        Raises:
+            OSError: the file cannot be read.
+            FormatError: it is not GGUF, is damaged, or its metadata and tensors do not fit together.
+            UnsupportedError: the architecture, or a tensor type, is not supported.
+        """
+        reader = GGUFReader(path)
+        spec = model_spec(reader, yarn_truncate=yarn_truncate)
+        if expert_reduction is not None:
+            k, t = expert_reduction
+            if k < 1 or not 0 <= t <= 1:
+                raise ValueError(f"expert_reduction={expert_reduction}: at least 1 expert and a share of 0 to 1 are needed")
+            expert_reduction = (int(k), float(t))
+        engine = _ikq.Engine.load(
+            reader._model,
+            spec.to_json(),
+            n_ctx=n_ctx,
+            n_threads=n_threads,
+            n_ubatch=n_ubatch,
+            cache_type_k=cache_type_k,
+            cache_type_v=cache_type_v,
+            compute=compute,
+            fused_up_gate=fused_up_gate,
+            fused_moe=fused_moe,
+            merge_up_gate_experts=merge_up_gate_experts,
+            expert_reduction=expert_reduction,
+            mmap=mmap,
+            isa_name=None,
+        )
+        types = frozenset(t.type for t in reader.tensors.values())
+        return cls(engine, spec, types)
+
+    def logits(self, tokens: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float32]:
+        """Logits after every token, from an empty cache.
+
+        Args:
+            tokens: Token ids, at least one, at most `n_ctx`.
+
+        Returns:
+            float32 `(n_tokens, n_vocab)`. The cache holds the tokens afterwards.
+
+        Raises:
+            FormatError: a token is not in the vocabulary, there are too many, or a weight is not finite.
+        """
+        self._engine.truncate(0)
+        return self.eval(tokens)
+
+    def eval(
+        self, tokens: ArrayLike, *, want: Literal["all", "last", "none"] = "all"
+    ) -> NDArray[np.float32]:
+        """Runs tokens after those that the cache holds.
+
+        Args:
+            tokens: Token ids.
+            want: Logits of all these tokens, of the last one, or none.
+
+        Returns:
+            float32 `(n, n_vocab)`, n being the number of positions wanted.
+        """
+        ids = np.asarray(tokens)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise FormatError(f"tokens are a flat sequence of integers, not {ids.dtype} of shape {ids.shape}")
+        return self._engine.eval(ids.tolist(), want)
+
+    @property
+    def n_ctx(self) -> int:
+        """Positions that the cache can hold."""
+        return self._engine.n_ctx
+
+    @property
+    def n_past(self) -> int:
+        """Positions that the cache holds."""
+        return self._engine.n_past
+
+    @property
+    def n_threads(self) -> int:
+        """Threads that the model runs on."""
+        return self._engine.n_threads
+
+    @property
+    def memory(self) -> Memory:
+        """Bytes that the model takes."""
+        return Memory(*self._engine.memory)
+
+    def truncate(self, n: int) -> None:
+        """Keeps the first `n` positions of the cache, for prompts that begin alike.
+
+        Raises:
+            UnsupportedError: the model has recurrent layers, whose state cannot go back; 0 always works.
+        """
+        self._engine.truncate(n)
+
+    def shift(self, n_keep: int, n_discard: int) -> None:
+        """Makes room: forgets `n_discard` positions after the first `n_keep`; the later ones move down.
+
+        Raises:
+            UnsupportedError: the model has recurrent layers.
+        """
+        self._engine.shift(n_keep, n_discard)
+
+    def explain(self) -> Explanation:
+        """How each FFN is computed and why, where the weights are, and who else can load the file."""
+        plans = tuple(
+            FfnPlan(layer, role, plan, why, *(QuantType[t] for t in types))
+            for layer, role, plan, why, types in self._engine.plans()
+        )
+        programs = sorted(set.intersection(*(set(t.known_to) for t in self._types)))
+        return Explanation(self.spec.architecture, plans, self.memory, tuple(programs), self.spec.notes)
+
+    def close(self) -> None:
+        """Frees weights and cache."""
+        self._engine.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,55 @@
+//! [`PageBuffer`]: memory for weights on huge pages.
+
+use memmap2::{Advice, MmapMut, MmapOptions};
+
+use crate::bytes::Bytes;
+use crate::mapping::Backing;
+
+/// Zeroed memory of whole pages, huge ones where the system grants them. Weights that are read in scattered
+/// pieces (experts) are read faster from it than from a mapped file, which has 4 KiB pages.
+#[derive(Debug)]
+pub struct PageBuffer(MmapMut);
+
+impl PageBuffer {
+    /// `len` bytes (at least one page).
+    ///
+    /// # Errors
+    /// That of the system when there is not as much address space or memory.
+    pub fn new(len: usize) -> std::io::Result<PageBuffer> {
+        let map = MmapOptions::new().len(len.max(1)).map_anon()?;
+        #[cfg(target_os = "linux")]
+        {
+            // advice only: without it the memory is as good, on small pages
+            let _ = map.advise(Advice::HugePage);
+        }
+        Ok(PageBuffer(map))
+    }
+
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+
+    /// The memory as shared, read-only bytes.
+    ///
+    /// # Errors
+    /// That of the system when it refuses to make the pages read-only.
+    pub fn freeze(self) -> std::io::Result<Bytes> {
+        Ok(Bytes::whole(Backing::Pages(self.0.make_read_only()?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_can_be_read_when_frozen() {
+        let mut buffer = PageBuffer::new(5000).expect("two pages");
+        assert!(buffer.as_mut_slice().iter().all(|b| *b == 0));
+        buffer.as_mut_slice()[4999] = 7;
+        let bytes = buffer.freeze().expect("frozen");
+        assert_eq!((bytes.len(), bytes[4999], bytes.is_mapped()), (5000, 7, false));
+        bytes.release();
+        assert_eq!(bytes[4999], 7, "released memory has no file to come back from");
+    }
+}

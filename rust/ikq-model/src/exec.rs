@@ -1,0 +1,219 @@
+//! What every phase of a step has at hand: the team, the kernels, each thread's memory; and the phases that all
+//! parts of a model share (products, norms).
+
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use ikq_cpu::act::Activations;
+use ikq_cpu::matmul::{self, Compute, Input, Scratch};
+use ikq_cpu::ops;
+use ikq_cpu::tiles::{Tile, tiles};
+use ikq_pool::Team;
+use ikq_simd::IsaKind;
+
+use crate::rope::Angles;
+use crate::weights::Weight;
+
+/// Memory that belongs to one thread.
+#[derive(Default)]
+pub struct ThreadScratch {
+    pub matmul: Scratch,
+    /// Results of products before they are finished: gate, up.
+    pub first: Vec<f32>,
+    pub second: Vec<f32>,
+    /// For attention.
+    pub queries: Vec<f32>,
+    pub results: Vec<f32>,
+}
+
+/// The surroundings of a step.
+pub struct Exec<'a> {
+    pub team: &'a Team<'a>,
+    pub kind: IsaKind,
+    pub compute: Compute,
+    pub threads: &'a [Mutex<ThreadScratch>],
+    /// 0, 1, 2, ...: the columns of a product that takes all tokens.
+    pub all_columns: &'a [u32],
+    /// Cosines and sines of this step's positions, for each of the model's ropes.
+    pub angles: &'a [Angles],
+}
+
+/// Units per thread that a phase of few columns is cut into, so that threads end together.
+const UNITS_PER_THREAD: usize = 4;
+/// Fewest rows of a unit: what the kernels take at once.
+const FEWEST_ROWS: usize = 16;
+/// Rows of a unit when there are many columns, so that its output stays in the cache.
+const ROWS_OF_MANY_COLUMNS: usize = 64;
+/// Columns above which a phase is bound by arithmetic, not by reading weights.
+const MANY_COLUMNS: usize = 16;
+
+impl Exec<'_> {
+    /// The scratch of thread `thread`. Only that thread asks, so the lock is free.
+    pub fn scratch(&self, thread: usize) -> MutexGuard<'_, ThreadScratch> {
+        self.threads[thread].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Rows of a unit, where `n_rows` rows in all are multiplied with `n_columns` columns each.
+    pub fn row_block(&self, n_rows: usize, n_columns: usize, step: usize) -> usize {
+        let even = n_rows.div_ceil(self.team.n_threads() * UNITS_PER_THREAD).next_multiple_of(FEWEST_ROWS);
+        let rows = match n_columns > MANY_COLUMNS {
+            true => even.min(ROWS_OF_MANY_COLUMNS),
+            false => even,
+        };
+        rows.max(FEWEST_ROWS).next_multiple_of(step)
+    }
+
+    /// `n` items cut into runs, for phases that do little per item.
+    pub fn runs(&self, n: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let step = n.div_ceil(self.team.n_threads() * UNITS_PER_THREAD).max(1);
+        (0..n).step_by(step).map(move |first| first..n.min(first + step))
+    }
+
+    /// Each column of `x` normed into `acts`, in the forms that the products to come read.
+    pub fn norm(&self, x: &[f32], weight: &[f32], eps: f32, acts: &mut Activations, forms: Forms) {
+        let k = weight.len();
+        acts.resize(k, x.len() / k);
+        let mut columns: Vec<_> = acts.columns_mut().into_iter().zip(x.chunks_exact(k)).collect();
+        let step = self.runs(columns.len()).next().map_or(1, |r| r.len());
+        let mut units: Vec<_> = columns.chunks_mut(step).collect();
+        self.team.for_each(&mut units, |columns, _| {
+            for (column, x) in columns.iter_mut() {
+                ops::rms_norm(self.kind, x, weight, eps, column.floats);
+                if forms.q8 {
+                    column.quantize(self.kind);
+                }
+            }
+        });
+    }
+
+    /// Makes the 8-bit form of columns whose floats are written.
+    pub fn quantize(&self, acts: &mut Activations, forms: Forms) {
+        if !forms.q8 {
+            return;
+        }
+        let mut columns = acts.columns_mut();
+        let step = self.runs(columns.len()).next().map_or(1, |r| r.len());
+        let mut units: Vec<_> = columns.chunks_mut(step).collect();
+        self.team.for_each(&mut units, |columns, _| {
+            columns.iter_mut().for_each(|c| c.quantize(self.kind));
+        });
+    }
+
+    /// Several products of the same input, in one phase.
+    pub fn project(&self, acts: &Activations, products: Vec<Product<'_>>) {
+        let n = acts.n_columns();
+        let n_rows = products.iter().map(|p| p.weight.n_rows).sum();
+        let mut units = Vec::new();
+        for p in products {
+            let step = self.row_block(n_rows, n, p.weight.row_step());
+            let all = std::iter::once(0..n);
+            units.extend(tiles(p.out, p.weight.n_rows, step, all).into_iter().map(|t| (p.weight, p.expert, t, p.add)));
+        }
+        self.team.for_each(&mut units, |(weight, expert, tile, add), thread| {
+            let scratch = &mut *self.scratch(thread);
+            self.product(weight, *expert, tile.rows(), acts, &self.all_columns[..n], scratch);
+            store(tile, &scratch.first, *add);
+        });
+    }
+
+    /// One product per group (expert or head): columns `columns[range]` of `acts` with the group's matrix, into
+    /// columns `range` of `out`. Ranges ascend.
+    pub fn grouped(
+        &self,
+        weight: &Weight,
+        groups: &[(usize, Range<usize>)],
+        columns: &[u32],
+        acts: &Activations,
+        out: &mut [f32],
+    ) {
+        let n_columns = groups.last().map_or(0, |(_, range)| range.end);
+        let per_group = n_columns.div_ceil(groups.len().max(1));
+        let step = self.row_block(weight.n_rows * groups.len(), per_group, weight.row_step());
+        let n_blocks = weight.n_rows.div_ceil(step);
+        let ranges = groups.iter().map(|(_, range)| range.clone());
+        let mut units: Vec<_> = tiles(out, weight.n_rows, step, ranges).into_iter().enumerate().collect();
+        self.team.for_each(&mut units, |(i, tile), thread| {
+            let (expert, range) = &groups[*i / n_blocks];
+            let scratch = &mut *self.scratch(thread);
+            self.product(weight, *expert, tile.rows(), acts, &columns[range.clone()], scratch);
+            store(tile, &scratch.first, false);
+        });
+    }
+
+    /// Rows of a finished product into `scratch.first`, column after column.
+    pub fn product(
+        &self,
+        weight: &Weight,
+        expert: usize,
+        rows: Range<usize>,
+        acts: &Activations,
+        columns: &[u32],
+        scratch: &mut ThreadScratch,
+    ) {
+        let out = room(&mut scratch.first, rows.len() * columns.len());
+        let matrix = weight.matrix(expert);
+        matmul::multiply(
+            self.kind,
+            self.compute,
+            &matrix,
+            rows.clone(),
+            acts,
+            columns,
+            &mut scratch.matmul,
+            out,
+        );
+        if !weight.is_plain() {
+            out.chunks_exact_mut(rows.len()).for_each(|c| weight.finish(expert, rows.start, c));
+        }
+    }
+}
+
+/// The first `len` elements, the vector grown where it is shorter.
+pub fn room(v: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if v.len() < len {
+        v.resize(len, 0.0);
+    }
+    &mut v[..len]
+}
+
+/// One product of [`Exec::project`].
+pub struct Product<'a> {
+    pub weight: &'a Weight,
+    pub expert: usize,
+    /// Columns of `weight.n_rows` floats.
+    pub out: &'a mut [f32],
+    /// Adds to the output instead of writing it.
+    pub add: bool,
+}
+
+impl<'a> Product<'a> {
+    /// A product that is written to `out`.
+    pub fn new(weight: &'a Weight, out: &'a mut [f32]) -> Product<'a> {
+        Product { weight, expert: 0, out, add: false }
+    }
+}
+
+/// Which forms of activations are read; floats always are there.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Forms {
+    pub q8: bool,
+}
+
+impl Forms {
+    /// Those that these weights read.
+    pub fn of<'a>(compute: Compute, weights: impl IntoIterator<Item = &'a Weight>) -> Forms {
+        Forms { q8: weights.into_iter().any(|w| w.input(compute) == Input::Q8) }
+    }
+}
+
+/// Writes a product's columns to a tile.
+fn store(tile: &mut Tile<'_>, values: &[f32], add: bool) {
+    let n_rows = tile.rows().len();
+    for (column, values) in tile.columns().zip(values.chunks_exact(n_rows)) {
+        let out = tile.column(column);
+        match add {
+            true => out.iter_mut().zip(values).for_each(|(o, v)| *o += v),
+            false => out.copy_from_slice(values),
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! Feed-forward networks: dense, shared and mixtures of experts are one computation, a dense FFN being one expert
+//! that every token takes.
+//!
+//! ```text
+//! pairs (token, expert), sorted by expert
+//! fused      unit = (expert, row block): gate rows, up rows, act(gate) * up -> mid
+//! separate   unit = (expert, row block): gate rows -> buffer; the same for up; then act(gate) * up -> mid
+//! then       unit = row block: for every expert: down rows, times the pair's weight, added to its token
+//! ```
+//! Experts are added in ascending order by whichever thread has the rows, so the sum does not depend on
+//! threads. Gate and up are weights of their own types; a merged tensor is two runs of its rows.
+
+use std::ops::Range;
+
+use ikq_cpu::act::Activations;
+use ikq_cpu::ops::{Activation, glu};
+use ikq_cpu::tiles::tiles;
+
+use crate::exec::{Exec, Forms, room};
+use crate::weights::Weight;
+
+/// How gate, up and activation are computed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlanKind {
+    /// In one pass over the input.
+    Fused,
+    /// As one matrix of gate and up rows (a view: nothing is copied), in one pass.
+    Merged,
+    /// As two products and an activation.
+    Separate,
+}
+
+impl PlanKind {
+    /// Name for `explain`.
+    pub fn name(self) -> &'static str {
+        match self {
+            PlanKind::Fused => "fused",
+            PlanKind::Merged => "merged",
+            PlanKind::Separate => "separate",
+        }
+    }
+}
+
+/// What was decided for an FFN at load time, and why.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub kind: PlanKind,
+    pub why: String,
+}
+
+/// Options that decide plans.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanOptions {
+    pub fused_up_gate: bool,
+    pub fused_moe: bool,
+    pub merge_up_gate: bool,
+}
+
+/// Gate, up and down of one or many experts.
+#[derive(Debug)]
+pub struct Experts {
+    pub gate: Weight,
+    pub up: Weight,
+    pub down: Weight,
+    pub activation: Activation,
+    pub plan: Plan,
+}
+
+impl Experts {
+    /// Decides the plan.
+    pub fn plan(gate: &Weight, up: &Weight, is_moe: bool, options: PlanOptions) -> Plan {
+        let say = |kind, why: String| Plan { kind, why };
+        let types = match gate.ty == up.ty {
+            true => format!("gate and up are {}", gate.ty),
+            false => format!("gate is {}, up is {}: different types fuse as well", gate.ty, up.ty),
+        };
+        if !options.fused_up_gate {
+            return say(PlanKind::Separate, "fused_up_gate is off".to_string());
+        }
+        if is_moe && !options.fused_moe {
+            return say(PlanKind::Separate, "fused_moe is off".to_string());
+        }
+        if gate.is_followed_by(up) {
+            return say(PlanKind::Merged, format!("`{}` holds gate and up", gate.name));
+        }
+        match options.merge_up_gate && is_moe {
+            true => say(PlanKind::Merged, format!("merging was asked for; {types}; a view of both, nothing is copied")),
+            false => say(PlanKind::Fused, types),
+        }
+    }
+
+    /// The form in which the input is read.
+    pub fn input_forms(&self, exec: &Exec<'_>) -> Forms {
+        Forms::of(exec.compute, [&self.gate, &self.up])
+    }
+
+    /// Rows of gate and up.
+    pub fn n_ff(&self) -> usize {
+        self.up.n_rows
+    }
+}
+
+/// Which tokens go to which experts: pairs sorted by expert, tokens ascending.
+#[derive(Debug, Default)]
+pub struct Groups {
+    /// Expert, and its range of pairs; only experts that have pairs.
+    experts: Vec<(usize, Range<usize>)>,
+    /// Token and weight of each pair.
+    tokens: Vec<u32>,
+    weights: Vec<f32>,
+    /// Scratch of `assign`.
+    next: Vec<usize>,
+}
+
+impl Groups {
+    /// Every token takes expert 0 with its weight.
+    pub fn all_to_one(&mut self, weights: impl IntoIterator<Item = f32>) {
+        self.weights.clear();
+        self.weights.extend(weights);
+        let n = self.weights.len();
+        self.tokens.clear();
+        self.tokens.extend(0..n as u32);
+        self.experts.clear();
+        self.experts.push((0, 0..n));
+    }
+
+    /// From each token's choice: (expert, weight) of `choices[token]`.
+    pub fn assign(&mut self, choices: &[Vec<(u32, f32)>], n_experts: usize) {
+        self.next.clear();
+        self.next.resize(n_experts, 0);
+        let n_pairs = choices.iter().map(Vec::len).sum();
+        choices.iter().flatten().for_each(|(expert, _)| self.next[*expert as usize] += 1);
+        self.experts.clear();
+        let mut at = 0;
+        for (expert, n) in self.next.iter_mut().enumerate() {
+            let range = at..at + *n;
+            *n = at;
+            at = range.end;
+            if !range.is_empty() {
+                self.experts.push((expert, range));
+            }
+        }
+        self.tokens.clear();
+        self.tokens.resize(n_pairs, 0);
+        self.weights.clear();
+        self.weights.resize(n_pairs, 0.0);
+        for (token, chosen) in choices.iter().enumerate() {
+            for (expert, weight) in chosen {
+                let next = &mut self.next[*expert as usize];
+                self.tokens[*next] = token as u32;
+                self.weights[*next] = *weight;
+                *next += 1;
+            }
+        }
+    }
+
+    pub fn n_pairs(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Experts that have pairs, each with its range of pairs.
+    pub fn experts(&self) -> &[(usize, Range<usize>)] {
+        &self.experts
+    }
+}
+
+/// Buffers between the phases of an FFN.
+#[derive(Default)]
+pub struct FfnBuffers {
+    pub groups: Groups,
+    /// `act(gate) * up` of every pair.
+    mid: Activations,
+    /// For the separate plan.
+    gate: Vec<f32>,
+    up: Vec<f32>,
+    /// 0, 1, 2, ...: pairs as columns of `mid`.
+    pairs: Vec<u32>,
+}
+
+/// Runs the experts of `buffers.groups` on `acts` and adds the weighted results to `out` (columns of
+/// `down.n_rows`, one per token).
+pub fn run(exec: &Exec<'_>, experts: &Experts, acts: &Activations, buffers: &mut FfnBuffers, out: &mut [f32]) {
+    let FfnBuffers { groups, mid, gate, up, pairs } = buffers;
+    let n_pairs = groups.n_pairs();
+    mid.resize(experts.n_ff(), n_pairs);
+    match experts.plan.kind {
+        PlanKind::Fused | PlanKind::Merged => fused(exec, experts, acts, groups, mid),
+        PlanKind::Separate => separate(exec, experts, acts, groups, mid, [gate, up]),
+    }
+    exec.quantize(mid, Forms::of(exec.compute, [&experts.down]));
+    pairs.extend(pairs.len() as u32..n_pairs as u32);
+    down(exec, experts, groups, mid, &pairs[..n_pairs], out);
+}
+
+/// Rows of a unit of the expert phases: all experts' rows share the work.
+fn block(exec: &Exec<'_>, groups: &Groups, n_rows: usize, step: usize) -> usize {
+    let n_experts = groups.experts.len().max(1);
+    exec.row_block(n_rows * n_experts, groups.n_pairs().div_ceil(n_experts), step)
+}
+
+fn fused(exec: &Exec<'_>, experts: &Experts, acts: &Activations, groups: &Groups, mid: &mut Activations) {
+    let (gate, up) = (&experts.gate, &experts.up);
+    let n_ff = experts.n_ff();
+    let step = gate.row_step().max(up.row_step());
+    let step = block(exec, groups, n_ff, step);
+    let per_expert = n_ff.div_ceil(step);
+    let ranges = groups.experts.iter().map(|(_, pairs)| pairs.clone());
+    let mut units: Vec<_> = tiles(mid.floats_mut(), n_ff, step, ranges).into_iter().enumerate().collect();
+    exec.team.for_each(&mut units, |(i, tile), thread| {
+        let (expert, pairs) = &groups.experts[*i / per_expert];
+        let scratch = &mut *exec.scratch(thread);
+        let (rows, columns) = (tile.rows(), &groups.tokens[pairs.clone()]);
+        exec.product(up, *expert, rows.clone(), acts, columns, scratch);
+        std::mem::swap(&mut scratch.first, &mut scratch.second);
+        exec.product(gate, *expert, rows.clone(), acts, columns, scratch);
+        let n = rows.len();
+        let gates = scratch.first.chunks_exact(n);
+        let ups = scratch.second.chunks_exact(n);
+        for ((pair, gate), up) in pairs.clone().zip(gates).zip(ups) {
+            glu(exec.kind, experts.activation, gate, up, tile.column(pair));
+        }
+    });
+}
+
+fn separate(
+    exec: &Exec<'_>,
+    experts: &Experts,
+    acts: &Activations,
+    groups: &Groups,
+    mid: &mut Activations,
+    buffers: [&mut Vec<f32>; 2],
+) {
+    let n_ff = experts.n_ff();
+    let len = n_ff * groups.n_pairs();
+    let [gates, ups] = buffers.map(|b| room(b, len));
+    exec.grouped(&experts.gate, &groups.experts, &groups.tokens, acts, gates);
+    exec.grouped(&experts.up, &groups.experts, &groups.tokens, acts, ups);
+    let columns = mid.floats_mut().chunks_exact_mut(n_ff);
+    let mut units: Vec<_> = columns.zip(gates.chunks_exact(n_ff)).zip(ups.chunks_exact(n_ff)).collect();
+    exec.team.for_each(&mut units, |((out, gate), up), _| {
+        glu(exec.kind, experts.activation, gate, up, out);
+    });
+}
+
+fn down(
+    exec: &Exec<'_>,
+    experts: &Experts,
+    groups: &Groups,
+    mid: &Activations,
+    pairs_as_columns: &[u32],
+    out: &mut [f32],
+) {
+    let weight = &experts.down;
+    let n_rows = weight.n_rows;
+    let step = exec.row_block(n_rows, groups.n_pairs(), weight.row_step());
+    let n_tokens = out.len() / n_rows;
+    let mut units = tiles(out, n_rows, step, std::iter::once(0..n_tokens));
+    exec.team.for_each(&mut units, |tile, thread| {
+        let scratch = &mut *exec.scratch(thread);
+        let rows = tile.rows();
+        for (expert, pairs) in &groups.experts {
+            exec.product(weight, *expert, rows.clone(), mid, &pairs_as_columns[pairs.clone()], scratch);
+            for (pair, values) in pairs.clone().zip(scratch.first.chunks_exact(rows.len())) {
+                let factor = groups.weights[pair];
+                let out = tile.column(groups.tokens[pair] as usize);
+                out.iter_mut().zip(values).for_each(|(o, v)| *o += factor * v);
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_are_sorted_by_expert_and_cover_every_choice() {
+        let choices = vec![vec![(2, 0.5), (0, 0.25)], vec![], vec![(2, 1.0)], vec![(3, 0.75), (2, 0.125)]];
+        let mut groups = Groups::default();
+        groups.assign(&choices, 4);
+        assert_eq!(groups.experts(), [(0, 0..1), (2, 1..4), (3, 4..5)]);
+        assert_eq!(groups.tokens, [0, 0, 2, 3, 3]);
+        assert_eq!(groups.weights, [0.25, 0.5, 1.0, 0.125, 0.75]);
+        groups.all_to_one([1.0, 2.0]);
+        assert_eq!((groups.experts(), groups.n_pairs()), (&[(0, 0..2)][..], 2));
+    }
+}

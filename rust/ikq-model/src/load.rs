@@ -1,0 +1,155 @@
+//! Where weights live while a model runs: in the mapped files, or copied to huge pages.
+//!
+//! Expert weights are read in scattered pieces, and a mapped file sits on 4 KiB pages; copying costs the time
+//! of reading the file once, which must happen anyway. The copy is made in parallel and lets go of the file's pages on
+//! the way, so that at no time two copies count as this process's memory.
+
+use std::collections::{BTreeSet, HashMap};
+
+use ikq_formats::QuantType;
+use ikq_gguf::{Bytes, Model, PageBuffer, Tensor};
+use ikq_pool::{Cancel, Pool, Stop};
+
+use crate::error::Error;
+
+/// What to do about the mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mmap {
+    /// Copy where memory allows, else keep the mapping.
+    Auto,
+    /// Keep the mapping.
+    On,
+    /// Copy.
+    Off,
+}
+
+/// A tensor's data where the engine reads it.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    pub ty: QuantType,
+    pub ne: [u64; 4],
+    pub data: Bytes,
+}
+
+/// All tensors that a model names.
+#[derive(Debug, Default)]
+pub struct Tensors {
+    by_name: HashMap<String, Loaded>,
+    /// Bytes read from the mapping, and bytes copied to pages of this process.
+    pub mapped_bytes: usize,
+    pub copied_bytes: usize,
+}
+
+/// Tensors start at multiples of this in the copy: a cache line.
+const ALIGNMENT: usize = 64;
+/// Bytes copied by one unit of work.
+const UNIT: usize = 8 << 20;
+/// Units that are read ahead of the one that is taken.
+const AHEAD: usize = 4;
+/// Share of the available memory that weights may take in `Auto`; the rest is for the cache and others.
+const SHARE: f64 = 0.8;
+
+impl Tensors {
+    /// Loads the tensors called `names`.
+    ///
+    /// # Errors
+    /// [`ikq_gguf::Error::NoTensor`], [`Error::Memory`] when a copy is asked for that memory does not hold.
+    pub fn load(
+        model: &Model,
+        names: &BTreeSet<String>,
+        mmap: Mmap,
+        pool: &Pool,
+        cancel: &Cancel,
+    ) -> Result<Tensors, Stop<Error>> {
+        let tensors: Vec<&Tensor> =
+            names.iter().map(|name| model.require(name)).collect::<Result<_, _>>().map_err(Error::from)?;
+        let needed = tensors.iter().map(|t| t.data.len().next_multiple_of(ALIGNMENT)).sum();
+        let copy = match mmap {
+            Mmap::On => false,
+            Mmap::Off => true,
+            Mmap::Auto => available_memory().is_some_and(|free| needed as f64 <= free as f64 * SHARE),
+        };
+        let data = match copy {
+            true => copied(&tensors, needed, pool, cancel)?,
+            false => tensors.iter().map(|t| t.data.clone()).collect(),
+        };
+        let mut loaded = Tensors::default();
+        match copy {
+            true => loaded.copied_bytes = needed,
+            false => loaded.mapped_bytes = needed,
+        }
+        for (t, data) in tensors.into_iter().zip(data) {
+            let ty = t.quant_type().map_err(Error::from)?;
+            loaded.by_name.insert(t.name.clone(), Loaded { ty, ne: t.ne, data });
+        }
+        Ok(loaded)
+    }
+
+    /// The tensor of that name, which must have been among those loaded.
+    ///
+    /// # Errors
+    /// [`Error::Spec`].
+    pub fn get(&self, name: &str) -> Result<&Loaded, Error> {
+        let missing = || Error::Spec { why: format!("`{name}` is not among the tensors to load") };
+        self.by_name.get(name).ok_or_else(missing)
+    }
+}
+
+/// The tensors' bytes in one buffer.
+fn copied(
+    tensors: &[&Tensor],
+    needed: usize,
+    pool: &Pool,
+    cancel: &Cancel,
+) -> Result<Vec<Bytes>, Stop<Error>> {
+    let refused = |e: std::io::Error| Error::Memory { needed, reason: e.to_string() };
+    let mut buffer = PageBuffer::new(needed).map_err(refused)?;
+    let mut sources = Vec::new();
+    let mut targets = Vec::new();
+    let mut rest = buffer.as_mut_slice();
+    for tensor in tensors {
+        let len = tensor.data.len();
+        let (target, behind) = rest.split_at_mut(len.next_multiple_of(ALIGNMENT).min(rest.len()));
+        rest = behind;
+        for (start, target) in (0..len).step_by(UNIT).zip(target[..len].chunks_mut(UNIT)) {
+            sources.extend(tensor.data.slice(start..start + target.len()));
+            targets.push(target);
+        }
+    }
+    sources.iter().take(AHEAD).for_each(Bytes::will_need);
+    let units = targets.into_iter().enumerate().map(|(i, target)| {
+        if let Some(ahead) = sources.get(i + AHEAD) {
+            ahead.will_need();
+        }
+        (&sources[i], target)
+    });
+    pool.for_each(units, cancel, |(source, target): (&Bytes, &mut [u8])| {
+        target.copy_from_slice(source);
+        source.release();
+        Ok::<(), Error>(())
+    })?;
+    let all = buffer.freeze().map_err(refused)?;
+    let mut at = 0;
+    let mut slices = Vec::with_capacity(tensors.len());
+    for tensor in tensors {
+        let len = tensor.data.len();
+        slices.extend(all.slice(at..at + len));
+        at += len.next_multiple_of(ALIGNMENT);
+    }
+    Ok(slices)
+}
+
+/// Bytes that this process may still take without swapping: the system's estimate, or what is left of the
+/// container's limit. `None` where the system does not tell.
+pub fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    let free = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024;
+    let number = |path: &str| std::fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let limit = number("/sys/fs/cgroup/memory.max");
+    let used = number("/sys/fs/cgroup/memory.current");
+    Some(match (limit, used) {
+        (Some(limit), Some(used)) => free.min(limit.saturating_sub(used)),
+        _ => free,
+    })
+}

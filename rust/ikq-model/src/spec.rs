@@ -1,0 +1,227 @@
+//! The description of a model, as `python/ikq/models/spec.py` writes it; the fields are explained there.
+
+use serde::Deserialize;
+
+use crate::error::Error;
+
+/// A matrix product `scale * (W x) + bias`, or one per expert.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Linear {
+    pub weight: Names,
+    pub bias: Option<String>,
+    pub scale: Option<String>,
+    #[serde(default)]
+    pub first_row: usize,
+    pub n_rows: Option<usize>,
+}
+
+/// One tensor, or one per expert.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum Names {
+    One(String),
+    Each(Vec<String>),
+}
+
+impl Names {
+    /// The name, or the first of them.
+    pub fn first(&self) -> &str {
+        match self {
+            Names::One(name) => name,
+            Names::Each(names) => names.first().map_or("", String::as_str),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+pub struct Yarn {
+    pub factor: f64,
+    pub n_ctx_orig: u64,
+    pub beta_fast: f64,
+    pub beta_slow: f64,
+    pub magnitude: f64,
+    pub truncate: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Pairing {
+    Norm,
+    Neox,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub struct Rope {
+    pub pairing: Pairing,
+    pub n_rot: usize,
+    pub base: f64,
+    pub linear: f64,
+    pub factors: Option<String>,
+    pub yarn: Option<Yarn>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Attention {
+    Gqa(Gqa),
+    Mla(Mla),
+    DeltaNet(DeltaNet),
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Gqa {
+    pub n_head: usize,
+    pub n_head_kv: usize,
+    pub head_dim: usize,
+    pub head_dim_v: usize,
+    pub q: Linear,
+    pub k: Linear,
+    pub v: Linear,
+    pub output: Linear,
+    pub scale: f32,
+    pub rope: Option<Rope>,
+    pub q_norm: Option<String>,
+    pub k_norm: Option<String>,
+    pub window: Option<usize>,
+    pub softcap: Option<f32>,
+    pub sinks: Option<String>,
+    pub output_gate: bool,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Mla {
+    pub n_head: usize,
+    pub kv_rank: usize,
+    pub n_rot: usize,
+    pub n_nope: usize,
+    pub head_dim_v: usize,
+    pub q: Linear,
+    pub kv_a: Linear,
+    pub kv_a_norm: String,
+    pub output: Linear,
+    pub scale: f32,
+    pub rope: Rope,
+    pub q_a: Option<Linear>,
+    pub q_a_norm: Option<String>,
+    pub k_b: Option<String>,
+    pub v_b: Option<String>,
+    pub kv_b: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ValueOrder {
+    Grouped,
+    Tiled,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct DeltaNet {
+    pub n_head_k: usize,
+    pub n_head_v: usize,
+    pub head_dim_k: usize,
+    pub head_dim_v: usize,
+    pub conv_kernel: usize,
+    pub qkv: Linear,
+    pub z: Option<Linear>,
+    pub beta: Linear,
+    pub alpha: Linear,
+    pub value_order: ValueOrder,
+    pub conv: String,
+    pub dt: String,
+    pub a: String,
+    pub norm: String,
+    pub output: Linear,
+    pub mixed: bool,
+    pub ba_grouped: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Activation {
+    Silu,
+    GeluTanh,
+    SwigluOai,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Ffn {
+    Dense(DenseFfn),
+    Moe(Moe),
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct DenseFfn {
+    pub gate: Linear,
+    pub up: Linear,
+    pub down: Linear,
+    pub activation: Activation,
+    pub input_gate: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Func {
+    Softmax,
+    Sigmoid,
+    SoftmaxChosen,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Routing {
+    pub n_expert: usize,
+    pub n_used: usize,
+    pub router: Linear,
+    pub func: Func,
+    pub selection_bias: Option<String>,
+    pub normalize: bool,
+    pub scale: f32,
+    pub n_group: usize,
+    pub n_group_used: usize,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Moe {
+    pub routing: Routing,
+    pub gate: Linear,
+    pub up: Linear,
+    pub down: Linear,
+    pub activation: Activation,
+    pub shared: Option<DenseFfn>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Layer {
+    pub attention_norm: String,
+    pub attention: Attention,
+    pub ffn_norm: String,
+    pub ffn: Ffn,
+    pub post_attention_norm: Option<String>,
+    pub post_ffn_norm: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct ModelSpec {
+    pub architecture: String,
+    pub n_vocab: usize,
+    pub n_embd: usize,
+    pub n_ctx_train: usize,
+    pub norm_eps: f32,
+    pub token_embd: String,
+    pub output_norm: String,
+    pub output: Linear,
+    pub layers: Vec<Layer>,
+    pub embd_scale: f32,
+    pub final_softcap: Option<f32>,
+}
+
+impl ModelSpec {
+    /// Reads what `ModelSpec.to_json` of the Python package wrote.
+    ///
+    /// # Errors
+    /// [`Error::Spec`].
+    pub fn from_json(text: &str) -> Result<ModelSpec, Error> {
+        serde_json::from_str(text).map_err(|e| Error::Spec { why: e.to_string() })
+    }
+}

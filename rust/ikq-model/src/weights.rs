@@ -1,0 +1,220 @@
+//! Weights by role: what a spec names, checked against the shapes it implies.
+
+use std::collections::BTreeSet;
+
+use ikq_cpu::matmul::{self, Compute, Input, Matrix};
+use ikq_formats::row::I2_S_TRAILER_BYTES;
+use ikq_formats::{QuantType, matrix_bytes};
+use ikq_gguf::Bytes;
+
+use crate::error::Error;
+use crate::load::{Loaded, Tensors};
+use crate::spec::{Linear, Names};
+
+/// A matrix, or one per expert, with what follows the product.
+#[derive(Debug)]
+pub struct Weight {
+    pub name: String,
+    pub ty: QuantType,
+    /// The whole matrices that rows are taken from, one per expert.
+    matrices: Vec<Bytes>,
+    /// Rows of each of them.
+    n_stored: usize,
+    pub first_row: usize,
+    pub n_rows: usize,
+    pub k: usize,
+    /// Scale of the tensor (I2_S), else 1.
+    scale: f32,
+    /// Added after the product: `n_rows` per expert.
+    bias: Option<Vec<f32>>,
+    /// Multiplied with the product: one per expert.
+    factors: Option<Vec<f32>>,
+}
+
+impl Weight {
+    /// The matrix of an expert (0 where there are none).
+    pub fn matrix(&self, expert: usize) -> Matrix<'_> {
+        let data = &self.matrices[expert];
+        Matrix::of_rows(self.ty, self.n_stored, self.k, data, self.scale)
+            .rows(self.first_row..self.first_row + self.n_rows)
+    }
+
+    pub fn n_experts(&self) -> usize {
+        self.matrices.len()
+    }
+
+    /// What products read.
+    pub fn input(&self, compute: Compute) -> Input {
+        matmul::input(self.ty, compute)
+    }
+
+    /// Rows that units of work must not part.
+    pub fn row_step(&self) -> usize {
+        self.ty.info().rows
+    }
+
+    /// Applies scale and bias to rows `first..` of a product's column.
+    pub fn finish(&self, expert: usize, first: usize, column: &mut [f32]) {
+        if let Some(factors) = &self.factors {
+            column.iter_mut().for_each(|y| *y *= factors[expert]);
+        }
+        if let Some(bias) = &self.bias {
+            let bias = &bias[expert * self.n_rows + first..];
+            column.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+        }
+    }
+
+    /// Whether [`Weight::finish`] does anything.
+    pub fn is_plain(&self) -> bool {
+        self.bias.is_none() && self.factors.is_none()
+    }
+
+    /// Bytes of one expert's rows.
+    pub fn bytes_per_expert(&self) -> usize {
+        self.matrix(0).data().len()
+    }
+
+    /// Whether two weights are rows of the same tensor, `self`'s before `other`'s without a gap.
+    pub fn is_followed_by(&self, other: &Weight) -> bool {
+        self.name == other.name && self.first_row + self.n_rows == other.first_row
+    }
+}
+
+/// Makes weights from loaded tensors.
+pub struct Weights<'a> {
+    pub tensors: &'a Tensors,
+}
+
+impl Weights<'_> {
+    /// A matrix of rows of `k` elements; `n_rows` and `n_experts` are checked where they are known.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::Rows`], [`Error::Experts`], [`Error::Format`], [`Error::NotFinite`] for bias
+    /// and scale.
+    pub fn linear(
+        &self,
+        linear: &Linear,
+        k: usize,
+        n_rows: Option<usize>,
+        n_experts: usize,
+    ) -> Result<Weight, Error> {
+        let name = linear.weight.first().to_string();
+        let first = self.tensors.get(&name)?;
+        let (ty, n_stored) = (first.ty, first.ne[1] as usize);
+        let mut matrices = Vec::new();
+        let mut scale = 1.0;
+        match &linear.weight {
+            Names::One(name) => {
+                let found = first.ne[2] as usize;
+                if found != n_experts || first.ne[3] != 1 {
+                    return Err(Error::Experts { tensor: name.clone(), found, expected: n_experts });
+                }
+                self.check_matrix(name, first, k)?;
+                scale = self.split(name, first, n_experts, &mut matrices)?;
+            }
+            Names::Each(names) => {
+                if names.len() != n_experts {
+                    let (tensor, found) = (name.clone(), names.len());
+                    return Err(Error::Experts { tensor, found, expected: n_experts });
+                }
+                for name in names {
+                    let tensor = self.tensors.get(name)?;
+                    self.check_matrix(name, tensor, k)?;
+                    if tensor.ne[1..] != first.ne[1..] || tensor.ty != ty || ty == QuantType::I2_S {
+                        return Err(Error::Shape {
+                            tensor: name.clone(),
+                            found: tensor.ne.to_vec(),
+                            expected: format!("the shape and type of `{}`, {:?} {ty:?}", names[0], first.ne),
+                        });
+                    }
+                    self.split(name, tensor, 1, &mut matrices)?;
+                }
+            }
+        }
+        let wanted = linear.n_rows.unwrap_or(n_stored.saturating_sub(linear.first_row));
+        let step = ty.info().rows;
+        let last = linear.first_row + wanted;
+        if last > n_stored || !linear.first_row.is_multiple_of(step) || !last.is_multiple_of(step) {
+            let (first, tensor) = (linear.first_row, name);
+            return Err(Error::Rows { tensor, first, last, n_rows: n_stored, step });
+        }
+        if n_rows.is_some_and(|n| n != wanted) {
+            let expected = format!("{} rows of {k} elements", n_rows.unwrap_or(0));
+            return Err(Error::Shape { tensor: name, found: first.ne.to_vec(), expected });
+        }
+        Ok(Weight {
+            ty,
+            matrices,
+            n_stored,
+            first_row: linear.first_row,
+            n_rows: wanted,
+            k,
+            scale,
+            bias: linear.bias.as_deref().map(|b| self.floats(b, wanted * n_experts)).transpose()?,
+            factors: linear.scale.as_deref().map(|s| self.floats(s, n_experts)).transpose()?,
+            name,
+        })
+    }
+
+    fn check_matrix(&self, name: &str, tensor: &Loaded, k: usize) -> Result<(), Error> {
+        match tensor.ne[0] == k as u64 {
+            true => Ok(()),
+            false => Err(Error::Shape {
+                tensor: name.to_string(),
+                found: tensor.ne.to_vec(),
+                expected: format!("rows of {k} elements"),
+            }),
+        }
+    }
+
+    /// Cuts a tensor into its experts' matrices; returns the tensor's scale.
+    fn split(
+        &self,
+        name: &str,
+        tensor: &Loaded,
+        n_experts: usize,
+        matrices: &mut Vec<Bytes>,
+    ) -> Result<f32, Error> {
+        let format = |source| Error::Format { tensor: name.to_string(), source };
+        let (n_rows, k) = (tensor.ne[1] as usize, tensor.ne[0] as usize);
+        // checks the types that matrices cannot have as well
+        Matrix::new(tensor.ty, n_rows * n_experts, k, &tensor.data).map_err(format)?;
+        let mut bytes = matrix_bytes(tensor.ty, n_rows, k).map_err(format)?;
+        let mut scale = 1.0;
+        if tensor.ty == QuantType::I2_S {
+            bytes -= I2_S_TRAILER_BYTES;
+            scale = Matrix::new(tensor.ty, n_rows * n_experts, k, &tensor.data).map_err(format)?.scale();
+        }
+        matrices.extend((0..n_experts).filter_map(|e| tensor.data.slice(e * bytes..(e + 1) * bytes)));
+        Ok(scale)
+    }
+
+    /// A tensor as `len` floats.
+    ///
+    /// # Errors
+    /// [`Error::Shape`], [`Error::Format`], [`Error::NotFinite`].
+    pub fn floats(&self, name: &str, len: usize) -> Result<Vec<f32>, Error> {
+        let tensor = self.tensors.get(name)?;
+        if tensor.ne.iter().product::<u64>() != len as u64 {
+            let (tensor, found) = (name.to_string(), tensor.ne.to_vec());
+            return Err(Error::Shape { tensor, found, expected: format!("{len} elements in all") });
+        }
+        let mut out = vec![0.0; len];
+        let (k, n_rows) = (tensor.ne[0] as usize, tensor.ne[1..].iter().product::<u64>() as usize);
+        ikq_decode::dequantize(ikq_simd::best(), tensor.ty, &tensor.data, n_rows, k, &mut out)
+            .map_err(|source| Error::Format { tensor: name.to_string(), source })?;
+        match out.iter().position(|v| !v.is_finite()) {
+            Some(index) => Err(Error::NotFinite { tensor: name.to_string(), value: out[index], index }),
+            None => Ok(out),
+        }
+    }
+}
+
+/// Adds the tensors that a product names.
+pub fn names_of(linear: &Linear, all: &mut BTreeSet<String>) {
+    match &linear.weight {
+        Names::One(name) => all.extend([name.clone()]),
+        Names::Each(names) => all.extend(names.iter().cloned()),
+    }
+    all.extend(linear.bias.iter().chain(&linear.scale).cloned());
+}

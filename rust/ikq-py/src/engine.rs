@@ -1,0 +1,200 @@
+//! Running models: the engine of `ikq.Model`, and what the kernels of this machine are.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use ikq_cpu::attention::CacheType;
+use ikq_cpu::matmul::{self, Compute};
+use ikq_model::engine::{Options, Want};
+use ikq_model::ffn::PlanOptions;
+use ikq_model::load::Mmap;
+use ikq_model::spec::ModelSpec;
+use ikq_pool::Stop;
+use numpy::{PyArray1, PyArray2, PyArrayMethods};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::enter::enter;
+use crate::errors::{Raise, UnsupportedError};
+use crate::gguf::Model;
+use crate::simd::isa;
+use crate::types::quant_type;
+
+/// A loaded model with its cache. One call at a time: others wait.
+#[pyclass(frozen, module = "ikq._ikq")]
+pub struct Engine {
+    /// `None` after `close`.
+    inner: Mutex<Option<ikq_model::Engine>>,
+}
+
+/// Layer, role, plan, why, types of gate, up and down.
+type FfnPlan = (usize, &'static str, &'static str, String, [&'static str; 3]);
+
+impl Engine {
+    fn lock(&self) -> MutexGuard<'_, Option<ikq_model::Engine>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `f` on the engine with the interpreter released while waiting for it.
+    fn with<R: Send>(
+        &self,
+        py: Python<'_>,
+        f: impl FnOnce(&mut ikq_model::Engine) -> Result<R, ikq_model::Error> + Send,
+    ) -> PyResult<R> {
+        let done = py.detach(|| self.lock().as_mut().map(f));
+        done.ok_or_else(closed)?.map_err(|e| e.raise(py))
+    }
+}
+
+fn closed() -> PyErr {
+    PyValueError::new_err("the model is closed")
+}
+
+#[pymethods]
+impl Engine {
+    /// Loads the weights that `spec` (JSON) names.
+    #[staticmethod]
+    #[pyo3(signature = (model, spec, *, n_ctx, n_threads, n_ubatch, cache_type_k, cache_type_v, compute,
+                        fused_up_gate, fused_moe, merge_up_gate_experts, expert_reduction, mmap, isa_name))]
+    #[expect(clippy::too_many_arguments, reason = "the options of loading, named in Python")]
+    fn load(
+        py: Python<'_>,
+        model: &Model,
+        spec: &str,
+        n_ctx: Option<usize>,
+        n_threads: Option<usize>,
+        n_ubatch: usize,
+        cache_type_k: &str,
+        cache_type_v: &str,
+        compute: &str,
+        fused_up_gate: bool,
+        fused_moe: bool,
+        merge_up_gate_experts: bool,
+        expert_reduction: Option<(usize, f32)>,
+        mmap: &str,
+        isa_name: Option<&str>,
+    ) -> PyResult<Engine> {
+        if n_threads == Some(0) {
+            return Err(PyValueError::new_err("n_threads must be at least 1"));
+        }
+        let cache = |name: &str| CacheType::parse(name).ok_or_else(|| {
+            let known = CacheType::ALL.map(CacheType::name).join(", ");
+            UnsupportedError::new_err(format!("no cache of type `{name}`; there are {known}"))
+        });
+        let options = Options {
+            n_ctx,
+            n_threads: n_threads.unwrap_or(0),
+            n_ubatch,
+            cache_type_k: cache(cache_type_k)?,
+            cache_type_v: cache(cache_type_v)?,
+            compute: match compute {
+                "auto" => Compute::Auto,
+                "f32" => Compute::F32,
+                other => return Err(one_of("compute", other, "auto, f32")),
+            },
+            plans: PlanOptions { fused_up_gate, fused_moe, merge_up_gate: merge_up_gate_experts },
+            expert_reduction,
+            mmap: match mmap {
+                "auto" => Mmap::Auto,
+                "on" => Mmap::On,
+                "off" => Mmap::Off,
+                other => return Err(one_of("mmap", other, "auto, on, off")),
+            },
+        };
+        let spec = ModelSpec::from_json(spec).map_err(|e| e.raise(py))?;
+        let kind = isa(isa_name)?;
+        let inner = enter(py, usize::MAX, |cancel| {
+            ikq_model::Engine::load(&model.inner, spec, kind, options, cancel)
+        })?;
+        Ok(Engine { inner: Mutex::new(Some(inner)) })
+    }
+
+    /// Runs tokens after what the cache holds; logits `(n, n_vocab)` of the positions wanted.
+    #[pyo3(signature = (tokens, want))]
+    fn eval<'py>(
+        &self,
+        py: Python<'py>,
+        tokens: Vec<i64>,
+        want: &str,
+    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        let want = match want {
+            "all" => Want::All,
+            "last" => Want::Last,
+            "none" => Want::Nothing,
+            other => return Err(one_of("want", other, "all, last, none")),
+        };
+        let (logits, n_vocab) = enter(py, usize::MAX, |cancel| {
+            let mut engine = self.lock();
+            let Some(engine) = engine.as_mut() else {
+                return Ok((None, 0));
+            };
+            let logits = engine.eval(&tokens, want, cancel)?;
+            Ok::<_, Stop<ikq_model::Error>>((Some(logits), engine.spec().n_vocab))
+        })?;
+        let logits = logits.ok_or_else(closed)?;
+        let rows = logits.len() / n_vocab;
+        PyArray1::from_vec(py, logits).reshape([rows, n_vocab])
+    }
+
+    fn truncate(&self, py: Python<'_>, n: usize) -> PyResult<()> {
+        self.with(py, |e| e.truncate(n))
+    }
+
+    fn shift(&self, py: Python<'_>, n_keep: usize, n_discard: usize) -> PyResult<()> {
+        self.with(py, |e| e.shift(n_keep, n_discard))
+    }
+
+    #[getter]
+    fn n_past(&self, py: Python<'_>) -> PyResult<usize> {
+        self.with(py, |e| Ok(e.n_past()))
+    }
+
+    #[getter]
+    fn n_ctx(&self, py: Python<'_>) -> PyResult<usize> {
+        self.with(py, |e| Ok(e.n_ctx()))
+    }
+
+    #[getter]
+    fn n_threads(&self, py: Python<'_>) -> PyResult<usize> {
+        self.with(py, |e| Ok(e.n_threads()))
+    }
+
+    /// Bytes of weights read from the mapped files, of weights copied, of the cache.
+    #[getter]
+    fn memory(&self, py: Python<'_>) -> PyResult<(usize, usize, usize)> {
+        self.with(py, |e| Ok((e.mapped_bytes, e.copied_bytes, e.cache_bytes())))
+    }
+
+    /// How each FFN is computed.
+    fn plans(&self, py: Python<'_>) -> PyResult<Vec<FfnPlan>> {
+        self.with(py, |e| {
+            let rows = e.plans().into_iter();
+            Ok(rows
+                .map(|(layer, role, x)| {
+                    let types = [&x.gate, &x.up, &x.down].map(|w| w.ty.name());
+                    (layer, role, x.plan.kind.name(), x.plan.why.clone(), types)
+                })
+                .collect())
+        })
+    }
+
+    /// Frees weights and cache; the engine cannot be used any more.
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| drop(self.lock().take()));
+    }
+}
+
+fn one_of(option: &str, found: &str, allowed: &str) -> PyErr {
+    PyValueError::new_err(format!("{option}={found:?}: one of {allowed} is needed"))
+}
+
+/// Name of the kernel that multiplies this type with `n_columns` columns.
+#[pyfunction]
+pub fn kernel_name(type_id: u32, n_columns: usize, isa_name: Option<&str>) -> PyResult<String> {
+    Ok(matmul::kernel_name(quant_type(type_id)?, isa(isa_name)?, n_columns))
+}
+
+/// Compares the kernels of this type with the scalar ones; `None` when they agree, else what differs.
+#[pyfunction]
+pub fn kernel_self_test(type_id: u32, isa_name: Option<&str>) -> PyResult<Option<String>> {
+    Ok(matmul::self_test(isa(isa_name)?, quant_type(type_id)?).err())
+}
