@@ -60,6 +60,7 @@ class Explanation(NamedTuple):
         architecture: Name of the architecture.
         ffn: One plan per FFN, in order of layers.
         memory: Where the weights are.
+        why_memory: Why they were copied or not.
         loaded_by: Programs that know every tensor type of the file.
         notes: What was assumed because the file does not say it.
     """
@@ -67,6 +68,7 @@ class Explanation(NamedTuple):
     architecture: str
     ffn: tuple[FfnPlan, ...]
     memory: Memory
+    why_memory: str
     loaded_by: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -234,7 +236,8 @@ class Model:
             for layer, role, plan, why, types in self._engine.plans()
         )
         programs = sorted(set.intersection(*(set(t.known_to) for t in self._types)))
-        return Explanation(self.spec.architecture, plans, self.memory, tuple(programs), self.spec.notes)
+        why = self._engine.why_memory
+        return Explanation(self.spec.architecture, plans, self.memory, why, tuple(programs), self.spec.notes)
 
     def close(self) -> None:
         """Frees weights and cache."""

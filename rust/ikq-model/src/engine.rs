@@ -65,6 +65,8 @@ pub struct Engine {
     /// Bytes of weights read from mapped files, and copied.
     pub mapped_bytes: usize,
     pub copied_bytes: usize,
+    /// Why they were copied or not.
+    pub why_memory: String,
 }
 
 /// What the phases of a step write.
@@ -137,6 +139,7 @@ impl Engine {
             buffers: Buffers::default(),
             mapped_bytes,
             copied_bytes,
+            why_memory: tensors.why,
         })
     }
 
