@@ -40,7 +40,8 @@ class Linear:
 
     Attributes:
         weight: Tensor name. For experts a 3-D tensor, or (older files) one name per expert.
-        bias: Tensor of the output's length (experts: one row per expert), added after the product.
+        bias: Tensor of one number per row of `weight` (experts: one row per expert), added after the product. Where
+            only some rows of the tensor belong to this matrix, the same of the bias do.
         scale: One-number tensor (experts: one number each) that the product is multiplied with.
         first_row: First row of the tensor that belongs to this matrix (of each expert's matrix).
         n_rows: Rows of this matrix; `None`: all of the tensor's. Two `Linear` may share a tensor
