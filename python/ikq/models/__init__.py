@@ -1,8 +1,8 @@
 """Architectures: one file each turns GGUF metadata into a `ModelSpec`.
 
-`model_spec` finds the architecture and gives it a `Source`, the file's keys and tensor shapes. An architecture is a
-function from `Source` to `ModelSpec`, put together from shared parts (`attention`, `ffn`, `rope`, `layers`); a new one
-is a file here and a line in the table below.
+`model_spec` finds the architecture and gives it a `Source`, the file's keys and tensor shapes. An
+architecture is a function from `Source` to `ModelSpec`, put together from shared parts (`attention`, `ffn`,
+`rope`, `layers`); a new one is a file here and a line in the table below.
 """
 
 from __future__ import annotations
@@ -13,12 +13,18 @@ from collections.abc import Callable
 from ikq.errors import FormatError, ShapeError, UnsupportedError
 from ikq.gguf import GGUFReader
 from ikq.models import (
+    deepseek2,
+    ernie4_5_moe,
+    gemma3,
+    glm4moe,
     gpt_oss,
     llama,
     qwen2,
     qwen2moe,
     qwen3,
     qwen3moe,
+    qwen3next,
+    qwen35moe,
 )
 from ikq.models.keys import Keys
 from ikq.models.source import Source
@@ -28,12 +34,18 @@ from ikq.models.tensors import Tensors
 __all__ = ["SUPPORTED", "ModelSpec", "model_spec"]
 
 _ARCHITECTURES: dict[str, Callable[[Source], ModelSpec]] = {
+    "deepseek2": deepseek2.build,
+    "ernie4_5-moe": ernie4_5_moe.build,
+    "gemma3": gemma3.build,
+    "glm4moe": glm4moe.build,
     "gpt-oss": gpt_oss.build,
     "llama": llama.build,
     "qwen2": qwen2.build,
     "qwen2moe": qwen2moe.build,
     "qwen3": qwen3.build,
     "qwen3moe": qwen3moe.build,
+    "qwen3next": qwen3next.build,
+    "qwen35moe": qwen35moe.build,
 }
 
 SUPPORTED: tuple[str, ...] = tuple(_ARCHITECTURES)

@@ -68,11 +68,10 @@ def gqa(
     keys.check("attention.value_length", head_dim_v, source_v)
     if output_gate and head_dim != head_dim_v:
         raise tensors.wrong(source_v, f"values as long as the gates, {head_dim}")
-    norms = [block.name(f"attn_{x}_norm.weight") for x in "qk"]
+    norms = tuple(block.name(f"attn_{x}_norm.weight") for x in "qk")
+    q_norm, k_norm = None, None
     if qk_norm or any(name in tensors for name in norms):
         q_norm, k_norm = (tensors.vector(name, head_dim) for name in norms)
-    else:
-        q_norm = k_norm = None
     return Gqa(
         n_head=n_head,
         n_head_kv=n_head_kv,
@@ -114,9 +113,9 @@ def has_window(block: Block, default_period: int) -> bool:
     layers), or one truth value per block.
     """
     keys, key = block.keys, "attention.sliding_window_pattern"
-    flags = keys.flags(key, block.source.n_block)
-    if flags is not None:
-        return flags[block.index]
+    flag = block.flag(key)
+    if flag is not None:
+        return flag
     period = keys.integer(key, default_period)
     return period == 0 or block.index % period < period - 1
 

@@ -8,7 +8,7 @@ from ikq.errors import UnsupportedError
 from ikq.models.source import Block
 from ikq.models.spec import Activation, DenseFfn, Linear, Moe, Routing
 
-__all__ = ["SharedExpert", "dense_ffn", "is_leading_dense", "moe_ffn"]
+__all__ = ["RoutingFunc", "SharedExpert", "dense_ffn", "is_leading_dense", "moe_ffn"]
 
 RoutingFunc = Literal["softmax", "sigmoid", "softmax_chosen"]
 SharedExpert = Literal["none", "plain", "gated"]

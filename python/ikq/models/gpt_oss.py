@@ -1,7 +1,7 @@
 """gpt-oss: sinks, windows on every other layer, biases everywhere, a clamped activation.
 
-The softmax of the router runs over the chosen experts. YaRN's bounds were published without rounding; GGUF engines
-round them, and so does ikq unless told otherwise.
+The softmax of the router runs over the chosen experts. YaRN's bounds were published without rounding; GGUF
+engines round them, and so does ikq unless told otherwise.
 """
 
 from __future__ import annotations

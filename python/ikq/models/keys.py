@@ -17,8 +17,8 @@ _FLOAT32_MAX = 3.4028234663852886e38
 class Keys:
     """The keys of one architecture, named without its prefix.
 
-    Every method raises `FormatError` for a value of the wrong kind or outside its limits, and, where it takes no
-    default, for a missing key.
+    Every method raises `FormatError` for a value of the wrong kind or outside its limits, and, where it takes
+    no default, for a missing key.
 
     Attributes:
         architecture: the prefix.

@@ -1,4 +1,4 @@
-"""Qwen1.5-MoE and Qwen2-MoE: weights of experts are not normalized, and a shared expert has a gate of its own."""
+"""Qwen1.5-MoE and Qwen2-MoE: weights of experts are not normalized, the shared expert has its own gate."""
 
 from __future__ import annotations
 

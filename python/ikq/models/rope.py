@@ -110,11 +110,9 @@ def _check_sections(keys: Keys, n_pairs: int, kind: str) -> None:
         return
     for pair in range(n_pairs):
         i = pair % total
-        if kind == "interleaved":
-            known = i < 3 * (time, height, width)[i % 3]
-        else:
-            known = i < time + height + width
+        interleaved = i < 3 * (time, height, width)[i % 3]
+        known = interleaved if kind == "interleaved" else i < time + height + width
         if not known:
             raise UnsupportedError(
-                f"key `{keys.full_name(key)}` is {list(counts)}: pairs that follow a fourth axis are not supported"
+                f"key `{keys.full_name(key)}` is {list(counts)}: a fourth axis is not supported"
             )

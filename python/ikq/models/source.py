@@ -1,4 +1,4 @@
-"""What architectures are made from: `Source`, a file's metadata and tensors, and `Block`, one layer's part of it."""
+"""What architectures are made from: `Source`, a file's keys and tensors, and `Block`, a layer's part."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ class Source:
             raise keys.wrong("nextn_predict_layers", n_extra, f"less than the {self.n_block} blocks")
         self.n_layer = self.n_block - n_extra
         self._per_block: dict[tuple[str, int | None], tuple[int, ...]] = {}
+        self._flags: dict[str, tuple[bool, ...] | None] = {}
 
     def per_block(self, key: str, default: int | None = None) -> tuple[int, ...]:
         """One positive number per block."""
@@ -60,6 +61,12 @@ class Source:
             values = self.keys.integers(key, self.n_block, default, low=1)
             self._per_block[key, default] = values
         return values
+
+    def flags(self, key: str) -> tuple[bool, ...] | None:
+        """One truth value per block, `None` where the key is missing or holds no array."""
+        if key not in self._flags:
+            self._flags[key] = self.keys.flags(key, self.n_block)
+        return self._flags[key]
 
     def model(self, make_layer: Callable[[Block], Layer], *, embd_scale: float = 1.0) -> ModelSpec:
         """The whole model, from a function that makes a layer.
@@ -74,7 +81,7 @@ class Source:
             raise tensors.wrong("token_embd.weight", "a matrix")
         keys.check("vocab_size", n_vocab, "token_embd.weight")
         tied = "output.weight" not in tensors
-        spec = ModelSpec(
+        return ModelSpec(
             architecture=keys.architecture,
             n_vocab=n_vocab,
             n_embd=self.n_embd,
@@ -88,7 +95,6 @@ class Source:
             final_softcap=keys.number("final_logit_softcapping", 0.0) or None,
             notes=tuple(dict.fromkeys([*self.notes, *self._unused_notes()])),
         )
-        return spec
 
     def _unused_notes(self) -> list[str]:
         unused = []
@@ -150,6 +156,11 @@ class Block:
         """A positive number that may differ from block to block."""
         return self.source.per_block(key, default)[self.index]
 
+    def flag(self, key: str) -> bool | None:
+        """This block's truth value, `None` where the key is missing or holds no array."""
+        flags = self.source.flags(key)
+        return None if flags is None else flags[self.index]
+
     def note(self, text: str) -> None:
         """Says what was assumed."""
         self.source.notes.append(text)
@@ -166,7 +177,7 @@ class Block:
         """
         if n % count or not n:
             raise FormatError(
-                f"architecture `{self.keys.architecture}`: {n} elements of tensor `{self.name(part)}` cannot be "
-                f"divided among {count} heads (key `{self.keys.full_name(key)}`)"
+                f"architecture `{self.keys.architecture}`: {n} elements of tensor `{self.name(part)}` "
+                f"cannot be divided among {count} heads (key `{self.keys.full_name(key)}`)"
             )
         return n // count

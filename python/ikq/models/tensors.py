@@ -127,5 +127,5 @@ class Tensors:
         """
         if f"{name}.scale" in self:
             raise UnsupportedError(
-                f"architecture `{self._architecture}`: a scale tensor `{name}.scale` for this role is not supported"
+                f"architecture `{self._architecture}`: tensor `{name}.scale`: no scale is supported here"
             )
