@@ -1,4 +1,4 @@
-"""`ModelSpec`: a model as data, made from GGUF metadata by an architecture's file and run by the engine.
+"""`ModelSpec`: a model as data. What an architecture makes from GGUF metadata, and what the engine runs.
 
 A spec names tensors and says how they combine; it holds no numbers of the weights. All shapes are in
 elements, `n_*` are counts. The engine (Rust, `ikq-model`) reads exactly these fields from
@@ -40,7 +40,8 @@ class Linear:
 
     Attributes:
         weight: Tensor name. For experts a 3-D tensor, or (older files) one name per expert.
-        bias: Tensor of the output's length (experts: one row per expert), added after the product.
+        bias: Tensor of one number per row of `weight` (experts: one row per expert), added after the
+            product. Where only some rows of `weight` belong to this matrix, the same of the bias do.
         scale: One-number tensor (experts: one number each) that the product is multiplied with.
         first_row: First row of the tensor that belongs to this matrix (of each expert's matrix).
         n_rows: Rows of this matrix; `None`: all of the tensor's. Two `Linear` may share a tensor
@@ -136,7 +137,7 @@ class Gqa:
 
 @dataclass(frozen=True)
 class Mla:
-    """Multi-head latent attention: keys and values of all heads come from one vector of `kv_rank + n_rot`.
+    """Multi-head latent attention: one cached vector of `kv_rank + n_rot` gives all heads' keys and values.
 
     Attributes:
         n_head: Heads.
@@ -190,8 +191,8 @@ class DeltaNet:
         z: Output gate, one number per value element; `None` with `mixed`.
         beta, alpha: One row per value head; with `ba_grouped` both name the same tensor, whose rows are per
             key head the betas of its value heads, then their alphas.
-        value_order: Value head j uses key head `j // (n_head_v // n_head_k)` (`grouped`) or `j % n_head_k`
-            (`tiled`).
+        value_order: Value head j uses key head `j // (n_head_v // n_head_k)` if `grouped`, `j % n_head_k` if
+            `tiled`.
         conv: Tensor of the convolution, `conv_kernel` numbers per channel of `qkv`.
         dt, a: Tensors of one number per value head: bias of alpha, and `-exp(A_log)`.
         norm: RMS norm of each value head's output (tensor of `head_dim_v` numbers).
@@ -223,7 +224,8 @@ class DenseFfn:
     """`down( act(gate x) * up x )`, for every token.
 
     Attributes:
-        input_gate: Tensor of one row: the result is multiplied with `sigmoid(input_gate . x)`.
+        input_gate: Tensor of one row: the result is multiplied with `sigmoid(input_gate . x)` (shared
+            experts).
     """
 
     gate: Linear
