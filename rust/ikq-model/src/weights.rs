@@ -27,7 +27,7 @@ pub struct Weight {
     pub k: usize,
     /// Scale of the tensor (I2_S), else 1.
     scale: f32,
-    /// Added after the product: `n_rows` per expert.
+    /// Added after the product: `n_rows` per expert (of the tensor, the rows of this matrix).
     bias: Option<Vec<f32>>,
     /// Multiplied with the product: one per expert.
     factors: Option<Vec<f32>>,
@@ -192,7 +192,14 @@ impl Weights<'_> {
             n_rows: wanted,
             k,
             scale,
-            bias: linear.bias.as_deref().map(|b| self.floats(b, wanted * n_experts)).transpose()?,
+            bias: match &linear.bias {
+                Some(bias) => {
+                    let all = self.floats(bias, n_stored * n_experts)?;
+                    let of_rows = |e: &[f32]| e[linear.first_row..last].to_vec();
+                    Some(all.chunks_exact(n_stored.max(1)).flat_map(of_rows).collect())
+                }
+                None => None,
+            },
             factors: linear.scale.as_deref().map(|s| self.floats(s, n_experts)).transpose()?,
             name,
         })
