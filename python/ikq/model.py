@@ -143,7 +143,7 @@ class Model:
                 raise ValueError(f"expert_reduction={expert_reduction}: at least 1 expert and a share of 0 to 1 are needed")
             expert_reduction = (int(k), float(t))
         engine = _ikq.Engine.load(
-            reader._model,
+            reader._opened(),
             spec.to_json(),
             n_ctx=n_ctx,
             n_threads=n_threads,
