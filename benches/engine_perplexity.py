@@ -44,7 +44,9 @@ def main() -> int:
     parser.add_argument("--cache", default=None, help="type of the cache; f32 with --compute f32")
     args = parser.parse_args()
     cache = args.cache or ("f32" if args.compute == "f32" else "f16")
-    tokens = Tokenizer.from_file(str(args.tokenizer)).encode(args.text.read_text(), add_special_tokens=False).ids
+    tokens = (
+        Tokenizer.from_file(str(args.tokenizer)).encode(args.text.read_text(), add_special_tokens=False).ids
+    )
     for path in args.models:
         options = {"cache_type_k": cache, "cache_type_v": cache, "compute": args.compute}
         with ikq.Model.load(path, n_ctx=512, **options) as model:
