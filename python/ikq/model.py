@@ -60,6 +60,7 @@ class Explanation(NamedTuple):
         architecture: Name of the architecture.
         ffn: One plan per FFN, in order of layers.
         memory: Where the weights are.
+        why_memory: Why they were copied or not.
         loaded_by: Programs that know every tensor type of the file.
         notes: What was assumed because the file does not say it.
     """
@@ -67,6 +68,7 @@ class Explanation(NamedTuple):
     architecture: str
     ffn: tuple[FfnPlan, ...]
     memory: Memory
+    why_memory: str
     loaded_by: tuple[str, ...]
     notes: tuple[str, ...]
 
@@ -141,7 +143,7 @@ class Model:
                 raise ValueError(f"expert_reduction={expert_reduction}: at least 1 expert and a share of 0 to 1 are needed")
             expert_reduction = (int(k), float(t))
         engine = _ikq.Engine.load(
-            reader._model,
+            reader._opened(),
             spec.to_json(),
             n_ctx=n_ctx,
             n_threads=n_threads,
@@ -234,7 +236,8 @@ class Model:
             for layer, role, plan, why, types in self._engine.plans()
         )
         programs = sorted(set.intersection(*(set(t.known_to) for t in self._types)))
-        return Explanation(self.spec.architecture, plans, self.memory, tuple(programs), self.spec.notes)
+        why = self._engine.why_memory
+        return Explanation(self.spec.architecture, plans, self.memory, why, tuple(programs), self.spec.notes)
 
     def close(self) -> None:
         """Frees weights and cache."""

@@ -12,6 +12,7 @@
 //!
 //! `IKQ_ISA=scalar|avx2|avx512` forces one; asking for one that the machine lacks is an error.
 
+mod arith;
 mod arrays;
 mod avx2;
 mod avx512;
@@ -22,6 +23,7 @@ mod scalar;
 mod select;
 mod transpose;
 
+pub use arith::Arith;
 pub use arrays::{array, map};
 pub use avx2::Avx2;
 pub use avx512::Avx512;

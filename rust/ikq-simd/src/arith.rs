@@ -1,0 +1,170 @@
+//! Sixteen floats at a time, for arithmetic whose last bit may depend on the instruction set.
+//!
+//! Encoders and decoders give the same bits everywhere and stay with [`crate::Lanes`]; sums of products in a running
+//! model need fused operations to be fast and agree to rounding only.
+
+use core::arch::x86_64::*;
+
+use crate::{Avx2, Avx512, LaneBits, Scalar, array};
+
+/// Fused products, and numbers of two bytes.
+pub trait Arith: LaneBits {
+    /// Registers that hold sixteen lanes may be this many, for tiles of accumulators.
+    const N_REGISTERS: usize;
+
+    /// `a * b + c`, rounded once where the machine can, else twice.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The floats whose bits these are.
+    fn of_bits(self, bits: Self::I) -> Self::F;
+    /// Sixteen half-precision numbers, little endian, exactly.
+    fn load_f16(self, bytes: &[u8; 32]) -> Self::F;
+    /// Sixteen bfloat16 numbers, little endian, exactly.
+    fn load_bf16(self, bytes: &[u8; 32]) -> Self::F;
+    /// Sum of the lanes, in any order.
+    #[inline(always)]
+    fn total(self, v: Self::F) -> f32 {
+        self.sum(v)
+    }
+}
+
+impl Arith for Scalar {
+    const N_REGISTERS: usize = 4;
+
+    #[inline(always)]
+    fn fma(self, a: [f32; 16], b: [f32; 16], c: [f32; 16]) -> [f32; 16] {
+        array(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    fn of_bits(self, bits: [i32; 16]) -> [f32; 16] {
+        array(|i| f32::from_bits(bits[i] as u32))
+    }
+    #[inline(always)]
+    fn load_f16(self, bytes: &[u8; 32]) -> [f32; 16] {
+        array(|i| crate::scalar::f16_to_f32(u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]])))
+    }
+    #[inline(always)]
+    fn load_bf16(self, bytes: &[u8; 32]) -> [f32; 16] {
+        array(|i| f32::from_bits(u32::from_le_bytes([0, 0, bytes[2 * i], bytes[2 * i + 1]])))
+    }
+}
+
+impl Arith for Avx2 {
+    const N_REGISTERS: usize = 8;
+
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        // SAFETY: the token proves FMA.
+        unsafe { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+    #[inline(always)]
+    fn of_bits(self, bits: Self::I) -> Self::F {
+        // SAFETY: the token proves AVX.
+        unsafe { [_mm256_castsi256_ps(bits[0]), _mm256_castsi256_ps(bits[1])] }
+    }
+    #[inline(always)]
+    fn load_f16(self, bytes: &[u8; 32]) -> Self::F {
+        // SAFETY: the token proves F16C; both halves are 16 readable bytes.
+        unsafe {
+            [
+                _mm256_cvtph_ps(_mm_loadu_si128(bytes.as_ptr().cast())),
+                _mm256_cvtph_ps(_mm_loadu_si128(bytes[16..].as_ptr().cast())),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn load_bf16(self, bytes: &[u8; 32]) -> Self::F {
+        // SAFETY: the token proves AVX2; both halves are 16 readable bytes.
+        unsafe {
+            let lo = _mm256_cvtepu16_epi32(_mm_loadu_si128(bytes.as_ptr().cast()));
+            let hi = _mm256_cvtepu16_epi32(_mm_loadu_si128(bytes[16..].as_ptr().cast()));
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(lo)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(hi)),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn total(self, v: Self::F) -> f32 {
+        // SAFETY: the token proves AVX.
+        unsafe {
+            let eight = _mm256_add_ps(v[0], v[1]);
+            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+}
+
+impl Arith for Avx512 {
+    const N_REGISTERS: usize = 32;
+
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: the token proves AVX-512F.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn of_bits(self, bits: __m512i) -> __m512 {
+        // SAFETY: the token proves AVX-512F.
+        unsafe { _mm512_castsi512_ps(bits) }
+    }
+    #[inline(always)]
+    fn load_f16(self, bytes: &[u8; 32]) -> __m512 {
+        // SAFETY: the token proves AVX-512F; `bytes` is 32 readable bytes.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(bytes.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn load_bf16(self, bytes: &[u8; 32]) -> __m512 {
+        // SAFETY: the token proves AVX-512F; `bytes` is 32 readable bytes.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(bytes.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
+    fn total(self, v: __m512) -> f32 {
+        // SAFETY: the token proves AVX-512F.
+        unsafe { _mm512_reduce_add_ps(v) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Isa, IsaOp, available, run};
+
+    struct Loads<'a>(&'a [u8; 32]);
+
+    impl IsaOp for Loads<'_> {
+        type Output = ([f32; 16], [f32; 16], [f32; 16], f32);
+
+        #[inline(always)]
+        fn run<I: Isa>(self, isa: I) -> Self::Output {
+            let (a, b) = (isa.load_f16(self.0), isa.load_bf16(self.0));
+            let same = isa.of_bits(isa.bits_i(a));
+            // small integers: exact in any order and with any rounding
+            let x = isa.load_f(&array(|i| i as f32 - 3.0));
+            let y = isa.fma(x, x, isa.splat_f(0.5));
+            (isa.array(same), isa.array(b), isa.array(y), isa.total(y))
+        }
+    }
+
+    #[test]
+    fn loads_and_products_are_what_they_stand_for() {
+        let f16 = |x: u16| crate::scalar::f16_to_f32(x);
+        for first in (0..0x7c00u16).step_by(16) {
+            let codes: [u16; 16] = std::array::from_fn(|i| (first + i as u16) | (i as u16 & 1) << 15);
+            let mut bytes = [0; 32];
+            for (b, c) in bytes.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
+                *b = c.to_le_bytes();
+            }
+            for kind in available() {
+                let (half, brain, squares, total) = run(kind, Loads(&bytes));
+                assert_eq!(half, codes.map(f16), "{}", kind.name());
+                assert_eq!(brain, codes.map(|c| f32::from_bits(u32::from(c) << 16)), "{}", kind.name());
+                let expected: [f32; 16] = std::array::from_fn(|i| (i as f32 - 3.0).powi(2) + 0.5);
+                assert_eq!((squares, total), (expected, expected.iter().sum()), "{}", kind.name());
+            }
+        }
+    }
+}
