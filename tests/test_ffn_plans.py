@@ -231,7 +231,7 @@ def test_a_file_with_merged_experts_runs_as_one_with_separate_ones(parts: _Parts
         tensors: dict[str, object] = dict(reader.tensors)
         metadata = dict(reader.metadata)
         both = [tensors.pop(f"blk.0.ffn_{part}_exps.weight") for part in ("gate", "up")]
-        rows = [np.asarray(t.data).reshape(N_EXPERT, N_FF, -1) for t in both]
+        rows = [np.asarray(t.raw).reshape(N_EXPERT, N_FF, -1) for t in both]
         data = np.concatenate(rows, axis=1)
         tensors["blk.0.ffn_gate_up_exps.weight"] = ikq.QTensor(data, "Q4_K", (N_EXPERT, 2 * N_FF, N_EMBD))
         merged = _write(tmp_path / "merged.gguf", metadata, tensors)
