@@ -1,8 +1,8 @@
-"""ikq: quantize GGUF models with every tensor type of ggml.
+"""ikq: quantize GGUF models with every tensor type of ggml, and run them.
 
 Arrays: `dequantize`, `quantize`, `repack`, `pack`, `unpack`, `row_bytes`, `tensor_bytes`; types:
 `QuantType`; tensors: `QTensor`; files: `GGUFReader`, `GGUFWriter`; whole models: `quantize_file`,
-`plan_quantization`, `Imatrix`; exceptions: `ikq.errors`.
+`plan_quantization`, `Imatrix`; running: `Model`; exceptions: `ikq.errors`.
 """
 
 from ikq._ikq import __version__
@@ -20,6 +20,7 @@ from ikq.errors import (
 from ikq.fields import Field, block_fields, pack, unpack
 from ikq.gguf import GGUFReader, GGUFWriter, Metadata, Shard, Typed
 from ikq.imatrix import Imatrix, ImatrixEntry
+from ikq.model import Model
 from ikq.pipeline import (
     Ftype,
     PlannedTensor,
@@ -45,6 +46,7 @@ __all__ = [
     "ImatrixEntry",
     "Metadata",
     "MissingImatrixError",
+    "Model",
     "NotTernaryWarning",
     "PlannedTensor",
     "QTensor",

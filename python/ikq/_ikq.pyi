@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "Engine",
     "Imatrix",
     "Metadata",
     "Model",
@@ -20,6 +21,8 @@ __all__ = [
     "dequantize",
     "ftype_of_type",
     "ftypes",
+    "kernel_name",
+    "kernel_self_test",
     "layout_fields",
     "pack",
     "parse_type",
@@ -131,6 +134,44 @@ class Model:
     def shards(self) -> list[tuple[Path, int, int, int, int]]: ...
     def data(self, name: str) -> NDArray[np.uint8]: ...
 
+@final
+class Engine:
+    @staticmethod
+    def load(
+        model: Model,
+        spec: str,
+        *,
+        n_ctx: int | None,
+        n_threads: int | None,
+        n_ubatch: int,
+        cache_type_k: str,
+        cache_type_v: str,
+        compute: str,
+        fused_up_gate: bool,
+        fused_moe: bool,
+        merge_up_gate_experts: bool,
+        expert_reduction: tuple[int, float] | None,
+        mmap: str,
+        isa_name: str | None,
+    ) -> Engine: ...
+    def eval(self, tokens: list[int], want: str) -> NDArray[np.float32]: ...
+    def truncate(self, n: int) -> None: ...
+    def shift(self, n_keep: int, n_discard: int) -> None: ...
+    @property
+    def n_past(self) -> int: ...
+    @property
+    def n_ctx(self) -> int: ...
+    @property
+    def n_threads(self) -> int: ...
+    @property
+    def memory(self) -> tuple[int, int, int]: ...
+    @property
+    def why_memory(self) -> str: ...
+    def plans(self) -> list[tuple[int, str, str, str, list[str]]]: ...
+    def close(self) -> None: ...
+
+def kernel_name(type_id: int, n_columns: int, isa_name: str | None) -> str: ...
+def kernel_self_test(type_id: int, isa_name: str | None) -> str | None: ...
 def write_gguf(
     path: str | os.PathLike[str],
     metadata: Metadata,

@@ -197,6 +197,7 @@ class GGUFReader:
                 missing.
         """
         model = _ikq.Model.open(path)
+        self._model: _ikq.Model | None = model
         self.metadata = Metadata._of(model.metadata())
         self.tensors: Mapping[str, QTensor] = _Tensors(model)
         self.shards = tuple(Shard(Path(path), *rest) for path, *rest in model.shards())
@@ -209,6 +210,12 @@ class GGUFReader:
     def close(self) -> None:
         """Lets go of the file. Tensors taken from the reader keep it mapped as long as they live."""
         self.tensors = {}
+        self._model = None
+
+    def _opened(self) -> _ikq.Model:
+        if self._model is None:
+            raise ValueError("the reader is closed")
+        return self._model
 
     def __enter__(self) -> GGUFReader:
         return self

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import ikq
 
-VERBS = ("quantize", "types", "gguf_dump")
+VERBS = ("quantize", "explain", "types", "gguf_dump", "info")
 """Modules of this package, in the order of the help text."""
 
 DONE, ERROR, REFUSED, INTERRUPTED = 0, 1, 2, 130
@@ -28,7 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs."""
     parser = argparse.ArgumentParser(
         prog="ikq",
-        description="Quantize GGUF models with every tensor type of ggml.",
+        description="Quantize GGUF models with every tensor type of ggml, and run them.",
         epilog="Set IKQ_DEBUG=1 for tracebacks, IKQ_ISA=scalar|avx2|avx512 to force an instruction set.",
     )
     parser.add_argument("--version", action="version", version=f"ikq {ikq.__version__}")

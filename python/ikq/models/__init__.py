@@ -1,1 +1,80 @@
-"""Architectures: one file each turns GGUF metadata into a `ModelSpec`."""
+"""Architectures: one file each turns GGUF metadata into a `ModelSpec`.
+
+`model_spec` finds the architecture and gives it a `Source`, the file's keys and tensor shapes. An
+architecture is a function from `Source` to `ModelSpec`, put together from shared parts (`attention`, `ffn`,
+`rope`, `layers`); a new one is a file here and a line in the table below.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Callable
+
+from ikq.errors import FormatError, ShapeError, UnsupportedError
+from ikq.gguf import GGUFReader
+from ikq.models import (
+    deepseek2,
+    ernie4_5_moe,
+    gemma3,
+    glm4moe,
+    gpt_oss,
+    llama,
+    qwen2,
+    qwen2moe,
+    qwen3,
+    qwen3moe,
+    qwen3next,
+    qwen35moe,
+)
+from ikq.models.keys import Keys
+from ikq.models.source import Source
+from ikq.models.spec import ModelSpec
+from ikq.models.tensors import Tensors
+
+__all__ = ["SUPPORTED", "ModelSpec", "model_spec"]
+
+_ARCHITECTURES: dict[str, Callable[[Source], ModelSpec]] = {
+    "deepseek2": deepseek2.build,
+    "ernie4_5-moe": ernie4_5_moe.build,
+    "gemma3": gemma3.build,
+    "glm4moe": glm4moe.build,
+    "gpt-oss": gpt_oss.build,
+    "llama": llama.build,
+    "qwen2": qwen2.build,
+    "qwen2moe": qwen2moe.build,
+    "qwen3": qwen3.build,
+    "qwen3moe": qwen3moe.build,
+    "qwen3next": qwen3next.build,
+    "qwen35moe": qwen35moe.build,
+}
+
+SUPPORTED: tuple[str, ...] = tuple(_ARCHITECTURES)
+"""Values of `general.architecture` that models may have."""
+
+
+def model_spec(reader: GGUFReader, *, yarn_truncate: bool = True) -> ModelSpec:
+    """The model that a file holds.
+
+    Args:
+        reader: the file.
+        yarn_truncate: bounds of YaRN's ramp are integers, as in GGUF engines.
+
+    Raises:
+        FormatError: a key or tensor is missing, or they do not fit together.
+        UnsupportedError: the architecture, or a variant of it, is not supported.
+    """
+    name = reader.metadata.get("general.architecture")
+    if name is None:
+        raise FormatError("key `general.architecture` is missing: the file holds no model")
+    if not isinstance(name, str):
+        raise FormatError(f"key `general.architecture` is {reprlib.repr(name)}, expected a string")
+    build = _ARCHITECTURES.get(name)
+    if build is None:
+        raise UnsupportedError(
+            f"architecture `{name:.64}` is not supported; there are {', '.join(SUPPORTED)}"
+        )
+    try:
+        shapes = {name: tensor.shape for name, tensor in reader.tensors.items()}
+    except ShapeError as e:
+        raise FormatError(str(e)) from e
+    return build(Source(Keys(reader.metadata, name), Tensors(shapes, name), yarn_truncate=yarn_truncate))

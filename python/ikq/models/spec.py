@@ -1,8 +1,8 @@
-"""`ModelSpec`: a model as data. What an architecture's file makes from GGUF metadata, and what the engine runs.
+"""`ModelSpec`: a model as data. What an architecture makes from GGUF metadata, and what the engine runs.
 
-A spec names tensors and says how they combine; it holds no numbers of the weights. All shapes are in elements,
-`n_*` are counts. The engine (Rust, `ikq-model`) reads exactly these fields from `ModelSpec.to_json`; a field added
-here is added to `rust/ikq-model/src/spec.rs`.
+A spec names tensors and says how they combine; it holds no numbers of the weights. All shapes are in
+elements, `n_*` are counts. The engine (Rust, `ikq-model`) reads exactly these fields from
+`ModelSpec.to_json`; a field added here is added to `rust/ikq-model/src/spec.rs`.
 
 The layer that every model shares (norms that are `None` are left out):
 
@@ -40,7 +40,8 @@ class Linear:
 
     Attributes:
         weight: Tensor name. For experts a 3-D tensor, or (older files) one name per expert.
-        bias: Tensor of the output's length (experts: one row per expert), added after the product.
+        bias: Tensor of one number per row of `weight` (experts: one row per expert), added after the
+            product. Where only some rows of `weight` belong to this matrix, the same of the bias do.
         scale: One-number tensor (experts: one number each) that the product is multiplied with.
         first_row: First row of the tensor that belongs to this matrix (of each expert's matrix).
         n_rows: Rows of this matrix; `None`: all of the tensor's. Two `Linear` may share a tensor
@@ -136,7 +137,7 @@ class Gqa:
 
 @dataclass(frozen=True)
 class Mla:
-    """Multi-head latent attention: keys and values of all heads come from one cached vector of `kv_rank + n_rot`.
+    """Multi-head latent attention: one cached vector of `kv_rank + n_rot` gives all heads' keys and values.
 
     Attributes:
         n_head: Heads.
@@ -151,8 +152,8 @@ class Mla:
         kv_a_norm: RMS norm of c.
         k_b: Tensor `[n_nope, kv_rank, n_head]` (or the same as `[n_nope, kv_rank * n_head]`).
         v_b: Tensor `[kv_rank, head_dim_v, n_head]` (or the same as two dimensions).
-        kv_b: Where `k_b` and `v_b` are missing: `[kv_rank, n_head * (n_nope + head_dim_v)]`, per head key rows,
-            then value rows.
+        kv_b: Where `k_b` and `v_b` are missing: `[kv_rank, n_head * (n_nope + head_dim_v)]`, per head key
+            rows, then value rows.
         output: Projection of all heads' values.
         rope: Rotation of queries' and keys' rotated part.
         scale: Factor of the scores.
@@ -188,9 +189,10 @@ class DeltaNet:
         qkv: All query heads, all key heads, all value heads. With `mixed` its rows are instead, per key head:
             query, key, its value heads, its gates.
         z: Output gate, one number per value element; `None` with `mixed`.
-        beta, alpha: One row per value head; with `ba_grouped` both name the same tensor, whose rows are per key
-            head the betas of its value heads, then their alphas.
-        value_order: `grouped`: value head j uses key head `j // (n_head_v // n_head_k)`; `tiled`: `j % n_head_k`.
+        beta, alpha: One row per value head; with `ba_grouped` both name the same tensor, whose rows are per
+            key head the betas of its value heads, then their alphas.
+        value_order: Value head j uses key head `j // (n_head_v // n_head_k)` if `grouped`, `j % n_head_k` if
+            `tiled`.
         conv: Tensor of the convolution, `conv_kernel` numbers per channel of `qkv`.
         dt, a: Tensors of one number per value head: bias of alpha, and `-exp(A_log)`.
         norm: RMS norm of each value head's output (tensor of `head_dim_v` numbers).
@@ -222,7 +224,8 @@ class DenseFfn:
     """`down( act(gate x) * up x )`, for every token.
 
     Attributes:
-        input_gate: Tensor of one row: the result is multiplied with `sigmoid(input_gate . x)` (shared experts).
+        input_gate: Tensor of one row: the result is multiplied with `sigmoid(input_gate . x)` (shared
+            experts).
     """
 
     gate: Linear
@@ -237,10 +240,10 @@ class DenseFfn:
 class Routing:
     """How a token chooses experts.
 
-    With logits l = router(x): probabilities p are `softmax` (over all), `sigmoid`, or for `softmax_chosen` the
-    logits themselves; the `n_used` largest of p + selection_bias are chosen, from the `n_group_used` groups with
-    the largest sum of their two best; their weights are p (softmax over the chosen for `softmax_chosen`),
-    divided by their sum where `normalize`, times `scale`.
+    With logits l = router(x): probabilities p are `softmax` (over all), `sigmoid`, or for `softmax_chosen`
+    the logits themselves; the `n_used` largest of p + selection_bias are chosen, from the `n_group_used`
+    groups with the largest sum of their two best; their weights are p (softmax over the chosen for
+    `softmax_chosen`), divided by their sum where `normalize`, times `scale`.
     """
 
     n_expert: int

@@ -12,9 +12,10 @@ use ikq_simd::IsaKind;
 use crate::attention::{AttentionBuffers, LayerState};
 use crate::error::Error;
 use crate::exec::{Exec, Forms, Product, ThreadScratch, room};
-use crate::ffn::{self, FfnBuffers, PlanOptions};
+use crate::ffn::{self, Experts, FfnBuffers, PlanOptions};
 use crate::layers::{Dense, Ffn, Layer, Moe, tensor_names};
 use crate::load::{Mmap, Tensors};
+use crate::rope::{Angles, Ropes};
 use crate::spec::ModelSpec;
 use crate::weights::{Weight, Weights};
 
@@ -55,6 +56,7 @@ pub struct Engine {
     layers: Vec<Layer>,
     output_norm: Vec<f32>,
     output: Weight,
+    ropes: Ropes,
     states: Vec<LayerState>,
     n_ctx: usize,
     /// Positions that the cache holds.
@@ -63,6 +65,8 @@ pub struct Engine {
     /// Bytes of weights read from mapped files, and copied.
     pub mapped_bytes: usize,
     pub copied_bytes: usize,
+    /// Why they were copied or not.
+    pub why_memory: String,
 }
 
 /// What the phases of a step write.
@@ -79,6 +83,7 @@ struct Buffers {
     router: Vec<f32>,
     choices: Vec<Vec<(u32, f32)>>,
     all_columns: Vec<u32>,
+    angles: Vec<Angles>,
 }
 
 impl Engine {
@@ -104,10 +109,11 @@ impl Engine {
         let output_norm = weights.floats(&spec.output_norm, n_embd)?;
         let output = weights.linear(&spec.output, n_embd, Some(spec.n_vocab), 1)?;
         let token_embd = weights.matrix(&spec.token_embd, n_embd, spec.n_vocab)?;
+        let mut ropes = Ropes::default();
         let layers = spec
             .layers
             .iter()
-            .map(|layer| Layer::new(&weights, layer, &spec, options.plans))
+            .map(|layer| Layer::new(&weights, layer, &spec, &mut ropes, options.plans))
             .collect::<Result<Vec<_>, Error>>()?;
         let n_ctx = context(&spec, &layers, &options)?;
         let states = layers
@@ -126,12 +132,14 @@ impl Engine {
             layers,
             output_norm,
             output,
+            ropes,
             states,
             n_ctx,
             n_past: 0,
             buffers: Buffers::default(),
             mapped_bytes,
             copied_bytes,
+            why_memory: tensors.why,
         })
     }
 
@@ -149,6 +157,12 @@ impl Engine {
 
     pub fn n_threads(&self) -> usize {
         self.pool.n_threads()
+    }
+
+    /// Every feed-forward network: layer, role, weights and plan.
+    pub fn plans(&self) -> Vec<(usize, &'static str, &Experts)> {
+        let layers = self.layers.iter().enumerate();
+        layers.flat_map(|(i, l)| l.ffns().into_iter().map(move |(role, x)| (i, role, x))).collect()
     }
 
     /// Positions that the cache holds.
@@ -190,7 +204,7 @@ impl Engine {
             return Err(Error::Context { needed: n_keep + n_discard, n_ctx: self.n_past });
         }
         for (layer, state) in self.layers.iter().zip(&mut self.states) {
-            layer.attention.shift(state, self.kind, n_keep..n_keep + n_discard, self.n_past);
+            layer.attention.shift(state, self.kind, &self.ropes, n_keep..n_keep + n_discard, self.n_past);
         }
         self.n_past -= n_discard;
         Ok(())
@@ -254,11 +268,12 @@ impl Engine {
         columns.extend(columns.len() as u32..n as u32);
         room(&mut buffers.x, n * n_embd);
         let (token_embd, output, output_norm) = (&self.token_embd, &self.output, &self.output_norm);
+        self.ropes.angles(n_past, n, &mut buffers.angles);
         let first = logits.len();
         let result = pool.step(|team| {
-            let Buffers { x, branch, acts, attention, ffn, router, choices, all_columns } = buffers;
+            let Buffers { x, branch, acts, attention, ffn, router, choices, all_columns, angles } = buffers;
             let x = &mut x[..n * n_embd];
-            let exec = Exec { team, kind: *kind, compute: options.compute, threads, all_columns };
+            let exec = Exec { team, kind: *kind, compute: options.compute, threads, all_columns, angles };
             for (x, token) in x.chunks_exact_mut(n_embd).zip(tokens) {
                 token_embd.decode_row(*kind, *token, x);
                 if spec.embd_scale != 1.0 {

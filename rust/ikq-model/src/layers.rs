@@ -7,6 +7,7 @@ use ikq_cpu::ops::{Activation, Routing, RoutingFunc};
 use crate::attention::{self, Attention};
 use crate::error::Error;
 use crate::ffn::{Experts, PlanOptions};
+use crate::rope::Ropes;
 use crate::spec::{self, Func, ModelSpec};
 use crate::weights::{Weight, Weights, names_of};
 
@@ -47,13 +48,14 @@ impl Layer {
         weights: &Weights<'_>,
         layer: &spec::Layer,
         model: &ModelSpec,
+        ropes: &mut Ropes,
         plans: PlanOptions,
     ) -> Result<Layer, Error> {
         let n_embd = model.n_embd;
         let norm = |name: &Option<String>| name.as_deref().map(|n| weights.floats(n, n_embd)).transpose();
         Ok(Layer {
             attention_norm: weights.floats(&layer.attention_norm, n_embd)?,
-            attention: Attention::new(weights, &layer.attention, model)?,
+            attention: Attention::new(weights, &layer.attention, model, ropes)?,
             post_attention_norm: norm(&layer.post_attention_norm)?,
             ffn_norm: weights.floats(&layer.ffn_norm, n_embd)?,
             ffn: match &layer.ffn {
@@ -62,6 +64,32 @@ impl Layer {
             },
             post_ffn_norm: norm(&layer.post_ffn_norm)?,
         })
+    }
+
+    /// Adds the layer's matrices to `all`.
+    pub fn weights<'a>(&'a self, all: &mut Vec<&'a Weight>) {
+        self.attention.weights(all);
+        for (_, experts) in self.ffns() {
+            all.extend([&experts.gate, &experts.up, &experts.down]);
+        }
+        match &self.ffn {
+            Ffn::Dense(dense) => all.extend(&dense.input_gate),
+            Ffn::Moe(moe) => {
+                all.push(&moe.router);
+                all.extend(moe.shared.iter().flat_map(|shared| &shared.input_gate));
+            }
+        }
+    }
+
+    /// The layer's feed-forward networks with their roles.
+    pub fn ffns(&self) -> Vec<(&'static str, &Experts)> {
+        match &self.ffn {
+            Ffn::Dense(dense) => vec![("dense", &dense.experts)],
+            Ffn::Moe(moe) => {
+                let shared = moe.shared.iter().map(|s| ("shared", &s.experts));
+                std::iter::once(("experts", &moe.experts)).chain(shared).collect()
+            }
+        }
     }
 }
 

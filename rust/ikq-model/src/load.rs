@@ -38,6 +38,8 @@ pub struct Tensors {
     /// Bytes read from the mapping, and bytes copied to pages of this process.
     pub mapped_bytes: usize,
     pub copied_bytes: usize,
+    /// Why they were copied or not.
+    pub why: String,
 }
 
 /// Tensors start at multiples of this in the copy: a cache line.
@@ -64,16 +66,12 @@ impl Tensors {
         let tensors: Vec<&Tensor> =
             names.iter().map(|name| model.require(name)).collect::<Result<_, _>>().map_err(Error::from)?;
         let needed = tensors.iter().map(|t| t.data.len().next_multiple_of(ALIGNMENT)).sum();
-        let copy = match mmap {
-            Mmap::On => false,
-            Mmap::Off => true,
-            Mmap::Auto => available_memory().is_some_and(|free| needed as f64 <= free as f64 * SHARE),
-        };
+        let (copy, why) = decide(mmap, needed);
         let data = match copy {
             true => copied(&tensors, needed, pool, cancel)?,
             false => tensors.iter().map(|t| t.data.clone()).collect(),
         };
-        let mut loaded = Tensors::default();
+        let mut loaded = Tensors { why, ..Tensors::default() };
         match copy {
             true => loaded.copied_bytes = needed,
             false => loaded.mapped_bytes = needed,
@@ -92,6 +90,23 @@ impl Tensors {
     pub fn get(&self, name: &str) -> Result<&Loaded, Error> {
         let missing = || Error::Spec { why: format!("`{name}` is not among the tensors to load") };
         self.by_name.get(name).ok_or_else(missing)
+    }
+}
+
+/// Whether `needed` bytes of weights are copied, and why.
+fn decide(mmap: Mmap, needed: usize) -> (bool, String) {
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    match (mmap, available_memory()) {
+        (Mmap::On, _) => (false, "mapped, as asked for".to_string()),
+        (Mmap::Off, _) => (true, "copied to huge pages, as asked for".to_string()),
+        (Mmap::Auto, None) => (false, "mapped: the system does not tell how much memory is free".to_string()),
+        (Mmap::Auto, Some(free)) => {
+            let (takes, has) = (gib(needed as u64), gib(free));
+            match needed as f64 <= free as f64 * SHARE {
+                true => (true, format!("copied to huge pages: {takes:.2} GiB of the {has:.2} GiB that are free")),
+                false => (false, format!("mapped: {takes:.2} GiB do not fit into {has:.2} GiB of free memory")),
+            }
+        }
     }
 }
 

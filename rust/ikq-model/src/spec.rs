@@ -8,6 +8,7 @@ use crate::error::Error;
 #[derive(Clone, Debug, Deserialize)]
 pub struct Linear {
     pub weight: Names,
+    /// One number per row of `weight`, of which `n_rows` from `first_row` on are used.
     pub bias: Option<String>,
     pub scale: Option<String>,
     #[serde(default)]

@@ -1,11 +1,13 @@
 //! Weights by role: what a spec names, checked against the shapes it implies.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use ikq_cpu::matmul::{self, Compute, Input, Matrix};
 use ikq_formats::row::I2_S_TRAILER_BYTES;
 use ikq_formats::{QuantType, matrix_bytes};
 use ikq_gguf::Bytes;
+use ikq_simd::IsaKind;
 
 use crate::error::Error;
 use crate::load::{Loaded, Tensors};
@@ -25,7 +27,7 @@ pub struct Weight {
     pub k: usize,
     /// Scale of the tensor (I2_S), else 1.
     scale: f32,
-    /// Added after the product: `n_rows` per expert.
+    /// Added after the product: `n_rows` per expert (of the tensor, the rows of this matrix).
     bias: Option<Vec<f32>>,
     /// Multiplied with the product: one per expert.
     factors: Option<Vec<f32>>,
@@ -74,10 +76,50 @@ impl Weight {
         self.matrix(0).data().len()
     }
 
+    /// Row `row` of the first matrix as floats, `k` of them.
+    pub fn decode_row(&self, kind: IsaKind, row: usize, out: &mut [f32]) {
+        let step = self.row_step();
+        if step == 1 {
+            return decode(kind, &self.matrix(0).rows(row..row + 1), out);
+        }
+        // rows that are stored interleaved can only be decoded together
+        let first = row / step * step;
+        let mut group = vec![0.0; step * self.k];
+        decode(kind, &self.matrix(0).rows(first..first + step), &mut group);
+        out.copy_from_slice(&group[(row - first) * self.k..][..self.k]);
+    }
+
+    /// The first weight that is not finite.
+    pub fn not_finite(&self, kind: IsaKind) -> Option<Error> {
+        let step = self.row_step();
+        let mut rows = vec![0.0; step * self.k];
+        for expert in 0..self.n_experts() {
+            let matrix = self.matrix(expert);
+            for first in (0..self.n_rows).step_by(step) {
+                decode(kind, &matrix.rows(first..first + step), &mut rows);
+                if let Some(i) = rows.iter().position(|v| !v.is_finite()) {
+                    let row = expert * self.n_stored + self.first_row + first;
+                    let (tensor, index) = (self.name.clone(), row * self.k + i);
+                    return Some(Error::NotFinite { tensor, value: rows[i], index });
+                }
+            }
+        }
+        None
+    }
+
     /// Whether two weights are rows of the same tensor, `self`'s before `other`'s without a gap.
     pub fn is_followed_by(&self, other: &Weight) -> bool {
         self.name == other.name && self.first_row + self.n_rows == other.first_row
     }
+}
+
+/// Decodes a matrix whose shape was checked when it was loaded.
+fn decode(kind: IsaKind, matrix: &Matrix<'_>, out: &mut [f32]) {
+    let (ty, data) = (matrix.ty(), matrix.data());
+    if ty == QuantType::I2_S {
+        return ikq_decode::dequantize_i2_s(kind, data, matrix.scale(), out);
+    }
+    ikq_decode::dequantize(kind, ty, data, matrix.n_rows(), matrix.k(), out).expect("the shape was checked");
 }
 
 /// Makes weights from loaded tensors.
@@ -150,10 +192,121 @@ impl Weights<'_> {
             n_rows: wanted,
             k,
             scale,
-            bias: linear.bias.as_deref().map(|b| self.floats(b, wanted * n_experts)).transpose()?,
+            bias: match &linear.bias {
+                Some(bias) => {
+                    let all = self.floats(bias, n_stored * n_experts)?;
+                    let of_rows = |e: &[f32]| e[linear.first_row..last].to_vec();
+                    Some(all.chunks_exact(n_stored.max(1)).flat_map(of_rows).collect())
+                }
+                None => None,
+            },
             factors: linear.scale.as_deref().map(|s| self.floats(s, n_experts)).transpose()?,
             name,
         })
+    }
+
+    /// A matrix of its own.
+    ///
+    /// # Errors
+    /// As [`Weights::linear`].
+    pub fn matrix(&self, name: &str, k: usize, n_rows: usize) -> Result<Weight, Error> {
+        let weight = Names::One(name.to_string());
+        let linear = Linear { weight, bias: None, scale: None, first_row: 0, n_rows: None };
+        self.linear(&linear, k, Some(n_rows), 1)
+    }
+
+    /// A matrix of one row.
+    ///
+    /// # Errors
+    /// As [`Weights::linear`].
+    pub fn row(&self, name: &str, k: usize) -> Result<Weight, Error> {
+        self.matrix(name, k, 1)
+    }
+
+    /// One matrix per head, head after head: a tensor of three dimensions, or of two (older files).
+    ///
+    /// # Errors
+    /// As [`Weights::linear`].
+    pub fn heads(&self, name: &str, k: usize, n_rows: usize, n_heads: usize) -> Result<Weight, Error> {
+        self.rows_of_heads(name, k, n_rows, 0..n_rows, n_heads)
+    }
+
+    /// Rows `rows` of the `n_stored` rows that every head has.
+    fn rows_of_heads(
+        &self,
+        name: &str,
+        k: usize,
+        n_stored: usize,
+        rows: Range<usize>,
+        n_heads: usize,
+    ) -> Result<Weight, Error> {
+        let tensor = self.tensors.get(name)?;
+        let (ty, step) = (tensor.ty, tensor.ty.info().rows);
+        self.check_matrix(name, tensor, k)?;
+        let in_all: u64 = tensor.ne[1..].iter().product();
+        if in_all != (n_stored * n_heads) as u64 {
+            let expected = format!("{n_stored} rows of {k} elements for each of {n_heads} heads");
+            return Err(Error::Shape { tensor: name.to_string(), found: tensor.ne.to_vec(), expected });
+        }
+        if ![rows.start, rows.end, n_stored].iter().all(|r| r.is_multiple_of(step)) {
+            let (first, last, tensor) = (rows.start, rows.end, name.to_string());
+            return Err(Error::Rows { tensor, first, last, n_rows: n_stored, step });
+        }
+        let mut matrices = Vec::new();
+        let by_head = Loaded { ne: [k as u64, n_stored as u64, n_heads as u64, 1], ..tensor.clone() };
+        let scale = self.split(name, &by_head, n_heads, &mut matrices)?;
+        Ok(Weight {
+            name: name.to_string(),
+            ty,
+            matrices,
+            n_stored,
+            first_row: rows.start,
+            n_rows: rows.len(),
+            k,
+            scale,
+            bias: None,
+            factors: None,
+        })
+    }
+
+    /// `k_b` (per head `kv_rank` rows of `n_nope`) and `v_b` from the tensor of older files that holds, per head,
+    /// `n_nope` key rows and `head_dim_v` value rows of `kv_rank`. Keys are stored the other way round there, so
+    /// they are decoded and transposed; values are a view.
+    ///
+    /// # Errors
+    /// As [`Weights::linear`].
+    pub fn split_kv_b(
+        &self,
+        name: &str,
+        kv_rank: usize,
+        n_nope: usize,
+        head_dim_v: usize,
+        n_heads: usize,
+    ) -> Result<(Weight, Weight), Error> {
+        let (stored, kind) = (n_nope + head_dim_v, ikq_simd::best());
+        let keys = self.rows_of_heads(name, kv_rank, stored, 0..n_nope, n_heads)?;
+        let values = self.rows_of_heads(name, kv_rank, stored, n_nope..stored, n_heads)?;
+        let mut rows = vec![0.0; n_nope * kv_rank];
+        let mut transposed = Vec::with_capacity(n_heads);
+        for head in 0..n_heads {
+            decode(kind, &keys.matrix(head), &mut rows);
+            let mut bytes = Vec::with_capacity(4 * rows.len());
+            for m in 0..kv_rank {
+                rows.chunks_exact(kv_rank).for_each(|row| bytes.extend(row[m].to_le_bytes()));
+            }
+            transposed.push(Bytes::from(bytes));
+        }
+        let keys = Weight {
+            ty: QuantType::F32,
+            matrices: transposed,
+            n_stored: kv_rank,
+            first_row: 0,
+            n_rows: kv_rank,
+            k: n_nope,
+            scale: 1.0,
+            ..keys
+        };
+        Ok((keys, values))
     }
 
     fn check_matrix(&self, name: &str, tensor: &Loaded, k: usize) -> Result<(), Error> {

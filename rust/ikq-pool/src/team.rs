@@ -12,7 +12,6 @@
 //! ```
 
 use std::any::Any;
-use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
@@ -55,7 +54,7 @@ pub struct Team<'a> {
     shared: &'a Shared,
     n_threads: usize,
     /// A phase is running; phases do not nest.
-    busy: Cell<bool>,
+    busy: AtomicBool,
 }
 
 impl Team<'_> {
@@ -74,7 +73,7 @@ impl Team<'_> {
             units.iter_mut().for_each(|unit| work(unit, 0));
             return;
         }
-        assert!(!self.busy.replace(true), "phases of a team do not nest");
+        assert!(!self.busy.swap(true, Ordering::Relaxed), "phases of a team do not nest");
         let (n_units, next) = (units.len(), AtomicUsize::new(0));
         let first = Units(units.as_mut_ptr());
         let job = |thread: usize| {
@@ -94,7 +93,7 @@ impl Team<'_> {
         self.shared.open_phase(&job);
         job(0);
         self.shared.close_phase();
-        self.busy.set(false);
+        self.busy.store(false, Ordering::Relaxed);
         if let Some(panic) = lock(&self.shared.panic).take() {
             resume_unwind(panic);
         }
@@ -232,7 +231,7 @@ pub(crate) fn step<R: Send>(threads: &rayon::ThreadPool, lead: impl FnOnce(&Team
     let n_threads = threads.current_num_threads();
     let shared = Shared::new();
     if n_threads == 1 {
-        return lead(&Team { shared: &shared, n_threads, busy: Cell::new(false) });
+        return lead(&Team { shared: &shared, n_threads, busy: AtomicBool::new(false) });
     }
     let leader = Mutex::new(Some(lead));
     let result = Mutex::new(None);
@@ -244,7 +243,7 @@ pub(crate) fn step<R: Send>(threads: &rayon::ThreadPool, lead: impl FnOnce(&Team
             return shared.help(numbers.fetch_add(1, Ordering::Relaxed));
         };
         let _over = Over(&shared);
-        let team = Team { shared: &shared, n_threads, busy: Cell::new(false) };
+        let team = Team { shared: &shared, n_threads, busy: AtomicBool::new(false) };
         *lock(&result) = Some(lead(&team));
     });
     let result = lock(&result).take();

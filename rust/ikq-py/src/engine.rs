@@ -164,6 +164,12 @@ impl Engine {
         self.with(py, |e| Ok((e.mapped_bytes, e.copied_bytes, e.cache_bytes())))
     }
 
+    /// Why weights were copied or not.
+    #[getter]
+    fn why_memory(&self, py: Python<'_>) -> PyResult<String> {
+        self.with(py, |e| Ok(e.why_memory.clone()))
+    }
+
     /// How each FFN is computed.
     fn plans(&self, py: Python<'_>) -> PyResult<Vec<FfnPlan>> {
         self.with(py, |e| {

@@ -2,6 +2,7 @@
 //! below it, the checks of dtypes and shapes that deserve a sentence in `python/ikq`.
 
 mod arrays;
+mod engine;
 mod enter;
 mod errors;
 mod fields;
@@ -19,6 +20,8 @@ use pyo3::prelude::*;
 mod _ikq {
     #[pymodule_export]
     use crate::arrays::{dequantize, quantize, repack};
+    #[pymodule_export]
+    use crate::engine::{Engine, kernel_name, kernel_self_test};
     #[pymodule_export]
     use crate::fields::{layout_fields, pack, unpack};
     #[pymodule_export]

@@ -29,7 +29,6 @@ pub struct DeltaNet {
     z: Option<Weight>,
     beta: Weight,
     alpha: Weight,
-    mixed: bool,
     ba_grouped: bool,
     /// `conv_kernel` numbers per channel.
     conv: Vec<f32>,
@@ -81,7 +80,6 @@ impl DeltaNet {
             z: a.z.as_ref().map(|z| weights.linear(z, n_embd, Some(n_values), 1)).transpose()?,
             beta: weights.linear(&a.beta, n_embd, Some(ba_rows), 1)?,
             alpha: weights.linear(&a.alpha, n_embd, Some(ba_rows), 1)?,
-            mixed: a.mixed,
             ba_grouped: a.ba_grouped,
             conv: weights.floats(&a.conv, a.conv_kernel * n_channels)?,
             dt: weights.floats(&a.dt, a.n_head_v)?,

@@ -113,30 +113,30 @@ impl Mla {
         let n = acts.n_columns();
         let (n_head, rank, n_rot) = (self.n_head, self.kv_rank, self.n_rot());
         let AttentionBuffers { q, k, v, z, inner, outer, partial } = buffers;
-        let q = room(q, n * self.q.n_rows);
-        let k = room(k, n * (rank + n_rot));
+        let all_q = room(q, n * self.q.n_rows);
+        let keys = room(k, n * (rank + n_rot));
         match &self.q_a {
-            None => exec.project(acts, vec![Product::new(&self.q, q), Product::new(&self.kv_a, k)]),
+            None => exec.project(acts, vec![Product::new(&self.q, all_q), Product::new(&self.kv_a, keys)]),
             Some((q_a, norm)) => {
                 let compressed = room(v, n * q_a.n_rows);
-                exec.project(acts, vec![Product::new(q_a, compressed), Product::new(&self.kv_a, k)]);
+                exec.project(acts, vec![Product::new(q_a, compressed), Product::new(&self.kv_a, keys)]);
                 exec.norm(compressed, norm, self.norm_eps, inner, Forms::of(exec.compute, [&self.q]));
-                exec.project(inner, vec![Product::new(&self.q, q)]);
+                exec.project(inner, vec![Product::new(&self.q, all_q)]);
             }
         }
-        self.keys(exec, k);
-        softmax::store(exec, cache, k, rank + n_rot, n_past);
+        self.keys(exec, keys);
+        softmax::store(exec, cache, keys, rank + n_rot, n_past);
 
         // queries of all heads against c: [qa | qr]
         inner.resize(self.n_nope, n * n_head);
-        self.split_queries(exec, q, n, inner.floats_mut());
+        self.split_queries(exec, all_q, n, inner.floats_mut());
         exec.quantize(inner, Forms::of(exec.compute, [&self.k_b]));
         let by_head: Vec<(usize, Range<usize>)> = (0..n_head).map(|h| (h, h * n..(h + 1) * n)).collect();
         let columns: Vec<u32> = (0..(n * n_head) as u32).collect();
         let absorbed = room(v, n * n_head * rank);
         exec.grouped(&self.k_b, &by_head, &columns, inner, absorbed);
         let queries = room(z, n * n_head * (rank + n_rot));
-        self.join_queries(exec, absorbed, q, n, queries);
+        self.join_queries(exec, absorbed, all_q, n, queries);
 
         // attention gives z, a column per token of all heads' values
         let values = room(v, n * n_head * rank);

@@ -1,0 +1,131 @@
+"""Attention with grouped key/value heads, from the tensors that a block has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from ikq.models.source import Block
+from ikq.models.spec import Gqa, Linear, Rope
+
+__all__ = ["gqa", "has_window", "note_unused_window", "score_scale"]
+
+
+def gqa(
+    block: Block,
+    make_rope: Callable[[Block, int], Rope],
+    *,
+    qk_norm: bool = False,
+    window: int | None = None,
+    sinks: bool = False,
+    output_gate: bool = False,
+    scale: float | None = None,
+) -> Gqa:
+    """Attention of a layer; projections may be separate or fused (`attn_qkv`).
+
+    Args:
+        block: the layer.
+        make_rope: gives the rotation for heads of so many elements.
+        qk_norm: queries and keys must have norms; otherwise they have them where the tensors exist.
+        window: positions that a query sees.
+        sinks: the layer has sinks.
+        output_gate: `attn_q` holds gates as well.
+        scale: factor of the scores; else what the key says, or one over the root of the head's length.
+
+    Raises:
+        FormatError: a tensor or key is missing, or they do not fit together.
+    """
+    keys, tensors = block.keys, block.tensors
+    n_head = block.integer("attention.head_count")
+    has_kv = keys.has("attention.head_count_kv")
+    n_head_kv = block.integer("attention.head_count_kv") if has_kv else n_head
+    if n_head % n_head_kv:
+        raise keys.wrong("attention.head_count_kv", n_head_kv, f"a divisor of the {n_head} query heads")
+    q_parts = 2 if output_gate else 1
+    if block.has("attn_qkv.weight"):
+        n_rows = tensors.rows(block.name("attn_qkv.weight"))
+        n_shares = q_parts * n_head + 2 * n_head_kv
+        if keys.has("attention.key_length"):
+            head_dim = keys.integer("attention.key_length", low=1)
+            n_values = n_rows - (q_parts * n_head + n_head_kv) * head_dim
+            if n_values <= 0:
+                raise tensors.wrong(block.name("attn_qkv.weight"), f"rows for {n_shares} heads of {head_dim}")
+            head_dim_v = block.divide("attn_qkv.weight", n_values, "attention.head_count_kv", n_head_kv)
+        else:
+            head_dim = block.divide("attn_qkv.weight", n_rows, "attention.head_count", n_shares)
+            head_dim_v = head_dim
+        q, k, v = _fused(block, q_parts * n_head * head_dim, n_head_kv * head_dim, n_head_kv * head_dim_v)
+        source_k = source_v = block.name("attn_qkv.weight")
+    else:
+        source_k, source_v = block.name("attn_q.weight"), block.name("attn_v.weight")
+        n_q, n_v = tensors.rows(source_k), tensors.rows(source_v)
+        head_dim = block.divide("attn_q.weight", n_q, "attention.head_count", q_parts * n_head)
+        head_dim_v = block.divide("attn_v.weight", n_v, "attention.head_count_kv", n_head_kv)
+        q = tensors.linear(block.name("attn_q"), block.n_embd, n_q)
+        k = tensors.linear(block.name("attn_k"), block.n_embd, n_head_kv * head_dim)
+        v = tensors.linear(block.name("attn_v"), block.n_embd, n_v)
+    keys.check("attention.key_length", head_dim, source_k)
+    keys.check("attention.value_length", head_dim_v, source_v)
+    if output_gate and head_dim != head_dim_v:
+        raise tensors.wrong(source_v, f"values as long as the gates, {head_dim}")
+    norms = tuple(block.name(f"attn_{x}_norm.weight") for x in "qk")
+    q_norm, k_norm = None, None
+    if qk_norm or any(name in tensors for name in norms):
+        q_norm, k_norm = (tensors.vector(name, head_dim) for name in norms)
+    return Gqa(
+        n_head=n_head,
+        n_head_kv=n_head_kv,
+        head_dim=head_dim,
+        head_dim_v=head_dim_v,
+        q=q,
+        k=k,
+        v=v,
+        output=tensors.linear(block.name("attn_output"), n_head * head_dim_v, block.n_embd),
+        scale=score_scale(block, head_dim) if scale is None else scale,
+        rope=make_rope(block, head_dim),
+        q_norm=q_norm,
+        k_norm=k_norm,
+        window=window,
+        softcap=keys.number("attn_logit_softcapping", 0.0) or None,
+        sinks=tensors.vector(block.name("attn_sinks.weight"), n_head) if sinks else None,
+        output_gate=output_gate,
+    )
+
+
+def _fused(block: Block, *counts: int) -> list[Linear]:
+    parts, first = [], 0
+    for n in counts:
+        name = block.name("attn_qkv")
+        parts.append(block.tensors.linear(name, block.n_embd, sum(counts), rows=(first, n)))
+        first += n
+    return parts
+
+
+def score_scale(block: Block, head_dim: int) -> float:
+    """Factor of the scores."""
+    return block.keys.number("attention.scale", 0.0) or 1 / math.sqrt(head_dim)
+
+
+def has_window(block: Block, default_period: int) -> bool:
+    """Whether the layer sees a window only.
+
+    `attention.sliding_window_pattern` is a period, all layers but the last of which have the window (0: all
+    layers), or one truth value per block.
+    """
+    keys, key = block.keys, "attention.sliding_window_pattern"
+    flag = block.flag(key)
+    if flag is not None:
+        return flag
+    period = keys.integer(key, default_period)
+    return period == 0 or block.index % period < period - 1
+
+
+def note_unused_window(block: Block) -> None:
+    """Notes a window that the architecture does not apply.
+
+    Raises:
+        FormatError: the key holds no length.
+    """
+    n = block.keys.integer("attention.sliding_window", 0)
+    if 0 < n < block.source.n_ctx_train:
+        block.note(f"the sliding window of {n} positions is not applied, as GGUF engines have it")

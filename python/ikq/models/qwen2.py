@@ -1,0 +1,23 @@
+"""Qwen2 and Qwen2.5: biases on queries, keys and values; small models have tied embeddings."""
+
+from __future__ import annotations
+
+from ikq.models.attention import gqa, note_unused_window
+from ikq.models.ffn import dense_ffn
+from ikq.models.layers import standard_layer
+from ikq.models.rope import rope
+from ikq.models.source import Block, Source
+from ikq.models.spec import Layer, ModelSpec
+
+__all__ = ["build"]
+
+
+def build(source: Source) -> ModelSpec:
+    """The model of a file of architecture `qwen2`."""
+
+    def layer(block: Block) -> Layer:
+        note_unused_window(block)
+        attention = gqa(block, lambda b, head_dim: rope(b, "neox", head_dim))
+        return standard_layer(block, attention, dense_ffn(block))
+
+    return source.model(layer)

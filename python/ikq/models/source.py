@@ -1,0 +1,183 @@
+"""What architectures are made from: `Source`, a file's keys and tensors, and `Block`, a layer's part."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from ikq.errors import FormatError
+from ikq.models.keys import Keys
+from ikq.models.spec import Layer, ModelSpec
+from ikq.models.tensors import Tensors
+
+__all__ = ["Block", "Source"]
+
+_BLOCK_NAME = re.compile(r"blk\.(\d{1,9})\.")
+
+
+class Source:
+    """A file as an architecture sees it.
+
+    Attributes:
+        keys: metadata.
+        tensors: names and shapes.
+        n_embd: length of the residual stream.
+        n_block: blocks of the file.
+        n_layer: blocks of the forward pass: those at the end that predict further tokens are left out.
+        n_ctx_train: trained context.
+        yarn_truncate: whether YaRN's bounds are rounded.
+        notes: for `ModelSpec.notes`.
+    """
+
+    def __init__(self, keys: Keys, tensors: Tensors, *, yarn_truncate: bool) -> None:
+        """Reads what all architectures have.
+
+        Raises:
+            FormatError: a key is missing or does not fit the tensors.
+        """
+        self.keys = keys
+        self.tensors = tensors
+        self.yarn_truncate = yarn_truncate
+        self.notes: list[str] = []
+        self.n_embd = tensors.ne("token_embd.weight")[0]
+        keys.integer("embedding_length")
+        keys.check("embedding_length", self.n_embd, "token_embd.weight")
+        self.n_ctx_train = keys.integer("context_length", low=1)
+        # every block has a tensor, so that no number of blocks is believed that the file does not hold
+        self.n_block = keys.integer("block_count", low=1)
+        if self.n_block > len(tensors):
+            raise keys.wrong("block_count", self.n_block, f"at most {len(tensors)}, the number of tensors")
+        n_extra = keys.integer("nextn_predict_layers", 0)
+        if n_extra >= self.n_block:
+            raise keys.wrong("nextn_predict_layers", n_extra, f"less than the {self.n_block} blocks")
+        self.n_layer = self.n_block - n_extra
+        self._per_block: dict[tuple[str, int | None], tuple[int, ...]] = {}
+        self._flags: dict[str, tuple[bool, ...] | None] = {}
+
+    def per_block(self, key: str, default: int | None = None) -> tuple[int, ...]:
+        """One positive number per block."""
+        values = self._per_block.get((key, default))
+        if values is None:
+            values = self.keys.integers(key, self.n_block, default, low=1)
+            self._per_block[key, default] = values
+        return values
+
+    def flags(self, key: str) -> tuple[bool, ...] | None:
+        """One truth value per block, `None` where the key is missing or holds no array."""
+        if key not in self._flags:
+            self._flags[key] = self.keys.flags(key, self.n_block)
+        return self._flags[key]
+
+    def model(self, make_layer: Callable[[Block], Layer], *, embd_scale: float = 1.0) -> ModelSpec:
+        """The whole model, from a function that makes a layer.
+
+        Raises:
+            FormatError: keys and tensors do not fit together.
+        """
+        keys, tensors = self.keys, self.tensors
+        ne = tensors.ne("token_embd.weight")
+        n_vocab = ne[1]
+        if ne[2:] != (1, 1):
+            raise tensors.wrong("token_embd.weight", "a matrix")
+        keys.check("vocab_size", n_vocab, "token_embd.weight")
+        tied = "output.weight" not in tensors
+        return ModelSpec(
+            architecture=keys.architecture,
+            n_vocab=n_vocab,
+            n_embd=self.n_embd,
+            n_ctx_train=self.n_ctx_train,
+            norm_eps=keys.number("attention.layer_norm_rms_epsilon", positive=True),
+            token_embd="token_embd.weight",
+            output_norm=tensors.vector("output_norm.weight", self.n_embd),
+            output=tensors.linear("token_embd" if tied else "output", self.n_embd, n_vocab),
+            layers=tuple(make_layer(Block(self, i)) for i in range(self.n_layer)),
+            embd_scale=embd_scale,
+            final_softcap=keys.number("final_logit_softcapping", 0.0) or None,
+            notes=tuple(dict.fromkeys([*self.notes, *self._unused_notes()])),
+        )
+
+    def _unused_notes(self) -> list[str]:
+        unused = []
+        for name in sorted(self.tensors.unused):
+            block = _BLOCK_NAME.match(name)
+            index = int(block[1]) if block else -1
+            if index >= self.n_block:
+                raise self.keys.wrong(
+                    "block_count", self.n_block, f"more than {index}: there is tensor `{name}`"
+                )
+            if index < self.n_layer:
+                unused.append(name)
+        notes = []
+        if self.n_layer < self.n_block:
+            n = self.n_block - self.n_layer
+            notes.append(f"the last {n} of {self.n_block} blocks predict further tokens and are not run")
+        if unused:
+            some = ", ".join(unused[:4]) + (", ..." if len(unused) > 4 else "")
+            notes.append(f"{len(unused)} tensors of the file have no part in this architecture: {some}")
+        return notes
+
+
+class Block:
+    """One layer's keys and tensors.
+
+    Attributes:
+        source: the file.
+        index: the layer.
+    """
+
+    def __init__(self, source: Source, index: int) -> None:
+        self.source = source
+        self.index = index
+
+    @property
+    def keys(self) -> Keys:
+        """Metadata."""
+        return self.source.keys
+
+    @property
+    def tensors(self) -> Tensors:
+        """Names and shapes."""
+        return self.source.tensors
+
+    @property
+    def n_embd(self) -> int:
+        """Length of the residual stream."""
+        return self.source.n_embd
+
+    def name(self, part: str) -> str:
+        """A tensor of this block."""
+        return f"blk.{self.index}.{part}"
+
+    def has(self, part: str) -> bool:
+        """Whether the block has the tensor."""
+        return self.name(part) in self.tensors
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        """A positive number that may differ from block to block."""
+        return self.source.per_block(key, default)[self.index]
+
+    def flag(self, key: str) -> bool | None:
+        """This block's truth value, `None` where the key is missing or holds no array."""
+        flags = self.source.flags(key)
+        return None if flags is None else flags[self.index]
+
+    def note(self, text: str) -> None:
+        """Says what was assumed."""
+        self.source.notes.append(text)
+
+    def norm(self, part: str) -> str:
+        """A norm over the residual stream."""
+        return self.tensors.vector(self.name(f"{part}.weight"), self.n_embd)
+
+    def divide(self, part: str, n: int, key: str, count: int) -> int:
+        """Length of each of `count` heads that share `n` rows or columns of a tensor.
+
+        Raises:
+            FormatError: they do not come out even.
+        """
+        if n % count or not n:
+            raise FormatError(
+                f"architecture `{self.keys.architecture}`: {n} elements of tensor `{self.name(part)}` "
+                f"cannot be divided among {count} heads (key `{self.keys.full_name(key)}`)"
+            )
+        return n // count

@@ -1,0 +1,258 @@
+"""A `ModelSpec` run in numpy, a whole prompt at once: the plain reading of what spec.py says.
+
+Slow, short and independent of the engine. Arithmetic is float64 unless
+told otherwise, so that what is left against an oracle is the oracle's own rounding.
+"""
+
+import numpy as np
+
+from ikq.models.spec import DeltaNet, DenseFfn, Gqa, Mla, Moe
+
+# what engines add nothing to but never divide by less than
+SMALLEST_SUM = 2.0**-14
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def silu(x):
+    return x * sigmoid(x)
+
+
+def gelu_tanh(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def swiglu_oai(gate, up):
+    gate, up = np.minimum(gate, 7), np.clip(up, -7, 7)
+    return gate * sigmoid(1.702 * gate) * (up + 1)
+
+
+def softmax(x):
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def activate(kind, gate, up):
+    if kind == "swiglu_oai":
+        return swiglu_oai(gate, up)
+    return (silu if kind == "silu" else gelu_tanh)(gate) * up
+
+
+class NumpyModel:
+    """Runs `spec` on the tensors of `reader`.
+
+    After `logits`, `hidden` has the embedding, each layer's output and the final norm, and `experts` the chosen
+    experts of each mixture (tokens x used, best first).
+    """
+
+    def __init__(self, reader, spec, dtype=np.float64):
+        self.tensors, self.spec, self.dtype = reader.tensors, spec, dtype
+        self.decoded = {}
+
+    def tensor(self, name):
+        if name not in self.decoded:
+            self.decoded[name] = self.tensors[name].dequantize().astype(self.dtype)
+        return self.decoded[name]
+
+    def vector(self, name):
+        return self.tensor(name).ravel()
+
+    def norm(self, x, name):
+        w = 1 if name is None else self.vector(name)
+        return w * x / np.sqrt((x * x).mean(-1, keepdims=True) + self.spec.norm_eps)
+
+    def linear(self, linear, x, expert=None):
+        """`x` times the matrix, or one expert's."""
+        if isinstance(linear.weight, tuple):
+            w = self.tensor(linear.weight[expert])
+        else:
+            w = self.tensor(linear.weight)
+            # files leave out axes of one
+            w = w.reshape(-1, x.shape[-1]) if expert is None else w.reshape(-1, *w.shape[-2:])[expert]
+        rows = slice(linear.first_row, None if linear.n_rows is None else linear.first_row + linear.n_rows)
+        y = x @ w[rows].T
+        if linear.scale is not None:
+            y = y * self.vector(linear.scale)[expert or 0]
+        if linear.bias is not None:
+            y = y + self.vector(linear.bias).reshape(-1, len(w))[expert or 0][rows]
+        return y
+
+    def logits(self, tokens):
+        spec = self.spec
+        x = self.tensor(spec.token_embd)[np.asarray(tokens)] * spec.embd_scale
+        self.hidden, self.experts = [x], []
+        for layer in spec.layers:
+            y = self.attention(layer.attention, self.norm(x, layer.attention_norm))
+            x = x + (y if layer.post_attention_norm is None else self.norm(y, layer.post_attention_norm))
+            y = self.ffn(layer.ffn, self.norm(x, layer.ffn_norm))
+            x = x + (y if layer.post_ffn_norm is None else self.norm(y, layer.post_ffn_norm))
+            self.hidden.append(x)
+        self.hidden.append(self.norm(x, spec.output_norm))
+        logits = self.linear(spec.output, self.hidden[-1])
+        return (
+            logits
+            if spec.final_softcap is None
+            else spec.final_softcap * np.tanh(logits / spec.final_softcap)
+        )
+
+    def attention(self, a, h):
+        return {Gqa: self.gqa, Mla: self.mla, DeltaNet: self.delta_net}[type(a)](a, h)
+
+    def rotate(self, rope, x):
+        """`x` of tokens x heads x elements; the position of a token is its index."""
+        n = rope.n_rot
+        i = np.arange(n // 2)
+        freq = rope.base ** (-2 * i / n) / rope.linear
+        if rope.factors is not None:
+            freq = freq / self.vector(rope.factors)
+        magnitude = 1
+        if rope.yarn is not None:
+            y = rope.yarn
+            magnitude = y.magnitude
+
+            def bound(beta):
+                return n * np.log(y.n_ctx_orig / (2 * np.pi * beta)) / (2 * np.log(rope.base))
+
+            low, high = bound(y.beta_fast), bound(y.beta_slow)
+            if y.truncate:
+                low, high = np.floor(low), np.ceil(high)
+            low, high = max(0, low), min(n - 1, high)
+            kept = 1 - np.clip((i - low) / max(0.001, high - low), 0, 1)
+            freq = freq * kept + freq / y.factor * (1 - kept)
+        angle = (np.arange(len(x))[:, None] * freq)[:, None]
+        cos, sin = magnitude * np.cos(angle), magnitude * np.sin(angle)
+        first, second = (i, i + n // 2) if rope.pairing == "neox" else (2 * i, 2 * i + 1)
+        out = x.copy()
+        out[..., first] = x[..., first] * cos - x[..., second] * sin
+        out[..., second] = x[..., first] * sin + x[..., second] * cos
+        return out
+
+    def attend(self, q, k, v, scale, window=None, softcap=None, sinks=None):
+        """Heads of tokens x heads x elements; fewer key/value heads than query heads are shared."""
+        k, v = (np.repeat(t, q.shape[1] // t.shape[1], axis=1) for t in (k, v))
+        scores = np.einsum("ihd,jhd->hij", q, k) * scale
+        if softcap is not None:
+            scores = softcap * np.tanh(scores / softcap)
+        distance = np.arange(len(q))[:, None] - np.arange(len(q))
+        seen = distance >= 0
+        if window is not None:
+            seen &= distance < window
+        scores = np.where(seen, scores, -np.inf)
+        if sinks is not None:
+            column = np.broadcast_to(self.vector(sinks)[:, None, None], (*scores.shape[:2], 1))
+            scores = np.concatenate([scores, column], -1)
+        p = softmax(scores)[..., : len(q)]
+        return np.einsum("hij,jhd->ihd", p, v)
+
+    def gqa(self, a, h):
+        n = len(h)
+        q = self.linear(a.q, h).reshape(n, a.n_head, -1)
+        k = self.linear(a.k, h).reshape(n, a.n_head_kv, a.head_dim)
+        v = self.linear(a.v, h).reshape(n, a.n_head_kv, a.head_dim_v)
+        q, gate = q[..., : a.head_dim], q[..., a.head_dim :]
+        if a.q_norm is not None:
+            q, k = self.norm(q, a.q_norm), self.norm(k, a.k_norm)
+        if a.rope is not None:
+            q, k = self.rotate(a.rope, q), self.rotate(a.rope, k)
+        out = self.attend(q, k, v, a.scale, a.window, a.softcap, a.sinks)
+        if a.output_gate:
+            out = out * sigmoid(gate)
+        return self.linear(a.output, out.reshape(n, -1))
+
+    def mla(self, a, h):
+        n = len(h)
+        if a.q_a is not None:
+            q = self.linear(a.q, self.norm(self.linear(a.q_a, h), a.q_a_norm))
+        else:
+            q = self.linear(a.q, h)
+        q = q.reshape(n, a.n_head, -1)
+        q = np.concatenate([q[..., : a.n_nope], self.rotate(a.rope, q[..., a.n_nope :])], -1)
+        t = self.linear(a.kv_a, h)
+        c = self.norm(t[:, : a.kv_rank], a.kv_a_norm)
+        rotated = self.rotate(a.rope, t[:, None, a.kv_rank :])
+        if a.kv_b is not None:
+            kv = (c @ self.tensor(a.kv_b).T).reshape(n, a.n_head, -1)
+            k, v = kv[..., : a.n_nope], kv[..., a.n_nope :]
+        else:
+            k = np.einsum("tc,hcn->thn", c, self.tensor(a.k_b).reshape(a.n_head, a.kv_rank, a.n_nope))
+            v = np.einsum("tc,hvc->thv", c, self.tensor(a.v_b).reshape(a.n_head, a.head_dim_v, a.kv_rank))
+        k = np.concatenate([k, np.repeat(rotated, a.n_head, axis=1)], -1)
+        return self.linear(a.output, self.attend(q, k, v, a.scale).reshape(n, -1))
+
+    def delta_net(self, a, h):
+        n, r = len(h), a.n_head_v // a.n_head_k
+        n_keys, n_values = a.n_head_k * a.head_dim_k, a.n_head_v * a.head_dim_v
+        u = self.linear(a.qkv, h)
+        if a.mixed:
+            per_head = u.reshape(n, a.n_head_k, -1)
+            cuts = np.cumsum([a.head_dim_k, a.head_dim_k, r * a.head_dim_v])
+            *parts, z = np.split(per_head, cuts, axis=-1)
+            u, z = np.concatenate([p.reshape(n, -1) for p in parts], -1), z.reshape(n, -1)
+        else:
+            z = self.linear(a.z, h)
+        if a.ba_grouped:
+            ba = self.linear(a.beta, h).reshape(n, a.n_head_k, 2 * r)
+            beta, alpha = ba[..., :r].reshape(n, -1), ba[..., r:].reshape(n, -1)
+        else:
+            beta, alpha = self.linear(a.beta, h), self.linear(a.alpha, h)
+        beta = sigmoid(beta)
+        decay = np.exp(self.vector(a.a) * np.logaddexp(0, alpha + self.vector(a.dt)))
+        taps = self.tensor(a.conv).reshape(-1, a.conv_kernel)
+        padded = np.concatenate([np.zeros((a.conv_kernel - 1, u.shape[1])), u])
+        m = silu(sum(padded[s : s + n] * taps[:, s] for s in range(a.conv_kernel)))
+        q, k = (x.reshape(n, a.n_head_k, a.head_dim_k) for x in (m[:, :n_keys], m[:, n_keys : 2 * n_keys]))
+        v = m[:, 2 * n_keys :].reshape(n, a.n_head_v, a.head_dim_v)
+        q, k = (x / np.sqrt((x * x).sum(-1, keepdims=True) + self.spec.norm_eps) for x in (q, k))
+        j = np.arange(a.n_head_v)
+        key_head = j // r if a.value_order == "grouped" else j % a.n_head_k
+        q, k = q[:, key_head] / np.sqrt(a.head_dim_k), k[:, key_head]
+        state = np.zeros((a.n_head_v, a.head_dim_k, a.head_dim_v), self.dtype)
+        out = np.empty((n, a.n_head_v, a.head_dim_v), self.dtype)
+        for t in range(n):
+            state = state * decay[t][:, None, None]
+            delta = beta[t][:, None] * (v[t] - np.einsum("hkv,hk->hv", state, k[t]))
+            state = state + k[t][:, :, None] * delta[:, None, :]
+            out[t] = np.einsum("hkv,hk->hv", state, q[t])
+        y = self.norm(out, a.norm).reshape(n, n_values) * silu(z)
+        return self.linear(a.output, y)
+
+    def ffn(self, f, h):
+        if isinstance(f, DenseFfn):
+            return self.dense(f, h)
+        assert isinstance(f, Moe)
+        chosen, weights = self.route(f.routing, h)
+        self.experts.append(chosen)
+        out = np.zeros_like(h)
+        for expert in range(f.routing.n_expert):
+            tokens, slots = np.nonzero(chosen == expert)
+            if len(tokens):
+                x = h[tokens]
+                inner = activate(f.activation, self.linear(f.gate, x, expert), self.linear(f.up, x, expert))
+                out[tokens] += weights[tokens, slots][:, None] * self.linear(f.down, inner, expert)
+        return out if f.shared is None else out + self.dense(f.shared, h)
+
+    def dense(self, f, h):
+        y = self.linear(f.down, activate(f.activation, self.linear(f.gate, h), self.linear(f.up, h)))
+        return y if f.input_gate is None else y * sigmoid(h @ self.vector(f.input_gate))[:, None]
+
+    def route(self, r, h):
+        """Chosen experts, best first, and their weights."""
+        logits = self.linear(r.router, h)
+        p = {"softmax": softmax, "sigmoid": sigmoid, "softmax_chosen": lambda x: x}[r.func](logits)
+        c = p if r.selection_bias is None else p + self.vector(r.selection_bias)
+        if r.n_group > 1:
+            groups = c.reshape(len(h), r.n_group, -1)
+            score = np.sort(groups, -1)[..., -2:].sum(-1)
+            best = np.argsort(-score, -1, kind="stable")[:, : r.n_group_used]
+            kept = np.zeros(score.shape, bool)
+            np.put_along_axis(kept, best, True, -1)
+            c = np.where(kept[..., None], groups, -np.inf).reshape(c.shape)
+        chosen = np.argsort(-c, -1, kind="stable")[:, : r.n_used]
+        w = np.take_along_axis(p, chosen, -1)
+        if r.func == "softmax_chosen":
+            w = softmax(w)
+        if r.normalize:
+            w = w / np.maximum(w.sum(-1, keepdims=True), SMALLEST_SUM)
+        return chosen, w * r.scale
