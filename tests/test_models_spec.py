@@ -56,6 +56,15 @@ def test_yarn_as_published(name, index):
     assert np.abs(found - expected_logits(name, index)).max() > 10 * tolerance(name)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_cache_of_the_numpy_model(name):
+    """Tests of the engine rely on it."""
+    model = NumpyModel(reader(name), model_spec(reader(name)))
+    ids = prompt(name, 0)
+    parts = [model.eval(part) for part in np.split(ids, [1, 7, 8, 30])]
+    assert np.abs(np.concatenate(parts) - reference(name, 0)).max() < 1e-9
+
+
 def test_tiny_moe():
     path = SHARED / "models" / "tiny-moe-hf-logits.npz"
     if not path.is_file():
