@@ -116,7 +116,8 @@ def main():
         for i in range(int(count)):
             rng = random.Random(f"{seed} {Path(file).name} {i}")
             changes, cut = mutator.mutant(rng)
-            print(f"\r{i}", end="", file=sys.stderr, flush=True)
+            sys.stderr.write(f"\r{i}")
+            sys.stderr.flush()
             for start, data in changes:
                 out.seek(start)
                 out.write(data[: len(original) - start])
@@ -125,7 +126,6 @@ def main():
                 run(copy, rng)
             except ALLOWED as error:
                 found[type(error).__name__] += 1
-                assert str(error), "an error without a message"
             else:
                 found["logits"] += 1
             for start, data in changes:
@@ -134,7 +134,7 @@ def main():
             if cut < len(original):
                 out.seek(cut)
                 out.write(original[cut:])
-    print(json.dumps(found))
+    sys.stdout.write(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ N_MUTANTS = 10_000
 @pytest.mark.parametrize("name", NAMES)
 def test_mutants(name, tmp_path):
     # memory-backed where there is such a place: each mutant is written and mapped
-    folder = Path("/dev/shm") if Path("/dev/shm").is_dir() else tmp_path  # noqa: S108
+    folder = Path("/dev/shm") if Path("/dev/shm").is_dir() else tmp_path
     copy = folder / f"ikq-{tmp_path.parent.name}-{tmp_path.name}.gguf"
     command = [Path(__file__).with_name("engine_mutants.py"), path(name), copy, 1, N_MUTANTS // len(NAMES)]
     try:
