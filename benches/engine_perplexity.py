@@ -14,9 +14,18 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
 
 import ikq
+
+
+def tokenize(tokenizer: Path, text: Path) -> list[int]:
+    """Token ids of a text as it is."""
+    from tokenizers import Tokenizer  # only these benches need the package
+
+    ids: list[int] = (
+        Tokenizer.from_file(str(tokenizer)).encode(text.read_text(), add_special_tokens=False).ids
+    )
+    return ids
 
 
 def perplexity(model: ikq.Model, tokens: list[int], n_windows: int | None = None) -> float:
@@ -44,7 +53,7 @@ def main() -> int:
     parser.add_argument("--cache", default=None, help="type of the cache; f32 with --compute f32")
     args = parser.parse_args()
     cache = args.cache or ("f32" if args.compute == "f32" else "f16")
-    tokens = Tokenizer.from_file(str(args.tokenizer)).encode(args.text.read_text(), add_special_tokens=False).ids
+    tokens = tokenize(args.tokenizer, args.text)
     for path in args.models:
         options = {"cache_type_k": cache, "cache_type_v": cache, "compute": args.compute}
         with ikq.Model.load(path, n_ctx=512, **options) as model:

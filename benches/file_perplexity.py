@@ -1,7 +1,8 @@
-"""Perplexity of files that ikq wrote, by another program's engine, against stored figures.
+"""Perplexity of files that ikq wrote, by another program's engine or ikq's own, against stored figures.
 
     python benches/file_perplexity.py --program PATH/llama-perplexity --text heldout.txt \\
         --stored tiny-moe-quant-reference.json --types Q8_0 Q4_0 ...
+    python benches/file_perplexity.py --tokenizer tokenizer.json --text heldout.txt --stored ... --types ...
 
 Every block matrix becomes TYPE, `token_embd` and `output` Q8_0, the router stays F32: the setting of the
 stored figures. The text is read literally (`--no-escape`), windows of 512.
@@ -15,6 +16,9 @@ import re
 import subprocess
 import tempfile
 from pathlib import Path
+
+from engine_perplexity import perplexity as own_perplexity
+from engine_perplexity import tokenize
 
 import ikq
 
@@ -34,7 +38,8 @@ def perplexity(program: str, model: Path, text: str, n_threads: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--program", required=True)
+    parser.add_argument("--program", help="llama-perplexity; ikq's own engine unless given")
+    parser.add_argument("--tokenizer", type=Path, help="tokenizer.json of the model, for ikq's own engine")
     parser.add_argument("--text", required=True)
     parser.add_argument("--stored", type=Path, required=True)
     parser.add_argument("--types", nargs="+", required=True)
@@ -42,7 +47,14 @@ def main() -> None:
     parser.add_argument("--name", default="ik_llama.cpp", help="what the figures call the program")
     parser.add_argument("--append", type=Path, help="a JSON-lines file for the figures")
     args = parser.parse_args()
-    args.program, args.text = (str(Path(p).resolve()) for p in (args.program, args.text))
+    args.text = str(Path(args.text).resolve())
+    if args.program:
+        args.program = str(Path(args.program).resolve())
+    elif args.tokenizer is None:
+        parser.error("either --program or --tokenizer is needed")
+    else:
+        tokens = tokenize(args.tokenizer, Path(args.text))
+        args.name = "ikq"
     # the command line of the reference names the plain type by its mix
     stored_name = {"Q4_K": "Q4_K_S"}
     stored = {
@@ -63,7 +75,11 @@ def main() -> None:
                     output_tensor_type="q8_0",
                     ignore_imatrix_rules=True,
                 )
-                found = perplexity(args.program, out, args.text, args.threads)
+                if args.program:
+                    found = perplexity(args.program, out, args.text, args.threads)
+                else:
+                    with ikq.Model.load(out, n_ctx=512, n_threads=args.threads) as model:
+                        found = own_perplexity(model, tokens)
             expected = stored.get((stored_name.get(type_name, type_name), imatrix is not None))
             if not isinstance(expected, float):
                 expected = None

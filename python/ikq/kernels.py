@@ -1,4 +1,4 @@
-"""Which kernels multiply with a tensor type on this machine, and a check of each against scalar arithmetic."""
+"""Which kernels multiply with a tensor type on this machine, and a check of each."""
 
 from __future__ import annotations
 

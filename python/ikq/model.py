@@ -113,8 +113,8 @@ class Model:
 
         Args:
             path: The file, or any shard.
-            n_ctx: Positions of the cache. `None`: the trained context, or the largest half, quarter, ... of it whose
-                cache takes at most a quarter of the free memory.
+            n_ctx: Positions of the cache. `None`: the trained context, or the largest half, quarter, ... of
+                it whose cache takes at most a quarter of the free memory.
             n_threads: Threads; `None`: one per CPU.
             n_ubatch: Most tokens that are computed at once.
             cache_type_k: Type of cached keys: f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl or q6_0.
@@ -124,11 +124,12 @@ class Model:
             fused_up_gate: Compute gate, up and activation of an FFN in one pass.
             fused_moe: The same for experts.
             merge_up_gate_experts: Treat gate and up experts as one matrix; a view, nothing is copied.
-            expert_reduction: `(k, t)`: of the chosen experts those after the first k are dropped whose weight is
-                below t times the largest (`-ser k,t`).
-            mmap: `auto` copies weights to huge pages when memory allows and keeps the mapping where it does not;
-                `on` keeps it, `off` copies.
-            yarn_truncate: Bounds of YaRN's ramp are integers, as in GGUF engines (gpt-oss was published without).
+            expert_reduction: `(k, t)`: of the chosen experts those after the first k are dropped whose
+                weight is below t times the largest (`-ser k,t`).
+            mmap: `auto` copies weights to huge pages when memory allows and keeps the mapping where it does
+                not; `on` keeps it, `off` copies.
+            yarn_truncate: Bounds of YaRN's ramp are integers, as in GGUF engines (gpt-oss was published
+                without).
 
         Raises:
             OSError: the file cannot be read.
@@ -140,7 +141,7 @@ class Model:
         if expert_reduction is not None:
             k, t = expert_reduction
             if k < 1 or not 0 <= t <= 1:
-                raise ValueError(f"expert_reduction={expert_reduction}: at least 1 expert and a share of 0 to 1 are needed")
+                raise ValueError(f"expert_reduction={expert_reduction}: at least 1 expert, a share of 0 to 1")
             expert_reduction = (int(k), float(t))
         engine = _ikq.Engine.load(
             reader._opened(),
@@ -176,9 +177,7 @@ class Model:
         self._engine.truncate(0)
         return self.eval(tokens)
 
-    def eval(
-        self, tokens: ArrayLike, *, want: Literal["all", "last", "none"] = "all"
-    ) -> NDArray[np.float32]:
+    def eval(self, tokens: ArrayLike, *, want: Literal["all", "last", "none"] = "all") -> NDArray[np.float32]:
         """Runs tokens after those that the cache holds.
 
         Args:

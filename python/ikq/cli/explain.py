@@ -17,12 +17,12 @@ HELP = "show how a model is run: FFN plan of every layer, where weights live, wh
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options."""
     parser.description = (
-        "Loads a model and shows, per layer, how its feed-forward network is computed and why; whether weights "
-        "are mapped or copied; what the cache takes; and which programs know all tensor types of the file."
+        "Loads a model and shows, per layer, how its feed-forward network is computed and why; whether "
+        "weights are mapped or copied; what the cache takes; and which programs know all types of the file."
     )
     parser.add_argument("model", metavar="MODEL.gguf")
     parser.add_argument("-c", "--ctx-size", type=int, metavar="N", help="positions of the cache")
-    parser.add_argument("--no-fused-up-gate", "-no-fug", action="store_true", help="compute up and gate apart")
+    parser.add_argument("--no-fused-up-gate", "-no-fug", action="store_true", help="up and gate apart")
     parser.add_argument("--no-fused-moe", "-no-fmoe", action="store_true", help="the same, experts only")
     parser.add_argument("--merge-up-gate-experts", "-muge", action="store_true", help="merge them as a view")
     parser.add_argument("--mmap", choices=("auto", "on", "off"), default="auto", help="map or copy weights")

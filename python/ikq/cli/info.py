@@ -17,8 +17,8 @@ HELP = "show CPU features and the kernel of every type, and test each against sc
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options."""
     parser.description = (
-        "Shows the instruction sets of this machine, which one runs, and the kernels of every tensor type, each "
-        "tested on random weights against scalar arithmetic. Exit code 1 when one fails."
+        "Shows the instruction sets of this machine, which one runs, and the kernels of every tensor type, "
+        "each tested on random weights against scalar arithmetic. Exit code 1 when one fails."
     )
     parser.add_argument("types", nargs="*", metavar="TYPE", help="types to show; all unless given")
     parser.add_argument("--no-self-test", action="store_true", help="only show")

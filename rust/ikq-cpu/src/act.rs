@@ -4,7 +4,7 @@
 //! that takes it.
 
 use ikq_decode::UNIT;
-use ikq_simd::IsaKind;
+use ikq_simd::{Isa, IsaKind, IsaOp, array, run};
 
 /// 256 elements in 8 bits: each 32 share a scale.
 #[derive(Clone, Copy)]
@@ -16,11 +16,28 @@ pub struct ActUnit {
     pub d: [f32; 16],
     /// `d` times the sum of the codes, per 16.
     pub sums: [f32; 16],
+    /// `d` times the sum of the codes, per 32.
+    pub sums_32: [f32; 8],
+    /// What a sum of products starts from when weights carry [`CODE_BIAS`]: minus the bias times the sum of the
+    /// codes, per 16.
+    pub debts: [i32; 16],
+    /// The same per 32.
+    pub debts_32: [i32; 8],
 }
+
+/// The bias that [`ActUnit::debts`] makes up for: that of the instruction sets which need one.
+pub const CODE_BIAS: i32 = 128;
 
 impl Default for ActUnit {
     fn default() -> Self {
-        ActUnit { codes: [0; UNIT], d: [0.0; 16], sums: [0.0; 16] }
+        ActUnit {
+            codes: [0; UNIT],
+            d: [0.0; 16],
+            sums: [0.0; 16],
+            sums_32: [0.0; 8],
+            debts: [0; 16],
+            debts_32: [0; 8],
+        }
     }
 }
 
@@ -96,23 +113,74 @@ impl ColumnMut<'_> {
     }
 }
 
-/// `codes = round(x / d)` with `d = max |x| / 127` of each 32 elements.
-pub fn quantize(_kind: IsaKind, x: &[f32], units: &mut [ActUnit]) {
-    for (x, unit) in x.chunks(UNIT).zip(units) {
-        *unit = ActUnit::default();
-        for (b, x) in x.chunks(32).enumerate() {
-            let peak = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-            let d = peak / 127.0;
-            let per_d = if d > 0.0 { 1.0 / d } else { 0.0 };
-            for (h, x) in x.chunks(16).enumerate() {
-                let mut sum = 0i32;
-                for (x, code) in x.iter().zip(&mut unit.codes[32 * b + 16 * h..]) {
-                    *code = (x * per_d).round_ties_even().clamp(-127.0, 127.0) as i8;
-                    sum += i32::from(*code);
-                }
-                unit.d[2 * b + h] = d;
-                unit.sums[2 * b + h] = d * sum as f32;
-            }
+/// `codes = round(x / d)` with `d = max |x| / 127` of each 32 elements; the same bytes on every instruction set.
+pub fn quantize(kind: IsaKind, x: &[f32], units: &mut [ActUnit]) {
+    run(kind, Quantize { x, units });
+}
+
+struct Quantize<'a> {
+    x: &'a [f32],
+    units: &'a mut [ActUnit],
+}
+
+impl IsaOp for Quantize<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let (whole, tail) = self.x.as_chunks::<UNIT>();
+        for (x, unit) in whole.iter().zip(self.units.iter_mut()) {
+            quantize_unit(isa, x, unit);
+        }
+        if let (false, Some(unit)) = (tail.is_empty(), self.units.get_mut(whole.len())) {
+            let mut x = [0.0; UNIT];
+            x[..tail.len()].copy_from_slice(tail);
+            quantize_unit(isa, &x, unit);
         }
     }
+}
+
+/// Scales below this have no finite reciprocal: such elements become zeros.
+const LEAST_SCALE: f32 = 1e-38;
+
+#[inline(always)]
+fn quantize_unit<I: Isa>(isa: I, x: &[f32; UNIT], unit: &mut ActUnit) {
+    let x = x.as_chunks::<16>().0;
+    // the peaks of eight runs of 32: each as sixteen candidates, lane by lane after turning them round
+    let mut candidates = [[0.0; 16]; 16];
+    for (b, c) in candidates[..8].iter_mut().enumerate() {
+        let peaks = isa.max_f(isa.abs_f(isa.load_f(&x[2 * b])), isa.abs_f(isa.load_f(&x[2 * b + 1])));
+        isa.store_f(peaks, c);
+    }
+    let turned = isa.transpose(candidates.each_ref());
+    let mut peaks = turned[0];
+    for t in &turned[1..] {
+        peaks = isa.max_f(peaks, *t);
+    }
+    let mut d = [0.0; 16];
+    isa.store_f(isa.div_f(peaks, isa.splat_f(127.0)), &mut d);
+    for (k, h) in unit.d.iter_mut().enumerate() {
+        *h = if d[k / 2] >= LEAST_SCALE { d[k / 2] } else { 0.0 };
+    }
+    for (b, x) in x.as_chunks::<2>().0.iter().enumerate() {
+        let d = unit.d[2 * b];
+        let per_d = isa.splat_f(if d > 0.0 { 1.0 / d } else { 0.0 });
+        for (h, x) in x.iter().enumerate() {
+            // |x / d| is at most 127 and a rounding more, which rounds to 127
+            let bytes = isa.slot_bytes(isa.slot(isa.mul_f(isa.load_f(x), per_d)));
+            let at = 32 * b + 16 * h;
+            unit.codes[at..at + 16].copy_from_slice(&array::<i8, 16>(|i| bytes[i] as i8));
+        }
+    }
+    let ones = isa.splat(1);
+    let mut quarters = [isa.splat_i(0); 4];
+    for (quarter, codes) in quarters.iter_mut().zip(unit.codes.as_chunks::<64>().0) {
+        *quarter = isa.dot4_unsigned(*quarter, ones, isa.load_codes(codes));
+    }
+    let mut sums = [0; 16];
+    isa.store_i(isa.sums_of_4(quarters), &mut sums);
+    unit.sums = array(|k| unit.d[k] * sums[k] as f32);
+    unit.debts = array(|k| -CODE_BIAS * sums[k]);
+    unit.sums_32 = array(|b| unit.d[2 * b] * (sums[2 * b] + sums[2 * b + 1]) as f32);
+    unit.debts_32 = array(|b| -CODE_BIAS * (sums[2 * b] + sums[2 * b + 1]));
 }

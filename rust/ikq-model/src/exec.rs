@@ -21,9 +21,7 @@ pub struct ThreadScratch {
     /// Results of products before they are finished: gate, up.
     pub first: Vec<f32>,
     pub second: Vec<f32>,
-    /// For attention.
-    pub queries: Vec<f32>,
-    pub results: Vec<f32>,
+    pub attention: ikq_cpu::attention::Scratch,
 }
 
 /// The surroundings of a step.

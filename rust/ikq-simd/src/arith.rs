@@ -16,6 +16,8 @@ pub trait Arith: LaneBits {
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// The floats whose bits these are.
     fn of_bits(self, bits: Self::I) -> Self::F;
+    /// Sixteen floats, little endian.
+    fn load_f32(self, bytes: &[u8; 64]) -> Self::F;
     /// Sixteen half-precision numbers, little endian, exactly.
     fn load_f16(self, bytes: &[u8; 32]) -> Self::F;
     /// Sixteen bfloat16 numbers, little endian, exactly.
@@ -39,6 +41,11 @@ impl Arith for Scalar {
         array(|i| f32::from_bits(bits[i] as u32))
     }
     #[inline(always)]
+    fn load_f32(self, bytes: &[u8; 64]) -> [f32; 16] {
+        let quads = bytes.as_chunks::<4>().0;
+        array(|i| f32::from_le_bytes(quads[i]))
+    }
+    #[inline(always)]
     fn load_f16(self, bytes: &[u8; 32]) -> [f32; 16] {
         array(|i| crate::scalar::f16_to_f32(u16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]])))
     }
@@ -60,6 +67,11 @@ impl Arith for Avx2 {
     fn of_bits(self, bits: Self::I) -> Self::F {
         // SAFETY: the token proves AVX.
         unsafe { [_mm256_castsi256_ps(bits[0]), _mm256_castsi256_ps(bits[1])] }
+    }
+    #[inline(always)]
+    fn load_f32(self, bytes: &[u8; 64]) -> Self::F {
+        // SAFETY: the token proves AVX; both halves are 32 readable bytes.
+        unsafe { [_mm256_loadu_ps(bytes.as_ptr().cast()), _mm256_loadu_ps(bytes[32..].as_ptr().cast())] }
     }
     #[inline(always)]
     fn load_f16(self, bytes: &[u8; 32]) -> Self::F {
@@ -109,6 +121,11 @@ impl Arith for Avx512 {
         unsafe { _mm512_castsi512_ps(bits) }
     }
     #[inline(always)]
+    fn load_f32(self, bytes: &[u8; 64]) -> __m512 {
+        // SAFETY: the token proves AVX-512F; `bytes` is 64 readable bytes.
+        unsafe { _mm512_loadu_ps(bytes.as_ptr().cast()) }
+    }
+    #[inline(always)]
     fn load_f16(self, bytes: &[u8; 32]) -> __m512 {
         // SAFETY: the token proves AVX-512F; `bytes` is 32 readable bytes.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(bytes.as_ptr().cast())) }
@@ -136,7 +153,7 @@ mod tests {
     struct Loads<'a>(&'a [u8; 32]);
 
     impl IsaOp for Loads<'_> {
-        type Output = ([f32; 16], [f32; 16], [f32; 16], f32);
+        type Output = ([f32; 16], [f32; 16], [f32; 16], [f32; 16], f32);
 
         #[inline(always)]
         fn run<I: Isa>(self, isa: I) -> Self::Output {
@@ -145,7 +162,12 @@ mod tests {
             // small integers: exact in any order and with any rounding
             let x = isa.load_f(&array(|i| i as f32 - 3.0));
             let y = isa.fma(x, x, isa.splat_f(0.5));
-            (isa.array(same), isa.array(b), isa.array(y), isa.total(y))
+            let mut bytes = [0; 64];
+            for (to, from) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(isa.array(b)) {
+                *to = from.to_le_bytes();
+            }
+            let c = isa.load_f32(&bytes);
+            (isa.array(same), isa.array(b), isa.array(c), isa.array(y), isa.total(y))
         }
     }
 
@@ -159,9 +181,10 @@ mod tests {
                 *b = c.to_le_bytes();
             }
             for kind in available() {
-                let (half, brain, squares, total) = run(kind, Loads(&bytes));
+                let (half, brain, again, squares, total) = run(kind, Loads(&bytes));
                 assert_eq!(half, codes.map(f16), "{}", kind.name());
                 assert_eq!(brain, codes.map(|c| f32::from_bits(u32::from(c) << 16)), "{}", kind.name());
+                assert_eq!(again, brain, "{}", kind.name());
                 let expected: [f32; 16] = std::array::from_fn(|i| (i as f32 - 3.0).powi(2) + 0.5);
                 assert_eq!((squares, total), (expected, expected.iter().sum()), "{}", kind.name());
             }

@@ -101,7 +101,6 @@ fn each_eight(v: Pair, mut put: impl FnMut(usize, __m256)) {
 
 impl Isa for Avx2 {
     const NAME: &'static str = "avx2";
-    type B64 = Pair;
 
     #[inline(always)]
     fn apart<O: IsaOp>(self, op: O) -> O::Output {

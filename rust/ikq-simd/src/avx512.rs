@@ -60,7 +60,6 @@ fn trellis_quarter(product: __m512i) -> __m128i {
 
 impl Isa for Avx512 {
     const NAME: &'static str = "avx512";
-    type B64 = __m512i;
 
     #[inline(always)]
     fn apart<O: IsaOp>(self, op: O) -> O::Output {

@@ -467,7 +467,7 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn transpose(self, rows: [&[f32; 16]; 16]) -> [Pair; 16] {
         // SAFETY: the token proves AVX.
-        unsafe { crate::transpose::avx2(rows) }
+        unsafe { crate::transpose::avx2(crate::transpose::starts(rows)) }
     }
     #[inline(always)]
     fn load_i(self, x: &[i32; 16]) -> [__m256i; 2] {
@@ -598,7 +598,7 @@ impl Lanes for Avx512 {
     }
     #[inline(always)]
     fn transpose(self, rows: [&[f32; 16]; 16]) -> [__m512; 16] {
-        avx512! { crate::transpose::avx512(rows) }
+        avx512! { crate::transpose::avx512(crate::transpose::starts(rows)) }
     }
     #[inline(always)]
     fn load_i(self, x: &[i32; 16]) -> __m512i {

@@ -35,7 +35,6 @@ pub(crate) fn f16_to_f32(bits: u16) -> f32 {
 
 impl Isa for Scalar {
     const NAME: &'static str = "scalar";
-    type B64 = [u8; 64];
 
     #[inline(never)]
     fn apart<O: IsaOp>(self, op: O) -> O::Output {

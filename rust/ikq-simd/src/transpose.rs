@@ -1,55 +1,59 @@
 //! Sixteen rows of sixteen floats to sixteen columns: [`crate::Lanes::transpose`] with shuffles.
 //!
-//! Rows are woven in pairs, then in fours within quarters of a register, then the quarters change places.
+//! Rows are woven in pairs, then in fours within quarters of a register; quarters take their places while they
+//! are loaded (AVX-512) or change them at the end (AVX2).
 
 use core::arch::x86_64::*;
 
-/// # Safety
-/// AVX-512F must be there.
+/// Where the rows start, for [`avx512`] and [`avx2`].
 #[inline(always)]
-pub(crate) unsafe fn avx512(rows: [&[f32; 16]; 16]) -> [__m512; 16] {
-    // SAFETY: as promised; each row is 16 readable floats.
+pub(crate) fn starts<T>(rows: [&T; 16]) -> [*const f32; 16] {
+    const { assert!(size_of::<T>() == 64) };
+    let mut out = [std::ptr::null(); 16];
+    for (out, row) in out.iter_mut().zip(rows) {
+        *out = std::ptr::from_ref(row).cast();
+    }
+    out
+}
+
+/// # Safety
+/// AVX-512F must be there; each row is 64 readable bytes.
+#[inline(always)]
+pub(crate) unsafe fn avx512(rows: [*const f32; 16]) -> [__m512; 16] {
+    // SAFETY: as promised; sixteen bytes are read from a quarter of a row.
     unsafe {
         let mut out = [_mm512_setzero_ps(); 16];
-        // fours[4 g + c]: quarter l has column 4 l + c of rows 4 g..4 g + 4
-        let mut fours = out;
-        for g in 0..4 {
-            let (a, b) = (_mm512_loadu_ps(rows[4 * g].as_ptr()), _mm512_loadu_ps(rows[4 * g + 1].as_ptr()));
-            let (c, d) =
-                (_mm512_loadu_ps(rows[4 * g + 2].as_ptr()), _mm512_loadu_ps(rows[4 * g + 3].as_ptr()));
+        for c in 0..4 {
+            // columns 4 c.. of four rows g, each from its own quarter: loads put them in place, which leaves
+            // half of the shuffles
+            let mut four = [_mm512_setzero_ps(); 4];
+            for (g, four) in four.iter_mut().enumerate() {
+                let quarter = |r: usize| _mm_loadu_ps(rows[r].add(4 * c));
+                let v = _mm512_castps128_ps512(quarter(g));
+                let v = _mm512_mask_broadcast_f32x4(v, 0x00f0, quarter(g + 4));
+                let v = _mm512_mask_broadcast_f32x4(v, 0x0f00, quarter(g + 8));
+                *four = _mm512_mask_broadcast_f32x4(v, 0xf000, quarter(g + 12));
+            }
+            // quarter q of four[g]: row 4 q + g, to be lane 4 q + g of each column
+            let [a, b, c_, d] = four;
             let pairs = [
-                (_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d)),
-                (_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d)),
+                (_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c_, d)),
+                (_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c_, d)),
             ];
             for (k, (ab, cd)) in pairs.into_iter().enumerate() {
                 let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
-                fours[4 * g + 2 * k] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd));
-                fours[4 * g + 2 * k + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd));
+                out[4 * c + 2 * k] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd));
+                out[4 * c + 2 * k + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd));
             }
-        }
-        for c in 0..4 {
-            // quarters 0 and 1, then 2 and 3, of all four
-            let lo = (
-                _mm512_shuffle_f32x4::<0x44>(fours[c], fours[4 + c]),
-                _mm512_shuffle_f32x4::<0x44>(fours[8 + c], fours[12 + c]),
-            );
-            let hi = (
-                _mm512_shuffle_f32x4::<0xee>(fours[c], fours[4 + c]),
-                _mm512_shuffle_f32x4::<0xee>(fours[8 + c], fours[12 + c]),
-            );
-            out[c] = _mm512_shuffle_f32x4::<0x88>(lo.0, lo.1);
-            out[4 + c] = _mm512_shuffle_f32x4::<0xdd>(lo.0, lo.1);
-            out[8 + c] = _mm512_shuffle_f32x4::<0x88>(hi.0, hi.1);
-            out[12 + c] = _mm512_shuffle_f32x4::<0xdd>(hi.0, hi.1);
         }
         out
     }
 }
 
 /// # Safety
-/// AVX must be there.
+/// AVX must be there; each row is 64 readable bytes.
 #[inline(always)]
-pub(crate) unsafe fn avx2(rows: [&[f32; 16]; 16]) -> [[__m256; 2]; 16] {
+pub(crate) unsafe fn avx2(rows: [*const f32; 16]) -> [[__m256; 2]; 16] {
     // SAFETY: as promised; eight floats are read from the beginning or the middle of rows of 16.
     unsafe {
         let mut out = [[_mm256_setzero_ps(); 2]; 16];
@@ -60,7 +64,7 @@ pub(crate) unsafe fn avx2(rows: [&[f32; 16]; 16]) -> [[__m256; 2]; 16] {
             for g in 0..2 {
                 let mut r = [_mm256_setzero_ps(); 4];
                 for k in 0..4 {
-                    r[k] = _mm256_loadu_ps(rows[first_row + 4 * g + k][first_column..].as_ptr());
+                    r[k] = _mm256_loadu_ps(rows[first_row + 4 * g + k].add(first_column));
                 }
                 let pairs = [
                     (_mm256_unpacklo_ps(r[0], r[1]), _mm256_unpacklo_ps(r[2], r[3])),

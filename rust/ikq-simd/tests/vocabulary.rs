@@ -1,7 +1,7 @@
 //! Every operation on every instruction set of this machine against the scalar one, which is the
 //! definition; operands are seeded random bytes.
 
-use ikq_simd::{Isa, IsaKind, IsaOp, Scalar, available, pair, run};
+use ikq_simd::{Isa, IsaKind, IsaOp, Products, Scalar, available, pair, run};
 
 /// A small generator, so that the operands are the same everywhere.
 fn bytes<const N: usize>(seed: u64) -> [u8; N] {
@@ -216,6 +216,99 @@ fn halves_are_the_nearest_and_never_infinite() {
                 error(bits) < error(other) || error(bits) == error(other) && bits & 1 == 0,
                 "{x}: {bits:#x} or {other:#x}"
             );
+        }
+    }
+}
+
+/// Operations of products that are exact; `x` and weights at their bounds in the first seeds.
+struct Sums(u64);
+
+impl IsaOp for Sums {
+    type Output = (Vec<[i32; 16]>, Vec<[u8; 64]>, Vec<u32>);
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Self::Output {
+        let (mut w, mut x) = (bytes::<64>(self.0), bytes::<64>(self.0 + 1).map(|b| (b as i8).max(-127)));
+        if self.0 < 8 {
+            w = [if self.0 & 1 == 0 { 0x80 } else { 0x7f }; 64];
+            x = std::array::from_fn(|i| {
+                if self.0 & 2 == 0 || self.0 & 4 == 0 && i % 2 == 0 { 127 } else { -127 }
+            });
+        }
+        let acc: [i32; 16] = std::array::from_fn(|i| i32::from(w[i]) * 1_000_003);
+        let four = |i: usize| [x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]];
+        // what the bias adds is taken off by whoever sums
+        let debt: [i32; 16] =
+            std::array::from_fn(|i| acc[i] - I::CODE_BIAS * four(i).into_iter().map(i32::from).sum::<i32>());
+        let debt_of_four: [i32; 16] =
+            std::array::from_fn(|i| acc[i] - I::CODE_BIAS * four(3).into_iter().map(i32::from).sum::<i32>());
+        let (vw, vx) = (isa.load(&w), isa.load_codes(&x));
+        let dots = isa.dot4(isa.load_i(&debt), isa.biased(vw), vx);
+        let splat = isa.dot4(isa.load_i(&debt_of_four), isa.biased(vw), isa.splat_4_codes(&four(3)));
+        let unsigned = isa.dot4_unsigned(isa.load_i(&acc), isa.and(vw, isa.splat(127)), vx);
+        let moved = isa.load_i8(&std::array::from_fn(|i| x[i]));
+        let sums = isa.sums_of_4([dots, splat, unsigned, moved]);
+        let lanes = [dots, splat, unsigned, moved, sums, isa.add_i(dots, sums)].map(|v| {
+            let mut out = [0; 16];
+            isa.store_i(v, &mut out);
+            out
+        });
+        let rows: [[u8; 64]; 16] = std::array::from_fn(|r| bytes(self.0 + 5 + r as u64));
+        let turned = isa.transpose_fours(rows.each_ref()).map(|v| {
+            let mut out = [0; 64];
+            isa.store(v, &mut out);
+            out
+        });
+        // NaN payloads differ between conversions: exponents of all ones are made finite
+        let finite = bytes::<32>(self.0 + 4).map(|b| b & 0xbf);
+        let floats = [isa.load_bf16(&finite), isa.load_f16(&finite)];
+        let floats = floats.into_iter().flat_map(|v| isa.array(v)).map(f32::to_bits).collect();
+        (lanes.to_vec(), turned.to_vec(), floats)
+    }
+}
+
+#[test]
+fn sums_of_products_are_exact_on_every_set() {
+    for seed in 0..200 {
+        let expected = Sums(seed).run(Scalar);
+        for kind in available() {
+            assert_eq!(expected, run(kind, Sums(seed)), "{}, seed {seed}", kind.name());
+        }
+    }
+    // the scalar definition itself: 4 * -128 * 127 on top of the accumulator, then sums of fours
+    let (lanes, turned, _) = Sums(0).run(Scalar);
+    assert_eq!(lanes[0][5], 128 * 1_000_003 - 4 * 128 * 127);
+    assert_eq!(lanes[4][5], lanes[1][4] + lanes[1][5] + lanes[1][6] + lanes[1][7]);
+    assert_eq!(turned[2][4 * 7 + 1], bytes::<64>(5 + 7)[4 * 2 + 1]);
+}
+
+/// `a * b + c` and `c - a * b`.
+struct Fused([f32; 16], [f32; 16], [f32; 16]);
+
+impl IsaOp for Fused {
+    type Output = [[f32; 16]; 2];
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Self::Output {
+        let (a, b, c) = (isa.load_f(&self.0), isa.load_f(&self.1), isa.load_f(&self.2));
+        [isa.array(isa.fused_add(a, b, c)), isa.array(isa.fused_sub(a, b, c))]
+    }
+}
+
+#[test]
+fn fused_operations_are_right_to_two_roundings() {
+    for seed in 0..50 {
+        let float = |s: u64| bytes::<16>(s).map(|b| f32::from(b as i8) * 0.123_456_7);
+        let (a, b, c) = (float(seed), float(seed + 1), float(seed + 2));
+        for kind in available() {
+            let [add, sub] = run(kind, Fused(a, b, c));
+            for i in 0..16 {
+                let (p, c) = (f64::from(a[i]) * f64::from(b[i]), f64::from(c[i]));
+                // half a last place of the product, and of the sum
+                let bound = (p.abs() + (p.abs() + c.abs())) * f64::from(f32::EPSILON) / 2.0 * 1.0001;
+                assert!((f64::from(add[i]) - (c + p)).abs() <= bound, "{}", kind.name());
+                assert!((f64::from(sub[i]) - (c - p)).abs() <= bound, "{}", kind.name());
+            }
         }
     }
 }

@@ -1,12 +1,32 @@
 //! Products of a block of a matrix's rows with columns of activations, for any type.
+//!
+//! | columns | path |
+//! |---|---|
+//! | 1, block type | [`row`]: codes decoded into registers, products of integers |
+//! | more, block type | [`panel`]: sixteen rows decoded once, then [`tile`] over all columns |
+//! | any, float type or [`Compute::F32`] | [`float`]: rows as floats |
+//!
+//! Interleaved types are taken apart into rows first. No body names a type; [`kernels`] makes them for all.
 
 use std::ops::Range;
 
 use ikq_formats::row::I2_S_TRAILER_BYTES;
-use ikq_formats::{Error, QuantType, check_matrix, matrix_bytes};
+use ikq_formats::{Error, QuantType, check_matrix, deinterleave_group, matrix_bytes};
 use ikq_simd::IsaKind;
 
 use crate::act::Activations;
+
+pub mod check;
+mod float;
+mod kernels;
+mod panel;
+mod row;
+mod stored;
+mod tile;
+
+use kernels::Bodies;
+use panel::{BAND, Panel};
+use stored::Rows;
 
 /// How products are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +129,13 @@ pub fn input(ty: QuantType, compute: Compute) -> Input {
 /// Memory that a thread's products reuse.
 #[derive(Default)]
 pub struct Scratch {
+    /// Decoded rows.
     floats: Vec<f32>,
+    /// Rows of interleaved groups.
+    rows: Vec<u8>,
+    panel: Panel,
+    /// Products of a band that the output has no room for.
+    spill: Vec<f32>,
 }
 
 /// `out[c * rows.len() + r] = row(rows.start + r) . column(columns[c])`.
@@ -133,26 +159,136 @@ pub fn multiply(
     let part = matrix.rows(rows);
     assert_eq!(part.k, acts.k(), "row length and column length differ");
     assert_eq!(out.len(), part.n_rows * columns.len(), "wrong length of the output");
-    let _ = compute;
-    scratch.floats.resize(part.n_rows * part.k, 0.0);
-    let decoded = if part.ty == QuantType::I2_S {
-        ikq_decode::dequantize_i2_s(kind, part.data, part.scale, &mut scratch.floats);
-        Ok(())
-    } else {
-        ikq_decode::dequantize(kind, part.ty, part.data, part.n_rows, part.k, &mut scratch.floats)
+    if out.is_empty() || part.k == 0 {
+        return out.fill(0.0);
+    }
+    let Scratch { floats, rows, panel, spill } = scratch;
+    let bodies = match input(part.ty, compute) {
+        Input::Q8 => kernels::bodies(part.ty),
+        Input::Floats => None,
     };
-    decoded.expect("the shape was checked");
-    for (out, column) in out.chunks_exact_mut(part.n_rows).zip(columns) {
-        let x = acts.floats(*column as usize);
-        for (out, row) in out.iter_mut().zip(scratch.floats.chunks_exact(part.k)) {
-            let mut lanes = [0.0f32; 16];
-            for (w, x) in row.chunks(16).zip(x.chunks(16)) {
-                for (lane, (w, x)) in lanes.iter_mut().zip(w.iter().zip(x)) {
-                    *lane += w * x;
-                }
-            }
-            *out = lanes.iter().sum();
+    let row_ty = part.ty.info().base.unwrap_or(part.ty);
+    // decoding to floats takes groups apart by itself; only rows that are read as they are need it here
+    let apart = part.row_step() > 1 && (bodies.is_some() || row_ty == QuantType::BF16);
+    let data = if apart { take_apart(&part, rows) } else { part.data };
+    let Some(bodies) = bodies else {
+        let ty = if apart { row_ty } else { part.ty };
+        return float_products(kind, ty, &part, data, acts, columns, floats, out);
+    };
+    let header = (part.ty == QuantType::I2_S).then_some(part.scale);
+    let rows = Rows { data, stride: data.len() / part.n_rows, header };
+    match columns {
+        [column] => (bodies.rows)(kind, &rows, acts.units(*column as usize), out),
+        _ => panel_products(kind, &bodies, &rows, acts, columns, panel, spill, out),
+    }
+}
+
+/// Elements of a row that a panel holds, in units: with two bands 16 KiB of codes, which leaves the nearest
+/// cache room for columns.
+const PANEL_UNITS: usize = 2;
+
+#[expect(clippy::too_many_arguments, reason = "the operands of a product and its memory")]
+fn panel_products(
+    kind: IsaKind,
+    bodies: &Bodies,
+    rows: &Rows<'_>,
+    acts: &Activations,
+    columns: &[u32],
+    panel: &mut Panel,
+    spill: &mut Vec<f32>,
+    out: &mut [f32],
+) {
+    let n_rows = rows.n();
+    let n_units = panel::n_units(acts.k());
+    let max_bands = tile::max_bands(kind);
+    panel.reserve(PANEL_UNITS, max_bands);
+    let mut first = 0;
+    while first < n_rows {
+        let n_bands = (n_rows - first).div_ceil(BAND).min(max_bands);
+        let block = first..n_rows.min(first + n_bands * BAND);
+        // a band that is not full cannot be stored in place
+        let whole = block.len() == n_bands * BAND;
+        if !whole {
+            spill.resize(spill.len().max(n_bands * BAND * columns.len()), 0.0);
         }
+        for unit in (0..n_units).step_by(PANEL_UNITS) {
+            let units = unit..n_units.min(unit + PANEL_UNITS);
+            for band in 0..n_bands {
+                let start = first + band * BAND;
+                let part = rows.part(start..block.end.min(start + BAND));
+                (bodies.fill)(kind, &part, units.clone(), panel, (band, n_bands));
+            }
+            let (out, stride) = match whole {
+                true => (&mut out[first..], n_rows),
+                false => (&mut spill[..], n_bands * BAND),
+            };
+            tile::multiply(
+                kind,
+                tile::Tile {
+                    panel,
+                    n_bands,
+                    per_16: panel::per_16(bodies.facts.sub_block, bodies.facts.n_float_scales),
+                    has_min: bodies.facts.has_min,
+                    acts,
+                    columns,
+                    add: unit > 0,
+                    units,
+                    out,
+                    stride,
+                },
+            );
+        }
+        if !whole {
+            for (spill, out) in spill.chunks_exact(n_bands * BAND).zip(out.chunks_exact_mut(n_rows)) {
+                out[block.clone()].copy_from_slice(&spill[..block.len()]);
+            }
+        }
+        first = block.end;
+    }
+}
+
+/// The rows of an interleaved matrix, one after another.
+fn take_apart<'a>(part: &Matrix<'_>, rows: &'a mut Vec<u8>) -> &'a [u8] {
+    rows.resize(rows.len().max(part.data.len()), 0);
+    let rows = &mut rows[..part.data.len()];
+    let group = part.data.len() / (part.n_rows / part.row_step());
+    for (data, rows) in part.data.chunks_exact(group).zip(rows.chunks_exact_mut(group)) {
+        deinterleave_group(part.ty, data, part.k, rows).expect("the shape was checked");
+    }
+    rows
+}
+
+/// Products in floats; `data` holds the rows as type `ty`.
+#[expect(clippy::too_many_arguments, reason = "the operands of a product and its memory")]
+fn float_products(
+    kind: IsaKind,
+    ty: QuantType,
+    part: &Matrix<'_>,
+    data: &[u8],
+    acts: &Activations,
+    columns: &[u32],
+    floats: &mut Vec<f32>,
+    out: &mut [f32],
+) {
+    if let [column] = columns
+        && float::rows(kind, ty, data, acts.floats(*column as usize), out)
+    {
+        return;
+    }
+    let (k, n_rows) = (part.k, part.n_rows);
+    // whole groups of interleaved types
+    let block = float::BLOCK_ROWS.next_multiple_of(ty.info().rows);
+    floats.resize(floats.len().max(block * k), 0.0);
+    let per_row = data.len() / n_rows;
+    for first in (0..n_rows).step_by(block) {
+        let n = block.min(n_rows - first);
+        let (data, floats) = (&data[first * per_row..(first + n) * per_row], &mut floats[..n * k]);
+        if ty == QuantType::I2_S {
+            ikq_decode::dequantize_i2_s(kind, data, part.scale, floats);
+        } else {
+            ikq_decode::dequantize(kind, ty, data, n, k, floats).expect("the shape was checked");
+        }
+        float::multiply(kind, floats, acts, columns, &mut out[first..], n_rows);
     }
 }
 

@@ -1,0 +1,300 @@
+//! Products of every type on every instruction set against sums in f64.
+//!
+//! Bounds are those of float32 rounding alone: a product takes part in at most `n` roundings, so its share of
+//! the error is at most `n` halves of a last place (`2^-24`) of its magnitude, to first order.
+
+use ikq_cpu::act::Activations;
+use ikq_cpu::matmul::check::{random_columns, random_matrix};
+use ikq_cpu::matmul::{Compute, Input, Matrix, Scratch, input, multiply};
+use ikq_decode::{BlockType, Decode, UNIT, Visitor, dequantize, with_type};
+use ikq_formats::{Family, QuantType, RowForm, deinterleave_group, row_form};
+use ikq_simd::{IsaKind, Scalar, available};
+
+/// Half a last place, and some for products of roundings.
+const HALF_ULP: f64 = 1.001 / (1 << 24) as f64;
+
+/// Types that products are made with.
+fn types() -> impl Iterator<Item = QuantType> {
+    let wanted = |t: &QuantType| {
+        ikq_decode::facts(*t).is_some() || t.info().family == Family::Float || *t == QuantType::BF16_R16
+    };
+    QuantType::ALL.iter().copied().filter(wanted)
+}
+
+/// The weights, and of each the sum of magnitudes it is the difference of.
+struct Weights {
+    values: Vec<f32>,
+    magnitudes: Vec<f32>,
+}
+
+impl Weights {
+    fn of(ty: QuantType, data: &[u8], n_rows: usize, k: usize) -> Weights {
+        let mut values = vec![0.0; n_rows * k];
+        dequantize(IsaKind::Scalar, ty, data, n_rows, k, &mut values).expect("a matrix");
+        let mut magnitudes: Vec<f32> = values.iter().map(|v| v.abs()).collect();
+        if ikq_decode::facts(ty).is_some_and(|f| f.has_min) {
+            let mut rows = data.to_vec();
+            if ty.is_interleaved() {
+                let group = data.len() / (n_rows / ty.info().rows);
+                for (data, rows) in data.chunks_exact(group).zip(rows.chunks_exact_mut(group)) {
+                    deinterleave_group(ty, data, k, rows).expect("whole groups");
+                }
+            }
+            for (row, m) in rows.chunks_exact(rows.len() / n_rows).zip(magnitudes.chunks_exact_mut(k)) {
+                with_type(ty, AddMins { row, magnitudes: m });
+            }
+        }
+        Weights { values, magnitudes }
+    }
+}
+
+/// Adds twice each min: `|y| + 2 |m|` is at least `|d s code| + |m|`.
+struct AddMins<'a> {
+    row: &'a [u8],
+    magnitudes: &'a mut [f32],
+}
+
+impl Visitor for AddMins<'_> {
+    type Output = ();
+
+    fn visit<T: BlockType>(self) {
+        fn add<D: Decode<Scalar>>(row: &[u8], magnitudes: &mut [f32]) {
+            let (head, blocks) = row.split_at(D::HEADER_BYTES);
+            for (unit, magnitudes) in blocks.chunks(D::UNIT_BYTES).zip(magnitudes.chunks_mut(UNIT)) {
+                let mut whole = vec![0; D::UNIT_BYTES];
+                whole[..unit.len()].copy_from_slice(unit);
+                let min = D::scales(Scalar, D::header(head), &whole).min();
+                for (i, m) in magnitudes.iter_mut().enumerate() {
+                    *m += 2.0 * min[i / 16].abs();
+                }
+            }
+        }
+        add::<T::Decoder<Scalar>>(self.row, self.magnitudes);
+    }
+}
+
+/// A column as a product reads it.
+fn column(acts: &Activations, column: usize, form: Input) -> Vec<f64> {
+    match form {
+        Input::Floats => acts.floats(column).iter().map(|x| f64::from(*x)).collect(),
+        Input::Q8 => {
+            let value = |i: usize| {
+                let unit = &acts.units(column)[i / UNIT];
+                f64::from(unit.codes[i % UNIT]) * f64::from(unit.d[i % UNIT / 16])
+            };
+            (0..acts.k()).map(value).collect()
+        }
+    }
+}
+
+/// Roundings that a product takes part in.
+fn n_roundings(ty: QuantType, k: usize, form: Input) -> f64 {
+    let n = match form {
+        // sixteen lanes, multiplication and addition; the tree over lanes and the parts
+        Input::Floats => k.div_ceil(16) + 1 + 8,
+        Input::Q8 => {
+            let facts = ikq_decode::facts(ty).expect("a block type");
+            // an addition per 32 elements, and one or two for mins; the products of scales, the tree over
+            // lanes, the factor; two roundings of the weight itself
+            k.div_ceil(UNIT) * 8 * if facts.has_min { 3 } else { 1 } + 4 + 4 + 2 + 2
+        }
+    };
+    n as f64 * HALF_ULP
+}
+
+struct Case<'a> {
+    kind: IsaKind,
+    ty: QuantType,
+    compute: Compute,
+    acts: &'a Activations,
+    matrix: Matrix<'a>,
+    weights: &'a Weights,
+}
+
+impl Case<'_> {
+    /// The largest share of its bound that an error takes.
+    fn check(&self, rows: std::ops::Range<usize>, columns: &[u32], scratch: &mut Scratch) -> f64 {
+        let (ty, k) = (self.ty, self.matrix.k());
+        let form = input(ty, self.compute);
+        let n = rows.len();
+        let mut out = vec![f32::NAN; n * columns.len()];
+        multiply(self.kind, self.compute, &self.matrix, rows.clone(), self.acts, columns, scratch, &mut out);
+        let factor = match form {
+            Input::Floats => 1.0,
+            Input::Q8 => f64::from(ikq_decode::facts(ty).expect("a block type").product_factor),
+        };
+        let mut worst = 0.0f64;
+        for (out, c) in out.chunks_exact(n).zip(columns) {
+            let x = column(self.acts, *c as usize, form);
+            for (out, r) in out.iter().zip(rows.clone()) {
+                let (mut sum, mut magnitude) = (0.0, 0.0);
+                for (i, x) in x.iter().enumerate() {
+                    sum += f64::from(self.weights.values[r * k + i]) * x;
+                    magnitude += f64::from(self.weights.magnitudes[r * k + i]) * x.abs();
+                }
+                // sums of subnormal size have errors of their own
+                let bound = factor * magnitude * n_roundings(ty, k, form) + 1e-37;
+                let share = (f64::from(*out) - factor * sum).abs() / bound;
+                assert!(
+                    share <= 1.0,
+                    "{ty} on {}, {:?}, row {r} of {n}, column {c} of {}: {out} for {}, {share} of the bound",
+                    self.kind.name(),
+                    self.compute,
+                    columns.len(),
+                    factor * sum,
+                );
+                worst = worst.max(share);
+            }
+        }
+        worst
+    }
+}
+
+/// Row lengths: with whole units, and ending inside one.
+fn lengths(ty: QuantType) -> Vec<usize> {
+    match (ty.info().block_size, ty) {
+        (_, QuantType::I2_S) => vec![768, 384],
+        (1, QuantType::BF16_R16) => vec![300],
+        (1, _) => vec![301],
+        (block, _) => [768, UNIT + block].into_iter().filter(|k| k % block == 0).collect(),
+    }
+}
+
+#[test]
+fn every_type_on_every_set_is_right_to_rounding() {
+    let mut scratch = Scratch::default();
+    for ty in types() {
+        let step = ty.info().rows;
+        for k in lengths(ty) {
+            let n_rows = 36usize.next_multiple_of(step);
+            let data = random_matrix(ty, n_rows, k, k as u64);
+            let weights = Weights::of(ty, &data, n_rows, k);
+            for kind in available() {
+                let acts = random_columns(kind, k, 34, 5);
+                for compute in [Compute::Auto, Compute::F32] {
+                    let matrix = Matrix::new(ty, n_rows, k, &data).expect("a matrix");
+                    let case = Case { kind, ty, compute, acts: &acts, matrix, weights: &weights };
+                    let counts: &[usize] = match (compute, k) {
+                        (Compute::Auto, 768) => &[1, 2, 3, 4, 5, 6, 7, 8, 9, 31, 32, 33],
+                        _ => &[1, 2, 5, 13],
+                    };
+                    for n in counts {
+                        let columns: Vec<u32> = (0..*n as u32).map(|c| 33 - c * 34 / *n as u32).collect();
+                        // not all rows, and not a multiple of sixteen
+                        let rows = if n % 2 == 1 { 0..n_rows } else { step..n_rows };
+                        case.check(rows, &columns, &mut scratch);
+                    }
+                    case.check(0..step, &[7], &mut scratch);
+                    case.check(step..2 * step, &[3, 9, 4], &mut scratch);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn many_columns_of_every_type() {
+    let mut scratch = Scratch::default();
+    let columns: Vec<u32> = (0..512).rev().collect();
+    for ty in types().filter(|t| !t.is_interleaved()) {
+        let k = if ty.info().block_size == 1 { 256 } else { 512 };
+        let data = random_matrix(ty, 17, k, 3);
+        let weights = Weights::of(ty, &data, 17, k);
+        for kind in available().into_iter().filter(|k| *k != IsaKind::Scalar) {
+            let acts = random_columns(kind, k, 512, 6);
+            let matrix = Matrix::new(ty, 17, k, &data).expect("a matrix");
+            let case = Case { kind, ty, compute: Compute::Auto, acts: &acts, matrix, weights: &weights };
+            case.check(0..17, &columns, &mut scratch);
+        }
+    }
+}
+
+/// Codes at the ends of what types hold, activations at theirs: no step may saturate.
+#[test]
+fn extreme_codes_do_not_saturate() {
+    let mut scratch = Scratch::default();
+    for ty in types().filter(|t| ikq_decode::facts(*t).is_some()) {
+        let k = 512;
+        let n_rows = 16;
+        let plain = random_matrix(ty, n_rows, k, 9);
+        for byte in [0x00, 0xff, 0x80, 0x7f, 0x88, 0x77, 0xf0] {
+            // scales stay as they are where they stand apart from the codes; otherwise what is not finite goes
+            let mut data = plain.clone();
+            let row = data.len() / n_rows;
+            for (i, b) in data.iter_mut().enumerate() {
+                let code = match ty {
+                    QuantType::I2_S => i < n_rows * k / 4,
+                    QuantType::Q8_0 => i % 34 >= 2,
+                    QuantType::IQ4_NL | QuantType::Q4_0 => i % 18 >= 2,
+                    QuantType::Q8_K_R8 | QuantType::Q8_K_R16 | QuantType::Q8_KV_R8 => i % (row * 8) >= 64,
+                    _ => i % row >= ty.info().row_header_bytes && !ty.is_interleaved(),
+                };
+                if code {
+                    *b = byte;
+                }
+            }
+            let weights = Weights::of(ty, &data, n_rows, k);
+            if weights.values.iter().any(|v| v.abs().partial_cmp(&1e30) != Some(std::cmp::Ordering::Less)) {
+                continue;
+            }
+            for kind in available() {
+                let mut acts = Activations::default();
+                acts.resize(k, 3);
+                for (c, mut column) in acts.columns_mut().into_iter().enumerate() {
+                    let sign = |i: usize| if c == 0 || c == 1 && i.is_multiple_of(2) { 1.0 } else { -1.0 };
+                    for (i, x) in column.floats.iter_mut().enumerate() {
+                        *x = sign(i) * 2.0;
+                    }
+                    column.quantize(kind);
+                }
+                assert!(acts.units(0)[0].codes == [127; UNIT] && acts.units(2)[0].codes == [-127; UNIT]);
+                let matrix = Matrix::new(ty, n_rows, k, &data).expect("a matrix");
+                let case = Case { kind, ty, compute: Compute::Auto, acts: &acts, matrix, weights: &weights };
+                case.check(0..n_rows, &[0], &mut scratch);
+                case.check(0..n_rows, &[1], &mut scratch);
+                case.check(0..n_rows, &[2, 1, 0], &mut scratch);
+            }
+        }
+    }
+}
+
+#[test]
+fn activations_have_the_same_bytes_on_every_set() {
+    for k in [32, 301, 768] {
+        let scalar = random_columns(IsaKind::Scalar, k, 5, 8);
+        for kind in available() {
+            let acts = random_columns(kind, k, 5, 8);
+            for c in 0..5 {
+                for (a, b) in acts.units(c).iter().zip(scalar.units(c)) {
+                    assert_eq!((a.codes, a.debts, a.debts_32), (b.codes, b.debts, b.debts_32));
+                    let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                    assert_eq!(bits(&a.d), bits(&b.d));
+                    assert_eq!(bits(&a.sums), bits(&b.sums));
+                    assert_eq!(bits(&a.sums_32), bits(&b.sums_32));
+                }
+                // codes are the nearest ones, and the sums theirs
+                for (i, x) in acts.floats(c).iter().enumerate() {
+                    let unit = &acts.units(c)[i / UNIT];
+                    let (code, d) = (f64::from(unit.codes[i % UNIT]), f64::from(unit.d[i % UNIT / 16]));
+                    let error = (f64::from(*x) - code * d).abs();
+                    assert!(error <= 0.5 * d * (1.0 + 64.0 * HALF_ULP) + 1e-36, "{x} as {code} * {d}");
+                }
+                for unit in acts.units(c) {
+                    for (h, codes) in unit.codes.chunks_exact(16).enumerate() {
+                        let sum: i32 = codes.iter().map(|c| i32::from(*c)).sum();
+                        assert_eq!(unit.debts[h], -128 * sum);
+                        assert_eq!(unit.sums[h], unit.d[h] * sum as f32);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A type whose rows have no plain twin is still a type of this test.
+#[test]
+fn the_list_of_types_is_whole() {
+    let n_own = types().filter(|t| matches!(row_form(*t), Some(RowForm::Own { .. }))).count();
+    assert_eq!(n_own, 5);
+    assert!(types().count() > 70, "{} types", types().count());
+}

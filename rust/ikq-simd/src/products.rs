@@ -1,0 +1,266 @@
+//! The vocabulary of matrix products: sums of products of codes, fused floats, tiles of bytes turned round.
+//!
+//! Products of codes have weights on one side and activations on the other. AVX-512 multiplies unsigned by
+//! signed bytes, so weights are kept there with [`Products::CODE_BIAS`] added; whoever sums starts from minus
+//! the bias times the sum of the activations' codes, and the result is exact on every set.
+
+use core::arch::x86_64::*;
+
+use crate::{Arith, Avx2, Avx512, Scalar, array};
+
+/// Products of 8-bit codes and of floats, sixteen lanes at a time.
+pub trait Products: Arith {
+    /// 64 bytes, read as `u8` or `i8` by each operation; byte 0 belongs to element 0.
+    type B64: Copy;
+
+    /// What [`Products::biased`] adds to every code.
+    const CODE_BIAS: i32;
+    /// How many values of sixteen lanes the registers hold.
+    const REGISTERS: usize;
+
+    /// Codes as the weights' side of [`Products::dot4`].
+    fn biased(self, codes: Self::B64) -> Self::B64;
+    fn load_codes(self, codes: &[i8; 64]) -> Self::B64;
+    /// The same four codes sixteen times.
+    fn splat_4_codes(self, codes: &[i8; 4]) -> Self::B64;
+    /// Lane i: `acc + sum of weights[4 i + k] * x[4 i + k]` over k in 0..4, exactly. Weights are
+    /// [`Products::biased`] codes, `x` codes of -127..=127.
+    fn dot4(self, acc: Self::I, weights: Self::B64, x: Self::B64) -> Self::I;
+    /// The same with weights of 0..=127, not biased.
+    fn dot4_unsigned(self, acc: Self::I, weights: Self::B64, x: Self::B64) -> Self::I;
+    /// Lane i: the sum of lanes `4 (i % 4)..4 (i % 4) + 4` of `v[i / 4]`.
+    fn sums_of_4(self, v: [Self::I; 4]) -> Self::I;
+    fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Group r of four bytes of value i is group i of row r.
+    fn transpose_fours(self, rows: [&[u8; 64]; 16]) -> [Self::B64; 16];
+
+    /// `a * b + c`: one rounding where the set has fused operations, two elsewhere. With
+    /// [`Products::fused_sub`] the only operation whose bits depend on the set.
+    fn fused_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `c - a * b`, rounded as by [`Products::fused_add`].
+    fn fused_sub(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// The integers of sixteen bytes.
+    fn load_i8(self, x: &[i8; 16]) -> Self::I;
+}
+
+impl Products for Scalar {
+    type B64 = [u8; 64];
+    const CODE_BIAS: i32 = 0;
+    const REGISTERS: usize = 4;
+
+    #[inline(always)]
+    fn biased(self, codes: [u8; 64]) -> [u8; 64] {
+        codes
+    }
+    #[inline(always)]
+    fn load_codes(self, codes: &[i8; 64]) -> [u8; 64] {
+        array(|i| codes[i] as u8)
+    }
+    #[inline(always)]
+    fn splat_4_codes(self, codes: &[i8; 4]) -> [u8; 64] {
+        array(|i| codes[i % 4] as u8)
+    }
+    #[inline(always)]
+    fn dot4(self, acc: [i32; 16], weights: [u8; 64], x: [u8; 64]) -> [i32; 16] {
+        let product = |i: usize| i32::from(i16::from(weights[i] as i8) * i16::from(x[i] as i8));
+        array(|i| acc[i] + product(4 * i) + product(4 * i + 1) + product(4 * i + 2) + product(4 * i + 3))
+    }
+    #[inline(always)]
+    fn dot4_unsigned(self, acc: [i32; 16], weights: [u8; 64], x: [u8; 64]) -> [i32; 16] {
+        self.dot4(acc, weights, x)
+    }
+    #[inline(always)]
+    fn sums_of_4(self, v: [[i32; 16]; 4]) -> [i32; 16] {
+        array(|i| v[i / 4][4 * (i % 4)..][..4].iter().sum())
+    }
+    #[inline(always)]
+    fn add_i(self, a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
+        array(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    fn transpose_fours(self, rows: [&[u8; 64]; 16]) -> [[u8; 64]; 16] {
+        let mut out = [[0; 64]; 16];
+        for (i, out) in out.iter_mut().enumerate() {
+            *out = array(|b| rows[b / 4][4 * i + b % 4]);
+        }
+        out
+    }
+    #[inline(always)]
+    fn fused_add(self, a: [f32; 16], b: [f32; 16], c: [f32; 16]) -> [f32; 16] {
+        array(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    fn fused_sub(self, a: [f32; 16], b: [f32; 16], c: [f32; 16]) -> [f32; 16] {
+        array(|i| c[i] - a[i] * b[i])
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[i8; 16]) -> [i32; 16] {
+        array(|i| i32::from(x[i]))
+    }
+}
+
+/// Runs intrinsics in methods of a token.
+macro_rules! isa {
+    ($($body:tt)*) => {
+        // SAFETY: in methods of a token, which proves the instructions; memory operands are references to
+        // arrays of the width that is read.
+        unsafe { $($body)* }
+    };
+}
+
+/// Sums of products of four neighbouring bytes that cannot saturate 16 bits in pairs.
+#[inline(always)]
+fn dot_32(acc: __m256i, unsigned: __m256i, signed: __m256i) -> __m256i {
+    // SAFETY: called from methods of `Avx2` only, whose token proves AVX2.
+    unsafe {
+        let pairs = _mm256_maddubs_epi16(unsigned, signed);
+        _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+    }
+}
+
+/// A register of each of the two halves.
+type Pair = [__m256i; 2];
+
+impl Products for Avx2 {
+    type B64 = Pair;
+    const CODE_BIAS: i32 = 0;
+    const REGISTERS: usize = 8;
+
+    #[inline(always)]
+    fn biased(self, codes: Pair) -> Pair {
+        codes
+    }
+    #[inline(always)]
+    fn load_codes(self, codes: &[i8; 64]) -> Pair {
+        isa! { [_mm256_loadu_si256(codes.as_ptr().cast()), _mm256_loadu_si256(codes[32..].as_ptr().cast())] }
+    }
+    #[inline(always)]
+    fn splat_4_codes(self, codes: &[i8; 4]) -> Pair {
+        let four = i32::from_le_bytes([codes[0] as u8, codes[1] as u8, codes[2] as u8, codes[3] as u8]);
+        isa! { [_mm256_set1_epi32(four); 2] }
+    }
+    #[inline(always)]
+    fn dot4(self, acc: Pair, w: Pair, x: Pair) -> Pair {
+        // the weights' sign goes to the other side: |w| <= 128, |x| <= 127, two products fit i16
+        isa! {
+            [
+                dot_32(acc[0], _mm256_abs_epi8(w[0]), _mm256_sign_epi8(x[0], w[0])),
+                dot_32(acc[1], _mm256_abs_epi8(w[1]), _mm256_sign_epi8(x[1], w[1])),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn dot4_unsigned(self, acc: Pair, w: Pair, x: Pair) -> Pair {
+        [dot_32(acc[0], w[0], x[0]), dot_32(acc[1], w[1], x[1])]
+    }
+    #[inline(always)]
+    fn sums_of_4(self, v: [Pair; 4]) -> Pair {
+        isa! {
+            // within each 128-bit half, lane k: a sum of value k; value 2 h + i has quarters 0 and 1 in half 0
+            let lo = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0][0], v[1][0]), _mm256_hadd_epi32(v[2][0], v[3][0]));
+            let hi = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0][1], v[1][1]), _mm256_hadd_epi32(v[2][1], v[3][1]));
+            // quarter q as lanes (value 0..4): turn the 4 by 4 round
+            let a = _mm256_permute2x128_si256::<0x20>(lo, hi);
+            let b = _mm256_permute2x128_si256::<0x31>(lo, hi);
+            // a: quarters 0, 2; b: quarters 1, 3
+            let (low, high) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
+            // low: half 0 = v0 q0 q1, v1 q0 q1; half 1 = v0 q2 q3, v1 q2 q3
+            [_mm256_permute4x64_epi64::<0b11_01_10_00>(low), _mm256_permute4x64_epi64::<0b11_01_10_00>(high)]
+        }
+    }
+    #[inline(always)]
+    fn add_i(self, a: Pair, b: Pair) -> Pair {
+        isa! { [_mm256_add_epi32(a[0], b[0]), _mm256_add_epi32(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn transpose_fours(self, rows: [&[u8; 64]; 16]) -> [Pair; 16] {
+        isa! {
+            let mut out = [[_mm256_setzero_si256(); 2]; 16];
+            let turned = crate::transpose::avx2(crate::transpose::starts(rows));
+            for (out, t) in out.iter_mut().zip(turned) {
+                *out = [_mm256_castps_si256(t[0]), _mm256_castps_si256(t[1])];
+            }
+            out
+        }
+    }
+    #[inline(always)]
+    fn fused_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        isa! { [_mm256_fmadd_ps(a[0], b[0], c[0]), _mm256_fmadd_ps(a[1], b[1], c[1])] }
+    }
+    #[inline(always)]
+    fn fused_sub(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        isa! { [_mm256_fnmadd_ps(a[0], b[0], c[0]), _mm256_fnmadd_ps(a[1], b[1], c[1])] }
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[i8; 16]) -> Pair {
+        isa! {
+            let x = _mm_loadu_si128(x.as_ptr().cast());
+            [_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(x))]
+        }
+    }
+}
+
+impl Products for Avx512 {
+    type B64 = __m512i;
+    const CODE_BIAS: i32 = 128;
+    const REGISTERS: usize = 32;
+
+    #[inline(always)]
+    fn biased(self, codes: __m512i) -> __m512i {
+        isa! { _mm512_xor_si512(codes, _mm512_set1_epi8(-128)) }
+    }
+    #[inline(always)]
+    fn load_codes(self, codes: &[i8; 64]) -> __m512i {
+        isa! { _mm512_loadu_si512(codes.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn splat_4_codes(self, codes: &[i8; 4]) -> __m512i {
+        let four = i32::from_le_bytes([codes[0] as u8, codes[1] as u8, codes[2] as u8, codes[3] as u8]);
+        isa! { _mm512_set1_epi32(four) }
+    }
+    #[inline(always)]
+    fn dot4(self, acc: __m512i, w: __m512i, x: __m512i) -> __m512i {
+        isa! { _mm512_dpbusd_epi32(acc, w, x) }
+    }
+    #[inline(always)]
+    fn dot4_unsigned(self, acc: __m512i, w: __m512i, x: __m512i) -> __m512i {
+        isa! { _mm512_dpbusd_epi32(acc, w, x) }
+    }
+    #[inline(always)]
+    fn sums_of_4(self, v: [__m512i; 4]) -> __m512i {
+        isa! {
+            let pair = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let (ab, cd) = (pair(v[0], v[1]), pair(v[2], v[3]));
+            // lane 4 q + k: the sum of quarter q of value k
+            let sums = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+            let turn = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            _mm512_permutexvar_epi32(turn, sums)
+        }
+    }
+    #[inline(always)]
+    fn add_i(self, a: __m512i, b: __m512i) -> __m512i {
+        isa! { _mm512_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn transpose_fours(self, rows: [&[u8; 64]; 16]) -> [__m512i; 16] {
+        isa! {
+            let mut out = [_mm512_setzero_si512(); 16];
+            for (out, t) in out.iter_mut().zip(crate::transpose::avx512(crate::transpose::starts(rows))) {
+                *out = _mm512_castps_si512(t);
+            }
+            out
+        }
+    }
+    #[inline(always)]
+    fn fused_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        isa! { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn fused_sub(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        isa! { _mm512_fnmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn load_i8(self, x: &[i8; 16]) -> __m512i {
+        isa! { _mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast())) }
+    }
+}
