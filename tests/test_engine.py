@@ -9,7 +9,8 @@ import json
 import numpy as np
 import pytest
 from conftest import SHARED
-from model_files import NAMES, RECURRENT, expected_logits, info, path, prompt, reader, reference
+from model_files import NAMES, RECURRENT, Changed, expected_logits, info, path, prompt, reader, reference
+from model_variants import VARIANTS, check_form
 from numpy_model import NumpyModel
 
 import ikq
@@ -130,6 +131,20 @@ def test_block_types(tmp_path):
     with ikq.Model.load(file, n_ctx=64) as model:
         # 8 bits are steps of 1/127 of a block's largest number: about 0.5 % noise on each product
         assert kl(wanted, model.logits(prompt(name, 0))) < 0.02
+
+
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_variants(variant, tmp_path):
+    """Other forms of files compute what the fixtures do."""
+    name, change = VARIANTS[variant]
+    changed = Changed(reader(name))
+    change(changed)
+    changed.write(tmp_path / "variant.gguf")
+    with ikq.Model.load(tmp_path / "variant.gguf", **EXACT) as model:
+        check_form(variant, model.spec)
+        assert largest(model.logits(prompt(name, 0)), reference(name, 0)) < TOLERANCE
+        if variant.startswith("merged"):  # the tensor is one already
+            assert {p.plan for p in model.explain().ffn if p.role == "experts"} == {"merged"}
 
 
 # Options that do not change what is computed
