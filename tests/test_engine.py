@@ -236,9 +236,11 @@ def test_cache_types(name, cache):
     with load(name, **options) as model:
         found = model.logits(prompt(name, 0))
     assert np.isfinite(found).all()
-    # logits have a deviation of 2.5; scores of peaked attention are several times as large as their inputs, and a
-    # median says nothing of tokens whose experts change
-    assert np.median(np.abs(found - reference(name, 0))) < 2.5 * 4 * CACHE_STEPS[cache]
+    # logits have a deviation of 2.5; scores of peaked attention are several times as large as their inputs, errors
+    # of layers add up as random ones do, and a median says nothing of tokens whose experts change
+    n_layer = len(model_spec(reader(name)).layers)
+    bound = 2.5 * 4 * CACHE_STEPS[cache] * max(1, n_layer / 4) ** 0.5
+    assert np.median(np.abs(found - reference(name, 0))) < bound
 
 
 def test_caches_of_two_types():
@@ -371,7 +373,7 @@ def test_bad_tokens(tokens, message):
             model.eval(tokens)
         assert model.n_past == 3
         # the model goes on as if nothing had been asked
-        assert np.array_equal(model.eval([8]), model.logits([5, 6, 7, 8])[-1:])
+        assert largest(model.eval([8]), model.logits([5, 6, 7, 8])[-1:]) < TOLERANCE
         assert np.array_equal(before, model.logits([5, 6, 7]))
 
 
