@@ -116,8 +116,8 @@ def biased(parts: Parts, path: Path, gate: str, up: str, n_used: int, bias: list
         }
         | {f"blk.0.{name}": value for name, value in parts.biases.items()}
     )
-    metadata = metadata("gpt-oss", n_used) | {"gpt-oss.attention.sliding_window": 128}
-    return write(path, metadata, tensors)
+    keys = metadata("gpt-oss", n_used) | {"gpt-oss.attention.sliding_window": 128}
+    return write(path, keys, tensors)
 
 
 def dense(parts: Parts, path: Path, gate: str, up: str) -> Path:
@@ -129,8 +129,8 @@ def dense(parts: Parts, path: Path, gate: str, up: str) -> Path:
         tensors[f"blk.0.ffn_{part}.weight"] = ikq.QTensor.quantize(
             getattr(parts, f"expert_{part}")[0], type_name
         )
-    metadata = metadata("gemma3", 0) | {"gemma3.attention.sliding_window": 64}
-    return write(path, metadata, tensors)
+    keys = metadata("gemma3", 0) | {"gemma3.attention.sliding_window": 64}
+    return write(path, keys, tensors)
 
 
 def tokens(n: int) -> list[int]:
