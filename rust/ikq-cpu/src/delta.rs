@@ -3,9 +3,13 @@
 //! ```text
 //! S = decay S;  delta = beta (v - S^T k);  S = S + k delta^T;  o = S^T q
 //! ```
-//! The state S of a head is `dk` rows of `dv`.
+//! The state S of a head is `dk` rows of `dv`. [`step`] does one token, [`advance`] many, in chunks.
+
+mod chunk;
 
 use ikq_simd::{Isa, IsaKind, IsaOp, run};
+
+pub use chunk::{Scratch, Tokens, advance};
 
 /// The convolution over time of token `token`, before its activation:
 /// `out[ch] = sum over s of conv[ch * conv_kernel + s] * input[ch]`, `input` being that of the token

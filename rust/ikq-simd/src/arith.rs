@@ -27,6 +27,15 @@ pub trait Arith: LaneBits {
     fn total(self, v: Self::F) -> f32 {
         self.sum(v)
     }
+    /// [`Arith::total`] of each.
+    #[inline(always)]
+    fn totals(self, v: &[Self::F; 16]) -> [f32; 16] {
+        let mut out = [0.0; 16];
+        for (out, v) in out.iter_mut().zip(v) {
+            *out = self.total(*v);
+        }
+        out
+    }
 }
 
 impl Arith for Scalar {
@@ -143,6 +152,39 @@ impl Arith for Avx512 {
         // SAFETY: the token proves AVX-512F.
         unsafe { _mm512_reduce_add_ps(v) }
     }
+    #[inline(always)]
+    fn totals(self, v: &[__m512; 16]) -> [f32; 16] {
+        let mut out = [0.0; 16];
+        // SAFETY: the token proves AVX-512F; `out` is 16 writable floats.
+        unsafe {
+            // each step halves what belongs to a sum and doubles the sums in a register; within quarters first:
+            // u[i] has, in each quarter, parts of v[i], v[i + 8], v[i + 4], v[i + 12]
+            let mut t = [_mm512_setzero_ps(); 8];
+            for (i, t) in t.iter_mut().enumerate() {
+                let (a, b) = (v[i], v[i + 8]);
+                *t = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+            }
+            let mut u = [_mm512_setzero_ps(); 4];
+            for (i, u) in u.iter_mut().enumerate() {
+                let (a, b) = (_mm512_castps_pd(t[i]), _mm512_castps_pd(t[i + 4]));
+                let (lo, hi) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+                *u = _mm512_add_ps(_mm512_castpd_ps(lo), _mm512_castpd_ps(hi));
+            }
+            // then across quarters: even ones and odd ones
+            let mut w = [_mm512_setzero_ps(); 2];
+            for (i, w) in w.iter_mut().enumerate() {
+                let (a, b) = (u[2 * i], u[2 * i + 1]);
+                *w = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+            }
+            let x = _mm512_add_ps(
+                _mm512_shuffle_f32x4::<0x88>(w[0], w[1]),
+                _mm512_shuffle_f32x4::<0xdd>(w[0], w[1]),
+            );
+            let order = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 1, 5, 9, 13, 3, 7, 11, 15);
+            _mm512_storeu_ps(out.as_mut_ptr(), _mm512_permutexvar_ps(order, x));
+        }
+        out
+    }
 }
 
 #[cfg(test)]
@@ -168,6 +210,30 @@ mod tests {
             }
             let c = isa.load_f32(&bytes);
             (isa.array(same), isa.array(b), isa.array(c), isa.array(y), isa.total(y))
+        }
+    }
+
+    struct Totals;
+
+    impl IsaOp for Totals {
+        type Output = [f32; 16];
+
+        #[inline(always)]
+        fn run<I: Isa>(self, isa: I) -> [f32; 16] {
+            let mut v = [isa.splat_f(0.0); 16];
+            for (k, v) in v.iter_mut().enumerate() {
+                *v = isa.load_f(&array(|i| (k * k + 31 * i * (i + k)) as f32));
+            }
+            isa.totals(&v)
+        }
+    }
+
+    #[test]
+    fn totals_stand_in_order() {
+        let expected: [f32; 16] =
+            std::array::from_fn(|k| (0..16).map(|i| (k * k + 31 * i * (i + k)) as f32).sum());
+        for kind in available() {
+            assert_eq!(run(kind, Totals), expected, "{}", kind.name());
         }
     }
 

@@ -3,10 +3,14 @@
 //! A cache is written while a model runs: no search, each block's scale follows from its extremes. Blocks that
 //! hold NaN or infinity get the scale NaN, so that what went wrong shows in the result.
 
+// types are named as ggml spells them
+#![allow(non_camel_case_types)]
+
 use ikq_formats::codebook::IQ4NL_VALUES;
-use ikq_simd::{Isa, IsaKind, IsaOp, run};
+use ikq_simd::{Isa, IsaKind, IsaOp, Lanes, run};
 
 use super::cache::CacheType;
+use crate::ops::load_tail;
 
 /// A half-precision NaN.
 const F16_NAN: u16 = 0x7e00;
@@ -32,55 +36,55 @@ impl IsaOp for Encode<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let Encode { ty, x, out } = self;
-        let blocks = x.as_chunks::<32>().0;
         match ty {
             CacheType::F32 => {
                 for (out, x) in out.as_chunks_mut::<4>().0.iter_mut().zip(x) {
                     *out = x.to_le_bytes();
                 }
             }
-            CacheType::F16 => f16_row(isa, x, out),
+            CacheType::F16 if finite(isa, x) => f16_row(isa, x, out),
+            CacheType::F16 => f16_row_with_nan(x, out),
             CacheType::BF16 => {
                 for (out, x) in out.as_chunks_mut::<2>().0.iter_mut().zip(x) {
                     *out = bf16(*x).to_le_bytes();
                 }
             }
-            CacheType::Q8_0 => {
-                for (out, x) in out.as_chunks_mut::<34>().0.iter_mut().zip(blocks) {
-                    q8_0(isa, x, out);
-                }
-            }
-            CacheType::Q6_0 => {
-                for (out, x) in out.as_chunks_mut::<26>().0.iter_mut().zip(blocks) {
-                    q6_0(isa, x, out);
-                }
-            }
-            CacheType::Q4_0 => {
-                for (out, x) in out.as_chunks_mut::<18>().0.iter_mut().zip(blocks) {
-                    q4_0(isa, x, out);
-                }
-            }
-            CacheType::Q4_1 => {
-                for (out, x) in out.as_chunks_mut::<20>().0.iter_mut().zip(blocks) {
-                    q4_1(isa, x, out);
-                }
-            }
-            CacheType::IQ4_NL => {
-                for (out, x) in out.as_chunks_mut::<18>().0.iter_mut().zip(blocks) {
-                    iq4_nl(isa, x, out);
-                }
-            }
+            CacheType::Q8_0 => blocks::<I, Q8_0, 34>(isa, x, out),
+            CacheType::Q6_0 => blocks::<I, Q6_0, 26>(isa, x, out),
+            CacheType::Q4_0 => blocks::<I, Q4_0, 18>(isa, x, out),
+            CacheType::Q4_1 => blocks::<I, Q4_1, 20>(isa, x, out),
+            CacheType::IQ4_NL => blocks::<I, IQ4_NL, 18>(isa, x, out),
         }
     }
+}
+
+/// Whether all numbers are finite: zero times anything else is NaN.
+#[inline(always)]
+fn finite<I: Isa>(isa: I, x: &[f32]) -> bool {
+    let zero = isa.splat_f(0.0);
+    let mut sum = zero;
+    let (whole, tail) = x.as_chunks::<16>();
+    for x in whole {
+        sum = isa.fma(isa.load_f(x), zero, sum);
+    }
+    !isa.total(isa.fma(load_tail(isa, tail), zero, sum)).is_nan()
 }
 
 #[inline(always)]
 fn f16_row<I: Isa>(isa: I, x: &[f32], out: &mut [u8]) {
     for (out, x) in out.chunks_mut(32).zip(x.chunks(16)) {
-        let bits = isa.f16_bits(crate::ops::load_tail(isa, x));
-        for ((out, bits), x) in out.as_chunks_mut::<2>().0.iter_mut().zip(bits).zip(x) {
-            *out = if x.is_nan() { F16_NAN } else { bits }.to_le_bytes();
+        let bits = isa.f16_bits(load_tail(isa, x));
+        for (out, bits) in out.as_chunks_mut::<2>().0.iter_mut().zip(bits) {
+            *out = bits.to_le_bytes();
         }
+    }
+}
+
+/// A row with numbers that are none.
+fn f16_row_with_nan(x: &[f32], out: &mut [u8]) {
+    for (out, x) in out.as_chunks_mut::<2>().0.iter_mut().zip(x) {
+        let bits = if x.is_nan() { F16_NAN } else { half::f16::from_f32(*x).to_bits() };
+        *out = bits.to_le_bytes();
     }
 }
 
@@ -92,118 +96,163 @@ fn bf16(x: f32) -> u16 {
     if x.is_nan() { (bits >> 16) as u16 | 64 } else { rounded }
 }
 
+/// A block in two vectors of lanes.
+type Halves<I> = [<I as Lanes>::F; 2];
+
+#[inline(always)]
+fn halves<I: Isa>(isa: I, x: &[f32; 32]) -> Halves<I> {
+    let (lo, hi) = x.as_chunks::<16>().0.split_at(1);
+    [isa.load_f(&lo[0]), isa.load_f(&hi[0])]
+}
+
+/// The smallest and the largest number of a block of finite ones.
+#[inline(always)]
+fn extremes<I: Isa>(isa: I, [a, b]: Halves<I>) -> [f32; 2] {
+    let negated = isa.sub_f(isa.splat_f(0.0), isa.max_f(a, b));
+    [isa.least(isa.min_f(a, b)), -isa.least(negated)]
+}
+
+/// The largest magnitude with its sign: that end of the range gets the code that the other end lacks. Where both
+/// signs reach it, the negative one.
+#[inline(always)]
+fn largest_signed([least, most]: [f32; 2]) -> f32 {
+    if -least >= most { least } else { most }
+}
+
 /// The scale as it will be read, its bits, and its inverse (0 for 0).
 #[inline(always)]
 fn scale<I: Isa>(isa: I, d: f32) -> (u16, f32) {
-    if !d.is_finite() {
-        return (F16_NAN, 0.0);
-    }
     let bits = isa.f16_bits(isa.splat_f(d))[0];
     let stored = isa.f16(bits);
     (bits, if stored == 0.0 { 0.0 } else { 1.0 / stored })
 }
 
-/// The largest magnitude; infinite where a number is not finite.
+/// The nearest integers to x * inverse, in `least..=most`, as bytes.
 #[inline(always)]
-fn largest(x: &[f32; 32]) -> f32 {
-    let mut most = [0.0f32; 16];
-    let mut fine = true;
-    for x in x.as_chunks::<16>().0 {
-        for (most, x) in most.iter_mut().zip(x) {
-            *most = if x.abs() > *most { x.abs() } else { *most };
-            fine &= x.abs() < f32::INFINITY;
-        }
-    }
-    let most = most.iter().fold(0.0f32, |a, b| if *b > a { *b } else { a });
-    if fine { most } else { f32::INFINITY }
-}
-
-/// The largest magnitude with its sign: that end of the range gets the code that the other end lacks.
-#[inline(always)]
-fn largest_signed(x: &[f32; 32]) -> f32 {
-    let size = largest(x);
-    // where both signs reach it, the negative one
-    let negative = x.iter().fold(false, |found, x| found | (*x == -size));
-    if negative { -size } else { size }
-}
-
-/// round(x / d) + offset, at least 0 and at most `top`.
-#[inline(always)]
-fn codes(x: &[f32; 32], inverse: f32, offset: f32, top: f32) -> [u8; 32] {
-    let mut out = [0; 32];
+fn codes<I: Isa>(isa: I, x: Halves<I>, inverse: f32, [least, most]: [f32; 2]) -> [[u8; 16]; 2] {
+    let (least, most, inverse) = (isa.splat_f(least), isa.splat_f(most), isa.splat_f(inverse));
+    let mut out = [[0; 16]; 2];
     for (out, x) in out.iter_mut().zip(x) {
-        // half up by truncation, which is vectorized
-        *out = (x * inverse + offset + 0.5).clamp(0.0, top) as i32 as u8;
+        let x = isa.min_f(isa.max_f(isa.mul_f(x, inverse), least), most);
+        *out = isa.slot_bytes(isa.slot(x));
     }
     out
 }
 
 /// Low nibbles: the first sixteen codes; high nibbles: the others.
 #[inline(always)]
-fn nibbles(q: &[u8; 32], out: &mut [u8]) {
-    for (i, out) in out.iter_mut().enumerate() {
-        *out = q[i] & 15 | q[i + 16] << 4;
+fn nibbles([a, b]: &[[u8; 16]; 2], out: &mut [u8]) {
+    let out: &mut [u8; 16] = out.as_mut_array().expect("sixteen bytes");
+    for i in 0..16 {
+        out[i] = a[i] & 15 | b[i] << 4;
     }
 }
 
-#[inline(always)]
-fn q8_0<I: Isa>(isa: I, x: &[f32; 32], out: &mut [u8; 34]) {
-    let (bits, inverse) = scale(isa, largest(x) / 127.0);
-    out[..2].copy_from_slice(&bits.to_le_bytes());
-    for (out, q) in out[2..].iter_mut().zip(codes(x, inverse, 127.0, 254.0)) {
-        *out = q.wrapping_sub(127);
-    }
+/// A block of finite numbers.
+trait Block<const BYTES: usize> {
+    fn encode<I: Isa>(isa: I, x: &[f32; 32], out: &mut [u8; BYTES]);
 }
 
+/// Rows of blocks that start with a half-precision scale.
 #[inline(always)]
-fn q6_0<I: Isa>(isa: I, x: &[f32; 32], out: &mut [u8; 26]) {
-    let (bits, inverse) = scale(isa, largest_signed(x) / -32.0);
-    out[..2].copy_from_slice(&bits.to_le_bytes());
-    let q = codes(x, inverse, 32.0, 63.0);
-    for t in 0..8 {
-        out[2 + t] = q[t] >> 4 | (q[t + 16] >> 4) << 2 | (q[t + 8] >> 4) << 4 | (q[t + 24] >> 4) << 6;
-    }
-    nibbles(&q, &mut out[10..]);
-}
-
-#[inline(always)]
-fn q4_0<I: Isa>(isa: I, x: &[f32; 32], out: &mut [u8; 18]) {
-    let (bits, inverse) = scale(isa, largest_signed(x) / -8.0);
-    out[..2].copy_from_slice(&bits.to_le_bytes());
-    nibbles(&codes(x, inverse, 8.0, 15.0), &mut out[2..]);
-}
-
-#[inline(always)]
-fn q4_1<I: Isa>(isa: I, x: &[f32; 32], out: &mut [u8; 20]) {
-    let finite = largest(x).is_finite();
-    let (mut least, mut most) = (x[0], x[0]);
-    for x in x {
-        least = if *x < least { *x } else { least };
-        most = if *x > most { *x } else { most };
-    }
-    let (low_bits, _) = scale(isa, least);
-    let low = isa.f16(low_bits);
-    let (bits, inverse) = scale(isa, if finite { (most - low) / 15.0 } else { f32::NAN });
-    out[..2].copy_from_slice(&bits.to_le_bytes());
-    out[2..4].copy_from_slice(&low_bits.to_le_bytes());
-    let mut above = *x;
-    above.iter_mut().for_each(|x| *x -= low);
-    nibbles(&codes(&above, inverse, 0.0, 15.0), &mut out[4..]);
-}
-
-#[inline(always)]
-fn iq4_nl<I: Isa>(isa: I, x: &[f32; 32], out: &mut [u8; 18]) {
-    // the outermost value is -127
-    let (bits, inverse) = scale(isa, largest_signed(x) / -127.0);
-    out[..2].copy_from_slice(&bits.to_le_bytes());
-    let mut q = [0u8; 32];
-    for pair in IQ4NL_VALUES.windows(2) {
-        let middle = (f32::from(pair[0]) + f32::from(pair[1])) / 2.0;
-        for (q, x) in q.iter_mut().zip(x) {
-            *q += u8::from(x * inverse > middle);
+fn blocks<I: Isa, T: Block<BYTES>, const BYTES: usize>(isa: I, x: &[f32], out: &mut [u8]) {
+    let all_finite = finite(isa, x);
+    for (out, x) in out.as_chunks_mut::<BYTES>().0.iter_mut().zip(x.as_chunks::<32>().0) {
+        if all_finite || finite(isa, x) {
+            T::encode(isa, x, out);
+        } else {
+            out.fill(0);
+            out[..2].copy_from_slice(&F16_NAN.to_le_bytes());
         }
     }
-    nibbles(&q, &mut out[2..]);
+}
+
+struct Q8_0;
+
+impl Block<34> for Q8_0 {
+    #[inline(always)]
+    fn encode<I: Isa>(isa: I, x: &[f32; 32], out: &mut [u8; 34]) {
+        let x = halves(isa, x);
+        let (bits, inverse) = scale(isa, largest_signed(extremes(isa, x)).abs() / 127.0);
+        out[..2].copy_from_slice(&bits.to_le_bytes());
+        out[2..].copy_from_slice(codes(isa, x, inverse, [-127.0, 127.0]).as_flattened());
+    }
+}
+
+struct Q6_0;
+
+impl Block<26> for Q6_0 {
+    #[inline(always)]
+    fn encode<I: Isa>(isa: I, x: &[f32; 32], out: &mut [u8; 26]) {
+        let x = halves(isa, x);
+        let (bits, inverse) = scale(isa, largest_signed(extremes(isa, x)) / -32.0);
+        out[..2].copy_from_slice(&bits.to_le_bytes());
+        // the two's complement of -32..=31, moved up to 0..=63
+        let mut q = codes(isa, x, inverse, [-32.0, 31.0]);
+        q.as_flattened_mut().iter_mut().for_each(|q| *q = q.wrapping_add(32));
+        let [a, b] = &q;
+        for t in 0..8 {
+            out[2 + t] = a[t] >> 4 | (b[t] >> 4) << 2 | (a[t + 8] >> 4) << 4 | (b[t + 8] >> 4) << 6;
+        }
+        nibbles(&q, &mut out[10..]);
+    }
+}
+
+struct Q4_0;
+
+impl Block<18> for Q4_0 {
+    #[inline(always)]
+    fn encode<I: Isa>(isa: I, x: &[f32; 32], out: &mut [u8; 18]) {
+        let x = halves(isa, x);
+        let (bits, inverse) = scale(isa, largest_signed(extremes(isa, x)) / -8.0);
+        out[..2].copy_from_slice(&bits.to_le_bytes());
+        let mut q = codes(isa, x, inverse, [-8.0, 7.0]);
+        q.as_flattened_mut().iter_mut().for_each(|q| *q = q.wrapping_add(8));
+        nibbles(&q, &mut out[2..]);
+    }
+}
+
+struct Q4_1;
+
+impl Block<20> for Q4_1 {
+    #[inline(always)]
+    fn encode<I: Isa>(isa: I, x: &[f32; 32], out: &mut [u8; 20]) {
+        let [a, b] = halves(isa, x);
+        let [least, most] = extremes(isa, [a, b]);
+        let (low_bits, _) = scale(isa, least);
+        let low = isa.f16(low_bits);
+        let (bits, inverse) = scale(isa, (most - low) / 15.0);
+        out[..2].copy_from_slice(&bits.to_le_bytes());
+        out[2..4].copy_from_slice(&low_bits.to_le_bytes());
+        let low = isa.splat_f(low);
+        let above = [isa.sub_f(a, low), isa.sub_f(b, low)];
+        nibbles(&codes(isa, above, inverse, [0.0, 15.0]), &mut out[4..]);
+    }
+}
+
+struct IQ4_NL;
+
+impl Block<18> for IQ4_NL {
+    #[inline(always)]
+    fn encode<I: Isa>(isa: I, x: &[f32; 32], out: &mut [u8; 18]) {
+        let x = halves(isa, x);
+        // the outermost value is -127
+        let (bits, inverse) = scale(isa, largest_signed(extremes(isa, x)) / -127.0);
+        out[..2].copy_from_slice(&bits.to_le_bytes());
+        let mut q = [[0; 16]; 2];
+        let (inverse, one) = (isa.splat_f(inverse), isa.splat_f(1.0));
+        for (q, x) in q.iter_mut().zip(x) {
+            let x = isa.mul_f(x, inverse);
+            // how many of the middles between values lie below
+            let mut n = isa.splat_f(0.0);
+            for pair in IQ4NL_VALUES.windows(2) {
+                let middle = isa.splat_f((f32::from(pair[0]) + f32::from(pair[1])) / 2.0);
+                n = isa.if_gt(x, middle, isa.add_f(n, one), n);
+            }
+            *q = isa.slot_bytes(isa.slot(n));
+        }
+        nibbles(&q, &mut out[2..]);
+    }
 }
 
 #[cfg(test)]

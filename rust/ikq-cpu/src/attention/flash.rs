@@ -15,17 +15,16 @@ use std::ops::Range;
 use ikq_simd::{IsaKind, run};
 
 use super::cache::{Cache, CacheType, decode};
-use super::kernels::{
-    BF16, ByElement, Dots, F16, F32, Floats, Product, Shape, SoftmaxRows, Stored, Transpose, Widen,
-};
+use super::kernels::{Dots, SoftmaxRows};
 use super::partial::Partial;
+use crate::ops::matrix::{
+    BF16, ByElement, F16, F32, Floats, PANEL, Product, Shape, Stored, Transpose, bytes_of,
+};
 
 /// Query rows of a tile for prompts: keys are decoded once for so many.
 pub const TILE_ROWS: usize = 96;
 /// Rows up to which dot products beat transposing the keys.
-const FEW_ROWS: usize = 4;
-/// Rows from which values are made floats before the product, not in it.
-const WIDEN_ROWS: usize = 13;
+const FEW_ROWS: usize = 8;
 /// Keys of a block for few and for many rows.
 const BLOCK_FEW: usize = 256;
 const BLOCK_MANY: usize = 64;
@@ -103,6 +102,11 @@ pub fn attend(
     }
 }
 
+/// Whether kernels read the cache's rows where they stand.
+fn is_direct(cache: &Cache) -> bool {
+    matches!(cache.ty(), CacheType::F32 | CacheType::F16 | CacheType::BF16) && cache.d().is_multiple_of(16)
+}
+
 /// Rows of a block as the kernels read them: where they stand, or decoded.
 struct Rows<'a> {
     ty: CacheType,
@@ -120,8 +124,7 @@ impl<'a> Rows<'a> {
     ) -> Rows<'a> {
         let (n, d) = (range.len(), cache.d());
         let data = cache.rows(head, range);
-        let direct = matches!(cache.ty(), CacheType::F32 | CacheType::F16 | CacheType::BF16);
-        if direct && d.is_multiple_of(16) {
+        if is_direct(cache) {
             return Rows { ty: cache.ty(), stored: Stored { data, stride: cache.row_bytes() } };
         }
         let stride = d.next_multiple_of(16);
@@ -145,12 +148,6 @@ impl<'a> Rows<'a> {
             _ => kernel.go::<F32>(kind),
         }
     }
-}
-
-/// Floats as the bytes they are.
-fn bytes_of(floats: &[f32]) -> &[u8] {
-    // SAFETY: any float is four bytes without padding, and bytes have no alignment.
-    unsafe { std::slice::from_raw_parts(floats.as_ptr().cast(), 4 * floats.len()) }
 }
 
 /// The first `len` elements, the vector grown where it is shorter.
@@ -187,8 +184,9 @@ fn one_block(
         let b = Stored { data: bytes_of(transposed), stride: 4 * columns };
         let shape = Shape { m, n: columns, k: d };
         let c = &mut *scores;
-        let product =
-            Product { a: queries, b, c, c_stride: columns, shape, add: false, ty: PhantomData::<()> };
+        let panel: &mut [f32] = &mut [];
+        let ty = PhantomData::<()>;
+        let product = Product { a: queries, b, c, c_stride: columns, shape, add: false, panel, ty };
         product.go::<F32>(kind);
     }
 
@@ -221,15 +219,11 @@ fn one_block(
     let weights = Floats { data: scores, stride: columns };
     let shape = Shape { m, n: *stride, k: n };
     let (c, c_stride) = (&mut so_far[..], *stride);
-    if m >= WIDEN_ROWS && rows.ty != CacheType::F32 {
-        let floats = room(transposed, n * *stride);
-        rows.go(kind, Widen { b: rows.stored, n, k: *stride, out: floats, ty: PhantomData });
-        let b = Stored { data: bytes_of(floats), stride: 4 * *stride };
-        let product = Product { a: weights, b, c, c_stride, shape, add: true, ty: PhantomData::<()> };
-        product.go::<F32>(kind);
-    } else {
-        rows.go(kind, Product { a: weights, b: rows.stored, c, c_stride, shape, add: true, ty: PhantomData });
-    }
+    let panel = room(transposed, PANEL * n);
+    rows.go(
+        kind,
+        Product { a: weights, b: rows.stored, c, c_stride, shape, add: true, panel, ty: PhantomData },
+    );
 }
 
 #[cfg(test)]

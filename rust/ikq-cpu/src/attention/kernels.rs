@@ -1,158 +1,11 @@
-//! The inner loops: products of small matrices, dot products, transposition, softmax of a block.
-//!
-//! Matrices are slices with a stride; rows of keys and values are bytes as the cache has them, of one of the
-//! [`Element`]s. Column counts are multiples of 16, which callers see to by padding.
+//! The inner loops of attention beside matrix products: dot products, softmax of a block.
 
 use std::marker::PhantomData;
 
 use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
 use crate::ops::math;
-
-/// A number of the cache that is loaded directly, sixteen at a time.
-pub(super) trait Element: 'static {
-    const BYTES: usize;
-    fn load<I: Isa>(isa: I, bytes: &[u8]) -> I::F;
-}
-
-pub(super) struct F32;
-pub(super) struct F16;
-pub(super) struct BF16;
-
-impl Element for F32 {
-    const BYTES: usize = 4;
-    #[inline(always)]
-    fn load<I: Isa>(isa: I, bytes: &[u8]) -> I::F {
-        isa.load_f32(bytes.as_array().expect("sixteen numbers"))
-    }
-}
-
-impl Element for F16 {
-    const BYTES: usize = 2;
-    #[inline(always)]
-    fn load<I: Isa>(isa: I, bytes: &[u8]) -> I::F {
-        isa.load_f16(bytes.as_array().expect("sixteen numbers"))
-    }
-}
-
-impl Element for BF16 {
-    const BYTES: usize = 2;
-    #[inline(always)]
-    fn load<I: Isa>(isa: I, bytes: &[u8]) -> I::F {
-        isa.load_bf16(bytes.as_array().expect("sixteen numbers"))
-    }
-}
-
-/// A matrix of floats: `data[row * stride + column]`.
-#[derive(Clone, Copy)]
-pub(super) struct Floats<'a> {
-    pub data: &'a [f32],
-    pub stride: usize,
-}
-
-/// A matrix of stored numbers; the stride is in bytes.
-#[derive(Clone, Copy)]
-pub(super) struct Stored<'a> {
-    pub data: &'a [u8],
-    pub stride: usize,
-}
-
-/// `c[i, j] = sum over l of a[i, l] b[l, j]`, added to what `c` holds or not; `m x k` times `k x n`.
-pub(super) struct Product<'a, E> {
-    pub a: Floats<'a>,
-    pub b: Stored<'a>,
-    pub c: &'a mut [f32],
-    pub c_stride: usize,
-    pub shape: Shape,
-    pub add: bool,
-    pub ty: PhantomData<E>,
-}
-
-/// Rows of the result, its columns (a multiple of 16), and the length of the sums.
-#[derive(Clone, Copy)]
-pub(super) struct Shape {
-    pub m: usize,
-    pub n: usize,
-    pub k: usize,
-}
-
-impl<E: Element> IsaOp for Product<'_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(mut self, isa: I) {
-        let n = self.shape.n;
-        let mut j = 0;
-        // accumulators of 6 x 4 or 6 x 1 registers of sixteen lanes
-        if I::N_REGISTERS >= 32 {
-            while j + 64 <= n {
-                self.panel::<I, 4>(isa, j);
-                j += 64;
-            }
-            while j + 32 <= n {
-                self.panel::<I, 2>(isa, j);
-                j += 32;
-            }
-        }
-        while j + 16 <= n {
-            self.panel::<I, 1>(isa, j);
-            j += 16;
-        }
-    }
-}
-
-impl<E: Element> Product<'_, E> {
-    /// Columns `j..j + 16 N` of all rows.
-    #[inline(always)]
-    fn panel<I: Isa, const N: usize>(&mut self, isa: I, j: usize) {
-        let m = self.shape.m;
-        let mut i = 0;
-        while i + 6 <= m {
-            self.tile::<I, 6, N>(isa, i, j);
-            i += 6;
-        }
-        match m - i {
-            1 => self.tile::<I, 1, N>(isa, i, j),
-            2 => self.tile::<I, 2, N>(isa, i, j),
-            3 => self.tile::<I, 3, N>(isa, i, j),
-            4 => self.tile::<I, 4, N>(isa, i, j),
-            5 => self.tile::<I, 5, N>(isa, i, j),
-            _ => {}
-        }
-    }
-
-    #[inline(always)]
-    fn tile<I: Isa, const M: usize, const N: usize>(&mut self, isa: I, i: usize, j: usize) {
-        let k = self.shape.k;
-        let mut a: [&[f32]; M] = [&[]; M];
-        for (r, a) in a.iter_mut().enumerate() {
-            *a = &self.a.data[(i + r) * self.a.stride..][..k];
-        }
-        let mut acc = [[isa.splat_f(0.0); N]; M];
-        let (first, width) = (j * E::BYTES, 16 * E::BYTES);
-        let rows = self.b.data[first..].chunks(self.b.stride);
-        for (l, row) in rows.take(k).enumerate() {
-            let row = &row[..N * width];
-            let mut b = [isa.splat_f(0.0); N];
-            for (n, b) in b.iter_mut().enumerate() {
-                *b = E::load(isa, &row[n * width..(n + 1) * width]);
-            }
-            for (acc, a) in acc.iter_mut().zip(a) {
-                let a = isa.splat_f(a[l]);
-                for (acc, b) in acc.iter_mut().zip(b) {
-                    *acc = isa.fma(a, b, *acc);
-                }
-            }
-        }
-        for (r, acc) in acc.into_iter().enumerate() {
-            let c = &mut self.c[(i + r) * self.c_stride + j..][..16 * N];
-            for (c, v) in c.as_chunks_mut::<16>().0.iter_mut().zip(acc) {
-                let v = if self.add { isa.add_f(isa.load_f(c), v) } else { v };
-                isa.store_f(v, c);
-            }
-        }
-    }
-}
+use crate::ops::matrix::{ByElement, Element, Floats, Shape, Stored};
 
 /// `c[i, j] = a row i . b row j`, rows of `k` (a multiple of 16): for few rows of `a`, where transposing `b` does
 /// not pay.
@@ -170,36 +23,39 @@ impl<E: Element> IsaOp for Dots<'_, E> {
 
     #[inline(always)]
     fn run<I: Isa>(mut self, isa: I) {
-        let Shape { m, n, .. } = self.shape;
-        let mut j = 0;
-        while j + 4 <= n {
-            let mut i = 0;
-            if I::N_REGISTERS >= 32 {
-                while i + 4 <= m {
-                    self.tile::<I, 4, 4>(isa, i, j);
-                    i += 4;
-                }
-                while i + 2 <= m {
-                    self.tile::<I, 2, 4>(isa, i, j);
-                    i += 2;
-                }
-            }
-            while i < m {
-                self.tile::<I, 1, 4>(isa, i, j);
-                i += 1;
-            }
-            j += 4;
-        }
-        while j < n {
-            for i in 0..m {
-                self.tile::<I, 1, 1>(isa, i, j);
-            }
-            j += 1;
+        let mut i = 0;
+        while i < self.shape.m {
+            // sixteen accumulators, or as many as there are registers for
+            let wide = I::N_REGISTERS >= 32;
+            i += match self.shape.m - i {
+                8.. if wide => self.rows::<I, 8, 2>(isa, i),
+                4.. if wide => self.rows::<I, 4, 4>(isa, i),
+                2.. if wide => self.rows::<I, 2, 8>(isa, i),
+                _ if wide => self.rows::<I, 1, 16>(isa, i),
+                2.. => self.rows::<I, 2, 2>(isa, i),
+                _ => self.rows::<I, 1, 4>(isa, i),
+            };
         }
     }
 }
 
 impl<E: Element> Dots<'_, E> {
+    /// Rows `i..i + M` with all rows of `b`; gives M.
+    #[inline(always)]
+    fn rows<I: Isa, const M: usize, const N: usize>(&mut self, isa: I, i: usize) -> usize {
+        let n = self.shape.n;
+        let mut j = 0;
+        while j + N <= n {
+            self.tile::<I, M, N>(isa, i, j);
+            j += N;
+        }
+        while j < n {
+            self.tile::<I, M, 1>(isa, i, j);
+            j += 1;
+        }
+        M
+    }
+
     #[inline(always)]
     fn tile<I: Isa, const M: usize, const N: usize>(&mut self, isa: I, i: usize, j: usize) {
         let k = self.shape.k;
@@ -214,89 +70,32 @@ impl<E: Element> Dots<'_, E> {
         let mut acc = [[isa.splat_f(0.0); N]; M];
         let width = 16 * E::BYTES;
         for l in 0..k / 16 {
-            let mut x = [isa.splat_f(0.0); N];
-            for (x, b) in x.iter_mut().zip(b) {
-                *x = E::load(isa, &b[l * width..(l + 1) * width]);
+            let mut q = [isa.splat_f(0.0); M];
+            for (q, a) in q.iter_mut().zip(a) {
+                *q = isa.load_f(a[16 * l..16 * l + 16].as_array().expect("sixteen"));
             }
-            for (acc, a) in acc.iter_mut().zip(a) {
-                let a = isa.load_f(a[16 * l..16 * l + 16].as_array().expect("sixteen"));
-                for (acc, x) in acc.iter_mut().zip(x) {
-                    *acc = isa.fma(a, x, *acc);
+            for (n, b) in b.iter().enumerate() {
+                let x = E::load(isa, &b[l * width..(l + 1) * width]);
+                for (acc, q) in acc.iter_mut().zip(q) {
+                    acc[n] = isa.fma(q, x, acc[n]);
                 }
             }
         }
-        for (r, acc) in acc.into_iter().enumerate() {
-            let c = &mut self.c[(i + r) * self.c_stride + j..][..N];
-            for (c, v) in c.iter_mut().zip(acc) {
-                *c = isa.total(v);
+        let c = &mut self.c[i * self.c_stride + j..];
+        if M * N == 16 {
+            let mut flat = [isa.splat_f(0.0); 16];
+            for (flat, acc) in flat.iter_mut().zip(acc.as_flattened()) {
+                *flat = *acc;
             }
-        }
-    }
-}
-
-/// Rows of `k` stored numbers as columns: `out[l * stride + j] = b[j, l]` for `n` rows, whole sixteens of them
-/// written.
-pub(super) struct Transpose<'a, E> {
-    pub b: Stored<'a>,
-    pub n: usize,
-    pub k: usize,
-    pub out: &'a mut [f32],
-    pub stride: usize,
-    pub ty: PhantomData<E>,
-}
-
-impl<E: Element> IsaOp for Transpose<'_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        let width = 16 * E::BYTES;
-        // rows behind the last are repeats of it: what is made of them is never read
-        let row = |j: usize| &self.b.data[j.min(self.n - 1) * self.b.stride..][..self.k * E::BYTES];
-        for first in (0..self.n).step_by(16) {
-            let mut rows: [&[u8]; 16] = [&[]; 16];
-            for (j, r) in rows.iter_mut().enumerate() {
-                *r = row(first + j);
+            let sums = isa.totals(&flat);
+            for (r, sums) in sums.chunks_exact(N).enumerate() {
+                c[r * self.c_stride..][..N].copy_from_slice(sums);
             }
-            for l in 0..self.k / 16 {
-                let mut square = [[0.0; 16]; 16];
-                for (s, r) in square.iter_mut().zip(rows) {
-                    isa.store_f(E::load(isa, &r[l * width..(l + 1) * width]), s);
+        } else {
+            for (r, acc) in acc.iter().enumerate() {
+                for (c, v) in c[r * self.c_stride..][..N].iter_mut().zip(acc) {
+                    *c = isa.total(*v);
                 }
-                let mut refs = [&square[0]; 16];
-                for (r, s) in refs.iter_mut().zip(&square) {
-                    *r = s;
-                }
-                let columns = isa.transpose(refs);
-                for (e, column) in columns.into_iter().enumerate() {
-                    let at = (16 * l + e) * self.stride + first;
-                    isa.store_f(column, self.out[at..at + 16].as_mut_array().expect("sixteen"));
-                }
-            }
-        }
-    }
-}
-
-/// Stored numbers to floats, `k` (a multiple of 16) of each of `n` rows.
-pub(super) struct Widen<'a, E> {
-    pub b: Stored<'a>,
-    pub n: usize,
-    pub k: usize,
-    pub out: &'a mut [f32],
-    pub ty: PhantomData<E>,
-}
-
-impl<E: Element> IsaOp for Widen<'_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        for (row, out) in
-            self.b.data.chunks(self.b.stride).zip(self.out.chunks_exact_mut(self.k)).take(self.n)
-        {
-            let row = row[..self.k * E::BYTES].chunks_exact(16 * E::BYTES);
-            for (x, out) in row.zip(out.as_chunks_mut::<16>().0) {
-                isa.store_f(E::load(isa, x), out);
             }
         }
     }
@@ -383,35 +182,9 @@ impl IsaOp for SoftmaxRows<'_> {
     }
 }
 
-/// Runs [`Product`] or another kernel for a type that is known at run time.
-pub(super) trait ByElement {
-    fn go<E: Element>(self, kind: IsaKind);
-}
-
-impl ByElement for Product<'_, ()> {
-    fn go<E: Element>(self, kind: IsaKind) {
-        let Product { a, b, c, c_stride, shape, add, .. } = self;
-        run(kind, Product::<E> { a, b, c, c_stride, shape, add, ty: PhantomData });
-    }
-}
-
 impl ByElement for Dots<'_, ()> {
     fn go<E: Element>(self, kind: IsaKind) {
         let Dots { a, b, c, c_stride, shape, .. } = self;
         run(kind, Dots::<E> { a, b, c, c_stride, shape, ty: PhantomData });
-    }
-}
-
-impl ByElement for Transpose<'_, ()> {
-    fn go<E: Element>(self, kind: IsaKind) {
-        let Transpose { b, n, k, out, stride, .. } = self;
-        run(kind, Transpose::<E> { b, n, k, out, stride, ty: PhantomData });
-    }
-}
-
-impl ByElement for Widen<'_, ()> {
-    fn go<E: Element>(self, kind: IsaKind) {
-        let Widen { b, n, k, out, .. } = self;
-        run(kind, Widen::<E> { b, n, k, out, ty: PhantomData });
     }
 }

@@ -13,7 +13,7 @@
 //! |---|---|
 //! | `cache` | [`Cache`]: rows of heads in one of the [`CacheType`]s |
 //! | `encode` | floats to the cache's types |
-//! | `kernels` | products of small matrices, dot products, transposition, softmax of a block |
+//! | `kernels` | dot products, softmax of a block (matrix products: `ops::matrix`) |
 //! | `flash` | the walk over blocks of keys |
 //! | `partial` | what is known of rows after some of the keys |
 

@@ -3,6 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `math` | exp, sigmoid, tanh of sixteen lanes |
+//! | `matrix` | products of small matrices |
 //! | `elementwise` | functions of one or two vectors, element by element |
 //! | `norm` | RMS and L2 norms |
 //! | `rope` | rotary position embedding |
@@ -10,6 +11,7 @@
 
 pub mod elementwise;
 pub(crate) mod math;
+pub(crate) mod matrix;
 pub mod norm;
 pub mod rope;
 pub mod routing;

@@ -1,0 +1,163 @@
+//! Speed of attention and the other operations on one thread.
+//!
+//! `cargo run --release -p ikq-cpu --example attention_speed [ISA]`
+//!
+//! Prompts: floating-point operations of scores and values (masked halves not counted) per second. Single tokens:
+//! bytes of keys and values per second, from a cache larger than the processor's. Best of several runs.
+#![allow(clippy::print_stdout)]
+
+use std::time::Instant;
+
+use ikq_cpu::attention::{Cache, CacheType, KvHead, Partial, Scratch, TILE_ROWS, attend};
+use ikq_cpu::{delta, ops};
+use ikq_simd::IsaKind;
+
+fn numbers(n: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed;
+    let mut next = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 40) as f32 / f32::powi(2.0, 23) - 1.0
+    };
+    (0..n).map(|_| next()).collect()
+}
+
+/// Best seconds of several runs.
+fn best(mut work: impl FnMut()) -> f64 {
+    let mut best = f64::INFINITY;
+    let started = Instant::now();
+    let mut n = 0;
+    while n < 3 || (started.elapsed().as_secs_f64() < 0.7 && n < 1000) {
+        let start = Instant::now();
+        work();
+        best = best.min(start.elapsed().as_secs_f64());
+        n += 1;
+    }
+    best
+}
+
+fn cache(kind: IsaKind, ty: CacheType, n_head: usize, d: usize, n: usize) -> Cache {
+    let mut cache = Cache::new(ty, n_head, d, n).expect("fits");
+    let rows = numbers(64 * n_head * d, 1);
+    for i in 0..n {
+        let row = &rows[i % 64 * n_head * d..][..n_head * d];
+        cache.store(kind, i, row);
+    }
+    cache
+}
+
+struct Shape {
+    name: &'static str,
+    d: usize,
+    dv: usize,
+    group: usize,
+    latent: bool,
+}
+
+const SHAPES: [Shape; 4] = [
+    Shape { name: "d 128, 8:1", d: 128, dv: 128, group: 8, latent: false },
+    Shape { name: "d 128, 1:1", d: 128, dv: 128, group: 1, latent: false },
+    Shape { name: "d 64, 8:1", d: 64, dv: 64, group: 8, latent: false },
+    Shape { name: "latent 576, 16:1", d: 576, dv: 512, group: 16, latent: true },
+];
+
+fn attention(kind: IsaKind, ty: CacheType, shape: &Shape) {
+    let Shape { name, d, dv, group, latent } = *shape;
+    if ty.row_bytes(d).is_none() {
+        return;
+    }
+    // a prompt's tile against 2048 earlier tokens
+    let (n, n_head) = (2048, 8);
+    let keys = cache(kind, ty, n_head, d, n * 2);
+    let values = (!latent).then(|| cache(kind, ty, n_head, dv, n * 2));
+    let head = |head| KvHead {
+        keys: &keys,
+        values: values.as_ref(),
+        head,
+        head_dim_v: dv,
+        softcap: None,
+        window: None,
+    };
+    let mut scratch = Scratch::default();
+    let mut partial = Partial::default();
+    let tokens = (TILE_ROWS / group).max(1);
+    let rows = tokens * group;
+    let queries = numbers(rows * d, 2);
+    let mut run = |rows: usize, heads: std::ops::Range<usize>, n: usize| {
+        for h in heads {
+            scratch.begin(rows, d);
+            for (row, q) in queries.chunks_exact(d).take(rows).enumerate() {
+                scratch.set_query(row, q, 0.09);
+            }
+            partial.reset(rows, dv);
+            attend(kind, &head(h), group, n - 1, 0..n, &mut scratch, &mut partial);
+        }
+    };
+    let seconds = best(|| run(rows, 0..1, n));
+    let flops = (2 * rows * n * (d + dv)) as f64;
+    let decode = best(|| run(group, 0..n_head, 2 * n));
+    let bytes = keys.bytes() + values.as_ref().map_or(0, Cache::bytes);
+    println!(
+        "{:18} {:7} prompt {:6.1} GFLOP/s   token {:5.2} GB/s  {:6.1} GFLOP/s",
+        name,
+        ty.name(),
+        flops / seconds * 1e-9,
+        bytes as f64 / decode * 1e-9,
+        (2 * group * n_head * 2 * n * (d + dv)) as f64 / decode * 1e-9,
+    );
+}
+
+fn operations(kind: IsaKind) {
+    let n = 4096;
+    let (x, w) = (numbers(n, 1), numbers(n, 2));
+    let mut out = vec![0.0; n];
+    let mut say = |name: &str, work: &mut dyn FnMut(&mut [f32])| {
+        let seconds = best(|| (0..100).for_each(|_| work(&mut out))) / 100.0;
+        println!("{name:18} {:6.2} G elements/s", n as f64 / seconds * 1e-9);
+    };
+    say("rms_norm", &mut |out| ops::rms_norm(kind, &x, &w, 1e-6, out));
+    say("glu silu", &mut |out| ops::glu(kind, ops::Activation::Silu, &x, &w, out));
+    say("glu gelu", &mut |out| ops::glu(kind, ops::Activation::GeluTanh, &x, &w, out));
+    say("softcap", &mut |out| ops::softcap(kind, out, 30.0));
+    for pairing in [ops::Pairing::Norm, ops::Pairing::Neox] {
+        let table = ops::RopeTable::new(128, 1e6, 1.0, None, None);
+        let mut cos_sin = vec![0.0; 128];
+        table.cos_sin(77, &mut cos_sin);
+        say(&format!("rotate {pairing:?}"), &mut |out| {
+            out.chunks_exact_mut(128).for_each(|h| ops::rotate(kind, pairing, &cos_sin, h));
+        });
+    }
+    for ty in CacheType::ALL {
+        let mut cache = Cache::new(ty, n / 128, 128, 4).expect("fits");
+        say(&format!("store {}", ty.name()), &mut |_| cache.store(kind, 1, &x));
+    }
+    let (dk, dv) = (128, 128);
+    let mut state = vec![0.0; 32 * dk * dv];
+    let (q, k, v) = (numbers(dk, 5), numbers(dk, 6), numbers(dv, 7));
+    let mut o = vec![0.0; dv];
+    let k: Vec<f32> = k.iter().map(|k| k * 0.1).collect();
+    let seconds = best(|| {
+        for state in state.chunks_exact_mut(dk * dv) {
+            delta::step(kind, state, &q, &k, &v, 0.5, 0.9, &mut o);
+        }
+    });
+    println!("delta step 128x128 {:6.2} us per head", seconds / 32.0 * 1e6);
+    let n = 512;
+    let (q, k, v) = (numbers(n * dk, 5), numbers(n * dk, 6), numbers(n * dv, 7));
+    let k: Vec<f32> = k.iter().map(|k| k * 0.1).collect();
+    let (beta, log_decay) = (vec![0.5; n], vec![-0.1; n]);
+    let tokens = delta::Tokens { q: &q, k: &k, v: &v, beta: &beta, log_decay: &log_decay };
+    let (mut scratch, mut o) = (delta::Scratch::default(), vec![0.0; n * dv]);
+    let seconds = best(|| delta::advance(kind, &mut state[..dk * dv], tokens, &mut scratch, &mut o));
+    println!("delta, {n} tokens  {:6.2} us per head and token", seconds / n as f64 * 1e6);
+}
+
+fn main() {
+    let kind = std::env::args().nth(1).and_then(|a| IsaKind::parse(&a)).unwrap_or_else(ikq_simd::best);
+    println!("{}", kind.name());
+    for shape in &SHAPES {
+        for ty in CacheType::ALL {
+            attention(kind, ty, shape);
+        }
+    }
+    operations(kind);
+}
