@@ -1,45 +1,23 @@
-"""`ikq.Model` on the fixtures: logits in all settings, the cache, options, errors.
-
-Exactness is judged by the numpy model in float64 (test_models_spec.py compares that with the oracles): float32
-arithmetic in numpy itself is up to 9.3e-5 away from it, on the 26 layers of deepseek2-lite.
-"""
+"""`ikq.Model` on the fixtures: logits in all settings, the cache, options, errors."""
 
 import json
 
 import numpy as np
 import pytest
 from conftest import SHARED
-from model_files import NAMES, RECURRENT, Changed, expected_logits, info, path, prompt, reader, reference
-from model_variants import VARIANTS, check_form
+from engine_checks import EXACT, INVALID, TOLERANCE, kl, largest
+from model_files import NAMES, RECURRENT, expected_logits, info, path, prompt, reader, reference
 from numpy_model import NumpyModel
 
 import ikq
 from ikq.models import model_spec
 
-TOLERANCE = 2e-4
-EXACT = {"compute": "f32", "cache_type_k": "f32", "cache_type_v": "f32", "n_ctx": 128}
 NOT_RECURRENT = [n for n in NAMES if n not in RECURRENT]
 HAVE_EXPERTS = [n for n in NAMES if not n.startswith(("llama/", "qwen2/", "qwen3/", "gemma3/"))]
-INVALID = (ikq.FormatError, ikq.ShapeError)
 
 
 def load(name, **options):
     return ikq.Model.load(path(name), **options)
-
-
-def largest(a, b):
-    return float(np.abs(np.asarray(a, np.float64) - b).max())
-
-
-def kl(wanted, found):
-    """Mean divergence of the next token's distribution from what it should be."""
-
-    def log_softmax(x):
-        x = x.astype(np.float64) - x.max(-1, keepdims=True)
-        return x - np.log(np.exp(x).sum(-1, keepdims=True))
-
-    p, q = log_softmax(wanted), log_softmax(found)
-    return float((np.exp(p) * (p - q)).sum(-1).mean())
 
 
 # Logits
@@ -108,43 +86,6 @@ def test_greedy_text_of_the_trained_model():
                 tokens.append(int(logits[-1].argmax()))
                 logits = model.eval(tokens[-1:], want="last")
             assert tokens == case["continuation_ids"]
-
-
-def test_block_types(tmp_path):
-    """Weights of several types: float32 products of the decoded weights are exact, 8-bit activations close."""
-    name = "qwen3moe/qwen3moe-bf16"
-    types = {"ffn_gate_exps": "Q4_K", "ffn_up_exps": "IQ4_KS", "ffn_down_exps": "Q8_0", "attn_q.": "Q6_K",
-             "attn_k.": "IQ4_NL", "attn_v.": "Q5_0", "attn_output": "IQ3_S", "token_embd": "Q4_0", "output.weight": "Q6_K"}  # fmt: skip
-    file = tmp_path / "types.gguf"
-    with ikq.GGUFWriter(file, reader(name).metadata) as writer:
-        for tensor_name, tensor in reader(name).tensors.items():
-            part = (
-                tensor_name.rsplit("blk.", 1)[-1].split(".", 1)[-1] if "blk." in tensor_name else tensor_name
-            )
-            kind = next((t for p, t in types.items() if part.startswith(p)), None)
-            kept = tensor if kind is None else ikq.QTensor.quantize(tensor.dequantize(), kind)
-            writer.add_tensor(tensor_name, kept)
-    quantized = ikq.GGUFReader(file)
-    wanted = NumpyModel(quantized, model_spec(quantized)).logits(prompt(name, 0))
-    with ikq.Model.load(file, **EXACT) as model:
-        assert largest(model.logits(prompt(name, 0)), wanted) < TOLERANCE
-    with ikq.Model.load(file, n_ctx=64) as model:
-        # 8 bits are steps of 1/127 of a block's largest number: about 0.5 % noise on each product
-        assert kl(wanted, model.logits(prompt(name, 0))) < 0.02
-
-
-@pytest.mark.parametrize("variant", list(VARIANTS))
-def test_variants(variant, tmp_path):
-    """Other forms of files compute what the fixtures do."""
-    name, change = VARIANTS[variant]
-    changed = Changed(reader(name))
-    change(changed)
-    changed.write(tmp_path / "variant.gguf")
-    with ikq.Model.load(tmp_path / "variant.gguf", **EXACT) as model:
-        check_form(variant, model.spec)
-        assert largest(model.logits(prompt(name, 0)), reference(name, 0)) < TOLERANCE
-        if variant.startswith("merged"):  # the tensor is one already
-            assert {p.plan for p in model.explain().ffn if p.role == "experts"} == {"merged"}
 
 
 # Options that do not change what is computed
@@ -438,33 +379,3 @@ def test_files_that_are_no_models(tmp_path):
         pass
     with pytest.raises(ikq.UnsupportedError, match=r"`mamba`.*qwen3moe"):
         ikq.Model.load(tmp_path / "other.gguf")
-
-
-@pytest.mark.parametrize("compute", ["auto", "f32"])
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize(
-    "tensor",
-    ["token_embd.weight", "output.weight", "output_norm.weight", "blk.0.attn_q.weight", "blk.1.attn_v.weight", "blk.0.attn_output.weight",
-     "blk.1.ffn_norm.weight", "blk.0.ffn_gate_inp.weight", "blk.1.ffn_up_exps.weight", "blk.0.ffn_down_exps.weight"],
-)  # fmt: skip
-def test_weights_that_are_no_numbers(tmp_path, tensor, value, compute):
-    name = "qwen3moe/qwen3moe-bf16"
-    file = tmp_path / "damaged.gguf"
-    with ikq.GGUFWriter(file, reader(name).metadata) as writer:
-        for tensor_name, stored in reader(name).tensors.items():
-            if tensor_name == tensor:
-                x = stored.dequantize().copy()
-                x[..., 3] = value  # of every row, so that every token meets it
-                stored = x if stored.type is ikq.QuantType.F32 else bf16(stored, x)
-            writer.add_tensor(tensor_name, stored)
-    with (
-        pytest.raises(ikq.FormatError, match=tensor),
-        ikq.Model.load(file, n_ctx=64, compute=compute) as model,
-    ):
-        model.logits(prompt(name, 0))
-
-
-def bf16(stored, x):
-    """The upper halves of floats."""
-    halves = (np.ascontiguousarray(x, np.float32).view(np.uint32) >> 16).astype(np.uint16)
-    return ikq.QTensor(halves.view(np.uint8), stored.type, stored.shape)
