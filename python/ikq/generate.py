@@ -1,0 +1,236 @@
+"""`Generation`: text from a model, piece by piece."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ikq.errors import ShapeError, UnsupportedError
+from ikq.sampling import Sampler, SamplingOptions, log_probability, top_logprobs
+from ikq.stopping import StopTexts
+
+if TYPE_CHECKING:
+    from ikq.text import TextModel
+    from ikq.tokenizer import Tokenizer
+
+__all__ = ["Generation", "Piece", "Reason", "Stats"]
+
+Reason: TypeAlias = Literal["end", "stop", "length", "context"]
+"""Why a text ends: the model ended it; a stop text came; `max_tokens`; the context is full."""
+
+Kind: TypeAlias = Literal["answer", "reasoning"]
+
+
+class Piece(NamedTuple):
+    """What one token adds to a text.
+
+    Attributes:
+        text: New text. May be empty: half a character, or what may become a stop text, is held back.
+        token: The token.
+        kind: `answer`, or `reasoning` before it in a chat.
+        logprob: Log of the probability that the model gives the token before any sampler, if asked for.
+        top_logprobs: The most probable tokens with the same, as many as asked for.
+        reason: Why the text ends here; `None` before the last piece.
+    """
+
+    text: str
+    token: int
+    kind: Kind = "answer"
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    reason: Reason | None = None
+
+
+@dataclass
+class Stats:
+    """Tokens and seconds of a generation.
+
+    Attributes:
+        n_prompt: Tokens of the prompt that were computed.
+        n_reused: Tokens of the prompt that the cache held already.
+        n_generated: Tokens chosen.
+        prompt_seconds: Time for the prompt.
+        eval_seconds: Time for the tokens after the first, whose logits the prompt gives.
+        sample_seconds: Time for choosing.
+    """
+
+    n_prompt: int = 0
+    n_reused: int = 0
+    n_generated: int = 0
+    prompt_seconds: float = 0.0
+    eval_seconds: float = 0.0
+    sample_seconds: float = 0.0
+
+
+class Generation(Iterator[Piece]):
+    """An iterator of pieces; made by `Model.generate` and `Model.chat`.
+
+    The model computes when a piece is asked for. Several generations of one model may alternate; each finds
+    the cache as it needs it again, at the cost of computing what the other one has replaced.
+
+    Attributes:
+        stats: Tokens and seconds so far.
+        reason: Why the text ended; `None` before that.
+        tokens: Tokens of the prompt and those generated, without what a context shift has dropped.
+        seed: The seed of the random numbers, also where none was given.
+    """
+
+    def __init__(
+        self,
+        model: TextModel,
+        tokens: list[int],
+        *,
+        options: SamplingOptions,
+        tokenizer: Tokenizer | None,
+        max_tokens: int | None,
+        stop: str | Iterable[str],
+        logprobs: int | None,
+        ignore_eos: bool,
+        context_shift: bool,
+        n_keep: int,
+        special: bool,
+        progress: Callable[[int, int], object] | None,
+    ) -> None:
+        if not tokens:
+            raise ShapeError("the prompt is empty")
+        if len(tokens) > model.n_ctx:
+            raise ShapeError(
+                f"the prompt has {len(tokens)} tokens, the context holds {model.n_ctx}; "
+                "shorten it or load the model with a larger n_ctx (-c)"
+            )
+        if max_tokens is not None and max_tokens < 0:
+            raise ValueError(f"max_tokens={max_tokens}: expected 0 or more, or None for no limit")
+        if logprobs is not None and logprobs < 0:
+            raise ValueError(f"logprobs={logprobs}: expected 0 (of the token only) or more")
+        self._model = model
+        self._tokenizer = tokenizer
+        self._sampler = Sampler(options, vocabulary=tokenizer)
+        self._sampler.reset(tokens)
+        self._stop = StopTexts(stop)
+        self._decoder = _decoder(tokenizer, special=special)
+        self._ends = frozenset(tokenizer.end_ids) if tokenizer is not None else frozenset()
+        self._banned = sorted(self._ends) if ignore_eos else []
+        self._max_tokens = max_tokens
+        self._logprobs = logprobs
+        self._shifts = context_shift
+        self._n_keep = n_keep
+        self._progress = progress
+        self._epoch: int | None = None
+        self.tokens: list[int] = list(tokens)
+        self.stats = Stats()
+        self.reason: Reason | None = None
+        self.seed: int = self._sampler.seed
+        self._is_prompt_done = False
+
+    def text(self) -> str:
+        """All text from here on; runs to the end."""
+        return "".join(piece.text for piece in self)
+
+    def __iter__(self) -> Generation:
+        return self
+
+    def __next__(self) -> Piece:
+        if self.reason is not None:
+            raise StopIteration
+        logits = self._logits()
+        if self._max_tokens == 0:
+            self.reason = "length"
+            raise StopIteration
+        start = time.perf_counter()
+        for token in self._banned:
+            logits[token] = -np.inf
+        token = self._sampler.sample(logits)
+        self._sampler.accept(token)
+        self.stats.n_generated += 1
+        self.stats.sample_seconds += time.perf_counter() - start
+        return self._piece(token, logits)
+
+    def _piece(self, token: int, logits: NDArray[np.float32]) -> Piece:
+        text = ""
+        reason: Reason | None = None
+        if token in self._ends and not self._banned:
+            reason = "end"
+        else:
+            self.tokens.append(token)
+            text = self._stop.push(self._decoder.push(token))
+            if self._stop.found is not None:
+                reason = "stop"
+            elif self._max_tokens is not None and self.stats.n_generated >= self._max_tokens:
+                reason = "length"
+            elif len(self.tokens) > self._model.n_ctx and not self._make_room():
+                reason = "context"
+        if reason not in (None, "stop"):
+            text += self._stop.push(self._decoder.flush()) + self._stop.flush()
+        self.reason = reason
+        logprob, top = None, ()
+        if self._logprobs is not None:
+            logprob = log_probability(logits, token)
+            top = top_logprobs(logits, self._logprobs) if self._logprobs else ()
+        return Piece(text, token, "answer", logprob, top, reason)
+
+    def _logits(self) -> NDArray[np.float32]:
+        """Logits after the last token; the cache holds all tokens then."""
+        start = time.perf_counter()
+        with self._model._lock:
+            if self._epoch is not None and self._epoch == self._model._epoch:
+                logits = self._model.eval(self.tokens[-1:], want="last")
+                n_reused = len(self.tokens) - 1
+            else:
+                n_reused, logits = self._model._continue_with(self.tokens, self._progress)
+            self._epoch = self._model._epoch
+        seconds = time.perf_counter() - start
+        if self._is_prompt_done:
+            self.stats.eval_seconds += seconds
+        else:
+            self.stats.n_reused = n_reused
+            self.stats.n_prompt = len(self.tokens) - n_reused
+            self.stats.prompt_seconds = seconds
+            self._is_prompt_done = True
+        return logits[0]
+
+    def _make_room(self) -> bool:
+        """Forgets half of what comes after the tokens to keep; whether that was possible."""
+        if not self._shifts:
+            return False
+        # the last token is not in the cache yet
+        n_cached = len(self.tokens) - 1
+        n_keep = min(self._n_keep, n_cached - 1)
+        n_discard = max(1, (n_cached - n_keep) // 2)
+        with self._model._lock:
+            if self._epoch == self._model._epoch:
+                try:
+                    self._model.shift(n_keep, n_discard)
+                except UnsupportedError:
+                    return False
+                self._epoch = self._model._epoch
+        del self.tokens[n_keep : n_keep + n_discard]
+        return True
+
+
+class _Decoder(Protocol):
+    def push(self, token: int, /) -> str: ...
+
+    def flush(self) -> str: ...
+
+
+class _Silent:
+    """Decodes nothing: the file has no tokenizer."""
+
+    def push(self, token: int, /) -> str:
+        return ""
+
+    def flush(self) -> str:
+        return ""
+
+
+def _decoder(tokenizer: Tokenizer | None, *, special: bool) -> _Decoder:
+    if tokenizer is None:
+        return _Silent()
+    from ikq.tokenizer import StreamDecoder
+
+    return StreamDecoder(tokenizer, skip_special=not special)
