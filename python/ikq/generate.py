@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,32 +16,34 @@ from ikq.sampling import Sampler, SamplingOptions, log_probability, top_logprobs
 from ikq.stopping import StopTexts
 
 if TYPE_CHECKING:
+    from ikq.chat import ReasoningSplitter
     from ikq.text import TextModel
     from ikq.tokenizer import Tokenizer
 
-__all__ = ["Generation", "Piece", "Reason", "Stats"]
+__all__ = ["Generation", "Limits", "Piece", "Reason", "Stats"]
 
 Reason: TypeAlias = Literal["end", "stop", "length", "context"]
 """Why a text ends: the model ended it; a stop text came; `max_tokens`; the context is full."""
 
-Kind: TypeAlias = Literal["answer", "reasoning"]
+Progress: TypeAlias = Callable[[int, int], object]
+"""Takes the number of tokens done, and of all."""
 
 
 class Piece(NamedTuple):
-    """What one token adds to a text.
+    """What a token adds to a text.
 
     Attributes:
         text: New text. May be empty: half a character, or what may become a stop text, is held back.
-        token: The token.
-        kind: `answer`, or `reasoning` before it in a chat.
+        token: The token; `None` for a second piece of the same token.
+        reasoning: The text belongs to the thoughts before the answer of a chat, or is a mark around them.
         logprob: Log of the probability that the model gives the token before any sampler, if asked for.
         top_logprobs: The most probable tokens with the same, as many as asked for.
         reason: Why the text ends here; `None` before the last piece.
     """
 
     text: str
-    token: int
-    kind: Kind = "answer"
+    token: int | None
+    reasoning: bool = False
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
     reason: Reason | None = None
@@ -66,6 +69,33 @@ class Stats:
     eval_seconds: float = 0.0
     sample_seconds: float = 0.0
 
+    def add(self, other: Stats) -> None:
+        """Counts those of another generation in."""
+        for field in fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+
+class Limits(TypedDict, total=False):
+    """Keywords of `Model.generate` beside those of sampling, all optional."""
+
+    max_tokens: int | None
+    """Most tokens to generate; `None`: until the model ends or the context is full."""
+    stop: str | Iterable[str]
+    """Texts that end the generation; they are not part of its text."""
+    logprobs: int | None
+    """Give the log of each token's probability, and those of this many most probable ones."""
+    special: bool
+    """Show control tokens in the text."""
+    ignore_eos: bool
+    """Never choose a token that ends the text."""
+    context_shift: bool
+    """When the context is full, forget half of what comes after the first `n_keep` tokens instead of ending
+    (not for models with recurrent layers)."""
+    n_keep: int
+    """See there; -1: all of the prompt."""
+    progress: Progress | bool
+    """Called with tokens done and in all while the prompt is computed; `True`: a bar."""
+
 
 class Generation(Iterator[Piece]):
     """An iterator of pieces; made by `Model.generate` and `Model.chat`.
@@ -87,14 +117,15 @@ class Generation(Iterator[Piece]):
         *,
         options: SamplingOptions,
         tokenizer: Tokenizer | None,
-        max_tokens: int | None,
-        stop: str | Iterable[str],
-        logprobs: int | None,
-        ignore_eos: bool,
-        context_shift: bool,
-        n_keep: int,
-        special: bool,
-        progress: Callable[[int, int], object] | None,
+        splitter: ReasoningSplitter | None = None,
+        max_tokens: int | None = None,
+        stop: str | Iterable[str] = (),
+        logprobs: int | None = None,
+        special: bool = False,
+        ignore_eos: bool = False,
+        context_shift: bool = False,
+        n_keep: int = 0,
+        progress: Progress | bool = False,
     ) -> None:
         if not tokens:
             raise ShapeError("the prompt is empty")
@@ -118,8 +149,10 @@ class Generation(Iterator[Piece]):
         self._max_tokens = max_tokens
         self._logprobs = logprobs
         self._shifts = context_shift
-        self._n_keep = n_keep
-        self._progress = progress
+        self._n_keep = len(tokens) if n_keep < 0 else n_keep
+        self._progress = progress_of(progress)
+        self._splitter = splitter
+        self._waiting: deque[Piece] = deque()
         self._epoch: int | None = None
         self.tokens: list[int] = list(tokens)
         self.stats = Stats()
@@ -135,6 +168,8 @@ class Generation(Iterator[Piece]):
         return self
 
     def __next__(self) -> Piece:
+        if self._waiting:
+            return self._waiting.popleft()
         if self.reason is not None:
             raise StopIteration
         logits = self._logits()
@@ -148,9 +183,10 @@ class Generation(Iterator[Piece]):
         self._sampler.accept(token)
         self.stats.n_generated += 1
         self.stats.sample_seconds += time.perf_counter() - start
-        return self._piece(token, logits)
+        self._waiting.extend(self._pieces(token, logits))
+        return self._waiting.popleft()
 
-    def _piece(self, token: int, logits: NDArray[np.float32]) -> Piece:
+    def _pieces(self, token: int, logits: NDArray[np.float32]) -> Iterator[Piece]:
         text = ""
         reason: Reason | None = None
         if token in self._ends and not self._banned:
@@ -167,11 +203,27 @@ class Generation(Iterator[Piece]):
         if reason not in (None, "stop"):
             text += self._stop.push(self._decoder.flush()) + self._stop.flush()
         self.reason = reason
-        logprob, top = None, ()
+        logprob: float | None = None
+        top: tuple[tuple[int, float], ...] = ()
         if self._logprobs is not None:
             logprob = log_probability(logits, token)
             top = top_logprobs(logits, self._logprobs) if self._logprobs else ()
-        return Piece(text, token, "answer", logprob, top, reason)
+        parts = self._split(text)
+        for i, (part, reasoning) in enumerate(parts):
+            ends = reason if i == len(parts) - 1 else None
+            if i == 0:
+                yield Piece(part, token, reasoning, logprob, top, ends)
+            else:
+                yield Piece(part, None, reasoning, reason=ends)
+
+    def _split(self, text: str) -> list[tuple[str, bool]]:
+        """Text with whether it is reasoning; at least one part."""
+        if self._splitter is None:
+            return [(text, False)]
+        parts = self._splitter.push(text)
+        if self.reason is not None:
+            parts += self._splitter.flush()
+        return [(part.text, part.reasoning) for part in parts] or [("", False)]
 
     def _logits(self) -> NDArray[np.float32]:
         """Logits after the last token; the cache holds all tokens then."""
@@ -191,7 +243,8 @@ class Generation(Iterator[Piece]):
             self.stats.n_prompt = len(self.tokens) - n_reused
             self.stats.prompt_seconds = seconds
             self._is_prompt_done = True
-        return logits[0]
+        last: NDArray[np.float32] = logits[0]
+        return last
 
     def _make_room(self) -> bool:
         """Forgets half of what comes after the tokens to keep; whether that was possible."""
@@ -210,6 +263,28 @@ class Generation(Iterator[Piece]):
                 self._epoch = self._model._epoch
         del self.tokens[n_keep : n_keep + n_discard]
         return True
+
+
+def progress_of(progress: Progress | bool) -> Progress | None:
+    """What shows progress: the caller's function, a bar, or nothing."""
+    if isinstance(progress, bool):
+        return _bar() if progress else None
+    return progress
+
+
+def _bar() -> Progress:
+    """A progress bar for a prompt, drawn as notebooks and terminals can."""
+    from tqdm.auto import tqdm
+
+    bar = tqdm(unit="token", desc="prompt", leave=False)
+
+    def show(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    return show
 
 
 class _Decoder(Protocol):

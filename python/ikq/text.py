@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import abc
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ikq.asynchronous import in_thread
 from ikq.errors import FormatError, UnsupportedError
-from ikq.generate import Generation, Piece
+from ikq.generate import Generation, Limits, Piece, Progress, progress_of
 from ikq.sampling import SamplingKeywords, SamplingOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ikq.chat import ChatTemplate
+    from ikq.chat import ChatTemplate, ReasoningSplitter
     from ikq.gguf import GGUFReader, Metadata
     from ikq.tokenizer import Tokenizer
 
-__all__ = ["TextModel"]
+__all__ = ["GenerateKeywords", "TextModel"]
 
-Progress = Callable[[int, int], object]
+
+class GenerateKeywords(Limits, SamplingKeywords, total=False):
+    """Keywords of `Model.generate` and `Model.chat`."""
 
 
 class TextModel(abc.ABC):
@@ -110,38 +112,20 @@ class TextModel(abc.ABC):
         self,
         prompt: str | Sequence[int] | NDArray[np.integer],
         *,
-        max_tokens: int | None = None,
-        stop: str | Iterable[str] = (),
-        logprobs: int | None = None,
         sampling: SamplingOptions | None = None,
-        add_special: bool = True,
         parse_special: bool = True,
-        special: bool = False,
-        ignore_eos: bool = False,
-        context_shift: bool = False,
-        n_keep: int = 0,
-        progress: Progress | bool = False,
-        **options: Unpack[SamplingKeywords],
+        **options: Unpack[GenerateKeywords],
     ) -> Generation:
         """Continues a prompt.
 
         What the cache holds of the prompt already is not computed again.
 
         Args:
-            prompt: A text, or tokens.
-            max_tokens: Most tokens to generate; `None`: until the model ends or the context is full.
-            stop: Texts that end the generation; they are not part of its text.
-            logprobs: Give the log of each token's probability, and those of this many most probable ones.
+            prompt: A text, or tokens. A text gets the token that texts of this model begin with.
             sampling: How tokens are chosen; `options` go over it.
-            add_special: Begin a text with the tokens that texts of this model begin with.
             parse_special: Names of control tokens in a text stand for these tokens.
-            special: Show control tokens in the text.
-            ignore_eos: Never choose a token that ends the text.
-            context_shift: When the context is full, forget half of what comes after the first `n_keep`
-                tokens instead of ending (not for models with recurrent layers).
-            n_keep: See there.
-            progress: Called with tokens done and in all while the prompt is computed; `True`: a bar.
-            **options: Fields of `SamplingOptions`.
+            **options: `max_tokens`, `stop`, `logprobs`, ... (`ikq.generate.Limits`), and fields of
+                `ikq.sampling.SamplingOptions` (`temperature`, `seed`, ...).
 
         Returns:
             An iterator of `Piece`, which computes as it is asked; `.text()` is all of it.
@@ -154,43 +138,114 @@ class TextModel(abc.ABC):
         Examples:
             >>> import ikq
             >>> model = ikq.Model.load("tests/data/tiny-moe-bf16.gguf", n_ctx=64)
-            >>> pieces = model.generate([5, 6, 7], max_tokens=3, temperature=0)
-            >>> [len(pieces.tokens), *(piece.reason for piece in pieces)]
-            [3, None, None, 'length']
+            >>> model.generate("import sys", max_tokens=4, temperature=0).text()  # doctest: +SKIP
+            '...'
         """
         if isinstance(prompt, str):
-            tokenizer: Tokenizer | None = self.tokenizer
-            tokens = self.tokenize(prompt, add_special, parse_special)
+            tokens = self._prompt_tokens(prompt, parse_special)
         else:
-            tokenizer = self._tokenizer_if_any()
             ids = np.asarray(prompt)
             if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
                 raise FormatError(f"a prompt is a text or a flat sequence of tokens, not {ids.dtype}")
             tokens = ids.tolist()
-        return Generation(
-            self,
-            tokens,
-            options=replace(sampling or SamplingOptions(), **options),
-            tokenizer=tokenizer,
-            max_tokens=max_tokens,
-            stop=stop,
-            logprobs=logprobs,
-            ignore_eos=ignore_eos,
-            context_shift=context_shift,
-            n_keep=n_keep,
-            special=special,
-            progress=_bar() if progress is True else (progress or None),
-        )
+        return self._generation(tokens, None, sampling, options)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        sampling: SamplingOptions | None = None,
+        **options: Unpack[GenerateKeywords],
+    ) -> Generation:
+        """Answers a conversation, in the form of the model's chat template.
+
+        Args:
+            messages: With `role` (`system`, `user`, `assistant`, ...) and `content`.
+            tools: Descriptions of functions that the model may call.
+            template_options: Further variables of the template, such as `{"enable_thinking": False}`.
+            sampling: As for `generate`.
+            **options: As for `generate`.
+
+        Returns:
+            As `generate`; pieces say whether they are reasoning.
+
+        Raises:
+            FormatError: the template refuses the conversation; and as `generate`.
+            ShapeError: as `generate`.
+            ValueError: as `generate`.
+        """
+        from ikq.chat import ReasoningSplitter
+
+        prompt = self.chat_template.render(messages, tools, **(template_options or {}))
+        tokens = self._prompt_tokens(prompt, parse_special=True)
+        return self._generation(tokens, ReasoningSplitter(prompt), sampling, options)
 
     def agenerate(
-        self, prompt: str | Sequence[int] | NDArray[np.integer], **options: Any
+        self,
+        prompt: str | Sequence[int] | NDArray[np.integer],
+        *,
+        sampling: SamplingOptions | None = None,
+        parse_special: bool = True,
+        **options: Unpack[GenerateKeywords],
     ) -> AsyncIterator[Piece]:
         """As `generate`, for `async for`; the event loop goes on while the model computes.
 
         Several at a time take turns, each from its first piece to its last.
         """
         return in_thread(
-            lambda check: self.generate(prompt, **_checked(options, check)), self._turn
+            lambda check: self.generate(
+                prompt, sampling=sampling, parse_special=parse_special, **_checked(options, check)
+            ),
+            self._turn,
+        )
+
+    def achat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        sampling: SamplingOptions | None = None,
+        **options: Unpack[GenerateKeywords],
+    ) -> AsyncIterator[Piece]:
+        """As `chat`, for `async for`; see `agenerate`."""
+        return in_thread(
+            lambda check: self.chat(
+                messages,
+                tools=tools,
+                template_options=template_options,
+                sampling=sampling,
+                **_checked(options, check),
+            ),
+            self._turn,
+        )
+
+    def _prompt_tokens(self, prompt: str, parse_special: bool) -> list[int]:
+        """Tokens of a prompt. An end of text, which some models ask for, would end it."""
+        tokens = self.tokenizer.encode(prompt, parse_special=parse_special)
+        bos = self.tokenizer.bos
+        if self.tokenizer.add_bos and bos is not None and tokens[:1] != [bos]:
+            tokens.insert(0, bos)
+        return tokens
+
+    def _generation(
+        self,
+        tokens: list[int],
+        splitter: ReasoningSplitter | None,
+        sampling: SamplingOptions | None,
+        options: GenerateKeywords,
+    ) -> Generation:
+        changes = {k: v for k, v in options.items() if k in SamplingKeywords.__annotations__}
+        limits = cast("Limits", {k: v for k, v in options.items() if k not in changes})
+        return Generation(
+            self,
+            tokens,
+            options=replace(sampling or SamplingOptions(), **cast("SamplingKeywords", changes)),
+            tokenizer=self._tokenizer_if_any(),
+            splitter=splitter,
+            **limits,
         )
 
     def _tokenizer_if_any(self) -> Tokenizer | None:
@@ -202,14 +257,13 @@ class TextModel(abc.ABC):
 
     def _changed(self, tokens: list[int]) -> None:
         """Notes what the cache was to hold; after an interruption it may hold less."""
-        self._cached = tokens[: self.n_past]
         self._epoch += 1
+        self._cached = tokens[: self.n_past]
 
-    def _continue_with(
-        self, tokens: list[int], progress: Progress | None
-    ) -> tuple[int, NDArray[np.float32]]:
+    def _continue_with(self, tokens: list[int], progress: Progress | None) -> tuple[int, NDArray[np.float32]]:
         """Makes the cache hold `tokens`; how many of them it held, and the logits after the last."""
-        n = _common(self._cached, tokens[:-1])
+        # an interruption may have come between a change of the cache and the note of it
+        n = _common(self._cached, tokens[:-1]) if len(self._cached) == self.n_past else 0
         if n < self.n_past:
             try:
                 self.truncate(n)
@@ -235,32 +289,13 @@ def _common(a: list[int], b: list[int]) -> int:
     return int(different[0]) if len(different) else n
 
 
-def _bar() -> Progress:
-    """A progress bar for a prompt, drawn as notebooks and terminals can."""
-    from tqdm.auto import tqdm
-
-    bar: Any = None
-
-    def show(done: int, total: int) -> None:
-        nonlocal bar
-        if bar is None:
-            bar = tqdm(total=total, unit="token", desc="prompt", leave=False)
-        bar.update(done - bar.n)
-        if done == total:
-            bar.close()
-            bar = None
-
-    return show
-
-
-def _checked(options: dict[str, Any], check: Progress) -> dict[str, Any]:
-    """Options with `check` called beside what shows progress."""
-    given = options.get("progress", False)
-    show = _bar() if given is True else given
+def _checked(options: GenerateKeywords, check: Progress) -> GenerateKeywords:
+    """Options with `check` called before what shows progress."""
+    show = progress_of(options.get("progress", False))
 
     def both(done: int, total: int) -> None:
         check(done, total)
-        if show:
+        if show is not None:
             show(done, total)
 
     return {**options, "progress": both}
