@@ -19,7 +19,7 @@ from ikq.errors import FormatError, UnsupportedError
 from ikq.gguf import GGUFReader
 from ikq.tokenizer import bpe, spm, wpm
 from ikq.tokenizer.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer, pre_tokenizer
-from ikq.tokenizer.special import SpecialIds, SpecialSplitter, end_ids, special_ids
+from ikq.tokenizer.special import SpecialSplitter, end_ids, special_ids
 from ikq.tokenizer.stream import StreamDecoder
 from ikq.tokenizer.vocab import TokenType, Vocab, read_bool, read_text
 

@@ -34,8 +34,7 @@ class BpeEncoder:
         Raises:
             FormatError: there are no merges, or one makes no token.
         """
-        _check_merges(vocab)
-        self._tokenizer = Tokenizer(BPE(vocab.ids, vocab.merges, ignore_merges=rule.whole_words))
+        self._tokenizer = Tokenizer(_model(vocab, ignore_merges=rule.whole_words))
         splits: list[PreTokenizer] = [Split(Regex(pattern), "isolated") for pattern in rule.patterns]
         self._tokenizer.pre_tokenizer = Sequence(
             [*splits, ByteLevel(add_prefix_space=False, use_regex=False)]
@@ -62,9 +61,8 @@ class RawBpeEncoder:
         Raises:
             FormatError: there are no merges, or one makes no token.
         """
-        _check_merges(vocab)
         self._ids = vocab.ids
-        self._tokenizer = Tokenizer(BPE(vocab.ids, vocab.merges, byte_fallback=True))
+        self._tokenizer = Tokenizer(_model(vocab, byte_fallback=True))
 
     def encode(self, text: str, *, begins: bool) -> list[int]:
         """Ids of a text without special tokens.
@@ -82,15 +80,13 @@ class RawBpeEncoder:
         return ids
 
 
-def _check_merges(vocab: Vocab) -> None:
+def _model(vocab: Vocab, **options: bool) -> BPE:
     if not vocab.merges:
         raise FormatError("`tokenizer.ggml.merges` is missing; a BPE vocabulary needs it")
-    for i, (left, right) in enumerate(vocab.merges):
-        for text in (left, right, left + right):
-            if text not in vocab.ids:
-                raise FormatError(
-                    f"`tokenizer.ggml.merges`: rule {i}, {left!r} + {right!r}: {text!r} is no token"
-                )
+    try:
+        return BPE(vocab.ids, vocab.merges, **options)
+    except Exception as e:  # the library raises nothing more precise
+        raise FormatError(f"`tokenizer.ggml.merges`: {e}") from e
 
 
 def _byte_characters() -> dict[str, int]:

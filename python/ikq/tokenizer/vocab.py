@@ -58,25 +58,25 @@ class Vocab:
             raise FormatError("`tokenizer.ggml.tokens` is missing or empty: the file has no vocabulary")
         # an empty token could not be told from none; the name is what other engines give it
         texts = [text or f"[EMPTY_{i}]" for i, text in enumerate(texts)]
-        known = TokenType._value2member_map_
-        types = [
-            TokenType(t) if t in known else TokenType.UNDEFINED for t in _list(metadata, "token_type", int)
-        ]
+        kinds = {int(kind): kind for kind in TokenType}
+        types = [kinds.get(t, TokenType.UNDEFINED) for t in _list(metadata, "token_type", int)]
         scores = _list(metadata, "scores", float)
         for name, values in (("token_type", types), ("scores", scores)):
             if values and len(values) < len(texts):
                 raise FormatError(f"`{PREFIX}{name}` has {len(values)} values for {len(texts)} tokens")
         if any(math.isnan(score) for score in scores):
             raise FormatError(f"`{PREFIX}scores` holds NaN")
-        merges = []
-        for i, merge in enumerate(_list(metadata, "merges", str)):
-            # the first character may itself be a space
-            at = merge.find(" ", 1)
-            if at < 0 or at + 1 == len(merge):
-                raise FormatError(f"`{PREFIX}merges`: rule {i}, {merge!r:.40}, is not two tokens")
-            merges.append((merge[:at], merge[at + 1 :]))
+        merges = [_halves(merge) for merge in _list(metadata, "merges", str)]
         ids = {text: token for token, text in enumerate(texts)}
         return cls(texts, types or [TokenType.NORMAL] * len(texts), scores, merges, ids)
+
+
+def _halves(merge: str) -> tuple[str, str]:
+    # the first character may itself be a space
+    left, _, right = merge[1:].partition(" ")
+    if not right:
+        raise FormatError(f"`{PREFIX}merges`: rule {merge!r:.40} is not two tokens")
+    return merge[0] + left, right
 
 
 def _list(metadata: Mapping[str, Any], name: str, kind: type) -> list[Any]:
@@ -84,8 +84,10 @@ def _list(metadata: Mapping[str, Any], name: str, kind: type) -> list[Any]:
     if not isinstance(values, list):
         raise FormatError(f"`{PREFIX}{name}` is not an array")
     kinds = (float, int) if kind is float else (kind,)
+    if set(map(type, values)).issubset(kinds):
+        return values
     for i, value in enumerate(values):
-        if not isinstance(value, kinds) or isinstance(value, bool):
+        if type(value) not in kinds:
             what = "not UTF-8" if kind is str and isinstance(value, bytes) else f"no {kind.__name__}"
             raise FormatError(f"`{PREFIX}{name}`: value {i}, {value!r:.40}, is {what}")
     return values
