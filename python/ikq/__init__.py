@@ -2,11 +2,12 @@
 
 Arrays: `dequantize`, `quantize`, `repack`, `pack`, `unpack`, `row_bytes`, `tensor_bytes`; types:
 `QuantType`; tensors: `QTensor`; files: `GGUFReader`, `GGUFWriter`; whole models: `quantize_file`,
-`plan_quantization`, `Imatrix`; running: `Model`; exceptions: `ikq.errors`.
+`plan_quantization`, `Imatrix`; running: `Model`, `Tokenizer`, `ChatTemplate`; exceptions: `ikq.errors`.
 """
 
 from ikq._ikq import __version__
 from ikq.arrays import available_isas, dequantize, isa, quantize, repack, row_bytes, tensor_bytes
+from ikq.chat import ChatTemplate, ReasoningSplitter
 from ikq.errors import (
     DeviceError,
     FormatError,
@@ -33,8 +34,10 @@ from ikq.pipeline import (
 from ikq.quant_types import QuantType
 from ikq.quantize_options import QuantizeOptions
 from ikq.tensor import QTensor
+from ikq.tokenizer import StreamDecoder, Tokenizer
 
 __all__ = [
+    "ChatTemplate",
     "DeviceError",
     "Field",
     "FormatError",
@@ -54,9 +57,12 @@ __all__ = [
     "QuantizeOptions",
     "QuantizePlan",
     "QuantizeResult",
+    "ReasoningSplitter",
     "RefusedError",
     "ShapeError",
     "Shard",
+    "StreamDecoder",
+    "Tokenizer",
     "Typed",
     "UnsupportedError",
     "__version__",

@@ -12,7 +12,7 @@ import ikq
 __all__ = ["add_ignored", "add_loading", "load_options", "override", "print_ignored"]
 
 _GPU = "this build computes on the CPU"
-_UNNEEDED = "not needed, ikq does this or better by itself"
+_UNNEEDED = "not needed, ikq decides this by itself"
 _ABSENT = "not offered"
 
 # Flags that commands made for other programs carry: how many values follow, and why they have no effect.
