@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from ikq.errors import ShapeError, UnsupportedError
 from ikq.sampling import Sampler, SamplingOptions, log_probability, top_logprobs
 from ikq.stopping import StopTexts
+from ikq.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
     from ikq.chat import ReasoningSplitter
     from ikq.text import TextModel
-    from ikq.tokenizer import Tokenizer
 
 __all__ = ["Generation", "Limits", "Piece", "Reason", "Stats"]
 
@@ -306,6 +306,4 @@ class _Silent:
 def _decoder(tokenizer: Tokenizer | None, *, special: bool) -> _Decoder:
     if tokenizer is None:
         return _Silent()
-    from ikq.tokenizer import StreamDecoder
-
     return StreamDecoder(tokenizer, skip_special=not special)

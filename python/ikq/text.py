@@ -13,16 +13,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ikq.asynchronous import in_thread
+from ikq.chat import ChatTemplate, ReasoningSplitter
 from ikq.errors import FormatError, UnsupportedError
 from ikq.generate import Generation, Limits, Piece, Progress, progress_of
 from ikq.sampling import SamplingKeywords, SamplingOptions
+from ikq.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from ikq.chat import ChatTemplate, ReasoningSplitter
     from ikq.gguf import GGUFReader, Metadata
-    from ikq.tokenizer import Tokenizer
 
 __all__ = ["GenerateKeywords", "TextModel"]
 
@@ -79,8 +79,6 @@ class TextModel(abc.ABC):
             FormatError: the file has none, or it is damaged.
             UnsupportedError: it is of a kind that ikq does not know.
         """
-        from ikq.tokenizer import Tokenizer
-
         return Tokenizer.from_reader(self._reader)
 
     @cached_property
@@ -90,8 +88,6 @@ class TextModel(abc.ABC):
         Raises:
             FormatError: as `tokenizer`; or the template is damaged.
         """
-        from ikq.chat import ChatTemplate
-
         return ChatTemplate.from_reader(self._reader, self.tokenizer)
 
     def tokenize(self, text: str, add_special: bool = False, parse_special: bool = False) -> list[int]:
@@ -176,8 +172,6 @@ class TextModel(abc.ABC):
             ShapeError: as `generate`.
             ValueError: as `generate`.
         """
-        from ikq.chat import ReasoningSplitter
-
         prompt = self.chat_template.render(messages, tools, **(template_options or {}))
         tokens = self._prompt_tokens(prompt, parse_special=True)
         return self._generation(tokens, ReasoningSplitter(prompt), sampling, options)

@@ -55,19 +55,20 @@ class _Ignore(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        text = f"{option_string} {values}" if isinstance(values, str) else str(option_string)
+        # argparse gives `const` where an optional value is missing
+        has_value = isinstance(values, str) and values != self.const
+        text = f"{option_string} {values}" if has_value else str(option_string)
         namespace.ignored = [*namespace.ignored, (text, self.const)]
 
 
-def add_ignored(parser: argparse.ArgumentParser, without: Sequence[str] = ()) -> None:
-    """Accepts flags of other programs, but for those that the verb uses in another sense."""
+def add_ignored(parser: argparse.ArgumentParser, *, switches_have_values: bool = False) -> None:
+    """Accepts flags of other programs; in llama-bench a switch is followed by 0 or 1."""
     parser.set_defaults(ignored=[])
     for names, n_values, why in _IGNORED:
-        free = [name for name in names if name not in without]
-        if free:
-            parser.add_argument(
-                *free, nargs=n_values, action=_Ignore, const=why, dest="ignored", help=argparse.SUPPRESS
-            )
+        takes = "?" if switches_have_values and n_values == 0 else n_values
+        parser.add_argument(
+            *names, nargs=takes, action=_Ignore, const=why, dest="ignored", help=argparse.SUPPRESS
+        )
 
 
 def print_ignored(args: argparse.Namespace) -> None:
@@ -75,7 +76,8 @@ def print_ignored(args: argparse.Namespace) -> None:
     for why in dict.fromkeys(why for _, why in args.ignored):
         flags = ", ".join(text for text, reason in args.ignored if reason == why)
         print(f"note: {flags} ignored: {why}", file=sys.stderr)
-    if getattr(args, "threads_batch", None) not in (None, args.threads):
+    threads = getattr(args, "threads", None)
+    if getattr(args, "threads_batch", None) not in (None, threads):
         print("note: -tb ignored: one set of threads (-t) does both prompt and generation", file=sys.stderr)
 
 
