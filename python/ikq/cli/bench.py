@@ -208,7 +208,7 @@ def _print_md(rows: Iterator[dict[str, Any]], varied: list[_Setting]) -> None:
     left = 4  # columns that hold text
     print(_line(heads, widths, left))
     print("|" + "|".join("-" * (w + 1) + ("-" if i < left else ":") for i, w in enumerate(widths)) + "|")
-    memory: list[str] = []
+    memory: dict[tuple[Any, ...], str] = {}
     for row in rows:
         cells = [
             row["model_type"],
@@ -226,12 +226,14 @@ def _print_md(rows: Iterator[dict[str, Any]], varied: list[_Setting]) -> None:
         ]
         print(_line(cells, widths, left), flush=True)
         mapped, copied, cache = (row[k] / MIB for k in ("mapped", "copied", "cache"))
-        memory.append(
-            f"{row['model_type']}: weights {mapped + copied:.1f} MiB, {row['why_memory']}; "
-            f"cache {cache:.1f} MiB"
+        # how much memory was free varies, which is not worth a line
+        memory.setdefault(
+            (row["model_filename"], mapped, copied, cache),
+            f"{row['model_filename']}: weights {mapped + copied:.1f} MiB, {row['why_memory']}; "
+            f"cache {cache:.1f} MiB",
         )
     print("\nt/s: median ± standard deviation")
-    for line in dict.fromkeys(memory):
+    for line in memory.values():
         print(line)
 
 
