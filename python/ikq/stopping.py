@@ -33,11 +33,12 @@ class StopTexts:
         if self.found is not None:
             return ""
         held = self._held + text
-        places = [(held.find(stop), -len(stop), stop) for stop in self._texts if stop in held]
+        # the one that is complete first, so that it does not matter in how many pieces the text comes
+        places = [(held.find(stop) + len(stop), -len(stop), stop) for stop in self._texts if stop in held]
         if places:
-            place, _, self.found = min(places)
+            end, _, self.found = min(places)
             self._held = ""
-            return held[:place]
+            return held[: end - len(self.found)]
         n = max((_overlap(held, stop) for stop in self._texts), default=0)
         self._held = held[len(held) - n :]
         return held[: len(held) - n]
