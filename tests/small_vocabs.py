@@ -24,7 +24,10 @@ def bpe(pre="qwen2", merges=("Ġ t", "h e", "Ġt he", "i n", "Ã ¼", "Ã¼ Ã",
     return named({**keys, **changes})
 
 
-def spm(words=(("▁", -1.0), ("▁t", -2.0), ("he", -3.0), ("▁the", -4.0), ("t", -5.0), ("h", -6.0), ("e", -7.0)), **changes):
+def spm(
+    words=(("▁", -1.0), ("▁t", -2.0), ("he", -3.0), ("▁the", -4.0), ("t", -5.0), ("h", -6.0), ("e", -7.0)),
+    **changes,
+):
     """SentencePiece: `SPECIAL`, byte tokens, then words with scores."""
     tokens = [*SPECIAL, *(f"<0x{b:02X}>" for b in range(256)), *(word for word, _ in words)]
     types = [UNKNOWN, CONTROL, CONTROL, CONTROL, CONTROL, USER] + [BYTE] * 256 + [NORMAL] * len(words)

@@ -119,7 +119,9 @@ def test_tiny_moe(tiny_moe):
     hf_path = SHARED / "models" / "tiny-moe-hf" / "tokenizer.json"
     heldout = SHARED / "models" / "text" / "heldout.txt"
     if not hf_path.is_file():
-        pytest.skip("../shared/models is not there: the tiny MoE's tokenizer is not compared with its original")
+        pytest.skip(
+            "../shared/models is not there: the tiny MoE's tokenizer is not compared with its original"
+        )
     from tokenizers import Tokenizer
 
     original = Tokenizer.from_file(str(hf_path))
