@@ -8,7 +8,7 @@ Arrays: `dequantize`, `quantize`, `repack`, `pack`, `unpack`, `row_bytes`, `tens
 
 from ikq._ikq import __version__
 from ikq.arrays import available_isas, dequantize, isa, quantize, repack, row_bytes, tensor_bytes
-from ikq.chat import ChatTemplate, ReasoningSplitter
+from ikq.chat import ChatTemplate
 from ikq.errors import (
     DeviceError,
     FormatError,
@@ -35,6 +35,7 @@ from ikq.pipeline import (
 )
 from ikq.quant_types import QuantType
 from ikq.quantize_options import QuantizeOptions
+from ikq.reasoning import ReasoningSplitter
 from ikq.sampling import Sampler, SamplingOptions
 from ikq.tensor import QTensor
 from ikq.tokenizer import StreamDecoder, Tokenizer

@@ -17,7 +17,7 @@ from ikq.stopping import StopTexts
 from ikq.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
-    from ikq.chat import ReasoningSplitter
+    from ikq.reasoning import ReasoningSplitter
     from ikq.text import TextModel
 
 __all__ = ["Generation", "Limits", "Piece", "Reason", "Stats"]

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ikq.asynchronous import in_thread
-from ikq.chat import ChatTemplate, ReasoningSplitter
+from ikq.chat import ChatTemplate
 from ikq.errors import FormatError, UnsupportedError
 from ikq.generate import Generation, Limits, Piece, Progress, progress_of
+from ikq.reasoning import ReasoningSplitter
 from ikq.sampling import SamplingKeywords, SamplingOptions
 from ikq.tokenizer import Tokenizer
 

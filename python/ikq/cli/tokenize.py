@@ -41,14 +41,15 @@ def run(args: argparse.Namespace) -> int:
     text = args.prompt if args.prompt is not None else _read(args.file)
     ids = tokenizer.encode(text, add_special=not args.no_bos, parse_special=not args.no_parse_special)
     if args.json:
-        tokens = [{"id": token, "text": _text(tokenizer, token)} for token in ids]
+        pieces = [(token, tokenizer.token_bytes(token)) for token in ids]
+        tokens = [{"id": t, "text": b.decode(errors="replace"), "hex": b.hex()} for t, b in pieces]
         print(json.dumps({"n_tokens": len(ids), "tokens": tokens}))
         return 0
     if args.ids:
         print(ids)
     else:
         for token in ids:
-            print(f"{token:6} -> {_text(tokenizer, token)!r}")
+            print(f"{token:6} -> {_shown(tokenizer.token_bytes(token))}")
     if args.show_count:
         print(f"Total number of tokens: {len(ids)}")
     return 0
@@ -62,5 +63,9 @@ def _read(path: str | None) -> str:
         raise ikq.FormatError(f"{path or 'standard input'} is not UTF-8 at byte {e.start}") from e
 
 
-def _text(tokenizer: ikq.Tokenizer, token: int) -> str:
-    return tokenizer.token_bytes(token).decode(errors="replace")
+def _shown(piece: bytes) -> str:
+    """In quotes; as bytes if it is only a part of a character."""
+    try:
+        return repr(piece.decode())
+    except UnicodeDecodeError:
+        return repr(piece)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from ikq.errors import FormatError, UnsupportedError
 from ikq.gguf import GGUFReader
-from ikq.tokenizer import bpe, spm, wpm
+from ikq.tokenizer import spm
 from ikq.tokenizer.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer, pre_tokenizer
 from ikq.tokenizer.special import SpecialSplitter, end_ids, special_ids
 from ikq.tokenizer.stream import StreamDecoder
@@ -72,6 +72,8 @@ class Tokenizer:
                 f"tokenizer model {model!r} is not supported; ikq knows gpt2 (byte-level BPE), llama"
                 " (SentencePiece), gemma4 and bert (WordPiece)"
             )
+        from ikq.tokenizer import bpe, wpm  # with the `tokenizers` library, which most programs do without
+
         self.model = model
         self._vocab = vocab = Vocab.read(metadata)
         defaults = {"llama": _SPM_IDS, "bert": _WPM_IDS}.get(model, {})
@@ -84,6 +86,7 @@ class Tokenizer:
             space_prefix = read_bool(metadata, "add_space_prefix", True)
             self._encoder = spm.SpmEncoder(vocab, special.unk, space_prefix)
         elif model == "bert":
+            space_prefix = True  # each word is written with one
             self._encoder = wpm.WpmEncoder(vocab, special.unk)
         else:
             self.pre = "gemma4" if model == "gemma4" else _pre(metadata)

@@ -23,7 +23,7 @@ __all__ = ["SPACE", "SpmEncoder"]
 SPACE = "\u2581"
 """How a vocabulary writes a space."""
 
-_CACHED = 1 << 15
+_CACHED, _WORD = 1 << 15, 64
 
 
 class SpmEncoder:
@@ -48,7 +48,7 @@ class SpmEncoder:
         self._add_space_prefix = add_space_prefix
         # two characters that stand side by side in no token are never joined: the text is cut there
         self._pairs = {text[i : i + 2] for text in vocab.texts for i in range(len(text) - 1)}
-        self._encode_chunk = lru_cache(maxsize=_CACHED)(self._merge)
+        self._merge_word = lru_cache(maxsize=_CACHED)(self._merge)
 
     def encode(self, text: str, *, begins: bool) -> list[int]:
         """Ids of a text without special tokens.
@@ -64,10 +64,14 @@ class SpmEncoder:
         start = 0
         for i in range(1, len(text)):
             if text[i - 1 : i + 1] not in self._pairs:
-                ids += self._encode_chunk(text[start:i])
+                ids += self._chunk(text[start:i])
                 start = i
-        ids += self._encode_chunk(text[start:])
+        ids += self._chunk(text[start:])
         return ids
+
+    def _chunk(self, chunk: str) -> tuple[int, ...]:
+        # words come again, long runs hardly ever do
+        return self._merge_word(chunk) if len(chunk) <= _WORD else self._merge(chunk)
 
     def _merge(self, chunk: str) -> tuple[int, ...]:
         known = self._ids.get(chunk)
