@@ -73,8 +73,9 @@ class Conversation:
             self._say(first)
             if single_turn:
                 return 0
-        while (message := self._read()) is not None:
-            if message.startswith("/"):
+        while (read := self._read()) is not None:
+            message, is_plain = read
+            if is_plain and message.startswith("/"):
                 if not self._command(message):
                     break
             elif message.strip():
@@ -83,8 +84,8 @@ class Conversation:
                     break
         return 0
 
-    def _read(self) -> str | None:
-        """The next message; `None` at the end of the input."""
+    def _read(self) -> tuple[str, bool] | None:
+        """The next message, and whether it may be a command; `None` at the end of the input."""
         lines: list[str] = []
         quoted = False
         while True:
@@ -93,17 +94,20 @@ class Conversation:
             except EOFError:
                 if self._is_terminal:
                     print()
-                return "\n".join(lines) or None
+                return ("\n".join(lines), False) if lines else None
+            except KeyboardInterrupt:
+                print()
+                raise
             if line.strip() == '"""':
                 if quoted:
-                    return "\n".join(lines)
+                    return "\n".join(lines), False
                 quoted = True
             elif not quoted and line.endswith("\\"):
                 lines.append(line[:-1])
             else:
                 lines.append(line)
                 if not quoted:
-                    return "\n".join(lines)
+                    return "\n".join(lines), len(lines) == 1
 
     def _say(self, message: str) -> None:
         content = f"{self._prefix}{message}{self._suffix}"

@@ -21,6 +21,8 @@ NAME = "run"
 ALIASES = ("cli",)
 HELP = "continue a prompt, or chat with a model"
 
+INTERRUPTED = 130
+
 _ESCAPE = re.compile(r"""\\(n|r|t|'|"|\\|x[0-9a-fA-F]{2})""")
 
 
@@ -130,6 +132,8 @@ def run(args: argparse.Namespace) -> int:
                 return conversation.run(first, single_turn=args.single_turn)
             _complete(model, prompt, options, stats, shows_prompt=not args.no_display_prompt)
             return 0
+        except KeyboardInterrupt:
+            return INTERRUPTED
         finally:
             if not args.no_perf:
                 print_timings(load_seconds, stats, time.perf_counter() - start)

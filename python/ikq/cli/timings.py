@@ -24,7 +24,7 @@ def print_timings(load_seconds: float, stats: Stats, total_seconds: float) -> No
 
 def _line(name: str, seconds: float, n: int | None, unit: str, *, speed: bool = True) -> str:
     ms = 1000 * seconds
-    line = f"ikq_print_timings: {name:>11} time = {ms:10.2f} ms"
+    line = f"ikq: {name:>11} time = {ms:10.2f} ms"
     if n is None:
         return line
     line += f" / {n:5d} {unit:<6}"
