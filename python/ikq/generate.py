@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, TypedDict
 
 import numpy as np
@@ -140,12 +141,14 @@ class Generation(Iterator[Piece]):
             raise ValueError(f"logprobs={logprobs}: expected 0 (of the token only) or more")
         self._model = model
         self._tokenizer = tokenizer
+        self._ends = frozenset(tokenizer.end_ids) if tokenizer is not None else frozenset()
+        if ignore_eos:
+            never = dict.fromkeys(self._ends, -math.inf)
+            options = replace(options, logit_bias={**options.logit_bias, **never})
         self._sampler = Sampler(options, vocabulary=tokenizer)
         self._sampler.reset(tokens)
         self._stop = StopTexts(stop)
         self._decoder = _decoder(tokenizer, special=special)
-        self._ends = frozenset(tokenizer.end_ids) if tokenizer is not None else frozenset()
-        self._banned = sorted(self._ends) if ignore_eos else []
         self._max_tokens = max_tokens
         self._logprobs = logprobs
         self._shifts = context_shift
@@ -177,8 +180,6 @@ class Generation(Iterator[Piece]):
             self.reason = "length"
             raise StopIteration
         start = time.perf_counter()
-        for token in self._banned:
-            logits[token] = -np.inf
         token = self._sampler.sample(logits)
         self._sampler.accept(token)
         self.stats.n_generated += 1
@@ -189,7 +190,7 @@ class Generation(Iterator[Piece]):
     def _pieces(self, token: int, logits: NDArray[np.float32]) -> Iterator[Piece]:
         text = ""
         reason: Reason | None = None
-        if token in self._ends and not self._banned:
+        if token in self._ends:
             reason = "end"
         else:
             self.tokens.append(token)

@@ -169,7 +169,9 @@ class Model(TextModel):
             mmap=mmap,
             isa_name=None,
         )
-        return cls(engine, spec, reader, n_ubatch=n_ubatch)
+        model = cls(engine, spec, reader, n_ubatch=n_ubatch)
+        reader.close()  # its metadata stay
+        return model
 
     def logits(self, tokens: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float32]:
         """Logits after every token, from an empty cache.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ikq
-from ikq.cli.model_options import add_ignored, print_ignored
+from ikq.cli.model_options import add_ignored, print_ignored, reduction
 from ikq.measure import Timings, Workload, bench
 
 NAME = "bench"
@@ -102,6 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             help=f"{s.help} ({shown})",
         )
     add("--compute", choices=("auto", "f32"), default="auto", help="f32: exact products, slow (auto)")
+    add("-ser", "--smart-expert-reduction", type=reduction, metavar="K,T", help="drop light experts, see run")
     add("-b", "--batch-size", help=argparse.SUPPRESS)
     add("-tgb", "--threads-gen-batch", help=argparse.SUPPRESS)
     add_ignored(parser, switches_have_values=True)
@@ -152,7 +153,8 @@ def _rows(
     for path in itertools.chain.from_iterable(names.split(",") for names in args.model):
         facts = _facts(path)
         for setting in settings:
-            with ikq.Model.load(path, n_ctx=n_ctx, compute=args.compute, **setting) as model:
+            same = {"compute": args.compute, "expert_reduction": args.smart_expert_reduction}
+            with ikq.Model.load(path, n_ctx=n_ctx, **same, **setting) as model:
                 memory = {
                     "n_threads": model.n_threads,
                     **model.memory._asdict(),
@@ -160,7 +162,7 @@ def _rows(
                 }
                 for workload in workloads:
                     found = bench(model, workload, repetitions=args.repetitions, warm_up=bool(args.warmup))
-                    yield facts | setting | memory | _result(found)
+                    yield facts | same | setting | memory | _result(found)
 
 
 def _facts(path: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import ikq
 
-__all__ = ["add_ignored", "add_loading", "load_options", "override", "print_ignored"]
+__all__ = ["add_ignored", "add_loading", "load_options", "override", "print_ignored", "reduction"]
 
 _GPU = "this build computes on the CPU"
 _UNNEEDED = "not needed, ikq decides this by itself"
@@ -36,6 +36,7 @@ _IGNORED: list[tuple[tuple[str, ...], str | int | None, str]] = [
     (("-thp", "--transparent-huge-pages"), 0, _UNNEEDED),
     (("-gr", "--graph-reuse"), 0, _UNNEEDED),
     (("-no-gr", "--no-graph-reuse"), 0, _UNNEEDED),
+    (("-vq", "--validate-quants"), 0, _UNNEEDED),
     (("--no-warmup",), 0, _UNNEEDED),
     (("--jinja",), 0, _UNNEEDED),
     (("-no-fa", "--no-flash-attn"), 0, _ABSENT),
@@ -114,7 +115,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "-ser",
         "--smart-expert-reduction",
-        type=_reduction,
+        type=reduction,
         metavar="K,T",
         help="drop experts after the first K whose weight is below T times the largest",
     )
@@ -164,7 +165,8 @@ def load_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _reduction(text: str) -> tuple[int, float]:
+def reduction(text: str) -> tuple[int, float]:
+    """The numbers of `K,T`."""
     k, _, t = text.partition(",")
     try:
         return int(k), float(t)

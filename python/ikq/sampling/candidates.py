@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ class Candidates(NamedTuple):
     @classmethod
     def all(cls, logits: NDArray[np.float32]) -> Candidates:
         """The whole vocabulary."""
-        return cls(np.arange(len(logits)), logits)
+        return cls(_places(len(logits)), logits)
 
     def take(self, index: Indices, *, is_sorted: bool = False) -> Candidates:
         """Those at the places of `index`."""
@@ -60,6 +61,13 @@ class Candidates(NamedTuple):
     def probabilities(self) -> Floats:
         """Softmax of the logits."""
         return softmax(self.logits)
+
+
+@lru_cache(maxsize=4)
+def _places(n: int) -> Indices:
+    places = np.arange(n)
+    places.flags.writeable = False
+    return places
 
 
 def softmax(logits: Logits) -> Floats:

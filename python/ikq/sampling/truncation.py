@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from ikq.sampling.candidates import Candidates, Floats, largest
+from ikq.sampling.candidates import Candidates, Floats, Indices, Logits, largest
 
 __all__ = ["min_p", "top_k", "top_n_sigma", "top_p", "typical_p", "xtc"]
 
@@ -27,7 +27,7 @@ def top_p(c: Candidates, p: float, min_keep: int) -> Candidates:
     """The fewest that have the probability `p` together."""
     if p >= 1:
         return c
-    index = _fewest(c.probabilities(), c.logits.astype(np.float64), p, min_keep, is_sorted=c.is_sorted)
+    index = _fewest(c.probabilities(), c.logits, p, min_keep, is_sorted=c.is_sorted)
     return c.take(index, is_sorted=True)
 
 
@@ -44,7 +44,7 @@ def typical_p(c: Candidates, p: float, min_keep: int) -> Candidates:
     return c.take(index, is_sorted=c.is_sorted)
 
 
-def _fewest(probability: Floats, key: Floats, p: float, min_keep: int, *, is_sorted: bool) -> np.ndarray:
+def _fewest(probability: Floats, key: Logits, p: float, min_keep: int, *, is_sorted: bool) -> Indices:
     """Places of those with the largest keys that have the probability `p` together, the largest first."""
     n = len(key)
     tried = n if is_sorted else _FIRST
