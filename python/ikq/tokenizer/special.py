@@ -47,6 +47,37 @@ _FIM_END = {
     "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
     "fim_sep": ("<|file_sep|>",),
 }
+# the others of that kind: some files call them user-defined, but in a text they are only text
+_FIM = (
+    *(
+        "<|fim_prefix|>",
+        "<fim-prefix>",
+        "<fim_prefix>",
+        "<PRE>",
+        "\u2581<PRE>",
+        "<|code_prefix|>",
+        "<|prefix|>",
+    ),
+    *(
+        "<|fim_suffix|>",
+        "<fim-suffix>",
+        "<fim_suffix>",
+        "<SUF>",
+        "\u2581<SUF>",
+        "<|code_suffix|>",
+        "<|suffix|>",
+    ),
+    *(
+        "<|fim_middle|>",
+        "<fim-middle>",
+        "<fim_middle>",
+        "<MID>",
+        "\u2581<MID>",
+        "<|code_middle|>",
+        "<|middle|>",
+    ),
+    *(f"<\uff5cfim\u2581{name}\uff5c>" for name in ("begin", "hole", "end")),
+)
 # markup of the harmony format that a reader of the answer has to see
 _SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
@@ -110,7 +141,7 @@ def end_ids(metadata: Mapping[str, Any], vocab: Vocab, special: SpecialIds) -> f
         found = [token] if token is not None else [vocab.ids[t] for t in texts if t in vocab.ids][:1]
         ends.update(found)
     ends.update(token for token in (special.eos, special.eot, special.eom) if token is not None)
-    for token in ends:
+    for token in (*ends, *(vocab.ids[text] for text in _FIM if text in vocab.ids)):
         vocab.types[token] = TokenType.CONTROL
     names = {vocab.texts[token] for token in ends}
     # harmony closes each of its messages with <|end|>; the answer ends with one of the others
