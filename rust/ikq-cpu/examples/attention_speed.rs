@@ -130,6 +130,9 @@ fn operations(kind: IsaKind) {
         let mut cache = Cache::new(ty, n / 128, 128, 4).expect("fits");
         say(&format!("store {}", ty.name()), &mut |_| cache.store(kind, 1, &x));
     }
+    let conv = numbers(4 * n, 3);
+    let before = numbers(3 * n, 4);
+    say("convolve", &mut |out| delta::convolve(kind, &conv, 4, &before, &x, 0, out));
     let (dk, dv) = (128, 128);
     let mut state = vec![0.0; 32 * dk * dv];
     let (q, k, v) = (numbers(dk, 5), numbers(dk, 6), numbers(dv, 7));
