@@ -53,8 +53,11 @@ struct Shape {
     latent: bool,
 }
 
-const SHAPES: [Shape; 4] = [
+const SHAPES: [Shape; 7] = [
     Shape { name: "d 128, 8:1", d: 128, dv: 128, group: 8, latent: false },
+    Shape { name: "d 128, 7:1", d: 128, dv: 128, group: 7, latent: false },
+    Shape { name: "d 128, 5:1", d: 128, dv: 128, group: 5, latent: false },
+    Shape { name: "d 128, 4:1", d: 128, dv: 128, group: 4, latent: false },
     Shape { name: "d 128, 1:1", d: 128, dv: 128, group: 1, latent: false },
     Shape { name: "d 64, 8:1", d: 64, dv: 64, group: 8, latent: false },
     Shape { name: "latent 576, 16:1", d: 576, dv: 512, group: 16, latent: true },

@@ -25,12 +25,16 @@ impl<E: Element> IsaOp for Dots<'_, E> {
     fn run<I: Isa>(mut self, isa: I) {
         let mut i = 0;
         while i < self.shape.m {
-            // sixteen accumulators, or as many as there are registers for
+            // up to sixteen accumulators, or as many as there are registers for
             let wide = I::N_REGISTERS >= 32;
             i += match self.shape.m - i {
                 8.. if wide => self.rows::<I, 8, 2>(isa, i),
-                4.. if wide => self.rows::<I, 4, 4>(isa, i),
-                2.. if wide => self.rows::<I, 2, 8>(isa, i),
+                7 if wide => self.rows::<I, 7, 2>(isa, i),
+                6 if wide => self.rows::<I, 6, 2>(isa, i),
+                5 if wide => self.rows::<I, 5, 3>(isa, i),
+                4 if wide => self.rows::<I, 4, 4>(isa, i),
+                3 if wide => self.rows::<I, 3, 4>(isa, i),
+                2 if wide => self.rows::<I, 2, 8>(isa, i),
                 _ if wide => self.rows::<I, 1, 16>(isa, i),
                 2.. => self.rows::<I, 2, 2>(isa, i),
                 _ => self.rows::<I, 1, 4>(isa, i),
@@ -82,13 +86,13 @@ impl<E: Element> Dots<'_, E> {
             }
         }
         let c = &mut self.c[i * self.c_stride + j..];
-        if M * N == 16 {
+        if M * N > 8 {
             let mut flat = [isa.splat_f(0.0); 16];
             for (flat, acc) in flat.iter_mut().zip(acc.as_flattened()) {
                 *flat = *acc;
             }
             let sums = isa.totals(&flat);
-            for (r, sums) in sums.chunks_exact(N).enumerate() {
+            for (r, sums) in sums.chunks_exact(N).take(M).enumerate() {
                 c[r * self.c_stride..][..N].copy_from_slice(sums);
             }
         } else {
