@@ -9,7 +9,7 @@ mod chunk;
 
 use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
-pub use chunk::{Scratch, Tokens, advance};
+pub use chunk::{CHUNK, Scratch, Tokens, advance};
 
 /// The convolution over time of token `token`, before its activation:
 /// `out[ch] = sum over s of conv[ch * conv_kernel + s] * input[ch]`, `input` being that of the token

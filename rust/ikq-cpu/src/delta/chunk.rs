@@ -20,8 +20,8 @@ use super::step;
 use crate::ops::math;
 use crate::ops::matrix::{ByElement, F32, Floats, Product, Shape, Stored, Transpose, bytes_of};
 
-/// Tokens of a chunk: products with the state cost the same whatever it is, those within the chunk grow with it.
-const CHUNK: usize = 32;
+/// Tokens of a chunk, the best number to give [`advance`] at once: products with the state cost the same whatever it is, those within the chunk grow with it.
+pub const CHUNK: usize = 32;
 /// Tokens below which steps are as fast.
 const FEWEST: usize = 8;
 /// Logarithms of decays below it are as good as it: their exponentials are 0.
