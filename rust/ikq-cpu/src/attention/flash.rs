@@ -90,6 +90,11 @@ pub fn attend(
 ) {
     let n_rows = scratch.n_rows;
     assert_eq!(scratch.d, head.keys.d(), "queries are as long as keys");
+    let values_fit = match head.values {
+        Some(values) => values.d() == head.head_dim_v,
+        None => head.keys.d() >= head.head_dim_v,
+    };
+    assert!(values_fit && partial.d() == head.head_dim_v, "values of {} elements", head.head_dim_v);
     assert!(n_rows == partial.n_rows() && n_rows > 0, "a partial result per row");
     let last = first + (n_rows - 1) / group;
     let window = head.window.unwrap_or(usize::MAX);
