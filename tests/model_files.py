@@ -113,8 +113,17 @@ class Changed:
     def array(self, name):
         return self.tensors[name].dequantize()
 
+    def add(self, name, array):
+        self.tensors[name] = Weights(array)
+
     def replace(self, names, name, array):
         """Puts one tensor in the place of others."""
         for old in names:
             del self.tensors[old]
-        self.tensors[name] = Weights(array)
+        self.add(name, array)
+
+    def write(self, file):
+        """As a GGUF file; tensors in memory become F32."""
+        with ikq.GGUFWriter(file, self.metadata) as writer:
+            for name, tensor in self.tensors.items():
+                writer.add_tensor(name, tensor.array if isinstance(tensor, Weights) else tensor)

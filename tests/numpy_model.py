@@ -1,4 +1,4 @@
-"""A `ModelSpec` run in numpy, a whole prompt at once: the plain reading of what spec.py says.
+"""A `ModelSpec` run in numpy: the plain reading of what spec.py says, with a cache.
 
 Slow, short and independent of the engine. Arithmetic is float64 unless
 told otherwise, so that what is left against an oracle is the oracle's own rounding.
@@ -50,6 +50,7 @@ class NumpyModel:
     def __init__(self, reader, spec, dtype=np.float64):
         self.tensors, self.spec, self.dtype = reader.tensors, spec, dtype
         self.decoded = {}
+        self.forget()
 
     def tensor(self, name):
         if name not in self.decoded:
@@ -79,12 +80,27 @@ class NumpyModel:
             y = y + self.vector(linear.bias).reshape(-1, len(w))[expert or 0][rows]
         return y
 
+    def forget(self):
+        """Empties the cache: keys before rotation, values, recurrent states, one entry per layer."""
+        self.past = [None] * len(self.spec.layers)
+
+    def shift(self, n_keep, n_discard):
+        """Forgets positions; those behind them move down."""
+        self.past = [tuple(np.delete(t, range(n_keep, n_keep + n_discard), 0) for t in p) for p in self.past]
+
     def logits(self, tokens):
+        """Logits after every token, from an empty cache."""
+        self.forget()
+        return self.eval(tokens)
+
+    def eval(self, tokens):
+        """Logits after every token, behind what the cache holds."""
         spec = self.spec
         x = self.tensor(spec.token_embd)[np.asarray(tokens)] * spec.embd_scale
         self.hidden, self.experts = [x], []
-        for layer in spec.layers:
-            y = self.attention(layer.attention, self.norm(x, layer.attention_norm))
+        for i, layer in enumerate(spec.layers):
+            attention = {Gqa: self.gqa, Mla: self.mla, DeltaNet: self.delta_net}[type(layer.attention)]
+            y, self.past[i] = attention(layer.attention, self.norm(x, layer.attention_norm), self.past[i])
             x = x + (y if layer.post_attention_norm is None else self.norm(y, layer.post_attention_norm))
             y = self.ffn(layer.ffn, self.norm(x, layer.ffn_norm))
             x = x + (y if layer.post_ffn_norm is None else self.norm(y, layer.post_ffn_norm))
@@ -97,11 +113,8 @@ class NumpyModel:
             else spec.final_softcap * np.tanh(logits / spec.final_softcap)
         )
 
-    def attention(self, a, h):
-        return {Gqa: self.gqa, Mla: self.mla, DeltaNet: self.delta_net}[type(a)](a, h)
-
-    def rotate(self, rope, x):
-        """`x` of tokens x heads x elements; the position of a token is its index."""
+    def rotate(self, rope, x, first=0):
+        """`x` of tokens x heads x elements, at positions `first` and on."""
         n = rope.n_rot
         i = np.arange(n // 2)
         freq = rope.base ** (-2 * i / n) / rope.linear
@@ -121,7 +134,7 @@ class NumpyModel:
             low, high = max(0, low), min(n - 1, high)
             kept = 1 - np.clip((i - low) / max(0.001, high - low), 0, 1)
             freq = freq * kept + freq / y.factor * (1 - kept)
-        angle = (np.arange(len(x))[:, None] * freq)[:, None]
+        angle = ((first + np.arange(len(x)))[:, None] * freq)[:, None]
         cos, sin = magnitude * np.cos(angle), magnitude * np.sin(angle)
         first, second = (i, i + n // 2) if rope.pairing == "neox" else (2 * i, 2 * i + 1)
         out = x.copy()
@@ -130,12 +143,12 @@ class NumpyModel:
         return out
 
     def attend(self, q, k, v, scale, window=None, softcap=None, sinks=None):
-        """Heads of tokens x heads x elements; fewer key/value heads than query heads are shared."""
+        """Tokens x heads x elements; queries are the last tokens, key/value heads are shared where fewer."""
         k, v = (np.repeat(t, q.shape[1] // t.shape[1], axis=1) for t in (k, v))
         scores = np.einsum("ihd,jhd->hij", q, k) * scale
         if softcap is not None:
             scores = softcap * np.tanh(scores / softcap)
-        distance = np.arange(len(q))[:, None] - np.arange(len(q))
+        distance = np.arange(len(k) - len(q), len(k))[:, None] - np.arange(len(k))
         seen = distance >= 0
         if window is not None:
             seen &= distance < window
@@ -143,10 +156,10 @@ class NumpyModel:
         if sinks is not None:
             column = np.broadcast_to(self.vector(sinks)[:, None, None], (*scores.shape[:2], 1))
             scores = np.concatenate([scores, column], -1)
-        p = softmax(scores)[..., : len(q)]
+        p = softmax(scores)[..., : len(k)]
         return np.einsum("hij,jhd->ihd", p, v)
 
-    def gqa(self, a, h):
+    def gqa(self, a, h, past):
         n = len(h)
         q = self.linear(a.q, h).reshape(n, a.n_head, -1)
         k = self.linear(a.k, h).reshape(n, a.n_head_kv, a.head_dim)
@@ -154,34 +167,39 @@ class NumpyModel:
         q, gate = q[..., : a.head_dim], q[..., a.head_dim :]
         if a.q_norm is not None:
             q, k = self.norm(q, a.q_norm), self.norm(k, a.k_norm)
+        if past is not None:
+            k, v = np.concatenate([past[0], k]), np.concatenate([past[1], v])
+        past = k, v
         if a.rope is not None:
-            q, k = self.rotate(a.rope, q), self.rotate(a.rope, k)
+            q, k = self.rotate(a.rope, q, len(k) - n), self.rotate(a.rope, k)
         out = self.attend(q, k, v, a.scale, a.window, a.softcap, a.sinks)
         if a.output_gate:
             out = out * sigmoid(gate)
-        return self.linear(a.output, out.reshape(n, -1))
+        return self.linear(a.output, out.reshape(n, -1)), past
 
-    def mla(self, a, h):
+    def mla(self, a, h, past):
         n = len(h)
         if a.q_a is not None:
             q = self.linear(a.q, self.norm(self.linear(a.q_a, h), a.q_a_norm))
         else:
             q = self.linear(a.q, h)
         q = q.reshape(n, a.n_head, -1)
-        q = np.concatenate([q[..., : a.n_nope], self.rotate(a.rope, q[..., a.n_nope :])], -1)
         t = self.linear(a.kv_a, h)
-        c = self.norm(t[:, : a.kv_rank], a.kv_a_norm)
-        rotated = self.rotate(a.rope, t[:, None, a.kv_rank :])
+        c, shared = self.norm(t[:, : a.kv_rank], a.kv_a_norm), t[:, a.kv_rank :]
+        if past is not None:
+            c, shared = np.concatenate([past[0], c]), np.concatenate([past[1], shared])
+        past, n_all = (c, shared), len(c)
+        q = np.concatenate([q[..., : a.n_nope], self.rotate(a.rope, q[..., a.n_nope :], n_all - n)], -1)
         if a.kv_b is not None:
-            kv = (c @ self.tensor(a.kv_b).T).reshape(n, a.n_head, -1)
+            kv = (c @ self.tensor(a.kv_b).T).reshape(n_all, a.n_head, -1)
             k, v = kv[..., : a.n_nope], kv[..., a.n_nope :]
         else:
             k = np.einsum("tc,hcn->thn", c, self.tensor(a.k_b).reshape(a.n_head, a.kv_rank, a.n_nope))
             v = np.einsum("tc,hvc->thv", c, self.tensor(a.v_b).reshape(a.n_head, a.head_dim_v, a.kv_rank))
-        k = np.concatenate([k, np.repeat(rotated, a.n_head, axis=1)], -1)
-        return self.linear(a.output, self.attend(q, k, v, a.scale).reshape(n, -1))
+        k = np.concatenate([k, np.repeat(self.rotate(a.rope, shared[:, None]), a.n_head, axis=1)], -1)
+        return self.linear(a.output, self.attend(q, k, v, a.scale).reshape(n, -1)), past
 
-    def delta_net(self, a, h):
+    def delta_net(self, a, h, past):
         n, r = len(h), a.n_head_v // a.n_head_k
         n_keys, n_values = a.n_head_k * a.head_dim_k, a.n_head_v * a.head_dim_v
         u = self.linear(a.qkv, h)
@@ -200,7 +218,12 @@ class NumpyModel:
         beta = sigmoid(beta)
         decay = np.exp(self.vector(a.a) * np.logaddexp(0, alpha + self.vector(a.dt)))
         taps = self.tensor(a.conv).reshape(-1, a.conv_kernel)
-        padded = np.concatenate([np.zeros((a.conv_kernel - 1, u.shape[1])), u])
+        if past is None:
+            inputs = np.zeros((a.conv_kernel - 1, u.shape[1]), self.dtype)
+            state = np.zeros((a.n_head_v, a.head_dim_k, a.head_dim_v), self.dtype)
+        else:
+            inputs, state = past
+        padded = np.concatenate([inputs, u])
         m = silu(sum(padded[s : s + n] * taps[:, s] for s in range(a.conv_kernel)))
         q, k = (x.reshape(n, a.n_head_k, a.head_dim_k) for x in (m[:, :n_keys], m[:, n_keys : 2 * n_keys]))
         v = m[:, 2 * n_keys :].reshape(n, a.n_head_v, a.head_dim_v)
@@ -208,7 +231,6 @@ class NumpyModel:
         j = np.arange(a.n_head_v)
         key_head = j // r if a.value_order == "grouped" else j % a.n_head_k
         q, k = q[:, key_head] / np.sqrt(a.head_dim_k), k[:, key_head]
-        state = np.zeros((a.n_head_v, a.head_dim_k, a.head_dim_v), self.dtype)
         out = np.empty((n, a.n_head_v, a.head_dim_v), self.dtype)
         for t in range(n):
             state = state * decay[t][:, None, None]
@@ -216,7 +238,7 @@ class NumpyModel:
             state = state + k[t][:, :, None] * delta[:, None, :]
             out[t] = np.einsum("hkv,hk->hv", state, q[t])
         y = self.norm(out, a.norm).reshape(n, n_values) * silu(z)
-        return self.linear(a.output, y)
+        return self.linear(a.output, y), (padded[n:], state)
 
     def ffn(self, f, h):
         if isinstance(f, DenseFfn):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, SHARED
 from model_files import NAMES, Changed, Shaped, expected_logits, oracle, prompt, reader, reference
+from model_variants import VARIANTS, check_form, experts_apart, fused_qkv
 from numpy_model import NumpyModel
 
 import ikq
@@ -56,6 +57,15 @@ def test_yarn_as_published(name, index):
     assert np.abs(found - expected_logits(name, index)).max() > 10 * tolerance(name)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_cache_of_the_numpy_model(name):
+    """Tests of the engine rely on it."""
+    model = NumpyModel(reader(name), model_spec(reader(name)))
+    ids = prompt(name, 0)
+    parts = [model.eval(part) for part in np.split(ids, [1, 7, 8, 30])]
+    assert np.abs(np.concatenate(parts) - reference(name, 0)).max() < 1e-9
+
+
 def test_tiny_moe():
     path = SHARED / "models" / "tiny-moe-hf-logits.npz"
     if not path.is_file():
@@ -65,6 +75,24 @@ def test_tiny_moe():
         # the third prompt has a token between two experts, which rounding decides
         for i in range(2):
             assert np.abs(numpy_model.logits(f[f"p{i}_input_ids"]) - f[f"p{i}_logits"]).max() < 2e-4
+
+
+def test_spec_of_the_bundled_model(tiny_moe):
+    with ikq.GGUFReader(tiny_moe) as model:
+        made = model_spec(model)
+    assert (made.architecture, made.n_vocab, made.n_embd, made.n_ctx_train, len(made.layers)) == (
+        "qwen3moe",
+        4096,
+        256,
+        512,
+        4,
+    )
+    attention, ffn = made.layers[3].attention, made.layers[3].ffn
+    assert (attention.n_head, attention.n_head_kv, attention.head_dim, attention.scale) == (4, 2, 64, 0.125)
+    assert attention.rope == spec.Rope("neox", 64, 1e6)
+    assert attention.q_norm == "blk.3.attn_q_norm.weight"
+    assert ffn.gate == spec.Linear("blk.3.ffn_gate_exps.weight")
+    assert ffn.routing == spec.Routing(8, 2, spec.Linear("blk.3.ffn_gate_inp.weight"), normalize=True)
 
 
 def test_all_architectures_have_a_fixture():
@@ -94,98 +122,44 @@ def test_fields_are_those_of_the_engine():
         assert set(re.findall(r"pub (\w+):", body)) == set(fields), struct
 
 
-# Variants of files that the fixtures do not have. Each is made from a fixture and must compute the same.
+# Other forms of files
 
 
-def assert_same(changed, name, **options):
-    found = logits(changed, name, **options)
-    # the same numbers in sums of another order
+@pytest.mark.parametrize("variant", list(VARIANTS))
+def test_variants(variant):
+    name, change = VARIANTS[variant]
+    changed = Changed(reader(name))
+    change(changed)
+    made = model_spec(changed)
+    check_form(variant, made)
+    found = NumpyModel(changed, made).logits(prompt(name, 0))
+    # the same numbers, in sums of another order
     assert np.abs(found - reference(name, 0)).max() < 1e-9
 
 
-def blocks(changed):
-    return range(changed.metadata[f"{changed.architecture}.block_count"])
-
-
-@pytest.mark.parametrize("name", ["qwen2moe/qwen2moe-bf16", "llama/llama-bf16", "qwen3/qwen3-bf16"])
 @pytest.mark.parametrize("has_key", [False, True])
-def test_fused_qkv(name, has_key):
-    changed = Changed(reader(name))
-    if not has_key:
-        for key in ("attention.key_length", "attention.value_length"):
-            changed.metadata.pop(f"{changed.architecture}.{key}", None)
-    else:
+def test_heads_of_fused_qkv(has_key):
+    """Their length is divided out, or is what the key says."""
+    changed = Changed(reader("llama/llama-bf16"))
+    fused_qkv(changed)
+    for key in ("attention.key_length", "attention.value_length"):
+        changed.metadata.pop(f"llama.{key}", None)
+    if has_key:
         changed.set("attention.key_length", 64)
-    for i in blocks(changed):
-        for part in ("weight", "bias"):
-            names = [f"blk.{i}.attn_{x}.{part}" for x in "qkv"]
-            if names[0] in changed.tensors:
-                changed.replace(
-                    names, f"blk.{i}.attn_qkv.{part}", np.concatenate([changed.array(n) for n in names])
-                )
     made = model_spec(changed).layers[0].attention
-    assert made.q.weight == made.k.weight == made.v.weight == "blk.0.attn_qkv.weight"
-    assert_same(changed, name)
-
-
-@pytest.mark.parametrize("name", ["gpt-oss/gpt-oss-bf16", "deepseek3/deepseek3-bf16", "mixtral/mixtral-bf16"])
-def test_merged_experts(name):
-    changed = Changed(reader(name))
-    for i in blocks(changed):
-        for part in ("weight", "bias"):
-            names = [f"blk.{i}.ffn_{x}_exps.{part}" for x in ("gate", "up")]
-            if names[0] in changed.tensors:
-                both = np.concatenate([changed.array(n) for n in names], axis=1)
-                changed.replace(names, f"blk.{i}.ffn_gate_up_exps.{part}", both)
-    moe = next(layer.ffn for layer in model_spec(changed).layers if layer.ffn.kind == "moe")
-    assert moe.gate.weight == moe.up.weight
-    assert moe.gate.first_row == 0 < moe.up.first_row == moe.gate.n_rows
-    assert_same(changed, name)
-
-
-def test_experts_apart():
-    name = "mixtral/mixtral-bf16"
-    changed = Changed(reader(name))
-    for i in blocks(changed):
-        for role in ("gate", "up", "down"):
-            stack = changed.tensors.pop(f"blk.{i}.ffn_{role}_exps.weight").dequantize()
-            for j, one in enumerate(stack):
-                changed.replace([], f"blk.{i}.ffn_{role}.{j}.weight", one)
-    assert len(model_spec(changed).layers[0].ffn.down.weight) == 4
-    assert_same(changed, name)
-    del changed.tensors["blk.1.ffn_down.3.weight"]
-    with pytest.raises(ikq.FormatError, match=r"`blk\.1\.ffn_down\.3\.weight` is missing"):
+    assert (made.head_dim, made.head_dim_v) == (64, 64)
+    assert (made.k.first_row, made.k.n_rows, made.v.first_row, made.v.n_rows) == (256, 128, 384, 128)
+    changed.set("attention.key_length", 96)
+    with pytest.raises(ikq.FormatError, match=r"attn_qkv\.weight"):
         model_spec(changed)
 
 
-def test_recurrent_projections_mixed():
-    """Older files have `ssm_in`: per key head its query, key, value heads and gates."""
-    name = "qwen3next/qwen3next-bf16"
-    changed = Changed(reader(name))
-    nk, nv, dk, dv = 2, 4, 32, 32
-    for i in range(3):
-        qkv, z = (changed.array(f"blk.{i}.attn_{part}.weight") for part in ("qkv", "gate"))
-        q, k, v = np.split(qkv, [nk * dk, 2 * nk * dk])
-        parts = [t.reshape(nk, -1, t.shape[-1]) for t in (q, k, v, z)]
-        names = [f"blk.{i}.attn_{part}.weight" for part in ("qkv", "gate")]
-        changed.replace(
-            names, f"blk.{i}.ssm_in.weight", np.concatenate(parts, axis=1).reshape(-1, qkv.shape[-1])
-        )
-    made = model_spec(changed).layers[0].attention
-    assert made.mixed
-    assert made.z is None
-    assert (made.n_head_v, made.head_dim_v) == (nv, dv)
-    assert_same(changed, name)
-
-
-def test_latent_attention_from_kv_b_alone():
-    name = "deepseek2-lite/deepseek2-lite-legacy-mla-bf16"
-    changed = Changed(reader(name))
-    for i in blocks(changed):
-        del changed.tensors[f"blk.{i}.attn_k_b.weight"], changed.tensors[f"blk.{i}.attn_v_b.weight"]
-    assert model_spec(changed).layers[0].attention.kv_b == "blk.0.attn_kv_b.weight"
-    # `attn_k_b` of the file is the BF16 rounding of the same numbers, none of which changes
-    assert_same(changed, name)
+def test_missing_expert():
+    changed = Changed(reader("mixtral/mixtral-bf16"))
+    experts_apart(changed)
+    del changed.tensors["blk.1.ffn_down.3.weight"]
+    with pytest.raises(ikq.FormatError, match=r"`blk\.1\.ffn_down\.3\.weight` is missing"):
+        model_spec(changed)
 
 
 def test_both_layouts_of_latent_attention_agree():
@@ -194,40 +168,15 @@ def test_both_layouts_of_latent_attention_agree():
     assert np.abs(a - b).max() < 1e-9
 
 
-def test_axes_of_one_may_be_missing():
-    """Programs differ in whether they write `[n, 1]` or `[n]`."""
-    for name, tensor, shape in [
-        ("qwen2moe/qwen2moe-bf16", "blk.0.ffn_gate_inp_shexp.weight", (256,)),
-        ("ernie45moe/ernie45moe-bf16", "blk.1.exp_probs_b.bias", (8,)),
-        ("glm4moe/glm4moe-bf16", "blk.1.exp_probs_b.bias", (1, 8)),
-    ]:
-        changed = Changed(reader(name))
-        changed.replace([], tensor, changed.array(tensor).reshape(shape))
-        assert_same(changed, name)
-
-
-def test_blocks_that_predict_further_tokens_are_left_out():
-    name = "glm4moe/glm4moe-bf16"
-    changed = Changed(reader(name))
-    changed.set("block_count", 4)
-    changed.set("nextn_predict_layers", 1)
-    changed.tensors["blk.3.nextn.eh_proj.weight"] = Shaped((256, 512))
-    made = model_spec(changed)
-    assert len(made.layers) == 3
-    assert "the last 1 of 4 blocks" in made.notes[0]
-    assert_same(changed, name)
-    changed.set("nextn_predict_layers", 4)
-    with pytest.raises(ikq.FormatError, match=r"`glm4moe\.nextn_predict_layers` is 4"):
+def test_no_block_is_left():
+    changed = Changed(reader("glm4moe/glm4moe-bf16"))
+    changed.set("nextn_predict_layers", 3)
+    with pytest.raises(ikq.FormatError, match=r"`glm4moe\.nextn_predict_layers` is 3"):
         model_spec(changed)
 
 
-def test_keys_with_one_value_per_block():
-    name = "ernie45moe/ernie45moe-bf16"
-    changed = Changed(reader(name))
-    changed.set("attention.head_count", [8, 8])
-    changed.set("attention.head_count_kv", [4, 4])
-    changed.set("feed_forward_length", [512, 64])
-    assert_same(changed, name)
+def test_arrays_of_keys_that_do_not_fit():
+    changed = Changed(reader("ernie45moe/ernie45moe-bf16"))
     changed.set("feed_forward_length", [511, 64])
     with pytest.raises(ikq.FormatError, match=r"`ernie4_5-moe\.feed_forward_length` is 511, expected 512"):
         model_spec(changed)
@@ -323,22 +272,6 @@ def test_softcaps_and_scale():
         50,
         0.25,
     )
-
-
-def test_scales_of_products():
-    changed = Changed(reader("qwen3moe/qwen3moe-bf16"))
-    changed.replace([], "blk.0.attn_q.scale", [0.5])
-    changed.replace([], "blk.0.ffn_up_exps.scale", np.arange(10) / 4)
-    made = model_spec(changed)
-    assert made.layers[0].attention.q.scale == "blk.0.attn_q.scale"
-    assert made.layers[0].ffn.up.scale == "blk.0.ffn_up_exps.scale"
-    q = changed.array("blk.0.attn_q.weight") * 0.5
-    up = changed.array("blk.0.ffn_up_exps.weight") * (np.arange(10) / 4)[:, None, None]
-    scaled = Changed(reader("qwen3moe/qwen3moe-bf16"))
-    scaled.replace([], "blk.0.attn_q.weight", q)
-    scaled.replace([], "blk.0.ffn_up_exps.weight", up)
-    name = "qwen3moe/qwen3moe-bf16"
-    assert np.abs(logits(changed, name) - logits(scaled, name)).max() < 1e-9
 
 
 def test_routing():

@@ -155,6 +155,7 @@ def test_it_cannot_be_changed():
         (bytes(34), "Q8_0", (33,), "33 is not a multiple of 32"),
         (bytes(6 * 144), "Q4_K_R4", (6, 256), "4 rows together"),
         (bytes(34), "Q8_0", (-1, 32), "negative"),
+        (b"", "F32", (2**31, 0, 2**30), "too large for an array"),
     ],
 )
 def test_shapes_that_do_not_fit(raw, type, shape, message):

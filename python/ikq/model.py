@@ -85,7 +85,7 @@ class Model:
         (3, 4096)
     """
 
-    def __init__(self, engine: _ikq.Engine, spec: ModelSpec, types: frozenset[QuantType]) -> None:
+    def __init__(self, engine: _ikq.Engine, spec: ModelSpec, types: frozenset[QuantType | int]) -> None:
         self._engine = engine
         self._types = types
         self.spec: ModelSpec = spec
@@ -134,7 +134,9 @@ class Model:
         Raises:
             OSError: the file cannot be read.
             FormatError: it is not GGUF, is damaged, or its metadata and tensors do not fit together.
-            UnsupportedError: the architecture, or a tensor type, is not supported.
+            ShapeError: a tensor does not have the shape that the model needs.
+            UnsupportedError: the architecture, a tensor type or a cache type is not supported.
+            RefusedError: memory does not hold the weights or the cache.
         """
         reader = GGUFReader(path)
         spec = model_spec(reader, yarn_truncate=yarn_truncate)
@@ -159,8 +161,7 @@ class Model:
             mmap=mmap,
             isa_name=None,
         )
-        types = frozenset(t.type for t in reader.tensors.values())
-        return cls(engine, spec, types)
+        return cls(engine, spec, frozenset(t.type for t in reader.tensors.values()))
 
     def logits(self, tokens: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float32]:
         """Logits after every token, from an empty cache.
@@ -172,7 +173,8 @@ class Model:
             float32 `(n_tokens, n_vocab)`. The cache holds the tokens afterwards.
 
         Raises:
-            FormatError: a token is not in the vocabulary, there are too many, or a weight is not finite.
+            FormatError: a token is not in the vocabulary, or a weight is not finite.
+            ShapeError: there are no tokens, or more than the context holds.
         """
         self._engine.truncate(0)
         return self.eval(tokens)
@@ -186,6 +188,10 @@ class Model:
 
         Returns:
             float32 `(n, n_vocab)`, n being the number of positions wanted.
+
+        Raises:
+            FormatError: as `logits`; the cache holds what it held before.
+            ShapeError: as `logits`.
         """
         ids = np.asarray(tokens)
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
@@ -234,7 +240,9 @@ class Model:
             FfnPlan(layer, role, plan, why, *(QuantType[t] for t in types))
             for layer, role, plan, why, types in self._engine.plans()
         )
-        programs = sorted(set.intersection(*(set(t.known_to) for t in self._types)))
+        # nobody is known to know a type that ikq does not
+        known = [set(t.known_to) if isinstance(t, QuantType) else set() for t in self._types]
+        programs = sorted(set.intersection(*known))
         why = self._engine.why_memory
         return Explanation(self.spec.architecture, plans, self.memory, why, tuple(programs), self.spec.notes)
 

@@ -70,9 +70,12 @@ class QTensor:
             raise ShapeError(f"{t} data of shape {tuple(shape)} has {size} bytes, got {array.size}")
         extents = tuple(int(n) for n in shape)
         flat = t is QuantType.I2_S or not extents
-        self._set(
-            array.reshape((size,) if flat else (*extents[:-1], row_bytes(t, extents[-1]))), t, extents, name
-        )
+        stored = (size,) if flat else (*extents[:-1], row_bytes(t, extents[-1]))
+        try:
+            rows = array.reshape(stored)
+        except ValueError:  # no bytes, but axes whose product no array can have
+            raise ShapeError(f"shape {tuple(shape)} is too large for an array") from None
+        self._set(rows, t, extents, name)
 
     def _set(
         self, raw: NDArray[np.uint8], type: QuantType | int, shape: tuple[int, ...], name: str | None

@@ -73,8 +73,15 @@ def model_spec(reader: GGUFReader, *, yarn_truncate: bool = True) -> ModelSpec:
         raise UnsupportedError(
             f"architecture `{name:.64}` is not supported; there are {', '.join(SUPPORTED)}"
         )
-    try:
-        shapes = {name: tensor.shape for name, tensor in reader.tensors.items()}
-    except ShapeError as e:
-        raise FormatError(str(e)) from e
-    return build(Source(Keys(reader.metadata, name), Tensors(shapes, name), yarn_truncate=yarn_truncate))
+    keys, tensors = Keys(reader.metadata, name), Tensors(_shapes(reader), name)
+    return build(Source(keys, tensors, yarn_truncate=yarn_truncate))
+
+
+def _shapes(reader: GGUFReader) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for name in reader.tensors:
+        try:
+            shapes[name] = reader.tensors[name].shape
+        except ShapeError as e:
+            raise FormatError(f"tensor `{name}`: {e}") from e
+    return shapes

@@ -88,7 +88,8 @@ def _scaling(block: Block, grows: bool) -> tuple[float, Yarn | None]:
         return 1.0, Yarn(factor, n_ctx_orig, beta_fast, beta_slow, magnitude, truncate)
     if kind not in ("none", "linear"):
         raise UnsupportedError(
-            f"key `{keys.full_name('rope.scaling.type')}` is {kind!r}; supported are none, linear and yarn"
+            f"key `{keys.full_name('rope.scaling.type')}` is {kind[:32]!r}; "
+            "supported are none, linear and yarn"
         )
     # a factor of cos and sin alone: YaRN between equal frequencies
     yarn = None if magnitude == 1 else Yarn(1.0, n_ctx_orig, magnitude=magnitude)

@@ -10,6 +10,9 @@ pub enum Error {
     #[error("`{tensor}`: {source}")]
     Format { tensor: String, source: ikq_formats::Error },
 
+    #[error("`{tensor}` has the type {ty}, which is for activations or integers, not for weights")]
+    NotWeights { tensor: String, ty: ikq_formats::QuantType },
+
     #[error("the model's description cannot be read: {why}")]
     Spec { why: String },
 

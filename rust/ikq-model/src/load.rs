@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use ikq_formats::QuantType;
+use ikq_formats::{Family, QuantType};
 use ikq_gguf::{Bytes, Model, PageBuffer, Tensor};
 use ikq_pool::{Cancel, Pool, Stop};
 
@@ -78,6 +78,9 @@ impl Tensors {
         }
         for (t, data) in tensors.into_iter().zip(data) {
             let ty = t.quant_type().map_err(Error::from)?;
+            if matches!(ty.info().family, Family::Activation | Family::Integer) {
+                return Err(Error::NotWeights { tensor: t.name.clone(), ty }.into());
+            }
             loaded.by_name.insert(t.name.clone(), Loaded { ty, ne: t.ne, data });
         }
         Ok(loaded)

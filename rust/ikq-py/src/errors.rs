@@ -112,10 +112,10 @@ impl Raise for ikq_model::Error {
         let message = self.to_string();
         match self {
             Gguf(e) => e.raise(py),
-            Shape { .. } | Experts { .. } | Rows { .. } | Token { .. } | NoTokens | Context { .. } => {
+            Shape { .. } | Experts { .. } | Rows { .. } | NoTokens | Context { .. } => {
                 ShapeError::new_err(message)
             }
-            Cache { .. } | Rewind { .. } => UnsupportedError::new_err(message),
+            Cache { .. } | Rewind { .. } | NotWeights { .. } => UnsupportedError::new_err(message),
             Memory { .. } | Option { .. } | Threads(_) => RefusedError::new_err(message),
             _ => FormatError::new_err(message),
         }

@@ -1,0 +1,47 @@
+"""Models run from every tensor type that a file may hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_models import N_CTX, Parts, mixture, tokens, write
+
+import ikq
+
+STORABLE = [t for t in ikq.QuantType if t.is_storable and t.can_encode]
+# Codes of activations have 8 bits: relative errors of about 0.5 % per product, of which a layer has four in a row.
+LARGEST_ERROR = 0.03
+
+
+@pytest.fixture(scope="module")
+def parts() -> Parts:
+    return Parts()
+
+
+@pytest.mark.filterwarnings("ignore::ikq.errors.NotTernaryWarning")
+@pytest.mark.parametrize("type", STORABLE, ids=lambda t: t.name)
+def test_all_matrices_of_one_type(parts: Parts, tmp_path: Path, type: ikq.QuantType) -> None:
+    with ikq.GGUFReader(mixture(parts, tmp_path / "f32.gguf", "F32", "F32")) as reader:
+        tensors: dict[str, object] = {}
+        for name, tensor in reader.tensors.items():
+            is_matrix = tensor.ndim > 1 and name not in ("token_embd.weight", "blk.0.ffn_gate_inp.weight")
+            # I2_S has one scale per matrix and no experts
+            is_matrix &= type.name != "I2_S" or tensor.ndim == 2
+            x = tensor.dequantize()
+            tensors[name] = ikq.QTensor.quantize(x, type) if is_matrix else x
+        path = write(tmp_path / "typed.gguf", dict(reader.metadata), tensors)
+    found = {}
+    for compute in ("f32", "auto"):
+        with ikq.Model.load(path, n_ctx=N_CTX, n_threads=2, compute=compute) as model:
+            found[compute] = [model.logits(tokens(n)) for n in (1, 3, 40)]
+            model.truncate(0)
+            found[compute].append(np.concatenate([model.eval([t]) for t in tokens(3)]))
+    for exact, fast in zip(found["f32"], found["auto"], strict=True):
+        assert np.isfinite(exact).all()
+        assert exact.std() > 0.1
+        assert np.sqrt(np.mean((fast - exact) ** 2)) < LARGEST_ERROR * exact.std()
+    for logits in found.values():
+        # one prompt or token by token: the same up to rounding of sums
+        assert np.abs(logits[3] - logits[1]).max() < LARGEST_ERROR * logits[1].std()
