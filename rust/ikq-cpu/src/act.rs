@@ -41,6 +41,12 @@ impl Default for ActUnit {
     }
 }
 
+/// Units from one column to the next: an odd number, so that the same unit of many columns does not fall into a
+/// few sets of a cache.
+fn units_per_column(k: usize) -> usize {
+    k.div_ceil(UNIT) | 1
+}
+
 /// Columns of `k` elements.
 #[derive(Default)]
 pub struct Activations {
@@ -61,7 +67,7 @@ impl Activations {
     pub fn resize(&mut self, k: usize, n_columns: usize) {
         (self.k, self.n_columns) = (k, n_columns);
         // grow only: a smaller step leaves the tail alone
-        let (n_floats, n_units) = (k * n_columns, k.div_ceil(UNIT) * n_columns);
+        let (n_floats, n_units) = (k * n_columns, units_per_column(k) * n_columns);
         if self.floats.len() < n_floats {
             self.floats.resize(n_floats, 0.0);
         }
@@ -85,7 +91,7 @@ impl Activations {
             return Vec::new();
         }
         let floats = self.floats.chunks_exact_mut(self.k);
-        let units = self.units.chunks_exact_mut(self.k.div_ceil(UNIT));
+        let units = self.units.chunks_exact_mut(units_per_column(self.k));
         floats.zip(units).take(self.n_columns).map(|(floats, units)| ColumnMut { floats, units }).collect()
     }
 
@@ -101,8 +107,7 @@ impl Activations {
 
     /// A column's 8-bit form, valid after [`ColumnMut::quantize`].
     pub fn units(&self, column: usize) -> &[ActUnit] {
-        let n = self.k.div_ceil(UNIT);
-        &self.units[column * n..(column + 1) * n]
+        &self.units[column * units_per_column(self.k)..][..self.k.div_ceil(UNIT)]
     }
 }
 

@@ -27,6 +27,7 @@ mod tile;
 use kernels::Bodies;
 use panel::{BAND, Panel};
 use stored::Rows;
+use tile::Tile;
 
 /// How products are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,9 +184,9 @@ pub fn multiply(
     }
 }
 
-/// Elements of a row that a panel holds, in units: with two bands 16 KiB of codes, which leaves the nearest
-/// cache room for columns.
-const PANEL_UNITS: usize = 2;
+/// Units of a row that a panel holds: with two bands 64 KiB of codes. Shorter panels would stay in the nearest
+/// cache, but columns are read faster in long runs.
+const PANEL_UNITS: usize = 8;
 
 #[expect(clippy::too_many_arguments, reason = "the operands of a product and its memory")]
 fn panel_products(
@@ -202,48 +203,46 @@ fn panel_products(
     let n_units = panel::n_units(acts.k());
     let max_bands = tile::max_bands(kind);
     panel.reserve(PANEL_UNITS, max_bands);
-    let mut first = 0;
-    while first < n_rows {
-        let n_bands = (n_rows - first).div_ceil(BAND).min(max_bands);
-        let block = first..n_rows.min(first + n_bands * BAND);
-        // a band that is not full cannot be stored in place
-        let whole = block.len() == n_bands * BAND;
-        if !whole {
-            spill.resize(spill.len().max(n_bands * BAND * columns.len()), 0.0);
-        }
-        for unit in (0..n_units).step_by(PANEL_UNITS) {
-            let units = unit..n_units.min(unit + PANEL_UNITS);
+    // rows of a band that is not full have no place in the output
+    let n_whole = n_rows / BAND * BAND;
+    if n_whole < n_rows {
+        spill.resize(spill.len().max(BAND * columns.len()), 0.0);
+    }
+    // part after part of the columns, so that a part stays in a near cache for all rows
+    for first_unit in (0..n_units).step_by(PANEL_UNITS) {
+        let units = first_unit..n_units.min(first_unit + PANEL_UNITS);
+        let mut first = 0;
+        while first < n_rows {
+            let n_bands = ((n_rows - first) / BAND).clamp(1, max_bands);
             for band in 0..n_bands {
                 let start = first + band * BAND;
-                let part = rows.part(start..block.end.min(start + BAND));
+                let part = rows.part(start..n_rows.min(start + BAND));
                 (bodies.fill)(kind, &part, units.clone(), panel, (band, n_bands));
             }
-            let (out, stride) = match whole {
+            let (out, stride) = match first < n_whole {
                 true => (&mut out[first..], n_rows),
-                false => (&mut spill[..], n_bands * BAND),
+                false => (&mut spill[..], BAND),
             };
-            tile::multiply(
-                kind,
-                tile::Tile {
-                    panel,
-                    n_bands,
-                    per_16: panel::per_16(bodies.facts.sub_block, bodies.facts.n_float_scales),
-                    has_min: bodies.facts.has_min,
-                    acts,
-                    columns,
-                    add: unit > 0,
-                    units,
-                    out,
-                    stride,
-                },
-            );
+            let tile = Tile {
+                panel,
+                n_bands,
+                per_16: panel::per_16(bodies.facts.sub_block, bodies.facts.n_float_scales),
+                has_min: bodies.facts.has_min,
+                acts,
+                columns,
+                units: units.clone(),
+                out,
+                stride,
+                add: first_unit > 0,
+            };
+            tile::multiply(kind, tile);
+            first += n_bands * BAND;
         }
-        if !whole {
-            for (spill, out) in spill.chunks_exact(n_bands * BAND).zip(out.chunks_exact_mut(n_rows)) {
-                out[block.clone()].copy_from_slice(&spill[..block.len()]);
-            }
+    }
+    if n_whole < n_rows {
+        for (spill, out) in spill.chunks_exact(BAND).zip(out.chunks_exact_mut(n_rows)) {
+            out[n_whole..].copy_from_slice(&spill[..n_rows - n_whole]);
         }
-        first = block.end;
     }
 }
 
