@@ -98,10 +98,7 @@ def mixture(parts: Parts, path: Path, gate: str, up: str, **router: object) -> P
 
 def biased(parts: Parts, path: Path, gate: str, up: str, n_used: int, bias: list[float]) -> Path:
     """A mixture with biases everywhere, clamped SwiGLU."""
-    zeros = {
-        f"blk.0.attn_{n}.bias": np.zeros(256, np.float32)
-        for n in ("q", "k", "v", "output")
-    }
+    zeros = {f"blk.0.attn_{n}.bias": np.zeros(256, np.float32) for n in ("q", "k", "v", "output")}
     tensors = (
         parts.common
         | zeros
