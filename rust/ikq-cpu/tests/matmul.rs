@@ -91,7 +91,7 @@ fn column(acts: &Activations, column: usize, form: Input) -> Vec<f64> {
 fn n_roundings(ty: QuantType, k: usize, form: Input) -> f64 {
     let n = match form {
         // sixteen lanes, multiplication and addition; the tree over lanes and the parts
-        Input::Floats => k.div_ceil(16) + 1 + 8,
+        Input::Floats => k.div_ceil(16) + 1 + 8 + k / 1024,
         Input::Q8 => {
             let facts = ikq_decode::facts(ty).expect("a block type");
             // an addition per 32 elements, and one or two for mins; the products of scales, the tree over

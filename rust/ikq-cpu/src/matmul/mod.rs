@@ -15,6 +15,7 @@ use ikq_formats::{Error, QuantType, check_matrix, deinterleave_group, matrix_byt
 use ikq_simd::IsaKind;
 
 use crate::act::Activations;
+use crate::aligned::Aligned;
 
 pub mod check;
 mod float;
@@ -132,7 +133,7 @@ pub fn input(ty: QuantType, compute: Compute) -> Input {
 #[derive(Default)]
 pub struct Scratch {
     /// Decoded rows.
-    floats: Vec<f32>,
+    floats: Aligned,
     /// Rows of interleaved groups.
     rows: Vec<u8>,
     panel: Panel,
@@ -179,9 +180,9 @@ pub fn multiply(
     }
 }
 
-/// Units of a row that a panel holds: with two bands 64 KiB of codes. Shorter panels would stay in the nearest
-/// cache, but columns are read faster in long runs.
-const PANEL_UNITS: usize = 8;
+/// Units of a row that a panel holds: with two bands 32 KiB of codes. Shorter panels would stay in the nearest
+/// cache, but columns are read faster in long runs; longer ones push the columns out of the next cache.
+const PANEL_UNITS: usize = 4;
 
 #[expect(clippy::too_many_arguments, reason = "the operands of a product and its memory")]
 fn panel_products(
@@ -265,7 +266,7 @@ fn float_products(
     part: &Matrix<'_>,
     acts: &Activations,
     columns: &[u32],
-    floats: &mut Vec<f32>,
+    floats: &mut Aligned,
     rows: &mut Vec<u8>,
     out: &mut [f32],
 ) {
@@ -282,7 +283,8 @@ fn float_products(
     let (k, n_rows) = (part.k, part.n_rows);
     // whole groups of interleaved types
     let block = float::BLOCK_ROWS.next_multiple_of(ty.info().rows);
-    floats.resize(floats.len().max(block * k), 0.0);
+    floats.reserve(block * k);
+    let floats = floats.get_mut();
     let per_row = data.len() / n_rows;
     for first in (0..n_rows).step_by(block) {
         let n = block.min(n_rows - first);
