@@ -150,13 +150,13 @@ impl Case<'_> {
     }
 }
 
-/// Row lengths: with whole units, and ending inside one.
+/// Row lengths: with whole units, ending inside one, and longer than what is computed in one go.
 fn lengths(ty: QuantType) -> Vec<usize> {
     match (ty.info().block_size, ty) {
-        (_, QuantType::I2_S) => vec![768, 384],
-        (1, QuantType::BF16_R16) => vec![300],
-        (1, _) => vec![301],
-        (block, _) => [768, UNIT + block].into_iter().filter(|k| k % block == 0).collect(),
+        (_, QuantType::I2_S) => vec![768, 384, 1408],
+        (1, QuantType::BF16_R16) => vec![300, 1302],
+        (1, _) => vec![301, 1301],
+        (block, _) => [768, UNIT + block, 5 * UNIT].into_iter().filter(|k| k % block == 0).collect(),
     }
 }
 
