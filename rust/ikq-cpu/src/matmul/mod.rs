@@ -15,6 +15,7 @@ use ikq_formats::{Error, QuantType, check_matrix, deinterleave_group, matrix_byt
 use ikq_simd::IsaKind;
 
 use crate::act::Activations;
+use crate::aligned::Aligned;
 
 pub mod check;
 mod float;
@@ -24,6 +25,7 @@ mod row;
 mod stored;
 mod tile;
 
+pub use check::{kernel_name, self_test};
 use kernels::Bodies;
 use panel::{BAND, Panel};
 use stored::Rows;
@@ -131,7 +133,7 @@ pub fn input(ty: QuantType, compute: Compute) -> Input {
 #[derive(Default)]
 pub struct Scratch {
     /// Decoded rows.
-    floats: Vec<f32>,
+    floats: Aligned,
     /// Rows of interleaved groups.
     rows: Vec<u8>,
     panel: Panel,
@@ -168,25 +170,19 @@ pub fn multiply(
         Input::Q8 => kernels::bodies(part.ty),
         Input::Floats => None,
     };
-    let row_ty = part.ty.info().base.unwrap_or(part.ty);
-    // decoding to floats takes groups apart by itself; only rows that are read as they are need it here
-    let apart = part.row_step() > 1 && (bodies.is_some() || row_ty == QuantType::BF16);
-    let data = if apart { take_apart(&part, rows) } else { part.data };
     let Some(bodies) = bodies else {
-        let ty = if apart { row_ty } else { part.ty };
-        return float_products(kind, ty, &part, data, acts, columns, floats, out);
+        return float_products(kind, &part, acts, columns, floats, rows, out);
     };
-    let header = (part.ty == QuantType::I2_S).then_some(part.scale);
-    let rows = Rows { data, stride: data.len() / part.n_rows, header };
+    let rows = rows_of(&part, rows);
     match columns {
         [column] => (bodies.rows)(kind, &rows, acts.units(*column as usize), out),
         _ => panel_products(kind, &bodies, &rows, acts, columns, panel, spill, out),
     }
 }
 
-/// Units of a row that a panel holds: with two bands 64 KiB of codes. Shorter panels would stay in the nearest
-/// cache, but columns are read faster in long runs.
-const PANEL_UNITS: usize = 8;
+/// Units of a row that a panel holds: with two bands 32 KiB of codes. Shorter panels would stay in the nearest
+/// cache, but columns are read faster in long runs; longer ones push the columns out of the next cache.
+const PANEL_UNITS: usize = 4;
 
 #[expect(clippy::too_many_arguments, reason = "the operands of a product and its memory")]
 fn panel_products(
@@ -246,6 +242,13 @@ fn panel_products(
     }
 }
 
+/// The rows of a matrix of a block type; those of groups are taken apart in `memory`.
+fn rows_of<'a>(part: &Matrix<'a>, memory: &'a mut Vec<u8>) -> Rows<'a> {
+    let data = if part.row_step() > 1 { take_apart(part, memory) } else { part.data };
+    let header = (part.ty == QuantType::I2_S).then_some(part.scale);
+    Rows { data, stride: data.len() / part.n_rows, header }
+}
+
 /// The rows of an interleaved matrix, one after another.
 fn take_apart<'a>(part: &Matrix<'_>, rows: &'a mut Vec<u8>) -> &'a [u8] {
     rows.resize(rows.len().max(part.data.len()), 0);
@@ -257,18 +260,21 @@ fn take_apart<'a>(part: &Matrix<'_>, rows: &'a mut Vec<u8>) -> &'a [u8] {
     rows
 }
 
-/// Products in floats; `data` holds the rows as type `ty`.
-#[expect(clippy::too_many_arguments, reason = "the operands of a product and its memory")]
+/// Products in floats.
 fn float_products(
     kind: IsaKind,
-    ty: QuantType,
     part: &Matrix<'_>,
-    data: &[u8],
     acts: &Activations,
     columns: &[u32],
-    floats: &mut Vec<f32>,
+    floats: &mut Aligned,
+    rows: &mut Vec<u8>,
     out: &mut [f32],
 ) {
+    // decoding takes groups apart by itself; only rows that are read as they are need it here
+    let (ty, data) = match part.ty.info().base {
+        Some(QuantType::BF16) => (QuantType::BF16, take_apart(part, rows)),
+        _ => (part.ty, part.data),
+    };
     if let [column] = columns
         && float::rows(kind, ty, data, acts.floats(*column as usize), out)
     {
@@ -277,7 +283,8 @@ fn float_products(
     let (k, n_rows) = (part.k, part.n_rows);
     // whole groups of interleaved types
     let block = float::BLOCK_ROWS.next_multiple_of(ty.info().rows);
-    floats.resize(floats.len().max(block * k), 0.0);
+    floats.reserve(block * k);
+    let floats = floats.get_mut();
     let per_row = data.len() / n_rows;
     for first in (0..n_rows).step_by(block) {
         let n = block.min(n_rows - first);

@@ -70,11 +70,10 @@ fn unit_product<I: Isa, D: Decode<I>>(isa: I, header: f32, unit: &[u8], x: &ActU
     if I::CODE_BIAS != 0 && !D::UNSIGNED {
         sums = isa.add_i(sums, isa.load_i(&x.debts));
     }
-    let scales = D::scales(isa, header, unit);
-    let scale = isa.mul_f(isa.load_f(&scales.scale()), isa.load_f(&x.d));
-    let acc = isa.fused_add(isa.float_i(sums), scale, acc);
+    let (scale, min) = D::factors(isa, header, unit);
+    let acc = isa.fused_add(isa.float_i(sums), isa.mul_f(scale, isa.load_f(&x.d)), acc);
     match D::HAS_MIN {
-        true => isa.fused_sub(isa.load_f(&scales.min()), isa.load_f(&x.sums), acc),
+        true => isa.fused_sub(min, isa.load_f(&x.sums), acc),
         false => acc,
     }
 }

@@ -62,7 +62,7 @@ impl<const PER_16: bool, const MIN: bool> IsaOp for Kernel<'_, PER_16, MIN> {
                 (true, 2) if left >= 2 => block::<I, 2, 2, PER_16, MIN>(isa, &mut tile, first),
                 (true, 2) => block::<I, 2, 1, PER_16, MIN>(isa, &mut tile, first),
                 (true, _) if left >= 8 => block::<I, 1, 8, PER_16, MIN>(isa, &mut tile, first),
-                (true, _) if left >= 4 => block::<I, 1, 4, PER_16, MIN>(isa, &mut tile, first),
+                (_, _) if left >= 4 => block::<I, 1, 4, PER_16, MIN>(isa, &mut tile, first),
                 (_, _) if left >= 2 => block::<I, 1, 2, PER_16, MIN>(isa, &mut tile, first),
                 _ => block::<I, 1, 1, PER_16, MIN>(isa, &mut tile, first),
             };
@@ -158,9 +158,9 @@ fn sums<I: Isa, const R: usize, const C: usize, const H: usize, const N: usize>(
     let mut sums = [[[isa.splat_i(0); R]; C]; H];
     if I::CODE_BIAS != 0 {
         for c in 0..C {
-            for h in 0..H {
+            for (h, sums) in sums.iter_mut().enumerate() {
                 let debt = if H == 2 { x[c].debts[2 * b + h] } else { x[c].debts_32[b] };
-                sums[h][c] = [isa.splat_i(debt); R];
+                sums[c] = [isa.splat_i(debt); R];
             }
         }
     }
