@@ -181,8 +181,12 @@ fn one_block(
     let rows = Rows::of(kind, head.keys, head.head, range.clone(), keys);
     if m <= FEW_ROWS {
         let shape = Shape { m, n, k: d };
-        let c = &mut *scores;
-        rows.go(kind, Dots { a: queries, b: rows.stored, c, c_stride: columns, shape, ty: PhantomData });
+        let next = match head.values {
+            Some(cache) => Stored { data: cache.rows(head.head, range.clone()), stride: cache.row_bytes() },
+            None => Stored { data: &[], stride: 0 },
+        };
+        let (b, c, ty) = (rows.stored, &mut *scores, PhantomData);
+        rows.go(kind, Dots { a: queries, b, c, c_stride: columns, shape, next, ty });
     } else {
         let out = room(transposed, d * columns);
         rows.go(kind, Transpose { b: rows.stored, n, k: d, out, stride: columns, ty: PhantomData });

@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use ikq_simd::{Isa, IsaKind, IsaOp, run};
+use ikq_simd::{Isa, IsaKind, IsaOp, prefetch, run};
 
 use crate::ops::math;
 use crate::ops::matrix::{ByElement, Element, Floats, Shape, Stored};
@@ -15,8 +15,13 @@ pub(super) struct Dots<'a, E> {
     pub c: &'a mut [f32],
     pub c_stride: usize,
     pub shape: Shape,
+    /// What is read next, as many rows as `b` has: with several rows it comes from memory while these are multiplied.
+    pub next: Stored<'a>,
     pub ty: PhantomData<E>,
 }
+
+/// Rows of `b` that are asked for before their turn.
+const AHEAD: usize = 32;
 
 impl<E: Element> IsaOp for Dots<'_, E> {
     type Output = ();
@@ -50,6 +55,15 @@ impl<E: Element> Dots<'_, E> {
         let n = self.shape.n;
         let mut j = 0;
         while j + N <= n {
+            // with one row the processor keeps ahead by itself
+            if i == 0 && self.shape.m > 1 {
+                let near = |m: Stored<'_>, from: usize| {
+                    let rows = (from * m.stride).min(m.data.len())..((from + N) * m.stride).min(m.data.len());
+                    prefetch(&m.data[rows]);
+                };
+                near(self.b, j + AHEAD);
+                near(self.next, j);
+            }
             self.tile::<I, M, N>(isa, i, j);
             j += N;
         }
@@ -188,7 +202,7 @@ impl IsaOp for SoftmaxRows<'_> {
 
 impl ByElement for Dots<'_, ()> {
     fn go<E: Element>(self, kind: IsaKind) {
-        let Dots { a, b, c, c_stride, shape, .. } = self;
-        run(kind, Dots::<E> { a, b, c, c_stride, shape, ty: PhantomData });
+        let Dots { a, b, c, c_stride, shape, next, .. } = self;
+        run(kind, Dots::<E> { a, b, c, c_stride, shape, next, ty: PhantomData });
     }
 }
