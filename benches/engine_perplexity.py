@@ -51,14 +51,21 @@ def main() -> int:
     parser.add_argument("--windows", type=int)
     parser.add_argument("--compute", choices=["auto", "f32"], default="auto")
     parser.add_argument("--cache", default=None, help="type of the cache; f32 with --compute f32")
+    parser.add_argument("--expect", type=float, help="what it should be")
+    parser.add_argument(
+        "--within", type=float, default=0.001, help="largest departure from --expect, relative"
+    )
     args = parser.parse_args()
     cache = args.cache or ("f32" if args.compute == "f32" else "f16")
     tokens = tokenize(args.tokenizer, args.text)
+    held = True
     for path in args.models:
         options = {"cache_type_k": cache, "cache_type_v": cache, "compute": args.compute}
         with ikq.Model.load(path, n_ctx=512, **options) as model:
-            print(f"{path.name} {perplexity(model, tokens, args.windows):.5f}", flush=True)
-    return 0
+            found = perplexity(model, tokens, args.windows)
+        print(f"{path.name} {found:.5f}", flush=True)
+        held &= args.expect is None or abs(found / args.expect - 1) <= args.within
+    return 0 if held else 1
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 1. decode throughput per type and instruction set, beside the machine's read bandwidth
 2. encode speed per type and instruction set
 3. encode quality: error of every encoder as a ratio to the reference's
-4. with IKQ_REFERENCE_QUANTIZE=PATH/llama-quantize (of ik_llama.cpp): CPU time of every TYPE against it, interleaved
+4. perplexity of the bundled model in the engine, exact and by default (where ../shared has the text)
+5. with IKQ_REFERENCE_QUANTIZE=PATH/llama-quantize (of ik_llama.cpp): CPU time of every TYPE against it, interleaved
+6. with IKQ_REFERENCE_BENCH=PATH/llama-bench (of ik_llama.cpp): tokens per second against it, interleaved
 """
 
 from __future__ import annotations
@@ -97,6 +99,28 @@ def main() -> int:
         section("Encode speed", *example("ikq-quantize", "encode_speed")),
         section("Encode quality", sys.executable, "benches/encode_quality.py"),
     ]
+    models = TOP.parent / "shared" / "models"
+    if models.is_dir():
+        words = [
+            sys.executable,
+            "benches/engine_perplexity.py",
+            "tests/data/tiny-moe-bf16.gguf",
+            "--expect",
+            "24.577",
+        ]
+        words += ["--tokenizer", str(models / "tiny-moe-hf" / "tokenizer.json")]
+        words += ["--text", str(models / "text" / "heldout.txt")]
+        held += [
+            section("Perplexity, exact", *words, "--compute", "f32", "--within", "0.0005"),
+            section("Perplexity, default", *words, "--within", "0.001"),
+        ]
+    else:
+        print("\n../shared is not there: no perplexity.")
+    bench = os.environ.get("IKQ_REFERENCE_BENCH")
+    if bench:
+        held.append(section("Engine", sys.executable, "benches/engine_speed.py", "--reference", bench))
+    else:
+        print("\nIKQ_REFERENCE_BENCH is not set: no comparison with another engine.")
     reference = os.environ.get("IKQ_REFERENCE_QUANTIZE")
     if reference:
         words = [sys.executable, "benches/quantize_against.py", "--reference", f"reference={reference}"]

@@ -29,10 +29,10 @@ class Parts:
             "output.weight": floats(rng, N_VOCAB, N_EMBD),
             "output_norm.weight": np.ones(N_EMBD, np.float32),
             "blk.0.attn_norm.weight": np.ones(N_EMBD, np.float32),
-            "blk.0.attn_q.weight": floats(rng, 64, N_EMBD),
-            "blk.0.attn_k.weight": floats(rng, 64, N_EMBD),
-            "blk.0.attn_v.weight": floats(rng, 64, N_EMBD),
-            "blk.0.attn_output.weight": floats(rng, N_EMBD, 64),
+            "blk.0.attn_q.weight": floats(rng, 256, N_EMBD),
+            "blk.0.attn_k.weight": floats(rng, 256, N_EMBD),
+            "blk.0.attn_v.weight": floats(rng, 256, N_EMBD),
+            "blk.0.attn_output.weight": floats(rng, N_EMBD, 256),
         }
         self.router = floats(rng, N_EXPERT, N_EMBD) * 4
         self.biases = {
@@ -57,8 +57,8 @@ def metadata(architecture: str, n_used: int) -> dict[str, object]:
         f"{a}.embedding_length": N_EMBD,
         f"{a}.attention.head_count": 2,
         f"{a}.attention.head_count_kv": 2,
-        f"{a}.attention.key_length": 32,
-        f"{a}.attention.value_length": 32,
+        f"{a}.attention.key_length": 128,
+        f"{a}.attention.value_length": 128,
         f"{a}.attention.layer_norm_rms_epsilon": 1e-6,
         f"{a}.feed_forward_length": N_FF,
     }
@@ -81,7 +81,7 @@ def write(path: Path, metadata: dict[str, object], tensors: dict[str, object]) -
 
 def mixture(parts: Parts, path: Path, gate: str, up: str, **router: object) -> Path:
     """A mixture without biases, SiLU."""
-    ones = {f"blk.0.{n}_norm.weight": np.ones(32, np.float32) for n in ("attn_q", "attn_k")}
+    ones = {f"blk.0.{n}_norm.weight": np.ones(128, np.float32) for n in ("attn_q", "attn_k")}
     tensors = (
         parts.common
         | ones
@@ -98,10 +98,7 @@ def mixture(parts: Parts, path: Path, gate: str, up: str, **router: object) -> P
 
 def biased(parts: Parts, path: Path, gate: str, up: str, n_used: int, bias: list[float]) -> Path:
     """A mixture with biases everywhere, clamped SwiGLU."""
-    zeros = {
-        f"blk.0.attn_{n}.bias": np.zeros(N_EMBD if n == "output" else 64, np.float32)
-        for n in ("q", "k", "v", "output")
-    }
+    zeros = {f"blk.0.attn_{n}.bias": np.zeros(256, np.float32) for n in ("q", "k", "v", "output")}
     tensors = (
         parts.common
         | zeros
@@ -122,7 +119,7 @@ def biased(parts: Parts, path: Path, gate: str, up: str, n_used: int, bias: list
 
 def dense(parts: Parts, path: Path, gate: str, up: str) -> Path:
     """A dense FFN with tanh-GELU."""
-    ones = {f"blk.0.{n}_norm.weight": np.ones(32, np.float32) for n in ("attn_q", "attn_k")}
+    ones = {f"blk.0.{n}_norm.weight": np.ones(128, np.float32) for n in ("attn_q", "attn_k")}
     norms = ("ffn_norm", "post_attention_norm", "post_ffw_norm")
     tensors = parts.common | ones | {f"blk.0.{n}.weight": np.ones(N_EMBD, np.float32) for n in norms}
     for part, type_name in (("gate", gate), ("up", up), ("down", "Q6_K")):

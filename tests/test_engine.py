@@ -31,6 +31,9 @@ def test_exact(name, n_ubatch):
             found = model.logits(prompt(name, index))
             assert found.dtype == np.float32
             assert largest(found, reference(name, index)) < TOLERANCE
+            # the oracle of the deepest fixture is itself 2.4e-4 from float64 (test_models_spec)
+            of_oracle = 3e-4 if name.startswith("deepseek2-lite") else TOLERANCE
+            assert largest(found, expected_logits(name, index)) < of_oracle
             assert model.n_past == len(found)
 
 

@@ -39,7 +39,7 @@ def test_importing_is_cheap():
 import sys, threading, os
 import ikq
 assert len(os.listdir("/proc/self/task")) == before, os.listdir("/proc/self/task")
-heavy = {"torch", "gguf", "tqdm", "hypothesis", "pandas", "argparse"} & set(sys.modules)
+heavy = {"torch", "gguf", "tqdm", "tokenizers", "jinja2", "hypothesis", "pandas", "argparse"} & set(sys.modules)
 assert not heavy, heavy
 """
     # numpy starts the threads of its BLAS when it is imported

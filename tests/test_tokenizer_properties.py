@@ -178,6 +178,27 @@ def test_ends_of_harmony():
     assert not tokenizer.is_control(tokenizer.id_of("<|channel|>"))
 
 
+def test_marks_of_reasoning_are_shown():
+    """Some files call them control tokens; without them nobody could tell where the answer begins."""
+    metadata = bpe()
+    metadata["tokenizer.ggml.tokens"] += ["[THINK]", "[/THINK]"]
+    metadata["tokenizer.ggml.token_type"] += [3, 3]
+    tokenizer = ikq.Tokenizer(metadata)
+    ids = tokenizer.encode("[THINK]1[/THINK]2<|im_end|>", parse_special=True)
+    assert len(ids) == 5
+    assert tokenizer.decode(ids) == "[THINK]1[/THINK]2"
+    # they are special in prompts all the same
+    assert len(tokenizer.encode("[THINK]")) > 1
+
+
+def test_html_does_not_end_a_text():
+    for kind, ends in ((1, False), (4, False), (3, True)):
+        metadata = bpe(eos_token_id=None)
+        index = metadata["tokenizer.ggml.tokens"].index("</s>")
+        metadata["tokenizer.ggml.token_type"][index] = kind
+        assert (index in ikq.Tokenizer(metadata).end_ids) is ends
+
+
 def test_phi3_swallows_white_space_behind_special_tokens():
     plain, phi = spm(), {**spm(), "general.name": "Phi-3 mini"}
     text = "<|im_end|>\n the"

@@ -2,42 +2,29 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from ikq import _ikq
-from ikq.quant_types import QuantType, TypeLike, as_type
+from ikq.quant_types import TypeLike, as_type
 
-__all__ = ["Kernel", "kernel", "self_test"]
-
-
-class Kernel(NamedTuple):
-    """How products with a type are computed.
-
-    Attributes:
-        type: The tensor type.
-        few: Kernel for few columns of activations (generating).
-        many: Kernel for many (reading a prompt).
-    """
-
-    type: QuantType
-    few: str
-    many: str
+__all__ = ["kernel", "self_test"]
 
 
-def kernel(type: TypeLike) -> Kernel:
-    """The kernels of a type, on the instruction set that is in use.
+def kernel(type: TypeLike) -> str:
+    """How products with a type are computed on the instruction set that is in use.
 
     Raises:
-        UnsupportedError: `IKQ_ISA` asks for one that this machine lacks.
+        FormatError: no type has that name.
+        UnsupportedError: `IKQ_ISA` asks for an instruction set that this machine lacks.
     """
-    t = as_type(type)
-    return Kernel(t, _ikq.kernel_name(t, 1, None), _ikq.kernel_name(t, 512, None))
+    return _ikq.kernel_name(as_type(type), None)
 
 
-def self_test(type: TypeLike) -> str | None:
-    """Multiplies random weights of the type, and compares with scalar arithmetic.
+def self_test(type: TypeLike) -> float:
+    """Multiplies random weights of the type with random columns, and compares with sums in float64.
 
     Returns:
-        `None` when they agree within the rounding of float32, else what differs.
+        The largest error as a share of what the rounding of float32 explains: above 1 the kernel is wrong.
+
+    Raises:
+        UnsupportedError: weights do not have this type, or as `kernel`.
     """
     return _ikq.kernel_self_test(as_type(type), None)

@@ -19,7 +19,7 @@ from ikq.errors import FormatError, UnsupportedError
 from ikq.gguf import GGUFReader
 from ikq.tokenizer import spm
 from ikq.tokenizer.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer, pre_tokenizer
-from ikq.tokenizer.special import SpecialSplitter, end_ids, special_ids
+from ikq.tokenizer.special import SpecialSplitter, end_ids, shown_ids, special_ids
 from ikq.tokenizer.stream import StreamDecoder
 from ikq.tokenizer.vocab import TokenType, Vocab, read_bool, read_text
 
@@ -78,6 +78,7 @@ class Tokenizer:
         self._vocab = vocab = Vocab.read(metadata)
         defaults = {"llama": _SPM_IDS, "bert": _WPM_IDS}.get(model, {})
         self.special = special = special_ids(metadata, vocab, defaults)
+        self._shown = shown_ids(vocab)
         self.end_ids = end_ids(metadata, vocab, special)
         self.pre = ""
         space_prefix, add_bos, self._token_bytes = False, model in ("llama", "bert"), spm.token_bytes
@@ -215,10 +216,12 @@ class Tokenizer:
     def is_control(self, id: int) -> bool:
         """Is it a token that is no part of the text: BOS, an end of turn, an unknown one, ...?
 
+        Marks around reasoning (`[THINK]`) are part of it, whatever the file calls them.
+
         Raises:
             FormatError: there is no such token.
         """
-        return self.token_type(id) in (TokenType.CONTROL, TokenType.UNKNOWN)
+        return self.token_type(id) in (TokenType.CONTROL, TokenType.UNKNOWN) and id not in self._shown
 
     def id_of(self, text: str) -> int | None:
         """The token whose text in the vocabulary is this, such as `<|im_end|>`."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from ikq.tokenizer.vocab import TokenType, Vocab, read_id
 
-__all__ = ["SpecialIds", "SpecialSplitter", "end_ids", "special_ids"]
+__all__ = ["SpecialIds", "SpecialSplitter", "end_ids", "shown_ids", "special_ids"]
 
 _EOT = (
     "<|eot_id|>",
@@ -34,7 +34,6 @@ _END = (
     "<|call|>",
     "<|calls|>",
     "<|flush|>",
-    "</s>",
     "<|eom_id|>",
     "[EOS]",
     "<eos>",
@@ -47,6 +46,52 @@ _FIM_END = {
     "fim_rep": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
     "fim_sep": ("<|file_sep|>",),
 }
+# the others of that kind: some files call them user-defined, but in a text they are only text
+_FIM = (
+    *(
+        "<|fim_prefix|>",
+        "<fim-prefix>",
+        "<fim_prefix>",
+        "<PRE>",
+        "\u2581<PRE>",
+        "<|code_prefix|>",
+        "<|prefix|>",
+    ),
+    *(
+        "<|fim_suffix|>",
+        "<fim-suffix>",
+        "<fim_suffix>",
+        "<SUF>",
+        "\u2581<SUF>",
+        "<|code_suffix|>",
+        "<|suffix|>",
+    ),
+    *(
+        "<|fim_middle|>",
+        "<fim-middle>",
+        "<fim_middle>",
+        "<MID>",
+        "\u2581<MID>",
+        "<|code_middle|>",
+        "<|middle|>",
+    ),
+    *(f"<\uff5cfim\u2581{name}\uff5c>" for name in ("begin", "hole", "end")),
+)
+# marks around reasoning: shown, since a reader has to see where the answer begins
+_REASONING = (
+    *(
+        "<think>",
+        "</think>",
+        "<thinking>",
+        "</thinking>",
+        "<seed:think>",
+        "</seed:think>",
+        "[THINK]",
+        "[/THINK]",
+    ),
+    *("<mm:think>", "</mm:think>", "\u25c1think\u25b7", "\u25c1/think\u25b7", "<|channel>", "<channel|>"),
+    *("<|START_THINKING|>", "<|END_THINKING|>", "<think:opensource>", "</think:opensource>"),
+)
 # markup of the harmony format that a reader of the answer has to see
 _SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
 
@@ -105,26 +150,31 @@ def end_ids(metadata: Mapping[str, Any], vocab: Vocab, special: SpecialIds) -> f
         FormatError: an id is no integer.
     """
     ends = {vocab.ids[text] for text in _END if text in vocab.ids}
+    # where it is no control token it is HTML
+    strike = vocab.ids.get("</s>")
+    if strike is not None and vocab.types[strike] == TokenType.CONTROL:
+        ends.add(strike)
     for name, texts in _FIM_END.items():
         token = read_id(metadata, f"{name}_token_id", len(vocab.texts))
         found = [token] if token is not None else [vocab.ids[t] for t in texts if t in vocab.ids][:1]
         ends.update(found)
     ends.update(token for token in (special.eos, special.eot, special.eom) if token is not None)
-    for token in ends:
+    for token in (*ends, *(vocab.ids[text] for text in _FIM if text in vocab.ids)):
         vocab.types[token] = TokenType.CONTROL
     names = {vocab.texts[token] for token in ends}
     # harmony closes each of its messages with <|end|>; the answer ends with one of the others
     if "<|end|>" in names and names & {"<|call|>", "<|calls|>"} and names & {"<|return|>", "<|flush|>"}:
         ends.remove(vocab.ids["<|end|>"])
         vocab.types[vocab.ids["<|end|>"]] = TokenType.USER_DEFINED
-    # there </s> is a token of HTML
-    if {"<|tool_response>", "</s>"} <= names:
-        ends.remove(vocab.ids["</s>"])
-        vocab.types[vocab.ids["</s>"]] = TokenType.NORMAL
     for text in _SHOWN:
         if text in vocab.ids:
             vocab.types[vocab.ids[text]] = TokenType.USER_DEFINED
     return frozenset(ends)
+
+
+def shown_ids(vocab: Vocab) -> frozenset[int]:
+    """Control tokens that are part of the text all the same."""
+    return frozenset(vocab.ids[text] for text in _REASONING if text in vocab.ids)
 
 
 class SpecialSplitter:

@@ -1,7 +1,7 @@
 //! Speed of products per type: GB/s of weights with one column, billions of multiply-adds per second with many.
 //!
 //! ```text
-//! cargo run --release -p ikq-cpu --example matmul_speed [-- [isa] [TYPE ...]]
+//! cargo run --release -p ikq-cpu --example matmul_speed [-- [isa] [compute=f32] [n=1,512] [TYPE ...]]
 //! ```
 //! One thread. With one column the matrices exceed the caches; with many, the shape is that of an expert's.
 #![allow(clippy::print_stdout, reason = "a report on the terminal")]
@@ -11,30 +11,65 @@ use std::time::Instant;
 use ikq_cpu::matmul::check::{random_columns, random_matrix};
 use ikq_cpu::matmul::{Compute, Matrix, Scratch, multiply};
 use ikq_formats::QuantType;
-use ikq_simd::IsaKind;
+use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
 /// Bytes of the matrices that decoding with one column walks through.
 const COLD_BYTES: usize = 400 << 20;
 
-/// Seconds of the fastest of some runs.
-fn fastest(mut f: impl FnMut()) -> f64 {
-    let run = |f: &mut dyn FnMut()| {
-        let start = Instant::now();
-        f();
-        start.elapsed().as_secs_f64()
-    };
-    (0..5).map(|_| run(&mut f)).fold(f64::INFINITY, f64::min)
+/// Repetitions of each measurement: short and many, so that some are not interrupted.
+const ROUNDS: usize = 60;
+
+/// Seconds of one run.
+fn time(f: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    f();
+    start.elapsed().as_secs_f64()
+}
+
+/// Products of codes from registers, as many as the instruction set makes.
+struct Peak;
+
+/// Rounds of [`Peak`], of sixteen times 64 multiply-adds.
+const PEAK_ROUNDS: usize = 50_000;
+
+impl IsaOp for Peak {
+    type Output = i32;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> i32 {
+        let (w, x) = (isa.splat(std::hint::black_box(3)), isa.splat(std::hint::black_box(5)));
+        let mut acc = [isa.splat_i(0); 16];
+        for (i, acc) in acc.iter_mut().enumerate() {
+            // sums that differ, or they would be one
+            *acc = isa.splat_i(std::hint::black_box(i as i32));
+        }
+        for _ in 0..PEAK_ROUNDS {
+            for acc in &mut acc {
+                *acc = isa.dot4_unsigned(*acc, w, x);
+            }
+        }
+        let mut out = [0; 16];
+        let mut sum = isa.splat_i(0);
+        for a in acc {
+            sum = isa.add_i(sum, a);
+        }
+        isa.store_i(sum, &mut out);
+        out[0]
+    }
 }
 
 fn main() {
     let mut kind = ikq_simd::best();
     let mut types = Vec::new();
     let mut compute = Compute::Auto;
+    let mut counts = vec![1, 2, 4, 8, 32, 512];
     for arg in std::env::args().skip(1) {
         if let Some(k) = IsaKind::parse(&arg) {
             kind = k;
-        } else if arg == "f32" {
+        } else if arg == "compute=f32" {
             compute = Compute::F32;
+        } else if let Some(n) = arg.strip_prefix("n=") {
+            counts = n.split(',').filter_map(|n| n.parse().ok()).collect();
         } else {
             types.extend(QuantType::ALL.iter().copied().filter(|t| t.info().name.eq_ignore_ascii_case(&arg)));
         }
@@ -45,70 +80,94 @@ fn main() {
         types.extend([QuantType::F32, QuantType::F16, QuantType::BF16, QuantType::BF16_R16]);
     }
     println!(
-        "{:10} {:>9} {:>9} {:>9}   GMAC/s at n = 2, 4, 8, 32, 512; {}",
-        "",
-        "GB/s 2048",
-        "GB/s 768",
-        "GMAC/s",
+        "{}, {compute:?}; n = 1: GB/s with rows of 2048 and of 768 (G multiply-adds/s, and from cache); else G multiply-adds/s (share of the dot instruction's peak)",
         kind.name()
     );
     for ty in types {
         let mut line = format!("{:10}", ty.info().name);
         let mut scratch = Scratch::default();
         let unit = 64;
-        let mut macs = 0.0;
-        for (n_rows, k) in [(768, 2048), (2048, 768)] {
-            let one = random_matrix(ty, n_rows, k, 1);
-            let n = COLD_BYTES.div_ceil(one.len());
-            let data: Vec<u8> = one.iter().copied().cycle().take(n * one.len()).collect();
-            let acts = random_columns(kind, k, 1, 2);
-            let mut out = vec![0.0; n_rows];
-            let seconds = fastest(|| {
+        if counts.contains(&1) {
+            for (n_rows, k) in [(768, 2048), (2048, 768)] {
+                let one = random_matrix(ty, n_rows, k, 1);
+                let n = COLD_BYTES.div_ceil(one.len());
+                let mut data = Vec::with_capacity(n * one.len());
+                for _ in 0..n {
+                    data.extend_from_slice(&one);
+                }
+                let acts = random_columns(kind, k, 1, 2);
+                let mut out = vec![0.0; unit];
+                let mut seconds: Vec<f64> = Vec::new();
                 for data in data.chunks_exact(one.len()) {
                     let matrix = Matrix::new(ty, n_rows, k, data).expect("its own bytes");
-                    for r in (0..n_rows).step_by(unit) {
-                        multiply(
-                            kind,
-                            compute,
-                            &matrix,
-                            r..r + unit,
-                            &acts,
-                            &[0],
-                            &mut scratch,
-                            &mut out[r..r + unit],
-                        );
-                    }
+                    seconds.push(time(|| {
+                        for r in (0..n_rows).step_by(unit) {
+                            multiply(
+                                kind,
+                                compute,
+                                &matrix,
+                                r..r + unit,
+                                &acts,
+                                &[0],
+                                &mut scratch,
+                                &mut out,
+                            );
+                        }
+                    }));
                 }
-            });
-            line += &format!(" {:9.2}", data.len() as f64 / seconds / 1e9);
-            macs = (n * n_rows * k) as f64 / seconds / 1e9;
+                // of the quieter half, the middle
+                seconds.sort_by(f64::total_cmp);
+                let seconds = seconds[n / 4];
+                let macs = (n_rows * k) as f64 / seconds / 1e9;
+                let mut hot = f64::INFINITY;
+                let few = unit;
+                let matrix = Matrix::new(ty, n_rows, k, &one).expect("its own bytes");
+                for _ in 0..20 * ROUNDS {
+                    hot = hot.min(time(|| {
+                        multiply(kind, compute, &matrix, 0..few, &acts, &[0], &mut scratch, &mut out[..few]);
+                    }));
+                }
+                let hot = (few * k) as f64 / hot / 1e9;
+                line += &format!("  {:6.2} ({macs:5.1}, {hot:5.1})", one.len() as f64 / seconds / 1e9);
+            }
         }
-        line += &format!(" {macs:9.1}  ");
         let (n_rows, k) = (768, 2048);
         let data = random_matrix(ty, n_rows, k, 1);
         let matrix = Matrix::new(ty, n_rows, k, &data).expect("its own bytes");
         let acts = random_columns(kind, k, 512, 2);
-        for n in [2, 4, 8, 32, 512] {
+        for n in counts.iter().copied().filter(|n| *n > 1) {
             let columns: Vec<u32> = (0..n).map(|c| c * (512 / n)).collect();
             let mut out = vec![0.0; unit * columns.len()];
-            let rounds = (64 / columns.len()).max(1);
-            let seconds = fastest(|| {
-                for _ in 0..rounds {
-                    for r in (0..n_rows).step_by(unit) {
-                        multiply(
-                            kind,
-                            compute,
-                            &matrix,
-                            r..r + unit,
-                            &acts,
-                            &columns,
-                            &mut scratch,
-                            &mut out,
-                        );
-                    }
+            let rounds = (128 / columns.len()).max(1);
+            let mut peak = f64::INFINITY;
+            let mut seconds = f64::INFINITY;
+            // the clock of a shared machine changes: product and peak in turn
+            for _ in 0..ROUNDS {
+                if kind != IsaKind::Scalar {
+                    peak = peak.min(time(|| {
+                        std::hint::black_box(run(kind, Peak));
+                    }));
                 }
-            });
-            line += &format!(" {:7.1}", (rounds * n_rows * k * columns.len()) as f64 / seconds / 1e9);
+                seconds = seconds.min(time(|| {
+                    for _ in 0..rounds {
+                        for r in (0..n_rows).step_by(unit) {
+                            multiply(
+                                kind,
+                                compute,
+                                &matrix,
+                                r..r + unit,
+                                &acts,
+                                &columns,
+                                &mut scratch,
+                                &mut out,
+                            );
+                        }
+                    }
+                }));
+            }
+            let macs = (rounds * n_rows * k * columns.len()) as f64 / seconds / 1e9;
+            let share = macs / ((PEAK_ROUNDS * 16 * 64) as f64 / peak / 1e9) * 100.0;
+            line += &format!("  n={n} {macs:.1} ({share:.0}%)");
         }
         println!("{line}");
     }

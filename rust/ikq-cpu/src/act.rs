@@ -6,6 +6,8 @@
 use ikq_decode::UNIT;
 use ikq_simd::{Isa, IsaKind, IsaOp, array, run};
 
+use crate::aligned::Aligned;
+
 /// 256 elements in 8 bits: each 32 share a scale.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -41,12 +43,18 @@ impl Default for ActUnit {
     }
 }
 
+/// Units from one column to the next: an odd number, so that the same unit of many columns does not fall into a
+/// few sets of a cache.
+fn units_per_column(k: usize) -> usize {
+    k.div_ceil(UNIT) | 1
+}
+
 /// Columns of `k` elements.
 #[derive(Default)]
 pub struct Activations {
     k: usize,
     n_columns: usize,
-    floats: Vec<f32>,
+    floats: Aligned,
     units: Vec<ActUnit>,
 }
 
@@ -61,10 +69,8 @@ impl Activations {
     pub fn resize(&mut self, k: usize, n_columns: usize) {
         (self.k, self.n_columns) = (k, n_columns);
         // grow only: a smaller step leaves the tail alone
-        let (n_floats, n_units) = (k * n_columns, k.div_ceil(UNIT) * n_columns);
-        if self.floats.len() < n_floats {
-            self.floats.resize(n_floats, 0.0);
-        }
+        let (n_floats, n_units) = (k * n_columns, units_per_column(k) * n_columns);
+        self.floats.reserve(n_floats);
         if self.units.len() < n_units {
             self.units.resize(n_units, ActUnit::default());
         }
@@ -84,25 +90,24 @@ impl Activations {
         if self.k == 0 {
             return Vec::new();
         }
-        let floats = self.floats.chunks_exact_mut(self.k);
-        let units = self.units.chunks_exact_mut(self.k.div_ceil(UNIT));
+        let floats = self.floats.get_mut().chunks_exact_mut(self.k);
+        let units = self.units.chunks_exact_mut(units_per_column(self.k));
         floats.zip(units).take(self.n_columns).map(|(floats, units)| ColumnMut { floats, units }).collect()
     }
 
     /// The floats of all columns, for who writes blocks of rows.
     pub fn floats_mut(&mut self) -> &mut [f32] {
-        &mut self.floats[..self.k * self.n_columns]
+        &mut self.floats.get_mut()[..self.k * self.n_columns]
     }
 
     /// A column's floats.
     pub fn floats(&self, column: usize) -> &[f32] {
-        &self.floats[column * self.k..(column + 1) * self.k]
+        &self.floats.get()[column * self.k..(column + 1) * self.k]
     }
 
     /// A column's 8-bit form, valid after [`ColumnMut::quantize`].
     pub fn units(&self, column: usize) -> &[ActUnit] {
-        let n = self.k.div_ceil(UNIT);
-        &self.units[column * n..(column + 1) * n]
+        &self.units[column * units_per_column(self.k)..][..self.k.div_ceil(UNIT)]
     }
 }
 

@@ -9,7 +9,7 @@ mod chunk;
 
 use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
-pub use chunk::{Scratch, Tokens, advance};
+pub use chunk::{CHUNK, Scratch, Tokens, advance};
 
 /// The convolution over time of token `token`, before its activation:
 /// `out[ch] = sum over s of conv[ch * conv_kernel + s] * input[ch]`, `input` being that of the token
@@ -32,34 +32,40 @@ pub fn convolve(
     let n_channels = out.len();
     assert_eq!(conv.len(), conv_kernel * n_channels, "{conv_kernel} numbers per channel");
     assert_eq!(before.len(), (conv_kernel - 1) * n_channels, "the inputs before this step");
+    // the input of tap s, `before` and `u` being one sequence
+    let input = |s: usize| match (token + s).checked_sub(conv_kernel - 1) {
+        None => &before[(token + s) * n_channels..][..n_channels],
+        Some(at) => &u[at * n_channels..][..n_channels],
+    };
+    if conv_kernel == 4 {
+        let inputs = [input(0), input(1), input(2), input(3)];
+        return run(kind, FourTaps { conv, inputs, out });
+    }
     out.fill(0.0);
     for s in 0..conv_kernel {
-        // index of the input in `before` and `u` as one sequence
-        let at = token + s;
-        let input = match at.checked_sub(conv_kernel - 1) {
-            None => &before[at * n_channels..][..n_channels],
-            Some(at) => &u[at * n_channels..][..n_channels],
-        };
-        run(kind, AddTap { conv, conv_kernel, s, input, out: &mut *out });
+        for ((out, x), w) in out.iter_mut().zip(input(s)).zip(conv.iter().skip(s).step_by(conv_kernel)) {
+            *out += x * w;
+        }
     }
 }
 
-struct AddTap<'a> {
+/// The convolution of four taps, which is that of all known models.
+struct FourTaps<'a> {
     conv: &'a [f32],
-    conv_kernel: usize,
-    s: usize,
-    input: &'a [f32],
+    inputs: [&'a [f32]; 4],
     out: &'a mut [f32],
 }
 
-impl IsaOp for AddTap<'_> {
+impl IsaOp for FourTaps<'_> {
     type Output = ();
 
+    // plain code, vectorized by the compiler for the instruction set
     #[inline(always)]
     fn run<I: Isa>(self, _: I) {
-        let taps = self.conv.iter().skip(self.s).step_by(self.conv_kernel);
-        for ((out, x), w) in self.out.iter_mut().zip(self.input).zip(taps) {
-            *out += x * w;
+        let FourTaps { conv, inputs: [a, b, c, d], out } = self;
+        let inputs = a.iter().zip(b).zip(c).zip(d);
+        for ((out, w), (((a, b), c), d)) in out.iter_mut().zip(conv.as_chunks::<4>().0).zip(inputs) {
+            *out = (w[0] * a + w[1] * b) + (w[2] * c + w[3] * d);
         }
     }
 }
@@ -232,7 +238,13 @@ mod tests {
 
     #[test]
     fn convolution_sees_earlier_tokens_in_this_step_and_before() {
-        let (n_channels, kernel, n) = (37, 4, 6);
+        for kernel in [1, 2, 4, 5] {
+            convolution(kernel);
+        }
+    }
+
+    fn convolution(kernel: usize) {
+        let (n_channels, n) = (37, 6);
         let conv = numbers(kernel * n_channels, 1);
         let u = numbers(n * n_channels, 2);
         for kind in available() {
@@ -267,7 +279,7 @@ mod tests {
                 rest = after;
             }
             assert_eq!(pieces, whole);
-            assert_eq!(state, u[(n - 3) * n_channels..]);
+            assert_eq!(state, u[(n + 1 - kernel) * n_channels..]);
         }
     }
 }

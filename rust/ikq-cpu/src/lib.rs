@@ -14,6 +14,7 @@
 //! | [`delta`] | the recurrence of gated delta-net layers |
 
 pub mod act;
+mod aligned;
 pub mod attention;
 pub mod delta;
 pub mod matmul;

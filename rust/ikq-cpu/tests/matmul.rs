@@ -5,7 +5,7 @@
 
 use ikq_cpu::act::Activations;
 use ikq_cpu::matmul::check::{random_columns, random_matrix};
-use ikq_cpu::matmul::{Compute, Input, Matrix, Scratch, input, multiply};
+use ikq_cpu::matmul::{Compute, Input, Matrix, Scratch, input, kernel_name, multiply, self_test};
 use ikq_decode::{BlockType, Decode, UNIT, Visitor, dequantize, with_type};
 use ikq_formats::{Family, QuantType, RowForm, deinterleave_group, row_form};
 use ikq_simd::{IsaKind, Scalar, available};
@@ -91,7 +91,7 @@ fn column(acts: &Activations, column: usize, form: Input) -> Vec<f64> {
 fn n_roundings(ty: QuantType, k: usize, form: Input) -> f64 {
     let n = match form {
         // sixteen lanes, multiplication and addition; the tree over lanes and the parts
-        Input::Floats => k.div_ceil(16) + 1 + 8,
+        Input::Floats => k.div_ceil(16) + 1 + 8 + k / 1024,
         Input::Q8 => {
             let facts = ikq_decode::facts(ty).expect("a block type");
             // an addition per 32 elements, and one or two for mins; the products of scales, the tree over
@@ -150,13 +150,13 @@ impl Case<'_> {
     }
 }
 
-/// Row lengths: with whole units, and ending inside one.
+/// Row lengths: with whole units, ending inside one, and longer than what is computed in one go.
 fn lengths(ty: QuantType) -> Vec<usize> {
     match (ty.info().block_size, ty) {
-        (_, QuantType::I2_S) => vec![768, 384],
-        (1, QuantType::BF16_R16) => vec![300],
-        (1, _) => vec![301],
-        (block, _) => [768, UNIT + block].into_iter().filter(|k| k % block == 0).collect(),
+        (_, QuantType::I2_S) => vec![768, 384, 1408],
+        (1, QuantType::BF16_R16) => vec![300, 1302],
+        (1, _) => vec![301, 1301],
+        (block, _) => [768, UNIT + block, 5 * UNIT].into_iter().filter(|k| k % block == 0).collect(),
     }
 }
 
@@ -289,6 +289,23 @@ fn activations_have_the_same_bytes_on_every_set() {
             }
         }
     }
+}
+
+#[test]
+fn the_check_of_a_machine_passes_and_has_a_name() {
+    for ty in types() {
+        for kind in available() {
+            let worst = self_test(kind, ty).expect("rows of 768 elements");
+            assert!(worst <= 1.0, "{ty} on {}: {worst} of the bound", kind.name());
+            // floats of one size and integers are exact nowhere: nothing would have been compared
+            assert!(worst > 0.0, "{ty} on {}", kind.name());
+        }
+    }
+    assert_eq!(
+        kernel_name(IsaKind::Avx2, QuantType::Q2_K_R4, Compute::Auto),
+        "avx2: int8 products, scales per 16 with mins, groups taken apart"
+    );
+    assert_eq!(kernel_name(IsaKind::Scalar, QuantType::Q4_K, Compute::F32), "scalar: float32 products");
 }
 
 /// A type whose rows have no plain twin is still a type of this test.

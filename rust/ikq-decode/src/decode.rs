@@ -94,6 +94,14 @@ pub trait Decode<I: Isa>: 'static {
     /// The unit's scales; `header` is what [`Decode::header`] gave for the row.
     fn scales(isa: I, header: f32, unit: &[u8]) -> Scales;
 
+    /// [`Scales::scale`] and [`Scales::min`] as lanes. Types override it where lanes are made in fewer steps
+    /// than the arrays.
+    #[inline(always)]
+    fn factors(isa: I, header: f32, unit: &[u8]) -> (I::F, I::F) {
+        let scales = Self::scales(isa, header, unit);
+        (isa.load_f(&scales.scale()), isa.load_f(&scales.min()))
+    }
+
     /// Codes of elements `64 * j..64 * j + 64` as `i8`, j in 0..4.
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64;
 }

@@ -1,19 +1,24 @@
 //! MXFP4 and NVFP4: 4-bit floats, twice their value being an integer, with one-byte float scales.
 
 use ikq_formats::codebook::{FP4_E2M1_X2, ue4m3_half};
-use ikq_simd::{Isa, array, map};
+use ikq_simd::{Isa, array};
 
 use crate::decode::{Decode, Scales, bytes};
 use crate::planes::nibbles_16;
 
 /// Half the value of an E8M0 byte: `2^(e - 128)`, subnormal for 0 and 1.
-#[inline(always)]
-fn e8m0_half(e: u8) -> f32 {
-    f32::from_bits(match e {
-        0 | 1 => 0x0020_0000 << e,
-        _ => (u32::from(e) - 1) << 23,
-    })
-}
+static E8M0_HALF: [f32; 256] = {
+    let mut out = [0.0; 256];
+    let mut e = 0;
+    while e < 256 {
+        out[e] = f32::from_bits(match e {
+            0 | 1 => 0x0020_0000 << e,
+            _ => (e as u32 - 1) << 23,
+        });
+        e += 1;
+    }
+    out
+};
 
 /// Blocks of 32: exponent byte, 16 bytes of nibbles (low: first half).
 pub struct MXFP4;
@@ -27,8 +32,7 @@ impl<I: Isa> Decode<I> for MXFP4 {
 
     #[inline(always)]
     fn scales(_: I, _: f32, unit: &[u8]) -> Scales {
-        let e: [u8; 8] = array(|b| unit[17 * b]);
-        Scales::floats(map(e, e8m0_half))
+        Scales::floats::<8>(array(|b| E8M0_HALF[usize::from(unit[17 * b])]))
     }
 
     #[inline(always)]

@@ -73,7 +73,7 @@ impl<I: Isa> Decode<I> for IQ1_S_R4 {
         let h = [u16_at(unit, at + 4), u16_at(unit, at + 10)];
         let index = |l: usize| {
             let low = unit[at + 6 * (l / 4) + l % 4];
-            usize::from(low) | usize::from(h[l / 4] >> (3 * (l % 4)) & 7) << 8
+            u32::from(low) | u32::from(h[l / 4] >> (3 * (l % 4)) & 7) << 8
         };
         let [a, b] = map(h, |h| delta_byte(h >> 15));
         ternary_entries(isa, array(index), isa.splat_4x16([a, a, b, b]))
@@ -107,9 +107,9 @@ impl<I: Isa> Decode<I> for IQ1_M_R4 {
         let h = u32::from(u16_at(unit, at + 4)) | u32::from(u16_at(unit, at + 11)) << 16;
         let index = |l: usize| {
             let low = unit[at + 7 * (l / 4) + l % 4];
-            usize::from(low) | ((h >> (4 * l) & 7) as usize) << 8
+            u32::from(low) | (h >> (4 * l) & 7) << 8
         };
-        ternary_entries(isa, array(index), isa.of_u64(nibble_deltas(h)))
+        ternary_entries(isa, array(index), nibble_deltas(isa, h))
     }
 }
 

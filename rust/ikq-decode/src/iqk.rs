@@ -7,7 +7,7 @@ use ikq_formats::codebook::{IQ2NL_VALUES, IQ3NL_VALUES, IQ4K_VALUES, IQ5NL_VALUE
 use ikq_simd::{Isa, array, map};
 
 use crate::decode::{Decode, Scales, bytes, u16_at, u32_at};
-use crate::planes::{crumbs, four_bits, nibbles_16, nibbles_32, nibbles_in_turn, with_plane};
+use crate::planes::{crumbs, nibbles_16, nibbles_32, nibbles_in_turn, with_plane};
 
 /// What the second row of a table has more than the first.
 pub(crate) const fn shift_of<const N: usize>(rows: &[[i8; N]; 2]) -> u8 {
@@ -55,7 +55,10 @@ const IQ6_SHIFT: u8 = shift_of(&IQ6NL_VALUES);
 /// `codes` plus `shift` in the quarters whose bit of `extra` (at byte 2) is set.
 #[inline(always)]
 fn shifted<I: Isa>(isa: I, codes: I::B64, unit: &[u8], j: usize, shift: u8) -> I::B64 {
-    isa.add(codes, isa.splat_4x16(four_bits(u16_at(unit, 2), j, shift)))
+    let bits = u64::from(u16_at(unit, 2) >> (4 * j) & 15);
+    // four copies fifteen bits apart: bit k of copy k is at bit 16 k
+    let spread = (bits * (1 | 1 << 15 | 1 << 30 | 1 << 45)) & 0x0001_0001_0001_0001;
+    isa.add(codes, isa.mask_bytes(spread * 0xffff, shift))
 }
 
 /// f16 d, u16 extra, eight bytes of scales, qs[64].

@@ -23,8 +23,8 @@ pub(crate) fn f16_header(header: &[u8]) -> f32 {
 /// `codes` plus `shift` in the halves whose bit (bit 0 of `bits`) is set.
 #[inline(always)]
 fn shifted<I: Isa>(isa: I, codes: I::B64, bits: [u8; 2], shift: u8) -> I::B64 {
-    let [a, b] = map(bits, |bit| (bit & 1) * shift);
-    isa.add(codes, isa.splat_4x16([a, a, b, b]))
+    let [a, b] = map(bits, |bit| u64::from(bit & 1) * 0xffff_ffff);
+    isa.add(codes, isa.mask_bytes(a | b << 32, shift))
 }
 
 /// The odd scale that the upper seven bits of a scale byte hold.

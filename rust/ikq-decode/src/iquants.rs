@@ -6,7 +6,7 @@
 //! `(8 * grid + 1) / 8`.
 
 use ikq_formats::codebook::{
-    IQ1S_GRID, IQ2S_GRID, IQ2XS_GRID, IQ2XXS_GRID, IQ3S_GRID, IQ3XXS_GRID, IQ4NL_VALUES, KSIGNS,
+    IQ1S_GRID, IQ2S_GRID, IQ2XS_GRID, IQ2XXS_GRID, IQ3S_GRID, IQ3XXS_GRID, IQ4NL_VALUES,
 };
 use ikq_simd::{Isa, array, map};
 
@@ -14,24 +14,26 @@ use crate::decode::{Decode, Scales, bytes, nib, u16_at, u32_at};
 use crate::legacy::f16_of_blocks;
 use crate::planes::{nibbles_16, nibbles_in_turn};
 
-static SIGNS: [u8; 128] = KSIGNS;
-
 /// The little-endian u64 at byte `at`.
 #[inline(always)]
 fn u64_at(unit: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(*bytes(unit, at))
 }
 
-/// Sign bits of 32 elements from the four 7-bit codes in the low 28 bits of `a`.
+/// Sign bits of 64 elements from eight 7-bit codes, one per byte: the eighth makes the number of signs even.
 #[inline(always)]
-fn signs_of_32(a: u32) -> u32 {
-    u32::from_le_bytes(array(|l| SIGNS[(a >> (7 * l) & 127) as usize]))
+fn even(codes: u64) -> u64 {
+    let x = codes ^ codes >> 4;
+    let x = x ^ x >> 2;
+    codes | ((x ^ x >> 1) & 0x0101_0101_0101_0101) << 7
 }
 
-/// Sign bits of 64 elements: two words as for [`signs_of_32`].
+/// Sign bits of 64 elements: four 7-bit codes in the low 28 bits of each word.
 #[inline(always)]
 fn signs_of_64(a: u32, b: u32) -> u64 {
-    u64::from(signs_of_32(a)) | u64::from(signs_of_32(b)) << 32
+    let x = u64::from(a) | u64::from(b) << 32;
+    let code = |l: u32| x << l & 0x0000_007f_0000_007f << (8 * l);
+    even(code(0) | code(1) | code(2) | code(3))
 }
 
 /// `2 s + 1` of the nibbles of eight bytes: the scales of IQ2_XS and IQ2_S.
@@ -58,8 +60,8 @@ impl<I: Isa> Decode<I> for IQ2_XXS {
     #[inline(always)]
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         let at = 2 + 16 * j;
-        let entry = |l: usize| IQ2XXS_GRID[usize::from(unit[at + 8 * (l / 4) + l % 4])];
-        let grid = isa.of_u64(array(entry));
+        let index = |l: usize| u32::from(unit[at + 8 * (l / 4) + l % 4]);
+        let grid = isa.gather_u64(&IQ2XXS_GRID, array(index));
         isa.negate_where(grid, signs_of_64(u32_at(unit, at + 4), u32_at(unit, at + 12)))
     }
 }
@@ -80,9 +82,16 @@ impl<I: Isa> Decode<I> for IQ2_XS {
 
     #[inline(always)]
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
-        let v: [u16; 8] = array(|l| u16_at(unit, 2 + 16 * j + 2 * l));
-        let grid = isa.of_u64(map(v, |v| IQ2XS_GRID[usize::from(v & 511)]));
-        isa.negate_where(grid, u64::from_le_bytes(map(v, |v| SIGNS[usize::from(v >> 9)])))
+        let at = 2 + 16 * j;
+        let v: [u16; 8] = array(|l| u16_at(unit, at + 2 * l));
+        let grid = isa.gather_u64(&IQ2XS_GRID, map(v, u32::from));
+        // the upper seven bits of four words, brought together
+        let four = |at: usize| {
+            let x = u64_at(unit, at) >> 9 & 0x007f_007f_007f_007f;
+            let x = (x | x >> 8) & 0x0000_ffff_0000_ffff;
+            (x | x >> 16) & 0xffff_ffff
+        };
+        isa.negate_where(grid, even(four(at) | four(at + 8) << 32))
     }
 }
 
@@ -102,10 +111,10 @@ impl<I: Isa> Decode<I> for IQ2_S {
 
     #[inline(always)]
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
-        let high = usize::from(u16_at(unit, 66 + 2 * j));
+        let high = u32::from(u16_at(unit, 66 + 2 * j));
         let low = bytes::<8>(unit, 2 + 8 * j);
-        let entry = |l: usize| IQ2S_GRID[usize::from(low[l]) | (high >> (2 * l) & 3) << 8];
-        isa.negate_where(isa.of_u64(array(entry)), u64_at(unit, 34 + 8 * j))
+        let index = |l: usize| u32::from(low[l]) | (high >> (2 * l) & 3) << 8;
+        isa.negate_where(isa.gather_u64(&IQ2S_GRID, array(index)), u64_at(unit, 34 + 8 * j))
     }
 }
 
@@ -127,7 +136,7 @@ impl<I: Isa> Decode<I> for IQ3_XXS {
     #[inline(always)]
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         let index = bytes::<16>(unit, 2 + 16 * j);
-        let grid = isa.of_u32(map(*index, |i| IQ3XXS_GRID[usize::from(i)]));
+        let grid = isa.gather_u32(&IQ3XXS_GRID, map(*index, u32::from));
         isa.negate_where(grid, signs_of_64(u32_at(unit, 66 + 8 * j), u32_at(unit, 70 + 8 * j)))
     }
 }
@@ -150,16 +159,16 @@ impl<I: Isa> Decode<I> for IQ3_S {
     #[inline(always)]
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         let low = bytes::<16>(unit, 2 + 16 * j);
-        let high = usize::from(u16_at(unit, 66 + 2 * j));
-        let entry = |l: usize| IQ3S_GRID[usize::from(low[l]) | (high >> l & 1) << 8];
-        isa.negate_where(isa.of_u32(array(entry)), u64_at(unit, 74 + 8 * j))
+        let high = u32::from(u16_at(unit, 66 + 2 * j));
+        let index = |l: usize| u32::from(low[l]) | (high >> l & 1) << 8;
+        isa.negate_where(isa.gather_u32(&IQ3S_GRID, array(index)), u64_at(unit, 74 + 8 * j))
     }
 }
 
 /// `8 * grid + delta`, delta being the bytes 1 or -1.
 #[inline(always)]
-pub(crate) fn ternary_entries<I: Isa>(isa: I, index: [usize; 8], delta: I::B64) -> I::B64 {
-    let g = isa.of_u64(map(index, |i| IQ1S_GRID[i & 2047]));
+pub(crate) fn ternary_entries<I: Isa>(isa: I, index: [u32; 8], delta: I::B64) -> I::B64 {
+    let g = isa.gather_u64(&IQ1S_GRID, index);
     let g = isa.add(g, g);
     let g = isa.add(g, g);
     isa.add(isa.add(g, g), delta)
@@ -190,7 +199,7 @@ impl<I: Isa> Decode<I> for IQ1_S {
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         let low = bytes::<8>(unit, 2 + 8 * j);
         let h = [u16_at(unit, 34 + 4 * j), u16_at(unit, 36 + 4 * j)];
-        let index = |l: usize| usize::from(low[l]) | usize::from(h[l / 4] >> (3 * (l % 4)) & 7) << 8;
+        let index = |l: usize| u32::from(low[l]) | u32::from(h[l / 4] >> (3 * (l % 4)) & 7) << 8;
         let [a, b] = map(h, |h| delta_byte(h >> 15));
         ternary_entries(isa, array(index), isa.splat_4x16([a, a, b, b]))
     }
@@ -218,16 +227,21 @@ impl<I: Isa> Decode<I> for IQ1_M {
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         let low = bytes::<8>(unit, 8 * j);
         let h = u32_at(unit, 32 + 4 * j);
-        let index = |l: usize| usize::from(low[l]) | ((h >> (4 * l) & 7) as usize) << 8;
-        ternary_entries(isa, array(index), isa.of_u64(nibble_deltas(h)))
+        let index = |l: usize| u32::from(low[l]) | (h >> (4 * l) & 7) << 8;
+        ternary_entries(isa, array(index), nibble_deltas(isa, h))
     }
 }
 
 /// Eight times eight bytes of 1, or of -1 where bit 3 of the nibble of `h` is set.
 #[inline(always)]
-pub(crate) fn nibble_deltas(h: u32) -> [u64; 8] {
-    let ones = 0x0101_0101_0101_0101;
-    array(|l| ones + u64::from(h >> (4 * l + 3) & 1) * (0xfe * ones))
+pub(crate) fn nibble_deltas<I: Isa>(isa: I, h: u32) -> I::B64 {
+    // a nibble to a byte each
+    let x = u64::from(h);
+    let x = (x | x << 16) & 0x0000_ffff_0000_ffff;
+    let x = (x | x << 8) & 0x00ff_00ff_00ff_00ff;
+    let x = (x | x << 4) & 0x0f0f_0f0f_0f0f_0f0f;
+    let negative = (x >> 3 & 0x0101_0101_0101_0101) * 0xff;
+    isa.or(isa.splat(1), isa.mask_bytes(negative, 0xff))
 }
 
 /// f16 d, 16 bytes of nibbles: indices of a non-linear table. Blocks of 32.

@@ -69,18 +69,32 @@ impl<I: Isa> Decode<I> for Q3_K {
     }
 }
 
+/// Eight scales and eight mins of 6 bits in twelve bytes, as bytes.
+#[inline(always)]
+fn six_bit_pairs(unit: &[u8]) -> [[u8; 8]; 2] {
+    let (a, b, c) = (u32_at(unit, 4), u32_at(unit, 8), u32_at(unit, 12));
+    let eight = |first: u32, last: u32| (u64::from(first) | u64::from(last) << 32).to_le_bytes();
+    let s = eight(a & 0x3f3f_3f3f, c & 0x0f0f_0f0f | a >> 2 & 0x3030_3030);
+    let m = eight(b & 0x3f3f_3f3f, c >> 4 & 0x0f0f_0f0f | b >> 2 & 0x3030_3030);
+    [s, m]
+}
+
 /// Scales and mins of Q4_K and Q5_K: f16 d, f16 dmin, eight 6-bit pairs in twelve bytes.
 #[inline(always)]
 fn scales_and_mins<I: Isa>(isa: I, unit: &[u8]) -> Scales {
     let [d, dmin] = two_f16(isa, unit, 0);
-    let (a, b, c) = (u32_at(unit, 4), u32_at(unit, 8), u32_at(unit, 12));
-    let eight = |first: u32, last: u32| -> [i16; 16] {
-        let words = [first.to_le_bytes(), last.to_le_bytes()];
-        array(|k| i16::from(words[k / 8][k / 2 % 4]))
-    };
-    let s = eight(a & 0x3f3f_3f3f, c & 0x0f0f_0f0f | a >> 2 & 0x3030_3030);
-    let m = eight(b & 0x3f3f_3f3f, c >> 4 & 0x0f0f_0f0f | b >> 2 & 0x3030_3030);
-    Scales::by_16(d, s).with_min([dmin; 16], m)
+    let [s, m] = six_bit_pairs(unit);
+    Scales::by_32(d, map(s, i16::from)).with_min([dmin; 16], array(|k| i16::from(m[k / 2])))
+}
+
+/// The same as lanes.
+#[inline(always)]
+fn factors_and_mins<I: Isa>(isa: I, unit: &[u8]) -> (I::F, I::F) {
+    let [d, dmin] = two_f16(isa, unit, 0);
+    let [s, m] = six_bit_pairs(unit);
+    let (s, m) = (isa.twice_i8(map(s, |x| x as i8)), isa.twice_i8(map(m, |x| x as i8)));
+    let (s, m) = (isa.float_i(s), isa.float_i(m));
+    (isa.mul_f(isa.splat_f(d), s), isa.mul_f(isa.splat_f(dmin), m))
 }
 
 /// f16 d, f16 dmin, scales[12], qs[128].
@@ -97,6 +111,11 @@ impl<I: Isa> Decode<I> for Q4_K {
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
         scales_and_mins(isa, unit)
+    }
+
+    #[inline(always)]
+    fn factors(isa: I, _: f32, unit: &[u8]) -> (I::F, I::F) {
+        factors_and_mins(isa, unit)
     }
 
     #[inline(always)]
@@ -119,6 +138,11 @@ impl<I: Isa> Decode<I> for Q5_K {
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
         scales_and_mins(isa, unit)
+    }
+
+    #[inline(always)]
+    fn factors(isa: I, _: f32, unit: &[u8]) -> (I::F, I::F) {
+        factors_and_mins(isa, unit)
     }
 
     #[inline(always)]

@@ -56,12 +56,3 @@ pub(crate) fn nibbles_in_turn(b: &[u8; 8]) -> [u8; 16] {
 pub(crate) fn nibbles_low_high(b: &[u8; 4]) -> [u8; 8] {
     array(|k| b[k % 4] >> (4 * (k / 4)) & 15)
 }
-
-/// Bits `4 j..4 j + 4` of `mask`, each as `value` or 0.
-#[inline(always)]
-pub(crate) fn four_bits(mask: u16, j: usize, value: u8) -> [u8; 4] {
-    let bits = u32::from(mask >> (4 * j)) & 15;
-    // four copies seven bits apart: bit k of copy k is at bit 8 k
-    let spread = (bits * 0x0020_4081) & 0x0101_0101;
-    (spread * u32::from(value)).to_le_bytes()
-}

@@ -139,13 +139,16 @@ impl<I: Isa> Decode<I> for IQ4_KT {
         let low = bytes::<16>(unit, 32 + 16 * j);
         let mid = bytes::<16>(unit, 96 + 16 * (j % 2));
         let sb = [u32_at(unit, 8 * j), u32_at(unit, 8 * j + 4)];
+        // part by part, each as lanes: all at once the compiler makes them one by one
+        let low = isa.load_i(&array(|l| i32::from(low[l])));
+        let mid = isa.load_i(&array(|l| i32::from(mid[l] >> (4 * (j / 2)) & 15)));
+        let top = isa.load_i(&array(|l| (sb[l / 8] >> (8 + 3 * (l % 8)) & 7) as i32));
         // bit 15 of the seed, free in a 15-bit code, makes the other offset
-        let offset = map(sb, |sb| (sb & 1) << 15);
-        let seed = |l: usize| {
-            let top = (sb[l / 8] >> (8 + 3 * (l % 8)) & 7) << 12;
-            let mid = u32::from(nib(mid[l], j / 2)) << 8;
-            (u32::from(low[l]) | mid | top | offset[l / 8]) + KT_OFFSET
-        };
-        isa.trellis_16x4(array(seed), &KT_POWERS)
+        let offset = isa.load_i(&array(|l| (sb[l / 8] & 1) as i32));
+        let seed =
+            isa.or_i(isa.or_i(low, isa.shl_i(mid, 8)), isa.or_i(isa.shl_i(top, 12), isa.shl_i(offset, 15)));
+        let mut seeds = [0; 16];
+        isa.store_i(isa.add_i(seed, isa.splat_i(KT_OFFSET as i32)), &mut seeds);
+        isa.trellis_16x4(array(|l| seeds[l] as u32), &KT_POWERS)
     }
 }

@@ -22,6 +22,7 @@ pub struct ThreadScratch {
     pub first: Vec<f32>,
     pub second: Vec<f32>,
     pub attention: ikq_cpu::attention::Scratch,
+    pub delta: ikq_cpu::delta::Scratch,
 }
 
 /// The surroundings of a step.

@@ -23,7 +23,7 @@ pub struct Layer {
 
 /// A feed-forward network.
 pub enum Ffn {
-    Dense(Dense),
+    Dense(Box<Dense>),
     Moe(Box<Moe>),
 }
 
@@ -59,7 +59,7 @@ impl Layer {
             post_attention_norm: norm(&layer.post_attention_norm)?,
             ffn_norm: weights.floats(&layer.ffn_norm, n_embd)?,
             ffn: match &layer.ffn {
-                spec::Ffn::Dense(ffn) => Ffn::Dense(Dense::new(weights, ffn, n_embd, plans)?),
+                spec::Ffn::Dense(ffn) => Ffn::Dense(Box::new(Dense::new(weights, ffn, n_embd, plans)?)),
                 spec::Ffn::Moe(moe) => Ffn::Moe(Box::new(Moe::new(weights, moe, n_embd, plans)?)),
             },
             post_ffn_norm: norm(&layer.post_ffn_norm)?,

@@ -64,9 +64,9 @@ pub struct Rope {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Attention {
-    Gqa(Gqa),
-    Mla(Mla),
-    DeltaNet(DeltaNet),
+    Gqa(Box<Gqa>),
+    Mla(Box<Mla>),
+    DeltaNet(Box<DeltaNet>),
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -148,8 +148,8 @@ pub enum Activation {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Ffn {
-    Dense(DenseFfn),
-    Moe(Moe),
+    Dense(Box<DenseFfn>),
+    Moe(Box<Moe>),
 }
 
 #[derive(Clone, Debug, Deserialize)]

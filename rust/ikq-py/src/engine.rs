@@ -3,7 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ikq_cpu::attention::CacheType;
-use ikq_cpu::matmul::{self, Compute};
+use ikq_cpu::matmul::{Compute, check};
 use ikq_model::engine::{Options, Want};
 use ikq_model::ffn::PlanOptions;
 use ikq_model::load::Mmap;
@@ -193,14 +193,17 @@ fn one_of(option: &str, found: &str, allowed: &str) -> PyErr {
     PyValueError::new_err(format!("{option}={found:?}: one of {allowed} is needed"))
 }
 
-/// Name of the kernel that multiplies this type with `n_columns` columns.
+/// How products with this type are computed.
 #[pyfunction]
-pub fn kernel_name(type_id: u32, n_columns: usize, isa_name: Option<&str>) -> PyResult<String> {
-    Ok(matmul::kernel_name(quant_type(type_id)?, isa(isa_name)?, n_columns))
+#[pyo3(signature = (type_id, isa_name))]
+pub fn kernel_name(type_id: u32, isa_name: Option<&str>) -> PyResult<String> {
+    Ok(check::kernel_name(isa(isa_name)?, quant_type(type_id)?, Compute::Auto))
 }
 
-/// Compares the kernels of this type with the scalar ones; `None` when they agree, else what differs.
+/// Multiplies with random weights of this type; the largest error as a share of what rounding explains.
 #[pyfunction]
-pub fn kernel_self_test(type_id: u32, isa_name: Option<&str>) -> PyResult<Option<String>> {
-    Ok(matmul::self_test(isa(isa_name)?, quant_type(type_id)?).err())
+#[pyo3(signature = (type_id, isa_name))]
+pub fn kernel_self_test(py: Python<'_>, type_id: u32, isa_name: Option<&str>) -> PyResult<f64> {
+    let (kind, ty) = (isa(isa_name)?, quant_type(type_id)?);
+    py.detach(|| check::self_test(kind, ty)).map_err(|e| e.raise(py))
 }

@@ -24,7 +24,7 @@ mod scalar;
 mod select;
 mod transpose;
 
-pub use arith::Arith;
+pub use arith::{Arith, prefetch};
 pub use arrays::{array, map};
 pub use avx2::Avx2;
 pub use avx512::Avx512;

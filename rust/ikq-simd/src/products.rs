@@ -41,6 +41,19 @@ pub trait Products: Arith {
     fn fused_sub(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// The integers of sixteen bytes.
     fn load_i8(self, x: &[i8; 16]) -> Self::I;
+    /// Lane i: the integer of byte i / 2.
+    fn twice_i8(self, x: [i8; 8]) -> Self::I;
+
+    /// Sixteen entries of a table whose length is a power of two; indices wrap.
+    fn gather_u32<const N: usize>(self, table: &[u32; N], index: [u32; 16]) -> Self::B64;
+    /// Eight entries of a table whose length is a power of two; indices wrap.
+    fn gather_u64<const N: usize>(self, table: &[u64; N], index: [u32; 8]) -> Self::B64;
+}
+
+/// What an index may be: a power of two less one, which fits i32.
+const fn last<const N: usize>() -> i32 {
+    assert!(N.is_power_of_two() && N <= 1 << 30);
+    (N - 1) as i32
 }
 
 impl Products for Scalar {
@@ -96,6 +109,20 @@ impl Products for Scalar {
     #[inline(always)]
     fn load_i8(self, x: &[i8; 16]) -> [i32; 16] {
         array(|i| i32::from(x[i]))
+    }
+    #[inline(always)]
+    fn twice_i8(self, x: [i8; 8]) -> [i32; 16] {
+        array(|i| i32::from(x[i / 2]))
+    }
+    #[inline(always)]
+    fn gather_u32<const N: usize>(self, table: &[u32; N], index: [u32; 16]) -> [u8; 64] {
+        let entry = |i: usize| table[index[i] as usize & const { last::<N>() as usize }];
+        array(|i| entry(i / 4).to_le_bytes()[i % 4])
+    }
+    #[inline(always)]
+    fn gather_u64<const N: usize>(self, table: &[u64; N], index: [u32; 8]) -> [u8; 64] {
+        let entry = |i: usize| table[index[i] as usize & const { last::<N>() as usize }];
+        array(|i| entry(i / 8).to_le_bytes()[i % 8])
     }
 }
 
@@ -198,6 +225,38 @@ impl Products for Avx2 {
             [_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(x))]
         }
     }
+    #[inline(always)]
+    fn twice_i8(self, x: [i8; 8]) -> Pair {
+        isa! {
+            let x = _mm_loadl_epi64(x.as_ptr().cast());
+            let x = _mm_unpacklo_epi8(x, x);
+            [_mm256_cvtepi8_epi32(x), _mm256_cvtepi8_epi32(_mm_srli_si128::<8>(x))]
+        }
+    }
+    #[inline(always)]
+    fn gather_u32<const N: usize>(self, table: &[u32; N], index: [u32; 16]) -> Pair {
+        // SAFETY: the token proves AVX2; the mask keeps indices inside the table.
+        unsafe {
+            let at = |i: usize| {
+                let index = _mm256_loadu_si256(index[i..].as_ptr().cast());
+                _mm256_and_si256(index, _mm256_set1_epi32(const { last::<N>() }))
+            };
+            let table = table.as_ptr().cast();
+            [_mm256_i32gather_epi32::<4>(table, at(0)), _mm256_i32gather_epi32::<4>(table, at(8))]
+        }
+    }
+    #[inline(always)]
+    fn gather_u64<const N: usize>(self, table: &[u64; N], index: [u32; 8]) -> Pair {
+        // SAFETY: the token proves AVX2; the mask keeps indices inside the table.
+        unsafe {
+            let at = |i: usize| {
+                let index = _mm_loadu_si128(index[i..].as_ptr().cast());
+                _mm_and_si128(index, _mm_set1_epi32(const { last::<N>() }))
+            };
+            let table = table.as_ptr().cast();
+            [_mm256_i32gather_epi64::<8>(table, at(0)), _mm256_i32gather_epi64::<8>(table, at(4))]
+        }
+    }
 }
 
 impl Products for Avx512 {
@@ -262,5 +321,30 @@ impl Products for Avx512 {
     #[inline(always)]
     fn load_i8(self, x: &[i8; 16]) -> __m512i {
         isa! { _mm512_cvtepi8_epi32(_mm_loadu_si128(x.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn twice_i8(self, x: [i8; 8]) -> __m512i {
+        isa! {
+            let x = _mm_loadl_epi64(x.as_ptr().cast());
+            _mm512_cvtepi8_epi32(_mm_unpacklo_epi8(x, x))
+        }
+    }
+    #[inline(always)]
+    fn gather_u32<const N: usize>(self, table: &[u32; N], index: [u32; 16]) -> __m512i {
+        // SAFETY: the token proves AVX-512F; the mask keeps indices inside the table.
+        unsafe {
+            let index = _mm512_loadu_si512(index.as_ptr().cast());
+            let index = _mm512_and_si512(index, _mm512_set1_epi32(const { last::<N>() }));
+            _mm512_i32gather_epi32::<4>(index, table.as_ptr().cast())
+        }
+    }
+    #[inline(always)]
+    fn gather_u64<const N: usize>(self, table: &[u64; N], index: [u32; 8]) -> __m512i {
+        // SAFETY: the token proves AVX-512F; the mask keeps indices inside the table.
+        unsafe {
+            let index = _mm256_loadu_si256(index.as_ptr().cast());
+            let index = _mm256_and_si256(index, _mm256_set1_epi32(const { last::<N>() }));
+            _mm512_i32gather_epi64::<8>(index, table.as_ptr().cast())
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Every operation on every instruction set of this machine against the scalar one, which is the
 //! definition; operands are seeded random bytes.
 
-use ikq_simd::{Isa, IsaKind, IsaOp, Products, Scalar, available, pair, run};
+use ikq_simd::{Isa, IsaKind, IsaOp, Scalar, available, pair, run};
 
 /// A small generator, so that the operands are the same everywhere.
 fn bytes<const N: usize>(seed: u64) -> [u8; N] {
@@ -248,13 +248,19 @@ impl IsaOp for Sums {
         let unsigned = isa.dot4_unsigned(isa.load_i(&acc), isa.and(vw, isa.splat(127)), vx);
         let moved = isa.load_i8(&std::array::from_fn(|i| x[i]));
         let sums = isa.sums_of_4([dots, splat, unsigned, moved]);
-        let lanes = [dots, splat, unsigned, moved, sums, isa.add_i(dots, sums)].map(|v| {
+        let twice = isa.twice_i8(std::array::from_fn(|i| x[i]));
+        let lanes = [dots, splat, unsigned, moved, sums, isa.add_i(dots, sums), twice].map(|v| {
             let mut out = [0; 16];
             isa.store_i(v, &mut out);
             out
         });
         let rows: [[u8; 64]; 16] = std::array::from_fn(|r| bytes(self.0 + 5 + r as u64));
-        let turned = isa.transpose_fours(rows.each_ref()).map(|v| {
+        let index: [u32; 16] = std::array::from_fn(|i| u32::from_le_bytes(*rows[i].first_chunk().unwrap()));
+        let words: [u32; 32] = std::array::from_fn(|i| u32::from(w[i]) * 0x0107_0503);
+        let pairs: [u64; 32] = std::array::from_fn(|i| u64::from(words[i]) << 29 | u64::from(w[i + 3]));
+        let eight: [u32; 8] = std::array::from_fn(|i| index[i]);
+        let gathered = [isa.gather_u32(&words, index), isa.gather_u64(&pairs, eight)];
+        let turned = isa.transpose_fours(rows.each_ref()).into_iter().chain(gathered).map(|v| {
             let mut out = [0; 64];
             isa.store(v, &mut out);
             out
@@ -263,7 +269,7 @@ impl IsaOp for Sums {
         let finite = bytes::<32>(self.0 + 4).map(|b| b & 0xbf);
         let floats = [isa.load_bf16(&finite), isa.load_f16(&finite)];
         let floats = floats.into_iter().flat_map(|v| isa.array(v)).map(f32::to_bits).collect();
-        (lanes.to_vec(), turned.to_vec(), floats)
+        (lanes.to_vec(), turned.collect(), floats)
     }
 }
 

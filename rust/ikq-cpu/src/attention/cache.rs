@@ -309,6 +309,21 @@ mod tests {
     }
 
     #[test]
+    #[cfg(target_os = "linux")]
+    fn what_is_not_stored_takes_no_memory() {
+        let resident_pages = || -> usize {
+            let statm = std::fs::read_to_string("/proc/self/statm").expect("linux");
+            statm.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number of pages")
+        };
+        let before = resident_pages();
+        let mut cache = Cache::new(CacheType::F16, 8, 128, 1 << 19).expect("fits");
+        cache.store(IsaKind::Scalar, 1 << 18, &[1.0; 1024]);
+        // one GiB; other tests run beside this one, and take a few MiB
+        assert_eq!(cache.bytes(), 1 << 30);
+        assert!(resident_pages() < before + (256 << 20) / 4096);
+    }
+
+    #[test]
     fn rows_come_back_and_positions_stay_apart() {
         for kind in available() {
             for ty in CacheType::ALL {

@@ -90,6 +90,11 @@ pub fn attend(
 ) {
     let n_rows = scratch.n_rows;
     assert_eq!(scratch.d, head.keys.d(), "queries are as long as keys");
+    let values_fit = match head.values {
+        Some(values) => values.d() == head.head_dim_v,
+        None => head.keys.d() >= head.head_dim_v,
+    };
+    assert!(values_fit && partial.d() == head.head_dim_v, "values of {} elements", head.head_dim_v);
     assert!(n_rows == partial.n_rows() && n_rows > 0, "a partial result per row");
     let last = first + (n_rows - 1) / group;
     let window = head.window.unwrap_or(usize::MAX);
@@ -176,8 +181,12 @@ fn one_block(
     let rows = Rows::of(kind, head.keys, head.head, range.clone(), keys);
     if m <= FEW_ROWS {
         let shape = Shape { m, n, k: d };
-        let c = &mut *scores;
-        rows.go(kind, Dots { a: queries, b: rows.stored, c, c_stride: columns, shape, ty: PhantomData });
+        let next = match head.values {
+            Some(cache) => Stored { data: cache.rows(head.head, range.clone()), stride: cache.row_bytes() },
+            None => Stored { data: &[], stride: 0 },
+        };
+        let (b, c, ty) = (rows.stored, &mut *scores, PhantomData);
+        rows.go(kind, Dots { a: queries, b, c, c_stride: columns, shape, next, ty });
     } else {
         let out = room(transposed, d * columns);
         rows.go(kind, Transpose { b: rows.stored, n, k: d, out, stride: columns, ty: PhantomData });

@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use ikq_simd::{Isa, IsaKind, IsaOp, run};
+use ikq_simd::{Isa, IsaKind, IsaOp, prefetch, run};
 
 use crate::ops::math;
 use crate::ops::matrix::{ByElement, Element, Floats, Shape, Stored};
@@ -15,8 +15,13 @@ pub(super) struct Dots<'a, E> {
     pub c: &'a mut [f32],
     pub c_stride: usize,
     pub shape: Shape,
+    /// What is read next, as many rows as `b` has: with several rows it comes from memory while these are multiplied.
+    pub next: Stored<'a>,
     pub ty: PhantomData<E>,
 }
+
+/// Rows of `b` that are asked for before their turn.
+const AHEAD: usize = 32;
 
 impl<E: Element> IsaOp for Dots<'_, E> {
     type Output = ();
@@ -25,12 +30,16 @@ impl<E: Element> IsaOp for Dots<'_, E> {
     fn run<I: Isa>(mut self, isa: I) {
         let mut i = 0;
         while i < self.shape.m {
-            // sixteen accumulators, or as many as there are registers for
+            // up to sixteen accumulators, or as many as there are registers for
             let wide = I::N_REGISTERS >= 32;
             i += match self.shape.m - i {
                 8.. if wide => self.rows::<I, 8, 2>(isa, i),
-                4.. if wide => self.rows::<I, 4, 4>(isa, i),
-                2.. if wide => self.rows::<I, 2, 8>(isa, i),
+                7 if wide => self.rows::<I, 7, 2>(isa, i),
+                6 if wide => self.rows::<I, 6, 2>(isa, i),
+                5 if wide => self.rows::<I, 5, 3>(isa, i),
+                4 if wide => self.rows::<I, 4, 4>(isa, i),
+                3 if wide => self.rows::<I, 3, 4>(isa, i),
+                2 if wide => self.rows::<I, 2, 8>(isa, i),
                 _ if wide => self.rows::<I, 1, 16>(isa, i),
                 2.. => self.rows::<I, 2, 2>(isa, i),
                 _ => self.rows::<I, 1, 4>(isa, i),
@@ -46,6 +55,15 @@ impl<E: Element> Dots<'_, E> {
         let n = self.shape.n;
         let mut j = 0;
         while j + N <= n {
+            // with one row the processor keeps ahead by itself
+            if i == 0 && self.shape.m > 1 {
+                let near = |m: Stored<'_>, from: usize| {
+                    let rows = (from * m.stride).min(m.data.len())..((from + N) * m.stride).min(m.data.len());
+                    prefetch(&m.data[rows]);
+                };
+                near(self.b, j + AHEAD);
+                near(self.next, j);
+            }
             self.tile::<I, M, N>(isa, i, j);
             j += N;
         }
@@ -82,13 +100,13 @@ impl<E: Element> Dots<'_, E> {
             }
         }
         let c = &mut self.c[i * self.c_stride + j..];
-        if M * N == 16 {
+        if M * N > 8 {
             let mut flat = [isa.splat_f(0.0); 16];
             for (flat, acc) in flat.iter_mut().zip(acc.as_flattened()) {
                 *flat = *acc;
             }
             let sums = isa.totals(&flat);
-            for (r, sums) in sums.chunks_exact(N).enumerate() {
+            for (r, sums) in sums.chunks_exact(N).take(M).enumerate() {
                 c[r * self.c_stride..][..N].copy_from_slice(sums);
             }
         } else {
@@ -184,7 +202,7 @@ impl IsaOp for SoftmaxRows<'_> {
 
 impl ByElement for Dots<'_, ()> {
     fn go<E: Element>(self, kind: IsaKind) {
-        let Dots { a, b, c, c_stride, shape, .. } = self;
-        run(kind, Dots::<E> { a, b, c, c_stride, shape, ty: PhantomData });
+        let Dots { a, b, c, c_stride, shape, next, .. } = self;
+        run(kind, Dots::<E> { a, b, c, c_stride, shape, next, ty: PhantomData });
     }
 }

@@ -29,6 +29,11 @@ impl Partial {
         self.n_rows
     }
 
+    /// Elements of a value.
+    pub fn d(&self) -> usize {
+        self.d
+    }
+
     /// Adds what `other` knows of the same rows from other keys.
     ///
     /// # Panics

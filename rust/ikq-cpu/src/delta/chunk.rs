@@ -20,8 +20,8 @@ use super::step;
 use crate::ops::math;
 use crate::ops::matrix::{ByElement, F32, Floats, Product, Shape, Stored, Transpose, bytes_of};
 
-/// Tokens of a chunk: products with the state cost the same whatever it is, those within the chunk grow with it.
-const CHUNK: usize = 32;
+/// Tokens of a chunk, the best number to give [`advance`] at once: products with the state cost the same whatever it is, those within the chunk grow with it.
+pub const CHUNK: usize = 32;
 /// Tokens below which steps are as fast.
 const FEWEST: usize = 8;
 /// Logarithms of decays below it are as good as it: their exponentials are 0.
@@ -283,13 +283,13 @@ mod tests {
     fn truth(state: &mut [f64], t: &Tokens<'_>, dk: usize, dv: usize) -> Vec<f64> {
         let mut out = Vec::new();
         for i in 0..t.beta.len() {
-            let (q, k, v) = (&t.q[i * dk..], &t.k[i * dk..], &t.v[i * dv..]);
+            let (q, k, v) = (&t.q[i * dk..], &t.k[i * dk..], &t.v[i * dv..][..dv]);
             let decay = f64::from(t.log_decay[i]).exp();
             state.iter_mut().for_each(|s| *s *= decay);
-            for j in 0..dv {
+            for (j, v) in v.iter().enumerate() {
                 let at = |l: usize| l * dv + j;
                 let seen: f64 = (0..dk).map(|l| state[at(l)] * f64::from(k[l])).sum();
-                let delta = f64::from(t.beta[i]) * (f64::from(v[j]) - seen);
+                let delta = f64::from(t.beta[i]) * (f64::from(*v) - seen);
                 (0..dk).for_each(|l| state[at(l)] += f64::from(k[l]) * delta);
                 out.push((0..dk).map(|l| state[at(l)] * f64::from(q[l])).sum());
             }

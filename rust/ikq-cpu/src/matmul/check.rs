@@ -1,8 +1,11 @@
 //! Random matrices that hold finite weights, and the check of a machine's kernels with them.
 
-use ikq_formats::{Family, QuantType, RowForm, interleave_group, row_form};
+use ikq_decode::UNIT;
+use ikq_formats::{Error, Family, QuantType, RowForm, interleave_group, row_form};
 use ikq_simd::IsaKind;
 
+use super::panel::{self, Panel};
+use super::{Compute, Input, Matrix, Scratch, input, kernels, multiply, rows_of};
 use crate::act::Activations;
 
 /// SplitMix64.
@@ -32,8 +35,8 @@ impl Random {
     }
 }
 
-/// Weights of random blocks stay below this.
-const LARGEST: f32 = 1000.0;
+/// Where the largest weight of a random block lies: subnormal products would be slow.
+const PEAKS: std::ops::Range<f32> = 1e-6..1000.0;
 
 /// A matrix of any type that weights are stored in, of random codes and scales.
 ///
@@ -92,12 +95,13 @@ fn random_rows(ty: QuantType, n_rows: usize, k: usize, random: &mut Random, data
     }
 }
 
-/// Whether a block without header holds finite weights that are not large.
+/// Whether a block without header holds finite weights, neither large nor tiny.
 fn moderate(ty: QuantType, block: &[u8]) -> bool {
     let mut values = vec![0.0; ty.info().block_size];
     let n = values.len();
     ikq_decode::dequantize(IsaKind::Scalar, ty, block, 1, n, &mut values).expect("one block");
-    values.iter().all(|v| v.abs() < LARGEST)
+    let peak = values.iter().fold(0.0f32, |peak, v| if v.is_nan() { f32::NAN } else { peak.max(v.abs()) });
+    PEAKS.contains(&peak)
 }
 
 fn random_floats(ty: QuantType, random: &mut Random, data: &mut [u8]) {
@@ -129,4 +133,119 @@ pub fn random_columns(kind: IsaKind, k: usize, n: usize, seed: u64) -> Activatio
         column.quantize(kind);
     }
     acts
+}
+
+/// What computes products of a type, for people: instruction set, form of the activations, and for how many
+/// elements a scale (and a min) holds.
+pub fn kernel_name(kind: IsaKind, ty: QuantType, compute: Compute) -> String {
+    let how = match (input(ty, compute), ikq_decode::facts(ty)) {
+        (Input::Q8, Some(facts)) => {
+            let per = if panel::per_16(facts.sub_block, facts.n_float_scales) { 16 } else { 32 };
+            format!("int8 products, scales per {per}{}", if facts.has_min { " with mins" } else { "" })
+        }
+        _ => "float32 products".into(),
+    };
+    let apart = if ty.is_interleaved() { ", groups taken apart" } else { "" };
+    format!("{}: {how}{apart}", kind.name())
+}
+
+/// Rows of the matrices of [`self_test`]: more than a band, no whole number of bands where the type allows it.
+const TEST_ROWS: usize = 20;
+
+/// Checks all kernels of an instruction set for a type with seeded random data. Returns the largest error as a
+/// share of its bound, the bound being what rounding in float32 may do; a result above 1 is a fault.
+///
+/// The reference is a sum in f64 of what the plain decoder and the plain quantization of activations give.
+///
+/// # Errors
+/// As [`Matrix::new`] for types that no rows of 768 elements can be stored in.
+pub fn self_test(kind: IsaKind, ty: QuantType) -> Result<f64, Error> {
+    let (n_rows, k, n_columns) = (TEST_ROWS.next_multiple_of(ty.info().rows), 3 * UNIT, 11);
+    ikq_formats::matrix_bytes(ty, n_rows, k)?;
+    let data = random_matrix(ty, n_rows, k, 77);
+    let matrix = Matrix::new(ty, n_rows, k, &data)?;
+    let acts = random_columns(kind, k, n_columns, 78);
+    let plain = random_columns(IsaKind::Scalar, k, n_columns, 78);
+    let all: Vec<u32> = (0..n_columns as u32).rev().collect();
+    let mut worst = 0.0f64;
+    for compute in [Compute::Auto, Compute::F32] {
+        let expected = match input(ty, compute) {
+            Input::Q8 => integer_sums(&matrix, &plain)?,
+            Input::Floats => float_sums(&matrix, &plain)?,
+        };
+        // one column, few, and all of them go different ways
+        for columns in [&all[..1], &all[..3], &all] {
+            let mut out = vec![f32::NAN; n_rows * columns.len()];
+            multiply(kind, compute, &matrix, 0..n_rows, &acts, columns, &mut Scratch::default(), &mut out);
+            for (out, column) in out.chunks_exact(n_rows).zip(columns) {
+                for (out, (sum, bound)) in out.iter().zip(&expected[*column as usize * n_rows..]) {
+                    let share = (f64::from(*out) - sum).abs() / bound;
+                    worst = worst.max(if share.is_nan() { f64::INFINITY } else { share });
+                }
+            }
+        }
+    }
+    Ok(worst)
+}
+
+/// Half a last place of a float.
+const HALF_ULP: f64 = 1.0 / (1 << 24) as f64;
+
+/// Bounds of sums that are zero.
+const LEAST_BOUND: f64 = 1e-37;
+
+/// Sums in f64 of decoded weights times floats, and what float32 may make of them.
+fn float_sums(matrix: &Matrix<'_>, acts: &Activations) -> Result<Vec<(f64, f64)>, Error> {
+    let (n_rows, k) = (matrix.n_rows(), matrix.k());
+    let mut weights = vec![0.0; n_rows * k];
+    if matrix.ty() == QuantType::I2_S {
+        ikq_decode::dequantize_i2_s(IsaKind::Scalar, matrix.data(), matrix.scale(), &mut weights);
+    } else {
+        ikq_decode::dequantize(IsaKind::Scalar, matrix.ty(), matrix.data(), n_rows, k, &mut weights)?;
+    }
+    // a sum of a sixteenth of the products, two roundings each at most, and the sum of sixteen or more of them
+    let roundings = (2 * k.div_ceil(16) + 8) as f64 * HALF_ULP;
+    let mut out = Vec::new();
+    for c in 0..acts.n_columns() {
+        for row in weights.chunks_exact(k) {
+            let products = row.iter().zip(acts.floats(c)).map(|(w, x)| f64::from(*w) * f64::from(*x));
+            let (sum, size) = products.fold((0.0, 0.0), |(s, m), p| (s + p, m + p.abs()));
+            out.push((sum, size * roundings + LEAST_BOUND));
+        }
+    }
+    Ok(out)
+}
+
+/// The same of weights and activations as codes and scales.
+fn integer_sums(matrix: &Matrix<'_>, acts: &Activations) -> Result<Vec<(f64, f64)>, Error> {
+    let (ty, n_rows, k) = (matrix.ty(), matrix.n_rows(), matrix.k());
+    let bodies = kernels::bodies(ty).ok_or(Error::NoLayout { ty })?;
+    let n_units = panel::n_units(k);
+    let mut apart = Vec::new();
+    let rows = rows_of(matrix, &mut apart);
+    let mut decoded = Panel::default();
+    decoded.reserve(n_units, 1);
+    let per_16 = panel::per_16(bodies.facts.sub_block, bodies.facts.n_float_scales);
+    // per 32 elements an addition and one or two for mins; the products of scales, the sum over lanes, the factor
+    let roundings = (8 * n_units * 3 + 12) as f64 * HALF_ULP;
+    let mut out = vec![(0.0, 0.0); n_rows * acts.n_columns()];
+    for row in 0..n_rows {
+        // a panel of one row by the plain decoder: its lane 0, where codes carry no bias
+        (bodies.fill)(IsaKind::Scalar, &rows.part(row..row + 1), 0..n_units, &mut decoded, (0, 1));
+        for c in 0..acts.n_columns() {
+            let (mut sum, mut size) = (0.0, 0.0);
+            for i in 0..k {
+                let x = &acts.units(c)[i / UNIT];
+                let x = f64::from(x.codes[i % UNIT]) * f64::from(x.d[i % UNIT / 16]);
+                let code = f64::from(decoded.codes[i / 4].0[i % 4] as i8);
+                let group = if per_16 { i / 16 } else { i / 32 };
+                let weight = code * f64::from(decoded.scales[group].0[0]);
+                let min = if bodies.facts.has_min { f64::from(decoded.mins[group].0[0]) } else { 0.0 };
+                sum += (weight - min) * x;
+                size += (weight.abs() + min.abs()) * x.abs();
+            }
+            out[c * n_rows + row] = (sum, size * roundings + LEAST_BOUND);
+        }
+    }
+    Ok(out)
 }

@@ -3,13 +3,15 @@
 //! Sixteen partial sums per product run along the row; each is rounded once per sixteen elements where the
 //! instruction set fuses multiplication and addition.
 
+use std::ops::Range;
+
 use ikq_formats::QuantType;
 use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
 use crate::act::Activations;
 
 /// Rows that are converted at a time.
-pub(super) const BLOCK_ROWS: usize = 8;
+pub(super) const BLOCK_ROWS: usize = 32;
 
 /// A plain array whose elements are converted in registers.
 trait Element: 'static {
@@ -128,38 +130,49 @@ impl IsaOp for Multiply<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(mut self, isa: I) {
-        let n_rows = self.rows.len() / self.acts.k();
-        let mut c = 0;
-        while c < self.columns.len() {
-            let mut r = 0;
-            let left = self.columns.len() - c;
-            let n = if I::REGISTERS >= 32 && left >= 4 { 4 } else { 2.min(left) };
-            while r < n_rows {
-                r += match (n, n_rows - r) {
-                    (4, 4..) => block::<I, 4, 4>(isa, &mut self, r, c),
-                    (4, _) => block::<I, 1, 4>(isa, &mut self, r, c),
-                    (2, 2..) => block::<I, 2, 2>(isa, &mut self, r, c),
-                    (2, _) => block::<I, 1, 2>(isa, &mut self, r, c),
-                    (_, 4..) => block::<I, 4, 1>(isa, &mut self, r, c),
-                    _ => block::<I, 1, 1>(isa, &mut self, r, c),
-                };
+        let (n_rows, k) = (self.rows.len() / self.acts.k(), self.acts.k());
+        for part in (0..k).step_by(PART).map(|start| start..k.min(start + PART)) {
+            let mut c = 0;
+            while c < self.columns.len() {
+                let mut r = 0;
+                let left = self.columns.len() - c;
+                let n = if I::REGISTERS >= 32 && left >= 4 { 4 } else { 2.min(left) };
+                while r < n_rows {
+                    r += match (n, n_rows - r) {
+                        (4, 4..) => block::<I, 4, 4>(isa, &mut self, &part, r, c),
+                        (4, _) => block::<I, 1, 4>(isa, &mut self, &part, r, c),
+                        (2, 2..) => block::<I, 2, 2>(isa, &mut self, &part, r, c),
+                        (2, _) => block::<I, 1, 2>(isa, &mut self, &part, r, c),
+                        (_, 4..) => block::<I, 4, 1>(isa, &mut self, &part, r, c),
+                        _ => block::<I, 1, 1>(isa, &mut self, &part, r, c),
+                    };
+                }
+                c += n;
             }
-            c += n;
         }
     }
 }
 
-/// `R` rows from `r` on times `C` columns from `c` on; returns `R`.
+/// Elements of rows and columns that are multiplied before the next: what stays in the nearest cache.
+const PART: usize = 1024;
+
+/// Elements `part` of `R` rows from `r` on times those of `C` columns from `c` on; returns `R`.
 #[inline(always)]
-fn block<I: Isa, const R: usize, const C: usize>(isa: I, m: &mut Multiply<'_>, r: usize, c: usize) -> usize {
-    let k = m.acts.k();
+fn block<I: Isa, const R: usize, const C: usize>(
+    isa: I,
+    m: &mut Multiply<'_>,
+    part: &Range<usize>,
+    r: usize,
+    c: usize,
+) -> usize {
+    let (row, k) = (m.acts.k(), part.len());
     let mut w: [&[f32]; R] = [&[]; R];
     for (i, w) in w.iter_mut().enumerate() {
-        *w = &m.rows[(r + i) * k..][..k];
+        *w = &m.rows[(r + i) * row + part.start..][..k];
     }
     let mut x: [&[f32]; C] = [&[]; C];
     for (i, x) in x.iter_mut().enumerate() {
-        *x = &m.acts.floats(m.columns[c + i] as usize)[..k];
+        *x = &m.acts.floats(m.columns[c + i] as usize)[part.start..][..k];
     }
     let mut acc = [[isa.splat_f(0.0); C]; R];
     for at in (0..k / 16 * 16).step_by(16) {
@@ -183,12 +196,39 @@ fn block<I: Isa, const R: usize, const C: usize>(isa: I, m: &mut Multiply<'_>, r
             }
         }
     }
-    for (i, acc) in acc.iter().enumerate() {
-        for (j, acc) in acc.iter().enumerate() {
-            m.out[(c + j) * m.stride + r + i] = isa.sum(*acc);
+    let sums = sums(isa, acc.as_flattened());
+    for i in 0..R {
+        for j in 0..C {
+            let out = &mut m.out[(c + j) * m.stride + r + i];
+            let before = if part.start == 0 { 0.0 } else { *out };
+            *out = before + sums[i * C + j];
         }
     }
     R
+}
+
+/// The sums over lanes of at most sixteen values.
+#[inline(always)]
+fn sums<I: Isa>(isa: I, values: &[I::F]) -> [f32; 16] {
+    let mut out = [0.0; 16];
+    if values.len() < 16 {
+        for (out, v) in out.iter_mut().zip(values) {
+            *out = isa.sum(*v);
+        }
+        return out;
+    }
+    let mut rows = [[0.0; 16]; 16];
+    for (row, v) in rows.iter_mut().zip(values) {
+        isa.store_f(*v, row);
+    }
+    let mut turned = isa.transpose(rows.each_ref());
+    for half in [8, 4, 2, 1] {
+        for i in 0..half {
+            turned[i] = isa.add_f(turned[i], turned[i + half]);
+        }
+    }
+    isa.store_f(turned[0], &mut out);
+    out
 }
 
 /// A short run of floats with zeros behind.

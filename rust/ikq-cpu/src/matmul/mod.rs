@@ -15,6 +15,7 @@ use ikq_formats::{Error, QuantType, check_matrix, deinterleave_group, matrix_byt
 use ikq_simd::IsaKind;
 
 use crate::act::Activations;
+use crate::aligned::Aligned;
 
 pub mod check;
 mod float;
@@ -24,9 +25,11 @@ mod row;
 mod stored;
 mod tile;
 
+pub use check::{kernel_name, self_test};
 use kernels::Bodies;
 use panel::{BAND, Panel};
 use stored::Rows;
+use tile::Tile;
 
 /// How products are computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,7 +133,7 @@ pub fn input(ty: QuantType, compute: Compute) -> Input {
 #[derive(Default)]
 pub struct Scratch {
     /// Decoded rows.
-    floats: Vec<f32>,
+    floats: Aligned,
     /// Rows of interleaved groups.
     rows: Vec<u8>,
     panel: Panel,
@@ -167,25 +170,19 @@ pub fn multiply(
         Input::Q8 => kernels::bodies(part.ty),
         Input::Floats => None,
     };
-    let row_ty = part.ty.info().base.unwrap_or(part.ty);
-    // decoding to floats takes groups apart by itself; only rows that are read as they are need it here
-    let apart = part.row_step() > 1 && (bodies.is_some() || row_ty == QuantType::BF16);
-    let data = if apart { take_apart(&part, rows) } else { part.data };
     let Some(bodies) = bodies else {
-        let ty = if apart { row_ty } else { part.ty };
-        return float_products(kind, ty, &part, data, acts, columns, floats, out);
+        return float_products(kind, &part, acts, columns, floats, rows, out);
     };
-    let header = (part.ty == QuantType::I2_S).then_some(part.scale);
-    let rows = Rows { data, stride: data.len() / part.n_rows, header };
+    let rows = rows_of(&part, rows);
     match columns {
         [column] => (bodies.rows)(kind, &rows, acts.units(*column as usize), out),
         _ => panel_products(kind, &bodies, &rows, acts, columns, panel, spill, out),
     }
 }
 
-/// Elements of a row that a panel holds, in units: with two bands 16 KiB of codes, which leaves the nearest
-/// cache room for columns.
-const PANEL_UNITS: usize = 2;
+/// Units of a row that a panel holds: with two bands 32 KiB of codes. Shorter panels would stay in the nearest
+/// cache, but columns are read faster in long runs; longer ones push the columns out of the next cache.
+const PANEL_UNITS: usize = 4;
 
 #[expect(clippy::too_many_arguments, reason = "the operands of a product and its memory")]
 fn panel_products(
@@ -202,49 +199,54 @@ fn panel_products(
     let n_units = panel::n_units(acts.k());
     let max_bands = tile::max_bands(kind);
     panel.reserve(PANEL_UNITS, max_bands);
-    let mut first = 0;
-    while first < n_rows {
-        let n_bands = (n_rows - first).div_ceil(BAND).min(max_bands);
-        let block = first..n_rows.min(first + n_bands * BAND);
-        // a band that is not full cannot be stored in place
-        let whole = block.len() == n_bands * BAND;
-        if !whole {
-            spill.resize(spill.len().max(n_bands * BAND * columns.len()), 0.0);
-        }
-        for unit in (0..n_units).step_by(PANEL_UNITS) {
-            let units = unit..n_units.min(unit + PANEL_UNITS);
+    // rows of a band that is not full have no place in the output
+    let n_whole = n_rows / BAND * BAND;
+    if n_whole < n_rows {
+        spill.resize(spill.len().max(BAND * columns.len()), 0.0);
+    }
+    // part after part of the columns, so that a part stays in a near cache for all rows
+    for first_unit in (0..n_units).step_by(PANEL_UNITS) {
+        let units = first_unit..n_units.min(first_unit + PANEL_UNITS);
+        let mut first = 0;
+        while first < n_rows {
+            let n_bands = ((n_rows - first) / BAND).clamp(1, max_bands);
             for band in 0..n_bands {
                 let start = first + band * BAND;
-                let part = rows.part(start..block.end.min(start + BAND));
+                let part = rows.part(start..n_rows.min(start + BAND));
                 (bodies.fill)(kind, &part, units.clone(), panel, (band, n_bands));
             }
-            let (out, stride) = match whole {
+            let (out, stride) = match first < n_whole {
                 true => (&mut out[first..], n_rows),
-                false => (&mut spill[..], n_bands * BAND),
+                false => (&mut spill[..], BAND),
             };
-            tile::multiply(
-                kind,
-                tile::Tile {
-                    panel,
-                    n_bands,
-                    per_16: panel::per_16(bodies.facts.sub_block, bodies.facts.n_float_scales),
-                    has_min: bodies.facts.has_min,
-                    acts,
-                    columns,
-                    add: unit > 0,
-                    units,
-                    out,
-                    stride,
-                },
-            );
+            let tile = Tile {
+                panel,
+                n_bands,
+                per_16: panel::per_16(bodies.facts.sub_block, bodies.facts.n_float_scales),
+                has_min: bodies.facts.has_min,
+                acts,
+                columns,
+                units: units.clone(),
+                out,
+                stride,
+                add: first_unit > 0,
+            };
+            tile::multiply(kind, tile);
+            first += n_bands * BAND;
         }
-        if !whole {
-            for (spill, out) in spill.chunks_exact(n_bands * BAND).zip(out.chunks_exact_mut(n_rows)) {
-                out[block.clone()].copy_from_slice(&spill[..block.len()]);
-            }
-        }
-        first = block.end;
     }
+    if n_whole < n_rows {
+        for (spill, out) in spill.chunks_exact(BAND).zip(out.chunks_exact_mut(n_rows)) {
+            out[n_whole..].copy_from_slice(&spill[..n_rows - n_whole]);
+        }
+    }
+}
+
+/// The rows of a matrix of a block type; those of groups are taken apart in `memory`.
+fn rows_of<'a>(part: &Matrix<'a>, memory: &'a mut Vec<u8>) -> Rows<'a> {
+    let data = if part.row_step() > 1 { take_apart(part, memory) } else { part.data };
+    let header = (part.ty == QuantType::I2_S).then_some(part.scale);
+    Rows { data, stride: data.len() / part.n_rows, header }
 }
 
 /// The rows of an interleaved matrix, one after another.
@@ -258,18 +260,21 @@ fn take_apart<'a>(part: &Matrix<'_>, rows: &'a mut Vec<u8>) -> &'a [u8] {
     rows
 }
 
-/// Products in floats; `data` holds the rows as type `ty`.
-#[expect(clippy::too_many_arguments, reason = "the operands of a product and its memory")]
+/// Products in floats.
 fn float_products(
     kind: IsaKind,
-    ty: QuantType,
     part: &Matrix<'_>,
-    data: &[u8],
     acts: &Activations,
     columns: &[u32],
-    floats: &mut Vec<f32>,
+    floats: &mut Aligned,
+    rows: &mut Vec<u8>,
     out: &mut [f32],
 ) {
+    // decoding takes groups apart by itself; only rows that are read as they are need it here
+    let (ty, data) = match part.ty.info().base {
+        Some(QuantType::BF16) => (QuantType::BF16, take_apart(part, rows)),
+        _ => (part.ty, part.data),
+    };
     if let [column] = columns
         && float::rows(kind, ty, data, acts.floats(*column as usize), out)
     {
@@ -278,7 +283,8 @@ fn float_products(
     let (k, n_rows) = (part.k, part.n_rows);
     // whole groups of interleaved types
     let block = float::BLOCK_ROWS.next_multiple_of(ty.info().rows);
-    floats.resize(floats.len().max(block * k), 0.0);
+    floats.reserve(block * k);
+    let floats = floats.get_mut();
     let per_row = data.len() / n_rows;
     for first in (0..n_rows).step_by(block) {
         let n = block.min(n_rows - first);

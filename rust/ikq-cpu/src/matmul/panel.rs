@@ -151,16 +151,13 @@ fn decode<I: Isa, D: Decode<I>>(isa: I, header: f32, unit: &[u8], r: usize, apar
     isa.store(isa.biased(D::codes(isa, unit, 1)), &mut codes[1].0);
     isa.store(isa.biased(D::codes(isa, unit, 2)), &mut codes[2].0);
     isa.store(isa.biased(D::codes(isa, unit, 3)), &mut codes[3].0);
-    let scales = D::scales(isa, header, unit);
-    let mut scale = scales.scale();
+    let (mut scale, min) = D::factors(isa, header, unit);
     if D::PRODUCT_FACTOR != 1.0 {
-        for s in &mut scale {
-            *s *= D::PRODUCT_FACTOR;
-        }
+        scale = isa.mul_f(scale, isa.splat_f(D::PRODUCT_FACTOR));
     }
-    apart.scales[r].0 = scale;
+    isa.store_f(scale, &mut apart.scales[r].0);
     if D::HAS_MIN {
-        apart.mins[r].0 = scales.min();
+        isa.store_f(min, &mut apart.mins[r].0);
     }
 }
 

@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use ikq_decode::{BlockType, Decode};
 use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
-use super::stored::{MAX_UNIT_BYTES, Rows};
+use super::stored::{MAX_UNIT_BYTES, Rows, prefetch};
 use crate::act::ActUnit;
 
 /// `out[r] = row r . column`.
@@ -42,7 +42,9 @@ fn row_product<I: Isa, D: Decode<I>>(isa: I, rows: &Rows<'_>, row: &[u8], column
     let units = blocks.chunks_exact(D::UNIT_BYTES);
     let tail = units.remainder();
     for (unit, x) in units.zip(column) {
-        prefetch(unit);
+        for line in 0..unit.len().div_ceil(64) {
+            prefetch(unit.as_ptr().wrapping_add(PREFETCH_BYTES + 64 * line));
+        }
         acc = unit_product::<I, D>(isa, header, unit, x, acc);
     }
     if let (false, Some(x)) = (tail.is_empty(), column.last()) {
@@ -56,16 +58,6 @@ fn row_product<I: Isa, D: Decode<I>>(isa: I, rows: &Rows<'_>, row: &[u8], column
 /// Rows follow one another: what lies this far ahead is needed soon.
 const PREFETCH_BYTES: usize = 2048;
 
-/// Asks for the bytes that are decoded some units later.
-#[inline(always)]
-fn prefetch(unit: &[u8]) {
-    use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    for line in 0..unit.len().div_ceil(64) {
-        // SAFETY: a prefetch touches no memory as far as the language is concerned; any address will do.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(unit.as_ptr().wrapping_add(PREFETCH_BYTES + 64 * line).cast()) };
-    }
-}
-
 #[inline(always)]
 fn unit_product<I: Isa, D: Decode<I>>(isa: I, header: f32, unit: &[u8], x: &ActUnit, acc: I::F) -> I::F {
     let quarters = [
@@ -78,11 +70,10 @@ fn unit_product<I: Isa, D: Decode<I>>(isa: I, header: f32, unit: &[u8], x: &ActU
     if I::CODE_BIAS != 0 && !D::UNSIGNED {
         sums = isa.add_i(sums, isa.load_i(&x.debts));
     }
-    let scales = D::scales(isa, header, unit);
-    let scale = isa.mul_f(isa.load_f(&scales.scale()), isa.load_f(&x.d));
-    let acc = isa.fused_add(isa.float_i(sums), scale, acc);
+    let (scale, min) = D::factors(isa, header, unit);
+    let acc = isa.fused_add(isa.float_i(sums), isa.mul_f(scale, isa.load_f(&x.d)), acc);
     match D::HAS_MIN {
-        true => isa.fused_sub(isa.load_f(&scales.min()), isa.load_f(&x.sums), acc),
+        true => isa.fused_sub(min, isa.load_f(&x.sums), acc),
         false => acc,
     }
 }

@@ -22,3 +22,11 @@ impl<'a> Rows<'a> {
 
 /// Largest unit of all types (Q8_0: 8 blocks of 34 bytes).
 pub(super) const MAX_UNIT_BYTES: usize = 272;
+
+/// Asks for a cache line that is needed soon.
+#[inline(always)]
+pub(super) fn prefetch(line: *const u8) {
+    use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    // SAFETY: a prefetch touches no memory as far as the language is concerned; any address will do.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
+}

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
-use super::panel::{BAND, Panel};
+use super::panel::{BAND, Codes, Panel};
 use crate::act::{ActUnit, Activations};
 
 /// What a tile is made of.
@@ -57,12 +57,12 @@ impl<const PER_16: bool, const MIN: bool> IsaOp for Kernel<'_, PER_16, MIN> {
         while first < tile.columns.len() {
             let left = tile.columns.len() - first;
             first += match (I::REGISTERS >= 32, tile.n_bands) {
-                (true, 2) if !PER_16 && left >= 6 => block::<I, 2, 6, PER_16, MIN>(isa, &mut tile, first),
+                (true, 2) if !PER_16 && left >= 8 => block::<I, 2, 8, PER_16, MIN>(isa, &mut tile, first),
                 (true, 2) if left >= 4 => block::<I, 2, 4, PER_16, MIN>(isa, &mut tile, first),
                 (true, 2) if left >= 2 => block::<I, 2, 2, PER_16, MIN>(isa, &mut tile, first),
                 (true, 2) => block::<I, 2, 1, PER_16, MIN>(isa, &mut tile, first),
                 (true, _) if left >= 8 => block::<I, 1, 8, PER_16, MIN>(isa, &mut tile, first),
-                (true, _) if left >= 4 => block::<I, 1, 4, PER_16, MIN>(isa, &mut tile, first),
+                (_, _) if left >= 4 => block::<I, 1, 4, PER_16, MIN>(isa, &mut tile, first),
                 (_, _) if left >= 2 => block::<I, 1, 2, PER_16, MIN>(isa, &mut tile, first),
                 _ => block::<I, 1, 1, PER_16, MIN>(isa, &mut tile, first),
             };
@@ -102,34 +102,26 @@ fn block<I: Isa, const R: usize, const C: usize, const PER_16: bool, const MIN: 
         }
         for b in 0..8 {
             let at = (8 * u + b) * R;
+            // the two halves of per-16 sums side by side: more sums that do not wait for one another
             if PER_16 {
-                let mut both = [[isa.splat_f(0.0); R]; C];
-                for h in 0..2 {
-                    let sums = sums::<I, R, C, 4>(isa, &codes[8 * at + 4 * h * R..], &x, 2 * b + h, true);
-                    for r in 0..R {
-                        let scale = isa.load_f(&scales[2 * at + h * R + r].0);
-                        for c in 0..C {
-                            let sum = isa.float_i(sums[c][r]);
-                            both[c][r] = match h {
-                                0 => isa.mul_f(sum, scale),
-                                _ => isa.fused_add(sum, scale, both[c][r]),
-                            };
-                        }
-                        if MIN {
-                            let min = isa.load_f(&mins[2 * at + h * R + r].0);
-                            for c in 0..C {
-                                acc[c][r] = isa.fused_sub(min, isa.splat_f(x[c].sums[2 * b + h]), acc[c][r]);
-                            }
-                        }
+                let [first, second] = sums::<I, R, C, 2, 4>(isa, &codes[8 * at..], &x, b);
+                for r in 0..R {
+                    let scale = [isa.load_f(&scales[2 * at + r].0), isa.load_f(&scales[2 * at + R + r].0)];
+                    for c in 0..C {
+                        let product = isa.mul_f(isa.float_i(first[c][r]), scale[0]);
+                        let product = isa.fused_add(isa.float_i(second[c][r]), scale[1], product);
+                        acc[c][r] = isa.fused_add(product, isa.splat_f(x[c].d[2 * b]), acc[c][r]);
                     }
-                }
-                for c in 0..C {
-                    for r in 0..R {
-                        acc[c][r] = isa.fused_add(both[c][r], isa.splat_f(x[c].d[2 * b]), acc[c][r]);
+                    if MIN {
+                        let min = [isa.load_f(&mins[2 * at + r].0), isa.load_f(&mins[2 * at + R + r].0)];
+                        for c in 0..C {
+                            acc[c][r] = isa.fused_sub(min[0], isa.splat_f(x[c].sums[2 * b]), acc[c][r]);
+                            acc[c][r] = isa.fused_sub(min[1], isa.splat_f(x[c].sums[2 * b + 1]), acc[c][r]);
+                        }
                     }
                 }
             } else {
-                let sums = sums::<I, R, C, 8>(isa, &codes[8 * at..], &x, b, false);
+                let [sums] = sums::<I, R, C, 1, 8>(isa, &codes[8 * at..], &x, b);
                 for r in 0..R {
                     let scale = isa.load_f(&scales[at + r].0);
                     for c in 0..C {
@@ -155,32 +147,35 @@ fn block<I: Isa, const R: usize, const C: usize, const PER_16: bool, const MIN: 
     C
 }
 
-/// Sums of products of sub-block `g` of `4 N` elements.
+/// Sums of products of the `H` parts, `4 N` elements each, of 32 elements `b`.
 #[inline(always)]
-fn sums<I: Isa, const R: usize, const C: usize, const N: usize>(
+fn sums<I: Isa, const R: usize, const C: usize, const H: usize, const N: usize>(
     isa: I,
-    codes: &[super::panel::Codes],
+    codes: &[Codes],
     x: &[&ActUnit; C],
-    g: usize,
-    per_16: bool,
-) -> [[I::I; R]; C] {
-    let mut sums = [[isa.splat_i(0); R]; C];
+    b: usize,
+) -> [[[I::I; R]; C]; H] {
+    let mut sums = [[[isa.splat_i(0); R]; C]; H];
     if I::CODE_BIAS != 0 {
         for c in 0..C {
-            let debt = if per_16 { x[c].debts[g] } else { x[c].debts_32[g] };
-            sums[c] = [isa.splat_i(debt); R];
+            for (h, sums) in sums.iter_mut().enumerate() {
+                let debt = if H == 2 { x[c].debts[2 * b + h] } else { x[c].debts_32[b] };
+                sums[c] = [isa.splat_i(debt); R];
+            }
         }
     }
-    let codes = &codes[..N * R];
+    let codes = &codes[..H * N * R];
     for i in 0..N {
-        let mut w = [isa.splat(0); R];
-        for r in 0..R {
-            w[r] = isa.load(&codes[i * R + r].0);
-        }
-        for c in 0..C {
-            let four = isa.splat_4_codes(&x[c].codes.as_chunks::<4>().0[N * g + i]);
+        for h in 0..H {
+            let mut w = [isa.splat(0); R];
             for r in 0..R {
-                sums[c][r] = isa.dot4(sums[c][r], w[r], four);
+                w[r] = isa.load(&codes[(h * N + i) * R + r].0);
+            }
+            for c in 0..C {
+                let four = isa.splat_4_codes(&x[c].codes.as_chunks::<4>().0[8 * b + h * N + i]);
+                for r in 0..R {
+                    sums[h][c][r] = isa.dot4(sums[h][c][r], w[r], four);
+                }
             }
         }
     }

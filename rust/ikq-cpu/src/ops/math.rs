@@ -57,10 +57,10 @@ pub(crate) fn silu<I: Isa>(isa: I, x: I::F) -> I::F {
 pub(crate) fn tanh<I: Isa>(isa: I, x: I::F) -> I::F {
     let z = isa.mul_f(x, x);
     let mut p = isa.splat_f(-5.704_988_7e-3);
-    p = isa.fma(p, z, isa.splat_f(2.063_908_9e-2));
+    p = isa.fma(p, z, isa.splat_f(2.063_909e-2));
     p = isa.fma(p, z, isa.splat_f(-5.373_971_6e-2));
     p = isa.fma(p, z, isa.splat_f(1.333_144_2e-1));
-    p = isa.fma(p, z, isa.splat_f(-3.333_328_2e-1));
+    p = isa.fma(p, z, isa.splat_f(-3.333_328e-1));
     let near = isa.fma(isa.mul_f(p, z), x, x);
     let size = isa.abs_f(x);
     let (one, two) = (isa.splat_f(1.0), isa.splat_f(2.0));
@@ -74,7 +74,7 @@ pub(crate) fn tanh<I: Isa>(isa: I, x: I::F) -> I::F {
 /// 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))), which is x sigmoid of twice that argument.
 #[inline(always)]
 pub(crate) fn gelu_tanh<I: Isa>(isa: I, x: I::F) -> I::F {
-    const TWICE_ROOT: f32 = 1.595_769_1;
+    const TWICE_ROOT: f32 = 1.595_769;
     let cubic = isa.fma(isa.mul_f(x, x), isa.splat_f(0.044_715 * TWICE_ROOT), isa.splat_f(TWICE_ROOT));
     let e = exp(isa, isa.sub_f(isa.splat_f(0.0), isa.mul_f(cubic, x)));
     isa.div_f(x, isa.add_f(isa.splat_f(1.0), e))

@@ -171,13 +171,13 @@ mod tests {
                     let mut turned = head.clone();
                     rotate(kind, pairing, &cos_sin, &mut turned);
                     assert_eq!(turned[n_rot..], head[n_rot..]);
-                    for i in 0..24 {
+                    for (i, factor) in factors.iter().enumerate() {
                         let (a, b) = match pairing {
                             Pairing::Norm => (2 * i, 2 * i + 1),
                             Pairing::Neox => (i, i + 24),
                         };
                         let angle =
-                            f64::from(pos) * 5e5f64.powf(-(i as f64) / 24.0) / 2.0 / f64::from(factors[i]);
+                            f64::from(pos) * 5e5f64.powf(-(i as f64) / 24.0) / 2.0 / f64::from(*factor);
                         let (u, v) = (f64::from(head[a]), f64::from(head[b]));
                         let expected = [u * angle.cos() - v * angle.sin(), u * angle.sin() + v * angle.cos()];
                         // roundings of cosine and sine, of two products and a sum, of numbers up to 1

@@ -8,12 +8,12 @@
 //! ```
 
 use ikq_cpu::act::Activations;
-use ikq_cpu::delta;
+use ikq_cpu::delta::{self, Tokens};
 use ikq_cpu::ops;
 
 use super::AttentionBuffers;
 use crate::error::Error;
-use crate::exec::{Exec, Forms, Product, room};
+use crate::exec::{Exec, Forms, Product, ThreadScratch, room};
 use crate::spec::{self, ModelSpec, ValueOrder};
 use crate::weights::{Weight, Weights};
 
@@ -246,20 +246,32 @@ impl DeltaNet {
                 ValueOrder::Grouped => *head / (n_head / self.n_head_k),
                 ValueOrder::Tiled => *head % self.n_head_k,
             };
-            let scratch = &mut *exec.scratch(thread);
-            let q = room(&mut scratch.first, 2 * dk);
-            let (q, k) = q.split_at_mut(dk);
-            for token in 0..n {
-                let m = &convolved[token * n_channels..][..n_channels];
-                q.copy_from_slice(&m[key_head * dk..][..dk]);
-                k.copy_from_slice(&m[n_keys + key_head * dk..][..dk]);
-                ops::l2_norm_in_place(exec.kind, q, self.norm_eps);
-                ops::l2_norm_in_place(exec.kind, k, self.norm_eps);
-                let scale = 1.0 / (dk as f32).sqrt();
-                q.iter_mut().for_each(|q| *q *= scale);
-                let v = &m[2 * n_keys + *head * dv..][..dv];
-                let i = token * n_head + *head;
-                delta::step(exec.kind, state, q, k, v, beta[i], decay[i].exp(), tile.column(token));
+            let ThreadScratch { first, second, delta, .. } = &mut *exec.scratch(thread);
+            let scale = 1.0 / (dk as f32).sqrt();
+            for from in (0..n).step_by(delta::CHUNK) {
+                let tokens = from..n.min(from + delta::CHUNK);
+                let len = tokens.len();
+                let (q, rest) = room(first, len * (2 * dk + dv)).split_at_mut(len * dk);
+                let (k, v) = rest.split_at_mut(len * dk);
+                let (results, gates) = room(second, len * (dv + 2)).split_at_mut(len * dv);
+                let (betas, log_decays) = gates.split_at_mut(len);
+                for (i, token) in tokens.clone().enumerate() {
+                    let m = &convolved[token * n_channels..][..n_channels];
+                    let (q, k) = (&mut q[i * dk..][..dk], &mut k[i * dk..][..dk]);
+                    q.copy_from_slice(&m[key_head * dk..][..dk]);
+                    k.copy_from_slice(&m[n_keys + key_head * dk..][..dk]);
+                    ops::l2_norm_in_place(exec.kind, q, self.norm_eps);
+                    ops::l2_norm_in_place(exec.kind, k, self.norm_eps);
+                    q.iter_mut().for_each(|q| *q *= scale);
+                    v[i * dv..][..dv].copy_from_slice(&m[2 * n_keys + *head * dv..][..dv]);
+                    let at = token * n_head + *head;
+                    (betas[i], log_decays[i]) = (beta[at], decay[at]);
+                }
+                let inputs = Tokens { q, k, v, beta: betas, log_decay: log_decays };
+                delta::advance(exec.kind, state, inputs, delta, results);
+                for (token, result) in tokens.zip(results.chunks_exact(dv)) {
+                    tile.column(token).copy_from_slice(result);
+                }
             }
         });
     }

@@ -193,3 +193,157 @@ pub fn remove(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use ikq_cpu::attention::CacheType;
+    use ikq_cpu::matmul::Compute;
+    use ikq_pool::Pool;
+
+    use super::*;
+
+    fn numbers(n: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed + 77;
+        let mut next = move || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 40) as f32 / f32::powi(2.0, 23) - 1.0
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    /// Attention of `n` tokens after `n_past`, keys and values stored and read by `n_threads`.
+    fn run(n_threads: usize, n_past: usize, n: usize, window: Option<usize>) -> Vec<f32> {
+        let (n_head, n_kv, d, dv) = (6, 2, 32, 16);
+        let pool = Pool::new(n_threads).expect("threads");
+        let kind = ikq_simd::best();
+        let mut keys = Cache::new(CacheType::F32, n_kv, d, n_past + n).expect("fits");
+        let mut values = Cache::new(CacheType::F32, n_kv, dv, n_past + n).expect("fits");
+        let threads: Vec<Mutex<_>> = (0..n_threads).map(|_| Mutex::default()).collect();
+        // queries stand apart, as where gates follow them
+        let (queries, sinks) = (numbers(n * n_head * 2 * d, 1), numbers(n_head, 2));
+        let mut out = vec![f32::NAN; n * n_head * dv];
+        pool.step(|team| {
+            let exec =
+                Exec { team, kind, compute: Compute::F32, threads: &threads, all_columns: &[], angles: &[] };
+            let (k, v) = (numbers((n_past + n) * n_kv * d, 3), numbers((n_past + n) * n_kv * dv, 4));
+            // the cache is filled in two steps
+            store(&exec, &mut keys, &k[..n_past * n_kv * d], d, 0);
+            store(&exec, &mut keys, &k[n_past * n_kv * d..], d, n_past);
+            store(&exec, &mut values, &v, dv, 0);
+            let heads = Heads {
+                queries: &queries,
+                q_stride: 2 * d,
+                n_head,
+                head_dim: d,
+                head_dim_v: dv,
+                keys: &keys,
+                values: Some(&values),
+                scale: 0.2,
+                softcap: None,
+                sinks: Some(&sinks),
+                window,
+                n_past,
+            };
+            attend(&exec, &heads, &mut out, &mut Vec::new());
+            for (token, out) in out.chunks_exact(n_head * dv).enumerate() {
+                check(token + n_past, &queries[token * n_head * 2 * d..], &sinks, [&k, &v], window, out);
+            }
+        });
+        out
+    }
+
+    /// One token against f64: means of values up to 1; scores up to 6 carry a few roundings, which exponentials
+    /// inherit relatively.
+    fn check(
+        position: usize,
+        queries: &[f32],
+        sinks: &[f32],
+        [k, v]: [&[f32]; 2],
+        window: Option<usize>,
+        out: &[f32],
+    ) {
+        let (n_kv, d, dv) = (2, 32, 16);
+        for (head, out) in out.chunks_exact(dv).enumerate() {
+            let q = &queries[head * 2 * d..][..d];
+            let from = window.map_or(0, |w| (position + 1).saturating_sub(w));
+            let mut sum = f64::from(sinks[head]).exp();
+            let mut mean = vec![0.0; dv];
+            for j in from..=position {
+                let row = j * n_kv + head / 3;
+                let dot: f64 =
+                    q.iter().zip(&k[row * d..]).map(|(q, k)| f64::from(q * 0.2) * f64::from(*k)).sum();
+                sum += dot.exp();
+                mean.iter_mut().zip(&v[row * dv..]).for_each(|(m, v)| *m += dot.exp() * f64::from(*v));
+            }
+            for (found, mean) in out.iter().zip(mean) {
+                assert!((f64::from(*found) - mean / sum).abs() < 4e-6, "position {position} head {head}");
+            }
+        }
+    }
+
+    #[test]
+    fn threads_and_parts_do_not_matter() {
+        // one token with enough keys for parts, prompts of one and several tiles, both with windows
+        for (n_past, n) in [(0, 1), (1500, 1), (1500, 3), (0, 100), (600, 70)] {
+            for window in [None, Some(1), Some(40), Some(700)] {
+                let one = run(1, n_past, n, window);
+                for n_threads in [2, 3, 7] {
+                    let many = run(n_threads, n_past, n, window);
+                    let far = one.iter().zip(&many).any(|(a, b)| (a - b).abs() > 4e-6);
+                    assert!(!far, "{n_past}+{n} on {n_threads} threads, window {window:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_latent_cache_is_keys_and_values() {
+        let (n_head, d, dv, n) = (4, 48, 32, 5);
+        let pool = Pool::new(2).expect("threads");
+        let mut cache = Cache::new(CacheType::F32, 1, d, n).expect("fits");
+        let threads: Vec<Mutex<_>> = (0..2).map(|_| Mutex::default()).collect();
+        let (rows, queries) = (numbers(n * d, 1), numbers(n * n_head * d, 2));
+        let mut out = vec![f32::NAN; n * n_head * dv];
+        pool.step(|team| {
+            let kind = ikq_simd::best();
+            let exec =
+                Exec { team, kind, compute: Compute::F32, threads: &threads, all_columns: &[], angles: &[] };
+            store(&exec, &mut cache, &rows, d, 0);
+            let heads = Heads {
+                queries: &queries,
+                q_stride: d,
+                n_head,
+                head_dim: d,
+                head_dim_v: dv,
+                keys: &cache,
+                values: None,
+                scale: 0.1,
+                softcap: None,
+                sinks: None,
+                window: None,
+                n_past: 0,
+            };
+            attend(&exec, &heads, &mut out, &mut Vec::new());
+        });
+        // the first token sees itself only: its value is the result of every head
+        assert!(out[..n_head * dv].chunks_exact(dv).all(|o| o == &rows[..dv]));
+        // what is removed is as if it had never been
+        let (table, id) = (RopeTable::new(16, 1e4, 1.0, None, None), rope_id(16));
+        remove(ikq_simd::best(), &mut cache, Some((&table, id)), dv, 0..2, n);
+        let mut moved = vec![0.0; 3 * d];
+        cache.decode(ikq_simd::best(), 0, 0..3, &mut moved);
+        let mut back = vec![0.0; 16];
+        table.cos_sin_back(2, &mut back);
+        for (moved, row) in moved.chunks_exact(d).zip(rows[2 * d..].chunks_exact(d)) {
+            let mut expected = row.to_vec();
+            ikq_cpu::ops::rotate(ikq_simd::best(), id.pairing, &back, &mut expected[dv..]);
+            assert_eq!(moved, expected);
+        }
+    }
+
+    fn rope_id(n_rot: usize) -> RopeId {
+        RopeId { index: 0, pairing: ikq_cpu::ops::Pairing::Norm, n_rot }
+    }
+}
