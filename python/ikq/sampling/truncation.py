@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from ikq.sampling.candidates import Candidates, Floats, Indices, Logits, largest
+from ikq.sampling.candidates import Candidates, Indices, Logits, largest
 
 __all__ = ["min_p", "top_k", "top_n_sigma", "top_p", "typical_p", "xtc"]
 
@@ -27,7 +27,10 @@ def top_p(c: Candidates, p: float, min_keep: int) -> Candidates:
     """The fewest that have the probability `p` together."""
     if p >= 1:
         return c
-    index = _fewest(c.probabilities(), c.logits, p, min_keep, is_sorted=c.is_sorted)
+    # up to a factor, and as exact as the logits are: a vocabulary is large
+    weight = np.exp(c.logits - c.logits.max())
+    enough = p * float(weight.sum(dtype=np.float64))
+    index = _fewest(weight, c.logits, enough, min_keep, is_sorted=c.is_sorted)
     return c.take(index, is_sorted=True)
 
 
@@ -44,15 +47,15 @@ def typical_p(c: Candidates, p: float, min_keep: int) -> Candidates:
     return c.take(index, is_sorted=c.is_sorted)
 
 
-def _fewest(probability: Floats, key: Logits, p: float, min_keep: int, *, is_sorted: bool) -> Indices:
-    """Places of those with the largest keys that have the probability `p` together, the largest first."""
+def _fewest(weight: Logits, key: Logits, enough: float, min_keep: int, *, is_sorted: bool) -> Indices:
+    """Places of those with the largest keys that have the weight `enough` together, the largest first."""
     n = len(key)
     tried = n if is_sorted else _FIRST
     while True:
         place = np.arange(n) if is_sorted else largest(key, tried)
-        enough = int(np.searchsorted(np.cumsum(probability[place]), p)) + 1
-        if enough <= len(place) or tried >= n:
-            return place[: max(enough, min_keep)]
+        n_kept = int(np.searchsorted(np.cumsum(weight[place], dtype=np.float64), enough)) + 1
+        if n_kept <= len(place) or tried >= n:
+            return place[: max(n_kept, min_keep)]
         tried *= 10
 
 
