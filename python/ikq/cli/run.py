@@ -13,6 +13,7 @@ from typing import Any
 
 import ikq
 from ikq.cli.model_options import add_ignored, add_loading, load_options, print_ignored
+from ikq.cli.progress import prompt_progress, waiting
 from ikq.cli.sampling_options import add_sampling, sampling_options
 from ikq.cli.timings import print_timings
 from ikq.generate import Stats
@@ -104,14 +105,20 @@ def run(args: argparse.Namespace) -> int:
         "ignore_eos": args.ignore_eos,
         "context_shift": args.context_shift,
         "n_keep": args.keep,
+        "progress": prompt_progress,
     }
     print_ignored(args)
     is_chat = _is_chat(args)
     prompt = None if is_chat else _prompt(args)
     start = time.perf_counter()
-    model = ikq.Model.load(args.model, **load_options(args))
+    loading = load_options(args)
+    with waiting(f"loading {args.model} ..."):
+        # errors of the tokenizer come before the weights, which may take long
+        with ikq.GGUFReader(args.model) as reader:
+            tokenizer = ikq.Tokenizer.from_reader(reader)
+        model = ikq.Model.load(args.model, **loading)
     with model:
-        _ = model.tokenizer  # an error of it comes before anything is shown
+        model.tokenizer = tokenizer
         load_seconds = time.perf_counter() - start
         stats = Stats()
         start = time.perf_counter()
@@ -180,9 +187,9 @@ def _complete(
 ) -> None:
     """Prints the prompt and what follows it."""
     generation = model.generate(prompt, **options)
-    if shows_prompt:
-        print(prompt, end="", flush=True)
     try:
+        first = next(generation, None)
+        print(prompt if shows_prompt else "", end="" if first is None else first.text, flush=True)
         for piece in generation:
             print(piece.text, end="", flush=True)
     finally:
