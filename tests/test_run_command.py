@@ -245,7 +245,7 @@ def test_loading_options(tiny_moe, capsys):
 
 
 def test_a_prompt_longer_than_the_context(tiny_moe, capsys):
-    assert main(["run", "-m", str(tiny_moe), "-p", "a b c " * 20, "-c", "16", "--no-perf"]) == 1
+    assert main(["run", "-m", str(tiny_moe), "-p", "a b c " * 20, "-c", "16"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert re.fullmatch(

@@ -70,6 +70,7 @@ _SETTINGS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options; names are those that users of llama-bench know."""
+    parser.usage = "ikq bench -m FILE.gguf [-p N,...] [-n N,...] [options]"
     parser.description = (
         "Measures tokens per second. Options take several values joined by commas, and may be repeated; "
         "all combinations are measured. The tokens are random, the same ones in each repetition."

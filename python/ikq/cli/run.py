@@ -29,6 +29,7 @@ _ESCAPE = re.compile(r"""\\(n|r|t|'|"|\\|x[0-9a-fA-F]{2})""")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options; names are those that users of llama-cli know."""
+    parser.usage = "ikq run -m FILE.gguf [-p TEXT | -f FILE | -cnv] [options]"
     parser.description = (
         "Continues a prompt (-p, -f or standard input), or chats (-cnv; also what happens in a terminal "
         "without a prompt). Ctrl-C ends an answer, at the chat's prompt the program."
@@ -142,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             return INTERRUPTED
         finally:
-            if not args.no_perf:
+            if not args.no_perf and stats.n_prompt + stats.n_reused:
                 print_timings(load_seconds, stats, time.perf_counter() - start)
 
 

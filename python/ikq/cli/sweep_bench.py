@@ -22,6 +22,7 @@ _COLUMNS = {"PP": 6, "TG": 6, "N_KV": 6, "T_PP s": 8, "S_PP t/s": 8, "T_TG s": 8
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options; names are those that users of llama-sweep-bench know."""
+    parser.usage = "ikq sweep-bench -m FILE.gguf [-c N] [-ub N] [options]"
     parser.description = (
         "At every depth (multiples of -ub) generates some tokens, forgets them, and reads the next part of a "
         "prompt of random tokens."
