@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import TypeVar
 
 __all__ = ["in_thread"]
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 async def in_thread(
     make: Callable[[Callable[[int, int], None]], Iterator[T]], turn: threading.Lock
-) -> AsyncIterator[T]:
+) -> AsyncGenerator[T, None]:
     """Values of an iterator that is made and asked in a thread; the event loop is never blocked.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import threading
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -185,7 +185,7 @@ class TextModel(abc.ABC):
         sampling: SamplingOptions | None = None,
         parse_special: bool = True,
         **options: Unpack[GenerateKeywords],
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         """As `generate`, for `async for`; the event loop goes on while the model computes.
 
         Several at a time take turns, each from its first piece to its last.
@@ -205,7 +205,7 @@ class TextModel(abc.ABC):
         template_options: Mapping[str, Any] | None = None,
         sampling: SamplingOptions | None = None,
         **options: Unpack[GenerateKeywords],
-    ) -> AsyncIterator[Piece]:
+    ) -> AsyncGenerator[Piece, None]:
         """As `chat`, for `async for`; see `agenerate`."""
         return in_thread(
             lambda check: self.chat(

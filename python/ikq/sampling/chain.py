@@ -23,8 +23,8 @@ _PER_TOKEN = ("penalties", "dry")
 class Sampler:
     """Chooses tokens. One object per text: it remembers the tokens so far and its random numbers.
 
-    The random numbers are those of the Philox generator, whose stream numpy guarantees: a seed gives the
-    same text with every version and any number of threads.
+    The random numbers are those of the Philox generator, whose stream numpy guarantees: logits and seed
+    decide the text, whatever the version.
 
     Attributes:
         options: How tokens are chosen.
