@@ -192,11 +192,12 @@ def test_marks_of_reasoning_are_shown():
 
 
 def test_html_does_not_end_a_text():
-    for kind, ends in ((1, False), (4, False), (3, True)):
+    """Types of <s> and </s>: control tokens, or a vocabulary with the tags of HTML."""
+    for start, end, ends in ((1, 1, False), (4, 4, False), (3, 3, True), (3, 4, True), (4, 3, True)):
         metadata = bpe(eos_token_id=None)
-        index = metadata["tokenizer.ggml.tokens"].index("</s>")
-        metadata["tokenizer.ggml.token_type"][index] = kind
-        assert (index in ikq.Tokenizer(metadata).end_ids) is ends
+        tokens, types = (metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type"))
+        types[tokens.index("<s>")], types[tokens.index("</s>")] = start, end
+        assert (tokens.index("</s>") in ikq.Tokenizer(metadata).end_ids) is ends
 
 
 def test_phi3_swallows_white_space_behind_special_tokens():

@@ -150,10 +150,10 @@ def end_ids(metadata: Mapping[str, Any], vocab: Vocab, special: SpecialIds) -> f
         FormatError: an id is no integer.
     """
     ends = {vocab.ids[text] for text in _END if text in vocab.ids}
-    # where it is no control token it is HTML
-    strike = vocab.ids.get("</s>")
-    if strike is not None and vocab.types[strike] == TokenType.CONTROL:
-        ends.add(strike)
+    # where neither it nor its partner is a control token it is HTML
+    pair = [vocab.ids[text] for text in ("</s>", "<s>") if text in vocab.ids]
+    if "</s>" in vocab.ids and any(vocab.types[token] == TokenType.CONTROL for token in pair):
+        ends.add(vocab.ids["</s>"])
     for name, texts in _FIM_END.items():
         token = read_id(metadata, f"{name}_token_id", len(vocab.texts))
         found = [token] if token is not None else [vocab.ids[t] for t in texts if t in vocab.ids][:1]
