@@ -106,8 +106,12 @@ fn decide(mmap: Mmap, needed: usize) -> (bool, String) {
         (Mmap::Auto, Some(free)) => {
             let (takes, has) = (gib(needed as u64), gib(free));
             match needed as f64 <= free as f64 * SHARE {
-                true => (true, format!("copied to huge pages: {takes:.2} GiB of the {has:.2} GiB that are free")),
-                false => (false, format!("mapped: {takes:.2} GiB do not fit into {has:.2} GiB of free memory")),
+                true => {
+                    (true, format!("copied to huge pages: {takes:.2} GiB of the {has:.2} GiB that are free"))
+                }
+                false => {
+                    (false, format!("mapped: {takes:.2} GiB do not fit into {has:.2} GiB of free memory"))
+                }
             }
         }
     }
