@@ -2,7 +2,8 @@
 
 Arrays: `dequantize`, `quantize`, `repack`, `pack`, `unpack`, `row_bytes`, `tensor_bytes`; types:
 `QuantType`; tensors: `QTensor`; files: `GGUFReader`, `GGUFWriter`; whole models: `quantize_file`,
-`plan_quantization`, `Imatrix`; running: `Model`, `Tokenizer`, `ChatTemplate`; exceptions: `ikq.errors`.
+`plan_quantization`, `Imatrix`; running: `Model`, `Tokenizer`, `ChatTemplate`,
+`SamplingOptions`; exceptions: `ikq.errors`.
 """
 
 from ikq._ikq import __version__
@@ -19,6 +20,7 @@ from ikq.errors import (
     UnsupportedError,
 )
 from ikq.fields import Field, block_fields, pack, unpack
+from ikq.generate import Generation, Piece
 from ikq.gguf import GGUFReader, GGUFWriter, Metadata, Shard, Typed
 from ikq.imatrix import Imatrix, ImatrixEntry
 from ikq.model import Model
@@ -34,6 +36,7 @@ from ikq.pipeline import (
 from ikq.quant_types import QuantType
 from ikq.quantize_options import QuantizeOptions
 from ikq.reasoning import ReasoningSplitter
+from ikq.sampling import Sampler, SamplingOptions
 from ikq.tensor import QTensor
 from ikq.tokenizer import StreamDecoder, Tokenizer
 
@@ -45,6 +48,7 @@ __all__ = [
     "Ftype",
     "GGUFReader",
     "GGUFWriter",
+    "Generation",
     "IkqError",
     "Imatrix",
     "ImatrixEntry",
@@ -52,6 +56,7 @@ __all__ = [
     "MissingImatrixError",
     "Model",
     "NotTernaryWarning",
+    "Piece",
     "PlannedTensor",
     "QTensor",
     "QuantType",
@@ -60,6 +65,8 @@ __all__ = [
     "QuantizeResult",
     "ReasoningSplitter",
     "RefusedError",
+    "Sampler",
+    "SamplingOptions",
     "ShapeError",
     "Shard",
     "StreamDecoder",

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code: 0 done, 1 error, 2 refused, 130 interrupted."""
-    from ikq.cli import run
+    from ikq.cli import run_command
 
-    return run(sys.argv[1:] if arguments is None else arguments)
+    return run_command(sys.argv[1:] if arguments is None else arguments)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Literal, NamedTuple
 
@@ -15,6 +15,7 @@ from ikq.errors import FormatError
 from ikq.gguf import GGUFReader
 from ikq.models import ModelSpec, model_spec
 from ikq.quant_types import QuantType
+from ikq.text import TextModel
 
 __all__ = ["Explanation", "FfnPlan", "Memory", "Model"]
 
@@ -73,10 +74,11 @@ class Explanation(NamedTuple):
     notes: tuple[str, ...]
 
 
-class Model:
+class Model(TextModel):
     """A model that runs. A context manager; `close` frees its memory.
 
     One call runs at a time; calls from other threads wait. The interpreter is released meanwhile.
+    `generate` and `chat` give text, `logits` and `eval` what it is made from.
 
     Examples:
         >>> import ikq
@@ -85,9 +87,12 @@ class Model:
         (3, 4096)
     """
 
-    def __init__(self, engine: _ikq.Engine, spec: ModelSpec, types: frozenset[QuantType | int]) -> None:
+    def __init__(
+        self, engine: _ikq.Engine, spec: ModelSpec, reader: GGUFReader, *, n_ubatch: int = 512
+    ) -> None:
+        super().__init__(reader, n_ubatch)
         self._engine = engine
-        self._types = types
+        self._types = frozenset(t.type for t in reader.tensors.values())
         self.spec: ModelSpec = spec
         """What was made of the file's metadata."""
 
@@ -108,6 +113,7 @@ class Model:
         expert_reduction: tuple[int, float] | None = None,
         mmap: Literal["auto", "on", "off"] = "auto",
         yarn_truncate: bool = True,
+        override_kv: Mapping[str, bool | int | float | str] | None = None,
     ) -> Model:
         """Loads a GGUF file, or the split set that it belongs to.
 
@@ -130,6 +136,7 @@ class Model:
                 not; `on` keeps it, `off` copies.
             yarn_truncate: Bounds of YaRN's ramp are integers, as in GGUF engines (gpt-oss was published
                 without).
+            override_kv: Metadata to be read instead of the file's.
 
         Raises:
             OSError: the file cannot be read.
@@ -139,6 +146,7 @@ class Model:
             RefusedError: memory does not hold the weights or the cache.
         """
         reader = GGUFReader(path)
+        reader.metadata.update(override_kv or {})
         spec = model_spec(reader, yarn_truncate=yarn_truncate)
         if expert_reduction is not None:
             k, t = expert_reduction
@@ -161,7 +169,9 @@ class Model:
             mmap=mmap,
             isa_name=None,
         )
-        return cls(engine, spec, frozenset(t.type for t in reader.tensors.values()))
+        model = cls(engine, spec, reader, n_ubatch=n_ubatch)
+        reader.close()  # its metadata stay
+        return model
 
     def logits(self, tokens: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float32]:
         """Logits after every token, from an empty cache.
@@ -176,7 +186,7 @@ class Model:
             FormatError: a token is not in the vocabulary, or a weight is not finite.
             ShapeError: there are no tokens, or more than the context holds.
         """
-        self._engine.truncate(0)
+        self.truncate(0)
         return self.eval(tokens)
 
     def eval(self, tokens: ArrayLike, *, want: Literal["all", "last", "none"] = "all") -> NDArray[np.float32]:
@@ -196,7 +206,11 @@ class Model:
         ids = np.asarray(tokens)
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise FormatError(f"tokens are a flat sequence of integers, not {ids.dtype} of shape {ids.shape}")
-        return self._engine.eval(ids.tolist(), want)
+        with self._lock:
+            try:
+                return self._engine.eval(ids.tolist(), want)
+            finally:
+                self._changed(self._cached + ids.tolist())
 
     @property
     def n_ctx(self) -> int:
@@ -224,7 +238,9 @@ class Model:
         Raises:
             UnsupportedError: the model has recurrent layers, whose state cannot go back; 0 always works.
         """
-        self._engine.truncate(n)
+        with self._lock:
+            self._engine.truncate(n)
+            self._changed(self._cached[:n])
 
     def shift(self, n_keep: int, n_discard: int) -> None:
         """Makes room: forgets `n_discard` positions after the first `n_keep`; the later ones move down.
@@ -232,7 +248,9 @@ class Model:
         Raises:
             UnsupportedError: the model has recurrent layers.
         """
-        self._engine.shift(n_keep, n_discard)
+        with self._lock:
+            self._engine.shift(n_keep, n_discard)
+            self._changed(self._cached[:n_keep] + self._cached[n_keep + n_discard :])
 
     def explain(self) -> Explanation:
         """How each FFN is computed and why, where the weights are, and who else can load the file."""

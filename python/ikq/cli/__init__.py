@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import ikq
 
-VERBS = ("quantize", "explain", "types", "gguf_dump", "info", "tokenize")
+VERBS = ("run", "bench", "sweep_bench", "quantize", "explain", "types", "gguf_dump", "info", "tokenize")
 """Modules of this package, in the order of the help text."""
 
 DONE, ERROR, REFUSED, INTERRUPTED = 0, 1, 2, 130
@@ -35,13 +35,14 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     for name in VERBS:
         module = importlib.import_module(f"ikq.cli.{name}")
-        verb = verbs.add_parser(module.NAME, help=module.HELP, description=module.__doc__)
+        aliases = getattr(module, "ALIASES", ())
+        verb = verbs.add_parser(module.NAME, aliases=aliases, help=module.HELP, description=module.__doc__)
         module.add_arguments(verb)
         verb.set_defaults(run=module.run)
     return parser
 
 
-def run(arguments: Sequence[str]) -> int:
+def run_command(arguments: Sequence[str]) -> int:
     """Runs one command; returns its exit code.
 
     Raises:

@@ -1,0 +1,297 @@
+"""`TextModel`: what `Model` does with text. Tokenizer, chat template and what the cache holds."""
+
+from __future__ import annotations
+
+import abc
+import threading
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ikq.asynchronous import in_thread
+from ikq.chat import ChatTemplate
+from ikq.errors import FormatError, UnsupportedError
+from ikq.generate import Generation, Limits, Piece, Progress, progress_of
+from ikq.reasoning import ReasoningSplitter
+from ikq.sampling import SamplingKeywords, SamplingOptions
+from ikq.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from ikq.gguf import GGUFReader, Metadata
+
+__all__ = ["GenerateKeywords", "TextModel"]
+
+
+class GenerateKeywords(Limits, SamplingKeywords, total=False):
+    """Keywords of `Model.generate` and `Model.chat`."""
+
+
+class TextModel(abc.ABC):
+    """Text in and out of a model that can compute logits."""
+
+    def __init__(self, reader: GGUFReader, n_ubatch: int) -> None:
+        self._reader = reader
+        self._n_ubatch = n_ubatch
+        # what the cache holds, and how often that has changed
+        self._cached: list[int] = []
+        self._epoch = 0
+        self._lock = threading.RLock()
+        # asynchronous generations run one after the other
+        self._turn = threading.Lock()
+
+    @abc.abstractmethod
+    def eval(self, tokens: ArrayLike, *, want: Literal["all", "last", "none"] = "all") -> NDArray[np.float32]:
+        """As `Model.eval`."""
+
+    @abc.abstractmethod
+    def truncate(self, n: int) -> None:
+        """As `Model.truncate`."""
+
+    @abc.abstractmethod
+    def shift(self, n_keep: int, n_discard: int) -> None:
+        """As `Model.shift`."""
+
+    @property
+    @abc.abstractmethod
+    def n_ctx(self) -> int:
+        """As `Model.n_ctx`."""
+
+    @property
+    @abc.abstractmethod
+    def n_past(self) -> int:
+        """As `Model.n_past`."""
+
+    @property
+    def metadata(self) -> Metadata:
+        """Metadata of the file, a copy that can be changed without effect."""
+        return self._reader.metadata.copy()
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer of the file.
+
+        Raises:
+            FormatError: the file has none, or it is damaged.
+            UnsupportedError: it is of a kind that ikq does not know.
+        """
+        return Tokenizer.from_reader(self._reader)
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """The chat template of the file, or a plain one.
+
+        Raises:
+            FormatError: as `tokenizer`; or the template is damaged.
+        """
+        return ChatTemplate.from_reader(self._reader, self.tokenizer)
+
+    def tokenize(self, text: str, add_special: bool = False, parse_special: bool = False) -> list[int]:
+        """Tokens of a text.
+
+        Args:
+            text: The text.
+            add_special: Add the tokens that texts of this model begin (or end) with.
+            parse_special: Take names of control tokens, as `<|im_start|>`, for these tokens.
+        """
+        return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
+
+    def detokenize(self, tokens: Iterable[int]) -> str:
+        """Text of tokens."""
+        return self.tokenizer.decode(list(tokens))
+
+    def generate(
+        self,
+        prompt: str | Sequence[int] | NDArray[np.integer],
+        *,
+        sampling: SamplingOptions | None = None,
+        parse_special: bool = True,
+        **options: Unpack[GenerateKeywords],
+    ) -> Generation:
+        """Continues a prompt.
+
+        What the cache holds of the prompt already is not computed again.
+
+        Args:
+            prompt: A text, or tokens. A text gets the token that texts of this model begin with.
+            sampling: How tokens are chosen; `options` go over it.
+            parse_special: Names of control tokens in a text stand for these tokens.
+            **options: `max_tokens`, `stop`, `logprobs`, ... (`ikq.generate.Limits`), and fields of
+                `ikq.sampling.SamplingOptions` (`temperature`, `seed`, ...).
+
+        Returns:
+            An iterator of `Piece`, which computes as it is asked; `.text()` is all of it.
+
+        Raises:
+            ShapeError: the prompt is empty or longer than the context.
+            ValueError: an option is out of range.
+            FormatError: a text is given, and the file has no tokenizer.
+
+        Examples:
+            >>> import ikq
+            >>> model = ikq.Model.load("tests/data/tiny-moe-bf16.gguf", n_ctx=64)
+            >>> pieces = list(model.generate("import sys", max_tokens=4, seed=1))
+            >>> len(pieces), pieces[-1].reason
+            (4, 'length')
+        """
+        if isinstance(prompt, str):
+            tokens = self._prompt_tokens(prompt, parse_special)
+        else:
+            ids = np.asarray(prompt)
+            if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+                raise FormatError(f"a prompt is a text or a flat sequence of tokens, not {ids.dtype}")
+            tokens = ids.tolist()
+        return self._generation(tokens, None, sampling, options)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        sampling: SamplingOptions | None = None,
+        **options: Unpack[GenerateKeywords],
+    ) -> Generation:
+        """Answers a conversation, in the form of the model's chat template.
+
+        Args:
+            messages: With `role` (`system`, `user`, `assistant`, ...) and `content`.
+            tools: Descriptions of functions that the model may call.
+            template_options: Further variables of the template, such as `{"enable_thinking": False}`.
+            sampling: As for `generate`.
+            **options: As for `generate`.
+
+        Returns:
+            As `generate`; pieces say whether they are reasoning.
+
+        Raises:
+            FormatError: the template refuses the conversation; and as `generate`.
+            ShapeError: as `generate`.
+            ValueError: as `generate`.
+        """
+        prompt = self.chat_template.render(messages, tools, **(template_options or {}))
+        tokens = self._prompt_tokens(prompt, parse_special=True)
+        return self._generation(tokens, ReasoningSplitter(prompt), sampling, options)
+
+    def agenerate(
+        self,
+        prompt: str | Sequence[int] | NDArray[np.integer],
+        *,
+        sampling: SamplingOptions | None = None,
+        parse_special: bool = True,
+        **options: Unpack[GenerateKeywords],
+    ) -> AsyncGenerator[Piece, None]:
+        """As `generate`, for `async for`; the event loop goes on while the model computes.
+
+        Several at a time take turns, each from its first piece to its last.
+        """
+        return in_thread(
+            lambda check: self.generate(
+                prompt, sampling=sampling, parse_special=parse_special, **_checked(options, check)
+            ),
+            self._turn,
+        )
+
+    def achat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+        sampling: SamplingOptions | None = None,
+        **options: Unpack[GenerateKeywords],
+    ) -> AsyncGenerator[Piece, None]:
+        """As `chat`, for `async for`; see `agenerate`."""
+        return in_thread(
+            lambda check: self.chat(
+                messages,
+                tools=tools,
+                template_options=template_options,
+                sampling=sampling,
+                **_checked(options, check),
+            ),
+            self._turn,
+        )
+
+    def _prompt_tokens(self, prompt: str, parse_special: bool) -> list[int]:
+        """Tokens of a prompt. An end of text, which some models ask for, would end it."""
+        tokens = self.tokenizer.encode(prompt, parse_special=parse_special)
+        bos = self.tokenizer.bos
+        if self.tokenizer.add_bos and bos is not None and tokens[:1] != [bos]:
+            tokens.insert(0, bos)
+        return tokens
+
+    def _generation(
+        self,
+        tokens: list[int],
+        splitter: ReasoningSplitter | None,
+        sampling: SamplingOptions | None,
+        options: GenerateKeywords,
+    ) -> Generation:
+        changes = {k: v for k, v in options.items() if k in SamplingKeywords.__annotations__}
+        limits = cast("Limits", {k: v for k, v in options.items() if k not in changes})
+        return Generation(
+            self,
+            tokens,
+            options=replace(sampling or SamplingOptions(), **cast("SamplingKeywords", changes)),
+            tokenizer=self._tokenizer_if_any(),
+            splitter=splitter,
+            **limits,
+        )
+
+    def _tokenizer_if_any(self) -> Tokenizer | None:
+        """The tokenizer, for showing text that nobody asked for as such."""
+        try:
+            return self.tokenizer
+        except (FormatError, UnsupportedError):
+            return None
+
+    def _changed(self, tokens: list[int]) -> None:
+        """Notes what the cache was to hold; after an interruption it may hold less."""
+        self._epoch += 1
+        self._cached = tokens[: self.n_past]
+
+    def _continue_with(self, tokens: list[int], progress: Progress | None) -> tuple[int, NDArray[np.float32]]:
+        """Makes the cache hold `tokens`; how many of them it held, and the logits after the last."""
+        # an interruption may have come between a change of the cache and the note of it
+        n = _common(self._cached, tokens[:-1]) if len(self._cached) == self.n_past else 0
+        if n < self.n_past:
+            try:
+                self.truncate(n)
+            except UnsupportedError:  # recurrent layers
+                self.truncate(0)
+                n = 0
+        # in steps, so that progress can be told and a wish to stop be heard
+        logits = None
+        for start in range(n, len(tokens), self._n_ubatch):
+            part = tokens[start : start + self._n_ubatch]
+            is_last = start + len(part) == len(tokens)
+            logits = self.eval(part, want="last" if is_last else "none")
+            if progress is not None:
+                progress(start + len(part), len(tokens))
+        assert logits is not None
+        return n, logits
+
+
+def _common(a: list[int], b: list[int]) -> int:
+    """Length of the common beginning."""
+    n = min(len(a), len(b))
+    different = np.flatnonzero(np.asarray(a[:n]) != np.asarray(b[:n]))
+    return int(different[0]) if len(different) else n
+
+
+def _checked(options: GenerateKeywords, check: Progress) -> GenerateKeywords:
+    """Options with `check` called before what shows progress."""
+    show = progress_of(options.get("progress", False))
+
+    def both(done: int, total: int) -> None:
+        check(done, total)
+        if show is not None:
+            show(done, total)
+
+    return {**options, "progress": both}
