@@ -1,4 +1,4 @@
-# make demo   build, quantize the bundled model, show what came out
+# make demo   build, quantize the bundled model, show what came out, let it write
 # make test   everything that must hold; under 30 minutes from scratch on two cores
 # make bench  speed of decoders and encoders on this machine
 # Needs Python 3.10 or later with pip and venv, and cargo. All else goes into .venv.
@@ -40,6 +40,8 @@ demo: build
 	$(BIN)/python -m ikq quantize --imatrix tests/data/imatrix-plain.dat \
 		tests/data/tiny-moe-bf16.gguf $(VENV)/demo/tiny-moe-iq4_ks.gguf IQ4_KS
 	$(BIN)/python -m ikq gguf-dump --no-metadata $(VENV)/demo/tiny-moe-iq4_ks.gguf
+	$(BIN)/python -m ikq run -m $(VENV)/demo/tiny-moe-iq4_ks.gguf -no-cnv -n 60 --temp 0 \
+		-p "This module provides a function to open a file and "
 
 test: lint rust-test python-test
 

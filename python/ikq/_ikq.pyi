@@ -27,6 +27,7 @@ __all__ = [
     "pack",
     "parse_type",
     "plan_quantize",
+    "product",
     "quantize",
     "repack",
     "roles",
@@ -172,6 +173,14 @@ class Engine:
 
 def kernel_name(type_id: int, isa_name: str | None) -> str: ...
 def kernel_self_test(type_id: int, isa_name: str | None) -> float: ...
+def product(
+    type_id: int,
+    data: NDArray[np.uint8],
+    n_rows: int,
+    x: NDArray[np.float32],
+    compute: str,
+    isa_name: str | None,
+) -> NDArray[np.float32]: ...
 def write_gguf(
     path: str | os.PathLike[str],
     metadata: Metadata,

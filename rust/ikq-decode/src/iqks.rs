@@ -189,12 +189,14 @@ impl<I: Isa> Decode<I> for IQ4_KSS {
     #[inline(always)]
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         // bit 0 of every word is cleared first, so the shift brings in zeros from the next word
-        let nibbles = |b: usize| -> [u8; 16] {
-            let v = map(Self::words(unit, b), |w| w & 0xfffe_fffe_fffe_fffe);
-            let v = map(v, |v| (v ^ v >> 1).to_le_bytes());
-            array(|i| v[i / 8][i % 8])
+        let gray = |w: u64| {
+            let w = w & 0xfffe_fffe_fffe_fffe;
+            w ^ w >> 1
         };
-        let v = isa.lut16(&IQ4K_VALUES[0], nibbles_16(isa, &nibbles(2 * j), &nibbles(2 * j + 1)));
+        let [a, b] = map(Self::words(unit, 2 * j), gray);
+        let [c, d] = map(Self::words(unit, 2 * j + 1), gray);
+        let nibbles = isa.bits_4x16(isa.of_u64([a, b, a, b, c, d, c, d]), [0, 4, 0, 4], 15);
+        let v = isa.lut16(&IQ4K_VALUES[0], nibbles);
         shifted(isa, v, [unit[32 * j], unit[32 * j + 16]], IQ4_SHIFT)
     }
 }

@@ -60,8 +60,8 @@ impl<I: Isa> Decode<I> for IQ2_XXS {
     #[inline(always)]
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         let at = 2 + 16 * j;
-        let index = |l: usize| u32::from(unit[at + 8 * (l / 4) + l % 4]);
-        let grid = isa.gather_u64(&IQ2XXS_GRID, array(index));
+        let index = u64::from(u32_at(unit, at)) | u64::from(u32_at(unit, at + 8)) << 32;
+        let grid = isa.gather_u64(&IQ2XXS_GRID, map(index.to_le_bytes(), u32::from));
         isa.negate_where(grid, signs_of_64(u32_at(unit, at + 4), u32_at(unit, at + 12)))
     }
 }
@@ -199,8 +199,9 @@ impl<I: Isa> Decode<I> for IQ1_S {
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         let low = bytes::<8>(unit, 2 + 8 * j);
         let h = [u16_at(unit, 34 + 4 * j), u16_at(unit, 36 + 4 * j)];
-        let index = |l: usize| u32::from(low[l]) | u32::from(h[l / 4] >> (3 * (l % 4)) & 7) << 8;
-        let [a, b] = map(h, |h| delta_byte(h >> 15));
+        let h = map(h, u32::from);
+        let index = |l: usize| u32::from(low[l]) | (h[l / 4] >> (3 * (l % 4)) & 7) << 8;
+        let [a, b] = map(h, |h| delta_byte((h >> 15) as u16));
         ternary_entries(isa, array(index), isa.splat_4x16([a, a, b, b]))
     }
 }

@@ -221,6 +221,6 @@ impl<I: Isa> Decode<I> for Q2_0 {
 
     #[inline(always)]
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
-        isa.of_u32(map(*bytes::<16>(unit, 18 * j + 2), |b| Q2_CODES[usize::from(b)]))
+        isa.gather_u32(&Q2_CODES, map(*bytes(unit, 18 * j + 2), |b: u8| u32::from(b)))
     }
 }

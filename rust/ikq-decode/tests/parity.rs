@@ -112,6 +112,51 @@ impl<T: BlockType> IsaOp for Codes<'_, T> {
     }
 }
 
+/// [`Decode::factors`] of the unit, then what [`Decode::scales`] says they are.
+struct Factors<'a, T> {
+    unit: &'a [u8],
+    ty: std::marker::PhantomData<T>,
+}
+
+impl<T: BlockType> IsaOp for Factors<'_, T> {
+    type Output = [[f32; 16]; 4];
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> [[f32; 16]; 4] {
+        let (scale, min) = T::Decoder::<I>::factors(isa, 0.37, self.unit);
+        let scales = T::Decoder::<I>::scales(isa, 0.37, self.unit);
+        [isa.array(scale), isa.array(min), scales.scale(), scales.min()]
+    }
+}
+
+/// Every type's factors are its scales, on every instruction set.
+struct SameFactors(QuantType);
+
+impl Visitor for SameFactors {
+    type Output = ();
+
+    fn visit<T: BlockType>(self) {
+        fn unit_bytes<D: Decode<ikq_simd::Scalar>>() -> usize {
+            D::UNIT_BYTES
+        }
+        let n = unit_bytes::<T::Decoder<ikq_simd::Scalar>>();
+        for kind in available() {
+            for unit in random_bytes(100 * n, 12).chunks_exact(n) {
+                let [scale, min, scales, mins] =
+                    run(kind, Factors::<T> { unit, ty: std::marker::PhantomData });
+                let equal = (0..16).all(|k| same(scale[k], scales[k]) && same(min[k], mins[k]));
+                assert!(equal, "{} on {}", self.0, kind.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn factors_are_the_scales() {
+    let n = QuantType::ALL.iter().filter(|ty| with_type(**ty, SameFactors(**ty)).is_some()).count();
+    assert!(n > 70, "{n} types");
+}
+
 /// What many random units say about a type's constants.
 struct Survey {
     ty: QuantType,

@@ -101,7 +101,9 @@ impl Engine {
         let pool = Pool::new(options.n_threads).map_err(|e| Error::Threads(e.to_string()))?;
         if options.n_ubatch == 0 || options.n_ctx == Some(0) {
             let option = if options.n_ubatch == 0 { "n_ubatch" } else { "n_ctx" };
-            return Err(Error::Option { option, value: "0".into(), why: "at least 1 is needed".into() }.into());
+            return Err(
+                Error::Option { option, value: "0".into(), why: "at least 1 is needed".into() }.into()
+            );
         }
         let tensors = Tensors::load(model, &tensor_names(&spec), options.mmap, &pool, cancel)?;
         let weights = Weights { tensors: &tensors };
@@ -296,8 +298,7 @@ impl Engine {
                     }
                     Ffn::Moe(moe) => {
                         let ser = options.expert_reduction;
-                        run_moe(&exec, moe, acts, ffn, router, choices, ser, out)
-                            .map_err(|token| (i, token))
+                        run_moe(&exec, moe, acts, ffn, router, choices, ser, out).map_err(|token| (i, token))
                     }
                 })?;
             }
@@ -415,12 +416,14 @@ fn run_moe(
     exec.project(acts, vec![Product::new(&moe.router, scores)]);
     choices.resize_with(n.max(choices.len()), Vec::new);
     let choices = &mut choices[..n];
-    let mut tokens: Vec<_> = scores.chunks_exact(n_expert).zip(choices.iter_mut()).map(|u| (u, true)).collect();
+    let mut tokens: Vec<_> =
+        scores.chunks_exact(n_expert).zip(choices.iter_mut()).map(|u| (u, true)).collect();
     let step = exec.runs(n).next().map_or(1, |r| r.len());
     let mut units: Vec<_> = tokens.chunks_mut(step).collect();
     exec.team.for_each(&mut units, |tokens, _| {
         for ((scores, chosen), fine) in tokens.iter_mut() {
-            *fine = moe.routing.choose(scores, moe.selection_bias.as_deref(), expert_reduction, chosen).is_ok();
+            *fine =
+                moe.routing.choose(scores, moe.selection_bias.as_deref(), expert_reduction, chosen).is_ok();
         }
     });
     if let Some(token) = tokens.iter().position(|(_, fine)| !fine) {
@@ -460,4 +463,3 @@ fn context(spec: &ModelSpec, layers: &[Layer], options: &Options) -> Result<usiz
     }
     Ok(n_ctx)
 }
-

@@ -22,7 +22,9 @@ pub enum Error {
     #[error("`{tensor}` has {found} experts, but the model says {expected}")]
     Experts { tensor: String, found: usize, expected: usize },
 
-    #[error("`{tensor}`: rows {first}..{last} are wanted, but it has {n_rows} (and rows come in groups of {step})")]
+    #[error(
+        "`{tensor}`: rows {first}..{last} are wanted, but it has {n_rows} (and rows come in groups of {step})"
+    )]
     Rows { tensor: String, first: usize, last: usize, n_rows: usize, step: usize },
 
     #[error("`{tensor}` holds {value} at element {index}: the file is damaged; get it anew")]
@@ -39,13 +41,17 @@ pub enum Error {
     #[error("no tokens")]
     NoTokens,
 
-    #[error("{needed} positions are needed, but the context holds {n_ctx}; load the model with a larger n_ctx")]
+    #[error(
+        "{needed} positions are needed, but the context holds {n_ctx}; load the model with a larger n_ctx"
+    )]
     Context { needed: usize, n_ctx: usize },
 
     #[error("a cache of {name}: {why}")]
     Cache { name: String, why: String },
 
-    #[error("the cache cannot go back to position {to}: the recurrent layers' state is at {at}; start again from 0")]
+    #[error(
+        "the cache cannot go back to position {to}: the recurrent layers' state is at {at}; start again from 0"
+    )]
     Rewind { to: usize, at: usize },
 
     #[error("{needed} bytes of weights do not fit into memory: {reason}; load with mmap=\"on\"")]

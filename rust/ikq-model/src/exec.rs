@@ -106,7 +106,9 @@ impl Exec<'_> {
         for p in products {
             let step = self.row_block(n_rows, n, p.weight.row_step());
             let all = std::iter::once(0..n);
-            units.extend(tiles(p.out, p.weight.n_rows, step, all).into_iter().map(|t| (p.weight, p.expert, t, p.add)));
+            units.extend(
+                tiles(p.out, p.weight.n_rows, step, all).into_iter().map(|t| (p.weight, p.expert, t, p.add)),
+            );
         }
         self.team.for_each(&mut units, |(weight, expert, tile, add), thread| {
             let scratch = &mut *self.scratch(thread);

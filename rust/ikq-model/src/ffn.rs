@@ -84,7 +84,10 @@ impl Experts {
             return say(PlanKind::Merged, format!("`{}` holds gate and up", gate.name));
         }
         match options.merge_up_gate && is_moe {
-            true => say(PlanKind::Merged, format!("merging was asked for; {types}; a view of both, nothing is copied")),
+            true => say(
+                PlanKind::Merged,
+                format!("merging was asked for; {types}; a view of both, nothing is copied"),
+            ),
             false => say(PlanKind::Fused, types),
         }
     }
@@ -179,7 +182,13 @@ pub struct FfnBuffers {
 
 /// Runs the experts of `buffers.groups` on `acts` and adds the weighted results to `out` (columns of
 /// `down.n_rows`, one per token).
-pub fn run(exec: &Exec<'_>, experts: &Experts, acts: &Activations, buffers: &mut FfnBuffers, out: &mut [f32]) {
+pub fn run(
+    exec: &Exec<'_>,
+    experts: &Experts,
+    acts: &Activations,
+    buffers: &mut FfnBuffers,
+    out: &mut [f32],
+) {
     let FfnBuffers { groups, mid, gate, up, pairs } = buffers;
     let n_pairs = groups.n_pairs();
     mid.resize(experts.n_ff(), n_pairs);

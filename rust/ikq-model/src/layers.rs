@@ -112,12 +112,7 @@ impl Dense {
 }
 
 impl Moe {
-    fn new(
-        weights: &Weights<'_>,
-        moe: &spec::Moe,
-        n_embd: usize,
-        plans: PlanOptions,
-    ) -> Result<Moe, Error> {
+    fn new(weights: &Weights<'_>, moe: &spec::Moe, n_embd: usize, plans: PlanOptions) -> Result<Moe, Error> {
         let r = &moe.routing;
         let parts = [&moe.gate, &moe.up, &moe.down];
         let in_range = (1..=r.n_expert).contains(&r.n_used)

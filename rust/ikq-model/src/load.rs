@@ -2,11 +2,12 @@
 //!
 //! Expert weights are read in scattered pieces, and a mapped file sits on 4 KiB pages; copying costs the time
 //! of reading the file once, which must happen anyway. The copy is made in parallel and lets go of the file's pages on
-//! the way, so that at no time two copies count as this process's memory.
+//! the way, so that at no time two copies count as this process's memory. Groups of interleaved rows are taken
+//! apart on the way where the rows are those of a plain type; in a mapping they are taken apart at every use.
 
 use std::collections::{BTreeSet, HashMap};
 
-use ikq_formats::{Family, QuantType};
+use ikq_formats::{Family, QuantType, RowForm, deinterleave_group, matrix_bytes, row_form};
 use ikq_gguf::{Bytes, Model, PageBuffer, Tensor};
 use ikq_pool::{Cancel, Pool, Stop};
 
@@ -67,8 +68,9 @@ impl Tensors {
             names.iter().map(|name| model.require(name)).collect::<Result<_, _>>().map_err(Error::from)?;
         let needed = tensors.iter().map(|t| t.data.len().next_multiple_of(ALIGNMENT)).sum();
         let (copy, why) = decide(mmap, needed);
+        let forms = tensors.iter().map(|t| form(t, copy)).collect::<Result<Vec<_>, Error>>()?;
         let data = match copy {
-            true => copied(&tensors, needed, pool, cancel)?,
+            true => copied(&tensors, &forms, needed, pool, cancel)?,
             false => tensors.iter().map(|t| t.data.clone()).collect(),
         };
         let mut loaded = Tensors { why, ..Tensors::default() };
@@ -76,12 +78,8 @@ impl Tensors {
             true => loaded.copied_bytes = needed,
             false => loaded.mapped_bytes = needed,
         }
-        for (t, data) in tensors.into_iter().zip(data) {
-            let ty = t.quant_type().map_err(Error::from)?;
-            if matches!(ty.info().family, Family::Activation | Family::Integer) {
-                return Err(Error::NotWeights { tensor: t.name.clone(), ty }.into());
-            }
-            loaded.by_name.insert(t.name.clone(), Loaded { ty, ne: t.ne, data });
+        for ((t, form), data) in tensors.into_iter().zip(forms).zip(data) {
+            loaded.by_name.insert(t.name.clone(), Loaded { ty: form.ty, ne: t.ne, data });
         }
         Ok(loaded)
     }
@@ -106,45 +104,105 @@ fn decide(mmap: Mmap, needed: usize) -> (bool, String) {
         (Mmap::Auto, Some(free)) => {
             let (takes, has) = (gib(needed as u64), gib(free));
             match needed as f64 <= free as f64 * SHARE {
-                true => (true, format!("copied to huge pages: {takes:.2} GiB of the {has:.2} GiB that are free")),
-                false => (false, format!("mapped: {takes:.2} GiB do not fit into {has:.2} GiB of free memory")),
+                true => {
+                    (true, format!("copied to huge pages: {takes:.2} GiB of the {has:.2} GiB that are free"))
+                }
+                false => {
+                    (false, format!("mapped: {takes:.2} GiB do not fit into {has:.2} GiB of free memory"))
+                }
             }
         }
     }
 }
 
+/// What a tensor's bytes are once they are loaded.
+struct Form {
+    ty: QuantType,
+    /// The type in the file, where groups of its rows are taken apart.
+    apart: Option<QuantType>,
+}
+
+/// # Errors
+/// [`Error::NotWeights`]; types that ikq does not know.
+fn form(tensor: &Tensor, copy: bool) -> Result<Form, Error> {
+    let ty = tensor.quant_type()?;
+    let for_weights = |ty: QuantType| !matches!(ty.info().family, Family::Activation | Family::Integer);
+    if !for_weights(ty) {
+        return Err(Error::NotWeights { tensor: tensor.name.clone(), ty });
+    }
+    Ok(match row_form(ty) {
+        Some(RowForm::Plain(plain)) if copy && for_weights(plain) => Form { ty: plain, apart: Some(ty) },
+        _ => Form { ty, apart: None },
+    })
+}
+
+/// A piece of a tensor, and where its copy belongs.
+struct Piece<'a> {
+    tensor: &'a Tensor,
+    apart: Option<QuantType>,
+    source: Bytes,
+    target: &'a mut [u8],
+}
+
+impl Piece<'_> {
+    fn copy(&mut self) -> Result<(), Error> {
+        let Some(ty) = self.apart else {
+            self.target.copy_from_slice(&self.source);
+            return Ok(());
+        };
+        let group = group_bytes(ty, self.tensor)?;
+        let groups = self.source.chunks_exact(group).zip(self.target.chunks_exact_mut(group));
+        for (group, rows) in groups {
+            deinterleave_group(ty, group, self.tensor.ne[0] as usize, rows)
+                .map_err(|source| Error::Format { tensor: self.tensor.name.clone(), source })?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of the rows that are stored together.
+fn group_bytes(ty: QuantType, tensor: &Tensor) -> Result<usize, Error> {
+    matrix_bytes(ty, ty.info().rows, tensor.ne[0] as usize)
+        .map_err(|source| Error::Format { tensor: tensor.name.clone(), source })
+}
+
 /// The tensors' bytes in one buffer.
 fn copied(
     tensors: &[&Tensor],
+    forms: &[Form],
     needed: usize,
     pool: &Pool,
     cancel: &Cancel,
 ) -> Result<Vec<Bytes>, Stop<Error>> {
     let refused = |e: std::io::Error| Error::Memory { needed, reason: e.to_string() };
     let mut buffer = PageBuffer::new(needed).map_err(refused)?;
-    let mut sources = Vec::new();
-    let mut targets = Vec::new();
+    let mut pieces = Vec::new();
     let mut rest = buffer.as_mut_slice();
-    for tensor in tensors {
+    for (tensor, form) in tensors.iter().zip(forms) {
         let len = tensor.data.len();
         let (target, behind) = rest.split_at_mut(len.next_multiple_of(ALIGNMENT).min(rest.len()));
         rest = behind;
-        for (start, target) in (0..len).step_by(UNIT).zip(target[..len].chunks_mut(UNIT)) {
-            sources.extend(tensor.data.slice(start..start + target.len()));
-            targets.push(target);
+        let unit = match form.apart {
+            Some(ty) => UNIT.next_multiple_of(group_bytes(ty, tensor)?.max(1)),
+            None => UNIT,
+        };
+        for (start, target) in (0..len).step_by(unit).zip(target[..len].chunks_mut(unit)) {
+            let source = tensor.data.slice(start..start + target.len());
+            pieces.extend(source.map(|source| Piece { tensor, apart: form.apart, source, target }));
         }
     }
+    let sources: Vec<Bytes> = pieces.iter().map(|p| p.source.clone()).collect();
     sources.iter().take(AHEAD).for_each(Bytes::will_need);
-    let units = targets.into_iter().enumerate().map(|(i, target)| {
+    let units = pieces.into_iter().enumerate().map(|(i, piece)| {
         if let Some(ahead) = sources.get(i + AHEAD) {
             ahead.will_need();
         }
-        (&sources[i], target)
+        piece
     });
-    pool.for_each(units, cancel, |(source, target): (&Bytes, &mut [u8])| {
-        target.copy_from_slice(source);
-        source.release();
-        Ok::<(), Error>(())
+    pool.for_each(units, cancel, |mut piece: Piece<'_>| {
+        let done = piece.copy();
+        piece.source.release();
+        done
     })?;
     let all = buffer.freeze().map_err(refused)?;
     let mut at = 0;

@@ -2,14 +2,15 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use ikq_cpu::act::Activations;
 use ikq_cpu::attention::CacheType;
-use ikq_cpu::matmul::{Compute, check};
+use ikq_cpu::matmul::{Compute, Matrix, Scratch, check, multiply};
 use ikq_model::engine::{Options, Want};
 use ikq_model::ffn::PlanOptions;
 use ikq_model::load::Mmap;
 use ikq_model::spec::ModelSpec;
 use ikq_pool::Stop;
-use numpy::{PyArray1, PyArray2, PyArrayMethods};
+use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -76,21 +77,19 @@ impl Engine {
         if n_threads == Some(0) {
             return Err(PyValueError::new_err("n_threads must be at least 1"));
         }
-        let cache = |name: &str| CacheType::parse(name).ok_or_else(|| {
-            let known = CacheType::ALL.map(CacheType::name).join(", ");
-            UnsupportedError::new_err(format!("no cache of type `{name}`; there are {known}"))
-        });
+        let cache = |name: &str| {
+            CacheType::parse(name).ok_or_else(|| {
+                let known = CacheType::ALL.map(CacheType::name).join(", ");
+                UnsupportedError::new_err(format!("no cache of type `{name}`; there are {known}"))
+            })
+        };
         let options = Options {
             n_ctx,
             n_threads: n_threads.unwrap_or(0),
             n_ubatch,
             cache_type_k: cache(cache_type_k)?,
             cache_type_v: cache(cache_type_v)?,
-            compute: match compute {
-                "auto" => Compute::Auto,
-                "f32" => Compute::F32,
-                other => return Err(one_of("compute", other, "auto, f32")),
-            },
+            compute: parse_compute(compute)?,
             plans: PlanOptions { fused_up_gate, fused_moe, merge_up_gate: merge_up_gate_experts },
             expert_reduction,
             mmap: match mmap {
@@ -189,6 +188,14 @@ impl Engine {
     }
 }
 
+fn parse_compute(name: &str) -> PyResult<Compute> {
+    match name {
+        "auto" => Ok(Compute::Auto),
+        "f32" => Ok(Compute::F32),
+        other => Err(one_of("compute", other, "auto, f32")),
+    }
+}
+
 fn one_of(option: &str, found: &str, allowed: &str) -> PyErr {
     PyValueError::new_err(format!("{option}={found:?}: one of {allowed} is needed"))
 }
@@ -206,4 +213,32 @@ pub fn kernel_name(type_id: u32, isa_name: Option<&str>) -> PyResult<String> {
 pub fn kernel_self_test(py: Python<'_>, type_id: u32, isa_name: Option<&str>) -> PyResult<f64> {
     let (kind, ty) = (isa(isa_name)?, quant_type(type_id)?);
     py.detach(|| check::self_test(kind, ty)).map_err(|e| e.raise(py))
+}
+
+/// `x (n, k)` times the transpose of a matrix of `n_rows` rows: `(n, n_rows)`.
+#[pyfunction]
+#[pyo3(signature = (type_id, data, n_rows, x, compute, isa_name))]
+pub fn product<'py>(
+    py: Python<'py>,
+    type_id: u32,
+    data: PyReadonlyArray1<'py, u8>,
+    n_rows: usize,
+    x: PyReadonlyArray2<'py, f32>,
+    compute: &str,
+    isa_name: Option<&str>,
+) -> PyResult<Bound<'py, PyArray2<f32>>> {
+    let (kind, ty, compute) = (isa(isa_name)?, quant_type(type_id)?, parse_compute(compute)?);
+    let (data, x) = (data.as_slice()?, x.as_array());
+    let (n, k) = x.dim();
+    let matrix = Matrix::new(ty, n_rows, k, data).map_err(|e| e.raise(py))?;
+    let mut acts = Activations::default();
+    acts.resize(k, n);
+    for (mut column, x) in acts.columns_mut().into_iter().zip(x.rows()) {
+        column.floats.iter_mut().zip(x).for_each(|(to, from)| *to = *from);
+        column.quantize(kind);
+    }
+    let columns: Vec<u32> = (0..n as u32).collect();
+    let mut out = vec![0.0; n * n_rows];
+    multiply(kind, compute, &matrix, 0..n_rows, &acts, &columns, &mut Scratch::default(), &mut out);
+    PyArray1::from_vec(py, out).reshape([n, n_rows])
 }

@@ -21,7 +21,7 @@ mod _ikq {
     #[pymodule_export]
     use crate::arrays::{dequantize, quantize, repack};
     #[pymodule_export]
-    use crate::engine::{Engine, kernel_name, kernel_self_test};
+    use crate::engine::{Engine, kernel_name, kernel_self_test, product};
     #[pymodule_export]
     use crate::fields::{layout_fields, pack, unpack};
     #[pymodule_export]

@@ -102,11 +102,10 @@ impl Gqa {
         let q = room(q, n * self.q.n_rows);
         let k = room(k, n * self.k.n_rows);
         let v = room(v, n * self.v.n_rows);
-        exec.project(acts, vec![
-            Product::new(&self.q, q),
-            Product::new(&self.k, k),
-            Product::new(&self.v, v),
-        ]);
+        exec.project(
+            acts,
+            vec![Product::new(&self.q, q), Product::new(&self.k, k), Product::new(&self.v, v)],
+        );
         self.position(exec, q, k);
         softmax::store(exec, keys, k, self.head_dim, n_past);
         softmax::store(exec, values, v, self.head_dim_v, n_past);

@@ -65,9 +65,7 @@ impl Attention {
         Ok(match attention {
             spec::Attention::Gqa(a) => Attention::Gqa(Box::new(Gqa::new(weights, a, model, ropes)?)),
             spec::Attention::Mla(a) => Attention::Mla(Box::new(Mla::new(weights, a, model, ropes)?)),
-            spec::Attention::DeltaNet(a) => {
-                Attention::DeltaNet(Box::new(DeltaNet::new(weights, a, model)?))
-            }
+            spec::Attention::DeltaNet(a) => Attention::DeltaNet(Box::new(DeltaNet::new(weights, a, model)?)),
         })
     }
 
@@ -102,11 +100,14 @@ impl Attention {
 
     /// The forms of the normed input that its products read.
     pub fn input_forms(&self, compute: Compute) -> Forms {
-        Forms::of(compute, match self {
-            Attention::Gqa(a) => a.input_weights(),
-            Attention::Mla(a) => a.input_weights(),
-            Attention::DeltaNet(a) => a.input_weights(),
-        })
+        Forms::of(
+            compute,
+            match self {
+                Attention::Gqa(a) => a.input_weights(),
+                Attention::Mla(a) => a.input_weights(),
+                Attention::DeltaNet(a) => a.input_weights(),
+            },
+        )
     }
 
     /// Runs the layer for the tokens in `acts`, which follow `n_past` others, and adds to `out`.
@@ -163,7 +164,8 @@ impl Attention {
 }
 
 fn cache(ty: CacheType, n_head: usize, d: usize, n_ctx: usize) -> Result<Cache, Error> {
-    Cache::new(ty, n_head, d, n_ctx).map_err(|e| Error::Cache { name: ty.name().to_string(), why: e.to_string() })
+    Cache::new(ty, n_head, d, n_ctx)
+        .map_err(|e| Error::Cache { name: ty.name().to_string(), why: e.to_string() })
 }
 
 impl LayerState {
