@@ -499,3 +499,10 @@ def test_leaving_an_asynchronous_generation_ends_it(model):
         assert time.monotonic() < end
     model._turn.release()
     assert model.n_past < model.n_ctx
+
+
+def test_a_bar_for_the_prompt(tiny_moe, capsys):
+    with ikq.Model.load(tiny_moe, n_ctx=64, n_ubatch=16) as model:
+        found = list(model.generate(list(range(50)), max_tokens=2, progress=True))
+    assert len(found) == 2
+    assert "prompt" in capsys.readouterr().err
