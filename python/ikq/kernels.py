@@ -45,8 +45,8 @@ def product(
     Args:
         x: Activations `(n, k)`, or `(k,)`.
         weights: A matrix `(n_rows, k)` of any type.
-        compute: `auto` quantizes activations to 8 bits where the type's kernel does; `f32` multiplies with the
-            decoded weights.
+        compute: `auto` quantizes activations to 8 bits where the type's kernel does; `f32` multiplies with
+            the decoded weights.
         _isa: forces an instruction set (for tests).
 
     Returns:
