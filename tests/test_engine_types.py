@@ -53,3 +53,16 @@ def test_all_matrices_of_one_type(parts: Parts, tmp_path: Path, type: ikq.QuantT
         with ikq.Model.load(path, n_ctx=N_CTX, n_threads=2, mmap="on") as model:
             assert model.memory.copied == 0
             assert np.array_equal(model.logits(tokens(3)), found["auto"][1])
+
+
+def test_threads_change_no_bit(tiny_moe: Path) -> None:
+    """Also where keys are cut into ranges, which happens from 1024 positions on."""
+    found = []
+    for n_threads in (1, 2, 5):
+        with ikq.Model.load(tiny_moe, n_ctx=1200, n_threads=n_threads) as model:
+            prompt = [(61 * i) % 4000 for i in range(1100)]
+            found.append(
+                np.concatenate([model.eval(prompt, want="last"), model.eval([7]), model.eval([8, 9])])
+            )
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
