@@ -256,7 +256,7 @@ impl IsaOp for Sums {
         });
         let rows: [[u8; 64]; 16] = std::array::from_fn(|r| bytes(self.0 + 5 + r as u64));
         let index: [u32; 16] = std::array::from_fn(|i| u32::from_le_bytes(*rows[i].first_chunk().unwrap()));
-        let words: [u32; 32] = std::array::from_fn(|i| u32::from(w[i]) * 0x0107_0503);
+        let words: [u32; 32] = std::array::from_fn(|i| u32::from(w[i]).wrapping_mul(0x0107_0503));
         let pairs: [u64; 32] = std::array::from_fn(|i| u64::from(words[i]) << 29 | u64::from(w[i + 3]));
         let eight: [u32; 8] = std::array::from_fn(|i| index[i]);
         let gathered = [isa.gather_u32(&words, index), isa.gather_u64(&pairs, eight)];
