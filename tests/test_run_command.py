@@ -411,6 +411,11 @@ def test_a_message_that_does_not_fit(with_template):
 # Ctrl-C and a terminal
 
 
+def hears_interrupts():
+    """What shells start in the background ignores interrupts, and so would its children, these tests among them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_while_completing(tiny_moe):
     command = [
         sys.executable,
@@ -426,7 +431,10 @@ def test_ctrl_c_while_completing(tiny_moe):
         "500",
     ]
     process = subprocess.Popen(
-        [*map(str, command), "--context-shift"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*map(str, command), "--context-shift"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=hears_interrupts,
     )
     os.set_blocking(process.stdout.fileno(), True)
     assert len(process.stdout.read(40)) == 40  # it is generating
@@ -443,6 +451,7 @@ class Terminal:
     def __init__(self, *command):
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
+            hears_interrupts()
             os.environ["TERM"] = "xterm"
             os.execv(command[0], command)
         self.text = ""
