@@ -96,7 +96,7 @@ def example(crate: str, name: str) -> list[str]:
 def main() -> int:
     held = [
         section("Decode throughput", *example("ikq-decode", "throughput")),
-        section("Encode speed", *example("ikq-quantize", "encode_speed")),
+        section("Encode speed", *example("ikq-encode", "encode_speed")),
         section("Encode quality", sys.executable, "benches/encode_quality.py"),
     ]
     models = TOP.parent / "shared" / "models"

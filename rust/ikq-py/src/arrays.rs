@@ -3,7 +3,7 @@
 
 use ikq_formats::{Family, QuantType, check_matrix, matrix_bytes};
 use ikq_pool::Stop;
-use ikq_quantize::encode::{EncodeOptions, can_encode, encode_rows};
+use ikq_encode::{EncodeOptions, can_encode, encode_rows};
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
@@ -80,12 +80,12 @@ struct EncodeError {
     expert: Option<usize>,
     first_row: usize,
     /// Boxed: errors of files make the type large.
-    error: Box<ikq_quantize::Error>,
+    error: Box<ikq_encode::Error>,
 }
 
 impl Raise for EncodeError {
     fn raise(self, py: Python<'_>) -> PyErr {
-        use ikq_quantize::Error::*;
+        use ikq_encode::Error::*;
         let expert = self.expert.map_or(String::new(), |e| format!("expert {e}, "));
         match *self.error {
             NotFinite { row, column, value } => {
@@ -115,7 +115,7 @@ pub fn quantize<'py>(
 ) -> PyResult<Bound<'py, PyArray1<u8>>> {
     let (ty, kind, x) = (quant_type(ty)?, isa(isa_name)?, x.as_slice()?);
     if !can_encode(ty) {
-        return Err(ikq_quantize::Error::NoEncoder { ty }.raise(py));
+        return Err(ikq_encode::Error::NoEncoder { ty }.raise(py));
     }
     let importance = importance.as_ref().map(|v| v.as_slice()).transpose()?;
     let of_expert = |e: usize| match importance {

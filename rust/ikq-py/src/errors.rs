@@ -82,6 +82,19 @@ fn os_error(py: Python<'_>, number: Option<i32>, message: String, path: Option<O
     }
 }
 
+impl Raise for ikq_encode::Error {
+    fn raise(self, py: Python<'_>) -> PyErr {
+        use ikq_encode::Error::*;
+        let message = self.to_string();
+        match self {
+            Format(e) => e.raise(py),
+            PartRow { .. } | ImportanceLength { .. } => ShapeError::new_err(message),
+            NoEncoder { .. } => UnsupportedError::new_err(message),
+            _ => FormatError::new_err(message),
+        }
+    }
+}
+
 impl Raise for ikq_quantize::Error {
     fn raise(self, py: Python<'_>) -> PyErr {
         use ikq_quantize::Error::*;
@@ -95,9 +108,9 @@ impl Raise for ikq_quantize::Error {
                 os_error(py, source.raw_os_error(), reason(&source), path)
             }
             Imatrix(ikq_quantize::imatrix::ImatrixError::Gguf(e)) => e.raise(py),
-            PartRow { .. } | ImportanceLength { .. } | ImatrixShape { .. } => ShapeError::new_err(message),
-            NotFinite { .. } | TensorNotFinite { .. } | Importance { .. } => FormatError::new_err(message),
-            NoEncoder { .. } => UnsupportedError::new_err(message),
+            Encode(e) => e.raise(py),
+            ImatrixShape { .. } => ShapeError::new_err(message),
+            TensorNotFinite { .. } => FormatError::new_err(message),
             MissingImatrix { .. } => MissingImatrixError::new_err(message),
             Cancelled => PyKeyboardInterrupt::new_err(message),
             _ if refusal => RefusedError::new_err(message),

@@ -7,7 +7,7 @@ use ikq_formats::QuantType;
 use ikq_gguf::{Options, SplitBy};
 use ikq_pool::Stop;
 use ikq_quantize::custom::CustomRule;
-use ikq_quantize::encode::EncodeOptions;
+use ikq_encode::EncodeOptions;
 use ikq_quantize::ftype::Ftype;
 use ikq_quantize::overrides::Override;
 use ikq_quantize::plan::{Plan, PlanOptions, Statistics};

@@ -2,7 +2,7 @@
 
 use ikq_formats::QuantType;
 use ikq_gguf::TensorSpec;
-use ikq_quantize::encode::can_encode;
+use ikq_encode::can_encode;
 use pyo3::prelude::*;
 
 use crate::errors::{FormatError, Raise};

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
+use ikq_encode::writable;
 use ikq_formats::QuantType;
 
-use crate::encode::encodable;
 use crate::imatrix::ImatrixError;
 
 /// Errors of encoding, planning and running. [`Error::is_refusal`] tells those that the user can
@@ -21,25 +21,13 @@ pub enum Error {
     #[error(transparent)]
     Imatrix(#[from] ImatrixError),
 
-    #[error("{n_elements} elements are not whole rows of {n_per_row}")]
-    PartRow { n_elements: usize, n_per_row: usize },
-
-    #[error("row {row}, column {column} is {value}: only finite numbers can be quantized")]
-    NotFinite { row: usize, column: usize, value: f32 },
+    #[error(transparent)]
+    Encode(#[from] ikq_encode::Error),
 
     #[error(
         "`{tensor}` holds {value} (expert {expert}, row {row}, column {column}): only finite numbers can be quantized; the source file is damaged"
     )]
     TensorNotFinite { tensor: String, expert: usize, row: usize, column: usize, value: f32 },
-
-    #[error("importance of column {column} is {value}: it must be finite and not negative")]
-    Importance { column: usize, value: f32 },
-
-    #[error("{expected} importance values are needed, one per column, got {found}")]
-    ImportanceLength { expected: usize, found: usize },
-
-    #[error("{ty:?} cannot be written; types that can: {}", writable())]
-    NoEncoder { ty: QuantType },
 
     #[error("`{tensor}` would become {ty:?}, which cannot be written; types that can: {}", writable())]
     CannotWrite { tensor: String, ty: QuantType },
@@ -112,10 +100,6 @@ impl Error {
                 | Error::Format(ikq_formats::Error::UnknownType { .. })
         )
     }
-}
-
-fn writable() -> String {
-    encodable().iter().map(|t| t.name()).collect::<Vec<_>>().join(", ")
 }
 
 fn did_you_mean(names: &[&'static str]) -> String {

@@ -1,10 +1,10 @@
 //! [`Plan`]: everything that is decided before the first byte is read: types, reasons, statistics,
 //! offsets, sizes. A dry run prints it; [`crate::run`] carries it out.
 
+use ikq_encode::{EncodeOptions, can_encode};
 use ikq_formats::{Family, ImatrixUse, QuantType};
 use ikq_gguf::{Metadata, Model, Options, Tensor, TensorSpec, TensorType, Value, is_split_key};
 
-use crate::encode::{EncodeOptions, can_encode};
 use crate::error::Error;
 use crate::ftype::Ftype;
 use crate::imatrix::{Entry, Imatrix};

@@ -16,13 +16,13 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use ikq_encode::{EncodeOptions, encode_rows, is_ternary};
 use ikq_formats::row::I2_S_TRAILER_BYTES;
 use ikq_formats::{Family, QuantType};
 use ikq_gguf::{Bytes, Model, Tensor, Writer};
 use ikq_pool::{Cancel, Pool, Stop};
 use ikq_simd::IsaKind;
 
-use crate::encode::{EncodeOptions, encode_rows, is_ternary};
 use crate::error::Error;
 use crate::plan::{Plan, Statistics, TensorPlan};
 use crate::units::{Unit, Work, units};
@@ -184,7 +184,7 @@ fn encode_unit(
     give(&buffers.floats, x);
     match encoded {
         Ok(()) => Ok((out, not_ternary)),
-        Err(Error::NotFinite { row, column, value }) => {
+        Err(ikq_encode::Error::NotFinite { row, column, value }) => {
             // a unit of I2_S has the rows of all matrices
             let (row, rows_per_matrix) = (first_row + row, t.ne[1] as usize);
             Err(Error::TensorNotFinite {
@@ -195,7 +195,7 @@ fn encode_unit(
                 value,
             })
         }
-        Err(e) => Err(e),
+        Err(e) => Err(e.into()),
     }
 }
 

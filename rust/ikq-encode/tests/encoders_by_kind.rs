@@ -2,7 +2,7 @@
 //! their plain type, ternary data comes back as it was, symmetric Q4_0 has no level -8.
 
 use ikq_formats::{QuantType, RowForm, matrix_bytes, repack, row_form};
-use ikq_quantize::encode::{EncodeOptions, encodable, encode_rows, is_ternary};
+use ikq_encode::{EncodeOptions, encodable, encode_rows, is_ternary};
 use ikq_simd::best;
 
 fn noise(seed: u32, n: usize) -> Vec<f32> {

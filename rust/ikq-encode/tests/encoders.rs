@@ -3,7 +3,7 @@
 
 use ikq_formats::row::I2_S_TRAILER_BYTES;
 use ikq_formats::{Family, QuantType, matrix_bytes, row_bytes, row_multiple};
-use ikq_quantize::encode::{EncodeOptions, encodable, encode_rows};
+use ikq_encode::{EncodeOptions, encodable, encode_rows};
 use ikq_simd::{IsaKind, available, best};
 
 /// A small generator, so that the rows are the same everywhere.

@@ -1,0 +1,12 @@
+//! Floats to blocks: one encoder per type, and the searches that encoders share.
+//!
+//! [`encode_rows`] is the door; [`Encode`] is what a type implements, and what it minimises stands in its docs.
+//! [`search`] has the searches: level sets, affine, tables, grids, trellis. Files, imatrices and threads are for
+//! `ikq-quantize`, which does not have to be compiled with the encoders again.
+
+mod encode;
+mod error;
+pub mod search;
+
+pub use encode::{Encode, EncodeOptions, can_encode, encodable, encode_rows, is_ternary, weights};
+pub use error::{Error, writable};
