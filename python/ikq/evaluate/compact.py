@@ -84,7 +84,9 @@ class CompactBase:
                 raise FormatError(f"{path}: not a compact base file")
             n_ctx, self.n_vocab, n, self._k, self._m = struct.unpack("<5i", head[len(MAGIC) :])
             if n_ctx < 4 or n < 1 or not 2 <= self._k <= self.n_vocab or not 0 <= self._m <= self.n_vocab:
-                raise FormatError(f"{path}: {n} windows of {n_ctx} tokens, {self._k} and {self._m} kept of each")
+                raise FormatError(
+                    f"{path}: {n} windows of {n_ctx} tokens, {self._k} and {self._m} kept of each"
+                )
             record = record_type(self.n_vocab, self._k, self._m)
             size = Path(path).stat().st_size - f.tell() - 4 * n_ctx * n
             expected = record.itemsize * n_positions(n_ctx) * n
