@@ -18,7 +18,19 @@ from collections.abc import Sequence
 
 import ikq
 
-VERBS = ("run", "bench", "sweep_bench", "quantize", "explain", "types", "gguf_dump", "info", "tokenize")
+VERBS = (
+    "run",
+    "bench",
+    "sweep_bench",
+    "quantize",
+    "perplexity",
+    "kld",
+    "explain",
+    "types",
+    "gguf_dump",
+    "info",
+    "tokenize",
+)
 """Modules of this package, in the order of the help text."""
 
 DONE, ERROR, REFUSED, INTERRUPTED = 0, 1, 2, 130

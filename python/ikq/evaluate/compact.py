@@ -13,7 +13,11 @@ independent, so that of the mean falls with the root of their number. Perplexiti
 are as exact as the models; top tokens are the model's own, where 16 bits can confuse two that are equally
 likely.
 
-MEASURED
+Measured (benches/compact_kld.py) at 3 % of the size: on a model of 9 M parameters, vocabulary 4,096, 37,485
+positions, the mean is within 0.1 % of the full form for three quantizations, and off by 0.6 % (stated
+error 0.7 %) for Q8_0, whose divergence of 0.0004 comes from few positions; on a synthetic vocabulary of
+32,000 and 1,016 positions within 0.2 %, for divergences from 0.00005 to 0.4. The lower bound is 67 to 76 % of
+the mean.
 
 The file: `ikq_kld1`; window, vocabulary, number of windows, k and m as int32; the tokens of all windows as
 int32; then one record per scored position (`record_type`). Levels are steps from the lowest stored
@@ -66,11 +70,9 @@ def kept(n_vocab: int, share: float = SHARE) -> tuple[int, int]:
         raise RefusedError(f"a share of {share}: expected more than 0, at most 1")
     empty, one = (record_type(n_vocab, n, 0).itemsize for n in (0, 1))
     n = int((share * full_row_bytes(n_vocab) - empty) / (one - empty))
-    k = min(n // 2, n_vocab)
-    m = 0 if k == n_vocab else n - k
-    if k < 2:
+    if n < 4:
         raise RefusedError(f"a share of {share} holds no distribution over {n_vocab} tokens: give more")
-    return k, m
+    return n // 2, n - n // 2
 
 
 class CompactBase:
@@ -83,7 +85,7 @@ class CompactBase:
             if not head.startswith(MAGIC) or len(head) < len(MAGIC) + 20:
                 raise FormatError(f"{path}: not a compact base file")
             n_ctx, self.n_vocab, n, self._k, self._m = struct.unpack("<5i", head[len(MAGIC) :])
-            if n_ctx < 4 or n < 1 or not 2 <= self._k <= self.n_vocab or not 0 <= self._m <= self.n_vocab:
+            if n_ctx < 4 or n < 1 or not 2 <= self._k <= self.n_vocab or not 2 <= self._m <= self.n_vocab:
                 raise FormatError(
                     f"{path}: {n} windows of {n_ctx} tokens, {self._k} and {self._m} kept of each"
                 )
@@ -120,11 +122,10 @@ class CompactBase:
         top = (p * g[:, :k]).sum(axis=1)
         tail = np.exp(stored["tail"].astype(np.float64))
         drawn = g[:, k:]
-        estimate = tail * drawn.mean(axis=1) if m else np.zeros(len(stored))
-        variance = tail**2 * drawn.var(axis=1, ddof=1) / m if m > 1 else np.zeros(len(stored))
+        estimate = tail * drawn.mean(axis=1)
+        variance = tail**2 * drawn.var(axis=1, ddof=1) / m
         least = top + _as_one(tail, 1 - (r[:, :k] * p).sum(axis=1))
         target = stored["target"].astype(np.float64)
-        # a draw can be smaller than what is certain
         return Compared(top + estimate, target, tokens[:, 0], least, variance)
 
 
@@ -162,12 +163,11 @@ class _CompactWriter:
             sums = p.cumsum(dtype=np.float64)
             mass = sums[-1]
             out["tail"][i] = np.log(mass) if mass > 0 else -np.inf
-            if m:
-                # evenly spaced from a random start: each token is drawn in proportion to p
-                at = (np.arange(m) + self._random.random()) * (mass / m)
-                at = np.minimum(at, np.nextafter(mass, 0))
-                found = np.searchsorted(sums, at, side="right")
-                out["token"][i, k:] = found if mass > 0 else top[i, 0]
+            # evenly spaced from a random start: each token is drawn in proportion to p
+            at = (np.arange(m) + self._random.random()) * (mass / m)
+            at = np.minimum(at, np.nextafter(mass, 0))
+            found = np.searchsorted(sums, at, side="right")
+            out["token"][i, k:] = found if mass > 0 else top[i, 0]
         tokens = out["token"].astype(np.int64)
         stored = np.take_along_axis(log_p, tokens, axis=1)
         low, best = stored.min(axis=1), stored.max(axis=1)
