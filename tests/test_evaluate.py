@@ -9,6 +9,7 @@ import pytest
 from conftest import SHARED
 from hypothesis import given
 from hypothesis import strategies as st
+from model_files import RECURRENT, path
 
 import ikq
 from ikq.__main__ import main
@@ -122,6 +123,32 @@ def test_perplexity_by_hand(model):
     # single precision, and products of other numbers of rows
     assert found.value == pytest.approx(math.exp(np.mean(losses)), rel=1e-4)
     assert found.error == pytest.approx(found.value * np.std(losses) / math.sqrt(15), rel=1e-3)
+
+
+def test_bos_begins_every_window():
+    """Of models that want it, except with a stride, where the reference has no effect of it either."""
+    with ikq.Model.load(path("llama/llama-bf16"), n_ctx=32) as model:
+        bos = model.tokenizer.bos
+        tokens = text_tokens(model.tokenizer, TEXT)
+        assert tokens.tolist() == [bos, *model.tokenize(TEXT)]
+        windows = cut(tokens, n_ctx=32, chunks=3, bos=bos)
+        assert [windows[i].tokens[0] for i in range(3)] == [bos] * 3
+        by_hand = []
+        for i in range(3):
+            logits = model.logits([bos, *tokens[32 * i + 1 : 32 * i + 32]])
+            by_hand += [-log_softmax(logits)[j, tokens[32 * i + j + 1]] for j in range(16, 31)]
+        *_, found = measure_perplexity(model, windows)
+        assert found.value == pytest.approx(math.exp(np.mean(by_hand)), rel=1e-3)
+        strided = cut(tokens, n_ctx=32, stride=8, bos=bos)
+        assert strided[1].tokens[0] == tokens[8] != bos
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_models_start_every_window_anew(name):
+    with ikq.Model.load(path(name), n_ctx=24) as model:
+        tokens = np.tile(text_tokens(model.tokenizer, TEXT)[:24], 2)
+        first, second = measure_perplexity(model, cut(tokens, n_ctx=24))
+        assert second.value == pytest.approx(first.value, rel=1e-6)
 
 
 def test_log_softmax():

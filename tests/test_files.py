@@ -187,7 +187,9 @@ def test_manifests(tmp_path, capsys):
     manifest = tmp_path / "manifest"
     text = run(capsys, "gguf-hash", "--all", path)
     # another folder, and a kind that is not computed here
-    manifest.write_text(text.replace(str(tmp_path), "elsewhere") + "xxh64     f66e9cd66a4396a0  m.gguf:a\n\n")
+    manifest.write_text(
+        text.replace(str(tmp_path), "C:/m.gguf.d") + "xxh64     f66e9cd66a4396a0  m.gguf:a\n\n"
+    )
     out = run(capsys, "gguf-hash", "--check", manifest, path)
     assert [x.split()[0] for x in out.splitlines()[:3]] == ["sha256"] * 3
     assert out.count("  -  Ok\n") == 3
@@ -225,18 +227,35 @@ def test_manifests(tmp_path, capsys):
         *itertools.product(["F32", "BF16"], [(256,)]),
     ],
 )
-def test_blocks(type_name, shape, monkeypatch):
+@pytest.mark.parametrize("together", [1, 3, 32])
+def test_blocks(type_name, shape, together, monkeypatch):
     monkeypatch.setattr("ikq.files.blocks._ELEMENTS", 3000)
     tensor = ikq.QTensor.quantize(np.sign(floats(*shape)), type_name)
     found = np.full(shape, np.nan, np.float32)
-    for start, values in blocks(tensor, together=4):
+    for start, values in blocks(tensor, together=together):
         assert len(start) == len(shape)
         place = found[start[:-2]] if len(shape) > 1 else found[np.newaxis]
         row = start[-2] if len(shape) > 1 else 0
         place[row : row + len(values)] = values
     assert np.array_equal(found, tensor.dequantize())
     if type_name == "BF16" and len(shape) > 1:
-        assert max(len(values) for _, values in blocks(tensor)) <= 11
+        assert max(len(values) for _, values in blocks(tensor)) == 11
+        assert {len(values) for _, values in blocks(tensor, together=6)} <= {6, shape[-2] % 6}
+
+
+@pytest.mark.parametrize(
+    "pair", itertools.combinations(["F32", "IQ2_K_R4", "Q8_KV_R8", "BF16_R16", "I2_S"], 2)
+)
+def test_types_that_store_rows_differently_are_compared(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr("ikq.files.blocks._ELEMENTS", 3000)
+    x = np.sign(floats(2, 48, 256))
+    a, b = (ikq.QTensor.quantize(x, t) for t in pair)
+    paths = [small(tmp_path / f"{i}.gguf", x=t) for i, t in enumerate((a, b))]
+    with ikq.GGUFReader(paths[0]) as first, ikq.GGUFReader(paths[1]) as second:
+        (found,) = compare_files(first, second).tensors
+    p, q = (t.dequantize().astype(np.float64) for t in (a, b))
+    assert found.relative_error == pytest.approx(np.sqrt(((p - q) ** 2).sum() / (p**2).sum()))
+    assert found.largest == np.abs(p - q).max()
 
 
 def test_differences(tmp_path, capsys):

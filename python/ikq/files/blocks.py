@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -35,7 +36,8 @@ def blocks(tensor: QTensor, *, together: int = 1) -> Iterator[Block]:
 
     Args:
         tensor: The tensor. One with a single scale for all (I2_S) comes whole.
-        together: Rows of a block are a multiple of this (except the last ones).
+        together: Rows of a block are a multiple of this (except the last ones), and of what its type stores
+            together.
 
     Raises:
         UnsupportedError: its type is unknown or cannot be decoded.
@@ -50,6 +52,7 @@ def blocks(tensor: QTensor, *, together: int = 1) -> Iterator[Block]:
             yield Block((*lead, *[0] * min(tensor.ndim, 2)), matrix)
         return
     n_rows, n_columns = tensor.shape[-2:]
+    together = math.lcm(together, tensor.type.rows)
     step = max(1, _ELEMENTS // n_columns // together) * together
     for lead in itertools.product(*(range(n) for n in tensor.shape[:-2])):
         for row in range(0, n_rows, step):
@@ -57,6 +60,7 @@ def blocks(tensor: QTensor, *, together: int = 1) -> Iterator[Block]:
 
 
 def common_rows(*tensors: QTensor) -> int:
-    """Rows that blocks of all these tensors can be cut at."""
-    # powers of two
-    return max(t.type.rows if isinstance(t.type, QuantType) else 1 for t in tensors)
+    """What `together` must be for blocks of all these tensors, of one shape, to be the same rows."""
+    if any(t.type is QuantType.I2_S and t.ndim > 1 for t in tensors):
+        return max(1, tensors[0].shape[-2])
+    return math.lcm(*(t.type.rows for t in tensors if isinstance(t.type, QuantType)))

@@ -91,26 +91,29 @@ def check_file(path: str | os.PathLike[str], *, values: bool = False) -> Report:
         problems: list[str] = []
         architecture, why_not = _architecture(reader, problems)
         tokenizer = _tokenizer(reader, problems)
+        tensors = _tensors(reader, problems)
         types: dict[str, int] = {}
         known: list[set[str]] = []
-        for name, tensor in reader.tensors.items():
-            shown = tensor.type.name if isinstance(tensor.type, QuantType) else f"unknown type {tensor.type}"
-            types[shown] = types.get(shown, 0) + 1
-            known.append(set(tensor.type.known_to) if isinstance(tensor.type, QuantType) else set())
-            if not isinstance(tensor.type, QuantType):
+        for name, tensor in tensors.items():
+            if isinstance(tensor.type, QuantType):
+                shown = tensor.type.name
+                known.append(set(tensor.type.known_to))
+            else:
+                shown = f"unknown type {tensor.type}"
+                known.append(set())
                 problems.append(f"tensor `{name}` has type {tensor.type}, which ikq does not know")
+            types[shown] = types.get(shown, 0) + 1
         not_finite: list[NotFinite] = []
         not_scanned: list[str] = []
-        if values:
-            for name, tensor in reader.tensors.items():
-                try:
-                    found = _scan(name, tensor)
-                except UnsupportedError:
-                    not_scanned.append(name)
-                    continue
-                if found is not None:
-                    not_finite.append(found)
-                    problems.append(str(found))
+        for name, tensor in tensors.items() if values else ():
+            try:
+                found = _scan(name, tensor)
+            except UnsupportedError:
+                not_scanned.append(name)
+                continue
+            if found is not None:
+                not_finite.append(found)
+                problems.append(str(found))
         structure = tuple(
             f"{s.path}: version {s.version}, alignment {s.alignment}, {s.n_tensors} tensors, {s.nbytes} bytes"
             for s in reader.shards
@@ -126,8 +129,19 @@ def check_file(path: str | os.PathLike[str], *, values: bool = False) -> Report:
             loaded_by=tuple(sorted(set.intersection(*known))) if known else (),
             not_finite=tuple(not_finite),
             not_scanned=tuple(not_scanned),
-            n_scanned=len(reader.tensors) - len(not_scanned) if values else 0,
+            n_scanned=len(tensors) - len(not_scanned) if values else 0,
         )
+
+
+def _tensors(reader: GGUFReader, problems: list[str]) -> dict[str, QTensor]:
+    """Tensors whose shapes arrays can have."""
+    found = {}
+    for name in reader.tensors:
+        try:
+            found[name] = reader.tensors[name]
+        except ShapeError as e:
+            problems.append(f"tensor `{name}`: {e}")
+    return found
 
 
 def _architecture(reader: GGUFReader, problems: list[str]) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -113,11 +114,11 @@ def check_manifest(
         raise FormatError(f"{manifest} has no hash of kind {', '.join(chosen or KINDS)}")
     expected: dict[tuple[str, str | None], str] = {}
     base = Path(path).name
+    about_it = re.compile(rf"(?:.*[/\\])?{re.escape(base)}(?::(.*))?")
     for entry, name in entries:
-        at = name.find(base)
-        before, rest = name[:at], name[at + len(base) :]
-        if at >= 0 and (not before or before[-1] in "/\\") and (not rest or rest[0] == ":"):
-            expected[entry.kind, rest[1:] or None] = entry.value
+        match = about_it.fullmatch(name)
+        if match:
+            expected[entry.kind, match[1]] = entry.value
     if not any(kind in chosen for kind, _ in expected):
         raise FormatError(f"{manifest} says nothing about {base}")
     per_tensor = any(tensor is not None for kind, tensor in expected if kind in chosen)
