@@ -3,7 +3,8 @@
 1. decode throughput per type and instruction set, beside the machine's read bandwidth
 2. encode speed per type and instruction set
 3. encode quality: error of every encoder as a ratio to the reference's
-4. perplexity of the bundled model in the engine, exact and by default (where ../shared has the text)
+4. perplexity of the bundled model in the engine, exact and by default, and of files that the reference wrote; how
+   far compact base files are from full ones (where ../shared has the text)
 5. with IKQ_REFERENCE_QUANTIZE=PATH/llama-quantize (of ik_llama.cpp): CPU time of every TYPE against it, interleaved
 6. with IKQ_REFERENCE_BENCH=PATH/llama-bench (of ik_llama.cpp): tokens per second against it, interleaved
 """
@@ -82,6 +83,14 @@ SEARCHED = [
 # Where the reference only rounds without an imatrix.
 ROUNDED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_0_R8", "Q3_K_S"]
 
+# Files that the reference wrote, and their perplexity in the reference.
+SAMPLES = {
+    "tiny-moe-q8-0-00001-of-00003.gguf": "24.5775",
+    "tiny-moe-iq4-ks.gguf": "24.7138",
+    "tiny-moe-iq3-k-r4.gguf": "24.9475",
+    "tiny-moe-iq2-kt.gguf": "26.1872",
+}
+
 
 def section(title: str, *words: str) -> bool:
     """Runs a measurement; whether it says that its bounds hold."""
@@ -114,6 +123,21 @@ def main() -> int:
             section("Perplexity, exact", *words, "--compute", "f32", "--within", "0.0005"),
             section("Perplexity, default", *words, "--within", "0.001"),
         ]
+        samples = models / "samples"
+        for name, expected in SAMPLES.items():
+            words[2], words[4] = str(samples / name), expected
+            held.append(section(f"Perplexity, {name}", *words, "--within", "0.003"))
+        held.append(
+            section(
+                "Compact base files",
+                sys.executable,
+                "benches/compact_kld.py",
+                "tests/data/tiny-moe-bf16.gguf",
+                *(str(samples / name) for name in SAMPLES),
+                "--text",
+                str(models / "text" / "heldout.txt"),
+            )
+        )
     else:
         print("\n../shared is not there: no perplexity.")
     bench = os.environ.get("IKQ_REFERENCE_BENCH")

@@ -1,7 +1,8 @@
 """The command line: `ikq VERB ...`. One module per verb.
 
 A verb's module has `NAME`, `HELP` (one line for the list of verbs), `add_arguments(parser)`, and
-`run(args)`, which does the work and returns the exit code. It uses public names of `ikq` only.
+`run(args)`, which does the work and returns the exit code; it may have `ALIASES`, and `ERROR_CODE` where 1
+says something else. It uses public names of `ikq` only. `args.verb` is the name that was typed.
 
 Exit codes: 0 done; 1 error; 2 refused or wrong usage; 130 interrupted. An expected error is one
 sentence on standard error; `IKQ_DEBUG=1` shows the traceback as well.
@@ -18,7 +19,23 @@ from collections.abc import Sequence
 
 import ikq
 
-VERBS = ("run", "bench", "sweep_bench", "quantize", "explain", "types", "gguf_dump", "info", "tokenize")
+VERBS = (
+    "run",
+    "bench",
+    "sweep_bench",
+    "quantize",
+    "perplexity",
+    "kld",
+    "explain",
+    "types",
+    "gguf_dump",
+    "gguf_split",
+    "gguf_hash",
+    "diff",
+    "validate",
+    "info",
+    "tokenize",
+)
 """Modules of this package, in the order of the help text."""
 
 DONE, ERROR, REFUSED, INTERRUPTED = 0, 1, 2, 130
@@ -32,13 +49,13 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Set IKQ_DEBUG=1 for tracebacks, IKQ_ISA=scalar|avx2|avx512 to force an instruction set.",
     )
     parser.add_argument("--version", action="version", version=f"ikq {ikq.__version__}")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
     for name in VERBS:
         module = importlib.import_module(f"ikq.cli.{name}")
         aliases = getattr(module, "ALIASES", ())
         verb = verbs.add_parser(module.NAME, aliases=aliases, help=module.HELP, description=module.__doc__)
         module.add_arguments(verb)
-        verb.set_defaults(run=module.run)
+        verb.set_defaults(run=module.run, error_code=getattr(module, "ERROR_CODE", ERROR))
     return parser
 
 
@@ -48,8 +65,10 @@ def run_command(arguments: Sequence[str]) -> int:
     Raises:
         SystemExit: from argparse: code 0 after `--help`, 2 after wrong usage.
     """
+    error_code = ERROR
     try:
         parsed = build_parser().parse_args(arguments)
+        error_code = parsed.error_code
         code: int = parsed.run(parsed)
         sys.stdout.flush()
         return code
@@ -62,9 +81,9 @@ def run_command(arguments: Sequence[str]) -> int:
     except ikq.RefusedError as e:
         return _fail(str(e), REFUSED)
     except OSError as e:
-        return _fail(_os_sentence(e), ERROR)
+        return _fail(_os_sentence(e), error_code)
     except (ikq.IkqError, ValueError, MemoryError) as e:
-        return _fail(str(e) or "out of memory", ERROR)
+        return _fail(str(e) or "out of memory", error_code)
 
 
 def _os_sentence(e: OSError) -> str:

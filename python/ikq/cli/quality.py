@@ -1,0 +1,179 @@
+"""What the verbs `perplexity` and `kld` share: options, loading, writing a base, the lines they print."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import ikq
+from ikq.cli.kld_report import facts, head, row, statistics
+from ikq.cli.model_options import add_ignored, add_loading, load_options, print_ignored
+from ikq.evaluate import (
+    Base,
+    ModelBase,
+    Sink,
+    Windows,
+    base_writer,
+    compact_writer,
+    cut,
+    measure_divergence,
+    measure_perplexity,
+    open_base,
+    text_tokens,
+)
+from ikq.evaluate.compact import SHARE
+
+__all__ = ["add_options", "compare", "measure"]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of both verbs; names are those that users of llama-perplexity know."""
+    parser.add_argument("-m", "--model", required=True, metavar="FILE.gguf", help="the model")
+    parser.add_argument("-f", "--file", metavar="FILE", help="the text (UTF-8), taken literally")
+    parser.add_argument("--chunks", type=int, default=-1, metavar="N", help="most windows (-1: all)")
+    parser.add_argument(
+        "--kl-divergence-base", metavar="FILE", help="file with the distributions of a base model"
+    )
+    parser.add_argument(
+        "--compact",
+        nargs="?",
+        type=float,
+        const=SHARE,
+        metavar="SHARE",
+        help=f"write a compact base file, of at most this share of the full size ({SHARE})",
+    )
+    parser.add_argument("--json", action="store_true", help="a JSON object at the end, nothing else")
+    parser.add_argument("--no-escape", action="store_true", help=argparse.SUPPRESS)
+    add_loading(parser)
+    parser.set_defaults(ctx_size=512, ppl_stride=0)
+    add_ignored(parser)
+
+
+def measure(args: argparse.Namespace) -> int:
+    """Perplexity of the model; writes the base file if one is named."""
+    if args.compact is not None and not args.kl_divergence_base:
+        raise ikq.RefusedError("--compact is a form of base files: name one with --kl-divergence-base FILE")
+    text = _text(args.file)
+    options = load_options(args)
+    print_ignored(args)
+    stride = args.ppl_stride
+    with _model(args.model, options, max(4, args.ctx_size) + max(0, stride) // 2) as model:
+        windows = _windows(model, text, args, stride)
+        running = []
+        with ExitStack() as stack:
+            sink = _sink(stack, args, windows, model.spec.n_vocab)
+            for found in _timed(measure_perplexity(model, windows, sink), windows.n):
+                running.append(found.value)
+                if not args.json:
+                    print(f"[{found.n_windows}]{found.value:.4f},", end="", flush=True)
+    if args.json:
+        plain = found._asdict() | {
+            "model": args.model, "n_ctx": windows.n_ctx, "stride": stride, "running": running
+        }  # fmt: skip
+        print(json.dumps(plain))
+        return 0
+    print(f"\n{found.n_windows} windows of {windows.n_ctx} tokens, {found.n_scored} tokens scored")
+    if args.kl_divergence_base:
+        print(f"{args.kl_divergence_base}: {Path(args.kl_divergence_base).stat().st_size} bytes written")
+    print(f"Final estimate: PPL = {found.value:.4f} +/- {found.error:.5f}")
+    return 0
+
+
+def compare(args: argparse.Namespace, base_model: str | None = None) -> int:
+    """Distance of the model from a base file or another model."""
+    options = load_options(args)
+    print_ignored(args)
+    with ExitStack() as stack:
+        if base_model is None:
+            n_ctx = open_base(args.kl_divergence_base).windows.n_ctx
+            model = stack.enter_context(_model(args.model, options, n_ctx))
+            base = open_base(args.kl_divergence_base, _bos(model))
+        else:
+            text, n_ctx = _text(args.file), max(4, args.ctx_size)
+            model = stack.enter_context(_model(args.model, options, n_ctx))
+            other = stack.enter_context(_model(base_model, options, n_ctx))
+            base = ModelBase(other, _windows(other, text, args))
+        for found in _timed(measure_divergence(model, base, args.chunks), _n_windows(base, args.chunks)):
+            if args.json:
+                continue
+            if found.n_windows == 1:
+                print(head())
+            print(row(found), flush=True)
+    if args.json:
+        print(json.dumps({"model": args.model, "base": base_model or args.kl_divergence_base} | facts(found)))
+        return 0
+    print("\n" + "\n".join(statistics(found)))
+    return 0
+
+
+def _model(path: str, options: dict[str, Any], n_ctx: int) -> ikq.Model:
+    return ikq.Model.load(path, **(options | {"n_ctx": n_ctx}))
+
+
+def _text(path: str | None) -> str:
+    if path is None:
+        raise ikq.RefusedError("no text: give one with -f FILE")
+    data = Path(path).read_bytes()
+    try:
+        return data.decode()
+    except UnicodeDecodeError as e:
+        raise ikq.FormatError(f"{path} is not UTF-8 at byte {e.start}") from e
+
+
+def _bos(model: ikq.Model) -> int | None:
+    """The token that windows begin with; none where the file has no tokenizer."""
+    try:
+        return model.tokenizer.bos if model.tokenizer.add_bos else None
+    except (ikq.FormatError, ikq.UnsupportedError):
+        return None
+
+
+def _windows(model: ikq.Model, text: str, args: argparse.Namespace, stride: int = 0) -> Windows:
+    tokens = text_tokens(model.tokenizer, text)
+    return cut(tokens, n_ctx=args.ctx_size, chunks=args.chunks, stride=stride, bos=_bos(model))
+
+
+def _n_windows(base: Base, chunks: int) -> int:
+    if chunks == 0:
+        raise ikq.RefusedError("0 windows: nothing to measure")
+    return base.windows.n if chunks < 0 else min(chunks, base.windows.n)
+
+
+def _sink(stack: ExitStack, args: argparse.Namespace, windows: Windows, n_vocab: int) -> Sink | None:
+    path = args.kl_divergence_base
+    if not path:
+        return None
+    if args.compact is None:
+        return stack.enter_context(base_writer(path, windows, n_vocab))
+    return stack.enter_context(compact_writer(path, windows, n_vocab, args.compact))
+
+
+class _Counted(Protocol):
+    @property
+    def n_windows(self) -> int: ...
+
+
+_Found = TypeVar("_Found", bound=_Counted)
+
+
+def _timed(results: Iterator[_Found], n: int) -> Iterator[_Found]:
+    """Says on standard error, after the first window, how long all will take."""
+    start = time.perf_counter()
+    for found in results:
+        if found.n_windows == 1:
+            seconds = time.perf_counter() - start
+            print(f"{n} windows, {seconds:.2f} seconds each - ETA {_duration(seconds * n)}", file=sys.stderr)
+        yield found
+
+
+def _duration(seconds: float) -> str:
+    minutes = seconds / 60
+    return (
+        f"{minutes:.2f} minutes" if minutes < 60 else f"{minutes // 60:.0f} hours {minutes % 60:.0f} minutes"
+    )

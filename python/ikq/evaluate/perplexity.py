@@ -1,0 +1,73 @@
+"""Perplexity: `measure_perplexity`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ikq.errors import FormatError
+from ikq.evaluate.windows import Windows, log_softmax, scored_logits
+from ikq.model import Model
+
+__all__ = ["Perplexity", "Sink", "estimate", "measure_perplexity"]
+
+
+class Perplexity(NamedTuple):
+    """Perplexity so far.
+
+    Attributes:
+        value: exp of the mean negative log-likelihood.
+        error: Its standard error, from the spread of the log-likelihoods.
+        n_windows: Windows done.
+        n_scored: Tokens scored.
+    """
+
+    value: float
+    error: float
+    n_windows: int
+    n_scored: int
+
+
+class Sink(Protocol):
+    """Takes the distributions that perplexity is computed from; the writers of base files are sinks."""
+
+    def write(self, log_p: NDArray[np.float32], targets: NDArray[np.int32]) -> None:
+        """Takes the log-probabilities of some positions, and the tokens that follow them."""
+
+
+def measure_perplexity(model: Model, windows: Windows, sink: Sink | None = None) -> Iterator[Perplexity]:
+    """Perplexity after each window.
+
+    Args:
+        model: A model whose context holds a window.
+        windows: The text.
+        sink: Gets every distribution as well.
+
+    Raises:
+        FormatError: a logit is not a number.
+    """
+    losses: list[NDArray[np.float64]] = []
+    for i in range(windows.n):
+        window = windows[i]
+        targets = window.targets
+        for rows, logits in scored_logits(model, window):
+            log_p = log_softmax(logits)
+            loss = -np.take_along_axis(log_p, targets[rows, np.newaxis], axis=1)[:, 0].astype(np.float64)
+            if not np.isfinite(loss).all():
+                raise FormatError(f"window {i + 1}: the model's logits are not finite")
+            losses.append(loss)
+            if sink is not None:
+                sink.write(log_p, targets[rows])
+        yield estimate(np.concatenate(losses), i + 1)
+
+
+def estimate(losses: NDArray[np.float64], n_windows: int) -> Perplexity:
+    """Perplexity from negative log-likelihoods."""
+    n = len(losses)
+    value = math.exp(losses.mean())
+    error = value * math.sqrt(losses.var() / (n - 1)) if n > 1 else 0.0
+    return Perplexity(value, error, n_windows, n)
