@@ -25,7 +25,7 @@ pub(crate) fn taken_bytes(file: &File) -> u64 {
 ///
 /// # Errors
 /// That of the system: no space, a size limit.
-pub(crate) fn reserve(file: &File, len: u64) -> io::Result<()> {
+pub fn reserve(file: &File, len: u64) -> io::Result<()> {
     file.set_len(len)?;
     if len == 0 {
         return Ok(());

@@ -197,7 +197,7 @@ pub enum Error {
 impl Error {
     /// Wraps an operating-system error; a full disk and a too large file get variants of their own.
     /// `needed_bytes` is what the output needs in all (0 when reading).
-    pub(crate) fn io(path: &Path, action: &'static str, needed_bytes: u64, source: io::Error) -> Error {
+    pub fn io(path: &Path, action: &'static str, needed_bytes: u64, source: io::Error) -> Error {
         let path = path.to_path_buf();
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {

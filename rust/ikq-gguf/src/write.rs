@@ -43,8 +43,6 @@ struct OutFile {
     /// `None`: opened for each write.
     open: Option<File>,
     in_place: bool,
-    /// Made by this writer, all zeros but the header.
-    is_new: bool,
 }
 
 impl Writer {
@@ -58,13 +56,12 @@ impl Writer {
     /// [`Error::NotRegularFile`], [`Error::TargetName`] for targets that cannot be replaced.
     pub fn create(target: impl AsRef<Path>, layout: Layout) -> Result<Writer, Error> {
         let targets = target_paths(target.as_ref(), &layout)?;
-        let place = |target: &Path| create_temporary(target).map(|(path, file)| (path, file, true));
-        Writer::open(targets, layout, false, &[], place)
+        Writer::open(targets, layout, false, &[], create_temporary)
     }
 
     /// The same with partial files that are named after their targets ([`partial_path`]) and stay when the writer
     /// is dropped: those that are there with the right size go on, with what they hold; others begin anew.
-    /// [`Writer::is_new`] tells which; what has been checked in the others is reported to [`Writer::mark`].
+    /// What has been checked in them is reported to [`Writer::mark`].
     ///
     /// `in_place[shard]` says that the file under the final name is whole already, and stays.
     ///
@@ -74,14 +71,9 @@ impl Writer {
         let targets = target_paths(target.as_ref(), &layout)?;
         Writer::open(targets, layout, true, in_place, |target| {
             let path = partial_path(target);
-            match OpenOptions::new().read(true).write(true).open(&path) {
-                Ok(file) => Ok((path, file, false)),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                    let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
-                    Ok((path, file, true))
-                }
-                Err(e) => Err(e),
-            }
+            let mut options = OpenOptions::new();
+            let file = options.read(true).write(true).create(true).truncate(false).open(&path)?;
+            Ok((path, file))
         })
     }
 
@@ -90,7 +82,7 @@ impl Writer {
         layout: Layout,
         stays: bool,
         in_place: &[bool],
-        open: impl Fn(&Path) -> io::Result<(PathBuf, File, bool)>,
+        open: impl Fn(&Path) -> io::Result<(PathBuf, File)>,
     ) -> Result<Writer, Error> {
         for target in &targets {
             check_target(target)?;
@@ -104,7 +96,7 @@ impl Writer {
         for (index, target) in targets.into_iter().enumerate() {
             if in_place.get(index) == Some(&true) {
                 let temporary = partial_path(&target);
-                writer.files.push(OutFile { target, temporary, open: None, in_place: true, is_new: false });
+                writer.files.push(OutFile { target, temporary, open: None, in_place: true });
                 for tensor in writer.layout.shards()[index].tensors.clone() {
                     writer.ranges(tensor).insert(0, writer.layout.tensors()[tensor].size);
                 }
@@ -112,21 +104,19 @@ impl Writer {
             }
             let size = writer.layout.shards()[index].size;
             let os = |e| Error::io(&target, "write", needed, e);
-            let (temporary, file, mut is_new) = open(&target).map_err(os)?;
-            let out = OutFile { target: target.clone(), temporary, open: None, in_place: false, is_new };
+            let (temporary, file) = open(&target).map_err(os)?;
+            let out = OutFile { target: target.clone(), temporary, open: None, in_place: false };
             writer.files.push(out);
             let found = file.metadata().map_err(os)?;
             if !found.is_file() {
                 return Err(Error::NotRegularFile { path: partial_path(&target) });
             }
-            if !is_new && found.len() != size {
+            if found.len() != size {
                 // of another plan, or cut short: nothing in it can be trusted
                 file.set_len(0).map_err(os)?;
-                is_new = true;
             }
             sizes.push((size, disk::taken_bytes(&file)));
             let out = &mut writer.files[index];
-            out.is_new = is_new;
             if n_shards <= MAX_OPEN_FILES {
                 out.open = Some(file);
             }
@@ -166,21 +156,6 @@ impl Writer {
             .map_err(|e| Error::io(&out.target, "write", self.layout.total_size(), e))?;
         self.ranges(index).insert(offset, offset + bytes.len() as u64);
         Ok(())
-    }
-
-    /// Whether the file of shard `index` was begun by this writer, and holds nothing yet.
-    pub fn is_new(&self, index: usize) -> bool {
-        self.files.get(index).is_some_and(|f| f.is_new)
-    }
-
-    /// Reads what a partial file holds at `offset` of tensor `index`.
-    ///
-    /// # Errors
-    /// [`Error::WriteIndex`], [`Error::WriteRange`], [`Error::Io`].
-    pub fn read_at(&self, index: usize, offset: u64, bytes: &mut [u8]) -> Result<(), Error> {
-        let (out, at) = self.place(index, offset, bytes.len() as u64)?;
-        out.with_file(|file| file.read_exact_at(bytes, at))
-            .map_err(|e| Error::io(&out.temporary, "read", 0, e))
     }
 
     /// Counts `len` bytes at `offset` of tensor `index` as written: they were found in the file.
