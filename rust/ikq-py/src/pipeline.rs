@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 
+use ikq_encode::EncodeOptions;
 use ikq_formats::QuantType;
 use ikq_gguf::{Options, SplitBy};
 use ikq_pool::Stop;
 use ikq_quantize::custom::CustomRule;
-use ikq_encode::EncodeOptions;
 use ikq_quantize::ftype::Ftype;
 use ikq_quantize::overrides::Override;
 use ikq_quantize::plan::{Plan, PlanOptions, Statistics};
@@ -58,6 +58,11 @@ impl Imatrix {
     #[getter]
     fn n_chunks(&self) -> Option<u32> {
         self.inner.n_chunks
+    }
+
+    #[getter]
+    fn all_experts(&self) -> bool {
+        self.inner.all_experts
     }
 
     fn names(&self) -> Vec<&str> {
