@@ -144,8 +144,8 @@ class ActivationStatistics(Mapping[str, ActivationEntry]):
             raise RefusedError("nothing to merge")
         if len({p.all_experts for p in parts}) > 1:
             raise RefusedError(
-                "some of these statistics count every token for every expert (--all-experts), others only the "
-                "chosen experts: merge like with like"
+                "some of these statistics count every token for every expert (--all-experts), others only "
+                "the chosen experts: merge like with like"
             )
         exact = [p for p in parts if p.counts_are_exact]
         rest = [p for p in parts if not p.counts_are_exact]
@@ -211,7 +211,9 @@ class ActivationStatistics(Mapping[str, ActivationEntry]):
         return len(self._entries)
 
     def __repr__(self) -> str:
-        return f"ActivationStatistics({len(self)} entries, {self.n_chunks} chunks of {self.chunk_size} tokens)"
+        return (
+            f"ActivationStatistics({len(self)} entries, {self.n_chunks} chunks of {self.chunk_size} tokens)"
+        )
 
 
 def _by_expert(
@@ -241,7 +243,7 @@ def _added(name: str, old: ActivationEntry | None, new: ActivationEntry) -> Acti
 
 
 class ActivationCollector:
-    """Collects statistics of what a model's matrices are multiplied with; made by `Model.collect_activations`.
+    """Collects statistics of what matrices are multiplied with; made by `Model.collect_activations`.
 
     Attributes:
         all_experts, similarity, output: As asked for.
@@ -320,8 +322,11 @@ class ActivationCollector:
         return [LayerSimilarity(*(total / n_tokens for total in layer)) for layer in layers]
 
     def state(self) -> dict[str, object]:
-        """Everything that counts so far, for `restore`: numbers and lists for JSON, and under `arrays` a list
-        of sums float64 `(n, n_per_row)` and counts uint64 `(n,)`."""
+        """Everything that counts so far, for `restore`.
+
+        Numbers and lists for JSON, and under `arrays` pairs of sums float64 `(n, n_per_row)` and counts
+        uint64 `(n,)`.
+        """
         sites, layers, n_tokens = self._core.state()
         return {
             "owners": [owners for owners, _, _ in sites],
