@@ -187,10 +187,9 @@ class ActivationStatistics(Mapping[str, ActivationEntry]):
             form = "gguf" if path.lower().endswith(".gguf") else "dat"
         entries = []
         for name, (sums, counts) in self._entries.items():
-            single = sums.astype(np.float32)
-            if not np.isfinite(single).all():
+            if not np.isfinite(sums).all():
                 raise FormatError(f"the input of `{name}` is not finite: its statistics cannot be written")
-            entries.append((name, single, counts.astype(np.float32)))
+            entries.append((name, np.ascontiguousarray(sums), counts.astype(np.float32)))
         _ikq.write_statistics(
             path,
             form,
@@ -318,7 +317,7 @@ class ActivationCollector:
 
     def layer_similarity(self) -> list[LayerSimilarity]:
         """How alike inputs and outputs of layers are, layer after layer; empty unless `similarity`."""
-        _, layers, n_tokens = self._core.state()
+        layers, n_tokens = self._core.similarity()
         return [LayerSimilarity(*(total / n_tokens for total in layer)) for layer in layers]
 
     def state(self) -> dict[str, object]:

@@ -112,7 +112,7 @@ def load_state(path: Path) -> SavedRun | None:
         FormatError: it is damaged, or of another form.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as f, np.load(f, allow_pickle=False) as file:
             head = json.loads(bytes(file["head"]))
             if head["form"] != _FORM:
                 raise FormatError(f"{path}: form {head['form']}, expected {_FORM}")

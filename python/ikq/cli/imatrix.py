@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import time
@@ -50,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.description = (
         "Runs a text through the model in chunks of -c tokens and writes, for every matrix and expert, the "
-        "mean squared input of each column. The text is taken literally: no escapes. The same command goes on "
-        "where an interrupted one has stopped."
+        "mean squared input of each column. The text is taken literally: no escapes. The same command goes "
+        "on where an interrupted one has stopped."
     )
     add = parser.add_argument
     add("-m", "--model", metavar="FILE.gguf", help="the model")
@@ -165,6 +166,8 @@ def _collect(args: argparse.Namespace) -> int:
             f"{args.output} is an --in-file and the output: an interrupted run would count it twice; "
             "choose another -o"
         )
+    _check_target(args.output)
+    _check_target(args.report)
     wanted = _wanted(args.model)
     others = _inputs(args, wanted)
     with ikq.Model.load(args.model, **options) as model:
@@ -192,6 +195,19 @@ def _collect(args: argparse.Namespace) -> int:
     if ppl is not None:
         print(f"Final estimate: PPL = {ppl.value:.4f} +/- {ppl.error:.5f}")
     return 0
+
+
+def _check_target(name: str | None) -> None:
+    """Finds out before hours of work what would stop their result from being written."""
+    if name is None:
+        return
+    path = Path(name)
+    if path.is_dir():
+        raise ikq.RefusedError(f"{name} is a folder; name a file in it")
+    if not path.resolve().parent.is_dir():
+        raise ikq.RefusedError(f"{name}: there is no folder {path.resolve().parent}")
+    if not os.access(path.resolve().parent, os.W_OK):
+        raise ikq.RefusedError(f"{name}: the folder {path.resolve().parent} cannot be written to")
 
 
 def _files(model: str) -> list[Path]:
@@ -269,8 +285,8 @@ class _Job:
                         f"{windows.n - first} chunks, {seconds:.2f} seconds each - ETA {left}",
                         file=sys.stderr,
                     )
-                if self.perplexity is not None:
-                    print(f"[{done.n_chunks}]{self.perplexity.value:.4f},", end="", flush=True)
+                running = "" if self.perplexity is None else f"{self.perplexity.value:.4f}"
+                print(f"[{done.n_chunks}]{running},", end="", flush=True)
                 if args.save_frequency and done.n_chunks % args.save_frequency == 0:
                     self.write(f"{args.output}.at_{done.n_chunks}")
                 often = args.output_frequency and done.n_chunks % args.output_frequency == 0
@@ -279,8 +295,7 @@ class _Job:
                     self.write()
                 if interrupts.asked:
                     self._interrupted(windows.n)
-        if self.perplexity is not None:
-            print()
+        print()
 
     def _took(self, done: ChunksDone) -> None:
         self.n_done, self.losses, self.perplexity = done.n_chunks, done.losses, done.perplexity

@@ -32,9 +32,9 @@ def coverage_lines(found: Coverage, wanted: Mapping[str, int] | None, exact: boo
     missing: dict[str, int] = {}
     for name in found.missing:
         missing[_kind(name)] = missing.get(_kind(name), 0) + 1
-    lines = [
-        f"{'matrix':<24} {'with data':>11} {'experts seen':>13} {'fewest tokens':>14} {'median':>9} {'most':>9}"
-    ]
+    titles = ("with data", "experts seen", "fewest tokens", "median", "most")
+    widths = (11, 13, 14, 9, 9)
+    lines = [" ".join([f"{'matrix':<24}", *(f"{t:>{w}}" for t, w in zip(titles, widths, strict=True))])]
     for kind in [*by_kind, *(k for k in missing if k not in by_kind)]:
         rows = by_kind.get(kind, [])
         of = len(rows) + missing.get(kind, 0)
@@ -45,7 +45,7 @@ def coverage_lines(found: Coverage, wanted: Mapping[str, int] | None, exact: boo
             # a median over the experts of all layers
             middle = float(np.median([r.median for r in rows]))
             line += f" {min(r.fewest for r in rows):>14.0f} {middle:>9.0f} {max(r.most for r in rows):>9.0f}"
-        lines.append(line)
+        lines.append(line.rstrip())
     if not exact:
         lines.append("(.dat files do not hold tokens per expert: counts are estimates)")
     n = len(found.tensors) - len(found.foreign)

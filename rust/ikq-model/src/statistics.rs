@@ -256,6 +256,11 @@ impl Collector {
         (state.total.clone(), state.similarity.clone())
     }
 
+    /// How alike layers' inputs and outputs are, of what was committed.
+    pub fn similarity(&self) -> Similarity {
+        self.lock().similarity.clone()
+    }
+
     /// What was committed, as entries.
     pub fn entries(&self) -> Vec<Entry> {
         self.lock().total.iter().flat_map(Site::entries).collect()

@@ -58,6 +58,12 @@ impl StatisticsCollector {
         entries.into_iter().map(arrays).collect()
     }
 
+    /// Sums of cosines per layer, and tokens of those.
+    fn similarity(&self) -> (Vec<[f64; 3]>, u64) {
+        let found = self.inner.similarity();
+        (found.layers, found.n_tokens)
+    }
+
     /// The state: inputs with the tensors that read them, sums of cosines per layer, and tokens of those.
     fn state<'py>(&self, py: Python<'py>) -> PyResult<(Vec<SiteArrays<'py>>, Vec<[f64; 3]>, u64)> {
         let (sites, similarity) = py.detach(|| self.inner.sites());
@@ -92,7 +98,7 @@ impl StatisticsCollector {
 
 /// Name, sums [experts, columns] and counts, as files hold them.
 type FileEntry<'py> = (String, Bound<'py, PyArray2<f32>>, Bound<'py, PyArray1<f32>>);
-type FileEntryRead<'py> = (String, PyReadonlyArray2<'py, f32>, PyReadonlyArray1<'py, f32>);
+type FileEntryRead<'py> = (String, PyReadonlyArray2<'py, f64>, PyReadonlyArray1<'py, f32>);
 
 /// A statistics file as it is.
 #[pyclass(frozen, module = "ikq._ikq")]

@@ -54,7 +54,7 @@ pub fn read(path: &Path, bytes: &[u8]) -> Result<Sums, ImatrixError> {
 ///
 /// # Errors
 /// [`ImatrixError::TooLarge`] for numbers that the form cannot hold.
-pub fn bytes(sums: &Sums) -> Result<Vec<u8>, ImatrixError> {
+pub fn bytes<T: Copy + Into<f64>>(sums: &Sums<T>) -> Result<Vec<u8>, ImatrixError> {
     let length = |what: &'static str, n: usize| {
         i32::try_from(n).map_err(|_| ImatrixError::TooLarge { what, n: n as u64 }).map(i32::to_le_bytes)
     };
@@ -68,8 +68,8 @@ pub fn bytes(sums: &Sums) -> Result<Vec<u8>, ImatrixError> {
         for (sums, count) in entry.groups() {
             let factor = if *count > 0.0 { f64::from(calls) / f64::from(*count) } else { 0.0 };
             let unseen = UNSEEN * calls as f32;
-            let value = |sum: &f32| if *count > 0.0 { (f64::from(*sum) * factor) as f32 } else { unseen };
-            out.extend(sums.iter().flat_map(|s| value(s).to_le_bytes()));
+            let value = |sum: T| if *count > 0.0 { (sum.into() * factor) as f32 } else { unseen };
+            out.extend(sums.iter().flat_map(|s| value(*s).to_le_bytes()));
         }
     }
     out.extend(length("chunks", calls as usize)?);

@@ -62,7 +62,7 @@ pub fn read(path: &Path, model: &Model) -> Result<Sums, ImatrixError> {
 ///
 /// # Errors
 /// What the writer finds.
-pub fn write(sums: &Sums, path: &Path) -> Result<(), ImatrixError> {
+pub fn write<T: Copy + Into<f64>>(sums: &Sums<T>, path: &Path) -> Result<(), ImatrixError> {
     let mut metadata = Metadata::new();
     metadata.set(TYPE, "imatrix");
     metadata.set(DATASETS, Array::of_strings(&sums.datasets));
@@ -71,26 +71,26 @@ pub fn write(sums: &Sums, path: &Path) -> Result<(), ImatrixError> {
     if sums.all_experts {
         metadata.set(ALL_EXPERTS, true);
     }
-    let bytes = |values: &[f32]| -> Vec<u8> { values.iter().flat_map(|v| v.to_le_bytes()).collect() };
     let mut specs = Vec::new();
     let mut data = Vec::new();
     for entry in &sums.entries {
         let n_experts = entry.counts.len().max(1);
         let columns = entry.sums.len() / n_experts;
-        let parts = [(SUMS, columns, &entry.sums), (COUNTS, 1, &entry.counts)];
-        for (suffix, columns, values) in parts {
+        let sums: Vec<u8> = entry.sums.iter().flat_map(|s| ((*s).into() as f32).to_le_bytes()).collect();
+        let counts = entry.counts.iter().flat_map(|c| c.to_le_bytes()).collect();
+        for (suffix, columns, values) in [(SUMS, columns, sums), (COUNTS, 1, counts)] {
             specs.push(TensorSpec {
                 name: format!("{}{suffix}", entry.name),
                 dims: vec![columns as u64, n_experts as u64],
                 ty: TensorType::from_id(QuantType::F32.id()),
-                size: 4 * values.len() as u64,
+                size: values.len() as u64,
             });
             data.push(values);
         }
     }
     let writer = Writer::create(path, Layout::new(&metadata, specs, &Options::default())?)?;
     for (index, values) in data.into_iter().enumerate() {
-        writer.write_at(index, 0, &bytes(values))?;
+        writer.write_at(index, 0, &values)?;
     }
     writer.finish()?;
     Ok(())

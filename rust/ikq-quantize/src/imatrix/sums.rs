@@ -7,13 +7,13 @@ use ikq_gguf::Model;
 
 use super::{ImatrixError, dat, gguf};
 
-/// Statistics as a file holds them.
+/// Statistics as a file holds them; what is written may have sums in double precision.
 #[derive(Clone, Debug, Default)]
-pub struct Sums {
+pub struct Sums<T = f32> {
     /// The file they came from.
     pub path: PathBuf,
     /// In file order.
-    pub entries: Vec<SumEntry>,
+    pub entries: Vec<SumEntry<T>>,
     /// Data sets they were computed on.
     pub datasets: Vec<String>,
     /// Chunks of text, if the file says so.
@@ -28,10 +28,10 @@ pub struct Sums {
 
 /// Sums of a matrix (of all its experts).
 #[derive(Clone, Debug, PartialEq)]
-pub struct SumEntry {
+pub struct SumEntry<T = f32> {
     pub name: String,
     /// Sums of squares, expert after expert.
-    pub sums: Vec<f32>,
+    pub sums: Vec<T>,
     /// Tokens of each expert, or one number for all.
     pub counts: Vec<f32>,
 }
@@ -43,9 +43,9 @@ pub enum Form {
     Gguf,
 }
 
-impl SumEntry {
+impl<T> SumEntry<T> {
     /// Sums and count of each expert.
-    pub fn groups(&self) -> impl Iterator<Item = (&[f32], &f32)> {
+    pub fn groups(&self) -> impl Iterator<Item = (&[T], &f32)> {
         let columns = (self.sums.len() / self.counts.len().max(1)).max(1);
         self.sums.chunks_exact(columns).zip(&self.counts)
     }
@@ -68,7 +68,9 @@ impl Sums {
         file.read_to_end(&mut bytes).map_err(io)?;
         dat::read(path, &bytes)
     }
+}
 
+impl<T: Copy + Into<f64>> Sums<T> {
     /// Writes a file: beside its name first, then in its place, so that what was there stays until it is whole.
     ///
     /// # Errors
