@@ -158,7 +158,6 @@ def _collect(args: argparse.Namespace) -> int:
     options = load_options(args) | {"n_ctx": max(4, args.ctx_size)}
     print_ignored(args)
     args.output = args.output or _DEFAULT_OUTPUT
-    state = state_path(args.output)
     if any(
         Path(f).exists() and Path(f).samefile(args.output) for f in args.in_file if Path(args.output).exists()
     ):
@@ -168,6 +167,7 @@ def _collect(args: argparse.Namespace) -> int:
         )
     _check_target(args.output)
     _check_target(args.report)
+    state = state_path(args.output)
     wanted = _wanted(args.model)
     others = _inputs(args, wanted)
     with ikq.Model.load(args.model, **options) as model:
