@@ -149,7 +149,7 @@ def all_entries(file, ids, expected=None):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_matrix_has_an_entry(name):
+def test_every_matrix_has_an_entry(name, tmp_path):
     ids = prompt(name, 0)
     found = all_entries(path(name), ids)
     with ikq.GGUFReader(path(name)) as reader:
@@ -157,6 +157,14 @@ def test_every_matrix_has_an_entry(name):
     assert set(wanted) == set(found)
     assert wanted == {n: len(e.counts) for n, e in found.items()}
     assert not coverage(found, wanted).missing
+    # every matrix that can be quantized is weighed by its own entry
+    found.write(tmp_path / "m.gguf")
+    options = {"pure": True, "allow_requantize": True, "imatrix": tmp_path / "m.gguf"}
+    plan = ikq.plan_quantization(path(name), None, "Q4_K", **options)
+    assert sum(t.imatrix is not None for t in plan.tensors) > len(found) // 2
+    for tensor in plan.tensors:
+        assert tensor.imatrix in (None, tensor.name)
+        assert not tensor.lacks_imatrix, tensor.name
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -695,6 +703,18 @@ def test_the_output_is_no_input(tiny_moe, text_file, tmp_path, capsys):
     ikq.ActivationStatistics({"x": entry([1.0], [1])}).write(out)
     assert imatrix("-m", tiny_moe, "-f", text_file, "-c", "64", "-o", out, "--in-file", out) == 2
     assert "count it twice" in capsys.readouterr().err
+
+
+def test_files_that_do_not_fit_are_found_out_first(tiny_moe, text_file, tmp_path, capsys):
+    options = ["-m", tiny_moe, "-f", text_file, "-c", "64", "-o", tmp_path / "m.gguf", "--in-file"]
+    other = tmp_path / "other.gguf"
+    ikq.ActivationStatistics({"blk.0.attn_q.weight": entry([1.0], [1])}).write(other)
+    assert imatrix(*options, other) == 1
+    assert "1 values for `blk.0.attn_q.weight`" in capsys.readouterr().err
+    ikq.ActivationStatistics({"x": entry([1.0], [1])}, all_experts=True).write(other)
+    assert imatrix(*options, other) == 2
+    assert "like with like" in capsys.readouterr().err
+    assert not (tmp_path / "m.gguf").exists()
 
 
 class Stopped:

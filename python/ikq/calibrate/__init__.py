@@ -15,7 +15,8 @@ Examples:
     ...         pass
     >>> done.n_chunks, done.perplexity.value > 1
     (3, True)
-    >>> collector.statistics("a text").write("/tmp/example-imatrix.gguf")
+    >>> collector.statistics("a text")
+    ActivationStatistics(33 entries, 3 chunks of 64 tokens)
 """
 
 from ikq.calibrate.coverage import Coverage, TensorCoverage, coverage, wanted_tensors

@@ -148,9 +148,28 @@ def _wanted(model: str | None) -> dict[str, int] | None:
 def _inputs(args: argparse.Namespace, wanted: dict[str, int] | None) -> list[ikq.ActivationStatistics]:
     size = args.ctx_size or 512
     read = [ikq.ActivationStatistics.open(f, chunk_size=size, n_expert=wanted) for f in args.in_file]
+    if args.model is not None:
+        _check_sizes(args, read)
     for file, statistics in zip(args.in_file, read, strict=True):
         print(f"{file}: {len(statistics)} entries, {statistics.n_chunks} chunks", file=sys.stderr)
     return read
+
+
+def _check_sizes(args: argparse.Namespace, read: list[ikq.ActivationStatistics]) -> None:
+    """Files of another model are refused before anything is run."""
+    with ikq.GGUFReader(args.model) as reader:
+        shapes = {name: tensor.shape for name, tensor in reader.tensors.items()}
+    for file, statistics in zip(args.in_file, read, strict=True):
+        for name, entry in statistics.items():
+            if name not in shapes:
+                continue
+            n_expert = shapes[name][0] if len(shapes[name]) == 3 else 1
+            expected = n_expert * shapes[name][-1]
+            if entry.sums.size not in (expected, max(shapes[name])):
+                raise ikq.ShapeError(
+                    f"{file} has {entry.sums.size} values for `{name}`, {args.model} needs {expected}: "
+                    "is it of another model?"
+                )
 
 
 def _collect(args: argparse.Namespace) -> int:
@@ -170,6 +189,9 @@ def _collect(args: argparse.Namespace) -> int:
     state = state_path(args.output)
     wanted = _wanted(args.model)
     others = _inputs(args, wanted)
+    if others:
+        # that they can be merged is found out now, too
+        ikq.ActivationStatistics.merged([ikq.ActivationStatistics({}, all_experts=args.all_experts), *others])
     with ikq.Model.load(args.model, **options) as model:
         windows = chunks_of(
             model, text, n_ctx=args.ctx_size, skip=args.chunk, parse_special=args.parse_special
@@ -291,8 +313,9 @@ class _Job:
                     self.write(f"{args.output}.at_{done.n_chunks}")
                 often = args.output_frequency and done.n_chunks % args.output_frequency == 0
                 if often and done.n_chunks < windows.n:
-                    self._save()
+                    # what cannot be written (values that are not finite) must not be gone on from
                     self.write()
+                    self._save()
                 if interrupts.asked:
                     self._interrupted(windows.n)
         print()

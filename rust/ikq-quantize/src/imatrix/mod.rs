@@ -25,6 +25,20 @@ pub struct Entry {
     pub counts: Vec<f32>,
 }
 
+impl Entry {
+    /// Experts of `n_experts` that no token reached: of a count of 0, or of what `.dat` files have for them
+    /// ([`UNSEEN`] in every column; zeros in older files).
+    pub fn unseen_experts(&self, n_experts: usize) -> Vec<usize> {
+        let columns = (self.values.len() / n_experts.max(1)).max(1);
+        let is = |values: &[f32], mean: f32| values.iter().all(|v| *v == mean);
+        let unseen = |(expert, values): &(usize, &[f32])| match self.counts.len() == n_experts {
+            true if n_experts > 1 => self.counts[*expert] == 0.0,
+            _ => is(values, 0.0) || n_experts > 1 && is(values, UNSEEN),
+        };
+        self.values.chunks_exact(columns).enumerate().filter(unseen).map(|(expert, _)| expert).collect()
+    }
+}
+
 /// Errors of reading; offsets are bytes from the start of the file.
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
@@ -237,6 +251,12 @@ mod tests {
             (read.n_chunks, read.all_experts, read.datasets),
             (Some(3), true, vec!["text".to_string()])
         );
+        for path in [&dat, &gguf] {
+            let read = Imatrix::open(path).expect("readable");
+            let unseen = |name, n| read.get(name).map(|e| e.unseen_experts(n));
+            assert_eq!(unseen("b.weight", 3), Some(vec![1]));
+            assert_eq!(unseen("a.weight", 1), Some(vec![]));
+        }
         let files = std::fs::read_dir(&folder).expect("the folder").count();
         assert_eq!(files, 2, "nothing else is left");
         std::fs::remove_dir_all(&folder).expect("removed");
