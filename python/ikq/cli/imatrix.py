@@ -163,9 +163,11 @@ def _check_sizes(args: argparse.Namespace, read: list[ikq.ActivationStatistics])
         for name, entry in statistics.items():
             if name not in shapes:
                 continue
-            n_expert = shapes[name][0] if len(shapes[name]) == 3 else 1
-            expected = n_expert * shapes[name][-1]
-            if entry.sums.size not in (expected, max(shapes[name])):
+            shape = shapes[name]
+            n_expert = shape[0] if len(shape) == 3 else 1
+            # a row may be written as a column
+            expected = n_expert * (shape[-1] if shape[-1] > 1 else max(shape))
+            if entry.sums.size != expected:
                 raise ikq.ShapeError(
                     f"{file} has {entry.sums.size} values for `{name}`, {args.model} needs {expected}: "
                     "is it of another model?"
