@@ -277,7 +277,7 @@ def print_summary(plan: QuantizePlan, result: QuantizeResult | None) -> None:
 def print_prediction(plan: QuantizePlan, n_threads: int | None, max_ram: int | None) -> None:
     """Size to the byte, memory, disk and time of the run that is not made."""
     workers, in_work = plan.predict_memory(n_threads=n_threads, max_ram=max_ram)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + in_work
+    peak = _resident_bytes() + in_work
     seconds = plan.predict_seconds(n_threads=n_threads, max_ram=max_ram)
     folder = next(
         p for p in (plan.destination.absolute().parent, *plan.destination.absolute().parents) if p.exists()
@@ -289,6 +289,16 @@ def print_prediction(plan: QuantizePlan, n_threads: int | None, max_ram: int | N
     print(f"disk = {plan.total_bytes / MIB:.2f} MiB of {free / MIB:.2f} MiB that are free in {folder}")
     if free < plan.total_bytes:
         print("warning: the output does not fit this disk")
+
+
+def _resident_bytes() -> int:
+    """Memory that this process has now."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        # the most it ever had (and its parent, when it was started)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return pages * resource.getpagesize()
 
 
 def _gates_unlike_ups(plan: QuantizePlan) -> list[PlannedTensor]:
