@@ -2,11 +2,12 @@
 
 Arrays: `dequantize`, `quantize`, `repack`, `pack`, `unpack`, `row_bytes`, `tensor_bytes`; types:
 `QuantType`; tensors: `QTensor`; files: `GGUFReader`, `GGUFWriter`; whole models: `quantize_file`,
-`plan_quantization`, `Imatrix`; running: `Model`, `Tokenizer`, `ChatTemplate`,
+`plan_quantization`, `Imatrix`, `ActivationStatistics`; running: `Model`, `Tokenizer`, `ChatTemplate`,
 `SamplingOptions`; exceptions: `ikq.errors`.
 """
 
 from ikq._ikq import __version__
+from ikq.activations import ActivationCollector, ActivationEntry, ActivationStatistics, LayerSimilarity
 from ikq.arrays import available_isas, dequantize, isa, quantize, repack, row_bytes, tensor_bytes
 from ikq.chat import ChatTemplate
 from ikq.errors import (
@@ -42,6 +43,9 @@ from ikq.tensor import QTensor
 from ikq.tokenizer import StreamDecoder, Tokenizer
 
 __all__ = [
+    "ActivationCollector",
+    "ActivationEntry",
+    "ActivationStatistics",
     "ChatTemplate",
     "DeviceError",
     "Field",
@@ -53,6 +57,7 @@ __all__ = [
     "IkqError",
     "Imatrix",
     "ImatrixEntry",
+    "LayerSimilarity",
     "Metadata",
     "MissingImatrixError",
     "Model",

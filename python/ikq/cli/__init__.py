@@ -24,6 +24,7 @@ VERBS = (
     "bench",
     "sweep_bench",
     "quantize",
+    "imatrix",
     "perplexity",
     "kld",
     "explain",

@@ -11,6 +11,7 @@
 //! | [`exec`] | the phases that all parts of a step are made of |
 //! | [`attention`] | grouped heads, latent, recurrent |
 //! | [`ffn`] | fused, merged, separate |
+//! | [`statistics`] | what weights are multiplied with, collected on the way |
 //! | [`engine`] | the model with its cache, and the step |
 
 pub mod attention;
@@ -22,6 +23,7 @@ pub mod layers;
 pub mod load;
 pub mod rope;
 pub mod spec;
+pub mod statistics;
 pub mod weights;
 
 pub use engine::Engine;

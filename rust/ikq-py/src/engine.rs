@@ -14,6 +14,7 @@ use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArra
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use crate::collect::StatisticsCollector;
 use crate::enter::enter;
 use crate::errors::{Raise, UnsupportedError};
 use crate::gguf::Model;
@@ -167,6 +168,15 @@ impl Engine {
     #[getter]
     fn why_memory(&self, py: Python<'_>) -> PyResult<String> {
         self.with(py, |e| Ok(e.why_memory.clone()))
+    }
+
+    /// Lets a collector (or none) see what the weights are multiplied with.
+    fn set_collector(&self, py: Python<'_>, collector: Option<&StatisticsCollector>) -> PyResult<()> {
+        let collector = collector.map(|c| c.inner.clone());
+        self.with(py, |e| {
+            e.set_collector(collector);
+            Ok(())
+        })
     }
 
     /// How each FFN is computed.

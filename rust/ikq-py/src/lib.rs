@@ -2,6 +2,7 @@
 //! below it, the checks of dtypes and shapes that deserve a sentence in `python/ikq`.
 
 mod arrays;
+mod collect;
 mod engine;
 mod enter;
 mod errors;
@@ -20,6 +21,8 @@ use pyo3::prelude::*;
 mod _ikq {
     #[pymodule_export]
     use crate::arrays::{dequantize, quantize, repack};
+    #[pymodule_export]
+    use crate::collect::{StatisticsCollector, StatisticsFile, write_statistics};
     #[pymodule_export]
     use crate::engine::{Engine, kernel_name, kernel_self_test, product};
     #[pymodule_export]

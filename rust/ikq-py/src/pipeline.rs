@@ -61,6 +61,11 @@ impl Imatrix {
         self.inner.n_chunks
     }
 
+    #[getter]
+    fn all_experts(&self) -> bool {
+        self.inner.all_experts
+    }
+
     fn names(&self) -> Vec<&str> {
         self.inner.entries().iter().map(|(name, _)| name.as_str()).collect()
     }
