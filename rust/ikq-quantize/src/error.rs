@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use ikq_encode::writable;
 use ikq_formats::QuantType;
 
+use crate::coverage::Coverage;
 use crate::imatrix::ImatrixError;
 
 /// Errors of encoding, planning and running. [`Error::is_refusal`] tells those that the user can
@@ -69,6 +70,9 @@ pub enum Error {
     )]
     MissingImatrix { tensor: String, ty: QuantType, n_tensors: usize, file: Option<PathBuf> },
 
+    #[error("{coverage}")]
+    IncompleteImatrix { coverage: Box<Coverage> },
+
     #[error(
         "imatrix entry `{entry}` has {found} values, `{tensor}` needs {n_per_row} (one per column) or {n_per_row} x {n_matrices}; the imatrix is of another model"
     )]
@@ -88,6 +92,7 @@ impl Error {
             self,
             Error::Requantize { .. }
                 | Error::MissingImatrix { .. }
+                | Error::IncompleteImatrix { .. }
                 | Error::UnmatchedRule { .. }
                 | Error::CustomRule { .. }
                 | Error::UnknownFtype { .. }

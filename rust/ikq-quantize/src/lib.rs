@@ -6,8 +6,10 @@
 //! ```
 //! - [`imatrix`]: importance matrices, both file forms.
 //! - [`ftype`], [`mix`]: TYPEs and the rules behind them; [`custom`], [`roles`]: the user's own.
+//! - [`coverage`]: what of a plan an imatrix has data for.
 //! - [`recipe`], [`plan`]: rules to types; [`run`]: plan to file.
 
+pub mod coverage;
 pub mod custom;
 mod error;
 pub mod ftype;
@@ -18,6 +20,7 @@ pub mod plan;
 pub mod recipe;
 pub mod roles;
 pub mod run;
+mod statistics;
 mod units;
 
 pub use error::Error;
