@@ -175,7 +175,6 @@ def test_flags_of_other_builds(tiny_moe, capsys):
         "--n-cpu-moe",
         "3",
         "-fa",
-        "-rtr",
         "-mqkv",
         "-fa",
         "on",
@@ -186,7 +185,7 @@ def test_flags_of_other_builds(tiny_moe, capsys):
     assert main(["run", "-m", str(tiny_moe), "-p", "a", "-n", "1", "--no-perf", *flags]) == 0
     assert capsys.readouterr().err.splitlines() == [
         "note: -ngl 99, -ot exps=CPU, --cpu-moe, --n-cpu-moe 3 ignored: this build computes on the CPU",
-        "note: -fa, -rtr, -mqkv, -fa on ignored: not needed, ikq decides this by itself",
+        "note: -fa, -mqkv, -fa on ignored: not needed, ikq decides this by itself",
         "note: --mlock ignored: not offered",
         "note: -tb ignored: one set of threads (-t) does both prompt and generation",
     ]

@@ -9,6 +9,7 @@ Arrays: `dequantize`, `quantize`, `repack`, `pack`, `unpack`, `row_bytes`, `tens
 from ikq._ikq import __version__
 from ikq.arrays import available_isas, dequantize, isa, quantize, repack, row_bytes, tensor_bytes
 from ikq.chat import ChatTemplate
+from ikq.coverage import ImatrixCoverage, PartialExperts
 from ikq.errors import (
     DeviceError,
     FormatError,
@@ -51,11 +52,13 @@ __all__ = [
     "Generation",
     "IkqError",
     "Imatrix",
+    "ImatrixCoverage",
     "ImatrixEntry",
     "Metadata",
     "MissingImatrixError",
     "Model",
     "NotTernaryWarning",
+    "PartialExperts",
     "Piece",
     "PlannedTensor",
     "QTensor",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ikq import _ikq
+from ikq.coverage import ImatrixCoverage
 from ikq.errors import RefusedError
 from ikq.imatrix import Imatrix
 from ikq.quant_types import QuantType
@@ -72,7 +73,7 @@ class PlannedTensor:
     lacks_imatrix: bool
     """Its type would use statistics, and there are none."""
     unseen_experts: tuple[int, ...]
-    """Experts without a single token in the statistics; encoded with equal weights."""
+    """Experts without a single token in the statistics; they take the pooled statistics of the others."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,10 @@ class QuantizePlan:
     tensors: tuple[PlannedTensor, ...]
     total_bytes: int
     """Size of the output, all files together, to the byte."""
+    shards: tuple[int, ...]
+    """Tensors in each output file; one number unless the output is split."""
+    coverage: ImatrixCoverage | None
+    """What the imatrix has data for; None without one."""
     _core: _ikq.QuantizePlan = field(repr=False, compare=False)
 
     def run(
@@ -155,7 +160,7 @@ def plan_quantization(
 ) -> QuantizePlan:
     """Decides every tensor's type, statistics, offset and size; reads no weights and writes nothing.
 
-    The arguments are those of `quantize_file`, which runs the plan.
+    The arguments are those of `quantize_file`, which runs the plan, and so are the errors.
     """
     name = _ftype_name(type)
     imatrix = options.get("imatrix")
@@ -175,6 +180,8 @@ def plan_quantization(
         destination=Path(destination),
         tensors=tuple(_planned(t) for t in core.tensors()),
         total_bytes=core.total_bytes,
+        shards=tuple(core.shards),
+        coverage=None if (coverage := core.coverage()) is None else ImatrixCoverage._of(coverage),
         _core=core,
     )
 
@@ -203,7 +210,7 @@ def quantize_file(
 
     Raises:
         ikq.errors.RefusedError: What was asked makes no sense or would do harm; the message names
-            the way out. `MissingImatrixError` is one.
+            the way out. `MissingImatrixError` is one: the imatrix is incomplete, or a type needs one.
         ikq.errors.FormatError: A damaged file, unknown names, NaN or infinity in the weights.
         OSError: Files that cannot be read or written.
     """

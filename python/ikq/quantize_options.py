@@ -68,6 +68,8 @@ class QuantizeOptions(TypedDict, total=False):
     """Do not write the imatrix's name and size into the file."""
     ignore_imatrix_rules: bool
     """Do not refuse types that need statistics where there are none."""
+    allow_missing: bool
+    """Accept an imatrix without data for some tensors, or for more than 5 % of a tensor's experts."""
 
     allow_requantize: bool
     """Accept tensors that are quantized already."""
@@ -78,6 +80,10 @@ class QuantizeOptions(TypedDict, total=False):
     """Split the output into files of at most this many bytes (`"4G"`, `"500M"`)."""
     split_max_tensors: int | None
     """Split the output into files of at most this many tensors."""
+    no_tensor_first_split: bool
+    """Let the first of these files hold metadata only."""
+    keep_split: bool
+    """Split the output as the source is: the same tensors in each file. One file stays one."""
 
 
 def wishes(options: QuantizeOptions) -> dict[str, Any]:
@@ -85,6 +91,7 @@ def wishes(options: QuantizeOptions) -> dict[str, Any]:
 
     Raises:
         TypeError: An unknown keyword.
+        ikq.errors.RefusedError: Options that exclude one another.
         ikq.errors.FormatError: An unknown type name.
     """
     unknown = options.keys() - QuantizeOptions.__annotations__.keys()
@@ -98,6 +105,11 @@ def wishes(options: QuantizeOptions) -> dict[str, Any]:
 
     file = options.get("tensor_type_file")
     size = options.get("split_max_size")
+    max_tensors, keep_split = options.get("split_max_tensors"), options.get("keep_split", False)
+    if (size is not None) + (max_tensors is not None) + keep_split > 1:
+        raise RefusedError("give one of --split-max-size, --split-max-tensors and --keep-split")
+    if options.get("no_tensor_first_split", False) and size is None and max_tensors is None:
+        raise RefusedError("--no-tensor-first-split needs --split-max-size or --split-max-tensors")
     return {
         "pure": options.get("pure", False),
         "roles": [(role, t) for role in _ikq.roles() if (t := type_id(f"{role}_type")) is not None],
@@ -120,7 +132,10 @@ def wishes(options: QuantizeOptions) -> dict[str, Any]:
         "hide_imatrix": options.get("hide_imatrix", False),
         "override_kv": _overrides(options.get("override_kv", ())),
         "max_bytes": None if size is None else parse_size(size),
-        "max_tensors": options.get("split_max_tensors"),
+        "max_tensors": max_tensors,
+        "keep_split": keep_split,
+        "no_tensor_first_split": options.get("no_tensor_first_split", False),
+        "allow_missing": options.get("allow_missing", False),
     }
 
 

@@ -94,6 +94,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do not refuse types that need an imatrix where it has nothing",
     )
+    statistics.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="accept an imatrix without data for some tensors, or for more than 5 %% of a tensor's experts",
+    )
     output = parser.add_argument_group("output")
     output.add_argument(
         "--override-kv",
@@ -108,13 +113,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--split-max-tensors", metavar="N", type=int, help="split into files of at most N tensors"
     )
+    output.add_argument(
+        "--no-tensor-first-split", action="store_true", help="let the first of these files hold metadata only"
+    )
+    output.add_argument(
+        "--keep-split", action="store_true", help="split the output as the input is; one file stays one"
+    )
     output.add_argument("--dry-run", action="store_true", help="print types and sizes, write nothing")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit code."""
     source, destination, type_name, n_threads = split_words(args.words)
-    plan = ikq.plan_quantization(source, destination, type_name, **options(args))
+    plan = _plan(source, destination, type_name, options(args))
+    for line in coverage_lines(plan):
+        print(line)
+    if args.keep_split and len(plan.shards) == 1:
+        print(f"note: {source} is one file, and so is the output")
     lines = tensor_lines(plan)
     if args.dry_run:
         for line in lines.values():
@@ -128,6 +143,20 @@ def run(args: argparse.Namespace) -> int:
         result = plan.run(n_threads=n_threads, progress=lambda t, _: print(lines[t.name], flush=True))
     print_summary(plan, result)
     return 0
+
+
+def _plan(
+    source: str, destination: str | None, type_name: str, options: QuantizeOptions
+) -> QuantizePlan:
+    try:
+        return ikq.plan_quantization(source, destination, type_name, **options)
+    except ikq.MissingImatrixError:
+        # the refusal names what is missing; what is there is shown as well
+        leave = QuantizeOptions(allow_missing=True, ignore_imatrix_rules=True)
+        shown = ikq.plan_quantization(source, destination, type_name, **{**options, **leave})
+        for line in coverage_lines(shown):
+            print(line)
+        raise
 
 
 def options(args: argparse.Namespace) -> QuantizeOptions:
@@ -191,12 +220,29 @@ def _describe(t: PlannedTensor) -> str:
     elif t.imatrix not in (None, t.name):
         notes.append(f"imatrix of {t.imatrix}")
     if t.unseen_experts:
-        notes.append(f"{len(t.unseen_experts)} experts without imatrix data")
+        notes.append(f"{len(t.unseen_experts)} experts without imatrix data take the others' pooled ones")
     return f"{line} ({'; '.join(notes)})"
 
 
 def _type(type: ikq.QuantType | int) -> str:
     return type.name.lower() if isinstance(type, ikq.QuantType) else f"unknown({type})"
+
+
+def coverage_lines(plan: QuantizePlan) -> list[str]:
+    """What the imatrix has data for, and by name what it lacks; nothing without an imatrix."""
+    c = plan.coverage
+    if c is None:
+        return []
+    experts = f", {c.n_experts_seen} of {c.n_experts} experts" if c.n_experts else ""
+    lines = [f"imatrix coverage: {c.n_covered} of {c.n_tensors} tensors{experts}"]
+    lines += [f"  {name}: absent, served by {entry} (the same input)" for name, entry in c.borrowed.items()]
+    lines += [
+        f"  {t.tensor}: {t.n_seen} of {t.n_experts} experts seen, the rest take their pooled statistics"
+        for t in c.partial
+    ]
+    lines += [f"  {name}: left out, as asked for" for name in c.left_out]
+    lines += [f"  {name}: missing, all columns count the same" for name in c.missing]
+    return lines
 
 
 def print_summary(plan: QuantizePlan, result: QuantizeResult | None) -> None:
@@ -211,13 +257,15 @@ def print_summary(plan: QuantizePlan, result: QuantizeResult | None) -> None:
     fallbacks = [t for t in plan.tensors if t.fallback_from is not None]
     if fallbacks:
         print(f"fallback types: {len(fallbacks)} of {len(plan.tensors)} tensors, see their lines")
-    lacking = [t for t in plan.tensors if t.lacks_imatrix]
-    has_any = any(t.imatrix is not None for t in plan.tensors)
-    if lacking and has_any:
+    if plan.coverage is not None and plan.coverage.missing:
+        lacking = [t for t in plan.tensors if t.name in plan.coverage.missing]
         print(f"warning: {len(lacking)} tensors are not in the imatrix: {_some(lacking)}")
     unseen = [t for t in plan.tensors if t.unseen_experts]
     if unseen:
-        print(f"warning: {len(unseen)} tensors have experts the imatrix never saw: {_some(unseen)}")
+        print(
+            f"warning: {len(unseen)} tensors have experts the imatrix never saw, which take the pooled "
+            f"statistics of the others: {_some(unseen)}"
+        )
     different = _gates_unlike_ups(plan)
     if different:
         print(

@@ -67,6 +67,11 @@ class Tokenizer:
         model = read_text(metadata, _MODEL_KEY)
         if model is None:
             raise FormatError(f"the file has no tokenizer (`{_MODEL_KEY}` is missing)")
+        if model == "no_vocab":
+            raise UnsupportedError(
+                f"the file has no tokenizer (`{_MODEL_KEY}` is no_vocab), so it knows no text; token ids still "
+                "work: Model.logits, Model.eval, ikq bench"
+            )
         if model not in ("gpt2", "llama", "gemma4", "bert"):
             raise UnsupportedError(
                 f"tokenizer model {model!r} is not supported; ikq knows gpt2 (byte-level BPE), llama"

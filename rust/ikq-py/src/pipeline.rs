@@ -103,6 +103,22 @@ pub struct TensorPlan {
     unseen_experts: Vec<usize>,
 }
 
+/// What an imatrix has data for.
+#[pyclass(frozen, get_all, module = "ikq._ikq")]
+pub struct Coverage {
+    n_tensors: usize,
+    n_covered: usize,
+    n_experts: usize,
+    n_experts_seen: usize,
+    missing: Vec<String>,
+    /// Tensor and the entry that serves it.
+    borrowed: Vec<(String, String)>,
+    /// Tensor, experts seen, experts.
+    partial: Vec<(String, usize, usize)>,
+    left_out: Vec<String>,
+    is_complete: bool,
+}
+
 /// What `quantize` will do to a model.
 #[pyclass(frozen, module = "ikq._ikq")]
 pub struct QuantizePlan {
@@ -134,6 +150,9 @@ pub struct Wishes {
     override_kv: Vec<String>,
     max_bytes: Option<u64>,
     max_tensors: Option<usize>,
+    keep_split: bool,
+    no_tensor_first_split: bool,
+    allow_missing: bool,
 }
 
 impl Wishes {
@@ -178,7 +197,13 @@ impl Wishes {
             extra_output_tensor: known(self.extra_output_tensor)?,
             overrides: overrides.map_err(|e| e.raise(py))?,
             encode: EncodeOptions { symmetric_q40: self.symmetric_q40 },
-            output: Options { split, ..Options::default() },
+            output: Options {
+                split,
+                no_tensor_first_split: self.no_tensor_first_split,
+                ..Options::default()
+            },
+            keep_split: self.keep_split,
+            allow_missing: self.allow_missing,
         })
     }
 }
@@ -224,6 +249,28 @@ pub fn ftype_of_type(ty: u32) -> PyResult<Option<&'static str>> {
 impl QuantizePlan {
     fn tensors(&self) -> Vec<TensorPlan> {
         self.plan.tensors.iter().map(describe).collect()
+    }
+
+    /// What the imatrix has data for; `None` without one.
+    fn coverage(&self) -> Option<Coverage> {
+        let c = self.plan.coverage.as_ref()?;
+        Some(Coverage {
+            n_tensors: c.n_tensors,
+            n_covered: c.n_covered,
+            n_experts: c.n_experts,
+            n_experts_seen: c.n_experts_seen,
+            missing: c.missing.clone(),
+            borrowed: c.borrowed.clone(),
+            partial: c.partial.iter().map(|p| (p.tensor.clone(), p.n_seen, p.n_experts)).collect(),
+            left_out: c.left_out.clone(),
+            is_complete: c.is_complete(),
+        })
+    }
+
+    /// Tensors in each output file.
+    #[getter]
+    fn shards(&self) -> Vec<usize> {
+        self.plan.layout.shards().iter().map(|s| s.tensors.len()).collect()
     }
 
     /// Bytes of all output files, to the byte.

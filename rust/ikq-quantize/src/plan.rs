@@ -3,7 +3,7 @@
 
 use ikq_encode::{EncodeOptions, can_encode};
 use ikq_formats::{Family, ImatrixUse, QuantType};
-use ikq_gguf::{Metadata, Model, Options, Tensor, TensorSpec, TensorType, Value, is_split_key};
+use ikq_gguf::{Metadata, Model, Options, SplitBy, Tensor, TensorSpec, TensorType, Value, is_split_key};
 
 use crate::coverage::Coverage;
 use crate::error::Error;
@@ -37,6 +37,8 @@ pub struct PlanOptions {
     pub overrides: Vec<Override>,
     /// Splitting and alignment of the output.
     pub output: Options,
+    /// Divide the output among files as the source is; one file stays one. Instead of `output.split`.
+    pub keep_split: bool,
     /// Choices about encoding.
     pub encode: EncodeOptions,
 }
@@ -126,7 +128,8 @@ impl Plan {
         }
         let specs = tensors.iter().map(|p| p.spec(model)).collect::<Result<_, _>>()?;
         let metadata = output_metadata(&metadata, recipe.ftype, imatrix.zip(coverage.as_ref()), options);
-        let layout = ikq_gguf::Layout::new(&metadata, specs, &options.output)?;
+        let output = Options { split: split(&tensors, model, options), ..options.output.clone() };
+        let layout = ikq_gguf::Layout::new(&metadata, specs, &output)?;
         Ok(Plan { tensors, layout, coverage, encode: options.encode })
     }
 }
@@ -169,6 +172,17 @@ impl TensorPlan {
             None => Ok(model.tensors()[self.source].spec()),
         }
     }
+}
+
+/// How the output is divided among files.
+fn split(tensors: &[TensorPlan], model: &Model, options: &PlanOptions) -> Option<SplitBy> {
+    if !options.keep_split || model.shards().len() < 2 {
+        return options.output.split.clone();
+    }
+    // the extra output matrix goes with the one that it copies
+    let mut counts = vec![0; model.shards().len()];
+    tensors.iter().for_each(|t| counts[model.tensors()[t.source].shard as usize] += 1);
+    Some(SplitBy::Counts(counts))
 }
 
 /// The entries of an imatrix that the options leave.
