@@ -62,6 +62,8 @@ class PlannedTensor:
     to_type: QuantType | int
     copied: bool
     """Byte for byte, not decoded and encoded."""
+    repacked: bool
+    """Rows are put into groups or taken apart; their codes stay as they are."""
     reason: str
     """Why it gets its type, or why it is copied."""
     fallback_from: QuantType | None
@@ -174,7 +176,9 @@ def plan_quantization(
         wishes(options),
     )
     if destination is None:
-        destination = source.parent / f"ggml-model-{name.upper()}.gguf"
+        changes = [word for word in ("repack", "unrepack") if options.get(word)]
+        stem = f"{source.stem}-{changes[0]}ed" if changes else f"ggml-model-{name.upper()}"
+        destination = source.parent / f"{stem}.gguf"
     return QuantizePlan(
         source=source,
         destination=Path(destination),
@@ -199,8 +203,8 @@ def quantize_file(
 
     Args:
         source: The model, or any shard of a split set.
-        destination: The file to write; None is `ggml-model-TYPE.gguf` beside the source. With a
-            split, the shards are named after it.
+        destination: The file to write; None is `ggml-model-TYPE.gguf` beside the source (with `repack`,
+            `NAME-repacked.gguf`). With a split, the shards are named after it.
         type: What matrices become: a type or a mix by name (`"IQ4_KS"`, `"Q4_K_M"`; `ftypes` lists them),
             with the rules that people know from llama-quantize for some of them, or a `QuantType`, which
             means the mix of that base.
@@ -245,6 +249,7 @@ def _planned(t: _ikq.TensorPlan) -> PlannedTensor:
         from_type=_known(t.from_type),
         to_type=_known(t.to_type),
         copied=t.copied,
+        repacked=t.repacked,
         reason=t.reason,
         fallback_from=None if t.fallback_from is None else QuantType(t.fallback_from),
         bytes_in=t.bytes_in,

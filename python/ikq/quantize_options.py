@@ -71,6 +71,14 @@ class QuantizeOptions(TypedDict, total=False):
     allow_missing: bool
     """Accept an imatrix without data for some tensors, or for more than 5 % of a tensor's experts."""
 
+    repack: bool
+    """Change no weights: write the same model with its tensors in their interleaved types, where they have one
+    and their rows are whole groups. TYPE is ignored (give COPY); no other option about types goes with it."""
+    unrepack: bool
+    """The inverse: interleaved tensors in their plain types, where one holds the same."""
+    repack_pattern: str | Sequence[str]
+    """Of these only tensors whose names match; comma-separated lists of regular expressions."""
+
     allow_requantize: bool
     """Accept tensors that are quantized already."""
     override_kv: Sequence[str] | Mapping[str, int | float | bool | str]
@@ -98,6 +106,8 @@ def wishes(options: QuantizeOptions) -> dict[str, Any]:
     if unknown:
         raise TypeError(f"unknown option {sorted(unknown)[0]!r}; see help(ikq.QuantizeOptions)")
     given: Mapping[str, Any] = options
+
+    _check_repack(options)
 
     def type_id(name: str) -> int | None:
         value: TypeLike | None = given.get(name)
@@ -136,7 +146,34 @@ def wishes(options: QuantizeOptions) -> dict[str, Any]:
         "keep_split": keep_split,
         "no_tensor_first_split": options.get("no_tensor_first_split", False),
         "allow_missing": options.get("allow_missing", False),
+        "repack": options.get("repack", False),
+        "unrepack": options.get("unrepack", False),
+        "repack_pattern": _several(options.get("repack_pattern", ())),
     }
+
+
+# Options about types and statistics, which have no effect on a model that is only repacked.
+_ABOUT_TYPES = (
+    *("pure", "attn_q_type", "attn_k_type", "attn_v_type", "attn_qkv_type", "attn_output_type"),
+    *("ffn_gate_type", "ffn_up_type", "ffn_down_type", "custom_q", "tensor_type", "tensor_type_file"),
+    *("token_embedding_type", "per_layer_token_embedding_type", "output_tensor_type", "ffn_gate_inp_type"),
+    *("leave_output_tensor", "extra_output_tensor", "symmetric_q40", "imatrix"),
+)
+
+
+def _check_repack(options: QuantizeOptions) -> None:
+    asked = [f"--{name}" for name in ("repack", "unrepack") if options.get(name)]
+    if len(asked) > 1:
+        raise RefusedError("--repack and --unrepack undo each other: give one of them")
+    if not asked:
+        if options.get("repack_pattern"):
+            raise RefusedError("--repack-pattern needs --repack or --unrepack")
+        return
+    for name in _ABOUT_TYPES:
+        if options.get(name):
+            raise RefusedError(
+                f"{asked[0]} only moves bits: --{name.replace('_', '-')} has no effect with it; leave it out"
+            )
 
 
 def parse_size(size: int | str) -> int:

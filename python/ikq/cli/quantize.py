@@ -119,12 +119,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--keep-split", action="store_true", help="split the output as the input is; one file stays one"
     )
+    moving = parser.add_argument_group("interleaved types (no weight changes, TYPE is ignored)")
+    moving.add_argument("--repack", action="store_true", help="tensors in their interleaved types")
+    moving.add_argument("--unrepack", action="store_true", help="interleaved tensors in their plain types")
+    moving.add_argument(
+        "--repack-pattern",
+        metavar="RE,...",
+        action="append",
+        default=[],
+        help="only tensors whose names match one of these; may be repeated",
+    )
     output.add_argument("--dry-run", action="store_true", help="print types and sizes, write nothing")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit code."""
-    source, destination, type_name, n_threads = split_words(args.words)
+    source, destination, type_name, n_threads = (
+        split_repack_words(args.words) if args.repack or args.unrepack else split_words(args.words)
+    )
     plan = _plan(source, destination, type_name, options(args))
     for line in coverage_lines(plan):
         print(line)
@@ -197,6 +209,23 @@ def split_words(words: list[str]) -> tuple[str, str | None, str, int | None]:
     return source, destination, type_name, n_threads
 
 
+def split_repack_words(words: list[str]) -> tuple[str, str | None, str, int | None]:
+    """As `split_words`, for `--repack IN [OUT] [TYPE] [NTHREADS]`: TYPE may be left out and is ignored.
+
+    Raises:
+        ikq.errors.RefusedError: As `split_words`.
+    """
+    names = {f.name for f in ikq.ftypes()}
+    if words[-1].isdigit() and len(words) > 1:
+        source, *rest, n_threads = words
+        has_type = bool(rest) and (rest[-1].upper() in names or rest[-1].isdigit())
+        words = [source, *rest, *([] if has_type else ["COPY"]), n_threads]
+    elif words[-1].upper() not in names:
+        words = [*words, "COPY"]
+    source, destination, _, threads = split_words(words)
+    return source, destination, "COPY", threads
+
+
 def tensor_lines(plan: QuantizePlan) -> dict[str, str]:
     """One line per tensor in the shape that people's log scripts know, with the reason behind it."""
     n = len(plan.tensors)
@@ -211,7 +240,7 @@ def _describe(t: PlannedTensor) -> str:
         line += f"size = {t.bytes_in / MIB:8.3f} MiB"
     else:
         line += (
-            f"converting to {_type(t.to_type)} .. "
+            f"{'repacking' if t.repacked else 'converting'} to {_type(t.to_type)} .. "
             f"size = {t.bytes_in / MIB:8.2f} MiB -> {t.bytes_out / MIB:8.2f} MiB"
         )
     notes = [t.reason]
@@ -254,6 +283,8 @@ def print_summary(plan: QuantizePlan, result: QuantizeResult | None) -> None:
     weights = sum(_n_elements(t) for t in source)
     print(f"model size = {before / MIB:.2f} MiB")
     print(f"quant size = {after / MIB:.2f} MiB ({8 * after / max(weights, 1):.3f} bits per weight)")
+    for reason, kept in _kept(plan).items():
+        print(f"kept: {len(kept)} tensors, {reason}: {_some(kept)}")
     fallbacks = [t for t in plan.tensors if t.fallback_from is not None]
     if fallbacks:
         print(f"fallback types: {len(fallbacks)} of {len(plan.tensors)} tensors, see their lines")
@@ -279,6 +310,15 @@ def print_summary(plan: QuantizePlan, result: QuantizeResult | None) -> None:
                 f"ternary: {_some(list(result.not_ternary))}; IQ1_S or IQ2_XXS keep more of them"
             )
         print(f"quantize time = {result.seconds:.2f} s")
+
+
+def _kept(plan: QuantizePlan) -> dict[str, list[PlannedTensor]]:
+    """Tensors that repacking could not change, by reason."""
+    kept: dict[str, list[PlannedTensor]] = {}
+    for t in plan.tensors:
+        if t.copied and t.reason.startswith("kept: "):
+            kept.setdefault(t.reason.removeprefix("kept: "), []).append(t)
+    return kept
 
 
 def _gates_unlike_ups(plan: QuantizePlan) -> list[PlannedTensor]:

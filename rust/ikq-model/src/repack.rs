@@ -37,7 +37,9 @@ impl Repack {
             match &layer.ffn {
                 Ffn::Dense(ffn) => of.dense(ffn),
                 Ffn::Moe(moe) => {
-                    [&moe.routing.router, &moe.gate, &moe.up, &moe.down].into_iter().for_each(|l| of.linear(l));
+                    [&moe.routing.router, &moe.gate, &moe.up, &moe.down]
+                        .into_iter()
+                        .for_each(|l| of.linear(l));
                     moe.shared.iter().for_each(|ffn| of.dense(ffn));
                 }
             }

@@ -3,15 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 
+use ikq_encode::EncodeOptions;
 use ikq_formats::QuantType;
 use ikq_gguf::{Options, SplitBy};
 use ikq_pool::Stop;
 use ikq_quantize::custom::CustomRule;
-use ikq_encode::EncodeOptions;
 use ikq_quantize::ftype::Ftype;
 use ikq_quantize::overrides::Override;
 use ikq_quantize::plan::{Plan, PlanOptions, Statistics};
 use ikq_quantize::recipe::Recipe;
+use ikq_quantize::repack::{Direction, Repack};
 use ikq_quantize::roles::Role;
 use ikq_quantize::run::{Event, run};
 use numpy::{PyArray1, PyArray2, PyArrayMethods};
@@ -94,6 +95,7 @@ pub struct TensorPlan {
     from_type: u32,
     to_type: u32,
     copied: bool,
+    repacked: bool,
     reason: String,
     fallback_from: Option<u32>,
     bytes_in: u64,
@@ -153,6 +155,9 @@ pub struct Wishes {
     keep_split: bool,
     no_tensor_first_split: bool,
     allow_missing: bool,
+    repack: bool,
+    unrepack: bool,
+    repack_pattern: Vec<String>,
 }
 
 impl Wishes {
@@ -180,6 +185,15 @@ impl Wishes {
         Ok(recipe)
     }
 
+    fn repacking(&self) -> Option<Result<Repack, ikq_quantize::Error>> {
+        let direction = match (self.repack, self.unrepack) {
+            (false, false) => return None,
+            (true, _) => Direction::Together,
+            (false, true) => Direction::Apart,
+        };
+        Some(Repack::new(direction, &self.repack_pattern))
+    }
+
     fn options(&self, py: Python<'_>) -> PyResult<PlanOptions> {
         let split = match (self.max_bytes, self.max_tensors) {
             (None, None) => None,
@@ -204,6 +218,7 @@ impl Wishes {
             },
             keep_split: self.keep_split,
             allow_missing: self.allow_missing,
+            repack: self.repacking().transpose().map_err(|e| e.raise(py))?,
         })
     }
 }
@@ -338,6 +353,7 @@ fn describe(t: &ikq_quantize::plan::TensorPlan) -> TensorPlan {
         from_type: t.from.id(),
         to_type: t.to.id(),
         copied: t.encode.is_none(),
+        repacked: t.repack,
         reason: t.reason.clone(),
         fallback_from: t.fallback_from.map(QuantType::id),
         bytes_in: t.bytes_in,

@@ -74,7 +74,9 @@ impl Coverage {
             match &t.statistics {
                 Statistics::NotUsed => continue,
                 // by the source's name: the extra output matrix has the statistics of the output
-                Statistics::Missing if imatrix.find(&model.tensors()[t.source].name).is_some_and(has_data) => {
+                Statistics::Missing
+                    if imatrix.find(&model.tensors()[t.source].name).is_some_and(has_data) =>
+                {
                     of.left_out.push(t.name.clone());
                 }
                 Statistics::Missing => of.missing.push(t.name.clone()),

@@ -59,6 +59,12 @@ pub enum Error {
     )]
     UnmatchedRule { rule: String },
 
+    #[error("--repack-pattern `{pattern}`: {why}")]
+    RepackPattern { pattern: String, why: String },
+
+    #[error("there is nothing for {option} to do: the model has no tensor {what}")]
+    NothingToRepack { option: &'static str, what: &'static str },
+
     #[error(
         "`{tensor}` is {from:?} already; turning it into {to:?} loses twice: start from the float model, or pass --allow-requantize"
     )]
@@ -95,6 +101,8 @@ impl Error {
                 | Error::IncompleteImatrix { .. }
                 | Error::UnmatchedRule { .. }
                 | Error::CustomRule { .. }
+                | Error::RepackPattern { .. }
+                | Error::NothingToRepack { .. }
                 | Error::UnknownFtype { .. }
                 | Error::RuleLine { .. }
                 | Error::Override { .. }

@@ -7,6 +7,7 @@
 //! - [`imatrix`]: importance matrices, both file forms.
 //! - [`ftype`], [`mix`]: TYPEs and the rules behind them; [`custom`], [`roles`]: the user's own.
 //! - [`coverage`]: what of a plan an imatrix has data for.
+//! - [`repack`]: rows into groups and out of them.
 //! - [`recipe`], [`plan`]: rules to types; [`run`]: plan to file.
 
 pub mod coverage;
@@ -18,6 +19,7 @@ pub mod mix;
 pub mod overrides;
 pub mod plan;
 pub mod recipe;
+pub mod repack;
 pub mod roles;
 pub mod run;
 mod statistics;

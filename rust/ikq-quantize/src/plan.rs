@@ -12,6 +12,7 @@ use crate::imatrix::Imatrix;
 use crate::mix::facts::Facts;
 use crate::overrides::Override;
 use crate::recipe::{Decision, Recipe, decide};
+use crate::repack::Repack;
 use crate::statistics::statistics;
 
 pub use crate::statistics::Statistics;
@@ -41,6 +42,8 @@ pub struct PlanOptions {
     pub keep_split: bool,
     /// Choices about encoding.
     pub encode: EncodeOptions,
+    /// Only put rows into groups or take them apart; the recipe is not looked at.
+    pub repack: Option<Repack>,
 }
 
 /// One tensor of the output.
@@ -54,8 +57,10 @@ pub struct TensorPlan {
     pub from: TensorType,
     /// Type written; equals `from` for a copy.
     pub to: TensorType,
-    /// Re-encoded, or copied byte for byte.
+    /// Re-encoded (or repacked), or copied byte for byte.
     pub encode: Option<QuantType>,
+    /// The rows of `from` are the rows of `to` in other places: nothing is decoded and encoded.
+    pub repack: bool,
     pub reason: String,
     pub fallback_from: Option<QuantType>,
     pub bytes_in: u64,
@@ -96,13 +101,17 @@ impl Plan {
         }
         let facts = Facts::new(&metadata, model.tensors());
         let has_imatrix = imatrix.is_some_and(|m| !m.entries().is_empty());
-        let decisions = decide(recipe, &facts, has_imatrix, model.tensors())?;
+        let decisions = match &options.repack {
+            Some(repack) => repack.decide(model.tensors())?,
+            None => decide(recipe, &facts, has_imatrix, model.tensors())?,
+        };
         let mut tensors = Vec::with_capacity(decisions.len());
         let mut without = Vec::new();
         let output = if facts.is_tied { "token_embd.weight" } else { "output.weight" };
         for (source, (t, decision)) in model.tensors().iter().zip(decisions).enumerate() {
             let planned = TensorPlan::new(t, source, decision, imatrix, facts.is_tied, options)?;
             if let Some(to) = planned.encode
+                && !planned.repack
                 && planned.statistics == Statistics::Missing
                 && needs_imatrix(recipe.ftype, to)
                 && !matches!(t.name.as_str(), "token_embd.weight" | "output.weight")
@@ -143,9 +152,12 @@ impl TensorPlan {
         tied: bool,
         options: &PlanOptions,
     ) -> Result<TensorPlan, Error> {
+        let repack = decision.to.is_some() && options.repack.is_some();
         let spec = match decision.to {
             Some(to) => {
-                check_encodable(t, to, options)?;
+                if !repack {
+                    check_encodable(t, to, options)?;
+                }
                 TensorSpec::new(&t.name, t.dims(), to)?
             }
             None => t.spec(),
@@ -157,7 +169,8 @@ impl TensorPlan {
             from: t.ty,
             to: spec.ty,
             encode: decision.to,
-            statistics: statistics(t, decision.to, imatrix, tied)?,
+            repack,
+            statistics: statistics(t, decision.to.filter(|_| !repack), imatrix, tied)?,
             reason: decision.reason,
             fallback_from: decision.fallback_from,
             bytes_in: t.data.len() as u64,
@@ -247,6 +260,13 @@ fn output_metadata(
     options: &PlanOptions,
 ) -> Metadata {
     let mut out: Metadata = source.iter().filter(|kv| !is_split_key(kv.key())).cloned().collect();
+    if let Some(repack) = &options.repack {
+        let old = out.get("general.file_type").and_then(Value::as_u64);
+        if let Some(id) = repack.file_type(old) {
+            out.set("general.file_type", Value::U32(id));
+        }
+        return out;
+    }
     out.set("general.quantization_version", Value::U32(2));
     if let Some(id) = ftype.id {
         out.set("general.file_type", Value::U32(id));

@@ -169,6 +169,9 @@ fn encode_unit(
     let Work::Encode { from, to, n_rows, n_per_row, matrix, first_row, bytes_out } = *work else {
         return Ok((source.to_vec(), false));
     };
+    if planned.repack {
+        return Ok((ikq_formats::repack(source, from, to, n_rows, n_per_row)?, false));
+    }
     let mut x = take(&buffers.floats);
     x.resize(n_rows * n_per_row, 0.0);
     match from {
