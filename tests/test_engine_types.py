@@ -64,9 +64,7 @@ def test_all_matrices_of_one_type(parts: Parts, tmp_path: Path, type: ikq.QuantT
 
 @pytest.mark.filterwarnings("ignore::ikq.errors.NotTernaryWarning")
 @pytest.mark.parametrize("type", [t for t in STORABLE if interleaved(t)], ids=lambda t: t.name)
-def test_repacking_while_loading_changes_nothing(
-    parts: Parts, tmp_path: Path, type: ikq.QuantType
-) -> None:
+def test_repacking_while_loading_changes_nothing(parts: Parts, tmp_path: Path, type: ikq.QuantType) -> None:
     """Sums are taken in the same order: equal, where 1e-5 would do."""
     path = tmp_path / "typed.gguf"
     with ikq.GGUFReader(mixture(parts, tmp_path / "f32.gguf", "F32", "F32")) as reader:

@@ -12,6 +12,7 @@ import pytest
 
 import ikq
 
+
 def ikq_command(*args: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-m", "ikq", *map(str, args)]
     return subprocess.run(words, capture_output=True, text=True, timeout=300, **kwargs)  # type: ignore[call-overload]
@@ -107,9 +108,7 @@ def test_three_hundred_files_with_sixty_four_descriptors(tmp_path: Path) -> None
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 
     first = tmp_path / "in-00001-of-00300.gguf"
-    done = ikq_command(
-        "quantize", "--keep-split", first, tmp_path / "out.gguf", "Q8_0", 2, preexec_fn=limit
-    )
+    done = ikq_command("quantize", "--keep-split", first, tmp_path / "out.gguf", "Q8_0", 2, preexec_fn=limit)
     assert done.returncode == 0, done.stderr
     reader = ikq.GGUFReader(tmp_path / "out-00001-of-00300.gguf")
     assert [s.n_tensors for s in reader.shards] == [1] * 300

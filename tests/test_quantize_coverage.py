@@ -180,7 +180,9 @@ def test_experts_never_seen_take_the_pooled_statistics(tmp_path: Path, form: str
     assert error(1) == pytest.approx(float((((weighted - x[1]) ** 2) * pooled).sum()), rel=0.01)
     assert error(1) < 0.95 * float((((equal - x[1]) ** 2) * pooled).sum())
     # experts that were seen are encoded with their own statistics, bit for bit
-    own = ikq.dequantize(ikq.quantize(x[2], "IQ4_KS", ikq.Imatrix(imatrix)[UP].values.reshape(4, 256)[2]), "IQ4_KS", 256)
+    own = ikq.dequantize(
+        ikq.quantize(x[2], "IQ4_KS", ikq.Imatrix(imatrix)[UP].values.reshape(4, 256)[2]), "IQ4_KS", 256
+    )
     assert np.array_equal(y[2], own)
 
 

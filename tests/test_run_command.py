@@ -270,10 +270,13 @@ def test_an_empty_prompt(tiny_moe, tmp_path, capsys):
     assert (done.returncode, done.stderr) == (2, "error: the prompt (standard input) is empty\n")
 
 
-def test_a_file_without_a_tokenizer(tiny_moe, tmp_path, capsys):
+@pytest.mark.parametrize("model", [None, "no_vocab"])
+def test_a_file_without_a_tokenizer(tiny_moe, tmp_path, capsys, model):
     changed = Changed(ikq.GGUFReader(tiny_moe))
     for key in [k for k in changed.metadata if k.startswith("tokenizer.")]:
         del changed.metadata[key]
+    if model:
+        changed.metadata["tokenizer.ggml.model"] = model
     changed.write(tmp_path / "none.gguf")
     assert main(["run", "-m", str(tmp_path / "none.gguf"), "-p", "a"]) == 1
     out, err = capsys.readouterr()

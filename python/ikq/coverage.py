@@ -29,8 +29,8 @@ class PartialExperts(NamedTuple):
 class ImatrixCoverage:
     """What an imatrix has data for, of the tensors whose new type looks at importance.
 
-    Copied tensors, types that use no statistics (floats, Q8_0) and embeddings of which single rows are looked up
-    are not counted.
+    Copied tensors, types that use no statistics (floats, Q8_0) and embeddings of which single rows are looked
+    up are not counted.
     """
 
     n_tensors: int

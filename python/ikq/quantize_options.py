@@ -72,8 +72,8 @@ class QuantizeOptions(TypedDict, total=False):
     """Accept an imatrix without data for some tensors, or for more than 5 % of a tensor's experts."""
 
     repack: bool
-    """Change no weights: write the same model with its tensors in their interleaved types, where they have one
-    and their rows are whole groups. TYPE is ignored (give COPY); no other option about types goes with it."""
+    """Change no weights: write the same model with its tensors in their interleaved types, where they have
+    one and their rows are whole groups. TYPE is ignored (give COPY); no option about types goes with it."""
     unrepack: bool
     """The inverse: interleaved tensors in their plain types, where one holds the same."""
     repack_pattern: str | Sequence[str]

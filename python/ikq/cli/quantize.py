@@ -157,15 +157,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _plan(
-    source: str, destination: str | None, type_name: str, options: QuantizeOptions
-) -> QuantizePlan:
+def _plan(source: str, destination: str | None, type_name: str, options: QuantizeOptions) -> QuantizePlan:
     try:
         return ikq.plan_quantization(source, destination, type_name, **options)
     except ikq.MissingImatrixError:
         # the refusal names what is missing; what is there is shown as well
-        leave = QuantizeOptions(allow_missing=True, ignore_imatrix_rules=True)
-        shown = ikq.plan_quantization(source, destination, type_name, **{**options, **leave})
+        lenient = options.copy()
+        lenient.update(allow_missing=True, ignore_imatrix_rules=True)
+        shown = ikq.plan_quantization(source, destination, type_name, **lenient)
         for line in coverage_lines(shown):
             print(line)
         raise

@@ -68,9 +68,9 @@ class Tokenizer:
         if model is None:
             raise FormatError(f"the file has no tokenizer (`{_MODEL_KEY}` is missing)")
         if model == "no_vocab":
-            raise UnsupportedError(
-                f"the file has no tokenizer (`{_MODEL_KEY}` is no_vocab), so it knows no text; token ids still "
-                "work: Model.logits, Model.eval, ikq bench"
+            raise FormatError(
+                f"the file has no tokenizer (`{_MODEL_KEY}` is no_vocab); token ids still work: "
+                "Model.logits, Model.eval and Model.generate take them, ikq bench makes its own"
             )
         if model not in ("gpt2", "llama", "gemma4", "bert"):
             raise UnsupportedError(
