@@ -137,7 +137,11 @@ impl Plan {
         }
         let specs = tensors.iter().map(|p| p.spec(model)).collect::<Result<_, _>>()?;
         let metadata = output_metadata(&metadata, recipe.ftype, imatrix.zip(coverage.as_ref()), options);
-        let output = Options { split: split(&tensors, model, options), ..options.output.clone() };
+        let output = Options {
+            split: split(&tensors, model, options),
+            per_tensor: Some(crate::recipe_hash::room()),
+            ..options.output.clone()
+        };
         let layout = ikq_gguf::Layout::new(&metadata, specs, &output)?;
         Ok(Plan { tensors, layout, coverage, encode: options.encode })
     }

@@ -53,7 +53,9 @@ impl Repack {
     pub fn new(direction: Direction, patterns: &[String]) -> Result<Repack, Error> {
         let texts = patterns.iter().flat_map(|list| list.split(',')).map(str::trim).filter(|t| !t.is_empty());
         let parse = |text: &str| {
-            let why = |e: regex::Error| e.to_string().lines().last().unwrap_or_default().trim().replace("error: ", "");
+            let why = |e: regex::Error| {
+                e.to_string().lines().last().unwrap_or_default().trim().replace("error: ", "")
+            };
             Regex::new(text).map_err(|e| Error::RepackPattern { pattern: text.to_string(), why: why(e) })
         };
         Ok(Repack { direction, patterns: texts.map(parse).collect::<Result<_, _>>()? })
