@@ -135,8 +135,8 @@ class Model(TextModel):
                 weight is below t times the largest (`-ser k,t`).
             mmap: `auto` copies weights to huge pages when memory allows and keeps the mapping where it does
                 not; `on` keeps it, `off` copies.
-            repack: Join rows to groups of their interleaved types while loading, as some engines do for speed.
-                It gains nothing here and changes no result; it is there to compare. Copies, whatever `mmap`
+            repack: Join rows to groups of their interleaved types while loading, as some engines do. It
+                gains nothing here and changes no result; it is there to compare. Copies, whatever `mmap`
                 says.
             yarn_truncate: Bounds of YaRN's ramp are integers, as in GGUF engines (gpt-oss was published
                 without).

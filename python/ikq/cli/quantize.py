@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import resource
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -119,6 +123,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--keep-split", action="store_true", help="split the output as the input is; one file stays one"
     )
+    output.add_argument(
+        "--dry-run", action="store_true", help="print types, sizes, memory, disk and time; write nothing"
+    )
+    again = parser.add_argument_group("going on and using what is there")
+    again.add_argument(
+        "--restart",
+        action="store_true",
+        help="begin anew; without it the same command goes on where an interrupted one ended",
+    )
+    again.add_argument(
+        "--reuse",
+        metavar="OLD.gguf",
+        help="take tensors from an older output of ikq where source, type, imatrix and encoder are the same",
+    )
+    again.add_argument(
+        "--partial-requant",
+        action="store_true",
+        help="finished shards of the output stay if they are what this command writes (bytes are checked)",
+    )
+    again.add_argument(
+        "--max-ram",
+        metavar="N(M|G)",
+        type=_size,
+        help="most bytes in work at a time, default half of the memory that is available",
+    )
     moving = parser.add_argument_group("interleaved types (no weight changes, TYPE is ignored)")
     moving.add_argument("--repack", action="store_true", help="tensors in their interleaved types")
     moving.add_argument("--unrepack", action="store_true", help="interleaved tensors in their plain types")
@@ -129,7 +158,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="only tensors whose names match one of these; may be repeated",
     )
-    output.add_argument("--dry-run", action="store_true", help="print types and sizes, write nothing")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -147,12 +175,23 @@ def run(args: argparse.Namespace) -> int:
         for line in lines.values():
             print(line)
         print_summary(plan, None)
-        print(f"dry run: {plan.destination} would have {plan.total_bytes} bytes; nothing was written")
+        print_prediction(plan, n_threads, args.max_ram)
         return 0
+    how = functools.partial(
+        plan.run,
+        n_threads=n_threads,
+        restart=args.restart,
+        reuse=args.reuse,
+        partial_requant=args.partial_requant,
+        max_ram=args.max_ram,
+    )
     if sys.stderr.isatty() and sys.stdout.isatty():
-        result = _run_with_bar(plan, n_threads)
+        result = _run_with_bar(plan, how)
     else:
-        result = plan.run(n_threads=n_threads, progress=lambda t, _: print(lines[t.name], flush=True))
+        result = how(
+            progress=lambda t, _: print(lines[t.name], flush=True),
+            on_note=lambda text: print(text, flush=True),
+        )
     print_summary(plan, result)
     return 0
 
@@ -162,8 +201,7 @@ def _plan(source: str, destination: str | None, type_name: str, options: Quantiz
         return ikq.plan_quantization(source, destination, type_name, **options)
     except ikq.MissingImatrixError:
         # the refusal names what is missing; what is there is shown as well
-        lenient = options.copy()
-        lenient.update(allow_missing=True, ignore_imatrix_rules=True)
+        lenient: QuantizeOptions = {**options, "allow_missing": True, "ignore_imatrix_rules": True}
         shown = ikq.plan_quantization(source, destination, type_name, **lenient)
         for line in coverage_lines(shown):
             print(line)
@@ -308,6 +346,8 @@ def print_summary(plan: QuantizePlan, result: QuantizeResult | None) -> None:
                 f"warning: {len(result.not_ternary)} tensors got ternary types, but their weights are not "
                 f"ternary: {_some(list(result.not_ternary))}; IQ1_S or IQ2_XXS keep more of them"
             )
+        if result.n_resumed:
+            print(f"resumed: {result.n_resumed} of {result.n_items} items were done by an interrupted run")
         print(f"quantize time = {result.seconds:.2f} s")
 
 
@@ -318,6 +358,23 @@ def _kept(plan: QuantizePlan) -> dict[str, list[PlannedTensor]]:
         if t.copied and t.reason.startswith("kept: "):
             kept.setdefault(t.reason.removeprefix("kept: "), []).append(t)
     return kept
+
+
+def print_prediction(plan: QuantizePlan, n_threads: int | None, max_ram: int | None) -> None:
+    """Size to the byte, memory, disk and time of the run that is not made."""
+    workers, in_work = plan.predict_memory(n_threads=n_threads, max_ram=max_ram)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + in_work
+    seconds = plan.predict_seconds(n_threads=n_threads, max_ram=max_ram)
+    folder = next(
+        p for p in (plan.destination.absolute().parent, *plan.destination.absolute().parents) if p.exists()
+    )
+    free = shutil.disk_usage(folder).free
+    print(f"dry run: {plan.destination} would have {plan.total_bytes} bytes; nothing was written")
+    print(f"peak memory = {peak / MIB:.0f} MiB with {workers} threads")
+    print(f"time = {seconds:.1f} s if the disk keeps up")
+    print(f"disk = {plan.total_bytes / MIB:.2f} MiB of {free / MIB:.2f} MiB that are free in {folder}")
+    if free < plan.total_bytes:
+        print("warning: the output does not fit this disk")
 
 
 def _gates_unlike_ups(plan: QuantizePlan) -> list[PlannedTensor]:
@@ -339,7 +396,7 @@ def _some(tensors: list[PlannedTensor]) -> str:
     return names if len(tensors) <= 4 else f"{names} and {len(tensors) - 4} more"
 
 
-def _run_with_bar(plan: QuantizePlan, n_threads: int | None) -> QuantizeResult:
+def _run_with_bar(plan: QuantizePlan, how: Callable[..., QuantizeResult]) -> QuantizeResult:
     """Runs with a progress bar over the source's bytes; the bar goes to the terminal's stderr."""
     from tqdm import tqdm
 
@@ -354,7 +411,7 @@ def _run_with_bar(plan: QuantizePlan, n_threads: int | None) -> QuantizeResult:
         def progress(t: PlannedTensor, _: float) -> None:
             bar.set_postfix_str(f"{t.name} -> {_type(t.to_type)}", refresh=False)
 
-        return plan.run(n_threads=n_threads, progress=progress, on_bytes=bar.update)
+        return how(progress=progress, on_bytes=bar.update, on_note=bar.write)
 
 
 def _writable_types() -> list[str]:

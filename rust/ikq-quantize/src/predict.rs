@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use ikq_gguf::Model;
-use ikq_pool::{Cancel, Pool};
+use ikq_pool::{Cancel, Pool, available_memory};
 use ikq_simd::IsaKind;
 
 use crate::error::Error;
@@ -26,7 +26,8 @@ pub struct Memory {
     pub bytes: u64,
 }
 
-/// How many of `n_threads` threads can work at once within `max_ram` bytes.
+/// How many of `n_threads` threads can work at once within `max_ram` bytes; `None`: half of the memory that is
+/// available.
 ///
 /// # Errors
 /// [`Error::Memory`] for a tensor that does not fit by itself.
@@ -46,6 +47,7 @@ pub fn memory(
         }
     }
     let (each, tensor) = largest;
+    let max_ram = max_ram.or_else(|| available_memory().map(|free| free / 2));
     if let Some(max) = max_ram
         && each > max
     {
