@@ -40,6 +40,17 @@ def tensors(path: Path) -> dict[str, ikq.QTensor]:
     return dict(ikq.GGUFReader(path).tensors)
 
 
+def same_model(a: Path, b: Path) -> None:
+    """Metadata and tensors are equal, byte for byte; an output also has hashes of its tensors."""
+    found, expected = ikq.GGUFReader(a), ikq.GGUFReader(b)
+    pairs = lambda r: {k: v for k, v in r.metadata.items() if k != "ikq.tensor_hashes"}  # noqa: E731
+    assert pairs(found) == pairs(expected)
+    assert list(found.tensors) == list(expected.tensors)
+    for name, tensor in expected.tensors.items():
+        assert found.tensors[name].type == tensor.type
+        assert np.array_equal(found.tensors[name].raw, tensor.raw), name
+
+
 def test_the_sample_of_the_reference_goes_apart_and_together(samples: Path, tmp_path: Path) -> None:
     sample = samples / "tiny-moe-iq3-k-r4.gguf"
     apart, together = tmp_path / "apart.gguf", tmp_path / "together.gguf"
@@ -55,8 +66,7 @@ def test_the_sample_of_the_reference_goes_apart_and_together(samples: Path, tmp_
     for name, tensor in tensors(sample).items():
         assert np.array_equal(tensor.dequantize(), found[name].dequantize()), name
     assert ikq.GGUFReader(apart).metadata["general.file_type"] == 139
-    # metadata and tensors, byte for byte
-    assert together.read_bytes() == sample.read_bytes()
+    same_model(together, sample)
 
 
 @pytest.mark.filterwarnings("ignore::ikq.errors.NotTernaryWarning")
@@ -112,7 +122,7 @@ def test_what_is_kept_says_why(tmp_path: Path) -> None:
     done = ikq_command("quantize", "--unrepack", out, tmp_path / "back.gguf")
     assert done.returncode == 0, done.stderr
     assert "kept: 1 tensors, no plain type holds what q8_k_r8 does: Q8_K_R8.weight" in done.stdout
-    assert (tmp_path / "back.gguf").read_bytes() == source.read_bytes()
+    same_model(tmp_path / "back.gguf", source)
 
 
 def test_dry_run_and_split_as_with_any_plan(tiny_moe: Path, tmp_path: Path) -> None:
@@ -128,6 +138,50 @@ def test_dry_run_and_split_as_with_any_plan(tiny_moe: Path, tmp_path: Path) -> N
     found, before = tensors(files[0]), tensors(tiny_moe)
     assert found["output.weight"].type == ikq.QuantType.BF16_R16
     assert all(np.array_equal(t.dequantize(), found[name].dequantize()) for name, t in before.items())
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
+    # any bits are codes; 190 MB take long enough to be interrupted
+    raw = np.random.default_rng(3).integers(0, 256, (5120, 2304), dtype=np.uint8)
+    source, out, whole = (tmp_path / f"{name}.gguf" for name in ("in", "out", "whole"))
+    with ikq.GGUFWriter(source, {"general.architecture": "llama"}) as writer:
+        for i in range(16):
+            writer.add_tensor(f"blk.{i}.ffn_up.weight", ikq.QTensor(raw, "Q4_0", (5120, 4096)))
+
+    class Stop(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Stop
+
+    plan = ikq.plan_quantization(source, out, "COPY", repack=True)
+    with pytest.raises(Stop):
+        plan.run(n_threads=1, progress=stop)
+    assert not out.exists()
+    result = plan.run()
+    assert 0 < result.n_resumed < result.n_items
+    ikq.quantize_file(source, whole, "COPY", repack=True)
+    assert out.read_bytes() == whole.read_bytes()
+    expected = ikq.repack(raw, "Q4_0", "Q4_0_R8", 4096).reshape(-1)
+    assert all(np.array_equal(t.raw.reshape(-1), expected) for t in tensors(out).values())
+    for large in (source, out, whole):
+        large.unlink()  # pytest keeps the folders of the last runs
+
+
+def test_an_older_output_serves_again(tmp_path: Path) -> None:
+    source = of_types(tmp_path / "in.gguf", (8, 64, 4096), [ikq.QuantType.Q4_K, ikq.QuantType.IQ4_NL])
+    whole, again, encoded = (tmp_path / f"{name}.gguf" for name in ("whole", "again", "encoded"))
+    ikq.quantize_file(source, whole, "COPY", repack=True)
+    notes: list[str] = []
+    ikq.plan_quantization(source, again, "COPY", repack=True).run(reuse=whole, on_note=notes.append)
+    assert notes == ["reusing 2 of the 2 tensors that would be encoded"]
+    assert again.read_bytes() == whole.read_bytes()
+    # the same types by encoding anew are not the same bytes
+    notes.clear()
+    rules = {"custom_q": "Q4_K=q4_k_r4,IQ4_NL=iq4_nl_r4", "allow_requantize": True}
+    plan = ikq.plan_quantization(source, encoded, "COPY", **rules)  # type: ignore[arg-type]
+    plan.run(reuse=whole, on_note=notes.append)
+    assert notes == ["reusing 0 of the 2 tensors that would be encoded"]
 
 
 @pytest.mark.parametrize(
