@@ -78,6 +78,7 @@ def test_every_type_with_an_interleaved_form(tmp_path: Path) -> None:
     out, back = tmp_path / "out.gguf", tmp_path / "back.gguf"
     result = ikq.quantize_file(source, out, "COPY", repack=True, n_threads=2)
     assert all(t.repacked and not t.copied for t in result.plan.tensors)
+    assert {t.how for t in result.outcomes} == {"repacked"}
     assert result.plan.total_bytes == out.stat().st_size
     before, found = tensors(source), tensors(out)
     for t in types:

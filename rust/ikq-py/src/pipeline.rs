@@ -406,6 +406,7 @@ impl From<Done> for QuantizeRun {
         let row = |t: &ikq_quantize::run::TensorDone| {
             let origin = match t.origin {
                 Origin::Encoded => "encoded",
+                Origin::Repacked => "repacked",
                 Origin::Copied => "copied",
                 Origin::Reused => "reused",
             };
