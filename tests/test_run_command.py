@@ -211,6 +211,7 @@ def test_loading_options(tiny_moe, capsys):
         "-ser",
         "1,0.5",
         "--no-mmap",
+        "-rtr",
         "--compute",
         "f32",
         "--override-kv",
@@ -234,6 +235,7 @@ def test_loading_options(tiny_moe, capsys):
         "merge_up_gate_experts": True,
         "expert_reduction": (1, 0.5),
         "mmap": "off",
+        "repack": True,
         "override_kv": {"qwen3moe.rope.freq_base": 500.0, "general.name": "x"},
     }
     assert main(arguments) == 0
