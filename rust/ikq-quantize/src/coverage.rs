@@ -80,7 +80,7 @@ impl Coverage {
                     of.left_out.push(t.name.clone());
                 }
                 Statistics::Missing => of.missing.push(t.name.clone()),
-                Statistics::Found { values, borrowed_from, unseen_experts } => {
+                Statistics::Found { values, borrowed_from, unseen_experts, .. } => {
                     of.n_covered += 1;
                     let n_per_row = t.dims.first().map_or(1, |n| *n as usize).max(1);
                     let n_experts = values.len() / n_per_row;
