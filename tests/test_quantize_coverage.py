@@ -155,9 +155,12 @@ def test_dummies_of_the_reference_collector_are_no_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["dat", "gguf"])
-def test_experts_never_seen_take_the_pooled_statistics(tmp_path: Path, form: str) -> None:
+def test_experts_never_seen_lean_on_what_the_others_have_in_common(tmp_path: Path, form: str) -> None:
     model, x = experts_model(tmp_path / "m.gguf", 4)
-    values, counts = means(4), np.array([1, 0, 90, 9])
+    # the same columns are loud for all experts, give or take a tenth
+    rng = np.random.default_rng(8)
+    values = (means(1) * rng.lognormal(0, 0.1, (4, 256))).astype(np.float32)
+    counts = np.array([1500, 0, 90000, 9000])
     values[1] = 0
     if form == "dat":
         imatrix = write_dat(tmp_path / "m.dat", {UP: values})
@@ -168,22 +171,39 @@ def test_experts_never_seen_take_the_pooled_statistics(tmp_path: Path, form: str
     out = tmp_path / "o.gguf"
     done = ikq_command("quantize", "--allow-missing", "--imatrix", imatrix, model, out, "IQ4_KS")
     assert done.returncode == 0, done.stderr
-    assert "3 of 4 experts seen, the rest take their pooled statistics" in done.stdout
-    assert "1 experts without imatrix data take the others' pooled ones" in done.stdout
+    assert "3 of 4 experts seen, the rest lean on their statistics" in done.stdout
+    assert "1 experts without imatrix data lean on the others'" in done.stdout
     found = ikq.GGUFReader(out)
     assert found.metadata["quantize.imatrix.unseen_experts_count"] == 1
     y = found.tensors[UP].dequantize()
-    error = lambda e: float((((y[e] - x[e]) ** 2) * pooled).sum())  # noqa: E731
-    # by its own measure the expert is as good as if encoded with these weights, and better than with equal ones
-    weighted = ikq.dequantize(ikq.quantize(x[1], "IQ4_KS", pooled.astype(np.float32)), "IQ4_KS", 256)
-    equal = ikq.dequantize(ikq.quantize(x[1], "IQ4_KS"), "IQ4_KS", 256)
-    assert error(1) == pytest.approx(float((((weighted - x[1]) ** 2) * pooled).sum()), rel=0.01)
-    assert error(1) < 0.95 * float((((equal - x[1]) ** 2) * pooled).sum())
+
+    def error(e: int, z: np.ndarray) -> float:
+        return float((((z - x[e]) ** 2) * pooled).sum())
+
+    def encoded(e: int, weights: np.ndarray | None) -> np.ndarray:
+        return ikq.dequantize(ikq.quantize(x[e], "IQ4_KS", weights), "IQ4_KS", 256)
+
+    # as good as with the mean of the others' (the columns agree to a hundredth), better than with equal weights
+    assert error(1, y[1]) == pytest.approx(error(1, encoded(1, pooled.astype(np.float32))), rel=0.01)
+    assert error(1, y[1]) < 0.95 * error(1, encoded(1, None))
     # experts that were seen are encoded with their own statistics, bit for bit
-    own = ikq.dequantize(
-        ikq.quantize(x[2], "IQ4_KS", ikq.Imatrix(imatrix)[UP].values.reshape(4, 256)[2]), "IQ4_KS", 256
-    )
-    assert np.array_equal(y[2], own)
+    own = ikq.Imatrix(imatrix)[UP].values.reshape(4, 256)
+    for e in (0, 2, 3):
+        assert np.array_equal(y[e], encoded(e, own[e]))
+
+
+def test_experts_with_few_tokens_are_named_and_the_rest_untouched(tmp_path: Path) -> None:
+    model, x = experts_model(tmp_path / "m.gguf", 4)
+    values, counts = means(4), np.array([1024, 1023, 5, 10**6])
+    imatrix = write_gguf(tmp_path / "i.gguf", {UP: (values, counts)})
+    plan = ikq.plan_quantization(model, tmp_path / "o.gguf", "IQ4_KS", imatrix=imatrix)
+    assert plan.tensors[0].thin_experts == (1, 2)
+    assert plan.tensors[0].unseen_experts == ()
+    plan.run()
+    y = ikq.GGUFReader(tmp_path / "o.gguf").tensors[UP].raw
+    own = ikq.Imatrix(imatrix)[UP].values
+    same = [np.array_equal(y[e], ikq.quantize(x[e], "IQ4_KS", own[e])) for e in range(4)]
+    assert same == [True, False, False, True]
 
 
 def test_hidden_statistics_leave_no_counts(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class ImatrixCoverage:
     borrowed: Mapping[str, str]
     """Tensors that the file lacks, and the entry of a tensor with the same input that serves them."""
     partial: tuple[PartialExperts, ...]
-    """Tensors with experts without data, which take the pooled statistics of the others."""
+    """Tensors with experts without data, which take what the others' statistics have in common."""
     left_out: tuple[str, ...]
     """Tensors whose entry `include_weights` or `exclude_weights` leaves out; not held against the file."""
     is_complete: bool

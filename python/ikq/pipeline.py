@@ -76,7 +76,10 @@ class PlannedTensor:
     lacks_imatrix: bool
     """Its type would use statistics, and there are none."""
     unseen_experts: tuple[int, ...]
-    """Experts without a single token in the statistics; they take the pooled statistics of the others."""
+    """Experts without a single token in the statistics; they take what the others' have in common."""
+    thin_experts: tuple[int, ...]
+    """Experts with fewer than 1024 tokens, whose statistics are drawn to the others'; only GGUF imatrices
+    count tokens per expert."""
 
 
 @dataclass(frozen=True)
@@ -397,4 +400,5 @@ def _planned(t: _ikq.TensorPlan) -> PlannedTensor:
         imatrix=own.get(t.statistics, t.statistics),
         lacks_imatrix=t.statistics == "missing",
         unseen_experts=tuple(t.unseen_experts),
+        thin_experts=tuple(t.thin_experts),
     )

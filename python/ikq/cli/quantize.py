@@ -286,7 +286,9 @@ def _describe(t: PlannedTensor) -> str:
     elif t.imatrix not in (None, t.name):
         notes.append(f"imatrix of {t.imatrix}")
     if t.unseen_experts:
-        notes.append(f"{len(t.unseen_experts)} experts without imatrix data take the others' pooled ones")
+        notes.append(f"{len(t.unseen_experts)} experts without imatrix data lean on the others'")
+    if t.thin_experts:
+        notes.append(f"{len(t.thin_experts)} experts with few tokens lean on the others' imatrix data")
     return f"{line} ({'; '.join(notes)})"
 
 
@@ -303,7 +305,7 @@ def coverage_lines(plan: QuantizePlan) -> list[str]:
     lines = [f"imatrix coverage: {c.n_covered} of {c.n_tensors} tensors{experts}"]
     lines += [f"  {name}: absent, served by {entry} (the same input)" for name, entry in c.borrowed.items()]
     lines += [
-        f"  {t.tensor}: {t.n_seen} of {t.n_experts} experts seen, the rest take their pooled statistics"
+        f"  {t.tensor}: {t.n_seen} of {t.n_experts} experts seen, the rest lean on their statistics"
         for t in c.partial
     ]
     lines += [f"  {name}: left out, as asked for" for name in c.left_out]
@@ -331,8 +333,8 @@ def print_summary(plan: QuantizePlan, result: QuantizeResult | None) -> None:
     unseen = [t for t in plan.tensors if t.unseen_experts]
     if unseen:
         print(
-            f"warning: {len(unseen)} tensors have experts the imatrix never saw, which take the pooled "
-            f"statistics of the others: {_some(unseen)}"
+            f"warning: {len(unseen)} tensors have experts the imatrix never saw, which lean on "
+            f"the statistics of the others: {_some(unseen)}"
         )
     different = _gates_unlike_ups(plan)
     if different:

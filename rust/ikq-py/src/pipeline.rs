@@ -104,6 +104,7 @@ pub struct TensorPlan {
     /// "not used", "missing", "own" or the name of the entry it is borrowed from.
     statistics: String,
     unseen_experts: Vec<usize>,
+    thin_experts: Vec<usize>,
 }
 
 /// What an imatrix has data for.
@@ -445,5 +446,9 @@ fn describe(t: &ikq_quantize::plan::TensorPlan) -> TensorPlan {
         bytes_out: t.bytes_out,
         statistics,
         unseen_experts,
+        thin_experts: match &t.statistics {
+            Statistics::Found { thin_experts, .. } => thin_experts.clone(),
+            _ => Vec::new(),
+        },
     }
 }
