@@ -10,6 +10,7 @@ from ikq._ikq import __version__
 from ikq.activations import ActivationCollector, ActivationEntry, ActivationStatistics, LayerSimilarity
 from ikq.arrays import available_isas, dequantize, isa, quantize, repack, row_bytes, tensor_bytes
 from ikq.chat import ChatTemplate
+from ikq.coverage import ImatrixCoverage, PartialExperts
 from ikq.errors import (
     DeviceError,
     FormatError,
@@ -56,12 +57,14 @@ __all__ = [
     "Generation",
     "IkqError",
     "Imatrix",
+    "ImatrixCoverage",
     "ImatrixEntry",
     "LayerSimilarity",
     "Metadata",
     "MissingImatrixError",
     "Model",
     "NotTernaryWarning",
+    "PartialExperts",
     "Piece",
     "PlannedTensor",
     "QTensor",

@@ -115,6 +115,7 @@ class Model(TextModel):
         merge_up_gate_experts: bool = False,
         expert_reduction: tuple[int, float] | None = None,
         mmap: Literal["auto", "on", "off"] = "auto",
+        repack: bool = False,
         yarn_truncate: bool = True,
         override_kv: Mapping[str, bool | int | float | str] | None = None,
     ) -> Model:
@@ -137,6 +138,9 @@ class Model(TextModel):
                 weight is below t times the largest (`-ser k,t`).
             mmap: `auto` copies weights to huge pages when memory allows and keeps the mapping where it does
                 not; `on` keeps it, `off` copies.
+            repack: Join rows to groups of their interleaved types while loading, as some engines do. It
+                gains nothing here and changes no result; it is there to compare. Copies, whatever `mmap`
+                says.
             yarn_truncate: Bounds of YaRN's ramp are integers, as in GGUF engines (gpt-oss was published
                 without).
             override_kv: Metadata to be read instead of the file's.
@@ -170,6 +174,7 @@ class Model(TextModel):
             merge_up_gate_experts=merge_up_gate_experts,
             expert_reduction=expert_reduction,
             mmap=mmap,
+            repack=repack,
             isa_name=None,
         )
         model = cls(engine, spec, reader, n_ubatch=n_ubatch)

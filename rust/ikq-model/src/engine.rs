@@ -15,6 +15,7 @@ use crate::exec::{Exec, Forms, Product, ThreadScratch, room};
 use crate::ffn::{self, Experts, FfnBuffers, PlanOptions};
 use crate::layers::{Dense, Ffn, Layer, Moe, tensor_names};
 use crate::load::{Mmap, Tensors};
+use crate::repack::Repack;
 use crate::rope::{Angles, Ropes};
 use crate::spec::ModelSpec;
 use crate::statistics::Collector;
@@ -36,6 +37,8 @@ pub struct Options {
     /// Experts after the first `.0` are dropped where their weight is below `.1` times the largest.
     pub expert_reduction: Option<(usize, f32)>,
     pub mmap: Mmap,
+    /// Join plain rows to groups of their interleaved twins while loading, for comparison; copies.
+    pub repack: bool,
 }
 
 /// Which logits a call gives.
@@ -110,7 +113,9 @@ impl Engine {
                 Error::Option { option, value: "0".into(), why: "at least 1 is needed".into() }.into()
             );
         }
-        let tensors = Tensors::load(model, &tensor_names(&spec), options.mmap, &pool, cancel)?;
+        let repack = options.repack.then(|| Repack::new(&spec));
+        let names = tensor_names(&spec);
+        let tensors = Tensors::load(model, &names, options.mmap, repack.as_ref(), &pool, cancel)?;
         let weights = Weights { tensors: &tensors };
         let n_embd = spec.n_embd;
         let output_norm = weights.floats(&spec.output_norm, n_embd)?;

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`spec`] | the description, as Python writes it |
 //! | [`load`] | where weights live: mapped files, or huge pages |
+//! | [`repack`] | rows joined to groups while loading, for comparison |
 //! | [`weights`] | a spec's names made into checked matrices |
 //! | [`layers`] | a block's weights |
 //! | [`rope`] | the rotary embeddings that layers share |
@@ -21,6 +22,7 @@ pub mod exec;
 pub mod ffn;
 pub mod layers;
 pub mod load;
+pub mod repack;
 pub mod rope;
 pub mod spec;
 pub mod statistics;

@@ -56,7 +56,7 @@ impl Engine {
     /// Loads the weights that `spec` (JSON) names.
     #[staticmethod]
     #[pyo3(signature = (model, spec, *, n_ctx, n_threads, n_ubatch, cache_type_k, cache_type_v, compute,
-                        fused_up_gate, fused_moe, merge_up_gate_experts, expert_reduction, mmap, isa_name))]
+                        fused_up_gate, fused_moe, merge_up_gate_experts, expert_reduction, mmap, repack, isa_name))]
     #[expect(clippy::too_many_arguments, reason = "the options of loading, named in Python")]
     fn load(
         py: Python<'_>,
@@ -73,6 +73,7 @@ impl Engine {
         merge_up_gate_experts: bool,
         expert_reduction: Option<(usize, f32)>,
         mmap: &str,
+        repack: bool,
         isa_name: Option<&str>,
     ) -> PyResult<Engine> {
         if n_threads == Some(0) {
@@ -99,6 +100,7 @@ impl Engine {
                 "off" => Mmap::Off,
                 other => return Err(one_of("mmap", other, "auto, on, off")),
             },
+            repack,
         };
         let spec = ModelSpec::from_json(spec).map_err(|e| e.raise(py))?;
         let kind = isa(isa_name)?;

@@ -107,7 +107,7 @@ pub fn seconds(
             // what a run does with the bytes: two hashes and a copy to the system
             let copy = match unit.work {
                 Work::Copy => (hash::of(&source), outcome.bytes.to_vec()),
-                Work::Encode { .. } => (hash::of(&source) ^ hash::of(&outcome.bytes), outcome.bytes.to_vec()),
+                _ => (hash::of(&source) ^ hash::of(&outcome.bytes), outcome.bytes.to_vec()),
             };
             std::hint::black_box(copy);
             buffers.recycle(outcome.bytes);
