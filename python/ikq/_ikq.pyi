@@ -15,6 +15,7 @@ __all__ = [
     "Metadata",
     "Model",
     "QuantizePlan",
+    "QuantizeRun",
     "StatisticsCollector",
     "StatisticsFile",
     "TensorPlan",

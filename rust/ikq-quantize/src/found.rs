@@ -27,6 +27,12 @@ pub(crate) struct Found {
     pub n_damaged: usize,
 }
 
+/// A tensor of a plan that another file has: its index, and the hashes of its units' source and result.
+pub(crate) struct SameTensor {
+    pub index: usize,
+    pub hashes: Vec<(u64, u64)>,
+}
+
 /// What a look at an earlier run's leavings needs.
 pub(crate) struct Look<'a> {
     pub plan: &'a Plan,
@@ -170,8 +176,7 @@ impl Look<'_> {
         Ok(Some(record))
     }
 
-    /// Which tensors of `old` (a file or a split set of an earlier run) are those of this plan, bytes and all: for
-    /// each its index in the plan and the hashes of its units.
+    /// Which tensors of `old` (a file or a split set of an earlier run) are those of this plan, bytes and all.
     ///
     /// # Errors
     /// [`Error::Cancelled`].
@@ -180,7 +185,7 @@ impl Look<'_> {
         old: &Model,
         recipes: &[u64],
         wanted: impl Fn(usize) -> bool,
-    ) -> Result<Vec<(usize, Vec<(u64, u64)>)>, Error> {
+    ) -> Result<Vec<SameTensor>, Error> {
         let mut said = Vec::new();
         for shard in 0..old.shards().len() {
             said.extend(recipe_hash::read(old, shard));
@@ -220,7 +225,7 @@ impl Look<'_> {
             let source = hash::joined(units.iter().map(|h| h.0));
             let content = hash::joined(units.iter().map(|h| h.1));
             if (source, content) == (entry.source, entry.content) {
-                same.push((index, units));
+                same.push(SameTensor { index, hashes: units });
             }
         }
         Ok(same)

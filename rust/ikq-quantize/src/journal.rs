@@ -135,7 +135,7 @@ impl Journal {
     /// That of the system.
     pub fn read(&self, mut found: impl FnMut(usize, Record)) -> Result<(), Error> {
         let os = |e| ikq_gguf::Error::io(&self.path, "read", 0, e);
-        each_slot(&self.file, self.id, |unit, record| found(unit, record)).map_err(os)?;
+        each_slot(&self.file, self.id, &mut found).map_err(os)?;
         Ok(())
     }
 

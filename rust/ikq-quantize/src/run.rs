@@ -24,7 +24,7 @@ use ikq_pool::{Cancel, Pool, Stop};
 use ikq_simd::IsaKind;
 
 use crate::error::Error;
-use crate::found::{Found, Look, stopped};
+use crate::found::{Found, Look, SameTensor, stopped};
 use crate::hash;
 use crate::journal::{Journal, Record};
 use crate::plan::Plan;
@@ -247,7 +247,7 @@ fn older_tensors(
             undone && !in_place && all.iter().all(|r| r.index != index)
         };
         let wanted: Vec<bool> = (0..look.plan.tensors.len()).map(wanted).collect();
-        for (index, hashes) in look.same_tensors(old, recipes, |i| wanted[i])? {
+        for SameTensor { index, hashes } in look.same_tensors(old, recipes, |i| wanted[i])? {
             let t = old.tensor(&look.plan.tensors[index].name).cloned();
             all.extend(t.map(|old| Reused { index, old, hashes }));
         }

@@ -1,9 +1,6 @@
 //! Which statistics a tensor's columns are weighed by, and what experts get that have few or none.
 //!
-//! An expert that the calibration text never reached has values that are all zero (`.dat` files store no
-//! counts per expert; GGUF files have a count of 0, and zeros). ik_llama.cpp's collector writes 1 for every
-//! column of such an expert when it stores the entry all the same; that is recognised where the other experts'
-//! values are not constant.
+//! Which experts the calibration text never reached is for [`Entry::unseen_experts`] to say.
 //!
 //! ```text
 //! pooled = mean of the experts' values, weighed by their tokens where the file counts them per expert
@@ -102,14 +99,9 @@ struct Filled {
 /// `None`: no expert has data.
 fn filled(entry: &Entry, n_per_row: usize) -> Option<Filled> {
     let experts: Vec<&[f32]> = entry.values.chunks_exact(n_per_row.max(1)).collect();
-    let constant = |values: &[f32]| values.windows(2).all(|w| w[0] == w[1]);
-    let some_vary = experts.iter().any(|v| !constant(v));
-    let is_unseen = |v: &[f32]| match v.first() {
-        Some(first) => constant(v) && (*first == 0.0 || *first == 1.0 && some_vary && experts.len() > 1),
-        None => true,
-    };
-    let (unseen_experts, seen): (Vec<usize>, Vec<usize>) =
-        (0..experts.len()).partition(|e| is_unseen(experts[*e]));
+    let unseen_experts = entry.unseen_experts(experts.len());
+    let is_unseen = |e: usize| unseen_experts.binary_search(&e).is_ok();
+    let seen: Vec<usize> = (0..experts.len()).filter(|e| !is_unseen(*e)).collect();
     if seen.is_empty() {
         return None;
     }
@@ -128,7 +120,7 @@ fn filled(entry: &Entry, n_per_row: usize) -> Option<Filled> {
     let prior = prior(&of_seen, n_per_row);
     for e in unseen_experts.iter().chain(&thin_experts) {
         // without tokens the prior alone; values are then zero or dummies
-        let n = if is_unseen(experts[*e]) { 0.0 } else { tokens(*e).unwrap_or(0.0) };
+        let n = if is_unseen(*e) { 0.0 } else { tokens(*e).unwrap_or(0.0) };
         let own = &mut values[e * n_per_row..(e + 1) * n_per_row];
         for (v, p) in own.iter_mut().zip(&prior) {
             *v = ((n * f64::from(*v) + PRIOR_TOKENS * p) / (n + PRIOR_TOKENS)) as f32;

@@ -26,16 +26,20 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// Experts of `n_experts` that no token reached: of a count of 0, or of what `.dat` files have for them
-    /// ([`UNSEEN`] in every column; zeros in older files).
+    /// Experts of `n_experts` that no token reached: of a count of 0, of zeros, or of what `.dat` files have for them
+    /// ([`UNSEEN`] in every column; a file that has that for all experts says so of all).
     pub fn unseen_experts(&self, n_experts: usize) -> Vec<usize> {
         let columns = (self.values.len() / n_experts.max(1)).max(1);
-        let is = |values: &[f32], mean: f32| values.iter().all(|v| *v == mean);
-        let unseen = |(expert, values): &(usize, &[f32])| match self.counts.len() == n_experts {
-            true if n_experts > 1 => self.counts[*expert] == 0.0,
-            _ => is(values, 0.0) || n_experts > 1 && is(values, UNSEEN),
+        let constant = |values: &[f32]| values.windows(2).all(|w| w[0] == w[1]);
+        let experts = self.values.chunks_exact(columns);
+        let stands_out = n_experts > 1 && experts.clone().any(|values| !constant(values));
+        let counted = self.counts.len() == n_experts && n_experts > 1;
+        let unseen = |(expert, values): &(usize, &[f32])| {
+            let first = values.first().copied().unwrap_or(0.0);
+            let dummy = first == 0.0 || first == UNSEEN && stands_out;
+            counted && self.counts[*expert] == 0.0 || dummy && constant(values)
         };
-        self.values.chunks_exact(columns).enumerate().filter(unseen).map(|(expert, _)| expert).collect()
+        experts.enumerate().filter(unseen).map(|(expert, _)| expert).collect()
     }
 }
 
