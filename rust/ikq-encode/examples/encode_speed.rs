@@ -7,8 +7,8 @@
 
 use std::time::Instant;
 
-use ikq_formats::{QuantType, matrix_bytes};
 use ikq_encode::{EncodeOptions, encodable, encode_rows};
+use ikq_formats::{QuantType, matrix_bytes};
 use ikq_simd::{IsaKind, available};
 
 const N_PER_ROW: usize = 4096;

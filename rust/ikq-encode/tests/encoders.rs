@@ -1,9 +1,9 @@
 //! What every encoder keeps, over all types that can be written and all instruction sets of this
 //! machine: the same bytes everywhere, finite values out, powers of two, error bounds.
 
+use ikq_encode::{EncodeOptions, encodable, encode_rows};
 use ikq_formats::row::I2_S_TRAILER_BYTES;
 use ikq_formats::{Family, QuantType, matrix_bytes, row_bytes, row_multiple};
-use ikq_encode::{EncodeOptions, encodable, encode_rows};
 use ikq_simd::{IsaKind, available, best};
 
 /// A small generator, so that the rows are the same everywhere.

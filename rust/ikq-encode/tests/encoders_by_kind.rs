@@ -1,8 +1,8 @@
 //! What some kinds of types promise beyond what all encoders do: interleaved forms have the codes of
 //! their plain type, ternary data comes back as it was, symmetric Q4_0 has no level -8.
 
-use ikq_formats::{QuantType, RowForm, matrix_bytes, repack, row_form};
 use ikq_encode::{EncodeOptions, encodable, encode_rows, is_ternary};
+use ikq_formats::{QuantType, RowForm, matrix_bytes, repack, row_form};
 use ikq_simd::best;
 
 fn noise(seed: u32, n: usize) -> Vec<f32> {

@@ -35,4 +35,5 @@ mod units;
 mod work;
 
 pub use error::Error;
+pub use hash::ENCODERS;
 pub use recipe_hash::TENSOR_HASHES;
