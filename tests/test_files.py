@@ -244,7 +244,7 @@ def test_blocks(type_name, shape, together, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "pair", itertools.combinations(["F32", "IQ2_K_R4", "Q8_KV_R8", "BF16_R16", "I2_S"], 2)
+    "pair", list(itertools.combinations(["F32", "IQ2_K_R4", "Q8_KV_R8", "BF16_R16", "I2_S"], 2))
 )
 def test_types_that_store_rows_differently_are_compared(pair, tmp_path, monkeypatch):
     monkeypatch.setattr("ikq.files.blocks._ELEMENTS", 3000)
