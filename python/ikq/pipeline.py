@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ikq import _ikq
 from ikq.errors import RefusedError
@@ -23,6 +23,7 @@ __all__ = [
     "PlannedTensor",
     "QuantizePlan",
     "QuantizeResult",
+    "TensorOutcome",
     "ftypes",
     "plan_quantization",
     "quantize_file",
@@ -136,6 +137,22 @@ class QuantizePlan:
 
 
 @dataclass(frozen=True)
+class TensorOutcome:
+    """What a run did to a tensor."""
+
+    how: Literal["encoded", "copied", "reused", "repacked"]
+    seconds: float
+    """Work of all threads on it, in this run and those it went on from."""
+    error: float | None
+    """Relative root mean square error; None if not measured."""
+    weighted_error: float | None
+    """The same with the columns' importance as weights; equals `error` without imatrix."""
+    expert_errors: tuple[float, ...] | None
+    """Weighted, per expert of a 3-D tensor."""
+    not_ternary: bool
+
+
+@dataclass(frozen=True)
 class QuantizeResult:
     """A finished run."""
 
@@ -143,6 +160,8 @@ class QuantizeResult:
     files: tuple[Path, ...]
     """The files written: one, or the shards of a split set."""
     seconds: float
+    outcomes: tuple[TensorOutcome, ...] = ()
+    """Parallel to the plan's tensors."""
     not_ternary: tuple[PlannedTensor, ...] = ()
     """Tensors that got a ternary type though their weights are not ternary: little of them is left."""
 
