@@ -117,8 +117,11 @@ class QuantizePlan:
             n_threads = None
 
         not_ternary = []
+        outcomes: dict[int, TensorOutcome] = {}
 
         def done(index: int, seconds: float, is_not_ternary: bool) -> None:
+            how: Literal["copied", "encoded"] = "copied" if self.tensors[index].copied else "encoded"
+            outcomes[index] = TensorOutcome(how, seconds, None, None, None, is_not_ternary)
             if is_not_ternary:
                 not_ternary.append(self.tensors[index])
             if progress is not None:
@@ -132,6 +135,7 @@ class QuantizePlan:
             plan=self,
             files=tuple(Path(f) for f in files),
             seconds=time.perf_counter() - start,
+            outcomes=tuple(outcomes[i] for i in range(len(self.tensors))),
             not_ternary=tuple(not_ternary),
         )
 

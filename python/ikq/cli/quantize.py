@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast
 
 import ikq
+from ikq.cli import quantize_report
 from ikq.pipeline import PlannedTensor, QuantizePlan, QuantizeResult
 from ikq.quantize_options import QuantizeOptions, parse_size
 
@@ -109,16 +110,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split-max-tensors", metavar="N", type=int, help="split into files of at most N tensors"
     )
     output.add_argument("--dry-run", action="store_true", help="print types and sizes, write nothing")
+    quantize_report.add_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit code."""
     source, destination, type_name, n_threads = split_words(args.words)
     plan = ikq.plan_quantization(source, destination, type_name, **options(args))
+    quantize_report.check(args, plan)
     lines = tensor_lines(plan)
+    given = {"type": type_name, "n_threads": n_threads} | options(args)
     if args.dry_run:
         for line in lines.values():
             print(line)
+        quantize_report.finish(args, plan, given)
         print_summary(plan, None)
         print(f"dry run: {plan.destination} would have {plan.total_bytes} bytes; nothing was written")
         return 0
@@ -126,6 +131,7 @@ def run(args: argparse.Namespace) -> int:
         result = _run_with_bar(plan, n_threads)
     else:
         result = plan.run(n_threads=n_threads, progress=lambda t, _: print(lines[t.name], flush=True))
+    quantize_report.finish(args, result, given)
     print_summary(plan, result)
     return 0
 

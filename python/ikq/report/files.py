@@ -49,7 +49,8 @@ def write_report(report: Report, path: str | os.PathLike[str]) -> None:
     """
     text = to_json(report) if report_kind(path) == "json" else html_page(report)
     with whole_file(path) as f:
-        f.write(text.encode())
+        # names of files may hold bytes that are no text
+        f.write(text.encode(errors="backslashreplace"))
 
 
 def to_json(report: Report) -> str:

@@ -59,7 +59,7 @@ def html_page(report: Report) -> str:
 
 
 def _part(name: str) -> str:
-    return (Path(__file__).parent / name).read_text()
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
 def _facts(report: Report) -> str:
