@@ -237,15 +237,39 @@ class QuantizePlan:
     def tensors(self) -> list[TensorPlan]: ...
     @property
     def total_bytes(self) -> int: ...
+    def memory(
+        self, n_threads: int | None, *, max_ram: int | None, measure_errors: bool
+    ) -> tuple[int, int]: ...
+    def seconds(self, n_threads: int | None, *, isa_name: str | None, measure_errors: bool) -> float: ...
     def run(
         self,
         target: str | os.PathLike[str],
         *,
         n_threads: int | None,
         isa_name: str | None,
+        restart: bool,
+        reuse: str | os.PathLike[str] | None,
+        keep_finished: bool,
+        measure_errors: bool,
         progress: Callable[[int, float, bool], None] | None,
         on_bytes: Callable[[int], None] | None,
-    ) -> list[Path]: ...
+        on_note: Callable[[str], None] | None,
+    ) -> QuantizeRun: ...
+
+@final
+class QuantizeRun:
+    @property
+    def files(self) -> list[Path]: ...
+    @property
+    def n_items(self) -> int: ...
+    @property
+    def n_resumed(self) -> int: ...
+    @property
+    def n_damaged(self) -> int: ...
+    @property
+    def tensors(
+        self,
+    ) -> list[tuple[str, float, bool, tuple[float, float, list[float]] | None]]: ...
 
 def plan_quantize(
     model: Model, ftype: str, imatrix: Imatrix | None, wishes: Mapping[str, object]

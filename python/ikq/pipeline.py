@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 from ikq import _ikq
 from ikq.errors import RefusedError
 from ikq.imatrix import Imatrix
 from ikq.quant_types import QuantType
-from ikq.quantize_options import PathLike, QuantizeOptions, wishes
+from ikq.quantize_options import PathLike, QuantizeOptions, parse_size, wishes
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -91,52 +91,126 @@ class QuantizePlan:
         self,
         *,
         n_threads: int | None = None,
+        restart: bool = False,
+        reuse: PathLike | None = None,
+        partial_requant: bool = False,
+        max_ram: int | str | None = None,
+        measure_errors: bool = False,
         progress: Callable[[PlannedTensor, float], None] | None = None,
         on_bytes: Callable[[int], None] | None = None,
+        on_note: Callable[[str], None] | None = None,
         _isa: str | None = None,
     ) -> QuantizeResult:
-        """Carries the plan out.
+        """Carries the plan out, going on where an interrupted run of the same plan ended.
 
-        The output is written beside its final name and renamed when whole: an existing file stays as
-        it is until then, and nothing is left when the run fails or is interrupted. The bytes do not
-        depend on the number of threads or the machine.
+        The output is written to `NAME.part` beside its final name and renamed when whole: an existing file
+        stays as it is until then. `NAME.journal` says which work items are done; both stay when the run
+        fails, is interrupted or killed, and the next call begins with what is seen (by hashes) to be good in
+        them. The bytes do not depend on the number of threads, the machine or interruptions.
 
         Args:
             n_threads: Threads; None is one per CPU.
+            restart: Begin anew, whatever an interrupted run has left.
+            reuse: An older output of ikq (a file or a split set): its tensors serve where source, type,
+                imatrix and encoder are the same.
+            partial_requant: Finished shards of the output stay where they are what this plan writes (checked
+                by their bytes, not by their names).
+            max_ram: Most bytes in work at a time, a number or `"500M"`; fewer threads work where they do not
+                fit. None is half of the memory that is available.
+            measure_errors: Measure every tensor's error; see `TensorOutcome`.
             progress: Called with each tensor, in order, when it is in the file, and the seconds of
                 work (of all threads together) that it took.
             on_bytes: Called several times a second with the bytes of the source done since; for bars.
+            on_note: Called with sentences about what was found of earlier runs.
 
         Raises:
             ikq.errors.FormatError: A weight is NaN or infinite; names tensor, expert, row and column.
+            ikq.errors.RefusedError: Another process writes this output, an interrupted run of *another* plan
+                has done much work on it, `reuse` is not of ikq, or a tensor does not fit `max_ram`.
             OSError: Reading or writing failed; a full disk names the bytes that were needed.
-            KeyboardInterrupt: Ctrl-C.
+            KeyboardInterrupt: Ctrl-C; says what is kept.
         """
         start = time.perf_counter()
-        if n_threads is not None and n_threads <= 0:
-            n_threads = None
-
         not_ternary = []
-        outcomes: dict[int, TensorOutcome] = {}
 
         def done(index: int, seconds: float, is_not_ternary: bool) -> None:
-            how: Literal["copied", "encoded"] = "copied" if self.tensors[index].copied else "encoded"
-            outcomes[index] = TensorOutcome(how, seconds, None, None, None, is_not_ternary)
             if is_not_ternary:
                 not_ternary.append(self.tensors[index])
             if progress is not None:
                 progress(self.tensors[index], seconds)
 
+        workers, _ = self._memory(n_threads, max_ram, measure_errors)
         self.destination.parent.mkdir(parents=True, exist_ok=True)
-        files = self._core.run(
-            self.destination, n_threads=n_threads, isa_name=_isa, progress=done, on_bytes=on_bytes
-        )
+        try:
+            ran = self._core.run(
+                self.destination,
+                n_threads=workers,
+                isa_name=_isa,
+                restart=restart,
+                reuse=None if reuse is None else os.fspath(reuse),
+                keep_finished=partial_requant,
+                measure_errors=measure_errors,
+                progress=done,
+                on_bytes=on_bytes,
+                on_note=on_note,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(self._what_is_kept()) from None
         return QuantizeResult(
             plan=self,
-            files=tuple(Path(f) for f in files),
+            files=tuple(Path(f) for f in ran.files),
             seconds=time.perf_counter() - start,
-            outcomes=tuple(outcomes[i] for i in range(len(self.tensors))),
             not_ternary=tuple(not_ternary),
+            outcomes=tuple(_outcome(*row) for row in ran.tensors),
+            n_items=ran.n_items,
+            n_resumed=ran.n_resumed,
+            n_damaged=ran.n_damaged,
+        )
+
+    def predict_memory(
+        self,
+        *,
+        n_threads: int | None = None,
+        max_ram: int | str | None = None,
+        measure_errors: bool = False,
+    ) -> tuple[int, int]:
+        """Threads that `run` lets work at once, and the bytes that they have in work at most.
+
+        The process needs what it has now besides (`resource.getrusage`).
+
+        Raises:
+            ikq.errors.RefusedError: A tensor does not fit `max_ram`.
+        """
+        return self._memory(n_threads, max_ram, measure_errors)
+
+    def predict_seconds(
+        self,
+        *,
+        n_threads: int | None = None,
+        max_ram: int | str | None = None,
+        measure_errors: bool = False,
+        _isa: str | None = None,
+    ) -> float:
+        """Seconds that `run` will take if the disk keeps up: a few pieces of every kind of tensor are tried.
+
+        Raises:
+            ikq.errors.FormatError: A weight that was tried is NaN or infinite.
+        """
+        workers, _ = self._memory(n_threads, max_ram, measure_errors)
+        return self._core.seconds(workers, isa_name=_isa, measure_errors=measure_errors)
+
+    def _memory(
+        self, n_threads: int | None, max_ram: int | str | None, measure_errors: bool
+    ) -> tuple[int, int]:
+        if n_threads is not None and n_threads <= 0:
+            n_threads = None
+        limit = None if max_ram is None else parse_size(max_ram)
+        return self._core.memory(n_threads, max_ram=limit, measure_errors=measure_errors)
+
+    def _what_is_kept(self) -> str:
+        return (
+            f"interrupted; what is done is kept in {self.destination}.part: "
+            "run the same command again to go on, with --restart to begin anew"
         )
 
 
@@ -146,14 +220,16 @@ class TensorOutcome:
 
     how: Literal["encoded", "copied", "reused", "repacked"]
     seconds: float
-    """Work of all threads on it, in this run and those it went on from."""
+    """Work of all threads on it, in this run and those that it went on from."""
     error: float | None
-    """Relative root mean square error; None if not measured."""
+    """Relative root mean square error, sqrt(sum (x - y)^2 / sum x^2) over source x and result y; None where
+    it was not measured (copied or reused, or nobody asked)."""
     weighted_error: float | None
-    """The same with the columns' importance as weights; equals `error` without imatrix."""
+    """The same with the columns' importance as weights; equals `error` without an imatrix."""
     expert_errors: tuple[float, ...] | None
-    """Weighted, per expert of a 3-D tensor."""
+    """Weighted, of each matrix (expert) of the tensor."""
     not_ternary: bool
+    """Its type is ternary and its weights are not."""
 
 
 @dataclass(frozen=True)
@@ -164,10 +240,16 @@ class QuantizeResult:
     files: tuple[Path, ...]
     """The files written: one, or the shards of a split set."""
     seconds: float
-    outcomes: tuple[TensorOutcome, ...] = ()
-    """Parallel to the plan's tensors."""
     not_ternary: tuple[PlannedTensor, ...] = ()
     """Tensors that got a ternary type though their weights are not ternary: little of them is left."""
+    outcomes: tuple[TensorOutcome, ...] = ()
+    """What was done to each tensor, in the order of `plan.tensors`."""
+    n_items: int = 0
+    """Work items (blocks of rows) of the whole plan."""
+    n_resumed: int = 0
+    """Items that an interrupted run had done."""
+    n_damaged: int = 0
+    """Items that an interrupted run had noted as done, but whose bytes were not in its files."""
 
 
 def plan_quantization(
@@ -208,7 +290,13 @@ def quantize_file(
     type: str | QuantType,
     *,
     n_threads: int | None = None,
+    restart: bool = False,
+    reuse: PathLike | None = None,
+    partial_requant: bool = False,
+    max_ram: int | str | None = None,
+    measure_errors: bool = False,
     progress: Callable[[PlannedTensor, float], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
     **options: Unpack[QuantizeOptions],
 ) -> QuantizeResult:
     """Quantizes a GGUF model to a file; what `python -m ikq quantize` runs.
@@ -221,6 +309,12 @@ def quantize_file(
             with the rules that people know from llama-quantize for some of them, or a `QuantType`, which
             means the mix of that base.
         n_threads: Threads; None (or a number below 1) is one per CPU.
+        restart: Begin anew; by default the call goes on where an interrupted one of the same plan ended.
+        reuse: An older output whose tensors serve where nothing about them has changed.
+        partial_requant: Finished shards of the output stay where they are what this call writes.
+        max_ram: Most bytes in work at a time.
+        measure_errors: Measure every tensor's error.
+        on_note: Called with sentences about what was found of earlier runs.
         progress: Called with each finished tensor and the seconds it took.
         **options: See `QuantizeOptions`.
 
@@ -231,7 +325,16 @@ def quantize_file(
         OSError: Files that cannot be read or written.
     """
     plan = plan_quantization(source, destination, type, **options)
-    return plan.run(n_threads=n_threads, progress=progress)
+    return plan.run(
+        n_threads=n_threads,
+        restart=restart,
+        reuse=reuse,
+        partial_requant=partial_requant,
+        max_ram=max_ram,
+        measure_errors=measure_errors,
+        progress=progress,
+        on_note=on_note,
+    )
 
 
 def _ftype_name(type: str | QuantType) -> str:
@@ -244,6 +347,20 @@ def _ftype_name(type: str | QuantType) -> str:
             f"custom_q='weight={type.name.lower()}'"
         )
     return name
+
+
+def _outcome(
+    how: str, seconds: float, not_ternary: bool, errors: tuple[float, float, list[float]] | None
+) -> TensorOutcome:
+    plain, weighted, experts = errors or (None, None, None)
+    return TensorOutcome(
+        how=cast("Literal['encoded', 'copied', 'reused', 'repacked']", how),
+        seconds=seconds,
+        error=plain,
+        weighted_error=weighted,
+        expert_errors=None if experts is None else tuple(experts),
+        not_ternary=not_ternary,
+    )
 
 
 def _known(id: int) -> QuantType | int:

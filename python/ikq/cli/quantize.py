@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import resource
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -109,7 +113,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--split-max-tensors", metavar="N", type=int, help="split into files of at most N tensors"
     )
-    output.add_argument("--dry-run", action="store_true", help="print types and sizes, write nothing")
+    output.add_argument(
+        "--dry-run", action="store_true", help="print types, sizes, memory, disk and time; write nothing"
+    )
+    again = parser.add_argument_group("going on and using what is there")
+    again.add_argument(
+        "--restart",
+        action="store_true",
+        help="begin anew; without it the same command goes on where an interrupted one ended",
+    )
+    again.add_argument(
+        "--reuse",
+        metavar="OLD.gguf",
+        help="take tensors from an older output of ikq where source, type, imatrix and encoder are the same",
+    )
+    again.add_argument(
+        "--partial-requant",
+        action="store_true",
+        help="finished shards of the output stay if they are what this command writes (bytes are checked)",
+    )
+    again.add_argument(
+        "--max-ram",
+        metavar="N(M|G)",
+        type=_size,
+        help="most bytes in work at a time, default half of the memory that is available",
+    )
     quantize_report.add_option(parser)
 
 
@@ -119,18 +147,30 @@ def run(args: argparse.Namespace) -> int:
     plan = ikq.plan_quantization(source, destination, type_name, **options(args))
     quantize_report.check(args, plan)
     lines = tensor_lines(plan)
-    given = {"type": type_name, "n_threads": n_threads} | options(args)
+    given = {"type": type_name, "n_threads": n_threads, "reuse": args.reuse} | options(args)
     if args.dry_run:
         for line in lines.values():
             print(line)
         quantize_report.finish(args, plan, given)
         print_summary(plan, None)
-        print(f"dry run: {plan.destination} would have {plan.total_bytes} bytes; nothing was written")
+        print_prediction(plan, n_threads, args.max_ram, measure_errors=bool(args.report))
         return 0
+    how = functools.partial(
+        plan.run,
+        n_threads=n_threads,
+        restart=args.restart,
+        reuse=args.reuse,
+        partial_requant=args.partial_requant,
+        max_ram=args.max_ram,
+        measure_errors=bool(args.report),
+    )
     if sys.stderr.isatty() and sys.stdout.isatty():
-        result = _run_with_bar(plan, n_threads)
+        result = _run_with_bar(plan, how)
     else:
-        result = plan.run(n_threads=n_threads, progress=lambda t, _: print(lines[t.name], flush=True))
+        result = how(
+            progress=lambda t, _: print(lines[t.name], flush=True),
+            on_note=lambda text: print(text, flush=True),
+        )
     quantize_report.finish(args, result, given)
     print_summary(plan, result)
     return 0
@@ -236,7 +276,30 @@ def print_summary(plan: QuantizePlan, result: QuantizeResult | None) -> None:
                 f"warning: {len(result.not_ternary)} tensors got ternary types, but their weights are not "
                 f"ternary: {_some(list(result.not_ternary))}; IQ1_S or IQ2_XXS keep more of them"
             )
+        if result.n_resumed:
+            print(f"resumed: {result.n_resumed} of {result.n_items} items were done by an interrupted run")
         print(f"quantize time = {result.seconds:.2f} s")
+
+
+def print_prediction(
+    plan: QuantizePlan, n_threads: int | None, max_ram: int | None, *, measure_errors: bool
+) -> None:
+    """Size to the byte, memory, disk and time of the run that is not made."""
+    workers, in_work = plan.predict_memory(
+        n_threads=n_threads, max_ram=max_ram, measure_errors=measure_errors
+    )
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + in_work
+    seconds = plan.predict_seconds(n_threads=n_threads, max_ram=max_ram, measure_errors=measure_errors)
+    folder = next(
+        p for p in (plan.destination.absolute().parent, *plan.destination.absolute().parents) if p.exists()
+    )
+    free = shutil.disk_usage(folder).free
+    print(f"dry run: {plan.destination} would have {plan.total_bytes} bytes; nothing was written")
+    print(f"peak memory = {peak / MIB:.0f} MiB with {workers} threads")
+    print(f"time = {seconds:.1f} s if the disk keeps up")
+    print(f"disk = {plan.total_bytes / MIB:.2f} MiB of {free / MIB:.2f} MiB that are free in {folder}")
+    if free < plan.total_bytes:
+        print("warning: the output does not fit this disk")
 
 
 def _gates_unlike_ups(plan: QuantizePlan) -> list[PlannedTensor]:
@@ -258,7 +321,7 @@ def _some(tensors: list[PlannedTensor]) -> str:
     return names if len(tensors) <= 4 else f"{names} and {len(tensors) - 4} more"
 
 
-def _run_with_bar(plan: QuantizePlan, n_threads: int | None) -> QuantizeResult:
+def _run_with_bar(plan: QuantizePlan, how: Callable[..., QuantizeResult]) -> QuantizeResult:
     """Runs with a progress bar over the source's bytes; the bar goes to the terminal's stderr."""
     from tqdm import tqdm
 
@@ -273,7 +336,7 @@ def _run_with_bar(plan: QuantizePlan, n_threads: int | None) -> QuantizeResult:
         def progress(t: PlannedTensor, _: float) -> None:
             bar.set_postfix_str(f"{t.name} -> {_type(t.to_type)}", refresh=False)
 
-        return plan.run(n_threads=n_threads, progress=progress, on_bytes=bar.update)
+        return how(progress=progress, on_bytes=bar.update, on_note=bar.write)
 
 
 def _writable_types() -> list[str]:

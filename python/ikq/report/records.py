@@ -167,7 +167,8 @@ def kind_and_layer(name: str) -> tuple[str, int | None]:
 
 def _record(t: PlannedTensor, outcome: TensorOutcome | None) -> TensorRecord:
     kind, layer = kind_and_layer(t.name)
-    experts = outcome.expert_errors if outcome else None
+    # of a matrix the only one is the whole
+    experts = outcome.expert_errors if outcome and len(t.shape) > 2 else None
     error = outcome.error if outcome else None
     return TensorRecord(
         name=t.name,

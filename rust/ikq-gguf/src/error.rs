@@ -172,9 +172,9 @@ pub enum Error {
 
     #[error(
         "no space left for {}: {needed_bytes} bytes are needed in its directory{}; free some space or write elsewhere",
-        .path.display(), reason_tail(.source)
+        .path.display(), reason_tail(.source, .free_bytes)
     )]
-    NoSpace { path: PathBuf, needed_bytes: u64, source: io::Error },
+    NoSpace { path: PathBuf, needed_bytes: u64, free_bytes: Option<u64>, source: io::Error },
 
     #[error(
         "{} needs {needed_bytes} bytes, more than the file size limit (ulimit -f) or the file system allows; \
@@ -197,11 +197,11 @@ pub enum Error {
 impl Error {
     /// Wraps an operating-system error; a full disk and a too large file get variants of their own.
     /// `needed_bytes` is what the output needs in all (0 when reading).
-    pub(crate) fn io(path: &Path, action: &'static str, needed_bytes: u64, source: io::Error) -> Error {
+    pub fn io(path: &Path, action: &'static str, needed_bytes: u64, source: io::Error) -> Error {
         let path = path.to_path_buf();
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                Error::NoSpace { path, needed_bytes, source }
+                Error::NoSpace { path, needed_bytes, free_bytes: None, source }
             }
             io::ErrorKind::FileTooLarge => Error::FileTooLarge { path, needed_bytes, source },
             _ => Error::Io { path, action, source },
@@ -248,10 +248,11 @@ fn reason(source: &io::Error) -> String {
     }
 }
 
-fn reason_tail(source: &io::Error) -> &'static str {
-    match source.kind() {
-        io::ErrorKind::QuotaExceeded => " (the quota is used up)",
-        _ => "",
+fn reason_tail(source: &io::Error, free_bytes: &Option<u64>) -> String {
+    match (source.kind(), free_bytes) {
+        (io::ErrorKind::QuotaExceeded, _) => " (the quota is used up)".to_string(),
+        (_, Some(free)) => format!(", {free} are free"),
+        _ => String::new(),
     }
 }
 

@@ -21,6 +21,7 @@
 //! [`Layout::new`] computes every offset and size before a byte is written (a dry run stops there);
 //! [`Writer::create`] preallocates temporary files beside the target, [`Writer::write_at`] fills them
 //! from any number of threads, [`Writer::finish`] checks that nothing is missing and renames.
+//! [`Writer::resume`] does the same with partial files that outlive the process.
 //!
 //! ```
 //! use ikq_formats::QuantType;
@@ -50,6 +51,7 @@
 mod array;
 mod bytes;
 mod cursor;
+mod disk;
 pub mod error;
 mod header;
 // the only home of `unsafe` in this crate
@@ -69,15 +71,16 @@ mod write;
 
 pub use array::Array;
 pub use bytes::Bytes;
+pub use disk::{free_bytes, reserve};
 pub use error::{Error, Fault};
 pub use metadata::{Kv, Metadata, encode_kv};
 pub use model::{Model, Shard};
 pub use pages::PageBuffer;
-pub use plan::{Layout, Options, Place, ShardLayout, SplitBy};
+pub use plan::{Layout, Options, PerTensor, Place, ShardLayout, SplitBy};
 pub use split::{is_split_key, shard_file_name};
 pub use tensor::{Tensor, TensorSpec, TensorType};
 pub use value::{Value, ValueType};
-pub use write::Writer;
+pub use write::{Writer, beside, partial_path, target_paths};
 
 /// The alignment of tensor data when `general.alignment` is absent.
 pub const DEFAULT_ALIGNMENT: u64 = 32;

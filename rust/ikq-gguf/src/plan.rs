@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::array::Array;
 use crate::error::Error;
 use crate::header::{ALIGNMENT_KEY, MAGIC, valid_alignment};
 use crate::metadata::{Metadata, encode_kv};
@@ -23,6 +24,21 @@ pub enum SplitBy {
     Counts(Vec<usize>),
 }
 
+/// Room in the header for numbers that are known only when the data is: an array of u64 under `key` in every
+/// file, `n_numbers` for each of its tensors. They are zero until [`crate::Writer::set_per_tensor`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PerTensor {
+    pub key: String,
+    pub n_numbers: usize,
+}
+
+impl PerTensor {
+    /// Bytes of the pair without its numbers.
+    fn fixed_bytes(&self) -> u64 {
+        encode_kv(&self.key, &Value::Array(Array::from(&[][..] as &[u64]))).len() as u64
+    }
+}
+
 /// Choices of the writer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
@@ -32,6 +48,8 @@ pub struct Options {
     pub split: Option<SplitBy>,
     /// Let the first shard hold metadata only (not for [`SplitBy::Counts`], which can say so).
     pub no_tensor_first_split: bool,
+    /// Numbers that come with the data; a pair of that key in the metadata is replaced.
+    pub per_tensor: Option<PerTensor>,
 }
 
 /// Where a tensor's data goes.
@@ -54,6 +72,8 @@ pub struct ShardLayout {
     pub size: u64,
     /// Tensors that the file holds.
     pub tensors: Range<usize>,
+    /// Where in the header the numbers of [`Options::per_tensor`] begin.
+    pub per_tensor: Option<usize>,
 }
 
 /// All offsets and sizes of an output: what [`crate::Writer`] writes, and all that a dry run needs.
@@ -63,6 +83,8 @@ pub struct Layout {
     places: Vec<Place>,
     shards: Vec<ShardLayout>,
     is_split: bool,
+    /// Numbers per tensor in the header.
+    n_numbers: usize,
 }
 
 impl Layout {
@@ -75,13 +97,19 @@ impl Layout {
         check_counts(metadata, &tensors)?;
         check_keys(metadata)?;
         check_tensors(&tensors)?;
-        let (pairs, alignment) = first_pairs(metadata, options.alignment)?;
+        let (pairs, alignment) = first_pairs(metadata, options)?;
         let rest = match alignment {
             DEFAULT_ALIGNMENT => Vec::new(),
             other => vec![alignment_pair(other)],
         };
         let is_split = options.split.is_some();
-        let maker = ShardMaker { pairs: [pairs, rest], alignment, is_split, n_tensors: tensors.len() };
+        let maker = ShardMaker {
+            pairs: [pairs, rest],
+            alignment,
+            is_split,
+            n_tensors: tensors.len(),
+            per_tensor: options.per_tensor.clone(),
+        };
         let ranges = divide(&tensors, &maker, options)?;
         if ranges.len() > usize::from(u16::MAX) {
             let max = u16::MAX.into();
@@ -94,7 +122,8 @@ impl Layout {
         for (index, range) in ranges.into_iter().enumerate() {
             shards.push(maker.shard(&tensors, index, n_shards, range, &mut places)?);
         }
-        let layout = Layout { tensors, places, shards, is_split };
+        let n_numbers = options.per_tensor.as_ref().map_or(0, |p| p.n_numbers);
+        let layout = Layout { tensors, places, shards, is_split, n_numbers };
         layout.shards.iter().try_fold(0, |sum, s| add(sum, s.size))?;
         Ok(layout)
     }
@@ -119,6 +148,11 @@ impl Layout {
         &self.shards
     }
 
+    /// Numbers per tensor that the headers have room for.
+    pub fn n_numbers(&self) -> usize {
+        self.n_numbers
+    }
+
     /// Whether the files are named and marked as shards (also if there is only one).
     pub fn is_split(&self) -> bool {
         self.is_split
@@ -132,6 +166,7 @@ struct ShardMaker {
     alignment: u64,
     is_split: bool,
     n_tensors: usize,
+    per_tensor: Option<PerTensor>,
 }
 
 impl ShardMaker {
@@ -151,7 +186,14 @@ impl ShardMaker {
     fn head_bytes(&self, index: usize) -> u64 {
         let pairs = &self.pairs[index.min(1)];
         let bytes = |pairs: &[Vec<u8>]| pairs.iter().map(|p| p.len() as u64).sum::<u64>();
-        24 + bytes(pairs) + bytes(&self.split_pairs(index, 1))
+        let room = self.per_tensor.as_ref().map_or(0, PerTensor::fixed_bytes);
+        24 + bytes(pairs) + bytes(&self.split_pairs(index, 1)) + room
+    }
+
+    /// Bytes that a tensor adds to the header.
+    fn entry_bytes(&self, t: &TensorSpec) -> u64 {
+        let numbers = self.per_tensor.as_ref().map_or(0, |p| 8 * p.n_numbers);
+        (8 + t.name.len() + 4 + 8 * t.dims.len() + 4 + 8 + numbers) as u64
     }
 
     fn shard(
@@ -167,10 +209,16 @@ impl ShardMaker {
         let mut header = MAGIC.to_vec();
         header.extend(WRITTEN_VERSION.to_le_bytes());
         header.extend((range.len() as u64).to_le_bytes());
-        header.extend(((pairs.len() + split_pairs.len()) as u64).to_le_bytes());
+        let n_pairs = pairs.len() + split_pairs.len() + usize::from(self.per_tensor.is_some());
+        header.extend((n_pairs as u64).to_le_bytes());
         for pair in pairs.iter().chain(&split_pairs) {
             header.extend_from_slice(pair);
         }
+        let per_tensor = self.per_tensor.as_ref().map(|room| {
+            let zeros = vec![0u64; room.n_numbers * range.len()];
+            header.extend(encode_kv(&room.key, &Value::Array(Array::from(&zeros[..]))));
+            header.len() - 8 * zeros.len()
+        });
         let first_place = places.len();
         let mut offset = 0u64;
         for t in &tensors[range.clone()] {
@@ -188,12 +236,8 @@ impl ShardMaker {
         // file offsets are signed for the system
         i64::try_from(size).map_err(|_| Error::PlanTooLarge)?;
         places[first_place..].iter_mut().for_each(|p| p.offset += data_start);
-        Ok(ShardLayout { header, size, tensors: range })
+        Ok(ShardLayout { header, size, tensors: range, per_tensor })
     }
-}
-
-fn entry_bytes(t: &TensorSpec) -> u64 {
-    (8 + t.name.len() + 4 + 8 * t.dims.len() + 4 + 8) as u64
 }
 
 /// The tensors of each shard.
@@ -228,12 +272,12 @@ fn divide(tensors: &[TensorSpec], maker: &ShardMaker, options: &Options) -> Resu
             let (mut begin, mut head, mut data) = (0, maker.head_bytes(ranges.len()), 0);
             for (i, t) in tensors.iter().enumerate() {
                 let size = padded(t.size, maker.alignment)?;
-                let with = add(padded(add(head, entry_bytes(t))?, maker.alignment)?, add(data, size)?)?;
+                let with = add(padded(add(head, maker.entry_bytes(t))?, maker.alignment)?, add(data, size)?)?;
                 if with > *max && i > begin {
                     ranges.push(begin..i);
                     (begin, head, data) = (i, maker.head_bytes(ranges.len()), 0);
                 }
-                head = add(head, entry_bytes(t))?;
+                head = add(head, maker.entry_bytes(t))?;
                 data = add(data, size)?;
             }
             if begin < n {
@@ -248,18 +292,19 @@ fn divide(tensors: &[TensorSpec], maker: &ShardMaker, options: &Options) -> Resu
 }
 
 /// The encoded pairs of the model, without split keys and with the alignment that is used.
-fn first_pairs(metadata: &Metadata, wanted: Option<u64>) -> Result<(Vec<Vec<u8>>, u64), Error> {
+fn first_pairs(metadata: &Metadata, options: &Options) -> Result<(Vec<Vec<u8>>, u64), Error> {
     let key = metadata.get(ALIGNMENT_KEY);
     let valid =
         |v: &Value| valid_alignment(v).ok_or_else(|| Error::PlanAlignment { alignment: format!("{v:.80}") });
-    let alignment = match (wanted, key) {
+    let alignment = match (options.alignment, key) {
         (Some(a), _) => valid(&Value::U64(a))?,
         (None, Some(v)) => valid(v)?,
         (None, None) => DEFAULT_ALIGNMENT,
     };
     let keeps = key.and_then(valid_alignment) == Some(alignment);
     let mut pairs: Vec<Vec<u8>> = Vec::with_capacity(metadata.len());
-    for kv in metadata.iter().filter(|kv| !is_split_key(kv.key())) {
+    let replaced = options.per_tensor.as_ref().map(|p| p.key.as_str());
+    for kv in metadata.iter().filter(|kv| !is_split_key(kv.key()) && Some(kv.key()) != replaced) {
         match kv.key() == ALIGNMENT_KEY && !keeps {
             true => pairs.push(alignment_pair(alignment)),
             false => pairs.push(kv.raw().to_vec()),
@@ -279,8 +324,8 @@ fn alignment_pair(alignment: u64) -> Vec<u8> {
 }
 
 fn check_counts(metadata: &Metadata, tensors: &[TensorSpec]) -> Result<(), Error> {
-    // the alignment and the split keys may come on top
-    for (what, count) in [("key-value pairs", metadata.len() + 4), ("tensors", tensors.len())] {
+    // the alignment, the split keys and the numbers per tensor may come on top
+    for (what, count) in [("key-value pairs", metadata.len() + 5), ("tensors", tensors.len())] {
         if count as u64 > MAX_ENTRIES {
             return Err(Error::PlanCount { what, count: count as u64, max: MAX_ENTRIES });
         }

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::disk;
 use crate::error::Error;
-use crate::plan::Layout;
+use crate::plan::{Layout, Place};
 use crate::ranges::Ranges;
 use crate::split::{parse_shard_name, shard_file_name};
 
@@ -17,9 +18,12 @@ use crate::split::{parse_shard_name, shard_file_name};
 const MAX_OPEN_FILES: usize = 64;
 /// Longest part of the target's name that a temporary's name repeats (names end at 255 bytes).
 const MAX_NAME_PART: usize = 180;
+/// Longest name of a file.
+const MAX_NAME: usize = 255;
 
-/// Writes the files of a [`Layout`] under temporary names beside their targets. Dropped before
-/// [`Writer::finish`], it removes them; files under the final names are untouched until then.
+/// Writes the files of a [`Layout`] under other names beside their targets; files under the final names are
+/// untouched until [`Writer::finish`]. Dropped before that, one of [`Writer::create`] removes what it has, one of
+/// [`Writer::resume`] leaves it for the next.
 ///
 /// A file size limit (`ulimit -f`) is reported as [`Error::FileTooLarge`] if the process ignores
 /// `SIGXFSZ`, as Python does; else that signal ends it.
@@ -28,6 +32,8 @@ pub struct Writer {
     layout: Layout,
     files: Vec<OutFile>,
     written: Vec<Mutex<Ranges>>,
+    /// Partial files stay when this is dropped.
+    stays: bool,
 }
 
 #[derive(Debug)]
@@ -50,6 +56,34 @@ impl Writer {
     /// [`Error::NotRegularFile`], [`Error::TargetName`] for targets that cannot be replaced.
     pub fn create(target: impl AsRef<Path>, layout: Layout) -> Result<Writer, Error> {
         let targets = target_paths(target.as_ref(), &layout)?;
+        Writer::open(targets, layout, false, &[], create_temporary)
+    }
+
+    /// The same with partial files that are named after their targets ([`partial_path`]) and stay when the writer
+    /// is dropped: those that are there with the right size go on, with what they hold; others begin anew.
+    /// What has been checked in them is reported to [`Writer::mark`].
+    ///
+    /// `in_place[shard]` says that the file under the final name is whole already, and stays.
+    ///
+    /// # Errors
+    /// As [`Writer::create`].
+    pub fn resume(target: impl AsRef<Path>, layout: Layout, in_place: &[bool]) -> Result<Writer, Error> {
+        let targets = target_paths(target.as_ref(), &layout)?;
+        Writer::open(targets, layout, true, in_place, |target| {
+            let path = partial_path(target);
+            let mut options = OpenOptions::new();
+            let file = options.read(true).write(true).create(true).truncate(false).open(&path)?;
+            Ok((path, file))
+        })
+    }
+
+    fn open(
+        targets: Vec<PathBuf>,
+        layout: Layout,
+        stays: bool,
+        in_place: &[bool],
+        open: impl Fn(&Path) -> io::Result<(PathBuf, File)>,
+    ) -> Result<Writer, Error> {
         for target in &targets {
             check_target(target)?;
         }
@@ -57,18 +91,45 @@ impl Writer {
         let n_shards = targets.len();
         let written = layout.tensors().iter().map(|_| Mutex::default()).collect();
         // made before any file, so that dropping it cleans up
-        let mut writer = Writer { layout, files: Vec::with_capacity(n_shards), written };
-        for (target, shard) in targets.into_iter().zip(writer.layout.shards()) {
+        let mut writer = Writer { layout, files: Vec::with_capacity(n_shards), written, stays };
+        let mut sizes = Vec::new();
+        for (index, target) in targets.into_iter().enumerate() {
+            if in_place.get(index) == Some(&true) {
+                let temporary = partial_path(&target);
+                writer.files.push(OutFile { target, temporary, open: None, in_place: true });
+                for tensor in writer.layout.shards()[index].tensors.clone() {
+                    writer.ranges(tensor).insert(0, writer.layout.tensors()[tensor].size);
+                }
+                continue;
+            }
+            let size = writer.layout.shards()[index].size;
             let os = |e| Error::io(&target, "write", needed, e);
-            let (temporary, file) = create_temporary(&target).map_err(os)?;
-            writer.files.push(OutFile { target: target.clone(), temporary, open: None, in_place: false });
-            file.set_len(shard.size).map_err(os)?;
-            file.write_all_at(&shard.header, 0).map_err(os)?;
-            if n_shards <= MAX_OPEN_FILES
-                && let Some(out) = writer.files.last_mut()
-            {
+            let (temporary, file) = open(&target).map_err(os)?;
+            let out = OutFile { target: target.clone(), temporary, open: None, in_place: false };
+            writer.files.push(out);
+            let found = file.metadata().map_err(os)?;
+            if !found.is_file() {
+                return Err(Error::NotRegularFile { path: partial_path(&target) });
+            }
+            if found.len() != size {
+                // of another plan, or cut short: nothing in it can be trusted
+                file.set_len(0).map_err(os)?;
+            }
+            sizes.push((size, disk::taken_bytes(&file)));
+            let out = &mut writer.files[index];
+            if n_shards <= MAX_OPEN_FILES {
                 out.open = Some(file);
             }
+        }
+        if let Some(first) = writer.files.first() {
+            check_room(&first.target, sizes)?;
+        }
+        for (out, shard) in writer.files.iter().zip(writer.layout.shards()).filter(|(out, _)| !out.in_place) {
+            out.with_file(|file| {
+                disk::reserve(file, shard.size)?;
+                file.write_all_at(&shard.header, 0)
+            })
+            .map_err(|e| Error::io(&out.target, "write", needed, e))?;
         }
         Ok(writer)
     }
@@ -90,21 +151,78 @@ impl Writer {
     /// [`Error::WriteIndex`], [`Error::WriteRange`]; [`Error::Io`], [`Error::NoSpace`],
     /// [`Error::FileTooLarge`].
     pub fn write_at(&self, index: usize, offset: u64, bytes: &[u8]) -> Result<(), Error> {
-        let n_tensors = self.written.len();
-        let place = *self.layout.places().get(index).ok_or(Error::WriteIndex { index, n_tensors })?;
-        let len = bytes.len() as u64;
-        let end =
-            offset.checked_add(len).filter(|end| *end <= place.size).ok_or_else(|| Error::WriteRange {
-                tensor: self.layout.tensors()[index].name.clone(),
-                offset,
-                len,
-                size: place.size,
-            })?;
-        let out = &self.files[place.shard];
-        out.with_file(|file| file.write_all_at(bytes, place.offset + offset))
+        let (out, at) = self.place(index, offset, bytes.len() as u64)?;
+        out.with_file(|file| file.write_all_at(bytes, at))
             .map_err(|e| Error::io(&out.target, "write", self.layout.total_size(), e))?;
-        self.ranges(index).insert(offset, end);
+        self.ranges(index).insert(offset, offset + bytes.len() as u64);
         Ok(())
+    }
+
+    /// Counts `len` bytes at `offset` of tensor `index` as written: they were found in the file.
+    ///
+    /// # Errors
+    /// [`Error::WriteIndex`], [`Error::WriteRange`].
+    pub fn mark(&self, index: usize, offset: u64, len: u64) -> Result<(), Error> {
+        self.place(index, offset, len)?;
+        self.ranges(index).insert(offset, offset + len);
+        Ok(())
+    }
+
+    /// Writes the numbers of tensor `index` into the room that [`crate::Options::per_tensor`] made.
+    ///
+    /// # Errors
+    /// [`Error::WriteIndex`], [`Error::WriteRange`] for more numbers than there is room for; [`Error::Io`].
+    pub fn set_per_tensor(&self, index: usize, numbers: &[u64]) -> Result<(), Error> {
+        let place = *self.place_of(index)?;
+        let shard = &self.layout.shards()[place.shard];
+        let n_numbers = self.layout.n_numbers();
+        let Some(start) = shard.per_tensor.filter(|_| numbers.len() == n_numbers) else {
+            let tensor = self.layout.tensors()[index].name.clone();
+            let (len, size) = (8 * numbers.len() as u64, 8 * n_numbers as u64);
+            return Err(Error::WriteRange { tensor, offset: 0, len, size });
+        };
+        let at = start + 8 * n_numbers * (index - shard.tensors.start);
+        let bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
+        let out = &self.files[place.shard];
+        out.with_file(|file| file.write_all_at(&bytes, at as u64))
+            .map_err(|e| Error::io(&out.target, "write", self.layout.total_size(), e))
+    }
+
+    /// Whether the file of shard `index` stands under its final name already.
+    pub fn is_in_place(&self, index: usize) -> bool {
+        self.files.get(index).is_some_and(|f| f.in_place)
+    }
+
+    /// Waits until the disk has what was written so far.
+    ///
+    /// # Errors
+    /// [`Error::Io`], [`Error::NoSpace`].
+    pub fn sync(&self) -> Result<(), Error> {
+        for out in self.files.iter().filter(|f| !f.in_place) {
+            out.with_file(File::sync_data)
+                .map_err(|e| Error::io(&out.target, "write", self.layout.total_size(), e))?;
+        }
+        Ok(())
+    }
+
+    /// Removes the partial files.
+    pub fn discard(mut self) {
+        self.stays = false;
+    }
+
+    fn place_of(&self, index: usize) -> Result<&Place, Error> {
+        let n_tensors = self.written.len();
+        self.layout.places().get(index).ok_or(Error::WriteIndex { index, n_tensors })
+    }
+
+    /// The file, and the offset in it, of `len` bytes at `offset` of tensor `index`.
+    fn place(&self, index: usize, offset: u64, len: u64) -> Result<(&OutFile, u64), Error> {
+        let place = self.place_of(index)?;
+        if offset.checked_add(len).is_none_or(|end| end > place.size) {
+            let tensor = self.layout.tensors()[index].name.clone();
+            return Err(Error::WriteRange { tensor, offset, len, size: place.size });
+        }
+        Ok((&self.files[place.shard], place.offset + offset))
     }
 
     /// Bytes of tensor `index` that have been written; 0 for an index that is not in the plan.
@@ -117,7 +235,7 @@ impl Writer {
     /// opened by its first name is whole.
     ///
     /// # Errors
-    /// [`Error::Incomplete`], [`Error::Io`], [`Error::NoSpace`]. Files not yet renamed are removed.
+    /// [`Error::Incomplete`], [`Error::Io`], [`Error::NoSpace`]. Files not yet renamed are treated as by dropping.
     pub fn finish(mut self) -> Result<Vec<PathBuf>, Error> {
         for (index, t) in self.layout.tensors().iter().enumerate() {
             let (written, first_gap) = {
@@ -129,10 +247,10 @@ impl Writer {
             }
         }
         let needed = self.layout.total_size();
-        for out in &self.files {
+        for out in self.files.iter().filter(|f| !f.in_place) {
             out.with_file(File::sync_all).map_err(|e| Error::io(&out.target, "write", needed, e))?;
         }
-        for out in self.files.iter_mut().rev() {
+        for out in self.files.iter_mut().rev().filter(|f| !f.in_place) {
             fs::rename(&out.temporary, &out.target)
                 .map_err(|e| Error::io(&out.target, "rename the finished file to", needed, e))?;
             out.in_place = true;
@@ -152,7 +270,7 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        for out in self.files.iter().filter(|f| !f.in_place) {
+        for out in self.files.iter().filter(|f| !f.in_place && !self.stays) {
             // nothing better can be done about a temporary that cannot be removed
             let _ = fs::remove_file(&out.temporary);
         }
@@ -163,13 +281,16 @@ impl OutFile {
     fn with_file<T>(&self, work: impl FnOnce(&File) -> io::Result<T>) -> io::Result<T> {
         match &self.open {
             Some(file) => work(file),
-            None => work(&OpenOptions::new().write(true).open(&self.temporary)?),
+            None => work(&OpenOptions::new().read(true).write(true).open(&self.temporary)?),
         }
     }
 }
 
-/// Final names of the files of a layout.
-fn target_paths(target: &Path, layout: &Layout) -> Result<Vec<PathBuf>, Error> {
+/// Names of the files of a layout that is written to `target`.
+///
+/// # Errors
+/// [`Error::TargetName`].
+pub fn target_paths(target: &Path, layout: &Layout) -> Result<Vec<PathBuf>, Error> {
     let unnamed = || Error::TargetName { path: target.to_path_buf() };
     let name = target.file_name().ok_or_else(unnamed)?;
     if !layout.is_split() {
@@ -185,6 +306,46 @@ fn target_paths(target: &Path, layout: &Layout) -> Result<Vec<PathBuf>, Error> {
     };
     let count = layout.shards().len();
     Ok((0..count).map(|i| target.with_file_name(shard_file_name(prefix, i, count))).collect())
+}
+
+/// Where [`Writer::resume`] keeps the file of `target` until it is whole: `NAME.part` beside it.
+pub fn partial_path(target: &Path) -> PathBuf {
+    beside(target, ".part")
+}
+
+/// `NAME` with `ending`, or the beginning of a name that would be too long with it, and a hash of all of it.
+pub fn beside(target: &Path, ending: &str) -> PathBuf {
+    let name = target.file_name().unwrap_or_default();
+    if name.len() + ending.len() <= MAX_NAME {
+        let mut name = name.to_os_string();
+        name.push(ending);
+        return target.with_file_name(name);
+    }
+    // FNV-1a: the same name must be found again by another version of the program
+    let hash = name
+        .as_encoded_bytes()
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01b3));
+    target.with_file_name(format!("{}~{hash:016x}{ending}", begin_of(&name.to_string_lossy())))
+}
+
+/// As much of a name as another name can repeat.
+fn begin_of(name: &str) -> String {
+    name.char_indices().take_while(|(at, c)| at + c.len_utf8() <= MAX_NAME_PART).map(|(_, c)| c).collect()
+}
+
+/// Refuses to begin what the disk cannot hold. `sizes`: of each file, what it needs and what it has.
+fn check_room(target: &Path, sizes: Vec<(u64, u64)>) -> Result<(), Error> {
+    let needed_bytes: u64 = sizes.iter().map(|(size, has)| size.saturating_sub(*has)).sum();
+    match disk::free_bytes(directory_of(target)) {
+        Some(free) if free < needed_bytes => Err(Error::NoSpace {
+            path: target.to_path_buf(),
+            needed_bytes,
+            free_bytes: Some(free),
+            source: io::Error::from(rustix::io::Errno::NOSPC),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// Refuses what renaming would destroy or cannot replace.
@@ -207,11 +368,7 @@ fn directory_of(target: &Path) -> &Path {
 fn create_temporary(target: &Path) -> io::Result<(PathBuf, File)> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let name = target.file_name().unwrap_or_default().to_string_lossy();
-    let part: String = name
-        .char_indices()
-        .take_while(|(at, c)| at + c.len_utf8() <= MAX_NAME_PART)
-        .map(|(_, c)| c)
-        .collect();
+    let part = begin_of(&name);
     loop {
         let serial = COUNTER.fetch_add(1, Ordering::Relaxed);
         let temporary =

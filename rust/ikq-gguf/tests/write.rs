@@ -42,7 +42,7 @@ fn what_is_written_is_read() {
     let metadata = every_value();
     for split in [None, Some(SplitBy::MaxTensors(2)), Some(SplitBy::MaxBytes(1500))] {
         for alignment in [None, Some(8), Some(4096)] {
-            let options = Options { alignment, split: split.clone(), no_tensor_first_split: false };
+            let options = Options { alignment, split: split.clone(), ..Options::default() };
             let planned = Layout::new(&metadata, specs(5), &options).expect("a plan");
             let files = write(&dir.path("m.gguf"), &metadata, 5, &options).expect("written");
             let sizes: Vec<u64> = files.iter().map(|f| fs::metadata(f).expect("there").len()).collect();
@@ -236,4 +236,69 @@ fn a_file_size_limit_is_reported_and_leaves_nothing() {
     assert!(child.status.success() && text.contains("1 passed"), "{text}");
     assert_eq!(dir.files(), ["m.gguf"]);
     assert_eq!(fs::read(dir.path("m.gguf")).expect("there"), b"old");
+}
+
+#[test]
+fn partial_files_outlive_their_writer_and_go_on() {
+    let dir = TempDir::new();
+    let options = Options { split: Some(SplitBy::MaxTensors(1)), ..Options::default() };
+    let layout = || Layout::new(&Metadata::new(), specs(2), &options).expect("a plan");
+    let target = dir.path("m.gguf");
+    let first = Writer::resume(&target, layout(), &[]).expect("created");
+    first.write_at(0, 0, &data(0)).expect("written");
+    assert!(matches!(first.finish(), Err(Error::Incomplete { .. })));
+    let parts = ["m-00001-of-00002.gguf.part", "m-00002-of-00002.gguf.part"];
+    assert_eq!(dir.files(), parts);
+
+    // one of another size is begun anew
+    fs::write(dir.path(parts[1]), b"short").expect("written");
+    let second = Writer::resume(&target, layout(), &[]).expect("created");
+    let len = data(0).len();
+    let (kept, anew) = (fs::read(dir.path(parts[0])), fs::read(dir.path(parts[1])));
+    assert!(kept.expect("there").windows(len).any(|w| w == data(0)));
+    assert!(!anew.expect("there").starts_with(b"short"));
+    assert!(matches!(second.mark(0, 1, len as u64), Err(Error::WriteRange { .. })));
+    second.mark(0, 0, len as u64).expect("in range");
+    second.write_at(1, 0, &data(1)).expect("written");
+    let files = second.finish().expect("whole");
+    assert_eq!(dir.files(), ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"]);
+    assert_eq!(Model::open(&files[0]).expect("readable").tensors()[1].data[..], data(1)[..]);
+
+    // a file that is whole stays as it is, and takes no second one
+    let third = Writer::resume(&target, layout(), &[true, false]).expect("created");
+    assert_eq!(dir.files().iter().filter(|f| f.ends_with(".part")).count(), 1);
+    assert!(third.is_in_place(0) && !third.is_in_place(1));
+    third.discard();
+    assert_eq!(dir.files().len(), 2);
+}
+
+#[test]
+fn numbers_per_tensor_are_filled_in_behind_the_data() {
+    let dir = TempDir::new();
+    let per_tensor = Some(ikq_gguf::PerTensor { key: "k".into(), n_numbers: 3 });
+    for split in [None, Some(SplitBy::MaxTensors(2)), Some(SplitBy::MaxBytes(700))] {
+        let options = Options { split, per_tensor: per_tensor.clone(), ..Options::default() };
+        let mut metadata = Metadata::new();
+        metadata.set("k", 7u32); // an old pair of that name does not stay
+        let layout = Layout::new(&metadata, specs(5), &options).expect("a plan");
+        let total = layout.total_size();
+        let writer = Writer::create(dir.path("n.gguf"), layout).expect("created");
+        for i in 0..5 {
+            writer.write_at(i, 0, &data(i)).expect("written");
+            writer.set_per_tensor(i, &[i as u64, 10, u64::MAX]).expect("room");
+        }
+        assert!(matches!(writer.set_per_tensor(0, &[1]), Err(Error::WriteRange { .. })));
+        let files = writer.finish().expect("whole");
+        let model = Model::open(&files[0]).expect("readable");
+        assert_eq!(model.total_size(), total);
+        let numbers: Vec<u64> = model
+            .shards()
+            .iter()
+            .flat_map(|s| {
+                s.metadata.get("k").and_then(Value::as_array).and_then(|a| a.to_u64s()).expect("numbers")
+            })
+            .collect();
+        assert_eq!(numbers, (0..5).flat_map(|i| [i, 10, u64::MAX]).collect::<Vec<u64>>());
+        (0..5).for_each(|i| assert_eq!(model.tensors()[i].data[..], data(i)[..]));
+    }
 }

@@ -443,7 +443,7 @@ fn context(spec: &ModelSpec, layers: &[Layer], options: &Options) -> Result<usiz
         let types = (options.cache_type_k, options.cache_type_v);
         layers.iter().try_fold(0usize, |sum, l| sum.checked_add(l.attention.state_bytes(n_ctx, types)?))
     };
-    let free = crate::load::available_memory().map_or(usize::MAX, |b| b as usize);
+    let free = ikq_pool::available_memory().map_or(usize::MAX, |b| b as usize);
     if let Some(n_ctx) = options.n_ctx {
         return match bytes(n_ctx) {
             Some(needed) if needed <= free => Ok(n_ctx),

@@ -20,11 +20,13 @@
 #![deny(unsafe_code)]
 
 mod cancel;
+mod memory;
 mod pool;
 // the only home of `unsafe` in this crate
 #[allow(unsafe_code)]
 mod team;
 
 pub use cancel::Cancel;
+pub use memory::available_memory;
 pub use pool::{Pool, StartError, Stop, n_cpus};
 pub use team::Team;

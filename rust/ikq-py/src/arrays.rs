@@ -1,9 +1,9 @@
 //! Whole matrices: dequantize, quantize, repack. Arrays are flat and contiguous here; `python/ikq`
 //! gives them their shapes.
 
+use ikq_encode::{EncodeOptions, can_encode, encode_rows};
 use ikq_formats::{Family, QuantType, check_matrix, matrix_bytes};
 use ikq_pool::Stop;
-use ikq_encode::{EncodeOptions, can_encode, encode_rows};
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 

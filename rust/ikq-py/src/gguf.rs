@@ -95,7 +95,7 @@ pub fn write_gguf(
         (None, Some(n)) => Some(SplitBy::MaxTensors(n)),
         _ => return Err(ShapeError::new_err("split by size or by number of tensors, not by both")),
     };
-    let options = Options { alignment, split, no_tensor_first_split };
+    let options = Options { alignment, split, no_tensor_first_split, per_tensor: None };
     let metadata = metadata.inner.clone();
     let n_bytes = data.iter().map(|d| d.len()).sum::<usize>();
     enter(py, n_bytes.max(1 << 20), |cancel| {

@@ -29,7 +29,7 @@ mod _ikq {
     #[pymodule_export]
     use crate::metadata::Metadata;
     #[pymodule_export]
-    use crate::pipeline::{Imatrix, QuantizePlan, TensorPlan, ftype_of_type, ftypes, plan_quantize, roles};
+    use crate::pipeline::{Imatrix, QuantizePlan, QuantizeRun, TensorPlan, ftype_of_type, ftypes, plan_quantize, roles};
     #[pymodule_export]
     use crate::simd::{available_isas, selected_isa};
     #[pymodule_export]

@@ -3,17 +3,18 @@
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 
+use ikq_encode::EncodeOptions;
 use ikq_formats::QuantType;
 use ikq_gguf::{Options, SplitBy};
 use ikq_pool::Stop;
 use ikq_quantize::custom::CustomRule;
-use ikq_encode::EncodeOptions;
 use ikq_quantize::ftype::Ftype;
 use ikq_quantize::overrides::Override;
 use ikq_quantize::plan::{Plan, PlanOptions, Statistics};
+use ikq_quantize::predict;
 use ikq_quantize::recipe::Recipe;
 use ikq_quantize::roles::Role;
-use ikq_quantize::run::{Event, run};
+use ikq_quantize::run::{Done, Event, Origin, RunOptions, run};
 use numpy::{PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 
@@ -232,48 +233,131 @@ impl QuantizePlan {
         self.plan.layout.total_size()
     }
 
+    /// Threads that can work at once within `max_ram` bytes, and the bytes that they have in work.
+    #[pyo3(signature = (n_threads, *, max_ram, measure_errors))]
+    fn memory(
+        &self,
+        py: Python<'_>,
+        n_threads: Option<usize>,
+        max_ram: Option<u64>,
+        measure_errors: bool,
+    ) -> PyResult<(usize, u64)> {
+        let n_threads = pool(n_threads)?.n_threads();
+        let needed = predict::memory(&self.plan, &self.model, n_threads, max_ram, measure_errors);
+        needed.map(|m| (m.n_workers, m.bytes)).map_err(|e| e.raise(py))
+    }
+
+    /// Seconds that a run will take, disk aside, found by trying a few pieces of every kind of tensor.
+    #[pyo3(signature = (n_threads, *, isa_name, measure_errors))]
+    fn seconds(
+        &self,
+        py: Python<'_>,
+        n_threads: Option<usize>,
+        isa_name: Option<&str>,
+        measure_errors: bool,
+    ) -> PyResult<f64> {
+        let (kind, threads) = (isa(isa_name)?, pool(n_threads)?);
+        enter(py, usize::MAX, |cancel| {
+            let tried = predict::seconds(&self.plan, &self.model, &threads, kind, cancel, measure_errors);
+            tried.map_err(stop)
+        })
+    }
+
     /// Writes the model to `target`; `progress(index, seconds, not_ternary)` is called in order of tensors
-    /// (the last says that its type is ternary and its weights are not), `on_bytes(n)` a few times a second with the bytes of the source done since. Returns the names of
-    /// the files.
-    #[pyo3(signature = (target, *, n_threads, isa_name, progress, on_bytes))]
+    /// (the last says that its type is ternary and its weights are not), `on_bytes(n)` a few times a second with
+    /// the bytes of the source done since, `on_note(text)` with what the user should know.
+    #[pyo3(signature = (
+        target, *, n_threads, isa_name, restart, reuse, keep_finished, measure_errors, progress, on_bytes, on_note
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "the options of a run, named in Python")]
     fn run(
         &self,
         py: Python<'_>,
         target: PathBuf,
         n_threads: Option<usize>,
         isa_name: Option<&str>,
+        restart: bool,
+        reuse: Option<PathBuf>,
+        keep_finished: bool,
+        measure_errors: bool,
         progress: Option<Py<PyAny>>,
         on_bytes: Option<Py<PyAny>>,
-    ) -> PyResult<Vec<PathBuf>> {
+        on_note: Option<Py<PyAny>>,
+    ) -> PyResult<QuantizeRun> {
         let (kind, threads) = (isa(isa_name)?, pool(n_threads)?);
+        let options = RunOptions { restart, reuse, keep_finished, measure_errors };
         let (events, inbox) = channel();
         let job = |cancel: &ikq_pool::Cancel| {
             let report = move |event| {
                 // nobody listens any more only when the call is being abandoned
                 let _ = events.send(event);
             };
-            let done = run(&self.plan, &self.model, &target, &threads, kind, cancel, report);
-            done.map_err(|e| match e {
-                ikq_quantize::Error::Cancelled => Stop::Cancelled,
-                other => Stop::Failed(other),
-            })
+            run(&self.plan, &self.model, &target, &threads, kind, cancel, &options, report).map_err(stop)
         };
-        enter_with_events(py, job, move |py| {
+        let done = enter_with_events(py, job, move |py| {
             let mut n_bytes = 0;
             for event in inbox.try_iter() {
-                match (event, &progress) {
-                    (Event::Bytes(n), _) => n_bytes += n,
-                    (Event::Tensor { index, seconds, not_ternary }, Some(progress)) => {
+                match (event, &progress, &on_note) {
+                    (Event::Bytes(n), _, _) => n_bytes += n,
+                    (Event::Tensor { index, seconds, not_ternary }, Some(progress), _) => {
                         progress.call1(py, (index, seconds, not_ternary))?;
                     }
-                    (Event::Tensor { .. }, None) => {}
+                    (Event::Note(text), _, Some(on_note)) => {
+                        on_note.call1(py, (text,))?;
+                    }
+                    (Event::Tensor { .. } | Event::Note(_), _, _) => {}
                 }
             }
             match &on_bytes {
                 Some(on_bytes) if n_bytes > 0 => on_bytes.call1(py, (n_bytes,)).map(drop),
                 _ => Ok(()),
             }
-        })
+        });
+        done.map(QuantizeRun::from)
+    }
+}
+
+fn stop(e: ikq_quantize::Error) -> Stop<ikq_quantize::Error> {
+    match e {
+        ikq_quantize::Error::Cancelled => Stop::Cancelled,
+        other => Stop::Failed(other),
+    }
+}
+
+/// A finished run.
+#[pyclass(frozen, get_all, module = "ikq._ikq")]
+pub struct QuantizeRun {
+    files: Vec<PathBuf>,
+    /// Work items: of all tensors, done by an interrupted run, and done by it but not found in its files.
+    n_items: usize,
+    n_resumed: usize,
+    n_damaged: usize,
+    /// Of each tensor of the plan: "encoded", "copied" or "reused"; seconds; whether its type is ternary and its
+    /// weights are not; relative errors, plain and weighted, and the latter of each expert.
+    tensors: Vec<TensorRow>,
+}
+
+type TensorRow = (&'static str, f64, bool, Option<(f64, f64, Vec<f64>)>);
+
+impl From<Done> for QuantizeRun {
+    fn from(done: Done) -> QuantizeRun {
+        let row = |t: &ikq_quantize::run::TensorDone| {
+            let origin = match t.origin {
+                Origin::Encoded => "encoded",
+                Origin::Copied => "copied",
+                Origin::Reused => "reused",
+            };
+            let errors = t.errors.as_ref().map(|experts| {
+                let mut all = ikq_quantize::measure::Errors::default();
+                experts.iter().for_each(|e| all.add(e));
+                let of_each = experts.iter().map(|e| e.relative_weighted()).collect();
+                (all.relative(), all.relative_weighted(), of_each)
+            });
+            (origin, t.seconds, t.not_ternary, errors)
+        };
+        let tensors = done.tensors.iter().map(row).collect();
+        let Done { files, n_units: n_items, n_resumed, n_damaged, .. } = done;
+        QuantizeRun { files, n_items, n_resumed, n_damaged, tensors }
     }
 }
 

@@ -1,8 +1,8 @@
 //! The type table and sizes.
 
+use ikq_encode::can_encode;
 use ikq_formats::QuantType;
 use ikq_gguf::TensorSpec;
-use ikq_encode::can_encode;
 use pyo3::prelude::*;
 
 use crate::errors::{FormatError, Raise};

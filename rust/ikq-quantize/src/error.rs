@@ -77,7 +77,28 @@ pub enum Error {
     #[error("the output {path} is the file that is read; choose another name")]
     OverInput { path: PathBuf },
 
-    #[error("interrupted; nothing was left behind and existing files are untouched")]
+    #[error("{path} is being written by another process; wait for it, or choose another name")]
+    Busy { path: PathBuf },
+
+    #[error(
+        "{path}.part holds {minutes:.0} minutes of work of another command (other types, imatrix, source or options): \
+         run that one again to finish it, choose another name, or pass --restart to throw it away"
+    )]
+    OtherWork { path: PathBuf, minutes: f64 },
+
+    #[error(
+        "{path} does not say what its tensors were made from, so none can be reused: it was not written by ikq, or \
+         by a program that drops `ikq.tensor_hashes`"
+    )]
+    NoHashes { path: PathBuf },
+
+    #[error(
+        "`{tensor}` needs {needed} bytes of memory as {ty:?}, whose scale belongs to the whole tensor, and --max-ram is \
+         {max}; give it another type or more memory"
+    )]
+    Memory { tensor: String, ty: QuantType, needed: u64, max: u64 },
+
+    #[error("interrupted; what is done is kept, the same command goes on with it")]
     Cancelled,
 }
 
@@ -97,6 +118,10 @@ impl Error {
                 | Error::IncludeAndExclude
                 | Error::CannotWrite { .. }
                 | Error::OverInput { .. }
+                | Error::Busy { .. }
+                | Error::OtherWork { .. }
+                | Error::NoHashes { .. }
+                | Error::Memory { .. }
                 | Error::Format(ikq_formats::Error::UnknownType { .. })
         )
     }

@@ -6,18 +6,28 @@
 //! ```
 //! - [`imatrix`]: importance matrices, both file forms.
 //! - [`ftype`], [`mix`]: TYPEs and the rules behind them; [`custom`], [`roles`]: the user's own.
-//! - [`recipe`], [`plan`]: rules to types; [`run`]: plan to file.
+//! - [`recipe`], [`plan`]: rules to types; [`run`]: plan to file, going on where an earlier run ended (`journal`,
+//!   `found`), unit by unit (`units`, `work`), with errors if wanted ([`measure`]).
 
 pub mod custom;
 mod error;
+mod found;
 pub mod ftype;
+mod hash;
 pub mod imatrix;
+mod journal;
+pub mod measure;
 pub mod mix;
 pub mod overrides;
 pub mod plan;
+pub mod predict;
 pub mod recipe;
+mod recipe_hash;
 pub mod roles;
 pub mod run;
+mod tally;
 mod units;
+mod work;
 
 pub use error::Error;
+pub use recipe_hash::TENSOR_HASHES;

@@ -131,7 +131,8 @@ impl Plan {
         }
         let specs = tensors.iter().map(|p| p.spec(model)).collect::<Result<_, _>>()?;
         let metadata = output_metadata(&metadata, recipe.ftype, imatrix, options);
-        let layout = ikq_gguf::Layout::new(&metadata, specs, &options.output)?;
+        let output = Options { per_tensor: Some(crate::recipe_hash::room()), ..options.output.clone() };
+        let layout = ikq_gguf::Layout::new(&metadata, specs, &output)?;
         Ok(Plan { tensors, layout, encode: options.encode })
     }
 }

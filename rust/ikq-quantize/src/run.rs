@@ -1,58 +1,81 @@
-//! Carries out a [`Plan`]: one queue of units for the whole model.
+//! Carries out a [`Plan`]: one queue of units for the whole model, and nothing done twice.
 //!
 //! ```text
-//! reader thread   asks the system for the pages of coming units, at most READ_AHEAD bytes early
-//! pool            takes units in order: decode -> encode -> buffer        (n threads)
-//! writer thread   puts finished buffers in place in the output            (a bounded queue)
+//! before   what a journal, an older output or finished shards have of the result is looked up and seen to be good
+//! reader   asks the system for the pages of coming units, at most READ_AHEAD bytes early
+//! pool     takes units in order: decode -> encode -> into the partial file -> into the journal   (n threads)
+//! keeper   makes the disk catch up every few seconds
+//! teller   reports progress, in order of tensors
+//! after    hashes into the header, files to their final names, the journal goes
 //! ```
-//! Memory in flight: one unit of floats and bytes per thread plus the queue, whatever the size of
-//! the tensors. The bytes of the output depend on the plan alone: a unit's result does not know who
-//! made it or when. The output appears under its name when it is whole; on any error, and when
-//! interrupted, nothing is left behind.
+//! A thread writes its unit itself (the system's page cache is the queue behind it), so that a process that is
+//! killed loses what its threads had in hand and no more. Memory in flight is one unit per thread, whatever the size
+//! of the tensors. The bytes of the output depend on the plan alone: not on threads, order or interruptions. A file
+//! under its final name is always whole.
 
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use ikq_encode::{EncodeOptions, encode_rows, is_ternary};
-use ikq_formats::row::I2_S_TRAILER_BYTES;
-use ikq_formats::{Family, QuantType};
-use ikq_gguf::{Bytes, Model, Tensor, Writer};
+use ikq_gguf::{Model, Tensor, Writer, partial_path, target_paths};
 use ikq_pool::{Cancel, Pool, Stop};
 use ikq_simd::IsaKind;
 
 use crate::error::Error;
-use crate::plan::{Plan, Statistics, TensorPlan};
-use crate::units::{Unit, Work, units};
+use crate::found::{Found, Look, stopped};
+use crate::hash;
+use crate::journal::{Journal, Record};
+use crate::plan::Plan;
+use crate::recipe_hash;
+use crate::tally::Tally;
+use crate::units::Units;
+use crate::work::{Buffers, How, Payload, carry_out};
+
+pub use crate::tally::{Event, Origin, TensorDone};
 
 /// How far the reader runs in front of the workers.
 const READ_AHEAD_BYTES: usize = 64 << 20;
+/// How long what is done may wait for the disk.
+const SYNC_INTERVAL: Duration = Duration::from_secs(10);
 
-/// What a run reports on the way.
-#[derive(Clone, Copy, Debug)]
-pub enum Event {
-    /// That many more bytes of the source are done.
-    Bytes(u64),
-    /// A tensor is in the output file.
-    Tensor {
-        /// Index in the plan; these events come in order, without gaps.
-        index: usize,
-        /// Seconds of work of all threads together on this tensor.
-        seconds: f64,
-        /// Its type is ternary and its weights are not.
-        not_ternary: bool,
-    },
+/// How to run, beside what the plan says; none of it changes the output's bytes.
+#[derive(Clone, Debug, Default)]
+pub struct RunOptions {
+    /// Begin anew: what an interrupted run has left is not looked at.
+    pub restart: bool,
+    /// An older output whose tensors serve where nothing about them has changed.
+    pub reuse: Option<PathBuf>,
+    /// Finished shards of the output that are what this run would write stay.
+    pub keep_finished: bool,
+    /// Measure what encoding costs.
+    pub measure_errors: bool,
 }
 
-/// Quantizes `model` as `plan` says into `target`; returns the names of the files.
+/// A finished run.
+#[derive(Clone, Debug)]
+pub struct Done {
+    /// The files written.
+    pub files: Vec<PathBuf>,
+    /// Tensors, in order of the plan.
+    pub tensors: Vec<TensorDone>,
+    pub n_units: usize,
+    /// Units that an interrupted run had done.
+    pub n_resumed: usize,
+    /// Units that it had noted and whose bytes were not there.
+    pub n_damaged: usize,
+}
+
+/// Quantizes `model` as `plan` says into `target`.
 ///
-/// `progress` is called from one thread.
+/// On an error, and when interrupted, what is done stays in partial files beside the target; the same call goes on
+/// with it. `progress` is called from one thread at a time.
 ///
 /// # Errors
-/// A non-finite source value, by tensor, expert, row and column; IO errors with path;
-/// [`Error::Cancelled`]. Existing files are then untouched and nothing new is left.
+/// A non-finite source value, by tensor, expert, row and column; IO errors with path; [`Error::Busy`],
+/// [`Error::OtherWork`]; [`Error::Cancelled`]. Files under final names are then untouched.
+#[expect(clippy::too_many_arguments, reason = "what, where to, and by what means")]
 pub fn run(
     plan: &Plan,
     model: &Model,
@@ -60,39 +83,99 @@ pub fn run(
     pool: &Pool,
     isa: IsaKind,
     cancel: &Cancel,
-    progress: impl FnMut(Event) + Send,
-) -> Result<Vec<PathBuf>, Error> {
+    options: &RunOptions,
+    mut progress: impl FnMut(Event) + Send,
+) -> Result<Done, Error> {
     refuse_overwriting_input(target, model)?;
     let tensors = model.tensors();
-    let units = units(plan, tensors)?;
-    let writer = Writer::create(target, plan.layout.clone())?;
+    let units = Units::new(plan, tensors)?;
+    let targets = target_paths(target, &plan.layout)?;
+    let recipes: Vec<u64> = plan.tensors.iter().map(|t| recipe_hash::of_tensor(t, plan)).collect();
+    let id = recipe_hash::of_run(plan, model, &units, &recipes);
+    let anchor = if plan.layout.is_split() { target } else { &targets[0] };
+    let mut journal = Journal::open(anchor, id, options.restart)?;
+    let started_over = journal.is_new;
 
-    let (finished, inbox) = sync_channel(2 * pool.n_threads() + 2);
-    let buffers = Buffers::default();
-    let (position, positions) = channel();
-    let worked = thread::scope(|scope| {
-        let (units, buffers, writer) = (&units, &buffers, &writer);
-        scope.spawn(move || read_ahead(plan, units, tensors, &positions));
-        let behind = scope.spawn(move || write_behind(plan, units, writer, buffers, &inbox, progress));
-        let worked = pool.for_each(units.iter().enumerate(), cancel, |(number, unit)| {
-            // an error here means that the reader is done, which is no one's concern
-            let _ = position.send(number);
-            let planned = &plan.tensors[unit.tensor];
-            let what = (planned, &tensors[planned.source]);
-            work_on(unit, what, (isa, plan.encode), buffers, &finished)
-        });
-        drop((finished, position));
-        // a write error is the cause of what the workers met afterwards
-        match (behind.join(), worked) {
-            (Ok(Err(e)), _) => Err(e),
-            (Ok(Ok(())), Ok(())) => Ok(()),
-            (_, Err(Stop::Failed(Some(e)))) => Err(e),
-            (_, Err(_)) => Err(Error::Cancelled),
-            (Err(panic), _) => std::panic::resume_unwind(panic),
-        }
+    let look = Look { plan, model, units: &units, targets: &targets, pool, cancel };
+    let mut resumed = Vec::new();
+    let measured = options.measure_errors.then_some(isa);
+    let mut found = look.journal(&mut journal, measured, |number, record| resumed.push((number, record)))?;
+    let n_resumed = resumed.len();
+    if n_resumed + found.n_damaged > 0 {
+        let damaged = match found.n_damaged {
+            0 => String::new(),
+            n => format!("; {n} that were noted as done are not in the file and are done again"),
+        };
+        progress(Event::Note(format!("going on: {n_resumed} of {} items are done{damaged}", units.len())));
+    }
+    let mut kept = Vec::new();
+    if options.keep_finished {
+        kept = keep_finished(&look, &recipes, &mut found, &mut progress)?;
+    }
+    let mut reused: Vec<Option<Reused>> = (0..plan.tensors.len()).map(|_| None).collect();
+    for r in older_tensors(&look, options, &recipes, &found, &mut progress)? {
+        let index = r.index;
+        reused[index] = Some(r);
+    }
+    let origin = |index: usize| reused[index].is_some() || kept.binary_search(&index).is_ok();
+    let mut tally = Tally::new(plan, &units, origin);
+    resumed.iter().for_each(|(number, record)| {
+        progress(Event::Bytes(tally.add(*number, record)));
     });
-    worked?;
-    Ok(writer.finish()?)
+    for index in &kept {
+        tally.add_whole(*index);
+        progress(Event::Bytes(plan.tensors[*index].bytes_in));
+    }
+    let writer = match Writer::resume(target, plan.layout.clone(), &found.in_place) {
+        Ok(writer) => writer,
+        Err(e) => {
+            if started_over {
+                // files that were begun, and hold nothing
+                let partials = targets.iter().map(|target| partial_path(target));
+                partials.for_each(|path| drop(std::fs::remove_file(path)));
+                journal.remove();
+            }
+            return Err(e.into());
+        }
+    };
+    for number in (0..units.len()).filter(|n| found.records[*n].is_some()) {
+        let unit = units.get(number);
+        writer.mark(unit.tensor, unit.offset, unit.bytes_out as u64)?;
+    }
+
+    let what = Job { plan, tensors, units: &units, reused: &reused, writer: &writer, journal: &journal };
+    let how = How { isa, encode: plan.encode, measure_errors: options.measure_errors };
+    let n_new = AtomicUsize::new(0);
+    let worked = what.work_off(pool, cancel, how, &mut found, &n_new, &mut tally, &mut progress);
+    let finished = worked.and_then(|()| {
+        for (index, planned) in plan.tensors.iter().enumerate() {
+            if !found.in_place[plan.layout.places()[index].shard] {
+                let parts = &found.records[units.of_tensor(index)];
+                let source = hash::joined(parts.iter().flatten().map(|h| h.0));
+                let content = hash::joined(parts.iter().flatten().map(|h| h.1));
+                let name = recipe_hash::of_name(&planned.name);
+                writer.set_per_tensor(index, &[name, recipes[index], source, content])?;
+            }
+        }
+        Ok(())
+    });
+    match finished {
+        Ok(()) => {
+            journal.sync()?;
+            let files = writer.finish()?;
+            journal.remove();
+            let n_damaged = found.n_damaged;
+            Ok(Done { files, tensors: tally.end(), n_units: units.len(), n_resumed, n_damaged })
+        }
+        Err(e) => {
+            if started_over && n_new.load(Ordering::Relaxed) == 0 {
+                // nothing to go on with
+                writer.discard();
+                journal.remove();
+            }
+            Err(e)
+        }
+    }
 }
 
 fn refuse_overwriting_input(target: &Path, model: &Model) -> Result<(), Error> {
@@ -104,185 +187,240 @@ fn refuse_overwriting_input(target: &Path, model: &Model) -> Result<(), Error> {
     }
 }
 
-/// A unit's result on its way to the writer.
-struct Finished {
-    tensor: usize,
-    offset: u64,
-    bytes: Payload,
-    /// Bytes of the source that the unit had.
-    bytes_in: usize,
-    took: Duration,
-    /// Weights that are not ternary for a type that is.
-    not_ternary: bool,
+/// A tensor that an older output gives, with the hashes of its units.
+struct Reused {
+    index: usize,
+    old: Tensor,
+    hashes: Vec<(u64, u64)>,
 }
 
-enum Payload {
-    Buffer(Vec<u8>),
-    Source(Bytes),
-}
-
-/// Working memory that travels between threads, so that a run allocates a handful of buffers.
-#[derive(Default)]
-struct Buffers {
-    floats: Mutex<Vec<Vec<f32>>>,
-    bytes: Mutex<Vec<Vec<u8>>>,
-}
-
-fn take<T>(stash: &Mutex<Vec<Vec<T>>>) -> Vec<T> {
-    stash.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
-}
-
-fn give<T>(stash: &Mutex<Vec<Vec<T>>>, buffer: Vec<T>) {
-    stash.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
-}
-
-/// One unit, start to queue. `Err(None)`: the writer has stopped, its error tells why.
-fn work_on(
-    unit: &Unit,
-    (planned, t): (&TensorPlan, &Tensor),
-    how: (IsaKind, EncodeOptions),
-    buffers: &Buffers,
-    finished: &SyncSender<Finished>,
-) -> Result<(), Option<Error>> {
-    let start = Instant::now();
-    let source = t.data.slice(unit.source.clone()).expect("units were cut to the tensor's bytes");
-    let (bytes, not_ternary) = match &unit.work {
-        Work::Copy => (Payload::Source(source), false),
-        work => {
-            let (bytes, not_ternary) = encode_unit(work, &source, (planned, t), how, buffers)?;
-            (Payload::Buffer(bytes), not_ternary)
+fn older_tensors(
+    look: &Look<'_>,
+    options: &RunOptions,
+    recipes: &[u64],
+    found: &Found,
+    progress: &mut impl FnMut(Event),
+) -> Result<Vec<Reused>, Error> {
+    let mut olds = Vec::new();
+    if let Some(path) = &options.reuse {
+        let old = Model::open(path)?;
+        if (0..old.shards().len()).all(|shard| recipe_hash::read(&old, shard).is_empty()) {
+            return Err(Error::NoHashes { path: path.clone() });
         }
-    };
-    let (tensor, offset, bytes_in) = (unit.tensor, unit.offset, unit.source.len());
-    let done = Finished { tensor, offset, bytes, bytes_in, took: start.elapsed(), not_ternary };
-    finished.send(done).map_err(|_| None)
-}
-
-/// The bytes of a unit, and whether its weights are not ternary though its type is.
-fn encode_unit(
-    work: &Work,
-    source: &[u8],
-    (planned, t): (&TensorPlan, &Tensor),
-    (isa, options): (IsaKind, EncodeOptions),
-    buffers: &Buffers,
-) -> Result<(Vec<u8>, bool), Error> {
-    let Work::Encode { from, to, n_rows, n_per_row, matrix, first_row, bytes_out } = *work else {
-        return Ok((source.to_vec(), false));
-    };
-    let mut x = take(&buffers.floats);
-    x.resize(n_rows * n_per_row, 0.0);
-    match from {
-        QuantType::I2_S => ikq_decode::dequantize_i2_s(isa, source, i2_s_scale(t), &mut x),
-        _ => ikq_decode::dequantize(isa, from, source, n_rows, n_per_row, &mut x)?,
+        olds.push(old);
     }
-    let mut out = take(&buffers.bytes);
-    out.resize(bytes_out, 0);
-    let importance = importance(planned, matrix, n_per_row);
-    let for_ternary = to.info().base.unwrap_or(to).info().family == Family::Ternary;
-    let not_ternary = for_ternary && !x.chunks(n_per_row).all(is_ternary);
-    let encoded = encode_rows(isa, to, &x, n_per_row, importance, options, &mut out);
-    give(&buffers.floats, x);
-    match encoded {
-        Ok(()) => Ok((out, not_ternary)),
-        Err(ikq_encode::Error::NotFinite { row, column, value }) => {
-            // a unit of I2_S has the rows of all matrices
-            let (row, rows_per_matrix) = (first_row + row, t.ne[1] as usize);
-            Err(Error::TensorNotFinite {
-                tensor: planned.name.clone(),
-                expert: matrix + row / rows_per_matrix,
-                row: row % rows_per_matrix,
-                column,
-                value,
-            })
+    if options.keep_finished {
+        // of shards that do not stay whole, single tensors may serve
+        let shards = look.targets.iter().zip(&found.in_place).filter(|(_, in_place)| !**in_place);
+        olds.extend(shards.filter_map(|(path, _)| Model::open_file(path).ok()));
+    }
+    let mut all: Vec<Reused> = Vec::new();
+    for old in &olds {
+        let wanted = |index: usize| {
+            let undone = look.units.of_tensor(index).any(|n| found.records[n].is_none());
+            let in_place = found.in_place[look.plan.layout.places()[index].shard];
+            undone && !in_place && all.iter().all(|r| r.index != index)
+        };
+        let wanted: Vec<bool> = (0..look.plan.tensors.len()).map(wanted).collect();
+        for (index, hashes) in look.same_tensors(old, recipes, |i| wanted[i])? {
+            let t = old.tensor(&look.plan.tensors[index].name).cloned();
+            all.extend(t.map(|old| Reused { index, old, hashes }));
         }
-        Err(e) => Err(e.into()),
     }
+    if !olds.is_empty() {
+        let n = all.iter().filter(|r| look.plan.tensors[r.index].encode.is_some()).count();
+        let of = look.plan.tensors.iter().filter(|t| t.encode.is_some()).count();
+        progress(Event::Note(format!("reusing {n} of the {of} tensors that would be encoded")));
+    }
+    Ok(all)
 }
 
-/// The scale of an I2_S tensor, which stands behind its rows.
-fn i2_s_scale(t: &Tensor) -> f32 {
-    let trailer = t.data.len() - I2_S_TRAILER_BYTES;
-    f32::from_le_bytes(t.data[trailer..].first_chunk().copied().expect("the reader has checked the size"))
-}
-
-/// The importance of a matrix's columns: its own, or the one that all matrices share.
-fn importance(planned: &TensorPlan, matrix: usize, n_per_row: usize) -> Option<&[f32]> {
-    match &planned.statistics {
-        Statistics::Found { values, .. } => {
-            let own = values.get(matrix * n_per_row..(matrix + 1) * n_per_row);
-            Some(own.unwrap_or(values))
+/// Shards under their final names that are what this run would write: they stay. The tensors in them.
+fn keep_finished(
+    look: &Look<'_>,
+    recipes: &[u64],
+    found: &mut Found,
+    progress: &mut impl FnMut(Event),
+) -> Result<Vec<usize>, Error> {
+    let mut kept = Vec::new();
+    for (shard, path) in look.targets.iter().enumerate().filter(|(_, path)| path.exists()) {
+        let planned = &look.plan.layout.shards()[shard];
+        if found.in_place[shard] {
+            continue;
         }
-        _ => None,
-    }
-}
-
-/// Asks the system to read coming units while the workers are busy with earlier ones.
-fn read_ahead(plan: &Plan, units: &[Unit], tensors: &[Tensor], positions: &Receiver<usize>) {
-    let mut next = 0;
-    let mut ahead = 0;
-    let mut counted = 0;
-    loop {
-        while next < units.len() && ahead < READ_AHEAD_BYTES {
-            let unit = &units[next];
-            let source = &tensors[plan.tensors[unit.tensor].source];
-            if let Some(range) = source.data.slice(unit.source.clone()) {
-                range.will_need();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let model = match Model::open_file(path) {
+            Ok(model) => model,
+            Err(e) => {
+                progress(Event::Note(format!("{name} is done again: {e}")));
+                continue;
             }
-            ahead += unit.source.len();
-            next += 1;
+        };
+        let is_alike = model.total_size() == planned.size && same_header(&model, planned);
+        let tensors = planned.tensors.clone();
+        let n_same = match is_alike {
+            true => look.same_tensors(&model, recipes, |i| tensors.contains(&i))?.len(),
+            false => 0,
+        };
+        found.in_place[shard] = is_alike && n_same == tensors.len();
+        progress(Event::Note(match (found.in_place[shard], is_alike) {
+            (true, _) => format!("{name} stays: it is what this command writes"),
+            (false, true) => format!(
+                "{name} is done again: {} of its {} tensors are not what this command writes",
+                tensors.len() - n_same,
+                tensors.len()
+            ),
+            (false, false) => format!("{name} is done again: it has other tensors, types or metadata"),
+        }));
+        if found.in_place[shard] {
+            kept.extend(tensors);
         }
-        let Ok(number) = positions.recv() else { return };
-        // units before `number` are in work or done: their bytes no longer count as ahead
-        for unit in &units[counted.min(number)..number.min(next)] {
-            ahead = ahead.saturating_sub(unit.source.len());
-        }
-        counted = counted.max(number.min(next));
     }
+    Ok(kept)
 }
 
-/// What is known of a tensor while its units are at work.
-#[derive(Clone, Copy, Default)]
-struct Tally {
-    n_open: usize,
-    seconds: f64,
-    not_ternary: bool,
+/// Whether a file begins with the planned header, but for the numbers that come with the data.
+fn same_header(model: &Model, planned: &ikq_gguf::ShardLayout) -> bool {
+    let Some(found) = model.shards()[0].file.get(..planned.header.len()) else { return false };
+    let numbers = planned
+        .per_tensor
+        .map_or(0..0, |start| start..start + 8 * recipe_hash::room().n_numbers * planned.tensors.len());
+    found[..numbers.start] == planned.header[..numbers.start]
+        && found[numbers.end..] == planned.header[numbers.end..]
 }
 
-/// Puts results in place and reports tensors in order as they become whole.
-fn write_behind(
-    plan: &Plan,
-    units: &[Unit],
-    writer: &Writer,
-    buffers: &Buffers,
-    inbox: &Receiver<Finished>,
-    mut progress: impl FnMut(Event),
-) -> Result<(), Error> {
-    let mut tensors = vec![Tally::default(); plan.tensors.len()];
-    units.iter().for_each(|u| tensors[u.tensor].n_open += 1);
-    let mut reported = 0;
-    let mut report = |tensors: &[Tally], n_bytes: u64| {
-        progress(Event::Bytes(n_bytes));
-        while let Some(Tally { n_open: 0, seconds, not_ternary }) = tensors.get(reported).copied() {
-            progress(Event::Tensor { index: reported, seconds, not_ternary });
-            reported += 1;
-        }
-    };
-    report(&tensors, 0);
-    for done in inbox {
-        match done.bytes {
-            Payload::Source(bytes) => {
-                writer.write_at(done.tensor, done.offset, &bytes)?;
+/// What the threads of a run share.
+struct Job<'a> {
+    plan: &'a Plan,
+    tensors: &'a [Tensor],
+    units: &'a Units,
+    /// By tensor.
+    reused: &'a [Option<Reused>],
+    writer: &'a Writer,
+    journal: &'a Journal,
+}
+
+impl Job<'_> {
+    /// Works off all units that are not there yet; `n_new` counts them.
+    #[expect(clippy::too_many_arguments, reason = "means, state and reports")]
+    fn work_off(
+        &self,
+        pool: &Pool,
+        cancel: &Cancel,
+        how: How,
+        found: &mut Found,
+        n_new: &AtomicUsize,
+        tally: &mut Tally<'_>,
+        progress: &mut (impl FnMut(Event) + Send),
+    ) -> Result<(), Error> {
+        let shard = |number: usize| self.plan.layout.places()[self.units.get(number).tensor].shard;
+        let open = |n: &usize| found.records[*n].is_none() && !found.in_place[shard(*n)];
+        let queue: Vec<usize> = (0..self.units.len()).filter(open).collect();
+        let buffers = Buffers::default();
+        let (position, positions) = channel();
+        let (finished, inbox) = channel();
+        let (running, stop) = channel::<()>();
+        let records = &mut found.records;
+        thread::scope(|scope| {
+            let queue = &queue;
+            scope.spawn(move || self.read_ahead(queue, &positions));
+            let keeper = scope.spawn(move || self.keep(&stop));
+            let teller = scope.spawn(move || {
+                tally.tell(progress);
+                for (number, record) in inbox {
+                    let record: Record = record;
+                    records[number] = Some((record.source, record.content));
+                    progress(Event::Bytes(tally.add(number, &record)));
+                    tally.tell(progress);
+                }
+            });
+            let worked = pool.for_each(queue.iter().enumerate(), cancel, |(at, number)| {
+                // an error here means that the reader is done, which is no one's concern
+                let _ = position.send(at);
+                let record = self.unit(*number, how, &buffers)?;
+                n_new.fetch_add(1, Ordering::Relaxed);
+                let _ = finished.send((*number, record));
+                Ok::<(), Error>(())
+            });
+            drop((finished, position, running));
+            teller.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let kept = keeper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            match worked {
+                // what the disk said explains what the workers met
+                Err(Stop::Cancelled) => kept.and(Err(Error::Cancelled)),
+                worked => kept.and(stopped(worked)),
             }
-            Payload::Buffer(bytes) => {
-                writer.write_at(done.tensor, done.offset, &bytes)?;
-                give(&buffers.bytes, bytes);
-            }
-        }
-        let tally = &mut tensors[done.tensor];
-        tally.n_open -= 1;
-        tally.seconds += done.took.as_secs_f64();
-        tally.not_ternary |= done.not_ternary;
-        report(&tensors, done.bytes_in as u64);
+        })
     }
-    Ok(())
+
+    /// One unit, into the output and the journal.
+    fn unit(&self, number: usize, how: How, buffers: &Buffers) -> Result<Record, Error> {
+        let start = Instant::now();
+        let unit = self.units.get(number);
+        let planned = &self.plan.tensors[unit.tensor];
+        let t = &self.tensors[planned.source];
+        if let Some(reused) = &self.reused[unit.tensor] {
+            let at = unit.offset as usize;
+            let bytes = reused.old.data.slice(at..at + unit.bytes_out).expect("the sizes are equal");
+            self.writer.write_at(unit.tensor, unit.offset, &bytes)?;
+            bytes.release();
+            let (source, content) = reused.hashes[number - self.units.of_tensor(unit.tensor).start];
+            let seconds = start.elapsed().as_secs_f32();
+            let record = Record { source, content, seconds, not_ternary: false, errors: None };
+            self.journal.put(number, &record)?;
+            return Ok(record);
+        }
+        let source = t.data.slice(unit.source.clone()).expect("units were cut to the tensor's bytes");
+        let outcome = carry_out(&unit.work, source.clone(), (planned, t), how, buffers)?;
+        let source_hash = hash::of(&source);
+        let content = match &outcome.bytes {
+            Payload::Mapped(_) => source_hash,
+            Payload::Buffer(bytes) => hash::of(bytes),
+        };
+        self.writer.write_at(unit.tensor, unit.offset, &outcome.bytes)?;
+        buffers.recycle(outcome.bytes);
+        source.release();
+        let record = Record {
+            source: source_hash,
+            content,
+            seconds: start.elapsed().as_secs_f32(),
+            not_ternary: outcome.not_ternary,
+            errors: outcome.errors,
+        };
+        self.journal.put(number, &record)?;
+        Ok(record)
+    }
+
+    /// Makes the disk catch up from time to time, until the run ends.
+    fn keep(&self, stop: &Receiver<()>) -> Result<(), Error> {
+        while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(SYNC_INTERVAL) {
+            self.writer.sync()?;
+            self.journal.sync()?;
+        }
+        Ok(())
+    }
+
+    /// Asks the system to read coming units while the workers are busy with earlier ones.
+    fn read_ahead(&self, queue: &[usize], positions: &Receiver<usize>) {
+        let mut next = 0;
+        let mut ahead = 0;
+        let mut counted = 0;
+        loop {
+            while next < queue.len() && ahead < READ_AHEAD_BYTES {
+                let unit = self.units.get(queue[next]);
+                let source = &self.tensors[self.plan.tensors[unit.tensor].source];
+                if let Some(range) = source.data.slice(unit.source.clone()) {
+                    range.will_need();
+                }
+                ahead += unit.source.len();
+                next += 1;
+            }
+            let Ok(at) = positions.recv() else { return };
+            // units before `at` are in work or done: their bytes no longer count as ahead
+            for number in &queue[counted.min(at)..at.min(next)] {
+                ahead = ahead.saturating_sub(self.units.get(*number).source.len());
+            }
+            counted = counted.max(at.min(next));
+        }
+    }
 }

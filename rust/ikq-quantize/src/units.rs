@@ -1,19 +1,24 @@
 //! Work units: the pieces of a plan that threads take one by one.
 //!
-//! A unit is a block of rows of one expert, of about [`UNIT_ELEMENTS`] elements whatever the
-//! tensor's shape (but a whole tensor where all its rows share a scale, I2_S), so that any number of threads is busy to the end and the memory in flight is a
-//! small multiple of a unit. Units are listed in file order, which keeps reading and writing
-//! sequential.
+//! A piece is a block of rows of one expert, of about [`PIECE_ELEMENTS`] elements whatever the tensor's shape (but a
+//! whole tensor where all its rows share a scale, I2_S), so that any number of threads is busy to the end and the
+//! memory in flight is a small multiple of a piece. Pieces depend on the shape and the type written alone, copied
+//! or not: hashes of pieces can be compared between files. They are counted in file order, which keeps reading and
+//! writing sequential, and computed when asked for: a model has millions.
+
+use std::ops::Range;
 
 use ikq_formats::{QuantType, matrix_bytes, row_bytes};
 use ikq_gguf::Tensor;
 
-use crate::plan::Plan;
+use crate::plan::{Plan, TensorPlan};
 
-/// Elements in a unit that is encoded: 1 MiB of floats.
-pub(crate) const UNIT_ELEMENTS: usize = 1 << 18;
-/// Bytes in a unit that is copied.
-pub(crate) const COPY_BYTES: usize = 4 << 20;
+/// Elements in a piece: 1 MiB of floats.
+pub(crate) const PIECE_ELEMENTS: usize = 1 << 18;
+/// Rows of a piece are a multiple of this: every type's group of rows divides it.
+const ROW_STEP: usize = 16;
+/// Bytes in a piece of a tensor whose type is not known.
+const PIECE_BYTES: usize = 4 << 20;
 
 /// One piece of work.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,9 +26,10 @@ pub(crate) struct Unit {
     /// Index of the tensor in the plan.
     pub tensor: usize,
     /// Range of the source tensor's bytes.
-    pub source: std::ops::Range<usize>,
-    /// Where the result goes in the output tensor.
+    pub source: Range<usize>,
+    /// Where the result goes in the output tensor, and its size.
     pub offset: u64,
+    pub bytes_out: usize,
     /// What to do with the bytes.
     pub work: Work,
 }
@@ -32,83 +38,197 @@ pub(crate) struct Unit {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Work {
     Copy,
-    /// Decode `n_rows` rows of `from`, encode them as `to`.
+    /// Decode rows of `from`, encode them as `to`.
     Encode {
         from: QuantType,
         to: QuantType,
-        n_rows: usize,
-        n_per_row: usize,
-        /// The matrix (expert) that the rows belong to, and the first row in it.
-        matrix: usize,
-        first_row: usize,
-        bytes_out: usize,
+        rows: Rows,
     },
 }
 
-/// All units of a plan, in file order. Sizes were checked when the plan was made.
-pub(crate) fn units(plan: &Plan, tensors: &[Tensor]) -> Result<Vec<Unit>, ikq_formats::Error> {
-    let mut all = Vec::new();
-    for (index, planned) in plan.tensors.iter().enumerate() {
-        let t = &tensors[planned.source];
-        match (planned.encode, t.ty.known()) {
-            (Some(to), Some(from)) => encode_units(index, t, from, to, &mut all)?,
-            _ => copy_units(index, t.data.len(), &mut all),
+/// Rows of a matrix (expert); of all matrices where they are one piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rows {
+    pub n_rows: usize,
+    pub n_per_row: usize,
+    pub matrix: usize,
+    pub first_row: usize,
+}
+
+/// How a tensor is cut.
+#[derive(Clone, Debug)]
+enum Cut {
+    /// Runs of bytes: the type is not known.
+    Bytes { n_bytes: usize },
+    Rows {
+        /// Type read, and written; equal for a copy.
+        from: QuantType,
+        to: QuantType,
+        encode: bool,
+        n_per_row: usize,
+        rows_per_matrix: usize,
+        n_matrices: usize,
+        /// Rows of a piece.
+        step: usize,
+        /// Bytes of a row.
+        row_in: usize,
+        row_out: usize,
+    },
+    /// One scale behind the codes of all matrices: the tensor is one piece, however large.
+    Whole { work: Work, bytes_in: usize, bytes_out: usize },
+}
+
+/// All units of a plan.
+#[derive(Clone, Debug)]
+pub(crate) struct Units {
+    cuts: Vec<Cut>,
+    /// Number of the first unit of each tensor, and of all at the end.
+    first: Vec<usize>,
+}
+
+impl Units {
+    /// Cuts the tensors of a plan. Sizes were checked when the plan was made.
+    ///
+    /// # Errors
+    /// Types without a size for such rows, which planning has refused.
+    pub fn new(plan: &Plan, tensors: &[Tensor]) -> Result<Units, ikq_formats::Error> {
+        let cuts = plan.tensors.iter().map(|planned| Cut::new(planned, &tensors[planned.source]));
+        let cuts = cuts.collect::<Result<Vec<_>, _>>()?;
+        let mut first = vec![0];
+        for cut in &cuts {
+            first.push(first.last().copied().unwrap_or(0) + cut.n_pieces());
         }
+        Ok(Units { cuts, first })
     }
-    Ok(all)
+
+    /// Number of units.
+    pub fn len(&self) -> usize {
+        self.first.last().copied().unwrap_or(0)
+    }
+
+    /// Numbers of the units of a tensor.
+    pub fn of_tensor(&self, tensor: usize) -> Range<usize> {
+        self.first[tensor]..self.first[tensor + 1]
+    }
+
+    /// Unit `number`.
+    pub fn get(&self, number: usize) -> Unit {
+        let tensor = self.first.partition_point(|first| *first <= number) - 1;
+        self.cuts[tensor].piece(tensor, number - self.first[tensor])
+    }
 }
 
-fn copy_units(tensor: usize, n_bytes: usize, all: &mut Vec<Unit>) {
-    for start in (0..n_bytes).step_by(COPY_BYTES) {
-        let source = start..n_bytes.min(start + COPY_BYTES);
-        all.push(Unit { tensor, source, offset: start as u64, work: Work::Copy });
-    }
-}
-
-fn encode_units(
-    tensor: usize,
-    t: &Tensor,
-    from: QuantType,
-    to: QuantType,
-    all: &mut Vec<Unit>,
-) -> Result<(), ikq_formats::Error> {
-    let [n_per_row, rows_per_matrix] = [t.ne[0] as usize, t.ne[1] as usize];
-    let n_matrices = (t.ne[2] * t.ne[3]) as usize;
-    if to == QuantType::I2_S {
-        // one scale behind the codes of all matrices: the tensor is one unit, however large
-        let n_rows = rows_per_matrix * n_matrices;
-        let source = 0..row_bytes(from, n_per_row)? * n_rows;
-        let bytes_out = matrix_bytes(to, n_rows, n_per_row)?;
-        let work = Work::Encode { from, to, n_rows, n_per_row, matrix: 0, first_row: 0, bytes_out };
-        all.push(Unit { tensor, source, offset: 0, work });
-        return Ok(());
-    }
-    // groups of 4, 8 or 16 rows: the larger is a multiple of the smaller
-    let group = from.info().rows.max(to.info().rows);
-    let step = (UNIT_ELEMENTS / n_per_row.max(1)).max(1).next_multiple_of(group);
-    let (mut source, mut offset) = (0, 0u64);
-    for matrix in 0..n_matrices {
-        for first_row in (0..rows_per_matrix).step_by(step) {
-            let n_rows = step.min(rows_per_matrix - first_row);
-            // I2_S has its scale behind all rows, which is not a part of any of them
-            let bytes_in = row_bytes(from, n_per_row)? * n_rows;
+impl Cut {
+    fn new(planned: &TensorPlan, t: &Tensor) -> Result<Cut, ikq_formats::Error> {
+        let Some(from) = t.ty.known() else { return Ok(Cut::Bytes { n_bytes: t.data.len() }) };
+        let to = planned.encode.unwrap_or(from);
+        let [n_per_row, rows_per_matrix] = [t.ne[0] as usize, t.ne[1] as usize];
+        let n_matrices = (t.ne[2] * t.ne[3]) as usize;
+        if to == QuantType::I2_S {
+            let n_rows = rows_per_matrix * n_matrices;
             let bytes_out = matrix_bytes(to, n_rows, n_per_row)?;
-            let work = Work::Encode { from, to, n_rows, n_per_row, matrix, first_row, bytes_out };
-            all.push(Unit { tensor, source: source..source + bytes_in, offset, work });
-            source += bytes_in;
-            offset += bytes_out as u64;
+            let rows = Rows { n_rows, n_per_row, matrix: 0, first_row: 0 };
+            return Ok(match planned.encode {
+                Some(_) => Cut::Whole {
+                    work: Work::Encode { from, to, rows },
+                    bytes_in: row_bytes(from, n_per_row)? * n_rows,
+                    bytes_out,
+                },
+                None => Cut::Whole { work: Work::Copy, bytes_in: t.data.len(), bytes_out },
+            });
+        }
+        let step = (PIECE_ELEMENTS / n_per_row.max(1)).max(1).next_multiple_of(ROW_STEP);
+        Ok(Cut::Rows {
+            from,
+            to,
+            encode: planned.encode.is_some(),
+            n_per_row,
+            rows_per_matrix,
+            n_matrices,
+            step,
+            // I2_S has its scale behind all rows, which is not a part of any of them
+            row_in: row_bytes(from, n_per_row)?,
+            row_out: row_bytes(to, n_per_row)?,
+        })
+    }
+
+    fn n_pieces(&self) -> usize {
+        match self {
+            Cut::Bytes { n_bytes } => n_bytes.div_ceil(PIECE_BYTES),
+            Cut::Rows { n_per_row: 0, .. } => 0,
+            Cut::Rows { rows_per_matrix, n_matrices, step, .. } => {
+                rows_per_matrix.div_ceil(*step) * n_matrices
+            }
+            Cut::Whole { bytes_out: 0, .. } => 0,
+            Cut::Whole { .. } => 1,
         }
     }
-    Ok(())
+
+    fn piece(&self, tensor: usize, index: usize) -> Unit {
+        match self {
+            Cut::Bytes { n_bytes } => {
+                let source = index * PIECE_BYTES..(*n_bytes).min((index + 1) * PIECE_BYTES);
+                let (offset, bytes_out) = (source.start as u64, source.len());
+                Unit { tensor, source, offset, bytes_out, work: Work::Copy }
+            }
+            Cut::Rows {
+                from,
+                to,
+                encode,
+                n_per_row,
+                rows_per_matrix,
+                n_matrices: _,
+                step,
+                row_in,
+                row_out,
+            } => {
+                let per_matrix = rows_per_matrix.div_ceil(*step);
+                let (matrix, first_row) = (index / per_matrix, index % per_matrix * step);
+                let n_rows = (*step).min(rows_per_matrix - first_row);
+                let before = matrix * rows_per_matrix + first_row;
+                let rows = Rows { n_rows, n_per_row: *n_per_row, matrix, first_row };
+                Unit {
+                    tensor,
+                    source: before * row_in..(before + n_rows) * row_in,
+                    offset: (before * row_out) as u64,
+                    bytes_out: n_rows * row_out,
+                    work: match encode {
+                        true => Work::Encode { from: *from, to: *to, rows },
+                        false => Work::Copy,
+                    },
+                }
+            }
+            Cut::Whole { work, bytes_in, bytes_out } => {
+                Unit { tensor, source: 0..*bytes_in, offset: 0, bytes_out: *bytes_out, work: work.clone() }
+            }
+        }
+    }
+}
+
+impl Unit {
+    /// Memory that working on it takes: floats of the source, and of the result where it is measured, the result,
+    /// and the source's pages.
+    pub fn memory(&self, measured: bool) -> u64 {
+        match &self.work {
+            // written from the source's pages
+            Work::Copy => self.source.len() as u64,
+            Work::Encode { rows, .. } => {
+                let floats = 4 * (rows.n_rows * rows.n_per_row) as u64 * if measured { 2 } else { 1 };
+                floats + (self.bytes_out + self.source.len()) as u64
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Statistics;
     use ikq_gguf::{Bytes, TensorType};
 
-    fn cut(ne: [u64; 4], from: QuantType, to: QuantType) -> Vec<Unit> {
-        let n = matrix_bytes(from, (ne[1] * ne[2] * ne[3]) as usize, ne[0] as usize).expect("valid");
+    fn cut(ne: [u64; 4], from: QuantType, to: Option<QuantType>) -> Vec<Unit> {
+        let n_rows = (ne[1] * ne[2] * ne[3]) as usize;
+        let n = matrix_bytes(from, n_rows, ne[0] as usize).expect("valid");
         let t = Tensor {
             name: "t".into(),
             ne,
@@ -118,39 +238,67 @@ mod tests {
             file_offset: 0,
             data: Bytes::from(vec![0; n]),
         };
-        let mut all = Vec::new();
-        encode_units(0, &t, from, to, &mut all).expect("valid");
-        let trailer = if from == QuantType::I2_S { 32 } else { 0 };
+        let written = to.unwrap_or(from);
+        let bytes_out = matrix_bytes(written, n_rows, ne[0] as usize).expect("valid");
+        let planned = TensorPlan {
+            name: "t".into(),
+            source: 0,
+            dims: ne.to_vec(),
+            from: t.ty,
+            to: TensorType::Known(written),
+            encode: to,
+            reason: String::new(),
+            fallback_from: None,
+            bytes_in: n as u64,
+            bytes_out: bytes_out as u64,
+            statistics: Statistics::NotUsed,
+        };
+        let cut = Cut::new(&planned, &t).expect("valid");
+        let all: Vec<Unit> = (0..cut.n_pieces()).map(|i| cut.piece(0, i)).collect();
+        let trailer = if from == QuantType::I2_S && to.is_some() { 32 } else { 0 };
         assert_eq!(all.last().map(|u| u.source.end), Some(n - trailer), "the units cover the source");
         assert!(all.windows(2).all(|w| w[0].source.end == w[1].source.start));
+        let ends = all.iter().scan(0, |end, u| {
+            let begins = *end == u.offset;
+            *end = u.offset + u.bytes_out as u64;
+            Some((begins, *end))
+        });
+        let ends: Vec<_> = ends.collect();
+        assert!(ends.iter().all(|(begins, _)| *begins), "no gaps in the output");
+        assert_eq!(ends.last().map(|e| e.1), Some(bytes_out as u64), "the units cover the output");
         all
     }
 
     #[test]
     fn units_do_not_span_experts_and_keep_groups_whole() {
-        let all = cut([1024, 300, 3, 1], QuantType::BF16, QuantType::IQ4_KS);
-        let rows: Vec<(usize, usize)> = all
-            .iter()
-            .map(|u| match u.work {
-                Work::Encode { matrix, n_rows, .. } => (matrix, n_rows),
-                Work::Copy => (9, 9),
-            })
-            .collect();
-        assert_eq!(rows, [(0, 256), (0, 44), (1, 256), (1, 44), (2, 256), (2, 44)]);
-        for u in cut([65536 * 8, 32, 1, 1], QuantType::BF16_R16, QuantType::Q4_0_R8) {
-            assert!(matches!(u.work, Work::Encode { n_rows: 16, .. }));
+        let rows = |all: Vec<Unit>| -> Vec<(usize, usize)> {
+            let of = |u: &Unit| match u.work {
+                Work::Encode { rows, .. } => (rows.matrix, rows.n_rows),
+                Work::Copy => (9, u.bytes_out),
+            };
+            all.iter().map(of).collect()
+        };
+        let all = rows(cut([1024, 300, 3, 1], QuantType::BF16, Some(QuantType::IQ4_KS)));
+        assert_eq!(all, [(0, 256), (0, 44), (1, 256), (1, 44), (2, 256), (2, 44)]);
+        for u in cut([65536 * 8, 32, 1, 1], QuantType::BF16_R16, Some(QuantType::Q4_0_R8)) {
+            assert!(matches!(u.work, Work::Encode { rows: Rows { n_rows: 16, .. }, .. }));
         }
+        // a copy has the pieces of what it copies
+        let copied = rows(cut([1024, 300, 3, 1], QuantType::IQ4_KS, None));
+        assert_eq!(copied.len(), 6);
+        assert_eq!(copied[0], (9, 256 * 548));
     }
 
     #[test]
     fn a_tensor_that_gets_one_scale_is_one_unit() {
-        let all = cut([1024, 300, 3, 1], QuantType::BF16, QuantType::I2_S);
-        assert!(matches!(all[..], [Unit { work: Work::Encode { n_rows: 900, .. }, .. }]));
+        let all = cut([1024, 300, 3, 1], QuantType::BF16, Some(QuantType::I2_S));
+        assert!(matches!(all[..], [Unit { work: Work::Encode { rows: Rows { n_rows: 900, .. }, .. }, .. }]));
+        assert_eq!(cut([1024, 300, 3, 1], QuantType::I2_S, None).len(), 1);
     }
 
     #[test]
     fn a_tensor_with_one_scale_is_cut_by_expert_all_the_same() {
-        let all = cut([1024, 300, 2, 1], QuantType::I2_S, QuantType::Q8_0);
+        let all = cut([1024, 300, 2, 1], QuantType::I2_S, Some(QuantType::Q8_0));
         assert_eq!(all.iter().map(|u| u.source.start).collect::<Vec<_>>(), [0, 65_536, 76_800, 142_336]);
     }
 }

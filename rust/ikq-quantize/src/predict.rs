@@ -1,0 +1,131 @@
+//! What a run will need: memory, by counting, and time, by trying a few units of every kind.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use ikq_gguf::Model;
+use ikq_pool::{Cancel, Pool, available_memory};
+use ikq_simd::IsaKind;
+
+use crate::error::Error;
+use crate::found::stopped;
+use crate::hash;
+use crate::plan::{Plan, Statistics};
+use crate::units::{Units, Work};
+use crate::work::{Buffers, How, carry_out};
+
+/// Units of a kind that are tried, per thread.
+const TRIES_PER_THREAD: usize = 3;
+
+/// The threads that memory allows, and what they need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    pub n_workers: usize,
+    /// Most bytes in work at a time.
+    pub bytes: u64,
+}
+
+/// How many of `n_threads` threads can work at once within `max_ram` bytes; `None`: half of the memory that is
+/// available.
+///
+/// # Errors
+/// [`Error::Memory`] for a tensor that does not fit by itself.
+pub fn memory(
+    plan: &Plan,
+    model: &Model,
+    n_threads: usize,
+    max_ram: Option<u64>,
+    measure_errors: bool,
+) -> Result<Memory, Error> {
+    let units = Units::new(plan, model.tensors())?;
+    let mut largest = (0, 0);
+    for tensor in 0..plan.tensors.len() {
+        // the first is as large as any
+        if let Some(first) = units.of_tensor(tensor).next() {
+            largest = largest.max((units.get(first).memory(measure_errors), tensor));
+        }
+    }
+    let (each, tensor) = largest;
+    let max_ram = max_ram.or_else(|| available_memory().map(|free| free / 2));
+    if let Some(max) = max_ram
+        && each > max
+    {
+        let t = &plan.tensors[tensor];
+        let ty = t.encode.unwrap_or(ikq_formats::QuantType::I2_S);
+        return Err(Error::Memory { tensor: t.name.clone(), ty, needed: each, max });
+    }
+    let fit = max_ram.map_or(u64::MAX, |max| max / each.max(1));
+    let n_workers = n_threads.min(usize::try_from(fit).unwrap_or(usize::MAX)).max(1);
+    Ok(Memory { n_workers, bytes: n_workers as u64 * each })
+}
+
+/// Seconds that the threads of `pool` will take, disk aside: a few units of every kind are encoded and thrown away.
+///
+/// # Errors
+/// [`Error::TensorNotFinite`], [`Error::Cancelled`].
+pub fn seconds(
+    plan: &Plan,
+    model: &Model,
+    pool: &Pool,
+    isa: IsaKind,
+    cancel: &Cancel,
+    measure_errors: bool,
+) -> Result<f64, Error> {
+    let units = Units::new(plan, model.tensors())?;
+    // kinds: types and whether there is importance; each with its tensors
+    let mut kinds: BTreeMap<_, Vec<usize>> = BTreeMap::new();
+    for (index, t) in plan.tensors.iter().enumerate() {
+        let weighted = matches!(t.statistics, Statistics::Found { .. });
+        kinds.entry((t.from.id(), t.to.id(), t.encode.is_some(), weighted)).or_default().push(index);
+    }
+    let how = How { isa, encode: plan.encode, measure_errors };
+    let buffers = Buffers::default();
+    let mut total = 0.0;
+    for tensors in kinds.values() {
+        let numbers: Vec<usize> = tensors.iter().flat_map(|t| units.of_tensor(*t)).collect();
+        let wanted = TRIES_PER_THREAD * pool.n_threads();
+        // from the middle of equal parts of the whole
+        let tried = (0..wanted.min(numbers.len())).map(|i| {
+            numbers[((2 * i + 1) * numbers.len() / (2 * wanted.min(numbers.len()))).min(numbers.len() - 1)]
+        });
+        let tried: Vec<usize> = tried.collect();
+        for number in &tried {
+            source_of(plan, model, &units, *number).will_need();
+        }
+        let sums = Mutex::new((0.0, 0usize));
+        let done = pool.for_each(tried.iter(), cancel, |number| {
+            let start = Instant::now();
+            let unit = units.get(*number);
+            let planned = &plan.tensors[unit.tensor];
+            let t = &model.tensors()[planned.source];
+            let source = source_of(plan, model, &units, *number);
+            let outcome = carry_out(&unit.work, source.clone(), (planned, t), how, &buffers)?;
+            // what a run does with the bytes: two hashes and a copy to the system
+            let copy = match unit.work {
+                Work::Copy => (hash::of(&source), outcome.bytes.to_vec()),
+                Work::Encode { .. } => (hash::of(&source) ^ hash::of(&outcome.bytes), outcome.bytes.to_vec()),
+            };
+            std::hint::black_box(copy);
+            buffers.recycle(outcome.bytes);
+            source.release();
+            let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
+            sums.0 += start.elapsed().as_secs_f64();
+            sums.1 += source.len();
+            Ok::<(), Error>(())
+        });
+        stopped(done)?;
+        let (seconds, bytes) = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let all: u64 = tensors.iter().map(|t| plan.tensors[*t].bytes_in).sum();
+        if bytes > 0 {
+            total += seconds * all as f64 / bytes as f64;
+        }
+    }
+    Ok(total / pool.n_threads() as f64)
+}
+
+fn source_of(plan: &Plan, model: &Model, units: &Units, number: usize) -> ikq_gguf::Bytes {
+    let unit = units.get(number);
+    let t = &model.tensors()[plan.tensors[unit.tensor].source];
+    t.data.slice(unit.source).expect("units were cut to the tensor's bytes")
+}

@@ -1,0 +1,193 @@
+//! One unit, from the source's bytes to the result's.
+
+use std::sync::{Mutex, PoisonError};
+
+use ikq_encode::{EncodeOptions, encode_rows, is_ternary};
+use ikq_formats::row::I2_S_TRAILER_BYTES;
+use ikq_formats::{Family, QuantType};
+use ikq_gguf::{Bytes, Tensor};
+use ikq_simd::IsaKind;
+
+use crate::error::Error;
+use crate::measure::{Errors, measure};
+use crate::plan::{Statistics, TensorPlan};
+use crate::units::{Rows, Work};
+
+/// Working memory that travels between units, so that a run allocates a handful of buffers.
+#[derive(Default)]
+pub(crate) struct Buffers {
+    floats: Mutex<Vec<Vec<f32>>>,
+    bytes: Mutex<Vec<Vec<u8>>>,
+}
+
+/// Elements above which a buffer is not kept: a tensor that was one unit.
+const LARGE: usize = 1 << 26;
+
+fn take<T>(stash: &Mutex<Vec<Vec<T>>>) -> Vec<T> {
+    stash.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default()
+}
+
+fn give<T>(stash: &Mutex<Vec<Vec<T>>>, buffer: Vec<T>) {
+    if buffer.capacity() <= LARGE {
+        stash.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+    }
+}
+
+impl Buffers {
+    /// Takes a result back when it has been written.
+    pub fn recycle(&self, result: Payload) {
+        if let Payload::Buffer(bytes) = result {
+            give(&self.bytes, bytes);
+        }
+    }
+}
+
+/// A unit's result.
+pub(crate) enum Payload {
+    Buffer(Vec<u8>),
+    /// The bytes of a file as they are.
+    Mapped(Bytes),
+}
+
+impl std::ops::Deref for Payload {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Payload::Buffer(bytes) => bytes,
+            Payload::Mapped(bytes) => bytes,
+        }
+    }
+}
+
+/// What all units of a run share.
+#[derive(Clone, Copy)]
+pub(crate) struct How {
+    pub isa: IsaKind,
+    pub encode: EncodeOptions,
+    pub measure_errors: bool,
+}
+
+/// What a unit gave.
+pub(crate) struct Outcome {
+    pub bytes: Payload,
+    /// Weights that are not ternary for a type that is.
+    pub not_ternary: bool,
+    pub errors: Option<Errors>,
+}
+
+/// Carries out a unit.
+///
+/// # Errors
+/// [`Error::TensorNotFinite`].
+pub(crate) fn carry_out(
+    work: &Work,
+    source: Bytes,
+    (planned, t): (&TensorPlan, &Tensor),
+    how: How,
+    buffers: &Buffers,
+) -> Result<Outcome, Error> {
+    match *work {
+        Work::Copy => Ok(Outcome { bytes: Payload::Mapped(source), not_ternary: false, errors: None }),
+        Work::Encode { from, to, rows } => {
+            let mut x = take(&buffers.floats);
+            decode(from, &source, rows, t, how.isa, &mut x)?;
+            let done = encode(to, rows, &x, (planned, t), how, buffers);
+            give(&buffers.floats, x);
+            done
+        }
+    }
+}
+
+/// The error of a result that is there already; `None` for a unit that is not encoded.
+pub(crate) fn measure_again(
+    work: &Work,
+    source: &[u8],
+    result: &[u8],
+    (planned, t): (&TensorPlan, &Tensor),
+    isa: IsaKind,
+    buffers: &Buffers,
+) -> Result<Option<Errors>, Error> {
+    let Work::Encode { from, to, rows } = *work else { return Ok(None) };
+    let (mut x, mut y) = (take(&buffers.floats), take(&buffers.floats));
+    decode(from, source, rows, t, isa, &mut x)?;
+    let importance = importance(planned, rows.matrix, rows.n_per_row);
+    let errors = measure(isa, to, (&x, result), rows.n_per_row, importance, &mut y)?;
+    give(&buffers.floats, x);
+    give(&buffers.floats, y);
+    Ok(Some(errors))
+}
+
+fn decode(
+    from: QuantType,
+    source: &[u8],
+    rows: Rows,
+    t: &Tensor,
+    isa: IsaKind,
+    x: &mut Vec<f32>,
+) -> Result<(), Error> {
+    x.resize(rows.n_rows * rows.n_per_row, 0.0);
+    match from {
+        QuantType::I2_S => ikq_decode::dequantize_i2_s(isa, source, i2_s_scale(t), x),
+        _ => ikq_decode::dequantize(isa, from, source, rows.n_rows, rows.n_per_row, x)?,
+    }
+    Ok(())
+}
+
+fn encode(
+    to: QuantType,
+    rows: Rows,
+    x: &[f32],
+    (planned, t): (&TensorPlan, &Tensor),
+    how: How,
+    buffers: &Buffers,
+) -> Result<Outcome, Error> {
+    let Rows { n_rows, n_per_row, matrix, first_row } = rows;
+    let mut out = take(&buffers.bytes);
+    out.resize(ikq_formats::matrix_bytes(to, n_rows, n_per_row)?, 0);
+    let importance = importance(planned, matrix, n_per_row);
+    match encode_rows(how.isa, to, x, n_per_row, importance, how.encode, &mut out) {
+        Ok(()) => {}
+        Err(ikq_encode::Error::NotFinite { row, column, value }) => {
+            // a unit of I2_S has the rows of all matrices
+            let (row, rows_per_matrix) = (first_row + row, t.ne[1] as usize);
+            return Err(Error::TensorNotFinite {
+                tensor: planned.name.clone(),
+                expert: matrix + row / rows_per_matrix,
+                row: row % rows_per_matrix,
+                column,
+                value,
+            });
+        }
+        Err(e) => return Err(e.into()),
+    }
+    let for_ternary = to.info().base.unwrap_or(to).info().family == Family::Ternary;
+    let not_ternary = for_ternary && !x.chunks(n_per_row).all(is_ternary);
+    let errors = match how.measure_errors {
+        true => {
+            let mut y = take(&buffers.floats);
+            let errors = measure(how.isa, to, (x, &out), n_per_row, importance, &mut y)?;
+            give(&buffers.floats, y);
+            Some(errors)
+        }
+        false => None,
+    };
+    Ok(Outcome { bytes: Payload::Buffer(out), not_ternary, errors })
+}
+
+/// The scale of an I2_S tensor, which stands behind its rows.
+fn i2_s_scale(t: &Tensor) -> f32 {
+    let trailer = t.data.len() - I2_S_TRAILER_BYTES;
+    f32::from_le_bytes(t.data[trailer..].first_chunk().copied().expect("the reader has checked the size"))
+}
+
+/// The importance of a matrix's columns: its own, or the one that all matrices share.
+fn importance(planned: &TensorPlan, matrix: usize, n_per_row: usize) -> Option<&[f32]> {
+    match &planned.statistics {
+        Statistics::Found { values, .. } => {
+            let own = values.get(matrix * n_per_row..(matrix + 1) * n_per_row);
+            Some(own.unwrap_or(values))
+        }
+        _ => None,
+    }
+}
