@@ -33,7 +33,7 @@ def result(plan: ikq.QuantizePlan, *, measured: bool = True) -> ikq.QuantizeResu
             outcomes.append(TensorOutcome("encoded", 0.5, None, None, None, False))
         else:
             outcomes.append(TensorOutcome("encoded", 0.5, i / 200, i / 100, experts, False))
-    return ikq.QuantizeResult(plan, (plan.destination,), 2.0, tuple(outcomes))
+    return ikq.QuantizeResult(plan, (plan.destination,), 2.0, outcomes=tuple(outcomes))
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_json(report: Report, tmp_path: Path) -> None:
 def test_json_has_no_nan(plan: ikq.QuantizePlan, tmp_path: Path) -> None:
     done = result(plan)
     wrong = TensorOutcome("encoded", 1.0, math.inf, math.nan, None, False)
-    done = ikq.QuantizeResult(plan, done.files, 1.0, (wrong, *done.outcomes[1:]))
+    done = ikq.QuantizeResult(plan, done.files, 1.0, outcomes=(wrong, *done.outcomes[1:]))
     report = make_report(done)
     for name in ("r.json", "r.html"):
         write_report(report, tmp_path / name)
@@ -305,3 +305,36 @@ def test_a_dry_run_reports_what_it_would_do(tmp_path: Path, capsys: pytest.Captu
     assert {t["how"] for t in found["tensors"]} == {"planned"}
     assert found["seconds"] is None
     assert found["total"]["bytes"] < found["file_bytes"]
+
+
+def test_measured_errors_are_those_of_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Decoded with numpy beside the source, weighted by the means that the imatrix has."""
+    out, imatrix = tmp_path / "out.gguf", DATA / "imatrix-fused-default.dat"
+    assert quantize("--imatrix", imatrix, MODEL, out, "IQ3_K", "--report") == 0
+    assert "largest errors:" in capsys.readouterr().out
+    found = {t["name"]: t for t in json.loads((tmp_path / "out.report.json").read_text())["tensors"]}
+    statistics = ikq.Imatrix(imatrix)
+    with ikq.GGUFReader(MODEL) as source, ikq.GGUFReader(out) as model:
+        for name, record in found.items():
+            if record["how"] == "copied":
+                assert record["weighted_error"] is None
+                continue
+            x = source.tensors[name].dequantize().astype(np.float64)
+            d = x - model.tensors[name].dequantize()
+            error = math.sqrt((d * d).sum() / (x * x).sum())
+            # sums of as many floats in another order
+            assert record["error"] == pytest.approx(error, rel=1e-5)
+            assert record["snr_db"] == pytest.approx(-20 * math.log10(error), abs=1e-3)
+            if record["imatrix"] == "missing":
+                assert record["weighted_error"] == record["error"]
+                continue
+            # sums and means weigh columns alike
+            w = statistics[record["imatrix_entry"]].values.astype(np.float64)
+            w = w.reshape((*x.shape[:-2], 1, x.shape[-1]))
+            experts = np.sqrt((w * d * d).sum((-2, -1)) / (w * x * x).sum((-2, -1)))
+            if x.ndim == 3:
+                # weights of the fit have a ten-thousandth of their mean added
+                np.testing.assert_allclose(record["expert_errors"], experts, rtol=1e-3)
+                assert record["worst_expert"][0] == experts.argmax()
+            else:
+                assert record["weighted_error"] == pytest.approx(float(experts), rel=1e-3)
