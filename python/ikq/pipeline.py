@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 from ikq import _ikq
-from ikq.errors import RefusedError
+from ikq.errors import IkqError, RefusedError
 from ikq.imatrix import Imatrix
 from ikq.quant_types import QuantType
 from ikq.quantize_options import PathLike, QuantizeOptions, parse_size, wishes
@@ -155,7 +156,11 @@ class QuantizePlan:
                 on_note=on_note,
             )
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(self._what_is_kept()) from None
+            raise KeyboardInterrupt(f"interrupted; {self._what_is_kept()}") from None
+        except (IkqError, OSError):
+            if on_note is not None and self._partials():
+                on_note(self._what_is_kept())
+            raise
         return QuantizeResult(
             plan=self,
             files=tuple(Path(f) for f in ran.files),
@@ -207,10 +212,17 @@ class QuantizePlan:
         limit = None if max_ram is None else parse_size(max_ram)
         return self._core.memory(n_threads, max_ram=limit, measure_errors=measure_errors)
 
+    def _partials(self) -> list[Path]:
+        return [*self.destination.parent.glob(f"{glob.escape(self.destination.stem)}*.part")]
+
     def _what_is_kept(self) -> str:
+        partials = self._partials()
+        if not partials:
+            return "nothing was begun"
+        more = f" and {len(partials) - 1} more" if len(partials) > 1 else ""
         return (
-            f"interrupted; what is done is kept in {self.destination}.part: "
-            "run the same command again to go on, with --restart to begin anew"
+            f"what is done is kept in {min(partials)}{more}: the same command goes on with it, "
+            "with --restart it begins anew"
         )
 
 

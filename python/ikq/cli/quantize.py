@@ -288,7 +288,7 @@ def print_prediction(
     workers, in_work = plan.predict_memory(
         n_threads=n_threads, max_ram=max_ram, measure_errors=measure_errors
     )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + in_work
+    peak = _resident_bytes() + in_work
     seconds = plan.predict_seconds(n_threads=n_threads, max_ram=max_ram, measure_errors=measure_errors)
     folder = next(
         p for p in (plan.destination.absolute().parent, *plan.destination.absolute().parents) if p.exists()
@@ -300,6 +300,16 @@ def print_prediction(
     print(f"disk = {plan.total_bytes / MIB:.2f} MiB of {free / MIB:.2f} MiB that are free in {folder}")
     if free < plan.total_bytes:
         print("warning: the output does not fit this disk")
+
+
+def _resident_bytes() -> int:
+    """Memory that this process has now."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        # the most it ever had (and its parent, when it was started)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return pages * resource.getpagesize()
 
 
 def _gates_unlike_ups(plan: QuantizePlan) -> list[PlannedTensor]:

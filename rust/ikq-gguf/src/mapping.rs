@@ -8,6 +8,9 @@ use memmap2::{Advice, Mmap, UncheckedAdvice};
 use crate::bytes::Bytes;
 use crate::error::Error;
 
+/// Linux maps cached pages around one that is touched, at most those of one page table.
+const FAULT_AROUND: usize = 2 << 20;
+
 /// What a [`Bytes`] looks into.
 pub(crate) enum Backing {
     Mapped(Mmap),
@@ -37,6 +40,11 @@ impl Backing {
         if let Backing::Mapped(map) = self
             && len > 0
         {
+            // touching a page maps its neighbours too, those in front which were released before among them
+            let address = map.as_ptr() as usize;
+            let first = ((address + start) / FAULT_AROUND * FAULT_AROUND).max(address) - address;
+            let end = (address + start + len).next_multiple_of(FAULT_AROUND) - address;
+            let (start, len) = (first, end.min(map.len()) - first);
             // SAFETY: dropping pages is dangerous for memory whose content lives nowhere else. This is
             // a read-only mapping of a file: a dropped page is read from the file again when touched.
             let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, len) };

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::disk;
 use crate::error::Error;
-use crate::plan::{Layout, Place};
+use crate::plan::{Layout, Place, ShardLayout};
 use crate::ranges::Ranges;
 use crate::split::{parse_shard_name, shard_file_name};
 
@@ -127,11 +127,29 @@ impl Writer {
         for (out, shard) in writer.files.iter().zip(writer.layout.shards()).filter(|(out, _)| !out.in_place) {
             out.with_file(|file| {
                 disk::reserve(file, shard.size)?;
-                file.write_all_at(&shard.header, 0)
+                file.write_all_at(&shard.header, 0)?;
+                // between the tensors of a file that was there, anything may stand
+                let gaps = writer.gaps(shard);
+                gaps.into_iter().try_for_each(|(at, len)| file.write_all_at(&vec![0; len], at))
             })
             .map_err(|e| Error::io(&out.target, "write", needed, e))?;
         }
         Ok(writer)
+    }
+
+    /// Where a file has padding: offsets and lengths.
+    fn gaps(&self, shard: &ShardLayout) -> Vec<(u64, usize)> {
+        if !self.stays {
+            return Vec::new(); // new files are zeros
+        }
+        let mut end = shard.header.len() as u64;
+        let mut gaps = Vec::new();
+        for place in &self.layout.places()[shard.tensors.clone()] {
+            gaps.push((end, (place.offset - end) as usize));
+            end = place.offset + place.size;
+        }
+        gaps.push((end, (shard.size - end) as usize));
+        gaps
     }
 
     /// The plan being written.

@@ -18,6 +18,12 @@ use crate::work::{Buffers, How, carry_out};
 /// Units of a kind that are tried, per thread.
 const TRIES_PER_THREAD: usize = 3;
 
+/// Pages of the source that a thread has mapped beside those of its unit: the system maps by page tables of 2 MiB, and
+/// a unit touches up to two.
+const MAPPED_BESIDE: u64 = 4 << 20;
+/// Program, stacks and queues that come with the work.
+const FIXED: u64 = 4 << 20;
+
 /// The threads that memory allows, and what they need.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
@@ -43,7 +49,7 @@ pub fn memory(
     for tensor in 0..plan.tensors.len() {
         // the first is as large as any
         if let Some(first) = units.of_tensor(tensor).next() {
-            largest = largest.max((units.get(first).memory(measure_errors), tensor));
+            largest = largest.max((units.get(first).memory(measure_errors) + MAPPED_BESIDE, tensor));
         }
     }
     let (each, tensor) = largest;
@@ -55,9 +61,9 @@ pub fn memory(
         let ty = t.encode.unwrap_or(ikq_formats::QuantType::I2_S);
         return Err(Error::Memory { tensor: t.name.clone(), ty, needed: each, max });
     }
-    let fit = max_ram.map_or(u64::MAX, |max| max / each.max(1));
+    let fit = max_ram.map_or(u64::MAX, |max| max.saturating_sub(FIXED) / each.max(1));
     let n_workers = n_threads.min(usize::try_from(fit).unwrap_or(usize::MAX)).max(1);
-    Ok(Memory { n_workers, bytes: n_workers as u64 * each })
+    Ok(Memory { n_workers, bytes: FIXED + n_workers as u64 * each })
 }
 
 /// Seconds that the threads of `pool` will take, disk aside: a few units of every kind are encoded and thrown away.

@@ -97,37 +97,8 @@ pub fn run(
     let started_over = journal.is_new;
 
     let look = Look { plan, model, units: &units, targets: &targets, pool, cancel };
-    let mut resumed = Vec::new();
-    let measured = options.measure_errors.then_some(isa);
-    let mut found = look.journal(&mut journal, measured, |number, record| resumed.push((number, record)))?;
-    let n_resumed = resumed.len();
-    if n_resumed + found.n_damaged > 0 {
-        let damaged = match found.n_damaged {
-            0 => String::new(),
-            n => format!("; {n} that were noted as done are not in the file and are done again"),
-        };
-        progress(Event::Note(format!("going on: {n_resumed} of {} items are done{damaged}", units.len())));
-    }
-    let mut kept = Vec::new();
-    if options.keep_finished {
-        kept = keep_finished(&look, &recipes, &mut found, &mut progress)?;
-    }
-    let mut reused: Vec<Option<Reused>> = (0..plan.tensors.len()).map(|_| None).collect();
-    for r in older_tensors(&look, options, &recipes, &found, &mut progress)? {
-        let index = r.index;
-        reused[index] = Some(r);
-    }
-    let origin = |index: usize| reused[index].is_some() || kept.binary_search(&index).is_ok();
-    let mut tally = Tally::new(plan, &units, origin);
-    resumed.iter().for_each(|(number, record)| {
-        progress(Event::Bytes(tally.add(*number, record)));
-    });
-    for index in &kept {
-        tally.add_whole(*index);
-        progress(Event::Bytes(plan.tensors[*index].bytes_in));
-    }
-    let writer = match Writer::resume(target, plan.layout.clone(), &found.in_place) {
-        Ok(writer) => writer,
+    let begun = match begin(&look, &recipes, target, &mut journal, isa, options, &mut progress) {
+        Ok(begun) => begun,
         Err(e) => {
             if started_over {
                 // files that were begun, and hold nothing
@@ -135,14 +106,10 @@ pub fn run(
                 partials.for_each(|path| drop(std::fs::remove_file(path)));
                 journal.remove();
             }
-            return Err(e.into());
+            return Err(e);
         }
     };
-    for number in (0..units.len()).filter(|n| found.records[*n].is_some()) {
-        let unit = units.get(number);
-        writer.mark(unit.tensor, unit.offset, unit.bytes_out as u64)?;
-    }
-
+    let Begun { writer, mut found, reused, mut tally, n_resumed } = begun;
     let what = Job { plan, tensors, units: &units, reused: &reused, writer: &writer, journal: &journal };
     let how = How { isa, encode: plan.encode, measure_errors: options.measure_errors };
     let n_new = AtomicUsize::new(0);
@@ -176,6 +143,64 @@ pub fn run(
             Err(e)
         }
     }
+}
+
+/// A run whose files are open, with what was there already.
+struct Begun<'a> {
+    writer: Writer,
+    found: Found,
+    /// By tensor.
+    reused: Vec<Option<Reused>>,
+    tally: Tally<'a>,
+    n_resumed: usize,
+}
+
+/// Looks for what is there of the output, and opens its files.
+fn begin<'a>(
+    look: &Look<'a>,
+    recipes: &[u64],
+    target: &Path,
+    journal: &mut Journal,
+    isa: IsaKind,
+    options: &RunOptions,
+    progress: &mut impl FnMut(Event),
+) -> Result<Begun<'a>, Error> {
+    let (plan, units) = (look.plan, look.units);
+    let mut resumed = Vec::new();
+    let measured = options.measure_errors.then_some(isa);
+    let mut found = look.journal(journal, measured, |number, record| resumed.push((number, record)))?;
+    let n_resumed = resumed.len();
+    if n_resumed + found.n_damaged > 0 {
+        let damaged = match found.n_damaged {
+            0 => String::new(),
+            n => format!("; {n} that were noted as done are not in the file and are done again"),
+        };
+        progress(Event::Note(format!("going on: {n_resumed} of {} items are done{damaged}", units.len())));
+    }
+    let mut kept = Vec::new();
+    if options.keep_finished {
+        kept = keep_finished(look, recipes, &mut found, progress)?;
+    }
+    let mut reused: Vec<Option<Reused>> = (0..plan.tensors.len()).map(|_| None).collect();
+    for r in older_tensors(look, options, recipes, &found, progress)? {
+        let index = r.index;
+        reused[index] = Some(r);
+    }
+    let origin = |index: usize| reused[index].is_some() || kept.binary_search(&index).is_ok();
+    let mut tally = Tally::new(plan, units, origin);
+    for (number, record) in &resumed {
+        progress(Event::Bytes(tally.add(*number, record)));
+    }
+    for index in &kept {
+        tally.add_whole(*index);
+        progress(Event::Bytes(plan.tensors[*index].bytes_in));
+    }
+    let writer = Writer::resume(target, plan.layout.clone(), &found.in_place)?;
+    for number in (0..units.len()).filter(|n| found.records[*n].is_some()) {
+        let unit = units.get(number);
+        writer.mark(unit.tensor, unit.offset, unit.bytes_out as u64)?;
+    }
+    Ok(Begun { writer, found, reused, tally, n_resumed })
 }
 
 fn refuse_overwriting_input(target: &Path, model: &Model) -> Result<(), Error> {
