@@ -4,7 +4,8 @@
 2. encode speed per type and instruction set
 3. encode quality: error of every encoder as a ratio to the reference's
 4. perplexity of the bundled model in the engine, exact and by default, and of files that the reference wrote; how
-   far compact base files are from full ones (where ../shared has the text)
+   far compact base files are from full ones; perplexity and divergence of every type and ten mixes, without and with
+   imatrix (where ../shared has the text), beside the reference's files with IKQ_REFERENCE_QUANTIZE
 5. with IKQ_REFERENCE_QUANTIZE=PATH/llama-quantize (of ik_llama.cpp): CPU time of every TYPE against it, interleaved
 6. with IKQ_REFERENCE_BENCH=PATH/llama-bench (of ik_llama.cpp): tokens per second against it, interleaved
 """
@@ -138,6 +139,9 @@ def main() -> int:
                 str(models / "text" / "heldout.txt"),
             )
         )
+        quantizer = os.environ.get("IKQ_REFERENCE_QUANTIZE")
+        beside = ["--reference", quantizer] if quantizer else []
+        held.append(section("Quality", sys.executable, "benches/quality_table.py", *beside))
     else:
         print("\n../shared is not there: no perplexity.")
     bench = os.environ.get("IKQ_REFERENCE_BENCH")

@@ -2,7 +2,8 @@
 
 A verb's module has `NAME`, `HELP` (one line for the list of verbs), `add_arguments(parser)`, and
 `run(args)`, which does the work and returns the exit code; it may have `ALIASES`, and `ERROR_CODE` where 1
-says something else. It uses public names of `ikq` only. `args.verb` is the name that was typed.
+says something else. It uses public names of `ikq` only. `args.verb` is the name that was typed,
+`args.command` the whole command.
 
 Exit codes: 0 done; 1 error; 2 refused or wrong usage; 130 interrupted. An expected error is one
 sentence on standard error; `IKQ_DEBUG=1` shows the traceback as well.
@@ -70,6 +71,7 @@ def run_command(arguments: Sequence[str]) -> int:
     try:
         parsed = build_parser().parse_args(arguments)
         error_code = parsed.error_code
+        parsed.command = ("ikq", *arguments)
         code: int = parsed.run(parsed)
         sys.stdout.flush()
         return code

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import cast
 
 import ikq
+from ikq.cli import quantize_report
 from ikq.pipeline import PlannedTensor, QuantizePlan, QuantizeResult
 from ikq.quantize_options import QuantizeOptions, parse_size
 
@@ -158,6 +159,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="only tensors whose names match one of these; may be repeated",
     )
+    quantize_report.add_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -166,16 +168,19 @@ def run(args: argparse.Namespace) -> int:
         split_repack_words(args.words) if args.repack or args.unrepack else split_words(args.words)
     )
     plan = _plan(source, destination, type_name, options(args))
+    quantize_report.check(args, plan)
     for line in coverage_lines(plan):
         print(line)
     if args.keep_split and len(plan.shards) == 1:
         print(f"note: {source} is one file, and so is the output")
     lines = tensor_lines(plan)
+    given = {"type": type_name, "n_threads": n_threads, "reuse": args.reuse} | options(args)
     if args.dry_run:
         for line in lines.values():
             print(line)
+        quantize_report.finish(args, plan, given)
         print_summary(plan, None)
-        print_prediction(plan, n_threads, args.max_ram)
+        print_prediction(plan, n_threads, args.max_ram, measure_errors=bool(args.report))
         return 0
     how = functools.partial(
         plan.run,
@@ -184,6 +189,7 @@ def run(args: argparse.Namespace) -> int:
         reuse=args.reuse,
         partial_requant=args.partial_requant,
         max_ram=args.max_ram,
+        measure_errors=bool(args.report),
     )
     if sys.stderr.isatty() and sys.stdout.isatty():
         result = _run_with_bar(plan, how)
@@ -192,6 +198,7 @@ def run(args: argparse.Namespace) -> int:
             progress=lambda t, _: print(lines[t.name], flush=True),
             on_note=lambda text: print(text, flush=True),
         )
+    quantize_report.finish(args, result, given)
     print_summary(plan, result)
     return 0
 
@@ -362,11 +369,15 @@ def _kept(plan: QuantizePlan) -> dict[str, list[PlannedTensor]]:
     return kept
 
 
-def print_prediction(plan: QuantizePlan, n_threads: int | None, max_ram: int | None) -> None:
+def print_prediction(
+    plan: QuantizePlan, n_threads: int | None, max_ram: int | None, *, measure_errors: bool
+) -> None:
     """Size to the byte, memory, disk and time of the run that is not made."""
-    workers, in_work = plan.predict_memory(n_threads=n_threads, max_ram=max_ram)
+    workers, in_work = plan.predict_memory(
+        n_threads=n_threads, max_ram=max_ram, measure_errors=measure_errors
+    )
     peak = _resident_bytes() + in_work
-    seconds = plan.predict_seconds(n_threads=n_threads, max_ram=max_ram)
+    seconds = plan.predict_seconds(n_threads=n_threads, max_ram=max_ram, measure_errors=measure_errors)
     folder = next(
         p for p in (plan.destination.absolute().parent, *plan.destination.absolute().parents) if p.exists()
     )

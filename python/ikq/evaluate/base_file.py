@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import struct
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +22,9 @@ from ikq.errors import FormatError, RefusedError
 from ikq.evaluate.perplexity import Sink
 from ikq.evaluate.windows import Windows, log_softmax, n_positions, scored_logits
 from ikq.model import Model
+from ikq.whole_file import whole_file
 
-__all__ = ["Base", "BaseFile", "Compared", "ModelBase", "base_writer", "full_row_bytes", "output"]
+__all__ = ["Base", "BaseFile", "Compared", "ModelBase", "base_writer", "full_row_bytes"]
 
 MAGIC = b"_logits_"
 _LEVELS = 65535
@@ -175,26 +175,6 @@ def check_tokens(path: str | os.PathLike[str], tokens: NDArray[np.int32], n_voca
         raise FormatError(f"{path}: holds tokens outside its vocabulary of {n_vocab}")
 
 
-@contextmanager
-def output(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A file that gets its name when the block ends without an exception; else nothing is left."""
-    target = Path(path)
-    with tempfile.NamedTemporaryFile(
-        dir=target.parent, prefix=f".{target.name[:180]}.", suffix=".tmp", delete=False
-    ) as f:
-        try:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())
-            umask = os.umask(0)
-            os.umask(umask)
-            Path(f.name).chmod(0o666 & ~umask)
-            Path(f.name).replace(target)
-        except BaseException:
-            Path(f.name).unlink(missing_ok=True)
-            raise
-
-
 def write_tokens(f: IO[bytes], windows: Windows) -> None:
     """The tokens of all windows as the text has them, without BOS in their first places."""
     if windows.step != windows.n_ctx:
@@ -228,7 +208,7 @@ def base_writer(path: str | os.PathLike[str], windows: Windows, n_vocab: int) ->
     Raises:
         RefusedError: the windows have a stride, which the form cannot hold.
     """
-    with output(path) as f:
+    with whole_file(path) as f:
         f.write(MAGIC + struct.pack("<3i", windows.n_ctx, n_vocab, windows.n))
         write_tokens(f, windows)
         yield _FullWriter(f)

@@ -37,9 +37,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ikq.errors import FormatError, RefusedError
-from ikq.evaluate.base_file import Compared, check_tokens, full_row_bytes, output, write_tokens
+from ikq.evaluate.base_file import Compared, check_tokens, full_row_bytes, write_tokens
 from ikq.evaluate.perplexity import Sink
 from ikq.evaluate.windows import Windows, n_positions
+from ikq.whole_file import whole_file
 
 __all__ = ["SHARE", "CompactBase", "compact_writer", "kept", "record_type"]
 
@@ -189,7 +190,7 @@ def compact_writer(
         RefusedError: the windows have a stride; or as `kept`.
     """
     k, m = kept(n_vocab, share)
-    with output(path) as f:
+    with whole_file(path) as f:
         f.write(MAGIC + struct.pack("<5i", windows.n_ctx, n_vocab, windows.n, k, m))
         write_tokens(f, windows)
         yield _CompactWriter(f, n_vocab, k, m)

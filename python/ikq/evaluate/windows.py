@@ -82,7 +82,9 @@ def cut(
     Without a stride windows of `n_ctx` follow each other, a rest is dropped, BOS takes the place of each
     window's first token, and the logits of the second half are scored. With one, windows have
     `n_ctx + stride // 2` tokens and begin every `stride` tokens, the last `stride` tokens of each are scored,
-    and BOS stands only where the text has it (the reference sets it too late to have an effect).
+    and BOS stands only where the text has it (the reference sets it too late to have an effect). Today's
+    reference programs take more: their context's size, which holds as many windows as a batch and is rounded
+    up to a multiple of 256. Figures are the same where `n_ctx + stride // 2` is one and `-b` at most `n_ctx`.
 
     Args:
         tokens: The text.

@@ -1,0 +1,32 @@
+"""Files that are there when they are whole: `whole_file`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+__all__ = ["whole_file"]
+
+
+@contextmanager
+def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """A file that gets its name when the block ends without an exception; else nothing is left."""
+    target = Path(path)
+    with tempfile.NamedTemporaryFile(
+        dir=target.parent, prefix=f".{target.name[:180]}.", suffix=".tmp", delete=False
+    ) as f:
+        try:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())
+            umask = os.umask(0)
+            os.umask(umask)
+            Path(f.name).chmod(0o666 & ~umask)
+            Path(f.name).replace(target)
+        except BaseException:
+            Path(f.name).unlink(missing_ok=True)
+            raise
