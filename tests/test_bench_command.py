@@ -118,7 +118,7 @@ def test_flags_of_llama_bench(tiny_moe, capsys):
     assert out.count("pp4") == 4
     assert err.splitlines() == [
         "note: -ngl 0 ignored: this build computes on the CPU",
-        "note: -rtr 1, -fa 1 ignored: not needed, ikq decides this by itself",
+        "note: -fa 1 ignored: not needed, ikq decides this by itself",
     ]
 
 

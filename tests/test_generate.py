@@ -349,10 +349,13 @@ def test_tokenize(model):
     assert model.metadata["general.architecture"] == "qwen3moe"
 
 
-def test_a_file_without_a_tokenizer(tiny_moe, tmp_path):
+@pytest.mark.parametrize("model", [None, "no_vocab"])
+def test_a_file_without_a_tokenizer(tiny_moe, tmp_path, model):
     changed = Changed(ikq.GGUFReader(tiny_moe))
     for key in [k for k in changed.metadata if k.startswith("tokenizer.")]:
         del changed.metadata[key]
+    if model:
+        changed.metadata["tokenizer.ggml.model"] = model
     changed.write(tmp_path / "none.gguf")
     with ikq.Model.load(tmp_path / "none.gguf", n_ctx=64) as model:
         with pytest.raises(ikq.FormatError, match="no tokenizer"):

@@ -466,7 +466,7 @@ sys.exit(code)
 def test_a_tensor_that_does_not_fit_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ikq.RefusedError, match=r"blk\.0\.ffn_up_exps\.weight.*I2_S.*max-ram"):
         ikq.quantize_file(
-            model(tmp_path / "m.gguf"), tmp_path / "o.gguf", "Q8_0", ffn_up_type="i2_s", max_ram="6M"
+            model(tmp_path / "m.gguf"), tmp_path / "o.gguf", "Q8_0", ffn_up_type="i2_s", max_ram="4M"
         )
     assert not (tmp_path / "o.gguf.part").exists()
 

@@ -175,7 +175,6 @@ def test_flags_of_other_builds(tiny_moe, capsys):
         "--n-cpu-moe",
         "3",
         "-fa",
-        "-rtr",
         "-mqkv",
         "-fa",
         "on",
@@ -186,7 +185,7 @@ def test_flags_of_other_builds(tiny_moe, capsys):
     assert main(["run", "-m", str(tiny_moe), "-p", "a", "-n", "1", "--no-perf", *flags]) == 0
     assert capsys.readouterr().err.splitlines() == [
         "note: -ngl 99, -ot exps=CPU, --cpu-moe, --n-cpu-moe 3 ignored: this build computes on the CPU",
-        "note: -fa, -rtr, -mqkv, -fa on ignored: not needed, ikq decides this by itself",
+        "note: -fa, -mqkv, -fa on ignored: not needed, ikq decides this by itself",
         "note: --mlock ignored: not offered",
         "note: -tb ignored: one set of threads (-t) does both prompt and generation",
     ]
@@ -212,6 +211,7 @@ def test_loading_options(tiny_moe, capsys):
         "-ser",
         "1,0.5",
         "--no-mmap",
+        "-rtr",
         "--compute",
         "f32",
         "--override-kv",
@@ -235,6 +235,7 @@ def test_loading_options(tiny_moe, capsys):
         "merge_up_gate_experts": True,
         "expert_reduction": (1, 0.5),
         "mmap": "off",
+        "repack": True,
         "override_kv": {"qwen3moe.rope.freq_base": 500.0, "general.name": "x"},
     }
     assert main(arguments) == 0
@@ -271,10 +272,13 @@ def test_an_empty_prompt(tiny_moe, tmp_path, capsys):
     assert (done.returncode, done.stderr) == (2, "error: the prompt (standard input) is empty\n")
 
 
-def test_a_file_without_a_tokenizer(tiny_moe, tmp_path, capsys):
+@pytest.mark.parametrize("model", [None, "no_vocab"])
+def test_a_file_without_a_tokenizer(tiny_moe, tmp_path, capsys, model):
     changed = Changed(ikq.GGUFReader(tiny_moe))
     for key in [k for k in changed.metadata if k.startswith("tokenizer.")]:
         del changed.metadata[key]
+    if model:
+        changed.metadata["tokenizer.ggml.model"] = model
     changed.write(tmp_path / "none.gguf")
     assert main(["run", "-m", str(tmp_path / "none.gguf"), "-p", "a"]) == 1
     out, err = capsys.readouterr()

@@ -273,6 +273,13 @@ def test_unknown_kinds_are_named():
         ikq.Tokenizer({})
 
 
+def test_a_file_that_says_it_has_no_vocabulary():
+    with pytest.raises(
+        ikq.FormatError, match=r"no tokenizer \(`tokenizer.ggml.model` is no_vocab\).*Model.logits"
+    ):
+        ikq.Tokenizer({"tokenizer.ggml.model": "no_vocab"})
+
+
 MERGES = "tokenizer.ggml.merges"
 HOSTILE = {
     "model of a wrong kind": bpe(model=3),

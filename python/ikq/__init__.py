@@ -2,13 +2,15 @@
 
 Arrays: `dequantize`, `quantize`, `repack`, `pack`, `unpack`, `row_bytes`, `tensor_bytes`; types:
 `QuantType`; tensors: `QTensor`; files: `GGUFReader`, `GGUFWriter`; whole models: `quantize_file`,
-`plan_quantization`, `Imatrix`; running: `Model`, `Tokenizer`, `ChatTemplate`,
+`plan_quantization`, `Imatrix`, `ActivationStatistics`; running: `Model`, `Tokenizer`, `ChatTemplate`,
 `SamplingOptions`; exceptions: `ikq.errors`.
 """
 
 from ikq._ikq import __version__
+from ikq.activations import ActivationCollector, ActivationEntry, ActivationStatistics, LayerSimilarity
 from ikq.arrays import available_isas, dequantize, isa, quantize, repack, row_bytes, tensor_bytes
 from ikq.chat import ChatTemplate
+from ikq.coverage import ImatrixCoverage, PartialExperts
 from ikq.errors import (
     DeviceError,
     FormatError,
@@ -42,6 +44,9 @@ from ikq.tensor import QTensor
 from ikq.tokenizer import StreamDecoder, Tokenizer
 
 __all__ = [
+    "ActivationCollector",
+    "ActivationEntry",
+    "ActivationStatistics",
     "ChatTemplate",
     "DeviceError",
     "Field",
@@ -52,11 +57,14 @@ __all__ = [
     "Generation",
     "IkqError",
     "Imatrix",
+    "ImatrixCoverage",
     "ImatrixEntry",
+    "LayerSimilarity",
     "Metadata",
     "MissingImatrixError",
     "Model",
     "NotTernaryWarning",
+    "PartialExperts",
     "Piece",
     "PlannedTensor",
     "QTensor",

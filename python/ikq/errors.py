@@ -38,7 +38,7 @@ class RefusedError(IkqError):
 
 
 class MissingImatrixError(RefusedError):
-    """The type needs an importance matrix and there is no data for this tensor."""
+    """A type needs an importance matrix and there is no data for a tensor, or the imatrix is incomplete."""
 
 
 class DeviceError(IkqError):

@@ -57,6 +57,11 @@ class Imatrix(Mapping[str, ImatrixEntry]):
         """Chunks of text that the statistics come from, if the file says so."""
         return self._core.n_chunks
 
+    @property
+    def all_experts(self) -> bool:
+        """Whether every token counted for every expert, not only for those that it was routed to."""
+        return self._core.all_experts
+
     def entry_for(self, tensor: str) -> str | None:
         """Name of the entry that serves a tensor: its own, or one of a tensor with the same input.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Literal, NamedTuple
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ikq import _ikq
+from ikq.activations import ActivationCollector
 from ikq.errors import FormatError
 from ikq.gguf import GGUFReader
 from ikq.models import ModelSpec, model_spec
@@ -92,6 +94,7 @@ class Model(TextModel):
     ) -> None:
         super().__init__(reader, n_ubatch)
         self._engine = engine
+        self._collector: ActivationCollector | None = None
         self._types = frozenset(t.type for t in reader.tensors.values())
         self.spec: ModelSpec = spec
         """What was made of the file's metadata."""
@@ -112,6 +115,7 @@ class Model(TextModel):
         merge_up_gate_experts: bool = False,
         expert_reduction: tuple[int, float] | None = None,
         mmap: Literal["auto", "on", "off"] = "auto",
+        repack: bool = False,
         yarn_truncate: bool = True,
         override_kv: Mapping[str, bool | int | float | str] | None = None,
     ) -> Model:
@@ -134,6 +138,9 @@ class Model(TextModel):
                 weight is below t times the largest (`-ser k,t`).
             mmap: `auto` copies weights to huge pages when memory allows and keeps the mapping where it does
                 not; `on` keeps it, `off` copies.
+            repack: Join rows to groups of their interleaved types while loading, as some engines do. It
+                gains nothing here and changes no result; it is there to compare. Copies, whatever `mmap`
+                says.
             yarn_truncate: Bounds of YaRN's ramp are integers, as in GGUF engines (gpt-oss was published
                 without).
             override_kv: Metadata to be read instead of the file's.
@@ -167,6 +174,7 @@ class Model(TextModel):
             merge_up_gate_experts=merge_up_gate_experts,
             expert_reduction=expert_reduction,
             mmap=mmap,
+            repack=repack,
             isa_name=None,
         )
         model = cls(engine, spec, reader, n_ubatch=n_ubatch)
@@ -207,10 +215,57 @@ class Model(TextModel):
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise FormatError(f"tokens are a flat sequence of integers, not {ids.dtype} of shape {ids.shape}")
         with self._lock:
+            collector = self._collector
             try:
-                return self._engine.eval(ids.tolist(), want)
+                logits = self._engine.eval(ids.tolist(), want)
+            except BaseException:
+                if collector is not None:
+                    collector._failed()
+                raise
             finally:
                 self._changed(self._cached + ids.tolist())
+            if collector is not None:
+                collector._evaluated(len(ids))
+            return logits
+
+    @contextmanager
+    def collect_activations(
+        self, *, all_experts: bool = False, similarity: bool = False, output: bool = True
+    ) -> Iterator[ActivationCollector]:
+        """Collects statistics of what every matrix is multiplied with, while the block runs the model.
+
+        They are the same whichever plan computes an FFN, and do not depend on threads.
+
+        Args:
+            all_experts: Every token counts for every expert, not only for those that it was routed to. What
+                the model computes does not change.
+            similarity: Compare the inputs of layers with their outputs as well.
+            output: Collect the input of the output matrix at every position, whichever logits are wanted.
+
+        Raises:
+            ValueError: another block collects already.
+
+        Examples:
+            >>> import ikq
+            >>> model = ikq.Model.load("tests/data/tiny-moe-bf16.gguf", n_ctx=64)
+            >>> with model.collect_activations() as collector:
+            ...     _ = model.logits([1, 2, 3])
+            >>> statistics = collector.statistics("three tokens")
+            >>> len(statistics), statistics["blk.0.ffn_up_exps.weight"].counts.sum()
+            (33, np.float64(6.0))
+        """
+        collector = ActivationCollector(all_experts=all_experts, similarity=similarity, output=output)
+        with self._lock:
+            if self._collector is not None:
+                raise ValueError("this model's activations are being collected already")
+            self._engine.set_collector(collector._core)
+            self._collector = collector
+        try:
+            yield collector
+        finally:
+            with self._lock:
+                self._collector = None
+                self._engine.set_collector(None)
 
     @property
     def n_ctx(self) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 from ikq import _ikq
+from ikq.coverage import ImatrixCoverage
 from ikq.errors import IkqError, RefusedError
 from ikq.imatrix import Imatrix
 from ikq.quant_types import QuantType
@@ -63,6 +64,8 @@ class PlannedTensor:
     to_type: QuantType | int
     copied: bool
     """Byte for byte, not decoded and encoded."""
+    repacked: bool
+    """Rows are put into groups or taken apart; their codes stay as they are."""
     reason: str
     """Why it gets its type, or why it is copied."""
     fallback_from: QuantType | None
@@ -74,7 +77,10 @@ class PlannedTensor:
     lacks_imatrix: bool
     """Its type would use statistics, and there are none."""
     unseen_experts: tuple[int, ...]
-    """Experts without a single token in the statistics; encoded with equal weights."""
+    """Experts without a single token in the statistics; they take what the others' have in common."""
+    thin_experts: tuple[int, ...]
+    """Experts with fewer than 1024 tokens, whose statistics are drawn to the others'; only GGUF imatrices
+    count tokens per expert."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,10 @@ class QuantizePlan:
     tensors: tuple[PlannedTensor, ...]
     total_bytes: int
     """Size of the output, all files together, to the byte."""
+    shards: tuple[int, ...]
+    """Tensors in each output file; one number unless the output is split."""
+    coverage: ImatrixCoverage | None
+    """What the imatrix has data for; None without one."""
     _core: _ikq.QuantizePlan = field(repr=False, compare=False)
 
     def run(
@@ -272,7 +282,7 @@ def plan_quantization(
 ) -> QuantizePlan:
     """Decides every tensor's type, statistics, offset and size; reads no weights and writes nothing.
 
-    The arguments are those of `quantize_file`, which runs the plan.
+    The arguments are those of `quantize_file`, which runs the plan, and so are the errors.
     """
     name = _ftype_name(type)
     imatrix = options.get("imatrix")
@@ -286,12 +296,16 @@ def plan_quantization(
         wishes(options),
     )
     if destination is None:
-        destination = source.parent / f"ggml-model-{name.upper()}.gguf"
+        changes = [word for word in ("repack", "unrepack") if options.get(word)]
+        stem = f"{source.stem}-{changes[0]}ed" if changes else f"ggml-model-{name.upper()}"
+        destination = source.parent / f"{stem}.gguf"
     return QuantizePlan(
         source=source,
         destination=Path(destination),
         tensors=tuple(_planned(t) for t in core.tensors()),
         total_bytes=core.total_bytes,
+        shards=tuple(core.shards),
+        coverage=None if (coverage := core.coverage()) is None else ImatrixCoverage._of(coverage),
         _core=core,
     )
 
@@ -315,8 +329,8 @@ def quantize_file(
 
     Args:
         source: The model, or any shard of a split set.
-        destination: The file to write; None is `ggml-model-TYPE.gguf` beside the source. With a
-            split, the shards are named after it.
+        destination: The file to write; None is `ggml-model-TYPE.gguf` beside the source (with `repack`,
+            `NAME-repacked.gguf`). With a split, the shards are named after it.
         type: What matrices become: a type or a mix by name (`"IQ4_KS"`, `"Q4_K_M"`; `ftypes` lists them),
             with the rules that people know from llama-quantize for some of them, or a `QuantType`, which
             means the mix of that base.
@@ -332,7 +346,7 @@ def quantize_file(
 
     Raises:
         ikq.errors.RefusedError: What was asked makes no sense or would do harm; the message names
-            the way out. `MissingImatrixError` is one.
+            the way out. `MissingImatrixError` is one: the imatrix is incomplete, or a type needs one.
         ikq.errors.FormatError: A damaged file, unknown names, NaN or infinity in the weights.
         OSError: Files that cannot be read or written.
     """
@@ -390,6 +404,7 @@ def _planned(t: _ikq.TensorPlan) -> PlannedTensor:
         from_type=_known(t.from_type),
         to_type=_known(t.to_type),
         copied=t.copied,
+        repacked=t.repacked,
         reason=t.reason,
         fallback_from=None if t.fallback_from is None else QuantType(t.fallback_from),
         bytes_in=t.bytes_in,
@@ -397,4 +412,5 @@ def _planned(t: _ikq.TensorPlan) -> PlannedTensor:
         imatrix=own.get(t.statistics, t.statistics),
         lacks_imatrix=t.statistics == "missing",
         unseen_experts=tuple(t.unseen_experts),
+        thin_experts=tuple(t.thin_experts),
     )

@@ -68,6 +68,16 @@ class QuantizeOptions(TypedDict, total=False):
     """Do not write the imatrix's name and size into the file."""
     ignore_imatrix_rules: bool
     """Do not refuse types that need statistics where there are none."""
+    allow_missing: bool
+    """Accept an imatrix without data for some tensors, or for more than 5 % of a tensor's experts."""
+
+    repack: bool
+    """Change no weights: write the same model with its tensors in their interleaved types, where they have
+    one and their rows are whole groups. TYPE is ignored (give COPY); no option about types goes with it."""
+    unrepack: bool
+    """The inverse: interleaved tensors in their plain types, where one holds the same."""
+    repack_pattern: str | Sequence[str]
+    """Of these only tensors whose names match; comma-separated lists of regular expressions."""
 
     allow_requantize: bool
     """Accept tensors that are quantized already."""
@@ -78,6 +88,10 @@ class QuantizeOptions(TypedDict, total=False):
     """Split the output into files of at most this many bytes (`"4G"`, `"500M"`)."""
     split_max_tensors: int | None
     """Split the output into files of at most this many tensors."""
+    no_tensor_first_split: bool
+    """Let the first of these files hold metadata only."""
+    keep_split: bool
+    """Split the output as the source is: the same tensors in each file. One file stays one."""
 
 
 def wishes(options: QuantizeOptions) -> dict[str, Any]:
@@ -85,6 +99,7 @@ def wishes(options: QuantizeOptions) -> dict[str, Any]:
 
     Raises:
         TypeError: An unknown keyword.
+        ikq.errors.RefusedError: Options that exclude one another.
         ikq.errors.FormatError: An unknown type name.
     """
     unknown = options.keys() - QuantizeOptions.__annotations__.keys()
@@ -92,12 +107,19 @@ def wishes(options: QuantizeOptions) -> dict[str, Any]:
         raise TypeError(f"unknown option {sorted(unknown)[0]!r}; see help(ikq.QuantizeOptions)")
     given: Mapping[str, Any] = options
 
+    _check_repack(options)
+
     def type_id(name: str) -> int | None:
         value: TypeLike | None = given.get(name)
         return None if value is None else int(as_type(value))
 
     file = options.get("tensor_type_file")
     size = options.get("split_max_size")
+    max_tensors, keep_split = options.get("split_max_tensors"), options.get("keep_split", False)
+    if (size is not None) + (max_tensors is not None) + keep_split > 1:
+        raise RefusedError("give one of --split-max-size, --split-max-tensors and --keep-split")
+    if options.get("no_tensor_first_split", False) and size is None and max_tensors is None:
+        raise RefusedError("--no-tensor-first-split needs --split-max-size or --split-max-tensors")
     return {
         "pure": options.get("pure", False),
         "roles": [(role, t) for role in _ikq.roles() if (t := type_id(f"{role}_type")) is not None],
@@ -120,8 +142,38 @@ def wishes(options: QuantizeOptions) -> dict[str, Any]:
         "hide_imatrix": options.get("hide_imatrix", False),
         "override_kv": _overrides(options.get("override_kv", ())),
         "max_bytes": None if size is None else parse_size(size),
-        "max_tensors": options.get("split_max_tensors"),
+        "max_tensors": max_tensors,
+        "keep_split": keep_split,
+        "no_tensor_first_split": options.get("no_tensor_first_split", False),
+        "allow_missing": options.get("allow_missing", False),
+        "repack": options.get("repack", False),
+        "unrepack": options.get("unrepack", False),
+        "repack_pattern": _several(options.get("repack_pattern", ())),
     }
+
+
+# Options about types and statistics, which have no effect on a model that is only repacked.
+_ABOUT_TYPES = (
+    *("pure", "attn_q_type", "attn_k_type", "attn_v_type", "attn_qkv_type", "attn_output_type"),
+    *("ffn_gate_type", "ffn_up_type", "ffn_down_type", "custom_q", "tensor_type", "tensor_type_file"),
+    *("token_embedding_type", "per_layer_token_embedding_type", "output_tensor_type", "ffn_gate_inp_type"),
+    *("leave_output_tensor", "extra_output_tensor", "symmetric_q40", "imatrix"),
+)
+
+
+def _check_repack(options: QuantizeOptions) -> None:
+    asked = [f"--{name}" for name in ("repack", "unrepack") if options.get(name)]
+    if len(asked) > 1:
+        raise RefusedError("--repack and --unrepack undo each other: give one of them")
+    if not asked:
+        if options.get("repack_pattern"):
+            raise RefusedError("--repack-pattern needs --repack or --unrepack")
+        return
+    for name in _ABOUT_TYPES:
+        if options.get(name):
+            raise RefusedError(
+                f"{asked[0]} only moves bits: --{name.replace('_', '-')} has no effect with it; leave it out"
+            )
 
 
 def parse_size(size: int | str) -> int:

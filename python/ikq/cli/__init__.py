@@ -25,6 +25,7 @@ VERBS = (
     "bench",
     "sweep_bench",
     "quantize",
+    "imatrix",
     "perplexity",
     "kld",
     "explain",

@@ -65,6 +65,7 @@ _SETTINGS = (
         "0: copy weights, 1: keep them mapped, auto: copy them to huge pages if memory allows",
         "mmap",
     ),
+    _Setting(("-rtr", "--run-time-repack"), "repack", False, _switch, "interleave rows while loading", "rtr"),
 )
 
 

@@ -29,7 +29,6 @@ _IGNORED: list[tuple[tuple[str, ...], str | int | None, str]] = [
     (("--fit",), "?", _GPU),
     (("--fit-margin",), None, _GPU),
     (("-fa", "--flash-attn"), "?", _UNNEEDED),
-    (("-rtr", "--run-time-repack"), 0, _UNNEEDED),
     (("-mqkv", "--merge-qkv"), 0, _UNNEEDED),
     (("-mla", "--mla-use"), None, _UNNEEDED),
     (("-amb", "--attention-max-batch"), None, _UNNEEDED),
@@ -131,6 +130,12 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         help="auto: copy to huge pages if memory allows",
     )
     group.add_argument(
+        "-rtr",
+        "--run-time-repack",
+        action="store_true",
+        help="interleave rows while loading (copies; no faster here, for comparison)",
+    )
+    group.add_argument(
         "--compute", choices=("auto", "f32"), default="auto", help="f32: exact products, slow (auto)"
     )
     group.add_argument(
@@ -161,6 +166,7 @@ def load_options(args: argparse.Namespace) -> dict[str, Any]:
         "merge_up_gate_experts": args.merge_up_gate_experts,
         "expert_reduction": args.smart_expert_reduction,
         "mmap": args.mmap,
+        "repack": args.run_time_repack,
         "override_kv": dict(args.override_kv),
     }
 

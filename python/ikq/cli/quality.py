@@ -29,7 +29,7 @@ from ikq.evaluate import (
 )
 from ikq.evaluate.compact import SHARE
 
-__all__ = ["add_options", "compare", "measure"]
+__all__ = ["add_options", "compare", "duration", "measure", "read_text"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -59,7 +59,7 @@ def measure(args: argparse.Namespace) -> int:
     """Perplexity of the model; writes the base file if one is named."""
     if args.compact is not None and not args.kl_divergence_base:
         raise ikq.RefusedError("--compact is a form of base files: name one with --kl-divergence-base FILE")
-    text = _text(args.file)
+    text = read_text(args.file)
     options = load_options(args)
     print_ignored(args)
     stride = args.ppl_stride
@@ -95,7 +95,7 @@ def compare(args: argparse.Namespace, base_model: str | None = None) -> int:
             model = stack.enter_context(_model(args.model, options, n_ctx))
             base = open_base(args.kl_divergence_base, _bos(model))
         else:
-            text, n_ctx = _text(args.file), max(4, args.ctx_size)
+            text, n_ctx = read_text(args.file), max(4, args.ctx_size)
             model = stack.enter_context(_model(args.model, options, n_ctx))
             other = stack.enter_context(_model(base_model, options, n_ctx))
             base = ModelBase(other, _windows(other, text, args))
@@ -116,7 +116,13 @@ def _model(path: str, options: dict[str, Any], n_ctx: int) -> ikq.Model:
     return ikq.Model.load(path, **(options | {"n_ctx": n_ctx}))
 
 
-def _text(path: str | None) -> str:
+def read_text(path: str | None) -> str:
+    """A text file as it is.
+
+    Raises:
+        RefusedError: none is named.
+        FormatError: it is not UTF-8.
+    """
     if path is None:
         raise ikq.RefusedError("no text: give one with -f FILE")
     data = Path(path).read_bytes()
@@ -168,11 +174,12 @@ def _timed(results: Iterator[_Found], n: int) -> Iterator[_Found]:
     for found in results:
         if found.n_windows == 1:
             seconds = time.perf_counter() - start
-            print(f"{n} windows, {seconds:.2f} seconds each - ETA {_duration(seconds * n)}", file=sys.stderr)
+            print(f"{n} windows, {seconds:.2f} seconds each - ETA {duration(seconds * n)}", file=sys.stderr)
         yield found
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Minutes, or hours and minutes."""
     minutes = seconds / 60
     return (
         f"{minutes:.2f} minutes" if minutes < 60 else f"{minutes // 60:.0f} hours {minutes % 60:.0f} minutes"

@@ -99,6 +99,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="do not refuse types that need an imatrix where it has nothing",
     )
+    statistics.add_argument(
+        "--allow-missing",
+        action="store_true",
+        help="accept an imatrix without data for some tensors, or for more than 5 %% of a tensor's experts",
+    )
     output = parser.add_argument_group("output")
     output.add_argument(
         "--override-kv",
@@ -112,6 +117,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     output.add_argument(
         "--split-max-tensors", metavar="N", type=int, help="split into files of at most N tensors"
+    )
+    output.add_argument(
+        "--no-tensor-first-split", action="store_true", help="let the first of these files hold metadata only"
+    )
+    output.add_argument(
+        "--keep-split", action="store_true", help="split the output as the input is; one file stays one"
     )
     output.add_argument(
         "--dry-run", action="store_true", help="print types, sizes, memory, disk and time; write nothing"
@@ -138,14 +149,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_size,
         help="most bytes in work at a time, default half of the memory that is available",
     )
+    moving = parser.add_argument_group("interleaved types (no weight changes, TYPE is ignored)")
+    moving.add_argument("--repack", action="store_true", help="tensors in their interleaved types")
+    moving.add_argument("--unrepack", action="store_true", help="interleaved tensors in their plain types")
+    moving.add_argument(
+        "--repack-pattern",
+        metavar="RE,...",
+        action="append",
+        default=[],
+        help="only tensors whose names match one of these; may be repeated",
+    )
     quantize_report.add_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit code."""
-    source, destination, type_name, n_threads = split_words(args.words)
-    plan = ikq.plan_quantization(source, destination, type_name, **options(args))
+    source, destination, type_name, n_threads = (
+        split_repack_words(args.words) if args.repack or args.unrepack else split_words(args.words)
+    )
+    plan = _plan(source, destination, type_name, options(args))
     quantize_report.check(args, plan)
+    for line in coverage_lines(plan):
+        print(line)
+    if args.keep_split and len(plan.shards) == 1:
+        print(f"note: {source} is one file, and so is the output")
     lines = tensor_lines(plan)
     given = {"type": type_name, "n_threads": n_threads, "reuse": args.reuse} | options(args)
     if args.dry_run:
@@ -174,6 +201,18 @@ def run(args: argparse.Namespace) -> int:
     quantize_report.finish(args, result, given)
     print_summary(plan, result)
     return 0
+
+
+def _plan(source: str, destination: str | None, type_name: str, options: QuantizeOptions) -> QuantizePlan:
+    try:
+        return ikq.plan_quantization(source, destination, type_name, **options)
+    except ikq.MissingImatrixError:
+        # the refusal names what is missing; what is there is shown as well
+        lenient: QuantizeOptions = {**options, "allow_missing": True, "ignore_imatrix_rules": True}
+        shown = ikq.plan_quantization(source, destination, type_name, **lenient)
+        for line in coverage_lines(shown):
+            print(line)
+        raise
 
 
 def options(args: argparse.Namespace) -> QuantizeOptions:
@@ -214,6 +253,23 @@ def split_words(words: list[str]) -> tuple[str, str | None, str, int | None]:
     return source, destination, type_name, n_threads
 
 
+def split_repack_words(words: list[str]) -> tuple[str, str | None, str, int | None]:
+    """As `split_words`, for `--repack IN [OUT] [TYPE] [NTHREADS]`: TYPE may be left out and is ignored.
+
+    Raises:
+        ikq.errors.RefusedError: As `split_words`.
+    """
+    names = {f.name for f in ikq.ftypes()}
+    if words[-1].isdigit() and len(words) > 1:
+        source, *rest, n_threads = words
+        has_type = bool(rest) and (rest[-1].upper() in names or rest[-1].isdigit())
+        words = [source, *rest, *([] if has_type else ["COPY"]), n_threads]
+    elif words[-1].upper() not in names:
+        words = [*words, "COPY"]
+    source, destination, _, threads = split_words(words)
+    return source, destination, "COPY", threads
+
+
 def tensor_lines(plan: QuantizePlan) -> dict[str, str]:
     """One line per tensor in the shape that people's log scripts know, with the reason behind it."""
     n = len(plan.tensors)
@@ -228,7 +284,7 @@ def _describe(t: PlannedTensor) -> str:
         line += f"size = {t.bytes_in / MIB:8.3f} MiB"
     else:
         line += (
-            f"converting to {_type(t.to_type)} .. "
+            f"{'repacking' if t.repacked else 'converting'} to {_type(t.to_type)} .. "
             f"size = {t.bytes_in / MIB:8.2f} MiB -> {t.bytes_out / MIB:8.2f} MiB"
         )
     notes = [t.reason]
@@ -237,12 +293,31 @@ def _describe(t: PlannedTensor) -> str:
     elif t.imatrix not in (None, t.name):
         notes.append(f"imatrix of {t.imatrix}")
     if t.unseen_experts:
-        notes.append(f"{len(t.unseen_experts)} experts without imatrix data")
+        notes.append(f"{len(t.unseen_experts)} experts without imatrix data lean on the others'")
+    if t.thin_experts:
+        notes.append(f"{len(t.thin_experts)} experts with few tokens lean on the others' imatrix data")
     return f"{line} ({'; '.join(notes)})"
 
 
 def _type(type: ikq.QuantType | int) -> str:
     return type.name.lower() if isinstance(type, ikq.QuantType) else f"unknown({type})"
+
+
+def coverage_lines(plan: QuantizePlan) -> list[str]:
+    """What the imatrix has data for, and by name what it lacks; nothing without an imatrix."""
+    c = plan.coverage
+    if c is None:
+        return []
+    experts = f", {c.n_experts_seen} of {c.n_experts} experts" if c.n_experts else ""
+    lines = [f"imatrix coverage: {c.n_covered} of {c.n_tensors} tensors{experts}"]
+    lines += [f"  {name}: absent, served by {entry} (the same input)" for name, entry in c.borrowed.items()]
+    lines += [
+        f"  {t.tensor}: {t.n_seen} of {t.n_experts} experts seen, the rest lean on their statistics"
+        for t in c.partial
+    ]
+    lines += [f"  {name}: left out, as asked for" for name in c.left_out]
+    lines += [f"  {name}: missing, all columns count the same" for name in c.missing]
+    return lines
 
 
 def print_summary(plan: QuantizePlan, result: QuantizeResult | None) -> None:
@@ -254,16 +329,20 @@ def print_summary(plan: QuantizePlan, result: QuantizeResult | None) -> None:
     weights = sum(_n_elements(t) for t in source)
     print(f"model size = {before / MIB:.2f} MiB")
     print(f"quant size = {after / MIB:.2f} MiB ({8 * after / max(weights, 1):.3f} bits per weight)")
+    for reason, kept in _kept(plan).items():
+        print(f"kept: {len(kept)} tensors, {reason}: {_some(kept)}")
     fallbacks = [t for t in plan.tensors if t.fallback_from is not None]
     if fallbacks:
         print(f"fallback types: {len(fallbacks)} of {len(plan.tensors)} tensors, see their lines")
-    lacking = [t for t in plan.tensors if t.lacks_imatrix]
-    has_any = any(t.imatrix is not None for t in plan.tensors)
-    if lacking and has_any:
+    if plan.coverage is not None and plan.coverage.missing:
+        lacking = [t for t in plan.tensors if t.name in plan.coverage.missing]
         print(f"warning: {len(lacking)} tensors are not in the imatrix: {_some(lacking)}")
     unseen = [t for t in plan.tensors if t.unseen_experts]
     if unseen:
-        print(f"warning: {len(unseen)} tensors have experts the imatrix never saw: {_some(unseen)}")
+        print(
+            f"warning: {len(unseen)} tensors have experts the imatrix never saw, which lean on "
+            f"the statistics of the others: {_some(unseen)}"
+        )
     different = _gates_unlike_ups(plan)
     if different:
         print(
@@ -279,6 +358,15 @@ def print_summary(plan: QuantizePlan, result: QuantizeResult | None) -> None:
         if result.n_resumed:
             print(f"resumed: {result.n_resumed} of {result.n_items} items were done by an interrupted run")
         print(f"quantize time = {result.seconds:.2f} s")
+
+
+def _kept(plan: QuantizePlan) -> dict[str, list[PlannedTensor]]:
+    """Tensors that repacking could not change, by reason."""
+    kept: dict[str, list[PlannedTensor]] = {}
+    for t in plan.tensors:
+        if t.copied and t.reason.startswith("kept: "):
+            kept.setdefault(t.reason.removeprefix("kept: "), []).append(t)
+    return kept
 
 
 def print_prediction(

@@ -161,7 +161,7 @@ def _architecture(reader: GGUFReader, problems: list[str]) -> tuple[str, str]:
 
 
 def _tokenizer(reader: GGUFReader, problems: list[str]) -> str:
-    if "tokenizer.ggml.model" not in reader.metadata:
+    if reader.metadata.get("tokenizer.ggml.model", "no_vocab") == "no_vocab":
         return "none"
     try:
         found = Tokenizer.from_reader(reader)

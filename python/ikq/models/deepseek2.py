@@ -66,7 +66,7 @@ def _attention(block: Block) -> Mla:
         else:
             rotation = rope(block, "norm", key_dim, n_rot=n_rot)
             block.note("YaRN without a log multiplier: cos and sin grow, the factor of scores does not")
-    k_b, v_b, kv_b = _expansion(block, n_head, kv_rank, n_nope, head_dim_v)
+    k_b, v_b, kv_b, twin = _expansion(block, n_head, kv_rank, n_nope, head_dim_v)
     return Mla(
         n_head=n_head,
         kv_rank=kv_rank,
@@ -84,6 +84,7 @@ def _attention(block: Block) -> Mla:
         k_b=k_b,
         v_b=v_b,
         kv_b=kv_b,
+        kv_b_twin=twin,
     )
 
 
@@ -101,18 +102,19 @@ def _queries(block: Block) -> tuple[str, Linear, Linear | None, str | None]:
 
 def _expansion(
     block: Block, n_head: int, kv_rank: int, n_nope: int, head_dim_v: int
-) -> tuple[str | None, str | None, str | None]:
-    """Names of `k_b` and `v_b`, or of `kv_b` alone."""
+) -> tuple[str | None, str | None, str | None, str | None]:
+    """Names of `k_b` and `v_b`, or of `kv_b` alone; then of a `kv_b` that stands beside the two."""
     tensors = block.tensors
     k_b, v_b, kv_b = (block.name(f"attn_{part}") for part in ("k_b", "v_b", "kv_b"))
     for name in (k_b, v_b, kv_b):
         tensors.refuse_scale(name)
     if f"{k_b}.weight" not in tensors and f"{kv_b}.weight" in tensors:
         tensors.linear(kv_b, kv_rank, n_head * (n_nope + head_dim_v))
-        return None, None, f"{kv_b}.weight"
+        return None, None, f"{kv_b}.weight", None
     for name, n_in, n_out in ((k_b, n_nope, kv_rank), (v_b, kv_rank, head_dim_v)):
         ne = tensors.ne(f"{name}.weight")
         if ne not in ((n_in, n_out, n_head, 1), (n_in, n_out * n_head, 1, 1)):
             raise tensors.wrong(f"{name}.weight", f"{n_head} matrices of {n_out} rows of {n_in}")
+    twin = f"{kv_b}.weight" if f"{kv_b}.weight" in tensors else None
     tensors.unused.discard(f"{kv_b}.weight")
-    return f"{k_b}.weight", f"{v_b}.weight", None
+    return f"{k_b}.weight", f"{v_b}.weight", None, twin

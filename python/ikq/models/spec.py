@@ -154,6 +154,8 @@ class Mla:
         v_b: Tensor `[kv_rank, head_dim_v, n_head]` (or the same as two dimensions).
         kv_b: Where `k_b` and `v_b` are missing: `[kv_rank, n_head * (n_nope + head_dim_v)]`, per head key
             rows, then value rows.
+        kv_b_twin: A tensor like `kv_b` that stands in the file besides `k_b` and `v_b`. It is not read; the
+            statistics of its input are kept for it.
         output: Projection of all heads' values.
         rope: Rotation of queries' and keys' rotated part.
         scale: Factor of the scores.
@@ -175,6 +177,7 @@ class Mla:
     k_b: str | None = None
     v_b: str | None = None
     kv_b: str | None = None
+    kv_b_twin: str | None = None
     kind: Literal["mla"] = "mla"
 
 

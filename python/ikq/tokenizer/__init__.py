@@ -67,6 +67,11 @@ class Tokenizer:
         model = read_text(metadata, _MODEL_KEY)
         if model is None:
             raise FormatError(f"the file has no tokenizer (`{_MODEL_KEY}` is missing)")
+        if model == "no_vocab":
+            raise FormatError(
+                f"the file has no tokenizer (`{_MODEL_KEY}` is no_vocab); token ids still work: "
+                "Model.logits, Model.eval and Model.generate take them, ikq bench makes its own"
+            )
         if model not in ("gpt2", "llama", "gemma4", "bert"):
             raise UnsupportedError(
                 f"tokenizer model {model!r} is not supported; ikq knows gpt2 (byte-level BPE), llama"

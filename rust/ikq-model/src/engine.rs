@@ -1,6 +1,6 @@
 //! [`Engine`]: a loaded model with its cache, and the step.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use ikq_cpu::act::Activations;
 use ikq_cpu::attention::CacheType;
@@ -15,8 +15,10 @@ use crate::exec::{Exec, Forms, Product, ThreadScratch, room};
 use crate::ffn::{self, Experts, FfnBuffers, PlanOptions};
 use crate::layers::{Dense, Ffn, Layer, Moe, tensor_names};
 use crate::load::{Mmap, Tensors};
+use crate::repack::Repack;
 use crate::rope::{Angles, Ropes};
 use crate::spec::ModelSpec;
+use crate::statistics::Collector;
 use crate::weights::{Weight, Weights};
 
 /// How a model is loaded and run.
@@ -35,6 +37,8 @@ pub struct Options {
     /// Experts after the first `.0` are dropped where their weight is below `.1` times the largest.
     pub expert_reduction: Option<(usize, f32)>,
     pub mmap: Mmap,
+    /// Join plain rows to groups of their interleaved twins while loading, for comparison; copies.
+    pub repack: bool,
 }
 
 /// Which logits a call gives.
@@ -62,6 +66,7 @@ pub struct Engine {
     /// Positions that the cache holds.
     n_past: usize,
     buffers: Buffers,
+    collector: Option<Arc<Collector>>,
     /// Bytes of weights read from mapped files, and copied.
     pub mapped_bytes: usize,
     pub copied_bytes: usize,
@@ -76,6 +81,9 @@ struct Buffers {
     x: Vec<f32>,
     /// A branch's output where it is normed before it is added.
     branch: Vec<f32>,
+    /// The residual stream before a layer and after its attention, where layers are compared.
+    before: Vec<f32>,
+    between: Vec<f32>,
     /// The normed input of a branch.
     acts: Activations,
     attention: AttentionBuffers,
@@ -105,7 +113,9 @@ impl Engine {
                 Error::Option { option, value: "0".into(), why: "at least 1 is needed".into() }.into()
             );
         }
-        let tensors = Tensors::load(model, &tensor_names(&spec), options.mmap, &pool, cancel)?;
+        let repack = options.repack.then(|| Repack::new(&spec));
+        let names = tensor_names(&spec);
+        let tensors = Tensors::load(model, &names, options.mmap, repack.as_ref(), &pool, cancel)?;
         let weights = Weights { tensors: &tensors };
         let n_embd = spec.n_embd;
         let output_norm = weights.floats(&spec.output_norm, n_embd)?;
@@ -139,6 +149,7 @@ impl Engine {
             n_ctx,
             n_past: 0,
             buffers: Buffers::default(),
+            collector: None,
             mapped_bytes,
             copied_bytes,
             why_memory: tensors.why,
@@ -159,6 +170,11 @@ impl Engine {
 
     pub fn n_threads(&self) -> usize {
         self.pool.n_threads()
+    }
+
+    /// Lets a collector see what weights are multiplied with, from the next call of [`Engine::eval`] on.
+    pub fn set_collector(&mut self, collector: Option<Arc<Collector>>) {
+        self.collector = collector;
     }
 
     /// Every feed-forward network: layer, role, weights and plan.
@@ -271,11 +287,26 @@ impl Engine {
         room(&mut buffers.x, n * n_embd);
         let (token_embd, output, output_norm) = (&self.token_embd, &self.output, &self.output_norm);
         self.ropes.angles(n_past, n, &mut buffers.angles);
+        let collector = self.collector.as_deref();
         let first = logits.len();
         let result = pool.step(|team| {
-            let Buffers { x, branch, acts, attention, ffn, router, choices, all_columns, angles } = buffers;
+            let Buffers {
+                x,
+                branch,
+                before,
+                between,
+                acts,
+                attention,
+                ffn,
+                router,
+                choices,
+                all_columns,
+                angles,
+            } = buffers;
             let x = &mut x[..n * n_embd];
-            let exec = Exec { team, kind: *kind, compute: options.compute, threads, all_columns, angles };
+            let compute = options.compute;
+            let exec = Exec { team, kind: *kind, compute, threads, all_columns, angles, collector };
+            let compared = collector.filter(|c| c.options().similarity);
             for (x, token) in x.chunks_exact_mut(n_embd).zip(tokens) {
                 token_embd.decode_row(*kind, *token, x);
                 if spec.embd_scale != 1.0 {
@@ -283,12 +314,21 @@ impl Engine {
                 }
             }
             for (i, (layer, state)) in layers.iter().zip(states.iter_mut()).enumerate() {
+                if compared.is_some() {
+                    before.clear();
+                    before.extend_from_slice(x);
+                }
                 let forms = layer.attention.input_forms(options.compute);
                 exec.norm(x, &layer.attention_norm, spec.norm_eps, acts, forms);
                 add_branch(&exec, x, branch, &layer.post_attention_norm, spec.norm_eps, |out| {
                     layer.attention.run(&exec, acts, state, n_past, attention, out);
                     Ok(())
                 })?;
+                if let Some(c) = compared {
+                    c.compare(team, i, 1, before, x, n_embd);
+                    between.clear();
+                    between.extend_from_slice(x);
+                }
                 let forms = ffn_forms(&layer.ffn, &exec);
                 exec.norm(x, &layer.ffn_norm, spec.norm_eps, acts, forms);
                 add_branch(&exec, x, branch, &layer.post_ffn_norm, spec.norm_eps, |out| match &layer.ffn {
@@ -301,6 +341,15 @@ impl Engine {
                         run_moe(&exec, moe, acts, ffn, router, choices, ser, out).map_err(|token| (i, token))
                     }
                 })?;
+                if let Some(c) = compared {
+                    c.compare(team, i, 2, between, x, n_embd);
+                    c.compare(team, i, 0, before, x, n_embd);
+                }
+            }
+            if collector.is_some_and(|c| c.options().output) {
+                // of all positions, whichever logits are wanted
+                exec.norm(x, output_norm, spec.norm_eps, acts, Forms::default());
+                exec.observe(&[output], acts);
             }
             let from = match want {
                 Want::All => 0,
@@ -311,7 +360,7 @@ impl Engine {
             exec.norm(&x[from * n_embd..], output_norm, spec.norm_eps, acts, forms);
             logits.resize(first + (n - from) * spec.n_vocab, 0.0);
             let out = &mut logits[first..];
-            exec.project(acts, vec![Product::new(output, out)]);
+            exec.multiply(acts, vec![Product::new(output, out)]);
             if let Some(cap) = spec.final_softcap {
                 let mut rows: Vec<_> = out.chunks_mut(spec.n_vocab).collect();
                 exec.team.for_each(&mut rows, |row, _| ops::softcap(*kind, row, cap));
@@ -429,8 +478,13 @@ fn run_moe(
     if let Some(token) = tokens.iter().position(|(_, fine)| !fine) {
         return Err(token);
     }
+    let all = exec.collector.filter(|c| c.options().all_experts);
+    if all.is_some() {
+        ffn::collect_all(exec, &moe.experts, acts, buffers);
+    }
     buffers.groups.assign(choices, n_expert);
-    ffn::run(exec, &moe.experts, acts, buffers, out);
+    let unseen = Exec { collector: None, ..*exec };
+    ffn::run(if all.is_some() { &unseen } else { exec }, &moe.experts, acts, buffers, out);
     if let Some(shared) = &moe.shared {
         run_dense(exec, shared, acts, buffers, logits, out);
     }

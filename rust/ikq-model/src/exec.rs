@@ -12,6 +12,7 @@ use ikq_pool::Team;
 use ikq_simd::IsaKind;
 
 use crate::rope::Angles;
+use crate::statistics::{Collector, Observed};
 use crate::weights::Weight;
 
 /// Memory that belongs to one thread.
@@ -26,6 +27,7 @@ pub struct ThreadScratch {
 }
 
 /// The surroundings of a step.
+#[derive(Clone, Copy)]
 pub struct Exec<'a> {
     pub team: &'a Team<'a>,
     pub kind: IsaKind,
@@ -35,6 +37,8 @@ pub struct Exec<'a> {
     pub all_columns: &'a [u32],
     /// Cosines and sines of this step's positions, for each of the model's ropes.
     pub angles: &'a [Angles],
+    /// Is told what weights are multiplied with.
+    pub collector: Option<&'a Collector>,
 }
 
 /// Units per thread that a phase of few columns is cut into, so that threads end together.
@@ -98,8 +102,43 @@ impl Exec<'_> {
         });
     }
 
-    /// Several products of the same input, in one phase.
+    /// Tells the collector that all columns of `acts` are an input of these weights.
+    pub fn observe(&self, weights: &[&Weight], acts: &Activations) {
+        let all = 0..acts.n_columns();
+        self.observe_groups(weights, 1, &[(0, all.clone())], &self.all_columns[all], acts);
+    }
+
+    /// The same for groups as in [`Exec::grouped`], of the `n_groups` that there are.
+    pub fn observe_groups(
+        &self,
+        weights: &[&Weight],
+        n_groups: usize,
+        groups: &[(usize, Range<usize>)],
+        columns: &[u32],
+        acts: &Activations,
+    ) {
+        if let Some(collector) = self.collector {
+            let floats = &|column: u32| acts.floats(column as usize);
+            let owners: Vec<_> = weights.iter().map(|w| w.owner()).collect();
+            collector.observe(
+                self.team,
+                &owners,
+                &Observed { k: acts.k(), n_groups, groups, columns, floats },
+            );
+        }
+    }
+
+    /// Several products of the same input, in one phase, after the collector was told of it.
     pub fn project(&self, acts: &Activations, products: Vec<Product<'_>>) {
+        if self.collector.is_some() {
+            let weights: Vec<&Weight> = products.iter().map(|p| p.weight).collect();
+            self.observe(&weights, acts);
+        }
+        self.multiply(acts, products);
+    }
+
+    /// Several products of the same input, in one phase.
+    pub fn multiply(&self, acts: &Activations, products: Vec<Product<'_>>) {
         let n = acts.n_columns();
         let n_rows = products.iter().map(|p| p.weight.n_rows).sum();
         let mut units = Vec::new();
@@ -118,7 +157,7 @@ impl Exec<'_> {
     }
 
     /// One product per group (expert or head): columns `columns[range]` of `acts` with the group's matrix, into
-    /// columns `range` of `out`. Ranges ascend.
+    /// columns `range` of `out`. Ranges ascend. The collector is told by the caller.
     pub fn grouped(
         &self,
         weight: &Weight,

@@ -127,6 +127,16 @@ impl Groups {
         self.experts.push((0, 0..n));
     }
 
+    /// Every one of `n` tokens takes every expert of the range, with weight 0.
+    pub fn all_to_all(&mut self, n: usize, experts: Range<usize>) {
+        self.experts.clear();
+        self.experts.extend(experts.clone().enumerate().map(|(i, expert)| (expert, i * n..(i + 1) * n)));
+        self.tokens.clear();
+        self.tokens.extend(experts.flat_map(|_| 0..n as u32));
+        self.weights.clear();
+        self.weights.resize(self.tokens.len(), 0.0);
+    }
+
     /// From each token's choice: (expert, weight) of `choices[token]`.
     pub fn assign(&mut self, choices: &[Vec<(u32, f32)>], n_experts: usize) {
         self.next.clear();
@@ -189,16 +199,38 @@ pub fn run(
     buffers: &mut FfnBuffers,
     out: &mut [f32],
 ) {
+    middle(exec, experts, acts, buffers);
+    let FfnBuffers { groups, mid, pairs, .. } = buffers;
+    exec.quantize(mid, Forms::of(exec.compute, [&experts.down]));
+    down(exec, experts, groups, mid, &pairs[..groups.n_pairs()], out);
+}
+
+/// Everything before `down`, whatever the plan; the collector is told of both inputs.
+fn middle(exec: &Exec<'_>, experts: &Experts, acts: &Activations, buffers: &mut FfnBuffers) {
     let FfnBuffers { groups, mid, gate, up, pairs } = buffers;
     let n_pairs = groups.n_pairs();
+    pairs.extend(pairs.len() as u32..n_pairs as u32);
+    let n_experts = experts.up.n_experts();
+    exec.observe_groups(&[&experts.gate, &experts.up], n_experts, &groups.experts, &groups.tokens, acts);
     mid.resize(experts.n_ff(), n_pairs);
     match experts.plan.kind {
         PlanKind::Fused | PlanKind::Merged => fused(exec, experts, acts, groups, mid),
         PlanKind::Separate => separate(exec, experts, acts, groups, mid, [gate, up]),
     }
-    exec.quantize(mid, Forms::of(exec.compute, [&experts.down]));
-    pairs.extend(pairs.len() as u32..n_pairs as u32);
-    down(exec, experts, groups, mid, &pairs[..n_pairs], out);
+    exec.observe_groups(&[&experts.down], n_experts, &groups.experts, &pairs[..n_pairs], mid);
+}
+
+/// Pairs of [`collect_all`] that are held at once, per token.
+const EXPERTS_AT_ONCE: usize = 16;
+
+/// Statistics as if every token took every expert, a few experts at a time; gives no result.
+pub fn collect_all(exec: &Exec<'_>, experts: &Experts, acts: &Activations, buffers: &mut FfnBuffers) {
+    let n_experts = experts.up.n_experts();
+    for first in (0..n_experts).step_by(EXPERTS_AT_ONCE) {
+        let some = first..n_experts.min(first + EXPERTS_AT_ONCE);
+        buffers.groups.all_to_all(acts.n_columns(), some);
+        middle(exec, experts, acts, buffers);
+    }
 }
 
 /// Rows of a unit of the expert phases: all experts' rows share the work.
@@ -292,5 +324,8 @@ mod tests {
         assert_eq!(groups.weights, [0.25, 0.5, 1.0, 0.125, 0.75]);
         groups.all_to_one([1.0, 2.0]);
         assert_eq!((groups.experts(), groups.n_pairs()), (&[(0, 0..2)][..], 2));
+        groups.all_to_all(3, 2..4);
+        assert_eq!(groups.experts(), [(2, 0..3), (3, 3..6)]);
+        assert_eq!((groups.tokens, groups.weights), (vec![0, 1, 2, 0, 1, 2], vec![0.0; 6]));
     }
 }

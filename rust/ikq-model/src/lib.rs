@@ -5,12 +5,14 @@
 //! |---|---|
 //! | [`spec`] | the description, as Python writes it |
 //! | [`load`] | where weights live: mapped files, or huge pages |
+//! | [`repack`] | rows joined to groups while loading, for comparison |
 //! | [`weights`] | a spec's names made into checked matrices |
 //! | [`layers`] | a block's weights |
 //! | [`rope`] | the rotary embeddings that layers share |
 //! | [`exec`] | the phases that all parts of a step are made of |
 //! | [`attention`] | grouped heads, latent, recurrent |
 //! | [`ffn`] | fused, merged, separate |
+//! | [`statistics`] | what weights are multiplied with, collected on the way |
 //! | [`engine`] | the model with its cache, and the step |
 
 pub mod attention;
@@ -20,8 +22,10 @@ pub mod exec;
 pub mod ffn;
 pub mod layers;
 pub mod load;
+pub mod repack;
 pub mod rope;
 pub mod spec;
+pub mod statistics;
 pub mod weights;
 
 pub use engine::Engine;

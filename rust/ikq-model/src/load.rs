@@ -4,14 +4,16 @@
 //! of reading the file once, which must happen anyway. The copy is made in parallel and lets go of the file's pages on
 //! the way, so that at no time two copies count as this process's memory. Groups of interleaved rows are taken
 //! apart on the way where the rows are those of a plain type; in a mapping they are taken apart at every use.
+//! With [`Repack`] it is the other way round: groups stay together, and plain rows are joined to groups.
 
 use std::collections::{BTreeSet, HashMap};
 
-use ikq_formats::{Family, QuantType, RowForm, deinterleave_group, matrix_bytes, row_form};
+use ikq_formats::{Family, QuantType, RowForm, deinterleave_group, interleave_group, matrix_bytes, row_form};
 use ikq_gguf::{Bytes, Model, PageBuffer, Tensor};
 use ikq_pool::{Cancel, Pool, Stop, available_memory};
 
 use crate::error::Error;
+use crate::repack::Repack;
 
 /// What to do about the mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,14 +63,23 @@ impl Tensors {
         model: &Model,
         names: &BTreeSet<String>,
         mmap: Mmap,
+        repack: Option<&Repack>,
         pool: &Pool,
         cancel: &Cancel,
     ) -> Result<Tensors, Stop<Error>> {
         let tensors: Vec<&Tensor> =
             names.iter().map(|name| model.require(name)).collect::<Result<_, _>>().map_err(Error::from)?;
         let needed = tensors.iter().map(|t| t.data.len().next_multiple_of(ALIGNMENT)).sum();
-        let (copy, why) = decide(mmap, needed);
-        let forms = tensors.iter().map(|t| form(t, copy)).collect::<Result<Vec<_>, Error>>()?;
+        let (copy, mut why) = match repack {
+            // what is rewritten cannot stay in the file's mapping
+            Some(_) => (true, String::new()),
+            None => decide(mmap, needed),
+        };
+        let forms = tensors.iter().map(|t| form(t, copy, repack)).collect::<Result<Vec<_>, Error>>()?;
+        if repack.is_some() {
+            let n = forms.iter().filter(|f| f.change == Change::Together).count();
+            why = format!("copied to huge pages, {n} of {} tensors repacked, as asked for", forms.len());
+        }
         let data = match copy {
             true => copied(&tensors, &forms, needed, pool, cancel)?,
             false => tensors.iter().map(|t| t.data.clone()).collect(),
@@ -115,45 +126,69 @@ fn decide(mmap: Mmap, needed: usize) -> (bool, String) {
     }
 }
 
+/// What happens to rows on the way to their copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Change {
+    Nothing,
+    /// Groups of interleaved rows are taken apart.
+    Apart,
+    /// Plain rows are joined to groups.
+    Together,
+}
+
 /// What a tensor's bytes are once they are loaded.
 struct Form {
     ty: QuantType,
-    /// The type in the file, where groups of its rows are taken apart.
-    apart: Option<QuantType>,
+    change: Change,
+    /// The interleaved type, where there is a change.
+    grouped: QuantType,
 }
 
 /// # Errors
 /// [`Error::NotWeights`]; types that ikq does not know.
-fn form(tensor: &Tensor, copy: bool) -> Result<Form, Error> {
+fn form(tensor: &Tensor, copy: bool, repack: Option<&Repack>) -> Result<Form, Error> {
     let ty = tensor.quant_type()?;
     let for_weights = |ty: QuantType| !matches!(ty.info().family, Family::Activation | Family::Integer);
     if !for_weights(ty) {
         return Err(Error::NotWeights { tensor: tensor.name.clone(), ty });
     }
+    if let Some(repack) = repack {
+        return Ok(match repack.to(tensor, ty) {
+            Some(twin) => Form { ty: twin, change: Change::Together, grouped: twin },
+            None => Form { ty, change: Change::Nothing, grouped: ty },
+        });
+    }
     Ok(match row_form(ty) {
-        Some(RowForm::Plain(plain)) if copy && for_weights(plain) => Form { ty: plain, apart: Some(ty) },
-        _ => Form { ty, apart: None },
+        Some(RowForm::Plain(plain)) if copy && for_weights(plain) => {
+            Form { ty: plain, change: Change::Apart, grouped: ty }
+        }
+        _ => Form { ty, change: Change::Nothing, grouped: ty },
     })
 }
 
 /// A piece of a tensor, and where its copy belongs.
 struct Piece<'a> {
     tensor: &'a Tensor,
-    apart: Option<QuantType>,
+    form: &'a Form,
     source: Bytes,
     target: &'a mut [u8],
 }
 
 impl Piece<'_> {
     fn copy(&mut self) -> Result<(), Error> {
-        let Some(ty) = self.apart else {
-            self.target.copy_from_slice(&self.source);
-            return Ok(());
+        type OfGroup = fn(QuantType, &[u8], usize, &mut [u8]) -> Result<(), ikq_formats::Error>;
+        let change: OfGroup = match self.form.change {
+            Change::Nothing => {
+                self.target.copy_from_slice(&self.source);
+                return Ok(());
+            }
+            Change::Apart => deinterleave_group,
+            Change::Together => interleave_group,
         };
+        let ty = self.form.grouped;
         let group = group_bytes(ty, self.tensor)?;
-        let groups = self.source.chunks_exact(group).zip(self.target.chunks_exact_mut(group));
-        for (group, rows) in groups {
-            deinterleave_group(ty, group, self.tensor.ne[0] as usize, rows)
+        for (from, to) in self.source.chunks_exact(group).zip(self.target.chunks_exact_mut(group)) {
+            change(ty, from, self.tensor.ne[0] as usize, to)
                 .map_err(|source| Error::Format { tensor: self.tensor.name.clone(), source })?;
         }
         Ok(())
@@ -182,13 +217,13 @@ fn copied(
         let len = tensor.data.len();
         let (target, behind) = rest.split_at_mut(len.next_multiple_of(ALIGNMENT).min(rest.len()));
         rest = behind;
-        let unit = match form.apart {
-            Some(ty) => UNIT.next_multiple_of(group_bytes(ty, tensor)?.max(1)),
-            None => UNIT,
+        let unit = match form.change {
+            Change::Nothing => UNIT,
+            _ => UNIT.next_multiple_of(group_bytes(form.grouped, tensor)?.max(1)),
         };
         for (start, target) in (0..len).step_by(unit).zip(target[..len].chunks_mut(unit)) {
             let source = tensor.data.slice(start..start + target.len());
-            pieces.extend(source.map(|source| Piece { tensor, apart: form.apart, source, target }));
+            pieces.extend(source.map(|source| Piece { tensor, form, source, target }));
         }
     }
     let sources: Vec<Bytes> = pieces.iter().map(|p| p.source.clone()).collect();

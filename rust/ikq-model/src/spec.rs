@@ -107,6 +107,7 @@ pub struct Mla {
     pub k_b: Option<String>,
     pub v_b: Option<String>,
     pub kv_b: Option<String>,
+    pub kv_b_twin: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]

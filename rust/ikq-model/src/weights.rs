@@ -12,6 +12,7 @@ use ikq_simd::IsaKind;
 use crate::error::Error;
 use crate::load::{Loaded, Tensors};
 use crate::spec::{Linear, Names};
+use crate::statistics::Owner;
 
 /// A matrix, or one per expert, with what follows the product.
 #[derive(Debug)]
@@ -31,6 +32,10 @@ pub struct Weight {
     bias: Option<Vec<f32>>,
     /// Multiplied with the product: one per expert.
     factors: Option<Vec<f32>>,
+    /// Names of the experts' tensors, where each is one of its own.
+    each: Vec<String>,
+    /// The matrices of all heads are rows of one tensor of two axes.
+    pooled: bool,
 }
 
 impl Weight {
@@ -43,6 +48,12 @@ impl Weight {
 
     pub fn n_experts(&self) -> usize {
         self.matrices.len()
+    }
+
+    /// The entries that statistics of its input make.
+    pub fn owner(&self) -> Owner {
+        let names = if self.each.is_empty() { vec![self.name.clone()] } else { self.each.clone() };
+        Owner { names, pooled: self.pooled }
     }
 
     /// What products read.
@@ -202,6 +213,11 @@ impl Weights<'_> {
             },
             factors: linear.scale.as_deref().map(|s| self.floats(s, n_experts)).transpose()?,
             name,
+            each: match &linear.weight {
+                Names::One(_) => Vec::new(),
+                Names::Each(names) => names.clone(),
+            },
+            pooled: false,
         })
     }
 
@@ -266,6 +282,8 @@ impl Weights<'_> {
             scale,
             bias: None,
             factors: None,
+            each: Vec::new(),
+            pooled: n_heads > 1 && tensor.ne[2] == 1,
         })
     }
 

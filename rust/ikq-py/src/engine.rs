@@ -14,6 +14,7 @@ use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArra
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use crate::collect::StatisticsCollector;
 use crate::enter::enter;
 use crate::errors::{Raise, UnsupportedError};
 use crate::gguf::Model;
@@ -55,7 +56,7 @@ impl Engine {
     /// Loads the weights that `spec` (JSON) names.
     #[staticmethod]
     #[pyo3(signature = (model, spec, *, n_ctx, n_threads, n_ubatch, cache_type_k, cache_type_v, compute,
-                        fused_up_gate, fused_moe, merge_up_gate_experts, expert_reduction, mmap, isa_name))]
+                        fused_up_gate, fused_moe, merge_up_gate_experts, expert_reduction, mmap, repack, isa_name))]
     #[expect(clippy::too_many_arguments, reason = "the options of loading, named in Python")]
     fn load(
         py: Python<'_>,
@@ -72,6 +73,7 @@ impl Engine {
         merge_up_gate_experts: bool,
         expert_reduction: Option<(usize, f32)>,
         mmap: &str,
+        repack: bool,
         isa_name: Option<&str>,
     ) -> PyResult<Engine> {
         if n_threads == Some(0) {
@@ -98,6 +100,7 @@ impl Engine {
                 "off" => Mmap::Off,
                 other => return Err(one_of("mmap", other, "auto, on, off")),
             },
+            repack,
         };
         let spec = ModelSpec::from_json(spec).map_err(|e| e.raise(py))?;
         let kind = isa(isa_name)?;
@@ -167,6 +170,15 @@ impl Engine {
     #[getter]
     fn why_memory(&self, py: Python<'_>) -> PyResult<String> {
         self.with(py, |e| Ok(e.why_memory.clone()))
+    }
+
+    /// Lets a collector (or none) see what the weights are multiplied with.
+    fn set_collector(&self, py: Python<'_>, collector: Option<&StatisticsCollector>) -> PyResult<()> {
+        let collector = collector.map(|c| c.inner.clone());
+        self.with(py, |e| {
+            e.set_collector(collector);
+            Ok(())
+        })
     }
 
     /// How each FFN is computed.

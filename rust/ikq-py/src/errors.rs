@@ -111,7 +111,7 @@ impl Raise for ikq_quantize::Error {
             Encode(e) => e.raise(py),
             ImatrixShape { .. } => ShapeError::new_err(message),
             TensorNotFinite { .. } => FormatError::new_err(message),
-            MissingImatrix { .. } => MissingImatrixError::new_err(message),
+            MissingImatrix { .. } | IncompleteImatrix { .. } => MissingImatrixError::new_err(message),
             Cancelled => PyKeyboardInterrupt::new_err(message),
             _ if refusal => RefusedError::new_err(message),
             _ => FormatError::new_err(message),

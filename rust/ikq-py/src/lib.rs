@@ -2,6 +2,7 @@
 //! below it, the checks of dtypes and shapes that deserve a sentence in `python/ikq`.
 
 mod arrays;
+mod collect;
 mod engine;
 mod enter;
 mod errors;
@@ -21,6 +22,8 @@ mod _ikq {
     #[pymodule_export]
     use crate::arrays::{dequantize, quantize, repack};
     #[pymodule_export]
+    use crate::collect::{StatisticsCollector, StatisticsFile, write_statistics};
+    #[pymodule_export]
     use crate::engine::{Engine, kernel_name, kernel_self_test, product};
     #[pymodule_export]
     use crate::fields::{layout_fields, pack, unpack};
@@ -29,7 +32,9 @@ mod _ikq {
     #[pymodule_export]
     use crate::metadata::Metadata;
     #[pymodule_export]
-    use crate::pipeline::{Imatrix, QuantizePlan, QuantizeRun, TensorPlan, ftype_of_type, ftypes, plan_quantize, roles};
+    use crate::pipeline::{
+        Coverage, Imatrix, QuantizePlan, QuantizeRun, TensorPlan, ftype_of_type, ftypes, plan_quantize, roles,
+    };
     #[pymodule_export]
     use crate::simd::{available_isas, selected_isa};
     #[pymodule_export]

@@ -13,6 +13,7 @@ use ikq_quantize::overrides::Override;
 use ikq_quantize::plan::{Plan, PlanOptions, Statistics};
 use ikq_quantize::predict;
 use ikq_quantize::recipe::Recipe;
+use ikq_quantize::repack::{Direction, Repack};
 use ikq_quantize::roles::Role;
 use ikq_quantize::run::{Done, Event, Origin, RunOptions, run};
 use numpy::{PyArray1, PyArray2, PyArrayMethods};
@@ -61,6 +62,11 @@ impl Imatrix {
         self.inner.n_chunks
     }
 
+    #[getter]
+    fn all_experts(&self) -> bool {
+        self.inner.all_experts
+    }
+
     fn names(&self) -> Vec<&str> {
         self.inner.entries().iter().map(|(name, _)| name.as_str()).collect()
     }
@@ -95,6 +101,7 @@ pub struct TensorPlan {
     from_type: u32,
     to_type: u32,
     copied: bool,
+    repacked: bool,
     reason: String,
     fallback_from: Option<u32>,
     bytes_in: u64,
@@ -102,6 +109,23 @@ pub struct TensorPlan {
     /// "not used", "missing", "own" or the name of the entry it is borrowed from.
     statistics: String,
     unseen_experts: Vec<usize>,
+    thin_experts: Vec<usize>,
+}
+
+/// What an imatrix has data for.
+#[pyclass(frozen, get_all, module = "ikq._ikq")]
+pub struct Coverage {
+    n_tensors: usize,
+    n_covered: usize,
+    n_experts: usize,
+    n_experts_seen: usize,
+    missing: Vec<String>,
+    /// Tensor and the entry that serves it.
+    borrowed: Vec<(String, String)>,
+    /// Tensor, experts seen, experts.
+    partial: Vec<(String, usize, usize)>,
+    left_out: Vec<String>,
+    is_complete: bool,
 }
 
 /// What `quantize` will do to a model.
@@ -135,6 +159,12 @@ pub struct Wishes {
     override_kv: Vec<String>,
     max_bytes: Option<u64>,
     max_tensors: Option<usize>,
+    keep_split: bool,
+    no_tensor_first_split: bool,
+    allow_missing: bool,
+    repack: bool,
+    unrepack: bool,
+    repack_pattern: Vec<String>,
 }
 
 impl Wishes {
@@ -162,6 +192,15 @@ impl Wishes {
         Ok(recipe)
     }
 
+    fn repacking(&self) -> Option<Result<Repack, ikq_quantize::Error>> {
+        let direction = match (self.repack, self.unrepack) {
+            (false, false) => return None,
+            (true, _) => Direction::Together,
+            (false, true) => Direction::Apart,
+        };
+        Some(Repack::new(direction, &self.repack_pattern))
+    }
+
     fn options(&self, py: Python<'_>) -> PyResult<PlanOptions> {
         let split = match (self.max_bytes, self.max_tensors) {
             (None, None) => None,
@@ -179,7 +218,14 @@ impl Wishes {
             extra_output_tensor: known(self.extra_output_tensor)?,
             overrides: overrides.map_err(|e| e.raise(py))?,
             encode: EncodeOptions { symmetric_q40: self.symmetric_q40 },
-            output: Options { split, ..Options::default() },
+            output: Options {
+                split,
+                no_tensor_first_split: self.no_tensor_first_split,
+                ..Options::default()
+            },
+            keep_split: self.keep_split,
+            allow_missing: self.allow_missing,
+            repack: self.repacking().transpose().map_err(|e| e.raise(py))?,
         })
     }
 }
@@ -225,6 +271,28 @@ pub fn ftype_of_type(ty: u32) -> PyResult<Option<&'static str>> {
 impl QuantizePlan {
     fn tensors(&self) -> Vec<TensorPlan> {
         self.plan.tensors.iter().map(describe).collect()
+    }
+
+    /// What the imatrix has data for; `None` without one.
+    fn coverage(&self) -> Option<Coverage> {
+        let c = self.plan.coverage.as_ref()?;
+        Some(Coverage {
+            n_tensors: c.n_tensors,
+            n_covered: c.n_covered,
+            n_experts: c.n_experts,
+            n_experts_seen: c.n_experts_seen,
+            missing: c.missing.clone(),
+            borrowed: c.borrowed.clone(),
+            partial: c.partial.iter().map(|p| (p.tensor.clone(), p.n_seen, p.n_experts)).collect(),
+            left_out: c.left_out.clone(),
+            is_complete: c.is_complete(),
+        })
+    }
+
+    /// Tensors in each output file.
+    #[getter]
+    fn shards(&self) -> Vec<usize> {
+        self.plan.layout.shards().iter().map(|s| s.tensors.len()).collect()
     }
 
     /// Bytes of all output files, to the byte.
@@ -344,6 +412,7 @@ impl From<Done> for QuantizeRun {
         let row = |t: &ikq_quantize::run::TensorDone| {
             let origin = match t.origin {
                 Origin::Encoded => "encoded",
+                Origin::Repacked => "repacked",
                 Origin::Copied => "copied",
                 Origin::Reused => "reused",
             };
@@ -375,11 +444,16 @@ fn describe(t: &ikq_quantize::plan::TensorPlan) -> TensorPlan {
         from_type: t.from.id(),
         to_type: t.to.id(),
         copied: t.encode.is_none(),
+        repacked: t.repack,
         reason: t.reason.clone(),
         fallback_from: t.fallback_from.map(QuantType::id),
         bytes_in: t.bytes_in,
         bytes_out: t.bytes_out,
         statistics,
         unseen_experts,
+        thin_experts: match &t.statistics {
+            Statistics::Found { thin_experts, .. } => thin_experts.clone(),
+            _ => Vec::new(),
+        },
     }
 }

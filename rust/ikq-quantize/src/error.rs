@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use ikq_encode::writable;
 use ikq_formats::QuantType;
 
+use crate::coverage::Coverage;
 use crate::imatrix::ImatrixError;
 
 /// Errors of encoding, planning and running. [`Error::is_refusal`] tells those that the user can
@@ -58,6 +59,12 @@ pub enum Error {
     )]
     UnmatchedRule { rule: String },
 
+    #[error("--repack-pattern `{pattern}`: {why}")]
+    RepackPattern { pattern: String, why: String },
+
+    #[error("there is nothing for {option} to do: the model has no tensor {what}")]
+    NothingToRepack { option: &'static str, what: &'static str },
+
     #[error(
         "`{tensor}` is {from:?} already; turning it into {to:?} loses twice: start from the float model, or pass --allow-requantize"
     )]
@@ -68,6 +75,9 @@ pub enum Error {
         none_found(.file), and_more(*.n_tensors)
     )]
     MissingImatrix { tensor: String, ty: QuantType, n_tensors: usize, file: Option<PathBuf> },
+
+    #[error("{coverage}")]
+    IncompleteImatrix { coverage: Box<Coverage> },
 
     #[error(
         "imatrix entry `{entry}` has {found} values, `{tensor}` needs {n_per_row} (one per column) or {n_per_row} x {n_matrices}; the imatrix is of another model"
@@ -109,8 +119,11 @@ impl Error {
             self,
             Error::Requantize { .. }
                 | Error::MissingImatrix { .. }
+                | Error::IncompleteImatrix { .. }
                 | Error::UnmatchedRule { .. }
                 | Error::CustomRule { .. }
+                | Error::RepackPattern { .. }
+                | Error::NothingToRepack { .. }
                 | Error::UnknownFtype { .. }
                 | Error::RuleLine { .. }
                 | Error::Override { .. }

@@ -6,9 +6,12 @@
 //! ```
 //! - [`imatrix`]: importance matrices, both file forms.
 //! - [`ftype`], [`mix`]: TYPEs and the rules behind them; [`custom`], [`roles`]: the user's own.
+//! - [`coverage`]: what of a plan an imatrix has data for.
+//! - [`repack`]: rows into groups and out of them.
 //! - [`recipe`], [`plan`]: rules to types; [`run`]: plan to file, going on where an earlier run ended (`journal`,
 //!   `found`), unit by unit (`units`, `work`), with errors if wanted ([`measure`]).
 
+pub mod coverage;
 pub mod custom;
 mod error;
 mod found;
@@ -23,8 +26,10 @@ pub mod plan;
 pub mod predict;
 pub mod recipe;
 mod recipe_hash;
+pub mod repack;
 pub mod roles;
 pub mod run;
+mod statistics;
 mod tally;
 mod units;
 mod work;

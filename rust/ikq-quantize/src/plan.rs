@@ -3,14 +3,19 @@
 
 use ikq_encode::{EncodeOptions, can_encode};
 use ikq_formats::{Family, ImatrixUse, QuantType};
-use ikq_gguf::{Metadata, Model, Options, Tensor, TensorSpec, TensorType, Value, is_split_key};
+use ikq_gguf::{Metadata, Model, Options, SplitBy, Tensor, TensorSpec, TensorType, Value, is_split_key};
 
+use crate::coverage::Coverage;
 use crate::error::Error;
 use crate::ftype::Ftype;
-use crate::imatrix::{Entry, Imatrix};
+use crate::imatrix::Imatrix;
 use crate::mix::facts::Facts;
 use crate::overrides::Override;
 use crate::recipe::{Decision, Recipe, decide};
+use crate::repack::Repack;
+use crate::statistics::statistics;
+
+pub use crate::statistics::Statistics;
 
 /// Policies that are not about types.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +24,8 @@ pub struct PlanOptions {
     pub allow_requantize: bool,
     /// Do not refuse types that require an imatrix where it has nothing.
     pub ignore_imatrix_rules: bool,
+    /// Do not refuse an imatrix that lacks tensors or experts ([`Coverage::is_complete`]).
+    pub allow_missing: bool,
     /// Use only imatrix entries whose names contain one of these.
     pub include_weights: Vec<String>,
     /// Use no imatrix entries whose names contain one of these.
@@ -31,25 +38,12 @@ pub struct PlanOptions {
     pub overrides: Vec<Override>,
     /// Splitting and alignment of the output.
     pub output: Options,
+    /// Divide the output among files as the source is; one file stays one. Instead of `output.split`.
+    pub keep_split: bool,
     /// Choices about encoding.
     pub encode: EncodeOptions,
-}
-
-/// Where a tensor's importance comes from.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Statistics {
-    /// The tensor is copied or its type looks at none.
-    NotUsed,
-    /// No imatrix was given, or it has nothing for the tensor: all columns count the same.
-    Missing,
-    /// `values` has one number per column (for all matrices, or matrix after matrix).
-    Found {
-        values: Vec<f32>,
-        /// The entry of another tensor that reads the same input.
-        borrowed_from: Option<String>,
-        /// Experts whose values are all zero: the calibration text never reached them.
-        unseen_experts: Vec<usize>,
-    },
+    /// Only put rows into groups or take them apart; the recipe is not looked at.
+    pub repack: Option<Repack>,
 }
 
 /// One tensor of the output.
@@ -63,8 +57,10 @@ pub struct TensorPlan {
     pub from: TensorType,
     /// Type written; equals `from` for a copy.
     pub to: TensorType,
-    /// Re-encoded, or copied byte for byte.
+    /// Re-encoded (or repacked), or copied byte for byte.
     pub encode: Option<QuantType>,
+    /// The rows of `from` are the rows of `to` in other places: nothing is decoded and encoded.
+    pub repack: bool,
     pub reason: String,
     pub fallback_from: Option<QuantType>,
     pub bytes_in: u64,
@@ -79,6 +75,8 @@ pub struct Plan {
     pub tensors: Vec<TensorPlan>,
     /// Offsets and sizes of the output.
     pub layout: ikq_gguf::Layout,
+    /// What the imatrix has data for, where one was given.
+    pub coverage: Option<Coverage>,
     /// Choices about encoding.
     pub encode: EncodeOptions,
 }
@@ -88,14 +86,14 @@ impl Plan {
     ///
     /// # Errors
     /// Everything that can be known to fail before reading data: rules that cannot be meant, types
-    /// without encoder, quantized input without leave, missing or misshapen statistics.
+    /// without encoder, quantized input without leave, incomplete or misshapen statistics.
     pub fn new(
         model: &Model,
         recipe: &Recipe,
         imatrix: Option<&Imatrix>,
         options: &PlanOptions,
     ) -> Result<Plan, Error> {
-        let imatrix = imatrix.map(|m| selected(m, options)).transpose()?;
+        let (whole, imatrix) = (imatrix, imatrix.map(|m| selected(m, options)).transpose()?);
         let imatrix = imatrix.as_ref();
         let mut metadata = model.metadata().clone();
         for change in &options.overrides {
@@ -103,13 +101,17 @@ impl Plan {
         }
         let facts = Facts::new(&metadata, model.tensors());
         let has_imatrix = imatrix.is_some_and(|m| !m.entries().is_empty());
-        let decisions = decide(recipe, &facts, has_imatrix, model.tensors())?;
+        let decisions = match &options.repack {
+            Some(repack) => repack.decide(model.tensors())?,
+            None => decide(recipe, &facts, has_imatrix, model.tensors())?,
+        };
         let mut tensors = Vec::with_capacity(decisions.len());
         let mut without = Vec::new();
         let output = if facts.is_tied { "token_embd.weight" } else { "output.weight" };
         for (source, (t, decision)) in model.tensors().iter().zip(decisions).enumerate() {
             let planned = TensorPlan::new(t, source, decision, imatrix, facts.is_tied, options)?;
             if let Some(to) = planned.encode
+                && !planned.repack
                 && planned.statistics == Statistics::Missing
                 && needs_imatrix(recipe.ftype, to)
                 && !matches!(t.name.as_str(), "token_embd.weight" | "output.weight")
@@ -121,6 +123,10 @@ impl Plan {
                 tensors.extend(extra_output(t, source, ty, imatrix, options)?);
             }
         }
+        let coverage = whole.map(|m| Coverage::new(&tensors, model, m));
+        if let Some(coverage) = coverage.as_ref().filter(|c| !options.allow_missing && !c.is_complete()) {
+            return Err(Error::IncompleteImatrix { coverage: Box::new(coverage.clone()) });
+        }
         if let Some((tensor, ty)) = without.first().filter(|_| !options.ignore_imatrix_rules) {
             return Err(Error::MissingImatrix {
                 tensor: tensor.clone(),
@@ -130,10 +136,14 @@ impl Plan {
             });
         }
         let specs = tensors.iter().map(|p| p.spec(model)).collect::<Result<_, _>>()?;
-        let metadata = output_metadata(&metadata, recipe.ftype, imatrix, options);
-        let output = Options { per_tensor: Some(crate::recipe_hash::room()), ..options.output.clone() };
+        let metadata = output_metadata(&metadata, recipe.ftype, imatrix.zip(coverage.as_ref()), options);
+        let output = Options {
+            split: split(&tensors, model, options),
+            per_tensor: Some(crate::recipe_hash::room()),
+            ..options.output.clone()
+        };
         let layout = ikq_gguf::Layout::new(&metadata, specs, &output)?;
-        Ok(Plan { tensors, layout, encode: options.encode })
+        Ok(Plan { tensors, layout, coverage, encode: options.encode })
     }
 }
 
@@ -146,9 +156,12 @@ impl TensorPlan {
         tied: bool,
         options: &PlanOptions,
     ) -> Result<TensorPlan, Error> {
+        let repack = decision.to.is_some() && options.repack.is_some();
         let spec = match decision.to {
             Some(to) => {
-                check_encodable(t, to, options)?;
+                if !repack {
+                    check_encodable(t, to, options)?;
+                }
                 TensorSpec::new(&t.name, t.dims(), to)?
             }
             None => t.spec(),
@@ -160,7 +173,8 @@ impl TensorPlan {
             from: t.ty,
             to: spec.ty,
             encode: decision.to,
-            statistics: statistics(t, &decision, imatrix, tied)?,
+            repack,
+            statistics: statistics(t, decision.to.filter(|_| !repack), imatrix, tied)?,
             reason: decision.reason,
             fallback_from: decision.fallback_from,
             bytes_in: t.data.len() as u64,
@@ -175,6 +189,17 @@ impl TensorPlan {
             None => Ok(model.tensors()[self.source].spec()),
         }
     }
+}
+
+/// How the output is divided among files.
+fn split(tensors: &[TensorPlan], model: &Model, options: &PlanOptions) -> Option<SplitBy> {
+    if !options.keep_split || model.shards().len() < 2 {
+        return options.output.split.clone();
+    }
+    // the extra output matrix goes with the one that it copies
+    let mut counts = vec![0; model.shards().len()];
+    tensors.iter().for_each(|t| counts[model.tensors()[t.source].shard as usize] += 1);
+    Some(SplitBy::Counts(counts))
 }
 
 /// The entries of an imatrix that the options leave.
@@ -231,54 +256,26 @@ fn check_encodable(t: &Tensor, to: QuantType, options: &PlanOptions) -> Result<(
     }
 }
 
-fn statistics(
-    t: &Tensor,
-    decision: &Decision,
-    imatrix: Option<&Imatrix>,
-    tied: bool,
-) -> Result<Statistics, Error> {
-    // rows of an embedding are looked up, not multiplied: there is no input to have statistics of
-    let looked_up = t.name == "token_embd.weight" && !tied || t.name == "per_layer_token_embd.weight";
-    match decision.to {
-        Some(to) if to.info().imatrix != ImatrixUse::Ignored => {}
-        _ => return Ok(Statistics::NotUsed),
-    }
-    let Some((Entry { values, .. }, borrowed_from)) = imatrix.and_then(|m| m.find(&t.name)) else {
-        return Ok(if looked_up { Statistics::NotUsed } else { Statistics::Missing });
-    };
-    let n_per_row = t.ne[0] as usize;
-    let n_matrices = (t.ne[2] * t.ne[3]) as usize;
-    if values.len() != n_per_row && values.len() != n_per_row * n_matrices {
-        // an embedding is read by row: an entry under its name belongs to a tied output
-        if t.name == "token_embd.weight" {
-            return Ok(Statistics::Missing);
-        }
-        return Err(Error::ImatrixShape {
-            tensor: t.name.clone(),
-            entry: borrowed_from.unwrap_or_else(|| t.name.clone()),
-            found: values.len(),
-            n_per_row,
-            n_matrices,
-        });
-    }
-    let experts = values.chunks_exact(n_per_row).enumerate();
-    let unseen_experts = experts.filter(|(_, v)| v.iter().all(|x| *x == 0.0)).map(|(i, _)| i).collect();
-    Ok(Statistics::Found { values: values.clone(), borrowed_from, unseen_experts })
-}
-
 /// The source's pairs byte for byte, with what quantizing changes.
 fn output_metadata(
     source: &Metadata,
     ftype: Ftype,
-    imatrix: Option<&Imatrix>,
+    imatrix: Option<(&Imatrix, &Coverage)>,
     options: &PlanOptions,
 ) -> Metadata {
     let mut out: Metadata = source.iter().filter(|kv| !is_split_key(kv.key())).cloned().collect();
+    if let Some(repack) = &options.repack {
+        let old = out.get("general.file_type").and_then(Value::as_u64);
+        if let Some(id) = repack.file_type(old) {
+            out.set("general.file_type", Value::U32(id));
+        }
+        return out;
+    }
     out.set("general.quantization_version", Value::U32(2));
     if let Some(id) = ftype.id {
         out.set("general.file_type", Value::U32(id));
     }
-    let Some(m) = imatrix else { return out };
+    let Some((m, coverage)) = imatrix else { return out };
     let int = |n: usize| Value::I32(i32::try_from(n).unwrap_or(i32::MAX));
     let hidden = options.hide_imatrix;
     let text = |shown: String| if hidden { "top_secret".to_string() } else { shown };
@@ -290,6 +287,16 @@ fn output_metadata(
     out.set("quantize.imatrix.entries_count", count(m.entries().len()));
     if let Some(n) = m.n_chunks {
         out.set("quantize.imatrix.chunks_count", count(n as usize));
+    }
+    // only where something is missing: what other programs write stays as they write it
+    let unseen = coverage.n_experts - coverage.n_experts_seen;
+    for (key, n) in [
+        ("quantize.imatrix.missing_count", coverage.missing.len()),
+        ("quantize.imatrix.unseen_experts_count", unseen),
+    ] {
+        if n > 0 && !hidden {
+            out.set(key, int(n));
+        }
     }
     out
 }

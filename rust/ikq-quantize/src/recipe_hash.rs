@@ -36,7 +36,9 @@ pub(crate) fn of_tensor(planned: &TensorPlan, plan: &Plan) -> u64 {
     hasher.number(planned.from.id().into());
     hasher.number(planned.to.id().into());
     planned.dims.iter().for_each(|d| hasher.number(*d));
-    if let Some(to) = planned.encode {
+    if planned.repack {
+        hasher.bytes(b"repacked");
+    } else if let Some(to) = planned.encode {
         hasher.number(ENCODERS);
         let is_q4_0 = to.info().base.unwrap_or(to) == QuantType::Q4_0;
         hasher.number(u64::from(is_q4_0 && plan.encode.symmetric_q40));

@@ -27,6 +27,8 @@ pub enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     Encoded,
+    /// Its rows were put into groups, or taken apart.
+    Repacked,
     Copied,
     /// From an older output.
     Reused,
@@ -60,6 +62,7 @@ impl<'a> Tally<'a> {
         let tensors = plan.tensors.iter().enumerate().map(|(index, planned)| TensorDone {
             origin: match planned.encode {
                 _ if reused(index) => Origin::Reused,
+                Some(_) if planned.repack => Origin::Repacked,
                 Some(_) => Origin::Encoded,
                 None => Origin::Copied,
             },

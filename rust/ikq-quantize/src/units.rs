@@ -44,6 +44,12 @@ pub(crate) enum Work {
         to: QuantType,
         rows: Rows,
     },
+    /// Put rows of `from` into groups of `to`, or the other way round.
+    Repack {
+        from: QuantType,
+        to: QuantType,
+        rows: Rows,
+    },
 }
 
 /// Rows of a matrix (expert); of all matrices where they are one piece.
@@ -64,7 +70,7 @@ enum Cut {
         /// Type read, and written; equal for a copy.
         from: QuantType,
         to: QuantType,
-        encode: bool,
+        change: Change,
         n_per_row: usize,
         rows_per_matrix: usize,
         n_matrices: usize,
@@ -76,6 +82,14 @@ enum Cut {
     },
     /// One scale behind the codes of all matrices: the tensor is one piece, however large.
     Whole { work: Work, bytes_in: usize, bytes_out: usize },
+}
+
+/// What happens to rows.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Nothing,
+    Encode,
+    Repack,
 }
 
 /// All units of a plan.
@@ -141,7 +155,11 @@ impl Cut {
         Ok(Cut::Rows {
             from,
             to,
-            encode: planned.encode.is_some(),
+            change: match planned.encode {
+                None => Change::Nothing,
+                Some(_) if planned.repack => Change::Repack,
+                Some(_) => Change::Encode,
+            },
             n_per_row,
             rows_per_matrix,
             n_matrices,
@@ -174,7 +192,7 @@ impl Cut {
             Cut::Rows {
                 from,
                 to,
-                encode,
+                change,
                 n_per_row,
                 rows_per_matrix,
                 n_matrices: _,
@@ -192,9 +210,10 @@ impl Cut {
                     source: before * row_in..(before + n_rows) * row_in,
                     offset: (before * row_out) as u64,
                     bytes_out: n_rows * row_out,
-                    work: match encode {
-                        true => Work::Encode { from: *from, to: *to, rows },
-                        false => Work::Copy,
+                    work: match change {
+                        Change::Encode => Work::Encode { from: *from, to: *to, rows },
+                        Change::Repack => Work::Repack { from: *from, to: *to, rows },
+                        Change::Nothing => Work::Copy,
                     },
                 }
             }
@@ -212,6 +231,7 @@ impl Unit {
         match &self.work {
             // written from the source's pages
             Work::Copy => self.source.len() as u64,
+            Work::Repack { .. } => (self.bytes_out + self.source.len()) as u64,
             Work::Encode { rows, .. } => {
                 let floats = 4 * (rows.n_rows * rows.n_per_row) as u64 * if measured { 2 } else { 1 };
                 floats + (self.bytes_out + self.source.len()) as u64
@@ -247,6 +267,7 @@ mod tests {
             from: t.ty,
             to: TensorType::Known(written),
             encode: to,
+            repack: false,
             reason: String::new(),
             fallback_from: None,
             bytes_in: n as u64,
@@ -274,7 +295,7 @@ mod tests {
         let rows = |all: Vec<Unit>| -> Vec<(usize, usize)> {
             let of = |u: &Unit| match u.work {
                 Work::Encode { rows, .. } => (rows.matrix, rows.n_rows),
-                Work::Copy => (9, u.bytes_out),
+                Work::Copy | Work::Repack { .. } => (9, u.bytes_out),
             };
             all.iter().map(of).collect()
         };

@@ -89,6 +89,10 @@ pub(crate) fn carry_out(
 ) -> Result<Outcome, Error> {
     match *work {
         Work::Copy => Ok(Outcome { bytes: Payload::Mapped(source), not_ternary: false, errors: None }),
+        Work::Repack { from, to, rows } => {
+            let bytes = ikq_formats::repack(&source, from, to, rows.n_rows, rows.n_per_row)?;
+            Ok(Outcome { bytes: Payload::Buffer(bytes), not_ternary: false, errors: None })
+        }
         Work::Encode { from, to, rows } => {
             let mut x = take(&buffers.floats);
             decode(from, &source, rows, t, how.isa, &mut x)?;

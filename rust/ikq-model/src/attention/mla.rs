@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::exec::{Exec, Forms, Product, room};
 use crate::rope::{RopeId, Ropes};
 use crate::spec::{self, ModelSpec};
+use crate::statistics::{Observed, Owner};
 use crate::weights::{Weight, Weights};
 
 /// The layer's weights and sizes.
@@ -36,6 +37,8 @@ pub struct Mla {
     k_b: Weight,
     /// Per head: `head_dim_v` rows of `kv_rank`.
     v_b: Weight,
+    /// The tensor of older files with the rows of both, whose input is the compressed vector itself.
+    kv_b: Option<String>,
     output: Weight,
     scale: f32,
     norm_eps: f32,
@@ -81,6 +84,7 @@ impl Mla {
             kv_a_norm: weights.floats(&a.kv_a_norm, a.kv_rank)?,
             k_b,
             v_b,
+            kv_b: a.kv_b.clone().or_else(|| a.kv_b_twin.clone()),
             output: weights.linear(&a.output, a.n_head * a.head_dim_v, Some(model.n_embd), 1)?,
             scale: a.scale,
             norm_eps: model.norm_eps,
@@ -125,6 +129,7 @@ impl Mla {
             }
         }
         self.keys(exec, keys);
+        self.observe_compressed(exec, keys);
         softmax::store(exec, cache, keys, rank + n_rot, n_past);
 
         // queries of all heads against c: [qa | qr]
@@ -133,6 +138,9 @@ impl Mla {
         exec.quantize(inner, Forms::of(exec.compute, [&self.k_b]));
         let by_head: Vec<(usize, Range<usize>)> = (0..n_head).map(|h| (h, h * n..(h + 1) * n)).collect();
         let columns: Vec<u32> = (0..(n * n_head) as u32).collect();
+        if !self.is_split() {
+            exec.observe_groups(&[&self.k_b], n_head, &by_head, &columns, inner);
+        }
         let absorbed = room(v, n * n_head * rank);
         exec.grouped(&self.k_b, &by_head, &columns, inner, absorbed);
         let queries = room(z, n * n_head * (rank + n_rot));
@@ -158,12 +166,35 @@ impl Mla {
         inner.resize(rank, n * n_head);
         transpose_heads(exec, values, n, n_head, rank, inner.floats_mut());
         exec.quantize(inner, Forms::of(exec.compute, [&self.v_b]));
+        if !self.is_split() {
+            exec.observe_groups(&[&self.v_b], n_head, &by_head, &columns, inner);
+        }
         let results = room(k, n * n_head * self.head_dim_v);
         exec.grouped(&self.v_b, &by_head, &columns, inner, results);
         outer.resize(n_head * self.head_dim_v, n);
         join_heads(exec, results, n, n_head, self.head_dim_v, outer.floats_mut());
         exec.quantize(outer, Forms::of(exec.compute, [&self.output]));
         exec.project(outer, vec![Product { weight: &self.output, expert: 0, out, add: true }]);
+    }
+
+    /// Whether keys' and values' matrices are parts of one tensor of the file.
+    fn is_split(&self) -> bool {
+        self.kv_b.as_ref() == Some(&self.v_b.name)
+    }
+
+    /// Tells the collector of c, which is what `kv_b` is multiplied with where nothing is absorbed.
+    fn observe_compressed(&self, exec: &Exec<'_>, k: &[f32]) {
+        let (Some(collector), Some(name)) = (exec.collector, &self.kv_b) else { return };
+        let (rank, stride) = (self.kv_rank, self.kv_rank + self.n_rot());
+        let n = k.len() / stride;
+        let input = Observed {
+            k: rank,
+            n_groups: 1,
+            groups: &[(0, 0..n)],
+            columns: &exec.all_columns[..n],
+            floats: &|token| &k[token as usize * stride..][..rank],
+        };
+        collector.observe(exec.team, &[Owner { names: vec![name.clone()], pooled: false }], &input);
     }
 
     /// Norms c and rotates the shared key of each token.

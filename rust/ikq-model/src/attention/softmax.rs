@@ -225,8 +225,15 @@ mod tests {
         let (queries, sinks) = (numbers(n * n_head * 2 * d, 1), numbers(n_head, 2));
         let mut out = vec![f32::NAN; n * n_head * dv];
         pool.step(|team| {
-            let exec =
-                Exec { team, kind, compute: Compute::F32, threads: &threads, all_columns: &[], angles: &[] };
+            let exec = Exec {
+                team,
+                kind,
+                compute: Compute::F32,
+                threads: &threads,
+                all_columns: &[],
+                angles: &[],
+                collector: None,
+            };
             let (k, v) = (numbers((n_past + n) * n_kv * d, 3), numbers((n_past + n) * n_kv * dv, 4));
             // the cache is filled in two steps
             store(&exec, &mut keys, &k[..n_past * n_kv * d], d, 0);
@@ -307,8 +314,15 @@ mod tests {
         let mut out = vec![f32::NAN; n * n_head * dv];
         pool.step(|team| {
             let kind = ikq_simd::best();
-            let exec =
-                Exec { team, kind, compute: Compute::F32, threads: &threads, all_columns: &[], angles: &[] };
+            let exec = Exec {
+                team,
+                kind,
+                compute: Compute::F32,
+                threads: &threads,
+                all_columns: &[],
+                angles: &[],
+                collector: None,
+            };
             store(&exec, &mut cache, &rows, d, 0);
             let heads = Heads {
                 queries: &queries,

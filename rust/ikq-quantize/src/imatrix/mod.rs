@@ -1,19 +1,20 @@
 //! Importance matrices: the mean squared input of every column of every matrix, per expert.
 //!
-//! Two file forms are read, recognised by their first bytes:
-//!
-//! | form | layout |
-//! |---|---|
-//! | `.dat` (ik_llama.cpp, older llama.cpp) | i32 n; n x {i32 length, name, i32 calls, i32 count, f32[count]}; then optionally i32 chunks, i32 length, data set name. A value divided by `calls` is the mean square |
-//! | GGUF (llama.cpp) | tensors `NAME.in_sum2` [columns, experts] and `NAME.counts` [1, experts]; sum / count is the mean square |
+//! Two file forms are read (recognised by their first bytes) and written, both through [`Sums`]: `.dat` (`dat.rs`)
+//! and GGUF (`gguf.rs`). [`Imatrix`] has the means, which is what encoders take.
 //!
 //! An entry belongs to the *input* of a matrix, so matrices that read the same input share it:
 //! [`Imatrix::find`] answers for a tensor whose own entry is missing from one that sees the same
 //! activations (fused up+gate collectors store only one of the two).
 
+mod dat;
+mod gguf;
+mod sums;
+
 use std::path::{Path, PathBuf};
 
-use ikq_gguf::{Model, Value};
+pub use dat::UNSEEN;
+pub use sums::{Form, SumEntry, Sums};
 
 /// Activation statistics of one matrix (of all its experts).
 #[derive(Clone, Debug, PartialEq)]
@@ -22,6 +23,20 @@ pub struct Entry {
     pub values: Vec<f32>,
     /// Tokens (`.dat`: calls) seen, one number for all experts or one per expert.
     pub counts: Vec<f32>,
+}
+
+impl Entry {
+    /// Experts of `n_experts` that no token reached: of a count of 0, or of what `.dat` files have for them
+    /// ([`UNSEEN`] in every column; zeros in older files).
+    pub fn unseen_experts(&self, n_experts: usize) -> Vec<usize> {
+        let columns = (self.values.len() / n_experts.max(1)).max(1);
+        let is = |values: &[f32], mean: f32| values.iter().all(|v| *v == mean);
+        let unseen = |(expert, values): &(usize, &[f32])| match self.counts.len() == n_experts {
+            true if n_experts > 1 => self.counts[*expert] == 0.0,
+            _ => is(values, 0.0) || n_experts > 1 && is(values, UNSEEN),
+        };
+        self.values.chunks_exact(columns).enumerate().filter(unseen).map(|(expert, _)| expert).collect()
+    }
 }
 
 /// Errors of reading; offsets are bytes from the start of the file.
@@ -41,6 +56,9 @@ pub enum ImatrixError {
         "{path}: {what} of entry `{entry}` is {value}: it must be finite and not negative; compute the imatrix anew"
     )]
     Value { path: PathBuf, entry: String, what: &'static str, value: f32 },
+
+    #[error("{n} {what}: more than this form of file can hold; write the other one")]
+    TooLarge { what: &'static str, n: u64 },
 }
 
 /// An importance matrix as read.
@@ -54,6 +72,8 @@ pub struct Imatrix {
     pub datasets: Vec<String>,
     /// Chunks of text it was computed on, if the file says so.
     pub n_chunks: Option<u32>,
+    /// Every token counted for every expert.
+    pub all_experts: bool,
 }
 
 /// Names of tensors that read the same input, as (part of a name, parts to look under instead).
@@ -75,13 +95,42 @@ impl Imatrix {
     /// # Errors
     /// IO errors, files of neither form, and values that are negative or not finite.
     pub fn open(path: impl AsRef<Path>) -> Result<Imatrix, ImatrixError> {
-        let path = path.as_ref();
-        let bytes =
-            std::fs::read(path).map_err(|source| ImatrixError::Io { path: path.to_path_buf(), source })?;
-        match bytes.starts_with(b"GGUF") {
-            true => Imatrix::from_gguf(path, &Model::open(path)?),
-            false => Imatrix::from_dat(path, &bytes),
+        Imatrix::from_sums(Sums::open(path)?)
+    }
+
+    /// Parses the `.dat` form; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`Imatrix::open`].
+    pub fn from_dat(path: &Path, bytes: &[u8]) -> Result<Imatrix, ImatrixError> {
+        Imatrix::from_sums(dat::read(path, bytes)?)
+    }
+
+    /// Means from sums.
+    ///
+    /// # Errors
+    /// Values that are negative or not finite.
+    pub fn from_sums(sums: Sums) -> Result<Imatrix, ImatrixError> {
+        let mut read = Imatrix {
+            path: sums.path,
+            datasets: sums.datasets,
+            n_chunks: sums.n_chunks,
+            all_experts: sums.all_experts,
+            entries: Vec::with_capacity(sums.entries.len()),
+        };
+        for SumEntry { name, sums: mut values, counts } in sums.entries {
+            let columns = (values.len() / counts.len().max(1)).max(1);
+            for (values, count) in values.chunks_exact_mut(columns).zip(&counts) {
+                if sums.counts_are_calls {
+                    values.iter_mut().for_each(|v| *v /= count.max(1.0));
+                    continue;
+                }
+                let scale = if *count > 0.0 { 1.0 / f64::from(*count) } else { 0.0 };
+                values.iter_mut().for_each(|v| *v = (f64::from(*v) * scale) as f32);
+            }
+            read.push(name, Entry { values, counts })?;
         }
+        Ok(read)
     }
 
     /// The same with only those entries whose names `keep` accepts.
@@ -90,85 +139,6 @@ impl Imatrix {
         let mut out = self.clone();
         out.entries.retain(|(name, _)| keep(name));
         out
-    }
-
-    /// Parses the `.dat` form; `path` is for messages.
-    ///
-    /// # Errors
-    /// As [`Imatrix::open`].
-    pub fn from_dat(path: &Path, bytes: &[u8]) -> Result<Imatrix, ImatrixError> {
-        let mut cursor = Cursor { path, bytes, at: 0 };
-        let n_entries = cursor.length("the number of entries", 13)?;
-        let mut read = Imatrix { path: path.to_path_buf(), ..Imatrix::default() };
-        for _ in 0..n_entries {
-            let name_length = cursor.length("a name's length", 1)?;
-            let name = cursor.text(name_length, "a name")?;
-            let calls = cursor.i32("the number of calls")?;
-            let n_values = cursor.length("the number of values", 4)?;
-            let at = cursor.at;
-            let raw = cursor.take(4 * n_values, "values")?;
-            let divisor = if calls > 0 { calls as f32 } else { 1.0 };
-            let values: Vec<f32> =
-                raw.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b) / divisor).collect();
-            if read.entries.iter().any(|(n, _)| *n == name) {
-                return Err(cursor.malformed(at, format!("entry `{name}` for the second time")));
-            }
-            read.push(name, Entry { values, counts: vec![calls.max(0) as f32] })?;
-        }
-        // what follows is optional and was added later: chunk count, then the data set
-        if cursor.at < bytes.len() {
-            read.n_chunks = u32::try_from(cursor.i32("the chunk count")?).ok();
-        }
-        if cursor.at < bytes.len() {
-            let n = cursor.length("the length of the data set's name", 1)?;
-            read.datasets.push(cursor.text(n, "the data set's name")?);
-        }
-        Ok(read)
-    }
-
-    /// Takes the GGUF form from an opened file.
-    ///
-    /// # Errors
-    /// As [`Imatrix::open`].
-    pub fn from_gguf(path: &Path, model: &Model) -> Result<Imatrix, ImatrixError> {
-        let wrong = |what: String| ImatrixError::Malformed { path: path.to_path_buf(), offset: 0, what };
-        let general = model.metadata().get("general.type").and_then(Value::as_str);
-        if general != Some("imatrix") {
-            return Err(wrong(format!("a GGUF file with general.type = {}", general.unwrap_or("nothing"))));
-        }
-        let mut read = Imatrix { path: path.to_path_buf(), ..Imatrix::default() };
-        let datasets = model.metadata().get("imatrix.datasets").and_then(Value::as_array);
-        read.datasets = datasets
-            .map(|a| a.strings().map(|s| String::from_utf8_lossy(s).into_owned()).collect())
-            .unwrap_or_default();
-        read.n_chunks = model
-            .metadata()
-            .get("imatrix.chunk_count")
-            .and_then(Value::as_u64)
-            .and_then(|n| u32::try_from(n).ok());
-        let floats = |name: &str| -> Result<Vec<f32>, ImatrixError> {
-            let t = model.require(name)?;
-            match t.ty.known() {
-                Some(ikq_formats::QuantType::F32) => {
-                    Ok(t.data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
-                }
-                _ => Err(wrong(format!("tensor `{name}` of type {} instead of f32", t.ty))),
-            }
-        };
-        for t in model.tensors() {
-            let Some(name) = t.name.strip_suffix(".in_sum2") else { continue };
-            let (mut values, counts) = (floats(&t.name)?, floats(&format!("{name}.counts"))?);
-            if counts.is_empty() || !values.len().is_multiple_of(counts.len()) {
-                return Err(wrong(format!("{} sums for {} counts of `{name}`", values.len(), counts.len())));
-            }
-            let n_per_expert = (values.len() / counts.len()).max(1);
-            for (sums, count) in values.chunks_exact_mut(n_per_expert).zip(&counts) {
-                let scale = if *count > 0.0 { 1.0 / f64::from(*count) } else { 0.0 };
-                sums.iter_mut().for_each(|s| *s = (f64::from(*s) * scale) as f32);
-            }
-            read.push(name.to_string(), Entry { values, counts })?;
-        }
-        Ok(read)
     }
 
     fn push(&mut self, name: String, entry: Entry) -> Result<(), ImatrixError> {
@@ -210,54 +180,6 @@ fn is_part(name: &str, part: &str) -> bool {
     name.split('.').any(|p| p == part)
 }
 
-/// Checked reading of the `.dat` form.
-struct Cursor<'a> {
-    path: &'a Path,
-    bytes: &'a [u8],
-    at: usize,
-}
-
-impl<'a> Cursor<'a> {
-    fn malformed(&self, offset: usize, what: String) -> ImatrixError {
-        ImatrixError::Malformed { path: self.path.to_path_buf(), offset, what }
-    }
-
-    fn take(&mut self, n: usize, what: &str) -> Result<&'a [u8], ImatrixError> {
-        match self.at.checked_add(n).and_then(|end| self.bytes.get(self.at..end)) {
-            Some(slice) => {
-                self.at += n;
-                Ok(slice)
-            }
-            None => Err(self.malformed(self.at, format!("the file ends inside {what}"))),
-        }
-    }
-
-    fn i32(&mut self, what: &str) -> Result<i32, ImatrixError> {
-        let b = self.take(4, what)?;
-        Ok(i32::from_le_bytes([b[0], b[1], b[2], b[3]]))
-    }
-
-    /// A count of things of at least `unit` bytes each: more than the file can hold is refused.
-    fn length(&mut self, what: &str, unit: usize) -> Result<usize, ImatrixError> {
-        let at = self.at;
-        let n = self.i32(what)?;
-        let room = self.bytes.len() - self.at;
-        match usize::try_from(n) {
-            Ok(n) if n.checked_mul(unit).is_some_and(|b| b <= room) => Ok(n),
-            _ => Err(self.malformed(at, format!("{what} is {n} where {room} bytes are left"))),
-        }
-    }
-
-    fn text(&mut self, n: usize, what: &str) -> Result<String, ImatrixError> {
-        let at = self.at;
-        let raw = self.take(n, what)?;
-        match std::str::from_utf8(raw) {
-            Ok(s) => Ok(s.trim_end_matches('\0').to_string()),
-            Err(_) => Err(self.malformed(at, format!("{what} is not text"))),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -289,6 +211,55 @@ mod tests {
         bytes.extend(b"abc");
         let m = read(&bytes).expect("valid");
         assert_eq!((m.n_chunks, m.datasets), (Some(20), vec!["abc".to_string()]));
+    }
+
+    #[test]
+    fn both_forms_keep_what_they_hold() {
+        let entry = |name: &str, sums: &[f32], counts: &[f32]| SumEntry {
+            name: name.to_string(),
+            sums: sums.to_vec(),
+            counts: counts.to_vec(),
+        };
+        let written = Sums {
+            entries: vec![
+                entry("a.weight", &[3.0, 6.0], &[12.0]),
+                entry("b.weight", &[1.0, 2.0, 0.0, 0.0, 5.0, 6.0], &[4.0, 0.0, 2.0]),
+            ],
+            datasets: vec!["text".to_string()],
+            n_chunks: Some(3),
+            chunk_size: Some(4),
+            all_experts: true,
+            ..Sums::default()
+        };
+        let folder = std::env::temp_dir().join(format!("ikq-imatrix-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder for the test");
+        let [dat, gguf] = ["m.dat", "m.gguf"].map(|name| folder.join(name));
+        written.write(&dat, Form::Dat).expect("written");
+        written.write(&gguf, Form::Gguf).expect("written");
+        let read = Sums::open(&gguf).expect("readable");
+        assert_eq!(read.entries, written.entries);
+        assert_eq!((read.n_chunks, read.chunk_size, read.all_experts), (Some(3), Some(4), true));
+        assert_eq!(read.datasets, ["text"]);
+        let read = Sums::open(&dat).expect("readable");
+        // means times chunks; an expert without data has a mean of 1
+        let expected = [
+            entry("a.weight", &[0.75, 1.5], &[3.0]),
+            entry("b.weight", &[0.75, 1.5, 3.0, 3.0, 7.5, 9.0], &[3.0]),
+        ];
+        assert_eq!(read.entries, expected);
+        assert_eq!(
+            (read.n_chunks, read.all_experts, read.datasets),
+            (Some(3), true, vec!["text".to_string()])
+        );
+        for path in [&dat, &gguf] {
+            let read = Imatrix::open(path).expect("readable");
+            let unseen = |name, n| read.get(name).map(|e| e.unseen_experts(n));
+            assert_eq!(unseen("b.weight", 3), Some(vec![1]));
+            assert_eq!(unseen("a.weight", 1), Some(vec![]));
+        }
+        let files = std::fs::read_dir(&folder).expect("the folder").count();
+        assert_eq!(files, 2, "nothing else is left");
+        std::fs::remove_dir_all(&folder).expect("removed");
     }
 
     #[test]

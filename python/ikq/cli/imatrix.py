@@ -1,0 +1,399 @@
+"""`ikq imatrix`: activation statistics of a text, which tell `quantize` what matters."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+import ikq
+from ikq.calibrate import (
+    ChunksDone,
+    chunks_of,
+    coverage,
+    load_state,
+    run_chunks,
+    run_identity,
+    save_state,
+    state_path,
+    wanted_tensors,
+)
+from ikq.cli.imatrix_report import coverage_lines, facts, similarity_lines, statistics_lines
+from ikq.cli.model_options import add_ignored, add_loading, load_options, print_ignored
+from ikq.cli.quality import duration, read_text
+from ikq.evaluate import Perplexity, Windows
+from ikq.evaluate.perplexity import estimate
+
+NAME = "imatrix"
+HELP = "compute an importance matrix from a text; merge and inspect them"
+
+_DEFAULT_OUTPUT = "imatrix.dat"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's options; names are those that users of llama-imatrix know."""
+    parser.usage = (
+        "ikq imatrix -m FILE.gguf -f TEXT [-o OUT] [--chunks N] [options]\n"
+        "       ikq imatrix --in-file A --in-file B -o OUT\n"
+        "       ikq imatrix --in-file A --show-statistics"
+    )
+    parser.description = (
+        "Runs a text through the model in chunks of -c tokens and writes, for every matrix and expert, the "
+        "mean squared input of each column. The text is taken literally: no escapes. The same command goes "
+        "on where an interrupted one has stopped."
+    )
+    add = parser.add_argument
+    add("-m", "--model", metavar="FILE.gguf", help="the model")
+    add("-f", "--file", metavar="TEXT", help="the text (UTF-8), taken literally")
+    add("-o", "--output", "--output-file", metavar="OUT", help=f"the file to write ({_DEFAULT_OUTPUT})")
+    add(
+        "--output-format",
+        choices=("dat", "gguf"),
+        help="dat: of ik_llama.cpp; gguf: of llama.cpp, with counts per expert (as OUT's ending says)",
+    )
+    add(
+        "--in-file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="statistics to add (either form); may be repeated; without -f only these are merged",
+    )
+    add(
+        "-ofreq",
+        "--output-frequency",
+        type=int,
+        default=10,
+        metavar="N",
+        help="write OUT, and what is needed to go on, every N chunks (10; 0: at the end)",
+    )
+    add("--save-frequency", type=int, default=0, metavar="N", help="keep a copy OUT.at_K every N chunks")
+    add("--chunk", "--from-chunk", type=int, default=0, metavar="N", help="leave out the first N chunks")
+    add("--chunks", type=int, default=-1, metavar="N", help="most chunks (-1: all)")
+    add("--no-ppl", action="store_true", help="do not compute the perplexity on the way")
+    add("--parse-special", action="store_true", help="names of control tokens in the text mean the tokens")
+    add(
+        "--process-output",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="the input of the output matrix as well (default)",
+    )
+    add("--all-experts", action="store_true", help="count every token for every expert; marked in OUT")
+    add("-lsim", "--layer-similarity", action="store_true", help="how much each layer changes")
+    add("--show-statistics", action="store_true", help="numbers about each tensor")
+    add("--report", metavar="FILE.json", help="coverage and numbers as JSON")
+    add("--restart", action="store_true", help="start anew, whatever an interrupted run left")
+    for flag in ("--no-escape", "--resume"):
+        add(flag, action="store_true", help=argparse.SUPPRESS)
+    for flag in ("--verbosity", "--output-tensor-name"):
+        add(flag, help=argparse.SUPPRESS)
+    add_loading(parser)
+    parser.set_defaults(ctx_size=512)
+    add_ignored(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the verb; returns the exit code."""
+    for option, value in (
+        ("--output-frequency", args.output_frequency),
+        ("--save-frequency", args.save_frequency),
+        ("--chunk", args.chunk),
+    ):
+        if value < 0:
+            raise ikq.RefusedError(f"{option} {value}: expected 0 or more")
+    if args.file is not None:
+        if args.model is None:
+            raise ikq.RefusedError("a text needs a model: give one with -m FILE.gguf")
+        return _collect(args)
+    if not args.in_file:
+        raise ikq.RefusedError(
+            "nothing to do: give a model and a text (-m FILE.gguf -f TEXT), or files to merge or to look at "
+            "(--in-file)"
+        )
+    if args.output is None and not args.show_statistics and args.report is None:
+        raise ikq.RefusedError("where to? Give -o OUT to merge, or --show-statistics to look at a file")
+    wanted = _wanted(args.model)
+    statistics = ikq.ActivationStatistics.merged(_inputs(args, wanted))
+    if args.output is not None:
+        statistics.write(args.output, _form(args))
+    _finish(args, statistics, wanted, [], {"in_files": args.in_file})
+    return 0
+
+
+def _form(args: argparse.Namespace) -> Literal["dat", "gguf"]:
+    """The output's form; copies have it whatever their names end in."""
+    if args.output_format is not None:
+        return cast(Literal["dat", "gguf"], args.output_format)
+    return "gguf" if str(args.output).lower().endswith(".gguf") else "dat"
+
+
+def _wanted(model: str | None) -> dict[str, int] | None:
+    if model is None:
+        return None
+    with ikq.GGUFReader(model) as reader:
+        return wanted_tensors(reader.tensors)
+
+
+def _inputs(args: argparse.Namespace, wanted: dict[str, int] | None) -> list[ikq.ActivationStatistics]:
+    size = args.ctx_size or 512
+    read = [ikq.ActivationStatistics.open(f, chunk_size=size, n_expert=wanted) for f in args.in_file]
+    if args.model is not None:
+        _check_sizes(args, read)
+    for file, statistics in zip(args.in_file, read, strict=True):
+        print(f"{file}: {len(statistics)} entries, {statistics.n_chunks} chunks", file=sys.stderr)
+    return read
+
+
+def _check_sizes(args: argparse.Namespace, read: list[ikq.ActivationStatistics]) -> None:
+    """Files of another model are refused before anything is run."""
+    with ikq.GGUFReader(args.model) as reader:
+        shapes = {name: tensor.shape for name, tensor in reader.tensors.items()}
+    for file, statistics in zip(args.in_file, read, strict=True):
+        for name, entry in statistics.items():
+            if name not in shapes:
+                continue
+            shape = shapes[name]
+            n_expert = shape[0] if len(shape) == 3 else 1
+            # a row may be written as a column
+            expected = n_expert * (shape[-1] if shape[-1] > 1 else max(shape))
+            if entry.sums.size != expected:
+                raise ikq.ShapeError(
+                    f"{file} has {entry.sums.size} values for `{name}`, {args.model} needs {expected}: "
+                    "is it of another model?"
+                )
+
+
+def _collect(args: argparse.Namespace) -> int:
+    text = read_text(args.file)
+    options = load_options(args) | {"n_ctx": max(4, args.ctx_size)}
+    print_ignored(args)
+    args.output = args.output or _DEFAULT_OUTPUT
+    if any(
+        Path(f).exists() and Path(f).samefile(args.output) for f in args.in_file if Path(args.output).exists()
+    ):
+        raise ikq.RefusedError(
+            f"{args.output} is an --in-file and the output: an interrupted run would count it twice; "
+            "choose another -o"
+        )
+    _check_target(args.output)
+    _check_target(args.report)
+    state = state_path(args.output)
+    wanted = _wanted(args.model)
+    others = _inputs(args, wanted)
+    if others:
+        # that they can be merged is found out now, too
+        ikq.ActivationStatistics.merged([ikq.ActivationStatistics({}, all_experts=args.all_experts), *others])
+    with ikq.Model.load(args.model, **options) as model:
+        windows = chunks_of(
+            model, text, n_ctx=args.ctx_size, skip=args.chunk, parse_special=args.parse_special
+        )
+        if args.chunks == 0:
+            raise ikq.RefusedError("0 chunks: nothing to collect")
+        identity = run_identity(_files(args.model), windows.tokens, _options(args, windows))
+        if args.chunks > 0:
+            windows = replace(windows, n=min(windows.n, args.chunks))
+        with model.collect_activations(
+            all_experts=args.all_experts, similarity=args.layer_similarity, output=args.process_output
+        ) as collector:
+            job = _Job(args, collector, others, state, identity)
+            if not args.restart:
+                job.resume(windows.n)
+            job.run(model, windows)
+            statistics = job.write()
+            similarity = collector.layer_similarity()
+    state.unlink(missing_ok=True)
+    ppl = job.perplexity
+    extra = {"model": args.model, "perplexity": None if ppl is None else ppl._asdict()}
+    _finish(args, statistics, wanted, similarity, extra)
+    if ppl is not None:
+        print(f"Final estimate: PPL = {ppl.value:.4f} +/- {ppl.error:.5f}")
+    return 0
+
+
+def _check_target(name: str | None) -> None:
+    """Finds out before hours of work what would stop their result from being written."""
+    if name is None:
+        return
+    path = Path(name)
+    if path.is_dir():
+        raise ikq.RefusedError(f"{name} is a folder; name a file in it")
+    if not path.resolve().parent.is_dir():
+        raise ikq.RefusedError(f"{name}: there is no folder {path.resolve().parent}")
+    if not os.access(path.resolve().parent, os.W_OK):
+        raise ikq.RefusedError(f"{name}: the folder {path.resolve().parent} cannot be written to")
+
+
+def _files(model: str) -> list[Path]:
+    with ikq.GGUFReader(model) as reader:
+        return [shard.path for shard in reader.shards]
+
+
+def _options(args: argparse.Namespace, windows: Windows) -> dict[str, Any]:
+    """What decides the result besides model and text; plans, threads and batches do not."""
+    names = (
+        "all_experts", "cache_type_k", "cache_type_v", "compute", "layer_similarity", "no_ppl", "override_kv",
+        "process_output", "smart_expert_reduction",
+    )  # fmt: skip
+    return {name: getattr(args, name) for name in names} | {"n_ctx": windows.n_ctx, "bos": windows.bos}
+
+
+class _Job:
+    """A run with its output and the state beside it."""
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        collector: ikq.ActivationCollector,
+        others: list[ikq.ActivationStatistics],
+        state: Path,
+        identity: str,
+    ) -> None:
+        self.args, self.collector, self.others = args, collector, others
+        self.state, self.identity = state, identity
+        self.n_done = 0
+        self.losses: NDArray[np.float64] = np.zeros(0)
+        self.perplexity: Perplexity | None = None
+
+    def resume(self, n: int) -> None:
+        """Takes over what an interrupted run left."""
+        try:
+            saved = load_state(self.state)
+        except ikq.FormatError as e:
+            print(f"note: {e}; starting anew", file=sys.stderr)
+            return
+        if saved is None:
+            return
+        if saved.identity != self.identity or saved.n_done > n:
+            raise ikq.RefusedError(
+                f"{self.state} is from a run with another model, text or options ({saved.n_done} chunks): "
+                "repeat that command to finish it, choose another -o, or drop it with --restart"
+            )
+        self.collector.restore(saved.collector)
+        self.n_done, self.losses = saved.n_done, saved.losses
+        if len(self.losses):
+            self.perplexity = estimate(self.losses, self.n_done)
+        print(f"going on after chunk {saved.n_done} of {n} ({self.state})", file=sys.stderr)
+
+    def run(self, model: ikq.Model, windows: Windows) -> None:
+        """Runs the chunks that are left; Ctrl-C keeps those that are done."""
+        args, first, start = self.args, self.n_done, time.perf_counter()
+        steps = run_chunks(
+            model, windows, self.collector, first=first, losses=self.losses, perplexity=not args.no_ppl
+        )
+        interrupts = _Interrupts()
+        with interrupts.watched():
+            while True:
+                try:
+                    with interrupts.at_once():
+                        done = next(steps, None)
+                except KeyboardInterrupt:
+                    self._interrupted(windows.n)
+                if done is None:
+                    break
+                self._took(done)
+                if done.n_chunks == first + 1:
+                    seconds = time.perf_counter() - start
+                    left = duration(seconds * (windows.n - first))
+                    print(
+                        f"{windows.n - first} chunks, {seconds:.2f} seconds each - ETA {left}",
+                        file=sys.stderr,
+                    )
+                running = "" if self.perplexity is None else f"{self.perplexity.value:.4f}"
+                print(f"[{done.n_chunks}]{running},", end="", flush=True)
+                if args.save_frequency and done.n_chunks % args.save_frequency == 0:
+                    self.write(f"{args.output}.at_{done.n_chunks}")
+                often = args.output_frequency and done.n_chunks % args.output_frequency == 0
+                if often and done.n_chunks < windows.n:
+                    # what cannot be written (values that are not finite) must not be gone on from
+                    self.write()
+                    self._save()
+                if interrupts.asked:
+                    self._interrupted(windows.n)
+        print()
+
+    def _took(self, done: ChunksDone) -> None:
+        self.n_done, self.losses, self.perplexity = done.n_chunks, done.losses, done.perplexity
+
+    def _save(self) -> None:
+        save_state(self.state, self.identity, self.n_done, self.losses, self.collector)
+
+    def _interrupted(self, n: int) -> None:
+        if self.n_done == 0:
+            raise KeyboardInterrupt("interrupted before the first chunk was done: nothing is written")
+        self._save()
+        self.write()
+        raise KeyboardInterrupt(
+            f"interrupted after {self.n_done} of {n} chunks, which are in {self.args.output}; "
+            "the same command goes on from there"
+        )
+
+    def write(self, path: str | None = None) -> ikq.ActivationStatistics:
+        """Writes what is there."""
+        statistics = self.collector.statistics(self.args.file)
+        statistics = ikq.ActivationStatistics.merged([statistics, *self.others])
+        statistics.write(path or self.args.output, _form(self.args))
+        return statistics
+
+
+class _Interrupts:
+    """Ctrl-C stops the model at once, and waits while results are counted or written."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._now = False
+
+    def _signal(self, number: int, frame: FrameType | None) -> None:
+        if self._now or self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Takes over the signal while the block runs."""
+        before = signal.signal(signal.SIGINT, self._signal)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Ctrl-C interrupts the block."""
+        self._now = True
+        try:
+            yield
+        finally:
+            self._now = False
+
+
+def _finish(
+    args: argparse.Namespace,
+    statistics: ikq.ActivationStatistics,
+    wanted: dict[str, int] | None,
+    similarity: list[ikq.LayerSimilarity],
+    extra: dict[str, Any],
+) -> None:
+    """Prints the tables and writes the report."""
+    found = coverage(statistics, wanted)
+    if args.show_statistics:
+        print("\n".join([*statistics_lines(statistics), ""]))
+    if similarity:
+        print("\n".join([*similarity_lines(similarity), ""]))
+    print("\n".join(coverage_lines(found, wanted, statistics.counts_are_exact)))
+    if args.report:
+        report = extra | {"output": args.output} | facts(statistics, found, wanted, similarity)
+        Path(args.report).write_text(json.dumps(report, indent=1) + "\n")
+    if args.output is not None:
+        form = {"dat": ".dat, of ik_llama.cpp", "gguf": "GGUF, of llama.cpp"}[_form(args)]
+        print(f"{args.output}: {len(statistics)} entries from {statistics.n_chunks} chunks ({form})")

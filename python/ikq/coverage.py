@@ -1,0 +1,68 @@
+"""`ImatrixCoverage`: what of a planned quantization has activation statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ikq import _ikq
+
+__all__ = ["ImatrixCoverage", "PartialExperts"]
+
+
+class PartialExperts(NamedTuple):
+    """A tensor with experts that the calibration text never reached.
+
+    Attributes:
+        tensor: Its name.
+        n_seen: Experts with data.
+        n_experts: Experts.
+    """
+
+    tensor: str
+    n_seen: int
+    n_experts: int
+
+
+@dataclass(frozen=True)
+class ImatrixCoverage:
+    """What an imatrix has data for, of the tensors whose new type looks at importance.
+
+    Copied tensors, types that use no statistics (floats, Q8_0) and embeddings of which single rows are looked
+    up are not counted.
+    """
+
+    n_tensors: int
+    """Tensors whose type looks at importance."""
+    n_covered: int
+    """Those among them that have data, their own or borrowed."""
+    n_experts: int
+    """Experts of covered tensors with an entry per expert."""
+    n_experts_seen: int
+    """Those among them that the calibration text reached."""
+    missing: tuple[str, ...]
+    """Tensors without data: all columns count the same."""
+    borrowed: Mapping[str, str]
+    """Tensors that the file lacks, and the entry of a tensor with the same input that serves them."""
+    partial: tuple[PartialExperts, ...]
+    """Tensors with experts without data, which take what the others' statistics have in common."""
+    left_out: tuple[str, ...]
+    """Tensors whose entry `include_weights` or `exclude_weights` leaves out; not held against the file."""
+    is_complete: bool
+    """Nothing is missing, and at least 95 % of each tensor's experts were seen; else quantizing is refused
+    unless `allow_missing` is given."""
+
+    @classmethod
+    def _of(cls, core: _ikq.Coverage) -> ImatrixCoverage:
+        return cls(
+            n_tensors=core.n_tensors,
+            n_covered=core.n_covered,
+            n_experts=core.n_experts,
+            n_experts_seen=core.n_experts_seen,
+            missing=tuple(core.missing),
+            borrowed=dict(core.borrowed),
+            partial=tuple(PartialExperts(*p) for p in core.partial),
+            left_out=tuple(core.left_out),
+            is_complete=core.is_complete,
+        )

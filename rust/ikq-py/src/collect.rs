@@ -1,0 +1,190 @@
+//! Activation statistics: collecting them while an engine runs, and their files.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ikq_model::statistics::{CollectOptions, Collector, Entry, Owner, Similarity, Site};
+use ikq_pool::Stop;
+use ikq_quantize::imatrix::{Form, SumEntry, Sums};
+use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+use crate::enter::enter;
+
+/// Collects the statistics of engines that it was given to.
+#[pyclass(frozen, module = "ikq._ikq")]
+pub struct StatisticsCollector {
+    pub inner: Arc<Collector>,
+}
+
+/// Name, sums [experts, columns] and counts.
+type EntryArrays<'py> = (String, Bound<'py, PyArray2<f64>>, Bound<'py, PyArray1<u64>>);
+/// Names and whether they are pooled, of each owner; sums [groups, columns]; counts.
+type SiteArrays<'py> = (Vec<(Vec<String>, bool)>, Bound<'py, PyArray2<f64>>, Bound<'py, PyArray1<u64>>);
+type SiteRead<'py> = (Vec<(Vec<String>, bool)>, PyReadonlyArray2<'py, f64>, PyReadonlyArray1<'py, u64>);
+
+fn matrix<'py>(py: Python<'py>, sums: Vec<f64>, n: usize) -> PyResult<Bound<'py, PyArray2<f64>>> {
+    let columns = sums.len() / n.max(1);
+    PyArray1::from_vec(py, sums).reshape([n, columns])
+}
+
+#[pymethods]
+impl StatisticsCollector {
+    #[new]
+    #[pyo3(signature = (*, all_experts, similarity, output))]
+    fn new(all_experts: bool, similarity: bool, output: bool) -> StatisticsCollector {
+        let options = CollectOptions { all_experts, similarity, output };
+        StatisticsCollector { inner: Arc::new(Collector::new(options)) }
+    }
+
+    /// Counts what was collected since the last call.
+    fn commit(&self, py: Python<'_>) {
+        py.detach(|| self.inner.commit());
+    }
+
+    /// Forgets it.
+    fn discard(&self, py: Python<'_>) {
+        py.detach(|| self.inner.discard());
+    }
+
+    /// One entry per tensor, in the order of first use.
+    fn entries<'py>(&self, py: Python<'py>) -> PyResult<Vec<EntryArrays<'py>>> {
+        let entries = py.detach(|| self.inner.entries());
+        let arrays = |Entry { name, sums, counts }| {
+            let n = counts.len();
+            Ok((name, matrix(py, sums, n)?, PyArray1::from_vec(py, counts)))
+        };
+        entries.into_iter().map(arrays).collect()
+    }
+
+    /// Sums of cosines per layer, and tokens of those.
+    fn similarity(&self) -> (Vec<[f64; 3]>, u64) {
+        let found = self.inner.similarity();
+        (found.layers, found.n_tokens)
+    }
+
+    /// The state: inputs with the tensors that read them, sums of cosines per layer, and tokens of those.
+    fn state<'py>(&self, py: Python<'py>) -> PyResult<(Vec<SiteArrays<'py>>, Vec<[f64; 3]>, u64)> {
+        let (sites, similarity) = py.detach(|| self.inner.sites());
+        let arrays = |Site { owners, sums, counts, .. }: Site| {
+            let n = counts.len();
+            let owners = owners.into_iter().map(|o| (o.names, o.pooled)).collect();
+            Ok((owners, matrix(py, sums, n)?, PyArray1::from_vec(py, counts)))
+        };
+        let sites = sites.into_iter().map(arrays).collect::<PyResult<Vec<_>>>()?;
+        Ok((sites, similarity.layers, similarity.n_tokens))
+    }
+
+    /// Goes on from a state.
+    fn restore(&self, sites: Vec<SiteRead<'_>>, layers: Vec<[f64; 3]>, n_tokens: u64) -> PyResult<()> {
+        let mut all = Vec::with_capacity(sites.len());
+        for (owners, sums, counts) in &sites {
+            let (n_groups, k) = sums.as_array().dim();
+            let counts = counts.as_slice()?.to_vec();
+            if counts.len() != n_groups || owners.iter().any(|(names, _)| names.is_empty()) {
+                return Err(PyValueError::new_err("a state whose parts do not fit together"));
+            }
+            let owners = owners
+                .iter()
+                .map(|(names, pooled)| Owner { names: names.clone(), pooled: *pooled })
+                .collect();
+            all.push(Site { owners, k, sums: sums.as_slice()?.to_vec(), counts });
+        }
+        self.inner.restore(all, Similarity { layers, n_tokens });
+        Ok(())
+    }
+}
+
+/// Name, sums [experts, columns] and counts, as files hold them.
+type FileEntry<'py> = (String, Bound<'py, PyArray2<f32>>, Bound<'py, PyArray1<f32>>);
+type FileEntryRead<'py> = (String, PyReadonlyArray2<'py, f64>, PyReadonlyArray1<'py, f32>);
+
+/// A statistics file as it is.
+#[pyclass(frozen, module = "ikq._ikq")]
+pub struct StatisticsFile {
+    inner: Sums,
+}
+
+#[pymethods]
+impl StatisticsFile {
+    /// Reads either form.
+    #[staticmethod]
+    fn open(py: Python<'_>, path: PathBuf) -> PyResult<StatisticsFile> {
+        let opened = enter(py, usize::MAX, |_| {
+            Sums::open(&path).map_err(|e| Stop::Failed(ikq_quantize::Error::from(e)))
+        });
+        opened.map(|inner| StatisticsFile { inner })
+    }
+
+    #[getter]
+    fn datasets(&self) -> Vec<String> {
+        self.inner.datasets.clone()
+    }
+
+    #[getter]
+    fn n_chunks(&self) -> Option<u32> {
+        self.inner.n_chunks
+    }
+
+    #[getter]
+    fn chunk_size(&self) -> Option<u32> {
+        self.inner.chunk_size
+    }
+
+    #[getter]
+    fn all_experts(&self) -> bool {
+        self.inner.all_experts
+    }
+
+    /// Whether counts are chunks, one for all experts, not tokens.
+    #[getter]
+    fn counts_are_calls(&self) -> bool {
+        self.inner.counts_are_calls
+    }
+
+    fn entries<'py>(&self, py: Python<'py>) -> PyResult<Vec<FileEntry<'py>>> {
+        let arrays = |e: &SumEntry| {
+            let n = e.counts.len().max(1);
+            let sums = PyArray1::from_slice(py, &e.sums).reshape([n, e.sums.len() / n])?;
+            Ok((e.name.clone(), sums, PyArray1::from_slice(py, &e.counts)))
+        };
+        self.inner.entries.iter().map(arrays).collect()
+    }
+}
+
+/// Writes a statistics file; `form` is `dat` or `gguf`.
+#[pyfunction]
+#[pyo3(signature = (path, form, entries, *, datasets, n_chunks, chunk_size, all_experts))]
+#[expect(clippy::too_many_arguments, reason = "what a file holds, named in Python")]
+pub fn write_statistics(
+    py: Python<'_>,
+    path: PathBuf,
+    form: &str,
+    entries: Vec<FileEntryRead<'_>>,
+    datasets: Vec<String>,
+    n_chunks: u32,
+    chunk_size: u32,
+    all_experts: bool,
+) -> PyResult<()> {
+    let form = match form {
+        "dat" => Form::Dat,
+        "gguf" => Form::Gguf,
+        other => return Err(PyValueError::new_err(format!("form={other:?}: one of dat, gguf is needed"))),
+    };
+    let mut all = Vec::with_capacity(entries.len());
+    for (name, sums, counts) in &entries {
+        let (sums, counts) = (sums.as_slice()?.to_vec(), counts.as_slice()?.to_vec());
+        all.push(SumEntry { name: name.clone(), sums, counts });
+    }
+    let sums = Sums {
+        path: path.clone(),
+        entries: all,
+        datasets,
+        n_chunks: Some(n_chunks),
+        chunk_size: Some(chunk_size),
+        all_experts,
+        counts_are_calls: false,
+    };
+    enter(py, usize::MAX, |_| sums.write(&path, form).map_err(|e| Stop::Failed(ikq_quantize::Error::from(e))))
+}
