@@ -40,7 +40,7 @@ def result(plan: ikq.QuantizePlan, *, measured: bool = True) -> ikq.QuantizeResu
 def plan() -> ikq.QuantizePlan:
     return ikq.plan_quantization(
         MODEL, "out.gguf", "IQ4_KS", imatrix=DATA / "imatrix-fused-default.dat", custom_q="attn_q=q6_k",
-        token_embedding_type="q5_k",
+        token_embedding_type="q5_k", allow_missing=True,
     )  # fmt: skip
 
 
@@ -112,6 +112,7 @@ def test_what_a_record_says(report: Report) -> None:
     # 20 dB are a factor of ten
     assert q.snr_db == pytest.approx(-20 * math.log10(q.error))
     assert report.options == {"custom_q": "a=q8_0"}
+    assert report.coverage.missing == ("output.weight",)
 
 
 def test_a_fallback_says_what_was_wanted(tmp_path: Path) -> None:
@@ -310,7 +311,7 @@ def test_a_dry_run_reports_what_it_would_do(tmp_path: Path, capsys: pytest.Captu
 def test_measured_errors_are_those_of_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Decoded with numpy beside the source, weighted by the means that the imatrix has."""
     out, imatrix = tmp_path / "out.gguf", DATA / "imatrix-fused-default.dat"
-    assert quantize("--imatrix", imatrix, MODEL, out, "IQ3_K", "--report") == 0
+    assert quantize("--allow-missing", "--imatrix", imatrix, MODEL, out, "IQ3_K", "--report") == 0
     assert "largest errors:" in capsys.readouterr().out
     found = {t["name"]: t for t in json.loads((tmp_path / "out.report.json").read_text())["tensors"]}
     statistics = ikq.Imatrix(imatrix)

@@ -82,6 +82,11 @@ def _facts(report: Report) -> str:
                 f"mean {total.weighted_error:.5f}, worst {total.worst_error:.5f} ({total.worst})",
             )
         )
+    c = report.coverage
+    if c is not None:
+        experts = f", {c.n_experts_seen} of {c.n_experts} experts" if c.n_experts else ""
+        missing = f"; missing: {', '.join(c.missing)}" if c.missing else ""
+        facts.append(("imatrix coverage", f"{c.n_covered} of {c.n_tensors} tensors{experts}{missing}"))
     if report.command:
         facts.append(("command", " ".join(report.command)))
     facts.append(("versions", ", ".join(f"{k} {v}" for k, v in report.versions.items())))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ikq import _ikq
+from ikq.coverage import ImatrixCoverage
 from ikq.pipeline import PlannedTensor, QuantizePlan, QuantizeResult
 from ikq.quant_types import QuantType
 
@@ -34,7 +35,8 @@ class TensorRecord:
     from_type: str
     to_type: str
     how: str
-    """`encoded`, `copied`, `reused` (from an older file) or `repacked`; `planned` before a run."""
+    """`encoded`, `copied`, `reused` (from an older file, not measured) or `repacked`; `planned` before a
+    run."""
     reason: str
     """Why it has its type, in words."""
     decided_by: str
@@ -49,7 +51,9 @@ class TensorRecord:
     imatrix_entry: str | None
     """The entry that weighed its columns."""
     pooled_experts: tuple[int, ...]
-    """Experts that the statistics never saw; they take those of all experts together."""
+    """Experts that the statistics never saw; they take what the others' have in common."""
+    thin_experts: tuple[int, ...]
+    """Experts seen in so few tokens that their statistics are drawn to the others'."""
     weighted_error: float | None
     """Relative root mean square error with the columns' importance as weights; None if not measured."""
     error: float | None
@@ -108,6 +112,8 @@ class Report:
     by_type: tuple[Group, ...]
     by_kind: tuple[Group, ...]
     bytes_in: int
+    coverage: ImatrixCoverage | None
+    """What the imatrix has data for; None without one."""
     tensors: tuple[TensorRecord, ...]
 
     @property
@@ -154,6 +160,7 @@ def make_report(
         by_kind=_groups(records, lambda t: t.kind),
         # the extra output matrix is no part of the source
         bytes_in=sum(t.bytes_in for t in records if t.kind != "output_extra"),
+        coverage=plan.coverage,
         tensors=tuple(records),
     )
 
@@ -187,6 +194,7 @@ def _record(t: PlannedTensor, outcome: TensorOutcome | None) -> TensorRecord:
         imatrix="missing" if t.lacks_imatrix else _statistics(t),
         imatrix_entry=t.imatrix,
         pooled_experts=t.unseen_experts,
+        thin_experts=t.thin_experts,
         weighted_error=outcome.weighted_error if outcome else None,
         error=error,
         snr_db=-20 * math.log10(error) if error and math.isfinite(error) else None,
