@@ -245,16 +245,26 @@ class ActivationCollector:
     """Collects statistics of what matrices are multiplied with; made by `Model.collect_activations`.
 
     Attributes:
-        all_experts, similarity, output: As asked for.
+        all_experts, similarity, output, choices: As asked for.
         n_chunks: Texts that count: blocks of `chunk`, and calls of the model outside of such blocks.
         chunk_size: Tokens of the longest of them.
     """
 
-    def __init__(self, *, all_experts: bool = False, similarity: bool = False, output: bool = True) -> None:
-        self._core = _ikq.StatisticsCollector(all_experts=all_experts, similarity=similarity, output=output)
+    def __init__(
+        self,
+        *,
+        all_experts: bool = False,
+        similarity: bool = False,
+        output: bool = True,
+        choices: bool = False,
+    ) -> None:
+        self._core = _ikq.StatisticsCollector(
+            all_experts=all_experts, similarity=similarity, output=output, choices=choices
+        )
         self.all_experts = all_experts
         self.similarity = similarity
         self.output = output
+        self.choices = choices
         self.n_chunks = 0
         self.chunk_size = 0
         self._open = False
@@ -314,6 +324,13 @@ class ActivationCollector:
             chunk_size=self.chunk_size,
             all_experts=self.all_experts,
         )
+
+    def expert_choices(self) -> dict[str, list[list[int]]]:
+        """By name of the router, the experts of every token that counts, in the order in which they ran.
+
+        Lists, because an expert reduction gives tokens different numbers of experts. Empty unless `choices`.
+        """
+        return dict(self._core.choices())
 
     def layer_similarity(self) -> list[LayerSimilarity]:
         """How alike inputs and outputs of layers are, layer after layer; empty unless `similarity`."""

@@ -230,7 +230,12 @@ class Model(TextModel):
 
     @contextmanager
     def collect_activations(
-        self, *, all_experts: bool = False, similarity: bool = False, output: bool = True
+        self,
+        *,
+        all_experts: bool = False,
+        similarity: bool = False,
+        output: bool = True,
+        choices: bool = False,
     ) -> Iterator[ActivationCollector]:
         """Collects statistics of what every matrix is multiplied with, while the block runs the model.
 
@@ -241,6 +246,7 @@ class Model(TextModel):
                 the model computes does not change.
             similarity: Compare the inputs of layers with their outputs as well.
             output: Collect the input of the output matrix at every position, whichever logits are wanted.
+            choices: Remember which experts every token was routed to.
 
         Raises:
             ValueError: another block collects already.
@@ -254,7 +260,9 @@ class Model(TextModel):
             >>> len(statistics), statistics["blk.0.ffn_up_exps.weight"].counts.sum()
             (33, np.float64(6.0))
         """
-        collector = ActivationCollector(all_experts=all_experts, similarity=similarity, output=output)
+        collector = ActivationCollector(
+            all_experts=all_experts, similarity=similarity, output=output, choices=choices
+        )
         with self._lock:
             if self._collector is not None:
                 raise ValueError("this model's activations are being collected already")

@@ -478,6 +478,9 @@ fn run_moe(
     if let Some(token) = tokens.iter().position(|(_, fine)| !fine) {
         return Err(token);
     }
+    if let Some(collector) = exec.collector.filter(|c| c.options().choices) {
+        collector.choose(&moe.router.name, choices);
+    }
     let all = exec.collector.filter(|c| c.options().all_experts);
     if all.is_some() {
         ffn::collect_all(exec, &moe.experts, acts, buffers);

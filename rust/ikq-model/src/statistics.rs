@@ -22,6 +22,8 @@ pub struct CollectOptions {
     pub similarity: bool,
     /// The input of the output matrix, at every position.
     pub output: bool,
+    /// Which experts every token was routed to.
+    pub choices: bool,
 }
 
 /// Entries that a weight's statistics make: of one tensor, or of one per expert.
@@ -116,6 +118,9 @@ pub struct Similarity {
     pub n_tokens: u64,
 }
 
+/// Experts of tokens, in the order in which the model ran them.
+pub type Choices = Vec<Vec<u32>>;
+
 /// Collects statistics while an engine runs. What was collected since the last [`Collector::commit`] can be thrown
 /// away, so that a text that was interrupted does not count in part.
 #[derive(Debug, Default)]
@@ -131,6 +136,9 @@ struct State {
     by_name: HashMap<String, usize>,
     similarity: Similarity,
     similarity_pending: Similarity,
+    /// By router, in the order of first use.
+    choices: Vec<(String, Choices)>,
+    choices_pending: Vec<(String, Choices)>,
 }
 
 /// Columns of a unit of work.
@@ -231,9 +239,24 @@ impl Collector {
         }
     }
 
+    /// Takes what a router has chosen: experts with their weights, per token.
+    pub fn choose(&self, router: &str, choices: &[Vec<(u32, f32)>]) {
+        let tokens = choices.iter().map(|chosen| chosen.iter().map(|(expert, _)| *expert).collect());
+        append(&mut self.lock().choices_pending, router, tokens);
+    }
+
+    /// What routers have chosen, of what was committed.
+    pub fn choices(&self) -> Vec<(String, Choices)> {
+        self.lock().choices.clone()
+    }
+
     /// Counts what was collected since the last call.
     pub fn commit(&self) {
-        let State { total, pending, similarity, similarity_pending, .. } = &mut *self.lock();
+        let State { total, pending, similarity, similarity_pending, choices, choices_pending, .. } =
+            &mut *self.lock();
+        for (router, tokens) in std::mem::take(choices_pending) {
+            append(choices, &router, tokens);
+        }
         total.iter_mut().zip(pending).for_each(|(total, pending)| total.take(pending));
         let new = std::mem::take(similarity_pending);
         similarity.layers.resize(new.layers.len().max(similarity.layers.len()), [0.0; 3]);
@@ -248,6 +271,7 @@ impl Collector {
         let state = &mut *self.lock();
         state.pending.iter_mut().for_each(Site::clear);
         state.similarity_pending = Similarity::default();
+        state.choices_pending.clear();
     }
 
     /// What was committed, in the order of first use, and how alike layers' inputs and outputs are.
@@ -272,6 +296,13 @@ impl Collector {
             |site: &Site| site.owners.first().and_then(|o| o.names.first()).cloned().unwrap_or_default();
         let by_name = sites.iter().enumerate().map(|(i, site)| (name(site), i)).collect();
         *self.lock() = State { total: sites, by_name, similarity, ..State::default() };
+    }
+}
+
+fn append(all: &mut Vec<(String, Choices)>, router: &str, tokens: impl IntoIterator<Item = Vec<u32>>) {
+    match all.iter_mut().find(|(name, _)| name == router) {
+        Some((_, of_router)) => of_router.extend(tokens),
+        None => all.push((router.to_string(), tokens.into_iter().collect())),
     }
 }
 

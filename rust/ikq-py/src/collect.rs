@@ -32,9 +32,9 @@ fn matrix<'py>(py: Python<'py>, sums: Vec<f64>, n: usize) -> PyResult<Bound<'py,
 #[pymethods]
 impl StatisticsCollector {
     #[new]
-    #[pyo3(signature = (*, all_experts, similarity, output))]
-    fn new(all_experts: bool, similarity: bool, output: bool) -> StatisticsCollector {
-        let options = CollectOptions { all_experts, similarity, output };
+    #[pyo3(signature = (*, all_experts, similarity, output, choices))]
+    fn new(all_experts: bool, similarity: bool, output: bool, choices: bool) -> StatisticsCollector {
+        let options = CollectOptions { all_experts, similarity, output, choices };
         StatisticsCollector { inner: Arc::new(Collector::new(options)) }
     }
 
@@ -56,6 +56,11 @@ impl StatisticsCollector {
             Ok((name, matrix(py, sums, n)?, PyArray1::from_vec(py, counts)))
         };
         entries.into_iter().map(arrays).collect()
+    }
+
+    /// By router, the experts of every token.
+    fn choices(&self) -> Vec<(String, Vec<Vec<u32>>)> {
+        self.inner.choices()
     }
 
     /// Sums of cosines per layer, and tokens of those.
