@@ -415,3 +415,23 @@ def test_unknown_types(tmp_path, capsys):
     run(capsys, "split", "--split-max-tensors", "1", path, tmp_path / "set")
     run(capsys, "merge", tmp_path / "set-00001-of-00002.gguf", tmp_path / "merged.gguf")
     assert (tmp_path / "merged.gguf").read_bytes() == path.read_bytes()
+
+
+def test_files_are_compared_with_what_ikq_wrote(tiny_moe, tmp_path, capsys):
+    out = tmp_path / "m.gguf"
+    ikq.quantize_file(tiny_moe, out, "IQ4_KS", custom_q="attn_v=i2_s,ffn_down=q4_0_r8")
+    assert "bytes: 51 of 51 tensors are as ikq wrote them" in run(capsys, "validate", "-vq", out)
+    raw = bytearray(out.read_bytes())
+    content = ikq.GGUFReader(out).tensors["blk.2.ffn_up_exps.weight"].raw.tobytes()
+    raw[raw.index(content) + len(content) - 1] ^= 1
+    out.write_bytes(raw)
+    report = check_file(out, values=True)
+    assert (report.n_hashed, report.changed) == (51, ("blk.2.ffn_up_exps.weight",))
+    text = run(capsys, "validate", "-vq", out, code=1)
+    assert "bytes: 50 of 51 tensors" in text
+    assert "`blk.2.ffn_up_exps.weight` has other bytes than ikq wrote" in text
+    assert check_file(tiny_moe, values=True).n_hashed == 0
+    # a set has them file by file
+    ikq.quantize_file(tiny_moe, tmp_path / "s.gguf", "Q8_0", split_max_tensors=20)
+    report = check_file(tmp_path / "s-00001-of-00003.gguf", values=True)
+    assert (report.n_hashed, report.changed) == (51, ())

@@ -22,6 +22,7 @@ __all__ = [
     "TypeFacts",
     "__version__",
     "available_isas",
+    "changed_tensors",
     "dequantize",
     "ftype_of_type",
     "ftypes",
@@ -318,7 +319,14 @@ class QuantizePlan:
     def memory(
         self, n_threads: int | None, *, max_ram: int | None, measure_errors: bool
     ) -> tuple[int, int]: ...
-    def seconds(self, n_threads: int | None, *, isa_name: str | None, measure_errors: bool) -> float: ...
+    def seconds(
+        self,
+        folder: str | os.PathLike[str],
+        n_threads: int | None,
+        *,
+        isa_name: str | None,
+        measure_errors: bool,
+    ) -> float: ...
     def run(
         self,
         target: str | os.PathLike[str],
@@ -352,5 +360,6 @@ class QuantizeRun:
 def plan_quantize(
     model: Model, ftype: str, imatrix: Imatrix | None, wishes: Mapping[str, object]
 ) -> QuantizePlan: ...
+def changed_tensors(model: Model, *, n_threads: int | None) -> tuple[int, list[str]]: ...
 def roles() -> list[str]: ...
 def ftype_of_type(ty: int) -> str | None: ...

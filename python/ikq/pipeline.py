@@ -206,13 +206,21 @@ class QuantizePlan:
         measure_errors: bool = False,
         _isa: str | None = None,
     ) -> float:
-        """Seconds that `run` will take if the disk keeps up: a few pieces of every kind of tensor are tried.
+        """Seconds that `run` will take from the beginning.
+
+        A few pieces of every kind of tensor are tried; a nameless file tells how fast the output's disk is.
 
         Raises:
             ikq.errors.FormatError: A weight that was tried is NaN or infinite.
         """
         workers, _ = self._memory(n_threads, max_ram, measure_errors)
-        return self._core.seconds(workers, isa_name=_isa, measure_errors=measure_errors)
+        return self._core.seconds(self.folder, workers, isa_name=_isa, measure_errors=measure_errors)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the output, or the nearest above it that is there."""
+        parent = self.destination.absolute().parent
+        return next(p for p in (parent, *parent.parents) if p.exists())
 
     def _memory(
         self, n_threads: int | None, max_ram: int | str | None, measure_errors: bool

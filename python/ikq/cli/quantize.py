@@ -378,14 +378,11 @@ def print_prediction(
     )
     peak = _resident_bytes() + in_work
     seconds = plan.predict_seconds(n_threads=n_threads, max_ram=max_ram, measure_errors=measure_errors)
-    folder = next(
-        p for p in (plan.destination.absolute().parent, *plan.destination.absolute().parents) if p.exists()
-    )
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(plan.folder).free
     print(f"dry run: {plan.destination} would have {plan.total_bytes} bytes; nothing was written")
     print(f"peak memory = {peak / MIB:.0f} MiB with {workers} threads")
-    print(f"time = {seconds:.1f} s if the disk keeps up")
-    print(f"disk = {plan.total_bytes / MIB:.2f} MiB of {free / MIB:.2f} MiB that are free in {folder}")
+    print(f"time = {seconds:.1f} s")
+    print(f"disk = {plan.total_bytes / MIB:.2f} MiB of {free / MIB:.2f} MiB that are free in {plan.folder}")
     if free < plan.total_bytes:
         print("warning: the output does not fit this disk")
 

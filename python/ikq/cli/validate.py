@@ -16,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options."""
     parser.description = (
         "Checks header, metadata, offsets, alignment and sizes of a file or split set, the architecture's "
-        "keys and tensors, and the tokenizer; with -vq also that all weights are finite."
+        "keys and tensors, and the tokenizer; with -vq also that all weights are finite, and "
+        "still those that ikq wrote."
     )
     parser.epilog = "Exit codes: 0 nothing is wrong, 1 problems or error."
     parser.add_argument("file", metavar="FILE.gguf")
@@ -47,6 +48,9 @@ def _lines(report: Report, *, values: bool) -> list[str]:
         lines.append(f"all types are known to: {', '.join(report.loaded_by) or 'no program'}")
         if values:
             lines.append(f"values: {report.n_scanned} tensors looked at, {len(report.not_finite)} not finite")
+        if report.n_hashed:
+            same = report.n_hashed - len(report.changed)
+            lines.append(f"bytes: {same} of {report.n_hashed} tensors are as ikq wrote them")
         if report.not_scanned:
             lines.append(f"not looked at, their type cannot be decoded: {', '.join(report.not_scanned)}")
     lines += [f"problem: {problem}" for problem in report.problems]

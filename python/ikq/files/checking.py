@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ikq import _ikq
 from ikq.errors import FormatError, IkqError, ShapeError, UnsupportedError
 from ikq.files.blocks import blocks
 from ikq.gguf import GGUFReader
@@ -63,6 +64,10 @@ class Report:
     not_scanned: tuple[str, ...]
     """Tensors whose values were to be looked at and cannot be decoded."""
     n_scanned: int
+    n_hashed: int = 0
+    """Tensors that were compared with the hash that ikq wrote into the file."""
+    changed: tuple[str, ...] = ()
+    """Tensors that have another."""
 
     @property
     def is_fine(self) -> bool:
@@ -78,7 +83,8 @@ def check_file(path: str | os.PathLike[str], *, values: bool = False) -> Report:
 
     Args:
         path: The file, or any shard.
-        values: Decode every tensor and look for values that are not finite.
+        values: Decode every tensor and look for values that are not finite; in files that ikq has quantized,
+            also compare every tensor with the hash that was written with it.
 
     Raises:
         OSError: it cannot be read.
@@ -114,6 +120,11 @@ def check_file(path: str | os.PathLike[str], *, values: bool = False) -> Report:
             if found is not None:
                 not_finite.append(found)
                 problems.append(str(found))
+        n_hashed, changed = _ikq.changed_tensors(reader._opened(), n_threads=None) if values else (0, [])
+        problems += [
+            f"tensor `{name}` has other bytes than ikq wrote: damage, or another program has changed it"
+            for name in changed
+        ]
         structure = tuple(
             f"{s.path}: version {s.version}, alignment {s.alignment}, {s.n_tensors} tensors, {s.nbytes} bytes"
             for s in reader.shards
@@ -130,6 +141,8 @@ def check_file(path: str | os.PathLike[str], *, values: bool = False) -> Report:
             not_finite=tuple(not_finite),
             not_scanned=tuple(not_scanned),
             n_scanned=len(tensors) - len(not_scanned) if values else 0,
+            n_hashed=n_hashed,
+            changed=tuple(changed),
         )
 
 

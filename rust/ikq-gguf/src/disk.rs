@@ -2,11 +2,15 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::time::Instant;
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
+
+/// Bytes that [`write_rate`] writes.
+const TRIAL_BYTES: usize = 32 << 20;
 
 /// Bytes that this user may still write where `directory` lies; `None` when the system does not tell.
 pub fn free_bytes(directory: &Path) -> Option<u64> {
@@ -39,6 +43,25 @@ pub fn reserve(file: &File, len: u64) -> io::Result<()> {
     }
 }
 
+/// Bytes per second that reach the disk under `directory`, by writing a nameless file there; `None` where that is not
+/// possible (full, read-only, or a file system without nameless files).
+pub fn write_rate(directory: &Path) -> Option<f64> {
+    let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR).ok()?);
+    // noise: what a file system compresses would tell another rate
+    let mut state = 1u64;
+    let noise: Vec<u8> = (0..TRIAL_BYTES / 8)
+        .flat_map(|_| {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (state ^ state >> 29).to_le_bytes()
+        })
+        .collect();
+    let start = Instant::now();
+    file.write_all_at(&noise, 0).ok()?;
+    file.sync_data().ok()?;
+    Some(noise.len() as f64 / start.elapsed().as_secs_f64().max(1e-9))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -54,5 +77,7 @@ mod tests {
         assert_eq!((bytes.len(), &bytes[..4]), (100_000, &b"abc\0"[..]));
         assert!(free_bytes(&std::env::temp_dir()).is_some_and(|n| n > 0));
         assert_eq!(free_bytes(Path::new("/no/such/directory")), None);
+        assert_eq!(write_rate(Path::new("/no/such/directory")), None);
+        assert!(write_rate(&std::env::temp_dir()).is_none_or(|rate| rate > 1e3));
     }
 }

@@ -71,7 +71,7 @@ mod write;
 
 pub use array::Array;
 pub use bytes::Bytes;
-pub use disk::{free_bytes, reserve};
+pub use disk::{free_bytes, reserve, write_rate};
 pub use error::{Error, Fault};
 pub use metadata::{Kv, Metadata, encode_kv};
 pub use model::{Model, Shard};

@@ -33,7 +33,8 @@ mod _ikq {
     use crate::metadata::Metadata;
     #[pymodule_export]
     use crate::pipeline::{
-        Coverage, Imatrix, QuantizePlan, QuantizeRun, TensorPlan, ftype_of_type, ftypes, plan_quantize, roles,
+        Coverage, Imatrix, QuantizePlan, QuantizeRun, TensorPlan, changed_tensors, ftype_of_type, ftypes,
+        plan_quantize, roles,
     };
     #[pymodule_export]
     use crate::simd::{available_isas, selected_isa};

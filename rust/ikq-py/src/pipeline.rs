@@ -315,18 +315,20 @@ impl QuantizePlan {
         needed.map(|m| (m.n_workers, m.bytes)).map_err(|e| e.raise(py))
     }
 
-    /// Seconds that a run will take, disk aside, found by trying a few pieces of every kind of tensor.
-    #[pyo3(signature = (n_threads, *, isa_name, measure_errors))]
+    /// Seconds that a run will take, found by trying a few pieces of every kind of tensor, and the disk of `folder`.
+    #[pyo3(signature = (folder, n_threads, *, isa_name, measure_errors))]
     fn seconds(
         &self,
         py: Python<'_>,
+        folder: PathBuf,
         n_threads: Option<usize>,
         isa_name: Option<&str>,
         measure_errors: bool,
     ) -> PyResult<f64> {
         let (kind, threads) = (isa(isa_name)?, pool(n_threads)?);
         enter(py, usize::MAX, |cancel| {
-            let tried = predict::seconds(&self.plan, &self.model, &threads, kind, cancel, measure_errors);
+            let tried =
+                predict::seconds(&self.plan, &self.model, &folder, &threads, kind, cancel, measure_errors);
             tried.map_err(stop)
         })
     }
@@ -383,6 +385,21 @@ impl QuantizePlan {
         });
         done.map(QuantizeRun::from)
     }
+}
+
+/// Number of tensors that a file says the hash of, and the names of those that have another.
+#[pyfunction]
+#[pyo3(signature = (model, *, n_threads))]
+pub fn changed_tensors(
+    py: Python<'_>,
+    model: &Model,
+    n_threads: Option<usize>,
+) -> PyResult<(usize, Vec<String>)> {
+    let threads = pool(n_threads)?;
+    let model = model.inner.clone();
+    let found =
+        enter(py, usize::MAX, |cancel| ikq_quantize::verify::verify(&model, &threads, cancel).map_err(stop));
+    found.map(|v| (v.n_noted, v.changed))
 }
 
 fn stop(e: ikq_quantize::Error) -> Stop<ikq_quantize::Error> {

@@ -32,6 +32,7 @@ pub mod run;
 mod statistics;
 mod tally;
 mod units;
+pub mod verify;
 mod work;
 
 pub use error::Error;

@@ -1,10 +1,11 @@
 //! What a run will need: memory, by counting, and time, by trying a few units of every kind.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use ikq_gguf::Model;
+use ikq_gguf::{Model, write_rate};
 use ikq_pool::{Cancel, Pool, available_memory};
 use ikq_simd::IsaKind;
 
@@ -12,6 +13,7 @@ use crate::error::Error;
 use crate::found::stopped;
 use crate::hash;
 use crate::plan::{Plan, Statistics};
+use crate::run::SYNC_INTERVAL;
 use crate::units::{Units, Work};
 use crate::work::{Buffers, How, carry_out};
 
@@ -63,11 +65,29 @@ pub fn memory(
     Ok(Memory { n_workers, bytes: FIXED + n_workers as u64 * each })
 }
 
-/// Seconds that the threads of `pool` will take, disk aside: a few units of every kind are encoded and thrown away.
+/// Seconds that a run with the threads of `pool` will take: a few units of every kind are encoded and thrown away, and a
+/// nameless file in `folder` says how fast the disk is.
 ///
 /// # Errors
 /// [`Error::TensorNotFinite`], [`Error::Cancelled`].
 pub fn seconds(
+    plan: &Plan,
+    model: &Model,
+    folder: &Path,
+    pool: &Pool,
+    isa: IsaKind,
+    cancel: &Cancel,
+    measure_errors: bool,
+) -> Result<f64, Error> {
+    let work = working_seconds(plan, model, pool, isa, cancel, measure_errors)?;
+    let disk = write_rate(folder).map_or(0.0, |rate| plan.layout.total_size() as f64 / rate);
+    // the disk catches up at intervals while threads work; what came after the last one is waited for
+    let interval = SYNC_INTERVAL.as_secs_f64();
+    Ok(work.max(disk) + disk.min(work) * (interval / work.max(interval)))
+}
+
+/// Seconds of the threads alone.
+fn working_seconds(
     plan: &Plan,
     model: &Model,
     pool: &Pool,

@@ -38,7 +38,7 @@ pub use crate::tally::{Event, Origin, TensorDone};
 /// How far the reader runs in front of the workers.
 const READ_AHEAD_BYTES: usize = 64 << 20;
 /// How long what is done may wait for the disk.
-const SYNC_INTERVAL: Duration = Duration::from_secs(10);
+pub(crate) const SYNC_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How to run, beside what the plan says; none of it changes the output's bytes.
 #[derive(Clone, Debug, Default)]

@@ -106,8 +106,20 @@ impl Units {
     /// # Errors
     /// Types without a size for such rows, which planning has refused.
     pub fn new(plan: &Plan, tensors: &[Tensor]) -> Result<Units, ikq_formats::Error> {
-        let cuts = plan.tensors.iter().map(|planned| Cut::new(planned, &tensors[planned.source]));
-        let cuts = cuts.collect::<Result<Vec<_>, _>>()?;
+        let cut = |planned: &TensorPlan| Cut::new(&tensors[planned.source], planned.encode, planned.repack);
+        Units::of_cuts(plan.tensors.iter().map(cut).collect::<Result<Vec<_>, _>>()?)
+    }
+
+    /// Cuts the tensors of a file into the pieces by which they were written.
+    ///
+    /// # Errors
+    /// As [`Units::new`].
+    pub fn of_file(tensors: &[Tensor]) -> Result<Units, ikq_formats::Error> {
+        let cut = |t: &Tensor| Cut::new(t, None, false);
+        Units::of_cuts(tensors.iter().map(cut).collect::<Result<Vec<_>, _>>()?)
+    }
+
+    fn of_cuts(cuts: Vec<Cut>) -> Result<Units, ikq_formats::Error> {
         let mut first = vec![0];
         for cut in &cuts {
             first.push(first.last().copied().unwrap_or(0) + cut.n_pieces());
@@ -133,16 +145,17 @@ impl Units {
 }
 
 impl Cut {
-    fn new(planned: &TensorPlan, t: &Tensor) -> Result<Cut, ikq_formats::Error> {
+    /// `encode`: what it becomes, or nothing for a copy; `repack`: without decoding.
+    fn new(t: &Tensor, encode: Option<QuantType>, repack: bool) -> Result<Cut, ikq_formats::Error> {
         let Some(from) = t.ty.known() else { return Ok(Cut::Bytes { n_bytes: t.data.len() }) };
-        let to = planned.encode.unwrap_or(from);
+        let to = encode.unwrap_or(from);
         let [n_per_row, rows_per_matrix] = [t.ne[0] as usize, t.ne[1] as usize];
         let n_matrices = (t.ne[2] * t.ne[3]) as usize;
         if to == QuantType::I2_S {
             let n_rows = rows_per_matrix * n_matrices;
             let bytes_out = matrix_bytes(to, n_rows, n_per_row)?;
             let rows = Rows { n_rows, n_per_row, matrix: 0, first_row: 0 };
-            return Ok(match planned.encode {
+            return Ok(match encode {
                 Some(_) => Cut::Whole {
                     work: Work::Encode { from, to, rows },
                     bytes_in: row_bytes(from, n_per_row)? * n_rows,
@@ -155,9 +168,9 @@ impl Cut {
         Ok(Cut::Rows {
             from,
             to,
-            change: match planned.encode {
+            change: match encode {
                 None => Change::Nothing,
-                Some(_) if planned.repack => Change::Repack,
+                Some(_) if repack => Change::Repack,
                 Some(_) => Change::Encode,
             },
             n_per_row,
@@ -274,7 +287,7 @@ mod tests {
             bytes_out: bytes_out as u64,
             statistics: Statistics::NotUsed,
         };
-        let cut = Cut::new(&planned, &t).expect("valid");
+        let cut = Cut::new(&t, planned.encode, planned.repack).expect("valid");
         let all: Vec<Unit> = (0..cut.n_pieces()).map(|i| cut.piece(0, i)).collect();
         let trailer = if from == QuantType::I2_S && to.is_some() { 32 } else { 0 };
         assert_eq!(all.last().map(|u| u.source.end), Some(n - trailer), "the units cover the source");
