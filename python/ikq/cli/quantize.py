@@ -381,7 +381,7 @@ def print_prediction(
     free = shutil.disk_usage(plan.folder).free
     print(f"dry run: {plan.destination} would have {plan.total_bytes} bytes; nothing was written")
     print(f"peak memory = {peak / MIB:.0f} MiB with {workers} threads")
-    print(f"time = {seconds:.1f} s")
+    print(f"time = {seconds:.2f} s")
     print(f"disk = {plan.total_bytes / MIB:.2f} MiB of {free / MIB:.2f} MiB that are free in {plan.folder}")
     if free < plan.total_bytes:
         print("warning: the output does not fit this disk")

@@ -18,7 +18,7 @@ use crate::units::{Units, Work};
 use crate::work::{Buffers, How, carry_out};
 
 /// Units of a kind that are tried, per thread.
-const TRIES_PER_THREAD: usize = 3;
+const TRIES_PER_THREAD: usize = 5;
 
 /// Program, stacks, queues and mapped pages beside those in work, as measured.
 const FIXED: u64 = 8 << 20;
@@ -116,7 +116,7 @@ fn working_seconds(
         for number in &tried {
             source_of(plan, model, &units, *number).will_need();
         }
-        let sums = Mutex::new((0.0, 0usize));
+        let rates = Mutex::new(Vec::with_capacity(tried.len()));
         let done = pool.for_each(tried.iter(), cancel, |number| {
             let start = Instant::now();
             let unit = units.get(*number);
@@ -132,17 +132,16 @@ fn working_seconds(
             std::hint::black_box(copy);
             buffers.recycle(outcome.bytes);
             source.release();
-            let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
-            sums.0 += start.elapsed().as_secs_f64();
-            sums.1 += source.len();
+            let rate = start.elapsed().as_secs_f64() / source.len().max(1) as f64;
+            rates.lock().unwrap_or_else(PoisonError::into_inner).push(rate);
             Ok::<(), Error>(())
         });
         stopped(done)?;
-        let (seconds, bytes) = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
+        // the middle one: the first find no buffers and cold pages
+        let mut rates = rates.into_inner().unwrap_or_else(PoisonError::into_inner);
+        rates.sort_unstable_by(f64::total_cmp);
         let all: u64 = tensors.iter().map(|t| plan.tensors[*t].bytes_in).sum();
-        if bytes > 0 {
-            total += seconds * all as f64 / bytes as f64;
-        }
+        total += rates.get(rates.len() / 2).map_or(0.0, |rate| rate * all as f64);
     }
     Ok(total / pool.n_threads() as f64)
 }
