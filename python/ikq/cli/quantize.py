@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import resource
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +11,18 @@ from typing import cast
 
 import ikq
 from ikq.cli import quantize_report
+from ikq.cli.quantize_lines import (
+    coverage_lines,
+    print_prediction,
+    print_summary,
+    tensor_lines,
+    type_label,
+)
 from ikq.pipeline import PlannedTensor, QuantizePlan, QuantizeResult
 from ikq.quantize_options import QuantizeOptions, parse_size
 
 NAME = "quantize"
 HELP = "quantize a GGUF model"
-
-MIB = 1024 * 1024
 
 # Options that give some tensors a type, with the tensors.
 TYPE_OPTIONS = {
@@ -270,152 +273,6 @@ def split_repack_words(words: list[str]) -> tuple[str, str | None, str, int | No
     return source, destination, "COPY", threads
 
 
-def tensor_lines(plan: QuantizePlan) -> dict[str, str]:
-    """One line per tensor in the shape that people's log scripts know, with the reason behind it."""
-    n = len(plan.tensors)
-    width = len(str(n))
-    return {t.name: f"[{i:>{width}}/{n}] {_describe(t)}" for i, t in enumerate(plan.tensors, 1)}
-
-
-def _describe(t: PlannedTensor) -> str:
-    dims = ", ".join(f"{d:5d}" for d in reversed((1,) * (4 - len(t.shape)) + t.shape))
-    line = f"{t.name:<40} - [{dims}], type = {_type(t.from_type):>6}, "
-    if t.copied:
-        line += f"size = {t.bytes_in / MIB:8.3f} MiB"
-    else:
-        line += (
-            f"{'repacking' if t.repacked else 'converting'} to {_type(t.to_type)} .. "
-            f"size = {t.bytes_in / MIB:8.2f} MiB -> {t.bytes_out / MIB:8.2f} MiB"
-        )
-    notes = [t.reason]
-    if t.lacks_imatrix:
-        notes.append("no imatrix data")
-    elif t.imatrix not in (None, t.name):
-        notes.append(f"imatrix of {t.imatrix}")
-    if t.unseen_experts:
-        notes.append(f"{len(t.unseen_experts)} experts without imatrix data lean on the others'")
-    if t.thin_experts:
-        notes.append(f"{len(t.thin_experts)} experts with few tokens lean on the others' imatrix data")
-    return f"{line} ({'; '.join(notes)})"
-
-
-def _type(type: ikq.QuantType | int) -> str:
-    return type.name.lower() if isinstance(type, ikq.QuantType) else f"unknown({type})"
-
-
-def coverage_lines(plan: QuantizePlan) -> list[str]:
-    """What the imatrix has data for, and by name what it lacks; nothing without an imatrix."""
-    c = plan.coverage
-    if c is None:
-        return []
-    experts = f", {c.n_experts_seen} of {c.n_experts} experts" if c.n_experts else ""
-    lines = [f"imatrix coverage: {c.n_covered} of {c.n_tensors} tensors{experts}"]
-    lines += [f"  {name}: absent, served by {entry} (the same input)" for name, entry in c.borrowed.items()]
-    lines += [
-        f"  {t.tensor}: {t.n_seen} of {t.n_experts} experts seen, the rest lean on their statistics"
-        for t in c.partial
-    ]
-    lines += [f"  {name}: left out, as asked for" for name in c.left_out]
-    lines += [f"  {name}: missing, all columns count the same" for name in c.missing]
-    return lines
-
-
-def print_summary(plan: QuantizePlan, result: QuantizeResult | None) -> None:
-    """Sizes, fallbacks, missing statistics, and what a run has found."""
-    # the extra output matrix is no part of the source
-    source = [t for t in plan.tensors if t.name != "output_extra.weight"]
-    before = sum(t.bytes_in for t in source)
-    after = sum(t.bytes_out for t in plan.tensors)
-    weights = sum(_n_elements(t) for t in source)
-    print(f"model size = {before / MIB:.2f} MiB")
-    print(f"quant size = {after / MIB:.2f} MiB ({8 * after / max(weights, 1):.3f} bits per weight)")
-    for reason, kept in _kept(plan).items():
-        print(f"kept: {len(kept)} tensors, {reason}: {_some(kept)}")
-    fallbacks = [t for t in plan.tensors if t.fallback_from is not None]
-    if fallbacks:
-        print(f"fallback types: {len(fallbacks)} of {len(plan.tensors)} tensors, see their lines")
-    if plan.coverage is not None and plan.coverage.missing:
-        lacking = [t for t in plan.tensors if t.name in plan.coverage.missing]
-        print(f"warning: {len(lacking)} tensors are not in the imatrix: {_some(lacking)}")
-    unseen = [t for t in plan.tensors if t.unseen_experts]
-    if unseen:
-        print(
-            f"warning: {len(unseen)} tensors have experts the imatrix never saw, which lean on "
-            f"the statistics of the others: {_some(unseen)}"
-        )
-    different = _gates_unlike_ups(plan)
-    if different:
-        print(
-            f"note: {len(different)} layers have experts' gate and up matrices of different types: "
-            f"{_some(different)}; ikq runs them fused, ik_llama.cpp does not"
-        )
-    if result is not None:
-        if result.not_ternary:
-            print(
-                f"warning: {len(result.not_ternary)} tensors got ternary types, but their weights are not "
-                f"ternary: {_some(list(result.not_ternary))}; IQ1_S or IQ2_XXS keep more of them"
-            )
-        if result.n_resumed:
-            print(f"resumed: {result.n_resumed} of {result.n_items} items were done by an interrupted run")
-        print(f"quantize time = {result.seconds:.2f} s")
-
-
-def _kept(plan: QuantizePlan) -> dict[str, list[PlannedTensor]]:
-    """Tensors that repacking could not change, by reason."""
-    kept: dict[str, list[PlannedTensor]] = {}
-    for t in plan.tensors:
-        if t.copied and t.reason.startswith("kept: "):
-            kept.setdefault(t.reason.removeprefix("kept: "), []).append(t)
-    return kept
-
-
-def print_prediction(
-    plan: QuantizePlan, n_threads: int | None, max_ram: int | None, *, measure_errors: bool
-) -> None:
-    """Size to the byte, memory, disk and time of the run that is not made."""
-    workers, in_work = plan.predict_memory(
-        n_threads=n_threads, max_ram=max_ram, measure_errors=measure_errors
-    )
-    peak = _resident_bytes() + in_work
-    seconds = plan.predict_seconds(n_threads=n_threads, max_ram=max_ram, measure_errors=measure_errors)
-    free = shutil.disk_usage(plan.folder).free
-    print(f"dry run: {plan.destination} would have {plan.total_bytes} bytes; nothing was written")
-    print(f"peak memory = {peak / MIB:.0f} MiB with {workers} threads")
-    print(f"time = {seconds:.2f} s")
-    print(f"disk = {plan.total_bytes / MIB:.2f} MiB of {free / MIB:.2f} MiB that are free in {plan.folder}")
-    if free < plan.total_bytes:
-        print("warning: the output does not fit this disk")
-
-
-def _resident_bytes() -> int:
-    """Memory that this process has now."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        # the most it ever had (and its parent, when it was started)
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return pages * resource.getpagesize()
-
-
-def _gates_unlike_ups(plan: QuantizePlan) -> list[PlannedTensor]:
-    """Expert gates whose up matrix has another type."""
-    types = {t.name: t.to_type for t in plan.tensors}
-    gates = [t for t in plan.tensors if "ffn_gate_exps" in t.name]
-    return [t for t in gates if types.get(t.name.replace("ffn_gate", "ffn_up"), t.to_type) != t.to_type]
-
-
-def _n_elements(t: PlannedTensor) -> int:
-    n = 1
-    for d in t.shape:
-        n *= d
-    return n
-
-
-def _some(tensors: list[PlannedTensor]) -> str:
-    names = ", ".join(t.name for t in tensors[:4])
-    return names if len(tensors) <= 4 else f"{names} and {len(tensors) - 4} more"
-
-
 def _run_with_bar(plan: QuantizePlan, how: Callable[..., QuantizeResult]) -> QuantizeResult:
     """Runs with a progress bar over the source's bytes; the bar goes to the terminal's stderr."""
     from tqdm import tqdm
@@ -429,7 +286,7 @@ def _run_with_bar(plan: QuantizePlan, how: Callable[..., QuantizeResult]) -> Qua
     ) as bar:
 
         def progress(t: PlannedTensor, _: float) -> None:
-            bar.set_postfix_str(f"{t.name} -> {_type(t.to_type)}", refresh=False)
+            bar.set_postfix_str(f"{t.name} -> {type_label(t.to_type)}", refresh=False)
 
         return how(progress=progress, on_bytes=bar.update, on_note=bar.write)
 

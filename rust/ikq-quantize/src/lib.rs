@@ -11,6 +11,7 @@
 //! - [`recipe`], [`plan`]: rules to types; [`run`]: plan to file, going on where an earlier run ended (`journal`,
 //!   `found`), unit by unit (`units`, `work`), with errors if wanted ([`measure`]).
 
+mod begin;
 pub mod coverage;
 pub mod custom;
 mod error;
