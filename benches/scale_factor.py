@@ -1,12 +1,14 @@
 """What unbiased scales would do: KL divergence of files whose matrices are a little larger than the least-squares fit.
 
-    python benches/scale_factor.py --pure IQ2_KL Q2_K_S ... --mixes IQ2_KL Q2_K ... [--parts] [--chunks 40]
+    python benches/scale_factor.py --pure IQ2_KL Q2_K_S ... --mixes IQ2_KL Q2_K ... [--parts | --again] [--chunks 40]
 
 A least-squares fit is smaller than what it fits: with the gain g = sum(x y) / sum(x^2) over weights x and decoded y, the
 relative squared error is 1 - g, and what a layer computes shrinks by g. The same codes with scales 1/g times as large have
 no such bias, at an error 1/sqrt(g) times as large. The bundled model becomes a TYPE, with imatrix, pure (embedding and
 output Q8_0) or by its rules; its matrices, decoded and divided by their gains, stand in as F32. With `--parts` only some
-of the matrices are divided, by one gain or by one gain per row.
+of the matrices are divided, by one gain or by one gain per row. With `--again` nothing stands in: the source, divided by
+the gains, becomes the TYPE once more, as an encoder that undoes them would have it; once with gains that weigh columns as
+the imatrix does.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from quality_table import MODELS, SOURCE, Case, measured
+from quality_table import IMATRIX, MODELS, SOURCE, Case, measured
 
 import ikq
 from ikq.evaluate import BaseFile, base_writer, cut, measure_perplexity, text_tokens
@@ -87,21 +89,66 @@ def parts(case: Case, quantized: Path, copy: Path, base: BaseFile, chunks: int) 
     return f"| {' | '.join(cells)} |"
 
 
+def column_weights(imatrix: ikq.Imatrix, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The importance of columns, to multiply a matrix of that shape with; 1 where there is none."""
+    entry = imatrix.entry_for(name)
+    if entry is None:
+        return np.ones(shape[-1])
+    w = imatrix[entry].values.astype(np.float64).reshape(-1, shape[-1])
+    w = np.where(w.sum(-1, keepdims=True) > 0, w, 1)
+    return w[:, None, :] if len(shape) == 3 else w
+
+
+def divided(path: Path, out: Path, imatrix: ikq.Imatrix | None, *, by_row: bool) -> None:
+    """A copy of the source, as F32, divided by the gains that the matrices of a quantized file have."""
+    with (
+        ikq.GGUFReader(path) as model,
+        ikq.GGUFReader(SOURCE) as source,
+        ikq.GGUFWriter(out, source.metadata) as writer,
+    ):
+        for name, tensor in source.tensors.items():
+            if tensor.ndim == 1 or "ffn_gate_inp" in name:
+                writer.add_tensors({name: tensor})
+                continue
+            x, y = tensor.dequantize().astype(np.float64), model.tensors[name].dequantize()
+            w = column_weights(imatrix, name, x.shape) if imatrix else np.ones(1)
+            axis = -1 if by_row else None
+            norm = (w * x * x).sum(axis, keepdims=True)
+            g = (w * x * y).sum(axis, keepdims=True) / np.where(norm > 0, norm, 1)
+            writer.add_tensor(name, (x / np.where(g > 0, g, 1)).astype(np.float32))
+
+
+def again(case: Case, quantized: Path, copy: Path, base: BaseFile, chunks: int) -> str:
+    """A row of the table of a second encoding: divergence and perplexity as is, then with gains undone."""
+    weights = ikq.Imatrix(IMATRIX)
+    found = [measured(quantized, base, chunks)]
+    for imatrix, by_row in ((None, False), (None, True), (weights, True)):
+        scaled = copy.with_name("scaled.gguf")
+        divided(quantized, scaled, imatrix, by_row=by_row)
+        case.write(copy, scaled)
+        found.append(measured(copy, base, chunks))
+    first = found[0].mean.value
+    cells = [f"{first:.6f}", *(f"{f.mean.value / first:.3f}" for f in found[1:])]
+    return f"| {label(case)} | {' | '.join(cells)} | {' | '.join(f'{f.ppl.value:.4f}' for f in found)} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pure", nargs="*", default=[], metavar="TYPE")
     parser.add_argument("--mixes", nargs="*", default=[], metavar="TYPE")
-    parser.add_argument("--parts", action="store_true", help="which matrices matter")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--parts", action="store_true", help="which matrices matter")
+    kind.add_argument("--again", action="store_true", help="encode the source divided by the gains")
     parser.add_argument("--text", type=Path, default=MODELS / "text" / "heldout.txt")
     parser.add_argument("--chunks", type=int, default=40)
     args = parser.parse_args()
+    row, heads = whole, ["lowest g", "KLD", "KLD, unbiased", "ratio"]
     if args.parts:
-        print(f"| TYPE | g, embedding | g, output | KLD | {' | '.join(PARTS)} |")
-        print(f"| --- |{' --: |' * (len(PARTS) + 3)}", flush=True)
-    else:
-        print(
-            "| TYPE | lowest g | KLD | KLD, unbiased | ratio |\n| --- | --: | --: | --: | --: |", flush=True
-        )
+        row, heads = parts, ["g, embedding", "g, output", "KLD", *PARTS]
+    elif args.again:
+        ways = ["by tensor", "by row", "by row, weighted"]
+        row, heads = again, ["KLD", *ways, "PPL", *(f"PPL, {way}" for way in ways)]
+    print(f"| TYPE | {' | '.join(heads)} |\n| --- |{' --: |' * len(heads)}", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         quantized, copy = folder / "quantized.gguf", folder / "copy.gguf"
@@ -113,7 +160,6 @@ def main() -> None:
         base = BaseFile(folder / "base")
         for case in [*(Case(t, False, True) for t in args.pure), *(Case(t, True, True) for t in args.mixes)]:
             case.write(quantized)
-            row = parts if args.parts else whole
             print(row(case, quantized, copy, base, args.chunks), flush=True)
 
 
