@@ -6,17 +6,18 @@ A least-squares fit is smaller than what it fits: with the gain g = sum(x y) / s
 relative squared error is 1 - g, and what a layer computes shrinks by g. The same codes with scales 1/g times as large have
 no such bias, at an error 1/sqrt(g) times as large. The bundled model becomes a TYPE, with imatrix, pure (embedding and
 output Q8_0) or by its rules; its matrices, decoded and divided by their gains, stand in as F32. With `--parts` only some
-of the matrices are divided, by one gain or by one gain per row. With `--again` nothing stands in: the source, divided by
-the gains, becomes the TYPE once more, as an encoder that undoes them would have it; once with gains that weigh columns as
-the imatrix does.
+of the matrices are divided, by one gain or by one gain per row; in the last column none is, but the outputs of attention
+are made smaller as those of experts are. With `--again` nothing stands in: the source, divided by the gains, becomes the
+TYPE once more, as an encoder that undoes them would have it; once with gains that weigh columns as the imatrix does.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from quality_table import IMATRIX, MODELS, SOURCE, Case, measured
@@ -36,8 +37,15 @@ PARTS: dict[str, Callable[[str], bool]] = {
 }
 
 
-def stand_in(path: Path, out: Path, part: str | None, *, by_row: bool = False) -> dict[str, float]:
-    """A copy with the matrices decoded, those of a part divided by their gains; the gains of all."""
+def stand_in(
+    path: Path,
+    out: Path,
+    part: str | None,
+    *,
+    by_row: bool = False,
+    factors: Mapping[str, float] = MappingProxyType({}),
+) -> dict[str, float]:
+    """A copy with the matrices decoded, times `factors`, those of a part divided by their gains; the gains of all."""
     gains = {}
     with (
         ikq.GGUFReader(path) as model,
@@ -54,8 +62,19 @@ def stand_in(path: Path, out: Path, part: str | None, *, by_row: bool = False) -
                 norm = (x * x).sum(-1, keepdims=True)
                 g = (x * y).sum(-1, keepdims=True) / np.where(norm > 0, norm, 1) if by_row else gains[name]
                 y = (y / np.where(np.asarray(g) > 0, g, 1)).astype(np.float32)
-            writer.add_tensor(name, y)
+            writer.add_tensor(name, y * np.float32(factors.get(name, 1)))
     return gains
+
+
+def like_experts(gains: Mapping[str, float]) -> dict[str, float]:
+    """Factors that shrink every attention's output as the gains of its layer's up, gate and down shrink the experts'."""
+    layers = {name.split(".")[1] for name in gains if name.startswith("blk.")}
+    return {
+        f"blk.{i}.attn_output.weight": float(
+            np.prod([gains[f"blk.{i}.ffn_{role}_exps.weight"] for role in ("up", "gate", "down")])
+        )
+        for i in layers
+    }
 
 
 def label(case: Case) -> str:
@@ -86,6 +105,8 @@ def parts(case: Case, quantized: Path, copy: Path, base: BaseFile, chunks: int) 
             stand_in(quantized, copy, part, by_row=by_row)
             ratios.append(f"{measured(copy, base, chunks).mean.value / none:.3f}")
         cells.append(" / ".join(ratios))
+    stand_in(quantized, copy, None, factors=like_experts(gains))
+    cells.append(f"{measured(copy, base, chunks).mean.value / none:.3f}")
     return f"| {' | '.join(cells)} |"
 
 
@@ -144,7 +165,7 @@ def main() -> None:
     args = parser.parse_args()
     row, heads = whole, ["lowest g", "KLD", "KLD, unbiased", "ratio"]
     if args.parts:
-        row, heads = parts, ["g, embedding", "g, output", "KLD", *PARTS]
+        row, heads = parts, ["g, embedding", "g, output", "KLD", *PARTS, "attention shrunk"]
     elif args.again:
         ways = ["by tensor", "by row", "by row, weighted"]
         row, heads = again, ["KLD", *ways, "PPL", *(f"PPL, {way}" for way in ways)]
