@@ -70,7 +70,7 @@ class Case(NamedTuple):
     is_mix: bool
     imatrix: bool
 
-    def write(self, out: Path) -> bool:
+    def write(self, out: Path, source: Path = SOURCE) -> bool:
         """Makes it with ikq; False if it needs an imatrix."""
         options: dict[str, Any] = {"imatrix": IMATRIX if self.imatrix else None}
         if not self.is_mix:
@@ -78,7 +78,7 @@ class Case(NamedTuple):
         elif self.name == "recipe":
             options["custom_q"] = RECIPE
         try:
-            ikq.quantize_file(SOURCE, out, self.type, **options)
+            ikq.quantize_file(source, out, self.type, **options)
         except ikq.MissingImatrixError:
             return False
         return True
