@@ -66,6 +66,8 @@ class PlannedTensor:
     """Byte for byte, not decoded and encoded."""
     repacked: bool
     """Rows are put into groups or taken apart; their codes stay as they are."""
+    unbiased: bool
+    """Encoded twice, the second time divided by the gains of the rows."""
     reason: str
     """Why it gets its type, or why it is copied."""
     fallback_from: QuantType | None
@@ -413,6 +415,7 @@ def _planned(t: _ikq.TensorPlan) -> PlannedTensor:
         to_type=_known(t.to_type),
         copied=t.copied,
         repacked=t.repacked,
+        unbiased=t.unbiased,
         reason=t.reason,
         fallback_from=None if t.fallback_from is None else QuantType(t.fallback_from),
         bytes_in=t.bytes_in,

@@ -82,6 +82,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--symmetric-q40", action="store_true", help="Q4_0 with the levels -7 to 7 instead of -8 to 7"
     )
     types.add_argument(
+        "--unbiased",
+        action="store_true",
+        help="encode twice, so that matrices do not shrink: slower, squared errors are larger, mixes are closer "
+        "to the source",
+    )
+    types.add_argument(
         "--allow-requantize", action="store_true", help="accept tensors that are quantized already"
     )
     statistics = parser.add_argument_group("statistics")

@@ -14,6 +14,7 @@ use crate::overrides::Override;
 use crate::recipe::{Decision, Recipe, decide};
 use crate::repack::Repack;
 use crate::statistics::statistics;
+use crate::unbias;
 
 pub use crate::statistics::Statistics;
 
@@ -42,6 +43,8 @@ pub struct PlanOptions {
     pub keep_split: bool,
     /// Choices about encoding.
     pub encode: EncodeOptions,
+    /// Encode rows once more, divided by their gains, so that what is decoded is not smaller than what was encoded.
+    pub unbiased: bool,
     /// Only put rows into groups or take them apart; the recipe is not looked at.
     pub repack: Option<Repack>,
 }
@@ -61,6 +64,8 @@ pub struct TensorPlan {
     pub encode: Option<QuantType>,
     /// The rows of `from` are the rows of `to` in other places: nothing is decoded and encoded.
     pub repack: bool,
+    /// Encoded twice, the second time divided by the gains of the rows ([`PlanOptions::unbiased`]).
+    pub unbiased: bool,
     pub reason: String,
     pub fallback_from: Option<QuantType>,
     pub bytes_in: u64,
@@ -174,6 +179,7 @@ impl TensorPlan {
             to: spec.ty,
             encode: decision.to,
             repack,
+            unbiased: options.unbiased && !repack && decision.to.is_some_and(unbias::applies),
             statistics: statistics(t, decision.to.filter(|_| !repack), imatrix, tied)?,
             reason: decision.reason,
             fallback_from: decision.fallback_from,

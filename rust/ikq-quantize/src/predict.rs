@@ -48,7 +48,8 @@ pub fn memory(
     for tensor in 0..plan.tensors.len() {
         // the first is as large as any
         if let Some(first) = units.of_tensor(tensor).next() {
-            largest = largest.max((units.get(first).memory(measure_errors), tensor));
+            let decoded = measure_errors || plan.tensors[tensor].unbiased;
+            largest = largest.max((units.get(first).memory(decoded), tensor));
         }
     }
     let (each, tensor) = largest;

@@ -238,15 +238,15 @@ impl Cut {
 }
 
 impl Unit {
-    /// Memory that working on it takes: floats of the source, and of the result where it is measured, the result,
+    /// Memory that working on it takes: floats of the source, and of the result where it is `decoded` again, the result,
     /// and the source's pages.
-    pub fn memory(&self, measured: bool) -> u64 {
+    pub fn memory(&self, decoded: bool) -> u64 {
         match &self.work {
             // written from the source's pages
             Work::Copy => self.source.len() as u64,
             Work::Repack { .. } => (self.bytes_out + self.source.len()) as u64,
             Work::Encode { rows, .. } => {
-                let floats = 4 * (rows.n_rows * rows.n_per_row) as u64 * if measured { 2 } else { 1 };
+                let floats = 4 * (rows.n_rows * rows.n_per_row) as u64 * if decoded { 2 } else { 1 };
                 floats + (self.bytes_out + self.source.len()) as u64
             }
         }
@@ -281,6 +281,7 @@ mod tests {
             to: TensorType::Known(written),
             encode: to,
             repack: false,
+            unbiased: false,
             reason: String::new(),
             fallback_from: None,
             bytes_in: n as u64,
