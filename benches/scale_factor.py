@@ -1,6 +1,6 @@
 """What unbiased scales would do: KL divergence of files whose matrices are a little larger than the least-squares fit.
 
-    python benches/scale_factor.py --pure IQ2_KL Q2_K_S ... --mixes IQ2_KL Q2_K ... [--parts | --again] [--chunks 40]
+    python benches/scale_factor.py --pure IQ2_KL Q2_K_S ... --mixes IQ2_KL Q2_K ... [--parts | --again | --option] [--chunks 40]
 
 A least-squares fit is smaller than what it fits: with the gain g = sum(x y) / sum(x^2) over weights x and decoded y, the
 relative squared error is 1 - g, and what a layer computes shrinks by g. The same codes with scales 1/g times as large have
@@ -8,7 +8,8 @@ no such bias, at an error 1/sqrt(g) times as large. The bundled model becomes a 
 output Q8_0) or by its rules; its matrices, decoded and divided by their gains, stand in as F32. With `--parts` only some
 of the matrices are divided, by one gain or by one gain per row; in the last column none is, but the outputs of attention
 are made smaller as those of experts are. With `--again` nothing stands in: the source, divided by the gains, becomes the
-TYPE once more, as an encoder that undoes them would have it; once with gains that weigh columns as the imatrix does.
+TYPE once more, as an encoder that undoes them would have it; once with gains that weigh columns as the imatrix does. With `--option`
+files are what `ikq quantize --unbiased` writes, beside those without it and (`--reference`) llama-quantize's.
 """
 
 from __future__ import annotations
@@ -153,6 +154,32 @@ def again(case: Case, quantized: Path, copy: Path, base: BaseFile, chunks: int) 
     return f"| {label(case)} | {' | '.join(cells)} | {' | '.join(f'{f.ppl.value:.4f}' for f in found)} |"
 
 
+def option(case: Case, reference: str | None, folder: Path, base: BaseFile, chunks: int) -> str:
+    """A row of the table of `--unbiased`: divergences and perplexities of the files that programs write."""
+    found = {}
+    out = folder / "option.gguf"
+    for name in ("default", "unbiased", *(["reference"] if reference else [])):
+        made = case.write_with(reference, out) if name == "reference" else case.write(
+            out, unbiased=name == "unbiased"
+        )  # fmt: skip
+        if made:
+            found[name] = measured(out, base, chunks)
+    klds = [f"{found[n].mean.value:.6f}" if n in found else "-" for n in ("default", "unbiased", "reference")]
+    ratios = []
+    for other in ("default", "reference"):
+        if other not in found:
+            ratios.append("-")
+            continue
+        a, b = found["unbiased"].divergence, found[other].divergence
+        ratio = a.mean() / b.mean()
+        error = (a - ratio * b).std() / np.sqrt(len(a)) / b.mean()
+        ratios.append(f"{ratio:.3f} ± {error:.3f}")
+    ppls = [f"{found[n].ppl.value:.4f}" if n in found else "-" for n in ("default", "unbiased", "reference")]
+    return (
+        f"| {label(case)}{'' if case.imatrix else ', no imatrix'} | {' | '.join([*klds, *ratios, *ppls])} |"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pure", nargs="*", default=[], metavar="TYPE")
@@ -160,6 +187,9 @@ def main() -> None:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--parts", action="store_true", help="which matrices matter")
     kind.add_argument("--again", action="store_true", help="encode the source divided by the gains")
+    kind.add_argument("--option", action="store_true", help="files by ikq quantize --unbiased")
+    parser.add_argument("--no-imatrix", action="store_true", help="with --option: without one")
+    parser.add_argument("--reference", help="with --option: llama-quantize of ik_llama.cpp")
     parser.add_argument("--text", type=Path, default=MODELS / "text" / "heldout.txt")
     parser.add_argument("--chunks", type=int, default=40)
     args = parser.parse_args()
@@ -169,6 +199,11 @@ def main() -> None:
     elif args.again:
         ways = ["by tensor", "by row", "by row, weighted"]
         row, heads = again, ["KLD", *ways, "PPL", *(f"PPL, {way}" for way in ways)]
+    elif args.option:
+        files = ["default", "unbiased", "reference"]
+        heads = [*(f"KLD, {f}" for f in files), "to default", "to reference", *(f"PPL, {f}" for f in files)]
+    reference = str(Path(args.reference).resolve()) if args.reference else None
+    has_imatrix = not args.no_imatrix
     print(f"| TYPE | {' | '.join(heads)} |\n| --- |{' --: |' * len(heads)}", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -179,7 +214,11 @@ def main() -> None:
                 for _ in measure_perplexity(model, windows, sink):
                     pass
         base = BaseFile(folder / "base")
-        for case in [*(Case(t, False, True) for t in args.pure), *(Case(t, True, True) for t in args.mixes)]:
+        wanted = [(t, False) for t in args.pure] + [(t, True) for t in args.mixes]
+        for case in [Case(name, is_mix, has_imatrix) for name, is_mix in wanted]:
+            if args.option:
+                print(option(case, reference, folder, base, args.chunks), flush=True)
+                continue
             case.write(quantized)
             print(row(case, quantized, copy, base, args.chunks), flush=True)
 

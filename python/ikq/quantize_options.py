@@ -59,10 +59,10 @@ class QuantizeOptions(TypedDict, total=False):
     """Q4_0 with the levels -7 to 7, as some programs that repack it for other hardware want it."""
 
     unbiased: bool
-    """Encode rows twice, the second time x / g with the gain g = sum(w x y) / sum(w x^2) of the first (y is what
-    it decodes to, w the imatrix or 1), so that results are not smaller than the source on the average. It takes
-    twice the time, and squared errors are larger; mixes diverge less from the source, single types hardly differ.
-    Types that lose nothing of their size, ternary ones, MXFP4, NVFP4, IQ2_KT and IQ3_KT are as without."""
+    """Encode rows twice, the second time x / g with the gain g = sum(w x y) / sum(w x^2) of the first (y is
+    what it decodes to, w the imatrix or 1), so that results are not smaller than the source on the average.
+    It takes twice the time, and squared errors are larger; mixes diverge less from the source, single types
+    hardly differ. Types of 8 bits and more, ternary ones, MXFP4, NVFP4, IQ2_KT and IQ3_KT are as without."""
 
     imatrix: PathLike | Imatrix | None
     """Activation statistics, a file of either form or an `Imatrix`."""

@@ -84,8 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     types.add_argument(
         "--unbiased",
         action="store_true",
-        help="encode twice, so that matrices do not shrink: slower, squared errors are larger, mixes are closer "
-        "to the source",
+        help="encode twice, so that no matrix becomes smaller: twice the time, larger squared errors, "
+        "mixes with less divergence",
     )
     types.add_argument(
         "--allow-requantize", action="store_true", help="accept tensors that are quantized already"
