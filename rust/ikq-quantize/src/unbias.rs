@@ -7,8 +7,11 @@
 
 use ikq_formats::{Family, QuantType};
 
-/// The largest factor is the inverse of this: below, nothing of a row is left that could be made larger.
+/// The largest factor is the inverse of this: of a row with less, nothing is left that could be made larger.
 const LOWEST_GAIN: f64 = 0.5;
+
+/// Rows with larger floats stay as they are: times the largest factor they might not decode to numbers.
+const LARGEST: f32 = f32::MAX / 4.0;
 
 /// Whether rows of a type are encoded twice. Not where there is nothing to undo or it cannot be undone:
 ///
@@ -32,7 +35,7 @@ pub(crate) fn applies(ty: QuantType) -> bool {
 }
 
 /// Turns every row of `y`, the decoded encoding of `x`, into the row of `x` divided by its gain; false if all stay as
-/// they are. A row stays where its gain is no number between 0 and 1 (a row of zeros) or the quotients are infinite.
+/// they are. A row stays where its gain is no number between 0 and 1 (a row of zeros), or a float is above [`LARGEST`].
 pub(crate) fn divide_by_gains(
     x: &[f32],
     y: &mut [f32],
@@ -42,13 +45,12 @@ pub(crate) fn divide_by_gains(
     let mut changed = false;
     for (x, y) in x.chunks_exact(n_per_row).zip(y.chunks_exact_mut(n_per_row)) {
         let g = gain(x, y, importance);
-        let divides = g > 0.0 && g < 1.0;
-        let factor = if divides { (1.0 / g.max(LOWEST_GAIN)) as f32 } else { 1.0 };
-        let is_finite = x.iter().all(|v| (v * factor).is_finite());
-        changed |= divides && is_finite;
-        match is_finite {
-            true => y.iter_mut().zip(x).for_each(|(y, x)| *y = x * factor),
-            false => y.copy_from_slice(x),
+        if g > 0.0 && g < 1.0 && x.iter().all(|v| v.abs() <= LARGEST) {
+            let factor = (1.0 / g.max(LOWEST_GAIN)) as f32;
+            y.iter_mut().zip(x).for_each(|(y, x)| *y = x * factor);
+            changed = true;
+        } else {
+            y.copy_from_slice(x);
         }
     }
     changed
@@ -111,7 +113,7 @@ mod tests {
         assert_eq!(gain(&x, &y, Some(&half)), 0.5);
         let g = gain(&x, &y, None);
         assert!(g > 0.5 && g < 1.0);
-        assert_eq!(gain(&x, &y, Some(&[3.0; 20])), g);
+        assert_eq!(gain(&x, &y, Some(&[4.0; 20])), g);
         assert!(gain(&x, &y, Some(&[0.0; 20])).is_nan());
     }
 
