@@ -235,6 +235,10 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     quantize(tmp_path / "p.gguf", "Q3_K_M", imatrix=IMATRIX, unbiased=True)
     assert (tmp_path / "o.gguf").read_bytes() == (tmp_path / "p.gguf").read_bytes()
+    assert ikq.GGUFReader(tmp_path / "o.gguf").metadata["ikq.unbiased"] is True
+    # what is made from it says what it is itself
+    ikq.quantize_file(tmp_path / "o.gguf", tmp_path / "q.gguf", "Q8_0", allow_requantize=True)
+    assert "ikq.unbiased" not in ikq.GGUFReader(tmp_path / "q.gguf").metadata
     refused = run("--unbiased", "--repack", MODEL, tmp_path / "r.gguf")
     assert refused.returncode == 2
     assert "--unbiased has no effect with it" in refused.stderr

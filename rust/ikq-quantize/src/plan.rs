@@ -262,6 +262,9 @@ fn check_encodable(t: &Tensor, to: QuantType, options: &PlanOptions) -> Result<(
     }
 }
 
+/// Key that marks outputs whose scales do not shrink.
+const UNBIASED_KEY: &str = "ikq.unbiased";
+
 /// The source's pairs byte for byte, with what quantizing changes.
 fn output_metadata(
     source: &Metadata,
@@ -280,6 +283,11 @@ fn output_metadata(
     out.set("general.quantization_version", Value::U32(2));
     if let Some(id) = ftype.id {
         out.set("general.file_type", Value::U32(id));
+    }
+    // of the source it would say nothing about the output
+    out.remove(UNBIASED_KEY);
+    if options.unbiased {
+        out.set(UNBIASED_KEY, Value::Bool(true));
     }
     let Some((m, coverage)) = imatrix else { return out };
     let int = |n: usize| Value::I32(i32::try_from(n).unwrap_or(i32::MAX));
