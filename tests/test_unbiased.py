@@ -97,7 +97,8 @@ def test_nothing_changes_without_the_option(tmp_path: Path) -> None:
     quantize(same, "Q4_K_M", imatrix=IMATRIX, unbiased=False)
     done = quantize(other, "Q4_K_M", imatrix=IMATRIX, unbiased=True)
     assert plain.read_bytes() == same.read_bytes()
-    assert plain.stat().st_size == other.stat().st_size
+    # the same but for the key that says so
+    assert 0 < other.stat().st_size - plain.stat().st_size <= 64
     a, b = ikq.GGUFReader(plain).tensors, ikq.GGUFReader(other).tensors
     kinds = set()
     for t in done.plan.tensors:

@@ -141,7 +141,10 @@ impl Plan {
             });
         }
         let specs = tensors.iter().map(|p| p.spec(model)).collect::<Result<_, _>>()?;
-        let metadata = output_metadata(&metadata, recipe.ftype, imatrix.zip(coverage.as_ref()), options);
+        let mut metadata = output_metadata(&metadata, recipe.ftype, imatrix.zip(coverage.as_ref()), options);
+        if tensors.iter().any(|t| t.unbiased) {
+            metadata.set(UNBIASED_KEY, Value::Bool(true));
+        }
         let output = Options {
             split: split(&tensors, model, options),
             per_tensor: Some(crate::recipe_hash::room()),
@@ -286,9 +289,6 @@ fn output_metadata(
     }
     // of the source it would say nothing about the output
     out.remove(UNBIASED_KEY);
-    if options.unbiased {
-        out.set(UNBIASED_KEY, Value::Bool(true));
-    }
     let Some((m, coverage)) = imatrix else { return out };
     let int = |n: usize| Value::I32(i32::try_from(n).unwrap_or(i32::MAX));
     let hidden = options.hide_imatrix;
