@@ -3,11 +3,12 @@
 1. decode throughput per type and instruction set, beside the machine's read bandwidth
 2. encode speed per type and instruction set
 3. encode quality: error of every encoder as a ratio to the reference's
-4. perplexity of the bundled model in the engine, exact and by default, and of files that the reference wrote; how
+4. quantizing: numbers of threads, predictions of dry runs, 50 kills
+5. perplexity of the bundled model in the engine, exact and by default, and of files that the reference wrote; how
    far compact base files are from full ones; perplexity and divergence of every type and ten mixes, without and with
    imatrix (where ../shared has the text), beside the reference's files with IKQ_REFERENCE_QUANTIZE
-5. with IKQ_REFERENCE_QUANTIZE=PATH/llama-quantize (of ik_llama.cpp): CPU time of every TYPE against it, interleaved
-6. with IKQ_REFERENCE_BENCH=PATH/llama-bench (of ik_llama.cpp): tokens per second against it, interleaved
+6. with IKQ_REFERENCE_QUANTIZE=PATH/llama-quantize (of ik_llama.cpp): CPU time of every TYPE against it, interleaved
+7. with IKQ_REFERENCE_BENCH=PATH/llama-bench (of ik_llama.cpp): tokens per second against it, interleaved
 """
 
 from __future__ import annotations
@@ -109,6 +110,8 @@ def main() -> int:
         section("Encode speed", *example("ikq-encode", "encode_speed")),
         section("Encode quality", sys.executable, "benches/encode_quality.py"),
     ]
+    for what in ("threads", "predictions", "kills"):
+        held.append(section(f"Quantizing, {what}", sys.executable, "benches/quantize_safety.py", what))
     models = TOP.parent / "shared" / "models"
     if models.is_dir():
         words = [
