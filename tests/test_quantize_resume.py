@@ -505,3 +505,21 @@ def test_errors_are_those_of_the_decoded_result(tmp_path: Path) -> None:
             each = np.sqrt((w * (x - y) ** 2).sum(axis=(1, 2)) / (w * x**2).sum(axis=(1, 2)))
             assert o.expert_errors == pytest.approx(tuple(each), rel=1e-5)
     assert n_measured == 30
+
+
+@pytest.mark.parametrize("split", [{}, {"split_max_tensors": 2}])
+def test_what_is_kept_is_named_and_nothing_else(tmp_path: Path, split: dict[str, int]) -> None:
+    source, out = model(tmp_path / "m.gguf"), tmp_path / "out.gguf"
+    (tmp_path / "out-other.gguf.part").write_text("of another output")
+    notes: list[str] = []
+
+    def progress(tensor: ikq.PlannedTensor, seconds: float) -> None:
+        raise OSError("enough")
+
+    with pytest.raises(OSError, match="enough"):
+        ikq.quantize_file(
+            source, out, "IQ4_KT", n_threads=1, progress=progress, on_note=notes.append, **split
+        )
+    first = "out-00001-of-00003.gguf.part and 2 more:" if split else "out.gguf.part:"
+    (note,) = notes
+    assert f"/{first} the same command goes on" in note

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -233,7 +234,11 @@ class QuantizePlan:
         return self._core.memory(n_threads, max_ram=limit, measure_errors=measure_errors)
 
     def _partials(self) -> list[Path]:
-        return [*self.destination.parent.glob(f"{glob.escape(self.destination.stem)}*.part")]
+        """Partial files of this output that are there."""
+        prefix = re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", self.destination.name)
+        shards = self.destination.parent.glob(f"{glob.escape(prefix)}-?????-of-?????.gguf.part")
+        whole = self.destination.with_name(f"{self.destination.name}.part")
+        return [*([whole] if whole.exists() else []), *shards]
 
     def _what_is_kept(self) -> str:
         partials = self._partials()
