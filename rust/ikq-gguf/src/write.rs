@@ -268,6 +268,10 @@ impl Writer {
         for out in self.files.iter().filter(|f| !f.in_place) {
             out.with_file(File::sync_all).map_err(|e| Error::io(&out.target, "write", needed, e))?;
         }
+        // of a file that stays, an earlier run may have begun another
+        for out in self.files.iter().filter(|f| f.in_place) {
+            let _ = fs::remove_file(&out.temporary);
+        }
         for out in self.files.iter_mut().rev().filter(|f| !f.in_place) {
             fs::rename(&out.temporary, &out.target)
                 .map_err(|e| Error::io(&out.target, "rename the finished file to", needed, e))?;

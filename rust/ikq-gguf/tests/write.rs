@@ -270,6 +270,13 @@ fn partial_files_outlive_their_writer_and_go_on() {
     assert!(third.is_in_place(0) && !third.is_in_place(1));
     third.discard();
     assert_eq!(dir.files().len(), 2);
+
+    // and what an earlier run had begun beside it goes with the end of this one
+    fs::write(dir.path(parts[0]), b"begun").expect("written");
+    let fourth = Writer::resume(&target, layout(), &[true, false]).expect("created");
+    fourth.write_at(1, 0, &data(1)).expect("written");
+    fourth.finish().expect("whole");
+    assert_eq!(dir.files(), ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"]);
 }
 
 #[test]

@@ -45,12 +45,13 @@ pub(crate) fn begin<'a>(
         };
         progress(Event::Note(format!("going on: {n_resumed} of {} items are done{damaged}", units.len())));
     }
-    let mut kept = Vec::new();
+    let (mut kept, mut older) = (Vec::new(), Vec::new());
     if options.keep_finished {
-        kept = keep_finished(look, recipes, &mut found, progress)?;
+        (kept, older) = keep_finished(look, recipes, &mut found, progress)?;
     }
+    older_tensors(look, options, recipes, &found, &mut older, progress)?;
     let mut reused: Vec<Option<Reused>> = (0..plan.tensors.len()).map(|_| None).collect();
-    for r in older_tensors(look, options, recipes, &found, progress)? {
+    for r in older {
         let index = r.index;
         reused[index] = Some(r);
     }
@@ -78,13 +79,15 @@ pub(crate) struct Reused {
     pub hashes: Vec<(u64, u64)>,
 }
 
+/// Adds to `all` what older outputs have of the tensors that are not in it yet.
 fn older_tensors(
     look: &Look<'_>,
     options: &RunOptions,
     recipes: &[u64],
     found: &Found,
+    all: &mut Vec<Reused>,
     progress: &mut impl FnMut(Event),
-) -> Result<Vec<Reused>, Error> {
+) -> Result<(), Error> {
     let mut olds = Vec::new();
     if let Some(path) = &options.reuse {
         let old = Model::open(path)?;
@@ -98,7 +101,6 @@ fn older_tensors(
         let shards = look.targets.iter().zip(&found.in_place).filter(|(_, in_place)| !**in_place);
         olds.extend(shards.filter_map(|(path, _)| Model::open_file(path).ok()));
     }
-    let mut all: Vec<Reused> = Vec::new();
     for old in &olds {
         let wanted = |index: usize| {
             let undone = look.units.of_tensor(index).any(|n| found.records[n].is_none());
@@ -106,27 +108,33 @@ fn older_tensors(
             undone && !in_place && all.iter().all(|r| r.index != index)
         };
         let wanted: Vec<bool> = (0..look.plan.tensors.len()).map(wanted).collect();
-        for SameTensor { index, hashes } in look.same_tensors(old, recipes, |i| wanted[i])? {
-            let t = old.tensor(&look.plan.tensors[index].name).cloned();
-            all.extend(t.map(|old| Reused { index, old, hashes }));
-        }
+        let same = look.same_tensors(old, recipes, |i| wanted[i])?;
+        all.extend(reusable(look, old, same));
     }
     if !olds.is_empty() {
         let n = all.iter().filter(|r| look.plan.tensors[r.index].encode.is_some()).count();
         let of = look.plan.tensors.iter().filter(|t| t.encode.is_some()).count();
         progress(Event::Note(format!("reusing {n} of the {of} tensors that would be encoded")));
     }
-    Ok(all)
+    Ok(())
 }
 
-/// Shards under their final names that are what this run would write: they stay. The tensors in them.
+fn reusable(look: &Look<'_>, old: &Model, same: Vec<SameTensor>) -> impl Iterator<Item = Reused> {
+    same.into_iter().filter_map(|SameTensor { index, hashes }| {
+        let old = old.tensor(&look.plan.tensors[index].name)?.clone();
+        Some(Reused { index, old, hashes })
+    })
+}
+
+/// Shards under their final names that are what this run would write: they stay. The tensors in them, and what serves of
+/// shards that do not stay.
 fn keep_finished(
     look: &Look<'_>,
     recipes: &[u64],
     found: &mut Found,
     progress: &mut impl FnMut(Event),
-) -> Result<Vec<usize>, Error> {
-    let mut kept = Vec::new();
+) -> Result<(Vec<usize>, Vec<Reused>), Error> {
+    let (mut kept, mut serves) = (Vec::new(), Vec::new());
     for (shard, path) in look.targets.iter().enumerate().filter(|(_, path)| path.exists()) {
         let planned = &look.plan.layout.shards()[shard];
         if found.in_place[shard] {
@@ -142,10 +150,11 @@ fn keep_finished(
         };
         let is_alike = model.total_size() == planned.size && same_header(&model, planned);
         let tensors = planned.tensors.clone();
-        let n_same = match is_alike {
-            true => look.same_tensors(&model, recipes, |i| tensors.contains(&i))?.len(),
-            false => 0,
+        let same = match is_alike {
+            true => look.same_tensors(&model, recipes, |i| tensors.contains(&i))?,
+            false => Vec::new(),
         };
+        let n_same = same.len();
         found.in_place[shard] = is_alike && n_same == tensors.len();
         progress(Event::Note(match (found.in_place[shard], is_alike) {
             (true, _) => format!("{name} stays: it is what this command writes"),
@@ -156,11 +165,12 @@ fn keep_finished(
             ),
             (false, false) => format!("{name} is done again: it has other tensors, types or metadata"),
         }));
-        if found.in_place[shard] {
-            kept.extend(tensors);
+        match found.in_place[shard] {
+            true => kept.extend(tensors),
+            false => serves.extend(reusable(look, &model, same)),
         }
     }
-    Ok(kept)
+    Ok((kept, serves))
 }
 
 /// Whether a file begins with the planned header, but for the numbers that come with the data.
