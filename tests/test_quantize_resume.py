@@ -523,3 +523,17 @@ def test_what_is_kept_is_named_and_nothing_else(tmp_path: Path, split: dict[str,
     first = "out-00001-of-00003.gguf.part and 2 more:" if split else "out.gguf.part:"
     (note,) = notes
     assert f"/{first} the same command goes on" in note
+
+
+def test_partial_files_of_another_split_are_named(tmp_path: Path) -> None:
+    source, out = model(tmp_path / "m.gguf"), tmp_path / "out.gguf"
+    interrupted(source, out, split_max_tensors=2)
+    notes: list[str] = []
+    ikq.quantize_file(source, out, "Q8_0", on_note=notes.append)
+    (note,) = notes
+    assert "another split" in note
+    assert re.findall(r"out-\d{5}-of-00003\.gguf\.part", note) == [
+        f"out-0000{i}-of-00003.gguf.part" for i in (1, 2, 3)
+    ]
+    ikq.quantize_file(source, tmp_path / "fresh.gguf", "Q8_0", on_note=notes.append)
+    assert len(notes) == 1

@@ -174,6 +174,9 @@ class QuantizePlan:
             if on_note is not None and self._partials():
                 on_note(self._what_is_kept())
             raise
+        if on_note is not None and (left := self._partials()):
+            names = ", ".join(p.name for p in sorted(left))
+            on_note(f"left from a command with another split, and of no use to this one: {names}")
         return QuantizeResult(
             plan=self,
             files=tuple(Path(f) for f in ran.files),
