@@ -2,10 +2,10 @@
 
 use std::sync::{Arc, Mutex};
 
-use ikq_cpu::act::Activations;
-use ikq_cpu::attention::CacheType;
-use ikq_cpu::matmul::Compute;
-use ikq_cpu::ops;
+use ikq_kernels::act::Activations;
+use ikq_kernels::attention::CacheType;
+use ikq_kernels::matmul::Compute;
+use ikq_kernels::ops;
 use ikq_pool::{Cancel, Pool, Stop};
 use ikq_simd::IsaKind;
 

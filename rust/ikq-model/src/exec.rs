@@ -4,10 +4,10 @@
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ikq_cpu::act::Activations;
-use ikq_cpu::matmul::{self, Compute, Input, Scratch};
-use ikq_cpu::ops;
-use ikq_cpu::tiles::{Tile, tiles};
+use ikq_kernels::act::Activations;
+use ikq_kernels::matmul::{self, Compute, Input, Scratch};
+use ikq_kernels::ops;
+use ikq_kernels::tiles::{Tile, tiles};
 use ikq_pool::Team;
 use ikq_simd::IsaKind;
 
@@ -22,8 +22,8 @@ pub struct ThreadScratch {
     /// Results of products before they are finished: gate, up.
     pub first: Vec<f32>,
     pub second: Vec<f32>,
-    pub attention: ikq_cpu::attention::Scratch,
-    pub delta: ikq_cpu::delta::Scratch,
+    pub attention: ikq_kernels::attention::Scratch,
+    pub delta: ikq_kernels::delta::Scratch,
 }
 
 /// The surroundings of a step.

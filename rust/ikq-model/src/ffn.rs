@@ -12,9 +12,9 @@
 
 use std::ops::Range;
 
-use ikq_cpu::act::Activations;
-use ikq_cpu::ops::{Activation, glu};
-use ikq_cpu::tiles::tiles;
+use ikq_kernels::act::Activations;
+use ikq_kernels::ops::{Activation, glu};
+use ikq_kernels::tiles::tiles;
 
 use crate::exec::{Exec, Forms, room};
 use crate::weights::Weight;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use ikq_cpu::ops::{Activation, Routing, RoutingFunc};
+use ikq_kernels::ops::{Activation, Routing, RoutingFunc};
 
 use crate::attention::{self, Attention};
 use crate::error::Error;

@@ -1,6 +1,6 @@
 //! The rotary embeddings of a model: most layers share one, and its angles are computed once per step.
 
-use ikq_cpu::ops::{Pairing, RopeTable, Yarn};
+use ikq_kernels::ops::{Pairing, RopeTable, Yarn};
 
 use crate::error::Error;
 use crate::spec;

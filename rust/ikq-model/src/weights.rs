@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use ikq_cpu::matmul::{self, Compute, Input, Matrix};
 use ikq_formats::row::I2_S_TRAILER_BYTES;
 use ikq_formats::{QuantType, matrix_bytes};
 use ikq_gguf::Bytes;
+use ikq_kernels::matmul::{self, Compute, Input, Matrix};
 use ikq_simd::IsaKind;
 
 use crate::error::Error;

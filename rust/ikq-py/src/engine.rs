@@ -2,9 +2,9 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ikq_cpu::act::Activations;
-use ikq_cpu::attention::CacheType;
-use ikq_cpu::matmul::{Compute, Matrix, Scratch, check, multiply};
+use ikq_kernels::act::Activations;
+use ikq_kernels::attention::CacheType;
+use ikq_kernels::matmul::{Compute, Matrix, Scratch, check, multiply};
 use ikq_model::engine::{Options, Want};
 use ikq_model::ffn::PlanOptions;
 use ikq_model::load::Mmap;

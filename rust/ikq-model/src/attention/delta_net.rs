@@ -3,13 +3,13 @@
 //!
 //! ```text
 //! u = qkv x;  m = silu(conv over time of u);  q, k, v = split m;  q, k of unit length, q / sqrt(head_dim_k)
-//! beta = sigmoid(b);  decay = exp(a * softplus(alpha + dt));  state: see `ikq_cpu::delta`
+//! beta = sigmoid(b);  decay = exp(a * softplus(alpha + dt));  state: see `ikq_kernels::delta`
 //! y = output( norm(o) * silu(z) )
 //! ```
 
-use ikq_cpu::act::Activations;
-use ikq_cpu::delta::{self, Tokens};
-use ikq_cpu::ops;
+use ikq_kernels::act::Activations;
+use ikq_kernels::delta::{self, Tokens};
+use ikq_kernels::ops;
 
 use super::AttentionBuffers;
 use crate::error::Error;
@@ -239,7 +239,7 @@ impl DeltaNet {
         let n_channels = self.n_channels();
         let n = convolved.len() / n_channels;
         // one tile of rows per head
-        let tiles = ikq_cpu::tiles::tiles(out, n_head * dv, dv, std::iter::once(0..n));
+        let tiles = ikq_kernels::tiles::tiles(out, n_head * dv, dv, std::iter::once(0..n));
         let mut heads: Vec<_> = tiles.into_iter().zip(state.chunks_exact_mut(dk * dv)).enumerate().collect();
         exec.team.for_each(&mut heads, |(head, (tile, state)), thread| {
             let key_head = match self.value_order {

@@ -1,9 +1,9 @@
 //! Attention with grouped key/value heads, and all that models add to it: norms of heads, sinks, windows, soft
 //! caps, output gates.
 
-use ikq_cpu::act::Activations;
-use ikq_cpu::attention::Cache;
-use ikq_cpu::ops;
+use ikq_kernels::act::Activations;
+use ikq_kernels::attention::Cache;
+use ikq_kernels::ops;
 
 use super::AttentionBuffers;
 use super::softmax::{self, Heads};

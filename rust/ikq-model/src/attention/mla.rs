@@ -9,9 +9,9 @@
 
 use std::ops::Range;
 
-use ikq_cpu::act::Activations;
-use ikq_cpu::attention::Cache;
-use ikq_cpu::ops;
+use ikq_kernels::act::Activations;
+use ikq_kernels::attention::Cache;
+use ikq_kernels::ops;
 
 use super::AttentionBuffers;
 use super::softmax::{self, Heads};

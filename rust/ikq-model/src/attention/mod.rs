@@ -11,9 +11,9 @@ mod softmax;
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use ikq_cpu::act::Activations;
-use ikq_cpu::attention::{Cache, CacheType};
-use ikq_cpu::matmul::Compute;
+use ikq_kernels::act::Activations;
+use ikq_kernels::attention::{Cache, CacheType};
+use ikq_kernels::matmul::Compute;
 use ikq_simd::IsaKind;
 
 use crate::error::Error;

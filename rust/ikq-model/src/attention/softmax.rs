@@ -5,15 +5,15 @@
 
 use std::ops::Range;
 
-use ikq_cpu::attention::{self, Cache, KvHead, TILE_ROWS};
-use ikq_cpu::ops::RopeTable;
-use ikq_cpu::tiles::tiles;
+use ikq_kernels::attention::{self, Cache, KvHead, TILE_ROWS};
+use ikq_kernels::ops::RopeTable;
+use ikq_kernels::tiles::tiles;
 use ikq_simd::IsaKind;
 
 use crate::exec::Exec;
 use crate::rope::RopeId;
 
-pub use ikq_cpu::attention::Partial;
+pub use ikq_kernels::attention::Partial;
 
 /// Queries, and the keys and values they attend to.
 pub struct Heads<'a> {
@@ -198,8 +198,8 @@ pub fn remove(
 mod tests {
     use std::sync::Mutex;
 
-    use ikq_cpu::attention::CacheType;
-    use ikq_cpu::matmul::Compute;
+    use ikq_kernels::attention::CacheType;
+    use ikq_kernels::matmul::Compute;
     use ikq_pool::Pool;
 
     use super::*;
@@ -351,12 +351,12 @@ mod tests {
         table.cos_sin_back(2, &mut back);
         for (moved, row) in moved.chunks_exact(d).zip(rows[2 * d..].chunks_exact(d)) {
             let mut expected = row.to_vec();
-            ikq_cpu::ops::rotate(ikq_simd::best(), id.pairing, &back, &mut expected[dv..]);
+            ikq_kernels::ops::rotate(ikq_simd::best(), id.pairing, &back, &mut expected[dv..]);
             assert_eq!(moved, expected);
         }
     }
 
     fn rope_id(n_rot: usize) -> RopeId {
-        RopeId { index: 0, pairing: ikq_cpu::ops::Pairing::Norm, n_rot }
+        RopeId { index: 0, pairing: ikq_kernels::ops::Pairing::Norm, n_rot }
     }
 }

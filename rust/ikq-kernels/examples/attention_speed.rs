@@ -1,6 +1,6 @@
 //! Speed of attention and the other operations on one thread.
 //!
-//! `cargo run --release -p ikq-cpu --example attention_speed [ISA]`
+//! `cargo run --release -p ikq-kernels --example attention_speed [ISA]`
 //!
 //! Prompts: floating-point operations of scores and values (masked halves not counted) per second. Single tokens:
 //! bytes of keys and values per second over 4096 positions of 8 heads, read again and again: where they fit the
@@ -9,8 +9,8 @@
 
 use std::time::Instant;
 
-use ikq_cpu::attention::{Cache, CacheType, KvHead, Partial, Scratch, TILE_ROWS, attend};
-use ikq_cpu::{delta, ops};
+use ikq_kernels::attention::{Cache, CacheType, KvHead, Partial, Scratch, TILE_ROWS, attend};
+use ikq_kernels::{delta, ops};
 use ikq_simd::IsaKind;
 
 fn numbers(n: usize, seed: u64) -> Vec<f32> {

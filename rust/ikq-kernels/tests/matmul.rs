@@ -3,11 +3,11 @@
 //! Bounds are those of float32 rounding alone: a product takes part in at most `n` roundings, so its share of
 //! the error is at most `n` halves of a last place (`2^-24`) of its magnitude, to first order.
 
-use ikq_cpu::act::Activations;
-use ikq_cpu::matmul::check::{random_columns, random_matrix};
-use ikq_cpu::matmul::{Compute, Input, Matrix, Scratch, input, kernel_name, multiply, self_test};
 use ikq_decode::{BlockType, Decode, UNIT, Visitor, dequantize, with_type};
 use ikq_formats::{Family, QuantType, RowForm, deinterleave_group, row_form};
+use ikq_kernels::act::Activations;
+use ikq_kernels::matmul::check::{random_columns, random_matrix};
+use ikq_kernels::matmul::{Compute, Input, Matrix, Scratch, input, kernel_name, multiply, self_test};
 use ikq_simd::{IsaKind, Scalar, available};
 
 /// Half a last place, and some for products of roundings.

@@ -1,16 +1,16 @@
 //! Speed of products per type: GB/s of weights with one column, billions of multiply-adds per second with many.
 //!
 //! ```text
-//! cargo run --release -p ikq-cpu --example matmul_speed [-- [isa] [compute=f32] [n=1,512] [TYPE ...]]
+//! cargo run --release -p ikq-kernels --example matmul_speed [-- [isa] [compute=f32] [n=1,512] [TYPE ...]]
 //! ```
 //! One thread. With one column the matrices exceed the caches; with many, the shape is that of an expert's.
 #![allow(clippy::print_stdout, reason = "a report on the terminal")]
 
 use std::time::Instant;
 
-use ikq_cpu::matmul::check::{random_columns, random_matrix};
-use ikq_cpu::matmul::{Compute, Matrix, Scratch, multiply};
 use ikq_formats::QuantType;
+use ikq_kernels::matmul::check::{random_columns, random_matrix};
+use ikq_kernels::matmul::{Compute, Matrix, Scratch, multiply};
 use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
 /// Bytes of the matrices that decoding with one column walks through.
