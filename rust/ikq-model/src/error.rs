@@ -50,9 +50,38 @@ pub enum Error {
     Cache { name: String, why: String },
 
     #[error(
-        "the cache cannot go back to position {to}: the recurrent layers' state is at {at}; start again from 0"
+        "the sequence cannot go back to position {to} (it is at {at}): {why}; it can go back to {nearest}"
     )]
-    Rewind { to: usize, at: usize },
+    Rewind { to: usize, at: usize, nearest: usize, why: &'static str },
+
+    #[error("positions cannot be removed: the state of recurrent layers cannot forget what lies in between")]
+    Shift,
+
+    #[error(
+        "{needed} bytes of cache are needed, but {free} are free; close sequences, or choose a smaller context or cache_type_k and cache_type_v of fewer bits"
+    )]
+    CacheMemory { needed: usize, free: usize },
+
+    #[error("a sequence stands twice in the batch; join its tokens to one entry")]
+    SameSequence,
+
+    #[error("the sequence belongs to another model")]
+    OtherModel,
+
+    #[error("{found} numbers of hidden states are given for {n} tokens, but {expected} are needed")]
+    Hidden { found: usize, n: usize, expected: usize },
+
+    #[error("this head has no output of its own: ask for hidden states and let its model make logits of them")]
+    NoOutput,
+
+    #[error("the model is closed")]
+    Closed,
+
+    #[error("`{path}` holds no sequence that can be loaded: {why}")]
+    Saved { path: String, why: String },
+
+    #[error("`{path}`: {source}")]
+    Io { path: String, source: std::io::Error },
 
     #[error("{needed} bytes of weights do not fit into memory: {reason}; load with mmap=\"on\"")]
     Memory { needed: usize, reason: String },

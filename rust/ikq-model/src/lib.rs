@@ -1,32 +1,34 @@
-//! Runs a model that a [`spec::ModelSpec`] describes: weights by role, attention, FFN plans, cache; a whole step for a
-//! batch of tokens in one call.
+//! What a model is, and what a step of it does: checked layers, their places, sequences and their pages, the order
+//! of stages. Arithmetic is the business of devices.
 //!
 //! | module | what |
 //! |---|---|
 //! | [`spec`] | the description, as Python writes it |
-//! | [`load`] | where weights live: mapped files, or huge pages |
-//! | [`repack`] | rows joined to groups while loading, for comparison |
-//! | [`weights`] | a spec's names made into checked matrices |
-//! | [`layers`] | a block's weights |
-//! | [`rope`] | the rotary embeddings that layers share |
-//! | [`exec`] | the phases that all parts of a step are made of |
-//! | [`attention`] | grouped heads, latent, recurrent |
-//! | [`ffn`] | fused, merged, separate |
+//! | [`network`] | a spec's names made into checked matrices |
+//! | [`placement`] | which stage is on which device |
+//! | [`device`] | what a device can do |
+//! | [`batch`] | the tokens of a step |
+//! | [`cache`] | bookkeeping of pages and states |
+//! | [`sequence`] | tokens that were read |
+//! | [`saved`] | sequences in files |
+//! | [`step`] | the order of stages |
+//! | [`model`] | all of it together |
 //! | [`statistics`] | what weights are multiplied with, collected on the way |
-//! | [`engine`] | the model with its cache, and the step |
 
-pub mod attention;
-pub mod engine;
+pub mod batch;
+pub mod cache;
+pub mod device;
 pub mod error;
-pub mod exec;
-pub mod ffn;
-pub mod layers;
-pub mod load;
-pub mod repack;
-pub mod rope;
+pub mod model;
+pub mod network;
+pub mod placement;
+pub mod saved;
+pub mod sequence;
 pub mod spec;
 pub mod statistics;
-pub mod weights;
+pub mod step;
 
-pub use engine::Engine;
 pub use error::Error;
+pub use model::{Model, Options};
+pub use sequence::Sequence;
+pub use step::{Entry, Want};

@@ -203,6 +203,14 @@ pub struct Layer {
     pub post_ffn_norm: Option<String>,
 }
 
+/// What the block of a multi-token prediction head reads: `eh_proj [enorm(embedding); hnorm(hidden state)]`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Nextn {
+    pub enorm: String,
+    pub hnorm: String,
+    pub eh_proj: Linear,
+}
+
 #[derive(Clone, Debug, Deserialize)]
 pub struct ModelSpec {
     pub architecture: String,
@@ -212,8 +220,11 @@ pub struct ModelSpec {
     pub norm_eps: f32,
     pub token_embd: String,
     pub output_norm: String,
-    pub output: Linear,
+    /// `None`: a head whose hidden states another model's output reads.
+    pub output: Option<Linear>,
     pub layers: Vec<Layer>,
+    #[serde(default)]
+    pub nextn: Option<Nextn>,
     pub embd_scale: f32,
     pub final_softcap: Option<f32>,
 }

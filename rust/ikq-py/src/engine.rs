@@ -1,14 +1,17 @@
-//! Running models: the engine of `ikq.Model`, and what the kernels of this machine are.
+//! Running models: the engine behind `ikq.Model`, its sequences, and what the kernels of this machine are.
 
+use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use ikq_cpu::{CacheForm, Cpu, Mmap};
 use ikq_kernels::act::Activations;
 use ikq_kernels::attention::CacheType;
 use ikq_kernels::matmul::{Compute, Matrix, Scratch, check, multiply};
-use ikq_model::engine::{Options, Want};
-use ikq_model::ffn::PlanOptions;
-use ikq_model::load::Mmap;
+use ikq_model::device::Device;
+use ikq_model::network::PlanOptions;
+use ikq_model::placement::Rules;
 use ikq_model::spec::ModelSpec;
+use ikq_model::{Entry, Options, Want};
 use ikq_pool::Stop;
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::exceptions::PyValueError;
@@ -21,42 +24,35 @@ use crate::gguf::Model;
 use crate::simd::isa;
 use crate::types::quant_type;
 
-/// A loaded model with its cache. One call at a time: others wait.
+/// A loaded model. One step at a time: others wait.
 #[pyclass(frozen, module = "ikq._ikq")]
 pub struct Engine {
+    inner: ikq_model::Model,
+}
+
+/// Tokens that a model has read. One call at a time: others wait.
+#[pyclass(frozen, module = "ikq._ikq")]
+pub struct Sequence {
     /// `None` after `close`.
-    inner: Mutex<Option<ikq_model::Engine>>,
+    inner: Mutex<Option<ikq_model::Sequence>>,
 }
 
 /// Layer, role, plan, why, types of gate, up and down.
 type FfnPlan = (usize, &'static str, &'static str, String, [&'static str; 3]);
 
-impl Engine {
-    fn lock(&self) -> MutexGuard<'_, Option<ikq_model::Engine>> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// Stage, device, bytes in the file, why.
+type Placed = (String, String, usize, String);
 
-    /// Runs `f` on the engine with the interpreter released while waiting for it.
-    fn with<R: Send>(
-        &self,
-        py: Python<'_>,
-        f: impl FnOnce(&mut ikq_model::Engine) -> Result<R, ikq_model::Error> + Send,
-    ) -> PyResult<R> {
-        let done = py.detach(|| self.lock().as_mut().map(f));
-        done.ok_or_else(closed)?.map_err(|e| e.raise(py))
-    }
-}
-
-fn closed() -> PyErr {
-    PyValueError::new_err("the model is closed")
-}
+/// Sequence, tokens, what is wanted, hidden states that a head is given.
+type StepEntry<'py> = (Py<Sequence>, Vec<i64>, String, Option<PyReadonlyArray2<'py, f32>>);
 
 #[pymethods]
 impl Engine {
     /// Loads the weights that `spec` (JSON) names.
     #[staticmethod]
-    #[pyo3(signature = (model, spec, *, n_ctx, n_threads, n_ubatch, cache_type_k, cache_type_v, compute,
-                        fused_up_gate, fused_moe, merge_up_gate_experts, expert_reduction, mmap, repack, isa_name))]
+    #[pyo3(signature = (model, spec, *, n_ctx, n_threads, n_ubatch, cache_type_k, cache_type_v, cache_rotation, swa_full,
+                        compute, fused_up_gate, fused_moe, merge_up_gate_experts, expert_reduction, mmap, devices,
+                        n_gpu_layers, override_tensor, cpu_moe, n_cpu_moe, isa_name))]
     #[expect(clippy::too_many_arguments, reason = "the options of loading, named in Python")]
     fn load(
         py: Python<'_>,
@@ -67,13 +63,19 @@ impl Engine {
         n_ubatch: usize,
         cache_type_k: &str,
         cache_type_v: &str,
+        cache_rotation: bool,
+        swa_full: bool,
         compute: &str,
         fused_up_gate: bool,
         fused_moe: bool,
         merge_up_gate_experts: bool,
         expert_reduction: Option<(usize, f32)>,
         mmap: &str,
-        repack: bool,
+        devices: Vec<String>,
+        n_gpu_layers: usize,
+        override_tensor: Vec<String>,
+        cpu_moe: bool,
+        n_cpu_moe: usize,
         isa_name: Option<&str>,
     ) -> PyResult<Engine> {
         if n_threads == Some(0) {
@@ -85,118 +87,270 @@ impl Engine {
                 UnsupportedError::new_err(format!("no cache of type `{name}`; there are {known}"))
             })
         };
-        let options = Options {
-            n_ctx,
-            n_threads: n_threads.unwrap_or(0),
-            n_ubatch,
-            cache_type_k: cache(cache_type_k)?,
-            cache_type_v: cache(cache_type_v)?,
+        let cpu = ikq_cpu::Options {
+            kind: isa(isa_name)?,
             compute: parse_compute(compute)?,
-            plans: PlanOptions { fused_up_gate, fused_moe, merge_up_gate: merge_up_gate_experts },
-            expert_reduction,
+            cache: CacheForm {
+                keys: cache(cache_type_k)?,
+                values: cache(cache_type_v)?,
+                rotate: cache_rotation,
+            },
             mmap: match mmap {
                 "auto" => Mmap::Auto,
                 "on" => Mmap::On,
                 "off" => Mmap::Off,
                 other => return Err(one_of("mmap", other, "auto, on, off")),
             },
-            repack,
+            expert_reduction,
+            poison: devices.len() > 1,
         };
+        let mut rules = Rules { n_gpu_layers, overrides: Vec::new(), cpu_moe, n_cpu_moe };
+        for text in &override_tensor {
+            rules.add_overrides(text).map_err(|e| e.raise(py))?;
+        }
+        let options = Options {
+            n_ctx,
+            n_threads: n_threads.unwrap_or(0),
+            n_ubatch,
+            plans: PlanOptions { fused_up_gate, fused_moe, merge_up_gate: merge_up_gate_experts },
+            rules,
+            swa_full,
+        };
+        let devices = make_devices(&devices, &cpu)?;
         let spec = ModelSpec::from_json(spec).map_err(|e| e.raise(py))?;
-        let kind = isa(isa_name)?;
         let inner = enter(py, usize::MAX, |cancel| {
-            ikq_model::Engine::load(&model.inner, spec, kind, options, cancel)
+            ikq_model::Model::load(&model.inner, spec, devices, &options, cancel)
         })?;
-        Ok(Engine { inner: Mutex::new(Some(inner)) })
+        Ok(Engine { inner })
     }
 
-    /// Runs tokens after what the cache holds; logits `(n, n_vocab)` of the positions wanted.
-    #[pyo3(signature = (tokens, want))]
-    fn eval<'py>(
+    /// A sequence of no tokens.
+    fn new_sequence(&self) -> Sequence {
+        Sequence { inner: Mutex::new(Some(self.inner.new_sequence())) }
+    }
+
+    /// Runs the tokens of all entries after what their sequences hold: per entry floats `(n, n_vocab)` or
+    /// `(n, n_embd)`, or `None`.
+    fn step<'py>(
         &self,
         py: Python<'py>,
-        tokens: Vec<i64>,
-        want: &str,
-    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
-        let want = match want {
-            "all" => Want::All,
-            "last" => Want::Last,
-            "none" => Want::Nothing,
-            other => return Err(one_of("want", other, "all, last, none")),
-        };
-        let (logits, n_vocab) = enter(py, usize::MAX, |cancel| {
-            let mut engine = self.lock();
-            let Some(engine) = engine.as_mut() else {
-                return Ok((None, 0));
-            };
-            let logits = engine.eval(&tokens, want, cancel)?;
-            Ok::<_, Stop<ikq_model::Error>>((Some(logits), engine.spec().n_vocab))
+        entries: Vec<StepEntry<'py>>,
+    ) -> PyResult<Vec<Option<Bound<'py, PyArray2<f32>>>>> {
+        let wants = entries.iter().map(|e| parse_want(&e.2)).collect::<PyResult<Vec<_>>>()?;
+        let hidden = entries.iter().map(|e| e.3.as_ref().map_or(Ok(Vec::new()), |h| h.to_vec()));
+        let hidden: Vec<Vec<f32>> = hidden.collect::<Result<_, _>>()?;
+        let spec = &self.inner.network().spec;
+        let handles: Vec<&Sequence> = entries.iter().map(|e| e.0.get()).collect();
+        let tokens: Vec<&[i64]> = entries.iter().map(|e| e.1.as_slice()).collect();
+        // every thread locks in the same order
+        let mut order: Vec<usize> = (0..handles.len()).collect();
+        order.sort_by_key(|i| std::ptr::from_ref(handles[*i]) as usize);
+        if order.windows(2).any(|w| std::ptr::eq(handles[w[0]], handles[w[1]])) {
+            return Err(ikq_model::Error::SameSequence.raise(py));
+        }
+        let out = enter(py, usize::MAX, |cancel| {
+            let mut guards: Vec<Option<MutexGuard<'_, _>>> = handles.iter().map(|_| None).collect();
+            for i in order {
+                guards[i] = Some(handles[i].lock());
+            }
+            let mut steps = Vec::with_capacity(tokens.len());
+            for (i, guard) in guards.iter_mut().enumerate() {
+                match guard.as_mut().and_then(|g| g.as_mut()) {
+                    Some(sequence) => {
+                        let (tokens, want, hidden) = (tokens[i], wants[i], hidden[i].as_slice());
+                        steps.push(Entry { sequence, tokens, want, hidden });
+                    }
+                    None => return Ok(None),
+                }
+            }
+            self.inner.step(&mut steps, cancel).map(Some)
         })?;
-        let logits = logits.ok_or_else(closed)?;
-        let rows = logits.len() / n_vocab;
-        PyArray1::from_vec(py, logits).reshape([rows, n_vocab])
+        let out = out.ok_or_else(closed_sequence)?;
+        let arrays = out.into_iter().zip(&wants).map(|(values, want)| {
+            let width = match want {
+                Want::Nothing => return Ok(None),
+                Want::Hidden => spec.n_embd,
+                Want::Last | Want::All => spec.n_vocab,
+            };
+            let n = values.len() / width;
+            PyArray1::from_vec(py, values).reshape([n, width]).map(Some)
+        });
+        arrays.collect()
     }
 
-    fn truncate(&self, py: Python<'_>, n: usize) -> PyResult<()> {
-        self.with(py, |e| e.truncate(n))
+    /// Logits `(n, n_vocab)` of hidden states `(n, n_embd)` as a step gives them.
+    fn head<'py>(
+        &self,
+        py: Python<'py>,
+        hidden: PyReadonlyArray2<'py, f32>,
+    ) -> PyResult<Bound<'py, PyArray2<f32>>> {
+        let hidden = hidden.to_vec()?;
+        let logits = py.detach(|| self.inner.head(&hidden)).map_err(|e| e.raise(py))?;
+        let n_vocab = self.inner.network().spec.n_vocab;
+        let n = logits.len() / n_vocab;
+        PyArray1::from_vec(py, logits).reshape([n, n_vocab])
     }
 
-    fn shift(&self, py: Python<'_>, n_keep: usize, n_discard: usize) -> PyResult<()> {
-        self.with(py, |e| e.shift(n_keep, n_discard))
+    /// The sequence that `Sequence.save` wrote.
+    fn load_sequence(&self, py: Python<'_>, path: PathBuf) -> PyResult<Sequence> {
+        let sequence = py.detach(|| self.inner.load_sequence(&path)).map_err(|e| e.raise(py))?;
+        Ok(Sequence { inner: Mutex::new(Some(sequence)) })
     }
 
     #[getter]
-    fn n_past(&self, py: Python<'_>) -> PyResult<usize> {
-        self.with(py, |e| Ok(e.n_past()))
+    fn n_ctx(&self) -> usize {
+        self.inner.n_ctx()
     }
 
     #[getter]
-    fn n_ctx(&self, py: Python<'_>) -> PyResult<usize> {
-        self.with(py, |e| Ok(e.n_ctx()))
+    fn n_threads(&self) -> usize {
+        self.inner.n_threads()
     }
 
+    /// Bytes of weights read from mapped files, of weights copied, of pages and states held.
     #[getter]
-    fn n_threads(&self, py: Python<'_>) -> PyResult<usize> {
-        self.with(py, |e| Ok(e.n_threads()))
+    fn memory(&self) -> (usize, usize, usize) {
+        let memory = self.inner.memory();
+        let mapped = memory.iter().map(|m| m.mapped_bytes).sum();
+        (mapped, memory.iter().map(|m| m.copied_bytes).sum(), self.inner.cache_bytes())
     }
 
-    /// Bytes of weights read from the mapped files, of weights copied, of the cache.
-    #[getter]
-    fn memory(&self, py: Python<'_>) -> PyResult<(usize, usize, usize)> {
-        self.with(py, |e| Ok((e.mapped_bytes, e.copied_bytes, e.cache_bytes())))
+    /// Bytes of the cache that a sequence of `n` positions takes.
+    fn sequence_bytes(&self, n: usize) -> usize {
+        self.inner.sequence_bytes(n)
+    }
+
+    /// Window (or none) of each group of layers, and the pages of it that are held.
+    fn pages_held(&self) -> Vec<(Option<usize>, usize)> {
+        self.inner.pages_held()
     }
 
     /// Why weights were copied or not.
     #[getter]
-    fn why_memory(&self, py: Python<'_>) -> PyResult<String> {
-        self.with(py, |e| Ok(e.why_memory.clone()))
+    fn why_memory(&self) -> String {
+        self.inner.memory().first().map(|m| m.why.clone()).unwrap_or_default()
     }
 
     /// Lets a collector (or none) see what the weights are multiplied with.
     fn set_collector(&self, py: Python<'_>, collector: Option<&StatisticsCollector>) -> PyResult<()> {
         let collector = collector.map(|c| c.inner.clone());
-        self.with(py, |e| {
-            e.set_collector(collector);
-            Ok(())
-        })
+        py.detach(|| self.inner.set_collector(collector)).map_err(|e| e.raise(py))
     }
 
     /// How each FFN is computed.
-    fn plans(&self, py: Python<'_>) -> PyResult<Vec<FfnPlan>> {
-        self.with(py, |e| {
-            let rows = e.plans().into_iter();
-            Ok(rows
-                .map(|(layer, role, x)| {
-                    let types = [&x.gate, &x.up, &x.down].map(|w| w.ty.name());
-                    (layer, role, x.plan.kind.name(), x.plan.why.clone(), types)
-                })
-                .collect())
+    fn plans(&self) -> Vec<FfnPlan> {
+        let rows = self.inner.plans().into_iter();
+        rows.map(|(layer, role, x)| {
+            let types = x.weights().map(|w| w.ty.name());
+            (layer, role, x.plan.kind.name(), x.plan.why.clone(), types)
         })
+        .collect()
     }
 
-    /// Frees weights and cache; the engine cannot be used any more.
+    /// Where every stage is computed.
+    fn placement(&self) -> Vec<Placed> {
+        let placement = self.inner.placement();
+        let device = |i: usize| placement.devices[i].clone();
+        let rows = placement.stages.iter();
+        rows.map(|p| (p.stage.to_string(), device(p.device), p.n_bytes, p.why.clone())).collect()
+    }
+
+    /// Frees weights and caches; neither the engine nor its sequences can be used any more.
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.inner.close());
+    }
+}
+
+/// The devices of these names: `CPU`, and `CPU1`, `CPU2`, ..., which are the CPU with memory of their own.
+fn make_devices(names: &[String], cpu: &ikq_cpu::Options) -> PyResult<Vec<Box<dyn Device>>> {
+    let is_cpu = |name: &String| {
+        let number = name.get(..3).filter(|n| n.eq_ignore_ascii_case("CPU")).map(|_| &name[3..]);
+        number.is_some_and(|n| n.chars().all(|c| c.is_ascii_digit()))
+    };
+    match names.first() {
+        Some(first) if first.eq_ignore_ascii_case("CPU") => {}
+        _ => return Err(PyValueError::new_err(format!("devices={names:?}: the first is the CPU"))),
+    }
+    if let Some(other) = names.iter().find(|n| !is_cpu(n)) {
+        return Err(UnsupportedError::new_err(format!("there is no device {other}; there are CPU, CPU1, ...")));
+    }
+    Ok(names.iter().map(|n| Box::new(Cpu::new(n.to_uppercase(), cpu.clone())) as Box<dyn Device>).collect())
+}
+
+impl Sequence {
+    fn lock(&self) -> MutexGuard<'_, Option<ikq_model::Sequence>> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Runs `f` on the sequence with the interpreter released while waiting for it.
+    fn with<R: Send>(
+        &self,
+        py: Python<'_>,
+        f: impl FnOnce(&mut ikq_model::Sequence) -> Result<R, ikq_model::Error> + Send,
+    ) -> PyResult<R> {
+        let done = py.detach(|| self.lock().as_mut().map(f));
+        done.ok_or_else(closed_sequence)?.map_err(|e| e.raise(py))
+    }
+}
+
+#[pymethods]
+impl Sequence {
+    #[getter]
+    fn n_past(&self, py: Python<'_>) -> PyResult<usize> {
+        self.with(py, |s| Ok(s.n_past()))
+    }
+
+    /// The tokens so far.
+    #[getter]
+    fn tokens(&self, py: Python<'_>) -> PyResult<Vec<u32>> {
+        self.with(py, |s| Ok(s.tokens().to_vec()))
+    }
+
+    /// Bytes of its pages and states, shared ones included.
+    #[getter]
+    fn n_bytes(&self, py: Python<'_>) -> PyResult<usize> {
+        self.with(py, |s| Ok(s.bytes()))
+    }
+
+    fn fork(&self, py: Python<'_>) -> PyResult<Sequence> {
+        let fork = self.with(py, |s| s.fork())?;
+        Ok(Sequence { inner: Mutex::new(Some(fork)) })
+    }
+
+    fn truncate(&self, py: Python<'_>, n: usize) -> PyResult<()> {
+        self.with(py, |s| s.truncate(n))
+    }
+
+    /// The largest position, at most `n`, that `truncate` can go back to.
+    fn rewindable(&self, py: Python<'_>, n: usize) -> PyResult<usize> {
+        self.with(py, |s| Ok(s.rewindable(n)))
+    }
+
+    fn shift(&self, py: Python<'_>, n_keep: usize, n_discard: usize) -> PyResult<()> {
+        self.with(py, |s| s.shift(n_keep, n_discard))
+    }
+
+    fn save(&self, py: Python<'_>, path: PathBuf) -> PyResult<()> {
+        self.with(py, |s| s.save(&path))
+    }
+
+    /// Gives its pages back; it cannot be used any more.
     fn close(&self, py: Python<'_>) {
         py.detach(|| drop(self.lock().take()));
+    }
+}
+
+fn closed_sequence() -> PyErr {
+    PyValueError::new_err("the sequence is closed")
+}
+
+fn parse_want(name: &str) -> PyResult<Want> {
+    match name {
+        "all" => Ok(Want::All),
+        "last" => Ok(Want::Last),
+        "none" => Ok(Want::Nothing),
+        "hidden" => Ok(Want::Hidden),
+        other => Err(one_of("want", other, "all, last, none, hidden")),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use pyo3::exceptions::{PyIsADirectoryError, PyKeyboardInterrupt, PyOSError};
+use pyo3::exceptions::{PyValueError, PyIsADirectoryError, PyKeyboardInterrupt, PyOSError};
 use pyo3::prelude::*;
 
 pyo3::import_exception!(ikq.errors, IkqError);
@@ -125,11 +125,13 @@ impl Raise for ikq_model::Error {
         let message = self.to_string();
         match self {
             Gguf(e) => e.raise(py),
-            Shape { .. } | Experts { .. } | Rows { .. } | NoTokens | Context { .. } => {
+            Shape { .. } | Experts { .. } | Rows { .. } | NoTokens | Context { .. } | Hidden { .. } => {
                 ShapeError::new_err(message)
             }
-            Cache { .. } | Rewind { .. } | NotWeights { .. } => UnsupportedError::new_err(message),
-            Memory { .. } | Option { .. } | Threads(_) => RefusedError::new_err(message),
+            Cache { .. } | Rewind { .. } | Shift | NotWeights { .. } => UnsupportedError::new_err(message),
+            Memory { .. } | CacheMemory { .. } | Option { .. } | Threads(_) => RefusedError::new_err(message),
+            Closed | SameSequence | OtherModel => PyValueError::new_err(message),
+            Io { path, source } => os_error(py, source.raw_os_error(), reason(&source), Some(path.into())),
             _ => FormatError::new_err(message),
         }
     }

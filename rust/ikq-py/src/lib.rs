@@ -24,7 +24,7 @@ mod _ikq {
     #[pymodule_export]
     use crate::collect::{StatisticsCollector, StatisticsFile, write_statistics};
     #[pymodule_export]
-    use crate::engine::{Engine, kernel_name, kernel_self_test, product};
+    use crate::engine::{Engine, Sequence, kernel_name, kernel_self_test, product};
     #[pymodule_export]
     use crate::fields::{layout_fields, pack, unpack};
     #[pymodule_export]

@@ -13,48 +13,15 @@
 use std::ops::Range;
 
 use ikq_kernels::act::Activations;
+use ikq_kernels::matmul::Compute;
 use ikq_kernels::ops::{Activation, glu};
 use ikq_kernels::tiles::tiles;
+use ikq_model::network::{self, PlanKind};
+use ikq_model::spec;
 
 use crate::exec::{Exec, Forms, room};
-use crate::weights::Weight;
-
-/// How gate, up and activation are computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PlanKind {
-    /// In one pass over the input.
-    Fused,
-    /// As one matrix of gate and up rows (a view: nothing is copied), in one pass.
-    Merged,
-    /// As two products and an activation.
-    Separate,
-}
-
-impl PlanKind {
-    /// Name for `explain`.
-    pub fn name(self) -> &'static str {
-        match self {
-            PlanKind::Fused => "fused",
-            PlanKind::Merged => "merged",
-            PlanKind::Separate => "separate",
-        }
-    }
-}
-
-/// What was decided for an FFN at load time, and why.
-#[derive(Clone, Debug)]
-pub struct Plan {
-    pub kind: PlanKind,
-    pub why: String,
-}
-
-/// Options that decide plans.
-#[derive(Clone, Copy, Debug)]
-pub struct PlanOptions {
-    pub fused_up_gate: bool,
-    pub fused_moe: bool,
-    pub merge_up_gate: bool,
-}
+use crate::load::Loaded;
+use crate::weight::Weight;
 
 /// Gate, up and down of one or many experts.
 #[derive(Debug)]
@@ -63,38 +30,28 @@ pub struct Experts {
     pub up: Weight,
     pub down: Weight,
     pub activation: Activation,
-    pub plan: Plan,
+    pub plan: PlanKind,
 }
 
 impl Experts {
-    /// Decides the plan.
-    pub fn plan(gate: &Weight, up: &Weight, is_moe: bool, options: PlanOptions) -> Plan {
-        let say = |kind, why: String| Plan { kind, why };
-        let types = match gate.ty == up.ty {
-            true => format!("gate and up are {}", gate.ty),
-            false => format!("gate is {}, up is {}: different types fuse as well", gate.ty, up.ty),
-        };
-        if !options.fused_up_gate {
-            return say(PlanKind::Separate, "fused_up_gate is off".to_string());
-        }
-        if is_moe && !options.fused_moe {
-            return say(PlanKind::Separate, "fused_moe is off".to_string());
-        }
-        if gate.is_followed_by(up) {
-            return say(PlanKind::Merged, format!("`{}` holds gate and up", gate.name));
-        }
-        match options.merge_up_gate && is_moe {
-            true => say(
-                PlanKind::Merged,
-                format!("merging was asked for; {types}; a view of both, nothing is copied"),
-            ),
-            false => say(PlanKind::Fused, types),
+    /// The weights of `experts`, taken from those loaded.
+    pub fn new(experts: &network::Experts, loaded: &mut Loaded) -> Experts {
+        Experts {
+            gate: loaded.take(&experts.gate),
+            up: loaded.take(&experts.up),
+            down: loaded.take(&experts.down),
+            activation: match experts.activation {
+                spec::Activation::Silu => Activation::Silu,
+                spec::Activation::GeluTanh => Activation::GeluTanh,
+                spec::Activation::SwigluOai => Activation::SwigluOai,
+            },
+            plan: experts.plan.kind,
         }
     }
 
     /// The form in which the input is read.
-    pub fn input_forms(&self, exec: &Exec<'_>) -> Forms {
-        Forms::of(exec.compute, [&self.gate, &self.up])
+    pub fn input_forms(&self, compute: Compute) -> Forms {
+        Forms::of(compute, [&self.gate, &self.up])
     }
 
     /// Rows of gate and up.
@@ -213,7 +170,7 @@ fn middle(exec: &Exec<'_>, experts: &Experts, acts: &Activations, buffers: &mut 
     let n_experts = experts.up.n_experts();
     exec.observe_groups(&[&experts.gate, &experts.up], n_experts, &groups.experts, &groups.tokens, acts);
     mid.resize(experts.n_ff(), n_pairs);
-    match experts.plan.kind {
+    match experts.plan {
         PlanKind::Fused | PlanKind::Merged => fused(exec, experts, acts, groups, mid),
         PlanKind::Separate => separate(exec, experts, acts, groups, mid, [gate, up]),
     }

@@ -1,16 +1,14 @@
-//! Weights by role: what a spec names, checked against the shapes it implies.
+//! Matrices by role: what a spec names, checked against the file. Bytes stay in the file's mapping; devices make
+//! their own form of them.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 
 use ikq_formats::row::I2_S_TRAILER_BYTES;
-use ikq_formats::{QuantType, matrix_bytes};
-use ikq_gguf::Bytes;
-use ikq_kernels::matmul::{self, Compute, Input, Matrix};
+use ikq_formats::{Family, QuantType, check_matrix, matrix_bytes};
+use ikq_gguf::{Bytes, Model};
 use ikq_simd::IsaKind;
 
 use crate::error::Error;
-use crate::load::{Loaded, Tensors};
 use crate::spec::{Linear, Names};
 use crate::statistics::Owner;
 
@@ -19,7 +17,7 @@ use crate::statistics::Owner;
 pub struct Weight {
     pub name: String,
     pub ty: QuantType,
-    /// The whole matrices that rows are taken from, one per expert.
+    /// The whole matrices that rows are taken from, one per expert, in file form.
     matrices: Vec<Bytes>,
     /// Rows of each of them.
     n_stored: usize,
@@ -27,11 +25,11 @@ pub struct Weight {
     pub n_rows: usize,
     pub k: usize,
     /// Scale of the tensor (I2_S), else 1.
-    scale: f32,
+    pub scale: f32,
     /// Added after the product: `n_rows` per expert (of the tensor, the rows of this matrix).
-    bias: Option<Vec<f32>>,
+    pub bias: Option<Vec<f32>>,
     /// Multiplied with the product: one per expert.
-    factors: Option<Vec<f32>>,
+    pub factors: Option<Vec<f32>>,
     /// Names of the experts' tensors, where each is one of its own.
     each: Vec<String>,
     /// The matrices of all heads are rows of one tensor of two axes.
@@ -39,11 +37,27 @@ pub struct Weight {
 }
 
 impl Weight {
-    /// The matrix of an expert (0 where there are none).
-    pub fn matrix(&self, expert: usize) -> Matrix<'_> {
+    /// The rows of an expert (0 where there are none) in file form: whole groups of interleaved types, no trailer.
+    pub fn rows(&self, expert: usize) -> Bytes {
+        let step = self.row_step();
         let data = &self.matrices[expert];
-        Matrix::of_rows(self.ty, self.n_stored, self.k, data, self.scale)
-            .rows(self.first_row..self.first_row + self.n_rows)
+        let per_step = data.len() / (self.n_stored / step).max(1);
+        let range = self.first_row / step * per_step..(self.first_row + self.n_rows) / step * per_step;
+        data.slice(range).expect("rows were checked when the weight was made")
+    }
+
+    /// The same weight (of one matrix) with its rows in memory of its own.
+    pub fn copied(&self) -> Weight {
+        Weight {
+            name: self.name.clone(),
+            matrices: vec![Bytes::from(self.rows(0).to_vec())],
+            n_stored: self.n_rows,
+            first_row: 0,
+            bias: self.bias.clone(),
+            factors: self.factors.clone(),
+            each: self.each.clone(),
+            ..*self
+        }
     }
 
     pub fn n_experts(&self) -> usize {
@@ -56,66 +70,59 @@ impl Weight {
         Owner { names, pooled: self.pooled }
     }
 
-    /// What products read.
-    pub fn input(&self, compute: Compute) -> Input {
-        matmul::input(self.ty, compute)
-    }
-
-    /// Rows that units of work must not part.
+    /// Rows that file form stores together (1 but for interleaved types).
     pub fn row_step(&self) -> usize {
         self.ty.info().rows
     }
 
-    /// Applies scale and bias to rows `first..` of a product's column.
-    pub fn finish(&self, expert: usize, first: usize, column: &mut [f32]) {
-        if let Some(factors) = &self.factors {
-            column.iter_mut().for_each(|y| *y *= factors[expert]);
-        }
-        if let Some(bias) = &self.bias {
-            let bias = &bias[expert * self.n_rows + first..];
-            column.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
-        }
-    }
-
-    /// Whether [`Weight::finish`] does anything.
-    pub fn is_plain(&self) -> bool {
-        self.bias.is_none() && self.factors.is_none()
-    }
-
-    /// Bytes of one expert's rows.
-    pub fn bytes_per_expert(&self) -> usize {
-        self.matrix(0).data().len()
+    /// Bytes of all experts' rows.
+    pub fn n_bytes(&self) -> usize {
+        let step = self.row_step();
+        let per_step = |data: &Bytes| data.len() / (self.n_stored / step).max(1);
+        self.matrices.iter().map(|data| self.n_rows / step * per_step(data)).sum()
     }
 
     /// Row `row` of the first matrix as floats, `k` of them.
     pub fn decode_row(&self, kind: IsaKind, row: usize, out: &mut [f32]) {
         let step = self.row_step();
+        let rows = self.rows(0);
+        let per_step = rows.len() / (self.n_rows / step).max(1);
+        let part = &rows[row / step * per_step..][..per_step];
         if step == 1 {
-            return decode(kind, &self.matrix(0).rows(row..row + 1), out);
+            return self.decode(kind, part, out);
         }
         // rows that are stored interleaved can only be decoded together
-        let first = row / step * step;
         let mut group = vec![0.0; step * self.k];
-        decode(kind, &self.matrix(0).rows(first..first + step), &mut group);
-        out.copy_from_slice(&group[(row - first) * self.k..][..self.k]);
+        self.decode(kind, part, &mut group);
+        out.copy_from_slice(&group[row % step * self.k..][..self.k]);
     }
 
     /// The first weight that is not finite.
     pub fn not_finite(&self, kind: IsaKind) -> Option<Error> {
         let step = self.row_step();
-        let mut rows = vec![0.0; step * self.k];
+        let mut floats = vec![0.0; step * self.k];
         for expert in 0..self.n_experts() {
-            let matrix = self.matrix(expert);
-            for first in (0..self.n_rows).step_by(step) {
-                decode(kind, &matrix.rows(first..first + step), &mut rows);
-                if let Some(i) = rows.iter().position(|v| !v.is_finite()) {
-                    let row = expert * self.n_stored + self.first_row + first;
-                    let (tensor, index) = (self.name.clone(), row * self.k + i);
-                    return Some(Error::NotFinite { tensor, value: rows[i], index });
+            let rows = self.rows(expert);
+            let per_step = rows.len() / (self.n_rows / step).max(1);
+            for (i, part) in rows.chunks_exact(per_step.max(1)).enumerate() {
+                self.decode(kind, part, &mut floats);
+                if let Some(at) = floats.iter().position(|v| !v.is_finite()) {
+                    let row = expert * self.n_stored + self.first_row + i * step;
+                    let (tensor, index) = (self.name.clone(), row * self.k + at);
+                    return Some(Error::NotFinite { tensor, value: floats[at], index });
                 }
             }
         }
         None
+    }
+
+    /// Decodes rows whose shape was checked when the weight was made.
+    fn decode(&self, kind: IsaKind, rows: &[u8], out: &mut [f32]) {
+        if self.ty == QuantType::I2_S {
+            return ikq_decode::dequantize_i2_s(kind, rows, self.scale, out);
+        }
+        let n_rows = out.len() / self.k;
+        ikq_decode::dequantize(kind, self.ty, rows, n_rows, self.k, out).expect("the shape was checked");
     }
 
     /// Whether two weights are rows of the same tensor, `self`'s before `other`'s without a gap.
@@ -124,21 +131,29 @@ impl Weight {
     }
 }
 
-/// Decodes a matrix whose shape was checked when it was loaded.
-fn decode(kind: IsaKind, matrix: &Matrix<'_>, out: &mut [f32]) {
-    let (ty, data) = (matrix.ty(), matrix.data());
-    if ty == QuantType::I2_S {
-        return ikq_decode::dequantize_i2_s(kind, data, matrix.scale(), out);
-    }
-    ikq_decode::dequantize(kind, ty, data, matrix.n_rows(), matrix.k(), out).expect("the shape was checked");
+/// A tensor of the file that may hold weights.
+#[derive(Clone, Debug)]
+struct Loaded {
+    ty: QuantType,
+    ne: [u64; 4],
+    data: Bytes,
 }
 
-/// Makes weights from loaded tensors.
+/// Makes weights from a file's tensors.
 pub struct Weights<'a> {
-    pub tensors: &'a Tensors,
+    pub model: &'a Model,
 }
 
 impl Weights<'_> {
+    fn tensor(&self, name: &str) -> Result<Loaded, Error> {
+        let tensor = self.model.require(name)?;
+        let ty = tensor.quant_type()?;
+        if matches!(ty.info().family, Family::Activation | Family::Integer) {
+            return Err(Error::NotWeights { tensor: name.to_string(), ty });
+        }
+        Ok(Loaded { ty, ne: tensor.ne, data: tensor.data.clone() })
+    }
+
     /// A matrix of rows of `k` elements; `n_rows` and `n_experts` are checked where they are known.
     ///
     /// # Errors
@@ -152,7 +167,7 @@ impl Weights<'_> {
         n_experts: usize,
     ) -> Result<Weight, Error> {
         let name = linear.weight.first().to_string();
-        let first = self.tensors.get(&name)?;
+        let first = self.tensor(&name)?;
         let (ty, n_stored) = (first.ty, first.ne[1] as usize);
         let mut matrices = Vec::new();
         let mut scale = 1.0;
@@ -162,8 +177,8 @@ impl Weights<'_> {
                 if found != n_experts || first.ne[3] != 1 {
                     return Err(Error::Experts { tensor: name.clone(), found, expected: n_experts });
                 }
-                self.check_matrix(name, first, k)?;
-                scale = self.split(name, first, n_experts, &mut matrices)?;
+                self.check_matrix(name, &first, k)?;
+                scale = self.split(name, &first, n_experts, &mut matrices)?;
             }
             Names::Each(names) => {
                 if names.len() != n_experts {
@@ -171,8 +186,8 @@ impl Weights<'_> {
                     return Err(Error::Experts { tensor, found, expected: n_experts });
                 }
                 for name in names {
-                    let tensor = self.tensors.get(name)?;
-                    self.check_matrix(name, tensor, k)?;
+                    let tensor = self.tensor(name)?;
+                    self.check_matrix(name, &tensor, k)?;
                     if tensor.ne[1..] != first.ne[1..] || tensor.ty != ty || ty == QuantType::I2_S {
                         return Err(Error::Shape {
                             tensor: name.clone(),
@@ -180,7 +195,7 @@ impl Weights<'_> {
                             expected: format!("the shape and type of `{}`, {:?} {ty:?}", names[0], first.ne),
                         });
                     }
-                    self.split(name, tensor, 1, &mut matrices)?;
+                    self.split(name, &tensor, 1, &mut matrices)?;
                 }
             }
         }
@@ -256,9 +271,9 @@ impl Weights<'_> {
         rows: Range<usize>,
         n_heads: usize,
     ) -> Result<Weight, Error> {
-        let tensor = self.tensors.get(name)?;
+        let tensor = self.tensor(name)?;
         let (ty, step) = (tensor.ty, tensor.ty.info().rows);
-        self.check_matrix(name, tensor, k)?;
+        self.check_matrix(name, &tensor, k)?;
         let in_all: u64 = tensor.ne[1..].iter().product();
         if in_all != (n_stored * n_heads) as u64 {
             let expected = format!("{n_stored} rows of {k} elements for each of {n_heads} heads");
@@ -307,7 +322,7 @@ impl Weights<'_> {
         let mut rows = vec![0.0; n_nope * kv_rank];
         let mut transposed = Vec::with_capacity(n_heads);
         for head in 0..n_heads {
-            decode(kind, &keys.matrix(head), &mut rows);
+            keys.decode(kind, &keys.rows(head), &mut rows);
             let mut bytes = Vec::with_capacity(4 * rows.len());
             for m in 0..kv_rank {
                 rows.chunks_exact(kv_rank).for_each(|row| bytes.extend(row[m].to_le_bytes()));
@@ -349,12 +364,13 @@ impl Weights<'_> {
         let format = |source| Error::Format { tensor: name.to_string(), source };
         let (n_rows, k) = (tensor.ne[1] as usize, tensor.ne[0] as usize);
         // checks the types that matrices cannot have as well
-        Matrix::new(tensor.ty, n_rows * n_experts, k, &tensor.data).map_err(format)?;
+        check_matrix(tensor.ty, n_rows * n_experts, k, tensor.data.len()).map_err(format)?;
         let mut bytes = matrix_bytes(tensor.ty, n_rows, k).map_err(format)?;
         let mut scale = 1.0;
         if tensor.ty == QuantType::I2_S {
             bytes -= I2_S_TRAILER_BYTES;
-            scale = Matrix::new(tensor.ty, n_rows * n_experts, k, &tensor.data).map_err(format)?.scale();
+            let trailer = tensor.data.len() - I2_S_TRAILER_BYTES;
+            scale = tensor.data[trailer..].first_chunk().map_or(1.0, |b| f32::from_le_bytes(*b));
         }
         matrices.extend((0..n_experts).filter_map(|e| tensor.data.slice(e * bytes..(e + 1) * bytes)));
         Ok(scale)
@@ -365,7 +381,7 @@ impl Weights<'_> {
     /// # Errors
     /// [`Error::Shape`], [`Error::Format`], [`Error::NotFinite`].
     pub fn floats(&self, name: &str, len: usize) -> Result<Vec<f32>, Error> {
-        let tensor = self.tensors.get(name)?;
+        let tensor = self.tensor(name)?;
         if tensor.ne.iter().product::<u64>() != len as u64 {
             let (tensor, found) = (name.to_string(), tensor.ne.to_vec());
             return Err(Error::Shape { tensor, found, expected: format!("{len} elements in all") });
@@ -379,13 +395,4 @@ impl Weights<'_> {
             None => Ok(out),
         }
     }
-}
-
-/// Adds the tensors that a product names.
-pub fn names_of(linear: &Linear, all: &mut BTreeSet<String>) {
-    match &linear.weight {
-        Names::One(name) => all.extend([name.clone()]),
-        Names::Each(names) => all.extend(names.iter().cloned()),
-    }
-    all.extend(linear.bias.iter().chain(&linear.scale).cloned());
 }

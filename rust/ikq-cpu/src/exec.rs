@@ -8,12 +8,14 @@ use ikq_kernels::act::Activations;
 use ikq_kernels::matmul::{self, Compute, Input, Scratch};
 use ikq_kernels::ops;
 use ikq_kernels::tiles::{Tile, tiles};
+use ikq_model::batch::Batch;
+use ikq_model::statistics::{Collector, Observed};
 use ikq_pool::Team;
 use ikq_simd::IsaKind;
 
+use crate::attention::Cuts;
 use crate::rope::Angles;
-use crate::statistics::{Collector, Observed};
-use crate::weights::Weight;
+use crate::weight::Weight;
 
 /// Memory that belongs to one thread.
 #[derive(Default)]
@@ -32,6 +34,11 @@ pub struct Exec<'a> {
     pub team: &'a Team<'a>,
     pub kind: IsaKind,
     pub compute: Compute,
+    /// Epsilon of the model's norms.
+    pub norm_eps: f32,
+    /// The tokens of the step, and how their attention is cut.
+    pub batch: &'a Batch,
+    pub cuts: &'a Cuts,
     pub threads: &'a [Mutex<ThreadScratch>],
     /// 0, 1, 2, ...: the columns of a product that takes all tokens.
     pub all_columns: &'a [u32],
@@ -119,7 +126,7 @@ impl Exec<'_> {
     ) {
         if let Some(collector) = self.collector {
             let floats = &|column: u32| acts.floats(column as usize);
-            let owners: Vec<_> = weights.iter().map(|w| w.owner()).collect();
+            let owners: Vec<_> = weights.iter().map(|w| w.owner().clone()).collect();
             collector.observe(
                 self.team,
                 &owners,
@@ -146,13 +153,13 @@ impl Exec<'_> {
             let step = self.row_block(n_rows, n, p.weight.row_step());
             let all = std::iter::once(0..n);
             units.extend(
-                tiles(p.out, p.weight.n_rows, step, all).into_iter().map(|t| (p.weight, p.expert, t, p.add)),
+                tiles(p.out, p.weight.n_rows, step, all).into_iter().map(|t| (p.weight, p.expert, t)),
             );
         }
-        self.team.for_each(&mut units, |(weight, expert, tile, add), thread| {
+        self.team.for_each(&mut units, |(weight, expert, tile), thread| {
             let scratch = &mut *self.scratch(thread);
             self.product(weight, *expert, tile.rows(), acts, &self.all_columns[..n], scratch);
-            store(tile, &scratch.first, *add);
+            store(tile, &scratch.first);
         });
     }
 
@@ -176,7 +183,7 @@ impl Exec<'_> {
             let (expert, range) = &groups[*i / n_blocks];
             let scratch = &mut *self.scratch(thread);
             self.product(weight, *expert, tile.rows(), acts, &columns[range.clone()], scratch);
-            store(tile, &scratch.first, false);
+            store(tile, &scratch.first);
         });
     }
 
@@ -222,14 +229,12 @@ pub struct Product<'a> {
     pub expert: usize,
     /// Columns of `weight.n_rows` floats.
     pub out: &'a mut [f32],
-    /// Adds to the output instead of writing it.
-    pub add: bool,
 }
 
 impl<'a> Product<'a> {
     /// A product that is written to `out`.
     pub fn new(weight: &'a Weight, out: &'a mut [f32]) -> Product<'a> {
-        Product { weight, expert: 0, out, add: false }
+        Product { weight, expert: 0, out }
     }
 }
 
@@ -247,13 +252,9 @@ impl Forms {
 }
 
 /// Writes a product's columns to a tile.
-fn store(tile: &mut Tile<'_>, values: &[f32], add: bool) {
+fn store(tile: &mut Tile<'_>, values: &[f32]) {
     let n_rows = tile.rows().len();
     for (column, values) in tile.columns().zip(values.chunks_exact(n_rows)) {
-        let out = tile.column(column);
-        match add {
-            true => out.iter_mut().zip(values).for_each(|(o, v)| *o += v),
-            false => out.copy_from_slice(values),
-        }
+        tile.column(column).copy_from_slice(values);
     }
 }

@@ -1,0 +1,86 @@
+//! Matrices where products read them.
+
+use ikq_formats::QuantType;
+use ikq_gguf::Bytes;
+use ikq_kernels::matmul::{self, Compute, Input, Matrix};
+use ikq_model::network;
+use ikq_model::statistics::Owner;
+
+/// A matrix, or one per expert, in the device's form or (mapped) in that of the file, with what follows the product.
+#[derive(Debug)]
+pub struct Weight {
+    pub name: String,
+    pub ty: QuantType,
+    pub n_rows: usize,
+    pub k: usize,
+    /// One per expert.
+    matrices: Vec<Bytes>,
+    /// Rows stand in lanes.
+    in_lanes: bool,
+    scale: f32,
+    bias: Option<Vec<f32>>,
+    factors: Option<Vec<f32>>,
+    owner: Owner,
+}
+
+impl Weight {
+    /// `matrices` hold the rows of `weight`, expert after expert.
+    pub fn new(weight: &network::Weight, matrices: Vec<Bytes>, in_lanes: bool) -> Weight {
+        Weight {
+            name: weight.name.clone(),
+            ty: weight.ty,
+            n_rows: weight.n_rows,
+            k: weight.k,
+            matrices,
+            in_lanes,
+            scale: weight.scale,
+            bias: weight.bias.clone(),
+            factors: weight.factors.clone(),
+            owner: weight.owner(),
+        }
+    }
+
+    /// The matrix of an expert (0 where there are none).
+    pub fn matrix(&self, expert: usize) -> Matrix<'_> {
+        let data = &self.matrices[expert];
+        match self.in_lanes {
+            true => Matrix::lanes(self.ty, self.n_rows, self.k, data, self.scale),
+            false => Matrix::of_rows(self.ty, self.n_rows, self.k, data, self.scale),
+        }
+    }
+
+    pub fn n_experts(&self) -> usize {
+        self.matrices.len()
+    }
+
+    /// The entries that statistics of its input make.
+    pub fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    /// What products read.
+    pub fn input(&self, compute: Compute) -> Input {
+        matmul::input(self.ty, compute)
+    }
+
+    /// Rows that units of work must not part.
+    pub fn row_step(&self) -> usize {
+        self.matrix(0).row_step()
+    }
+
+    /// Applies scale and bias to rows `first..` of a product's column.
+    pub fn finish(&self, expert: usize, first: usize, column: &mut [f32]) {
+        if let Some(factors) = &self.factors {
+            column.iter_mut().for_each(|y| *y *= factors[expert]);
+        }
+        if let Some(bias) = &self.bias {
+            let bias = &bias[expert * self.n_rows + first..];
+            column.iter_mut().zip(bias).for_each(|(y, b)| *y += b);
+        }
+    }
+
+    /// Whether [`Weight::finish`] does anything.
+    pub fn is_plain(&self) -> bool {
+        self.bias.is_none() && self.factors.is_none()
+    }
+}

@@ -1,0 +1,45 @@
+//! A batch: the tokens of a step, sequence after sequence, as devices see them.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Positions of a page.
+pub const PAGE: usize = 256;
+
+/// A page behind a sliding window, which was given back.
+pub const NO_PAGE: u32 = u32::MAX;
+
+/// The tokens of one sequence: columns that follow one another.
+#[derive(Clone, Debug)]
+pub struct Run {
+    pub columns: Range<usize>,
+    /// Position of the first token.
+    pub first: usize,
+    /// Per group the pages of all positions, those of this step included.
+    pub tables: Vec<Arc<[u32]>>,
+    /// The sequence's state of the recurrent layers.
+    pub state: Option<u32>,
+}
+
+/// What a step computes.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// Token of every column.
+    pub tokens: Vec<u32>,
+    /// Position of every column.
+    pub positions: Vec<u32>,
+    pub runs: Vec<Run>,
+    /// Of a multi-token prediction head: the hidden state that each column is given, `n_embd` floats.
+    pub given: Vec<f32>,
+    /// Columns whose logits are wanted, ascending.
+    pub logits: Vec<u32>,
+    /// Columns whose hidden states are wanted, ascending.
+    pub hidden: Vec<u32>,
+}
+
+impl Batch {
+    /// Columns.
+    pub fn n(&self) -> usize {
+        self.tokens.len()
+    }
+}

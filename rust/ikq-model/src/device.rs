@@ -1,0 +1,198 @@
+//! [`Device`]: what computes stages. It owns its weights in a form of its own, its caches and its scratch.
+//!
+//! Calls come in this order: [`Device::load`] once; then per step [`Device::reserve`] and the copies of pages that the
+//! step needs, [`Device::begin`], and stages with the values that they read moved in where another device made
+//! them. Positions, page tables and references are kept by the caller; devices only see page numbers.
+
+use std::sync::Arc;
+
+use ikq_pool::{Cancel, Pool, Stop, Team};
+
+use crate::batch::Batch;
+use crate::error::Error;
+use crate::network::Network;
+use crate::placement::Placement;
+use crate::statistics::Collector;
+
+/// A part of a step; see section 3 of docs/design.md. The number is the layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Stage {
+    Embed,
+    Attention(usize),
+    Dense(usize),
+    Route(usize),
+    Experts(usize),
+    Shared(usize),
+    Join(usize),
+    Head,
+}
+
+impl Stage {
+    /// The layer it belongs to.
+    pub fn layer(self) -> Option<usize> {
+        match self {
+            Stage::Embed | Stage::Head => None,
+            Stage::Attention(l)
+            | Stage::Dense(l)
+            | Stage::Route(l)
+            | Stage::Experts(l)
+            | Stage::Shared(l)
+            | Stage::Join(l) => Some(l),
+        }
+    }
+}
+
+impl std::fmt::Display for Stage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Stage::Embed => write!(f, "embedding"),
+            Stage::Attention(l) => write!(f, "layer {l}, attention"),
+            Stage::Dense(l) => write!(f, "layer {l}, FFN"),
+            Stage::Route(l) => write!(f, "layer {l}, router"),
+            Stage::Experts(l) => write!(f, "layer {l}, experts"),
+            Stage::Shared(l) => write!(f, "layer {l}, shared expert"),
+            Stage::Join(l) => write!(f, "layer {l}, sum of experts"),
+            Stage::Head => write!(f, "output"),
+        }
+    }
+}
+
+/// A value between stages: `n_embd` floats per column of the batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// The residual stream.
+    Hidden,
+    /// The normed input of a mixture of experts.
+    Input,
+    /// The weighted sum of the chosen experts.
+    Sum,
+    /// What the shared expert gives.
+    Shared,
+}
+
+/// Experts and weights of every column, as the router chose them.
+pub type Choices = Vec<Vec<(u32, f32)>>;
+
+/// Why a stage gave nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouterFailed {
+    /// The column whose router gave no numbers.
+    pub column: usize,
+}
+
+/// What a stage has at hand beside the device's own.
+#[derive(Clone, Copy)]
+pub struct Step<'a> {
+    /// The model's threads.
+    pub team: &'a Team<'a>,
+    /// Is told what weights are multiplied with.
+    pub collector: Option<&'a Collector>,
+}
+
+/// What loading has to know.
+pub struct Loading<'a> {
+    pub network: Arc<Network>,
+    pub placement: &'a Placement,
+    /// The device's index in the placement.
+    pub index: usize,
+    pub pool: &'a Pool,
+    pub cancel: &'a Cancel,
+}
+
+/// Where a device's weights are.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// Bytes read from mapped files, and bytes copied.
+    pub mapped_bytes: usize,
+    pub copied_bytes: usize,
+    /// Why.
+    pub why: String,
+}
+
+/// Rows of one page that are copied to another when positions move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    pub from: (u32, usize),
+    pub to: (u32, usize),
+    pub n: usize,
+    /// Keys are turned back by so many positions.
+    pub turn_back: usize,
+}
+
+/// A place where stages are computed.
+pub trait Device: Send {
+    /// Name in rules and reports: `CPU`, `CUDA0`.
+    fn name(&self) -> &str;
+
+    /// Makes the device's form of the weights of its stages.
+    ///
+    /// # Errors
+    /// What memory, types and sizes stand against.
+    fn load(&mut self, loading: &Loading<'_>) -> Result<Memory, Stop<Error>>;
+
+    // ---- caches: pages of a group's layers that this device has
+
+    /// Bytes of a page of a group, over the layers that this device has.
+    fn page_bytes(&self, group: usize) -> usize;
+    /// Makes room for pages `0..n` of a group.
+    ///
+    /// # Errors
+    /// [`Error::CacheMemory`].
+    fn reserve(&mut self, group: usize, n: usize) -> Result<(), Error>;
+    fn copy_page(&mut self, group: usize, from: u32, to: u32);
+    /// Moves rows between pages; see [`Move`].
+    fn move_rows(&mut self, group: usize, moves: &[Move]);
+    /// How rows are stored: sequences can be moved between caches of one form.
+    fn cache_form(&self) -> String;
+    /// Bytes of a page of one layer of this device.
+    fn layer_page_bytes(&self, layer: usize) -> usize;
+    /// Appends the bytes of a layer's page.
+    fn export_page(&self, layer: usize, page: u32, out: &mut Vec<u8>);
+    /// Takes what [`Device::export_page`] gave: [`Device::layer_page_bytes`] bytes.
+    fn import_page(&mut self, layer: usize, page: u32, bytes: &[u8]);
+
+    // ---- states of the recurrent layers that this device has
+
+    /// Bytes of a state.
+    fn state_bytes(&self) -> usize;
+    /// Makes room for states `0..n`; new ones have seen no token.
+    ///
+    /// # Errors
+    /// [`Error::CacheMemory`].
+    fn reserve_states(&mut self, n: usize) -> Result<(), Error>;
+    fn clear_state(&mut self, state: u32);
+    fn copy_state(&mut self, from: u32, to: u32);
+    /// A state can go back by itself to the last multiple of this.
+    fn state_chunk(&self) -> usize;
+    /// Goes back to position `n`, not before that.
+    fn truncate_state(&mut self, state: u32, n: usize);
+    /// Appends the bytes of a recurrent layer's state.
+    fn export_state(&self, layer: usize, state: u32, out: &mut Vec<u8>);
+    /// Takes what [`Device::export_state`] gave.
+    ///
+    /// # Errors
+    /// Why the bytes are no state of this layer at `n_past`.
+    fn import_state(&mut self, layer: usize, state: u32, n_past: usize, bytes: &[u8]) -> Result<(), String>;
+
+    // ---- a step
+
+    /// The batch of the stages to come. Values of the step before are gone.
+    fn begin(&mut self, batch: &Batch);
+    /// Gives the device a value that another one made.
+    fn put(&mut self, value: Value, columns: &[f32]);
+    /// A value that this device made.
+    fn get(&mut self, value: Value) -> &[f32];
+    /// The same for the router's choices.
+    fn put_choices(&mut self, choices: &Choices);
+    fn choices(&self) -> &Choices;
+    /// Runs a stage of this device.
+    ///
+    /// # Errors
+    /// [`RouterFailed`] of [`Stage::Route`].
+    fn run(&mut self, stage: Stage, step: Step<'_>) -> Result<(), RouterFailed>;
+    /// Runs [`Stage::Head`]: logits of the batch's columns that want them, normed hidden states of those that
+    /// want these.
+    fn head(&mut self, step: Step<'_>, logits: &mut [f32], hidden: &mut [f32]);
+    /// The product of [`Stage::Head`] alone: logits of normed hidden states.
+    fn project(&mut self, step: Step<'_>, hidden: &[f32], logits: &mut [f32]);
+}

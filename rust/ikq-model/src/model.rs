@@ -1,0 +1,301 @@
+//! [`Model`]: a network on its devices, shared by its sequences.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ikq_pool::{Cancel, Pool, Stop, available_memory};
+
+use crate::cache::Pools;
+use crate::device::{Device, Loading, Memory, Stage};
+use crate::error::Error;
+use crate::network::{Experts, Group, Network, PlanOptions};
+use crate::placement::{Placement, Rules};
+use crate::sequence::Sequence;
+use crate::spec::ModelSpec;
+use crate::statistics::Collector;
+
+/// How a model is loaded and run, whatever its devices.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Most positions of a sequence; `None`: the trained context, or what memory allows.
+    pub n_ctx: Option<usize>,
+    /// 0: one per CPU.
+    pub n_threads: usize,
+    /// Most tokens that are computed at once.
+    pub n_ubatch: usize,
+    pub plans: PlanOptions,
+    pub rules: Rules,
+    /// Keep keys and values behind sliding windows, so that sequences can go back to any position.
+    pub swa_full: bool,
+}
+
+/// What sequences share.
+pub struct Shared {
+    pub(crate) groups: Vec<Group>,
+    pub(crate) is_recurrent: bool,
+    pub(crate) swa_full: bool,
+    pub(crate) sizes: Sizes,
+    pub(crate) hash: u64,
+    pub(crate) n_ctx: usize,
+    pub(crate) n_vocab: usize,
+    /// Device of each layer's attention.
+    pub(crate) attention: Vec<usize>,
+    chunk: usize,
+    pub(crate) pools: Mutex<Pools>,
+    runner: Mutex<Option<Runner>>,
+}
+
+/// Bytes of a page of each group, and of a recurrent state.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sizes {
+    pub pages: Vec<usize>,
+    pub state: usize,
+}
+
+/// What computes: one step at a time.
+pub(crate) struct Runner {
+    pub devices: Vec<Box<dyn Device>>,
+    pub pool: Pool,
+    pub collector: Option<Arc<Collector>>,
+}
+
+/// A model that runs.
+pub struct Model {
+    pub(crate) network: Arc<Network>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) n_ubatch: usize,
+    pub(crate) kind: ikq_simd::IsaKind,
+    placement: Placement,
+    memory: Vec<Memory>,
+    n_threads: usize,
+}
+
+impl Model {
+    /// Loads the tensors that `spec` names from `file` to `devices`, the CPU first.
+    ///
+    /// # Errors
+    /// What loading and checking find: see [`Error`]; [`Stop::Cancelled`].
+    pub fn load(
+        file: &ikq_gguf::Model,
+        spec: ModelSpec,
+        mut devices: Vec<Box<dyn Device>>,
+        options: &Options,
+        cancel: &Cancel,
+    ) -> Result<Model, Stop<Error>> {
+        if options.n_ubatch == 0 || options.n_ctx == Some(0) {
+            let option = if options.n_ubatch == 0 { "n_ubatch" } else { "n_ctx" };
+            let why = "at least 1 is needed".into();
+            return Err(Error::Option { option, value: "0".into(), why }.into());
+        }
+        let pool = Pool::new(options.n_threads).map_err(|e| Error::Threads(e.to_string()))?;
+        let n_threads = pool.n_threads();
+        let network = Arc::new(Network::new(file, spec, options.plans)?);
+        let names = devices.iter().map(|d| d.name().to_string()).collect();
+        let placement = Placement::new(&network, names, &options.rules)?;
+        let mut memory = Vec::new();
+        for (index, device) in devices.iter_mut().enumerate() {
+            let network = Arc::clone(&network);
+            let loading = Loading { network, placement: &placement, index, pool: &pool, cancel };
+            memory.push(device.load(&loading)?);
+        }
+        let sum = |f: &dyn Fn(&dyn Device) -> usize| devices.iter().map(|d| f(d.as_ref())).sum::<usize>();
+        let pages = (0..network.groups.len()).map(|g| sum(&|d| d.page_bytes(g))).collect();
+        let sizes = Sizes { pages, state: sum(&|d| d.state_bytes()) };
+        let n_ctx = context(&network, &sizes, options)?;
+        let mut pools = Pools::default();
+        pools.groups.resize_with(network.groups.len(), Default::default);
+        let shared = Shared {
+            groups: network.groups.clone(),
+            is_recurrent: network.has_recurrent_layers(),
+            swa_full: options.swa_full,
+            sizes,
+            hash: network.hash,
+            n_ctx,
+            n_vocab: network.spec.n_vocab,
+            attention: (0..network.layers.len()).map(|l| placement.device(Stage::Attention(l))).collect(),
+            chunk: devices.iter().map(|d| d.state_chunk()).max().unwrap_or(1),
+            pools: Mutex::new(pools),
+            runner: Mutex::new(Some(Runner { devices, pool, collector: None })),
+        };
+        Ok(Model {
+            network,
+            shared: Arc::new(shared),
+            n_ubatch: options.n_ubatch,
+            kind: ikq_simd::best(),
+            placement,
+            memory,
+            n_threads,
+        })
+    }
+
+    /// A sequence of no tokens.
+    pub fn new_sequence(&self) -> Sequence {
+        Sequence::new(Arc::clone(&self.shared))
+    }
+
+    pub fn network(&self) -> &Network {
+        &self.network
+    }
+
+    pub fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    /// Where the weights of each device are.
+    pub fn memory(&self) -> &[Memory] {
+        &self.memory
+    }
+
+    /// Most positions of a sequence.
+    pub fn n_ctx(&self) -> usize {
+        self.shared.n_ctx
+    }
+
+    pub fn n_threads(&self) -> usize {
+        self.n_threads
+    }
+
+    /// Bytes of the cache that a sequence of so many positions takes.
+    pub fn sequence_bytes(&self, n: usize) -> usize {
+        sequence_bytes(&self.network, &self.shared.sizes, n, self.shared.swa_full).unwrap_or(usize::MAX)
+    }
+
+    /// Bytes of the pages and states that some sequence holds; shared ones count once.
+    pub fn cache_bytes(&self) -> usize {
+        let pools = self.shared.pools();
+        let pages: usize =
+            pools.groups.iter().zip(&self.shared.sizes.pages).map(|(p, size)| p.n_held() * size).sum();
+        pages + pools.states.n_held() * self.shared.sizes.state
+    }
+
+    /// Pages of each group that some sequence holds, with the group's window.
+    pub fn pages_held(&self) -> Vec<(Option<usize>, usize)> {
+        let pools = self.shared.pools();
+        self.shared.groups.iter().zip(&pools.groups).map(|(g, p)| (g.window, p.n_held())).collect()
+    }
+
+    /// Lets a collector see what weights are multiplied with, from the next step on.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub fn set_collector(&self, collector: Option<Arc<Collector>>) -> Result<(), Error> {
+        self.shared.runner()?.collector = collector;
+        Ok(())
+    }
+
+    /// Every feed-forward network: layer, role, weights and plan.
+    pub fn plans(&self) -> Vec<(usize, &'static str, &Experts)> {
+        let layers = self.network.layers.iter().enumerate();
+        layers.flat_map(|(i, l)| l.ffn.roles().into_iter().map(move |(role, x)| (i, role, x))).collect()
+    }
+
+    /// Frees weights and caches; sequences cannot be used any more.
+    pub fn close(&self) {
+        *self.shared.runner.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+/// The runner, locked.
+pub(crate) struct RunnerGuard<'a>(MutexGuard<'a, Option<Runner>>);
+
+impl std::ops::Deref for RunnerGuard<'_> {
+    type Target = Runner;
+
+    fn deref(&self) -> &Runner {
+        self.0.as_ref().expect("`Shared::runner` looked")
+    }
+}
+
+impl std::ops::DerefMut for RunnerGuard<'_> {
+    fn deref_mut(&mut self) -> &mut Runner {
+        self.0.as_mut().expect("`Shared::runner` looked")
+    }
+}
+
+impl Shared {
+    pub(crate) fn pools(&self) -> MutexGuard<'_, Pools> {
+        self.pools.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What computes. It is locked before the pools, never the other way round.
+    pub(crate) fn runner(&self) -> Result<RunnerGuard<'_>, Error> {
+        let guard = self.runner.lock().unwrap_or_else(PoisonError::into_inner);
+        match guard.is_some() {
+            true => Ok(RunnerGuard(guard)),
+            false => Err(Error::Closed),
+        }
+    }
+
+    /// The earliest position that a recurrent state at `n_past` can go back to by itself.
+    pub(crate) fn state_floor(&self, n_past: usize) -> usize {
+        n_past / self.chunk * self.chunk
+    }
+}
+
+impl Runner {
+    /// A free page, with memory behind it.
+    pub fn take_page(&mut self, shared: &Shared, group: usize) -> Result<u32, Error> {
+        let (page, n) = {
+            let pages = &mut shared.pools().groups[group];
+            (pages.take(), pages.len())
+        };
+        for device in &mut self.devices {
+            if let Err(e) = device.reserve(group, n) {
+                shared.pools().groups[group].give_back(page);
+                return Err(e);
+            }
+        }
+        Ok(page)
+    }
+
+    /// A free state, with memory behind it; what it holds is unspecified.
+    pub fn take_state(&mut self, shared: &Shared) -> Result<u32, Error> {
+        let (state, n) = {
+            let states = &mut shared.pools().states;
+            (states.take(), states.len())
+        };
+        for device in &mut self.devices {
+            if let Err(e) = device.reserve_states(n) {
+                shared.pools().states.give_back(state);
+                return Err(e);
+            }
+        }
+        Ok(state)
+    }
+}
+
+/// Bytes of a sequence of `n` positions; `None` when they are too many to count.
+fn sequence_bytes(network: &Network, sizes: &Sizes, n: usize, swa_full: bool) -> Option<usize> {
+    let state = if network.has_recurrent_layers() { sizes.state } else { 0 };
+    network.groups.iter().zip(&sizes.pages).try_fold(state, |sum, (group, size)| {
+        // a window lies across one page more than it fills, and a step writes before pages are given back
+        let seen = match group.window {
+            Some(window) if !swa_full => n.min(window.saturating_add(2 * crate::batch::PAGE)),
+            _ => n,
+        };
+        sum.checked_add(seen.div_ceil(crate::batch::PAGE).checked_mul(*size)?)
+    })
+}
+
+/// The context that is asked for, or the trained one as far as a sequence takes a quarter of the memory.
+fn context(network: &Network, sizes: &Sizes, options: &Options) -> Result<usize, Error> {
+    let bytes = |n_ctx: usize| sequence_bytes(network, sizes, n_ctx, options.swa_full);
+    let free = available_memory().map_or(usize::MAX, |b| b as usize);
+    if let Some(n_ctx) = options.n_ctx {
+        return match bytes(n_ctx) {
+            Some(needed) if needed <= free && n_ctx <= u32::MAX as usize => Ok(n_ctx),
+            needed => Err(Error::Option {
+                option: "n_ctx",
+                value: n_ctx.to_string(),
+                why: format!(
+                    "the cache would take {} bytes of the {free} that are free; choose a smaller context or cache_type_k and cache_type_v of fewer bits",
+                    needed.map_or("too many".to_string(), |n| n.to_string())
+                ),
+            }),
+        };
+    }
+    let mut n_ctx = network.spec.n_ctx_train.clamp(1, u32::MAX as usize);
+    while n_ctx > 512 && bytes(n_ctx).is_none_or(|needed| needed > free / 4) {
+        n_ctx /= 2;
+    }
+    Ok(n_ctx)
+}

@@ -1,0 +1,178 @@
+//! A model as all devices load it: a spec's names made into checked matrices and vectors.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`weights`] | matrices by role, views of the file |
+//! | [`attention`], [`ffn`] | the parts of a layer, and the plan of an FFN |
+//! | [`ropes`] | the distinct rotary embeddings |
+//!
+//! Layers with the same sliding window share a page table: they are a *group*.
+
+mod attention;
+mod ffn;
+mod ropes;
+mod weights;
+
+pub use attention::{Attention, DeltaNet, Gqa, Mla};
+pub use ffn::{Dense, Experts, Ffn, Moe, Plan, PlanKind, PlanOptions, Routing};
+pub use ropes::{Rope, RopeId};
+pub use weights::{Weight, Weights};
+
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::error::Error;
+use crate::spec::{self, ModelSpec};
+
+/// One block.
+#[derive(Debug)]
+pub struct Layer {
+    pub attention_norm: Vec<f32>,
+    pub attention: Attention,
+    pub post_attention_norm: Option<Vec<f32>>,
+    pub ffn_norm: Vec<f32>,
+    pub ffn: Ffn,
+    pub post_ffn_norm: Option<Vec<f32>>,
+    /// The layer's group; `None` for recurrent layers.
+    pub group: Option<usize>,
+}
+
+/// What a multi-token prediction head makes its first hidden state from.
+#[derive(Debug)]
+pub struct Nextn {
+    /// Norm of the embedding.
+    pub enorm: Vec<f32>,
+    /// Norm of the hidden state that is given.
+    pub hnorm: Vec<f32>,
+    /// Both, the embedding first, to one.
+    pub eh_proj: Weight,
+}
+
+/// Layers that see the same positions.
+#[derive(Clone, Debug)]
+pub struct Group {
+    pub window: Option<usize>,
+    pub layers: Vec<usize>,
+}
+
+/// The whole model.
+#[derive(Debug)]
+pub struct Network {
+    pub spec: ModelSpec,
+    pub token_embd: Weight,
+    /// Of a multi-token prediction head.
+    pub nextn: Option<Nextn>,
+    pub layers: Vec<Layer>,
+    pub output_norm: Vec<f32>,
+    pub output: Option<Weight>,
+    pub ropes: Vec<Rope>,
+    pub groups: Vec<Group>,
+    /// Of names, types, shapes and samples of the bytes of all tensors: what a saved sequence belongs to.
+    pub hash: u64,
+}
+
+impl Network {
+    /// Checks a file's tensors against a spec.
+    ///
+    /// # Errors
+    /// What is missing or does not fit: see [`Error`].
+    pub fn new(model: &ikq_gguf::Model, spec: ModelSpec, plans: PlanOptions) -> Result<Network, Error> {
+        let weights = Weights { model };
+        let n_embd = spec.n_embd;
+        let output_norm = weights.floats(&spec.output_norm, n_embd)?;
+        let output = spec.output.as_ref().map(|o| weights.linear(o, n_embd, Some(spec.n_vocab), 1)).transpose()?;
+        let nextn = match &spec.nextn {
+            Some(nextn) => Some(Nextn {
+                enorm: weights.floats(&nextn.enorm, n_embd)?,
+                hnorm: weights.floats(&nextn.hnorm, n_embd)?,
+                eh_proj: weights.linear(&nextn.eh_proj, 2 * n_embd, Some(n_embd), 1)?,
+            }),
+            None => None,
+        };
+        let token_embd = weights.matrix(&spec.token_embd, n_embd, spec.n_vocab)?;
+        let mut ropes = Vec::new();
+        let mut groups: Vec<Group> = Vec::new();
+        let mut layers = Vec::new();
+        for (i, layer) in spec.layers.iter().enumerate() {
+            let mut layer = Layer::new(&weights, layer, &spec, &mut ropes, plans)?;
+            if !layer.attention.is_recurrent() {
+                let window = layer.attention.window();
+                let known = groups.iter().position(|g| g.window == window);
+                let group = known.unwrap_or_else(|| {
+                    groups.push(Group { window, layers: Vec::new() });
+                    groups.len() - 1
+                });
+                groups[group].layers.push(i);
+                layer.group = Some(group);
+            }
+            layers.push(layer);
+        }
+        let hash = hash(model);
+        Ok(Network { spec, token_embd, nextn, layers, output_norm, output, ropes, groups, hash })
+    }
+
+    pub fn has_recurrent_layers(&self) -> bool {
+        self.layers.iter().any(|l| l.group.is_none())
+    }
+
+    /// All matrices.
+    pub fn weights(&self) -> Vec<&Weight> {
+        let mut all = vec![&self.token_embd];
+        all.extend(self.output.iter().chain(self.nextn.iter().map(|n| &n.eh_proj)));
+        self.layers.iter().for_each(|layer| all.extend(layer.weights()));
+        all
+    }
+}
+
+impl Layer {
+    fn new(
+        weights: &Weights<'_>,
+        layer: &spec::Layer,
+        model: &ModelSpec,
+        ropes: &mut Vec<Rope>,
+        plans: PlanOptions,
+    ) -> Result<Layer, Error> {
+        let n_embd = model.n_embd;
+        let norm = |name: &Option<String>| name.as_deref().map(|n| weights.floats(n, n_embd)).transpose();
+        Ok(Layer {
+            attention_norm: weights.floats(&layer.attention_norm, n_embd)?,
+            attention: Attention::new(weights, &layer.attention, model, ropes)?,
+            post_attention_norm: norm(&layer.post_attention_norm)?,
+            ffn_norm: weights.floats(&layer.ffn_norm, n_embd)?,
+            ffn: Ffn::new(weights, &layer.ffn, n_embd, plans)?,
+            post_ffn_norm: norm(&layer.post_ffn_norm)?,
+            group: None,
+        })
+    }
+
+    /// The layer's matrices.
+    pub fn weights(&self) -> Vec<&Weight> {
+        let mut all = self.attention.weights();
+        match &self.ffn {
+            Ffn::Dense(dense) => all.extend(dense.weights()),
+            Ffn::Moe(moe) => {
+                all.push(&moe.router);
+                all.extend(moe.experts.weights());
+                all.extend(moe.shared.iter().flat_map(Dense::weights));
+            }
+        }
+        all
+    }
+}
+
+/// Bytes of a tensor's beginning and end that its model's hash reads: enough to tell models apart without reading
+/// them whole.
+const SAMPLE: usize = 4096;
+
+fn hash(model: &ikq_gguf::Model) -> u64 {
+    let mut hash = Xxh3::new();
+    for tensor in model.tensors() {
+        hash.update(tensor.name.as_bytes());
+        hash.update(&[0]);
+        hash.update(format!("{:?}", tensor.ty).as_bytes());
+        tensor.ne.iter().for_each(|n| hash.update(&n.to_le_bytes()));
+        let n = tensor.data.len().min(SAMPLE);
+        hash.update(&tensor.data[..n]);
+        hash.update(&tensor.data[tensor.data.len() - n..]);
+    }
+    hash.digest()
+}

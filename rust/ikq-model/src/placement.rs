@@ -1,0 +1,168 @@
+//! What runs where: every stage of every layer on a device, decided before anything is loaded.
+//!
+//! Rules name tensors, as users of GGUF engines write them; a stage is placed whole, by the rules of its matrices.
+
+use regex::Regex;
+
+use crate::device::Stage;
+use crate::error::Error;
+use crate::network::{Ffn, Network, Weight};
+
+/// What a user says about places.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    /// The last so many layers go to the first device that is not the CPU; more than there are: the output too
+    /// (`-ngl`).
+    pub n_gpu_layers: usize,
+    /// Tensors whose name the expression is found in go to that device; the first that fits holds (`-ot`).
+    pub overrides: Vec<(Regex, String)>,
+    /// Experts of all layers stay on the CPU (`--cpu-moe`).
+    pub cpu_moe: bool,
+    /// Experts of the first so many layers that have experts stay there (`--n-cpu-moe`).
+    pub n_cpu_moe: usize,
+}
+
+impl Rules {
+    /// Adds the rules of a text `REGEX=DEVICE[,REGEX=DEVICE ...]`.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for a rule without `=` or an expression that cannot be read.
+    pub fn add_overrides(&mut self, text: &str) -> Result<(), Error> {
+        for rule in text.split(',') {
+            let wrong = |why: String| Error::Option { option: "override_tensor", value: rule.to_string(), why };
+            let Some((pattern, device)) = rule.split_once('=') else {
+                return Err(wrong("a rule is REGEX=DEVICE, such as exps=CPU".into()));
+            };
+            let pattern = Regex::new(pattern).map_err(|e| wrong(e.to_string()))?;
+            self.overrides.push((pattern, device.trim().to_string()));
+        }
+        Ok(())
+    }
+}
+
+/// Index of the CPU among the devices.
+pub const CPU: usize = 0;
+
+/// A stage with its device and the reason.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Placed {
+    pub stage: Stage,
+    pub device: usize,
+    /// Bytes of its matrices in the file.
+    pub n_bytes: usize,
+    pub why: String,
+}
+
+/// Where everything is.
+#[derive(Clone, Debug)]
+pub struct Placement {
+    /// Names of the devices, the CPU first.
+    pub devices: Vec<String>,
+    /// All stages that have weights, in order.
+    pub stages: Vec<Placed>,
+}
+
+impl Placement {
+    /// Places the stages of `network`.
+    ///
+    /// # Errors
+    /// [`Error::Option`] for a device that there is not.
+    pub fn new(network: &Network, devices: Vec<String>, rules: &Rules) -> Result<Placement, Error> {
+        let find = |name: &str| devices.iter().position(|d| d.eq_ignore_ascii_case(name));
+        let mut overrides = Vec::new();
+        for (pattern, name) in &rules.overrides {
+            let device = find(name).ok_or_else(|| Error::Option {
+                option: "override_tensor",
+                value: format!("{pattern}={name}"),
+                why: format!("there is no device {name}; there are {}", devices.join(", ")),
+            })?;
+            overrides.push((pattern, device));
+        }
+        let placer = Placer { overrides, rules, n_layers: network.layers.len(), gpu: 1.min(devices.len() - 1) };
+        let mut stages = vec![Placed {
+            stage: Stage::Embed,
+            device: CPU,
+            n_bytes: network.token_embd.n_bytes() + network.nextn.iter().map(|n| n.eh_proj.n_bytes()).sum::<usize>(),
+            why: "rows are gathered where the file is mapped".into(),
+        }];
+        let mut n_moe = 0;
+        for (l, layer) in network.layers.iter().enumerate() {
+            stages.push(placer.place(Stage::Attention(l), &layer.attention.weights(), false));
+            match &layer.ffn {
+                Ffn::Dense(dense) => stages.push(placer.place(Stage::Dense(l), &dense.weights(), false)),
+                Ffn::Moe(moe) => {
+                    let stays = rules.cpu_moe || n_moe < rules.n_cpu_moe;
+                    n_moe += 1;
+                    stages.push(placer.place(Stage::Route(l), &[&moe.router], false));
+                    stages.push(placer.place(Stage::Experts(l), &moe.experts.weights(), stays));
+                    if let Some(shared) = &moe.shared {
+                        stages.push(placer.place(Stage::Shared(l), &shared.weights(), false));
+                    }
+                }
+            }
+        }
+        stages.push(placer.place(Stage::Head, &network.output.iter().collect::<Vec<_>>(), false));
+        Ok(Placement { devices, stages })
+    }
+
+    /// The device that runs a stage. Joining is done where routing is.
+    ///
+    /// # Panics
+    /// For a stage that the model has not.
+    pub fn device(&self, stage: Stage) -> usize {
+        let stage = if let Stage::Join(l) = stage { Stage::Route(l) } else { stage };
+        let placed = self.stages.iter().find(|p| p.stage == stage);
+        placed.map(|p| p.device).expect("a stage of the model")
+    }
+
+    /// The stages of a device.
+    pub fn of(&self, device: usize) -> impl Iterator<Item = Stage> + '_ {
+        self.stages.iter().filter(move |p| p.device == device).map(|p| p.stage)
+    }
+}
+
+struct Placer<'a> {
+    overrides: Vec<(&'a Regex, usize)>,
+    rules: &'a Rules,
+    n_layers: usize,
+    /// The first device that is not the CPU, or the CPU.
+    gpu: usize,
+}
+
+impl Placer<'_> {
+    fn place(&self, stage: Stage, weights: &[&Weight], stays: bool) -> Placed {
+        let names: Vec<String> = weights.iter().flat_map(|w| w.owner().names).collect();
+        let rule = |name: &String| self.overrides.iter().find(|(r, _)| r.is_match(name)).map(|(_, d)| *d);
+        let wanted: Vec<Option<usize>> = names.iter().map(rule).collect();
+        let (device, why) = match wanted.iter().flatten().next() {
+            Some(first) if wanted.iter().all(|w| w == &Some(*first)) => (*first, "override_tensor".to_string()),
+            Some(_) => {
+                // memory that a user keeps free is rather kept free
+                let default = self.default(stage, stays).0;
+                let devices: Vec<usize> = wanted.iter().map(|w| w.unwrap_or(default)).collect();
+                let why = "override_tensor names some of its tensors; they are computed together".to_string();
+                match devices.iter().all(|d| *d == devices[0]) {
+                    true => (devices[0], "override_tensor".to_string()),
+                    false => (devices.into_iter().min().unwrap_or(CPU), why),
+                }
+            }
+            None => self.default(stage, stays),
+        };
+        Placed { stage, device, n_bytes: weights.iter().map(|w| w.n_bytes()).sum(), why }
+    }
+
+    fn default(&self, stage: Stage, stays: bool) -> (usize, String) {
+        if stays {
+            return (CPU, "experts stay on the CPU, as asked for".into());
+        }
+        let n = self.rules.n_gpu_layers;
+        let there = match stage.layer() {
+            Some(l) => l + n >= self.n_layers,
+            None => n > self.n_layers,
+        };
+        match there && n > 0 && self.gpu != CPU {
+            true => (self.gpu, format!("n_gpu_layers={n}")),
+            false => (CPU, "the CPU, as nothing else is said".into()),
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! A step: the order of stages for a batch of sequences, and the moves between devices. It computes nothing.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use ikq_pool::{Cancel, Stop};
+
+use crate::batch::{Batch, PAGE, Run};
+use crate::device::{Device, Stage, Step, Value};
+use crate::error::Error;
+use crate::model::{Model, Runner, Shared};
+use crate::network::{Ffn, Network};
+use crate::placement::{CPU, Placement};
+use crate::sequence::Sequence;
+use crate::statistics::Collector;
+
+/// What is wanted of the tokens of a sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Want {
+    Nothing,
+    /// Logits after the last token.
+    Last,
+    /// Logits after every token.
+    All,
+    /// The normed hidden state after every token: what the output matrix reads.
+    Hidden,
+}
+
+/// Some tokens of one sequence.
+pub struct Entry<'a> {
+    pub sequence: &'a mut Sequence,
+    pub tokens: &'a [i64],
+    pub want: Want,
+    /// What a multi-token prediction head is given: `n_embd` floats per token. Empty for all other models.
+    pub hidden: &'a [f32],
+}
+
+/// A piece of an entry that is computed in one go.
+struct Piece {
+    entry: usize,
+    tokens: Range<usize>,
+    want: Want,
+}
+
+impl Model {
+    /// Runs the tokens of all entries after what their sequences hold. Gives floats per entry: `n_vocab` per position
+    /// wanted, or `n_embd`. On an error the sequences hold what they held, but for recurrent ones that cannot go
+    /// back, which then start anew.
+    ///
+    /// # Errors
+    /// [`Error::Token`], [`Error::NoTokens`], [`Error::Context`], [`Error::SameSequence`], [`Error::OtherModel`],
+    /// [`Error::CacheMemory`], [`Error::NotFinite`], [`Error::Overflow`], [`Error::Closed`]; [`Stop::Cancelled`].
+    pub fn step(&self, entries: &mut [Entry<'_>], cancel: &Cancel) -> Result<Vec<Vec<f32>>, Stop<Error>> {
+        let ids = self.check(entries)?;
+        let mut runner = self.shared.runner()?;
+        let starts: Vec<usize> = entries.iter().map(|e| e.sequence.n_past()).collect();
+        let mut out = vec![Vec::new(); entries.len()];
+        for pieces in self.pieces(entries) {
+            let done = match cancel.is_cancelled() {
+                true => Err(Stop::Cancelled),
+                false => self.pieces_step(&mut runner, entries, &ids, &pieces, &mut out).map_err(Stop::Failed),
+            };
+            if let Err(stop) = done {
+                drop(runner);
+                for (entry, start) in entries.iter_mut().zip(starts) {
+                    let sequence = &mut *entry.sequence;
+                    // recurrent layers may not lead back: then there is only the beginning
+                    if sequence.truncate(start).is_err() {
+                        sequence.truncate(0).map_err(Stop::Failed)?;
+                    }
+                }
+                return Err(stop);
+            }
+        }
+        drop(runner);
+        Ok(out)
+    }
+
+    /// Token ids of all entries.
+    fn check(&self, entries: &[Entry<'_>]) -> Result<Vec<Vec<u32>>, Error> {
+        let n_vocab = self.network.spec.n_vocab;
+        let mut all = Vec::with_capacity(entries.len());
+        for (i, entry) in entries.iter().enumerate() {
+            if !Arc::ptr_eq(&entry.sequence.shared, &self.shared) {
+                return Err(Error::OtherModel);
+            }
+            if entries[..i].iter().any(|e| std::ptr::eq::<Sequence>(&*e.sequence, &*entry.sequence)) {
+                return Err(Error::SameSequence);
+            }
+            if entry.tokens.is_empty() {
+                return Err(Error::NoTokens);
+            }
+            let n = entry.tokens.len();
+            let expected = if self.network.nextn.is_some() { n * self.network.spec.n_embd } else { 0 };
+            if entry.hidden.len() != expected {
+                return Err(Error::Hidden { found: entry.hidden.len(), n, expected });
+            }
+            if self.network.output.is_none() && matches!(entry.want, Want::Last | Want::All) {
+                return Err(Error::NoOutput);
+            }
+            let mut ids = Vec::with_capacity(entry.tokens.len());
+            for (index, &token) in entry.tokens.iter().enumerate() {
+                match u32::try_from(token) {
+                    Ok(id) if (id as usize) < n_vocab => ids.push(id),
+                    _ => return Err(Error::Token { index, token, n_vocab }),
+                }
+            }
+            let needed = entry.sequence.n_past() + ids.len();
+            if needed > self.n_ctx() {
+                return Err(Error::Context { needed, n_ctx: self.n_ctx() });
+            }
+            all.push(ids);
+        }
+        Ok(all)
+    }
+
+    /// Cuts the entries into ubatches, in order.
+    fn pieces(&self, entries: &[Entry<'_>]) -> Vec<Vec<Piece>> {
+        let mut all: Vec<Vec<Piece>> = Vec::new();
+        let mut room = 0;
+        for (entry, e) in entries.iter().enumerate() {
+            let n = e.tokens.len();
+            let mut from = 0;
+            while from < n {
+                if room == 0 {
+                    all.push(Vec::new());
+                    room = self.n_ubatch;
+                }
+                let to = n.min(from + room);
+                let want = match e.want {
+                    Want::Last if to < n => Want::Nothing,
+                    want => want,
+                };
+                all.last_mut().expect("one was pushed").push(Piece { entry, tokens: from..to, want });
+                room -= to - from;
+                from = to;
+            }
+        }
+        all
+    }
+
+    /// Logits of hidden states as [`Want::Hidden`] gives them: `n_vocab` for every `n_embd` floats.
+    ///
+    /// # Errors
+    /// [`Error::Hidden`], [`Error::NoOutput`], [`Error::Overflow`], [`Error::Closed`].
+    pub fn head(&self, hidden: &[f32]) -> Result<Vec<f32>, Error> {
+        let (n_embd, n_vocab) = (self.network.spec.n_embd, self.network.spec.n_vocab);
+        let n = hidden.len() / n_embd;
+        if n == 0 || !hidden.len().is_multiple_of(n_embd) {
+            return Err(Error::Hidden { found: hidden.len(), n, expected: n.max(1) * n_embd });
+        }
+        if self.network.output.is_none() {
+            return Err(Error::NoOutput);
+        }
+        let mut runner = self.shared.runner()?;
+        let Runner { devices, pool, .. } = &mut *runner;
+        let device = self.placement().device(Stage::Head);
+        let mut logits = vec![0.0; n * n_vocab];
+        pool.step(|team| devices[device].project(Step { team, collector: None }, hidden, &mut logits));
+        match logits.iter().position(|v| !v.is_finite()) {
+            None => Ok(logits),
+            Some(at) => {
+                let what = format!("number {} is {}", at % n_vocab, logits[at]);
+                Err(Error::Overflow { position: at / n_vocab, what })
+            }
+        }
+    }
+
+    fn pieces_step(
+        &self,
+        runner: &mut Runner,
+        entries: &mut [Entry<'_>],
+        ids: &[Vec<u32>],
+        pieces: &[Piece],
+        out: &mut [Vec<f32>],
+    ) -> Result<(), Error> {
+        let mut batch = Batch::default();
+        for piece in pieces {
+            let sequence = &mut *entries[piece.entry].sequence;
+            let tokens = &ids[piece.entry][piece.tokens.clone()];
+            let first = sequence.n_past();
+            runner.make_room(&self.shared, sequence, tokens.len())?;
+            let columns = batch.n()..batch.n() + tokens.len();
+            batch.tokens.extend(tokens);
+            if !entries[piece.entry].hidden.is_empty() {
+                let n_embd = self.network.spec.n_embd;
+                let given = piece.tokens.start * n_embd..piece.tokens.end * n_embd;
+                batch.given.extend_from_slice(&entries[piece.entry].hidden[given]);
+            }
+            batch.positions.extend((0..tokens.len()).map(|i| (first + i) as u32));
+            let all = columns.start as u32..columns.end as u32;
+            match piece.want {
+                Want::Nothing => {}
+                Want::Last => batch.logits.push(all.end - 1),
+                Want::All => batch.logits.extend(all),
+                Want::Hidden => batch.hidden.extend(all),
+            }
+            let tables = sequence.tables.iter().map(|t| Arc::from(t.as_slice())).collect();
+            batch.runs.push(Run { columns, first, tables, state: sequence.state });
+        }
+        let (n_vocab, n_embd) = (self.network.spec.n_vocab, self.network.spec.n_embd);
+        let mut logits = vec![0.0; batch.logits.len() * n_vocab];
+        let mut hidden = vec![0.0; batch.hidden.len() * n_embd];
+        let Runner { devices, pool, collector } = runner;
+        let collector = collector.as_deref();
+        let placement = self.placement();
+        let result = pool.step(|team| {
+            let mut order =
+                Order { devices, placement, step: Step { team, collector }, network: &self.network, at: CPU };
+            order.run(&batch, &mut logits, &mut hidden)
+        });
+        let failed = match result {
+            Err((layer, column)) => Some((column, format!("the router of layer {layer} gave no numbers"))),
+            Ok(()) => {
+                let logits = logits.chunks_exact(n_vocab).zip(&batch.logits);
+                let hidden = hidden.chunks_exact(n_embd).zip(&batch.hidden);
+                logits.chain(hidden).find_map(|(values, column)| {
+                    let index = values.iter().position(|v| !v.is_finite())?;
+                    Some((*column as usize, format!("number {index} is {}", values[index])))
+                })
+            }
+        };
+        if let Some((column, what)) = failed {
+            let position = batch.positions[column] as usize;
+            let bad = self.network.weights().into_iter().find_map(|w| w.not_finite(self.kind));
+            return Err(bad.unwrap_or(Error::Overflow { position, what }));
+        }
+        let (mut logits, mut hidden) = (&logits[..], &hidden[..]);
+        for piece in pieces {
+            let n = piece.tokens.len();
+            let (from, len) = match piece.want {
+                Want::Nothing => continue,
+                Want::Last => (&mut logits, n_vocab),
+                Want::All => (&mut logits, n * n_vocab),
+                Want::Hidden => (&mut hidden, n * n_embd),
+            };
+            let (mine, rest) = from.split_at(len);
+            out[piece.entry].extend_from_slice(mine);
+            *from = rest;
+        }
+        for piece in pieces {
+            let sequence = &mut *entries[piece.entry].sequence;
+            sequence.tokens.extend(&ids[piece.entry][piece.tokens.clone()]);
+            sequence.give_back_unseen();
+            runner.snapshot(&self.shared, sequence)?;
+        }
+        Ok(())
+    }
+}
+
+impl Runner {
+    /// Makes the pages and the state that `n` more tokens of a sequence are written to its own.
+    fn make_room(&mut self, shared: &Shared, sequence: &mut Sequence, n: usize) -> Result<(), Error> {
+        let n_past = sequence.n_past();
+        for group in 0..sequence.tables.len() {
+            let first = n_past / PAGE;
+            if let Some(&page) = sequence.tables[group].get(first)
+                && shared.pools().groups[group].is_shared(page)
+            {
+                // the last page is written on: a copy, if there is something in it
+                let copy = self.take_page(shared, group)?;
+                if !n_past.is_multiple_of(PAGE) {
+                    self.devices.iter_mut().for_each(|d| d.copy_page(group, page, copy));
+                }
+                shared.pools().groups[group].give_back(page);
+                sequence.tables[group][first] = copy;
+            }
+            while sequence.tables[group].len() < (n_past + n).div_ceil(PAGE) {
+                let page = self.take_page(shared, group)?;
+                sequence.tables[group].push(page);
+            }
+        }
+        if !shared.is_recurrent {
+            return Ok(());
+        }
+        let state = match sequence.state {
+            Some(state) => state,
+            None => {
+                let state = self.take_state(shared)?;
+                self.devices.iter_mut().for_each(|d| d.clear_state(state));
+                sequence.state = Some(state);
+                state
+            }
+        };
+        // a step that ends in another chunk leaves no way back to where it began
+        if shared.state_floor(n_past + n) > n_past && n_past > 0 {
+            let copy = match sequence.before {
+                Some((_, copy)) if !shared.pools().states.is_shared(copy) => copy,
+                _ => self.take_state(shared)?,
+            };
+            self.devices.iter_mut().for_each(|d| d.copy_state(state, copy));
+            let old = sequence.before.replace((n_past, copy));
+            if let Some((_, old)) = old.filter(|(_, old)| *old != copy) {
+                shared.pools().states.give_back(old);
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps a snapshot of a sequence's state where one is due.
+    fn snapshot(&mut self, shared: &Shared, sequence: &mut Sequence) -> Result<(), Error> {
+        let n_past = sequence.n_past();
+        if let Some(state) = sequence.state
+            && sequence.snapshots.is_due(n_past)
+        {
+            let copy = self.take_state(shared)?;
+            self.devices.iter_mut().for_each(|d| d.copy_state(state, copy));
+            if let Some(dropped) = sequence.snapshots.add(n_past, copy) {
+                shared.pools().states.give_back(dropped);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The stages of a step, and where values are.
+struct Order<'a> {
+    devices: &'a mut [Box<dyn Device>],
+    placement: &'a Placement,
+    step: Step<'a>,
+    network: &'a Network,
+    /// The device that has the residual stream.
+    at: usize,
+}
+
+impl Order<'_> {
+    /// # Errors
+    /// Layer and column of a router that gave no numbers.
+    fn run(&mut self, batch: &Batch, logits: &mut [f32], hidden: &mut [f32]) -> Result<(), (usize, usize)> {
+        self.devices.iter_mut().for_each(|d| d.begin(batch));
+        self.stage(Stage::Embed, CPU)?;
+        let compared = self.step.collector.filter(|c| c.options().similarity);
+        for (l, layer) in self.network.layers.iter().enumerate() {
+            let before = compared.map(|_| self.hidden());
+            self.on_hidden(Stage::Attention(l))?;
+            let between = compared.map(|_| self.hidden());
+            match &layer.ffn {
+                Ffn::Dense(_) => self.on_hidden(Stage::Dense(l))?,
+                Ffn::Moe(moe) => self.mixture(l, moe.shared.is_some())?,
+            }
+            if let (Some(c), Some(before), Some(between)) = (compared, before, between) {
+                self.compare(c, l, &before, &between);
+            }
+        }
+        let device = self.placement.device(Stage::Head);
+        let observed = self.step.collector.is_some_and(|c| c.options().output);
+        if batch.logits.is_empty() && batch.hidden.is_empty() && !observed {
+            return Ok(());
+        }
+        self.move_hidden(device);
+        self.devices[device].head(self.step, logits, hidden);
+        Ok(())
+    }
+
+    fn stage(&mut self, stage: Stage, device: usize) -> Result<(), (usize, usize)> {
+        let failed = self.devices[device].run(stage, self.step);
+        failed.map_err(|e| (stage.layer().unwrap_or(0), e.column))
+    }
+
+    /// A stage that reads and writes the residual stream.
+    fn on_hidden(&mut self, stage: Stage) -> Result<(), (usize, usize)> {
+        let device = self.placement.device(stage);
+        self.move_hidden(device);
+        self.stage(stage, device)
+    }
+
+    fn mixture(&mut self, l: usize, has_shared: bool) -> Result<(), (usize, usize)> {
+        let router = self.placement.device(Stage::Route(l));
+        self.on_hidden(Stage::Route(l))?;
+        let experts = self.placement.device(Stage::Experts(l));
+        if experts != router {
+            self.transfer(Value::Input, router, experts);
+            let choices = self.devices[router].choices().clone();
+            self.devices[experts].put_choices(&choices);
+        }
+        // a device that works by itself computes the shared expert while the next one has the others
+        if has_shared {
+            let shared = self.placement.device(Stage::Shared(l));
+            if shared != router {
+                self.transfer(Value::Input, router, shared);
+            }
+            self.stage(Stage::Shared(l), shared)?;
+            if shared != router {
+                self.transfer(Value::Shared, shared, router);
+            }
+        }
+        self.stage(Stage::Experts(l), experts)?;
+        if experts != router {
+            self.transfer(Value::Sum, experts, router);
+        }
+        self.stage(Stage::Join(l), router)
+    }
+
+    fn transfer(&mut self, value: Value, from: usize, to: usize) {
+        let columns = self.devices[from].get(value).to_vec();
+        self.devices[to].put(value, &columns);
+    }
+
+    fn move_hidden(&mut self, to: usize) {
+        if self.at != to {
+            self.transfer(Value::Hidden, self.at, to);
+            self.at = to;
+        }
+    }
+
+    fn hidden(&mut self) -> Vec<f32> {
+        self.devices[self.at].get(Value::Hidden).to_vec()
+    }
+
+    fn compare(&mut self, collector: &Collector, l: usize, before: &[f32], between: &[f32]) {
+        let (after, n_embd, team) = (self.hidden(), self.network.spec.n_embd, self.step.team);
+        collector.compare(team, l, 1, before, between, n_embd);
+        collector.compare(team, l, 2, between, &after, n_embd);
+        collector.compare(team, l, 0, before, &after, n_embd);
+    }
+}
