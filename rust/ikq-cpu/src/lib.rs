@@ -15,6 +15,7 @@ pub mod cache;
 pub mod device;
 pub mod exec;
 pub mod ffn;
+pub mod interim;
 pub mod load;
 pub mod rope;
 pub mod router;

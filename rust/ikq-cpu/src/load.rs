@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use ikq_gguf::{Bytes, PageBuffer};
-use ikq_kernels::matmul::{BAND, lane_bytes, pack};
+use crate::interim::{BAND, lane_bytes, pack};
 use ikq_model::device::Memory;
 use ikq_model::error::Error;
 use ikq_model::network;
