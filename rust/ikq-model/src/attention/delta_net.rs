@@ -8,7 +8,7 @@
 //! ```
 
 use ikq_kernels::act::Activations;
-use ikq_kernels::delta::{self, Tokens};
+use ikq_kernels::delta::{self, Shape, State, Tokens};
 use ikq_kernels::ops;
 
 use super::AttentionBuffers;
@@ -37,25 +37,6 @@ pub struct DeltaNet {
     norm: Vec<f32>,
     norm_eps: f32,
     output: Weight,
-}
-
-/// What the layer remembers.
-pub struct DeltaState {
-    /// The last `conv_kernel - 1` inputs of the convolution, oldest first, one after another.
-    conv: Vec<f32>,
-    /// `head_dim_k x head_dim_v` per value head.
-    heads: Vec<f32>,
-}
-
-impl DeltaState {
-    pub fn bytes(&self) -> usize {
-        4 * (self.conv.len() + self.heads.len())
-    }
-
-    pub fn clear(&mut self) {
-        self.conv.fill(0.0);
-        self.heads.fill(0.0);
-    }
 }
 
 impl DeltaNet {
@@ -94,15 +75,22 @@ impl DeltaNet {
         2 * self.n_head_k * self.head_dim_k + self.n_head_v * self.head_dim_v
     }
 
-    pub fn state(&self) -> DeltaState {
-        DeltaState {
-            conv: vec![0.0; (self.conv_kernel - 1) * self.n_channels()],
-            heads: vec![0.0; self.n_head_v * self.head_dim_k * self.head_dim_v],
+    fn shape(&self) -> Shape {
+        Shape {
+            n_head: self.n_head_v,
+            dk: self.head_dim_k,
+            dv: self.head_dim_v,
+            n_channels: self.n_channels(),
+            conv_kernel: self.conv_kernel,
         }
     }
 
+    pub fn state(&self) -> State {
+        State::new(self.shape())
+    }
+
     pub fn state_bytes(&self) -> usize {
-        4 * ((self.conv_kernel - 1) * self.n_channels() + self.n_head_v * self.head_dim_k * self.head_dim_v)
+        self.shape().bytes()
     }
 
     pub fn input_weights(&self) -> Vec<&Weight> {
@@ -120,7 +108,7 @@ impl DeltaNet {
         &self,
         exec: &Exec<'_>,
         acts: &Activations,
-        state: &mut DeltaState,
+        state: &mut State,
         buffers: &mut AttentionBuffers,
         out: &mut [f32],
     ) {
@@ -150,11 +138,12 @@ impl DeltaNet {
 
         let u = &u[..n * self.n_channels()];
         let convolved = room(convolved, u.len());
-        self.convolve(exec, u, &mut state.conv, convolved);
+        self.convolve(exec, u, state.before(), convolved);
 
         outer.resize(n_values, n);
         let results = outer.floats_mut();
-        self.recur(exec, convolved, (beta, alpha), &mut state.heads, results);
+        self.recur(exec, convolved, (beta, alpha), state, results);
+        state.finish(u);
         let mut tokens: Vec<_> = results.chunks_exact_mut(n_values).zip(z.chunks_exact(n_values)).collect();
         exec.team.for_each(&mut tokens, |(out, z), _| {
             for (out, z) in out.chunks_exact_mut(self.head_dim_v).zip(z.chunks_exact(self.head_dim_v)) {
@@ -213,16 +202,14 @@ impl DeltaNet {
         }
     }
 
-    /// The convolution over time and its activation, all channels of all tokens; the state moves on.
-    fn convolve(&self, exec: &Exec<'_>, u: &[f32], state: &mut [f32], out: &mut [f32]) {
+    /// The convolution over time and its activation, all channels of all tokens.
+    fn convolve(&self, exec: &Exec<'_>, u: &[f32], before: &[f32], out: &mut [f32]) {
         let n_channels = self.n_channels();
-        let before: &[f32] = state;
         let mut tokens: Vec<_> = out.chunks_exact_mut(n_channels).enumerate().collect();
         exec.team.for_each(&mut tokens, |(token, out), _| {
             delta::convolve(exec.kind, &self.conv, self.conv_kernel, before, u, *token, out);
             ops::silu_in_place(exec.kind, out);
         });
-        delta::remember(u, n_channels, state);
     }
 
     /// The recurrence; units are value heads.
@@ -231,7 +218,7 @@ impl DeltaNet {
         exec: &Exec<'_>,
         convolved: &[f32],
         (beta, decay): (&[f32], &[f32]),
-        state: &mut [f32],
+        state: &mut State,
         out: &mut [f32],
     ) {
         let (dk, dv, n_head) = (self.head_dim_k, self.head_dim_v, self.n_head_v);
@@ -240,7 +227,7 @@ impl DeltaNet {
         let n = convolved.len() / n_channels;
         // one tile of rows per head
         let tiles = ikq_kernels::tiles::tiles(out, n_head * dv, dv, std::iter::once(0..n));
-        let mut heads: Vec<_> = tiles.into_iter().zip(state.chunks_exact_mut(dk * dv)).enumerate().collect();
+        let mut heads: Vec<_> = tiles.into_iter().zip(state.heads_mut()).enumerate().collect();
         exec.team.for_each(&mut heads, |(head, (tile, state)), thread| {
             let key_head = match self.value_order {
                 ValueOrder::Grouped => *head / (n_head / self.n_head_k),
@@ -248,8 +235,10 @@ impl DeltaNet {
             };
             let ThreadScratch { first, second, delta, .. } = &mut *exec.scratch(thread);
             let scale = 1.0 / (dk as f32).sqrt();
-            for from in (0..n).step_by(delta::CHUNK) {
-                let tokens = from..n.min(from + delta::CHUNK);
+            let mut from = 0;
+            while from < n {
+                let tokens = from..n.min(from + state.rest());
+                from = tokens.end;
                 let len = tokens.len();
                 let (q, rest) = room(first, len * (2 * dk + dv)).split_at_mut(len * dk);
                 let (k, v) = rest.split_at_mut(len * dk);

@@ -22,7 +22,7 @@ use crate::rope::Ropes;
 use crate::spec::{self, ModelSpec};
 use crate::weights::{Weight, Weights, names_of};
 
-pub use delta_net::{DeltaNet, DeltaState};
+pub use delta_net::DeltaNet;
 pub use gqa::Gqa;
 pub use mla::Mla;
 
@@ -39,7 +39,7 @@ pub enum LayerState {
     KeysValues(Cache, Cache),
     /// MLA: the compressed vector is key and value.
     Latent(Cache),
-    Recurrent(Box<DeltaState>),
+    Recurrent(Box<ikq_kernels::delta::State>),
 }
 
 /// Buffers between the phases of attention.
