@@ -12,7 +12,6 @@ use ikq_model::network::PlanOptions;
 use ikq_model::placement::Rules;
 use ikq_model::spec::ModelSpec;
 use ikq_model::{Entry, Options, Want};
-use ikq_pool::Stop;
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
