@@ -13,7 +13,9 @@ from typing import Any
 
 import ikq
 from ikq.cli.model_options import add_ignored, add_loading, load_options, print_ignored
+from ikq.cli.placement_table import placement_lines
 from ikq.cli.progress import prompt_progress, waiting
+from ikq.cli.prompt_cache import PromptCache, add_prompt_cache
 from ikq.cli.sampling_options import add_sampling, sampling_options
 from ikq.cli.timings import print_timings
 from ikq.generate import Stats
@@ -67,7 +69,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text.add_argument(
         "--keep", type=int, default=0, metavar="N", help="tokens that shifts keep; -1: the prompt"
     )
+    add_prompt_cache(text)
     text.add_argument("--no-perf", action="store_true", help="no lines about time at the end")
+    text.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show what would be computed where and the memory; load nothing",
+    )
     chat = parser.add_argument_group("chat")
     chat.add_argument(
         "-cnv", "--conversation", action="store_true", default=None, help="chat, with the model's template"
@@ -109,6 +117,8 @@ def run(args: argparse.Namespace) -> int:
         "progress": prompt_progress,
     }
     print_ignored(args)
+    if args.dry_run:
+        return _dry_run(args)
     is_chat = _is_chat(args)
     prompt = None if is_chat else _prompt(args)
     start = time.perf_counter()
@@ -120,6 +130,8 @@ def run(args: argparse.Namespace) -> int:
         model = ikq.Model.load(args.model, **loading)
     with model:
         model.tokenizer = tokenizer
+        cache = PromptCache(model, args)
+        options["sequence"] = cache.sequence
         load_seconds = time.perf_counter() - start
         stats = Stats()
         start = time.perf_counter()
@@ -131,6 +143,7 @@ def run(args: argparse.Namespace) -> int:
                     model,
                     options,
                     stats,
+                    cache,
                     system=None if args.system is None else _unescape(args.system, args),
                     prefix=_unescape(args.in_prefix, args),
                     suffix=_unescape(args.in_suffix, args),
@@ -138,13 +151,25 @@ def run(args: argparse.Namespace) -> int:
                 )
                 first = _prompt(args) if args.prompt is not None or args.file is not None else None
                 return conversation.run(first, single_turn=args.single_turn)
-            _complete(model, prompt, options, stats, shows_prompt=not args.no_display_prompt)
+            _complete(model, prompt, options, stats, cache, shows_prompt=not args.no_display_prompt)
             return 0
         except KeyboardInterrupt:
             return INTERRUPTED
         finally:
+            cache.finish()
             if not args.no_perf and stats.n_prompt + stats.n_reused:
                 print_timings(load_seconds, stats, time.perf_counter() - start)
+
+
+def _dry_run(args: argparse.Namespace) -> int:
+    """Shows the placement and the memory; the file is mapped, nothing of it is loaded."""
+    with ikq.Model.load(args.model, **(load_options(args) | {"mmap": "on"})) as model:
+        print("\n".join(placement_lines(model.explain().placement)))
+        weights = model.memory.mapped + model.memory.copied
+        cache = model.sequence_bytes(model.n_ctx)
+        print(f"weights: {weights / 2**30:.3f} GiB ({weights} bytes)")
+        print(f"cache: {cache / 2**30:.3f} GiB ({cache} bytes) for a text of {model.n_ctx} tokens")
+    return 0
 
 
 def _is_chat(args: argparse.Namespace) -> bool:
@@ -184,12 +209,19 @@ def _decoded(data: bytes, where: str) -> str:
 
 
 def _complete(
-    model: ikq.Model, prompt: str, options: dict[str, Any], stats: Stats, *, shows_prompt: bool
+    model: ikq.Model,
+    prompt: str,
+    options: dict[str, Any],
+    stats: Stats,
+    cache: PromptCache,
+    *,
+    shows_prompt: bool,
 ) -> None:
     """Prints the prompt and what follows it."""
     generation = model.generate(prompt, **options)
     try:
         first = next(generation, None)
+        cache.prompt_done(generation)
         print(prompt if shows_prompt else "", end="" if first is None else first.text, flush=True)
         for piece in generation:
             print(piece.text, end="", flush=True)
