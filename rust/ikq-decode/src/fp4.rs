@@ -26,6 +26,7 @@ pub struct MXFP4;
 impl<I: Isa> Decode<I> for MXFP4 {
     const UNIT_BYTES: usize = 8 * 17;
     const BLOCK_BYTES: usize = 17;
+    const FRONT_BYTES: usize = 1;
     const SUB_BLOCK: usize = 256;
     const N_FLOAT_SCALES: usize = 8;
     const MAX_ABS_CODE: i32 = 12;

@@ -121,6 +121,7 @@ macro_rules! q8_k_rows {
         impl<I: Isa> Decode<I> for $name {
             const UNIT_BYTES: usize = 258;
             const BLOCK_BYTES: usize = 258;
+            const FRONT_BYTES: usize = 2;
             const SUB_BLOCK: usize = 256;
             const MAX_ABS_CODE: i32 = 128;
 

@@ -89,6 +89,7 @@ pub struct IQ3_K;
 impl<I: Isa> Decode<I> for IQ3_K {
     const UNIT_BYTES: usize = 110;
     const BLOCK_BYTES: usize = 110;
+    const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = max_abs(&IQ3NL_VALUES);
 

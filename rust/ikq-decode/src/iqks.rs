@@ -39,6 +39,7 @@ pub struct IQ2_KS;
 impl<I: Isa> Decode<I> for IQ2_KS {
     const UNIT_BYTES: usize = 70;
     const BLOCK_BYTES: usize = 70;
+    const FRONT_BYTES: usize = 2;
     const HEADER_BYTES: usize = 2;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = max_abs(&IQ2NL_VALUES);
@@ -68,6 +69,7 @@ pub struct IQ3_KS;
 impl<I: Isa> Decode<I> for IQ3_KS {
     const UNIT_BYTES: usize = 102;
     const BLOCK_BYTES: usize = 102;
+    const FRONT_BYTES: usize = 2;
     const HEADER_BYTES: usize = 2;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = max_abs(&IQ3NL_VALUES);
@@ -219,6 +221,7 @@ pub struct IQ2_KL;
 impl<I: Isa> Decode<I> for IQ2_KL {
     const UNIT_BYTES: usize = 86;
     const BLOCK_BYTES: usize = 86;
+    const FRONT_BYTES: usize = 2;
     const HEADER_BYTES: usize = 2;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 63;

@@ -48,6 +48,7 @@ pub struct IQ2_XXS;
 impl<I: Isa> Decode<I> for IQ2_XXS {
     const UNIT_BYTES: usize = 66;
     const BLOCK_BYTES: usize = 66;
+    const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 43;
 
@@ -72,6 +73,7 @@ pub struct IQ2_XS;
 impl<I: Isa> Decode<I> for IQ2_XS {
     const UNIT_BYTES: usize = 74;
     const BLOCK_BYTES: usize = 74;
+    const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = 43;
 
@@ -101,6 +103,7 @@ pub struct IQ2_S;
 impl<I: Isa> Decode<I> for IQ2_S {
     const UNIT_BYTES: usize = 82;
     const BLOCK_BYTES: usize = 82;
+    const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = 43;
 
@@ -124,6 +127,7 @@ pub struct IQ3_XXS;
 impl<I: Isa> Decode<I> for IQ3_XXS {
     const UNIT_BYTES: usize = 98;
     const BLOCK_BYTES: usize = 98;
+    const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 62;
 
@@ -147,6 +151,7 @@ pub struct IQ3_S;
 impl<I: Isa> Decode<I> for IQ3_S {
     const UNIT_BYTES: usize = 110;
     const BLOCK_BYTES: usize = 110;
+    const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 15;
 
@@ -186,6 +191,7 @@ pub struct IQ1_S;
 impl<I: Isa> Decode<I> for IQ1_S {
     const UNIT_BYTES: usize = 50;
     const BLOCK_BYTES: usize = 50;
+    const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 9;
 
@@ -251,6 +257,7 @@ pub struct IQ4_NL;
 impl<I: Isa> Decode<I> for IQ4_NL {
     const UNIT_BYTES: usize = 8 * 18;
     const BLOCK_BYTES: usize = 18;
+    const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 256;
     const N_FLOAT_SCALES: usize = 8;
     const MAX_ABS_CODE: i32 = 127;

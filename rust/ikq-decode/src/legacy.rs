@@ -43,6 +43,7 @@ pub struct Q4_0;
 impl<I: Isa> Decode<I> for Q4_0 {
     const UNIT_BYTES: usize = 8 * 18;
     const BLOCK_BYTES: usize = 18;
+    const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 256;
     const N_FLOAT_SCALES: usize = 8;
     const MAX_ABS_CODE: i32 = 8;
@@ -87,6 +88,7 @@ pub struct Q5_0;
 impl<I: Isa> Decode<I> for Q5_0 {
     const UNIT_BYTES: usize = 8 * 22;
     const BLOCK_BYTES: usize = 22;
+    const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 256;
     const N_FLOAT_SCALES: usize = 8;
     const MAX_ABS_CODE: i32 = 16;
@@ -132,6 +134,7 @@ pub struct Q6_0;
 impl<I: Isa> Decode<I> for Q6_0 {
     const UNIT_BYTES: usize = 8 * 26;
     const BLOCK_BYTES: usize = 26;
+    const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 256;
     const N_FLOAT_SCALES: usize = 8;
     const MAX_ABS_CODE: i32 = 32;
@@ -159,6 +162,7 @@ pub struct Q8_0;
 impl<I: Isa> Decode<I> for Q8_0 {
     const UNIT_BYTES: usize = 8 * 34;
     const BLOCK_BYTES: usize = 34;
+    const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 256;
     const N_FLOAT_SCALES: usize = 8;
     const MAX_ABS_CODE: i32 = 128;

@@ -26,6 +26,7 @@
 #![allow(non_camel_case_types)]
 
 pub mod decode;
+pub mod lanes;
 pub mod rows;
 
 mod activation;
@@ -43,5 +44,6 @@ mod ternary;
 mod trellis;
 
 pub use decode::{Decode, Scales, UNIT};
+pub use lanes::{LaneCodes, LaneScales, LaneUnit};
 pub use rows::BlockType;
 pub use table::{DecodeFacts, Visitor, dequantize, dequantize_i2_s, facts, with_type};

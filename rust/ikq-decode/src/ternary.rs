@@ -172,6 +172,7 @@ pub struct Q1_0_G128;
 impl<I: Isa> Decode<I> for Q1_0_G128 {
     const UNIT_BYTES: usize = 2 * 18;
     const BLOCK_BYTES: usize = 18;
+    const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 256;
     const N_FLOAT_SCALES: usize = 2;
     const MAX_ABS_CODE: i32 = 1;
@@ -209,6 +210,7 @@ pub struct Q2_0;
 impl<I: Isa> Decode<I> for Q2_0 {
     const UNIT_BYTES: usize = 4 * 18;
     const BLOCK_BYTES: usize = 18;
+    const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 256;
     const N_FLOAT_SCALES: usize = 4;
     const MAX_ABS_CODE: i32 = 2;
