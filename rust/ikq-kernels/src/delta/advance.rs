@@ -135,14 +135,14 @@ impl IsaOp for Part<'_, '_> {
         }
         parts.log_decays[first..end].copy_from_slice(tokens.log_decay);
         let g = sums(&parts.log_decays[..end]);
+        keep_keys(isa, tokens.k, dk, first, parts.keys);
 
-        let matrix = &*parts.matrix;
+        let (matrix, keys) = (&*parts.matrix, &*parts.keys);
         if n == 1 {
-            let (keys, next) = (&mut *parts.keys, &parts.values[..end * width]);
+            let next = &parts.values[..end * width];
             let (seen, pairs) = (&mut *seen, &mut *pairs);
             isa.apart(See { rows, matrix, keys, sizes, token: first, next, seen, pairs });
         } else {
-            keep_keys(isa, tokens.k, dk, first, parts.keys);
             for (at, columns) in sizes.panels() {
                 let panel = &matrix[at * dk..][..columns * dk];
                 let shape = Shape { m: 2 * n, n: columns, k: dk };
@@ -152,11 +152,11 @@ impl IsaOp for Part<'_, '_> {
             let split = BLOCK.saturating_sub(first).min(n);
             if split > 0 {
                 let shape = Shape { m: 2 * split, n: BLOCK, k: dk };
-                product(isa, rows, dk, parts.keys, BLOCK, pairs, CHUNK, shape, false);
+                product(isa, rows, dk, keys, BLOCK, pairs, CHUNK, shape, false);
             }
             if split < n {
                 let columns = &mut scratch.columns.get_mut()[..dk * CHUNK];
-                isa.apart(Join { keys: &*parts.keys, factors: None, columns: &mut *columns });
+                isa.apart(Join { keys, factors: None, columns: &mut *columns });
                 let shape = Shape { m: 2 * (n - split), n: CHUNK, k: dk };
                 let pairs = &mut pairs[2 * split * CHUNK..];
                 product(isa, &rows[2 * split * dk..], dk, columns, CHUNK, pairs, CHUNK, shape, false);
@@ -171,7 +171,7 @@ impl IsaOp for Part<'_, '_> {
         head.n = end;
         if end == CHUNK {
             head.n = 0;
-            let (matrix, keys, values) = (&mut *parts.matrix, &*parts.keys, &*parts.values);
+            let (matrix, values) = (&mut *parts.matrix, &*parts.values);
             let columns = &mut scratch.columns.get_mut()[..dk * CHUNK];
             isa.apart(MoveOn { matrix, keys, values, g: &g, columns, sizes });
         }

@@ -10,12 +10,12 @@ use crate::ops::matrix::bytes_of;
 /// The products of two rows (key, query) with the state and with the chunk's keys. Element for element they are the
 /// operations of [`crate::ops::matrix::Product`] in its order (sums that start at 0 and go on by fused products, `dk`
 /// ascending), so the bits are its too. Here both products take turns, so that enough sums are under way at once, and
-/// memory is read once and in order. The token's key becomes a column of `keys`.
+/// memory is read once and in order.
 pub(super) struct See<'a> {
     /// Key, query: `dk` each.
     pub rows: &'a [f32],
     pub matrix: &'a [f32],
-    pub keys: &'a mut [f32],
+    pub keys: &'a [f32],
     pub sizes: Sizes,
     /// The token's place in the chunk.
     pub token: usize,
@@ -49,6 +49,7 @@ impl IsaOp for See<'_> {
                 self.columns::<I, 1>(isa, at, width, j, &mut block);
             }
         }
+        // fewer panels than blocks: no columns but those of the keys
         while block <= self.token / BLOCK {
             self.columns::<I, 0>(isa, 0, 16, 0, &mut block);
         }
@@ -73,33 +74,20 @@ impl See<'_> {
         let rows = panel.chunks_exact(width).zip(k).zip(q);
         let mut acc = [[isa.splat_f(0.0); N]; 2];
         if *block <= self.token / BLOCK {
-            let own = *block == self.token / BLOCK;
-            let lane = self.token % BLOCK;
             let mut lines = self.next.chunks(16);
             let mut of_keys = [isa.splat_f(0.0); 2];
-            let mut of_itself = isa.splat_f(0.0);
-            let keys = self.keys[*block * BLOCK * dk..].as_chunks_mut::<BLOCK>().0;
+            let keys = self.keys[*block * BLOCK * dk..].as_chunks::<BLOCK>().0;
             for (((row, k), q), keys) in rows.zip(keys) {
                 let a = [isa.splat_f(*k), isa.splat_f(*q)];
                 add(isa, a, &row[j..j + 16 * N], &mut acc);
                 let x = isa.load_f(keys);
                 of_keys = [isa.fma(a[0], x, of_keys[0]), isa.fma(a[1], x, of_keys[1])];
-                // not by way of memory, where it has just been written
-                of_itself = isa.fma(a[1], a[0], of_itself);
-                if own {
-                    keys[lane] = *k;
-                }
                 if let Some(line) = lines.next() {
                     prefetch(bytes_of(line));
                 }
             }
             for (v, row) in of_keys.into_iter().zip(self.pairs.as_chunks_mut::<CHUNK>().0) {
                 isa.store_f(v, &mut row.as_chunks_mut::<BLOCK>().0[*block]);
-            }
-            if own {
-                let mut lanes = [0.0; 16];
-                isa.store_f(of_itself, &mut lanes);
-                self.pairs[CHUNK + self.token] = lanes[0];
             }
             self.next = &self.next[self.next.len().min(16 * dk)..];
             *block += 1;

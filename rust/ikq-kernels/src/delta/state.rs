@@ -277,7 +277,7 @@ impl State {
     }
 
     /// Ends a step whose tokens all heads have seen: keeps the inputs of its convolution, `n_channels` per token,
-    /// and counts the tokens.
+    /// and counts the tokens. A step that is given up before this has not happened, unless it filled a chunk.
     ///
     /// # Panics
     /// When `u` is no whole number of tokens.
