@@ -8,14 +8,18 @@ from __future__ import annotations
 import asyncio
 import gc
 import random
+import signal
 import threading
 import time
+import weakref
 from types import SimpleNamespace
 
 import pytest
 from fake_models import N_VOCAB, Core, FakeModel, alone
 from hypothesis import given
 from hypothesis import strategies as st
+from model_files import RECURRENT, path
+from model_files import prompt as model_prompt
 
 import ikq
 from ikq.kept import KeptSequences, common_length
@@ -548,6 +552,84 @@ def test_any_order_in_threads():
         thread.join(timeout=60)
     assert not any(thread.is_alive() for thread in threads)
     assert wrong == []
+
+
+# Texts of real models
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen3moe/qwen3moe-bf16", "gemma3/gemma3-bf16", "deepseek3/deepseek3-bf16", *RECURRENT]
+)
+def test_a_seed_gives_the_same_text_under_any_load(name):
+    """Alone, by turns, in threads, after others that begin alike, with prompts in several parts."""
+    ids = model_prompt(name, 1).tolist()
+    prompts = [ids[:70], [*ids[:50], *ids[10:20]], ids[:33], ids[5:9], ids[40:], ids[:70]]
+    options = [{"seed": i, "max_tokens": 24, "temperature": 1.5, "ignore_eos": True} for i in range(6)]
+    wanted = []
+    for tokens, o in zip(prompts, options, strict=True):
+        with ikq.Model.load(path(name), n_ctx=128) as model:
+            wanted.append(tokens_of(model.generate(tokens, **o)))
+    assert wanted[0] != wanted[5]  # another seed
+    for n_ubatch in (512, 16):
+        with ikq.Model.load(path(name), n_ctx=128, n_ubatch=n_ubatch) as model:
+            for _ in range(2):
+                texts = [model.generate(t, **o) for t, o in zip(prompts, options, strict=True)]
+                rows = [tokens_of(row) for row in zip(*texts, strict=True)]
+                assert [list(text) for text in zip(*rows, strict=True)] == wanted
+            found = [None] * 6
+
+            def work(i, model=model, found=found):
+                found[i] = tokens_of(model.generate(prompts[i], **options[i]))
+
+            threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert found == wanted
+
+
+def test_a_model_that_nobody_holds_is_freed(tiny_moe):
+    """With texts that were left in the middle: nothing keeps it alive but they."""
+    model = ikq.Model.load(tiny_moe, n_ctx=64)
+    gone = weakref.ref(model)
+    text = model.generate([1, 2, 3], **FOREVER)
+    next(text)
+    assert list(model.generate([1, 2, 4], max_tokens=2))
+    del model
+    assert next(text).token is not None
+    del text
+    assert gone() is None
+
+
+def test_ctrl_c_between_texts(tiny_moe):
+    """A signal at any moment: texts go on as if nothing had been."""
+    prompts = [[i, 5, 6, 7] for i in range(3)]
+    options = {"max_tokens": 60, "temperature": 0, "ignore_eos": True}
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with ikq.Model.load(tiny_moe, n_ctx=128) as model:
+        wanted = [tokens_of(model.generate(p, **options)) for p in prompts]
+        model._batcher.forget()
+        before = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            n_interrupts = 0
+            texts = [model.generate(p, **options) for p in prompts]
+            signal.setitimer(signal.ITIMER_REAL, 0.001, 0.003)
+            while not all(text.is_over for text in texts):
+                for text in texts:
+                    try:
+                        next(text, None)
+                    except KeyboardInterrupt:
+                        n_interrupts += 1
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert n_interrupts > 5
+        # a token that was chosen when the signal came is not given out, but it is part of the text
+        assert [text.tokens[4:] for text in texts] == wanted
 
 
 # What is kept

@@ -169,8 +169,27 @@ class Engine:
         n_cpu_moe: int,
         isa_name: str | None,
     ) -> Engine: ...
+    @staticmethod
+    def plan(
+        model: Model,
+        spec: str,
+        *,
+        n_ctx: int,
+        cache_type_k: str,
+        cache_type_v: str,
+        cache_rotation: bool,
+        swa_full: bool,
+        devices: list[str],
+        n_gpu_layers: int,
+        override_tensor: list[str],
+        cpu_moe: bool,
+        n_cpu_moe: int,
+    ) -> tuple[list[tuple[str, str, int, str]], list[tuple[str, int]], int]: ...
     def new_sequence(self) -> Sequence: ...
-    def step(self, entries: list[tuple[Sequence, list[int], str]]) -> list[NDArray[np.float32] | None]: ...
+    def step(
+        self, entries: list[tuple[Sequence, list[int], str, NDArray[np.float32] | None]]
+    ) -> list[NDArray[np.float32] | None]: ...
+    def head(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]: ...
     def load_sequence(self, path: str | os.PathLike[str]) -> Sequence: ...
     @property
     def n_ctx(self) -> int: ...

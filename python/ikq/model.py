@@ -21,7 +21,7 @@ from ikq.quant_types import QuantType
 from ikq.sequence import Want
 from ikq.text import TextModel
 
-__all__ = ["Explanation", "FfnPlan", "Memory", "Model", "Placed"]
+__all__ = ["Explanation", "FfnPlan", "LoadingPlan", "Memory", "Model", "Placed"]
 
 _REPACK = "repack=True has no effect: weights are re-arranged while loading in any case"
 
@@ -75,6 +75,22 @@ class Memory(NamedTuple):
     mapped: int
     copied: int
     cache: int
+
+
+class LoadingPlan(NamedTuple):
+    """What loading would take, from `Model.plan`.
+
+    Attributes:
+        placement: Where every stage of every layer would be computed, in order.
+        weights: Bytes of weights by device.
+        cache: Bytes of the cache of one text of `n_ctx` tokens.
+        n_ctx: As asked for, or the trained context.
+    """
+
+    placement: tuple[Placed, ...]
+    weights: dict[str, int]
+    cache: int
+    n_ctx: int
 
 
 class Explanation(NamedTuple):
@@ -170,7 +186,7 @@ class Model(TextModel):
         Args:
             path: The file, or any shard.
             n_ctx: Most positions of a sequence, which takes memory as it grows. `None`: the trained context,
-                or the largest half, quarter, ... of it whose cache takes a quarter of the free memory at most.
+                or the largest half, quarter, ... of it that takes at most a quarter of the free memory.
             n_threads: Threads; `None`: one per CPU.
             n_ubatch: Most tokens that are computed at once.
             cache_type_k: Type of cached keys: f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl or q6_0.
@@ -235,7 +251,7 @@ class Model(TextModel):
             mmap=mmap,
             devices=list(devices),
             n_gpu_layers=n_gpu_layers,
-            override_tensor=[override_tensor] if isinstance(override_tensor, str) else list(override_tensor),
+            override_tensor=_rules(override_tensor),
             cpu_moe=cpu_moe,
             n_cpu_moe=n_cpu_moe,
             isa_name=None,
@@ -243,6 +259,63 @@ class Model(TextModel):
         model = cls(engine, spec, reader, n_ubatch=n_ubatch, notes=[_REPACK] if repack else [])
         reader.close()  # its metadata stay
         return model
+
+    @staticmethod
+    def plan(
+        path: str | os.PathLike[str],
+        *,
+        n_ctx: int | None = None,
+        cache_type_k: str = "f16",
+        cache_type_v: str = "f16",
+        cache_rotation: bool = True,
+        swa_full: bool = False,
+        devices: Sequence[str] = ("CPU",),
+        n_gpu_layers: int = 0,
+        override_tensor: str | Sequence[str] = (),
+        cpu_moe: bool = False,
+        n_cpu_moe: int = 0,
+        yarn_truncate: bool = True,
+        override_kv: Mapping[str, bool | int | float | str] | None = None,
+    ) -> LoadingPlan:
+        """What `load` with these options would place where and take; nothing is loaded.
+
+        Args:
+            path: As for `load`, which has the other options, too.
+            n_ctx: `None`: the trained context, though memory may hold less.
+            cache_type_k: See there, as for all that follows.
+            cache_type_v: See there.
+            cache_rotation: See there.
+            swa_full: See there.
+            devices: See there.
+            n_gpu_layers: See there.
+            override_tensor: See there.
+            cpu_moe: See there.
+            n_cpu_moe: See there.
+            yarn_truncate: See there.
+            override_kv: See there.
+
+        Raises:
+            OSError: as `load`, like all other errors but those of memory.
+        """
+        with GGUFReader(path) as reader:
+            reader.metadata.update(override_kv or {})
+            spec = model_spec(reader, yarn_truncate=yarn_truncate)
+            n_ctx = spec.n_ctx_train if n_ctx is None else n_ctx
+            placement, weights, cache = _ikq.Engine.plan(
+                reader._opened(),
+                spec.to_json(),
+                n_ctx=n_ctx,
+                cache_type_k=cache_type_k,
+                cache_type_v=cache_type_v,
+                cache_rotation=cache_rotation,
+                swa_full=swa_full,
+                devices=list(devices),
+                n_gpu_layers=n_gpu_layers,
+                override_tensor=_rules(override_tensor),
+                cpu_moe=cpu_moe,
+                n_cpu_moe=n_cpu_moe,
+            )
+        return LoadingPlan(tuple(Placed(*p) for p in placement), dict(weights), cache, n_ctx)
 
     def new_sequence(self) -> sequence.Sequence:
         """A sequence of no tokens. It takes memory as it grows.
@@ -298,7 +371,8 @@ class Model(TextModel):
             self._check_open()
             before = [s.n_past for s, _, _ in checked]
             collector = self._collector
-            core: list[tuple[_ikq.Sequence, list[int], str]] = [(s._core, t, w) for s, t, w in checked]
+            core: list[tuple[_ikq.Sequence, list[int], str, NDArray[np.float32] | None]]
+            core = [(s._core, ids, want, None) for s, ids, want in checked]
             try:
                 try:
                     found = self._engine.step(core)
@@ -496,6 +570,10 @@ class Model(TextModel):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _rules(override_tensor: str | Sequence[str]) -> list[str]:
+    return [override_tensor] if isinstance(override_tensor, str) else list(override_tensor)
 
 
 def _ids(tokens: ArrayLike) -> list[int]:

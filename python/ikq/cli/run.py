@@ -26,6 +26,21 @@ HELP = "continue a prompt, or chat with a model"
 
 INTERRUPTED = 130
 
+# options of loading that decide what goes where
+_PLANNED = (
+    "n_ctx",
+    "cache_type_k",
+    "cache_type_v",
+    "cache_rotation",
+    "swa_full",
+    "devices",
+    "n_gpu_layers",
+    "override_tensor",
+    "cpu_moe",
+    "n_cpu_moe",
+    "override_kv",
+)
+
 _ESCAPE = re.compile(r"""\\(n|r|t|'|"|\\|x[0-9a-fA-F]{2})""")
 
 
@@ -162,13 +177,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _dry_run(args: argparse.Namespace) -> int:
-    """Shows the placement and the memory; the file is mapped, nothing of it is loaded."""
-    with ikq.Model.load(args.model, **(load_options(args) | {"mmap": "on"})) as model:
-        print("\n".join(placement_lines(model.explain().placement)))
-        weights = model.memory.mapped + model.memory.copied
-        cache = model.sequence_bytes(model.n_ctx)
-        print(f"weights: {weights / 2**30:.3f} GiB ({weights} bytes)")
-        print(f"cache: {cache / 2**30:.3f} GiB ({cache} bytes) for a text of {model.n_ctx} tokens")
+    """Shows the placement and the memory."""
+    options = load_options(args)
+    plan = ikq.Model.plan(args.model, **{k: options[k] for k in _PLANNED})
+    print("\n".join(placement_lines(plan.placement)))
+    weights = sum(plan.weights.values())
+    print(f"weights: {weights / 2**30:.3f} GiB ({weights} bytes)")
+    print(f"cache: {plan.cache / 2**30:.3f} GiB ({plan.cache} bytes) for a text of {plan.n_ctx} tokens")
     return 0
 
 
