@@ -10,6 +10,7 @@ use ikq_model::batch::Batch;
 use ikq_model::device::{Choices, Device, Loading, Memory, Move, RouterFailed, Stage, Step, Value};
 use ikq_model::error::Error;
 use ikq_model::network::{self, Ffn, Layer, Network};
+use ikq_model::placement::Placement;
 use ikq_pool::{Stop, available_memory};
 use ikq_simd::IsaKind;
 
@@ -539,6 +540,34 @@ impl Cpu {
         }
         stages::add_branch(&exec, &mut hidden[..n], sum, layer.post_ffn_norm.as_deref(), n_embd);
     }
+}
+
+/// What a CPU device would hold, without loading it: bytes of its weights in the device's form, of a page of every
+/// group, and of a recurrent state.
+///
+/// # Errors
+/// [`Error::Format`], [`Error::Cache`] for what the device cannot hold.
+pub fn predict(
+    network: &Network,
+    placement: &Placement,
+    index: usize,
+    form: CacheForm,
+) -> Result<(usize, Vec<usize>, usize), Error> {
+    let (mut weights, mut pages, mut state) = (0, vec![0; network.groups.len()], 0);
+    for stage in placement.of(index) {
+        for weight in weights_of(network, stage) {
+            weights += weight.n_experts() * load::matrix_bytes(weight)?;
+        }
+        if let Stage::Attention(l) = stage {
+            let layer = &network.layers[l];
+            let cache = LayerCache::new(layer, form)?;
+            state += cache.state_bytes();
+            if let Some(group) = layer.group {
+                pages[group] += cache.page_bytes();
+            }
+        }
+    }
+    Ok((weights, pages, state))
 }
 
 /// The matrices of a stage. Embeddings stay in the file.

@@ -15,7 +15,6 @@ pub mod cache;
 pub mod device;
 pub mod exec;
 pub mod ffn;
-pub mod interim;
 pub mod load;
 pub mod rope;
 pub mod router;
@@ -23,5 +22,5 @@ pub mod stages;
 pub mod weight;
 
 pub use cache::CacheForm;
-pub use device::{Cpu, Options};
+pub use device::{Cpu, Options, predict};
 pub use load::Mmap;

@@ -29,7 +29,8 @@ impl Rules {
     /// [`Error::Option`] for a rule without `=` or an expression that cannot be read.
     pub fn add_overrides(&mut self, text: &str) -> Result<(), Error> {
         for rule in text.split(',') {
-            let wrong = |why: String| Error::Option { option: "override_tensor", value: rule.to_string(), why };
+            let wrong =
+                |why: String| Error::Option { option: "override_tensor", value: rule.to_string(), why };
             let Some((pattern, device)) = rule.split_once('=') else {
                 return Err(wrong("a rule is REGEX=DEVICE, such as exps=CPU".into()));
             };
@@ -78,11 +79,13 @@ impl Placement {
             })?;
             overrides.push((pattern, device));
         }
-        let placer = Placer { overrides, rules, n_layers: network.layers.len(), gpu: 1.min(devices.len() - 1) };
+        let placer =
+            Placer { overrides, rules, n_layers: network.layers.len(), gpu: 1.min(devices.len() - 1) };
         let mut stages = vec![Placed {
             stage: Stage::Embed,
             device: CPU,
-            n_bytes: network.token_embd.n_bytes() + network.nextn.iter().map(|n| n.eh_proj.n_bytes()).sum::<usize>(),
+            n_bytes: network.token_embd.n_bytes()
+                + network.nextn.iter().map(|n| n.eh_proj.n_bytes()).sum::<usize>(),
             why: "rows are gathered where the file is mapped".into(),
         }];
         let mut n_moe = 0;
@@ -135,7 +138,9 @@ impl Placer<'_> {
         let rule = |name: &String| self.overrides.iter().find(|(r, _)| r.is_match(name)).map(|(_, d)| *d);
         let wanted: Vec<Option<usize>> = names.iter().map(rule).collect();
         let (device, why) = match wanted.iter().flatten().next() {
-            Some(first) if wanted.iter().all(|w| w == &Some(*first)) => (*first, "override_tensor".to_string()),
+            Some(first) if wanted.iter().all(|w| w == &Some(*first)) => {
+                (*first, "override_tensor".to_string())
+            }
             Some(_) => {
                 // memory that a user keeps free is rather kept free
                 let default = self.default(stage, stays).0;

@@ -247,7 +247,8 @@ fn fits(header: &Header, shared: &Shared, runner: &Runner, n_bytes: usize) -> Re
             return Err(format!("a state of {} layers instead of {n_recurrent}", lengths.len()));
         }
         let sum = lengths.iter().try_fold(0usize, |sum, n| sum.checked_add(*n));
-        let sum = sum.filter(|sum| *sum <= n_bytes).ok_or(format!("a state at {n_past} of too many bytes"))?;
+        let sum =
+            sum.filter(|sum| *sum <= n_bytes).ok_or(format!("a state at {n_past} of too many bytes"))?;
         expected += sum;
     }
     match expected == n_bytes {

@@ -242,7 +242,8 @@ impl Sequence {
         }
         let n_past = self.n_past();
         let pools = &mut *self.shared.pools();
-        for ((table, group), pages) in self.tables.iter_mut().zip(&self.shared.groups).zip(&mut pools.groups) {
+        for ((table, group), pages) in self.tables.iter_mut().zip(&self.shared.groups).zip(&mut pools.groups)
+        {
             let Some(window) = group.window else { continue };
             // the next token sees its own position and those before, `window` in all
             let first = (n_past + 1).saturating_sub(window) / PAGE;

@@ -58,7 +58,9 @@ impl Model {
         for pieces in self.pieces(entries) {
             let done = match cancel.is_cancelled() {
                 true => Err(Stop::Cancelled),
-                false => self.pieces_step(&mut runner, entries, &ids, &pieces, &mut out).map_err(Stop::Failed),
+                false => {
+                    self.pieces_step(&mut runner, entries, &ids, &pieces, &mut out).map_err(Stop::Failed)
+                }
             };
             if let Err(stop) = done {
                 drop(runner);
