@@ -37,6 +37,7 @@ mod iqk;
 mod iqks;
 mod iquants;
 mod kquants;
+mod lane_planes;
 mod legacy;
 mod planes;
 mod table;

@@ -33,6 +33,6 @@ pub use isa::{Isa, IsaOp};
 pub use lane_bits::LaneBits;
 pub use lanes::{Lanes, pair};
 pub use products::Products;
-pub use row_lanes::RowLanes;
+pub use row_lanes::{Codebook4, Codebook8, RowLanes};
 pub use scalar::Scalar;
 pub use select::{IsaKind, available, best, run, selected};
