@@ -67,7 +67,9 @@ def cut_to_what_follows(changed, *, from_hidden):
             )
         ):
             changed.add(name, np.zeros_like(changed.array(name)))
-        elif name.endswith(("output_norm.weight", ".enorm.weight", ".hnorm.weight", "shared_head_norm.weight")):
+        elif name.endswith(
+            ("output_norm.weight", ".enorm.weight", ".hnorm.weight", "shared_head_norm.weight")
+        ):
             changed.add(name, np.ones_like(changed.array(name)))
     following = np.array([follower(t, n_kept) for t in range(n_kept)])
     output = np.zeros_like(table)

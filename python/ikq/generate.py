@@ -21,6 +21,7 @@ from ikq.tokenizer import StreamDecoder, Tokenizer
 if TYPE_CHECKING:
     from ikq.reasoning import ReasoningSplitter
     from ikq.sequence import Sequence
+    from ikq.speculation.text import TextSpeculation
     from ikq.text import TextModel
 
 __all__ = ["Generation", "Limits", "Piece", "Reason", "Stats"]
@@ -63,6 +64,8 @@ class Stats:
         prompt_seconds: Time of the steps that computed the prompt, whatever else they computed.
         eval_seconds: Time of the steps for the tokens after the first, whose logits the prompt gives.
         sample_seconds: Time for choosing.
+        n_drafted: Tokens that were drafted and compared with what was chosen.
+        n_accepted: Those of them that were chosen.
     """
 
     n_prompt: int = 0
@@ -71,6 +74,8 @@ class Stats:
     prompt_seconds: float = 0.0
     eval_seconds: float = 0.0
     sample_seconds: float = 0.0
+    n_drafted: int = 0
+    n_accepted: int = 0
 
     def add(self, other: Stats) -> None:
         """Counts those of another generation in."""
@@ -136,6 +141,7 @@ class Generation(Iterator[Piece]):
         n_keep: int = 0,
         progress: Progress | bool = False,
         sequence: Sequence | None = None,
+        speculation: TextSpeculation | None = None,
     ) -> None:
         if not tokens:
             raise ShapeError("the prompt is empty")
@@ -172,7 +178,9 @@ class Generation(Iterator[Piece]):
         self._is_prompt_done = False
         self.is_over = False
         self._batcher = model._batcher
-        self._work = Work(self.tokens, sequence)
+        self._speculation = speculation
+        self._work = Work(self.tokens, sequence, speculation)
+        self._work.n_left = max_tokens
         self._batcher.watch(self, self._work)
         if sequence is not None:
             sequence._lend(self)
@@ -208,6 +216,9 @@ class Generation(Iterator[Piece]):
             if self.reason is not None:
                 self.is_over = True
                 self._batcher.leave(self._work)
+            if self._speculation is not None:
+                self.stats.n_drafted = self._speculation.n_drafted
+                self.stats.n_accepted = self._speculation.n_accepted
         if not self._waiting:
             raise StopIteration
         return self._waiting.popleft()
@@ -218,6 +229,8 @@ class Generation(Iterator[Piece]):
         token = self._sampler.sample(logits)
         self._sampler.accept(token)
         self.stats.n_generated += 1
+        if self._max_tokens is not None:
+            self._work.n_left = self._max_tokens - self.stats.n_generated
         self.stats.sample_seconds += time.perf_counter() - start
         self._waiting.extend(self._pieces(token, logits))
 

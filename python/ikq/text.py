@@ -18,6 +18,7 @@ from ikq.errors import FormatError, UnsupportedError
 from ikq.generate import Generation, Limits, Piece, Progress, progress_of
 from ikq.reasoning import ReasoningSplitter
 from ikq.sampling import SamplingKeywords, SamplingOptions
+from ikq.speculation.options import Speculation, SpeculationKeywords
 from ikq.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["GenerateKeywords", "TextModel"]
 
 
-class GenerateKeywords(Limits, SamplingKeywords, total=False):
+class GenerateKeywords(Limits, SamplingKeywords, SpeculationKeywords, total=False):
     """Keywords of `Model.generate` and `Model.chat`."""
 
 
@@ -54,6 +55,10 @@ class TextModel(abc.ABC):
     @abc.abstractmethod
     def n_ctx(self) -> int:
         """As `Model.n_ctx`."""
+
+    def _head(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits `(n, n_vocab)` from hidden states `(n, n_embd)`, for drafters that need these."""
+        raise NotImplementedError
 
     def _own_sequences(self) -> tuple[sequence.Sequence, ...]:
         """Sequences that are no generation's, but that a text may share a beginning with."""
@@ -114,8 +119,10 @@ class TextModel(abc.ABC):
             prompt: A text, or tokens. A text gets the token that texts of this model begin with.
             sampling: How tokens are chosen; `options` go over it.
             parse_special: Names of control tokens in a text stand for these tokens.
-            **options: `max_tokens`, `stop`, `logprobs`, ... (`ikq.generate.Limits`), and fields of
-                `ikq.sampling.SamplingOptions` (`temperature`, `seed`, ...).
+            **options: `max_tokens`, `stop`, `logprobs`, ... (`ikq.generate.Limits`), fields of
+                `ikq.sampling.SamplingOptions` (`temperature`, `seed`, ...), and of
+                `ikq.speculation.Speculation` (`draft_model`, `lookup`, `mtp`, ...), which change the time but
+                not the text.
 
         Returns:
             An iterator of `Piece`, which computes as it is asked; `.text()` is all of it.
@@ -225,13 +232,16 @@ class TextModel(abc.ABC):
         options: GenerateKeywords,
     ) -> Generation:
         changes = {k: v for k, v in options.items() if k in SamplingKeywords.__annotations__}
-        limits = cast("Limits", {k: v for k, v in options.items() if k not in changes})
+        drafts = {k: v for k, v in options.items() if k in SpeculationKeywords.__annotations__}
+        limits = cast("Limits", {k: v for k, v in options.items() if k not in changes and k not in drafts})
+        speculation = Speculation(**cast("SpeculationKeywords", drafts))
         return Generation(
             self,
             tokens,
             options=replace(sampling or SamplingOptions(), **cast("SamplingKeywords", changes)),
             tokenizer=self._tokenizer_if_any(),
             splitter=splitter,
+            speculation=speculation.text(self),
             **limits,
         )
 

@@ -92,16 +92,16 @@ class Source:
         keys.check("vocab_size", n_vocab, "token_embd.weight")
         token_embd, output_norm = "token_embd.weight", tensors.vector("output_norm.weight", self.n_embd)
         output: Linear | None
+        nextn: Nextn | None = None
         if self.part == "head":
-            block = Block(self, self.n_layer)
-            token_embd, output_norm, output, nextn = self._head(block, n_vocab, token_embd, output_norm)
-            layers, notes = (make_layer(block),), []
+            blocks = [Block(self, self.n_layer)]
+            token_embd, output_norm, output, nextn = self._head(blocks[0], n_vocab, token_embd, output_norm)
         else:
             tied = "output.weight" not in tensors
             output = tensors.linear("token_embd" if tied else "output", self.n_embd, n_vocab)
-            nextn = None
-            layers = tuple(make_layer(Block(self, i)) for i in range(self.n_layer))
-            notes = self._unused_notes()
+            blocks = [Block(self, i) for i in range(self.n_layer)]
+        layers = tuple(make_layer(block) for block in blocks)
+        notes = self._unused_notes() if self.part == "model" else []
         return ModelSpec(
             architecture=keys.architecture,
             n_vocab=n_vocab,
