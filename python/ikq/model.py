@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Literal, NamedTuple
 
@@ -16,9 +17,11 @@ from ikq import _ikq, sequence
 from ikq.activations import ActivationCollector
 from ikq.errors import FormatError, RefusedError
 from ikq.gguf import GGUFReader
-from ikq.models import ModelSpec, model_spec
+from ikq.models import ModelSpec, model_spec, mtp_spec
 from ikq.quant_types import QuantType
 from ikq.sequence import Want
+from ikq.speculation.draft_model import DraftModels
+from ikq.speculation.mtp import MtpHead
 from ikq.text import TextModel
 
 __all__ = ["Explanation", "FfnPlan", "LoadingPlan", "Memory", "Model", "Placed"]
@@ -140,9 +143,14 @@ class Model(TextModel):
         *,
         n_ubatch: int = 512,
         notes: Iterable[str] = (),
+        load_head: Callable[[int], tuple[_ikq.Engine, ModelSpec] | None] | None = None,
     ) -> None:
         super().__init__(reader, n_ubatch)
         self._engine = engine
+        # of the head for further tokens; loaded when it is needed
+        self._load_head = load_head
+        self._mtp: MtpHead | None = None
+        self._draft_models = DraftModels()
         self._n_ubatch = n_ubatch
         self._own = sequence.Sequence(engine.new_sequence())
         # a step, and what belongs to it
@@ -233,30 +241,48 @@ class Model(TextModel):
             if k < 1 or not 0 <= t <= 1:
                 raise ValueError(f"expert_reduction={expert_reduction}: at least 1 expert, a share of 0 to 1")
             expert_reduction = (int(k), float(t))
-        engine = _ikq.Engine.load(
-            reader._opened(),
-            spec.to_json(),
-            n_ctx=n_ctx,
-            n_threads=n_threads,
+
+        def load(reader: GGUFReader, spec: ModelSpec, n_ctx: int | None) -> _ikq.Engine:
+            return _ikq.Engine.load(
+                reader._opened(),
+                spec.to_json(),
+                n_ctx=n_ctx,
+                n_threads=n_threads,
+                n_ubatch=n_ubatch,
+                cache_type_k=cache_type_k,
+                cache_type_v=cache_type_v,
+                cache_rotation=cache_rotation,
+                swa_full=swa_full,
+                compute=compute,
+                fused_up_gate=fused_up_gate,
+                fused_moe=fused_moe,
+                merge_up_gate_experts=merge_up_gate_experts,
+                expert_reduction=expert_reduction,
+                mmap=mmap,
+                devices=list(devices),
+                n_gpu_layers=n_gpu_layers,
+                override_tensor=_rules(override_tensor),
+                cpu_moe=cpu_moe,
+                n_cpu_moe=n_cpu_moe,
+                isa_name=None,
+            )
+
+        file = Path(path).absolute()
+
+        def load_head(n_ctx: int) -> tuple[_ikq.Engine, ModelSpec] | None:
+            with GGUFReader(file) as reader:
+                reader.metadata.update(override_kv or {})
+                spec = mtp_spec(reader, yarn_truncate=yarn_truncate)
+                return None if spec is None else (load(reader, spec, n_ctx), spec)
+
+        model = cls(
+            load(reader, spec, n_ctx),
+            spec,
+            reader,
             n_ubatch=n_ubatch,
-            cache_type_k=cache_type_k,
-            cache_type_v=cache_type_v,
-            cache_rotation=cache_rotation,
-            swa_full=swa_full,
-            compute=compute,
-            fused_up_gate=fused_up_gate,
-            fused_moe=fused_moe,
-            merge_up_gate_experts=merge_up_gate_experts,
-            expert_reduction=expert_reduction,
-            mmap=mmap,
-            devices=list(devices),
-            n_gpu_layers=n_gpu_layers,
-            override_tensor=_rules(override_tensor),
-            cpu_moe=cpu_moe,
-            n_cpu_moe=n_cpu_moe,
-            isa_name=None,
+            notes=[_REPACK] if repack else [],
+            load_head=load_head,
         )
-        model = cls(engine, spec, reader, n_ubatch=n_ubatch, notes=[_REPACK] if repack else [])
         reader.close()  # its metadata stay
         return model
 
@@ -392,6 +418,33 @@ class Model(TextModel):
                 collector._evaluated(sum(len(ids) for _, ids, _ in checked))
             return found
 
+    @property
+    def mtp(self) -> MtpHead | None:
+        """The head that predicts further tokens (`nextn`); `None`: the file has none.
+
+        `generate(..., mtp=True)` drafts with it. Loaded when it is first asked for, with the options of the
+        model.
+
+        Raises:
+            OSError, FormatError, ShapeError, UnsupportedError, RefusedError: as `load`.
+            ValueError: the model is closed.
+        """
+        with self._lock:
+            self._check_open()
+            if self._mtp is None and self._load_head is not None:
+                found = self._load_head(self.n_ctx)
+                if found is not None:
+                    self._mtp = MtpHead(*found, self._engine)
+                    if self._collector is not None:
+                        self._mtp.set_collector(self._collector._head)
+                self._load_head = None
+            return self._mtp
+
+    def _head(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        with self._lock:
+            self._check_open()
+            return self._engine.head(np.ascontiguousarray(hidden))
+
     def logits(self, tokens: ArrayLike) -> NDArray[np.float32]:
         """Logits after every token of a text.
 
@@ -464,6 +517,8 @@ class Model(TextModel):
             if self._collector is not None:
                 raise ValueError("this model's activations are being collected already")
             self._engine.set_collector(collector._core)
+            if self._mtp is not None:
+                self._mtp.set_collector(collector._head)
             self._collector = collector
         try:
             yield collector
@@ -471,6 +526,8 @@ class Model(TextModel):
             with self._lock:
                 self._collector = None
                 self._engine.set_collector(None)
+                if self._mtp is not None:
+                    self._mtp.set_collector(None)
 
     @property
     def n_ctx(self) -> int:
@@ -497,7 +554,8 @@ class Model(TextModel):
     def memory(self) -> Memory:
         """Bytes that the model takes."""
         self._check_open()
-        return Memory(*self._engine.memory)
+        parts = [self._engine.memory, *([] if self._mtp is None else [self._mtp.memory])]
+        return Memory(*(sum(sizes) for sizes in zip(*parts, strict=True)))
 
     def sequence_bytes(self, n: int) -> int:
         """Bytes of the cache that a sequence of `n` positions takes at most."""
@@ -552,6 +610,9 @@ class Model(TextModel):
     def close(self) -> None:
         """Frees weights and cache; its sequences cannot be used any more."""
         self._is_closed = True
+        self._draft_models.close()
+        if self._mtp is not None:
+            self._mtp.close()
         self._engine.close()
         self._batcher.forget()
         self._own.close()

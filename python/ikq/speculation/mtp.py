@@ -98,6 +98,27 @@ class MtpHead:
         """Positions that a text can have."""
         return self._engine.n_ctx
 
+    @property
+    def memory(self) -> tuple[int, int, int]:
+        """Bytes, as in `Model.memory`."""
+        return self._engine.memory
+
+    def set_collector(self, collector: _ikq.StatisticsCollector | None) -> None:
+        """Lets a collector (or none) see what the weights are multiplied with."""
+        self._engine.set_collector(collector)
+
+    def read(self, tokens: Sequence[int], hidden: NDArray[np.float32]) -> None:
+        """Reads a text, as far as it can say something about it; for statistics.
+
+        Args:
+            tokens: The text.
+            hidden: The model's hidden states after these tokens, float32 `(n, n_embd)`.
+        """
+        if len(tokens) > 1:
+            sequence = self._engine.new_sequence()
+            self._engine.step([(sequence, list(tokens[1:]), "none", np.ascontiguousarray(hidden[:-1]))])
+            sequence.close()
+
     def run(self, asks: Sequence[Ask]) -> list[Predicted | None]:
         """As `Runner.run`: what it says behind the tokens of each."""
         entries = [(a.sequence, a.tokens, "hidden" if a.wants_logits else "none", a.hidden) for a in asks]

@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypedDict
 
+from ikq.errors import RefusedError
 from ikq.speculation.depth import Depth, FixedDepth
 from ikq.speculation.draft_model import DraftModel
 from ikq.speculation.drafter import Drafter
@@ -98,7 +99,12 @@ class Speculation:
             model = _whole(model)
             draft = model._draft_models.get(self.draft_model, model)
             return DraftModel(draft, model.spec.n_vocab, self.draft_p_min), id(draft)
-        return (Mtp(_whole(model).mtp, self.draft_p_min), "mtp") if self.mtp else (None, None)
+        if self.mtp:
+            head = _whole(model).mtp
+            if head is None:
+                raise RefusedError("mtp: the model's file has no head for further tokens (`nextn` tensors)")
+            return Mtp(head, self.draft_p_min), "mtp"
+        return None, None
 
 
 def _whole(model: TextModel) -> Model:
