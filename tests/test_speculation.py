@@ -56,14 +56,14 @@ class SpeculativeFake(FakeModel):
 
 
 def hidden_after(tokens):
-    """The text itself, in a row of its own form."""
-    row = np.full(600, -1, np.float32)
-    row[: len(tokens)] = tokens
+    """The text itself; tokens that were moved by a shift are negative."""
+    row = np.zeros(600, np.float32)
+    row[: len(tokens)] = np.add(tokens, 1000)
     return row
 
 
 def text_of(row):
-    return [int(t) for t in row[row >= 0]]
+    return [int(t) - 1000 for t in row[row > 0]]
 
 
 def fake(**options):

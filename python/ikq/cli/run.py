@@ -8,6 +8,7 @@ import json
 import re
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ikq.cli.placement_table import placement_lines
 from ikq.cli.progress import prompt_progress, waiting
 from ikq.cli.prompt_cache import PromptCache, add_prompt_cache
 from ikq.cli.sampling_options import add_sampling, sampling_options
+from ikq.cli.speculation_options import add_speculation, check_files, load_draft, speculation_options
 from ikq.cli.timings import print_timings
 from ikq.generate import Stats
 
@@ -111,6 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_loading(parser)
     add_sampling(parser)
+    add_speculation(parser)
     add_ignored(parser)
     parser.add_argument("-co", "--color", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--log-disable", action="store_true", help=argparse.SUPPRESS)
@@ -130,6 +133,7 @@ def run(args: argparse.Namespace) -> int:
         "context_shift": args.context_shift,
         "n_keep": args.keep,
         "progress": prompt_progress,
+        **speculation_options(args),
     }
     print_ignored(args)
     if args.dry_run:
@@ -142,9 +146,12 @@ def run(args: argparse.Namespace) -> int:
         # errors of the tokenizer come before the weights, which may take long
         with ikq.GGUFReader(args.model) as reader:
             tokenizer = ikq.Tokenizer.from_reader(reader)
+            check_files(args, reader)
         model = ikq.Model.load(args.model, **loading)
-    with model:
+        draft = load_draft(args, model)
+    with model, draft or nullcontext():
         model.tokenizer = tokenizer
+        options["draft_model"] = draft
         cache = PromptCache(model, args)
         options["sequence"] = cache.sequence
         load_seconds = time.perf_counter() - start
