@@ -260,7 +260,7 @@ fn many_columns_of_every_type() {
 fn bands_are_the_rows_and_back() {
     for ty in types().filter(|ty| *ty != QuantType::F64) {
         let step = ty.info().rows;
-        for (k, n_rows) in lengths(ty).into_iter().zip([33, 16, 5]) {
+        for (k, n_rows) in lengths(ty).into_iter().zip([33usize, 16, 5]) {
             let n_rows = n_rows.next_multiple_of(step);
             let data = random_matrix(ty, n_rows, k, 4);
             let file = Matrix::new(ty, n_rows, k, &data).expect("a matrix");
