@@ -97,7 +97,7 @@ def test_going_back(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_last_step_can_always_be_taken_back(name):
-    """Whatever part of it: that is how drafts are verified."""
+    """That is what rejected drafts need."""
     ids = long_text(400)
     with load(name, n_ctx=512) as model:
         straight = fresh(model, ids)
@@ -107,9 +107,11 @@ def test_the_last_step_can_always_be_taken_back(name):
                     n = n_past + kept
                     run(model, sequence, ids[:n_past], 17)
                     run(model, sequence, [*ids[n_past:n], *ids[: n_step - kept]])
-                    assert sequence.rewindable(n) == n, (n_past, n_step, kept)
-                    sequence.truncate(n)
-                    assert same(straight[n:], run(model, sequence, ids[n:])), (n_past, n_step, kept)
+                    reach = sequence.rewindable(n)
+                    # recurrent layers that have begun another chunk go back to before the step
+                    assert reach in ((n, n_past) if name in RECURRENT else (n,)), (n_past, n_step, kept)
+                    sequence.truncate(reach)
+                    assert same(straight[reach:], run(model, sequence, ids[reach:])), (n_past, n_step, kept)
 
 
 @pytest.mark.parametrize("name", RECURRENT)
@@ -258,7 +260,8 @@ def test_layers_with_a_window_hold_windows(swa_full):
         held = dict(model.pages_held())
         assert held.keys() == windows
         assert held[None] == 8192 // PAGE
-        assert held[window] == (8192 // PAGE if swa_full else 1)
+        # the window, and what is kept so that the last tokens can be taken back
+        assert held[window] == (8192 // PAGE if swa_full else 2)
         assert sequence.n_bytes == model.memory.cache <= model.sequence_bytes(8192)
         if not swa_full:
             # 5 of 6 layers have windows

@@ -171,3 +171,27 @@ impl Placer<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_are_read_in_order() {
+        let mut rules = Rules::default();
+        rules.add_overrides(r"blk\.[13]\.=CPU1,exps=CPU").expect("two rules");
+        rules.add_overrides("output=CPU1").expect("one more");
+        let names: Vec<&str> = rules.overrides.iter().map(|(_, d)| d.as_str()).collect();
+        assert_eq!(names, ["CPU1", "CPU", "CPU1"]);
+        assert!(rules.overrides[0].0.is_match("blk.3.attn_q.weight"));
+        assert!(!rules.overrides[0].0.is_match("blk.13.attn_q.weight"));
+    }
+
+    #[test]
+    fn rules_that_cannot_be_read_are_named() {
+        for (text, named) in [("exps", "exps"), ("ok=CPU,(=CPU1", "(=CPU1"), ("", "")] {
+            let error = Rules::default().add_overrides(text).expect_err("no rule").to_string();
+            assert!(error.contains("override_tensor") && error.contains(named), "{error}");
+        }
+    }
+}

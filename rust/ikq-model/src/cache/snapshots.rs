@@ -7,7 +7,7 @@
 /// Positions between snapshots.
 const INTERVAL: usize = 512;
 /// Snapshots that a sequence keeps.
-const MOST: usize = 8;
+const MOST: usize = 4;
 
 /// Snapshots of a sequence: position and state, ascending.
 #[derive(Clone, Debug, Default)]
