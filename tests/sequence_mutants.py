@@ -51,7 +51,7 @@ def changed_header(data, rng):
     """One value of the JSON text is another one; the length is set right."""
     end = header_end(data)
     text = data[12:end]
-    values = list(re.finditer(rb"\d+|true|false", text))
+    values = list(re.finditer(rb"\d+|true|false", text)) or [re.match(b"", text)]
     found = rng.choice(values)
     new = str(rng.choice(NUMBERS)).encode() if rng.random() < 0.8 else rng.choice(WORDS)
     text = text[: found.start()] + new + text[found.end() :]
@@ -62,23 +62,23 @@ def changed_header(data, rng):
 
 def mutant(data, rng):
     """A file without checksum, changed."""
-    for _ in range(rng.choice((1, 1, 2, 4))):
-        kind = rng.randrange(6)
+    # the header first, as long as it can be read
+    for kind in sorted(rng.randrange(6) for _ in range(rng.choice((1, 1, 2, 4)))):
         if kind == 0:
             data = changed_header(data, rng)
         elif kind == 1:  # any byte of what stands before the pages
-            at = rng.randrange(min(header_end(data) + 200, len(data)))
+            at = rng.randrange(min(header_end(data) + 200, len(data))) if len(data) > 12 else 0
             data = data[:at] + bytes([rng.randrange(256)]) + data[at + 1 :]
         elif kind == 2:  # what pages and states hold
-            at = rng.randrange(len(data))
+            at = rng.randrange(len(data) + 1)
             new = rng.choice(BAD) * rng.choice((1, 8, 64))
             data = (data[:at] + new + data[at + len(new) :])[: len(data)]
         elif kind == 3:
-            data = data[: rng.randrange(len(data))] if rng.random() < 0.3 else data
+            data = data[: rng.randrange(len(data) + 1)]
         elif kind == 4:  # something in between is missing or doubled
-            at, n = rng.randrange(len(data)), rng.choice((1, 4, 8, 100))
+            at, n = rng.randrange(len(data) + 1), rng.choice((1, 4, 8, 100))
             data = data[:at] + data[at + n :] if rng.random() < 0.5 else data[: at + n] + data[at:]
-        else:  # the length of the header
+        elif len(data) > 12:  # the length of the header
             data = (
                 data[:8] + struct.pack("<I", rng.choice((0, 1, 10, 1000, 1 << 20, (1 << 32) - 1))) + data[12:]
             )

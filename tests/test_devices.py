@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from model_files import NAMES, RECURRENT, path, prompt
+from model_files import NAMES, RECURRENT, path, prompt, reader
 from sequence_checks import COMPUTE, PLANS, fresh, load, run, same
 
 import ikq
@@ -158,6 +158,20 @@ def test_the_plan_says_what_is_where():
         assert set(devices_of(model).values()) == {"CPU"}
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_plan_is_what_loading_does(name):
+    for split in SPLITS.values():
+        options = {"devices": TWO, "n_ctx": 700, "cache_type_k": "f32", "swa_full": bool(split), **split}
+        plan = ikq.Model.plan(path(name), **options)
+        with load(name, **options) as model:
+            assert plan.placement == model.explain().placement
+            assert plan.cache == model.sequence_bytes(700)
+            assert plan.n_ctx == 700
+            assert sum(plan.weights.values()) == model.memory.copied
+        assert set(plan.weights) == set(TWO)
+    assert ikq.Model.plan(path(name)).n_ctx == ikq.models.model_spec(reader(name)).n_ctx_train
+
+
 def test_layers_are_joined():
     stages = []
     for i in range(6):
@@ -191,7 +205,7 @@ def test_a_dry_run(tiny_moe, capsys):
         r"layers 0-3, experts +CPU +0\.\d{3} +experts stay on the CPU, as asked for", lines[4]
     )
     assert [line.split()[:2] for line in lines[-4:-2]] == [["all", "CPU"], ["all", "CPU1"]]
-    assert re.fullmatch(r"weights: 0\.017 GiB \(\d+ bytes\)", lines[-2])
+    assert re.fullmatch(r"weights: 0\.015 GiB \(\d+ bytes\)", lines[-2])
     with ikq.Model.load(tiny_moe, n_ctx=300) as model:
         n = model.sequence_bytes(300)
     assert re.fullmatch(rf"cache: 0\.\d{{3}} GiB \({n} bytes\) for a text of 300 tokens", lines[-1])

@@ -85,7 +85,7 @@ class LoadingPlan(NamedTuple):
 
     Attributes:
         placement: Where every stage of every layer would be computed, in order.
-        weights: Bytes of weights by device.
+        weights: Bytes of weights by device, but for those of the embedding, which stay mapped.
         cache: Bytes of the cache of one text of `n_ctx` tokens.
         n_ctx: As asked for, or the trained context.
     """

@@ -157,7 +157,9 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         help="metadata to read instead of the file's; TYPE is int, float, bool or str; may be repeated",
     )
     add_placement(group)
-    group.add_argument(*GPU_LAYERS, type=n_layers, default=0, metavar="N", help=GPU_LAYERS_HELP)
+    group.add_argument(
+        *GPU_LAYERS, dest="n_gpu_layers", type=n_layers, default=0, metavar="N", help=GPU_LAYERS_HELP
+    )
     group.add_argument(*CPU_MOE_LAYERS, type=int, default=0, metavar="N", help=CPU_MOE_LAYERS_HELP)
 
 
