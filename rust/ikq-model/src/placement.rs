@@ -34,7 +34,10 @@ impl Rules {
             let Some((pattern, device)) = rule.split_once('=') else {
                 return Err(wrong("a rule is REGEX=DEVICE, such as exps=CPU".into()));
             };
-            let pattern = Regex::new(pattern).map_err(|e| wrong(e.to_string()))?;
+            // the last line of the message is the reason
+            let reason =
+                |e: regex::Error| e.to_string().lines().last().unwrap_or_default().trim().to_string();
+            let pattern = Regex::new(pattern).map_err(|e| wrong(reason(e)))?;
             self.overrides.push((pattern, device.trim().to_string()));
         }
         Ok(())

@@ -341,7 +341,9 @@ mod tests {
 
     #[test]
     fn every_position_that_stays_is_moved_once() {
-        for (n_keep, n_discard, n_past) in [(0, 300, 1000), (100, 7, 600), (256, 256, 1024), (5, 995, 1000)] {
+        for (n_keep, n_discard, n_past) in
+            [(0, 300, 1000usize), (100, 7, 600), (256, 256, 1024), (5, 995, 1000)]
+        {
             let old: Vec<u32> = (10..10 + n_past.div_ceil(PAGE) as u32).collect();
             let (table, moves) = moved(&old, n_keep, n_discard, n_past);
             assert_eq!(table.len(), (n_past - n_discard).div_ceil(PAGE));

@@ -43,6 +43,9 @@ type FfnPlan = (usize, &'static str, &'static str, String, [&'static str; 3]);
 /// Stage, device, bytes in the file, why.
 type Placed = (String, String, usize, String);
 
+/// Stages, bytes of weights per device, bytes of the cache.
+type Predicted = (Vec<Placed>, Vec<(String, usize)>, usize);
+
 /// Sequence, tokens, what is wanted, hidden states that a head is given.
 type StepEntry<'py> = (Py<Sequence>, Vec<i64>, String, Option<PyReadonlyArray2<'py, f32>>);
 
@@ -135,7 +138,7 @@ impl Engine {
         override_tensor: Vec<String>,
         cpu_moe: bool,
         n_cpu_moe: usize,
-    ) -> PyResult<(Vec<Placed>, Vec<(String, usize)>, usize)> {
+    ) -> PyResult<Predicted> {
         let form = CacheForm {
             keys: parse_cache(cache_type_k)?,
             values: parse_cache(cache_type_v)?,
