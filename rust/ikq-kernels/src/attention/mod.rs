@@ -18,7 +18,8 @@
 //! | `shift` | rows moved to other places, when positions are removed |
 //! | `hadamard` | [`Rotation`]: rows turned before they are stored |
 //! | `encode` | floats to the cache's types |
-//! | `scores` | scores of keys in lanes |
+//! | `lanes` | positions side by side |
+//! | `few` | products of few rows |
 //! | `softmax` | exponentials of a block of scores |
 //! | `block` | a tile against blocks of keys |
 //! | `partial` | what is known of rows after some of the keys |
@@ -29,14 +30,15 @@
 mod block;
 mod cache;
 mod encode;
+mod few;
 mod flash;
 mod fold;
 mod hadamard;
 mod kernels;
+mod lanes;
 mod pages;
 mod partial;
 mod plan;
-mod scores;
 mod scratch;
 mod shift;
 mod softmax;

@@ -1,27 +1,26 @@
 //! [`Pages`]: keys or values of one layer, in pages that sequences share.
 //!
-//! A page holds [`PAGE`] positions of all heads, head after head; a head's positions stand in groups of sixteen. Within
-//! a group there are two orders:
-//! - *rows*: a position's elements side by side. Values are read so, and what has to be decoded by blocks.
-//! - *lanes*: sixteen positions side by side, element after element. Keys of floats and halves are stored so: a
-//!   score is then a chain of products in a lane of its own, without sums over lanes.
+//! A page holds [`PAGE`] positions of all heads, head after head; a head's positions stand in groups of 64. Within a
+//! group there are two orders:
+//! - *rows*: a position's elements side by side. Values are read so.
+//! - *lanes*: positions side by side (`lanes` says how). Keys are stored so.
 //!
 //! Rows of floats and halves are filled up to a multiple of sixteen elements, which kernels then read whole.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use ikq_simd::IsaKind;
 
 use super::encode::{decode, encode};
 use super::hadamard::Rotation;
+use super::lanes::{self, LANES, VECTOR};
 use super::types::{CacheError, CacheType};
 
 /// Positions of a page.
 pub const PAGE: usize = 256;
 /// Stands in a sequence's table for a page that no one reads any more.
 pub const NO_PAGE: u32 = u32::MAX;
-/// Positions side by side.
-pub(super) const LANES: usize = 16;
 /// Pages start where cache lines do.
 const ALIGN: usize = 64;
 
@@ -44,11 +43,8 @@ impl PageShape {
     /// # Errors
     /// [`CacheError::HeadSize`].
     pub fn keys(ty: CacheType, n_head: usize, d: usize) -> Result<PageShape, CacheError> {
-        let mut shape = PageShape::values(ty, n_head, d)?;
-        if let Some(bytes) = ty.element_bytes() {
-            (shape.in_lanes, shape.row_bytes) = (true, d * bytes);
-        }
-        Ok(shape)
+        let row_bytes = ty.row_bytes(d).ok_or(CacheError::HeadSize { ty, d })?;
+        Ok(PageShape { ty, n_head, d, rank: None, in_lanes: true, row_bytes, rotation: None })
     }
 
     /// Values of `n_head` heads of `d` elements.
@@ -57,7 +53,7 @@ impl PageShape {
     /// [`CacheError::HeadSize`].
     pub fn values(ty: CacheType, n_head: usize, d: usize) -> Result<PageShape, CacheError> {
         let row_bytes = match ty.element_bytes() {
-            Some(bytes) => d.next_multiple_of(LANES) * bytes,
+            Some(bytes) => d.next_multiple_of(VECTOR) * bytes,
             None => ty.row_bytes(d).ok_or(CacheError::HeadSize { ty, d })?,
         };
         Ok(PageShape { ty, n_head, d, rank: None, in_lanes: false, row_bytes, rotation: None })
@@ -156,38 +152,21 @@ impl PageShape {
         }
     }
 
-    /// Puts an encoded row to its place among the sixteen of a group.
+    /// Puts an encoded row to its place in a group.
     fn put(&self, row: &[u8], lane: usize, group: &mut [u8]) {
-        match (self.in_lanes, self.ty.element_bytes()) {
-            (true, Some(4)) => scatter::<4>(row, lane, group),
-            (true, _) => scatter::<2>(row, lane, group),
-            (false, _) => group[lane * self.row_bytes..][..self.row_bytes].copy_from_slice(row),
+        match self.in_lanes {
+            true => lanes::put(self.ty, row, lane, group),
+            false => group[lane * self.row_bytes..][..self.row_bytes].copy_from_slice(row),
         }
     }
 
     /// Takes an encoded row from its place in a group.
     fn take(&self, group: &[u8], lane: usize, row: &mut Vec<u8>) {
-        row.clear();
-        match (self.in_lanes, self.ty.element_bytes()) {
-            (true, Some(4)) => gather::<4>(group, lane, row),
-            (true, _) => gather::<2>(group, lane, row),
-            (false, _) => row.extend_from_slice(&group[lane * self.row_bytes..][..self.row_bytes]),
+        row.resize(self.row_bytes, 0);
+        match self.in_lanes {
+            true => lanes::take(self.ty, group, lane, row),
+            false => row.copy_from_slice(&group[lane * self.row_bytes..][..self.row_bytes]),
         }
-    }
-}
-
-/// Spreads elements of `N` bytes over a group in lanes.
-fn scatter<const N: usize>(row: &[u8], lane: usize, group: &mut [u8]) {
-    let group = group.as_chunks_mut::<N>().0.chunks_exact_mut(LANES);
-    for (to, from) in group.zip(row.as_chunks::<N>().0) {
-        to[lane] = *from;
-    }
-}
-
-/// Collects what [`scatter`] has spread.
-fn gather<const N: usize>(group: &[u8], lane: usize, row: &mut Vec<u8>) {
-    for from in group.as_chunks::<N>().0.chunks_exact(LANES) {
-        row.extend_from_slice(&from[lane]);
     }
 }
 
@@ -321,8 +300,8 @@ impl Pages {
         }
     }
 
-    /// The groups of `slots` (which begin and end groups) of a head of a page.
-    pub(super) fn groups(&self, head: usize, page: u32, slots: Range<usize>) -> &[u8] {
+    /// What stands for `slots` of a head of a page: rows, or whole groups in lanes.
+    pub(super) fn slots(&self, head: usize, page: u32, slots: Range<usize>) -> &[u8] {
         assert!(head < self.shape.n_head && slots.end <= PAGE, "head {head}, slots {slots:?}");
         let (slab, start) = self.find(page);
         let at = |slot: usize| start + head * self.shape.head_bytes() + slot * self.shape.row_bytes;
@@ -339,13 +318,13 @@ impl Pages {
         let mut bytes = Vec::new();
         for (slot, out) in slots.zip(out.chunks_exact_mut(d)) {
             let first = slot / LANES * LANES;
-            let group = self.groups(head, page, first..first + LANES);
+            let group = self.slots(head, page, first..first + LANES);
             self.shape.take(group, slot - first, &mut bytes);
             self.shape.decode_row(kind, &bytes, out);
         }
     }
 
-    /// Units for threads that store columns of a step at `places`: sixteen positions of a head of a page at most. Where
+    /// Units for threads that store columns of a step at `places`: 64 positions of a head of a page at most. Where
     /// two columns go to one place, the later one stays.
     ///
     /// # Panics
@@ -355,18 +334,20 @@ impl Pages {
         sorted.sort_by_key(|p| p.at);
         let last = sorted.last().map_or(0, |p| p.at.page as usize);
         assert!(sorted.is_empty() || last < self.n_pages, "page {last} of {}", self.n_pages);
+        let sorted: Arc<[Place]> = sorted.into();
         let shape = &self.shape;
-        let mut sorted = sorted.chunk_by(|a, b| a.at.page == b.at.page).peekable();
+        let mut pages = runs(&sorted, 0..sorted.len(), |p| p.at.page).into_iter().peekable();
         let mut units = Vec::new();
         for slab in &mut self.slabs {
             let mut rest = &mut slab.data[slab.start..];
             let mut first = slab.first;
-            while let Some(places) = sorted.next_if(|p| (p[0].at.page as usize) < slab.first + slab.n_pages) {
-                let page = places[0].at.page as usize;
+            let last = slab.first + slab.n_pages;
+            while let Some(places) = pages.next_if(|p| (sorted[p.start].at.page as usize) < last) {
+                let page = sorted[places.start].at.page as usize;
                 let (_, from_page) = rest.split_at_mut((page - first) * shape.page_bytes());
-                let (page_bytes, behind) = from_page.split_at_mut(shape.page_bytes());
+                let (bytes, behind) = from_page.split_at_mut(shape.page_bytes());
                 (rest, first) = (behind, page + 1);
-                rows_of_page(shape, page_bytes, places, &mut units);
+                rows_of_page(shape, bytes, &sorted, places, &mut units);
             }
         }
         units
@@ -385,7 +366,7 @@ impl Pages {
     /// Reads an encoded row.
     pub(super) fn take(&self, head: usize, at: At, row: &mut Vec<u8>) {
         let first = at.slot as usize / LANES * LANES;
-        let group = self.groups(head, at.page, first..first + LANES);
+        let group = self.slots(head, at.page, first..first + LANES);
         self.shape.take(group, at.slot as usize - first, row);
     }
 
@@ -415,36 +396,48 @@ impl Pages {
     }
 }
 
-/// The units of one page: all heads of each group.
+/// Runs of places with the same key.
+fn runs<K: PartialEq>(all: &[Place], of: Range<usize>, key: impl Fn(&Place) -> K) -> Vec<Range<usize>> {
+    let mut start = of.start;
+    let same = all[of].chunk_by(|a, b| key(a) == key(b));
+    same.map(|run| {
+        start += run.len();
+        start - run.len()..start
+    })
+    .collect()
+}
+
+/// The units of one page: all heads of each group. `places` is the page's part of `all`.
 fn rows_of_page<'a>(
     shape: &'a PageShape,
     page: &'a mut [u8],
-    places: &[Place],
+    all: &Arc<[Place]>,
+    places: Range<usize>,
     units: &mut Vec<PageRows<'a>>,
 ) {
     let group_of = |p: &Place| p.at.slot as usize / LANES;
-    let last = places.last().map_or(0, group_of);
-    assert!(last < PAGE / LANES, "a slot of group {last}");
+    let last = all[places.clone()].last().map_or(0, group_of);
+    assert!(last < PAGE / LANES, "slots from {} on", last * LANES);
+    let of_groups = runs(all, places, group_of);
     for (head, bytes) in page.chunks_exact_mut(shape.head_bytes()).enumerate() {
         let mut groups = bytes.chunks_exact_mut(shape.group_bytes()).enumerate();
-        for places in places.chunk_by(|a, b| group_of(a) == group_of(b)) {
-            let mut columns = [None; LANES];
-            for place in places {
-                columns[place.at.slot as usize % LANES] = Some(place.column);
-            }
-            if let Some((_, bytes)) = groups.find(|(g, _)| *g == group_of(&places[0])) {
-                units.push(PageRows { shape, head, columns, bytes });
+        for places in &of_groups {
+            let group = group_of(&all[places.start]);
+            if let Some((_, bytes)) = groups.find(|(g, _)| *g == group) {
+                units.push(PageRows { shape, head, all: all.clone(), places: places.clone(), bytes });
             }
         }
     }
 }
 
-/// Up to sixteen positions of a head, to be written.
+/// Some positions of a head in a page, to be written.
 pub struct PageRows<'a> {
     shape: &'a PageShape,
     head: usize,
-    /// Per position: the column that goes there.
-    columns: [Option<u32>; LANES],
+    /// The step's places, and those that are meant.
+    all: Arc<[Place]>,
+    places: Range<usize>,
+    /// The group.
     bytes: &'a mut [u8],
 }
 
@@ -456,11 +449,10 @@ impl PageRows<'_> {
     pub fn store(&mut self, kind: IsaKind, columns: &[f32]) {
         let PageShape { n_head, d, .. } = *self.shape;
         let (mut floats, mut row) = (Vec::new(), Vec::new());
-        for (lane, column) in self.columns.iter().enumerate() {
-            let Some(column) = column else { continue };
+        for Place { at, column } in &self.all[self.places.clone()] {
             let from = (*column as usize * n_head + self.head) * d;
             self.shape.encode_row(kind, &columns[from..from + d], &mut floats, &mut row);
-            self.shape.put(&row, lane, self.bytes);
+            self.shape.put(&row, at.slot as usize % LANES, self.bytes);
         }
     }
 }

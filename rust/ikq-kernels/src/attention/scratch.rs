@@ -11,8 +11,10 @@ pub struct Scratch {
     pub(super) queries: Vec<f32>,
     pub(super) scores: Vec<f32>,
     pub(super) transposed: Vec<f32>,
+    pub(super) panel: Vec<f32>,
     pub(super) keys: Vec<f32>,
     pub(super) values: Vec<f32>,
+    pub(super) sums: Vec<f32>,
     /// What is known of the rows after the keys of a chunk.
     pub(super) chunk: Partial,
     pub(super) fold: Fold,
