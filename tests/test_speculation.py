@@ -39,6 +39,10 @@ class SpeculativeFake(FakeModel):
 
     spec = SimpleNamespace(n_vocab=N_VOCAB)
 
+    @property
+    def n_ubatch(self):
+        return self._batcher._n_ubatch
+
     def step(self, entries):
         entries = list(entries)
         texts = [list(s._core._tokens) for s, _, _ in entries]
@@ -82,6 +86,13 @@ class Scripted:
     def __init__(self, propose):
         self._propose = propose
         self.kept, self.asked, self.is_closed = [], [], False
+
+    def n_unread(self, tokens):
+        return 0
+
+    def read(self, tokens, n):
+        yield from ()
+        return []
 
     def propose(self, tokens, n):
         yield from ()
@@ -311,7 +322,7 @@ def test_steps_and_numbers_with_perfect_drafts():
     # the prompt gives one token, each step over 1 + 4 five; no step for what nobody asks
     assert model.steps == [[(0, 10, "last")], *([(10 + 5 * i, 5, "all")] for i in range(4))]
     assert (generation.stats.n_drafted, generation.stats.n_accepted) == (16, 16)
-    assert drafter.asked == [(10, 0), *[(11 + 5 * i, 4) for i in range(4)]]
+    assert drafter.asked == [(11 + 5 * i, 4) for i in range(4)]
     # the last draft is followed by a token that nobody compares
     assert drafter.kept == [10, *[15 + 5 * i for i in range(4)]]
 
@@ -345,7 +356,7 @@ def test_no_more_is_drafted_than_is_wanted_or_fits():
     drafter = knows(8)
     found = with_drafter(fake(), prompt(20), drafter, depth=8, max_tokens=4, temperature=0)
     assert len(tokens_of(found)) == 4
-    assert drafter.asked == [(20, 0), (21, 2)]
+    assert drafter.asked == [(21, 2)]
 
 
 @pytest.mark.parametrize("n_right", [0, 2, 8])
@@ -578,6 +589,30 @@ def test_tokens_that_only_the_draft_model_has_are_not_drafted():
     few = DraftModel(draft, wanted, 0.0)
     assert all(t < wanted for t in proposal(few, tokens, 3))
     del model
+
+
+def test_a_draft_model_reads_long_prompts_beside_the_model():
+    model, draft = fake(n_ubatch=100), Counting(n_ubatch=100)
+    generation = drafted_by(draft, model, prompt(450), max_tokens=11, temperature=0)
+    assert tokens_of(generation) == greedy_after(prompt(450), 11)
+    # part by part, all but the last token, which says what is drafted
+    assert [step[0] for step in draft.steps[:6]] == [
+        *[(100 * i, 100, "none") for i in range(4)],
+        (400, 51, "last"),
+        (451, 1, "last"),
+    ]
+
+
+def test_a_draft_model_reads_no_prompt_while_drafts_do_not_pay():
+    class Doubtful(FixedDepth):
+        is_promising = False
+
+    model, draft = fake(), Counting()
+    drafter = DraftModel(draft, N_VOCAB, 0.5)
+    generation = with_drafter(model, prompt(450), drafter, max_tokens=11, temperature=0)
+    generation._work.speculation = TextSpeculation(drafter, Doubtful(0), StepTimes(from_zero=True))
+    assert tokens_of(generation) == greedy_after(prompt(450), 11)
+    assert draft.steps == []
 
 
 def test_a_draft_model_with_a_smaller_context():
@@ -829,6 +864,21 @@ def test_a_text_begins_with_what_the_last_one_knew():
         bad = Simulated(0.5, 0.0, 0.3, after=bad.depth, steps=bad.steps, seed=seed)
         speeds.append(bad.speed(32))
     assert np.mean(speeds) > 0.97
+
+
+def test_what_must_be_read_before_is_part_of_the_price():
+    steps, drafts = StepTimes(), StepTimes(from_zero=True)
+    for _ in range(3):
+        steps.add(1, 1.0)
+    depth = AdaptiveDepth(8, 0, steps, drafts)
+    assert depth.choose() > 0
+    assert depth.choose(read_seconds=2.0) == 0
+    for _ in range(200):
+        depth.done(0, 0, 1.0, 0.0)
+    assert depth.choose(read_seconds=2.0) > 0
+    # and once it was paid there is less for the next one
+    depth.done(1, 0, 1.1, 2.0)
+    assert depth.choose(read_seconds=2.0) == 0
 
 
 def test_many_texts_at_once_draft_less():

@@ -144,7 +144,7 @@ class Work:
         """Ends with the logits of a step."""
         found, self._verified, self._logits = self._verified, None, None
         if found is not None and self.speculation is not None:
-            self.speculation.done(found.verified, found.n_tokens, found.seconds, found.draft_seconds)
+            self.speculation.done(found.verified, found.n_tokens, found.seconds)
 
 
 class _Part(NamedTuple):
@@ -155,6 +155,11 @@ class _Part(NamedTuple):
     tokens: list[int]
     is_last: bool
     n_draft: int = 0
+
+    @property
+    def is_single(self) -> bool:
+        """Whether nothing but the last token is to be computed."""
+        return self.is_last and len(self.tokens) == 1 + self.n_draft
 
     @property
     def needs_hidden(self) -> bool:
@@ -178,13 +183,11 @@ class _Found(NamedTuple):
         verified: Logits behind that token and the drafted ones.
         n_tokens: Tokens of the text before the draft.
         seconds: Time of the step; `None` if there were prompts in it.
-        draft_seconds: Time of drafting.
     """
 
     verified: Verified
     n_tokens: int
     seconds: float | None
-    draft_seconds: float
 
 
 _Outcome: TypeAlias = _Found | Exception | int
@@ -391,10 +394,9 @@ class Batcher:
         """What a step gives to each of these works that takes part in it."""
         done: list[tuple[Work, _Outcome]] = []
         parts = self._composed(works, done)
-        start = time.perf_counter()
         try:
             parts = self._drafted(parts)
-            begun = time.perf_counter()
+            start = time.perf_counter()
             found = self._step(parts)
         except Exception as error:
             if len(parts) == 1:
@@ -404,8 +406,8 @@ class Batcher:
             for part in parts:
                 done += self._computed([part.work])
             return done
-        seconds: float | None = time.perf_counter() - begun
-        if any(len(p.tokens) > 1 + p.n_draft for p in parts):
+        seconds: float | None = time.perf_counter() - start
+        if not all(p.is_single for p in parts):
             seconds = None
         elif seconds is not None:
             self.step_times.add(sum(len(p.tokens) for p in parts), seconds)
@@ -414,7 +416,7 @@ class Batcher:
             if part.is_last:
                 assert logits is not None
                 verified = Verified(logits, part.tokens[len(part.tokens) - part.n_draft :])
-                done.append((part.work, _Found(verified, len(part.work.tokens), seconds, begun - start)))
+                done.append((part.work, _Found(verified, len(part.work.tokens), seconds)))
             else:
                 done.append((part.work, part.sequence.n_past))
         return done
@@ -423,33 +425,23 @@ class Batcher:
         """The same parts with drafts."""
         model = self._model()
         assert model is not None, "a generation keeps its model alive"
-        ready = [p for p in parts if p.is_last and len(p.tokens) == 1]
+        ready = [p for p in parts if p.is_single]
         n_texts = sum(p.work.speculation is not None for p in ready)
-        draftings: dict[Work, Drafting] = {}
-        for part in parts:
-            work = part.work
-            if work.speculation is None:
+        draftings: dict[int, Drafting] = {}
+        for i, part in enumerate(parts):
+            work, speculation = part.work, part.work.speculation
+            if speculation is None:
                 continue
-            n_most = 0
-            if part.is_last and len(part.tokens) == 1:
+            if part.is_single:
                 n_most = model.n_ctx - len(work.tokens)
                 n_most = n_most if work.n_left is None else min(n_most, work.n_left - 1)
-            draftings[work] = work.speculation.drafting(work.tokens, n_most, n_texts, len(ready) - n_texts)
-        start = time.perf_counter()
+                draftings[i] = speculation.drafting(work.tokens, n_most, n_texts, len(ready) - n_texts)
+            else:
+                draftings[i] = speculation.reading(work.tokens, part.sequence.n_past + len(part.tokens))
         drafts = dict(zip(draftings, draft_together(list(draftings.values())), strict=True))
-        seconds = time.perf_counter() - start
-        deepest: dict[StepTimes, int] = {}
-        for work, draft in drafts.items():
-            assert work.speculation is not None
-            times = work.speculation.draft_times
-            deepest[times] = max(deepest.get(times, 0), len(draft))
-        for times, n in deepest.items():
-            times.add(n, seconds)
         return [
-            part._replace(tokens=part.tokens + drafts[part.work], n_draft=len(drafts[part.work]))
-            if drafts.get(part.work)
-            else part
-            for part in parts
+            part._replace(tokens=part.tokens + drafts[i], n_draft=len(drafts[i])) if drafts.get(i) else part
+            for i, part in enumerate(parts)
         ]
 
     def _step(self, parts: list[_Part]) -> list[NDArray[np.float32] | None]:

@@ -22,12 +22,17 @@ __all__ = ["AdaptiveDepth", "Depth", "FixedDepth", "StepTimes"]
 class Depth(Protocol):
     """Decides how many tokens are drafted for a text."""
 
-    def choose(self, n_texts: int = 1, n_other: int = 0) -> int:
+    @property
+    def is_promising(self) -> bool:
+        """Whether a prompt is worth being read, for drafts after it."""
+
+    def choose(self, n_texts: int = 1, n_other: int = 0, read_seconds: float = 0.0) -> int:
         """Most tokens to draft now.
 
         Args:
             n_texts: Texts of the step that may be drafted for, this one among them.
             n_other: Other tokens of the step.
+            read_seconds: What has to be done before anything can be drafted takes so long.
         """
 
     def done(self, n_drafted: int, n_accepted: int, seconds: float | None, draft_seconds: float) -> None:
@@ -37,17 +42,19 @@ class Depth(Protocol):
             n_drafted: Tokens of the draft.
             n_accepted: Those of them that the text took.
             seconds: Time of the step; `None`: it says nothing, because other things were done in it.
-            draft_seconds: Time of drafting.
+            draft_seconds: Time of drafting, and of what had to be read before.
         """
 
 
 class FixedDepth:
     """Always the same number."""
 
+    is_promising = True
+
     def __init__(self, n: int) -> None:
         self._n = n
 
-    def choose(self, n_texts: int = 1, n_other: int = 0) -> int:
+    def choose(self, n_texts: int = 1, n_other: int = 0, read_seconds: float = 0.0) -> int:
         """As `Depth.choose`."""
         return self._n
 
@@ -157,7 +164,8 @@ class AdaptiveDepth:
         self._wait = self._WAITS[0]
         if after is not None:
             self._account = min(self._account, after._account)
-            self._deepest, self._wait = after._deepest, after._wait
+            self._deepest = after._deepest
+            self._wait = max(self._wait, after._wait // 2)
             for i, (tried, accepted) in enumerate(zip(after._tried[:n_max], after._accepted, strict=False)):
                 faded = min(1.0, self._CARRIED / max(tried, 1e-9))
                 self._tried[i], self._accepted[i] = faded * tried, faded * accepted
@@ -173,7 +181,12 @@ class AdaptiveDepth:
             p = (accepted + self._WEIGHT * p) / (tried + self._WEIGHT)
         return p
 
-    def choose(self, n_texts: int = 1, n_other: int = 0) -> int:
+    @property
+    def is_promising(self) -> bool:
+        """As `Depth.is_promising`: not while the latest attempts have failed."""
+        return self._wait == self._WAITS[0]
+
+    def choose(self, n_texts: int = 1, n_other: int = 0, read_seconds: float = 0.0) -> int:
         """As `Depth.choose`."""
         self._is_trial = False
         self._n_texts, self._n_other = n_texts, n_other
@@ -191,7 +204,7 @@ class AdaptiveDepth:
             chance *= self.acceptance(depth)
             expected += chance
             seconds = self._step_seconds(depth, plain) + (self._drafts.estimate(depth) or 0.0)
-            affordable = seconds / plain - 1 <= self._account
+            affordable = (seconds + read_seconds) / plain - 1 <= self._account
             if depth >= self._n_min and affordable and expected / seconds > best_rate:
                 best, best_rate = depth, expected / seconds
         if best and best_rate * plain <= 1:

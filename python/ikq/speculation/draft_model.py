@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ikq.errors import RefusedError, UnsupportedError
 from ikq.sequence import Want
-from ikq.speculation.drafter import Ask, Drafting, most_probable
+from ikq.speculation.drafter import MANY_UNREAD, Ask, Drafting, most_probable
 from ikq.speculation.vocabulary import check_same_vocabulary
 
 if TYPE_CHECKING:
@@ -45,6 +45,21 @@ class DraftModel:
         self._sequence: ModelSequence | None = None
         # beginning of the text that the sequence holds
         self._n_held = 0
+
+    def n_unread(self, tokens: Sequence[int]) -> int:
+        """As `Drafter.n_unread`."""
+        return len(tokens) - self._n_held
+
+    def read(self, tokens: Sequence[int], n: int) -> Drafting:
+        """As `Drafter.read`; all but the last token, which says what is drafted."""
+        n = min(n, len(tokens) - 1, self._model.n_ctx)
+        if n - self._n_held >= MANY_UNREAD:
+            sequence, step = self._placed(tokens), self._model.n_ubatch
+            while self._n_held < n:
+                part = list(tokens[self._n_held : min(n, self._n_held + step)])
+                yield Ask(_Runner(self._model), sequence, part, wants_logits=False)
+                self._n_held += len(part)
+        return []
 
     def propose(self, tokens: Sequence[int], n: int) -> Drafting:
         """As `Drafter.propose`; nothing when the draft model's context is full."""

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Ask", "Drafter", "Drafting", "Runner", "draft_together", "most_probable"]
+__all__ = ["MANY_UNREAD", "Ask", "Drafter", "Drafting", "Runner", "draft_together", "most_probable"]
 
 
 class Runner(Hashable, Protocol):
@@ -52,13 +52,24 @@ class Drafter(Protocol):
     def needs_hidden(self) -> bool:
         """Whether `observe` wants what the model's last norm gives."""
 
+    def n_unread(self, tokens: Sequence[int]) -> int:
+        """Tokens of a text that have to be computed before the next one can be drafted."""
+
+    def read(self, tokens: Sequence[int], n: int) -> Drafting:
+        """Computes what is unread, if that is much; drafts nothing.
+
+        Args:
+            tokens: As for `propose`.
+            n: How many of them the model has computed, if they are a prompt; or all.
+        """
+
     def propose(self, tokens: Sequence[int], n: int) -> Drafting:
-        """Drafts up to `n` tokens that may follow; 0: only does what would otherwise pile up.
+        """Drafts up to `n` tokens that may follow.
 
         Args:
             tokens: The text so far, at least one token, all of which are certain. Since the last call it has
                 only grown behind what `keep` said.
-            n: Most tokens to propose.
+            n: Most tokens to propose, at least 1.
         """
 
     def observe(self, tokens: Sequence[int], first: int, hidden: NDArray[np.float32]) -> None:
@@ -79,6 +90,10 @@ class Drafter(Protocol):
 
     def close(self) -> None:
         """The text is over; `keep` was called for the last draft."""
+
+
+MANY_UNREAD = 64
+"""Tokens that are much to read."""
 
 
 def draft_together(draftings: Sequence[Drafting]) -> list[list[int]]:

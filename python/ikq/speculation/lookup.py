@@ -43,7 +43,7 @@ class Lookup:
         self._n_read = 0
         self._packed = 0
 
-    def _read(self, tokens: Sequence[int]) -> None:
+    def _note(self, tokens: Sequence[int]) -> None:
         """Notes tokens: constant time for each. What ends the text is noted when something follows."""
         for place in range(self._n_read, len(tokens)):
             for n, found in self._found.items():
@@ -52,10 +52,20 @@ class Lookup:
             self._packed = (self._packed << _BITS | tokens[place]) & ((1 << self.n_max * _BITS) - 1)
         self._n_read = len(tokens)
 
+    def n_unread(self, tokens: Sequence[int]) -> int:
+        """Nothing has to be computed."""
+        return 0
+
+    def read(self, tokens: Sequence[int], n: int) -> Drafting:
+        """Notes them."""
+        yield from ()
+        self._note(tokens)
+        return []
+
     def propose(self, tokens: Sequence[int], n: int) -> Drafting:
         """As `Drafter.propose`; a proposal that reaches the end of the text goes on with itself."""
         yield from ()
-        self._read(tokens)
+        self._note(tokens)
         for n_last in range(min(self.n_max, len(tokens)), self.n_min - 1, -1):
             place = self._found[n_last].get(self._packed & ((1 << n_last * _BITS) - 1))
             if place is not None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ikq.errors import IkqError, RefusedError
 from ikq.kept import common_length
-from ikq.speculation.drafter import Ask, Drafting, most_probable
+from ikq.speculation.drafter import MANY_UNREAD, Ask, Drafting, most_probable
 
 if TYPE_CHECKING:
     from ikq import _ikq
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 __all__ = ["Mtp", "MtpHead"]
 
 _MOST_KEPT = 4
-# Hidden states that wait for a draft, which needs them, are computed without one from this many on.
-_MANY = 64
 
 
 class Predicted(NamedTuple):
@@ -197,26 +195,33 @@ class Mtp:
         else:
             past.restart(first, hidden)
 
+    def n_unread(self, tokens: Sequence[int]) -> int:
+        """As `Drafter.n_unread`."""
+        return 0 if self._past is None else len(self._past.rows)
+
+    def read(self, tokens: Sequence[int], n: int) -> Drafting:
+        """As `Drafter.read`; hidden states do not pile up."""
+        past = self._past
+        if past is not None and len(past.rows) >= MANY_UNREAD:
+            ask, n_rows = self._ask(past, tokens, wants_logits=False)
+            if n_rows:
+                yield ask
+                self._was_read(past, n_rows)
+        return []
+
     def propose(self, tokens: Sequence[int], n: int) -> Drafting:
         """As `Drafter.propose`."""
         past = self._past
         if past is None:
             return []
-        # the last token's hidden state is what the next step gives
-        past.cut(len(tokens) - 1)
-        n = min(n, self._head.n_ctx - (len(tokens) - 1 - past.first))
-        if past.n_known < len(tokens) - 1:
-            n = 0  # the head would guess from the wrong place
-        n_rows = len(past.rows)
-        if n_rows == 0 or (n <= 0 and n_rows < _MANY):
-            return []
-        past.sequence.truncate(past.end - past.first)
-        inputs = list(tokens[past.end + 1 : past.end + 1 + n_rows])
-        said = yield Ask(self._head, past.sequence, inputs, wants_logits=n > 0, hidden=past.rows)
-        past.end += n_rows
-        past.rows = self._head.no_rows()
+        ask, n_rows = self._ask(past, tokens, wants_logits=True)
+        n = min(n, self._head.n_ctx - (past.n_known - past.first))
+        if n_rows == 0 or n <= 0 or past.n_known < len(tokens) - 1:
+            return []  # nothing is new, there is no room, or it would guess from the wrong place
+        said = yield ask
+        self._was_read(past, n_rows)
         draft: list[int] = []
-        while n > 0:
+        while True:
             token, p = most_probable(said.logits)
             if p < self._p_min:
                 break
@@ -225,6 +230,19 @@ class Mtp:
                 break
             said = yield Ask(self._head, past.sequence, [token], hidden=said.hidden[np.newaxis])
         return draft
+
+    def _ask(self, past: _Past, tokens: Sequence[int], *, wants_logits: bool) -> tuple[Ask, int]:
+        """To have the hidden states computed whose next tokens are there; and how many they are."""
+        # the last token's hidden state is what the model's next step gives
+        past.cut(len(tokens) - 1)
+        past.sequence.truncate(past.end - past.first)
+        n_rows = len(past.rows)
+        inputs = list(tokens[past.end + 1 : past.end + 1 + n_rows])
+        return Ask(self._head, past.sequence, inputs, wants_logits, past.rows), n_rows
+
+    def _was_read(self, past: _Past, n_rows: int) -> None:
+        past.end += n_rows
+        past.rows = self._head.no_rows()
 
     def keep(self, n: int) -> None:
         """Forgets hidden states after tokens that are not the text's."""
