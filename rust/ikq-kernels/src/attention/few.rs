@@ -13,6 +13,9 @@ use crate::ops::matrix::{ByElement, Element, Floats, Shape, Stored};
 /// Rows up to which this is the better way.
 pub(super) const FEW_ROWS: usize = 8;
 
+/// Steps of a chain between requests for what is next.
+const STEPS: usize = 4;
+
 /// `c[i, j] = fma(a[i, k - 1], b[k - 1, j], ... fma(a[i, 0], b[0, j], c[i, j]))`; rows of `c` are as long as there are
 /// columns.
 pub(super) struct Few<'a, E> {
@@ -59,7 +62,7 @@ impl<E: Element> Few<'_, E> {
     #[inline(always)]
     fn rows<I: Isa, const M: usize, const N: usize>(&mut self, isa: I, i: usize) -> usize {
         let n = self.shape.n;
-        let steps = self.shape.k * n.div_ceil(16 * N);
+        let steps = self.shape.k.div_ceil(STEPS) * n.div_ceil(16 * N);
         let lines = self.next.len().div_ceil(64).div_ceil(steps.max(1));
         // asked for once
         let next = std::mem::take(&mut self.next);
@@ -100,20 +103,22 @@ impl<E: Element> Few<'_, E> {
                 *acc = isa.load_f(c);
             }
         }
-        let (first, width) = (j * E::BYTES, 16 * E::BYTES);
-        for (l, row) in self.b.data[first..].chunks(self.b.stride).take(k).enumerate() {
+        let (data, stride, width) = (&self.b.data[j * E::BYTES..], self.b.stride, 16 * E::BYTES);
+        for first in (0..k).step_by(STEPS) {
             if let Some(lines) = next.next() {
                 prefetch(lines);
             }
-            let row = &row[..N * width];
-            let mut b = [isa.splat_f(0.0); N];
-            for (n, b) in b.iter_mut().enumerate() {
-                *b = E::load(isa, &row[n * width..(n + 1) * width]);
-            }
-            for (acc, a) in acc.iter_mut().zip(a) {
-                let a = isa.splat_f(a[l]);
-                for (acc, b) in acc.iter_mut().zip(b) {
-                    *acc = isa.fma(a, b, *acc);
+            for l in first..k.min(first + STEPS) {
+                let row = &data[l * stride..l * stride + N * width];
+                let mut b = [isa.splat_f(0.0); N];
+                for (n, b) in b.iter_mut().enumerate() {
+                    *b = E::load(isa, &row[n * width..(n + 1) * width]);
+                }
+                for (acc, a) in acc.iter_mut().zip(a) {
+                    let a = isa.splat_f(a[l]);
+                    for (acc, b) in acc.iter_mut().zip(b) {
+                        *acc = isa.fma(a, b, *acc);
+                    }
                 }
             }
         }
