@@ -836,6 +836,18 @@ def test_drafts_that_fail_are_tried_again():
     assert simulated.speed(1000) >= 0.9 * simulated.best()
 
 
+@pytest.mark.parametrize("every", [20, 100])
+def test_disturbances_do_not_stop_what_pays(every):
+    """Now and then another program takes the machine for the time of many steps."""
+    simulated = Simulated(0.1, 0.8, 0.05)
+    calm, count, rounds = simulated.seconds, itertools.count(1), []
+    simulated.seconds = lambda exact: calm(exact) + (50.0 if exact and next(count) % every == 0 else 0.0)
+    choose = simulated.depth.choose
+    simulated.depth.choose = lambda: rounds.append(choose()) or rounds[-1]
+    simulated.speed(3000)
+    assert sum(n > 0 for n in rounds) > len(rounds) / 2
+
+
 def test_looking_in_vain_is_paid_for():
     """A drafter that takes time and proposes nothing."""
     simulated = Simulated(0.1, 0.9, 0.0)
@@ -877,7 +889,7 @@ def test_what_must_be_read_before_is_part_of_the_price():
         depth.done(0, 0, 1.0, 0.0)
     assert depth.choose(read_seconds=2.0) > 0
     # and once it was paid there is less for the next one
-    depth.done(1, 0, 1.1, 2.0)
+    depth.done(1, 0, 1.1, 0.0, 2.0)
     assert depth.choose(read_seconds=2.0) == 0
 
 

@@ -35,14 +35,22 @@ class Depth(Protocol):
             read_seconds: What has to be done before anything can be drafted takes so long.
         """
 
-    def done(self, n_drafted: int, n_accepted: int, seconds: float | None, draft_seconds: float) -> None:
+    def done(
+        self,
+        n_drafted: int,
+        n_accepted: int,
+        seconds: float | None,
+        draft_seconds: float,
+        read_seconds: float = 0.0,
+    ) -> None:
         """Tells how a round went.
 
         Args:
             n_drafted: Tokens of the draft.
             n_accepted: Those of them that the text took.
             seconds: Time of the step; `None`: it says nothing, because other things were done in it.
-            draft_seconds: Time of drafting, and of what had to be read before.
+            draft_seconds: Time of drafting.
+            read_seconds: Time of what had to be read before.
         """
 
 
@@ -58,7 +66,14 @@ class FixedDepth:
         """As `Depth.choose`."""
         return self._n
 
-    def done(self, n_drafted: int, n_accepted: int, seconds: float | None, draft_seconds: float) -> None:
+    def done(
+        self,
+        n_drafted: int,
+        n_accepted: int,
+        seconds: float | None,
+        draft_seconds: float,
+        read_seconds: float = 0.0,
+    ) -> None:
         """As `Depth.done`."""
 
 
@@ -163,7 +178,7 @@ class AdaptiveDepth:
         self._deepest = 0
         self._wait = self._WAITS[0]
         if after is not None:
-            self._account = min(self._account, after._account)
+            self._account = min(self._account, max(0.0, after._account))
             self._deepest = after._deepest
             self._wait = max(self._wait, after._wait // 2)
             for i, (tried, accepted) in enumerate(zip(after._tried[:n_max], after._accepted, strict=False)):
@@ -188,8 +203,10 @@ class AdaptiveDepth:
 
     def choose(self, n_texts: int = 1, n_other: int = 0, read_seconds: float = 0.0) -> int:
         """As `Depth.choose`."""
-        self._is_trial = False
         self._n_texts, self._n_other = n_texts, n_other
+        if self._is_trial and self._waited < self._wait:
+            return 0  # nothing has changed
+        self._is_trial = False
         plain = self._steps.estimate(n_texts + n_other)
         if plain is None or self._steps.n_measured < StepTimes._FIRST:
             return 0
@@ -220,26 +237,39 @@ class AdaptiveDepth:
         step = self._steps.estimate(self._n_texts * (1 + depth) + self._n_other)
         return plain if step is None else step
 
-    def done(self, n_drafted: int, n_accepted: int, seconds: float | None, draft_seconds: float) -> None:
+    def done(
+        self,
+        n_drafted: int,
+        n_accepted: int,
+        seconds: float | None,
+        draft_seconds: float,
+        read_seconds: float = 0.0,
+    ) -> None:
         """As `Depth.done`."""
         plain = self._steps.estimate(self._n_texts + self._n_other)
         if plain is None:
             return
-        if n_drafted == 0:
+        # twice the usual time is a disturbance, and so is more than doing without drafts takes
+        usual, most = self._step_seconds(n_drafted, plain), (1 + n_drafted) * plain
+        seconds = usual if seconds is None else min(seconds, 2 * usual, most)
+        usual_draft = self._drafts.estimate(n_drafted) if n_drafted else None
+        draft_seconds = min(draft_seconds, 2 * (usual_draft or most), most)
+        if n_drafted:
+            gain = n_accepted + 1 - (seconds + draft_seconds + read_seconds) / plain
+            self._learn(n_drafted, n_accepted, gain)
+        else:
             # looking for a draft in vain is paid for, too
-            gain = self._SHARE - draft_seconds / plain
-            self._account = min(self._MOST, self._account + gain)
+            gain = self._SHARE - (draft_seconds + read_seconds) / plain
             self._waited += 1
-            return
+        self._account = max(-self._MOST, min(self._MOST, self._account + gain))
+
+    def _learn(self, n_drafted: int, n_accepted: int, gain: float) -> None:
+        """Notes what became of a draft, and whether it gained time."""
         for i in range(min(n_accepted + 1, n_drafted)):
             self._tried[i] = self._FADES * self._tried[i] + 1
             self._accepted[i] = self._FADES * self._accepted[i] + (i < n_accepted)
         self._deepest = max(self._deepest, n_drafted)
-        if seconds is None:
-            seconds = self._step_seconds(n_drafted, plain)
-        # one measurement may have been disturbed
-        gain = max(n_accepted + 1 - (seconds + draft_seconds) / plain, -2 * self._MOST)
-        self._account = min(self._MOST, self._account + gain)
         self._in_a_row += 1
         self._waited = 0
         self._wait = min(2 * self._wait, self._WAITS[1]) if self._is_trial and gain <= 0 else self._WAITS[0]
+        self._is_trial = False

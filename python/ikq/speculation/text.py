@@ -36,8 +36,8 @@ class TextSpeculation:
         self._depth = depth
         self._n_min = n_min
         self._is_closed = False
-        # of the latest draft, and of each token that had to be read before one
-        self._seconds = 0.0
+        # of drafting and reading in the present round; of reading a token
+        self._seconds = 0.0, 0.0
         self._read_seconds = 0.0
 
     def reading(self, tokens: Sequence[int], n: int) -> Drafting:
@@ -61,17 +61,20 @@ class TextSpeculation:
             n_other: As for `Depth.choose`.
         """
         start = time.perf_counter()
-        n_unread, draft = self.drafter.n_unread(tokens), []
+        n_unread = self.drafter.n_unread(tokens)
         n = min(n_most, self._depth.choose(n_texts, n_other, n_unread * self._read_seconds))
         if n > 0 or self.drafter.needs_hidden:
             yield from self.drafter.read(tokens, len(tokens))
-            if n_unread >= MANY_UNREAD:
-                self._read_seconds = (time.perf_counter() - start) / n_unread
+        begun = time.perf_counter()
+        self._seconds = 0.0, begun - start
+        if n_unread >= MANY_UNREAD:
+            self._read_seconds = (begun - start) / n_unread
+        draft: list[int] = []
         if n > 0:
-            begun = time.perf_counter()
             draft = yield from self.drafter.propose(tokens, n)
-            self.draft_times.add(len(draft), time.perf_counter() - begun)
-        self._seconds = time.perf_counter() - start
+            seconds = time.perf_counter() - begun
+            self.draft_times.add(len(draft), seconds)
+            self._seconds = seconds, begun - start
         return draft if len(draft) >= self._n_min else []
 
     def done(self, verified: Verified, n_tokens: int, seconds: float | None) -> None:
@@ -88,8 +91,8 @@ class TextSpeculation:
         self.n_accepted += n_accepted
         self.drafter.keep(n_tokens + n_accepted)
         if n_compared == n_draft or n_accepted < n_compared:  # a text may end before
-            self._depth.done(n_draft, n_accepted, seconds, self._seconds)
-        self._seconds = 0.0
+            self._depth.done(n_draft, n_accepted, seconds, *self._seconds)
+        self._seconds = 0.0, 0.0
 
     def close(self) -> None:
         """The text is over."""
