@@ -2,14 +2,17 @@
 //!
 //! `cargo run --release -p ikq-kernels --example attention_speed [ISA]`
 //!
-//! Prompts: floating-point operations of scores and values (masked halves not counted) per second. Single tokens:
-//! bytes of keys and values per second over 4096 positions of 8 heads, read again and again: where they fit the
-//! processor's last cache (16 MiB for f16 heads of 128), that is what is measured, not memory. Best of several runs.
+//! Prompts: floating-point operations of scores and values (masked halves not counted) per second, for 512 tokens at the
+//! beginning and 96 after 8192 others. Single tokens: bytes of keys and values per second over 8192 positions of 8
+//! heads, read again and again: where they fit the processor's last cache, that is what is measured, not memory. Best
+//! of several runs.
 #![allow(clippy::print_stdout)]
 
 use std::time::Instant;
 
-use ikq_kernels::attention::{Cache, CacheType, KvHead, Partial, Scratch, TILE_ROWS, attend};
+use ikq_kernels::attention::{
+    At, Attention, CacheType, PAGE, PageShape, Pages, Partial, Place, Plan, Rotation, Scratch, Sequence, Work,
+};
 use ikq_kernels::{delta, ops};
 use ikq_simd::IsaKind;
 
@@ -36,14 +39,17 @@ fn best(mut work: impl FnMut()) -> f64 {
     best
 }
 
-fn cache(kind: IsaKind, ty: CacheType, n_head: usize, d: usize, n: usize) -> Cache {
-    let mut cache = Cache::new(ty, n_head, d, n).expect("fits");
-    let rows = numbers(64 * n_head * d, 1);
-    for i in 0..n {
-        let row = &rows[i % 64 * n_head * d..][..n_head * d];
-        cache.store(kind, i, row);
-    }
-    cache
+/// Pages that hold `n` positions, in order.
+fn pages(kind: IsaKind, shape: PageShape, n: usize) -> Pages {
+    let column = shape.n_head() * shape.d();
+    let rows = numbers(64 * column, 1);
+    let mut pages = Pages::new(shape);
+    pages.grow(n.div_ceil(PAGE)).expect("fits");
+    let table: Vec<u32> = (0..pages.n_pages() as u32).collect();
+    let places: Vec<Place> =
+        (0..n).map(|i| Place { at: At::of(&table, i), column: (i % 64) as u32 }).collect();
+    pages.store(kind, &places, &rows);
+    pages
 }
 
 struct Shape {
@@ -64,81 +70,88 @@ const SHAPES: [Shape; 7] = [
     Shape { name: "latent 576, 16:1", d: 576, dv: 512, group: 16, latent: true },
 ];
 
-fn attention(kind: IsaKind, ty: CacheType, shape: &Shape) {
-    let Shape { name, d, dv, group, latent } = *shape;
-    if ty.row_bytes(d).is_none() {
-        return;
+/// A layer and what threads need, for one sequence.
+struct Layer {
+    keys: Pages,
+    values: Option<Pages>,
+    queries: Vec<f32>,
+    n_head: usize,
+    table: Vec<u32>,
+    scratch: Scratch,
+    partials: Vec<Partial>,
+    out: Vec<f32>,
+}
+
+impl Layer {
+    fn new(kind: IsaKind, ty: CacheType, shape: &Shape, n_kv: usize, n: usize) -> Option<Layer> {
+        let Shape { d, dv, group, latent, .. } = *shape;
+        let keys = if latent { PageShape::latent(ty, dv, d - dv) } else { PageShape::keys(ty, n_kv, d) };
+        let keys = pages(kind, keys.ok()?, n);
+        let values = match latent {
+            true => None,
+            false => Some(pages(kind, PageShape::values(ty, n_kv, dv).ok()?, n)),
+        };
+        let n_head = keys.shape().n_head() * group;
+        let table = (0..keys.n_pages() as u32).collect();
+        let (queries, out) = (numbers(512 * n_head * d, 2), vec![0.0; 512 * n_head * dv]);
+        let (scratch, partials) = (Scratch::default(), Vec::new());
+        Some(Layer { keys, values, queries, n_head, table, scratch, partials, out })
     }
-    // a prompt's tile against 2048 earlier tokens
-    let (n, n_head) = (2048, 8);
-    let keys = cache(kind, ty, n_head, d, n * 2);
-    let values = (!latent).then(|| cache(kind, ty, n_head, dv, n * 2));
-    let head = |head| KvHead {
-        keys: &keys,
-        values: values.as_ref(),
-        head,
-        head_dim_v: dv,
-        softcap: None,
-        window: None,
+
+    fn bytes(&self) -> f64 {
+        (self.keys.bytes() + self.values.as_ref().map_or(0, Pages::bytes)) as f64
+    }
+
+    /// Attention of `n` tokens after `first` others.
+    fn run(&mut self, kind: IsaKind, n: usize, first: usize) {
+        let n_kv = self.keys.shape().n_head();
+        let attention = Attention {
+            queries: &self.queries,
+            q_stride: self.keys.shape().d(),
+            n_head: self.n_head,
+            keys: &self.keys,
+            values: self.values.as_ref(),
+            scale: 0.09,
+            softcap: None,
+            sinks: None,
+            window: None,
+        };
+        let out = &mut self.out[..n * self.n_head * attention.head_dim_v()];
+        let plan = Plan::new(n_kv, self.n_head / n_kv, None, &[(n, first)], 1);
+        let sequences = [Sequence { n, first, table: &self.table }];
+        let mut work = Work::new(&plan, &attention, &sequences, out, &mut self.partials);
+        work.units().iter_mut().for_each(|unit| unit.run(kind, &mut self.scratch));
+    }
+}
+
+fn attention(kind: IsaKind, ty: CacheType, shape: &Shape) {
+    let (n_past, n_kv) = (8192, if shape.latent { 1 } else { 8 });
+    let Some(mut layer) = Layer::new(kind, ty, shape, n_kv, n_past + 96) else { return };
+    let flops = |n: usize, first: usize| {
+        let keys = n as f64 * (first as f64 + n as f64 / 2.0);
+        2.0 * keys * (n_kv * shape.group * (shape.d + shape.dv)) as f64
     };
-    let mut scratch = Scratch::default();
-    let mut partial = Partial::default();
-    let tokens = (TILE_ROWS / group).max(1);
-    let rows = tokens * group;
-    let queries = numbers(rows * d, 2);
-    let mut run = |rows: usize, heads: std::ops::Range<usize>, n: usize| {
-        for h in heads {
-            scratch.begin(rows, d);
-            for (row, q) in queries.chunks_exact(d).take(rows).enumerate() {
-                scratch.set_query(row, q, 0.09);
-            }
-            partial.reset(rows, dv);
-            attend(kind, &head(h), group, n - 1, 0..n, &mut scratch, &mut partial);
-        }
-    };
-    let seconds = best(|| run(rows, 0..1, n));
-    let flops = (2 * rows * n * (d + dv)) as f64;
-    let decode = best(|| run(group, 0..n_head, 2 * n));
-    let bytes = keys.bytes() + values.as_ref().map_or(0, Cache::bytes);
+    let start = best(|| layer.run(kind, 512, 0));
+    let deep = best(|| layer.run(kind, 96, n_past));
+    let token = best(|| layer.run(kind, 1, n_past - 1));
     println!(
-        "{:18} {:7} prompt {:6.1} GFLOP/s   token {:5.2} GB/s  {:6.1} GFLOP/s",
-        name,
+        "{:18} {:7} prompt {:6.1}, deep {:6.1} GFLOP/s   token {:5.2} GB/s  {:6.1} GFLOP/s",
+        shape.name,
         ty.name(),
-        flops / seconds * 1e-9,
-        bytes as f64 / decode * 1e-9,
-        (2 * group * n_head * 2 * n * (d + dv)) as f64 / decode * 1e-9,
+        flops(512, 0) / start * 1e-9,
+        flops(96, n_past) / deep * 1e-9,
+        layer.bytes() / token * 1e-9,
+        flops(1, n_past) / token * 1e-9,
     );
 }
 
 /// Single tokens over half a GiB of keys and as much of values.
 fn from_memory(kind: IsaKind, group: usize) {
-    let (d, n_head, n) = (128, 8, 1 << 18);
-    let keys = cache(kind, CacheType::F16, n_head, d, n);
-    let values = cache(kind, CacheType::F16, n_head, d, n);
-    let (mut scratch, mut partial) = (Scratch::default(), Partial::default());
-    let queries = numbers(group * d, 2);
-    let mut seconds = f64::INFINITY;
-    for _ in 0..3 {
-        let start = Instant::now();
-        for head in 0..n_head {
-            let head = KvHead {
-                keys: &keys,
-                values: Some(&values),
-                head,
-                head_dim_v: d,
-                softcap: None,
-                window: None,
-            };
-            scratch.begin(group, d);
-            for (row, q) in queries.chunks_exact(d).enumerate() {
-                scratch.set_query(row, q, 0.09);
-            }
-            partial.reset(group, d);
-            attend(kind, &head, group, n - 1, 0..n, &mut scratch, &mut partial);
-        }
-        seconds = seconds.min(start.elapsed().as_secs_f64());
-    }
-    println!("from memory, {group}:1   {:5.2} GB/s", 2.0 * keys.bytes() as f64 / seconds * 1e-9);
+    let n = 1 << 18;
+    let shape = Shape { name: "", d: 128, dv: 128, group, latent: false };
+    let Some(mut layer) = Layer::new(kind, CacheType::F16, &shape, 8, n) else { return };
+    let seconds = best(|| layer.run(kind, 1, n - 1));
+    println!("from memory, {group}:1   {:5.2} GB/s", layer.bytes() / seconds * 1e-9);
 }
 
 fn operations(kind: IsaKind) {
@@ -161,9 +174,12 @@ fn operations(kind: IsaKind) {
             out.chunks_exact_mut(128).for_each(|h| ops::rotate(kind, pairing, &cos_sin, h));
         });
     }
+    let rotation = Rotation::of(128).expect("a power of two");
+    say("hadamard", &mut |out| out.chunks_exact_mut(128).for_each(|h| rotation.apply(kind, h)));
     for ty in CacheType::ALL {
-        let mut cache = Cache::new(ty, n / 128, 128, 4).expect("fits");
-        say(&format!("store {}", ty.name()), &mut |_| cache.store(kind, 1, &x));
+        let mut keys = pages(kind, PageShape::keys(ty, n / 128, 128).expect("whole blocks"), 1);
+        let place = [Place { at: At { page: 0, slot: 1 }, column: 0 }];
+        say(&format!("store {}", ty.name()), &mut |_| keys.store(kind, &place, &x));
     }
     let conv = numbers(4 * n, 3);
     let before = numbers(3 * n, 4);

@@ -141,6 +141,11 @@ impl Set {
         out
     }
 
+    /// The same of one run.
+    fn one(&self, kind: IsaKind, queries: &[f32], run: Range<usize>, n_threads: usize) -> Vec<f32> {
+        self.attend(kind, queries, &[run], n_threads)
+    }
+
     /// The sequence from position `first` on in steps of `step` tokens, each stored before it is attended to.
     fn in_steps(&mut self, kind: IsaKind, first: usize, step: usize, n_threads: usize) -> Vec<f32> {
         let queries = self.columns[0].clone();
@@ -149,7 +154,7 @@ impl Set {
         for from in (first..self.case.n).step_by(step) {
             let to = self.case.n.min(from + step);
             self.store(kind, from..to);
-            out.extend(self.attend(kind, &queries, &[from..to], n_threads));
+            out.extend(self.one(kind, &queries, from..to, n_threads));
         }
         out
     }
@@ -232,7 +237,7 @@ fn check(case: &Case, first: usize) {
         }
         // one token on many threads
         let (last, row) = (case.n - 1, one.len() / (case.n - first));
-        let alone = set.attend(kind, &queries, &[last..case.n], 64);
+        let alone = set.one(kind, &queries, last..case.n, 64);
         assert!(same_bits(&one[one.len() - row..], &alone), "{} {case:?} on 64 threads", kind.name());
     }
 }
@@ -298,13 +303,14 @@ fn chunks_and_spans_do_not_show() {
             let queries = set.columns[0].clone();
             let n = long.n;
             set.store(kind, 0..n);
-            let one = set.attend(kind, &queries, &[n - 5..n], 1);
+            let one = set.one(kind, &queries, n - 5..n, 1);
             for (found, truth) in one.iter().zip(set.truth(kind, &queries, n - 5)) {
                 // as above, and sums over many more keys
                 assert!((f64::from(*found) - truth).abs() < 8e-6, "{found} {truth}");
             }
             for n_threads in [2, 3, 4, 6, 8, 16, 200] {
-                for runs in [vec![n - 5..n], vec![n - 5..n - 1, n - 1..n], vec![n - 5..n - 3, n - 3..n]] {
+                for cut in [n - 5, n - 3, n - 1] {
+                    let runs = [n - 5..cut, cut..n];
                     let other = set.attend(kind, &queries, &runs, n_threads);
                     assert!(same_bits(&one, &other), "{} {n_threads} {runs:?} {window:?}", kind.name());
                 }
@@ -323,7 +329,7 @@ fn other_sequences_of_a_step_do_not_matter() {
             let runs = [700..701, 0..130, 899..900, 300..305, 512..512, 640..720];
             for n_threads in [1, 4, 32] {
                 let together = set.attend(kind, &queries, &runs, n_threads);
-                let alone = runs.iter().flat_map(|r| set.attend(kind, &queries, std::slice::from_ref(r), 1));
+                let alone = runs.iter().flat_map(|r| set.one(kind, &queries, r.clone(), 1));
                 assert!(same_bits(&together, &alone.collect::<Vec<_>>()), "{} {n_threads}", kind.name());
             }
         }
@@ -366,7 +372,7 @@ fn nothing_behind_the_window_or_after_the_sequence_is_touched() {
         let mut set = Set::new(&case);
         let queries = set.columns[0].clone();
         set.store(kind, 0..1000);
-        let expected = set.attend(kind, &queries, &[990..1000], 3);
+        let expected = set.one(kind, &queries, 990..1000, 3);
         // 990 sees 691 and later
         let (table, bad) = (set.table.clone(), f32::NAN.to_le_bytes());
         for pages in set.all_pages() {
@@ -380,7 +386,7 @@ fn nothing_behind_the_window_or_after_the_sequence_is_touched() {
             let column = pages.shape().n_head() * pages.shape().d();
             pages.store(kind, &places, &vec![f32::NAN; column]);
         }
-        let found = set.attend(kind, &queries, &[990..1000], 3);
+        let found = set.one(kind, &queries, 990..1000, 3);
         assert!(same_bits(&expected, &found), "{}", kind.name());
     }
 }
@@ -393,7 +399,7 @@ fn huge_scores_stay_finite() {
         // scores up to some thousands: only the best counts, and whole blocks are nothing beside it
         let queries: Vec<f32> = set.columns[0].iter().map(|q| 100.0 * q).collect();
         set.store(kind, 0..700);
-        let found = set.attend(kind, &queries, &[650..700], 1);
+        let found = set.one(kind, &queries, 650..700, 1);
         let truth = set.truth(kind, &queries, 650);
         // scores carry errors of 3000 * 2^-24 * 8, the exponentials' relative error
         assert!(found.iter().zip(truth).all(|(f, t)| (f64::from(*f) - t).abs() < 4e-3));
@@ -417,7 +423,7 @@ fn turning_rows_helps_where_elements_are_large() {
         exact.columns = set.columns.clone();
         set.store(kind, 0..200);
         exact.store(kind, 0..200);
-        let found = set.attend(kind, &queries, &[100..200], 1);
+        let found = set.one(kind, &queries, 100..200, 1);
         let truth = exact.truth(kind, &queries, 100);
         let square = |(f, t): (&f32, f64)| (f64::from(*f) - t).powi(2);
         errors.push(found.iter().zip(truth).map(square).sum::<f64>());
