@@ -656,6 +656,30 @@ def test_shifts_of_a_draft_model():
         assert tokens_of(drafted) == tokens_of(plain)
 
 
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("who", ["model", "draft"])
+def test_interruptions(who, when):
+    """At any step, of either model, before or after it has changed its sequence: the text goes on as if nothing was."""
+    wanted = greedy_after(prompt(10), 40)
+    for at in range(1, 12, 2):
+        model, draft = fake(), Counting(lambda text: len(text) % 4 != 0)
+        interrupted, steps = model if who == "model" else draft, itertools.count()
+
+        def interrupt(entries, at=at, steps=steps):
+            if next(steps) == at:
+                raise KeyboardInterrupt
+
+        setattr(interrupted, when, interrupt)
+        generation = drafted_by(draft, model, prompt(10), max_tokens=40, temperature=0)
+        found = []
+        with pytest.raises(KeyboardInterrupt):
+            for piece in generation:
+                found.append(piece.token)
+        found += tokens_of(generation)
+        assert found == wanted
+        assert 0 < generation.stats.n_accepted < generation.stats.n_drafted
+
+
 def test_asks_of_one_runner_are_one_step():
     ran = []
 
