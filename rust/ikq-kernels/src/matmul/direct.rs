@@ -63,6 +63,7 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
     tail: &mut Tail,
 ) -> usize {
     let n_units = n_units(op.bands.k);
+    let band_bytes = op.bands.form.band_bytes(op.bands.k);
     let columns = &op.columns[first..];
     let columns = &columns[..C.min(columns.len())];
     let mut x: [&[ActUnit]; C] = [&[]; C];
@@ -80,6 +81,7 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
         let mut acc = [isa.splat_f(0.0); C];
         for u in 0..n_units {
             let unit = band.unit::<I, D>(u, tail);
+            band.ask_ahead::<I, D>(u, band_bytes);
             D::lane_scales(isa, header, &unit, &mut scales);
             product_scales::<I, D>(isa, &mut scales);
             let mut units = [&x[0][u]; C];
