@@ -1,6 +1,6 @@
 //! Speed of attention and the other operations on one thread.
 //!
-//! `cargo run --release -p ikq-kernels --example attention_speed [ISA]`
+//! `cargo run --release -p ikq-kernels --example attention_speed [ISA [TYPE]]`
 //!
 //! Prompts: floating-point operations of scores and values (masked halves not counted) per second, for 512 tokens at the
 //! beginning and 96 after 8192 others. Single tokens: bytes of keys and values per second over 8192 positions of 8
@@ -30,7 +30,7 @@ fn best(mut work: impl FnMut()) -> f64 {
     let mut best = f64::INFINITY;
     let started = Instant::now();
     let mut n = 0;
-    while n < 3 || (started.elapsed().as_secs_f64() < 0.7 && n < 1000) {
+    while n < 3 || (started.elapsed().as_secs_f64() < 0.4 && n < 1000) {
         let start = Instant::now();
         work();
         best = best.min(start.elapsed().as_secs_f64());
@@ -188,9 +188,10 @@ fn operations(kind: IsaKind) {
 
 fn main() {
     let kind = std::env::args().nth(1).and_then(|a| IsaKind::parse(&a)).unwrap_or_else(ikq_simd::best);
+    let only = std::env::args().nth(2).and_then(|a| CacheType::parse(&a));
     println!("{}", kind.name());
     for shape in &SHAPES {
-        for ty in CacheType::ALL {
+        for ty in CacheType::ALL.into_iter().filter(|ty| only.is_none_or(|only| *ty == only)) {
             attention(kind, ty, shape);
         }
     }

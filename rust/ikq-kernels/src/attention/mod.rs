@@ -25,16 +25,12 @@
 //! | `partial` | what is known of rows after some of the keys |
 //! | `fold` | partial results made one, in a fixed order |
 //! | `plan`, `work` | a step's attention cut into units for threads |
-//! | `cache`, `flash`, `kernels` | one sequence in contiguous memory |
 
 mod block;
-mod cache;
 mod encode;
 mod few;
-mod flash;
 mod fold;
 mod hadamard;
-mod kernels;
 mod lanes;
 mod pages;
 mod partial;
@@ -45,8 +41,6 @@ mod softmax;
 mod types;
 mod work;
 
-pub use cache::{Cache, CacheRows};
-pub use flash::{KvHead, TILE_ROWS, attend};
 pub use fold::{CHUNK, SPAN};
 pub use hadamard::Rotation;
 pub use pages::{At, NO_PAGE, PAGE, PageRows, PageShape, Pages, Place};

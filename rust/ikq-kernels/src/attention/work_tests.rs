@@ -430,3 +430,11 @@ fn turning_rows_helps_where_elements_are_large() {
     }
     assert!(errors[1] < 0.2 * errors[0], "{errors:?}");
 }
+
+#[test]
+fn units_may_go_to_threads() {
+    fn goes<T: Send>() {}
+    goes::<Unit<'_, '_>>();
+    goes::<Merge<'_, '_>>();
+    goes::<crate::attention::PageRows<'_>>();
+}
