@@ -27,9 +27,9 @@ import tempfile
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from side_by_side import figure, machine, table_head, table_row
+from side_by_side import absolute, figure, machine, table_head, table_row
 
 import ikq
 from ikq.evaluate import BaseFile, base_writer, cut, measure_divergence, measure_perplexity, text_tokens
@@ -86,9 +86,12 @@ def ikq_divergence(args: argparse.Namespace, base: Path, cache: Cache) -> Measur
     return found.mean
 
 
-def perplexity(args: argparse.Namespace, program: str, options: list[str], **environment: str) -> str:
+def perplexity(
+    args: argparse.Namespace, program: Path, base: Path, options: list[Any], **environment: str
+) -> str:
     """What llama-perplexity prints; nothing if it does not know a type of the cache."""
-    words = [program, "-m", args.model, "-c", str(args.ctx), "-t", str(args.threads), "-fa", "on", *options]
+    words = [program, "-m", args.model, "-c", str(args.ctx), "-t", str(args.threads), "-fa", "on"]
+    words += ["--kl-divergence-base", base, *options]
     done = subprocess.run(
         list(map(str, words)),
         stdout=subprocess.PIPE,
@@ -96,6 +99,7 @@ def perplexity(args: argparse.Namespace, program: str, options: list[str], **env
         text=True,
         errors="replace",
         env=os.environ | environment,
+        cwd=base.parent,
     )
     if done.returncode:
         if re.search(r"(unsupported|invalid) cache type", done.stdout, re.IGNORECASE):
@@ -104,24 +108,26 @@ def perplexity(args: argparse.Namespace, program: str, options: list[str], **env
     return done.stdout
 
 
-def reference_base(args: argparse.Namespace, program: str, path: Path) -> None:
+def reference_base(args: argparse.Namespace, program: Path, path: Path) -> None:
     """Writes the distributions with an f16 cache."""
     text = ["-f", args.text, "--no-escape", "--chunks", args.windows]
-    perplexity(args, program, [*text, "--kl-divergence-base", path])
+    perplexity(args, program, path, text)
 
 
-def reference_divergence(args: argparse.Namespace, program: str, base: Path, cache: Cache) -> Measured:
-    options = ["-ctk", cache.keys, "-ctv", cache.values, "--kl-divergence-base", base, "--kl-divergence"]
+def reference_divergence(args: argparse.Namespace, program: Path, base: Path, cache: Cache) -> Measured:
+    options = ["-ctk", cache.keys, "-ctv", cache.values, "--kl-divergence"]
     environment = {}
     if program == args.llama:
         environment["LLAMA_ATTN_ROT_DISABLE"] = "0" if cache.rotated else "1"
     elif cache.rotated:
         options += ["-khad"] if cache.values == "f16" else ["-khad", "-vhad"]
-    printed = perplexity(args, program, options, **environment)
+    printed = perplexity(args, program, base, options, **environment)
     if not printed:
         return None
-    mean, error = map(float, MEAN.search(printed).groups())
-    return mean, error
+    found = MEAN.search(printed)
+    if found is None:
+        raise SystemExit(f"{program} prints no mean: it does for 100 scored positions and more")
+    return float(found[1]), float(found[2])
 
 
 def measurers(args: argparse.Namespace, folder: Path) -> dict[str, Callable[[Cache], Measured]]:
@@ -162,10 +168,10 @@ def show(args: argparse.Namespace, rows: dict[tuple[str, ...], Measured]) -> boo
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--text", type=Path, required=True)
-    parser.add_argument("--llama", help="llama.cpp's llama-perplexity")
-    parser.add_argument("--reference", help="ik_llama.cpp's llama-perplexity")
+    parser.add_argument("model", type=absolute)
+    parser.add_argument("--text", type=absolute, required=True)
+    parser.add_argument("--llama", type=absolute, help="llama.cpp's llama-perplexity")
+    parser.add_argument("--reference", type=absolute, help="ik_llama.cpp's llama-perplexity")
     parser.add_argument("--no-ikq", action="store_true", help="measure the other programs only")
     parser.add_argument("--types", nargs="+", default=["q4_0", "iq4_nl", "q6_0"])
     parser.add_argument("--windows", type=int, default=16)

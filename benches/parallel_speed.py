@@ -25,6 +25,7 @@ import sys
 from pathlib import Path
 
 from side_by_side import (
+    absolute,
     add_model_options,
     exit_code,
     figure,
@@ -83,7 +84,7 @@ def theirs(args: argparse.Namespace, model: Path, setting: list[str]) -> Speeds:
     counts = ",".join(map(str, [most, *args.parallel]))  # the first time is its warm-up
     words = [args.reference, "-m", str(model), "-c", str(n_ctx), "-b", str(n_ctx), "-ub", "512"]
     words += ["-t", str(args.threads), "-npp", str(args.prompt), "-ntg", str(args.gen), "-npl", counts]
-    done = subprocess.run([*words, *setting], capture_output=True, text=True)
+    done = subprocess.run([*words, *setting], capture_output=True, text=True, cwd=model.parent)
     found: Speeds = {}
     for line in (done.stdout + done.stderr).splitlines():
         cells = [c.strip() for c in line.strip().strip("|").split("|")]
@@ -94,7 +95,7 @@ def theirs(args: argparse.Namespace, model: Path, setting: list[str]) -> Speeds:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--reference", help="ik_llama.cpp's llama-batched-bench")
+    parser.add_argument("--reference", type=absolute, help="ik_llama.cpp's llama-batched-bench")
     add_model_options(parser, shape="llama-3-8b", layers=4, types=["IQ4_KS"])
     parser.add_argument("--parallel", type=int, nargs="+", default=[1, 2, 4, 8], help="numbers of sequences")
     parser.add_argument("--prompt", type=int, default=128, help="tokens of each sequence's prompt")

@@ -42,7 +42,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, shape: str, layers: in
 def synthetic_model(shape: str, n_layers: int, type_name: str, folder: Path | None) -> Iterator[Path]:
     """A model of random weights; it stays if there is a folder for it, and is not made again."""
     with TemporaryDirectory() as scratch:
-        path = (folder or Path(scratch)) / f"{shape}-{n_layers}-{type_name}.gguf"
+        path = (folder or Path(scratch)).resolve() / f"{shape}-{n_layers}-{type_name}.gguf"
         if not path.exists():
             maker = Path(__file__).with_name("synthetic_models.py")
             words = [sys.executable, str(maker), shape, "--layers", str(n_layers), "--type", type_name]
@@ -53,6 +53,11 @@ def synthetic_model(shape: str, n_layers: int, type_name: str, folder: Path | No
 def isa_environment(isa: str | None) -> dict[str, str]:
     """The environment of a process of ikq that is to use an instruction set."""
     return os.environ | ({"IKQ_ISA": isa} if isa else {})
+
+
+def absolute(path: str) -> Path:
+    """An option's path, for programs that run in a folder of their own: some leave a log file there."""
+    return Path(path).resolve()
 
 
 def table_row(cells: list[str]) -> str:
