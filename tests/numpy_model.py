@@ -88,15 +88,21 @@ class NumpyModel:
         """Forgets positions; those behind them move down."""
         self.past = [tuple(np.delete(t, range(n_keep, n_keep + n_discard), 0) for t in p) for p in self.past]
 
-    def logits(self, tokens):
+    def logits(self, tokens, hidden=None):
         """Logits after every token, from an empty cache."""
         self.forget()
-        return self.eval(tokens)
+        return self.eval(tokens, hidden)
 
-    def eval(self, tokens):
-        """Logits after every token, behind what the cache holds."""
+    def eval(self, tokens, hidden=None):
+        """Logits after every token, behind what the cache holds; a head needs the hidden states too.
+
+        A head that shares the model's projection gives what goes into that.
+        """
         spec = self.spec
         x = self.tensor(spec.token_embd)[np.asarray(tokens)] * spec.embd_scale
+        if spec.nextn is not None:
+            both = [self.norm(x, spec.nextn.enorm), self.norm(hidden, spec.nextn.hnorm)]
+            x = self.linear(spec.nextn.eh_proj, np.concatenate(both, -1))
         self.hidden, self.experts = [x], []
         for i, layer in enumerate(spec.layers):
             attention = {Gqa: self.gqa, Mla: self.mla, DeltaNet: self.delta_net}[type(layer.attention)]
@@ -106,12 +112,13 @@ class NumpyModel:
             x = x + (y if layer.post_ffn_norm is None else self.norm(y, layer.post_ffn_norm))
             self.hidden.append(x)
         self.hidden.append(self.norm(x, spec.output_norm))
-        logits = self.linear(spec.output, self.hidden[-1])
-        return (
-            logits
-            if spec.final_softcap is None
-            else spec.final_softcap * np.tanh(logits / spec.final_softcap)
-        )
+        return self.hidden[-1] if spec.output is None else self.head(self.hidden[-1])
+
+    def head(self, hidden):
+        """Logits from what the last norm gives."""
+        logits = self.linear(self.spec.output, hidden)
+        cap = self.spec.final_softcap
+        return logits if cap is None else cap * np.tanh(logits / cap)
 
     def rotate(self, rope, x, first=0):
         """`x` of tokens x heads x elements, at positions `first` and on."""

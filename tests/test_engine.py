@@ -113,11 +113,8 @@ def test_plans_agree(name):
         of_others = {p.plan for p in ffn if p.role != "experts"}
         assert of_experts == ({plan.split()[0]} if name in HAVE_EXPERTS else set())
         assert of_others <= ({"separate"} if plan == "separate" else {"fused"})
-    scale = np.abs(found["fused"]).max()
-    # 1e-5 of the logits for a few layers; rounding adds up over many
-    layers = max(1, len(model_spec(reader(name)).layers) / 4)
     for logits in found.values():
-        assert largest(logits, found["fused"]) <= 1e-5 * scale * layers
+        assert np.array_equal(logits, found["fused"])
 
 
 @pytest.mark.parametrize(
@@ -130,7 +127,7 @@ def test_plans_agree_with_default_arithmetic(name):
         with load(name, n_ctx=128, **options) as model:
             logits.append(model.logits(prompt(name, 0)))
     for other in logits[1:]:
-        assert kl(logits[0], other) < 1e-5
+        assert np.array_equal(logits[0], other)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -190,11 +187,12 @@ def test_cache_types(name, cache):
 def test_caches_of_two_types():
     name = "qwen3/qwen3-bf16"
     with load(name, **{**EXACT, "cache_type_k": "q8_0", "cache_type_v": "f16"}) as model:
-        mixed = model.memory.cache
         assert kl(reference(name, 0), model.logits(prompt(name, 0))) < 1e-2
+        mixed = model.memory.cache
+        assert mixed == model.sequence_bytes(128)
     with load(name, **EXACT) as model:
         # 8.5 and 16 bits for 32 and 32
-        assert mixed < 0.5 * model.memory.cache
+        assert mixed < 0.5 * model.sequence_bytes(128)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +242,8 @@ def test_prompts_that_begin_alike(name):
 
 
 @pytest.mark.parametrize("name", RECURRENT)
-def test_recurrent_states_cannot_go_back(name):
+def test_recurrent_states_go_back_inside_a_chunk(name):
+    """And to the beginning; not anywhere else in so short a text."""
     ids = prompt(name, 0)
     with load(name, **EXACT) as model:
         model.eval(ids)
@@ -252,6 +251,8 @@ def test_recurrent_states_cannot_go_back(name):
             with pytest.raises(ikq.UnsupportedError, match="recurrent"):
                 change()
         assert model.n_past == len(ids)
+        model.truncate(35)
+        assert largest(model.eval(ids[35:]), reference(name, 0)[35:]) < TOLERANCE
         model.truncate(0)
         assert largest(model.eval(ids), reference(name, 0)) < TOLERANCE
 

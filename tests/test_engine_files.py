@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from engine_checks import EXACT, INVALID, TOLERANCE, kl, largest
-from model_files import NAMES, Changed, path, prompt, reader, reference
+from model_files import Changed, path, prompt, reader, reference
 from model_variants import VARIANTS, check_form
 from numpy_model import NumpyModel
 
@@ -44,14 +44,15 @@ def test_every_type(kind, tmp_path):
         assert kl(wanted, model.logits(prompt(name, 0))) < 0.02
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_repacking_while_loading(name):
-    """Matrices per head, fused and merged ones included, which must not be parted inside a group."""
+def test_repacking_while_loading_has_no_effect():
+    name = "qwen3moe/qwen3moe-bf16"
     found = []
     for repack in (False, True):
-        with ikq.Model.load(path(name), n_ctx=128, n_threads=2, repack=repack) as model:
+        with ikq.Model.load(path(name), n_ctx=128, repack=repack) as model:
             found.append(model.logits(prompt(name, 0)))
-    assert largest(*found) <= 1e-5 * np.abs(found[0]).max()
+            notes = [note for note in model.explain().notes if "repack" in note]
+            assert len(notes) == repack
+    assert np.array_equal(*found)
 
 
 @pytest.mark.parametrize("kind", list(ikq.QuantType), ids=lambda t: t.name)

@@ -13,9 +13,10 @@ import ikq
 STORABLE = [t for t in ikq.QuantType if t.is_storable and t.can_encode]
 
 
-def interleaved(type: ikq.QuantType) -> bool:
-    """Whether rows of a type have an interleaved form with the same codes."""
-    return type != ikq.QuantType.F16 and any(t.base == type for t in ikq.QuantType)
+def twin(type: ikq.QuantType) -> ikq.QuantType | None:
+    """The interleaved form of a type with the same codes, if there is one."""
+    found = [t for t in ikq.QuantType if t.base == type and t.is_storable]
+    return found[0] if found and type != ikq.QuantType.F16 else None
 
 
 # Codes of activations have 8 bits: relative errors of about 0.5 % per product, of which a layer has four in a row.
@@ -53,60 +54,68 @@ def test_all_matrices_of_one_type(parts: Parts, tmp_path: Path, type: ikq.QuantT
         assert exact.std() > 0.1
         assert np.median(np.abs(fast - exact)) < FACTORS.get(type.name, LARGEST_ERROR) * exact.std()
     for logits in found.values():
-        # one prompt or token by token: the same up to rounding of sums
-        assert np.median(np.abs(logits[3] - logits[1])) < LARGEST_ERROR * logits[1].std()
-    if type.rows > 1:
-        # groups of rows are taken apart when they are copied, or at every use
-        with ikq.Model.load(path, n_ctx=N_CTX, n_threads=2, mmap="on") as model:
-            assert model.memory.copied == 0
-            assert np.array_equal(model.logits(tokens(3)), found["auto"][1])
+        # one prompt or token by token
+        assert np.array_equal(logits[3], logits[1])
+    # rows are re-arranged when they are copied, or at every use
+    with ikq.Model.load(path, n_ctx=N_CTX, n_threads=2, mmap="on") as model:
+        assert model.memory.copied == 0
+        for n, logits in zip((1, 3, 40), found["auto"], strict=False):
+            assert np.array_equal(model.logits(tokens(n)), logits)
 
 
 @pytest.mark.filterwarnings("ignore::ikq.errors.NotTernaryWarning")
-@pytest.mark.parametrize("type", [t for t in STORABLE if interleaved(t)], ids=lambda t: t.name)
-def test_repacking_while_loading_changes_nothing(parts: Parts, tmp_path: Path, type: ikq.QuantType) -> None:
-    """Sums are taken in the same order: equal, where 1e-5 would do."""
-    path = tmp_path / "typed.gguf"
+@pytest.mark.parametrize("type", [t for t in STORABLE if twin(t)], ids=lambda t: t.name)
+def test_interleaved_files_run_as_plain_ones(parts: Parts, tmp_path: Path, type: ikq.QuantType) -> None:
+    """The same codes in other places: the same bits."""
+    files = [tmp_path / "plain.gguf", tmp_path / "interleaved.gguf"]
     with ikq.GGUFReader(mixture(parts, tmp_path / "f32.gguf", "F32", "F32")) as reader:
-        tensors: dict[str, object] = {}
+        plain: dict[str, object] = {}
+        other: dict[str, object] = {}
         for name, tensor in reader.tensors.items():
-            is_matrix = tensor.ndim > 1 and name != "blk.0.ffn_gate_inp.weight"
+            is_matrix = tensor.ndim > 1 and name not in ("token_embd.weight", "blk.0.ffn_gate_inp.weight")
             x = tensor.dequantize()
-            tensors[name] = ikq.QTensor.quantize(x, type) if is_matrix else x
-        write(path, dict(reader.metadata), tensors)
-        n_matrices = sum(isinstance(t, ikq.QTensor) for t in tensors.values())
+            plain[name] = ikq.QTensor.quantize(x, type) if is_matrix else x
+            other[name] = repacked(plain[name], twin(type)) if is_matrix else x
+        for file, tensors in zip(files, (plain, other), strict=True):
+            write(file, dict(reader.metadata), tensors)
     found = []
-    for repack in (False, True):
-        with ikq.Model.load(path, n_ctx=N_CTX, n_threads=2, repack=repack, mmap="on") as model:
-            found.append(
-                np.concatenate([*(model.logits(tokens(n)) for n in (1, 3, 40)), model.eval(tokens(2))])
-            )
-            why, copied = model.explain().why_memory, model.memory.copied
-    # all but the embedding, of which single rows are read
-    assert f"{n_matrices - 1} of {len(tensors)} tensors repacked" in why
-    assert copied > 0
+    for file in files:
+        with ikq.Model.load(file, n_ctx=N_CTX, n_threads=2) as model:
+            found.append(np.concatenate([model.logits(tokens(n)) for n in (1, 3, 40)]))
     assert found[0].std() > 0.1
-    assert np.abs(found[1] - found[0]).max() <= 1e-5 * np.abs(found[0]).max()
+    assert np.array_equal(*found)
 
 
-def test_repacking_leaves_parts_that_are_no_whole_groups(parts: Parts, tmp_path: Path) -> None:
-    """Merged experts of 20 rows each: 40 rows are whole groups of 8, their halves are not."""
+def repacked(tensor: ikq.QTensor, type: ikq.QuantType) -> ikq.QTensor:
+    raw = np.asarray(tensor.raw).reshape(-1, ikq.row_bytes(tensor.type, tensor.shape[-1]))
+    return ikq.QTensor(ikq.repack(raw, tensor.type, type, tensor.shape[-1]), type, tensor.shape)
+
+
+def test_halves_of_merged_experts_that_are_no_whole_bands(parts: Parts, tmp_path: Path) -> None:
+    """Merged experts of 20 rows each: neither their halves nor all their rows are bands of 16."""
     rng = np.random.default_rng(4)
     with ikq.GGUFReader(mixture(parts, tmp_path / "f32.gguf", "F32", "F32")) as reader:
         tensors = {name: t.dequantize() for name, t in reader.tensors.items()}
         meta = dict(reader.metadata) | {"qwen3moe.expert_feed_forward_length": 20}
     for role in ("gate", "up", "down"):
         del tensors[f"blk.0.ffn_{role}_exps.weight"]
-    arrays = {"gate_up": (5, 40, 256), "down": (5, 256, 20)}
-    for name, shape in arrays.items():
-        x = rng.standard_normal(shape, dtype=np.float32) / 16
-        tensors[f"blk.0.ffn_{name}_exps.weight"] = ikq.QTensor.quantize(x, "Q8_0") if name == "gate_up" else x
-    path = write(tmp_path / "merged.gguf", meta, tensors)
+    both, down = (rng.standard_normal(s, dtype=np.float32) / 16 for s in ((5, 40, 256), (5, 256, 20)))
+    both = ikq.QTensor.quantize(both, "Q8_0").dequantize()
+    experts = {"gate": both[:, :20], "up": both[:, 20:], "down": down}
+    apart = tensors | {f"blk.0.ffn_{role}_exps.weight": x for role, x in experts.items()}
+    merged = tensors | {
+        "blk.0.ffn_gate_up_exps.weight": ikq.QTensor.quantize(both, "Q8_0"),
+        "blk.0.ffn_down_exps.weight": down,
+    }
     found = []
-    for repack in (False, True):
-        with ikq.Model.load(path, n_ctx=N_CTX, n_threads=1, repack=repack) as model:
-            found.append(model.logits(tokens(9)))
-    assert np.array_equal(*found)
+    for name, written in (("apart", apart), ("merged", merged)):
+        path = write(tmp_path / f"{name}.gguf", meta, written)
+        for mmap in ("auto", "on"):
+            with ikq.Model.load(path, n_ctx=N_CTX, n_threads=1, compute="f32", mmap=mmap) as model:
+                found.append(model.logits(tokens(9)))
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[2], found[3])
+    assert np.abs(found[0] - found[2]).max() <= 1e-5 * np.abs(found[0]).max()
 
 
 def test_threads_change_no_bit(tiny_moe: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import SHARED
 from engine_checks import EXACT, INVALID
+from fake_models import Core
 from hypothesis import given
 from hypothesis import strategies as st
 from model_files import NAMES, RECURRENT, Changed, oracle, path, prompt
@@ -84,12 +85,13 @@ def test_greedy_texts_of_fixtures(name):
             tokens, wanted = prompt(name, index), greedy_of(name, index)
             assert len(wanted) == 16
             check_greedy(model, tokens, wanted)
-            # the cache holds the answer now; one token of it differs
+            # the answer is kept now; one token of it differs
             other = [*tokens.tolist(), *wanted[:3], (wanted[3] + 1) % 256]
             assert list(model.generate(other, max_tokens=4, temperature=0))
             stats = check_greedy(model, tokens, wanted)
-            n_reused = 0 if name in RECURRENT else len(tokens) - 1
-            assert (stats.n_reused, stats.n_prompt) == (n_reused, len(tokens) - n_reused)
+            assert stats.n_reused + stats.n_prompt == len(tokens)
+            # recurrent models go back as far as their states lead (test_sequences.py)
+            assert stats.n_reused == len(tokens) - 1 or name in RECURRENT
             assert list(model.generate(tokens[: len(tokens) // 2], max_tokens=2, temperature=0))
             check_greedy(model, tokens, wanted)
         model.truncate(0)
@@ -160,7 +162,6 @@ def test_after_an_interruption(tiny_moe, greedy):
     with ikq.Model.load(tiny_moe, **EXACT, n_ubatch=3) as model:
         with pytest.raises(Interruption):
             next(model.generate(case["prompt"], progress=stop))
-        assert model.n_past == 6
         steps = []
         generation = model.generate(
             case["prompt"], max_tokens=20, temperature=0, progress=lambda *x: steps.append(x)
@@ -169,9 +170,10 @@ def test_after_an_interruption(tiny_moe, greedy):
         assert generation.stats.n_reused == 6
         assert steps == [(8, 8)]
         # an error in the middle of a call leaves what was there
+        model.logits([1, 2, 3])
         with pytest.raises(INVALID):
             model.eval([1, 10**6])
-        assert len(model._cached) == model.n_past
+        assert model.n_past == 3
 
 
 # Ends
@@ -231,7 +233,7 @@ def test_no_tokens_at_all(model):
     generation = model.generate([1, 2, 3], max_tokens=0)
     assert list(generation) == []
     assert generation.reason == "length"
-    assert model.n_past == 3
+    assert (generation.stats.n_prompt + generation.stats.n_reused, generation.stats.n_generated) == (3, 0)
 
 
 @pytest.mark.parametrize("n_prompt", [1, 20, 31, 32])
@@ -249,10 +251,10 @@ def test_a_full_context(tiny_moe, n_prompt):
 @pytest.mark.parametrize("n_keep", [0, 5, 12, -1])
 def test_context_shift(tiny_moe, n_keep):
     start = list(range(50, 62))
+    options = {"max_tokens": 200, "ignore_eos": True, "context_shift": True, "n_keep": n_keep, "seed": 0}
     with ikq.Model.load(tiny_moe, n_ctx=32) as model:
-        generation = model.generate(
-            start, max_tokens=200, ignore_eos=True, context_shift=True, n_keep=n_keep, seed=0
-        )
+        sequence = model.new_sequence()
+        generation = model.generate(start, **options, sequence=sequence)
         found = tokens_of(generation)
         assert len(found) == 200
         assert generation.reason == "length"
@@ -260,16 +262,19 @@ def test_context_shift(tiny_moe, n_keep):
         assert generation.tokens[:kept] == start[:kept]
         assert generation.tokens[-5:] == found[-5:]
         assert len(generation.tokens) <= 33
-        # what the cache holds is what the tokens say
-        assert model._cached == generation.tokens[: model.n_past]
-        # with another user of the cache in between
-        generation = model.generate(
-            start, max_tokens=60, ignore_eos=True, context_shift=True, n_keep=n_keep, seed=0
-        )
-        for i, _ in enumerate(generation):
+        # what the sequence holds is what the tokens say
+        assert sequence.tokens == generation.tokens[: sequence.n_past]
+        assert sequence.n_unshifted == kept < sequence.n_past
+        # with others in between
+        generation = model.generate(start, **options)
+        other = model.generate(start[::-1], ignore_eos=True, context_shift=True, seed=1)
+        again = []
+        for i, piece in enumerate(generation):
+            again.append(piece.token)
+            next(other)
             if i % 7 == 6:
                 model.logits([1, 2])
-        assert generation.stats.n_generated == 60
+        assert again == found
 
 
 def test_recurrent_models_do_not_shift():
@@ -381,29 +386,21 @@ class Scripted(TextModel):
     def __init__(self, reader, answer):
         super().__init__(reader, 512)
         self._answer = [*self.tokenize(answer), 4095]
-        self._held = 0
         self._start = None
 
     n_ctx = 1000
 
-    @property
-    def n_past(self):
-        return self._held
+    def new_sequence(self):
+        return ikq.Sequence(Core())
 
-    def truncate(self, n):
-        self._held = n
-        self._changed(self._cached[:n])
-
-    def shift(self, n_keep, n_discard):
-        raise AssertionError("nothing to shift")
-
-    def eval(self, tokens, *, want="all"):
-        self._held += len(tokens)
-        self._changed([*self._cached, *tokens])
-        self._start = self._held if self._start is None else self._start
+    def step(self, entries):
+        ((sequence, tokens, _),) = entries
+        sequence._core.add(tokens)
+        sequence._version += 1
+        self._start = sequence.n_past if self._start is None else self._start
         logits = np.zeros((1, 4096), np.float32)
-        logits[0, self._answer[min(self._held - self._start, len(self._answer) - 1)]] = 50
-        return logits
+        logits[0, self._answer[min(sequence.n_past - self._start, len(self._answer) - 1)]] = 50
+        return [logits]
 
 
 @pytest.mark.parametrize("stop", [(), ["<never>"]])
@@ -496,12 +493,14 @@ def test_leaving_an_asynchronous_generation_ends_it(model):
             break
         await pieces.aclose()
 
+    def is_running():
+        return any(thread.name == "ikq-generate" for thread in threading.enumerate())
+
     asyncio.run(leave())
     end = time.monotonic() + 5
-    while not model._turn.acquire(timeout=0.1):
+    while is_running():
         assert time.monotonic() < end
-    model._turn.release()
-    assert model.n_past < model.n_ctx
+        time.sleep(0.01)
 
 
 def test_a_bar_for_the_prompt(tiny_moe, capsys):

@@ -11,10 +11,11 @@ import pytest
 from conftest import ROOT, SHARED
 from model_files import NAMES, Changed, Shaped, expected_logits, oracle, prompt, reader, reference
 from model_variants import VARIANTS, check_form, experts_apart, fused_qkv
+from mtp_files import HEADS, with_head
 from numpy_model import NumpyModel
 
 import ikq
-from ikq.models import SUPPORTED, model_spec, spec
+from ikq.models import SUPPORTED, model_spec, mtp_spec, spec
 
 # An oracle is float32 itself, and two roundings of float32 differ by up to this where logits are about 2.5; over
 # the 26 layers of deepseek2-lite the oracle is 2.4e-4 away from the float64 run here.
@@ -113,6 +114,7 @@ def test_fields_are_those_of_the_engine():
         "Routing",
         "Moe",
         "Layer",
+        "Nextn",
         "ModelSpec",
     ):
         body = re.search(rf"pub struct {struct} {{(.*?)}}", text, re.DOTALL)[1]
@@ -425,10 +427,14 @@ def attempt(changed):
     """The spec, or the message of an error that is allowed. Every other exception fails the test."""
     try:
         made = model_spec(changed)
+        head = mtp_spec(changed)
     except (ikq.FormatError, ikq.UnsupportedError) as error:
         message = str(error)
         assert len(message) < 1000
         return message
+    if head is not None:
+        json.dumps(head.to_dict(), allow_nan=False)
+        assert names_in(head.to_dict()) <= set(changed.tensors)
     json.dumps(made.to_dict(), allow_nan=False)
     assert names_in(made.to_dict()) <= set(changed.tensors)
     assert len(made.layers) <= len(changed.tensors)
@@ -457,6 +463,29 @@ def test_missing_tensors(name):
         assert isinstance(found, str) or OPTIONAL.fullmatch(tensor), tensor
         if isinstance(found, str):
             assert whole.architecture in found
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_hostile_heads(name):
+    """Keys and shapes of files with heads."""
+    rng = random.Random(f"heads of {name}")
+    n_heads = 0
+    for _ in range(300):
+        changed = with_head(name, own=rng.random() < 0.5)
+        changed.tensors = {n: Shaped(t.shape) for n, t in changed.tensors.items()}
+        for _ in range(rng.randint(1, 3)):
+            if rng.random() < 0.5:
+                changed.set(rng.choice(EXTRA_KEYS), rng.choice(HOSTILE))
+            else:
+                tensor = rng.choice([t for t in changed.tensors if "nextn" in t or rng.random() < 0.2])
+                shape = rng.choice([(), (0,), (1,) * 5, (2, 2, 2), changed.tensors[tensor].shape[::-1], None])
+                if shape is None:
+                    del changed.tensors[tensor]
+                else:
+                    changed.tensors[tensor] = Shaped(shape)
+        made = attempt(changed)
+        n_heads += not isinstance(made, str)
+    assert 0 < n_heads < 300
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -181,13 +181,15 @@ def test_flags_of_other_builds(tiny_moe, capsys):
         "-tb",
         "7",
         "--mlock",
+        "-rtr",
     ]
     assert main(["run", "-m", str(tiny_moe), "-p", "a", "-n", "1", "--no-perf", *flags]) == 0
     assert capsys.readouterr().err.splitlines() == [
-        "note: -ngl 99, -ot exps=CPU, --cpu-moe, --n-cpu-moe 3 ignored: this build computes on the CPU",
         "note: -fa, -mqkv, -fa on ignored: not needed, ikq decides this by itself",
         "note: --mlock ignored: not offered",
+        "note: -rtr ignored: weights are re-arranged while loading in any case",
         "note: -tb ignored: one set of threads (-t) does both prompt and generation",
+        "note: -ngl: there is no GPU, all layers run on the CPU",
     ]
 
 
@@ -211,9 +213,21 @@ def test_loading_options(tiny_moe, capsys):
         "-ser",
         "1,0.5",
         "--no-mmap",
-        "-rtr",
         "--compute",
         "f32",
+        "-ngl",
+        "2",
+        "-dev",
+        "CPU1,CPU2",
+        "-ot",
+        "exps=CPU2,attn=CPU",
+        "-ot",
+        "output=CPU1",
+        "--cpu-moe",
+        "-ncmoe",
+        "1",
+        "--no-cache-rotation",
+        "--swa-full",
         "--override-kv",
         "qwen3moe.rope.freq_base=float:500",
         "--override-kv",
@@ -235,7 +249,13 @@ def test_loading_options(tiny_moe, capsys):
         "merge_up_gate_experts": True,
         "expert_reduction": (1, 0.5),
         "mmap": "off",
-        "repack": True,
+        "n_gpu_layers": 2,
+        "devices": ("CPU", "CPU1", "CPU2"),
+        "override_tensor": ["exps=CPU2,attn=CPU", "output=CPU1"],
+        "cpu_moe": True,
+        "n_cpu_moe": 1,
+        "cache_rotation": False,
+        "swa_full": True,
         "override_kv": {"qwen3moe.rope.freq_base": 500.0, "general.name": "x"},
     }
     assert main(arguments) == 0
@@ -310,6 +330,11 @@ def test_files_that_are_no_model(tmp_path, capsys):
         (["-n", "-5"], "-n -5"),
         (["-t", "0"], "-t 0"),
         (["-ub", "0"], "-ub 0"),
+        (["-ncmoe", "-1"], "-ncmoe -1"),
+        (["-ot", "exps"], "override_tensor=exps"),
+        (["-ot", "exps=CUDA0"], "there is no device CUDA0"),
+        (["-ot", "(=CPU"], "override_tensor=(=CPU"),
+        (["--prompt-cache-all"], "--prompt-cache FILE"),
     ],
 )
 def test_values_out_of_range_are_2(arguments, words, tiny_moe, capsys):
@@ -326,6 +351,7 @@ def test_values_out_of_range_are_2(arguments, words, tiny_moe, capsys):
         ["-m", "x", "--override-kv", "a=int"],
         ["-m", "x", "--override-kv", "a=bool:yes"],
         ["-m", "x", "-ser", "1"],
+        ["-m", "x", "-ngl", "some"],
         ["-m", "x", "--chat-template-kwargs", "1"],
         ["-m", "x", "--nonsense"],
     ],

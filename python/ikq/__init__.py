@@ -2,8 +2,8 @@
 
 Arrays: `dequantize`, `quantize`, `repack`, `pack`, `unpack`, `row_bytes`, `tensor_bytes`; types:
 `QuantType`; tensors: `QTensor`; files: `GGUFReader`, `GGUFWriter`; whole models: `quantize_file`,
-`plan_quantization`, `Imatrix`, `ActivationStatistics`; running: `Model`, `Tokenizer`, `ChatTemplate`,
-`SamplingOptions`; exceptions: `ikq.errors`.
+`plan_quantization`, `Imatrix`, `ActivationStatistics`; running: `Model`, `Sequence`, `Tokenizer`,
+`ChatTemplate`, `SamplingOptions`; exceptions: `ikq.errors`.
 """
 
 from ikq._ikq import __version__
@@ -40,6 +40,7 @@ from ikq.quant_types import QuantType
 from ikq.quantize_options import QuantizeOptions
 from ikq.reasoning import ReasoningSplitter
 from ikq.sampling import Sampler, SamplingOptions
+from ikq.sequence import Sequence
 from ikq.tensor import QTensor
 from ikq.tokenizer import StreamDecoder, Tokenizer
 
@@ -76,6 +77,7 @@ __all__ = [
     "RefusedError",
     "Sampler",
     "SamplingOptions",
+    "Sequence",
     "ShapeError",
     "Shard",
     "StreamDecoder",

@@ -261,6 +261,10 @@ class ActivationCollector:
         self._core = _ikq.StatisticsCollector(
             all_experts=all_experts, similarity=similarity, output=output, choices=choices
         )
+        # of the model's head for further tokens, whose layer is none of the model's
+        self._head = _ikq.StatisticsCollector(
+            all_experts=all_experts, similarity=False, output=output, choices=choices
+        )
         self.all_experts = all_experts
         self.similarity = similarity
         self.output = output
@@ -299,12 +303,14 @@ class ActivationCollector:
 
     def _commit(self) -> None:
         self._core.commit()
+        self._head.commit()
         self.n_chunks += 1
         self.chunk_size = max(self.chunk_size, self._n_tokens)
         self._n_tokens = 0
 
     def _discard(self) -> None:
         self._core.discard()
+        self._head.discard()
         self._n_tokens = 0
 
     def statistics(self, dataset: str | None = None) -> ActivationStatistics:
@@ -315,7 +321,7 @@ class ActivationCollector:
         """
         entries = {
             name: ActivationEntry(sums, counts.astype(np.float64))
-            for name, sums, counts in self._core.entries()
+            for name, sums, counts in (*self._core.entries(), *self._head.entries())
         }
         return ActivationStatistics(
             entries,
@@ -330,7 +336,7 @@ class ActivationCollector:
 
         Lists, because an expert reduction gives tokens different numbers of experts. Empty unless `choices`.
         """
-        return dict(self._core.choices())
+        return dict((*self._core.choices(), *self._head.choices()))
 
     def layer_similarity(self) -> list[LayerSimilarity]:
         """How alike inputs and outputs of layers are, layer after layer; empty unless `similarity`."""
@@ -344,7 +350,11 @@ class ActivationCollector:
         uint64 `(n,)`.
         """
         sites, layers, n_tokens = self._core.state()
+        of_head, _, _ = self._head.state()
+        n_of_head = len(of_head)
+        sites = [*sites, *of_head]
         return {
+            "n_of_head": n_of_head,
             "owners": [owners for owners, _, _ in sites],
             "layers": layers,
             "n_tokens": n_tokens,
@@ -372,7 +382,9 @@ class ActivationCollector:
                 for owner, (sums, counts) in zip(owners, arrays, strict=True)
             ]
             layers = [[float(x) for x in layer] for layer in state["layers"]]  # type: ignore[attr-defined]
-            self._core.restore(sites, layers, int(state["n_tokens"]))  # type: ignore[call-overload]
+            n_own = len(sites) - int(state["n_of_head"])  # type: ignore[call-overload]
+            self._core.restore(sites[:n_own], layers, int(state["n_tokens"]))  # type: ignore[call-overload]
+            self._head.restore(sites[n_own:], [], 0)
             self.n_chunks = int(state["n_chunks"])  # type: ignore[call-overload]
             self.chunk_size = int(state["chunk_size"])  # type: ignore[call-overload]
         except (AssertionError, KeyError, TypeError, ValueError) as e:

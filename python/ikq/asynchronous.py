@@ -13,15 +13,12 @@ __all__ = ["in_thread"]
 T = TypeVar("T")
 
 
-async def in_thread(
-    make: Callable[[Callable[[int, int], None]], Iterator[T]], turn: threading.Lock
-) -> AsyncGenerator[T, None]:
+async def in_thread(make: Callable[[Callable[[int, int], None]], Iterator[T]]) -> AsyncGenerator[T, None]:
     """Values of an iterator that is made and asked in a thread; the event loop is never blocked.
 
     Args:
         make: Makes the iterator, in the thread. It gets a function that the iterator's work should call now
             and then; the call raises once nobody wants the values any more.
-        turn: Held by the thread while it works.
 
     Raises:
         Exception: what `make` or the iterator raises.
@@ -41,16 +38,15 @@ async def in_thread(
 
     def work() -> None:
         try:
-            with turn:
+            check(0, 0)
+            for value in make(check):
+                put(value)
                 check(0, 0)
-                for value in make(check):
-                    put(value)
-                    check(0, 0)
             put(None)
         except BaseException as e:
             put(e)
 
-    # a thread of its own: those of the loop's executor are few, and all might wait for their turn
+    # a thread of its own: those of the loop's executor are few
     threading.Thread(target=work, name="ikq-generate", daemon=True).start()
     try:
         while (value := await values.get()) is not None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, Type
 import numpy as np
 from numpy.typing import NDArray
 
+from ikq.batching import Work
 from ikq.errors import ShapeError, UnsupportedError
 from ikq.sampling import Sampler, SamplingOptions, log_probability, top_logprobs
 from ikq.stopping import StopTexts
@@ -19,6 +20,8 @@ from ikq.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
     from ikq.reasoning import ReasoningSplitter
+    from ikq.sequence import Sequence
+    from ikq.speculation.text import TextSpeculation
     from ikq.text import TextModel
 
 __all__ = ["Generation", "Limits", "Piece", "Reason", "Stats"]
@@ -56,11 +59,13 @@ class Stats:
 
     Attributes:
         n_prompt: Tokens of the prompt that were computed.
-        n_reused: Tokens of the prompt that the cache held already.
+        n_reused: Tokens of the prompt that a sequence held already.
         n_generated: Tokens chosen.
-        prompt_seconds: Time for the prompt.
-        eval_seconds: Time for the tokens after the first, whose logits the prompt gives.
+        prompt_seconds: Time of the steps that computed the prompt, whatever else they computed.
+        eval_seconds: Time of the steps for the tokens after the first, whose logits the prompt gives.
         sample_seconds: Time for choosing.
+        n_drafted: Tokens that were drafted and compared with what was chosen.
+        n_accepted: Those of them that were chosen.
     """
 
     n_prompt: int = 0
@@ -69,6 +74,8 @@ class Stats:
     prompt_seconds: float = 0.0
     eval_seconds: float = 0.0
     sample_seconds: float = 0.0
+    n_drafted: int = 0
+    n_accepted: int = 0
 
     def add(self, other: Stats) -> None:
         """Counts those of another generation in."""
@@ -96,17 +103,23 @@ class Limits(TypedDict, total=False):
     """See there; -1: all of the prompt."""
     progress: Progress | bool
     """Called with tokens done and in all while the prompt is computed; `True`: a bar."""
+    sequence: Sequence | None
+    """A sequence of the model to work on: what it holds of the prompt is not computed again, and at the end
+    it holds all but the last token. Until then it belongs to the generation. `None`: one that the model keeps
+    for texts that begin alike."""
 
 
 class Generation(Iterator[Piece]):
     """An iterator of pieces; made by `Model.generate` and `Model.chat`.
 
-    The model computes when a piece is asked for. Several generations of one model may alternate; each finds
-    the cache as it needs it again, at the cost of computing what the other one has replaced.
+    The model computes when a piece is asked for. Several generations of one model are computed together,
+    whether one thread takes their pieces by turns or each has a thread: a step has the next token of each.
+    Their texts are the same as one by one.
 
     Attributes:
         stats: Tokens and seconds so far.
         reason: Why the text ended; `None` before that.
+        is_over: Nothing will be computed any more.
         tokens: Tokens of the prompt and those generated, without what a context shift has dropped.
         seed: The seed of the random numbers, also where none was given.
     """
@@ -127,6 +140,8 @@ class Generation(Iterator[Piece]):
         context_shift: bool = False,
         n_keep: int = 0,
         progress: Progress | bool = False,
+        sequence: Sequence | None = None,
+        speculation: TextSpeculation | None = None,
     ) -> None:
         if not tokens:
             raise ShapeError("the prompt is empty")
@@ -156,12 +171,19 @@ class Generation(Iterator[Piece]):
         self._progress = progress_of(progress)
         self._splitter = splitter
         self._waiting: deque[Piece] = deque()
-        self._epoch: int | None = None
         self.tokens: list[int] = list(tokens)
         self.stats = Stats()
         self.reason: Reason | None = None
         self.seed: int = self._sampler.seed
         self._is_prompt_done = False
+        self.is_over = False
+        self._batcher = model._batcher
+        self._speculation = speculation
+        self._work = Work(self.tokens, sequence, speculation)
+        self._work.n_left = max_tokens
+        self._batcher.watch(self, self._work)
+        if sequence is not None:
+            sequence._lend(self)
 
     def text(self) -> str:
         """All text from here on; runs to the end."""
@@ -170,22 +192,47 @@ class Generation(Iterator[Piece]):
     def __iter__(self) -> Generation:
         return self
 
+    def close(self) -> None:
+        """Ends the text here. What was computed of it may serve another one that begins alike."""
+        self.is_over = True
+        self._waiting.clear()
+        self._batcher.leave(self._work)
+
     def __next__(self) -> Piece:
         if self._waiting:
             return self._waiting.popleft()
-        if self.reason is not None:
+        if self.is_over:
             raise StopIteration
         logits = self._logits()
-        if self._max_tokens == 0:
-            self.reason = "length"
+        goes_on = False
+        try:
+            if self._max_tokens == 0:
+                self.reason = "length"
+            else:
+                self._choose(logits)
+            goes_on = self.reason is None
+        finally:
+            self._batcher.chosen(self._work, goes_on=goes_on)
+            if self.reason is not None:
+                self.is_over = True
+                self._batcher.leave(self._work)
+            if self._speculation is not None:
+                self.stats.n_drafted = self._speculation.n_drafted
+                self.stats.n_accepted = self._speculation.n_accepted
+        if not self._waiting:
             raise StopIteration
+        return self._waiting.popleft()
+
+    def _choose(self, logits: NDArray[np.float32]) -> None:
+        """Chooses the next token; its pieces wait."""
         start = time.perf_counter()
         token = self._sampler.sample(logits)
         self._sampler.accept(token)
         self.stats.n_generated += 1
+        if self._max_tokens is not None:
+            self._work.n_left = self._max_tokens - self.stats.n_generated
         self.stats.sample_seconds += time.perf_counter() - start
         self._waiting.extend(self._pieces(token, logits))
-        return self._waiting.popleft()
 
     def _pieces(self, token: int, logits: NDArray[np.float32]) -> Iterator[Piece]:
         text = ""
@@ -227,42 +274,28 @@ class Generation(Iterator[Piece]):
         return [(part.text, part.reasoning) for part in parts] or [("", False)]
 
     def _logits(self) -> NDArray[np.float32]:
-        """Logits after the last token; the cache holds all tokens then."""
-        start = time.perf_counter()
-        with self._model._lock:
-            if self._epoch is not None and self._epoch == self._model._epoch:
-                logits = self._model.eval(self.tokens[-1:], want="last")
-                n_reused = len(self.tokens) - 1
-            else:
-                n_reused, logits = self._model._continue_with(self.tokens, self._progress)
-            self._epoch = self._model._epoch
-        seconds = time.perf_counter() - start
+        """Logits after the last token."""
+        logits = self._batcher.logits(self._work, None if self._is_prompt_done else self._progress)
         if self._is_prompt_done:
-            self.stats.eval_seconds += seconds
+            self.stats.eval_seconds = self._work.seconds - self.stats.prompt_seconds
         else:
-            self.stats.n_reused = n_reused
-            self.stats.n_prompt = len(self.tokens) - n_reused
-            self.stats.prompt_seconds = seconds
+            self.stats.n_reused = self._work.n_reused
+            self.stats.n_prompt = len(self.tokens) - self._work.n_reused
+            self.stats.prompt_seconds = self._work.seconds
             self._is_prompt_done = True
-        last: NDArray[np.float32] = logits[0]
-        return last
+        return logits
 
     def _make_room(self) -> bool:
         """Forgets half of what comes after the tokens to keep; whether that was possible."""
         if not self._shifts:
             return False
-        # the last token is not in the cache yet
-        n_cached = len(self.tokens) - 1
-        n_keep = min(self._n_keep, n_cached - 1)
-        n_discard = max(1, (n_cached - n_keep) // 2)
-        with self._model._lock:
-            if self._epoch == self._model._epoch:
-                try:
-                    self._model.shift(n_keep, n_discard)
-                except UnsupportedError:
-                    return False
-                self._epoch = self._model._epoch
-        del self.tokens[n_keep : n_keep + n_discard]
+        # the last token is not in the sequence yet
+        n_held = len(self.tokens) - 1
+        n_keep = min(self._n_keep, n_held - 1)
+        try:
+            self._batcher.shift(self._work, n_keep, max(1, (n_held - n_keep) // 2))
+        except UnsupportedError:
+            return False
         return True
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 
 from ikq.errors import UnsupportedError
 from ikq.model import Model
+from ikq.sequence import Sequence
 
 __all__ = ["SweepRow", "Timings", "Workload", "bench", "sweep"]
 
@@ -25,11 +28,13 @@ class Workload(NamedTuple):
         n_prompt: Tokens computed in batches.
         n_gen: Tokens computed one by one after them.
         depth: Tokens that the cache holds before, not timed.
+        n_parallel: Sequences that do all this at once, in common steps, each with tokens of its own.
     """
 
     n_prompt: int
     n_gen: int
     depth: int = 0
+    n_parallel: int = 1
 
     @property
     def name(self) -> str:
@@ -39,7 +44,7 @@ class Workload(NamedTuple):
 
     @property
     def n_tokens(self) -> int:
-        """Tokens that are timed."""
+        """Tokens of a sequence that are timed."""
         return self.n_prompt + self.n_gen
 
 
@@ -56,8 +61,9 @@ class Timings(NamedTuple):
 
     @property
     def speeds(self) -> tuple[float, ...]:
-        """Tokens per second of each repetition."""
-        return tuple(self.workload.n_tokens / s for s in self.seconds)
+        """Tokens of all sequences per second of each repetition."""
+        n_tokens = self.workload.n_tokens * self.workload.n_parallel
+        return tuple(n_tokens / s for s in self.seconds)
 
     @property
     def median(self) -> float:
@@ -106,14 +112,21 @@ def bench(model: Model, workload: Workload, *, repetitions: int = 5, warm_up: bo
     Raises:
         ShapeError: the context does not hold the workload.
     """
-    tokens = _random_tokens(model, workload.depth + workload.n_tokens)
-    if warm_up:
-        start = time.perf_counter()
-        while True:
-            _run(model, workload, tokens)
-            if time.perf_counter() - start >= _WARM_UP_SECONDS:
-                break
-    return Timings(workload, tuple(_run(model, workload, tokens) for _ in range(repetitions)))
+    n = workload.depth + workload.n_tokens
+    with ExitStack() as stack:
+        if workload.n_parallel > 1:
+            tokens = _random_tokens(model, workload.n_parallel * n).reshape(workload.n_parallel, n)
+            sequences = [stack.enter_context(model.new_sequence()) for _ in tokens]
+            once = partial(_run_parallel, model, workload, tokens, sequences)
+        else:
+            once = partial(_run, model, workload, _random_tokens(model, n))
+        if warm_up:
+            start = time.perf_counter()
+            while True:
+                once()
+                if time.perf_counter() - start >= _WARM_UP_SECONDS:
+                    break
+        return Timings(workload, tuple(once() for _ in range(repetitions)))
 
 
 def _run(model: Model, workload: Workload, tokens: NDArray[np.int64]) -> float:
@@ -125,6 +138,24 @@ def _run(model: Model, workload: Workload, tokens: NDArray[np.int64]) -> float:
         place += workload.n_prompt
     for i in range(place, place + workload.n_gen):
         model.eval(tokens[i : i + 1], want="last")
+    return time.perf_counter() - start
+
+
+def _run_parallel(
+    model: Model, workload: Workload, tokens: NDArray[np.int64], sequences: list[Sequence]
+) -> float:
+    """The same for several sequences in common steps; a row of tokens for each."""
+    place = workload.depth
+    for sequence, row in zip(sequences, tokens, strict=True):
+        _rewind(sequence, place)
+        if (n_past := sequence.n_past) < place:
+            model.step([(sequence, row[n_past:place], "none")])
+    start = time.perf_counter()
+    widths = ([workload.n_prompt] if workload.n_prompt else []) + [1] * workload.n_gen
+    for width in widths:
+        parts = tokens[:, place : place + width]
+        model.step([(s, part, "last") for s, part in zip(sequences, parts, strict=True)])
+        place += width
     return time.perf_counter() - start
 
 
@@ -152,15 +183,18 @@ def sweep(
 
 
 def _go_to(model: Model, depth: int, tokens: NDArray[np.int64]) -> None:
-    """Makes the cache hold the first `depth` tokens."""
+    """Makes the model's own sequence hold the first `depth` tokens."""
+    _rewind(model, depth)
     if model.n_past < depth:
         model.eval(tokens[model.n_past : depth], want="none")
-        return
+
+
+def _rewind(held: Model | Sequence, depth: int) -> None:
+    """Goes back to `depth`, or to the beginning where that is not possible."""
     try:
-        model.truncate(depth)
-    except UnsupportedError:  # recurrent layers
-        model.truncate(0)
-        model.eval(tokens[:depth], want="none")
+        held.truncate(depth)
+    except UnsupportedError:  # recurrent layers, sliding windows
+        held.truncate(0)
 
 
 def _random_tokens(model: Model, n: int) -> NDArray[np.int64]:

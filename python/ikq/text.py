@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import abc
-import threading
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ikq.asynchronous import in_thread
+from ikq.batching import Batcher
 from ikq.chat import ChatTemplate
 from ikq.errors import FormatError, UnsupportedError
 from ikq.generate import Generation, Limits, Piece, Progress, progress_of
 from ikq.reasoning import ReasoningSplitter
 from ikq.sampling import SamplingKeywords, SamplingOptions
+from ikq.speculation.options import Speculation, SpeculationKeywords
 from ikq.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from ikq import sequence
     from ikq.gguf import GGUFReader, Metadata
 
 __all__ = ["GenerateKeywords", "TextModel"]
 
 
-class GenerateKeywords(Limits, SamplingKeywords, total=False):
+class GenerateKeywords(Limits, SamplingKeywords, SpeculationKeywords, total=False):
     """Keywords of `Model.generate` and `Model.chat`."""
 
 
@@ -37,35 +39,30 @@ class TextModel(abc.ABC):
 
     def __init__(self, reader: GGUFReader, n_ubatch: int) -> None:
         self._reader = reader
-        self._n_ubatch = n_ubatch
-        # what the cache holds, and how often that has changed
-        self._cached: list[int] = []
-        self._epoch = 0
-        self._lock = threading.RLock()
-        # asynchronous generations run one after the other
-        self._turn = threading.Lock()
+        self._batcher = Batcher(self, n_ubatch)
 
     @abc.abstractmethod
-    def eval(self, tokens: ArrayLike, *, want: Literal["all", "last", "none"] = "all") -> NDArray[np.float32]:
-        """As `Model.eval`."""
+    def new_sequence(self) -> sequence.Sequence:
+        """As `Model.new_sequence`."""
 
     @abc.abstractmethod
-    def truncate(self, n: int) -> None:
-        """As `Model.truncate`."""
-
-    @abc.abstractmethod
-    def shift(self, n_keep: int, n_discard: int) -> None:
-        """As `Model.shift`."""
+    def step(
+        self, entries: Iterable[tuple[sequence.Sequence, ArrayLike, sequence.Want]]
+    ) -> list[NDArray[np.float32] | None]:
+        """As `Model.step`."""
 
     @property
     @abc.abstractmethod
     def n_ctx(self) -> int:
         """As `Model.n_ctx`."""
 
-    @property
-    @abc.abstractmethod
-    def n_past(self) -> int:
-        """As `Model.n_past`."""
+    def _head(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits `(n, n_vocab)` from hidden states `(n, n_embd)`, for drafters that need these."""
+        raise NotImplementedError
+
+    def _own_sequences(self) -> tuple[sequence.Sequence, ...]:
+        """Sequences that are no generation's, but that a text may share a beginning with."""
+        return ()
 
     @property
     def metadata(self) -> Metadata:
@@ -115,14 +112,17 @@ class TextModel(abc.ABC):
     ) -> Generation:
         """Continues a prompt.
 
-        What the cache holds of the prompt already is not computed again.
+        What a sequence of the model holds of the prompt already is not computed again. Several generations
+        are computed in common steps, see `ikq.Generation`.
 
         Args:
             prompt: A text, or tokens. A text gets the token that texts of this model begin with.
             sampling: How tokens are chosen; `options` go over it.
             parse_special: Names of control tokens in a text stand for these tokens.
-            **options: `max_tokens`, `stop`, `logprobs`, ... (`ikq.generate.Limits`), and fields of
-                `ikq.sampling.SamplingOptions` (`temperature`, `seed`, ...).
+            **options: `max_tokens`, `stop`, `logprobs`, ... (`ikq.generate.Limits`), fields of
+                `ikq.sampling.SamplingOptions` (`temperature`, `seed`, ...), and of
+                `ikq.speculation.Speculation` (`draft_model`, `lookup`, `mtp`, ...), which change the time but
+                not the text.
 
         Returns:
             An iterator of `Piece`, which computes as it is asked; `.text()` is all of it.
@@ -188,13 +188,12 @@ class TextModel(abc.ABC):
     ) -> AsyncGenerator[Piece, None]:
         """As `generate`, for `async for`; the event loop goes on while the model computes.
 
-        Several at a time take turns, each from its first piece to its last.
+        Several at a time are computed in common steps.
         """
         return in_thread(
             lambda check: self.generate(
                 prompt, sampling=sampling, parse_special=parse_special, **_checked(options, check)
-            ),
-            self._turn,
+            )
         )
 
     def achat(
@@ -214,8 +213,7 @@ class TextModel(abc.ABC):
                 template_options=template_options,
                 sampling=sampling,
                 **_checked(options, check),
-            ),
-            self._turn,
+            )
         )
 
     def _prompt_tokens(self, prompt: str, parse_special: bool) -> list[int]:
@@ -234,13 +232,16 @@ class TextModel(abc.ABC):
         options: GenerateKeywords,
     ) -> Generation:
         changes = {k: v for k, v in options.items() if k in SamplingKeywords.__annotations__}
-        limits = cast("Limits", {k: v for k, v in options.items() if k not in changes})
+        drafts = {k: v for k, v in options.items() if k in SpeculationKeywords.__annotations__}
+        limits = cast("Limits", {k: v for k, v in options.items() if k not in changes and k not in drafts})
+        speculation = Speculation(**cast("SpeculationKeywords", drafts))
         return Generation(
             self,
             tokens,
             options=replace(sampling or SamplingOptions(), **cast("SamplingKeywords", changes)),
             tokenizer=self._tokenizer_if_any(),
             splitter=splitter,
+            speculation=speculation.text(self),
             **limits,
         )
 
@@ -250,39 +251,6 @@ class TextModel(abc.ABC):
             return self.tokenizer
         except (FormatError, UnsupportedError):
             return None
-
-    def _changed(self, tokens: list[int]) -> None:
-        """Notes what the cache was to hold; after an interruption it may hold less."""
-        self._epoch += 1
-        self._cached = tokens[: self.n_past]
-
-    def _continue_with(self, tokens: list[int], progress: Progress | None) -> tuple[int, NDArray[np.float32]]:
-        """Makes the cache hold `tokens`; how many of them it held, and the logits after the last."""
-        # an interruption may have come between a change of the cache and the note of it
-        n = _common(self._cached, tokens[:-1]) if len(self._cached) == self.n_past else 0
-        if n < self.n_past:
-            try:
-                self.truncate(n)
-            except UnsupportedError:  # recurrent layers
-                self.truncate(0)
-                n = 0
-        # in steps, so that progress can be told and a wish to stop be heard
-        logits = None
-        for start in range(n, len(tokens), self._n_ubatch):
-            part = tokens[start : start + self._n_ubatch]
-            is_last = start + len(part) == len(tokens)
-            logits = self.eval(part, want="last" if is_last else "none")
-            if progress is not None:
-                progress(start + len(part), len(tokens))
-        assert logits is not None
-        return n, logits
-
-
-def _common(a: list[int], b: list[int]) -> int:
-    """Length of the common beginning."""
-    n = min(len(a), len(b))
-    different = np.flatnonzero(np.asarray(a[:n]) != np.asarray(b[:n]))
-    return int(different[0]) if len(different) else n
 
 
 def _checked(options: GenerateKeywords, check: Progress) -> GenerateKeywords:

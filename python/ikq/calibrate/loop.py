@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +83,9 @@ def run_chunks(
 ) -> Iterator[ChunksDone]:
     """Runs chunks, each from an empty cache, and says after each how far it is.
 
+    The model's head for further tokens, if its file has one, reads them as well: its matrices get entries,
+    too.
+
     A chunk counts as a whole: one that is interrupted leaves nothing in the collector.
 
     Args:
@@ -112,16 +115,32 @@ def _run(model: Model, window: Window, perplexity: bool) -> NDArray[np.float64]:
     """Runs all tokens of a chunk; the losses of its second half."""
     tokens, n_vocab = window.tokens, model.spec.n_vocab
     model.truncate(0)
+    if model.mtp is not None:
+        # the head reads what the model's last norm gives, and so do logits
+        hidden = model.eval(tokens, want="hidden")
+        model.mtp.read(tokens.tolist(), hidden)
+        return _losses_in_parts(model._head, hidden, window, n_vocab) if perplexity else np.zeros(0)
     if not perplexity:
         model.eval(tokens, want="none")
         return np.zeros(0)
     if 4 * len(tokens) * n_vocab <= _LOGIT_BYTES:
         return _losses(model.eval(tokens)[window.first : -1], window.targets)
     model.eval(tokens[: window.first], want="none")
+    return _losses_in_parts(model.eval, tokens, window, n_vocab)
+
+
+def _losses_in_parts(
+    logits_of: Callable[[NDArray[Any]], NDArray[np.float32]],
+    inputs: NDArray[Any],
+    window: Window,
+    n_vocab: int,
+) -> NDArray[np.float64]:
+    """Losses of the second half of a chunk, whose logits are made from one input for each token."""
+    tokens = window.tokens
     step = max(1, _LOGIT_BYTES // (4 * n_vocab))
     losses = []
     for start in range(window.first, len(tokens), step):
-        logits = model.eval(tokens[start : start + step])
+        logits = logits_of(inputs[start : start + step])
         targets = tokens[start + 1 : start + 1 + step]
         losses.append(_losses(logits[: len(targets)], targets))
     return np.concatenate(losses)

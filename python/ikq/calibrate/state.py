@@ -24,7 +24,7 @@ from ikq.errors import FormatError
 
 __all__ = ["SavedRun", "load_state", "run_identity", "save_state", "state_path"]
 
-_FORM = 1
+_FORM = 2
 # Places of a file that its identity looks at, and bytes of each.
 _PLACES, _BYTES = 256, 4096
 

@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ikq
-from ikq.cli.model_options import add_ignored, print_ignored, reduction
+from ikq.cli.model_options import (
+    CPU_MOE_LAYERS,
+    GPU_LAYERS,
+    add_ignored,
+    add_placement,
+    n_layers,
+    placement_options,
+    print_ignored,
+    reduction,
+)
 from ikq.measure import Timings, Workload, bench
 
 NAME = "bench"
@@ -65,7 +74,8 @@ _SETTINGS = (
         "0: copy weights, 1: keep them mapped, auto: copy them to huge pages if memory allows",
         "mmap",
     ),
-    _Setting(("-rtr", "--run-time-repack"), "repack", False, _switch, "interleave rows while loading", "rtr"),
+    _Setting(GPU_LAYERS, "n_gpu_layers", 0, n_layers, "layers on the first device beside the CPU", "ngl"),
+    _Setting(CPU_MOE_LAYERS, "n_cpu_moe", 0, int, "layers whose experts stay on the CPU", "n_cpu_moe"),
 )
 
 
@@ -74,7 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "ikq bench -m FILE.gguf [-p N,...] [-n N,...] [options]"
     parser.description = (
         "Measures tokens per second. Options take several values joined by commas, and may be repeated; "
-        "all combinations are measured. The tokens are random, the same ones in each repetition."
+        "all combinations are measured. The tokens are random, the same ones in each repetition. With -np, "
+        "several sequences are computed in common steps, and all their tokens count: prompts of -p tokens "
+        "each, then -n tokens each after them."
     )
     add = parser.add_argument
     add("-m", "--model", action="append", required=True, metavar="FILE.gguf", help="may be repeated")
@@ -89,6 +101,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_pair,
         metavar="PP,TG",
         help="the same, timing the tokens only",
+    )
+    add(
+        "-np",
+        "--parallel",
+        action="append",
+        type=_counts,
+        metavar="N,...",
+        help="sequences in common steps",
     )
     add("-r", "--repetitions", type=int, default=5, metavar="N", help="of each test (5)")
     add("-w", "--warmup", type=int, choices=(0, 1), default=1, help="run each test untimed before (1)")
@@ -105,6 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     add("--compute", choices=("auto", "f32"), default="auto", help="f32: exact products, slow (auto)")
     add("-ser", "--smart-expert-reduction", type=reduction, metavar="K,T", help="drop light experts, see run")
+    add_placement(parser, switches_have_values=True)
     add("-b", "--batch-size", help=argparse.SUPPRESS)
     add("-tgb", "--threads-gen-batch", help=argparse.SUPPRESS)
     add_ignored(parser, switches_have_values=True)
@@ -116,9 +137,12 @@ def run(args: argparse.Namespace) -> int:
         raise ikq.RefusedError(f"-r {args.repetitions}: expected 1 or more")
     workloads = _workloads(args)
     settings = [{s.key: v for s, v in zip(_SETTINGS, vs, strict=True)} for vs in _combinations(args)]
-    print_ignored(args)
+    print_ignored(args, max(x["n_gpu_layers"] for x in settings))
     rows = _rows(args, workloads, settings)
-    varied = [s for s in _SETTINGS[1:] if {x[s.key] for x in settings} != {s.default}]
+    # columns that say something: key and heading
+    varied = [(s.key, s.column) for s in _SETTINGS[1:] if {x[s.key] for x in settings} != {s.default}]
+    if args.parallel is not None:
+        varied.append(("n_parallel", "parallel"))
     {"md": _print_md, "csv": _print_csv, "json": _print_json, "jsonl": _print_jsonl}[args.output](
         rows, varied
     )
@@ -126,14 +150,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _workloads(args: argparse.Namespace) -> list[Workload]:
-    """Tests in the order of llama-bench."""
+    """Tests in the order of llama-bench; of parallel sequences in that of llama-batched-bench."""
     prompts, gens = _joined(args.n_prompt, [512]), _joined(args.n_gen, [128])
     found = []
     for depth in _joined(args.n_depth, [0]):
+        if args.parallel is not None:
+            for pp, tg, n in itertools.product(prompts, gens, _joined(args.parallel, [])):
+                found += [Workload(pp, 0, depth, n)] if pp else []
+                found += [Workload(0, tg, depth + pp, n)] if tg else []
+            continue
         found += [Workload(n, 0, depth) for n in prompts if n]
         found += [Workload(0, n, depth) for n in gens if n]
         found += [Workload(pp, tg, depth) for pp, tg in args.pg]
     found += [Workload(0, tg, pp) for pp, tg in args.gp]
+    if any(w.n_parallel < 1 for w in found):
+        raise ikq.RefusedError("-np 0: expected 1 or more")
     if not found:
         raise ikq.RefusedError("there is nothing to measure: -p and -n are 0")
     return found
@@ -156,7 +187,8 @@ def _rows(
         facts = _facts(path)
         for setting in settings:
             same = {"compute": args.compute, "expert_reduction": args.smart_expert_reduction}
-            with ikq.Model.load(path, n_ctx=n_ctx, **same, **setting) as model:
+            placing = placement_options(args)
+            with ikq.Model.load(path, n_ctx=n_ctx, **same, **placing, **setting) as model:
                 memory = {
                     "n_threads": model.n_threads,
                     **model.memory._asdict(),
@@ -164,7 +196,10 @@ def _rows(
                 }
                 for workload in workloads:
                     found = bench(model, workload, repetitions=args.repetitions, warm_up=bool(args.warmup))
-                    yield facts | same | setting | memory | _result(found)
+                    used = workload.depth + workload.n_tokens
+                    memory["cache"] = workload.n_parallel * model.sequence_bytes(used)
+                    words = {k: v if isinstance(v, bool) else ",".join(v) for k, v in placing.items()}
+                    yield facts | same | words | setting | memory | _result(found)
 
 
 def _facts(path: str) -> dict[str, Any]:
@@ -197,6 +232,7 @@ def _result(found: Timings) -> dict[str, Any]:
         "n_prompt": w.n_prompt,
         "n_gen": w.n_gen,
         "n_depth": w.depth,
+        "n_parallel": w.n_parallel,
         "test": w.name,
         "median_ts": round(found.median, 4),
         "stddev_ts": round(found.deviation, 4),
@@ -206,13 +242,14 @@ def _result(found: Timings) -> dict[str, Any]:
     }
 
 
-def _print_md(rows: Iterator[dict[str, Any]], varied: list[_Setting]) -> None:
-    heads = ["model", "size", "params", "backend", "threads", *(s.column for s in varied), "test", "t/s"]
-    widths = [30, 10, 10, 7, 7, *(max(7, len(s.column)) for s in varied), 15, 20]
+def _print_md(rows: Iterator[dict[str, Any]], varied: list[tuple[str, str]]) -> None:
+    heads = ["model", "size", "params", "backend", "threads", *(head for _, head in varied), "test", "t/s"]
+    widths = [30, 10, 10, 7, 7, *(max(7, len(head)) for _, head in varied), 15, 20]
     left = 4  # columns that hold text
     print(_line(heads, widths, left))
     print("|" + "|".join("-" * (w + 1) + ("-" if i < left else ":") for i, w in enumerate(widths)) + "|")
-    memory: dict[tuple[Any, ...], str] = {}
+    # why weights are where they are, and the largest cache
+    memory: dict[tuple[str, float], tuple[str, float]] = {}
     for row in rows:
         cells = [
             row["model_type"],
@@ -224,21 +261,18 @@ def _print_md(rows: Iterator[dict[str, Any]], varied: list[_Setting]) -> None:
             else f"{row['model_n_params'] / 1e9:.2f} B",
             row["backend"],
             str(row["n_threads"]),
-            *(_cell(row[s.key]) for s in varied),
+            *(_cell(row[key]) for key, _ in varied),
             row["test"],
             f"{row['median_ts']:.2f} ± {row['stddev_ts']:.2f}",
         ]
         print(_line(cells, widths, left), flush=True)
         mapped, copied, cache = (row[k] / MIB for k in ("mapped", "copied", "cache"))
         # how much memory was free varies, which is not worth a line
-        memory.setdefault(
-            (row["model_filename"], mapped, copied, cache),
-            f"{row['model_filename']}: weights {mapped + copied:.1f} MiB, {row['why_memory']}; "
-            f"cache {cache:.1f} MiB",
-        )
+        key = (row["model_filename"], mapped + copied)
+        memory[key] = (row["why_memory"], max(cache, memory[key][1] if key in memory else 0))
     print("\nt/s: median ± standard deviation")
-    for line in memory.values():
-        print(line)
+    for (name, weights), (why, cache) in memory.items():
+        print(f"{name}: weights {weights:.1f} MiB, {why}; cache at most {cache:.1f} MiB")
 
 
 def _line(cells: list[str], widths: list[int], left: int) -> str:
@@ -252,7 +286,7 @@ def _cell(value: Any) -> str:  # noqa: ANN401  # whatever a setting holds
     return str(int(value)) if isinstance(value, bool) else str(value)
 
 
-def _print_csv(rows: Iterator[dict[str, Any]], _: list[_Setting]) -> None:
+def _print_csv(rows: Iterator[dict[str, Any]], _: list[tuple[str, str]]) -> None:
     writer: csv.DictWriter[str] | None = None
     for row in rows:
         if writer is None:
@@ -262,11 +296,11 @@ def _print_csv(rows: Iterator[dict[str, Any]], _: list[_Setting]) -> None:
         sys.stdout.flush()
 
 
-def _print_json(rows: Iterator[dict[str, Any]], _: list[_Setting]) -> None:
+def _print_json(rows: Iterator[dict[str, Any]], _: list[tuple[str, str]]) -> None:
     print(json.dumps(list(rows), indent=1))
 
 
-def _print_jsonl(rows: Iterator[dict[str, Any]], _: list[_Setting]) -> None:
+def _print_jsonl(rows: Iterator[dict[str, Any]], _: list[tuple[str, str]]) -> None:
     for row in rows:
         print(json.dumps(row), flush=True)
 

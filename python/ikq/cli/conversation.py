@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ikq
+from ikq.cli.prompt_cache import PromptCache
 from ikq.generate import Generation, Stats
 
 __all__ = ["Conversation"]
@@ -37,6 +38,7 @@ class Conversation:
         model: ikq.Model,
         options: dict[str, Any],
         stats: Stats,
+        cache: PromptCache,
         *,
         system: str | None,
         prefix: str,
@@ -46,10 +48,12 @@ class Conversation:
         self._model = model
         self._options = options
         self._stats = stats
+        self._cache = cache
         self._prefix, self._suffix = prefix, suffix
         self._template_options = template_options
         self._messages: list[dict[str, str]] = []
         self._n_answers = 0
+        self._n_tokens = 0
         self._last: Stats | None = None
         self._is_terminal = sys.stdin.isatty()
         self._dims = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
@@ -132,6 +136,7 @@ class Conversation:
             return False
         answer = self._print(generation)
         self._last = generation.stats
+        self._n_tokens = len(generation.tokens)
         self._stats.add(generation.stats)
         self._messages.append({"role": "assistant", "content": answer})
         if generation.reason == "context":
@@ -148,6 +153,7 @@ class Conversation:
         is_dim = False
         try:
             for piece in generation:
+                self._cache.prompt_done(generation)
                 if self._dims and piece.reasoning != is_dim and piece.text:
                     is_dim = piece.reasoning
                     print(_DIM if is_dim else _PLAIN, end="")
@@ -155,6 +161,7 @@ class Conversation:
                 if not piece.reasoning:
                     parts.append(piece.text)
         except KeyboardInterrupt:
+            generation.close()
             # readline would print the ^C of the terminal into the next prompt
             print(_PLAIN if is_dim else "", end="")
             print("\n[interrupted]", file=sys.stderr, flush=True)
@@ -235,8 +242,8 @@ class Conversation:
             print(f"({len(messages)} messages read)")
 
     def _show_stats(self, _: str) -> None:
-        model = self._model
-        print(f"context: {model.n_past} of {model.n_ctx} tokens; {len(self._messages)} messages")
+        n_ctx = self._model.n_ctx
+        print(f"context: {self._n_tokens} of {n_ctx} tokens; {len(self._messages)} messages")
         if self._last is not None:
             s = self._last
             print(f"last prompt: {s.n_reused} tokens reused, {_speed(s.n_prompt, s.prompt_seconds)}")

@@ -9,23 +9,31 @@ from typing import Any
 
 import ikq
 
-__all__ = ["add_ignored", "add_loading", "load_options", "override", "print_ignored", "reduction"]
+__all__ = [
+    "CPU_MOE_LAYERS",
+    "GPU_LAYERS",
+    "add_ignored",
+    "add_loading",
+    "add_placement",
+    "load_options",
+    "n_layers",
+    "override",
+    "placement_options",
+    "print_ignored",
+    "reduction",
+]
 
 _GPU = "this build computes on the CPU"
 _UNNEEDED = "not needed, ikq decides this by itself"
 _ABSENT = "not offered"
+_REARRANGED = "weights are re-arranged while loading in any case"
 
 # Flags that commands made for other programs carry: how many values follow, and why they have no effect.
 _IGNORED: list[tuple[tuple[str, ...], str | int | None, str]] = [
-    (("-ngl", "--gpu-layers", "--n-gpu-layers"), None, _GPU),
-    (("-ot", "--override-tensor"), None, _GPU),
-    (("-cmoe", "--cpu-moe"), 0, _GPU),
-    (("-ncmoe", "--n-cpu-moe"), None, _GPU),
     (("-sm", "--split-mode"), None, _GPU),
     (("-ts", "--tensor-split"), None, _GPU),
     (("-mg", "--main-gpu"), None, _GPU),
     (("-nkvo", "--no-kv-offload"), 0, _GPU),
-    (("-dev", "--device"), None, _GPU),
     (("--fit",), "?", _GPU),
     (("--fit-margin",), None, _GPU),
     (("-fa", "--flash-attn"), "?", _UNNEEDED),
@@ -36,12 +44,13 @@ _IGNORED: list[tuple[tuple[str, ...], str | int | None, str]] = [
     (("-gr", "--graph-reuse"), 0, _UNNEEDED),
     (("-no-gr", "--no-graph-reuse"), 0, _UNNEEDED),
     (("-vq", "--validate-quants"), 0, _UNNEEDED),
+    (("-rtr", "--run-time-repack"), 0, _REARRANGED),
     (("--no-warmup",), 0, _UNNEEDED),
     (("--jinja",), 0, _UNNEEDED),
     (("-no-fa", "--no-flash-attn"), 0, _ABSENT),
     (("--mlock",), 0, _ABSENT),
     (("--numa",), None, _ABSENT),
-    (("-khad", "--k-cache-hadamard"), 0, _ABSENT),
+    (("-khad", "--k-cache-hadamard"), 0, _UNNEEDED),
 ]
 
 
@@ -71,21 +80,28 @@ def add_ignored(parser: argparse.ArgumentParser, *, switches_have_values: bool =
         )
 
 
-def print_ignored(args: argparse.Namespace) -> None:
-    """One line on standard error for each reason why flags have no effect."""
+def print_ignored(args: argparse.Namespace, n_gpu_layers: int | None = None) -> None:
+    """One line on standard error for each reason why flags have no effect.
+
+    Args:
+        args: Parsed arguments.
+        n_gpu_layers: What they say, where that may be several numbers.
+    """
     for why in dict.fromkeys(why for _, why in args.ignored):
         flags = ", ".join(text for text, reason in args.ignored if reason == why)
         print(f"note: {flags} ignored: {why}", file=sys.stderr)
     threads = getattr(args, "threads", None)
     if getattr(args, "threads_batch", None) not in (None, threads):
         print("note: -tb ignored: one set of threads (-t) does both prompt and generation", file=sys.stderr)
+    if (args.n_gpu_layers if n_gpu_layers is None else n_gpu_layers) and len(_devices(args)) == 1:
+        print("note: -ngl: there is no GPU, all layers run on the CPU", file=sys.stderr)
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
     """Options of `Model.load`."""
     group = parser.add_argument_group("model")
     group.add_argument(
-        "-c", "--ctx-size", type=int, metavar="N", help="positions of the cache; 0: as trained"
+        "-c", "--ctx-size", type=int, metavar="N", help="most positions of a text; 0: as trained"
     )
     group.add_argument("-t", "--threads", type=int, metavar="N", help="threads; one per CPU unless given")
     group.add_argument("-tb", "--threads-batch", type=int, metavar="N", help=argparse.SUPPRESS)
@@ -130,12 +146,6 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         help="auto: copy to huge pages if memory allows",
     )
     group.add_argument(
-        "-rtr",
-        "--run-time-repack",
-        action="store_true",
-        help="interleave rows while loading (copies; no faster here, for comparison)",
-    )
-    group.add_argument(
         "--compute", choices=("auto", "f32"), default="auto", help="f32: exact products, slow (auto)"
     )
     group.add_argument(
@@ -146,12 +156,97 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=TYPE:VALUE",
         help="metadata to read instead of the file's; TYPE is int, float, bool or str; may be repeated",
     )
+    add_placement(group)
+    group.add_argument(
+        *GPU_LAYERS, dest="n_gpu_layers", type=n_layers, default=0, metavar="N", help=GPU_LAYERS_HELP
+    )
+    group.add_argument(*CPU_MOE_LAYERS, type=int, default=0, metavar="N", help=CPU_MOE_LAYERS_HELP)
+
+
+GPU_LAYERS = ("-ngl", "--gpu-layers", "--n-gpu-layers")
+GPU_LAYERS_HELP = (
+    "the last N layers go to the first device beside the CPU; more than there are: the output too"
+)
+CPU_MOE_LAYERS = ("-ncmoe", "--n-cpu-moe")
+CPU_MOE_LAYERS_HELP = "experts of the first N layers that have any stay on the CPU"
+
+
+def add_placement(group: argparse._ActionsContainer, *, switches_have_values: bool = False) -> None:
+    """Options of `Model.load` that say what is computed where and how caches are, but for numbers of layers.
+
+    Args:
+        group: A parser, or a group of its options.
+        switches_have_values: A switch may be followed by 0 or 1.
+    """
+
+    def switch(*names: str, help: str) -> None:
+        if switches_have_values:
+            group.add_argument(*names, nargs="?", type=_zero_or_one, const=True, default=False, help=help)
+        else:
+            group.add_argument(*names, action="store_true", help=help)
+
+    group.add_argument(
+        "-dev",
+        "--device",
+        default="CPU",
+        metavar="NAME,...",
+        help="what computes (CPU); CPU1, CPU2, ... are the CPU again, with memory of their own",
+    )
+    group.add_argument(
+        "-ot",
+        "--override-tensor",
+        action="append",
+        default=[],
+        metavar="REGEX=NAME,...",
+        help="tensors in whose names REGEX is found go to that device; the first rule that fits holds",
+    )
+    switch("-cmoe", "--cpu-moe", help="all experts stay on the CPU")
+    switch("--no-cache-rotation", help="cache types of 6 bits or less as they are, not rotated")
+    switch("--swa-full", help="keep keys and values behind sliding windows")
+
+
+def placement_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_placement` added, as keywords of `Model.load`."""
+    return {
+        "devices": _devices(args),
+        "override_tensor": args.override_tensor,
+        "cpu_moe": args.cpu_moe,
+        "cache_rotation": not args.no_cache_rotation,
+        "swa_full": args.swa_full,
+    }
+
+
+def _devices(args: argparse.Namespace) -> tuple[str, ...]:
+    """Names of devices; the CPU is always there."""
+    names = [name.strip() for name in args.device.split(",") if name.strip()]
+    return (*(() if names and names[0].upper() == "CPU" else ("CPU",)), *names)
+
+
+def n_layers(text: str) -> int:
+    """A number of layers; `all`, `auto` and negative ones mean more than there are."""
+    try:
+        n = -1 if text in ("all", "auto") else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of layers, or all") from None
+    return n if n >= 0 else 2**31 - 1
+
+
+def _zero_or_one(text: str) -> bool:
+    try:
+        return {"0": False, "1": True}[text]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected 0 or 1") from None
 
 
 def load_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keywords of `Model.load`."""
     n_ubatch = args.ubatch_size if args.batch_size is None else min(args.ubatch_size, args.batch_size)
-    for option, value, low in (("-c", args.ctx_size, 0), ("-t", args.threads, 1), ("-ub", n_ubatch, 1)):
+    for option, value, low in (
+        ("-c", args.ctx_size, 0),
+        ("-t", args.threads, 1),
+        ("-ub", n_ubatch, 1),
+        ("-ncmoe", args.n_cpu_moe, 0),
+    ):
         if value is not None and value < low:
             raise ikq.RefusedError(f"{option} {value}: expected {low} or more")
     return {
@@ -166,7 +261,9 @@ def load_options(args: argparse.Namespace) -> dict[str, Any]:
         "merge_up_gate_experts": args.merge_up_gate_experts,
         "expert_reduction": args.smart_expert_reduction,
         "mmap": args.mmap,
-        "repack": args.run_time_repack,
+        "n_gpu_layers": args.n_gpu_layers,
+        "n_cpu_moe": args.n_cpu_moe,
+        **placement_options(args),
         "override_kv": dict(args.override_kv),
     }
 

@@ -8,13 +8,17 @@ import json
 import re
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import ikq
 from ikq.cli.model_options import add_ignored, add_loading, load_options, print_ignored
+from ikq.cli.placement_table import placement_lines
 from ikq.cli.progress import prompt_progress, waiting
+from ikq.cli.prompt_cache import PromptCache, add_prompt_cache
 from ikq.cli.sampling_options import add_sampling, sampling_options
+from ikq.cli.speculation_options import add_speculation, check_files, load_draft, speculation_options
 from ikq.cli.timings import print_timings
 from ikq.generate import Stats
 
@@ -23,6 +27,21 @@ ALIASES = ("cli",)
 HELP = "continue a prompt, or chat with a model"
 
 INTERRUPTED = 130
+
+# options of loading that decide what goes where
+_PLANNED = (
+    "n_ctx",
+    "cache_type_k",
+    "cache_type_v",
+    "cache_rotation",
+    "swa_full",
+    "devices",
+    "n_gpu_layers",
+    "override_tensor",
+    "cpu_moe",
+    "n_cpu_moe",
+    "override_kv",
+)
 
 _ESCAPE = re.compile(r"""\\(n|r|t|'|"|\\|x[0-9a-fA-F]{2})""")
 
@@ -67,7 +86,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text.add_argument(
         "--keep", type=int, default=0, metavar="N", help="tokens that shifts keep; -1: the prompt"
     )
+    add_prompt_cache(text)
     text.add_argument("--no-perf", action="store_true", help="no lines about time at the end")
+    text.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="show what would be computed where and the memory; load nothing",
+    )
     chat = parser.add_argument_group("chat")
     chat.add_argument(
         "-cnv", "--conversation", action="store_true", default=None, help="chat, with the model's template"
@@ -88,6 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_loading(parser)
     add_sampling(parser)
+    add_speculation(parser)
     add_ignored(parser)
     parser.add_argument("-co", "--color", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--log-disable", action="store_true", help=argparse.SUPPRESS)
@@ -107,8 +133,11 @@ def run(args: argparse.Namespace) -> int:
         "context_shift": args.context_shift,
         "n_keep": args.keep,
         "progress": prompt_progress,
+        **speculation_options(args),
     }
     print_ignored(args)
+    if args.dry_run:
+        return _dry_run(args)
     is_chat = _is_chat(args)
     prompt = None if is_chat else _prompt(args)
     start = time.perf_counter()
@@ -117,9 +146,14 @@ def run(args: argparse.Namespace) -> int:
         # errors of the tokenizer come before the weights, which may take long
         with ikq.GGUFReader(args.model) as reader:
             tokenizer = ikq.Tokenizer.from_reader(reader)
+            check_files(args, reader)
         model = ikq.Model.load(args.model, **loading)
-    with model:
+        draft = load_draft(args, model)
+    with model, draft or nullcontext():
         model.tokenizer = tokenizer
+        options["draft_model"] = draft
+        cache = PromptCache(model, args)
+        options["sequence"] = cache.sequence
         load_seconds = time.perf_counter() - start
         stats = Stats()
         start = time.perf_counter()
@@ -131,6 +165,7 @@ def run(args: argparse.Namespace) -> int:
                     model,
                     options,
                     stats,
+                    cache,
                     system=None if args.system is None else _unescape(args.system, args),
                     prefix=_unescape(args.in_prefix, args),
                     suffix=_unescape(args.in_suffix, args),
@@ -138,13 +173,25 @@ def run(args: argparse.Namespace) -> int:
                 )
                 first = _prompt(args) if args.prompt is not None or args.file is not None else None
                 return conversation.run(first, single_turn=args.single_turn)
-            _complete(model, prompt, options, stats, shows_prompt=not args.no_display_prompt)
+            _complete(model, prompt, options, stats, cache, shows_prompt=not args.no_display_prompt)
             return 0
         except KeyboardInterrupt:
             return INTERRUPTED
         finally:
+            cache.finish()
             if not args.no_perf and stats.n_prompt + stats.n_reused:
                 print_timings(load_seconds, stats, time.perf_counter() - start)
+
+
+def _dry_run(args: argparse.Namespace) -> int:
+    """Shows the placement and the memory."""
+    options = load_options(args)
+    plan = ikq.Model.plan(args.model, **{k: options[k] for k in _PLANNED})
+    print("\n".join(placement_lines(plan.placement)))
+    weights = sum(plan.weights.values())
+    print(f"weights: {weights / 2**30:.3f} GiB ({weights} bytes)")
+    print(f"cache: {plan.cache / 2**30:.3f} GiB ({plan.cache} bytes) for a text of {plan.n_ctx} tokens")
+    return 0
 
 
 def _is_chat(args: argparse.Namespace) -> bool:
@@ -184,12 +231,19 @@ def _decoded(data: bytes, where: str) -> str:
 
 
 def _complete(
-    model: ikq.Model, prompt: str, options: dict[str, Any], stats: Stats, *, shows_prompt: bool
+    model: ikq.Model,
+    prompt: str,
+    options: dict[str, Any],
+    stats: Stats,
+    cache: PromptCache,
+    *,
+    shows_prompt: bool,
 ) -> None:
     """Prints the prompt and what follows it."""
     generation = model.generate(prompt, **options)
     try:
         first = next(generation, None)
+        cache.prompt_done(generation)
         print(prompt if shows_prompt else "", end="" if first is None else first.text, flush=True)
         for piece in generation:
             print(piece.text, end="", flush=True)

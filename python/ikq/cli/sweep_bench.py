@@ -60,8 +60,9 @@ def run(args: argparse.Namespace) -> int:
         facts = {"n_kv_max": model.n_ctx, "n_ubatch": n_prompt, "n_threads": model.n_threads}
         memory = model.memory
         mib = (memory.mapped + memory.copied) / 2**20
+        cache = model.sequence_bytes(model.n_ctx) / 2**20
         print(
-            f"weights {mib:.1f} MiB, {model.explain().why_memory}; cache {memory.cache / 2**20:.1f} MiB; "
+            f"weights {mib:.1f} MiB, {model.explain().why_memory}; cache {cache:.1f} MiB; "
             f"{model.n_threads} threads",
             file=sys.stderr,
         )

@@ -19,6 +19,10 @@ def print_timings(load_seconds: float, stats: Stats, total_seconds: float) -> No
         _line("eval", stats.eval_seconds, n_eval, "runs"),
         _line("total", total_seconds, stats.n_prompt + n_eval, "tokens", speed=False),
     ]
+    if stats.n_drafted:
+        rate = stats.n_accepted / stats.n_drafted
+        counts = f"({stats.n_accepted:5d} accepted / {stats.n_drafted:5d} drafted)"
+        lines.append(f"ikq: draft acceptance rate = {rate:.5f} {counts}")
     print("\n" + "\n".join(lines), file=sys.stderr, flush=True)
 
 

@@ -2,13 +2,15 @@
 
 `model_spec` finds the architecture and gives it a `Source`, the file's keys and tensor shapes. An
 architecture is a function from `Source` to `ModelSpec`, put together from shared parts (`attention`, `ffn`,
-`rope`, `layers`); a new one is a file here and a line in the table below.
+`rope`, `layers`); a new one is a file here and a line in the table below. The same function gives the spec of
+the head that predicts further tokens (`mtp_spec`), from the block behind the model's own.
 """
 
 from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable
+from typing import Literal
 
 from ikq.errors import FormatError, ShapeError, UnsupportedError
 from ikq.gguf import GGUFReader
@@ -31,7 +33,7 @@ from ikq.models.source import Source
 from ikq.models.spec import ModelSpec
 from ikq.models.tensors import Tensors
 
-__all__ = ["SUPPORTED", "ModelSpec", "model_spec"]
+__all__ = ["SUPPORTED", "ModelSpec", "model_spec", "mtp_spec"]
 
 _ARCHITECTURES: dict[str, Callable[[Source], ModelSpec]] = {
     "deepseek2": deepseek2.build,
@@ -63,6 +65,28 @@ def model_spec(reader: GGUFReader, *, yarn_truncate: bool = True) -> ModelSpec:
         FormatError: a key or tensor is missing, or they do not fit together.
         UnsupportedError: the architecture, or a variant of it, is not supported.
     """
+    source, build = _source(reader, yarn_truncate=yarn_truncate)
+    return build(source)
+
+
+def mtp_spec(reader: GGUFReader, *, yarn_truncate: bool = True) -> ModelSpec | None:
+    """The head of a file's model that predicts further tokens (MTP, `nextn`); `None` if the file has none.
+
+    Args:
+        reader: the file.
+        yarn_truncate: as for `model_spec`.
+
+    Raises:
+        FormatError, UnsupportedError: as `model_spec`.
+    """
+    source, build = _source(reader, yarn_truncate=yarn_truncate, part="head")
+    return build(source) if source.has_head else None
+
+
+def _source(
+    reader: GGUFReader, *, yarn_truncate: bool, part: Literal["model", "head"] = "model"
+) -> tuple[Source, Callable[[Source], ModelSpec]]:
+    """The file as its architecture sees it, and the architecture."""
     name = reader.metadata.get("general.architecture")
     if name is None:
         raise FormatError("key `general.architecture` is missing: the file holds no model")
@@ -74,7 +98,7 @@ def model_spec(reader: GGUFReader, *, yarn_truncate: bool = True) -> ModelSpec:
             f"architecture `{name:.64}` is not supported; there are {', '.join(SUPPORTED)}"
         )
     keys, tensors = Keys(reader.metadata, name), Tensors(_shapes(reader), name)
-    return build(Source(keys, tensors, yarn_truncate=yarn_truncate))
+    return Source(keys, tensors, yarn_truncate=yarn_truncate, part=part), build
 
 
 def _shapes(reader: GGUFReader) -> dict[str, tuple[int, ...]]:

@@ -30,6 +30,8 @@ def build_hybrid(source: Source) -> ModelSpec:
 
 
 def _is_recurrent(block: Block) -> bool:
+    if block.index >= block.source.n_layer:  # a block that predicts further tokens
+        return False
     key = "attention.recurrent_layers"
     flag = block.flag(key)
     if flag is not None:

@@ -1,6 +1,6 @@
 """GLM-4.5, 4.5-Air and 4.6: half of a head rotated, sigmoid routing with a bias, leading dense layers.
 
-Published files end with a block that predicts a further token; `nextn_predict_layers` leaves it out.
+Published files end with a block that predicts a further token (`nextn_predict_layers`), a head of its own.
 """
 
 from __future__ import annotations

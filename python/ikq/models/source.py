@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Literal
 
 from ikq.errors import FormatError
 from ikq.models.keys import Keys
-from ikq.models.spec import Layer, ModelSpec
+from ikq.models.spec import Layer, Linear, ModelSpec, Nextn
 from ikq.models.tensors import Tensors
 
 __all__ = ["Block", "Source"]
@@ -21,6 +22,7 @@ class Source:
     Attributes:
         keys: metadata.
         tensors: names and shapes.
+        part: which spec is wanted, the model's or that of its head that predicts further tokens.
         n_embd: length of the residual stream.
         n_block: blocks of the file.
         n_layer: blocks of the forward pass: those at the end that predict further tokens are left out.
@@ -29,7 +31,14 @@ class Source:
         notes: for `ModelSpec.notes`.
     """
 
-    def __init__(self, keys: Keys, tensors: Tensors, *, yarn_truncate: bool) -> None:
+    def __init__(
+        self,
+        keys: Keys,
+        tensors: Tensors,
+        *,
+        yarn_truncate: bool,
+        part: Literal["model", "head"] = "model",
+    ) -> None:
         """Reads what all architectures have.
 
         Raises:
@@ -38,6 +47,7 @@ class Source:
         self.keys = keys
         self.tensors = tensors
         self.yarn_truncate = yarn_truncate
+        self.part = part
         self.notes: list[str] = []
         self.n_embd = tensors.ne("token_embd.weight")[0]
         keys.integer("embedding_length")
@@ -69,7 +79,7 @@ class Source:
         return self._flags[key]
 
     def model(self, make_layer: Callable[[Block], Layer], *, embd_scale: float = 1.0) -> ModelSpec:
-        """The whole model, from a function that makes a layer.
+        """The part that is wanted, from a function that makes a layer.
 
         Raises:
             FormatError: keys and tensors do not fit together.
@@ -80,21 +90,59 @@ class Source:
         if ne[2:] != (1, 1):
             raise tensors.wrong("token_embd.weight", "a matrix")
         keys.check("vocab_size", n_vocab, "token_embd.weight")
-        tied = "output.weight" not in tensors
+        token_embd, output_norm = "token_embd.weight", tensors.vector("output_norm.weight", self.n_embd)
+        output: Linear | None
+        nextn: Nextn | None = None
+        if self.part == "head":
+            blocks = [Block(self, self.n_layer)]
+            token_embd, output_norm, output, nextn = self._head(blocks[0], n_vocab, token_embd, output_norm)
+        else:
+            tied = "output.weight" not in tensors
+            output = tensors.linear("token_embd" if tied else "output", self.n_embd, n_vocab)
+            blocks = [Block(self, i) for i in range(self.n_layer)]
+        layers = tuple(make_layer(block) for block in blocks)
+        notes = self._unused_notes() if self.part == "model" else []
         return ModelSpec(
             architecture=keys.architecture,
             n_vocab=n_vocab,
             n_embd=self.n_embd,
             n_ctx_train=self.n_ctx_train,
             norm_eps=keys.number("attention.layer_norm_rms_epsilon", positive=True),
-            token_embd="token_embd.weight",
-            output_norm=tensors.vector("output_norm.weight", self.n_embd),
-            output=tensors.linear("token_embd" if tied else "output", self.n_embd, n_vocab),
-            layers=tuple(make_layer(Block(self, i)) for i in range(self.n_layer)),
+            token_embd=token_embd,
+            output_norm=output_norm,
+            output=output,
+            layers=layers,
             embd_scale=embd_scale,
             final_softcap=keys.number("final_logit_softcapping", 0.0) or None,
-            notes=tuple(dict.fromkeys([*self.notes, *self._unused_notes()])),
+            nextn=nextn,
+            notes=tuple(dict.fromkeys([*self.notes, *notes])),
         )
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the file holds a head that predicts further tokens."""
+        return self.n_layer < self.n_block and Block(self, self.n_layer).has("nextn.eh_proj.weight")
+
+    def _head(
+        self, block: Block, n_vocab: int, token_embd: str, output_norm: str
+    ) -> tuple[str, str, Linear | None, Nextn]:
+        """Embedding, last norm, projection and input of the head; it shares what it has no tensor for."""
+        tensors, n_embd = self.tensors, self.n_embd
+        if block.has("nextn.embed_tokens.weight"):
+            token_embd = block.name("nextn.embed_tokens.weight")
+            if tensors.ne(token_embd) != (n_embd, n_vocab, 1, 1):
+                raise tensors.wrong(token_embd, f"{n_vocab} rows of {n_embd}")
+        if block.has("nextn.shared_head_norm.weight"):
+            output_norm = block.norm("nextn.shared_head_norm")
+        output = None
+        if block.has("nextn.shared_head_head.weight"):
+            output = tensors.linear(block.name("nextn.shared_head_head"), n_embd, n_vocab)
+        nextn = Nextn(
+            enorm=block.norm("nextn.enorm"),
+            hnorm=block.norm("nextn.hnorm"),
+            eh_proj=tensors.linear(block.name("nextn.eh_proj"), 2 * n_embd, n_embd),
+        )
+        return token_embd, output_norm, output, nextn
 
     def _unused_notes(self) -> list[str]:
         unused = []
@@ -110,11 +158,17 @@ class Source:
         notes = []
         if self.n_layer < self.n_block:
             n = self.n_block - self.n_layer
-            notes.append(f"the last {n} of {self.n_block} blocks predict further tokens and are not run")
+            notes.append(f"the last {n} of {self.n_block} blocks predict further tokens{self._head_note(n)}")
         if unused:
             some = ", ".join(unused[:4]) + (", ..." if len(unused) > 4 else "")
             notes.append(f"{len(unused)} tensors of the file have no part in this architecture: {some}")
         return notes
+
+    def _head_note(self, n: int) -> str:
+        """What becomes of these blocks."""
+        if not self.has_head:
+            return " and are not run"
+        return " for speculation (mtp)" + ("" if n == 1 else ", of which only the first is used")
 
 
 class Block:

@@ -8,6 +8,11 @@ The layer that every model shares (norms that are `None` are left out):
 
     a = x + post_attention_norm( attention( attention_norm(x) ) )
     x = a + post_ffn_norm( ffn( ffn_norm(a) ) )
+
+A head that predicts further tokens (`nextn`) is a spec of its own, of one layer, whose x at position i comes
+from the next token t and what the model's last norm gave there, h:
+
+    x = eh_proj( concat( enorm( embedding(t) ), hnorm(h) ) )
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ __all__ = [
     "Mla",
     "ModelSpec",
     "Moe",
+    "Nextn",
     "Rope",
     "Routing",
     "Yarn",
@@ -286,8 +292,23 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class Nextn:
+    """What goes into a head that predicts further tokens; norms are tensor names.
+
+    Attributes:
+        enorm: RMS norm of the token's embedding.
+        hnorm: RMS norm of the hidden state.
+        eh_proj: Projection of both, one after the other, to the residual stream.
+    """
+
+    enorm: str
+    hnorm: str
+    eh_proj: Linear
+
+
+@dataclass(frozen=True)
 class ModelSpec:
-    """A whole model.
+    """A whole model, or the head of one that predicts further tokens.
 
     Attributes:
         architecture: `general.architecture`.
@@ -297,8 +318,10 @@ class ModelSpec:
         token_embd: Tensor of embeddings.
         embd_scale: Factor of embeddings.
         output_norm: Last norm.
-        output: Projection to logits (the embedding's tensor where they are tied).
+        output: Projection to logits (the embedding's tensor where they are tied); `None`: of a head that
+            shares the model's.
         final_softcap: Logits s become `softcap * tanh(s / softcap)`.
+        nextn: Of a head that predicts further tokens: how its input is made.
         notes: Sentences for `explain` about what was assumed.
     """
 
@@ -309,10 +332,11 @@ class ModelSpec:
     norm_eps: float
     token_embd: str
     output_norm: str
-    output: Linear
+    output: Linear | None
     layers: tuple[Layer, ...]
     embd_scale: float = 1.0
     final_softcap: float | None = None
+    nextn: Nextn | None = None
     notes: tuple[str, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:

@@ -61,7 +61,8 @@ impl LayerCache {
                 LayerCache::KeysValues(Pages::new(form.shape(keys)), Pages::new(form.shape(values)))
             }
             Attention::Mla(a) => {
-                let shape = PageShape::latent(form.keys, a.kv_rank, a.rope.n_rot).map_err(wrong(form.keys))?;
+                let shape =
+                    PageShape::latent(form.keys, a.kv_rank, a.rope.n_rot).map_err(wrong(form.keys))?;
                 LayerCache::Latent(Pages::new(form.shape(shape)))
             }
             Attention::DeltaNet(a) => {

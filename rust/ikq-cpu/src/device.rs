@@ -10,6 +10,7 @@ use ikq_model::batch::Batch;
 use ikq_model::device::{Choices, Device, Loading, Memory, Move, RouterFailed, Stage, Step, Value};
 use ikq_model::error::Error;
 use ikq_model::network::{self, Ffn, Layer, Network};
+use ikq_model::placement::Placement;
 use ikq_pool::{Stop, available_memory};
 use ikq_simd::IsaKind;
 
@@ -48,6 +49,7 @@ pub struct Cpu {
     ropes: Vec<RopeTable>,
     caches: Vec<Option<LayerCache>>,
     threads: Vec<Mutex<ThreadScratch>>,
+    given: Given,
     step: StepState,
 }
 
@@ -63,13 +65,18 @@ struct Parts {
     head: Option<Weight>,
 }
 
-/// What a step makes.
+/// What a step is about.
 #[derive(Default)]
-struct StepState {
+struct Given {
     batch: Batch,
     cuts: Cuts,
     angles: Vec<Angles>,
     all_columns: Vec<u32>,
+}
+
+/// What a step makes.
+#[derive(Default)]
+struct StepState {
     hidden: Vec<f32>,
     /// The result of a branch before it is added.
     branch: Vec<f32>,
@@ -96,6 +103,7 @@ impl Cpu {
             ropes: Vec::new(),
             caches: Vec::new(),
             threads: Vec::new(),
+            given: Given::default(),
             step: StepState::default(),
         }
     }
@@ -140,11 +148,11 @@ macro_rules! exec {
             kind: $self.options.kind,
             compute: $self.options.compute,
             norm_eps: $self.network.as_ref().expect("`load` comes first").spec.norm_eps,
-            batch: &$self.step.batch,
-            cuts: &$self.step.cuts,
+            batch: &$self.given.batch,
+            cuts: &$self.given.cuts,
             threads: &$self.threads,
-            all_columns: &$self.step.all_columns,
-            angles: &$self.step.angles,
+            all_columns: &$self.given.all_columns,
+            angles: &$self.given.angles,
             collector: $step.collector,
         }
     };
@@ -297,11 +305,12 @@ impl Device for Cpu {
         let n = batch.n();
         let n_embd = self.n_embd();
         let network = self.network.as_ref().expect("`load` comes first");
+        let given = &mut self.given;
+        given.batch.clone_from(batch);
+        given.cuts = Cuts::new(batch, network, self.threads.len());
+        rope::angles(&self.ropes, &batch.positions, &mut given.angles);
+        given.all_columns.extend(given.all_columns.len() as u32..n as u32);
         let step = &mut self.step;
-        step.batch.clone_from(batch);
-        step.cuts = Cuts::new(batch, network, self.threads.len());
-        rope::angles(&self.ropes, &batch.positions, &mut step.angles);
-        step.all_columns.extend(step.all_columns.len() as u32..n as u32);
         for values in [&mut step.hidden, &mut step.branch, &mut step.sum, &mut step.shared] {
             let values = room(values, n * n_embd);
             if self.options.poison {
@@ -328,7 +337,7 @@ impl Device for Cpu {
     }
 
     fn get(&mut self, value: Value) -> &[f32] {
-        let n = self.step.batch.n() * self.n_embd();
+        let n = self.given.batch.n() * self.n_embd();
         let step = &mut self.step;
         match value {
             Value::Hidden => {
@@ -372,7 +381,8 @@ impl Device for Cpu {
         let exec = exec!(self, step);
         let network = self.network.as_ref().expect("`load` comes first");
         let weight = self.parts.head.as_ref();
-        let StepState { batch, hidden: x, branch, acts, .. } = &mut self.step;
+        let batch = exec.batch;
+        let StepState { hidden: x, branch, acts, .. } = &mut self.step;
         let n_embd = network.spec.n_embd;
         let n = batch.n() * n_embd;
         let norm = &network.output_norm;
@@ -427,7 +437,8 @@ impl Cpu {
     fn embed(&mut self, step: Step<'_>) {
         let exec = exec!(self, step);
         let network = self.network.as_ref().expect("`load` comes first");
-        let StepState { batch, hidden, acts, .. } = &mut self.step;
+        let batch = exec.batch;
+        let StepState { hidden, acts, .. } = &mut self.step;
         let (n_embd, scale, kind) = (network.spec.n_embd, network.spec.embd_scale, self.options.kind);
         let embeddings = self.embeddings.as_ref().unwrap_or(&network.token_embd);
         let columns = hidden.chunks_exact_mut(n_embd).zip(&batch.tokens);
@@ -458,7 +469,8 @@ impl Cpu {
         let exec = exec!(self, step);
         let network = self.network.as_ref().expect("`load` comes first");
         let layer = &network.layers[l];
-        let StepState { batch, hidden, branch, acts, attention: buffers, .. } = &mut self.step;
+        let batch = exec.batch;
+        let StepState { hidden, branch, acts, attention: buffers, .. } = &mut self.step;
         let (n_embd, n) = (network.spec.n_embd, batch.n() * network.spec.n_embd);
         let attention = self.parts.attention[l].as_ref().expect("a stage of this device");
         let cache = self.caches[l].as_mut().expect("a stage of this device");
@@ -472,7 +484,8 @@ impl Cpu {
         let exec = exec!(self, step);
         let network = self.network.as_ref().expect("`load` comes first");
         let layer = &network.layers[l];
-        let StepState { batch, hidden, branch, acts, ffn, scores, .. } = &mut self.step;
+        let batch = exec.batch;
+        let StepState { hidden, branch, acts, ffn, scores, .. } = &mut self.step;
         let (n_embd, n) = (network.spec.n_embd, batch.n() * network.spec.n_embd);
         let dense = self.parts.dense[l].as_ref().expect("a stage of this device");
         let (x, branch) = (&mut hidden[..n], room(branch, n));
@@ -485,7 +498,8 @@ impl Cpu {
         let exec = exec!(self, step);
         let network = self.network.as_ref().expect("`load` comes first");
         let layer = &network.layers[l];
-        let StepState { batch, hidden, input, choices, scores, .. } = &mut self.step;
+        let batch = exec.batch;
+        let StepState { hidden, input, choices, scores, .. } = &mut self.step;
         let n = batch.n() * network.spec.n_embd;
         let router = self.parts.router[l].as_ref().expect("a stage of this device");
         // in all forms that this device's other stages of the layer read
@@ -499,7 +513,7 @@ impl Cpu {
 
     fn experts(&mut self, l: usize, step: Step<'_>) {
         let exec = exec!(self, step);
-        let n = self.step.batch.n() * self.network.as_ref().expect("`load` comes first").spec.n_embd;
+        let n = exec.batch.n() * self.network.as_ref().expect("`load` comes first").spec.n_embd;
         let StepState { input, choices, ffn, sum, .. } = &mut self.step;
         let experts = self.parts.experts[l].as_ref().expect("a stage of this device");
         stages::experts(&exec, experts, input, choices, ffn, &mut sum[..n]);
@@ -507,7 +521,7 @@ impl Cpu {
 
     fn shared(&mut self, l: usize, step: Step<'_>) {
         let exec = exec!(self, step);
-        let n = self.step.batch.n() * self.network.as_ref().expect("`load` comes first").spec.n_embd;
+        let n = exec.batch.n() * self.network.as_ref().expect("`load` comes first").spec.n_embd;
         let StepState { input, ffn, scores, shared, .. } = &mut self.step;
         let dense = self.parts.shared[l].as_ref().expect("a stage of this device");
         dense.run(&exec, input, ffn, scores, &mut shared[..n]);
@@ -517,7 +531,8 @@ impl Cpu {
         let exec = exec!(self, step);
         let network = self.network.as_ref().expect("`load` comes first");
         let layer = &network.layers[l];
-        let StepState { batch, hidden, sum, shared, .. } = &mut self.step;
+        let batch = exec.batch;
+        let StepState { hidden, sum, shared, .. } = &mut self.step;
         let (n_embd, n) = (network.spec.n_embd, batch.n() * network.spec.n_embd);
         let sum = &mut sum[..n];
         if matches!(&layer.ffn, Ffn::Moe(moe) if moe.shared.is_some()) {
@@ -525,6 +540,34 @@ impl Cpu {
         }
         stages::add_branch(&exec, &mut hidden[..n], sum, layer.post_ffn_norm.as_deref(), n_embd);
     }
+}
+
+/// What a CPU device would hold, without loading it: bytes of its weights in the device's form, of a page of every
+/// group, and of a recurrent state.
+///
+/// # Errors
+/// [`Error::Format`], [`Error::Cache`] for what the device cannot hold.
+pub fn predict(
+    network: &Network,
+    placement: &Placement,
+    index: usize,
+    form: CacheForm,
+) -> Result<(usize, Vec<usize>, usize), Error> {
+    let (mut weights, mut pages, mut state) = (0, vec![0; network.groups.len()], 0);
+    for stage in placement.of(index) {
+        for weight in weights_of(network, stage) {
+            weights += weight.n_experts() * load::matrix_bytes(weight)?;
+        }
+        if let Stage::Attention(l) = stage {
+            let layer = &network.layers[l];
+            let cache = LayerCache::new(layer, form)?;
+            state += cache.state_bytes();
+            if let Some(group) = layer.group {
+                pages[group] += cache.page_bytes();
+            }
+        }
+    }
+    Ok((weights, pages, state))
 }
 
 /// The matrices of a stage. Embeddings stay in the file.

@@ -22,5 +22,5 @@ pub mod stages;
 pub mod weight;
 
 pub use cache::CacheForm;
-pub use device::{Cpu, Options};
+pub use device::{Cpu, Options, predict};
 pub use load::Mmap;

@@ -5,8 +5,9 @@
 
 use std::collections::HashMap;
 
+use ikq_formats::lanes::LANES;
 use ikq_gguf::{Bytes, PageBuffer};
-use ikq_kernels::matmul::{BAND, lane_bytes, pack};
+use ikq_kernels::matmul::{lane_bytes, pack};
 use ikq_model::device::Memory;
 use ikq_model::error::Error;
 use ikq_model::network;
@@ -49,7 +50,8 @@ impl Loaded {
     /// # Panics
     /// When it was not among those loaded, or is taken a second time.
     pub fn take(&mut self, weight: &network::Weight) -> Weight {
-        let matrices = self.matrices.remove(&std::ptr::from_ref(weight)).expect("a weight of this device's stages");
+        let matrices =
+            self.matrices.remove(&std::ptr::from_ref(weight)).expect("a weight of this device's stages");
         Weight::new(weight, matrices, self.in_lanes)
     }
 }
@@ -65,14 +67,15 @@ pub fn load(
     pool: &Pool,
     cancel: &Cancel,
 ) -> Result<Loaded, Stop<Error>> {
-    let size = |w: &network::Weight| lane_bytes(w.ty, w.n_rows, w.k).next_multiple_of(ALIGNMENT);
-    let needed = weights.iter().map(|w| w.n_experts() * size(w)).sum();
+    let sizes = weights.iter().map(|w| matrix_bytes(w)).collect::<Result<Vec<usize>, Error>>()?;
+    let needed =
+        weights.iter().zip(&sizes).map(|(w, size)| w.n_experts() * size.next_multiple_of(ALIGNMENT)).sum();
     let (in_lanes, why) = decide(mmap, needed);
     let mut memory = Memory { why, ..Memory::default() };
     let matrices: Vec<Vec<Bytes>> = match in_lanes {
         true => {
             memory.copied_bytes = needed;
-            packed(weights, needed, kind, pool, cancel)?
+            packed(weights, &sizes, needed, kind, pool, cancel)?
         }
         false => {
             memory.mapped_bytes = weights.iter().map(|w| w.n_bytes()).sum();
@@ -81,6 +84,12 @@ pub fn load(
     };
     let matrices = weights.iter().map(|w| std::ptr::from_ref(*w)).zip(matrices).collect();
     Ok(Loaded { matrices, in_lanes, memory })
+}
+
+/// Bytes of one expert's matrix in the device's form.
+pub fn matrix_bytes(weight: &network::Weight) -> Result<usize, Error> {
+    lane_bytes(weight.ty, weight.n_rows, weight.k)
+        .map_err(|source| Error::Format { tensor: weight.name.clone(), source })
 }
 
 /// Whether `needed` bytes of weights are copied, and why.
@@ -117,6 +126,7 @@ struct Piece<'a> {
 /// All matrices in the device's form, in one buffer.
 fn packed(
     weights: &[&network::Weight],
+    sizes: &[usize],
     needed: usize,
     kind: IsaKind,
     pool: &Pool,
@@ -128,8 +138,7 @@ fn packed(
     let mut rest = buffer.as_mut_slice();
     let mut places = Vec::new();
     let mut at = 0;
-    for weight in weights {
-        let bytes = lane_bytes(weight.ty, weight.n_rows, weight.k);
+    for (weight, &bytes) in weights.iter().zip(sizes) {
         let mut of_experts = Vec::new();
         for expert in 0..weight.n_experts() {
             let (target, behind) = rest.split_at_mut(bytes.next_multiple_of(ALIGNMENT).min(rest.len()));
@@ -160,17 +169,17 @@ fn packed(
 
 /// Cuts a matrix into runs of whole bands (and whole groups of interleaved rows).
 fn cut<'a>(weight: &'a network::Weight, source: Bytes, target: &'a mut [u8], pieces: &mut Vec<Piece<'a>>) {
-    let (n_rows, step) = (weight.n_rows, BAND.max(weight.row_step()));
+    let (n_rows, step) = (weight.n_rows, LANES.max(weight.row_step()));
     if n_rows == 0 {
         return;
     }
     let per_row = source.len() / n_rows;
-    let per_band = target.len() / n_rows.div_ceil(BAND);
+    let per_band = target.len() / n_rows.div_ceil(LANES);
     let rows = (UNIT / per_row.max(1)).next_multiple_of(step).max(step);
     let mut target = target;
     for first in (0..n_rows).step_by(rows) {
         let last = n_rows.min(first + rows);
-        let (mine, rest) = target.split_at_mut((last - first).div_ceil(BAND) * per_band);
+        let (mine, rest) = target.split_at_mut((last - first).div_ceil(LANES) * per_band);
         target = rest;
         let source = source.slice(first * per_row..last * per_row).expect("rows of the matrix");
         pieces.push(Piece { weight, source, target: mine });

@@ -44,7 +44,8 @@ impl Weight {
     pub fn matrix(&self, expert: usize) -> Matrix<'_> {
         let data = &self.matrices[expert];
         match self.in_lanes {
-            true => Matrix::lanes(self.ty, self.n_rows, self.k, data, self.scale),
+            true => Matrix::lanes(self.ty, self.n_rows, self.k, data, self.scale)
+                .expect("made when it was loaded"),
             false => Matrix::of_rows(self.ty, self.n_rows, self.k, data, self.scale),
         }
     }

@@ -2,6 +2,8 @@
 
 use ikq_simd::{Isa, array};
 
+use crate::lanes::{LaneCodes, LaneScales, LaneUnit, by_rows};
+
 /// Elements per unit.
 pub const UNIT: usize = 256;
 
@@ -65,7 +67,7 @@ impl Scales {
 ///
 /// All methods must be `#[inline(always)]` (see [`ikq_simd::IsaOp`]) and make arrays with
 /// [`ikq_simd::array`] and [`ikq_simd::map`].
-pub trait Decode<I: Isa>: 'static {
+pub trait Decode<I: Isa>: Sized + 'static {
     /// Bytes of a unit (of one row's share; row header not included).
     const UNIT_BYTES: usize;
     /// Bytes of one block: the step at which a row may end inside a unit.
@@ -84,6 +86,21 @@ pub trait Decode<I: Isa>: 'static {
     const UNSIGNED: bool = false;
     /// Factor that matrix products (not dequantize) apply to the type's values.
     const PRODUCT_FACTOR: f32 = 1.0;
+
+    /// Bytes of a block in front of the words of the device form (`ikq_formats::LaneForm`).
+    const FRONT_BYTES: usize = 0;
+    /// Words of a block in the device form.
+    const BLOCK_WORDS: usize = (Self::BLOCK_BYTES - Self::FRONT_BYTES) / 4;
+    /// Bytes of a block outside its words.
+    const BLOCK_SMALLS: usize = Self::BLOCK_BYTES - 4 * Self::BLOCK_WORDS;
+    /// Words of a unit in the device form.
+    const UNIT_WORDS: usize = Self::UNIT_BYTES / Self::BLOCK_BYTES * Self::BLOCK_WORDS;
+    /// Bytes of a unit outside its words.
+    const UNIT_SMALLS: usize = Self::UNIT_BYTES / Self::BLOCK_BYTES * Self::BLOCK_SMALLS;
+    /// Scales differ between neighbouring sixteens; else they belong to 32 elements or more.
+    const PER_16: bool = Self::SUB_BLOCK == 16 || Self::N_FLOAT_SCALES == 16;
+    /// The form of the codes that [`Decode::lanes`] gives.
+    const LANE_CODES: LaneCodes = if Self::UNSIGNED { LaneCodes::Plain } else { LaneCodes::Biased };
 
     /// The row header as the float scale it holds; 1 for types without.
     #[inline(always)]
@@ -104,6 +121,19 @@ pub trait Decode<I: Isa>: 'static {
 
     /// Codes of elements `64 * j..64 * j + 64` as `i8`, j in 0..4.
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64;
+
+    /// Codes of elements `32 b..32 b + 32` of sixteen rows, b in 0..8: value i has elements `4 i..4 i + 4` of
+    /// them, row r's in bytes `4 r..4 r + 4`, in the form that [`Decode::LANE_CODES`] says.
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        by_rows::lanes::<I, Self>(isa, unit, b)
+    }
+
+    /// The factors of a unit of sixteen rows; `header` holds what [`Decode::header`] gives for each.
+    #[inline(always)]
+    fn lane_scales(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        by_rows::lane_scales::<I, Self>(isa, header, unit, out);
+    }
 }
 
 /// `N` bytes of a unit from `at` on.

@@ -4,6 +4,8 @@ use ikq_formats::codebook::{FP4_E2M1_X2, ue4m3_half};
 use ikq_simd::{Isa, array};
 
 use crate::decode::{Decode, Scales, bytes};
+use crate::lane_planes::{eight, field, lut16, nibbles_16 as nibbles_16_lanes, plus};
+use crate::lanes::{LaneCodes, LaneScales, LaneUnit};
 use crate::planes::nibbles_16;
 
 /// Half the value of an E8M0 byte: `2^(e - 128)`, subnormal for 0 and 1.
@@ -26,9 +28,11 @@ pub struct MXFP4;
 impl<I: Isa> Decode<I> for MXFP4 {
     const UNIT_BYTES: usize = 8 * 17;
     const BLOCK_BYTES: usize = 17;
+    const FRONT_BYTES: usize = 1;
     const SUB_BLOCK: usize = 256;
     const N_FLOAT_SCALES: usize = 8;
     const MAX_ABS_CODE: i32 = 12;
+    const LANE_CODES: LaneCodes = LaneCodes::Offset(4);
 
     #[inline(always)]
     fn scales(_: I, _: f32, unit: &[u8]) -> Scales {
@@ -39,6 +43,24 @@ impl<I: Isa> Decode<I> for MXFP4 {
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         let q = nibbles_16(isa, bytes(unit, 34 * j + 1), bytes(unit, 34 * j + 18));
         isa.lut16(&FP4_E2M1_X2, q)
+    }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        lut16(isa, const { &plus(&FP4_E2M1_X2, 16) }, nibbles_16_lanes(isa, unit, 4 * b))
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        for b in 0..8 {
+            // 2^(e - 128) as a product of two powers, neither of which is subnormal
+            let e = unit.byte(isa, b);
+            let p = isa.shr_i(e, 1);
+            let q = isa.shr_i(isa.add_i(e, isa.splat_i(1)), 1);
+            let p = isa.of_bits(isa.shl_i(isa.add_i(p, isa.splat_i(63)), 23));
+            let q = isa.of_bits(isa.shl_i(isa.add_i(q, isa.splat_i(63)), 23));
+            out.scale[b] = isa.mul_f(p, q);
+        }
     }
 }
 
@@ -61,6 +83,7 @@ impl<I: Isa> Decode<I> for NVFP4 {
     const SUB_BLOCK: usize = 256;
     const N_FLOAT_SCALES: usize = 16;
     const MAX_ABS_CODE: i32 = 12;
+    const LANE_CODES: LaneCodes = LaneCodes::Offset(4);
 
     #[inline(always)]
     fn scales(_: I, _: f32, unit: &[u8]) -> Scales {
@@ -76,5 +99,27 @@ impl<I: Isa> Decode<I> for NVFP4 {
         };
         let q = isa.and(isa.of_u64(array(eight)), isa.splat(15));
         isa.lut16(&FP4_E2M1_X2, q)
+    }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        let at = 9 * (b / 2) + 1 + 4 * (b % 2);
+        let codes =
+            eight!(isa, i => isa.bits(unit.word(isa, at + 2 * (i / 4) + i % 2), 4 * (i as u32 / 2 % 2), 15));
+        lut16(isa, const { &plus(&FP4_E2M1_X2, 16) }, codes)
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        for k in 0..16 {
+            let byte = field(isa, unit.int(isa, 9 * (k / 4)), 8 * (k as u32 % 4), 8);
+            // a half has the same mantissa and subnormals, and exponents that are eight larger
+            let half = isa.shl_i(isa.and_i(byte, isa.splat_i(0x7f)), 7);
+            // 0x7f is zero: the only byte without bit 7 whose successor has it
+            let next = isa.add_i(byte, isa.splat_i(1));
+            let none = isa.where_bit(isa.and_i(next, isa.xor_i(byte, isa.splat_i(0x80))), 7, -1);
+            let half = isa.and_i(half, isa.xor_i(none, isa.splat_i(-1)));
+            out.scale[k] = isa.mul_f(isa.float_of_f16(half), isa.splat_f(128.0));
+        }
     }
 }

@@ -17,6 +17,9 @@ use ikq_simd::{Isa, array, map};
 use crate::decode::{Decode, Scales, bytes, nib, u16_at};
 use crate::iqks::{f16_header, f32_header};
 use crate::iquants::{delta_byte, nibble_deltas, ternary_entries};
+use crate::iquants::{nibble_lanes, odd, ternary_lanes, three_bits};
+use crate::lane_planes::{eight, field, same_scale, times};
+use crate::lanes::{LaneCodes, LaneScales, LaneUnit};
 
 /// Takes the groups of `data` apart, one after another, and hands each one's rows to `decode` with
 /// its part of `out`.
@@ -55,6 +58,7 @@ impl<I: Isa> Decode<I> for IQ1_S_R4 {
     const HEADER_BYTES: usize = 2;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 9;
+    const LANE_CODES: LaneCodes = LaneCodes::Offset(4);
 
     #[inline(always)]
     fn header(header: &[u8]) -> f32 {
@@ -78,6 +82,20 @@ impl<I: Isa> Decode<I> for IQ1_S_R4 {
         let [a, b] = map(h, |h| delta_byte(h >> 15));
         ternary_entries(isa, array(index), isa.splat_4x16([a, a, b, b]))
     }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        let high = unit.half(isa, 2 * b);
+        ternary_lanes(isa, unit.int(isa, b), three_bits(isa, high), isa.where_bit(high, 15, -1))
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        let d = isa.mul_f(header, isa.splat_f(0.125));
+        for b in 0..8 {
+            out.scale[b] = times(isa, d, odd(isa, field(isa, unit.half(isa, 2 * b), 12, 3)));
+        }
+    }
 }
 
 /// A row of IQ1_M_R4. Scales are the plain nibbles, not `2 s + 1` as in IQ1_M.
@@ -89,6 +107,7 @@ impl<I: Isa> Decode<I> for IQ1_M_R4 {
     const HEADER_BYTES: usize = 2;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = 9;
+    const LANE_CODES: LaneCodes = LaneCodes::Offset(4);
 
     #[inline(always)]
     fn header(header: &[u8]) -> f32 {
@@ -111,6 +130,20 @@ impl<I: Isa> Decode<I> for IQ1_M_R4 {
         };
         ternary_entries(isa, array(index), nibble_deltas(isa, h))
     }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        nibble_lanes(isa, unit.int(isa, b), unit.half(isa, 3 * b))
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        let d = isa.mul_f(header, isa.splat_f(0.125));
+        for k in 0..16 {
+            let s = unit.byte(isa, 3 * (k / 2) + 2);
+            out.scale[k] = times(isa, d, field(isa, s, 4 * (k as u32 % 2), 4));
+        }
+    }
 }
 
 macro_rules! q8_k_rows {
@@ -121,6 +154,7 @@ macro_rules! q8_k_rows {
         impl<I: Isa> Decode<I> for $name {
             const UNIT_BYTES: usize = 258;
             const BLOCK_BYTES: usize = 258;
+            const FRONT_BYTES: usize = 2;
             const SUB_BLOCK: usize = 256;
             const MAX_ABS_CODE: i32 = 128;
 
@@ -132,6 +166,16 @@ macro_rules! q8_k_rows {
             #[inline(always)]
             fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
                 isa.load(bytes(unit, 2 + 64 * j))
+            }
+
+            #[inline(always)]
+            fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+                eight!(isa, i => isa.biased(unit.word(isa, 8 * b + i)))
+            }
+
+            #[inline(always)]
+            fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+                same_scale::<I>(unit.half_float(isa, 0), out);
             }
         }
     )*};
@@ -162,5 +206,15 @@ impl<I: Isa> Decode<I> for Q8_KV_R8 {
     #[inline(always)]
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         isa.load(bytes(unit, 64 * j))
+    }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        eight!(isa, i => isa.biased(unit.word(isa, 8 * b + i)))
+    }
+
+    #[inline(always)]
+    fn lane_scales(_: I, header: I::F, _: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        same_scale::<I>(header, out);
     }
 }

@@ -7,6 +7,13 @@ use ikq_formats::codebook::{IQ2NL_VALUES, IQ3NL_VALUES, IQ4K_VALUES, IQ5NL_VALUE
 use ikq_simd::{Isa, array, map};
 
 use crate::decode::{Decode, Scales, bytes, u16_at, u32_at};
+use crate::iquants::odd;
+use crate::lane_planes::{
+    both, crumbs as crumbs_lanes, eight, field, lut16_of_2, lut32_of_2, nibbles_16 as nibbles_16_lanes,
+    nibbles_32 as nibbles_32_lanes, plus, second, signed_byte, times, times_less, with_crumbs,
+    with_plane as with_plane_lanes,
+};
+use crate::lanes::{LaneCodes, LaneScales, LaneUnit};
 use crate::planes::{crumbs, nibbles_16, nibbles_32, nibbles_in_turn, with_plane};
 
 /// What the second row of a table has more than the first.
@@ -61,6 +68,17 @@ fn shifted<I: Isa>(isa: I, codes: I::B64, unit: &[u8], j: usize, shift: u8) -> I
     isa.add(codes, isa.mask_bytes(spread * 0xffff, shift))
 }
 
+/// Scales of IQ4_K and IQ5_K, rows being lanes.
+#[inline(always)]
+fn six_bit_lanes<I: Isa>(isa: I, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+    let d = isa.float_of_f16(unit.int(isa, 0));
+    for k in 0..16 {
+        let low = field(isa, unit.int(isa, 2 + k / 8), 4 * (k as u32 % 8), 4);
+        let high = field(isa, unit.int(isa, 1), 2 * k as u32, 2);
+        out.scale[k] = times_less(isa, d, isa.or_i(low, isa.shl_i(high, 4)), 32);
+    }
+}
+
 /// f16 d, u16 extra, eight bytes of scales, qs[64].
 pub struct IQ2_K;
 
@@ -69,6 +87,7 @@ impl<I: Isa> Decode<I> for IQ2_K {
     const BLOCK_BYTES: usize = 76;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = max_abs(&IQ2NL_VALUES);
+    const LANE_CODES: LaneCodes = LaneCodes::Offset(5);
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -81,6 +100,25 @@ impl<I: Isa> Decode<I> for IQ2_K {
         let v = isa.lut16(&IQ2_TABLE, crumbs(isa, bytes(unit, 12), j));
         shifted(isa, v, unit, j, IQ2_SHIFT)
     }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        let second = second(isa, unit.int(isa, 0), [16 + 2 * b as u32, 17 + 2 * b as u32], 16, IQ2_SHIFT);
+        lut16_of_2(
+            isa,
+            const { &both::<4, 16, 32>(&IQ2NL_VALUES, 32) },
+            crumbs_lanes(isa, unit, 3, b),
+            second,
+        )
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        let d = isa.float_of_f16(unit.int(isa, 0));
+        for k in 0..16 {
+            out.scale[k] = times_less(isa, d, field(isa, unit.int(isa, 1 + k / 8), 4 * (k as u32 % 8), 4), 8);
+        }
+    }
 }
 
 /// f16 d, u16 extra, u16 of scale signs, eight bytes of scale magnitudes, qs[64], qh[32].
@@ -89,8 +127,10 @@ pub struct IQ3_K;
 impl<I: Isa> Decode<I> for IQ3_K {
     const UNIT_BYTES: usize = 110;
     const BLOCK_BYTES: usize = 110;
+    const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = max_abs(&IQ3NL_VALUES);
+    const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -107,6 +147,26 @@ impl<I: Isa> Decode<I> for IQ3_K {
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         let q = with_plane(isa, crumbs(isa, bytes(unit, 14), j), bytes(unit, 78), j, 2);
         shifted(isa, isa.lut16(&IQ3_TABLE, q), unit, j, IQ3_SHIFT)
+    }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        let second = second(isa, unit.int(isa, 0), [2 * b as u32, 2 * b as u32 + 1], 16, IQ3_SHIFT);
+        let codes = with_plane_lanes(isa, crumbs_lanes(isa, unit, 3, b), unit, 19, b, 2);
+        lut16_of_2(isa, const { &both::<8, 16, 32>(&IQ3NL_VALUES, 64) }, codes, second)
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        let d = unit.half_float(isa, 0);
+        let signs = unit.int(isa, 0);
+        for k in 0..16 {
+            let s = field(isa, unit.int(isa, 1 + k / 8), 4 * (k as u32 % 8), 4);
+            // the sign of the scale moved to the sign of the float
+            let negative = isa.where_bit(signs, 16 + k as u32, i32::MIN);
+            let scale = isa.bits_i(times(isa, d, odd(isa, s)));
+            out.scale[k] = isa.of_bits(isa.xor_i(scale, negative));
+        }
     }
 }
 
@@ -139,6 +199,22 @@ impl<I: Isa> Decode<I> for IQ4_K {
         let v = isa.lut16(&IQ4K_VALUES[0], nibbles_16(isa, bytes(unit, at), bytes(unit, at + 16)));
         shifted(isa, v, unit, j, IQ4_SHIFT)
     }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        let second = second(isa, unit.int(isa, 0), [16 + 2 * b as u32, 17 + 2 * b as u32], 16, IQ4_SHIFT);
+        lut16_of_2(
+            isa,
+            const { &both::<16, 16, 32>(&IQ4K_VALUES, I::CODE_BIAS) },
+            nibbles_16_lanes(isa, unit, 4 + 4 * b),
+            second,
+        )
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        six_bit_lanes(isa, unit, out);
+    }
 }
 
 /// As IQ4_K, with qh[32] behind; 64 elements share 32 bytes of qs.
@@ -159,6 +235,18 @@ impl<I: Isa> Decode<I> for IQ5_K {
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         let q = with_plane(isa, nibbles_32(isa, bytes(unit, 16 + 32 * j)), bytes(unit, 144), j, 4);
         shifted(isa, isa.lut32(&IQ5NL_VALUES[0], q), unit, j, IQ5_SHIFT)
+    }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        let second = second(isa, unit.int(isa, 0), [16 + 2 * b as u32, 17 + 2 * b as u32], 32, IQ5_SHIFT);
+        let codes = with_plane_lanes(isa, nibbles_32_lanes(isa, unit, 4, b), unit, 36, b, 4);
+        lut32_of_2(isa, const { &both::<32, 32, 64>(&IQ5NL_VALUES, I::CODE_BIAS) }, codes, second)
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        six_bit_lanes(isa, unit, out);
     }
 }
 
@@ -182,5 +270,26 @@ impl<I: Isa> Decode<I> for IQ6_K {
         let high = isa.shl(crumbs(isa, bytes(unit, 148), j), 4);
         let q = isa.or(nibbles_32(isa, bytes(unit, 20 + 32 * j)), high);
         shifted(isa, isa.lut64(&IQ6NL_VALUES[0], q), unit, j, IQ6_SHIFT)
+    }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        let extra = unit.int(isa, 0);
+        let shift = i32::from(IQ6_SHIFT) * 0x0101_0101;
+        let shift =
+            [isa.where_bit(extra, 16 + 2 * b as u32, shift), isa.where_bit(extra, 17 + 2 * b as u32, shift)];
+        let codes = with_crumbs(isa, nibbles_32_lanes(isa, unit, 5, b), unit, 37, b);
+        eight!(isa, i => {
+            let value = isa.lut64(const { &plus(&IQ6NL_VALUES[0], I::CODE_BIAS) }, codes[i]);
+            isa.add(value, isa.of_ints(shift[i / 4]))
+        })
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        let d = isa.float_of_f16(unit.int(isa, 0));
+        for k in 0..16 {
+            out.scale[k] = times(isa, d, signed_byte(isa, unit.int(isa, 1 + k / 4), k as u32 % 4));
+        }
     }
 }

@@ -6,6 +6,11 @@ use ikq_simd::{Isa, array, map};
 
 use crate::decode::{Decode, Scales, bytes, nib, u16_at, u32_at};
 use crate::iqk::{IQ2_SHIFT, IQ2_TABLE, IQ3_SHIFT, IQ3_TABLE, IQ4_SHIFT, IQ5_SHIFT, max_abs};
+use crate::lane_planes::{
+    both, crumbs as crumbs_lanes, eight, field, lut16_of_2, lut32_of_2, nibbles_16 as nibbles_16_lanes,
+    nibbles_32 as nibbles_32_lanes, plus, second, times_less, with_plane as with_plane_lanes,
+};
+use crate::lanes::{LaneCodes, LaneScales, LaneUnit};
 use crate::planes::{crumbs, nibbles_16, nibbles_32, nibbles_low_high, with_plane};
 
 /// A row header that is one f32.
@@ -33,15 +38,32 @@ fn odd_scale(c: u8) -> i16 {
     i16::from(c & 254) - 127
 }
 
+/// Scale `b` of eight nibbles: low ones of four bytes, then the high ones.
+#[inline(always)]
+pub(crate) fn low_high_nibble<I: Isa>(isa: I, v: I::I, b: usize) -> I::I {
+    field(isa, v, 8 * (b as u32 % 4) + 4 * (b as u32 / 4), 4)
+}
+
+/// [`odd_scale`] of eight bytes, rows being lanes.
+#[inline(always)]
+fn odd_byte_lanes<I: Isa>(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+    for b in 0..8 {
+        let s = isa.shr_i(unit.int(isa, b / 4), 8 * (b as u32 % 4));
+        out.scale[b] = times_less(isa, header, isa.and_i(s, isa.splat_i(254)), 127);
+    }
+}
+
 /// u16 extra (shift bits, then upper scale bits), four bytes of scales, qs[64]. Header f16.
 pub struct IQ2_KS;
 
 impl<I: Isa> Decode<I> for IQ2_KS {
     const UNIT_BYTES: usize = 70;
     const BLOCK_BYTES: usize = 70;
+    const FRONT_BYTES: usize = 2;
     const HEADER_BYTES: usize = 2;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = max_abs(&IQ2NL_VALUES);
+    const LANE_CODES: LaneCodes = LaneCodes::Offset(5);
 
     #[inline(always)]
     fn header(header: &[u8]) -> f32 {
@@ -60,6 +82,27 @@ impl<I: Isa> Decode<I> for IQ2_KS {
         let v = isa.lut16(&IQ2_TABLE, crumbs(isa, bytes(unit, 6), j));
         shifted(isa, v, [unit[0] >> (2 * j), unit[0] >> (2 * j + 1)], IQ2_SHIFT)
     }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        let second = second(isa, unit.half(isa, 0), [b as u32; 2], 16, IQ2_SHIFT);
+        lut16_of_2(
+            isa,
+            const { &both::<4, 16, 32>(&IQ2NL_VALUES, 32) },
+            crumbs_lanes(isa, unit, 1, b),
+            second,
+        )
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        let (extra, low) = (unit.half(isa, 0), unit.int(isa, 0));
+        for b in 0..8 {
+            let high = field(isa, extra, 8 + b as u32, 1);
+            let s = isa.or_i(field(isa, low, 4 * b as u32, 4), isa.shl_i(high, 4));
+            out.scale[b] = times_less(isa, header, s, 16);
+        }
+    }
 }
 
 /// u16 extra (upper scale bits, then shift bits), four bytes of scales, qs[64], qh[32]. Header f16.
@@ -68,9 +111,11 @@ pub struct IQ3_KS;
 impl<I: Isa> Decode<I> for IQ3_KS {
     const UNIT_BYTES: usize = 102;
     const BLOCK_BYTES: usize = 102;
+    const FRONT_BYTES: usize = 2;
     const HEADER_BYTES: usize = 2;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = max_abs(&IQ3NL_VALUES);
+    const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
 
     #[inline(always)]
     fn header(header: &[u8]) -> f32 {
@@ -90,6 +135,23 @@ impl<I: Isa> Decode<I> for IQ3_KS {
         let q = with_plane(isa, crumbs(isa, bytes(unit, 6), j), bytes(unit, 70), j, 2);
         let v = isa.lut16(&IQ3_TABLE, q);
         shifted(isa, v, [unit[1] >> (2 * j), unit[1] >> (2 * j + 1)], IQ3_SHIFT)
+    }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        let second = second(isa, unit.half(isa, 0), [8 + b as u32; 2], 16, IQ3_SHIFT);
+        let codes = with_plane_lanes(isa, crumbs_lanes(isa, unit, 1, b), unit, 17, b, 2);
+        lut16_of_2(isa, const { &both::<8, 16, 32>(&IQ3NL_VALUES, 64) }, codes, second)
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        let (extra, low) = (unit.half(isa, 0), unit.int(isa, 0));
+        for b in 0..8 {
+            let high = field(isa, extra, b as u32, 1);
+            let s = isa.or_i(low_high_nibble(isa, low, b), isa.shl_i(high, 4));
+            out.scale[b] = times_less(isa, header, s, 16);
+        }
     }
 }
 
@@ -119,6 +181,23 @@ impl<I: Isa> Decode<I> for IQ4_KS {
         let v = isa.lut16(&IQ4K_VALUES[0], nibbles_16(isa, bytes(unit, at), bytes(unit, at + 16)));
         shifted(isa, v, *bytes(unit, 2 * j), IQ4_SHIFT)
     }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        let extra = isa.shr_i(unit.int(isa, b / 4), 8 * (b as u32 % 4));
+        let second = second(isa, extra, [0; 2], 16, IQ4_SHIFT);
+        lut16_of_2(
+            isa,
+            const { &both::<16, 16, 32>(&IQ4K_VALUES, I::CODE_BIAS) },
+            nibbles_16_lanes(isa, unit, 2 + 4 * b),
+            second,
+        )
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        odd_byte_lanes(isa, header, unit, out);
+    }
 }
 
 /// Eight scale bytes (bit 0: shift), qs[128], qh[32]. Header f32.
@@ -145,6 +224,19 @@ impl<I: Isa> Decode<I> for IQ5_KS {
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         let q = with_plane(isa, nibbles_32(isa, bytes(unit, 8 + 32 * j)), bytes(unit, 136), j, 4);
         shifted(isa, isa.lut32(&IQ5NL_VALUES[0], q), *bytes(unit, 2 * j), IQ5_SHIFT)
+    }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        let extra = isa.shr_i(unit.int(isa, b / 4), 8 * (b as u32 % 4));
+        let second = second(isa, extra, [0; 2], 32, IQ5_SHIFT);
+        let codes = with_plane_lanes(isa, nibbles_32_lanes(isa, unit, 2, b), unit, 34, b, 4);
+        lut32_of_2(isa, const { &both::<32, 32, 64>(&IQ5NL_VALUES, I::CODE_BIAS) }, codes, second)
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        odd_byte_lanes(isa, header, unit, out);
     }
 }
 
@@ -199,6 +291,32 @@ impl<I: Isa> Decode<I> for IQ4_KSS {
         let v = isa.lut16(&IQ4K_VALUES[0], nibbles);
         shifted(isa, v, [unit[32 * j], unit[32 * j + 16]], IQ4_SHIFT)
     }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        let second = second(isa, unit.int(isa, 4 * b), [0; 2], 16, IQ4_SHIFT);
+        let codes = eight!(isa, i => {
+            // bit 0 of each u16 is cleared first, so the shift brings in zeros from the next one
+            let gray = isa.and_i(unit.int(isa, 4 * b + i % 4), isa.splat_i(0xfffe_fffe_u32 as i32));
+            let codes = isa.xor_i(gray, isa.shr_i(gray, 1));
+            isa.bits(isa.of_ints(codes), 4 * (i as u32 / 4), 15)
+        });
+        lut16_of_2(isa, const { &both::<16, 16, 32>(&IQ4K_VALUES, I::CODE_BIAS) }, codes, second)
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        for b in 0..8 {
+            // bits 0 of the eight u16; the first is not part of the scale
+            let mut s = isa.splat_i(0);
+            for j in 0..4 {
+                let word = unit.int(isa, 4 * b + j);
+                let both = isa.or_i(field(isa, word, 0, 1), isa.and_i(isa.shr_i(word, 15), isa.splat_i(2)));
+                s = isa.or_i(s, isa.shl_i(both, 2 * j as u32));
+            }
+            out.scale[b] = times_less(isa, header, isa.and_i(s, isa.splat_i(254)), 127);
+        }
+    }
 }
 
 /// Pairs of elements share a 5-bit code: the first values of all codes, then the second ones.
@@ -219,9 +337,11 @@ pub struct IQ2_KL;
 impl<I: Isa> Decode<I> for IQ2_KL {
     const UNIT_BYTES: usize = 86;
     const BLOCK_BYTES: usize = 86;
+    const FRONT_BYTES: usize = 2;
     const HEADER_BYTES: usize = 2;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 63;
+    const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
 
     #[inline(always)]
     fn header(header: &[u8]) -> f32 {
@@ -243,5 +363,30 @@ impl<I: Isa> Decode<I> for IQ2_KL {
         let q = nibbles_32(isa, &twice(bytes(unit, 6 + 16 * j)));
         let q = with_plane(isa, q, &twice(bytes(unit, 70)), j, 4);
         isa.lut64(&IQ2KL_TABLE, isa.or(q, isa.of_u64([0x2000_2000_2000_2000; 8])))
+    }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        let table = const { &plus(&IQ2KL_TABLE, 64) };
+        let mut out = [isa.splat(0); 8];
+        for j in 0..4 {
+            let low = isa.bits(unit.word(isa, 1 + 4 * (b / 2) + j), 4 * (b as u32 % 2), 15);
+            let pairs = isa.or(low, isa.bit_field(unit.word(isa, 17 + j), b as u32, 4, 1));
+            // both elements of a pair look at the same bits, the second in the upper half of the table
+            let upper = isa.of_ints(isa.splat_i(0x2000_2000));
+            out[2 * j] = isa.lut64(table, isa.or(isa.pick(pairs, [0, 0, 1, 1]), upper));
+            out[2 * j + 1] = isa.lut64(table, isa.or(isa.pick(pairs, [2, 2, 3, 3]), upper));
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        let (high, low) = (unit.half(isa, 0), unit.int(isa, 0));
+        for b in 0..8 {
+            let high = field(isa, high, 2 * b as u32, 2);
+            let s = isa.or_i(low_high_nibble(isa, low, b), isa.shl_i(high, 4));
+            out.scale[b] = times_less(isa, header, s, 32);
+        }
     }
 }

@@ -6,12 +6,15 @@
 //! `(8 * grid + 1) / 8`.
 
 use ikq_formats::codebook::{
-    IQ1S_GRID, IQ2S_GRID, IQ2XS_GRID, IQ2XXS_GRID, IQ3S_GRID, IQ3XXS_GRID, IQ4NL_VALUES,
+    IQ1S_GRID, IQ2S_GRID, IQ2S_LEVELS, IQ2XS_GRID, IQ2XS_LEVELS, IQ2XXS_GRID, IQ2XXS_LEVELS, IQ3S_GRID,
+    IQ3S_LEVELS, IQ3XXS_GRID, IQ3XXS_LEVELS, IQ4NL_VALUES,
 };
-use ikq_simd::{Isa, array, map};
+use ikq_simd::{Codebook4, Codebook8, Isa, array, map};
 
 use crate::decode::{Decode, Scales, bytes, nib, u16_at, u32_at};
-use crate::legacy::f16_of_blocks;
+use crate::lane_planes::{field, lut16, nibbles_16 as nibbles_16_lanes, plus, times, times_less};
+use crate::lanes::{LaneCodes, LaneScales, LaneUnit};
+use crate::legacy::{blocks_of_half, f16_of_blocks};
 use crate::planes::{nibbles_16, nibbles_in_turn};
 
 /// The little-endian u64 at byte `at`.
@@ -42,14 +45,131 @@ fn odd_nibbles(b: &[u8; 8]) -> [i16; 16] {
     map(nibbles_in_turn(b), |s| 2 * i16::from(s) + 1)
 }
 
+/// `2 s + 1`.
+#[inline(always)]
+pub(crate) fn odd<I: Isa>(isa: I, s: I::I) -> I::I {
+    isa.add_i(isa.shl_i(s, 1), isa.splat_i(1))
+}
+
+/// The four bytes of each lane.
+#[inline(always)]
+fn bytes_of<I: Isa>(isa: I, v: I::I) -> [I::I; 4] {
+    [field(isa, v, 0, 8), field(isa, v, 8, 8), field(isa, v, 16, 8), isa.shr_i(v, 24)]
+}
+
+/// Sign bits of 32 elements from four 7-bit codes in the low 28 bits.
+#[inline(always)]
+fn seven_bit_signs<I: Isa>(isa: I, v: I::I) -> I::I {
+    let mut codes = isa.and_i(v, isa.splat_i(0x7f));
+    for l in 1..4 {
+        codes = isa.or_i(codes, isa.and_i(isa.shl_i(v, l), isa.splat_i(0x7f << (8 * l))));
+    }
+    isa.with_parity(codes)
+}
+
+/// The three-bit upper index parts from bit 0 on.
+#[inline(always)]
+pub(crate) fn three_bits<I: Isa>(isa: I, high: I::I) -> [I::I; 4] {
+    [field(isa, high, 0, 3), field(isa, high, 3, 3), field(isa, high, 6, 3), field(isa, high, 9, 3)]
+}
+
+/// Codes of IQ1 types: low index bytes, upper index parts, and bits of the elements whose shift is negative.
+#[inline(always)]
+pub(crate) fn ternary_lanes<I: Isa>(isa: I, low: I::I, high: [I::I; 4], negative: I::I) -> [I::B64; 8] {
+    let mut index = bytes_of(isa, low);
+    for (index, high) in index.iter_mut().zip(high) {
+        *index = isa.or_i(*index, isa.shl_i(high, 8));
+    }
+    isa.codebook_8(&IQ1_BOOK, index, negative)
+}
+
+/// The same with nibbles of an upper index part and the shift's sign.
+#[inline(always)]
+pub(crate) fn nibble_lanes<I: Isa>(isa: I, low: I::I, nibbles: I::I) -> [I::B64; 8] {
+    let mut high = [nibbles; 4];
+    let mut negative = isa.splat_i(0);
+    for (l, high) in high.iter_mut().enumerate() {
+        *high = field(isa, nibbles, 4 * l as u32, 3);
+        negative = isa.or_i(negative, isa.where_bit(nibbles, 4 * l as u32 + 3, 0xff << (8 * l)));
+    }
+    ternary_lanes(isa, low, high, negative)
+}
+
+/// The entries of a grid of eight magnitudes as levels.
+const fn levels_8<const N: usize>(grid: &[u64; N], values: [u8; 3]) -> [u64; N] {
+    let mut out = [0; N];
+    let mut i = 0;
+    while i < 8 * N {
+        let byte = (grid[i / 8] >> (8 * (i % 8))) as u8;
+        let mut level = 0;
+        while values[level] != byte {
+            level += 1;
+        }
+        out[i / 8] |= (level as u64) << (8 * (i % 8));
+        i += 1;
+    }
+    out
+}
+
+/// The entries of a grid of four magnitudes as levels.
+const fn levels_4<const N: usize>(grid: &[u32; N], values: [u8; 8]) -> [u32; N] {
+    let mut out = [0; N];
+    let mut i = 0;
+    while i < 4 * N {
+        let byte = (grid[i / 4] >> (8 * (i % 4))) as u8;
+        let mut level = 0;
+        while values[level] != byte {
+            level += 1;
+        }
+        out[i / 4] |= (level as u32) << (8 * (i % 4));
+        i += 1;
+    }
+    out
+}
+
+/// Magnitudes with both signs, and `offset` added.
+const fn signed<const L: usize, const N: usize, const OUT: usize>(
+    magnitudes: [u8; L],
+    offset: i8,
+) -> [i8; OUT] {
+    assert!(OUT == 2 * N && L <= N);
+    let mut out = [0; OUT];
+    let mut l = 0;
+    while l < L {
+        out[l] = offset + magnitudes[l] as i8;
+        out[N + l] = offset - magnitudes[l] as i8;
+        l += 1;
+    }
+    out
+}
+
+static IQ2XXS_BOOK: Codebook8<256> =
+    Codebook8::new(levels_8(&IQ2XXS_GRID, IQ2XXS_LEVELS), signed::<3, 4, 8>(IQ2XXS_LEVELS, 64));
+static IQ2XS_BOOK: Codebook8<512> =
+    Codebook8::new(levels_8(&IQ2XS_GRID, IQ2XS_LEVELS), signed::<3, 4, 8>(IQ2XS_LEVELS, 64));
+static IQ2S_BOOK: Codebook8<1024> =
+    Codebook8::new(levels_8(&IQ2S_GRID, IQ2S_LEVELS), signed::<3, 4, 8>(IQ2S_LEVELS, 64));
+static IQ3XXS_BOOK: Codebook4<256> =
+    Codebook4::new(levels_4(&IQ3XXS_GRID, IQ3XXS_LEVELS), signed::<8, 8, 16>(IQ3XXS_LEVELS, 64));
+static IQ3S_BOOK: Codebook4<512> =
+    Codebook4::new(levels_4(&IQ3S_GRID, IQ3S_LEVELS), signed::<8, 8, 16>(IQ3S_LEVELS, 16));
+
+/// Levels -1, 0, 1 as `8 * level + 1`, or `- 1` where the shift is negative; 16 added.
+static IQ1_BOOK: Codebook8<2048> = Codebook8::new(
+    levels_8(&IQ1S_GRID, [0xff, 0, 1]),
+    [16 - 7, 16 + 1, 16 + 9, 0, 16 - 9, 16 - 1, 16 + 7, 0],
+);
+
 /// f16 d; per 32 elements four grid indices and a u32 of four sign codes and a scale.
 pub struct IQ2_XXS;
 
 impl<I: Isa> Decode<I> for IQ2_XXS {
     const UNIT_BYTES: usize = 66;
     const BLOCK_BYTES: usize = 66;
+    const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 43;
+    const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -64,6 +184,20 @@ impl<I: Isa> Decode<I> for IQ2_XXS {
         let grid = isa.gather_u64(&IQ2XXS_GRID, map(index.to_le_bytes(), u32::from));
         isa.negate_where(grid, signs_of_64(u32_at(unit, at + 4), u32_at(unit, at + 12)))
     }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        let index = bytes_of(isa, unit.int(isa, 2 * b));
+        isa.codebook_8(&IQ2XXS_BOOK, index, seven_bit_signs(isa, unit.int(isa, 2 * b + 1)))
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        let d = isa.mul_f(unit.half_float(isa, 0), isa.splat_f(0.125));
+        for b in 0..8 {
+            out.scale[b] = times(isa, d, odd(isa, isa.shr_i(unit.int(isa, 2 * b + 1), 28)));
+        }
+    }
 }
 
 /// f16 d, u16[32] (grid index and sign code), eight bytes of scales.
@@ -72,8 +206,10 @@ pub struct IQ2_XS;
 impl<I: Isa> Decode<I> for IQ2_XS {
     const UNIT_BYTES: usize = 74;
     const BLOCK_BYTES: usize = 74;
+    const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = 43;
+    const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -93,6 +229,26 @@ impl<I: Isa> Decode<I> for IQ2_XS {
         };
         isa.negate_where(grid, even(four(at) | four(at + 8) << 32))
     }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        let (x, y) = (unit.int(isa, 2 * b), unit.int(isa, 2 * b + 1));
+        let low = isa.splat_i(511);
+        let index = [isa.and_i(x, low), field(isa, x, 16, 9), isa.and_i(y, low), field(isa, y, 16, 9)];
+        // the upper seven bits of four u16, a byte each; the eighth bit is made
+        let x = isa.or_i(field(isa, x, 9, 7), isa.and_i(isa.shr_i(x, 17), isa.splat_i(0x7f00)));
+        let y = isa.or_i(field(isa, y, 9, 7), isa.and_i(isa.shr_i(y, 17), isa.splat_i(0x7f00)));
+        isa.codebook_8(&IQ2XS_BOOK, index, isa.with_parity(isa.or_i(x, isa.shl_i(y, 16))))
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        let d = isa.mul_f(unit.half_float(isa, 0), isa.splat_f(0.125));
+        for k in 0..16 {
+            let s = field(isa, unit.int(isa, 16 + k / 8), 4 * (k as u32 % 8), 4);
+            out.scale[k] = times(isa, d, odd(isa, s));
+        }
+    }
 }
 
 /// f16 d, qs[32], signs[32], qh[8] (two index bits per entry), eight bytes of scales.
@@ -101,8 +257,10 @@ pub struct IQ2_S;
 impl<I: Isa> Decode<I> for IQ2_S {
     const UNIT_BYTES: usize = 82;
     const BLOCK_BYTES: usize = 82;
+    const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = 43;
+    const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -116,6 +274,26 @@ impl<I: Isa> Decode<I> for IQ2_S {
         let index = |l: usize| u32::from(low[l]) | (high >> (2 * l) & 3) << 8;
         isa.negate_where(isa.gather_u64(&IQ2S_GRID, array(index)), u64_at(unit, 34 + 8 * j))
     }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        let low = bytes_of(isa, unit.int(isa, b));
+        let high = isa.shr_i(unit.int(isa, 16 + b / 4), 8 * (b as u32 % 4));
+        let mut index = low;
+        for (l, index) in index.iter_mut().enumerate() {
+            *index = isa.or_i(*index, isa.shl_i(field(isa, high, 2 * l as u32, 2), 8));
+        }
+        isa.codebook_8(&IQ2S_BOOK, index, unit.int(isa, 8 + b))
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        let d = isa.mul_f(unit.half_float(isa, 0), isa.splat_f(0.125));
+        for k in 0..16 {
+            let s = field(isa, unit.int(isa, 18 + k / 8), 4 * (k as u32 % 8), 4);
+            out.scale[k] = times(isa, d, odd(isa, s));
+        }
+    }
 }
 
 /// f16 d, qs[64] (an index per four elements), u32[8] (four sign codes and a scale).
@@ -124,8 +302,10 @@ pub struct IQ3_XXS;
 impl<I: Isa> Decode<I> for IQ3_XXS {
     const UNIT_BYTES: usize = 98;
     const BLOCK_BYTES: usize = 98;
+    const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 62;
+    const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -139,6 +319,21 @@ impl<I: Isa> Decode<I> for IQ3_XXS {
         let grid = isa.gather_u32(&IQ3XXS_GRID, map(*index, u32::from));
         isa.negate_where(grid, signs_of_64(u32_at(unit, 66 + 8 * j), u32_at(unit, 70 + 8 * j)))
     }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        let (x, y) = (bytes_of(isa, unit.int(isa, 2 * b)), bytes_of(isa, unit.int(isa, 2 * b + 1)));
+        let index = [x[0], x[1], x[2], x[3], y[0], y[1], y[2], y[3]];
+        isa.codebook_4(&IQ3XXS_BOOK, index, seven_bit_signs(isa, unit.int(isa, 16 + b)))
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        let d = isa.mul_f(unit.half_float(isa, 0), isa.splat_f(0.25));
+        for b in 0..8 {
+            out.scale[b] = times(isa, d, odd(isa, isa.shr_i(unit.int(isa, 16 + b), 28)));
+        }
+    }
 }
 
 /// f16 d, qs[64], qh[8] (one index bit per entry), signs[32], four bytes of scales.
@@ -147,8 +342,10 @@ pub struct IQ3_S;
 impl<I: Isa> Decode<I> for IQ3_S {
     const UNIT_BYTES: usize = 110;
     const BLOCK_BYTES: usize = 110;
+    const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 15;
+    const LANE_CODES: LaneCodes = LaneCodes::Offset(4);
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -162,6 +359,25 @@ impl<I: Isa> Decode<I> for IQ3_S {
         let high = u32::from(u16_at(unit, 66 + 2 * j));
         let index = |l: usize| u32::from(low[l]) | (high >> l & 1) << 8;
         isa.negate_where(isa.gather_u32(&IQ3S_GRID, array(index)), u64_at(unit, 74 + 8 * j))
+    }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        let (x, y) = (bytes_of(isa, unit.int(isa, 2 * b)), bytes_of(isa, unit.int(isa, 2 * b + 1)));
+        let high = isa.shr_i(unit.int(isa, 16 + b / 4), 8 * (b as u32 % 4));
+        let mut index = [x[0], x[1], x[2], x[3], y[0], y[1], y[2], y[3]];
+        for (l, index) in index.iter_mut().enumerate() {
+            *index = isa.or_i(*index, isa.shl_i(field(isa, high, l as u32, 1), 8));
+        }
+        isa.codebook_4(&IQ3S_BOOK, index, unit.int(isa, 18 + b))
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        let d = unit.half_float(isa, 0);
+        for b in 0..8 {
+            out.scale[b] = times(isa, d, odd(isa, field(isa, unit.int(isa, 26), 4 * b as u32, 4)));
+        }
     }
 }
 
@@ -186,8 +402,10 @@ pub struct IQ1_S;
 impl<I: Isa> Decode<I> for IQ1_S {
     const UNIT_BYTES: usize = 50;
     const BLOCK_BYTES: usize = 50;
+    const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 9;
+    const LANE_CODES: LaneCodes = LaneCodes::Offset(4);
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -204,6 +422,21 @@ impl<I: Isa> Decode<I> for IQ1_S {
         let [a, b] = map(h, |h| delta_byte((h >> 15) as u16));
         ternary_entries(isa, array(index), isa.splat_4x16([a, a, b, b]))
     }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        let high = isa.shr_i(unit.int(isa, 8 + b / 2), 16 * (b as u32 % 2));
+        ternary_lanes(isa, unit.int(isa, b), three_bits(isa, high), isa.where_bit(high, 15, -1))
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        let d = isa.mul_f(unit.half_float(isa, 0), isa.splat_f(0.125));
+        for b in 0..8 {
+            let s = field(isa, unit.int(isa, 8 + b / 2), 16 * (b as u32 % 2) + 12, 3);
+            out.scale[b] = times(isa, d, odd(isa, s));
+        }
+    }
 }
 
 /// qs[32], qh[16] (nibbles: upper index part and the shift's sign), u16[4]: sixteen 3-bit scales
@@ -215,6 +448,7 @@ impl<I: Isa> Decode<I> for IQ1_M {
     const BLOCK_BYTES: usize = 56;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = 9;
+    const LANE_CODES: LaneCodes = LaneCodes::Offset(4);
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -230,6 +464,27 @@ impl<I: Isa> Decode<I> for IQ1_M {
         let h = u32_at(unit, 32 + 4 * j);
         let index = |l: usize| u32::from(low[l]) | (h >> (4 * l) & 7) << 8;
         ternary_entries(isa, array(index), nibble_deltas(isa, h))
+    }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        let high = isa.shr_i(unit.int(isa, 8 + b / 2), 16 * (b as u32 % 2));
+        nibble_lanes(isa, unit.int(isa, b), high)
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        let s = [unit.int(isa, 12), unit.int(isa, 13)];
+        // the half is in the top nibbles of four u16
+        let mut d = isa.shr_i(s[1], 28);
+        d = isa.or_i(isa.shl_i(d, 4), field(isa, s[1], 12, 4));
+        d = isa.or_i(isa.shl_i(d, 4), isa.shr_i(s[0], 28));
+        d = isa.or_i(isa.shl_i(d, 4), field(isa, s[0], 12, 4));
+        let d = isa.mul_f(isa.float_of_f16(d), isa.splat_f(0.125));
+        for k in 0..16 {
+            let s = field(isa, s[k / 8], 16 * (k as u32 / 4 % 2) + 3 * (k as u32 % 4), 3);
+            out.scale[k] = times(isa, d, odd(isa, s));
+        }
     }
 }
 
@@ -251,6 +506,7 @@ pub struct IQ4_NL;
 impl<I: Isa> Decode<I> for IQ4_NL {
     const UNIT_BYTES: usize = 8 * 18;
     const BLOCK_BYTES: usize = 18;
+    const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 256;
     const N_FLOAT_SCALES: usize = 8;
     const MAX_ABS_CODE: i32 = 127;
@@ -264,6 +520,16 @@ impl<I: Isa> Decode<I> for IQ4_NL {
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         let q = nibbles_16(isa, bytes(unit, 36 * j + 2), bytes(unit, 36 * j + 20));
         isa.lut16(&IQ4NL_VALUES, q)
+    }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        lut16(isa, const { &plus(&IQ4NL_VALUES, I::CODE_BIAS) }, nibbles_16_lanes(isa, unit, 4 * b))
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        blocks_of_half(isa, unit, out);
     }
 }
 
@@ -287,5 +553,21 @@ impl<I: Isa> Decode<I> for IQ4_XS {
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         let at = 8 + 32 * j;
         isa.lut16(&IQ4NL_VALUES, nibbles_16(isa, bytes(unit, at), bytes(unit, at + 16)))
+    }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        lut16(isa, const { &plus(&IQ4NL_VALUES, I::CODE_BIAS) }, nibbles_16_lanes(isa, unit, 2 + 4 * b))
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        let (head, low) = (unit.int(isa, 0), unit.int(isa, 1));
+        let d = isa.float_of_f16(head);
+        for b in 0..8 {
+            let s = field(isa, low, 4 * b as u32, 4);
+            let s = isa.or_i(s, isa.shl_i(field(isa, head, 16 + 2 * b as u32, 2), 4));
+            out.scale[b] = times_less(isa, d, s, 32);
+        }
     }
 }

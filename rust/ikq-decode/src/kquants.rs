@@ -3,6 +3,11 @@
 use ikq_simd::{Isa, array, map};
 
 use crate::decode::{Decode, Scales, bytes, u16_at, u32_at};
+use crate::lane_planes::{
+    crumbs as crumbs_lanes, eight, field, nibbles_32 as nibbles_32_lanes, signed_byte, times, times_less,
+    with_crumbs, with_plane as with_plane_lanes,
+};
+use crate::lanes::{LaneCodes, LaneScales, LaneUnit};
 use crate::planes::{crumbs, nibbles_32, with_plane};
 
 /// Two f16 at once: d and dmin.
@@ -18,6 +23,29 @@ fn two_f16<I: Isa>(isa: I, unit: &[u8], at: usize) -> [f32; 2] {
 fn words_to_scales(words: [u32; 4], offset: i16) -> [i16; 16] {
     let words = map(words, u32::to_le_bytes);
     array(|k| i16::from(words[k / 4][k % 4]) - offset)
+}
+
+/// d and dmin in word `at`.
+#[inline(always)]
+fn two_halves<I: Isa>(isa: I, unit: &LaneUnit<'_>, at: usize) -> (I::F, I::F) {
+    let both = unit.int(isa, at);
+    (isa.float_of_f16(both), isa.float_of_f16(isa.shr_i(both, 16)))
+}
+
+/// Scales and mins of Q4_K and Q5_K, rows being lanes.
+#[inline(always)]
+fn six_bit_lanes<I: Isa>(isa: I, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+    let (d, dmin) = two_halves(isa, unit, 0);
+    let (a, b, c) = (unit.int(isa, 1), unit.int(isa, 2), unit.int(isa, 3));
+    let (six, low, high) = (isa.splat_i(0x3f3f_3f3f), isa.splat_i(0x0f0f_0f0f), isa.splat_i(0x3030_3030));
+    let last = |nibbles, tops| isa.or_i(isa.and_i(nibbles, low), isa.and_i(isa.shr_i(tops, 2), high));
+    let s = [isa.and_i(a, six), last(c, a)];
+    let m = [isa.and_i(b, six), last(isa.shr_i(c, 4), b)];
+    for k in 0..8 {
+        let at = 8 * (k as u32 % 4);
+        out.scale[k] = times(isa, d, field(isa, s[k / 4], at, 8));
+        out.min[k] = times(isa, dmin, field(isa, m[k / 4], at, 8));
+    }
 }
 
 /// scales[16] (nibbles: scale, min), qs[64], f16 d, f16 dmin.
@@ -42,6 +70,22 @@ impl<I: Isa> Decode<I> for Q2_K {
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         crumbs(isa, bytes(unit, 16), j)
     }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        crumbs_lanes(isa, unit, 4, b)
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        let (d, dmin) = two_halves(isa, unit, 20);
+        for k in 0..16 {
+            let s = unit.int(isa, k / 4);
+            let at = 8 * (k as u32 % 4);
+            out.scale[k] = times(isa, d, field(isa, s, at, 4));
+            out.min[k] = times(isa, dmin, field(isa, s, at + 4, 4));
+        }
+    }
 }
 
 /// hmask[32], qs[64], scales[12], f16 d.
@@ -52,6 +96,7 @@ impl<I: Isa> Decode<I> for Q3_K {
     const BLOCK_BYTES: usize = 110;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = 4;
+    const LANE_CODES: LaneCodes = LaneCodes::Offset(2);
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -66,6 +111,27 @@ impl<I: Isa> Decode<I> for Q3_K {
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         let q = with_plane(isa, crumbs(isa, bytes(unit, 32), j), bytes(unit, 0), j, 2);
         isa.sub(q, isa.splat(4))
+    }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        with_plane_lanes(isa, crumbs_lanes(isa, unit, 8, b), unit, 0, b, 2)
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        let d = unit.half_float(isa, 0);
+        let high = unit.int(isa, 26);
+        for q in 0..4 {
+            // four 6-bit scales in the bytes of a word
+            let low = isa.shr_i(unit.int(isa, 24 + q % 2), 4 * (q as u32 / 2));
+            let low = isa.and_i(low, isa.splat_i(0x0f0f_0f0f));
+            let high = isa.and_i(isa.shr_i(high, 2 * q as u32), isa.splat_i(0x0303_0303));
+            let s = isa.or_i(low, isa.shl_i(high, 4));
+            for e in 0..4 {
+                out.scale[4 * q + e] = times_less(isa, d, field(isa, s, 8 * e as u32, 8), 32);
+            }
+        }
     }
 }
 
@@ -122,6 +188,16 @@ impl<I: Isa> Decode<I> for Q4_K {
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         nibbles_32(isa, bytes(unit, 16 + 32 * j))
     }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        nibbles_32_lanes(isa, unit, 4, b)
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        six_bit_lanes(isa, unit, out);
+    }
 }
 
 /// f16 d, f16 dmin, scales[12], qh[32], qs[128].
@@ -149,6 +225,16 @@ impl<I: Isa> Decode<I> for Q5_K {
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         with_plane(isa, nibbles_32(isa, bytes(unit, 48 + 32 * j)), bytes(unit, 16), j, 4)
     }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        with_plane_lanes(isa, nibbles_32_lanes(isa, unit, 12, b), unit, 4, b, 4)
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        six_bit_lanes(isa, unit, out);
+    }
 }
 
 /// ql[128], qh[64], scales i8[16], f16 d.
@@ -159,6 +245,7 @@ impl<I: Isa> Decode<I> for Q6_K {
     const BLOCK_BYTES: usize = 210;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = 32;
+    const LANE_CODES: LaneCodes = LaneCodes::Offset(5);
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -172,5 +259,22 @@ impl<I: Isa> Decode<I> for Q6_K {
         let low = isa.bits_4x16(isa.load(bytes(unit, 64 * (j / 2))), [4 * (j as u32 % 2); 4], 15);
         let high = crumbs(isa, bytes(unit, 128), j);
         isa.sub(isa.or(low, isa.shl(high, 4)), isa.splat(32))
+    }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        // 128 elements: low nibbles of 16 words, then their high nibbles
+        let (half, j) = (b / 4, b % 4);
+        let at = 16 * half + 8 * (j % 2);
+        let low = eight!(isa, i => isa.bits(unit.word(isa, at + i), 4 * (j as u32 / 2), 15));
+        with_crumbs(isa, low, unit, 32, b)
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        let d = unit.half_float(isa, 0);
+        for k in 0..16 {
+            out.scale[k] = times(isa, d, signed_byte(isa, unit.int(isa, 48 + k / 4), k as u32 % 4));
+        }
     }
 }

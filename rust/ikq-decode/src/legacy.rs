@@ -6,6 +6,8 @@
 use ikq_simd::{Isa, array};
 
 use crate::decode::{Decode, Scales, bytes, u16_at, u32_at};
+use crate::lane_planes::{eight, nibbles_16 as nibbles_16_lanes, same_scale};
+use crate::lanes::{LaneCodes, LaneScales, LaneUnit};
 use crate::planes::nibbles_16;
 
 /// The eight f16 that stand `at` bytes into blocks of `block` bytes.
@@ -37,15 +39,41 @@ fn fifth_bits<I: Isa>(isa: I, unit: &[u8], block: usize, at: usize, j: usize) ->
     isa.mask_bytes(mask, 16)
 }
 
+/// The scales of blocks that start with a half.
+#[inline(always)]
+pub(crate) fn blocks_of_half<I: Isa>(isa: I, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+    for b in 0..8 {
+        out.scale[b] = unit.half_float(isa, 2 * b);
+    }
+}
+
+/// Scales and mins of blocks of `words` words that start with d and m.
+#[inline(always)]
+fn scale_and_offset_lanes<I: Isa>(isa: I, unit: &LaneUnit<'_>, words: usize, out: &mut LaneScales<I::F>) {
+    for b in 0..8 {
+        let head = unit.int(isa, words * b);
+        out.scale[b] = isa.float_of_f16(head);
+        out.min[b] = isa.mul_f(isa.splat_f(-1.0), isa.float_of_f16(isa.shr_i(head, 16)));
+    }
+}
+
+/// `codes` with bits of 32 elements as bit 4.
+#[inline(always)]
+fn with_bits<I: Isa>(isa: I, codes: [I::B64; 8], bits: I::I) -> [I::B64; 8] {
+    eight!(isa, i => isa.or(codes[i], isa.spread_bits(bits, i, 4)))
+}
+
 /// f16 d, 16 bytes of nibbles (low: first half).
 pub struct Q4_0;
 
 impl<I: Isa> Decode<I> for Q4_0 {
     const UNIT_BYTES: usize = 8 * 18;
     const BLOCK_BYTES: usize = 18;
+    const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 256;
     const N_FLOAT_SCALES: usize = 8;
     const MAX_ABS_CODE: i32 = 8;
+    const LANE_CODES: LaneCodes = LaneCodes::Offset(3);
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -55,6 +83,16 @@ impl<I: Isa> Decode<I> for Q4_0 {
     #[inline(always)]
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         isa.sub(nibbles_of_blocks(isa, unit, 18, 2, j), isa.splat(8))
+    }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        nibbles_16_lanes(isa, unit, 4 * b)
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        blocks_of_half(isa, unit, out);
     }
 }
 
@@ -79,6 +117,16 @@ impl<I: Isa> Decode<I> for Q4_1 {
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         nibbles_of_blocks(isa, unit, 20, 4, j)
     }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        nibbles_16_lanes(isa, unit, 5 * b + 1)
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        scale_and_offset_lanes(isa, unit, 5, out);
+    }
 }
 
 /// f16 d, u32 of fifth bits, 16 bytes of nibbles.
@@ -87,9 +135,11 @@ pub struct Q5_0;
 impl<I: Isa> Decode<I> for Q5_0 {
     const UNIT_BYTES: usize = 8 * 22;
     const BLOCK_BYTES: usize = 22;
+    const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 256;
     const N_FLOAT_SCALES: usize = 8;
     const MAX_ABS_CODE: i32 = 16;
+    const LANE_CODES: LaneCodes = LaneCodes::Offset(4);
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -100,6 +150,16 @@ impl<I: Isa> Decode<I> for Q5_0 {
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         let q = isa.or(nibbles_of_blocks(isa, unit, 22, 6, j), fifth_bits(isa, unit, 22, 2, j));
         isa.sub(q, isa.splat(16))
+    }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        with_bits(isa, nibbles_16_lanes(isa, unit, 5 * b + 1), unit.int(isa, 5 * b))
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        blocks_of_half(isa, unit, out);
     }
 }
 
@@ -124,6 +184,16 @@ impl<I: Isa> Decode<I> for Q5_1 {
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         isa.or(nibbles_of_blocks(isa, unit, 24, 8, j), fifth_bits(isa, unit, 24, 4, j))
     }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        with_bits(isa, nibbles_16_lanes(isa, unit, 6 * b + 2), unit.int(isa, 6 * b + 1))
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        scale_and_offset_lanes(isa, unit, 6, out);
+    }
 }
 
 /// f16 d, 8 bytes of upper bit pairs, 16 bytes of nibbles.
@@ -132,9 +202,11 @@ pub struct Q6_0;
 impl<I: Isa> Decode<I> for Q6_0 {
     const UNIT_BYTES: usize = 8 * 26;
     const BLOCK_BYTES: usize = 26;
+    const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 256;
     const N_FLOAT_SCALES: usize = 8;
     const MAX_ABS_CODE: i32 = 32;
+    const LANE_CODES: LaneCodes = LaneCodes::Offset(5);
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -151,6 +223,21 @@ impl<I: Isa> Decode<I> for Q6_0 {
         let q = isa.or(nibbles_of_blocks(isa, unit, 26, 10, j), high);
         isa.sub(q, isa.splat(32))
     }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        let low = nibbles_16_lanes(isa, unit, 6 * b + 2);
+        // two bits of elements 0..8, 16..24, 8..16, 24..32, from bit 0 on
+        eight!(isa, i => {
+            let from = [0, 4, 2, 6][i / 2];
+            isa.or(low[i], isa.bit_field(unit.word(isa, 6 * b + i % 2), from, 4, 3))
+        })
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        blocks_of_half(isa, unit, out);
+    }
 }
 
 /// f16 d, 32 codes of 8 bits.
@@ -159,6 +246,7 @@ pub struct Q8_0;
 impl<I: Isa> Decode<I> for Q8_0 {
     const UNIT_BYTES: usize = 8 * 34;
     const BLOCK_BYTES: usize = 34;
+    const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 256;
     const N_FLOAT_SCALES: usize = 8;
     const MAX_ABS_CODE: i32 = 128;
@@ -171,6 +259,16 @@ impl<I: Isa> Decode<I> for Q8_0 {
     #[inline(always)]
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         isa.load_2x32(bytes(unit, 68 * j + 2), bytes(unit, 68 * j + 36))
+    }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        eight!(isa, i => isa.biased(unit.word(isa, 8 * b + i)))
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        blocks_of_half(isa, unit, out);
     }
 }
 
@@ -197,5 +295,15 @@ impl<I: Isa> Decode<I> for Q8_KV {
     #[inline(always)]
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         isa.load(bytes(unit, 64 * j))
+    }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        eight!(isa, i => isa.biased(unit.word(isa, 8 * b + i)))
+    }
+
+    #[inline(always)]
+    fn lane_scales(_: I, header: I::F, _: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        same_scale::<I>(header, out);
     }
 }

@@ -26,6 +26,7 @@
 #![allow(non_camel_case_types)]
 
 pub mod decode;
+pub mod lanes;
 pub mod rows;
 
 mod activation;
@@ -36,6 +37,7 @@ mod iqk;
 mod iqks;
 mod iquants;
 mod kquants;
+mod lane_planes;
 mod legacy;
 mod planes;
 mod table;
@@ -43,5 +45,6 @@ mod ternary;
 mod trellis;
 
 pub use decode::{Decode, Scales, UNIT};
+pub use lanes::{LaneCodes, LaneScales, LaneUnit};
 pub use rows::BlockType;
 pub use table::{DecodeFacts, Visitor, dequantize, dequantize_i2_s, facts, with_type};

@@ -8,6 +8,7 @@ use crate::activation::dequantize_activations;
 use crate::decode::{Decode, u32_at};
 use crate::floats::dequantize_floats;
 use crate::interleaved::each_group;
+use crate::lanes::LaneCodes;
 use crate::rows::{BlockType, dequantize_blocks, dequantize_rows};
 
 /// Code to run for a block type that is known at run time only: [`with_type`] calls `visit` with the
@@ -66,6 +67,10 @@ pub struct DecodeFacts {
     pub unsigned: bool,
     /// Factor of matrix products.
     pub product_factor: f32,
+    /// Scales belong to 16 elements, not 32 or more.
+    pub per_16: bool,
+    /// The form of codes in lanes.
+    pub lane_codes: LaneCodes,
 }
 
 /// The facts of a type's rows; `None` as for [`with_type`].
@@ -82,6 +87,8 @@ pub fn facts(ty: QuantType) -> Option<DecodeFacts> {
                     max_abs_code: D::MAX_ABS_CODE,
                     unsigned: D::UNSIGNED,
                     product_factor: D::PRODUCT_FACTOR,
+                    per_16: D::PER_16,
+                    lane_codes: D::LANE_CODES,
                 }
             }
             of::<T::Decoder<Scalar>>()

@@ -9,6 +9,9 @@ use ikq_simd::{Isa, array, map};
 
 use crate::decode::{Decode, Scales, bytes, nib, u16_at, u32_at};
 use crate::iqks::f32_header;
+use crate::iqks::low_high_nibble;
+use crate::lane_planes::{eight, field, times, times_less};
+use crate::lanes::{LaneScales, LaneUnit};
 use crate::planes::{nibbles_low_high, plane};
 
 static SCALES: [i8; 16] = IQ4NL_VALUES;
@@ -24,6 +27,47 @@ fn table_scale(nibble: u8) -> i16 {
 fn eights<I: Isa>(isa: I, unit: &[u8], j: usize) -> I::B64 {
     let seed = |l: usize| u32::from(u16_at(unit, 4 + 16 * j + 2 * l)) + KT_OFFSET;
     isa.trellis_8x8(array(seed), &KT_POWERS)
+}
+
+/// Four of the generator's multipliers from `first` on.
+const fn powers(first: usize) -> [u32; 4] {
+    [KT_POWERS[first], KT_POWERS[first + 1], KT_POWERS[first + 2], KT_POWERS[first + 3]]
+}
+
+/// Values of four codes of eight elements of sixteen rows.
+#[inline(always)]
+fn eights_lanes<I: Isa>(isa: I, codes: [I::I; 4]) -> [I::B64; 8] {
+    let mut out = [isa.splat(0); 8];
+    for (l, code) in codes.into_iter().enumerate() {
+        let seed = isa.add_i(code, isa.splat_i(KT_OFFSET as i32));
+        out[2 * l] = isa.trellis(seed, const { &powers(0) });
+        out[2 * l + 1] = isa.trellis(seed, const { &powers(4) });
+    }
+    out
+}
+
+/// The four u16 of sub-block `b`, behind a word of scales.
+#[inline(always)]
+fn u16_lanes<I: Isa>(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::I; 4] {
+    let (x, y) = (unit.int(isa, 1 + 2 * b), unit.int(isa, 2 + 2 * b));
+    [field(isa, x, 0, 16), isa.shr_i(x, 16), field(isa, y, 0, 16), isa.shr_i(y, 16)]
+}
+
+/// Scales of the non-linear table as floats.
+#[inline(always)]
+fn table_scale_lanes<I: Isa>(isa: I, nibbles: I::I) -> I::F {
+    isa.lut16_f(isa.load_f(const { &floats(&IQ4NL_VALUES) }), nibbles)
+}
+
+/// A table as floats.
+const fn floats(table: &[i8; 16]) -> [f32; 16] {
+    let mut out = [0.0; 16];
+    let mut i = 0;
+    while i < 16 {
+        out[i] = table[i] as f32;
+        i += 1;
+    }
+    out
 }
 
 /// sh[8] (scale and four code bits), ql[32], qh[16]: 13-bit codes of eight elements.
@@ -57,6 +101,28 @@ impl<I: Isa> Decode<I> for IQ1_KT {
         };
         isa.trellis_8x8(array(seed), &KT_POWERS)
     }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        let low = unit.int(isa, 2 + b);
+        let mid = isa.shr_i(unit.int(isa, 10 + b % 4), 4 * (b as u32 / 4));
+        let top = isa.shr_i(unit.int(isa, b / 4), 8 * (b as u32 % 4) + 4);
+        let mut seeds = [low; 4];
+        for (l, seed) in seeds.iter_mut().enumerate() {
+            let by = 8 * l as u32;
+            let upper = isa.or_i(field(isa, mid, by, 4), isa.shl_i(field(isa, top, l as u32, 1), 4));
+            *seed = isa.or_i(field(isa, low, by, 8), isa.shl_i(upper, 8));
+        }
+        eights_lanes(isa, seeds)
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        for b in 0..8 {
+            let s = field(isa, unit.int(isa, b / 4), 8 * (b as u32 % 4), 4);
+            out.scale[b] = isa.mul_f(header, table_scale_lanes(isa, s));
+        }
+    }
 }
 
 /// Four bytes of scales, u16[32]: codes of eight elements.
@@ -83,6 +149,20 @@ impl<I: Isa> Decode<I> for IQ2_KT {
     #[inline(always)]
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         eights(isa, unit, j)
+    }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        eights_lanes(isa, u16_lanes(isa, unit, b))
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        let s = unit.int(isa, 0);
+        for b in 0..8 {
+            let s = low_high_nibble(isa, s, b);
+            out.scale[b] = isa.mul_f(header, table_scale_lanes(isa, s));
+        }
     }
 }
 
@@ -111,6 +191,23 @@ impl<I: Isa> Decode<I> for IQ3_KT {
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
         let negative = isa.sub(isa.splat(0), plane(isa, bytes(unit, 68), j));
         isa.sub(isa.xor(isa.abs(eights(isa, unit, j)), negative), negative)
+    }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        let values = eights_lanes(isa, u16_lanes(isa, unit, b));
+        eight!(isa, i => {
+            let value = if I::CODE_BIAS == 0 { values[i] } else { isa.biased(values[i]) };
+            isa.biased(isa.negate_where_bit(isa.abs(value), unit.word(isa, 17 + i), b as u32))
+        })
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        let s = unit.int(isa, 0);
+        for b in 0..8 {
+            out.scale[b] = times(isa, header, low_high_nibble(isa, s, b));
+        }
     }
 }
 
@@ -150,5 +247,28 @@ impl<I: Isa> Decode<I> for IQ4_KT {
         let mut seeds = [0; 16];
         isa.store_i(isa.add_i(seed, isa.splat_i(KT_OFFSET as i32)), &mut seeds);
         isa.trellis_16x4(array(|l| seeds[l] as u32), &KT_POWERS)
+    }
+
+    #[inline(always)]
+    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        let head = unit.int(isa, b);
+        // the other offset: bit 15, which is free in a 15-bit code
+        let offset = isa.shl_i(field(isa, head, 0, 1), 15);
+        let offset = isa.add_i(offset, isa.splat_i(KT_OFFSET as i32));
+        eight!(isa, i => {
+            let low = field(isa, unit.int(isa, 8 + 2 * b + i / 4), 8 * (i as u32 % 4), 8);
+            let mid = isa.shr_i(unit.int(isa, 24 + 2 * (b % 4) + i / 4), 8 * (i as u32 % 4) + 4 * (b as u32 / 4));
+            let mid = isa.and_i(mid, isa.splat_i(15));
+            let top = field(isa, head, 8 + 3 * i as u32, 3);
+            let seed = isa.or_i(low, isa.shl_i(isa.or_i(mid, isa.shl_i(top, 4)), 8));
+            isa.trellis(isa.add_i(seed, offset), const { &powers(0) })
+        })
+    }
+
+    #[inline(always)]
+    fn lane_scales(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+        for b in 0..8 {
+            out.scale[b] = times_less(isa, header, field(isa, unit.int(isa, b), 1, 7), 64);
+        }
     }
 }

@@ -4,6 +4,7 @@
 pub mod codebook;
 pub mod error;
 pub mod interleave;
+pub mod lanes;
 pub mod layout;
 pub mod layouts;
 pub mod repack;
@@ -12,6 +13,7 @@ pub mod types;
 
 pub use error::Error;
 pub use interleave::{RowForm, deinterleave_group, interleave_group, row_form};
+pub use lanes::{LANES, LaneForm, LanePiece, lane_form};
 pub use layout::Layout;
 pub use layouts::layout;
 pub use repack::repack;

@@ -168,25 +168,6 @@ fn operations(kind: IsaKind) {
     let conv = numbers(4 * n, 3);
     let before = numbers(3 * n, 4);
     say("convolve", &mut |out| delta::convolve(kind, &conv, 4, &before, &x, 0, out));
-    let (dk, dv) = (128, 128);
-    let mut state = vec![0.0; 32 * dk * dv];
-    let (q, k, v) = (numbers(dk, 5), numbers(dk, 6), numbers(dv, 7));
-    let mut o = vec![0.0; dv];
-    let k: Vec<f32> = k.iter().map(|k| k * 0.1).collect();
-    let seconds = best(|| {
-        for state in state.chunks_exact_mut(dk * dv) {
-            delta::step(kind, state, &q, &k, &v, 0.5, 0.9, &mut o);
-        }
-    });
-    println!("delta step 128x128 {:6.2} us per head", seconds / 32.0 * 1e6);
-    let n = 512;
-    let (q, k, v) = (numbers(n * dk, 5), numbers(n * dk, 6), numbers(n * dv, 7));
-    let k: Vec<f32> = k.iter().map(|k| k * 0.1).collect();
-    let (beta, log_decay) = (vec![0.5; n], vec![-0.1; n]);
-    let tokens = delta::Tokens { q: &q, k: &k, v: &v, beta: &beta, log_decay: &log_decay };
-    let (mut scratch, mut o) = (delta::Scratch::default(), vec![0.0; n * dv]);
-    let seconds = best(|| delta::advance(kind, &mut state[..dk * dv], tokens, &mut scratch, &mut o));
-    println!("delta, {n} tokens  {:6.2} us per head and token", seconds / n as f64 * 1e6);
 }
 
 fn main() {

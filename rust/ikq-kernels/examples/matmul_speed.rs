@@ -1,16 +1,17 @@
 //! Speed of products per type: GB/s of weights with one column, billions of multiply-adds per second with many.
 //!
 //! ```text
-//! cargo run --release -p ikq-kernels --example matmul_speed [-- [isa] [compute=f32] [n=1,512] [TYPE ...]]
+//! cargo run --release -p ikq-kernels --example matmul_speed [-- [isa] [compute=f32] [n=1,512] [file] [TYPE ...]]
 //! ```
-//! One thread. With one column the matrices exceed the caches; with many, the shape is that of an expert's.
+//! One thread, matrices in the device form (`file`: as they stand in files). With one column the matrices exceed the
+//! caches, too; with many, the shape is that of an expert's. At last: GB/s at which rows are packed.
 #![allow(clippy::print_stdout, reason = "a report on the terminal")]
 
 use std::time::Instant;
 
 use ikq_formats::QuantType;
 use ikq_kernels::matmul::check::{random_columns, random_matrix};
-use ikq_kernels::matmul::{Compute, Matrix, Scratch, multiply};
+use ikq_kernels::matmul::{Compute, Matrix, Scratch, lane_bytes, multiply, pack};
 use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
 /// Bytes of the matrices that decoding with one column walks through.
@@ -63,11 +64,14 @@ fn main() {
     let mut types = Vec::new();
     let mut compute = Compute::Auto;
     let mut counts = vec![1, 2, 4, 8, 32, 512];
+    let mut file = false;
     for arg in std::env::args().skip(1) {
         if let Some(k) = IsaKind::parse(&arg) {
             kind = k;
         } else if arg == "compute=f32" {
             compute = Compute::F32;
+        } else if arg == "file" {
+            file = true;
         } else if let Some(n) = arg.strip_prefix("n=") {
             counts = n.split(',').filter_map(|n| n.parse().ok()).collect();
         } else {
@@ -89,7 +93,7 @@ fn main() {
         let unit = 64;
         if counts.contains(&1) {
             for (n_rows, k) in [(768, 2048), (2048, 768)] {
-                let one = random_matrix(ty, n_rows, k, 1);
+                let one = stored(kind, ty, n_rows, k, file);
                 let n = COLD_BYTES.div_ceil(one.len());
                 let mut data = Vec::with_capacity(n * one.len());
                 for _ in 0..n {
@@ -99,7 +103,7 @@ fn main() {
                 let mut out = vec![0.0; unit];
                 let mut seconds: Vec<f64> = Vec::new();
                 for data in data.chunks_exact(one.len()) {
-                    let matrix = Matrix::new(ty, n_rows, k, data).expect("its own bytes");
+                    let matrix = matrix(ty, n_rows, k, data, file);
                     seconds.push(time(|| {
                         for r in (0..n_rows).step_by(unit) {
                             multiply(
@@ -121,7 +125,7 @@ fn main() {
                 let macs = (n_rows * k) as f64 / seconds / 1e9;
                 let mut hot = f64::INFINITY;
                 let few = unit;
-                let matrix = Matrix::new(ty, n_rows, k, &one).expect("its own bytes");
+                let matrix = matrix(ty, n_rows, k, &one, file);
                 for _ in 0..20 * ROUNDS {
                     hot = hot.min(time(|| {
                         multiply(kind, compute, &matrix, 0..few, &acts, &[0], &mut scratch, &mut out[..few]);
@@ -132,8 +136,8 @@ fn main() {
             }
         }
         let (n_rows, k) = (768, 2048);
-        let data = random_matrix(ty, n_rows, k, 1);
-        let matrix = Matrix::new(ty, n_rows, k, &data).expect("its own bytes");
+        let data = stored(kind, ty, n_rows, k, file);
+        let matrix = matrix(ty, n_rows, k, &data, file);
         let acts = random_columns(kind, k, 512, 2);
         for n in counts.iter().copied().filter(|n| *n > 1) {
             let columns: Vec<u32> = (0..n).map(|c| c * (512 / n)).collect();
@@ -169,6 +173,37 @@ fn main() {
             let share = macs / ((PEAK_ROUNDS * 16 * 64) as f64 / peak / 1e9) * 100.0;
             line += &format!("  n={n} {macs:.1} ({share:.0}%)");
         }
-        println!("{line}");
+        println!("{line}  pack {:.1}", packing(kind, ty, n_rows, k));
     }
+}
+
+/// A random matrix in either form.
+fn stored(kind: IsaKind, ty: QuantType, n_rows: usize, k: usize, file: bool) -> Vec<u8> {
+    let data = random_matrix(ty, n_rows, k, 1);
+    if file {
+        return data;
+    }
+    let rows = Matrix::new(ty, n_rows, k, &data).expect("its own bytes").data();
+    let mut bands = vec![0; lane_bytes(ty, n_rows, k).expect("a shape that fits")];
+    pack(kind, ty, k, rows, &mut bands);
+    bands
+}
+
+fn matrix(ty: QuantType, n_rows: usize, k: usize, data: &[u8], file: bool) -> Matrix<'_> {
+    match file {
+        true => Matrix::new(ty, n_rows, k, data).expect("its own bytes"),
+        false => Matrix::lanes(ty, n_rows, k, data, 1.0).expect("its own bytes"),
+    }
+}
+
+/// GB/s at which rows are packed.
+fn packing(kind: IsaKind, ty: QuantType, n_rows: usize, k: usize) -> f64 {
+    let data = random_matrix(ty, n_rows, k, 1);
+    let rows = Matrix::new(ty, n_rows, k, &data).expect("its own bytes").data();
+    let mut bands = vec![0; lane_bytes(ty, n_rows, k).expect("a shape that fits")];
+    let mut seconds = f64::INFINITY;
+    for _ in 0..ROUNDS {
+        seconds = seconds.min(time(|| pack(kind, ty, k, rows, &mut bands)));
+    }
+    rows.len() as f64 / seconds / 1e9
 }

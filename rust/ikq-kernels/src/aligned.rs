@@ -1,32 +1,33 @@
-//! Floats that start a cache line: vectors of sixteen then never lie across two.
+//! Numbers that start a cache line: vectors of 64 bytes then never lie across two.
 
-/// A run of floats; new ones are zero.
+/// A run of numbers (floats if nothing else is said); new ones are zero.
 #[derive(Default)]
-pub(crate) struct Aligned {
+pub(crate) struct Aligned<T = f32> {
     /// The run, with room in front of it to start where a line does.
-    data: Vec<f32>,
+    data: Vec<T>,
     start: usize,
     len: usize,
 }
 
-/// Floats of a cache line.
-const LINE: usize = 16;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
-impl Aligned {
-    /// Makes the run at least `len` floats long; what it holds is unspecified.
+impl<T: Copy + Default> Aligned<T> {
+    /// Makes the run at least `len` numbers long; what it holds is unspecified.
     pub fn reserve(&mut self, len: usize) {
         if self.len < len {
-            self.data = vec![0.0; len + LINE];
-            self.start = self.data.as_ptr().align_offset(4 * LINE).min(LINE);
+            let room = LINE / size_of::<T>();
+            self.data = vec![T::default(); len + room];
+            self.start = self.data.as_ptr().align_offset(LINE).min(room);
             self.len = len;
         }
     }
 
-    pub fn get(&self) -> &[f32] {
+    pub fn get(&self) -> &[T] {
         &self.data[self.start..self.start + self.len]
     }
 
-    pub fn get_mut(&mut self) -> &mut [f32] {
+    pub fn get_mut(&mut self) -> &mut [T] {
         &mut self.data[self.start..self.start + self.len]
     }
 }
@@ -37,7 +38,7 @@ mod tests {
 
     #[test]
     fn runs_start_a_line_and_grow() {
-        let mut run = Aligned::default();
+        let mut run = Aligned::<f32>::default();
         assert!(run.get().is_empty());
         for len in [3, 1, 5000] {
             run.reserve(len);

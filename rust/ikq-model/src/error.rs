@@ -71,7 +71,9 @@ pub enum Error {
     #[error("{found} numbers of hidden states are given for {n} tokens, but {expected} are needed")]
     Hidden { found: usize, n: usize, expected: usize },
 
-    #[error("this head has no output of its own: ask for hidden states and let its model make logits of them")]
+    #[error(
+        "this head has no output of its own: ask for hidden states and let its model make logits of them"
+    )]
     NoOutput,
 
     #[error("the model is closed")]

@@ -46,7 +46,7 @@ pub struct Shared {
 
 /// Bytes of a page of each group, and of a recurrent state.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Sizes {
+pub struct Sizes {
     pub pages: Vec<usize>,
     pub state: usize,
 }
@@ -264,7 +264,7 @@ impl Runner {
 }
 
 /// Bytes of a sequence of `n` positions; `None` when they are too many to count.
-fn sequence_bytes(network: &Network, sizes: &Sizes, n: usize, swa_full: bool) -> Option<usize> {
+pub fn sequence_bytes(network: &Network, sizes: &Sizes, n: usize, swa_full: bool) -> Option<usize> {
     let state = if network.has_recurrent_layers() { sizes.state } else { 0 };
     network.groups.iter().zip(&sizes.pages).try_fold(state, |sum, (group, size)| {
         // a window lies across one page more than it fills, and a step writes before pages are given back

@@ -29,11 +29,15 @@ impl Rules {
     /// [`Error::Option`] for a rule without `=` or an expression that cannot be read.
     pub fn add_overrides(&mut self, text: &str) -> Result<(), Error> {
         for rule in text.split(',') {
-            let wrong = |why: String| Error::Option { option: "override_tensor", value: rule.to_string(), why };
+            let wrong =
+                |why: String| Error::Option { option: "override_tensor", value: rule.to_string(), why };
             let Some((pattern, device)) = rule.split_once('=') else {
                 return Err(wrong("a rule is REGEX=DEVICE, such as exps=CPU".into()));
             };
-            let pattern = Regex::new(pattern).map_err(|e| wrong(e.to_string()))?;
+            // the last line of the message is the reason
+            let reason =
+                |e: regex::Error| e.to_string().lines().last().unwrap_or_default().trim().to_string();
+            let pattern = Regex::new(pattern).map_err(|e| wrong(reason(e)))?;
             self.overrides.push((pattern, device.trim().to_string()));
         }
         Ok(())
@@ -78,11 +82,13 @@ impl Placement {
             })?;
             overrides.push((pattern, device));
         }
-        let placer = Placer { overrides, rules, n_layers: network.layers.len(), gpu: 1.min(devices.len() - 1) };
+        let placer =
+            Placer { overrides, rules, n_layers: network.layers.len(), gpu: 1.min(devices.len() - 1) };
         let mut stages = vec![Placed {
             stage: Stage::Embed,
             device: CPU,
-            n_bytes: network.token_embd.n_bytes() + network.nextn.iter().map(|n| n.eh_proj.n_bytes()).sum::<usize>(),
+            n_bytes: network.token_embd.n_bytes()
+                + network.nextn.iter().map(|n| n.eh_proj.n_bytes()).sum::<usize>(),
             why: "rows are gathered where the file is mapped".into(),
         }];
         let mut n_moe = 0;
@@ -135,7 +141,9 @@ impl Placer<'_> {
         let rule = |name: &String| self.overrides.iter().find(|(r, _)| r.is_match(name)).map(|(_, d)| *d);
         let wanted: Vec<Option<usize>> = names.iter().map(rule).collect();
         let (device, why) = match wanted.iter().flatten().next() {
-            Some(first) if wanted.iter().all(|w| w == &Some(*first)) => (*first, "override_tensor".to_string()),
+            Some(first) if wanted.iter().all(|w| w == &Some(*first)) => {
+                (*first, "override_tensor".to_string())
+            }
             Some(_) => {
                 // memory that a user keeps free is rather kept free
                 let default = self.default(stage, stays).0;
@@ -163,6 +171,30 @@ impl Placer<'_> {
         match there && n > 0 && self.gpu != CPU {
             true => (self.gpu, format!("n_gpu_layers={n}")),
             false => (CPU, "the CPU, as nothing else is said".into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_are_read_in_order() {
+        let mut rules = Rules::default();
+        rules.add_overrides(r"blk\.[13]\.=CPU1,exps=CPU").expect("two rules");
+        rules.add_overrides("output=CPU1").expect("one more");
+        let names: Vec<&str> = rules.overrides.iter().map(|(_, d)| d.as_str()).collect();
+        assert_eq!(names, ["CPU1", "CPU", "CPU1"]);
+        assert!(rules.overrides[0].0.is_match("blk.3.attn_q.weight"));
+        assert!(!rules.overrides[0].0.is_match("blk.13.attn_q.weight"));
+    }
+
+    #[test]
+    fn rules_that_cannot_be_read_are_named() {
+        for (text, named) in [("exps", "exps"), ("ok=CPU,(=CPU1", "(=CPU1"), ("", "")] {
+            let error = Rules::default().add_overrides(text).expect_err("no rule").to_string();
+            assert!(error.contains("override_tensor") && error.contains(named), "{error}");
         }
     }
 }

@@ -247,11 +247,60 @@ fn fits(header: &Header, shared: &Shared, runner: &Runner, n_bytes: usize) -> Re
             return Err(format!("a state of {} layers instead of {n_recurrent}", lengths.len()));
         }
         let sum = lengths.iter().try_fold(0usize, |sum, n| sum.checked_add(*n));
-        let sum = sum.filter(|sum| *sum <= n_bytes).ok_or(format!("a state at {n_past} of too many bytes"))?;
+        let sum =
+            sum.filter(|sum| *sum <= n_bytes).ok_or(format!("a state at {n_past} of too many bytes"))?;
         expected += sum;
     }
     match expected == n_bytes {
         true => Ok(()),
         false => Err(format!("{n_bytes} bytes of pages and states instead of {expected}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(header: &str, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend((header.len() as u32).to_le_bytes());
+        bytes.extend(header.as_bytes());
+        bytes.extend(payload);
+        let hash = xxh3_64(&bytes);
+        bytes.extend(hash.to_le_bytes());
+        bytes
+    }
+
+    const HEADER: &str = r#"{"model": "0", "cache": "f16, f16", "n_past": 2, "groups": [], "states": []}"#;
+
+    #[test]
+    fn a_header_and_what_follows_it() {
+        let bytes = file(HEADER, &[1, 2, 3]);
+        let (header, rest) = read(&bytes).expect("whole");
+        assert_eq!((header.n_past, rest), (2, &[1u8, 2, 3][..]));
+    }
+
+    #[test]
+    fn damage_is_found_wherever_it_is() {
+        let bytes = file(HEADER, &[1, 2, 3]);
+        for at in 0..bytes.len() {
+            let mut other = bytes.clone();
+            other[at] ^= 1;
+            assert!(read(&other).is_err(), "byte {at}");
+            assert!(read(&bytes[..at]).is_err(), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn a_right_checksum_is_not_enough() {
+        for header in ["", "{}", "[1]", r#"{"model": 1}"#, &HEADER.replace('2', "-2")] {
+            assert!(read(&file(header, &[])).is_err(), "{header}");
+        }
+        let mut long = file(HEADER, &[]);
+        long.truncate(long.len() - 8);
+        long[MAGIC.len()..MAGIC.len() + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+        let hash = xxh3_64(&long);
+        long.extend(hash.to_le_bytes());
+        assert!(read(&long).is_err_and(|why| why.contains("header")));
     }
 }

@@ -8,6 +8,13 @@ use crate::device::Move;
 use crate::error::Error;
 use crate::model::Shared;
 
+/// A sequence at the start of a step.
+pub(crate) struct Start {
+    pub n_past: usize,
+    /// Group, index in its table, and number of pages that are held.
+    held: Vec<(usize, usize, u32)>,
+}
+
 /// A text that a model is reading or writing. Dropping it gives its pages back.
 pub struct Sequence {
     pub(crate) shared: Arc<Shared>,
@@ -235,18 +242,46 @@ impl Sequence {
         Ok(())
     }
 
-    /// Gives back pages that no coming token sees.
-    pub(crate) fn give_back_unseen(&mut self) {
+    /// What a step that fails goes back to: while it runs, pages that it might give back are held.
+    pub(crate) fn start(&self) -> Start {
+        let n_past = self.n_past();
+        let mut held = Vec::new();
+        let pools = &mut *self.shared.pools();
+        for (group, (table, pages)) in self.tables.iter().zip(&mut pools.groups).enumerate() {
+            if self.shared.groups[group].window.is_none() || self.shared.swa_full {
+                continue;
+            }
+            for (index, page) in table.iter().enumerate().filter(|(_, p)| **p != NO_PAGE) {
+                pages.share(*page);
+                held.push((group, index, *page));
+            }
+        }
+        Start { n_past, held }
+    }
+
+    /// The end of a step. One that has failed gets back the pages that it had at the start.
+    pub(crate) fn end(&mut self, start: Start, failed: bool) {
+        let pools = &mut *self.shared.pools();
+        for (group, index, page) in start.held {
+            match self.tables[group].get_mut(index) {
+                Some(given_back) if failed && *given_back == NO_PAGE => *given_back = page,
+                _ => pools.groups[group].give_back(page),
+            }
+        }
+    }
+
+    /// Gives back pages that no token from position `first` on sees.
+    pub(crate) fn give_back_unseen(&mut self, first: usize) {
         if self.shared.swa_full {
             return;
         }
-        let n_past = self.n_past();
         let pools = &mut *self.shared.pools();
-        for ((table, group), pages) in self.tables.iter_mut().zip(&self.shared.groups).zip(&mut pools.groups) {
+        for ((table, group), pages) in self.tables.iter_mut().zip(&self.shared.groups).zip(&mut pools.groups)
+        {
             let Some(window) = group.window else { continue };
-            // the next token sees its own position and those before, `window` in all
-            let first = (n_past + 1).saturating_sub(window) / PAGE;
-            for page in table.iter_mut().take(first).rev() {
+            // a token sees its own position and those before, `window` in all
+            let seen = (first + 1).saturating_sub(window) / PAGE;
+            for page in table.iter_mut().take(seen).rev() {
                 if *page == NO_PAGE {
                     break;
                 }
@@ -306,7 +341,9 @@ mod tests {
 
     #[test]
     fn every_position_that_stays_is_moved_once() {
-        for (n_keep, n_discard, n_past) in [(0, 300, 1000), (100, 7, 600), (256, 256, 1024), (5, 995, 1000)] {
+        for (n_keep, n_discard, n_past) in
+            [(0, 300, 1000usize), (100, 7, 600), (256, 256, 1024), (5, 995, 1000)]
+        {
             let old: Vec<u32> = (10..10 + n_past.div_ceil(PAGE) as u32).collect();
             let (table, moves) = moved(&old, n_keep, n_discard, n_past);
             assert_eq!(table.len(), (n_past - n_discard).div_ceil(PAGE));

@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::model::{Model, Runner, Shared};
 use crate::network::{Ffn, Network};
 use crate::placement::{CPU, Placement};
-use crate::sequence::Sequence;
+use crate::sequence::{Sequence, Start};
 use crate::statistics::Collector;
 
 /// What is wanted of the tokens of a sequence.
@@ -53,19 +53,23 @@ impl Model {
     pub fn step(&self, entries: &mut [Entry<'_>], cancel: &Cancel) -> Result<Vec<Vec<f32>>, Stop<Error>> {
         let ids = self.check(entries)?;
         let mut runner = self.shared.runner()?;
-        let starts: Vec<usize> = entries.iter().map(|e| e.sequence.n_past()).collect();
+        let starts: Vec<Start> = entries.iter().map(|e| e.sequence.start()).collect();
         let mut out = vec![Vec::new(); entries.len()];
         for pieces in self.pieces(entries) {
             let done = match cancel.is_cancelled() {
                 true => Err(Stop::Cancelled),
-                false => self.pieces_step(&mut runner, entries, &ids, &pieces, &mut out).map_err(Stop::Failed),
+                false => {
+                    self.pieces_step(&mut runner, entries, &ids, &pieces, &mut out).map_err(Stop::Failed)
+                }
             };
             if let Err(stop) = done {
                 drop(runner);
                 for (entry, start) in entries.iter_mut().zip(starts) {
                     let sequence = &mut *entry.sequence;
+                    let n_past = start.n_past;
+                    sequence.end(start, true);
                     // recurrent layers may not lead back: then there is only the beginning
-                    if sequence.truncate(start).is_err() {
+                    if sequence.truncate(n_past).is_err() {
                         sequence.truncate(0).map_err(Stop::Failed)?;
                     }
                 }
@@ -73,6 +77,9 @@ impl Model {
             }
         }
         drop(runner);
+        for (entry, start) in entries.iter_mut().zip(starts) {
+            entry.sequence.end(start, false);
+        }
         Ok(out)
     }
 
@@ -240,8 +247,10 @@ impl Model {
         }
         for piece in pieces {
             let sequence = &mut *entries[piece.entry].sequence;
+            let first = sequence.n_past();
             sequence.tokens.extend(&ids[piece.entry][piece.tokens.clone()]);
-            sequence.give_back_unseen();
+            // as seen from where the piece begins, if that is near: it can still be taken back
+            sequence.give_back_unseen(first.max(sequence.n_past().saturating_sub(PAGE)));
             runner.snapshot(&self.shared, sequence)?;
         }
         Ok(())
@@ -403,8 +412,12 @@ impl Order<'_> {
         }
     }
 
+    /// The residual stream, which stays where it is.
     fn hidden(&mut self) -> Vec<f32> {
-        self.devices[self.at].get(Value::Hidden).to_vec()
+        let device = &mut self.devices[self.at];
+        let hidden = device.get(Value::Hidden).to_vec();
+        device.put(Value::Hidden, &hidden);
+        hidden
     }
 
     fn compare(&mut self, collector: &Collector, l: usize, before: &[f32], between: &[f32]) {

@@ -8,11 +8,11 @@ use ikq_kernels::act::Activations;
 use ikq_kernels::attention::CacheType;
 use ikq_kernels::matmul::{Compute, Matrix, Scratch, check, multiply};
 use ikq_model::device::Device;
-use ikq_model::network::PlanOptions;
-use ikq_model::placement::Rules;
+use ikq_model::model::{Sizes, sequence_bytes};
+use ikq_model::network::{Network, PlanOptions};
+use ikq_model::placement::{Placement, Rules};
 use ikq_model::spec::ModelSpec;
 use ikq_model::{Entry, Options, Want};
-use ikq_pool::Stop;
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -42,6 +42,9 @@ type FfnPlan = (usize, &'static str, &'static str, String, [&'static str; 3]);
 
 /// Stage, device, bytes in the file, why.
 type Placed = (String, String, usize, String);
+
+/// Stages, bytes of weights per device, bytes of the cache.
+type Predicted = (Vec<Placed>, Vec<(String, usize)>, usize);
 
 /// Sequence, tokens, what is wanted, hidden states that a head is given.
 type StepEntry<'py> = (Py<Sequence>, Vec<i64>, String, Option<PyReadonlyArray2<'py, f32>>);
@@ -81,18 +84,12 @@ impl Engine {
         if n_threads == Some(0) {
             return Err(PyValueError::new_err("n_threads must be at least 1"));
         }
-        let cache = |name: &str| {
-            CacheType::parse(name).ok_or_else(|| {
-                let known = CacheType::ALL.map(CacheType::name).join(", ");
-                UnsupportedError::new_err(format!("no cache of type `{name}`; there are {known}"))
-            })
-        };
         let cpu = ikq_cpu::Options {
             kind: isa(isa_name)?,
             compute: parse_compute(compute)?,
             cache: CacheForm {
-                keys: cache(cache_type_k)?,
-                values: cache(cache_type_v)?,
+                keys: parse_cache(cache_type_k)?,
+                values: parse_cache(cache_type_v)?,
                 rotate: cache_rotation,
             },
             mmap: match mmap {
@@ -104,10 +101,7 @@ impl Engine {
             expert_reduction,
             poison: devices.len() > 1,
         };
-        let mut rules = Rules { n_gpu_layers, overrides: Vec::new(), cpu_moe, n_cpu_moe };
-        for text in &override_tensor {
-            rules.add_overrides(text).map_err(|e| e.raise(py))?;
-        }
+        let rules = parse_rules(py, n_gpu_layers, &override_tensor, cpu_moe, n_cpu_moe)?;
         let options = Options {
             n_ctx,
             n_threads: n_threads.unwrap_or(0),
@@ -122,6 +116,53 @@ impl Engine {
             ikq_model::Model::load(&model.inner, spec, devices, &options, cancel)
         })?;
         Ok(Engine { inner })
+    }
+
+    /// What loading would take: where every stage would be computed, bytes of weights per device, and of the cache of a
+    /// sequence of `n_ctx` positions.
+    #[staticmethod]
+    #[pyo3(signature = (model, spec, *, n_ctx, cache_type_k, cache_type_v, cache_rotation, swa_full, devices,
+                        n_gpu_layers, override_tensor, cpu_moe, n_cpu_moe))]
+    #[expect(clippy::too_many_arguments, reason = "the options of loading, named in Python")]
+    fn plan(
+        py: Python<'_>,
+        model: &Model,
+        spec: &str,
+        n_ctx: usize,
+        cache_type_k: &str,
+        cache_type_v: &str,
+        cache_rotation: bool,
+        swa_full: bool,
+        devices: Vec<String>,
+        n_gpu_layers: usize,
+        override_tensor: Vec<String>,
+        cpu_moe: bool,
+        n_cpu_moe: usize,
+    ) -> PyResult<Predicted> {
+        let form = CacheForm {
+            keys: parse_cache(cache_type_k)?,
+            values: parse_cache(cache_type_v)?,
+            rotate: cache_rotation,
+        };
+        let rules = parse_rules(py, n_gpu_layers, &override_tensor, cpu_moe, n_cpu_moe)?;
+        check_devices(&devices)?;
+        let spec = ModelSpec::from_json(spec).map_err(|e| e.raise(py))?;
+        let plans = PlanOptions { fused_up_gate: true, fused_moe: true, merge_up_gate: false };
+        let predicted = py.detach(|| {
+            let network = Network::new(&model.inner, spec, plans)?;
+            let placement = Placement::new(&network, devices, &rules)?;
+            let mut sizes = Sizes { pages: vec![0; network.groups.len()], state: 0 };
+            let mut weights = Vec::new();
+            for (i, name) in placement.devices.iter().enumerate() {
+                let (bytes, pages, state) = ikq_cpu::predict(&network, &placement, i, form)?;
+                weights.push((name.clone(), bytes));
+                sizes.pages.iter_mut().zip(pages).for_each(|(sum, bytes)| *sum += bytes);
+                sizes.state += state;
+            }
+            let cache = sequence_bytes(&network, &sizes, n_ctx, swa_full).unwrap_or(usize::MAX);
+            Ok::<_, ikq_model::Error>((placed(&placement), weights, cache))
+        });
+        predicted.map_err(|e| e.raise(py))
     }
 
     /// A sequence of no tokens.
@@ -249,10 +290,7 @@ impl Engine {
 
     /// Where every stage is computed.
     fn placement(&self) -> Vec<Placed> {
-        let placement = self.inner.placement();
-        let device = |i: usize| placement.devices[i].clone();
-        let rows = placement.stages.iter();
-        rows.map(|p| (p.stage.to_string(), device(p.device), p.n_bytes, p.why.clone())).collect()
+        placed(self.inner.placement())
     }
 
     /// Frees weights and caches; neither the engine nor its sequences can be used any more.
@@ -261,8 +299,35 @@ impl Engine {
     }
 }
 
-/// The devices of these names: `CPU`, and `CPU1`, `CPU2`, ..., which are the CPU with memory of their own.
-fn make_devices(names: &[String], cpu: &ikq_cpu::Options) -> PyResult<Vec<Box<dyn Device>>> {
+fn placed(placement: &Placement) -> Vec<Placed> {
+    let device = |i: usize| placement.devices[i].clone();
+    let rows = placement.stages.iter();
+    rows.map(|p| (p.stage.to_string(), device(p.device), p.n_bytes, p.why.clone())).collect()
+}
+
+fn parse_cache(name: &str) -> PyResult<CacheType> {
+    CacheType::parse(name).ok_or_else(|| {
+        let known = CacheType::ALL.map(CacheType::name).join(", ");
+        UnsupportedError::new_err(format!("no cache of type `{name}`; there are {known}"))
+    })
+}
+
+fn parse_rules(
+    py: Python<'_>,
+    n_gpu_layers: usize,
+    override_tensor: &[String],
+    cpu_moe: bool,
+    n_cpu_moe: usize,
+) -> PyResult<Rules> {
+    let mut rules = Rules { n_gpu_layers, overrides: Vec::new(), cpu_moe, n_cpu_moe };
+    for text in override_tensor {
+        rules.add_overrides(text).map_err(|e| e.raise(py))?;
+    }
+    Ok(rules)
+}
+
+/// Devices are `CPU`, and `CPU1`, `CPU2`, ..., which are the CPU with memory of their own.
+fn check_devices(names: &[String]) -> PyResult<()> {
     let is_cpu = |name: &String| {
         let number = name.get(..3).filter(|n| n.eq_ignore_ascii_case("CPU")).map(|_| &name[3..]);
         number.is_some_and(|n| n.chars().all(|c| c.is_ascii_digit()))
@@ -271,9 +336,16 @@ fn make_devices(names: &[String], cpu: &ikq_cpu::Options) -> PyResult<Vec<Box<dy
         Some(first) if first.eq_ignore_ascii_case("CPU") => {}
         _ => return Err(PyValueError::new_err(format!("devices={names:?}: the first is the CPU"))),
     }
-    if let Some(other) = names.iter().find(|n| !is_cpu(n)) {
-        return Err(UnsupportedError::new_err(format!("there is no device {other}; there are CPU, CPU1, ...")));
+    match names.iter().find(|n| !is_cpu(n)) {
+        Some(other) => {
+            Err(UnsupportedError::new_err(format!("there is no device {other}; there are CPU, CPU1, ...")))
+        }
+        None => Ok(()),
     }
+}
+
+fn make_devices(names: &[String], cpu: &ikq_cpu::Options) -> PyResult<Vec<Box<dyn Device>>> {
+    check_devices(names)?;
     Ok(names.iter().map(|n| Box::new(Cpu::new(n.to_uppercase(), cpu.clone())) as Box<dyn Device>).collect())
 }
 

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use pyo3::exceptions::{PyValueError, PyIsADirectoryError, PyKeyboardInterrupt, PyOSError};
+use pyo3::exceptions::{PyIsADirectoryError, PyKeyboardInterrupt, PyOSError, PyValueError};
 use pyo3::prelude::*;
 
 pyo3::import_exception!(ikq.errors, IkqError);

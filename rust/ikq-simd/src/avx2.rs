@@ -288,7 +288,7 @@ impl Isa for Avx2 {
 
 /// The two halves of a table.
 #[inline(always)]
-pub(crate) fn halves<const N: usize, const M: usize>(table: &[i8; N]) -> (&[i8; M], &[i8; M]) {
+fn halves<const N: usize, const M: usize>(table: &[i8; N]) -> (&[i8; M], &[i8; M]) {
     const { assert!(N == 2 * M) };
     let (lo, hi) = table.split_at(M);
     let half = |s: &'_ [i8]| -> *const [i8; M] { s.as_ptr().cast() };

@@ -1,12 +1,11 @@
-//! The vocabulary in AVX-512 (F, BW, VL, DQ, VNNI): 64 bytes are one register.
+//! The vocabulary in AVX-512 (F, BW, VL, DQ, VNNI, VBMI): 64 bytes are one register.
 
 use core::arch::x86_64::*;
 
 use crate::arrays::{array, map};
-use crate::avx2::halves;
 use crate::isa::{Isa, IsaOp};
 
-/// Proof of AVX-512 F, BW, VL, DQ and VNNI (and all of AVX2); made by detection only.
+/// Proof of AVX-512 F, BW, VL, DQ, VNNI and VBMI (and all of AVX2); made by detection only.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512 {
     _private: (),
@@ -20,7 +19,8 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vnni");
+            && is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("avx512vbmi");
         has.then_some(Avx512 { _private: () })
     }
 }
@@ -162,21 +162,14 @@ impl Isa for Avx512 {
     }
     #[inline(always)]
     fn lut32(self, table: &[i8; 32], index: __m512i) -> __m512i {
-        let (lo, hi) = halves(table);
         avx512! {
-            let low = self.and(index, self.splat(15));
-            let upper = _mm512_test_epi8_mask(index, self.splat(16));
-            _mm512_mask_blend_epi8(upper, self.lut16(lo, low), self.lut16(hi, low))
+            let table = _mm256_loadu_si256(table.as_ptr().cast());
+            _mm512_permutexvar_epi8(index, _mm512_broadcast_i64x4(table))
         }
     }
     #[inline(always)]
     fn lut64(self, table: &[i8; 64], index: __m512i) -> __m512i {
-        let (lo, hi) = halves(table);
-        avx512! {
-            let low = self.and(index, self.splat(31));
-            let upper = _mm512_test_epi8_mask(index, self.splat(32));
-            _mm512_mask_blend_epi8(upper, self.lut32(lo, low), self.lut32(hi, low))
-        }
+        avx512! { _mm512_permutexvar_epi8(index, _mm512_loadu_si512(table.as_ptr().cast())) }
     }
     #[inline(always)]
     fn mask_bytes(self, mask: u64, byte: u8) -> __m512i {

@@ -4,7 +4,7 @@
 //! and 64 fill one AVX-512 register or two AVX2 ones. Quarters (16 bytes) are addressable on their
 //! own because 16 elements are the smallest sub-block of any format.
 
-use crate::products::Products;
+use crate::row_lanes::RowLanes;
 
 /// An algorithm that can be compiled for any instruction set; see [`crate::run`].
 pub trait IsaOp {
@@ -17,7 +17,7 @@ pub trait IsaOp {
 /// An instruction set. Methods take the token by value: it costs nothing and proves availability.
 ///
 /// A `B64` holds 64 bytes, read as `u8` or `i8` by each operation; byte 0 belongs to element 0.
-pub trait Isa: Products {
+pub trait Isa: RowLanes {
     /// Name as in `IKQ_ISA`.
     const NAME: &'static str;
 

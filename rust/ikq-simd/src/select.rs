@@ -103,7 +103,7 @@ pub(crate) fn with_avx2<O: IsaOp>(isa: Avx2, op: O) -> O::Output {
 }
 
 #[target_feature(
-    enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni"
+    enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt,avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx512vbmi"
 )]
 pub(crate) fn with_avx512<O: IsaOp>(isa: Avx512, op: O) -> O::Output {
     op.run(isa)

@@ -181,7 +181,8 @@ fn recur(
     let n_keys = a.n_head_k * dk;
     let n_channels = a.n_channels();
     // a tile of rows per sequence and head
-    let mut tiles = tiles(out, n_head * dv, dv, exec.batch.runs.iter().map(|r| r.columns.clone())).into_iter();
+    let mut tiles =
+        tiles(out, n_head * dv, dv, exec.batch.runs.iter().map(|r| r.columns.clone())).into_iter();
     let mut by_slot: Vec<Option<&mut State>> = states.iter_mut().map(Some).collect();
     let mut units = Vec::new();
     for run in &exec.batch.runs {

@@ -70,7 +70,6 @@ pub fn run(
         queries: q,
         q_stride: q_stride(a),
         n_head: a.n_head,
-        head_dim_v: a.head_dim_v,
         keys,
         values: Some(values),
         scale: a.scale,

@@ -103,7 +103,6 @@ pub fn run(
         queries,
         q_stride: rank + n_rot,
         n_head,
-        head_dim_v: rank,
         keys: pages,
         values: None,
         scale: a.scale,

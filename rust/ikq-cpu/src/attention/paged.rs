@@ -26,15 +26,17 @@ impl Cuts {
         for group in 0..network.groups.len() {
             let places = batch.runs.iter().flat_map(|run| {
                 let table = &run.tables[group];
-                run.columns.clone().enumerate().map(move |(i, column)| Place {
-                    at: At::of(table, run.first + i),
-                    column: column as u32,
-                })
+                run.columns
+                    .clone()
+                    .enumerate()
+                    .map(move |(i, column)| Place { at: At::of(table, run.first + i), column: column as u32 })
             });
             cuts.places.push(places.collect());
         }
         for layer in &network.layers {
-            let (Some(group), Some((n_kv, per_kv))) = (layer.group, heads(&layer.attention)) else { continue };
+            let (Some(group), Some((n_kv, per_kv))) = (layer.group, heads(&layer.attention)) else {
+                continue;
+            };
             let key = (group, n_kv, per_kv);
             if cuts.plans.iter().all(|(known, _)| *known != key) {
                 let plan = Plan::new(n_kv, per_kv, network.groups[group].window, &sizes, n_threads);

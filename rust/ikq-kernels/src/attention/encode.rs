@@ -1,4 +1,4 @@
-//! Floats to the cache's types, rounded to the nearest.
+//! Floats to the cache's types, rounded to the nearest, and back.
 //!
 //! A cache is written while a model runs: no search, each block's scale follows from its extremes. Blocks that
 //! hold NaN or infinity get the scale NaN, so that what went wrong shows in the result.
@@ -9,7 +9,7 @@
 use ikq_formats::codebook::IQ4NL_VALUES;
 use ikq_simd::{Isa, IsaKind, IsaOp, Lanes, run};
 
-use super::cache::CacheType;
+use super::types::CacheType;
 use crate::ops::load_tail;
 
 /// A half-precision NaN.
@@ -22,6 +22,12 @@ const F16_NAN: u16 = 0x7e00;
 pub(super) fn encode(kind: IsaKind, ty: CacheType, x: &[f32], out: &mut [u8]) {
     assert_eq!(Some(out.len()), ty.row_bytes(x.len()), "a row of {}", ty.name());
     run(kind, Encode { ty, x, out });
+}
+
+/// Whole rows to floats. No cache type has row headers, so rows are one long row.
+pub(super) fn decode(kind: IsaKind, ty: CacheType, rows: &[u8], out: &mut [f32]) {
+    ikq_decode::dequantize(kind, ty.quant_type(), rows, 1, out.len(), out)
+        .expect("rows were checked when the cache was made");
 }
 
 struct Encode<'a> {
@@ -257,7 +263,6 @@ impl Block<18> for IQ4_NL {
 
 #[cfg(test)]
 mod tests {
-    use super::super::cache::decode;
     use super::*;
     use ikq_simd::available;
 

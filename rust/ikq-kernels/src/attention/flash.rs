@@ -14,9 +14,13 @@ use std::ops::Range;
 
 use ikq_simd::{IsaKind, run};
 
-use super::cache::{Cache, CacheType, decode};
-use super::kernels::{Dots, SoftmaxRows};
+use super::cache::Cache;
+use super::encode::decode;
+use super::kernels::Dots;
 use super::partial::Partial;
+use super::scratch::{Scratch, room};
+use super::softmax::SoftmaxRows;
+use super::types::CacheType;
 use crate::ops::matrix::{
     BF16, ByElement, F16, F32, Floats, PANEL, Product, Shape, Stored, Transpose, bytes_of,
 };
@@ -42,36 +46,6 @@ pub struct KvHead<'a> {
     pub softcap: Option<f32>,
     /// A query sees so many positions, its own included.
     pub window: Option<usize>,
-}
-
-/// Memory that a thread's tiles reuse: queries and what is made of them.
-#[derive(Default)]
-pub struct Scratch {
-    n_rows: usize,
-    d: usize,
-    queries: Vec<f32>,
-    scores: Vec<f32>,
-    transposed: Vec<f32>,
-    keys: Vec<f32>,
-    values: Vec<f32>,
-    /// For results that are finished where they are made.
-    pub partial: Partial,
-}
-
-impl Scratch {
-    /// Makes room for `n_rows` query rows of `d` elements.
-    pub fn begin(&mut self, n_rows: usize, d: usize) {
-        (self.n_rows, self.d) = (n_rows, d);
-        self.queries.clear();
-        self.queries.resize(n_rows * d.next_multiple_of(16), 0.0);
-    }
-
-    /// Sets a query row, times the scale of scores.
-    pub fn set_query(&mut self, row: usize, query: &[f32], scale: f32) {
-        let stride = self.d.next_multiple_of(16);
-        let to = &mut self.queries[row * stride..][..self.d];
-        to.iter_mut().zip(query).for_each(|(to, q)| *to = q * scale);
-    }
 }
 
 /// Adds what `keys` (positions) contribute to `partial` for the query rows of `scratch`. Row r belongs to the token
@@ -153,14 +127,6 @@ impl<'a> Rows<'a> {
             _ => kernel.go::<F32>(kind),
         }
     }
-}
-
-/// The first `len` elements, the vector grown where it is shorter.
-fn room(v: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    if v.len() < len {
-        v.resize(len, 0.0);
-    }
-    &mut v[..len]
 }
 
 fn one_block(

@@ -1,5 +1,7 @@
 //! What is known of rows of attention after some of the keys.
 
+use ikq_simd::{Isa, IsaKind, IsaOp, run};
+
 /// Per query row: the largest score, the sum of exponentials and the weighted sum of values, both relative to
 /// the largest score.
 #[derive(Clone, Debug, Default)]
@@ -57,6 +59,16 @@ impl Partial {
         }
     }
 
+    /// Adds what `other` knows of the same rows from later keys. What knows of no keys changes nothing, and nothing is
+    /// lost or rounded where only one knows of some.
+    ///
+    /// # Panics
+    /// When shapes differ.
+    pub(super) fn combine(&mut self, kind: IsaKind, other: &Partial) {
+        assert!(self.n_rows == other.n_rows && self.d == other.d, "partial results of the same rows");
+        run(kind, Combine { into: self, other });
+    }
+
     /// The result of a row, with a sink's score if there is one; zeros where there were no keys.
     ///
     /// # Panics
@@ -74,6 +86,42 @@ impl Partial {
         let scale = if self.max[row] == f32::NEG_INFINITY { 0.0 } else { factor / sum };
         for (out, v) in out.iter_mut().zip(&self.values[row * self.stride..]) {
             *out = v * scale;
+        }
+    }
+}
+
+struct Combine<'a> {
+    into: &'a mut Partial,
+    other: &'a Partial,
+}
+
+impl IsaOp for Combine<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let Combine { into, other } = self;
+        for row in 0..into.n_rows {
+            let values = row * into.stride..(row + 1) * into.stride;
+            // a sum of exponentials has a 1 in it, or NaN
+            if other.sum[row] == 0.0 {
+                continue;
+            }
+            if into.sum[row] == 0.0 {
+                (into.max[row], into.sum[row]) = (other.max[row], other.sum[row]);
+                into.values[values.clone()].copy_from_slice(&other.values[values]);
+                continue;
+            }
+            let (a, b) = (into.max[row], other.max[row]);
+            let max = if a > b { a } else { b };
+            let (fa, fb) = ((a - max).exp(), (b - max).exp());
+            into.max[row] = max;
+            into.sum[row] = into.sum[row] * fa + other.sum[row] * fb;
+            let (fa, fb) = (isa.splat_f(fa), isa.splat_f(fb));
+            let others = other.values[values.clone()].as_chunks::<16>().0;
+            for (v, o) in into.values[values].as_chunks_mut::<16>().0.iter_mut().zip(others) {
+                isa.store_f(isa.fma(isa.load_f(v), fa, isa.mul_f(isa.load_f(o), fb)), v);
+            }
         }
     }
 }

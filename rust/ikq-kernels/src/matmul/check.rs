@@ -1,11 +1,10 @@
 //! Random matrices that hold finite weights, and the check of a machine's kernels with them.
 
-use ikq_decode::UNIT;
-use ikq_formats::{Error, Family, QuantType, RowForm, interleave_group, row_form};
-use ikq_simd::IsaKind;
+use ikq_decode::{BlockType, Decode, UNIT, Visitor, with_type};
+use ikq_formats::{Error, Family, QuantType, RowForm, deinterleave_group, interleave_group, row_form};
+use ikq_simd::{Isa, IsaKind, Scalar};
 
-use super::panel::{self, Panel};
-use super::{Compute, Input, Matrix, Scratch, input, kernels, multiply, rows_of};
+use super::{Compute, Input, Matrix, Scratch, input, lane_bytes, multiply, pack};
 use crate::act::Activations;
 
 /// SplitMix64.
@@ -140,13 +139,12 @@ pub fn random_columns(kind: IsaKind, k: usize, n: usize, seed: u64) -> Activatio
 pub fn kernel_name(kind: IsaKind, ty: QuantType, compute: Compute) -> String {
     let how = match (input(ty, compute), ikq_decode::facts(ty)) {
         (Input::Q8, Some(facts)) => {
-            let per = if panel::per_16(facts.sub_block, facts.n_float_scales) { 16 } else { 32 };
+            let per = if facts.per_16 { 16 } else { 32 };
             format!("int8 products, scales per {per}{}", if facts.has_min { " with mins" } else { "" })
         }
         _ => "float32 products".into(),
     };
-    let apart = if ty.is_interleaved() { ", groups taken apart" } else { "" };
-    format!("{}: {how}{apart}", kind.name())
+    format!("{}: {how}", kind.name())
 }
 
 /// Rows of the matrices of [`self_test`]: more than a band, no whole number of bands where the type allows it.
@@ -160,18 +158,21 @@ const TEST_ROWS: usize = 20;
 /// # Errors
 /// As [`Matrix::new`] for types that no rows of 768 elements can be stored in.
 pub fn self_test(kind: IsaKind, ty: QuantType) -> Result<f64, Error> {
-    let (n_rows, k, n_columns) = (TEST_ROWS.next_multiple_of(ty.info().rows), 3 * UNIT, 11);
+    let (n_rows, k, n_columns) = (TEST_ROWS.next_multiple_of(ty.info().rows), 3 * UNIT, 21);
     ikq_formats::matrix_bytes(ty, n_rows, k)?;
     let data = random_matrix(ty, n_rows, k, 77);
-    let matrix = Matrix::new(ty, n_rows, k, &data)?;
+    let file = Matrix::new(ty, n_rows, k, &data)?;
+    let mut bands = vec![0; lane_bytes(ty, n_rows, k)?];
+    pack(kind, ty, k, file.data(), &mut bands);
+    let matrix = Matrix::lanes(ty, n_rows, k, &bands, file.scale())?;
     let acts = random_columns(kind, k, n_columns, 78);
     let plain = random_columns(IsaKind::Scalar, k, n_columns, 78);
     let all: Vec<u32> = (0..n_columns as u32).rev().collect();
     let mut worst = 0.0f64;
     for compute in [Compute::Auto, Compute::F32] {
         let expected = match input(ty, compute) {
-            Input::Q8 => integer_sums(&matrix, &plain)?,
-            Input::Floats => float_sums(&matrix, &plain)?,
+            Input::Q8 => integer_sums(&file, &plain)?,
+            Input::Floats => float_sums(&file, &plain)?,
         };
         // one column, few, and all of them go different ways
         for columns in [&all[..1], &all[..3], &all] {
@@ -203,8 +204,8 @@ fn float_sums(matrix: &Matrix<'_>, acts: &Activations) -> Result<Vec<(f64, f64)>
     } else {
         ikq_decode::dequantize(IsaKind::Scalar, matrix.ty(), matrix.data(), n_rows, k, &mut weights)?;
     }
-    // a sum of a sixteenth of the products, two roundings each at most, and the sum of sixteen or more of them
-    let roundings = (2 * k.div_ceil(16) + 8) as f64 * HALF_ULP;
+    // the product, a sum of a quarter of the products, and the sum of four of them
+    let roundings = (1 + k.div_ceil(4) + 2 + 1) as f64 * HALF_ULP;
     let mut out = Vec::new();
     for c in 0..acts.n_columns() {
         for row in weights.chunks_exact(k) {
@@ -219,33 +220,72 @@ fn float_sums(matrix: &Matrix<'_>, acts: &Activations) -> Result<Vec<(f64, f64)>
 /// The same of weights and activations as codes and scales.
 fn integer_sums(matrix: &Matrix<'_>, acts: &Activations) -> Result<Vec<(f64, f64)>, Error> {
     let (ty, n_rows, k) = (matrix.ty(), matrix.n_rows(), matrix.k());
-    let bodies = kernels::bodies(ty).ok_or(Error::NoLayout { ty })?;
-    let n_units = panel::n_units(k);
-    let mut apart = Vec::new();
-    let rows = rows_of(matrix, &mut apart);
-    let mut decoded = Panel::default();
-    decoded.reserve(n_units, 1);
-    let per_16 = panel::per_16(bodies.facts.sub_block, bodies.facts.n_float_scales);
-    // per 32 elements an addition and one or two for mins; the products of scales, the sum over lanes, the factor
-    let roundings = (8 * n_units * 3 + 12) as f64 * HALF_ULP;
+    let facts = ikq_decode::facts(ty).ok_or(Error::NoLayout { ty })?;
+    let mut rows = matrix.data().to_vec();
+    if ty.is_interleaved() {
+        let group = rows.len() / (n_rows / ty.info().rows);
+        for (data, rows) in matrix.data().chunks_exact(group).zip(rows.chunks_exact_mut(group)) {
+            deinterleave_group(ty, data, k, rows)?;
+        }
+    }
+    // an addition per 32 elements, and one or two for mins; the products of scales, the addition of a half, the factor
+    let mins = usize::from(facts.has_min) * if facts.per_16 { 2 } else { 1 };
+    let roundings = (8 * k.div_ceil(UNIT) * (1 + mins) + 6) as f64 * HALF_ULP;
+    let header = (ty == QuantType::I2_S).then_some(matrix.scale());
     let mut out = vec![(0.0, 0.0); n_rows * acts.n_columns()];
-    for row in 0..n_rows {
-        // a panel of one row by the plain decoder: its lane 0, where codes carry no bias
-        (bodies.fill)(IsaKind::Scalar, &rows.part(row..row + 1), 0..n_units, &mut decoded, (0, 1));
+    for (r, row) in rows.chunks_exact(rows.len() / n_rows).enumerate() {
+        let weights = with_type(ty, Weights { row, header, k }).ok_or(Error::NoLayout { ty })?;
         for c in 0..acts.n_columns() {
             let (mut sum, mut size) = (0.0, 0.0);
-            for i in 0..k {
+            for (i, (weight, magnitude)) in weights.iter().enumerate() {
                 let x = &acts.units(c)[i / UNIT];
                 let x = f64::from(x.codes[i % UNIT]) * f64::from(x.d[i % UNIT / 16]);
-                let code = f64::from(decoded.codes[i / 4].0[i % 4] as i8);
-                let group = if per_16 { i / 16 } else { i / 32 };
-                let weight = code * f64::from(decoded.scales[group].0[0]);
-                let min = if bodies.facts.has_min { f64::from(decoded.mins[group].0[0]) } else { 0.0 };
-                sum += (weight - min) * x;
-                size += (weight.abs() + min.abs()) * x.abs();
+                sum += weight * x;
+                size += magnitude * x.abs();
             }
-            out[c * n_rows + row] = (sum, size * roundings + LEAST_BOUND);
+            out[c * n_rows + r] = (sum, size * roundings + LEAST_BOUND);
         }
     }
     Ok(out)
+}
+
+/// The weights of a row as products see them, by the plain decoder, and of each the sum of magnitudes that it is
+/// the difference of.
+struct Weights<'a> {
+    row: &'a [u8],
+    header: Option<f32>,
+    k: usize,
+}
+
+impl Visitor for Weights<'_> {
+    type Output = Vec<(f64, f64)>;
+
+    fn visit<T: BlockType>(self) -> Vec<(f64, f64)> {
+        self.of::<T::Decoder<Scalar>>()
+    }
+}
+
+impl Weights<'_> {
+    fn of<D: Decode<Scalar>>(&self) -> Vec<(f64, f64)> {
+        let (head, blocks) = self.row.split_at(D::HEADER_BYTES);
+        let header = self.header.unwrap_or_else(|| D::header(head));
+        let mut out = Vec::new();
+        for data in blocks.chunks(D::UNIT_BYTES) {
+            let mut unit = vec![0; D::UNIT_BYTES];
+            unit[..data.len()].copy_from_slice(data);
+            let scales = D::scales(Scalar, header, &unit);
+            let (scale, min) = (scales.scale(), scales.min());
+            for j in 0..UNIT / 64 {
+                let mut codes = [0; 64];
+                Scalar.store(D::codes(Scalar, &unit, j), &mut codes);
+                for (i, code) in codes.into_iter().enumerate() {
+                    let k = 4 * j + i / 16;
+                    let weight = f64::from(scale[k] * D::PRODUCT_FACTOR) * f64::from(code as i8);
+                    out.push((weight - f64::from(min[k]), weight.abs() + f64::from(min[k]).abs()));
+                }
+            }
+        }
+        out.truncate(self.k);
+        out
+    }
 }

@@ -6,20 +6,21 @@ use ikq_decode::{BlockType, DecodeFacts, Visitor, facts, with_type};
 use ikq_formats::QuantType;
 use ikq_simd::IsaKind;
 
+use super::bands::Bands;
+use super::direct::{self, Direct};
+use super::float;
 use super::panel::{self, Panel};
-use super::row;
-use super::stored::Rows;
-use crate::act::ActUnit;
 
-/// Decodes units of at most sixteen rows into a band of a panel.
-type Fill = fn(IsaKind, &Rows<'_>, Range<usize>, &mut Panel, (usize, usize));
+/// Decodes units of a band into a panel.
+type Fill = fn(IsaKind, &Bands<'_>, usize, Range<usize>, &mut Panel, (usize, usize));
 
 /// Code for a block type.
 pub(super) struct Bodies {
     pub facts: DecodeFacts,
-    /// `out[r] = row r . column`.
-    pub rows: fn(IsaKind, &Rows<'_>, &[ActUnit], &mut [f32]),
+    pub direct: fn(IsaKind, Direct<'_>),
     pub fill: Fill,
+    /// Decodes a band to lines of floats.
+    pub floats: fn(IsaKind, &Bands<'_>, usize, &mut [u8]),
 }
 
 /// The code for a type's rows; `None` for types that are no block types.
@@ -28,7 +29,12 @@ pub(super) fn bodies(ty: QuantType) -> Option<Bodies> {
     impl Visitor for OfType {
         type Output = Bodies;
         fn visit<T: BlockType>(self) -> Bodies {
-            Bodies { facts: self.0, rows: row::rows::<T>, fill: panel::fill::<T> }
+            Bodies {
+                facts: self.0,
+                direct: direct::multiply::<T>,
+                fill: panel::fill::<T>,
+                floats: float::decode::<T>,
+            }
         }
     }
     with_type(ty, OfType(facts(ty)?))

@@ -1,34 +1,43 @@
 //! Products of a block of a matrix's rows with columns of activations, for any type.
 //!
+//! Kernels read bands of sixteen rows side by side, the device form (`ikq_formats::lanes`), which [`pack`] makes of
+//! rows as they stand in files. A matrix in file form is packed into scratch, some bands at a time, whenever it is
+//! used.
+//!
 //! | columns | path |
 //! |---|---|
-//! | 1, block type | [`row`]: codes decoded into registers, products of integers |
-//! | more, block type | [`panel`]: sixteen rows decoded once, then [`tile`] over all columns |
+//! | few, block type | [`direct`]: codes through registers into the dot instruction |
+//! | more, block type | [`panel`]: a band decoded once, then [`tile`] over all columns |
 //! | any, float type or [`Compute::F32`] | [`float`]: rows as floats |
 //!
-//! Interleaved types are taken apart into rows first. No body names a type; [`kernels`] makes them for all.
+//! All of them give the same bits for a row and a column whatever other rows and columns they are computed with. No
+//! body names a type; [`kernels`] makes them for all.
 
 use std::ops::Range;
 
 use ikq_formats::row::I2_S_TRAILER_BYTES;
-use ikq_formats::{Error, QuantType, check_matrix, deinterleave_group, matrix_bytes};
+use ikq_formats::{Error, QuantType, check_matrix, matrix_bytes};
 use ikq_simd::IsaKind;
 
 use crate::act::Activations;
 use crate::aligned::Aligned;
 
+mod bands;
 pub mod check;
+mod direct;
 mod float;
 mod kernels;
+mod pack;
 mod panel;
-mod row;
-mod stored;
 mod tile;
 
+use bands::{BAND, Bands};
 pub use check::{kernel_name, self_test};
+use direct::Direct;
+use float::Lines;
 use kernels::Bodies;
-use panel::{BAND, Panel};
-use stored::Rows;
+pub use pack::{lane_bytes, pack, unpack};
+use panel::Panel;
 use tile::Tile;
 
 /// How products are computed.
@@ -47,7 +56,16 @@ pub enum Input {
     Q8,
 }
 
-/// A matrix of weights as it is stored.
+/// How the weights of a matrix stand in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// Rows (or interleaved groups) as in a file.
+    File,
+    /// Bands of sixteen rows.
+    Lanes,
+}
+
+/// A matrix of weights.
 #[derive(Clone, Copy)]
 pub struct Matrix<'a> {
     ty: QuantType,
@@ -56,10 +74,11 @@ pub struct Matrix<'a> {
     data: &'a [u8],
     /// The scale of the whole tensor (I2_S), else 1.
     scale: f32,
+    form: Form,
 }
 
 impl<'a> Matrix<'a> {
-    /// A matrix of `n_rows` rows of `k` elements; interleaved types: whole groups.
+    /// A matrix of `n_rows` rows of `k` elements as it stands in a file; interleaved types: whole groups.
     ///
     /// # Errors
     /// As [`check_matrix`].
@@ -73,12 +92,32 @@ impl<'a> Matrix<'a> {
             }
             _ => (data, 1.0),
         };
-        Ok(Matrix { ty, n_rows, k, data, scale })
+        Ok(Matrix { ty, n_rows, k, data, scale, form: Form::File })
     }
 
-    /// A matrix whose shape was checked before: `data` without a trailer, `scale` the tensor's (I2_S; else 1).
+    /// A matrix in file form whose shape was checked before: `data` without a trailer, `scale` the tensor's (I2_S;
+    /// else 1).
     pub fn of_rows(ty: QuantType, n_rows: usize, k: usize, data: &'a [u8], scale: f32) -> Matrix<'a> {
-        Matrix { ty, n_rows, k, data, scale }
+        Matrix { ty, n_rows, k, data, scale, form: Form::File }
+    }
+
+    /// A matrix in the device form that [`pack`] made; `scale` is the tensor's (I2_S; else 1). Products are fastest
+    /// where `data` starts a cache line.
+    ///
+    /// # Errors
+    /// As [`lane_bytes`]; [`Error::ByteCount`].
+    pub fn lanes(
+        ty: QuantType,
+        n_rows: usize,
+        k: usize,
+        data: &'a [u8],
+        scale: f32,
+    ) -> Result<Matrix<'a>, Error> {
+        let expected = lane_bytes(ty, n_rows, k)?;
+        match data.len() == expected {
+            true => Ok(Matrix { ty, n_rows, k, data, scale, form: Form::Lanes }),
+            false => Err(Error::ByteCount { ty, n_rows, n_per_row: k, expected, found: data.len() }),
+        }
     }
 
     /// The scale of the whole tensor (I2_S), else 1.
@@ -98,9 +137,12 @@ impl<'a> Matrix<'a> {
         self.k
     }
 
-    /// Rows that can only be read together (1 but for interleaved types).
+    /// Rows that can only be read together: those of a band in the device form, those of a group in a file.
     pub fn row_step(&self) -> usize {
-        self.ty.info().rows
+        match self.form {
+            Form::File => self.ty.info().rows,
+            Form::Lanes => BAND,
+        }
     }
 
     /// The bytes, without a trailer.
@@ -108,11 +150,17 @@ impl<'a> Matrix<'a> {
         self.data
     }
 
-    /// Rows `rows` (a multiple of [`Matrix::row_step`] each) as a matrix of their own.
+    /// Rows `rows` as a matrix of their own. Both ends are multiples of [`Matrix::row_step`], or the last row.
+    ///
+    /// # Panics
+    /// When the range lies outside the matrix.
     pub fn rows(&self, rows: Range<usize>) -> Matrix<'a> {
-        let per_step = self.data.len() / (self.n_rows / self.row_step()).max(1);
-        let step = |row: usize| row / self.row_step() * per_step;
-        Matrix { n_rows: rows.len(), data: &self.data[step(rows.start)..step(rows.end)], ..*self }
+        let step = self.row_step();
+        debug_assert!(rows.start.is_multiple_of(step), "rows {rows:?} start inside a step of {step}");
+        debug_assert!(rows.end.is_multiple_of(step) || rows.end == self.n_rows, "rows {rows:?} end inside");
+        let per_step = self.data.len() / self.n_rows.div_ceil(step).max(1);
+        let data = &self.data[rows.start / step * per_step..rows.end.div_ceil(step) * per_step];
+        Matrix { n_rows: rows.len(), data, ..*self }
     }
 
     /// What [`multiply`] reads.
@@ -132,10 +180,10 @@ pub fn input(ty: QuantType, compute: Compute) -> Input {
 /// Memory that a thread's products reuse.
 #[derive(Default)]
 pub struct Scratch {
-    /// Decoded rows.
-    floats: Aligned,
-    /// Rows of interleaved groups.
-    rows: Vec<u8>,
+    /// Bands of a matrix in file form.
+    bands: Aligned<u8>,
+    /// A band decoded to floats.
+    floats: Aligned<u8>,
     panel: Panel,
     /// Products of a band that the output has no room for.
     spill: Vec<f32>,
@@ -165,18 +213,54 @@ pub fn multiply(
     if out.is_empty() || part.k == 0 {
         return out.fill(0.0);
     }
-    let Scratch { floats, rows, panel, spill } = scratch;
-    let bodies = match input(part.ty, compute) {
-        Input::Q8 => kernels::bodies(part.ty),
-        Input::Floats => None,
-    };
-    let Some(bodies) = bodies else {
-        return float_products(kind, &part, acts, columns, floats, rows, out);
-    };
-    let rows = rows_of(&part, rows);
-    match columns {
-        [column] => (bodies.rows)(kind, &rows, acts.units(*column as usize), out),
-        _ => panel_products(kind, &bodies, &rows, acts, columns, panel, spill, out),
+    let form = pack::form(part.ty);
+    let header = (part.ty == QuantType::I2_S).then_some(part.scale);
+    if part.form == Form::Lanes {
+        let bands = Bands { data: part.data, n_rows: part.n_rows, k: part.k, form, header };
+        return products(kind, compute, part.ty, &bands, acts, columns, scratch, out, part.n_rows);
+    }
+    let n_rows = part.n_rows;
+    for first in (0..n_rows).step_by(FILE_ROWS) {
+        let part = part.rows(first..n_rows.min(first + FILE_ROWS));
+        let mut memory = std::mem::take(&mut scratch.bands);
+        let n_bytes = form.matrix_bytes(part.n_rows, part.k);
+        memory.reserve(n_bytes);
+        pack(kind, part.ty, part.k, part.data, &mut memory.get_mut()[..n_bytes]);
+        let data = &memory.get()[..n_bytes];
+        let bands = Bands { data, n_rows: part.n_rows, k: part.k, form, header };
+        products(kind, compute, part.ty, &bands, acts, columns, scratch, &mut out[first..], n_rows);
+        scratch.bands = memory;
+    }
+}
+
+/// Rows of a matrix in file form that are packed at a time: whole bands and whole groups.
+const FILE_ROWS: usize = 64;
+
+/// Columns that are multiplied without a panel.
+const DIRECT_COLUMNS: usize = 8;
+
+/// `out[c * stride + r]` for the rows of some bands.
+#[expect(clippy::too_many_arguments, reason = "the operands of a product and its memory")]
+fn products(
+    kind: IsaKind,
+    compute: Compute,
+    ty: QuantType,
+    bands: &Bands<'_>,
+    acts: &Activations,
+    columns: &[u32],
+    scratch: &mut Scratch,
+    out: &mut [f32],
+    stride: usize,
+) {
+    let bodies = kernels::bodies(ty);
+    match (input(ty, compute), bodies) {
+        (Input::Q8, Some(bodies)) if columns.len() <= DIRECT_COLUMNS || kind == IsaKind::Scalar => {
+            (bodies.direct)(kind, Direct { bands, acts, columns, out, stride });
+        }
+        (Input::Q8, Some(bodies)) => {
+            panel_products(kind, &bodies, bands, acts, columns, scratch, out, stride);
+        }
+        (_, bodies) => float_products(kind, ty, bodies, bands, acts, columns, scratch, out, stride),
     }
 }
 
@@ -188,42 +272,39 @@ const PANEL_UNITS: usize = 4;
 fn panel_products(
     kind: IsaKind,
     bodies: &Bodies,
-    rows: &Rows<'_>,
+    bands: &Bands<'_>,
     acts: &Activations,
     columns: &[u32],
-    panel: &mut Panel,
-    spill: &mut Vec<f32>,
+    scratch: &mut Scratch,
     out: &mut [f32],
+    stride: usize,
 ) {
-    let n_rows = rows.n();
-    let n_units = panel::n_units(acts.k());
+    let Scratch { panel, spill, .. } = scratch;
+    let n_units = bands::n_units(bands.k);
     let max_bands = tile::max_bands(kind);
     panel.reserve(PANEL_UNITS, max_bands);
     // rows of a band that is not full have no place in the output
-    let n_whole = n_rows / BAND * BAND;
-    if n_whole < n_rows {
+    let n_whole = bands.n_rows / BAND;
+    if n_whole < bands.n() {
         spill.resize(spill.len().max(BAND * columns.len()), 0.0);
     }
     // part after part of the columns, so that a part stays in a near cache for all rows
     for first_unit in (0..n_units).step_by(PANEL_UNITS) {
         let units = first_unit..n_units.min(first_unit + PANEL_UNITS);
         let mut first = 0;
-        while first < n_rows {
-            let n_bands = ((n_rows - first) / BAND).clamp(1, max_bands);
+        while first < bands.n() {
+            let n_bands = n_whole.saturating_sub(first).clamp(1, max_bands);
             for band in 0..n_bands {
-                let start = first + band * BAND;
-                let part = rows.part(start..n_rows.min(start + BAND));
-                (bodies.fill)(kind, &part, units.clone(), panel, (band, n_bands));
+                (bodies.fill)(kind, bands, first + band, units.clone(), panel, (band, n_bands));
             }
             let (out, stride) = match first < n_whole {
-                true => (&mut out[first..], n_rows),
+                true => (&mut out[BAND * first..], stride),
                 false => (&mut spill[..], BAND),
             };
             let tile = Tile {
                 panel,
                 n_bands,
-                per_16: panel::per_16(bodies.facts.sub_block, bodies.facts.n_float_scales),
-                has_min: bodies.facts.has_min,
+                facts: &bodies.facts,
                 acts,
                 columns,
                 units: units.clone(),
@@ -232,69 +313,55 @@ fn panel_products(
                 add: first_unit > 0,
             };
             tile::multiply(kind, tile);
-            first += n_bands * BAND;
+            first += n_bands;
         }
     }
-    if n_whole < n_rows {
-        for (spill, out) in spill.chunks_exact(BAND).zip(out.chunks_exact_mut(n_rows)) {
-            out[n_whole..].copy_from_slice(&spill[..n_rows - n_whole]);
+    if n_whole < bands.n() {
+        let n = bands.n_rows - n_whole * BAND;
+        for (c, spill) in spill.chunks_exact(BAND).take(columns.len()).enumerate() {
+            out[c * stride + n_whole * BAND..][..n].copy_from_slice(&spill[..n]);
         }
     }
-}
-
-/// The rows of a matrix of a block type; those of groups are taken apart in `memory`.
-fn rows_of<'a>(part: &Matrix<'a>, memory: &'a mut Vec<u8>) -> Rows<'a> {
-    let data = if part.row_step() > 1 { take_apart(part, memory) } else { part.data };
-    let header = (part.ty == QuantType::I2_S).then_some(part.scale);
-    Rows { data, stride: data.len() / part.n_rows, header }
-}
-
-/// The rows of an interleaved matrix, one after another.
-fn take_apart<'a>(part: &Matrix<'_>, rows: &'a mut Vec<u8>) -> &'a [u8] {
-    rows.resize(rows.len().max(part.data.len()), 0);
-    let rows = &mut rows[..part.data.len()];
-    let group = part.data.len() / (part.n_rows / part.row_step());
-    for (data, rows) in part.data.chunks_exact(group).zip(rows.chunks_exact_mut(group)) {
-        deinterleave_group(part.ty, data, part.k, rows).expect("the shape was checked");
-    }
-    rows
 }
 
 /// Products in floats.
+#[expect(clippy::too_many_arguments, reason = "the operands of a product and its memory")]
 fn float_products(
     kind: IsaKind,
-    part: &Matrix<'_>,
+    ty: QuantType,
+    bodies: Option<Bodies>,
+    bands: &Bands<'_>,
     acts: &Activations,
     columns: &[u32],
-    floats: &mut Aligned,
-    rows: &mut Vec<u8>,
+    scratch: &mut Scratch,
     out: &mut [f32],
+    stride: usize,
 ) {
-    // decoding takes groups apart by itself; only rows that are read as they are need it here
-    let (ty, data) = match part.ty.info().base {
-        Some(QuantType::BF16) => (QuantType::BF16, take_apart(part, rows)),
-        _ => (part.ty, part.data),
+    let lines = match ty {
+        QuantType::F16 => Lines::F16,
+        QuantType::BF16 | QuantType::BF16_R16 => Lines::BF16,
+        _ => Lines::F32,
     };
-    if let [column] = columns
-        && float::rows(kind, ty, data, acts.floats(*column as usize), out)
-    {
-        return;
-    }
-    let (k, n_rows) = (part.k, part.n_rows);
-    // whole groups of interleaved types
-    let block = float::BLOCK_ROWS.next_multiple_of(ty.info().rows);
-    floats.reserve(block * k);
-    let floats = floats.get_mut();
-    let per_row = data.len() / n_rows;
-    for first in (0..n_rows).step_by(block) {
-        let n = block.min(n_rows - first);
-        let (data, floats) = (&data[first * per_row..(first + n) * per_row], &mut floats[..n * k]);
-        if ty == QuantType::I2_S {
-            ikq_decode::dequantize_i2_s(kind, data, part.scale, floats);
-        } else {
-            ikq_decode::dequantize(kind, ty, data, n, k, floats).expect("the shape was checked");
-        }
-        float::multiply(kind, floats, acts, columns, &mut out[first..], n_rows);
+    for b in 0..bands.n() {
+        let band = bands.band(b);
+        let data = match &bodies {
+            Some(bodies) => {
+                scratch.floats.reserve(64 * bands::n_units(bands.k) * ikq_decode::UNIT);
+                (bodies.floats)(kind, bands, b, scratch.floats.get_mut());
+                scratch.floats.get()
+            }
+            None if lines == Lines::F32 => band.words.as_flattened(),
+            None => band.smalls,
+        };
+        let product = float::Product {
+            lines: data,
+            n_rows: BAND.min(bands.n_rows - BAND * b),
+            acts,
+            columns,
+            out: &mut out[BAND * b..],
+            stride,
+        };
+        float::multiply(kind, lines, product);
     }
 }
 

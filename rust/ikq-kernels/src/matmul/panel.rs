@@ -1,23 +1,21 @@
-//! The panel: some units of sixteen rows, decoded once for many columns, lanes being rows.
+//! The panel: some units of a band, decoded once for many columns.
 //!
 //! ```text
 //! codes    line (64 unit + i) * n_bands + band     codes 4 i..4 i + 4 of the unit, of each of 16 rows
 //! scales   line (S unit + g) * n_bands + band      scale of sub-block g of each of 16 rows
 //! mins     likewise
 //! ```
-//! Sixteen rows are a *band*; one or two bands stand side by side. S is 16 or 8: scales belong to 16 or 32
-//! elements.
+//! One or two bands stand side by side. S is 16 or 8: scales belong to 16 or 32 elements.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use ikq_decode::{BlockType, Decode, UNIT};
+use ikq_decode::lanes::lane_header;
+use ikq_decode::{BlockType, Decode, LaneCodes, LaneScales};
 use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
-use super::stored::{MAX_UNIT_BYTES, Rows};
-
-/// Rows of a band.
-pub(super) const BAND: usize = 16;
+use super::bands::{Bands, Tail};
+use super::direct::product_scales;
 
 /// Sixty-four bytes that start a cache line.
 #[derive(Clone, Copy)]
@@ -36,7 +34,7 @@ pub(super) struct Panel {
 }
 
 impl Panel {
-    /// Makes room for `n_units` units of `n_bands` bands; `per_16`: scales of 16 elements.
+    /// Makes room for `n_units` units of `n_bands` bands.
     pub fn reserve(&mut self, n_units: usize, n_bands: usize) {
         let grow = |v: &mut Vec<Floats>, n| {
             if v.len() < n {
@@ -51,24 +49,21 @@ impl Panel {
     }
 }
 
-/// Whether a type has scales of 16 elements.
-pub(super) const fn per_16(sub_block: usize, n_float_scales: usize) -> bool {
-    sub_block == 16 || n_float_scales == 16
-}
-
-/// Decodes units `units` of at most sixteen rows as band `band` of `n_bands`.
+/// Decodes units `units` of band `from` of `bands` as band `band` of the `n_bands` of a panel.
 pub(super) fn fill<T: BlockType>(
     kind: IsaKind,
-    rows: &Rows<'_>,
+    bands: &Bands<'_>,
+    from: usize,
     units: Range<usize>,
     panel: &mut Panel,
     (band, n_bands): (usize, usize),
 ) {
-    run(kind, Fill::<T> { rows, units, panel, band, n_bands, ty: PhantomData });
+    run(kind, Fill::<T> { bands, from, units, panel, band, n_bands, ty: PhantomData });
 }
 
 struct Fill<'a, T> {
-    rows: &'a Rows<'a>,
+    bands: &'a Bands<'a>,
+    from: usize,
     units: Range<usize>,
     panel: &'a mut Panel,
     band: usize,
@@ -81,107 +76,47 @@ impl<T: BlockType> IsaOp for Fill<'_, T> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        fill_band::<I, T::Decoder<I>>(isa, self.rows, self.units, self.panel, self.band, self.n_bands);
+        fill_band::<I, T::Decoder<I>>(isa, self);
     }
 }
 
-/// A unit of sixteen rows, rows apart; those that are missing stay zero.
-struct Unit {
-    codes: [[Line<[u8; 64]>; 4]; BAND],
-    scales: [Line<[f32; 16]>; BAND],
-    mins: [Line<[f32; 16]>; BAND],
-}
-
 #[inline(always)]
-fn fill_band<I: Isa, D: Decode<I>>(
-    isa: I,
-    rows: &Rows<'_>,
-    units: Range<usize>,
-    panel: &mut Panel,
-    band: usize,
-    n_bands: usize,
-) {
-    let mut apart = Unit {
-        codes: [[Line([0; 64]); 4]; BAND],
-        scales: [Line([0.0; 16]); BAND],
-        mins: [Line([0.0; 16]); BAND],
+fn fill_band<I: Isa, D: Decode<I>>(isa: I, op: Fill<'_, impl BlockType>) {
+    let band = op.bands.band(op.from);
+    let mut tail = Tail::new();
+    tail.fill::<I, D>(&band);
+    let header = match op.bands.header {
+        Some(header) => isa.splat_f(header),
+        None => lane_header::<I, D>(isa, band.headers),
     };
-    let mut padded = [0; MAX_UNIT_BYTES];
-    let first = units.start;
-    for u in units {
-        let at = D::HEADER_BYTES + u * D::UNIT_BYTES;
-        for (r, row) in rows.data.chunks_exact(rows.stride).take(BAND).enumerate() {
-            let header = rows.header.unwrap_or_else(|| D::header(&row[..D::HEADER_BYTES]));
-            let unit = match row.get(at..at + D::UNIT_BYTES) {
-                Some(unit) => unit,
-                None => {
-                    padded[..row.len() - at].copy_from_slice(&row[at..]);
-                    &padded[..D::UNIT_BYTES]
-                }
-            };
-            decode::<I, D>(isa, header, unit, r, &mut apart);
-        }
-        let u = u - first;
-        let lines = panel.codes[64 * u * n_bands..64 * (u + 1) * n_bands].chunks_exact_mut(16 * n_bands);
-        for (j, lines) in lines.enumerate() {
-            let mut quarter = [&apart.codes[0][j].0; BAND];
-            for (q, row) in quarter.iter_mut().zip(&apart.codes) {
-                *q = &row[j].0;
-            }
-            let turned = isa.transpose_fours(quarter);
-            for (line, v) in lines.iter_mut().skip(band).step_by(n_bands).zip(turned) {
-                isa.store(v, &mut line.0);
+    let mut scales = LaneScales::new(isa);
+    let n_scales = if D::PER_16 { 16 } else { 8 };
+    let first = op.units.start;
+    for u in op.units {
+        let unit = band.unit::<I, D>(u, &tail);
+        D::lane_scales(isa, header, &unit, &mut scales);
+        product_scales::<I, D>(isa, &mut scales);
+        let lines = n_scales * (u - first) * op.n_bands + op.band;
+        for k in 0..n_scales {
+            isa.store_f(scales.scale[k], &mut op.panel.scales[lines + k * op.n_bands].0);
+            if D::HAS_MIN {
+                isa.store_f(scales.min[k], &mut op.panel.mins[lines + k * op.n_bands].0);
             }
         }
-        let per_16 = per_16(D::SUB_BLOCK, D::N_FLOAT_SCALES);
-        let step = if per_16 { 1 } else { 2 };
-        let n = 16 / step;
-        let range = n * u * n_bands..n * (u + 1) * n_bands;
-        turn_scales(isa, &apart.scales, step, band, n_bands, &mut panel.scales[range.clone()]);
-        if D::HAS_MIN {
-            turn_scales(isa, &apart.mins, step, band, n_bands, &mut panel.mins[range]);
+        for b in 0..8 {
+            let codes = D::lanes(isa, &unit, b);
+            let lines = (64 * (u - first) + 8 * b) * op.n_bands + op.band;
+            for (i, codes) in codes.into_iter().enumerate() {
+                // one form of codes where the dot instruction takes them with the bias
+                let codes = match D::LANE_CODES {
+                    LaneCodes::Plain if I::CODE_BIAS != 0 => isa.biased(codes),
+                    LaneCodes::Offset(n) if I::CODE_BIAS != 0 => {
+                        isa.add(codes, isa.splat(I::CODE_BIAS as u8 - (1 << n)))
+                    }
+                    _ => codes,
+                };
+                isa.store(codes, &mut op.panel.codes[lines + i * op.n_bands].0);
+            }
         }
     }
-}
-
-#[inline(always)]
-fn decode<I: Isa, D: Decode<I>>(isa: I, header: f32, unit: &[u8], r: usize, apart: &mut Unit) {
-    let codes = &mut apart.codes[r];
-    isa.store(isa.biased(D::codes(isa, unit, 0)), &mut codes[0].0);
-    isa.store(isa.biased(D::codes(isa, unit, 1)), &mut codes[1].0);
-    isa.store(isa.biased(D::codes(isa, unit, 2)), &mut codes[2].0);
-    isa.store(isa.biased(D::codes(isa, unit, 3)), &mut codes[3].0);
-    let (mut scale, min) = D::factors(isa, header, unit);
-    if D::PRODUCT_FACTOR != 1.0 {
-        scale = isa.mul_f(scale, isa.splat_f(D::PRODUCT_FACTOR));
-    }
-    isa.store_f(scale, &mut apart.scales[r].0);
-    if D::HAS_MIN {
-        isa.store_f(min, &mut apart.mins[r].0);
-    }
-}
-
-/// Every `step`th scale of the rows, rows as lanes.
-#[inline(always)]
-fn turn_scales<I: Isa>(
-    isa: I,
-    rows: &[Line<[f32; 16]>; BAND],
-    step: usize,
-    band: usize,
-    n_bands: usize,
-    out: &mut [Floats],
-) {
-    let mut refs = [&rows[0].0; BAND];
-    for (a, row) in refs.iter_mut().zip(rows) {
-        *a = &row.0;
-    }
-    let turned = isa.transpose(refs);
-    for (line, v) in out.iter_mut().skip(band).step_by(n_bands).zip(turned.into_iter().step_by(step)) {
-        isa.store_f(v, &mut line.0);
-    }
-}
-
-/// Units of a row of `k` elements.
-pub(super) fn n_units(k: usize) -> usize {
-    k.div_ceil(UNIT)
 }

@@ -1,21 +1,24 @@
 //! The micro-kernel: a panel times columns. It knows no type: codes, scales, mins.
 //!
-//! Per 32 (or 16) elements the sums of products are made in integers, lanes being rows, and then scaled by
-//! the weights' scales (lanes) and the column's.
+//! Per 32 (or twice 16) elements the sums of products are made in integers, lanes being rows, and then scaled by
+//! the weights' scales (lanes) and the column's: the operations of [`super::direct`] in the same order.
 
 use std::ops::Range;
 
+use ikq_decode::{DecodeFacts, LaneCodes};
 use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
-use super::panel::{BAND, Codes, Panel};
+use super::bands::BAND;
+use super::direct::{add_16, add_32};
+use super::panel::{Codes, Floats, Panel};
 use crate::act::{ActUnit, Activations};
 
 /// What a tile is made of.
 pub(super) struct Tile<'a> {
     pub panel: &'a Panel,
     pub n_bands: usize,
-    pub per_16: bool,
-    pub has_min: bool,
+    /// Facts of the weights' type.
+    pub facts: &'a DecodeFacts,
     pub acts: &'a Activations,
     pub columns: &'a [u32],
     /// Units of the columns that the panel has.
@@ -37,7 +40,7 @@ pub(super) fn max_bands(kind: IsaKind) -> usize {
 
 /// Computes the tile.
 pub(super) fn multiply(kind: IsaKind, tile: Tile<'_>) {
-    match (tile.per_16, tile.has_min) {
+    match (tile.facts.per_16, tile.facts.has_min) {
         (false, false) => run(kind, Kernel::<false, false>(tile)),
         (false, true) => run(kind, Kernel::<false, true>(tile)),
         (true, false) => run(kind, Kernel::<true, false>(tile)),
@@ -53,26 +56,46 @@ impl<const PER_16: bool, const MIN: bool> IsaOp for Kernel<'_, PER_16, MIN> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let mut tile = self.0;
-        let mut first = 0;
-        while first < tile.columns.len() {
-            let left = tile.columns.len() - first;
-            first += match (I::REGISTERS >= 32, tile.n_bands) {
-                (true, 2) if !PER_16 && left >= 8 => block::<I, 2, 8, PER_16, MIN>(isa, &mut tile, first),
-                (true, 2) if left >= 4 => block::<I, 2, 4, PER_16, MIN>(isa, &mut tile, first),
-                (true, 2) if left >= 2 => block::<I, 2, 2, PER_16, MIN>(isa, &mut tile, first),
-                (true, 2) => block::<I, 2, 1, PER_16, MIN>(isa, &mut tile, first),
-                (true, _) if left >= 8 => block::<I, 1, 8, PER_16, MIN>(isa, &mut tile, first),
-                (_, _) if left >= 4 => block::<I, 1, 4, PER_16, MIN>(isa, &mut tile, first),
-                (_, _) if left >= 2 => block::<I, 1, 2, PER_16, MIN>(isa, &mut tile, first),
-                _ => block::<I, 1, 1, PER_16, MIN>(isa, &mut tile, first),
-            };
+        if I::CODE_BIAS != 0 || tile.facts.lane_codes == LaneCodes::Biased {
+            all::<I, PER_16, MIN, false>(isa, &mut tile);
+        } else {
+            all::<I, PER_16, MIN, true>(isa, &mut tile);
         }
+    }
+}
+
+/// All columns, as many at a time as registers hold. `UNSIGNED`: codes are not biased, but 0..=127.
+#[inline(always)]
+fn all<I: Isa, const PER_16: bool, const MIN: bool, const UNSIGNED: bool>(isa: I, tile: &mut Tile<'_>) {
+    let mut first = 0;
+    while first < tile.columns.len() {
+        let left = tile.columns.len() - first;
+        first += if I::REGISTERS >= 32 && tile.n_bands == 2 {
+            if left >= 4 {
+                block::<I, 2, 4, PER_16, MIN, UNSIGNED>(isa, tile, first)
+            } else {
+                block::<I, 2, 1, PER_16, MIN, UNSIGNED>(isa, tile, first)
+            }
+        } else if I::REGISTERS >= 32 && left >= 8 {
+            block::<I, 1, 8, PER_16, MIN, UNSIGNED>(isa, tile, first)
+        } else if I::REGISTERS >= 8 && left >= 2 {
+            block::<I, 1, 2, PER_16, MIN, UNSIGNED>(isa, tile, first)
+        } else {
+            block::<I, 1, 1, PER_16, MIN, UNSIGNED>(isa, tile, first)
+        };
     }
 }
 
 /// `R` bands times `C` columns from `first` on; returns `C`.
 #[inline(always)]
-fn block<I: Isa, const R: usize, const C: usize, const PER_16: bool, const MIN: bool>(
+fn block<
+    I: Isa,
+    const R: usize,
+    const C: usize,
+    const PER_16: bool,
+    const MIN: bool,
+    const UNSIGNED: bool,
+>(
     isa: I,
     tile: &mut Tile<'_>,
     first: usize,
@@ -91,6 +114,7 @@ fn block<I: Isa, const R: usize, const C: usize, const PER_16: bool, const MIN: 
             }
         }
     }
+    let offset = offset(tile.facts.lane_codes);
     let n_scales = if PER_16 { 16 } else { 8 };
     let codes = &tile.panel.codes[..64 * R * n];
     let scales = &tile.panel.scales[..n_scales * R * n];
@@ -104,35 +128,25 @@ fn block<I: Isa, const R: usize, const C: usize, const PER_16: bool, const MIN: 
             let at = (8 * u + b) * R;
             // the two halves of per-16 sums side by side: more sums that do not wait for one another
             if PER_16 {
-                let [first, second] = sums::<I, R, C, 2, 4>(isa, &codes[8 * at..], &x, b);
+                let [first, second] = sums::<I, R, C, 2, 4, UNSIGNED>(isa, &codes[8 * at..], &x, b, offset);
                 for r in 0..R {
-                    let scale = [isa.load_f(&scales[2 * at + r].0), isa.load_f(&scales[2 * at + R + r].0)];
+                    let load = |lines: &[Floats]| {
+                        [isa.load_f(&lines[2 * at + r].0), isa.load_f(&lines[2 * at + R + r].0)]
+                    };
+                    let scale = load(scales);
+                    let min = if MIN { load(mins) } else { scale };
                     for c in 0..C {
-                        let product = isa.mul_f(isa.float_i(first[c][r]), scale[0]);
-                        let product = isa.fused_add(isa.float_i(second[c][r]), scale[1], product);
-                        acc[c][r] = isa.fused_add(product, isa.splat_f(x[c].d[2 * b]), acc[c][r]);
-                    }
-                    if MIN {
-                        let min = [isa.load_f(&mins[2 * at + r].0), isa.load_f(&mins[2 * at + R + r].0)];
-                        for c in 0..C {
-                            acc[c][r] = isa.fused_sub(min[0], isa.splat_f(x[c].sums[2 * b]), acc[c][r]);
-                            acc[c][r] = isa.fused_sub(min[1], isa.splat_f(x[c].sums[2 * b + 1]), acc[c][r]);
-                        }
+                        let sums = [first[c][r], second[c][r]];
+                        acc[c][r] = add_16(isa, sums, &scale, &min, MIN, x[c], b, acc[c][r]);
                     }
                 }
             } else {
-                let [sums] = sums::<I, R, C, 1, 8>(isa, &codes[8 * at..], &x, b);
+                let [sums] = sums::<I, R, C, 1, 8, UNSIGNED>(isa, &codes[8 * at..], &x, b, offset);
                 for r in 0..R {
                     let scale = isa.load_f(&scales[at + r].0);
+                    let min = if MIN { isa.load_f(&mins[at + r].0) } else { scale };
                     for c in 0..C {
-                        let product = isa.mul_f(isa.float_i(sums[c][r]), scale);
-                        acc[c][r] = isa.fused_add(product, isa.splat_f(x[c].d[2 * b]), acc[c][r]);
-                    }
-                    if MIN {
-                        let min = isa.load_f(&mins[at + r].0);
-                        for c in 0..C {
-                            acc[c][r] = isa.fused_sub(min, isa.splat_f(x[c].sums_32[b]), acc[c][r]);
-                        }
+                        acc[c][r] = add_32(isa, sums[c][r], scale, min, MIN, x[c], b, acc[c][r]);
                     }
                 }
             }
@@ -147,19 +161,31 @@ fn block<I: Isa, const R: usize, const C: usize, const PER_16: bool, const MIN: 
     C
 }
 
+/// How many halvings make of a debt that of the bias 2^n that codes have, and what keeps it (0 if there is none).
+#[inline(always)]
+fn offset(codes: LaneCodes) -> (u32, i32) {
+    match codes {
+        LaneCodes::Offset(n) => (7 - n, -1),
+        _ => (0, 0),
+    }
+}
+
 /// Sums of products of the `H` parts, `4 N` elements each, of 32 elements `b`.
 #[inline(always)]
-fn sums<I: Isa, const R: usize, const C: usize, const H: usize, const N: usize>(
+fn sums<I: Isa, const R: usize, const C: usize, const H: usize, const N: usize, const UNSIGNED: bool>(
     isa: I,
     codes: &[Codes],
     x: &[&ActUnit; C],
     b: usize,
+    (halvings, kept): (u32, i32),
 ) -> [[[I::I; R]; C]; H] {
     let mut sums = [[[isa.splat_i(0); R]; C]; H];
-    if I::CODE_BIAS != 0 {
-        for c in 0..C {
-            for (h, sums) in sums.iter_mut().enumerate() {
-                let debt = if H == 2 { x[c].debts[2 * b + h] } else { x[c].debts_32[b] };
+    for c in 0..C {
+        for (h, sums) in sums.iter_mut().enumerate() {
+            let debt = if H == 2 { x[c].debts[2 * b + h] } else { x[c].debts_32[b] };
+            if UNSIGNED {
+                sums[c] = [isa.splat_i(debt >> halvings & kept); R];
+            } else if I::CODE_BIAS != 0 {
                 sums[c] = [isa.splat_i(debt); R];
             }
         }
@@ -174,7 +200,10 @@ fn sums<I: Isa, const R: usize, const C: usize, const H: usize, const N: usize>(
             for c in 0..C {
                 let four = isa.splat_4_codes(&x[c].codes.as_chunks::<4>().0[8 * b + h * N + i]);
                 for r in 0..R {
-                    sums[h][c][r] = isa.dot4(sums[h][c][r], w[r], four);
+                    sums[h][c][r] = match UNSIGNED {
+                        true => isa.dot4_unsigned(sums[h][c][r], w[r], four),
+                        false => isa.dot4(sums[h][c][r], w[r], four),
+                    };
                 }
             }
         }

@@ -79,7 +79,8 @@ impl Network {
         let weights = Weights { model };
         let n_embd = spec.n_embd;
         let output_norm = weights.floats(&spec.output_norm, n_embd)?;
-        let output = spec.output.as_ref().map(|o| weights.linear(o, n_embd, Some(spec.n_vocab), 1)).transpose()?;
+        let output =
+            spec.output.as_ref().map(|o| weights.linear(o, n_embd, Some(spec.n_vocab), 1)).transpose()?;
         let nextn = match &spec.nextn {
             Some(nextn) => Some(Nextn {
                 enorm: weights.floats(&nextn.enorm, n_embd)?,

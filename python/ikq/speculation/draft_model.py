@@ -1,0 +1,181 @@
+"""`DraftModel`: what a smaller model of the same vocabulary says."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ikq.errors import RefusedError, UnsupportedError
+from ikq.sequence import Want
+from ikq.speculation.drafter import MANY_UNREAD, Ask, Drafting, most_probable
+from ikq.speculation.vocabulary import check_same_vocabulary
+
+if TYPE_CHECKING:
+    from ikq.model import Model
+    from ikq.sequence import Sequence as ModelSequence
+
+__all__ = ["DraftModel", "DraftModels"]
+
+
+class DraftModel:
+    """Proposes what a model finds most probable, on a sequence of its own.
+
+    Args:
+        model: The model that drafts. Its vocabulary must be the text's, see `check_same_vocabulary`.
+        n_vocab: Tokens of the model that the text comes from; others are never proposed.
+        p_min: A draft ends before a token that the draft model gives less than this probability.
+    """
+
+    needs_hidden = False
+
+    def __init__(self, model: Model, n_vocab: int, p_min: float) -> None:
+        self._model = model
+        self._n_vocab = n_vocab
+        self._p_min = p_min
+        self._sequence: ModelSequence | None = None
+        # beginning of the text that the sequence holds
+        self._n_held = 0
+
+    def n_unread(self, tokens: Sequence[int]) -> int:
+        """As `Drafter.n_unread`."""
+        return len(tokens) - self._n_held
+
+    def read(self, tokens: Sequence[int], n: int) -> Drafting:
+        """As `Drafter.read`; all but the last token, which says what is drafted."""
+        n = min(n, len(tokens) - 1, self._model.n_ctx)
+        if n - self._n_held >= MANY_UNREAD:
+            sequence, step = self._placed(tokens), self._model.n_ubatch
+            while self._n_held < n:
+                part = list(tokens[self._n_held : min(n, self._n_held + step)])
+                yield Ask(_Runner(self._model), sequence, part, wants_logits=False)
+                self._n_held += len(part)
+        return []
+
+    def propose(self, tokens: Sequence[int], n: int) -> Drafting:
+        """As `Drafter.propose`; nothing when the draft model's context is full."""
+        n = min(n, self._model.n_ctx - len(tokens))
+        if n <= 0:
+            return []
+        sequence = self._placed(tokens)
+        logits = yield Ask(_Runner(self._model), sequence, list(tokens[self._n_held :]))
+        self._n_held = len(tokens)
+        draft: list[int] = []
+        while True:
+            token, p = most_probable(logits[: self._n_vocab])
+            if p < self._p_min:
+                break
+            draft.append(token)
+            if len(draft) == n:
+                break
+            logits = yield Ask(_Runner(self._model), sequence, [token])
+            self._n_held += 1
+        return draft
+
+    def _placed(self, tokens: Sequence[int]) -> ModelSequence:
+        """The sequence, holding a beginning of the text but not all."""
+        if self._sequence is None:
+            self._sequence, self._n_held = self._begun(list(tokens))
+        sequence = self._sequence
+        # an interruption may have come before what was computed was noted
+        self._n_held = sequence.rewindable(min(self._n_held, len(tokens) - 1, sequence.n_past))
+        sequence.truncate(self._n_held)
+        return sequence
+
+    def _begun(self, tokens: list[int]) -> tuple[ModelSequence, int]:
+        """A sequence that an earlier text left, and how many of the tokens it holds; or a new one."""
+        batcher = self._model._batcher
+        found, n = batcher.kept.find(tokens, ())
+        taken = None if found is None else batcher.spared(partial(batcher.kept.take, found, n, tokens))
+        if taken is None:
+            return self._model.new_sequence(), 0
+        return taken, taken.n_past
+
+    def observe(self, tokens: Sequence[int], first: int, hidden: NDArray[np.float32]) -> None:
+        """Not needed."""
+
+    def keep(self, n: int) -> None:
+        """What was drafted behind is computed anew."""
+        self._n_held = min(self._n_held, n)
+
+    def shift(self, n_keep: int, n_discard: int) -> None:
+        """As `Drafter.shift`; where it cannot follow, what comes behind the kept tokens is computed anew."""
+        sequence, n = self._sequence, min(self._n_held, n_keep)
+        if sequence is not None and n_keep + n_discard <= self._n_held <= sequence.n_past:
+            with contextlib.suppress(RefusedError, UnsupportedError):
+                sequence.truncate(self._n_held)
+                sequence.shift(n_keep, n_discard)
+                n = self._n_held - n_discard
+        self._n_held = n
+
+    def close(self) -> None:
+        """Leaves the sequence to texts that begin alike."""
+        if self._sequence is not None:
+            self._model._batcher.kept.add(self._sequence)
+            self._sequence = None
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """Computes asks of all texts that a model drafts for."""
+
+    model: Model
+
+    def run(self, asks: Sequence[Ask]) -> list[NDArray[np.float32] | None]:
+        """As `Runner.run`: logits `(n_vocab,)`."""
+        entries: list[tuple[ModelSequence, list[int], Want]] = [
+            (a.sequence, a.tokens, "last" if a.wants_logits else "none") for a in asks
+        ]
+        found = self.model._batcher.spared(lambda: self.model.step(entries))
+        return [None if logits is None else logits[-1] for logits in found]
+
+
+class DraftModels:
+    """Models that draft for a model: those whose files were given are loaded once, and closed with it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._by_path: dict[Path, Model] = {}
+        self._checked: weakref.WeakSet[Model] = weakref.WeakSet()
+
+    def get(self, given: Model | str | os.PathLike[str], model: Model) -> Model:
+        """The draft model that was given, or of whose file the name was.
+
+        Args:
+            given: See there. A file is loaded with as many threads and positions as the model has.
+            model: The model whose texts it is to draft.
+
+        Raises:
+            RefusedError: it has another vocabulary.
+            OSError, FormatError, ShapeError, UnsupportedError: as `Model.load`, for a file.
+        """
+        with self._lock:
+            name = "the draft model"
+            if isinstance(given, (str, os.PathLike)):
+                path, name = Path(given).resolve(), str(given)
+                if path not in self._by_path:
+                    self._by_path[path] = type(model).load(
+                        given, n_ctx=model.n_ctx, n_threads=model.n_threads
+                    )
+                given = self._by_path[path]
+            if given not in self._checked:
+                n_vocab = model.spec.n_vocab, given.spec.n_vocab
+                check_same_vocabulary(model.metadata, given.metadata, n_vocab, name)
+                self._checked.add(given)
+            return given
+
+    def close(self) -> None:
+        """Frees those that were loaded for it."""
+        with self._lock:
+            for model in self._by_path.values():
+                model.close()
+            self._by_path.clear()

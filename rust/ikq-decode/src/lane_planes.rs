@@ -1,0 +1,176 @@
+//! Arrangements of bits that several families share, rows being lanes: the 32 codes `b` of a unit as eight values of
+//! four neighbouring elements. `at` is the word of the unit where an arrangement begins. The counterpart of
+//! [`crate::planes`].
+
+use ikq_simd::Isa;
+
+use crate::lanes::{LaneScales, LaneUnit};
+
+/// Eight values by a rule. A macro, because what a closure does is not certain to be inlined.
+macro_rules! eight {
+    ($isa:expr, $i:ident => $value:expr) => {{
+        let mut out = [$isa.splat(0); 8];
+        for ($i, out) in out.iter_mut().enumerate() {
+            *out = $value;
+        }
+        out
+    }};
+}
+pub(crate) use eight;
+
+/// Nibbles, four words for 32 elements: the low ones, then the high ones.
+#[inline(always)]
+pub(crate) fn nibbles_16<I: Isa>(isa: I, unit: &LaneUnit<'_>, at: usize) -> [I::B64; 8] {
+    eight!(isa, i => isa.bits(unit.word(isa, at + i % 4), 4 * (i as u32 / 4), 15))
+}
+
+/// Nibbles, eight words for 64 elements: the low ones, then the high ones.
+#[inline(always)]
+pub(crate) fn nibbles_32<I: Isa>(isa: I, unit: &LaneUnit<'_>, at: usize, b: usize) -> [I::B64; 8] {
+    eight!(isa, i => isa.bits(unit.word(isa, at + 8 * (b / 2) + i), 4 * (b as u32 % 2), 15))
+}
+
+/// Two-bit codes: eight words hold four layers of 32 elements.
+#[inline(always)]
+pub(crate) fn crumbs<I: Isa>(isa: I, unit: &LaneUnit<'_>, at: usize, b: usize) -> [I::B64; 8] {
+    eight!(isa, i => isa.bits(unit.word(isa, at + 8 * (b / 4) + i), 2 * (b as u32 % 4), 3))
+}
+
+/// `codes` with bit b of eight words' bytes as bit `to`.
+#[inline(always)]
+pub(crate) fn with_plane<I: Isa>(
+    isa: I,
+    codes: [I::B64; 8],
+    unit: &LaneUnit<'_>,
+    at: usize,
+    b: usize,
+    to: u32,
+) -> [I::B64; 8] {
+    eight!(isa, i => isa.or(codes[i], isa.bit_field(unit.word(isa, at + i), b as u32, to, 1)))
+}
+
+/// `codes` with two bits of [`crumbs`] as bits 4 and 5.
+#[inline(always)]
+pub(crate) fn with_crumbs<I: Isa>(
+    isa: I,
+    codes: [I::B64; 8],
+    unit: &LaneUnit<'_>,
+    at: usize,
+    b: usize,
+) -> [I::B64; 8] {
+    eight!(isa, i => {
+        let high = unit.word(isa, at + 8 * (b / 4) + i);
+        isa.or(codes[i], isa.bit_field(high, 2 * (b as u32 % 4), 4, 3))
+    })
+}
+
+/// Each value's entry in a table.
+#[inline(always)]
+pub(crate) fn lut16<I: Isa>(isa: I, table: &[i8; 16], codes: [I::B64; 8]) -> [I::B64; 8] {
+    eight!(isa, i => isa.lut16(table, codes[i]))
+}
+
+/// A table with `plus` added (which wraps): codes with the offset or bias that products want.
+pub(crate) const fn plus<const N: usize>(table: &[i8; N], plus: i32) -> [i8; N] {
+    let mut out = [0; N];
+    let mut i = 0;
+    while i < N {
+        out[i] = (table[i] as i32 + plus) as i8;
+        i += 1;
+    }
+    out
+}
+
+/// Two tables of the same length, the second from `M` on, with `plus` added.
+pub(crate) const fn both<const N: usize, const M: usize, const OUT: usize>(
+    rows: &[[i8; N]; 2],
+    plus: i32,
+) -> [i8; OUT] {
+    assert!(OUT == 2 * M && N <= M);
+    let mut out = [0; OUT];
+    let mut i = 0;
+    while i < N {
+        out[i] = (rows[0][i] as i32 + plus) as i8;
+        out[M + i] = (rows[1][i] as i32 + plus) as i8;
+        i += 1;
+    }
+    out
+}
+
+/// Which of two tables 32 (or twice 16) codes of a row go through; see [`second`].
+pub(crate) type Second<I> = [<I as ikq_simd::Lanes>::I; 2];
+
+/// The lanes whose bit `bits[h]` of `v` is set, for the halves h of 32 elements: they take the second of two tables
+/// of `m` entries, whose values are those of the first and `shift`.
+#[inline(always)]
+pub(crate) fn second<I: Isa>(isa: I, v: I::I, bits: [u32; 2], m: u8, shift: u8) -> Second<I> {
+    // where long tables cost what short ones do, an index bit chooses the table
+    let value = i32::from(if I::WIDE_LUT { m } else { shift }) * 0x0101_0101;
+    [isa.where_bit(v, bits[0], value), isa.where_bit(v, bits[1], value)]
+}
+
+/// Values of codes below 16 by the two tables in `tables`.
+#[inline(always)]
+pub(crate) fn lut16_of_2<I: Isa>(
+    isa: I,
+    tables: &[i8; 32],
+    codes: [I::B64; 8],
+    second: Second<I>,
+) -> [I::B64; 8] {
+    eight!(isa, i => {
+        let second = isa.of_ints(second[i / 4]);
+        match I::WIDE_LUT {
+            true => isa.lut32(tables, isa.or(codes[i], second)),
+            false => isa.add(isa.lut16(tables.first_chunk().expect("two tables"), codes[i]), second),
+        }
+    })
+}
+
+/// Values of codes below 32 by the two tables in `tables`.
+#[inline(always)]
+pub(crate) fn lut32_of_2<I: Isa>(
+    isa: I,
+    tables: &[i8; 64],
+    codes: [I::B64; 8],
+    second: Second<I>,
+) -> [I::B64; 8] {
+    eight!(isa, i => {
+        let second = isa.of_ints(second[i / 4]);
+        match I::WIDE_LUT {
+            true => isa.lut64(tables, isa.or(codes[i], second)),
+            false => isa.add(isa.lut32(tables.first_chunk().expect("two tables"), codes[i]), second),
+        }
+    })
+}
+
+/// The `width` bits from bit `from` of each lane.
+#[inline(always)]
+pub(crate) fn field<I: Isa>(isa: I, v: I::I, from: u32, width: u32) -> I::I {
+    isa.and_i(isa.shr_i(v, from), isa.splat_i((1 << width) - 1))
+}
+
+/// The signed byte `k` of each lane.
+#[inline(always)]
+pub(crate) fn signed_byte<I: Isa>(isa: I, v: I::I, k: u32) -> I::I {
+    isa.sra_i(isa.shl_i(v, 24 - 8 * k), 24)
+}
+
+/// `d` times an integer scale.
+#[inline(always)]
+pub(crate) fn times<I: Isa>(isa: I, d: I::F, s: I::I) -> I::F {
+    isa.mul_f(d, isa.float_i(s))
+}
+
+/// `d` times an integer scale from which `offset` is subtracted first.
+#[inline(always)]
+pub(crate) fn times_less<I: Isa>(isa: I, d: I::F, s: I::I, offset: i32) -> I::F {
+    times(isa, d, isa.add_i(s, isa.splat_i(-offset)))
+}
+
+/// One scale for all.
+#[inline(always)]
+pub(crate) fn same_scale<I: Isa>(scale: I::F, out: &mut LaneScales<I::F>) {
+    for out in out.scale.iter_mut().take(8) {
+        *out = scale;
+    }
+}

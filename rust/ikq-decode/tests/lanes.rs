@@ -1,0 +1,199 @@
+//! Units of sixteen rows side by side give what the decoder of one row gives, bit for bit, for every type on every
+//! instruction set.
+
+use std::marker::PhantomData;
+
+use ikq_decode::lanes::{by_rows, lane_header};
+use ikq_decode::{BlockType, Decode, LaneScales, LaneUnit, UNIT, Visitor, with_type};
+use ikq_formats::{LANES, LaneForm, QuantType, lane_form};
+use ikq_simd::{Isa, IsaKind, IsaOp, Scalar, available, run};
+
+/// SplitMix64: any sequence of well-mixed bytes will do.
+fn random_bytes(n: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed;
+    let next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (state ^ state >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ z >> 31).to_le_bytes()
+    };
+    let mut bytes: Vec<u8> = std::iter::repeat_with(next).take(n.div_ceil(8)).flatten().collect();
+    bytes.truncate(n);
+    bytes
+}
+
+/// The same bits, but for the payload of a NaN (random scales may be NaN).
+fn same(a: f32, b: f32) -> bool {
+    a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan()
+}
+
+/// The facts of a decoder that tests need.
+struct Shape {
+    unit_words: usize,
+    unit_smalls: usize,
+    unit_bytes: usize,
+    header_bytes: usize,
+    per_16: bool,
+    has_min: bool,
+}
+
+fn shape<T: BlockType>() -> Shape {
+    fn of<D: Decode<Scalar>>() -> Shape {
+        Shape {
+            unit_words: D::UNIT_WORDS,
+            unit_smalls: D::UNIT_SMALLS,
+            unit_bytes: D::UNIT_BYTES,
+            header_bytes: D::HEADER_BYTES,
+            per_16: D::PER_16,
+            has_min: D::HAS_MIN,
+        }
+    }
+    of::<T::Decoder<Scalar>>()
+}
+
+/// A unit's codes (32 elements, four of sixteen rows each time) and factors.
+struct Decoded {
+    codes: Vec<[u8; 64]>,
+    scales: [[f32; 16]; 16],
+    mins: [[f32; 16]; 16],
+}
+
+struct Lanes<'a, T> {
+    unit: LaneUnit<'a>,
+    headers: &'a [u8],
+    by_rows: bool,
+    ty: PhantomData<T>,
+}
+
+impl<T: BlockType> IsaOp for Lanes<'_, T> {
+    type Output = Decoded;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Decoded {
+        let header = lane_header::<I, T::Decoder<I>>(isa, self.headers);
+        let mut factors = LaneScales::new(isa);
+        match self.by_rows {
+            true => by_rows::lane_scales::<I, T::Decoder<I>>(isa, header, &self.unit, &mut factors),
+            false => T::Decoder::<I>::lane_scales(isa, header, &self.unit, &mut factors),
+        }
+        let mut codes = Vec::new();
+        for b in 0..UNIT / 32 {
+            let lanes = match self.by_rows {
+                true => by_rows::lanes::<I, T::Decoder<I>>(isa, &self.unit, b),
+                false => T::Decoder::<I>::lanes(isa, &self.unit, b),
+            };
+            for v in lanes {
+                let mut bytes = [0; 64];
+                isa.store(v, &mut bytes);
+                codes.push(bytes);
+            }
+        }
+        let mut out = Decoded { codes, scales: [[0.0; 16]; 16], mins: [[0.0; 16]; 16] };
+        for k in 0..16 {
+            isa.store_f(factors.scale[k], &mut out.scales[k]);
+            isa.store_f(factors.min[k], &mut out.mins[k]);
+        }
+        out
+    }
+}
+
+struct OwnLanes(QuantType);
+
+impl Visitor for OwnLanes {
+    type Output = ();
+
+    fn visit<T: BlockType>(self) {
+        let ty = self.0;
+        let shape = shape::<T>();
+        for seed in 0..20 {
+            let words = random_bytes(64 * shape.unit_words, seed);
+            let smalls = random_bytes(LANES * shape.unit_smalls, seed + 100);
+            let headers = random_bytes(LANES * shape.header_bytes, seed + 200);
+            let unit = LaneUnit { words: words.as_chunks().0, smalls: &smalls };
+            let lanes =
+                |kind, by_rows| run(kind, Lanes::<T> { unit, headers: &headers, by_rows, ty: PhantomData });
+            for kind in available() {
+                let (own, expected) = (lanes(kind, false), lanes(kind, true));
+                for (i, (own, expected)) in own.codes.iter().zip(&expected.codes).enumerate() {
+                    assert_eq!(own, expected, "{ty} on {}: elements {}..", kind.name(), 4 * i);
+                }
+                for k in 0..if shape.per_16 { 16 } else { 8 } {
+                    for r in 0..LANES {
+                        let place = format!("{ty} on {}: factor {k} of row {r}", kind.name());
+                        let (a, b) = (own.scales[k][r], expected.scales[k][r]);
+                        assert!(same(a, b), "{place}: {a}, not {b}");
+                        let (a, b) = (own.mins[k][r], expected.mins[k][r]);
+                        assert!(!shape.has_min || same(a, b), "{place}: min {a}, not {b}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn lanes_are_those_of_single_rows() {
+    let n = QuantType::ALL.iter().filter(|ty| !ty.is_interleaved() || ty.info().base.is_none());
+    let n = n.filter(|ty| with_type(**ty, OwnLanes(**ty)).is_some()).count();
+    assert_eq!(n, 50);
+}
+
+/// Rows that `ikq_formats` packed are found in the bands' units.
+struct RowsOfBands(QuantType, LaneForm);
+
+impl Visitor for RowsOfBands {
+    type Output = ();
+
+    fn visit<T: BlockType>(self) {
+        let RowsOfBands(ty, form) = self;
+        let shape = shape::<T>();
+        let k = 2 * UNIT;
+        let row_bytes = form.row_bytes(k);
+        let rows = random_bytes(LANES * row_bytes, 5);
+        let mut band = vec![0; form.band_bytes(k)];
+        form.pack(&rows, k, &mut band);
+        let [smalls_at, headers_at] = form.regions(k);
+        assert_eq!(smalls_at, 2 * 64 * shape.unit_words, "{ty}");
+        assert_eq!(headers_at - smalls_at, 2 * LANES * shape.unit_smalls, "{ty}");
+        assert_eq!(form.header_bytes, shape.header_bytes, "{ty}");
+        for u in 0..2 {
+            let words = &band[64 * shape.unit_words * u..][..64 * shape.unit_words];
+            let smalls = &band[smalls_at + LANES * shape.unit_smalls * u..][..LANES * shape.unit_smalls];
+            let unit = LaneUnit { words: words.as_chunks().0, smalls };
+            for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
+                let mut found = [0; 272];
+                by_rows::row::<Scalar, T::Decoder<Scalar>>(&unit, lane, &mut found);
+                let at = shape.header_bytes + u * shape.unit_bytes;
+                assert_eq!(found[..shape.unit_bytes], row[at..at + shape.unit_bytes], "{ty}, row {lane}");
+            }
+        }
+        // the scale in a header is lane r's
+        let headers = &band[headers_at..];
+        let lanes = run(IsaKind::Scalar, Headers::<T>(headers, PhantomData));
+        for (lane, row) in lanes.into_iter().zip(rows.chunks_exact(row_bytes)) {
+            assert!(same(lane, T::Decoder::<Scalar>::header(&row[..shape.header_bytes])), "{ty}");
+        }
+    }
+}
+
+struct Headers<'a, T>(&'a [u8], PhantomData<T>);
+
+impl<T: BlockType> IsaOp for Headers<'_, T> {
+    type Output = [f32; 16];
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> [f32; 16] {
+        isa.array(lane_header::<I, T::Decoder<I>>(isa, self.0))
+    }
+}
+
+#[test]
+fn bands_are_cut_as_decoders_read_them() {
+    let mut n = 0;
+    for ty in QuantType::ALL.iter().copied() {
+        if let Some(form) = lane_form(ty) {
+            n += usize::from(with_type(ty, RowsOfBands(ty, form)).is_some());
+        }
+    }
+    assert!(n > 70, "{n} types");
+}

@@ -1,0 +1,207 @@
+//! Products with few columns: codes go from the band's bytes through registers into the dot instruction.
+//!
+//! Per 32 (or twice 16) elements the products of codes are summed in integers, lanes being rows; then
+//! [`add_32`] or [`add_16`] adds them to the sums in floats. [`super::tile`] does the same operations in the same order from a
+//! decoded panel, so that a column's result does not depend on the columns beside it.
+
+use std::marker::PhantomData;
+
+use ikq_decode::lanes::lane_header;
+use ikq_decode::{BlockType, Decode, LaneCodes, LaneScales};
+use ikq_simd::{Isa, IsaKind, IsaOp, run};
+
+use super::bands::{BAND, Bands, Tail, n_units};
+use crate::act::{ActUnit, Activations};
+
+/// `out[c * stride + r] = row r . column columns[c]`, all in their 8-bit form.
+pub(super) struct Direct<'a> {
+    pub bands: &'a Bands<'a>,
+    pub acts: &'a Activations,
+    pub columns: &'a [u32],
+    pub out: &'a mut [f32],
+    pub stride: usize,
+}
+
+/// Computes the products.
+pub(super) fn multiply<T: BlockType>(kind: IsaKind, op: Direct<'_>) {
+    run(kind, OfType::<T>(op, PhantomData));
+}
+
+struct OfType<'a, T>(Direct<'a>, PhantomData<T>);
+
+impl<T: BlockType> IsaOp for OfType<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let mut op = self.0;
+        let mut tail = Tail::new();
+        let mut first = 0;
+        while first < op.columns.len() {
+            let left = op.columns.len() - first;
+            // a count that has no kernel of its own takes the next larger one, with a column more than once
+            let n = if I::REGISTERS >= 32 && left > 4 {
+                columns::<I, T::Decoder<I>, 8>(isa, &mut op, first, &mut tail)
+            } else if I::REGISTERS >= 32 && left > 2 {
+                columns::<I, T::Decoder<I>, 4>(isa, &mut op, first, &mut tail)
+            } else if I::REGISTERS >= 8 && left > 1 {
+                columns::<I, T::Decoder<I>, 2>(isa, &mut op, first, &mut tail)
+            } else {
+                columns::<I, T::Decoder<I>, 1>(isa, &mut op, first, &mut tail)
+            };
+            first += n;
+        }
+    }
+}
+
+/// All bands times `C` columns from `first` on; returns `C`.
+#[inline(always)]
+fn columns<I: Isa, D: Decode<I>, const C: usize>(
+    isa: I,
+    op: &mut Direct<'_>,
+    first: usize,
+    tail: &mut Tail,
+) -> usize {
+    let n_units = n_units(op.bands.k);
+    let columns = &op.columns[first..];
+    let columns = &columns[..C.min(columns.len())];
+    let mut x: [&[ActUnit]; C] = [&[]; C];
+    for (c, x) in x.iter_mut().enumerate() {
+        *x = &op.acts.units(columns[c.min(columns.len() - 1)] as usize)[..n_units];
+    }
+    let mut scales = LaneScales::new(isa);
+    for b in 0..op.bands.n() {
+        let band = op.bands.band(b);
+        tail.fill::<I, D>(&band);
+        let header = match op.bands.header {
+            Some(header) => isa.splat_f(header),
+            None => lane_header::<I, D>(isa, band.headers),
+        };
+        let mut acc = [isa.splat_f(0.0); C];
+        for u in 0..n_units {
+            let unit = band.unit::<I, D>(u, tail);
+            D::lane_scales(isa, header, &unit, &mut scales);
+            product_scales::<I, D>(isa, &mut scales);
+            let mut units = [&x[0][u]; C];
+            for (unit, x) in units.iter_mut().zip(&x) {
+                *unit = &x[u];
+            }
+            for b in 0..8 {
+                let codes = D::lanes(isa, &unit, b);
+                if D::PER_16 {
+                    let sums = [
+                        dots::<I, D, C, 4>(isa, codes.first_chunk().expect("eight"), &units, b, 0),
+                        dots::<I, D, C, 4>(isa, codes.last_chunk().expect("eight"), &units, b, 1),
+                    ];
+                    for c in 0..C {
+                        let (scale, min) = (&scales.scale[2 * b..2 * b + 2], &scales.min[2 * b..2 * b + 2]);
+                        let sums = [sums[0][c], sums[1][c]];
+                        acc[c] = add_16::<I>(isa, sums, scale, min, D::HAS_MIN, units[c], b, acc[c]);
+                    }
+                } else {
+                    let sums = dots::<I, D, C, 8>(isa, &codes, &units, b, 0);
+                    for c in 0..C {
+                        let (scale, min) = (scales.scale[b], scales.min[b]);
+                        acc[c] = add_32::<I>(isa, sums[c], scale, min, D::HAS_MIN, units[c], b, acc[c]);
+                    }
+                }
+            }
+        }
+        for (c, acc) in acc.into_iter().enumerate().take(columns.len()) {
+            let out = &mut op.out[(first + c) * op.stride + BAND * b..];
+            let n = BAND.min(op.bands.n_rows - BAND * b);
+            match out.first_chunk_mut() {
+                Some(out) if n == BAND => isa.store_f(acc, out),
+                _ => out[..n].copy_from_slice(&isa.array(acc)[..n]),
+            }
+        }
+    }
+    C
+}
+
+/// Puts the type's factor of products into its scales.
+#[inline(always)]
+pub(super) fn product_scales<I: Isa, D: Decode<I>>(isa: I, scales: &mut LaneScales<I::F>) {
+    if D::PRODUCT_FACTOR != 1.0 {
+        for scale in scales.scale.iter_mut().take(if D::PER_16 { 16 } else { 8 }) {
+            *scale = isa.mul_f(*scale, isa.splat_f(D::PRODUCT_FACTOR));
+        }
+    }
+}
+
+/// Sums of products of the `N` values of codes that are part `h` of the 32 elements `b`.
+#[inline(always)]
+fn dots<I: Isa, D: Decode<I>, const C: usize, const N: usize>(
+    isa: I,
+    codes: &[I::B64; N],
+    x: &[&ActUnit; C],
+    b: usize,
+    h: usize,
+) -> [I::I; C] {
+    let mut sums = [isa.splat_i(0); C];
+    for c in 0..C {
+        let debt = if N == 4 { x[c].debts[2 * b + h] } else { x[c].debts_32[b] };
+        match D::LANE_CODES {
+            LaneCodes::Plain => {}
+            LaneCodes::Offset(n) => sums[c] = isa.sra_i(isa.splat_i(debt), 7 - n),
+            LaneCodes::Biased if I::CODE_BIAS != 0 => sums[c] = isa.splat_i(debt),
+            LaneCodes::Biased => {}
+        }
+    }
+    for i in 0..N {
+        for c in 0..C {
+            let four = isa.splat_4_codes(&x[c].codes.as_chunks::<4>().0[8 * b + 4 * h + i]);
+            sums[c] = match D::LANE_CODES {
+                LaneCodes::Biased => isa.dot4(sums[c], codes[i], four),
+                _ => isa.dot4_unsigned(sums[c], codes[i], four),
+            };
+        }
+    }
+    sums
+}
+
+/// Adds the products of 32 elements with one scale.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "the operands of a step")]
+pub(super) fn add_32<I: Isa>(
+    isa: I,
+    sums: I::I,
+    scale: I::F,
+    min: I::F,
+    has_min: bool,
+    x: &ActUnit,
+    b: usize,
+    acc: I::F,
+) -> I::F {
+    let product = isa.mul_f(isa.float_i(sums), scale);
+    let acc = isa.fused_add(product, isa.splat_f(x.d[2 * b]), acc);
+    match has_min {
+        true => isa.fused_sub(min, isa.splat_f(x.sums_32[b]), acc),
+        false => acc,
+    }
+}
+
+/// Adds the products of 32 elements with a scale for each half.
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "the operands of a step")]
+pub(super) fn add_16<I: Isa>(
+    isa: I,
+    sums: [I::I; 2],
+    scale: &[I::F],
+    min: &[I::F],
+    has_min: bool,
+    x: &ActUnit,
+    b: usize,
+    acc: I::F,
+) -> I::F {
+    let product = isa.mul_f(isa.float_i(sums[0]), scale[0]);
+    let product = isa.fused_add(isa.float_i(sums[1]), scale[1], product);
+    let acc = isa.fused_add(product, isa.splat_f(x.d[2 * b]), acc);
+    match has_min {
+        true => {
+            let acc = isa.fused_sub(min[0], isa.splat_f(x.sums[2 * b]), acc);
+            isa.fused_sub(min[1], isa.splat_f(x.sums[2 * b + 1]), acc)
+        }
+        false => acc,
+    }
+}

@@ -1,0 +1,233 @@
+"""Stages on two devices: the CPU and `CPU1`, the CPU again with memory of its own. The same bits as on one."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from model_files import NAMES, RECURRENT, path, prompt, reader
+from sequence_checks import COMPUTE, PLANS, fresh, load, run, same
+
+import ikq
+from ikq.__main__ import main
+from ikq.cli.placement_table import joined_layers
+from ikq.model import Placed
+
+TWO = ("CPU", "CPU1")
+SPLITS = {
+    "layers": {"override_tensor": r"blk\.[13]\.=CPU1"},
+    "experts": {"override_tensor": "exps=CPU1"},
+    "shared experts": {"override_tensor": "shexp=CPU1"},
+    "routers": {"override_tensor": "ffn_gate_inp=CPU1"},
+    "attention": {"override_tensor": ["attn=CPU1", "ssm=CPU1"]},
+    "output": {"override_tensor": "^output|^token_embd=CPU1"},
+    "all but experts": {"n_gpu_layers": 99, "cpu_moe": True},
+    "last layer": {"n_gpu_layers": 1},
+    "all": {"n_gpu_layers": 99},
+    "experts of the first": {"n_gpu_layers": 99, "n_cpu_moe": 1},
+}
+
+
+def devices_of(model):
+    return {p.stage: p.device for p in model.explain().placement}
+
+
+@pytest.mark.parametrize("compute", list(COMPUTE))
+@pytest.mark.parametrize("name", NAMES)
+def test_splits(name, compute):
+    ids = prompt(name, 1)
+    with load(name, **COMPUTE[compute]) as model:
+        whole = model.logits(ids)
+        hidden = fresh(model, ids, want="hidden")
+        assert set(devices_of(model).values()) == {"CPU"}
+        n_mapped = model.memory.mapped + model.memory.copied
+    n_split = 0
+    for split, options in SPLITS.items():
+        with load(name, **COMPUTE[compute], devices=TWO, **options) as model:
+            n_split += len(set(devices_of(model).values())) == 2
+            assert same(whole, model.logits(ids)), split
+            assert same(whole, fresh(model, ids, 7)), split
+            assert same(hidden, fresh(model, ids, want="hidden")), split
+            # nothing is loaded twice; the embedding may also be the output
+            assert model.memory.mapped + model.memory.copied <= 1.2 * n_mapped
+    assert n_split >= 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_sequences_on_two_devices(name, tmp_path):
+    """Forked, taken back, shifted, saved on one device and loaded on two, and the other way round."""
+    ids, others = prompt(name, 1), prompt(name, 0)
+    places = {"devices": TWO, "override_tensor": [r"blk\.[13]\.=CPU1", "blk.0.*exps=CPU1"]}
+    with load(name, n_ctx=128) as one, load(name, n_ctx=128, **places) as two:
+        found = []
+        for i, model in enumerate((one, two)):
+            sequence = model.new_sequence()
+            run(model, sequence, ids[:60], 25)
+            sequence.save(tmp_path / f"{i}")
+            fork = sequence.fork()
+            fork.truncate(fork.rewindable(50))
+            beside = model.new_sequence()
+            entries = [
+                (sequence, ids[60:], "all"),
+                (fork, ids[fork.n_past :], "all"),
+                (beside, others, "all"),
+            ]
+            logits = model.step(entries)
+            if name not in RECURRENT:
+                fork.shift(4, 20)
+                logits.append(run(model, fork, others[:20]))
+            found.append(logits)
+        for a, b in zip(*found, strict=True):
+            assert same(a, b)
+        assert (tmp_path / "0").read_bytes() == (tmp_path / "1").read_bytes()
+        for model, other in ((one, "1"), (two, "0")):
+            sequence = model.load_sequence(tmp_path / other)
+            assert same(found[0][0], run(model, sequence, ids[60:]))
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen3moe/qwen3moe-bf16", "deepseek3/deepseek3-bf16", "gpt-oss/gpt-oss-mxfp4"]
+)
+def test_options_through_the_seam(name):
+    """Plans, reduced experts, types of the cache, mapped weights, threads."""
+    ids = prompt(name, 0)
+    for options in (*PLANS.values(), {"expert_reduction": (1, 0.9)}, {"cache_type_k": "q8_0"}, {"mmap": "on"}, {"n_threads": 3}):  # fmt: skip
+        with load(name, n_ctx=128, **options) as model:
+            whole = model.logits(ids)
+        for split in ("experts", "attention", "layers"):
+            with load(name, n_ctx=128, devices=TWO, **options, **SPLITS[split]) as model:
+                assert same(whole, model.logits(ids)), (options, split)
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen2moe/qwen2moe-bf16", "qwen3next/qwen3next-bf16", "deepseek3/deepseek3-bf16"]
+)
+def test_statistics_through_the_seam(name):
+    ids = prompt(name, 0)
+    found = []
+    for options in ({}, *({"devices": TWO, **SPLITS[s]} for s in ("experts", "attention", "layers", "all"))):
+        with load(name, n_ctx=128, **options) as model:
+            with model.collect_activations(similarity=True, choices=True) as collector:
+                model.logits(ids)
+            found.append((collector.statistics(), collector.layer_similarity(), collector.expert_choices()))
+    first, similarity, choices = found[0]
+    for statistics, other_similarity, other_choices in found[1:]:
+        assert sorted(statistics) == sorted(first)
+        for entry, (sums, counts) in statistics.items():
+            assert np.array_equal(sums, first[entry].sums), entry
+            assert np.array_equal(counts, first[entry].counts), entry
+        assert (other_similarity, other_choices) == (similarity, choices)
+
+
+# The plan
+
+
+def test_the_plan_says_what_is_where():
+    name = "qwen2moe/qwen2moe-bf16"
+    roles = ["attention", "router", "experts", "shared expert"]
+    stages = ["embedding", *(f"layer {i}, {role}" for i in range(2) for role in roles), "output"]
+    with load(name, n_ctx=64, devices=TWO, override_tensor="blk.1.*exps=CPU1") as model:
+        placement = model.explain().placement
+        assert [p.stage for p in placement] == stages
+        assert [p.stage for p in placement if p.device == "CPU1"] == ["layer 1, experts"]
+        moved = placement[stages.index("layer 1, experts")]
+        tensors = ikq.GGUFReader(path(name)).tensors
+        assert moved.bytes == sum(
+            tensors[f"blk.1.ffn_{x}_exps.weight"].nbytes for x in ("gate", "up", "down")
+        )
+        assert moved.why == "override_tensor"
+        assert all(p.why for p in placement)
+    with load(name, n_ctx=64, devices=TWO, override_tensor="ffn_up_exps=CPU1") as model:
+        # a stage is whole: where rules part it, it goes to the CPU, and that is said
+        moved = model.explain().placement[stages.index("layer 1, experts")]
+        assert moved.device == "CPU"
+        assert "computed together" in moved.why
+    with load(name, n_ctx=64, devices=TWO, n_gpu_layers=1) as model:
+        assert [p.stage for p in model.explain().placement if p.device == "CPU1"] == stages[5:9]
+    with load(name, n_ctx=64, devices=TWO, n_gpu_layers=3, n_cpu_moe=1) as model:
+        on_cpu = [p.stage for p in model.explain().placement if p.device == "CPU"]
+        assert on_cpu == ["embedding", "layer 0, experts"]
+    with load(
+        name, n_ctx=64, devices=TWO, n_gpu_layers=3, cpu_moe=True, override_tensor="blk.1.*exps=CPU1"
+    ) as model:
+        # rules go before all others
+        on_cpu = [p.stage for p in model.explain().placement if p.device == "CPU"]
+        assert on_cpu == ["embedding", "layer 0, experts"]
+    # without another device all stays
+    with load(name, n_ctx=64, n_gpu_layers=99) as model:
+        assert set(devices_of(model).values()) == {"CPU"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_plan_is_what_loading_does(name):
+    for split in SPLITS.values():
+        options = {"devices": TWO, "n_ctx": 700, "cache_type_k": "f32", "swa_full": bool(split), **split}
+        plan = ikq.Model.plan(path(name), **options)
+        with load(name, **options) as model:
+            assert plan.placement == model.explain().placement
+            assert plan.cache == model.sequence_bytes(700)
+            assert plan.n_ctx == 700
+            assert sum(plan.weights.values()) == model.memory.copied
+        assert set(plan.weights) == set(TWO)
+    assert ikq.Model.plan(path(name)).n_ctx == ikq.models.model_spec(reader(name)).n_ctx_train
+
+
+def test_layers_are_joined():
+    stages = []
+    for i in range(6):
+        stages.append(Placed(f"layer {i}, attention", "CPU1" if i > 3 else "CPU", 10, "a" if i else "b"))
+        stages.append(Placed(f"layer {i}, experts" if i != 2 else "layer 2, FFN", "CPU", 100, "c"))
+    rows = joined_layers([Placed("embedding", "CPU", 1, "d"), *stages, Placed("output", "CPU1", 2, "e")])
+    assert [(r.name, r.device, r.bytes, r.why) for r in rows] == [
+        ("embedding", "CPU", 1, "d"),
+        ("layer 0, attention", "CPU", 10, "b"),
+        ("layers 0-1, experts", "CPU", 200, "c"),
+        ("layers 1-3, attention", "CPU", 30, "a"),
+        ("layer 2, FFN", "CPU", 100, "c"),
+        ("layers 3-5, experts", "CPU", 300, "c"),
+        ("layers 4-5, attention", "CPU1", 20, "a"),
+        ("output", "CPU1", 2, "e"),
+    ]
+
+
+# The command line
+
+
+def test_a_dry_run(tiny_moe, capsys):
+    arguments = ["run", "-m", str(tiny_moe), "--dry-run", "-c", "300", "-dev", "CPU1", "-ngl", "99", "-cmoe"]
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    lines = out.splitlines()
+    assert re.fullmatch(r"stage +device +GiB +why", lines[0])
+    assert re.fullmatch(r"layers 0-3, attention +CPU1 +0\.\d{3} +n_gpu_layers=99", lines[2])
+    assert re.fullmatch(
+        r"layers 0-3, experts +CPU +0\.\d{3} +experts stay on the CPU, as asked for", lines[4]
+    )
+    assert [line.split()[:2] for line in lines[-4:-2]] == [["all", "CPU"], ["all", "CPU1"]]
+    assert re.fullmatch(r"weights: 0\.015 GiB \(\d+ bytes\)", lines[-2])
+    with ikq.Model.load(tiny_moe, n_ctx=300) as model:
+        n = model.sequence_bytes(300)
+    assert re.fullmatch(rf"cache: 0\.\d{{3}} GiB \({n} bytes\) for a text of 300 tokens", lines[-1])
+    assert main([*arguments, "-ot", "exps=GPU"]) == 2
+    assert "there is no device GPU" in capsys.readouterr().err
+
+
+def test_explain(tiny_moe, capsys):
+    assert main(["explain", str(tiny_moe), "-dev", "CPU,CPU1", "-ot", "exps=CPU1", "-rtr"]) == 0
+    out, err = capsys.readouterr()
+    assert re.search(r"^layers 0-3, experts +CPU1 .*override_tensor$", out, re.M)
+    assert err == "note: -rtr ignored: weights are re-arranged while loading in any case\n"
+    assert main(["explain", str(tiny_moe), "-c", "64", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {p["device"] for p in found["placement"]} == {"CPU"}
+    assert found["sequence_bytes"] > 0 == found["memory"]["cache"]
+
+
+def test_text_from_two_devices(tiny_moe, capsys):
+    arguments = ["run", "-m", str(tiny_moe), "-p", "import sys", "-n", "20", "-s", "1", "--no-perf"]
+    texts = []
+    for options in ([], ["-dev", "CPU1", "-ngl", "2"], ["-dev", "CPU,CPU1", "-ot", "exps=CPU1,attn=CPU1"]):
+        assert main([*arguments, *options]) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] == texts[2]
