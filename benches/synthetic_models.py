@@ -2,9 +2,9 @@
 
     python benches/synthetic_models.py qwen3-30b-a3b --layers 2 --type Q4_K -o model.gguf
 
-Values do not matter for speed, so one matrix per shape is quantized and its rows' bytes repeated, shifted per
-expert and layer; norms are ones. Embeddings and output are Q8_0 unless the type has fewer bits and 256-element blocks
-do not fit. There is no tokenizer: programs that generate random tokens run it.
+Values do not matter for speed, so a few rows per row length are quantized and their bytes repeated, which takes
+seconds for every type; norms are ones. Embeddings are Q8_0; rows that do not fit the type's blocks take its
+fallback. There is no tokenizer: programs that generate random tokens run it.
 """
 
 from __future__ import annotations
@@ -85,23 +85,39 @@ SHAPES = {
 }
 
 
+_TILE = 64
+"""Rows that are quantized. The slowest encoder takes a quarter of a second for them at a length of 4096."""
+
+_TILE_OF_TOKENS = 4096
+"""Tokens must not be alike; Q8_0 is quick."""
+
+
 class Weights:
-    """Random matrices of a type: one quantized block of rows per row length, repeated."""
+    """Random matrices of a type: a tile of quantized rows per row length, repeated."""
 
     def __init__(self, type_name: str, seed: int) -> None:
         self.type = ikq.QuantType[type_name]
         self.rng = np.random.default_rng(seed)
-        self.rows: dict[tuple[int, str], np.ndarray[Any, Any]] = {}
+        self.rows: dict[tuple[int, str, float], np.ndarray[Any, Any]] = {}
 
-    def matrix(self, *shape: int, type_name: str | None = None) -> ikq.QTensor:
-        """A tensor of numpy shape `shape` (row length last), of the type or the next one that fits."""
-        wanted = ikq.QuantType[type_name] if type_name else self.type
+    def matrix(self, *shape: int) -> ikq.QTensor:
+        """A tensor of numpy shape `shape` (row length last) whose products are as large as their inputs."""
+        return self._repeated(shape, self.type, _TILE, float(np.sqrt(1 / shape[-1])))
+
+    def embeddings(self, n_vocab: int, n_embd: int) -> ikq.QTensor:
+        """Tokens larger than what layers add to them: routers then spread them over the experts."""
+        return self._repeated((n_vocab, n_embd), ikq.QuantType.Q8_0, _TILE_OF_TOKENS, 1.0)
+
+    def _repeated(
+        self, shape: tuple[int, ...], wanted: ikq.QuantType, n_tile: int, sigma: float
+    ) -> ikq.QTensor:
+        """A tensor of the type, or of the next one that fits."""
         k, n_rows = shape[-1], int(np.prod(shape[:-1]))
         while k % wanted.block_size:
             wanted = wanted.fallback or ikq.QuantType.F16
-        key = (k, wanted.name)
+        key = (k, wanted.name, sigma)
         if key not in self.rows:
-            x = self.rng.standard_normal((768, k), dtype=np.float32) / np.float32(np.sqrt(k))
+            x = self.rng.standard_normal((n_tile, k), dtype=np.float32) * np.float32(sigma)
             self.rows[key] = ikq.quantize(x, wanted)
         rows = self.rows[key]
         start = int(self.rng.integers(0, rows.shape[0] // wanted.rows)) * wanted.rows
@@ -143,7 +159,7 @@ def write(path: Path, shape: Shape, n_layer: int, n_vocab: int, type_name: str, 
     q, kv = shape.n_head * shape.head_dim, shape.n_head_kv * shape.head_dim
     with ikq.GGUFWriter(path, metadata) as writer:
         add = writer.add_tensor
-        add("token_embd.weight", weights.matrix(n_vocab, e, type_name="Q8_0"))
+        add("token_embd.weight", weights.embeddings(n_vocab, e))
         add("output_norm.weight", ones(e))
         add("output.weight", weights.matrix(n_vocab, e))
         for i in range(n_layer):
