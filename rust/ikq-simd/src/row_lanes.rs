@@ -237,7 +237,7 @@ impl RowLanes for Scalar {
     }
     #[inline(always)]
     fn trits(self, v: [u8; 64], powers: [u8; 4]) -> [u8; 64] {
-        array(|j| (u16::from(v[j].wrapping_mul(powers[j % 4])) * 3 >> 8) as u8)
+        array(|j| ((u16::from(v[j].wrapping_mul(powers[j % 4])) * 3) >> 8) as u8)
     }
     #[inline(always)]
     fn trellis(self, seeds: [i32; 16], multipliers: &[u32; 4]) -> [u8; 64] {
@@ -337,7 +337,7 @@ impl RowLanes for Avx2 {
                 _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12)),
                 _mm256_set1_epi8(i as i8 / 2),
             );
-            let bit = _mm256_set1_epi32(if i % 2 == 0 { 0x0804_0201 } else { 0x8040_2010_u32 as i32 });
+            let bit = _mm256_set1_epi32(if i.is_multiple_of(2) { 0x0804_0201 } else { 0x8040_2010_u32 as i32 });
             let out = _mm256_set1_epi8((1u8 << to) as i8);
             let half = |v| {
                 let set = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(v, byte), bit), bit);
@@ -624,7 +624,7 @@ fn either(mask: __m512i, a: __m512i, b: __m512i) -> __m512i {
 fn lut_u16<const N: usize>(table: &[u16; N], index: __m512i) -> __m512i {
     // SAFETY: called from methods of `Avx512` only, whose token proves AVX-512; a load is of 32 entries of the table.
     unsafe {
-        const { assert!(N % 64 == 0 && N <= 2048) };
+        const { assert!(N.is_multiple_of(64) && N <= 2048) };
         // by the low six bits of the index from each 64 entries, then by one bit after another
         let mut parts = [index; 32];
         let mut n = N / 64;

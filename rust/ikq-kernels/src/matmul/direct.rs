@@ -150,12 +150,12 @@ fn dots<I: Isa, D: Decode<I>, const C: usize, const N: usize>(
             LaneCodes::Biased => {}
         }
     }
-    for i in 0..N {
+    for (i, codes) in codes.iter().enumerate() {
         for c in 0..C {
             let four = isa.splat_4_codes(&x[c].codes.as_chunks::<4>().0[8 * b + 4 * h + i]);
             sums[c] = match D::LANE_CODES {
-                LaneCodes::Biased => isa.dot4(sums[c], codes[i], four),
-                _ => isa.dot4_unsigned(sums[c], codes[i], four),
+                LaneCodes::Biased => isa.dot4(sums[c], *codes, four),
+                _ => isa.dot4_unsigned(sums[c], *codes, four),
             };
         }
     }
