@@ -227,7 +227,8 @@ mod tests {
     fn lanes_are_rows() {
         // two blocks of Q8_0, each byte with its row's number in the upper half
         let form = form(Q8_0);
-        let rows: Vec<u8> = (0..LANES).flat_map(|r| (0..68).map(move |i| (r << 4 | i % 16) as u8)).collect();
+        let rows: Vec<u8> =
+            (0..LANES).flat_map(|r| (0..68).map(move |i| ((r << 4) | (i % 16)) as u8)).collect();
         let mut band = vec![0xee; form.band_bytes(64)];
         form.pack(&rows, 64, &mut band);
         let [smalls, heads] = form.regions(64);

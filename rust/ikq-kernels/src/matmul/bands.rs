@@ -77,7 +77,29 @@ impl Tail {
 }
 
 impl<'a> Band<'a> {
-    /// Unit `u`, which is in `tail` where rows end inside it; what lies behind it is asked for.
+    /// Asks for the lines some units behind unit `u`, and for the smaller pieces and headers of the next band: the machine
+    /// fetches ahead by itself only where lines are read in order, which few types do inside a unit.
+    ///
+    /// They are brought to the second cache. The first takes so few requests at a time that asking for it there
+    /// is slower than not asking (measured on Zen 4, GB/s without, first, second cache: Q4_K 16, 13, 25; IQ3_K
+    /// 4.6, 6.3, 10.3).
+    #[inline(always)]
+    pub fn ask_ahead<I: Isa, D: Decode<I>>(&self, u: usize, band_bytes: usize) {
+        let words = self.words.as_ptr().wrapping_add(u * D::UNIT_WORDS + AHEAD_LINES);
+        for line in 0..D::UNIT_WORDS {
+            prefetch(words.wrapping_add(line).cast());
+        }
+        let next = |part: *const u8, line: usize| part.wrapping_add(band_bytes + 64 * line);
+        if u == 0 {
+            prefetch(next(self.headers.as_ptr(), 0));
+        }
+        let smalls = BAND * D::UNIT_SMALLS;
+        for line in 0..smalls.div_ceil(64) {
+            prefetch(next(self.smalls.as_ptr().wrapping_add(u * smalls), line));
+        }
+    }
+
+    /// Unit `u`, which is in `tail` where rows end inside it.
     #[inline(always)]
     pub fn unit<'b, I: Isa, D: Decode<I>>(&self, u: usize, tail: &'b Tail) -> LaneUnit<'b>
     where
@@ -87,24 +109,22 @@ impl<'a> Band<'a> {
         if D::UNIT_BYTES != D::BLOCK_BYTES && (u + 1) * words > self.words.len() {
             return LaneUnit { words: &tail.words[..words], smalls: &tail.smalls[..smalls] };
         }
-        let unit = &self.words[u * words..(u + 1) * words];
-        let ahead = unit.as_ptr().wrapping_add(AHEAD_LINES);
-        for line in 0..words {
-            prefetch(ahead.wrapping_add(line).cast());
+        LaneUnit {
+            words: &self.words[u * words..(u + 1) * words],
+            smalls: &self.smalls[u * smalls..(u + 1) * smalls],
         }
-        LaneUnit { words: unit, smalls: &self.smalls[u * smalls..(u + 1) * smalls] }
     }
 }
 
-/// Lines from a line of a band to the one that is asked for meanwhile: bands follow one another.
-const AHEAD_LINES: usize = 64;
+/// Lines from a line of a band to the one that is asked for meanwhile; bands follow one another.
+const AHEAD_LINES: usize = 256;
 
-/// Asks for a cache line that is needed soon.
+/// Asks for a cache line that is needed soon, for the second cache.
 #[inline(always)]
 fn prefetch(line: *const u8) {
-    use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
     // SAFETY: a prefetch touches no memory as far as the language is concerned; any address will do.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
 }
 
 /// Units of a row of `k` elements.
