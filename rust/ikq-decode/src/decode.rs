@@ -102,6 +102,13 @@ pub trait Decode<I: Isa>: Sized + 'static {
     /// The form of the codes that [`Decode::lanes`] gives.
     const LANE_CODES: LaneCodes = if Self::UNSIGNED { LaneCodes::Plain } else { LaneCodes::Biased };
 
+    /// How many values of [`Decode::lanes`] may be products of small codes together
+    /// (`ikq_simd::Products::dots_of_small`): 1, 2, 4 or 8; 1 where codes are biased.
+    const SMALL: usize = Self::LANE_CODES.small(Self::MAX_ABS_CODE);
+
+    /// Decoding lanes costs more than multiplying a few columns where tables are read entry by entry.
+    const HEAVY: bool = false;
+
     /// The row header as the float scale it holds; 1 for types without.
     #[inline(always)]
     fn header(_header: &[u8]) -> f32 {

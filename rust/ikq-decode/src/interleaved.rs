@@ -17,8 +17,8 @@ use ikq_simd::{Isa, array, map};
 use crate::decode::{Decode, Scales, bytes, nib, u16_at};
 use crate::iqks::{f16_header, f32_header};
 use crate::iquants::{delta_byte, nibble_deltas, ternary_entries};
-use crate::iquants::{nibble_lanes, odd, ternary_lanes, three_bits};
-use crate::lane_planes::{eight, field, same_scale, times};
+use crate::iquants::{nibble_lanes, ternary_lanes, three_bits};
+use crate::lane_planes::{eight, field, odd_field, same_scale, times};
 use crate::lanes::{LaneCodes, LaneScales, LaneUnit};
 
 /// Takes the groups of `data` apart, one after another, and hands each one's rows to `decode` with
@@ -58,6 +58,7 @@ impl<I: Isa> Decode<I> for IQ1_S_R4 {
     const HEADER_BYTES: usize = 2;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 9;
+    const HEAVY: bool = true;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(4);
 
     #[inline(always)]
@@ -93,7 +94,7 @@ impl<I: Isa> Decode<I> for IQ1_S_R4 {
     fn lane_scales(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let d = isa.mul_f(header, isa.splat_f(0.125));
         for b in 0..8 {
-            out.scale[b] = times(isa, d, odd(isa, field(isa, unit.half(isa, 2 * b), 12, 3)));
+            out.scale[b] = times(isa, d, odd_field(isa, unit.half(isa, 2 * b), 12, 3));
         }
     }
 }
@@ -107,6 +108,7 @@ impl<I: Isa> Decode<I> for IQ1_M_R4 {
     const HEADER_BYTES: usize = 2;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = 9;
+    const HEAVY: bool = true;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(4);
 
     #[inline(always)]

@@ -7,11 +7,10 @@ use ikq_formats::codebook::{IQ2NL_VALUES, IQ3NL_VALUES, IQ4K_VALUES, IQ5NL_VALUE
 use ikq_simd::{Isa, array, map};
 
 use crate::decode::{Decode, Scales, bytes, u16_at, u32_at};
-use crate::iquants::odd;
 use crate::lane_planes::{
-    both, crumbs as crumbs_lanes, eight, field, lut16_of_2, lut32_of_2, nibbles_16 as nibbles_16_lanes,
-    nibbles_32 as nibbles_32_lanes, plus, second, signed_byte, times, times_less, with_crumbs,
-    with_plane as with_plane_lanes,
+    both, crumbs as crumbs_lanes, eight, every_byte, field, lut16_of_2, lut32_of_2,
+    nibbles_16 as nibbles_16_lanes, nibbles_32 as nibbles_32_lanes, odd_field, plus, second, signed_byte,
+    times, times_less, with_crumbs, with_plane as with_plane_lanes,
 };
 use crate::lanes::{LaneCodes, LaneScales, LaneUnit};
 use crate::planes::{crumbs, nibbles_16, nibbles_32, nibbles_in_turn, with_plane};
@@ -161,10 +160,10 @@ impl<I: Isa> Decode<I> for IQ3_K {
         let d = unit.half_float(isa, 0);
         let signs = unit.int(isa, 0);
         for k in 0..16 {
-            let s = field(isa, unit.int(isa, 1 + k / 8), 4 * (k as u32 % 8), 4);
+            let s = odd_field(isa, unit.int(isa, 1 + k / 8), 4 * (k as u32 % 8), 4);
             // the sign of the scale moved to the sign of the float
-            let negative = isa.where_bit(signs, 16 + k as u32, i32::MIN);
-            let scale = isa.bits_i(times(isa, d, odd(isa, s)));
+            let negative = isa.and_i(isa.shl_i(signs, 15 - k as u32), isa.splat_i(i32::MIN));
+            let scale = isa.bits_i(times(isa, d, s));
             out.scale[k] = isa.of_bits(isa.xor_i(scale, negative));
         }
     }
@@ -275,9 +274,8 @@ impl<I: Isa> Decode<I> for IQ6_K {
     #[inline(always)]
     fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
         let extra = unit.int(isa, 0);
-        let shift = i32::from(IQ6_SHIFT) * 0x0101_0101;
-        let shift =
-            [isa.where_bit(extra, 16 + 2 * b as u32, shift), isa.where_bit(extra, 17 + 2 * b as u32, shift)];
+        const { assert!(IQ6_SHIFT == 1) };
+        let shift = [every_byte(isa, extra, 16 + 2 * b as u32), every_byte(isa, extra, 17 + 2 * b as u32)];
         let codes = with_crumbs(isa, nibbles_32_lanes(isa, unit, 5, b), unit, 37, b);
         eight!(isa, i => {
             let value = isa.lut64(const { &plus(&IQ6NL_VALUES[0], I::CODE_BIAS) }, codes[i]);

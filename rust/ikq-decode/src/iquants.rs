@@ -12,7 +12,7 @@ use ikq_formats::codebook::{
 use ikq_simd::{Codebook4, Codebook8, Isa, array, map};
 
 use crate::decode::{Decode, Scales, bytes, nib, u16_at, u32_at};
-use crate::lane_planes::{field, lut16, nibbles_16 as nibbles_16_lanes, plus, times, times_less};
+use crate::lane_planes::{field, lut16, nibbles_16 as nibbles_16_lanes, odd_field, plus, times, times_less};
 use crate::lanes::{LaneCodes, LaneScales, LaneUnit};
 use crate::legacy::{blocks_of_half, f16_of_blocks};
 use crate::planes::{nibbles_16, nibbles_in_turn};
@@ -45,16 +45,10 @@ fn odd_nibbles(b: &[u8; 8]) -> [i16; 16] {
     map(nibbles_in_turn(b), |s| 2 * i16::from(s) + 1)
 }
 
-/// `2 s + 1`.
-#[inline(always)]
-pub(crate) fn odd<I: Isa>(isa: I, s: I::I) -> I::I {
-    isa.add_i(isa.shl_i(s, 1), isa.splat_i(1))
-}
-
 /// The four bytes of each lane.
 #[inline(always)]
 fn bytes_of<I: Isa>(isa: I, v: I::I) -> [I::I; 4] {
-    [field(isa, v, 0, 8), field(isa, v, 8, 8), field(isa, v, 16, 8), isa.shr_i(v, 24)]
+    [isa.byte(v, 0), isa.byte(v, 1), isa.byte(v, 2), isa.byte(v, 3)]
 }
 
 /// Sign bits of 32 elements from four 7-bit codes in the low 28 bits.
@@ -67,31 +61,33 @@ fn seven_bit_signs<I: Isa>(isa: I, v: I::I) -> I::I {
     isa.with_parity(codes)
 }
 
-/// The three-bit upper index parts from bit 0 on.
+/// The four three-bit upper index parts from bit 0 on, a byte each.
 #[inline(always)]
-pub(crate) fn three_bits<I: Isa>(isa: I, high: I::I) -> [I::I; 4] {
-    [field(isa, high, 0, 3), field(isa, high, 3, 3), field(isa, high, 6, 3), field(isa, high, 9, 3)]
+pub(crate) fn three_bits<I: Isa>(isa: I, v: I::I) -> I::I {
+    let mut out = isa.and_i(v, isa.splat_i(7));
+    for l in 1..4 {
+        out = isa.or_i(out, isa.and_i(isa.shl_i(v, 5 * l), isa.splat_i(7 << (8 * l))));
+    }
+    out
 }
 
 /// Codes of IQ1 types: low index bytes, upper index parts, and bits of the elements whose shift is negative.
 #[inline(always)]
-pub(crate) fn ternary_lanes<I: Isa>(isa: I, low: I::I, high: [I::I; 4], negative: I::I) -> [I::B64; 8] {
-    let mut index = bytes_of(isa, low);
-    for (index, high) in index.iter_mut().zip(high) {
-        *index = isa.or_i(*index, isa.shl_i(high, 8));
-    }
-    isa.codebook_8(&IQ1_BOOK, index, negative)
+pub(crate) fn ternary_lanes<I: Isa>(isa: I, low: I::I, high: I::I, negative: I::I) -> [I::B64; 8] {
+    isa.codebook_8(&IQ1_BOOK, low, high, negative)
 }
 
 /// The same with nibbles of an upper index part and the shift's sign.
 #[inline(always)]
 pub(crate) fn nibble_lanes<I: Isa>(isa: I, low: I::I, nibbles: I::I) -> [I::B64; 8] {
-    let mut high = [nibbles; 4];
-    let mut negative = isa.splat_i(0);
-    for (l, high) in high.iter_mut().enumerate() {
-        *high = field(isa, nibbles, 4 * l as u32, 3);
-        negative = isa.or_i(negative, isa.where_bit(nibbles, 4 * l as u32 + 3, 0xff << (8 * l)));
+    let mut bytes = isa.and_i(nibbles, isa.splat_i(15));
+    for l in 1..4 {
+        bytes = isa.or_i(bytes, isa.and_i(isa.shl_i(nibbles, 4 * l), isa.splat_i(15 << (8 * l))));
     }
+    // 0 - 1 is a byte of ones
+    let bit = isa.and_i(isa.shr_i(bytes, 3), isa.splat_i(0x0101_0101));
+    let negative = isa.ints(isa.sub(isa.splat(0), isa.of_ints(bit)));
+    let high = isa.and_i(bytes, isa.splat_i(0x0707_0707));
     ternary_lanes(isa, low, high, negative)
 }
 
@@ -169,6 +165,7 @@ impl<I: Isa> Decode<I> for IQ2_XXS {
     const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 43;
+    const HEAVY: bool = true;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
 
     #[inline(always)]
@@ -187,15 +184,15 @@ impl<I: Isa> Decode<I> for IQ2_XXS {
 
     #[inline(always)]
     fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
-        let index = bytes_of(isa, unit.int(isa, 2 * b));
-        isa.codebook_8(&IQ2XXS_BOOK, index, seven_bit_signs(isa, unit.int(isa, 2 * b + 1)))
+        let signs = seven_bit_signs(isa, unit.int(isa, 2 * b + 1));
+        isa.codebook_8(&IQ2XXS_BOOK, unit.int(isa, 2 * b), isa.splat_i(0), signs)
     }
 
     #[inline(always)]
     fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let d = isa.mul_f(unit.half_float(isa, 0), isa.splat_f(0.125));
         for b in 0..8 {
-            out.scale[b] = times(isa, d, odd(isa, isa.shr_i(unit.int(isa, 2 * b + 1), 28)));
+            out.scale[b] = times(isa, d, odd_field(isa, unit.int(isa, 2 * b + 1), 28, 4));
         }
     }
 }
@@ -209,6 +206,7 @@ impl<I: Isa> Decode<I> for IQ2_XS {
     const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = 43;
+    const HEAVY: bool = true;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
 
     #[inline(always)]
@@ -233,20 +231,25 @@ impl<I: Isa> Decode<I> for IQ2_XS {
     #[inline(always)]
     fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
         let (x, y) = (unit.int(isa, 2 * b), unit.int(isa, 2 * b + 1));
-        let low = isa.splat_i(511);
-        let index = [isa.and_i(x, low), field(isa, x, 16, 9), isa.and_i(y, low), field(isa, y, 16, 9)];
-        // the upper seven bits of four u16, a byte each; the eighth bit is made
-        let x = isa.or_i(field(isa, x, 9, 7), isa.and_i(isa.shr_i(x, 17), isa.splat_i(0x7f00)));
-        let y = isa.or_i(field(isa, y, 9, 7), isa.and_i(isa.shr_i(y, 17), isa.splat_i(0x7f00)));
-        isa.codebook_8(&IQ2XS_BOOK, index, isa.with_parity(isa.or_i(x, isa.shl_i(y, 16))))
+        // four u16 of nine and seven bits: low index bytes, the ninth bits, and the sign codes, a byte each
+        let pair = isa.splat_i(0x00ff_00ff);
+        let low = isa.or_i(isa.and_i(x, isa.splat_i(0xff)), isa.and_i(isa.shr_i(x, 8), isa.splat_i(0xff00)));
+        let low_y =
+            isa.or_i(isa.and_i(y, isa.splat_i(0xff)), isa.and_i(isa.shr_i(y, 8), isa.splat_i(0xff00)));
+        let low = isa.or_i(low, isa.shl_i(low_y, 16));
+        let (x, y) = (isa.and_i(isa.shr_i(x, 8), pair), isa.and_i(isa.shr_i(y, 8), pair));
+        let (x, y) = (isa.or_i(x, isa.shr_i(x, 8)), isa.or_i(y, isa.shr_i(y, 8)));
+        let upper = isa.or_i(isa.and_i(x, isa.splat_i(0xffff)), isa.shl_i(y, 16));
+        let high = isa.and_i(upper, isa.splat_i(0x0101_0101));
+        let signs = isa.with_parity(isa.and_i(isa.shr_i(upper, 1), isa.splat_i(0x7f7f_7f7f)));
+        isa.codebook_8(&IQ2XS_BOOK, low, high, signs)
     }
 
     #[inline(always)]
     fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let d = isa.mul_f(unit.half_float(isa, 0), isa.splat_f(0.125));
         for k in 0..16 {
-            let s = field(isa, unit.int(isa, 16 + k / 8), 4 * (k as u32 % 8), 4);
-            out.scale[k] = times(isa, d, odd(isa, s));
+            out.scale[k] = times(isa, d, odd_field(isa, unit.int(isa, 16 + k / 8), 4 * (k as u32 % 8), 4));
         }
     }
 }
@@ -260,6 +263,7 @@ impl<I: Isa> Decode<I> for IQ2_S {
     const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = 43;
+    const HEAVY: bool = true;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
 
     #[inline(always)]
@@ -277,21 +281,16 @@ impl<I: Isa> Decode<I> for IQ2_S {
 
     #[inline(always)]
     fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
-        let low = bytes_of(isa, unit.int(isa, b));
         let high = isa.shr_i(unit.int(isa, 16 + b / 4), 8 * (b as u32 % 4));
-        let mut index = low;
-        for (l, index) in index.iter_mut().enumerate() {
-            *index = isa.or_i(*index, isa.shl_i(field(isa, high, 2 * l as u32, 2), 8));
-        }
-        isa.codebook_8(&IQ2S_BOOK, index, unit.int(isa, 8 + b))
+        let high = isa.ints(isa.spread_crumbs(high, 0));
+        isa.codebook_8(&IQ2S_BOOK, unit.int(isa, b), high, unit.int(isa, 8 + b))
     }
 
     #[inline(always)]
     fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let d = isa.mul_f(unit.half_float(isa, 0), isa.splat_f(0.125));
         for k in 0..16 {
-            let s = field(isa, unit.int(isa, 18 + k / 8), 4 * (k as u32 % 8), 4);
-            out.scale[k] = times(isa, d, odd(isa, s));
+            out.scale[k] = times(isa, d, odd_field(isa, unit.int(isa, 18 + k / 8), 4 * (k as u32 % 8), 4));
         }
     }
 }
@@ -305,6 +304,7 @@ impl<I: Isa> Decode<I> for IQ3_XXS {
     const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 62;
+    const HEAVY: bool = true;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
 
     #[inline(always)]
@@ -331,7 +331,7 @@ impl<I: Isa> Decode<I> for IQ3_XXS {
     fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let d = isa.mul_f(unit.half_float(isa, 0), isa.splat_f(0.25));
         for b in 0..8 {
-            out.scale[b] = times(isa, d, odd(isa, isa.shr_i(unit.int(isa, 16 + b), 28)));
+            out.scale[b] = times(isa, d, odd_field(isa, unit.int(isa, 16 + b), 28, 4));
         }
     }
 }
@@ -345,6 +345,7 @@ impl<I: Isa> Decode<I> for IQ3_S {
     const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 15;
+    const HEAVY: bool = true;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(4);
 
     #[inline(always)]
@@ -376,7 +377,7 @@ impl<I: Isa> Decode<I> for IQ3_S {
     fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let d = unit.half_float(isa, 0);
         for b in 0..8 {
-            out.scale[b] = times(isa, d, odd(isa, field(isa, unit.int(isa, 26), 4 * b as u32, 4)));
+            out.scale[b] = times(isa, d, odd_field(isa, unit.int(isa, 26), 4 * b as u32, 4));
         }
     }
 }
@@ -405,6 +406,7 @@ impl<I: Isa> Decode<I> for IQ1_S {
     const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 9;
+    const HEAVY: bool = true;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(4);
 
     #[inline(always)]
@@ -433,8 +435,8 @@ impl<I: Isa> Decode<I> for IQ1_S {
     fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let d = isa.mul_f(unit.half_float(isa, 0), isa.splat_f(0.125));
         for b in 0..8 {
-            let s = field(isa, unit.int(isa, 8 + b / 2), 16 * (b as u32 % 2) + 12, 3);
-            out.scale[b] = times(isa, d, odd(isa, s));
+            out.scale[b] =
+                times(isa, d, odd_field(isa, unit.int(isa, 8 + b / 2), 16 * (b as u32 % 2) + 12, 3));
         }
     }
 }
@@ -448,6 +450,7 @@ impl<I: Isa> Decode<I> for IQ1_M {
     const BLOCK_BYTES: usize = 56;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = 9;
+    const HEAVY: bool = true;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(4);
 
     #[inline(always)]
@@ -482,8 +485,8 @@ impl<I: Isa> Decode<I> for IQ1_M {
         d = isa.or_i(isa.shl_i(d, 4), field(isa, s[0], 12, 4));
         let d = isa.mul_f(isa.float_of_f16(d), isa.splat_f(0.125));
         for k in 0..16 {
-            let s = field(isa, s[k / 8], 16 * (k as u32 / 4 % 2) + 3 * (k as u32 % 4), 3);
-            out.scale[k] = times(isa, d, odd(isa, s));
+            out.scale[k] =
+                times(isa, d, odd_field(isa, s[k / 8], 16 * (k as u32 / 4 % 2) + 3 * (k as u32 % 4), 3));
         }
     }
 }

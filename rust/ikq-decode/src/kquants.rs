@@ -38,13 +38,13 @@ fn six_bit_lanes<I: Isa>(isa: I, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>
     let (d, dmin) = two_halves(isa, unit, 0);
     let (a, b, c) = (unit.int(isa, 1), unit.int(isa, 2), unit.int(isa, 3));
     let (six, low, high) = (isa.splat_i(0x3f3f_3f3f), isa.splat_i(0x0f0f_0f0f), isa.splat_i(0x3030_3030));
-    let last = |nibbles, tops| isa.or_i(isa.and_i(nibbles, low), isa.and_i(isa.shr_i(tops, 2), high));
-    let s = [isa.and_i(a, six), last(c, a)];
-    let m = [isa.and_i(b, six), last(isa.shr_i(c, 4), b)];
+    let mut s = [isa.and_i(a, six), isa.and_i(c, low)];
+    let mut m = [isa.and_i(b, six), isa.and_i(isa.shr_i(c, 4), low)];
+    s[1] = isa.or_i(s[1], isa.and_i(isa.shr_i(a, 2), high));
+    m[1] = isa.or_i(m[1], isa.and_i(isa.shr_i(b, 2), high));
     for k in 0..8 {
-        let at = 8 * (k as u32 % 4);
-        out.scale[k] = times(isa, d, field(isa, s[k / 4], at, 8));
-        out.min[k] = times(isa, dmin, field(isa, m[k / 4], at, 8));
+        out.scale[k] = times(isa, d, isa.byte(s[k / 4], k % 4));
+        out.min[k] = times(isa, dmin, isa.byte(m[k / 4], k % 4));
     }
 }
 
@@ -129,7 +129,7 @@ impl<I: Isa> Decode<I> for Q3_K {
             let high = isa.and_i(isa.shr_i(high, 2 * q as u32), isa.splat_i(0x0303_0303));
             let s = isa.or_i(low, isa.shl_i(high, 4));
             for e in 0..4 {
-                out.scale[4 * q + e] = times_less(isa, d, field(isa, s, 8 * e as u32, 8), 32);
+                out.scale[4 * q + e] = times_less(isa, d, isa.byte(s, e), 32);
             }
         }
     }

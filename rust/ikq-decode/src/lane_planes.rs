@@ -104,9 +104,22 @@ pub(crate) type Second<I> = [<I as ikq_simd::Lanes>::I; 2];
 /// of `m` entries, whose values are those of the first and `shift`.
 #[inline(always)]
 pub(crate) fn second<I: Isa>(isa: I, v: I::I, bits: [u32; 2], m: u8, shift: u8) -> Second<I> {
-    // where long tables cost what short ones do, an index bit chooses the table
-    let value = i32::from(if I::WIDE_LUT { m } else { shift }) * 0x0101_0101;
-    [isa.where_bit(v, bits[0], value), isa.where_bit(v, bits[1], value)]
+    let mut out = [v; 2];
+    for (out, bit) in out.iter_mut().zip(bits) {
+        // where long tables cost what short ones do, an index bit chooses the table
+        *out = match I::WIDE_LUT {
+            true => isa.shl_i(every_byte(isa, v, bit), m.trailing_zeros()),
+            false => isa.where_bit(v, bit, i32::from(shift) * 0x0101_0101),
+        };
+    }
+    out
+}
+
+/// Bytes of 1 in the lanes whose bit `bit` is set, else 0.
+#[inline(always)]
+pub(crate) fn every_byte<I: Isa>(isa: I, v: I::I, bit: u32) -> I::I {
+    let one = isa.and_i(isa.shr_i(v, bit), isa.splat_i(1));
+    isa.ints(isa.pick(isa.of_ints(one), [0; 4]))
 }
 
 /// Values of codes below 16 by the two tables in `tables`.
@@ -147,6 +160,13 @@ pub(crate) fn lut32_of_2<I: Isa>(
 #[inline(always)]
 pub(crate) fn field<I: Isa>(isa: I, v: I::I, from: u32, width: u32) -> I::I {
     isa.and_i(isa.shr_i(v, from), isa.splat_i((1 << width) - 1))
+}
+
+/// `2 x + 1` of such a field x.
+#[inline(always)]
+pub(crate) fn odd_field<I: Isa>(isa: I, v: I::I, from: u32, width: u32) -> I::I {
+    let twice = if from > 0 { isa.shr_i(v, from - 1) } else { isa.shl_i(v, 1) };
+    isa.or_i(isa.and_i(twice, isa.splat_i((2 << width) - 2)), isa.splat_i(1))
 }
 
 /// The signed byte `k` of each lane.

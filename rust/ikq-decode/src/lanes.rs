@@ -66,6 +66,23 @@ pub enum LaneCodes {
     Biased,
 }
 
+impl LaneCodes {
+    /// [`Decode::SMALL`] of codes whose absolute values are at most `max_abs`.
+    pub const fn small(self, max_abs: i32) -> usize {
+        let max = match self {
+            LaneCodes::Plain => max_abs,
+            LaneCodes::Offset(n) => max_abs + (1 << n),
+            LaneCodes::Biased => return 1,
+        };
+        match max {
+            ..=16 => 8,
+            17..=32 => 4,
+            33..=64 => 2,
+            _ => 1,
+        }
+    }
+}
+
 /// Factors of sixteen rows: per 16 elements, or one for 32 in the first eight entries ([`Decode::PER_16`]).
 #[derive(Clone, Copy)]
 pub struct LaneScales<F> {

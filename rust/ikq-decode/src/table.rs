@@ -71,6 +71,10 @@ pub struct DecodeFacts {
     pub per_16: bool,
     /// The form of codes in lanes.
     pub lane_codes: LaneCodes,
+    /// Values of codes in lanes that are small enough to be multiplied together.
+    pub small: usize,
+    /// Lanes are costly to decode without look-ups in long tables.
+    pub heavy: bool,
 }
 
 /// The facts of a type's rows; `None` as for [`with_type`].
@@ -89,6 +93,8 @@ pub fn facts(ty: QuantType) -> Option<DecodeFacts> {
                     product_factor: D::PRODUCT_FACTOR,
                     per_16: D::PER_16,
                     lane_codes: D::LANE_CODES,
+                    small: D::SMALL,
+                    heavy: D::HEAVY,
                 }
             }
             of::<T::Decoder<Scalar>>()

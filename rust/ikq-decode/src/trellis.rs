@@ -79,6 +79,7 @@ impl<I: Isa> Decode<I> for IQ1_KT {
     const HEADER_BYTES: usize = 4;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 121;
+    const HEAVY: bool = true;
 
     #[inline(always)]
     fn header(header: &[u8]) -> f32 {
@@ -134,6 +135,7 @@ impl<I: Isa> Decode<I> for IQ2_KT {
     const HEADER_BYTES: usize = 4;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 123;
+    const HEAVY: bool = true;
     const PRODUCT_FACTOR: f32 = 1.05;
 
     #[inline(always)]
@@ -175,6 +177,7 @@ impl<I: Isa> Decode<I> for IQ3_KT {
     const HEADER_BYTES: usize = 4;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 123;
+    const HEAVY: bool = true;
     const PRODUCT_FACTOR: f32 = 1.01;
 
     #[inline(always)]
@@ -220,6 +223,7 @@ impl<I: Isa> Decode<I> for IQ4_KT {
     const HEADER_BYTES: usize = 4;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 122;
+    const HEAVY: bool = true;
 
     #[inline(always)]
     fn header(header: &[u8]) -> f32 {

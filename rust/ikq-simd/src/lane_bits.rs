@@ -43,11 +43,29 @@ impl LaneBits for Scalar {
     }
 }
 
-/// The count of a shift.
+/// A value that may be loaded as one.
+#[repr(align(16))]
+struct Count([u64; 2]);
+
+/// The numbers below 32. A count that is known at run time only is loaded from here: it is there sooner than one
+/// that comes from a general register. (A constant and no static, so that counts which are known when the code is
+/// compiled stay constants in other crates.)
+const COUNTS: [Count; 32] = {
+    let mut out = [const { Count([0; 2]) }; 32];
+    let mut i = 0;
+    while i < 32 {
+        out[i].0[0] = i as u64;
+        i += 1;
+    }
+    out
+};
+
+/// The count of a shift, which is below 32.
 #[inline(always)]
-fn count(by: u32) -> __m128i {
-    // SAFETY: SSE2 is part of x86-64.
-    unsafe { _mm_cvtsi32_si128(by as i32) }
+pub(crate) fn count(by: u32) -> __m128i {
+    let count: &'static Count = &const { &COUNTS }[by as usize & 31];
+    // SAFETY: SSE2 is part of x86-64; sixteen bytes are read, which start at a multiple of sixteen.
+    unsafe { _mm_load_si128(count.0.as_ptr().cast()) }
 }
 
 /// The two registers of sixteen lanes.

@@ -28,6 +28,21 @@ pub trait Products: Arith {
     fn dot4(self, acc: Self::I, weights: Self::B64, x: Self::B64) -> Self::I;
     /// The same with weights of 0..=127, not biased.
     fn dot4_unsigned(self, acc: Self::I, weights: Self::B64, x: Self::B64) -> Self::I;
+    /// [`Products::dot4_unsigned`] of each weight with its four codes, added up. Weights are at most `2^14 / (127 N)`:
+    /// where products of pairs are made in 16 bits, they can be added there.
+    #[inline(always)]
+    fn dots_of_small<const N: usize>(
+        self,
+        acc: Self::I,
+        weights: &[Self::B64; N],
+        x: &[[i8; 4]; N],
+    ) -> Self::I {
+        let mut acc = acc;
+        for (w, x) in weights.iter().zip(x) {
+            acc = self.dot4_unsigned(acc, *w, self.splat_4_codes(x));
+        }
+        acc
+    }
     /// Lane i: the sum of lanes `4 (i % 4)..4 (i % 4) + 4` of `v[i / 4]`.
     fn sums_of_4(self, v: [Self::I; 4]) -> Self::I;
     fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
@@ -179,6 +194,22 @@ impl Products for Avx2 {
     #[inline(always)]
     fn dot4_unsigned(self, acc: Pair, w: Pair, x: Pair) -> Pair {
         [dot_32(acc[0], w[0], x[0]), dot_32(acc[1], w[1], x[1])]
+    }
+    #[inline(always)]
+    fn dots_of_small<const N: usize>(self, acc: Pair, weights: &[Pair; N], x: &[[i8; 4]; N]) -> Pair {
+        isa! {
+            let mut pairs = [_mm256_setzero_si256(); 2];
+            for (w, x) in weights.iter().zip(x) {
+                let x = self.splat_4_codes(x);
+                pairs[0] = _mm256_add_epi16(pairs[0], _mm256_maddubs_epi16(w[0], x[0]));
+                pairs[1] = _mm256_add_epi16(pairs[1], _mm256_maddubs_epi16(w[1], x[1]));
+            }
+            let ones = _mm256_set1_epi16(1);
+            [
+                _mm256_add_epi32(acc[0], _mm256_madd_epi16(pairs[0], ones)),
+                _mm256_add_epi32(acc[1], _mm256_madd_epi16(pairs[1], ones)),
+            ]
+        }
     }
     #[inline(always)]
     fn sums_of_4(self, v: [Pair; 4]) -> Pair {

@@ -5,7 +5,8 @@
 
 use core::arch::x86_64::*;
 
-use crate::{Avx2, Avx512, Products, Scalar, array};
+use crate::lane_bits::count;
+use crate::{Avx2, Avx512, LaneBits, Products, Scalar, array};
 
 /// Operations on words of sixteen rows.
 pub trait RowLanes: Products {
@@ -34,6 +35,8 @@ pub trait RowLanes: Products {
     fn spread_crumbs(self, v: Self::I, i: usize) -> Self::B64;
     /// Byte e of a lane is byte `from[e]` of the lane.
     fn pick(self, v: Self::B64, from: [u8; 4]) -> Self::B64;
+    /// Byte `k` of each lane, zeros above.
+    fn byte(self, v: Self::I, k: usize) -> Self::I;
     /// `-v` in bytes whose bit `bit` is set in `bits`.
     fn negate_where_bit(self, v: Self::B64, bits: Self::B64, bit: u32) -> Self::B64;
     /// The low seven bits of each byte, and above them the bit that makes their number even.
@@ -45,26 +48,29 @@ pub trait RowLanes: Products {
     /// `multipliers[e]`.
     fn trellis(self, seeds: Self::I, multipliers: &[u32; 4]) -> Self::B64;
 
-    /// Values of entries of eight elements: value i has elements `4 i..4 i + 4`, of entry `index[i / 2]`. The sign of
-    /// element j is bit j of `signs`. Indices must be below `N`.
+    /// Values of entries of eight elements: value i has elements `4 i..4 i + 4`, of entry i / 2, whose index has its low
+    /// eight bits in byte i / 2 of `low` and the others in that byte of `high`. The sign of element j is bit j of
+    /// `signs`. Indices must be below `N`.
     #[inline(always)]
     fn codebook_8<const N: usize>(
         self,
         book: &Codebook8<N>,
-        index: [Self::I; 4],
+        low: Self::I,
+        high: Self::I,
         signs: Self::I,
     ) -> [Self::B64; 8]
     where
         Self: crate::Isa,
     {
-        let mut at = [[0; 16]; 4];
-        for (at, index) in at.iter_mut().zip(index) {
-            self.store_i(index, at);
-        }
+        let (mut lows, mut highs) = ([0; 16], [0; 16]);
+        self.store_i(low, &mut lows);
+        self.store_i(high, &mut highs);
         let mut rows = [[0; 64]; 16];
         for (r, row) in rows.iter_mut().enumerate() {
-            for (entry, at) in row.as_chunks_mut::<8>().0.iter_mut().zip(&at) {
-                *entry = book.bytes[at[r] as usize & (N - 1)].to_le_bytes();
+            let (low, high) = (lows[r].to_le_bytes(), highs[r].to_le_bytes());
+            for (l, entry) in row.as_chunks_mut::<8>().0.iter_mut().take(4).enumerate() {
+                let index = usize::from(low[l]) | usize::from(high[l]) << 8;
+                *entry = book.bytes[index & (N - 1)].to_le_bytes();
             }
         }
         let turned = self.transpose_fours(rows.each_ref());
@@ -99,10 +105,10 @@ pub trait RowLanes: Products {
     }
 }
 
-/// A codebook of entries of eight elements, each one of four levels. `N` is a power of two, at least 64.
+/// A codebook of entries of eight elements, each one of four levels. `N` is a power of two, at least 128.
 pub struct Codebook8<const N: usize> {
-    /// The entries: element j is the level in bits `2 j` and `2 j + 1`.
-    pub levels: [u16; N],
+    /// The entries in halves: element `4 h + j` is the level in bits `2 j` and `2 j + 1` of half h.
+    pub levels: [[u8; N]; 2],
     /// The same, element j being byte j.
     pub bytes: [u64; N],
     /// The value of level l, with sign bit s at `l + 4 s`; repeated.
@@ -122,15 +128,15 @@ pub struct Codebook4<const N: usize> {
 impl<const N: usize> Codebook8<N> {
     /// The codebook of entries whose byte j is the level of element j.
     pub const fn new(bytes: [u64; N], values: [i8; 8]) -> Codebook8<N> {
-        assert!(N.is_power_of_two() && N >= 64);
-        let mut book = Codebook8 { levels: [0; N], bytes, values: [0; 64] };
+        assert!(N.is_power_of_two() && N >= 128);
+        let mut book = Codebook8 { levels: [[0; N]; 2], bytes, values: [0; 64] };
         let mut i = 0;
         while i < N {
             let mut j = 0;
             while j < 8 {
                 let level = bytes[i] >> (8 * j) & 0xff;
                 assert!(level < 4);
-                book.levels[i] |= (level as u16) << (2 * j);
+                book.levels[j / 4][i] |= (level as u8) << (2 * (j % 4));
                 j += 1;
             }
             i += 1;
@@ -224,6 +230,10 @@ impl RowLanes for Scalar {
         array(|j| v[j / 4 * 4 + usize::from(from[j % 4])])
     }
     #[inline(always)]
+    fn byte(self, v: [i32; 16], k: usize) -> [i32; 16] {
+        array(|i| v[i] >> (8 * k) & 0xff)
+    }
+    #[inline(always)]
     fn negate_where_bit(self, v: [u8; 64], bits: [u8; 64], bit: u32) -> [u8; 64] {
         array(|i| if bits[i] >> bit & 1 == 1 { v[i].wrapping_neg() } else { v[i] })
     }
@@ -283,18 +293,18 @@ impl RowLanes for Avx2 {
     #[inline(always)]
     fn bits(self, v: Pair, n: u32, mask: u8) -> Pair {
         isa! {
-            // a 16-bit shift lets bits of the upper byte into the lower one: the mask clears them
-            let (n, mask) = (_mm_cvtsi32_si128(n as i32), _mm256_set1_epi8(mask as i8));
+            // bits of the neighbouring byte that come in are masked away
+            let (n, mask) = (count(n), _mm256_set1_epi8(mask as i8));
             [
-                _mm256_and_si256(_mm256_srl_epi16(v[0], n), mask),
-                _mm256_and_si256(_mm256_srl_epi16(v[1], n), mask),
+                _mm256_and_si256(_mm256_srl_epi32(v[0], n), mask),
+                _mm256_and_si256(_mm256_srl_epi32(v[1], n), mask),
             ]
         }
     }
     #[inline(always)]
     fn sra_i(self, v: Pair, by: u32) -> Pair {
         isa! {
-            let by = _mm_cvtsi32_si128(by as i32);
+            let by = count(by);
             [_mm256_sra_epi32(v[0], by), _mm256_sra_epi32(v[1], by)]
         }
     }
@@ -302,7 +312,7 @@ impl RowLanes for Avx2 {
     fn where_bit(self, v: Pair, bit: u32, value: i32) -> Pair {
         isa! {
             // the bit moved to the sign, and the sign over the lane
-            let (up, value) = (_mm_cvtsi32_si128(31 - bit as i32), _mm256_set1_epi32(value));
+            let (up, value) = (count(31 - bit), _mm256_set1_epi32(value));
             let all = [_mm256_srai_epi32::<31>(_mm256_sll_epi32(v[0], up)), _mm256_srai_epi32::<31>(_mm256_sll_epi32(v[1], up))];
             [_mm256_and_si256(all[0], value), _mm256_and_si256(all[1], value)]
         }
@@ -321,13 +331,13 @@ impl RowLanes for Avx2 {
     fn bit_field(self, v: Pair, from: u32, to: u32, mask: u8) -> Pair {
         isa! {
             // bits of the neighbouring byte that come in are masked away
-            let (from, to) = (_mm_cvtsi32_si128(from as i32), _mm_cvtsi32_si128(to as i32));
+            let (from, to) = (count(from), count(to));
             let mask = _mm256_set1_epi8(mask as i8);
             let low = [
-                _mm256_and_si256(_mm256_srl_epi16(v[0], from), mask),
-                _mm256_and_si256(_mm256_srl_epi16(v[1], from), mask),
+                _mm256_and_si256(_mm256_srl_epi32(v[0], from), mask),
+                _mm256_and_si256(_mm256_srl_epi32(v[1], from), mask),
             ];
-            [_mm256_sll_epi16(low[0], to), _mm256_sll_epi16(low[1], to)]
+            [_mm256_sll_epi32(low[0], to), _mm256_sll_epi32(low[1], to)]
         }
     }
     #[inline(always)]
@@ -338,24 +348,28 @@ impl RowLanes for Avx2 {
                 _mm256_set1_epi8(i as i8 / 2),
             );
             let bit = _mm256_set1_epi32(if i.is_multiple_of(2) { 0x0804_0201 } else { 0x8040_2010_u32 as i32 });
-            let out = _mm256_set1_epi8((1u8 << to) as i8);
-            let half = |v| {
+            let value = _mm256_set1_epi8((1u8 << to) as i8);
+            let mut out = v;
+            for half in &mut out {
+                let v = *half;
                 let set = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(v, byte), bit), bit);
-                _mm256_and_si256(set, out)
-            };
-            [half(v[0]), half(v[1])]
+                *half = _mm256_and_si256(set, value);
+            }
+            out
         }
     }
     #[inline(always)]
     fn spread_crumbs(self, v: Pair, i: usize) -> Pair {
         isa! {
-            let down = _mm_cvtsi32_si128(8 * i as i32);
-            let half = |v| {
+            let down = count(8 * i as u32);
+            let mut out = v;
+            for half in &mut out {
+                let v = *half;
                 let q = _mm256_and_si256(_mm256_srl_epi32(v, down), _mm256_set1_epi32(0xff));
                 let two = _mm256_or_si256(q, _mm256_slli_epi32::<6>(q));
-                _mm256_and_si256(_mm256_or_si256(two, _mm256_slli_epi32::<12>(two)), _mm256_set1_epi8(3))
-            };
-            [half(v[0]), half(v[1])]
+                *half = _mm256_and_si256(_mm256_or_si256(two, _mm256_slli_epi32::<12>(two)), _mm256_set1_epi8(3));
+            }
+            out
         }
     }
     #[inline(always)]
@@ -368,15 +382,29 @@ impl RowLanes for Avx2 {
         }
     }
     #[inline(always)]
+    fn byte(self, v: Pair, k: usize) -> Pair {
+        isa! {
+            // zeros where the index is negative
+            let from = _mm_add_epi8(
+                _mm_setr_epi8(0, -1, -1, -1, 4, -1, -1, -1, 8, -1, -1, -1, 12, -1, -1, -1),
+                _mm_and_si128(_mm_set1_epi32(0xff), _mm_set1_epi8(k as i8)),
+            );
+            let from = _mm256_broadcastsi128_si256(from);
+            [_mm256_shuffle_epi8(v[0], from), _mm256_shuffle_epi8(v[1], from)]
+        }
+    }
+    #[inline(always)]
     fn negate_where_bit(self, v: Pair, bits: Pair, bit: u32) -> Pair {
         isa! {
             // the bit moved to the byte's sign
-            let up = _mm_cvtsi32_si128(7 - bit as i32);
-            let half = |v, bits| {
-                let all = _mm256_cmpgt_epi8(_mm256_setzero_si256(), _mm256_sll_epi16(bits, up));
-                _mm256_sub_epi8(_mm256_xor_si256(v, all), all)
-            };
-            [half(v[0], bits[0]), half(v[1], bits[1])]
+            let up = count(7 - bit);
+            let mut out = v;
+            for (half, bits) in out.iter_mut().zip(bits) {
+                let v = *half;
+                let all = _mm256_cmpgt_epi8(_mm256_setzero_si256(), _mm256_sll_epi32(bits, up));
+                *half = _mm256_sub_epi8(_mm256_xor_si256(v, all), all);
+            }
+            out
         }
     }
     #[inline(always)]
@@ -385,13 +413,15 @@ impl RowLanes for Avx2 {
             // bit 7 of the entry: whether the nibble's number of ones is odd
             let odd = _mm_setr_epi8(0, -128, -128, 0, -128, 0, 0, -128, -128, 0, 0, -128, 0, -128, -128, 0);
             let (odd, low) = (_mm256_broadcastsi128_si256(odd), _mm256_set1_epi8(15));
-            let half = |v| {
+            let mut out = v;
+            for half in &mut out {
+                let v = *half;
                 let v = _mm256_and_si256(v, _mm256_set1_epi8(0x7f));
                 let high = _mm256_and_si256(_mm256_srli_epi16::<4>(v), low);
                 let (a, b) = (_mm256_shuffle_epi8(odd, _mm256_and_si256(v, low)), _mm256_shuffle_epi8(odd, high));
-                _mm256_xor_si256(v, _mm256_xor_si256(a, b))
-            };
-            [half(v[0]), half(v[1])]
+                *half = _mm256_xor_si256(v, _mm256_xor_si256(a, b));
+            }
+            out
         }
     }
     #[inline(always)]
@@ -400,21 +430,25 @@ impl RowLanes for Avx2 {
             // products of 16 bits have those of the lower bytes below, and of the upper ones if these come down
             let even = _mm256_set1_epi32(i32::from(p[0]) | i32::from(p[2]) << 16);
             let odd = _mm256_set1_epi32(i32::from(p[1]) | i32::from(p[3]) << 16);
-            let half = |v| {
+            let mut out = v;
+            for half in &mut out {
+                let v = *half;
                 let low = _mm256_and_si256(_mm256_mullo_epi16(v, even), _mm256_set1_epi16(0xff));
                 let high = _mm256_slli_epi16::<8>(_mm256_mullo_epi16(_mm256_srli_epi16::<8>(v), odd));
                 let x = _mm256_or_si256(low, high);
                 let one = _mm256_cmpeq_epi8(_mm256_max_epu8(x, _mm256_set1_epi8(86)), x);
                 let two = _mm256_cmpeq_epi8(_mm256_max_epu8(x, _mm256_set1_epi8(171_u8 as i8)), x);
-                _mm256_sub_epi8(_mm256_setzero_si256(), _mm256_add_epi8(one, two))
-            };
-            [half(v[0]), half(v[1])]
+                *half = _mm256_sub_epi8(_mm256_setzero_si256(), _mm256_add_epi8(one, two));
+            }
+            out
         }
     }
     #[inline(always)]
     fn trellis(self, seeds: Pair, multipliers: &[u32; 4]) -> Pair {
         isa! {
-            let half = |seeds: __m256i| {
+            let mut out = seeds;
+            for half in &mut out {
+                let seeds = *half;
                 let mut sums = [_mm256_setzero_si256(); 4];
                 for (sum, m) in sums.iter_mut().zip(multipliers) {
                     let x = _mm256_mullo_epi32(seeds, _mm256_set1_epi32(*m as i32));
@@ -428,10 +462,61 @@ impl RowLanes for Avx2 {
                 let bytes = _mm256_packus_epi16(lo, hi);
                 let turn = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
                 let bytes = _mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(turn));
-                _mm256_sub_epi8(bytes, _mm256_set1_epi8(126))
-            };
-            [half(seeds[0]), half(seeds[1])]
+                *half = _mm256_sub_epi8(bytes, _mm256_set1_epi8(126));
+            }
+            out
         }
+    }
+    #[inline(always)]
+    fn codebook_8<const N: usize>(
+        self,
+        book: &Codebook8<N>,
+        low: Pair,
+        high: Pair,
+        signs: Pair,
+    ) -> [Pair; 8] {
+        let (mut lows, mut highs) = ([0; 64], [0; 64]);
+        crate::Isa::store(self, low, &mut lows);
+        crate::Isa::store(self, high, &mut highs);
+        let mut out = [low; 8];
+        for (l, [first, last]) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            for (half, (first, last)) in first.iter_mut().zip(last).enumerate() {
+                // entries of eight rows go from memory into registers two by two; a row of them in memory would have to
+                // be written first, and what is written in parts is slow to read as a whole
+                let mut at = [&book.bytes[0]; 8];
+                for (r, at) in at.iter_mut().enumerate() {
+                    let i = 4 * (8 * half + r) + l;
+                    *at = &book.bytes[(usize::from(lows[i]) | usize::from(highs[i]) << 8) & (N - 1)];
+                }
+                isa! {
+                    let (a, b) = (two_entries(at[0], at[1]), two_entries(at[2], at[3]));
+                    let (c, d) = (two_entries(at[4], at[5]), two_entries(at[6], at[7]));
+                    *first = _mm256_castps_si256(_mm256_set_m128(
+                        _mm_shuffle_ps::<0x88>(c, d),
+                        _mm_shuffle_ps::<0x88>(a, b),
+                    ));
+                    *last = _mm256_castps_si256(_mm256_set_m128(
+                        _mm_shuffle_ps::<0xdd>(c, d),
+                        _mm_shuffle_ps::<0xdd>(a, b),
+                    ));
+                }
+            }
+        }
+        for (i, out) in out.iter_mut().enumerate() {
+            let levels = crate::Isa::or(self, *out, self.spread_bits(signs, i, 2));
+            *out = crate::Isa::lut16(self, book.values.first_chunk().expect("64 values"), levels);
+        }
+        out
+    }
+}
+
+/// Two entries of eight bytes.
+#[inline(always)]
+fn two_entries(a: &u64, b: &u64) -> __m128 {
+    // SAFETY: SSE2 is part of x86-64; eight bytes are read from each.
+    unsafe {
+        let low = _mm_castsi128_ps(_mm_loadl_epi64(std::ptr::from_ref(a).cast()));
+        _mm_castpd_ps(_mm_loadh_pd(_mm_castps_pd(low), std::ptr::from_ref(b).cast()))
     }
 }
 
@@ -455,19 +540,20 @@ impl RowLanes for Avx512 {
     #[inline(always)]
     fn bits(self, v: __m512i, n: u32, mask: u8) -> __m512i {
         isa! {
-            let v = _mm512_srl_epi16(v, _mm_cvtsi32_si128(n as i32));
+            // bits of the neighbouring byte that come in are masked away
+            let v = _mm512_srl_epi32(v, count(n));
             _mm512_and_si512(v, _mm512_set1_epi8(mask as i8))
         }
     }
     #[inline(always)]
     fn sra_i(self, v: __m512i, by: u32) -> __m512i {
-        isa! { _mm512_sra_epi32(v, _mm_cvtsi32_si128(by as i32)) }
+        isa! { _mm512_sra_epi32(v, count(by)) }
     }
     #[inline(always)]
     fn where_bit(self, v: __m512i, bit: u32, value: i32) -> __m512i {
         isa! {
-            let set = _mm512_test_epi32_mask(v, _mm512_set1_epi32(1 << bit));
-            _mm512_maskz_set1_epi32(set, value)
+            let up = _mm512_sll_epi32(v, count(31 - bit));
+            _mm512_and_si512(_mm512_srai_epi32::<31>(up), _mm512_set1_epi32(value))
         }
     }
     #[inline(always)]
@@ -478,13 +564,17 @@ impl RowLanes for Avx512 {
     fn bit_field(self, v: __m512i, from: u32, to: u32, mask: u8) -> __m512i {
         isa! {
             // a word turned round keeps each byte's bits at the same distance from its start
-            let by = _mm512_set1_epi32((from as i32 - to as i32) & 31);
-            _mm512_and_si512(_mm512_rorv_epi32(v, by), _mm512_set1_epi8((mask << to) as i8))
+            let by = &const { &TURNS }[from.wrapping_sub(to) as usize & 31];
+            _mm512_and_si512(_mm512_rorv_epi32(v, _mm512_load_si512(by.0.as_ptr().cast())), _mm512_set1_epi8((mask << to) as i8))
         }
     }
     #[inline(always)]
     fn spread_bits(self, v: __m512i, i: usize, to: u32) -> __m512i {
-        isa! { _mm512_and_si512(spread(v, 4 * i, 1, to), _mm512_set1_epi8((1u8 << to) as i8)) }
+        isa! {
+            // four bits choose one of sixteen patterns of four bytes; what is above them is not looked at
+            let patterns = _mm512_loadu_si512(const { &PATTERNS }[to as usize & 7].as_ptr().cast());
+            _mm512_permutexvar_epi32(self.shr_i(v, 4 * i as u32), patterns)
+        }
     }
     #[inline(always)]
     fn spread_crumbs(self, v: __m512i, i: usize) -> __m512i {
@@ -495,6 +585,17 @@ impl RowLanes for Avx512 {
         isa! {
             let starts = _mm_setr_epi32(0, 0x0404_0404, 0x0808_0808, 0x0c0c_0c0c);
             let from = _mm_add_epi8(starts, _mm_set1_epi32(i32::from_le_bytes(from)));
+            _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(from))
+        }
+    }
+    #[inline(always)]
+    fn byte(self, v: __m512i, k: usize) -> __m512i {
+        isa! {
+            // zeros where the index is negative
+            let from = _mm_add_epi8(
+                _mm_setr_epi8(0, -1, -1, -1, 4, -1, -1, -1, 8, -1, -1, -1, 12, -1, -1, -1),
+                _mm_and_si128(_mm_set1_epi32(0xff), _mm_set1_epi8(k as i8)),
+            );
             _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(from))
         }
     }
@@ -548,20 +649,19 @@ impl RowLanes for Avx512 {
     fn codebook_8<const N: usize>(
         self,
         book: &Codebook8<N>,
-        index: [__m512i; 4],
+        low: __m512i,
+        high: __m512i,
         signs: __m512i,
     ) -> [__m512i; 8] {
         isa! {
-            // two entries of a row in the halves of a lane
-            let pair = |low, high| lut_u16(&book.levels, _mm512_or_si512(low, _mm512_slli_epi32::<16>(high)));
-            let levels = [pair(index[0], index[2]), pair(index[1], index[3])];
+            // elements 0..4 of the four entries of a row, and elements 4..8: two bits each
+            let levels = [lut_u8(&book.levels[0], low, high), lut_u8(&book.levels[1], low, high)];
             let values = _mm512_loadu_si512(book.values.as_ptr().cast());
             let mut out = [values; 8];
             for (i, out) in out.iter_mut().enumerate() {
-                let l = i / 2;
-                let level = spread(levels[l % 2], 16 * (l / 2) + 8 * (i % 2), 2, 0);
+                let level = spread(levels[i % 2], 8 * (i / 2), 2, 0);
                 // bits above the sign are not looked at: values repeat
-                let at = either(_mm512_set1_epi8(3), level, spread(signs, 4 * i, 1, 2));
+                let at = either(_mm512_set1_epi8(3), level, self.spread_bits(signs, i, 2));
                 *out = _mm512_permutexvar_epi8(at, values);
             }
             out
@@ -582,7 +682,7 @@ impl RowLanes for Avx512 {
                 let levels = lut_u16(&book.levels, pair);
                 for h in 0..2 {
                     let level = spread(levels, 16 * h, 3, 0);
-                    let at = either(_mm512_set1_epi8(7), level, spread(signs, 4 * (i + 4 * h), 1, 3));
+                    let at = either(_mm512_set1_epi8(7), level, self.spread_bits(signs, i + 4 * h, 3));
                     out[i + 4 * h] = _mm512_permutexvar_epi8(at, values);
                 }
             }
@@ -617,6 +717,65 @@ fn spread(v: __m512i, first: usize, step: usize, to: u32) -> __m512i {
 fn either(mask: __m512i, a: __m512i, b: __m512i) -> __m512i {
     // SAFETY: called from methods of `Avx512` only, whose token proves AVX-512.
     unsafe { _mm512_ternarylogic_epi32::<0xca>(mask, a, b) }
+}
+
+/// Sixteen integers that start a cache line.
+#[repr(align(64))]
+struct Line([i32; 16]);
+
+/// The numbers below 32, sixteen times each, for words that are turned round. (Constants and no statics: other crates
+/// know what they hold.)
+const TURNS: [Line; 32] = {
+    let mut out = [const { Line([0; 16]) }; 32];
+    let mut i = 0;
+    while i < 32 {
+        out[i].0 = [i as i32; 16];
+        i += 1;
+    }
+    out
+};
+
+/// Pattern p of bit b: byte e is that bit where bit e of p is set.
+const PATTERNS: [[u32; 16]; 8] = {
+    let mut out = [[0; 16]; 8];
+    let mut i = 0;
+    while i < 8 * 16 * 4 {
+        let (b, p, e) = (i / 64, i / 4 % 16, i % 4);
+        out[b][p] |= (p as u32 >> e & 1) << (8 * e + b);
+        i += 1;
+    }
+    out
+};
+
+/// Sixty-four entries of a table whose indices have low bits in `low` and others in `high`.
+#[inline(always)]
+fn lut_u8<const N: usize>(table: &[u8; N], low: __m512i, high: __m512i) -> __m512i {
+    // SAFETY: called from methods of `Avx512` only, whose token proves AVX-512 with VBMI; a load is of 64 entries of
+    // the table.
+    unsafe {
+        const { assert!(N.is_multiple_of(128) && N <= 2048) };
+        // by the low seven bits of the index from each 128 entries, then by one bit after another
+        let mut parts = [low; 16];
+        for (part, table) in parts.iter_mut().zip(table.as_chunks::<128>().0) {
+            let first = _mm512_loadu_si512(table.as_ptr().cast());
+            let last = _mm512_loadu_si512(table[64..].as_ptr().cast());
+            *part = _mm512_permutex2var_epi8(first, low, last);
+        }
+        let mut n = N / 128;
+        let mut bit = 7;
+        while n > 1 {
+            n /= 2;
+            let set = match bit {
+                7 => _mm512_movepi8_mask(low),
+                _ => _mm512_test_epi8_mask(high, _mm512_set1_epi8(1 << (bit - 8))),
+            };
+            for p in 0..n {
+                parts[p] = _mm512_mask_blend_epi8(set, parts[2 * p], parts[2 * p + 1]);
+            }
+            bit += 1;
+        }
+        parts[0]
+    }
 }
 
 /// Thirty-two entries of a table; indices are below `N`.
@@ -686,8 +845,8 @@ mod tests {
     struct Same;
 
     /// Entries whose levels differ in every element.
-    const BOOK_8: Codebook8<256> = {
-        let mut bytes = [0; 256];
+    const BOOK_8: Codebook8<512> = {
+        let mut bytes = [0; 512];
         let mut i = 0;
         while i < 256 {
             bytes[i] =
@@ -728,6 +887,9 @@ mod tests {
                 put(isa.negate_where_bit(w, v, i as u32));
             }
             put(isa.pick(v, [3, 0, 0, 2]));
+            for k in 0..4 {
+                put(isa.of_ints(isa.byte(int, k)));
+            }
             put(isa.of_ints(isa.with_parity(int)));
             put(isa.trits(v, [81, 27, 9, 3]));
             put(isa.trits(w, [1, 81, 1, 27]));
@@ -738,10 +900,9 @@ mod tests {
             for v in isa.codebook_4(&BOOK_4, index, int) {
                 put(v);
             }
-            for index in &mut index {
-                *index = isa.and_i(*index, isa.splat_i(255));
-            }
-            for v in isa.codebook_8(&BOOK_8, [index[1], index[4], index[6], index[0]], int) {
+            // upper index bits of 0 and 1
+            let high = isa.and_i(isa.shr_i(isa.ints(w), 1), isa.splat_i(0x0101_0101));
+            for v in isa.codebook_8(&BOOK_8, isa.ints(w), high, int) {
                 put(v);
             }
             // the generator's values without the bias of weights

@@ -249,11 +249,17 @@ impl IsaOp for Sums {
         let moved = isa.load_i8(&std::array::from_fn(|i| x[i]));
         let sums = isa.sums_of_4([dots, splat, unsigned, moved]);
         let twice = isa.twice_i8(std::array::from_fn(|i| x[i]));
-        let lanes = [dots, splat, unsigned, moved, sums, isa.add_i(dots, sums), twice].map(|v| {
-            let mut out = [0; 16];
-            isa.store_i(v, &mut out);
-            out
-        });
+        // weights of 0 and 16, the largest of eight that are multiplied together; of 15 and of 32 for less
+        let small = |mask| isa.and(vw, isa.splat(mask));
+        let fours: [[i8; 4]; 8] = std::array::from_fn(|i| four(2 * i));
+        let eight = isa.dots_of_small(isa.load_i(&acc), &[small(16); 8], &fours);
+        let some = isa.dots_of_small(isa.load_i(&acc), &[small(32), small(15)], &[four(1), four(7)]);
+        let lanes =
+            [dots, splat, unsigned, moved, sums, isa.add_i(dots, sums), twice, eight, some].map(|v| {
+                let mut out = [0; 16];
+                isa.store_i(v, &mut out);
+                out
+            });
         let rows: [[u8; 64]; 16] = std::array::from_fn(|r| bytes(self.0 + 5 + r as u64));
         let index: [u32; 16] = std::array::from_fn(|i| u32::from_le_bytes(*rows[i].first_chunk().unwrap()));
         let words: [u32; 32] = std::array::from_fn(|i| u32::from(w[i]).wrapping_mul(0x0107_0503));

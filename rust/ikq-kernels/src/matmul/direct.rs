@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 
 use ikq_decode::lanes::lane_header;
 use ikq_decode::{BlockType, Decode, LaneCodes, LaneScales};
-use ikq_simd::{Isa, IsaKind, IsaOp, run};
+use ikq_simd::{Isa, IsaKind, IsaOp, array, run};
 
 use super::bands::{BAND, Bands, Tail, n_units};
 use crate::act::{ActUnit, Activations};
@@ -42,7 +42,7 @@ impl<T: BlockType> IsaOp for OfType<'_, T> {
             // a count that has no kernel of its own takes the next larger one, with a column more than once
             let n = if I::REGISTERS >= 32 && left > 4 {
                 columns::<I, T::Decoder<I>, 8>(isa, &mut op, first, &mut tail)
-            } else if I::REGISTERS >= 32 && left > 2 {
+            } else if I::REGISTERS >= 8 && left > 2 {
                 columns::<I, T::Decoder<I>, 4>(isa, &mut op, first, &mut tail)
             } else if I::REGISTERS >= 8 && left > 1 {
                 columns::<I, T::Decoder<I>, 2>(isa, &mut op, first, &mut tail)
@@ -88,12 +88,22 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
             for (unit, x) in units.iter_mut().zip(&x) {
                 *unit = &x[u];
             }
+            let mut starts = [[0; 16]; C];
+            for (starts, x) in starts.iter_mut().zip(&units) {
+                sum_starts::<I, D>(isa, x, starts);
+            }
             for b in 0..8 {
                 let codes = D::lanes(isa, &unit, b);
                 if D::PER_16 {
                     let sums = [
-                        dots::<I, D, C, 4>(isa, codes.first_chunk().expect("eight"), &units, b, 0),
-                        dots::<I, D, C, 4>(isa, codes.last_chunk().expect("eight"), &units, b, 1),
+                        dots::<I, D, C, 4>(isa, codes.first_chunk().expect("eight"), &units, &starts, 2 * b),
+                        dots::<I, D, C, 4>(
+                            isa,
+                            codes.last_chunk().expect("eight"),
+                            &units,
+                            &starts,
+                            2 * b + 1,
+                        ),
                     ];
                     for c in 0..C {
                         let (scale, min) = (&scales.scale[2 * b..2 * b + 2], &scales.min[2 * b..2 * b + 2]);
@@ -101,7 +111,7 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
                         acc[c] = add_16::<I>(isa, sums, scale, min, D::HAS_MIN, units[c], b, acc[c]);
                     }
                 } else {
-                    let sums = dots::<I, D, C, 8>(isa, &codes, &units, b, 0);
+                    let sums = dots::<I, D, C, 8>(isa, &codes, &units, &starts, b);
                     for c in 0..C {
                         let (scale, min) = (scales.scale[b], scales.min[b]);
                         acc[c] = add_32::<I>(isa, sums[c], scale, min, D::HAS_MIN, units[c], b, acc[c]);
@@ -131,35 +141,77 @@ pub(super) fn product_scales<I: Isa, D: Decode<I>>(isa: I, scales: &mut LaneScal
     }
 }
 
-/// Sums of products of the `N` values of codes that are part `h` of the 32 elements `b`.
+/// What sums of products of codes with an offset start from, per 16 elements or 32: what the offset takes away. It is
+/// made for a whole unit, as one vector.
+#[inline(always)]
+fn sum_starts<I: Isa, D: Decode<I>>(isa: I, x: &ActUnit, out: &mut [i32; 16]) {
+    if let LaneCodes::Offset(n) = D::LANE_CODES {
+        let debts = if D::PER_16 { x.debts } else { array(|b| x.debts_32[b % 8]) };
+        isa.store_i(isa.sra_i(isa.load_i(&debts), 7 - n), out);
+    }
+}
+
+/// Sums of products of `N` values of codes: those of the `4 N` elements `g`.
 #[inline(always)]
 fn dots<I: Isa, D: Decode<I>, const C: usize, const N: usize>(
     isa: I,
     codes: &[I::B64; N],
     x: &[&ActUnit; C],
-    b: usize,
-    h: usize,
+    starts: &[[i32; 16]; C],
+    g: usize,
 ) -> [I::I; C] {
     let mut sums = [isa.splat_i(0); C];
     for c in 0..C {
-        let debt = if N == 4 { x[c].debts[2 * b + h] } else { x[c].debts_32[b] };
         match D::LANE_CODES {
-            LaneCodes::Plain => {}
-            LaneCodes::Offset(n) => sums[c] = isa.sra_i(isa.splat_i(debt), 7 - n),
-            LaneCodes::Biased if I::CODE_BIAS != 0 => sums[c] = isa.splat_i(debt),
-            LaneCodes::Biased => {}
+            LaneCodes::Offset(_) => sums[c] = isa.splat_i(starts[c][g]),
+            LaneCodes::Biased if I::CODE_BIAS != 0 => {
+                sums[c] = isa.splat_i(if N == 4 { x[c].debts[g] } else { x[c].debts_32[g] });
+            }
+            _ => {}
         }
     }
+    if I::CODE_BIAS == 0 && D::SMALL > 1 {
+        for c in 0..C {
+            let x = x[c].codes.as_chunks::<4>().0[N * g..].first_chunk().expect("the codes of a group");
+            sums[c] = match D::SMALL {
+                8 => isa.dots_of_small::<N>(sums[c], codes, x),
+                4 => small_dots::<I, N, 4>(isa, sums[c], codes, x),
+                _ => small_dots::<I, N, 2>(isa, sums[c], codes, x),
+            };
+        }
+        return sums;
+    }
+    // a second sum where there is one column, so that not every product waits for the one before
+    let mut others = [isa.splat_i(0); C];
     for (i, codes) in codes.iter().enumerate() {
         for c in 0..C {
-            let four = isa.splat_4_codes(&x[c].codes.as_chunks::<4>().0[8 * b + 4 * h + i]);
-            sums[c] = match D::LANE_CODES {
-                LaneCodes::Biased => isa.dot4(sums[c], *codes, four),
-                _ => isa.dot4_unsigned(sums[c], *codes, four),
+            let four = isa.splat_4_codes(&x[c].codes.as_chunks::<4>().0[N * g + i]);
+            let sum = if C == 1 && i % 2 == 1 { &mut others[c] } else { &mut sums[c] };
+            *sum = match D::LANE_CODES {
+                LaneCodes::Biased => isa.dot4(*sum, *codes, four),
+                _ => isa.dot4_unsigned(*sum, *codes, four),
             };
         }
     }
+    if C == 1 {
+        sums[0] = isa.add_i(sums[0], others[0]);
+    }
     sums
+}
+
+/// [`ikq_simd::Products::dots_of_small`] of `G` values at a time.
+#[inline(always)]
+pub(super) fn small_dots<I: Isa, const N: usize, const G: usize>(
+    isa: I,
+    sum: I::I,
+    codes: &[I::B64; N],
+    x: &[[i8; 4]; N],
+) -> I::I {
+    let mut sum = sum;
+    for (codes, x) in codes.as_chunks::<G>().0.iter().zip(x.as_chunks::<G>().0) {
+        sum = isa.dots_of_small::<G>(sum, codes, x);
+    }
+    sum
 }
 
 /// Adds the products of 32 elements with one scale.

@@ -15,6 +15,7 @@
 
 use std::ops::Range;
 
+use ikq_decode::DecodeFacts;
 use ikq_formats::row::I2_S_TRAILER_BYTES;
 use ikq_formats::{Error, QuantType, check_matrix, matrix_bytes};
 use ikq_simd::IsaKind;
@@ -237,7 +238,14 @@ pub fn multiply(
 const FILE_ROWS: usize = 64;
 
 /// Columns that are multiplied without a panel.
-const DIRECT_COLUMNS: usize = 8;
+fn direct_columns(kind: IsaKind, facts: &DecodeFacts) -> usize {
+    match kind {
+        IsaKind::Scalar => usize::MAX,
+        // tables are read entry by entry there
+        IsaKind::Avx2 if facts.heavy => 4,
+        IsaKind::Avx2 | IsaKind::Avx512 => 8,
+    }
+}
 
 /// `out[c * stride + r]` for the rows of some bands.
 #[expect(clippy::too_many_arguments, reason = "the operands of a product and its memory")]
@@ -254,7 +262,7 @@ fn products(
 ) {
     let bodies = kernels::bodies(ty);
     match (input(ty, compute), bodies) {
-        (Input::Q8, Some(bodies)) if columns.len() <= DIRECT_COLUMNS || kind == IsaKind::Scalar => {
+        (Input::Q8, Some(bodies)) if columns.len() <= direct_columns(kind, &bodies.facts) => {
             (bodies.direct)(kind, Direct { bands, acts, columns, out, stride });
         }
         (Input::Q8, Some(bodies)) => {

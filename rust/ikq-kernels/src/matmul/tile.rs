@@ -9,7 +9,7 @@ use ikq_decode::{DecodeFacts, LaneCodes};
 use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
 use super::bands::BAND;
-use super::direct::{add_16, add_32};
+use super::direct::{add_16, add_32, small_dots};
 use super::panel::{Codes, Floats, Panel};
 use crate::act::{ActUnit, Activations};
 
@@ -57,57 +57,57 @@ impl<const PER_16: bool, const MIN: bool> IsaOp for Kernel<'_, PER_16, MIN> {
     fn run<I: Isa>(self, isa: I) {
         let mut tile = self.0;
         if I::CODE_BIAS != 0 || tile.facts.lane_codes == LaneCodes::Biased {
-            all::<I, PER_16, MIN, false>(isa, &mut tile);
+            all::<I, PER_16, MIN, 0>(isa, &mut tile);
         } else {
-            all::<I, PER_16, MIN, true>(isa, &mut tile);
+            match tile.facts.small {
+                8 => all::<I, PER_16, MIN, 8>(isa, &mut tile),
+                4 => all::<I, PER_16, MIN, 4>(isa, &mut tile),
+                _ => all::<I, PER_16, MIN, 1>(isa, &mut tile),
+            }
         }
     }
 }
 
-/// All columns, as many at a time as registers hold. `UNSIGNED`: codes are not biased, but 0..=127.
+/// All columns, as many at a time as registers hold. `SMALL`: 0 if codes are biased; else they are 0..=127, and as many
+/// values may be multiplied together (`DecodeFacts::small`).
 #[inline(always)]
-fn all<I: Isa, const PER_16: bool, const MIN: bool, const UNSIGNED: bool>(isa: I, tile: &mut Tile<'_>) {
+fn all<I: Isa, const PER_16: bool, const MIN: bool, const SMALL: usize>(isa: I, tile: &mut Tile<'_>) {
     let mut first = 0;
     while first < tile.columns.len() {
         let left = tile.columns.len() - first;
         first += if I::REGISTERS >= 32 && tile.n_bands == 2 {
-            if left >= 4 {
-                block::<I, 2, 4, PER_16, MIN, UNSIGNED>(isa, tile, first)
+            if left >= 2 {
+                block::<I, 2, 4, PER_16, MIN, SMALL>(isa, tile, first)
             } else {
-                block::<I, 2, 1, PER_16, MIN, UNSIGNED>(isa, tile, first)
+                block::<I, 2, 1, PER_16, MIN, SMALL>(isa, tile, first)
             }
         } else if I::REGISTERS >= 32 && left >= 8 {
-            block::<I, 1, 8, PER_16, MIN, UNSIGNED>(isa, tile, first)
-        } else if I::REGISTERS >= 8 && left >= 2 {
-            block::<I, 1, 2, PER_16, MIN, UNSIGNED>(isa, tile, first)
+            block::<I, 1, 8, PER_16, MIN, SMALL>(isa, tile, first)
+        } else if I::REGISTERS >= 8 && left >= 3 {
+            block::<I, 1, 4, PER_16, MIN, SMALL>(isa, tile, first)
         } else {
-            block::<I, 1, 1, PER_16, MIN, UNSIGNED>(isa, tile, first)
+            block::<I, 1, 1, PER_16, MIN, SMALL>(isa, tile, first)
         };
     }
 }
 
-/// `R` bands times `C` columns from `first` on; returns `C`.
+/// `R` bands times `C` columns from `first` on, a column more than once where there are fewer; returns `C`.
 #[inline(always)]
-fn block<
-    I: Isa,
-    const R: usize,
-    const C: usize,
-    const PER_16: bool,
-    const MIN: bool,
-    const UNSIGNED: bool,
->(
+fn block<I: Isa, const R: usize, const C: usize, const PER_16: bool, const MIN: bool, const SMALL: usize>(
     isa: I,
     tile: &mut Tile<'_>,
     first: usize,
 ) -> usize {
     let n = tile.units.len();
+    let numbers = &tile.columns[first..];
+    let numbers = &numbers[..C.min(numbers.len())];
     let mut columns: [&[ActUnit]; C] = [&[]; C];
-    for (x, column) in columns.iter_mut().zip(&tile.columns[first..]) {
-        *x = &tile.acts.units(*column as usize)[tile.units.clone()];
+    for (c, x) in columns.iter_mut().enumerate() {
+        *x = &tile.acts.units(numbers[c.min(numbers.len() - 1)] as usize)[tile.units.clone()];
     }
     let mut acc = [[isa.splat_f(0.0); R]; C];
     if tile.add {
-        for (c, acc) in acc.iter_mut().enumerate() {
+        for (c, acc) in acc.iter_mut().enumerate().take(numbers.len()) {
             for (r, acc) in acc.iter_mut().enumerate() {
                 let at = (first + c) * tile.stride + BAND * r;
                 *acc = isa.load_f(tile.out[at..].first_chunk().expect("a band of the tile"));
@@ -128,7 +128,7 @@ fn block<
             let at = (8 * u + b) * R;
             // the two halves of per-16 sums side by side: more sums that do not wait for one another
             if PER_16 {
-                let [first, second] = sums::<I, R, C, 2, 4, UNSIGNED>(isa, &codes[8 * at..], &x, b, offset);
+                let [first, second] = sums::<I, R, C, 2, 4, SMALL>(isa, &codes[8 * at..], &x, b, offset);
                 for r in 0..R {
                     let load = |lines: &[Floats]| {
                         [isa.load_f(&lines[2 * at + r].0), isa.load_f(&lines[2 * at + R + r].0)]
@@ -141,7 +141,7 @@ fn block<
                     }
                 }
             } else {
-                let [sums] = sums::<I, R, C, 1, 8, UNSIGNED>(isa, &codes[8 * at..], &x, b, offset);
+                let [sums] = sums::<I, R, C, 1, 8, SMALL>(isa, &codes[8 * at..], &x, b, offset);
                 for r in 0..R {
                     let scale = isa.load_f(&scales[at + r].0);
                     let min = if MIN { isa.load_f(&mins[at + r].0) } else { scale };
@@ -152,7 +152,7 @@ fn block<
             }
         }
     }
-    for (c, acc) in acc.iter().enumerate() {
+    for (c, acc) in acc.iter().enumerate().take(numbers.len()) {
         for (r, acc) in acc.iter().enumerate() {
             let at = (first + c) * tile.stride + BAND * r;
             isa.store_f(*acc, tile.out[at..].first_chunk_mut().expect("a band of the tile"));
@@ -172,7 +172,7 @@ fn offset(codes: LaneCodes) -> (u32, i32) {
 
 /// Sums of products of the `H` parts, `4 N` elements each, of 32 elements `b`.
 #[inline(always)]
-fn sums<I: Isa, const R: usize, const C: usize, const H: usize, const N: usize, const UNSIGNED: bool>(
+fn sums<I: Isa, const R: usize, const C: usize, const H: usize, const N: usize, const SMALL: usize>(
     isa: I,
     codes: &[Codes],
     x: &[&ActUnit; C],
@@ -183,7 +183,7 @@ fn sums<I: Isa, const R: usize, const C: usize, const H: usize, const N: usize, 
     for c in 0..C {
         for (h, sums) in sums.iter_mut().enumerate() {
             let debt = if H == 2 { x[c].debts[2 * b + h] } else { x[c].debts_32[b] };
-            if UNSIGNED {
+            if SMALL > 0 {
                 sums[c] = [isa.splat_i(debt >> halvings & kept); R];
             } else if I::CODE_BIAS != 0 {
                 sums[c] = [isa.splat_i(debt); R];
@@ -191,6 +191,28 @@ fn sums<I: Isa, const R: usize, const C: usize, const H: usize, const N: usize, 
         }
     }
     let codes = &codes[..H * N * R];
+    if SMALL > 1 {
+        for h in 0..H {
+            let mut w = [[isa.splat(0); N]; R];
+            for i in 0..N {
+                for r in 0..R {
+                    w[r][i] = isa.load(&codes[(h * N + i) * R + r].0);
+                }
+            }
+            for c in 0..C {
+                let x = x[c].codes.as_chunks::<4>().0[8 * b + h * N..]
+                    .first_chunk()
+                    .expect("the codes of a group");
+                for r in 0..R {
+                    sums[h][c][r] = match SMALL {
+                        8 => isa.dots_of_small::<N>(sums[h][c][r], &w[r], x),
+                        _ => small_dots::<I, N, 4>(isa, sums[h][c][r], &w[r], x),
+                    };
+                }
+            }
+        }
+        return sums;
+    }
     for i in 0..N {
         for h in 0..H {
             let mut w = [isa.splat(0); R];
@@ -200,9 +222,9 @@ fn sums<I: Isa, const R: usize, const C: usize, const H: usize, const N: usize, 
             for c in 0..C {
                 let four = isa.splat_4_codes(&x[c].codes.as_chunks::<4>().0[8 * b + h * N + i]);
                 for r in 0..R {
-                    sums[h][c][r] = match UNSIGNED {
-                        true => isa.dot4_unsigned(sums[h][c][r], w[r], four),
-                        false => isa.dot4(sums[h][c][r], w[r], four),
+                    sums[h][c][r] = match SMALL {
+                        0 => isa.dot4(sums[h][c][r], w[r], four),
+                        _ => isa.dot4_unsigned(sums[h][c][r], w[r], four),
                     };
                 }
             }
