@@ -2,9 +2,9 @@
 
 A work (`ikq.steps`) is *pending* while its logits after the last token are not computed, which begins when
 that token is chosen, not when its logits are asked for. Who asks and finds none becomes the leader: it
-computes a step for all that is pending, then gives way. So one thread that takes pieces of several generations
-by turns, and many threads with one each, both run full batches; and nothing is computed that nobody asks for,
-but one token ahead.
+computes a step for all that is pending, then gives way. So one thread that takes pieces of several
+generations by turns, and many threads with one each, both run full batches; and nothing is computed that
+nobody asks for, but one token ahead.
 """
 
 from __future__ import annotations

@@ -96,8 +96,9 @@ def common_length(a: list[int], b: list[int]) -> int:
     """Length of the common beginning."""
     n = min(len(a), len(b))
     for at in range(0, n, _RUN):
-        if a[at : at + _RUN] != b[at : at + _RUN]:
-            return next(i for i in range(at, n) if a[i] != b[i])
+        end = min(at + _RUN, n)
+        if a[at:end] != b[at:end]:
+            return next(i for i in range(at, end) if a[i] != b[i])
     return n
 
 

@@ -222,8 +222,8 @@ Prompt: TypeAlias = "tuple[Work, int]"
 """A work whose prompt is computed, and how many of its tokens are; never all."""
 
 Share: TypeAlias = Callable[[list[Prompt], int], Iterable[tuple[Prompt, int]]]
-"""Takes prompts and the room of a step in tokens; gives those that take part, at least one of them, with their
-parts of it, each at least 1. More than a prompt needs does not matter."""
+"""Takes prompts and the room of a step in tokens; gives those that take part, at least one of them, with
+their parts of it, each at least 1. More than a prompt needs does not matter."""
 
 
 class Steps:
