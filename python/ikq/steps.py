@@ -272,6 +272,15 @@ class Steps:
             self.kept.add(work.sequence)
             work.sequence = None
 
+    def drop(self, work: Work) -> None:
+        """Gives back what was computed for a text that goes on later: all its tokens are a prompt then."""
+        with self._lock:
+            self._works.pop(work, None)
+        work.settle()
+        if work.sequence is not None:
+            work.sequence.close()
+            work.sequence = None
+
     def spared(self, do: Callable[[], T]) -> T:
         """Does something that takes memory; if there is none, gives back what is kept, and tries again."""
         try:

@@ -67,6 +67,11 @@ class PrefixCache:
         return len(self._entries)
 
     @property
+    def is_over_budget(self) -> bool:
+        """Whether caches take more than they may."""
+        return self._held() > self.budget
+
+    @property
     def n_tokens(self) -> int:
         """Tokens of all sequences, those that they share counted for each."""
         return sum(len(entry.tokens) for entry in self._entries.values())
@@ -82,7 +87,10 @@ class PrefixCache:
             entry = _Entry(sequence)
         except (IkqError, ValueError):  # closed, or the model is
             return
-        if not entry.tokens or any(len(e.tokens) == len(entry.tokens) for e in self._sharing(entry)):
+        same = next((e for e in self._sharing(entry) if len(e.tokens) == len(entry.tokens)), None)
+        if same is not None:  # it is the latest now
+            self._entries[same.sequence] = self._entries.pop(same.sequence)
+        if same is not None or not entry.tokens:
             sequence.close()
             return
         # a text that went on from what another one left says all that this one says
@@ -121,8 +129,7 @@ class PrefixCache:
             tokens: Those that are wanted.
             in_use: Sequences that others work on.
         """
-        best: Sequence | None = None
-        best_n = 0
+        best, best_n = None, 0
         for entry, most in self._candidates(tokens):
             if most <= best_n:
                 break
