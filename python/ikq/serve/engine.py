@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeAlias
 
 from ikq.errors import FormatError, IkqError, RefusedError
 from ikq.model import Model
@@ -27,6 +29,8 @@ __all__ = ["Engine"]
 _HEADROOM = 256
 # Seconds that an engine without work sleeps at most.
 _NAP = 1.0
+
+_News: TypeAlias = tuple[Job, list[Event], ServiceError | None]
 
 
 class Engine:
@@ -73,7 +77,7 @@ class Engine:
         self._n_wanted = 0
         self._closes = False
         self._accepts = True
-        self._outbox: list[tuple[Job, list[Event], ServiceError | None]] = []
+        self._outbox: list[_News] = []
         self._thread = threading.Thread(target=self._run, name="ikq-engine", daemon=True)
         self._thread.start()
 
@@ -333,8 +337,18 @@ class Engine:
     def _hand_out(self) -> None:
         """Gives events to those who wait for them."""
         outbox, self._outbox = self._outbox, []
-        for job, events, error in outbox:
-            job.sink(events, error)
+        by_loop: dict[asyncio.AbstractEventLoop, list[_News]] = {}
+        for news in outbox:
+            by_loop.setdefault(news[0].loop, []).append(news)
+        for loop, all_news in by_loop.items():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(_deliver, all_news)
+
+
+def _deliver(all_news: list[_News]) -> None:
+    """Gives events to those who wait, in the thread of their loop."""
+    for job, events, error in all_news:
+        job.sink(events, error)
 
 
 def shortest_first(prompts: list[Prompt], room: int) -> Iterable[tuple[Prompt, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Generator
 from typing import Any, TypeAlias
@@ -14,7 +15,7 @@ from ikq.serve.text import Text, TextPlan
 __all__ = ["Chore", "Job", "Sink"]
 
 Sink: TypeAlias = Callable[[list[Event], ServiceError | None], None]
-"""Takes events of a job, in the engine's thread, and why the rest does not come."""
+"""Takes events of a job, and why the rest does not come."""
 
 Chore: TypeAlias = Generator[None, None, Any]
 """Work on the model beside texts, in parts between which steps come."""
@@ -35,13 +36,23 @@ class Job:
     Args:
         plan: See there.
         n: How many texts.
-        sink: Takes what comes of it.
+        loop: The event loop in which somebody waits for it.
+        sink: Takes what comes of it, in that loop's thread.
         client: See there.
         seconds: Time until the deadline; `None`: there is none.
     """
 
-    def __init__(self, plan: TextPlan, n: int, sink: Sink, client: str, seconds: float | None) -> None:
+    def __init__(
+        self,
+        plan: TextPlan,
+        n: int,
+        loop: asyncio.AbstractEventLoop,
+        sink: Sink,
+        client: str,
+        seconds: float | None,
+    ) -> None:
         self.plan = plan
+        self.loop = loop
         self.n = n
         self.sink = sink
         self.client = client

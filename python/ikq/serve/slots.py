@@ -16,8 +16,8 @@ class Slot:
     Attributes:
         id: Its number.
         text: The text that has it.
-        tokens: Tokens of the last text that had it. What was computed is kept for all, not for the slot, which
-            only remembers what they were.
+        tokens: Tokens of the last text that had it. What was computed is kept for all, not for the slot,
+            which only remembers what they were.
         n_texts: How many had it.
     """
 
