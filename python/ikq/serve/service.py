@@ -32,6 +32,9 @@ class Reply(Protocol):
     usage: Usage
     prompt: tuple[int, ...]
 
+    def token_bytes(self, token: int) -> bytes:
+        """What a token stands for."""
+
     def __aiter__(self) -> Reply:
         """Itself."""
 
