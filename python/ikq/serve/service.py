@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -45,7 +46,8 @@ class Reply(Protocol):
         """Nobody wants the rest."""
 
 
-class Embeddings(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Embeddings:
     """Embeddings of texts.
 
     Attributes:
