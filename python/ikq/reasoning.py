@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["Piece", "ReasoningSplitter"]
+__all__ = ["MARKS", "Piece", "ReasoningSplitter"]
 
 
 class Piece(NamedTuple):
@@ -52,6 +52,10 @@ _MARKS = (
 )
 
 
+MARKS = frozenset(mark for m in _MARKS for mark in (m.open, m.close))
+"""Texts that `ReasoningSplitter` takes for marks; they come in pieces of their own."""
+
+
 class ReasoningSplitter:
     """Tells reasoning from the answer, while the text comes in.
 
@@ -73,6 +77,11 @@ class ReasoningSplitter:
         self._held = ""
         self._started = False
         self._inside = next((m for m in _MARKS if prompt.rstrip().endswith(m.open)), None)
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether what comes next is reasoning, as far as is known."""
+        return self._inside is not None
 
     def push(self, text: str) -> list[Piece]:
         """Takes more text; returns the pieces that are certain by now."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-__all__ = ["Event", "Finished", "FinishReason", "Piece", "PieceKind", "TokenLogprob", "Usage"]
+__all__ = ["Event", "FinishReason", "Finished", "Piece", "PieceKind", "TokenLogprob", "Usage"]
 
 PieceKind: TypeAlias = Literal["content", "reasoning", "tool_call"]
 
