@@ -12,6 +12,7 @@ from ikq.serve.anthropic.stream import MessageStream
 from ikq.serve.errors import _STATUS, ServiceError
 from ikq.serve.events import Event, Finished, Piece, Usage
 
+EVENT = TypeAdapter(RawMessageStreamEvent)
 USAGE = Usage(n_prompt=10, n_cached=4, n_completion=7, n_reasoning=2)
 
 
@@ -41,7 +42,7 @@ def events(*reply: Event, max_tokens: int | None = 9, shows_thinking: bool = Tru
     ]
     for event in told:
         if event["type"] != "ping":
-            TypeAdapter(RawMessageStreamEvent).validate_python(event)
+            EVENT.validate_python(event)
     return told
 
 

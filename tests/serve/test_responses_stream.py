@@ -16,6 +16,7 @@ from ikq.serve.responses.response import Response
 from ikq.serve.responses.store import ResponseStore, Stored
 from ikq.serve.responses.stream import ResponseStream
 
+EVENT = TypeAdapter(ResponseStreamEvent)
 USAGE = Usage(n_prompt=10, n_cached=4, n_completion=7, n_reasoning=2)
 
 
@@ -34,7 +35,7 @@ def events(*reply: Event, **fields) -> list[dict]:
     told = [*stream.start(), *itertools.chain(*map(stream.feed, reply)), *stream.finish(USAGE)]
     assert [e["sequence_number"] for e in told] == list(range(len(told)))
     for event in told:
-        TypeAdapter(ResponseStreamEvent).validate_python(event)
+        EVENT.validate_python(event)
     return told
 
 
