@@ -9,7 +9,7 @@ from typing import Any
 from ikq.errors import GrammarError
 from ikq.grammar.constraint import GrammarConstraint
 from ikq.grammar.gbnf_lark import lark_of_gbnf
-from ikq.grammar.schema import prepared
+from ikq.grammar.schema import compact, prepared
 from ikq.grammar.vocabulary import library, words_of
 from ikq.tokenizer import Tokenizer
 
@@ -60,9 +60,9 @@ def compile_constraint(
         raise ValueError(f"one of {', '.join(given)} is needed, not {' and '.join(kinds) or 'none'}")
     matcher = library()
     if json_object:
-        grammar = matcher.grammar_from_json_schema('{"type": "object"}')
+        grammar = matcher.grammar_from_json_schema(json.dumps(compact({"type": "object"})))
     elif json_schema is not None:
-        grammar = matcher.grammar_from_json_schema(json.dumps(prepared(json_schema)))
+        grammar = matcher.grammar_from_json_schema(json.dumps(compact(prepared(json_schema))))
     elif regex is not None:
         grammar = matcher.grammar_from_regex(regex)
     else:

@@ -40,11 +40,12 @@ _FORMATS = frozenset(
 Schema = dict[str, Any]
 
 
-def prepared(schema: Mapping[str, Any] | bool) -> Schema | bool:
+def prepared(schema: Mapping[str, Any] | bool, *, lenient: bool = False) -> Schema:
     """A schema that means the same, without what the compiler stumbles over although it limits nothing.
 
     Args:
         schema: As given; it is not changed.
+        lenient: What cannot be enforced is left out, so that more is valid than should be.
 
     Raises:
         GrammarError: it has a keyword that cannot be enforced; the message names it and its place.
@@ -55,23 +56,35 @@ def prepared(schema: Mapping[str, Any] | bool) -> Schema | bool:
         return {}
     if not isinstance(schema, Mapping):
         raise GrammarError(f"a JSON schema is an object, not {schema!r:.40}", place="/")
-    return _prepared(schema, "")
+    return _prepared(schema, "", lenient)
 
 
-def _prepared(schema: Mapping[str, Any], place: str) -> Schema:
+def compact(schema: Mapping[str, Any]) -> Schema:
+    """A schema with white space between the parts of its texts kept short: some models never end it."""
+    return {**schema, "x-guidance": {"whitespace_pattern": _WHITE_SPACE}}
+
+
+_WHITE_SPACE = "[ \\t\\n\\r]{1,40}"
+
+
+def _prepared(schema: Mapping[str, Any], place: str, lenient: bool) -> Schema:
     """The same for a schema within one, which stands at `place`."""
     result = _without_idle(dict(schema))
-    if "x-guidance" in result:
-        raise _refused("x-guidance", place, "it would change how the schema is read")
     for keyword in _UNSUPPORTED:
-        if keyword in result:
+        if keyword in result and not lenient:
             raise _refused(keyword, place)
+        result.pop(keyword, None)
+    if "x-guidance" in result:  # it would change how the schema is read
+        if not lenient:
+            raise _refused("x-guidance", place)
+        del result["x-guidance"]
     for name in _COUNTS:
         value = result.get(name)
         if isinstance(value, float) and value.is_integer():
             result[name] = int(value)
     for key, name, inner in _inner(result):
-        changed = _prepared(inner, f"{place}/{key}" + ("" if name is None else f"/{_escaped(name)}"))
+        at = f"{place}/{key}" + ("" if name is None else f"/{_escaped(name)}")
+        changed = _prepared(inner, at, lenient)
         if name is None:
             result[key] = changed
         else:
@@ -116,10 +129,11 @@ def _escaped(name: str | int) -> str:
     return str(name).replace("~", "~0").replace("/", "~1")
 
 
-def _refused(keyword: str, place: str, why: str = "it cannot be enforced") -> GrammarError:
+def _refused(keyword: str, place: str) -> GrammarError:
     at = f"{place}/{keyword}"
     return GrammarError(
-        f"the JSON schema has the keyword `{keyword}` at {at}: {why}; leave it out, or say it in another way",
+        f"the JSON schema has the keyword `{keyword}` at {at}, which cannot be enforced; leave it out, or say it in "
+        "another way",
         keyword=keyword,
         place=at,
     )

@@ -46,6 +46,7 @@ class Words:
         tokenizer: Of the model.
         n_vocab: Number of its tokens.
         compiled: The vocabulary for llguidance.
+        specials: Tokens that are no text, by their name.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -57,6 +58,7 @@ class Words:
         ends = sorted(tokenizer.end_ids)
         tokens = _Tokens(tokenizer, ends)
         self._by_bytes = sorted((text, token) for token, text in enumerate(tokens.tokens[:n]))
+        self.specials = {tokenizer.text_of(t): t for t in tokens.special_token_ids if t < n}
         self._completions: dict[bytes, list[list[tuple[int, bytes]]]] = {}
         self.compiled = llguidance.LLTokenizer(
             tokens,  # type: ignore[arg-type]  # it only looks like one
@@ -110,8 +112,15 @@ class _Tokens:
 
 
 def is_special(tokenizer: Tokenizer, token: int) -> bool:
-    """Whether a token is no text: it stands in a reply only where a grammar names it."""
-    return token in tokenizer.end_ids or tokenizer.token_type(token) in _NO_TEXT
+    """Whether a token is no text: it stands in a reply only where a grammar names it.
+
+    The harmony format's marks are shown, and are none all the same.
+    """
+    kind = tokenizer.token_type(token)
+    if kind == TokenType.USER_DEFINED:
+        name = tokenizer.text_of(token)
+        return name.startswith("<|") and name.endswith("|>")
+    return token in tokenizer.end_ids or kind in _NO_TEXT
 
 
 _known: WeakKeyDictionary[Tokenizer, Words] = WeakKeyDictionary()
