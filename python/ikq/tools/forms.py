@@ -10,6 +10,7 @@ from ikq.chat import ChatTemplate
 from ikq.errors import FormatError
 from ikq.tools.parser import ReplyParser, new_call_id
 from ikq.tools.spelling import Harmony, JsonCalls, NamedCalls, Spelling, TaggedCalls
+from ikq.tools.writing import written
 
 if TYPE_CHECKING:
     from ikq.grammar import Constraint
@@ -120,6 +121,14 @@ class ReplyForm:
         from ikq.tools.grammars import constraint
 
         return constraint(self, lark, choice=choice, prompt=prompt)
+
+    def written(self, calls: Sequence[Mapping[str, Any]]) -> str | None:
+        """Calls as the model writes them, for templates that do not; `None` if all such templates do.
+
+        Args:
+            calls: In OpenAI's form.
+        """
+        return written(self.spelling, calls)
 
     def answer(self, inner: Constraint, prompt: str = "") -> Constraint:
         """A constraint on the answer behind the reasoning, such as a JSON schema.
