@@ -220,7 +220,7 @@ class _Parser:
             return ord(_ESCAPES[kind])
         n = _HEX_DIGITS.get(kind)
         if n is None:
-            raise self._error("one of \\n \\r \\t \\\\ \\\" \\[ \\] \\x \\u \\U")
+            raise self._error('one of \\n \\r \\t \\\\ \\" \\[ \\] \\x \\u \\U')
         digits = self._text[self._at + 1 : self._at + 1 + n]
         try:
             code = int(digits, 16) if len(digits) == n and digits.isalnum() else -1
@@ -311,7 +311,9 @@ class _Parser:
 
     def _error(self, wanted: str) -> GrammarError:
         found = self._text[self._at : self._at + 1]
-        there = {"": "the end", "\n": "the end of the line", "\r": "the end of the line"}.get(found, f"`{found}`")
+        there = {"": "the end", "\n": "the end of the line", "\r": "the end of the line"}.get(
+            found, f"`{found}`"
+        )
         place = self._place()
         return GrammarError(f"the grammar has {there} at {place}, where {wanted} is expected",
                             keyword=found or None, place=place)  # fmt: skip

@@ -52,7 +52,9 @@ def prepared(schema: Mapping[str, Any] | bool, *, lenient: bool = False) -> Sche
     """
     if isinstance(schema, bool):
         if not schema:
-            raise GrammarError("the JSON schema is `false`, which no text fulfils", keyword="false", place="/")
+            raise GrammarError(
+                "the JSON schema is `false`, which no text fulfils", keyword="false", place="/"
+            )
         return {}
     if not isinstance(schema, Mapping):
         raise GrammarError(f"a JSON schema is an object, not {schema!r:.40}", place="/")

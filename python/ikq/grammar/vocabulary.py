@@ -66,7 +66,6 @@ class Words:
             eos_token=ends or [n],
         )
 
-
     def spelled(self, texts: Iterable[bytes]) -> list[int]:
         """Tokens that stand for one of these texts."""
         wanted = set(texts)

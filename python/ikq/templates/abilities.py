@@ -119,7 +119,10 @@ class _Probe:
     def abilities(self) -> Abilities:
         """All of them."""
         word = {"role": "user", "content": _WORD}
-        parts = {"role": "user", "content": [{"type": "text", "text": _WORD}, {"type": "text", "text": _OTHER}]}
+        parts = {
+            "role": "user",
+            "content": [{"type": "text", "text": _WORD}, {"type": "text", "text": _OTHER}],
+        }
         if self.render([_USER]) is None:
             self._no_tools = []
             if self.render([_USER]) is None:
@@ -158,9 +161,7 @@ class _Probe:
         texts = [self.render([{"role": r, "content": _WORD}, _USER]) for r in (role, "nobody")]
         return texts[0] is not None and texts[1] is not None and texts[0] == texts[1].replace("nobody", role)
 
-    def _calls(
-        self, tools: Sequence[Message]
-    ) -> tuple[Literal["mapping", "text"] | None, Empty, bool, str]:
+    def _calls(self, tools: Sequence[Message]) -> tuple[Literal["mapping", "text"] | None, Empty, bool, str]:
         """Form of arguments, of no content, whether any id goes, and what the template says if none does."""
         empties: tuple[Empty, ...] = ("text", "null", "absent")
         forms: tuple[Literal["mapping", "text"], ...] = ("mapping", "text")
@@ -169,7 +170,9 @@ class _Probe:
             for empty in empties:
                 conversation = _calls([_call(_arguments(form))], empty)
                 words = [_WORD, _OTHER, "Echidna"]
-                if self.shows(words, conversation[:2], tools) or self.shows(words[:2], conversation[:2], tools):
+                if self.shows(words, conversation[:2], tools) or self.shows(
+                    words[:2], conversation[:2], tools
+                ):
                     text = self.render(conversation[:2], tools) or ""
                     before = self.render(conversation[:1], tools) or ""
                     if not _has_call(text, before):
@@ -178,9 +181,7 @@ class _Probe:
                     return form, empty, ids is not None, ""
         return None, "text", True, self.refusal
 
-    def _takes_two(
-        self, form: Literal["mapping", "text"], empty: Empty, tools: Sequence[Message]
-    ) -> bool:
+    def _takes_two(self, form: Literal["mapping", "text"], empty: Empty, tools: Sequence[Message]) -> bool:
         two = [_call(_arguments(form, "Gecko")), _call(_arguments(form, "Heron"), _NEXT_ID)]
         return self.shows(["Gecko", "Heron"], _calls(two, empty), tools)
 

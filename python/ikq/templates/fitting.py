@@ -184,7 +184,9 @@ class _Fitter:
         """Calls as content, where the template shows none."""
         if self._can.calls is not None:
             return
-        written = None if self._form is None or not self._can.tools else self._form.written(message["tool_calls"])
+        written = (
+            None if self._form is None or not self._can.tools else self._form.written(message["tool_calls"])
+        )
         if written is None:
             raise TemplateLimit(
                 "the model's chat template has no place for calls of tools, which a message of the assistant has"
@@ -212,9 +214,14 @@ class _Fitter:
             return [{**first[0], "content": text}, *rest]
         for i, message in enumerate(rest):
             if message["role"] == "user":
-                changed = {**message, "content": f"{text}\n\n{message['content']}" if text else message["content"]}
+                changed = {
+                    **message,
+                    "content": f"{text}\n\n{message['content']}" if text else message["content"],
+                }
                 return [*rest[:i], changed, *rest[i + 1 :]]
-        raise TemplateLimit("the model's chat template has no place for a system message without one of the user")
+        raise TemplateLimit(
+            "the model's chat template has no place for a system message without one of the user"
+        )
 
     def _one_by_one(self, messages: list[Message]) -> Iterator[Message]:
         """Messages with one call each, where the template takes no more."""
@@ -232,7 +239,10 @@ class _Fitter:
                 yield message
                 continue
             contents = [message["content"], *[""] * (len(calls) - 1)]
-            waiting = [{**message, "content": c, "tool_calls": [call]} for c, call in zip(contents, calls, strict=True)]
+            waiting = [
+                {**message, "content": c, "tool_calls": [call]}
+                for c, call in zip(contents, calls, strict=True)
+            ]
             for later in waiting[1:]:
                 later.pop("reasoning_content", None)
         yield from waiting

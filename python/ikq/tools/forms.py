@@ -153,9 +153,9 @@ _THINK = ("<think>", "</think>")
 def _dsml(section: str) -> TaggedCalls:
     return TaggedCalls(
         section=(f"<{_DSML}{section}>\n", f"\n</{_DSML}{section}>"),
-        call=(f"<{_DSML}invoke name=\"", f"</{_DSML}invoke>"),
+        call=(f'<{_DSML}invoke name="', f"</{_DSML}invoke>"),
         name=("", '">\n'),
-        key=(f"<{_DSML}parameter name=\"", ">"),
+        key=(f'<{_DSML}parameter name="', ">"),
         key_heading='(?P<key>.*?)"(?: string="(?P<string>true|false)")?',
         key_written='{key}" string="{string}"',
         value=("", f"</{_DSML}parameter>\n"),
@@ -192,11 +192,11 @@ FORMS: tuple[ReplyForm, ...] = (
         name="kimi_k3",
         spelling=TaggedCalls(
             section=("<|open|>tools<|sep|>", "<|close|>tools<|sep|>"),
-            call=("<|open|>call tool=\"", "<|close|>call<|sep|>"),
+            call=('<|open|>call tool="', "<|close|>call<|sep|>"),
             name=("", "<|sep|>"),
             name_heading='(?P<name>.*?)"(?: index="\\d+")?',
             name_written='{name}" index="#"',
-            key=("<|open|>argument key=\"", "<|sep|>"),
+            key=('<|open|>argument key="', "<|sep|>"),
             key_heading='(?P<key>.*?)"(?: type="(?P<type>\\w+)")?',
             key_written='{key}" type="{type}"',
             value=("", "<|close|>argument<|sep|>"),
@@ -220,7 +220,9 @@ FORMS: tuple[ReplyForm, ...] = (
         signs=("<|tool_calls_section_begin|>",),
         reasoning=_THINK,
     ),
-    ReplyForm(name="deepseek_v4", spelling=_dsml("tool_calls"), signs=(_DSML, "tool_calls>"), reasoning=_THINK),
+    ReplyForm(
+        name="deepseek_v4", spelling=_dsml("tool_calls"), signs=(_DSML, "tool_calls>"), reasoning=_THINK
+    ),
     ReplyForm(name="deepseek_v3.2", spelling=_dsml("function_calls"), signs=(_DSML,), reasoning=_THINK),
     ReplyForm(
         name="deepseek_r1",

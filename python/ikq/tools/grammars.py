@@ -96,7 +96,9 @@ class _Function:
                 return cls(name, _compiled(schema))
             except GrammarError as e:
                 place = f"tools/{i}/function/parameters{e.place or ''}"
-                raise GrammarError(f"the tool `{name}` is strict, but {e}", keyword=e.keyword, place=place) from None
+                raise GrammarError(
+                    f"the tool `{name}` is strict, but {e}", keyword=e.keyword, place=place
+                ) from None
         # not strict: arguments are JSON, and as much of the schema holds as can be enforced
         try:
             return cls(name, _compiled(schema, lenient=True))
@@ -116,7 +118,9 @@ def _compiled(schema: Mapping[str, Any], *, lenient: bool = False) -> dict[str, 
     result = prepared(schema, lenient=lenient)
     assert isinstance(result, dict)
     matcher = library()
-    failed, messages = matcher.validate_grammar_with_warnings(matcher.grammar_from_json_schema(json.dumps(result)))
+    failed, messages = matcher.validate_grammar_with_warnings(
+        matcher.grammar_from_json_schema(json.dumps(result))
+    )
     if failed:
         from ikq.grammar.schema import explained
 
@@ -191,7 +195,11 @@ class _Writer:
         head = f'"{spelling.name}": {name}, "{spelling.arguments}": '
         if spelling.id and spelling.id != "id":
             head = f'"{spelling.id}": "#", {head}'
-        tail = f'({self._text(", " + json.dumps("id") + ": ")} /"[a-zA-Z0-9]{{9}}"/)?' if spelling.id == "id" else ""
+        tail = (
+            f'({self._text(", " + json.dumps("id") + ": ")} /"[a-zA-Z0-9]{{9}}"/)?'
+            if spelling.id == "id"
+            else ""
+        )
         return f"{self._numbered('{' + head)} {arguments} {tail} {self._text('}')}"
 
     def _tagged(self, spelling: TaggedCalls, function: _Function, i: int) -> str:
@@ -224,14 +232,16 @@ class _Writer:
             return f"/(?s:.*)/ {self._text(mark)}"
         stripped = mark.rstrip()
         self._rules["text_value[lazy]"] = f"/(?s:.*){_escaped(stripped)}/"
-        return f"text_value {self._text(mark[len(stripped):])}"
+        return f"text_value {self._text(mark[len(stripped) :])}"
 
     def _json(self, schema: Mapping[str, Any]) -> str:
         return f"%json {json.dumps(compact(schema))}"
 
     def _numbered(self, text: str) -> str:
         """A text in which `#` stands for a number."""
-        return " ".join(p for p in (" /[0-9]+/ ".join(self._text(part) for part in re.split("#+", text)),) if p)
+        return " ".join(
+            p for p in (" /[0-9]+/ ".join(self._text(part) for part in re.split("#+", text)),) if p
+        )
 
     def _text(self, text: str) -> str:
         """A text, its control tokens as such."""

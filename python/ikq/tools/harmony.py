@@ -1,7 +1,7 @@
 """Replies in the harmony format: messages on channels.
 
-    <|channel|>analysis<|message|>Thoughts.<|end|><|start|>assistant<|channel|>final<|message|>The answer.
-    <|channel|>commentary to=functions.f <|constrain|>json<|message|>{"x": 1}<|call|>
+<|channel|>analysis<|message|>Thoughts.<|end|><|start|>assistant<|channel|>final<|message|>The answer.
+<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"x": 1}<|call|>
 """
 
 from __future__ import annotations

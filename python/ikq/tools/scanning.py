@@ -208,7 +208,9 @@ class Scanner:
                 yield from _made(make('"'))
                 return True
             else:
-                ends = [e for e in (self._text.find('"', self._at), self._text.find("\\", self._at)) if e >= 0]
+                ends = [
+                    e for e in (self._text.find('"', self._at), self._text.find("\\", self._at)) if e >= 0
+                ]
                 text = self._text[self._at : min(ends, default=len(self._text))]
             self._at += len(text)
             yield from _made(make(text))
