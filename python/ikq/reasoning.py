@@ -13,10 +13,12 @@ class Piece(NamedTuple):
     Attributes:
         text: Not empty.
         reasoning: It belongs to the thoughts before the answer, or is a mark around them.
+        is_mark: It is such a mark.
     """
 
     text: str
     reasoning: bool
+    is_mark: bool = False
 
 
 class _Marks(NamedTuple):
@@ -64,9 +66,10 @@ class ReasoningSplitter:
 
     Examples:
         >>> splitter = ReasoningSplitter()
-        >>> [*splitter.push("<think>easy</th"), *splitter.push("ink>4"), *splitter.flush()]
-        [Piece(text='<think>', reasoning=True), Piece(text='easy', reasoning=True), Piece(text='</think>', reasoning=True), Piece(text='4', reasoning=False)]
-    """  # noqa: E501  # a doctest
+        >>> pieces = [*splitter.push("<think>easy</th"), *splitter.push("ink>4"), *splitter.flush()]
+        >>> [(piece.text, piece.reasoning) for piece in pieces]
+        [('<think>', True), ('easy', True), ('</think>', True), ('4', False)]
+    """
 
     def __init__(self, prompt: str = "") -> None:
         """Begins an answer.
@@ -96,7 +99,7 @@ class ReasoningSplitter:
         pieces = []
         while found := self._next_mark():
             at, mark, inside = found
-            pieces += [*self._take(at), Piece(mark, True)]
+            pieces += [*self._take(at), Piece(mark, True, True)]
             self._held = self._held[len(mark) :]
             self._inside = inside
             self._started = True
