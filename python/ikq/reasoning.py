@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["MARKS", "Piece", "ReasoningSplitter"]
+__all__ = ["Piece", "ReasoningSplitter"]
 
 
 class Piece(NamedTuple):
@@ -47,15 +47,13 @@ _MARKS = (
     _Marks("[THINK]", "[/THINK]"),
     _Marks("<|START_THINKING|>", "<|END_THINKING|>"),
     _Marks("<|channel>thought", "<channel|>"),
+    _Marks("<|inner_prefix|>", "<|inner_suffix|>"),
+    _Marks("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
     # harmony: messages on several channels, of which one is the answer
     _Marks("<|channel|>analysis", "<|channel|>final<|message|>", anywhere=True),
     _Marks("<|channel|>commentary", "<|channel|>final<|message|>", anywhere=True),
     _Marks("<|channel|>final", "<|message|>", anywhere=True),
 )
-
-
-MARKS = frozenset(mark for m in _MARKS for mark in (m.open, m.close))
-"""Texts that `ReasoningSplitter` takes for marks; they come in pieces of their own."""
 
 
 class ReasoningSplitter:
@@ -80,11 +78,6 @@ class ReasoningSplitter:
         self._held = ""
         self._started = False
         self._inside = next((m for m in _MARKS if prompt.rstrip().endswith(m.open)), None)
-
-    @property
-    def is_inside(self) -> bool:
-        """Whether what comes next is reasoning, as far as is known."""
-        return self._inside is not None
 
     def push(self, text: str) -> list[Piece]:
         """Takes more text; returns the pieces that are certain by now."""

@@ -21,7 +21,7 @@ from ikq.serve.loaded import LoadedModel, load_model
 from ikq.serve.local import LocalService
 from ikq.serve.models import Models, find_models
 from ikq.serve.request_log import LOG
-from ikq.serve.routes import openai
+from ikq.serve.routes import anthropic, openai, page, responses
 from ikq.serve.settings import Settings
 from ikq.speculation.options import Speculation
 
@@ -168,7 +168,8 @@ class Server:
         return self._uvicorn
 
     def _endpoints(self) -> list[Endpoint]:
-        return [*openai.ENDPOINTS]
+        pages = page.ENDPOINTS if self.settings.page else []
+        return [*openai.ENDPOINTS, *anthropic.ENDPOINTS, *responses.ENDPOINTS, *pages]
 
     def _load(self, name: str, path: Path) -> LoadedModel:
         return load_model(
