@@ -21,7 +21,7 @@ from ikq.serve.loaded import LoadedModel, load_model
 from ikq.serve.local import LocalService
 from ikq.serve.models import Models, find_models
 from ikq.serve.request_log import LOG
-from ikq.serve.routes import anthropic, openai, page, responses
+from ikq.serve.routes import anthropic, llama_server, openai, page, responses
 from ikq.serve.settings import Settings
 from ikq.speculation.options import Speculation
 
@@ -169,7 +169,8 @@ class Server:
 
     def _endpoints(self) -> list[Endpoint]:
         pages = page.ENDPOINTS if self.settings.page else []
-        return [*openai.ENDPOINTS, *anthropic.ENDPOINTS, *responses.ENDPOINTS, *pages]
+        apis = (openai, anthropic, responses, llama_server)
+        return [*(endpoint for api in apis for endpoint in api.ENDPOINTS), *pages]
 
     def _load(self, name: str, path: Path) -> LoadedModel:
         return load_model(

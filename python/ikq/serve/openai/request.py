@@ -12,13 +12,24 @@ from ikq.serve.openai.sampling import sampling_of
 from ikq.serve.requests import ChatRequest, CompletionRequest, Form, ToolChoice
 from ikq.serve.settings import Settings
 
-__all__ = ["chat_request", "completion_request", "form_of", "limit_of", "split_inputs", "stop_of"]
+__all__ = [
+    "CommonFields",
+    "chat_request",
+    "common_fields",
+    "completion_request",
+    "form_of",
+    "limit_of",
+    "split_inputs",
+    "stop_of",
+]
 
 # OpenAI takes 4; programs for llama-server send more.
 _MOST_STOPS = 64
 
 
-class _Common(TypedDict):
+class CommonFields(TypedDict):
+    """Fields of `TextRequest` but `logprobs`."""
+
     model: str | None
     sampling: SamplingOptions
     max_tokens: int | None
@@ -56,7 +67,7 @@ def chat_request(body: ChatBody, settings: Settings) -> ChatRequest:
         raise ServiceError("invalid_request", sentence, parameter="chat_template_kwargs")
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     return ChatRequest(
-        **_common(body, settings, limit),
+        **common_fields(body, settings, limit),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         messages=tuple(body.messages),
         tools=_tools(body.tools),
@@ -88,7 +99,7 @@ def completion_request(
         raise ServiceError("unsupported", "echo with logprobs is not offered", parameter="echo")
     # the original's limit, where none is said
     limit = 16 if body.max_tokens is None and body.n_predict is None else body.max_tokens
-    return CompletionRequest(**_common(body, settings, limit), logprobs=body.logprobs, prompt=prompt)
+    return CompletionRequest(**common_fields(body, settings, limit), logprobs=body.logprobs, prompt=prompt)
 
 
 def split_inputs(given: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]) -> list[Any]:
@@ -156,7 +167,17 @@ def form_of(body: TextBody) -> Form:
     return forms[0][1] if forms else Form()
 
 
-def _common(body: TextBody, settings: Settings, limit: int | None) -> _Common:
+def common_fields(body: TextBody, settings: Settings, limit: int | None) -> CommonFields:
+    """What all requests for text have in common.
+
+    Args:
+        body: The request.
+        settings: See there.
+        limit: Most tokens, where not `n_predict` says it.
+
+    Raises:
+        ServiceError: a value is out of range, or some do not go together.
+    """
     return {
         "model": body.model,
         "sampling": sampling_of(body, settings.sampling),
