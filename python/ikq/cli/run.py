@@ -108,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chat.add_argument("--in-suffix", default="", metavar="TEXT", help="put after each message")
     chat.add_argument(
         "--chat-template-kwargs",
-        type=_json_object,
+        type=json_object,
         default={},
         metavar="JSON",
         help="variables of the template, for example '{\"enable_thinking\": false}'",
@@ -268,7 +268,8 @@ def _unescape(text: str, args: argparse.Namespace) -> str:
     return _ESCAPE.sub(lambda found: codecs.decode(found.group(), "unicode_escape"), text)
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
+    """The JSON object of an option."""
     try:
         value = json.loads(text)
     except ValueError as e:

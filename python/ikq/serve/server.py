@@ -173,15 +173,7 @@ class Server:
         return [*(endpoint for api in apis for endpoint in api.ENDPOINTS), *pages]
 
     def _load(self, name: str, path: Path) -> LoadedModel:
-        return load_model(
-            name,
-            path,
-            self._options,
-            parallel=self.settings.parallel,
-            queue=self.settings.queue,
-            cache_bytes=self.settings.cache_bytes,
-            speculation=self._speculation,
-        )
+        return load_model(name, path, self._options, self.settings, self._speculation)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
