@@ -47,6 +47,8 @@ _MARKS = (
     _Marks("[THINK]", "[/THINK]"),
     _Marks("<|START_THINKING|>", "<|END_THINKING|>"),
     _Marks("<|channel>thought", "<channel|>"),
+    _Marks("<|inner_prefix|>", "<|inner_suffix|>"),
+    _Marks("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
     # harmony: messages on several channels, of which one is the answer
     _Marks("<|channel|>analysis", "<|channel|>final<|message|>", anywhere=True),
     _Marks("<|channel|>commentary", "<|channel|>final<|message|>", anywhere=True),

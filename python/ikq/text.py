@@ -15,8 +15,8 @@ from ikq.asynchronous import in_thread
 from ikq.batching import Batcher
 from ikq.chat import ChatTemplate
 from ikq.errors import FormatError, UnsupportedError
-from ikq.grammar.keywords import GrammarKeywords, constraint_of
 from ikq.generate import Generation, Limits, Piece, Progress, progress_of
+from ikq.grammar.keywords import GrammarKeywords, constraint_of
 from ikq.reasoning import ReasoningSplitter
 from ikq.sampling import SamplingKeywords, SamplingOptions
 from ikq.speculation.options import Speculation, SpeculationKeywords
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ikq import sequence
-    from ikq.grammar import Constraint
     from ikq.gguf import GGUFReader, Metadata
+    from ikq.grammar import Constraint
 
 __all__ = ["GenerateKeywords", "TextModel"]
 

@@ -77,10 +77,10 @@ class After(Constraint):
         self._open, self._close = (m.encode() for m in free.reasoning or ("", ""))
         self._triggers = [t.encode() for t in free.triggers]
         self._opening = [t.encode() for t in free.opening]
-        ids = [tokenizer.id_of(t) for t in (*free.triggers, *free.opening)]
+        tokens = [tokenizer.id_of(t) for t in (*free.triggers, *free.opening)]
         # marks that are tokens of their own, which a text cannot spell
         self._controls = {
-            tokenizer.text_of(id).encode(): id for id in ids if id is not None and is_special(tokenizer, id)
+            tokenizer.text_of(t).encode(): t for t in tokens if t is not None and is_special(tokenizer, t)
         }
         self._openers = self._words.spelled([self._open]) if free.reasoning else []
         self._gaps = self._words.spelled(_GAPS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import itertools
 import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -16,6 +15,9 @@ if TYPE_CHECKING:
     import llguidance
 
 __all__ = ["Words", "library", "words_of"]
+
+# longer than any token
+_LONGEST = 1 << 10
 
 _NO_TEXT = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.UNUSED)
 
@@ -84,7 +86,8 @@ class Words:
             for n in range(1, len(mark)):
                 end = mark[n:]
                 first = bisect.bisect_left(self._by_bytes, (end, 0))
-                same = itertools.takewhile(lambda e: e[0].startswith(end), self._by_bytes[first:])
+                last = bisect.bisect_left(self._by_bytes, (end + b"\xff" * _LONGEST, 0))
+                same = self._by_bytes[first:last]
                 found.append([(token, text[len(end) :]) for text, token in same if text != end])
             self._completions[mark] = found
         return found

@@ -107,7 +107,9 @@ class _Function:
 
     def properties(self) -> Iterator[tuple[str, dict[str, Any], bool]]:
         """Name, schema and whether it is required, of each argument."""
-        defs = {key: self.schema[key] for key in ("$defs", "definitions") if key in self.schema}
+        defs: dict[str, Any] = {
+            key: self.schema[key] for key in ("$defs", "definitions") if key in self.schema
+        }
         required = self.schema.get("required") or ()
         for key, schema in (self.schema.get("properties") or {}).items():
             inner = schema if isinstance(schema, Mapping) else {}
@@ -229,7 +231,9 @@ class _Writer:
     def _until(self, mark: str) -> str:
         """Any text up to a mark, and the mark."""
         if self._split is not None and self._split.search(mark):
-            return f"/(?s:.*)/ {self._text(mark)}"
+            return f"/(?s:.*)/ {self._text(mark.lstrip())}"
+        # a line end before the mark is a part of the value for the grammar, and none for who reads it
+        mark = mark.lstrip()
         stripped = mark.rstrip()
         self._rules["text_value[lazy]"] = f"/(?s:.*){_escaped(stripped)}/"
         return f"text_value {self._text(mark[len(stripped) :])}"
@@ -240,7 +244,7 @@ class _Writer:
     def _numbered(self, text: str) -> str:
         """A text in which `#` stands for a number."""
         return " ".join(
-            p for p in (" /[0-9]+/ ".join(self._text(part) for part in re.split("#+", text)),) if p
+            p for p in (" /[0-9]{1,4}/ ".join(self._text(part) for part in re.split("#+", text)),) if p
         )
 
     def _text(self, text: str) -> str:
