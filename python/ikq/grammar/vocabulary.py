@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import re
 import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -61,12 +62,19 @@ class Words:
         tokens = _Tokens(tokenizer, ends)
         self._by_bytes = sorted((text, token) for token, text in enumerate(tokens.tokens[:n]))
         self.specials = {tokenizer.text_of(t): t for t in tokens.special_token_ids if t < n}
+        names = sorted((re.escape(name.encode()) for name in self.specials if name), key=len, reverse=True)
+        self._special = re.compile(b"(" + b"|".join(names) + b")") if names else None
         self._completions: dict[bytes, list[list[tuple[int, bytes]]]] = {}
         self.compiled = llguidance.LLTokenizer(
             tokens,  # type: ignore[arg-type]  # it only looks like one
             n_vocab=n + (not ends),
             eos_token=ends or [n],
         )
+
+    def split(self, text: bytes) -> list[int | bytes]:
+        """A text cut at the names of tokens that are no text."""
+        parts = self._special.split(text) if self._special is not None else [text]
+        return [self.specials.get(part.decode(errors="replace"), part) for part in parts if part]
 
     def spelled(self, texts: Iterable[bytes]) -> list[int]:
         """Tokens that stand for one of these texts."""

@@ -164,9 +164,10 @@ class _Writer:
         return "".join(f"{name}: {rule}\n" for name, rule in self._rules.items())
 
     def _harmony(self, enforced: bool) -> None:
-        channel, message, end, start = map(self._text, ("<|channel|>", "<|message|>", "<|end|>", "<|start|>"))
+        channel, message, start = map(self._text, ("<|channel|>", "<|message|>", "<|start|>"))
         if enforced:
-            self._rules["thoughts"] = f'{channel} "analysis" {message} /(?s:.*)/ {end} {start} "assistant"'
+            thoughts = f'{channel} "analysis" {message} {self._until("<|end|>")} {start} "assistant"'
+            self._rules["thoughts"] = thoughts
             self._rules["start"] = f'thoughts? {channel} "commentary" call'
         else:
             self._rules["start"] = "call"
