@@ -10,7 +10,7 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ikq
 from ikq.cli.grammar_options import add_grammar, grammar_options
@@ -22,7 +22,7 @@ from ikq.cli.sampling_options import add_sampling, sampling_options
 from ikq.cli.speculation_options import add_speculation, check_files, load_draft, speculation_options
 from ikq.cli.timings import print_timings
 from ikq.generate import Stats
-from ikq.grammar.keywords import constraint_of
+from ikq.grammar.keywords import GrammarKeywords, constraint_of
 
 NAME = "run"
 ALIASES = ("cli",)
@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
         # errors of the tokenizer and the grammar come before the weights, which may take long
         with ikq.GGUFReader(args.model) as reader:
             tokenizer = ikq.Tokenizer.from_reader(reader)
-            constraint_of(tokenizer, grammar_options(args))
+            constraint_of(tokenizer, cast("GrammarKeywords", grammar_options(args)))
             check_files(args, reader)
         model = ikq.Model.load(args.model, **loading)
         draft = load_draft(args, model)
