@@ -14,11 +14,13 @@ from ikq.coverage import ImatrixCoverage, PartialExperts
 from ikq.errors import (
     DeviceError,
     FormatError,
+    GrammarError,
     IkqError,
     MissingImatrixError,
     NotTernaryWarning,
     RefusedError,
     ShapeError,
+    TemplateLimit,
     UnsupportedError,
 )
 from ikq.fields import Field, block_fields, pack, unpack
@@ -56,6 +58,7 @@ __all__ = [
     "GGUFReader",
     "GGUFWriter",
     "Generation",
+    "GrammarError",
     "IkqError",
     "Imatrix",
     "ImatrixCoverage",
@@ -81,6 +84,7 @@ __all__ = [
     "ShapeError",
     "Shard",
     "StreamDecoder",
+    "TemplateLimit",
     "TensorOutcome",
     "Tokenizer",
     "Typed",

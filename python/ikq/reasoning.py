@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["MARKS", "Piece", "ReasoningSplitter"]
+__all__ = ["Piece", "ReasoningSplitter"]
 
 
 class Piece(NamedTuple):
@@ -13,10 +13,12 @@ class Piece(NamedTuple):
     Attributes:
         text: Not empty.
         reasoning: It belongs to the thoughts before the answer, or is a mark around them.
+        is_mark: It is such a mark.
     """
 
     text: str
     reasoning: bool
+    is_mark: bool = False
 
 
 class _Marks(NamedTuple):
@@ -45,15 +47,13 @@ _MARKS = (
     _Marks("[THINK]", "[/THINK]"),
     _Marks("<|START_THINKING|>", "<|END_THINKING|>"),
     _Marks("<|channel>thought", "<channel|>"),
+    _Marks("<|inner_prefix|>", "<|inner_suffix|>"),
+    _Marks("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
     # harmony: messages on several channels, of which one is the answer
     _Marks("<|channel|>analysis", "<|channel|>final<|message|>", anywhere=True),
     _Marks("<|channel|>commentary", "<|channel|>final<|message|>", anywhere=True),
     _Marks("<|channel|>final", "<|message|>", anywhere=True),
 )
-
-
-MARKS = frozenset(mark for m in _MARKS for mark in (m.open, m.close))
-"""Texts that `ReasoningSplitter` takes for marks; they come in pieces of their own."""
 
 
 class ReasoningSplitter:
@@ -64,9 +64,10 @@ class ReasoningSplitter:
 
     Examples:
         >>> splitter = ReasoningSplitter()
-        >>> [*splitter.push("<think>easy</th"), *splitter.push("ink>4"), *splitter.flush()]
-        [Piece(text='<think>', reasoning=True), Piece(text='easy', reasoning=True), Piece(text='</think>', reasoning=True), Piece(text='4', reasoning=False)]
-    """  # noqa: E501  # a doctest
+        >>> pieces = [*splitter.push("<think>easy</th"), *splitter.push("ink>4"), *splitter.flush()]
+        >>> [(piece.text, piece.reasoning) for piece in pieces]
+        [('<think>', True), ('easy', True), ('</think>', True), ('4', False)]
+    """
 
     def __init__(self, prompt: str = "") -> None:
         """Begins an answer.
@@ -77,11 +78,6 @@ class ReasoningSplitter:
         self._held = ""
         self._started = False
         self._inside = next((m for m in _MARKS if prompt.rstrip().endswith(m.open)), None)
-
-    @property
-    def is_inside(self) -> bool:
-        """Whether what comes next is reasoning, as far as is known."""
-        return self._inside is not None
 
     def push(self, text: str) -> list[Piece]:
         """Takes more text; returns the pieces that are certain by now."""
@@ -96,7 +92,7 @@ class ReasoningSplitter:
         pieces = []
         while found := self._next_mark():
             at, mark, inside = found
-            pieces += [*self._take(at), Piece(mark, True)]
+            pieces += [*self._take(at), Piece(mark, True, True)]
             self._held = self._held[len(mark) :]
             self._inside = inside
             self._started = True

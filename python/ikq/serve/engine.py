@@ -19,6 +19,7 @@ from ikq.serve.events import Event
 from ikq.serve.jobs import Chore, Job
 from ikq.serve.prefixes import PrefixCache
 from ikq.serve.queueing import FairQueue
+from ikq.serve.request_log import LOG
 from ikq.serve.slots import Slots
 from ikq.serve.text import Text
 from ikq.steps import Found, Outcome, Prompt, Work, n_left
@@ -157,17 +158,23 @@ class Engine:
             self._chores += chores
             if closes:
                 break
-            self._drop_unwanted()
-            self._let_in()
-            self._step()
-            self._do_chore()
+            try:
+                self._drop_unwanted()
+                self._let_in()
+                self._step()
+                self._do_chore()
+            except Exception as error:
+                # nobody knows what state texts are in; those who come later shall not suffer
+                LOG.exception("error in the engine")
+                for job in {*self._jobs.values(), *self._waiting}:
+                    self._end(job, _told(error))
             self._hand_out()
-        error = ServiceError("unavailable", "the server is shutting down")
+        end = ServiceError("unavailable", "the server is shutting down")
         for job in {*self._jobs.values(), *self._waiting}:
-            self._end(job, error)
+            self._end(job, end)
         for chore, future in self._chores:
             chore.close()
-            future.set_exception(error)
+            future.set_exception(end)
         self._hand_out()
 
     def _has_work(self) -> bool:
@@ -356,6 +363,8 @@ def shortest_first(prompts: list[Prompt], room: int) -> Iterable[tuple[Prompt, i
 
     A quarter is for the one that came first, so that a long one is not put off for ever.
     """
+    if not prompts:
+        return []
     first = prompts[0]
     share = max(1, room // 4) if len(prompts) > 1 else room
     shares = {id(first[0]): min(share, n_left(first))}

@@ -14,14 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ikq.errors import IkqError, UnsupportedError
+from ikq.grammar import Constraint, compile_constraint
 from ikq.model import Model
 from ikq.serve.engine import Engine
 from ikq.serve.errors import ServiceError
-from ikq.serve.replies import PlainParser, ReasoningParser, ReplyParser
+from ikq.serve.replies import ChatParser, PlainParser, ReplyParser
 from ikq.serve.requests import ChatRequest, CompletionRequest, Pooling, TextRequest
 from ikq.serve.text import TextPlan
 from ikq.speculation.options import Speculation
 from ikq.speculation.text import TextSpeculation
+from ikq.templates import fit
 
 __all__ = ["LoadedModel", "load_model"]
 
@@ -61,11 +63,27 @@ class LoadedModel:
         """
         prompt = self.render(request)
         tokens = self.tokens_of(prompt, parameter="messages")
+        form, choice = self.model.reply_form, request.tool_choice
+        tools = request.tools if choice.mode != "none" else ()
+        with _telling("tools"):
+            constraint = form.constraint(
+                tools, choice.mode, name=choice.name, parallel=choice.parallel, prompt=prompt
+            )
+        answer = self._constraint(request)
+        if answer is not None and tools:
+            raise ServiceError(
+                "invalid_request",
+                "tools and a form of the answer cannot be had at once: leave out one of them",
+                parameter="response_format",
+            )
+        if answer is not None:
+            constraint = form.answer(answer, prompt)
 
         def new_parser() -> ReplyParser:
-            return ReasoningParser(prompt) if request.separates_reasoning else PlainParser()
+            parser = form.parser(prompt, tools, separates_reasoning=request.separates_reasoning)
+            return ChatParser(parser)
 
-        return self._plan(request, tokens, new_parser)
+        return self._plan(request, tokens, new_parser, constraint)
 
     def plan_completion(self, request: CompletionRequest) -> TextPlan:
         """A text made ready.
@@ -77,7 +95,7 @@ class LoadedModel:
             tokens = self.tokens_of(request.prompt, parameter="prompt", parse_special=request.parse_special)
         else:
             tokens = self.checked_tokens(request.prompt)
-        return self._plan(request, tokens, PlainParser)
+        return self._plan(request, tokens, PlainParser, self._constraint(request))
 
     def render(self, request: ChatRequest) -> str:
         """The prompt of a conversation.
@@ -85,12 +103,12 @@ class LoadedModel:
         Raises:
             ServiceError: the template cannot express it.
         """
-        messages = [dict(m) for m in request.messages]
-        if not messages:
+        if not request.messages:
             raise ServiceError("invalid_request", "there are no messages", parameter="messages")
         tools = list(request.tools) if request.tools and request.tool_choice.mode != "none" else None
         with _telling("messages"):
-            return self.model.chat_template.render(messages, tools, **request.template_options)
+            fitted = fit(self.model.chat_template, request.messages, tools, form=self.model.reply_form)
+            return fitted.render(continues=request.continues, **request.template_options)
 
     def count_tokens(self, request: ChatRequest) -> int:
         """Tokens of the prompt of a conversation.
@@ -122,8 +140,24 @@ class LoadedModel:
         with _telling(parameter):
             return self.model._prompt_tokens(text, parse_special)
 
+    def _constraint(self, request: TextRequest) -> Constraint | None:
+        """What a text must be.
+
+        Raises:
+            ServiceError: it cannot be compiled; the sentence names the keyword.
+        """
+        form = request.form
+        if form.is_free:
+            return None
+        with _telling("grammar" if form.json_schema is None else "response_format"):
+            return compile_constraint(self.model.tokenizer, **vars(form))
+
     def _plan(
-        self, request: TextRequest, tokens: list[int], new_parser: Callable[[], ReplyParser]
+        self,
+        request: TextRequest,
+        tokens: list[int],
+        new_parser: Callable[[], ReplyParser],
+        constraint: Constraint | None,
     ) -> TextPlan:
         n_ctx = self.model.n_ctx
         if not tokens:
@@ -138,8 +172,6 @@ class LoadedModel:
         if unknown:
             sentence = f"logit_bias: token {unknown[0]} is not in the vocabulary"
             raise ServiceError("invalid_request", sentence, parameter="logit_bias")
-        if not request.form.is_free:
-            raise ServiceError("unsupported", "grammars are not offered", parameter="response_format")
         speculation = self.speculation
         if request.speculation is not None:
             with _telling("speculation"):
@@ -159,6 +191,7 @@ class LoadedModel:
             ignore_eos=request.ignore_eos,
             special=request.special,
             new_parser=new_parser,
+            constraint=constraint,
             new_speculation=new_speculation,
             shares=request.cache_prompt,
             slot=request.slot,
@@ -229,7 +262,7 @@ def load_model(
     """
     model = Model.load(path, **options)
     try:
-        _ = model.tokenizer, model.chat_template  # damaged ones show now
+        _ = model.tokenizer, model.reply_form  # damaged ones show now
         speculation.text(model)
         full = model.sequence_bytes(model.n_ctx)
         budget = max(full, min(parallel * full, _free_memory() // 2)) if cache_bytes is None else cache_bytes

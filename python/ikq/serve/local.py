@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ikq.serve.errors import ServiceError
 from ikq.serve.loaded import LoadedModel
@@ -15,17 +13,11 @@ from ikq.serve.models import Models
 from ikq.serve.replying import LocalReply
 from ikq.serve.request_log import CURRENT
 from ikq.serve.requests import ChatRequest, CompletionRequest, EmbeddingRequest, TextRequest
+from ikq.serve.service import Embeddings
 from ikq.serve.settings import Settings
 from ikq.serve.text import TextPlan
 
 __all__ = ["LocalService"]
-
-
-@dataclass(frozen=True)
-class _Vectors:
-    model: str
-    vectors: list[NDArray[np.float32]]
-    n_tokens: int
 
 
 class LocalService:
@@ -56,7 +48,7 @@ class LocalService:
         async with self.models.use(request.model) as model:
             return await asyncio.to_thread(model.count_tokens, request)
 
-    async def embed(self, request: EmbeddingRequest) -> _Vectors:
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
         """See `Service.embed`."""
         if not request.inputs:
             raise ServiceError("invalid_request", "there is no input", parameter="input")
@@ -72,7 +64,7 @@ class LocalService:
             if request.normalizes:
                 vectors = [v / max(float(np.linalg.norm(v)), 1e-12) for v in vectors]
             _note(model, None)
-            return _Vectors(model.name, vectors, sum(map(len, texts)))
+            return Embeddings(model=model.name, vectors=vectors, n_tokens=sum(map(len, texts)))
 
     def _texts(self, model: LoadedModel, request: EmbeddingRequest) -> list[list[int]]:
         """Tokens of the texts to be embedded."""

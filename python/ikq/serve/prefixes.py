@@ -154,11 +154,18 @@ class PrefixCache:
         """
         try:
             entry = self._entries.get(found)
-            if entry is not None and n == len(entry.tokens):
+            if entry is not None and n == found.n_past:
                 self._remove(entry)
                 return found
-            if entry is not None:  # it was used: it is the latest
-                self._entries[found] = self._entries.pop(found)
+        except ValueError:  # closed
+            return None
+        if entry is not None:  # it was used: it is the latest
+            self._entries[found] = self._entries.pop(found)
+        return self.copy(found, n)
+
+    def copy(self, found: Sequence, n: int) -> Sequence | None:
+        """As `take`, but what is kept stays."""
+        try:
             copy = found.fork()
             copy.truncate(copy.rewindable(n))
         except ValueError:  # closed

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ikq.reasoning import MARKS, ReasoningSplitter
-from ikq.reasoning import Piece as ReasoningPiece
 from ikq.serve.events import Piece
+from ikq.tools import Delta
+from ikq.tools import ReplyParser as FormParser
 
-__all__ = ["PlainParser", "ReasoningParser", "ReplyParser"]
+__all__ = ["ChatParser", "PlainParser", "ReplyParser"]
 
 
 class ReplyParser(Protocol):
@@ -16,13 +16,15 @@ class ReplyParser(Protocol):
 
     Attributes:
         sees_special: It wants to see control tokens.
-        is_reasoning: What comes next belongs to thoughts, as far as is known.
-        n_calls: Tool calls so far.
+        is_reasoning: What came last belongs to thoughts.
     """
 
     sees_special: bool
     is_reasoning: bool
-    n_calls: int
+
+    @property
+    def n_calls(self) -> int:
+        """Tool calls so far."""
 
     def feed(self, text: str, index: int) -> list[Piece]:
         """Takes more text.
@@ -31,9 +33,6 @@ class ReplyParser(Protocol):
             text: May be empty.
             index: The text's number, for the pieces.
         """
-
-    def end_text(self, token: str) -> str:
-        """What the token that ended the text adds to it, given the token's name."""
 
     def finish(self, index: int) -> list[Piece]:
         """The end of the text: what was held back."""
@@ -50,52 +49,41 @@ class PlainParser:
         """See `ReplyParser`, as for all others."""
         return [Piece(index=index, kind="content", text=text)] if text else []
 
-    def end_text(self, token: str) -> str:
-        """See there."""
-        return ""
-
     def finish(self, index: int) -> list[Piece]:
         """See there."""
         return []
 
 
-class ReasoningParser:
-    """Thoughts apart from the answer; the marks around them and the space behind these belong to neither.
+class ChatParser:
+    """A chat's reply, in the form that the model was taught.
 
     Args:
-        prompt: What came before the text; some templates open the thoughts there.
+        parser: Of the form.
     """
 
-    sees_special = False
-    n_calls = 0
+    sees_special = True
 
-    def __init__(self, prompt: str) -> None:
-        self._splitter = ReasoningSplitter(prompt)
-        self.is_reasoning = self._splitter.is_inside
-        # white space behind a mark, which belongs to it
-        self._strips = self.is_reasoning
+    def __init__(self, parser: FormParser) -> None:
+        self._parser = parser
+        self.is_reasoning = False
+
+    @property
+    def n_calls(self) -> int:
+        """See `ReplyParser`, as for all others."""
+        return self._parser.n_calls
 
     def feed(self, text: str, index: int) -> list[Piece]:
-        """See `ReplyParser`, as for all others."""
-        return self._pieces(self._splitter.push(text), index)
-
-    def end_text(self, token: str) -> str:
         """See there."""
-        return ""
+        return self._pieces(self._parser.feed(text), index) if text else []
 
     def finish(self, index: int) -> list[Piece]:
         """See there."""
-        return self._pieces(self._splitter.flush(), index)
+        return self._pieces(self._parser.finish(), index)
 
-    def _pieces(self, parts: list[ReasoningPiece], index: int) -> list[Piece]:
-        found = []
-        for part in parts:
-            if part.reasoning and part.text in MARKS:
-                self._strips = True
-                continue
-            text = part.text.lstrip() if self._strips else part.text
-            if text:
-                self._strips = False
-                found.append(Piece(index=index, kind="reasoning" if part.reasoning else "content", text=text))
-        self.is_reasoning = self._splitter.is_inside
-        return found
+    def _pieces(self, deltas: list[Delta], index: int) -> list[Piece]:
+        if deltas:
+            self.is_reasoning = deltas[-1].kind == "reasoning"
+        return [
+            Piece(index=index, kind=d.kind, text=d.text, call=d.index, call_id=d.id, name=d.name)
+            for d in deltas
+        ]

@@ -47,6 +47,7 @@ class LocalReply:
         self.model = model
         self.created = int(time.time())
         self.prompt = plan.tokens
+        self._tokenizer = plan.tokenizer
         self._engine = engine
         self._events: asyncio.Queue[Event | ServiceError] = asyncio.Queue()
         self._n_left = n
@@ -55,6 +56,10 @@ class LocalReply:
         self._job = Job(plan, n, asyncio.get_running_loop(), self._take, client, seconds)
         self.usage = self._job.usage
         engine.submit(self._job)
+
+    def token_bytes(self, token: int) -> bytes:
+        """See `Reply`."""
+        return self._tokenizer.token_bytes(token) if token < self._tokenizer.n_vocab else b""
 
     def __aiter__(self) -> LocalReply:
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -32,6 +33,9 @@ class Reply(Protocol):
     usage: Usage
     prompt: tuple[int, ...]
 
+    def token_bytes(self, token: int) -> bytes:
+        """What a token stands for."""
+
     def __aiter__(self) -> Reply:
         """Itself."""
 
@@ -42,7 +46,8 @@ class Reply(Protocol):
         """Nobody wants the rest."""
 
 
-class Embeddings(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Embeddings:
     """Embeddings of texts.
 
     Attributes:

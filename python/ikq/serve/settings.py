@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from ikq.sampling import SamplingOptions
 
 __all__ = ["Settings"]
 
@@ -33,6 +37,8 @@ class Settings:
         access_log: A line per request.
         log_json: ... as JSON.
         page: Serve the web page at `/`.
+        sampling: How tokens are chosen where a request does not say.
+        template_options: Variables of chat templates where a request does not say.
     """
 
     host: str = "127.0.0.1"
@@ -54,6 +60,8 @@ class Settings:
     access_log: bool = True
     log_json: bool = False
     page: bool = True
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    template_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, low in (

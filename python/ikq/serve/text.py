@@ -6,13 +6,14 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ikq.grammar import Constraint
 from ikq.sampling import Sampler, SamplingOptions, log_probability, top_logprobs
 from ikq.sequence import Sequence
+from ikq.serve.ahead import Ahead
 from ikq.serve.events import Event, Finished, FinishReason, Piece, TokenLogprob
 from ikq.serve.replies import PlainParser, ReplyParser
 from ikq.speculation.text import TextSpeculation
@@ -20,21 +21,7 @@ from ikq.steps import Work
 from ikq.stopping import StopTexts
 from ikq.tokenizer import StreamDecoder, Tokenizer
 
-__all__ = ["Masks", "Text", "TextPlan"]
-
-
-class Masks(Protocol):
-    """Which tokens may come next, for one text; computed beside the model's step."""
-
-    def allowed(self) -> NDArray[np.bool_] | None:
-        """`(n_vocab,)`, or `None`: all. Waits for what is being computed."""
-
-    def accept(self, token: int) -> None:
-        """Tells the next token."""
-
-    @property
-    def must_stop(self) -> bool:
-        """Nothing may follow."""
+__all__ = ["Text", "TextPlan"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +39,7 @@ class TextPlan:
         ignore_eos: Never choose a token that ends the text.
         special: Show control tokens.
         new_parser: Makes what tells reasoning and tool calls from content.
-        new_masks: Makes what says which tokens may come; `None`: all may.
+        constraint: What the text must be; every text has a clone of it.
         new_speculation: Makes what drafts it.
         shares: What is computed may serve other texts, and what was computed for them this one.
         slot: The slot that it shall have.
@@ -68,7 +55,7 @@ class TextPlan:
     ignore_eos: bool = False
     special: bool = False
     new_parser: Callable[[], ReplyParser] = PlainParser
-    new_masks: Callable[[], Masks] | None = None
+    constraint: Constraint | None = None
     new_speculation: Callable[[], TextSpeculation | None] = lambda: None
     shares: bool = True
     slot: int | None = None
@@ -99,19 +86,22 @@ class Text:
             never = dict.fromkeys(self._ends, -math.inf)
             options = replace(options, logit_bias={**options.logit_bias, **never})
         self._plan = plan
-        self._sampler = Sampler(options, vocabulary=plan.tokenizer)
+        self._constraint = None if plan.constraint is None else Ahead(plan.constraint.clone())
+        self._sampler = Sampler(options, vocabulary=plan.tokenizer, constraint=self._constraint)
         self._sampler.reset(plan.tokens)
         self._stop = StopTexts(plan.stop)
         self._parser = plan.new_parser()
         self._decoder = StreamDecoder(
             plan.tokenizer, skip_special=not (plan.special or self._parser.sees_special)
         )
-        self._masks = None if plan.new_masks is None else plan.new_masks()
         # tokens that no piece has told of yet
         self._new_ids: list[int] = []
         self._new_logprobs: list[TokenLogprob] = []
         self.index = index
-        self.work = Work(list(plan.tokens), sequence, plan.new_speculation())
+        speculation = plan.new_speculation()
+        if speculation is not None and self._constraint is not None:
+            speculation.n_allowed = self._constraint.n_allowed
+        self.work = Work(list(plan.tokens), sequence, speculation)
         self.work.n_left = plan.max_tokens
         self.n_prompt = len(plan.tokens)
         self.n_chosen = 0
@@ -145,8 +135,7 @@ class Text:
         Raises:
             FormatError: no token is possible.
         """
-        allowed = None if self._masks is None else self._masks.allowed()
-        token = self._sampler.sample(logits if allowed is None else _masked(logits, allowed))
+        token = self._sampler.sample(logits)
         self._sampler.accept(token)
         self.n_chosen += 1
         self.last = time.perf_counter()
@@ -169,20 +158,18 @@ class Text:
         text = ""
         if token in self._ends:
             reason = "stop"
-            text = self._parser.end_text(plan.tokenizer.text_of(token))
         else:
             self.work.tokens.append(token)
             text = self._stop.push(self._decoder.push(token))
-            if self._masks is not None:
-                self._masks.accept(token)
-            if self._stop.found is not None or (self._masks is not None and self._masks.must_stop):
+            must_stop = self._constraint is not None and self._constraint.must_stop
+            if self._stop.found is not None or must_stop:
                 reason = "stop"
             elif self.n_chosen == plan.max_tokens or len(self.work.tokens) > plan.n_ctx:
                 reason = "length"
         if plan.max_tokens is not None:
             self.work.n_left = plan.max_tokens - self.n_chosen
         if reason is not None and self._stop.found is None:
-            text = self._stop.push(self._decoder.flush()) + self._stop.flush() + text
+            text += self._stop.push(self._decoder.flush()) + self._stop.flush()
         pieces = self._parser.feed(text, self.index)
         if reason is not None:
             pieces += self._parser.finish(self.index)
@@ -209,11 +196,3 @@ class Text:
             n_tokens=self.n_chosen,
             seed=self.seed,
         )
-
-
-def _masked(logits: NDArray[np.float32], allowed: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Logits with `-inf` for tokens that may not come; a vocabulary may be shorter than a model's output."""
-    found = np.full_like(logits, -np.inf)
-    n = min(len(logits), len(allowed))
-    np.copyto(found[:n], logits[:n], where=allowed[:n])
-    return found

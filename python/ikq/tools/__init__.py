@@ -1,0 +1,21 @@
+"""What models write when they answer: reasoning, content and calls of tools, in the form that each was taught.
+
+    form = form_of(model.chat_template, model.tokenizer)
+    parser = form.parser(prompt, tools)
+    for piece in generation:            # with `special=True`: marks may be control tokens
+        for delta in parser.feed(piece.text): ...
+    parser.finish()
+
+forms.py      the table of forms: `ReplyForm`, `form_of`
+spelling.py   how calls are written: what the table is made of
+parser.py     text to deltas while it comes in: `ReplyParser`
+scanning.py   ... the reading of a text that comes in pieces
+json_calls.py, named_calls.py, tagged_calls.py, harmony.py    ... one reader for each kind of spelling
+values.py     arguments between tags as JSON
+grammars.py   forms as grammars: which calls may be made, and with what arguments
+"""
+
+from ikq.tools.forms import ReplyForm, form_of
+from ikq.tools.parser import Delta, ReplyParser
+
+__all__ = ["Delta", "ReplyForm", "ReplyParser", "form_of"]
