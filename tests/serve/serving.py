@@ -14,13 +14,36 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 TINY = ROOT / "tests" / "data" / "tiny-moe-bf16.gguf"
 GREEDY = {"temperature": 0}
 
+# a template that knows tools, in the form that Hermes and Qwen have
+TEMPLATE = """\
+{%- if tools %}<|im_start|>system
+# Tools
+{%- for tool in tools %}
+{{ tool | tojson }}
+{%- endfor %}
+Say <tool_call>
+{"name": <name>, "arguments": <arguments>}
+</tool_call><|im_end|>
+{% endif %}
+{%- for message in messages %}<|im_start|>{{ message.role }}
+{{ message.content or "" }}
+{%- for call in message.tool_calls or [] %}
+<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>
+{%- endfor %}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+TOOLS = {"override_kv": {"tokenizer.chat_template": TEMPLATE}}
+
 
 @contextmanager
-def serving(model=TINY, *, n_ctx=1024, n_threads=2, load=None, **settings):
+def serving(model=TINY, *, n_ctx=1024, n_threads=2, load=None, speculation=None, **settings):
     """A running server; `ask` of what it gives sends a request."""
     options = {"n_ctx": n_ctx, "n_threads": n_threads, **(load or {})}
     settings = {"port": 0, "access_log": False, "parallel": 8, "queue": 32, **settings}
-    with ikq.Server(model, Settings(**settings), load_options=options) as server:
+    with ikq.Server(model, Settings(**settings), load_options=options, speculation=speculation) as server:
         server.ask = lambda *args, **kwargs: ask(server, *args, **kwargs)
         yield server
 

@@ -15,7 +15,8 @@ from ikq.serve.prefixes import PrefixCache
 
 def sequence(tokens, chunk=None):
     core = Core(chunk)
-    core.add(list(tokens))
+    for at in range(0, len(tokens), 64):
+        core.add(list(tokens[at : at + 64]))
     return ikq.Sequence(core)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from serving import GREEDY, TINY, pieces, serving
+from serving import GREEDY, TINY, TOOLS, pieces, serving
 
 import ikq
 
 
 @pytest.fixture(scope="module")
 def model():
-    with ikq.Model.load(TINY, n_ctx=1024) as model:
+    with ikq.Model.load(TINY, n_ctx=1024, **TOOLS) as model:
         yield model
 
 

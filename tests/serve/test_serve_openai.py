@@ -8,7 +8,7 @@ import jsonschema
 import numpy as np
 import openai
 import pytest
-from serving import GREEDY, TINY
+from serving import GREEDY, TINY, TOOLS
 
 import ikq
 
@@ -30,7 +30,7 @@ def client(server):
 
 @pytest.fixture(scope="module")
 def model():
-    with ikq.Model.load(TINY, n_ctx=1024) as model:
+    with ikq.Model.load(TINY, n_ctx=1024, **TOOLS) as model:
         yield model
 
 

@@ -15,6 +15,7 @@ from serving import GREEDY, TINY, address, engine, serving
 import ikq
 from ikq.serve.engine import shortest_first
 from ikq.serve.queueing import FairQueue
+from ikq.speculation.options import Speculation
 from ikq.steps import Work
 
 
@@ -70,8 +71,6 @@ def test_the_same_seed_gives_the_same_text_under_load(server):
 
 @pytest.mark.parametrize("drafts", [{"lookup": True}, {"draft_model": str(TINY)}])
 def test_drafts_change_no_text(drafts):
-    from ikq.speculation.options import Speculation
-
     prompt = "import os\nimport sys\nimport os\nimport"
     with ikq.Model.load(TINY, n_ctx=512) as model:
         expected = [model.generate(prompt, max_tokens=32, seed=s).text() for s in range(4)]
@@ -168,7 +167,6 @@ def test_a_client_that_goes_away_is_not_computed_for(server):
         body = {"prompt": "import", "max_tokens": 900, "ignore_eos": True, "stream": stream}
         connection.request("POST", "/v1/completions", json.dumps(body))
         until(lambda: engine(server).n_running == 1)
-        connection.sock.close() if connection.sock else None
         connection.close()
         until(lambda: engine(server).n_wanted == 0, 5)
     assert engine(server).counters.n_cancelled == before + 2
@@ -188,6 +186,7 @@ def test_too_many_are_told_when_to_come_again():
         assert response.status == 429
         assert int(response.getheader("retry-after")) >= 1
         assert json.loads(response.read())["error"]["type"] == "rate_limit_error"
+        connection.close()
         for thread in threads:
             thread.join()
         complete(server, "import", max_tokens=1)
