@@ -11,6 +11,9 @@ from ikq.serve.validation import Part
 
 __all__ = ["SamplingBody", "bias_of", "sampling_of"]
 
+# Far beyond what any logit is.
+_MOST_BIAS = 1_000_000
+
 
 class SamplingBody(Part):
     """Names are those of OpenAI's API and of llama-server; what is not given is as the server was started."""
@@ -89,8 +92,9 @@ def bias_of(given: dict[str, float] | list[list[Any]]) -> dict[int, float]:
             raise ServiceError("invalid_request", sentence, parameter="logit_bias")
         if bias is False:
             bias = float("-inf")
-        if isinstance(bias, bool) or not isinstance(bias, (int, float)):
-            sentence = f"logit_bias of token {token}: expected a number, or false"
+        is_number = isinstance(bias, (int, float)) and not isinstance(bias, bool)
+        if not is_number or not (bias == float("-inf") or abs(bias) <= _MOST_BIAS):
+            sentence = f"logit_bias of token {token}: expected a number up to {_MOST_BIAS}, or false"
             raise ServiceError("invalid_request", sentence, parameter="logit_bias")
         found[int(str(token))] = float(bias)
     return found
