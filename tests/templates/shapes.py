@@ -19,14 +19,21 @@ TOOLS = [
             "description": "Weather of a city.",
             "parameters": {
                 "type": "object",
-                "properties": {"city": {"type": "string", "description": "Name"}, "days": {"type": "integer"}},
+                "properties": {
+                    "city": {"type": "string", "description": "Name"},
+                    "days": {"type": "integer"},
+                },
                 "required": ["city"],
             },
         },
     },
     {
         "type": "function",
-        "function": {"name": "now", "description": "Time.", "parameters": {"type": "object", "properties": {}}},
+        "function": {
+            "name": "now",
+            "description": "Time.",
+            "parameters": {"type": "object", "properties": {}},
+        },
     },
 ]
 USER = {"role": "user", "content": "Weather in Oslo?"}
@@ -41,12 +48,20 @@ SHAPES = {
     "plain": ([USER], None, ["Weather in Oslo?"]),
     "system": ([SYSTEM, USER], None, ["Be terse.", "Weather in Oslo?"]),
     "turns": (
-        [SYSTEM, USER, {"role": "assistant", "content": "Which day?"}, {"role": "user", "content": "Monday."}],
+        [
+            SYSTEM,
+            USER,
+            {"role": "assistant", "content": "Which day?"},
+            {"role": "user", "content": "Monday."},
+        ],
         None,
         ["Be terse.", "Weather in Oslo?", "Which day?", "Monday."],
     ),
     "parts": (
-        [{"role": "system", "content": parts("Be terse.")}, {"role": "user", "content": parts("Weather", "in Oslo?")}],
+        [
+            {"role": "system", "content": parts("Be terse.")},
+            {"role": "user", "content": parts("Weather", "in Oslo?")},
+        ],
         None,
         ["Be terse.", "Weather", "in Oslo?"],
     ),
@@ -67,7 +82,16 @@ SHAPES = {
             {"role": "user", "content": "Thanks."},
         ],
         TOOLS,
-        ["Be terse.", "Weather in Oslo?", "get_weather", "Bergen", "sunny-17", "noon-12", "Sunny at noon.", "Thanks."],
+        [
+            "Be terse.",
+            "Weather in Oslo?",
+            "get_weather",
+            "Bergen",
+            "sunny-17",
+            "noon-12",
+            "Sunny at noon.",
+            "Thanks.",
+        ],
     ),
 }
 

@@ -41,7 +41,10 @@ def test_contents():
     assert rendered(ROLES, [{"role": "user", "content": None}]) == "[user:]"
     assert rendered(LISTS, [USER]) == "[user:Hello|]"
     assert rendered(ROLES, [{"role": "user", "content": ["a", PARTS[1]]}]) == "[user:a\ntwo]"
-    assert rendered(ROLES, [{"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}]) == "[assistant:No.]"
+    assert (
+        rendered(ROLES, [{"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]}])
+        == "[assistant:No.]"
+    )
 
 
 def test_what_is_no_text():
@@ -74,7 +77,10 @@ def test_calls():
     messages = [USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
     assert rendered(CALLS, messages, [TOOL]).startswith('<f>[user:Hello][assistant:(call_1 f {"x": "y"})]')
     assert rendered(TEXT_CALLS, messages) == '[user:Hello][assistant:(call_1 f {"x": "y"})]'
-    as_mapping = [USER, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}]
+    as_mapping = [
+        USER,
+        {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]},
+    ]
     assert rendered(CALLS, as_mapping) == '[user:Hello][assistant:(call1_0 f {"x": 1})]'
     assert rendered(TEXT_CALLS, as_mapping) == '[user:Hello][assistant:(call1_0 f {"x": 1})]'
     assert rendered(CALLS, [{"role": "assistant", "content": "A", "tool_calls": []}]) == "[assistant:A]"
@@ -135,7 +141,10 @@ def test_a_message_that_goes_on():
 
 
 def test_nothing_is_changed():
-    messages = [{"role": "developer", "content": PARTS}, {"role": "assistant", "content": None, "tool_calls": [CALL]}]
+    messages = [
+        {"role": "developer", "content": PARTS},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    ]
     before = repr(messages)
     rendered(CALLS, messages, [TOOL])
     assert repr(messages) == before

@@ -19,7 +19,15 @@ def marks_of(form):
     if isinstance(spelling, TaggedCalls):
         texts += [*spelling.name, *spelling.key, *spelling.value, spelling.end]
     if isinstance(spelling, Harmony):
-        texts += ["<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|call|>", "<|return|>", "<|constrain|>"]
+        texts += [
+            "<|channel|>",
+            "<|message|>",
+            "<|start|>",
+            "<|end|>",
+            "<|call|>",
+            "<|return|>",
+            "<|constrain|>",
+        ]
     if isinstance(spelling, JsonCalls):
         texts += []
     return sorted({m for t in texts for m in MARK.findall(t)})

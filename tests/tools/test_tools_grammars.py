@@ -146,7 +146,8 @@ def test_schemas_that_cannot_be_enforced():
 
 def test_many_tools():
     tools = [
-        {"type": "function", "function": {"name": f"f{i}", "parameters": WEATHER if i % 2 else NOW}} for i in range(200)
+        {"type": "function", "function": {"name": f"f{i}", "parameters": WEATHER if i % 2 else NOW}}
+        for i in range(200)
     ]
     form = replace(BY_NAME["hermes"], tokenizer=tokenizer_of(BY_NAME["hermes"]))
     constraint = form.constraint(tools, "required", name="f199")

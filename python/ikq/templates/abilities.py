@@ -7,6 +7,7 @@ list there.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -167,19 +168,14 @@ class _Probe:
         empties: tuple[Empty, ...] = ("text", "null", "absent")
         forms: tuple[Literal["mapping", "text"], ...] = ("mapping", "text")
         self.refusal = ""
-        for form in forms:
-            for empty in empties:
-                conversation = _calls([_call(_arguments(form))], empty)
-                words = [_WORD, _OTHER, "Echidna"]
-                if self.shows(words, conversation[:2], tools) or self.shows(
-                    words[:2], conversation[:2], tools
-                ):
-                    text = self.render(conversation[:2], tools) or ""
-                    before = self.render(conversation[:1], tools) or ""
-                    if not _has_call(text, before):
-                        continue
-                    ids = self.render(_calls([_call(_arguments(form), "call_" + "x" * 24)], empty), tools)
-                    return form, empty, ids is not None, ""
+        before = self.render([_USER], tools) or ""
+        for form, empty, n in itertools.product(forms, empties, (None, 2)):
+            # some templates leave out what comes last
+            conversation = _calls([_call(_arguments(form))], empty)[:n]
+            text = self.render(conversation, tools)
+            if text is not None and self.shows([_WORD], conversation, tools) and _has_call(text, before):
+                longer = _calls([_call(_arguments(form), "call_" + "x" * 24)], empty)
+                return form, empty, self.render(longer, tools) is not None, ""
         return None, "text", True, self.refusal
 
     def _takes_two(self, form: Literal["mapping", "text"], empty: Empty, tools: Sequence[Message]) -> bool:

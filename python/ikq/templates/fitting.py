@@ -195,7 +195,7 @@ class _Fitter:
         )
         if written is None:
             raise TemplateLimit(
-                "the model's chat template has no place for calls of tools, and a message of the assistant has one"
+                "the model's chat template has no place for calls of tools, which this conversation has"
             )
         del message["tool_calls"]
         message["content"] = f"{message['content']}\n{written}" if message["content"] else written

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ikq.errors import GrammarError
 from ikq.grammar import After, Constraint, FreeText, GrammarConstraint, compile_constraint
+from ikq.grammar.blame import blamed, failure
 from ikq.grammar.schema import compact, prepared
-from ikq.grammar.vocabulary import library, words_of
+from ikq.grammar.vocabulary import words_of
 from ikq.tools.readers import is_text
 from ikq.tools.spelling import Harmony, JsonCalls, NamedCalls, TaggedCalls
 
@@ -119,14 +120,8 @@ class _Function:
 def _compiled(schema: Mapping[str, Any], *, lenient: bool = False) -> dict[str, Any]:
     result = prepared(schema, lenient=lenient)
     assert isinstance(result, dict)
-    matcher = library()
-    failed, messages = matcher.validate_grammar_with_warnings(
-        matcher.grammar_from_json_schema(json.dumps(result))
-    )
-    if failed:
-        from ikq.grammar.schema import explained
-
-        raise explained(messages[0])
+    if message := failure(result):
+        raise blamed(result, message)
     return result
 
 
