@@ -71,7 +71,7 @@ def test_kinds():
         ({"properties": {"a": {"type": "string", "pattern": "(?=a)b"}}}, "pattern", "/properties/a/pattern"),
         ({"type": "string", "pattern": "("}, "pattern", "/pattern"),
         ({"type": "integer", "minimum": "x"}, "minimum", "/minimum"),
-        ({"type": "string", "minLength": 5, "maxLength": 2}, "minLength", "/minLength"),
+        ({"type": "string", "minLength": 5, "maxLength": 2}, "maxLength", "/maxLength"),
         ({"enum": []}, "enum", "/enum"),
     ],
 )
