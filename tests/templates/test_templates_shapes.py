@@ -73,6 +73,8 @@ def test_what_templates_can_do(known):
     assert not able["mistralai-Mistral-Nemo-Instruct-2407"].ids
     assert able["NousResearch-Hermes-3-Llama-3.1-8B-tool_use"].needs_tools
     assert able["CohereForAI-c4ai-command-r-plus-tool_use"].described
+    assert able["openai-gpt-oss-120b"].thoughts == "thinking"
+    assert able["GLM-4.6"].thoughts == "reasoning_content"
     assert sum(a.parts for a in able.values()) >= 20
 
 
@@ -80,6 +82,7 @@ FORMS = {
     "GLM-4.6": "glm",
     "Kimi-K2-Instruct": "kimi",
     "MiniMax-M2": "minimax_m2",
+    "MiniMax-M3": "minimax_m3",
     "NousResearch-Hermes-3-Llama-3.1-8B-tool_use": "hermes",
     "Qwen-Qwen3-0.6B": "hermes",
     "Qwen3-Coder": "function_tags",
@@ -117,7 +120,6 @@ OTHERS = {
     "CohereForAI-c4ai-command-r-plus-tool_use",
     "google-gemma-4-31B-it",
     "google-gemma-4-31B-it-interleaved",
-    "MiniMax-M3",
     "meetkai-functionary-medium-v3.2",
     "muse-glimmer",
 }

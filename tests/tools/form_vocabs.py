@@ -7,7 +7,7 @@ from small_vocabs import CONTROL, NORMAL, bpe
 import ikq
 from ikq.tools.spelling import Harmony, JsonCalls, NamedCalls, TaggedCalls
 
-MARK = re.compile(r"<[^<>\s\"=]+>|\[[A-Z_/]+\]")
+MARK = re.compile(r"\]<\]minimax\[>\[|<[^<>\s\"=]+>|\[[A-Z_/]+\]")
 
 
 def marks_of(form):

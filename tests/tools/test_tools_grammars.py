@@ -23,7 +23,7 @@ def closers(form):
     spelling = form.spelling
     texts = ['"', "}", "]", spelling.call[1], spelling.section[1], *(form.reasoning or ())[1:]]
     if isinstance(spelling, TaggedCalls):
-        texts += [spelling.value[1], spelling.end]
+        texts += [spelling.end, *(spelling.value[1].replace("{key}", key) for key in WEATHER["properties"])]
     if isinstance(spelling, Harmony):
         texts += ["<|end|><|start|>assistant"]
     return [text for text in texts if text]

@@ -87,6 +87,17 @@ REPLIES = (
         [OSLO, NOW],
     ),
     (
+        "minimax_m3",
+        "<mm:think>",
+        'Hm.</mm:think>]<]minimax[>[<tool_call>\n]<]minimax[>[<invoke name="get_weather">]<]minimax[>[<city>Oslo'
+        "]<]minimax[>[</city>]<]minimax[>[<where>]<]minimax[>[<x>1]<]minimax[>[</x>]<]minimax[>[<y>]<]minimax[>[<item>a"
+        "]<]minimax[>[</item>]<]minimax[>[<item>2]<]minimax[>[</item>]<]minimax[>[</y>]<]minimax[>[</where>"
+        "]<]minimax[>[</invoke>\n]<]minimax[>[</tool_call>",
+        "",
+        "Hm.",
+        [("get_weather", {"city": "Oslo", "where": {"x": 1, "y": ["a", 2]}})],
+    ),
+    (
         "deepseek",
         "",
         f'I look.<{DS}calls▁begin｜><{DS}call▁begin｜>get_weather<{DS}sep｜>{{"city": "Oslo", "days": 2}}'

@@ -43,6 +43,7 @@ class Abilities:
         alternates: Messages of user and assistant have to alternate.
         needs_tools: A list of tools, even if there are none.
         described: Every parameter of a tool needs a description.
+        thoughts: Under which name a message's reasoning is looked for.
         refusal: What the template itself says about calls that it does not take.
     """
 
@@ -59,6 +60,7 @@ class Abilities:
     alternates: bool
     needs_tools: bool
     described: bool
+    thoughts: str = "reasoning_content"
     refusal: str = ""
 
 
@@ -155,6 +157,7 @@ class _Probe:
             alternates=self.render([_USER, _ANSWER, _USER, _USER]) is None,
             needs_tools=self._no_tools is not None,
             described=described,
+            thoughts=self._thoughts(calls, empty, tools),
             refusal=refusal,
         )
 
@@ -177,6 +180,17 @@ class _Probe:
                 longer = _calls([_call(_arguments(form), "call_" + "x" * 24)], empty)
                 return form, empty, self.render(longer, tools) is not None, ""
         return None, "text", True, self.refusal
+
+    def _thoughts(
+        self, form: Literal["mapping", "text"] | None, empty: Empty, tools: Sequence[Message]
+    ) -> str:
+        """The name of reasoning; the usual one if none is shown."""
+        for name in ("reasoning_content", "thinking", "reasoning"):
+            conversation = _calls([_call(_arguments(form))], empty)
+            conversation[1][name] = "Ibis."
+            if self.shows(["Ibis."], conversation, tools):
+                return name
+        return "reasoning_content"
 
     def _takes_two(self, form: Literal["mapping", "text"], empty: Empty, tools: Sequence[Message]) -> bool:
         two = [_call(_arguments(form, "Gecko")), _call(_arguments(form, "Heron"), _NEXT_ID)]
