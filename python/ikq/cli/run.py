@@ -10,7 +10,7 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ikq
 from ikq.cli.grammar_options import add_grammar, grammar_options
@@ -22,7 +22,7 @@ from ikq.cli.sampling_options import add_sampling, sampling_options
 from ikq.cli.speculation_options import add_speculation, check_files, load_draft, speculation_options
 from ikq.cli.timings import print_timings
 from ikq.generate import Stats
-from ikq.grammar.keywords import constraint_of
+from ikq.grammar.keywords import GrammarKeywords, constraint_of
 
 NAME = "run"
 ALIASES = ("cli",)
@@ -108,7 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chat.add_argument("--in-suffix", default="", metavar="TEXT", help="put after each message")
     chat.add_argument(
         "--chat-template-kwargs",
-        type=_json_object,
+        type=json_object,
         default={},
         metavar="JSON",
         help="variables of the template, for example '{\"enable_thinking\": false}'",
@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
         # errors of the tokenizer and the grammar come before the weights, which may take long
         with ikq.GGUFReader(args.model) as reader:
             tokenizer = ikq.Tokenizer.from_reader(reader)
-            constraint_of(tokenizer, grammar_options(args))
+            constraint_of(tokenizer, cast("GrammarKeywords", grammar_options(args)))
             check_files(args, reader)
         model = ikq.Model.load(args.model, **loading)
         draft = load_draft(args, model)
@@ -268,7 +268,8 @@ def _unescape(text: str, args: argparse.Namespace) -> str:
     return _ESCAPE.sub(lambda found: codecs.decode(found.group(), "unicode_escape"), text)
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
+    """The JSON object of an option."""
     try:
         value = json.loads(text)
     except ValueError as e:

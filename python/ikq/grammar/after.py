@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ikq.grammar.constraint import Constraint, GrammarConstraint
-from ikq.grammar.vocabulary import is_special
 
 __all__ = ["After", "FreeText"]
 
 # white space between reasoning and what follows it
 _GAPS = (b"\n", b"\n\n", b" ")
+_LONGEST_GAP = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +77,6 @@ class After(Constraint):
         self._open, self._close = (m.encode() for m in free.reasoning or ("", ""))
         self._triggers = [t.encode() for t in free.triggers]
         self._opening = [t.encode() for t in free.opening]
-        ids = [tokenizer.id_of(t) for t in (*free.triggers, *free.opening)]
-        # marks that are tokens of their own, which a text cannot spell
-        self._controls = {
-            tokenizer.text_of(id).encode(): id for id in ids if id is not None and is_special(tokenizer, id)
-        }
         self._openers = self._words.spelled([self._open]) if free.reasoning else []
         self._gaps = self._words.spelled(_GAPS)
         self._bans: dict[tuple[bytes, int], list[int]] = {}
@@ -99,7 +94,7 @@ class After(Constraint):
             allowed = self._inner.mask()
             if self._phase is _Phase.START:
                 allowed[self._openers] = True
-            elif not self._text:
+            elif len(self._text) < _LONGEST_GAP:
                 allowed[self._gaps] = True
             return allowed
         marks = self._triggers if self._phase is _Phase.TEXT else [*self._triggers, *self._opening]
@@ -154,7 +149,7 @@ class After(Constraint):
             return True
         if self._phase is _Phase.START:
             return token in self._openers
-        return not self._text and token in self._gaps
+        return len(self._text) < _LONGEST_GAP and token in self._gaps
 
     def _advance(self) -> None:
         """Finds out where the text is by now."""
@@ -201,12 +196,11 @@ class After(Constraint):
         self._feed(self._inner, text)
 
     def _feed(self, inner: GrammarConstraint, text: bytes) -> None:
-        control = next((m for m in self._controls if text.startswith(m)), None)
-        if control is not None:
-            inner.accept(self._controls[control])
-            text = text[len(control) :]
-        if text:
-            inner.feed(text)
+        for part in self._words.split(text):
+            if isinstance(part, int):
+                inner.accept(part)
+            else:
+                inner.feed(part)
 
     def _banned(self, mark: bytes) -> list[int]:
         """Tokens that complete a mark here and say behind it what the constraint does not take."""

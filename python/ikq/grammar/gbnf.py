@@ -198,8 +198,9 @@ class _Parser:
                 self._at += 1
                 last = self._character(end)
             if last < first:
-                raise GrammarError(f"the range from {chr(first)!r} to {chr(last)!r} before {self._place()} is "
-                                   "empty", place=self._place())  # fmt: skip
+                place = self._place()
+                range_ = f"from {chr(first)!r} to {chr(last)!r}"
+                raise GrammarError(f"the range {range_} before {place} is empty", place=place)
             ranges.append((first, last))
         self._at += 1
         if not ranges and not negated:
@@ -311,9 +312,8 @@ class _Parser:
 
     def _error(self, wanted: str) -> GrammarError:
         found = self._text[self._at : self._at + 1]
-        there = {"": "the end", "\n": "the end of the line", "\r": "the end of the line"}.get(
-            found, f"`{found}`"
-        )
+        names = {"": "the end", "\n": "the end of the line", "\r": "the end of the line"}
+        there = names.get(found, f"`{found}`")
         place = self._place()
         return GrammarError(f"the grammar has {there} at {place}, where {wanted} is expected",
                             keyword=found or None, place=place)  # fmt: skip

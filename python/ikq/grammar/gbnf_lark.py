@@ -1,8 +1,8 @@
 """GBNF in the notation that llguidance reads: `lark_of_gbnf`.
 
-llguidance cuts a text into lexemes, the longest first, before rules are looked at; in GBNF only rules count. So a
-grammar that does not call itself becomes one regular expression, and in the others each lexeme is a character.
-Both ways the texts are exactly those of the grammar.
+llguidance cuts a text into lexemes, the longest first, before rules are looked at; in GBNF only rules
+count. So a grammar that does not call itself becomes one regular expression, and in the others each lexeme
+is a character. Both ways the texts are exactly those of the grammar.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["lark_of_gbnf"]
 _LONGEST_REGEX = 20_000
 
 
-class _NotRegular(Exception):
+class _NotRegularError(Exception):
     """A rule calls itself, has tokens, or is too long as a regular expression."""
 
 
@@ -33,7 +33,7 @@ def lark_of_gbnf(text: str) -> str:
     rules = parse_gbnf(text)
     try:
         return f"start: /{_Regular(rules).of(rules['root'])}/\n"
-    except (_NotRegular, RecursionError):
+    except (_NotRegularError, RecursionError):
         return _rules(rules)
 
 
@@ -48,7 +48,7 @@ class _Regular:
     def of(self, node: Node) -> str:
         text = self._of(node)
         if len(text) > _LONGEST_REGEX:
-            raise _NotRegular
+            raise _NotRegularError
         return text
 
     def _of(self, node: Node) -> str:
@@ -62,7 +62,7 @@ class _Regular:
             most = "" if node.most is None else str(node.most)
             return f"(?:{self.of(node.part)}){{{node.least},{most}}}"
         if isinstance(node, SpecialToken) or node.name in self._open:
-            raise _NotRegular
+            raise _NotRegularError
         if node.name not in self._known:
             self._open.add(node.name)
             self._known[node.name] = self.of(self._rules[node.name])

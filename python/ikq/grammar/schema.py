@@ -84,14 +84,13 @@ def _prepared(schema: Mapping[str, Any], place: str, lenient: bool) -> Schema:
         value = result.get(name)
         if isinstance(value, float) and value.is_integer():
             result[name] = int(value)
-    for key, name, inner in _inner(result):
-        at = f"{place}/{key}" + ("" if name is None else f"/{_escaped(name)}")
+    for key, inside, inner in _inner(result):
+        at = f"{place}/{key}" + ("" if inside is None else f"/{_escaped(inside)}")
         changed = _prepared(inner, at, lenient)
-        if name is None:
+        if inside is None:
             result[key] = changed
         else:
-            result[key] = result[key].copy()
-            result[key][name] = changed
+            result[key][inside] = changed
     return result
 
 
@@ -134,8 +133,8 @@ def _escaped(name: str | int) -> str:
 def _refused(keyword: str, place: str) -> GrammarError:
     at = f"{place}/{keyword}"
     return GrammarError(
-        f"the JSON schema has the keyword `{keyword}` at {at}, which cannot be enforced; leave it out, or say it in "
-        "another way",
+        f"the JSON schema has the keyword `{keyword}` at {at}, which cannot be enforced; leave it out, or say "
+        "it in another way",
         keyword=keyword,
         place=at,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-import itertools
+import re
 import threading
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     import llguidance
 
 __all__ = ["Words", "library", "words_of"]
+
+# longer than any token
+_LONGEST = 1 << 10
 
 _NO_TEXT = (TokenType.CONTROL, TokenType.UNKNOWN, TokenType.UNUSED)
 
@@ -59,12 +62,19 @@ class Words:
         tokens = _Tokens(tokenizer, ends)
         self._by_bytes = sorted((text, token) for token, text in enumerate(tokens.tokens[:n]))
         self.specials = {tokenizer.text_of(t): t for t in tokens.special_token_ids if t < n}
+        names = sorted((re.escape(name.encode()) for name in self.specials if name), key=len, reverse=True)
+        self._special = re.compile(b"(" + b"|".join(names) + b")") if names else None
         self._completions: dict[bytes, list[list[tuple[int, bytes]]]] = {}
         self.compiled = llguidance.LLTokenizer(
             tokens,  # type: ignore[arg-type]  # it only looks like one
             n_vocab=n + (not ends),
             eos_token=ends or [n],
         )
+
+    def split(self, text: bytes) -> list[int | bytes]:
+        """A text cut at the names of tokens that are no text."""
+        parts = self._special.split(text) if self._special is not None else [text]
+        return [self.specials.get(part.decode(errors="replace"), part) for part in parts if part]
 
     def spelled(self, texts: Iterable[bytes]) -> list[int]:
         """Tokens that stand for one of these texts."""
@@ -84,7 +94,8 @@ class Words:
             for n in range(1, len(mark)):
                 end = mark[n:]
                 first = bisect.bisect_left(self._by_bytes, (end, 0))
-                same = itertools.takewhile(lambda e: e[0].startswith(end), self._by_bytes[first:])
+                last = bisect.bisect_left(self._by_bytes, (end + b"\xff" * _LONGEST, 0))
+                same = self._by_bytes[first:last]
                 found.append([(token, text[len(end) :]) for text, token in same if text != end])
             self._completions[mark] = found
         return found

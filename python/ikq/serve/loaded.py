@@ -19,7 +19,10 @@ from ikq.model import Model
 from ikq.serve.engine import Engine
 from ikq.serve.errors import ServiceError
 from ikq.serve.replies import ChatParser, PlainParser, ReplyParser
+from ikq.serve.request_log import LOG
 from ikq.serve.requests import ChatRequest, CompletionRequest, Pooling, TextRequest
+from ikq.serve.saved import folder_of, load_prefixes, save_prefixes
+from ikq.serve.settings import Settings
 from ikq.serve.text import TextPlan
 from ikq.speculation.options import Speculation
 from ikq.speculation.text import TextSpeculation
@@ -39,6 +42,7 @@ class LoadedModel:
         engine: The thread that owns it.
         loaded: When it was loaded, in seconds since 1970.
         speculation: What drafts its texts, unless a request says otherwise.
+        prefix_dir: Folder in which what is kept of texts outlives the server.
     """
 
     name: str
@@ -47,6 +51,7 @@ class LoadedModel:
     engine: Engine
     loaded: int
     speculation: Speculation
+    prefix_dir: Path | None = None
 
     @property
     def size(self) -> int:
@@ -232,6 +237,9 @@ class LoadedModel:
     def close(self) -> None:
         """Ends its texts and frees its memory."""
         self.engine.close()
+        if self.prefix_dir is not None:
+            n = save_prefixes(self.engine.prefixes, self.prefix_dir)
+            LOG.info("kept %d texts of %s in %s", n, self.name, self.prefix_dir)
         self.engine.prefixes.clear()
         self.model.close()
 
@@ -240,10 +248,7 @@ def load_model(
     name: str,
     path: Path,
     options: dict[str, Any],
-    *,
-    parallel: int,
-    queue: int,
-    cache_bytes: int | None,
+    settings: Settings,
     speculation: Speculation,
 ) -> LoadedModel:
     """Loads a model and starts its engine.
@@ -252,9 +257,7 @@ def load_model(
         name: What clients call it.
         path: Its file.
         options: Keywords of `Model.load`.
-        parallel: Most texts at a time.
-        queue: Most texts that wait.
-        cache_bytes: See `Settings`.
+        settings: Limits and folders.
         speculation: What drafts its texts.
 
     Raises:
@@ -264,13 +267,26 @@ def load_model(
     try:
         _ = model.tokenizer, model.reply_form  # damaged ones show now
         speculation.text(model)
-        full = model.sequence_bytes(model.n_ctx)
-        budget = max(full, min(parallel * full, _free_memory() // 2)) if cache_bytes is None else cache_bytes
-        engine = Engine(model, n_slots=parallel, n_queue=queue, budget=budget)
+        engine = Engine(
+            model, n_slots=settings.parallel, n_queue=settings.queue, budget=_budget(model, settings)
+        )
     except BaseException:
         model.close()
         raise
-    return LoadedModel(name, path, model, engine, int(time.time()), speculation)
+    loaded = LoadedModel(name, path, model, engine, int(time.time()), speculation)
+    if settings.prefix_dir is not None:
+        loaded.prefix_dir = folder_of(settings.prefix_dir, path)
+        n = engine.do(load_prefixes(model, engine.prefixes, loaded.prefix_dir)).result()
+        LOG.info("found %d texts of %s in %s", n, name, loaded.prefix_dir)
+    return loaded
+
+
+def _budget(model: Model, settings: Settings) -> int:
+    """Bytes that caches of a model may take."""
+    if settings.cache_bytes is not None:
+        return settings.cache_bytes
+    full = model.sequence_bytes(model.n_ctx)
+    return max(full, min(settings.parallel * full, _free_memory() // 2))
 
 
 def _free_memory() -> int:

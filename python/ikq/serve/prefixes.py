@@ -87,14 +87,14 @@ class PrefixCache:
             entry = _Entry(sequence)
         except (IkqError, ValueError):  # closed, or the model is
             return
-        same = next((e for e in self._sharing(entry) if len(e.tokens) == len(entry.tokens)), None)
-        if same is not None:  # it is the latest now
-            self._entries[same.sequence] = self._entries.pop(same.sequence)
-        if same is not None or not entry.tokens:
+        said = next(self._saying(entry), None)
+        if said is not None:  # it is the latest now
+            self._entries[said.sequence] = self._entries.pop(said.sequence)
+        if said is not None or not entry.tokens:
             sequence.close()
             return
         # a text that went on from what another one left says all that this one says
-        for other in [e for e in self._sharing(entry) if len(e.tokens) < len(entry.tokens)]:
+        for other in self._said_by(entry):
             if sequence.rewindable(len(other.tokens)) == len(other.tokens):
                 self._drop(other)
         self._entries[sequence] = entry
@@ -185,15 +185,17 @@ class PrefixCache:
             if entry not in seen:
                 yield entry, _BLOCK - 1
 
-    def _sharing(self, entry: _Entry) -> list[_Entry]:
+    def _saying(self, entry: _Entry) -> Iterator[_Entry]:
+        """Entries that begin with all tokens of another one, and can go back to its end."""
+        alike = self._by_hash.get(entry.hashes[-1], {}) if entry.hashes else self._entries.values()
+        n = len(entry.tokens)
+        return (e for e in alike if len(e.tokens) >= n and e.usable(entry.tokens) == n)
+
+    def _said_by(self, entry: _Entry) -> list[_Entry]:
         """Entries all of whose tokens another one begins with."""
         alike = self._by_hash.get(entry.hashes[0], {}) if entry.hashes else {}
         short = [e for e in self._entries.values() if len(e.tokens) < _BLOCK]
-        return [
-            e
-            for e in (*alike, *short)
-            if len(e.tokens) <= len(entry.tokens) and common_length(e.tokens, entry.tokens) == len(e.tokens)
-        ]
+        return [e for e in (*alike, *short) if common_length(e.tokens, entry.tokens) == len(e.tokens)]
 
     def _remove(self, entry: _Entry) -> None:
         del self._entries[entry.sequence]

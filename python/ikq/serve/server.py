@@ -15,7 +15,9 @@ import uvicorn
 from starlette.applications import Starlette
 
 from ikq.errors import RefusedError
+from ikq.serve import openapi
 from ikq.serve.app import make_app
+from ikq.serve.connection import Connection
 from ikq.serve.endpoint import Endpoint
 from ikq.serve.loaded import LoadedModel, load_model
 from ikq.serve.local import LocalService
@@ -153,7 +155,7 @@ class Server:
         self._error = None
         config = uvicorn.Config(
             self.app,
-            http="h11",
+            http=Connection,
             ws="none",
             lifespan="on",
             log_config=None,
@@ -170,18 +172,11 @@ class Server:
     def _endpoints(self) -> list[Endpoint]:
         pages = page.ENDPOINTS if self.settings.page else []
         apis = (openai, anthropic, responses, llama_server)
-        return [*(endpoint for api in apis for endpoint in api.ENDPOINTS), *pages]
+        endpoints = [endpoint for api in apis for endpoint in api.ENDPOINTS]
+        return [*endpoints, openapi.endpoint_of(endpoints), *pages]
 
     def _load(self, name: str, path: Path) -> LoadedModel:
-        return load_model(
-            name,
-            path,
-            self._options,
-            parallel=self.settings.parallel,
-            queue=self.settings.queue,
-            cache_bytes=self.settings.cache_bytes,
-            speculation=self._speculation,
-        )
+        return load_model(name, path, self._options, self.settings, self._speculation)
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:

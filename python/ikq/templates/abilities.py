@@ -1,7 +1,8 @@
 """What a chat template can express: `Abilities`.
 
-A template does not say it. It is given small conversations with words that occur nowhere else, and what it makes
-of them tells: a word that is missing was dropped, and braces of Python mean that it did not expect a list there.
+A template does not say it. It is given small conversations with words that occur nowhere else, and what it
+makes of them tells: a word that is missing was dropped, and braces of Python mean that it did not expect a
+list there.
 """
 
 from __future__ import annotations

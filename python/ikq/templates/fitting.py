@@ -32,7 +32,12 @@ class Fitted:
     messages: list[Message]
     tools: list[Message] | None
 
-    def render(self, *, continues: bool = False, **options: object) -> str:
+    def render(
+        self,
+        *,
+        continues: bool = False,
+        **options: Any,  # noqa: ANN401  # whatever the template reads
+    ) -> str:
         """The prompt.
 
         Args:
@@ -66,7 +71,8 @@ def fit(
     Args:
         template: The template.
         messages: In the form of OpenAI's chat completions: `role`, `content` (a text, parts or nothing),
-            `tool_calls` (arguments as JSON text or as a mapping), `tool_call_id`, `name`, `reasoning_content`.
+            `tool_calls` (arguments as JSON text or as a mapping), `tool_call_id`, `name`,
+            `reasoning_content`.
         tools: Functions that the model may call, in the same form.
         form: How the model writes calls, for templates that show tools but no calls.
 
@@ -165,17 +171,17 @@ class _Fitter:
         arguments = {} if arguments is None else arguments
         if self._can.calls == "text":
             arguments = json.dumps(arguments, ensure_ascii=False)
-        id = self._id(given.get("id") or f"call{i}_{j}")
-        self._called[id] = function["name"]
+        name = self._id(given.get("id") or f"call{i}_{j}")
+        self._called[name] = function["name"]
         return {
-            "id": id,
+            "id": name,
             "type": "function",
             "function": {**function, "arguments": arguments},
         }
 
-    def _id(self, id: object) -> str:
+    def _id(self, given: object) -> str:
         """A name of a call that the template takes."""
-        text = str(id)
+        text = str(given)
         if self._can.ids or (len(text) == 9 and text.isalnum()):
             return text
         return hashlib.sha256(text.encode()).hexdigest()[:9]
@@ -189,7 +195,7 @@ class _Fitter:
         )
         if written is None:
             raise TemplateLimit(
-                "the model's chat template has no place for calls of tools, which a message of the assistant has"
+                "the model's chat template has no place for calls of tools, and a message of the assistant has one"
             )
         del message["tool_calls"]
         message["content"] = f"{message['content']}\n{written}" if message["content"] else written

@@ -1,4 +1,4 @@
-"""What models write when they answer: reasoning, content and calls of tools, in the form that each was taught.
+"""What models write when they answer: reasoning, content, calls of tools, in the form each was taught.
 
     form = form_of(model.chat_template, model.tokenizer)
     parser = form.parser(prompt, tools)
@@ -10,12 +10,13 @@ forms.py      the table of forms: `ReplyForm`, `form_of`
 spelling.py   how calls are written: what the table is made of
 parser.py     text to deltas while it comes in: `ReplyParser`
 scanning.py   ... the reading of a text that comes in pieces
-json_calls.py, named_calls.py, tagged_calls.py, harmony.py    ... one reader for each kind of spelling
-values.py     arguments between tags as JSON
+readers.py, harmony.py    ... one reader for each kind of spelling
+writing.py    calls as text, for templates that do not write them
 grammars.py   forms as grammars: which calls may be made, and with what arguments
 """
 
+from ikq.tools.delta import Delta
 from ikq.tools.forms import ReplyForm, form_of
-from ikq.tools.parser import Delta, ReplyParser
+from ikq.tools.parser import ReplyParser
 
 __all__ = ["Delta", "ReplyForm", "ReplyParser", "form_of"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -79,8 +80,8 @@ class ReplyForm:
 
         Args:
             tools: Functions that may be called, in OpenAI's form.
-            choice: With `auto` it begins at the trigger (`constraint` waits for that), with `required` it is the
-                reply behind the reasoning.
+            choice: With `auto` it begins at the trigger (`constraint` waits for that), with `required` it is
+                the reply behind the reasoning.
             name: The only one that may be called.
             parallel: Several calls may be in one reply.
 
@@ -418,7 +419,7 @@ _PROBE_TOOLS = [
         },
     }
 ]
-_PROBE = [
+_PROBE: list[dict[str, Any]] = [
     {"role": "user", "content": "Probe."},
     {
         "role": "assistant",
@@ -442,10 +443,9 @@ def form_of(template: ChatTemplate | str, tokenizer: Tokenizer | None = None) ->
     """
     template = ChatTemplate(template) if isinstance(template, str) else template
     text = template.source
-    try:
+    # a template that takes no calls, or no such ones, still has its signs
+    with contextlib.suppress(FormatError):
         text += template.render(_PROBE, _PROBE_TOOLS)
-    except FormatError:
-        pass  # a template that takes no calls, or no such ones, still has its signs
     found = next((form for form in FORMS if all(sign in text for sign in form.signs)), GENERIC)
     reasoning = found.reasoning if found.reasoning and found.reasoning[0] in text else None
     return replace(found, reasoning=reasoning, tokenizer=tokenizer)

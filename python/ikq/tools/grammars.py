@@ -107,7 +107,9 @@ class _Function:
 
     def properties(self) -> Iterator[tuple[str, dict[str, Any], bool]]:
         """Name, schema and whether it is required, of each argument."""
-        defs = {key: self.schema[key] for key in ("$defs", "definitions") if key in self.schema}
+        defs: dict[str, Any] = {
+            key: self.schema[key] for key in ("$defs", "definitions") if key in self.schema
+        }
         required = self.schema.get("required") or ()
         for key, schema in (self.schema.get("properties") or {}).items():
             inner = schema if isinstance(schema, Mapping) else {}
@@ -162,9 +164,10 @@ class _Writer:
         return "".join(f"{name}: {rule}\n" for name, rule in self._rules.items())
 
     def _harmony(self, enforced: bool) -> None:
-        channel, message, end, start = map(self._text, ("<|channel|>", "<|message|>", "<|end|>", "<|start|>"))
+        channel, message, start = map(self._text, ("<|channel|>", "<|message|>", "<|start|>"))
         if enforced:
-            self._rules["thoughts"] = f'{channel} "analysis" {message} /(?s:.*)/ {end} {start} "assistant"'
+            thoughts = f'{channel} "analysis" {message} {self._until("<|end|>")} {start} "assistant"'
+            self._rules["thoughts"] = thoughts
             self._rules["start"] = f'thoughts? {channel} "commentary" call'
         else:
             self._rules["start"] = "call"
@@ -229,7 +232,9 @@ class _Writer:
     def _until(self, mark: str) -> str:
         """Any text up to a mark, and the mark."""
         if self._split is not None and self._split.search(mark):
-            return f"/(?s:.*)/ {self._text(mark)}"
+            return f"/(?s:.*)/ {self._text(mark.lstrip())}"
+        # a line end before the mark is a part of the value for the grammar, and none for who reads it
+        mark = mark.lstrip()
         stripped = mark.rstrip()
         self._rules["text_value[lazy]"] = f"/(?s:.*){_escaped(stripped)}/"
         return f"text_value {self._text(mark[len(stripped) :])}"
@@ -240,7 +245,7 @@ class _Writer:
     def _numbered(self, text: str) -> str:
         """A text in which `#` stands for a number."""
         return " ".join(
-            p for p in (" /[0-9]+/ ".join(self._text(part) for part in re.split("#+", text)),) if p
+            p for p in (" /[0-9]{1,4}/ ".join(self._text(part) for part in re.split("#+", text)),) if p
         )
 
     def _text(self, text: str) -> str:

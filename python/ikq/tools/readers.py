@@ -73,7 +73,7 @@ def _json_call(text: Scanner, form: JsonCalls, calls: Calls) -> Steps[bool]:
     """Reads one call; if it is none, nothing is read, and the result is `False`."""
     start = text.keep()
     yield from text.take("{")
-    name, id, held = None, None, None
+    name, named, held = None, None, None
     is_begun = False
     while True:
         yield from text.space()
@@ -96,7 +96,7 @@ def _json_call(text: Scanner, form: JsonCalls, calls: Calls) -> Steps[bool]:
                         break
                     is_begun = True
                     text.forget()
-                    yield calls.begin(name, id)
+                    yield calls.begin(name, named)
                 yield from _arguments(text, calls)
         elif key == form.name:
             name = yield from text.json_string()
@@ -104,7 +104,7 @@ def _json_call(text: Scanner, form: JsonCalls, calls: Calls) -> Steps[bool]:
                 break
         elif key == form.id:
             value = loaded((yield from text.json_text()))
-            id = None if value is None else str(value)
+            named = None if value is None else str(value)
         else:
             yield from text.json_text()
     if is_begun:
@@ -113,7 +113,7 @@ def _json_call(text: Scanner, form: JsonCalls, calls: Calls) -> Steps[bool]:
         text.back_to(start)
         return False
     text.forget()
-    yield calls.begin(name, id)
+    yield calls.begin(name, named)
     yield calls.arguments(held or "{}")
     return True
 

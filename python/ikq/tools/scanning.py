@@ -134,7 +134,7 @@ class Scanner:
         place, mark = n, ""
         for m in marks:
             at = self._text.find(m, self._at, place + len(m))
-            if 0 <= at and (at < place or (at == place and len(m) > len(mark))):
+            if at >= 0 and (at < place or (at == place and len(m) > len(mark))):
                 place, mark = at, m
         if self.is_final:
             return place, mark, bool(mark)

@@ -15,11 +15,11 @@ def metrics_text(models: Sequence[LoadedModel]) -> str:
     """Numbers of all models that are loaded."""
     rows: dict[tuple[str, str, str], list[tuple[str, float]]] = {}
     for model in models:
-        for name, kind, help, value in _numbers(model):
-            rows.setdefault((name, kind, help), []).append((_escaped(model.name), value))
+        for name, kind, about, value in _numbers(model):
+            rows.setdefault((name, kind, about), []).append((_escaped(model.name), value))
     lines: list[str] = []
-    for (name, kind, help), values in rows.items():
-        lines += [f"# HELP {name} {help}", f"# TYPE {name} {kind}"]
+    for (name, kind, about), values in rows.items():
+        lines += [f"# HELP {name} {about}", f"# TYPE {name} {kind}"]
         lines += [f'{name}{{model="{model}"}} {value:.9g}' for model, value in values]
     return "\n".join(lines) + "\n"
 

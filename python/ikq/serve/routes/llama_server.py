@@ -139,7 +139,7 @@ async def change_slot(call: Call) -> Response:
     body: SlotBody = call.body
     action = call.request.query_params.get("action")
     async with _local(call).models.use(body.model) as model:
-        id = _slot_id(call.request.path_params["id"], model)
+        slot = _slot_id(call.request.path_params["id"], model)
         start = time.perf_counter()
 
         async def do(chore: Chore) -> Any:  # noqa: ANN401  # what the chore returns
@@ -149,16 +149,16 @@ async def change_slot(call: Call) -> Response:
             return {"timings": {name: (time.perf_counter() - start) * 1000}}
 
         if action == "erase":
-            return JSONResponse({"id_slot": id, "n_erased": await do(erase(model, id))})
+            return JSONResponse({"id_slot": slot, "n_erased": await do(erase(model, slot))})
         if action not in ("save", "restore"):
             sentence = "action: expected save, restore or erase"
             raise ServiceError("invalid_request", sentence, parameter="action")
         file = file_of(call.settings.slot_dir, body.filename)
-        names = {"id_slot": id, "filename": file.name}
+        names = {"id_slot": slot, "filename": file.name}
         if action == "save":
-            n, size = await do(save(model, id, file))
+            n, size = await do(save(model, slot, file))
             return JSONResponse({**names, "n_saved": n, "n_written": size, **timings("save_ms")})
-        n, size = await do(restore(model, id, file))
+        n, size = await do(restore(model, slot, file))
         return JSONResponse({**names, "n_restored": n, "n_read": size, **timings("restore_ms")})
 
 
