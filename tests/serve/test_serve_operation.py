@@ -135,7 +135,7 @@ def test_a_line_for_each_request(caplog):
     with serving(access_log=True, log_json=True) as server:
         server.ask("/v1/completions?key=secret", PROMPT, headers={"authorization": "Bearer secret"})
         server.ask("/v1/completions", {"prompt": []})
-        server.ask("/nothing\nno")
+        server.ask("/nothing%0Ano")
     lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("{")]
     assert "secret" not in "".join(lines)
     first, second, *_ = map(json.loads, lines)

@@ -71,6 +71,10 @@ class Models:
         """Those that are loaded, the latest last."""
         return list(self._loaded.values())
 
+    def add(self, model: LoadedModel) -> None:
+        """Takes a model that was loaded already; before the event loop runs."""
+        self._loaded[model.name] = model
+
     def name_of(self, wanted: str | None) -> str:
         """The name of the model that a request means.
 

@@ -64,7 +64,7 @@ def log(record: Record, *, as_json: bool) -> None:
     if as_json:
         LOG.info(json.dumps({"time": round(time.time(), 3), **facts}, ensure_ascii=False))
         return
-    head = f"{record.client} {record.method} {record.path} {record.status} {seconds:.3f} s"
+    head = f"{record.client} {record.method} {_one_line(record.path)} {record.status} {seconds:.3f} s"
     rest = [f"{name} {value}" for name, value in facts.items() if name in _SHOWN]
     error = [_one_line(record.error)] if record.error else []
     LOG.info(", ".join([head, *rest, *error]))

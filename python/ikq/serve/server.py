@@ -149,7 +149,10 @@ class Server:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self._socket.bind((settings.host, settings.port))
-        except OSError:
+            if self._preloads:
+                ((name, path),) = self.models.paths.items()
+                self.models.add(self._load(name, path))
+        except BaseException:
             self._socket.close()
             raise
         self._error = None
@@ -180,13 +183,8 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
-        try:
-            if self._preloads:
-                async with self.models.use(None):
-                    pass
-        except BaseException as error:
-            self._error = error
-            raise
+        assert self._socket is not None
+        self._socket.listen(1024)  # who reads the line may connect
         LOG.info("listening at %s", self.url)
         try:
             yield
