@@ -6,16 +6,19 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.responses import JSONResponse, Response
 
 from ikq.serve.app import make_app
+from ikq.serve.endpoint import Call, Endpoint
 from ikq.serve.errors import ServiceError
 from ikq.serve.events import Event, Finished, Piece, Usage
+from ikq.serve.openai_errors import OPENAI_ERRORS
 from ikq.serve.requests import ChatRequest
-from ikq.serve.routes import anthropic, page, responses
+from ikq.serve.routes import anthropic, openai, page, responses
 from ikq.serve.settings import Settings
 
 
@@ -47,6 +50,9 @@ class ScriptedReply:
 
     async def aclose(self) -> None:
         self.is_closed = True
+
+    def token_bytes(self, token: int) -> bytes:
+        return str(token).encode()
 
 
 class ScriptedService:
@@ -83,8 +89,15 @@ class ScriptedService:
         return 42
 
 
+async def list_models(call: Call) -> Response:
+    return JSONResponse({"object": "list", "data": [{"id": "scripted", "object": "model"}]})
+
+
+MODELS = Endpoint(method="GET", path="/v1/models", handle=list_models, errors=OPENAI_ERRORS)
+
+
 def scripted_app(service: ScriptedService, keys: tuple[str, ...] = ()) -> Starlette:
-    endpoints = [*anthropic.ENDPOINTS, *responses.ENDPOINTS, *page.ENDPOINTS]
+    endpoints = [MODELS, *openai.ENDPOINTS, *anthropic.ENDPOINTS, *responses.ENDPOINTS, *page.ENDPOINTS]
     return make_app(service, Settings(api_keys=keys, access_log=False), endpoints)
 
 
@@ -106,10 +119,9 @@ def running(app: Starlette) -> Iterator[str]:
         thread.join(10)
 
 
-def eventually(is_true: object, seconds: float = 10.0) -> bool:
-    """Whether something becomes true."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+def eventually(is_true: Callable[[], bool]) -> bool:
+    """Whether something becomes true within some ten seconds that this process runs."""
+    for _ in range(1000):
         if is_true():
             return True
         time.sleep(0.01)

@@ -9,6 +9,7 @@ from ikq.serve.anthropic.bodies import CountBody, MessagesBody
 from ikq.serve.anthropic.request import shows_thinking, to_chat_request
 from ikq.serve.errors import ServiceError
 from ikq.serve.requests import ChatRequest, Form, ToolChoice
+from ikq.serve.settings import Settings
 from ikq.serve.validation import check
 
 WEATHER = {
@@ -45,7 +46,9 @@ def test_a_text_is_a_message():
 
 def test_what_is_not_said_is_the_servers_default():
     body = check(MessagesBody, {"model": "m", "max_tokens": 1, "messages": HELLO, "top_k": 7})
-    sampling = to_chat_request(body, SamplingOptions(temperature=0.25, min_p=0.125)).sampling
+    sampling = to_chat_request(
+        body, Settings(sampling=SamplingOptions(temperature=0.25, min_p=0.125))
+    ).sampling
     assert (sampling.temperature, sampling.min_p, sampling.top_k) == (0.25, 0.125, 7)
 
 
@@ -175,6 +178,17 @@ def test_thinking_is_a_wish_for_the_template(thinking, enabled):
     assert request(thinking=thinking).template_options == {"enable_thinking": enabled}
 
 
+def test_who_runs_the_server_says_what_holds_otherwise():
+    settings = Settings(template_options={"enable_thinking": True, "x": 1})
+    body = {"model": "m", "max_tokens": 2000, "messages": HELLO}
+    assert to_chat_request(check(MessagesBody, body), settings).template_options == {
+        "enable_thinking": True,
+        "x": 1,
+    }
+    body["thinking"] = {"type": "disabled"}
+    assert not to_chat_request(check(MessagesBody, body), settings).template_options["enable_thinking"]
+
+
 def test_effort_goes_to_the_template():
     assert request(output_config={"effort": "low"}).template_options["reasoning_effort"] == "low"
 
@@ -221,6 +235,7 @@ CALL = {"type": "tool_use", "id": "t1", "name": "weather", "input": {}}
         ({"messages": [*HELLO, {"role": "assistant", "content": [CALL]}]}, "messages"),
         ({"temperature": 1.5}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
+        ({"stop_sequences": ["x"] * 65}, "stop_sequences"),
         ({"stop_sequences": [""]}, "stop_sequences.0"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools.0.type"),
         ({"tools": [WEATHER, WEATHER]}, "tools"),

@@ -7,6 +7,7 @@ from ikq.serve.errors import ServiceError
 from ikq.serve.requests import ChatRequest, Form, ToolChoice
 from ikq.serve.responses.bodies import ResponsesBody
 from ikq.serve.responses.request import to_chat_request
+from ikq.serve.settings import Settings
 from ikq.serve.validation import check
 
 WEATHER = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": True}
@@ -48,7 +49,9 @@ def test_a_text_is_what_the_user_says():
 
 
 def test_what_is_not_said_is_the_servers_default():
-    asked = to_chat_request(check(ResponsesBody, {"input": "x"}), SamplingOptions(temperature=0.25))
+    asked = to_chat_request(
+        check(ResponsesBody, {"input": "x"}), Settings(sampling=SamplingOptions(temperature=0.25))
+    )
     assert (asked.sampling.temperature, asked.max_tokens, asked.template_options) == (0.25, None, {})
 
 
@@ -186,6 +189,7 @@ def test_probabilities():
         ({"tools": [TIME, TIME]}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tools": [TIME], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
         ({"background": True}, "background"),
         ({"conversation": "c"}, "conversation"),
         ({"truncation": "auto"}, "truncation"),

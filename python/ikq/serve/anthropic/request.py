@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ikq.sampling import SamplingOptions
@@ -11,21 +10,24 @@ from ikq.serve.anthropic.bodies import CountBody, MessagesBody, ThinkingOn, Tool
 from ikq.serve.anthropic.messages import to_messages
 from ikq.serve.errors import ServiceError
 from ikq.serve.requests import ChatRequest, Form, ToolChoice
+from ikq.serve.sampling import changed
+from ikq.serve.settings import Settings
 
 __all__ = ["shows_thinking", "to_chat_request"]
 
 
-def to_chat_request(body: CountBody, defaults: SamplingOptions | None = None) -> ChatRequest:
+def to_chat_request(body: CountBody, settings: Settings | None = None) -> ChatRequest:
     """What a body asks for.
 
     Args:
         body: Of `/v1/messages`, or of `/v1/messages/count_tokens`, which has no part of what follows the
             prompt.
-        defaults: Sampling where the body says nothing.
+        settings: What holds where the body says nothing.
 
     Raises:
         ServiceError: fields do not fit together.
     """
+    settings = settings or Settings()
     tools = _tools(body.tools or ())
     messages = to_messages(body.messages, body.system)
     last = messages[-1]
@@ -41,10 +43,10 @@ def to_chat_request(body: CountBody, defaults: SamplingOptions | None = None) ->
         messages=tuple(messages),
         tools=tools,
         tool_choice=_tool_choice(body),
-        template_options=_template_options(body),
+        template_options=_template_options(body, settings.template_options),
         continues=last["role"] == "assistant",
         form=_form(body),
-        sampling=(defaults or SamplingOptions()) if answered is None else _sampling(answered, defaults),
+        sampling=settings.sampling if answered is None else _sampling(answered, settings.sampling),
         max_tokens=None if answered is None else answered.max_tokens,
         stop=() if answered is None else tuple(answered.stop_sequences or ()),
     )
@@ -91,10 +93,12 @@ def _tool_choice(body: CountBody) -> ToolChoice:
     return ToolChoice(mode="required" if choice.type == "any" else "auto", parallel=parallel)
 
 
-def _template_options(body: CountBody) -> dict[str, Any]:
+def _template_options(body: CountBody, base: Mapping[str, Any]) -> dict[str, Any]:
     """As in the original, who does not ask for thoughts gets none, where the template can do without."""
     thinking = body.thinking
-    options: dict[str, Any] = {"enable_thinking": thinking is not None and thinking.type != "disabled"}
+    options: dict[str, Any] = {"enable_thinking": False, **base}
+    if thinking is not None:
+        options["enable_thinking"] = thinking.type != "disabled"
     budget = thinking.budget_tokens if isinstance(thinking, ThinkingOn) else 0
     if isinstance(body, MessagesBody) and budget >= body.max_tokens:
         raise _refused(
@@ -113,10 +117,8 @@ def _form(body: CountBody) -> Form:
     return Form() if form is None else Form(json_schema=form.schema_)
 
 
-def _sampling(body: MessagesBody, defaults: SamplingOptions | None) -> SamplingOptions:
-    given = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k}
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return replace(defaults or SamplingOptions(), **changes)
+def _sampling(body: MessagesBody, base: SamplingOptions) -> SamplingOptions:
+    return changed(base, {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k})
 
 
 def _refused(sentence: str, parameter: str) -> ServiceError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from ikq.sampling import SamplingOptions
@@ -17,6 +16,8 @@ from ikq.serve.responses.bodies import (
     ResponsesBody,
 )
 from ikq.serve.responses.messages import to_messages
+from ikq.serve.sampling import changed
+from ikq.serve.settings import Settings
 
 __all__ = ["LOGPROBS", "to_chat_request"]
 
@@ -26,19 +27,20 @@ LOGPROBS = "message.output_text.logprobs"
 
 def to_chat_request(
     body: ResponsesBody,
-    defaults: SamplingOptions | None = None,
+    settings: Settings | None = None,
     earlier: Sequence[Mapping[str, Any]] = (),
 ) -> ChatRequest:
     """What a body asks for.
 
     Args:
         body: Of `/v1/responses`.
-        defaults: Sampling where the body says nothing.
+        settings: What holds where the body says nothing.
         earlier: Messages of the conversation that `previous_response_id` names.
 
     Raises:
         ServiceError: fields do not fit together.
     """
+    settings = settings or Settings()
     tools, choice = _tools(body)
     messages = [*earlier, *to_messages(body.input)]
     if body.instructions is not None:
@@ -48,9 +50,9 @@ def to_chat_request(
         messages=tuple(messages),
         tools=tuple(_chat_tool(tool) for tool in tools),
         tool_choice=choice,
-        template_options=_template_options(body),
+        template_options=_template_options(body, settings.template_options),
         form=_form(body),
-        sampling=_sampling(body, defaults),
+        sampling=_sampling(body, settings.sampling),
         max_tokens=body.max_output_tokens,
         logprobs=_logprobs(body),
     )
@@ -95,14 +97,19 @@ def _chat_tool(tool: FunctionTool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _template_options(body: ResponsesBody) -> dict[str, Any]:
-    options: dict[str, Any] = {}
+def _template_options(body: ResponsesBody, base: Mapping[str, Any]) -> dict[str, Any]:
+    options = {**base, **(body.chat_template_kwargs or {})}
+    reserved = {"messages", "tools", "add_generation_prompt"} & options.keys()
+    if reserved:
+        raise _refused(
+            f"chat_template_kwargs: {min(reserved)} is no option of a template", "chat_template_kwargs"
+        )
     effort = None if body.reasoning is None else body.reasoning.effort
     if effort is not None:
         options["enable_thinking"] = effort != "none"
         if effort != "none":
             options["reasoning_effort"] = effort
-    return options | (body.chat_template_kwargs or {})
+    return options
 
 
 def _form(body: ResponsesBody) -> Form:
@@ -112,10 +119,9 @@ def _form(body: ResponsesBody) -> Form:
     return Form(json_object=form is not None and form.type == "json_object")
 
 
-def _sampling(body: ResponsesBody, defaults: SamplingOptions | None) -> SamplingOptions:
+def _sampling(body: ResponsesBody, base: SamplingOptions) -> SamplingOptions:
     names = ("temperature", "top_p", "top_k", "min_p", "seed")
-    changes: dict[str, Any] = {name: value for name in names if (value := getattr(body, name)) is not None}
-    return replace(defaults or SamplingOptions(), **changes)
+    return changed(base, {name: getattr(body, name) for name in names})
 
 
 def _logprobs(body: ResponsesBody) -> int | None:

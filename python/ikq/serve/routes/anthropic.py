@@ -24,7 +24,7 @@ _ERRORS = ErrorForm(status=error_status, body=error_object)
 
 async def _messages(call: Call) -> Response:
     body: MessagesBody = call.body
-    reply = await call.service.chat(to_chat_request(body))
+    reply = await call.service.chat(to_chat_request(body, call.settings))
     stream = MessageStream(
         reply.id,
         reply.model,
@@ -59,7 +59,9 @@ async def _told(reply: Reply, stream: MessageStream) -> AsyncGenerator[bytes, No
 
 
 async def _count_tokens(call: Call) -> Response:
-    return JSONResponse({"input_tokens": await call.service.count_tokens(to_chat_request(call.body))})
+    return JSONResponse(
+        {"input_tokens": await call.service.count_tokens(to_chat_request(call.body, call.settings))}
+    )
 
 
 ENDPOINTS = [

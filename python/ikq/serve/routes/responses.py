@@ -29,7 +29,7 @@ async def _create(call: Call) -> HttpResponse:
     request = _chat_request(call)
     reply = await call.service.chat(request)
     response = Response(reply.id, model=reply.model, created=reply.created, body=body, request=request)
-    stream = ResponseStream(response)
+    stream = ResponseStream(response, reply.token_bytes)
 
     def keep() -> None:
         if body.store is not False:
@@ -85,7 +85,7 @@ async def _delete(call: Call) -> HttpResponse:
 def _chat_request(call: Call) -> ChatRequest:
     previous = call.body.previous_response_id
     earlier = () if previous is None else _store(call).get(previous, "previous_response_id").messages
-    return to_chat_request(call.body, None, earlier)
+    return to_chat_request(call.body, call.settings, earlier)
 
 
 def _stored(response: Response, request: ChatRequest, body: ResponsesBody) -> Stored:
