@@ -111,7 +111,9 @@ def mutated(rng, body):
         if kind == 0:
             del parent[at[-1]]
         elif kind == 1 and isinstance(parent, dict):
-            parent[rng.choice(["", "x", "stream", "n", "stop", "grammar", "regex"])] = copy.deepcopy(rng.choice(ODD))
+            parent[rng.choice(["", "x", "stream", "n", "stop", "grammar", "regex"])] = copy.deepcopy(
+                rng.choice(ODD)
+            )
         else:
             parent[at[-1]] = copy.deepcopy(rng.choice(ODD))
     return body

@@ -92,9 +92,12 @@ def bias_of(given: dict[str, float] | list[list[Any]]) -> dict[int, float]:
             raise ServiceError("invalid_request", sentence, parameter="logit_bias")
         if bias is False:
             bias = float("-inf")
-        is_number = isinstance(bias, (int, float)) and not isinstance(bias, bool)
-        if not is_number or not (bias == float("-inf") or abs(bias) <= _MOST_BIAS):
+        if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not _is_bias(bias):
             sentence = f"logit_bias of token {token}: expected a number up to {_MOST_BIAS}, or false"
             raise ServiceError("invalid_request", sentence, parameter="logit_bias")
         found[int(str(token))] = float(bias)
     return found
+
+
+def _is_bias(bias: float) -> bool:
+    return bias == float("-inf") or abs(bias) <= _MOST_BIAS
