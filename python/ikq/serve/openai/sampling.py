@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from ikq.sampling import SamplingOptions
 from ikq.serve.errors import ServiceError
+from ikq.serve.sampling import changed
 from ikq.serve.validation import Part
 
 __all__ = ["SamplingBody", "bias_of", "sampling_of"]
@@ -58,16 +58,10 @@ def sampling_of(body: SamplingBody, base: SamplingOptions) -> SamplingOptions:
     Raises:
         ServiceError: a value is out of range.
     """
-    names = set(SamplingBody.model_fields) - {"logit_bias"}
-    given = {name: value for name in names if (value := getattr(body, name)) is not None}
+    given = {name: getattr(body, name) for name in SamplingBody.model_fields if name != "logit_bias"}
     if body.logit_bias is not None:
         given["logit_bias"] = {**base.logit_bias, **bias_of(body.logit_bias)}
-    try:
-        return replace(base, **given)
-    except ValueError as error:
-        sentence = str(error)
-        parameter = next((n for n in given if sentence.startswith(n)), None)
-        raise ServiceError("invalid_request", sentence, parameter=parameter) from None
+    return changed(base, given)
 
 
 def bias_of(given: dict[str, float] | list[list[Any]]) -> dict[int, float]:
