@@ -145,6 +145,8 @@ def test_a_last_turn_of_the_assistant_is_continued():
 def test_tools_in_the_form_of_chat_completions():
     function = {"name": "weather", "description": "Now", "parameters": WEATHER["input_schema"]}
     assert request(tools=[WEATHER]).tools == ({"type": "function", "function": function},)
+    (tool,) = request(tools=[WEATHER | {"strict": True}]).tools
+    assert tool["function"] == function | {"strict": True}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 from scripted import ScriptedService, eventually, running, scripted_app
+from serving import serving
 
 from ikq.serve.errors import ServiceError
 from ikq.serve.events import Finished, Piece
@@ -50,7 +51,7 @@ def page(server, browser):
     yield from opened(browser, server[1])
 
 
-def opened(browser: Browser, url: str, **options):
+def opened(browser: Browser, url: str, *, model: str = "scripted", **options):
     context = browser.new_context(**options)
     page = context.new_page()
     problems, addresses = [], []
@@ -63,6 +64,7 @@ def opened(browser: Browser, url: str, **options):
     page.on("request", lambda request: addresses.append(request.url))
     page.goto(url)
     set_key(page)
+    expect(page.get_by_label("Model")).to_have_value(model)
     yield page
     context.close()
     assert problems == []
@@ -74,7 +76,6 @@ def set_key(page: Page, **values: str) -> None:
     for label, value in {"API key": "secret", **values}.items():
         page.get_by_label(label).fill(value)
     page.get_by_role("button", name="Save").click()
-    expect(page.get_by_label("Model")).to_have_value("scripted")
 
 
 def send(page: Page, text: str) -> None:
@@ -230,6 +231,18 @@ def test_on_a_phone(server, service, browser, scheme):
         assert (back == "rgb(255, 255, 255)") == (scheme == "light")
         if folder := os.environ.get("IKQ_SCREENSHOTS"):
             page.screenshot(path=f"{folder}/phone-{scheme}.png")
+
+
+def test_a_small_model(browser):
+    with serving(api_keys=("secret",)) as server:
+        for page in opened(browser, server.url, model="tiny-moe-bf16"):
+            set_key(page, **{"Temperature": "0", "Most tokens of a reply": "12"})
+            send(page, "import os\nimport")
+            expect(page.get_by_role("status")).to_have_text("12 tokens, cut off at the limit")
+            first = reply(page).locator(".text").text_content()
+            page.get_by_role("button", name="Regenerate").click()
+            expect(page.get_by_role("button", name="Regenerate")).to_be_visible()
+            expect(reply(page).locator(".text")).to_have_text(first)
 
 
 def test_every_control_has_a_name(page, service):

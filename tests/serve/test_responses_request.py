@@ -108,7 +108,10 @@ def test_what_was_kept_comes_first():
 
 def test_tools_in_the_form_of_chat_completions():
     assert request(tools=[WEATHER, TIME]).tools == (
-        {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}},
+        {
+            "type": "function",
+            "function": {"name": "weather", "parameters": {"type": "object"}, "strict": True},
+        },
         {
             "type": "function",
             "function": {

@@ -131,6 +131,7 @@ class Tool(Part):
     name: str = Field(min_length=1, max_length=128)
     description: str | None = None
     input_schema: dict[str, Any]
+    strict: bool | None = None
 
 
 class AnyChoice(Part):

@@ -68,6 +68,7 @@ def _tools(tools: Sequence[Tool]) -> tuple[dict[str, Any], ...]:
                 "name": tool.name,
                 **({} if tool.description is None else {"description": tool.description}),
                 "parameters": tool.input_schema,
+                **({"strict": True} if tool.strict else {}),
             },
         }
         for tool in tools

@@ -94,6 +94,8 @@ def _chat_tool(tool: FunctionTool) -> dict[str, Any]:
     function["parameters"] = (
         {"type": "object", "properties": {}} if tool.parameters is None else tool.parameters
     )
+    if tool.strict:
+        function["strict"] = True
     return {"type": "function", "function": function}
 
 
