@@ -257,3 +257,20 @@ def test_https(tmp_path):
         context = ssl.create_default_context(cafile=cert)
         with urllib.request.urlopen(f"{server.url}/health", context=context) as response:
             assert json.load(response) == {"status": "ok"}
+
+
+def test_all_else_works_without_the_libraries():
+    code = """if True:
+        import sys
+        for name in ("starlette", "uvicorn", "pydantic", "pydantic_core", "llguidance", "h11"):
+            sys.modules[name] = None
+        import ikq
+        from ikq.cli import build_parser
+        build_parser()
+        try:
+            ikq.Server
+        except ikq.UnsupportedError as error:
+            print(error)
+    """
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "pip install 'ikq[serve]'" in found.stdout

@@ -7,7 +7,7 @@ from typing import Any
 from ikq.serve.endpoint import ErrorForm
 from ikq.serve.errors import ErrorKind, ServiceError
 
-__all__ = ["OPENAI_ERRORS", "error_object"]
+__all__ = ["LLAMA_ERRORS", "OPENAI_ERRORS", "error_object"]
 
 _TYPES: dict[ErrorKind, str] = {
     "invalid_request": "invalid_request_error",
@@ -44,4 +44,10 @@ def error_object(error: ServiceError) -> dict[str, Any]:
     }
 
 
-OPENAI_ERRORS = ErrorForm(status=lambda error: error.status, body=error_object)
+def _status(error: ServiceError) -> int:
+    # a parameter that is not offered is a mistake of the request there
+    return 400 if error.kind == "unsupported" else error.status
+
+
+OPENAI_ERRORS = ErrorForm(status=_status, body=error_object)
+LLAMA_ERRORS = ErrorForm(status=lambda error: error.status, body=error_object)

@@ -20,7 +20,7 @@ from ikq.serve.llama.slots import erase, file_of, restore, save, slots_object
 from ikq.serve.loaded import LoadedModel
 from ikq.serve.local import LocalService
 from ikq.serve.openai.request import common_fields
-from ikq.serve.openai_errors import OPENAI_ERRORS
+from ikq.serve.openai_errors import LLAMA_ERRORS
 from ikq.serve.requests import ChatRequest, CompletionRequest
 from ikq.serve.streams import Streamed
 
@@ -52,7 +52,7 @@ async def complete(call: Call) -> Response:
     """Continues a text."""
     body: LlamaBody = call.body
     if body.n not in (None, 1):
-        raise ServiceError("unsupported", "n is not offered here", parameter="n")
+        raise ServiceError("invalid_request", "n is not offered here", parameter="n")
     async with _local(call).models.use(body.model) as model:
         prompt = await asyncio.to_thread(_prompt, model, body.prompt)
     request = CompletionRequest(
@@ -174,7 +174,7 @@ def _get(path: str, handle: Handler, *, needs_key: bool = True) -> Endpoint:
         method="GET",
         path=path,
         handle=handle,
-        errors=OPENAI_ERRORS,
+        errors=LLAMA_ERRORS,
         summary=(handle.__doc__ or "").strip(),
         needs_key=needs_key,
     )
@@ -185,7 +185,7 @@ def _post(path: str, handle: Handler, body: type[BaseModel]) -> Endpoint:
         method="POST",
         path=path,
         handle=handle,
-        errors=OPENAI_ERRORS,
+        errors=LLAMA_ERRORS,
         body=body,
         summary=(handle.__doc__ or "").strip(),
     )
