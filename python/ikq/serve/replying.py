@@ -50,8 +50,9 @@ class LocalReply:
         self._tokenizer = plan.tokenizer
         self._engine = engine
         self._events: asyncio.Queue[Event | ServiceError] = asyncio.Queue()
-        self._n_left = n
-        self._is_over = False
+        # texts whose end was not taken, and did not come
+        self._n_left = self._n_coming = n
+        self._is_over = self._is_released = False
         self._done = done
         self._job = Job(plan, n, asyncio.get_running_loop(), self._take, client, seconds)
         self.usage = self._job.usage
@@ -86,9 +87,18 @@ class LocalReply:
     def _take(self, events: list[Event], error: ServiceError | None) -> None:
         for event in events:
             self._events.put_nowait(event)
+            self._n_coming -= isinstance(event, Finished)
         if error is not None:
             self._events.put_nowait(error)
+        if error is not None or not self._n_coming:
+            self._release()
 
     def _finish(self) -> None:
         self._is_over = True
-        self._done()
+        self._release()
+
+    def _release(self) -> None:
+        """Lets the model go: also when nobody has taken what came."""
+        if not self._is_released:
+            self._is_released = True
+            self._done()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,13 +67,14 @@ async def completion(
         ServiceError: one could not be completed.
     """
     choices = [_Choice([echo]) for echo in echoes for _ in range(n)]
-    async for i, found in merged(replies):
-        choice = choices[i * n + found.index]
-        if isinstance(found, Piece):
-            choice.text.append(found.text)
-            choice.logprobs += found.tokens
-        else:
-            choice.reason = found.reason
+    async with aclosing(merged(replies)) as events:
+        async for i, found in events:
+            choice = choices[i * n + found.index]
+            if isinstance(found, Piece):
+                choice.text.append(found.text)
+                choice.logprobs += found.tokens
+            else:
+                choice.reason = found.reason
     first = replies[0]
     return {
         "id": f"cmpl-{first.id}",
@@ -114,8 +116,9 @@ async def completion_chunks(
         return event({**common, "choices": choices, **usage, **more})
 
     lengths: dict[int, int] = {}
+    events = merged(replies)
     try:
-        async for i, found in merged(replies):
+        async for i, found in events:
             k = i * n + found.index
             choice: dict[str, Any] = {"index": k, "text": "", "logprobs": None, "finish_reason": None}
             if k not in lengths:
@@ -138,3 +141,7 @@ async def completion_chunks(
         if not lengths:
             raise
         yield event(error_object(error))
+    finally:
+        await events.aclose()
+        for reply in replies:  # where nothing was taken
+            await reply.aclose()
