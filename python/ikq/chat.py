@@ -120,7 +120,7 @@ class ChatTemplate:
             FormatError: the template refuses the conversation, or fails; the message is the template's.
         """
         template = self._tool_template if tools else self._template
-        functions = [tool.get("function", tool) for tool in tools or ()]
+        functions = [tool.get("function", tool) for tool in tools or () if isinstance(tool, Mapping)]
         variables = {
             **self._tokens,
             # what FireFunction's templates want

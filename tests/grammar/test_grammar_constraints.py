@@ -103,6 +103,59 @@ def test_white_space_has_an_end():
     assert constraint.n_allowed(list(b"{" + b"\n" * 100)) == 41
 
 
+def nested(n):
+    schema = {"type": "integer"}
+    for _ in range(n):
+        schema = {"type": "array", "items": schema}
+    return schema
+
+
+CHAIN = "root ::= r0\n" + "".join(f"r{i} ::= r{i + 1}\n" for i in range(3000)) + 'r3000 ::= "a"'
+REFERENCES = {f"a{i}": {"items": {"$ref": f"#/$defs/a{i + 1}"}} for i in range(3000)}
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        {"json_schema": nested(300)},
+        {"json_schema": nested(5000)},
+        {"json_schema": {"$ref": "#/$defs/a0", "$defs": {**REFERENCES, "a3000": {}}}},
+        {"json_schema": {"$ref": "#"}},
+        {"json_schema": {"properties": [1]}},
+        {"json_schema": {"minimum": 10**400, "type": "integer"}},
+        {"gbnf": CHAIN},
+        {"lark": CHAIN.replace("::=", ":").replace("root", "start")},
+        {"lark": "start: start"},
+        {"lark": "start: " + "(" * 20000 + '"a"' + ")" * 20000},
+        {"regex": "(" * 20000 + "a" + ")" * 20000},
+        {"regex": "\ud800"},
+    ],
+    ids=range(12),
+)
+def test_hostile(what):
+    """The compiler is not brought down by them."""
+    refused(**what)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        {"gbnf": 'root ::= "a"{0,999999}'},
+        {
+            "gbnf": "root ::= r0\n"
+            + "".join(f"r{i} ::= r{i + 1} r{i + 1}\n" for i in range(40))
+            + 'r40 ::= "a"'
+        },
+        {"regex": "((a{1,1000}){1,1000}){1,1000}"},
+        {"json_schema": {"type": "array", "items": {"type": "integer"}, "minItems": 10**6}},
+        {"json_schema": {"enum": [f"v{i}" for i in range(2000)]}},
+    ],
+    ids=range(5),
+)
+def test_large_ones(what):
+    assert compile_constraint(TOKENIZER, **what).mask().any()
+
+
 def test_expressions_that_are_refused():
     assert "regular expression" in str(refused(regex="[0-9"))
     assert "regular expression" in str(refused(regex="(?=x)a"))

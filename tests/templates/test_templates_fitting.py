@@ -58,6 +58,26 @@ def test_what_is_no_text():
         rendered(ROLES, [{"content": "x"}])
 
 
+def test_what_is_malformed():
+    for messages in (
+        [3],
+        [{"role": "assistant", "tool_calls": 3}],
+        [{"role": "assistant", "tool_calls": ["x"]}],
+    ):
+        with pytest.raises(ikq.FormatError, match=r"messages\[0\]"):
+            rendered(CALLS, messages)
+    for tool in (
+        3,
+        {},
+        {"function": 3},
+        {"name": 3},
+        {"name": "f", "parameters": 3},
+        {"name": "f", "parameters": {"properties": []}},
+    ):
+        with pytest.raises(ikq.FormatError, match=r"tools\[0\]"):
+            rendered(CALLS, [USER], [tool])
+
+
 def test_system_messages():
     two = [{"role": "system", "content": "A"}, {"role": "developer", "content": "B"}, USER]
     assert rendered(ROLES, two) == "[system:A\n\nB][user:Hello]"

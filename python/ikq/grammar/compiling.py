@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,11 @@ from ikq.grammar.schema import compact, prepared
 from ikq.grammar.vocabulary import library, words_of
 from ikq.tokenizer import Tokenizer
 
-__all__ = ["compile_constraint"]
+__all__ = ["compile_constraint", "compile_lark"]
+
+# the compiler follows rules and references in depth, and its stack has an end
+_MOST_RULES = 1000
+_RULE = re.compile(r"^[?!]*[A-Za-z_]\w*[^:\n]*:", re.MULTILINE)
 
 
 def compile_constraint(
@@ -59,6 +64,12 @@ def compile_constraint(
     kinds = [kind for kind, value in given.items() if value is not None]
     if len(kinds) != 1:
         raise ValueError(f"one of {', '.join(given)} is needed, not {' and '.join(kinds) or 'none'}")
+    try:
+        "".join(text for text in (gbnf, regex, lark) if text is not None).encode()
+    except UnicodeEncodeError as e:
+        raise GrammarError(
+            f"the text of a grammar is not Unicode: half a surrogate pair at {e.start}"
+        ) from None
     matcher = library()
     if json_object:
         json_schema = {"type": "object"}
@@ -68,7 +79,10 @@ def compile_constraint(
     elif regex is not None:
         grammar = matcher.grammar_from_regex(regex)
     else:
-        grammar = matcher.grammar_from_lark(lark_of_gbnf(gbnf) if gbnf is not None else str(lark))
+        text = lark_of_gbnf(gbnf) if gbnf is not None else str(lark)
+        if len(_RULE.findall(text)) > _MOST_RULES:
+            raise GrammarError(f"the grammar has more than {_MOST_RULES} rules")
+        grammar = matcher.grammar_from_lark(text)
     try:
         return GrammarConstraint.of(words_of(tokenizer), grammar)
     except GrammarError as e:
@@ -77,6 +91,18 @@ def compile_constraint(
         raise GrammarError(
             f"{_NAMES.get(kinds[0], 'the grammar')} cannot be compiled: {_short(str(e))}"
         ) from None
+
+
+def compile_lark(tokenizer: Tokenizer, lark: str) -> GrammarConstraint:
+    """A constraint by a grammar of our own making, which may have any number of rules.
+
+    Raises:
+        GrammarError: it is too large.
+    """
+    try:
+        return GrammarConstraint.of(words_of(tokenizer), library().grammar_from_lark(lark))
+    except GrammarError as e:
+        raise GrammarError(f"the grammar cannot be compiled: {_short(str(e))}") from None
 
 
 _NAMES = {"json_schema": "the JSON schema", "json_object": "JSON", "regex": "the regular expression"}

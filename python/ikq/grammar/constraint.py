@@ -84,8 +84,10 @@ class GrammarConstraint(Constraint):
         if matcher.is_error():
             raise GrammarError(matcher.get_error())
         constraint = cls(words, matcher)
-        mask = constraint.mask()
-        if mask is not None and not mask.any():
+        bits = matcher.compute_bitmask()
+        if matcher.is_error() and "NoExtension" not in matcher.get_error():
+            raise GrammarError(matcher.get_error())
+        if matcher.is_error() or not any(bits):
             raise GrammarError("it allows no text at all")
         return constraint
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -36,6 +38,10 @@ _FORMATS = frozenset(
     ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri", "unknown")
 )
 
+# the compiler follows them in depth, and its stack has an end
+_MOST_REFERENCES = 500
+_REFERENCE = re.compile(r'"\$ref": "([^"]*)"')
+
 Schema = dict[str, Any]
 
 
@@ -57,7 +63,14 @@ def prepared(schema: Mapping[str, Any] | bool, *, lenient: bool = False) -> Sche
         return {}
     if not isinstance(schema, Mapping):
         raise GrammarError(f"a JSON schema is an object, not {schema!r:.40}", place="/")
-    return _prepared(schema, "", lenient)
+    try:
+        result = _prepared(schema, "", lenient)
+        if len(set(_REFERENCE.findall(json.dumps(schema)))) > _MOST_REFERENCES:
+            what = f"the JSON schema refers to more than {_MOST_REFERENCES} definitions"
+            raise GrammarError(what, keyword="$ref", place="/")
+    except RecursionError:
+        raise GrammarError("the JSON schema nests too deeply", place="/") from None
+    return result
 
 
 def compact(schema: Mapping[str, Any]) -> Schema:

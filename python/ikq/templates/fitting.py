@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ikq.chat import ChatTemplate
 from ikq.errors import FormatError, TemplateLimit
 from ikq.templates.abilities import Abilities, Message, abilities_of, as_parts
+from ikq.tools.functions import function_of
 
 if TYPE_CHECKING:
     from ikq.tools import ReplyForm
@@ -114,12 +115,12 @@ class _Fitter:
             return [] if self._can.needs_tools else None
         if not self._can.tools:
             raise TemplateLimit("the model's chat template has no place for tools; leave `tools` out")
-        return [self._tool(tool) for tool in tools]
+        return [self._tool(tool, i) for i, tool in enumerate(tools)]
 
-    def _tool(self, tool: Mapping[str, Any]) -> Message:
-        function = dict(tool.get("function", tool))
+    def _tool(self, tool: Mapping[str, Any], i: int) -> Message:
+        function = function_of(tool, i)
         function.setdefault("description", "")
-        parameters = dict(function.get("parameters") or {"type": "object"})
+        parameters = dict(function["parameters"])
         parameters.setdefault("properties", {})
         if self._can.described:
             parameters["properties"] = {
@@ -140,6 +141,8 @@ class _Fitter:
 
     def _message(self, given: Mapping[str, Any], i: int) -> Message:
         """One message, its content a text."""
+        if not isinstance(given, Mapping):
+            raise FormatError(f"messages[{i}] is no object")
         message = dict(given)
         role = message.get("role")
         if not isinstance(role, str):
@@ -148,6 +151,8 @@ class _Fitter:
             message["role"] = "system"
         message["content"] = _text_of(message.get("content"), i)
         calls = message.pop("tool_calls", None)
+        if calls and not isinstance(calls, Sequence):
+            raise FormatError(f"messages[{i}].tool_calls is no list")
         if calls:
             message["tool_calls"] = [self._call(call, i, j) for j, call in enumerate(calls)]
             self._write_calls(message)
@@ -168,7 +173,7 @@ class _Fitter:
 
     def _call(self, given: Mapping[str, Any], i: int, j: int) -> Message:
         place = f"messages[{i}].tool_calls[{j}]"
-        function = given.get("function")
+        function = given.get("function") if isinstance(given, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise FormatError(f"{place} calls no function by its name")
         arguments = function.get("arguments")

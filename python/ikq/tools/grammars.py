@@ -8,10 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ikq.errors import GrammarError
-from ikq.grammar import After, Constraint, FreeText, GrammarConstraint, compile_constraint
+from ikq.grammar import After, Constraint, FreeText, GrammarConstraint
 from ikq.grammar.blame import blamed, failure
+from ikq.grammar.compiling import compile_lark
 from ikq.grammar.schema import compact, prepared
 from ikq.grammar.vocabulary import words_of
+from ikq.tools.functions import function_of
 from ikq.tools.spelling import Harmony, JsonCalls, NamedCalls, TaggedCalls
 from ikq.tools.values import is_text
 
@@ -24,7 +26,7 @@ __all__ = ["answer", "calls_grammar", "constraint"]
 def constraint(form: ReplyForm, lark: str, *, enforced: bool, prompt: str) -> Constraint:
     """Calls, behind what is free; `enforced`: the model does not decide where they begin."""
     assert form.tokenizer is not None
-    inner = compile_constraint(form.tokenizer, lark=lark)
+    inner = compile_lark(form.tokenizer, lark)
     spelling = form.spelling
     if isinstance(spelling, Harmony):
         return inner if enforced else After(inner, FreeText(triggers=(_HARMONY_TRIGGER,)))
@@ -92,12 +94,12 @@ class _Function:
         """From OpenAI's form.
 
         Raises:
+            FormatError: it is malformed.
             GrammarError: it is strict, and its schema cannot be enforced.
         """
-        function = tool.get("function", tool)
-        name = str(function.get("name"))
-        given = function.get("parameters") or {}
-        schema = {"type": "object", **given}
+        function = function_of(tool, i)
+        name = function["name"]
+        schema = {"type": "object", **function["parameters"]}
         if function.get("strict"):
             try:
                 return cls(name, _compiled(schema))
@@ -117,7 +119,8 @@ class _Function:
         defs: dict[str, Any] = {
             key: self.schema[key] for key in ("$defs", "definitions") if key in self.schema
         }
-        required = self.schema.get("required") or ()
+        given = self.schema.get("required")
+        required = given if isinstance(given, list) else ()
         for key, schema in (self.schema.get("properties") or {}).items():
             inner = schema if isinstance(schema, Mapping) else {}
             yield key, {**defs, **inner}, key in required

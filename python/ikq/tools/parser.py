@@ -9,6 +9,7 @@ from typing import Any
 
 from ikq.reasoning import ReasoningSplitter
 from ikq.tools.delta import Delta
+from ikq.tools.functions import parameters_of
 from ikq.tools.harmony import read_harmony
 from ikq.tools.readers import Calls, read_json_calls, read_named_call, read_tagged_call
 from ikq.tools.scanning import Scanner, Steps
@@ -195,9 +196,3 @@ class ReplyParser:
 
 def _content(text: str) -> Delta:
     return Delta("content", text)
-
-
-def parameters_of(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The JSON schema of each tool's arguments, by the tool's name."""
-    functions = [tool.get("function", tool) for tool in tools]
-    return {str(f.get("name")): f.get("parameters") or {} for f in functions}
