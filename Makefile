@@ -14,7 +14,7 @@ SOURCES := $(shell find rust python -name target -prune -o -type f ! -name '*.so
 # cargo finds the interpreter to build for here; no other than this one is used
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: build demo test test-page bench lint rust-test python-test clean
+.PHONY: build demo test test-page bench lint rust-test python-test sdists clean
 
 build: $(VENV)/.built
 
@@ -58,7 +58,7 @@ lint: $(VENV)/.testable
 rust-test:
 	cargo test --workspace --exclude ikq-py --locked --quiet
 
-python-test: $(VENV)/.testable
+python-test: $(VENV)/.testable sdists
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest --doctest-modules --pyargs ikq -o testpaths=
 	$(BIN)/python -m pytest --doctest-glob=README.md README.md
@@ -67,6 +67,10 @@ python-test: $(VENV)/.testable
 test-page: $(VENV)/.testable
 	$(BIN)/python -m pip install --quiet 'playwright>=1.40'
 	IKQ_BROWSER=required $(BIN)/python -m pytest tests/serve/test_page_browser.py
+
+# what tests read of other packages' source distributions; without the network these tests are skipped
+sdists: $(VENV)/.created
+	$(BIN)/python tools/fetch_sdists.py $(VENV)/sdists
 
 bench: $(VENV)/.testable
 	$(BIN)/python benches/run.py

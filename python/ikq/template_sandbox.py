@@ -3,7 +3,7 @@
 They are programs in Jinja's language that come with a model. What they expect beyond it is what the
 models' makers have in theirs: loops with `break`, `tojson` that escapes nothing for web pages and takes
 what filters leave behind, `from_json`, `raise_exception`, `strftime_now`, `{% generation %}`, and lists of
-their own that they may append to.
+their own that they may change.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class _Environment(jinja2.sandbox.ImmutableSandboxedEnvironment):
 
     def is_safe_attribute(self, obj: object, attr: str, value: object) -> bool:
         """Whether a template may have the attribute."""
-        if type(obj) is list and attr == "append":
+        if type(obj) is list and attr in ("append", "pop"):
             return True
         return super().is_safe_attribute(obj, attr, value)
 

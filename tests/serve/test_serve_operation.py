@@ -177,14 +177,17 @@ class Process:
                 break
         else:
             raise AssertionError("".join(self.lines))
-        threading.Thread(target=lambda: self.lines.extend(self.process.stderr), daemon=True).start()
+        self.reader = threading.Thread(target=lambda: self.lines.extend(self.process.stderr))
+        self.reader.start()
 
     def ask(self, *args, **kwargs):
         return ask(self.server, *args, **kwargs)
 
     def end(self, how):
         self.process.send_signal(how)
-        return self.process.wait(30)
+        self.process.wait(30)
+        self.reader.join()
+        self.process.stderr.close()
 
 
 def cached(reply):

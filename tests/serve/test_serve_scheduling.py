@@ -200,15 +200,23 @@ def test_a_request_that_takes_too_long(server):
 
 
 def test_texts_wait_when_memory_is_short_and_are_the_same():
-    with serving(n_ctx=1024, parallel=4) as server:
-        expected = [complete(server, words(250, i), seed=i, max_tokens=120) for i in range(4)]
+    n_texts, n_tokens = 3, 520  # each takes three pages of 256 in the end, two when it is let in
+
+    def ask_all(server):
+        def ask(i):
+            return complete(server, words(10, i), seed=i, max_tokens=n_tokens, ignore_eos=True)["choices"]
+
+        return together(ask, list(range(n_texts)))
+
+    with serving(n_ctx=1024, parallel=n_texts) as server:
+        expected = ask_all(server)
+        assert engine(server).counters.n_paused == 0
         (loaded,) = server.models.loaded
         page = loaded.model.sequence_bytes(256)
-    with serving(n_ctx=1024, parallel=4, cache_bytes=5 * page) as server:
-        engine(server)._has_room = lambda n: True  # let them in, so that they have to make room
-        found = together(lambda i: complete(server, words(250, i), seed=i, max_tokens=120), list(range(4)))
+    with serving(n_ctx=1024, parallel=n_texts, cache_bytes=7 * page) as server:
+        found = ask_all(server)
         assert engine(server).counters.n_paused > 0
-    assert [r["choices"] for r in found] == [r["choices"] for r in expected]
+    assert found == expected
 
 
 def test_clients_take_turns():

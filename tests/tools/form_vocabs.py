@@ -7,7 +7,7 @@ from small_vocabs import CONTROL, NORMAL, bpe
 import ikq
 from ikq.tools.spelling import Harmony, JsonCalls, NamedCalls, TaggedCalls
 
-MARK = re.compile(r"<[^<>\s\"=]+>|\[[A-Z_/]+\]")
+MARK = re.compile(r"\]<\]minimax\[>\[|<[^<>\s\"=]+>|\[[A-Z_/]+\]")
 
 
 def marks_of(form):
@@ -19,7 +19,15 @@ def marks_of(form):
     if isinstance(spelling, TaggedCalls):
         texts += [*spelling.name, *spelling.key, *spelling.value, spelling.end]
     if isinstance(spelling, Harmony):
-        texts += ["<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|call|>", "<|return|>", "<|constrain|>"]
+        texts += [
+            "<|channel|>",
+            "<|message|>",
+            "<|start|>",
+            "<|end|>",
+            "<|call|>",
+            "<|return|>",
+            "<|constrain|>",
+        ]
     if isinstance(spelling, JsonCalls):
         texts += []
     return sorted({m for t in texts for m in MARK.findall(t)})

@@ -20,7 +20,10 @@ WEATHER = {
 }
 NOW = {"type": "object", "properties": {}, "additionalProperties": False}
 TOOLS = [
-    {"type": "function", "function": {"name": "get_weather", "description": "Weather.", "parameters": WEATHER}},
+    {
+        "type": "function",
+        "function": {"name": "get_weather", "description": "Weather.", "parameters": WEATHER},
+    },
     {"type": "function", "function": {"name": "now", "description": "Time.", "parameters": NOW}},
 ]
 SCHEMAS = {"get_weather": WEATHER, "now": NOW}

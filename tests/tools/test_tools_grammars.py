@@ -23,7 +23,7 @@ def closers(form):
     spelling = form.spelling
     texts = ['"', "}", "]", spelling.call[1], spelling.section[1], *(form.reasoning or ())[1:]]
     if isinstance(spelling, TaggedCalls):
-        texts += [spelling.value[1], spelling.end]
+        texts += [spelling.end, *(spelling.value[1].replace("{key}", key) for key in WEATHER["properties"])]
     if isinstance(spelling, Harmony):
         texts += ["<|end|><|start|>assistant"]
     return [text for text in texts if text]
@@ -146,7 +146,8 @@ def test_schemas_that_cannot_be_enforced():
 
 def test_many_tools():
     tools = [
-        {"type": "function", "function": {"name": f"f{i}", "parameters": WEATHER if i % 2 else NOW}} for i in range(200)
+        {"type": "function", "function": {"name": f"f{i}", "parameters": WEATHER if i % 2 else NOW}}
+        for i in range(200)
     ]
     form = replace(BY_NAME["hermes"], tokenizer=tokenizer_of(BY_NAME["hermes"]))
     constraint = form.constraint(tools, "required", name="f199")

@@ -62,8 +62,8 @@ REPLIES = (
     (
         "function_tags",
         "",
-        "<tool_call>\n<function=get_weather>\n<parameter=city>\n\n a\n <b>\"\n\n</parameter>\n<parameter=days>\ntwo\n"
-        "</parameter>\n<parameter=where>\n{\"x\": NaN}\n</parameter></function></tool_call>",
+        '<tool_call>\n<function=get_weather>\n<parameter=city>\n\n a\n <b>"\n\n</parameter>\n<parameter=days>\ntwo\n'
+        '</parameter>\n<parameter=where>\n{"x": NaN}\n</parameter></function></tool_call>',
         "",
         "",
         [("get_weather", {"city": '\n a\n <b>"\n', "days": "two", "where": '{"x": NaN}'})],
@@ -85,6 +85,17 @@ REPLIES = (
         "",
         "Hm.",
         [OSLO, NOW],
+    ),
+    (
+        "minimax_m3",
+        "<mm:think>",
+        'Hm.</mm:think>]<]minimax[>[<tool_call>\n]<]minimax[>[<invoke name="get_weather">]<]minimax[>[<city>Oslo'
+        "]<]minimax[>[</city>]<]minimax[>[<where>]<]minimax[>[<x>1]<]minimax[>[</x>]<]minimax[>[<y>]<]minimax[>[<item>a"
+        "]<]minimax[>[</item>]<]minimax[>[<item>2]<]minimax[>[</item>]<]minimax[>[</y>]<]minimax[>[</where>"
+        "]<]minimax[>[</invoke>\n]<]minimax[>[</tool_call>",
+        "",
+        "Hm.",
+        [("get_weather", {"city": "Oslo", "where": {"x": 1, "y": ["a", 2]}})],
     ),
     (
         "deepseek",
@@ -151,7 +162,7 @@ REPLIES = (
     (
         "harmony",
         "",
-        '<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary<|message|>I look.<|end|>'
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary<|message|>I look.<|end|>"
         '<|start|>assistant<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{"city": "Oslo", '
         '"days": 2}',
         "I look.",
@@ -161,7 +172,7 @@ REPLIES = (
     (
         "harmony",
         "",
-        '<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant to=functions.now<|channel|>commentary json'
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant to=functions.now<|channel|>commentary json"
         "<|message|>{}<|call|>",
         "",
         "Hm.",
@@ -197,9 +208,11 @@ def test_replies(size):
 
 def test_ids_of_the_model():
     _, _, calls = parsed(BY_NAME["kimi"], REPLIES[[r[0] for r in REPLIES].index("kimi")][2])
-    assert [id for _, id, _ in calls] == ["functions.get_weather:0", "functions.now:1"]
-    _, _, calls = parsed(BY_NAME["mistral_args"], "[TOOL_CALLS]now[CALL_ID]abcdefghi[ARGS]{}[TOOL_CALLS]now[ARGS]{}")
-    assert [id for _, id, _ in calls] == ["abcdefghi", "new"]
+    assert [call[1] for call in calls] == ["functions.get_weather:0", "functions.now:1"]
+    _, _, calls = parsed(
+        BY_NAME["mistral_args"], "[TOOL_CALLS]now[CALL_ID]abcdefghi[ARGS]{}[TOOL_CALLS]now[ARGS]{}"
+    )
+    assert [call[1] for call in calls] == ["abcdefghi", "new"]
 
 
 def test_calls_are_content_without_tools():
@@ -229,8 +242,31 @@ def test_arguments_come_as_they_are_written():
 
 def pieces_of(form):
     """Texts that replies in a form are made of."""
-    json_ = ['{"name": "now", "arguments": {}}', '{"now": {}}', '{"city": "a"}', "{", "}", "[", "]", '"', ",", ":"]
-    other = ["get_weather", "now", "city", " ", "\n", "a", "<", "<think>", "</think>", "\\", "to=functions.now"]
+    json_ = [
+        '{"name": "now", "arguments": {}}',
+        '{"now": {}}',
+        '{"city": "a"}',
+        "{",
+        "}",
+        "[",
+        "]",
+        '"',
+        ",",
+        ":",
+    ]
+    other = [
+        "get_weather",
+        "now",
+        "city",
+        " ",
+        "\n",
+        "a",
+        "<",
+        "<think>",
+        "</think>",
+        "\\",
+        "to=functions.now",
+    ]
     spelling = form.spelling
     written = [*spelling.section, *spelling.call, *(form.reasoning or ()), *form.dropped, spelling.trigger]
     for name in ("name", "key", "value"):

@@ -8,6 +8,7 @@ constraint.py   what one text may be, token by token: `Constraint`
 compiling.py    from a schema or grammar to it: `compile_constraint`
 after.py        free text, then a constraint: reasoning, tool calls where a model decides to make one
 schema.py       JSON schemas: what is rewritten, and what is refused by name
+blame.py        ... and which keyword is at fault where the compiler refuses one
 gbnf.py         llama.cpp's notation: its parser
 gbnf_lark.py    ... and its translation
 vocabulary.py   a tokenizer for llguidance, which computes the masks (`ikq[serve]`)

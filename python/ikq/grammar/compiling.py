@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ikq.errors import GrammarError
+from ikq.grammar.blame import blamed, failure
 from ikq.grammar.constraint import GrammarConstraint
 from ikq.grammar.gbnf_lark import lark_of_gbnf
 from ikq.grammar.schema import compact, prepared
@@ -60,9 +61,10 @@ def compile_constraint(
         raise ValueError(f"one of {', '.join(given)} is needed, not {' and '.join(kinds) or 'none'}")
     matcher = library()
     if json_object:
-        grammar = matcher.grammar_from_json_schema(json.dumps(compact({"type": "object"})))
-    elif json_schema is not None:
-        grammar = matcher.grammar_from_json_schema(json.dumps(compact(prepared(json_schema))))
+        json_schema = {"type": "object"}
+    schema = None if json_schema is None else prepared(json_schema)
+    if schema is not None:
+        grammar = matcher.grammar_from_json_schema(json.dumps(compact(schema)))
     elif regex is not None:
         grammar = matcher.grammar_from_regex(regex)
     else:
@@ -70,17 +72,18 @@ def compile_constraint(
     try:
         return GrammarConstraint.of(words_of(tokenizer), grammar)
     except GrammarError as e:
-        raise _explained(kinds[0], str(e)) from None
+        if schema is not None and (message := failure(schema)):
+            raise blamed(schema, message) from None
+        raise GrammarError(
+            f"{_NAMES.get(kinds[0], 'the grammar')} cannot be compiled: {_short(str(e))}"
+        ) from None
 
 
-_NAMES = {"json_schema": "the JSON schema", "gbnf": "the grammar", "regex": "the regular expression"}
+_NAMES = {"json_schema": "the JSON schema", "json_object": "JSON", "regex": "the regular expression"}
 
 
-def _explained(kind: str, message: str) -> GrammarError:
-    """An error of the library, told as ours."""
-    from ikq.grammar.schema import explained
-
-    if kind == "json_schema":
-        return explained(message)
-    name = _NAMES.get(kind, "the grammar")
-    return GrammarError(f"{name} cannot be compiled: {message.splitlines()[0] if message else 'no reason'}")
+def _short(message: str) -> str:
+    """The first line of a message, and the reason that patterns have further below."""
+    lines = message.splitlines() or ["no reason is known"]
+    reason = next((line for line in lines if line.startswith("error: ")), "")
+    return f"{lines[0]} {reason.removeprefix('error: ')}".strip()

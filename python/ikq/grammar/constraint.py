@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Constraint", "GrammarConstraint"]
 
+# for a mask, some tenths of a second at most; what needs more ends the text with an error
+_MOST_ITEMS, _MOST_FUEL = 1_000_000, 2_000_000
+
 
 class Constraint(abc.ABC):
     """Which tokens may come next in one text. Used by one thread at a time."""
@@ -74,7 +77,9 @@ class GrammarConstraint(Constraint):
         """
         import llguidance
 
-        limits = llguidance.LLParserLimits(verbose_errors=False)
+        limits = llguidance.LLParserLimits(
+            verbose_errors=False, step_max_items=_MOST_ITEMS, step_lexer_fuel=_MOST_FUEL
+        )
         matcher = library()(words.compiled, grammar, log_level=0, limits=limits)
         if matcher.is_error():
             raise GrammarError(matcher.get_error())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ikq.errors import GrammarError
 
-__all__ = ["explained", "prepared"]
+__all__ = ["compact", "inner_schemas", "place_of", "prepared"]
 
 _UNSUPPORTED = (
     "$dynamicRef",
@@ -84,9 +83,8 @@ def _prepared(schema: Mapping[str, Any], place: str, lenient: bool) -> Schema:
         value = result.get(name)
         if isinstance(value, float) and value.is_integer():
             result[name] = int(value)
-    for key, inside, inner in _inner(result):
-        at = f"{place}/{key}" + ("" if inside is None else f"/{_escaped(inside)}")
-        changed = _prepared(inner, at, lenient)
+    for key, inside, inner in inner_schemas(result):
+        changed = _prepared(inner, place_of(place, key, inside), lenient)
         if inside is None:
             result[key] = changed
         else:
@@ -112,8 +110,11 @@ def _without_idle(schema: Schema) -> Schema:
     return schema
 
 
-def _inner(schema: Schema) -> Iterator[tuple[str, str | int | None, Mapping[str, Any]]]:
-    """Schemas within a schema: keyword, name or place below it, schema."""
+def inner_schemas(schema: Schema) -> Iterator[tuple[str, str | int | None, Mapping[str, Any]]]:
+    """Schemas within a schema: keyword, name or place below it, schema.
+
+    Lists and mappings on the way are copied into `schema`, so that they can be changed there.
+    """
     for key in list(schema):
         value = schema[key]
         if key in _ONE and isinstance(value, Mapping):
@@ -126,37 +127,17 @@ def _inner(schema: Schema) -> Iterator[tuple[str, str | int | None, Mapping[str,
             yield from ((key, name, v) for name, v in value.items() if isinstance(v, Mapping))
 
 
-def _escaped(name: str | int) -> str:
-    return str(name).replace("~", "~0").replace("/", "~1")
+def place_of(place: str, *steps: str | int | None) -> str:
+    """The JSON pointer to what is so many steps below a place."""
+    names = [str(step).replace("~", "~0").replace("/", "~1") for step in steps if step is not None]
+    return "/".join([place, *names])
 
 
 def _refused(keyword: str, place: str) -> GrammarError:
-    at = f"{place}/{keyword}"
+    at = place_of(place, keyword)
     return GrammarError(
-        f"the JSON schema has the keyword `{keyword}` at {at}, which cannot be enforced; leave it out, or say "
-        "it in another way",
+        f"the JSON schema has the keyword `{keyword}` at {at}, which cannot be enforced; leave it out, or "
+        "say it in another way",
         keyword=keyword,
         place=at,
     )
-
-
-_NAMED_BY = (
-    (re.compile(r"oneOf constraints"), "oneOf", "its alternatives may be valid together; use `anyOf`"),
-    (re.compile(r"Resource '(.*?)'"), "$ref", "it refers to another document; bring it in as `$defs`"),
-    (re.compile(r"patternProperty"), "patternProperties", "its patterns overlap"),
-    (re.compile(r"Unsatisfiable"), "false", "no text fulfils it"),
-    (re.compile(r"'(\w+)'"), None, ""),
-    (re.compile(r"Unimplemented keys: \[\"([^\"]+)\""), None, "it cannot be enforced"),
-)
-
-
-def explained(message: str) -> GrammarError:
-    """An error of the compiler, with the keyword it is about."""
-    line = message.splitlines()[0] if message else ""
-    for pattern, keyword, what in _NAMED_BY:
-        found = pattern.search(line)
-        if found:
-            name = keyword or found.group(1)
-            text = f"the JSON schema cannot be compiled for its `{name}`: {what + ' (' if what else ''}{line}"
-            return GrammarError(text + (")" if what else ""), keyword=name)
-    return GrammarError(f"the JSON schema cannot be compiled: {line}")

@@ -7,6 +7,7 @@ list there.
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class Abilities:
         alternates: Messages of user and assistant have to alternate.
         needs_tools: A list of tools, even if there are none.
         described: Every parameter of a tool needs a description.
+        thoughts: Under which name a message's reasoning is looked for.
         refusal: What the template itself says about calls that it does not take.
     """
 
@@ -58,6 +60,7 @@ class Abilities:
     alternates: bool
     needs_tools: bool
     described: bool
+    thoughts: str = "reasoning_content"
     refusal: str = ""
 
 
@@ -154,6 +157,7 @@ class _Probe:
             alternates=self.render([_USER, _ANSWER, _USER, _USER]) is None,
             needs_tools=self._no_tools is not None,
             described=described,
+            thoughts=self._thoughts(calls, empty, tools),
             refusal=refusal,
         )
 
@@ -167,20 +171,26 @@ class _Probe:
         empties: tuple[Empty, ...] = ("text", "null", "absent")
         forms: tuple[Literal["mapping", "text"], ...] = ("mapping", "text")
         self.refusal = ""
-        for form in forms:
-            for empty in empties:
-                conversation = _calls([_call(_arguments(form))], empty)
-                words = [_WORD, _OTHER, "Echidna"]
-                if self.shows(words, conversation[:2], tools) or self.shows(
-                    words[:2], conversation[:2], tools
-                ):
-                    text = self.render(conversation[:2], tools) or ""
-                    before = self.render(conversation[:1], tools) or ""
-                    if not _has_call(text, before):
-                        continue
-                    ids = self.render(_calls([_call(_arguments(form), "call_" + "x" * 24)], empty), tools)
-                    return form, empty, ids is not None, ""
+        before = self.render([_USER], tools) or ""
+        for form, empty, n in itertools.product(forms, empties, (None, 2)):
+            # some templates leave out what comes last
+            conversation = _calls([_call(_arguments(form))], empty)[:n]
+            text = self.render(conversation, tools)
+            if text is not None and self.shows([_WORD], conversation, tools) and _has_call(text, before):
+                longer = _calls([_call(_arguments(form), "call_" + "x" * 24)], empty)
+                return form, empty, self.render(longer, tools) is not None, ""
         return None, "text", True, self.refusal
+
+    def _thoughts(
+        self, form: Literal["mapping", "text"] | None, empty: Empty, tools: Sequence[Message]
+    ) -> str:
+        """The name of reasoning; the usual one if none is shown."""
+        for name in ("reasoning_content", "thinking", "reasoning"):
+            conversation = _calls([_call(_arguments(form))], empty)
+            conversation[1][name] = "Ibis."
+            if self.shows(["Ibis."], conversation, tools):
+                return name
+        return "reasoning_content"
 
     def _takes_two(self, form: Literal["mapping", "text"], empty: Empty, tools: Sequence[Message]) -> bool:
         two = [_call(_arguments(form, "Gecko")), _call(_arguments(form, "Heron"), _NEXT_ID)]

@@ -153,9 +153,18 @@ class _Fitter:
             self._write_calls(message)
         if role in ("tool", "function"):
             self._result(message)
-        if message.get("reasoning_content") is None:
-            message.pop("reasoning_content", None)
+        self._name_thoughts(message)
         return message
+
+    def _name_thoughts(self, message: Message) -> None:
+        """Reasoning under the name that the template looks for."""
+        thoughts = message.pop("reasoning_content", None) or message.pop("reasoning", None)
+        if not isinstance(thoughts, str):
+            return
+        if self._can.thoughts == "thinking" and message.get("tool_calls") and message["content"]:
+            # templates of the harmony format take one of both beside calls
+            thoughts, message["content"] = f"{thoughts}\n\n{message['content']}", ""
+        message[self._can.thoughts] = thoughts
 
     def _call(self, given: Mapping[str, Any], i: int, j: int) -> Message:
         place = f"messages[{i}].tool_calls[{j}]"
@@ -195,7 +204,7 @@ class _Fitter:
         )
         if written is None:
             raise TemplateLimit(
-                "the model's chat template has no place for calls of tools, and a message of the assistant has one"
+                "the model's chat template has no place for calls of tools, which this conversation has"
             )
         del message["tool_calls"]
         message["content"] = f"{message['content']}\n{written}" if message["content"] else written
@@ -250,7 +259,7 @@ class _Fitter:
                 for c, call in zip(contents, calls, strict=True)
             ]
             for later in waiting[1:]:
-                later.pop("reasoning_content", None)
+                later.pop(self._can.thoughts, None)
         yield from waiting
 
     def _finished(self, message: Message) -> Message:

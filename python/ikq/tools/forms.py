@@ -148,6 +148,7 @@ _DS = {
     name: f"<\uff5ctool\u2581{name}\uff5c>".replace(" ", "\u2581")
     for name in ("calls begin", "calls end", "call begin", "call end", "sep")
 }
+_M3 = "]<]minimax[>["
 _THINK = ("<think>", "</think>")
 
 
@@ -259,6 +260,19 @@ FORMS: tuple[ReplyForm, ...] = (
         ),
         signs=("<minimax:tool_call>",),
         reasoning=_THINK,
+    ),
+    ReplyForm(
+        name="minimax_m3",
+        spelling=TaggedCalls(
+            section=(f"{_M3}<tool_call>\n", f"\n{_M3}</tool_call>"),
+            call=(f'{_M3}<invoke name="', f"{_M3}</invoke>"),
+            name=("", '">'),
+            key=(f"{_M3}<", ">"),
+            value=("", f"{_M3}</{{key}}>"),
+            nested=_M3,
+        ),
+        signs=("]<]minimax[>[",),
+        reasoning=("<mm:think>", "</mm:think>"),
     ),
     ReplyForm(
         name="hunyuan",

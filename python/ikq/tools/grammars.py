@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from ikq.errors import GrammarError
 from ikq.grammar import After, Constraint, FreeText, GrammarConstraint, compile_constraint
+from ikq.grammar.blame import blamed, failure
 from ikq.grammar.schema import compact, prepared
-from ikq.grammar.vocabulary import library, words_of
-from ikq.tools.readers import is_text
+from ikq.grammar.vocabulary import words_of
 from ikq.tools.spelling import Harmony, JsonCalls, NamedCalls, TaggedCalls
+from ikq.tools.values import is_text
 
 if TYPE_CHECKING:
     from ikq.tools.forms import Choice, ReplyForm
@@ -119,14 +120,8 @@ class _Function:
 def _compiled(schema: Mapping[str, Any], *, lenient: bool = False) -> dict[str, Any]:
     result = prepared(schema, lenient=lenient)
     assert isinstance(result, dict)
-    matcher = library()
-    failed, messages = matcher.validate_grammar_with_warnings(
-        matcher.grammar_from_json_schema(json.dumps(result))
-    )
-    if failed:
-        from ikq.grammar.schema import explained
-
-        raise explained(messages[0])
+    if message := failure(result):
+        raise blamed(result, message)
     return result
 
 
@@ -145,6 +140,8 @@ class _Writer:
         self._specials = specials
         self._split = re.compile(f"({'|'.join(names)})") if names else None
         self._rules: dict[str, str] = {}
+        # rules for a text up to a mark, by the mark
+        self._values: dict[str, str] = {}
 
     def written(self, functions: Sequence[_Function], *, enforced: bool, parallel: bool) -> str:
         """All rules."""
@@ -221,12 +218,14 @@ class _Writer:
         written = written.replace("{string}", str(is_string).lower())
         written = written.replace("{type}", "string" if is_string else _type_of(schema))
         head = f"{self._text(spelling.key[0] + written + spelling.key[1])} {self._text(spelling.value[0])}"
-        close = self._text(spelling.value[1])
+        end = spelling.value[1].replace("{key}", key)
+        close = self._text(end)
         values = schema.get("enum")
         if is_string and isinstance(values, list):
             return f"{head} ({' | '.join(self._text(str(v)) for v in values)}) {close}"
-        if is_string or not schema.get("type"):
-            return f"{head} {self._until(spelling.value[1])}"
+        is_nested = bool(spelling.nested) and schema.get("type") in ("object", "array")
+        if is_string or is_nested or not schema.get("type"):
+            return f"{head} {self._until(end)}"
         return f"{head} {self._json(schema)} {close}"
 
     def _until(self, mark: str) -> str:
@@ -236,8 +235,9 @@ class _Writer:
         # a line end before the mark is a part of the value for the grammar, and none for who reads it
         mark = mark.lstrip()
         stripped = mark.rstrip()
-        self._rules["text_value[lazy]"] = f"/(?s:.*){_escaped(stripped)}/"
-        return f"text_value {self._text(mark[len(stripped) :])}"
+        name = self._values.setdefault(stripped, f"text_value_{len(self._values)}")
+        self._rules[f"{name}[lazy]"] = f"/(?s:.*){_escaped(stripped)}/"
+        return f"{name} {self._text(mark[len(stripped) :])}"
 
     def _json(self, schema: Mapping[str, Any]) -> str:
         return f"%json {json.dumps(compact(schema))}"

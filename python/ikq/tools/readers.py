@@ -10,6 +10,7 @@ from typing import Any
 from ikq.tools.delta import Delta
 from ikq.tools.scanning import Scanner, Steps, loaded
 from ikq.tools.spelling import JsonCalls, NamedCalls, TaggedCalls
+from ikq.tools.values import as_json, is_text, nested_as_json
 
 __all__ = ["Calls"]
 
@@ -202,18 +203,20 @@ def _argument(
     if form.value[0].strip() and not (yield from text.until([form.value[0].strip()], nothing)):
         return False
     yield calls.arguments(("" if is_first else ", ") + json.dumps(key, ensure_ascii=False) + ": ")
+    close = form.value[1].strip().replace("{key}", key)
     if is_text(parameters, key, said):
         yield calls.arguments('"')
-        is_whole = yield from _text_value(text, form, calls)
+        is_whole = yield from _text_value(text, form, calls, close)
         yield calls.arguments('"')
         return is_whole
     value: list[str] = []
-    is_whole = bool((yield from text.until([form.value[1].strip()], value.append)))
-    yield calls.arguments(as_json("".join(value)))
+    is_whole = bool((yield from text.until([close], value.append)))
+    whole = "".join(value)
+    yield calls.arguments(nested_as_json(whole, form.nested) if form.nested else as_json(whole))
     return is_whole
 
 
-def _text_value(text: Scanner, form: TaggedCalls, calls: Calls) -> Steps[bool]:
+def _text_value(text: Scanner, form: TaggedCalls, calls: Calls, close: str) -> Steps[bool]:
     """Reads a text as it is, but for the line ends around it."""
     held = ""
     is_begun = not form.is_padded
@@ -229,37 +232,7 @@ def _text_value(text: Scanner, form: TaggedCalls, calls: Calls) -> Steps[bool]:
             new, held = new[:-1], "\n"
         return calls.arguments(json.dumps(new, ensure_ascii=False)[1:-1])
 
-    mark = yield from text.until([form.value[1].strip()], piece)
+    mark = yield from text.until([close], piece)
     if not mark and held:
         yield calls.arguments("\\n")
     return bool(mark)
-
-
-def is_text(parameters: Mapping[str, Any], key: str, said: Mapping[str, str | None]) -> bool:
-    """Whether a value between tags is a text, and not JSON."""
-    if said.get("string") is not None:
-        return said["string"] == "true"
-    if said.get("type") is not None:
-        return said["type"] == "string"
-    properties = parameters.get("properties")
-    schema = properties.get(key) if isinstance(properties, Mapping) else None
-    if not isinstance(schema, Mapping):
-        return False
-    if schema.get("type") == "string":
-        return True
-    values = schema.get("enum")
-    return "type" not in schema and isinstance(values, list) and all(isinstance(v, str) for v in values)
-
-
-def as_json(text: str) -> str:
-    """A value between tags as JSON: itself if it is JSON, otherwise a text."""
-    stripped = text.strip()
-    try:
-        json.loads(stripped, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        return json.dumps(text.strip("\n"), ensure_ascii=False)
-    return stripped
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(name)  # NaN and the like, which are not JSON

@@ -84,7 +84,8 @@ class TaggedCalls(_Calls):
         key_heading: What the text within `key` is: a pattern with the groups `key` and maybe `string`
             (`true` if the value is a text) or `type`.
         key_written: What a model writes there: `{key}`, and `{string}` or `{type}`.
-        value: Around its value.
+        value: Around its value; `{key}` stands for its name.
+        nested: Values that are objects or lists have tags of their own, with this before each.
         is_padded: A value has a line end of its own on both sides, which are no part of it.
     """
 
@@ -96,6 +97,7 @@ class TaggedCalls(_Calls):
     name_heading: str = "(?P<name>.*)"
     name_written: str = "{name}"
     value: Marks
+    nested: str = ""
     is_padded: bool = False
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from ikq.sampling import SamplingOptions
 from ikq.serve.errors import ServiceError
+from ikq.serve.sampling import changed
 from ikq.serve.validation import Part
 
 __all__ = ["SamplingBody", "bias_of", "sampling_of"]
+
+# Far beyond what any logit is.
+_MOST_BIAS = 1_000_000
 
 
 class SamplingBody(Part):
@@ -55,16 +58,10 @@ def sampling_of(body: SamplingBody, base: SamplingOptions) -> SamplingOptions:
     Raises:
         ServiceError: a value is out of range.
     """
-    names = set(SamplingBody.model_fields) - {"logit_bias"}
-    given = {name: value for name in names if (value := getattr(body, name)) is not None}
+    given = {name: getattr(body, name) for name in SamplingBody.model_fields if name != "logit_bias"}
     if body.logit_bias is not None:
         given["logit_bias"] = {**base.logit_bias, **bias_of(body.logit_bias)}
-    try:
-        return replace(base, **given)
-    except ValueError as error:
-        sentence = str(error)
-        parameter = next((n for n in given if sentence.startswith(n)), None)
-        raise ServiceError("invalid_request", sentence, parameter=parameter) from None
+    return changed(base, given)
 
 
 def bias_of(given: dict[str, float] | list[list[Any]]) -> dict[int, float]:
@@ -89,8 +86,12 @@ def bias_of(given: dict[str, float] | list[list[Any]]) -> dict[int, float]:
             raise ServiceError("invalid_request", sentence, parameter="logit_bias")
         if bias is False:
             bias = float("-inf")
-        if isinstance(bias, bool) or not isinstance(bias, (int, float)):
-            sentence = f"logit_bias of token {token}: expected a number, or false"
+        if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not _is_bias(bias):
+            sentence = f"logit_bias of token {token}: expected a number up to {_MOST_BIAS}, or false"
             raise ServiceError("invalid_request", sentence, parameter="logit_bias")
         found[int(str(token))] = float(bias)
     return found
+
+
+def _is_bias(bias: float) -> bool:
+    return bias == float("-inf") or abs(bias) <= _MOST_BIAS
