@@ -237,3 +237,23 @@ def test_wrong_options(options, sentence, capsys):
     model = [] if "-m" in options else ["-m", str(TINY)]
     assert main(["serve", *model, *options]) in (1, 2)
     assert sentence in capsys.readouterr().err
+
+
+def test_https(tmp_path):
+    import ssl
+    import urllib.request
+
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed: no certificate can be made")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=x"]
+    subprocess.run(
+        [*command, "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert],
+        check=True,
+        capture_output=True,
+    )
+    with serving(ssl_certfile=cert, ssl_keyfile=key) as server:
+        assert server.url.startswith("https://")
+        context = ssl.create_default_context(cafile=cert)
+        with urllib.request.urlopen(f"{server.url}/health", context=context) as response:
+            assert json.load(response) == {"status": "ok"}

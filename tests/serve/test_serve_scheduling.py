@@ -200,11 +200,13 @@ def test_a_request_that_takes_too_long(server):
 
 
 def test_texts_wait_when_memory_is_short_and_are_the_same():
-    n_texts, n_tokens = 3, 520  # each takes three pages of 256 in the end, two when it is let in
+    # each takes three pages of 256 in the end, two when it is let in
+    n_texts, n_tokens = 2, 290
+    prompts = [random.Random(i).choices(range(300, 4000), k=240) for i in range(n_texts)]
 
     def ask_all(server):
         def ask(i):
-            return complete(server, words(10, i), seed=i, max_tokens=n_tokens, ignore_eos=True)["choices"]
+            return complete(server, prompts[i], seed=i, max_tokens=n_tokens, ignore_eos=True)["choices"]
 
         return together(ask, list(range(n_texts)))
 
@@ -213,7 +215,7 @@ def test_texts_wait_when_memory_is_short_and_are_the_same():
         assert engine(server).counters.n_paused == 0
         (loaded,) = server.models.loaded
         page = loaded.model.sequence_bytes(256)
-    with serving(n_ctx=1024, parallel=n_texts, cache_bytes=7 * page) as server:
+    with serving(n_ctx=1024, parallel=n_texts, cache_bytes=5 * page) as server:
         found = ask_all(server)
         assert engine(server).counters.n_paused > 0
     assert found == expected

@@ -1,5 +1,6 @@
 """Calls of tools under their grammars: what can be written is a call, and its arguments are valid."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -174,6 +175,40 @@ def test_answers_behind_reasoning():
     plain = replace(BY_NAME["llama3"], tokenizer=tokenizer_of(BY_NAME["llama3"]))
     inner = compile_constraint(plain.tokenizer, regex="[0-9]+")
     assert plain.answer(inner) is inner
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_an_answer_of_a_form_or_calls(name):
+    form = replace(BY_NAME[name], tokenizer=tokenizer_of(BY_NAME[name]))
+    schema = {
+        "type": "object",
+        "properties": {"n": {"enum": [12, 34]}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    is_harmony = isinstance(form.spelling, Harmony)
+    calls = "<|channel|>commentary to=functions." if is_harmony else form.spelling.trigger
+    answer = '<|channel|>final<|message|>{"n"' if is_harmony else '{"n"'
+    for begin in (calls, answer):
+        constraint = form.constraint(TOOLS, json_schema=schema)
+        assert not constraint.is_complete
+        tokens = form.tokenizer.encode(begin, parse_special=True)
+        for token in tokens:
+            assert constraint.n_allowed([token]) == 1
+            constraint.accept(token)
+        tokens += walk(constraint, form.tokenizer, 5, n_free=4, closing=closers(form))
+        assert constraint.is_complete
+        text = text_of(form.tokenizer, tokens)
+        if begin == calls:
+            assert not checked(form, text)[0]
+        else:
+            jsonschema.validate(json.loads(parsed(form, text)[0]), schema)
+    constraint = form.constraint(TOOLS, json_schema=schema)
+    assert constraint.n_allowed(form.tokenizer.encode("I look.")) == 0
+    bare = form.tokenizer.encode('{"name": "now", "parameters": {}}')
+    assert (constraint.n_allowed(bare) == len(bare)) == (name == "llama3")
+    with pytest.raises(ikq.GrammarError, match="`not`"):
+        form.constraint(TOOLS, json_schema={"not": {}})
 
 
 def test_form_of_a_template():

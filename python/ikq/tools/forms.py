@@ -75,6 +75,7 @@ class ReplyForm:
         *,
         name: str | None = None,
         parallel: bool = True,
+        json_schema: Mapping[str, Any] | bool | None = None,
     ) -> str | None:
         """A grammar of calls in Lark's notation, for `compile_constraint`; `None`: nothing is constrained.
 
@@ -84,15 +85,19 @@ class ReplyForm:
                 the reply behind the reasoning.
             name: The only one that may be called.
             parallel: Several calls may be in one reply.
+            json_schema: What an answer without calls must be, if that is not free either; for `auto`.
 
         Raises:
             GrammarError: the schema of a strict function cannot be enforced, or there is no such function.
         """
         if choice == "none" or not tools:
             return None
+        from ikq.grammar.schema import prepared
         from ikq.tools.grammars import calls_grammar
 
-        return calls_grammar(self, tools, enforced=choice == "required", name=name, parallel=parallel)
+        enforced = choice == "required"
+        answer = None if enforced or json_schema is None else prepared(json_schema)
+        return calls_grammar(self, tools, enforced=enforced, name=name, parallel=parallel, answer=answer)
 
     def constraint(
         self,
@@ -101,6 +106,7 @@ class ReplyForm:
         *,
         name: str | None = None,
         parallel: bool = True,
+        json_schema: Mapping[str, Any] | bool | None = None,
         prompt: str = "",
     ) -> Constraint | None:
         """The same as a constraint on a reply from its first token on.
@@ -110,18 +116,19 @@ class ReplyForm:
             choice: As for `grammar`.
             name: As for `grammar`.
             parallel: As for `grammar`.
+            json_schema: As for `grammar`.
             prompt: The prompt that the reply continues, which may have opened the reasoning.
 
         Raises:
             GrammarError: as `grammar`; or the schemas together are too large.
             UnsupportedError: llguidance is not installed.
         """
-        lark = self.grammar(tools, choice, name=name, parallel=parallel)
+        lark = self.grammar(tools, choice, name=name, parallel=parallel, json_schema=json_schema)
         if lark is None or self.tokenizer is None:
             return None
         from ikq.tools.grammars import constraint
 
-        return constraint(self, lark, choice=choice, prompt=prompt)
+        return constraint(self, lark, enforced=choice == "required" or json_schema is not None, prompt=prompt)
 
     def written(self, calls: Sequence[Mapping[str, Any]]) -> str | None:
         """Calls as the model writes them, for templates that do not; `None` if all such templates do.
@@ -414,7 +421,7 @@ FORMS: tuple[ReplyForm, ...] = (
     ReplyForm(
         name="llama3",
         spelling=JsonCalls(call=("<|python_tag|>", ""), between="; ", arguments="parameters", is_bare=True),
-        signs=("<|start_header_id|>", "parameters"),
+        signs=("<|start_header_id|>", '{"name": function name, "parameters"'),
     ),
 )
 

@@ -16,20 +16,20 @@ from ikq.tools.spelling import Harmony, JsonCalls, NamedCalls, TaggedCalls
 from ikq.tools.values import is_text
 
 if TYPE_CHECKING:
-    from ikq.tools.forms import Choice, ReplyForm
+    from ikq.tools.forms import ReplyForm
 
 __all__ = ["answer", "calls_grammar", "constraint"]
 
 
-def constraint(form: ReplyForm, lark: str, *, choice: Choice, prompt: str) -> Constraint:
-    """Calls, behind what is free."""
+def constraint(form: ReplyForm, lark: str, *, enforced: bool, prompt: str) -> Constraint:
+    """Calls, behind what is free; `enforced`: the model does not decide where they begin."""
     assert form.tokenizer is not None
     inner = compile_constraint(form.tokenizer, lark=lark)
     spelling = form.spelling
     if isinstance(spelling, Harmony):
-        return inner if choice == "required" else After(inner, FreeText(triggers=(_HARMONY_TRIGGER,)))
+        return inner if enforced else After(inner, FreeText(triggers=(_HARMONY_TRIGGER,)))
     free = _free(form, prompt)
-    if choice != "required":
+    if not enforced:
         is_bare = isinstance(spelling, JsonCalls) and spelling.is_bare
         free = FreeText(
             reasoning=free.reasoning,
@@ -57,16 +57,22 @@ def _free(form: ReplyForm, prompt: str) -> FreeText:
 
 
 def calls_grammar(
-    form: ReplyForm, tools: Sequence[Mapping[str, Any]], *, enforced: bool, name: str | None, parallel: bool
+    form: ReplyForm,
+    tools: Sequence[Mapping[str, Any]],
+    *,
+    enforced: bool,
+    name: str | None,
+    parallel: bool,
+    answer: Mapping[str, Any] | None = None,
 ) -> str:
-    """The grammar of the calls of a reply in Lark's notation."""
+    """The grammar of the calls of a reply in Lark's notation, or of an answer of this schema."""
     functions = [_Function.of(tool, i) for i, tool in enumerate(tools)]
     if name is not None:
         functions = [f for f in functions if f.name == name]
         if not functions:
             raise GrammarError(f"tool_choice names the function `{name}`, which is not among the tools",
                                keyword=name, place="tool_choice")  # fmt: skip
-    return _Writer(form).written(functions, enforced=enforced, parallel=parallel)
+    return _Writer(form).written(functions, enforced=enforced, parallel=parallel, answer=answer)
 
 
 class _Function:
@@ -140,34 +146,54 @@ class _Writer:
         self._specials = specials
         self._split = re.compile(f"({'|'.join(names)})") if names else None
         self._rules: dict[str, str] = {}
+        # calls that no mark begins are JSON like any answer, and are written with it
+        self._needs_mark = False
         # rules for a text up to a mark, by the mark
         self._values: dict[str, str] = {}
 
-    def written(self, functions: Sequence[_Function], *, enforced: bool, parallel: bool) -> str:
+    def written(
+        self,
+        functions: Sequence[_Function],
+        *,
+        enforced: bool,
+        parallel: bool,
+        answer: Mapping[str, Any] | None,
+    ) -> str:
         """All rules."""
         spelling = self._form.spelling
+        if answer is not None and isinstance(spelling, JsonCalls) and spelling.is_bare:
+            answer = _with_bare_calls(spelling, functions, answer)
+            self._needs_mark = True
         for i, function in enumerate(functions):
             self._rules[f"call_{i}"] = self._call(function, i)
         self._rules["call"] = " | ".join(f"call_{i}" for i in range(len(functions)))
+        written = None if answer is None else self._json(answer)
         if isinstance(spelling, Harmony):
-            self._harmony(enforced)
-            parallel = False
+            self._harmony(enforced, written)
         else:
             more = f" ({self._text(spelling.between)} call)*" if parallel else ""
             before, after = spelling.section
             is_list = isinstance(spelling, JsonCalls) and spelling.is_list
             first, last = ("[", "]") if is_list else ("", "")
-            self._rules["start"] = f"{self._text(before + first)} call{more} {self._text(last + after)}"
+            self._rules["calls"] = f"{self._text(before + first)} call{more} {self._text(last + after)}"
+            self._answer(written)
+            self._rules["start"] = "calls" if written is None else "calls | answer"
         return "".join(f"{name}: {rule}\n" for name, rule in self._rules.items())
 
-    def _harmony(self, enforced: bool) -> None:
+    def _answer(self, written: str | None) -> None:
+        if written is not None:
+            self._rules["answer"] = written
+
+    def _harmony(self, enforced: bool, answer: str | None) -> None:
         channel, message, start = map(self._text, ("<|channel|>", "<|message|>", "<|start|>"))
-        if enforced:
-            thoughts = f'{channel} "analysis" {message} {self._until("<|end|>")} {start} "assistant"'
-            self._rules["thoughts"] = thoughts
-            self._rules["start"] = f'thoughts? {channel} "commentary" call'
-        else:
+        self._answer(answer)
+        if not enforced and answer is None:
             self._rules["start"] = "call"
+            return
+        thoughts = f'{channel} "analysis" {message} {self._until("<|end|>")} {start} "assistant"'
+        self._rules["thoughts"] = thoughts
+        final = "" if answer is None else f' | {channel} "final" {message} answer'
+        self._rules["start"] = f'thoughts? ({channel} "commentary" call{final})'
 
     def _call(self, function: _Function, i: int) -> str:
         spelling = self._form.spelling
@@ -179,7 +205,7 @@ class _Writer:
         if isinstance(spelling, JsonCalls):
             inner = self._json_call(spelling, function)
             if spelling.is_bare:
-                return f"({self._text(before)})? {inner}"
+                return f"({self._text(before)}){'' if self._needs_mark else '?'} {inner}"
         elif isinstance(spelling, NamedCalls):
             name = self._numbered(spelling.before_name + function.name + spelling.after_name)
             inner = f"{name} {self._text(spelling.arguments)} {self._json(function.schema)}"
@@ -257,6 +283,29 @@ class _Writer:
             if part
         ]
         return " ".join(written)
+
+
+def _with_bare_calls(
+    spelling: JsonCalls, functions: Sequence[_Function], answer: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The schema of an answer that may as well be a call.
+
+    Arguments whose schema refers to parts of itself are only JSON here.
+    """
+    calls = [
+        {
+            "type": "object",
+            "properties": {
+                spelling.name: {"const": function.name},
+                spelling.arguments: {"type": "object"} if "$ref" in str(function.schema) else function.schema,
+            },
+            "required": [spelling.name, spelling.arguments],
+            "additionalProperties": False,
+        }
+        for function in functions
+    ]
+    shared = {key: answer[key] for key in ("$defs", "definitions") if key in answer}
+    return {"anyOf": [dict(answer), *calls], **shared}
 
 
 def _escaped(text: str) -> str:

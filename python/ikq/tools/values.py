@@ -50,7 +50,7 @@ def nested_as_json(text: str, mark: str, depth: int = 0) -> str:
     """A value whose parts have tags of their own as JSON.
 
     Args:
-        text: `<x>1</x><y>2</y>` is an object, `<item>1</item><item>2</item>` a list, the mark before each tag.
+        text: `<x>1</x>` is an object, `<item>1</item><item>2</item>` a list, the mark before each tag.
         mark: What stands before each tag.
         depth: How deep in another value.
     """
