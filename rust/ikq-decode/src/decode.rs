@@ -109,6 +109,9 @@ pub trait Decode<I: Isa>: Sized + 'static {
     /// Decoding lanes costs more than multiplying a few columns where tables are read entry by entry.
     const HEAVY: bool = false;
 
+    /// Neighbouring parts of 32 elements that are decoded side by side, as their codes share words or look-ups: 1, 2 or 4.
+    const TOGETHER: usize = 1;
+
     /// The row header as the float scale it holds; 1 for types without.
     #[inline(always)]
     fn header(_header: &[u8]) -> f32 {

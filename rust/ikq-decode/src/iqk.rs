@@ -87,6 +87,7 @@ impl<I: Isa> Decode<I> for IQ2_K {
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = max_abs(&IQ2NL_VALUES);
     const LANE_CODES: LaneCodes = LaneCodes::Offset(5);
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -130,6 +131,7 @@ impl<I: Isa> Decode<I> for IQ3_K {
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = max_abs(&IQ3NL_VALUES);
     const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -186,6 +188,7 @@ impl<I: Isa> Decode<I> for IQ4_K {
     const BLOCK_BYTES: usize = 144;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = max_abs(&IQ4K_VALUES);
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -224,6 +227,7 @@ impl<I: Isa> Decode<I> for IQ5_K {
     const BLOCK_BYTES: usize = 176;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = max_abs(&IQ5NL_VALUES);
+    const TOGETHER: usize = 2;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -257,6 +261,7 @@ impl<I: Isa> Decode<I> for IQ6_K {
     const BLOCK_BYTES: usize = 212;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = max_abs(&IQ6NL_VALUES);
+    const TOGETHER: usize = 2;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {

@@ -167,6 +167,7 @@ impl<I: Isa> Decode<I> for IQ2_XXS {
     const MAX_ABS_CODE: i32 = 43;
     const HEAVY: bool = true;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -208,6 +209,7 @@ impl<I: Isa> Decode<I> for IQ2_XS {
     const MAX_ABS_CODE: i32 = 43;
     const HEAVY: bool = true;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -265,6 +267,7 @@ impl<I: Isa> Decode<I> for IQ2_S {
     const MAX_ABS_CODE: i32 = 43;
     const HEAVY: bool = true;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -306,6 +309,7 @@ impl<I: Isa> Decode<I> for IQ3_XXS {
     const MAX_ABS_CODE: i32 = 62;
     const HEAVY: bool = true;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -347,6 +351,7 @@ impl<I: Isa> Decode<I> for IQ3_S {
     const MAX_ABS_CODE: i32 = 15;
     const HEAVY: bool = true;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(4);
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -408,6 +413,7 @@ impl<I: Isa> Decode<I> for IQ1_S {
     const MAX_ABS_CODE: i32 = 9;
     const HEAVY: bool = true;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(4);
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -452,6 +458,7 @@ impl<I: Isa> Decode<I> for IQ1_M {
     const MAX_ABS_CODE: i32 = 9;
     const HEAVY: bool = true;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(4);
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -544,6 +551,7 @@ impl<I: Isa> Decode<I> for IQ4_XS {
     const BLOCK_BYTES: usize = 136;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 127;
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {

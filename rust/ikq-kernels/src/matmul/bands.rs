@@ -18,6 +18,8 @@ pub(super) struct Bands<'a> {
     pub form: LaneForm,
     /// The float scale that the rows' headers would hold, where it stands elsewhere (I2_S).
     pub header: Option<f32>,
+    /// The matrix is too large to be in the cache: lines are asked for ahead.
+    pub ask_ahead: bool,
 }
 
 /// Sixteen rows.
