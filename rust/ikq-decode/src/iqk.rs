@@ -12,7 +12,7 @@ use crate::lane_planes::{
     nibbles_16 as nibbles_16_lanes, nibbles_32 as nibbles_32_lanes, odd_field, plus, second, signed_byte,
     times, times_less, with_crumbs, with_plane as with_plane_lanes,
 };
-use crate::lanes::{LaneCodes, LaneScales, LaneUnit};
+use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 use crate::planes::{crumbs, nibbles_16, nibbles_32, nibbles_in_turn, with_plane};
 
 /// What the second row of a table has more than the first.
@@ -132,6 +132,7 @@ impl<I: Isa> Decode<I> for IQ3_K {
     const MAX_ABS_CODE: i32 = max_abs(&IQ3NL_VALUES);
     const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
     const TOGETHER: usize = 4;
+    const DECODING: Decoding = Decoding::Heavy;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -262,6 +263,7 @@ impl<I: Isa> Decode<I> for IQ6_K {
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = max_abs(&IQ6NL_VALUES);
     const TOGETHER: usize = 2;
+    const DECODING: Decoding = Decoding::Heavy;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {

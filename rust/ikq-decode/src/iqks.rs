@@ -10,7 +10,7 @@ use crate::lane_planes::{
     both, crumbs as crumbs_lanes, eight, field, lut16_of_2, lut32_of_2, nibbles_16 as nibbles_16_lanes,
     nibbles_32 as nibbles_32_lanes, plus, second, times_less, with_plane as with_plane_lanes,
 };
-use crate::lanes::{LaneCodes, LaneScales, LaneUnit};
+use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 use crate::planes::{crumbs, nibbles_16, nibbles_32, nibbles_low_high, with_plane};
 
 /// A row header that is one f32.
@@ -167,6 +167,7 @@ impl<I: Isa> Decode<I> for IQ4_KS {
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = max_abs(&IQ4K_VALUES);
     const TOGETHER: usize = 4;
+    const DECODING: Decoding = Decoding::Light;
 
     #[inline(always)]
     fn header(header: &[u8]) -> f32 {

@@ -7,7 +7,7 @@
 use std::marker::PhantomData;
 
 use ikq_decode::lanes::lane_header;
-use ikq_decode::{BlockType, Decode, LaneCodes, LaneScales, LaneUnit};
+use ikq_decode::{BlockType, Decode, Decoding, LaneCodes, LaneScales, LaneUnit};
 use ikq_simd::{Isa, IsaKind, IsaOp, array, run};
 
 use super::bands::{BAND, Bands, Tail, n_units};
@@ -39,8 +39,9 @@ impl<T: BlockType> IsaOp for OfType<'_, T> {
         let mut first = 0;
         while first < op.columns.len() {
             let left = op.columns.len() - first;
-            // a count that has no kernel of its own takes the next larger one, with a column more than once
-            let n = if I::REGISTERS >= 32 && left > 4 {
+            // A count that has no kernel of its own takes a larger one, with a column more than once; but five and six
+            // columns are faster as four and the others.
+            let n = if I::REGISTERS >= 32 && left > 6 {
                 columns::<I, T::Decoder<I>, 8>(isa, &mut op, first, &mut tail)
             } else if I::REGISTERS >= 8 && left > 2 {
                 columns::<I, T::Decoder<I>, 4>(isa, &mut op, first, &mut tail)
@@ -81,7 +82,7 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
         let mut acc = [isa.splat_f(0.0); C];
         for u in 0..n_units {
             let unit = band.unit::<I, D>(u, tail);
-            if op.bands.ask_ahead {
+            if D::ASKS_AHEAD && op.bands.ask_ahead {
                 band.ask_ahead::<I, D>(u, band_bytes);
             }
             D::lane_scales(isa, header, &unit, &mut scales);
@@ -96,7 +97,11 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
             }
             let pair = Units::<I, C> { unit: &unit, scales: &scales, columns: &units, starts: &starts };
             // without a loop around them the parts share what they read, and their shifts are constants
-            let together = if I::REGISTERS >= 32 && (C <= 4 || !D::HEAVY) { D::TOGETHER } else { 1 };
+            let together = if I::REGISTERS >= 32 && (C <= 4 || D::DECODING != Decoding::Heavy) {
+                D::TOGETHER
+            } else {
+                1
+            };
             for b in (0..8).step_by(together) {
                 pair.add::<D>(isa, b, &mut acc);
                 if together >= 2 {

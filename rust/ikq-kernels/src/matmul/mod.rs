@@ -15,7 +15,7 @@
 
 use std::ops::Range;
 
-use ikq_decode::DecodeFacts;
+use ikq_decode::{DecodeFacts, Decoding, LaneCodes};
 use ikq_formats::row::I2_S_TRAILER_BYTES;
 use ikq_formats::{Error, QuantType, check_matrix, matrix_bytes};
 use ikq_simd::IsaKind;
@@ -243,13 +243,17 @@ const NEAR_BYTES: usize = 192 << 10;
 /// Rows of a matrix in file form that are packed at a time: whole bands and whole groups.
 const FILE_ROWS: usize = 64;
 
-/// Columns that are multiplied without a panel.
+/// Columns that are multiplied without a panel: decoding again for each eight of them (four with sixteen registers)
+/// beats reading a panel. Measured for each type on Zen 4 (docs/kernels.md).
 fn direct_columns(kind: IsaKind, facts: &DecodeFacts) -> usize {
-    match kind {
-        IsaKind::Scalar => usize::MAX,
-        // tables are read entry by entry there
-        IsaKind::Avx2 if facts.heavy => 4,
-        IsaKind::Avx2 | IsaKind::Avx512 => 8,
+    match (kind, facts.decoding) {
+        (IsaKind::Scalar, _) => usize::MAX,
+        (IsaKind::Avx512, Decoding::Light) => 64,
+        (IsaKind::Avx512, Decoding::Moderate) => 16,
+        (IsaKind::Avx512, Decoding::Heavy) => 8,
+        (IsaKind::Avx2, Decoding::Heavy) => 4,
+        (IsaKind::Avx2, Decoding::Light) if facts.lane_codes != LaneCodes::Biased => 64,
+        (IsaKind::Avx2, _) => 8,
     }
 }
 
