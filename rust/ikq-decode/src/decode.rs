@@ -109,7 +109,7 @@ pub trait Decode<I: Isa>: Sized + 'static {
     /// What [`Decode::lanes`] costs.
     const DECODING: Decoding = Decoding::Moderate;
 
-    /// Lines are asked for ahead of the products. Where lines are read in order and little is done with them, the
+    /// Lines of words are asked for ahead of the products. Where lines are read in order and little is done with them, the
     /// machine sees to it itself, and asking only takes time.
     const ASKS_AHEAD: bool = true;
 

@@ -86,9 +86,11 @@ impl<'a> Band<'a> {
     /// is slower than not asking (figures in docs/kernels.md).
     #[inline(always)]
     pub fn ask_ahead<I: Isa, D: Decode<I>>(&self, u: usize, band_bytes: usize) {
-        let words = self.words.as_ptr().wrapping_add(u * D::UNIT_WORDS + AHEAD_LINES);
-        for line in 0..D::UNIT_WORDS {
-            prefetch(words.wrapping_add(line).cast());
+        if D::ASKS_AHEAD {
+            let words = self.words.as_ptr().wrapping_add(u * D::UNIT_WORDS + AHEAD_LINES);
+            for line in 0..D::UNIT_WORDS {
+                prefetch(words.wrapping_add(line).cast());
+            }
         }
         let next = |part: *const u8, line: usize| part.wrapping_add(band_bytes + 64 * line);
         if u == 0 {

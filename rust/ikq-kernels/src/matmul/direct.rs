@@ -82,7 +82,7 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
         let mut acc = [isa.splat_f(0.0); C];
         for u in 0..n_units {
             let unit = band.unit::<I, D>(u, tail);
-            if D::ASKS_AHEAD && op.bands.ask_ahead {
+            if op.bands.ask_ahead {
                 band.ask_ahead::<I, D>(u, band_bytes);
             }
             D::lane_scales(isa, header, &unit, &mut scales);
