@@ -1,5 +1,6 @@
 # make demo   build, quantize the bundled model, show what came out, let it write
 # make test   everything that must hold; under 30 minutes from scratch on two cores
+# make test-page  the web page of `ikq serve` in headless Chromium
 # make bench  speed of decoders and encoders on this machine
 # Needs Python 3.10 or later with pip and venv, and cargo. All else goes into .venv.
 
@@ -13,7 +14,7 @@ SOURCES := $(shell find rust python -name target -prune -o -type f ! -name '*.so
 # cargo finds the interpreter to build for here; no other than this one is used
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: build demo test bench lint rust-test python-test clean
+.PHONY: build demo test test-page bench lint rust-test python-test sdists clean
 
 build: $(VENV)/.built
 
@@ -57,10 +58,19 @@ lint: $(VENV)/.testable
 rust-test:
 	cargo test --workspace --exclude ikq-py --locked --quiet
 
-python-test: $(VENV)/.testable
+python-test: $(VENV)/.testable sdists
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest --doctest-modules --pyargs ikq -o testpaths=
 	$(BIN)/python -m pytest --doctest-glob=README.md README.md
+
+# what tests read of other packages' source distributions; without the network these tests are skipped
+sdists: $(VENV)/.created
+	$(BIN)/python tools/fetch_sdists.py $(VENV)/sdists
+
+# the web page in a browser: Chromium must be there, the rest is installed
+test-page: $(VENV)/.testable
+	$(BIN)/python -m pip install --quiet 'playwright>=1.40'
+	IKQ_BROWSER=required $(BIN)/python -m pytest tests/serve/test_page_browser.py
 
 bench: $(VENV)/.testable
 	$(BIN)/python benches/run.py

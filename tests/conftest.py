@@ -28,3 +28,12 @@ def samples() -> Path:
 @pytest.fixture(scope="session")
 def tiny_moe() -> Path:
     return ROOT / "tests" / "data" / "tiny-moe-bf16.gguf"
+
+
+@pytest.fixture(scope="session")
+def server():
+    """A server of a small model, for all tests that leave it as it was."""
+    from serving import TOOLS, serving  # of tests/serve
+
+    with serving(load=TOOLS) as running:
+        yield running

@@ -175,8 +175,12 @@ def test_reasoning_is_shown_as_it_comes():
     assert [p.text for p in splitter.push("Hello <")] == ["Hello "]
     assert [p.text for p in splitter.push("b>")] == ["<b>"]
     splitter = ikq.ReasoningSplitter("<think>")
-    assert splitter.push("I see </thin") == [("I see ", True)]
-    assert splitter.push("g</think>4") == [("</thing", True), ("</think>", True), ("4", False)]
+    assert splitter.push("I see </thin") == [("I see ", True, False)]
+    assert splitter.push("g</think>4") == [
+        ("</thing", True, False),
+        ("</think>", True, True),
+        ("4", False, False),
+    ]
 
 
 MARKS = (

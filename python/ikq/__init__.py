@@ -3,8 +3,10 @@
 Arrays: `dequantize`, `quantize`, `repack`, `pack`, `unpack`, `row_bytes`, `tensor_bytes`; types:
 `QuantType`; tensors: `QTensor`; files: `GGUFReader`, `GGUFWriter`; whole models: `quantize_file`,
 `plan_quantization`, `Imatrix`, `ActivationStatistics`; running: `Model`, `Sequence`, `Tokenizer`,
-`ChatTemplate`, `SamplingOptions`; exceptions: `ikq.errors`.
+`ChatTemplate`, `SamplingOptions`; serving: `Server`, with the extra `ikq[serve]`; exceptions: `ikq.errors`.
 """
+
+from typing import TYPE_CHECKING
 
 from ikq._ikq import __version__
 from ikq.activations import ActivationCollector, ActivationEntry, ActivationStatistics, LayerSimilarity
@@ -14,11 +16,13 @@ from ikq.coverage import ImatrixCoverage, PartialExperts
 from ikq.errors import (
     DeviceError,
     FormatError,
+    GrammarError,
     IkqError,
     MissingImatrixError,
     NotTernaryWarning,
     RefusedError,
     ShapeError,
+    TemplateLimit,
     UnsupportedError,
 )
 from ikq.fields import Field, block_fields, pack, unpack
@@ -44,6 +48,9 @@ from ikq.sequence import Sequence
 from ikq.tensor import QTensor
 from ikq.tokenizer import StreamDecoder, Tokenizer
 
+if TYPE_CHECKING:
+    from ikq.serve.server import Server
+
 __all__ = [
     "ActivationCollector",
     "ActivationEntry",
@@ -56,6 +63,7 @@ __all__ = [
     "GGUFReader",
     "GGUFWriter",
     "Generation",
+    "GrammarError",
     "IkqError",
     "Imatrix",
     "ImatrixCoverage",
@@ -78,9 +86,11 @@ __all__ = [
     "Sampler",
     "SamplingOptions",
     "Sequence",
+    "Server",
     "ShapeError",
     "Shard",
     "StreamDecoder",
+    "TemplateLimit",
     "TensorOutcome",
     "Tokenizer",
     "Typed",
@@ -100,3 +110,16 @@ __all__ = [
     "tensor_bytes",
     "unpack",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """`Server`, whose libraries most programs do without."""
+    if name != "Server":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        from ikq.serve.server import Server
+    except ModuleNotFoundError as error:
+        raise UnsupportedError(
+            f"ikq.Server needs the library {error.name}: pip install 'ikq[serve]'"
+        ) from None
+    return Server

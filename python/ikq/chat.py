@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -67,7 +68,7 @@ class ChatTemplate:
         self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         from ikq.template_sandbox import Template  # with Jinja, which most programs do without
 
-        now = now or datetime.datetime.now
+        self._now = now = now or datetime.datetime.now
         self._template = Template(source, now)
         self._tool_template = self._template if tool_source is None else Template(tool_source, now)
 
@@ -119,8 +120,12 @@ class ChatTemplate:
             FormatError: the template refuses the conversation, or fails; the message is the template's.
         """
         template = self._tool_template if tools else self._template
+        functions = [tool.get("function", tool) for tool in tools or ()]
         variables = {
             **self._tokens,
+            # what FireFunction's templates want
+            "functions": json.dumps(functions, indent=4, ensure_ascii=False),
+            "datetime": self._now().strftime("%Y-%m-%d %H:%M:%S"),
             "messages": list(messages),
             "tools": None if tools is None else list(tools),
             "add_generation_prompt": add_generation_prompt,

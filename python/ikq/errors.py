@@ -8,11 +8,13 @@ They mirror the errors of the Rust crates. Errors of the operating system keep t
 __all__ = [
     "DeviceError",
     "FormatError",
+    "GrammarError",
     "IkqError",
     "MissingImatrixError",
     "NotTernaryWarning",
     "RefusedError",
     "ShapeError",
+    "TemplateLimit",
     "UnsupportedError",
 ]
 
@@ -23,6 +25,24 @@ class IkqError(Exception):
 
 class FormatError(IkqError, ValueError):
     """Data, a file or a name is not what it should be: unknown type, damaged GGUF, NaN in weights."""
+
+
+class GrammarError(FormatError):
+    """A grammar, schema or pattern that nothing can be compiled from.
+
+    Attributes:
+        keyword: The keyword, rule or name at fault, if it is one.
+        place: Where it stands: a JSON pointer, or line and column.
+    """
+
+    def __init__(self, sentence: str, *, keyword: str | None = None, place: str | None = None) -> None:
+        super().__init__(sentence)
+        self.keyword = keyword
+        self.place = place
+
+
+class TemplateLimit(FormatError):  # noqa: N818  # a limit, not a mistake
+    """A conversation that a chat template cannot express; the message says what it cannot do."""
 
 
 class ShapeError(IkqError, ValueError):

@@ -19,6 +19,7 @@ from ikq.stopping import StopTexts
 from ikq.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
+    from ikq.grammar import Constraint
     from ikq.reasoning import ReasoningSplitter
     from ikq.sequence import Sequence
     from ikq.speculation.text import TextSpeculation
@@ -142,6 +143,7 @@ class Generation(Iterator[Piece]):
         progress: Progress | bool = False,
         sequence: Sequence | None = None,
         speculation: TextSpeculation | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         if not tokens:
             raise ShapeError("the prompt is empty")
@@ -160,7 +162,8 @@ class Generation(Iterator[Piece]):
         if ignore_eos:
             never = dict.fromkeys(self._ends, -math.inf)
             options = replace(options, logit_bias={**options.logit_bias, **never})
-        self._sampler = Sampler(options, vocabulary=tokenizer)
+        self._constraint = constraint
+        self._sampler = Sampler(options, vocabulary=tokenizer, constraint=constraint)
         self._sampler.reset(tokens)
         self._stop = StopTexts(stop)
         self._decoder = _decoder(tokenizer, special=special)
@@ -179,6 +182,8 @@ class Generation(Iterator[Piece]):
         self.is_over = False
         self._batcher = model._batcher
         self._speculation = speculation
+        if speculation is not None and constraint is not None:
+            speculation.n_allowed = constraint.n_allowed
         self._work = Work(self.tokens, sequence, speculation)
         self._work.n_left = max_tokens
         self._batcher.watch(self, self._work)
@@ -244,6 +249,8 @@ class Generation(Iterator[Piece]):
             text = self._stop.push(self._decoder.push(token))
             if self._stop.found is not None:
                 reason = "stop"
+            elif self._constraint is not None and self._constraint.must_stop:
+                reason = "end"
             elif self._max_tokens is not None and self.stats.n_generated >= self._max_tokens:
                 reason = "length"
             elif len(self.tokens) > self._model.n_ctx and not self._make_room():

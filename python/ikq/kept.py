@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 
-import numpy as np
-
 from ikq.errors import IkqError
 from ikq.sequence import Sequence
 
 __all__ = ["KeptSequences", "common_length"]
 
 _MOST = 4
+# Tokens that are compared at once.
+_RUN = 256
 
 
 class KeptSequences:
@@ -95,8 +95,11 @@ class KeptSequences:
 def common_length(a: list[int], b: list[int]) -> int:
     """Length of the common beginning."""
     n = min(len(a), len(b))
-    different = np.flatnonzero(np.asarray(a[:n]) != np.asarray(b[:n]))
-    return int(different[0]) if len(different) else n
+    for at in range(0, n, _RUN):
+        end = min(at + _RUN, n)
+        if a[at:end] != b[at:end]:
+            return next(i for i in range(at, end) if a[i] != b[i])
+    return n
 
 
 def _usable(sequence: Sequence, tokens: list[int]) -> int:

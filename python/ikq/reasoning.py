@@ -13,10 +13,12 @@ class Piece(NamedTuple):
     Attributes:
         text: Not empty.
         reasoning: It belongs to the thoughts before the answer, or is a mark around them.
+        is_mark: It is such a mark.
     """
 
     text: str
     reasoning: bool
+    is_mark: bool = False
 
 
 class _Marks(NamedTuple):
@@ -45,6 +47,8 @@ _MARKS = (
     _Marks("[THINK]", "[/THINK]"),
     _Marks("<|START_THINKING|>", "<|END_THINKING|>"),
     _Marks("<|channel>thought", "<channel|>"),
+    _Marks("<|inner_prefix|>", "<|inner_suffix|>"),
+    _Marks("<|open|>think<|sep|>", "<|close|>think<|sep|>"),
     # harmony: messages on several channels, of which one is the answer
     _Marks("<|channel|>analysis", "<|channel|>final<|message|>", anywhere=True),
     _Marks("<|channel|>commentary", "<|channel|>final<|message|>", anywhere=True),
@@ -60,9 +64,10 @@ class ReasoningSplitter:
 
     Examples:
         >>> splitter = ReasoningSplitter()
-        >>> [*splitter.push("<think>easy</th"), *splitter.push("ink>4"), *splitter.flush()]
-        [Piece(text='<think>', reasoning=True), Piece(text='easy', reasoning=True), Piece(text='</think>', reasoning=True), Piece(text='4', reasoning=False)]
-    """  # noqa: E501  # a doctest
+        >>> pieces = [*splitter.push("<think>easy</th"), *splitter.push("ink>4"), *splitter.flush()]
+        >>> [(piece.text, piece.reasoning) for piece in pieces]
+        [('<think>', True), ('easy', True), ('</think>', True), ('4', False)]
+    """
 
     def __init__(self, prompt: str = "") -> None:
         """Begins an answer.
@@ -87,7 +92,7 @@ class ReasoningSplitter:
         pieces = []
         while found := self._next_mark():
             at, mark, inside = found
-            pieces += [*self._take(at), Piece(mark, True)]
+            pieces += [*self._take(at), Piece(mark, True, True)]
             self._held = self._held[len(mark) :]
             self._inside = inside
             self._started = True

@@ -16,21 +16,25 @@ from ikq.batching import Batcher
 from ikq.chat import ChatTemplate
 from ikq.errors import FormatError, UnsupportedError
 from ikq.generate import Generation, Limits, Piece, Progress, progress_of
+from ikq.grammar.keywords import GrammarKeywords, constraint_of
 from ikq.reasoning import ReasoningSplitter
 from ikq.sampling import SamplingKeywords, SamplingOptions
 from ikq.speculation.options import Speculation, SpeculationKeywords
+from ikq.templates import fit
 from ikq.tokenizer import Tokenizer
+from ikq.tools import ReplyForm, form_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from ikq import sequence
     from ikq.gguf import GGUFReader, Metadata
+    from ikq.grammar import Constraint
 
 __all__ = ["GenerateKeywords", "TextModel"]
 
 
-class GenerateKeywords(Limits, SamplingKeywords, SpeculationKeywords, total=False):
+class GenerateKeywords(Limits, SamplingKeywords, SpeculationKeywords, GrammarKeywords, total=False):
     """Keywords of `Model.generate` and `Model.chat`."""
 
 
@@ -88,6 +92,15 @@ class TextModel(abc.ABC):
         """
         return ChatTemplate.from_reader(self._reader, self.tokenizer)
 
+    @cached_property
+    def reply_form(self) -> ReplyForm:
+        """How the model writes reasoning and calls of tools, by its chat template.
+
+        Raises:
+            FormatError: as `chat_template`.
+        """
+        return form_of(self.chat_template, self.tokenizer)
+
     def tokenize(self, text: str, add_special: bool = False, parse_special: bool = False) -> list[int]:
         """Tokens of a text.
 
@@ -120,9 +133,10 @@ class TextModel(abc.ABC):
             sampling: How tokens are chosen; `options` go over it.
             parse_special: Names of control tokens in a text stand for these tokens.
             **options: `max_tokens`, `stop`, `logprobs`, ... (`ikq.generate.Limits`), fields of
-                `ikq.sampling.SamplingOptions` (`temperature`, `seed`, ...), and of
+                `ikq.sampling.SamplingOptions` (`temperature`, `seed`, ...), of
                 `ikq.speculation.Speculation` (`draft_model`, `lookup`, `mtp`, ...), which change the time but
-                not the text.
+                not the text, and what the text must be (`json_schema`, `grammar`, ...,
+                `ikq.grammar.keywords.GrammarKeywords`).
 
         Returns:
             An iterator of `Piece`, which computes as it is asked; `.text()` is all of it.
@@ -131,6 +145,7 @@ class TextModel(abc.ABC):
             ShapeError: the prompt is empty or longer than the context.
             ValueError: an option is out of range.
             FormatError: a text is given, and the file has no tokenizer.
+            GrammarError: what the text must be cannot be compiled; nothing has been computed.
 
         Examples:
             >>> import ikq
@@ -160,23 +175,30 @@ class TextModel(abc.ABC):
         """Answers a conversation, in the form of the model's chat template.
 
         Args:
-            messages: With `role` (`system`, `user`, `assistant`, ...) and `content`.
+            messages: With `role` (`system`, `user`, `assistant`, ...) and `content`, in the form of OpenAI's
+                chat completions. They are made to fit the template (`ikq.templates`).
             tools: Descriptions of functions that the model may call.
             template_options: Further variables of the template, such as `{"enable_thinking": False}`.
             sampling: As for `generate`.
-            **options: As for `generate`.
+            **options: As for `generate`. What the text must be is meant for the answer, not for the
+                reasoning before it.
 
         Returns:
             As `generate`; pieces say whether they are reasoning.
 
         Raises:
-            FormatError: the template refuses the conversation; and as `generate`.
+            TemplateLimit: the template cannot express the conversation, or refuses it.
+            FormatError: a message is malformed; and as `generate`.
+            GrammarError: as `generate`.
             ShapeError: as `generate`.
             ValueError: as `generate`.
         """
-        prompt = self.chat_template.render(messages, tools, **(template_options or {}))
+        form = self.reply_form
+        prompt = fit(self.chat_template, messages, tools, form=form).render(**(template_options or {}))
         tokens = self._prompt_tokens(prompt, parse_special=True)
-        return self._generation(tokens, ReasoningSplitter(prompt), sampling, options)
+        return self._generation(
+            tokens, ReasoningSplitter(prompt), sampling, options, form=form, prompt=prompt
+        )
 
     def agenerate(
         self,
@@ -230,18 +252,28 @@ class TextModel(abc.ABC):
         splitter: ReasoningSplitter | None,
         sampling: SamplingOptions | None,
         options: GenerateKeywords,
+        *,
+        form: ReplyForm | None = None,
+        prompt: str = "",
     ) -> Generation:
         changes = {k: v for k, v in options.items() if k in SamplingKeywords.__annotations__}
         drafts = {k: v for k, v in options.items() if k in SpeculationKeywords.__annotations__}
-        limits = cast("Limits", {k: v for k, v in options.items() if k not in changes and k not in drafts})
+        forms = {k: v for k, v in options.items() if k in GrammarKeywords.__annotations__}
+        others = (changes, drafts, forms)
+        limits = cast("Limits", {k: v for k, v in options.items() if not any(k in other for other in others)})
+        tokenizer = self._tokenizer_if_any()
+        constraint: Constraint | None = constraint_of(tokenizer, cast("GrammarKeywords", forms))
+        if constraint is not None and form is not None:
+            constraint = form.answer(constraint, prompt)
         speculation = Speculation(**cast("SpeculationKeywords", drafts))
         return Generation(
             self,
             tokens,
             options=replace(sampling or SamplingOptions(), **cast("SamplingKeywords", changes)),
-            tokenizer=self._tokenizer_if_any(),
+            tokenizer=tokenizer,
             splitter=splitter,
             speculation=speculation.text(self),
+            constraint=constraint,
             **limits,
         )
 

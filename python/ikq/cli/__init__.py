@@ -22,6 +22,7 @@ import ikq
 
 VERBS = (
     "run",
+    "serve",
     "bench",
     "sweep_bench",
     "quantize",

@@ -10,9 +10,10 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ikq
+from ikq.cli.grammar_options import add_grammar, grammar_options
 from ikq.cli.model_options import add_ignored, add_loading, load_options, print_ignored
 from ikq.cli.placement_table import placement_lines
 from ikq.cli.progress import prompt_progress, waiting
@@ -21,6 +22,7 @@ from ikq.cli.sampling_options import add_sampling, sampling_options
 from ikq.cli.speculation_options import add_speculation, check_files, load_draft, speculation_options
 from ikq.cli.timings import print_timings
 from ikq.generate import Stats
+from ikq.grammar.keywords import GrammarKeywords, constraint_of
 
 NAME = "run"
 ALIASES = ("cli",)
@@ -106,13 +108,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chat.add_argument("--in-suffix", default="", metavar="TEXT", help="put after each message")
     chat.add_argument(
         "--chat-template-kwargs",
-        type=_json_object,
+        type=json_object,
         default={},
         metavar="JSON",
         help="variables of the template, for example '{\"enable_thinking\": false}'",
     )
     add_loading(parser)
     add_sampling(parser)
+    add_grammar(parser)
     add_speculation(parser)
     add_ignored(parser)
     parser.add_argument("-co", "--color", action="store_true", help=argparse.SUPPRESS)
@@ -134,6 +137,7 @@ def run(args: argparse.Namespace) -> int:
         "n_keep": args.keep,
         "progress": prompt_progress,
         **speculation_options(args),
+        **grammar_options(args),
     }
     print_ignored(args)
     if args.dry_run:
@@ -143,9 +147,10 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     loading = load_options(args)
     with waiting(f"loading {args.model} ..."):
-        # errors of the tokenizer come before the weights, which may take long
+        # errors of the tokenizer and the grammar come before the weights, which may take long
         with ikq.GGUFReader(args.model) as reader:
             tokenizer = ikq.Tokenizer.from_reader(reader)
+            constraint_of(tokenizer, cast("GrammarKeywords", grammar_options(args)))
             check_files(args, reader)
         model = ikq.Model.load(args.model, **loading)
         draft = load_draft(args, model)
@@ -263,7 +268,8 @@ def _unescape(text: str, args: argparse.Namespace) -> str:
     return _ESCAPE.sub(lambda found: codecs.decode(found.group(), "unicode_escape"), text)
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
+    """The JSON object of an option."""
     try:
         value = json.loads(text)
     except ValueError as e:

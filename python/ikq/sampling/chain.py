@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,6 +15,9 @@ from ikq.sampling.candidates import Candidates, Floats, Indices, log_probability
 from ikq.sampling.feedback import AdaptiveP, Mirostat2
 from ikq.sampling.history import History
 from ikq.sampling.options import SamplingOptions
+
+if TYPE_CHECKING:
+    from ikq.grammar import Constraint
 
 __all__ = ["Sampler"]
 
@@ -39,7 +43,11 @@ class Sampler:
     """
 
     def __init__(
-        self, options: SamplingOptions | None = None, *, vocabulary: dry.Vocabulary | None = None
+        self,
+        options: SamplingOptions | None = None,
+        *,
+        vocabulary: dry.Vocabulary | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
         """Prepares the chain.
 
@@ -47,7 +55,10 @@ class Sampler:
             options: How tokens are chosen.
             vocabulary: The tokenizer; DRY needs it to find its sequence breakers and goes without unless
                 given.
+            constraint: What the text may be. Tokens that it does not allow are none of the candidates, for
+                any step; `accept` tells it the tokens.
         """
+        self._constraint = constraint
         self.options = options or SamplingOptions()
         o = self.options
         self.seed: int = secrets.randbits(32) if o.seed is None else o.seed
@@ -73,8 +84,14 @@ class Sampler:
         self._adaptive = AdaptiveP(self.options.adaptive_target, self.options.adaptive_decay)
 
     def accept(self, token: int) -> None:
-        """Tells what the next token is; penalties see it from now on."""
+        """Tells what the next token is; penalties see it from now on.
+
+        Raises:
+            GrammarError: the constraint does not allow it.
+        """
         self._history.append(token)
+        if self._constraint is not None:
+            self._constraint.accept(token)
 
     def sample(self, logits: NDArray[np.float32]) -> int:
         """Chooses a token; does not `accept` it.
@@ -84,6 +101,7 @@ class Sampler:
 
         Raises:
             FormatError: a logit is NaN, or no token is possible.
+            GrammarError: the constraint is too complex to go on with.
         """
         o = self.options
         changed = self._per_token(logits)
@@ -122,7 +140,10 @@ class Sampler:
         """Logits after bias, penalties and DRY; checked."""
         o = self.options
         recent = self._history.last(o.repeat_last_n if self._uses_penalties else 0)
-        if o.logit_bias or len(recent) or self._uses_dry:
+        allowed = None if self._constraint is None else self._constraint.mask()
+        if allowed is not None:
+            logits = _masked(logits, allowed)
+        elif o.logit_bias or len(recent) or self._uses_dry:
             logits = logits.copy()
         for token, bias in o.logit_bias.items():
             if token < len(logits):
@@ -193,3 +214,11 @@ class Sampler:
     def _uniform(self) -> float:
         """A number from 0 up to, not including, 1. Raw words: their stream is the same in every numpy."""
         return float(self._random.random_raw() >> 11) * 2.0**-53
+
+
+def _masked(logits: NDArray[np.float32], allowed: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """A copy in which only allowed tokens are possible; a vocabulary may be shorter than a model's output."""
+    masked = np.full_like(logits, -np.inf)
+    n = min(len(logits), len(allowed))
+    np.copyto(masked[:n], logits[:n], where=allowed[:n])
+    return masked

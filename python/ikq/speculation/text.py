@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ikq.speculation.depth import Depth, StepTimes
 from ikq.speculation.drafter import MANY_UNREAD, Drafter, Drafting
@@ -20,6 +20,7 @@ class TextSpeculation:
         draft_times: Takes the times of drafting.
         n_drafted: Drafted tokens that were compared with chosen ones.
         n_accepted: Those of them that were chosen.
+        n_allowed: Tells how many tokens of a draft the text may have; the others are not computed.
 
     Args:
         drafter: Of this text alone.
@@ -33,6 +34,7 @@ class TextSpeculation:
         self.draft_times = draft_times
         self.n_drafted = 0
         self.n_accepted = 0
+        self.n_allowed: Callable[[Sequence[int]], int] = len
         self._depth = depth
         self._n_min = n_min
         self._is_closed = False
@@ -75,6 +77,7 @@ class TextSpeculation:
             seconds = time.perf_counter() - begun
             self.draft_times.add(len(draft), seconds)
             self._seconds = seconds, begun - start
+            draft = draft[: self.n_allowed(draft)]
         return draft if len(draft) >= self._n_min else []
 
     def done(self, verified: Verified, n_tokens: int, seconds: float | None) -> None:

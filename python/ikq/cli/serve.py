@@ -1,0 +1,207 @@
+"""`ikq serve`: a server for the clients of OpenAI, Anthropic and llama-server."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import ikq
+from ikq.cli.model_options import add_ignored, add_loading, load_options, print_ignored
+from ikq.cli.run import json_object
+from ikq.cli.sampling_options import add_sampling, sampling_options
+from ikq.cli.speculation_options import add_speculation, check_files, speculation_options
+from ikq.serve.settings import Settings
+from ikq.speculation import Speculation
+
+NAME = "serve"
+ALIASES = ("server",)
+HELP = "serve a model to clients of OpenAI, Anthropic and llama-server"
+
+_D = Settings()
+
+# Flags of llama-server that say what is so in any case.
+_ALWAYS = ("-cb", "--cont-batching", "--metrics", "--slots", "--props", "--embedding", "--embeddings")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's options; names are those that users of llama-server know."""
+    parser.usage = "ikq serve (-m FILE.gguf | --models-dir FOLDER) [options]"
+    parser.description = (
+        "Serves a model over HTTP: OpenAI's chat completions, completions, embeddings and responses, "
+        "Anthropic's messages, llama-server's paths, and a page to chat with at /. See docs/serve.md."
+    )
+    models = parser.add_argument_group("models").add_mutually_exclusive_group(required=True)
+    models.add_argument("-m", "--model", metavar="FILE.gguf", help="the model")
+    models.add_argument(
+        "--models-dir", metavar="FOLDER", help="models of a folder, loaded when they are asked for"
+    )
+    server = parser.add_argument_group("server")
+    server.add_argument("-a", "--alias", metavar="NAME", help="what clients call the model (its file's name)")
+    server.add_argument(
+        "--models-max",
+        type=int,
+        default=_D.models_max,
+        metavar="N",
+        help=f"most models that are loaded ({_D.models_max})",
+    )
+    server.add_argument("--host", default=_D.host, metavar="ADDRESS", help=f"where to listen ({_D.host})")
+    server.add_argument("--port", type=int, default=_D.port, metavar="N", help=f"port ({_D.port})")
+    server.add_argument(
+        "--api-key", action="append", default=[], metavar="KEY,...", help="only for these keys"
+    )
+    server.add_argument("--api-key-file", metavar="FILE", help="... and those of a file, one in each line")
+    server.add_argument("--ssl-cert-file", metavar="FILE", help="certificate, for HTTPS")
+    server.add_argument("--ssl-key-file", metavar="FILE", help="its key")
+    server.add_argument(
+        "--cors",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="let pages of this origin ask; * for all; may be repeated",
+    )
+    server.add_argument(
+        "-np",
+        "--parallel",
+        type=int,
+        default=_D.parallel,
+        metavar="N",
+        help=f"most texts that are computed together ({_D.parallel})",
+    )
+    server.add_argument(
+        "--queue",
+        type=int,
+        default=_D.queue,
+        metavar="N",
+        help=f"most texts that wait; others are refused with status 429 ({_D.queue})",
+    )
+    server.add_argument(
+        "-to",
+        "--timeout",
+        type=float,
+        default=_D.timeout,
+        metavar="SECONDS",
+        help=f"most time of a request; 0: no limit ({_D.timeout:g})",
+    )
+    server.add_argument(
+        "--grace",
+        type=float,
+        default=_D.grace,
+        metavar="SECONDS",
+        help=f"time that requests have to end when the server shuts down ({_D.grace:g})",
+    )
+    server.add_argument(
+        "--max-body",
+        type=int,
+        default=_D.max_body // 2**20,
+        metavar="MIB",
+        help=f"most MiB of a request ({_D.max_body // 2**20})",
+    )
+    server.add_argument(
+        "-cram",
+        "--cache-ram",
+        type=int,
+        metavar="MIB",
+        help="memory for the caches of all texts, those that are kept for others included",
+    )
+    server.add_argument(
+        "--prefix-cache", metavar="FOLDER", help="keep what was computed there when the server ends"
+    )
+    server.add_argument("--slot-save-path", metavar="FOLDER", help="folder of files of slots")
+    server.add_argument("--log-json", action="store_true", help="lines of the log as JSON")
+    server.add_argument("--no-log", action="store_true", help="no lines for requests")
+    server.add_argument("--no-webui", action="store_true", help="no page at /")
+    server.add_argument(
+        "--chat-template-kwargs",
+        type=json_object,
+        default={},
+        metavar="JSON",
+        help="variables of the template, for example '{\"enable_thinking\": false}'",
+    )
+    for flag in _ALWAYS:
+        server.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
+    add_loading(parser)
+    add_sampling(parser)
+    add_speculation(parser)
+    add_ignored(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the verb; returns the exit code."""
+    settings = _settings(args)
+    speculation = Speculation(draft_model=args.draft_model, **speculation_options(args))
+    options = load_options(args)
+    print_ignored(args)
+    if args.model is not None:
+        with ikq.GGUFReader(args.model) as reader:
+            check_files(args, reader)
+    _log_to_stderr()
+    server = ikq.Server(
+        args.model or args.models_dir,
+        settings,
+        name=args.alias,
+        load_options=options,
+        speculation=speculation,
+    )
+    server.run()
+    return 0
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    """What the command line says about the server.
+
+    Raises:
+        RefusedError: a value is out of range.
+        OSError: the file of keys cannot be read.
+    """
+    keys = [key for given in args.api_key for key in given.split(",") if key]
+    if args.api_key_file is not None:
+        from ikq.serve.security import read_keys
+
+        keys += read_keys(Path(args.api_key_file))
+        if not keys:
+            raise ikq.RefusedError(f"{args.api_key_file}: there is no key in it")
+    given: dict[str, Any] = {
+        "host": args.host,
+        "port": args.port,
+        "api_keys": tuple(keys),
+        "cors_origins": tuple(args.cors),
+        "ssl_certfile": _path(args.ssl_cert_file),
+        "ssl_keyfile": _path(args.ssl_key_file),
+        "parallel": args.parallel,
+        "queue": args.queue,
+        "timeout": args.timeout or None,
+        "grace": args.grace,
+        "max_body": args.max_body * 2**20,
+        "cache_bytes": None if args.cache_ram is None or args.cache_ram < 0 else args.cache_ram * 2**20,
+        "prefix_dir": _path(args.prefix_cache),
+        "slot_dir": _path(args.slot_save_path),
+        "models_max": args.models_max,
+        "access_log": not args.no_log,
+        "log_json": args.log_json,
+        "page": not args.no_webui,
+        "sampling": sampling_options(args),
+        "template_options": args.chat_template_kwargs,
+    }
+    try:
+        return Settings(**given)
+    except ValueError as error:
+        raise ikq.RefusedError(str(error)) from None
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+def _log_to_stderr() -> None:
+    """Shows the server's lines on standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for name in ("ikq.serve", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.propagate = False
+    logging.getLogger("ikq.serve").setLevel(logging.INFO)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)

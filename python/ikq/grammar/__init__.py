@@ -1,0 +1,29 @@
+"""Constraints on what is generated: JSON schemas, GBNF, regular expressions, Lark.
+
+    constraint = compile_constraint(model.tokenizer, json_schema={"type": "integer"})
+    constraint.mask()           # which tokens may come next
+    constraint.accept(token)    # one came
+
+constraint.py   what one text may be, token by token: `Constraint`
+compiling.py    from a schema or grammar to it: `compile_constraint`
+after.py        free text, then a constraint: reasoning, tool calls where a model decides to make one
+schema.py       JSON schemas: what is rewritten, and what is refused by name
+blame.py        ... and which keyword is at fault where the compiler refuses one
+gbnf.py         llama.cpp's notation: its parser
+gbnf_lark.py    ... and its translation
+vocabulary.py   a tokenizer for llguidance, which computes the masks (`ikq[serve]`)
+"""
+
+from ikq.errors import GrammarError
+from ikq.grammar.after import After, FreeText
+from ikq.grammar.compiling import compile_constraint
+from ikq.grammar.constraint import Constraint, GrammarConstraint
+
+__all__ = [
+    "After",
+    "Constraint",
+    "FreeText",
+    "GrammarConstraint",
+    "GrammarError",
+    "compile_constraint",
+]

@@ -1,0 +1,163 @@
+"""`make_app`: all paths of the server as one application."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from ikq.serve.bodies import read_json
+from ikq.serve.endpoint import Call, Endpoint, ErrorForm
+from ikq.serve.errors import ErrorKind, ServiceError
+from ikq.serve.openai_errors import OPENAI_ERRORS
+from ikq.serve.request_log import CURRENT, LOG, Record, log
+from ikq.serve.security import check_framing, check_key, client_of
+from ikq.serve.service import Service
+from ikq.serve.settings import Settings
+from ikq.serve.streams import ClientGone, Streamed, while_connected
+from ikq.serve.validation import check
+
+__all__ = ["make_app"]
+
+Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
+
+_KINDS: dict[int, ErrorKind] = {404: "not_found", 405: "invalid_request"}
+
+# What servers say of a client that went away; it hears it no more.
+_GONE = 499
+
+
+def make_app(
+    service: Service, settings: Settings, endpoints: Iterable[Endpoint], lifespan: Lifespan | None = None
+) -> Starlette:
+    """An application of ASGI.
+
+    Args:
+        service: What answers.
+        settings: Keys, limits, log.
+        endpoints: All paths.
+        lifespan: What is done at its begin and end.
+    """
+    endpoints = list(endpoints)
+    routes = [Route(e.path, _Answering(e, service, settings), methods=[e.method]) for e in endpoints]
+    middleware = []
+    if settings.cors_origins:
+        middleware.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(settings.cors_origins),
+                allow_methods=["GET", "POST", "OPTIONS"],
+                allow_headers=["*"],
+            )
+        )
+    app = Starlette(
+        routes=routes,
+        middleware=middleware,
+        exception_handlers={HTTPException: _lost(endpoints, settings)},
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+class _Answering:
+    """An endpoint as an application."""
+
+    def __init__(self, endpoint: Endpoint, service: Service, settings: Settings) -> None:
+        self._endpoint = endpoint
+        self._service = service
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        record = Record(scope["method"], scope["path"], client_of(request))
+        token = CURRENT.set(record)
+        try:
+            response = await self._response(request, record)
+            record.status = response.status_code
+            await response(scope, receive, send)
+        except (ClientGone, OSError):
+            record.status = _GONE
+        finally:
+            CURRENT.reset(token)
+            if self._settings.access_log:
+                log(record, as_json=self._settings.log_json)
+
+    async def _response(self, request: Request, record: Record) -> Response:
+        endpoint, settings = self._endpoint, self._settings
+        try:
+            check_framing(request.scope)
+            if endpoint.needs_key:
+                check_key(request, settings.api_keys)
+            body = None
+            if endpoint.body is not None:
+                body = check(endpoint.body, await read_json(request, settings.max_body))
+            call = Call(service=self._service, settings=settings, body=body, request=request)
+            if endpoint.body is None:
+                return await endpoint.handle(call)
+            response = await while_connected(request.receive, self._prepared(call))
+        except ServiceError as error:
+            return _refusal(endpoint.errors, error, record)
+        except (ClientGone, OSError):
+            raise
+        except Exception as error:
+            LOG.exception("error in %s", endpoint.path)
+            sentence = f"{type(error).__name__} in the server; its log has more"
+            return _refusal(endpoint.errors, ServiceError("internal", sentence), record)
+        return response
+
+    async def _prepared(self, call: Call) -> Response:
+        """The response; of a stream the first piece is there, or long in coming."""
+        response = await self._endpoint.handle(call)
+        if isinstance(response, Streamed):
+            try:
+                await response.prepare()
+            except BaseException:
+                await response.aclose()
+                raise
+        return response
+
+
+def _refusal(form: ErrorForm, error: ServiceError, record: Record | None = None) -> JSONResponse:
+    """An error as a response."""
+    if record is not None:
+        record.error = error.sentence
+    headers = {}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(error.retry_after)
+    if error.kind == "authentication":
+        headers["www-authenticate"] = "Bearer"
+    if error.kind in ("too_large", "timeout"):
+        # the rest of the body may still come, and is nobody's
+        headers["connection"] = "close"
+    return JSONResponse(form.body(error), status_code=form.status(error), headers=headers)
+
+
+def _lost(
+    endpoints: list[Endpoint], settings: Settings
+) -> Callable[[Request, Exception], Awaitable[Response]]:
+    """Answers to requests for paths that are not there, in the form of the API that is nearest."""
+
+    async def answer(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        path = request.url.path
+        form = next((e.errors for e in endpoints if path.startswith(e.path)), OPENAI_ERRORS)
+        if error.status_code == 405:
+            sentence = f"{request.method} is not a method of {path}"
+        else:
+            sentence = f"there is nothing at {path}"
+        refused = ServiceError(_KINDS.get(error.status_code, "invalid_request"), sentence)
+        record = Record(request.method, path, client_of(request), error.status_code, error=sentence)
+        if settings.access_log:
+            log(record, as_json=settings.log_json)
+        return JSONResponse(form.body(refused), status_code=error.status_code, headers=error.headers)
+
+    return answer

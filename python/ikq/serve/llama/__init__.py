@@ -1,0 +1,8 @@
+"""llama-server's own paths.
+
+bodies.py       what requests hold
+completion.py   `/completion`: replies, whole or in pieces
+slots.py        `/slots`: what they tell, files
+metrics.py      `/metrics`: Prometheus' text
+props.py        `/props`
+"""

@@ -1,0 +1,53 @@
+"""Bodies of llama-server's requests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from ikq.serve.openai.bodies import TextBody
+from ikq.serve.validation import Part
+
+__all__ = ["ApplyBody", "DetokenizeBody", "LlamaBody", "SlotBody", "TokenizeBody"]
+
+
+class LlamaBody(TextBody):
+    """`POST /completion`."""
+
+    prompt: str | list[int] | list[int | str]
+    n_probs: int | None = Field(None, ge=0)
+    return_tokens: bool | None = None
+
+
+class TokenizeBody(Part):
+    """`POST /tokenize`."""
+
+    model: str | None = None
+    content: str
+    add_special: bool | None = None
+    parse_special: bool | None = None
+    with_pieces: bool | None = None
+
+
+class DetokenizeBody(Part):
+    """`POST /detokenize`."""
+
+    model: str | None = None
+    tokens: list[int]
+
+
+class ApplyBody(Part):
+    """`POST /apply-template`."""
+
+    model: str | None = None
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
+class SlotBody(Part):
+    """`POST /slots/N`."""
+
+    model: str | None = None
+    filename: str | None = None

@@ -1,0 +1,31 @@
+"""`/props`: what programs ask a server before they use it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from ikq.serve.loaded import LoadedModel
+from ikq.serve.openai.usage import FINGERPRINT
+from ikq.serve.settings import Settings
+
+__all__ = ["props_object"]
+
+
+def props_object(model: LoadedModel, settings: Settings) -> dict[str, Any]:
+    """What there is to know of a model and its defaults."""
+    tokenizer = model.model.tokenizer
+    sampling = asdict(settings.sampling)
+    sampling["logit_bias"] = [[token, max(bias, -1e9)] for token, bias in sampling["logit_bias"].items()]
+    return {
+        "default_generation_settings": {"n_ctx": model.model.n_ctx, "params": sampling},
+        "total_slots": len(model.engine.slots),
+        "model_alias": model.name,
+        "model_path": str(model.path),
+        "modalities": {"vision": False, "audio": False},
+        "chat_template": model.model.chat_template.source,
+        "bos_token": tokenizer.text_of(tokenizer.bos),
+        "eos_token": tokenizer.text_of(tokenizer.eos),
+        "build_info": FINGERPRINT,
+        "is_sleeping": False,
+    }

@@ -1,0 +1,305 @@
+"""`LoadedModel`: a model with its engine, and requests made ready for it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ikq.errors import IkqError, UnsupportedError
+from ikq.grammar import Constraint, compile_constraint
+from ikq.model import Model
+from ikq.serve.engine import Engine
+from ikq.serve.errors import ServiceError
+from ikq.serve.replies import ChatParser, PlainParser, ReplyParser
+from ikq.serve.request_log import LOG
+from ikq.serve.requests import ChatRequest, CompletionRequest, Pooling, TextRequest
+from ikq.serve.saved import folder_of, load_prefixes, save_prefixes
+from ikq.serve.settings import Settings
+from ikq.serve.text import TextPlan
+from ikq.speculation.options import Speculation
+from ikq.speculation.text import TextSpeculation
+from ikq.templates import fit
+
+__all__ = ["LoadedModel", "load_model"]
+
+
+@dataclass
+class LoadedModel:
+    """A model that answers.
+
+    Attributes:
+        name: What clients call it.
+        path: Its file.
+        model: See there.
+        engine: The thread that owns it.
+        loaded: When it was loaded, in seconds since 1970.
+        speculation: What drafts its texts, unless a request says otherwise.
+        prefix_dir: Folder in which what is kept of texts outlives the server.
+    """
+
+    name: str
+    path: Path
+    model: Model
+    engine: Engine
+    loaded: int
+    speculation: Speculation
+    prefix_dir: Path | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of its weights."""
+        return sum(self.model.memory[:2])
+
+    # requests made ready: in any thread, the model is not touched
+
+    def plan_chat(self, request: ChatRequest) -> TextPlan:
+        """A conversation made ready.
+
+        Raises:
+            ServiceError: the template cannot express it, the prompt is too long, a value is out of range.
+        """
+        prompt = self.render(request)
+        tokens = self.tokens_of(prompt, parameter="messages")
+        form, choice = self.model.reply_form, request.tool_choice
+        tools = request.tools if choice.mode != "none" else ()
+        with _telling("tools"):
+            constraint = form.constraint(
+                tools, choice.mode, name=choice.name, parallel=choice.parallel, prompt=prompt
+            )
+        answer = self._constraint(request)
+        if answer is not None and tools:
+            raise ServiceError(
+                "invalid_request",
+                "tools and a form of the answer cannot be had at once: leave out one of them",
+                parameter="response_format",
+            )
+        if answer is not None:
+            constraint = form.answer(answer, prompt)
+
+        def new_parser() -> ReplyParser:
+            parser = form.parser(prompt, tools, separates_reasoning=request.separates_reasoning)
+            return ChatParser(parser)
+
+        return self._plan(request, tokens, new_parser, constraint)
+
+    def plan_completion(self, request: CompletionRequest) -> TextPlan:
+        """A text made ready.
+
+        Raises:
+            ServiceError: as `plan_chat`.
+        """
+        if isinstance(request.prompt, str):
+            tokens = self.tokens_of(request.prompt, parameter="prompt", parse_special=request.parse_special)
+        else:
+            tokens = self.checked_tokens(request.prompt)
+        return self._plan(request, tokens, PlainParser, self._constraint(request))
+
+    def render(self, request: ChatRequest) -> str:
+        """The prompt of a conversation.
+
+        Raises:
+            ServiceError: the template cannot express it.
+        """
+        if not request.messages:
+            raise ServiceError("invalid_request", "there are no messages", parameter="messages")
+        tools = list(request.tools) if request.tools and request.tool_choice.mode != "none" else None
+        with _telling("messages"):
+            fitted = fit(self.model.chat_template, request.messages, tools, form=self.model.reply_form)
+            return fitted.render(continues=request.continues, **request.template_options)
+
+    def count_tokens(self, request: ChatRequest) -> int:
+        """Tokens of the prompt of a conversation.
+
+        Raises:
+            ServiceError: as `render`.
+        """
+        return len(self.tokens_of(self.render(request), parameter="messages"))
+
+    def checked_tokens(self, tokens: tuple[int, ...], parameter: str = "prompt") -> list[int]:
+        """Tokens that are some of the model's.
+
+        Raises:
+            ServiceError: one is not.
+        """
+        n_vocab = self.model.spec.n_vocab
+        for token in tokens:
+            if not 0 <= token < n_vocab:
+                sentence = f"token {token} is not in the vocabulary of {n_vocab} tokens"
+                raise ServiceError("invalid_request", sentence, parameter=parameter)
+        return list(tokens)
+
+    def tokens_of(self, text: str, *, parameter: str, parse_special: bool = True) -> list[int]:
+        """Tokens of a text, with the one that texts of this model begin with.
+
+        Raises:
+            ServiceError: the vocabulary cannot express it.
+        """
+        with _telling(parameter):
+            return self.model._prompt_tokens(text, parse_special)
+
+    def _constraint(self, request: TextRequest) -> Constraint | None:
+        """What a text must be.
+
+        Raises:
+            ServiceError: it cannot be compiled; the sentence names the keyword.
+        """
+        form = request.form
+        if form.is_free:
+            return None
+        with _telling("grammar" if form.json_schema is None else "response_format"):
+            return compile_constraint(self.model.tokenizer, **vars(form))
+
+    def _plan(
+        self,
+        request: TextRequest,
+        tokens: list[int],
+        new_parser: Callable[[], ReplyParser],
+        constraint: Constraint | None,
+    ) -> TextPlan:
+        n_ctx = self.model.n_ctx
+        if not tokens:
+            raise ServiceError("invalid_request", "the prompt is empty", parameter="prompt")
+        if len(tokens) > n_ctx:
+            raise ServiceError(
+                "context_length",
+                f"the prompt has {len(tokens)} tokens, the context holds {n_ctx}; shorten it, or start the "
+                "server with a larger context (-c)",
+            )
+        unknown = [t for t in request.sampling.logit_bias if t >= self.model.spec.n_vocab]
+        if unknown:
+            sentence = f"logit_bias: token {unknown[0]} is not in the vocabulary"
+            raise ServiceError("invalid_request", sentence, parameter="logit_bias")
+        speculation = self.speculation
+        if request.speculation is not None:
+            with _telling("speculation"):
+                speculation = replace(speculation, **request.speculation)
+
+        def new_speculation() -> TextSpeculation | None:
+            return speculation.text(self.model)
+
+        return TextPlan(
+            tokens=tuple(tokens),
+            n_ctx=n_ctx,
+            tokenizer=self.model.tokenizer,
+            sampling=request.sampling,
+            max_tokens=request.max_tokens,
+            stop=request.stop,
+            logprobs=request.logprobs,
+            ignore_eos=request.ignore_eos,
+            special=request.special,
+            new_parser=new_parser,
+            constraint=constraint,
+            new_speculation=new_speculation,
+            shares=request.cache_prompt,
+            slot=request.slot,
+        )
+
+    # chores: in the engine's thread
+
+    def embedding(self, tokens: list[int], pooling: Pooling) -> Generator[None, None, NDArray[np.float32]]:
+        """The embedding of a text, computed in parts between which steps come; float32 `(n_embd,)`."""
+        total: NDArray[np.float64] | None = None
+        first: NDArray[np.float32] | None = None
+        last: NDArray[np.float32] | None = None
+        with self.model.new_sequence() as sequence:
+            for start in range(0, len(tokens), self.model.n_ubatch):
+                part = tokens[start : start + self.model.n_ubatch]
+                (hidden,) = self.model.step([(sequence, part, "hidden")])
+                assert hidden is not None
+                first = hidden[0].copy() if first is None else first
+                last = hidden[-1].copy()
+                summed = hidden.sum(axis=0, dtype=np.float64)
+                total = summed if total is None else total + summed
+                yield
+        assert total is not None, "there are tokens"
+        assert first is not None
+        assert last is not None
+        if pooling == "mean":
+            return (total / len(tokens)).astype(np.float32)
+        return first if pooling == "cls" else last
+
+    @property
+    def pooling(self) -> Pooling:
+        """How the file wants states of a text pooled; their mean if it does not say."""
+        key = f"{self.model.spec.architecture}.pooling_type"
+        value = self.model.metadata.get(key)
+        names: dict[object, Pooling] = {1: "mean", 2: "cls", 3: "last"}
+        return names.get(value, "mean")
+
+    def close(self) -> None:
+        """Ends its texts and frees its memory."""
+        self.engine.close()
+        if self.prefix_dir is not None:
+            n = save_prefixes(self.engine.prefixes, self.prefix_dir)
+            LOG.info("kept %d texts of %s in %s", n, self.name, self.prefix_dir)
+        self.engine.prefixes.clear()
+        self.model.close()
+
+
+def load_model(
+    name: str,
+    path: Path,
+    options: dict[str, Any],
+    settings: Settings,
+    speculation: Speculation,
+) -> LoadedModel:
+    """Loads a model and starts its engine.
+
+    Args:
+        name: What clients call it.
+        path: Its file.
+        options: Keywords of `Model.load`.
+        settings: Limits and folders.
+        speculation: What drafts its texts.
+
+    Raises:
+        OSError, IkqError: as `Model.load`.
+    """
+    model = Model.load(path, **options)
+    try:
+        _ = model.tokenizer, model.reply_form  # damaged ones show now
+        speculation.text(model)
+        engine = Engine(
+            model, n_slots=settings.parallel, n_queue=settings.queue, budget=_budget(model, settings)
+        )
+    except BaseException:
+        model.close()
+        raise
+    loaded = LoadedModel(name, path, model, engine, int(time.time()), speculation)
+    if settings.prefix_dir is not None:
+        loaded.prefix_dir = folder_of(settings.prefix_dir, path)
+        n = engine.do(load_prefixes(model, engine.prefixes, loaded.prefix_dir)).result()
+        LOG.info("found %d texts of %s in %s", n, name, loaded.prefix_dir)
+    return loaded
+
+
+def _budget(model: Model, settings: Settings) -> int:
+    """Bytes that caches of a model may take."""
+    if settings.cache_bytes is not None:
+        return settings.cache_bytes
+    full = model.sequence_bytes(model.n_ctx)
+    return max(full, min(settings.parallel * full, _free_memory() // 2))
+
+
+def _free_memory() -> int:
+    """Bytes of memory that are free, as far as the system tells."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+
+
+@contextmanager
+def _telling(parameter: str) -> Iterator[None]:
+    """Tells errors of ikq as those of a request's field."""
+    try:
+        yield
+    except UnsupportedError as error:
+        raise ServiceError("unsupported", str(error), parameter=parameter) from None
+    except (IkqError, ValueError) as error:
+        raise ServiceError("invalid_request", str(error), parameter=parameter) from None

@@ -1,0 +1,119 @@
+"""`LocalService`: requests answered by models of this process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import numpy as np
+
+from ikq.serve.errors import ServiceError
+from ikq.serve.loaded import LoadedModel
+from ikq.serve.models import Models
+from ikq.serve.replying import LocalReply
+from ikq.serve.request_log import CURRENT
+from ikq.serve.requests import ChatRequest, CompletionRequest, EmbeddingRequest, TextRequest
+from ikq.serve.service import Embeddings
+from ikq.serve.settings import Settings
+from ikq.serve.text import TextPlan
+
+__all__ = ["LocalService"]
+
+
+class LocalService:
+    """See `ikq.serve.service.Service`.
+
+    Attributes:
+        models: The models.
+
+    Args:
+        models: See there.
+        settings: Limits.
+    """
+
+    def __init__(self, models: Models, settings: Settings) -> None:
+        self.models = models
+        self._settings = settings
+
+    async def chat(self, request: ChatRequest) -> LocalReply:
+        """See `Service.chat`."""
+        return await self._reply(request, lambda model: model.plan_chat(request))
+
+    async def complete(self, request: CompletionRequest) -> LocalReply:
+        """See `Service.complete`."""
+        return await self._reply(request, lambda model: model.plan_completion(request))
+
+    async def count_tokens(self, request: ChatRequest) -> int:
+        """See `Service.count_tokens`."""
+        async with self.models.use(request.model) as model:
+            return await asyncio.to_thread(model.count_tokens, request)
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """See `Service.embed`."""
+        if not request.inputs:
+            raise ServiceError("invalid_request", "there is no input", parameter="input")
+        async with self.models.use(request.model) as model:
+            texts = await asyncio.to_thread(self._texts, model, request)
+            pooling = request.pooling or model.pooling
+            futures = [model.engine.do(model.embedding(tokens, pooling)) for tokens in texts]
+            try:
+                vectors = list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
+            finally:
+                for future in futures:
+                    future.cancel()
+            if request.normalizes:
+                vectors = [v / max(float(np.linalg.norm(v)), 1e-12) for v in vectors]
+            _note(model, None)
+            return Embeddings(model=model.name, vectors=vectors, n_tokens=sum(map(len, texts)))
+
+    def _texts(self, model: LoadedModel, request: EmbeddingRequest) -> list[list[int]]:
+        """Tokens of the texts to be embedded."""
+        texts = []
+        for text in request.inputs:
+            if isinstance(text, str):
+                tokens = model.tokens_of(text, parameter="input")
+            else:
+                tokens = model.checked_tokens(text, "input")
+            if not tokens:
+                raise ServiceError("invalid_request", "a text is empty", parameter="input")
+            if len(tokens) > model.model.n_ctx:
+                sentence = f"a text has {len(tokens)} tokens, the context holds {model.model.n_ctx}"
+                raise ServiceError("context_length", sentence, parameter="input")
+            texts.append(tokens)
+        return texts
+
+    async def _reply(self, request: TextRequest, plan: Callable[[LoadedModel], TextPlan]) -> LocalReply:
+        if not 1 <= request.n <= self._settings.parallel + self._settings.queue:
+            raise ServiceError("invalid_request", f"n={request.n} is not offered", parameter="n")
+        model = await self.models.hold(request.model)
+        try:
+            ready = await asyncio.to_thread(plan, model)
+            record = CURRENT.get()
+            reply = LocalReply(
+                model.engine,
+                ready,
+                request.n,
+                model=model.name,
+                client="local" if record is None else record.client,
+                seconds=_least(request.timeout, self._settings.timeout),
+                done=lambda: self.models.release(model),
+            )
+        except BaseException:
+            self.models.release(model)
+            raise
+        _note(model, reply)
+        return reply
+
+
+def _note(model: LoadedModel, reply: LocalReply | None) -> None:
+    """Notes for the request's line in the log who answers."""
+    record = CURRENT.get()
+    if record is not None:
+        record.models.append(model.name)
+        if reply is not None:
+            record.usages.append(reply.usage)
+
+
+def _least(*seconds: float | None) -> float | None:
+    given = [s for s in seconds if s is not None]
+    return min(given) if given else None

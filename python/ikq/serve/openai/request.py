@@ -1,0 +1,223 @@
+"""OpenAI's requests in ikq's own terms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+from ikq.sampling import SamplingOptions
+from ikq.serve.errors import ServiceError
+from ikq.serve.openai.bodies import ChatBody, CompletionBody, TextBody
+from ikq.serve.openai.sampling import sampling_of
+from ikq.serve.requests import ChatRequest, CompletionRequest, Form, ToolChoice
+from ikq.serve.settings import Settings
+
+__all__ = [
+    "CommonFields",
+    "chat_request",
+    "common_fields",
+    "completion_request",
+    "form_of",
+    "limit_of",
+    "split_inputs",
+    "stop_of",
+]
+
+# OpenAI takes 4; programs for llama-server send more.
+_MOST_STOPS = 64
+
+
+class CommonFields(TypedDict):
+    """Fields of `TextRequest` but `logprobs`."""
+
+    model: str | None
+    sampling: SamplingOptions
+    max_tokens: int | None
+    stop: tuple[str, ...]
+    n: int
+    form: Form
+    ignore_eos: bool
+    cache_prompt: bool
+    slot: int | None
+    timeout: float | None
+
+
+def chat_request(body: ChatBody, settings: Settings) -> ChatRequest:
+    """A conversation to be answered.
+
+    Raises:
+        ServiceError: values do not go together, or are out of range.
+    """
+    for i, message in enumerate(body.messages):
+        if not isinstance(message.get("role"), str):
+            sentence = f"messages.{i}.role: expected a text"
+            raise ServiceError("invalid_request", sentence, parameter=f"messages.{i}.role")
+    if body.top_logprobs and not body.logprobs:
+        raise ServiceError("invalid_request", "top_logprobs needs logprobs", parameter="top_logprobs")
+    template_options = {**settings.template_options, **(body.chat_template_kwargs or {})}
+    if body.reasoning_effort is not None:
+        template_options["reasoning_effort"] = body.reasoning_effort
+        if body.reasoning_effort == "none":
+            template_options.setdefault("enable_thinking", False)
+    if body.enable_thinking is not None:
+        template_options["enable_thinking"] = body.enable_thinking
+    reserved = {"messages", "tools", "add_generation_prompt"} & template_options.keys()
+    if reserved:
+        sentence = f"chat_template_kwargs: {min(reserved)} is a field of its own"
+        raise ServiceError("invalid_request", sentence, parameter="chat_template_kwargs")
+    limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    return ChatRequest(
+        **common_fields(body, settings, limit),
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        messages=tuple(body.messages),
+        tools=_tools(body.tools),
+        tool_choice=_tool_choice(body),
+        template_options=template_options,
+        continues=bool(body.continue_final_message),
+        separates_reasoning=body.reasoning_format != "none",
+    )
+
+
+def completion_request(
+    body: CompletionBody, prompt: str | tuple[int, ...], settings: Settings
+) -> CompletionRequest:
+    """A text to be continued.
+
+    Args:
+        body: The request.
+        prompt: One of its prompts.
+        settings: See there.
+
+    Raises:
+        ServiceError: as `chat_request`.
+    """
+    if body.suffix:
+        raise ServiceError("unsupported", "suffix is not offered", parameter="suffix")
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        raise ServiceError("unsupported", "best_of is not offered, but as n", parameter="best_of")
+    if body.echo and body.logprobs is not None:
+        raise ServiceError("unsupported", "echo with logprobs is not offered", parameter="echo")
+    # the original's limit, where none is said
+    limit = 16 if body.max_tokens is None and body.n_predict is None else body.max_tokens
+    return CompletionRequest(**common_fields(body, settings, limit), logprobs=body.logprobs, prompt=prompt)
+
+
+def split_inputs(given: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]) -> list[Any]:
+    """One or several texts, or their tokens, as a list of texts or tuples of tokens."""
+    if isinstance(given, str):
+        return [given]
+    if given and all(isinstance(x, int) for x in given):
+        return [tuple(given)]
+    return [x if isinstance(x, str) else tuple(x) for x in given if not isinstance(x, int)]
+
+
+def limit_of(given: int | None, parameter: str = "max_tokens") -> int | None:
+    """Most tokens; -1 stands for no limit.
+
+    Raises:
+        ServiceError: it is below that.
+    """
+    if given is None or given == -1:
+        return None
+    if given < 0:
+        sentence = f"{parameter}={given}: expected 0 or more"
+        raise ServiceError("invalid_request", sentence, parameter=parameter)
+    return given
+
+
+def stop_of(given: str | list[str] | None) -> tuple[str, ...]:
+    """Texts that end a text.
+
+    Raises:
+        ServiceError: one is empty, or there are very many.
+    """
+    texts = (given,) if isinstance(given, str) else tuple(given or ())
+    if len(texts) > _MOST_STOPS:
+        sentence = f"stop: {len(texts)} texts, expected at most {_MOST_STOPS}"
+        raise ServiceError("invalid_request", sentence, parameter="stop")
+    return tuple(text for text in texts if text)
+
+
+def form_of(body: TextBody) -> Form:
+    """What a text must be.
+
+    Raises:
+        ServiceError: several things are asked for at once.
+    """
+    forms: list[tuple[str, Form]] = []
+    wanted = body.response_format
+    if wanted is not None and wanted.type != "text":
+        schema = wanted.schema_ if wanted.json_schema is None else wanted.json_schema.schema_
+        if schema is not None:
+            forms.append(("response_format", Form(json_schema=schema)))
+        elif wanted.type == "json_object":
+            forms.append(("response_format", Form(json_object=True)))
+        else:
+            sentence = "response_format.json_schema.schema: field required"
+            raise ServiceError("invalid_request", sentence, parameter="response_format.json_schema.schema")
+    if body.json_schema is not None:
+        forms.append(("json_schema", Form(json_schema=body.json_schema)))
+    if body.grammar:
+        forms.append(("grammar", Form(gbnf=body.grammar)))
+    if body.regex:
+        forms.append(("regex", Form(regex=body.regex)))
+    if len(forms) > 1:
+        sentence = f"{' and '.join(name for name, _ in forms)} cannot be had at once"
+        raise ServiceError("invalid_request", sentence, parameter=forms[1][0])
+    return forms[0][1] if forms else Form()
+
+
+def common_fields(body: TextBody, settings: Settings, limit: int | None) -> CommonFields:
+    """What all requests for text have in common.
+
+    Args:
+        body: The request.
+        settings: See there.
+        limit: Most tokens, where not `n_predict` says it.
+
+    Raises:
+        ServiceError: a value is out of range, or some do not go together.
+    """
+    return {
+        "model": body.model,
+        "sampling": sampling_of(body, settings.sampling),
+        "max_tokens": limit_of(body.n_predict if limit is None else limit),
+        "stop": stop_of(body.stop),
+        "n": 1 if body.n is None else body.n,
+        "form": form_of(body),
+        "ignore_eos": bool(body.ignore_eos),
+        "cache_prompt": body.cache_prompt is not False,
+        "slot": body.id_slot if body.id_slot != -1 else None,
+        "timeout": body.timeout,
+    }
+
+
+def _tools(given: list[dict[str, Any]] | None) -> tuple[Mapping[str, Any], ...]:
+    for i, tool in enumerate(given or ()):
+        function = tool.get("function")
+        if tool.get("type", "function") != "function" or not isinstance(function, dict):
+            sentence = f"tools.{i}: expected a function"
+            raise ServiceError("invalid_request", sentence, parameter=f"tools.{i}")
+        if not isinstance(function.get("name"), str) or not function["name"]:
+            sentence = f"tools.{i}.function.name: expected a text"
+            raise ServiceError("invalid_request", sentence, parameter=f"tools.{i}.function.name")
+    return tuple(given or ())
+
+
+def _tool_choice(body: ChatBody) -> ToolChoice:
+    parallel = body.parallel_tool_calls is not False
+    choice = body.tool_choice
+    if choice is None:
+        return ToolChoice(parallel=parallel)
+    if isinstance(choice, str):
+        if choice in ("auto", "none"):
+            return ToolChoice(mode="auto" if choice == "auto" else "none", parallel=parallel)
+        if choice == "required" and body.tools:
+            return ToolChoice(mode="required", parallel=parallel)
+    else:
+        function = choice.get("function")
+        name = function.get("name") if isinstance(function, dict) else choice.get("name")
+        if isinstance(name, str) and any(t["function"]["name"] == name for t in _tools(body.tools)):
+            return ToolChoice(mode="required", name=name, parallel=parallel)
+    sentence = "tool_choice: expected auto, none, required with tools, or one of the tools"
+    raise ServiceError("invalid_request", sentence, parameter="tool_choice")

@@ -1,0 +1,1 @@
+"""Paths of the server, one file per API: each has `ENDPOINTS`."""

@@ -1,0 +1,207 @@
+"""llama-server's own paths."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from pydantic import BaseModel
+from starlette.responses import JSONResponse, Response
+
+from ikq.serve.endpoint import Call, Endpoint, Handler
+from ikq.serve.errors import ServiceError
+from ikq.serve.jobs import Chore
+from ikq.serve.llama.bodies import ApplyBody, DetokenizeBody, LlamaBody, SlotBody, TokenizeBody
+from ikq.serve.llama.completion import completion, completion_pieces
+from ikq.serve.llama.metrics import CONTENT_TYPE, metrics_text
+from ikq.serve.llama.props import props_object
+from ikq.serve.llama.slots import erase, file_of, restore, save, slots_object
+from ikq.serve.loaded import LoadedModel
+from ikq.serve.local import LocalService
+from ikq.serve.openai.request import common_fields
+from ikq.serve.openai_errors import OPENAI_ERRORS
+from ikq.serve.requests import ChatRequest, CompletionRequest
+from ikq.serve.streams import Streamed
+
+__all__ = ["ENDPOINTS"]
+
+
+def _local(call: Call) -> LocalService:
+    assert isinstance(call.service, LocalService)
+    return call.service
+
+
+async def health(call: Call) -> Response:
+    """Whether the server is there."""
+    return JSONResponse({"status": "ok"})
+
+
+async def metrics(call: Call) -> Response:
+    """Numbers for Prometheus."""
+    return Response(metrics_text(_local(call).models.loaded), media_type=CONTENT_TYPE)
+
+
+async def props(call: Call) -> Response:
+    """What there is to know of a model."""
+    async with _local(call).models.use(call.request.query_params.get("model")) as model:
+        return JSONResponse(props_object(model, call.settings))
+
+
+async def complete(call: Call) -> Response:
+    """Continues a text."""
+    body: LlamaBody = call.body
+    if body.n not in (None, 1):
+        raise ServiceError("unsupported", "n is not offered here", parameter="n")
+    async with _local(call).models.use(body.model) as model:
+        prompt = await asyncio.to_thread(_prompt, model, body.prompt)
+    request = CompletionRequest(
+        **common_fields(body, call.settings, body.max_tokens), logprobs=body.n_probs or None, prompt=prompt
+    )
+    reply = await call.service.complete(request)
+    if body.stream:
+        return Streamed(completion_pieces(reply, body), send_timeout=call.settings.send_timeout)
+    return JSONResponse(await completion(reply, body))
+
+
+def _prompt(model: LoadedModel, given: str | list[int] | list[int | str]) -> str | tuple[int, ...]:
+    """A prompt: a text, or tokens and texts in turn."""
+    if isinstance(given, str):
+        return given
+    tokens: list[int] = []
+    for part in given:
+        tokens += [part] if isinstance(part, int) else model.model.tokenize(part, parse_special=True)
+    return tuple(tokens)
+
+
+async def tokenize(call: Call) -> Response:
+    """Tokens of a text."""
+    body: TokenizeBody = call.body
+    async with _local(call).models.use(body.model) as model:
+        tokenizer = model.model.tokenizer
+
+        def encode() -> list[int]:
+            return tokenizer.encode(
+                body.content,
+                add_special=bool(body.add_special),
+                parse_special=body.parse_special is not False,
+            )
+
+        tokens = await asyncio.to_thread(encode)
+    if not body.with_pieces:
+        return JSONResponse({"tokens": tokens})
+    pieces: list[dict[str, Any]] = []
+    for token in tokens:
+        data = tokenizer.token_bytes(token)
+        try:
+            pieces.append({"id": token, "piece": data.decode()})
+        except UnicodeDecodeError:
+            pieces.append({"id": token, "piece": list(data)})
+    return JSONResponse({"tokens": pieces})
+
+
+async def detokenize(call: Call) -> Response:
+    """Text of tokens."""
+    body: DetokenizeBody = call.body
+    async with _local(call).models.use(body.model) as model:
+        n_vocab = model.model.tokenizer.n_vocab
+        for token in body.tokens:
+            if not 0 <= token < n_vocab:
+                sentence = f"token {token} is not in the vocabulary of {n_vocab} tokens"
+                raise ServiceError("invalid_request", sentence, parameter="tokens")
+        text = await asyncio.to_thread(model.model.tokenizer.decode, body.tokens, False)
+    return JSONResponse({"content": text})
+
+
+async def apply_template(call: Call) -> Response:
+    """The prompt of a conversation."""
+    body: ApplyBody = call.body
+    request = ChatRequest(
+        messages=tuple(body.messages),
+        tools=tuple(body.tools or ()),
+        template_options={**call.settings.template_options, **(body.chat_template_kwargs or {})},
+    )
+    async with _local(call).models.use(body.model) as model:
+        return JSONResponse({"prompt": await asyncio.to_thread(model.render, request)})
+
+
+async def slots(call: Call) -> Response:
+    """What is known of slots."""
+    async with _local(call).models.use(call.request.query_params.get("model")) as model:
+        found = slots_object(model)
+    if "fail_on_no_slot" in call.request.query_params and all(s["is_processing"] for s in found):
+        raise ServiceError("unavailable", "no slot is free", retry_after=1)
+    return JSONResponse(found)
+
+
+async def change_slot(call: Call) -> Response:
+    """Saves, restores or erases the text of a slot."""
+    body: SlotBody = call.body
+    action = call.request.query_params.get("action")
+    async with _local(call).models.use(body.model) as model:
+        slot = _slot_id(call.request.path_params["id"], model)
+        start = time.perf_counter()
+
+        async def do(chore: Chore) -> Any:  # noqa: ANN401  # what the chore returns
+            return await asyncio.wrap_future(model.engine.do(chore))
+
+        def timings(name: str) -> dict[str, Any]:
+            return {"timings": {name: (time.perf_counter() - start) * 1000}}
+
+        if action == "erase":
+            return JSONResponse({"id_slot": slot, "n_erased": await do(erase(model, slot))})
+        if action not in ("save", "restore"):
+            sentence = "action: expected save, restore or erase"
+            raise ServiceError("invalid_request", sentence, parameter="action")
+        file = file_of(call.settings.slot_dir, body.filename)
+        names = {"id_slot": slot, "filename": file.name}
+        if action == "save":
+            n, size = await do(save(model, slot, file))
+            return JSONResponse({**names, "n_saved": n, "n_written": size, **timings("save_ms")})
+        n, size = await do(restore(model, slot, file))
+        return JSONResponse({**names, "n_restored": n, "n_read": size, **timings("restore_ms")})
+
+
+def _slot_id(text: str, model: LoadedModel) -> int:
+    n = len(model.engine.slots)
+    if not (text.isascii() and text.isdigit()) or len(text) > 9 or int(text) >= n:
+        raise ServiceError("not_found", f"there is no slot {text[:20]!r}, but 0 to {n - 1}")
+    return int(text)
+
+
+def _get(path: str, handle: Handler, *, needs_key: bool = True) -> Endpoint:
+    return Endpoint(
+        method="GET",
+        path=path,
+        handle=handle,
+        errors=OPENAI_ERRORS,
+        summary=(handle.__doc__ or "").strip(),
+        needs_key=needs_key,
+    )
+
+
+def _post(path: str, handle: Handler, body: type[BaseModel]) -> Endpoint:
+    return Endpoint(
+        method="POST",
+        path=path,
+        handle=handle,
+        errors=OPENAI_ERRORS,
+        body=body,
+        summary=(handle.__doc__ or "").strip(),
+    )
+
+
+ENDPOINTS = [
+    _get("/health", health, needs_key=False),
+    _get("/v1/health", health, needs_key=False),
+    _get("/metrics", metrics),
+    _get("/props", props),
+    _get("/slots", slots),
+    _post("/slots/{id}", change_slot, SlotBody),
+    _post("/completion", complete, LlamaBody),
+    _post("/completions", complete, LlamaBody),
+    _post("/tokenize", tokenize, TokenizeBody),
+    _post("/detokenize", detokenize, DetokenizeBody),
+    _post("/apply-template", apply_template, ApplyBody),
+]
+"""See `Endpoint`."""

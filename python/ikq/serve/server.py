@@ -1,0 +1,200 @@
+"""`Server`: the service behind a port, in this thread or in one of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import threading
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+
+from ikq.errors import RefusedError
+from ikq.serve import openapi
+from ikq.serve.app import make_app
+from ikq.serve.connection import Connection
+from ikq.serve.endpoint import Endpoint
+from ikq.serve.loaded import LoadedModel, load_model
+from ikq.serve.local import LocalService
+from ikq.serve.models import Models, find_models
+from ikq.serve.request_log import LOG
+from ikq.serve.routes import anthropic, llama_server, openai, page, responses
+from ikq.serve.settings import Settings
+from ikq.speculation.options import Speculation
+
+__all__ = ["Server"]
+
+
+class Server:
+    """A server of a model, or of the models of a folder.
+
+    Args:
+        model: A file, or a folder of models, which are loaded when they are asked for.
+        settings: How it runs.
+        name: What clients call the model of a file; its name without `.gguf`, if not given.
+        load_options: Keywords of `Model.load`.
+        speculation: What drafts texts, unless a request says otherwise.
+
+    Raises:
+        RefusedError: there is no model in the folder.
+
+    Examples:
+        >>> import ikq
+        >>> with ikq.Server("tests/data/tiny-moe-bf16.gguf", port=0) as server:  # doctest: +SKIP
+        ...     print(server.url)
+        http://127.0.0.1:43211
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        settings: Settings | None = None,
+        *,
+        name: str | None = None,
+        load_options: Mapping[str, Any] | None = None,
+        speculation: Speculation | None = None,
+    ) -> None:
+        self.settings = settings or Settings()
+        path = Path(model)
+        is_folder = path.is_dir()
+        paths = find_models(path) if is_folder else {name or path.stem: path}
+        if not paths:
+            raise RefusedError(f"{path}: there is no model (*.gguf) in this folder")
+        self._options = dict(load_options or {})
+        self._speculation = speculation or Speculation()
+        self.models = Models(paths, self._load, most=self.settings.models_max, takes_any_name=not is_folder)
+        self._preloads = not is_folder
+        self.service = LocalService(self.models, self.settings)
+        self.app = make_app(self.service, self.settings, self._endpoints(), self._lifespan)
+        self._uvicorn: uvicorn.Server | None = None
+        self._socket: socket.socket | None = None
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        assert self._socket is not None, "it runs"
+        host, port = self._socket.getsockname()[:2]
+        scheme = "http" if self.settings.ssl_certfile is None else "https"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def run(self) -> None:
+        """Serves until somebody interrupts it (Ctrl-C, SIGTERM); what is being answered is completed first.
+
+        Raises:
+            OSError: the port is taken.
+            OSError, IkqError: the model cannot be loaded.
+        """
+        server = self._prepared()
+        assert self._socket is not None
+        with self._socket:
+            server.run([self._socket])
+        if self._error is not None:
+            raise self._error
+
+    def start(self) -> None:
+        """Serves in a thread; returns when it does.
+
+        Raises:
+            OSError, IkqError: as `run`.
+        """
+        server = self._prepared()
+        assert self._socket is not None
+        sockets = [self._socket]
+        is_up = threading.Event()
+
+        def serve() -> None:
+            try:
+                with sockets[0]:
+                    asyncio.run(_serve(server, sockets, is_up))
+            except BaseException as error:
+                self._error = self._error or error
+            finally:
+                is_up.set()
+
+        self._thread = threading.Thread(target=serve, name="ikq-serve", daemon=True)
+        self._thread.start()
+        is_up.wait()
+        if not server.started:
+            self._thread.join()
+            raise self._error or RuntimeError("the server did not start")
+
+    def stop(self) -> None:
+        """Ends what `start` began; what is being answered is completed first."""
+        if self._uvicorn is not None:
+            self._uvicorn.should_exit = True
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def __enter__(self) -> Server:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _prepared(self) -> uvicorn.Server:
+        settings = self.settings
+        family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+        self._socket = socket.socket(family)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self._socket.bind((settings.host, settings.port))
+            if self._preloads:
+                ((name, path),) = self.models.paths.items()
+                self.models.add(self._load(name, path))
+        except BaseException:
+            self._socket.close()
+            raise
+        self._error = None
+        config = uvicorn.Config(
+            self.app,
+            http=Connection,
+            ws="none",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=max(1, round(settings.grace)),
+            ssl_certfile=None if settings.ssl_certfile is None else str(settings.ssl_certfile),
+            ssl_keyfile=None if settings.ssl_keyfile is None else str(settings.ssl_keyfile),
+        )
+        self._uvicorn = uvicorn.Server(config)
+        return self._uvicorn
+
+    def _endpoints(self) -> list[Endpoint]:
+        pages = page.ENDPOINTS if self.settings.page else []
+        apis = (openai, anthropic, responses, llama_server)
+        endpoints = [endpoint for api in apis for endpoint in api.ENDPOINTS]
+        return [*endpoints, openapi.endpoint_of(endpoints), *pages]
+
+    def _load(self, name: str, path: Path) -> LoadedModel:
+        return load_model(name, path, self._options, self.settings, self._speculation)
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        assert self._socket is not None
+        self._socket.listen(1024)  # who reads the line may connect
+        LOG.info("listening at %s", self.url)
+        try:
+            yield
+        finally:
+            await self.models.close()
+
+
+async def _serve(server: uvicorn.Server, sockets: list[socket.socket], is_up: threading.Event) -> None:
+    serving = asyncio.ensure_future(server.serve(sockets))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.01)
+    is_up.set()
+    await serving

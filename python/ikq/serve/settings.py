@@ -1,0 +1,79 @@
+"""`Settings`: how a server runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ikq.sampling import SamplingOptions
+
+__all__ = ["Settings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a server runs; defaults are those of `ikq serve`.
+
+    Attributes:
+        host: Address that it listens at.
+        port: Port; 0: any free one.
+        api_keys: Keys, one of which each request must have; none: everybody may ask.
+        cors_origins: Origins of pages that browsers let ask; `*`: all.
+        ssl_certfile: Certificate, for HTTPS.
+        ssl_keyfile: Its key.
+        parallel: Most texts that are computed together.
+        queue: Most texts that wait; beyond that requests are refused with status 429.
+        timeout: Seconds that a request may take in all; `None`: any time.
+        send_timeout: Seconds that a client may leave a part of a stream unread.
+        grace: Seconds that requests have to end when the server shuts down.
+        max_body: Most bytes of a request.
+        cache_bytes: Memory for keys, values and states of all texts, those that are kept included; `None`: as
+            much as `parallel` texts of full length take, at most half of the free memory.
+        prefix_dir: Folder in which what was kept outlives the server; `None`: nothing does.
+        slot_dir: Folder of `/slots/N?action=save` and `restore`; `None`: they are refused.
+        models_max: Most models that are loaded at a time.
+        access_log: A line per request.
+        log_json: ... as JSON.
+        page: Serve the web page at `/`.
+        sampling: How tokens are chosen where a request does not say.
+        template_options: Variables of chat templates where a request does not say.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    api_keys: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    ssl_certfile: Path | None = None
+    ssl_keyfile: Path | None = None
+    parallel: int = 4
+    queue: int = 64
+    timeout: float | None = 3600.0
+    send_timeout: float = 60.0
+    grace: float = 30.0
+    max_body: int = 32 * 2**20
+    cache_bytes: int | None = None
+    prefix_dir: Path | None = None
+    slot_dir: Path | None = None
+    models_max: int = 1
+    access_log: bool = True
+    log_json: bool = False
+    page: bool = True
+    sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    template_options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, low in (
+            ("port", 0),
+            ("parallel", 1),
+            ("queue", 0),
+            ("grace", 0),
+            ("max_body", 1),
+            ("models_max", 1),
+        ):
+            value = getattr(self, name)
+            if value < low:
+                raise ValueError(f"{name}={value}: expected {low} or more")
+        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
+            raise ValueError("ssl_certfile and ssl_keyfile go together")

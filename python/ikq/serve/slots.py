@@ -1,0 +1,68 @@
+"""`Slots`: places of texts that are computed together, as programs for llama-server know them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ikq.serve.text import Text
+
+__all__ = ["Slot", "Slots"]
+
+
+@dataclass
+class Slot:
+    """A place.
+
+    Attributes:
+        id: Its number.
+        text: The text that has it.
+        tokens: Tokens of the last text that had it. What was computed is kept for all, not for the slot,
+            which only remembers what they were.
+        n_texts: How many had it.
+    """
+
+    id: int
+    text: Text | None = None
+    tokens: list[int] = field(default_factory=list)
+    n_texts: int = 0
+
+
+class Slots:
+    """A number of places.
+
+    Args:
+        n: How many.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._all = [Slot(i) for i in range(n)]
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __getitem__(self, id: int) -> Slot:
+        return self._all[id]
+
+    @property
+    def n_free(self) -> int:
+        """Places that no text has."""
+        return sum(slot.text is None for slot in self._all)
+
+    def take(self, text: Text) -> None:
+        """Gives a text a free place, the one that it wants if that is free. There must be one."""
+        free = [slot for slot in self._all if slot.text is None]
+        wanted = [slot for slot in free if slot.id == text.plan.slot]
+        slot = (wanted or sorted(free, key=lambda s: s.n_texts))[0]
+        slot.text, text.slot = text, slot.id
+
+    def free(self, text: Text) -> None:
+        """A text gives its place back."""
+        if text.slot is not None:
+            self._all[text.slot].text = None
+
+    def remember(self, text: Text, tokens: list[int]) -> None:
+        """A text is over: its place remembers its tokens."""
+        if text.slot is not None:
+            slot = self._all[text.slot]
+            slot.tokens = tokens
+            slot.n_texts += 1

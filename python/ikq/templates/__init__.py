@@ -1,0 +1,14 @@
+"""Conversations made to fit a chat template.
+
+    fitted = fit(model.chat_template, messages, tools, form=form_of(model.chat_template))
+    prompt = fitted.render(model.chat_template, enable_thinking=False)
+
+abilities.py   what a template can express, found out by trying: `Abilities`
+fitting.py     messages in OpenAI's form as the template wants them: `fit`
+"""
+
+from ikq.errors import TemplateLimit
+from ikq.templates.abilities import Abilities, abilities_of
+from ikq.templates.fitting import Fitted, fit
+
+__all__ = ["Abilities", "Fitted", "TemplateLimit", "abilities_of", "fit"]

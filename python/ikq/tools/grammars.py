@@ -1,0 +1,318 @@
+"""Calls of tools as grammars: which may be made, and with what arguments."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ikq.errors import GrammarError
+from ikq.grammar import After, Constraint, FreeText, GrammarConstraint, compile_constraint
+from ikq.grammar.blame import blamed, failure
+from ikq.grammar.schema import compact, prepared
+from ikq.grammar.vocabulary import words_of
+from ikq.tools.spelling import Harmony, JsonCalls, NamedCalls, TaggedCalls
+from ikq.tools.values import is_text
+
+if TYPE_CHECKING:
+    from ikq.tools.forms import ReplyForm
+
+__all__ = ["answer", "calls_grammar", "constraint"]
+
+
+def constraint(form: ReplyForm, lark: str, *, enforced: bool, prompt: str) -> Constraint:
+    """Calls, behind what is free; `enforced`: the model does not decide where they begin."""
+    assert form.tokenizer is not None
+    inner = compile_constraint(form.tokenizer, lark=lark)
+    spelling = form.spelling
+    if isinstance(spelling, Harmony):
+        return inner if enforced else After(inner, FreeText(triggers=(_HARMONY_TRIGGER,)))
+    free = _free(form, prompt)
+    if not enforced:
+        is_bare = isinstance(spelling, JsonCalls) and spelling.is_bare
+        free = FreeText(
+            reasoning=free.reasoning,
+            is_open=free.is_open,
+            triggers=(spelling.trigger,),
+            opening=('{"name"',) if is_bare else (),
+        )
+    return After(inner, free)
+
+
+def answer(form: ReplyForm, inner: Constraint, prompt: str) -> Constraint:
+    """An answer, behind what is free."""
+    if not isinstance(inner, GrammarConstraint):
+        return inner
+    if isinstance(form.spelling, Harmony):
+        return After(inner, FreeText(reasoning=_HARMONY_ANSWER, is_open=True))
+    free = _free(form, prompt)
+    return inner if free.reasoning is None else After(inner, free)
+
+
+def _free(form: ReplyForm, prompt: str) -> FreeText:
+    if form.reasoning is None:
+        return FreeText()
+    return FreeText(reasoning=form.reasoning, is_open=prompt.rstrip().endswith(form.reasoning[0]))
+
+
+def calls_grammar(
+    form: ReplyForm,
+    tools: Sequence[Mapping[str, Any]],
+    *,
+    enforced: bool,
+    name: str | None,
+    parallel: bool,
+    answer: Mapping[str, Any] | None = None,
+) -> str:
+    """The grammar of the calls of a reply in Lark's notation, or of an answer of this schema."""
+    functions = [_Function.of(tool, i) for i, tool in enumerate(tools)]
+    if name is not None:
+        functions = [f for f in functions if f.name == name]
+        if not functions:
+            raise GrammarError(f"tool_choice names the function `{name}`, which is not among the tools",
+                               keyword=name, place="tool_choice")  # fmt: skip
+    return _Writer(form).written(functions, enforced=enforced, parallel=parallel, answer=answer)
+
+
+class _Function:
+    """A function that may be called.
+
+    Attributes:
+        name: Its name.
+        schema: Of its arguments; can be compiled.
+    """
+
+    def __init__(self, name: str, schema: dict[str, Any]) -> None:
+        self.name = name
+        self.schema = schema
+
+    @classmethod
+    def of(cls, tool: Mapping[str, Any], i: int) -> _Function:
+        """From OpenAI's form.
+
+        Raises:
+            GrammarError: it is strict, and its schema cannot be enforced.
+        """
+        function = tool.get("function", tool)
+        name = str(function.get("name"))
+        given = function.get("parameters") or {}
+        schema = {"type": "object", **given}
+        if function.get("strict"):
+            try:
+                return cls(name, _compiled(schema))
+            except GrammarError as e:
+                place = f"tools/{i}/function/parameters{e.place or ''}"
+                raise GrammarError(
+                    f"the tool `{name}` is strict, but {e}", keyword=e.keyword, place=place
+                ) from None
+        # not strict: arguments are JSON, and as much of the schema holds as can be enforced
+        try:
+            return cls(name, _compiled(schema, lenient=True))
+        except GrammarError:
+            return cls(name, {"type": "object"})
+
+    def properties(self) -> Iterator[tuple[str, dict[str, Any], bool]]:
+        """Name, schema and whether it is required, of each argument."""
+        defs: dict[str, Any] = {
+            key: self.schema[key] for key in ("$defs", "definitions") if key in self.schema
+        }
+        required = self.schema.get("required") or ()
+        for key, schema in (self.schema.get("properties") or {}).items():
+            inner = schema if isinstance(schema, Mapping) else {}
+            yield key, {**defs, **inner}, key in required
+
+
+def _compiled(schema: Mapping[str, Any], *, lenient: bool = False) -> dict[str, Any]:
+    result = prepared(schema, lenient=lenient)
+    assert isinstance(result, dict)
+    if message := failure(result):
+        raise blamed(result, message)
+    return result
+
+
+_HARMONY_TRIGGER = " to=functions."
+_HARMONY_ANSWER = ("<|channel|>", "<|channel|>final<|message|>")
+
+
+class _Writer:
+    """Writes rules."""
+
+    def __init__(self, form: ReplyForm) -> None:
+        self._form = form
+        tokenizer = form.tokenizer
+        specials = {} if tokenizer is None else words_of(tokenizer).specials
+        names = sorted(map(re.escape, specials), key=len, reverse=True)
+        self._specials = specials
+        self._split = re.compile(f"({'|'.join(names)})") if names else None
+        self._rules: dict[str, str] = {}
+        # calls that no mark begins are JSON like any answer, and are written with it
+        self._needs_mark = False
+        # rules for a text up to a mark, by the mark
+        self._values: dict[str, str] = {}
+
+    def written(
+        self,
+        functions: Sequence[_Function],
+        *,
+        enforced: bool,
+        parallel: bool,
+        answer: Mapping[str, Any] | None,
+    ) -> str:
+        """All rules."""
+        spelling = self._form.spelling
+        if answer is not None and isinstance(spelling, JsonCalls) and spelling.is_bare:
+            answer = _with_bare_calls(spelling, functions, answer)
+            self._needs_mark = True
+        for i, function in enumerate(functions):
+            self._rules[f"call_{i}"] = self._call(function, i)
+        self._rules["call"] = " | ".join(f"call_{i}" for i in range(len(functions)))
+        written = None if answer is None else self._json(answer)
+        if isinstance(spelling, Harmony):
+            self._harmony(enforced, written)
+        else:
+            more = f" ({self._text(spelling.between)} call)*" if parallel else ""
+            before, after = spelling.section
+            is_list = isinstance(spelling, JsonCalls) and spelling.is_list
+            first, last = ("[", "]") if is_list else ("", "")
+            self._rules["calls"] = f"{self._text(before + first)} call{more} {self._text(last + after)}"
+            self._answer(written)
+            self._rules["start"] = "calls" if written is None else "calls | answer"
+        return "".join(f"{name}: {rule}\n" for name, rule in self._rules.items())
+
+    def _answer(self, written: str | None) -> None:
+        if written is not None:
+            self._rules["answer"] = written
+
+    def _harmony(self, enforced: bool, answer: str | None) -> None:
+        channel, message, start = map(self._text, ("<|channel|>", "<|message|>", "<|start|>"))
+        self._answer(answer)
+        if not enforced and answer is None:
+            self._rules["start"] = "call"
+            return
+        thoughts = f'{channel} "analysis" {message} {self._until("<|end|>")} {start} "assistant"'
+        self._rules["thoughts"] = thoughts
+        final = "" if answer is None else f' | {channel} "final" {message} answer'
+        self._rules["start"] = f'thoughts? ({channel} "commentary" call{final})'
+
+    def _call(self, function: _Function, i: int) -> str:
+        spelling = self._form.spelling
+        if isinstance(spelling, Harmony):
+            tail = f'({self._text("<|channel|>commentary")})? ({self._text(" <|constrain|>json")} | " json")?'
+            head = f"{self._text(_HARMONY_TRIGGER + function.name)} {tail} {self._text('<|message|>')}"
+            return f"{head} {self._json(function.schema)}"
+        before, after = spelling.call
+        if isinstance(spelling, JsonCalls):
+            inner = self._json_call(spelling, function)
+            if spelling.is_bare:
+                return f"({self._text(before)}){'' if self._needs_mark else '?'} {inner}"
+        elif isinstance(spelling, NamedCalls):
+            name = self._numbered(spelling.before_name + function.name + spelling.after_name)
+            inner = f"{name} {self._text(spelling.arguments)} {self._json(function.schema)}"
+        else:
+            inner = self._tagged(spelling, function, i)
+        return f"{self._text(before)} {inner} {self._text(after)}"
+
+    def _json_call(self, spelling: JsonCalls, function: _Function) -> str:
+        name = json.dumps(function.name, ensure_ascii=False)
+        arguments = self._json(function.schema)
+        if not spelling.name:
+            return f"{self._text('{' + name + ': ')} {arguments} {self._text('}')}"
+        head = f'"{spelling.name}": {name}, "{spelling.arguments}": '
+        if spelling.id and spelling.id != "id":
+            head = f'"{spelling.id}": "#", {head}'
+        tail = (
+            f'({self._text(", " + json.dumps("id") + ": ")} /"[a-zA-Z0-9]{{9}}"/)?'
+            if spelling.id == "id"
+            else ""
+        )
+        return f"{self._numbered('{' + head)} {arguments} {tail} {self._text('}')}"
+
+    def _tagged(self, spelling: TaggedCalls, function: _Function, i: int) -> str:
+        named = spelling.name_written.replace("{name}", function.name)
+        parts = [self._numbered(spelling.name[0] + named + spelling.name[1])]
+        for j, (key, schema, is_required) in enumerate(function.properties()):
+            rule = f"argument_{i}_{j}"
+            self._rules[rule] = self._argument(spelling, key, schema)
+            parts.append(rule if is_required else f"{rule}?")
+        parts.append(self._text(spelling.end))
+        return " ".join(parts)
+
+    def _argument(self, spelling: TaggedCalls, key: str, schema: Mapping[str, Any]) -> str:
+        is_string = is_text({"properties": {key: schema}}, key, {})
+        written = spelling.key_written.replace("{key}", key)
+        written = written.replace("{string}", str(is_string).lower())
+        written = written.replace("{type}", "string" if is_string else _type_of(schema))
+        head = f"{self._text(spelling.key[0] + written + spelling.key[1])} {self._text(spelling.value[0])}"
+        end = spelling.value[1].replace("{key}", key)
+        close = self._text(end)
+        values = schema.get("enum")
+        if is_string and isinstance(values, list):
+            return f"{head} ({' | '.join(self._text(str(v)) for v in values)}) {close}"
+        is_nested = bool(spelling.nested) and schema.get("type") in ("object", "array")
+        if is_string or is_nested or not schema.get("type"):
+            return f"{head} {self._until(end)}"
+        return f"{head} {self._json(schema)} {close}"
+
+    def _until(self, mark: str) -> str:
+        """Any text up to a mark, and the mark."""
+        if self._split is not None and self._split.search(mark):
+            return f"/(?s:.*)/ {self._text(mark.lstrip())}"
+        # a line end before the mark is a part of the value for the grammar, and none for who reads it
+        mark = mark.lstrip()
+        stripped = mark.rstrip()
+        name = self._values.setdefault(stripped, f"text_value_{len(self._values)}")
+        self._rules[f"{name}[lazy]"] = f"/(?s:.*){_escaped(stripped)}/"
+        return f"{name} {self._text(mark[len(stripped) :])}"
+
+    def _json(self, schema: Mapping[str, Any]) -> str:
+        return f"%json {json.dumps(compact(schema))}"
+
+    def _numbered(self, text: str) -> str:
+        """A text in which `#` stands for a number."""
+        return " ".join(
+            p for p in (" /[0-9]{1,4}/ ".join(self._text(part) for part in re.split("#+", text)),) if p
+        )
+
+    def _text(self, text: str) -> str:
+        """A text, its control tokens as such."""
+        parts = self._split.split(text) if self._split else [text]
+        written = [
+            f"<[{self._specials[part]}]>" if part in self._specials else f"/{_escaped(part)}/"
+            for part in parts
+            if part
+        ]
+        return " ".join(written)
+
+
+def _with_bare_calls(
+    spelling: JsonCalls, functions: Sequence[_Function], answer: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The schema of an answer that may as well be a call.
+
+    Arguments whose schema refers to parts of itself are only JSON here.
+    """
+    calls = [
+        {
+            "type": "object",
+            "properties": {
+                spelling.name: {"const": function.name},
+                spelling.arguments: {"type": "object"} if "$ref" in str(function.schema) else function.schema,
+            },
+            "required": [spelling.name, spelling.arguments],
+            "additionalProperties": False,
+        }
+        for function in functions
+    ]
+    shared = {key: answer[key] for key in ("$defs", "definitions") if key in answer}
+    return {"anyOf": [dict(answer), *calls], **shared}
+
+
+def _escaped(text: str) -> str:
+    """A text as a regular expression."""
+    return "".join(c if c.isascii() and c.isalnum() else f"\\x{{{ord(c):X}}}" for c in text)
+
+
+def _type_of(schema: Mapping[str, Any]) -> str:
+    kind = schema.get("type")
+    return {"integer": "number"}.get(kind, kind) if isinstance(kind, str) else "object"

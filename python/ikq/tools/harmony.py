@@ -1,0 +1,61 @@
+"""Replies in the harmony format: messages on channels.
+
+<|channel|>analysis<|message|>Thoughts.<|end|><|start|>assistant<|channel|>final<|message|>The answer.
+<|channel|>commentary to=functions.f <|constrain|>json<|message|>{"x": 1}<|call|>
+"""
+
+from __future__ import annotations
+
+import re
+
+from ikq.tools.delta import Delta
+from ikq.tools.readers import Calls, nothing
+from ikq.tools.scanning import Scanner, Steps
+
+__all__ = ["read_harmony"]
+
+_ENDS = ("<|end|>", "<|call|>", "<|return|>", "<|start|>")
+_RECIPIENT = re.compile(r"\bto=([^\s<]+)")
+_CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
+
+
+def read_harmony(text: Scanner, calls: Calls, *, prompt: str = "") -> Steps[None]:
+    """Reads a reply.
+
+    Args:
+        text: The reply, with the names of its control tokens.
+        calls: Those of the reply.
+        prompt: What came before; it may have begun a message.
+    """
+    if prompt.rstrip().endswith("<|message|>"):
+        heading = prompt[prompt.rfind("<|start|>") :]
+        yield from _body(text, calls, heading)
+    while not (yield from text.at_end()):
+        parts: list[str] = []
+        place = text.keep()
+        mark = yield from text.until(["<|message|>", *_ENDS[:3]], parts.append)
+        heading = "".join(parts)
+        if mark == "<|message|>":
+            text.forget()
+            yield from _body(text, calls, heading)
+        elif mark or "<|channel|>" in heading:
+            text.forget()
+        else:  # no markup at all
+            text.back_to(place)
+            yield Delta("content", text.rest())
+
+
+def _body(text: Scanner, calls: Calls, heading: str) -> Steps[None]:
+    """Reads a message behind its heading, and what ends it."""
+    recipient = _RECIPIENT.search(heading)
+    channel = _CHANNEL.search(heading)
+    name = recipient.group(1).removeprefix("functions.") if recipient else ""
+    if name and name in calls.tools:
+        yield calls.begin(name)
+        yield from text.space()
+        yield from text.json(calls.arguments)
+        yield from text.until(_ENDS, nothing)
+    elif recipient or (channel and channel.group(1) == "analysis"):
+        yield from text.until(_ENDS, lambda piece: Delta("reasoning", piece))
+    else:
+        yield from text.until(_ENDS, lambda piece: Delta("content", piece))

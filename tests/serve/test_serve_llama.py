@@ -1,0 +1,117 @@
+"""llama-server's own paths."""
+
+from __future__ import annotations
+
+import pytest
+from serving import GREEDY, TINY, TOOLS, pieces, serving
+
+import ikq
+
+
+@pytest.fixture(scope="module")
+def model():
+    with ikq.Model.load(TINY, n_ctx=1024, **TOOLS) as model:
+        yield model
+
+
+def test_completion(server, model):
+    body = {"prompt": "import os", "n_predict": 20, "seed": 4, "return_tokens": True, "n_probs": 2}
+    status, reply = server.ask("/completion", body)
+    expected = list(model.generate("import os", max_tokens=20, seed=4, logprobs=2))
+    assert (status, reply["content"]) == (200, "".join(p.text for p in expected))
+    assert reply["tokens"] == [p.token for p in expected]
+    assert reply["stop"] is True
+    assert (reply["stop_type"], reply["tokens_predicted"]) == ("limit", 20)
+    assert [t["logprob"] for t in reply["completion_probabilities"]] == [p.logprob for p in expected]
+    assert reply["timings"]["predicted_n"] == 20
+    _, text = server.ask("/completion", {**body, "stream": True})
+    *parts, last = pieces(text)
+    assert "".join(p["content"] for p in parts) == reply["content"]
+    assert [t for p in parts for t in p["tokens"]] == reply["tokens"]
+    assert (last["stop"], last["content"]) == (True, "")
+
+
+def test_a_prompt_of_tokens_and_texts(server, model):
+    mixed = [*model.tokenize("import"), " os"]
+    _, reply = server.ask("/completion", {"prompt": mixed, "n_predict": 6, **GREEDY})
+    expected = model.generate([*model.tokenize("import"), *model.tokenize(" os")], max_tokens=6, **GREEDY)
+    assert reply["content"] == expected.text()
+
+
+@pytest.mark.parametrize(
+    ("form", "text"),
+    [
+        ({"grammar": 'root ::= "yes" | "no"'}, ("yes", "no")),
+        ({"json_schema": {"enum": ["a", "b"]}}, ('"a"', '"b"')),
+        ({"regex": "a{3}b"}, ("aaab",)),
+    ],
+)
+def test_grammars(server, form, text):
+    _, reply = server.ask("/completion", {"prompt": "x", "n_predict": 20, "seed": 1, **form})
+    assert reply["content"] in text
+    assert reply["stop_type"] == "eos"
+
+
+def test_tokens_and_texts(server, model):
+    text = "import os # \N{GREEK SMALL LETTER LAMDA}\n"
+    _, reply = server.ask("/tokenize", {"content": text})
+    assert reply["tokens"] == model.tokenize(text)
+    _, reply = server.ask("/tokenize", {"content": text, "with_pieces": True})
+    data = [
+        p["piece"].encode() if isinstance(p["piece"], str) else bytes(p["piece"]) for p in reply["tokens"]
+    ]
+    assert b"".join(data).decode() == text
+    _, reply = server.ask("/detokenize", {"tokens": model.tokenize(text)})
+    assert reply == {"content": text}
+    status, _ = server.ask("/detokenize", {"tokens": [10**9]})
+    assert status == 400
+
+
+def test_apply_template(server, model):
+    messages = [{"role": "user", "content": "hello"}]
+    _, reply = server.ask("/apply-template", {"messages": messages})
+    assert reply["prompt"] == model.chat_template.render(messages)
+
+
+def test_props_health_and_metrics(server):
+    assert server.ask("/health") == (200, {"status": "ok"})
+    _, props = server.ask("/props")
+    assert (props["total_slots"], props["default_generation_settings"]["n_ctx"]) == (8, 1024)
+    _, text = server.ask("/metrics")
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert float(values['llamacpp:tokens_predicted_total{model="tiny-moe-bf16"}']) > 0
+
+
+def test_slots_are_saved_restored_and_erased(tmp_path):
+    with serving(slot_dir=tmp_path) as server:
+        body = {"prompt": "import os\n" * 40, "n_predict": 4, "id_slot": 2, **GREEDY}
+        _, first = server.ask("/completion", body)
+        _, slots = server.ask("/slots")
+        n = slots[2]["n_tokens"]
+        assert n == first["tokens_evaluated"] + 4
+        _, saved = server.ask("/slots/2?action=save", {"filename": "chat.bin"})
+        # the last token was chosen, but not computed
+        assert saved["n_saved"] == n - 1
+        assert saved["n_written"] == (tmp_path / "chat.bin").stat().st_size
+        assert server.ask("/slots/2?action=erase", {})[1]["n_erased"] == n
+        _, again = server.ask("/completion", body)
+        assert again["timings"]["cache_n"] == 0
+    with serving(slot_dir=tmp_path) as server:
+        _, restored = server.ask("/slots/5?action=restore", {"filename": "chat.bin"})
+        assert restored["n_restored"] == n - 1
+        _, third = server.ask("/completion", body)
+        assert third["content"] == first["content"]
+        assert third["timings"]["prompt_n"] == 1
+        (tmp_path / "bad.bin").write_bytes((tmp_path / "chat.bin").read_bytes()[:-9] + b"123456789")
+        assert server.ask("/slots/5?action=restore", {"filename": "bad.bin"})[0] == 400
+        for name in ("../chat.bin", "/etc/passwd", "a/b", "..", ".hidden", "", "x\x00", "x" * 300, None):
+            for action in ("save", "restore"):
+                status, reply = server.ask(f"/slots/5?action={action}", {"filename": name})
+                assert (status, reply["error"]["param"]) == (400, "filename"), name
+        assert server.ask("/slots/99?action=erase", {})[0] == 404
+        assert server.ask("/slots/x?action=erase", {})[0] == 404
+        assert server.ask("/slots/1?action=eat", {})[0] == 400
+
+
+def test_slots_need_a_folder(server):
+    assert server.ask("/slots/0?action=save", {"filename": "x"})[0] == 501

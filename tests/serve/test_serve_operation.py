@@ -1,0 +1,259 @@
+"""Keys, origins, several models, logs, and how servers end and begin again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+from model_files import path
+from serving import GREEDY, TINY, ask, engine, pieces, serving
+
+import ikq
+from ikq.serve.models import find_models
+from ikq.serve.security import read_keys
+
+PROMPT = {"prompt": "import os\n" * 60, "max_tokens": 4, **GREEDY}
+
+
+def test_keys(tmp_path):
+    with serving(api_keys=("first", "second")) as server:
+        for path_ in ("/v1/completions", "/v1/messages", "/tokenize"):
+            status, reply = server.ask(path_, {})
+            assert status == 401, path_
+            assert "key" in reply["error"]["message"]
+        for headers in (
+            {"authorization": "Bearer third"},
+            {"authorization": "Bearer "},
+            {"authorization": "Basic first"},
+            {"x-api-key": "firs"},
+        ):
+            assert server.ask("/v1/models", headers=headers)[0] == 401
+        assert server.ask("/props")[0] == 401
+        assert server.ask("/metrics")[0] == 401
+        for headers in ({"authorization": "Bearer second"}, {"x-api-key": "first"}):
+            assert server.ask("/v1/models", headers=headers)[0] == 200
+        # what says nothing needs none
+        assert server.ask("/health")[0] == 200
+    file = tmp_path / "keys"
+    file.write_text("# ours\none\n\n  two \n")
+    assert read_keys(file) == ["one", "two"]
+
+
+def test_origins():
+    import httpx
+
+    origin = {"origin": "https://a.example"}
+    asks = {**origin, "access-control-request-method": "POST"}
+    with serving(cors_origins=("https://a.example",)) as server, httpx.Client(base_url=server.url) as client:
+        found = client.options("/v1/chat/completions", headers=asks)
+        assert found.headers["access-control-allow-origin"] == "https://a.example"
+        other = client.options("/v1/chat/completions", headers={**asks, "origin": "https://b.example"})
+        assert "access-control-allow-origin" not in other.headers
+        found = client.get("/health", headers=origin)
+        assert found.headers["access-control-allow-origin"] == "https://a.example"
+    with serving() as server, httpx.Client(base_url=server.url) as client:
+        assert "access-control-allow-origin" not in client.get("/health", headers=origin).headers
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of two models, one of them in a folder of its own."""
+    (tmp_path / "inner").mkdir()
+    shutil.copy(TINY, tmp_path / "tiny.gguf")
+    shutil.copy(path("qwen3/qwen3-bf16"), tmp_path / "inner" / "qwen3.gguf")
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF but no more")
+    return tmp_path
+
+
+def test_models_of_a_folder(folder):
+    with serving(folder, n_ctx=256, models_max=1) as server:
+        _, found = server.ask("/v1/models")
+        assert [m["id"] for m in found["data"]] == ["broken", "inner/qwen3", "tiny"]
+        assert all(m["status"]["value"] == "unloaded" for m in found["data"])
+        texts = {}
+        for name in ("tiny", "inner/qwen3", "tiny", "inner/qwen3"):
+            status, reply = server.ask(
+                "/v1/completions", {"model": name, "prompt": "import", "max_tokens": 6, **GREEDY}
+            )
+            assert (status, reply["model"]) == (200, name)
+            assert texts.setdefault(name, reply["choices"][0]["text"]) == reply["choices"][0]["text"]
+            _, found = server.ask("/v1/models")
+            assert [m["id"] for m in found["data"] if m["status"]["value"] == "loaded"] == [name]
+        for name in ("../tiny", "tiny.gguf", str(folder / "tiny"), "inner/../tiny", "", "x"):
+            status, reply = server.ask("/v1/completions", {"model": name, "prompt": "import"})
+            assert (status, reply["error"]["param"]) == (404, "model")
+        status, reply = server.ask("/v1/completions", {"model": "broken", "prompt": "import"})
+        assert status == 503
+        assert "broken" in reply["error"]["message"]
+        assert server.ask("/v1/models/inner/qwen3")[1]["id"] == "inner/qwen3"
+
+
+def test_a_model_in_use_is_not_unloaded(folder):
+    with serving(folder, n_ctx=512, models_max=1) as server:
+        body = {"model": "tiny", "prompt": "import", "max_tokens": 300, "ignore_eos": True}
+        found = []
+        first = threading.Thread(target=lambda: found.append(server.ask("/v1/completions", body)))
+        first.start()
+        while not (server.models.loaded and engine(server).n_running):
+            time.sleep(0.005)
+        status, _ = server.ask("/v1/completions", {**body, "model": "inner/qwen3", "max_tokens": 2})
+        first.join()
+    assert status == 200
+    assert found[0][0] == 200
+    assert found[0][1]["usage"]["completion_tokens"] == 300
+
+
+def test_names_of_split_sets(tmp_path):
+    for name in ("a-00001-of-00002.gguf", "a-00002-of-00002.gguf", "b.gguf", "c-1-of-2.gguf"):
+        (tmp_path / name).touch()
+    assert find_models(tmp_path) == {
+        "a": tmp_path / "a-00001-of-00002.gguf",
+        "b": tmp_path / "b.gguf",
+        "c-1-of-2": tmp_path / "c-1-of-2.gguf",
+    }
+
+
+def test_no_model(tmp_path):
+    with pytest.raises(ikq.RefusedError, match="no model"):
+        ikq.Server(tmp_path)
+    with pytest.raises(OSError, match="nothing.gguf"), ikq.Server(tmp_path / "nothing.gguf"):
+        pass
+
+
+def test_a_line_for_each_request(caplog):
+    caplog.set_level(logging.INFO, "ikq.serve")
+    with serving(access_log=True, log_json=True) as server:
+        server.ask("/v1/completions?key=secret", PROMPT, headers={"authorization": "Bearer secret"})
+        server.ask("/v1/completions", {"prompt": []})
+        server.ask("/nothing%0Ano")
+    lines = [r.getMessage() for r in caplog.records if r.getMessage().startswith("{")]
+    assert "secret" not in "".join(lines)
+    first, second, *_ = map(json.loads, lines)
+    assert (first["status"], first["chosen"], first["model"]) == (200, 4, "tiny-moe-bf16")
+    assert first["prompt"] > 100
+    assert (second["status"], second["error"][:6]) == (400, "prompt")
+
+
+def test_what_is_answered_is_completed_before_the_end():
+    found = []
+    with serving(n_ctx=512) as server:
+        body = {"prompt": "import", "max_tokens": 200, "ignore_eos": True, "stream": True}
+        thread = threading.Thread(target=lambda: found.append(server.ask("/v1/completions", body)))
+        thread.start()
+        while not engine(server).n_running:
+            time.sleep(0.005)
+    thread.join()
+    status, text = found[0]
+    events = pieces(text)
+    assert (status, events[-1]) == (200, "[DONE]")
+    assert events[-2]["choices"][0]["finish_reason"] == "length"
+
+
+class Process:
+    """`ikq serve` as a process."""
+
+    def __init__(self, *options):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "ikq", "serve", "-m", str(TINY), "-c", "1024", "--port", "0", *options],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        self.lines = []
+        for line in self.process.stderr:
+            self.lines.append(line)
+            if found := re.search(r"listening at (http\S+)", line):
+                self.server = SimpleNamespace(url=found[1])
+                break
+        else:
+            raise AssertionError("".join(self.lines))
+        self.reader = threading.Thread(target=lambda: self.lines.extend(self.process.stderr))
+        self.reader.start()
+
+    def ask(self, *args, **kwargs):
+        return ask(self.server, *args, **kwargs)
+
+    def end(self, how):
+        self.process.send_signal(how)
+        self.process.wait(30)
+        self.reader.join()
+        self.process.stderr.close()
+
+
+def cached(reply):
+    return reply[1]["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+def test_kept_texts_survive_the_end_and_damage_is_noticed(tmp_path):
+    process = Process("--prefix-cache", str(tmp_path))
+    first = process.ask("/v1/completions", PROMPT)
+    assert cached(first) == 0
+    process.end(signal.SIGTERM)
+    (folder,) = tmp_path.iterdir()
+    (file,) = folder.iterdir()
+    # killed in the middle of something: what was written stays, what is half written goes
+    (folder / "00000009.ikqseq.partial").write_bytes(b"half")
+    process = Process("--prefix-cache", str(tmp_path))
+    again = process.ask("/v1/completions", PROMPT)
+    assert cached(again) == again[1]["usage"]["prompt_tokens"] - 1
+    assert again[1]["choices"] == first[1]["choices"]
+    process.end(signal.SIGKILL)
+    assert list(folder.iterdir()) == [file]
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    process = Process("--prefix-cache", str(tmp_path))
+    try:
+        assert list(folder.iterdir()) == []
+        third = process.ask("/v1/completions", PROMPT)
+        assert cached(third) == 0
+        assert third[1]["choices"] == first[1]["choices"]
+    finally:
+        process.end(signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--parallel", "0"], "parallel=0"),
+        (["--ssl-key-file", "x"], "go together"),
+        (["--api-key-file", "/nowhere"], "/nowhere"),
+        (["-m", "/nowhere.gguf"], "/nowhere.gguf"),
+    ],
+)
+def test_wrong_options(options, sentence, capsys):
+    from ikq.__main__ import main
+
+    model = [] if "-m" in options else ["-m", str(TINY)]
+    assert main(["serve", *model, *options]) in (1, 2)
+    assert sentence in capsys.readouterr().err
+
+
+def test_https(tmp_path):
+    import ssl
+    import urllib.request
+
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed: no certificate can be made")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=x"]
+    subprocess.run(
+        [*command, "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert],
+        check=True,
+        capture_output=True,
+    )
+    with serving(ssl_certfile=cert, ssl_keyfile=key) as server:
+        assert server.url.startswith("https://")
+        context = ssl.create_default_context(cafile=cert)
+        with urllib.request.urlopen(f"{server.url}/health", context=context) as response:
+            assert json.load(response) == {"status": "ok"}

@@ -1,0 +1,228 @@
+"""Calls of tools under their grammars: what can be written is a call, and its arguments are valid."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from form_vocabs import marks_of, tokenizer_of
+from replies import NOW, SCHEMAS, TOOLS, WEATHER, parsed, values
+from walks import text_of, walk
+
+import ikq
+from ikq.tools import form_of
+from ikq.tools.forms import FORMS, GENERIC
+from ikq.tools.spelling import Harmony, TaggedCalls
+
+jsonschema = pytest.importorskip("jsonschema")
+pytest.importorskip("llguidance")
+
+BY_NAME = {form.name: form for form in [*FORMS, GENERIC]}
+
+
+def closers(form):
+    """Texts that close something."""
+    spelling = form.spelling
+    texts = ['"', "}", "]", spelling.call[1], spelling.section[1], *(form.reasoning or ())[1:]]
+    if isinstance(spelling, TaggedCalls):
+        texts += [spelling.end, *(spelling.value[1].replace("{key}", key) for key in WEATHER["properties"])]
+    if isinstance(spelling, Harmony):
+        texts += ["<|end|><|start|>assistant"]
+    return [text for text in texts if text]
+
+
+def checked(form, text, prompt=""):
+    """Names of the functions that a text calls."""
+    content, _, calls = parsed(form, text, prompt=prompt)
+    assert calls, text
+    for name, arguments in values(calls):
+        jsonschema.validate(arguments, SCHEMAS[name])
+    return content, [name for name, _, _ in calls]
+
+
+@pytest.mark.parametrize("control", [True, False], ids=["control", "text"])
+@pytest.mark.parametrize("name", BY_NAME)
+def test_calls_that_are_required(name, control):
+    """Marks are control tokens in one vocabulary, and plain text in the other."""
+    form = replace(BY_NAME[name], tokenizer=tokenizer_of(BY_NAME[name], control=control))
+    tokenizer = form.tokenizer
+    n_calls = 0
+    for seed in range(6):
+        constraint = form.constraint(TOOLS, "required")
+        tokens = walk(constraint, tokenizer, seed, closing=closers(form))
+        assert constraint.is_complete
+        content, names = checked(form, text_of(tokenizer, tokens))
+        assert not content
+        n_calls += len(names)
+    assert n_calls >= 6
+    constraint = form.constraint(TOOLS, "required", name="now", parallel=False)
+    _, names = checked(form, text_of(tokenizer, walk(constraint, tokenizer, 1, closing=closers(form))))
+    assert names == ["now"]
+
+
+@pytest.mark.parametrize("control", [True, False], ids=["control", "text"])
+@pytest.mark.parametrize("name", BY_NAME)
+def test_calls_that_a_model_decides_on(name, control):
+    """Free until the trigger; from there on it is a call."""
+    form = replace(BY_NAME[name], tokenizer=tokenizer_of(BY_NAME[name], control=control))
+    tokenizer = form.tokenizer
+    free = form.constraint(TOOLS)
+    for token in tokenizer.encode("I look."):
+        mask = free.mask()
+        assert mask is None or mask[token]
+        free.accept(token)
+    assert free.is_complete
+    assert not free.must_stop
+    trigger = " to=functions." if isinstance(form.spelling, Harmony) else form.spelling.trigger
+    for token in tokenizer.encode(trigger, parse_special=True):
+        assert free.n_allowed([token]) == 1
+        free.accept(token)
+    assert not free.is_complete
+    text = text_of(tokenizer, walk(free, tokenizer, 3, n_free=0, closing=closers(form)))
+    if isinstance(form.spelling, Harmony):
+        checked(form, f"<|channel|>commentary{trigger}{text}")
+    else:
+        assert checked(form, f"I look.{trigger}{text}")[0] == "I look."
+
+
+def test_reasoning_is_free():
+    form = replace(BY_NAME["hermes"], tokenizer=tokenizer_of(BY_NAME["hermes"]))
+    encode = form.tokenizer.encode
+    thoughts = encode('I may write <tool_call> and "', parse_special=True)
+    for choice in ("auto", "required"):
+        constraint = form.constraint(TOOLS, choice, prompt="<think>\n")
+        assert constraint.n_allowed(thoughts) == len(thoughts)
+        for token in [*thoughts, *encode("</think>\n", parse_special=True)]:
+            constraint.accept(token)
+        assert constraint.is_complete == (choice == "auto")
+        calls = encode('<tool_call>\n{"name": "now"', parse_special=True)
+        assert constraint.n_allowed(calls) == len(calls)
+        said = encode("No.")
+        assert constraint.n_allowed(said) == (len(said) if choice == "auto" else 0)
+    # the model opens it itself
+    constraint = form.constraint(TOOLS, "required")
+    opened = encode("<think>Hm.</think><tool_call>\n", parse_special=True)
+    assert constraint.n_allowed(opened) == len(opened)
+    assert constraint.n_allowed(encode("Hm.")) == 0
+    # and may not end in it
+    for token in opened[:2]:
+        constraint.accept(token)
+    assert not constraint.mask()[sorted(form.tokenizer.end_ids)].any()
+
+
+def test_a_token_that_goes_on_behind_the_trigger():
+    """It is allowed if what it says there is."""
+    form = replace(BY_NAME["hermes"], tokenizer=tokenizer_of(BY_NAME["hermes"], control=False))
+    constraint = form.constraint(TOOLS)
+    for token in form.tokenizer.encode("<tool_call"):
+        constraint.accept(token)
+    good, bad = form.tokenizer.id_of(">Ċ"), form.tokenizer.id_of('">')
+    assert bad is None
+    assert constraint.n_allowed([good]) == 1
+    constraint.accept(good)
+    assert constraint.n_allowed(form.tokenizer.encode('{"name')) == len(form.tokenizer.encode('{"name'))
+    assert constraint.n_allowed(form.tokenizer.encode("x")) == 0
+
+
+def tool(parameters, **more):
+    return [{"type": "function", "function": {"name": "f", "parameters": parameters, **more}}]
+
+
+def test_schemas_that_cannot_be_enforced():
+    form = replace(BY_NAME["hermes"], tokenizer=tokenizer_of(BY_NAME["hermes"]))
+    odd = {"type": "object", "properties": {"x": {"type": "array", "uniqueItems": True}}, "required": ["x"]}
+    # as much as can be
+    grammar = form.grammar(tool(odd), "required")
+    assert '"required": ["x"]' in grammar
+    assert "uniqueItems" not in grammar
+    with pytest.raises(ikq.GrammarError, match="`f` is strict.*`uniqueItems` at /properties/x") as e:
+        form.constraint(tool(odd, strict=True))
+    assert e.value.keyword == "uniqueItems"
+    assert e.value.place == "tools/0/function/parameters/properties/x/uniqueItems"
+    with pytest.raises(ikq.GrammarError, match="names the function `g`"):
+        form.constraint(TOOLS, "required", name="g")
+    assert form.constraint(TOOLS, "none") is None
+    assert form.constraint([]) is None
+    assert form.grammar(TOOLS, "none") is None
+
+
+def test_many_tools():
+    tools = [
+        {"type": "function", "function": {"name": f"f{i}", "parameters": WEATHER if i % 2 else NOW}}
+        for i in range(200)
+    ]
+    form = replace(BY_NAME["hermes"], tokenizer=tokenizer_of(BY_NAME["hermes"]))
+    constraint = form.constraint(tools, "required", name="f199")
+    text = text_of(form.tokenizer, walk(constraint, form.tokenizer, 1, closing=closers(form)))
+    assert parsed(form, text, tools=tools)[2][0][0] == "f199"
+    constraint = form.constraint(tools, "required")
+    assert '"f' in text_of(form.tokenizer, walk(constraint, form.tokenizer, 1, closing=closers(form)))
+
+
+def test_answers_behind_reasoning():
+    """A schema is for the answer: a model may think before it."""
+    from ikq.grammar import compile_constraint
+
+    for name, opened in (("hermes", "Hm.</think>\n\n"), ("harmony", "<|channel|>final<|message|>")):
+        form = replace(BY_NAME[name], tokenizer=tokenizer_of(BY_NAME[name]))
+        inner = compile_constraint(form.tokenizer, regex="[0-9]+")
+        prompt = "<think>\n" if name == "hermes" else ""
+        constraint = form.answer(inner, prompt)
+        tokens = form.tokenizer.encode(f"{opened}12", parse_special=True)
+        assert constraint.n_allowed(tokens) == len(tokens)
+        for token in tokens[:-1]:
+            constraint.accept(token)
+        assert constraint.n_allowed(form.tokenizer.encode("x")) == 0
+    plain = replace(BY_NAME["llama3"], tokenizer=tokenizer_of(BY_NAME["llama3"]))
+    inner = compile_constraint(plain.tokenizer, regex="[0-9]+")
+    assert plain.answer(inner) is inner
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_an_answer_of_a_form_or_calls(name):
+    form = replace(BY_NAME[name], tokenizer=tokenizer_of(BY_NAME[name]))
+    schema = {
+        "type": "object",
+        "properties": {"n": {"enum": [12, 34]}},
+        "required": ["n"],
+        "additionalProperties": False,
+    }
+    is_harmony = isinstance(form.spelling, Harmony)
+    calls = "<|channel|>commentary to=functions." if is_harmony else form.spelling.trigger
+    answer = '<|channel|>final<|message|>{"n"' if is_harmony else '{"n"'
+    for begin in (calls, answer):
+        constraint = form.constraint(TOOLS, json_schema=schema)
+        assert not constraint.is_complete
+        tokens = form.tokenizer.encode(begin, parse_special=True)
+        for token in tokens:
+            assert constraint.n_allowed([token]) == 1
+            constraint.accept(token)
+        tokens += walk(constraint, form.tokenizer, 5, n_free=4, closing=closers(form))
+        assert constraint.is_complete
+        text = text_of(form.tokenizer, tokens)
+        if begin == calls:
+            assert not checked(form, text)[0]
+        else:
+            jsonschema.validate(json.loads(parsed(form, text)[0]), schema)
+    constraint = form.constraint(TOOLS, json_schema=schema)
+    assert constraint.n_allowed(form.tokenizer.encode("I look.")) == 0
+    bare = form.tokenizer.encode('{"name": "now", "parameters": {}}')
+    assert (constraint.n_allowed(bare) == len(bare)) == (name == "llama3")
+    with pytest.raises(ikq.GrammarError, match="`not`"):
+        form.constraint(TOOLS, json_schema={"not": {}})
+
+
+def test_form_of_a_template():
+    form = form_of("{% for m in messages %}<tool_call>{{ m.content }}{% endfor %}<think>")
+    assert (form.name, form.reasoning) == ("hermes", ("<think>", "</think>"))
+    assert form_of("{{ messages[0].content }}").name == "generic"
+    # the signs may be only in what the template makes
+    marks = "{% set x = '<tool' + '_call>' %}{% for m in messages %}{{ x }}{{ m.content }}{% endfor %}"
+    assert form_of(marks).name == "hermes"
+
+
+def test_marks_of_forms_are_not_mixed_up():
+    names = [form.name for form in FORMS]
+    assert len(set(names)) == len(names)
+    for form in FORMS:
+        assert form.spelling.trigger or isinstance(form.spelling, Harmony)
+        assert marks_of(form) or form.name == "firefunction"
