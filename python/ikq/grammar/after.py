@@ -163,6 +163,9 @@ class After(Constraint):
             if not self._free.is_lazy and self._text.strip():
                 self._constrain(self._text.lstrip())
                 return
+        if self._phase is _Phase.REASONING:
+            # only what may still become the mark matters
+            self._text = self._text[-len(self._close) :]
         if self._phase in (_Phase.START, _Phase.TEXT) and self._free.is_lazy:
             self._find_trigger()
 

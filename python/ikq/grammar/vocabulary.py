@@ -78,8 +78,12 @@ class Words:
 
     def spelled(self, texts: Iterable[bytes]) -> list[int]:
         """Tokens that stand for one of these texts."""
-        wanted = set(texts)
-        return [token for text, token in self._by_bytes if text in wanted]
+        found = []
+        for text in set(texts):
+            first = bisect.bisect_left(self._by_bytes, (text, 0))
+            last = bisect.bisect_left(self._by_bytes, (text, self.n_vocab))
+            found += [token for _, token in self._by_bytes[first:last]]
+        return found
 
     def completions(self, mark: bytes) -> list[list[tuple[int, bytes]]]:
         """Tokens that complete a mark and go on behind it, with what they say there.
