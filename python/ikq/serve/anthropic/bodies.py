@@ -138,7 +138,7 @@ class AnyChoice(Part):
     """`auto`: as the model likes; `any`: at least one; `none`: none."""
 
     type: Literal["auto", "any", "none"]
-    disable_parallel_tool_use: bool = False
+    disable_parallel_tool_use: bool | None = None
 
 
 class NamedChoice(Part):
@@ -146,7 +146,7 @@ class NamedChoice(Part):
 
     type: Literal["tool"]
     name: str
-    disable_parallel_tool_use: bool = False
+    disable_parallel_tool_use: bool | None = None
 
 
 class ThinkingOn(Part):
@@ -207,7 +207,7 @@ class MessagesBody(CountBody):
     """A conversation that is answered."""
 
     max_tokens: int = Field(ge=1)
-    stream: bool = False
+    stream: bool | None = None
     stop_sequences: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=64)] | None = None
     temperature: float | None = Field(None, ge=0, le=1)
     top_p: float | None = Field(None, ge=0, le=1)
