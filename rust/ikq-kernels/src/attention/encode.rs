@@ -443,7 +443,7 @@ mod tests {
     }
 
     /// The least error that any scale can have is 0.885 (`q4_0`), 0.84 (`iq4_nl`) and 0.843 (`q6_0`) of the plain
-    /// scale's on gaussian numbers; eight candidates come within a hundredth of it.
+    /// scale's on gaussian numbers; eight candidates come within 1.5 % of it.
     #[test]
     fn searched_scales_are_nearly_the_best() {
         let x = gaussian(32 * 500);
@@ -459,7 +459,7 @@ mod tests {
             }
             for kind in available() {
                 let found = square_error(&x, &round_trip(kind, ty, &x));
-                assert!(found < 1.01 * least, "{} {} {}", ty.name(), kind.name(), found / least);
+                assert!(found < 1.015 * least, "{} {} {}", ty.name(), kind.name(), found / least);
                 assert!(found < most * plain, "{} {} {}", ty.name(), kind.name(), found / plain);
             }
         }
