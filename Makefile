@@ -63,14 +63,14 @@ python-test: $(VENV)/.testable sdists
 	$(BIN)/python -m pytest --doctest-modules --pyargs ikq -o testpaths=
 	$(BIN)/python -m pytest --doctest-glob=README.md README.md
 
-# what tests read of other packages' source distributions; without the network these tests are skipped
-sdists: $(VENV)/.created
-	$(BIN)/python tools/fetch_sdists.py $(VENV)/sdists
-
 # the web page in a browser: Chromium must be there, the rest is installed
 test-page: $(VENV)/.testable
 	$(BIN)/python -m pip install --quiet 'playwright>=1.40'
 	IKQ_BROWSER=required $(BIN)/python -m pytest tests/serve/test_page_browser.py
+
+# what tests read of other packages' source distributions; without the network these tests are skipped
+sdists: $(VENV)/.created
+	$(BIN)/python tools/fetch_sdists.py $(VENV)/sdists
 
 bench: $(VENV)/.testable
 	$(BIN)/python benches/run.py

@@ -48,8 +48,9 @@ pub struct Exec<'a> {
     pub collector: Option<&'a Collector>,
 }
 
-/// Units per thread that a phase of few columns is cut into, so that threads end together.
-const UNITS_PER_THREAD: usize = 4;
+/// Units per thread that a phase of few columns is cut into: several, so that threads end together, but few, as memory
+/// is read fastest in long runs.
+const UNITS_PER_THREAD: usize = 2;
 /// Fewest rows of a unit: what the kernels take at once.
 const FEWEST_ROWS: usize = 16;
 /// Rows of a unit when there are many columns, so that its output stays in the cache.

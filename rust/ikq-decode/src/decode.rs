@@ -2,7 +2,7 @@
 
 use ikq_simd::{Isa, array};
 
-use crate::lanes::{LaneCodes, LaneScales, LaneUnit, by_rows};
+use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit, by_rows};
 
 /// Elements per unit.
 pub const UNIT: usize = 256;
@@ -106,8 +106,15 @@ pub trait Decode<I: Isa>: Sized + 'static {
     /// (`ikq_simd::Products::dots_of_small`): 1, 2, 4 or 8; 1 where codes are biased.
     const SMALL: usize = Self::LANE_CODES.small(Self::MAX_ABS_CODE);
 
-    /// Decoding lanes costs more than multiplying a few columns where tables are read entry by entry.
-    const HEAVY: bool = false;
+    /// What [`Decode::lanes`] costs.
+    const DECODING: Decoding = Decoding::Moderate;
+
+    /// Lines of words are asked for ahead of the products. Where lines are read in order and little is done with them, the
+    /// machine sees to it itself, and asking only takes time.
+    const ASKS_AHEAD: bool = true;
+
+    /// Neighbouring parts of 32 elements that are decoded side by side, as their codes share words or look-ups: 1, 2 or 4.
+    const TOGETHER: usize = 1;
 
     /// The row header as the float scale it holds; 1 for types without.
     #[inline(always)]

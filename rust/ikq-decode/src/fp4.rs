@@ -5,7 +5,7 @@ use ikq_simd::{Isa, array};
 
 use crate::decode::{Decode, Scales, bytes};
 use crate::lane_planes::{eight, field, lut16, nibbles_16 as nibbles_16_lanes, plus};
-use crate::lanes::{LaneCodes, LaneScales, LaneUnit};
+use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 use crate::planes::nibbles_16;
 
 /// Half the value of an E8M0 byte: `2^(e - 128)`, subnormal for 0 and 1.
@@ -33,6 +33,7 @@ impl<I: Isa> Decode<I> for MXFP4 {
     const N_FLOAT_SCALES: usize = 8;
     const MAX_ABS_CODE: i32 = 12;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(4);
+    const DECODING: Decoding = Decoding::Light;
 
     #[inline(always)]
     fn scales(_: I, _: f32, unit: &[u8]) -> Scales {

@@ -19,7 +19,7 @@ use crate::iqks::{f16_header, f32_header};
 use crate::iquants::{delta_byte, nibble_deltas, ternary_entries};
 use crate::iquants::{nibble_lanes, ternary_lanes, three_bits};
 use crate::lane_planes::{eight, field, odd_field, same_scale, times};
-use crate::lanes::{LaneCodes, LaneScales, LaneUnit};
+use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 
 /// Takes the groups of `data` apart, one after another, and hands each one's rows to `decode` with
 /// its part of `out`.
@@ -58,7 +58,7 @@ impl<I: Isa> Decode<I> for IQ1_S_R4 {
     const HEADER_BYTES: usize = 2;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 9;
-    const HEAVY: bool = true;
+    const DECODING: Decoding = Decoding::Heavy;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(4);
 
     #[inline(always)]
@@ -108,7 +108,7 @@ impl<I: Isa> Decode<I> for IQ1_M_R4 {
     const HEADER_BYTES: usize = 2;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = 9;
-    const HEAVY: bool = true;
+    const DECODING: Decoding = Decoding::Heavy;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(4);
 
     #[inline(always)]

@@ -12,7 +12,7 @@ use crate::lane_planes::{
     nibbles_16 as nibbles_16_lanes, nibbles_32 as nibbles_32_lanes, odd_field, plus, second, signed_byte,
     times, times_less, with_crumbs, with_plane as with_plane_lanes,
 };
-use crate::lanes::{LaneCodes, LaneScales, LaneUnit};
+use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 use crate::planes::{crumbs, nibbles_16, nibbles_32, nibbles_in_turn, with_plane};
 
 /// What the second row of a table has more than the first.
@@ -87,6 +87,7 @@ impl<I: Isa> Decode<I> for IQ2_K {
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = max_abs(&IQ2NL_VALUES);
     const LANE_CODES: LaneCodes = LaneCodes::Offset(5);
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -130,6 +131,8 @@ impl<I: Isa> Decode<I> for IQ3_K {
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = max_abs(&IQ3NL_VALUES);
     const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
+    const TOGETHER: usize = 4;
+    const DECODING: Decoding = Decoding::Heavy;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -186,6 +189,7 @@ impl<I: Isa> Decode<I> for IQ4_K {
     const BLOCK_BYTES: usize = 144;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = max_abs(&IQ4K_VALUES);
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -224,6 +228,7 @@ impl<I: Isa> Decode<I> for IQ5_K {
     const BLOCK_BYTES: usize = 176;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = max_abs(&IQ5NL_VALUES);
+    const TOGETHER: usize = 2;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -257,6 +262,8 @@ impl<I: Isa> Decode<I> for IQ6_K {
     const BLOCK_BYTES: usize = 212;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = max_abs(&IQ6NL_VALUES);
+    const TOGETHER: usize = 2;
+    const DECODING: Decoding = Decoding::Heavy;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {

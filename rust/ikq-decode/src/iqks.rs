@@ -10,7 +10,7 @@ use crate::lane_planes::{
     both, crumbs as crumbs_lanes, eight, field, lut16_of_2, lut32_of_2, nibbles_16 as nibbles_16_lanes,
     nibbles_32 as nibbles_32_lanes, plus, second, times_less, with_plane as with_plane_lanes,
 };
-use crate::lanes::{LaneCodes, LaneScales, LaneUnit};
+use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 use crate::planes::{crumbs, nibbles_16, nibbles_32, nibbles_low_high, with_plane};
 
 /// A row header that is one f32.
@@ -64,6 +64,7 @@ impl<I: Isa> Decode<I> for IQ2_KS {
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = max_abs(&IQ2NL_VALUES);
     const LANE_CODES: LaneCodes = LaneCodes::Offset(5);
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn header(header: &[u8]) -> f32 {
@@ -116,6 +117,7 @@ impl<I: Isa> Decode<I> for IQ3_KS {
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = max_abs(&IQ3NL_VALUES);
     const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn header(header: &[u8]) -> f32 {
@@ -164,6 +166,8 @@ impl<I: Isa> Decode<I> for IQ4_KS {
     const HEADER_BYTES: usize = 4;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = max_abs(&IQ4K_VALUES);
+    const TOGETHER: usize = 4;
+    const DECODING: Decoding = Decoding::Light;
 
     #[inline(always)]
     fn header(header: &[u8]) -> f32 {
@@ -209,6 +213,7 @@ impl<I: Isa> Decode<I> for IQ5_KS {
     const HEADER_BYTES: usize = 4;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = max_abs(&IQ5NL_VALUES);
+    const TOGETHER: usize = 2;
 
     #[inline(always)]
     fn header(header: &[u8]) -> f32 {
@@ -258,6 +263,7 @@ impl<I: Isa> Decode<I> for IQ4_KSS {
     const HEADER_BYTES: usize = 4;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = max_abs(&IQ4K_VALUES);
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn header(header: &[u8]) -> f32 {
@@ -342,6 +348,7 @@ impl<I: Isa> Decode<I> for IQ2_KL {
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 63;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
+    const TOGETHER: usize = 2;
 
     #[inline(always)]
     fn header(header: &[u8]) -> f32 {

@@ -13,7 +13,7 @@ use ikq_simd::{Codebook4, Codebook8, Isa, array, map};
 
 use crate::decode::{Decode, Scales, bytes, nib, u16_at, u32_at};
 use crate::lane_planes::{field, lut16, nibbles_16 as nibbles_16_lanes, odd_field, plus, times, times_less};
-use crate::lanes::{LaneCodes, LaneScales, LaneUnit};
+use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 use crate::legacy::{blocks_of_half, f16_of_blocks};
 use crate::planes::{nibbles_16, nibbles_in_turn};
 
@@ -165,8 +165,9 @@ impl<I: Isa> Decode<I> for IQ2_XXS {
     const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 43;
-    const HEAVY: bool = true;
+    const DECODING: Decoding = Decoding::Heavy;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -206,8 +207,9 @@ impl<I: Isa> Decode<I> for IQ2_XS {
     const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = 43;
-    const HEAVY: bool = true;
+    const DECODING: Decoding = Decoding::Heavy;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -263,8 +265,9 @@ impl<I: Isa> Decode<I> for IQ2_S {
     const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = 43;
-    const HEAVY: bool = true;
+    const DECODING: Decoding = Decoding::Heavy;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -304,8 +307,9 @@ impl<I: Isa> Decode<I> for IQ3_XXS {
     const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 62;
-    const HEAVY: bool = true;
+    const DECODING: Decoding = Decoding::Heavy;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -345,8 +349,9 @@ impl<I: Isa> Decode<I> for IQ3_S {
     const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 15;
-    const HEAVY: bool = true;
+    const DECODING: Decoding = Decoding::Heavy;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(4);
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -406,8 +411,9 @@ impl<I: Isa> Decode<I> for IQ1_S {
     const FRONT_BYTES: usize = 2;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 9;
-    const HEAVY: bool = true;
+    const DECODING: Decoding = Decoding::Heavy;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(4);
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -450,8 +456,9 @@ impl<I: Isa> Decode<I> for IQ1_M {
     const BLOCK_BYTES: usize = 56;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = 9;
-    const HEAVY: bool = true;
+    const DECODING: Decoding = Decoding::Heavy;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(4);
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -513,6 +520,7 @@ impl<I: Isa> Decode<I> for IQ4_NL {
     const SUB_BLOCK: usize = 256;
     const N_FLOAT_SCALES: usize = 8;
     const MAX_ABS_CODE: i32 = 127;
+    const DECODING: Decoding = Decoding::Light;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -544,6 +552,8 @@ impl<I: Isa> Decode<I> for IQ4_XS {
     const BLOCK_BYTES: usize = 136;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 127;
+    const TOGETHER: usize = 4;
+    const DECODING: Decoding = Decoding::Light;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {

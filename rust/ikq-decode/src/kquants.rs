@@ -7,7 +7,7 @@ use crate::lane_planes::{
     crumbs as crumbs_lanes, eight, field, nibbles_32 as nibbles_32_lanes, signed_byte, times, times_less,
     with_crumbs, with_plane as with_plane_lanes,
 };
-use crate::lanes::{LaneCodes, LaneScales, LaneUnit};
+use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 use crate::planes::{crumbs, nibbles_32, with_plane};
 
 /// Two f16 at once: d and dmin.
@@ -58,6 +58,7 @@ impl<I: Isa> Decode<I> for Q2_K {
     const HAS_MIN: bool = true;
     const MAX_ABS_CODE: i32 = 3;
     const UNSIGNED: bool = true;
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -97,6 +98,7 @@ impl<I: Isa> Decode<I> for Q3_K {
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = 4;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(2);
+    const TOGETHER: usize = 4;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -173,6 +175,9 @@ impl<I: Isa> Decode<I> for Q4_K {
     const HAS_MIN: bool = true;
     const MAX_ABS_CODE: i32 = 15;
     const UNSIGNED: bool = true;
+    const TOGETHER: usize = 2;
+    const DECODING: Decoding = Decoding::Light;
+    const ASKS_AHEAD: bool = false;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -210,6 +215,7 @@ impl<I: Isa> Decode<I> for Q5_K {
     const HAS_MIN: bool = true;
     const MAX_ABS_CODE: i32 = 31;
     const UNSIGNED: bool = true;
+    const TOGETHER: usize = 2;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -246,6 +252,8 @@ impl<I: Isa> Decode<I> for Q6_K {
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = 32;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(5);
+    const TOGETHER: usize = 2;
+    const DECODING: Decoding = Decoding::Heavy;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {

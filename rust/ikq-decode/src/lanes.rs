@@ -83,6 +83,17 @@ impl LaneCodes {
     }
 }
 
+/// What decoding lanes costs beside multiplying them: how many columns must share a decoded panel before it pays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decoding {
+    /// A few instructions per value.
+    Light,
+    /// Planes of bits to join, or tables to choose.
+    Moderate,
+    /// Several planes and long tables, or codebooks and generators.
+    Heavy,
+}
+
 /// Factors of sixteen rows: per 16 elements, or one for 32 in the first eight entries ([`Decode::PER_16`]).
 #[derive(Clone, Copy)]
 pub struct LaneScales<F> {

@@ -7,7 +7,7 @@ use ikq_simd::{Isa, array};
 
 use crate::decode::{Decode, Scales, bytes, u16_at, u32_at};
 use crate::lane_planes::{eight, nibbles_16 as nibbles_16_lanes, same_scale};
-use crate::lanes::{LaneCodes, LaneScales, LaneUnit};
+use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 use crate::planes::nibbles_16;
 
 /// The eight f16 that stand `at` bytes into blocks of `block` bytes.
@@ -74,6 +74,7 @@ impl<I: Isa> Decode<I> for Q4_0 {
     const N_FLOAT_SCALES: usize = 8;
     const MAX_ABS_CODE: i32 = 8;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(3);
+    const DECODING: Decoding = Decoding::Light;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -107,6 +108,7 @@ impl<I: Isa> Decode<I> for Q4_1 {
     const HAS_MIN: bool = true;
     const MAX_ABS_CODE: i32 = 15;
     const UNSIGNED: bool = true;
+    const DECODING: Decoding = Decoding::Light;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -140,6 +142,7 @@ impl<I: Isa> Decode<I> for Q5_0 {
     const N_FLOAT_SCALES: usize = 8;
     const MAX_ABS_CODE: i32 = 16;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(4);
+    const DECODING: Decoding = Decoding::Light;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -250,6 +253,8 @@ impl<I: Isa> Decode<I> for Q8_0 {
     const SUB_BLOCK: usize = 256;
     const N_FLOAT_SCALES: usize = 8;
     const MAX_ABS_CODE: i32 = 128;
+    const DECODING: Decoding = Decoding::Light;
+    const ASKS_AHEAD: bool = false;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -281,6 +286,7 @@ impl<I: Isa> Decode<I> for Q8_KV {
     const HEADER_BYTES: usize = 8;
     const SUB_BLOCK: usize = 256;
     const MAX_ABS_CODE: i32 = 128;
+    const DECODING: Decoding = Decoding::Light;
 
     #[inline(always)]
     fn header(header: &[u8]) -> f32 {

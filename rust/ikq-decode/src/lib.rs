@@ -45,6 +45,6 @@ mod ternary;
 mod trellis;
 
 pub use decode::{Decode, Scales, UNIT};
-pub use lanes::{LaneCodes, LaneScales, LaneUnit};
+pub use lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 pub use rows::BlockType;
 pub use table::{DecodeFacts, Visitor, dequantize, dequantize_i2_s, facts, with_type};

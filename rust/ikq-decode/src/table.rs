@@ -8,7 +8,7 @@ use crate::activation::dequantize_activations;
 use crate::decode::{Decode, u32_at};
 use crate::floats::dequantize_floats;
 use crate::interleaved::each_group;
-use crate::lanes::LaneCodes;
+use crate::lanes::{Decoding, LaneCodes};
 use crate::rows::{BlockType, dequantize_blocks, dequantize_rows};
 
 /// Code to run for a block type that is known at run time only: [`with_type`] calls `visit` with the
@@ -73,8 +73,8 @@ pub struct DecodeFacts {
     pub lane_codes: LaneCodes,
     /// Values of codes in lanes that are small enough to be multiplied together.
     pub small: usize,
-    /// Lanes are costly to decode without look-ups in long tables.
-    pub heavy: bool,
+    /// What decoding lanes costs.
+    pub decoding: Decoding,
 }
 
 /// The facts of a type's rows; `None` as for [`with_type`].
@@ -94,7 +94,7 @@ pub fn facts(ty: QuantType) -> Option<DecodeFacts> {
                     per_16: D::PER_16,
                     lane_codes: D::LANE_CODES,
                     small: D::SMALL,
-                    heavy: D::HEAVY,
+                    decoding: D::DECODING,
                 }
             }
             of::<T::Decoder<Scalar>>()

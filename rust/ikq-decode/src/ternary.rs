@@ -6,7 +6,7 @@ use ikq_simd::{Isa, array, map};
 use crate::decode::{Decode, Scales, bytes, u16_at};
 use crate::iqks::{f16_header, f32_header};
 use crate::lane_planes::{crumbs as crumbs_lanes, eight, same_scale};
-use crate::lanes::{LaneCodes, LaneScales, LaneUnit};
+use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 use crate::planes::crumbs;
 
 /// What brings trit k of a byte to the top.
@@ -79,6 +79,7 @@ impl<I: Isa> Decode<I> for TQ2_0 {
     const SUB_BLOCK: usize = 256;
     const MAX_ABS_CODE: i32 = 2;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(0);
+    const DECODING: Decoding = Decoding::Light;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {

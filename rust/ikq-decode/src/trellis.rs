@@ -11,7 +11,7 @@ use crate::decode::{Decode, Scales, bytes, nib, u16_at, u32_at};
 use crate::iqks::f32_header;
 use crate::iqks::low_high_nibble;
 use crate::lane_planes::{eight, field, times, times_less};
-use crate::lanes::{LaneScales, LaneUnit};
+use crate::lanes::{Decoding, LaneScales, LaneUnit};
 use crate::planes::{nibbles_low_high, plane};
 
 static SCALES: [i8; 16] = IQ4NL_VALUES;
@@ -79,7 +79,7 @@ impl<I: Isa> Decode<I> for IQ1_KT {
     const HEADER_BYTES: usize = 4;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 121;
-    const HEAVY: bool = true;
+    const DECODING: Decoding = Decoding::Heavy;
 
     #[inline(always)]
     fn header(header: &[u8]) -> f32 {
@@ -135,7 +135,7 @@ impl<I: Isa> Decode<I> for IQ2_KT {
     const HEADER_BYTES: usize = 4;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 123;
-    const HEAVY: bool = true;
+    const DECODING: Decoding = Decoding::Heavy;
     const PRODUCT_FACTOR: f32 = 1.05;
 
     #[inline(always)]
@@ -177,7 +177,7 @@ impl<I: Isa> Decode<I> for IQ3_KT {
     const HEADER_BYTES: usize = 4;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 123;
-    const HEAVY: bool = true;
+    const DECODING: Decoding = Decoding::Heavy;
     const PRODUCT_FACTOR: f32 = 1.01;
 
     #[inline(always)]
@@ -223,7 +223,7 @@ impl<I: Isa> Decode<I> for IQ4_KT {
     const HEADER_BYTES: usize = 4;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 122;
-    const HEAVY: bool = true;
+    const DECODING: Decoding = Decoding::Heavy;
 
     #[inline(always)]
     fn header(header: &[u8]) -> f32 {

@@ -125,7 +125,8 @@ fn main() {
                 let macs = (n_rows * k) as f64 / seconds / 1e9;
                 let mut hot = f64::INFINITY;
                 let few = unit;
-                let matrix = matrix(ty, n_rows, k, &one, file);
+                let near = stored(kind, ty, few, k, file);
+                let matrix = matrix(ty, few, k, &near, file);
                 for _ in 0..20 * ROUNDS {
                     hot = hot.min(time(|| {
                         multiply(kind, compute, &matrix, 0..few, &acts, &[0], &mut scratch, &mut out[..few]);

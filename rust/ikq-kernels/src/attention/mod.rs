@@ -18,6 +18,7 @@
 //! | `shift` | rows moved to other places, when positions are removed |
 //! | `hadamard` | [`Rotation`]: rows turned before they are stored |
 //! | `encode` | floats to the cache's types |
+//! | `scale` | scales with the least squared error |
 //! | `lanes` | positions side by side |
 //! | `few` | products of few rows |
 //! | `softmax` | exponentials of a block of scores |
@@ -35,6 +36,7 @@ mod lanes;
 mod pages;
 mod partial;
 mod plan;
+mod scale;
 mod scratch;
 mod shift;
 mod softmax;

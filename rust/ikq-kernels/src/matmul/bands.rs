@@ -18,6 +18,8 @@ pub(super) struct Bands<'a> {
     pub form: LaneForm,
     /// The float scale that the rows' headers would hold, where it stands elsewhere (I2_S).
     pub header: Option<f32>,
+    /// The matrix is too large to be in the cache: lines are asked for ahead.
+    pub ask_ahead: bool,
 }
 
 /// Sixteen rows.
@@ -81,13 +83,14 @@ impl<'a> Band<'a> {
     /// fetches ahead by itself only where lines are read in order, which few types do inside a unit.
     ///
     /// They are brought to the second cache. The first takes so few requests at a time that asking for it there
-    /// is slower than not asking (measured on Zen 4, GB/s without, first, second cache: Q4_K 16, 13, 25; IQ3_K
-    /// 4.6, 6.3, 10.3).
+    /// is slower than not asking (figures in docs/kernels.md).
     #[inline(always)]
     pub fn ask_ahead<I: Isa, D: Decode<I>>(&self, u: usize, band_bytes: usize) {
-        let words = self.words.as_ptr().wrapping_add(u * D::UNIT_WORDS + AHEAD_LINES);
-        for line in 0..D::UNIT_WORDS {
-            prefetch(words.wrapping_add(line).cast());
+        if D::ASKS_AHEAD {
+            let words = self.words.as_ptr().wrapping_add(u * D::UNIT_WORDS + AHEAD_LINES);
+            for line in 0..D::UNIT_WORDS {
+                prefetch(words.wrapping_add(line).cast());
+            }
         }
         let next = |part: *const u8, line: usize| part.wrapping_add(band_bytes + 64 * line);
         if u == 0 {
@@ -117,7 +120,7 @@ impl<'a> Band<'a> {
 }
 
 /// Lines from a line of a band to the one that is asked for meanwhile; bands follow one another.
-const AHEAD_LINES: usize = 256;
+const AHEAD_LINES: usize = 64;
 
 /// Asks for a cache line that is needed soon, for the second cache.
 #[inline(always)]

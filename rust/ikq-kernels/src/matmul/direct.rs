@@ -7,7 +7,7 @@
 use std::marker::PhantomData;
 
 use ikq_decode::lanes::lane_header;
-use ikq_decode::{BlockType, Decode, LaneCodes, LaneScales};
+use ikq_decode::{BlockType, Decode, Decoding, LaneCodes, LaneScales, LaneUnit};
 use ikq_simd::{Isa, IsaKind, IsaOp, array, run};
 
 use super::bands::{BAND, Bands, Tail, n_units};
@@ -39,8 +39,9 @@ impl<T: BlockType> IsaOp for OfType<'_, T> {
         let mut first = 0;
         while first < op.columns.len() {
             let left = op.columns.len() - first;
-            // a count that has no kernel of its own takes the next larger one, with a column more than once
-            let n = if I::REGISTERS >= 32 && left > 4 {
+            // A count that has no kernel of its own takes a larger one, with a column more than once; but five and six
+            // columns are faster as four and the others.
+            let n = if I::REGISTERS >= 32 && left > 6 {
                 columns::<I, T::Decoder<I>, 8>(isa, &mut op, first, &mut tail)
             } else if I::REGISTERS >= 8 && left > 2 {
                 columns::<I, T::Decoder<I>, 4>(isa, &mut op, first, &mut tail)
@@ -81,7 +82,9 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
         let mut acc = [isa.splat_f(0.0); C];
         for u in 0..n_units {
             let unit = band.unit::<I, D>(u, tail);
-            band.ask_ahead::<I, D>(u, band_bytes);
+            if op.bands.ask_ahead {
+                band.ask_ahead::<I, D>(u, band_bytes);
+            }
             D::lane_scales(isa, header, &unit, &mut scales);
             product_scales::<I, D>(isa, &mut scales);
             let mut units = [&x[0][u]; C];
@@ -92,30 +95,21 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
             for (starts, x) in starts.iter_mut().zip(&units) {
                 sum_starts::<I, D>(isa, x, starts);
             }
-            for b in 0..8 {
-                let codes = D::lanes(isa, &unit, b);
-                if D::PER_16 {
-                    let sums = [
-                        dots::<I, D, C, 4>(isa, codes.first_chunk().expect("eight"), &units, &starts, 2 * b),
-                        dots::<I, D, C, 4>(
-                            isa,
-                            codes.last_chunk().expect("eight"),
-                            &units,
-                            &starts,
-                            2 * b + 1,
-                        ),
-                    ];
-                    for c in 0..C {
-                        let (scale, min) = (&scales.scale[2 * b..2 * b + 2], &scales.min[2 * b..2 * b + 2]);
-                        let sums = [sums[0][c], sums[1][c]];
-                        acc[c] = add_16::<I>(isa, sums, scale, min, D::HAS_MIN, units[c], b, acc[c]);
-                    }
-                } else {
-                    let sums = dots::<I, D, C, 8>(isa, &codes, &units, &starts, b);
-                    for c in 0..C {
-                        let (scale, min) = (scales.scale[b], scales.min[b]);
-                        acc[c] = add_32::<I>(isa, sums[c], scale, min, D::HAS_MIN, units[c], b, acc[c]);
-                    }
+            let pair = Units::<I, C> { unit: &unit, scales: &scales, columns: &units, starts: &starts };
+            // without a loop around them the parts share what they read, and their shifts are constants
+            let together = if I::REGISTERS >= 32 && (C <= 4 || D::DECODING != Decoding::Heavy) {
+                D::TOGETHER
+            } else {
+                1
+            };
+            for b in (0..8).step_by(together) {
+                pair.add::<D>(isa, b, &mut acc);
+                if together >= 2 {
+                    pair.add::<D>(isa, b + 1, &mut acc);
+                }
+                if together >= 4 {
+                    pair.add::<D>(isa, b + 2, &mut acc);
+                    pair.add::<D>(isa, b + 3, &mut acc);
                 }
             }
         }
@@ -129,6 +123,40 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
         }
     }
     C
+}
+
+/// A unit of a band, and of columns.
+struct Units<'a, I: Isa, const C: usize> {
+    unit: &'a LaneUnit<'a>,
+    scales: &'a LaneScales<I::F>,
+    columns: &'a [&'a ActUnit; C],
+    starts: &'a [[i32; 16]; C],
+}
+
+impl<I: Isa, const C: usize> Units<'_, I, C> {
+    /// Adds the products of the 32 elements `b`.
+    #[inline(always)]
+    fn add<D: Decode<I>>(&self, isa: I, b: usize, acc: &mut [I::F; C]) {
+        let Units { unit, scales, columns, starts } = self;
+        let codes = D::lanes(isa, unit, b);
+        if D::PER_16 {
+            let sums = [
+                dots::<I, D, C, 4>(isa, codes.first_chunk().expect("eight"), columns, starts, 2 * b),
+                dots::<I, D, C, 4>(isa, codes.last_chunk().expect("eight"), columns, starts, 2 * b + 1),
+            ];
+            for c in 0..C {
+                let (scale, min) = (&scales.scale[2 * b..2 * b + 2], &scales.min[2 * b..2 * b + 2]);
+                let sums = [sums[0][c], sums[1][c]];
+                acc[c] = add_16::<I>(isa, sums, scale, min, D::HAS_MIN, columns[c], b, acc[c]);
+            }
+        } else {
+            let sums = dots::<I, D, C, 8>(isa, &codes, columns, starts, b);
+            for c in 0..C {
+                let (scale, min) = (scales.scale[b], scales.min[b]);
+                acc[c] = add_32::<I>(isa, sums[c], scale, min, D::HAS_MIN, columns[c], b, acc[c]);
+            }
+        }
+    }
 }
 
 /// Puts the type's factor of products into its scales.

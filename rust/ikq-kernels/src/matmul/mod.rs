@@ -15,7 +15,7 @@
 
 use std::ops::Range;
 
-use ikq_decode::DecodeFacts;
+use ikq_decode::{DecodeFacts, Decoding, LaneCodes};
 use ikq_formats::row::I2_S_TRAILER_BYTES;
 use ikq_formats::{Error, QuantType, check_matrix, matrix_bytes};
 use ikq_simd::IsaKind;
@@ -217,7 +217,8 @@ pub fn multiply(
     let form = pack::form(part.ty);
     let header = (part.ty == QuantType::I2_S).then_some(part.scale);
     if part.form == Form::Lanes {
-        let bands = Bands { data: part.data, n_rows: part.n_rows, k: part.k, form, header };
+        let ask_ahead = matrix.data.len() > NEAR_BYTES;
+        let bands = Bands { data: part.data, n_rows: part.n_rows, k: part.k, form, header, ask_ahead };
         return products(kind, compute, part.ty, &bands, acts, columns, scratch, out, part.n_rows);
     }
     let n_rows = part.n_rows;
@@ -228,22 +229,31 @@ pub fn multiply(
         memory.reserve(n_bytes);
         pack(kind, part.ty, part.k, part.data, &mut memory.get_mut()[..n_bytes]);
         let data = &memory.get()[..n_bytes];
-        let bands = Bands { data, n_rows: part.n_rows, k: part.k, form, header };
+        // it was just written
+        let bands = Bands { data, n_rows: part.n_rows, k: part.k, form, header, ask_ahead: false };
         products(kind, compute, part.ty, &bands, acts, columns, scratch, &mut out[first..], n_rows);
         scratch.bands = memory;
     }
 }
 
+/// Matrices that are no larger stay in a near cache from one use to the next, as those of very small models do:
+/// asking for their lines would only take time. (An expert of a large model is larger, with one bit per weight, too.)
+const NEAR_BYTES: usize = 192 << 10;
+
 /// Rows of a matrix in file form that are packed at a time: whole bands and whole groups.
 const FILE_ROWS: usize = 64;
 
-/// Columns that are multiplied without a panel.
+/// Columns that are multiplied without a panel: decoding again for each eight of them (four with sixteen registers)
+/// beats reading a panel. Measured for each type on Zen 4 (docs/kernels.md).
 fn direct_columns(kind: IsaKind, facts: &DecodeFacts) -> usize {
-    match kind {
-        IsaKind::Scalar => usize::MAX,
-        // tables are read entry by entry there
-        IsaKind::Avx2 if facts.heavy => 4,
-        IsaKind::Avx2 | IsaKind::Avx512 => 8,
+    match (kind, facts.decoding) {
+        (IsaKind::Scalar, _) => usize::MAX,
+        (IsaKind::Avx512, Decoding::Light) => 64,
+        (IsaKind::Avx512, Decoding::Moderate) => 16,
+        (IsaKind::Avx512, Decoding::Heavy) => 8,
+        (IsaKind::Avx2, Decoding::Heavy) => 4,
+        (IsaKind::Avx2, Decoding::Light) if facts.lane_codes != LaneCodes::Biased => 64,
+        (IsaKind::Avx2, _) => 8,
     }
 }
 
