@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ikq.errors import FormatError
 from ikq.gguf import GGUFReader
 from ikq.tokenizer import Tokenizer
 from ikq.tokenizer.vocab import read_text
@@ -117,14 +118,15 @@ class ChatTemplate:
             **extra: Further variables of the template, such as `enable_thinking=False`.
 
         Raises:
-            FormatError: the template refuses the conversation, or fails; the message is the template's.
+            FormatError: the template refuses the conversation, or fails, and the message is the template's;
+                or tools are nothing that JSON has.
         """
         template = self._tool_template if tools else self._template
         functions = [tool.get("function", tool) for tool in tools or () if isinstance(tool, Mapping)]
         variables = {
             **self._tokens,
             # what FireFunction's templates want
-            "functions": json.dumps(functions, indent=4, ensure_ascii=False),
+            "functions": _json(functions),
             "datetime": self._now().strftime("%Y-%m-%d %H:%M:%S"),
             "messages": list(messages),
             "tools": None if tools is None else list(tools),
@@ -132,3 +134,10 @@ class ChatTemplate:
             **extra,
         }
         return template.render(variables)
+
+
+def _json(functions: Sequence[object]) -> str:
+    try:
+        return json.dumps(functions, indent=4, ensure_ascii=False)
+    except (RecursionError, TypeError, ValueError) as e:
+        raise FormatError(f"the tools are nothing that JSON has: {e}") from None

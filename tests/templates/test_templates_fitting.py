@@ -78,6 +78,19 @@ def test_what_is_malformed():
             rendered(CALLS, [USER], [tool])
 
 
+def test_deep_values():
+    deep = "[" * 100_000 + "]" * 100_000
+    with pytest.raises(ikq.FormatError, match="arguments are not JSON"):
+        rendered(
+            CALLS, [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": deep}}]}]
+        )
+    schema = {}
+    for _ in range(5000):
+        schema = {"items": schema}
+    with pytest.raises(ikq.FormatError):
+        rendered(CALLS, [USER], [{"name": "f", "parameters": schema}])
+
+
 def test_system_messages():
     two = [{"role": "system", "content": "A"}, {"role": "developer", "content": "B"}, USER]
     assert rendered(ROLES, two) == "[system:A\n\nB][user:Hello]"

@@ -145,6 +145,18 @@ def test_schemas_that_cannot_be_enforced():
     assert form.grammar(TOOLS, "none") is None
 
 
+def test_deep_schemas():
+    """Of a function that is not strict only JSON is left."""
+    form = replace(BY_NAME["hermes"], tokenizer=tokenizer_of(BY_NAME["hermes"]))
+    deep = {"type": "integer"}
+    for _ in range(5000):
+        deep = {"type": "array", "items": deep}
+    constraint = form.constraint(tool({"type": "object", "properties": {"x": deep}}), "required")
+    assert walk(constraint, form.tokenizer, 1, closing=closers(form))
+    with pytest.raises(ikq.GrammarError, match="nests too deeply"):
+        form.constraint(tool({"type": "object", "properties": {"x": deep}}, strict=True))
+
+
 def test_many_tools():
     tools = [
         {"type": "function", "function": {"name": f"f{i}", "parameters": WEATHER if i % 2 else NOW}}

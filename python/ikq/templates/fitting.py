@@ -180,7 +180,7 @@ class _Fitter:
         if isinstance(arguments, str):
             try:
                 arguments = json.loads(arguments) if arguments.strip() else {}
-            except ValueError as e:
+            except (ValueError, RecursionError) as e:
                 raise FormatError(f"{place}: the arguments are not JSON: {e}") from None
         arguments = {} if arguments is None else arguments
         if self._can.calls == "text":
