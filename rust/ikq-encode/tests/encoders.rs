@@ -277,10 +277,10 @@ fn scales_undo_the_gain_unless_they_are_to_be_as_fitted() {
             };
             let (with, without) =
                 (gains(&biased, false), gains(&unbiased, given.is_some() && weighs_by_size(ty)));
-            // a half is stored to 2^-12 of itself at most; codes that are chosen once more at the rounded scale differ in
-            // few elements, and the weights have a floor of 1e-4 that is not looked at here
+            // A half is within 2^-11 of what it stands for; in the types with a fast search codes are chosen once more at the
+            // rounded scale, which changes few of them; the weights have a floor of 1e-4 that is not looked at here.
             for g in &without {
-                assert!((g - 1.0).abs() < 2f64.powi(-9), "{ty}: gain {g}, importance {}", given.is_some());
+                assert!((g - 1.0).abs() < 2f64.powi(-8), "{ty}: gain {g}, importance {}", given.is_some());
             }
             let mean = |g: &[f64]| g.iter().sum::<f64>() / g.len() as f64 - 1.0;
             let (with, without) = (mean(&with), mean(&without));

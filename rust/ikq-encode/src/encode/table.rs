@@ -123,6 +123,7 @@ pub fn can_encode(ty: QuantType) -> bool {
 /// |---|---|
 /// | floats, and integers of 8 bits | the gain is 1 |
 /// | ternary and BitNet | what they are for has no error |
+/// | IQ6_K | what its fit loses, 2e-4, is less than half a step of its f16 scale |
 /// | MXFP4, NVFP4 | their scales are powers of two, or floats of 8 bits |
 /// | IQ2_KT, IQ3_KT | products multiply them by 1.05 and 1.01, which undoes much of it |
 pub fn undoes_bias(ty: QuantType) -> bool {
@@ -131,6 +132,6 @@ pub fn undoes_bias(ty: QuantType) -> bool {
     let has_eight_bits = matches!(plain, Q8_0 | Q8_KV | Q8_KV_R8 | Q8_K_R8 | Q8_K_R16);
     match plain.info().family {
         Family::Float | Family::Integer | Family::Activation | Family::Ternary | Family::Fp4 => false,
-        _ => can_encode(ty) && !has_eight_bits && !matches!(plain, IQ2_KT | IQ3_KT),
+        _ => can_encode(ty) && !has_eight_bits && !matches!(plain, IQ6_K | IQ2_KT | IQ3_KT),
     }
 }
