@@ -381,10 +381,12 @@ impl GridSearch<'_> {
         if sums.yy <= 0.0 {
             return 0.0;
         }
-        let fitted = sums.xy / sums.yy;
         match scales {
-            Scales::LeastSquares => self.scale_bias * fitted,
-            Scales::Unbiased => fitted * scales.factor(fitted * sums.xy, sums.xx),
+            Scales::LeastSquares => self.scale_bias * sums.xy / sums.yy,
+            Scales::Unbiased => {
+                let fitted = sums.xy / sums.yy;
+                fitted * scales.factor(fitted * sums.xy, sums.xx)
+            }
         }
     }
 }

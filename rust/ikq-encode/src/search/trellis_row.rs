@@ -186,10 +186,12 @@ impl<L, const PAIRS: usize> RowSearch<'_, L, PAIRS> {
             denominator += value * value * found.wtt;
         }
         if denominator > 0.0 {
-            let d = numerator / denominator;
             fit.d = match scales {
-                Scales::LeastSquares => self.scale_bias * d,
-                Scales::Unbiased => d * scales.factor(d * numerator, energy),
+                Scales::LeastSquares => self.scale_bias * numerator / denominator,
+                Scales::Unbiased => {
+                    let fitted = numerator / denominator;
+                    fitted * scales.factor(fitted * numerator, energy)
+                }
             };
         }
     }
