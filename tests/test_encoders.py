@@ -23,7 +23,7 @@ def bound(reference):
 
 
 def case(t, matrix, with_imatrix):
-    """Input, importance and what the encoder makes of them, with scales as fitted: those have the least error."""
+    """Input, importance and what the encoder makes of them; scales as fitted have the least error."""
     x = inputs()[matrix]
     importance = inputs()[f"{matrix}.imatrix"]
     q = ikq.quantize(x, t, importance if with_imatrix else None, biased=True)

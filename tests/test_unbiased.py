@@ -65,8 +65,8 @@ def test_gains_are_one(tmp_path: Path, type: str, weighted: bool) -> None:
         done = quantize(tmp_path / "o.gguf", type, pure=True, imatrix=imatrix, biased=biased)
         assert {t.unbiased for t in done.plan.tensors if not t.copied} == {not biased}
         found[biased] = all_gains(done.plan, imatrix, by_size=type in BY_SIZE and weighted and not biased) - 1
-    # An f16 scale is stored to 2^-12 of itself; the floor of the weights, and what few codes of the fast types that round
-    # to other values change, are of that size; rows err to both sides.
+    # An f16 scale is stored to 2^-11 of itself; the floor of the weights, and what few codes of the fast types
+    # that round to other values change, are of that size; rows err to both sides.
     assert np.sqrt((found[False] ** 2).mean()) < 2**-10
     assert abs(found[False].mean()) < abs(found[True].mean())
     # of all these types a fit shrinks; Q6_K by half of an f16's step

@@ -234,8 +234,8 @@ def quantize(
         imatrix: importance of the columns, `(n,)` for all, or `(n_experts, n)` for an `x` of three
             axes: finite, not negative. No type needs it here, also those for which the `quantize` command
             demands it.
-        biased: scales as they were fitted, which make the least squared error; by default they are divided by the
-            gain of the fit, so that what is decoded is not smaller than `x` on the average.
+        biased: scales as they were fitted, which make the least squared error; by default they are divided
+            by the gain of the fit, so that what is decoded is not smaller than `x` on the average.
         n_threads: threads to use; all CPUs unless given.
         _isa: forces an instruction set (for tests).
 

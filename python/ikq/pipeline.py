@@ -68,7 +68,7 @@ class PlannedTensor:
     repacked: bool
     """Rows are put into groups or taken apart; their codes stay as they are."""
     unbiased: bool
-    """Encoded with scales that undo the gain of their fit: what it decodes to is not smaller than the source."""
+    """Encoded with scales that undo the gain of their fit: the result is not smaller than the source."""
     reason: str
     """Why it gets its type, or why it is copied."""
     fallback_from: QuantType | None
@@ -267,10 +267,11 @@ class TensorOutcome:
     weighted_error: float | None
     """The same with the columns' importance as weights; equals `error` without an imatrix."""
     error_without_gain: float | None
-    """Weighted, of the multiple of the result that is nearest to the source: the error of the codes, whether or
-    not the stored scales undo the gain."""
+    """Weighted, of the multiple of the result that is nearest to the source: the error of the codes,
+    whether or not the stored scales undo the gain."""
     gain: float | None
-    """sum(w x y) / sum(w x^2): how large the result is along the source; below 1 where scales are as fitted."""
+    """sum(w x y) / sum(w x^2): how large the result is along the source; below 1 where scales are as
+    fitted."""
     expert_errors: tuple[float, ...] | None
     """Weighted, of each matrix (expert) of the tensor."""
     not_ternary: bool

@@ -59,11 +59,11 @@ class QuantizeOptions(TypedDict, total=False):
     """Q4_0 with the levels -7 to 7, as some programs that repack it for other hardware want it."""
 
     biased: bool
-    """Store scales as they were fitted. By default they are divided by the gain g = sum(w x y) / sum(w x^2) of
-    the fit (x the source, y what it decodes to, w the imatrix or 1), so that results are not smaller than the
-    source on the average; squared errors are larger by 1 / sqrt(g), and mixes diverge less from the source.
-    Types of 8 bits and more, ternary ones, IQ6_K, MXFP4, NVFP4, IQ2_KT and IQ3_KT
-    are the same either way."""
+    """Store scales as they were fitted. By default they are divided by the gain g = sum(w x y) / sum(w x^2)
+    of the fit (x the source, y what it decodes to, w the imatrix or 1), so that results are not smaller than
+    the source on the average; squared errors are larger by 1 / sqrt(g), and mixes diverge less from the
+    source. Types of 8 bits and more, ternary ones, IQ6_K, MXFP4, NVFP4, IQ2_KT and IQ3_KT are the same
+    either way."""
     unbiased: bool
     """The opposite of `biased`, which is the default; for callers of earlier versions."""
 

@@ -84,7 +84,14 @@ macro_rules! affine_super_blocks {
             type Scratch = Scratch<$n>;
 
             #[inline(always)]
-            fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scales: Scales, scratch: &mut Scratch<$n>, out: &mut [u8]) {
+            fn encode_row<I: Isa>(
+                isa: I,
+                x: &[f32],
+                w: &[f32],
+                scales: Scales,
+                scratch: &mut Scratch<$n>,
+                out: &mut [u8],
+            ) {
                 encode_row(isa, Self::TYPE, $search, (x, w), scales, scratch, out);
             }
         }

@@ -68,7 +68,14 @@ macro_rules! affine_blocks {
             type Scratch = Scratch;
 
             #[inline(always)]
-            fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scales: Scales, scratch: &mut Scratch, out: &mut [u8]) {
+            fn encode_row<I: Isa>(
+                isa: I,
+                x: &[f32],
+                w: &[f32],
+                scales: Scales,
+                scratch: &mut Scratch,
+                out: &mut [u8],
+            ) {
                 encode_row(isa, Self::TYPE, ($levels, $plain), (x, w), scales, &mut scratch.tile, out);
             }
         }

@@ -198,7 +198,14 @@ macro_rules! codebook_types {
             type Scratch = $scratch;
 
             #[inline(always)]
-            fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scales: Scales, scratch: &mut $scratch, out: &mut [u8]) {
+            fn encode_row<I: Isa>(
+                isa: I,
+                x: &[f32],
+                w: &[f32],
+                scales: Scales,
+                scratch: &mut $scratch,
+                out: &mut [u8],
+            ) {
                 let search = GridSearch {
                     grid: $grid(),
                     sub_block: $sub,
@@ -215,8 +222,8 @@ macro_rules! codebook_types {
 }
 
 // The last number is a factor on stored scales that do not undo the gain. 1 is least squared error, which shrinks what
-// is decoded the more the fewer bits there are; with these the perplexity of a small trained model is least. The flag says
-// whether large elements weigh more.
+// is decoded the more the fewer bits there are; with these the perplexity of a small trained model is least. The flag
+// says whether large elements weigh more.
 codebook_types! {
     /// Four magnitudes per entry, signs free.
     IQ3_S: encode_blocks(()), iq3s, 32, odd(16, 1.0), Signs::Free, Shifts::None, FOUR, 1.0, false;
@@ -229,9 +236,11 @@ codebook_types! {
     /// Eight magnitudes per entry, signs free, a scale for sixteen elements.
     IQ2_S: encode_blocks(()), iq2s, 16, odd(16, 0.125), Signs::Free, Shifts::None, EIGHT, 1.03, true;
     /// Eight ternary levels per entry, shifted together with the other entries of a scale.
-    IQ1_S: encode_blocks(()), iq1s, 32, odd(8, 1.0), Signs::InLevels, Shifts::SubBlock(IQ1_DELTA), TERNARY, 1.06, false;
+    IQ1_S: encode_blocks(()), iq1s, 32, odd(8, 1.0), Signs::InLevels, Shifts::SubBlock(IQ1_DELTA), TERNARY,
+        1.06, false;
     /// Eight ternary levels per entry, a shift for each, a scale for sixteen elements.
-    IQ1_M: encode_blocks(()), iq1s, 16, odd(8, 1.0), Signs::InLevels, Shifts::Group(IQ1_DELTA), TERNARY, 1.08, false;
+    IQ1_M: encode_blocks(()), iq1s, 16, odd(8, 1.0), Signs::InLevels, Shifts::Group(IQ1_DELTA), TERNARY, 1.08,
+        false;
     /// IQ1_S with one d for a row.
     IQ1_S_R4: encode_one_scale(Scratch), iq1s, 32, odd(8, 1.0), Signs::InLevels, Shifts::SubBlock(IQ1_DELTA),
         TERNARY, 1.06, false;

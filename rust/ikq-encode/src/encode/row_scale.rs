@@ -250,7 +250,14 @@ macro_rules! row_scales {
             type Scratch = Scratch;
 
             #[inline(always)]
-            fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scales: Scales, scratch: &mut Scratch, out: &mut [u8]) {
+            fn encode_row<I: Isa>(
+                isa: I,
+                x: &[f32],
+                w: &[f32],
+                scales: Scales,
+                scratch: &mut Scratch,
+                out: &mut [u8],
+            ) {
                 encode_row(isa, Self::TYPE, $search(isa), (x, w), scales, scratch, out);
             }
         }

@@ -99,7 +99,14 @@ macro_rules! single_scale {
             type Scratch = Scratch<$n>;
 
             #[inline(always)]
-            fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scales: Scales, scratch: &mut Scratch<$n>, out: &mut [u8]) {
+            fn encode_row<I: Isa>(
+                isa: I,
+                x: &[f32],
+                w: &[f32],
+                scales: Scales,
+                scratch: &mut Scratch<$n>,
+                out: &mut [u8],
+            ) {
                 let search = Search { levels: $levels(isa), ladder: $ladder, plain: $plain, exact: $exact };
                 encode_row(isa, Self::TYPE, search, (x, w), scales, &mut scratch.tile, out);
             }
