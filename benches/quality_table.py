@@ -70,9 +70,9 @@ class Case(NamedTuple):
     is_mix: bool
     imatrix: bool
 
-    def write(self, out: Path, source: Path = SOURCE, *, unbiased: bool = False) -> bool:
+    def write(self, out: Path, source: Path = SOURCE, *, biased: bool = False) -> bool:
         """Makes it with ikq; False if it needs an imatrix."""
-        options: dict[str, Any] = {"imatrix": IMATRIX if self.imatrix else None, "unbiased": unbiased}
+        options: dict[str, Any] = {"imatrix": IMATRIX if self.imatrix else None, "biased": biased}
         if not self.is_mix:
             options |= {"pure": True, "token_embedding_type": "q8_0", "output_tensor_type": "q8_0"}
         elif self.name == "recipe":

@@ -9,7 +9,7 @@ output Q8_0) or by its rules; its matrices, decoded and divided by their gains, 
 of the matrices are divided, by one gain or by one gain per row; in the last column none is, but the outputs of attention
 are made smaller as those of experts are. With `--again` nothing stands in: the source, divided by the gains, becomes the
 TYPE once more, as an encoder that undoes them would have it; once with gains that weigh columns as the imatrix does. With `--option`
-files are what `ikq quantize --unbiased` writes, beside those without it and (`--reference`) llama-quantize's.
+files are what `ikq quantize` writes by default, beside those of `--biased` and (`--reference`) llama-quantize's.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def again(case: Case, quantized: Path, copy: Path, base: BaseFile, chunks: int) 
     for imatrix, by_row in ((None, False), (None, True), (weights, True)):
         scaled = copy.with_name("scaled.gguf")
         divided(quantized, scaled, imatrix, by_row=by_row)
-        case.write(copy, scaled)
+        case.write(copy, scaled, biased=True)
         found.append(measured(copy, base, chunks))
     first = found[0].mean.value
     cells = [f"{first:.6f}", *(f"{f.mean.value / first:.3f}" for f in found[1:])]
@@ -155,26 +155,26 @@ def again(case: Case, quantized: Path, copy: Path, base: BaseFile, chunks: int) 
 
 
 def option(case: Case, reference: str | None, folder: Path, base: BaseFile, chunks: int) -> str:
-    """A row of the table of `--unbiased`: divergences and perplexities of the files that programs write."""
+    """A row of the table of `--biased`: divergences and perplexities of the files that programs write."""
     found = {}
     out = folder / "option.gguf"
-    for name in ("default", "unbiased", *(["reference"] if reference else [])):
+    for name in ("biased", "default", *(["reference"] if reference else [])):
         made = case.write_with(reference, out) if name == "reference" else case.write(
-            out, unbiased=name == "unbiased"
+            out, biased=name == "biased"
         )  # fmt: skip
         if made:
             found[name] = measured(out, base, chunks)
-    klds = [f"{found[n].mean.value:.6f}" if n in found else "-" for n in ("default", "unbiased", "reference")]
+    klds = [f"{found[n].mean.value:.6f}" if n in found else "-" for n in ("biased", "default", "reference")]
     ratios = []
-    for other in ("default", "reference"):
+    for other in ("biased", "reference"):
         if other not in found:
             ratios.append("-")
             continue
-        a, b = found["unbiased"].divergence, found[other].divergence
+        a, b = found["default"].divergence, found[other].divergence
         ratio = a.mean() / b.mean()
         error = (a - ratio * b).std() / np.sqrt(len(a)) / b.mean()
         ratios.append(f"{ratio:.3f} ± {error:.3f}")
-    ppls = [f"{found[n].ppl.value:.4f}" if n in found else "-" for n in ("default", "unbiased", "reference")]
+    ppls = [f"{found[n].ppl.value:.4f}" if n in found else "-" for n in ("biased", "default", "reference")]
     return (
         f"| {label(case)}{'' if case.imatrix else ', no imatrix'} | {' | '.join([*klds, *ratios, *ppls])} |"
     )
@@ -187,7 +187,7 @@ def main() -> None:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--parts", action="store_true", help="which matrices matter")
     kind.add_argument("--again", action="store_true", help="encode the source divided by the gains")
-    kind.add_argument("--option", action="store_true", help="files by ikq quantize --unbiased")
+    kind.add_argument("--option", action="store_true", help="files by ikq quantize with and without --biased")
     parser.add_argument("--no-imatrix", action="store_true", help="with --option: without one")
     parser.add_argument("--reference", help="with --option: llama-quantize of ik_llama.cpp")
     parser.add_argument("--text", type=Path, default=MODELS / "text" / "heldout.txt")
@@ -200,8 +200,8 @@ def main() -> None:
         ways = ["by tensor", "by row", "by row, weighted"]
         row, heads = again, ["KLD", *ways, "PPL", *(f"PPL, {way}" for way in ways)]
     elif args.option:
-        files = ["default", "unbiased", "reference"]
-        heads = [*(f"KLD, {f}" for f in files), "to default", "to reference", *(f"PPL, {f}" for f in files)]
+        files = ["biased", "default", "reference"]
+        heads = [*(f"KLD, {f}" for f in files), "to biased", "to reference", *(f"PPL, {f}" for f in files)]
     reference = str(Path(args.reference).resolve()) if args.reference else None
     has_imatrix = not args.no_imatrix
     print(f"| TYPE | {' | '.join(heads)} |\n| --- |{' --: |' * len(heads)}", flush=True)
@@ -219,7 +219,7 @@ def main() -> None:
             if args.option:
                 print(option(case, reference, folder, base, args.chunks), flush=True)
                 continue
-            case.write(quantized)
+            case.write(quantized, biased=True)
             print(row(case, quantized, copy, base, args.chunks), flush=True)
 
 

@@ -23,10 +23,10 @@ def bound(reference):
 
 
 def case(t, matrix, with_imatrix):
-    """Input, importance and what the encoder makes of them."""
+    """Input, importance and what the encoder makes of them; scales as fitted have the least error."""
     x = inputs()[matrix]
     importance = inputs()[f"{matrix}.imatrix"]
-    q = ikq.quantize(x, t, importance if with_imatrix else None)
+    q = ikq.quantize(x, t, importance if with_imatrix else None, biased=True)
     return x, importance, ikq.dequantize(q, t, x.shape[-1])
 
 
@@ -99,7 +99,7 @@ def gauss():
 def test_error_of_a_sample_of_gauss(t, setting, gauss):
     x, importance = gauss
     weights = importance if setting == "with_imatrix" else None
-    y = ikq.dequantize(ikq.quantize(x, t, weights), t, 4096)
+    y = ikq.dequantize(ikq.quantize(x, t, weights, biased=True), t, 4096)
     figures = LARGE[NAMES[t]][setting]["gauss"]
     expected = figures["rel_rmse" if weights is None else "weighted_rel_rmse"]
     found = error(x, y, weights)

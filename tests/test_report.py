@@ -26,13 +26,13 @@ def result(plan: ikq.QuantizePlan, *, measured: bool = True) -> ikq.QuantizeResu
     outcomes = []
     for i, t in enumerate(plan.tensors, 1):
         if t.copied:
-            outcomes.append(TensorOutcome("copied", 0.25, None, None, None, False))
+            outcomes.append(TensorOutcome("copied", 0.25, None, None, None, None, None, False))
             continue
         experts = tuple((i + n) / 100 for n in range(t.shape[0])) if len(t.shape) == 3 else None
         if not measured:
-            outcomes.append(TensorOutcome("encoded", 0.5, None, None, None, False))
+            outcomes.append(TensorOutcome("encoded", 0.5, None, None, None, None, None, False))
         else:
-            outcomes.append(TensorOutcome("encoded", 0.5, i / 200, i / 100, experts, False))
+            outcomes.append(TensorOutcome("encoded", 0.5, i / 200, i / 100, i / 101, 0.99, experts, False))
     return ikq.QuantizeResult(plan, (plan.destination,), 2.0, outcomes=tuple(outcomes))
 
 
@@ -166,7 +166,7 @@ def test_json(report: Report, tmp_path: Path) -> None:
 
 def test_json_has_no_nan(plan: ikq.QuantizePlan, tmp_path: Path) -> None:
     done = result(plan)
-    wrong = TensorOutcome("encoded", 1.0, math.inf, math.nan, None, False)
+    wrong = TensorOutcome("encoded", 1.0, math.inf, math.nan, math.nan, math.nan, None, False)
     done = ikq.QuantizeResult(plan, done.files, 1.0, outcomes=(wrong, *done.outcomes[1:]))
     report = make_report(done)
     for name in ("r.json", "r.html"):

@@ -102,6 +102,7 @@ def quantize(
     n_rows: int,
     n_per_row: int,
     importance: NDArray[np.float32] | None,
+    biased: bool,
     n_threads: int | None,
     isa_name: str | None,
 ) -> NDArray[np.uint8]: ...
@@ -399,7 +400,7 @@ class QuantizeRun:
     @property
     def tensors(
         self,
-    ) -> list[tuple[str, float, bool, tuple[float, float, list[float]] | None]]: ...
+    ) -> list[tuple[str, float, bool, tuple[float, float, float, float, list[float]] | None]]: ...
 
 def plan_quantize(
     model: Model, ftype: str, imatrix: Imatrix | None, wishes: Mapping[str, object]

@@ -218,6 +218,7 @@ def quantize(
     type: TypeLike,
     imatrix: ArrayLike | None = None,
     *,
+    biased: bool = False,
     n_threads: int | None = None,
     _isa: str | None = None,
 ) -> NDArray[np.uint8]:
@@ -233,6 +234,8 @@ def quantize(
         imatrix: importance of the columns, `(n,)` for all, or `(n_experts, n)` for an `x` of three
             axes: finite, not negative. No type needs it here, also those for which the `quantize` command
             demands it.
+        biased: scales as they were fitted, which make the least squared error; by default they are divided
+            by the gain of the fit, so that what is decoded is not smaller than `x` on the average.
         n_threads: threads to use; all CPUs unless given.
         _isa: forces an instruction set (for tests).
 
@@ -275,7 +278,7 @@ def quantize(
             stacklevel=2,
         )
     flat = np.ascontiguousarray(values).reshape(-1)
-    out = _ikq.quantize(flat, t, n_experts, n_rows, n, importance, n_threads, _isa)
+    out = _ikq.quantize(flat, t, n_experts, n_rows, n, importance, biased, n_threads, _isa)
     if t is QuantType.I2_S:
         return out.reshape((*values.shape[:-2], tensor_bytes(t, (n_rows, n))))
     return out.reshape((*values.shape[:-1], row_bytes(t, n)))

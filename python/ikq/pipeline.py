@@ -68,7 +68,7 @@ class PlannedTensor:
     repacked: bool
     """Rows are put into groups or taken apart; their codes stay as they are."""
     unbiased: bool
-    """Encoded twice, the second time divided by the gains of the rows."""
+    """Encoded with scales that undo the gain of their fit: the result is not smaller than the source."""
     reason: str
     """Why it gets its type, or why it is copied."""
     fallback_from: QuantType | None
@@ -266,6 +266,12 @@ class TensorOutcome:
     it was not measured (copied or reused, or nobody asked)."""
     weighted_error: float | None
     """The same with the columns' importance as weights; equals `error` without an imatrix."""
+    error_without_gain: float | None
+    """Weighted, of the multiple of the result that is nearest to the source: the error of the codes,
+    whether or not the stored scales undo the gain."""
+    gain: float | None
+    """sum(w x y) / sum(w x^2): how large the result is along the source; below 1 where scales are as
+    fitted."""
     expert_errors: tuple[float, ...] | None
     """Weighted, of each matrix (expert) of the tensor."""
     not_ternary: bool
@@ -394,14 +400,19 @@ def _ftype_name(type: str | QuantType) -> str:
 
 
 def _outcome(
-    how: str, seconds: float, not_ternary: bool, errors: tuple[float, float, list[float]] | None
+    how: str,
+    seconds: float,
+    not_ternary: bool,
+    errors: tuple[float, float, float, float, list[float]] | None,
 ) -> TensorOutcome:
-    plain, weighted, experts = errors or (None, None, None)
+    plain, weighted, without_gain, gain, experts = errors or (None, None, None, None, None)
     return TensorOutcome(
         how=cast("Literal['encoded', 'copied', 'reused', 'repacked']", how),
         seconds=seconds,
         error=plain,
         weighted_error=weighted,
+        error_without_gain=without_gain,
+        gain=gain,
         expert_errors=None if experts is None else tuple(experts),
         not_ternary=not_ternary,
     )

@@ -58,11 +58,14 @@ class QuantizeOptions(TypedDict, total=False):
     symmetric_q40: bool
     """Q4_0 with the levels -7 to 7, as some programs that repack it for other hardware want it."""
 
+    biased: bool
+    """Store scales as they were fitted. By default they are divided by the gain g = sum(w x y) / sum(w x^2)
+    of the fit (x the source, y what it decodes to, w the imatrix or 1), so that results are not smaller than
+    the source on the average; squared errors are larger by 1 / sqrt(g), and mixes diverge less from the
+    source. Types of 8 bits and more, ternary ones, IQ6_K, MXFP4, NVFP4, IQ2_KT and IQ3_KT are the same
+    either way."""
     unbiased: bool
-    """Encode rows twice, the second time x / g with the gain g = sum(w x y) / sum(w x^2) of the first (y is
-    what it decodes to, w the imatrix or 1), so that results are not smaller than the source on the average.
-    It takes twice the time, and squared errors are larger; mixes diverge less from the source, single types
-    hardly differ. Types of 8 bits and more, ternary ones, MXFP4, NVFP4, IQ2_KT and IQ3_KT are as without."""
+    """The opposite of `biased`, which is the default; for callers of earlier versions."""
 
     imatrix: PathLike | Imatrix | None
     """Activation statistics, a file of either form or an `Imatrix`."""
@@ -141,7 +144,7 @@ def wishes(options: QuantizeOptions) -> dict[str, Any]:
         "leave_output_tensor": options.get("leave_output_tensor", False),
         "extra_output_tensor": type_id("extra_output_tensor"),
         "symmetric_q40": options.get("symmetric_q40", False),
-        "unbiased": options.get("unbiased", False),
+        "biased": _is_biased(options),
         "allow_requantize": options.get("allow_requantize", False),
         "ignore_imatrix_rules": options.get("ignore_imatrix_rules", False),
         "include_weights": _several(options.get("include_weights", ())),
@@ -164,8 +167,14 @@ _ABOUT_TYPES = (
     *("pure", "attn_q_type", "attn_k_type", "attn_v_type", "attn_qkv_type", "attn_output_type"),
     *("ffn_gate_type", "ffn_up_type", "ffn_down_type", "custom_q", "tensor_type", "tensor_type_file"),
     *("token_embedding_type", "per_layer_token_embedding_type", "output_tensor_type", "ffn_gate_inp_type"),
-    *("leave_output_tensor", "extra_output_tensor", "symmetric_q40", "unbiased", "imatrix"),
+    *("leave_output_tensor", "extra_output_tensor", "symmetric_q40", "biased", "unbiased", "imatrix"),
 )
+
+
+def _is_biased(options: QuantizeOptions) -> bool:
+    if options.get("biased") and options.get("unbiased"):
+        raise RefusedError("--biased and --unbiased exclude each other: the latter is the default")
+    return options.get("biased", False)
 
 
 def _check_repack(options: QuantizeOptions) -> None:

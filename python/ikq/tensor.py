@@ -106,6 +106,7 @@ class QTensor:
         imatrix: ArrayLike | None = None,
         *,
         name: str | None = None,
+        biased: bool = False,
         n_threads: int | None = None,
     ) -> QTensor:
         """Encodes floats; arguments and errors are those of `ikq.quantize`.
@@ -115,7 +116,7 @@ class QTensor:
         shape = np.shape(x)
         if as_type(type) is QuantType.I2_S:
             x, imatrix = np.asarray(x).reshape(-1, *shape[-1:]), None
-        return cls(quantize(x, type, imatrix, n_threads=n_threads), type, shape, name)
+        return cls(quantize(x, type, imatrix, biased=biased, n_threads=n_threads), type, shape, name)
 
     @property
     def nbytes(self) -> int:

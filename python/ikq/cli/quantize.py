@@ -82,11 +82,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--symmetric-q40", action="store_true", help="Q4_0 with the levels -7 to 7 instead of -8 to 7"
     )
     types.add_argument(
-        "--unbiased",
+        "--biased",
         action="store_true",
-        help="encode twice, so that no matrix becomes smaller: twice the time, larger squared errors, "
-        "mixes with less divergence",
+        help="scales as fitted: the least squared error, but smaller matrices, and mixes that diverge more",
     )
+    types.add_argument("--unbiased", action="store_true", help="the opposite, which is the default")
     types.add_argument(
         "--allow-requantize", action="store_true", help="accept tensors that are quantized already"
     )

@@ -122,6 +122,8 @@ def _tensors(tensors: Sequence[TensorRecord]) -> str:
             _cell(t.bits_per_weight, ".4f"),
             _cell(t.bytes / _MIB, ",.3f"),
             _cell(t.weighted_error, ".5f"),
+            _cell(t.error_without_gain, ".5f"),
+            _cell(t.gain, ".5f"),
             _cell(t.error, ".5f"),
             _cell(t.snr_db, ".2f"),
             _cell("" if t.worst_expert is None else f"{t.worst_expert[0]}: {t.worst_expert[1]:.5f}"),
@@ -141,11 +143,13 @@ def _tensors(tensors: Sequence[TensorRecord]) -> str:
         "bits/weight",
         "MiB",
         "weighted error",
+        "without gain",
+        "gain",
         "error",
         "SNR, dB",
     ]
     names += ["worst expert", "imatrix", "pooled experts", "seconds", "reason"]
-    return _table(names, rows, words=(0, 1, 2, 3, 4, 10, 11, 14))
+    return _table(names, rows, words=(0, 1, 2, 3, 4, 12, 13, 16))
 
 
 def _cell(value: str | float | None, form: str = "") -> str:

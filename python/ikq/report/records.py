@@ -58,6 +58,10 @@ class TensorRecord:
     """Relative root mean square error with the columns' importance as weights; None if not measured."""
     error: float | None
     """The same with equal weights."""
+    error_without_gain: float | None
+    """Weighted, of the multiple of the result that is nearest to the source: the error of the codes."""
+    gain: float | None
+    """sum(w x y) / sum(w x^2) of source x and result y."""
     snr_db: float | None
     """Energy of the weights over that of the error, in dB, from `error`; None also where nothing is lost."""
     worst_expert: tuple[int, float] | None
@@ -197,6 +201,8 @@ def _record(t: PlannedTensor, outcome: TensorOutcome | None) -> TensorRecord:
         thin_experts=t.thin_experts,
         weighted_error=outcome.weighted_error if outcome else None,
         error=error,
+        error_without_gain=outcome.error_without_gain if outcome else None,
+        gain=outcome.gain if outcome else None,
         snr_db=-20 * math.log10(error) if error and math.isfinite(error) else None,
         worst_expert=max(enumerate(experts), key=lambda e: e[1]) if experts else None,
         expert_errors=experts,

@@ -8,5 +8,7 @@ mod encode;
 mod error;
 pub mod search;
 
-pub use encode::{Encode, EncodeOptions, can_encode, encodable, encode_rows, is_ternary, weights};
+pub use encode::{
+    Encode, EncodeOptions, can_encode, encodable, encode_rows, is_ternary, undoes_bias, weights,
+};
 pub use error::{Error, writable};

@@ -34,7 +34,7 @@ fn an_interleaved_type_has_the_codes_of_its_plain_type() {
         let x = noise(1, n_rows * n);
         let w: Vec<f32> = noise(2, n).iter().map(|x| x.exp()).collect();
         for symmetric_q40 in [false, true] {
-            let options = EncodeOptions { symmetric_q40 };
+            let options = EncodeOptions { symmetric_q40, ..EncodeOptions::default() };
             let plain = encode(base, &x, n, Some(&w), options);
             let expected = repack(&plain, base, ty, n_rows, n).unwrap();
             assert_eq!(encode(ty, &x, n, Some(&w), options), expected, "{ty}");
@@ -97,7 +97,13 @@ fn symmetric_q4_0_has_no_eighth_level() {
         plain.extend(block.iter().map(|x| d * (x / d).round()));
     }
     for w in [None, Some(&w[..])] {
-        let bytes = encode(QuantType::Q4_0, &x, n, w, EncodeOptions { symmetric_q40: true });
+        let bytes = encode(
+            QuantType::Q4_0,
+            &x,
+            n,
+            w,
+            EncodeOptions { symmetric_q40: true, ..EncodeOptions::default() },
+        );
         for block in bytes.chunks(18) {
             assert!(block[2..].iter().all(|q| q & 15 != 0 && q >> 4 != 0));
         }

@@ -100,7 +100,7 @@ impl Raise for EncodeError {
 
 /// `x` holds `n_experts` matrices; `importance` the columns' importance, once or per expert.
 #[pyfunction]
-#[pyo3(signature = (x, ty, n_experts, n_rows, n_per_row, importance, n_threads, isa_name))]
+#[pyo3(signature = (x, ty, n_experts, n_rows, n_per_row, importance, biased, n_threads, isa_name))]
 #[expect(clippy::too_many_arguments, reason = "a flat view of an array: three extents, and what to do")]
 pub fn quantize<'py>(
     py: Python<'py>,
@@ -110,6 +110,7 @@ pub fn quantize<'py>(
     n_rows: usize,
     n_per_row: usize,
     importance: Option<PyReadonlyArray1<'py, f32>>,
+    biased: bool,
     n_threads: Option<usize>,
     isa_name: Option<&str>,
 ) -> PyResult<Bound<'py, PyArray1<u8>>> {
@@ -138,14 +139,17 @@ pub fn quantize<'py>(
         let rows = if is_one_unit { n_rows } else { unit_rows(SLOW_UNIT, n_per_row) };
         let unit_bytes = if is_one_unit { matrix_bytes } else { rows * (matrix_bytes / n_rows) };
         let matrices = x.chunks(n_rows * n_per_row).zip(out.chunks_mut(matrix_bytes)).enumerate();
+        let options = EncodeOptions { biased, ..EncodeOptions::default() };
         let units = matrices.flat_map(|(e, (x, out))| {
             let units = x.chunks(rows * n_per_row).zip(out.chunks_mut(unit_bytes)).enumerate();
             units.map(move |(i, (x, out))| (e, i * rows, x, out))
         });
         pool.for_each(units, cancel, |(e, first_row, x, out)| {
-            encode_rows(kind, ty, x, n_per_row, of_expert(e), EncodeOptions::default(), out).map_err(
-                |error| EncodeError { expert: n_experts.map(|_| e), first_row, error: Box::new(error) },
-            )
+            encode_rows(kind, ty, x, n_per_row, of_expert(e), options, out).map_err(|error| EncodeError {
+                expert: n_experts.map(|_| e),
+                first_row,
+                error: Box::new(error),
+            })
         })?;
         Ok(out)
     })?;

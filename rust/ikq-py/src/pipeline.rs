@@ -9,6 +9,7 @@ use ikq_gguf::{Options, SplitBy};
 use ikq_pool::Stop;
 use ikq_quantize::custom::CustomRule;
 use ikq_quantize::ftype::Ftype;
+use ikq_quantize::measure::Errors as ErrorSums;
 use ikq_quantize::overrides::Override;
 use ikq_quantize::plan::{Plan, PlanOptions, Statistics};
 use ikq_quantize::predict;
@@ -152,7 +153,7 @@ pub struct Wishes {
     leave_output_tensor: bool,
     extra_output_tensor: Option<u32>,
     symmetric_q40: bool,
-    unbiased: bool,
+    biased: bool,
     allow_requantize: bool,
     ignore_imatrix_rules: bool,
     include_weights: Vec<String>,
@@ -219,8 +220,7 @@ impl Wishes {
             hide_imatrix: self.hide_imatrix,
             extra_output_tensor: known(self.extra_output_tensor)?,
             overrides: overrides.map_err(|e| e.raise(py))?,
-            encode: EncodeOptions { symmetric_q40: self.symmetric_q40 },
-            unbiased: self.unbiased,
+            encode: EncodeOptions { symmetric_q40: self.symmetric_q40, biased: self.biased },
             output: Options {
                 split,
                 no_tensor_first_split: self.no_tensor_first_split,
@@ -421,11 +421,12 @@ pub struct QuantizeRun {
     n_resumed: usize,
     n_damaged: usize,
     /// Of each tensor of the plan: "encoded", "copied" or "reused"; seconds; whether its type is ternary and its
-    /// weights are not; relative errors, plain and weighted, and the latter of each expert.
+    /// weights are not; relative errors: plain, weighted, weighted without the gain; the weighted gain; the weighted
+    /// error of each expert.
     tensors: Vec<TensorRow>,
 }
 
-type TensorRow = (&'static str, f64, bool, Option<(f64, f64, Vec<f64>)>);
+type TensorRow = (&'static str, f64, bool, Option<(f64, f64, f64, f64, Vec<f64>)>);
 
 impl From<Done> for QuantizeRun {
     fn from(done: Done) -> QuantizeRun {
@@ -437,10 +438,11 @@ impl From<Done> for QuantizeRun {
                 Origin::Reused => "reused",
             };
             let errors = t.errors.as_ref().map(|experts| {
-                let mut all = ikq_quantize::measure::Errors::default();
+                let mut all = ErrorSums::default();
                 experts.iter().for_each(|e| all.add(e));
-                let of_each = experts.iter().map(|e| e.relative_weighted()).collect();
-                (all.relative(), all.relative_weighted(), of_each)
+                let of_each = experts.iter().map(|e| e.weighted.relative()).collect();
+                let ErrorSums { plain, weighted } = all;
+                (plain.relative(), weighted.relative(), weighted.without_gain(), weighted.gain(), of_each)
             });
             (origin, t.seconds, t.not_ternary, errors)
         };

@@ -1,9 +1,9 @@
 //! [`Journal`]: what is done of a partial output, unit by unit, so that a run can go on where another ended.
 //!
 //! ```text
-//! header   magic | plan u64 | stamp u64 | n_units u64 | check u64 | zeros up to 64 bytes
-//! records  one slot of 64 bytes per unit, zeros until the unit is in the output:
-//!          source u64 | content u64 | seconds f32 | flags u32 | 4 x f64 of errors | check u64
+//! header   magic | plan u64 | stamp u64 | n_units u64 | check u64 | zeros up to 80 bytes
+//! records  one slot of 80 bytes per unit, zeros until the unit is in the output:
+//!          source u64 | content u64 | seconds f32 | flags u32 | 6 x f64 of errors | check u64
 //! ```
 //! A slot is written by the thread that did the unit, after the unit's bytes. Nothing depends on what the disk has
 //! got first: a slot that is torn does not check, and one whose unit is not in the output after all is found out by
@@ -20,8 +20,10 @@ use crate::error::Error;
 use crate::hash::Hasher;
 use crate::measure::Errors;
 
-const MAGIC: &[u8; 8] = b"ikqjrnl1";
-const SLOT: usize = 64;
+const MAGIC: &[u8; 8] = b"ikqjrnl2";
+const SLOT: usize = 80;
+/// Where the check of a slot is.
+const CHECK: usize = SLOT - 8;
 /// Slots read at once.
 const SLOTS_AT_ONCE: usize = 1 << 14;
 /// Another command's work above this many seconds is not thrown away without being asked.
@@ -209,11 +211,11 @@ fn slot(id: RunId, unit: usize, record: &Record) -> [u8; SLOT] {
     out[16..20].copy_from_slice(&record.seconds.to_le_bytes());
     out[20..24].copy_from_slice(&flags.to_le_bytes());
     let errors = record.errors.unwrap_or_default().to_array();
-    for (x, out) in errors.iter().zip(out[24..56].chunks_exact_mut(8)) {
+    for (x, out) in errors.iter().zip(out[24..CHECK].chunks_exact_mut(8)) {
         out.copy_from_slice(&x.to_le_bytes());
     }
     let check = check(id, unit, &out);
-    out[56..].copy_from_slice(&check.to_le_bytes());
+    out[CHECK..].copy_from_slice(&check.to_le_bytes());
     out
 }
 
@@ -222,18 +224,18 @@ fn check(id: RunId, unit: usize, slot: &[u8; SLOT]) -> u64 {
     let mut hasher = Hasher::new("slot");
     hasher.number(id.plan);
     hasher.number(unit as u64);
-    hasher.bytes(&slot[..56]);
+    hasher.bytes(&slot[..CHECK]);
     hasher.end().max(1)
 }
 
 fn parse(id: RunId, unit: usize, bytes: &[u8; SLOT]) -> Option<Record> {
     let number = |at: usize| bytes[at..].first_chunk().map(|b| u64::from_le_bytes(*b));
-    if number(56)? != check(id, unit, bytes) {
+    if number(CHECK)? != check(id, unit, bytes) {
         return None;
     }
     let half = |at: usize| bytes[at..].first_chunk().map(|b| u32::from_le_bytes(*b));
     let flags = half(20)?;
-    let mut errors = [0.0; 4];
+    let mut errors = [0.0; 6];
     for (i, x) in errors.iter_mut().enumerate() {
         *x = f64::from_bits(number(24 + 8 * i)?);
     }
@@ -285,7 +287,7 @@ mod tests {
     const ID: RunId = RunId { plan: 7, stamp: 8, n_units: 40_000 };
 
     fn record(i: u64) -> Record {
-        let errors = Errors { square: 1.0, norm: 2.0, weighted: 3.0, weighted_norm: i as f64 };
+        let errors = Errors::from_array([1.0, 2.0, 3.0, 4.0, i as f64, 5.0]);
         Record {
             source: i,
             content: !i,

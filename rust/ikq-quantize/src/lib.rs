@@ -9,8 +9,7 @@
 //! - [`coverage`]: what of a plan an imatrix has data for.
 //! - [`repack`]: rows into groups and out of them.
 //! - [`recipe`], [`plan`]: rules to types; [`run`]: plan to file, going on where an earlier run ended (`journal`,
-//!   `found`), unit by unit (`units`, `work`), with scales that do not shrink (`unbias`) and errors ([`measure`]) if
-//!   wanted.
+//!   `found`), unit by unit (`units`, `work`), with errors ([`measure`]) if wanted.
 
 mod begin;
 pub mod coverage;
@@ -33,7 +32,6 @@ pub mod roles;
 pub mod run;
 mod statistics;
 mod tally;
-mod unbias;
 mod units;
 pub mod verify;
 mod work;

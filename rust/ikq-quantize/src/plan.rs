@@ -1,7 +1,7 @@
 //! [`Plan`]: everything that is decided before the first byte is read: types, reasons, statistics,
 //! offsets, sizes. A dry run prints it; [`crate::run`] carries it out.
 
-use ikq_encode::{EncodeOptions, can_encode};
+use ikq_encode::{EncodeOptions, can_encode, undoes_bias};
 use ikq_formats::{Family, ImatrixUse, QuantType};
 use ikq_gguf::{Metadata, Model, Options, SplitBy, Tensor, TensorSpec, TensorType, Value, is_split_key};
 
@@ -14,7 +14,6 @@ use crate::overrides::Override;
 use crate::recipe::{Decision, Recipe, decide};
 use crate::repack::Repack;
 use crate::statistics::statistics;
-use crate::unbias;
 
 pub use crate::statistics::Statistics;
 
@@ -43,8 +42,6 @@ pub struct PlanOptions {
     pub keep_split: bool,
     /// Choices about encoding.
     pub encode: EncodeOptions,
-    /// Encode rows once more, divided by their gains, so that what is decoded is not smaller than what was encoded.
-    pub unbiased: bool,
     /// Only put rows into groups or take them apart; the recipe is not looked at.
     pub repack: Option<Repack>,
 }
@@ -64,7 +61,7 @@ pub struct TensorPlan {
     pub encode: Option<QuantType>,
     /// The rows of `from` are the rows of `to` in other places: nothing is decoded and encoded.
     pub repack: bool,
-    /// Encoded twice, the second time divided by the gains of the rows ([`PlanOptions::unbiased`]).
+    /// Encoded with scales that undo the gain of their fit.
     pub unbiased: bool,
     pub reason: String,
     pub fallback_from: Option<QuantType>,
@@ -142,8 +139,9 @@ impl Plan {
         }
         let specs = tensors.iter().map(|p| p.spec(model)).collect::<Result<_, _>>()?;
         let mut metadata = output_metadata(&metadata, recipe.ftype, imatrix.zip(coverage.as_ref()), options);
-        if tensors.iter().any(|t| t.unbiased) {
-            metadata.set(UNBIASED_KEY, Value::Bool(true));
+        let is_biased = |t: &TensorPlan| t.encode.is_some_and(undoes_bias) && !t.repack && !t.unbiased;
+        if tensors.iter().any(is_biased) {
+            metadata.set(BIASED_KEY, Value::Bool(true));
         }
         let output = Options {
             split: split(&tensors, model, options),
@@ -182,7 +180,7 @@ impl TensorPlan {
             to: spec.ty,
             encode: decision.to,
             repack,
-            unbiased: options.unbiased && !repack && decision.to.is_some_and(unbias::applies),
+            unbiased: !options.encode.biased && !repack && decision.to.is_some_and(undoes_bias),
             statistics: statistics(t, decision.to.filter(|_| !repack), imatrix, tied)?,
             reason: decision.reason,
             fallback_from: decision.fallback_from,
@@ -265,7 +263,9 @@ fn check_encodable(t: &Tensor, to: QuantType, options: &PlanOptions) -> Result<(
     }
 }
 
-/// Key that marks outputs whose scales do not shrink.
+/// Key that marks outputs whose scales are the fitted ones, where others would undo the gain.
+const BIASED_KEY: &str = "ikq.biased";
+/// Key by which earlier outputs said that theirs do.
 const UNBIASED_KEY: &str = "ikq.unbiased";
 
 /// The source's pairs byte for byte, with what quantizing changes.
@@ -288,7 +288,9 @@ fn output_metadata(
         out.set("general.file_type", Value::U32(id));
     }
     // of the source it would say nothing about the output
-    out.remove(UNBIASED_KEY);
+    for key in [BIASED_KEY, UNBIASED_KEY] {
+        out.remove(key);
+    }
     let Some((m, coverage)) = imatrix else { return out };
     let int = |n: usize| Value::I32(i32::try_from(n).unwrap_or(i32::MAX));
     let hidden = options.hide_imatrix;

@@ -48,8 +48,7 @@ pub fn memory(
     for tensor in 0..plan.tensors.len() {
         // the first is as large as any
         if let Some(first) = units.of_tensor(tensor).next() {
-            let decoded = measure_errors || plan.tensors[tensor].unbiased;
-            largest = largest.max((units.get(first).memory(decoded), tensor));
+            largest = largest.max((units.get(first).memory(measure_errors), tensor));
         }
     }
     let (each, tensor) = largest;

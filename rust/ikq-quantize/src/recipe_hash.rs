@@ -45,10 +45,7 @@ pub(crate) fn of_tensor(planned: &TensorPlan, plan: &Plan) -> u64 {
         if let Statistics::Found { values, .. } = &planned.statistics {
             hasher.floats(values);
         }
-        // nothing where it is not wanted: such hashes stay what they were
-        if planned.unbiased {
-            hasher.bytes(b"unbiased");
-        }
+        hasher.number(u64::from(planned.unbiased));
     }
     hasher.end()
 }

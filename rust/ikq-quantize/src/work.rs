@@ -11,7 +11,6 @@ use ikq_simd::IsaKind;
 use crate::error::Error;
 use crate::measure::{Errors, measure};
 use crate::plan::{Statistics, TensorPlan};
-use crate::unbias::divide_by_gains;
 use crate::units::{Rows, Work};
 
 /// Working memory that travels between units, so that a run allocates a handful of buffers.
@@ -152,15 +151,6 @@ fn encode(
     out.resize(ikq_formats::matrix_bytes(to, n_rows, n_per_row)?, 0);
     let importance = importance(planned, matrix, n_per_row);
     match encode_rows(how.isa, to, x, n_per_row, importance, how.encode, &mut out) {
-        Ok(()) if planned.unbiased => {
-            let mut y = take(&buffers.floats);
-            y.resize(x.len(), 0.0);
-            ikq_decode::dequantize(how.isa, to, &out, n_rows, n_per_row, &mut y)?;
-            if divide_by_gains(x, &mut y, n_per_row, importance) {
-                encode_rows(how.isa, to, &y, n_per_row, importance, how.encode, &mut out)?;
-            }
-            give(&buffers.floats, y);
-        }
         Ok(()) => {}
         Err(ikq_encode::Error::NotFinite { row, column, value }) => {
             // a unit of I2_S has the rows of all matrices

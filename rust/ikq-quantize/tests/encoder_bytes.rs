@@ -6,8 +6,8 @@ use ikq_formats::matrix_bytes;
 use ikq_quantize::ENCODERS;
 use xxhash_rust::xxh3::Xxh3;
 
-/// Number of the encoders, and the hash of what they write.
-const KNOWN: (u64, u64) = (1, 9_644_749_515_459_387_389);
+/// Number of the encoders, and the hashes of what they write by default and with scales as fitted.
+const KNOWN: (u64, [u64; 2]) = (2, [7_630_607_335_406_167_071, 9_644_749_515_459_387_389]);
 
 const N_ROWS: usize = 16;
 const N_PER_ROW: usize = 1024;
@@ -27,17 +27,21 @@ fn bytes_are_those_of_the_number() {
         })
         .collect();
     let importance: Vec<f32> = (0..N_PER_ROW).map(|_| (uniform() + 0.6).powi(3)).collect();
-    let mut hasher = Xxh3::new();
-    for ty in encodable().iter().copied() {
-        let mut out = vec![0; matrix_bytes(ty, N_ROWS, N_PER_ROW).expect("16 rows of 1024 fit every type")];
-        for w in [None, Some(&importance[..])] {
-            let options = EncodeOptions::default();
-            encode_rows(ikq_simd::best(), ty, &x, N_PER_ROW, w, options, &mut out).expect("finite rows");
-            hasher.update(&out);
+    let hashes = [false, true].map(|biased| {
+        let options = EncodeOptions { biased, ..EncodeOptions::default() };
+        let mut hasher = Xxh3::new();
+        for ty in encodable().iter().copied() {
+            let n_bytes = matrix_bytes(ty, N_ROWS, N_PER_ROW).expect("16 rows of 1024 fit every type");
+            let mut out = vec![0; n_bytes];
+            for w in [None, Some(&importance[..])] {
+                encode_rows(ikq_simd::best(), ty, &x, N_PER_ROW, w, options, &mut out).expect("finite rows");
+                hasher.update(&out);
+            }
         }
-    }
+        hasher.digest()
+    });
     assert_eq!(
-        (ENCODERS, hasher.digest()),
+        (ENCODERS, hashes),
         KNOWN,
         "encoders write other bytes than they did: count ENCODERS up (ikq-quantize/src/hash.rs), and note the new hash here"
     );

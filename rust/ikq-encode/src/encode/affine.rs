@@ -8,6 +8,7 @@ use ikq_simd::Isa;
 
 use super::Encode;
 use crate::search::affine::{self, Affine, Rung};
+use crate::search::gain::Scales;
 use crate::search::tile::{Codes, LANES, Tile, lane_codes};
 
 /// Elements per super-block.
@@ -41,6 +42,7 @@ fn encode_row<I: Isa, const N: usize>(
     ty: QuantType,
     Search { levels, steps, ladder }: Search,
     (x, w): (&[f32], &[f32]),
+    scales: Scales,
     s: &mut Scratch<N>,
     out: &mut [u8],
 ) {
@@ -53,7 +55,7 @@ fn encode_row<I: Isa, const N: usize>(
     let tiles = x.chunks(LANES * N).zip(w.chunks(LANES * N));
     for ((x, w), out) in tiles.zip(out.chunks_mut(LANES / per_super * layout.bytes)) {
         s.tile.load(isa, x, w, per_super);
-        let found = affine::encode(isa, &s.tile, affine, &mut s.codes);
+        let found = affine::encode(isa, &s.tile, affine, scales, &mut s.codes);
         let up = isa.load_f(&s.tile.up);
         let d = isa.f16_bits(isa.mul_f(isa.load_f(&found.d), up));
         let dmin = isa.f16_bits(isa.mul_f(isa.load_f(&found.dmin), up));
@@ -82,8 +84,15 @@ macro_rules! affine_super_blocks {
             type Scratch = Scratch<$n>;
 
             #[inline(always)]
-            fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut Scratch<$n>, out: &mut [u8]) {
-                encode_row(isa, Self::TYPE, $search, (x, w), scratch, out);
+            fn encode_row<I: Isa>(
+                isa: I,
+                x: &[f32],
+                w: &[f32],
+                scales: Scales,
+                scratch: &mut Scratch<$n>,
+                out: &mut [u8],
+            ) {
+                encode_row(isa, Self::TYPE, $search, (x, w), scales, scratch, out);
             }
         }
     )* };

@@ -13,6 +13,7 @@ use super::pack::{half_numbers, pack_lanes};
 use super::weights::are_ones;
 use crate::search::affine::{ROUNDS, Rung};
 use crate::search::affine_block::{self, Search};
+use crate::search::gain::Scales;
 use crate::search::tile::{LANES, Plain, Tile, Weighted};
 
 /// Elements per block.
@@ -32,6 +33,7 @@ fn encode_row<I: Isa>(
     ty: QuantType,
     (levels, plain): (f32, &'static [Rung]),
     (x, w): (&[f32], &[f32]),
+    scales: Scales,
     tile: &mut Tile<N>,
     out: &mut [u8],
 ) {
@@ -44,10 +46,10 @@ fn encode_row<I: Isa>(
         let [d, m, codes @ ..] = &mut numbers;
         let found = if is_plain {
             tile.load_plain(isa, x, 1);
-            affine_block::encode(isa, tile, Plain, Search { levels, ladder: plain, rounds: 1 }, codes)
+            affine_block::encode(isa, tile, Plain, Search { levels, ladder: plain, rounds: 1, scales }, codes)
         } else {
             tile.load(isa, x, w, 1);
-            let search = Search { levels, ladder: LADDER, rounds: ROUNDS };
+            let search = Search { levels, ladder: LADDER, rounds: ROUNDS, scales };
             affine_block::encode(isa, tile, Weighted, search, codes)
         };
         (*d, *m) = (half_numbers(found.d), half_numbers(found.m));
@@ -66,8 +68,15 @@ macro_rules! affine_blocks {
             type Scratch = Scratch;
 
             #[inline(always)]
-            fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut Scratch, out: &mut [u8]) {
-                encode_row(isa, Self::TYPE, ($levels, $plain), (x, w), &mut scratch.tile, out);
+            fn encode_row<I: Isa>(
+                isa: I,
+                x: &[f32],
+                w: &[f32],
+                scales: Scales,
+                scratch: &mut Scratch,
+                out: &mut [u8],
+            ) {
+                encode_row(isa, Self::TYPE, ($levels, $plain), (x, w), scales, &mut scratch.tile, out);
             }
         }
     )* };

@@ -4,6 +4,7 @@ use ikq_formats::QuantType;
 use ikq_simd::Isa;
 
 use super::Encode;
+use crate::search::gain::Scales;
 
 /// Little-endian copies.
 pub struct F32;
@@ -13,7 +14,7 @@ impl Encode for F32 {
     type Scratch = ();
 
     #[inline(always)]
-    fn encode_row<I: Isa>(_: I, x: &[f32], _: &[f32], _: &mut (), out: &mut [u8]) {
+    fn encode_row<I: Isa>(_: I, x: &[f32], _: &[f32], _: Scales, _: &mut (), out: &mut [u8]) {
         for (x, out) in x.iter().zip(out.as_chunks_mut().0) {
             *out = x.to_le_bytes();
         }
@@ -28,7 +29,7 @@ impl Encode for F16 {
     type Scratch = ();
 
     #[inline(always)]
-    fn encode_row<I: Isa>(isa: I, x: &[f32], _: &[f32], _: &mut (), out: &mut [u8]) {
+    fn encode_row<I: Isa>(isa: I, x: &[f32], _: &[f32], _: Scales, _: &mut (), out: &mut [u8]) {
         for (x, out) in x.chunks(16).zip(out.chunks_mut(32)) {
             let mut sixteen = [0.0; 16];
             sixteen[..x.len()].copy_from_slice(x);
@@ -48,7 +49,7 @@ impl Encode for BF16 {
     type Scratch = ();
 
     #[inline(always)]
-    fn encode_row<I: Isa>(_: I, x: &[f32], _: &[f32], _: &mut (), out: &mut [u8]) {
+    fn encode_row<I: Isa>(_: I, x: &[f32], _: &[f32], _: Scales, _: &mut (), out: &mut [u8]) {
         for (x, out) in x.iter().zip(out.as_chunks_mut().0) {
             // nearest even; the largest finite f32 would round to infinity and saturates instead
             let bits = x.to_bits();

@@ -8,6 +8,7 @@ use ikq_formats::{QuantType, layout};
 use ikq_simd::Isa;
 
 use super::Encode;
+use crate::search::gain::Scales;
 use crate::search::levels::E2M1;
 use crate::search::scale::{self, residual};
 use crate::search::tile::{Codes, LANES, Tile, lane_codes};
@@ -45,6 +46,7 @@ impl Encode for MXFP4 {
         isa: I,
         x: &[f32],
         w: &[f32],
+        _: Scales,
         Scratch { tile, codes }: &mut Scratch<32>,
         out: &mut [u8],
     ) {
@@ -97,6 +99,7 @@ impl Encode for NVFP4 {
         isa: I,
         x: &[f32],
         w: &[f32],
+        _: Scales,
         Scratch { tile, codes }: &mut Scratch<16>,
         out: &mut [u8],
     ) {

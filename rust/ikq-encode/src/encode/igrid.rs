@@ -3,8 +3,8 @@
 //!
 //! Objective: `sum w (x - y)^2` with w of the column. Searched: d of the super-block (of the row in the
 //! `_R4` types), the integer scales, entries, signs and shifts together; see
-//! [`crate::search::grid_block`]. The reference's factors on stored scales (0.9875 to 1.125) are up to
-//! 15 % more squared error; here d is the fitted one.
+//! [`crate::search::grid_block`]. What is stored is the fitted d divided by the gain of the block (of the row); the
+//! reference has a factor for each type instead (0.9875 to 1.125).
 
 use std::sync::OnceLock;
 
@@ -14,9 +14,10 @@ use ikq_simd::Isa;
 
 use super::Encode;
 use super::weights::normalizer;
+use crate::search::gain::Scales;
 use crate::search::grid::Grid;
 use crate::search::grid_block::{
-    CHUNK, Codes, FindParabolas, GridSearch, Joint, Numbers, Settle, Shifts, Signs,
+    CHUNK, Codes, FindParabolas, GridSearch, Joint, Numbers, Settle, Shifts, Signs, Sums,
 };
 use crate::search::grid_candidates::{Ladder, Parabolas};
 
@@ -85,6 +86,7 @@ fn encode_blocks<I: Isa>(
     ty: QuantType,
     search: &GridSearch,
     (x, w): (&[f32], &[f32]),
+    scales: Scales,
     (): &mut (),
     out: &mut [u8],
 ) {
@@ -97,7 +99,7 @@ fn encode_blocks<I: Isa>(
         let parabolas = isa.apart(FindParabolas(search, &x, &w));
         let d = isa.apart(Joint(search, std::slice::from_ref(&parabolas), up));
         let codes = isa.apart(Settle { search, x: &x, w: &w, n: CHUNK, parabolas: &parabolas, d });
-        let d = search.refit(codes.xy, codes.yy);
+        let d = search.refit(scales, &codes.sums);
         values[0] = u32::from(isa.f16_bits(isa.splat_f(d * up))[0]);
         let n = 1 + codes.values(search, 0, CHUNK, &mut values[1..]);
         layout.pack(&values[..n], out);
@@ -118,6 +120,7 @@ fn encode_one_scale<I: Isa>(
     ty: QuantType,
     search: &GridSearch,
     (x, w): (&[f32], &[f32]),
+    scales: Scales,
     scratch: &mut Scratch,
     out: &mut [u8],
 ) {
@@ -131,16 +134,15 @@ fn encode_one_scale<I: Isa>(
     }
     let d = isa.apart(Joint(search, &scratch.parabolas, up));
     scratch.codes.clear();
-    let (mut xy, mut yy) = (0.0, 0.0);
+    let mut sums = Sums::default();
     for ((x, w), parabolas) in chunks().zip(&scratch.parabolas) {
         let n = x.len();
         let (x, w) = chunk(x, w, down);
         let codes = isa.apart(Settle { search, x: &x, w: &w, n, parabolas, d });
-        xy += codes.xy;
-        yy += codes.yy;
+        sums.add(&codes.sums);
         scratch.codes.push(codes);
     }
-    let d = search.refit(xy, yy);
+    let d = search.refit(scales, &sums);
     let (header, blocks) = out.split_at_mut(HEADER);
     header.copy_from_slice(&isa.f16_bits(isa.splat_f(d * up))[0].to_le_bytes());
     for (i, out) in blocks.chunks_exact_mut(layout.bytes).enumerate() {
@@ -185,17 +187,25 @@ const TERNARY: Ladder = Ladder { first: 1.1, ratio: 0.9, close: 0.1 };
 
 macro_rules! codebook_types {
     ($($(#[$doc:meta])* $ty:ident: $encode:ident($scratch:ty), $grid:ident, $sub:literal, $numbers:expr,
-        $signs:expr, $shifts:expr, $ladder:expr, $bias:literal;)*) => { $(
+        $signs:expr, $shifts:expr, $ladder:expr, $bias:literal, $by_size:literal;)*) => { $(
         $(#[$doc])*
         #[allow(non_camel_case_types)]
         pub struct $ty;
 
         impl Encode for $ty {
             const TYPE: QuantType = QuantType::$ty;
+            const BY_SIZE: bool = $by_size;
             type Scratch = $scratch;
 
             #[inline(always)]
-            fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut $scratch, out: &mut [u8]) {
+            fn encode_row<I: Isa>(
+                isa: I,
+                x: &[f32],
+                w: &[f32],
+                scales: Scales,
+                scratch: &mut $scratch,
+                out: &mut [u8],
+            ) {
                 let search = GridSearch {
                     grid: $grid(),
                     sub_block: $sub,
@@ -205,34 +215,36 @@ macro_rules! codebook_types {
                     ladder: $ladder,
                     scale_bias: $bias,
                 };
-                $encode(isa, Self::TYPE, &search, (x, w), scratch, out);
+                $encode(isa, Self::TYPE, &search, (x, w), scales, scratch, out);
             }
         }
     )* };
 }
 
-// The last number is a factor on the stored scales. 1 is least squared error, which shrinks what is decoded
-// the more the fewer bits there are; with these the perplexity of a small trained model is least.
+// The last number is a factor on stored scales that do not undo the gain. 1 is least squared error, which shrinks what
+// is decoded the more the fewer bits there are; with these the perplexity of a small trained model is least. The flag
+// says whether large elements weigh more.
 codebook_types! {
     /// Four magnitudes per entry, signs free.
-    IQ3_S: encode_blocks(()), iq3s, 32, odd(16, 1.0), Signs::Free, Shifts::None, FOUR, 1.0;
+    IQ3_S: encode_blocks(()), iq3s, 32, odd(16, 1.0), Signs::Free, Shifts::None, FOUR, 1.0, false;
     /// Four magnitudes per entry, seven bits for eight signs.
-    IQ3_XXS: encode_blocks(()), iq3xxs, 32, odd(16, 0.25), Signs::Even, Shifts::None, FOUR, 1.0;
+    IQ3_XXS: encode_blocks(()), iq3xxs, 32, odd(16, 0.25), Signs::Even, Shifts::None, FOUR, 1.0, false;
     /// Eight magnitudes per entry, seven bits for eight signs.
-    IQ2_XXS: encode_blocks(()), iq2xxs, 32, odd(16, 0.125), Signs::Even, Shifts::None, EIGHT, 1.04;
+    IQ2_XXS: encode_blocks(()), iq2xxs, 32, odd(16, 0.125), Signs::Even, Shifts::None, EIGHT, 1.04, false;
     /// Eight magnitudes per entry, seven bits for eight signs, a scale for sixteen elements.
-    IQ2_XS: encode_blocks(()), iq2xs, 16, odd(16, 0.125), Signs::Even, Shifts::None, EIGHT, 1.03;
+    IQ2_XS: encode_blocks(()), iq2xs, 16, odd(16, 0.125), Signs::Even, Shifts::None, EIGHT, 1.03, true;
     /// Eight magnitudes per entry, signs free, a scale for sixteen elements.
-    IQ2_S: encode_blocks(()), iq2s, 16, odd(16, 0.125), Signs::Free, Shifts::None, EIGHT, 1.03;
+    IQ2_S: encode_blocks(()), iq2s, 16, odd(16, 0.125), Signs::Free, Shifts::None, EIGHT, 1.03, true;
     /// Eight ternary levels per entry, shifted together with the other entries of a scale.
     IQ1_S: encode_blocks(()), iq1s, 32, odd(8, 1.0), Signs::InLevels, Shifts::SubBlock(IQ1_DELTA), TERNARY,
-        1.06;
+        1.06, false;
     /// Eight ternary levels per entry, a shift for each, a scale for sixteen elements.
-    IQ1_M: encode_blocks(()), iq1s, 16, odd(8, 1.0), Signs::InLevels, Shifts::Group(IQ1_DELTA), TERNARY, 1.08;
+    IQ1_M: encode_blocks(()), iq1s, 16, odd(8, 1.0), Signs::InLevels, Shifts::Group(IQ1_DELTA), TERNARY, 1.08,
+        false;
     /// IQ1_S with one d for a row.
     IQ1_S_R4: encode_one_scale(Scratch), iq1s, 32, odd(8, 1.0), Signs::InLevels, Shifts::SubBlock(IQ1_DELTA),
-        TERNARY, 1.06;
+        TERNARY, 1.06, false;
     /// IQ1_M with one d for a row and scales from 0 to 15.
     IQ1_M_R4: encode_one_scale(Scratch), iq1s, 16, Numbers { n: 16, first: 0.0, step: 1.0, unit: 1.0 },
-        Signs::InLevels, Shifts::Group(IQ1_DELTA), TERNARY, 1.06;
+        Signs::InLevels, Shifts::Group(IQ1_DELTA), TERNARY, 1.06, false;
 }

@@ -7,13 +7,13 @@
 //!
 //! - with an imatrix, its value (the mean squared activation of the column), plus a floor of
 //!   [`weights::FLOOR`] times the mean, so that a column, a block or an expert that the calibration
-//!   text never lit up is still encoded sensibly;
+//!   text never lit up is still encoded sensibly; in IQ2_XS and IQ2_S times
+//!   `sqrt(1 + x_j^2 / mean x^2)` of the row ([`weights::by_size`]);
 //! - without, 1. Q4_0, Q4_1, Q5_0 and Q5_1, which the reference only rounds then, have a shorter search
 //!   for it: more than half of what the full one gains, in a fifth of its time.
 //!
-//! The figure is the error of the matrix product for activations of those magnitudes. (The
-//! reference weighs by `imatrix * sqrt(mean x^2 + x^2)` or by `x^2`, see each encoder's docs where
-//! that was found to matter.)
+//! The value alone makes the figure the error of the matrix product for activations that have nothing to do with each
+//! other.
 //!
 //! # Rules every encoder keeps
 //!
@@ -40,31 +40,45 @@ mod ternary;
 mod trellis;
 pub mod weights;
 
-pub use table::{can_encode, encodable};
+pub use table::{can_encode, encodable, undoes_bias};
 pub use ternary::is_ternary;
 
 use ikq_formats::{QuantType, check_matrix, interleave_group, matrix_bytes};
 use ikq_simd::{Isa, IsaKind, IsaOp};
 
 use crate::error::Error;
+use crate::search::gain::Scales;
 
 /// What a user may choose about encoding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EncodeOptions {
     /// Q4_0 (in all its forms) without its level -8.
     pub symmetric_q40: bool,
+    /// Scales as fitted, which make the least squared error and smaller matrices ([`crate::search::gain`]).
+    pub biased: bool,
 }
 
 /// One type's encoder. Interleaved types need none where a plain type has their codes; one without
 /// (`RowForm::Own`) has an encoder for rows of that form.
 pub trait Encode: 'static {
     const TYPE: QuantType;
+    /// Whether large elements weigh more where columns have an importance and scales undo the gain
+    /// ([`weights::by_size`]).
+    const BY_SIZE: bool = false;
     /// Working memory, made once per call of [`encode_rows`] and reused for every row.
     type Scratch: Default;
 
     /// Encodes one row: `x` and `w` (positive weights, mean about 1) have the row's length, `out` the
-    /// row's bytes (header included) and arrives with arbitrary content. `#[inline(always)]`.
-    fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut Self::Scratch, out: &mut [u8]);
+    /// row's bytes (header included) and arrives with arbitrary content. `scales` is for types that
+    /// [`undoes_bias`] names, others have one way. `#[inline(always)]`.
+    fn encode_row<I: Isa>(
+        isa: I,
+        x: &[f32],
+        w: &[f32],
+        scales: Scales,
+        scratch: &mut Self::Scratch,
+        out: &mut [u8],
+    );
 }
 
 /// Encodes `n_rows` rows of `n_per_row` floats each.
@@ -153,6 +167,7 @@ pub(crate) struct EncodeRows<'a, E> {
     pub x: &'a [f32],
     pub w: &'a [f32],
     pub out: &'a mut [u8],
+    pub scales: Scales,
     pub encoder: std::marker::PhantomData<E>,
 }
 
@@ -164,12 +179,18 @@ impl<E: Encode> IsaOp for EncodeRows<'_, E> {
         let n_per_row = self.w.len();
         let row_bytes = self.out.len() / (self.x.len() / n_per_row);
         let mut scratch = E::Scratch::default();
+        let by_size = E::BY_SIZE && self.scales == Scales::Unbiased && !weights::are_ones(self.w);
+        let mut row_weights = Vec::new();
         for (x, out) in self.x.chunks_exact(n_per_row).zip(self.out.chunks_exact_mut(row_bytes)) {
             // row by row: the encoder finds the row in the cache
             if !all_finite(x) {
                 return false;
             }
-            E::encode_row(isa, x, self.w, &mut scratch, out);
+            let w = match by_size {
+                true => weights::by_size(isa, x, self.w, &mut row_weights),
+                false => self.w,
+            };
+            E::encode_row(isa, x, w, self.scales, &mut scratch, out);
         }
         true
     }

@@ -9,6 +9,7 @@ use ikq_simd::Isa;
 
 use super::Encode;
 use super::weights::normalizer;
+use crate::search::gain::Scales;
 
 /// The largest d of a row: 127 times it, rounded, is not infinite.
 const LARGEST: f32 = f32::MAX / 127.001;
@@ -83,7 +84,7 @@ macro_rules! f16_blocks {
             type Scratch = ();
 
             #[inline(always)]
-            fn encode_row<I: Isa>(isa: I, x: &[f32], _: &[f32], _: &mut (), out: &mut [u8]) {
+            fn encode_row<I: Isa>(isa: I, x: &[f32], _: &[f32], _: Scales, _: &mut (), out: &mut [u8]) {
                 encode_blocks::<I, $n>(isa, x, out);
             }
         }
@@ -108,7 +109,7 @@ impl Encode for Q8_KV {
     type Scratch = ();
 
     #[inline(always)]
-    fn encode_row<I: Isa>(isa: I, x: &[f32], _: &[f32], _: &mut (), out: &mut [u8]) {
+    fn encode_row<I: Isa>(isa: I, x: &[f32], _: &[f32], _: Scales, _: &mut (), out: &mut [u8]) {
         let (header, codes) = out.split_at_mut(8);
         let (d, sum) = header.split_at_mut(4);
         sum.copy_from_slice(&encode_row(isa, x, d, codes).to_le_bytes());
@@ -124,7 +125,7 @@ impl Encode for Q8_KV_R8 {
     type Scratch = ();
 
     #[inline(always)]
-    fn encode_row<I: Isa>(isa: I, x: &[f32], _: &[f32], _: &mut (), out: &mut [u8]) {
+    fn encode_row<I: Isa>(isa: I, x: &[f32], _: &[f32], _: Scales, _: &mut (), out: &mut [u8]) {
         let (d, codes) = out.split_at_mut(4);
         encode_row(isa, x, d, codes);
     }

@@ -13,6 +13,7 @@ use ikq_simd::Isa;
 use super::Encode;
 use super::weights::normalizer;
 use crate::search::block_scales::{Grid, Reach, nearly_exact, settle, super_scale};
+use crate::search::gain::Scales;
 use crate::search::levels::{Four, Table, Wide};
 use crate::search::pairs::Pairs;
 use crate::search::parity::EvenGroups;
@@ -93,6 +94,7 @@ fn encode_row<I: Isa, C: Coder<I>, const ROWS: usize>(
     ty: QuantType,
     search: Search<C, ROWS>,
     (x, w): (&[f32], &[f32]),
+    stored_as: Scales,
     s: &mut Scratch,
     out: &mut [u8],
 ) {
@@ -146,12 +148,7 @@ fn encode_row<I: Isa, C: Coder<I>, const ROWS: usize>(
         settle_row(isa, s, &every, d, n_sub);
     }
 
-    // in the unit of the row; the decoder multiplies d by k, rounding, then by the value
     let (head, blocks) = out.split_at_mut(if header == Header::F16 { 2 } else { 4 });
-    match header {
-        Header::F16 => head.copy_from_slice(&isa.f16_bits(isa.splat_f(d * up))[0].to_le_bytes()),
-        Header::F32 => head.copy_from_slice(&(d * up).to_le_bytes()),
-    }
     // the codes with each table row
     let mut codes: [Codes<N>; ROWS] = [[[0.0; LANES]; N]; ROWS];
     // shift (where it is a field), scales, q
@@ -159,10 +156,21 @@ fn encode_row<I: Isa, C: Coder<I>, const ROWS: usize>(
     let scales_at = if row_bit == RowBit::Field { PER_BLOCK } else { 0 };
     let n_codes = N / per_code;
     let fields = &mut values[..scales_at + PER_BLOCK * (1 + n_codes)];
+    // sum w x y
+    let mut xy = 0.0;
     for (i, out) in blocks.chunks_mut(LANES / PER_BLOCK * layout.bytes).enumerate() {
         let dk = isa.mul_f(isa.splat_f(d), isa.load_f(&s.k[i]));
         for (coder, codes) in rows.into_iter().zip(&mut codes) {
             scale::codes(isa, &s.tiles[i], coder, dk, codes);
+        }
+        if stored_as == Scales::Unbiased {
+            let (inverse, row) = (scale::inverse(isa, dk), isa.load_f(&s.table_row[i]));
+            let mut xv = isa.splat_f(0.0);
+            for (r, coder) in rows.into_iter().enumerate() {
+                let of_row = coder.sums(isa, &s.tiles[i], inverse).xv;
+                xv = isa.if_gt(row, isa.splat_f(r as f32 - 0.5), of_row, xv);
+            }
+            xy += isa.sum(isa.mul_f(dk, xv));
         }
         for (block, out) in out.chunks_exact_mut(layout.bytes).enumerate() {
             for j in 0..PER_BLOCK {
@@ -178,6 +186,12 @@ fn encode_row<I: Isa, C: Coder<I>, const ROWS: usize>(
             }
             layout.pack(fields, out);
         }
+    }
+    // in the unit of the row; the decoder multiplies d by k, rounding, then by the value
+    let d = d * stored_as.factor(xy, energy);
+    match header {
+        Header::F16 => head.copy_from_slice(&isa.f16_bits(isa.splat_f(d * up))[0].to_le_bytes()),
+        Header::F32 => head.copy_from_slice(&(isa.array(storable(isa.splat_f(d)))[0] * up).to_le_bytes()),
     }
 }
 
@@ -236,8 +250,15 @@ macro_rules! row_scales {
             type Scratch = Scratch;
 
             #[inline(always)]
-            fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut Scratch, out: &mut [u8]) {
-                encode_row(isa, Self::TYPE, $search(isa), (x, w), scratch, out);
+            fn encode_row<I: Isa>(
+                isa: I,
+                x: &[f32],
+                w: &[f32],
+                scales: Scales,
+                scratch: &mut Scratch,
+                out: &mut [u8],
+            ) {
+                encode_row(isa, Self::TYPE, $search(isa), (x, w), scales, scratch, out);
             }
         }
     )* };

@@ -12,6 +12,7 @@ use ikq_simd::Isa;
 use super::Encode;
 use super::pack::{half_numbers, pack_lanes};
 use super::weights::are_ones;
+use crate::search::gain::Scales;
 use crate::search::levels::{Integers, Levels, Offset, Table4, Unweighted};
 use crate::search::scale::{self, Fit, Ladder};
 use crate::search::tile::{LANES, Tile};
@@ -40,6 +41,7 @@ fn encode_row<I: Isa, L: Levels<I>, const N: usize>(
     ty: QuantType,
     Search { levels, ladder, plain, exact }: Search<L>,
     (x, w): (&[f32], &[f32]),
+    scales: Scales,
     tile: &mut Tile<N>,
     out: &mut [u8],
 ) {
@@ -50,17 +52,18 @@ fn encode_row<I: Isa, L: Levels<I>, const N: usize>(
     let numbers = &mut numbers[..1 + N];
     let tiles = x.chunks(LANES * N).zip(w.chunks(LANES * N));
     for ((x, w), out) in tiles.zip(out.chunks_mut(LANES * layout.bytes)) {
-        let d = match plain {
+        let (d, factor) = match plain {
             Some(ladder) => {
                 tile.load_plain(isa, x, 1);
-                best_half(isa, tile, Unweighted(levels), ladder, exact)
+                best_half(isa, tile, Unweighted(levels), (ladder, exact), scales)
             }
             None => {
                 tile.load(isa, x, w, 1);
-                best_half(isa, tile, levels, ladder, exact)
+                best_half(isa, tile, levels, (ladder, exact), scales)
             }
         };
-        numbers[0] = half_numbers(isa.f16_bits(isa.mul_f(d, isa.load_f(&tile.up))));
+        let stored = isa.mul_f(isa.mul_f(d, factor), isa.load_f(&tile.up));
+        numbers[0] = half_numbers(isa.f16_bits(stored));
         if let Some(codes) = numbers[1..].first_chunk_mut::<N>() {
             scale::codes(isa, tile, levels, d, codes);
         }
@@ -68,18 +71,21 @@ fn encode_row<I: Isa, L: Levels<I>, const N: usize>(
     }
 }
 
-/// The best scale of each block that a half can hold.
+/// The best scale of each block that a half can hold, and the factor on it that is stored.
 #[inline(always)]
 fn best_half<I: Isa, L: Levels<I>, const N: usize>(
     isa: I,
     tile: &Tile<N>,
     levels: L,
-    ladder: Ladder,
-    exact: &[f32],
-) -> I::F {
+    (ladder, exact): (Ladder, &[f32]),
+    scales: Scales,
+) -> (I::F, I::F) {
     let peak = tile.peak(isa);
     let fit = scale::best_scale(isa, tile, levels, peak, ladder, Fit::nothing(isa));
-    scale::half_scale(isa, tile, levels, peak, fit, exact)
+    let energy = tile.energy(isa);
+    // the codes at the rounded scale differ from the fit's in few elements
+    let factor = scales.factors(isa, fit.gain, energy);
+    (scale::half_scale(isa, tile, levels, (peak, energy), fit, exact), factor)
 }
 
 macro_rules! single_scale {
@@ -93,9 +99,16 @@ macro_rules! single_scale {
             type Scratch = Scratch<$n>;
 
             #[inline(always)]
-            fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut Scratch<$n>, out: &mut [u8]) {
+            fn encode_row<I: Isa>(
+                isa: I,
+                x: &[f32],
+                w: &[f32],
+                scales: Scales,
+                scratch: &mut Scratch<$n>,
+                out: &mut [u8],
+            ) {
                 let search = Search { levels: $levels(isa), ladder: $ladder, plain: $plain, exact: $exact };
-                encode_row(isa, Self::TYPE, search, (x, w), &mut scratch.tile, out);
+                encode_row(isa, Self::TYPE, search, (x, w), scales, &mut scratch.tile, out);
             }
         }
     )* };

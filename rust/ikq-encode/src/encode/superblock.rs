@@ -15,8 +15,9 @@ use super::Encode;
 use crate::search::block_scales::{
     Grid, Reach, Settled, nearly_exact, refit, settle, settled_error, super_scale, totals,
 };
+use crate::search::gain::Scales;
 use crate::search::levels::{Four, Integers, Levels, Shifted, Table, Table4, Wide};
-use crate::search::scale::{self, Fit, Ladder, two_sided};
+use crate::search::scale::{self, Coder, Fit, Ladder, inverse, two_sided};
 use crate::search::tile::{Codes, LANES, Tile, lane_codes};
 
 /// Elements per super-block.
@@ -56,6 +57,7 @@ fn encode_row<I: Isa, L: Levels<I>, const ROWS: usize, const N: usize>(
     ty: QuantType,
     search: Search<L, ROWS>,
     (x, w): (&[f32], &[f32]),
+    stored_as: Scales,
     Scratch { tile, codes }: &mut Scratch<N>,
     out: &mut [u8],
 ) {
@@ -93,7 +95,14 @@ fn encode_row<I: Isa, L: Levels<I>, const ROWS: usize, const N: usize>(
         }
         (d, settled) = lucky(isa, tile, &search, fit, (d, settled));
         let by = isa.mul_f(settled.row, isa.splat_f(shift));
-        scale::codes(isa, tile, Shifted { levels: rows[0], by }, isa.mul_f(d, settled.k), codes);
+        let (levels, dk) = (Shifted { levels: rows[0], by }, isa.mul_f(d, settled.k));
+        scale::codes(isa, tile, levels, dk, codes);
+        if stored_as == Scales::Unbiased {
+            let xv = levels.sums(isa, tile, inverse(isa, dk)).xv;
+            let xy = totals(isa, isa.mul_f(dk, xv), per_super);
+            let xx = totals(isa, tile.energy(isa), per_super);
+            d = isa.mul_f(d, stored_as.factors(isa, xy, xx));
+        }
         let d = isa.f16_bits(isa.mul_f(d, up));
         let (k, row) = (isa.array(settled.k), isa.array(settled.row));
         for (block, out) in out.chunks_exact_mut(layout.bytes).enumerate() {
@@ -165,8 +174,15 @@ macro_rules! super_blocks {
             type Scratch = Scratch<$n>;
 
             #[inline(always)]
-            fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut Scratch<$n>, out: &mut [u8]) {
-                encode_row(isa, Self::TYPE, $search(isa), (x, w), scratch, out);
+            fn encode_row<I: Isa>(
+                isa: I,
+                x: &[f32],
+                w: &[f32],
+                scales: Scales,
+                scratch: &mut Scratch<$n>,
+                out: &mut [u8],
+            ) {
+                encode_row(isa, Self::TYPE, $search(isa), (x, w), scales, scratch, out);
             }
         }
     )* };

@@ -3,13 +3,14 @@
 use std::marker::PhantomData;
 use std::sync::LazyLock;
 
-use ikq_formats::QuantType;
+use ikq_formats::{Family, QuantType};
 use ikq_simd::{IsaKind, run};
 
 use super::{
     EncodeOptions, EncodeRows, affine, affine_block, floats, fp4, igrid, q8, row_scale, single, superblock,
     ternary, trellis,
 };
+use crate::search::gain::Scales;
 
 macro_rules! encoders {
     ($($encoder:ty: $ty:ident),* $(,)?) => {
@@ -25,11 +26,15 @@ macro_rules! encoders {
             w: &[f32],
             out: &mut [u8],
         ) -> bool {
+            let scales = match options.biased || !undoes_bias(ty) {
+                true => Scales::LeastSquares,
+                false => Scales::Unbiased,
+            };
             match ty {
                 QuantType::Q4_0 if options.symmetric_q40 => {
-                    run(kind, EncodeRows::<single::SymmetricQ4_0> { x, w, out, encoder: PhantomData })
+                    run(kind, EncodeRows::<single::SymmetricQ4_0> { x, w, out, scales, encoder: PhantomData })
                 }
-                $(QuantType::$ty => run(kind, EncodeRows::<$encoder> { x, w, out, encoder: PhantomData }),)*
+                $(QuantType::$ty => run(kind, EncodeRows::<$encoder> { x, w, out, scales, encoder: PhantomData }),)*
                 // all rows at once, for the sake of the scale that they share
                 QuantType::I2_S => run(kind, ternary::EncodeMatrix { x, w, out }),
                 _ => unreachable!("a type without encoder is refused at the door"),
@@ -109,4 +114,24 @@ pub fn encodable() -> &'static [QuantType] {
 /// Whether the type can be written.
 pub fn can_encode(ty: QuantType) -> bool {
     row_encoder(ty).is_some()
+}
+
+/// Whether the type is stored with scales that undo the gain of their fit, unless [`EncodeOptions::biased`]. Not where
+/// there is nothing to undo or it cannot be undone:
+///
+/// | types | why not |
+/// |---|---|
+/// | floats, and integers of 8 bits | the gain is 1 |
+/// | ternary and BitNet | what they are for has no error |
+/// | IQ6_K | what its fit loses, 2e-4, is less than half a step of its f16 scale |
+/// | MXFP4, NVFP4 | their scales are powers of two, or floats of 8 bits |
+/// | IQ2_KT, IQ3_KT | products multiply them by 1.05 and 1.01, which undoes much of it |
+pub fn undoes_bias(ty: QuantType) -> bool {
+    use QuantType::*;
+    let plain = ty.info().base.unwrap_or(ty);
+    let has_eight_bits = matches!(plain, Q8_0 | Q8_KV | Q8_KV_R8 | Q8_K_R8 | Q8_K_R16);
+    match plain.info().family {
+        Family::Float | Family::Integer | Family::Activation | Family::Ternary | Family::Fp4 => false,
+        _ => can_encode(ty) && !has_eight_bits && !matches!(plain, IQ6_K | IQ2_KT | IQ3_KT),
+    }
 }

@@ -11,6 +11,7 @@ use ikq_simd::{Isa, IsaOp};
 
 use super::weights::normalizer;
 use super::{Encode, all_finite};
+use crate::search::gain::Scales;
 use crate::search::ternary::{codes, mean, scale};
 
 /// Whether all values are 0 or one magnitude with either sign, to a hundredth of it: what ternary types are
@@ -65,7 +66,7 @@ macro_rules! ternary_blocks {
             type Scratch = ();
 
             #[inline(always)]
-            fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], _: &mut (), out: &mut [u8]) {
+            fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], _: Scales, _: &mut (), out: &mut [u8]) {
                 encode_blocks(isa, Self::TYPE, x, w, out);
             }
         }
@@ -88,7 +89,7 @@ impl Encode for IQ1_BN {
     type Scratch = ();
 
     #[inline(always)]
-    fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], _: &mut (), out: &mut [u8]) {
+    fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], _: Scales, _: &mut (), out: &mut [u8]) {
         let (d, down, up) = scale(isa, x, w);
         let (bits, d) = half(isa, d, (down, up));
         let (header, blocks) = out.split_at_mut(2);
@@ -106,7 +107,7 @@ impl Encode for IQ2_BN {
     type Scratch = ();
 
     #[inline(always)]
-    fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], _: &mut (), out: &mut [u8]) {
+    fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], _: Scales, _: &mut (), out: &mut [u8]) {
         let (d, down, up) = scale(isa, x, w);
         let (header, blocks) = out.split_at_mut(4);
         header.copy_from_slice(&(d * up).to_le_bytes());
@@ -147,7 +148,7 @@ impl Encode for Q1_0 {
     type Scratch = ();
 
     #[inline(always)]
-    fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], _: &mut (), out: &mut [u8]) {
+    fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], _: Scales, _: &mut (), out: &mut [u8]) {
         let layout = layout(Self::TYPE).expect("the type has a layout");
         // d, q
         let mut values = [0u32; 1 + 128];

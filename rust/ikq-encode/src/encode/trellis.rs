@@ -18,6 +18,7 @@ use ikq_simd::Isa;
 
 use super::Encode;
 use super::weights::normalizer;
+use crate::search::gain::Scales;
 use crate::search::levels::{Integers, Levels, Table4};
 use crate::search::trellis::Trellis;
 use crate::search::trellis_row::{Effort, RowFit, RowSearch};
@@ -43,6 +44,7 @@ fn encode_row<I: Isa, L: Levels<I>, const PAIRS: usize, const SIGNS: bool>(
     ty: QuantType,
     search: &RowSearch<L, PAIRS>,
     (x, w): (&[f32], &[f32]),
+    scales: Scales,
     Scratch { x: normal, fit }: &mut Scratch,
     out: &mut [u8],
 ) {
@@ -52,7 +54,7 @@ fn encode_row<I: Isa, L: Levels<I>, const PAIRS: usize, const SIGNS: bool>(
         let x = x * down;
         normal.push(if SIGNS { x.abs() } else { x });
     }
-    search.fit(isa, normal, w, fit);
+    search.fit(isa, (normal, w), scales, fit);
     let layout = layout(ty).expect("trellis types have layouts");
     let (header, blocks) = out.split_at_mut(4);
     // rows near the largest float must not decode to infinity
@@ -103,7 +105,14 @@ impl Encode for IQ1_KT {
     type Scratch = Scratch;
 
     #[inline(always)]
-    fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut Scratch, out: &mut [u8]) {
+    fn encode_row<I: Isa>(
+        isa: I,
+        x: &[f32],
+        w: &[f32],
+        scales: Scales,
+        scratch: &mut Scratch,
+        out: &mut [u8],
+    ) {
         static SETS: OnceLock<[Trellis<4>; 1]> = OnceLock::new();
         let search = RowSearch {
             sets: SETS.get_or_init(|| [Trellis::new(1 << 13, |code| point(0, code))]),
@@ -120,7 +129,7 @@ impl Encode for IQ1_KT {
                 careful: 0.2,
             },
         };
-        encode_row::<I, _, 4, false>(isa, Self::TYPE, &search, (x, w), scratch, out);
+        encode_row::<I, _, 4, false>(isa, Self::TYPE, &search, (x, w), scales, scratch, out);
     }
 }
 
@@ -137,7 +146,14 @@ impl Encode for IQ2_KT {
     type Scratch = Scratch;
 
     #[inline(always)]
-    fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut Scratch, out: &mut [u8]) {
+    fn encode_row<I: Isa>(
+        isa: I,
+        x: &[f32],
+        w: &[f32],
+        scales: Scales,
+        scratch: &mut Scratch,
+        out: &mut [u8],
+    ) {
         static SETS: OnceLock<[Trellis<4>; 1]> = OnceLock::new();
         let search = RowSearch {
             sets: SETS.get_or_init(|| [Trellis::new(1 << 16, |code| point(0, code))]),
@@ -154,7 +170,7 @@ impl Encode for IQ2_KT {
                 careful: 0.2,
             },
         };
-        encode_row::<I, _, 4, false>(isa, Self::TYPE, &search, (x, w), scratch, out);
+        encode_row::<I, _, 4, false>(isa, Self::TYPE, &search, (x, w), scales, scratch, out);
     }
 }
 
@@ -171,7 +187,14 @@ impl Encode for IQ3_KT {
     type Scratch = Scratch;
 
     #[inline(always)]
-    fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut Scratch, out: &mut [u8]) {
+    fn encode_row<I: Isa>(
+        isa: I,
+        x: &[f32],
+        w: &[f32],
+        scales: Scales,
+        scratch: &mut Scratch,
+        out: &mut [u8],
+    ) {
         static SETS: OnceLock<[Trellis<4>; 1]> = OnceLock::new();
         let values: [f32; 16] = std::array::from_fn(|s| s as f32);
         let search = RowSearch {
@@ -189,7 +212,7 @@ impl Encode for IQ3_KT {
                 careful: 0.2,
             },
         };
-        encode_row::<I, _, 4, true>(isa, Self::TYPE, &search, (x, w), scratch, out);
+        encode_row::<I, _, 4, true>(isa, Self::TYPE, &search, (x, w), scales, scratch, out);
     }
 }
 
@@ -211,7 +234,14 @@ impl Encode for IQ4_KT {
     type Scratch = Scratch;
 
     #[inline(always)]
-    fn encode_row<I: Isa>(isa: I, x: &[f32], w: &[f32], scratch: &mut Scratch, out: &mut [u8]) {
+    fn encode_row<I: Isa>(
+        isa: I,
+        x: &[f32],
+        w: &[f32],
+        scales: Scales,
+        scratch: &mut Scratch,
+        out: &mut [u8],
+    ) {
         static SETS: OnceLock<[Trellis<2>; 2]> = OnceLock::new();
         let set = |set: usize| Trellis::new(1 << 15, |code| point_of_two(set, code));
         let values: [f32; 128] = std::array::from_fn(|s| s as f32 - 64.0);
@@ -230,6 +260,6 @@ impl Encode for IQ4_KT {
                 careful: 0.3,
             },
         };
-        encode_row::<I, _, 2, false>(isa, Self::TYPE, &search, (x, w), scratch, out);
+        encode_row::<I, _, 2, false>(isa, Self::TYPE, &search, (x, w), scales, scratch, out);
     }
 }

@@ -1,4 +1,6 @@
-//! Column weights of the fit, from an imatrix or without one.
+//! Weights of the fit, from an imatrix or without one.
+
+use ikq_simd::Isa;
 
 /// Added to every weight, as a share of the row's mean weight. Small enough not to move any figure
 /// (1e-4 of the mean), large enough that columns the calibration never saw keep a meaning.
@@ -19,6 +21,31 @@ pub fn column_weights(importance: Option<&[f32]>, out: &mut [f32]) {
         }
         _ => out.fill(1.0),
     }
+}
+
+/// The weights of one row's elements: those of the columns times `sqrt(1 + x^2 / mean x^2)`.
+///
+/// The reference weighs like this. On the small trained model of `docs/quality.md` it lowers the divergence of IQ2_XS by
+/// 3 %, that of IQ1_S, IQ3_XXS, IQ2_K and Q3_K it raises by up to 4 %.
+#[inline(always)]
+pub fn by_size<'a, I: Isa>(isa: I, x: &[f32], w: &[f32], out: &'a mut Vec<f32>) -> &'a [f32] {
+    let (down, _) = normalizer(x);
+    let mut sums = isa.splat_f(0.0);
+    let (sixteens, rest) = x.as_chunks::<16>();
+    let down_all = isa.splat_f(down);
+    for x in sixteens {
+        let x = isa.mul_f(isa.load_f(x), down_all);
+        sums = isa.mul_add_f(x, x, sums);
+    }
+    let mean = (isa.sum(sums) + rest.iter().map(|x| x * down * (x * down)).sum::<f32>()) / x.len() as f32;
+    // of a row of zeros any weights will do
+    let per_mean = if mean > 0.0 { 1.0 / mean } else { 0.0 };
+    out.clear();
+    out.extend(x.iter().zip(w).map(|(x, w)| {
+        let x = x * down;
+        w * (1.0 + x * x * per_mean).sqrt()
+    }));
+    out
 }
 
 /// Whether the weights are those without importance: all of them 1.
@@ -58,6 +85,8 @@ pub fn normalizer(x: &[f32]) -> (f32, f32) {
 
 #[cfg(test)]
 mod tests {
+    use ikq_simd::Scalar;
+
     use super::*;
 
     #[test]
@@ -71,6 +100,33 @@ mod tests {
         assert_eq!(w, [1.0; 4]);
         assert!(are_ones(&w) && are_ones(&[1.0; 33]));
         assert!(!are_ones(&[1.0 + FLOOR; 4]) && !are_ones(&[1.0, 1.0, 1.0, 0.5]));
+    }
+
+    #[test]
+    fn large_elements_weigh_more() {
+        let x = [1e-30f32, -1e30, 2e30, 0.0, 2e30];
+        let w = [1.0, 1.0, 0.5, 3.0, 1.0];
+        let mut row = Vec::new();
+        // mean square 9 / 5
+        let expected = [
+            1.0,
+            (1.0f32 + 5.0 / 9.0).sqrt(),
+            0.5 * (1.0f32 + 20.0 / 9.0).sqrt(),
+            3.0,
+            (1.0f32 + 20.0 / 9.0).sqrt(),
+        ];
+        for (found, expected) in by_size(Scalar, &x, &w, &mut row).iter().zip(expected) {
+            assert!((found - expected).abs() < 1e-6, "{found}, not {expected}");
+        }
+        assert_eq!(by_size(Scalar, &[0.0; 5], &w, &mut row), w);
+        // a whole vector and a part of one; powers of two change nothing
+        let x: Vec<f32> = (0..21).map(|i| (i as f32 * 1.7).sin()).collect();
+        let w = [1.0; 21];
+        let first = by_size(Scalar, &x, &w, &mut row).to_vec();
+        let mean = x.iter().map(|x| x * x).sum::<f32>() / 21.0;
+        assert!(first.iter().zip(&x).all(|(w, x)| (w - (1.0 + x * x / mean).sqrt()).abs() < 1e-5));
+        let eighths: Vec<f32> = x.iter().map(|x| x / 8.0).collect();
+        assert_eq!(by_size(Scalar, &eighths, &w, &mut row), first);
     }
 
     #[test]

@@ -14,6 +14,7 @@
 use ikq_simd::Isa;
 
 use super::block_scales::{Grid, super_scale};
+use super::gain::Scales;
 use super::scale::inverse;
 use super::tile::{Codes, LANES, Tile, Weighing, Weighted};
 
@@ -52,7 +53,7 @@ const NEIGHBOURS: &[(f32, f32)] = &[
     (-1.0, 1.0),
 ];
 
-/// What a tile is encoded as; floats are normalised like the tile and rounded as halves will be.
+/// What a tile is encoded as; floats are normalised like the tile.
 pub struct Encoded {
     /// Per lane: the super-block's d and dmin.
     pub d: [f32; LANES],
@@ -506,6 +507,7 @@ pub fn encode<I: Isa, const N: usize>(
     isa: I,
     tile: &Tile<N>,
     affine: Affine,
+    scales: Scales,
     codes: &mut Codes<N>,
 ) -> Encoded {
     let zero = isa.splat_f(0.0);
@@ -545,9 +547,16 @@ pub fn encode<I: Isa, const N: usize>(
 
     let per_scale = inverse(isa, isa.mul_f(best.d, best.sc));
     let offset = isa.mul_f(isa.mul_f(best.dmin, best.m), per_scale);
+    let mut xq = zero;
     for (i, codes) in codes.iter_mut().enumerate() {
         let code = code(isa, tile, i, per_scale, offset, isa.splat_f(affine.levels));
+        xq = isa.mul_add_f(isa.load_f(&tile.wx[i]), code, xq);
         isa.store_f(isa.slot(code), codes);
     }
+    // sum w x y = d sc sum w x q - dmin m sum w x
+    let dropped = isa.mul_f(isa.mul_f(best.dmin, best.m), t.x);
+    let xy = isa.sub_f(isa.mul_f(isa.mul_f(best.d, best.sc), xq), dropped);
+    let factor = scales.factors(isa, total(isa, xy, affine), total(isa, t.xx, affine));
+    (best.d, best.dmin) = (isa.mul_f(best.d, factor), isa.mul_f(best.dmin, factor));
     Encoded { d: isa.array(best.d), dmin: isa.array(best.dmin), sc: isa.array(best.sc), m: isa.array(best.m) }
 }

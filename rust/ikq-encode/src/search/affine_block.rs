@@ -6,10 +6,13 @@
 //! 3. The minimum rounded to a half (also to the halves next to it, where their distance matters), d fitted
 //!    to that and rounded, codes recomputed for both. Rows without importance fit d to the codes of stage 2,
 //!    unless a block of the tile asks for more care.
+//! 4. Where scales are to undo the gain, the scale is stored so much larger that codes spread about their mean as the
+//!    elements do, with the minimum that keeps the mean.
 
 use ikq_simd::Isa;
 
-use super::affine::{Alone, Minimum, Rung, Sums, code, fit, half, moments, range, residual, sums};
+use super::affine::{Alone, Minimum, Moments, Rung, Sums, code, fit, half, moments, range, residual, sums};
+use super::gain::Scales;
 use super::scale::inverse;
 use super::tile::{Codes, LANES, Tile, Weighing};
 
@@ -21,6 +24,7 @@ pub struct Search {
     pub ladder: &'static [Rung],
     /// Least-squares rounds from the best rung.
     pub rounds: usize,
+    pub scales: Scales,
 }
 
 /// What the blocks of a tile are encoded as.
@@ -77,7 +81,7 @@ pub fn encode<I: Isa, W: Weighing, const N: usize>(
     isa: I,
     tile: &mut Tile<N>,
     weighing: W,
-    Search { levels, ladder, rounds }: Search,
+    Search { levels, ladder, rounds, scales }: Search,
     codes: &mut Codes<N>,
 ) -> Encoded {
     let zero = isa.splat_f(0.0);
@@ -147,5 +151,32 @@ pub fn encode<I: Isa, W: Weighing, const N: usize>(
     for (i, codes) in codes.iter_mut().enumerate() {
         isa.store_f(isa.slot(code(isa, tile, i, per_scale, offset, levels)), codes);
     }
+    if scales == Scales::Unbiased && !matters {
+        let s = if settled {
+            found.sums
+        } else {
+            sums(isa, tile, weighing, per_scale, isa.sub_f(m, floor), levels)
+        };
+        (d, m) = widened(isa, tile, (t, s), (d, m, floor), scales);
+    }
     Encoded { d: isa.f16_bits(isa.mul_f(d, up)), m: isa.f16_bits(isa.mul_f(m, up)) }
+}
+
+/// Scale and minimum with which codes spread about their mean as elements do, and that mean is the elements'.
+#[inline(always)]
+fn widened<I: Isa, const N: usize>(
+    isa: I,
+    tile: &Tile<N>,
+    (t, s): (Moments<I::F>, Sums<I::F>),
+    (d, m, floor): (I::F, I::F, I::F),
+    scales: Scales,
+) -> (I::F, I::F) {
+    let per_one = inverse(isa, t.one);
+    let mean = isa.mul_f(t.x, per_one);
+    let left = isa.mul_f(d, isa.sub_f(s.xq, isa.mul_f(mean, s.q)));
+    let factor = scales.factors(isa, left, isa.sub_f(t.xx, isa.mul_f(mean, t.x)));
+    let scale = half(isa, tile, isa.mul_f(d, factor));
+    let minimum = isa.add_f(isa.sub_f(mean, isa.mul_f(isa.mul_f(scale, s.q), per_one)), floor);
+    let one = isa.splat_f(1.0);
+    (isa.if_gt(factor, one, scale, d), isa.if_gt(factor, one, half(isa, tile, minimum), m))
 }

@@ -12,6 +12,7 @@
 
 use ikq_simd::{Isa, IsaOp, Lanes};
 
+use super::gain::Scales;
 use super::grid::Grid;
 use super::grid_candidates::{Ladder, N_CANDIDATES, Parabolas};
 
@@ -57,7 +58,7 @@ pub struct GridSearch<'a> {
     pub signs: Signs,
     pub shifts: Shifts,
     pub ladder: Ladder,
-    /// The stored d is the fitted one times this.
+    /// Where scales are [`Scales::LeastSquares`], the stored d is the fitted one times this.
     pub scale_bias: f32,
 }
 
@@ -71,9 +72,25 @@ pub struct Codes {
     pub signs: [u8; 32],
     /// Whether the shift is negative, by 8 elements.
     pub shifts: [u8; 32],
-    /// With y in units of d: `sum w x y`, `sum w y^2`.
-    pub xy: f32,
-    pub yy: f32,
+    pub sums: Sums,
+}
+
+/// With y in units of d: `sum w x y`, `sum w y^2`; and `sum w x^2`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sums {
+    xy: f32,
+    yy: f32,
+    xx: f32,
+}
+
+impl Sums {
+    /// Adds those of other elements.
+    #[inline(always)]
+    pub fn add(&mut self, other: &Sums) {
+        self.xy += other.xy;
+        self.yy += other.yy;
+        self.xx += other.xx;
+    }
 }
 
 /// Eight elements with the entry or entries found for them: error; with y in units of the scale,
@@ -296,8 +313,13 @@ impl GridSearch<'_> {
         parabolas: &Parabolas,
         d: f32,
     ) -> Codes {
-        let mut codes =
-            Codes { scales: [0; 16], entries: [0; 64], signs: [0; 32], shifts: [0; 32], xy: 0.0, yy: 0.0 };
+        let mut codes = Codes {
+            scales: [0; 16],
+            entries: [0; 64],
+            signs: [0; 32],
+            shifts: [0; 32],
+            sums: Sums::default(),
+        };
         let options = self.options(isa, parabolas, d);
         let numbers = options.numbers.map(|n| isa.array(n));
         let errors = options.errors.map(|e| isa.array(e));
@@ -344,16 +366,28 @@ impl GridSearch<'_> {
                 codes.shifts[at] = eight.shift;
             }
             let multiplier = self.numbers.multiplier(codes.scales[sub]);
-            codes.xy += multiplier * best[1];
-            codes.yy += multiplier * multiplier * best[2];
+            codes.sums.add(&Sums {
+                xy: multiplier * best[1],
+                yy: multiplier * multiplier * best[2],
+                xx: energy,
+            });
         }
         codes
     }
 
-    /// The fitted d of codes whose sums add up to `xy` and `yy`.
+    /// The d to store for codes with these sums.
     #[inline(always)]
-    pub fn refit(&self, xy: f32, yy: f32) -> f32 {
-        if yy > 0.0 { self.scale_bias * xy / yy } else { 0.0 }
+    pub fn refit(&self, scales: Scales, sums: &Sums) -> f32 {
+        if sums.yy <= 0.0 {
+            return 0.0;
+        }
+        match scales {
+            Scales::LeastSquares => self.scale_bias * sums.xy / sums.yy,
+            Scales::Unbiased => {
+                let fitted = sums.xy / sums.yy;
+                fitted * scales.factor(fitted * sums.xy, sums.xx)
+            }
+        }
     }
 }
 

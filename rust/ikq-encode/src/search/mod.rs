@@ -4,6 +4,7 @@ pub mod affine;
 pub mod affine_block;
 mod argmin;
 pub mod block_scales;
+pub mod gain;
 pub mod grid;
 pub mod grid_block;
 pub mod grid_candidates;

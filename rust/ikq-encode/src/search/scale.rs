@@ -221,7 +221,8 @@ pub fn residual<I: Isa, C: Coder<I>, const N: usize>(isa: I, tile: &Tile<N>, cod
 /// Relative error (squared) below which the rounding of d itself is looked at.
 pub(super) const NEARLY_EXACT: f32 = 1e-5;
 
-/// The half-precision scale of each sub-block (normalised like the tile), starting from a fit.
+/// The half-precision scale of each sub-block (normalised like the tile), starting from a fit; `peak` and `energy` are
+/// [`Tile::peak`] and [`Tile::energy`].
 ///
 /// Ordinary sub-blocks take the fit's scale rounded. Where the fit is so good that the rounding of d
 /// decides (constant or one-hot sub-blocks), or where d is among the subnormal halves, the halves
@@ -231,14 +232,13 @@ pub fn half_scale<I: Isa, L: Levels<I>, const N: usize>(
     isa: I,
     tile: &Tile<N>,
     levels: L,
-    peak: I::F,
+    (peak, energy): (I::F, I::F),
     fit: Fit<I::F>,
     exact: &[f32],
 ) -> I::F {
     let (down, up) = (isa.load_f(&tile.down), isa.load_f(&tile.up));
     let half = |d: I::F| isa.mul_f(isa.f16_round(isa.mul_f(d, up)), down);
     let d = half(fit.scale);
-    let energy = tile.energy(isa);
     let rest = isa.sub_f(energy, fit.gain);
     let special = isa.if_gt(
         isa.mul_f(energy, isa.splat_f(NEARLY_EXACT)),

@@ -9,6 +9,7 @@
 
 use ikq_simd::Isa;
 
+use super::gain::Scales;
 use super::levels::Levels;
 use super::trellis::Trellis;
 use super::trellis_match::{Elements, Match, MatchAt, Prepared, SUB_BLOCK};
@@ -23,7 +24,7 @@ pub struct RowSearch<'a, L, const PAIRS: usize> {
     pub values: &'a [f32],
     /// ... and the same as a set of levels.
     pub levels: L,
-    /// The stored d is the fitted one times this.
+    /// Where scales are [`Scales::LeastSquares`], the stored d is the fitted one times this.
     pub scale_bias: f32,
     pub effort: Effort,
 }
@@ -134,7 +135,7 @@ impl<L, const PAIRS: usize> RowSearch<'_, L, PAIRS> {
 
     /// Fits a row of whole sub-blocks, normalised to a largest element of about 1.
     #[inline(always)]
-    pub fn fit<I: Isa>(&self, isa: I, x: &[f32], w: &[f32], fit: &mut RowFit)
+    pub fn fit<I: Isa>(&self, isa: I, (x, w): (&[f32], &[f32]), scales: Scales, fit: &mut RowFit)
     where
         L: Levels<I>,
     {
@@ -151,13 +152,14 @@ impl<L, const PAIRS: usize> RowSearch<'_, L, PAIRS> {
         fit.parabolas.resize(n_sub.div_ceil(16) * n_quick, [[0.0; 16]; 2]);
         let blocks = x.as_chunks::<SUB_BLOCK>().0.iter().zip(w.as_chunks::<SUB_BLOCK>().0);
         let mut top = 0.0f32;
-        let mut sum = 0.0;
+        let (mut sum, mut energy) = (0.0, 0.0);
         fit.errors.clear();
         for (sub, block) in blocks.clone().enumerate() {
             let parabolas = &mut fit.parabolas[sub / 16 * n_quick..][..n_quick];
-            let (scale, error) = self.quick(isa, block, parabolas, sub % 16);
+            let (scale, error, xx) = self.quick(isa, block, parabolas, sub % 16);
             top = top.max(scale);
             sum += error;
+            energy += xx;
             fit.errors.push(error);
         }
         for (sub, block) in blocks.clone().enumerate() {
@@ -184,7 +186,13 @@ impl<L, const PAIRS: usize> RowSearch<'_, L, PAIRS> {
             denominator += value * value * found.wtt;
         }
         if denominator > 0.0 {
-            fit.d = self.scale_bias * numerator / denominator;
+            fit.d = match scales {
+                Scales::LeastSquares => self.scale_bias * numerator / denominator,
+                Scales::Unbiased => {
+                    let fitted = numerator / denominator;
+                    fitted * scales.factor(fitted * numerator, energy)
+                }
+            };
         }
     }
 
@@ -202,16 +210,23 @@ impl<L, const PAIRS: usize> RowSearch<'_, L, PAIRS> {
         largest
     }
 
-    /// Quick matches of a sub-block; returns the largest of their best scales and the least of their errors.
+    /// Quick matches of a sub-block; returns the largest of their best scales, the least of their errors and
+    /// `sum w x^2`.
     #[inline(always)]
-    fn quick<I: Isa>(&self, isa: I, block: Elements, parabolas: &mut [Parabola], lane: usize) -> (f32, f32) {
+    fn quick<I: Isa>(
+        &self,
+        isa: I,
+        block: Elements,
+        parabolas: &mut [Parabola],
+        lane: usize,
+    ) -> (f32, f32, f32) {
         let size = Size::of(block);
         if size.rms < NOTHING {
             // no scale is too small
             for [_, b] in parabolas {
                 b[lane] = size.w;
             }
-            return (0.0, 0.0);
+            return (0.0, 0.0, size.energy);
         }
         let sizes = self.effort.sizes;
         let block = Prepared::new(isa, block);
@@ -233,7 +248,7 @@ impl<L, const PAIRS: usize> RowSearch<'_, L, PAIRS> {
                 }
             }
         }
-        (top, (size.energy - gain).max(0.0))
+        (top, (size.energy - gain).max(0.0), size.energy)
     }
 
     /// Careful matches of a sub-block at many sizes; the best of each way take the place of worse ones. Returns
