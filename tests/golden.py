@@ -38,15 +38,18 @@ def same_floats(a: np.ndarray, b: np.ndarray) -> bool:
     return bool(((a.view(np.uint32) == b.view(np.uint32)) | ((a == 0) & (b == 0))).all())
 
 
-def round_trip(x: np.ndarray, t: ikq.QuantType, importance: np.ndarray | None = None) -> np.ndarray:
+def round_trip(
+    x: np.ndarray, t: ikq.QuantType, importance: np.ndarray | None = None, *, biased: bool = False
+) -> np.ndarray:
     """What rows become, each independent of the others: I2_S, whose rows share a scale, gets a matrix for
     each row, and types that store rows together get rows of zeros to fill the last group."""
     if t is ikq.QuantType.I2_S:
         matrices = x.reshape(-1, 1, x.shape[-1])
-        return ikq.dequantize(ikq.quantize(matrices, t, importance), t, x.shape[-1]).reshape(x.shape)
+        data = ikq.quantize(matrices, t, importance, biased=biased)
+        return ikq.dequantize(data, t, x.shape[-1]).reshape(x.shape)
     rows = np.zeros((-(-len(x) // t.rows) * t.rows, x.shape[-1]), np.float32)
     rows[: len(x)] = x
-    return ikq.dequantize(ikq.quantize(rows, t, importance), t, x.shape[-1])[: len(x)]
+    return ikq.dequantize(ikq.quantize(rows, t, importance, biased=biased), t, x.shape[-1])[: len(x)]
 
 
 def error(x: np.ndarray, y: np.ndarray, importance: np.ndarray | None) -> float:

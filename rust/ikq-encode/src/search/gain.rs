@@ -18,14 +18,15 @@ pub enum Scales {
     Unbiased,
 }
 
-/// The largest factor: of what shrinks more, nothing is left that could be made larger.
+/// The largest factor. A fit that leaves less is none, as of a row with one number that is not 0: what is left of it
+/// stays as it is. (Twice a least-squares fit is as far from the row as nothing at all.)
 const MOST: f32 = 2.0;
 
 /// From this gain on there is nothing to undo but the rounding of sums.
 const EXACT: f32 = 1.0 - 1e-5;
 
 impl Scales {
-    /// Factors on scales whose codes leave `xy = sum w x y` of `xx = sum w x^2`, between 1 and 2; 1 where nothing is left.
+    /// Factors on scales whose codes leave `xy = sum w x y` of `xx = sum w x^2`, between 1 and 2; 1 where less than half is left.
     #[inline(always)]
     pub fn factors<I: Isa>(self, isa: I, xy: I::F, xx: I::F) -> I::F {
         let one = isa.splat_f(1.0);
@@ -36,7 +37,7 @@ impl Scales {
         // products of both could leave the range of floats; where xx is 0 so is xy
         let factor = isa.if_gt(xy, zero, isa.div_f(xx, isa.max_f(xy, isa.splat_f(f32::MIN_POSITIVE))), one);
         let factor = isa.if_gt(factor, isa.splat_f(1.0 / EXACT), factor, one);
-        isa.min_f(factor, isa.splat_f(MOST))
+        isa.if_gt(factor, isa.splat_f(MOST), one, factor)
     }
 
     /// The same of one scale.
@@ -44,7 +45,7 @@ impl Scales {
     pub fn factor(self, xy: f32, xx: f32) -> f32 {
         if self == Scales::Unbiased && xy > 0.0 {
             let factor = xx / xy.max(f32::MIN_POSITIVE);
-            if factor > 1.0 / EXACT { factor.min(MOST) } else { 1.0 }
+            if factor > 1.0 / EXACT && factor <= MOST { factor } else { 1.0 }
         } else {
             1.0
         }
@@ -62,7 +63,8 @@ mod tests {
         let cases = [
             (0.8, 1.0, 1.25),
             (2e-30, 3e-30, 1.5),
-            (0.1, 1.0, MOST),
+            (0.5, 1.0, MOST),
+            (0.49, 1.0, 1.0),
             (-0.5, 1.0, 1.0),
             (0.0, 0.0, 1.0),
             (0.0, 1.0, 1.0),
