@@ -31,6 +31,13 @@ def test_completion(server, model):
     assert (last["stop"], last["content"]) == (True, "")
 
 
+def test_bounds_of_completions(server):
+    status, reply = server.ask("/completion", {"prompt": "a", "n_predict": 1, "n_probs": 49152})
+    assert (status, "n_probs" in str(reply)) == (400, True)
+    status, reply = server.ask("/completion", {"prompt": ["one", "two"], "n_predict": 1})
+    assert (status, "2 prompts" in str(reply)) == (400, True)
+
+
 def test_a_prompt_of_tokens_and_texts(server, model):
     mixed = [*model.tokenize("import"), " os"]
     _, reply = server.ask("/completion", {"prompt": mixed, "n_predict": 6, **GREEDY})

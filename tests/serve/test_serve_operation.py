@@ -228,6 +228,10 @@ def test_kept_texts_survive_the_end_and_damage_is_noticed(tmp_path):
         (["--parallel", "0"], "parallel=0"),
         (["--ssl-key-file", "x"], "go together"),
         (["--api-key-file", "/nowhere"], "/nowhere"),
+        (["--api-key", ""], "there is no key in it"),
+        (["--port", "99999"], "port=99999"),
+        (["--timeout", "-1"], "timeout=-1"),
+        (["--host", "203.0.113.1"], "cannot listen at 203.0.113.1:8080"),
         (["-m", "/nowhere.gguf"], "/nowhere.gguf"),
     ],
 )

@@ -157,6 +157,8 @@ def _settings(args: argparse.Namespace) -> Settings:
         OSError: the file of keys cannot be read.
     """
     keys = [key for given in args.api_key for key in given.split(",") if key]
+    if args.api_key and not keys:
+        raise ikq.RefusedError("--api-key: there is no key in it; without the option anybody may ask")
     if args.api_key_file is not None:
         from ikq.serve.security import read_keys
 

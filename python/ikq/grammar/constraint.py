@@ -103,6 +103,9 @@ class GrammarConstraint(Constraint):
         if self._matcher.is_stopped() and token in self.words.tokenizer.end_ids:
             return
         if not self._matcher.consume_token(token):
+            # a limit of the library's that was hit is not the token's fault
+            if "(limit" in self._matcher.get_error():
+                raise GrammarError(f"the grammar is too complex to go on with: {self._matcher.get_error()}")
             raise GrammarError(f"token {token} is not allowed here by the grammar")
 
     def n_allowed(self, tokens: Sequence[int]) -> int:

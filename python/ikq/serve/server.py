@@ -148,7 +148,11 @@ class Server:
         self._socket = socket.socket(family)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            self._socket.bind((settings.host, settings.port))
+            try:
+                self._socket.bind((settings.host, settings.port))
+            except OSError as error:
+                place = f"{settings.host}:{settings.port} (--host, --port)"
+                raise OSError(error.errno, f"cannot listen at {place}: {error.strerror}") from error
             if self._preloads:
                 ((name, path),) = self.models.paths.items()
                 self.models.add(self._load(name, path))

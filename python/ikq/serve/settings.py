@@ -75,5 +75,13 @@ class Settings:
             value = getattr(self, name)
             if value < low:
                 raise ValueError(f"{name}={value}: expected {low} or more")
+        if self.port > 65535:
+            raise ValueError(f"port={self.port}: expected at most 65535")
+        for name in ("timeout", "send_timeout"):
+            seconds = getattr(self, name)
+            if seconds is not None and seconds <= 0:
+                raise ValueError(f"{name}={seconds}: expected more than 0 seconds")
+        if self.cache_bytes is not None and self.cache_bytes < 0:
+            raise ValueError(f"cache_bytes={self.cache_bytes}: expected 0 or more")
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
             raise ValueError("ssl_certfile and ssl_keyfile go together")

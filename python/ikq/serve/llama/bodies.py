@@ -16,7 +16,7 @@ class LlamaBody(TextBody):
     """`POST /completion`."""
 
     prompt: str | list[int] | list[int | str]
-    n_probs: int | None = Field(None, ge=0)
+    n_probs: int | None = Field(None, ge=0, le=100)
     return_tokens: bool | None = None
 
 

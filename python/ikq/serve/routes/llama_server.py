@@ -65,9 +65,19 @@ async def complete(call: Call) -> Response:
 
 
 def _prompt(model: LoadedModel, given: str | list[int] | list[int | str]) -> str | tuple[int, ...]:
-    """A prompt: a text, or tokens and texts in turn."""
+    """A prompt: a text, or tokens and texts in turn.
+
+    Raises:
+        ServiceError: several texts, which would be several prompts.
+    """
     if isinstance(given, str):
         return given
+    if len(given) > 1 and all(isinstance(part, str) for part in given):
+        raise ServiceError(
+            "invalid_request",
+            f"{len(given)} prompts in one request are not offered here; /v1/completions takes them",
+            parameter="prompt",
+        )
     tokens: list[int] = []
     for part in given:
         tokens += [part] if isinstance(part, int) else model.model.tokenize(part, parse_special=True)
