@@ -5,6 +5,7 @@
 //! decoded panel, so that a column's result does not depend on the columns beside it.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 use ikq_decode::lanes::lane_header;
 use ikq_decode::{BlockType, Decode, Decoding, LaneCodes, LaneScales, LaneUnit};
@@ -36,31 +37,44 @@ impl<T: BlockType> IsaOp for OfType<'_, T> {
     fn run<I: Isa>(self, isa: I) {
         let mut op = self.0;
         let mut tail = Tail::new();
-        let mut first = 0;
-        while first < op.columns.len() {
-            let left = op.columns.len() - first;
-            // A count that has no kernel of its own takes a larger one, with a column more than once; but five and six
-            // columns are faster as four and the others.
-            let n = if I::REGISTERS >= 32 && left > 6 {
-                columns::<I, T::Decoder<I>, 8>(isa, &mut op, first, &mut tail)
-            } else if I::REGISTERS >= 8 && left > 2 {
-                columns::<I, T::Decoder<I>, 4>(isa, &mut op, first, &mut tail)
-            } else if I::REGISTERS >= 8 && left > 1 {
-                columns::<I, T::Decoder<I>, 2>(isa, &mut op, first, &mut tail)
-            } else {
-                columns::<I, T::Decoder<I>, 1>(isa, &mut op, first, &mut tail)
-            };
-            first += n;
+        let n_bands = op.bands.n();
+        // bands that are read again for further columns stay in a near cache meanwhile
+        let step = if op.columns.len() > MOST_COLUMNS { BANDS_AT_ONCE } else { n_bands };
+        for bands in (0..n_bands).step_by(step.max(1)) {
+            let bands = bands..n_bands.min(bands + step);
+            let mut first = 0;
+            while first < op.columns.len() {
+                let left = op.columns.len() - first;
+                // A count that has no kernel of its own takes a larger one, with a column more than once; but five and
+                // six columns are faster as four and the others.
+                let n = if I::REGISTERS >= 32 && left > 6 {
+                    columns::<I, T::Decoder<I>, MOST_COLUMNS>(isa, &mut op, first, bands.clone(), &mut tail)
+                } else if I::REGISTERS >= 8 && left > 2 {
+                    columns::<I, T::Decoder<I>, 4>(isa, &mut op, first, bands.clone(), &mut tail)
+                } else if I::REGISTERS >= 8 && left > 1 {
+                    columns::<I, T::Decoder<I>, 2>(isa, &mut op, first, bands.clone(), &mut tail)
+                } else {
+                    columns::<I, T::Decoder<I>, 1>(isa, &mut op, first, bands.clone(), &mut tail)
+                };
+                first += n;
+            }
         }
     }
 }
 
-/// All bands times `C` columns from `first` on; returns `C`.
+/// Columns that one pass over the bands takes at most.
+const MOST_COLUMNS: usize = 8;
+
+/// Bands that several passes go over before the next ones are read.
+const BANDS_AT_ONCE: usize = 4;
+
+/// Some bands times `C` columns from `first` on; returns `C`.
 #[inline(always)]
 fn columns<I: Isa, D: Decode<I>, const C: usize>(
     isa: I,
     op: &mut Direct<'_>,
     first: usize,
+    bands: Range<usize>,
     tail: &mut Tail,
 ) -> usize {
     let n_units = n_units(op.bands.k);
@@ -72,7 +86,7 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
         *x = &op.acts.units(columns[c.min(columns.len() - 1)] as usize)[..n_units];
     }
     let mut scales = LaneScales::new(isa);
-    for b in 0..op.bands.n() {
+    for b in bands {
         let band = op.bands.band(b);
         tail.fill::<I, D>(&band);
         let header = match op.bands.header {
