@@ -22,6 +22,11 @@ from ikq.serve.routes import anthropic, openai, page, responses
 from ikq.serve.settings import Settings
 
 
+def piece(kind: str, text: str, **fields) -> Piece:
+    """A piece of the only text."""
+    return Piece(index=0, kind=kind, text=text, **fields)
+
+
 class ScriptedReply:
     """Events one after the other; a number is a time that passes before the next."""
 

@@ -160,8 +160,6 @@ def test_tokens_of_others_come_while_a_prompt_is_read():
     assert max(map(sum, steps)) <= 128 + 3
 
 
-# known fault: now and then a connection that ends is not noticed
-@pytest.mark.xfail(strict=False, reason="now and then a connection that ends is not noticed: to be found")
 def test_a_client_that_goes_away_is_not_computed_for(server):
     before = engine(server).counters.n_cancelled
     for stream in (True, False):
@@ -170,7 +168,7 @@ def test_a_client_that_goes_away_is_not_computed_for(server):
         connection.request("POST", "/v1/completions", json.dumps(body))
         until(lambda: engine(server).n_running == 1)
         connection.close()
-        until(lambda: engine(server).n_wanted == 0)
+        until(lambda: engine(server).n_wanted == 0, 5)
     assert engine(server).counters.n_cancelled == before + 2
     assert engine(server).counters.n_chosen < 10_000
 

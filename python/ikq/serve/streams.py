@@ -117,9 +117,17 @@ class Streamed(Response):
 
     async def _send_part(self, send: Send, part: bytes) -> None:
         message = {"type": "http.response.body", "body": part, "more_body": True}
+        # not `wait_for`: up to Python 3.11 it loses a cancellation that comes as the sending ends
+        sending = asyncio.ensure_future(send(message))
         try:
-            await asyncio.wait_for(send(message), self._send_timeout)
-        except (asyncio.TimeoutError, OSError):
+            done, _ = await asyncio.wait([sending], timeout=self._send_timeout)
+        finally:
+            sending.cancel()
+        if not done:
+            raise ClientGone
+        try:
+            sending.result()
+        except OSError:
             raise ClientGone from None
 
 
