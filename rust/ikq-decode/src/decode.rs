@@ -97,6 +97,11 @@ pub trait Decode<I: Isa>: Sized + 'static {
     const UNIT_WORDS: usize = Self::UNIT_BYTES / Self::BLOCK_BYTES * Self::BLOCK_WORDS;
     /// Bytes of a unit outside its words.
     const UNIT_SMALLS: usize = Self::UNIT_BYTES / Self::BLOCK_BYTES * Self::BLOCK_SMALLS;
+    /// The smaller pieces of a unit stand behind its words (`ikq_formats::LaneForm::by_unit`).
+    const BY_UNIT: bool = Self::BLOCK_BYTES < Self::UNIT_BYTES
+        && Self::UNIT_WORDS > 0
+        && Self::UNIT_SMALLS > 0
+        && (ikq_formats::LANES * Self::UNIT_SMALLS).is_multiple_of(64);
     /// Scales differ between neighbouring sixteens; else they belong to 32 elements or more.
     const PER_16: bool = Self::SUB_BLOCK == 16 || Self::N_FLOAT_SCALES == 16;
     /// The form of the codes that [`Decode::lanes`] gives.
@@ -111,9 +116,9 @@ pub trait Decode<I: Isa>: Sized + 'static {
 
     /// Lines of words are asked for ahead of the products. Where lines are read in order and little is done with them, the
     /// machine sees to it itself, and asking only takes time.
-    const ASKS_AHEAD: bool = true;
+    const ASKS_AHEAD: bool = !Self::BY_UNIT;
 
-    /// Neighbouring parts of 32 elements that are decoded side by side, as their codes share words or look-ups: 1, 2 or 4.
+    /// Neighbouring parts of 32 elements that are decoded side by side, as their codes share words or look-ups: 1, 2, 4 or 8.
     const TOGETHER: usize = 1;
 
     /// The row header as the float scale it holds; 1 for types without.

@@ -18,7 +18,7 @@ use crate::decode::{Decode, Scales, bytes, nib, u16_at};
 use crate::iqks::{f16_header, f32_header};
 use crate::iquants::{delta_byte, nibble_deltas, ternary_entries};
 use crate::iquants::{nibble_lanes, ternary_lanes, three_bits};
-use crate::lane_planes::{eight, field, odd_field, same_scale, times};
+use crate::lane_planes::{eight, same_scale};
 use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 
 /// Takes the groups of `data` apart, one after another, and hands each one's rows to `decode` with
@@ -94,7 +94,7 @@ impl<I: Isa> Decode<I> for IQ1_S_R4 {
     fn lane_scales(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let d = isa.mul_f(header, isa.splat_f(0.125));
         for b in 0..8 {
-            out.scale[b] = times(isa, d, odd_field(isa, unit.half(isa, 2 * b), 12, 3));
+            out.scale[b] = isa.mul_f(d, isa.linear::<3, 2, 1>(unit.half(isa, 2 * b), 12));
         }
     }
 }
@@ -143,7 +143,7 @@ impl<I: Isa> Decode<I> for IQ1_M_R4 {
         let d = isa.mul_f(header, isa.splat_f(0.125));
         for k in 0..16 {
             let s = unit.byte(isa, 3 * (k / 2) + 2);
-            out.scale[k] = times(isa, d, field(isa, s, 4 * (k as u32 % 2), 4));
+            out.scale[k] = isa.mul_f(d, isa.linear::<4, 1, 0>(s, 4 * (k as u32 % 2)));
         }
     }
 }

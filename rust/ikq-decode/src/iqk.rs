@@ -8,9 +8,9 @@ use ikq_simd::{Isa, array, map};
 
 use crate::decode::{Decode, Scales, bytes, u16_at, u32_at};
 use crate::lane_planes::{
-    both, crumbs as crumbs_lanes, eight, every_byte, field, lut16_of_2, lut32_of_2,
-    nibbles_16 as nibbles_16_lanes, nibbles_32 as nibbles_32_lanes, odd_field, plus, second, signed_byte,
-    times, times_less, with_crumbs, with_plane as with_plane_lanes,
+    both, crumbs as crumbs_lanes, crumbs_and_bits, eight, every_byte, lut16_of_2, lut32_of_2,
+    nibble_and_high, nibbles_16 as nibbles_16_lanes, nibbles_and_bits, nibbles_and_crumbs, plus, second,
+    signed_byte, times,
 };
 use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 use crate::planes::{crumbs, nibbles_16, nibbles_32, nibbles_in_turn, with_plane};
@@ -72,9 +72,9 @@ fn shifted<I: Isa>(isa: I, codes: I::B64, unit: &[u8], j: usize, shift: u8) -> I
 fn six_bit_lanes<I: Isa>(isa: I, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
     let d = isa.float_of_f16(unit.int(isa, 0));
     for k in 0..16 {
-        let low = field(isa, unit.int(isa, 2 + k / 8), 4 * (k as u32 % 8), 4);
-        let high = field(isa, unit.int(isa, 1), 2 * k as u32, 2);
-        out.scale[k] = times_less(isa, d, isa.or_i(low, isa.shl_i(high, 4)), 32);
+        let (low, high) = (unit.int(isa, 2 + k / 8), unit.int(isa, 1));
+        let s = nibble_and_high::<I, 2, -32>(isa, (low, 4 * (k as u32 % 8)), (high, 2 * k as u32));
+        out.scale[k] = isa.mul_f(d, s);
     }
 }
 
@@ -116,7 +116,8 @@ impl<I: Isa> Decode<I> for IQ2_K {
     fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let d = isa.float_of_f16(unit.int(isa, 0));
         for k in 0..16 {
-            out.scale[k] = times_less(isa, d, field(isa, unit.int(isa, 1 + k / 8), 4 * (k as u32 % 8), 4), 8);
+            let s = isa.linear::<4, 1, -8>(unit.int(isa, 1 + k / 8), 4 * (k as u32 % 8));
+            out.scale[k] = isa.mul_f(d, s);
         }
     }
 }
@@ -131,7 +132,7 @@ impl<I: Isa> Decode<I> for IQ3_K {
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = max_abs(&IQ3NL_VALUES);
     const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
-    const TOGETHER: usize = 4;
+    const TOGETHER: usize = 8;
     const DECODING: Decoding = Decoding::Heavy;
 
     #[inline(always)]
@@ -154,7 +155,7 @@ impl<I: Isa> Decode<I> for IQ3_K {
     #[inline(always)]
     fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
         let second = second(isa, unit.int(isa, 0), [2 * b as u32, 2 * b as u32 + 1], 16, IQ3_SHIFT);
-        let codes = with_plane_lanes(isa, crumbs_lanes(isa, unit, 3, b), unit, 19, b, 2);
+        let codes = crumbs_and_bits(isa, unit, [3, 19], b);
         lut16_of_2(isa, const { &both::<8, 16, 32>(&IQ3NL_VALUES, 64) }, codes, second)
     }
 
@@ -163,10 +164,10 @@ impl<I: Isa> Decode<I> for IQ3_K {
         let d = unit.half_float(isa, 0);
         let signs = unit.int(isa, 0);
         for k in 0..16 {
-            let s = odd_field(isa, unit.int(isa, 1 + k / 8), 4 * (k as u32 % 8), 4);
+            let s = isa.linear::<4, 2, 1>(unit.int(isa, 1 + k / 8), 4 * (k as u32 % 8));
             // the sign of the scale moved to the sign of the float
             let negative = isa.and_i(isa.shl_i(signs, 15 - k as u32), isa.splat_i(i32::MIN));
-            let scale = isa.bits_i(times(isa, d, s));
+            let scale = isa.bits_i(isa.mul_f(d, s));
             out.scale[k] = isa.of_bits(isa.xor_i(scale, negative));
         }
     }
@@ -190,6 +191,7 @@ impl<I: Isa> Decode<I> for IQ4_K {
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = max_abs(&IQ4K_VALUES);
     const TOGETHER: usize = 4;
+    const ASKS_AHEAD: bool = false;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -228,7 +230,7 @@ impl<I: Isa> Decode<I> for IQ5_K {
     const BLOCK_BYTES: usize = 176;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = max_abs(&IQ5NL_VALUES);
-    const TOGETHER: usize = 2;
+    const TOGETHER: usize = 8;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -244,7 +246,7 @@ impl<I: Isa> Decode<I> for IQ5_K {
     #[inline(always)]
     fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
         let second = second(isa, unit.int(isa, 0), [16 + 2 * b as u32, 17 + 2 * b as u32], 32, IQ5_SHIFT);
-        let codes = with_plane_lanes(isa, nibbles_32_lanes(isa, unit, 4, b), unit, 36, b, 4);
+        let codes = nibbles_and_bits(isa, unit, [4, 36], b);
         lut32_of_2(isa, const { &both::<32, 32, 64>(&IQ5NL_VALUES, I::CODE_BIAS) }, codes, second)
     }
 
@@ -262,7 +264,7 @@ impl<I: Isa> Decode<I> for IQ6_K {
     const BLOCK_BYTES: usize = 212;
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = max_abs(&IQ6NL_VALUES);
-    const TOGETHER: usize = 2;
+    const TOGETHER: usize = 8;
     const DECODING: Decoding = Decoding::Heavy;
 
     #[inline(always)]
@@ -283,7 +285,7 @@ impl<I: Isa> Decode<I> for IQ6_K {
         let extra = unit.int(isa, 0);
         const { assert!(IQ6_SHIFT == 1) };
         let shift = [every_byte(isa, extra, 16 + 2 * b as u32), every_byte(isa, extra, 17 + 2 * b as u32)];
-        let codes = with_crumbs(isa, nibbles_32_lanes(isa, unit, 5, b), unit, 37, b);
+        let codes = nibbles_and_crumbs(isa, unit, [5, 37], b);
         eight!(isa, i => {
             let value = isa.lut64(const { &plus(&IQ6NL_VALUES[0], I::CODE_BIAS) }, codes[i]);
             isa.add(value, isa.of_ints(shift[i / 4]))

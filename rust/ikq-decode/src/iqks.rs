@@ -7,8 +7,8 @@ use ikq_simd::{Isa, array, map};
 use crate::decode::{Decode, Scales, bytes, nib, u16_at, u32_at};
 use crate::iqk::{IQ2_SHIFT, IQ2_TABLE, IQ3_SHIFT, IQ3_TABLE, IQ4_SHIFT, IQ5_SHIFT, max_abs};
 use crate::lane_planes::{
-    both, crumbs as crumbs_lanes, eight, field, lut16_of_2, lut32_of_2, nibbles_16 as nibbles_16_lanes,
-    nibbles_32 as nibbles_32_lanes, plus, second, times_less, with_plane as with_plane_lanes,
+    both, crumbs as crumbs_lanes, crumbs_and_bits, eight, field, lut16_of_2, lut32_of_2, nibble_and_high,
+    nibbles_16 as nibbles_16_lanes, nibbles_and_bits, plus, second, times_less,
 };
 use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 use crate::planes::{crumbs, nibbles_16, nibbles_32, nibbles_low_high, with_plane};
@@ -38,10 +38,9 @@ fn odd_scale(c: u8) -> i16 {
     i16::from(c & 254) - 127
 }
 
-/// Scale `b` of eight nibbles: low ones of four bytes, then the high ones.
-#[inline(always)]
-pub(crate) fn low_high_nibble<I: Isa>(isa: I, v: I::I, b: usize) -> I::I {
-    field(isa, v, 8 * (b as u32 % 4) + 4 * (b as u32 / 4), 4)
+/// The bit where nibble `b` of a word begins: low nibbles of four bytes, then the high ones.
+pub(crate) const fn low_high(b: usize) -> u32 {
+    8 * (b as u32 % 4) + 4 * (b as u32 / 4)
 }
 
 /// [`odd_scale`] of eight bytes, rows being lanes.
@@ -99,9 +98,8 @@ impl<I: Isa> Decode<I> for IQ2_KS {
     fn lane_scales(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let (extra, low) = (unit.half(isa, 0), unit.int(isa, 0));
         for b in 0..8 {
-            let high = field(isa, extra, 8 + b as u32, 1);
-            let s = isa.or_i(field(isa, low, 4 * b as u32, 4), isa.shl_i(high, 4));
-            out.scale[b] = times_less(isa, header, s, 16);
+            let s = nibble_and_high::<I, 1, -16>(isa, (low, 4 * b as u32), (extra, 8 + b as u32));
+            out.scale[b] = isa.mul_f(header, s);
         }
     }
 }
@@ -117,7 +115,7 @@ impl<I: Isa> Decode<I> for IQ3_KS {
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = max_abs(&IQ3NL_VALUES);
     const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
-    const TOGETHER: usize = 4;
+    const TOGETHER: usize = 8;
 
     #[inline(always)]
     fn header(header: &[u8]) -> f32 {
@@ -142,7 +140,7 @@ impl<I: Isa> Decode<I> for IQ3_KS {
     #[inline(always)]
     fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
         let second = second(isa, unit.half(isa, 0), [8 + b as u32; 2], 16, IQ3_SHIFT);
-        let codes = with_plane_lanes(isa, crumbs_lanes(isa, unit, 1, b), unit, 17, b, 2);
+        let codes = crumbs_and_bits(isa, unit, [1, 17], b);
         lut16_of_2(isa, const { &both::<8, 16, 32>(&IQ3NL_VALUES, 64) }, codes, second)
     }
 
@@ -150,9 +148,8 @@ impl<I: Isa> Decode<I> for IQ3_KS {
     fn lane_scales(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let (extra, low) = (unit.half(isa, 0), unit.int(isa, 0));
         for b in 0..8 {
-            let high = field(isa, extra, b as u32, 1);
-            let s = isa.or_i(low_high_nibble(isa, low, b), isa.shl_i(high, 4));
-            out.scale[b] = times_less(isa, header, s, 16);
+            let s = nibble_and_high::<I, 1, -16>(isa, (low, low_high(b)), (extra, b as u32));
+            out.scale[b] = isa.mul_f(header, s);
         }
     }
 }
@@ -213,7 +210,7 @@ impl<I: Isa> Decode<I> for IQ5_KS {
     const HEADER_BYTES: usize = 4;
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = max_abs(&IQ5NL_VALUES);
-    const TOGETHER: usize = 2;
+    const TOGETHER: usize = 8;
 
     #[inline(always)]
     fn header(header: &[u8]) -> f32 {
@@ -235,7 +232,7 @@ impl<I: Isa> Decode<I> for IQ5_KS {
     fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
         let extra = isa.shr_i(unit.int(isa, b / 4), 8 * (b as u32 % 4));
         let second = second(isa, extra, [0; 2], 32, IQ5_SHIFT);
-        let codes = with_plane_lanes(isa, nibbles_32_lanes(isa, unit, 2, b), unit, 34, b, 4);
+        let codes = nibbles_and_bits(isa, unit, [2, 34], b);
         lut32_of_2(isa, const { &both::<32, 32, 64>(&IQ5NL_VALUES, I::CODE_BIAS) }, codes, second)
     }
 
@@ -348,7 +345,7 @@ impl<I: Isa> Decode<I> for IQ2_KL {
     const SUB_BLOCK: usize = 32;
     const MAX_ABS_CODE: i32 = 63;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(6);
-    const TOGETHER: usize = 2;
+    const TOGETHER: usize = 8;
 
     #[inline(always)]
     fn header(header: &[u8]) -> f32 {
@@ -377,8 +374,8 @@ impl<I: Isa> Decode<I> for IQ2_KL {
         let table = const { &plus(&IQ2KL_TABLE, 64) };
         let mut out = [isa.splat(0); 8];
         for j in 0..4 {
-            let low = isa.bits(unit.word(isa, 1 + 4 * (b / 2) + j), 4 * (b as u32 % 2), 15);
-            let pairs = isa.or(low, isa.bit_field(unit.word(isa, 17 + j), b as u32, 4, 1));
+            let (low, high) = (unit.word(isa, 1 + 4 * (b / 2) + j), unit.word(isa, 17 + j));
+            let pairs = isa.two_fields(low, high, [4 * (b as u32 % 2), b as u32], [4, 1]);
             // both elements of a pair look at the same bits, the second in the upper half of the table
             let upper = isa.of_ints(isa.splat_i(0x2000_2000));
             out[2 * j] = isa.lut64(table, isa.or(isa.pick(pairs, [0, 0, 1, 1]), upper));
@@ -391,9 +388,8 @@ impl<I: Isa> Decode<I> for IQ2_KL {
     fn lane_scales(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let (high, low) = (unit.half(isa, 0), unit.int(isa, 0));
         for b in 0..8 {
-            let high = field(isa, high, 2 * b as u32, 2);
-            let s = isa.or_i(low_high_nibble(isa, low, b), isa.shl_i(high, 4));
-            out.scale[b] = times_less(isa, header, s, 32);
+            let s = nibble_and_high::<I, 2, -32>(isa, (low, low_high(b)), (high, 2 * b as u32));
+            out.scale[b] = isa.mul_f(header, s);
         }
     }
 }

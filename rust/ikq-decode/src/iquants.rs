@@ -12,7 +12,7 @@ use ikq_formats::codebook::{
 use ikq_simd::{Codebook4, Codebook8, Isa, array, map};
 
 use crate::decode::{Decode, Scales, bytes, nib, u16_at, u32_at};
-use crate::lane_planes::{field, lut16, nibbles_16 as nibbles_16_lanes, odd_field, plus, times, times_less};
+use crate::lane_planes::{field, lut16, nibble_and_high, nibbles_16 as nibbles_16_lanes, plus};
 use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 use crate::legacy::{blocks_of_half, f16_of_blocks};
 use crate::planes::{nibbles_16, nibbles_in_turn};
@@ -193,7 +193,7 @@ impl<I: Isa> Decode<I> for IQ2_XXS {
     fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let d = isa.mul_f(unit.half_float(isa, 0), isa.splat_f(0.125));
         for b in 0..8 {
-            out.scale[b] = times(isa, d, odd_field(isa, unit.int(isa, 2 * b + 1), 28, 4));
+            out.scale[b] = isa.mul_f(d, isa.linear::<4, 2, 1>(unit.int(isa, 2 * b + 1), 28));
         }
     }
 }
@@ -251,7 +251,7 @@ impl<I: Isa> Decode<I> for IQ2_XS {
     fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let d = isa.mul_f(unit.half_float(isa, 0), isa.splat_f(0.125));
         for k in 0..16 {
-            out.scale[k] = times(isa, d, odd_field(isa, unit.int(isa, 16 + k / 8), 4 * (k as u32 % 8), 4));
+            out.scale[k] = isa.mul_f(d, isa.linear::<4, 2, 1>(unit.int(isa, 16 + k / 8), 4 * (k as u32 % 8)));
         }
     }
 }
@@ -293,7 +293,7 @@ impl<I: Isa> Decode<I> for IQ2_S {
     fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let d = isa.mul_f(unit.half_float(isa, 0), isa.splat_f(0.125));
         for k in 0..16 {
-            out.scale[k] = times(isa, d, odd_field(isa, unit.int(isa, 18 + k / 8), 4 * (k as u32 % 8), 4));
+            out.scale[k] = isa.mul_f(d, isa.linear::<4, 2, 1>(unit.int(isa, 18 + k / 8), 4 * (k as u32 % 8)));
         }
     }
 }
@@ -335,7 +335,7 @@ impl<I: Isa> Decode<I> for IQ3_XXS {
     fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let d = isa.mul_f(unit.half_float(isa, 0), isa.splat_f(0.25));
         for b in 0..8 {
-            out.scale[b] = times(isa, d, odd_field(isa, unit.int(isa, 16 + b), 28, 4));
+            out.scale[b] = isa.mul_f(d, isa.linear::<4, 2, 1>(unit.int(isa, 16 + b), 28));
         }
     }
 }
@@ -382,7 +382,7 @@ impl<I: Isa> Decode<I> for IQ3_S {
     fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let d = unit.half_float(isa, 0);
         for b in 0..8 {
-            out.scale[b] = times(isa, d, odd_field(isa, unit.int(isa, 26), 4 * b as u32, 4));
+            out.scale[b] = isa.mul_f(d, isa.linear::<4, 2, 1>(unit.int(isa, 26), 4 * b as u32));
         }
     }
 }
@@ -442,7 +442,7 @@ impl<I: Isa> Decode<I> for IQ1_S {
         let d = isa.mul_f(unit.half_float(isa, 0), isa.splat_f(0.125));
         for b in 0..8 {
             out.scale[b] =
-                times(isa, d, odd_field(isa, unit.int(isa, 8 + b / 2), 16 * (b as u32 % 2) + 12, 3));
+                isa.mul_f(d, isa.linear::<3, 2, 1>(unit.int(isa, 8 + b / 2), 16 * (b as u32 % 2) + 12));
         }
     }
 }
@@ -493,7 +493,7 @@ impl<I: Isa> Decode<I> for IQ1_M {
         let d = isa.mul_f(isa.float_of_f16(d), isa.splat_f(0.125));
         for k in 0..16 {
             out.scale[k] =
-                times(isa, d, odd_field(isa, s[k / 8], 16 * (k as u32 / 4 % 2) + 3 * (k as u32 % 4), 3));
+                isa.mul_f(d, isa.linear::<3, 2, 1>(s[k / 8], 16 * (k as u32 / 4 % 2) + 3 * (k as u32 % 4)));
         }
     }
 }
@@ -554,6 +554,7 @@ impl<I: Isa> Decode<I> for IQ4_XS {
     const MAX_ABS_CODE: i32 = 127;
     const TOGETHER: usize = 4;
     const DECODING: Decoding = Decoding::Light;
+    const ASKS_AHEAD: bool = false;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -578,9 +579,8 @@ impl<I: Isa> Decode<I> for IQ4_XS {
         let (head, low) = (unit.int(isa, 0), unit.int(isa, 1));
         let d = isa.float_of_f16(head);
         for b in 0..8 {
-            let s = field(isa, low, 4 * b as u32, 4);
-            let s = isa.or_i(s, isa.shl_i(field(isa, head, 16 + 2 * b as u32, 2), 4));
-            out.scale[b] = times_less(isa, d, s, 32);
+            let s = nibble_and_high::<I, 2, -32>(isa, (low, 4 * b as u32), (head, 16 + 2 * b as u32));
+            out.scale[b] = isa.mul_f(d, s);
         }
     }
 }

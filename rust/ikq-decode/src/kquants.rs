@@ -4,8 +4,8 @@ use ikq_simd::{Isa, array, map};
 
 use crate::decode::{Decode, Scales, bytes, u16_at, u32_at};
 use crate::lane_planes::{
-    crumbs as crumbs_lanes, eight, field, nibbles_32 as nibbles_32_lanes, signed_byte, times, times_less,
-    with_crumbs, with_plane as with_plane_lanes,
+    crumbs as crumbs_lanes, crumbs_and_bits, eight, nibbles_32 as nibbles_32_lanes, nibbles_and_bits,
+    signed_byte, times, times_less,
 };
 use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 use crate::planes::{crumbs, nibbles_32, with_plane};
@@ -83,8 +83,8 @@ impl<I: Isa> Decode<I> for Q2_K {
         for k in 0..16 {
             let s = unit.int(isa, k / 4);
             let at = 8 * (k as u32 % 4);
-            out.scale[k] = times(isa, d, field(isa, s, at, 4));
-            out.min[k] = times(isa, dmin, field(isa, s, at + 4, 4));
+            out.scale[k] = isa.mul_f(d, isa.linear::<4, 1, 0>(s, at));
+            out.min[k] = isa.mul_f(dmin, isa.linear::<4, 1, 0>(s, at + 4));
         }
     }
 }
@@ -98,7 +98,7 @@ impl<I: Isa> Decode<I> for Q3_K {
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = 4;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(2);
-    const TOGETHER: usize = 4;
+    const TOGETHER: usize = 8;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -117,7 +117,7 @@ impl<I: Isa> Decode<I> for Q3_K {
 
     #[inline(always)]
     fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
-        with_plane_lanes(isa, crumbs_lanes(isa, unit, 8, b), unit, 0, b, 2)
+        crumbs_and_bits(isa, unit, [8, 0], b)
     }
 
     #[inline(always)]
@@ -215,7 +215,7 @@ impl<I: Isa> Decode<I> for Q5_K {
     const HAS_MIN: bool = true;
     const MAX_ABS_CODE: i32 = 31;
     const UNSIGNED: bool = true;
-    const TOGETHER: usize = 2;
+    const TOGETHER: usize = 8;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {
@@ -234,7 +234,7 @@ impl<I: Isa> Decode<I> for Q5_K {
 
     #[inline(always)]
     fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
-        with_plane_lanes(isa, nibbles_32_lanes(isa, unit, 12, b), unit, 4, b, 4)
+        nibbles_and_bits(isa, unit, [12, 4], b)
     }
 
     #[inline(always)]
@@ -252,7 +252,7 @@ impl<I: Isa> Decode<I> for Q6_K {
     const SUB_BLOCK: usize = 16;
     const MAX_ABS_CODE: i32 = 32;
     const LANE_CODES: LaneCodes = LaneCodes::Offset(5);
-    const TOGETHER: usize = 2;
+    const TOGETHER: usize = 8;
     const DECODING: Decoding = Decoding::Heavy;
 
     #[inline(always)]
@@ -274,8 +274,10 @@ impl<I: Isa> Decode<I> for Q6_K {
         // 128 elements: low nibbles of 16 words, then their high nibbles
         let (half, j) = (b / 4, b % 4);
         let at = 16 * half + 8 * (j % 2);
-        let low = eight!(isa, i => isa.bits(unit.word(isa, at + i), 4 * (j as u32 / 2), 15));
-        with_crumbs(isa, low, unit, 32, b)
+        eight!(isa, i => {
+            let (low, high) = (unit.word(isa, at + i), unit.word(isa, 32 + 8 * half + i));
+            isa.two_fields(low, high, [4 * (j as u32 / 2), 2 * j as u32], [4, 2])
+        })
     }
 
     #[inline(always)]

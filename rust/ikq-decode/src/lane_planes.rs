@@ -36,31 +36,35 @@ pub(crate) fn crumbs<I: Isa>(isa: I, unit: &LaneUnit<'_>, at: usize, b: usize) -
     eight!(isa, i => isa.bits(unit.word(isa, at + 8 * (b / 4) + i), 2 * (b as u32 % 4), 3))
 }
 
-/// `codes` with bit b of eight words' bytes as bit `to`.
+/// Codes of two parts: [`crumbs`] from word `at[0]` on, and above them bit b of the bytes of eight words from `at[1]` on.
 #[inline(always)]
-pub(crate) fn with_plane<I: Isa>(
-    isa: I,
-    codes: [I::B64; 8],
-    unit: &LaneUnit<'_>,
-    at: usize,
-    b: usize,
-    to: u32,
-) -> [I::B64; 8] {
-    eight!(isa, i => isa.or(codes[i], isa.bit_field(unit.word(isa, at + i), b as u32, to, 1)))
+pub(crate) fn crumbs_and_bits<I: Isa>(isa: I, unit: &LaneUnit<'_>, at: [usize; 2], b: usize) -> [I::B64; 8] {
+    eight!(isa, i => {
+        let (low, high) = (unit.word(isa, at[0] + 8 * (b / 4) + i), unit.word(isa, at[1] + i));
+        isa.two_fields(low, high, [2 * (b as u32 % 4), b as u32], [2, 1])
+    })
 }
 
-/// `codes` with two bits of [`crumbs`] as bits 4 and 5.
+/// As [`crumbs_and_bits`], the lower part being [`nibbles_32`].
 #[inline(always)]
-pub(crate) fn with_crumbs<I: Isa>(
+pub(crate) fn nibbles_and_bits<I: Isa>(isa: I, unit: &LaneUnit<'_>, at: [usize; 2], b: usize) -> [I::B64; 8] {
+    eight!(isa, i => {
+        let (low, high) = (unit.word(isa, at[0] + 8 * (b / 2) + i), unit.word(isa, at[1] + i));
+        isa.two_fields(low, high, [4 * (b as u32 % 2), b as u32], [4, 1])
+    })
+}
+
+/// [`nibbles_32`] and [`crumbs`] above them.
+#[inline(always)]
+pub(crate) fn nibbles_and_crumbs<I: Isa>(
     isa: I,
-    codes: [I::B64; 8],
     unit: &LaneUnit<'_>,
-    at: usize,
+    at: [usize; 2],
     b: usize,
 ) -> [I::B64; 8] {
     eight!(isa, i => {
-        let high = unit.word(isa, at + 8 * (b / 4) + i);
-        isa.or(codes[i], isa.bit_field(high, 2 * (b as u32 % 4), 4, 3))
+        let (low, high) = (unit.word(isa, at[0] + 8 * (b / 2) + i), unit.word(isa, at[1] + 8 * (b / 4) + i));
+        isa.two_fields(low, high, [4 * (b as u32 % 2), 2 * (b as u32 % 4)], [4, 2])
     })
 }
 
@@ -162,11 +166,14 @@ pub(crate) fn field<I: Isa>(isa: I, v: I::I, from: u32, width: u32) -> I::I {
     isa.and_i(isa.shr_i(v, from), isa.splat_i((1 << width) - 1))
 }
 
-/// `2 x + 1` of such a field x.
+/// The nibble from bit `at` of `low` and the `HIGH` bits from bit `high_at` of `high` above it, plus `OFFSET`.
 #[inline(always)]
-pub(crate) fn odd_field<I: Isa>(isa: I, v: I::I, from: u32, width: u32) -> I::I {
-    let twice = if from > 0 { isa.shr_i(v, from - 1) } else { isa.shl_i(v, 1) };
-    isa.or_i(isa.and_i(twice, isa.splat_i((2 << width) - 2)), isa.splat_i(1))
+pub(crate) fn nibble_and_high<I: Isa, const HIGH: u32, const OFFSET: i32>(
+    isa: I,
+    (low, at): (I::I, u32),
+    (high, high_at): (I::I, u32),
+) -> I::F {
+    isa.add_f(isa.linear::<4, 1, 0>(low, at), isa.linear::<HIGH, 16, OFFSET>(high, high_at))
 }
 
 /// The signed byte `k` of each lane.

@@ -229,11 +229,10 @@ impl<I: Isa> Decode<I> for Q6_0 {
 
     #[inline(always)]
     fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
-        let low = nibbles_16_lanes(isa, unit, 6 * b + 2);
         // two bits of elements 0..8, 16..24, 8..16, 24..32, from bit 0 on
         eight!(isa, i => {
-            let from = [0, 4, 2, 6][i / 2];
-            isa.or(low[i], isa.bit_field(unit.word(isa, 6 * b + i % 2), from, 4, 3))
+            let (low, high) = (unit.word(isa, 6 * b + 2 + i % 4), unit.word(isa, 6 * b + i % 2));
+            isa.two_fields(low, high, [4 * (i as u32 / 4), [0, 4, 2, 6][i / 2]], [4, 2])
         })
     }
 
@@ -254,7 +253,6 @@ impl<I: Isa> Decode<I> for Q8_0 {
     const N_FLOAT_SCALES: usize = 8;
     const MAX_ABS_CODE: i32 = 128;
     const DECODING: Decoding = Decoding::Light;
-    const ASKS_AHEAD: bool = false;
 
     #[inline(always)]
     fn scales(isa: I, _: f32, unit: &[u8]) -> Scales {

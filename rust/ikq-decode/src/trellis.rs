@@ -9,8 +9,8 @@ use ikq_simd::{Isa, array, map};
 
 use crate::decode::{Decode, Scales, bytes, nib, u16_at, u32_at};
 use crate::iqks::f32_header;
-use crate::iqks::low_high_nibble;
-use crate::lane_planes::{eight, field, times, times_less};
+use crate::iqks::low_high;
+use crate::lane_planes::{eight, field, times_less};
 use crate::lanes::{Decoding, LaneScales, LaneUnit};
 use crate::planes::{nibbles_low_high, plane};
 
@@ -162,7 +162,7 @@ impl<I: Isa> Decode<I> for IQ2_KT {
     fn lane_scales(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let s = unit.int(isa, 0);
         for b in 0..8 {
-            let s = low_high_nibble(isa, s, b);
+            let s = field(isa, s, low_high(b), 4);
             out.scale[b] = isa.mul_f(header, table_scale_lanes(isa, s));
         }
     }
@@ -209,7 +209,7 @@ impl<I: Isa> Decode<I> for IQ3_KT {
     fn lane_scales(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let s = unit.int(isa, 0);
         for b in 0..8 {
-            out.scale[b] = times(isa, header, low_high_nibble(isa, s, b));
+            out.scale[b] = isa.mul_f(header, isa.linear::<4, 1, 0>(s, low_high(b)));
         }
     }
 }

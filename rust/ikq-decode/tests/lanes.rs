@@ -152,13 +152,18 @@ impl Visitor for RowsOfBands {
         let rows = random_bytes(LANES * row_bytes, 5);
         let mut band = vec![0; form.band_bytes(k)];
         form.pack(&rows, k, &mut band);
-        let [smalls_at, headers_at] = form.regions(k);
-        assert_eq!(smalls_at, 2 * 64 * shape.unit_words, "{ty}");
-        assert_eq!(headers_at - smalls_at, 2 * LANES * shape.unit_smalls, "{ty}");
+        assert_eq!(form.by_unit(), T::Decoder::<Scalar>::BY_UNIT, "{ty}");
+        let headers_at = form.headers_at(k);
+        assert_eq!(headers_at, 2 * (64 * shape.unit_words + LANES * shape.unit_smalls), "{ty}");
+        let runs: Vec<_> = form.runs(k).collect();
+        assert_eq!(runs.len(), if form.by_unit() { 2 } else { 1 }, "{ty}");
         assert_eq!(form.header_bytes, shape.header_bytes, "{ty}");
         for u in 0..2 {
-            let words = &band[64 * shape.unit_words * u..][..64 * shape.unit_words];
-            let smalls = &band[smalls_at + LANES * shape.unit_smalls * u..][..LANES * shape.unit_smalls];
+            // the unit's place in its run
+            let (run, u_of_run) = if form.by_unit() { (&runs[u], 0) } else { (&runs[0], u) };
+            let words = &band[run.words + 64 * shape.unit_words * u_of_run..][..64 * shape.unit_words];
+            let smalls =
+                &band[run.smalls + LANES * shape.unit_smalls * u_of_run..][..LANES * shape.unit_smalls];
             let unit = LaneUnit { words: words.as_chunks().0, smalls };
             for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
                 let mut found = [0; 272];

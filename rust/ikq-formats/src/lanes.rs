@@ -5,16 +5,19 @@
 //! single bytes. A *band* is sixteen rows; a piece of all of them is a *line*, row r's piece being lane r:
 //!
 //! ```text
-//! band    [words of block 0, 1, ...]  [smaller pieces of block 0, 1, ...]  [row headers]  [zeros to 64 bytes]
+//! band    [words of block 0, 1, ...]  [smaller pieces of block 0, 1, ...]  ...  [row headers]  [zeros to 64 bytes]
 //! matrix  band after band; rows that the last band lacks are zeros
 //! ```
 //! So a load of 64 bytes gives the same four bytes of sixteen rows, and a load of 32 or 16 bytes their scales.
-//! Blocks stand one after another: 256 elements (a *unit*) are a run of words and a run of smaller pieces, and a
-//! row that ends inside a unit has the beginning of both. A band takes the bytes of sixteen rows, rounded up to
-//! whole cache lines.
+//! Blocks stand one after another: 256 elements (a *unit*) are words and smaller pieces, and a row that ends inside a
+//! unit has the beginning of both. Where the smaller pieces of a unit fill whole cache lines (types of small blocks) they
+//! stand behind the words of their unit, so that a band is read from its first line to its last; else all of
+//! them stand behind all words. A band takes the bytes of sixteen rows, rounded up to whole cache lines.
 //!
 //! Interleaved types have the device form of their rows ([`crate::row_form`]). The functions here go byte by
 //! byte and say what the form is; `ikq-kernels` has fast ones.
+
+use std::ops::Range;
 
 use crate::interleave::row_form;
 use crate::layout::Layout;
@@ -26,6 +29,20 @@ pub const LANES: usize = 16;
 
 /// Bytes that a band is a multiple of: a cache line.
 const BAND_STEP: usize = 64;
+
+/// Elements of a unit.
+const UNIT: usize = 256;
+
+/// Blocks of a row whose words stand together in a band, with their smaller pieces behind them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaneRun {
+    /// The blocks.
+    pub blocks: Range<usize>,
+    /// The byte of the band where their words begin.
+    pub words: usize,
+    /// The byte where their smaller pieces begin.
+    pub smalls: usize,
+}
 
 /// Where the bytes of a row stand in a band.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,25 +125,42 @@ impl LaneForm {
         n_rows.div_ceil(LANES) * self.band_bytes(k)
     }
 
-    /// Where the smaller pieces of a band begin, and where its row headers do.
-    pub const fn regions(&self, k: usize) -> [usize; 2] {
-        let n_blocks = k / self.block_size;
-        let smalls = LANES * 4 * n_blocks * self.n_words();
-        [smalls, smalls + LANES * n_blocks * self.small_bytes()]
+    /// The smaller pieces of a unit stand behind its words.
+    pub const fn by_unit(&self) -> bool {
+        let bytes = LANES * self.small_bytes() * (UNIT / self.block_size);
+        bytes > 0 && bytes.is_multiple_of(BAND_STEP) && self.n_words() > 0 && self.block_size < UNIT
+    }
+
+    /// The runs of blocks in a band of rows of `k` elements: one, or one per unit ([`LaneForm::by_unit`]).
+    pub fn runs(&self, k: usize) -> impl Iterator<Item = LaneRun> {
+        let (form, n_blocks) = (*self, k / self.block_size);
+        let step = if form.by_unit() { UNIT / form.block_size } else { n_blocks.max(1) };
+        (0..n_blocks).step_by(step).map(move |first| {
+            let blocks = first..n_blocks.min(first + step);
+            let words = LANES * form.block_bytes * first;
+            LaneRun { smalls: words + LANES * 4 * form.n_words() * blocks.len(), blocks, words }
+        })
+    }
+
+    /// Where the row headers of a band begin.
+    pub const fn headers_at(&self, k: usize) -> usize {
+        LANES * (k / self.block_size) * self.block_bytes
     }
 
     /// Calls `pair` with the places of each byte of a row in the row and in its band: `(row, band)`.
     fn each_byte(&self, k: usize, lane: usize, mut pair: impl FnMut(usize, usize)) {
-        let [mut small, mut head] = self.regions(k);
-        let mut word = 0;
-        for block in 0..k / self.block_size {
-            for piece in self.pieces() {
-                let line = if piece.bytes == 4 { &mut word } else { &mut small };
-                for i in 0..piece.bytes {
-                    let row = self.header_bytes + block * self.block_bytes + piece.at + i;
-                    pair(row, *line + lane * piece.bytes + i);
+        let mut head = self.headers_at(k);
+        for run in self.runs(k) {
+            let (mut word, mut small) = (run.words, run.smalls);
+            for block in run.blocks {
+                for piece in self.pieces() {
+                    let line = if piece.bytes == 4 { &mut word } else { &mut small };
+                    for i in 0..piece.bytes {
+                        let row = self.header_bytes + block * self.block_bytes + piece.at + i;
+                        pair(row, *line + lane * piece.bytes + i);
+                    }
+                    *line += LANES * piece.bytes;
                 }
-                *line += LANES * piece.bytes;
             }
         }
         let mut at = 0;
@@ -231,14 +265,30 @@ mod tests {
             (0..LANES).flat_map(|r| (0..68).map(move |i| ((r << 4) | (i % 16)) as u8)).collect();
         let mut band = vec![0xee; form.band_bytes(64)];
         form.pack(&rows, 64, &mut band);
-        let [smalls, heads] = form.regions(64);
-        assert_eq!((smalls, heads, band.len()), (64 * 16, 64 * 17, 64 * 17));
+        let runs: Vec<_> = form.runs(64).collect();
+        assert_eq!(runs, [LaneRun { blocks: 0..2, words: 0, smalls: 64 * 16 }]);
+        assert_eq!((form.headers_at(64), band.len()), (64 * 17, 64 * 17));
+        let smalls = 64 * 16;
         for lane in 0..LANES {
             let row = &rows[68 * lane..68 * (lane + 1)];
             // word 1 of block 1 is at byte 34 + 2 + 4 of the row; the scale of block 1 is its half
             assert_eq!(band[64 * 9 + 4 * lane..][..4], row[40..44]);
             assert_eq!(band[smalls + 32 + 2 * lane..][..2], row[34..36]);
         }
+    }
+
+    #[test]
+    fn units_of_small_blocks_are_in_order() {
+        // 256 elements of Q8_0 are 64 lines of codes and four of scales; then come the words of the next ones
+        let runs: Vec<_> = form(Q8_0).runs(320).collect();
+        let second = LaneRun { blocks: 8..10, words: 64 * 68, smalls: 64 * (68 + 16) };
+        assert_eq!(runs, [LaneRun { blocks: 0..8, words: 0, smalls: 64 * 64 }, second]);
+        assert_eq!(form(Q8_0).headers_at(320), 64 * (68 + 17));
+        let by_unit = |ty| form(ty).by_unit();
+        assert_eq!([Q4_0, IQ4_NL, MXFP4, IQ1_BN].map(by_unit), [true; 4]);
+        // no smaller pieces; half a line of them; nothing else
+        assert_eq!([Q4_1, IQ3_K, F16].map(by_unit), [false; 3]);
+        assert_eq!(form(IQ3_K).runs(512).count(), 1);
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub mod types;
 
 pub use error::Error;
 pub use interleave::{RowForm, deinterleave_group, interleave_group, row_form};
-pub use lanes::{LANES, LaneForm, LanePiece, lane_form};
+pub use lanes::{LANES, LaneForm, LanePiece, LaneRun, lane_form};
 pub use layout::Layout;
 pub use layouts::layout;
 pub use repack::repack;

@@ -29,6 +29,14 @@ pub trait RowLanes: Products {
     fn float_of_f16(self, v: Self::I) -> Self::F;
     /// `((byte >> from) & mask) << to` of each byte; nothing may be pushed out of it.
     fn bit_field(self, v: Self::B64, from: u32, to: u32, mask: u8) -> Self::B64;
+    /// Two fields of each byte, one of two values each: the `bits[0]` bits of `low` from bit `from[0]`, and above them the
+    /// `bits[1]` bits of `high` from bit `from[1]`.
+    #[inline(always)]
+    fn two_fields(self, low: Self::B64, high: Self::B64, from: [u32; 2], bits: [u32; 2]) -> Self::B64 {
+        let low = self.bits(low, from[0], (1 << bits[0]) - 1);
+        let high = self.bit_field(high, from[1], bits[0], (1 << bits[1]) - 1);
+        self.of_ints(self.or_i(self.ints(low), self.ints(high)))
+    }
     /// Byte e of a lane has bit `4 i + e` of the lane as its bit `to`, and no other.
     fn spread_bits(self, v: Self::I, i: usize, to: u32) -> Self::B64;
     /// Byte e of a lane is the two bits from bit `8 i + 2 e` of the lane.
@@ -47,6 +55,13 @@ pub trait RowLanes: Products {
     /// Values of the KT generator as weights of [`Products::dot4`]: byte e is that of the lane's seed with
     /// `multipliers[e]`.
     fn trellis(self, seeds: Self::I, multipliers: &[u32; 4]) -> Self::B64;
+
+    /// `MUL x + ADD` of the `BITS` bits x from bit `from` of each lane, exactly. `BITS` is at most 4.
+    #[inline(always)]
+    fn linear<const BITS: u32, const MUL: i32, const ADD: i32>(self, v: Self::I, from: u32) -> Self::F {
+        let x = self.and_i(self.shr_i(v, from), self.splat_i((1 << BITS) - 1));
+        self.fused_add(self.float_i(x), self.splat_f(MUL as f32), self.splat_f(ADD as f32))
+    }
 
     /// Values of entries of eight elements: value i has elements `4 i..4 i + 4`, of entry i / 2, whose index has its low
     /// eight bits in byte i / 2 of `low` and the others in that byte of `high`. The sign of element j is bit j of
@@ -520,6 +535,18 @@ fn two_entries(a: &u64, b: &u64) -> __m128 {
     }
 }
 
+/// [`RowLanes::linear`] of the low four bits of a number.
+const fn lines<const BITS: u32, const MUL: i32, const ADD: i32>() -> [f32; 16] {
+    assert!(BITS <= 4);
+    let mut out = [0.0; 16];
+    let mut i = 0;
+    while i < 16 {
+        out[i] = (MUL * (i as i32 & ((1 << BITS) - 1)) + ADD) as f32;
+        i += 1;
+    }
+    out
+}
+
 impl RowLanes for Avx512 {
     #[inline(always)]
     fn ints(self, v: __m512i) -> __m512i {
@@ -536,6 +563,14 @@ impl RowLanes for Avx512 {
     #[inline(always)]
     fn load_u16(self, x: &[u8; 32]) -> __m512i {
         isa! { _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn linear<const BITS: u32, const MUL: i32, const ADD: i32>(self, v: __m512i, from: u32) -> Self::F {
+        isa! {
+            // a look-up takes the low four bits of a lane, whatever is above them
+            let table = _mm512_loadu_ps(const { &lines::<BITS, MUL, ADD>() }.as_ptr());
+            _mm512_permutexvar_ps(self.shr_i(v, from), table)
+        }
     }
     #[inline(always)]
     fn bits(self, v: __m512i, n: u32, mask: u8) -> __m512i {
@@ -563,9 +598,15 @@ impl RowLanes for Avx512 {
     #[inline(always)]
     fn bit_field(self, v: __m512i, from: u32, to: u32, mask: u8) -> __m512i {
         isa! {
-            // a word turned round keeps each byte's bits at the same distance from its start
-            let by = &const { &TURNS }[from.wrapping_sub(to) as usize & 31];
-            _mm512_and_si512(_mm512_rorv_epi32(v, _mm512_load_si512(by.0.as_ptr().cast())), _mm512_set1_epi8((mask << to) as i8))
+            _mm512_and_si512(moved(v, from, to), _mm512_set1_epi8((mask << to) as i8))
+        }
+    }
+    #[inline(always)]
+    fn two_fields(self, low: __m512i, high: __m512i, from: [u32; 2], bits: [u32; 2]) -> __m512i {
+        isa! {
+            let mask = _mm512_set1_epi8((1 << bits[0]) - 1);
+            let both = either(mask, moved(low, from[0], 0), moved(high, from[1], bits[0]));
+            _mm512_and_si512(both, _mm512_set1_epi8(((1u32 << (bits[0] + bits[1])) - 1) as i8))
         }
     }
     #[inline(always)]
@@ -719,21 +760,14 @@ fn either(mask: __m512i, a: __m512i, b: __m512i) -> __m512i {
     unsafe { _mm512_ternarylogic_epi32::<0xca>(mask, a, b) }
 }
 
-/// Sixteen integers that start a cache line.
-#[repr(align(64))]
-struct Line([i32; 16]);
-
-/// The numbers below 32, sixteen times each, for words that are turned round. (Constants and no statics: other crates
-/// know what they hold.)
-const TURNS: [Line; 32] = {
-    let mut out = [const { Line([0; 16]) }; 32];
-    let mut i = 0;
-    while i < 32 {
-        out[i].0 = [i as i32; 16];
-        i += 1;
+/// Words shifted so that bit `from` of each byte comes to bit `to`; bits of neighbouring bytes come in.
+#[inline(always)]
+fn moved(v: __m512i, from: u32, to: u32) -> __m512i {
+    isa! {
+        let v = _mm512_srl_epi32(v, count(from.saturating_sub(to)));
+        _mm512_sll_epi32(v, count(to.saturating_sub(from)))
     }
-    out
-};
+}
 
 /// Pattern p of bit b: byte e is that bit where bit e of p is set.
 const PATTERNS: [[u32; 16]; 8] = {

@@ -25,8 +25,10 @@ pub(super) struct Bands<'a> {
 /// Sixteen rows.
 #[derive(Clone, Copy)]
 pub(super) struct Band<'a> {
-    pub words: &'a [[u8; 64]],
-    pub smalls: &'a [u8],
+    /// Words and smaller pieces.
+    data: &'a [u8],
+    /// Where the smaller pieces begin, if all of them stand together.
+    smalls_at: usize,
     pub headers: &'a [u8],
 }
 
@@ -38,12 +40,8 @@ impl<'a> Bands<'a> {
     pub fn band(&self, i: usize) -> Band<'a> {
         let bytes = self.form.band_bytes(self.k);
         let data = &self.data[i * bytes..(i + 1) * bytes];
-        let [smalls, headers] = self.form.regions(self.k);
-        Band {
-            words: data[..smalls].as_chunks().0,
-            smalls: &data[smalls..headers],
-            headers: &data[headers..],
-        }
+        let (data, headers) = data.split_at(self.form.headers_at(self.k));
+        Band { data, smalls_at: LANES * 4 * self.form.n_words() * (self.k / self.form.block_size), headers }
     }
 }
 
@@ -69,36 +67,61 @@ impl Tail {
         if D::UNIT_BYTES == D::BLOCK_BYTES {
             return;
         }
-        let words = &band.words[band.words.len() / D::UNIT_WORDS * D::UNIT_WORDS..];
-        self.words[..words.len()].copy_from_slice(words);
-        if let Some(n_units) = band.smalls.len().checked_div(BAND * D::UNIT_SMALLS) {
-            let smalls = &band.smalls[n_units * BAND * D::UNIT_SMALLS..];
-            self.smalls[..smalls.len()].copy_from_slice(smalls);
-        }
+        let (words, smalls) = match D::BY_UNIT {
+            true => {
+                let rest = band.data.chunks_exact(unit_bytes::<I, D>()).remainder();
+                rest.split_at(64 * D::BLOCK_WORDS * (rest.len() / (BAND * D::BLOCK_BYTES)))
+            }
+            false => {
+                let (words, smalls) = band.data.split_at(band.smalls_at);
+                let n_units = words.len() / (64 * D::UNIT_WORDS);
+                (&words[n_units * 64 * D::UNIT_WORDS..], &smalls[n_units * BAND * D::UNIT_SMALLS..])
+            }
+        };
+        self.words.as_flattened_mut()[..words.len()].copy_from_slice(words);
+        self.smalls[..smalls.len()].copy_from_slice(smalls);
     }
 }
 
+/// Bytes of a unit of sixteen rows.
+const fn unit_bytes<I: Isa, D: Decode<I>>() -> usize {
+    64 * D::UNIT_WORDS + BAND * D::UNIT_SMALLS
+}
+
 impl<'a> Band<'a> {
-    /// Asks for the lines some units behind unit `u`, and for the smaller pieces and headers of the next band: the machine
-    /// fetches ahead by itself only where lines are read in order, which few types do inside a unit.
-    ///
-    /// They are brought to the second cache. The first takes so few requests at a time that asking for it there
-    /// is slower than not asking (figures in docs/kernels.md).
+    /// The rows as floats, where the type's elements are such.
+    pub fn floats(&self) -> &'a [u8] {
+        self.data
+    }
+
+    /// Asks for the smaller pieces that unit `u` of the next band has, and for its headers, which are in no line of words.
     #[inline(always)]
-    pub fn ask_ahead<I: Isa, D: Decode<I>>(&self, u: usize, band_bytes: usize) {
-        if D::ASKS_AHEAD {
-            let words = self.words.as_ptr().wrapping_add(u * D::UNIT_WORDS + AHEAD_LINES);
-            for line in 0..D::UNIT_WORDS {
-                prefetch(words.wrapping_add(line).cast());
-            }
-        }
+    pub fn ask_smalls<I: Isa, D: Decode<I>>(&self, u: usize, band_bytes: usize) {
         let next = |part: *const u8, line: usize| part.wrapping_add(band_bytes + 64 * line);
         if u == 0 {
             prefetch(next(self.headers.as_ptr(), 0));
         }
+        if D::BY_UNIT {
+            return;
+        }
         let smalls = BAND * D::UNIT_SMALLS;
         for line in 0..smalls.div_ceil(64) {
-            prefetch(next(self.smalls.as_ptr().wrapping_add(u * smalls), line));
+            prefetch(next(self.data.as_ptr().wrapping_add(self.smalls_at + u * smalls), line));
+        }
+    }
+
+    /// Asks for an eighth of the lines that come some units behind unit `u`: the machine fetches ahead by itself only
+    /// where lines are read in order, which few types do inside a unit. An eighth at a time, since more requests at once
+    /// than the machine keeps make it wait.
+    ///
+    /// They are brought to the second cache. The first takes so few requests at a time that asking for it there
+    /// is slower than not asking (figures in docs/kernels.md).
+    #[inline(always)]
+    pub fn ask_words<I: Isa, D: Decode<I>>(&self, u: usize, eighth: usize) {
+        let n = if D::BY_UNIT { unit_bytes::<I, D>() / 64 } else { D::UNIT_WORDS };
+        let lines = self.data.as_ptr().wrapping_add(64 * (u * n + AHEAD_LINES));
+        for line in eighth * n / 8..(eighth + 1) * n / 8 {
+            prefetch(lines.wrapping_add(64 * line));
         }
     }
 
@@ -108,19 +131,22 @@ impl<'a> Band<'a> {
     where
         'a: 'b,
     {
-        let (words, smalls) = (D::UNIT_WORDS, BAND * D::UNIT_SMALLS);
-        if D::UNIT_BYTES != D::BLOCK_BYTES && (u + 1) * words > self.words.len() {
-            return LaneUnit { words: &tail.words[..words], smalls: &tail.smalls[..smalls] };
+        let (words, smalls) = (64 * D::UNIT_WORDS, BAND * D::UNIT_SMALLS);
+        let end = if D::BY_UNIT { self.data.len() } else { self.smalls_at };
+        let step = if D::BY_UNIT { unit_bytes::<I, D>() } else { words };
+        if D::UNIT_BYTES != D::BLOCK_BYTES && (u + 1) * step > end {
+            return LaneUnit { words: &tail.words[..D::UNIT_WORDS], smalls: &tail.smalls[..smalls] };
         }
+        let smalls_at = if D::BY_UNIT { u * step + words } else { self.smalls_at + u * smalls };
         LaneUnit {
-            words: &self.words[u * words..(u + 1) * words],
-            smalls: &self.smalls[u * smalls..(u + 1) * smalls],
+            words: self.data[u * step..u * step + words].as_chunks().0,
+            smalls: &self.data[smalls_at..smalls_at + smalls],
         }
     }
 }
 
 /// Lines from a line of a band to the one that is asked for meanwhile; bands follow one another.
-const AHEAD_LINES: usize = 64;
+const AHEAD_LINES: usize = 128;
 
 /// Asks for a cache line that is needed soon, for the second cache.
 #[inline(always)]

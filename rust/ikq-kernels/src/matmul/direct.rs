@@ -97,7 +97,7 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
         for u in 0..n_units {
             let unit = band.unit::<I, D>(u, tail);
             if op.bands.ask_ahead {
-                band.ask_ahead::<I, D>(u, band_bytes);
+                band.ask_smalls::<I, D>(u, band_bytes);
             }
             D::lane_scales(isa, header, &unit, &mut scales);
             product_scales::<I, D>(isa, &mut scales);
@@ -111,19 +111,36 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
             }
             let pair = Units::<I, C> { unit: &unit, scales: &scales, columns: &units, starts: &starts };
             // without a loop around them the parts share what they read, and their shifts are constants
-            let together = if I::REGISTERS >= 32 && (C <= 4 || D::DECODING != Decoding::Heavy) {
-                D::TOGETHER
-            } else {
-                1
-            };
+            let together =
+                if I::REGISTERS >= 32 && (C <= 4 || D::DECODING != Decoding::Heavy || D::TOGETHER == 8) {
+                    D::TOGETHER
+                } else {
+                    1
+                };
+            let ask = D::ASKS_AHEAD && op.bands.ask_ahead;
+            // a macro, because what a closure does is not certain to be inlined
+            macro_rules! part {
+                ($b:expr) => {
+                    if ask {
+                        band.ask_words::<I, D>(u, $b);
+                    }
+                    pair.add::<D>(isa, $b, &mut acc);
+                };
+            }
             for b in (0..8).step_by(together) {
-                pair.add::<D>(isa, b, &mut acc);
+                part!(b);
                 if together >= 2 {
-                    pair.add::<D>(isa, b + 1, &mut acc);
+                    part!(b + 1);
                 }
                 if together >= 4 {
-                    pair.add::<D>(isa, b + 2, &mut acc);
-                    pair.add::<D>(isa, b + 3, &mut acc);
+                    part!(b + 2);
+                    part!(b + 3);
+                }
+                if together >= 8 {
+                    part!(b + 4);
+                    part!(b + 5);
+                    part!(b + 6);
+                    part!(b + 7);
                 }
             }
         }

@@ -368,8 +368,7 @@ fn float_products(
                 (bodies.floats)(kind, bands, b, scratch.floats.get_mut());
                 scratch.floats.get()
             }
-            None if lines == Lines::F32 => band.words.as_flattened(),
-            None => band.smalls,
+            None => band.floats(),
         };
         let product = float::Product {
             lines: data,

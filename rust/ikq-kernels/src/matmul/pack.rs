@@ -1,5 +1,7 @@
 //! Rows as they stand in files to bands of sixteen rows side by side, and back.
 
+use std::ops::Range;
+
 use ikq_formats::{Error, LaneForm, QuantType, deinterleave_group, interleave_group, lane_form, row_bytes};
 use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
@@ -101,27 +103,30 @@ impl IsaOp for PackBand<'_> {
         for (start, row) in starts.iter_mut().zip(rows.chunks_exact(row_bytes)) {
             *start = row;
         }
-        let n_blocks = k / form.block_size;
-        let [smalls_at, headers_at] = form.regions(k);
-        let (words, rest) = band.split_at_mut(smalls_at);
-        let (smalls, headers) = rest.split_at_mut(headers_at - smalls_at);
-        let words = words.as_chunks_mut::<64>().0;
+        let (pieces, headers) = band.split_at_mut(form.headers_at(k));
         let n_words = form.n_words();
-        if form.small_bytes() == 0 {
-            // a row is a run of words
-            let blocks = &mut Blocks { rows: &starts, at: form.header_bytes, step: 0 };
-            pack_words(isa, blocks, n_blocks * n_words, words);
-        } else if n_words > 8 {
-            for (block, words) in words.chunks_exact_mut(n_words).enumerate() {
-                let at = form.header_bytes + block * form.block_bytes + form.front_bytes;
-                pack_words(isa, &mut Blocks { rows: &starts, at, step: 0 }, n_words, words);
+        for run in form.runs(k) {
+            let n_blocks = run.blocks.len();
+            let at = form.header_bytes + form.block_bytes * run.blocks.start;
+            let run_bytes = BAND * form.block_bytes * n_blocks;
+            let (words, smalls) =
+                pieces[run.words..run.words + run_bytes].split_at_mut(run.smalls - run.words);
+            let words = words.as_chunks_mut::<64>().0;
+            if form.small_bytes() == 0 {
+                // a row is a run of words
+                let blocks = &mut Blocks { rows: &starts, at, step: 0 };
+                pack_words(isa, blocks, n_blocks * n_words, words);
+            } else if n_words > 8 {
+                for (block, words) in words.chunks_exact_mut(n_words).enumerate() {
+                    let at = at + block * form.block_bytes + form.front_bytes;
+                    pack_words(isa, &mut Blocks { rows: &starts, at, step: 0 }, n_words, words);
+                }
+            } else if n_words > 0 {
+                let blocks = &Blocks { rows: &starts, at: at + form.front_bytes, step: form.block_bytes };
+                pack_short(isa, blocks, n_words, words);
             }
-        } else if n_words > 0 {
-            let at = form.header_bytes + form.front_bytes;
-            let blocks = &Blocks { rows: &starts, at, step: form.block_bytes };
-            pack_short(isa, blocks, n_words, words);
+            pack_smalls(&form, &starts, run.blocks, smalls);
         }
-        pack_smalls(&form, &starts, n_blocks, smalls);
         pack_headers(&starts, form.header_bytes, headers);
     }
 }
@@ -192,10 +197,10 @@ fn pack_short<I: Isa>(isa: I, blocks: &Blocks<'_>, n_words: usize, lines: &mut [
     }
 }
 
-/// Packs the halves and bytes of all blocks.
+/// Packs the halves and bytes of some blocks.
 #[inline(always)]
-fn pack_smalls(form: &LaneForm, rows: &[&[u8]; BAND], n_blocks: usize, mut smalls: &mut [u8]) {
-    for block in 0..n_blocks {
+fn pack_smalls(form: &LaneForm, rows: &[&[u8]; BAND], blocks: Range<usize>, mut smalls: &mut [u8]) {
+    for block in blocks {
         let at = form.header_bytes + block * form.block_bytes;
         for piece in form.pieces().skip(form.n_words()) {
             let (line, rest) = smalls.split_at_mut(BAND * piece.bytes);
