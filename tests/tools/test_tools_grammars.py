@@ -223,6 +223,40 @@ def test_an_answer_of_a_form_or_calls(name):
         form.constraint(TOOLS, json_schema={"not": {}})
 
 
+def test_replies_that_are_json():
+    """What a system message asks for: calls or an answer, nothing else."""
+    form = replace(BY_NAME["hermes"].as_json(), tokenizer=tokenizer_of(BY_NAME["hermes"]))
+    tokenizer = form.tokenizer
+
+    def said(constraint, begin, seed):
+        tokens = tokenizer.encode(begin)
+        assert constraint.n_allowed(tokens) == len(tokens)
+        for token in tokens:
+            constraint.accept(token)
+        tokens += walk(constraint, tokenizer, seed, n_free=8, closing=[*closers(form), '"}'])
+        assert constraint.is_complete
+        return text_of(tokenizer, tokens)
+
+    for seed in range(4):
+        assert not checked(form, said(form.constraint(TOOLS), '{"tool_calls": [', seed))[0]
+        assert not checked(form, said(form.constraint(TOOLS, "required"), "", seed))[0]
+        text = said(form.constraint(TOOLS), '{"response": "', seed)
+        assert parsed(form, text)[0] == json.loads(text)["response"]
+        assert not parsed(form, text)[2]
+    answer = tokenizer.encode('{"response": "')
+    assert form.constraint(TOOLS, "required").n_allowed(answer) < len(answer)
+    assert form.constraint(TOOLS).n_allowed(tokenizer.encode("Hello")) == 0
+    schema = {"type": "object", "properties": {"n": {"enum": [12, 34]}}, "required": ["n"]}
+    text = said(form.constraint(TOOLS, json_schema=schema), '{"response": {"n": ', 1)
+    jsonschema.validate(json.loads(parsed(form, text)[0]), schema)
+    one = said(form.constraint(TOOLS, "required", name="now", parallel=False), "", 1)
+    assert checked(form, one)[1] == ["now"]
+    # thoughts are free
+    constraint = form.constraint(TOOLS, prompt="<think>")
+    thoughts = tokenizer.encode("Hm.</think>", parse_special=True)
+    assert constraint.n_allowed(thoughts) == len(thoughts)
+
+
 def test_form_of_a_template():
     form = form_of("{% for m in messages %}<tool_call>{{ m.content }}{% endfor %}<think>")
     assert (form.name, form.reasoning) == ("hermes", ("<think>", "</think>"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,13 +20,14 @@ from ikq.serve.engine import Engine
 from ikq.serve.errors import ServiceError
 from ikq.serve.replies import ChatParser, PlainParser, ReplyParser
 from ikq.serve.request_log import LOG
-from ikq.serve.requests import ChatRequest, CompletionRequest, Pooling, TextRequest
+from ikq.serve.requests import ChatRequest, CompletionRequest, Form, Pooling, TextRequest
 from ikq.serve.saved import folder_of, load_prefixes, save_prefixes
 from ikq.serve.settings import Settings
 from ikq.serve.text import TextPlan
 from ikq.speculation.options import Speculation
 from ikq.speculation.text import TextSpeculation
 from ikq.templates import fit
+from ikq.tools import ReplyForm
 
 __all__ = ["LoadedModel", "load_model"]
 
@@ -66,22 +67,22 @@ class LoadedModel:
         Raises:
             ServiceError: the template cannot express it, the prompt is too long, a value is out of range.
         """
-        prompt = self.render(request)
+        prompt, form = self._rendered(request)
         tokens = self.tokens_of(prompt, parameter="messages")
-        form, choice = self.model.reply_form, request.tool_choice
+        choice = request.tool_choice
         tools = request.tools if choice.mode != "none" else ()
+        schema = _schema_beside(tools, request.form)
+        answer = self._constraint(request)
         with _telling("tools"):
             constraint = form.constraint(
-                tools, choice.mode, name=choice.name, parallel=choice.parallel, prompt=prompt
+                tools,
+                choice.mode,
+                name=choice.name,
+                parallel=choice.parallel,
+                json_schema=schema,
+                prompt=prompt,
             )
-        answer = self._constraint(request)
-        if answer is not None and tools:
-            raise ServiceError(
-                "invalid_request",
-                "tools and a form of the answer cannot be had at once: leave out one of them",
-                parameter="response_format",
-            )
-        if answer is not None:
+        if answer is not None and not tools:
             constraint = form.answer(answer, prompt)
 
         def new_parser() -> ReplyParser:
@@ -108,12 +109,18 @@ class LoadedModel:
         Raises:
             ServiceError: the template cannot express it.
         """
+        return self._rendered(request)[0]
+
+    def _rendered(self, request: ChatRequest) -> tuple[str, ReplyForm]:
+        """The prompt of a conversation, and the form of the reply."""
         if not request.messages:
             raise ServiceError("invalid_request", "there are no messages", parameter="messages")
         tools = list(request.tools) if request.tools and request.tool_choice.mode != "none" else None
         with _telling("messages"):
-            fitted = fit(self.model.chat_template, request.messages, tools, form=self.model.reply_form)
-            return fitted.render(continues=request.continues, **request.template_options)
+            form = self.model.reply_form
+            fitted = fit(self.model.chat_template, request.messages, tools, form=form, tells_tools=True)
+            prompt = fitted.render(continues=request.continues, **request.template_options)
+        return prompt, fitted.form or form
 
     def count_tokens(self, request: ChatRequest) -> int:
         """Tokens of the prompt of a conversation.
@@ -154,8 +161,8 @@ class LoadedModel:
         form = request.form
         if form.is_free:
             return None
-        with _telling("grammar" if form.json_schema is None else "response_format"):
-            return compile_constraint(self.model.tokenizer, **vars(form))
+        with _telling(form.parameter):
+            return compile_constraint(self.model.tokenizer, **form.keywords)
 
     def _plan(
         self,
@@ -242,6 +249,21 @@ class LoadedModel:
             LOG.info("kept %d texts of %s in %s", n, self.name, self.prefix_dir)
         self.engine.prefixes.clear()
         self.model.close()
+
+
+def _schema_beside(tools: Sequence[Mapping[str, Any]], form: Form) -> Mapping[str, Any] | bool | None:
+    """The JSON schema of an answer that tools may be called instead of.
+
+    Raises:
+        ServiceError: it has a form that is no schema.
+    """
+    if not tools:
+        return None
+    if form.gbnf is not None or form.lark is not None or form.regex is not None:
+        name = "grammar" if form.regex is None else "regex"
+        sentence = f"{name} cannot be had together with tools; response_format can"
+        raise ServiceError("invalid_request", sentence, parameter=name)
+    return {"type": "object"} if form.json_object else form.json_schema
 
 
 def load_model(

@@ -33,6 +33,7 @@ class Form:
         gbnf: A grammar in llama.cpp's notation.
         lark: A grammar in Lark's notation.
         regex: A regular expression.
+        parameter: Name of the request's field that says it, for errors.
     """
 
     json_object: bool = False
@@ -40,6 +41,12 @@ class Form:
     gbnf: str | None = None
     lark: str | None = None
     regex: str | None = None
+    parameter: str = field(default="response_format", compare=False)
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """Keywords of `ikq.grammar.compile_constraint`."""
+        return {name: value for name, value in vars(self).items() if name != "parameter"}
 
     @property
     def is_free(self) -> bool:

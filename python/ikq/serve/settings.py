@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ikq.sampling import SamplingOptions
 
@@ -39,6 +39,10 @@ class Settings:
         page: Serve the web page at `/`.
         sampling: How tokens are chosen where a request does not say.
         template_options: Variables of chat templates where a request does not say.
+        chat_template: The chat template of all models; `None`: the one that a model's file has.
+        reasoning_format: `none`: thoughts stay in the content where a request does not say otherwise.
+        prefill_assistant: A reply goes on with a last message of the assistant where a request does not say.
+        api_prefix: What comes before all paths; empty, or begins with `/`.
     """
 
     host: str = "127.0.0.1"
@@ -62,6 +66,10 @@ class Settings:
     page: bool = True
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     template_options: Mapping[str, Any] = field(default_factory=dict)
+    chat_template: str | None = None
+    reasoning_format: Literal["auto", "none"] = "auto"
+    prefill_assistant: bool = True
+    api_prefix: str = ""
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -85,3 +93,5 @@ class Settings:
             raise ValueError(f"cache_bytes={self.cache_bytes}: expected 0 or more")
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
             raise ValueError("ssl_certfile and ssl_keyfile go together")
+        if self.api_prefix and not (self.api_prefix.startswith("/") and self.api_prefix[-1] != "/"):
+            raise ValueError(f"api_prefix={self.api_prefix!r}: expected /NAME, without a / at its end")

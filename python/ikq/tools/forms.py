@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from ikq.chat import ChatTemplate
 from ikq.errors import FormatError
 from ikq.tools.parser import ReplyParser, new_call_id
-from ikq.tools.spelling import Harmony, JsonCalls, NamedCalls, Spelling, TaggedCalls
+from ikq.tools.spelling import Harmony, JsonCalls, JsonReply, NamedCalls, Spelling, TaggedCalls
 from ikq.tools.writing import written
 
 if TYPE_CHECKING:
@@ -96,6 +96,8 @@ class ReplyForm:
         from ikq.tools.grammars import calls_grammar
 
         enforced = choice == "required"
+        if json_schema is None and isinstance(self.spelling, JsonReply):
+            json_schema = {"type": "string"}
         answer = None if enforced or json_schema is None else prepared(json_schema)
         return calls_grammar(self, tools, enforced=enforced, name=name, parallel=parallel, answer=answer)
 
@@ -128,7 +130,12 @@ class ReplyForm:
             return None
         from ikq.tools.grammars import constraint
 
-        return constraint(self, lark, enforced=choice == "required" or json_schema is not None, prompt=prompt)
+        is_whole = json_schema is not None or isinstance(self.spelling, JsonReply)
+        return constraint(self, lark, enforced=choice == "required" or is_whole, prompt=prompt)
+
+    def as_json(self) -> ReplyForm:
+        """The form in which the model answers when a system message tells it the tools, as JSON."""
+        return replace(self, name="json", spelling=JsonReply(), signs=())
 
     def written(self, calls: Sequence[Mapping[str, Any]]) -> str | None:
         """Calls as the model writes them, for templates that do not; `None` if all such templates do.

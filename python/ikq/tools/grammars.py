@@ -14,7 +14,7 @@ from ikq.grammar.compiling import compile_lark
 from ikq.grammar.schema import compact, prepared
 from ikq.grammar.vocabulary import words_of
 from ikq.tools.functions import function_of
-from ikq.tools.spelling import Harmony, JsonCalls, NamedCalls, TaggedCalls
+from ikq.tools.spelling import Harmony, JsonCalls, JsonReply, NamedCalls, TaggedCalls
 from ikq.tools.values import is_text
 
 if TYPE_CHECKING:
@@ -184,7 +184,11 @@ class _Writer:
         return "".join(f"{name}: {rule}\n" for name, rule in self._rules.items())
 
     def _answer(self, written: str | None) -> None:
-        if written is not None:
+        spelling = self._form.spelling
+        if written is not None and isinstance(spelling, JsonReply):
+            head = json.dumps({spelling.answer: None}).removesuffix("null}")
+            self._rules["answer"] = f"{self._text(head)} {written} {self._text('}')}"
+        elif written is not None:
             self._rules["answer"] = written
 
     def _harmony(self, enforced: bool, answer: str | None) -> None:

@@ -115,7 +115,7 @@ def _form(body: CountBody) -> Form:
     form = body.output_format
     if body.output_config is not None and body.output_config.format is not None:
         form = body.output_config.format
-    return Form() if form is None else Form(json_schema=form.schema_)
+    return Form() if form is None else Form(json_schema=form.schema_, parameter="output_config.format")
 
 
 def _sampling(body: MessagesBody, base: SamplingOptions) -> SamplingOptions:

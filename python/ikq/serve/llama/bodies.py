@@ -44,6 +44,7 @@ class ApplyBody(Part):
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
 
 
 class SlotBody(Part):

@@ -8,6 +8,7 @@ from typing import Any, TypedDict
 from ikq.sampling import SamplingOptions
 from ikq.serve.errors import ServiceError
 from ikq.serve.openai.bodies import ChatBody, CompletionBody, TextBody
+from ikq.serve.openai.messages import check_messages, continues
 from ikq.serve.openai.sampling import sampling_of
 from ikq.serve.requests import ChatRequest, CompletionRequest, Form, ToolChoice
 from ikq.serve.settings import Settings
@@ -48,10 +49,7 @@ def chat_request(body: ChatBody, settings: Settings) -> ChatRequest:
     Raises:
         ServiceError: values do not go together, or are out of range.
     """
-    for i, message in enumerate(body.messages):
-        if not isinstance(message.get("role"), str):
-            sentence = f"messages.{i}.role: expected a text"
-            raise ServiceError("invalid_request", sentence, parameter=f"messages.{i}.role")
+    check_messages(body.messages)
     if body.top_logprobs and not body.logprobs:
         raise ServiceError("invalid_request", "top_logprobs needs logprobs", parameter="top_logprobs")
     template_options = {**settings.template_options, **(body.chat_template_kwargs or {})}
@@ -73,8 +71,10 @@ def chat_request(body: ChatBody, settings: Settings) -> ChatRequest:
         tools=_tools(body.tools),
         tool_choice=_tool_choice(body),
         template_options=template_options,
-        continues=bool(body.continue_final_message),
-        separates_reasoning=body.reasoning_format != "none",
+        continues=continues(
+            body.messages, body.continue_final_message, by_default=settings.prefill_assistant
+        ),
+        separates_reasoning=(body.reasoning_format or settings.reasoning_format) != "none",
     )
 
 
@@ -156,11 +156,11 @@ def form_of(body: TextBody) -> Form:
             sentence = "response_format.json_schema.schema: field required"
             raise ServiceError("invalid_request", sentence, parameter="response_format.json_schema.schema")
     if body.json_schema is not None:
-        forms.append(("json_schema", Form(json_schema=body.json_schema)))
+        forms.append(("json_schema", Form(json_schema=body.json_schema, parameter="json_schema")))
     if body.grammar:
-        forms.append(("grammar", Form(gbnf=body.grammar)))
+        forms.append(("grammar", Form(gbnf=body.grammar, parameter="grammar")))
     if body.regex:
-        forms.append(("regex", Form(regex=body.regex)))
+        forms.append(("regex", Form(regex=body.regex, parameter="regex")))
     if len(forms) > 1:
         sentence = f"{' and '.join(name for name, _ in forms)} cannot be had at once"
         raise ServiceError("invalid_request", sentence, parameter=forms[1][0])

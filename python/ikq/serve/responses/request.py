@@ -117,8 +117,8 @@ def _template_options(body: ResponsesBody, base: Mapping[str, Any]) -> dict[str,
 def _form(body: ResponsesBody) -> Form:
     form = None if body.text is None else body.text.format
     if isinstance(form, JsonSchemaFormat):
-        return Form(json_schema=form.schema_)
-    return Form(json_object=form is not None and form.type == "json_object")
+        return Form(json_schema=form.schema_, parameter="text.format")
+    return Form(json_object=form is not None and form.type == "json_object", parameter="text.format")
 
 
 def _sampling(body: ResponsesBody, base: SamplingOptions) -> SamplingOptions:

@@ -19,6 +19,7 @@ from ikq.serve.llama.props import props_object
 from ikq.serve.llama.slots import erase, file_of, restore, save, slots_object
 from ikq.serve.loaded import LoadedModel
 from ikq.serve.local import LocalService
+from ikq.serve.openai.messages import check_messages, continues
 from ikq.serve.openai.request import common_fields
 from ikq.serve.openai_errors import LLAMA_ERRORS
 from ikq.serve.requests import ChatRequest, CompletionRequest
@@ -126,8 +127,12 @@ async def detokenize(call: Call) -> Response:
 async def apply_template(call: Call) -> Response:
     """The prompt of a conversation."""
     body: ApplyBody = call.body
+    check_messages(body.messages)
     request = ChatRequest(
         messages=tuple(body.messages),
+        continues=continues(
+            body.messages, body.continue_final_message, by_default=call.settings.prefill_assistant
+        ),
         tools=tuple(body.tools or ()),
         template_options={**call.settings.template_options, **(body.chat_template_kwargs or {})},
     )
