@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,11 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ikq.chat import ChatTemplate
 from ikq.errors import IkqError, UnsupportedError
+from ikq.gguf import GGUFReader
 from ikq.grammar import Constraint, compile_constraint
 from ikq.model import Model
 from ikq.serve.engine import Engine
 from ikq.serve.errors import ServiceError
+from ikq.serve.memory import available_memory
 from ikq.serve.replies import ChatParser, PlainParser, ReplyParser
 from ikq.serve.request_log import LOG
 from ikq.serve.requests import ChatRequest, CompletionRequest, Form, Pooling, TextRequest
@@ -27,9 +29,25 @@ from ikq.serve.text import TextPlan
 from ikq.speculation.options import Speculation
 from ikq.speculation.text import TextSpeculation
 from ikq.templates import fit
+from ikq.tokenizer import Tokenizer
 from ikq.tools import ReplyForm
 
-__all__ = ["LoadedModel", "load_model"]
+__all__ = ["LoadedModel", "check_model", "load_model"]
+
+# options of loading that `Model.plan` has as well
+_PLANNED = (
+    "n_ctx",
+    "cache_type_k",
+    "cache_type_v",
+    "cache_rotation",
+    "swa_full",
+    "devices",
+    "n_gpu_layers",
+    "override_tensor",
+    "cpu_moe",
+    "n_cpu_moe",
+    "override_kv",
+)
 
 
 @dataclass
@@ -59,6 +77,12 @@ class LoadedModel:
         """Bytes of its weights."""
         return sum(self.model.memory[:2])
 
+    @property
+    def held(self) -> int:
+        """Bytes of memory that are free when it is closed."""
+        memory = self.model.memory
+        return memory.copied + memory.cache
+
     # requests made ready: in any thread, the model is not touched
 
     def plan_chat(self, request: ChatRequest) -> TextPlan:
@@ -84,6 +108,8 @@ class LoadedModel:
             )
         if answer is not None and not tools:
             constraint = form.answer(answer, prompt)
+        if request.reasoning_budget is not None:
+            constraint = form.budgeted(constraint, request.reasoning_budget, prompt)
 
         def new_parser() -> ReplyParser:
             parser = form.parser(prompt, tools, separates_reasoning=request.separates_reasoning)
@@ -184,6 +210,10 @@ class LoadedModel:
         if unknown:
             sentence = f"logit_bias: token {unknown[0]} is not in the vocabulary"
             raise ServiceError("invalid_request", sentence, parameter="logit_bias")
+        n_slots = len(self.engine.slots)
+        if request.slot is not None and not 0 <= request.slot < n_slots:
+            sentence = f"id_slot={request.slot}: there are slots 0 to {n_slots - 1}; -1 is any"
+            raise ServiceError("invalid_request", sentence, parameter="id_slot")
         speculation = self.speculation
         if request.speculation is not None:
             with _telling("speculation"):
@@ -287,6 +317,8 @@ def load_model(
     """
     model = Model.load(path, **options)
     try:
+        if settings.chat_template is not None:
+            model.chat_template = chat_template_of(settings.chat_template, model.tokenizer)
         _ = model.tokenizer, model.reply_form  # damaged ones show now
         speculation.text(model)
         engine = Engine(
@@ -303,17 +335,47 @@ def load_model(
     return loaded
 
 
+def check_model(path: Path, options: dict[str, Any], settings: Settings) -> int:
+    """Finds out whether a file can be loaded, before anything makes room for it.
+
+    Args:
+        path: The model's file.
+        options: As for `load_model`.
+        settings: As there.
+
+    Returns:
+        Bytes that it needs at least.
+
+    Raises:
+        OSError, IkqError: as `Model.load`.
+    """
+    plan = Model.plan(path, **{name: options[name] for name in _PLANNED if name in options})
+    with GGUFReader(path) as reader:
+        reader.metadata.update(options.get("override_kv") or {})
+        tokenizer = Tokenizer.from_reader(reader)
+        if settings.chat_template is None:
+            ChatTemplate.from_reader(reader, tokenizer)
+    # weights that are mapped need none; a context that nobody asked for is made as small as need be
+    weights = sum(plan.weights.values()) if options.get("mmap") == "off" else 0
+    return weights + (plan.cache if options.get("n_ctx") is not None else 0)
+
+
+def chat_template_of(source: str, tokenizer: Tokenizer) -> ChatTemplate:
+    """A template that is used instead of the file's.
+
+    Raises:
+        FormatError: it is no template.
+    """
+    bos, eos = tokenizer.text_of(tokenizer.bos), tokenizer.text_of(tokenizer.eos)
+    return ChatTemplate(source, bos_token=bos, eos_token=eos)
+
+
 def _budget(model: Model, settings: Settings) -> int:
     """Bytes that caches of a model may take."""
     if settings.cache_bytes is not None:
         return settings.cache_bytes
     full = model.sequence_bytes(model.n_ctx)
-    return max(full, min(settings.parallel * full, _free_memory() // 2))
-
-
-def _free_memory() -> int:
-    """Bytes of memory that are free, as far as the system tells."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    return max(full, min(settings.parallel * full, available_memory() // 2))
 
 
 @contextmanager

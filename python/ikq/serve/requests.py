@@ -116,6 +116,7 @@ class ChatRequest(TextRequest):
         tool_choice: Which of them.
         template_options: Further variables of the template: `enable_thinking`, `reasoning_effort`, ...
         continues: The last message is the assistant's and unfinished: the reply goes on with it.
+        reasoning_budget: Most tokens of thoughts; `None`: no limit.
         separates_reasoning: Thoughts come as `reasoning`; otherwise they are part of the content, marks and
             all.
     """
@@ -125,6 +126,7 @@ class ChatRequest(TextRequest):
     tool_choice: ToolChoice = field(default_factory=ToolChoice)
     template_options: Mapping[str, Any] = field(default_factory=dict)
     continues: bool = False
+    reasoning_budget: int | None = None
     separates_reasoning: bool = True
 
 

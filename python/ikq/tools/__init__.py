@@ -15,6 +15,7 @@ json_reply.py ... and for replies that are JSON, where a system message tells th
 functions.py  functions that may be called
 values.py     arguments between tags as JSON
 writing.py    calls as text, for templates that do not write them
+budget.py     thoughts that end after so many tokens
 grammars.py   forms as grammars: which calls may be made, and with what arguments
 """
 

@@ -133,6 +133,30 @@ class ReplyForm:
         is_whole = json_schema is not None or isinstance(self.spelling, JsonReply)
         return constraint(self, lark, enforced=choice == "required" or is_whole, prompt=prompt)
 
+    def budgeted(self, inner: Constraint | None, budget: int, prompt: str = "") -> Constraint | None:
+        """A constraint that ends the reasoning after so many tokens.
+
+        Args:
+            inner: What else constrains the reply.
+            budget: Most tokens of reasoning.
+            prompt: The prompt that the reply continues, which may have opened the reasoning.
+
+        Returns:
+            `inner` for models that do not mark reasoning.
+        """
+        from ikq.tools.budget import ThinkingBudget
+
+        if isinstance(self.spelling, Harmony):
+            marks = ("<|channel|>analysis<|message|>", "<|end|>")
+        elif self.reasoning is not None:
+            marks = self.reasoning
+        else:
+            return inner
+        if self.tokenizer is None:
+            return inner
+        is_open = prompt.rstrip().endswith(marks[0])
+        return ThinkingBudget(inner, marks, is_open=is_open, budget=budget, tokenizer=self.tokenizer)
+
     def as_json(self) -> ReplyForm:
         """The form in which the model answers when a system message tells it the tools, as JSON."""
         return replace(self, name="json", spelling=JsonReply(), signs=())
