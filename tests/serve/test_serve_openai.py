@@ -197,6 +197,10 @@ def test_models(client):
         ({"max_tokens": -2}, "max_tokens"),
         ({"n": 0}, "n"),
         ({"n": 10**9}, "n"),
+        ({"extra_body": {"id_slot": 8}}, "id_slot"),
+        ({"extra_body": {"id_slot": -2}}, "id_slot"),
+        ({"extra_body": {"regex": "("}}, "regex"),
+        ({"extra_body": {"reasoning_format": "odd"}}, "reasoning_format"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"logit_bias": {"999999": 1}}, "logit_bias"),
         ({"top_logprobs": 3}, "top_logprobs"),
@@ -211,6 +215,13 @@ def test_what_is_wrong_is_said(client, change, parameter):
         client.chat.completions.create(**request)
     assert error.value.body["param"] == parameter
     assert error.value.body["message"]
+
+
+def test_bounds_are_told(client):
+    with pytest.raises(openai.BadRequestError, match="expected 1 to 40"):
+        client.chat.completions.create(model="m", messages=SAY, n=128)
+    with pytest.raises(openai.BadRequestError, match="slots 0 to 7"):
+        client.chat.completions.create(model="m", messages=SAY, extra_body={"id_slot": 99})
 
 
 def test_a_prompt_that_is_too_long(client):

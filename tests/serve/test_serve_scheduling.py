@@ -196,7 +196,16 @@ def test_a_request_that_takes_too_long(server):
     body = {"prompt": "import", "max_tokens": 900, "ignore_eos": True, "timeout": 0.05}
     status, reply = server.ask("/v1/completions", body)
     assert (status, reply["error"]["type"]) == (408, "timeout_error")
+    assert "0.05 s that it gave itself" in reply["error"]["message"]
     assert engine(server).n_wanted == 0
+
+
+def test_a_request_that_takes_longer_than_the_server_allows():
+    with serving(timeout=0.05) as server:
+        body = {"prompt": "import", "max_tokens": 900, "ignore_eos": True, "timeout": 9}
+        status, reply = server.ask("/v1/completions", body)
+    assert (status, reply["error"]["type"]) == (408, "timeout_error")
+    assert "0.05 s that the server allows (--timeout)" in reply["error"]["message"]
 
 
 def test_texts_wait_when_memory_is_short_and_are_the_same():

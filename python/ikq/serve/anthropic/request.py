@@ -44,6 +44,9 @@ def to_chat_request(body: CountBody, settings: Settings | None = None) -> ChatRe
         tools=tools,
         tool_choice=_tool_choice(body),
         template_options=_template_options(body, settings.template_options),
+        reasoning_budget=body.thinking.budget_tokens
+        if isinstance(body.thinking, ThinkingOn)
+        else settings.reasoning_budget,
         continues=last["role"] == "assistant",
         form=_form(body),
         sampling=settings.sampling if answered is None else _sampling(answered, settings.sampling),

@@ -69,7 +69,8 @@ class ChatBody(TextBody):
     reasoning_effort: str | None = None
     enable_thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    reasoning_format: str | None = None
+    reasoning_format: Literal["auto", "deepseek", "none"] | None = None
+    reasoning_budget_tokens: int | None = None
     continue_final_message: bool | None = None
 
 

@@ -74,6 +74,7 @@ def chat_request(body: ChatBody, settings: Settings) -> ChatRequest:
         continues=continues(
             body.messages, body.continue_final_message, by_default=settings.prefill_assistant
         ),
+        reasoning_budget=_first(body.reasoning_budget_tokens, settings.reasoning_budget),
         separates_reasoning=(body.reasoning_format or settings.reasoning_format) != "none",
     )
 
@@ -181,15 +182,19 @@ def common_fields(body: TextBody, settings: Settings, limit: int | None) -> Comm
     return {
         "model": body.model,
         "sampling": sampling_of(body, settings.sampling),
-        "max_tokens": limit_of(body.n_predict if limit is None else limit),
+        "max_tokens": limit_of(_first(limit, body.n_predict, settings.max_tokens)),
         "stop": stop_of(body.stop),
         "n": 1 if body.n is None else body.n,
         "form": form_of(body),
         "ignore_eos": bool(body.ignore_eos),
-        "cache_prompt": body.cache_prompt is not False,
+        "cache_prompt": settings.cache_prompt if body.cache_prompt is None else body.cache_prompt,
         "slot": body.id_slot if body.id_slot != -1 else None,
         "timeout": body.timeout,
     }
+
+
+def _first(*values: int | None) -> int | None:
+    return next((value for value in values if value is not None), None)
 
 
 def _tools(given: list[dict[str, Any]] | None) -> tuple[Mapping[str, Any], ...]:

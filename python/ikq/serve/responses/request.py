@@ -53,7 +53,8 @@ def to_chat_request(
         template_options=_template_options(body, settings.template_options),
         form=_form(body),
         sampling=_sampling(body, settings.sampling),
-        max_tokens=body.max_output_tokens,
+        max_tokens=settings.max_tokens if body.max_output_tokens is None else body.max_output_tokens,
+        reasoning_budget=settings.reasoning_budget,
         logprobs=_logprobs(body),
     )
 

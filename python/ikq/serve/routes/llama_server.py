@@ -142,6 +142,8 @@ async def apply_template(call: Call) -> Response:
 
 async def slots(call: Call) -> Response:
     """What is known of slots."""
+    if not call.settings.slots:
+        raise ServiceError("unsupported", "slots are not told about: the server was started with --no-slots")
     async with _local(call).models.use(call.request.query_params.get("model")) as model:
         found = slots_object(model)
     if "fail_on_no_slot" in call.request.query_params and all(s["is_processing"] for s in found):
