@@ -191,9 +191,6 @@ def test_mutated_requests(hostile):
     for i in range(n):
         ask(i)
     after = resident()
-    print(
-        f"{2 * n} requests: {before / 2**20:.1f} MiB after the first half, {after / 2**20:.1f} MiB after all"
-    )
     assert {200, 400} <= statuses
     # below 160 MiB 5% are what the allocator keeps in its threads' pools
     assert after < before + max(0.05 * before, 2**23)

@@ -170,6 +170,36 @@ def test_many_tools():
     assert '"f' in text_of(form.tokenizer, walk(constraint, form.tokenizer, 1, closing=closers(form)))
 
 
+@pytest.mark.parametrize("name", ["hermes", "function_tags", "glm", "kimi", "harmony", "llama3"])
+def test_tools_that_are_too_many_to_enforce_all_of(name):
+    """Names hold, and arguments are free where nothing is strict."""
+    form = replace(BY_NAME[name], tokenizer=tokenizer_of(BY_NAME[name]))
+    properties = {f"p{i}": {"enum": [f"v{i}{j}" for j in range(12)]} for i in range(40)}
+    big = {"type": "object", "properties": properties}
+    tools = [
+        {"type": "function", "function": {"name": f"f{i}", "parameters": big | {"title": str(i)}}}
+        for i in range(150)
+    ]
+    precise = form.grammar(tools, "required")
+    constraint = form.constraint(tools, "required", parallel=False)
+    loose = form.grammar(tools, "required", loose=True)
+    assert len(loose) < len(precise) / 10
+    assert constraint.n_allowed(form.tokenizer.encode("x")) == 0
+
+
+@pytest.mark.parametrize("name", ["hermes", "function_tags", "glm", "minimax_m2", "deepseek_v3.2"])
+def test_free_arguments(name):
+    from ikq.tools.grammars import constraint as compiled
+
+    form = replace(BY_NAME[name], tokenizer=tokenizer_of(BY_NAME[name]))
+    for seed in range(4):
+        lark = form.grammar(TOOLS, "required", loose=True, parallel=False)
+        constraint = compiled(form, lark, enforced=True, prompt="")
+        text = text_of(form.tokenizer, walk(constraint, form.tokenizer, seed, closing=closers(form)))
+        _, _, calls = parsed(form, text)
+        assert calls[0][0] in SCHEMAS, text
+
+
 def test_answers_behind_reasoning():
     """A schema is for the answer: a model may think before it."""
     from ikq.grammar import compile_constraint

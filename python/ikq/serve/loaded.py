@@ -17,6 +17,7 @@ from ikq.errors import IkqError, UnsupportedError
 from ikq.gguf import GGUFReader
 from ikq.grammar import Constraint, compile_constraint
 from ikq.model import Model
+from ikq.sampling.dry import breakers
 from ikq.serve.engine import Engine
 from ikq.serve.errors import ServiceError
 from ikq.serve.memory import available_memory
@@ -210,6 +211,9 @@ class LoadedModel:
         if unknown:
             sentence = f"logit_bias: token {unknown[0]} is not in the vocabulary"
             raise ServiceError("invalid_request", sentence, parameter="logit_bias")
+        if request.sampling.dry_multiplier > 0:
+            # found here, and remembered: the engine's thread has no time for it
+            breakers(request.sampling.dry_sequence_breakers, self.model.tokenizer)
         n_slots = len(self.engine.slots)
         if request.slot is not None and not 0 <= request.slot < n_slots:
             sentence = f"id_slot={request.slot}: there are slots 0 to {n_slots - 1}; -1 is any"

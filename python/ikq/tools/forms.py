@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ikq.chat import ChatTemplate
-from ikq.errors import FormatError
+from ikq.errors import FormatError, GrammarError
+from ikq.tools.functions import function_of
 from ikq.tools.parser import ReplyParser, new_call_id
 from ikq.tools.spelling import Harmony, JsonCalls, JsonReply, NamedCalls, Spelling, TaggedCalls
 from ikq.tools.writing import written
@@ -76,6 +77,7 @@ class ReplyForm:
         name: str | None = None,
         parallel: bool = True,
         json_schema: Mapping[str, Any] | bool | None = None,
+        loose: bool = False,
     ) -> str | None:
         """A grammar of calls in Lark's notation, for `compile_constraint`; `None`: nothing is constrained.
 
@@ -86,6 +88,7 @@ class ReplyForm:
             name: The only one that may be called.
             parallel: Several calls may be in one reply.
             json_schema: What an answer without calls must be, if that is not free either; for `auto`.
+            loose: Arguments are free.
 
         Raises:
             GrammarError: the schema of a strict function cannot be enforced, or there is no such function.
@@ -99,7 +102,9 @@ class ReplyForm:
         if json_schema is None and isinstance(self.spelling, JsonReply):
             json_schema = {"type": "string"}
         answer = None if enforced or json_schema is None else prepared(json_schema)
-        return calls_grammar(self, tools, enforced=enforced, name=name, parallel=parallel, answer=answer)
+        return calls_grammar(
+            self, tools, enforced=enforced, name=name, parallel=parallel, answer=answer, loose=loose
+        )
 
     def constraint(
         self,
@@ -131,7 +136,19 @@ class ReplyForm:
         from ikq.tools.grammars import constraint
 
         is_whole = json_schema is not None or isinstance(self.spelling, JsonReply)
-        return constraint(self, lark, enforced=choice == "required" or is_whole, prompt=prompt)
+        enforced = choice == "required" or is_whole
+        try:
+            return constraint(self, lark, enforced=enforced, prompt=prompt)
+        except GrammarError as error:
+            if any(function_of(tool, i).get("strict") for i, tool in enumerate(tools)):
+                raise _too_many(tools, error) from None
+        # not strict: only the names hold where all together are too much
+        lark = self.grammar(tools, choice, name=name, parallel=parallel, json_schema=json_schema, loose=True)
+        assert lark is not None
+        try:
+            return constraint(self, lark, enforced=enforced, prompt=prompt)
+        except GrammarError as error:
+            raise _too_many(tools, error) from None
 
     def budgeted(self, inner: Constraint | None, budget: int, prompt: str = "") -> Constraint | None:
         """A constraint that ends the reasoning after so many tokens.
@@ -179,6 +196,15 @@ class ReplyForm:
         from ikq.tools.grammars import answer
 
         return answer(self, inner, prompt)
+
+
+def _too_many(tools: Sequence[Mapping[str, Any]], error: GrammarError) -> GrammarError:
+    """Each of them can be enforced, and all together cannot."""
+    return GrammarError(
+        f"calls of these {len(tools)} tools cannot be enforced: {error}; send fewer, or with shorter schemas",
+        keyword="tools",
+        place="tools",
+    )
 
 
 _DSML = "\uff5cDSML\uff5c"

@@ -50,6 +50,8 @@ def chat_request(body: ChatBody, settings: Settings) -> ChatRequest:
         ServiceError: values do not go together, or are out of range.
     """
     check_messages(body.messages)
+    if body.functions:
+        raise ServiceError("unsupported", "functions is not offered: use tools", parameter="functions")
     if body.top_logprobs and not body.logprobs:
         raise ServiceError("invalid_request", "top_logprobs needs logprobs", parameter="top_logprobs")
     template_options = {**settings.template_options, **(body.chat_template_kwargs or {})}
