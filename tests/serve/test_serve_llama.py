@@ -34,8 +34,40 @@ def test_completion(server, model):
 def test_bounds_of_completions(server):
     status, reply = server.ask("/completion", {"prompt": "a", "n_predict": 1, "n_probs": 49152})
     assert (status, "n_probs" in str(reply)) == (400, True)
-    status, reply = server.ask("/completion", {"prompt": ["one", "two"], "n_predict": 1})
-    assert (status, "2 prompts" in str(reply)) == (400, True)
+    for prompt in ([], ["x"] * 300):
+        status, reply = server.ask("/completion", {"prompt": prompt, "n_predict": 1})
+        assert (status, "expected 1 to 256" in str(reply)) == (400, True)
+
+
+def test_several_prompts(server, model):
+    prompts = ["import os", [*model.tokenize("def"), " f"], "x = 1"]
+    body = {"prompt": prompts, "n_predict": 6, "seed": 3, "timings_per_token": True}
+    alone = [server.ask("/completion", {**body, "prompt": prompt})[1]["content"] for prompt in prompts]
+    _, found = server.ask("/completion", body)
+    assert [r["content"] for r in found] == alone
+    assert [r["index"] for r in found] == [0, 1, 2]
+    _, text = server.ask("/completion", {**body, "stream": True})
+    events = pieces(text)
+    assert sorted(e["index"] for e in events if e["stop"]) == [0, 1, 2]
+    for i in range(3):
+        assert "".join(e["content"] for e in events if e["index"] == i) == alone[i]
+    assert all(e["timings"]["prompt_n"] >= 0 for e in events)
+    # one in a list is one
+    assert server.ask("/completion", {**body, "prompt": prompts[:1]})[1]["content"] == alone[0]
+
+
+def test_embedding(server):
+    _, found = server.ask("/embedding", {"content": ["import os", "def"]})
+    _, expected = server.ask("/v1/embeddings", {"input": ["import os", "def"]})
+    assert [e["embedding"][0] for e in found] == [e["embedding"] for e in expected["data"]]
+    assert server.ask("/embedding", {"content": ["x"] * 2049})[1]["error"]["param"] == "content"
+
+
+def test_counts(server):
+    body = {"messages": [{"role": "user", "content": "hello"}]}
+    _, counted = server.ask("/v1/chat/completions/input_tokens", body)
+    _, reply = server.ask("/v1/chat/completions", {**body, "max_tokens": 1})
+    assert counted["input_tokens"] == reply["usage"]["prompt_tokens"]
 
 
 def test_a_prompt_of_tokens_and_texts(server, model):

@@ -201,6 +201,7 @@ def test_models(client):
         ({"extra_body": {"id_slot": -2}}, "id_slot"),
         ({"extra_body": {"regex": "("}}, "regex"),
         ({"extra_body": {"reasoning_format": "odd"}}, "reasoning_format"),
+        ({"tools": [TOOL, TOOL]}, "tools.1.function.name"),
         ({"extra_body": {"functions": [{"name": "f"}]}}, "functions"),
         ({"extra_body": {"dry_sequence_breakers": ["x"] * 65}}, "dry_sequence_breakers"),
         ({"extra_body": {"grammar": "root ::= " + '"x" ' * 60_000}}, "grammar"),

@@ -158,6 +158,25 @@ def test_a_model_in_use_is_not_unloaded(folder):
     assert found[0][1]["usage"]["completion_tokens"] == 300
 
 
+def test_models_are_loaded_and_let_go(folder):
+    with serving(folder, n_ctx=256, models_max=2) as server:
+
+        def loaded():
+            return [m["id"] for m in server.ask("/models")[1]["data"] if m["status"]["value"] == "loaded"]
+
+        assert server.ask("/models/load", {"model": "tiny"}) == (200, {"success": True})
+        assert loaded() == ["tiny"]
+        assert server.ask("/models/load", {"model": "broken"})[0] == 422
+        assert server.ask("/models/load", {"model": "none"})[0] == 404
+        assert server.ask("/models/unload", {"model": "tiny"}) == (200, {"success": True})
+        assert loaded() == []
+        assert server.ask("/models/unload", {"model": "tiny"})[0] == 400
+        # a file that goes away is no reason to say nothing of the others
+        (folder / "broken.gguf").unlink()
+        assert len(server.ask("/v1/models")[1]["data"]) == 3
+        assert server.ask("/v1/completions", {"model": "broken", "prompt": "x"})[0] == 422
+
+
 def test_names_of_split_sets(tmp_path):
     for name in ("a-00001-of-00002.gguf", "a-00002-of-00002.gguf", "b.gguf", "c-1-of-2.gguf"):
         (tmp_path / name).touch()

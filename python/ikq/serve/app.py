@@ -110,7 +110,7 @@ class _Answering:
             response = await while_connected(request.receive, self._prepared(call))
         except ServiceError as error:
             return _refusal(endpoint.errors, error, record)
-        except (ClientGone, OSError):
+        except ClientGone:
             raise
         except Exception:
             LOG.exception("error in %s", endpoint.path)

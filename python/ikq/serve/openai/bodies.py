@@ -53,6 +53,7 @@ class TextBody(SamplingBody):
     ignore_eos: bool | None = None
     cache_prompt: bool | None = None
     id_slot: int | None = None
+    timings_per_token: bool | None = None
     timeout: float | None = Field(None, gt=0)
 
 

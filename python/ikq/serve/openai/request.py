@@ -11,11 +11,15 @@ from ikq.serve.openai.bodies import ChatBody, CompletionBody, TextBody
 from ikq.serve.openai.messages import check_messages, continues
 from ikq.serve.openai.sampling import sampling_of
 from ikq.serve.requests import ChatRequest, CompletionRequest, Form, ToolChoice
+from ikq.serve.service import Reply, Service
 from ikq.serve.settings import Settings
 
 __all__ = [
+    "MOST_PROMPTS",
     "CommonFields",
+    "all_replies",
     "chat_request",
+    "check_inputs",
     "common_fields",
     "completion_request",
     "form_of",
@@ -26,6 +30,12 @@ __all__ = [
 
 # OpenAI takes 4; programs for llama-server send more.
 _MOST_STOPS = 64
+
+MOST_PROMPTS = 256
+"""Prompts of a request; more than this is a mistake."""
+
+# as in the original
+_MOST_INPUTS = 2048
 
 
 class CommonFields(TypedDict):
@@ -103,6 +113,34 @@ def completion_request(
     # the original's limit, where none is said
     limit = 16 if body.max_tokens is None and body.n_predict is None else body.max_tokens
     return CompletionRequest(**common_fields(body, settings, limit), logprobs=body.logprobs, prompt=prompt)
+
+
+def check_inputs(inputs: Sequence[object], parameter: str) -> None:
+    """Refuses more texts to be embedded than a request may have.
+
+    Raises:
+        ServiceError: there are more.
+    """
+    if len(inputs) > _MOST_INPUTS:
+        sentence = f"{parameter}: {len(inputs)} texts, expected at most {_MOST_INPUTS}"
+        raise ServiceError("invalid_request", sentence, parameter=parameter)
+
+
+async def all_replies(service: Service, requests: Sequence[CompletionRequest]) -> list[Reply]:
+    """A reply for each request, or none at all.
+
+    Raises:
+        ServiceError: one of them cannot be answered.
+    """
+    replies: list[Reply] = []
+    try:
+        for request in requests:
+            replies.append(await service.complete(request))
+    except BaseException:
+        for reply in replies:
+            await reply.aclose()
+        raise
+    return replies
 
 
 def split_inputs(given: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]) -> list[Any]:
@@ -207,6 +245,9 @@ def _tools(given: list[dict[str, Any]] | None) -> tuple[Mapping[str, Any], ...]:
             raise ServiceError("invalid_request", sentence, parameter=f"tools.{i}")
         if not isinstance(function.get("name"), str) or not function["name"]:
             sentence = f"tools.{i}.function.name: expected a text"
+            raise ServiceError("invalid_request", sentence, parameter=f"tools.{i}.function.name")
+        if any(other["function"]["name"] == function["name"] for other in (given or ())[:i]):
+            sentence = f"tools.{i}.function.name: there is another function `{function['name'][:64]}`"
             raise ServiceError("invalid_request", sentence, parameter=f"tools.{i}.function.name")
     return tuple(given or ())
 
