@@ -116,6 +116,8 @@ def test_props_health_and_metrics(server):
     assert server.ask("/health") == (200, {"status": "ok"})
     _, props = server.ask("/props")
     assert (props["total_slots"], props["default_generation_settings"]["n_ctx"]) == (8, 1024)
+    assert props["default_generation_settings"]["params"]["n_predict"] == -1
+    assert props["chat_template_caps"]["supports_tools"]
     _, text = server.ask("/metrics")
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert float(values['llamacpp:tokens_predicted_total{model="tiny-moe-bf16"}']) > 0
