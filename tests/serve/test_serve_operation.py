@@ -22,6 +22,7 @@ from serving import GREEDY, TINY, ask, engine, pieces, serving
 import ikq
 from ikq.serve.models import find_models
 from ikq.serve.security import read_keys
+from ikq.speculation.options import Speculation
 
 PROMPT = {"prompt": "import os\n" * 60, "max_tokens": 4, **GREEDY}
 
@@ -140,6 +141,16 @@ def test_a_model_that_memory_does_not_hold_drops_no_other(folder, monkeypatch):
         monkeypatch.setattr(module, "available_memory", lambda: -before[0].held)
         status, reply = server.ask("/v1/completions", {"model": "inner/qwen3", "prompt": "import"})
         assert (status, "memory" in reply["error"]["message"]) == (422, True)
+        assert server.models.loaded == before
+
+
+def test_a_model_that_cannot_be_drafted_for_drops_no_other(folder):
+    with serving(folder, n_ctx=256, speculation=Speculation(draft_model=str(TINY))) as server:
+        body = {"prompt": "import", "max_tokens": 2}
+        assert server.ask("/v1/completions", {"model": "tiny", **body})[0] == 200
+        before = server.models.loaded
+        status, reply = server.ask("/v1/completions", {"model": "inner/qwen3", **body})
+        assert (status, "vocabulary" in reply["error"]["message"]) == (422, True)
         assert server.models.loaded == before
 
 

@@ -1,8 +1,7 @@
-"""`LoadedModel`: a model with its engine, and requests made ready for it."""
+"""`LoadedModel`: a model with its engine, and requests made ready for it; `loading.py` makes them."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,43 +11,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ikq.chat import ChatTemplate
 from ikq.errors import IkqError, UnsupportedError
-from ikq.gguf import GGUFReader
 from ikq.grammar import Constraint, compile_constraint
 from ikq.model import Model
 from ikq.sampling.dry import breakers
 from ikq.serve.engine import Engine
 from ikq.serve.errors import ServiceError
-from ikq.serve.memory import available_memory
 from ikq.serve.replies import ChatParser, PlainParser, ReplyParser
 from ikq.serve.request_log import LOG
 from ikq.serve.requests import ChatRequest, CompletionRequest, Form, Pooling, TextRequest
-from ikq.serve.saved import folder_of, load_prefixes, save_prefixes
-from ikq.serve.settings import Settings
+from ikq.serve.saved import save_prefixes
 from ikq.serve.text import TextPlan
 from ikq.speculation.options import Speculation
 from ikq.speculation.text import TextSpeculation
 from ikq.templates import fit
-from ikq.tokenizer import Tokenizer
 from ikq.tools import ReplyForm
 
-__all__ = ["LoadedModel", "check_model", "load_model"]
-
-# options of loading that `Model.plan` has as well
-_PLANNED = (
-    "n_ctx",
-    "cache_type_k",
-    "cache_type_v",
-    "cache_rotation",
-    "swa_full",
-    "devices",
-    "n_gpu_layers",
-    "override_tensor",
-    "cpu_moe",
-    "n_cpu_moe",
-    "override_kv",
-)
+__all__ = ["LoadedModel"]
 
 
 @dataclass
@@ -298,88 +277,6 @@ def _schema_beside(tools: Sequence[Mapping[str, Any]], form: Form) -> Mapping[st
         sentence = f"{name} cannot be had together with tools; response_format can"
         raise ServiceError("invalid_request", sentence, parameter=name)
     return {"type": "object"} if form.json_object else form.json_schema
-
-
-def load_model(
-    name: str,
-    path: Path,
-    options: dict[str, Any],
-    settings: Settings,
-    speculation: Speculation,
-) -> LoadedModel:
-    """Loads a model and starts its engine.
-
-    Args:
-        name: What clients call it.
-        path: Its file.
-        options: Keywords of `Model.load`.
-        settings: Limits and folders.
-        speculation: What drafts its texts.
-
-    Raises:
-        OSError, IkqError: as `Model.load`.
-    """
-    model = Model.load(path, **options)
-    try:
-        if settings.chat_template is not None:
-            model.chat_template = chat_template_of(settings.chat_template, model.tokenizer)
-        _ = model.tokenizer, model.reply_form  # damaged ones show now
-        speculation.text(model)
-        engine = Engine(
-            model, n_slots=settings.parallel, n_queue=settings.queue, budget=_budget(model, settings)
-        )
-    except BaseException:
-        model.close()
-        raise
-    loaded = LoadedModel(name, path, model, engine, int(time.time()), speculation)
-    if settings.prefix_dir is not None:
-        loaded.prefix_dir = folder_of(settings.prefix_dir, path)
-        n = engine.do(load_prefixes(model, engine.prefixes, loaded.prefix_dir)).result()
-        LOG.info("found %d texts of %s in %s", n, name, loaded.prefix_dir)
-    return loaded
-
-
-def check_model(path: Path, options: dict[str, Any], settings: Settings) -> int:
-    """Finds out whether a file can be loaded, before anything makes room for it.
-
-    Args:
-        path: The model's file.
-        options: As for `load_model`.
-        settings: As there.
-
-    Returns:
-        Bytes that it needs at least.
-
-    Raises:
-        OSError, IkqError: as `Model.load`.
-    """
-    plan = Model.plan(path, **{name: options[name] for name in _PLANNED if name in options})
-    with GGUFReader(path) as reader:
-        reader.metadata.update(options.get("override_kv") or {})
-        tokenizer = Tokenizer.from_reader(reader)
-        if settings.chat_template is None:
-            ChatTemplate.from_reader(reader, tokenizer)
-    # weights that are mapped need none; a context that nobody asked for is made as small as need be
-    weights = sum(plan.weights.values()) if options.get("mmap") == "off" else 0
-    return weights + (plan.cache if options.get("n_ctx") is not None else 0)
-
-
-def chat_template_of(source: str, tokenizer: Tokenizer) -> ChatTemplate:
-    """A template that is used instead of the file's.
-
-    Raises:
-        FormatError: it is no template.
-    """
-    bos, eos = tokenizer.text_of(tokenizer.bos), tokenizer.text_of(tokenizer.eos)
-    return ChatTemplate(source, bos_token=bos, eos_token=eos)
-
-
-def _budget(model: Model, settings: Settings) -> int:
-    """Bytes that caches of a model may take."""
-    if settings.cache_bytes is not None:
-        return settings.cache_bytes
-    full = model.sequence_bytes(model.n_ctx)
-    return max(full, min(settings.parallel * full, available_memory() // 2))
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from ikq.serve import openapi
 from ikq.serve.app import make_app
 from ikq.serve.connection import Connection
 from ikq.serve.endpoint import Endpoint
-from ikq.serve.loaded import LoadedModel, check_model, load_model
+from ikq.serve.loaded import LoadedModel
+from ikq.serve.loading import check_model, load_model
 from ikq.serve.local import LocalService
 from ikq.serve.models import Models, find_models
 from ikq.serve.request_log import LOG
@@ -201,7 +202,7 @@ class Server:
         return load_model(name, path, self._options, self.settings, self._speculation)
 
     def _check(self, path: Path) -> int:
-        return check_model(path, self._options, self.settings)
+        return check_model(path, self._options, self.settings, self._speculation)
 
     async def _end_all(self) -> None:
         """Ends all texts; those who wait for them are told."""
