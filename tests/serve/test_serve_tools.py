@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import jsonschema
 import pytest
@@ -131,6 +132,31 @@ def test_tools_beside_a_form_of_the_answer(place, request):
         max_tokens=60,
     )
     assert (found["message"]["content"] or "{").startswith("{")
+
+
+def test_the_same_seed_says_the_same_under_load(server):
+    """Whatever constrains a reply, and whatever is computed beside it."""
+    kinds = (
+        {"tools": [TOOL], "tool_choice": "required"},
+        {"tools": [TOOL]},
+        {"tools": [TOOL], "response_format": FORM},
+        {"response_format": FORM},
+        {"regex": "[a-z]{5,40}"},
+        {"reasoning_budget_tokens": 7},
+        {"messages": [*SAY, {"role": "assistant", "content": "sys"}]},
+    )
+
+    def ask(i):
+        found = chat(server, **{"messages": SAY, "max_tokens": 40, **kinds[i % len(kinds)], "seed": i})
+        message = dict(found["message"])
+        for call in message.get("tool_calls", ()):
+            del call["id"]
+        return message, found["finish_reason"]
+
+    n = 2 * len(kinds)
+    alone = [ask(i) for i in range(n)]
+    with ThreadPoolExecutor(n) as threads:
+        assert list(threads.map(ask, range(n))) == alone
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from ikq.chat import ChatTemplate
 from ikq.errors import FormatError, TemplateLimit
 from ikq.templates.abilities import Abilities, Message, abilities_of, as_parts
+from ikq.templates.beginning import begun
+from ikq.templates.telling import needs_telling, with_tools
 from ikq.tools.functions import function_of
-from ikq.tools.json_reply import told, written_answer, written_result
+from ikq.tools.json_reply import written_answer, written_result
 
 if TYPE_CHECKING:
     from ikq.tools import ReplyForm
@@ -66,7 +68,7 @@ class Fitted:
             raise
         except FormatError as e:
             raise TemplateLimit(f"the model's chat template does not take this conversation: {e}") from None
-        return prompt if last is None else prompt + _begun(last, prompt, self.form)
+        return prompt if last is None else prompt + begun(last, prompt, self.form)
 
 
 def fit(
@@ -107,61 +109,16 @@ def fit(
         <BLANKLINE>
     """
     abilities = abilities_of(template)
-    if tells_tools and form is not None and _needs_telling(abilities, messages, tools):
+    if tells_tools and form is not None and needs_telling(abilities, messages, tools):
         fitter = _Fitter(template, abilities, form.as_json(), answers=bool(tools))
         if tools:
-            messages = _with_tools(messages, tools)
+            messages = with_tools(messages, tools)
         return Fitted(
             template, fitter.messages(messages), fitter.tools(None), form.as_json() if tools else form
         )
     fitter = _Fitter(template, abilities, form)
     fitted = fitter.messages(messages)
     return Fitted(template, fitted, fitter.tools(tools), form)
-
-
-def _needs_telling(
-    abilities: Abilities, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None
-) -> bool:
-    """Whether there are tools, or calls and results, that the template has no place for."""
-    if abilities.tools:
-        return False
-    if tools:
-        return True
-    has_calls = any(isinstance(m, Mapping) and m.get("tool_calls") for m in messages)
-    has_results = any(isinstance(m, Mapping) and m.get("role") in ("tool", "function") for m in messages)
-    return (has_calls and abilities.calls is None) or (has_results and not abilities.results)
-
-
-def _with_tools(
-    messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
-) -> list[Mapping[str, Any]]:
-    """With the system message that tells tools, behind those that are there."""
-    given = list(messages)
-    n = next((i for i, m in enumerate(given) if not _is_system(m)), len(given))
-    return [*given[:n], {"role": "system", "content": told(tools)}, *given[n:]]
-
-
-def _is_system(message: object) -> bool:
-    return isinstance(message, Mapping) and message.get("role") in ("system", "developer")
-
-
-def _begun(message: Message, prompt: str, form: ReplyForm | None) -> str:
-    """What a reply says already that goes on with a message."""
-    content = message.get("content") or ""
-    if not isinstance(content, str):
-        content = "".join(str(part.get("text", "")) for part in content)
-    names = ("reasoning_content", "thinking", "reasoning")
-    thoughts = next((message[name] for name in names if message.get(name)), "")
-    if form is not None and form.name == "harmony":
-        start, thinks = "<|channel|>final<|message|>", "<|channel|>analysis<|message|>"
-        over = "<|end|><|start|>assistant"
-        return f"{thinks}{thoughts}{over}{start}{content}" if thoughts else f"{start}{content}"
-    marks = None if form is None else form.reasoning
-    if marks is None or prompt.rstrip().endswith(marks[1]):
-        return content
-    if prompt.rstrip().endswith(marks[0]):
-        return f"{thoughts}\n{marks[1]}\n\n{content}"
-    return f"{marks[0]}\n{thoughts}\n{marks[1]}\n\n{content}" if thoughts else content
 
 
 class _Fitter:
