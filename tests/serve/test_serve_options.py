@@ -85,6 +85,9 @@ def test_what_flags_set(tmp_path):
     }
     assert settings("--cors-origins", "https://a, https://b").cors_origins == ("https://a", "https://b")
     assert settings("--log-format", "json").log_json
+    assert settings("-np", "-1").parallel == 4
+    assert (settings("-cram", "0").cache_bytes, settings("-cram", "0").cache_prompt) == (None, False)
+    assert (settings("-cram", "-1").cache_bytes, settings("-cram", "3").cache_bytes) == (None, 3 * 2**20)
     assert not settings("--log-disable").access_log
     assert settings("--chat-template", "chatml").chat_template.startswith("{%- for message")
     for option in (["--chat-template", "vicuna"], ["--chat-template", "{% for"]):

@@ -109,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cache-ram",
         type=int,
         metavar="MIB",
-        help="memory for the caches of all texts, those that are kept for others included",
+        help="memory for the caches of all texts, those that are kept for others included; 0: none are kept",
     )
     server.add_argument(
         "--prefix-cache", metavar="FOLDER", help="keep what was computed there when the server ends"
@@ -229,12 +229,13 @@ def _settings(args: argparse.Namespace) -> Settings:
         "cors_origins": tuple(o.strip() for given in args.cors for o in given.split(",") if o.strip()),
         "ssl_certfile": _path(args.ssl_cert_file),
         "ssl_keyfile": _path(args.ssl_key_file),
-        "parallel": args.parallel,
+        # llama-server's word for its default
+        "parallel": _D.parallel if args.parallel == -1 else args.parallel,
         "queue": args.queue,
         "timeout": args.timeout or None,
         "grace": args.grace,
         "max_body": args.max_body * 2**20,
-        "cache_bytes": None if args.cache_ram is None or args.cache_ram < 0 else args.cache_ram * 2**20,
+        "cache_bytes": args.cache_ram * 2**20 if (args.cache_ram or 0) > 0 else None,
         "prefix_dir": _path(args.prefix_cache),
         "slot_dir": _path(args.slot_save_path),
         "models_max": args.models_max,
@@ -245,7 +246,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         "api_prefix": args.api_prefix,
         "sampling": sampling_options(args),
         "max_tokens": None if args.predict in (-1, -2) else args.predict,
-        "cache_prompt": not args.no_cache_prompt,
+        "cache_prompt": not args.no_cache_prompt and args.cache_ram != 0,
         "pooling": args.pooling,
         "chat_template": _template(args),
         "template_options": _template_options(args),
