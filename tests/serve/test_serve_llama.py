@@ -39,6 +39,21 @@ def test_bounds_of_completions(server):
         assert (status, "expected 1 to 256" in str(reply)) == (400, True)
 
 
+def test_what_no_template_has_for_an_option(server):
+    for name in ("continues", "self", "messages"):
+        body = {"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {name: []}}
+        assert server.ask("/apply-template", body)[1]["error"]["param"] == "chat_template_kwargs"
+        body = {"input": "x", "max_output_tokens": 16, "chat_template_kwargs": {name: []}}
+        assert server.ask("/v1/responses", body)[1]["error"]["param"] == "chat_template_kwargs"
+
+
+def test_names_of_places(server):
+    status, reply = server.ask("/completion", {"prompt": {"prompt_string": "x"}})
+    assert (status, reply["error"]["param"]) == (400, "prompt")
+    status, reply = server.ask("/completion", {})
+    assert (status, reply["error"]["param"]) == (400, "prompt")
+
+
 def test_several_prompts(server, model):
     prompts = ["import os", [*model.tokenize("def"), " f"], "x = 1"]
     body = {"prompt": prompts, "n_predict": 6, "seed": 3, "timings_per_token": True}

@@ -151,6 +151,21 @@ def test_a_tool_that_must_be_called(client, choice):
     jsonschema.validate(json.loads(call.function.arguments), SCHEMA)
 
 
+def test_some_of_the_tools(client):
+    other = {"type": "function", "function": {"name": "other", "parameters": SCHEMA}}
+    allowed = [{"type": "function", "function": {"name": "lookup"}}]
+    reply = client.chat.completions.create(
+        model="m",
+        messages=SAY,
+        tools=[other, TOOL],
+        tool_choice={"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": allowed}},
+        parallel_tool_calls=False,
+        max_tokens=300,
+        seed=2,
+    )
+    assert [c.function.name for c in reply.choices[0].message.tool_calls] == ["lookup"]
+
+
 def test_a_streamed_call(client):
     stream = client.chat.completions.create(
         model="m", messages=SAY, tools=[TOOL], tool_choice="required", max_tokens=300, seed=2, stream=True
@@ -202,6 +217,14 @@ def test_models(client):
         ({"extra_body": {"regex": "("}}, "regex"),
         ({"extra_body": {"reasoning_format": "odd"}}, "reasoning_format"),
         ({"tools": [TOOL, TOOL]}, "tools.1.function.name"),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto"}}},
+            "tool_choice",
+        ),
+        ({"extra_body": {"chat_template_kwargs": {"continues": True}}}, "chat_template_kwargs"),
+        ({"extra_body": {"chat_template_kwargs": {"self": 1}}}, "chat_template_kwargs"),
+        ({"extra_body": {"chat_template_kwargs": {"tools": []}}}, "chat_template_kwargs"),
+        ({"extra_body": {"stop": {"a": "b"}}}, "stop"),
         ({"extra_body": {"functions": [{"name": "f"}]}}, "functions"),
         ({"extra_body": {"dry_sequence_breakers": ["x"] * 65}}, "dry_sequence_breakers"),
         ({"extra_body": {"grammar": "root ::= " + '"x" ' * 60_000}}, "grammar"),

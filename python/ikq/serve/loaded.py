@@ -29,6 +29,9 @@ from ikq.tools import ReplyForm
 
 __all__ = ["LoadedModel"]
 
+# names that mean something else where templates are rendered
+_RESERVED = frozenset(("self", "messages", "tools", "continues"))
+
 
 @dataclass
 class LoadedModel:
@@ -121,6 +124,10 @@ class LoadedModel:
         """The prompt of a conversation, and the form of the reply."""
         if not request.messages:
             raise ServiceError("invalid_request", "there are no messages", parameter="messages")
+        reserved = _RESERVED & request.template_options.keys()
+        if reserved:
+            sentence = f"chat_template_kwargs: {min(reserved)} is no option of a template"
+            raise ServiceError("invalid_request", sentence, parameter="chat_template_kwargs")
         tools = list(request.tools) if request.tools and request.tool_choice.mode != "none" else None
         with _telling("messages"):
             form = self.model.reply_form

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeGuard
 
 from ikq.sampling import SamplingOptions
 from ikq.serve.errors import ServiceError
@@ -75,13 +75,16 @@ def chat_request(body: ChatBody, settings: Settings) -> ChatRequest:
     if reserved:
         sentence = f"chat_template_kwargs: {min(reserved)} is a field of its own"
         raise ServiceError("invalid_request", sentence, parameter="chat_template_kwargs")
+    tools, choice = _tools(body.tools), _tool_choice(body)
+    if _is_allowed(body.tool_choice):
+        tools = tuple(t for t in tools if t["function"]["name"] in _allowed(body.tool_choice))
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     return ChatRequest(
         **common_fields(body, settings, limit),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         messages=tuple(body.messages),
-        tools=_tools(body.tools),
-        tool_choice=_tool_choice(body),
+        tools=tools,
+        tool_choice=choice,
         template_options=template_options,
         continues=continues(
             body.messages, body.continue_final_message, by_default=settings.prefill_assistant
@@ -219,10 +222,12 @@ def common_fields(body: TextBody, settings: Settings, limit: int | None) -> Comm
     Raises:
         ServiceError: a value is out of range, or some do not go together.
     """
+    # -2: until the context is full, which ends a text in any case
+    n_predict = -1 if body.n_predict == -2 else body.n_predict
     return {
         "model": body.model,
         "sampling": sampling_of(body, settings.sampling),
-        "max_tokens": limit_of(_first(limit, body.n_predict, settings.max_tokens)),
+        "max_tokens": limit_of(_first(limit, n_predict, settings.max_tokens)),
         "stop": stop_of(body.stop),
         "n": 1 if body.n is None else body.n,
         "form": form_of(body),
@@ -262,6 +267,11 @@ def _tool_choice(body: ChatBody) -> ToolChoice:
             return ToolChoice(mode="auto" if choice == "auto" else "none", parallel=parallel)
         if choice == "required" and body.tools:
             return ToolChoice(mode="required", parallel=parallel)
+    elif _is_allowed(choice):
+        mode = choice["allowed_tools"].get("mode")
+        names = {t["function"]["name"] for t in _tools(body.tools)}
+        if mode in ("auto", "required") and _allowed(choice) and _allowed(choice) <= names:
+            return ToolChoice(mode="auto" if mode == "auto" else "required", parallel=parallel)
     else:
         function = choice.get("function")
         name = function.get("name") if isinstance(function, dict) else choice.get("name")
@@ -269,3 +279,18 @@ def _tool_choice(body: ChatBody) -> ToolChoice:
             return ToolChoice(mode="required", name=name, parallel=parallel)
     sentence = "tool_choice: expected auto, none, required with tools, or one of the tools"
     raise ServiceError("invalid_request", sentence, parameter="tool_choice")
+
+
+def _is_allowed(choice: str | dict[str, Any] | None) -> TypeGuard[dict[str, Any]]:
+    """Whether a choice names some of the tools, one of which may be called."""
+    return (
+        isinstance(choice, dict)
+        and choice.get("type") == "allowed_tools"
+        and isinstance(choice.get("allowed_tools"), dict)
+    )
+
+
+def _allowed(choice: dict[str, Any]) -> set[str]:
+    given = choice["allowed_tools"].get("tools")
+    functions = [t.get("function") for t in given if isinstance(t, dict)] if isinstance(given, list) else []
+    return {f["name"] for f in functions if isinstance(f, dict) and isinstance(f.get("name"), str)}
