@@ -94,7 +94,8 @@ def ask(url: str, path: str, prompt: list[int], n: int, timeout: float) -> tuple
             n_tokens = event.get("tokens_predicted") or usage.get("completion_tokens") or n_tokens
     finally:
         connection.close()
-    if n_tokens != n:
+    # llama-server goes on for a few tokens where a character is not complete
+    if not n <= n_tokens <= n + 4:
         raise RuntimeError(f"{url}: {n_tokens} tokens came, not {n}")
     if not times:
         raise RuntimeError(f"{url}: no token came in a part of its own")

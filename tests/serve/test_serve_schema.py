@@ -27,6 +27,7 @@ def test_requests_of_the_description(tmp_path):
             "--checks": CHECKS,
             "--workers": "4",
             "--seed": "1",
+            "--request-timeout": "120",
             # other names of the same
             "--exclude-path-regex": "^/(chat/|completions|embeddings|models)",
         }
