@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,16 +98,18 @@ class _Refuse(argparse.Action):
 
 def add_llama_server(parser: argparse.ArgumentParser) -> None:
     """Accepts what has no effect, which `print_ignored` tells, and refuses the rest."""
-    known = parser._option_string_actions
     for flags, n_values, why in _EXPLAINED:
         for flag in flags:
-            if flag not in known:
-                action: Any = Ignore if why else "store_true"
-                options = {"nargs": n_values, "const": why, "dest": "ignored"} if why else {"dest": "_always"}
-                parser.add_argument(flag, action=action, help=argparse.SUPPRESS, **options)
+            if why:
+                _add(parser, flag, nargs=n_values, action=Ignore, const=why, dest="ignored")
+            else:
+                _add(parser, flag, action="store_true", dest="_always")
     for flags, n_values, why in _REFUSED:
         for flag in flags:
-            if flag not in known:
-                parser.add_argument(
-                    flag, nargs=n_values, action=_Refuse, const=why, dest="refused", help=argparse.SUPPRESS
-                )
+            _add(parser, flag, nargs=n_values, action=_Refuse, const=why, dest="refused")
+
+
+def _add(parser: argparse.ArgumentParser, flag: str, **options: Any) -> None:  # noqa: ANN401
+    """Adds a flag that does not show in the help, unless the verb has it."""
+    with contextlib.suppress(argparse.ArgumentError):
+        parser.add_argument(flag, help=argparse.SUPPRESS, **options)
