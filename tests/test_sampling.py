@@ -327,6 +327,8 @@ def test_breakers_may_span_tokens():
     # "abbb" begins at the end of token 0 and goes on with token 1
     assert breakers(["abbb"], words) == {0: [(1,)]}
     assert breakers([""], words) == {}
+    # they are remembered for each vocabulary
+    assert breakers(["\n"], words) is breakers(("\n",), words)
     options = SamplingOptions(**OFF, dry_multiplier=1.0, dry_sequence_breakers=["abbb"])
     sampler = Sampler(options, vocabulary=words)
     # the repetition "0 1 2 3 0 1": its end lies behind the breaker "0 1", so nothing is repeated

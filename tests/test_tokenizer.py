@@ -157,3 +157,11 @@ def test_missing_name_of_the_pre_tokenizer_is_told():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ikq.Tokenizer(bpe(pre="default"))
+
+
+def test_long_texts_are_encoded_as_short_ones_are(tiny_moe):
+    """Long ones go another way, on which other threads go on."""
+    with ikq.GGUFReader(tiny_moe) as reader:
+        tokenizer = ikq.Tokenizer.from_reader(reader)
+    line = "import os; x = '\N{GREEK SMALL LETTER LAMDA}'\n"
+    assert tokenizer.encode(line * 1000) == tokenizer.encode(line) * 1000

@@ -84,9 +84,14 @@ class ReasoningSplitter:
         self._held += text
         return self._pieces(final=False)
 
-    def flush(self) -> list[Piece]:
-        """The end of the text: what was held back."""
-        return self._pieces(final=True)
+    def flush(self, *, is_cut: bool = False) -> list[Piece]:
+        """The end of the text: what was held back.
+
+        Args:
+            is_cut: The model had not ended: what may have become a mark around the reasoning is left out.
+        """
+        begins = not self._started or self._inside is not None
+        return self._pieces(final=not (is_cut and begins))
 
     def _pieces(self, final: bool) -> list[Piece]:
         pieces = []

@@ -139,5 +139,5 @@ def test_command(capsys, tmp_path):
         (["--regex", "["], "regular expression"),
     ):
         code = main([*run, *options])
-        assert code == (0 if message is None else 1)
+        assert code == (0 if message is None else 2)
         assert message is None or message in capsys.readouterr().err

@@ -59,7 +59,7 @@ def address(server):
     return host, int(port)
 
 
-def ask(server, path, body=None, *, method=None, headers=None, timeout=60):
+def ask(server, path, body=None, *, method=None, headers=None, timeout=600):
     """Status and body of a response, JSON where it is."""
     connection = http.client.HTTPConnection(*address(server), timeout=timeout)
     try:

@@ -254,3 +254,9 @@ def test_what_is_refused_names_its_place(fields, place):
     error = refusal(**fields)
     assert (error.kind, error.parameter) == ("invalid_request", place)
     assert error.sentence.startswith(f"{place}") or place == "messages"
+
+
+def test_the_budget_of_thoughts():
+    thinking = {"type": "enabled", "budget_tokens": 1024}
+    assert request(thinking=thinking, max_tokens=2048).reasoning_budget == 1024
+    assert request().reasoning_budget is None

@@ -109,3 +109,10 @@ def test_a_schema_that_cannot_be_is_refused_before_anything_is_computed(client):
     }
     with pytest.raises(anthropic.BadRequestError, match=r"\$ref"):
         client.messages.create(**ASKED, max_tokens=4, tools=[tool], tool_choice={"type": "any"})
+
+
+def test_models(client):
+    (found,) = client.models.list()
+    assert (found.id, found.type, found.display_name) == ("tiny-moe-bf16", "model", "tiny-moe-bf16")
+    assert found.created_at.year >= 2020
+    assert client.models.retrieve("tiny-moe-bf16").id == found.id

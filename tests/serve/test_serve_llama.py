@@ -34,8 +34,55 @@ def test_completion(server, model):
 def test_bounds_of_completions(server):
     status, reply = server.ask("/completion", {"prompt": "a", "n_predict": 1, "n_probs": 49152})
     assert (status, "n_probs" in str(reply)) == (400, True)
-    status, reply = server.ask("/completion", {"prompt": ["one", "two"], "n_predict": 1})
-    assert (status, "2 prompts" in str(reply)) == (400, True)
+    for prompt in ([], ["x"] * 300):
+        status, reply = server.ask("/completion", {"prompt": prompt, "n_predict": 1})
+        assert (status, "expected 1 to 256" in str(reply)) == (400, True)
+
+
+def test_what_no_template_has_for_an_option(server):
+    for name in ("continues", "self", "messages"):
+        body = {"messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {name: []}}
+        assert server.ask("/apply-template", body)[1]["error"]["param"] == "chat_template_kwargs"
+        body = {"input": "x", "max_output_tokens": 16, "chat_template_kwargs": {name: []}}
+        assert server.ask("/v1/responses", body)[1]["error"]["param"] == "chat_template_kwargs"
+
+
+def test_names_of_places(server):
+    status, reply = server.ask("/completion", {"prompt": {"prompt_string": "x"}})
+    assert (status, reply["error"]["param"]) == (400, "prompt")
+    status, reply = server.ask("/completion", {})
+    assert (status, reply["error"]["param"]) == (400, "prompt")
+
+
+def test_several_prompts(server, model):
+    prompts = ["import os", [*model.tokenize("def"), " f"], "x = 1"]
+    body = {"prompt": prompts, "n_predict": 6, "seed": 3, "timings_per_token": True}
+    alone = [server.ask("/completion", {**body, "prompt": prompt})[1]["content"] for prompt in prompts]
+    _, found = server.ask("/completion", body)
+    assert [r["content"] for r in found] == alone
+    assert [r["index"] for r in found] == [0, 1, 2]
+    _, text = server.ask("/completion", {**body, "stream": True})
+    events = pieces(text)
+    assert sorted(e["index"] for e in events if e["stop"]) == [0, 1, 2]
+    for i in range(3):
+        assert "".join(e["content"] for e in events if e["index"] == i) == alone[i]
+    assert all(e["timings"]["prompt_n"] >= 0 for e in events)
+    # one in a list is one
+    assert server.ask("/completion", {**body, "prompt": prompts[:1]})[1]["content"] == alone[0]
+
+
+def test_embedding(server):
+    _, found = server.ask("/embedding", {"content": ["import os", "def"]})
+    _, expected = server.ask("/v1/embeddings", {"input": ["import os", "def"]})
+    assert [e["embedding"][0] for e in found] == [e["embedding"] for e in expected["data"]]
+    assert server.ask("/embedding", {"content": ["x"] * 2049})[1]["error"]["param"] == "content"
+
+
+def test_counts(server):
+    body = {"messages": [{"role": "user", "content": "hello"}]}
+    _, counted = server.ask("/v1/chat/completions/input_tokens", body)
+    _, reply = server.ask("/v1/chat/completions", {**body, "max_tokens": 1})
+    assert counted["input_tokens"] == reply["usage"]["prompt_tokens"]
 
 
 def test_a_prompt_of_tokens_and_texts(server, model):
@@ -84,6 +131,8 @@ def test_props_health_and_metrics(server):
     assert server.ask("/health") == (200, {"status": "ok"})
     _, props = server.ask("/props")
     assert (props["total_slots"], props["default_generation_settings"]["n_ctx"]) == (8, 1024)
+    assert props["default_generation_settings"]["params"]["n_predict"] == -1
+    assert props["chat_template_caps"]["supports_tools"]
     _, text = server.ask("/metrics")
     values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert float(values['llamacpp:tokens_predicted_total{model="tiny-moe-bf16"}']) > 0

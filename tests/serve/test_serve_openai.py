@@ -151,6 +151,21 @@ def test_a_tool_that_must_be_called(client, choice):
     jsonschema.validate(json.loads(call.function.arguments), SCHEMA)
 
 
+def test_some_of_the_tools(client):
+    other = {"type": "function", "function": {"name": "other", "parameters": SCHEMA}}
+    allowed = [{"type": "function", "function": {"name": "lookup"}}]
+    reply = client.chat.completions.create(
+        model="m",
+        messages=SAY,
+        tools=[other, TOOL],
+        tool_choice={"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": allowed}},
+        parallel_tool_calls=False,
+        max_tokens=300,
+        seed=2,
+    )
+    assert [c.function.name for c in reply.choices[0].message.tool_calls] == ["lookup"]
+
+
 def test_a_streamed_call(client):
     stream = client.chat.completions.create(
         model="m", messages=SAY, tools=[TOOL], tool_choice="required", max_tokens=300, seed=2, stream=True
@@ -197,6 +212,22 @@ def test_models(client):
         ({"max_tokens": -2}, "max_tokens"),
         ({"n": 0}, "n"),
         ({"n": 10**9}, "n"),
+        ({"extra_body": {"id_slot": 8}}, "id_slot"),
+        ({"extra_body": {"id_slot": -2}}, "id_slot"),
+        ({"extra_body": {"regex": "("}}, "regex"),
+        ({"extra_body": {"reasoning_format": "odd"}}, "reasoning_format"),
+        ({"tools": [TOOL, TOOL]}, "tools.1.function.name"),
+        (
+            {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "auto"}}},
+            "tool_choice",
+        ),
+        ({"extra_body": {"chat_template_kwargs": {"continues": True}}}, "chat_template_kwargs"),
+        ({"extra_body": {"chat_template_kwargs": {"self": 1}}}, "chat_template_kwargs"),
+        ({"extra_body": {"chat_template_kwargs": {"tools": []}}}, "chat_template_kwargs"),
+        ({"extra_body": {"stop": {"a": "b"}}}, "stop"),
+        ({"extra_body": {"functions": [{"name": "f"}]}}, "functions"),
+        ({"extra_body": {"dry_sequence_breakers": ["x"] * 65}}, "dry_sequence_breakers"),
+        ({"extra_body": {"grammar": "root ::= " + '"x" ' * 60_000}}, "grammar"),
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"logit_bias": {"999999": 1}}, "logit_bias"),
         ({"top_logprobs": 3}, "top_logprobs"),
@@ -211,6 +242,13 @@ def test_what_is_wrong_is_said(client, change, parameter):
         client.chat.completions.create(**request)
     assert error.value.body["param"] == parameter
     assert error.value.body["message"]
+
+
+def test_bounds_are_told(client):
+    with pytest.raises(openai.BadRequestError, match="expected 1 to 40"):
+        client.chat.completions.create(model="m", messages=SAY, n=128)
+    with pytest.raises(openai.BadRequestError, match="slots 0 to 7"):
+        client.chat.completions.create(model="m", messages=SAY, extra_body={"id_slot": 99})
 
 
 def test_a_prompt_that_is_too_long(client):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from serving import GREEDY, TINY, ask, engine, pieces, serving
 import ikq
 from ikq.serve.models import find_models
 from ikq.serve.security import read_keys
+from ikq.speculation.options import Speculation
 
 PROMPT = {"prompt": "import os\n" * 60, "max_tokens": 4, **GREEDY}
 
@@ -92,10 +94,64 @@ def test_models_of_a_folder(folder):
         for name in ("../tiny", "tiny.gguf", str(folder / "tiny"), "inner/../tiny", "", "x"):
             status, reply = server.ask("/v1/completions", {"model": name, "prompt": "import"})
             assert (status, reply["error"]["param"]) == (404, "model")
-        status, reply = server.ask("/v1/completions", {"model": "broken", "prompt": "import"})
-        assert status == 503
-        assert "broken" in reply["error"]["message"]
+        # whoever asks for one that is broken gets no answer, and nobody pays for it
+        before = server.models.loaded
+        for path_, body, expected in (
+            ("/v1/completions", {"prompt": "import"}, 422),
+            ("/v1/messages", {"max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}, 400),
+            ("/tokenize", {"content": "x"}, 422),
+        ):
+            status, reply = server.ask(path_, {"model": "broken", **body})
+            assert status == expected
+            assert "broken cannot be loaded" in reply["error"]["message"]
+        assert server.models.loaded == before
         assert server.ask("/v1/models/inner/qwen3")[1]["id"] == "inner/qwen3"
+
+
+def test_a_file_that_breaks_when_it_is_read(folder, monkeypatch):
+    """What loading finds is remembered for as long as the file stays as it is."""
+    import ikq.serve.server as module
+
+    loads = []
+
+    def load(name, *rest):
+        loads.append(name)
+        if name == "tiny" and len(loads) == 1:
+            raise ikq.FormatError("a weight is not finite")
+        return load_model(name, *rest)
+
+    load_model = module.load_model
+    monkeypatch.setattr(module, "load_model", load)
+    body = {"model": "tiny", "prompt": "import", "max_tokens": 1}
+    with serving(folder, n_ctx=256) as server:
+        for _ in range(3):
+            status, reply = server.ask("/v1/completions", body)
+            assert (status, "not finite" in reply["error"]["message"]) == (422, True)
+        assert loads == ["tiny"]
+        (folder / "tiny.gguf").touch()
+        assert server.ask("/v1/completions", body)[0] == 200
+
+
+def test_a_model_that_memory_does_not_hold_drops_no_other(folder, monkeypatch):
+    import ikq.serve.models as module
+
+    with serving(folder, n_ctx=256, load={"mmap": "off"}) as server:
+        assert server.ask("/v1/completions", {"model": "tiny", "prompt": "import", "max_tokens": 1})[0] == 200
+        before = server.models.loaded
+        monkeypatch.setattr(module, "available_memory", lambda: -before[0].held)
+        status, reply = server.ask("/v1/completions", {"model": "inner/qwen3", "prompt": "import"})
+        assert (status, "memory" in reply["error"]["message"]) == (422, True)
+        assert server.models.loaded == before
+
+
+def test_a_model_that_cannot_be_drafted_for_drops_no_other(folder):
+    with serving(folder, n_ctx=256, speculation=Speculation(draft_model=str(TINY))) as server:
+        body = {"prompt": "import", "max_tokens": 2}
+        assert server.ask("/v1/completions", {"model": "tiny", **body})[0] == 200
+        before = server.models.loaded
+        status, reply = server.ask("/v1/completions", {"model": "inner/qwen3", **body})
+        assert (status, "vocabulary" in reply["error"]["message"]) == (422, True)
+        assert server.models.loaded == before
 
 
 def test_a_model_in_use_is_not_unloaded(folder):
@@ -111,6 +167,25 @@ def test_a_model_in_use_is_not_unloaded(folder):
     assert status == 200
     assert found[0][0] == 200
     assert found[0][1]["usage"]["completion_tokens"] == 300
+
+
+def test_models_are_loaded_and_let_go(folder):
+    with serving(folder, n_ctx=256, models_max=2) as server:
+
+        def loaded():
+            return [m["id"] for m in server.ask("/models")[1]["data"] if m["status"]["value"] == "loaded"]
+
+        assert server.ask("/models/load", {"model": "tiny"}) == (200, {"success": True})
+        assert loaded() == ["tiny"]
+        assert server.ask("/models/load", {"model": "broken"})[0] == 422
+        assert server.ask("/models/load", {"model": "none"})[0] == 404
+        assert server.ask("/models/unload", {"model": "tiny"}) == (200, {"success": True})
+        assert loaded() == []
+        assert server.ask("/models/unload", {"model": "tiny"})[0] == 400
+        # a file that goes away is no reason to say nothing of the others
+        (folder / "broken.gguf").unlink()
+        assert len(server.ask("/v1/models")[1]["data"]) == 3
+        assert server.ask("/v1/completions", {"model": "broken", "prompt": "x"})[0] == 422
 
 
 def test_names_of_split_sets(tmp_path):
@@ -183,11 +258,15 @@ class Process:
     def ask(self, *args, **kwargs):
         return ask(self.server, *args, **kwargs)
 
-    def end(self, how):
-        self.process.send_signal(how)
-        self.process.wait(30)
+    def end(self, *how):
+        """Sends signals one after another; the exit code, and what it wrote."""
+        for signal_ in how:
+            self.process.send_signal(signal_)
+            time.sleep(0.3)
+        code = self.process.wait(240)
         self.reader.join()
         self.process.stderr.close()
+        return code, "".join(self.lines)
 
 
 def cached(reply):
@@ -223,6 +302,64 @@ def test_kept_texts_survive_the_end_and_damage_is_noticed(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("signals", "code"),
+    [
+        ([signal.SIGINT], 0),
+        ([signal.SIGTERM], 0),
+        ([signal.SIGINT, signal.SIGINT], 130),
+        ([signal.SIGTERM, signal.SIGTERM], 143),
+    ],
+)
+def test_signals(signals, code):
+    """The first one lets requests be completed, the second one does not; nobody sees a traceback."""
+    process = Process("--grace", "200")
+    body = {"prompt": "import", "max_tokens": 400 if code == 0 else 900, "ignore_eos": True, "stream": True}
+    found = []
+
+    def ask():
+        try:
+            found.append(process.ask("/v1/completions", body))
+        except (OSError, http.client.HTTPException) as error:
+            found.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while 'llamacpp:requests_processing{model="tiny-moe-bf16"} 1' not in process.ask("/metrics")[1]:
+        time.sleep(0.01)
+    exit_code, text = process.end(*signals)
+    thread.join()
+    assert "Traceback" not in text
+    assert "Error" not in text
+    assert exit_code == code
+    if code == 0:
+        assert pieces(found[0][1])[-1] == "[DONE]"
+
+
+def test_requests_that_are_not_over_when_the_grace_is():
+    process = Process("--grace", "0.5", "--parallel", "1")
+    body = {"prompt": "import", "max_tokens": 900, "ignore_eos": True}
+    found = []
+
+    def ask(i):
+        found.append(process.ask("/v1/completions", {**body, "stream": i % 2 == 0}))
+
+    threads = [threading.Thread(target=ask, args=(i,)) for i in range(40)]
+    for thread in threads:
+        thread.start()
+    while 'llamacpp:requests_deferred{model="tiny-moe-bf16"} 39' not in process.ask("/metrics")[1]:
+        time.sleep(0.01)
+    code, text = process.end(signal.SIGINT)
+    for thread in threads:
+        thread.join()
+    assert code == 0
+    assert "Traceback" not in text
+    assert len(found) == 40
+    told = [reply for status, reply in found if "shutting down" in str(reply)]
+    assert len(told) >= 20
+    assert all(status in (200, 503) for status, _ in found)
+
+
+@pytest.mark.parametrize(
     ("options", "sentence"),
     [
         (["--parallel", "0"], "parallel=0"),
@@ -233,6 +370,11 @@ def test_kept_texts_survive_the_end_and_damage_is_noticed(tmp_path):
         (["--timeout", "-1"], "timeout=-1"),
         (["--host", "203.0.113.1"], "cannot listen at 203.0.113.1:8080"),
         (["-m", "/nowhere.gguf"], "/nowhere.gguf"),
+        (["--prefix-cache", "/proc/x"], "--prefix-cache /proc/x"),
+        (["--slot-save-path", f"{TINY}/x"], "--slot-save-path"),
+        (["--ssl-key-file", str(TINY), "--ssl-cert-file", str(TINY)], f"{TINY} and {TINY}"),
+        (["--ssl-key-file", "/nowhere.pem", "--ssl-cert-file", str(TINY)], "/nowhere.pem"),
+        (["--api-prefix", "x/"], "api_prefix='x/'"),
     ],
 )
 def test_wrong_options(options, sentence, capsys):

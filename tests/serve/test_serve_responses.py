@@ -108,3 +108,11 @@ def test_a_prompt_that_is_too_long(client):
     with pytest.raises(openai.BadRequestError) as e:
         client.responses.create(model="m", input="word " * 5000)
     assert e.value.code == "context_length_exceeded"
+
+
+def test_zero_is_not_false(server):
+    for value, expected in ((0, 400), (True, 400), (False, 200), (None, 200)):
+        status, reply = server.ask(
+            "/v1/responses", {"input": "x", "max_output_tokens": 16, "background": value}
+        )
+        assert status == expected, reply

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import json
+import os
 import random
 import socket
 import threading
@@ -170,7 +171,8 @@ def hostile():
 
 def test_mutated_requests(hostile):
     rng = random.Random(20)
-    n = 400
+    # 5,000 in all with IKQ_HYPOTHESIS=deep
+    n = 2500 if os.environ.get("IKQ_HYPOTHESIS") == "deep" else 400
     statuses = set()
 
     def ask(i):
@@ -190,7 +192,8 @@ def test_mutated_requests(hostile):
         ask(i)
     after = resident()
     assert {200, 400} <= statuses
-    assert after < before * 1.05 + 2**23
+    # below 160 MiB 5% are what the allocator keeps in its threads' pools
+    assert after < before + max(0.05 * before, 2**23)
     assert engine(hostile).n_wanted == 0
     works(hostile)
 

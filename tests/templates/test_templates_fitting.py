@@ -161,6 +161,55 @@ def test_no_place_for_tools():
     assert rendered(CHATML, [USER], []) == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
 
 
+def told(source, messages, tools=None, **options):
+    template = ikq.ChatTemplate(source)
+    return fit(template, messages, tools, form=form_of(template), tells_tools=True)
+
+
+def test_tools_that_a_system_message_tells():
+    messages = [
+        {"role": "system", "content": "Be terse."},
+        USER,
+        {"role": "assistant", "content": "Hi."},
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "3"},
+    ]
+    fitted = told(ROLES, messages, [TOOL])
+    assert fitted.form.name == "json"
+    text = fitted.render()
+    assert text.startswith("[system:Be terse.\n\nYou can call functions.")
+    assert '\n{"name": "f", "parameters": {"type": "object"}}\n' in text
+    assert '[assistant:{"response": "Hi."}]' in text
+    assert (
+        '[assistant:{"tool_calls": [{"name": "f", "arguments": {"x": "y"}}]}][user:Result of f:\n3]' in text
+    )
+    # where there is no place for a system message either
+    assert told(ALTERNATING, [USER], [TOOL]).render().startswith("[user:You can call functions.")
+    # calls and results of earlier, without tools: the reply is a text like any other
+    fitted = told(ROLES, messages[1:])
+    assert (fitted.form.name, fitted.tools) == ("generic", None)
+    assert "[assistant:Hi.]" in fitted.render()
+    assert "[user:Result of f:\n3]" in fitted.render()
+    # a template that has a place for tools is left alone
+    assert told(CALLS, [USER], [TOOL]).render() == "<f>[user:Hello]"
+    assert told(CALLS, [USER], [TOOL]).form.name == "generic"
+    with pytest.raises(ikq.TemplateLimit, match="cannot be continued"):
+        told(ROLES, [USER, {"role": "assistant", "content": "Hi"}], [TOOL]).render(continues=True)
+
+
+def test_roles_that_are_none():
+    for role in ("asistant", "User", "", "narrator", "x" * 100):
+        with pytest.raises(
+            ikq.FormatError, match=r"messages\[1\]: there is no role `.*roles are system, developer, user"
+        ):
+            rendered(CHATML, [USER, {"role": role, "content": "x"}])
+    own = "{% for m in messages %}{% if m['role'] == 'control' %}!{% endif %}{{ m.content }}{% endfor %}"
+    assert rendered(own, [USER, {"role": "control", "content": "x"}]) == "Hello!x"
+    with pytest.raises(ikq.FormatError, match="no role `contro`"):
+        rendered(own, [USER, {"role": "contro", "content": "x"}])
+
+
 def test_what_a_template_refuses_itself():
     source = "{% if messages|length > 6 %}{{ raise_exception('too long for me') }}{% endif %}" + ROLES
     with pytest.raises(ikq.TemplateLimit, match="does not take this conversation: too long for me"):
@@ -171,6 +220,27 @@ def test_a_message_that_goes_on():
     messages = [USER, {"role": "assistant", "content": PARTS}]
     assert rendered(CHATML, messages, continues=True).endswith("<|im_start|>assistant\none\ntwo")
     assert rendered(CHATML, [USER], continues=True) == rendered(CHATML, [USER])
+
+
+def test_a_message_that_goes_on_behind_thoughts():
+    opens = CHATML.replace("assistant\\n' }}", "assistant\\n<think>\\n' }}")
+    template = ikq.ChatTemplate(opens)
+    assert template.render([USER]).endswith("<think>\n")
+
+    def begun(source, message):
+        template = ikq.ChatTemplate(source)
+        fitted = fit(template, [USER, {"role": "assistant", **message}], form=form_of(template))
+        return fitted.render(continues=True).partition("assistant\n")[2]
+
+    assert begun(opens, {"content": "one"}) == "<think>\n\n</think>\n\none"
+    thoughts = {"content": "one", "reasoning_content": "Hm."}
+    assert begun(opens, thoughts) == "<think>\nHm.\n</think>\n\none"
+    assert begun("{# <think> #}" + CHATML, thoughts) == "<think>\nHm.\n</think>\n\none"
+    assert begun(CHATML, thoughts) == "one"
+    closes = CHATML.replace("assistant\\n' }}", "assistant\\n<think>\\n\\n</think>\\n\\n' }}")
+    assert begun(closes, thoughts) == "<think>\n\n</think>\n\none"
+    harmony = "{# <|message|>analysis #}{% for m in messages %}<|start|>{{ m.role }}<|channel|>{{ m.content }}{% endfor %}{{ '<|start|>assistant\n' }}"
+    assert begun(harmony, {"content": "one"}) == "<|channel|>final<|message|>one"
 
 
 def test_nothing_is_changed():

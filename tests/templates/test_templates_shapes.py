@@ -38,8 +38,8 @@ def test_shapes(path, known):
         if shape in REFUSED.get(path.stem, ()):
             with pytest.raises(ikq.TemplateLimit, match="^the model's chat template has no place for "):
                 fit(template, messages, tools, form=form).render()
-            continue
-        text = fit(template, messages, tools, form=form).render()
+        # where a template has no place for tools, a system message may tell them
+        text = fit(template, messages, tools, form=form, tells_tools=True).render()
         if shape == "tools":
             assert "Weather in Oslo?" in text
         at = 0

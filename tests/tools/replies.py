@@ -49,7 +49,7 @@ def merged(deltas):
     return content, reasoning, [tuple(call) for call in calls.values()]
 
 
-def parsed(form, text, *, prompt="", tools=TOOLS, sizes=(), **options):
+def parsed(form, text, *, prompt="", tools=TOOLS, sizes=(), is_cut=False, **options):
     """What the parser makes of a text that comes in pieces of these sizes."""
     parser = form.parser(prompt, tools, new_id=lambda: "new", **options)
     deltas, at = [], 0
@@ -57,7 +57,7 @@ def parsed(form, text, *, prompt="", tools=TOOLS, sizes=(), **options):
         deltas += parser.feed(text[at : at + size])
         at += size
     deltas += parser.feed(text[at:])
-    deltas += parser.finish()
+    deltas += parser.finish(is_cut=is_cut)
     content, reasoning, calls = merged(deltas)
     assert parser.n_calls == len(calls)
     return content, reasoning, calls

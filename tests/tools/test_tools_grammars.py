@@ -170,6 +170,36 @@ def test_many_tools():
     assert '"f' in text_of(form.tokenizer, walk(constraint, form.tokenizer, 1, closing=closers(form)))
 
 
+@pytest.mark.parametrize("name", ["hermes", "function_tags", "glm", "kimi", "harmony", "llama3"])
+def test_tools_that_are_too_many_to_enforce_all_of(name):
+    """Names hold, and arguments are free where nothing is strict."""
+    form = replace(BY_NAME[name], tokenizer=tokenizer_of(BY_NAME[name]))
+    properties = {f"p{i}": {"enum": [f"v{i}{j}" for j in range(12)]} for i in range(40)}
+    big = {"type": "object", "properties": properties}
+    tools = [
+        {"type": "function", "function": {"name": f"f{i}", "parameters": big | {"title": str(i)}}}
+        for i in range(150)
+    ]
+    precise = form.grammar(tools, "required")
+    constraint = form.constraint(tools, "required", parallel=False)
+    loose = form.grammar(tools, "required", loose=True)
+    assert len(loose) < len(precise) / 10
+    assert constraint.n_allowed(form.tokenizer.encode("x")) == 0
+
+
+@pytest.mark.parametrize("name", ["hermes", "function_tags", "glm", "minimax_m2", "deepseek_v3.2"])
+def test_free_arguments(name):
+    from ikq.tools.grammars import constraint as compiled
+
+    form = replace(BY_NAME[name], tokenizer=tokenizer_of(BY_NAME[name]))
+    for seed in range(4):
+        lark = form.grammar(TOOLS, "required", loose=True, parallel=False)
+        constraint = compiled(form, lark, enforced=True, prompt="")
+        text = text_of(form.tokenizer, walk(constraint, form.tokenizer, seed, closing=closers(form)))
+        _, _, calls = parsed(form, text)
+        assert calls[0][0] in SCHEMAS, text
+
+
 def test_answers_behind_reasoning():
     """A schema is for the answer: a model may think before it."""
     from ikq.grammar import compile_constraint
@@ -221,6 +251,40 @@ def test_an_answer_of_a_form_or_calls(name):
     assert (constraint.n_allowed(bare) == len(bare)) == (name == "llama3")
     with pytest.raises(ikq.GrammarError, match="`not`"):
         form.constraint(TOOLS, json_schema={"not": {}})
+
+
+def test_replies_that_are_json():
+    """What a system message asks for: calls or an answer, nothing else."""
+    form = replace(BY_NAME["hermes"].as_json(), tokenizer=tokenizer_of(BY_NAME["hermes"]))
+    tokenizer = form.tokenizer
+
+    def said(constraint, begin, seed):
+        tokens = tokenizer.encode(begin)
+        assert constraint.n_allowed(tokens) == len(tokens)
+        for token in tokens:
+            constraint.accept(token)
+        tokens += walk(constraint, tokenizer, seed, n_free=8, closing=[*closers(form), '"}'])
+        assert constraint.is_complete
+        return text_of(tokenizer, tokens)
+
+    for seed in range(4):
+        assert not checked(form, said(form.constraint(TOOLS), '{"tool_calls": [', seed))[0]
+        assert not checked(form, said(form.constraint(TOOLS, "required"), "", seed))[0]
+        text = said(form.constraint(TOOLS), '{"response": "', seed)
+        assert parsed(form, text)[0] == json.loads(text)["response"]
+        assert not parsed(form, text)[2]
+    answer = tokenizer.encode('{"response": "')
+    assert form.constraint(TOOLS, "required").n_allowed(answer) < len(answer)
+    assert form.constraint(TOOLS).n_allowed(tokenizer.encode("Hello")) == 0
+    schema = {"type": "object", "properties": {"n": {"enum": [12, 34]}}, "required": ["n"]}
+    text = said(form.constraint(TOOLS, json_schema=schema), '{"response": {"n": ', 1)
+    jsonschema.validate(json.loads(parsed(form, text)[0]), schema)
+    one = said(form.constraint(TOOLS, "required", name="now", parallel=False), "", 1)
+    assert checked(form, one)[1] == ["now"]
+    # thoughts are free
+    constraint = form.constraint(TOOLS, prompt="<think>")
+    thoughts = tokenizer.encode("Hm.</think>", parse_special=True)
+    assert constraint.n_allowed(thoughts) == len(thoughts)
 
 
 def test_form_of_a_template():

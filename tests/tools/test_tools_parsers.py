@@ -10,7 +10,7 @@ from replies import TOOLS, parsed, values
 
 from ikq.tools.forms import FORMS, GENERIC
 
-BY_NAME = {form.name: form for form in [*FORMS, GENERIC]}
+BY_NAME = {form.name: form for form in [*FORMS, GENERIC, GENERIC.as_json()]}
 OSLO, NOW = ("get_weather", {"city": "Oslo", "days": 2}), ("now", {})
 DS = "｜tool▁"
 
@@ -194,6 +194,26 @@ REPLIES = (
     ("apertus", "", '<|tools_prefix|>[{"now": {}}]<|tools_suffix|>', "", "", [NOW]),
     ("functionary", "", "I look.<function=now>{}</function>", "I look.", "", [NOW]),
     ("minimax_m1", "", '<tool_calls>\n{"name": "now", "arguments": {}}\n</tool_calls>', "", "", [NOW]),
+    (
+        "json",
+        "<think>",
+        'Hm.</think>{"tool_calls": [{"name": "get_weather", "arguments": {"city": "Oslo", "days": 2}}, '
+        '{"name": "now", "arguments": {}}]}\n',
+        "",
+        "Hm.",
+        [OSLO, NOW],
+    ),
+    (
+        "json",
+        "",
+        ' {"response": "a\\n\\"b\\" \\u00e9 \\ud83d\\ude00 \\ud83d \\u2028<tool_call>"}',
+        'a\n"b" \u00e9 \U0001f600 \ufffd \u2028<tool_call>',
+        "",
+        [],
+    ),
+    ("json", "", '{"response": {"n": [1, "x"]}}', '{"n": [1, "x"]}', "", []),
+    ("json", "", '{"other": 1}', '{"other": 1}', "", []),
+    ("json", "", "Hello.", "Hello.", "", []),
     ("generic", "", '<tool_call>{"name": "now", "arguments": {}}</tool_call>', "", "", [NOW]),
 )
 
@@ -204,6 +224,60 @@ def test_replies(size):
         sizes = [] if size is None else [size] * (len(text) // size)
         found = parsed(BY_NAME[name], text, prompt=prompt, sizes=sizes)
         assert (found[0], found[1], values(found[2])) == (content, reasoning, calls), (name, text)
+
+
+def is_beginning(part, whole):
+    """Whether calls are those of a longer text, the last one as far as it came."""
+    return len(part) <= len(whole) and all(
+        a[0] == b[0] and (a[2] == b[2] if i < len(part) - 1 else b[2].startswith(a[2]))
+        for i, (a, b) in enumerate(zip(part, whole, strict=False))
+    )
+
+
+@pytest.mark.parametrize("name", sorted({reply[0] for reply in REPLIES if reply[5]}))
+def test_a_reply_that_is_cut_has_no_tags(name):
+    """Wherever a limit cuts a reply with calls: content, thoughts and calls are beginnings of what they were to be."""
+    form = BY_NAME[name]
+    for _, prompt, text, content, reasoning, calls in [r for r in REPLIES if r[0] == name and r[5]]:
+        whole = parsed(form, text, prompt=prompt)
+        for n in range(len(text)):
+            found = parsed(form, text[:n], prompt=prompt, is_cut=True, sizes=[1] * (n // 2))
+            assert content.startswith(found[0].rstrip()), text[:n]
+            assert is_beginning(found[2], whole[2]), (text[:n], found[2])
+            assert reasoning.startswith(found[1]), text[:n]
+        assert len(calls) == len(whole[2])
+
+
+def test_what_a_cut_leaves():
+    hermes = BY_NAME["hermes"]
+    text = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Os'
+    assert parsed(hermes, f"I look.\n{text}", is_cut=True)[::2] == (
+        "I look.",
+        [("get_weather", "new", '{"city": "Os')],
+    )
+    assert parsed(hermes, 'I look.\n<tool_call>\n{"name": "get_w', is_cut=True) == ("I look.", "", [])
+    assert parsed(hermes, "I look. <tool_c", is_cut=True)[0] == "I look. "
+    assert parsed(hermes, "I look. <b", is_cut=True)[0] == "I look. <b"
+    # the model itself ended there: it is what it said
+    assert parsed(hermes, "I look. <tool_c")[0] == "I look. <tool_c"
+    llama3 = BY_NAME["llama3"]
+    assert parsed(llama3, '{"name": "get_weather", "par', is_cut=True) == (
+        "",
+        "",
+        [("get_weather", "new", "")],
+    )
+    assert parsed(llama3, '{"name": "get_we', is_cut=True) == ("", "", [])
+    assert parsed(llama3, '{"city": "Os', is_cut=True)[0] == '{"city": "Os'
+    json_ = BY_NAME["json"]
+    assert parsed(json_, '{"tool_calls": [{"name": "get_we', is_cut=True) == ("", "", [])
+    assert parsed(json_, '{"tool_cal', is_cut=True) == ("", "", [])
+    assert parsed(json_, '{"response": "one \\\\ two\\', is_cut=True)[0] == "one \\ two"
+    tagged = BY_NAME["function_tags"]
+    head = "<tool_call>\n<function=get_weather>\n<parameter=city>\n"
+    assert parsed(tagged, f"{head}Oslo\n</para", is_cut=True)[2] == [("get_weather", "new", '{"city": "Oslo')]
+    assert parsed(tagged, f"{head}Oslo\n</parameter>\n<parameter=days>\n1", is_cut=True)[2] == [
+        ("get_weather", "new", '{"city": "Oslo", "days": ')
+    ]
 
 
 def test_ids_of_the_model():

@@ -50,13 +50,21 @@ def build_parser() -> argparse.ArgumentParser:
         prog="ikq",
         description="Quantize GGUF models with every tensor type of ggml, and run them.",
         epilog="Set IKQ_DEBUG=1 for tracebacks, IKQ_ISA=scalar|avx2|avx512 to force an instruction set.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"ikq {ikq.__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
     for name in VERBS:
         module = importlib.import_module(f"ikq.cli.{name}")
         aliases = getattr(module, "ALIASES", ())
-        verb = verbs.add_parser(module.NAME, aliases=aliases, help=module.HELP, description=module.__doc__)
+        # no abbreviations: a new option would change what an old command means
+        verb = verbs.add_parser(
+            module.NAME,
+            aliases=aliases,
+            help=module.HELP,
+            description=module.__doc__,
+            allow_abbrev=False,
+        )
         module.add_arguments(verb)
         verb.set_defaults(run=module.run, error_code=getattr(module, "ERROR_CODE", ERROR))
     return parser

@@ -31,7 +31,8 @@ def grammar_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keywords of `Model.generate`.
 
     Raises:
-        FormatError: a schema is not JSON, or a file not UTF-8.
+        RefusedError: a schema is not JSON.
+        FormatError: a file is not UTF-8.
         OSError: a file cannot be read.
     """
     if args.grammar is not None or args.grammar_file is not None:
@@ -40,8 +41,8 @@ def grammar_options(args: argparse.Namespace) -> dict[str, Any]:
         text = _text(args.json_schema, args.json_schema_file)
         try:
             return {"json_schema": json.loads(text)}
-        except ValueError as e:
-            raise ikq.FormatError(f"{args.json_schema_file or '--json-schema'} is not JSON: {e}") from None
+        except (ValueError, RecursionError) as e:
+            raise ikq.RefusedError(f"{args.json_schema_file or '--json-schema'} is not JSON: {e}") from None
     return {} if args.regex is None else {"regex": args.regex}
 
 

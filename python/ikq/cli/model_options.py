@@ -12,6 +12,7 @@ import ikq
 __all__ = [
     "CPU_MOE_LAYERS",
     "GPU_LAYERS",
+    "Ignore",
     "add_ignored",
     "add_loading",
     "add_placement",
@@ -54,7 +55,7 @@ _IGNORED: list[tuple[tuple[str, ...], str | int | None, str]] = [
 ]
 
 
-class _Ignore(argparse.Action):
+class Ignore(argparse.Action):
     """Remembers a flag as it was given."""
 
     def __call__(
@@ -64,6 +65,7 @@ class _Ignore(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
+        """See `argparse.Action`."""
         # argparse gives `const` where an optional value is missing
         has_value = isinstance(values, str) and values != self.const
         text = f"{option_string} {values}" if has_value else str(option_string)
@@ -76,7 +78,7 @@ def add_ignored(parser: argparse.ArgumentParser, *, switches_have_values: bool =
     for names, n_values, why in _IGNORED:
         takes = "?" if switches_have_values and n_values == 0 else n_values
         parser.add_argument(
-            *names, nargs=takes, action=_Ignore, const=why, dest="ignored", help=argparse.SUPPRESS
+            *names, nargs=takes, action=Ignore, const=why, dest="ignored", help=argparse.SUPPRESS
         )
 
 

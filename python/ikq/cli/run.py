@@ -150,7 +150,10 @@ def run(args: argparse.Namespace) -> int:
         # errors of the tokenizer and the grammar come before the weights, which may take long
         with ikq.GGUFReader(args.model) as reader:
             tokenizer = ikq.Tokenizer.from_reader(reader)
-            constraint_of(tokenizer, cast("GrammarKeywords", grammar_options(args)))
+            try:
+                constraint_of(tokenizer, cast("GrammarKeywords", grammar_options(args)))
+            except ikq.GrammarError as error:
+                raise ikq.RefusedError(str(error)) from None
             check_files(args, reader)
         model = ikq.Model.load(args.model, **loading)
         draft = load_draft(args, model)

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import ikq
+from ikq.chat import CHATML
+from ikq.cli.llama_server_options import add_llama_server
 from ikq.cli.model_options import add_ignored, add_loading, load_options, print_ignored
 from ikq.cli.run import json_object
 from ikq.cli.sampling_options import add_sampling, sampling_options
@@ -21,9 +23,6 @@ ALIASES = ("server",)
 HELP = "serve a model to clients of OpenAI, Anthropic and llama-server"
 
 _D = Settings()
-
-# Flags of llama-server that say what is so in any case.
-_ALWAYS = ("-cb", "--cont-batching", "--metrics", "--slots", "--props", "--embedding", "--embeddings")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--models-dir", metavar="FOLDER", help="models of a folder, loaded when they are asked for"
     )
     server = parser.add_argument_group("server")
-    server.add_argument("-a", "--alias", metavar="NAME", help="what clients call the model (its file's name)")
+    server.add_argument(
+        "-a", "--alias", metavar="NAME", help="what clients call the model of -m (its file's name)"
+    )
     server.add_argument(
         "--models-max",
         type=int,
@@ -56,11 +57,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--ssl-cert-file", metavar="FILE", help="certificate, for HTTPS")
     server.add_argument("--ssl-key-file", metavar="FILE", help="its key")
     server.add_argument(
+        "--api-prefix", default="", metavar="/PATH", help="what comes before all paths of the server"
+    )
+    server.add_argument(
         "--cors",
+        "--cors-origins",
         action="append",
         default=[],
-        metavar="ORIGIN",
-        help="let pages of this origin ask; * for all; may be repeated",
+        metavar="ORIGIN,...",
+        help="let pages of these origins ask; * for all; may be repeated",
     )
     server.add_argument(
         "-np",
@@ -104,28 +109,80 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cache-ram",
         type=int,
         metavar="MIB",
-        help="memory for the caches of all texts, those that are kept for others included",
+        help="memory for the caches of all texts, those that are kept for others included; 0: none are kept",
     )
     server.add_argument(
         "--prefix-cache", metavar="FOLDER", help="keep what was computed there when the server ends"
     )
     server.add_argument("--slot-save-path", metavar="FOLDER", help="folder of files of slots")
     server.add_argument("--log-json", action="store_true", help="lines of the log as JSON")
-    server.add_argument("--no-log", action="store_true", help="no lines for requests")
-    server.add_argument("--no-webui", action="store_true", help="no page at /")
-    server.add_argument(
+    server.add_argument("--log-format", choices=("text", "json"), help=argparse.SUPPRESS)
+    server.add_argument("--log-file", metavar="FILE", help="append them to a file, not to standard error")
+    server.add_argument("--no-log", "--log-disable", action="store_true", help="no lines for requests")
+    server.add_argument("--no-webui", "--no-ui", action="store_true", help="no page at /")
+    server.add_argument("--no-slots", action="store_true", help="do not tell about slots at /slots")
+    _add_chat(parser)
+    _add_defaults(parser)
+    add_loading(parser)
+    add_sampling(parser)
+    add_speculation(parser)
+    add_ignored(parser)
+    add_llama_server(parser)
+
+
+def _add_chat(parser: argparse.ArgumentParser) -> None:
+    """Options of chats."""
+    chat = parser.add_argument_group("chats")
+    template = chat.add_mutually_exclusive_group()
+    template.add_argument(
+        "--chat-template", metavar="TEXT", help="the chat template, instead of the file's; or `chatml`"
+    )
+    template.add_argument("--chat-template-file", metavar="FILE", help="the same from a file")
+    chat.add_argument(
         "--chat-template-kwargs",
         type=json_object,
         default={},
         metavar="JSON",
         help="variables of the template, for example '{\"enable_thinking\": false}'",
     )
-    for flag in _ALWAYS:
-        server.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
-    add_loading(parser)
-    add_sampling(parser)
-    add_speculation(parser)
-    add_ignored(parser)
+    chat.add_argument(
+        "--reasoning-format",
+        choices=("auto", "deepseek", "none"),
+        default="auto",
+        help="none: thoughts stay in the content; otherwise they are apart from it (auto)",
+    )
+    chat.add_argument(
+        "-rea", "--reasoning", choices=("on", "off", "auto"), default="auto", help="enable_thinking (auto)"
+    )
+    chat.add_argument("--reasoning-effort", metavar="LEVEL", help="reasoning_effort of the template")
+    chat.add_argument(
+        "--reasoning-budget",
+        type=int,
+        default=-1,
+        metavar="N",
+        help="most tokens of thoughts; 0: none, -1: no limit (-1)",
+    )
+    chat.add_argument(
+        "--no-prefill-assistant",
+        action="store_true",
+        help="a last message of the assistant is over, and not continued",
+    )
+
+
+def _add_defaults(parser: argparse.ArgumentParser) -> None:
+    """Options that hold where a request does not say otherwise."""
+    defaults = parser.add_argument_group("where a request does not say otherwise")
+    defaults.add_argument(
+        "-n", "--predict", "--n-predict", type=int, default=-1, metavar="N", help="most tokens; -1: no limit"
+    )
+    defaults.add_argument(
+        "--no-cache-prompt", action="store_true", help="compute all of it, and keep nothing of it"
+    )
+    defaults.add_argument(
+        "--pooling",
+        choices=("mean", "cls", "last"),
+        help="how states of tokens become an embedding (as the model's file says, or mean)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -137,11 +194,11 @@ def run(args: argparse.Namespace) -> int:
     if args.model is not None:
         with ikq.GGUFReader(args.model) as reader:
             check_files(args, reader)
-    _log_to_stderr()
+    _start_log(args.log_file)
     server = ikq.Server(
         args.model or args.models_dir,
         settings,
-        name=args.alias,
+        name=_alias(args),
         load_options=options,
         speculation=speculation,
     )
@@ -169,23 +226,33 @@ def _settings(args: argparse.Namespace) -> Settings:
         "host": args.host,
         "port": args.port,
         "api_keys": tuple(keys),
-        "cors_origins": tuple(args.cors),
+        "cors_origins": tuple(o.strip() for given in args.cors for o in given.split(",") if o.strip()),
         "ssl_certfile": _path(args.ssl_cert_file),
         "ssl_keyfile": _path(args.ssl_key_file),
-        "parallel": args.parallel,
+        # llama-server's word for its default
+        "parallel": _D.parallel if args.parallel == -1 else args.parallel,
         "queue": args.queue,
         "timeout": args.timeout or None,
         "grace": args.grace,
         "max_body": args.max_body * 2**20,
-        "cache_bytes": None if args.cache_ram is None or args.cache_ram < 0 else args.cache_ram * 2**20,
+        "cache_bytes": args.cache_ram * 2**20 if (args.cache_ram or 0) > 0 else None,
         "prefix_dir": _path(args.prefix_cache),
         "slot_dir": _path(args.slot_save_path),
         "models_max": args.models_max,
         "access_log": not args.no_log,
-        "log_json": args.log_json,
+        "log_json": args.log_json or args.log_format == "json",
         "page": not args.no_webui,
+        "slots": not args.no_slots,
+        "api_prefix": args.api_prefix,
         "sampling": sampling_options(args),
-        "template_options": args.chat_template_kwargs,
+        "max_tokens": None if args.predict in (-1, -2) else args.predict,
+        "cache_prompt": not args.no_cache_prompt and args.cache_ram != 0,
+        "pooling": args.pooling,
+        "chat_template": _template(args),
+        "template_options": _template_options(args),
+        "reasoning_format": "none" if args.reasoning_format == "none" else "auto",
+        "reasoning_budget": None if args.reasoning_budget < 0 else args.reasoning_budget,
+        "prefill_assistant": not args.no_prefill_assistant,
     }
     try:
         return Settings(**given)
@@ -197,9 +264,75 @@ def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text)
 
 
-def _log_to_stderr() -> None:
-    """Shows the server's lines on standard error."""
-    handler = logging.StreamHandler(sys.stderr)
+def _alias(args: argparse.Namespace) -> str | None:
+    """The name of the model; it answers to all others as well.
+
+    Raises:
+        RefusedError: there are several models, or it is no name.
+    """
+    if args.alias is None:
+        return None
+    if args.model is None:
+        raise ikq.RefusedError(
+            "--alias is the name of one model (-m); those of --models-dir have their files'"
+        )
+    name: str = args.alias.split(",")[0].strip()
+    if not name:
+        raise ikq.RefusedError("--alias: there is no name in it")
+    return name
+
+
+def _template(args: argparse.Namespace) -> str | None:
+    """The chat template that is to be used instead of the file's.
+
+    Raises:
+        RefusedError: it is the name of one, or no template.
+        FormatError: the file is not UTF-8.
+        OSError: the file cannot be read.
+    """
+    text: str | None = args.chat_template
+    if args.chat_template_file is not None:
+        try:
+            text = Path(args.chat_template_file).read_bytes().decode()
+        except UnicodeDecodeError as e:
+            raise ikq.FormatError(f"{args.chat_template_file}: not UTF-8 at byte {e.start}") from None
+    elif text == "chatml":
+        return CHATML
+    elif text is not None and "{" not in text:
+        raise ikq.RefusedError(
+            f"--chat-template {text[:40]}: this name is not known; give the template itself, or its file "
+            "(--chat-template-file)"
+        )
+    if text is not None:
+        try:
+            ikq.ChatTemplate(text)
+        except ikq.FormatError as error:
+            option = "--chat-template" if args.chat_template_file is None else args.chat_template_file
+            raise ikq.RefusedError(f"{option}: {error}") from None
+    return text
+
+
+def _template_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Variables of chat templates."""
+    options: dict[str, Any] = {}
+    if args.reasoning != "auto":
+        options["enable_thinking"] = args.reasoning == "on"
+    if args.reasoning_budget == 0:
+        options["enable_thinking"] = False
+    if args.reasoning_effort not in (None, "default"):
+        options["reasoning_effort"] = args.reasoning_effort
+    return {**options, **args.chat_template_kwargs}
+
+
+def _start_log(file: str | None) -> None:
+    """Shows the server's lines on standard error, or appends them to a file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    handler: logging.Handler = logging.StreamHandler(sys.stderr)
+    if file is not None:
+        handler = logging.FileHandler(file, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(message)s"))
     for name in ("ikq.serve", "uvicorn.error"):
         logger = logging.getLogger(name)

@@ -19,6 +19,8 @@ __all__ = ["compile_constraint", "compile_lark"]
 
 # the compiler follows rules and references in depth, and its stack has an end
 _MOST_RULES = 1000
+# ... and characters, which take a second or two to read
+_MOST_TEXT = 200_000
 _RULE = re.compile(r"^[?!]*[A-Za-z_]\w*[^:\n]*:", re.MULTILINE)
 
 
@@ -64,6 +66,9 @@ def compile_constraint(
     kinds = [kind for kind, value in given.items() if value is not None]
     if len(kinds) != 1:
         raise ValueError(f"one of {', '.join(given)} is needed, not {' and '.join(kinds) or 'none'}")
+    for name, text in (("grammar", gbnf), ("regular expression", regex), ("grammar", lark)):
+        if text is not None and len(text) > _MOST_TEXT:
+            raise GrammarError(f"the {name} has {len(text)} characters, more than {_MOST_TEXT}")
     try:
         "".join(text for text in (gbnf, regex, lark) if text is not None).encode()
     except UnicodeEncodeError as e:
@@ -110,6 +115,8 @@ _NAMES = {"json_schema": "the JSON schema", "json_object": "JSON", "regex": "the
 
 def _short(message: str) -> str:
     """The first line of a message, and the reason that patterns have further below."""
+    if "symbols.len()" in message or "grammar size" in message:
+        return "it is too large"
     lines = message.splitlines() or ["no reason is known"]
     reason = next((line for line in lines if line.startswith("error: ")), "")
     return f"{lines[0]} {reason.removeprefix('error: ')}".strip()

@@ -8,8 +8,10 @@ the longest such match. Matches do not reach across a sequence breaker.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,12 @@ Breakers = Mapping[int, Sequence[tuple[int, ...]]]
 _LARGEST = 88.0
 
 _MOST_FOLLOWING = 20
+
+# by vocabulary and texts, the latest last
+_KNOWN: WeakKeyDictionary[Vocabulary, dict[tuple[str, ...], dict[int, list[tuple[int, ...]]]]]
+_KNOWN = WeakKeyDictionary()
+_LOCK = threading.Lock()
+_MOST_KNOWN = 8
 
 
 class Vocabulary(Protocol):
@@ -43,26 +51,45 @@ def breakers(texts: Iterable[str], vocabulary: Vocabulary) -> dict[int, list[tup
     """Token sequences that contain one of `texts`.
 
     A breaker may begin inside a token and end inside a later one: for every token that ends with the
-    beginning of a breaker, the rest of it is tokenized.
+    beginning of a breaker, the rest of it is tokenized. That takes a while for a large vocabulary, so the
+    latest ones are remembered.
     """
+    key = tuple(texts)
+    with _LOCK:
+        known = _KNOWN.setdefault(vocabulary, {})
+        if key in known:
+            return known[key]
+    found = _breakers(key, vocabulary)
+    with _LOCK:
+        while len(known) >= _MOST_KNOWN:
+            del known[next(iter(known))]
+        known[key] = found
+    return found
+
+
+def _breakers(texts: Iterable[str], vocabulary: Vocabulary) -> dict[int, list[tuple[int, ...]]]:
     wanted = [text.encode() for text in texts if text]
+    # what follows each beginning of a breaker
+    rests: dict[bytes, list[tuple[int, ...]]] = {}
+    encoded: dict[bytes, tuple[int, ...]] = {}
+    for text in wanted:
+        for n in range(1, len(text)):
+            rest = text[n:]
+            if rest not in encoded:
+                encoded[rest] = tuple(vocabulary.encode(rest.decode(errors="ignore")))[:_MOST_FOLLOWING]
+            rests.setdefault(text[:n], []).append(encoded[rest])
+    longest = max(map(len, rests), default=0)
     found: dict[int, list[tuple[int, ...]]] = {}
-    rests: dict[bytes, tuple[int, ...]] = {}
     for token in range(vocabulary.n_vocab):
         piece = vocabulary.token_bytes(token)
-        for text in wanted:
-            if text in piece:
-                found[token] = [()]
-                break
-            for n in range(1, min(len(text), len(piece) + 1)):
-                if piece.endswith(text[:n]):
-                    rest = text[n:]
-                    if rest not in rests:
-                        rests[rest] = tuple(vocabulary.encode(rest.decode(errors="ignore")))[:_MOST_FOLLOWING]
-                    following = found.setdefault(token, [])
-                    if rests[rest] and rests[rest] not in following:
-                        following.append(rests[rest])
-    return {token: following for token, following in found.items() if following}
+        if any(text in piece for text in wanted):
+            found[token] = [()]
+            continue
+        ends = (piece[len(piece) - n :] for n in range(1, min(longest, len(piece)) + 1))
+        following = [rest for end in ends for rest in rests.get(end, ()) if rest]
+        if following:
+            found[token] = list(dict.fromkeys(following))
+    return found
 
 
 def penalize(

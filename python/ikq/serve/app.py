@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 
@@ -86,6 +87,9 @@ class _Answering:
             await response(scope, receive, send)
         except (ClientGone, OSError):
             record.status = _GONE
+        except asyncio.CancelledError:
+            # only the end of the server cancels a request as a whole: its client reads nothing
+            record.status = _GONE
         finally:
             CURRENT.reset(token)
             if self._settings.access_log:
@@ -106,11 +110,11 @@ class _Answering:
             response = await while_connected(request.receive, self._prepared(call))
         except ServiceError as error:
             return _refusal(endpoint.errors, error, record)
-        except (ClientGone, OSError):
+        except ClientGone:
             raise
-        except Exception as error:
+        except Exception:
             LOG.exception("error in %s", endpoint.path)
-            sentence = f"{type(error).__name__} in the server; its log has more"
+            sentence = "the server failed to answer; its log says why"
             return _refusal(endpoint.errors, ServiceError("internal", sentence), record)
         return response
 

@@ -187,13 +187,12 @@ class Engine:
     def _drop_unwanted(self) -> None:
         """Ends jobs that were cancelled or are out of time."""
         now = time.perf_counter()
-        late = ServiceError("timeout", "the request took longer than the server allows (--timeout)")
         for job in {*self._jobs.values(), *self._waiting}:
             if job.is_cancelled:
                 self.counters.n_cancelled += 1
                 self._end(job, None)
             elif job.deadline < now:
-                self._end(job, late)
+                self._end(job, ServiceError("timeout", job.too_late))
 
     def _let_in(self) -> None:
         """Gives free slots to texts that wait."""
@@ -393,4 +392,4 @@ def _told(error: Exception) -> ServiceError:
         return ServiceError("invalid_request", str(error))
     if isinstance(error, IkqError):
         return ServiceError("internal", str(error))
-    return ServiceError("internal", f"{type(error).__name__} in the engine")
+    return ServiceError("internal", "the server failed while it computed this text; its log says why")

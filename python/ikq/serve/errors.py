@@ -17,6 +17,7 @@ ErrorKind: TypeAlias = Literal[
     "timeout",
     "unsupported",
     "unavailable",
+    "unloadable",
     "internal",
 ]
 
@@ -31,6 +32,7 @@ _STATUS: dict[ErrorKind, int] = {
     "timeout": 408,
     "unsupported": 501,
     "unavailable": 503,
+    "unloadable": 422,
     "internal": 500,
 }
 

@@ -31,6 +31,7 @@ class Job:
         client: Whose it is.
         arrived: When it came.
         deadline: When it ends as an error.
+        too_late: What the error says.
         is_cancelled: Nobody wants it any more.
 
     Args:
@@ -40,6 +41,7 @@ class Job:
         sink: Takes what comes of it, in that loop's thread.
         client: See there.
         seconds: Time until the deadline; `None`: there is none.
+        too_late: See there.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Job:
         sink: Sink,
         client: str,
         seconds: float | None,
+        too_late: str = "",
     ) -> None:
         self.plan = plan
         self.loop = loop
@@ -58,6 +61,7 @@ class Job:
         self.client = client
         self.arrived = time.perf_counter()
         self.deadline = float("inf") if seconds is None else self.arrived + seconds
+        self.too_late = too_late
         self.usage = Usage(n_prompt=len(plan.tokens))
         self.texts: list[Text] = []
         self.is_cancelled = False

@@ -1,10 +1,8 @@
-"""`LoadedModel`: a model with its engine, and requests made ready for it."""
+"""`LoadedModel`: a model with its engine, and requests made ready for it; `loading.py` makes them."""
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,19 +14,23 @@ from numpy.typing import NDArray
 from ikq.errors import IkqError, UnsupportedError
 from ikq.grammar import Constraint, compile_constraint
 from ikq.model import Model
+from ikq.sampling.dry import breakers
 from ikq.serve.engine import Engine
 from ikq.serve.errors import ServiceError
 from ikq.serve.replies import ChatParser, PlainParser, ReplyParser
 from ikq.serve.request_log import LOG
-from ikq.serve.requests import ChatRequest, CompletionRequest, Pooling, TextRequest
-from ikq.serve.saved import folder_of, load_prefixes, save_prefixes
-from ikq.serve.settings import Settings
+from ikq.serve.requests import ChatRequest, CompletionRequest, Form, Pooling, TextRequest
+from ikq.serve.saved import save_prefixes
 from ikq.serve.text import TextPlan
 from ikq.speculation.options import Speculation
 from ikq.speculation.text import TextSpeculation
 from ikq.templates import fit
+from ikq.tools import ReplyForm
 
-__all__ = ["LoadedModel", "load_model"]
+__all__ = ["LoadedModel"]
+
+# names that mean something else where templates are rendered
+_RESERVED = frozenset(("self", "messages", "tools", "continues"))
 
 
 @dataclass
@@ -58,6 +60,12 @@ class LoadedModel:
         """Bytes of its weights."""
         return sum(self.model.memory[:2])
 
+    @property
+    def held(self) -> int:
+        """Bytes of memory that are free when it is closed."""
+        memory = self.model.memory
+        return memory.copied + memory.cache
+
     # requests made ready: in any thread, the model is not touched
 
     def plan_chat(self, request: ChatRequest) -> TextPlan:
@@ -66,23 +74,25 @@ class LoadedModel:
         Raises:
             ServiceError: the template cannot express it, the prompt is too long, a value is out of range.
         """
-        prompt = self.render(request)
+        prompt, form = self._rendered(request)
         tokens = self.tokens_of(prompt, parameter="messages")
-        form, choice = self.model.reply_form, request.tool_choice
+        choice = request.tool_choice
         tools = request.tools if choice.mode != "none" else ()
+        schema = _schema_beside(tools, request.form)
+        answer = self._constraint(request)
         with _telling("tools"):
             constraint = form.constraint(
-                tools, choice.mode, name=choice.name, parallel=choice.parallel, prompt=prompt
+                tools,
+                choice.mode,
+                name=choice.name,
+                parallel=choice.parallel,
+                json_schema=schema,
+                prompt=prompt,
             )
-        answer = self._constraint(request)
-        if answer is not None and tools:
-            raise ServiceError(
-                "invalid_request",
-                "tools and a form of the answer cannot be had at once: leave out one of them",
-                parameter="response_format",
-            )
-        if answer is not None:
+        if answer is not None and not tools:
             constraint = form.answer(answer, prompt)
+        if request.reasoning_budget is not None:
+            constraint = form.budgeted(constraint, request.reasoning_budget, prompt)
 
         def new_parser() -> ReplyParser:
             parser = form.parser(prompt, tools, separates_reasoning=request.separates_reasoning)
@@ -108,12 +118,22 @@ class LoadedModel:
         Raises:
             ServiceError: the template cannot express it.
         """
+        return self._rendered(request)[0]
+
+    def _rendered(self, request: ChatRequest) -> tuple[str, ReplyForm]:
+        """The prompt of a conversation, and the form of the reply."""
         if not request.messages:
             raise ServiceError("invalid_request", "there are no messages", parameter="messages")
+        reserved = _RESERVED & request.template_options.keys()
+        if reserved:
+            sentence = f"chat_template_kwargs: {min(reserved)} is no option of a template"
+            raise ServiceError("invalid_request", sentence, parameter="chat_template_kwargs")
         tools = list(request.tools) if request.tools and request.tool_choice.mode != "none" else None
         with _telling("messages"):
-            fitted = fit(self.model.chat_template, request.messages, tools, form=self.model.reply_form)
-            return fitted.render(continues=request.continues, **request.template_options)
+            form = self.model.reply_form
+            fitted = fit(self.model.chat_template, request.messages, tools, form=form, tells_tools=True)
+            prompt = fitted.render(continues=request.continues, **request.template_options)
+        return prompt, fitted.form or form
 
     def count_tokens(self, request: ChatRequest) -> int:
         """Tokens of the prompt of a conversation.
@@ -154,8 +174,8 @@ class LoadedModel:
         form = request.form
         if form.is_free:
             return None
-        with _telling("grammar" if form.json_schema is None else "response_format"):
-            return compile_constraint(self.model.tokenizer, **vars(form))
+        with _telling(form.parameter):
+            return compile_constraint(self.model.tokenizer, **form.keywords)
 
     def _plan(
         self,
@@ -177,6 +197,13 @@ class LoadedModel:
         if unknown:
             sentence = f"logit_bias: token {unknown[0]} is not in the vocabulary"
             raise ServiceError("invalid_request", sentence, parameter="logit_bias")
+        if request.sampling.dry_multiplier > 0:
+            # found here, and remembered: the engine's thread has no time for it
+            breakers(request.sampling.dry_sequence_breakers, self.model.tokenizer)
+        n_slots = len(self.engine.slots)
+        if request.slot is not None and not 0 <= request.slot < n_slots:
+            sentence = f"id_slot={request.slot}: there are slots 0 to {n_slots - 1}; -1 is any"
+            raise ServiceError("invalid_request", sentence, parameter="id_slot")
         speculation = self.speculation
         if request.speculation is not None:
             with _telling("speculation"):
@@ -244,54 +271,19 @@ class LoadedModel:
         self.model.close()
 
 
-def load_model(
-    name: str,
-    path: Path,
-    options: dict[str, Any],
-    settings: Settings,
-    speculation: Speculation,
-) -> LoadedModel:
-    """Loads a model and starts its engine.
-
-    Args:
-        name: What clients call it.
-        path: Its file.
-        options: Keywords of `Model.load`.
-        settings: Limits and folders.
-        speculation: What drafts its texts.
+def _schema_beside(tools: Sequence[Mapping[str, Any]], form: Form) -> Mapping[str, Any] | bool | None:
+    """The JSON schema of an answer that tools may be called instead of.
 
     Raises:
-        OSError, IkqError: as `Model.load`.
+        ServiceError: it has a form that is no schema.
     """
-    model = Model.load(path, **options)
-    try:
-        _ = model.tokenizer, model.reply_form  # damaged ones show now
-        speculation.text(model)
-        engine = Engine(
-            model, n_slots=settings.parallel, n_queue=settings.queue, budget=_budget(model, settings)
-        )
-    except BaseException:
-        model.close()
-        raise
-    loaded = LoadedModel(name, path, model, engine, int(time.time()), speculation)
-    if settings.prefix_dir is not None:
-        loaded.prefix_dir = folder_of(settings.prefix_dir, path)
-        n = engine.do(load_prefixes(model, engine.prefixes, loaded.prefix_dir)).result()
-        LOG.info("found %d texts of %s in %s", n, name, loaded.prefix_dir)
-    return loaded
-
-
-def _budget(model: Model, settings: Settings) -> int:
-    """Bytes that caches of a model may take."""
-    if settings.cache_bytes is not None:
-        return settings.cache_bytes
-    full = model.sequence_bytes(model.n_ctx)
-    return max(full, min(settings.parallel * full, _free_memory() // 2))
-
-
-def _free_memory() -> int:
-    """Bytes of memory that are free, as far as the system tells."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    if not tools:
+        return None
+    if form.gbnf is not None or form.lark is not None or form.regex is not None:
+        name = "grammar" if form.regex is None else "regex"
+        sentence = f"{name} cannot be had together with tools; response_format can"
+        raise ServiceError("invalid_request", sentence, parameter=name)
+    return {"type": "object"} if form.json_object else form.json_schema
 
 
 @contextmanager

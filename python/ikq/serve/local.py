@@ -54,7 +54,7 @@ class LocalService:
             raise ServiceError("invalid_request", "there is no input", parameter="input")
         async with self.models.use(request.model) as model:
             texts = await asyncio.to_thread(self._texts, model, request)
-            pooling = request.pooling or model.pooling
+            pooling = request.pooling or self._settings.pooling or model.pooling
             futures = [model.engine.do(model.embedding(tokens, pooling)) for tokens in texts]
             try:
                 vectors = list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
@@ -83,8 +83,11 @@ class LocalService:
         return texts
 
     async def _reply(self, request: TextRequest, plan: Callable[[LoadedModel], TextPlan]) -> LocalReply:
-        if not 1 <= request.n <= self._settings.parallel + self._settings.queue:
-            raise ServiceError("invalid_request", f"n={request.n} is not offered", parameter="n")
+        most = self._settings.parallel + self._settings.queue
+        if not 1 <= request.n <= most:
+            sentence = f"n={request.n}: expected 1 to {most}, the texts that may wait (--parallel, --queue)"
+            raise ServiceError("invalid_request", sentence, parameter="n")
+        seconds, too_late = _time_of(request.timeout, self._settings.timeout)
         model = await self.models.hold(request.model)
         try:
             ready = await asyncio.to_thread(plan, model)
@@ -95,7 +98,8 @@ class LocalService:
                 request.n,
                 model=model.name,
                 client="local" if record is None else record.client,
-                seconds=_least(request.timeout, self._settings.timeout),
+                seconds=seconds,
+                too_late=too_late,
                 done=lambda: self.models.release(model),
             )
         except BaseException:
@@ -114,6 +118,10 @@ def _note(model: LoadedModel, reply: LocalReply | None) -> None:
             record.usages.append(reply.usage)
 
 
-def _least(*seconds: float | None) -> float | None:
-    given = [s for s in seconds if s is not None]
-    return min(given) if given else None
+def _time_of(own: float | None, allowed: float | None) -> tuple[float | None, str]:
+    """Seconds that a request may take, and what is said when it takes longer."""
+    if own is not None and (allowed is None or own <= allowed):
+        return own, f"the request took longer than the {own:g} s that it gave itself (`timeout`)"
+    if allowed is None:
+        return None, ""
+    return allowed, f"the request took longer than the {allowed:g} s that the server allows (--timeout)"

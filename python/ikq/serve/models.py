@@ -10,6 +10,7 @@ from pathlib import Path
 from ikq.errors import IkqError, RefusedError
 from ikq.serve.errors import ServiceError
 from ikq.serve.loaded import LoadedModel
+from ikq.serve.memory import available_memory
 from ikq.serve.request_log import LOG
 
 __all__ = ["Models", "find_models"]
@@ -44,6 +45,7 @@ class Models:
     Args:
         paths: Files by name.
         load: Loads one; in a thread.
+        check: Finds out whether one could be loaded, and how many bytes of memory it needs; in a thread.
         most: Most models that are loaded.
         takes_any_name: There is one model, and it answers whatever it is called.
     """
@@ -52,12 +54,16 @@ class Models:
         self,
         paths: Mapping[str, Path],
         load: Callable[[str, Path], LoadedModel],
+        check: Callable[[Path], int],
         *,
         most: int,
         takes_any_name: bool,
     ) -> None:
         self.paths = dict(paths)
         self._load = load
+        self._check = check
+        # files that could not be loaded: which they were, and why
+        self._broken: dict[str, tuple[object, str]] = {}
         self._most = most
         self._takes_any_name = takes_any_name
         # the latest last
@@ -147,20 +153,35 @@ class Models:
             self._changed.notify_all()
 
     async def _bring(self, name: str) -> None:
-        """Loads a model, when there is a place for it."""
-        while len(self._loaded) >= self._most:
-            await self._drop_idle()
+        """Loads a model, when there is a place for it. Nothing makes room for one that cannot be loaded."""
+        path = self.paths[name]
+        stamp = _stamp(path)
+        if name in self._broken and self._broken[name][0] == stamp:
+            raise _unloadable(name, self._broken[name][1])
+        try:
+            needed = await asyncio.to_thread(self._check, path)
+            most = available_memory() + sum(model.held for model in self._loaded.values())
+            if needed > most:
+                raise _unloadable(name, f"it needs {_gib(needed)} of memory, and there are {_gib(most)}")
+            while len(self._loaded) >= self._most:
+                await self._drop_idle()
+            self._loaded[name] = await self._loaded_one(name, path)
+        except (OSError, IkqError) as error:
+            sentence = str(error)
+            self._broken[name] = (stamp, sentence)
+            raise _unloadable(name, sentence) from None
+
+    async def _loaded_one(self, name: str, path: Path) -> LoadedModel:
+        """The model; others go as long as memory does not hold it."""
         while True:
             try:
                 LOG.info("loading %s", name)
-                self._loaded[name] = await asyncio.to_thread(self._load, name, self.paths[name])
-                return
+                return await asyncio.to_thread(self._load, name, path)
             except RefusedError as error:
                 if not self._loaded:
-                    raise ServiceError("unavailable", f"{name} cannot be loaded: {error}") from None
+                    sentence = f"{name} cannot be loaded now: {error}"
+                    raise ServiceError("unavailable", sentence, parameter="model") from None
                 await self._drop_idle()
-            except (OSError, IkqError) as error:
-                raise ServiceError("unavailable", f"{name} cannot be loaded: {error}") from None
 
     async def _drop_idle(self) -> None:
         """Lets the model go that was not used longest; waits until there is one that nobody uses."""
@@ -174,3 +195,20 @@ class Models:
         self._users.pop(name, None)
         LOG.info("unloading %s", name)
         await asyncio.to_thread(model.close)
+
+
+def _stamp(path: Path) -> object:
+    """What tells a file from one that takes its place later."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+
+
+def _unloadable(name: str, sentence: str) -> ServiceError:
+    return ServiceError("unloadable", f"{name} cannot be loaded: {sentence}", parameter="model")
+
+
+def _gib(n: int) -> str:
+    return f"{n / 2**30:.1f} GiB"

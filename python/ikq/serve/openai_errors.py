@@ -20,6 +20,7 @@ _TYPES: dict[ErrorKind, str] = {
     "timeout": "timeout_error",
     "unsupported": "not_supported_error",
     "unavailable": "unavailable_error",
+    "unloadable": "invalid_request_error",
     "internal": "server_error",
 }
 
@@ -29,6 +30,7 @@ _CODES: dict[ErrorKind, str] = {
     "not_found": "not_found",
     "overloaded": "rate_limit_exceeded",
     "too_large": "request_too_large",
+    "unloadable": "model_not_loadable",
 }
 
 

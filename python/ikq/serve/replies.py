@@ -26,6 +26,10 @@ class ReplyParser(Protocol):
     def n_calls(self) -> int:
         """Tool calls so far."""
 
+    @property
+    def is_call_open(self) -> bool:
+        """Whether the last of them has not come to its end."""
+
     def feed(self, text: str, index: int) -> list[Piece]:
         """Takes more text.
 
@@ -34,8 +38,13 @@ class ReplyParser(Protocol):
             index: The text's number, for the pieces.
         """
 
-    def finish(self, index: int) -> list[Piece]:
-        """The end of the text: what was held back."""
+    def finish(self, index: int, *, is_cut: bool) -> list[Piece]:
+        """The end of the text: what was held back.
+
+        Args:
+            index: As for `feed`.
+            is_cut: The model had not ended: a limit or a stop text did.
+        """
 
 
 class PlainParser:
@@ -44,12 +53,13 @@ class PlainParser:
     sees_special = False
     is_reasoning = False
     n_calls = 0
+    is_call_open = False
 
     def feed(self, text: str, index: int) -> list[Piece]:
         """See `ReplyParser`, as for all others."""
         return [Piece(index=index, kind="content", text=text)] if text else []
 
-    def finish(self, index: int) -> list[Piece]:
+    def finish(self, index: int, *, is_cut: bool) -> list[Piece]:
         """See there."""
         return []
 
@@ -72,13 +82,18 @@ class ChatParser:
         """See `ReplyParser`, as for all others."""
         return self._parser.n_calls
 
+    @property
+    def is_call_open(self) -> bool:
+        """See there."""
+        return self._parser.is_call_open
+
     def feed(self, text: str, index: int) -> list[Piece]:
         """See there."""
         return self._pieces(self._parser.feed(text), index) if text else []
 
-    def finish(self, index: int) -> list[Piece]:
+    def finish(self, index: int, *, is_cut: bool) -> list[Piece]:
         """See there."""
-        return self._pieces(self._parser.finish(), index)
+        return self._pieces(self._parser.finish(is_cut=is_cut), index)
 
     def _pieces(self, deltas: list[Delta], index: int) -> list[Piece]:
         if deltas:

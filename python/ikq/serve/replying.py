@@ -26,6 +26,7 @@ class LocalReply:
         model: The name of the model.
         client: Who asks.
         seconds: Time that it may take.
+        too_late: What is said when it takes longer.
         done: Called once, when nothing more comes.
 
     Raises:
@@ -41,6 +42,7 @@ class LocalReply:
         model: str,
         client: str,
         seconds: float | None,
+        too_late: str = "",
         done: Callable[[], None],
     ) -> None:
         self.id = secrets.token_hex(12)
@@ -54,7 +56,7 @@ class LocalReply:
         self._n_left = self._n_coming = n
         self._is_over = self._is_released = False
         self._done = done
-        self._job = Job(plan, n, asyncio.get_running_loop(), self._take, client, seconds)
+        self._job = Job(plan, n, asyncio.get_running_loop(), self._take, client, seconds, too_late)
         self.usage = self._job.usage
         engine.submit(self._job)
 

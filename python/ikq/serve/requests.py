@@ -33,6 +33,7 @@ class Form:
         gbnf: A grammar in llama.cpp's notation.
         lark: A grammar in Lark's notation.
         regex: A regular expression.
+        parameter: Name of the request's field that says it, for errors.
     """
 
     json_object: bool = False
@@ -40,6 +41,12 @@ class Form:
     gbnf: str | None = None
     lark: str | None = None
     regex: str | None = None
+    parameter: str = field(default="response_format", compare=False)
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """Keywords of `ikq.grammar.compile_constraint`."""
+        return {name: value for name, value in vars(self).items() if name != "parameter"}
 
     @property
     def is_free(self) -> bool:
@@ -109,6 +116,7 @@ class ChatRequest(TextRequest):
         tool_choice: Which of them.
         template_options: Further variables of the template: `enable_thinking`, `reasoning_effort`, ...
         continues: The last message is the assistant's and unfinished: the reply goes on with it.
+        reasoning_budget: Most tokens of thoughts; `None`: no limit.
         separates_reasoning: Thoughts come as `reasoning`; otherwise they are part of the content, marks and
             all.
     """
@@ -118,6 +126,7 @@ class ChatRequest(TextRequest):
     tool_choice: ToolChoice = field(default_factory=ToolChoice)
     template_options: Mapping[str, Any] = field(default_factory=dict)
     continues: bool = False
+    reasoning_budget: int | None = None
     separates_reasoning: bool = True
 
 

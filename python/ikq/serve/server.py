@@ -7,6 +7,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,12 +20,15 @@ from ikq.serve import openapi
 from ikq.serve.app import make_app
 from ikq.serve.connection import Connection
 from ikq.serve.endpoint import Endpoint
-from ikq.serve.loaded import LoadedModel, load_model
+from ikq.serve.loaded import LoadedModel
+from ikq.serve.loading import check_model, load_model
 from ikq.serve.local import LocalService
 from ikq.serve.models import Models, find_models
 from ikq.serve.request_log import LOG
 from ikq.serve.routes import anthropic, llama_server, openai, page, responses
 from ikq.serve.settings import Settings
+from ikq.serve.signals import UvicornServer, signals
+from ikq.serve.starting import check_start
 from ikq.speculation.options import Speculation
 
 __all__ = ["Server"]
@@ -41,7 +45,7 @@ class Server:
         speculation: What drafts texts, unless a request says otherwise.
 
     Raises:
-        RefusedError: there is no model in the folder.
+        RefusedError: there is no model in the folder, or settings cannot be had.
 
     Examples:
         >>> import ikq
@@ -60,6 +64,7 @@ class Server:
         speculation: Speculation | None = None,
     ) -> None:
         self.settings = settings or Settings()
+        check_start(self.settings)
         path = Path(model)
         is_folder = path.is_dir()
         paths = find_models(path) if is_folder else {name or path.stem: path}
@@ -67,7 +72,9 @@ class Server:
             raise RefusedError(f"{path}: there is no model (*.gguf) in this folder")
         self._options = dict(load_options or {})
         self._speculation = speculation or Speculation()
-        self.models = Models(paths, self._load, most=self.settings.models_max, takes_any_name=not is_folder)
+        self.models = Models(
+            paths, self._load, self._check, most=self.settings.models_max, takes_any_name=not is_folder
+        )
         self._preloads = not is_folder
         self.service = LocalService(self.models, self.settings)
         self.app = make_app(self.service, self.settings, self._endpoints(), self._lifespan)
@@ -87,13 +94,15 @@ class Server:
     def run(self) -> None:
         """Serves until somebody interrupts it (Ctrl-C, SIGTERM); what is being answered is completed first.
 
+        Whoever interrupts it again ends the process at once, with the exit code 130 (SIGTERM: 143).
+
         Raises:
             OSError: the port is taken.
             OSError, IkqError: the model cannot be loaded.
         """
         server = self._prepared()
         assert self._socket is not None
-        with self._socket:
+        with self._socket, signals(server, self.settings.grace):
             server.run([self._socket])
         if self._error is not None:
             raise self._error
@@ -169,21 +178,35 @@ class Server:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_graceful_shutdown=max(1, round(settings.grace)),
+            # beyond the grace only clients that read nothing are left
+            timeout_graceful_shutdown=round(settings.grace) + 5,
             ssl_certfile=None if settings.ssl_certfile is None else str(settings.ssl_certfile),
             ssl_keyfile=None if settings.ssl_keyfile is None else str(settings.ssl_keyfile),
         )
-        self._uvicorn = uvicorn.Server(config)
+        self._uvicorn = UvicornServer(config, settings.grace, self._end_all)
         return self._uvicorn
 
     def _endpoints(self) -> list[Endpoint]:
         pages = page.ENDPOINTS if self.settings.page else []
         apis = (openai, anthropic, responses, llama_server)
         endpoints = [endpoint for api in apis for endpoint in api.ENDPOINTS]
-        return [*endpoints, openapi.endpoint_of(endpoints), *pages]
+        prefix = self.settings.api_prefix
+        endpoints = [replace(e, path=prefix + e.path) for e in endpoints]
+        return [
+            *endpoints,
+            replace(openapi.endpoint_of(endpoints), path=f"{prefix}/openapi.json"),
+            *(replace(e, path=prefix + e.path) for e in pages),
+        ]
 
     def _load(self, name: str, path: Path) -> LoadedModel:
         return load_model(name, path, self._options, self.settings, self._speculation)
+
+    def _check(self, path: Path) -> int:
+        return check_model(path, self._options, self.settings, self._speculation)
+
+    async def _end_all(self) -> None:
+        """Ends all texts; those who wait for them are told."""
+        await asyncio.gather(*(asyncio.to_thread(m.engine.close) for m in self.models.loaded))
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:

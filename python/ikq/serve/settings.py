@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ikq.sampling import SamplingOptions
 
@@ -37,8 +37,17 @@ class Settings:
         access_log: A line per request.
         log_json: ... as JSON.
         page: Serve the web page at `/`.
+        slots: Tell about slots at `/slots`.
         sampling: How tokens are chosen where a request does not say.
+        max_tokens: Most tokens of a text where a request does not say; `None`: no limit.
+        cache_prompt: What was computed may serve other requests where a request does not say.
+        pooling: How states of tokens become an embedding; `None`: as the model's file says, or their mean.
         template_options: Variables of chat templates where a request does not say.
+        chat_template: The chat template of all models; `None`: the one that a model's file has.
+        reasoning_format: `none`: thoughts stay in the content where a request does not say otherwise.
+        reasoning_budget: Most tokens of thoughts where a request does not say; `None`: no limit.
+        prefill_assistant: A reply goes on with a last message of the assistant where a request does not say.
+        api_prefix: What comes before all paths; empty, or begins with `/`.
     """
 
     host: str = "127.0.0.1"
@@ -60,8 +69,17 @@ class Settings:
     access_log: bool = True
     log_json: bool = False
     page: bool = True
+    slots: bool = True
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    max_tokens: int | None = None
+    cache_prompt: bool = True
+    pooling: Literal["mean", "cls", "last"] | None = None
     template_options: Mapping[str, Any] = field(default_factory=dict)
+    chat_template: str | None = None
+    reasoning_format: Literal["auto", "none"] = "auto"
+    reasoning_budget: int | None = None
+    prefill_assistant: bool = True
+    api_prefix: str = ""
 
     def __post_init__(self) -> None:
         for name, low in (
@@ -81,7 +99,11 @@ class Settings:
             seconds = getattr(self, name)
             if seconds is not None and seconds <= 0:
                 raise ValueError(f"{name}={seconds}: expected more than 0 seconds")
-        if self.cache_bytes is not None and self.cache_bytes < 0:
-            raise ValueError(f"cache_bytes={self.cache_bytes}: expected 0 or more")
+        for name in ("cache_bytes", "max_tokens", "reasoning_budget"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name}={value}: expected 0 or more")
         if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
             raise ValueError("ssl_certfile and ssl_keyfile go together")
+        if self.api_prefix and not (self.api_prefix.startswith("/") and self.api_prefix[-1] != "/"):
+            raise ValueError(f"api_prefix={self.api_prefix!r}: expected /NAME, without a / at its end")

@@ -172,7 +172,8 @@ class Text:
             text += self._stop.push(self._decoder.flush()) + self._stop.flush()
         pieces = self._parser.feed(text, self.index)
         if reason is not None:
-            pieces += self._parser.finish(self.index)
+            is_cut = reason == "length" or self._stop.found is not None
+            pieces += self._parser.finish(self.index, is_cut=is_cut)
         if not pieces and (reason is not None or plan.logprobs is not None) and self._new_logprobs:
             pieces = [Piece(index=self.index, kind="content", text="")]
         events: list[Event] = []
@@ -182,7 +183,7 @@ class Text:
                 self._new_logprobs, self._new_ids = [], []
             events.append(piece)
         if reason is not None:
-            if reason == "stop" and self._parser.n_calls:
+            if reason == "stop" and self._parser.n_calls and not self._parser.is_call_open:
                 reason = "tool_calls"
             events.append(self._finished(reason))
         return events

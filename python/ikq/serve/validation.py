@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from ikq.serve.errors import ServiceError
 
@@ -39,13 +40,16 @@ def check(model: type[T], body: object) -> T:
         return model.model_validate(body)
     except ValidationError as e:
         # of the alternatives of a field the one that fits best is the one that failed deepest inside
-        error = max(e.errors(include_url=False), key=lambda error: len(_place(body, error["loc"])))
-        place = ".".join(map(str, _place(body, error["loc"])))
+        def place_of(error: ErrorDetails) -> list[int | str]:
+            return _place(body, error["loc"], is_missing=error["type"] == "missing")
+
+        error = max(e.errors(include_url=False), key=lambda error: len(place_of(error)))
+        place = ".".join(map(str, place_of(error)))
         sentence = f"{place}: {error['msg']}" if place else error["msg"]
         raise ServiceError("invalid_request", sentence, parameter=place or None) from None
 
 
-def _place(body: Any, loc: tuple[int | str, ...]) -> list[int | str]:  # noqa: ANN401  # JSON
+def _place(body: Any, loc: tuple[int | str, ...], *, is_missing: bool) -> list[int | str]:  # noqa: ANN401  # JSON
     """The steps of `loc` that lead somewhere in the body; the others name alternatives of a field."""
     place: list[int | str] = []
     for n, step in enumerate(loc):
@@ -53,6 +57,6 @@ def _place(body: Any, loc: tuple[int | str, ...]) -> list[int | str]:  # noqa: A
         if inside and not (isinstance(body, list) and step >= len(body)):  # type: ignore[operator]
             body = body[step]
             place.append(step)
-        elif isinstance(body, dict) and n == len(loc) - 1:
-            place.append(step)  # what is missing
+        elif isinstance(body, dict) and n == len(loc) - 1 and is_missing:
+            place.append(step)
     return place

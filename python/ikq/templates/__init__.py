@@ -5,6 +5,8 @@
 
 abilities.py   what a template can express, found out by trying: `Abilities`
 fitting.py     messages in OpenAI's form as the template wants them: `fit`
+telling.py     tools told in a system message, where the template has no place for them
+beginning.py   replies that go on with what has been said
 """
 
 from ikq.errors import TemplateLimit

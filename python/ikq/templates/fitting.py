@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 from ikq.chat import ChatTemplate
 from ikq.errors import FormatError, TemplateLimit
 from ikq.templates.abilities import Abilities, Message, abilities_of, as_parts
+from ikq.templates.beginning import begun
+from ikq.templates.telling import needs_telling, with_tools
 from ikq.tools.functions import function_of
+from ikq.tools.json_reply import written_answer, written_result
 
 if TYPE_CHECKING:
     from ikq.tools import ReplyForm
@@ -27,11 +31,13 @@ class Fitted:
         template: The template.
         messages: The messages.
         tools: Descriptions of tools, as the template wants them.
+        form: How the model will write its reply, if that was known before.
     """
 
     template: ChatTemplate
     messages: list[Message]
     tools: list[Message] | None
+    form: ReplyForm | None = None
 
     def render(
         self,
@@ -48,16 +54,21 @@ class Fitted:
         Raises:
             TemplateLimit: the template refuses the conversation; the message is the template's.
         """
-        messages, rest = self.messages, ""
-        if continues and messages and messages[-1]["role"] == "assistant":
-            messages, last = messages[:-1], messages[-1].get("content") or ""
-            rest = last if isinstance(last, str) else "".join(str(part.get("text", "")) for part in last)
+        messages = self.messages
+        last = messages[-1] if continues and messages and messages[-1]["role"] == "assistant" else None
+        if last is not None and self.form is not None and self.form.name == "json":
+            raise TemplateLimit(
+                "the model's chat template has no place for tools: with tools an answer cannot be continued"
+            )
+        if last is not None:
+            messages = messages[:-1]
         try:
-            return self.template.render(messages, self.tools, **options) + rest
+            prompt = self.template.render(messages, self.tools, **options)
         except TemplateLimit:
             raise
         except FormatError as e:
             raise TemplateLimit(f"the model's chat template does not take this conversation: {e}") from None
+        return prompt if last is None else prompt + begun(last, prompt, self.form)
 
 
 def fit(
@@ -66,6 +77,7 @@ def fit(
     tools: Sequence[Mapping[str, Any]] | None = None,
     *,
     form: ReplyForm | None = None,
+    tells_tools: bool = False,
 ) -> Fitted:
     """Makes a conversation fit a template.
 
@@ -76,6 +88,8 @@ def fit(
             `reasoning_content`.
         tools: Functions that the model may call, in the same form.
         form: How the model writes calls, for templates that show tools but no calls.
+        tells_tools: Where the template has no place for tools, a system message tells them, and the model is
+            to answer as JSON: whoever reads the reply does so in the `form` of the result.
 
     Returns:
         What to render; the arguments are not changed.
@@ -95,17 +109,30 @@ def fit(
         <BLANKLINE>
     """
     abilities = abilities_of(template)
-    fitter = _Fitter(abilities, form)
+    if tells_tools and form is not None and needs_telling(abilities, messages, tools):
+        fitter = _Fitter(template, abilities, form.as_json(), answers=bool(tools))
+        if tools:
+            messages = with_tools(messages, tools)
+        return Fitted(
+            template, fitter.messages(messages), fitter.tools(None), form.as_json() if tools else form
+        )
+    fitter = _Fitter(template, abilities, form)
     fitted = fitter.messages(messages)
-    return Fitted(template, fitted, fitter.tools(tools))
+    return Fitted(template, fitted, fitter.tools(tools), form)
 
 
 class _Fitter:
     """Makes messages fit what a template can express."""
 
-    def __init__(self, abilities: Abilities, form: ReplyForm | None) -> None:
+    def __init__(
+        self, template: ChatTemplate, abilities: Abilities, form: ReplyForm | None, *, answers: bool = False
+    ) -> None:
+        self._source = template.source
         self._can = abilities
         self._form = form
+        # a system message tells the tools: calls are JSON in the content, and so are answers
+        self._is_json = form is not None and form.name == "json"
+        self._answers_json = answers
         # names of called functions, by the calls' ids
         self._called: dict[str, str] = {}
 
@@ -147,6 +174,9 @@ class _Fitter:
         role = message.get("role")
         if not isinstance(role, str):
             raise FormatError(f"messages[{i}] has no role")
+        if role not in ROLES and not _is_named(self._source, role):
+            known = ", ".join(ROLES)
+            raise FormatError(f"messages[{i}]: there is no role `{role[:40]}`; roles are {known}")
         if role == "developer" and not self._can.developer:
             message["role"] = "system"
         message["content"] = _text_of(message.get("content"), i)
@@ -156,6 +186,8 @@ class _Fitter:
         if calls:
             message["tool_calls"] = [self._call(call, i, j) for j, call in enumerate(calls)]
             self._write_calls(message)
+        elif self._answers_json and role == "assistant" and message["content"]:
+            message["content"] = written_answer(message["content"])
         if role in ("tool", "function"):
             self._result(message)
         self._name_thoughts(message)
@@ -202,11 +234,10 @@ class _Fitter:
 
     def _write_calls(self, message: Message) -> None:
         """Calls as content, where the template shows none."""
-        if self._can.calls is not None:
+        if self._can.calls is not None and not self._is_json:
             return
-        written = (
-            None if self._form is None or not self._can.tools else self._form.written(message["tool_calls"])
-        )
+        can = self._can.tools or self._is_json
+        written = self._form.written(message["tool_calls"]) if self._form is not None and can else None
         if written is None:
             raise TemplateLimit(
                 "the model's chat template has no place for calls of tools, which this conversation has"
@@ -215,6 +246,10 @@ class _Fitter:
         message["content"] = f"{message['content']}\n{written}" if message["content"] else written
 
     def _result(self, message: Message) -> None:
+        if self._is_json:
+            name = self._called.get(self._id(message.pop("tool_call_id", None)), message.pop("name", None))
+            message.update(role="user", content=written_result(name, message["content"]))
+            return
         if not self._can.results:
             raise TemplateLimit("the model's chat template has no place for results of tools (role `tool`)")
         message["role"] = "tool"
@@ -274,6 +309,15 @@ class _Fitter:
                 return {**message, "content": None}
             return {name: value for name, value in message.items() if name != "content"}
         return message if self._can.text else as_parts(message)
+
+
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+"""Roles of messages that every conversation may have."""
+
+
+def _is_named(source: str, role: str) -> bool:
+    """Whether a template knows a role of its own: it compares roles with this name."""
+    return re.search(rf"role[^%}}]*['\"]{re.escape(role)}['\"]", source) is not None
 
 
 def _text_of(content: object, i: int) -> str:

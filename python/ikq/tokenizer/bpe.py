@@ -21,6 +21,10 @@ from ikq.tokenizer.vocab import TokenType, Vocab
 __all__ = ["BpeEncoder", "RawBpeEncoder", "token_bytes"]
 
 
+# Characters from which on a text takes milliseconds.
+_LONG = 4096
+
+
 class BpeEncoder:
     """Encodes pieces of text."""
 
@@ -48,8 +52,7 @@ class BpeEncoder:
             begins: Makes no difference here.
         """
         del begins
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        return _ids(self._tokenizer, text)
 
 
 class RawBpeEncoder:
@@ -76,8 +79,17 @@ class RawBpeEncoder:
         for piece in re.findall(r"\n+|[^\n]+", text.replace(" ", SPACE)):
             # line ends that are a token together are not made by merges
             whole = self._ids.get(piece) if piece[0] == "\n" else None
-            ids += self._tokenizer.encode(piece, add_special_tokens=False).ids if whole is None else [whole]
+            ids += _ids(self._tokenizer, piece) if whole is None else [whole]
         return ids
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a text. Other threads go on while a long one is encoded."""
+    if len(text) < _LONG:
+        found: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    else:
+        found = tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    return found
 
 
 def _model(vocab: Vocab, **options: bool) -> BPE:

@@ -11,9 +11,11 @@ spelling.py   how calls are written: what the table is made of
 parser.py     text to deltas while it comes in: `ReplyParser`
 scanning.py   ... the reading of a text that comes in pieces
 readers.py, harmony.py    ... one reader for each kind of spelling
+json_reply.py ... and for replies that are JSON, where a system message tells the tools
 functions.py  functions that may be called
 values.py     arguments between tags as JSON
 writing.py    calls as text, for templates that do not write them
+budget.py     thoughts that end after so many tokens
 grammars.py   forms as grammars: which calls may be made, and with what arguments
 """
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from ikq.chat import ChatTemplate
-from ikq.errors import FormatError
+from ikq.errors import FormatError, GrammarError
+from ikq.tools.functions import function_of
 from ikq.tools.parser import ReplyParser, new_call_id
-from ikq.tools.spelling import Harmony, JsonCalls, NamedCalls, Spelling, TaggedCalls
+from ikq.tools.spelling import Harmony, JsonCalls, JsonReply, NamedCalls, Spelling, TaggedCalls
 from ikq.tools.writing import written
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ class ReplyForm:
         name: str | None = None,
         parallel: bool = True,
         json_schema: Mapping[str, Any] | bool | None = None,
+        loose: bool = False,
     ) -> str | None:
         """A grammar of calls in Lark's notation, for `compile_constraint`; `None`: nothing is constrained.
 
@@ -86,6 +88,7 @@ class ReplyForm:
             name: The only one that may be called.
             parallel: Several calls may be in one reply.
             json_schema: What an answer without calls must be, if that is not free either; for `auto`.
+            loose: Arguments are free.
 
         Raises:
             GrammarError: the schema of a strict function cannot be enforced, or there is no such function.
@@ -96,8 +99,12 @@ class ReplyForm:
         from ikq.tools.grammars import calls_grammar
 
         enforced = choice == "required"
+        if json_schema is None and isinstance(self.spelling, JsonReply):
+            json_schema = {"type": "string"}
         answer = None if enforced or json_schema is None else prepared(json_schema)
-        return calls_grammar(self, tools, enforced=enforced, name=name, parallel=parallel, answer=answer)
+        return calls_grammar(
+            self, tools, enforced=enforced, name=name, parallel=parallel, answer=answer, loose=loose
+        )
 
     def constraint(
         self,
@@ -128,7 +135,48 @@ class ReplyForm:
             return None
         from ikq.tools.grammars import constraint
 
-        return constraint(self, lark, enforced=choice == "required" or json_schema is not None, prompt=prompt)
+        is_whole = json_schema is not None or isinstance(self.spelling, JsonReply)
+        enforced = choice == "required" or is_whole
+        try:
+            return constraint(self, lark, enforced=enforced, prompt=prompt)
+        except GrammarError as error:
+            if any(function_of(tool, i).get("strict") for i, tool in enumerate(tools)):
+                raise _too_many(tools, error) from None
+        # not strict: only the names hold where all together are too much
+        lark = self.grammar(tools, choice, name=name, parallel=parallel, json_schema=json_schema, loose=True)
+        assert lark is not None
+        try:
+            return constraint(self, lark, enforced=enforced, prompt=prompt)
+        except GrammarError as error:
+            raise _too_many(tools, error) from None
+
+    def budgeted(self, inner: Constraint | None, budget: int, prompt: str = "") -> Constraint | None:
+        """A constraint that ends the reasoning after so many tokens.
+
+        Args:
+            inner: What else constrains the reply.
+            budget: Most tokens of reasoning.
+            prompt: The prompt that the reply continues, which may have opened the reasoning.
+
+        Returns:
+            `inner` for models that do not mark reasoning.
+        """
+        from ikq.tools.budget import ThinkingBudget
+
+        if isinstance(self.spelling, Harmony):
+            marks = ("<|channel|>analysis<|message|>", "<|end|>")
+        elif self.reasoning is not None:
+            marks = self.reasoning
+        else:
+            return inner
+        if self.tokenizer is None:
+            return inner
+        is_open = prompt.rstrip().endswith(marks[0])
+        return ThinkingBudget(inner, marks, is_open=is_open, budget=budget, tokenizer=self.tokenizer)
+
+    def as_json(self) -> ReplyForm:
+        """The form in which the model answers when a system message tells it the tools, as JSON."""
+        return replace(self, name="json", spelling=JsonReply(), signs=())
 
     def written(self, calls: Sequence[Mapping[str, Any]]) -> str | None:
         """Calls as the model writes them, for templates that do not; `None` if all such templates do.
@@ -148,6 +196,15 @@ class ReplyForm:
         from ikq.tools.grammars import answer
 
         return answer(self, inner, prompt)
+
+
+def _too_many(tools: Sequence[Mapping[str, Any]], error: GrammarError) -> GrammarError:
+    """Each of them can be enforced, and all together cannot."""
+    return GrammarError(
+        f"calls of these {len(tools)} tools cannot be enforced: {error}; send fewer, or with shorter schemas",
+        keyword="tools",
+        place="tools",
+    )
 
 
 _DSML = "\uff5cDSML\uff5c"

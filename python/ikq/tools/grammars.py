@@ -14,7 +14,7 @@ from ikq.grammar.compiling import compile_lark
 from ikq.grammar.schema import compact, prepared
 from ikq.grammar.vocabulary import words_of
 from ikq.tools.functions import function_of
-from ikq.tools.spelling import Harmony, JsonCalls, NamedCalls, TaggedCalls
+from ikq.tools.spelling import Harmony, JsonCalls, JsonReply, NamedCalls, TaggedCalls
 from ikq.tools.values import is_text
 
 if TYPE_CHECKING:
@@ -66,9 +66,13 @@ def calls_grammar(
     name: str | None,
     parallel: bool,
     answer: Mapping[str, Any] | None = None,
+    loose: bool = False,
 ) -> str:
-    """The grammar of the calls of a reply in Lark's notation, or of an answer of this schema."""
-    functions = [_Function.of(tool, i) for i, tool in enumerate(tools)]
+    """The grammar of the calls of a reply in Lark's notation, or of an answer of this schema.
+
+    With `loose` arguments are free.
+    """
+    functions = [_Function.of(tool, i, loose=loose) for i, tool in enumerate(tools)]
     if name is not None:
         functions = [f for f in functions if f.name == name]
         if not functions:
@@ -83,14 +87,16 @@ class _Function:
     Attributes:
         name: Its name.
         schema: Of its arguments; can be compiled.
+        is_free: They may be anything.
     """
 
-    def __init__(self, name: str, schema: dict[str, Any]) -> None:
+    def __init__(self, name: str, schema: dict[str, Any], *, is_free: bool = False) -> None:
         self.name = name
         self.schema = schema
+        self.is_free = is_free
 
     @classmethod
-    def of(cls, tool: Mapping[str, Any], i: int) -> _Function:
+    def of(cls, tool: Mapping[str, Any], i: int, *, loose: bool = False) -> _Function:
         """From OpenAI's form.
 
         Raises:
@@ -100,6 +106,8 @@ class _Function:
         function = function_of(tool, i)
         name = function["name"]
         schema = {"type": "object", **function["parameters"]}
+        if loose:
+            return cls(name, {"type": "object"}, is_free=True)
         if function.get("strict"):
             try:
                 return cls(name, _compiled(schema))
@@ -112,7 +120,7 @@ class _Function:
         try:
             return cls(name, _compiled(schema, lenient=True))
         except GrammarError:
-            return cls(name, {"type": "object"})
+            return cls(name, {"type": "object"}, is_free=True)
 
     def properties(self) -> Iterator[tuple[str, dict[str, Any], bool]]:
         """Name, schema and whether it is required, of each argument."""
@@ -151,8 +159,9 @@ class _Writer:
         self._rules: dict[str, str] = {}
         # calls that no mark begins are JSON like any answer, and are written with it
         self._needs_mark = False
-        # rules for a text up to a mark, by the mark
+        # rules for a text up to a mark, by the mark, and for JSON, by the schema
         self._values: dict[str, str] = {}
+        self._schemas: dict[str, str] = {}
 
     def written(
         self,
@@ -184,7 +193,11 @@ class _Writer:
         return "".join(f"{name}: {rule}\n" for name, rule in self._rules.items())
 
     def _answer(self, written: str | None) -> None:
-        if written is not None:
+        spelling = self._form.spelling
+        if written is not None and isinstance(spelling, JsonReply):
+            head = json.dumps({spelling.answer: None}).removesuffix("null}")
+            self._rules["answer"] = f"{self._text(head)} {written} {self._text('}')}"
+        elif written is not None:
             self._rules["answer"] = written
 
     def _harmony(self, enforced: bool, answer: str | None) -> None:
@@ -212,6 +225,8 @@ class _Writer:
         elif isinstance(spelling, NamedCalls):
             name = self._numbered(spelling.before_name + function.name + spelling.after_name)
             inner = f"{name} {self._text(spelling.arguments)} {self._json(function.schema)}"
+        elif function.is_free:
+            return f"{self._text(before)} {self._tagged_freely(spelling, function)}"
         else:
             inner = self._tagged(spelling, function, i)
         return f"{self._text(before)} {inner} {self._text(after)}"
@@ -232,14 +247,26 @@ class _Writer:
         return f"{self._numbered('{' + head)} {arguments} {tail} {self._text('}')}"
 
     def _tagged(self, spelling: TaggedCalls, function: _Function, i: int) -> str:
-        named = spelling.name_written.replace("{name}", function.name)
-        parts = [self._numbered(spelling.name[0] + named + spelling.name[1])]
+        parts = [self._named(spelling, function)]
         for j, (key, schema, is_required) in enumerate(function.properties()):
             rule = f"argument_{i}_{j}"
             self._rules[rule] = self._argument(spelling, key, schema)
             parts.append(rule if is_required else f"{rule}?")
         parts.append(self._text(spelling.end))
         return " ".join(parts)
+
+    def _tagged_freely(self, spelling: TaggedCalls, function: _Function) -> str:
+        """A name and any text, up to the end of the call."""
+        head = self._named(spelling, function)
+        end, after = (spelling.end, self._text(spelling.call[1])) if spelling.end else (spelling.call[1], "")
+        free = self._until(end)
+        if not spelling.name[1]:  # what comes next must not become a part of the name
+            free = f"({self._text(spelling.key[0])} {free} | {self._text(end.lstrip())})"
+        return f"{head} {free} {after}"
+
+    def _named(self, spelling: TaggedCalls, function: _Function) -> str:
+        named = spelling.name_written.replace("{name}", function.name)
+        return self._numbered(spelling.name[0] + named + spelling.name[1])
 
     def _argument(self, spelling: TaggedCalls, key: str, schema: Mapping[str, Any]) -> str:
         is_string = is_text({"properties": {key: schema}}, key, {})
@@ -269,7 +296,10 @@ class _Writer:
         return f"{name} {self._text(mark[len(stripped) :])}"
 
     def _json(self, schema: Mapping[str, Any]) -> str:
-        return f"%json {json.dumps(compact(schema))}"
+        text = json.dumps(compact(schema))
+        name = self._schemas.setdefault(text, f"json_{len(self._schemas)}")
+        self._rules[name] = f"%json {text}"
+        return name
 
     def _numbered(self, text: str) -> str:
         """A text in which `#` stands for a number."""

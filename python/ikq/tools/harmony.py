@@ -27,9 +27,9 @@ def read_harmony(text: Scanner, calls: Calls, *, prompt: str = "") -> Steps[None
         calls: Those of the reply.
         prompt: What came before; it may have begun a message.
     """
-    if prompt.rstrip().endswith("<|message|>"):
-        heading = prompt[prompt.rfind("<|start|>") :]
-        yield from _body(text, calls, heading)
+    begun = prompt[prompt.rfind("<|start|>") :]
+    if "<|message|>" in begun and not any(end in begun for end in _ENDS[:3]):
+        yield from _body(text, calls, begun[: begun.index("<|message|>")])
     while not (yield from text.at_end()):
         parts: list[str] = []
         place = text.keep()
@@ -38,11 +38,17 @@ def read_harmony(text: Scanner, calls: Calls, *, prompt: str = "") -> Steps[None
         if mark == "<|message|>":
             text.forget()
             yield from _body(text, calls, heading)
-        elif mark or "<|channel|>" in heading:
+        elif mark or "<|channel|>" in heading or (text.is_cut and _begins_heading(heading)):
             text.forget()
         else:  # no markup at all
             text.back_to(place)
             yield Delta("content", text.rest())
+
+
+def _begins_heading(text: str) -> bool:
+    """Whether a text is, or may become, what comes before a message."""
+    marks = ("<|channel|>", "<|start|>", " to=")
+    return text.startswith(marks[1:]) or any(mark.startswith(text) for mark in marks)
 
 
 def _body(text: Scanner, calls: Calls, heading: str) -> Steps[None]:
@@ -53,7 +59,8 @@ def _body(text: Scanner, calls: Calls, heading: str) -> Steps[None]:
     if name and name in calls.tools:
         yield calls.begin(name)
         yield from text.space()
-        yield from text.json(calls.arguments)
+        if (yield from text.json(calls.arguments)):
+            calls.end()
         yield from text.until(_ENDS, nothing)
     elif recipient or (channel and channel.group(1) == "analysis"):
         yield from text.until(_ENDS, lambda piece: Delta("reasoning", piece))

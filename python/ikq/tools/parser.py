@@ -11,12 +11,15 @@ from ikq.reasoning import ReasoningSplitter
 from ikq.tools.delta import Delta
 from ikq.tools.functions import parameters_of
 from ikq.tools.harmony import read_harmony
+from ikq.tools.json_reply import read_json_reply
 from ikq.tools.readers import Calls, read_json_calls, read_named_call, read_tagged_call
 from ikq.tools.scanning import Scanner, Steps
-from ikq.tools.spelling import Harmony, JsonCalls, NamedCalls, Spelling
+from ikq.tools.spelling import Harmony, JsonCalls, JsonReply, NamedCalls, Spelling
 
 __all__ = ["ReplyParser", "new_call_id"]
 
+# how an answer begins that is a call without a mark before it
+_BARE = '{"name"'
 _LETTERS = string.ascii_letters + string.digits
 
 
@@ -71,6 +74,9 @@ class ReplyParser:
         self._reader = (
             read_harmony(self._text, self._calls, prompt=prompt) if self._is_harmony else self._read()
         )
+        # inside something that is a call, or may become one from this place on
+        self._is_in_call = False
+        self._maybe_call: int | None = None
         self._held = {"content": "", "reasoning": ""}
         # white space at these beginnings is none of the text
         self._trims = {"content": False, "reasoning": True}
@@ -80,21 +86,43 @@ class ReplyParser:
         """How many calls have begun."""
         return self._calls.n
 
+    @property
+    def is_call_open(self) -> bool:
+        """Whether the last call has not come to its end."""
+        return self._calls.is_open
+
     def feed(self, text: str) -> list[Delta]:
         """Takes more text; returns what is certain by now."""
         if self._splitter is None:
             return self._content(text)
         return self._split(self._splitter.push(text))
 
-    def finish(self) -> list[Delta]:
-        """The end of the reply: what was held back."""
-        deltas = [] if self._splitter is None else self._split(self._splitter.flush())
-        self._text.is_final = True
-        deltas += self._content("")
-        rest = self._held["content"]
-        if rest and not self._calls.n:
-            deltas.append(Delta("content", rest))
+    def finish(self, *, is_cut: bool = False) -> list[Delta]:
+        """The end of the reply: what was held back.
+
+        Args:
+            is_cut: The model had not ended: by a limit, or at a text that was to stop it. Marks and parts of
+                marks of a call that was begun are not content then, and its arguments stay as far as they
+                came.
+        """
+        deltas = [] if self._splitter is None else self._split(self._splitter.flush(is_cut=is_cut))
+        is_call = is_cut and (self._is_in_call or self._begins_bare_call())
+        self._text.is_final, self._text.is_cut = True, is_cut
+        rest = self._content("")
+        if is_call:
+            return [*deltas, *(d for d in rest if d.kind == "tool_call")]
+        deltas += rest
+        held = self._held["content"]
+        if held and not self._calls.n:
+            deltas.append(Delta("content", held))
         return deltas
+
+    def _begins_bare_call(self) -> bool:
+        """Whether the answer so far is, or may become, a call that no mark begins."""
+        if self._maybe_call is None:
+            return False
+        begun = self._text.since(self._maybe_call).lstrip()
+        return bool(begun) and (begun.startswith(_BARE) or _BARE.startswith(begun))
 
     def _split(self, pieces: Sequence[tuple[str, bool, bool]]) -> list[Delta]:
         deltas: list[Delta] = []
@@ -141,13 +169,19 @@ class ReplyParser:
     def _read(self) -> Steps[None]:
         """Reads content and calls."""
         form, text = self._spelling, self._text
-        triggers = [form.trigger] if form.trigger and self._calls.tools else []
+        is_whole = isinstance(form, JsonReply)
+        if isinstance(form, JsonReply) and self._calls.tools:
+            self._is_in_call = True
+            yield from read_json_reply(text, form, self._calls)
+            self._is_in_call = False
+        triggers = [form.trigger] if form.trigger and self._calls.tools and not is_whole else []
         marks = [*triggers, *self._dropped]
         if isinstance(form, JsonCalls) and form.is_bare and self._calls.tools:
-            place = text.keep()
+            place = self._maybe_call = text.keep()
             yield from text.space()
             if (yield from text.peek()) == "{":
                 yield from read_json_calls(text, form, self._calls)
+            self._maybe_call = None
             if self._calls.n:
                 text.forget()
             else:
@@ -161,7 +195,12 @@ class ReplyParser:
                     yield _content(text.rest())
             if not mark:
                 return
-            if mark in triggers and not (yield from self._read_calls()):
+            if mark not in triggers:
+                continue
+            self._is_in_call = True
+            is_call = yield from self._read_calls()
+            self._is_in_call = False
+            if not is_call:
                 yield _content(mark)
 
     def _read_calls(self) -> Steps[bool]:

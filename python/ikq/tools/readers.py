@@ -12,7 +12,14 @@ from ikq.tools.scanning import Scanner, Steps, loaded
 from ikq.tools.spelling import JsonCalls, NamedCalls, TaggedCalls
 from ikq.tools.values import as_json, is_text, nested_as_json
 
-__all__ = ["Calls"]
+__all__ = [
+    "Calls",
+    "nothing",
+    "read_json_call",
+    "read_json_calls",
+    "read_named_call",
+    "read_tagged_call",
+]
 
 
 class Calls:
@@ -20,22 +27,29 @@ class Calls:
 
     Attributes:
         n: How many have begun.
+        is_open: The last one has not come to its end.
         tools: Parameters of each function that may be called, as a JSON schema.
     """
 
     def __init__(self, tools: Mapping[str, Any], new_id: Callable[[], str]) -> None:
         self.n = 0
+        self.is_open = False
         self.tools = tools
         self._new_id = new_id
 
     def begin(self, name: str, id: str | None = None) -> Delta:
         """A call begins."""
         self.n += 1
+        self.is_open = True
         return Delta("tool_call", "", self.n - 1, id or self._new_id(), name)
 
     def arguments(self, text: str) -> Delta:
         """More of its arguments."""
         return Delta("tool_call", text, self.n - 1)
+
+    def end(self) -> None:
+        """Its arguments are whole."""
+        self.is_open = False
 
 
 def nothing(text: str) -> None:
@@ -55,7 +69,7 @@ def read_json_calls(text: Scanner, form: JsonCalls, calls: Calls) -> Steps[bool]
         c = yield from text.peek()
         if c == "{":
             text.forget()
-            if not (yield from _json_call(text, form, calls)):
+            if not (yield from read_json_call(text, form, calls)):
                 return n > 0
             n += 1
             if not close and not form.is_list and not form.is_bare:
@@ -70,15 +84,16 @@ def read_json_calls(text: Scanner, form: JsonCalls, calls: Calls) -> Steps[bool]
             return n > 0
 
 
-def _json_call(text: Scanner, form: JsonCalls, calls: Calls) -> Steps[bool]:
+def read_json_call(text: Scanner, form: JsonCalls, calls: Calls) -> Steps[bool]:
     """Reads one call; if it is none, nothing is read, and the result is `False`."""
     start = text.keep()
     yield from text.take("{")
     name, named, held = None, None, None
-    is_begun = False
+    is_begun = is_closed = False
     while True:
         yield from text.space()
         if (yield from text.take("}")):
+            is_closed = True
             break
         yield from text.take(",")
         yield from text.space()
@@ -115,16 +130,22 @@ def _json_call(text: Scanner, form: JsonCalls, calls: Calls) -> Steps[bool]:
         return False
     text.forget()
     yield calls.begin(name, named)
-    yield calls.arguments(held or "{}")
+    if held or is_closed or not text.is_cut:
+        yield calls.arguments(held or "{}")
+        calls.end()
     return True
 
 
 def _arguments(text: Scanner, calls: Calls) -> Steps[None]:
     """Reads arguments: JSON, or a JSON string of it."""
     if (yield from text.peek()) == '"':
-        yield calls.arguments((yield from text.json_string()) or "{}")
-    else:
-        yield from text.json(calls.arguments)
+        inner = yield from text.json_string()
+        if inner is None and text.is_cut:
+            return
+        yield calls.arguments(inner or "{}")
+    elif not (yield from text.json(calls.arguments)):
+        return
+    calls.end()
 
 
 def read_named_call(text: Scanner, form: NamedCalls, calls: Calls) -> Steps[bool]:
@@ -143,7 +164,8 @@ def read_named_call(text: Scanner, form: NamedCalls, calls: Calls) -> Steps[bool
     if not form.arguments.strip():
         yield calls.arguments("{")  # ... which has been read
     yield from text.space()
-    yield from text.json(calls.arguments)
+    if (yield from text.json(calls.arguments)):
+        calls.end()
     if end:
         yield from text.space()
         yield from text.take(end)
@@ -183,7 +205,9 @@ def read_tagged_call(text: Scanner, form: TaggedCalls, calls: Calls) -> Steps[bo
         if not (yield from _argument(text, form, calls, parameters, is_first=n == 0)):
             break
         n += 1
-    yield calls.arguments("}")
+    if mark in ends or not text.is_cut:
+        yield calls.arguments("}")
+        calls.end()
     if mark == form.end.strip() and form.call[1].strip():
         yield from text.space()
         yield from text.take(form.call[1].strip())
@@ -207,11 +231,14 @@ def _argument(
     if is_text(parameters, key, said):
         yield calls.arguments('"')
         is_whole = yield from _text_value(text, form, calls, close)
-        yield calls.arguments('"')
+        if is_whole or not text.is_cut:
+            yield calls.arguments('"')
         return is_whole
     value: list[str] = []
     is_whole = bool((yield from text.until([close], value.append)))
     whole = "".join(value)
+    if not is_whole and text.is_cut:
+        return False
     yield calls.arguments(nested_as_json(whole, form.nested) if form.nested else as_json(whole))
     return is_whole
 
@@ -233,6 +260,6 @@ def _text_value(text: Scanner, form: TaggedCalls, calls: Calls, close: str) -> S
         return calls.arguments(json.dumps(new, ensure_ascii=False)[1:-1])
 
     mark = yield from text.until([close], piece)
-    if not mark and held:
+    if not mark and held and not text.is_cut:
         yield calls.arguments("\\n")
     return bool(mark)

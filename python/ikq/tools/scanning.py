@@ -29,6 +29,12 @@ Make: TypeAlias = Callable[[str], Delta | None]
 
 _SPACE = " \t\r\n"
 _PLAIN = re.compile(r'[^"\\{}\[\]]+')
+_UNESCAPED = re.compile(r'[^"\\]+')
+# what a JSON string writes behind a backslash: a letter, a character by its number, or two that are a pair
+_ESCAPE = re.compile(
+    r'\\(?:["\\/bfnrt]|u(?:[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?![dD][89a-fA-F])[0-9a-fA-F]{4}))'
+)
+_LONGEST_ESCAPE = 12
 _SCALAR_END = re.compile(r"[\s,\]}]|[^\w.+-]")
 
 
@@ -37,6 +43,7 @@ class Scanner:
 
     Attributes:
         is_final: No more comes.
+        is_cut: ... though the model had not ended: what may have become a mark is none of the text.
     """
 
     def __init__(self) -> None:
@@ -44,6 +51,7 @@ class Scanner:
         self._at = 0
         self._kept = 0
         self.is_final = False
+        self.is_cut = False
 
     def push(self, text: str) -> None:
         """More text."""
@@ -65,6 +73,10 @@ class Scanner:
         """Reads from there again; the place stays kept no longer."""
         self._kept -= 1
         self._at = place
+
+    def since(self, place: int) -> str:
+        """The text from a place that is kept."""
+        return self._text[place:]
 
     def rest(self) -> str:
         """What has not been read of the text so far; it is read now."""
@@ -122,6 +134,7 @@ class Scanner:
                 return mark
             if self.is_final:
                 if not mark:
+                    self._at = len(self._text)
                     return ""
                 # what might have become a longer mark
                 self._at += len(mark)
@@ -136,7 +149,7 @@ class Scanner:
             at = self._text.find(m, self._at, place + len(m))
             if at >= 0 and (at < place or (at == place and len(m) > len(mark))):
                 place, mark = at, m
-        if self.is_final:
+        if self.is_final and not self.is_cut:
             return place, mark, bool(mark)
         for m in marks:
             for start in range(max(self._at, n - len(m) + 1), min(place + 1, n)):
@@ -213,6 +226,36 @@ class Scanner:
                 ]
                 text = self._text[self._at : min(ends, default=len(self._text))]
             self._at += len(text)
+            yield from _made(make(text))
+        return False
+
+    def decoded(self, make: Make) -> Steps[bool]:
+        """Reads a JSON string.
+
+        Args:
+            make: Takes what it says, in pieces.
+
+        Returns:
+            Whether it came to its end.
+        """
+        self._at += 1
+        while c := (yield from self.peek()):
+            if c == '"':
+                self._at += 1
+                return True
+            if c == "\\":
+                while (found := _ESCAPE.match(self._text, self._at)) is None:
+                    if len(self._text) >= self._at + _LONGEST_ESCAPE:
+                        break
+                    if self.is_final:
+                        return False
+                    yield None
+                # half of a pair stands for nothing
+                text = json.loads(f'"{found.group()}"') if found else "\ufffd"
+                self._at += len(found.group()) if found else len("\\u0000")
+            else:
+                text = _UNESCAPED.match(self._text, self._at)[0]  # type: ignore[index]
+                self._at += len(text)
             yield from _made(make(text))
         return False
 

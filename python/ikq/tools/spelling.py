@@ -1,4 +1,4 @@
-"""How calls of tools are written: `JsonCalls`, `NamedCalls`, `TaggedCalls`, `Harmony`.
+"""How calls of tools are written: `JsonCalls`, `JsonReply`, `NamedCalls`, `TaggedCalls`, `Harmony`.
 
 All have marks around the calls together (`section`), around each (`call`), and between them. White space in
 marks is what a model writes; a reader does without. Marks may be control tokens.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-__all__ = ["Harmony", "JsonCalls", "NamedCalls", "Spelling", "TaggedCalls"]
+__all__ = ["Harmony", "JsonCalls", "JsonReply", "NamedCalls", "Spelling", "TaggedCalls"]
 
 Marks: TypeAlias = tuple[str, str]
 """What opens something, and what closes it."""
@@ -54,6 +54,21 @@ class JsonCalls(_Calls):
     id: str = ""
     is_list: bool = False
     is_bare: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonReply(JsonCalls):
+    """The reply is a JSON object of calls or of an answer: no model is taught it, a system message tells it.
+
+    Attributes:
+        calls: Key of the list of calls.
+        answer: Key of the answer.
+    """
+
+    section: Marks = ('{"tool_calls": [', "]}")
+    between: str = ", "
+    calls: str = "tool_calls"
+    answer: str = "response"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ __all__ = ["error_object", "error_status"]
 _FORMS: dict[ErrorKind, tuple[int, str]] = {
     "invalid_request": (400, "invalid_request_error"),
     "context_length": (400, "invalid_request_error"),
+    "unloadable": (400, "invalid_request_error"),
     "unsupported": (400, "invalid_request_error"),
     "authentication": (401, "authentication_error"),
     "permission": (403, "permission_error"),

@@ -44,6 +44,9 @@ def to_chat_request(body: CountBody, settings: Settings | None = None) -> ChatRe
         tools=tools,
         tool_choice=_tool_choice(body),
         template_options=_template_options(body, settings.template_options),
+        reasoning_budget=body.thinking.budget_tokens
+        if isinstance(body.thinking, ThinkingOn)
+        else settings.reasoning_budget,
         continues=last["role"] == "assistant",
         form=_form(body),
         sampling=settings.sampling if answered is None else _sampling(answered, settings.sampling),
@@ -115,7 +118,7 @@ def _form(body: CountBody) -> Form:
     form = body.output_format
     if body.output_config is not None and body.output_config.format is not None:
         form = body.output_config.format
-    return Form() if form is None else Form(json_schema=form.schema_)
+    return Form() if form is None else Form(json_schema=form.schema_, parameter="output_config.format")
 
 
 def _sampling(body: MessagesBody, base: SamplingOptions) -> SamplingOptions:

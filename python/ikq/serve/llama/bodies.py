@@ -9,15 +9,36 @@ from pydantic import Field
 from ikq.serve.openai.bodies import TextBody
 from ikq.serve.validation import Part
 
-__all__ = ["ApplyBody", "DetokenizeBody", "LlamaBody", "SlotBody", "TokenizeBody"]
+__all__ = [
+    "ApplyBody",
+    "DetokenizeBody",
+    "LlamaBody",
+    "LlamaEmbeddingBody",
+    "NameBody",
+    "SlotBody",
+    "TokenizeBody",
+]
 
 
 class LlamaBody(TextBody):
     """`POST /completion`."""
 
-    prompt: str | list[int] | list[int | str]
+    prompt: str | list[int] | list[int | str] | list[str | list[int | str]]
     n_probs: int | None = Field(None, ge=0, le=100)
     return_tokens: bool | None = None
+
+
+class LlamaEmbeddingBody(Part):
+    """`POST /embedding`."""
+
+    model: str | None = None
+    content: str | list[str] | list[int] | list[list[int]]
+
+
+class NameBody(Part):
+    """`POST /models/load` and `/models/unload`."""
+
+    model: str
 
 
 class TokenizeBody(Part):
@@ -44,6 +65,7 @@ class ApplyBody(Part):
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = None
 
 
 class SlotBody(Part):

@@ -2,89 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Any
 
 from ikq.serve.errors import ServiceError
-from ikq.serve.events import Finished, Piece, TokenLogprob
+from ikq.serve.events import Event, Finished, TokenLogprob
 from ikq.serve.llama.bodies import LlamaBody
+from ikq.serve.openai.completions import merged
 from ikq.serve.openai.logprobs import token_entry
 from ikq.serve.openai.usage import timings_object
 from ikq.serve.openai_errors import error_object
 from ikq.serve.service import Reply
 from ikq.serve.streams import event
 
-__all__ = ["completion", "completion_pieces"]
+__all__ = ["completion_pieces", "completions"]
 
 
-async def completion(reply: Reply, body: LlamaBody) -> dict[str, Any]:
-    """A reply as a whole. It is closed.
+async def completions(replies: Sequence[Reply], body: LlamaBody) -> list[dict[str, Any]]:
+    """Replies as a whole, one for each prompt. They are closed.
 
     Raises:
-        ServiceError: it could not be completed.
+        ServiceError: one could not be completed.
     """
-    text: list[str] = []
-    ids: list[int] = []
-    logprobs: list[TokenLogprob] = []
-    end: Finished | None = None
-    try:
-        async for found in reply:
-            if isinstance(found, Piece):
-                text.append(found.text)
-                ids += found.ids
-                logprobs += found.tokens
-            else:
-                end = found
-    finally:
-        await reply.aclose()
-    assert end is not None
-    return _whole(reply, body, "".join(text), ids, logprobs, end)
+    found = [_Made() for _ in replies]
+    async with aclosing(merged(replies)) as events:
+        async for i, event_ in events:
+            found[i].add(event_)
+    return [_whole(i, reply, body, made) for i, (reply, made) in enumerate(zip(replies, found, strict=True))]
 
 
-async def completion_pieces(reply: Reply, body: LlamaBody) -> AsyncGenerator[bytes, None]:
-    """A reply as events; the last one has what the whole has, but for the text. It is closed."""
+async def completion_pieces(replies: Sequence[Reply], body: LlamaBody) -> AsyncGenerator[bytes, None]:
+    """Replies as events; the last one of each has what the whole has, but for the text. They are closed."""
+    found = [_Made() for _ in replies]
+    events = merged(replies)
     has_begun = False
-    n = 0
     try:
-        async for found in reply:
-            if isinstance(found, Finished):
-                yield event(_whole(reply, body, "", [], [], found))
+        async for i, event_ in events:
+            reply, made = replies[i], found[i]
+            if isinstance(event_, Finished):
+                yield event(_whole(i, reply, body, _Made(end=event_)))
                 continue
             has_begun = True
-            n += len(found.ids)
+            made.add(event_)
             part: dict[str, Any] = {
-                "index": 0,
-                "content": found.text,
-                "tokens": list(found.ids),
+                "index": i,
+                "content": event_.text,
+                "tokens": list(event_.ids),
                 "stop": False,
                 "id_slot": -1,
-                "tokens_predicted": n,
+                "tokens_predicted": len(made.ids),
                 "tokens_evaluated": len(reply.prompt),
             }
             if body.n_probs:
-                part["completion_probabilities"] = _probabilities(reply, found.tokens)
+                part["completion_probabilities"] = _probabilities(reply, event_.tokens)
+            if body.timings_per_token:
+                part["timings"] = timings_object(reply.usage)
             yield event(part)
     except ServiceError as error:
         if not has_begun:
             raise
         yield event(error_object(error))
     finally:
-        await reply.aclose()
+        await events.aclose()
+        for reply in replies:  # where nothing was taken
+            await reply.aclose()
 
 
-def _whole(
-    reply: Reply,
-    body: LlamaBody,
-    text: str,
-    ids: list[int],
-    logprobs: list[TokenLogprob],
-    end: Finished,
-) -> dict[str, Any]:
+@dataclass
+class _Made:
+    """A text as it comes together."""
+
+    text: list[str] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    end: Finished | None = None
+
+    def add(self, found: Event) -> None:
+        """Takes what comes."""
+        if isinstance(found, Finished):
+            self.end = found
+            return
+        self.text.append(found.text)
+        self.ids += found.ids
+        self.logprobs += found.tokens
+
+
+def _whole(index: int, reply: Reply, body: LlamaBody, made: _Made) -> dict[str, Any]:
+    end = made.end
+    assert end is not None
+    text = "".join(made.text)
     stop_type = "limit" if end.reason == "length" else "word" if end.stop_text is not None else "eos"
     found: dict[str, Any] = {
-        "index": 0,
+        "index": index,
         "content": text,
-        "tokens": ids if body.return_tokens else [],
+        "tokens": made.ids if body.return_tokens else [],
         "id_slot": -1 if body.id_slot is None else body.id_slot,
         "stop": True,
         "model": reply.model,
@@ -100,7 +113,7 @@ def _whole(
         "timings": timings_object(reply.usage),
     }
     if body.n_probs:
-        found["completion_probabilities"] = _probabilities(reply, logprobs)
+        found["completion_probabilities"] = _probabilities(reply, made.logprobs)
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from ikq.serve.loaded import LoadedModel
 from ikq.serve.openai.usage import FINGERPRINT
 from ikq.serve.settings import Settings
+from ikq.templates import Abilities, abilities_of
 
 __all__ = ["props_object"]
 
@@ -16,6 +17,9 @@ def props_object(model: LoadedModel, settings: Settings) -> dict[str, Any]:
     """What there is to know of a model and its defaults."""
     tokenizer = model.model.tokenizer
     sampling = asdict(settings.sampling)
+    sampling["seed"] = -1 if sampling["seed"] is None else sampling["seed"]
+    limit = -1 if settings.max_tokens is None else settings.max_tokens
+    sampling |= {"n_predict": limit, "max_tokens": limit}
     sampling["logit_bias"] = [[token, max(bias, -1e9)] for token, bias in sampling["logit_bias"].items()]
     return {
         "default_generation_settings": {"n_ctx": model.model.n_ctx, "params": sampling},
@@ -23,9 +27,22 @@ def props_object(model: LoadedModel, settings: Settings) -> dict[str, Any]:
         "model_alias": model.name,
         "model_path": str(model.path),
         "modalities": {"vision": False, "audio": False},
+        "chat_template_caps": _caps(abilities_of(model.model.chat_template)),
         "chat_template": model.model.chat_template.source,
         "bos_token": tokenizer.text_of(tokenizer.bos),
         "eos_token": tokenizer.text_of(tokenizer.eos),
         "build_info": FINGERPRINT,
         "is_sleeping": False,
+    }
+
+
+def _caps(can: Abilities) -> dict[str, bool]:
+    """What the chat template can express, by llama-server's names."""
+    return {
+        "supports_string_content": can.text,
+        "supports_typed_content": can.parts,
+        "supports_system_role": can.system,
+        "supports_tools": can.tools,
+        "supports_tool_calls": can.calls is not None,
+        "supports_parallel_tool_calls": can.parallel,
     }

@@ -94,8 +94,11 @@ def restore(model: LoadedModel, slot: int, file: Path) -> Generator[None, None, 
         sequence = model.model.load_sequence(file)
     except FileNotFoundError:
         raise ServiceError("not_found", f"there is no file {file.name}", parameter="filename") from None
-    except (OSError, IkqError) as error:
-        sentence = f"{file.name} cannot be read: {type(error).__name__}"
+    except OSError as error:
+        sentence = f"{file.name} cannot be read: {error.strerror}"
+        raise ServiceError("invalid_request", sentence, parameter="filename") from None
+    except IkqError:
+        sentence = f"{file.name} is damaged, or of another model or form of the cache"
         raise ServiceError("invalid_request", sentence, parameter="filename") from None
     tokens = sequence.tokens
     engine.slots[slot].tokens = tokens

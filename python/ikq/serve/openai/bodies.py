@@ -53,6 +53,7 @@ class TextBody(SamplingBody):
     ignore_eos: bool | None = None
     cache_prompt: bool | None = None
     id_slot: int | None = None
+    timings_per_token: bool | None = None
     timeout: float | None = Field(None, gt=0)
 
 
@@ -65,11 +66,13 @@ class ChatBody(TextBody):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
+    functions: list[Any] | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
     enable_thinking: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    reasoning_format: str | None = None
+    reasoning_format: Literal["auto", "deepseek", "none"] | None = None
+    reasoning_budget_tokens: int | None = None
     continue_final_message: bool | None = None
 
 

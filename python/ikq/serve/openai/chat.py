@@ -93,7 +93,7 @@ async def chat_completion(reply: Reply, n: int, *, with_logprobs: bool) -> dict[
 
 
 async def chat_chunks(
-    reply: Reply, n: int, *, with_logprobs: bool, with_usage: bool
+    reply: Reply, n: int, *, with_logprobs: bool, with_usage: bool, with_timings: bool = False
 ) -> AsyncGenerator[bytes, None]:
     """A reply as events.
 
@@ -102,6 +102,7 @@ async def chat_chunks(
         n: How many texts it has.
         with_logprobs: Probabilities are wanted.
         with_usage: A last chunk with the numbers of tokens is wanted.
+        with_timings: Every chunk tells the speed so far.
     """
     common: dict[str, Any] = {
         "id": f"chatcmpl-{reply.id}",
@@ -134,7 +135,7 @@ async def chat_chunks(
             if with_logprobs:
                 part["logprobs"] = {"content": chat_logprobs(reply, found.tokens), "refusal": None}
             if found.text or found.kind == "tool_call" or (with_logprobs and found.tokens):
-                yield chunk([part])
+                yield chunk([part], **({"timings": timings_object(reply.usage)} if with_timings else {}))
         if with_usage:
             yield chunk([], usage=usage_object([reply.usage]))
         yield event("[DONE]")

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeGuard
 
 from ikq.sampling import SamplingOptions
 from ikq.serve.errors import ServiceError
 from ikq.serve.openai.bodies import ChatBody, CompletionBody, TextBody
+from ikq.serve.openai.messages import check_messages, continues
 from ikq.serve.openai.sampling import sampling_of
 from ikq.serve.requests import ChatRequest, CompletionRequest, Form, ToolChoice
+from ikq.serve.service import Reply, Service
 from ikq.serve.settings import Settings
 
 __all__ = [
+    "MOST_PROMPTS",
     "CommonFields",
+    "all_replies",
     "chat_request",
+    "check_inputs",
     "common_fields",
     "completion_request",
     "form_of",
@@ -25,6 +30,12 @@ __all__ = [
 
 # OpenAI takes 4; programs for llama-server send more.
 _MOST_STOPS = 64
+
+MOST_PROMPTS = 256
+"""Prompts of a request; more than this is a mistake."""
+
+# as in the original
+_MOST_INPUTS = 2048
 
 
 class CommonFields(TypedDict):
@@ -48,10 +59,9 @@ def chat_request(body: ChatBody, settings: Settings) -> ChatRequest:
     Raises:
         ServiceError: values do not go together, or are out of range.
     """
-    for i, message in enumerate(body.messages):
-        if not isinstance(message.get("role"), str):
-            sentence = f"messages.{i}.role: expected a text"
-            raise ServiceError("invalid_request", sentence, parameter=f"messages.{i}.role")
+    check_messages(body.messages)
+    if body.functions:
+        raise ServiceError("unsupported", "functions is not offered: use tools", parameter="functions")
     if body.top_logprobs and not body.logprobs:
         raise ServiceError("invalid_request", "top_logprobs needs logprobs", parameter="top_logprobs")
     template_options = {**settings.template_options, **(body.chat_template_kwargs or {})}
@@ -65,16 +75,22 @@ def chat_request(body: ChatBody, settings: Settings) -> ChatRequest:
     if reserved:
         sentence = f"chat_template_kwargs: {min(reserved)} is a field of its own"
         raise ServiceError("invalid_request", sentence, parameter="chat_template_kwargs")
+    tools, choice = _tools(body.tools), _tool_choice(body)
+    if _is_allowed(body.tool_choice):
+        tools = tuple(t for t in tools if t["function"]["name"] in _allowed(body.tool_choice))
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     return ChatRequest(
         **common_fields(body, settings, limit),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         messages=tuple(body.messages),
-        tools=_tools(body.tools),
-        tool_choice=_tool_choice(body),
+        tools=tools,
+        tool_choice=choice,
         template_options=template_options,
-        continues=bool(body.continue_final_message),
-        separates_reasoning=body.reasoning_format != "none",
+        continues=continues(
+            body.messages, body.continue_final_message, by_default=settings.prefill_assistant
+        ),
+        reasoning_budget=_first(body.reasoning_budget_tokens, settings.reasoning_budget),
+        separates_reasoning=(body.reasoning_format or settings.reasoning_format) != "none",
     )
 
 
@@ -100,6 +116,34 @@ def completion_request(
     # the original's limit, where none is said
     limit = 16 if body.max_tokens is None and body.n_predict is None else body.max_tokens
     return CompletionRequest(**common_fields(body, settings, limit), logprobs=body.logprobs, prompt=prompt)
+
+
+def check_inputs(inputs: Sequence[object], parameter: str) -> None:
+    """Refuses more texts to be embedded than a request may have.
+
+    Raises:
+        ServiceError: there are more.
+    """
+    if len(inputs) > _MOST_INPUTS:
+        sentence = f"{parameter}: {len(inputs)} texts, expected at most {_MOST_INPUTS}"
+        raise ServiceError("invalid_request", sentence, parameter=parameter)
+
+
+async def all_replies(service: Service, requests: Sequence[CompletionRequest]) -> list[Reply]:
+    """A reply for each request, or none at all.
+
+    Raises:
+        ServiceError: one of them cannot be answered.
+    """
+    replies: list[Reply] = []
+    try:
+        for request in requests:
+            replies.append(await service.complete(request))
+    except BaseException:
+        for reply in replies:
+            await reply.aclose()
+        raise
+    return replies
 
 
 def split_inputs(given: str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]]) -> list[Any]:
@@ -156,11 +200,11 @@ def form_of(body: TextBody) -> Form:
             sentence = "response_format.json_schema.schema: field required"
             raise ServiceError("invalid_request", sentence, parameter="response_format.json_schema.schema")
     if body.json_schema is not None:
-        forms.append(("json_schema", Form(json_schema=body.json_schema)))
+        forms.append(("json_schema", Form(json_schema=body.json_schema, parameter="json_schema")))
     if body.grammar:
-        forms.append(("grammar", Form(gbnf=body.grammar)))
+        forms.append(("grammar", Form(gbnf=body.grammar, parameter="grammar")))
     if body.regex:
-        forms.append(("regex", Form(regex=body.regex)))
+        forms.append(("regex", Form(regex=body.regex, parameter="regex")))
     if len(forms) > 1:
         sentence = f"{' and '.join(name for name, _ in forms)} cannot be had at once"
         raise ServiceError("invalid_request", sentence, parameter=forms[1][0])
@@ -178,18 +222,24 @@ def common_fields(body: TextBody, settings: Settings, limit: int | None) -> Comm
     Raises:
         ServiceError: a value is out of range, or some do not go together.
     """
+    # -2: until the context is full, which ends a text in any case
+    n_predict = -1 if body.n_predict == -2 else body.n_predict
     return {
         "model": body.model,
         "sampling": sampling_of(body, settings.sampling),
-        "max_tokens": limit_of(body.n_predict if limit is None else limit),
+        "max_tokens": limit_of(_first(limit, n_predict, settings.max_tokens)),
         "stop": stop_of(body.stop),
         "n": 1 if body.n is None else body.n,
         "form": form_of(body),
         "ignore_eos": bool(body.ignore_eos),
-        "cache_prompt": body.cache_prompt is not False,
+        "cache_prompt": settings.cache_prompt if body.cache_prompt is None else body.cache_prompt,
         "slot": body.id_slot if body.id_slot != -1 else None,
         "timeout": body.timeout,
     }
+
+
+def _first(*values: int | None) -> int | None:
+    return next((value for value in values if value is not None), None)
 
 
 def _tools(given: list[dict[str, Any]] | None) -> tuple[Mapping[str, Any], ...]:
@@ -200,6 +250,9 @@ def _tools(given: list[dict[str, Any]] | None) -> tuple[Mapping[str, Any], ...]:
             raise ServiceError("invalid_request", sentence, parameter=f"tools.{i}")
         if not isinstance(function.get("name"), str) or not function["name"]:
             sentence = f"tools.{i}.function.name: expected a text"
+            raise ServiceError("invalid_request", sentence, parameter=f"tools.{i}.function.name")
+        if any(other["function"]["name"] == function["name"] for other in (given or ())[:i]):
+            sentence = f"tools.{i}.function.name: there is another function `{function['name'][:64]}`"
             raise ServiceError("invalid_request", sentence, parameter=f"tools.{i}.function.name")
     return tuple(given or ())
 
@@ -214,6 +267,11 @@ def _tool_choice(body: ChatBody) -> ToolChoice:
             return ToolChoice(mode="auto" if choice == "auto" else "none", parallel=parallel)
         if choice == "required" and body.tools:
             return ToolChoice(mode="required", parallel=parallel)
+    elif _is_allowed(choice):
+        mode = choice["allowed_tools"].get("mode")
+        names = {t["function"]["name"] for t in _tools(body.tools)}
+        if mode in ("auto", "required") and _allowed(choice) and _allowed(choice) <= names:
+            return ToolChoice(mode="auto" if mode == "auto" else "required", parallel=parallel)
     else:
         function = choice.get("function")
         name = function.get("name") if isinstance(function, dict) else choice.get("name")
@@ -221,3 +279,18 @@ def _tool_choice(body: ChatBody) -> ToolChoice:
             return ToolChoice(mode="required", name=name, parallel=parallel)
     sentence = "tool_choice: expected auto, none, required with tools, or one of the tools"
     raise ServiceError("invalid_request", sentence, parameter="tool_choice")
+
+
+def _is_allowed(choice: str | dict[str, Any] | None) -> TypeGuard[dict[str, Any]]:
+    """Whether a choice names some of the tools, one of which may be called."""
+    return (
+        isinstance(choice, dict)
+        and choice.get("type") == "allowed_tools"
+        and isinstance(choice.get("allowed_tools"), dict)
+    )
+
+
+def _allowed(choice: dict[str, Any]) -> set[str]:
+    given = choice["allowed_tools"].get("tools")
+    functions = [t.get("function") for t in given if isinstance(t, dict)] if isinstance(given, list) else []
+    return {f["name"] for f in functions if isinstance(f, dict) and isinstance(f.get("name"), str)}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import Field
 
 from ikq.sampling import SamplingOptions
 from ikq.serve.errors import ServiceError
@@ -13,6 +15,12 @@ __all__ = ["SamplingBody", "bias_of", "sampling_of"]
 
 # Far beyond what any logit is.
 _MOST_BIAS = 1_000_000
+
+
+# The whole vocabulary is searched for them.
+_MOST_BREAKERS, _LONGEST_BREAKER = 64, 64
+
+Breaker: TypeAlias = Annotated[str, Field(max_length=_LONGEST_BREAKER)]
 
 
 class SamplingBody(Part):
@@ -37,7 +45,7 @@ class SamplingBody(Part):
     dry_base: float | None = None
     dry_allowed_length: int | None = None
     dry_penalty_last_n: int | None = None
-    dry_sequence_breakers: list[str] | None = None
+    dry_sequence_breakers: Annotated[list[Breaker], Field(max_length=_MOST_BREAKERS)] | None = None
     mirostat: int | None = None
     mirostat_tau: float | None = None
     mirostat_eta: float | None = None

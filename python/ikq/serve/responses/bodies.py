@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from ikq.serve.validation import Body, Part
 
@@ -20,6 +20,13 @@ __all__ = [
     "Reasoning",
     "ResponsesBody",
 ]
+
+
+def _no_number(value: object) -> object:
+    """0 is equal to false, and is none."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        raise ValueError("expected false")
+    return value
 
 
 class InputText(Part):
@@ -182,7 +189,7 @@ class ResponsesBody(Body):
     include: list[str] | None = None
     metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)] | None = None
     truncation: Literal["disabled"] | None = None
-    background: Literal[False] | None = None
+    background: Annotated[Literal[False], BeforeValidator(_no_number)] | None = None
     conversation: None = None
     prompt: None = None
     # llama-server's names, for clients that can say more

@@ -53,7 +53,8 @@ def to_chat_request(
         template_options=_template_options(body, settings.template_options),
         form=_form(body),
         sampling=_sampling(body, settings.sampling),
-        max_tokens=body.max_output_tokens,
+        max_tokens=settings.max_tokens if body.max_output_tokens is None else body.max_output_tokens,
+        reasoning_budget=settings.reasoning_budget,
         logprobs=_logprobs(body),
     )
 
@@ -117,8 +118,8 @@ def _template_options(body: ResponsesBody, base: Mapping[str, Any]) -> dict[str,
 def _form(body: ResponsesBody) -> Form:
     form = None if body.text is None else body.text.format
     if isinstance(form, JsonSchemaFormat):
-        return Form(json_schema=form.schema_)
-    return Form(json_object=form is not None and form.type == "json_object")
+        return Form(json_schema=form.schema_, parameter="text.format")
+    return Form(json_object=form is not None and form.type == "json_object", parameter="text.format")
 
 
 def _sampling(body: ResponsesBody, base: SamplingOptions) -> SamplingOptions:

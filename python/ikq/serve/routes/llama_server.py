@@ -12,16 +12,32 @@ from starlette.responses import JSONResponse, Response
 from ikq.serve.endpoint import Call, Endpoint, Handler
 from ikq.serve.errors import ServiceError
 from ikq.serve.jobs import Chore
-from ikq.serve.llama.bodies import ApplyBody, DetokenizeBody, LlamaBody, SlotBody, TokenizeBody
-from ikq.serve.llama.completion import completion, completion_pieces
+from ikq.serve.llama.bodies import (
+    ApplyBody,
+    DetokenizeBody,
+    LlamaBody,
+    LlamaEmbeddingBody,
+    NameBody,
+    SlotBody,
+    TokenizeBody,
+)
+from ikq.serve.llama.completion import completion_pieces
+from ikq.serve.llama.completion import completions as found_completions
 from ikq.serve.llama.metrics import CONTENT_TYPE, metrics_text
 from ikq.serve.llama.props import props_object
 from ikq.serve.llama.slots import erase, file_of, restore, save, slots_object
 from ikq.serve.loaded import LoadedModel
 from ikq.serve.local import LocalService
-from ikq.serve.openai.request import common_fields
+from ikq.serve.openai.messages import check_messages, continues
+from ikq.serve.openai.request import (
+    MOST_PROMPTS,
+    all_replies,
+    check_inputs,
+    common_fields,
+    split_inputs,
+)
 from ikq.serve.openai_errors import LLAMA_ERRORS
-from ikq.serve.requests import ChatRequest, CompletionRequest
+from ikq.serve.requests import ChatRequest, CompletionRequest, EmbeddingRequest
 from ikq.serve.streams import Streamed
 
 __all__ = ["ENDPOINTS"]
@@ -53,35 +69,67 @@ async def complete(call: Call) -> Response:
     body: LlamaBody = call.body
     if body.n not in (None, 1):
         raise ServiceError("invalid_request", "n is not offered here", parameter="n")
+    given = split_prompts(body.prompt)
+    if not 1 <= len(given) <= MOST_PROMPTS:
+        sentence = f"prompt: {len(given)} prompts, expected 1 to {MOST_PROMPTS}"
+        raise ServiceError("invalid_request", sentence, parameter="prompt")
     async with _local(call).models.use(body.model) as model:
-        prompt = await asyncio.to_thread(_prompt, model, body.prompt)
-    request = CompletionRequest(
-        **common_fields(body, call.settings, body.max_tokens), logprobs=body.n_probs or None, prompt=prompt
+        prompts = await asyncio.to_thread(lambda: [_prompt(model, prompt) for prompt in given])
+    common = common_fields(body, call.settings, body.max_tokens)
+    replies = await all_replies(
+        call.service,
+        [CompletionRequest(**common, logprobs=body.n_probs or None, prompt=prompt) for prompt in prompts],
     )
-    reply = await call.service.complete(request)
     if body.stream:
-        return Streamed(completion_pieces(reply, body), send_timeout=call.settings.send_timeout)
-    return JSONResponse(await completion(reply, body))
+        return Streamed(completion_pieces(replies, body), send_timeout=call.settings.send_timeout)
+    found = await found_completions(replies, body)
+    return JSONResponse(found[0] if len(found) == 1 else found)
 
 
-def _prompt(model: LoadedModel, given: str | list[int] | list[int | str]) -> str | tuple[int, ...]:
-    """A prompt: a text, or tokens and texts in turn.
+def split_prompts(given: str | list[Any]) -> list[str | list[int | str]]:
+    """One or several prompts, each a text, or tokens and texts in turn.
 
-    Raises:
-        ServiceError: several texts, which would be several prompts.
+    Examples:
+        >>> split_prompts([5, "a"]), split_prompts(["a", "b"]), split_prompts([[5, "a"], "b"])
+        ([[5, 'a']], ['a', 'b'], [[5, 'a'], 'b'])
     """
     if isinstance(given, str):
+        return [given]
+    return [given] if any(isinstance(part, int) for part in given) else given
+
+
+def _prompt(model: LoadedModel, given: str | list[int | str]) -> str | tuple[int, ...]:
+    """A prompt: a text, or tokens and texts in turn."""
+    if isinstance(given, str):
         return given
-    if len(given) > 1 and all(isinstance(part, str) for part in given):
-        raise ServiceError(
-            "invalid_request",
-            f"{len(given)} prompts in one request are not offered here; /v1/completions takes them",
-            parameter="prompt",
-        )
     tokens: list[int] = []
     for part in given:
         tokens += [part] if isinstance(part, int) else model.model.tokenize(part, parse_special=True)
     return tuple(tokens)
+
+
+async def embedding(call: Call) -> Response:
+    """Embeddings of texts, in llama-server's form."""
+    body: LlamaEmbeddingBody = call.body
+    inputs = split_inputs(body.content)
+    check_inputs(inputs, "content")
+    found = await call.service.embed(EmbeddingRequest(model=body.model, inputs=tuple(inputs)))
+    # of a text there is one embedding; without pooling there would be several
+    return JSONResponse([{"index": i, "embedding": [v.tolist()]} for i, v in enumerate(found.vectors)])
+
+
+async def load(call: Call) -> Response:
+    """Loads a model."""
+    async with _local(call).models.use(call.body.model):
+        return JSONResponse({"success": True})
+
+
+async def unload(call: Call) -> Response:
+    """Lets a model go."""
+    if not await _local(call).models.unload(call.body.model):
+        sentence = f"{call.body.model} is not loaded, or in use"
+        raise ServiceError("invalid_request", sentence, parameter="model")
+    return JSONResponse({"success": True})
 
 
 async def tokenize(call: Call) -> Response:
@@ -126,8 +174,12 @@ async def detokenize(call: Call) -> Response:
 async def apply_template(call: Call) -> Response:
     """The prompt of a conversation."""
     body: ApplyBody = call.body
+    check_messages(body.messages)
     request = ChatRequest(
         messages=tuple(body.messages),
+        continues=continues(
+            body.messages, body.continue_final_message, by_default=call.settings.prefill_assistant
+        ),
         tools=tuple(body.tools or ()),
         template_options={**call.settings.template_options, **(body.chat_template_kwargs or {})},
     )
@@ -137,6 +189,8 @@ async def apply_template(call: Call) -> Response:
 
 async def slots(call: Call) -> Response:
     """What is known of slots."""
+    if not call.settings.slots:
+        raise ServiceError("unsupported", "slots are not told about: the server was started with --no-slots")
     async with _local(call).models.use(call.request.query_params.get("model")) as model:
         found = slots_object(model)
     if "fail_on_no_slot" in call.request.query_params and all(s["is_processing"] for s in found):
@@ -210,6 +264,9 @@ ENDPOINTS = [
     _post("/slots/{id}", change_slot, SlotBody),
     _post("/completion", complete, LlamaBody),
     _post("/completions", complete, LlamaBody),
+    _post("/embedding", embedding, LlamaEmbeddingBody),
+    _post("/models/load", load, NameBody),
+    _post("/models/unload", unload, NameBody),
     _post("/tokenize", tokenize, TokenizeBody),
     _post("/detokenize", detokenize, DetokenizeBody),
     _post("/apply-template", apply_template, ApplyBody),

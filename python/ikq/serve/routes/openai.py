@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import datetime
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,20 @@ from ikq.serve.local import LocalService
 from ikq.serve.openai.bodies import ChatBody, CompletionBody, EmbeddingBody
 from ikq.serve.openai.chat import chat_chunks, chat_completion
 from ikq.serve.openai.completions import completion, completion_chunks
-from ikq.serve.openai.request import chat_request, completion_request, split_inputs
+from ikq.serve.openai.request import (
+    MOST_PROMPTS,
+    all_replies,
+    chat_request,
+    check_inputs,
+    completion_request,
+    split_inputs,
+)
 from ikq.serve.openai_errors import OPENAI_ERRORS
 from ikq.serve.requests import EmbeddingRequest
 from ikq.serve.service import Reply
 from ikq.serve.streams import Streamed
 
 __all__ = ["ENDPOINTS"]
-
-# Prompts of a request; more than this is a mistake.
-_MOST_PROMPTS = 256
 
 
 async def chat_completions(call: Call) -> Response:
@@ -33,7 +38,13 @@ async def chat_completions(call: Call) -> Response:
     reply = await call.service.chat(request)
     with_logprobs = request.logprobs is not None
     if body.stream:
-        chunks = chat_chunks(reply, request.n, with_logprobs=with_logprobs, with_usage=_wants_usage(body))
+        chunks = chat_chunks(
+            reply,
+            request.n,
+            with_logprobs=with_logprobs,
+            with_usage=_wants_usage(body),
+            with_timings=bool(body.timings_per_token),
+        )
         return Streamed(chunks, send_timeout=call.settings.send_timeout)
     try:
         return JSONResponse(await chat_completion(reply, request.n, with_logprobs=with_logprobs))
@@ -41,22 +52,21 @@ async def chat_completions(call: Call) -> Response:
         await reply.aclose()
 
 
+async def count_tokens(call: Call) -> Response:
+    """Counts the tokens of a conversation's prompt."""
+    n = await call.service.count_tokens(chat_request(call.body, call.settings))
+    return JSONResponse({"object": "response.input_tokens", "input_tokens": n})
+
+
 async def completions(call: Call) -> Response:
     """Continues texts."""
     body: CompletionBody = call.body
     prompts = split_inputs(body.prompt)
-    if not 1 <= len(prompts) <= _MOST_PROMPTS:
-        sentence = f"prompt: {len(prompts)} prompts, expected 1 to {_MOST_PROMPTS}"
+    if not 1 <= len(prompts) <= MOST_PROMPTS:
+        sentence = f"prompt: {len(prompts)} prompts, expected 1 to {MOST_PROMPTS}"
         raise ServiceError("invalid_request", sentence, parameter="prompt")
     requests = [completion_request(body, prompt, call.settings) for prompt in prompts]
-    replies: list[Reply] = []
-    try:
-        for request in requests:
-            replies.append(await call.service.complete(request))
-    except BaseException:
-        for reply in replies:
-            await reply.aclose()
-        raise
+    replies = await all_replies(call.service, requests)
     echoes = [_text_of(r) if body.echo else "" for r in replies]
     with_logprobs = body.logprobs is not None
     n = requests[0].n
@@ -80,9 +90,7 @@ async def embeddings(call: Call) -> Response:
     """Embeddings of texts."""
     body: EmbeddingBody = call.body
     inputs = split_inputs(body.input)
-    if len(inputs) > 2048:
-        sentence = f"input: {len(inputs)} texts, expected at most 2048"
-        raise ServiceError("invalid_request", sentence, parameter="input")
+    check_inputs(inputs, "input")
     found = await call.service.embed(EmbeddingRequest(model=body.model, inputs=tuple(inputs)))
     vectors = found.vectors
     if body.dimensions is not None:
@@ -103,9 +111,10 @@ async def embeddings(call: Call) -> Response:
 
 async def list_models(call: Call) -> Response:
     """The models that there are."""
-    return JSONResponse(
-        {"object": "list", "data": [_model(call, name) for name in _local(call).models.paths]}
-    )
+    names = list(_local(call).models.paths)
+    # what Anthropic's client looks for is there as well
+    pages = {"has_more": False, "first_id": names[0], "last_id": names[-1]}
+    return JSONResponse({"object": "list", "data": [_model(call, name) for name in names], **pages})
 
 
 async def get_model(call: Call) -> Response:
@@ -124,8 +133,20 @@ def _local(call: Call) -> LocalService:
 def _model(call: Call, name: str) -> dict[str, Any]:
     models = _local(call).models
     loaded = next((m for m in models.loaded if m.name == name), None)
-    created = int(models.paths[name].stat().st_mtime)
-    found: dict[str, Any] = {"id": name, "object": "model", "created": created, "owned_by": "ikq"}
+    try:
+        created = int(models.paths[name].stat().st_mtime)
+    except OSError:  # the file has gone; it may be loaded all the same
+        created = 0
+    when = datetime.datetime.fromtimestamp(created, datetime.timezone.utc)
+    found: dict[str, Any] = {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "ikq",
+        "type": "model",
+        "display_name": name,
+        "created_at": when.isoformat().replace("+00:00", "Z"),
+    }
     if loaded is not None:
         spec = loaded.model.spec
         found["meta"] = {
@@ -150,6 +171,14 @@ ENDPOINTS = [
             summary="Answers a conversation.",
         )
         for path in ("/v1/chat/completions", "/chat/completions")
+    ),
+    Endpoint(
+        method="POST",
+        path="/v1/chat/completions/input_tokens",
+        handle=count_tokens,
+        errors=OPENAI_ERRORS,
+        body=ChatBody,
+        summary="Counts the tokens of a conversation.",
     ),
     Endpoint(
         method="POST",

@@ -3,7 +3,7 @@
 import { EventParser } from "./sse.js";
 
 export async function listModels(key) {
-  const response = await fetch("/v1/models", { headers: headers(key) });
+  const response = await fetch("v1/models", { headers: headers(key) });
   if (!response.ok) throw new Error(await errorOf(response));
   return (await response.json()).data.map(model => model.id);
 }
@@ -11,7 +11,7 @@ export async function listModels(key) {
 // Asks for a reply; `onPiece({ content, reasoning })` gets each new part. Returns what the server said of tokens
 // and why the reply ended.
 export async function ask(request, key, signal, onPiece) {
-  const response = await fetch("/v1/chat/completions", {
+  const response = await fetch("v1/chat/completions", {
     method: "POST",
     headers: { "content-type": "application/json", ...headers(key) },
     body: JSON.stringify({ ...request, stream: true, stream_options: { include_usage: true } }),
