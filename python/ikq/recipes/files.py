@@ -1,0 +1,180 @@
+"""Recipe files, read and written; tables of sensitivities.
+
+A recipe file has a rule `regex=type` per line (or several, with commas), blank lines, and comments behind `#`.
+The first rule whose expression is found in a tensor's name gives it its type.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from ikq.errors import FormatError, RefusedError
+from ikq.quant_types import QuantType, as_type
+from ikq.quantize_options import PathLike
+from ikq.report.records import kind_and_layer
+
+__all__ = [
+    "applicable_rules",
+    "read_recipe",
+    "read_sensitivities",
+    "recipe_rules",
+    "recipe_type",
+    "write_sensitivities",
+]
+
+_TYPE_COMMENT = re.compile(r"#\s*type:\s*(\S+)\s*$", re.IGNORECASE)
+_FLOATS = ("F32", "F16", "BF16")
+
+
+def recipe_rules(types: Mapping[str, QuantType | int]) -> list[str]:
+    """The shortest list of rules for types by tensor: one for all layers in which a kind has a type.
+
+    Tensors with types that ikq does not know have no rule: they stay as they are.
+    """
+    groups: dict[tuple[str, QuantType], list[int]] = {}
+    single: list[str] = []
+    for name, type in types.items():
+        if not isinstance(type, QuantType):
+            continue
+        kind, layer = kind_and_layer(name)
+        if layer is None or name != f"blk.{layer}.{kind}.weight":
+            single.append(f"^{_literal(name)}$={type.name.lower()}")
+        else:
+            groups.setdefault((kind, type), []).append(layer)
+    of_layers = []
+    for (kind, type), layers in sorted(groups.items(), key=lambda g: (g[0][0], min(g[1]))):
+        numbers = "|".join(str(n) for n in sorted(layers))
+        part = numbers if len(layers) == 1 else f"({numbers})"
+        of_layers.append(f"^blk\\.{part}\\.{_literal(kind)}\\.weight$={type.name.lower()}")
+    return single + of_layers
+
+
+def _literal(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]", lambda m: "\\" + m[0], name)
+
+
+def _lines(path: PathLike) -> list[str]:
+    raw = Path(path).read_bytes()
+    for encoding in ("utf-16",) if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8-sig",):
+        try:
+            return raw.decode(encoding).splitlines()
+        except UnicodeDecodeError:
+            break
+    raise FormatError(f"{path}: not a text file in UTF-8")
+
+
+def read_recipe(path: PathLike) -> list[str]:
+    """Rules `regex=type` of a recipe file; line ends of any system, and a byte order mark, do not matter.
+
+    Raises:
+        OSError: The file cannot be read.
+        ikq.errors.FormatError: A line that is no rule, or names an unknown type; says which line.
+        ikq.errors.RefusedError: A file without a rule.
+    """
+    rules = []
+    for number, line in enumerate(_lines(path), 1):
+        text = line.split("#")[0].strip().strip(",").strip()
+        if not text:
+            continue
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        listed = [_rule(part) for part in parts]
+        if all(rule is not None for rule in listed):
+            rules += [rule for rule in listed if rule is not None]
+        elif (whole := _rule(text)) is not None:
+            rules.append(whole)
+        else:
+            raise FormatError(f"{path}, line {number}: {text!r} is not a rule REGEX=TYPE with a known type")
+    if not rules:
+        raise RefusedError(f"{path} has no rule; a recipe has lines such as blk\\..*\\.attn_q=q6_k")
+    return rules
+
+
+def _rule(text: str) -> str | None:
+    pattern, equals, type = text.rpartition("=")
+    if not (equals and pattern.strip()):
+        return None
+    try:
+        return f"{pattern.strip()}={as_type(type.strip()).name.lower()}"
+    except FormatError:
+        return None
+
+
+def recipe_type(path: PathLike) -> str | None:
+    """The TYPE that a recipe names in a comment `# type: NAME`: what the file is said to be."""
+    for line in _lines(path):
+        if found := _TYPE_COMMENT.match(line.strip()):
+            return found[1]
+    return None
+
+
+def applicable_rules(rules: Sequence[str], kept: Iterable[str]) -> list[str]:
+    """Leaves out rules that ask of tensors that are never quantized (norms, routers) what they are anyway.
+
+    Recipes of other programs name all tensors, these as f32; to the quantizer such a rule fits nothing.
+
+    Args:
+        rules: `regex=type`.
+        kept: Names of tensors that are never quantized.
+    """
+    names = list(kept)
+    out = []
+    for rule in rules:
+        pattern, _, type = rule.rpartition("=")
+        if type.upper() in _FLOATS:
+            try:
+                if any(re.search(pattern, name) for name in names):
+                    continue
+            except re.error:
+                pass
+        out.append(rule)
+    return out
+
+
+def write_sensitivities(path: PathLike, table: Mapping[tuple[str, str], float]) -> None:
+    """Writes a table as CSV: tensor, type, KL divergence that the type costs there."""
+    with Path(path).open("w", newline="", encoding="utf-8") as f:
+        out = csv.writer(f)
+        out.writerow(["tensor", "type", "value"])
+        out.writerows([tensor, type, f"{value:.9g}"] for (tensor, type), value in table.items())
+
+
+def read_sensitivities(path: PathLike) -> dict[tuple[str, QuantType | None], float]:
+    """A table of measured sensitivities: columns tensor, type and value, with or without a heading.
+
+    A value is what the type costs there (a divergence, or a loss of log-likelihood); where the type is empty or
+    `*` it is the tensor's coefficient, by which relative squared errors are multiplied.
+
+    Raises:
+        OSError: The file cannot be read.
+        ikq.errors.FormatError: A line that is none; says which.
+    """
+    lines = _lines(path)
+    delimiter = ";" if lines and lines[0].count(";") >= 2 else "\t" if lines and "\t" in lines[0] else ","
+    table: dict[tuple[str, QuantType | None], float] = {}
+    for number, row in enumerate(csv.reader(lines, delimiter=delimiter), 1):
+        cells = [cell.strip() for cell in row]
+        if not any(cells) or cells[0].startswith("#"):
+            continue
+        if number == 1 and len(cells) > 2 and not _is_number(cells[2]):
+            continue
+        if len(cells) < 3 or not _is_number(cells[2]):
+            raise FormatError(f"{path}, line {number}: expected tensor, type, value")
+        value = float(cells[2])
+        if not 0 <= value < float("inf"):
+            raise FormatError(f"{path}, line {number}: {cells[2]} is no divergence: it must be 0 or more")
+        type = None if cells[1] in ("", "*") else as_type(cells[1])
+        table[cells[0], type] = value
+    if not table:
+        raise FormatError(f"{path} has no line with tensor, type, value")
+    return table
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
