@@ -149,7 +149,9 @@ def _within_limits(
             prices[i] = high
     if best is None:
         worst = limits[0]
-        fastest = _within_budgets(np.where(np.isfinite(costs), worst.amounts, np.inf), sizes, budgets, memories)
+        fastest = _within_budgets(
+            np.where(np.isfinite(costs), worst.amounts, np.inf), sizes, budgets, memories
+        )
         raise Infeasible(None, _sum(worst.amounts, fastest.index))
     return Choice(best.index, best.cost, min(bound, best.cost), best.bytes)
 

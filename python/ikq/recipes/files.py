@@ -14,46 +14,17 @@ from pathlib import Path
 from ikq.errors import FormatError, RefusedError
 from ikq.quant_types import QuantType, as_type
 from ikq.quantize_options import PathLike
-from ikq.report.records import kind_and_layer
 
 __all__ = [
     "applicable_rules",
     "read_recipe",
     "read_sensitivities",
-    "recipe_rules",
     "recipe_type",
     "write_sensitivities",
 ]
 
 _TYPE_COMMENT = re.compile(r"#\s*type:\s*(\S+)\s*$", re.IGNORECASE)
 _FLOATS = ("F32", "F16", "BF16")
-
-
-def recipe_rules(types: Mapping[str, QuantType | int]) -> list[str]:
-    """The shortest list of rules for types by tensor: one for all layers in which a kind has a type.
-
-    Tensors with types that ikq does not know have no rule: they stay as they are.
-    """
-    groups: dict[tuple[str, QuantType], list[int]] = {}
-    single: list[str] = []
-    for name, type in types.items():
-        if not isinstance(type, QuantType):
-            continue
-        kind, layer = kind_and_layer(name)
-        if layer is None or name != f"blk.{layer}.{kind}.weight":
-            single.append(f"^{_literal(name)}$={type.name.lower()}")
-        else:
-            groups.setdefault((kind, type), []).append(layer)
-    of_layers = []
-    for (kind, type), layers in sorted(groups.items(), key=lambda g: (g[0][0], min(g[1]))):
-        numbers = "|".join(str(n) for n in sorted(layers))
-        part = numbers if len(layers) == 1 else f"({numbers})"
-        of_layers.append(f"^blk\\.{part}\\.{_literal(kind)}\\.weight$={type.name.lower()}")
-    return single + of_layers
-
-
-def _literal(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_-]", lambda m: "\\" + m[0], name)
 
 
 def _lines(path: PathLike) -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ikq import _ikq
 from ikq.errors import FormatError, RefusedError
 from ikq.gguf import GGUFReader
 from ikq.imatrix import Imatrix
@@ -149,13 +150,14 @@ def plan_of_types(
     imatrix: Imatrix | None,
     rules: Sequence[str],
     *,
+    type: str = "COPY",
     allow_requantize: bool = False,
 ) -> QuantizePlan:
-    """The quantizer's plan for rules `regex=type`; matrices that none of them names stay as they are."""
+    """The quantizer's plan for rules `regex=type`; matrices that none of them names get `type`."""
     return plan_quantization(
         source,
         source.with_name("recipe.gguf"),
-        "COPY",
+        type,
         imatrix=imatrix,
         tensor_type=list(rules),
         allow_requantize=allow_requantize,
@@ -192,7 +194,13 @@ def read_problem(
     if not all_types:
         raise RefusedError("there is no type to choose from; name some with --types")
     plans = {
-        t: plan_of_types(source, imatrix, [f"{_EVERYTHING}={t.name}"], allow_requantize=allow_requantize)
+        t: plan_of_types(
+            source,
+            imatrix,
+            [f"{_EVERYTHING}={t.name}"],
+            type=_ikq.ftype_of_type(int(t)) or "COPY",
+            allow_requantize=allow_requantize,
+        )
         for t in all_types
     }
     with GGUFReader(source) as reader:
@@ -207,7 +215,9 @@ def read_problem(
     for i, first in enumerate(plans[all_types[0]].tensors):
         of_type = {t: plan.tensors[i] for t, plan in plans.items()}
         n_weights += int(np.prod(first.shape))
-        if all(p.copied and p.to_type == p.from_type and not _is_kept_type(p.reason) for p in of_type.values()):
+        if all(
+            p.copied and p.to_type == p.from_type and not _is_kept_type(p.reason) for p in of_type.values()
+        ):
             fixed_bytes[first.name] = padded(first.bytes_out)
             continue
         rule = next((n for n, (pattern, _, _) in enumerate(fixed) if pattern.search(first.name)), None)

@@ -126,7 +126,9 @@ class _Statistics:
         """Mean squared outputs of some rows (experts x rows), and how many rows there are."""
         rows, n_rows = self.rows(linear)
         inputs = self.inputs(linear, rows.shape[0], rows.shape[2], norm)
-        return np.einsum("eij,ej->ei", rows**2, np.broadcast_to(inputs, (rows.shape[0], rows.shape[2]))), n_rows
+        return np.einsum(
+            "eij,ej->ei", rows**2, np.broadcast_to(inputs, (rows.shape[0], rows.shape[2]))
+        ), n_rows
 
     def energy(self, linear: Linear, norm: str | None = None) -> float:
         """Mean squared length of the output, mean over experts, columns of inputs taken as unrelated."""
