@@ -23,6 +23,7 @@ import ikq
 from ikq.evaluate import BaseFile, base_writer, cut, measure_divergence, measure_perplexity, text_tokens
 from ikq.recipes.choose import choose
 from ikq.recipes.files import read_sensitivities
+from ikq.recipes.probes import probe
 from ikq.recipes.recipe import Budget, Costs, measure_costs, solve
 from ikq.recipes.rules import recipe_rules
 
@@ -47,7 +48,13 @@ class Measure:
     def __call__(self, type_name: str, rules: list[str]) -> tuple[float, int]:
         out = self.folder / "q.gguf"
         ikq.quantize_file(
-            self.source, out, type_name, imatrix=self.imatrix, tensor_type=rules, n_threads=self.n_threads, restart=True
+            self.source,
+            out,
+            type_name,
+            imatrix=self.imatrix,
+            tensor_type=rules,
+            n_threads=self.n_threads,
+            restart=True,
         )
         with ikq.Model.load(out, n_ctx=512, n_threads=self.n_threads) as model:
             *_, found = measure_divergence(model, self.base, self.chunks)
@@ -110,11 +117,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", type=Path, default=DATA / "tiny-moe-bf16.gguf")
     parser.add_argument("--imatrix", type=Path, default=DATA / "imatrix-plain.dat")
-    parser.add_argument("--text", type=Path, default=TOP.parent / "shared" / "models" / "text" / "heldout.txt")
+    parser.add_argument(
+        "--text", type=Path, default=TOP.parent / "shared" / "models" / "text" / "heldout.txt"
+    )
     parser.add_argument("--mixes", nargs="+", default=MIXES)
     parser.add_argument("--chunks", type=int, default=-1, help="most windows (-1: all)")
     parser.add_argument("--random", type=int, default=20, help="random mixes for each size")
     parser.add_argument("--sensitivity", help="measured sensitivities, for the recipe")
+    parser.add_argument("--probe", type=int, default=0, help="runs that measure sensitivities, for each size")
+    parser.add_argument(
+        "--probe-text", type=Path, default=TOP.parent / "shared" / "models" / "text" / "calibration.txt"
+    )
     parser.add_argument("--threads", type=int)
     parser.add_argument("--most", type=float, default=0.85)
     parser.add_argument("--out", type=Path, help="one JSON object per file measured")
@@ -123,22 +136,29 @@ def main() -> int:
     costs = measure_costs(args.model, args.imatrix, n_threads=args.threads, sensitivities=table)
     problem, rng = costs.problem, np.random.default_rng(1)
     rows, holds = [], True
-    print("| size of | bytes | mix | recipe | ratio | predicted | single type | input energy | error | error x weights | random: best, median |")
+    print(
+        "| size of | bytes | mix | recipe | ratio | predicted | single type | input energy | error | error x weights | random: best, median |"
+    )
     print("| --- | --: | --: | --: | --: | --: | --: | --: | --: | --: | --: |")
     with tempfile.TemporaryDirectory() as folder:
         measure = Measure(args, Path(folder))
 
-        def file(kind: str, mix: str, index: np.ndarray, budget: int) -> float:
+        def file(kind: str, mix: str, index: np.ndarray, budget: int, by: Costs = costs) -> float:
             kld, size = measure("COPY", recipe_rules(problem.types_of(index)))
             assert size <= budget, (kind, size, budget)
-            predicted = float(costs.divergence[np.arange(len(index)), index].sum())
+            predicted = float(by.divergence[np.arange(len(index)), index].sum())
             rows.append({"kind": kind, "mix": mix, "bytes": size, "kld": kld, "predicted": predicted})
             return kld
 
         for mix in args.mixes:
             of_mix, budget = measure(mix, [])
             recipe = solve(costs, Budget(size=budget))
-            mine = file("recipe", mix, recipe.choice.index, budget)
+            if args.probe:
+                text = args.probe_text.read_text()
+                recipe = solve(
+                    probe(recipe, text, args.probe, n_threads=args.threads).costs, Budget(size=budget)
+                )
+            mine = file("recipe", mix, recipe.choice.index, budget, recipe.costs)
             controls = {"single type": file("single type", mix, single_type(costs, budget), budget)}
             for name, cost in control_costs(costs).items():
                 index = choose(cost, costs.sizes, [budget - problem.overhead]).index
@@ -147,7 +167,13 @@ def main() -> int:
                 file("random", mix, random_mix(costs, budget, rng), budget) for _ in range(args.random)
             )
             holds &= mine <= args.most * of_mix and mine < min([*controls.values(), *random])
-            cells = [mix, budget, *(f"{x:.5f}" for x in (of_mix, mine)), f"{mine / of_mix:.3f}", f"{recipe.divergence:.5f}"]
+            cells = [
+                mix,
+                budget,
+                *(f"{x:.5f}" for x in (of_mix, mine)),
+                f"{mine / of_mix:.3f}",
+                f"{recipe.divergence:.5f}",
+            ]
             cells += [f"{x:.5f}" for x in controls.values()]
             cells += [f"{random[0]:.4f}, {random[len(random) // 2]:.4f}" if random else "-"]
             print(f"| {' | '.join(str(c) for c in cells)} |", flush=True)

@@ -394,8 +394,8 @@ def _recipe_rules(path: PathLike, model: _ikq.Model) -> list[str]:
     """Rules of a recipe, without those for tensors that are floats and never quantized."""
     kept = [
         name
-        for name, dims, type, _ in model.tensors()
-        if type == QuantType.F32 and (len([n for n in dims if n > 1]) < 2 or "ffn_gate_inp" in name)
+        for name, dims, type_id, _ in model.tensors()
+        if type_id == QuantType.F32 and (len([n for n in dims if n > 1]) < 2 or "ffn_gate_inp" in name)
     ]
     return applicable_rules(read_recipe(path), kept)
 

@@ -290,7 +290,7 @@ def split_repack_words(words: list[str]) -> tuple[str, str | None, str, int | No
 
 
 def split_recipe_words(words: list[str], recipe: str) -> tuple[str, str | None, str, int | None]:
-    """As `split_words`, for `--recipe FILE IN [OUT] [TYPE] [NTHREADS]`: TYPE may be left out if FILE names one.
+    """As `split_words`, for `--recipe FILE IN [OUT] [TYPE] [NTHREADS]`: FILE may name TYPE.
 
     Raises:
         OSError: The recipe cannot be read.

@@ -1,17 +1,18 @@
 """The choice: one type per tensor, the least sum of costs within budgets.
 
-A multiple-choice knapsack. Of each tensor's choices those on the lower convex hull of cost over bytes, taken in
-order of what a byte saves, solve the relaxed problem exactly; its value is below that of every real choice, which
-proves the gap that is stated. From there a local search uses the bytes that are left: single changes, and pairs
-of one tensor that gives bytes and another that takes them. Budgets are by memory: a tensor counts in one of
-them. Limits of time (seconds per token, say) are priced: a multiplier per limit, found by bisection, turns them
-into costs, and the dual value remains a bound.
+A multiple-choice knapsack. Of each tensor's choices those on the lower convex hull of cost over bytes,
+taken in order of what a byte saves, solve the relaxed problem exactly; its value is below that of every
+real choice, which proves the gap that is stated. From there a local search uses the bytes that are left:
+single changes, and pairs of one tensor that gives bytes and another that takes them. Budgets are by memory:
+a tensor counts in one of them. Limits of time (seconds per token, say) are priced: a multiplier per limit,
+found by bisection, turns them into costs, and the dual value remains a bound.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +27,16 @@ class Infeasible(Exception):  # noqa: N818  # what there is no choice for
     """No choice is within the budgets.
 
     Attributes:
-        memory: The budget that cannot be kept, or None for a limit of time.
-        least: The smallest number of bytes (seconds) that is possible.
+        memory: Number of the budget that cannot be kept, or None: it is a limit.
+        least: The smallest number of bytes (or sum of a limit's amounts) that is possible.
+        limit: Number of the limit, if it is one.
     """
 
-    def __init__(self, memory: int | None, least: float) -> None:
+    def __init__(self, memory: int | None, least: float, limit: int | None = None) -> None:
         super().__init__(f"the least that is possible is {least}")
         self.memory = memory
         self.least = least
+        self.limit = limit
 
 
 @dataclass(frozen=True)
@@ -148,11 +151,13 @@ def _within_limits(
                     break
             prices[i] = high
     if best is None:
-        worst = limits[0]
-        fastest = _within_budgets(
-            np.where(np.isfinite(costs), worst.amounts, np.inf), sizes, budgets, memories
-        )
-        raise Infeasible(None, _sum(worst.amounts, fastest.index))
+        sums = []
+        for limit in limits:
+            amounts = np.where(np.isfinite(costs), limit.amounts, np.inf)
+            sums.append(_within_budgets(amounts, sizes, budgets, memories).cost)
+        over = [least / limit.most for least, limit in zip(sums, limits, strict=True)]
+        worst = int(np.argmax(over))
+        raise Infeasible(None, sums[worst], worst)
     return Choice(best.index, best.cost, min(bound, best.cost), best.bytes)
 
 
@@ -182,7 +187,6 @@ def _one_memory(costs: Floats, sizes: Ints, budget: int) -> tuple[Ints, float]:
     n_whole = int(np.searchsorted(total, budget, side="right"))
     # of a tensor's steps the ratios fall, so they come in order and the last one counts
     whole = order[:n_whole]
-    np.maximum.at(index, tensor[whole], 0)
     for i in whole:
         index[tensor[i]] = target[i]
     relaxed = cost - float(gain[whole].sum())
@@ -195,13 +199,13 @@ def _one_memory(costs: Floats, sizes: Ints, budget: int) -> tuple[Ints, float]:
 
 
 def _hulls(costs: Floats, sizes: Ints) -> tuple[Ints, tuple[Ints, Ints, Ints, Floats]]:
-    """The smallest choice of each tensor, and steps along the hulls: tensor, choice, bytes more, cost less."""
+    """The smallest choices, and steps along the hulls: tensor, choice, bytes more, cost less."""
     start = np.zeros(len(costs), np.int64)
     rows: list[tuple[int, int, int, float]] = []
     for t, (cost, size) in enumerate(zip(costs, sizes, strict=True)):
         hull = _hull(cost, size)
         start[t] = hull[0]
-        for a, b in zip(hull, hull[1:], strict=False):
+        for a, b in pairwise(hull):
             rows.append((t, b, int(size[b] - size[a]), float(cost[a] - cost[b])))
     tensor, target, more = (np.array([r[i] for r in rows], np.int64) for i in range(3))
     return start, (tensor, target, more, np.array([r[3] for r in rows], np.float64))

@@ -1,8 +1,8 @@
 """What every type costs every tensor: squared errors of products, from a sample of rows.
 
-A product of a matrix whose elements are off by d with an input x is off by the sum of d_j x_j; over many tokens its
-square is the sum of d_j^2 E[x_j^2], which is what the statistics hold. So a few rows, encoded by the real encoders,
-tell the error of the whole tensor. Rows are taken from all parts of all experts.
+A product of a matrix whose elements are off by d with an input x is off by the sum of d_j x_j; over many
+tokens its square is the sum of d_j^2 E[x_j^2], which is what the statistics hold. So a few rows, encoded by
+the real encoders, tell the error of the whole tensor. Rows are taken from all parts of all experts.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def measure_errors(
             rows, importance, scale = _sample(reader.tensors[t.name], t, problem.imatrix, n_rows)
             signal[i] = scale * float(np.einsum("eij,ej->", rows**2, importance, dtype=np.float64))
             n_sampled += rows.size
-            for k, type in enumerate(t.types):
-                relative[i, k] = _relative_error(rows, importance, type, t.source_type, n_threads)
+            for k, to in enumerate(t.types):
+                relative[i, k] = _relative_error(rows, importance, to, t.source_type, n_threads)
             if progress is not None:
                 progress(t)
     return Errors(relative, signal, n_sampled)
@@ -86,7 +86,7 @@ def measure_errors(
 def _sample(
     tensor: QTensor, t: TensorChoices, imatrix: Imatrix | None, n_rows: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32], float]:
-    """Rows (experts x rows x elements), importance (experts x elements), and rows of an expert per row taken."""
+    """Rows (experts x rows x elements), importance (experts x elements), rows per row taken."""
     together = max(k.rows for k in t.types if isinstance(k, QuantType))
     rows = sample_rows(tensor, n_rows, together)
     importance = expert_importance(imatrix, t.imatrix, rows.shape[0], rows.shape[2])

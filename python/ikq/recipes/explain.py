@@ -68,8 +68,8 @@ def reasons(recipe: Recipe) -> list[Why]:
         def step(
             j: int, more: np.ndarray = more, gain: np.ndarray = gain, bits: np.ndarray = bits, i: int = i
         ) -> Step:
-            type = costs.problem.tensors[i].types[j]
-            return Step(type, int(more[j]), -float(gain[j]), float(gain[j] / bits[j]))
+            to = costs.problem.tensors[i].types[j]
+            return Step(to, int(more[j]), -float(gain[j]), float(gain[j] / bits[j]))
 
         larger = [j for j in range(n) if more[j] > 0 and gain[j] > 0]
         smaller = [j for j in range(n) if more[j] < 0]

@@ -1,7 +1,7 @@
 """Recipe files, read and written; tables of sensitivities.
 
-A recipe file has a rule `regex=type` per line (or several, with commas), blank lines, and comments behind `#`.
-The first rule whose expression is found in a tensor's name gives it its type.
+A recipe file has a rule `regex=type` per line (or several, with commas), blank lines, and comments behind
+`#`. The first rule whose expression is found in a tensor's name gives it its type.
 """
 
 from __future__ import annotations
@@ -64,11 +64,11 @@ def read_recipe(path: PathLike) -> list[str]:
 
 
 def _rule(text: str) -> str | None:
-    pattern, equals, type = text.rpartition("=")
+    pattern, equals, word = text.rpartition("=")
     if not (equals and pattern.strip()):
         return None
     try:
-        return f"{pattern.strip()}={as_type(type.strip()).name.lower()}"
+        return f"{pattern.strip()}={as_type(word.strip()).name.lower()}"
     except FormatError:
         return None
 
@@ -93,8 +93,8 @@ def applicable_rules(rules: Sequence[str], kept: Iterable[str]) -> list[str]:
     names = list(kept)
     out = []
     for rule in rules:
-        pattern, _, type = rule.rpartition("=")
-        if type.upper() in _FLOATS:
+        pattern, _, word = rule.rpartition("=")
+        if word.upper() in _FLOATS:
             try:
                 if any(re.search(pattern, name) for name in names):
                     continue
@@ -109,14 +109,14 @@ def write_sensitivities(path: PathLike, table: Mapping[tuple[str, str], float]) 
     with Path(path).open("w", newline="", encoding="utf-8") as f:
         out = csv.writer(f)
         out.writerow(["tensor", "type", "value"])
-        out.writerows([tensor, type, f"{value:.9g}"] for (tensor, type), value in table.items())
+        out.writerows([*key, f"{value:.9g}"] for key, value in table.items())
 
 
 def read_sensitivities(path: PathLike) -> dict[tuple[str, QuantType | None], float]:
     """A table of measured sensitivities: columns tensor, type and value, with or without a heading.
 
-    A value is what the type costs there (a divergence, or a loss of log-likelihood); where the type is empty or
-    `*` it is the tensor's coefficient, by which relative squared errors are multiplied.
+    A value is what the type costs there (a divergence, or a loss of log-likelihood); where the type is empty
+    or `*` it is the tensor's coefficient, by which relative squared errors are multiplied.
 
     Raises:
         OSError: The file cannot be read.
@@ -136,8 +136,8 @@ def read_sensitivities(path: PathLike) -> dict[tuple[str, QuantType | None], flo
         value = float(cells[2])
         if not 0 <= value < float("inf"):
             raise FormatError(f"{path}, line {number}: {cells[2]} is no divergence: it must be 0 or more")
-        type = None if cells[1] in ("", "*") else as_type(cells[1])
-        table[cells[0], type] = value
+        of_type = None if cells[1] in ("", "*") else as_type(cells[1])
+        table[cells[0], of_type] = value
     if not table:
         raise FormatError(f"{path} has no line with tensor, type, value")
     return table

@@ -12,9 +12,9 @@ import numpy as np
 from ikq.errors import IkqError
 from ikq.pipeline import ftypes, plan_quantization
 from ikq.quant_types import QuantType
-from ikq.recipes.rules import recipe_rules
 from ikq.recipes.choose import Infeasible, choose
 from ikq.recipes.recipe import Costs, Recipe
+from ikq.recipes.rules import recipe_rules
 
 __all__ = ["KNOWN_MIXES", "Point", "best_mixes", "known_mixes", "pareto_page"]
 
@@ -126,8 +126,8 @@ def pareto_page(costs: Costs, chosen: Recipe | None = None) -> str:
     ).replace("<", "\\u003c")
     note = (
         f"Each dot is the mix with the least predicted KL divergence for its size (from {costs.origin}; a "
-        f"prediction may be off by a factor of {costs.uncertainty:g}). Crosses are mixes with names. Click a dot "
-        "or move the slider to see its recipe."
+        f"prediction may be off by a factor of {costs.uncertainty:.3g}). Crosses are mixes with names. Click "
+        "a dot or move the slider to see its recipe."
     )
     return (
         f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -184,7 +184,8 @@ def _size(n: float) -> str:
 
 
 _CSS = (
-    "body{font:15px system-ui,sans-serif;margin:2em auto;max-width:1000px;padding:0 1em;color:#222;background:#fff}"
+    "body{font:15px system-ui,sans-serif;margin:2em auto;max-width:1000px;padding:0 1em}"
+    "body{color:#222;background:#fff}"
     "svg{width:100%}svg text{font-size:12px;fill:currentColor}.grid{stroke:#ccc}"
     "polyline.best{fill:none;stroke:#2a6fbb;stroke-width:1.5}circle.best{fill:#2a6fbb;cursor:pointer}"
     "circle.on{fill:#c33}.known{stroke:#b5651d;stroke-width:2}.mine{fill:none;stroke:#c33;stroke-width:2}"

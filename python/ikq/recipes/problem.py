@@ -1,7 +1,7 @@
 """What there is to choose: for every tensor the types that it may become, and exact sizes.
 
-Sizes, fallbacks and what is never quantized are those of the quantizer's own plan, one plan per type, so that a
-recipe's file has the size that was promised.
+Sizes, fallbacks and what is never quantized are those of the quantizer's own plan, one plan per type, so that
+a recipe's file has the size that was promised.
 """
 
 from __future__ import annotations

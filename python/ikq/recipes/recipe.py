@@ -17,9 +17,10 @@ from ikq.quantize_options import PathLike
 from ikq.recipes.budget import Placement, Use, memories_of, placements
 from ikq.recipes.choose import Choice, Infeasible, Limit, choose
 from ikq.recipes.errors import Errors, measure_errors
-from ikq.recipes.rules import recipe_rules
 from ikq.recipes.problem import DEFAULT_TYPES, Problem, TensorChoices, plan_of_types, read_problem
+from ikq.recipes.rules import recipe_rules
 from ikq.recipes.sensitivity import coefficients
+from ikq.recipes.speed import SpeedModel, TypeSpeeds, speed_model
 
 __all__ = ["Budget", "Costs", "Recipe", "make_recipe", "measure_costs", "solve"]
 
@@ -39,12 +40,18 @@ class Budget:
         bpw: Bits per weight, over all tensors; metadata come on top.
         ram: Bytes of main memory for weights, cache and buffers.
         vram: The same on a second device, with `ram`.
+        min_tg: Least tokens per second of generation.
+        min_pp: Least tokens per second of prompts.
+        vram_bandwidth: Bytes per second that the second device reads.
     """
 
     size: int | None = None
     bpw: float | None = None
     ram: int | None = None
     vram: int | None = None
+    min_tg: float | None = None
+    min_pp: float | None = None
+    vram_bandwidth: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ class Costs:
         problem: The model and its choices.
         errors: Relative errors, as sampled.
         coefficients: Divergence per relative error, by tensor.
-        divergence: Tensors x choices: KL divergence that a type costs there. Infinite where there is no choice.
+        divergence: Tensors x choices: KL divergence that a type costs there; infinite beyond its choices.
         uncertainty: Factor by which a sum of these may be off either way.
         origin: Where the coefficients are from, for people.
     """
@@ -181,14 +188,14 @@ def _from_table(
         raise RefusedError(f"the table of sensitivities names {unknown[0]}, which the model does not have")
     values = np.full_like(errors.relative, np.nan)
     direct: dict[str, float] = {}
-    for (name, type), value in table.items():
+    for (name, of_type), value in table.items():
         i = places.get(name)
         if i is None:
             continue
-        if type is None:
+        if of_type is None:
             direct[name] = value
-        elif type in problem.tensors[i].types:
-            values[i, problem.tensors[i].types.index(type)] = value
+        elif of_type in problem.tensors[i].types:
+            values[i, problem.tensors[i].types.index(of_type)] = value
     for name, i in places.items():
         known = np.isfinite(values[i]) & (errors.relative[i] > 0)
         if name not in direct and known.any():
@@ -215,6 +222,7 @@ def make_recipe(
     n_threads: int | None = None,
     sensitivities: Mapping[tuple[str, QuantType | None], float] | None = None,
     use: Use | None = None,
+    speeds: TypeSpeeds | None = None,
 ) -> Recipe:
     """The mix with the least predicted divergence within a budget; what `ikq recipe` runs.
 
@@ -229,29 +237,41 @@ def make_recipe(
         n_threads=n_threads,
         sensitivities=sensitivities,
     )
-    return solve(costs, budget, use=use or Use())
+    return solve(costs, budget, use=use, speeds=speeds)
 
 
-def solve(costs: Costs, budget: Budget, *, use: Use | None = None, limits: Sequence[Limit] = ()) -> Recipe:
+def solve(
+    costs: Costs, budget: Budget, *, use: Use | None = None, speeds: TypeSpeeds | None = None
+) -> Recipe:
     """Chooses types within a budget.
 
     Args:
         costs: Predicted divergences.
         budget: What has to be kept.
-        use: How the model will be run, for budgets of memory.
-        limits: Further bounds, on sums over tensors.
+        use: How the model will be run, for budgets of memory and speed.
+        speeds: Of types on this machine, for least speeds; where they are of all types, speeds are predicted.
 
     Raises:
-        ikq.errors.RefusedError: Nothing fits; names the smallest size that is possible.
+        ikq.errors.RefusedError: Nothing fits; names the smallest size, or the fastest speed, that is
+        possible.
     """
+    use = use or Use()
+    if speeds is None and (budget.min_tg is not None or budget.min_pp is not None):
+        raise RefusedError("least speeds need measured speeds of types")
+    if budget.vram is not None and budget.min_tg is not None and budget.vram_bandwidth is None:
+        raise RefusedError(
+            "--min-tg with --vram needs the bandwidth of that memory: --vram-bandwidth 500G, for example"
+        )
     given = [name for name in ("size", "bpw", "ram") if getattr(budget, name) is not None]
     if len(given) != 1:
         raise RefusedError("give one of --size, --bpw and --ram")
     if budget.vram is not None and budget.ram is None:
         raise RefusedError("--vram goes with --ram: say how much of each there is")
     if budget.ram is not None:
-        return _solve_memories(costs, budget, use or Use(), limits)
+        return _solve_memories(costs, budget, use, speeds)
     problem = costs.problem
+    times = None if speeds is None else speed_model(problem, speeds, n_ubatch=use.n_ubatch)
+    limits = _limits(budget, times)
     allowed = _file_bytes(problem, budget)
     spare = 0
     for _ in range(4):
@@ -260,8 +280,8 @@ def solve(costs: Costs, budget: Budget, *, use: Use | None = None, limits: Seque
                 costs.divergence, costs.sizes, [allowed - spare - problem.overhead], limits=limits
             )
         except Infeasible as e:
-            raise _refusal(problem, budget, e) from None
-        recipe = _finished(costs, choice, budget)
+            raise _refusal(problem, budget, e, times) from None
+        recipe = _finished(costs, choice, budget, times)
         if recipe.file_bytes <= allowed:
             return recipe
         spare += recipe.file_bytes - allowed
@@ -275,11 +295,24 @@ def _file_bytes(problem: Problem, budget: Budget) -> int:
     return int((budget.bpw or 0) * problem.n_weights / 8) + metadata
 
 
-def _refusal(problem: Problem, budget: Budget, e: Infeasible) -> RefusedError:
+def _limits(budget: Budget, times: SpeedModel | None) -> list[Limit]:
+    """Least speeds as most seconds per token; what is spent in any case is taken off."""
+    out = []
+    if times is not None and budget.min_tg is not None:
+        out.append(Limit(times.tg, 1 / budget.min_tg - times.tg_base))
+    if times is not None and budget.min_pp is not None:
+        out.append(Limit(times.pp, 1 / budget.min_pp - times.pp_base))
+    return out
+
+
+def _refusal(problem: Problem, budget: Budget, e: Infeasible, times: SpeedModel | None) -> RefusedError:
     if e.memory is None:
+        is_tg = budget.min_tg is not None and e.limit == 0
+        base = 0.0 if times is None else times.tg_base if is_tg else times.pp_base
+        asked = f"--min-tg {budget.min_tg:g}" if is_tg else f"--min-pp {budget.min_pp or 0:g}"
         return RefusedError(
-            f"no mix is as fast as asked: the fastest takes {e.least:.4g} seconds per token; lower --min-tg "
-            "or --min-pp"
+            f"{asked} is too fast: the fastest mix within the budget is predicted to reach "
+            f"{1 / (e.least + base):.4g} tokens per second"
         )
     least = problem.least_bytes
     fixed = problem.overhead - sum(problem.fixed_bytes.values())
@@ -291,13 +324,13 @@ def _refusal(problem: Problem, budget: Budget, e: Infeasible) -> RefusedError:
     )
 
 
-def _solve_memories(costs: Costs, budget: Budget, use: Use, limits: Sequence[Limit]) -> Recipe:
+def _solve_memories(costs: Costs, budget: Budget, use: Use, speeds: TypeSpeeds | None) -> Recipe:
     problem, sizes = costs.problem, costs.sizes
     memories = memories_of(problem, use)
     room = (budget.ram or 0, budget.vram or 0)
-    best: tuple[Choice, Placement] | None = None
+    best: tuple[Choice, Placement, SpeedModel | None] | None = None
     least: tuple[int, int] | None = None
-    too_slow: Infeasible | None = None
+    too_slow: tuple[Infeasible, SpeedModel | None] | None = None
     for placement in placements(problem, memories, has_vram=budget.vram is not None):
         budgets = [max(0, r - taken) for r, taken in zip(room, placement.reserved, strict=True)]
         smallest = [int(sizes[placement.memories == m].min(axis=1).sum()) for m in (0, 1)]
@@ -306,38 +339,50 @@ def _solve_memories(costs: Costs, budget: Budget, use: Use, limits: Sequence[Lim
             if least is None or sum(needed) < sum(least):
                 least = needed
             continue
+        times = None
+        if speeds is not None:
+            times = speed_model(
+                problem,
+                speeds,
+                n_ubatch=use.n_ubatch,
+                memories=placement.memories,
+                vram_bandwidth=budget.vram_bandwidth,
+            )
         try:
-            choice = choose(costs.divergence, sizes, budgets, placement.memories, limits)
+            choice = choose(costs.divergence, sizes, budgets, placement.memories, _limits(budget, times))
         except Infeasible as e:
-            too_slow = e
+            if too_slow is None or e.least < too_slow[0].least:
+                too_slow = e, times
             continue
         if best is None or choice.cost < best[0].cost * (1 - 1e-9):
-            best = choice, placement
+            best = choice, placement, times
     if best is None:
         if too_slow is not None:
-            raise _refusal(problem, budget, too_slow)
+            raise _refusal(problem, budget, *too_slow)
         ram, vram = least or (0, 0)
         second = f" and --vram {vram / 1e9:.3f}G" if budget.vram is not None else ""
         raise RefusedError(
-            f"weights do not fit: the smallest mix with these types, the cache of {memories.n_ctx} positions and "
-            f"buffers take --ram {ram / 1e9:.3f}G{second} (the file alone {problem.least_bytes} bytes)"
+            f"weights do not fit: the smallest mix with these types, the cache of {memories.n_ctx} positions "
+            f"and buffers take --ram {ram / 1e9:.3f}G{second} (the file alone {problem.least_bytes} bytes)"
         )
-    recipe = _finished(costs, best[0], budget)
-    return replace(recipe, placement=best[1], n_ctx=memories.n_ctx)
+    choice, placement, times = best
+    recipe = _finished(costs, choice, budget, times)
+    return replace(recipe, placement=placement, n_ctx=memories.n_ctx)
 
 
-def _finished(costs: Costs, choice: Choice, budget: Budget) -> Recipe:
+def _finished(costs: Costs, choice: Choice, budget: Budget, times: SpeedModel | None) -> Recipe:
     """With the exact size, from the plan of the file itself."""
     problem = costs.problem
     types = problem.types_of(choice.index)
     weights: dict[str, int] = {}
     for t in problem.tensors:
-        type = types[t.name]
-        name = _ikq.ftype_of_type(int(type)) if isinstance(type, QuantType) else None
+        to = types[t.name]
+        name = _ikq.ftype_of_type(int(to)) if isinstance(to, QuantType) else None
         if name is not None:
             weights[name] = weights.get(name, 0) + t.n_weights
     type_name = max(weights, key=lambda n: weights[n], default="COPY")
     plan = plan_of_types(
         problem.source, problem.imatrix, recipe_rules(types), type=type_name, allow_requantize=True
     )
-    return Recipe(costs, choice, type_name, plan.total_bytes, budget)
+    speeds = None if times is None else times.speeds(choice.index)
+    return Recipe(costs, choice, type_name, plan.total_bytes, budget, speeds=speeds)

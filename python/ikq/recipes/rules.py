@@ -18,19 +18,19 @@ def recipe_rules(types: Mapping[str, QuantType | int]) -> list[str]:
     """
     groups: dict[tuple[str, QuantType], list[int]] = {}
     single: list[str] = []
-    for name, type in types.items():
-        if not isinstance(type, QuantType):
+    for name, to in types.items():
+        if not isinstance(to, QuantType):
             continue
         kind, layer = kind_and_layer(name)
         if layer is None or name != f"blk.{layer}.{kind}.weight":
-            single.append(f"^{_literal(name)}$={type.name.lower()}")
+            single.append(f"^{_literal(name)}$={to.name.lower()}")
         else:
-            groups.setdefault((kind, type), []).append(layer)
+            groups.setdefault((kind, to), []).append(layer)
     of_layers = []
-    for (kind, type), layers in sorted(groups.items(), key=lambda g: (g[0][0], min(g[1]))):
+    for (kind, to), layers in sorted(groups.items(), key=lambda g: (g[0][0], min(g[1]))):
         numbers = "|".join(str(n) for n in sorted(layers))
         part = numbers if len(layers) == 1 else f"({numbers})"
-        of_layers.append(f"^blk\\.{part}\\.{_literal(kind)}\\.weight$={type.name.lower()}")
+        of_layers.append(f"^blk\\.{part}\\.{_literal(kind)}\\.weight$={to.name.lower()}")
     return single + of_layers
 
 

@@ -6,17 +6,19 @@ relative squared output error. Coefficients are followed through the model as en
 * An error of `output` moves logits: its coefficient is half the energy of the logits about their mean.
 * An error that is a share r of the energy of the residual stream at its end costs r times that.
 * A matrix that writes to the stream (attention output, down) adds its error's energy; the stream's own energy
-  is that of the embedding and of all that was added before. The norm in front of each branch makes shares count.
-* An error in front of a linear step keeps its share (values). In front of the softmax it counts by the variance
-  of the scores and by what attention averages away; in front of a gated activation by the ratio of the
-  hidden units' energy if gate and up had nothing to do with one another to the measured one.
+  is that of the embedding and of all that was added before. The norm in front of each branch makes shares
+  count.
+* An error in front of a linear step keeps its share (values). In front of the softmax it counts by the
+  variance of the scores and by what attention averages away; in front of a gated activation by the ratio of
+  the hidden units' energy if gate and up had nothing to do with one another to the measured one.
 * On its way to the end a share shrinks where a branch adds signal and passes on less of the error than of the
   signal.
 
-Statistics are diagonal: they leave out how the columns of an input go together, which makes products of signals
-larger than those of errors by a factor. It is taken from the hidden units, where the statistics have both sides.
-Nothing here is fitted to any model; what no statistics tell (how tokens and positions are correlated) is left
-out, so coefficients are right to within a factor of two or so. `ikq.recipes.probes` measures them.
+Statistics are diagonal: they leave out how the columns of an input go together, which makes products of
+signals larger than those of errors by a factor. It is taken from the hidden units, where the statistics have
+both sides. Nothing here is fitted to any model; what no statistics tell (how tokens and positions are
+correlated) is left out, so coefficients are right to within a factor of two or so. `ikq.recipes.probes`
+measures them.
 """
 
 from __future__ import annotations
@@ -54,8 +56,8 @@ def coefficients(problem: Problem) -> dict[str, float]:
     """
     if problem.imatrix is None:
         raise RefusedError(
-            "sensitivities need activation statistics: give --imatrix FILE (`ikq imatrix` makes one), or a table "
-            "with --sensitivity FILE.csv"
+            "sensitivities need activation statistics: give --imatrix FILE (`ikq imatrix` makes one), or a "
+            "table with --sensitivity FILE.csv"
         )
     with GGUFReader(problem.source) as reader:
         spec = model_spec(reader)
@@ -65,7 +67,7 @@ def coefficients(problem: Problem) -> dict[str, float]:
 
 
 def _filled(found: Mapping[str, float], problem: Problem) -> dict[str, float]:
-    """Tensors that the model's layers do not name (heads for further tokens) count as others of their kind."""
+    """Tensors that layers do not name (heads for further tokens) count as others of their kind."""
     by_kind: dict[str, list[float]] = {}
     for t in problem.tensors:
         if t.name in found:
@@ -328,7 +330,7 @@ def _activation_energies(kind: str, variance: Floats) -> tuple[Floats, Floats]:
 
 
 def _alignment(kind: str, gate: Floats, up: Floats, hidden: float) -> float:
-    """By what factor inputs' columns that go together raise the energy of gate and up, given the hidden units'."""
+    """By what factor columns that go together raise the energies of gate and up, given the hidden units'."""
     low, high = 1.0, 1e4
     for _ in range(60):
         middle = math.sqrt(low * high)

@@ -15,7 +15,8 @@ def summary_lines(recipe: Recipe) -> list[str]:
     low, high = recipe.interval
     lines = [
         f"size: {recipe.file_bytes} bytes, {recipe.bits_per_weight:.4f} bits per weight",
-        f"predicted KL divergence: {recipe.divergence:.6f} ({low:.6f} to {high:.6f}), from {recipe.costs.origin}",
+        f"predicted KL divergence: {recipe.divergence:.6f} ({low:.6f} to {high:.6f}), "
+        f"from {recipe.costs.origin}",
         f"at most {_percent(recipe.choice.gap)} from the best mix, by this prediction",
     ]
     if recipe.speeds is not None:
@@ -23,11 +24,10 @@ def summary_lines(recipe: Recipe) -> list[str]:
         lines.append(f"predicted speed: {pp:.1f} t/s of prompts, {tg:.2f} t/s of generation")
     if recipe.placement is not None:
         names = ("RAM", "VRAM") if recipe.budget.vram is not None else ("RAM",)
+        taken = zip(names, recipe.choice.bytes, recipe.placement.reserved, strict=False)
         parts = [
-            f"{name} {(int(weights) + reserved) / 1e9:.3f} GB ({reserved / 1e9:.3f} GB of it cache, buffers and norms)"
-            for name, weights, reserved in zip(
-                names, recipe.choice.bytes, recipe.placement.reserved, strict=False
-            )
+            f"{name} {(int(weights) + other) / 1e9:.3f} GB, {other / 1e9:.3f} of it for cache, buffers, norms"
+            for name, weights, other in taken
         ]
         lines.append(f"memory with {recipe.n_ctx} positions: {', '.join(parts)}")
     return [*lines, *recipe.notes]
