@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ikq.arrays import dequantize, quantize
-from ikq.gguf import GGUFReader
 from ikq.imatrix import Imatrix
 from ikq.quant_types import QuantType
 from ikq.recipes.problem import Problem, TensorChoices
+from ikq.recipes.source import Tensors
 from ikq.tensor import QTensor
 
 __all__ = ["Errors", "expert_importance", "measure_errors", "sample_rows"]
@@ -71,9 +71,9 @@ def measure_errors(
     relative = np.full((len(problem.tensors), width), np.inf)
     signal = np.zeros(len(problem.tensors))
     n_sampled = 0
-    with GGUFReader(problem.source) as reader:
+    with Tensors(problem.source) as tensors:
         for i, t in enumerate(problem.tensors):
-            rows, importance, scale = _sample(reader.tensors[t.name], t, problem.imatrix, n_rows)
+            rows, importance, scale = _sample(tensors[t.name], t, problem.imatrix, n_rows)
             signal[i] = scale * float(np.einsum("eij,ej->", rows**2, importance, dtype=np.float64))
             n_sampled += rows.size
             for k, to in enumerate(t.types):

@@ -31,12 +31,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ikq.errors import RefusedError
-from ikq.gguf import GGUFReader
 from ikq.imatrix import Imatrix
 from ikq.models import ModelSpec, model_spec
 from ikq.models.spec import DeltaNet, DenseFfn, Gqa, Layer, Linear, Mla, Moe, Routing
 from ikq.recipes.errors import expert_importance, sample_rows
 from ikq.recipes.problem import Problem
+from ikq.recipes.source import Tensors
 
 __all__ = ["coefficients"]
 
@@ -59,9 +59,9 @@ def coefficients(problem: Problem) -> dict[str, float]:
             "sensitivities need activation statistics: give --imatrix FILE (`ikq imatrix` makes one), or a "
             "table with --sensitivity FILE.csv"
         )
-    with GGUFReader(problem.source) as reader:
-        spec = model_spec(reader)
-        found = _Walk(spec, _Statistics(reader, problem.imatrix)).coefficients()
+    with Tensors(problem.source) as tensors:
+        spec = model_spec(tensors.reader)
+        found = _Walk(spec, _Statistics(tensors, problem.imatrix)).coefficients()
     names = [t.name for t in problem.tensors]
     return _filled({n: found[n] for n in names if found.get(n, 0.0) > 0}, problem)
 
@@ -83,20 +83,20 @@ def _filled(found: Mapping[str, float], problem: Problem) -> dict[str, float]:
 class _Statistics:
     """Energies of matrices under the statistics, from few rows of each."""
 
-    def __init__(self, reader: GGUFReader, imatrix: Imatrix) -> None:
-        self._reader = reader
+    def __init__(self, tensors: Tensors, imatrix: Imatrix) -> None:
+        self._tensors = tensors
         self._imatrix = imatrix
 
     def vector(self, name: str) -> Floats:
         """A tensor of one row, as it is."""
-        return self._reader.tensors[name].dequantize().astype(np.float64).ravel()
+        return self._tensors[name].dequantize().astype(np.float64).ravel()
 
     def rows(self, linear: Linear, n: int = _ROWS) -> tuple[Floats, int]:
         """Some rows (experts x rows x columns) and how many there are of each expert."""
         names = linear.weight if isinstance(linear.weight, tuple) else (linear.weight,)
         parts, n_rows = [], 0
         for name in names:
-            tensor = self._reader.tensors[name]
+            tensor = self._tensors[name]
             if isinstance(linear.weight, tuple) or tensor.ndim == 2:
                 n_rows = tensor.shape[-2]
             else:
