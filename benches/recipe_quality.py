@@ -24,7 +24,7 @@ from ikq.evaluate import BaseFile, base_writer, cut, measure_divergence, measure
 from ikq.recipes.choose import choose
 from ikq.recipes.files import read_sensitivities
 from ikq.recipes.probes import probe
-from ikq.recipes.recipe import Budget, Costs, measure_costs, solve
+from ikq.recipes.recipe import Budget, Costs, measure_costs, open_problem, solve
 from ikq.recipes.rules import recipe_rules
 
 TOP = Path(__file__).resolve().parent.parent
@@ -133,7 +133,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="one JSON object per file measured")
     args = parser.parse_args()
     table = read_sensitivities(args.sensitivity) if args.sensitivity else None
-    costs = measure_costs(args.model, args.imatrix, n_threads=args.threads, sensitivities=table)
+    costs = measure_costs(open_problem(args.model, args.imatrix), n_threads=args.threads, sensitivities=table)
     problem, rng = costs.problem, np.random.default_rng(1)
     rows, holds = [], True
     print(

@@ -13,8 +13,8 @@ from ikq.recipes.explain import explanation_lines
 from ikq.recipes.files import read_sensitivities, write_sensitivities
 from ikq.recipes.pareto import pareto_page
 from ikq.recipes.probes import N_WINDOWS, Probes, probe
-from ikq.recipes.problem import DEFAULT_TYPES, parse_types
-from ikq.recipes.recipe import Budget, Costs, Recipe, measure_costs, solve
+from ikq.recipes.problem import DEFAULT_TYPES, Problem, parse_types
+from ikq.recipes.recipe import Budget, Costs, Recipe, check_size, measure_costs, open_problem, solve
 from ikq.recipes.speed import TypeSpeeds, load_type_speeds, measure_type_speeds
 from ikq.recipes.text import recipe_text, summary_lines
 from ikq.whole_file import whole_file
@@ -118,13 +118,18 @@ def run(args: argparse.Namespace) -> int:
         min_pp=args.min_pp,
         vram_bandwidth=args.vram_bandwidth,
     )
-    if all(getattr(budget, name) is None for name in ("size", "bpw", "ram")):
-        raise ikq.RefusedError(
-            "say how large the result may be: --size 240G, --bpw 3.4, or --ram 231G --vram 11G"
-        )
+    budget.check()
     if args.probe and not args.file:
         raise ikq.RefusedError("--probe needs a text to measure on: -f TEXT")
-    costs = _with_bar(args)
+    problem = open_problem(
+        args.model,
+        args.imatrix,
+        types=parse_types(args.types) if args.types else DEFAULT_TYPES,
+        fix=args.fix,
+        allow_requantize=args.allow_requantize,
+    )
+    check_size(problem, budget)
+    costs = _with_bar(args, problem)
     use = Use(args.ctx_size, args.cache_type_k.lower(), args.cache_type_v.lower(), args.ubatch_size)
     speeds = _speeds(args, costs)
     recipe = solve(costs, budget, use=use, speeds=speeds)
@@ -190,28 +195,18 @@ def _show(args: argparse.Namespace, recipe: Recipe) -> None:
             print(line, file=out)
 
 
-def _with_bar(args: argparse.Namespace) -> Costs:
+def _with_bar(args: argparse.Namespace, problem: Problem) -> Costs:
     """Samples the model, with a progress bar on a terminal."""
     table = None if args.sensitivity is None else read_sensitivities(args.sensitivity)
-    types = parse_types(args.types) if args.types else DEFAULT_TYPES
 
     def measured(progress: Callable[[object], None] | None) -> Costs:
-        return measure_costs(
-            args.model,
-            args.imatrix,
-            types=types,
-            fix=args.fix,
-            allow_requantize=args.allow_requantize,
-            n_threads=args.threads,
-            sensitivities=table,
-            progress=progress,
-        )
+        return measure_costs(problem, n_threads=args.threads, sensitivities=table, progress=progress)
 
     if not sys.stderr.isatty():
         return measured(None)
     from tqdm import tqdm
 
-    with tqdm(desc=Path(args.model).name, unit=" tensors") as bar:
+    with tqdm(desc=Path(args.model).name, unit=" tensors", total=len(problem.tensors)) as bar:
         return measured(lambda _: bar.update())
 
 

@@ -52,6 +52,10 @@ _FULL_VOCABULARY = 16384
 _PRIOR = 0.7
 """Standard deviation of a factor before any run: coefficients are right to within a factor of two."""
 
+_TEXTS = 1.5
+"""Factor by which the divergence on another text may differ from that on the text of the runs; the choice is
+also a little worse than it looks to what it was fitted to."""
+
 
 @dataclass(frozen=True)
 class Group:
@@ -229,8 +233,7 @@ def probe(
             for t, f in zip(costs.problem.tensors, factors, strict=True)
         },
         divergence=costs.divergence * factors[:, np.newaxis],
-        # a choice by the fit is a little worse than the runs that it was fitted to
-        uncertainty=max(1.25, math.exp(2 * fit.spread)),
+        uncertainty=max(_TEXTS, math.exp(2 * fit.spread)),
         origin=f"{n_runs} runs of {n_windows} windows",
     )
     return Probes(fitted, groups, fit, parts.sum(axis=1), measured)

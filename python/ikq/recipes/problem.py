@@ -193,6 +193,8 @@ def read_problem(
     all_types = tuple(dict.fromkeys([*wanted, *(t for _, t, _ in fixed)]))
     if not all_types:
         raise RefusedError("there is no type to choose from; name some with --types")
+    if not _can_be_quantized(source):
+        raise RefusedError(f"{source} has no tensor whose type could be chosen")
     plans = {
         t: plan_of_types(
             source,
@@ -251,8 +253,6 @@ def read_problem(
     for (_, _, text), is_used in zip(fixed, used, strict=True):
         if not is_used:
             raise RefusedError(f"--fix {text}: no tensor that can be quantized has such a name")
-    if not tensors:
-        raise RefusedError(f"{source} has no tensor whose type could be chosen")
     overhead = max(
         plan.total_bytes - sum(padded(p.bytes_out) for p in plan.tensors) for plan in plans.values()
     )
@@ -264,6 +264,19 @@ def read_problem(
         n_weights=n_weights,
         fixed_bytes=fixed_bytes,
     )
+
+
+def _can_be_quantized(source: Path) -> bool:
+    """Whether there is a tensor that the quantizer does not keep as it is in any case."""
+    plan = plan_quantization(
+        source,
+        source.with_name("recipe.gguf"),
+        "Q8_0",
+        pure=True,
+        allow_requantize=True,
+        ignore_imatrix_rules=True,
+    )
+    return any(not t.copied or _is_kept_type(t.reason) for t in plan.tensors)
 
 
 def _is_kept_type(reason: str) -> bool:

@@ -22,7 +22,7 @@ from ikq.recipes.rules import recipe_rules
 from ikq.recipes.sensitivity import coefficients
 from ikq.recipes.speed import SpeedModel, TypeSpeeds, speed_model
 
-__all__ = ["Budget", "Costs", "Recipe", "make_recipe", "measure_costs", "solve"]
+__all__ = ["Budget", "Costs", "Recipe", "check_size", "make_recipe", "measure_costs", "open_problem", "solve"]
 
 Floats = NDArray[np.float64]
 
@@ -52,6 +52,20 @@ class Budget:
     min_tg: float | None = None
     min_pp: float | None = None
     vram_bandwidth: float | None = None
+
+    def check(self) -> None:
+        """Raises RefusedError if this is no budget."""
+        given = [name for name in ("size", "bpw", "ram") if getattr(self, name) is not None]
+        if self.vram is not None and self.ram is None:
+            raise RefusedError("--vram goes with --ram: say how much of each there is")
+        if len(given) != 1:
+            raise RefusedError(
+                "say how large the result may be: one of --size 240G, --bpw 3.4 and --ram 231G [--vram 11G]"
+            )
+        if self.vram is not None and self.min_tg is not None and self.vram_bandwidth is None:
+            raise RefusedError(
+                "--min-tg with --vram needs the bandwidth of that memory: --vram-bandwidth 500G, for example"
+            )
 
 
 @dataclass(frozen=True)
@@ -135,13 +149,22 @@ class Recipe:
         return 8 * (int(self.choice.bytes.sum()) + fixed) / problem.n_weights
 
 
-def measure_costs(
+def open_problem(
     source: PathLike,
     imatrix: PathLike | Imatrix | None,
     *,
     types: Sequence[QuantType] = DEFAULT_TYPES,
     fix: Sequence[str] = (),
     allow_requantize: bool = False,
+) -> Problem:
+    """What may be chosen for a model; the arguments and errors are those of `make_recipe`."""
+    statistics = imatrix if imatrix is None or isinstance(imatrix, Imatrix) else Imatrix(imatrix)
+    return read_problem(Path(source), statistics, types, fix=fix, allow_requantize=allow_requantize)
+
+
+def measure_costs(
+    problem: Problem,
+    *,
     n_threads: int | None = None,
     sensitivities: Mapping[tuple[str, QuantType | None], float] | None = None,
     progress: Callable[[TensorChoices], None] | None = None,
@@ -149,22 +172,16 @@ def measure_costs(
     """Samples the errors of all types and predicts what they cost.
 
     Args:
-        source: The model, or any shard of a split set.
-        imatrix: Activation statistics, a file or an `Imatrix`.
-        types: What may be chosen.
-        fix: Rules `regex=type` for tensors that have no choice.
-        allow_requantize: Accept tensors that are quantized already.
+        problem: The model and its choices.
         n_threads: Threads; None is one per CPU.
         sensitivities: Measured values, as `read_sensitivities` gives them, used instead of predicted ones.
         progress: Called after each tensor.
 
     Raises:
-        ikq.errors.RefusedError: No statistics; rules or values that name no tensor; nothing to choose.
+        ikq.errors.RefusedError: No statistics, or values that name no tensor.
         ikq.errors.UnsupportedError: The architecture is not known, and there are no values for its tensors.
-        ikq.errors.FormatError: A damaged file, a weight that is not finite.
+        ikq.errors.FormatError: A weight that is not finite.
     """
-    statistics = imatrix if imatrix is None or isinstance(imatrix, Imatrix) else Imatrix(imatrix)
-    problem = read_problem(Path(source), statistics, types, fix=fix, allow_requantize=allow_requantize)
     if sensitivities is None:
         found, origin = coefficients(problem), "weights and activation statistics"
         errors = measure_errors(problem, n_threads=n_threads, progress=progress)
@@ -226,17 +243,27 @@ def make_recipe(
 ) -> Recipe:
     """The mix with the least predicted divergence within a budget; what `ikq recipe` runs.
 
-    The arguments are those of `measure_costs` and `solve`, and so are the errors.
+    Args:
+        source: The model, or any shard of a split set.
+        imatrix: Activation statistics, a file or an `Imatrix`.
+        budget: What has to be kept.
+        types: What may be chosen.
+        fix: Rules `regex=type` for tensors that have no choice.
+        allow_requantize: Accept tensors that are quantized already.
+        n_threads: As for `measure_costs`.
+        sensitivities: As for `measure_costs`.
+        use: As for `solve`.
+        speeds: As for `solve`.
+
+    Raises:
+        ikq.errors.RefusedError: What was asked makes no sense or cannot be kept; the message says what can.
+        ikq.errors.UnsupportedError: The architecture is not known.
+        ikq.errors.FormatError: A damaged file, a rule that is none, a weight that is not finite.
+        OSError: Files that cannot be read.
     """
-    costs = measure_costs(
-        source,
-        imatrix,
-        types=types,
-        fix=fix,
-        allow_requantize=allow_requantize,
-        n_threads=n_threads,
-        sensitivities=sensitivities,
-    )
+    problem = open_problem(source, imatrix, types=types, fix=fix, allow_requantize=allow_requantize)
+    check_size(problem, budget)
+    costs = measure_costs(problem, n_threads=n_threads, sensitivities=sensitivities)
     return solve(costs, budget, use=use, speeds=speeds)
 
 
@@ -256,17 +283,9 @@ def solve(
         possible.
     """
     use = use or Use()
+    budget.check()
     if speeds is None and (budget.min_tg is not None or budget.min_pp is not None):
         raise RefusedError("least speeds need measured speeds of types")
-    if budget.vram is not None and budget.min_tg is not None and budget.vram_bandwidth is None:
-        raise RefusedError(
-            "--min-tg with --vram needs the bandwidth of that memory: --vram-bandwidth 500G, for example"
-        )
-    given = [name for name in ("size", "bpw", "ram") if getattr(budget, name) is not None]
-    if len(given) != 1:
-        raise RefusedError("give one of --size, --bpw and --ram")
-    if budget.vram is not None and budget.ram is None:
-        raise RefusedError("--vram goes with --ram: say how much of each there is")
     if budget.ram is not None:
         return _solve_memories(costs, budget, use, speeds)
     problem = costs.problem
@@ -286,6 +305,13 @@ def solve(
             return recipe
         spare += recipe.file_bytes - allowed
     raise RefusedError(f"no choice of types makes a file of at most {allowed} bytes")
+
+
+def check_size(problem: Problem, budget: Budget) -> None:
+    """Raises RefusedError if no file is as small as that, before anything is sampled."""
+    budget.check()
+    if budget.ram is None and problem.least_bytes > _file_bytes(problem, budget):
+        raise _too_small(problem, budget)
 
 
 def _file_bytes(problem: Problem, budget: Budget) -> int:
@@ -314,6 +340,10 @@ def _refusal(problem: Problem, budget: Budget, e: Infeasible, times: SpeedModel 
             f"{asked} is too fast: the fastest mix within the budget is predicted to reach "
             f"{1 / (e.least + base):.4g} tokens per second"
         )
+    return _too_small(problem, budget)
+
+
+def _too_small(problem: Problem, budget: Budget) -> RefusedError:
     least = problem.least_bytes
     fixed = problem.overhead - sum(problem.fixed_bytes.values())
     bits = 8 * (least - fixed) / problem.n_weights

@@ -209,8 +209,10 @@ class _Walk:
 
         add(a.output, 1.0)
         if isinstance(a, Gqa):
-            averaged = self._averaged(a, norm)
-            scores = self._score_variance(a, norm) * (1 - averaged)
+            # An error of scores moves weights p, and the result by p_i (v_i - result). With S the sum of p^2,
+            # that is 1 - S of the result's energy where p is even over some tokens, and (1 - sqrt(S))^2 where
+            # one token has most of it; attention is between, at their mean.
+            scores = self._score_variance(a, norm) * (1 - math.sqrt(self._averaged(a, norm)))
             add(a.q, scores)
             add(a.k, scores)
             add(a.v, 1.0)
@@ -229,7 +231,7 @@ class _Walk:
         return _Branch(energy, self._exact(layer.post_attention_norm), 1.0, shares)
 
     def _averaged(self, a: Gqa, norm: str) -> float:
-        """Energy of attention's results over that of the values: what is left of unrelated values' energy."""
+        """Energy of results over that of values: the sum of squared weights, of unrelated values."""
         rows, _ = self._statistics.rows(a.output)
         results = self._statistics.inputs(a.output, rows.shape[0], rows.shape[2])
         values, _ = self._statistics.row_energies(a.v, norm)
