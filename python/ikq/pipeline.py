@@ -395,7 +395,8 @@ def _recipe_rules(path: PathLike, model: _ikq.Model) -> list[str]:
     kept = [
         name
         for name, dims, type_id, _ in model.tensors()
-        if type_id == QuantType.F32 and (len([n for n in dims if n > 1]) < 2 or "ffn_gate_inp" in name)
+        if type_id == QuantType.F32
+        and (sum(n > 1 for n in dims) < 2 or "ffn_gate_inp" in name or not name.endswith("weight"))
     ]
     return applicable_rules(read_recipe(path), kept)
 

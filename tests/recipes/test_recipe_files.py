@@ -16,7 +16,9 @@ from ikq.recipes.files import (
     write_sensitivities,
 )
 from ikq.recipes.problem import DEFAULT_TYPES, parse_types
+from ikq.recipes.recipe import measure_costs, open_problem
 from ikq.recipes.rules import recipe_rules
+from ikq.recipes.sensitivity import coefficients
 
 TEXT = "# a recipe\n\n# type: Q4_K\n^blk\\.0\\.=Q8_0  # first\nattn_q=iq4_ks, attn_k = q6_K,\n^x{1,2}$=q5_k\n"
 RULES = ["^blk\\.0\\.=q8_0", "attn_q=iq4_ks", "attn_k=q6_k", "^x{1,2}$=q5_k"]
@@ -119,6 +121,42 @@ def test_tables_of_others(tmp_path: Path, separator: str) -> None:
     rows = [["name", "qtype", "loss"], ["a", "q4_k", "0.5"], ["a", "", "2"], ["b", "*", "3e-2"]]
     file.write_bytes("\r\n".join(separator.join(r) for r in rows).encode())
     assert read_sensitivities(file) == {("a", ikq.QuantType.Q4_K): 0.5, ("a", None): 2.0, ("b", None): 0.03}
+
+
+def test_tables_with_a_column_per_tensor(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text("QTYPE,a.weight,b.weight,output.weight\niq1_m_r4,0.0054,,0.144\nq4_k,1e-4,2e-4,\n")
+    assert read_sensitivities(file) == {
+        ("a.weight", ikq.QuantType.IQ1_M_R4): 0.0054,
+        ("output.weight", ikq.QuantType.IQ1_M_R4): 0.144,
+        ("a.weight", ikq.QuantType.Q4_K): 1e-4,
+        ("b.weight", ikq.QuantType.Q4_K): 2e-4,
+    }
+    file.write_text("QTYPE,a.weight\nq4_k,1,2\n")
+    with pytest.raises(FormatError, match="line 2: 3 cells below 2 names"):
+        read_sensitivities(file)
+
+
+def test_a_table_of_one_type_gives_coefficients(tmp_path: Path, tiny_moe: Path) -> None:
+    problem = open_problem(
+        tiny_moe, tiny_moe.with_name("imatrix-plain.dat"), types=parse_types("q8_0,iq1_m,q4_k")
+    )
+    names = [t.name for t in problem.tensors]
+    table = {(name, ikq.QuantType.IQ1_M_R4): 0.01 * (i + 1) for i, name in enumerate(names) if i % 2}
+    costs = measure_costs(problem, sensitivities=table)
+    ratios = []
+    predicted = coefficients(problem)
+    for i, t in enumerate(problem.tensors):
+        k = t.types.index(ikq.QuantType.IQ1_M)
+        if i % 2:
+            assert costs.divergence[i, k] == table[t.name, ikq.QuantType.IQ1_M_R4]
+            assert costs.coefficients[t.name] == pytest.approx(
+                costs.divergence[i, k] / costs.errors.relative[i, k]
+            )
+        else:
+            ratios.append(costs.coefficients[t.name] / predicted[t.name])
+    # the others are as predicted, on the table's scale
+    assert max(ratios) == pytest.approx(min(ratios))
 
 
 @pytest.mark.parametrize("line", ["a,q4_k", "a,q4_k,x", "a,q4_k,-1", "a,q4_k,nan", "a,q4_k,inf", "a,none,1"])

@@ -115,6 +115,9 @@ def write_sensitivities(path: PathLike, table: Mapping[tuple[str, str], float]) 
 def read_sensitivities(path: PathLike) -> dict[tuple[str, QuantType | None], float]:
     """A table of measured sensitivities: columns tensor, type and value, with or without a heading.
 
+    Or, as others publish them, a heading `QTYPE,TENSOR,TENSOR,...` and a line of values for each type;
+    cells may be empty there.
+
     A value is what the type costs there (a divergence, or a loss of log-likelihood); where the type is empty
     or `*` it is the tensor's coefficient, by which relative squared errors are multiplied.
 
@@ -125,19 +128,28 @@ def read_sensitivities(path: PathLike) -> dict[tuple[str, QuantType | None], flo
     lines = _lines(path)
     delimiter = ";" if lines and lines[0].count(";") >= 2 else "\t" if lines and "\t" in lines[0] else ","
     table: dict[tuple[str, QuantType | None], float] = {}
+    heading: list[str] | None = None
     for number, row in enumerate(csv.reader(lines, delimiter=delimiter), 1):
         cells = [cell.strip() for cell in row]
         if not any(cells) or cells[0].startswith("#"):
             continue
-        if number == 1 and len(cells) > 2 and not _is_number(cells[2]):
+        if number == 1 and cells[0].upper() == "QTYPE":
+            heading = cells
             continue
-        if len(cells) < 3 or not _is_number(cells[2]):
+        if heading is not None:
+            if len(cells) != len(heading):
+                raise FormatError(f"{path}, line {number}: {len(cells)} cells below {len(heading)} names")
+            found = [(name, cells[0], cell) for name, cell in zip(heading, cells, strict=True) if cell][1:]
+        elif number == 1 and len(cells) > 2 and not _is_number(cells[2]):
+            continue
+        elif len(cells) < 3:
             raise FormatError(f"{path}, line {number}: expected tensor, type, value")
-        value = float(cells[2])
-        if not 0 <= value < float("inf"):
-            raise FormatError(f"{path}, line {number}: {cells[2]} is no divergence: it must be 0 or more")
-        of_type = None if cells[1] in ("", "*") else as_type(cells[1])
-        table[cells[0], of_type] = value
+        else:
+            found = [(cells[0], cells[1], cells[2])]
+        for tensor, word, cell in found:
+            if not _is_number(cell) or not 0 <= float(cell) < float("inf"):
+                raise FormatError(f"{path}, line {number}: {cell!r} is no divergence: a number of 0 or more")
+            table[tensor, None if word in ("", "*") else as_type(word)] = float(cell)
     if not table:
         raise FormatError(f"{path} has no line with tensor, type, value")
     return table

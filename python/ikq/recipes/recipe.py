@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -211,8 +212,8 @@ def _from_table(
             continue
         if of_type is None:
             direct[name] = value
-        elif of_type in problem.tensors[i].types:
-            values[i, problem.tensors[i].types.index(of_type)] = value
+        elif (k := _choice_of(problem.tensors[i], of_type)) is not None:
+            values[i, k] = value
     for name, i in places.items():
         known = np.isfinite(values[i]) & (errors.relative[i] > 0)
         if name not in direct and known.any():
@@ -226,6 +227,15 @@ def _from_table(
         scale = float(np.exp(np.median(ratios))) if ratios else 1.0
         direct |= {n: scale * predicted[n] for n in places if n not in direct}
     return direct, values
+
+
+def _choice_of(t: TensorChoices, wanted: QuantType) -> int | None:
+    """A tensor's choice of that type, or of the plain one with the same bits (`IQ1_M` for `IQ1_M_R4`)."""
+    names = [k.name if isinstance(k, QuantType) else "" for k in t.types]
+    for name in (wanted.name, re.sub(r"_R\d+$", "", wanted.name)):
+        if name in names:
+            return names.index(name)
+    return None
 
 
 def make_recipe(
