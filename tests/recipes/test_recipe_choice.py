@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ikq.recipes.choose import Infeasible, Limit, choose, cost_curve
+from ikq.recipes.choose import Infeasible, Limit, Relaxed, choose, cost_curve
 
 
 def everything(costs, sizes, budgets, memories, limits=()):
@@ -53,6 +53,7 @@ def test_small_problems_against_trying_everything(problem) -> None:
     if best is None:
         with pytest.raises(Infeasible) as e:
             choose(costs, sizes, budgets, memories)
+        assert Relaxed(costs, sizes).bound(budgets, memories) == np.inf
         smallest = np.where(np.isfinite(costs), sizes, 10**9).min(1)[memories == e.value.memory].sum()
         assert e.value.least == smallest > budgets[e.value.memory]
         return
@@ -62,6 +63,8 @@ def test_small_problems_against_trying_everything(problem) -> None:
     assert list(found.bytes) == used
     assert all(u <= b for u, b in zip(used, budgets, strict=True))
     assert found.cost == pytest.approx(costs[rows, found.index].sum())
+    relaxed = Relaxed(costs, sizes).bound(budgets, memories)
+    assert relaxed == pytest.approx(found.bound) or relaxed <= found.bound
     # the proof: nothing is below the bound, and the choice is within the gap that is stated
     assert found.bound <= best * (1 + 1e-9) + 1e-12
     assert best <= found.cost * (1 + 1e-12)
@@ -126,8 +129,8 @@ def test_ten_thousand_tensors_in_seconds_and_to_the_byte() -> None:
     sizes = np.sort(rng.integers(1, 100_000, (10_000, 30)) * 32, 1).astype(np.int64)
     costs = np.sort(rng.random((10_000, 30)) * rng.lognormal(0, 2, (10_000, 1)), 1)[:, ::-1].copy()
     budget = int(sizes.mean(1).sum())
-    start = time.perf_counter()
+    start = time.process_time()
     found = choose(costs, sizes, [budget])
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert found.gap < 1e-6
     assert 0 <= budget - found.bytes[0] < 1e-6 * budget

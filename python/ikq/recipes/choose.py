@@ -17,7 +17,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Choice", "Infeasible", "Limit", "choose", "cost_curve"]
+__all__ = ["Choice", "Infeasible", "Limit", "Relaxed", "choose", "cost_curve"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -266,6 +266,34 @@ def _improve(index: Ints, costs: Floats, sizes: Ints, budget: int, most_rounds: 
             return
         for move in moves:
             index[tensors[move]] = choices[move]
+
+
+class Relaxed:
+    """The relaxed problem for any budgets and division among memories: a bound that takes little time."""
+
+    def __init__(self, costs: Floats, sizes: Ints) -> None:
+        self._costs, self._sizes = costs, sizes
+        self._start, (tensor, _, more, gain) = _hulls(costs, sizes)
+        order = np.argsort(-gain / more, kind="stable")
+        self._tensor, self._more, self._gain = tensor[order], more[order], gain[order]
+
+    def bound(self, budgets: Sequence[int], memories: Ints) -> float:
+        """No choice within the budgets costs less; infinite if the smallest choices do not fit."""
+        rows = np.arange(len(self._start))
+        sizes = self._sizes[rows, self._start]
+        cost = _sum(self._costs, self._start)
+        where = memories[self._tensor]
+        for m, budget in enumerate(budgets):
+            left = budget - int(sizes[memories == m].sum())
+            if left < 0:
+                return float("inf")
+            more, gain = self._more[where == m], self._gain[where == m]
+            total = np.cumsum(more)
+            n = int(np.searchsorted(total, left, side="right"))
+            cost -= float(gain[:n].sum())
+            if n < len(more):
+                cost -= float(gain[n]) * (left - (int(total[n - 1]) if n else 0)) / float(more[n])
+        return max(0.0, cost)
 
 
 def cost_curve(costs: Floats, sizes: Ints) -> tuple[Ints, Floats]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from ikq.imatrix import Imatrix
 from ikq.quant_types import QuantType
 from ikq.quantize_options import PathLike
 from ikq.recipes.budget import Placement, Use, memories_of, placements
-from ikq.recipes.choose import Choice, Infeasible, Limit, choose
+from ikq.recipes.choose import Choice, Infeasible, Limit, Relaxed, choose
 from ikq.recipes.errors import Errors, measure_errors
 from ikq.recipes.problem import DEFAULT_TYPES, Problem, TensorChoices, plan_of_types, read_problem
 from ikq.recipes.rules import recipe_rules
@@ -368,17 +369,25 @@ def _solve_memories(costs: Costs, budget: Budget, use: Use, speeds: TypeSpeeds |
     problem, sizes = costs.problem, costs.sizes
     memories = memories_of(problem, use)
     room = (budget.ram or 0, budget.vram or 0)
-    best: tuple[Choice, Placement, SpeedModel | None] | None = None
+    relaxed = Relaxed(costs.divergence, sizes)
+    candidates: list[tuple[float, int, Placement, list[int]]] = []
     least: tuple[int, int] | None = None
-    too_slow: tuple[Infeasible, SpeedModel | None] | None = None
     for placement in placements(problem, memories, has_vram=budget.vram is not None):
-        budgets = [max(0, r - taken) for r, taken in zip(room, placement.reserved, strict=True)]
+        budgets = [r - taken for r, taken in zip(room, placement.reserved, strict=True)]
+        bound = relaxed.bound(budgets, placement.memories)
+        if math.isfinite(bound):
+            candidates.append((bound, len(candidates), placement, budgets))
+            continue
         smallest = [int(sizes[placement.memories == m].min(axis=1).sum()) for m in (0, 1)]
         needed = smallest[0] + placement.reserved[0], smallest[1] + placement.reserved[1]
-        if any(n > r for n, r in zip(needed, room, strict=True)):
-            if least is None or sum(needed) < sum(least):
-                least = needed
-            continue
+        if least is None or sum(needed) < sum(least):
+            least = needed
+    best: tuple[Choice, Placement, SpeedModel | None] | None = None
+    too_slow: tuple[Infeasible, SpeedModel | None] | None = None
+    # the most promising first; those that cannot be better than what was found need not be solved
+    for bound, _, placement, budgets in sorted(candidates, key=lambda c: c[:2]):
+        if best is not None and bound >= best[0].cost * (1 - 1e-9):
+            break
         times = None
         if speeds is not None:
             times = speed_model(
