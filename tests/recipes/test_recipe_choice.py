@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 
 import numpy as np
@@ -16,18 +15,15 @@ from ikq.recipes.choose import Infeasible, Limit, Relaxed, choose, cost_curve
 def everything(costs, sizes, budgets, memories, limits=()):
     """The least cost over all choices, or None where none fits."""
     n, k = costs.shape
-    best = None
-    for index in itertools.product(range(k), repeat=n):
-        index = np.array(index)
-        rows = np.arange(n)
-        used = [sizes[rows, index][memories == m].sum() for m in range(len(budgets))]
-        cost = costs[rows, index].sum()
-        if not np.isfinite(cost) or any(u > b for u, b in zip(used, budgets, strict=True)):
-            continue
-        if any(limit.amounts[rows, index].sum() > limit.most for limit in limits):
-            continue
-        best = cost if best is None else min(best, cost)
-    return best
+    index = np.indices((k,) * n).reshape(n, -1).T
+    rows = np.arange(n)
+    cost = costs[rows, index].sum(1)
+    fits = np.isfinite(cost)
+    for m, budget in enumerate(budgets):
+        fits &= np.where(memories == m, sizes[rows, index], 0).sum(1) <= budget
+    for limit in limits:
+        fits &= limit.amounts[rows, index].sum(1) <= limit.most
+    return float(cost[fits].min()) if fits.any() else None
 
 
 @st.composite
