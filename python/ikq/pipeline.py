@@ -17,6 +17,7 @@ from ikq.errors import IkqError, RefusedError
 from ikq.imatrix import Imatrix
 from ikq.quant_types import QuantType
 from ikq.quantize_options import PathLike, QuantizeOptions, parse_size, wishes
+from ikq.recipes.files import applicable_rules, read_recipe
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -313,11 +314,13 @@ def plan_quantization(
     if imatrix is not None and not isinstance(imatrix, Imatrix):
         imatrix = Imatrix(imatrix)
     source = Path(source)
+    model = _ikq.Model.open(os.fspath(source))
+    recipe = options.get("recipe")
     core = _ikq.plan_quantize(
-        _ikq.Model.open(os.fspath(source)),
+        model,
         name,
         None if imatrix is None else imatrix._core,
-        wishes(options),
+        wishes(options, () if recipe is None else _recipe_rules(recipe, model)),
     )
     if destination is None:
         changes = [word for word in ("repack", "unrepack") if options.get(word)]
@@ -385,6 +388,17 @@ def quantize_file(
         progress=progress,
         on_note=on_note,
     )
+
+
+def _recipe_rules(path: PathLike, model: _ikq.Model) -> list[str]:
+    """Rules of a recipe, without those for tensors that are floats and never quantized."""
+    kept = [
+        name
+        for name, dims, type_id, _ in model.tensors()
+        if type_id == QuantType.F32
+        and (sum(n > 1 for n in dims) < 2 or "ffn_gate_inp" in name or not name.endswith("weight"))
+    ]
+    return applicable_rules(read_recipe(path), kept)
 
 
 def _ftype_name(type: str | QuantType) -> str:

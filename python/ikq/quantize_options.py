@@ -42,6 +42,9 @@ class QuantizeOptions(TypedDict, total=False):
     """`"regex=type"`, one rule each, after those of `custom_q`; the pattern may contain commas."""
     tensor_type_file: PathLike | None
     """A text file of such rules, one (or a comma-separated list) per line, after those above."""
+    recipe: PathLike | None
+    """A recipe, from `ikq recipe` or another program: a file of such rules, after those above. Rules that ask
+    of norms and routers what these are anyway do not count; a file from Windows is read as well."""
 
     token_embedding_type: TypeLike | None
     """Type of `token_embd.weight`, over all rules."""
@@ -103,8 +106,12 @@ class QuantizeOptions(TypedDict, total=False):
     """Split the output as the source is: the same tensors in each file. One file stays one."""
 
 
-def wishes(options: QuantizeOptions) -> dict[str, Any]:
+def wishes(options: QuantizeOptions, recipe_rules: Iterable[str] = ()) -> dict[str, Any]:
     """The options as the core takes them: every one present, types as ids.
+
+    Args:
+        options: The options.
+        recipe_rules: What the file of `recipe` says.
 
     Raises:
         TypeError: An unknown keyword.
@@ -136,6 +143,7 @@ def wishes(options: QuantizeOptions) -> dict[str, Any]:
             *(("list", text) for text in _several(options.get("custom_q", ()))),
             *(("rule", text) for text in _several(options.get("tensor_type", ()))),
             *([] if file is None else [("file", os.fspath(file))]),
+            *(("rule", text) for text in recipe_rules),
         ],
         "token_embedding_type": type_id("token_embedding_type"),
         "per_layer_token_embedding_type": type_id("per_layer_token_embedding_type"),
@@ -166,6 +174,7 @@ def wishes(options: QuantizeOptions) -> dict[str, Any]:
 _ABOUT_TYPES = (
     *("pure", "attn_q_type", "attn_k_type", "attn_v_type", "attn_qkv_type", "attn_output_type"),
     *("ffn_gate_type", "ffn_up_type", "ffn_down_type", "custom_q", "tensor_type", "tensor_type_file"),
+    "recipe",
     *("token_embedding_type", "per_layer_token_embedding_type", "output_tensor_type", "ffn_gate_inp_type"),
     *("leave_output_tensor", "extra_output_tensor", "symmetric_q40", "biased", "unbiased", "imatrix"),
 )

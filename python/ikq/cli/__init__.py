@@ -26,6 +26,7 @@ VERBS = (
     "bench",
     "sweep_bench",
     "quantize",
+    "recipe",
     "imatrix",
     "perplexity",
     "kld",

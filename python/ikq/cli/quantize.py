@@ -20,6 +20,7 @@ from ikq.cli.quantize_lines import (
 )
 from ikq.pipeline import PlannedTensor, QuantizePlan, QuantizeResult
 from ikq.quantize_options import QuantizeOptions, parse_size
+from ikq.recipes.files import recipe_type
 
 NAME = "quantize"
 HELP = "quantize a GGUF model"
@@ -76,6 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     types.add_argument(
         "--tensor-type-file", metavar="FILE", help="a text file of such rules, one or a list of them per line"
+    )
+    types.add_argument(
+        "--recipe",
+        metavar="FILE",
+        help="a recipe (`ikq recipe` makes one): such rules, and TYPE, which may be left out",
     )
     types.add_argument("--leave-output-tensor", action="store_true", help="output.weight stays as it is")
     types.add_argument(
@@ -173,9 +179,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit code."""
-    source, destination, type_name, n_threads = (
-        split_repack_words(args.words) if args.repack or args.unrepack else split_words(args.words)
-    )
+    if args.repack or args.unrepack:
+        words = split_repack_words(args.words)
+    elif args.recipe:
+        words = split_recipe_words(args.words, args.recipe)
+    else:
+        words = split_words(args.words)
+    source, destination, type_name, n_threads = words
     plan = _plan(source, destination, type_name, options(args))
     quantize_report.check(args, plan)
     for line in coverage_lines(plan):
@@ -277,6 +287,22 @@ def split_repack_words(words: list[str]) -> tuple[str, str | None, str, int | No
         words = [*words, "COPY"]
     source, destination, _, threads = split_words(words)
     return source, destination, "COPY", threads
+
+
+def split_recipe_words(words: list[str], recipe: str) -> tuple[str, str | None, str, int | None]:
+    """As `split_words`, for `--recipe FILE IN [OUT] [TYPE] [NTHREADS]`: FILE may name TYPE.
+
+    Raises:
+        OSError: The recipe cannot be read.
+        ikq.errors.RefusedError: As `split_words`.
+    """
+    names = {f.name for f in ikq.ftypes()}
+    own = recipe_type(recipe)
+    if own is not None and not any(word.upper() in names for word in words[1:]):
+        has_threads = len(words) > 1 and words[-1].isdigit()
+        at = len(words) - 1 if has_threads else len(words)
+        words = [*words[:at], own, *words[at:]]
+    return split_words(words)
 
 
 def _run_with_bar(plan: QuantizePlan, how: Callable[..., QuantizeResult]) -> QuantizeResult:

@@ -1,0 +1,236 @@
+"""`ikq recipe MODEL.gguf --imatrix F --size 240G -o recipe.txt`: the best mix of types for a budget."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import ikq
+from ikq.recipes.budget import Use, parse_bytes
+from ikq.recipes.explain import explanation_lines
+from ikq.recipes.files import read_sensitivities, write_sensitivities
+from ikq.recipes.pareto import pareto_page
+from ikq.recipes.probes import N_WINDOWS, Probes, probe
+from ikq.recipes.problem import DEFAULT_TYPES, Problem, parse_types
+from ikq.recipes.recipe import Budget, Costs, Recipe, check_size, measure_costs, open_problem, solve
+from ikq.recipes.speed import TypeSpeeds, load_type_speeds, measure_type_speeds
+from ikq.recipes.text import recipe_text, summary_lines
+from ikq.whole_file import whole_file
+
+NAME = "recipe"
+HELP = "choose a type for every tensor: the least divergence for a size, a memory, a speed"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's options."""
+    parser.usage = "ikq recipe MODEL.gguf --imatrix FILE (--size N | --bpw N | --ram N [--vram N]) [-o FILE]"
+    parser.description = (
+        "Encodes a sample of every tensor as every type, predicts from the activation statistics what that "
+        "does to the model's output, and chooses the mix with the least predicted divergence. The result is "
+        "a file for `ikq quantize --recipe`."
+    )
+    parser.epilog = (
+        "Sizes: 240G, 3.5G (powers of 1000) or 11GiB. Types: names, families (legacy, k, i, iqk, trellis), "
+        "llama.cpp for those that llama.cpp loads; -NAME leaves one out. Exit codes: 0 done, 1 error, 2 "
+        "refused or wrong usage."
+    )
+    parser.add_argument("model", metavar="MODEL.gguf")
+    parser.add_argument("--imatrix", metavar="FILE", help="activation statistics, .dat or GGUF")
+    parser.add_argument("-o", "--output", metavar="FILE", help="the recipe; standard output unless given")
+    budget = parser.add_argument_group("budget (one of size, bpw, ram)")
+    budget.add_argument("--size", metavar="N", type=_bytes, help="most bytes of the file")
+    budget.add_argument("--bpw", metavar="N", type=_positive, help="most bits per weight, over all tensors")
+    budget.add_argument(
+        "--ram", metavar="N", type=_bytes, help="most bytes in main memory, cache and buffers included"
+    )
+    budget.add_argument("--vram", metavar="N", type=_bytes, help="with --ram: bytes on a second device")
+    budget.add_argument("--min-tg", type=_positive, metavar="N", help="least tokens per second generated")
+    budget.add_argument("--min-pp", type=_positive, metavar="N", help="least tokens per second of prompts")
+    budget.add_argument(
+        "--vram-bandwidth", metavar="N", type=_bytes, help="bytes per second that the second device reads"
+    )
+    budget.add_argument("-c", "--ctx-size", type=int, metavar="N", help="positions of the cache (as trained)")
+    budget.add_argument("-ctk", "--cache-type-k", default="f16", metavar="TYPE", help="cached keys (f16)")
+    budget.add_argument("-ctv", "--cache-type-v", default="f16", metavar="TYPE", help="cached values (f16)")
+    budget.add_argument(
+        "-ub", "--ubatch-size", type=int, default=512, metavar="N", help="most tokens at once"
+    )
+    types = parser.add_argument_group("types")
+    types.add_argument(
+        "--types",
+        action="append",
+        default=[],
+        metavar="LIST",
+        help="what may be chosen; all weights' types unless given",
+    )
+    types.add_argument(
+        "--fix",
+        action="append",
+        default=[],
+        metavar="RE=TYPE",
+        help="tensors with such names get this type; may be repeated, the first that fits holds",
+    )
+    types.add_argument(
+        "--allow-requantize", action="store_true", help="choose for tensors that are quantized already"
+    )
+    sensitivity = parser.add_argument_group("sensitivities")
+    sensitivity.add_argument(
+        "--sensitivity", metavar="FILE.csv", help="measured values instead: tensor, type, divergence"
+    )
+    sensitivity.add_argument(
+        "--write-sensitivity", metavar="FILE.csv", help="write what was predicted in that form"
+    )
+    sensitivity.add_argument(
+        "--probe",
+        type=int,
+        default=0,
+        metavar="N",
+        help="measure them: N files of about the wanted size are made and run on -f; 40 to 100 are good",
+    )
+    sensitivity.add_argument("-f", "--file", metavar="TEXT", help="with --probe: a text of the model's use")
+    sensitivity.add_argument(
+        "--chunks",
+        type=int,
+        default=N_WINDOWS,
+        metavar="N",
+        help=f"with --probe: windows of 512 ({N_WINDOWS})",
+    )
+    shown = parser.add_argument_group("what is shown")
+    shown.add_argument(
+        "--explain", action="store_true", help="what a bit more or less of each tensor would do"
+    )
+    shown.add_argument(
+        "--pareto", metavar="FILE.html", help="a page: size against divergence, with known mixes"
+    )
+    parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads; one per CPU unless given")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the verb; returns the exit code."""
+    budget = Budget(
+        size=args.size,
+        bpw=args.bpw,
+        ram=args.ram,
+        vram=args.vram,
+        min_tg=args.min_tg,
+        min_pp=args.min_pp,
+        vram_bandwidth=args.vram_bandwidth,
+    )
+    budget.check()
+    if args.probe and not args.file:
+        raise ikq.RefusedError("--probe needs a text to measure on: -f TEXT")
+    problem = open_problem(
+        args.model,
+        args.imatrix,
+        types=parse_types(args.types) if args.types else DEFAULT_TYPES,
+        fix=args.fix,
+        allow_requantize=args.allow_requantize,
+    )
+    check_size(problem, budget)
+    costs = _with_bar(args, problem)
+    use = Use(args.ctx_size, args.cache_type_k.lower(), args.cache_type_v.lower(), args.ubatch_size)
+    speeds = _speeds(args, costs)
+    recipe = solve(costs, budget, use=use, speeds=speeds)
+    if args.probe:
+        costs = _probed(args, recipe).costs
+        recipe = solve(costs, budget, use=use, speeds=speeds)
+    if args.write_sensitivity:
+        write_sensitivities(args.write_sensitivity, _table(costs))
+    if args.pareto:
+        with whole_file(args.pareto) as f:
+            f.write(pareto_page(costs, recipe).encode())
+    _show(args, recipe)
+    return 0
+
+
+def _speeds(args: argparse.Namespace, costs: Costs) -> TypeSpeeds | None:
+    """Speeds of all types in question: measured where a speed was asked for, else only if they are known."""
+    types = {k for t in costs.problem.tensors for k in t.types if isinstance(k, ikq.QuantType)}
+    if args.min_tg is None and args.min_pp is None:
+        known = load_type_speeds(args.threads)
+        return known if known is not None and types <= known.seconds.keys() else None
+
+    def told(t: ikq.QuantType) -> None:
+        print(f"measured the speed of {t.name}", file=sys.stderr)
+
+    return measure_type_speeds(sorted(types), n_threads=args.threads, progress=told)
+
+
+def _probed(args: argparse.Namespace, recipe: Recipe) -> Probes:
+    """Measures sensitivities about a recipe; progress and what was found go to standard error."""
+    out = Path(args.output) if args.output else Path.cwd() / "recipe.txt"
+
+    def told(run: int, predicted: float, measured: float) -> None:
+        print(f"[{run}/{args.probe}] predicted {predicted:.6f}, measured {measured:.6f}", file=sys.stderr)
+
+    found = probe(
+        recipe,
+        Path(args.file).read_text(encoding="utf-8"),
+        args.probe,
+        n_windows=args.chunks,
+        n_threads=args.threads,
+        folder=out.absolute().parent,
+        progress=told,
+    )
+    for line in found.lines():
+        print(line, file=sys.stderr)
+    return found
+
+
+def _show(args: argparse.Namespace, recipe: Recipe) -> None:
+    text = recipe_text(recipe, args.output or "recipe.txt")
+    if args.output:
+        with whole_file(args.output) as f:
+            f.write(text.encode())
+        for line in summary_lines(recipe):
+            print(line)
+    else:
+        print(text, end="")
+    if args.explain:
+        # a recipe on standard output stays one
+        out = sys.stdout if args.output else sys.stderr
+        for line in explanation_lines(recipe):
+            print(line, file=out)
+
+
+def _with_bar(args: argparse.Namespace, problem: Problem) -> Costs:
+    """Samples the model, with a progress bar on a terminal."""
+    table = None if args.sensitivity is None else read_sensitivities(args.sensitivity)
+
+    def measured(progress: Callable[[object], None] | None) -> Costs:
+        return measure_costs(problem, n_threads=args.threads, sensitivities=table, progress=progress)
+
+    if not sys.stderr.isatty():
+        return measured(None)
+    from tqdm import tqdm
+
+    with tqdm(desc=Path(args.model).name, unit=" tensors", total=len(problem.tensors)) as bar:
+        return measured(lambda _: bar.update())
+
+
+def _table(costs: Costs) -> dict[tuple[str, str], float]:
+    return {
+        (t.name, to.name): float(costs.divergence[i, k])
+        for i, t in enumerate(costs.problem.tensors)
+        for k, to in enumerate(t.types)
+        if isinstance(to, ikq.QuantType)
+    }
+
+
+def _bytes(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from None
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+        if not 0 < value < float("inf"):
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0") from None
+    return value

@@ -1,0 +1,163 @@
+"""Recipe files, read and written; tables of sensitivities.
+
+A recipe file has a rule `regex=type` per line (or several, with commas), blank lines, and comments behind
+`#`. The first rule whose expression is found in a tensor's name gives it its type.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from ikq.errors import FormatError, RefusedError
+from ikq.quant_types import QuantType, as_type
+from ikq.quantize_options import PathLike
+
+__all__ = [
+    "applicable_rules",
+    "read_recipe",
+    "read_sensitivities",
+    "recipe_type",
+    "write_sensitivities",
+]
+
+_TYPE_COMMENT = re.compile(r"#\s*type:\s*(\S+)\s*$", re.IGNORECASE)
+_FLOATS = ("F32", "F16", "BF16")
+
+
+def _lines(path: PathLike) -> list[str]:
+    raw = Path(path).read_bytes()
+    for encoding in ("utf-16",) if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8-sig",):
+        try:
+            return raw.decode(encoding).splitlines()
+        except UnicodeDecodeError:
+            break
+    raise FormatError(f"{path}: not a text file in UTF-8")
+
+
+def read_recipe(path: PathLike) -> list[str]:
+    """Rules `regex=type` of a recipe file; line ends of any system, and a byte order mark, do not matter.
+
+    Raises:
+        OSError: The file cannot be read.
+        ikq.errors.FormatError: A line that is no rule, or names an unknown type; says which line.
+        ikq.errors.RefusedError: A file without a rule.
+    """
+    rules = []
+    for number, line in enumerate(_lines(path), 1):
+        text = line.split("#")[0].strip().strip(",").strip()
+        if not text:
+            continue
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        listed = [_rule(part) for part in parts]
+        if all(rule is not None for rule in listed):
+            rules += [rule for rule in listed if rule is not None]
+        elif (whole := _rule(text)) is not None:
+            rules.append(whole)
+        else:
+            raise FormatError(f"{path}, line {number}: {text!r} is not a rule REGEX=TYPE with a known type")
+    if not rules:
+        raise RefusedError(f"{path} has no rule; a recipe has lines such as blk\\..*\\.attn_q=q6_k")
+    return rules
+
+
+def _rule(text: str) -> str | None:
+    pattern, equals, word = text.rpartition("=")
+    if not (equals and pattern.strip()):
+        return None
+    try:
+        return f"{pattern.strip()}={as_type(word.strip()).name.lower()}"
+    except FormatError:
+        return None
+
+
+def recipe_type(path: PathLike) -> str | None:
+    """The TYPE that a recipe names in a comment `# type: NAME`: what the file is said to be."""
+    for line in _lines(path):
+        if found := _TYPE_COMMENT.match(line.strip()):
+            return found[1]
+    return None
+
+
+def applicable_rules(rules: Sequence[str], kept: Iterable[str]) -> list[str]:
+    """Leaves out rules that ask of tensors that are never quantized (norms, routers) what they are anyway.
+
+    Recipes of other programs name all tensors, these as f32; to the quantizer such a rule fits nothing.
+
+    Args:
+        rules: `regex=type`.
+        kept: Names of tensors that are never quantized.
+    """
+    names = list(kept)
+    out = []
+    for rule in rules:
+        pattern, _, word = rule.rpartition("=")
+        if word.upper() in _FLOATS:
+            try:
+                if any(re.search(pattern, name) for name in names):
+                    continue
+            except re.error:
+                pass
+        out.append(rule)
+    return out
+
+
+def write_sensitivities(path: PathLike, table: Mapping[tuple[str, str], float]) -> None:
+    """Writes a table as CSV: tensor, type, KL divergence that the type costs there."""
+    with Path(path).open("w", newline="", encoding="utf-8") as f:
+        out = csv.writer(f)
+        out.writerow(["tensor", "type", "value"])
+        out.writerows([*key, f"{value:.9g}"] for key, value in table.items())
+
+
+def read_sensitivities(path: PathLike) -> dict[tuple[str, QuantType | None], float]:
+    """A table of measured sensitivities: columns tensor, type and value, with or without a heading.
+
+    Or, as others publish them, a heading `QTYPE,TENSOR,TENSOR,...` and a line of values for each type;
+    cells may be empty there.
+
+    A value is what the type costs there (a divergence, or a loss of log-likelihood); where the type is empty
+    or `*` it is the tensor's coefficient, by which relative squared errors are multiplied.
+
+    Raises:
+        OSError: The file cannot be read.
+        ikq.errors.FormatError: A line that is none; says which.
+    """
+    lines = _lines(path)
+    delimiter = ";" if lines and lines[0].count(";") >= 2 else "\t" if lines and "\t" in lines[0] else ","
+    table: dict[tuple[str, QuantType | None], float] = {}
+    heading: list[str] | None = None
+    for number, row in enumerate(csv.reader(lines, delimiter=delimiter), 1):
+        cells = [cell.strip() for cell in row]
+        if not any(cells) or cells[0].startswith("#"):
+            continue
+        if number == 1 and cells[0].upper() == "QTYPE":
+            heading = cells
+            continue
+        if heading is not None:
+            if len(cells) != len(heading):
+                raise FormatError(f"{path}, line {number}: {len(cells)} cells below {len(heading)} names")
+            found = [(name, cells[0], cell) for name, cell in zip(heading, cells, strict=True) if cell][1:]
+        elif number == 1 and len(cells) > 2 and not _is_number(cells[2]):
+            continue
+        elif len(cells) < 3:
+            raise FormatError(f"{path}, line {number}: expected tensor, type, value")
+        else:
+            found = [(cells[0], cells[1], cells[2])]
+        for tensor, word, cell in found:
+            if not _is_number(cell) or not 0 <= float(cell) < float("inf"):
+                raise FormatError(f"{path}, line {number}: {cell!r} is no divergence: a number of 0 or more")
+            table[tensor, None if word in ("", "*") else as_type(word)] = float(cell)
+    if not table:
+        raise FormatError(f"{path} has no line with tensor, type, value")
+    return table
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

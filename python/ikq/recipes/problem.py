@@ -1,0 +1,294 @@
+"""What there is to choose: for every tensor the types that it may become, and exact sizes.
+
+Sizes, fallbacks and what is never quantized are those of the quantizer's own plan, one plan per type, so that
+a recipe's file has the size that was promised.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ikq import _ikq
+from ikq.errors import FormatError, RefusedError
+from ikq.gguf import GGUFReader
+from ikq.imatrix import Imatrix
+from ikq.pipeline import QuantizePlan, plan_quantization
+from ikq.quant_types import QuantType, as_type
+from ikq.report.records import kind_and_layer
+
+__all__ = ["DEFAULT_TYPES", "Problem", "TensorChoices", "parse_types", "plan_of_types", "read_problem"]
+
+DEFAULT_TYPES = tuple(
+    t
+    for t in QuantType
+    if t.can_encode
+    and t.is_storable
+    and t.family in ("legacy", "k", "i", "iqk", "trellis")
+    # Q8_KV holds rows for one kind of product; other programs refuse it for embeddings
+    and t.name != "Q8_KV"
+)
+"""What a recipe may use unless told otherwise: all types of weights that are not ternary, floats or FP4."""
+
+_EVERYTHING = "."
+_MATRICES_WITHOUT_RULES = ("token_embd.weight", "output.weight")
+
+
+@dataclass(frozen=True)
+class TensorChoices:
+    """A tensor whose type is to be chosen."""
+
+    name: str
+    kind: str
+    """Its name without layer and ending: `attn_q`, `ffn_down_exps`, `output`."""
+    layer: int | None
+    shape: tuple[int, ...]
+    """As numpy has it: experts, rows, elements of a row."""
+    source_type: QuantType | int
+    types: tuple[QuantType | int, ...]
+    """What it may become, its own type among them if that is so. In order of size."""
+    bytes: NDArray[np.int64]
+    """Bytes in the file for each of them, with the padding behind."""
+    imatrix: str | None
+    """Entry of the statistics of its input."""
+
+    @property
+    def n_weights(self) -> int:
+        """Elements."""
+        return int(np.prod(self.shape))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model for which a recipe is wanted."""
+
+    source: Path
+    imatrix: Imatrix | None
+    tensors: tuple[TensorChoices, ...]
+    """Those with a choice, in the order of the file."""
+    overhead: int
+    """Bytes of the output that do not depend on any choice: metadata, norms, routers."""
+    n_weights: int
+    """Elements of all tensors, those without a choice included; what bits per weight are counted by."""
+    fixed_bytes: Mapping[str, int]
+    """Bytes of tensors without a choice, by name."""
+
+    @property
+    def least_bytes(self) -> int:
+        """Size of the smallest file that can be made."""
+        return self.overhead + sum(int(t.bytes[0]) for t in self.tensors)
+
+    @property
+    def most_bytes(self) -> int:
+        """Size of the largest."""
+        return self.overhead + sum(int(t.bytes[-1]) for t in self.tensors)
+
+    def total_bytes(self, choice: Sequence[int] | NDArray[np.int64]) -> int:
+        """Size of the file with one index into `types` per tensor."""
+        chosen = zip(self.tensors, choice, strict=True)
+        return self.overhead + sum(int(t.bytes[k]) for t, k in chosen)
+
+    def types_of(self, choice: Sequence[int] | NDArray[np.int64]) -> dict[str, QuantType | int]:
+        """The chosen types by name."""
+        return {t.name: t.types[k] for t, k in zip(self.tensors, choice, strict=True)}
+
+
+def parse_types(words: str | Iterable[str]) -> tuple[QuantType, ...]:
+    """Types by name, by family (`k`, `i`, `iqk`, `trellis`, `legacy`), or by program (`llama.cpp`).
+
+    Args:
+        words: A comma-separated list, or several. `-NAME` takes types away again.
+
+    Raises:
+        ikq.errors.FormatError: An unknown name.
+        ikq.errors.RefusedError: Nothing is left, or a type that cannot be written.
+    """
+    text = words if isinstance(words, str) else ",".join(words)
+    chosen: dict[QuantType, None] = {}
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    if parts and parts[0].startswith("-"):
+        chosen.update(dict.fromkeys(DEFAULT_TYPES))
+    for part in parts:
+        found = _named(part.removeprefix("-"))
+        if part.startswith("-"):
+            for t in found:
+                chosen.pop(t, None)
+        else:
+            chosen.update(dict.fromkeys(found))
+    if not chosen:
+        raise RefusedError(
+            f"--types {text!r} leaves no type to choose from; "
+            f"without it a recipe chooses from {', '.join(t.name for t in DEFAULT_TYPES)}"
+        )
+    return tuple(chosen)
+
+
+def _named(word: str) -> tuple[QuantType, ...]:
+    families = {t.family for t in DEFAULT_TYPES}
+    if word.lower() in families:
+        return tuple(t for t in DEFAULT_TYPES if t.family == word.lower())
+    if word.lower() in ("llama.cpp", "ik_llama.cpp"):
+        return tuple(t for t in DEFAULT_TYPES if word.lower() in t.known_to)
+    try:
+        t = as_type(word)
+    except FormatError as e:
+        raise FormatError(
+            f"{e} (a family is one of {', '.join(sorted(families))}, a program llama.cpp)"
+        ) from None
+    if not (t.can_encode and t.is_storable):
+        raise RefusedError(f"{t.name} cannot be written to a file; `ikq types` says which can")
+    return (t,)
+
+
+def plan_of_types(
+    source: Path,
+    imatrix: Imatrix | None,
+    rules: Sequence[str],
+    *,
+    type: str = "COPY",
+    allow_requantize: bool = False,
+) -> QuantizePlan:
+    """The quantizer's plan for rules `regex=type`; matrices that none of them names get `type`."""
+    return plan_quantization(
+        source,
+        source.with_name("recipe.gguf"),
+        type,
+        imatrix=imatrix,
+        tensor_type=list(rules),
+        allow_requantize=allow_requantize,
+        ignore_imatrix_rules=True,
+        allow_missing=True,
+    )
+
+
+def read_problem(
+    source: Path,
+    imatrix: Imatrix | None,
+    types: Iterable[QuantType] = DEFAULT_TYPES,
+    *,
+    fix: Sequence[str] = (),
+    allow_requantize: bool = False,
+) -> Problem:
+    """Plans every type for every tensor.
+
+    Args:
+        source: The model, or any shard of a split set.
+        imatrix: Statistics, which decide what types need and may have.
+        types: What may be chosen. A tensor may also stay as it is.
+        fix: `regex=type`: tensors in whose names the expression is found get that type, and no other. The
+            first that fits holds.
+        allow_requantize: Choose for tensors that are quantized already, too.
+
+    Raises:
+        ikq.errors.RefusedError: A rule of `fix` that fits nothing, a model without a tensor to choose for.
+        ikq.errors.FormatError: A rule that is none, a damaged file.
+    """
+    wanted = tuple(dict.fromkeys(types))
+    fixed = [_fix_rule(text) for text in fix]
+    all_types = tuple(dict.fromkeys([*wanted, *(t for _, t, _ in fixed)]))
+    if not all_types:
+        raise RefusedError("there is no type to choose from; name some with --types")
+    if not _can_be_quantized(source):
+        raise RefusedError(f"{source} has no tensor whose type could be chosen")
+    plans = {
+        t: plan_of_types(
+            source,
+            imatrix,
+            [f"{_EVERYTHING}={t.name}"],
+            type=_ikq.ftype_of_type(int(t)) or "COPY",
+            allow_requantize=allow_requantize,
+        )
+        for t in all_types
+    }
+    with GGUFReader(source) as reader:
+        alignment = int(str(reader.metadata.get("general.alignment", 32)))
+        own = {name: reader.tensors[name].nbytes for name in reader.tensors}
+
+    def padded(n: int) -> int:
+        return -(-n // alignment) * alignment
+
+    used = [False] * len(fixed)
+    tensors, fixed_bytes, n_weights = [], {}, 0
+    for i, first in enumerate(plans[all_types[0]].tensors):
+        of_type = {t: plan.tensors[i] for t, plan in plans.items()}
+        n_weights += int(np.prod(first.shape))
+        if all(
+            p.copied and p.to_type == p.from_type and not _is_kept_type(p.reason) for p in of_type.values()
+        ):
+            fixed_bytes[first.name] = padded(first.bytes_out)
+            continue
+        rule = next((n for n, (pattern, _, _) in enumerate(fixed) if pattern.search(first.name)), None)
+        may = wanted if rule is None else (fixed[rule][1],)
+        if rule is not None:
+            used[rule] = True
+        options: dict[QuantType | int, int] = {}
+        if rule is None:
+            options[first.from_type] = padded(own[first.name])
+        for t in may:
+            p = of_type[t]
+            lacking = p.lacks_imatrix and isinstance(p.to_type, QuantType) and p.to_type.needs_imatrix
+            if lacking and p.name not in _MATRICES_WITHOUT_RULES and rule is None:
+                continue
+            options[p.to_type] = padded(p.bytes_out)
+        ordered = sorted(options.items(), key=lambda o: o[1])
+        kind, layer = kind_and_layer(first.name)
+        entries = {p.imatrix for p in of_type.values() if p.imatrix is not None}
+        tensors.append(
+            TensorChoices(
+                name=first.name,
+                kind=kind,
+                layer=layer,
+                shape=first.shape,
+                source_type=first.from_type,
+                types=tuple(t for t, _ in ordered),
+                bytes=np.array([n for _, n in ordered], np.int64),
+                imatrix=min(entries, default=None),
+            )
+        )
+    for (_, _, text), is_used in zip(fixed, used, strict=True):
+        if not is_used:
+            raise RefusedError(f"--fix {text}: no tensor that can be quantized has such a name")
+    overhead = max(
+        plan.total_bytes - sum(padded(p.bytes_out) for p in plan.tensors) for plan in plans.values()
+    )
+    return Problem(
+        source=source,
+        imatrix=imatrix,
+        tensors=tuple(tensors),
+        overhead=overhead + sum(fixed_bytes.values()),
+        n_weights=n_weights,
+        fixed_bytes=fixed_bytes,
+    )
+
+
+def _can_be_quantized(source: Path) -> bool:
+    """Whether there is a tensor that the quantizer does not keep as it is in any case."""
+    plan = plan_quantization(
+        source,
+        source.with_name("recipe.gguf"),
+        "Q8_0",
+        pure=True,
+        allow_requantize=True,
+        ignore_imatrix_rules=True,
+    )
+    return any(not t.copied or _is_kept_type(t.reason) for t in plan.tensors)
+
+
+def _is_kept_type(reason: str) -> bool:
+    """Whether a tensor is copied because it has the wanted type already."""
+    return reason.startswith("is ")
+
+
+def _fix_rule(text: str) -> tuple[re.Pattern[str], QuantType, str]:
+    pattern, equals, type_name = text.rpartition("=")
+    if not equals or not pattern:
+        raise FormatError(f"--fix {text!r}: expected REGEX=TYPE")
+    try:
+        return re.compile(pattern), _named(type_name)[0], text
+    except re.error as e:
+        raise FormatError(f"--fix {text!r}: {e}") from None

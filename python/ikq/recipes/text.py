@@ -1,0 +1,76 @@
+"""A recipe as the text of its file: rules, with comments that say what to expect and how to use it."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from ikq.recipes.recipe import Recipe
+
+__all__ = ["quantize_command", "recipe_text", "run_command", "summary_lines"]
+
+
+def summary_lines(recipe: Recipe) -> list[str]:
+    """What a recipe promises: size, divergence, distance from the best, memory and speed."""
+    low, high = recipe.interval
+    lines = [
+        f"size: {recipe.file_bytes} bytes, {recipe.bits_per_weight:.4f} bits per weight",
+        f"predicted KL divergence: {recipe.divergence:.6f} ({low:.6f} to {high:.6f}), "
+        f"from {recipe.costs.origin}",
+        f"at most {_percent(recipe.choice.gap)} from the best mix, by this prediction",
+    ]
+    if recipe.speeds is not None:
+        pp, tg = recipe.speeds
+        lines.append(f"predicted speed: {pp:.1f} t/s of prompts, {tg:.2f} t/s of generation")
+    if recipe.placement is not None:
+        names = ("RAM", "VRAM") if recipe.budget.vram is not None else ("RAM",)
+        taken = zip(names, recipe.choice.bytes, recipe.placement.reserved, strict=False)
+        parts = [
+            f"{name} {(int(weights) + other) / 1e9:.3f} GB, {other / 1e9:.3f} of it for cache, buffers, norms"
+            for name, weights, other in taken
+        ]
+        lines.append(f"memory with {recipe.n_ctx} positions: {', '.join(parts)}")
+    return [*lines, *recipe.notes]
+
+
+def _percent(gap: float) -> str:
+    return f"{100 * gap:.2f} %" if gap >= 5e-5 else "0.01 %"
+
+
+def quantize_command(recipe: Recipe, file: str, output: str) -> str:
+    """The command line that makes the file."""
+    problem = recipe.costs.problem
+    statistics = [] if problem.imatrix is None else ["--imatrix", problem.imatrix.path]
+    return shlex.join(
+        ["ikq", "quantize", "--recipe", file, *statistics, str(problem.source), output, recipe.type]
+    )
+
+
+def run_command(recipe: Recipe, output: str) -> str:
+    """The command line that runs it."""
+    words = ["ikq", "run", "-m", output]
+    if recipe.n_ctx is not None:
+        words += ["-c", str(recipe.n_ctx)]
+    if recipe.placement is not None:
+        words += recipe.placement.options.split()
+    return shlex.join(words)
+
+
+def recipe_text(recipe: Recipe, file: str = "recipe.txt") -> str:
+    """The file's text.
+
+    Args:
+        recipe: The recipe.
+        file: Name under which it will be kept, for the command in the comments.
+    """
+    source = recipe.costs.problem.source
+    output = f"{source.stem}-recipe.gguf"
+    lines = [
+        f"# ikq recipe for {source.name}",
+        *(f"# {line}" for line in summary_lines(recipe)),
+        f"# quantize: {quantize_command(recipe, Path(file).name, output)}",
+        f"# run: {run_command(recipe, output)}",
+        f"# type: {recipe.type}",
+        *recipe.rules,
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,194 @@
+"""Two memories, least speeds, and tensors that only some types fit."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ikq
+from ikq.errors import FormatError, RefusedError
+from ikq.recipes.budget import Use
+from ikq.recipes.explain import reasons
+from ikq.recipes.pareto import best_mixes, known_mixes
+from ikq.recipes.problem import read_problem
+from ikq.recipes.recipe import Budget, Costs, measure_costs, open_problem, solve
+from ikq.recipes.speed import WIDTHS, TypeSpeeds, load_type_speeds, measure_type_speeds, speed_model
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+IMATRIX = DATA / "imatrix-plain.dat"
+TYPES = tuple(ikq.QuantType[n] for n in ("Q8_0", "Q5_K", "IQ4_K", "Q4_K", "IQ3_K", "IQ2_K", "IQ2_XXS"))
+
+
+@pytest.fixture(scope="module")
+def costs(tiny_moe: Path) -> Costs:
+    return measure_costs(open_problem(tiny_moe, IMATRIX, types=TYPES))
+
+
+def speeds(tg: float = 1e-10) -> TypeSpeeds:
+    """Larger types slower, but for IQ4_K, which is slowest."""
+    types = {t: tuple(tg * t.bpw * w**0.5 for w in WIDTHS) for t in (*TYPES, ikq.QuantType.BF16)}
+    types[ikq.QuantType.IQ4_K] = tuple(30 * tg * w**0.5 for w in WIDTHS)
+    return TypeSpeeds("a machine", types, tuple(1e-6 * w for w in WIDTHS))
+
+
+@pytest.mark.parametrize(
+    ("ram", "vram"), [(9_000_000, 3_000_000), (3_200_000, 8_000_000), (4_000_000, 4_000_000)]
+)
+def test_both_memories_hold_what_is_in_them(costs: Costs, ram: int, vram: int) -> None:
+    use = Use(n_ctx=512, n_ubatch=32)
+    found = solve(costs, Budget(ram=ram, vram=vram), use=use)
+    placement = found.placement
+    assert placement is not None
+    for m, room in enumerate((ram, vram)):
+        mine = placement.memories == m
+        rows = np.flatnonzero(mine)
+        used = int(costs.sizes[rows, found.choice.index[rows]].sum())
+        assert used == found.choice.bytes[m]
+        assert used + placement.reserved[m] <= room
+    # the engine, given the options, places weights as the recipe says
+    options = re.fullmatch(r"(?:-ngl (\d+)(?: --n-cpu-moe (\d+))?)?", placement.options)
+    assert options is not None
+    plan = ikq.Model.plan(
+        costs.problem.source,
+        n_ctx=512,
+        devices=("CPU", "CPU1"),
+        n_gpu_layers=int(options[1] or 0),
+        n_cpu_moe=int(options[2] or 0),
+    )
+    on_second = {p.stage for p in plan.placement if p.device == "CPU1"}
+    for t, m in zip(costs.problem.tensors, placement.memories, strict=True):
+        if t.kind == "token_embd":
+            stage = "embedding"
+        elif t.kind == "output":
+            stage = "output"
+        else:
+            stage = f"layer {t.layer}, {'experts' if t.kind.endswith('_exps') else 'attention'}"
+        assert (stage in on_second) == bool(m), (t.name, stage)
+
+
+def test_cache_and_context_are_part_of_the_budget(costs: Costs) -> None:
+    short = solve(costs, Budget(ram=8_000_000), use=Use(n_ctx=256, n_ubatch=32))
+    long = solve(costs, Budget(ram=8_000_000), use=Use(n_ctx=2048, n_ubatch=32))
+    small = solve(costs, Budget(ram=8_000_000), use=Use(n_ctx=2048, n_ubatch=32, cache_type_k="q8_0"))
+    assert short.divergence < small.divergence < long.divergence
+    assert short.placement is not None
+    assert long.placement is not None
+    # four layers, two key and value heads of 64 in half precision
+    assert long.placement.reserved[0] - short.placement.reserved[0] == (2048 - 256) * 4 * 2 * 2 * 64 * 2
+
+
+def test_least_speeds(costs: Costs) -> None:
+    budget = Budget(size=5_500_000)
+    free = solve(costs, budget, speeds=speeds())
+    assert free.speeds is not None
+    pp, tg = free.speeds
+    faster = solve(costs, Budget(size=5_500_000, min_tg=1.2 * tg, min_pp=1.1 * pp), speeds=speeds())
+    assert faster.speeds is not None
+    assert faster.speeds[0] >= 1.1 * pp
+    assert faster.speeds[1] >= 1.2 * tg
+    assert free.divergence < faster.divergence
+    with pytest.raises(RefusedError, match=r"--min-tg 1e\+12 .* the fastest mix .* tokens per second"):
+        solve(costs, Budget(size=5_500_000, min_tg=1e12), speeds=speeds())
+    with pytest.raises(RefusedError, match="measured speeds"):
+        solve(costs, Budget(size=5_500_000, min_tg=1.0))
+
+
+def test_times_count_what_a_token_reads(costs: Costs) -> None:
+    problem = costs.problem
+    model = speed_model(problem, speeds(), n_ubatch=32)
+    by_name = {t.name: i for i, t in enumerate(problem.tensors)}
+    for name, share in (("blk.1.attn_q.weight", 1.0), ("blk.1.ffn_up_exps.weight", 0.25)):
+        i = by_name[name]
+        t = problem.tensors[i]
+        k = t.types.index(ikq.QuantType.Q8_0)
+        assert model.tg[i, k] == pytest.approx(1e-10 * 8.5 * t.n_weights * share)
+        columns = 32 * share
+        assert model.pp[i, k] == pytest.approx(
+            np.interp(columns, WIDTHS, [1e-10 * 8.5 * w**0.5 for w in WIDTHS]) * t.n_weights / 32
+        )
+    assert not model.tg[by_name["token_embd.weight"]].any()
+    assert model.tg[by_name["output.weight"]].any()
+    assert not model.pp[by_name["output.weight"]].any()
+
+
+def test_speeds_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "speeds.json"
+    for name, value in (("_N_EMBD", 256), ("_N_FF", 512), ("_REPETITIONS", dict.fromkeys(WIDTHS, 1))):
+        monkeypatch.setattr(f"ikq.recipes.speed.{name}", value)
+    monkeypatch.setattr("ikq.measure._WARM_UP_SECONDS", 0.0)
+    told = []
+    wanted = [ikq.QuantType.Q8_0, ikq.QuantType.IQ4_KS]
+    found = measure_type_speeds(wanted, path=file, progress=told.append)
+    assert told == wanted
+    assert all(len(row) == len(WIDTHS) for row in found.seconds.values())
+    assert (
+        measure_type_speeds(wanted, path=file, progress=told.append) == found == load_type_speeds(path=file)
+    )
+    assert len(told) == 2
+    measure_type_speeds([*wanted, ikq.QuantType.Q4_K], path=file, progress=told.append)
+    assert told[2:] == [ikq.QuantType.Q4_K]
+    file.write_text("{")
+    with pytest.raises(FormatError, match="damaged"):
+        load_type_speeds(path=file)
+
+
+def test_what_a_bit_buys_is_dearer_than_what_one_frees(costs: Costs) -> None:
+    recipe = solve(costs, Budget(bpw=4.0))
+    why = reasons(recipe)
+    assert sum(w.divergence for w in why) == pytest.approx(recipe.divergence)
+    for w in why:
+        if w.up is not None:
+            assert w.up.bytes > 0
+            assert w.up.divergence < 0 < w.up.per_bit
+        if w.down is not None:
+            assert w.down.bytes < 0 < w.down.divergence
+    # per byte: no step up of one tensor gains more than another's step down costs, for as many bytes
+    ups = [-w.up.divergence / w.up.bytes for w in why if w.up is not None]
+    downs = [w.down.divergence / -w.down.bytes for w in why if w.down is not None]
+    assert np.median(ups) < np.median(downs)
+
+
+def test_points_of_the_page(costs: Costs) -> None:
+    best = best_mixes(costs, 12)
+    assert len(best) > 6
+    assert all(a.bytes < b.bytes and a.divergence > b.divergence for a, b in pairwise(best))
+    known = known_mixes(costs, ("IQ2_XXS", "Q8_0", "NO_SUCH_MIX", "Q4_K"))
+    # others use types that were not sampled
+    assert [p.label for p in known] == ["Q8_0"]
+    for p in known:
+        mine = solve(costs, Budget(size=p.bytes))
+        assert mine.divergence <= p.divergence
+
+
+def test_rows_that_few_types_fit(tmp_path: Path) -> None:
+    """Rows of 96: blocks of 256 fall back, as the quantizer does it; sizes and choices are those types'."""
+    file = tmp_path / "m.gguf"
+    x = np.random.default_rng(0).standard_normal((64, 96), dtype=np.float32)
+    with ikq.GGUFWriter(file, {"general.architecture": "llama"}) as writer:
+        writer.add_tensor("blk.0.attn_q.weight", x)
+        writer.add_tensor("blk.0.attn_norm.weight", x[0])
+    problem = read_problem(file, None, [ikq.QuantType.Q4_K, ikq.QuantType.Q8_0, ikq.QuantType.IQ4_XS])
+    (t,) = problem.tensors
+    assert t.source_type == ikq.QuantType.F32
+    for k, n in zip(t.types, t.bytes, strict=True):
+        assert n == -(-ikq.tensor_bytes(k, (64, 96)) // 32) * 32
+    assert ikq.QuantType.Q4_K not in t.types
+    assert set(problem.fixed_bytes) == {"blk.0.attn_norm.weight"}
+    with pytest.raises(RefusedError, match="no tensor"):
+        read_problem(file, None, TYPES, fix=["attn_k=q8_0"])
+    with pytest.raises(FormatError, match="REGEX=TYPE"):
+        read_problem(file, None, TYPES, fix=["attn_k"])
+    with pytest.raises(FormatError, match=r"\("):
+        read_problem(file, None, TYPES, fix=["(=q8_0"])
+
+
+def test_a_model_without_a_choice(tmp_path: Path) -> None:
+    file = tmp_path / "m.gguf"
+    with ikq.GGUFWriter(file, {"general.architecture": "llama"}) as writer:
+        writer.add_tensor("blk.0.attn_norm.weight", np.ones(256, np.float32))
+    with pytest.raises(RefusedError, match="no tensor whose type could be chosen"):
+        read_problem(file, None, TYPES)

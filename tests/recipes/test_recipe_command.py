@@ -1,0 +1,132 @@
+"""`ikq recipe` and `ikq quantize --recipe` as a user meets them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+import ikq
+from ikq.cli import run_command
+from ikq.recipes.budget import parse_bytes
+from ikq.recipes.files import read_recipe
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+MODEL, IMATRIX = DATA / "tiny-moe-bf16.gguf", DATA / "imatrix-plain.dat"
+FEW = ("--types", "q8_0,iq4_k,iq3_k,iq2_k")
+
+
+def recipe(*words: object) -> int:
+    return run_command(["recipe", str(MODEL), "--imatrix", str(IMATRIX), *map(str, words)])
+
+
+def test_from_budget_to_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, page, table = (tmp_path / name for name in ("r.txt", "p.html", "t.csv"))
+    words = ["--bpw", 4, *FEW, "--fix", "attn_v=iq4_k", "-o", file, "--explain", "--pareto", page]
+    assert recipe(*words, "--write-sensitivity", table) == 0
+    printed = capsys.readouterr().out
+    size = int(printed.split("size: ")[1].split()[0])
+    assert "predicted KL divergence" in printed
+    assert "from the best mix" in printed
+    assert sum(line.startswith("blk.") for line in printed.splitlines()) == 28
+    text = file.read_text()
+    assert "# quantize: ikq quantize --recipe r.txt" in text
+    assert "# run: ikq run -m" in text
+    out = tmp_path / "o.gguf"
+    assert (
+        run_command(["quantize", "--recipe", str(file), "--imatrix", str(IMATRIX), str(MODEL), str(out), "2"])
+        == 0
+    )
+    assert out.stat().st_size == size
+    with ikq.GGUFReader(out) as reader:
+        tensors = list(reader.tensors.values())
+        assert {str(t.type) for t in tensors} <= {"Q8_0", "IQ4_K", "IQ3_K", "IQ2_K", "F32", "BF16"}
+        assert {str(t.type) for t in tensors if t.name and "attn_v" in t.name} == {"IQ4_K"}
+        bits = 8 * sum(t.nbytes for t in tensors) / sum(t.size for t in tensors)
+    assert 3.99 < bits <= 4
+    # the file is what --tensor-type-file takes
+    plan = ikq.plan_quantization(MODEL, out, "COPY", tensor_type_file=file, imatrix=IMATRIX)
+    assert {t.name: str(t.to_type) for t in plan.tensors} == {t.name: str(t.type) for t in tensors}
+    # what was predicted, given as measured, gives the same recipe
+    again = tmp_path / "again.txt"
+    assert recipe("--bpw", 4, *FEW, "--fix", "attn_v=iq4_k", "--sensitivity", table, "-o", again) == 0
+    assert read_recipe(again) == read_recipe(file)
+    _Page().feed(page.read_text())
+
+
+class _Page(HTMLParser):
+    """A page that loads nothing."""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in {"link", "img", "iframe"}
+        assert not {"src", "href"} & {name for name, _ in attrs}
+
+
+def test_standard_output_is_the_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert recipe("--size", "5M", *FEW, "--explain") == 0
+    printed = capsys.readouterr()
+    file = tmp_path / "r.txt"
+    file.write_text(printed.out)
+    assert len(read_recipe(file)) > 5
+    assert "one bit more buys" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--size", "1M"], "the smallest file with these types has"),
+        (["--bpw", "0.5"], "the smallest file with these types has"),
+        (["--ram", "1M"], "smallest mix"),
+        (["--ram", "100K", "--vram", "100K", "-c", "512"], "smallest mix"),
+        ([], "one of --size"),
+        (["--size", "5M", "--bpw", "4"], "one of --size"),
+        (["--size", "5M", "--vram", "1G"], "--ram"),
+        (["--size", "5M", "--types", ""], "no type to choose from"),
+        (["--size", "5M", "--fix", "nothing=q8_0"], "no tensor"),
+        (["--size", "5M", "--probe", "10"], "-f TEXT"),
+        (["--size", "5M", "--sensitivity", "TABLE"], "blk.9.attn_q.weight"),
+        (["--ram", "5M", "--vram", "5M", "--min-tg", "1"], "--vram-bandwidth"),
+    ],
+)
+def test_refusals(words: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("tensor,type,value\nblk.9.attn_q.weight,q8_0,0.1\n")
+    few = () if "--types" in words else FEW
+    assert recipe(*[str(table) if w == "TABLE" else w for w in words], *few) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: ")
+    assert said in printed.err
+    assert len(printed.err.strip().splitlines()) == 1
+
+
+def test_the_smallest_size_that_is_named_is_possible(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert recipe("--size", "1M", *FEW) == 2
+    least = int(capsys.readouterr().err.split(" has ")[1].split()[0])
+    assert recipe("--size", least - 1, *FEW) == 2
+    assert recipe("--size", least, *FEW, "-o", tmp_path / "r.txt") == 0
+
+
+def test_no_statistics_is_a_refusal() -> None:
+    words = [sys.executable, "-m", "ikq", "recipe", str(MODEL), "--bpw", "4", *FEW]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "--imatrix" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "n"),
+    [("240G", 240 * 10**9), ("3.5g", 3_500_000_000), ("11GiB", 11 * 2**30), ("500", 500), ("2kb", 2000)],
+)
+def test_sizes(text: str, n: int) -> None:
+    assert parse_bytes(text) == n
+
+
+@pytest.mark.parametrize("text", ["", "G", "0", "-1G", "1iB", "1X", "1.5.5G"])
+def test_sizes_that_are_none(text: str) -> None:
+    with pytest.raises(ValueError, match="is not a size"):
+        parse_bytes(text)
