@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +37,8 @@ class InputCovariance(NamedTuple):
     sums: NDArray[np.float32]
 
 
-class Covariances:
-    """A file of covariances, as `ikq imatrix --covariance` writes it.
+class Covariances(Sequence[InputCovariance]):
+    """A file of covariances, as `ikq imatrix --covariance` writes it: a sequence, an input at a time.
 
     Args:
         path: The file.
@@ -62,7 +62,18 @@ class Covariances:
     def __len__(self) -> int:
         return self._core.n_sites
 
-    def __getitem__(self, index: int) -> InputCovariance:
+    @overload
+    def __getitem__(self, index: int) -> InputCovariance: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[InputCovariance]: ...
+    def __getitem__(self, index: int | slice) -> InputCovariance | Sequence[InputCovariance]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"there are {len(self)} inputs, none with the number {index}")
+        return self._site(index % len(self))
+
+    def _site(self, index: int) -> InputCovariance:
         tensors, counts, triangles = self._core.site(index)
         k = (int((8 * triangles.shape[1] + 1) ** 0.5) - 1) // 2
         sums = np.zeros((len(counts), k, k), np.float32)

@@ -94,6 +94,8 @@ impl Rows<'_> {
     /// Some rows of the plain type.
     fn chunk<T: Columns>(&self, layout: &Layout, x: &[f32], out: &mut [u8]) -> Result<(), Error> {
         let Rows { kind, n_per_row: k, options, factors, .. } = *self;
+        // scales of the least error, by which codes are chosen; what undoes the gain comes behind them
+        let fitted = EncodeOptions { biased: true, ..options };
         let (n_rows, n, n_values) = (x.len() / k, layout.block_size, layout.n_values());
         let (row_size, header) = (row_bytes(T::TYPE, k)?, T::TYPE.info().row_header_bytes);
         let n_groups = n_rows.div_ceil(LANES);
@@ -105,7 +107,7 @@ impl Rows<'_> {
         }
         if header > 0 {
             // the scale of a row is that of the row as it is
-            ikq_encode::encode_rows(kind, T::TYPE, x, k, Some(&factors.weights), options, out)?;
+            ikq_encode::encode_rows(kind, T::TYPE, x, k, Some(&factors.weights), fitted, out)?;
         }
         let of_rows: Vec<f32> = out.chunks_exact(row_size).map(|row| of_row(&row[..header])).collect();
         let mut errors = vec![[0.0; LANES]; n_groups * k];
@@ -130,7 +132,7 @@ impl Rows<'_> {
             let at = |row: usize| row * row_size + header + block * layout.bytes;
             if header == 0 {
                 let weights = Some(&factors.weights[first..first + n]);
-                ikq_encode::encode_rows(kind, T::TYPE, &floats, n, weights, options, &mut bytes)?;
+                ikq_encode::encode_rows(kind, T::TYPE, &floats, n, weights, fitted, &mut bytes)?;
             }
             for (row, values) in values.chunks_exact_mut(n_values).enumerate() {
                 let bytes = match header {
