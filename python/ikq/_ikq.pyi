@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "CovarianceFile",
     "Coverage",
     "Engine",
     "Imatrix",
@@ -30,6 +31,7 @@ __all__ = [
     "kernel_name",
     "kernel_self_test",
     "layout_fields",
+    "merge_covariances",
     "pack",
     "parse_type",
     "plan_quantize",
