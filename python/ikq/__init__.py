@@ -12,6 +12,7 @@ from ikq._ikq import __version__
 from ikq.activations import ActivationCollector, ActivationEntry, ActivationStatistics, LayerSimilarity
 from ikq.arrays import available_isas, dequantize, isa, quantize, repack, row_bytes, tensor_bytes
 from ikq.chat import ChatTemplate
+from ikq.covariance import Covariances, InputCovariance
 from ikq.coverage import ImatrixCoverage, PartialExperts
 from ikq.errors import (
     DeviceError,
@@ -56,6 +57,7 @@ __all__ = [
     "ActivationEntry",
     "ActivationStatistics",
     "ChatTemplate",
+    "Covariances",
     "DeviceError",
     "Field",
     "FormatError",
@@ -68,6 +70,7 @@ __all__ = [
     "Imatrix",
     "ImatrixCoverage",
     "ImatrixEntry",
+    "InputCovariance",
     "LayerSimilarity",
     "Metadata",
     "MissingImatrixError",

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "CovarianceFile",
     "Coverage",
     "Engine",
     "Imatrix",
@@ -30,6 +31,7 @@ __all__ = [
     "kernel_name",
     "kernel_self_test",
     "layout_fields",
+    "merge_covariances",
     "pack",
     "parse_type",
     "plan_quantize",
@@ -263,8 +265,24 @@ _Site = tuple[list[tuple[list[str], bool]], NDArray[np.float64], NDArray[np.uint
 @final
 class StatisticsCollector:
     def __new__(
-        cls, *, all_experts: bool, similarity: bool, output: bool, choices: bool
+        cls,
+        *,
+        all_experts: bool,
+        similarity: bool,
+        output: bool,
+        choices: bool,
+        covariance_layers: tuple[int, int] | None = None,
+        n_threads: int | None = None,
     ) -> StatisticsCollector: ...
+    def write_covariances(
+        self,
+        path: str | os.PathLike[str],
+        datasets: list[str],
+        n_chunks: int,
+        chunk_size: int,
+        identity: str | None,
+    ) -> None: ...
+    def restore_covariances(self, file: CovarianceFile) -> None: ...
     def choices(self) -> list[tuple[str, list[list[int]]]]: ...
     def commit(self) -> None: ...
     def discard(self) -> None: ...
@@ -289,6 +307,25 @@ class StatisticsFile:
     def counts_are_calls(self) -> bool: ...
     def entries(self) -> list[tuple[str, NDArray[np.float32], NDArray[np.float32]]]: ...
 
+@final
+class CovarianceFile:
+    @staticmethod
+    def open(path: str | os.PathLike[str]) -> CovarianceFile: ...
+    @property
+    def datasets(self) -> list[str]: ...
+    @property
+    def n_chunks(self) -> int: ...
+    @property
+    def chunk_size(self) -> int: ...
+    @property
+    def identity(self) -> str | None: ...
+    @property
+    def n_sites(self) -> int: ...
+    def site(
+        self, index: int
+    ) -> tuple[list[tuple[str, int | None]], NDArray[np.float32], NDArray[np.float32]]: ...
+
+def merge_covariances(paths: list[str], out: str | os.PathLike[str]) -> None: ...
 def write_statistics(
     path: str | os.PathLike[str],
     form: str,
@@ -317,6 +354,8 @@ class TensorPlan:
     def repacked(self) -> bool: ...
     @property
     def unbiased(self) -> bool: ...
+    @property
+    def feedback(self) -> str: ...
     @property
     def reason(self) -> str: ...
     @property

@@ -257,9 +257,18 @@ class ActivationCollector:
         similarity: bool = False,
         output: bool = True,
         choices: bool = False,
+        covariance_layers: range | None = None,
+        n_threads: int | None = None,
     ) -> None:
         self._core = _ikq.StatisticsCollector(
-            all_experts=all_experts, similarity=similarity, output=output, choices=choices
+            all_experts=all_experts,
+            similarity=similarity,
+            output=output,
+            choices=choices,
+            covariance_layers=(
+                None if covariance_layers is None else (covariance_layers.start, covariance_layers.stop)
+            ),
+            n_threads=n_threads,
         )
         # of the model's head for further tokens, whose layer is none of the model's
         self._head = _ikq.StatisticsCollector(
@@ -337,6 +346,34 @@ class ActivationCollector:
         Lists, because an expert reduction gives tokens different numbers of experts. Empty unless `choices`.
         """
         return dict((*self._core.choices(), *self._head.choices()))
+
+    def write_covariances(
+        self, path: str | os.PathLike[str], dataset: str | None = None, *, identity: str | None = None
+    ) -> None:
+        """Writes the covariances that count so far, where they were asked for.
+
+        Args:
+            path: The file; what was there stays until the new one is whole.
+            dataset: Name of the text.
+            identity: What the run depends on, for one that goes on from the file.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        datasets = [] if dataset is None else [dataset]
+        self._core.write_covariances(os.fspath(path), datasets, self.n_chunks, self.chunk_size, identity)
+
+    def restore_covariances(self, path: str | os.PathLike[str], identity: str) -> None:
+        """Goes on from what `write_covariances` wrote; the results are those of a run in one go, bit for bit.
+
+        Raises:
+            OSError: the file cannot be read.
+            FormatError: it is damaged, or of another run.
+        """
+        file = _ikq.CovarianceFile.open(os.fspath(path))
+        if file.identity != identity:
+            raise FormatError(f"{os.fspath(path)} is of another run")
+        self._core.restore_covariances(file)
 
     def layer_similarity(self) -> list[LayerSimilarity]:
         """How alike inputs and outputs of layers are, layer after layer; empty unless `similarity`."""

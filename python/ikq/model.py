@@ -486,6 +486,7 @@ class Model(TextModel):
         similarity: bool = False,
         output: bool = True,
         choices: bool = False,
+        covariance_layers: range | None = None,
     ) -> Iterator[ActivationCollector]:
         """Collects statistics of what every matrix is multiplied with, while the block runs the model.
 
@@ -497,6 +498,8 @@ class Model(TextModel):
             similarity: Compare the inputs of layers with their outputs as well.
             output: Collect the input of the output matrix at every position, whichever logits are wanted.
             choices: Remember which experts every token was routed to.
+            covariance_layers: Layers whose inputs' covariances are collected as well, with all CPUs
+                (`ActivationCollector.write_covariances`).
 
         Raises:
             ValueError: another block collects already.
@@ -511,7 +514,11 @@ class Model(TextModel):
             (33, np.float64(6.0))
         """
         collector = ActivationCollector(
-            all_experts=all_experts, similarity=similarity, output=output, choices=choices
+            all_experts=all_experts,
+            similarity=similarity,
+            output=output,
+            choices=choices,
+            covariance_layers=covariance_layers,
         )
         with self._lock:
             if self._collector is not None:

@@ -70,6 +70,8 @@ class PlannedTensor:
     """Rows are put into groups or taken apart; their codes stay as they are."""
     unbiased: bool
     """Encoded with scales that undo the gain of their fit: the result is not smaller than the source."""
+    feedback: Literal["used", "missing", "not used"]
+    """Encoded with error feedback; missing: its type would use a covariance, and the file has none."""
     reason: str
     """Why it gets its type, or why it is copied."""
     fallback_from: QuantType | None
@@ -449,6 +451,7 @@ def _planned(t: _ikq.TensorPlan) -> PlannedTensor:
         copied=t.copied,
         repacked=t.repacked,
         unbiased=t.unbiased,
+        feedback=cast("Literal['used', 'missing', 'not used']", t.feedback),
         reason=t.reason,
         fallback_from=None if t.fallback_from is None else QuantType(t.fallback_from),
         bytes_in=t.bytes_in,

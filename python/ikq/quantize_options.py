@@ -72,6 +72,10 @@ class QuantizeOptions(TypedDict, total=False):
 
     imatrix: PathLike | Imatrix | None
     """Activation statistics, a file of either form or an `Imatrix`."""
+    error_feedback: PathLike | None
+    """A file of covariances (`ikq imatrix --covariance`): each column's error is made good by the columns
+    behind it, as far as their inputs go together. For types whose codes stand for one element each; others
+    are encoded as without."""
     include_weights: Sequence[str]
     """Use only the statistics of tensors whose names contain one of these."""
     exclude_weights: Sequence[str]
@@ -167,6 +171,9 @@ def wishes(options: QuantizeOptions, recipe_rules: Iterable[str] = ()) -> dict[s
         "repack": options.get("repack", False),
         "unrepack": options.get("unrepack", False),
         "repack_pattern": _several(options.get("repack_pattern", ())),
+        "error_feedback": None
+        if (covariances := options.get("error_feedback")) is None
+        else os.fspath(covariances),
     }
 
 
@@ -177,6 +184,7 @@ _ABOUT_TYPES = (
     "recipe",
     *("token_embedding_type", "per_layer_token_embedding_type", "output_tensor_type", "ffn_gate_inp_type"),
     *("leave_output_tensor", "extra_output_tensor", "symmetric_q40", "biased", "unbiased", "imatrix"),
+    "error_feedback",
 )
 
 

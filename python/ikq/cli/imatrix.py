@@ -30,11 +30,13 @@ from ikq.calibrate import (
     state_path,
     wanted_tensors,
 )
+from ikq.cli.imatrix_covariance import CovarianceParts, PartialCovariances
 from ikq.cli.imatrix_report import coverage_lines, facts, similarity_lines, statistics_lines
 from ikq.cli.model_options import add_ignored, add_loading, load_options, print_ignored
 from ikq.cli.quality import duration, read_text
 from ikq.evaluate import Perplexity, Windows
 from ikq.evaluate.perplexity import estimate
+from ikq.quantize_options import parse_size
 
 NAME = "imatrix"
 HELP = "compute an importance matrix from a text; merge and inspect them"
@@ -69,6 +71,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="FILE",
         help="statistics to add (either form); may be repeated; without -f only these are merged",
+    )
+    add(
+        "--covariance",
+        metavar="FILE",
+        help="write the covariances of the layers' inputs as well, for `ikq quantize --error-feedback`",
+    )
+    add(
+        "--in-covariance",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="covariances to add up into those of --covariance; may be repeated; without -f",
+    )
+    add(
+        "--max-ram",
+        metavar="N(M|G)",
+        type=_size,
+        help="most bytes of covariances in memory; what is more takes further passes over the text (half of "
+        "the memory that is available)",
     )
     add(
         "-ofreq",
@@ -116,6 +137,16 @@ def run(args: argparse.Namespace) -> int:
         if args.model is None:
             raise ikq.RefusedError("a text needs a model: give one with -m FILE.gguf")
         return _collect(args)
+    if args.in_covariance:
+        if args.covariance is None:
+            raise ikq.RefusedError("where to? Give --covariance OUT to merge covariances")
+        _check_target(args.covariance)
+        ikq.Covariances.merge(args.in_covariance, args.covariance)
+        print(f"{args.covariance}: covariances of {len(args.in_covariance)} files")
+        if not args.in_file:
+            return 0
+    elif args.covariance is not None:
+        raise ikq.RefusedError("--covariance needs a text (-f TEXT), or files to merge (--in-covariance)")
     if not args.in_file:
         raise ikq.RefusedError(
             "nothing to do: give a model and a text (-m FILE.gguf -f TEXT), or files to merge or to look at "
@@ -186,8 +217,11 @@ def _collect(args: argparse.Namespace) -> int:
             f"{args.output} is an --in-file and the output: an interrupted run would count it twice; "
             "choose another -o"
         )
+    if args.in_covariance:
+        raise ikq.RefusedError("--in-covariance merges files: leave out -f, and merge afterwards")
     _check_target(args.output)
     _check_target(args.report)
+    _check_target(args.covariance)
     state = state_path(args.output)
     wanted = _wanted(args.model)
     others = _inputs(args, wanted)
@@ -203,15 +237,23 @@ def _collect(args: argparse.Namespace) -> int:
         identity = run_identity(_files(args.model), windows.tokens, _options(args, windows))
         if args.chunks > 0:
             windows = replace(windows, n=min(windows.n, args.chunks))
+        parts = CovarianceParts.of(args, windows, identity)
         with model.collect_activations(
-            all_experts=args.all_experts, similarity=args.layer_similarity, output=args.process_output
+            all_experts=args.all_experts,
+            similarity=args.layer_similarity,
+            output=args.process_output,
+            covariance_layers=parts.first,
         ) as collector:
-            job = _Job(args, collector, others, state, identity)
+            job = _Job(args, collector, others, state, identity, parts.partial(parts.first))
             if not args.restart:
                 job.resume(windows.n)
             job.run(model, windows)
             statistics = job.write()
             similarity = collector.layer_similarity()
+            parts.finish(collector, parts.first)
+        for layers in parts.later:
+            _pass(args, model, windows, identity, parts, layers)
+    parts.join()
     state.unlink(missing_ok=True)
     ppl = job.perplexity
     extra = {"model": args.model, "perplexity": None if ppl is None else ppl._asdict()}
@@ -219,6 +261,26 @@ def _collect(args: argparse.Namespace) -> int:
     if ppl is not None:
         print(f"Final estimate: PPL = {ppl.value:.4f} +/- {ppl.error:.5f}")
     return 0
+
+
+def _pass(
+    args: argparse.Namespace,
+    model: ikq.Model,
+    windows: Windows,
+    identity: str,
+    parts: CovarianceParts,
+    layers: range,
+) -> None:
+    """One more pass over the text, for the covariances of some layers."""
+    with model.collect_activations(output=False, covariance_layers=layers) as collector:
+        state = state_path(parts.path(layers))
+        job = _Job(args, collector, None, state, parts.identity(layers), parts.partial(layers))
+        if not args.restart:
+            job.resume(windows.n)
+        print(f"layers {layers.start} to {layers.stop - 1}:")
+        job.run(model, windows)
+        parts.finish(collector, layers)
+    state.unlink(missing_ok=True)
 
 
 def _check_target(name: str | None) -> None:
@@ -255,12 +317,14 @@ class _Job:
         self,
         args: argparse.Namespace,
         collector: ikq.ActivationCollector,
-        others: list[ikq.ActivationStatistics],
+        others: list[ikq.ActivationStatistics] | None,
         state: Path,
         identity: str,
+        covariances: PartialCovariances | None,
     ) -> None:
         self.args, self.collector, self.others = args, collector, others
         self.state, self.identity = state, identity
+        self.covariances = covariances
         self.n_done = 0
         self.losses: NDArray[np.float64] = np.zeros(0)
         self.perplexity: Perplexity | None = None
@@ -279,6 +343,12 @@ class _Job:
                 f"{self.state} is from a run with another model, text or options ({saved.n_done} chunks): "
                 "repeat that command to finish it, choose another -o, or drop it with --restart"
             )
+        if self.covariances is not None:
+            try:
+                self.covariances.restore(self.collector, saved.n_done)
+            except (ikq.FormatError, OSError) as e:
+                print(f"note: {e}; starting anew", file=sys.stderr)
+                return
         self.collector.restore(saved.collector)
         self.n_done, self.losses = saved.n_done, saved.losses
         if len(self.losses):
@@ -288,8 +358,9 @@ class _Job:
     def run(self, model: ikq.Model, windows: Windows) -> None:
         """Runs the chunks that are left; Ctrl-C keeps those that are done."""
         args, first, start = self.args, self.n_done, time.perf_counter()
+        perplexity = not args.no_ppl and self.others is not None
         steps = run_chunks(
-            model, windows, self.collector, first=first, losses=self.losses, perplexity=not args.no_ppl
+            model, windows, self.collector, first=first, losses=self.losses, perplexity=perplexity
         )
         interrupts = _Interrupts()
         with interrupts.watched():
@@ -311,12 +382,17 @@ class _Job:
                     )
                 running = "" if self.perplexity is None else f"{self.perplexity.value:.4f}"
                 print(f"[{done.n_chunks}]{running},", end="", flush=True)
-                if args.save_frequency and done.n_chunks % args.save_frequency == 0:
+                if (
+                    self.others is not None
+                    and args.save_frequency
+                    and done.n_chunks % args.save_frequency == 0
+                ):
                     self.write(f"{args.output}.at_{done.n_chunks}")
                 often = args.output_frequency and done.n_chunks % args.output_frequency == 0
                 if often and done.n_chunks < windows.n:
                     # what cannot be written (values that are not finite) must not be gone on from
-                    self.write()
+                    if self.others is not None:
+                        self.write()
                     self._save()
                 if interrupts.asked:
                     self._interrupted(windows.n)
@@ -326,13 +402,16 @@ class _Job:
         self.n_done, self.losses, self.perplexity = done.n_chunks, done.losses, done.perplexity
 
     def _save(self) -> None:
+        if self.covariances is not None:
+            self.covariances.write(self.collector, self.n_done)
         save_state(self.state, self.identity, self.n_done, self.losses, self.collector)
 
     def _interrupted(self, n: int) -> None:
         if self.n_done == 0:
             raise KeyboardInterrupt("interrupted before the first chunk was done: nothing is written")
         self._save()
-        self.write()
+        if self.others is not None:
+            self.write()
         raise KeyboardInterrupt(
             f"interrupted after {self.n_done} of {n} chunks, which are in {self.args.output}; "
             "the same command goes on from there"
@@ -341,7 +420,7 @@ class _Job:
     def write(self, path: str | None = None) -> ikq.ActivationStatistics:
         """Writes what is there."""
         statistics = self.collector.statistics(self.args.file)
-        statistics = ikq.ActivationStatistics.merged([statistics, *self.others])
+        statistics = ikq.ActivationStatistics.merged([statistics, *(self.others or [])])
         statistics.write(path or self.args.output, _form(self.args))
         return statistics
 
@@ -397,3 +476,10 @@ def _finish(
     if args.output is not None:
         form = {"dat": ".dat, of ik_llama.cpp", "gguf": "GGUF, of llama.cpp"}[_form(args)]
         print(f"{args.output}: {len(statistics)} entries from {statistics.n_chunks} chunks ({form})")
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from None

@@ -13,6 +13,7 @@ import ikq
 from ikq.cli import quantize_report
 from ikq.cli.quantize_lines import (
     coverage_lines,
+    feedback_lines,
     print_prediction,
     print_summary,
     tensor_lines,
@@ -98,6 +99,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     statistics = parser.add_argument_group("statistics")
     statistics.add_argument("--imatrix", metavar="FILE", help="importance matrix, .dat or GGUF")
+    statistics.add_argument(
+        "--error-feedback",
+        metavar="FILE",
+        help="covariances (ikq imatrix --covariance): columns make good the errors of earlier ones",
+    )
     for option, what in [("--include-weights", "only"), ("--exclude-weights", "no")]:
         statistics.add_argument(
             option,
@@ -192,6 +198,8 @@ def run(args: argparse.Namespace) -> int:
         print(line)
     if args.keep_split and len(plan.shards) == 1:
         print(f"note: {source} is one file, and so is the output")
+    for line in feedback_lines(plan, args.error_feedback):
+        print(line)
     lines = tensor_lines(plan)
     given = {"type": type_name, "n_threads": n_threads, "reuse": args.reuse} | options(args)
     if args.dry_run:

@@ -9,7 +9,14 @@ from pathlib import Path
 import ikq
 from ikq.pipeline import PlannedTensor, QuantizePlan, QuantizeResult
 
-__all__ = ["coverage_lines", "print_prediction", "print_summary", "tensor_lines", "type_label"]
+__all__ = [
+    "coverage_lines",
+    "feedback_lines",
+    "print_prediction",
+    "print_summary",
+    "tensor_lines",
+    "type_label",
+]
 
 MIB = 1024 * 1024
 
@@ -36,6 +43,8 @@ def _describe(t: PlannedTensor) -> str:
         notes.append("no imatrix data")
     elif t.imatrix not in (None, t.name):
         notes.append(f"imatrix of {t.imatrix}")
+    if t.feedback == "used":
+        notes.append("error feedback")
     if t.unseen_experts:
         notes.append(f"{len(t.unseen_experts)} experts without imatrix data lean on the others'")
     if t.thin_experts:
@@ -62,6 +71,23 @@ def coverage_lines(plan: QuantizePlan) -> list[str]:
     ]
     lines += [f"  {name}: left out, as asked for" for name in c.left_out]
     lines += [f"  {name}: missing, all columns count the same" for name in c.missing]
+    return lines
+
+
+def feedback_lines(plan: QuantizePlan, covariances: object) -> list[str]:
+    """Which tensors are encoded with error feedback, and why others are not; nothing without covariances."""
+    if covariances is None:
+        return []
+    encoded = [t for t in plan.tensors if not t.copied and not t.repacked]
+    used = [t for t in encoded if t.feedback == "used"]
+    missing = [t for t in encoded if t.feedback == "missing"]
+    lines = [f"error feedback: {len(used)} of {len(encoded)} tensors"]
+    others = [t for t in encoded if t.feedback == "not used"]
+    for label in sorted({type_label(t.to_type) for t in others}):
+        of_type = [t for t in others if type_label(t.to_type) == label]
+        lines.append(f"  without, because of their type, {label}: {_some(of_type)}")
+    if missing:
+        lines.append(f"  without, because {covariances} has nothing about their input: {_some(missing)}")
     return lines
 
 

@@ -17,6 +17,7 @@
 
 pub mod batch;
 pub mod cache;
+pub mod covariance;
 pub mod device;
 pub mod error;
 pub mod model;

@@ -13,6 +13,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ikq_pool::Team;
 
+use crate::covariance::CovarianceCollector;
+
 /// What is collected besides the inputs of all layers' matrices.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CollectOptions {
@@ -127,6 +129,7 @@ pub type Choices = Vec<Vec<u32>>;
 pub struct Collector {
     options: CollectOptions,
     state: Mutex<State>,
+    covariances: Option<CovarianceCollector>,
 }
 
 #[derive(Debug, Default)]
@@ -164,7 +167,17 @@ struct Unit<'a> {
 
 impl Collector {
     pub fn new(options: CollectOptions) -> Collector {
-        Collector { options, state: Mutex::default() }
+        Collector { options, state: Mutex::default(), covariances: None }
+    }
+
+    /// Takes covariances as well.
+    pub fn with_covariances(options: CollectOptions, covariances: CovarianceCollector) -> Collector {
+        Collector { covariances: Some(covariances), ..Collector::new(options) }
+    }
+
+    /// What takes covariances, where they are taken.
+    pub fn covariances(&self) -> Option<&CovarianceCollector> {
+        self.covariances.as_ref()
     }
 
     pub fn options(&self) -> CollectOptions {
@@ -177,6 +190,9 @@ impl Collector {
 
     /// Takes an input of these weights. The first names the site: it is always the same one of a site's weights.
     pub fn observe(&self, team: &Team<'_>, owners: &[Owner], input: &Observed<'_>) {
+        if let Some(covariances) = &self.covariances {
+            covariances.observe(owners, input);
+        }
         let state = &mut *self.lock();
         let Some(first) = owners.first().and_then(|o| o.names.first()) else { return };
         let index = state.by_name.get(first).copied().unwrap_or_else(|| {
@@ -252,6 +268,9 @@ impl Collector {
 
     /// Counts what was collected since the last call.
     pub fn commit(&self) {
+        if let Some(covariances) = &self.covariances {
+            covariances.commit();
+        }
         let State { total, pending, similarity, similarity_pending, choices, choices_pending, .. } =
             &mut *self.lock();
         for (router, tokens) in std::mem::take(choices_pending) {
@@ -268,6 +287,9 @@ impl Collector {
 
     /// Forgets what was collected since [`Collector::commit`].
     pub fn discard(&self) {
+        if let Some(covariances) = &self.covariances {
+            covariances.discard();
+        }
         let state = &mut *self.lock();
         state.pending.iter_mut().for_each(Site::clear);
         state.similarity_pending = Similarity::default();

@@ -3,14 +3,18 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use ikq_covariance::triangle;
+use ikq_model::covariance::{CovarianceCollector, InputReader, InputSums};
 use ikq_model::statistics::{CollectOptions, Collector, Entry, Owner, Similarity, Site};
 use ikq_pool::Stop;
+use ikq_quantize::covariance::{Covariances, Reader, SiteSums, merge, restore, write};
 use ikq_quantize::imatrix::{Form, SumEntry, Sums};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyIndexError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::enter::enter;
+use crate::simd::isa;
 
 /// Collects the statistics of engines that it was given to.
 #[pyclass(frozen, module = "ikq._ikq")]
@@ -32,10 +36,61 @@ fn matrix<'py>(py: Python<'py>, sums: Vec<f64>, n: usize) -> PyResult<Bound<'py,
 #[pymethods]
 impl StatisticsCollector {
     #[new]
-    #[pyo3(signature = (*, all_experts, similarity, output, choices))]
-    fn new(all_experts: bool, similarity: bool, output: bool, choices: bool) -> StatisticsCollector {
+    #[pyo3(signature = (*, all_experts, similarity, output, choices, covariance_layers=None, n_threads=None))]
+    fn new(
+        all_experts: bool,
+        similarity: bool,
+        output: bool,
+        choices: bool,
+        covariance_layers: Option<(usize, usize)>,
+        n_threads: Option<usize>,
+    ) -> PyResult<StatisticsCollector> {
         let options = CollectOptions { all_experts, similarity, output, choices };
-        StatisticsCollector { inner: Arc::new(Collector::new(options)) }
+        let inner = match covariance_layers {
+            None => Collector::new(options),
+            Some((first, end)) => {
+                let covariances = CovarianceCollector::new(first..end, isa(None)?, n_threads.unwrap_or(0))
+                    .map_err(|e| PyOSError::new_err(e.to_string()))?;
+                Collector::with_covariances(options, covariances)
+            }
+        };
+        Ok(StatisticsCollector { inner: Arc::new(inner) })
+    }
+
+    /// Writes the covariances.
+    fn write_covariances(
+        &self,
+        py: Python<'_>,
+        path: PathBuf,
+        datasets: Vec<String>,
+        n_chunks: u32,
+        chunk_size: u32,
+        identity: Option<String>,
+    ) -> PyResult<()> {
+        let inner = self.inner.clone();
+        enter(py, usize::MAX, |_| {
+            let Some(covariances) = inner.covariances() else { return Ok(()) };
+            covariances.look(|inputs| {
+                let sites: Vec<SiteSums<'_>> = inputs.iter().map(written).collect();
+                write(&path, &sites, &datasets, (n_chunks, chunk_size), identity.as_deref())
+                    .map_err(Stop::Failed)
+            })
+        })
+    }
+
+    /// Goes on from the covariances of a file.
+    fn restore_covariances(&self, py: Python<'_>, file: &CovarianceFile) -> PyResult<()> {
+        py.detach(|| {
+            if let Some(covariances) = self.inner.covariances() {
+                let inputs = restore(&file.inner).map(|(readers, k, counts, sums)| {
+                    let reader = |r: &Reader| InputReader { tensor: r.tensor.clone(), group: r.group };
+                    let readers = readers.iter().map(reader).collect();
+                    InputSums::new(readers, k, counts.iter().map(|n| *n as u64).collect(), sums)
+                });
+                covariances.restore(inputs.collect());
+            }
+        });
+        Ok(())
     }
 
     /// Counts what was collected since the last call.
@@ -99,6 +154,83 @@ impl StatisticsCollector {
         self.inner.restore(all, Similarity { layers, n_tokens });
         Ok(())
     }
+}
+
+/// A site as files have it.
+fn written(input: &InputSums) -> SiteSums<'_> {
+    let reader = |r: &InputReader| Reader { tensor: r.tensor.clone(), group: r.group };
+    let n = triangle(input.k);
+    SiteSums {
+        readers: input.readers.iter().map(reader).collect(),
+        k: input.k,
+        counts: input.counts.iter().map(|n| *n as f32).collect(),
+        group: Box::new(move |group| match input.sums[group].as_slice() {
+            [] => vec![0.0; n],
+            sums => sums.to_vec(),
+        }),
+    }
+}
+
+/// A file of covariances.
+#[pyclass(frozen, module = "ikq._ikq")]
+pub struct CovarianceFile {
+    inner: Covariances,
+}
+
+/// Tensors with the group that each reads, counts, lower triangles [groups, elements].
+type SiteTriangles<'py> =
+    (Vec<(String, Option<usize>)>, Bound<'py, PyArray1<f32>>, Bound<'py, PyArray2<f32>>);
+
+#[pymethods]
+impl CovarianceFile {
+    #[staticmethod]
+    fn open(py: Python<'_>, path: PathBuf) -> PyResult<CovarianceFile> {
+        let opened = enter(py, usize::MAX, |_| Covariances::open(&path).map_err(Stop::Failed));
+        opened.map(|inner| CovarianceFile { inner })
+    }
+
+    #[getter]
+    fn datasets(&self) -> Vec<String> {
+        self.inner.datasets.clone()
+    }
+
+    #[getter]
+    fn n_chunks(&self) -> u32 {
+        self.inner.n_chunks
+    }
+
+    #[getter]
+    fn chunk_size(&self) -> u32 {
+        self.inner.chunk_size
+    }
+
+    #[getter]
+    fn identity(&self) -> Option<String> {
+        self.inner.identity.clone()
+    }
+
+    #[getter]
+    fn n_sites(&self) -> usize {
+        self.inner.sites.len()
+    }
+
+    /// One site.
+    fn site<'py>(&self, py: Python<'py>, index: usize) -> PyResult<SiteTriangles<'py>> {
+        let found = restore(&self.inner).nth(index);
+        let (readers, _, counts, sums) =
+            found.ok_or_else(|| PyIndexError::new_err(format!("there is no site {index}")))?;
+        let readers = readers.iter().map(|r| (r.tensor.clone(), r.group)).collect();
+        let n = sums.len();
+        let sums = PyArray1::from_vec(py, sums.concat());
+        let columns = sums.len()? / n.max(1);
+        Ok((readers, PyArray1::from_slice(py, counts), sums.reshape([n, columns])?))
+    }
+}
+
+/// Adds files of covariances up.
+#[pyfunction]
+pub fn merge_covariances(py: Python<'_>, paths: Vec<PathBuf>, out: PathBuf) -> PyResult<()> {
+    enter(py, usize::MAX, |_| merge(&paths, &out).map_err(Stop::Failed))
 }
 
 /// Name, sums [experts, columns] and counts, as files hold them.

@@ -22,7 +22,9 @@ mod _ikq {
     #[pymodule_export]
     use crate::arrays::{dequantize, quantize, repack};
     #[pymodule_export]
-    use crate::collect::{StatisticsCollector, StatisticsFile, write_statistics};
+    use crate::collect::{
+        CovarianceFile, StatisticsCollector, StatisticsFile, merge_covariances, write_statistics,
+    };
     #[pymodule_export]
     use crate::engine::{Engine, Sequence, kernel_name, kernel_self_test, product};
     #[pymodule_export]

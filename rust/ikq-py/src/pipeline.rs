@@ -1,12 +1,14 @@
 //! Quantizing whole models: importance matrices, plans, runs.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::mpsc::channel;
 
 use ikq_encode::EncodeOptions;
 use ikq_formats::QuantType;
 use ikq_gguf::{Options, SplitBy};
 use ikq_pool::Stop;
+use ikq_quantize::covariance::{Covariances, Feedback};
 use ikq_quantize::custom::CustomRule;
 use ikq_quantize::ftype::Ftype;
 use ikq_quantize::measure::Errors as ErrorSums;
@@ -104,6 +106,8 @@ pub struct TensorPlan {
     copied: bool,
     repacked: bool,
     unbiased: bool,
+    /// "used", "missing" or "not used".
+    feedback: &'static str,
     reason: String,
     fallback_from: Option<u32>,
     bytes_in: u64,
@@ -168,6 +172,7 @@ pub struct Wishes {
     repack: bool,
     unrepack: bool,
     repack_pattern: Vec<String>,
+    error_feedback: Option<PathBuf>,
 }
 
 impl Wishes {
@@ -193,6 +198,11 @@ impl Wishes {
         recipe.ffn_gate_inp_type = known(self.ffn_gate_inp_type)?;
         recipe.leave_output_tensor = self.leave_output_tensor;
         Ok(recipe)
+    }
+
+    fn covariances(&self, py: Python<'_>) -> PyResult<Option<Arc<Covariances>>> {
+        let Some(path) = &self.error_feedback else { return Ok(None) };
+        py.detach(|| Covariances::open(path)).map(|c| Some(Arc::new(c))).map_err(|e| e.raise(py))
     }
 
     fn repacking(&self) -> Option<Result<Repack, ikq_quantize::Error>> {
@@ -229,6 +239,7 @@ impl Wishes {
             keep_split: self.keep_split,
             allow_missing: self.allow_missing,
             repack: self.repacking().transpose().map_err(|e| e.raise(py))?,
+            covariances: self.covariances(py)?,
         })
     }
 }
@@ -468,6 +479,11 @@ fn describe(t: &ikq_quantize::plan::TensorPlan) -> TensorPlan {
         copied: t.encode.is_none(),
         repacked: t.repack,
         unbiased: t.unbiased,
+        feedback: match t.feedback {
+            Feedback::Site { .. } => "used",
+            Feedback::Missing => "missing",
+            Feedback::NotUsed => "not used",
+        },
         reason: t.reason.clone(),
         fallback_from: t.fallback_from.map(QuantType::id),
         bytes_in: t.bytes_in,

@@ -108,6 +108,38 @@ pub enum Error {
     )]
     Memory { tensor: String, ty: QuantType, needed: u64, max: u64 },
 
+    #[error(
+        "{path} has no covariances that can be used: {what}; compute them with `ikq imatrix --covariance`"
+    )]
+    NoCovariances { path: PathBuf, what: String },
+
+    #[error(
+        "{path} has the covariance of {found} columns ({n_groups} of them) for `{tensor}`, which has {n_per_row} columns and \
+         {n_matrices} matrices: it is of another model"
+    )]
+    CovarianceShape {
+        tensor: String,
+        path: PathBuf,
+        found: usize,
+        n_groups: usize,
+        n_per_row: usize,
+        n_matrices: usize,
+    },
+
+    #[error(
+        "the covariances of {path} have nothing to do with the imatrix (`{tensor}`: cosine {cosine:.2} between the sums of squares \
+         of both): one of the files is of another model"
+    )]
+    ForeignCovariance { tensor: String, path: PathBuf, cosine: f64 },
+
+    #[error("{path} has no covariance for any tensor that would use one: it is of another model")]
+    UnusedCovariances { path: PathBuf },
+
+    #[error(
+        "the covariance of the input of `{tensor}` (expert {expert}) is none, whatever is added to its diagonal: {path} is damaged"
+    )]
+    NotACovariance { tensor: String, expert: usize, path: PathBuf },
+
     #[error("interrupted; what is done is kept, the same command goes on with it")]
     Cancelled,
 }
@@ -135,6 +167,9 @@ impl Error {
                 | Error::OtherWork { .. }
                 | Error::NoHashes { .. }
                 | Error::Memory { .. }
+                | Error::CovarianceShape { .. }
+                | Error::ForeignCovariance { .. }
+                | Error::UnusedCovariances { .. }
                 | Error::Format(ikq_formats::Error::UnknownType { .. })
         )
     }

@@ -6,12 +6,14 @@
 //! ```
 //! - [`imatrix`]: importance matrices, both file forms.
 //! - [`ftype`], [`mix`]: TYPEs and the rules behind them; [`custom`], [`roles`]: the user's own.
+//! - [`covariance`]: covariances of inputs, and what error feedback makes of them.
 //! - [`coverage`]: what of a plan an imatrix has data for.
 //! - [`repack`]: rows into groups and out of them.
 //! - [`recipe`], [`plan`]: rules to types; [`run`]: plan to file, going on where an earlier run ended (`journal`,
 //!   `found`), unit by unit (`units`, `work`), with errors ([`measure`]) if wanted.
 
 mod begin;
+pub mod covariance;
 pub mod coverage;
 pub mod custom;
 mod error;

@@ -5,6 +5,9 @@ use ikq_encode::{EncodeOptions, can_encode, undoes_bias};
 use ikq_formats::{Family, ImatrixUse, QuantType};
 use ikq_gguf::{Metadata, Model, Options, SplitBy, Tensor, TensorSpec, TensorType, Value, is_split_key};
 
+use std::sync::Arc;
+
+use crate::covariance::{Covariances, Feedback};
 use crate::coverage::Coverage;
 use crate::error::Error;
 use crate::ftype::Ftype;
@@ -44,6 +47,8 @@ pub struct PlanOptions {
     pub encode: EncodeOptions,
     /// Only put rows into groups or take them apart; the recipe is not looked at.
     pub repack: Option<Repack>,
+    /// Covariances of inputs: encode with error feedback where they and the type allow it.
+    pub covariances: Option<Arc<Covariances>>,
 }
 
 /// One tensor of the output.
@@ -63,6 +68,8 @@ pub struct TensorPlan {
     pub repack: bool,
     /// Encoded with scales that undo the gain of their fit.
     pub unbiased: bool,
+    /// What error feedback has to go by.
+    pub feedback: Feedback,
     pub reason: String,
     pub fallback_from: Option<QuantType>,
     pub bytes_in: u64,
@@ -81,6 +88,8 @@ pub struct Plan {
     pub coverage: Option<Coverage>,
     /// Choices about encoding.
     pub encode: EncodeOptions,
+    /// What tensors with [`Feedback::Site`] are encoded by.
+    pub covariances: Option<Arc<Covariances>>,
 }
 
 impl Plan {
@@ -137,6 +146,7 @@ impl Plan {
                 file: imatrix.map(|m| m.path.clone()),
             });
         }
+        check_feedback(&tensors, options)?;
         let specs = tensors.iter().map(|p| p.spec(model)).collect::<Result<_, _>>()?;
         let mut metadata = output_metadata(&metadata, recipe.ftype, imatrix.zip(coverage.as_ref()), options);
         let is_biased = |t: &TensorPlan| t.encode.is_some_and(undoes_bias) && !t.repack && !t.unbiased;
@@ -149,7 +159,8 @@ impl Plan {
             ..options.output.clone()
         };
         let layout = ikq_gguf::Layout::new(&metadata, specs, &output)?;
-        Ok(Plan { tensors, layout, coverage, encode: options.encode })
+        let covariances = options.covariances.clone();
+        Ok(Plan { tensors, layout, coverage, encode: options.encode, covariances })
     }
 }
 
@@ -181,6 +192,10 @@ impl TensorPlan {
             encode: decision.to,
             repack,
             unbiased: !options.encode.biased && !repack && decision.to.is_some_and(undoes_bias),
+            feedback: match &options.covariances {
+                Some(covariances) => covariances.of(t, decision.to.filter(|_| !repack))?,
+                None => Feedback::NotUsed,
+            },
             statistics: statistics(t, decision.to.filter(|_| !repack), imatrix, tied)?,
             reason: decision.reason,
             fallback_from: decision.fallback_from,
@@ -252,6 +267,31 @@ fn extra_output(
     Ok(None)
 }
 
+/// Least cosine between the sums of squares of both files: those of two texts have above 0.9.
+const ALIKE: f64 = 0.7;
+
+/// That the covariances are of this model, as far as can be told.
+fn check_feedback(tensors: &[TensorPlan], options: &PlanOptions) -> Result<(), Error> {
+    let Some(covariances) = &options.covariances else { return Ok(()) };
+    let mut is_used = false;
+    for t in tensors {
+        let Feedback::Site { index, group } = t.feedback else { continue };
+        is_used = true;
+        if let (Statistics::Found { values, .. }, true) = (&t.statistics, group.unwrap_or(0) == 0) {
+            let cosine = covariances.likeness(index, values);
+            if cosine < ALIKE {
+                let (tensor, path) = (t.name.clone(), covariances.path.clone());
+                return Err(Error::ForeignCovariance { tensor, path, cosine });
+            }
+        }
+    }
+    let is_wanted = tensors.iter().any(|t| t.feedback == Feedback::Missing);
+    match is_wanted && !is_used {
+        true => Err(Error::UnusedCovariances { path: covariances.path.clone() }),
+        false => Ok(()),
+    }
+}
+
 fn check_encodable(t: &Tensor, to: QuantType, options: &PlanOptions) -> Result<(), Error> {
     if !can_encode(to) {
         return Err(Error::CannotWrite { tensor: t.name.clone(), ty: to });
@@ -265,6 +305,8 @@ fn check_encodable(t: &Tensor, to: QuantType, options: &PlanOptions) -> Result<(
 
 /// Key that marks outputs whose scales are the fitted ones, where others would undo the gain.
 const BIASED_KEY: &str = "ikq.biased";
+/// Key of the name of the covariances that error feedback went by.
+const COVARIANCE_KEY: &str = "quantize.covariance.file";
 /// Key by which earlier outputs said that theirs do.
 const UNBIASED_KEY: &str = "ikq.unbiased";
 
@@ -288,8 +330,12 @@ fn output_metadata(
         out.set("general.file_type", Value::U32(id));
     }
     // of the source it would say nothing about the output
-    for key in [BIASED_KEY, UNBIASED_KEY] {
+    for key in [BIASED_KEY, UNBIASED_KEY, COVARIANCE_KEY] {
         out.remove(key);
+    }
+    if let Some(covariances) = &options.covariances {
+        let shown = covariances.path.to_string_lossy().into_owned();
+        out.set(COVARIANCE_KEY, if options.hide_imatrix { "top_secret" } else { shown.as_str() });
     }
     let Some((m, coverage)) = imatrix else { return out };
     let int = |n: usize| Value::I32(i32::try_from(n).unwrap_or(i32::MAX));

@@ -5,10 +5,12 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
+use ikq_covariance::Factors;
 use ikq_gguf::{Model, write_rate};
 use ikq_pool::{Cancel, Pool, available_memory};
 use ikq_simd::IsaKind;
 
+use crate::covariance::{FactorCache, Feedback};
 use crate::error::Error;
 use crate::found::stopped;
 use crate::hash;
@@ -48,7 +50,8 @@ pub fn memory(
     for tensor in 0..plan.tensors.len() {
         // the first is as large as any
         if let Some(first) = units.of_tensor(tensor).next() {
-            largest = largest.max((units.get(first).memory(measure_errors), tensor));
+            let feedback = feedback_memory(plan, tensor);
+            largest = largest.max((units.get(first).memory(measure_errors) + feedback, tensor));
         }
     }
     let (each, tensor) = largest;
@@ -63,6 +66,18 @@ pub fn memory(
     let fit = max_ram.map_or(u64::MAX, |max| max.saturating_sub(FIXED) / each.max(1));
     let n_workers = n_threads.min(usize::try_from(fit).unwrap_or(usize::MAX)).max(1);
     Ok(Memory { n_workers, bytes: FIXED + n_workers as u64 * each })
+}
+
+/// Memory that error feedback takes for a tensor, by thread: factors, what making them takes, and rows in work. The factors that
+/// are kept for other tensors are in it as a second set.
+fn feedback_memory(plan: &Plan, tensor: usize) -> u64 {
+    match plan.tensors[tensor].feedback {
+        Feedback::Site { .. } => {
+            let k = plan.tensors[tensor].dims[0] as usize;
+            (3 * Factors::bytes(k) + Factors::working_bytes(k) + ikq_feedback::working_bytes(k)) as u64
+        }
+        Feedback::NotUsed | Feedback::Missing => 0,
+    }
 }
 
 /// Seconds that a run with the threads of `pool` will take: a few units of every kind are encoded and thrown away, and a
@@ -100,9 +115,14 @@ fn working_seconds(
     let mut kinds: BTreeMap<_, Vec<usize>> = BTreeMap::new();
     for (index, t) in plan.tensors.iter().enumerate() {
         let weighted = matches!(t.statistics, Statistics::Found { .. });
-        kinds.entry((t.from.id(), t.to.id(), t.encode.is_some(), weighted)).or_default().push(index);
+        let with_feedback = matches!(t.feedback, Feedback::Site { .. });
+        kinds
+            .entry((t.from.id(), t.to.id(), t.encode.is_some(), weighted, with_feedback))
+            .or_default()
+            .push(index);
     }
-    let how = How { isa, encode: plan.encode, measure_errors };
+    let factors = plan.covariances.as_ref().map(|c| FactorCache::new(c, isa, pool.n_threads()));
+    let how = How { isa, encode: plan.encode, measure_errors, factors: factors.as_ref() };
     let buffers = Buffers::default();
     let mut total = 0.0;
     for tensors in kinds.values() {

@@ -3,6 +3,7 @@
 use ikq_formats::QuantType;
 use ikq_gguf::{Model, PerTensor, TensorType};
 
+use crate::covariance::{FEEDBACK, Feedback};
 use crate::hash::{self, ENCODERS, Hasher};
 use crate::journal::RunId;
 use crate::plan::{Plan, Statistics, TensorPlan};
@@ -46,6 +47,13 @@ pub(crate) fn of_tensor(planned: &TensorPlan, plan: &Plan) -> u64 {
             hasher.floats(values);
         }
         hasher.number(u64::from(planned.unbiased));
+        // nothing more without, so that outputs of earlier versions are known again
+        if let (Feedback::Site { index, group }, Some(covariances)) = (planned.feedback, &plan.covariances) {
+            hasher.bytes(b"feedback");
+            hasher.number(FEEDBACK);
+            hasher.number(covariances.sites[index].hash);
+            hasher.number(group.map_or(u64::MAX, |group| group as u64));
+        }
     }
     hasher.end()
 }

@@ -24,6 +24,7 @@ use ikq_pool::{Cancel, Pool, Stop};
 use ikq_simd::IsaKind;
 
 use crate::begin::{Begun, Reused, begin};
+use crate::covariance::FactorCache;
 use crate::error::Error;
 use crate::found::{Found, Look, stopped};
 use crate::hash;
@@ -112,7 +113,9 @@ pub fn run(
     };
     let Begun { writer, mut found, reused, mut tally, n_resumed } = begun;
     let what = Job { plan, tensors, units: &units, reused: &reused, writer: &writer, journal: &journal };
-    let how = How { isa, encode: plan.encode, measure_errors: options.measure_errors };
+    let factors = plan.covariances.as_ref().map(|c| FactorCache::new(c, isa, pool.n_threads()));
+    let how =
+        How { isa, encode: plan.encode, measure_errors: options.measure_errors, factors: factors.as_ref() };
     let n_new = AtomicUsize::new(0);
     let worked = what.work_off(pool, cancel, how, &mut found, &n_new, &mut tally, &mut progress);
     let finished = worked.and_then(|()| {
@@ -173,7 +176,7 @@ impl Job<'_> {
         &self,
         pool: &Pool,
         cancel: &Cancel,
-        how: How,
+        how: How<'_>,
         found: &mut Found,
         n_new: &AtomicUsize,
         tally: &mut Tally<'_>,
@@ -220,7 +223,7 @@ impl Job<'_> {
     }
 
     /// One unit, into the output and the journal.
-    fn unit(&self, number: usize, how: How, buffers: &Buffers) -> Result<Record, Error> {
+    fn unit(&self, number: usize, how: How<'_>, buffers: &Buffers) -> Result<Record, Error> {
         let start = Instant::now();
         let unit = self.units.get(number);
         let planned = &self.plan.tensors[unit.tensor];

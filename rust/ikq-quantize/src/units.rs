@@ -282,6 +282,7 @@ mod tests {
             encode: to,
             repack: false,
             unbiased: false,
+            feedback: crate::covariance::Feedback::NotUsed,
             reason: String::new(),
             fallback_from: None,
             bytes_in: n as u64,

@@ -1,13 +1,15 @@
 //! One unit, from the source's bytes to the result's.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use ikq_covariance::{Factors, NotPositive};
 use ikq_encode::{EncodeOptions, encode_rows, is_ternary};
 use ikq_formats::row::I2_S_TRAILER_BYTES;
 use ikq_formats::{Family, QuantType};
 use ikq_gguf::{Bytes, Tensor};
 use ikq_simd::IsaKind;
 
+use crate::covariance::{FactorCache, Feedback};
 use crate::error::Error;
 use crate::measure::{Errors, measure};
 use crate::plan::{Statistics, TensorPlan};
@@ -62,10 +64,12 @@ impl std::ops::Deref for Payload {
 
 /// What all units of a run share.
 #[derive(Clone, Copy)]
-pub(crate) struct How {
+pub(crate) struct How<'a> {
     pub isa: IsaKind,
     pub encode: EncodeOptions,
     pub measure_errors: bool,
+    /// Where covariances were given.
+    pub factors: Option<&'a FactorCache<'a>>,
 }
 
 /// What a unit gave.
@@ -84,7 +88,7 @@ pub(crate) fn carry_out(
     work: &Work,
     source: Bytes,
     (planned, t): (&TensorPlan, &Tensor),
-    how: How,
+    how: How<'_>,
     buffers: &Buffers,
 ) -> Result<Outcome, Error> {
     match *work {
@@ -143,14 +147,20 @@ fn encode(
     rows: Rows,
     x: &[f32],
     (planned, t): (&TensorPlan, &Tensor),
-    how: How,
+    how: How<'_>,
     buffers: &Buffers,
 ) -> Result<Outcome, Error> {
     let Rows { n_rows, n_per_row, matrix, first_row } = rows;
     let mut out = take(&buffers.bytes);
     out.resize(ikq_formats::matrix_bytes(to, n_rows, n_per_row)?, 0);
     let importance = importance(planned, matrix, n_per_row);
-    match encode_rows(how.isa, to, x, n_per_row, importance, how.encode, &mut out) {
+    let encoded = match factors(planned, matrix, how)? {
+        Some(factors) => {
+            ikq_feedback::encode_rows(how.isa, to, x, n_per_row, importance, how.encode, &factors, &mut out)
+        }
+        None => encode_rows(how.isa, to, x, n_per_row, importance, how.encode, &mut out),
+    };
+    match encoded {
         Ok(()) => {}
         Err(ikq_encode::Error::NotFinite { row, column, value }) => {
             // a unit of I2_S has the rows of all matrices
@@ -177,6 +187,18 @@ fn encode(
         false => None,
     };
     Ok(Outcome { bytes: Payload::Buffer(out), not_ternary, errors })
+}
+
+/// The factors of the covariance of a matrix's input; `None` where it is encoded without error feedback.
+fn factors(planned: &TensorPlan, matrix: usize, how: How<'_>) -> Result<Option<Arc<Factors>>, Error> {
+    let (Feedback::Site { index, group }, Some(cache)) = (planned.feedback, how.factors) else {
+        return Ok(None);
+    };
+    cache.get(index, group.unwrap_or(matrix)).map_err(|NotPositive| Error::NotACovariance {
+        tensor: planned.name.clone(),
+        expert: matrix,
+        path: cache.path().to_path_buf(),
+    })
 }
 
 /// The scale of an I2_S tensor, which stands behind its rows.

@@ -171,12 +171,16 @@ impl Imatrix {
         if let Some(e) = self.get(name) {
             return Some((e, None));
         }
-        let (part, others) = SAME_INPUT.iter().find(|(part, _)| is_part(name, part))?;
-        others.iter().find_map(|other| {
-            let name = name.replace(part, other);
-            self.get(&name).map(|e| (e, Some(name)))
-        })
+        same_inputs(name).find_map(|name| self.get(&name).map(|e| (e, Some(name))))
     }
+}
+
+/// Names of tensors that read the same input as tensor `name`, those to ask first in front.
+pub(crate) fn same_inputs(name: &str) -> impl Iterator<Item = String> {
+    let found = SAME_INPUT.iter().find(|(part, _)| is_part(name, part));
+    found
+        .into_iter()
+        .flat_map(move |(part, others)| others.iter().map(move |other| name.replace(part, other)))
 }
 
 /// Whether `part` stands in `name` between dots (so that `ffn_up` is not found in `ffn_up_exps`).

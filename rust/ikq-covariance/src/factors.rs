@@ -1,0 +1,222 @@
+//! What error feedback needs of a covariance.
+//!
+//! With the damped covariance H and rows x that become y, the error of the products is `d H d^T`, `d = x - y`. H is
+//! `R R^T` with R upper triangular, so that the error is `|d R|^2`; column j of it depends on the columns up to j:
+//!
+//! ```text
+//! e_j = m_j - y_j            m_j = x_j - sum over p < j of e_p N_pj      the column as earlier ones have moved it
+//! d H d^T = sum over j of e_j^2 w_j                                       w_j = R_jj^2
+//! ```
+//! N is the inverse of R with every row divided by its diagonal. Rounding `m_j` instead of `x_j` is error feedback.
+
+use ikq_simd::{IsaKind, run};
+
+use crate::cholesky::{Factor, Inverse};
+use crate::triangle;
+
+/// What is added to the diagonal of a covariance of `k` columns that `n` tokens have shown, as a share of its mean: 1/20, and k / n
+/// beside it, because a covariance of few tokens has directions that look quiet and are not. With much of it, errors are
+/// hardly moved and all columns count alike.
+pub fn damping(k: usize, n: f64) -> f64 {
+    0.05 + k as f64 / n.max(1.0)
+}
+
+/// What is tried where that does not make the matrix positive: rounding has done it more harm.
+const MORE: [f64; 3] = [1.0, 10.0, 100.0];
+
+/// A covariance is not what sums of outer products give, up to rounding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotPositive;
+
+/// The factors of a covariance.
+#[derive(Debug)]
+pub struct Factors {
+    k: usize,
+    /// w: the weight of each column once all earlier ones are settled.
+    pub weights: Vec<f32>,
+    /// N.
+    pub spread: Strips,
+    /// R.
+    pub root: Strips,
+}
+
+impl Factors {
+    /// Factors the lower triangle of a covariance of `k` columns, of any scale, that `n` tokens have shown; it is damped
+    /// ([`damping`]).
+    ///
+    /// # Errors
+    /// [`NotPositive`].
+    ///
+    /// # Panics
+    /// A triangle of another size.
+    pub fn new(kind: IsaKind, lower: &[f32], k: usize, n: f64) -> Result<Factors, NotPositive> {
+        assert_eq!(lower.len(), triangle(k), "floats of the triangle");
+        let diagonal = |i: usize| f64::from(lower[triangle(i) + i]);
+        let mean = (0..k).map(diagonal).sum::<f64>() / k.max(1) as f64;
+        if !mean.is_finite() || mean < 0.0 {
+            return Err(NotPositive);
+        }
+        // of columns that are always 0 any scale will do
+        let per_mean = if mean > 0.0 { 1.0 / mean } else { 0.0 };
+        let mut a = vec![0.0; k * k];
+        for more in MORE {
+            // the last column first: the upper factor from the right is the lower one from the left, turned
+            for i in 0..k {
+                for j in 0..=i {
+                    a[i * k + j] = f64::from(lower[triangle(k - 1 - j) + k - 1 - i]) * per_mean;
+                }
+                a[i * k + i] += damping(k, n) * more;
+            }
+            if run(kind, Factor { a: &mut a, k }) {
+                let mut inverse = vec![0.0; k * k];
+                run(kind, Inverse { l: &a, inverse: &mut inverse, k });
+                let at = |p: usize, j: usize| (k - 1 - p) * k + k - 1 - j;
+                let weights = (0..k).map(|j| a[at(j, j)].powi(2) as f32).collect();
+                let spread = Strips::new(k, |p, j| (inverse[at(p, j)] / inverse[at(p, p)]) as f32);
+                let root = Strips::new(k, |p, j| a[at(p, j)] as f32);
+                return Ok(Factors { k, weights, spread, root });
+            }
+        }
+        Err(NotPositive)
+    }
+
+    /// Columns.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Bytes of the factors of `k` columns.
+    pub fn bytes(k: usize) -> usize {
+        4 * (2 * Strips::floats(k) + k)
+    }
+
+    /// Bytes that making them takes beside that.
+    pub fn working_bytes(k: usize) -> usize {
+        16 * k * k
+    }
+}
+
+/// An upper triangle in strips of sixteen columns: those of row 0, of row 1, ..., so that what one column needs of all earlier
+/// rows is read in one run.
+#[derive(Debug)]
+pub struct Strips {
+    values: Vec<[f32; 16]>,
+}
+
+impl Strips {
+    /// The triangle with `value(row, column)` at `row <= column`, 0 elsewhere.
+    fn new(k: usize, value: impl Fn(usize, usize) -> f32) -> Strips {
+        let n_strips = k.div_ceil(16);
+        let mut values = Vec::with_capacity(Strips::floats(k) / 16);
+        for strip in 0..n_strips {
+            for row in 0..16 * (strip + 1) {
+                values.push(std::array::from_fn(|i| {
+                    let column = 16 * strip + i;
+                    if row <= column && column < k { value(row, column) } else { 0.0 }
+                }));
+            }
+        }
+        Strips { values }
+    }
+
+    fn floats(k: usize) -> usize {
+        let n = k.div_ceil(16);
+        16 * 16 * (n * (n + 1) / 2)
+    }
+
+    /// Columns `16 strip..16 strip + 16` of the rows above them and of their own: `16 (strip + 1)` rows.
+    #[inline(always)]
+    pub fn strip(&self, strip: usize) -> &[[f32; 16]] {
+        &self.values[16 * (strip * (strip + 1) / 2)..][..16 * (strip + 1)]
+    }
+
+    /// One element.
+    pub fn get(&self, row: usize, column: usize) -> f32 {
+        self.strip(column / 16)[row][column % 16]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ikq_simd::{IsaKind, available};
+
+    use super::*;
+
+    /// Sums of products of `n` tokens, one column always 0.
+    fn covariance(k: usize, n: usize) -> Vec<f32> {
+        let mut sums = vec![0.0; triangle(k)];
+        let x: Vec<f32> = (0..n * k)
+            .map(|i| if i % k == 3 { 0.0 } else { (i * i * 7 % 101) as f32 / 10.0 - (i % 13) as f32 })
+            .collect();
+        crate::add_products(IsaKind::Scalar, &x, k, 0..k, &mut sums);
+        sums
+    }
+
+    #[test]
+    fn factors_give_back_the_damped_covariance() {
+        for (k, n) in [(16, 40), (80, 20), (200, 500)] {
+            let lower = covariance(k, n);
+            let f = Factors::new(IsaKind::Scalar, &lower, k, n as f64).expect("a covariance");
+            let mean = (0..k).map(|i| f64::from(lower[triangle(i) + i])).sum::<f64>() / k as f64;
+            for i in 0..k {
+                for j in 0..=i {
+                    let sum: f64 =
+                        (i..k).map(|m| f64::from(f.root.get(i, m)) * f64::from(f.root.get(j, m))).sum();
+                    let damped = f64::from(lower[triangle(i) + j]) / mean
+                        + if i == j { damping(k, n as f64) } else { 0.0 };
+                    assert!((sum - damped).abs() < 1e-5, "{k} columns, ({i}, {j}): {sum}, not {damped}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_spread_makes_the_error_a_sum_of_squares() {
+        let k = 48;
+        let f = Factors::new(IsaKind::Scalar, &covariance(k, 100), k, 100.0).expect("a covariance");
+        let d: Vec<f64> = (0..k).map(|i| ((i * 5 % 17) as f64 - 8.0) / 8.0).collect();
+        // e of d, column after column, and the error both ways
+        let mut e = vec![0.0; k];
+        for j in 0..k {
+            e[j] = d[j] - (0..j).map(|p| e[p] * f64::from(f.spread.get(p, j))).sum::<f64>();
+        }
+        let sums: f64 = e.iter().zip(&f.weights).map(|(e, w)| e * e * f64::from(*w)).sum();
+        let products = (0..k).map(|j| (0..=j).map(|p| d[p] * f64::from(f.root.get(p, j))).sum::<f64>());
+        let error: f64 = products.map(|v| v * v).sum();
+        assert!((sums / error - 1.0).abs() < 1e-4, "{sums}, not {error}");
+    }
+
+    #[test]
+    fn the_same_bits_on_every_instruction_set() {
+        let lower = covariance(150, 90);
+        let of = |kind| Factors::new(kind, &lower, 150, 90.0).expect("a covariance");
+        let first = of(IsaKind::Scalar);
+        for kind in available() {
+            let other = of(kind);
+            assert_eq!(other.spread.values, first.spread.values, "{kind:?}");
+            assert_eq!(other.root.values, first.root.values, "{kind:?}");
+            assert_eq!(other.weights, first.weights, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_singular_is_damped_and_what_is_none_is_refused() {
+        let nothing = Factors::new(IsaKind::Scalar, &[0.0; triangle(32)], 32, 9.0).expect("zeros");
+        for p in 0..32 {
+            assert_eq!(nothing.spread.strip(p / 16)[p][p % 16], 1.0);
+        }
+        assert!((0..31).all(|p| nothing.spread.get(p, 31) == 0.0));
+        // one direction
+        let one: Vec<f32> = vec![1.0; triangle(32)];
+        let one = Factors::new(IsaKind::Scalar, &one, 32, 1e9).expect("one direction");
+        assert!(one.weights.iter().all(|w| w.is_finite() && *w > 0.0));
+        let of = |change: &dyn Fn(&mut Vec<f32>)| {
+            let mut lower = covariance(32, 50);
+            change(&mut lower);
+            Factors::new(IsaKind::Scalar, &lower, 32, 50.0).map(|_| ())
+        };
+        assert_eq!(of(&|l| l[40] = f32::NAN), Err(NotPositive));
+        assert_eq!(of(&|l| l.iter_mut().for_each(|v| *v = -*v)), Err(NotPositive));
+        assert_eq!(of(&|l| l[triangle(20) + 3] = 1e30), Err(NotPositive));
+    }
+}

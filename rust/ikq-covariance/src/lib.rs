@@ -1,0 +1,17 @@
+//! Covariances of activations: sums of outer products ([`add_products`]), and the triangular factors of a sum that
+//! error feedback works with ([`Factors`]). No files, threads or models.
+//!
+//! A symmetric matrix of K columns is its lower triangle, row after row: `K (K + 1) / 2` floats, element (i, j) with
+//! j <= i at `i (i + 1) / 2 + j`.
+
+mod cholesky;
+mod factors;
+mod products;
+
+pub use factors::{Factors, NotPositive, Strips, damping};
+pub use products::add_products;
+
+/// Floats of the lower triangle of a matrix of `k` columns.
+pub const fn triangle(k: usize) -> usize {
+    k * (k + 1) / 2
+}

@@ -1,0 +1,222 @@
+//! Rows from floats to bytes: some at a time, block after block.
+
+use std::marker::PhantomData;
+
+use ikq_covariance::Factors;
+use ikq_encode::{EncodeOptions, Error, undoes_bias};
+use ikq_formats::{Layout, QuantType, check_matrix, interleave_group, layout, row_bytes};
+use ikq_simd::{IsaKind, run};
+
+use crate::form::float;
+use crate::passes::{Gains, LANES, Lane, Move, Settle};
+use crate::types::{Columns, ForType, for_type};
+
+/// Rows in work at a time: what is read of the factors serves all of them.
+const ROWS: usize = 64;
+
+/// Encodes rows of `n_per_row` floats with error feedback. Shapes are those of [`ikq_encode::encode_rows`]; `importance` serves
+/// rows whose moved weights leave the range of floats, which are encoded without.
+///
+/// # Errors
+/// As [`ikq_encode::encode_rows`]; [`Error::NoEncoder`] for types without feedback ([`crate::has_feedback`]).
+///
+/// # Panics
+/// Factors of another number of columns.
+#[expect(clippy::too_many_arguments, reason = "those of encoding, and the factors")]
+pub fn encode_rows(
+    kind: IsaKind,
+    ty: QuantType,
+    x: &[f32],
+    n_per_row: usize,
+    importance: Option<&[f32]>,
+    options: EncodeOptions,
+    factors: &Factors,
+    out: &mut [u8],
+) -> Result<(), Error> {
+    assert_eq!(factors.k(), n_per_row, "columns of the factors");
+    let n_rows = x.len().checked_div(n_per_row).unwrap_or(0);
+    if n_rows * n_per_row != x.len() {
+        return Err(Error::PartRow { n_elements: x.len(), n_per_row });
+    }
+    check_matrix(ty, n_rows, n_per_row, out.len())?;
+    if let Some(at) = x.iter().position(|v| !v.is_finite()) {
+        return Err(Error::NotFinite { row: at / n_per_row, column: at % n_per_row, value: x[at] });
+    }
+    let plain = ty.info().base.unwrap_or(ty);
+    let row_size = row_bytes(plain, n_per_row)?;
+    let group = ty.info().rows;
+    let work = |x: &[f32], out: &mut [u8]| {
+        let rows = Rows { kind, x, n_per_row, importance, options, factors, out };
+        for_type(plain, rows).unwrap_or(Err(Error::NoEncoder { ty }))
+    };
+    if group == 1 {
+        return work(x, out);
+    }
+    let mut rows = vec![0; n_rows * row_size];
+    work(x, &mut rows)?;
+    for (rows, out) in rows.chunks_exact(group * row_size).zip(out.chunks_exact_mut(group * row_size)) {
+        interleave_group(ty, rows, n_per_row, out)?;
+    }
+    Ok(())
+}
+
+/// Bytes of memory that [`encode_rows`] takes for rows of `n_per_row` floats, beside what it is given.
+pub fn working_bytes(n_per_row: usize) -> usize {
+    // floats and errors of the rows in work; their moved blocks and numbers
+    ROWS * (2 * 4 * n_per_row + 3 * 4 * 512)
+}
+
+struct Rows<'a> {
+    kind: IsaKind,
+    x: &'a [f32],
+    n_per_row: usize,
+    importance: Option<&'a [f32]>,
+    options: EncodeOptions,
+    factors: &'a Factors,
+    out: &'a mut [u8],
+}
+
+impl ForType for Rows<'_> {
+    type Output = Result<(), Error>;
+
+    fn run<T: Columns>(mut self) -> Result<(), Error> {
+        let layout = layout(T::TYPE).expect("these types have layouts");
+        let (n, row_size) = (self.n_per_row, row_bytes(T::TYPE, self.n_per_row)?);
+        let out = std::mem::take(&mut self.out);
+        for (x, out) in self.x.chunks(ROWS * n).zip(out.chunks_mut(ROWS * row_size)) {
+            self.chunk::<T>(layout, x, out)?;
+        }
+        Ok(())
+    }
+}
+
+impl Rows<'_> {
+    /// Some rows of the plain type.
+    fn chunk<T: Columns>(&self, layout: &Layout, x: &[f32], out: &mut [u8]) -> Result<(), Error> {
+        let Rows { kind, n_per_row: k, options, factors, .. } = *self;
+        // scales of the least error, by which codes are chosen; what undoes the gain comes behind them
+        let fitted = EncodeOptions { biased: true, ..options };
+        let (n_rows, n, n_values) = (x.len() / k, layout.block_size, layout.n_values());
+        let (row_size, header) = (row_bytes(T::TYPE, k)?, T::TYPE.info().row_header_bytes);
+        let n_groups = n_rows.div_ceil(LANES);
+        let places = T::FORM.places(layout);
+        let mut lanes = vec![[0.0; LANES]; n_groups * k];
+        for (row, x) in x.chunks_exact(k).enumerate() {
+            let group = &mut lanes[row / LANES * k..][..k];
+            group.iter_mut().zip(x).for_each(|(lane, x)| lane[row % LANES] = *x);
+        }
+        if header > 0 {
+            // the scale of a row is that of the row as it is
+            ikq_encode::encode_rows(kind, T::TYPE, x, k, Some(&factors.weights), fitted, out)?;
+        }
+        let of_rows: Vec<f32> = out.chunks_exact(row_size).map(|row| of_row(&row[..header])).collect();
+        let mut errors = vec![[0.0; LANES]; n_groups * k];
+        let mut moved = vec![[0.0; LANES]; n_groups * n];
+        let mut values = vec![0; n_rows * n_values];
+        let mut fits = vec![true; n_rows];
+        let mut floats = vec![0.0; n_rows * n];
+        let mut bytes = vec![0; n_rows * layout.bytes];
+        for (block, first) in (0..k).step_by(n).enumerate() {
+            let op = Move { x: &lanes, errors: &errors, factors, first, out: &mut moved, n };
+            run(kind, op);
+            for (row, floats) in floats.chunks_exact_mut(n).enumerate() {
+                let lane = row % LANES;
+                let moved = &mut moved[row / LANES * n..][..n];
+                floats.iter_mut().zip(&*moved).for_each(|(x, m)| *x = m[lane]);
+                if !floats.iter().all(|x| x.is_finite()) {
+                    fits[row] = false;
+                    floats.fill(0.0);
+                    moved.iter_mut().for_each(|m| m[lane] = 0.0);
+                }
+            }
+            let at = |row: usize| row * row_size + header + block * layout.bytes;
+            if header == 0 {
+                let weights = Some(&factors.weights[first..first + n]);
+                ikq_encode::encode_rows(kind, T::TYPE, &floats, n, weights, fitted, &mut bytes)?;
+            }
+            for (row, values) in values.chunks_exact_mut(n_values).enumerate() {
+                let bytes = match header {
+                    0 => &bytes[row * layout.bytes..],
+                    _ => &out[at(row)..],
+                };
+                layout.unpack(&bytes[..layout.bytes], values);
+            }
+            let settle = Settle {
+                moved: &mut moved,
+                errors: &mut errors,
+                factors,
+                first,
+                n,
+                values: &mut values,
+                n_values,
+                places,
+                of_rows: &of_rows,
+                options,
+                of_type: PhantomData::<T>,
+            };
+            run(kind, settle);
+            for (row, values) in values.chunks_exact(n_values).enumerate() {
+                layout.pack(values, &mut out[at(row)..][..layout.bytes]);
+            }
+        }
+        if undoes_bias(T::TYPE) && !options.biased {
+            self.undo_gains::<T>(layout, &lanes, &errors, out);
+        }
+        for ((x, out), _) in x.chunks(k).zip(out.chunks_mut(row_size)).zip(&fits).filter(|(_, fits)| !**fits)
+        {
+            ikq_encode::encode_rows(kind, T::TYPE, x, k, self.importance, options, out)?;
+        }
+        Ok(())
+    }
+
+    /// Divides the floats of each row by its gain.
+    fn undo_gains<T: Columns>(&self, layout: &Layout, lanes: &[Lane], errors: &[Lane], out: &mut [u8]) {
+        let (k, factors) = (self.n_per_row, self.factors);
+        let mut gains = vec![([0.0; LANES], [0.0; LANES]); lanes.len() / k];
+        run(self.kind, Gains { x: lanes, errors, factors, out: &mut gains });
+        let places = T::FORM.places(layout);
+        let header = T::TYPE.info().row_header_bytes;
+        let row_size = header + k / layout.block_size * layout.bytes;
+        let mut values = vec![0; layout.n_values()];
+        for (row, out) in out.chunks_exact_mut(row_size).enumerate() {
+            let (xy, xx) = &gains[row / LANES];
+            let factor = factor(xy[row % LANES], xx[row % LANES]);
+            if factor == 1.0 {
+                continue;
+            }
+            let (head, blocks) = out.split_at_mut(header);
+            scale_row(head, factor);
+            if header == 0 {
+                for block in blocks.chunks_exact_mut(layout.bytes) {
+                    layout.unpack(block, &mut values);
+                    T::FORM.scale_by(&mut values, places, factor);
+                    layout.pack(&values, block);
+                }
+            }
+        }
+    }
+}
+
+/// What undoes a gain of `xy / xx`; 1 where it is no gain: less than half, or more than twice.
+fn factor(xy: f32, xx: f32) -> f32 {
+    let factor = xx / xy;
+    if xx.is_finite() && (0.5..=2.0).contains(&factor) { factor } else { 1.0 }
+}
+
+/// The float scale at the head of a row; 0 where there is none.
+pub(crate) fn of_row(header: &[u8]) -> f32 {
+    match *header {
+        [a, b] => float(u32::from(u16::from_le_bytes([a, b]))),
+        [a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
+        _ => 0.0,
+    }
+}
+
+fn scale_row(header: &mut [u8], factor: f32) {
+    let scaled = of_row(header) * factor;
+    match header.len() {
+        2 => header.copy_from_slice(&(crate::form::half(scaled) as u16).to_le_bytes()),
+        4 if scaled.is_finite() => header.copy_from_slice(&scaled.to_le_bytes()),
+        _ => {}
+    }
+}

@@ -1,0 +1,202 @@
+//! How fields of a block become the scale and the offset of a sub-block: `y = a level + b`.
+
+use half::f16;
+use ikq_formats::Layout;
+
+/// Most scales that are tried for a sub-block.
+pub(crate) const MOST_CHOICES: usize = 9;
+
+/// What tells types apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Form {
+    /// Elements that share a scale.
+    pub sub: usize,
+    pub scale: Scale,
+}
+
+#[derive(Clone, Copy)]
+pub(crate) enum Scale {
+    /// `d k (level + by row)`: d of the block or the row, k an integer of the sub-block, row 0 or 1.
+    Integer { grid: Grid, shift: Shift, by: f32 },
+    /// `d k level - dmin m`, both integers of the sub-block below `top`.
+    Affine { top: i32 },
+    /// `d level`: the block is the sub-block.
+    Float,
+    /// `d level + m`.
+    FloatAffine,
+}
+
+/// The integers k and the field `scales` that holds them.
+#[derive(Clone, Copy)]
+pub(crate) struct Grid {
+    pub lo: i32,
+    pub hi: i32,
+    pub step: i32,
+    pub read: fn(u32) -> i32,
+    pub stored: fn(i32) -> u32,
+}
+
+/// Where the row of the value table is chosen.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Shift {
+    Nowhere,
+    /// In the field `shift`.
+    Field,
+    /// In the lowest bit of `scales`, beside what [`Grid`] stores.
+    LowestBit,
+}
+
+/// A scale and an offset, and the numbers of the fields that give them.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Choice {
+    pub a: f32,
+    pub b: f32,
+    pub stored: [u32; 2],
+}
+
+/// Where the fields stand in the numbers of a block.
+#[derive(Clone, Copy)]
+pub(crate) struct Places {
+    /// d, and dmin or m: floats of the block, where it has them.
+    pub d: Option<usize>,
+    pub m: Option<usize>,
+    /// The fields of sub-blocks that a choice sets.
+    pub first: usize,
+    pub second: Option<usize>,
+    pub codes: usize,
+}
+
+/// Factors on a block's only scale, and offsets in shares of it.
+const FACTORS: [f32; 5] = [1.0, 0.975, 1.025, 0.95, 1.05];
+const AFFINE_FACTORS: [f32; 3] = [1.0, 0.97, 1.03];
+const OFFSETS: [f32; 3] = [0.0, -0.25, 0.25];
+
+impl Form {
+    /// The places of the type's fields.
+    pub fn places(self, layout: &Layout) -> Places {
+        let at = |name: &str| layout.field(name).map(|(at, _)| at);
+        let (first, second) = match self.scale {
+            Scale::Integer { shift: Shift::Field, .. } => (at("scales"), at("shift")),
+            Scale::Integer { .. } => (at("scales"), None),
+            Scale::Affine { .. } => (at("sc"), at("m")),
+            Scale::Float => (at("d"), None),
+            Scale::FloatAffine => (at("d"), at("m")),
+        };
+        let m = match self.scale {
+            Scale::Affine { .. } => at("dmin"),
+            Scale::FloatAffine => at("m"),
+            _ => None,
+        };
+        Places {
+            d: at("d"),
+            m,
+            first: first.unwrap_or_default(),
+            second,
+            codes: at("q").expect("all of these types have codes"),
+        }
+    }
+
+    /// How many choices there are for every sub-block.
+    pub const fn n_choices(self) -> usize {
+        match self.scale {
+            Scale::Integer { shift: Shift::Nowhere, .. } => 3,
+            Scale::Integer { .. } => 6,
+            Scale::Affine { .. } | Scale::FloatAffine => 9,
+            Scale::Float => FACTORS.len(),
+        }
+    }
+
+    /// What there is to choose from for sub-block `sub` of a block whose numbers are `values`: its own scale first, then those
+    /// beside it. `of_row` is the row's float scale, where it has one.
+    pub fn choices(
+        self,
+        values: &[u32],
+        places: Places,
+        sub: usize,
+        of_row: f32,
+        out: &mut [Choice; MOST_CHOICES],
+    ) {
+        let d = places.d.map_or(of_row, |at| float(values[at]));
+        let (first, second) = (values[places.first + sub], places.second.map_or(0, |at| values[at + sub]));
+        let mut out = out.iter_mut();
+        let mut put = |choice| {
+            if let Some(out) = out.next() {
+                *out = choice;
+            }
+        };
+        match self.scale {
+            Scale::Integer { grid, shift, by } => {
+                let (row, stored) = match shift {
+                    Shift::Nowhere => (0, first),
+                    Shift::Field => (second, first),
+                    Shift::LowestBit => (first & 1, first & !1),
+                };
+                let rows: &[u32] = if shift == Shift::Nowhere { &[0] } else { &[row, 1 - row] };
+                for &row in rows {
+                    for change in [0, -grid.step, grid.step] {
+                        let k = ((grid.read)(stored) + change).clamp(grid.lo, grid.hi);
+                        let a = d * k as f32;
+                        let stored = match shift {
+                            Shift::LowestBit => [(grid.stored)(k) | row, 0],
+                            _ => [(grid.stored)(k), row],
+                        };
+                        put(Choice { a, b: a * (by * row as f32), stored });
+                    }
+                }
+            }
+            Scale::Affine { top } => {
+                let dmin = places.m.map_or(0.0, |at| float(values[at]));
+                for change in [0, -1, 1] {
+                    let k = (first as i32 + change).clamp(0, top - 1);
+                    for change in [0, -1, 1] {
+                        let m = (second as i32 + change).clamp(0, top - 1);
+                        let stored = [k as u32, m as u32];
+                        put(Choice { a: d * k as f32, b: -(dmin * m as f32), stored });
+                    }
+                }
+            }
+            Scale::Float => {
+                for factor in FACTORS {
+                    let bits = half(d * factor);
+                    put(Choice { a: float(bits), b: 0.0, stored: [bits, 0] });
+                }
+            }
+            Scale::FloatAffine => {
+                let m = float(second);
+                for factor in AFFINE_FACTORS {
+                    let d = half(d * factor);
+                    for offset in OFFSETS {
+                        let m = half(m + offset * float(d));
+                        put(Choice { a: float(d), b: float(m), stored: [d, m] });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Stores a choice.
+    pub fn keep(self, values: &mut [u32], places: Places, sub: usize, choice: &Choice) {
+        values[places.first + sub] = choice.stored[0];
+        if let Some(at) = places.second {
+            values[at + sub] = choice.stored[1];
+        }
+    }
+
+    /// Multiplies the floats of a block.
+    pub fn scale_by(self, values: &mut [u32], places: Places, factor: f32) {
+        for at in [places.d, places.m].into_iter().flatten() {
+            values[at] = half(float(values[at]) * factor);
+        }
+    }
+}
+
+/// A half-precision number from its bits.
+pub(crate) fn float(bits: u32) -> f32 {
+    f16::from_bits(bits as u16).to_f32()
+}
+
+/// The nearest half-precision number, the largest finite one beyond it.
+pub(crate) fn half(x: f32) -> u32 {
+    let most = f32::from(f16::MAX);
+    u32::from(f16::from_f32(x.clamp(-most, most)).to_bits())
+}

@@ -1,0 +1,237 @@
+//! Covariances of what matrices are multiplied with: per input the sum of x x^T, for error feedback.
+//!
+//! ```text
+//! observe   keeps the floats of the chunk that is being run
+//! commit    adds their products, in single precision over the chunk, to sums in single precision
+//! discard   forgets the floats: an interrupted chunk leaves nothing
+//! ```
+//! Inputs of gate and up projections of experts are one stream, of which a token is a part once, whatever the number of its
+//! experts: they have one covariance. All other inputs of several groups (hidden units of experts, heads) have one for each.
+//! Tokens are added in ascending order, an element by one thread: neither threads nor the tokens of a step show.
+
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use ikq_covariance::{add_products, triangle};
+use ikq_pool::{Cancel, Pool, StartError};
+use ikq_simd::IsaKind;
+
+use crate::statistics::{Observed, Owner};
+
+/// Rows of a triangle that are a unit of work.
+const ROWS: usize = 64;
+
+/// A tensor that reads an input: all groups of it in order, or one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InputReader {
+    pub tensor: String,
+    pub group: Option<usize>,
+}
+
+/// The covariance of an input.
+#[derive(Debug)]
+pub struct InputSums {
+    pub readers: Vec<InputReader>,
+    /// Columns.
+    pub k: usize,
+    /// Tokens of each group.
+    pub counts: Vec<u64>,
+    /// Lower triangle of each group; empty where there was no token.
+    pub sums: Vec<Vec<f32>>,
+    /// Floats of the chunk, token after token.
+    pending: Vec<Vec<f32>>,
+}
+
+impl InputSums {
+    /// Sums to go on from.
+    pub fn new(readers: Vec<InputReader>, k: usize, counts: Vec<u64>, sums: Vec<Vec<f32>>) -> InputSums {
+        let pending = vec![Vec::new(); counts.len()];
+        InputSums { readers, k, counts, sums, pending }
+    }
+}
+
+/// Collects the covariances of some layers.
+#[derive(Debug)]
+pub struct CovarianceCollector {
+    layers: Range<usize>,
+    kind: IsaKind,
+    pool: Pool,
+    sites: Mutex<Vec<InputSums>>,
+}
+
+impl CovarianceCollector {
+    /// For layers (blocks) in a range; products are added by `n_threads` threads, 0 of them meaning one per CPU.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn new(
+        layers: Range<usize>,
+        kind: IsaKind,
+        n_threads: usize,
+    ) -> Result<CovarianceCollector, StartError> {
+        let pool = Pool::new(n_threads)?;
+        Ok(CovarianceCollector { layers, kind, pool, sites: Mutex::default() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<InputSums>> {
+        self.sites.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes an input of these weights.
+    pub(crate) fn observe(&self, owners: &[Owner], input: &Observed<'_>) {
+        let is_stream = input.n_groups > 1 && owners.iter().all(reads_the_stream);
+        let readers = readers(owners, is_stream);
+        let Some(first) = readers.first() else { return };
+        if !layer(&first.tensor).is_some_and(|layer| self.layers.contains(&layer)) {
+            return;
+        }
+        let mut sites = self.lock();
+        let index = sites.iter().position(|s| s.readers[0] == *first).unwrap_or_else(|| {
+            let n_groups = if is_stream { 1 } else { input.n_groups };
+            sites.push(InputSums::new(readers, input.k, vec![0; n_groups], vec![Vec::new(); n_groups]));
+            sites.len() - 1
+        });
+        let site = &mut sites[index];
+        if is_stream {
+            let mut columns: Vec<u32> =
+                input.groups.iter().flat_map(|(_, range)| &input.columns[range.clone()]).copied().collect();
+            columns.sort_unstable();
+            columns.dedup();
+            columns.iter().for_each(|c| site.pending[0].extend_from_slice((input.floats)(*c)));
+        } else {
+            for (group, range) in input.groups {
+                for column in &input.columns[range.clone()] {
+                    site.pending[*group].extend_from_slice((input.floats)(*column));
+                }
+            }
+        }
+    }
+
+    /// Counts what was observed since the last call.
+    pub(crate) fn commit(&self) {
+        for site in self.lock().iter_mut() {
+            let k = site.k;
+            let mut units = Vec::new();
+            let groups = site.sums.iter_mut().zip(&mut site.counts).zip(&site.pending);
+            for ((sums, count), x) in groups.filter(|(_, x)| !x.is_empty()) {
+                *count += (x.len() / k) as u64;
+                sums.resize(triangle(k), 0.0);
+                let mut rest = &mut sums[..];
+                for first in (0..k).step_by(ROWS) {
+                    let rows = first..k.min(first + ROWS);
+                    let (part, others) = rest.split_at_mut(triangle(rows.end) - triangle(first));
+                    rest = others;
+                    units.push((x, rows, part));
+                }
+            }
+            let added = self.pool.for_each(units, &Cancel::new(), |(x, rows, part)| {
+                add_products(self.kind, x, k, rows, part);
+                Ok::<(), std::convert::Infallible>(())
+            });
+            debug_assert!(added.is_ok(), "nobody cancels");
+            site.pending.iter_mut().for_each(Vec::clear);
+        }
+    }
+
+    /// Forgets what was observed since the last [`CovarianceCollector::commit`].
+    pub(crate) fn discard(&self) {
+        self.lock().iter_mut().for_each(|s| s.pending.iter_mut().for_each(Vec::clear));
+    }
+
+    /// Looks at what was committed, in the order of first use.
+    pub fn look<T>(&self, at: impl FnOnce(&[InputSums]) -> T) -> T {
+        at(&self.lock())
+    }
+
+    /// Goes on from sums.
+    pub fn restore(&self, sites: Vec<InputSums>) {
+        *self.lock() = sites;
+    }
+}
+
+/// The block that a tensor belongs to.
+fn layer(tensor: &str) -> Option<usize> {
+    tensor.strip_prefix("blk.")?.split('.').next()?.parse().ok()
+}
+
+/// Whether these are gate or up projections, or a router.
+fn reads_the_stream(owner: &Owner) -> bool {
+    let role = owner.names.first().and_then(|name| name.split('.').nth(2)).unwrap_or_default();
+    role.starts_with("ffn_gate") || role.starts_with("ffn_up")
+}
+
+/// Tensors that read an input. Those with the matrices of several groups in two axes read no single covariance, and a
+/// router alone wants none.
+fn readers(owners: &[Owner], is_stream: bool) -> Vec<InputReader> {
+    let mut readers: Vec<InputReader> = Vec::new();
+    for owner in owners.iter().filter(|o| !o.pooled) {
+        let is_one = owner.names.len() == 1;
+        for (group, tensor) in owner.names.iter().enumerate() {
+            let group = match (is_one, is_stream) {
+                (true, _) => None,
+                (false, true) => Some(0),
+                (false, false) => Some(group),
+            };
+            let reader = InputReader { tensor: tensor.clone(), group };
+            if !tensor.contains("ffn_gate_inp") && !readers.contains(&reader) {
+                readers.push(reader);
+            }
+        }
+    }
+    readers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner(names: &[&str], pooled: bool) -> Owner {
+        Owner { names: names.iter().map(|n| (*n).to_string()).collect(), pooled }
+    }
+
+    fn observe(c: &CovarianceCollector, owners: &[Owner], groups: &[(usize, Range<usize>)], columns: &[u32]) {
+        let x = [[1.0f32, 2.0], [3.0, -1.0], [0.5, 0.0]];
+        let floats = &|column: u32| &x[column as usize][..];
+        c.observe(owners, &Observed { k: 2, n_groups: 2, groups, columns, floats });
+    }
+
+    fn found(c: &CovarianceCollector) -> Vec<(Vec<u64>, Vec<Vec<f32>>)> {
+        c.look(|sites| sites.iter().map(|s| (s.counts.clone(), s.sums.clone())).collect())
+    }
+
+    #[test]
+    fn experts_have_their_own_hidden_units_and_one_stream() {
+        let c = CovarianceCollector::new(1..2, ikq_simd::best(), 2).expect("threads");
+        let down = [owner(&["blk.1.ffn_down_exps.weight"], false)];
+        let up = [owner(&["blk.1.ffn_up_exps.weight"], false), owner(&["blk.1.ffn_gate_exps.weight"], false)];
+        let groups = [(0, 0..2), (1, 2..4)];
+        observe(&c, &down, &groups, &[0, 1, 1, 2]);
+        observe(&c, &up, &groups, &[0, 1, 1, 2]);
+        observe(&c, &[owner(&["blk.0.ffn_down_exps.weight"], false)], &groups, &[0, 1, 1, 2]);
+        observe(&c, &[owner(&["output.weight"], false)], &groups, &[0, 1, 1, 2]);
+        assert_eq!(found(&c), [(vec![0, 0], vec![vec![], vec![]]), (vec![0], vec![vec![]])]);
+        c.commit();
+        let of_down = (vec![2, 2], vec![vec![10.0, -1.0, 5.0], vec![9.25, -3.0, 1.0]]);
+        // every token once
+        let of_up = (vec![3], vec![vec![10.25, -1.0, 5.0]]);
+        assert_eq!(found(&c), [of_down.clone(), of_up.clone()]);
+        observe(&c, &down, &groups, &[0, 1, 1, 2]);
+        c.discard();
+        c.commit();
+        assert_eq!(found(&c), [of_down, of_up]);
+    }
+
+    #[test]
+    fn who_reads_what() {
+        let names = |owners: &[Owner], is_stream| -> Vec<(String, Option<usize>)> {
+            readers(owners, is_stream).into_iter().map(|r| (r.tensor, r.group)).collect()
+        };
+        let experts = [owner(&["blk.0.ffn_up.0.weight", "blk.0.ffn_up.1.weight"], false)];
+        let expected =
+            |a, b| vec![("blk.0.ffn_up.0.weight".to_string(), a), ("blk.0.ffn_up.1.weight".to_string(), b)];
+        assert_eq!(names(&experts, false), expected(Some(0), Some(1)));
+        assert_eq!(names(&experts, true), expected(Some(0), Some(0)));
+        assert_eq!(names(&[owner(&["blk.0.ffn_gate_inp.weight"], false), owner(&["x"], true)], false), []);
+        assert_eq!((layer("blk.12.attn_q.weight"), layer("output.weight")), (Some(12), None));
+    }
+}

@@ -1,0 +1,71 @@
+//! The factors of covariances, each made once and shared by all rows that read the same input.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use ikq_covariance::{Factors, NotPositive};
+use ikq_simd::IsaKind;
+
+use super::Covariances;
+
+type Key = (usize, usize);
+type Made = Arc<OnceLock<Result<Arc<Factors>, NotPositive>>>;
+
+/// The factors in use and the last ones before them.
+pub(crate) struct FactorCache<'a> {
+    covariances: &'a Covariances,
+    kind: IsaKind,
+    capacity: usize,
+    /// The last one used behind the others.
+    slots: Mutex<VecDeque<(Key, Made)>>,
+}
+
+impl FactorCache<'_> {
+    /// For so many threads.
+    pub fn new(covariances: &Covariances, kind: IsaKind, n_threads: usize) -> FactorCache<'_> {
+        FactorCache { covariances, kind, capacity: FactorCache::capacity(n_threads), slots: Mutex::default() }
+    }
+
+    /// The file that they are of.
+    pub fn path(&self) -> &Path {
+        &self.covariances.path
+    }
+
+    /// How many factors are kept: one for each thread, and some that other tensors of the layer will want.
+    pub fn capacity(n_threads: usize) -> usize {
+        n_threads + 2
+    }
+
+    /// The factors of a group; `None` where no token has reached it.
+    ///
+    /// # Errors
+    /// [`NotPositive`].
+    pub fn get(&self, site: usize, group: usize) -> Result<Option<Arc<Factors>>, NotPositive> {
+        if self.covariances.sites[site].counts[group] <= 0.0 {
+            return Ok(None);
+        }
+        let key = (site, group);
+        let made = {
+            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            let slot = match slots.iter().position(|(k, _)| *k == key) {
+                Some(at) => slots.remove(at).unwrap_or_default(),
+                None => (key, Made::default()),
+            };
+            let made = slot.1.clone();
+            slots.push_back(slot);
+            while slots.len() > self.capacity {
+                slots.pop_front();
+            }
+            made
+        };
+        // threads that want the same one wait here; those that want others do not
+        made.get_or_init(|| self.make(site, group).map(Arc::new)).clone().map(Some)
+    }
+
+    fn make(&self, site: usize, group: usize) -> Result<Factors, NotPositive> {
+        let site = &self.covariances.sites[site];
+        let lower: Vec<f32> = site.triangle(group).collect();
+        Factors::new(self.kind, &lower, site.k, f64::from(site.counts[group]))
+    }
+}

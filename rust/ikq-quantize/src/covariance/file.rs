@@ -1,0 +1,239 @@
+//! Files of covariances: GGUF with tensors `NAME.in_cov` [k (k + 1) / 2, groups] and `NAME.counts` [1, groups] for every site,
+//! NAME being the first tensor that reads it, and in the header, site by site, the names of all of them.
+
+use std::path::{Path, PathBuf};
+
+use ikq_covariance::triangle;
+use ikq_formats::QuantType;
+use ikq_gguf::{Array, Layout, Metadata, Model, Options, TensorSpec, TensorType, Value, ValueType, Writer};
+
+use super::{Covariances, Reader, Site};
+use crate::error::Error;
+use crate::hash::Hasher;
+
+const TYPE: &str = "general.type";
+const KIND: &str = "covariance";
+const DATASETS: &str = "covariance.datasets";
+const CHUNK_COUNT: &str = "covariance.chunk_count";
+const CHUNK_SIZE: &str = "covariance.chunk_size";
+const IDENTITY: &str = "covariance.identity";
+const SUMS: &str = ".in_cov";
+const COUNTS: &str = ".counts";
+
+/// Key of the names of the tensors that read site `i`, and of the group of each (-1: one for each matrix).
+fn tensors_key(i: usize) -> String {
+    format!("covariance.site.{i}.tensors")
+}
+
+fn groups_key(i: usize) -> String {
+    format!("covariance.site.{i}.groups")
+}
+
+/// A site as it is written: the triangles of one group at a time.
+pub struct SiteSums<'a> {
+    pub readers: Vec<Reader>,
+    pub k: usize,
+    pub counts: Vec<f32>,
+    /// The triangle of a group.
+    pub group: Box<dyn Fn(usize) -> Vec<f32> + 'a>,
+}
+
+impl Covariances {
+    /// Opens a file and reads all of it: that it is whole and can be believed is known before anything is encoded.
+    ///
+    /// # Errors
+    /// IO errors; [`Error::NoCovariances`] for other files, and damaged ones, by name and site.
+    pub fn open(path: impl AsRef<Path>) -> Result<Covariances, Error> {
+        let path = path.as_ref();
+        let wrong = |what: String| Error::NoCovariances { path: path.to_path_buf(), what };
+        let model = Model::open_file(path)?;
+        let metadata = model.metadata();
+        if metadata.get(TYPE).and_then(Value::as_str) != Some(KIND) {
+            return Err(wrong("a file of another kind".to_string()));
+        }
+        let number = |key| metadata.get(key).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
+        let array = |key: &str| metadata.get(key).and_then(Value::as_array);
+        let text = |s: &[u8]| String::from_utf8_lossy(s).into_owned();
+        let mut sites = Vec::new();
+        for t in model.tensors() {
+            let Some(name) = t.name.strip_suffix(SUMS) else { continue };
+            let counts = model.require(&format!("{name}{COUNTS}"))?;
+            if t.ty.known() != Some(QuantType::F32) || counts.ty.known() != Some(QuantType::F32) {
+                return Err(wrong(format!("the sums of `{name}` are no 32-bit floats")));
+            }
+            let counts: Vec<f32> = counts.data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+            let k = columns(t.ne[0]).filter(|_| counts.len() as u64 == t.ne[1] && t.ne[2] * t.ne[3] == 1);
+            let Some(k) = k else {
+                return Err(wrong(format!(
+                    "{} x {} sums of `{name}` for {} counts",
+                    t.ne[0],
+                    t.ne[1],
+                    counts.len()
+                )));
+            };
+            let names = array(&tensors_key(sites.len())).map(|a| a.strings().map(text).collect::<Vec<_>>());
+            let groups = array(&groups_key(sites.len())).and_then(|a| a.to_i64s());
+            let readers: Vec<Reader> = match (names, groups) {
+                (Some(names), Some(groups)) if names.len() == groups.len() && !names.is_empty() => {
+                    let reader = |(tensor, group)| Reader { tensor, group: usize::try_from(group).ok() };
+                    names.into_iter().zip(groups).map(reader).collect()
+                }
+                _ => return Err(wrong(format!("nothing says which tensors read the input of `{name}`"))),
+            };
+            if readers.iter().any(|r| r.group.is_some_and(|g| g >= counts.len())) {
+                return Err(wrong(format!("a tensor reads a group of `{name}` that is not there")));
+            }
+            let mut site = Site { readers, k, counts, sums: t.data.clone(), hash: 0 };
+            check(&site).map_err(|what| wrong(format!("{what} of `{name}`")))?;
+            let mut hasher = Hasher::new("covariance");
+            hasher.floats(&site.counts);
+            hasher.bytes(&site.sums);
+            site.hash = hasher.end();
+            sites.push(site);
+        }
+        if sites.is_empty() {
+            return Err(wrong("there is no covariance in it".to_string()));
+        }
+        Ok(Covariances {
+            path: path.to_path_buf(),
+            sites,
+            datasets: array(DATASETS).map(|a| a.strings().map(text).collect()).unwrap_or_default(),
+            n_chunks: number(CHUNK_COUNT).unwrap_or(0),
+            chunk_size: number(CHUNK_SIZE).unwrap_or(0),
+            identity: metadata.get(IDENTITY).and_then(Value::as_str).map(str::to_string),
+        })
+    }
+}
+
+/// The number of columns whose triangle has so many elements.
+fn columns(n: u64) -> Option<usize> {
+    let n = usize::try_from(n).ok()?;
+    let k = ((8.0 * n as f64 + 1.0).sqrt() as usize).saturating_sub(1) / 2;
+    (k..k + 2).find(|k| *k > 0 && triangle(*k) == n)
+}
+
+/// Numbers that no sums of products are.
+fn check(site: &Site) -> Result<(), String> {
+    if let Some(n) = site.counts.iter().find(|n| !(n.is_finite() && **n >= 0.0)) {
+        return Err(format!("a count is {n}: the counts"));
+    }
+    for group in 0..site.n_groups() {
+        if let Some(v) = site.triangle(group).find(|v| !v.is_finite()) {
+            return Err(format!("a sum is {v}: group {group}"));
+        }
+        if let Some(v) = site.diagonal(group).iter().find(|v| **v < 0.0) {
+            return Err(format!("a sum of squares is {v}: group {group}"));
+        }
+    }
+    Ok(())
+}
+
+/// Writes a file: beside its name first, then in its place. One triangle at a time is in memory besides what
+/// `sites` hold.
+///
+/// # Errors
+/// IO errors.
+pub fn write(
+    path: &Path,
+    sites: &[SiteSums<'_>],
+    datasets: &[String],
+    (n_chunks, chunk_size): (u32, u32),
+    identity: Option<&str>,
+) -> Result<(), Error> {
+    let mut metadata = Metadata::new();
+    metadata.set(TYPE, KIND);
+    metadata.set(DATASETS, Array::of_strings(datasets));
+    metadata.set(CHUNK_COUNT, n_chunks);
+    metadata.set(CHUNK_SIZE, chunk_size);
+    if let Some(identity) = identity {
+        metadata.set(IDENTITY, identity);
+    }
+    let mut specs = Vec::new();
+    for (i, site) in sites.iter().enumerate() {
+        let names: Vec<&str> = site.readers.iter().map(|r| r.tensor.as_str()).collect();
+        let group = |r: &Reader| r.group.and_then(|g| i32::try_from(g).ok()).unwrap_or(-1);
+        let groups: Vec<i32> = site.readers.iter().map(group).collect();
+        metadata.set(&tensors_key(i), Array::of_strings(&names));
+        metadata.set(&groups_key(i), Array::new(ValueType::I32, groups)?);
+        let name = names.first().copied().unwrap_or_default();
+        let n_groups = site.counts.len() as u64;
+        for (suffix, columns) in [(SUMS, triangle(site.k) as u64), (COUNTS, 1)] {
+            specs.push(TensorSpec {
+                name: format!("{name}{suffix}"),
+                dims: vec![columns, n_groups],
+                ty: TensorType::from_id(QuantType::F32.id()),
+                size: 4 * columns * n_groups,
+            });
+        }
+    }
+    let writer = Writer::create(path, Layout::new(&metadata, specs, &Options::default())?)?;
+    let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    for (i, site) in sites.iter().enumerate() {
+        for group in 0..site.counts.len() {
+            let sums = bytes(&(site.group)(group));
+            writer.write_at(2 * i, (group * sums.len()) as u64, &sums)?;
+        }
+        writer.write_at(2 * i + 1, 0, &bytes(&site.counts))?;
+    }
+    writer.finish()?;
+    Ok(())
+}
+
+/// Adds files up: sites that several have, as if they came from one text; and all others as they are (layers that
+/// were collected one after another).
+///
+/// # Errors
+/// IO errors, damaged files, [`Error::NoCovariances`] where sites of one name differ in shape.
+pub fn merge(paths: &[PathBuf], out: &Path) -> Result<(), Error> {
+    let files = paths.iter().map(Covariances::open).collect::<Result<Vec<_>, _>>()?;
+    let mut places: Vec<Vec<&Site>> = Vec::new();
+    for file in &files {
+        for site in &file.sites {
+            match places.iter_mut().find(|p| p[0].readers == site.readers) {
+                Some(same) if same[0].k == site.k && same[0].n_groups() == site.n_groups() => same.push(site),
+                Some(_) => {
+                    let name = &site.readers[0].tensor;
+                    let what =
+                        format!("the input of `{name}` has another size than in {}", files[0].path.display());
+                    return Err(Error::NoCovariances { path: file.path.clone(), what });
+                }
+                None => places.push(vec![site]),
+            }
+        }
+    }
+    let sites: Vec<SiteSums<'_>> = places
+        .iter()
+        .map(|same| SiteSums {
+            readers: same[0].readers.clone(),
+            k: same[0].k,
+            counts: (0..same[0].n_groups()).map(|g| same.iter().map(|s| s.counts[g]).sum()).collect(),
+            group: Box::new(|group| {
+                let mut sums: Vec<f32> = same[0].triangle(group).collect();
+                for site in &same[1..] {
+                    sums.iter_mut().zip(site.triangle(group)).for_each(|(sum, v)| *sum += v);
+                }
+                sums
+            }),
+        })
+        .collect();
+    let mut datasets: Vec<String> = Vec::new();
+    for name in files.iter().flat_map(|f| &f.datasets) {
+        if !datasets.contains(name) {
+            datasets.push(name.clone());
+        }
+    }
+    // parts of one text, layer by layer, have its chunks; parts of several texts have the sum
+    let has_same = places.iter().any(|same| same.len() > 1);
+    let chunks = files.iter().map(|f| f.n_chunks);
+    let n_chunks = if has_same { chunks.sum() } else { chunks.max().unwrap_or(0) };
+    let chunk_size = files.iter().map(|f| f.chunk_size).max().unwrap_or(0);
+    write(out, &sites, &datasets, (n_chunks, chunk_size), None)
+}
+
+/// The sums of a file, to go on from: readers, columns, counts and triangles of each site.
+pub fn restore(file: &Covariances) -> impl Iterator<Item = (&[Reader], usize, &[f32], Vec<Vec<f32>>)> {
+    file.sites.iter().map(|s| {
+        let triangles = (0..s.n_groups()).map(|g| s.triangle(g).collect()).collect();
+        (&s.readers[..], s.k, &s.counts[..], triangles)
+    })
+}

@@ -1,0 +1,139 @@
+//! Covariances of inputs, for error feedback: their files (`file.rs`), and what a run makes of them (`factors.rs`).
+//!
+//! An input (*site*) is stored once, whatever the number of matrices that read it. Sites of experts have a covariance per
+//! expert (*group*) or one for all. An expert that few tokens reached is not believed to the letter, as
+//! [`ikq_covariance::damping`] has it; one without tokens is encoded without.
+
+mod factors;
+mod file;
+
+use std::path::PathBuf;
+
+use ikq_formats::QuantType;
+use ikq_gguf::{Bytes, Tensor};
+
+pub(crate) use factors::FactorCache;
+pub use file::{SiteSums, merge, restore, write};
+
+use crate::error::Error;
+use crate::imatrix::same_inputs;
+
+/// Number of what error feedback writes, as [`crate::ENCODERS`] is of encoders.
+pub const FEEDBACK: u64 = 1;
+
+/// A tensor that reads a site.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reader {
+    pub tensor: String,
+    /// The group that it reads; `None`: its matrices read one each, or all of them the only one.
+    pub group: Option<usize>,
+}
+
+/// The covariance of an input.
+#[derive(Clone, Debug)]
+pub struct Site {
+    pub readers: Vec<Reader>,
+    /// Columns.
+    pub k: usize,
+    /// Tokens of each group.
+    pub counts: Vec<f32>,
+    /// Lower triangles of sums of products, group after group: floats, little endian.
+    sums: Bytes,
+    /// Hash of counts and sums.
+    pub(crate) hash: u64,
+}
+
+/// A file of covariances.
+#[derive(Clone, Debug)]
+pub struct Covariances {
+    pub path: PathBuf,
+    pub sites: Vec<Site>,
+    pub datasets: Vec<String>,
+    pub n_chunks: u32,
+    pub chunk_size: u32,
+    /// What the run that wrote it depends on, if it was interrupted.
+    pub identity: Option<String>,
+}
+
+/// What a tensor has of a file of covariances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Feedback {
+    /// No file was given, the tensor is copied, or its type has no codes that stand for one element each.
+    NotUsed,
+    /// The file has nothing about its input.
+    Missing,
+    /// The index of its site, and the group of all its matrices where each does not have its own.
+    Site { index: usize, group: Option<usize> },
+}
+
+impl Site {
+    /// Groups.
+    pub fn n_groups(&self) -> usize {
+        self.counts.len()
+    }
+
+    /// The triangle of a group.
+    fn triangle(&self, group: usize) -> impl Iterator<Item = f32> {
+        let n = 4 * ikq_covariance::triangle(self.k);
+        self.sums[group * n..(group + 1) * n].as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))
+    }
+
+    /// Sums of squares of a group, which an imatrix has, too.
+    fn diagonal(&self, group: usize) -> Vec<f32> {
+        let n = ikq_covariance::triangle(self.k);
+        let at = |i: usize| 4 * (group * n + ikq_covariance::triangle(i) + i);
+        let float = |at: usize| self.sums[at..].first_chunk().map_or(0.0, |b| f32::from_le_bytes(*b));
+        (0..self.k).map(|i| float(at(i))).collect()
+    }
+}
+
+impl Covariances {
+    /// What the tensor `t` has, when it becomes `to`.
+    ///
+    /// # Errors
+    /// [`Error::CovarianceShape`]: its input has another size.
+    pub(crate) fn of(&self, t: &Tensor, to: Option<QuantType>) -> Result<Feedback, Error> {
+        if !to.is_some_and(ikq_feedback::has_feedback) {
+            return Ok(Feedback::NotUsed);
+        }
+        let find = |name: &str| {
+            let readers =
+                self.sites.iter().enumerate().flat_map(|(i, s)| s.readers.iter().map(move |r| (i, r)));
+            readers.into_iter().find(|(_, r)| r.tensor == name).map(|(i, r)| (i, r.group))
+        };
+        let found = find(&t.name).or_else(|| same_inputs(&t.name).find_map(|name| find(&name)));
+        let Some((index, group)) = found else { return Ok(Feedback::Missing) };
+        let (site, n_matrices) = (&self.sites[index], (t.ne[2] * t.ne[3]) as usize);
+        let group = group.or((site.n_groups() == 1).then_some(0));
+        let fits = group.map_or(site.n_groups() == n_matrices, |group| group < site.n_groups());
+        if site.k as u64 != t.ne[0] || !fits {
+            return Err(Error::CovarianceShape {
+                tensor: t.name.clone(),
+                path: self.path.clone(),
+                found: site.k,
+                n_groups: site.n_groups(),
+                n_per_row: t.ne[0] as usize,
+                n_matrices,
+            });
+        }
+        Ok(Feedback::Site { index, group })
+    }
+
+    /// Whether the sums of squares of a site and importances of a tensor that reads it can be of the same model: the cosine between
+    /// both, over all columns (of all groups together where `values` are those of one matrix).
+    pub(crate) fn likeness(&self, index: usize, values: &[f32]) -> f64 {
+        let site = &self.sites[index];
+        let mut sums = vec![0.0; site.k];
+        for group in 0..site.n_groups() {
+            sums.iter_mut().zip(site.diagonal(group)).for_each(|(s, d)| *s += f64::from(d));
+        }
+        let mut others = vec![0.0; site.k];
+        for values in values.chunks_exact(site.k) {
+            others.iter_mut().zip(values).for_each(|(o, v)| *o += f64::from(*v));
+        }
+        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+        let lengths = (dot(&sums, &sums) * dot(&others, &others)).sqrt();
+        // of nothing nothing can be said
+        if lengths > 0.0 { dot(&sums, &others) / lengths } else { 1.0 }
+    }
+}

@@ -1,0 +1,240 @@
+"""Error feedback: what it gains, what it does with odd inputs, and that its bytes depend on nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from covariance_files import inputs, product_error, write_covariances
+from partial_outputs import noted
+
+import ikq
+
+TYPES = [
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q6_0", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"),
+    *("IQ2_K", "IQ3_K", "IQ4_K", "IQ5_K", "IQ6_K", "IQ2_KS", "IQ3_KS", "IQ4_KS", "IQ5_KS"),
+]
+NAME = "blk.0.ffn_down.weight"
+K = 512
+
+
+def model(path: Path, weights: np.ndarray, name: str = NAME) -> Path:
+    with ikq.GGUFWriter(path, {"general.architecture": "llama"}) as writer:
+        writer.add_tensor(name, weights)
+    return path
+
+
+def quantized(source: Path, type: str, covariances: Path | None, **options: object) -> np.ndarray:
+    """The weights of the only tensor after a way to a file and back."""
+    out = source.with_name("out.gguf")
+    options = {"pure": True, "restart": True, "n_threads": 1} | options
+    ikq.quantize_file(source, out, type, error_feedback=covariances, **options)
+    with ikq.GGUFReader(out) as reader:
+        (tensor,) = reader.tensors.values()
+        return np.array(tensor.dequantize())
+
+
+def covariances(path: Path, x: np.ndarray, name: str = NAME) -> Path:
+    return write_covariances(path, {name: ((x.T @ x)[np.newaxis], [len(x)])})
+
+
+@pytest.fixture(scope="module")
+def weights() -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((96, K), dtype=np.float32) / 8
+
+
+@pytest.mark.parametrize("type", TYPES)
+def test_products_of_other_inputs_are_nearer(tmp_path: Path, weights: np.ndarray, type: str) -> None:
+    source = model(tmp_path / "m.gguf", weights)
+    cov = covariances(tmp_path / "m.cov", inputs(K, 4096))
+    held_out = inputs(K, 1024, seed=1)
+    plain = product_error(held_out, weights, quantized(source, type, None))
+    found = product_error(held_out, weights, quantized(source, type, cov))
+    assert found < 0.85 * plain
+
+
+def test_types_without_feedback_and_interleaved_ones(tmp_path: Path, weights: np.ndarray) -> None:
+    source = model(tmp_path / "m.gguf", weights)
+    cov = covariances(tmp_path / "m.cov", inputs(K, 4096))
+    for name in ("IQ4_KSS", "Q8_0", "IQ4_KT"):
+        assert np.array_equal(quantized(source, name, cov), quantized(source, name, None))
+    for name in ("IQ4_KS", "Q4_K"):
+        assert np.array_equal(quantized(source, f"{name}_R4", cov), quantized(source, name, cov))
+
+
+@pytest.mark.parametrize("type", TYPES)
+def test_zero_rows_dead_columns_and_large_numbers(tmp_path: Path, weights: np.ndarray, type: str) -> None:
+    odd = weights.copy()
+    odd[3] = 0
+    odd[5] *= 1e-30
+    odd[40] *= 1e34
+    odd[41, 7] = 3e38
+    x = inputs(K, 4096)
+    x[:, 10:20] = 0
+    x[:, 300] *= 1e6
+    cov = covariances(tmp_path / "m.cov", x)
+    found = quantized(model(tmp_path / "m.gguf", odd), type, cov)
+    assert np.isfinite(found).all()
+    assert not found[3].any()
+    # a row has nothing to do with the rows beside it
+    rows = [0, 1, 2, 4, 50]
+    alone = quantized(model(tmp_path / "m.gguf", odd[rows]), type, cov)
+    assert np.array_equal(alone, found[rows])
+
+
+@pytest.mark.parametrize("type", ["Q2_K", "IQ3_K", "IQ4_KS", "Q4_0"])
+def test_inputs_that_say_little_do_no_harm(tmp_path: Path, weights: np.ndarray, type: str) -> None:
+    source = model(tmp_path / "m.gguf", weights)
+    white = np.random.default_rng(2).standard_normal((1024, K)).astype(np.float32)
+    plain = product_error(white, weights, quantized(source, type, None))
+    # columns that have nothing to do with one another
+    cov = write_covariances(
+        tmp_path / "a.cov", {NAME: (1e4 * np.eye(K, dtype=np.float32)[np.newaxis], [1e4])}
+    )
+    assert product_error(white, weights, quantized(source, type, cov)) <= 1.01 * plain
+    # few tokens, which look as if there were few directions
+    few = covariances(tmp_path / "b.cov", inputs(K, K // 4))
+    held_out = inputs(K, 1024, seed=1)
+    plain = product_error(held_out, weights, quantized(source, type, None))
+    assert product_error(held_out, weights, quantized(source, type, few)) <= plain
+    # one direction, and no token at all
+    one = covariances(tmp_path / "c.cov", np.ones((4096, K), np.float32))
+    assert np.isfinite(quantized(source, type, one)).all()
+    none = write_covariances(tmp_path / "d.cov", {NAME: (np.zeros((1, K, K), np.float32), [0.0])})
+    assert np.array_equal(quantized(source, type, none), quantized(source, type, None))
+
+
+def test_experts_have_their_own(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    w = rng.standard_normal((2, 32, 256), dtype=np.float32)
+    x = [inputs(256, 2048, seed=5), rng.permutation(inputs(256, 2048, seed=6), axis=1)]
+    name = "blk.0.ffn_down_exps.weight"
+    source = model(tmp_path / "m.gguf", w, name)
+    sums = np.stack([a.T @ a for a in x])
+    both = write_covariances(tmp_path / "m.cov", {name: (sums, [2048, 2048])})
+    found = quantized(source, "IQ3_K", both)
+    for expert in range(2):
+        cov = covariances(tmp_path / "one.cov", x[expert])
+        alone = quantized(model(tmp_path / "one.gguf", w[expert]), "IQ3_K", cov)
+        assert np.array_equal(found[expert], alone)
+    # up reads what gate reads
+    source = model(tmp_path / "m.gguf", w, "blk.0.ffn_up_exps.weight")
+    stream = covariances(tmp_path / "s.cov", x[0], "blk.0.ffn_gate_exps.weight")
+    assert np.array_equal(quantized(source, "IQ3_K", stream)[0], found[0])
+
+
+def test_damaged_and_foreign_files(tmp_path: Path, weights: np.ndarray) -> None:
+    source = model(tmp_path / "m.gguf", weights)
+    x = inputs(K, 1024)
+    good = (x.T @ x)[np.newaxis]
+
+    def refused(error: type[Exception], match: str, path: Path, **options: object) -> None:
+        with pytest.raises(error, match=match):
+            quantized(source, "IQ4_KS", path, **options)
+
+    whole = covariances(tmp_path / "good.cov", x).read_bytes()
+    (tmp_path / "cut.cov").write_bytes(whole[: len(whole) // 2])
+    refused(ikq.FormatError, "cut.cov", tmp_path / "cut.cov")
+    refused(FileNotFoundError, "no.cov", tmp_path / "no.cov")
+    other = write_covariances(tmp_path / "other.cov", {NAME: (good, [1024])}, kind="imatrix")
+    refused(ikq.FormatError, "another kind", other)
+    for value, match in ((np.nan, "a sum is NaN"), (-1.0, "a sum of squares is -1")):
+        damaged = good.copy()
+        damaged[0, 9, 9] = value
+        refused(ikq.FormatError, match, write_covariances(tmp_path / "bad.cov", {NAME: (damaged, [1024])}))
+    damaged = good.copy()
+    damaged[0, 9, 2] = 1e30
+    bad = write_covariances(tmp_path / "bad.cov", {NAME: (damaged, [1024])})
+    refused(ikq.FormatError, "blk.0.ffn_down.weight.*is none", bad)
+    narrow = covariances(tmp_path / "narrow.cov", inputs(256, 1024))
+    refused(ikq.RefusedError, "256 columns.*has 512 columns", narrow)
+    foreign = covariances(tmp_path / "foreign.cov", x, "blk.0.ffn_foreign.weight")
+    refused(ikq.RefusedError, "no covariance for any tensor", foreign)
+    # sums of squares are those of an imatrix
+    loud = np.full((1, K), 1e-3)
+    loud[0, :4] = 1e3
+    ikq.ActivationStatistics({NAME: ikq.ActivationEntry(loud, np.array([1024.0]))}).write(tmp_path / "i.gguf")
+    refused(ikq.RefusedError, "of another model", tmp_path / "good.cov", imatrix=tmp_path / "i.gguf")
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A model of many work items, and covariances of its inputs."""
+    folder = tmp_path_factory.mktemp("large")
+    rng = np.random.default_rng(4)
+    sites = {}
+    with ikq.GGUFWriter(folder / "m.gguf", {"general.architecture": "llama"}) as writer:
+        for layer in range(3):
+            name = f"blk.{layer}.ffn_down.weight"
+            writer.add_tensor(name, rng.standard_normal((3072, K), dtype=np.float32))
+            x = inputs(K, 1024, seed=layer)
+            sites[name] = ((x.T @ x)[np.newaxis], [1024])
+    return folder / "m.gguf", write_covariances(folder / "m.cov", sites)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def is_begun(journal: Path) -> bool:
+    try:
+        return any(noted(journal))
+    except (FileNotFoundError, AssertionError, struct.error):
+        return False
+
+
+def test_threads_and_kills_do_not_show(large: tuple[Path, Path], tmp_path: Path) -> None:
+    source, cov = large
+    hashes = set()
+    for n in (1, 2, 3):
+        out = tmp_path / f"{n}.gguf"
+        ikq.quantize_file(source, out, "IQ4_KS", pure=True, n_threads=n, error_feedback=cov)
+        hashes.add(sha256(out))
+    assert len(hashes) == 1
+    out = tmp_path / "killed.gguf"
+    command = [sys.executable, "-m", "ikq", "quantize", "--pure", "--error-feedback", str(cov)]
+    command += [str(source), str(out), "IQ4_KS", "1"]
+    for _ in range(20):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # something is done
+        while process.poll() is None and not is_begun(out.with_name("killed.gguf.journal")):
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+        if not out.exists():
+            break
+        out.unlink()
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "resumed:" in done.stdout
+    assert "error feedback: 3 of 3 tensors" in done.stdout
+    assert {sha256(out)} == hashes
+
+
+def test_what_is_reused_has_the_same_covariances(large: tuple[Path, Path], tmp_path: Path) -> None:
+    source, cov = large
+    old, out = tmp_path / "old.gguf", tmp_path / "out.gguf"
+    options = {"pure": True, "n_threads": 2}
+    ikq.quantize_file(source, old, "Q3_K", error_feedback=cov, **options)
+
+    def reused(covariances: Path | None) -> list[str]:
+        result = ikq.quantize_file(
+            source, out, "Q3_K", error_feedback=covariances, reuse=old, restart=True, **options
+        )
+        return [outcome.how for outcome in result.outcomes]
+
+    assert reused(cov) == ["reused"] * 3
+    assert reused(None) == ["encoded"] * 3
+    # one of three inputs has changed
+    sites = {
+        name: (site.sums, list(site.counts)) for site in ikq.Covariances(cov) for name, _ in site.tensors
+    }
+    name = "blk.1.ffn_down.weight"
+    sites[name] = (sites[name][0] * np.float32(1.5), sites[name][1])
+    changed = write_covariances(tmp_path / "changed.cov", sites)
+    assert reused(changed) == ["reused", "encoded", "reused"]
