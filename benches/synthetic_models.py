@@ -4,7 +4,7 @@
 
 Values do not matter for speed, so a few rows per row length are quantized and their bytes repeated, which takes
 seconds for every type; norms are ones. Embeddings are Q8_0; rows that do not fit the type's blocks take its
-fallback. There is no tokenizer: programs that generate random tokens run it.
+fallback. Without `--tokenizer` there is none, and only programs that generate random tokens run it.
 """
 
 from __future__ import annotations
@@ -125,9 +125,28 @@ class Weights:
         return ikq.QTensor(rows[index].reshape(-1), wanted, shape)
 
 
-def write(path: Path, shape: Shape, n_layer: int, n_vocab: int, type_name: str, *, seed: int = 1) -> Path:
-    """Writes the model; returns its path."""
+def write(
+    path: Path,
+    shape: Shape,
+    n_layer: int,
+    n_vocab: int,
+    type_name: str,
+    *,
+    seed: int = 1,
+    tokenizer: Path | None = None,
+) -> Path:
+    """Writes the model; returns its path. With a `tokenizer`, a GGUF file, it has the tokens of that."""
     a = shape.architecture
+    words: dict[str, Any] = {}
+    if tokenizer is not None:
+        with ikq.GGUFReader(tokenizer) as source:
+            found = source.metadata
+            words = {
+                key: ikq.Typed(found[key], found.type_of(key))
+                for key in found
+                if key.startswith("tokenizer.")
+            }
+            n_vocab = len(found["tokenizer.ggml.tokens"])
     metadata: dict[str, Any] = {
         "general.architecture": a,
         "general.name": "synthetic",
@@ -151,7 +170,7 @@ def write(path: Path, shape: Shape, n_layer: int, n_vocab: int, type_name: str, 
         metadata[f"{a}.expert_feed_forward_length"] = shape.n_ff_expert
     if shape.n_ff_shared:
         metadata[f"{a}.expert_shared_feed_forward_length"] = shape.n_ff_shared
-    metadata |= {f"{a}.{key}": value for key, value in shape.keys.items()}
+    metadata |= {f"{a}.{key}": value for key, value in shape.keys.items()} | words
     weights = Weights(type_name, seed)
     ones = lambda n: np.ones(n, np.float32)  # noqa: E731
     zeros = lambda *n: np.zeros(n, np.float32)  # noqa: E731
@@ -218,10 +237,13 @@ def main() -> int:
     parser.add_argument("shape", choices=SHAPES)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--vocabulary", type=int, default=32768)
+    parser.add_argument("--tokenizer", type=Path, metavar="GGUF", help="take the tokens of this file")
     parser.add_argument("--type", default="Q8_0")
     parser.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
-    path = write(args.output, SHAPES[args.shape], args.layers, args.vocabulary, args.type)
+    path = write(
+        args.output, SHAPES[args.shape], args.layers, args.vocabulary, args.type, tokenizer=args.tokenizer
+    )
     print(f"{path}: {path.stat().st_size / 2**30:.2f} GiB")
     return 0
 
