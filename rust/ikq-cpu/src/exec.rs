@@ -51,6 +51,8 @@ pub struct Exec<'a> {
 /// Units per thread that a phase of few columns is cut into: several, so that threads end together, but few, as memory
 /// is read fastest in long runs.
 const UNITS_PER_THREAD: usize = 2;
+/// Most rows of a unit: longer runs are not read faster, and the threads that are done wait for the last one.
+const MOST_ROWS: usize = 768;
 /// Fewest rows of a unit: what the kernels take at once.
 const FEWEST_ROWS: usize = 16;
 /// Rows of a unit when there are many columns, so that its output stays in the cache.
@@ -69,7 +71,7 @@ impl Exec<'_> {
         let even = n_rows.div_ceil(self.team.n_threads() * UNITS_PER_THREAD).next_multiple_of(FEWEST_ROWS);
         let rows = match n_columns > MANY_COLUMNS {
             true => even.min(ROWS_OF_MANY_COLUMNS),
-            false => even,
+            false => even.min(MOST_ROWS),
         };
         rows.max(FEWEST_ROWS).next_multiple_of(step)
     }
