@@ -402,6 +402,9 @@ class Scripted(TextModel):
         logits[0, self._answer[min(sequence.n_past - self._start, len(self._answer) - 1)]] = 50
         return [logits]
 
+    def _head(self, hidden):
+        raise AssertionError("nothing here drafts from hidden states")
+
 
 @pytest.mark.parametrize("stop", [(), ["<never>"]])
 def test_reasoning_is_told_from_the_answer(tiny_moe, stop):

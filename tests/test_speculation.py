@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_models import N_VOCAB, FakeModel, alone, logits_after
+from fake_models import N_VOCAB, FakeModel, alone, hidden_after, logits_after
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -54,20 +54,6 @@ class SpeculativeFake(FakeModel):
             elif want == "hidden":
                 found[i] = np.stack([hidden_after(text) for text in after])
         return found
-
-    def _head(self, hidden):
-        return np.stack([logits_after(text_of(row)) for row in hidden])
-
-
-def hidden_after(tokens):
-    """The text itself; tokens that were moved by a shift are negative."""
-    row = np.zeros(600, np.float32)
-    row[: len(tokens)] = np.add(tokens, 1000)
-    return row
-
-
-def text_of(row):
-    return [int(t) - 1000 for t in row[row > 0]]
 
 
 def fake(**options):

@@ -24,7 +24,22 @@ from ikq.speculation.draft_model import DraftModels
 from ikq.speculation.mtp import MtpHead
 from ikq.text import TextModel
 
-__all__ = ["Explanation", "FfnPlan", "LoadingPlan", "Memory", "Model", "Placed"]
+__all__ = ["PLANNED", "Explanation", "FfnPlan", "LoadingPlan", "Memory", "Model", "Placed"]
+
+PLANNED = (
+    "n_ctx",
+    "cache_type_k",
+    "cache_type_v",
+    "cache_rotation",
+    "swa_full",
+    "devices",
+    "n_gpu_layers",
+    "override_tensor",
+    "cpu_moe",
+    "n_cpu_moe",
+    "override_kv",
+)
+"""Options of `Model.load` that command lines hand to `Model.plan` as well: they decide what goes where."""
 
 _REPACK = "repack=True has no effect: weights are re-arranged while loading in any case"
 

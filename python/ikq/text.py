@@ -60,9 +60,9 @@ class TextModel(abc.ABC):
     def n_ctx(self) -> int:
         """As `Model.n_ctx`."""
 
+    @abc.abstractmethod
     def _head(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits `(n, n_vocab)` from hidden states `(n, n_embd)`, for drafters that need these."""
-        raise NotImplementedError
 
     def _own_sequences(self) -> tuple[sequence.Sequence, ...]:
         """Sequences that are no generation's, but that a text may share a beginning with."""

@@ -23,27 +23,13 @@ from ikq.cli.speculation_options import add_speculation, check_files, load_draft
 from ikq.cli.timings import print_timings
 from ikq.generate import Stats
 from ikq.grammar.keywords import GrammarKeywords, constraint_of
+from ikq.model import PLANNED
 
 NAME = "run"
 ALIASES = ("cli",)
 HELP = "continue a prompt, or chat with a model"
 
 INTERRUPTED = 130
-
-# options of loading that decide what goes where
-_PLANNED = (
-    "n_ctx",
-    "cache_type_k",
-    "cache_type_v",
-    "cache_rotation",
-    "swa_full",
-    "devices",
-    "n_gpu_layers",
-    "override_tensor",
-    "cpu_moe",
-    "n_cpu_moe",
-    "override_kv",
-)
 
 _ESCAPE = re.compile(r"""\\(n|r|t|'|"|\\|x[0-9a-fA-F]{2})""")
 
@@ -194,7 +180,7 @@ def run(args: argparse.Namespace) -> int:
 def _dry_run(args: argparse.Namespace) -> int:
     """Shows the placement and the memory."""
     options = load_options(args)
-    plan = ikq.Model.plan(args.model, **{k: options[k] for k in _PLANNED})
+    plan = ikq.Model.plan(args.model, **{k: options[k] for k in PLANNED})
     print("\n".join(placement_lines(plan.placement)))
     weights = sum(plan.weights.values())
     print(f"weights: {weights / 2**30:.3f} GiB ({weights} bytes)")

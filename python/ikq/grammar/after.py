@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ikq.grammar.constraint import Constraint, GrammarConstraint
+from ikq.grammar.constraint import Constraint, GrammarConstraint, n_allowed_by_masks
 
 __all__ = ["After", "FreeText"]
 
@@ -118,13 +118,7 @@ class After(Constraint):
         """As `Constraint.n_allowed`."""
         if self._phase is _Phase.CONSTRAINED:
             return self._inner.n_allowed(tokens)
-        trial = self.clone()
-        for n, token in enumerate(tokens):
-            mask = trial.mask()
-            if mask is not None and not mask[token]:
-                return n
-            trial.accept(token)
-        return len(tokens)
+        return n_allowed_by_masks(self, tokens)
 
     def clone(self) -> After:
         """As `Constraint.clone`."""

@@ -10,7 +10,7 @@ from typing import Any
 from ikq.chat import ChatTemplate
 from ikq.errors import RefusedError
 from ikq.gguf import GGUFReader
-from ikq.model import Model
+from ikq.model import PLANNED, Model
 from ikq.models import model_spec, mtp_spec
 from ikq.serve.engine import Engine
 from ikq.serve.loaded import LoadedModel
@@ -23,21 +23,6 @@ from ikq.speculation.options import Speculation
 from ikq.tokenizer import Tokenizer
 
 __all__ = ["check_model", "load_model"]
-
-# options of loading that `Model.plan` has as well
-_PLANNED = (
-    "n_ctx",
-    "cache_type_k",
-    "cache_type_v",
-    "cache_rotation",
-    "swa_full",
-    "devices",
-    "n_gpu_layers",
-    "override_tensor",
-    "cpu_moe",
-    "n_cpu_moe",
-    "override_kv",
-)
 
 
 def load_model(
@@ -94,7 +79,7 @@ def check_model(path: Path, options: dict[str, Any], settings: Settings, specula
     Raises:
         OSError, IkqError: as `Model.load`.
     """
-    plan = Model.plan(path, **{name: options[name] for name in _PLANNED if name in options})
+    plan = Model.plan(path, **{name: options[name] for name in PLANNED if name in options})
     with GGUFReader(path) as reader:
         reader.metadata.update(options.get("override_kv") or {})
         tokenizer = Tokenizer.from_reader(reader)

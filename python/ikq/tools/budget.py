@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ikq.grammar import Constraint
+from ikq.grammar.constraint import n_allowed_by_masks
 from ikq.tokenizer import Tokenizer
 
 __all__ = ["ThinkingBudget"]
@@ -83,13 +84,7 @@ class ThinkingBudget(Constraint):
         """As `Constraint.n_allowed`."""
         if self._phase is _Phase.OVER:
             return len(tokens) if self._inner is None else self._inner.n_allowed(tokens)
-        trial = self.clone()
-        for n, token in enumerate(tokens):
-            mask = trial.mask()
-            if mask is not None and not mask[token]:
-                return n
-            trial.accept(token)
-        return len(tokens)
+        return n_allowed_by_masks(self, tokens)
 
     def clone(self) -> ThinkingBudget:
         """As `Constraint.clone`."""
