@@ -1,0 +1,263 @@
+//! Rows in lanes on AVX2: two registers of eight lanes.
+
+use core::arch::x86_64::*;
+
+use super::{Codebook8, RowLanes};
+use crate::Avx2;
+use crate::lane_bits::count;
+
+/// The two registers of sixteen lanes.
+type Pair = [__m256i; 2];
+
+impl RowLanes for Avx2 {
+    #[inline(always)]
+    fn ints(self, v: Pair) -> Pair {
+        v
+    }
+    #[inline(always)]
+    fn of_ints(self, v: Pair) -> Pair {
+        v
+    }
+    #[inline(always)]
+    fn load_u8(self, x: &[u8; 16]) -> Pair {
+        isa! {
+            let x = _mm_loadu_si128(x.as_ptr().cast());
+            [_mm256_cvtepu8_epi32(x), _mm256_cvtepu8_epi32(_mm_srli_si128::<8>(x))]
+        }
+    }
+    #[inline(always)]
+    fn load_u16(self, x: &[u8; 32]) -> Pair {
+        isa! {
+            let (lo, hi) = (_mm_loadu_si128(x.as_ptr().cast()), _mm_loadu_si128(x[16..].as_ptr().cast()));
+            [_mm256_cvtepu16_epi32(lo), _mm256_cvtepu16_epi32(hi)]
+        }
+    }
+    #[inline(always)]
+    fn bits(self, v: Pair, n: u32, mask: u8) -> Pair {
+        isa! {
+            // bits of the neighbouring byte that come in are masked away
+            let (n, mask) = (count(n), _mm256_set1_epi8(mask as i8));
+            [
+                _mm256_and_si256(_mm256_srl_epi32(v[0], n), mask),
+                _mm256_and_si256(_mm256_srl_epi32(v[1], n), mask),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn sra_i(self, v: Pair, by: u32) -> Pair {
+        isa! {
+            let by = count(by);
+            [_mm256_sra_epi32(v[0], by), _mm256_sra_epi32(v[1], by)]
+        }
+    }
+    #[inline(always)]
+    fn where_bit(self, v: Pair, bit: u32, value: i32) -> Pair {
+        isa! {
+            // the bit moved to the sign, and the sign over the lane
+            let (up, value) = (count(31 - bit), _mm256_set1_epi32(value));
+            let all = [_mm256_srai_epi32::<31>(_mm256_sll_epi32(v[0], up)), _mm256_srai_epi32::<31>(_mm256_sll_epi32(v[1], up))];
+            [_mm256_and_si256(all[0], value), _mm256_and_si256(all[1], value)]
+        }
+    }
+    #[inline(always)]
+    fn float_of_f16(self, v: Pair) -> Self::F {
+        isa! {
+            let low = _mm256_set1_epi32(0xffff);
+            // packs work within 128-bit halves: the permutation puts the groups of four back in order
+            let packed = _mm256_packus_epi32(_mm256_and_si256(v[0], low), _mm256_and_si256(v[1], low));
+            let halves = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
+            [_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(halves))]
+        }
+    }
+    #[inline(always)]
+    fn bit_field(self, v: Pair, from: u32, to: u32, mask: u8) -> Pair {
+        isa! {
+            // bits of the neighbouring byte that come in are masked away
+            let (from, to) = (count(from), count(to));
+            let mask = _mm256_set1_epi8(mask as i8);
+            let low = [
+                _mm256_and_si256(_mm256_srl_epi32(v[0], from), mask),
+                _mm256_and_si256(_mm256_srl_epi32(v[1], from), mask),
+            ];
+            [_mm256_sll_epi32(low[0], to), _mm256_sll_epi32(low[1], to)]
+        }
+    }
+    #[inline(always)]
+    fn spread_bits(self, v: Pair, i: usize, to: u32) -> Pair {
+        isa! {
+            let byte = _mm256_add_epi8(
+                _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12)),
+                _mm256_set1_epi8(i as i8 / 2),
+            );
+            let bit = _mm256_set1_epi32(if i.is_multiple_of(2) { 0x0804_0201 } else { 0x8040_2010_u32 as i32 });
+            let value = _mm256_set1_epi8((1u8 << to) as i8);
+            let mut out = v;
+            for half in &mut out {
+                let v = *half;
+                let set = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(v, byte), bit), bit);
+                *half = _mm256_and_si256(set, value);
+            }
+            out
+        }
+    }
+    #[inline(always)]
+    fn spread_crumbs(self, v: Pair, i: usize) -> Pair {
+        isa! {
+            let down = count(8 * i as u32);
+            let mut out = v;
+            for half in &mut out {
+                let v = *half;
+                let q = _mm256_and_si256(_mm256_srl_epi32(v, down), _mm256_set1_epi32(0xff));
+                let two = _mm256_or_si256(q, _mm256_slli_epi32::<6>(q));
+                *half = _mm256_and_si256(_mm256_or_si256(two, _mm256_slli_epi32::<12>(two)), _mm256_set1_epi8(3));
+            }
+            out
+        }
+    }
+    #[inline(always)]
+    fn pick(self, v: Pair, from: [u8; 4]) -> Pair {
+        isa! {
+            let starts = _mm_setr_epi32(0, 0x0404_0404, 0x0808_0808, 0x0c0c_0c0c);
+            let from = _mm_add_epi8(starts, _mm_set1_epi32(i32::from_le_bytes(from)));
+            let from = _mm256_broadcastsi128_si256(from);
+            [_mm256_shuffle_epi8(v[0], from), _mm256_shuffle_epi8(v[1], from)]
+        }
+    }
+    #[inline(always)]
+    fn byte(self, v: Pair, k: usize) -> Pair {
+        isa! {
+            // zeros where the index is negative
+            let from = _mm_add_epi8(
+                _mm_setr_epi8(0, -1, -1, -1, 4, -1, -1, -1, 8, -1, -1, -1, 12, -1, -1, -1),
+                _mm_and_si128(_mm_set1_epi32(0xff), _mm_set1_epi8(k as i8)),
+            );
+            let from = _mm256_broadcastsi128_si256(from);
+            [_mm256_shuffle_epi8(v[0], from), _mm256_shuffle_epi8(v[1], from)]
+        }
+    }
+    #[inline(always)]
+    fn negate_where_bit(self, v: Pair, bits: Pair, bit: u32) -> Pair {
+        isa! {
+            // the bit moved to the byte's sign
+            let up = count(7 - bit);
+            let mut out = v;
+            for (half, bits) in out.iter_mut().zip(bits) {
+                let v = *half;
+                let all = _mm256_cmpgt_epi8(_mm256_setzero_si256(), _mm256_sll_epi32(bits, up));
+                *half = _mm256_sub_epi8(_mm256_xor_si256(v, all), all);
+            }
+            out
+        }
+    }
+    #[inline(always)]
+    fn with_parity(self, v: Pair) -> Pair {
+        isa! {
+            // bit 7 of the entry: whether the nibble's number of ones is odd
+            let odd = _mm_setr_epi8(0, -128, -128, 0, -128, 0, 0, -128, -128, 0, 0, -128, 0, -128, -128, 0);
+            let (odd, low) = (_mm256_broadcastsi128_si256(odd), _mm256_set1_epi8(15));
+            let mut out = v;
+            for half in &mut out {
+                let v = *half;
+                let v = _mm256_and_si256(v, _mm256_set1_epi8(0x7f));
+                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(v), low);
+                let (a, b) = (_mm256_shuffle_epi8(odd, _mm256_and_si256(v, low)), _mm256_shuffle_epi8(odd, high));
+                *half = _mm256_xor_si256(v, _mm256_xor_si256(a, b));
+            }
+            out
+        }
+    }
+    #[inline(always)]
+    fn trits(self, v: Pair, p: [u8; 4]) -> Pair {
+        isa! {
+            // products of 16 bits have those of the lower bytes below, and of the upper ones if these come down
+            let even = _mm256_set1_epi32(i32::from(p[0]) | i32::from(p[2]) << 16);
+            let odd = _mm256_set1_epi32(i32::from(p[1]) | i32::from(p[3]) << 16);
+            let mut out = v;
+            for half in &mut out {
+                let v = *half;
+                let low = _mm256_and_si256(_mm256_mullo_epi16(v, even), _mm256_set1_epi16(0xff));
+                let high = _mm256_slli_epi16::<8>(_mm256_mullo_epi16(_mm256_srli_epi16::<8>(v), odd));
+                let x = _mm256_or_si256(low, high);
+                let one = _mm256_cmpeq_epi8(_mm256_max_epu8(x, _mm256_set1_epi8(86)), x);
+                let two = _mm256_cmpeq_epi8(_mm256_max_epu8(x, _mm256_set1_epi8(171_u8 as i8)), x);
+                *half = _mm256_sub_epi8(_mm256_setzero_si256(), _mm256_add_epi8(one, two));
+            }
+            out
+        }
+    }
+    #[inline(always)]
+    fn trellis(self, seeds: Pair, multipliers: &[u32; 4]) -> Pair {
+        isa! {
+            let mut out = seeds;
+            for half in &mut out {
+                let seeds = *half;
+                let mut sums = [_mm256_setzero_si256(); 4];
+                for (sum, m) in sums.iter_mut().zip(multipliers) {
+                    let x = _mm256_mullo_epi32(seeds, _mm256_set1_epi32(*m as i32));
+                    let x = _mm256_and_si256(x, _mm256_set1_epi32(0x3f3f_3f3f));
+                    let pairs = _mm256_maddubs_epi16(x, _mm256_set1_epi8(1));
+                    *sum = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+                }
+                // quarters hold the sums of four seeds with one multiplier each: turned round
+                let lo = _mm256_packs_epi32(sums[0], sums[1]);
+                let hi = _mm256_packs_epi32(sums[2], sums[3]);
+                let bytes = _mm256_packus_epi16(lo, hi);
+                let turn = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+                let bytes = _mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(turn));
+                *half = _mm256_sub_epi8(bytes, _mm256_set1_epi8(126));
+            }
+            out
+        }
+    }
+    #[inline(always)]
+    fn codebook_8<const N: usize>(
+        self,
+        book: &Codebook8<N>,
+        low: Pair,
+        high: Pair,
+        signs: Pair,
+    ) -> [Pair; 8] {
+        let (mut lows, mut highs) = ([0; 64], [0; 64]);
+        crate::Isa::store(self, low, &mut lows);
+        crate::Isa::store(self, high, &mut highs);
+        let mut out = [low; 8];
+        for (l, [first, last]) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            for (half, (first, last)) in first.iter_mut().zip(last).enumerate() {
+                // entries of eight rows go from memory into registers two by two; a row of them in memory would have to
+                // be written first, and what is written in parts is slow to read as a whole
+                let mut at = [&book.bytes[0]; 8];
+                for (r, at) in at.iter_mut().enumerate() {
+                    let i = 4 * (8 * half + r) + l;
+                    *at = &book.bytes[(usize::from(lows[i]) | usize::from(highs[i]) << 8) & (N - 1)];
+                }
+                isa! {
+                    let (a, b) = (two_entries(at[0], at[1]), two_entries(at[2], at[3]));
+                    let (c, d) = (two_entries(at[4], at[5]), two_entries(at[6], at[7]));
+                    *first = _mm256_castps_si256(_mm256_set_m128(
+                        _mm_shuffle_ps::<0x88>(c, d),
+                        _mm_shuffle_ps::<0x88>(a, b),
+                    ));
+                    *last = _mm256_castps_si256(_mm256_set_m128(
+                        _mm_shuffle_ps::<0xdd>(c, d),
+                        _mm_shuffle_ps::<0xdd>(a, b),
+                    ));
+                }
+            }
+        }
+        for (i, out) in out.iter_mut().enumerate() {
+            let levels = crate::Isa::or(self, *out, self.spread_bits(signs, i, 2));
+            *out = crate::Isa::lut16(self, book.values.first_chunk().expect("64 values"), levels);
+        }
+        out
+    }
+}
+
+/// Two entries of eight bytes.
+#[inline(always)]
+fn two_entries(a: &u64, b: &u64) -> __m128 {
+    // SAFETY: SSE2 is part of x86-64; eight bytes are read from each.
+    unsafe {
+        let low = _mm_castsi128_ps(_mm_loadl_epi64(std::ptr::from_ref(a).cast()));
+        _mm_castpd_ps(_mm_loadh_pd(_mm_castps_pd(low), std::ptr::from_ref(b).cast()))
+    }
+}

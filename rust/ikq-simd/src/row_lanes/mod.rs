@@ -1,0 +1,129 @@
+//! The vocabulary of rows in lanes: sixteen rows side by side, four bytes of each in a value of 64 bytes.
+//!
+//! Such a value is read as bytes (`B64`: codes of four neighbouring elements per row) or as sixteen integers
+//! (`I`: a word of scales or indices per row); both are the same bits.
+
+#[macro_use]
+mod intrinsics;
+mod avx2;
+mod avx512;
+mod codebook;
+mod scalar;
+#[cfg(test)]
+mod tests;
+
+use crate::{Products, array};
+
+pub use codebook::{Codebook4, Codebook8};
+
+/// Operations on words of sixteen rows.
+pub trait RowLanes: Products {
+    /// The four bytes of each lane as a little-endian integer.
+    fn ints(self, v: Self::B64) -> Self::I;
+    /// The inverse of [`RowLanes::ints`].
+    fn of_ints(self, v: Self::I) -> Self::B64;
+    /// Sixteen bytes, zeros above.
+    fn load_u8(self, x: &[u8; 16]) -> Self::I;
+    /// Sixteen little-endian u16, zeros above.
+    fn load_u16(self, x: &[u8; 32]) -> Self::I;
+    /// `(byte >> n) & mask` of each byte; n is below 8 and `mask` must not reach above the bits that are left
+    /// (`mask <= 0xff >> n`).
+    fn bits(self, v: Self::B64, n: u32, mask: u8) -> Self::B64;
+    /// Every lane shifted right, copies of the sign coming in; `by` is below 32.
+    fn sra_i(self, v: Self::I, by: u32) -> Self::I;
+    /// `value` in lanes whose bit `bit` is set, else 0.
+    fn where_bit(self, v: Self::I, bit: u32, value: i32) -> Self::I;
+    /// The half-precision numbers in the low 16 bits of the lanes, exactly; the upper bits are ignored.
+    fn float_of_f16(self, v: Self::I) -> Self::F;
+    /// `((byte >> from) & mask) << to` of each byte; nothing may be pushed out of it.
+    fn bit_field(self, v: Self::B64, from: u32, to: u32, mask: u8) -> Self::B64;
+    /// Two fields of each byte, one of two values each: the `bits[0]` bits of `low` from bit `from[0]`, and above them the
+    /// `bits[1]` bits of `high` from bit `from[1]`.
+    #[inline(always)]
+    fn two_fields(self, low: Self::B64, high: Self::B64, from: [u32; 2], bits: [u32; 2]) -> Self::B64 {
+        let low = self.bits(low, from[0], (1 << bits[0]) - 1);
+        let high = self.bit_field(high, from[1], bits[0], (1 << bits[1]) - 1);
+        self.of_ints(self.or_i(self.ints(low), self.ints(high)))
+    }
+    /// Byte e of a lane has bit `4 i + e` of the lane as its bit `to`, and no other.
+    fn spread_bits(self, v: Self::I, i: usize, to: u32) -> Self::B64;
+    /// Byte e of a lane is the two bits from bit `8 i + 2 e` of the lane.
+    fn spread_crumbs(self, v: Self::I, i: usize) -> Self::B64;
+    /// Byte e of a lane is byte `from[e]` of the lane.
+    fn pick(self, v: Self::B64, from: [u8; 4]) -> Self::B64;
+    /// Byte `k` of each lane, zeros above.
+    fn byte(self, v: Self::I, k: usize) -> Self::I;
+    /// `-v` in bytes whose bit `bit` is set in `bits`.
+    fn negate_where_bit(self, v: Self::B64, bits: Self::B64, bit: u32) -> Self::B64;
+    /// The low seven bits of each byte, and above them the bit that makes their number even.
+    fn with_parity(self, v: Self::I) -> Self::I;
+    /// A trit of each byte, as ternary formats pack five of them: `((byte * power mod 256) * 3) >> 8`; byte e of a
+    /// lane is taken with `powers[e]`.
+    fn trits(self, v: Self::B64, powers: [u8; 4]) -> Self::B64;
+    /// Values of the KT generator as weights of [`Products::dot4`]: byte e is that of the lane's seed with
+    /// `multipliers[e]`.
+    fn trellis(self, seeds: Self::I, multipliers: &[u32; 4]) -> Self::B64;
+
+    /// `MUL x + ADD` of the `BITS` bits x from bit `from` of each lane, exactly. `BITS` is at most 4.
+    #[inline(always)]
+    fn linear<const BITS: u32, const MUL: i32, const ADD: i32>(self, v: Self::I, from: u32) -> Self::F {
+        let x = self.and_i(self.shr_i(v, from), self.splat_i((1 << BITS) - 1));
+        self.fused_add(self.float_i(x), self.splat_f(MUL as f32), self.splat_f(ADD as f32))
+    }
+
+    /// Values of entries of eight elements: value i has elements `4 i..4 i + 4`, of entry i / 2, whose index has its low
+    /// eight bits in byte i / 2 of `low` and the others in that byte of `high`. The sign of element j is bit j of
+    /// `signs`. Indices must be below `N`.
+    #[inline(always)]
+    fn codebook_8<const N: usize>(
+        self,
+        book: &Codebook8<N>,
+        low: Self::I,
+        high: Self::I,
+        signs: Self::I,
+    ) -> [Self::B64; 8]
+    where
+        Self: crate::Isa,
+    {
+        let (mut lows, mut highs) = ([0; 16], [0; 16]);
+        self.store_i(low, &mut lows);
+        self.store_i(high, &mut highs);
+        let mut rows = [[0; 64]; 16];
+        for (r, row) in rows.iter_mut().enumerate() {
+            let (low, high) = (lows[r].to_le_bytes(), highs[r].to_le_bytes());
+            for (l, entry) in row.as_chunks_mut::<8>().0.iter_mut().take(4).enumerate() {
+                let index = usize::from(low[l]) | usize::from(high[l]) << 8;
+                *entry = book.bytes[index & (N - 1)].to_le_bytes();
+            }
+        }
+        let turned = self.transpose_fours(rows.each_ref());
+        let mut out = [self.splat(0); 8];
+        for (i, out) in out.iter_mut().enumerate() {
+            let levels = self.or(turned[i], self.spread_bits(signs, i, 2));
+            *out = self.lut16(book.values.first_chunk().expect("64 values"), levels);
+        }
+        out
+    }
+
+    /// The same of entries of four elements: value i is of entry `index[i]`.
+    #[inline(always)]
+    fn codebook_4<const N: usize>(
+        self,
+        book: &Codebook4<N>,
+        index: [Self::I; 8],
+        signs: Self::I,
+    ) -> [Self::B64; 8]
+    where
+        Self: crate::Isa,
+    {
+        let mut out = [self.splat(0); 8];
+        for (i, (out, index)) in out.iter_mut().zip(index).enumerate() {
+            let mut at = [0; 16];
+            self.store_i(index, &mut at);
+            let levels = self.gather_u32(&book.bytes, array(|r| at[r] as u32));
+            let levels = self.or(levels, self.spread_bits(signs, i, 3));
+            *out = self.lut16(book.values.first_chunk().expect("64 values"), levels);
+        }
+        out
+    }
+}
