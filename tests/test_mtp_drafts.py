@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_models import Core
-from test_speculation import SpeculativeFake, hidden_after, logits_after, prompt, text_of, tokens_of
+from fake_models import Core, hidden_after, logits_after, text_of
+from speculation_fakes import SpeculativeFake, prompt, tokens_of
 
 import ikq
 from ikq.generate import Generation
