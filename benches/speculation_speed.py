@@ -4,8 +4,9 @@
     python benches/speculation_speed.py -m model.gguf --draft-model small.gguf --mtp -p prompt.txt
 
 Two texts: greedy ones, which are easy to draft, and sampled ones of a high temperature, which nothing drafts: those
-show what trying costs (bound: 0.98). Medians of `--repeat` rounds, each of one text per way to draft; the time of
-the prompt is left out. Texts are compared: they must be the same.
+show what trying costs (bound: 0.98). Each of `--repeat` rounds has one text per way to draft, the ways in another order
+each time; speeds and their ratios to the same round's text without drafts are medians. The time of the prompt is left
+out. Texts are compared: they must be the same.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def main() -> int:
             counts = dict.fromkeys(ways, (0, 0))
             for seed in range(args.repeat):
                 texts = []
-                for way, drafts in ways.items():
+                order = list(ways.items())
+                for way, drafts in order[seed % len(order) :] + order[: seed % len(order)]:
                     speed, text, stats = measured(
                         model, prompt, options | drafts | {"max_tokens": args.n, "seed": seed}
                     )
@@ -69,11 +71,16 @@ def main() -> int:
                     texts.append(text)
                     counts[way] = (counts[way][0] + stats.n_drafted, counts[way][1] + stats.n_accepted)
                 assert all(text == texts[0] for text in texts), "drafts have changed a text"
-            plain = statistics.median(speeds["plain"])
             for way in ways:
                 speed, (n_drafted, n_accepted) = statistics.median(speeds[way]), counts[way]
+                ratios = [
+                    with_drafts / plain
+                    for with_drafts, plain in zip(speeds[way], speeds["plain"], strict=True)
+                ]
                 rate = f"{n_accepted / n_drafted:.2f} of {n_drafted}" if n_drafted else "nothing drafted"
-                print(f"{name:8} {way:12} {speed:8.2f} tokens/s  {speed / plain:5.3f}  accepted {rate}")
+                print(
+                    f"{name:8} {way:12} {speed:8.2f} tokens/s  {statistics.median(ratios):5.3f}  accepted {rate}"
+                )
     return 0
 
 

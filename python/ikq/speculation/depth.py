@@ -149,9 +149,9 @@ class AdaptiveDepth:
         after: That of an earlier text, whose experience is the start.
     """
 
-    # What a round without a draft adds to the account, as a share of its time; the deposit, and the most that
-    # it holds, in such rounds.
-    _SHARE, _DEPOSIT, _MOST = 0.012, 1.0, 8.0
+    # What a round without a draft adds to the account, as a share of its time; the deposit, the most that
+    # it holds, and the most that a text owes at its start, in such rounds.
+    _SHARE, _DEPOSIT, _MOST, _DEBT = 0.012, 1.0, 8.0, 1.0
     # Of acceptance before anything is known, and how many tokens that is worth. What is known fades.
     _PRIOR, _WEIGHT, _FADES = 0.75, 3.0, 0.97
     # What an earlier text's experience is worth in tokens.
@@ -178,7 +178,7 @@ class AdaptiveDepth:
         self._deepest = 0
         self._wait = self._WAITS[0]
         if after is not None:
-            self._account = min(self._account, max(0.0, after._account))
+            self._account = min(self._account, max(-self._DEBT, after._account))
             self._deepest = after._deepest
             self._wait = max(self._wait, after._wait // 2)
             for i, (tried, accepted) in enumerate(zip(after._tried[:n_max], after._accepted, strict=False)):
@@ -261,6 +261,8 @@ class AdaptiveDepth:
             # looking for a draft in vain is paid for, too
             gain = self._SHARE - (draft_seconds + read_seconds) / plain
             self._waited += 1
+            if gain < -self._SHARE:
+                self._wait = min(2 * self._wait, self._WAITS[1])
         self._account = max(-self._MOST, min(self._MOST, self._account + gain))
 
     def _learn(self, n_drafted: int, n_accepted: int, gain: float) -> None:

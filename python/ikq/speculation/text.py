@@ -75,7 +75,8 @@ class TextSpeculation:
         if n > 0:
             draft = yield from self.drafter.propose(tokens, n)
             seconds = time.perf_counter() - begun
-            self.draft_times.add(len(draft), seconds)
+            # finding that there is nothing to draft takes as long as a draft of one token
+            self.draft_times.add(max(1, len(draft)), seconds)
             self._seconds = seconds, begun - start
             draft = draft[: self.n_allowed(draft)]
         return draft if len(draft) >= self._n_min else []
