@@ -20,7 +20,7 @@ from model_files import path
 from serving import GREEDY, TINY, ask, engine, pieces, serving
 
 import ikq
-from ikq.serve.models import find_models
+from ikq.serve.folder import find_models
 from ikq.serve.security import read_keys
 from ikq.speculation.options import Speculation
 

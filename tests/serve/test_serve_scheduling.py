@@ -287,10 +287,21 @@ def test_clients_take_turns():
         queue.add("much", f"much{i}")
     queue.add("little", "little")
     assert [queue.pop() for _ in range(3)] == ["much0", "little", "much1"]
-    queue.put_back("much", "back")
-    assert queue.peek() == "back"
-    assert queue.remove(lambda x: x != "much3") == ["back", "much2", "much4"]
+    assert queue.peek() == "much2"
+    assert queue.remove(lambda x: x != "much3") == ["much2", "much4"]
     assert list(queue) == ["much3"]
+
+
+def test_requests_of_a_client_take_turns():
+    queue = FairQueue()
+    for i in range(4):
+        queue.add("a", f"many{i}", 1)
+    queue.add("a", "one", 2)
+    queue.add("b", "other", 3)
+    assert [queue.pop() for _ in range(4)] == ["many0", "other", "one", "many1"]
+    assert (len(queue), queue.peek()) == (2, "many2")
+    assert queue.remove(lambda x: x == "many2") == ["many2"]
+    assert [queue.pop(), len(queue)] == ["many3", 0]
 
 
 def test_short_prompts_are_read_first_and_long_ones_are_not_forgotten():
