@@ -258,11 +258,11 @@ class Process:
     def ask(self, *args, **kwargs):
         return ask(self.server, *args, **kwargs)
 
-    def end(self, *how):
+    def end(self, *how, gap=0.3):
         """Sends signals one after another; the exit code, and what it wrote."""
         for signal_ in how:
-            self.process.send_signal(signal_)
-            time.sleep(0.3)
+            self.process.send_signal(signal_)  # nothing if it has ended
+            time.sleep(gap)
         code = self.process.wait(240)
         self.reader.join()
         self.process.stderr.close()
@@ -333,6 +333,16 @@ def test_signals(signals, code):
     assert exit_code == code
     if code == 0:
         assert pieces(found[0][1])[-1] == "[DONE]"
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.02, 0.1])
+def test_signals_that_follow_quickly(gap):
+    process = Process()
+    code, text = process.end(signal.SIGINT, signal.SIGINT, signal.SIGINT, gap=gap)
+    assert "Traceback" not in text
+    assert "Exception" not in text
+    # nothing was to be completed: it may have ended before the next one came
+    assert code in (0, 130)
 
 
 def test_requests_that_are_not_over_when_the_grace_is():
