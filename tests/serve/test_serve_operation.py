@@ -182,10 +182,15 @@ def test_models_are_loaded_and_let_go(folder):
         assert server.ask("/models/unload", {"model": "tiny"}) == (200, {"success": True})
         assert loaded() == []
         assert server.ask("/models/unload", {"model": "tiny"})[0] == 400
-        # a file that goes away is no reason to say nothing of the others
+        # files that go away are listed no more; they may all go
         (folder / "broken.gguf").unlink()
-        assert len(server.ask("/v1/models")[1]["data"]) == 3
-        assert server.ask("/v1/completions", {"model": "broken", "prompt": "x"})[0] == 422
+        assert server.ask("/v1/completions", {"model": "broken", "prompt": "x"})[0] == 404
+        assert [m["id"] for m in server.ask("/v1/models")[1]["data"]] == ["inner/qwen3", "tiny"]
+        shutil.rmtree(folder)
+        assert server.ask("/v1/models") == (
+            200,
+            {"object": "list", "data": [], "has_more": False, "first_id": None, "last_id": None},
+        )
 
 
 def test_names_of_split_sets(tmp_path):

