@@ -340,7 +340,7 @@ def test_signals(signals, code):
         assert pieces(found[0][1])[-1] == "[DONE]"
 
 
-@pytest.mark.parametrize("gap", [0.0, 0.02, 0.1])
+@pytest.mark.parametrize("gap", [0.0, 0.05])
 def test_signals_that_follow_quickly(gap):
     process = Process()
     code, text = process.end(signal.SIGINT, signal.SIGINT, signal.SIGINT, gap=gap)

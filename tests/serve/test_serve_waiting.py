@@ -13,8 +13,9 @@ from serving import GREEDY, TINY, address, engine, serving
 
 import ikq.serve.server as module
 
-# some seconds of work
-TEXTS = [" ".join(f"{i} import os" for _ in range(50)) for i in range(1000)]
+# some seconds of work for a model that reads a few tokens at a time
+TEXTS = [" ".join(f"{i} import os" for _ in range(50)) for i in range(200)]
+FEW = {"n_ubatch": 8}
 
 
 def until(condition, seconds=20):
@@ -162,7 +163,7 @@ def test_a_server_of_a_folder_starts_again(folder):
 
 
 def test_embeddings_of_a_client_that_goes_away():
-    with serving(n_ctx=512, parallel=1, queue=1) as server:
+    with serving(n_ctx=512, parallel=1, queue=1, load=FEW) as server:
         big = begun(server, "/v1/embeddings", {"input": TEXTS})
         until(lambda: engine(server).n_wanted == 1)
         # one text of another request is not held up by all of these
@@ -183,7 +184,7 @@ def test_embeddings_of_a_client_that_goes_away():
 
 
 def test_embeddings_that_take_too_long():
-    with serving(n_ctx=512, timeout=0.5) as server:
+    with serving(n_ctx=512, timeout=0.5, load=FEW) as server:
         status, reply = server.ask("/v1/embeddings", {"input": TEXTS})
         assert (status, "--timeout" in reply["error"]["message"]) == (408, True)
         until(lambda: engine(server).n_wanted == 0, 5)
