@@ -22,6 +22,8 @@ from serving import GREEDY, TINY, ask, engine, pieces, serving
 import ikq
 from ikq.serve.folder import find_models
 from ikq.serve.security import read_keys
+from ikq.serve.settings import Settings
+from ikq.serve.starting import check_start
 from ikq.speculation.options import Speculation
 
 PROMPT = {"prompt": "import os\n" * 60, "max_tokens": 4, **GREEDY}
@@ -191,6 +193,16 @@ def test_models_are_loaded_and_let_go(folder):
             200,
             {"object": "list", "data": [], "has_more": False, "first_id": None, "last_id": None},
         )
+
+
+def test_slots_that_a_killed_server_was_writing(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for name in ("a", f"a.{gone.pid}.partial", f"b.{os.getpid()}.partial", "c.1.partial", "d.partial"):
+        (tmp_path / name).write_bytes(b"x")
+    check_start(Settings(slot_dir=tmp_path))
+    # the first process runs always, and may be another server
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "c.1.partial", "d.partial"]
 
 
 def test_names_of_split_sets(tmp_path):
