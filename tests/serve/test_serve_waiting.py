@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import json
 import shutil
 import threading
 import time
+import weakref
 
 import pytest
 from serving import GREEDY, TINY, address, engine, serving
@@ -146,6 +148,21 @@ def test_two_models_in_one_place(folder):
     texts = {i: reply["choices"][0]["text"] for i, (_, reply) in found.items()}
     assert all(texts[i] == texts[i % 4] for i in texts)
     assert all(found[i][1]["model"] == "ab"[i % 2] for i in found)
+
+
+def test_a_model_that_goes_leaves_nothing(folder):
+    with serving(folder, n_ctx=256) as server:
+        body = {"model": "a", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+        assert server.ask("/v1/chat/completions", body)[0] == 200
+        (loaded,) = server.models.loaded
+        vocabulary = weakref.ref(loaded.model.tokenizer)
+        del loaded
+        gc.disable()  # what is in cycles waits for nobody else
+        try:
+            assert server.ask("/models/unload", {"model": "a"})[0] == 200
+            until(lambda: vocabulary() is None, 5)
+        finally:
+            gc.enable()
 
 
 def test_a_server_of_a_folder_starts_again(folder):

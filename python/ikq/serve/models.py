@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -344,6 +345,9 @@ class Models:
         self._stamps.pop(name, None)
         LOG.info("unloading %s", name)
         await asyncio.to_thread(model.close)
+        del model
+        # vocabularies are large, and in cycles: the next model shall not come on top of them
+        await asyncio.to_thread(gc.collect)
 
 
 def _told(name: str, error: BaseException) -> ServiceError:
