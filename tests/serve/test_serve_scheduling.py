@@ -281,6 +281,29 @@ def test_texts_wait_when_memory_is_short_and_are_the_same():
     assert found == expected
 
 
+def test_a_panic_of_the_core_ends_what_it_met_and_nothing_else():
+    """It is no `Exception`; the engine's thread survives it, and what clients hear says nothing of it."""
+
+    class Panic(BaseException):
+        pass
+
+    with serving(n_ctx=512) as server:
+        (loaded,) = server.models.loaded
+        step = loaded.model.step
+
+        def panicking(entries):
+            raise Panic("index out of bounds")
+
+        loaded.model.step = panicking
+        body = {"prompt": "import", "max_tokens": 4, "n": 2}
+        for path_, body_ in (("/v1/completions", body), ("/v1/embeddings", {"input": "import"})):
+            status, reply = server.ask(path_, body_)
+            assert (status, "bounds" in str(reply)) == (500, False), path_
+        assert engine(server).n_wanted == 0
+        loaded.model.step = step
+        complete(server, "import", max_tokens=4)
+
+
 def test_clients_take_turns():
     queue = FairQueue()
     for i in range(5):
