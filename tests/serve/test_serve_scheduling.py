@@ -281,16 +281,50 @@ def test_texts_wait_when_memory_is_short_and_are_the_same():
     assert found == expected
 
 
+def test_a_panic_of_the_core_ends_what_it_met_and_nothing_else():
+    """It is no `Exception`; the engine's thread survives it, and what clients hear says nothing of it."""
+
+    class Panic(BaseException):
+        pass
+
+    with serving(n_ctx=512) as server:
+        (loaded,) = server.models.loaded
+        step = loaded.model.step
+
+        def panicking(entries):
+            raise Panic("index out of bounds")
+
+        loaded.model.step = panicking
+        body = {"prompt": "import", "max_tokens": 4, "n": 2}
+        for path_, body_ in (("/v1/completions", body), ("/v1/embeddings", {"input": "import"})):
+            status, reply = server.ask(path_, body_)
+            assert (status, "bounds" in str(reply)) == (500, False), path_
+        assert engine(server).n_wanted == 0
+        loaded.model.step = step
+        complete(server, "import", max_tokens=4)
+
+
 def test_clients_take_turns():
     queue = FairQueue()
     for i in range(5):
         queue.add("much", f"much{i}")
     queue.add("little", "little")
     assert [queue.pop() for _ in range(3)] == ["much0", "little", "much1"]
-    queue.put_back("much", "back")
-    assert queue.peek() == "back"
-    assert queue.remove(lambda x: x != "much3") == ["back", "much2", "much4"]
+    assert queue.peek() == "much2"
+    assert queue.remove(lambda x: x != "much3") == ["much2", "much4"]
     assert list(queue) == ["much3"]
+
+
+def test_requests_of_a_client_take_turns():
+    queue = FairQueue()
+    for i in range(4):
+        queue.add("a", f"many{i}", 1)
+    queue.add("a", "one", 2)
+    queue.add("b", "other", 3)
+    assert [queue.pop() for _ in range(4)] == ["many0", "other", "one", "many1"]
+    assert (len(queue), queue.peek()) == (2, "many2")
+    assert queue.remove(lambda x: x == "many2") == ["many2"]
+    assert [queue.pop(), len(queue)] == ["many3", 0]
 
 
 def test_short_prompts_are_read_first_and_long_ones_are_not_forgotten():

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import ikq
+from ikq import cli
 from ikq.chat import CHATML
 from ikq.cli.llama_server_options import add_llama_server
 from ikq.cli.model_options import add_ignored, add_loading, load_options, print_ignored
@@ -194,16 +201,41 @@ def run(args: argparse.Namespace) -> int:
     if args.model is not None:
         with ikq.GGUFReader(args.model) as reader:
             check_files(args, reader)
+    alias = _alias(args)
     _start_log(args.log_file)
-    server = ikq.Server(
-        args.model or args.models_dir,
-        settings,
-        name=_alias(args),
-        load_options=options,
-        speculation=speculation,
-    )
-    server.run()
+    with _ending_at_once():
+        server = ikq.Server(
+            args.model or args.models_dir,
+            settings,
+            name=alias,
+            load_options=options,
+            speculation=speculation,
+        )
+        server.run()
     return 0
+
+
+@contextlib.contextmanager
+def _ending_at_once() -> Iterator[None]:
+    """Ctrl-C ends the process where the server does not take it: while it loads, and when it has ended.
+
+    Python's own way shows tracebacks to those who press it twice. An error gives that back.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        # files are written whole or not at all
+        os.write(2, b"error: interrupted\n")
+        os._exit(cli.INTERRUPTED)
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    except BaseException:
+        signal.signal(signal.SIGINT, before)
+        raise
 
 
 def _settings(args: argparse.Namespace) -> Settings:

@@ -79,7 +79,7 @@ class _Answering:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        record = Record(scope["method"], scope["path"], client_of(request))
+        record = Record(scope["method"], scope["path"], client_of(request, self._settings.api_keys))
         token = CURRENT.set(record)
         try:
             response = await self._response(request, record)
@@ -105,8 +105,6 @@ class _Answering:
             if endpoint.body is not None:
                 body = check(endpoint.body, await read_json(request, settings.max_body))
             call = Call(service=self._service, settings=settings, body=body, request=request)
-            if endpoint.body is None:
-                return await endpoint.handle(call)
             response = await while_connected(request.receive, self._prepared(call))
         except ServiceError as error:
             return _refusal(endpoint.errors, error, record)
@@ -159,7 +157,8 @@ def _lost(
         else:
             sentence = f"there is nothing at {path}"
         refused = ServiceError(_KINDS.get(error.status_code, "invalid_request"), sentence)
-        record = Record(request.method, path, client_of(request), error.status_code, error=sentence)
+        client = client_of(request, settings.api_keys)
+        record = Record(request.method, path, client, error.status_code, error=sentence)
         if settings.access_log:
             log(record, as_json=settings.log_json)
         return JSONResponse(form.body(refused), status_code=error.status_code, headers=error.headers)

@@ -13,10 +13,11 @@ from typing import Any, TypeAlias
 
 from ikq.errors import FormatError, IkqError, RefusedError
 from ikq.model import Model
+from ikq.serve.asking import Asker
 from ikq.serve.counters import Counters
 from ikq.serve.errors import ServiceError
 from ikq.serve.events import Event
-from ikq.serve.jobs import Chore, Job
+from ikq.serve.jobs import Chore, Errand, Job
 from ikq.serve.prefixes import PrefixCache
 from ikq.serve.queueing import FairQueue
 from ikq.serve.request_log import LOG
@@ -46,7 +47,7 @@ class Engine:
     Args:
         model: The model. Nobody else may use it while the engine runs.
         n_slots: Most texts at a time.
-        n_queue: Most texts that wait.
+        n_queue: Most texts that wait; a chore counts as one.
         budget: Bytes that caches may take, those of texts and those that are kept for others together.
 
     Attributes:
@@ -70,11 +71,11 @@ class Engine:
         self._waiting = FairQueue[Job]()
         # texts that had to make room; they go on first
         self._paused: deque[Text] = deque()
-        self._chores: deque[tuple[Chore, Future[Any]]] = deque()
+        self._errands = FairQueue[Errand]()
         # of other threads
         self._news = threading.Condition()
         self._new_jobs: list[Job] = []
-        self._new_chores: list[tuple[Chore, Future[Any]]] = []
+        self._new_errands: list[Errand] = []
         self._n_wanted = 0
         self._closes = False
         self._accepts = True
@@ -89,19 +90,8 @@ class Engine:
             ServiceError: too many are waiting, or the engine closes.
         """
         with self._news:
-            if not self._accepts:
-                raise ServiceError("unavailable", "the server is shutting down")
-            if self._n_wanted + job.n > len(self.slots) + self._n_queue:
-                self.counters.n_refused += 1
-                raise ServiceError(
-                    "overloaded",
-                    f"{self._n_wanted} texts are being computed or waiting, which is as many as the server "
-                    "takes (--parallel, --queue); try again later",
-                    retry_after=self.counters.seconds_per_text(len(self.slots)),
-                )
-            self._n_wanted += job.n
+            self._admit(job.n)
             self._new_jobs.append(job)
-            self._news.notify()
 
     def cancel(self, job: Job) -> None:
         """Ends a job that nobody wants any more."""
@@ -109,31 +99,57 @@ class Engine:
         with self._news:
             self._news.notify()
 
-    def do(self, chore: Chore) -> Future[Any]:
-        """Has something done in the engine's thread; what it returns or raises is the future's."""
-        future: Future[Any] = Future()
-        with self._news:
-            if self._closes:
-                future.set_exception(ServiceError("unavailable", "the server is shutting down"))
-            else:
-                self._new_chores.append((chore, future))
-                self._news.notify()
-        return future
+    def do(self, chore: Chore, asker: Asker | None = None) -> Future[Any]:
+        """Has something done in the engine's thread; what it returns or raises is the future's.
+
+        Those who ask take turns, part by part. A chore that cannot be taken is closed.
+
+        Args:
+            chore: See there.
+            asker: Who waits for it; `None`: somebody who has time.
+
+        Raises:
+            ServiceError: as `submit`.
+        """
+        errand = Errand(chore, asker or Asker())
+        try:
+            with self._news:
+                self._admit(1)
+                self._new_errands.append(errand)
+        except ServiceError:
+            chore.close()
+            raise
+        errand.future.add_done_callback(self._count_errand)
+        return errand.future
+
+    def _admit(self, n: int) -> None:
+        """Counts what wants to come in.
+
+        Raises:
+            ServiceError: as `submit`.
+        """
+        if not self._accepts:
+            raise ServiceError("unavailable", "the server is shutting down")
+        if self._n_wanted + n > len(self.slots) + self._n_queue:
+            self.counters.n_refused += 1
+            raise ServiceError(
+                "overloaded",
+                f"{self._n_wanted} texts are being computed or waiting, which is as many as the server "
+                "takes (--parallel, --queue); try again later",
+                retry_after=self.counters.seconds_per_text(len(self.slots)),
+            )
+        self._n_wanted += n
+        self._news.notify()
 
     @property
     def n_wanted(self) -> int:
-        """Texts that are being computed or waiting."""
+        """Texts and chores that are being computed or waiting."""
         return self._n_wanted
 
     @property
     def n_running(self) -> int:
         """Texts that are being computed."""
         return len(self._running)
-
-    def refuse_new(self) -> None:
-        """Takes no job from now on; those that it has go on."""
-        with self._news:
-            self._accepts = False
 
     def close(self) -> None:
         """Ends all jobs, and the thread; waits for it. The model stays open."""
@@ -146,53 +162,64 @@ class Engine:
     # in the engine's thread
 
     def _run(self) -> None:
-        while True:
-            with self._news:
-                if not (self._new_jobs or self._new_chores or self._closes) and not self._has_work():
-                    self._news.wait(self._nap())
-                jobs, self._new_jobs = self._new_jobs, []
-                chores, self._new_chores = self._new_chores, []
-                closes = self._closes
-            for job in jobs:
-                self._waiting.add(job.client, job)
-            self._chores += chores
-            if closes:
-                break
+        while not self._take_news():
             try:
                 self._drop_unwanted()
                 self._let_in()
                 self._step()
-                self._do_chore()
-            except Exception as error:
+            except BaseException as error:  # a panic of the core is no `Exception`
                 # nobody knows what state texts are in; those who come later shall not suffer
                 LOG.exception("error in the engine")
-                for job in {*self._jobs.values(), *self._waiting}:
-                    self._end(job, _told(error))
+                self._end_all(_told(error))
+            self._do_errand()
             self._hand_out()
         end = ServiceError("unavailable", "the server is shutting down")
-        for job in {*self._jobs.values(), *self._waiting}:
-            self._end(job, end)
-        for chore, future in self._chores:
-            chore.close()
-            future.set_exception(end)
+        self._end_all(end)
+        for errand in list(self._errands):
+            self._end_errand(errand, end)
         self._hand_out()
 
+    def _take_news(self) -> bool:
+        """Takes what others have said, and sleeps without work; whether it is to end."""
+        with self._news:
+            if not (self._new_jobs or self._new_errands or self._closes) and not self._has_work():
+                self._news.wait(self._nap())
+            jobs, self._new_jobs = self._new_jobs, []
+            errands, self._new_errands = self._new_errands, []
+            closes = self._closes
+        for job in jobs:
+            self._waiting.add(job.asker.client, job, job.asker.request)
+        for errand in errands:
+            self._errands.add(errand.asker.client, errand, errand.asker.request)
+        return closes
+
     def _has_work(self) -> bool:
-        return bool(self._running or self._paused or self._chores)
+        return bool(self._running or self._paused or len(self._errands))
 
     def _nap(self) -> float:
         """Seconds to sleep without work: until somebody who waits runs out of time."""
-        return min([_NAP, *(max(0.0, job.deadline - time.perf_counter()) for job in self._waiting)])
+        now = time.perf_counter()
+        return min([_NAP, *(max(0.0, job.asker.deadline - now) for job in self._waiting)])
+
+    def _all_jobs(self) -> list[Job]:
+        """Jobs that are not over, each once."""
+        return list(dict.fromkeys([*self._jobs.values(), *self._waiting]))
 
     def _drop_unwanted(self) -> None:
-        """Ends jobs that were cancelled or are out of time."""
-        now = time.perf_counter()
-        for job in {*self._jobs.values(), *self._waiting}:
+        """Ends what was cancelled or is out of time."""
+        for job in self._all_jobs():
             if job.is_cancelled:
                 self.counters.n_cancelled += 1
                 self._end(job, None)
-            elif job.deadline < now:
-                self._end(job, ServiceError("timeout", job.too_late))
+            elif job.asker.is_late:
+                self._end(job, job.asker.error())
+        for errand in [e for e in self._errands if e.is_unwanted]:
+            self._end_errand(errand, errand.asker.error())
+
+    def _end_all(self, error: ServiceError) -> None:
+        """Ends all jobs."""
+        for job in self._all_jobs():
+            self._end(job, error)
 
     def _let_in(self) -> None:
         """Gives free slots to texts that wait."""
@@ -209,9 +236,9 @@ class Engine:
             except Exception as error:
                 self._end(job, _told(error))
                 continue
-            if job.n_unmade:
-                self._waiting.put_back(job.client, job)
             self._jobs[text.work] = job
+            if job.n_unmade:  # others come first
+                self._waiting.add(job.asker.client, job, job.asker.request)
             text.begun = time.perf_counter()
             self._say(job, text.begin())
             if text.is_over:
@@ -245,8 +272,8 @@ class Engine:
 
     def _note(self, text: Text, outcome: Outcome) -> None:
         """What a step gave to a text."""
-        job = self._jobs[text.work]
-        if isinstance(outcome, int):
+        job = self._jobs.get(text.work)
+        if job is None or isinstance(outcome, int):  # another text of the same step has ended the job
             return
         if isinstance(outcome, Exception):
             self._end(job, _told(outcome))
@@ -287,9 +314,12 @@ class Engine:
         elif text in self._paused:
             self._paused.remove(text)
         tokens = list(work.tokens)
-        self._steps.leave(work)
-        if work.sequence is not None:  # it shares nothing
-            work.sequence.close()
+        try:
+            self._steps.leave(work)
+            if work.sequence is not None:  # it shares nothing
+                work.sequence.close()
+        except BaseException:  # a panic as well: the text is over all the same
+            LOG.exception("what was computed of a text cannot be kept")
         self.slots.remember(text, tokens)
         self.counters.count_text(text)
         job.count()
@@ -305,9 +335,9 @@ class Engine:
         """
         for text in [t for t in job.texts if t.work in self._jobs]:
             self._leave(text)
-        if self._waiting.remove(lambda other: other is job) or job.n_unmade:
-            with self._news:
-                self._n_wanted -= job.n_unmade
+        self._waiting.remove(lambda other: other is job)
+        with self._news:
+            self._n_wanted -= job.n_unmade
         self._outbox.append((job, [], error or ServiceError("unavailable", "nobody wanted the rest")))
 
     def _make_room(self) -> None:
@@ -323,22 +353,26 @@ class Engine:
             self._paused.appendleft(text)
             self.counters.n_paused += 1
 
-    def _do_chore(self) -> None:
+    def _do_errand(self) -> None:
         """Does a part of what is to be done beside texts."""
-        if not self._chores:
+        if not len(self._errands):
             return
-        chore, future = self._chores.popleft()
-        if future.cancelled():
-            chore.close()
-            return
+        errand = self._errands.pop()
+        if not errand.do_part(_told):
+            self._errands.add(errand.asker.client, errand, errand.asker.request)
+
+    def _end_errand(self, errand: Errand, error: ServiceError) -> None:
+        """Ends a chore before its time."""
+        self._errands.remove(lambda other: other is errand)
         try:
-            next(chore)
-        except StopIteration as done:
-            future.set_result(done.value)
-        except BaseException as error:
-            future.set_exception(_told(error) if isinstance(error, Exception) else error)
-        else:
-            self._chores.append((chore, future))
+            errand.end(error)
+        except Exception:
+            LOG.exception("a chore could not be ended")
+
+    def _count_errand(self, future: Future[Any]) -> None:
+        """A chore is over, or nobody wants it any more; in any thread."""
+        with self._news:
+            self._n_wanted -= 1
 
     def _hand_out(self) -> None:
         """Gives events to those who wait for them."""
@@ -354,7 +388,10 @@ class Engine:
 def _deliver(all_news: list[_News]) -> None:
     """Gives events to those who wait, in the thread of their loop."""
     for job, events, error in all_news:
-        job.sink(events, error)
+        try:
+            job.sink(events, error)
+        except Exception:
+            LOG.exception("a request could not be told")
 
 
 def shortest_first(prompts: list[Prompt], room: int) -> Iterable[tuple[Prompt, int]]:
@@ -382,7 +419,7 @@ def _can_pause(text: Text) -> bool:
     return text.plan.shares and (speculation is None or not speculation.drafter.needs_hidden)
 
 
-def _told(error: Exception) -> ServiceError:
+def _told(error: BaseException) -> ServiceError:
     """What clients hear of an error."""
     if isinstance(error, ServiceError):
         return error

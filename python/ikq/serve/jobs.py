@@ -3,22 +3,76 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Generator
+from concurrent.futures import Future, InvalidStateError
 from typing import Any, TypeAlias
 
 from ikq.sequence import Sequence
+from ikq.serve.asking import Asker
 from ikq.serve.errors import ServiceError
 from ikq.serve.events import Event, Usage
 from ikq.serve.text import Text, TextPlan
 
-__all__ = ["Chore", "Job", "Sink"]
+__all__ = ["Chore", "Errand", "Job", "Sink"]
 
 Sink: TypeAlias = Callable[[list[Event], ServiceError | None], None]
 """Takes events of a job, and why the rest does not come."""
 
 Chore: TypeAlias = Generator[None, None, Any]
 """Work on the model beside texts, in parts between which steps come."""
+
+
+class Errand:
+    """A chore that somebody waits for.
+
+    Attributes:
+        asker: Whose it is.
+        future: What comes of it. Whoever waits may cancel it at any time.
+
+    Args:
+        chore: See there.
+        asker: See there.
+    """
+
+    def __init__(self, chore: Chore, asker: Asker) -> None:
+        self.asker = asker
+        self.future: Future[Any] = Future()
+        self._chore = chore
+
+    @property
+    def is_unwanted(self) -> bool:
+        """Whether nobody waits for it, or no longer."""
+        return self.future.cancelled() or self.asker.is_late
+
+    def do_part(self, told: Callable[[BaseException], Exception]) -> bool:
+        """Does the next part of it; whether that was the last one.
+
+        Args:
+            told: What whoever waits hears of an error.
+        """
+        try:
+            next(self._chore)
+        except StopIteration as done:
+            with contextlib.suppress(InvalidStateError):  # cancelled meanwhile
+                self.future.set_result(done.value)
+        except BaseException as error:
+            self._fail(told(error))
+        else:
+            return False
+        return True
+
+    def end(self, error: Exception) -> None:
+        """Ends it before its time."""
+        try:
+            self._chore.close()
+        finally:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        with contextlib.suppress(InvalidStateError):  # cancelled meanwhile
+            self.future.set_exception(error)
 
 
 class Job:
@@ -28,10 +82,8 @@ class Job:
         plan: The request made ready.
         texts: The texts in the making; made when the first one begins.
         usage: Tokens and seconds, kept up to date by the engine.
-        client: Whose it is.
-        arrived: When it came.
-        deadline: When it ends as an error.
-        too_late: What the error says.
+        asker: Whose it is.
+        arrived: When the engine took it.
         is_cancelled: Nobody wants it any more.
 
     Args:
@@ -39,9 +91,7 @@ class Job:
         n: How many texts.
         loop: The event loop in which somebody waits for it.
         sink: Takes what comes of it, in that loop's thread.
-        client: See there.
-        seconds: Time until the deadline; `None`: there is none.
-        too_late: See there.
+        asker: See there.
     """
 
     def __init__(
@@ -50,22 +100,17 @@ class Job:
         n: int,
         loop: asyncio.AbstractEventLoop,
         sink: Sink,
-        client: str,
-        seconds: float | None,
-        too_late: str = "",
+        asker: Asker,
     ) -> None:
         self.plan = plan
         self.loop = loop
         self.n = n
         self.sink = sink
-        self.client = client
+        self.asker = asker
         self.arrived = time.perf_counter()
-        self.deadline = float("inf") if seconds is None else self.arrived + seconds
-        self.too_late = too_late
         self.usage = Usage(n_prompt=len(plan.tokens))
         self.texts: list[Text] = []
         self.is_cancelled = False
-        self._finished_seconds: float | None = None
 
     def next_text(self, new_sequence: Callable[[], Sequence]) -> Text:
         """Makes the next text."""

@@ -231,6 +231,15 @@ class LoadedModel:
 
     # chores: in the engine's thread
 
+    def embeddings(
+        self, texts: Sequence[list[int]], pooling: Pooling
+    ) -> Generator[None, None, list[NDArray[np.float32]]]:
+        """The embedding of each text, one after the other."""
+        found = []
+        for tokens in texts:
+            found.append((yield from self.embedding(tokens, pooling)))
+        return found
+
     def embedding(self, tokens: list[int], pooling: Pooling) -> Generator[None, None, NDArray[np.float32]]:
         """The embedding of a text, computed in parts between which steps come; float32 `(n_embd,)`."""
         total: NDArray[np.float64] | None = None

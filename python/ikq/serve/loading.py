@@ -59,7 +59,13 @@ def load_model(
     loaded = LoadedModel(name, path, model, engine, int(time.time()), speculation)
     if settings.prefix_dir is not None:
         loaded.prefix_dir = folder_of(settings.prefix_dir, path)
-        n = engine.do(load_prefixes(model, engine.prefixes, loaded.prefix_dir)).result()
+        try:
+            n = engine.do(load_prefixes(model, engine.prefixes, loaded.prefix_dir)).result()
+        except BaseException:
+            engine.close()
+            engine.prefixes.clear()
+            model.close()
+            raise
         LOG.info("found %d texts of %s in %s", n, name, loaded.prefix_dir)
     return loaded
 

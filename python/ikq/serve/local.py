@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
+from ikq.serve.asking import current_asker, within
 from ikq.serve.errors import ServiceError
 from ikq.serve.loaded import LoadedModel
 from ikq.serve.models import Models
@@ -52,15 +54,12 @@ class LocalService:
         """See `Service.embed`."""
         if not request.inputs:
             raise ServiceError("invalid_request", "there is no input", parameter="input")
+        asker = current_asker(self._settings.timeout)
         async with self.models.use(request.model) as model:
-            texts = await asyncio.to_thread(self._texts, model, request)
+            texts = await within(asker, asyncio.to_thread(self._texts, model, request))
             pooling = request.pooling or self._settings.pooling or model.pooling
-            futures = [model.engine.do(model.embedding(tokens, pooling)) for tokens in texts]
-            try:
-                vectors = list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
-            finally:
-                for future in futures:
-                    future.cancel()
+            future = model.engine.do(model.embeddings(texts, pooling), asker)
+            vectors: list[NDArray[np.float32]] = await asyncio.wrap_future(future)
             if request.normalizes:
                 vectors = [v / max(float(np.linalg.norm(v)), 1e-12) for v in vectors]
             _note(model, None)
@@ -87,19 +86,16 @@ class LocalService:
         if not 1 <= request.n <= most:
             sentence = f"n={request.n}: expected 1 to {most}, the texts that may wait (--parallel, --queue)"
             raise ServiceError("invalid_request", sentence, parameter="n")
-        seconds, too_late = _time_of(request.timeout, self._settings.timeout)
-        model = await self.models.hold(request.model)
+        asker = current_asker(self._settings.timeout, request.timeout)
+        model = await self.models.hold(request.model, asker, request.n)
         try:
-            ready = await asyncio.to_thread(plan, model)
-            record = CURRENT.get()
+            ready = await within(asker, asyncio.to_thread(plan, model))
             reply = LocalReply(
                 model.engine,
                 ready,
                 request.n,
                 model=model.name,
-                client="local" if record is None else record.client,
-                seconds=seconds,
-                too_late=too_late,
+                asker=asker,
                 done=lambda: self.models.release(model),
             )
         except BaseException:
@@ -116,12 +112,3 @@ def _note(model: LoadedModel, reply: LocalReply | None) -> None:
         record.models.append(model.name)
         if reply is not None:
             record.usages.append(reply.usage)
-
-
-def _time_of(own: float | None, allowed: float | None) -> tuple[float | None, str]:
-    """Seconds that a request may take, and what is said when it takes longer."""
-    if own is not None and (allowed is None or own <= allowed):
-        return own, f"the request took longer than the {own:g} s that it gave itself (`timeout`)"
-    if allowed is None:
-        return None, ""
-    return allowed, f"the request took longer than the {allowed:g} s that the server allows (--timeout)"

@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable
 
+from ikq.serve.asking import Asker
 from ikq.serve.engine import Engine
 from ikq.serve.errors import ServiceError
 from ikq.serve.events import Event, Finished
@@ -24,9 +25,7 @@ class LocalReply:
         plan: What.
         n: How many texts.
         model: The name of the model.
-        client: Who asks.
-        seconds: Time that it may take.
-        too_late: What is said when it takes longer.
+        asker: Who asks.
         done: Called once, when nothing more comes.
 
     Raises:
@@ -40,9 +39,7 @@ class LocalReply:
         n: int,
         *,
         model: str,
-        client: str,
-        seconds: float | None,
-        too_late: str = "",
+        asker: Asker,
         done: Callable[[], None],
     ) -> None:
         self.id = secrets.token_hex(12)
@@ -56,7 +53,7 @@ class LocalReply:
         self._n_left = self._n_coming = n
         self._is_over = self._is_released = False
         self._done = done
-        self._job = Job(plan, n, asyncio.get_running_loop(), self._take, client, seconds, too_late)
+        self._job = Job(plan, n, asyncio.get_running_loop(), self._take, asker)
         self.usage = self._job.usage
         engine.submit(self._job)
 

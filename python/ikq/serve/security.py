@@ -56,10 +56,15 @@ def check_key(request: Request, keys: Sequence[str]) -> None:
         raise ServiceError("authentication", "this API key is not known here")
 
 
-def client_of(request: Request) -> str:
-    """A name of who asks, for fairness and for the log; it does not give a key away."""
+def client_of(request: Request, keys: Sequence[str]) -> str:
+    """A name of who asks, for fairness and for the log; it does not give a key away.
+
+    Args:
+        request: See there.
+        keys: Those that there are; without any, what a request has for one is made up and says nothing.
+    """
     key = given_key(request)
-    if key is not None:
+    if key is not None and keys:
         return f"key-{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
     return request.client.host if request.client is not None else "local"
 

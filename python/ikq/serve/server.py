@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,10 +22,11 @@ from ikq.serve import openapi
 from ikq.serve.app import make_app
 from ikq.serve.connection import Connection
 from ikq.serve.endpoint import Endpoint
+from ikq.serve.folder import Stamp, find_models, stamp_of
 from ikq.serve.loaded import LoadedModel
 from ikq.serve.loading import check_model, load_model
 from ikq.serve.local import LocalService
-from ikq.serve.models import Models, find_models
+from ikq.serve.models import Models
 from ikq.serve.request_log import LOG
 from ikq.serve.routes import anthropic, llama_server, openai, page, responses
 from ikq.serve.settings import Settings
@@ -73,7 +76,12 @@ class Server:
         self._options = dict(load_options or {})
         self._speculation = speculation or Speculation()
         self.models = Models(
-            paths, self._load, self._check, most=self.settings.models_max, takes_any_name=not is_folder
+            paths,
+            self._load,
+            self._check,
+            self._stamp,
+            settings=self.settings,
+            look=partial(find_models, path) if is_folder else None,
         )
         self._preloads = not is_folder
         self.service = LocalService(self.models, self.settings)
@@ -102,7 +110,7 @@ class Server:
         """
         server = self._prepared()
         assert self._socket is not None
-        with self._socket, signals(server, self.settings.grace):
+        with self._socket, signals(server):
             server.run([self._socket])
         if self._error is not None:
             raise self._error
@@ -204,13 +212,19 @@ class Server:
     def _check(self, path: Path) -> int:
         return check_model(path, self._options, self.settings, self._speculation)
 
+    def _stamp(self, path: Path) -> Stamp:
+        draft = self._speculation.draft_model
+        return stamp_of(path, [Path(draft)] if isinstance(draft, (str, os.PathLike)) else [])
+
     async def _end_all(self) -> None:
-        """Ends all texts; those who wait for them are told."""
+        """Ends all texts; those who wait for them, or for a model, are told."""
+        self.models.refuse()
         await asyncio.gather(*(asyncio.to_thread(m.engine.close) for m in self.models.loaded))
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         assert self._socket is not None
+        self.models.open()
         self._socket.listen(1024)  # who reads the line may connect
         LOG.info("listening at %s", self.url)
         try:

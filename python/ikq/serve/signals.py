@@ -41,6 +41,7 @@ class UvicornServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's."""
+        LOG.info("ending; requests have %g s to be completed, another signal ends at once", self._grace)
         ending = asyncio.ensure_future(self._end_later())
         try:
             await super().shutdown(sockets)
@@ -53,12 +54,11 @@ class UvicornServer(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def signals(server: uvicorn.Server, grace: float) -> Iterator[None]:
+def signals(server: uvicorn.Server) -> Iterator[None]:
     """Ends a server by SIGINT and SIGTERM within the block; does nothing outside of the main thread.
 
     Args:
         server: See there.
-        grace: Seconds that it gives to requests, for the log.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -69,8 +69,8 @@ def signals(server: uvicorn.Server, grace: float) -> Iterator[None]:
             # nothing that runs can be waited for; files are written whole or not at all
             os.write(2, b"ended at once\n")
             os._exit(128 + number)
+        # nothing is logged here: the signal may have come in the middle of another line
         server.should_exit = True
-        LOG.info("ending; requests have %g s to be completed, another signal ends at once", grace)
 
     before = [signal.signal(number, end) for number in _SIGNALS]
     try:

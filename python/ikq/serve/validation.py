@@ -13,6 +13,8 @@ __all__ = ["Body", "Part", "check"]
 
 T = TypeVar("T", bound=BaseModel)
 
+_OBJECT_TYPES = ("model_type", "dict_type")
+
 
 class Part(BaseModel):
     """Something inside a body: values are what they are, nothing is converted; unknown fields are ignored."""
@@ -45,7 +47,9 @@ def check(model: type[T], body: object) -> T:
 
         error = max(e.errors(include_url=False), key=lambda error: len(place_of(error)))
         place = ".".join(map(str, place_of(error)))
-        sentence = f"{place}: {error['msg']}" if place else error["msg"]
+        # the original's sentence names a class
+        said = "Input should be an object" if error["type"] in _OBJECT_TYPES else error["msg"]
+        sentence = f"{place}: {said}" if place else said
         raise ServiceError("invalid_request", sentence, parameter=place or None) from None
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
+from ikq.serve.asking import current_asker
 from ikq.serve.endpoint import Call, Endpoint, Handler
 from ikq.serve.errors import ServiceError
 from ikq.serve.jobs import Chore
@@ -73,7 +74,7 @@ async def complete(call: Call) -> Response:
     if not 1 <= len(given) <= MOST_PROMPTS:
         sentence = f"prompt: {len(given)} prompts, expected 1 to {MOST_PROMPTS}"
         raise ServiceError("invalid_request", sentence, parameter="prompt")
-    async with _local(call).models.use(body.model) as model:
+    async with _local(call).models.use(body.model, body.timeout) as model:
         prompts = await asyncio.to_thread(lambda: [_prompt(model, prompt) for prompt in given])
     common = common_fields(body, call.settings, body.max_tokens)
     replies = await all_replies(
@@ -207,7 +208,7 @@ async def change_slot(call: Call) -> Response:
         start = time.perf_counter()
 
         async def do(chore: Chore) -> Any:  # noqa: ANN401  # what the chore returns
-            return await asyncio.wrap_future(model.engine.do(chore))
+            return await asyncio.wrap_future(model.engine.do(chore, current_asker(call.settings.timeout)))
 
         def timings(name: str) -> dict[str, Any]:
             return {"timings": {name: (time.perf_counter() - start) * 1000}}

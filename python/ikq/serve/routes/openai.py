@@ -111,15 +111,18 @@ async def embeddings(call: Call) -> Response:
 
 async def list_models(call: Call) -> Response:
     """The models that there are."""
-    names = list(_local(call).models.paths)
+    models = _local(call).models
+    await models.refresh()
+    names = list(models.paths)
     # what Anthropic's client looks for is there as well
-    pages = {"has_more": False, "first_id": names[0], "last_id": names[-1]}
+    pages = {"has_more": False, "first_id": next(iter(names), None), "last_id": next(reversed(names), None)}
     return JSONResponse({"object": "list", "data": [_model(call, name) for name in names], **pages})
 
 
 async def get_model(call: Call) -> Response:
     """One of them."""
     name = call.request.path_params["name"]
+    await _local(call).models.refresh()
     if name not in _local(call).models.paths:
         raise ServiceError("not_found", f"there is no model {name!r}", parameter="model")
     return JSONResponse(_model(call, name))
