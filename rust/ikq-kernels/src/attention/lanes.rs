@@ -206,6 +206,7 @@ impl Coded for IQ4_NL {
 #[cfg(test)]
 mod tests {
     use super::super::encode::{decode, encode};
+    use super::super::scale::Fit;
     use super::*;
     use ikq_simd::available;
 
@@ -221,7 +222,7 @@ mod tests {
                     let x: Vec<f32> =
                         (0..d).map(|i| ((i * i + 7 * lane) as f32 * 0.37).sin() * 3.0).collect();
                     let mut row = vec![0; row_bytes];
-                    encode(kind, ty, &x, &mut row);
+                    encode(kind, ty, Fit::Nearest, &x, &mut row);
                     put(ty, &row, lane, &mut group);
                     rows.push(row);
                 }

@@ -15,6 +15,7 @@ use ikq_simd::IsaKind;
 use super::encode::{decode, encode};
 use super::hadamard::Rotation;
 use super::lanes::{self, LANES, VECTOR};
+use super::scale::Fit;
 use super::types::{CacheError, CacheType};
 
 /// Positions of a page.
@@ -35,6 +36,7 @@ pub struct PageShape {
     in_lanes: bool,
     row_bytes: usize,
     rotation: Option<Rotation>,
+    fit: Fit,
 }
 
 impl PageShape {
@@ -44,7 +46,16 @@ impl PageShape {
     /// [`CacheError::HeadSize`].
     pub fn keys(ty: CacheType, n_head: usize, d: usize) -> Result<PageShape, CacheError> {
         let row_bytes = ty.row_bytes(d).ok_or(CacheError::HeadSize { ty, d })?;
-        Ok(PageShape { ty, n_head, d, rank: None, in_lanes: true, row_bytes, rotation: None })
+        Ok(PageShape {
+            ty,
+            n_head,
+            d,
+            rank: None,
+            in_lanes: true,
+            row_bytes,
+            rotation: None,
+            fit: Fit::SameScores,
+        })
     }
 
     /// Values of `n_head` heads of `d` elements.
@@ -56,7 +67,16 @@ impl PageShape {
             Some(bytes) => d.next_multiple_of(VECTOR) * bytes,
             None => ty.row_bytes(d).ok_or(CacheError::HeadSize { ty, d })?,
         };
-        Ok(PageShape { ty, n_head, d, rank: None, in_lanes: false, row_bytes, rotation: None })
+        Ok(PageShape {
+            ty,
+            n_head,
+            d,
+            rank: None,
+            in_lanes: false,
+            row_bytes,
+            rotation: None,
+            fit: Fit::Nearest,
+        })
     }
 
     /// Rows of one head that are key and value: `rank` elements of both, then `n_rot` of the key only. They are
@@ -126,6 +146,12 @@ impl PageShape {
         PAGE * self.row_bytes
     }
 
+    /// What scales of blocks shall do.
+    #[cfg(test)]
+    pub(super) fn fit(&self) -> Fit {
+        self.fit
+    }
+
     /// Encodes a head's row, turned if that is the shape's way. `floats` and `bytes` are room.
     fn encode_row(&self, kind: IsaKind, row: &[f32], floats: &mut Vec<f32>, bytes: &mut Vec<u8>) {
         let row = match &self.rotation {
@@ -140,7 +166,7 @@ impl PageShape {
         bytes.clear();
         bytes.resize(self.row_bytes, 0);
         let whole = self.ty.row_bytes(self.d).unwrap_or(self.row_bytes);
-        encode(kind, self.ty, row, &mut bytes[..whole]);
+        encode(kind, self.ty, self.fit, row, &mut bytes[..whole]);
     }
 
     /// Decodes a head's row and turns it back.

@@ -60,7 +60,7 @@ fn rows_come_back_and_places_stay_apart() {
                                 if let Some(rotation) = shape.rotation() {
                                     rotation.apply(kind, &mut row);
                                 }
-                                encode(kind, ty, &row, &mut bytes);
+                                encode(kind, ty, shape.fit(), &row, &mut bytes);
                                 decode(kind, ty, &bytes, &mut row);
                                 if let Some(rotation) = shape.rotation() {
                                     rotation.undo(kind, &mut row);
