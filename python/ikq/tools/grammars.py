@@ -82,6 +82,8 @@ def calls_grammar(
     is_tagged = isinstance(form.spelling, TaggedCalls)
     functions = [_Function.of(tool, i, loose=loose, is_tagged=is_tagged) for i, tool in enumerate(tools)]
     if name is not None:
+        # who names a function wants one call of it
+        parallel = False
         functions = [f for f in functions if f.name == name]
         if not functions:
             raise GrammarError(f"tool_choice names the function `{name}`, which is not among the tools",
