@@ -6,6 +6,10 @@ import pytest
 from serving import GREEDY, TINY, TOOLS, pieces, serving
 
 import ikq
+from ikq.serve.errors import ServiceError
+from ikq.serve.openai.bodies import ChatBody
+from ikq.serve.openai.request import chat_request
+from ikq.serve.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +129,35 @@ def test_apply_template(server, model):
     messages = [{"role": "user", "content": "hello"}]
     _, reply = server.ask("/apply-template", {"messages": messages})
     assert reply["prompt"] == model.chat_template.render(messages)
+
+
+def test_apply_template_is_the_prompt_that_a_chat_has(server, model):
+    messages = [{"role": "user", "content": "hello"}]
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    template = model.chat_template
+
+    def prompt(**fields):
+        return server.ask("/apply-template", {"messages": messages, **fields})[1]["prompt"]
+
+    plain = template.render(messages)
+    assert prompt(add_generation_prompt=False) == template.render(messages, add_generation_prompt=False)
+    assert prompt(tools=tools) != plain
+    assert prompt(tools=tools, tool_choice="none") == plain
+    source = "{{ enable_thinking }} {{ reasoning_effort }}"
+    with serving(chat_template=source) as other:
+        body = {"messages": messages, "enable_thinking": False, "reasoning_effort": "low"}
+        assert other.ask("/apply-template", body)[1]["prompt"] == "False low"
+
+
+def test_budgets_by_llama_servers_names():
+    for name in ("reasoning_budget_tokens", "thinking_budget_tokens"):
+        body = ChatBody(messages=[{"role": "user", "content": "x"}], **{name: 5})
+        assert chat_request(body, Settings()).reasoning_budget == 5
+        body = ChatBody(messages=[{"role": "user", "content": "x"}], **{name: -1})
+        assert chat_request(body, Settings(reasoning_budget=7)).reasoning_budget == 7
+        body = ChatBody(messages=[{"role": "user", "content": "x"}], **{name: -2})
+        with pytest.raises(ServiceError, match=f"{name}=-2"):
+            chat_request(body, Settings())
 
 
 def test_props_health_and_metrics(server):

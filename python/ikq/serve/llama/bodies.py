@@ -10,7 +10,6 @@ from ikq.serve.openai.bodies import TextBody
 from ikq.serve.validation import Part
 
 __all__ = [
-    "ApplyBody",
     "DetokenizeBody",
     "LlamaBody",
     "LlamaEmbeddingBody",
@@ -56,16 +55,6 @@ class DetokenizeBody(Part):
 
     model: str | None = None
     tokens: list[int]
-
-
-class ApplyBody(Part):
-    """`POST /apply-template`."""
-
-    model: str | None = None
-    messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    continue_final_message: bool | None = None
 
 
 class SlotBody(Part):

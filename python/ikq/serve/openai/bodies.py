@@ -73,6 +73,8 @@ class ChatBody(TextBody):
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_format: Literal["auto", "deepseek", "none"] | None = None
     reasoning_budget_tokens: int | None = None
+    thinking_budget_tokens: int | None = None
+    add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
 
 

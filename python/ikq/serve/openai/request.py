@@ -75,6 +75,9 @@ def chat_request(body: ChatBody, settings: Settings) -> ChatRequest:
     if reserved:
         sentence = f"chat_template_kwargs: {min(reserved)} is a field of its own"
         raise ServiceError("invalid_request", sentence, parameter="chat_template_kwargs")
+    goes_on = continues(body.messages, body.continue_final_message, by_default=settings.prefill_assistant)
+    if body.add_generation_prompt is False and not goes_on:
+        template_options["add_generation_prompt"] = False
     tools, choice = _tools(body.tools), _tool_choice(body)
     if _is_allowed(body.tool_choice):
         tools = tuple(t for t in tools if t["function"]["name"] in _allowed(body.tool_choice))
@@ -86,10 +89,8 @@ def chat_request(body: ChatBody, settings: Settings) -> ChatRequest:
         tools=tools,
         tool_choice=choice,
         template_options=template_options,
-        continues=continues(
-            body.messages, body.continue_final_message, by_default=settings.prefill_assistant
-        ),
-        reasoning_budget=_first(body.reasoning_budget_tokens, settings.reasoning_budget),
+        continues=goes_on,
+        reasoning_budget=_budget(body, settings),
         separates_reasoning=(body.reasoning_format or settings.reasoning_format) != "none",
     )
 
@@ -236,6 +237,19 @@ def common_fields(body: TextBody, settings: Settings, limit: int | None) -> Comm
         "slot": body.id_slot if body.id_slot != -1 else None,
         "timeout": body.timeout,
     }
+
+
+def _budget(body: ChatBody, settings: Settings) -> int | None:
+    """Most tokens of thoughts; -1 stands for what the server was started with, as in llama-server."""
+    names = ("reasoning_budget_tokens", "thinking_budget_tokens")
+    given = next(((n, v) for n in names if (v := getattr(body, n)) is not None), None)
+    if given is None or given[1] == -1:
+        return settings.reasoning_budget
+    name, budget = given
+    if budget < 0:
+        sentence = f"{name}={budget}: expected 0 or more, or -1"
+        raise ServiceError("invalid_request", sentence, parameter=name)
+    return budget
 
 
 def _first(*values: int | None) -> int | None:

@@ -13,7 +13,6 @@ from ikq.serve.endpoint import Call, Endpoint, Handler
 from ikq.serve.errors import ServiceError
 from ikq.serve.jobs import Chore
 from ikq.serve.llama.bodies import (
-    ApplyBody,
     DetokenizeBody,
     LlamaBody,
     LlamaEmbeddingBody,
@@ -28,16 +27,17 @@ from ikq.serve.llama.props import props_object
 from ikq.serve.llama.slots import erase, file_of, restore, save, slots_object
 from ikq.serve.loaded import LoadedModel
 from ikq.serve.local import LocalService
-from ikq.serve.openai.messages import check_messages, continues
+from ikq.serve.openai.bodies import ChatBody
 from ikq.serve.openai.request import (
     MOST_PROMPTS,
     all_replies,
+    chat_request,
     check_inputs,
     common_fields,
     split_inputs,
 )
 from ikq.serve.openai_errors import LLAMA_ERRORS
-from ikq.serve.requests import ChatRequest, CompletionRequest, EmbeddingRequest
+from ikq.serve.requests import CompletionRequest, EmbeddingRequest
 from ikq.serve.streams import Streamed
 
 __all__ = ["ENDPOINTS"]
@@ -173,16 +173,8 @@ async def detokenize(call: Call) -> Response:
 
 async def apply_template(call: Call) -> Response:
     """The prompt of a conversation."""
-    body: ApplyBody = call.body
-    check_messages(body.messages)
-    request = ChatRequest(
-        messages=tuple(body.messages),
-        continues=continues(
-            body.messages, body.continue_final_message, by_default=call.settings.prefill_assistant
-        ),
-        tools=tuple(body.tools or ()),
-        template_options={**call.settings.template_options, **(body.chat_template_kwargs or {})},
-    )
+    body: ChatBody = call.body
+    request = chat_request(body, call.settings)
     async with _local(call).models.use(body.model) as model:
         return JSONResponse({"prompt": await asyncio.to_thread(model.render, request)})
 
@@ -269,6 +261,6 @@ ENDPOINTS = [
     _post("/models/unload", unload, NameBody),
     _post("/tokenize", tokenize, TokenizeBody),
     _post("/detokenize", detokenize, DetokenizeBody),
-    _post("/apply-template", apply_template, ApplyBody),
+    _post("/apply-template", apply_template, ChatBody),
 ]
 """See `Endpoint`."""
