@@ -117,6 +117,7 @@ def test_schemas_and_grammars_of_run_that_are_wrong(capsys):
 def test_another_template_and_what_holds_where_requests_say_nothing():
     options = {"chat_template": TEMPLATE, "max_tokens": 5, "api_prefix": "/llm", "slots": False}
     with serving(**options) as server:
+        assert server.url.endswith("/llm")
         _, told = server.ask(
             "/llm/apply-template", {"messages": [USER], "tools": [{"function": {"name": "f"}}]}
         )

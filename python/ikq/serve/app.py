@@ -103,7 +103,8 @@ class _Answering:
                 check_key(request, settings.api_keys)
             body = None
             if endpoint.body is not None:
-                body = check(endpoint.body, await read_json(request, settings.max_body))
+                given = await read_json(request, settings.max_body, may_lack=not endpoint.needs_body)
+                body = check(endpoint.body, given)
             call = Call(service=self._service, settings=settings, body=body, request=request)
             if endpoint.body is None:
                 return await endpoint.handle(call)

@@ -61,6 +61,7 @@ class Endpoint:
         handle: Answers a call; it raises `ServiceError`.
         errors: How errors are written.
         body: What the body must be; `None`: it is not read.
+        needs_body: There has to be one; otherwise none stands for `{}`.
         summary: A sentence for the description of the server's paths.
         needs_key: It asks for a key, if there are any.
     """
@@ -70,5 +71,6 @@ class Endpoint:
     handle: Handler
     errors: ErrorForm
     body: type[BaseModel] | None = None
+    needs_body: bool = True
     summary: str = ""
     needs_key: bool = True

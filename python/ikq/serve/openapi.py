@@ -52,7 +52,7 @@ def description(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
             ]
         if e.body is not None:
             content = {"application/json": {"schema": schemas[(e.body, "validation")]}}
-            operation["requestBody"] = {"required": True, "content": content}
+            operation["requestBody"] = {"required": e.needs_body, "content": content}
         paths.setdefault(path, {})[e.method.lower()] = operation
     return {
         "openapi": "3.1.0",

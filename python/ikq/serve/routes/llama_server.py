@@ -194,7 +194,8 @@ async def change_slot(call: Call) -> Response:
     """Saves, restores or erases the text of a slot."""
     body: SlotBody = call.body
     action = call.request.query_params.get("action")
-    async with _local(call).models.use(body.model) as model:
+    wanted = body.model or call.request.query_params.get("model")
+    async with _local(call).models.use(wanted) as model:
         slot = _slot_id(call.request.path_params["id"], model)
         start = time.perf_counter()
 
@@ -236,13 +237,14 @@ def _get(path: str, handle: Handler, *, needs_key: bool = True) -> Endpoint:
     )
 
 
-def _post(path: str, handle: Handler, body: type[BaseModel]) -> Endpoint:
+def _post(path: str, handle: Handler, body: type[BaseModel], *, needs_body: bool = True) -> Endpoint:
     return Endpoint(
         method="POST",
         path=path,
         handle=handle,
         errors=LLAMA_ERRORS,
         body=body,
+        needs_body=needs_body,
         summary=(handle.__doc__ or "").strip(),
     )
 
@@ -253,7 +255,7 @@ ENDPOINTS = [
     _get("/metrics", metrics),
     _get("/props", props),
     _get("/slots", slots),
-    _post("/slots/{id}", change_slot, SlotBody),
+    _post("/slots/{id}", change_slot, SlotBody, needs_body=False),
     _post("/completion", complete, LlamaBody),
     _post("/completions", complete, LlamaBody),
     _post("/embedding", embedding, LlamaEmbeddingBody),
