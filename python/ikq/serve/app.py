@@ -13,14 +13,14 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ikq.serve.bodies import read_json
 from ikq.serve.endpoint import Call, Endpoint, ErrorForm
 from ikq.serve.errors import ErrorKind, ServiceError
 from ikq.serve.openai_errors import OPENAI_ERRORS
 from ikq.serve.request_log import CURRENT, LOG, Record, log
-from ikq.serve.security import check_framing, check_key, client_of
+from ikq.serve.security import check_framing, check_host, check_key, check_origin, client_of
 from ikq.serve.service import Service
 from ikq.serve.settings import Settings
 from ikq.serve.streams import ClientGone, Streamed, while_connected
@@ -49,7 +49,7 @@ def make_app(
     """
     endpoints = list(endpoints)
     routes = [Route(e.path, _Answering(e, service, settings), methods=[e.method]) for e in endpoints]
-    middleware = []
+    middleware = [Middleware(_Gate, endpoints=endpoints, settings=settings)]
     if settings.cors_origins:
         middleware.append(
             Middleware(
@@ -69,6 +69,35 @@ def make_app(
     return app
 
 
+class _Gate:
+    """Refuses requests that no path may answer, whatever it is, and closes their connections."""
+
+    def __init__(self, app: ASGIApp, endpoints: list[Endpoint], settings: Settings) -> None:
+        self._app = app
+        self._endpoints = endpoints
+        self._settings = settings
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            request = Request(scope)
+            try:
+                check_framing(scope)
+                check_host(request, self._settings)
+                check_origin(request, self._settings.cors_origins)
+            except ServiceError as error:
+                form = _form_at(scope["path"], self._endpoints)
+                record = Record(request.method, scope["path"], client_of(request, self._settings.api_keys))
+                response = _refusal(form, error, record)
+                # where its body ends is not known, or nobody wants it
+                response.headers["connection"] = "close"
+                record.status = response.status_code
+                if self._settings.access_log:
+                    log(record, as_json=self._settings.log_json)
+                await response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
 class _Answering:
     """An endpoint as an application."""
 
@@ -79,7 +108,7 @@ class _Answering:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        record = Record(scope["method"], scope["path"], client_of(request))
+        record = Record(scope["method"], scope["path"], client_of(request, self._settings.api_keys))
         token = CURRENT.set(record)
         try:
             response = await self._response(request, record)
@@ -98,7 +127,6 @@ class _Answering:
     async def _response(self, request: Request, record: Record) -> Response:
         endpoint, settings = self._endpoint, self._settings
         try:
-            check_framing(request.scope)
             if endpoint.needs_key:
                 check_key(request, settings.api_keys)
             body = None
@@ -146,6 +174,11 @@ def _refusal(form: ErrorForm, error: ServiceError, record: Record | None = None)
     return JSONResponse(form.body(error), status_code=form.status(error), headers=headers)
 
 
+def _form_at(path: str, endpoints: list[Endpoint]) -> ErrorForm:
+    """How errors are written in the API that is nearest to a path."""
+    return next((e.errors for e in endpoints if path.startswith(e.path)), OPENAI_ERRORS)
+
+
 def _lost(
     endpoints: list[Endpoint], settings: Settings
 ) -> Callable[[Request, Exception], Awaitable[Response]]:
@@ -154,13 +187,14 @@ def _lost(
     async def answer(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         path = request.url.path
-        form = next((e.errors for e in endpoints if path.startswith(e.path)), OPENAI_ERRORS)
+        form = _form_at(path, endpoints)
         if error.status_code == 405:
             sentence = f"{request.method} is not a method of {path}"
         else:
             sentence = f"there is nothing at {path}"
         refused = ServiceError(_KINDS.get(error.status_code, "invalid_request"), sentence)
-        record = Record(request.method, path, client_of(request), error.status_code, error=sentence)
+        client = client_of(request, settings.api_keys)
+        record = Record(request.method, path, client, error.status_code, error=sentence)
         if settings.access_log:
             log(record, as_json=settings.log_json)
         return JSONResponse(form.body(refused), status_code=error.status_code, headers=error.headers)

@@ -80,7 +80,8 @@ def chat_request(body: ChatBody, settings: Settings) -> ChatRequest:
         template_options["add_generation_prompt"] = False
     tools, choice = _tools(body.tools), _tool_choice(body)
     if _is_allowed(body.tool_choice):
-        tools = tuple(t for t in tools if t["function"]["name"] in _allowed(body.tool_choice))
+        allowed = _allowed(body.tool_choice)
+        tools = tuple(t for t in tools if t["function"]["name"] in allowed)
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     return ChatRequest(
         **common_fields(body, settings, limit),
@@ -257,6 +258,7 @@ def _first(*values: int | None) -> int | None:
 
 
 def _tools(given: list[dict[str, Any]] | None) -> tuple[Mapping[str, Any], ...]:
+    names: set[str] = set()
     for i, tool in enumerate(given or ()):
         function = tool.get("function")
         if tool.get("type", "function") != "function" or not isinstance(function, dict):
@@ -265,9 +267,10 @@ def _tools(given: list[dict[str, Any]] | None) -> tuple[Mapping[str, Any], ...]:
         if not isinstance(function.get("name"), str) or not function["name"]:
             sentence = f"tools.{i}.function.name: expected a text"
             raise ServiceError("invalid_request", sentence, parameter=f"tools.{i}.function.name")
-        if any(other["function"]["name"] == function["name"] for other in (given or ())[:i]):
+        if function["name"] in names:
             sentence = f"tools.{i}.function.name: there is another function `{function['name'][:64]}`"
             raise ServiceError("invalid_request", sentence, parameter=f"tools.{i}.function.name")
+        names.add(function["name"])
     return tuple(given or ())
 
 

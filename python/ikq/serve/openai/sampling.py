@@ -53,7 +53,8 @@ class SamplingBody(Part):
     adaptive_decay: float | None = None
     min_keep: int | None = None
     samplers: list[str] | str | None = None
-    logit_bias: dict[str, float] | list[list[Any]] | None = None
+    # `bias_of` looks at what is inside
+    logit_bias: dict[str, Any] | list[list[Any]] | None = None
 
 
 def sampling_of(body: SamplingBody, base: SamplingOptions) -> SamplingOptions:
@@ -72,7 +73,7 @@ def sampling_of(body: SamplingBody, base: SamplingOptions) -> SamplingOptions:
     return changed(base, given)
 
 
-def bias_of(given: dict[str, float] | list[list[Any]]) -> dict[int, float]:
+def bias_of(given: dict[str, Any] | list[list[Any]]) -> dict[int, float]:
     """Biases by token: from OpenAI's mapping, or llama-server's pairs, where `false` bans a token.
 
     Raises:

@@ -22,10 +22,20 @@ __all__ = [
 ]
 
 
+_MOST_METADATA = 16
+
+
 def _no_number(value: object) -> object:
     """0 is equal to false, and is none."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         raise ValueError("expected false")
+    return value
+
+
+def _few(value: object) -> object:
+    """Before each of them is looked at."""
+    if isinstance(value, dict) and len(value) > _MOST_METADATA:
+        raise ValueError(f"expected at most {_MOST_METADATA} keys")
     return value
 
 
@@ -187,7 +197,7 @@ class ResponsesBody(Body):
     top_p: float | None = Field(None, ge=0, le=1)
     top_logprobs: int | None = Field(None, ge=0, le=20)
     include: list[str] | None = None
-    metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)] | None = None
+    metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]], BeforeValidator(_few)] | None = None
     truncation: Literal["disabled"] | None = None
     background: Annotated[Literal[False], BeforeValidator(_no_number)] | None = None
     conversation: None = None

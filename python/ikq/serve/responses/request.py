@@ -71,7 +71,7 @@ def _tools(body: ResponsesBody) -> tuple[list[FunctionTool], ToolChoice]:
     if isinstance(choice, FunctionChoice):
         wanted = [choice.name]
     elif isinstance(choice, AllowedTools):
-        wanted = [tool.name for tool in choice.tools]
+        wanted = {tool.name for tool in choice.tools}
         tools = [tool for tool in tools if tool.name in wanted]
     for name in wanted:
         if name not in names:
