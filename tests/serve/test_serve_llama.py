@@ -35,6 +35,17 @@ def test_completion(server, model):
     assert (last["stop"], last["content"]) == (True, "")
 
 
+def test_some_fields_of_a_completion(server):
+    wanted = ["content", "generation_settings/seed", "timings/predicted_n", "nothing", "content/x"]
+    body = {"prompt": "import", "n_predict": 3, "seed": 4, "ignore_eos": True, "response_fields": wanted}
+    _, reply = server.ask("/completion", body)
+    assert list(reply) == wanted[:3]
+    assert (reply["generation_settings/seed"], reply["timings/predicted_n"]) == (4, 3)
+    status, reply = server.ask("/completion", {**body, "post_sampling_probs": True})
+    assert (status, reply["error"]["param"]) == (501, "post_sampling_probs")
+    assert reply["error"] | {"code": 501, "type": "not_supported_error"} == reply["error"]
+
+
 def test_bounds_of_completions(server):
     status, reply = server.ask("/completion", {"prompt": "a", "n_predict": 1, "n_probs": 49152})
     assert (status, "n_probs" in str(reply)) == (400, True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -90,6 +91,7 @@ class _Gate:
                 response = _refusal(form, error, record)
                 # where its body ends is not known, or nobody wants it
                 response.headers["connection"] = "close"
+                response.headers[form.id_header] = record.id
                 record.status = response.status_code
                 if self._settings.access_log:
                     log(record, as_json=self._settings.log_json)
@@ -112,6 +114,7 @@ class _Answering:
         token = CURRENT.set(record)
         try:
             response = await self._response(request, record)
+            response.headers[self._endpoint.errors.id_header] = record.id
             record.status = response.status_code
             await response(scope, receive, send)
         except (ClientGone, OSError):
@@ -159,10 +162,9 @@ class _Answering:
         return response
 
 
-def _refusal(form: ErrorForm, error: ServiceError, record: Record | None = None) -> JSONResponse:
+def _refusal(form: ErrorForm, error: ServiceError, record: Record) -> JSONResponse:
     """An error as a response."""
-    if record is not None:
-        record.error = error.sentence
+    record.error = error.sentence
     headers = {}
     if error.retry_after is not None:
         headers["retry-after"] = str(error.retry_after)
@@ -171,7 +173,12 @@ def _refusal(form: ErrorForm, error: ServiceError, record: Record | None = None)
     if error.kind in ("too_large", "timeout"):
         # the rest of the body may still come, and is nobody's
         headers["connection"] = "close"
-    return JSONResponse(form.body(error), status_code=form.status(error), headers=headers)
+    return JSONResponse(_said(form, error, record), status_code=form.status(error), headers=headers)
+
+
+def _said(form: ErrorForm, error: ServiceError, record: Record) -> dict[str, Any]:
+    """The JSON of an error."""
+    return form.body(error) | ({"request_id": record.id} if form.has_id else {})
 
 
 def _form_at(path: str, endpoints: list[Endpoint]) -> ErrorForm:
@@ -197,6 +204,7 @@ def _lost(
         record = Record(request.method, path, client, error.status_code, error=sentence)
         if settings.access_log:
             log(record, as_json=settings.log_json)
-        return JSONResponse(form.body(refused), status_code=error.status_code, headers=error.headers)
+        headers = {**(error.headers or {}), form.id_header: record.id}
+        return JSONResponse(_said(form, refused, record), status_code=error.status_code, headers=headers)
 
     return answer

@@ -24,10 +24,14 @@ class ErrorForm:
     Attributes:
         status: The status of the response.
         body: Its JSON.
+        id_header: The header of all responses that has the request's name, by which the log knows it.
+        has_id: The JSON has it as well, as `request_id`.
     """
 
     status: Callable[[ServiceError], int]
     body: Callable[[ServiceError], dict[str, Any]]
+    id_header: str = "x-request-id"
+    has_id: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

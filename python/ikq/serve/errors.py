@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 __all__ = ["ErrorKind", "ServiceError"]
@@ -45,6 +46,8 @@ class ServiceError(Exception):
         sentence: The reason, and the way out if there is one.
         parameter: Name of the request's field that is at fault, as the API calls it.
         retry_after: Seconds after which it may be tried again.
+        code: OpenAI's word for it, where the kind alone does not say which.
+        facts: Numbers that programs look for beside the sentence.
     """
 
     def __init__(
@@ -54,12 +57,16 @@ class ServiceError(Exception):
         *,
         parameter: str | None = None,
         retry_after: int | None = None,
+        code: str | None = None,
+        facts: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(sentence)
         self.kind: ErrorKind = kind
         self.sentence = sentence
         self.parameter = parameter
         self.retry_after = retry_after
+        self.code = code
+        self.facts = dict(facts or {})
 
     @property
     def status(self) -> int:

@@ -192,6 +192,7 @@ class LoadedModel:
                 "context_length",
                 f"the prompt has {len(tokens)} tokens, the context holds {n_ctx}; shorten it, or start the "
                 "server with a larger context (-c)",
+                facts={"n_prompt_tokens": len(tokens), "n_ctx": n_ctx},
             )
         unknown = [t for t in request.sampling.logit_bias if t >= self.model.spec.n_vocab]
         if unknown:

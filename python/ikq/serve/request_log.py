@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -29,6 +30,7 @@ class Record:
         models: Names of the models that answered.
         usages: Tokens and seconds of what they answered.
         error: What the client was told.
+        id: A name that the client is told too.
     """
 
     method: str
@@ -39,6 +41,7 @@ class Record:
     models: list[str] = field(default_factory=list)
     usages: list[Usage] = field(default_factory=list)
     error: str | None = None
+    id: str = field(default_factory=lambda: f"req_{secrets.token_hex(12)}")
 
 
 CURRENT: ContextVar[Record | None] = ContextVar("CURRENT", default=None)
@@ -62,7 +65,7 @@ def log(record: Record, *, as_json: bool) -> None:
     if record.error:
         facts["error"] = record.error
     if as_json:
-        LOG.info(json.dumps({"time": round(time.time(), 3), **facts}, ensure_ascii=False))
+        LOG.info(json.dumps({"time": round(time.time(), 3), "id": record.id, **facts}, ensure_ascii=False))
         return
     head = f"{record.client} {record.method} {_one_line(record.path)} {record.status} {seconds:.3f} s"
     rest = [f"{name} {value}" for name, value in facts.items() if name in _SHOWN]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field
 
 from ikq.serve.openai.bodies import TextBody
@@ -25,6 +23,8 @@ class LlamaBody(TextBody):
     prompt: str | list[int] | list[int | str] | list[str | list[int | str]]
     n_probs: int | None = Field(None, ge=0, le=100)
     return_tokens: bool | None = None
+    response_fields: list[str] | None = None
+    post_sampling_probs: bool | None = None
 
 
 class LlamaEmbeddingBody(Part):

@@ -10,14 +10,16 @@ from typing import Any
 from ikq.serve.errors import ServiceError
 from ikq.serve.events import Event, Finished, TokenLogprob
 from ikq.serve.llama.bodies import LlamaBody
+from ikq.serve.llama.errors import error_object
 from ikq.serve.openai.completions import merged
 from ikq.serve.openai.logprobs import token_entry
 from ikq.serve.openai.usage import timings_object
-from ikq.serve.openai_errors import error_object
 from ikq.serve.service import Reply
 from ikq.serve.streams import event
 
 __all__ = ["completion_pieces", "completions"]
+
+_MISSING = object()
 
 
 async def completions(replies: Sequence[Reply], body: LlamaBody) -> list[dict[str, Any]]:
@@ -114,7 +116,19 @@ def _whole(index: int, reply: Reply, body: LlamaBody, made: _Made) -> dict[str, 
     }
     if body.n_probs:
         found["completion_probabilities"] = _probabilities(reply, made.logprobs)
-    return found
+    return found if body.response_fields is None else _some_of(found, body.response_fields)
+
+
+def _some_of(found: dict[str, Any], paths: Sequence[str]) -> dict[str, Any]:
+    """Only these fields; `generation_settings/seed` is a field of a field, under this name."""
+    some: dict[str, Any] = {}
+    for path in paths:
+        value: Any = found
+        for name in path.split("/"):
+            value = value.get(name, _MISSING) if isinstance(value, dict) else _MISSING
+        if value is not _MISSING:
+            some[path] = value
+    return some
 
 
 def _probabilities(reply: Reply, tokens: list[TokenLogprob] | tuple[TokenLogprob, ...]) -> list[Any]:

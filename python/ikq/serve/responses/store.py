@@ -65,6 +65,7 @@ class ResponseStore:
                 f"Response with id '{id}' not found: it was not stored, or others have taken its place. "
                 "Send the whole conversation as `input`.",
                 parameter=parameter,
+                code=None if parameter is None else "previous_response_not_found",
             )
         self._kept.move_to_end(id)
         return self._kept[id][0]

@@ -19,7 +19,7 @@ from ikq.serve.streams import Streamed, event
 
 __all__ = ["ENDPOINTS"]
 
-_ERRORS = ErrorForm(status=error_status, body=error_object)
+_ERRORS = ErrorForm(status=error_status, body=error_object, id_header="request-id", has_id=True)
 
 
 async def _messages(call: Call) -> Response:
@@ -32,14 +32,13 @@ async def _messages(call: Call) -> Response:
         max_tokens=body.max_tokens,
         shows_thinking=shows_thinking(body),
     )
-    headers = {"request-id": f"req_{reply.id}"}
     if body.stream:
-        return Streamed(_told(reply, stream), send_timeout=call.settings.send_timeout, headers=headers)
+        return Streamed(_told(reply, stream), send_timeout=call.settings.send_timeout)
     async with aclosing(reply):
         events = [*stream.start(reply.usage)]
         async for piece in reply:
             events += stream.feed(piece)
-    return JSONResponse(collect([*events, *stream.finish(reply.usage)]), headers=headers)
+    return JSONResponse(collect([*events, *stream.finish(reply.usage)]))
 
 
 async def _told(reply: Reply, stream: MessageStream) -> AsyncGenerator[bytes, None]:

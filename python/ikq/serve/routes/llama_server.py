@@ -22,6 +22,7 @@ from ikq.serve.llama.bodies import (
 )
 from ikq.serve.llama.completion import completion_pieces
 from ikq.serve.llama.completion import completions as found_completions
+from ikq.serve.llama.errors import LLAMA_ERRORS
 from ikq.serve.llama.metrics import CONTENT_TYPE, metrics_text
 from ikq.serve.llama.props import props_object
 from ikq.serve.llama.slots import erase, file_of, restore, save, slots_object
@@ -36,7 +37,6 @@ from ikq.serve.openai.request import (
     common_fields,
     split_inputs,
 )
-from ikq.serve.openai_errors import LLAMA_ERRORS
 from ikq.serve.requests import CompletionRequest, EmbeddingRequest
 from ikq.serve.streams import Streamed
 
@@ -69,6 +69,9 @@ async def complete(call: Call) -> Response:
     body: LlamaBody = call.body
     if body.n not in (None, 1):
         raise ServiceError("invalid_request", "n is not offered here", parameter="n")
+    if body.post_sampling_probs:
+        sentence = "post_sampling_probs is not offered: probabilities are those before any sampler"
+        raise ServiceError("unsupported", sentence, parameter="post_sampling_probs")
     given = split_prompts(body.prompt)
     if not 1 <= len(given) <= MOST_PROMPTS:
         sentence = f"prompt: {len(given)} prompts, expected 1 to {MOST_PROMPTS}"
