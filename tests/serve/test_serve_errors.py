@@ -6,9 +6,11 @@ import json
 import logging
 
 import anthropic
+import httpx
 import openai
 import pytest
-from serving import serving
+from scripted import ScriptedService, eventually, piece, running, scripted_app
+from serving import pieces, serving
 
 from ikq.serve.errors import _STATUS, ServiceError
 from ikq.serve.llama.errors import LLAMA_ERRORS
@@ -90,6 +92,40 @@ def test_what_a_client_sees(server, stream):
             client.messages.create(model="m", messages=LONG, max_tokens=1, stream=stream)
         assert refused.value.request_id == refused.value.body["request_id"]
         assert refused.value.request_id.startswith("req_")
+
+
+def test_anthropics_client_on_paths_of_both(server):
+    with anthropic.Anthropic(base_url=server.url, api_key="any", max_retries=0) as client:
+        with pytest.raises(anthropic.NotFoundError) as error:
+            client.models.retrieve("another")
+        assert error.value.body["error"]["type"] == "not_found_error"
+        with pytest.raises(anthropic.NotFoundError) as error:
+            client.get("/nothing", cast_to=object)
+        assert error.value.body["error"]["type"] == "not_found_error"
+
+
+@pytest.mark.parametrize("begins", [False, True])
+def test_errors_that_come_when_the_status_has_been_sent(monkeypatch, caplog, begins):
+    """Before the first piece, and behind it: the client is told in an event, and the log has it."""
+    monkeypatch.setattr("ikq.serve.streams._PATIENCE", 0.05)
+    bodies = {
+        "/v1/chat/completions": {"messages": SAY},
+        "/v1/messages": {"model": "m", "max_tokens": 9, "messages": SAY},
+        "/v1/responses": {"input": "x"},
+    }
+    service = ScriptedService()
+    with running(scripted_app(service)) as url:
+        for error in (ServiceError("timeout", "Too late."), ValueError("a slip")):
+            for path, body in bodies.items():
+                service.says(*([piece("content", "x")] if begins else []), 0.2, error)
+                found = httpx.post(url + path, json={**body, "stream": True})
+                assert found.status_code == 200
+                last = pieces(found.text)[-1]
+                told = last["response"]["error"] if "response" in last else last.get("error", last)
+                sentence = "Too late." if isinstance(error, ServiceError) else "its log says why"
+                assert sentence in told["message"], found.text
+                assert eventually(lambda: service.replies[-1].is_closed)
+    assert caplog.text.count("a slip") == 3
 
 
 def test_names_of_requests(caplog):

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ikq.serve.anthropic.errors import ANTHROPIC_ERRORS
 from ikq.serve.bodies import read_json
 from ikq.serve.endpoint import Call, Endpoint, ErrorForm
 from ikq.serve.errors import ErrorKind, ServiceError
@@ -86,7 +87,7 @@ class _Gate:
                 check_host(request, self._settings)
                 check_origin(request, self._settings.cors_origins)
             except ServiceError as error:
-                form = _form_at(scope["path"], self._endpoints)
+                form = _form_at(request, self._endpoints)
                 record = Record(request.method, scope["path"], client_of(request, self._settings.api_keys))
                 response = _refusal(form, error, record)
                 # where its body ends is not known, or nobody wants it
@@ -114,7 +115,7 @@ class _Answering:
         token = CURRENT.set(record)
         try:
             response = await self._response(request, record)
-            response.headers[self._endpoint.errors.id_header] = record.id
+            response.headers[_form_for(request, self._endpoint.errors).id_header] = record.id
             record.status = response.status_code
             await response(scope, receive, send)
         except (ClientGone, OSError):
@@ -129,6 +130,7 @@ class _Answering:
 
     async def _response(self, request: Request, record: Record) -> Response:
         endpoint, settings = self._endpoint, self._settings
+        form = _form_for(request, endpoint.errors)
         try:
             if endpoint.needs_key:
                 check_key(request, settings.api_keys)
@@ -141,13 +143,13 @@ class _Answering:
                 return await endpoint.handle(call)
             response = await while_connected(request.receive, self._prepared(call))
         except ServiceError as error:
-            return _refusal(endpoint.errors, error, record)
+            return _refusal(form, error, record)
         except ClientGone:
             raise
         except Exception:
             LOG.exception("error in %s", endpoint.path)
             sentence = "the server failed to answer; its log says why"
-            return _refusal(endpoint.errors, ServiceError("internal", sentence), record)
+            return _refusal(form, ServiceError("internal", sentence), record)
         return response
 
     async def _prepared(self, call: Call) -> Response:
@@ -181,9 +183,16 @@ def _said(form: ErrorForm, error: ServiceError, record: Record) -> dict[str, Any
     return form.body(error) | ({"request_id": record.id} if form.has_id else {})
 
 
-def _form_at(path: str, endpoints: list[Endpoint]) -> ErrorForm:
+def _form_at(request: Request, endpoints: list[Endpoint]) -> ErrorForm:
     """How errors are written in the API that is nearest to a path."""
-    return next((e.errors for e in endpoints if path.startswith(e.path)), OPENAI_ERRORS)
+    path = request.url.path
+    found = next((e.errors for e in endpoints if path.startswith(e.path)), OPENAI_ERRORS)
+    return _form_for(request, found)
+
+
+def _form_for(request: Request, form: ErrorForm) -> ErrorForm:
+    """How errors are written for who asks: Anthropic's clients say who they are, on shared paths too."""
+    return ANTHROPIC_ERRORS if "anthropic-version" in request.headers else form
 
 
 def _lost(
@@ -194,7 +203,7 @@ def _lost(
     async def answer(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         path = request.url.path
-        form = _form_at(path, endpoints)
+        form = _form_at(request, endpoints)
         if error.status_code == 405:
             sentence = f"{request.method} is not a method of {path}"
         else:

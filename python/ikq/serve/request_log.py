@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from ikq.serve.events import Usage
 
-__all__ = ["CURRENT", "LOG", "Record", "log"]
+__all__ = ["CURRENT", "LOG", "Record", "log", "note_error"]
 
 LOG = logging.getLogger("ikq.serve")
 """Where lines go; `ikq serve` shows them on standard error."""
@@ -46,6 +46,13 @@ class Record:
 
 CURRENT: ContextVar[Record | None] = ContextVar("CURRENT", default=None)
 """The request that the running task answers."""
+
+
+def note_error(sentence: str) -> None:
+    """Notes what the client of the request is told that the running task answers."""
+    record = CURRENT.get()
+    if record is not None:
+        record.error = sentence
 
 
 def log(record: Record, *, as_json: bool) -> None:

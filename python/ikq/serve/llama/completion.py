@@ -7,10 +7,8 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from ikq.serve.errors import ServiceError
 from ikq.serve.events import Event, Finished, TokenLogprob
 from ikq.serve.llama.bodies import LlamaBody
-from ikq.serve.llama.errors import error_object
 from ikq.serve.openai.completions import merged
 from ikq.serve.openai.logprobs import token_entry
 from ikq.serve.openai.usage import timings_object
@@ -36,17 +34,19 @@ async def completions(replies: Sequence[Reply], body: LlamaBody) -> list[dict[st
 
 
 async def completion_pieces(replies: Sequence[Reply], body: LlamaBody) -> AsyncGenerator[bytes, None]:
-    """Replies as events; the last one of each has what the whole has, but for the text. They are closed."""
+    """Replies as events; the last one of each has what the whole has, but for the text. They are closed.
+
+    Raises:
+        ServiceError: the rest cannot be given.
+    """
     found = [_Made() for _ in replies]
     events = merged(replies)
-    has_begun = False
     try:
         async for i, event_ in events:
             reply, made = replies[i], found[i]
             if isinstance(event_, Finished):
                 yield event(_whole(i, reply, body, _Made(end=event_)))
                 continue
-            has_begun = True
             made.add(event_)
             part: dict[str, Any] = {
                 "index": i,
@@ -62,10 +62,6 @@ async def completion_pieces(replies: Sequence[Reply], body: LlamaBody) -> AsyncG
             if body.timings_per_token:
                 part["timings"] = timings_object(reply.usage)
             yield event(part)
-    except ServiceError as error:
-        if not has_begun:
-            raise
-        yield event(error_object(error))
     finally:
         await events.aclose()
         for reply in replies:  # where nothing was taken

@@ -22,7 +22,7 @@ from ikq.serve.llama.bodies import (
 )
 from ikq.serve.llama.completion import completion_pieces
 from ikq.serve.llama.completion import completions as found_completions
-from ikq.serve.llama.errors import LLAMA_ERRORS
+from ikq.serve.llama.errors import LLAMA_ERRORS, error_object
 from ikq.serve.llama.metrics import CONTENT_TYPE, metrics_text
 from ikq.serve.llama.props import props_object
 from ikq.serve.llama.slots import erase, file_of, restore, save, slots_object
@@ -38,7 +38,7 @@ from ikq.serve.openai.request import (
     split_inputs,
 )
 from ikq.serve.requests import CompletionRequest, EmbeddingRequest
-from ikq.serve.streams import Streamed
+from ikq.serve.streams import Streamed, event
 
 __all__ = ["ENDPOINTS"]
 
@@ -84,9 +84,14 @@ async def complete(call: Call) -> Response:
         [CompletionRequest(**common, logprobs=body.n_probs or None, prompt=prompt) for prompt in prompts],
     )
     if body.stream:
-        return Streamed(completion_pieces(replies, body), send_timeout=call.settings.send_timeout)
+        return Streamed(completion_pieces(replies, body), _told, send_timeout=call.settings.send_timeout)
     found = await found_completions(replies, body)
     return JSONResponse(found[0] if len(found) == 1 else found)
+
+
+def _told(error: ServiceError) -> bytes:
+    """An error in the middle of a stream."""
+    return event(error_object(error))
 
 
 def split_prompts(given: str | list[Any]) -> list[str | list[int | str]]:
