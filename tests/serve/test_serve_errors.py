@@ -76,6 +76,7 @@ def test_what_a_client_sees(server, stream):
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0) as client:
         with pytest.raises(openai.BadRequestError) as error:
             client.chat.completions.create(model="m", messages=LONG, stream=stream)
+        assert error.value.param == "messages"
         assert (error.value.type, error.value.code) == ("invalid_request_error", "context_length_exceeded")
         assert error.value.request_id.startswith("req_")
         with pytest.raises(openai.BadRequestError) as error:

@@ -26,6 +26,8 @@ def test_completion(server, model):
     assert reply["tokens"] == [p.token for p in expected]
     assert reply["stop"] is True
     assert (reply["stop_type"], reply["tokens_predicted"]) == ("limit", 20)
+    used = reply["generation_settings"]
+    assert (used["n_predict"], used["seed"], used["top_k"], used["temperature"]) == (20, 4, 40, 0.8)
     assert [t["logprob"] for t in reply["completion_probabilities"]] == [p.logprob for p in expected]
     assert reply["timings"]["predicted_n"] == 20
     _, text = server.ask("/completion", {**body, "stream": True})

@@ -341,7 +341,10 @@ def test_paths_that_lead_nowhere(hostile, path):
 
 
 def test_methods(hostile):
-    assert hostile.ask("/v1/completions", method="GET")[0] == 405
+    status, reply = hostile.ask("/v1/completions", method="GET")
+    assert (status, reply["error"]["code"]) == (405, "method_not_supported")
+    status, reply = hostile.ask("/completion", method="GET")
+    assert (status, reply["error"]["code"]) == (405, 405)
     assert hostile.ask("/v1/messages", method="GET")[1]["type"] == "error"
     assert hostile.ask("/v1/nothing", {})[1]["error"]["code"] == "not_found"
 

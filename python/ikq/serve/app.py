@@ -32,7 +32,7 @@ __all__ = ["make_app"]
 
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
-_KINDS: dict[int, ErrorKind] = {404: "not_found", 405: "invalid_request"}
+_KINDS: dict[int, ErrorKind] = {404: "not_found", 405: "not_allowed"}
 
 # What servers say of a client that went away; it hears it no more.
 _GONE = 499

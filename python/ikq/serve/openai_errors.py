@@ -22,6 +22,7 @@ _CODES: dict[ErrorKind, str] = {
     "context_length": "context_length_exceeded",
     "authentication": "invalid_api_key",
     "not_found": "not_found",
+    "not_allowed": "method_not_supported",
     "overloaded": "rate_limit_exceeded",
     "too_large": "request_too_large",
     "unsupported": "unsupported_parameter",

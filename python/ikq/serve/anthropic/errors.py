@@ -17,6 +17,7 @@ _FORMS: dict[ErrorKind, tuple[int, str]] = {
     "authentication": (401, "authentication_error"),
     "permission": (403, "permission_error"),
     "not_found": (404, "not_found_error"),
+    "not_allowed": (405, "invalid_request_error"),
     "too_large": (413, "request_too_large"),
     "overloaded": (429, "rate_limit_error"),
     "internal": (500, "api_error"),

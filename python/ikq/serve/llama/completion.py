@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +20,15 @@ __all__ = ["completion_pieces", "completions"]
 _MISSING = object()
 
 
-async def completions(replies: Sequence[Reply], body: LlamaBody) -> list[dict[str, Any]]:
+async def completions(
+    replies: Sequence[Reply], body: LlamaBody, chosen: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """Replies as a whole, one for each prompt. They are closed.
+
+    Args:
+        replies: See there.
+        body: What was asked for.
+        chosen: How tokens are chosen, as `sampling_object` tells it.
 
     Raises:
         ServiceError: one could not be completed.
@@ -30,11 +37,21 @@ async def completions(replies: Sequence[Reply], body: LlamaBody) -> list[dict[st
     async with aclosing(merged(replies)) as events:
         async for i, event_ in events:
             found[i].add(event_)
-    return [_whole(i, reply, body, made) for i, (reply, made) in enumerate(zip(replies, found, strict=True))]
+    return [
+        _whole(i, reply, body, chosen, made)
+        for i, (reply, made) in enumerate(zip(replies, found, strict=True))
+    ]
 
 
-async def completion_pieces(replies: Sequence[Reply], body: LlamaBody) -> AsyncGenerator[bytes, None]:
+async def completion_pieces(
+    replies: Sequence[Reply], body: LlamaBody, chosen: Mapping[str, Any]
+) -> AsyncGenerator[bytes, None]:
     """Replies as events; the last one of each has what the whole has, but for the text. They are closed.
+
+    Args:
+        replies: See there.
+        body: What was asked for.
+        chosen: As for `completions`.
 
     Raises:
         ServiceError: the rest cannot be given.
@@ -45,7 +62,7 @@ async def completion_pieces(replies: Sequence[Reply], body: LlamaBody) -> AsyncG
         async for i, event_ in events:
             reply, made = replies[i], found[i]
             if isinstance(event_, Finished):
-                yield event(_whole(i, reply, body, _Made(end=event_)))
+                yield event(_whole(i, reply, body, chosen, _Made(end=event_)))
                 continue
             made.add(event_)
             part: dict[str, Any] = {
@@ -87,7 +104,10 @@ class _Made:
         self.logprobs += found.tokens
 
 
-def _whole(index: int, reply: Reply, body: LlamaBody, made: _Made) -> dict[str, Any]:
+def _whole(
+    index: int, reply: Reply, body: LlamaBody, chosen: Mapping[str, Any], made: _Made
+) -> dict[str, Any]:
+    asked = body.model_dump(exclude_none=True, exclude={"prompt"})
     end = made.end
     assert end is not None
     text = "".join(made.text)
@@ -101,7 +121,7 @@ def _whole(index: int, reply: Reply, body: LlamaBody, made: _Made) -> dict[str, 
         "model": reply.model,
         "tokens_predicted": end.n_tokens,
         "tokens_evaluated": len(reply.prompt),
-        "generation_settings": {**body.model_dump(exclude_none=True, exclude={"prompt"}), "seed": end.seed},
+        "generation_settings": {**chosen, **asked, "seed": end.seed},
         "prompt": body.prompt,
         "has_new_line": "\n" in text,
         "truncated": False,

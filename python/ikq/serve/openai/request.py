@@ -242,11 +242,11 @@ def common_fields(body: TextBody, settings: Settings, limit: int | None) -> Comm
 
 def _budget(body: ChatBody, settings: Settings) -> int | None:
     """Most tokens of thoughts; -1 stands for what the server was started with, as in llama-server."""
-    names = ("reasoning_budget_tokens", "thinking_budget_tokens")
-    given = next(((n, v) for n in names if (v := getattr(body, n)) is not None), None)
-    if given is None or given[1] == -1:
+    name, budget = "reasoning_budget_tokens", body.reasoning_budget_tokens
+    if budget is None:
+        name, budget = "thinking_budget_tokens", body.thinking_budget_tokens
+    if budget is None or budget == -1:
         return settings.reasoning_budget
-    name, budget = given
     if budget < 0:
         sentence = f"{name}={budget}: expected 0 or more, or -1"
         raise ServiceError("invalid_request", sentence, parameter=name)

@@ -67,9 +67,9 @@ def _tools(body: ResponsesBody) -> tuple[list[FunctionTool], ToolChoice]:
         raise _refused("tools: two functions have the same name", "tools")
     choice = body.tool_choice
     parallel = body.parallel_tool_calls is not False
-    wanted: list[str] = []
+    wanted: set[str] = set()
     if isinstance(choice, FunctionChoice):
-        wanted = [choice.name]
+        wanted = {choice.name}
     elif isinstance(choice, AllowedTools):
         wanted = {tool.name for tool in choice.tools}
         tools = [tool for tool in tools if tool.name in wanted]

@@ -24,7 +24,7 @@ from ikq.serve.llama.completion import completion_pieces
 from ikq.serve.llama.completion import completions as found_completions
 from ikq.serve.llama.errors import LLAMA_ERRORS, error_object
 from ikq.serve.llama.metrics import CONTENT_TYPE, metrics_text
-from ikq.serve.llama.props import props_object
+from ikq.serve.llama.props import props_object, sampling_object
 from ikq.serve.llama.slots import erase, file_of, restore, save, slots_object
 from ikq.serve.loaded import LoadedModel
 from ikq.serve.local import LocalService
@@ -83,9 +83,11 @@ async def complete(call: Call) -> Response:
         call.service,
         [CompletionRequest(**common, logprobs=body.n_probs or None, prompt=prompt) for prompt in prompts],
     )
+    chosen = sampling_object(common["sampling"], common["max_tokens"])
     if body.stream:
-        return Streamed(completion_pieces(replies, body), _told, send_timeout=call.settings.send_timeout)
-    found = await found_completions(replies, body)
+        events = completion_pieces(replies, body, chosen)
+        return Streamed(events, _told, send_timeout=call.settings.send_timeout)
+    found = await found_completions(replies, body, chosen)
     return JSONResponse(found[0] if len(found) == 1 else found)
 
 
