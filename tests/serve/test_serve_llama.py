@@ -44,8 +44,8 @@ def test_some_fields_of_a_completion(server):
     assert list(reply) == wanted[:3]
     assert (reply["generation_settings/seed"], reply["timings/predicted_n"]) == (4, 3)
     status, reply = server.ask("/completion", {**body, "post_sampling_probs": True})
-    assert (status, reply["error"]["param"]) == (501, "post_sampling_probs")
-    assert reply["error"] | {"code": 501, "type": "not_supported_error"} == reply["error"]
+    assert (status, reply["error"]["param"]) == (400, "post_sampling_probs")
+    assert reply["error"] | {"code": 400, "type": "invalid_request_error"} == reply["error"]
 
 
 def test_bounds_of_completions(server):

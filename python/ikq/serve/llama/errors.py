@@ -25,9 +25,18 @@ _TYPES: dict[ErrorKind, str] = {
 
 def error_object(error: ServiceError) -> dict[str, Any]:
     """The body of a response, or an event of a stream. `code` is the status; `param` is ours."""
-    kind = _TYPES.get(error.kind, "invalid_request_error")
-    said = {"code": error.status, "message": error.sentence, "type": kind, "param": error.parameter}
+    kind = "invalid_request_error" if _is_mistake(error) else _TYPES.get(error.kind, "invalid_request_error")
+    said = {"code": _status(error), "message": error.sentence, "type": kind, "param": error.parameter}
     return {"error": {**said, **error.facts}}
 
 
-LLAMA_ERRORS = ErrorForm(status=lambda error: error.status, body=error_object)
+def _is_mistake(error: ServiceError) -> bool:
+    """Whether a field of the request is not offered; otherwise the path is not, as the server was started."""
+    return error.kind == "unsupported" and error.parameter is not None
+
+
+def _status(error: ServiceError) -> int:
+    return 400 if _is_mistake(error) else error.status
+
+
+LLAMA_ERRORS = ErrorForm(status=_status, body=error_object)
