@@ -218,3 +218,15 @@ def test_slots_are_saved_restored_and_erased(tmp_path):
 
 def test_slots_need_a_folder(server):
     assert server.ask("/slots/0?action=save", {"filename": "x"})[0] == 501
+
+
+def test_the_description_has_what_comes_after_the_question_mark(server):
+    _, described = server.ask("/openapi.json")
+    slot = described["paths"]["/slots/{id}"]["post"]
+    assert [(p["name"], p["in"], p["required"]) for p in slot["parameters"]] == [
+        ("id", "path", True),
+        ("action", "query", True),
+    ]
+    assert not slot["requestBody"]["required"]
+    messages = described["components"]["schemas"]["ChatBody"]["properties"]["messages"]
+    assert "assistant" in messages["items"]["properties"]["role"]["enum"]

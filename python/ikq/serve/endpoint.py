@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel
@@ -66,6 +66,8 @@ class Endpoint:
         errors: How errors are written.
         body: What the body must be; `None`: it is not read.
         needs_body: There has to be one; otherwise none stands for `{}`.
+        query: What may come after `?`, as JSON schemas by name, for the description of the server's paths.
+        needs_query: It has to be there.
         summary: A sentence for the description of the server's paths.
         needs_key: It asks for a key, if there are any.
     """
@@ -76,5 +78,7 @@ class Endpoint:
     errors: ErrorForm
     body: type[BaseModel] | None = None
     needs_body: bool = True
+    query: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    needs_query: bool = False
     summary: str = ""
     needs_key: bool = True

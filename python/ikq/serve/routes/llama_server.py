@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -236,25 +237,25 @@ def _slot_id(text: str, model: LoadedModel) -> int:
     return int(text)
 
 
-def _get(path: str, handle: Handler, *, needs_key: bool = True) -> Endpoint:
+def _get(path: str, handle: Handler, *query: str, needs_key: bool = True) -> Endpoint:
     return Endpoint(
         method="GET",
         path=path,
         handle=handle,
         errors=LLAMA_ERRORS,
+        query={name: {"type": "string"} for name in query},
         summary=(handle.__doc__ or "").strip(),
         needs_key=needs_key,
     )
 
 
-def _post(path: str, handle: Handler, body: type[BaseModel], *, needs_body: bool = True) -> Endpoint:
+def _post(path: str, handle: Handler, body: type[BaseModel]) -> Endpoint:
     return Endpoint(
         method="POST",
         path=path,
         handle=handle,
         errors=LLAMA_ERRORS,
         body=body,
-        needs_body=needs_body,
         summary=(handle.__doc__ or "").strip(),
     )
 
@@ -263,9 +264,14 @@ ENDPOINTS = [
     _get("/health", health, needs_key=False),
     _get("/v1/health", health, needs_key=False),
     _get("/metrics", metrics),
-    _get("/props", props),
-    _get("/slots", slots),
-    _post("/slots/{id}", change_slot, SlotBody, needs_body=False),
+    _get("/props", props, "model"),
+    _get("/slots", slots, "model", "fail_on_no_slot"),
+    replace(
+        _post("/slots/{id}", change_slot, SlotBody),
+        needs_body=False,
+        query={"action": {"enum": ["save", "restore", "erase"]}},
+        needs_query=True,
+    ),
     _post("/completion", complete, LlamaBody),
     _post("/completions", complete, LlamaBody),
     _post("/embedding", embedding, LlamaEmbeddingBody),
