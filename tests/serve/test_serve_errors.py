@@ -129,6 +129,23 @@ def test_errors_that_come_when_the_status_has_been_sent(monkeypatch, caplog, beg
     assert caplog.text.count("a slip") == 3
 
 
+@pytest.mark.parametrize(
+    ("error", "status"), [(ServiceError("timeout", "Late."), 408), (ValueError("x"), 500)]
+)
+def test_errors_before_the_first_piece_of_a_stream_have_a_status(error, status):
+    service = ScriptedService()
+    service.says(error)
+    with running(scripted_app(service)) as url:
+        found = httpx.post(f"{url}/v1/chat/completions", json={"messages": SAY, "stream": True})
+        assert found.status_code == status
+        assert found.json()["error"]["message"]
+        body = {"model": "m", "max_tokens": 9, "messages": SAY, "stream": True}
+        service.says(error)
+        found = httpx.post(f"{url}/v1/messages", json=body)
+        assert found.json()["type"] == "error"
+        assert found.status_code == (504 if status == 408 else 500)
+
+
 def test_names_of_requests(caplog):
     caplog.set_level(logging.INFO, "ikq.serve")
     with serving(access_log=True, log_json=True) as server:

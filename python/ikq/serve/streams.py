@@ -72,12 +72,13 @@ class Streamed(Response):
         """Waits a moment for the first piece.
 
         Raises:
-            ServiceError: what the pieces raise before the first one.
+            Exception: what the pieces raise before the first one.
         """
         self._first = asyncio.ensure_future(anext(self._events))
         await asyncio.wait([self._first], timeout=_PATIENCE)
-        if self._first.done() and isinstance(self._first.exception(), ServiceError):
-            self._first.result()
+        error = self._first.exception() if self._first.done() else None
+        if error is not None and not isinstance(error, StopAsyncIteration):
+            raise error
 
     async def aclose(self) -> None:
         """Nobody wants the pieces."""
