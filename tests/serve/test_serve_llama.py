@@ -48,6 +48,16 @@ def test_some_fields_of_a_completion(server):
     assert reply["error"] | {"code": 400, "type": "invalid_request_error"} == reply["error"]
 
 
+def test_steps_of_other_versions_are_ignored(server):
+    """A list as chat programs send it, whatever version they speak to."""
+    names = ["penalties", "top_k", "typ_p", "tfs_z", "typical_p", "xtc", "top_p", "min_p", "temperature"]
+    body = {"prompt": "import", "n_predict": 3, "samplers": names}
+    status, reply = server.ask("/completion", body)
+    assert status == 200, reply
+    status, reply = server.ask("/completion", {**body, "samplers": ["tpo_k"]})
+    assert (status, reply["error"]["param"]) == (400, "samplers")
+
+
 def test_bounds_of_completions(server):
     status, reply = server.ask("/completion", {"prompt": "a", "n_predict": 1, "n_probs": 49152})
     assert (status, "n_probs" in str(reply)) == (400, True)

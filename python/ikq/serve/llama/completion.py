@@ -121,7 +121,7 @@ def _whole(
         "model": reply.model,
         "tokens_predicted": end.n_tokens,
         "tokens_evaluated": len(reply.prompt),
-        "generation_settings": {**chosen, **asked, "seed": end.seed},
+        "generation_settings": {**asked, **chosen, "seed": end.seed},
         "prompt": body.prompt,
         "has_new_line": "\n" in text,
         "truncated": False,
