@@ -15,6 +15,7 @@ __all__ = [
     "FunctionChoice",
     "FunctionTool",
     "Item",
+    "ItemReference",
     "JsonSchemaFormat",
     "Message",
     "Reasoning",
@@ -96,6 +97,13 @@ class Reasoning(Part):
     content: list[ReasoningText] | None = None
 
 
+class ItemReference(Part):
+    """An item of the output of an earlier response, by its name."""
+
+    type: Literal["item_reference"]
+    id: str
+
+
 def _item_type(item: object) -> str:
     """The type of an item: a message's may be left out."""
     kind = item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", "message")
@@ -106,12 +114,13 @@ Item: TypeAlias = Annotated[
     Annotated[Message, Tag("message")]
     | Annotated[FunctionCall, Tag("function_call")]
     | Annotated[CallOutput, Tag("function_call_output")]
-    | Annotated[Reasoning, Tag("reasoning")],
+    | Annotated[Reasoning, Tag("reasoning")]
+    | Annotated[ItemReference, Tag("item_reference")],
     Discriminator(
         _item_type,
         custom_error_type="item_type",
         custom_error_message="Items of this type are not supported: expected 'message', 'function_call', "
-        "'function_call_output' or 'reasoning'",
+        "'function_call_output', 'reasoning' or 'item_reference'",
     ),
 ]
 

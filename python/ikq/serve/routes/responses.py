@@ -13,8 +13,8 @@ from ikq.serve.errors import ServiceError
 from ikq.serve.openai_errors import OPENAI_ERRORS, error_object
 from ikq.serve.request_log import note_error
 from ikq.serve.requests import ChatRequest
-from ikq.serve.responses.bodies import ResponsesBody
-from ikq.serve.responses.messages import output_messages
+from ikq.serve.responses.bodies import ItemReference, ResponsesBody
+from ikq.serve.responses.messages import item_of, output_messages
 from ikq.serve.responses.request import to_chat_request
 from ikq.serve.responses.response import Response
 from ikq.serve.responses.store import ResponseStore, Stored
@@ -93,7 +93,20 @@ async def _delete(call: Call) -> HttpResponse:
 def _chat_request(call: Call) -> ChatRequest:
     previous = call.body.previous_response_id
     earlier = () if previous is None else _store(call).get(previous, "previous_response_id").messages
-    return to_chat_request(call.body, call.settings, earlier)
+    return to_chat_request(_resolved(call), call.settings, earlier)
+
+
+def _resolved(call: Call) -> ResponsesBody:
+    """The body, with the items of earlier responses that it names."""
+    body: ResponsesBody = call.body
+    if isinstance(body.input, str) or not any(isinstance(item, ItemReference) for item in body.input):
+        return body
+    store = _store(call)
+    items = [
+        item_of(store.item(item.id, f"input.{i}.id")) if isinstance(item, ItemReference) else item
+        for i, item in enumerate(body.input)
+    ]
+    return body.model_copy(update={"input": items})
 
 
 def _stored(response: Response, request: ChatRequest, body: ResponsesBody) -> Stored:
