@@ -30,7 +30,7 @@ def piece(kind: str, text: str, **fields) -> Piece:
 class ScriptedReply:
     """Events one after the other; a number is a time that passes before the next."""
 
-    def __init__(self, number: int, script: Iterable[Event | ServiceError | float]) -> None:
+    def __init__(self, number: int, script: Iterable[Event | Exception | float]) -> None:
         self.id = f"{number:024x}"
         self.model = "scripted"
         self.created = 1_700_000_000
@@ -46,7 +46,7 @@ class ScriptedReply:
         for event in self._script:
             if isinstance(event, (int, float)):
                 await asyncio.sleep(event)
-            elif isinstance(event, ServiceError):
+            elif isinstance(event, Exception):
                 raise event
             else:
                 self.usage.n_completion += 1
@@ -70,11 +70,11 @@ class ScriptedService:
     """
 
     def __init__(self) -> None:
-        self.script: list[Event | ServiceError | float] | ServiceError = []
+        self.script: list[Event | Exception | float] | ServiceError = []
         self.asked: list[ChatRequest] = []
         self.replies: list[ScriptedReply] = []
 
-    def says(self, *script: Event | ServiceError | float) -> None:
+    def says(self, *script: Event | Exception | float) -> None:
         self.script = list(script)
 
     def says_text(self, *texts: str) -> None:

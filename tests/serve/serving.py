@@ -55,7 +55,7 @@ def engine(server):
 
 
 def address(server):
-    host, _, port = server.url.split("//")[1].rpartition(":")
+    host, _, port = server.url.split("/")[2].rpartition(":")
     return host, int(port)
 
 

@@ -85,6 +85,25 @@ def test_a_conversation_that_the_server_keeps(service, client):
         client.responses.retrieve(last.id)
 
 
+def test_items_that_the_server_keeps(service, client):
+    """As programs send them that let the server keep what it said."""
+    service.says(*REPLY)
+    first = client.responses.create(model="m", input="Hello", tools=[WEATHER])
+    service.says_text("Rain.")
+    said = [{"role": "user", "content": "Hello"}]
+    kept = [{"type": "item_reference", "id": item.id} for item in first.output]
+    output = {"type": "function_call_output", "call_id": "c0", "output": "rain"}
+    client.responses.create(model="m", input=[*said, *kept, output])
+    by_name = service.asked[-1].messages
+    client.responses.create(model="m", input=[*said, *first.output, output])
+    assert by_name == service.asked[-1].messages
+    assert by_name[1]["tool_calls"]
+    for name in ("msg_0_0", first.output[0].id + "0", "", "x", "_", "resp_"):
+        with pytest.raises(openai.BadRequestError, match="Send the item itself") as e:
+            client.responses.create(model="m", input=[{"type": "item_reference", "id": name}])
+        assert e.value.param == "input.0.id"
+
+
 def test_what_is_not_stored_cannot_go_on(service, client):
     service.says_text("Hi.")
     first = client.responses.create(model="m", input="Hello", store=False)

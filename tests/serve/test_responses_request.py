@@ -181,7 +181,7 @@ def test_probabilities():
         ({"input": 5}, "input"),
         ({"input": []}, "input"),
         ({"input": [{"role": "robot", "content": ""}]}, "input.0.role"),
-        ({"input": [{"type": "item_reference", "id": "x"}]}, "input.0"),
+        ({"input": [{"type": "computer_call", "id": "x"}]}, "input.0"),
         ({"input": [{"type": 5}]}, "input.0"),
         (
             {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]},

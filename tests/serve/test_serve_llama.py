@@ -6,6 +6,10 @@ import pytest
 from serving import GREEDY, TINY, TOOLS, pieces, serving
 
 import ikq
+from ikq.serve.errors import ServiceError
+from ikq.serve.openai.bodies import ChatBody
+from ikq.serve.openai.request import chat_request
+from ikq.serve.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +26,8 @@ def test_completion(server, model):
     assert reply["tokens"] == [p.token for p in expected]
     assert reply["stop"] is True
     assert (reply["stop_type"], reply["tokens_predicted"]) == ("limit", 20)
+    used = reply["generation_settings"]
+    assert (used["n_predict"], used["seed"], used["top_k"], used["temperature"]) == (20, 4, 40, 0.8)
     assert [t["logprob"] for t in reply["completion_probabilities"]] == [p.logprob for p in expected]
     assert reply["timings"]["predicted_n"] == 20
     _, text = server.ask("/completion", {**body, "stream": True})
@@ -29,6 +35,27 @@ def test_completion(server, model):
     assert "".join(p["content"] for p in parts) == reply["content"]
     assert [t for p in parts for t in p["tokens"]] == reply["tokens"]
     assert (last["stop"], last["content"]) == (True, "")
+
+
+def test_some_fields_of_a_completion(server):
+    wanted = ["content", "generation_settings/seed", "timings/predicted_n", "nothing", "content/x"]
+    body = {"prompt": "import", "n_predict": 3, "seed": 4, "ignore_eos": True, "response_fields": wanted}
+    _, reply = server.ask("/completion", body)
+    assert list(reply) == wanted[:3]
+    assert (reply["generation_settings/seed"], reply["timings/predicted_n"]) == (4, 3)
+    status, reply = server.ask("/completion", {**body, "post_sampling_probs": True})
+    assert (status, reply["error"]["param"]) == (400, "post_sampling_probs")
+    assert reply["error"] | {"code": 400, "type": "invalid_request_error"} == reply["error"]
+
+
+def test_steps_of_other_versions_are_ignored(server):
+    """A list as chat programs send it, whatever version they speak to."""
+    names = ["penalties", "top_k", "typ_p", "tfs_z", "typical_p", "xtc", "top_p", "min_p", "temperature"]
+    body = {"prompt": "import", "n_predict": 3, "samplers": names}
+    status, reply = server.ask("/completion", body)
+    assert status == 200, reply
+    status, reply = server.ask("/completion", {**body, "samplers": ["tpo_k"]})
+    assert (status, reply["error"]["param"]) == (400, "samplers")
 
 
 def test_bounds_of_completions(server):
@@ -127,6 +154,35 @@ def test_apply_template(server, model):
     assert reply["prompt"] == model.chat_template.render(messages)
 
 
+def test_apply_template_is_the_prompt_that_a_chat_has(server, model):
+    messages = [{"role": "user", "content": "hello"}]
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    template = model.chat_template
+
+    def prompt(**fields):
+        return server.ask("/apply-template", {"messages": messages, **fields})[1]["prompt"]
+
+    plain = template.render(messages)
+    assert prompt(add_generation_prompt=False) == template.render(messages, add_generation_prompt=False)
+    assert prompt(tools=tools) != plain
+    assert prompt(tools=tools, tool_choice="none") == plain
+    source = "{{ enable_thinking }} {{ reasoning_effort }}"
+    with serving(chat_template=source) as other:
+        body = {"messages": messages, "enable_thinking": False, "reasoning_effort": "low"}
+        assert other.ask("/apply-template", body)[1]["prompt"] == "False low"
+
+
+def test_budgets_by_llama_servers_names():
+    for name in ("reasoning_budget_tokens", "thinking_budget_tokens"):
+        body = ChatBody(messages=[{"role": "user", "content": "x"}], **{name: 5})
+        assert chat_request(body, Settings()).reasoning_budget == 5
+        body = ChatBody(messages=[{"role": "user", "content": "x"}], **{name: -1})
+        assert chat_request(body, Settings(reasoning_budget=7)).reasoning_budget == 7
+        body = ChatBody(messages=[{"role": "user", "content": "x"}], **{name: -2})
+        with pytest.raises(ServiceError, match=f"{name}=-2"):
+            chat_request(body, Settings())
+
+
 def test_props_health_and_metrics(server):
     assert server.ask("/health") == (200, {"status": "ok"})
     _, props = server.ask("/props")
@@ -149,7 +205,8 @@ def test_slots_are_saved_restored_and_erased(tmp_path):
         # the last token was chosen, but not computed
         assert saved["n_saved"] == n - 1
         assert saved["n_written"] == (tmp_path / "chat.bin").stat().st_size
-        assert server.ask("/slots/2?action=erase", {})[1]["n_erased"] == n
+        # without a body, as programs for llama-server send it
+        assert server.ask("/slots/2?action=erase", method="POST")[1]["n_erased"] == n
         _, again = server.ask("/completion", body)
         assert again["timings"]["cache_n"] == 0
     with serving(slot_dir=tmp_path) as server:
@@ -171,3 +228,15 @@ def test_slots_are_saved_restored_and_erased(tmp_path):
 
 def test_slots_need_a_folder(server):
     assert server.ask("/slots/0?action=save", {"filename": "x"})[0] == 501
+
+
+def test_the_description_has_what_comes_after_the_question_mark(server):
+    _, described = server.ask("/openapi.json")
+    slot = described["paths"]["/slots/{id}"]["post"]
+    assert [(p["name"], p["in"], p["required"]) for p in slot["parameters"]] == [
+        ("id", "path", True),
+        ("action", "query", True),
+    ]
+    assert not slot["requestBody"]["required"]
+    messages = described["components"]["schemas"]["ChatBody"]["properties"]["messages"]
+    assert "assistant" in messages["items"]["properties"]["role"]["enum"]

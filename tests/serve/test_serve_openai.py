@@ -103,7 +103,13 @@ def test_completions(client, model):
     reply = client.completions.create(model="m", prompt=prompts, max_tokens=12, seed=5, n=2, logprobs=1)
     expected = [model.generate(p, max_tokens=12, seed=5 + i).text() for p in prompts for i in range(2)]
     assert [c.text for c in reply.choices] == expected
-    assert [len(c.logprobs.tokens) for c in reply.choices] == [12] * 4
+    for choice in reply.choices:
+        found = choice.logprobs
+        assert len(found.tokens) == 12
+        # the chosen one is told in any case
+        for token, logprob, top in zip(found.tokens, found.token_logprobs, found.top_logprobs, strict=True):
+            assert top[token] == logprob <= max(top.values())
+            assert len(top) in (1, 2)
     stream = client.completions.create(
         model="m", prompt=model.tokenize("import os"), max_tokens=12, seed=5, stream=True, echo=True
     )
@@ -170,7 +176,9 @@ def test_a_streamed_call(client):
     stream = client.chat.completions.create(
         model="m", messages=SAY, tools=[TOOL], tool_choice="required", max_tokens=300, seed=2, stream=True
     )
-    deltas = [t for c in stream for choice in c.choices for t in choice.delta.tool_calls or ()]
+    chunks = list(stream)
+    deltas = [t for c in chunks for choice in c.choices for t in choice.delta.tool_calls or ()]
+    assert chunks[0].choices[0].delta.content is None
     assert deltas[0].function.name == "lookup"
     assert deltas[0].id
     assert [d for d in deltas if d.function.name] == [d for d in deltas if d.id]

@@ -21,7 +21,7 @@ from serving import GREEDY, TINY, ask, engine, pieces, serving
 
 import ikq
 from ikq.serve.folder import find_models
-from ikq.serve.security import read_keys
+from ikq.serve.security import client_of, read_keys
 from ikq.serve.settings import Settings
 from ikq.serve.starting import check_start
 from ikq.speculation.options import Speculation
@@ -48,6 +48,10 @@ def test_keys(tmp_path):
             assert server.ask("/v1/models", headers=headers)[0] == 200
         # what says nothing needs none
         assert server.ask("/health")[0] == 200
+    with serving(api_keys=("schlüssel", "κλειδί")) as server:
+        for key in ("schlüssel".encode(), "schlüssel".encode("latin-1"), "κλειδί".encode()):
+            assert server.ask("/v1/models", headers={"authorization": b"Bearer " + key})[0] == 200
+        assert server.ask("/v1/models", headers={"x-api-key": b"schl\xc3ssel"})[0] == 401
     file = tmp_path / "keys"
     file.write_text("# ours\none\n\n  two \n")
     assert read_keys(file) == ["one", "two"]
@@ -67,6 +71,55 @@ def test_origins():
         assert found.headers["access-control-allow-origin"] == "https://a.example"
     with serving() as server, httpx.Client(base_url=server.url) as client:
         assert "access-control-allow-origin" not in client.get("/health", headers=origin).headers
+
+
+EVIL = {"origin": "https://evil.example", "content-type": "text/plain"}
+
+
+def test_pages_of_other_origins_may_not_ask():
+    body = {"prompt": "import", "max_tokens": 1}
+    with serving() as server:
+        for path_ in ("/v1/completions", "/slots/0?action=erase", "/nothing"):
+            status, reply = server.ask(path_, body, headers=EVIL)
+            assert status == 403, path_
+            assert "--cors" in reply["error"]["message"]
+        assert server.ask("/v1/messages", body, headers=EVIL)[1]["error"]["type"] == "permission_error"
+        host = server.url.split("//")[1]
+        for headers in (
+            {"origin": server.url},
+            # a proxy in front of the server
+            {**EVIL, "host": "evil.local", "origin": "https://evil.local"},
+            {**EVIL, "host": host, "x-forwarded-host": "evil.example"},
+            {**EVIL, "host": host, "sec-fetch-site": "same-origin"},
+        ):
+            assert server.ask("/v1/completions", body, headers=headers)[0] == 200, headers
+        for origin in ("null", "http://127.0.0.1", "https://[", ""):
+            assert server.ask("/v1/completions", body, headers={"origin": origin})[0] == 403, origin
+    with serving(cors_origins=("https://evil.example",)) as server:
+        assert server.ask("/v1/completions", body, headers=EVIL)[0] == 200
+        assert server.ask("/v1/completions", body, headers={"origin": "https://b.example"})[0] == 403
+    with serving(cors_origins=("*",)) as server:
+        assert server.ask("/v1/completions", body, headers=EVIL)[0] == 200
+
+
+def test_names_that_lead_to_a_server_without_keys():
+    with serving(cors_origins=("https://a.example",)) as server:
+        for name in ("localhost:8080", "127.0.0.1", "[::1]:80", "LOCALHOST.", "host.docker.internal:1", "box",
+                     "a.example"):  # fmt: skip
+            assert server.ask("/props", headers={"host": name})[0] == 200, name
+        for name in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8080"):
+            status, reply = server.ask("/props", headers={"host": name})
+            assert status == 403, name
+            assert "--cors" in reply["error"]["message"]
+    with serving(api_keys=("k",)) as server:
+        assert server.ask("/health", headers={"host": "chat.example"})[0] == 200
+
+
+def test_keys_that_nobody_gave_out_name_no_client():
+    request = SimpleNamespace(headers={"authorization": "Bearer x"}, client=SimpleNamespace(host="10.0.0.1"))
+    assert client_of(request, ()) == "10.0.0.1"
+    assert client_of(request, ("y",)) == "10.0.0.1"
+    assert client_of(request, ("x",)).startswith("key-")
 
 
 @pytest.fixture

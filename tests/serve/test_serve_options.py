@@ -25,6 +25,9 @@ def settings(*options):
         "-cb -nocb --metrics --slots --props --embedding --jinja --no-jinja --webui --prefill-assistant --cache-prompt",
         "--threads-http 4 --cache-reuse 256 -sps 0.5 -kvu --no-context-shift --context-shift --warmup --no-warmup",
         "--log-colors --log-prefix --log-timestamps -v -lv 3 --sse-ping-interval 30 -ctxcp 32 -fa on -rtr --mlock",
+        "--verbose-prompt -nr --no-op-offload --offline --no-mmproj -cmoed -ncmoed 1 -dio -ndio -bs -fit on -fitt 1 --tags x",
+        "-C ff -Cr 0-1 --cpu-strict 1 --prio 2 --poll 50 -Cb ff --prio-batch 1 --webui-config {} --no-skip-chat-parsing",
+        "-td 4 -tbd 4 -cd 512 -ctkd f16 -ctvd q8_0 -devd none -ngld 99 -otd a=CPU --draft-p-split 0.1 --no-repack",
         "--check-tensors --keep 4 -dt 0.1 --no-perf --escape --numa distribute -ts 1,1 -sm layer -mg 0 -thp -gr",
     ],
 )
@@ -46,6 +49,13 @@ def test_flags_that_mean_nothing_here_are_accepted(flags):
         "-r x",
         "--models-preset x",
         "--embd-normalize 0",
+        "--rope-freq-base 1e6",
+        "--yarn-orig-ctx 4096",
+        "--spec-type ngram-simple",
+        "-lcs x",
+        "--spec-replace a b",
+        "--skip-chat-parsing",
+        "-hft x",
     ],
 )
 def test_flags_that_are_refused_say_why(flags, capsys):
@@ -58,7 +68,15 @@ def test_flags_that_are_refused_say_why(flags, capsys):
 
 @pytest.mark.parametrize(
     "command",
-    [["serve", "--para", "2"], ["run", "--pre", "5"], ["quantize", "--imat", "x"], ["bench", "--thr", "1"]],
+    [
+        ["serve", "--para", "2"],
+        ["serve", "-fm"],
+        ["run", "-no-fu"],
+        ["serve", "-f", "x"],
+        ["run", "--pre", "5"],
+        ["quantize", "--imat", "x"],
+        ["bench", "--thr", "1"],
+    ],
 )
 def test_no_abbreviations(command, capsys):
     with pytest.raises(SystemExit) as error:
@@ -117,6 +135,7 @@ def test_schemas_and_grammars_of_run_that_are_wrong(capsys):
 def test_another_template_and_what_holds_where_requests_say_nothing():
     options = {"chat_template": TEMPLATE, "max_tokens": 5, "api_prefix": "/llm", "slots": False}
     with serving(**options) as server:
+        assert server.url.endswith("/llm")
         _, told = server.ask(
             "/llm/apply-template", {"messages": [USER], "tools": [{"function": {"name": "f"}}]}
         )

@@ -260,6 +260,18 @@ def test_lengths_that_can_be_read_in_two_ways(hostile):
     works(hostile)
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST"])
+@pytest.mark.parametrize("path", ["/v1/completions", "/nothing", "/health", "/"])
+def test_a_request_within_a_body_is_none(hostile, method, path):
+    # a valid chunked body for those who look at the coding, and something else for those who do not
+    body = b"0\r\n\r\n" + head("/metrics", method="GET")
+    headers = (f"content-length: {len(body)}", "transfer-encoding: chunked")
+    found = send(hostile, head(path, *headers, method=method) + body, wait=5.0)
+    assert status_of(found) == 400
+    assert found.count(b"HTTP/1.1 ") == 1
+    assert b"connection: close" in found.lower()
+
+
 def test_headers_without_end(hostile):
     many = [f"x-{i}: {'y' * 100}" for i in range(5000)]
     found = send(hostile, head("/v1/completions", *many))
@@ -336,7 +348,10 @@ def test_paths_that_lead_nowhere(hostile, path):
 
 
 def test_methods(hostile):
-    assert hostile.ask("/v1/completions", method="GET")[0] == 405
+    status, reply = hostile.ask("/v1/completions", method="GET")
+    assert (status, reply["error"]["code"]) == (405, "method_not_supported")
+    status, reply = hostile.ask("/completion", method="GET")
+    assert (status, reply["error"]["code"]) == (405, 405)
     assert hostile.ask("/v1/messages", method="GET")[1]["type"] == "error"
     assert hostile.ask("/v1/nothing", {})[1]["error"]["code"] == "not_found"
 

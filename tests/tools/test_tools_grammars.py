@@ -54,9 +54,10 @@ def test_calls_that_are_required(name, control):
         assert not content
         n_calls += len(names)
     assert n_calls >= 6
-    constraint = form.constraint(TOOLS, "required", name="now", parallel=False)
-    _, names = checked(form, text_of(tokenizer, walk(constraint, tokenizer, 1, closing=closers(form))))
-    assert names == ["now"]
+    for seed in range(2):
+        constraint = form.constraint(TOOLS, "required", name="now")
+        _, names = checked(form, text_of(tokenizer, walk(constraint, tokenizer, seed, closing=closers(form))))
+        assert names == ["now"]
 
 
 @pytest.mark.parametrize("control", [True, False], ids=["control", "text"])
@@ -145,6 +146,57 @@ def test_schemas_that_cannot_be_enforced():
     assert form.grammar(TOOLS, "none") is None
 
 
+STRICT = {
+    "type": "object",
+    "properties": {
+        "code": {"type": "string", "pattern": "^[a-c]+$|^x", "maxLength": 5},
+        "note": {"type": "string", "minLength": 2, "maxLength": 4},
+        "n": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+        "kind": {"type": "string", "const": "k"},
+    },
+    "required": ["code", "note", "n", "kind"],
+    "additionalProperties": False,
+}
+TAGGED = [name for name, form in BY_NAME.items() if isinstance(form.spelling, TaggedCalls)]
+
+
+@pytest.mark.parametrize("control", [True, False], ids=["control", "text"])
+@pytest.mark.parametrize("name", TAGGED)
+def test_strict_texts_between_tags(name, control):
+    """They are no JSON, and what their schema says holds all the same."""
+    tokenizer = tokenizer_of(BY_NAME[name], control=control)
+    form = replace(BY_NAME[name], tokenizer=tokenizer, reasoning=None)
+    spelling = form.spelling
+    closing = [spelling.value[1].replace("{key}", key) for key in STRICT["properties"]] + ["null", "aa"]
+    tools = tool(STRICT, strict=True)
+    for seed in range(4):
+        constraint = form.constraint(tools, "required", parallel=False)
+        text = text_of(form.tokenizer, walk(constraint, tokenizer, seed, n_most=900, closing=closing))
+        assert constraint.is_complete, text
+        ((_, arguments),) = values(parsed(form, text, tools=tools)[2])
+        jsonschema.validate(arguments, STRICT)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "keyword"),
+    [
+        ({"type": "string", "format": "date"}, "format"),
+        ({"type": "string", "pattern": "(^a|b)c"}, "pattern"),
+        ({"type": "string", "enum": ["a", "b"], "maxLength": 1}, "maxLength"),
+        ({"type": "string", "anyOf": [{"minLength": 2}, {"maxLength": 1}]}, "anyOf"),
+    ],
+)
+def test_strict_texts_that_cannot_be_enforced_between_tags(keywords, keyword):
+    form = replace(BY_NAME["glm"], tokenizer=tokenizer_of(BY_NAME["glm"]))
+    parameters = {"type": "object", "properties": {"x": keywords}, "required": ["x"]}
+    with pytest.raises(ikq.GrammarError, match=f"`f` is strict.*`{keyword}` at /properties/x") as e:
+        form.constraint(tool(parameters, strict=True))
+    assert e.value.keyword == keyword
+    form.constraint(tool(parameters))
+    with pytest.raises(ikq.GrammarError, match="`minProperties`"):
+        form.constraint(tool({"type": "object", "properties": {}, "minProperties": 1}, strict=True))
+
+
 def test_deep_schemas():
     """Of a function that is not strict only JSON is left."""
     form = replace(BY_NAME["hermes"], tokenizer=tokenizer_of(BY_NAME["hermes"]))
@@ -217,6 +269,33 @@ def test_answers_behind_reasoning():
     plain = replace(BY_NAME["llama3"], tokenizer=tokenizer_of(BY_NAME["llama3"]))
     inner = compile_constraint(plain.tokenizer, regex="[0-9]+")
     assert plain.answer(inner) is inner
+
+
+@pytest.mark.parametrize("control", [True, False], ids=["control", "text"])
+def test_answers_on_channels(control):
+    """A text that is on no channel would be an answer as well: there is none."""
+    from ikq.grammar import compile_constraint
+
+    form = replace(BY_NAME["harmony"], tokenizer=tokenizer_of(BY_NAME["harmony"], control=control))
+    inner = compile_constraint(form.tokenizer, regex="[0-9]+")
+    start = "<|start|>assistant"
+    for seed in range(4):
+        for prompt in (
+            start,
+            f"{start}<|channel|>analysis<|message|>",
+            f"{start}<|channel|>final<|message|>1",
+        ):
+            constraint = form.answer(inner.clone(), prompt)
+            assert not constraint.is_complete
+            tokens = walk(constraint, form.tokenizer, seed, closing=closers(form))
+            assert constraint.is_complete
+            content, _, calls = parsed(form, text_of(form.tokenizer, tokens), prompt=prompt)
+            assert content.isdigit()
+            assert not calls
+    free = form.answer(inner, start)
+    assert free.n_allowed(form.tokenizer.encode("Hello")) == 0
+    allowed = form.tokenizer.encode("<|channel|>analysis<|message|>Hm.<|end|>", parse_special=True)
+    assert free.n_allowed(allowed) == len(allowed)
 
 
 @pytest.mark.parametrize("name", BY_NAME)

@@ -17,6 +17,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 import ikq
 
@@ -45,9 +46,21 @@ VERBS = (
 DONE, ERROR, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that takes no abbreviations: a new option would change what an old command means.
+
+    `allow_abbrev` says so for options with two dashes only.
+    """
+
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        found: list[Any] = super()._get_option_tuples(option_string)
+        # of those with one dash only a letter with its value behind it: -n5
+        return [option for option in found if option[1] == option_string[:2]]
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="ikq",
         description="Quantize GGUF models with every tensor type of ggml, and run them.",
         epilog="Set IKQ_DEBUG=1 for tracebacks, IKQ_ISA=scalar|avx2|avx512 to force an instruction set.",
@@ -58,7 +71,6 @@ def build_parser() -> argparse.ArgumentParser:
     for name in VERBS:
         module = importlib.import_module(f"ikq.cli.{name}")
         aliases = getattr(module, "ALIASES", ())
-        # no abbreviations: a new option would change what an old command means
         verb = verbs.add_parser(
             module.NAME,
             aliases=aliases,

@@ -20,6 +20,15 @@ _FULL = "a text ends where the context is full"
 _LINES = "the log is one line for each request; --log-json, --log-file and --no-log change that"
 _PULSE = "streams that stay silent get a comment every 15 seconds"
 _LOADED = "models of a folder are loaded when they are asked for, and checked before"
+_PLACES = "threads run where the system puts them; taskset and nice change that"
+_DRAFTS = "a draft model has the model's threads and context, and runs on the CPU"
+_TREES = "drafts are no trees"
+_FITS = "what memory does not hold is refused, and nothing made smaller for it"
+_READS = "--mmap and --no-mmap say how files are read"
+_WEIGHTS = "weights are re-arranged while loading in any case"
+_SAMPLERS = "samplers run on the CPU"
+_PAGE = "settings of the page are kept by the browser"
+_TAGS = "models have names, and no tags"
 
 # Flags that say what is so, or mean nothing here: how many values follow, and why they have no effect.
 _EXPLAINED: tuple[tuple[tuple[str, ...], str | int | None, str], ...] = (
@@ -45,12 +54,33 @@ _EXPLAINED: tuple[tuple[tuple[str, ...], str | int | None, str], ...] = (
     (("--log-colors",), "?", _LINES),
     (("--sse-ping-interval",), None, _PULSE),
     (("--check-tensors",), 0, _LOADED),
+    (("-C", "--cpu-mask", "-Cr", "--cpu-range", "--cpu-strict", "--prio", "--poll"), 1, _PLACES),
+    (("-Cb", "--cpu-mask-batch", "-Crb", "--cpu-range-batch", "--cpu-strict-batch"), 1, _PLACES),
+    (("--prio-batch", "--poll-batch"), 1, _PLACES),
+    (("-td", "--threads-draft", "-tbd", "--threads-batch-draft", "-cd", "--ctx-size-draft"), 1, _DRAFTS),
+    (("-ctkd", "--cache-type-k-draft", "-ctvd", "--cache-type-v-draft"), 1, _DRAFTS),
+    (("-devd", "--device-draft", "-ngld", "--gpu-layers-draft", "--n-gpu-layers-draft"), 1, _DRAFTS),
+    (("-otd", "--override-tensor-draft", "-ncmoed", "--n-cpu-moe-draft"), 1, _DRAFTS),
+    (("-cmoed", "--cpu-moe-draft"), 0, _DRAFTS),
+    (("--draft-p-split",), 1, _TREES),
+    (("-fit",), "?", _FITS),
+    (("-fitt", "--fit-target", "-fitc", "--fit-ctx"), 1, _FITS),
+    (("-dio", "--direct-io", "-ndio", "--no-direct-io"), 0, _READS),
+    (("-nr", "--no-repack", "--repack", "--no-host"), 0, _WEIGHTS),
+    (("--op-offload", "--no-op-offload", "-bs", "--backend-sampling"), 0, _SAMPLERS),
+    (("--offline", "--no-mmproj", "--no-mmproj-auto", "--no-skip-chat-parsing"), 0, _ALWAYS),
+    (("--mmproj-auto", "--mmproj-offload", "--no-mmproj-offload"), 0, "models read text only here"),
+    (("--verbose-prompt",), 0, _LINES),
+    (("--webui-config", "--webui-config-file", "--ui-config", "--ui-config-file"), 1, _PAGE),
+    (("--tags",), 1, _TAGS),
 )
 
 _TEXT = "models read text only here"
 _PLAIN = "weights are used as the file has them"
 _LOCAL = "nothing is downloaded here; give a file with -m"
 _STARTS = "say it in each request"
+_POSITIONS = "positions are as the file says; --override-kv changes what it says"
+_SPECULATION = "-md, --lookup or --mtp says what drafts"
 
 # Flags that ask for what is not offered: a server that starts without it would not be what was wanted.
 _REFUSED: tuple[tuple[tuple[str, ...], str | int | None, str], ...] = (
@@ -80,6 +110,21 @@ _REFUSED: tuple[tuple[tuple[str, ...], str | int | None, str], ...] = (
     (("--cfg-scale", "--cfg-negative-prompt"), 1, "guidance by a second prompt is not offered"),
     (("-gan", "--grp-attn-n", "-gaw", "--grp-attn-w"), 1, "self-extend is not offered"),
     (("--spm-infill",), 0, "there is no path for text in the middle"),
+    (("--rope-scaling", "--rope-scale", "--rope-freq-base", "--rope-freq-scale"), 1, _POSITIONS),
+    (("--yarn-orig-ctx", "--yarn-ext-factor", "--yarn-attn-factor"), 1, _POSITIONS),
+    (("--yarn-beta-slow", "--yarn-beta-fast"), 1, _POSITIONS),
+    (("--spec-type", "--spec-ngram-size-n", "--spec-ngram-size-m", "--spec-ngram-min-hits"), 1, _SPECULATION),
+    (("-lcs", "--lookup-cache-static", "-lcd", "--lookup-cache-dynamic"), 1, _SPECULATION),
+    (("--spec-default",), 0, _SPECULATION),
+    (("--spec-replace",), 2, "a draft model needs the model's vocabulary"),
+    (("--skip-chat-parsing",), 0, "send `reasoning_format: none`, and no tools"),
+    (("--reuse-port",), 0, "the port belongs to one server"),
+    (("-hft", "--hf-token"), 1, _LOCAL),
+    (("--tts-use-guide-tokens",), 0, _TEXT),
+    (("--embd-gemma-default", "--gpt-oss-20b-default", "--gpt-oss-120b-default"), 0, _LOCAL),
+    (("--fim-qwen-1.5b-default", "--fim-qwen-3b-default", "--fim-qwen-7b-default"), 0, _LOCAL),
+    (("--fim-qwen-7b-spec", "--fim-qwen-14b-spec", "--fim-qwen-30b-default"), 0, _LOCAL),
+    (("--vision-gemma-4b-default", "--vision-gemma-12b-default"), 0, _LOCAL),
 )
 
 

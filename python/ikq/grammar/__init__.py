@@ -7,6 +7,7 @@
 constraint.py   what one text may be, token by token: `Constraint`
 compiling.py    from a schema or grammar to it: `compile_constraint`
 after.py        free text, then a constraint: reasoning, tool calls where a model decides to make one
+then.py         one constraint behind another
 schema.py       JSON schemas: what is rewritten, and what is refused by name
 blame.py        ... and which keyword is at fault where the compiler refuses one
 gbnf.py         llama.cpp's notation: its parser
@@ -18,6 +19,7 @@ from ikq.errors import GrammarError
 from ikq.grammar.after import After, FreeText
 from ikq.grammar.compiling import compile_constraint
 from ikq.grammar.constraint import Constraint, GrammarConstraint
+from ikq.grammar.then import Then
 
 __all__ = [
     "After",
@@ -25,5 +27,6 @@ __all__ = [
     "FreeText",
     "GrammarConstraint",
     "GrammarError",
+    "Then",
     "compile_constraint",
 ]

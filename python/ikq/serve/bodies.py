@@ -18,18 +18,21 @@ __all__ = ["read_json"]
 _PATIENCE = 30.0
 
 
-async def read_json(request: Request, most: int) -> Any:  # noqa: ANN401  # JSON
+async def read_json(request: Request, most: int, *, may_lack: bool = False) -> Any:  # noqa: ANN401  # JSON
     """The body of a request, which must be JSON in UTF-8.
 
     Args:
         request: See there.
         most: Most bytes.
+        may_lack: No body is as good as `{}`.
 
     Raises:
         ServiceError: it is too large, does not come, or is no JSON.
         ClientGone: the client went away before it was there.
     """
     body = await _read(request, most)
+    if may_lack and not body.strip():
+        return {}
     try:
         return from_json(body, allow_inf_nan=False)
     except ValueError as e:

@@ -25,6 +25,9 @@ class Connection(H11Protocol):
         super().on_response_complete()
         self._expect_request()
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Says nothing in the log: whoever asks for an upgrade is answered without, as HTTP has it."""
+
     def _expect_request(self) -> None:
         self.loop.call_later(_PATIENCE, self._close_without, self.cycle)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel
@@ -24,10 +24,14 @@ class ErrorForm:
     Attributes:
         status: The status of the response.
         body: Its JSON.
+        id_header: The header of all responses that has the request's name, by which the log knows it.
+        has_id: The JSON has it as well, as `request_id`.
     """
 
     status: Callable[[ServiceError], int]
     body: Callable[[ServiceError], dict[str, Any]]
+    id_header: str = "x-request-id"
+    has_id: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,9 @@ class Endpoint:
         handle: Answers a call; it raises `ServiceError`.
         errors: How errors are written.
         body: What the body must be; `None`: it is not read.
+        needs_body: There has to be one; otherwise none stands for `{}`.
+        query: What may come after `?`, as JSON schemas by name, for the description of the server's paths.
+        needs_query: It has to be there.
         summary: A sentence for the description of the server's paths.
         needs_key: It asks for a key, if there are any.
     """
@@ -70,5 +77,8 @@ class Endpoint:
     handle: Handler
     errors: ErrorForm
     body: type[BaseModel] | None = None
+    needs_body: bool = True
+    query: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    needs_query: bool = False
     summary: str = ""
     needs_key: bool = True

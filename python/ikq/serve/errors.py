@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 __all__ = ["ErrorKind", "ServiceError"]
@@ -12,6 +13,7 @@ ErrorKind: TypeAlias = Literal[
     "authentication",
     "permission",
     "not_found",
+    "not_allowed",
     "too_large",
     "overloaded",
     "timeout",
@@ -27,6 +29,7 @@ _STATUS: dict[ErrorKind, int] = {
     "authentication": 401,
     "permission": 403,
     "not_found": 404,
+    "not_allowed": 405,
     "too_large": 413,
     "overloaded": 429,
     "timeout": 408,
@@ -45,6 +48,8 @@ class ServiceError(Exception):
         sentence: The reason, and the way out if there is one.
         parameter: Name of the request's field that is at fault, as the API calls it.
         retry_after: Seconds after which it may be tried again.
+        code: OpenAI's word for it, where the kind alone does not say which.
+        facts: Numbers that programs look for beside the sentence.
     """
 
     def __init__(
@@ -54,12 +59,16 @@ class ServiceError(Exception):
         *,
         parameter: str | None = None,
         retry_after: int | None = None,
+        code: str | None = None,
+        facts: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(sentence)
         self.kind: ErrorKind = kind
         self.sentence = sentence
         self.parameter = parameter
         self.retry_after = retry_after
+        self.code = code
+        self.facts = dict(facts or {})
 
     @property
     def status(self) -> int:

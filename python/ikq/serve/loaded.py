@@ -98,7 +98,7 @@ class LoadedModel:
             parser = form.parser(prompt, tools, separates_reasoning=request.separates_reasoning)
             return ChatParser(parser)
 
-        return self._plan(request, tokens, new_parser, constraint)
+        return self._plan(request, tokens, new_parser, constraint, parameter="messages")
 
     def plan_completion(self, request: CompletionRequest) -> TextPlan:
         """A text made ready.
@@ -110,7 +110,7 @@ class LoadedModel:
             tokens = self.tokens_of(request.prompt, parameter="prompt", parse_special=request.parse_special)
         else:
             tokens = self.checked_tokens(request.prompt)
-        return self._plan(request, tokens, PlainParser, self._constraint(request))
+        return self._plan(request, tokens, PlainParser, self._constraint(request), parameter="prompt")
 
     def render(self, request: ChatRequest) -> str:
         """The prompt of a conversation.
@@ -183,15 +183,19 @@ class LoadedModel:
         tokens: list[int],
         new_parser: Callable[[], ReplyParser],
         constraint: Constraint | None,
+        *,
+        parameter: str,
     ) -> TextPlan:
         n_ctx = self.model.n_ctx
         if not tokens:
-            raise ServiceError("invalid_request", "the prompt is empty", parameter="prompt")
+            raise ServiceError("invalid_request", "the prompt is empty", parameter=parameter)
         if len(tokens) > n_ctx:
             raise ServiceError(
                 "context_length",
                 f"the prompt has {len(tokens)} tokens, the context holds {n_ctx}; shorten it, or start the "
                 "server with a larger context (-c)",
+                parameter=parameter,
+                facts={"n_prompt_tokens": len(tokens), "n_ctx": n_ctx},
             )
         unknown = [t for t in request.sampling.logit_bias if t >= self.model.spec.n_vocab]
         if unknown:

@@ -1,4 +1,4 @@
-"""A `ServiceError` in the form of OpenAI's APIs, which llama-server's own paths have as well."""
+"""A `ServiceError` in the form of OpenAI's APIs."""
 
 from __future__ import annotations
 
@@ -7,20 +7,14 @@ from typing import Any
 from ikq.serve.endpoint import ErrorForm
 from ikq.serve.errors import ErrorKind, ServiceError
 
-__all__ = ["LLAMA_ERRORS", "OPENAI_ERRORS", "error_object"]
+__all__ = ["OPENAI_ERRORS", "error_object"]
 
+# what is none of these is a mistake of the request
 _TYPES: dict[ErrorKind, str] = {
-    "invalid_request": "invalid_request_error",
-    "context_length": "invalid_request_error",
-    "authentication": "authentication_error",
     "permission": "permission_error",
-    "not_found": "not_found_error",
-    "too_large": "invalid_request_error",
     "overloaded": "rate_limit_error",
     "timeout": "timeout_error",
-    "unsupported": "not_supported_error",
-    "unavailable": "unavailable_error",
-    "unloadable": "invalid_request_error",
+    "unavailable": "server_error",
     "internal": "server_error",
 }
 
@@ -28,8 +22,10 @@ _CODES: dict[ErrorKind, str] = {
     "context_length": "context_length_exceeded",
     "authentication": "invalid_api_key",
     "not_found": "not_found",
+    "not_allowed": "method_not_supported",
     "overloaded": "rate_limit_exceeded",
     "too_large": "request_too_large",
+    "unsupported": "unsupported_parameter",
     "unloadable": "model_not_loadable",
 }
 
@@ -39,11 +35,20 @@ def error_object(error: ServiceError) -> dict[str, Any]:
     return {
         "error": {
             "message": error.sentence,
-            "type": _TYPES[error.kind],
+            "type": _TYPES.get(error.kind, "invalid_request_error"),
             "param": error.parameter,
-            "code": _CODES.get(error.kind),
+            "code": _code(error),
+            **error.facts,
         }
     }
+
+
+def _code(error: ServiceError) -> str | None:
+    if error.code is not None:
+        return error.code
+    if error.kind == "not_found" and error.parameter == "model":
+        return "model_not_found"
+    return _CODES.get(error.kind)
 
 
 def _status(error: ServiceError) -> int:
@@ -52,4 +57,3 @@ def _status(error: ServiceError) -> int:
 
 
 OPENAI_ERRORS = ErrorForm(status=_status, body=error_object)
-LLAMA_ERRORS = ErrorForm(status=lambda error: error.status, body=error_object)

@@ -46,13 +46,19 @@ def description(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
             "summary": e.summary,
             "responses": {"200": {"description": "done"}, "default": {"description": "an error"}},
         }
-        if names := re.findall(r"{(\w+)}", path):
-            operation["parameters"] = [
-                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
-            ]
+        parameters = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+            for name in re.findall(r"{(\w+)}", path)
+        ]
+        parameters += [
+            {"name": name, "in": "query", "required": e.needs_query, "schema": dict(schema)}
+            for name, schema in e.query.items()
+        ]
+        if parameters:
+            operation["parameters"] = parameters
         if e.body is not None:
             content = {"application/json": {"schema": schemas[(e.body, "validation")]}}
-            operation["requestBody"] = {"required": True, "content": content}
+            operation["requestBody"] = {"required": e.needs_body, "content": content}
         paths.setdefault(path, {})[e.method.lower()] = operation
     return {
         "openapi": "3.1.0",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import secrets
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from ikq.serve.events import Usage
 
-__all__ = ["CURRENT", "LOG", "Record", "log"]
+__all__ = ["CURRENT", "LOG", "Record", "log", "note_error"]
 
 LOG = logging.getLogger("ikq.serve")
 """Where lines go; `ikq serve` shows them on standard error."""
@@ -29,6 +30,7 @@ class Record:
         models: Names of the models that answered.
         usages: Tokens and seconds of what they answered.
         error: What the client was told.
+        id: A name that the client is told too.
     """
 
     method: str
@@ -39,10 +41,18 @@ class Record:
     models: list[str] = field(default_factory=list)
     usages: list[Usage] = field(default_factory=list)
     error: str | None = None
+    id: str = field(default_factory=lambda: f"req_{secrets.token_hex(12)}")
 
 
 CURRENT: ContextVar[Record | None] = ContextVar("CURRENT", default=None)
 """The request that the running task answers."""
+
+
+def note_error(sentence: str) -> None:
+    """Notes what the client of the request is told that the running task answers."""
+    record = CURRENT.get()
+    if record is not None:
+        record.error = sentence
 
 
 def log(record: Record, *, as_json: bool) -> None:
@@ -62,7 +72,7 @@ def log(record: Record, *, as_json: bool) -> None:
     if record.error:
         facts["error"] = record.error
     if as_json:
-        LOG.info(json.dumps({"time": round(time.time(), 3), **facts}, ensure_ascii=False))
+        LOG.info(json.dumps({"time": round(time.time(), 3), "id": record.id, **facts}, ensure_ascii=False))
         return
     head = f"{record.client} {record.method} {_one_line(record.path)} {record.status} {seconds:.3f} s"
     rest = [f"{name} {value}" for name, value in facts.items() if name in _SHOWN]

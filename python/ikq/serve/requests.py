@@ -60,7 +60,7 @@ class ToolChoice:
 
     Attributes:
         mode: `auto`: as it likes; `none`: none; `required`: at least one.
-        name: The tool that it must call, with `required`; `None`: any.
+        name: The tool that it must call, once, with `required`; `None`: any.
         parallel: It may call several in one reply.
     """
 

@@ -52,9 +52,10 @@ class Server:
 
     Examples:
         >>> import ikq
-        >>> with ikq.Server("tests/data/tiny-moe-bf16.gguf", port=0) as server:  # doctest: +SKIP
-        ...     print(server.url)
-        http://127.0.0.1:43211
+        >>> from ikq.serve.settings import Settings
+        >>> with ikq.Server("tests/data/tiny-moe-bf16.gguf", Settings(port=0)) as server:
+        ...     server.url.startswith("http://127.0.0.1:")
+        True
     """
 
     def __init__(
@@ -93,11 +94,16 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it listens."""
-        assert self._socket is not None, "it runs"
+        """Where it listens, with what comes before all paths.
+
+        Raises:
+            RuntimeError: it has not been started.
+        """
+        if self._socket is None:
+            raise RuntimeError("the server has not been started: it has no address yet")
         host, port = self._socket.getsockname()[:2]
         scheme = "http" if self.settings.ssl_certfile is None else "https"
-        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{self.settings.api_prefix}"
 
     def run(self) -> None:
         """Serves until somebody interrupts it (Ctrl-C, SIGTERM); what is being answered is completed first.

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ikq.serve.errors import ServiceError
+from ikq.serve.request_log import LOG, note_error
 
 __all__ = ["ClientGone", "Streamed", "event", "while_connected"]
 
@@ -44,6 +45,7 @@ class Streamed(Response):
 
     Args:
         events: Pieces of the body. It is closed in any case, also when the client goes away.
+        tell: An error as a piece of the body: what the events raise when the status has been sent.
         send_timeout: Seconds that the client may leave a piece unread.
         headers: Further headers.
     """
@@ -51,6 +53,7 @@ class Streamed(Response):
     def __init__(
         self,
         events: AsyncGenerator[bytes, None],
+        tell: Callable[[ServiceError], bytes],
         *,
         send_timeout: float = 60.0,
         headers: dict[str, str] | None = None,
@@ -61,6 +64,7 @@ class Streamed(Response):
         )
         del self.headers["content-length"]
         self._events = events
+        self._tell = tell
         self._send_timeout = send_timeout
         self._first: asyncio.Task[bytes] | None = None
 
@@ -68,12 +72,13 @@ class Streamed(Response):
         """Waits a moment for the first piece.
 
         Raises:
-            ServiceError: what the pieces raise before the first one.
+            Exception: what the pieces raise before the first one.
         """
         self._first = asyncio.ensure_future(anext(self._events))
         await asyncio.wait([self._first], timeout=_PATIENCE)
-        if self._first.done() and isinstance(self._first.exception(), ServiceError):
-            self._first.result()
+        error = self._first.exception() if self._first.done() else None
+        if error is not None and not isinstance(error, StopAsyncIteration):
+            raise error
 
     async def aclose(self) -> None:
         """Nobody wants the pieces."""
@@ -106,6 +111,9 @@ class Streamed(Response):
                     part = coming.result()
                 except StopAsyncIteration:
                     break
+                except Exception as error:
+                    await self._send_part(send, self._told(error))
+                    break
                 await self._send_part(send, part)
                 coming = asyncio.ensure_future(anext(self._events))
         finally:
@@ -114,6 +122,14 @@ class Streamed(Response):
                 with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration, Exception):
                     await coming
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _told(self, error: Exception) -> bytes:
+        """An error as an event; the log has it as well."""
+        if not isinstance(error, ServiceError):
+            LOG.error("error in a stream", exc_info=error)
+            error = ServiceError("internal", "the server failed to answer; its log says why")
+        note_error(error.sentence)
+        return self._tell(error)
 
     async def _send_part(self, send: Send, part: bytes) -> None:
         message = {"type": "http.response.body", "body": part, "more_body": True}

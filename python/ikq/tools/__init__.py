@@ -14,6 +14,7 @@ readers.py, harmony.py    ... one reader for each kind of spelling
 json_reply.py ... and for replies that are JSON, where a system message tells the tools
 functions.py  functions that may be called
 values.py     arguments between tags as JSON
+raw_values.py ... and as regular expressions, where their schema limits them
 writing.py    calls as text, for templates that do not write them
 budget.py     thoughts that end after so many tokens
 grammars.py   forms as grammars: which calls may be made, and with what arguments

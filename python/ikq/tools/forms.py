@@ -85,7 +85,7 @@ class ReplyForm:
             tools: Functions that may be called, in OpenAI's form.
             choice: With `auto` it begins at the trigger (`constraint` waits for that), with `required` it is
                 the reply behind the reasoning.
-            name: The only one that may be called.
+            name: The only one that may be called, once.
             parallel: Several calls may be in one reply.
             json_schema: What an answer without calls must be, if that is not free either; for `auto`.
             loose: Arguments are free.

@@ -8,12 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ikq.errors import GrammarError
-from ikq.grammar import After, Constraint, FreeText, GrammarConstraint
+from ikq.grammar import After, Constraint, FreeText, GrammarConstraint, Then
 from ikq.grammar.blame import blamed, failure
 from ikq.grammar.compiling import compile_lark
 from ikq.grammar.schema import compact, prepared
 from ikq.grammar.vocabulary import words_of
 from ikq.tools.functions import function_of
+from ikq.tools.harmony import begun_channel
+from ikq.tools.raw_values import check_enforced, is_limited, text_patterns
 from ikq.tools.spelling import Harmony, JsonCalls, JsonReply, NamedCalls, TaggedCalls
 from ikq.tools.values import is_text
 
@@ -47,7 +49,12 @@ def answer(form: ReplyForm, inner: Constraint, prompt: str) -> Constraint:
     if not isinstance(inner, GrammarConstraint):
         return inner
     if isinstance(form.spelling, Harmony):
-        return After(inner, FreeText(reasoning=_HARMONY_ANSWER, is_open=True))
+        assert form.tokenizer is not None
+        begun = begun_channel(prompt)
+        if begun == "final":
+            return inner
+        head = _Writer(form).harmony_head(is_thinking=begun is not None)
+        return Then(compile_lark(form.tokenizer, head), inner)
     free = _free(form, prompt)
     return inner if free.reasoning is None else After(inner, free)
 
@@ -72,8 +79,11 @@ def calls_grammar(
 
     With `loose` arguments are free.
     """
-    functions = [_Function.of(tool, i, loose=loose) for i, tool in enumerate(tools)]
+    is_tagged = isinstance(form.spelling, TaggedCalls)
+    functions = [_Function.of(tool, i, loose=loose, is_tagged=is_tagged) for i, tool in enumerate(tools)]
     if name is not None:
+        # who names a function wants one call of it
+        parallel = False
         functions = [f for f in functions if f.name == name]
         if not functions:
             raise GrammarError(f"tool_choice names the function `{name}`, which is not among the tools",
@@ -88,16 +98,28 @@ class _Function:
         name: Its name.
         schema: Of its arguments; can be compiled.
         is_free: They may be anything.
+        is_strict: They are valid under the schema in any case.
     """
 
-    def __init__(self, name: str, schema: dict[str, Any], *, is_free: bool = False) -> None:
+    def __init__(
+        self, name: str, schema: dict[str, Any], *, is_free: bool = False, is_strict: bool = False
+    ) -> None:
         self.name = name
         self.schema = schema
         self.is_free = is_free
+        self.is_strict = is_strict
 
     @classmethod
-    def of(cls, tool: Mapping[str, Any], i: int, *, loose: bool = False) -> _Function:
+    def of(
+        cls, tool: Mapping[str, Any], i: int, *, loose: bool = False, is_tagged: bool = False
+    ) -> _Function:
         """From OpenAI's form.
+
+        Args:
+            tool: See there.
+            i: Which of the tools.
+            loose: Arguments are free.
+            is_tagged: They are written between tags.
 
         Raises:
             FormatError: it is malformed.
@@ -110,7 +132,10 @@ class _Function:
             return cls(name, {"type": "object"}, is_free=True)
         if function.get("strict"):
             try:
-                return cls(name, _compiled(schema))
+                compiled = _compiled(schema)
+                if is_tagged:
+                    check_enforced(compiled)
+                return cls(name, compiled, is_strict=True)
             except GrammarError as e:
                 place = f"tools/{i}/function/parameters{e.place or ''}"
                 raise GrammarError(
@@ -143,7 +168,7 @@ def _compiled(schema: Mapping[str, Any], *, lenient: bool = False) -> dict[str, 
 
 
 _HARMONY_TRIGGER = " to=functions."
-_HARMONY_ANSWER = ("<|channel|>", "<|channel|>final<|message|>")
+_HARMONY_FINAL = "<|channel|>final<|message|>"
 
 
 class _Writer:
@@ -190,7 +215,7 @@ class _Writer:
             self._rules["calls"] = f"{self._text(before + first)} call{more} {self._text(last + after)}"
             self._answer(written)
             self._rules["start"] = "calls" if written is None else "calls | answer"
-        return "".join(f"{name}: {rule}\n" for name, rule in self._rules.items())
+        return self._lark()
 
     def _answer(self, written: str | None) -> None:
         spelling = self._form.spelling
@@ -201,15 +226,27 @@ class _Writer:
             self._rules["answer"] = written
 
     def _harmony(self, enforced: bool, answer: str | None) -> None:
-        channel, message, start = map(self._text, ("<|channel|>", "<|message|>", "<|start|>"))
+        channel = self._text("<|channel|>")
         self._answer(answer)
         if not enforced and answer is None:
             self._rules["start"] = "call"
             return
-        thoughts = f'{channel} "analysis" {message} {self._until("<|end|>")} {start} "assistant"'
-        self._rules["thoughts"] = thoughts
-        final = "" if answer is None else f' | {channel} "final" {message} answer'
+        self._harmony_thoughts()
+        final = "" if answer is None else f" | {self._text(_HARMONY_FINAL)} answer"
         self._rules["start"] = f'thoughts? ({channel} "commentary" call{final})'
+
+    def harmony_head(self, *, is_thinking: bool) -> str:
+        """What comes before an answer: thoughts, of which the prompt may have begun some, and a heading."""
+        self._harmony_thoughts()
+        self._rules["start"] = f"{'more' if is_thinking else 'thoughts?'} {self._text(_HARMONY_FINAL)}"
+        return self._lark()
+
+    def _harmony_thoughts(self) -> None:
+        self._rules["more"] = f"{self._until('<|end|>')} {self._text('<|start|>assistant')}"
+        self._rules["thoughts"] = f"{self._text('<|channel|>analysis<|message|>')} more"
+
+    def _lark(self) -> str:
+        return "".join(f"{name}: {rule}\n" for name, rule in self._rules.items())
 
     def _call(self, function: _Function, i: int) -> str:
         spelling = self._form.spelling
@@ -250,7 +287,7 @@ class _Writer:
         parts = [self._named(spelling, function)]
         for j, (key, schema, is_required) in enumerate(function.properties()):
             rule = f"argument_{i}_{j}"
-            self._rules[rule] = self._argument(spelling, key, schema)
+            self._rules[rule] = self._argument(spelling, key, schema, is_strict=function.is_strict)
             parts.append(rule if is_required else f"{rule}?")
         parts.append(self._text(spelling.end))
         return " ".join(parts)
@@ -268,7 +305,9 @@ class _Writer:
         named = spelling.name_written.replace("{name}", function.name)
         return self._numbered(spelling.name[0] + named + spelling.name[1])
 
-    def _argument(self, spelling: TaggedCalls, key: str, schema: Mapping[str, Any]) -> str:
+    def _argument(
+        self, spelling: TaggedCalls, key: str, schema: Mapping[str, Any], *, is_strict: bool
+    ) -> str:
         is_string = is_text({"properties": {key: schema}}, key, {})
         written = spelling.key_written.replace("{key}", key)
         written = written.replace("{string}", str(is_string).lower())
@@ -276,13 +315,34 @@ class _Writer:
         head = f"{self._text(spelling.key[0] + written + spelling.key[1])} {self._text(spelling.value[0])}"
         end = spelling.value[1].replace("{key}", key)
         close = self._text(end)
-        values = schema.get("enum")
+        values = [schema["const"]] if "const" in schema else schema.get("enum")
         if is_string and isinstance(values, list):
-            return f"{head} ({' | '.join(self._text(str(v)) for v in values)}) {close}"
+            texts = [self._text(v) for v in values if isinstance(v, str)]
+            return f"{head} ({' | '.join(texts)}) {close}"
+        if is_string:
+            patterns = text_patterns(schema)
+            return f"{head} {self._matching(patterns, end) if patterns else self._until(end)}"
         is_nested = bool(spelling.nested) and schema.get("type") in ("object", "array")
-        if is_string or is_nested or not schema.get("type"):
-            return f"{head} {self._until(end)}"
-        return f"{head} {self._json(schema)} {close}"
+        is_typed = bool(schema.get("type")) and not is_nested
+        if is_typed or (is_strict and is_limited(schema)):
+            return f"{head} {self._json(schema)} {close}"
+        return f"{head} {self._until(end)}"
+
+    def _matching(self, patterns: Sequence[str], mark: str) -> str:
+        """A text that matches patterns, and a mark, which is not in it."""
+        stripped = mark.strip()
+        gap, _, after = mark.partition(stripped)
+        inside = _escaped(stripped)
+        name = f"matching_value_{len(self._rules)}".upper()
+        if self._split is not None and self._split.search(mark):
+            whole = [*(f"/{pattern}{_escaped(gap)}/" for pattern in patterns), f"~/(?s:.*){inside}(?s:.*)/"]
+            after = stripped + after
+        else:
+            # the mark is a part of it, and nothing comes behind the first one: where it ends is certain
+            close = _escaped(gap) + inside
+            whole = [*(f"/{pattern}{close}/" for pattern in patterns), f"~/(?s:.*){inside}(?s:.+)/"]
+        self._rules[name] = " & ".join(whole)
+        return f"{name} {self._text(after)}"
 
     def _until(self, mark: str) -> str:
         """Any text up to a mark, and the mark."""

@@ -12,11 +12,25 @@ from ikq.tools.delta import Delta
 from ikq.tools.readers import Calls, nothing
 from ikq.tools.scanning import Scanner, Steps
 
-__all__ = ["read_harmony"]
+__all__ = ["begun_channel", "read_harmony"]
 
 _ENDS = ("<|end|>", "<|call|>", "<|return|>", "<|start|>")
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
+
+
+def begun_channel(prompt: str) -> str | None:
+    """The channel of a message that a prompt has begun; nothing: there is none, or its text has not begun."""
+    heading = _begun_heading(prompt)
+    channel = None if heading is None else _CHANNEL.search(heading)
+    return None if channel is None else channel.group(1)
+
+
+def _begun_heading(prompt: str) -> str | None:
+    begun = prompt[prompt.rfind("<|start|>") :]
+    if "<|message|>" not in begun or any(end in begun for end in _ENDS[:3]):
+        return None
+    return begun[: begun.index("<|message|>")]
 
 
 def read_harmony(text: Scanner, calls: Calls, *, prompt: str = "") -> Steps[None]:
@@ -27,9 +41,9 @@ def read_harmony(text: Scanner, calls: Calls, *, prompt: str = "") -> Steps[None
         calls: Those of the reply.
         prompt: What came before; it may have begun a message.
     """
-    begun = prompt[prompt.rfind("<|start|>") :]
-    if "<|message|>" in begun and not any(end in begun for end in _ENDS[:3]):
-        yield from _body(text, calls, begun[: begun.index("<|message|>")])
+    begun = _begun_heading(prompt)
+    if begun is not None:
+        yield from _body(text, calls, begun)
     while not (yield from text.at_end()):
         parts: list[str] = []
         place = text.keep()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from ikq.serve.endpoint import ErrorForm
 from ikq.serve.errors import ErrorKind, ServiceError
 
-__all__ = ["error_object", "error_status"]
+__all__ = ["ANTHROPIC_ERRORS", "error_object", "error_status"]
 
 _FORMS: dict[ErrorKind, tuple[int, str]] = {
     "invalid_request": (400, "invalid_request_error"),
@@ -16,6 +17,7 @@ _FORMS: dict[ErrorKind, tuple[int, str]] = {
     "authentication": (401, "authentication_error"),
     "permission": (403, "permission_error"),
     "not_found": (404, "not_found_error"),
+    "not_allowed": (405, "invalid_request_error"),
     "too_large": (413, "request_too_large"),
     "overloaded": (429, "rate_limit_error"),
     "internal": (500, "api_error"),
@@ -36,3 +38,6 @@ def error_object(error: ServiceError) -> dict[str, Any]:
 def error_status(error: ServiceError) -> int:
     """The status of the response, as the original has it."""
     return _FORMS[error.kind][0]
+
+
+ANTHROPIC_ERRORS = ErrorForm(status=error_status, body=error_object, id_header="request-id", has_id=True)

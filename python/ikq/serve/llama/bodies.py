@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pydantic import Field
 
 from ikq.serve.openai.bodies import TextBody
 from ikq.serve.validation import Part
 
 __all__ = [
-    "ApplyBody",
     "DetokenizeBody",
     "LlamaBody",
     "LlamaEmbeddingBody",
@@ -26,6 +23,8 @@ class LlamaBody(TextBody):
     prompt: str | list[int] | list[int | str] | list[str | list[int | str]]
     n_probs: int | None = Field(None, ge=0, le=100)
     return_tokens: bool | None = None
+    response_fields: list[str] | None = None
+    post_sampling_probs: bool | None = None
 
 
 class LlamaEmbeddingBody(Part):
@@ -56,16 +55,6 @@ class DetokenizeBody(Part):
 
     model: str | None = None
     tokens: list[int]
-
-
-class ApplyBody(Part):
-    """`POST /apply-template`."""
-
-    model: str | None = None
-    messages: list[dict[str, Any]]
-    tools: list[dict[str, Any]] | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    continue_final_message: bool | None = None
 
 
 class SlotBody(Part):

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from ikq.serve.errors import ServiceError
 from ikq.serve.events import Event, Finished, TokenLogprob
 from ikq.serve.llama.bodies import LlamaBody
 from ikq.serve.openai.completions import merged
 from ikq.serve.openai.logprobs import token_entry
 from ikq.serve.openai.usage import timings_object
-from ikq.serve.openai_errors import error_object
 from ikq.serve.service import Reply
 from ikq.serve.streams import event
 
 __all__ = ["completion_pieces", "completions"]
 
+_MISSING = object()
 
-async def completions(replies: Sequence[Reply], body: LlamaBody) -> list[dict[str, Any]]:
+
+async def completions(
+    replies: Sequence[Reply], body: LlamaBody, chosen: Mapping[str, Any]
+) -> list[dict[str, Any]]:
     """Replies as a whole, one for each prompt. They are closed.
+
+    Args:
+        replies: See there.
+        body: What was asked for.
+        chosen: How tokens are chosen, as `sampling_object` tells it.
 
     Raises:
         ServiceError: one could not be completed.
@@ -30,21 +37,33 @@ async def completions(replies: Sequence[Reply], body: LlamaBody) -> list[dict[st
     async with aclosing(merged(replies)) as events:
         async for i, event_ in events:
             found[i].add(event_)
-    return [_whole(i, reply, body, made) for i, (reply, made) in enumerate(zip(replies, found, strict=True))]
+    return [
+        _whole(i, reply, body, chosen, made)
+        for i, (reply, made) in enumerate(zip(replies, found, strict=True))
+    ]
 
 
-async def completion_pieces(replies: Sequence[Reply], body: LlamaBody) -> AsyncGenerator[bytes, None]:
-    """Replies as events; the last one of each has what the whole has, but for the text. They are closed."""
+async def completion_pieces(
+    replies: Sequence[Reply], body: LlamaBody, chosen: Mapping[str, Any]
+) -> AsyncGenerator[bytes, None]:
+    """Replies as events; the last one of each has what the whole has, but for the text. They are closed.
+
+    Args:
+        replies: See there.
+        body: What was asked for.
+        chosen: As for `completions`.
+
+    Raises:
+        ServiceError: the rest cannot be given.
+    """
     found = [_Made() for _ in replies]
     events = merged(replies)
-    has_begun = False
     try:
         async for i, event_ in events:
             reply, made = replies[i], found[i]
             if isinstance(event_, Finished):
-                yield event(_whole(i, reply, body, _Made(end=event_)))
+                yield event(_whole(i, reply, body, chosen, _Made(end=event_)))
                 continue
-            has_begun = True
             made.add(event_)
             part: dict[str, Any] = {
                 "index": i,
@@ -60,10 +79,6 @@ async def completion_pieces(replies: Sequence[Reply], body: LlamaBody) -> AsyncG
             if body.timings_per_token:
                 part["timings"] = timings_object(reply.usage)
             yield event(part)
-    except ServiceError as error:
-        if not has_begun:
-            raise
-        yield event(error_object(error))
     finally:
         await events.aclose()
         for reply in replies:  # where nothing was taken
@@ -89,7 +104,10 @@ class _Made:
         self.logprobs += found.tokens
 
 
-def _whole(index: int, reply: Reply, body: LlamaBody, made: _Made) -> dict[str, Any]:
+def _whole(
+    index: int, reply: Reply, body: LlamaBody, chosen: Mapping[str, Any], made: _Made
+) -> dict[str, Any]:
+    asked = body.model_dump(exclude_none=True, exclude={"prompt"})
     end = made.end
     assert end is not None
     text = "".join(made.text)
@@ -103,7 +121,7 @@ def _whole(index: int, reply: Reply, body: LlamaBody, made: _Made) -> dict[str, 
         "model": reply.model,
         "tokens_predicted": end.n_tokens,
         "tokens_evaluated": len(reply.prompt),
-        "generation_settings": {**body.model_dump(exclude_none=True, exclude={"prompt"}), "seed": end.seed},
+        "generation_settings": {**asked, **chosen, "seed": end.seed},
         "prompt": body.prompt,
         "has_new_line": "\n" in text,
         "truncated": False,
@@ -114,7 +132,19 @@ def _whole(index: int, reply: Reply, body: LlamaBody, made: _Made) -> dict[str, 
     }
     if body.n_probs:
         found["completion_probabilities"] = _probabilities(reply, made.logprobs)
-    return found
+    return found if body.response_fields is None else _some_of(found, body.response_fields)
+
+
+def _some_of(found: dict[str, Any], paths: Sequence[str]) -> dict[str, Any]:
+    """Only these fields; `generation_settings/seed` is a field of a field, under this name."""
+    some: dict[str, Any] = {}
+    for path in paths:
+        value: Any = found
+        for name in path.split("/"):
+            value = value.get(name, _MISSING) if isinstance(value, dict) else _MISSING
+        if value is not _MISSING:
+            some[path] = value
+    return some
 
 
 def _probabilities(reply: Reply, tokens: list[TokenLogprob] | tuple[TokenLogprob, ...]) -> list[Any]:

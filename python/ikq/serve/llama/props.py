@@ -5,22 +5,19 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from ikq.sampling import SamplingOptions
 from ikq.serve.loaded import LoadedModel
 from ikq.serve.openai.usage import FINGERPRINT
 from ikq.serve.settings import Settings
 from ikq.templates import Abilities, abilities_of
 
-__all__ = ["props_object"]
+__all__ = ["props_object", "sampling_object"]
 
 
 def props_object(model: LoadedModel, settings: Settings) -> dict[str, Any]:
     """What there is to know of a model and its defaults."""
     tokenizer = model.model.tokenizer
-    sampling = asdict(settings.sampling)
-    sampling["seed"] = -1 if sampling["seed"] is None else sampling["seed"]
-    limit = -1 if settings.max_tokens is None else settings.max_tokens
-    sampling |= {"n_predict": limit, "max_tokens": limit}
-    sampling["logit_bias"] = [[token, max(bias, -1e9)] for token, bias in sampling["logit_bias"].items()]
+    sampling = sampling_object(settings.sampling, settings.max_tokens)
     return {
         "default_generation_settings": {"n_ctx": model.model.n_ctx, "params": sampling},
         "total_slots": len(model.engine.slots),
@@ -34,6 +31,16 @@ def props_object(model: LoadedModel, settings: Settings) -> dict[str, Any]:
         "build_info": FINGERPRINT,
         "is_sleeping": False,
     }
+
+
+def sampling_object(options: SamplingOptions, max_tokens: int | None) -> dict[str, Any]:
+    """How tokens are chosen, and how many, by llama-server's names."""
+    sampling = asdict(options)
+    sampling["seed"] = -1 if sampling["seed"] is None else sampling["seed"]
+    # JSON has no infinity
+    sampling["logit_bias"] = [[token, max(bias, -1e9)] for token, bias in sampling["logit_bias"].items()]
+    limit = -1 if max_tokens is None else max_tokens
+    return sampling | {"n_predict": limit, "max_tokens": limit}
 
 
 def _caps(can: Abilities) -> dict[str, bool]:

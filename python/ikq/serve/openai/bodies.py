@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 
 from ikq.serve.openai.sampling import SamplingBody
 from ikq.serve.validation import Part
+from ikq.templates.fitting import ROLES
 
 __all__ = ["ChatBody", "CompletionBody", "EmbeddingBody", "ResponseFormat", "StreamOptions", "TextBody"]
+
+
+# What is wrong with a message is found where its template is known; this is how the description tells it.
+_MESSAGES = {
+    "type": "array",
+    "minItems": 1,
+    "items": {
+        "type": "object",
+        "properties": {
+            "role": {"enum": list(ROLES)},
+            "content": {"type": ["string", "array", "null"]},
+        },
+        "required": ["role"],
+    },
+}
+Messages: TypeAlias = Annotated[list[dict[str, Any]], WithJsonSchema(_MESSAGES)]
 
 
 class StreamOptions(Part):
@@ -60,7 +77,7 @@ class TextBody(SamplingBody):
 class ChatBody(TextBody):
     """`POST /v1/chat/completions`."""
 
-    messages: list[dict[str, Any]]
+    messages: Messages
     max_completion_tokens: int | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
@@ -73,6 +90,8 @@ class ChatBody(TextBody):
     chat_template_kwargs: dict[str, Any] | None = None
     reasoning_format: Literal["auto", "deepseek", "none"] | None = None
     reasoning_budget_tokens: int | None = None
+    thinking_budget_tokens: int | None = None
+    add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
 
 

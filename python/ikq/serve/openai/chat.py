@@ -6,11 +6,9 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
 
-from ikq.serve.errors import ServiceError
 from ikq.serve.events import Finished, Piece, TokenLogprob
 from ikq.serve.openai.logprobs import chat_logprobs
 from ikq.serve.openai.usage import FINGERPRINT, timings_object, usage_object
-from ikq.serve.openai_errors import error_object
 from ikq.serve.service import Reply
 from ikq.serve.streams import event
 
@@ -45,6 +43,7 @@ class _Choice:
         """The message of the assistant."""
         content = "".join(self.content)
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        message["annotations"] = []
         if self.reasoning:
             message["reasoning_content"] = "".join(self.reasoning)
         if self.calls:
@@ -103,6 +102,9 @@ async def chat_chunks(
         with_logprobs: Probabilities are wanted.
         with_usage: A last chunk with the numbers of tokens is wanted.
         with_timings: Every chunk tells the speed so far.
+
+    Raises:
+        ServiceError: the rest cannot be given.
     """
     common: dict[str, Any] = {
         "id": f"chatcmpl-{reply.id}",
@@ -125,7 +127,9 @@ async def chat_chunks(
         async for found in reply:
             if found.index not in begun:
                 begun.add(found.index)
-                yield chunk([choice(found.index, {"role": "assistant", "content": ""})])
+                # as in the original, nothing where no content comes first
+                content = "" if isinstance(found, Finished) or found.kind == "content" else None
+                yield chunk([choice(found.index, {"role": "assistant", "content": content})])
             if isinstance(found, Finished):
                 n_left -= 1
                 more = {} if n_left else {"timings": timings_object(reply.usage)}
@@ -139,10 +143,6 @@ async def chat_chunks(
         if with_usage:
             yield chunk([], usage=usage_object([reply.usage]))
         yield event("[DONE]")
-    except ServiceError as error:
-        if not begun:
-            raise
-        yield event(error_object(error))
     finally:
         await reply.aclose()
 

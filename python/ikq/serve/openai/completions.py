@@ -8,11 +8,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from ikq.serve.errors import ServiceError
 from ikq.serve.events import Event, Finished, Piece, TokenLogprob
 from ikq.serve.openai.logprobs import completion_logprobs
 from ikq.serve.openai.usage import FINGERPRINT, timings_object, usage_object
-from ikq.serve.openai_errors import error_object
 from ikq.serve.service import Reply
 from ikq.serve.streams import event
 
@@ -101,7 +99,11 @@ async def completion(
 async def completion_chunks(
     replies: Sequence[Reply], n: int, *, echoes: Sequence[str], with_logprobs: bool, with_usage: bool
 ) -> AsyncGenerator[bytes, None]:
-    """Replies as events; arguments as for `completion`, and as for `chat_chunks`."""
+    """Replies as events; arguments as for `completion`, and as for `chat_chunks`.
+
+    Raises:
+        ServiceError: the rest cannot be given.
+    """
     first = replies[0]
     common: dict[str, Any] = {
         "id": f"cmpl-{first.id}",
@@ -137,10 +139,6 @@ async def completion_chunks(
         if with_usage:
             yield chunk([], usage=usage_object([reply.usage for reply in replies]))
         yield event("[DONE]")
-    except ServiceError as error:
-        if not lengths:
-            raise
-        yield event(error_object(error))
     finally:
         await events.aclose()
         for reply in replies:  # where nothing was taken

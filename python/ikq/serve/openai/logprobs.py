@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable
 from typing import Any
 
 from ikq.serve.events import TokenLogprob
 from ikq.serve.service import Reply
 
-__all__ = ["chat_logprobs", "completion_logprobs", "token_entry"]
+__all__ = ["chat_logprobs", "completion_logprobs", "finite", "token_entry"]
 
 # JSON has no infinity; the original says this of what is impossible.
 _LEAST = -9999.0
+
+
+def finite(logprob: float) -> float:
+    """The log of a probability, as JSON can say it."""
+    return max(logprob, _LEAST)
 
 
 def token_entry(reply: Reply, token: int, logprob: float) -> dict[str, Any]:
@@ -20,7 +26,7 @@ def token_entry(reply: Reply, token: int, logprob: float) -> dict[str, Any]:
     return {
         "token": data.decode(errors="replace"),
         "bytes": list(data),
-        "logprob": max(logprob, _LEAST),
+        "logprob": finite(logprob),
     }
 
 
@@ -33,7 +39,7 @@ def chat_logprobs(reply: Reply, tokens: Iterable[TokenLogprob]) -> list[dict[str
 
 
 def completion_logprobs(reply: Reply, tokens: Iterable[TokenLogprob], offset: int) -> dict[str, Any]:
-    """Tokens of a completion.
+    """Tokens of a completion. As in the original, the chosen one is among the most probable ones in any case.
 
     Args:
         reply: What they belong to.
@@ -41,12 +47,24 @@ def completion_logprobs(reply: Reply, tokens: Iterable[TokenLogprob], offset: in
         offset: Characters of the text before them.
     """
     found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    # tokens that are parts of a letter are all where it begins
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
     for t in tokens:
-        text = reply.token_bytes(t.token).decode(errors="replace")
-        top = {reply.token_bytes(i).decode(errors="replace"): max(p, _LEAST) for i, p in t.top}
+        data = reply.token_bytes(t.token)
+        text = _spelled(data)
+        top = {_spelled(reply.token_bytes(i)): finite(p) for i, p in t.top}
+        top.setdefault(text, finite(t.logprob))
         found["tokens"].append(text)
-        found["token_logprobs"].append(max(t.logprob, _LEAST))
+        found["token_logprobs"].append(finite(t.logprob))
         found["top_logprobs"].append(top)
         found["text_offset"].append(offset)
-        offset += len(text)
+        offset += len(decoder.decode(data))
     return found
+
+
+def _spelled(data: bytes) -> str:
+    """A token's text; where it is none by itself its bytes, as the original writes them."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)

@@ -75,9 +75,13 @@ def chat_request(body: ChatBody, settings: Settings) -> ChatRequest:
     if reserved:
         sentence = f"chat_template_kwargs: {min(reserved)} is a field of its own"
         raise ServiceError("invalid_request", sentence, parameter="chat_template_kwargs")
+    goes_on = continues(body.messages, body.continue_final_message, by_default=settings.prefill_assistant)
+    if body.add_generation_prompt is False and not goes_on:
+        template_options["add_generation_prompt"] = False
     tools, choice = _tools(body.tools), _tool_choice(body)
     if _is_allowed(body.tool_choice):
-        tools = tuple(t for t in tools if t["function"]["name"] in _allowed(body.tool_choice))
+        allowed = _allowed(body.tool_choice)
+        tools = tuple(t for t in tools if t["function"]["name"] in allowed)
     limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     return ChatRequest(
         **common_fields(body, settings, limit),
@@ -86,10 +90,8 @@ def chat_request(body: ChatBody, settings: Settings) -> ChatRequest:
         tools=tools,
         tool_choice=choice,
         template_options=template_options,
-        continues=continues(
-            body.messages, body.continue_final_message, by_default=settings.prefill_assistant
-        ),
-        reasoning_budget=_first(body.reasoning_budget_tokens, settings.reasoning_budget),
+        continues=goes_on,
+        reasoning_budget=_budget(body, settings),
         separates_reasoning=(body.reasoning_format or settings.reasoning_format) != "none",
     )
 
@@ -238,11 +240,25 @@ def common_fields(body: TextBody, settings: Settings, limit: int | None) -> Comm
     }
 
 
+def _budget(body: ChatBody, settings: Settings) -> int | None:
+    """Most tokens of thoughts; -1 stands for what the server was started with, as in llama-server."""
+    name, budget = "reasoning_budget_tokens", body.reasoning_budget_tokens
+    if budget is None:
+        name, budget = "thinking_budget_tokens", body.thinking_budget_tokens
+    if budget is None or budget == -1:
+        return settings.reasoning_budget
+    if budget < 0:
+        sentence = f"{name}={budget}: expected 0 or more, or -1"
+        raise ServiceError("invalid_request", sentence, parameter=name)
+    return budget
+
+
 def _first(*values: int | None) -> int | None:
     return next((value for value in values if value is not None), None)
 
 
 def _tools(given: list[dict[str, Any]] | None) -> tuple[Mapping[str, Any], ...]:
+    names: set[str] = set()
     for i, tool in enumerate(given or ()):
         function = tool.get("function")
         if tool.get("type", "function") != "function" or not isinstance(function, dict):
@@ -251,9 +267,10 @@ def _tools(given: list[dict[str, Any]] | None) -> tuple[Mapping[str, Any], ...]:
         if not isinstance(function.get("name"), str) or not function["name"]:
             sentence = f"tools.{i}.function.name: expected a text"
             raise ServiceError("invalid_request", sentence, parameter=f"tools.{i}.function.name")
-        if any(other["function"]["name"] == function["name"] for other in (given or ())[:i]):
+        if function["name"] in names:
             sentence = f"tools.{i}.function.name: there is another function `{function['name'][:64]}`"
             raise ServiceError("invalid_request", sentence, parameter=f"tools.{i}.function.name")
+        names.add(function["name"])
     return tuple(given or ())
 
 

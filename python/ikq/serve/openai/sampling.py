@@ -17,6 +17,9 @@ __all__ = ["SamplingBody", "bias_of", "sampling_of"]
 _MOST_BIAS = 1_000_000
 
 
+# Steps that llama-server had once, or has for text in the middle only.
+_GONE_STEPS = frozenset(("tfs_z", "tail_free", "infill"))
+
 # The whole vocabulary is searched for them.
 _MOST_BREAKERS, _LONGEST_BREAKER = 64, 64
 
@@ -53,7 +56,8 @@ class SamplingBody(Part):
     adaptive_decay: float | None = None
     min_keep: int | None = None
     samplers: list[str] | str | None = None
-    logit_bias: dict[str, float] | list[list[Any]] | None = None
+    # `bias_of` looks at what is inside
+    logit_bias: dict[str, Any] | list[list[Any]] | None = None
 
 
 def sampling_of(body: SamplingBody, base: SamplingOptions) -> SamplingOptions:
@@ -67,12 +71,20 @@ def sampling_of(body: SamplingBody, base: SamplingOptions) -> SamplingOptions:
         ServiceError: a value is out of range.
     """
     given = {name: getattr(body, name) for name in SamplingBody.model_fields if name != "logit_bias"}
+    if isinstance(body.samplers, list):
+        given["samplers"] = _steps(body.samplers)
     if body.logit_bias is not None:
         given["logit_bias"] = {**base.logit_bias, **bias_of(body.logit_bias)}
     return changed(base, given)
 
 
-def bias_of(given: dict[str, float] | list[list[Any]]) -> dict[int, float]:
+def _steps(names: list[str]) -> list[str]:
+    """Without what chat programs send along for other versions of llama-server, which ignores it as well."""
+    other = {*_GONE_STEPS, "typical_p"} if "typ_p" in names else _GONE_STEPS
+    return [name for name in names if name not in other]
+
+
+def bias_of(given: dict[str, Any] | list[list[Any]]) -> dict[int, float]:
     """Biases by token: from OpenAI's mapping, or llama-server's pairs, where `false` bans a token.
 
     Raises:

@@ -15,6 +15,7 @@ __all__ = [
     "FunctionChoice",
     "FunctionTool",
     "Item",
+    "ItemReference",
     "JsonSchemaFormat",
     "Message",
     "Reasoning",
@@ -22,10 +23,20 @@ __all__ = [
 ]
 
 
+_MOST_METADATA = 16
+
+
 def _no_number(value: object) -> object:
     """0 is equal to false, and is none."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         raise ValueError("expected false")
+    return value
+
+
+def _few(value: object) -> object:
+    """Before each of them is looked at."""
+    if isinstance(value, dict) and len(value) > _MOST_METADATA:
+        raise ValueError(f"expected at most {_MOST_METADATA} keys")
     return value
 
 
@@ -86,6 +97,13 @@ class Reasoning(Part):
     content: list[ReasoningText] | None = None
 
 
+class ItemReference(Part):
+    """An item of the output of an earlier response, by its name."""
+
+    type: Literal["item_reference"]
+    id: str
+
+
 def _item_type(item: object) -> str:
     """The type of an item: a message's may be left out."""
     kind = item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", "message")
@@ -96,12 +114,13 @@ Item: TypeAlias = Annotated[
     Annotated[Message, Tag("message")]
     | Annotated[FunctionCall, Tag("function_call")]
     | Annotated[CallOutput, Tag("function_call_output")]
-    | Annotated[Reasoning, Tag("reasoning")],
+    | Annotated[Reasoning, Tag("reasoning")]
+    | Annotated[ItemReference, Tag("item_reference")],
     Discriminator(
         _item_type,
         custom_error_type="item_type",
         custom_error_message="Items of this type are not supported: expected 'message', 'function_call', "
-        "'function_call_output' or 'reasoning'",
+        "'function_call_output', 'reasoning' or 'item_reference'",
     ),
 ]
 
@@ -187,7 +206,7 @@ class ResponsesBody(Body):
     top_p: float | None = Field(None, ge=0, le=1)
     top_logprobs: int | None = Field(None, ge=0, le=20)
     include: list[str] | None = None
-    metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)] | None = None
+    metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]], BeforeValidator(_few)] | None = None
     truncation: Literal["disabled"] | None = None
     background: Annotated[Literal[False], BeforeValidator(_no_number)] | None = None
     conversation: None = None

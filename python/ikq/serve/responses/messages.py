@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from ikq.serve.responses.bodies import CallOutput, FunctionCall, Item, Message, Reasoning
 
-__all__ = ["output_messages", "to_messages"]
+__all__ = ["item_of", "output_messages", "to_messages"]
 
 _ITEMS: TypeAdapter[list[Item]] = TypeAdapter(list[Item])
 
@@ -21,7 +21,7 @@ def to_messages(items: str | Iterable[Item]) -> list[dict[str, Any]]:
     reply.
 
     Args:
-        items: As the body has them; a text is what the user says.
+        items: As the body has them, references to others replaced; a text is what the user says.
     """
     if isinstance(items, str):
         return [{"role": "user", "content": items}]
@@ -54,6 +54,16 @@ def output_messages(output: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]
         output: As JSON.
     """
     return to_messages(_ITEMS.validate_python(list(output)))
+
+
+def item_of(output: Mapping[str, Any]) -> Item:
+    """An item that a response has put out, as one of a conversation.
+
+    Args:
+        output: As JSON.
+    """
+    (item,) = _ITEMS.validate_python([output])
+    return item
 
 
 def _reply(messages: list[dict[str, Any]], *before: str) -> dict[str, Any]:

@@ -62,20 +62,20 @@ def to_chat_request(
 def _tools(body: ResponsesBody) -> tuple[list[FunctionTool], ToolChoice]:
     """The tools that may be called, and which of them."""
     tools = body.tools or []
-    names = [tool.name for tool in tools]
-    if len(set(names)) < len(names):
+    names = {tool.name for tool in tools}
+    if len(names) < len(tools):
         raise _refused("tools: two functions have the same name", "tools")
     choice = body.tool_choice
     parallel = body.parallel_tool_calls is not False
-    wanted: list[str] = []
+    wanted: set[str] = set()
     if isinstance(choice, FunctionChoice):
-        wanted = [choice.name]
+        wanted = {choice.name}
     elif isinstance(choice, AllowedTools):
-        wanted = [tool.name for tool in choice.tools]
+        wanted = {tool.name for tool in choice.tools}
         tools = [tool for tool in tools if tool.name in wanted]
-    for name in wanted:
-        if name not in names:
-            raise _refused(f"tool_choice: there is no function '{name}' in `tools`", "tool_choice")
+    if missing := wanted - names:
+        sentence = f"tool_choice: there is no function '{min(missing)}' in `tools`"
+        raise _refused(sentence, "tool_choice")
     if choice not in (None, "auto", "none") and not tools:
         raise _refused("tool_choice: there are no tools that could be called", "tool_choice")
     match choice:

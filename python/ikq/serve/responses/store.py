@@ -65,9 +65,32 @@ class ResponseStore:
                 f"Response with id '{id}' not found: it was not stored, or others have taken its place. "
                 "Send the whole conversation as `input`.",
                 parameter=parameter,
+                code=None if parameter is None else "previous_response_not_found",
             )
         self._kept.move_to_end(id)
         return self._kept[id][0]
+
+    def item(self, id: str, parameter: str) -> Mapping[str, Any]:
+        """An item of the output of a response that was kept.
+
+        Args:
+            id: Its name, which has that of its response and its number in it.
+            parameter: The field that names it, for the error.
+
+        Raises:
+            ServiceError: it was not kept, or not long enough.
+        """
+        response, _, _ = id.partition("_")[2].rpartition("_")
+        kept = self._kept.get(f"resp_{response}")
+        output: Sequence[Mapping[str, Any]] = [] if kept is None else kept[0].response["output"]
+        found = next((item for item in output if item["id"] == id), None)
+        if found is None:
+            sentence = (
+                f"Item with id '{id[:80]}' not found: its response was not stored, or others have taken its "
+                "place. Send the item itself."
+            )
+            raise ServiceError("invalid_request", sentence, parameter=parameter)
+        return found
 
     def drop(self, id: str) -> bool:
         """Forgets a response; says whether it was there."""

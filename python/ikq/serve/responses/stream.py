@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from ikq.serve.blocks import Added, BlockCutter, BlockEvent, Closed, Opened
 from ikq.serve.errors import ErrorKind, ServiceError
 from ikq.serve.events import Event, Finished, PieceKind, TokenLogprob, Usage
+from ikq.serve.openai.logprobs import finite
 from ikq.serve.responses.response import Item, Response
 
 __all__ = ["ApiEvent", "ResponseStream"]
@@ -145,7 +146,11 @@ class ResponseStream:
 
     def _written(self, token: int, logprob: float) -> dict[str, Any]:
         as_bytes = b"" if self._write_token is None else self._write_token(token)
-        return {"token": as_bytes.decode(errors="replace"), "bytes": list(as_bytes), "logprob": logprob}
+        return {
+            "token": as_bytes.decode(errors="replace"),
+            "bytes": list(as_bytes),
+            "logprob": finite(logprob),
+        }
 
     def _of_item(self, event: str, **fields: object) -> ApiEvent:
         """An event of the last item."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel
@@ -14,7 +15,6 @@ from ikq.serve.endpoint import Call, Endpoint, Handler
 from ikq.serve.errors import ServiceError
 from ikq.serve.jobs import Chore
 from ikq.serve.llama.bodies import (
-    ApplyBody,
     DetokenizeBody,
     LlamaBody,
     LlamaEmbeddingBody,
@@ -24,22 +24,23 @@ from ikq.serve.llama.bodies import (
 )
 from ikq.serve.llama.completion import completion_pieces
 from ikq.serve.llama.completion import completions as found_completions
+from ikq.serve.llama.errors import LLAMA_ERRORS, error_object
 from ikq.serve.llama.metrics import CONTENT_TYPE, metrics_text
-from ikq.serve.llama.props import props_object
+from ikq.serve.llama.props import props_object, sampling_object
 from ikq.serve.llama.slots import erase, file_of, restore, save, slots_object
 from ikq.serve.loaded import LoadedModel
 from ikq.serve.local import LocalService
-from ikq.serve.openai.messages import check_messages, continues
+from ikq.serve.openai.bodies import ChatBody
 from ikq.serve.openai.request import (
     MOST_PROMPTS,
     all_replies,
+    chat_request,
     check_inputs,
     common_fields,
     split_inputs,
 )
-from ikq.serve.openai_errors import LLAMA_ERRORS
-from ikq.serve.requests import ChatRequest, CompletionRequest, EmbeddingRequest
-from ikq.serve.streams import Streamed
+from ikq.serve.requests import CompletionRequest, EmbeddingRequest
+from ikq.serve.streams import Streamed, event
 
 __all__ = ["ENDPOINTS"]
 
@@ -70,6 +71,9 @@ async def complete(call: Call) -> Response:
     body: LlamaBody = call.body
     if body.n not in (None, 1):
         raise ServiceError("invalid_request", "n is not offered here", parameter="n")
+    if body.post_sampling_probs:
+        sentence = "post_sampling_probs is not offered: probabilities are those before any sampler"
+        raise ServiceError("unsupported", sentence, parameter="post_sampling_probs")
     given = split_prompts(body.prompt)
     if not 1 <= len(given) <= MOST_PROMPTS:
         sentence = f"prompt: {len(given)} prompts, expected 1 to {MOST_PROMPTS}"
@@ -81,10 +85,17 @@ async def complete(call: Call) -> Response:
         call.service,
         [CompletionRequest(**common, logprobs=body.n_probs or None, prompt=prompt) for prompt in prompts],
     )
+    chosen = sampling_object(common["sampling"], common["max_tokens"])
     if body.stream:
-        return Streamed(completion_pieces(replies, body), send_timeout=call.settings.send_timeout)
-    found = await found_completions(replies, body)
+        events = completion_pieces(replies, body, chosen)
+        return Streamed(events, _told, send_timeout=call.settings.send_timeout)
+    found = await found_completions(replies, body, chosen)
     return JSONResponse(found[0] if len(found) == 1 else found)
+
+
+def _told(error: ServiceError) -> bytes:
+    """An error in the middle of a stream."""
+    return event(error_object(error))
 
 
 def split_prompts(given: str | list[Any]) -> list[str | list[int | str]]:
@@ -174,16 +185,8 @@ async def detokenize(call: Call) -> Response:
 
 async def apply_template(call: Call) -> Response:
     """The prompt of a conversation."""
-    body: ApplyBody = call.body
-    check_messages(body.messages)
-    request = ChatRequest(
-        messages=tuple(body.messages),
-        continues=continues(
-            body.messages, body.continue_final_message, by_default=call.settings.prefill_assistant
-        ),
-        tools=tuple(body.tools or ()),
-        template_options={**call.settings.template_options, **(body.chat_template_kwargs or {})},
-    )
+    body: ChatBody = call.body
+    request = chat_request(body, call.settings)
     async with _local(call).models.use(body.model) as model:
         return JSONResponse({"prompt": await asyncio.to_thread(model.render, request)})
 
@@ -203,7 +206,8 @@ async def change_slot(call: Call) -> Response:
     """Saves, restores or erases the text of a slot."""
     body: SlotBody = call.body
     action = call.request.query_params.get("action")
-    async with _local(call).models.use(body.model) as model:
+    wanted = body.model or call.request.query_params.get("model")
+    async with _local(call).models.use(wanted) as model:
         slot = _slot_id(call.request.path_params["id"], model)
         start = time.perf_counter()
 
@@ -234,12 +238,13 @@ def _slot_id(text: str, model: LoadedModel) -> int:
     return int(text)
 
 
-def _get(path: str, handle: Handler, *, needs_key: bool = True) -> Endpoint:
+def _get(path: str, handle: Handler, *query: str, needs_key: bool = True) -> Endpoint:
     return Endpoint(
         method="GET",
         path=path,
         handle=handle,
         errors=LLAMA_ERRORS,
+        query={name: {"type": "string"} for name in query},
         summary=(handle.__doc__ or "").strip(),
         needs_key=needs_key,
     )
@@ -260,9 +265,14 @@ ENDPOINTS = [
     _get("/health", health, needs_key=False),
     _get("/v1/health", health, needs_key=False),
     _get("/metrics", metrics),
-    _get("/props", props),
-    _get("/slots", slots),
-    _post("/slots/{id}", change_slot, SlotBody),
+    _get("/props", props, "model"),
+    _get("/slots", slots, "model", "fail_on_no_slot"),
+    replace(
+        _post("/slots/{id}", change_slot, SlotBody),
+        needs_body=False,
+        query={"action": {"enum": ["save", "restore", "erase"]}},
+        needs_query=True,
+    ),
     _post("/completion", complete, LlamaBody),
     _post("/completions", complete, LlamaBody),
     _post("/embedding", embedding, LlamaEmbeddingBody),
@@ -270,6 +280,6 @@ ENDPOINTS = [
     _post("/models/unload", unload, NameBody),
     _post("/tokenize", tokenize, TokenizeBody),
     _post("/detokenize", detokenize, DetokenizeBody),
-    _post("/apply-template", apply_template, ApplyBody),
+    _post("/apply-template", apply_template, ChatBody),
 ]
 """See `Endpoint`."""

@@ -23,10 +23,10 @@ from ikq.serve.openai.request import (
     completion_request,
     split_inputs,
 )
-from ikq.serve.openai_errors import OPENAI_ERRORS
+from ikq.serve.openai_errors import OPENAI_ERRORS, error_object
 from ikq.serve.requests import EmbeddingRequest
 from ikq.serve.service import Reply
-from ikq.serve.streams import Streamed
+from ikq.serve.streams import Streamed, event
 
 __all__ = ["ENDPOINTS"]
 
@@ -45,7 +45,7 @@ async def chat_completions(call: Call) -> Response:
             with_usage=_wants_usage(body),
             with_timings=bool(body.timings_per_token),
         )
-        return Streamed(chunks, send_timeout=call.settings.send_timeout)
+        return Streamed(chunks, _told, send_timeout=call.settings.send_timeout)
     try:
         return JSONResponse(await chat_completion(reply, request.n, with_logprobs=with_logprobs))
     finally:
@@ -74,8 +74,13 @@ async def completions(call: Call) -> Response:
         chunks = completion_chunks(
             replies, n, echoes=echoes, with_logprobs=with_logprobs, with_usage=_wants_usage(body)
         )
-        return Streamed(chunks, send_timeout=call.settings.send_timeout)
+        return Streamed(chunks, _told, send_timeout=call.settings.send_timeout)
     return JSONResponse(await completion(replies, n, echoes=echoes, with_logprobs=with_logprobs))
+
+
+def _told(error: ServiceError) -> bytes:
+    """An error in the middle of a stream."""
+    return event(error_object(error))
 
 
 def _text_of(reply: Reply) -> str:

@@ -10,10 +10,11 @@ from starlette.responses import Response as HttpResponse
 
 from ikq.serve.endpoint import Call, Endpoint
 from ikq.serve.errors import ServiceError
-from ikq.serve.openai_errors import OPENAI_ERRORS
+from ikq.serve.openai_errors import OPENAI_ERRORS, error_object
+from ikq.serve.request_log import note_error
 from ikq.serve.requests import ChatRequest
-from ikq.serve.responses.bodies import ResponsesBody
-from ikq.serve.responses.messages import output_messages
+from ikq.serve.responses.bodies import ItemReference, ResponsesBody
+from ikq.serve.responses.messages import item_of, output_messages
 from ikq.serve.responses.request import to_chat_request
 from ikq.serve.responses.response import Response
 from ikq.serve.responses.store import ResponseStore, Stored
@@ -36,7 +37,8 @@ async def _create(call: Call) -> HttpResponse:
             _store(call).put(response.id, _stored(response, request, body))
 
     if body.stream:
-        return Streamed(_told(reply, stream, keep), send_timeout=call.settings.send_timeout)
+        events = _told(reply, stream, keep)
+        return Streamed(events, _error_event, send_timeout=call.settings.send_timeout)
     async with aclosing(reply):
         async for piece in reply:
             for _ in stream.feed(piece):
@@ -58,12 +60,18 @@ async def _told(
                 for said in stream.feed(piece):
                     yield event(said, said["type"])
         except ServiceError as error:
+            note_error(error.sentence)
             for said in stream.fail(error, reply.usage):
                 yield event(said, said["type"])
             return
         for said in stream.finish(reply.usage):
             keep()
             yield event(said, said["type"])
+
+
+def _error_event(error: ServiceError) -> bytes:
+    """An error that is not the reply's: of that its response tells."""
+    return event({"type": "error", "sequence_number": 0, **error_object(error)["error"]}, "error")
 
 
 async def _count_tokens(call: Call) -> HttpResponse:
@@ -85,7 +93,20 @@ async def _delete(call: Call) -> HttpResponse:
 def _chat_request(call: Call) -> ChatRequest:
     previous = call.body.previous_response_id
     earlier = () if previous is None else _store(call).get(previous, "previous_response_id").messages
-    return to_chat_request(call.body, call.settings, earlier)
+    return to_chat_request(_resolved(call), call.settings, earlier)
+
+
+def _resolved(call: Call) -> ResponsesBody:
+    """The body, with the items of earlier responses that it names."""
+    body: ResponsesBody = call.body
+    if isinstance(body.input, str) or not any(isinstance(item, ItemReference) for item in body.input):
+        return body
+    store = _store(call)
+    items = [
+        item_of(store.item(item.id, f"input.{i}.id")) if isinstance(item, ItemReference) else item
+        for i, item in enumerate(body.input)
+    ]
+    return body.model_copy(update={"input": items})
 
 
 def _stored(response: Response, request: ChatRequest, body: ResponsesBody) -> Stored:
