@@ -98,23 +98,28 @@ class Problem:
         return {t.name: t.types[k] for t, k in zip(self.tensors, choice, strict=True)}
 
 
-def parse_types(words: str | Iterable[str]) -> tuple[QuantType, ...]:
+def parse_types(
+    words: str | Iterable[str], among: Sequence[QuantType] | None = None
+) -> tuple[QuantType, ...]:
     """Types by name, by family (`k`, `i`, `iqk`, `trellis`, `legacy`), or by program (`llama.cpp`).
 
     Args:
         words: A comma-separated list, or several. `-NAME` takes types away again.
+        among: What a list that begins so takes away from, and what families and programs are parts of;
+            `None`: `DEFAULT_TYPES`, and only types that can be written are taken.
 
     Raises:
         ikq.errors.FormatError: An unknown name.
         ikq.errors.RefusedError: Nothing is left, or a type that cannot be written.
     """
     text = words if isinstance(words, str) else ",".join(words)
+    known = DEFAULT_TYPES if among is None else among
     chosen: dict[QuantType, None] = {}
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if parts and parts[0].startswith("-"):
-        chosen.update(dict.fromkeys(DEFAULT_TYPES))
+        chosen.update(dict.fromkeys(known))
     for part in parts:
-        found = _named(part.removeprefix("-"))
+        found = _named(part.removeprefix("-"), known, must_be_written=among is None)
         if part.startswith("-"):
             for t in found:
                 chosen.pop(t, None)
@@ -123,24 +128,26 @@ def parse_types(words: str | Iterable[str]) -> tuple[QuantType, ...]:
     if not chosen:
         raise RefusedError(
             f"--types {text!r} leaves no type to choose from; "
-            f"without it a recipe chooses from {', '.join(t.name for t in DEFAULT_TYPES)}"
+            f"without it there are {', '.join(t.name for t in known)}"
         )
     return tuple(chosen)
 
 
-def _named(word: str) -> tuple[QuantType, ...]:
-    families = {t.family for t in DEFAULT_TYPES}
+def _named(
+    word: str, known: Sequence[QuantType] = DEFAULT_TYPES, *, must_be_written: bool = True
+) -> tuple[QuantType, ...]:
+    families = {t.family for t in known}
     if word.lower() in families:
-        return tuple(t for t in DEFAULT_TYPES if t.family == word.lower())
+        return tuple(t for t in known if t.family == word.lower())
     if word.lower() in ("llama.cpp", "ik_llama.cpp"):
-        return tuple(t for t in DEFAULT_TYPES if word.lower() in t.known_to)
+        return tuple(t for t in known if word.lower() in t.known_to)
     try:
         t = as_type(word)
     except FormatError as e:
         raise FormatError(
             f"{e} (a family is one of {', '.join(sorted(families))}, a program llama.cpp)"
         ) from None
-    if not (t.can_encode and t.is_storable):
+    if must_be_written and not (t.can_encode and t.is_storable):
         raise RefusedError(f"{t.name} cannot be written to a file; `ikq types` says which can")
     return (t,)
 
@@ -212,7 +219,7 @@ def read_problem(
     def padded(n: int) -> int:
         return -(-n // alignment) * alignment
 
-    used = [False] * len(fixed)
+    used, fits = [False] * len(fixed), [False] * len(fixed)
     tensors, fixed_bytes, n_weights = [], {}, 0
     for i, first in enumerate(plans[all_types[0]].tensors):
         of_type = {t: plan.tensors[i] for t, plan in plans.items()}
@@ -222,7 +229,10 @@ def read_problem(
         ):
             fixed_bytes[first.name] = padded(first.bytes_out)
             continue
-        rule = next((n for n, (pattern, _, _) in enumerate(fixed) if pattern.search(first.name)), None)
+        fitting = [n for n, (pattern, _, _) in enumerate(fixed) if pattern.search(first.name)]
+        rule = min(fitting, default=None)
+        for n in fitting:
+            fits[n] = True
         may = wanted if rule is None else (fixed[rule][1],)
         if rule is not None:
             used[rule] = True
@@ -250,7 +260,11 @@ def read_problem(
                 imatrix=min(entries, default=None),
             )
         )
-    for (_, _, text), is_used in zip(fixed, used, strict=True):
+    for (_, _, text), is_used, does_fit in zip(fixed, used, fits, strict=True):
+        if not is_used and does_fit:
+            raise RefusedError(
+                f"--fix {text}: earlier rules decide for all tensors that it fits; put it first"
+            )
         if not is_used:
             raise RefusedError(f"--fix {text}: no tensor that can be quantized has such a name")
     overhead = max(
@@ -289,6 +303,10 @@ def _fix_rule(text: str) -> tuple[re.Pattern[str], QuantType, str]:
     if not equals or not pattern:
         raise FormatError(f"--fix {text!r}: expected REGEX=TYPE")
     try:
-        return re.compile(pattern), _named(type_name)[0], text
+        found = re.compile(pattern)
     except re.error as e:
         raise FormatError(f"--fix {text!r}: {e}") from None
+    types = _named(type_name)
+    if len(types) != 1:
+        raise FormatError(f"--fix {text!r}: {type_name} is more than one type")
+    return found, types[0], text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,12 @@ from ikq.quant_types import QuantType
 from ikq.quantize_options import PathLike
 from ikq.recipes.budget import Placement, Use, memories_of, placements
 from ikq.recipes.choose import Choice, Infeasible, Limit, Relaxed, choose
+from ikq.recipes.covariances import InputCovariances
 from ikq.recipes.errors import Errors, measure_errors
 from ikq.recipes.problem import DEFAULT_TYPES, Problem, TensorChoices, plan_of_types, read_problem
 from ikq.recipes.rules import recipe_rules
 from ikq.recipes.sensitivity import coefficients
-from ikq.recipes.speed import SpeedModel, TypeSpeeds, speed_model
+from ikq.recipes.speed import SpeedModel, Speeds, speed_model
 
 __all__ = ["Budget", "Costs", "Recipe", "check_size", "make_recipe", "measure_costs", "open_problem", "solve"]
 
@@ -111,6 +112,8 @@ class Recipe:
         placement: What lies where, where memories were given.
         n_ctx: Positions that the cache is for, with a placement.
         speeds: Predicted tokens per second: of prompts, and of generation; None where nothing was measured.
+        notes: What else is to be said of it.
+        options: What `ikq quantize` needs besides for this file.
     """
 
     costs: Costs
@@ -121,7 +124,8 @@ class Recipe:
     placement: Placement | None = None
     n_ctx: int | None = None
     speeds: tuple[float, float] | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
     @property
     def types(self) -> dict[str, QuantType | int]:
@@ -169,6 +173,7 @@ def measure_costs(
     *,
     n_threads: int | None = None,
     sensitivities: Mapping[tuple[str, QuantType | None], float] | None = None,
+    covariances: InputCovariances | None = None,
     progress: Callable[[TensorChoices], None] | None = None,
 ) -> Costs:
     """Samples the errors of all types and predicts what they cost.
@@ -177,19 +182,26 @@ def measure_costs(
         problem: The model and its choices.
         n_threads: Threads; None is one per CPU.
         sensitivities: Measured values, as `read_sensitivities` gives them, used instead of predicted ones.
+        covariances: Of the inputs of tensors: errors are measured under them.
         progress: Called after each tensor.
 
     Raises:
-        ikq.errors.RefusedError: No statistics, or values that name no tensor.
+        ikq.errors.RefusedError: No statistics, values that name no tensor, covariances of another model.
         ikq.errors.UnsupportedError: The architecture is not known, and there are no values for its tensors.
         ikq.errors.FormatError: A weight that is not finite.
     """
+    if covariances is not None and not covariances.names & {t.name for t in problem.tensors}:
+        raise RefusedError("the covariances are of another model: they have none of its tensors")
+
+    def measured() -> Errors:
+        return measure_errors(problem, n_threads=n_threads, covariances=covariances, progress=progress)
+
     if sensitivities is None:
         found, origin = coefficients(problem), "weights and activation statistics"
-        errors = measure_errors(problem, n_threads=n_threads, progress=progress)
+        errors = measured()
         values = np.full_like(errors.relative, np.nan)
     else:
-        errors = measure_errors(problem, n_threads=n_threads, progress=progress)
+        errors = measured()
         found, values = _from_table(problem, errors, sensitivities)
         origin = "a table of measured sensitivities"
     predicted = np.array([found[t.name] for t in problem.tensors])[:, np.newaxis] * errors.relative
@@ -249,8 +261,9 @@ def make_recipe(
     allow_requantize: bool = False,
     n_threads: int | None = None,
     sensitivities: Mapping[tuple[str, QuantType | None], float] | None = None,
+    covariances: InputCovariances | None = None,
     use: Use | None = None,
-    speeds: TypeSpeeds | None = None,
+    speeds: Speeds | None = None,
 ) -> Recipe:
     """The mix with the least predicted divergence within a budget; what `ikq recipe` runs.
 
@@ -263,6 +276,7 @@ def make_recipe(
         allow_requantize: Accept tensors that are quantized already.
         n_threads: As for `measure_costs`.
         sensitivities: As for `measure_costs`.
+        covariances: As for `measure_costs`.
         use: As for `solve`.
         speeds: As for `solve`.
 
@@ -274,20 +288,18 @@ def make_recipe(
     """
     problem = open_problem(source, imatrix, types=types, fix=fix, allow_requantize=allow_requantize)
     check_size(problem, budget)
-    costs = measure_costs(problem, n_threads=n_threads, sensitivities=sensitivities)
+    costs = measure_costs(problem, n_threads=n_threads, sensitivities=sensitivities, covariances=covariances)
     return solve(costs, budget, use=use, speeds=speeds)
 
 
-def solve(
-    costs: Costs, budget: Budget, *, use: Use | None = None, speeds: TypeSpeeds | None = None
-) -> Recipe:
+def solve(costs: Costs, budget: Budget, *, use: Use | None = None, speeds: Speeds | None = None) -> Recipe:
     """Chooses types within a budget.
 
     Args:
         costs: Predicted divergences.
         budget: What has to be kept.
         use: How the model will be run, for budgets of memory and speed.
-        speeds: Of types on this machine, for least speeds; where they are of all types, speeds are predicted.
+        speeds: Of this machine, for least speeds, and for predicted ones.
 
     Raises:
         ikq.errors.RefusedError: Nothing fits; names the smallest size, or the fastest speed, that is
@@ -365,7 +377,7 @@ def _too_small(problem: Problem, budget: Budget) -> RefusedError:
     )
 
 
-def _solve_memories(costs: Costs, budget: Budget, use: Use, speeds: TypeSpeeds | None) -> Recipe:
+def _solve_memories(costs: Costs, budget: Budget, use: Use, speeds: Speeds | None) -> Recipe:
     problem, sizes = costs.problem, costs.sizes
     memories = memories_of(problem, use)
     room = (budget.ram or 0, budget.vram or 0)
@@ -434,4 +446,28 @@ def _finished(costs: Costs, choice: Choice, budget: Budget, times: SpeedModel | 
         problem.source, problem.imatrix, recipe_rules(types), type=type_name, allow_requantize=True
     )
     speeds = None if times is None else times.speeds(choice.index)
-    return Recipe(costs, choice, type_name, plan.total_bytes, budget, speeds=speeds)
+    notes, options = [], []
+    if plan.coverage is not None and not plan.coverage.is_complete:
+        covered = f"{plan.coverage.n_covered} of {plan.coverage.n_tensors}"
+        notes.append(
+            f"the imatrix is incomplete: it has data for {covered} tensors; the others are encoded, and "
+            "predicted, as if all their inputs were alike"
+        )
+        options.append("--allow-missing")
+    if any(not t.copied and not _is_float(t.from_type) for t in plan.tensors):
+        notes.append("the source is quantized: what that lost is not in the predicted divergence")
+        options.append("--allow-requantize")
+    return Recipe(
+        costs,
+        choice,
+        type_name,
+        plan.total_bytes,
+        budget,
+        speeds=speeds,
+        notes=tuple(notes),
+        options=tuple(options),
+    )
+
+
+def _is_float(t: QuantType | int) -> bool:
+    return isinstance(t, QuantType) and t.family == "float"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
@@ -42,7 +43,10 @@ def quantize_command(recipe: Recipe, file: str, output: str) -> str:
     problem = recipe.costs.problem
     statistics = [] if problem.imatrix is None else ["--imatrix", problem.imatrix.path]
     return shlex.join(
-        ["ikq", "quantize", "--recipe", file, *statistics, str(problem.source), output, recipe.type]
+        [
+            *("ikq", "quantize", "--recipe", file, *statistics, *recipe.options),
+            *(str(problem.source), output, recipe.type),
+        ]
     )
 
 
@@ -64,7 +68,7 @@ def recipe_text(recipe: Recipe, file: str = "recipe.txt") -> str:
         file: Name under which it will be kept, for the command in the comments.
     """
     source = recipe.costs.problem.source
-    output = f"{source.stem}-recipe.gguf"
+    output = f"{re.sub(r'-[0-9]{5}-of-[0-9]{5}$', '', source.stem)}-recipe.gguf"
     lines = [
         f"# ikq recipe for {source.name}",
         *(f"# {line}" for line in summary_lines(recipe)),
