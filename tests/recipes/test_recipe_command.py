@@ -16,6 +16,8 @@ from ikq import _ikq
 from ikq.cli import run_command
 from ikq.recipes.budget import parse_bytes
 from ikq.recipes.files import read_recipe
+from ikq.recipes.problem import DEFAULT_TYPES, parse_types
+from ikq.recipes.recipe import open_problem
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 MODEL, IMATRIX = DATA / "tiny-moe-bf16.gguf", DATA / "imatrix-plain.dat"
@@ -175,6 +177,29 @@ def test_the_smallest_size_that_is_named_is_possible(
     least = int(capsys.readouterr().err.split(" has ")[1].split()[0])
     assert recipe("--size", least - 1, *FEW) == 2
     assert recipe("--size", least, *FEW, "-o", tmp_path / "r.txt") == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--size", "1M"],
+        ["--size", "9M", "--types", ""],
+        ["--size", "9M", "--fix", "nothing=q8_0"],
+        ["--size", "9M", "--sensitivity", "TABLE"],
+    ],
+)
+def test_refusals_name_the_smallest_size(
+    words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("tensor,type,value\nblk.9.attn_q.weight,q8_0,0.1\n")
+    types = [] if "--types" in words else FEW
+    assert recipe(*[str(table) if w == "TABLE" else w for w in words], *types) == 2
+    least = int(capsys.readouterr().err.split("the smallest file with these types has ")[1].split()[0])
+    everything = open_problem(
+        MODEL, IMATRIX, types=parse_types(FEW[1]) if types else DEFAULT_TYPES
+    )
+    assert least == everything.least_bytes
 
 
 def test_no_statistics_is_a_refusal() -> None:

@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
     problem = open_problem(
         args.model,
         args.imatrix if covariances is None else _statistics(args, covariances),
-        types=parse_types(args.types) if args.types else DEFAULT_TYPES,
+        types=_types(args),
         fix=args.fix,
         allow_requantize=args.allow_requantize,
     )
@@ -159,6 +159,17 @@ def run(args: argparse.Namespace) -> int:
             f.write(pareto_page(costs, recipe).encode())
     _show(args, recipe)
     return 0
+
+
+def _types(args: argparse.Namespace) -> tuple[ikq.QuantType, ...]:
+    """What may be chosen."""
+    if not args.types:
+        return DEFAULT_TYPES
+    try:
+        return parse_types(args.types)
+    except ikq.RefusedError as e:
+        everything = open_problem(args.model, args.imatrix, allow_requantize=args.allow_requantize)
+        raise ikq.RefusedError(f"{e}; with all of them {everything.smallest}") from None
 
 
 def _statistics(args: argparse.Namespace, covariances: ikq.Covariances) -> str:

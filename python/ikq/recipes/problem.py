@@ -84,6 +84,16 @@ class Problem:
         return self.overhead + sum(int(t.bytes[0]) for t in self.tensors)
 
     @property
+    def smallest(self) -> str:
+        """What refusals say of the smallest file."""
+        least = self.least_bytes
+        bits = 8 * (least - self.overhead + sum(self.fixed_bytes.values())) / self.n_weights
+        return (
+            f"the smallest file with these types has {least} bytes "
+            f"({least / 1e9:.3f} GB, {bits:.3f} bits per weight)"
+        )
+
+    @property
     def most_bytes(self) -> int:
         """Size of the largest."""
         return self.overhead + sum(int(t.bytes[-1]) for t in self.tensors)
@@ -260,17 +270,10 @@ def read_problem(
                 imatrix=min(entries, default=None),
             )
         )
-    for (_, _, text), is_used, does_fit in zip(fixed, used, fits, strict=True):
-        if not is_used and does_fit:
-            raise RefusedError(
-                f"--fix {text}: earlier rules decide for all tensors that it fits; put it first"
-            )
-        if not is_used:
-            raise RefusedError(f"--fix {text}: no tensor that can be quantized has such a name")
     overhead = max(
         plan.total_bytes - sum(padded(p.bytes_out) for p in plan.tensors) for plan in plans.values()
     )
-    return Problem(
+    problem = Problem(
         source=source,
         imatrix=imatrix,
         tensors=tuple(tensors),
@@ -278,6 +281,16 @@ def read_problem(
         n_weights=n_weights,
         fixed_bytes=fixed_bytes,
     )
+    for (_, _, text), is_used, does_fit in zip(fixed, used, fits, strict=True):
+        if not is_used and does_fit:
+            raise RefusedError(
+                f"--fix {text}: earlier rules decide for all tensors that it fits; put it first"
+            )
+        if not is_used:
+            raise RefusedError(
+                f"--fix {text}: no tensor that can be quantized has such a name; {problem.smallest}"
+            )
+    return problem
 
 
 def _can_be_quantized(source: Path) -> bool:

@@ -216,7 +216,9 @@ def _from_table(
     places = {t.name: i for i, t in enumerate(problem.tensors)}
     unknown = sorted({name for name, _ in table} - places.keys() - problem.fixed_bytes.keys())
     if unknown:
-        raise RefusedError(f"the table of sensitivities names {unknown[0]}, which the model does not have")
+        raise RefusedError(
+            f"the table of sensitivities names {unknown[0]}, which the model does not have; {problem.smallest}"
+        )
     values = np.full_like(errors.relative, np.nan)
     direct: dict[str, float] = {}
     for (name, of_type), value in table.items():
@@ -355,26 +357,25 @@ def _limits(budget: Budget, times: SpeedModel | None) -> list[Limit]:
 
 
 def _refusal(problem: Problem, budget: Budget, e: Infeasible, times: SpeedModel | None) -> RefusedError:
+    if e.memory is None and e.limit is None:
+        return RefusedError(
+            f"no mix within the budget reaches both --min-tg {budget.min_tg or 0:g} and "
+            f"--min-pp {budget.min_pp or 0:g}; {problem.smallest}"
+        )
     if e.memory is None:
         is_tg = budget.min_tg is not None and e.limit == 0
         base = 0.0 if times is None else times.tg_base if is_tg else times.pp_base
         asked = f"--min-tg {budget.min_tg:g}" if is_tg else f"--min-pp {budget.min_pp or 0:g}"
         return RefusedError(
             f"{asked} is too fast: the fastest mix within the budget is predicted to reach "
-            f"{1 / (e.least + base):.4g} tokens per second"
+            f"{1 / (e.least + base):.4g} tokens per second; {problem.smallest}"
         )
     return _too_small(problem, budget)
 
 
 def _too_small(problem: Problem, budget: Budget) -> RefusedError:
-    least = problem.least_bytes
-    fixed = problem.overhead - sum(problem.fixed_bytes.values())
-    bits = 8 * (least - fixed) / problem.n_weights
     asked = f"--size {budget.size}" if budget.size is not None else f"--bpw {budget.bpw}"
-    return RefusedError(
-        f"{asked} is too small: the smallest file with these types has {least} bytes "
-        f"({least / 1e9:.3f} GB, {bits:.3f} bits per weight)"
-    )
+    return RefusedError(f"{asked} is too small: {problem.smallest}")
 
 
 def _solve_memories(costs: Costs, budget: Budget, use: Use, speeds: Speeds | None) -> Recipe:

@@ -15,8 +15,11 @@ use ikq_simd::IsaKind;
 /// Rows of a matrix, and elements of a row: those of an expert.
 pub const SHAPE: (usize, usize) = (768, 2048);
 
-/// Bytes of matrices.
-const MEMORY: usize = 192 << 20;
+/// Bytes of matrices, at least and at most.
+const MEMORY: (usize, usize) = (192 << 20, 1 << 30);
+
+/// Where Linux tells how large the last cache is.
+const LAST_CACHE: &str = "/sys/devices/system/cpu/cpu0/cache/index3/size";
 
 /// Rows of a unit of work.
 const UNIT: usize = 64;
@@ -64,7 +67,7 @@ pub fn measure(
     pack(kind, ty, k, file.data(), &mut matrix);
     // cache lines are not shared by matrices
     let each = bytes.next_multiple_of(64);
-    let n = (MEMORY / each).max(pool.n_threads());
+    let n = (memory() / each).max(pool.n_threads());
     let refused = |e: std::io::Error| Error::Memory { needed: n * each, reason: e.to_string() };
     let mut buffer = PageBuffer::new(n * each).map_err(refused)?;
     buffer.as_mut_slice().chunks_exact_mut(each).for_each(|m| m[..bytes].copy_from_slice(&matrix));
@@ -106,6 +109,13 @@ pub fn measure(
         read: n_threads * each as f64 / read,
         peak: peak.map(|seconds| n_threads * speed::PEAK_MULTIPLY_ADDS as f64 / seconds),
     })
+}
+
+/// Bytes of matrices: twice what the last cache holds, where the system tells that.
+fn memory() -> usize {
+    let told = std::fs::read_to_string(LAST_CACHE).ok();
+    let kib: Option<usize> = told.and_then(|size| size.trim().strip_suffix('K')?.parse().ok());
+    (kib.unwrap_or(0) << 11).clamp(MEMORY.0, MEMORY.1)
 }
 
 /// Seconds that `work(thread, repetition, state)` takes while all threads work: of each thread's repetitions the lower
