@@ -105,6 +105,18 @@ def test_the_command_in_the_recipe_works(
         assert "-of-" not in out.name
 
 
+def test_the_command_that_runs_it_has_the_cache_that_was_planned(tmp_path: Path) -> None:
+    file = tmp_path / "r.txt"
+
+    def words() -> list[str]:
+        return shlex.split(file.read_text().split("# run: ikq run -m ")[1].splitlines()[0])[1:]
+
+    assert recipe("--ram", "26M", "-c", 1024, "-ctk", "q8_0", "-ub", 256, *FEW, "-o", file) == 0
+    assert words() == ["-c", "1024", "-ctk", "q8_0", "-ub", "256"]
+    assert recipe("--size", "5M", *FEW, "-o", file) == 0
+    assert words() == []
+
+
 class _Page(HTMLParser):
     """A page that loads nothing."""
 
@@ -140,6 +152,8 @@ def test_standard_output_is_the_recipe(capsys: pytest.CaptureFixture[str], tmp_p
         (["--size", "5M", "--probe", "4", "-f", "TABLE", "--chunks", "0"], "--chunks 0"),
         (["--size", "5M", "-ub", "0"], "-ub 0"),
         (["--size", "5M", "-o", "no/such/folder/r.txt"], "no folder"),
+        (["--size", "5M", "--pareto", "no/such/folder/p.html"], "no folder"),
+        (["--size", "5M", "--write-sensitivity", "no/such/folder/t.csv"], "no folder"),
         (["--size", "5M", "--sensitivity", "TABLE"], "blk.9.attn_q.weight"),
         (["--ram", "5M", "--vram", "5M", "--min-tg", "1"], "--vram-bandwidth"),
     ],

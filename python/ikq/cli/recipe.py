@@ -131,8 +131,13 @@ def run(args: argparse.Namespace) -> int:
     budget.check()
     # what would be missed after minutes of work
     text = _text(args) if args.probe is not None else ""
-    if args.output is not None and not Path(args.output).absolute().parent.is_dir():
-        raise ikq.RefusedError(f"-o {args.output}: there is no folder {Path(args.output).absolute().parent}")
+    for option, file in (
+        ("-o", args.output),
+        ("--pareto", args.pareto),
+        ("--write-sensitivity", args.write_sensitivity),
+    ):
+        if file is not None and not (folder := Path(file).absolute().parent).is_dir():
+            raise ikq.RefusedError(f"{option} {file}: there is no folder {folder}")
     if args.ubatch_size < 1:
         raise ikq.RefusedError(f"-ub {args.ubatch_size}: expected 1 or more")
     covariances = None if args.covariance is None else ikq.Covariances(args.covariance)

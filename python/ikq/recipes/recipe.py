@@ -111,6 +111,7 @@ class Recipe:
         budget: What was asked for.
         placement: What lies where, where memories were given.
         n_ctx: Positions that the cache is for, with a placement.
+        use: How it will be run.
         speeds: Predicted tokens per second: of prompts, and of generation; None where nothing was measured.
         notes: What else is to be said of it.
         options: What `ikq quantize` needs besides for this file.
@@ -123,6 +124,7 @@ class Recipe:
     budget: Budget
     placement: Placement | None = None
     n_ctx: int | None = None
+    use: Use = Use()
     speeds: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
@@ -201,6 +203,7 @@ def measure_costs(
         errors = measured()
         values = np.full_like(errors.relative, np.nan)
     else:
+        _check_names(problem, sensitivities)
         errors = measured()
         found, values = _from_table(problem, errors, sensitivities)
         origin = "a table of measured sensitivities"
@@ -209,16 +212,21 @@ def measure_costs(
     return Costs(problem, errors, found, divergence, origin=origin)
 
 
+def _check_names(problem: Problem, table: Mapping[tuple[str, QuantType | None], float]) -> None:
+    """Raises RefusedError if a table is of another model."""
+    known = {t.name for t in problem.tensors} | problem.fixed_bytes.keys()
+    unknown = sorted({name for name, _ in table} - known)
+    if unknown:
+        raise RefusedError(
+            f"the table of sensitivities names {unknown[0]}, which the model does not have; {problem.smallest}"
+        )
+
+
 def _from_table(
     problem: Problem, errors: Errors, table: Mapping[tuple[str, QuantType | None], float]
 ) -> tuple[dict[str, float], Floats]:
     """Coefficients, and the table's own values where it has them."""
     places = {t.name: i for i, t in enumerate(problem.tensors)}
-    unknown = sorted({name for name, _ in table} - places.keys() - problem.fixed_bytes.keys())
-    if unknown:
-        raise RefusedError(
-            f"the table of sensitivities names {unknown[0]}, which the model does not have; {problem.smallest}"
-        )
     values = np.full_like(errors.relative, np.nan)
     direct: dict[str, float] = {}
     for (name, of_type), value in table.items():
@@ -325,7 +333,7 @@ def solve(costs: Costs, budget: Budget, *, use: Use | None = None, speeds: Speed
             )
         except Infeasible as e:
             raise _refusal(problem, budget, e, times) from None
-        recipe = _finished(costs, choice, budget, times)
+        recipe = replace(_finished(costs, choice, budget, times), use=use)
         if recipe.file_bytes <= allowed:
             return recipe
         spare += recipe.file_bytes - allowed
@@ -429,7 +437,7 @@ def _solve_memories(costs: Costs, budget: Budget, use: Use, speeds: Speeds | Non
         )
     choice, placement, times = best
     recipe = _finished(costs, choice, budget, times)
-    return replace(recipe, placement=placement, n_ctx=memories.n_ctx)
+    return replace(recipe, placement=placement, n_ctx=memories.n_ctx, use=use)
 
 
 def _finished(costs: Costs, choice: Choice, budget: Budget, times: SpeedModel | None) -> Recipe:

@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+from ikq.recipes.budget import Use
 from ikq.recipes.recipe import Recipe
 
 __all__ = ["quantize_command", "recipe_text", "run_command", "summary_lines"]
@@ -53,8 +54,17 @@ def quantize_command(recipe: Recipe, file: str, output: str) -> str:
 def run_command(recipe: Recipe, output: str) -> str:
     """The command line that runs it."""
     words = ["ikq", "run", "-m", output]
-    if recipe.n_ctx is not None:
-        words += ["-c", str(recipe.n_ctx)]
+    use = recipe.use
+    n_ctx = use.n_ctx if recipe.n_ctx is None else recipe.n_ctx
+    if n_ctx is not None:
+        words += ["-c", str(n_ctx)]
+    for option, value, usual in (
+        ("-ctk", use.cache_type_k, Use.cache_type_k),
+        ("-ctv", use.cache_type_v, Use.cache_type_v),
+        ("-ub", str(use.n_ubatch), str(Use.n_ubatch)),
+    ):
+        if value != usual:
+            words += [option, value]
     if recipe.placement is not None:
         words += recipe.placement.options.split()
     return shlex.join(words)
