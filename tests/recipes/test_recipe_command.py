@@ -210,9 +210,7 @@ def test_refusals_name_the_smallest_size(
     types = [] if "--types" in words else FEW
     assert recipe(*[str(table) if w == "TABLE" else w for w in words], *types) == 2
     least = int(capsys.readouterr().err.split("the smallest file with these types has ")[1].split()[0])
-    everything = open_problem(
-        MODEL, IMATRIX, types=parse_types(FEW[1]) if types else DEFAULT_TYPES
-    )
+    everything = open_problem(MODEL, IMATRIX, types=parse_types(FEW[1]) if types else DEFAULT_TYPES)
     assert least == everything.least_bytes
 
 

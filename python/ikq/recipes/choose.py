@@ -155,9 +155,7 @@ def _within_limits(
         for limit in limits:
             amounts = np.where(np.isfinite(costs), limit.amounts, np.inf)
             sums.append(_within_budgets(amounts, sizes, budgets, memories).cost)
-        over = [
-            least / limit.most if limit.most > 0 else np.inf for least, limit in zip(sums, limits, strict=True)
-        ]
+        over = [s / limit.most if limit.most > 0 else np.inf for s, limit in zip(sums, limits, strict=True)]
         worst = int(np.argmax(over))
         # each alone can be kept: then it is all of them together that cannot
         raise Infeasible(None, sums[worst], worst if over[worst] > 1 or len(limits) == 1 else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +124,7 @@ class Recipe:
     budget: Budget
     placement: Placement | None = None
     n_ctx: int | None = None
-    use: Use = Use()
+    use: Use = field(default_factory=Use)
     speeds: tuple[float, float] | None = None
     notes: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
@@ -218,7 +218,8 @@ def _check_names(problem: Problem, table: Mapping[tuple[str, QuantType | None], 
     unknown = sorted({name for name, _ in table} - known)
     if unknown:
         raise RefusedError(
-            f"the table of sensitivities names {unknown[0]}, which the model does not have; {problem.smallest}"
+            f"the table of sensitivities names {unknown[0]}, which the model does not have; "
+            f"{problem.smallest}"
         )
 
 
