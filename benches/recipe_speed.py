@@ -4,7 +4,7 @@
         --results benches/results/recipe_speed.md
 
 Models have random codes (`synthetic_models.py`): of Qwen3-30B-A3B's shape with 2 layers and one type each, of
-Llama-3-8B's shape with 4 layers (`--dense`), and mixtures of Qwen3's shape (`--mixes`), in which each kind of tensor has
+Llama-3-8B's shape with 4 layers (`--dense`), and mixtures of both shapes (`--mixes`), in which each kind of tensor has
 a type of its own, as in a recipe. Types are measured in the same run, before. Predicted, measured (the median of
 `--repeat` runs) and their ratio are printed; exit code 1 if a prediction is off by more than `--most`.
 """
@@ -46,6 +46,16 @@ MIXES: dict[str, dict[str, str]] = {
         "ffn_down_exps": "Q5_K",
         "output": "Q8_0",
     },
+    "dense": {
+        "attn_q": "IQ3_S",
+        "attn_k": "Q6_K",
+        "attn_v": "Q8_0",
+        "attn_output": "Q4_K",
+        "ffn_gate": "IQ3_KS",
+        "ffn_up": "IQ2_KL",
+        "ffn_down": "IQ4_K",
+        "output": "Q6_K",
+    },
 }
 PROMPT, GENERATED = 512, 64
 
@@ -74,7 +84,7 @@ def main() -> int:
     parser.add_argument(
         "--types", nargs="*", default=["Q8_0", "Q4_K", "IQ4_KS", "IQ3_K", "IQ2_XXS", "IQ2_KT"]
     )
-    parser.add_argument("--dense", nargs="*", default=["IQ4_KS"])
+    parser.add_argument("--dense", nargs="*", default=["IQ4_KS", "Q6_K", "IQ2_XXS"])
     parser.add_argument("--mixes", nargs="*", choices=MIXES, default=list(MIXES))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=3)
@@ -83,23 +93,21 @@ def main() -> int:
     parser.add_argument("--results", type=Path, help="a file for the table")
     args = parser.parse_args()
     files: dict[str, Path] = {}
-    for label, shape, n_layers, types in (
-        ("", "qwen3-30b-a3b", 2, args.types),
-        ("", "llama-3-8b", 4, args.dense),
-    ):
+    for shape, n_layers, types in (("qwen3-30b-a3b", 2, args.types), ("llama-3-8b", 4, args.dense)):
         for name in types:
             path = args.models / f"{shape}-{n_layers}-{name}.gguf"
             if not path.exists():
                 write(path, SHAPES[shape], n_layers, 32768, name)
-            files[f"{shape}{label}, {n_layers} layers, {name}"] = path
+            files[f"{shape}, {n_layers} layers, {name}"] = path
     for name in args.mixes:
         path = args.models / f"recipe-speed-{name}.gguf"
+        shape, n_layers = ("llama-3-8b", 4) if name == "dense" else ("qwen3-30b-a3b", 2)
         if not path.exists():
-            base = args.models / "qwen3-30b-a3b-2-Q4_K.gguf"
+            base = args.models / f"{shape}-{n_layers}-IQ4_KS.gguf"
             if not base.exists():
-                write(base, SHAPES["qwen3-30b-a3b"], 2, 32768, "Q4_K")
+                write(base, SHAPES[shape], n_layers, 32768, "IQ4_KS")
             write_mix(path, MIXES[name], base)
-        files[f"qwen3-30b-a3b, 2 layers, mix of {len(set(MIXES[name].values()))} types ({name})"] = path
+        files[f"{shape}, {n_layers} layers, mix of {len(set(MIXES[name].values()))} types ({name})"] = path
     if args.make:
         return 0
     with tempfile.TemporaryDirectory() as folder:
