@@ -18,7 +18,7 @@ from ikq import _ikq
 from ikq.errors import FormatError, RefusedError
 from ikq.gguf import GGUFReader
 from ikq.imatrix import Imatrix
-from ikq.pipeline import QuantizePlan, plan_quantization
+from ikq.pipeline import PlannedTensor, QuantizePlan, plan_quantization
 from ikq.quant_types import QuantType, as_type
 from ikq.report.records import kind_and_layer
 
@@ -212,16 +212,20 @@ def read_problem(
         raise RefusedError("there is no type to choose from; name some with --types")
     if not _can_be_quantized(source):
         raise RefusedError(f"{source} has no tensor whose type could be chosen")
-    plans = {
-        t: plan_of_types(
+    # a plan holds the statistics, which are large: only one is kept at a time
+    plans: dict[QuantType, tuple[PlannedTensor, ...]] = {}
+    totals = []
+    for t in all_types:
+        plan = plan_of_types(
             source,
             imatrix,
             [f"{_EVERYTHING}={t.name}"],
             type=_ikq.ftype_of_type(int(t)) or "COPY",
             allow_requantize=allow_requantize,
         )
-        for t in all_types
-    }
+        plans[t] = tuple(plan.tensors)
+        totals.append(plan.total_bytes)
+        del plan
     with GGUFReader(source) as reader:
         alignment = int(str(reader.metadata.get("general.alignment", 32)))
         own = {name: reader.tensors[name].nbytes for name in reader.tensors}
@@ -231,8 +235,8 @@ def read_problem(
 
     used, fits = [False] * len(fixed), [False] * len(fixed)
     tensors, fixed_bytes, n_weights = [], {}, 0
-    for i, first in enumerate(plans[all_types[0]].tensors):
-        of_type = {t: plan.tensors[i] for t, plan in plans.items()}
+    for i, first in enumerate(plans[all_types[0]]):
+        of_type = {t: planned[i] for t, planned in plans.items()}
         n_weights += int(np.prod(first.shape))
         if all(
             p.copied and p.to_type == p.from_type and not _is_kept_type(p.reason) for p in of_type.values()
@@ -271,7 +275,8 @@ def read_problem(
             )
         )
     overhead = max(
-        plan.total_bytes - sum(padded(p.bytes_out) for p in plan.tensors) for plan in plans.values()
+        total - sum(padded(p.bytes_out) for p in planned)
+        for total, planned in zip(totals, plans.values(), strict=True)
     )
     problem = Problem(
         source=source,
