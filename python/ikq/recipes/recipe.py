@@ -394,6 +394,10 @@ def _solve_memories(costs: Costs, budget: Budget, use: Use, speeds: Speeds | Non
     relaxed = Relaxed(costs.divergence, sizes)
     candidates: list[tuple[float, int, Placement, list[int]]] = []
     least: tuple[int, int] | None = None
+
+    def lacking(needed: tuple[int, int]) -> int:
+        return sum(max(0, n - r) for n, r in zip(needed, room, strict=True))
+
     for placement in placements(problem, memories, has_vram=budget.vram is not None):
         budgets = [r - taken for r, taken in zip(room, placement.reserved, strict=True)]
         bound = relaxed.bound(budgets, placement.memories)
@@ -402,7 +406,7 @@ def _solve_memories(costs: Costs, budget: Budget, use: Use, speeds: Speeds | Non
             continue
         smallest = [int(sizes[placement.memories == m].min(axis=1).sum()) for m in (0, 1)]
         needed = smallest[0] + placement.reserved[0], smallest[1] + placement.reserved[1]
-        if least is None or sum(needed) < sum(least):
+        if least is None or (lacking(needed), sum(needed)) < (lacking(least), sum(least)):
             least = needed
     best: tuple[Choice, Placement, SpeedModel | None] | None = None
     too_slow: tuple[Infeasible, SpeedModel | None] | None = None
