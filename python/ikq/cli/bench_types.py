@@ -76,11 +76,16 @@ def _rows(found: TypeSpeed) -> list[dict[str, object]]:
             "type": found.type.name,
             "isa": found.isa,
             "n": n,
-            "gmacs": round(found.gmacs(n), 3),
-            "gbs": round(found.gbs(n), 3),
+            "gmacs": _digits(found.gmacs(n)),
+            "gbs": _digits(found.gbs(n)),
         }
         for n in COUNTS
     ]
+
+
+def _digits(x: float) -> float:
+    """With five digits, however small."""
+    return float(f"{x:.5g}")
 
 
 def _print_table(speeds: list[TypeSpeed], n_threads: int) -> None:
