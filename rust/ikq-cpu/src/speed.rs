@@ -118,8 +118,8 @@ fn memory() -> usize {
     (kib.unwrap_or(0) << 11).clamp(MEMORY.0, MEMORY.1)
 }
 
-/// Seconds that `work(thread, repetition, state)` takes while all threads work: of each thread's repetitions the median,
-/// since a token waits for slow ones, too, but not for what stops a thread once in a while; of threads the mean.
+/// Seconds that `work(thread, repetition, state)` takes while all threads work: the mean of repetitions, since a token
+/// waits for slow ones, too, without the slowest twentieth, which something else may have stopped.
 fn timed<S: Send>(pool: &Pool, state: impl Fn() -> S, work: impl Fn(usize, usize, &mut S) + Sync) -> f64 {
     let mut units: Vec<_> =
         (0..pool.n_threads()).map(|thread| (thread, state(), Vec::<f64>::new())).collect();
@@ -133,12 +133,13 @@ fn timed<S: Send>(pool: &Pool, state: impl Fn() -> S, work: impl Fn(usize, usize
             }
         });
     });
-    let median = |mut seconds: Vec<f64>| {
+    let usual = |mut seconds: Vec<f64>| {
         seconds.sort_by(f64::total_cmp);
-        seconds[seconds.len() / 2]
+        seconds.truncate(seconds.len() - seconds.len() / 20);
+        seconds.iter().sum::<f64>() / seconds.len() as f64
     };
     let n = units.len() as f64;
-    units.into_iter().map(|(_, _, seconds)| median(seconds)).sum::<f64>() / n
+    units.into_iter().map(|(_, _, seconds)| usual(seconds)).sum::<f64>() / n
 }
 
 #[cfg(test)]
