@@ -22,6 +22,7 @@ import numpy as np
 import ikq
 from ikq.evaluate import BaseFile, base_writer, cut, measure_divergence, measure_perplexity, text_tokens
 from ikq.recipes.choose import choose
+from ikq.recipes.covariances import InputCovariances
 from ikq.recipes.files import read_sensitivities
 from ikq.recipes.probes import probe
 from ikq.recipes.recipe import Budget, Costs, measure_costs, open_problem, solve
@@ -123,6 +124,8 @@ def main() -> int:
     parser.add_argument("--mixes", nargs="+", default=MIXES)
     parser.add_argument("--chunks", type=int, default=-1, help="most windows (-1: all)")
     parser.add_argument("--random", type=int, default=20, help="random mixes for each size")
+    parser.add_argument("--no-controls", action="store_true", help="recipes and mixes only")
+    parser.add_argument("--covariance", type=Path, help="covariances, under which errors are measured")
     parser.add_argument("--sensitivity", help="measured sensitivities, for the recipe")
     parser.add_argument("--probe", type=int, default=0, help="runs that measure sensitivities, for each size")
     parser.add_argument(
@@ -133,7 +136,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="one JSON object per file measured")
     args = parser.parse_args()
     table = read_sensitivities(args.sensitivity) if args.sensitivity else None
-    costs = measure_costs(open_problem(args.model, args.imatrix), n_threads=args.threads, sensitivities=table)
+    full = InputCovariances(ikq.Covariances(args.covariance)) if args.covariance else None
+    costs = measure_costs(
+        open_problem(args.model, args.imatrix), n_threads=args.threads, sensitivities=table, covariances=full
+    )
     problem, rng = costs.problem, np.random.default_rng(1)
     rows, holds = [], True
     print(
@@ -159,14 +165,16 @@ def main() -> int:
                     probe(recipe, text, args.probe, n_threads=args.threads).costs, Budget(size=budget)
                 )
             mine = file("recipe", mix, recipe.choice.index, budget, recipe.costs)
-            controls = {"single type": file("single type", mix, single_type(costs, budget), budget)}
-            for name, cost in control_costs(costs).items():
-                index = choose(cost, costs.sizes, [budget - problem.overhead]).index
-                controls[name] = file(name, mix, index, budget)
-            random = sorted(
-                file("random", mix, random_mix(costs, budget, rng), budget) for _ in range(args.random)
-            )
-            holds &= mine <= args.most * of_mix and mine < min([*controls.values(), *random])
+            controls, random = {}, []
+            if not args.no_controls:
+                controls["single type"] = file("single type", mix, single_type(costs, budget), budget)
+                for name, cost in control_costs(costs).items():
+                    index = choose(cost, costs.sizes, [budget - problem.overhead]).index
+                    controls[name] = file(name, mix, index, budget)
+                random = sorted(
+                    file("random", mix, random_mix(costs, budget, rng), budget) for _ in range(args.random)
+                )
+            holds &= mine <= args.most * of_mix and mine < min([*controls.values(), *random], default=np.inf)
             cells = [
                 mix,
                 budget,
@@ -174,7 +182,7 @@ def main() -> int:
                 f"{mine / of_mix:.3f}",
                 f"{recipe.divergence:.5f}",
             ]
-            cells += [f"{x:.5f}" for x in controls.values()]
+            cells += [f"{x:.5f}" for x in controls.values()] or ["-"] * 4
             cells += [f"{random[0]:.4f}, {random[len(random) // 2]:.4f}" if random else "-"]
             print(f"| {' | '.join(str(c) for c in cells)} |", flush=True)
     for kinds in (("recipe",), ("recipe", "random")):

@@ -36,6 +36,7 @@ __all__ = [
     "parse_type",
     "plan_quantize",
     "product",
+    "product_speeds",
     "quantize",
     "repack",
     "roles",
@@ -143,6 +144,7 @@ class Model:
     def metadata(self) -> Metadata: ...
     def tensors(self) -> list[tuple[str, list[int], int, int]]: ...
     def shards(self) -> list[tuple[Path, int, int, int, int]]: ...
+    def with_tensors_of(self, other: Model, names: list[str]) -> Model: ...
     def data(self, name: str) -> NDArray[np.uint8]: ...
 
 @final
@@ -188,6 +190,7 @@ class Engine:
         cpu_moe: bool,
         n_cpu_moe: int,
     ) -> tuple[list[tuple[str, str, int, str]], list[tuple[str, int]], int]: ...
+    def exchange(self, model: Model) -> Engine: ...
     def new_sequence(self) -> Sequence: ...
     def step(
         self, entries: list[tuple[Sequence, list[int], str, NDArray[np.float32] | None]]
@@ -234,6 +237,9 @@ def product(
     compute: str,
     isa_name: str | None,
 ) -> NDArray[np.float32]: ...
+def product_speeds(
+    type_id: int, counts: list[int], n_threads: int | None, isa_name: str | None
+) -> tuple[int, int, list[float], float, float | None]: ...
 def write_gguf(
     path: str | os.PathLike[str],
     metadata: Metadata,

@@ -212,6 +212,22 @@ class GGUFReader:
         self.tensors = {}
         self._model = None
 
+    def with_tensors_of(self, other: GGUFReader, names: Iterable[str]) -> GGUFReader:
+        """A reader of this file in which the tensors `names` are those of another one.
+
+        Metadata and the order of tensors stay; nothing is copied.
+
+        Raises:
+            FormatError: one of the files has no tensor of such a name.
+            ValueError: one of the readers is closed.
+        """
+        mixed = GGUFReader.__new__(GGUFReader)
+        mixed._model = self._opened().with_tensors_of(other._opened(), list(names))
+        mixed.metadata = self.metadata.copy()
+        mixed.tensors = _Tensors(mixed._model)
+        mixed.shards = self.shards
+        return mixed
+
     def _opened(self) -> _ikq.Model:
         if self._model is None:
             raise ValueError("the reader is closed")

@@ -301,6 +301,30 @@ class Model(TextModel):
         reader.close()  # its metadata stay
         return model
 
+    def exchange(self, reader: GGUFReader) -> Model:
+        """The model of another file of the same metadata, on the memory of this one, which is closed.
+
+        Tensors that both have in common are not loaded again: readers that `GGUFReader.with_tensors_of` makes
+        of the same files share them. The options are those that this model was loaded with. There is no head
+        for further tokens.
+
+        Args:
+            reader: The file; it can be closed afterwards.
+
+        Raises:
+            FormatError, ShapeError, UnsupportedError, RefusedError: as `load`.
+            ValueError: the model is closed, or its activations are being collected.
+        """
+        with self._lock:
+            self._check_open()
+            if self._collector is not None:
+                raise ValueError("this model's activations are being collected")
+            try:
+                engine = self._engine.exchange(reader._opened())
+            finally:
+                self.close()
+        return Model(engine, self.spec, reader, n_ubatch=self._n_ubatch, notes=self._notes)
+
     @staticmethod
     def plan(
         path: str | os.PathLike[str],

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import weakref
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,12 +13,15 @@ import pytest
 
 import ikq
 from ikq.errors import FormatError, RefusedError
+from ikq.recipes import problem as problem_module
 from ikq.recipes.budget import Use
 from ikq.recipes.explain import reasons
 from ikq.recipes.pareto import best_mixes, known_mixes
 from ikq.recipes.problem import read_problem
 from ikq.recipes.recipe import Budget, Costs, measure_costs, open_problem, solve
-from ikq.recipes.speed import WIDTHS, TypeSpeeds, load_type_speeds, measure_type_speeds, speed_model
+from ikq.recipes.speed import Speeds
+from ikq.recipes.step_speeds import StepSpeeds
+from ikq.type_speeds import COUNTS, TypeSpeed
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 IMATRIX = DATA / "imatrix-plain.dat"
@@ -28,11 +33,15 @@ def costs(tiny_moe: Path) -> Costs:
     return measure_costs(open_problem(tiny_moe, IMATRIX, types=TYPES))
 
 
-def speeds(tg: float = 1e-10) -> TypeSpeeds:
+def speeds(tg: float = 1e-10) -> Speeds:
     """Larger types slower, but for IQ4_K, which is slowest."""
-    types = {t: tuple(tg * t.bpw * w**0.5 for w in WIDTHS) for t in (*TYPES, ikq.QuantType.BF16)}
-    types[ikq.QuantType.IQ4_K] = tuple(30 * tg * w**0.5 for w in WIDTHS)
-    return TypeSpeeds("a machine", types, tuple(1e-6 * w for w in WIDTHS))
+    names = ikq.QuantType
+    per_weight = {t: tg * t.bpw for t in (*TYPES, names.BF16, names.F32)} | {names.IQ4_K: 30 * tg}
+    types = {
+        t: TypeSpeed(t, "scalar", 1, t.bpw / 8, tuple(x * n**0.5 for n in COUNTS), 1e10, None)
+        for t, x in per_weight.items()
+    }
+    return Speeds(types, StepSpeeds(1e-6, 0.0, 1e-12, 1e-14))
 
 
 @pytest.mark.parametrize(
@@ -97,45 +106,6 @@ def test_least_speeds(costs: Costs) -> None:
         solve(costs, Budget(size=5_500_000, min_tg=1.0))
 
 
-def test_times_count_what_a_token_reads(costs: Costs) -> None:
-    problem = costs.problem
-    model = speed_model(problem, speeds(), n_ubatch=32)
-    by_name = {t.name: i for i, t in enumerate(problem.tensors)}
-    for name, share in (("blk.1.attn_q.weight", 1.0), ("blk.1.ffn_up_exps.weight", 0.25)):
-        i = by_name[name]
-        t = problem.tensors[i]
-        k = t.types.index(ikq.QuantType.Q8_0)
-        assert model.tg[i, k] == pytest.approx(1e-10 * 8.5 * t.n_weights * share)
-        columns = 32 * share
-        assert model.pp[i, k] == pytest.approx(
-            np.interp(columns, WIDTHS, [1e-10 * 8.5 * w**0.5 for w in WIDTHS]) * t.n_weights / 32
-        )
-    assert not model.tg[by_name["token_embd.weight"]].any()
-    assert model.tg[by_name["output.weight"]].any()
-    assert not model.pp[by_name["output.weight"]].any()
-
-
-def test_speeds_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "speeds.json"
-    for name, value in (("_N_EMBD", 256), ("_N_FF", 512), ("_REPETITIONS", dict.fromkeys(WIDTHS, 1))):
-        monkeypatch.setattr(f"ikq.recipes.speed.{name}", value)
-    monkeypatch.setattr("ikq.measure._WARM_UP_SECONDS", 0.0)
-    told = []
-    wanted = [ikq.QuantType.Q8_0, ikq.QuantType.IQ4_KS]
-    found = measure_type_speeds(wanted, path=file, progress=told.append)
-    assert told == wanted
-    assert all(len(row) == len(WIDTHS) for row in found.seconds.values())
-    assert (
-        measure_type_speeds(wanted, path=file, progress=told.append) == found == load_type_speeds(path=file)
-    )
-    assert len(told) == 2
-    measure_type_speeds([*wanted, ikq.QuantType.Q4_K], path=file, progress=told.append)
-    assert told[2:] == [ikq.QuantType.Q4_K]
-    file.write_text("{")
-    with pytest.raises(FormatError, match="damaged"):
-        load_type_speeds(path=file)
-
-
 def test_what_a_bit_buys_is_dearer_than_what_one_frees(costs: Costs) -> None:
     recipe = solve(costs, Budget(bpw=4.0))
     why = reasons(recipe)
@@ -184,6 +154,22 @@ def test_rows_that_few_types_fit(tmp_path: Path) -> None:
         read_problem(file, None, TYPES, fix=["attn_k"])
     with pytest.raises(FormatError, match=r"\("):
         read_problem(file, None, TYPES, fix=["(=q8_0"])
+
+
+def test_one_plan_is_held_at_a_time(tiny_moe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has the statistics of all experts, 0.1 GB for a model of 30 billion weights."""
+    plan, made = problem_module.plan_of_types, []
+
+    def watched(*args, **options):
+        gc.collect()
+        assert not any(one() for one in made)
+        found = plan(*args, **options)
+        made.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(problem_module, "plan_of_types", watched)
+    read_problem(tiny_moe, ikq.Imatrix(IMATRIX), TYPES)
+    assert len(made) == len(TYPES)
 
 
 def test_a_model_without_a_choice(tmp_path: Path) -> None:

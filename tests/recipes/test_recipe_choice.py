@@ -106,6 +106,19 @@ def test_a_limit_that_nothing_keeps() -> None:
     assert (e.value.memory, e.value.limit, e.value.least) == (None, 0, 2.0)
 
 
+def test_limits_that_exclude_one_another() -> None:
+    costs, sizes = np.array([[2.0, 1.0]]), np.array([[10, 20]])
+    limits = [Limit(np.array([[1.0, 3.0]]), 2.0), Limit(np.array([[3.0, 1.0]]), 2.0)]
+    with pytest.raises(Infeasible) as e:
+        choose(costs, sizes, [100], limits=limits)
+    assert (e.value.memory, e.value.limit) == (None, None)
+    # what is spent in any case is more than there is
+    limits[0] = Limit(limits[0].amounts, -1.0)
+    with pytest.raises(Infeasible) as e:
+        choose(costs, sizes, [100], limits=limits)
+    assert (e.value.memory, e.value.limit, e.value.least) == (None, 0, 1.0)
+
+
 def test_cost_falls_as_the_budget_rises() -> None:
     rng = np.random.default_rng(5)
     sizes = np.sort(rng.integers(1, 4000, (200, 20)), 1).astype(np.int64)

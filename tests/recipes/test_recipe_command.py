@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import ikq
+from ikq import _ikq
 from ikq.cli import run_command
 from ikq.recipes.budget import parse_bytes
 from ikq.recipes.files import read_recipe
+from ikq.recipes.problem import DEFAULT_TYPES, parse_types
+from ikq.recipes.recipe import open_problem
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 MODEL, IMATRIX = DATA / "tiny-moe-bf16.gguf", DATA / "imatrix-plain.dat"
@@ -57,6 +62,61 @@ def test_from_budget_to_file(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     _Page().feed(page.read_text())
 
 
+def commands(file: Path) -> list[str]:
+    """The commands in a recipe's comments, with the words of the first that `run_command` takes."""
+    found = file.read_text().split("# quantize: ikq ")[1].splitlines()[0]
+    return shlex.split(found)
+
+
+def test_the_command_in_the_recipe_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a split set, of a quantized source, and with an imatrix that lacks tensors."""
+    monkeypatch.chdir(tmp_path)
+    with (
+        ikq.GGUFReader(MODEL) as reader,
+        ikq.GGUFWriter("s.gguf", reader.metadata, split_max_tensors=20) as w,
+    ):
+        for name, tensor in reader.tensors.items():
+            w.add_tensor(name, tensor)
+    ikq.quantize_file(MODEL, "q.gguf", "Q6_K", imatrix=IMATRIX)
+    statistics = ikq.Imatrix(IMATRIX)
+    entries = [
+        (name, np.asarray(statistics[name].values, np.float64).reshape(1, -1), np.ones(1, np.float32))
+        for name in statistics
+        if "attn" in name
+    ]
+    _ikq.write_statistics(
+        "half.gguf", "gguf", entries, datasets=[], n_chunks=1, chunk_size=512, all_experts=False
+    )
+    for source, imatrix, options, said in (
+        ("s-00002-of-00003.gguf", IMATRIX, [], "size"),
+        ("q.gguf", IMATRIX, ["--allow-requantize"], "the source is quantized"),
+        (MODEL, "half.gguf", [], "the imatrix is incomplete"),
+    ):
+        words = ["recipe", str(source), "--imatrix", str(imatrix), "--bpw", "4", *FEW, *options]
+        assert run_command([*words, "-o", "r.txt"]) == 0
+        printed = capsys.readouterr().out
+        assert said in printed
+        found = commands(Path("r.txt"))
+        assert run_command(found) == 0
+        out = Path(found[-2])
+        assert out.stat().st_size == int(printed.split("size: ")[1].split()[0])
+        assert "-of-" not in out.name
+
+
+def test_the_command_that_runs_it_has_the_cache_that_was_planned(tmp_path: Path) -> None:
+    file = tmp_path / "r.txt"
+
+    def words() -> list[str]:
+        return shlex.split(file.read_text().split("# run: ikq run -m ")[1].splitlines()[0])[1:]
+
+    assert recipe("--ram", "26M", "-c", 1024, "-ctk", "q8_0", "-ub", 256, *FEW, "-o", file) == 0
+    assert words() == ["-c", "1024", "-ctk", "q8_0", "-ub", "256"]
+    assert recipe("--size", "5M", *FEW, "-o", file) == 0
+    assert words() == []
+
+
 class _Page(HTMLParser):
     """A page that loads nothing."""
 
@@ -86,7 +146,14 @@ def test_standard_output_is_the_recipe(capsys: pytest.CaptureFixture[str], tmp_p
         (["--size", "5M", "--vram", "1G"], "--ram"),
         (["--size", "5M", "--types", ""], "no type to choose from"),
         (["--size", "5M", "--fix", "nothing=q8_0"], "no tensor"),
+        (["--size", "5M", "--fix", "ffn=iq2_k", "--fix", "ffn_down=q8_0"], "earlier rules"),
         (["--size", "5M", "--probe", "10"], "-f TEXT"),
+        (["--size", "5M", "--probe", "3", "-f", "TABLE"], "4 runs or more"),
+        (["--size", "5M", "--probe", "4", "-f", "TABLE", "--chunks", "0"], "--chunks 0"),
+        (["--size", "5M", "-ub", "0"], "-ub 0"),
+        (["--size", "5M", "-o", "no/such/folder/r.txt"], "no folder"),
+        (["--size", "5M", "--pareto", "no/such/folder/p.html"], "no folder"),
+        (["--size", "5M", "--write-sensitivity", "no/such/folder/t.csv"], "no folder"),
         (["--size", "5M", "--sensitivity", "TABLE"], "blk.9.attn_q.weight"),
         (["--ram", "5M", "--vram", "5M", "--min-tg", "1"], "--vram-bandwidth"),
     ],
@@ -102,6 +169,21 @@ def test_refusals(words: list[str], said: str, capsys: pytest.CaptureFixture[str
     assert len(printed.err.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--fix", "attn_q=iqk"], "more than one type"),
+        (["--fix", "attn_q=nothing"], "unknown type"),
+        (["--types", "nothing"], "unknown type"),
+        (["--probe", "4", "-f", str(IMATRIX)], "UTF-8"),
+        (["--imatrix", str(MODEL)], "not an importance matrix"),
+    ],
+)
+def test_what_makes_no_sense(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert recipe("--size", "5M", *words) == 1
+    assert said in capsys.readouterr().err
+
+
 def test_the_smallest_size_that_is_named_is_possible(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -109,6 +191,27 @@ def test_the_smallest_size_that_is_named_is_possible(
     least = int(capsys.readouterr().err.split(" has ")[1].split()[0])
     assert recipe("--size", least - 1, *FEW) == 2
     assert recipe("--size", least, *FEW, "-o", tmp_path / "r.txt") == 0
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--size", "1M"],
+        ["--size", "9M", "--types", ""],
+        ["--size", "9M", "--fix", "nothing=q8_0"],
+        ["--size", "9M", "--sensitivity", "TABLE"],
+    ],
+)
+def test_refusals_name_the_smallest_size(
+    words: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("tensor,type,value\nblk.9.attn_q.weight,q8_0,0.1\n")
+    types = [] if "--types" in words else FEW
+    assert recipe(*[str(table) if w == "TABLE" else w for w in words], *types) == 2
+    least = int(capsys.readouterr().err.split("the smallest file with these types has ")[1].split()[0])
+    everything = open_problem(MODEL, IMATRIX, types=parse_types(FEW[1]) if types else DEFAULT_TYPES)
+    assert least == everything.least_bytes
 
 
 def test_no_statistics_is_a_refusal() -> None:

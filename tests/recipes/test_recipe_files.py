@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import ikq
@@ -18,7 +19,7 @@ from ikq.recipes.files import (
 from ikq.recipes.problem import DEFAULT_TYPES, parse_types
 from ikq.recipes.recipe import measure_costs, open_problem
 from ikq.recipes.rules import recipe_rules
-from ikq.recipes.sensitivity import coefficients
+from ikq.recipes.sensitivity import _likeness, coefficients
 
 TEXT = "# a recipe\n\n# type: Q4_K\n^blk\\.0\\.=Q8_0  # first\nattn_q=iq4_ks, attn_k = q6_K,\n^x{1,2}$=q5_k\n"
 RULES = ["^blk\\.0\\.=q8_0", "attn_q=iq4_ks", "attn_k=q6_k", "^x{1,2}$=q5_k"]
@@ -135,6 +136,22 @@ def test_tables_with_a_column_per_tensor(tmp_path: Path) -> None:
     file.write_text("QTYPE,a.weight\nq4_k,1,2\n")
     with pytest.raises(FormatError, match="line 2: 3 cells below 2 names"):
         read_sensitivities(file)
+
+
+def test_tokens_that_are_alike_move_together() -> None:
+    rng = np.random.default_rng(0)
+    inputs = rng.lognormal(0, 0.5, 512)
+    # a hidden state takes one direction of many from what likely tokens differ in
+    rows = rng.standard_normal((1024, 512))
+    assert _likeness(rows, inputs) == pytest.approx(1, abs=0.05)
+    # rows that differ in two directions: likely tokens are at one end of one of them
+    plane = rng.standard_normal((1024, 2)) @ rng.standard_normal((2, 512))
+    assert 0.2 < _likeness(plane, inputs) < 0.8
+    # likely tokens are then no more alike for what all differ in besides, as far as it is little
+    assert _likeness(plane + 0.1 * rows, inputs) == pytest.approx(_likeness(plane, inputs), abs=0.1)
+    # what all rows have in common makes no difference to anything
+    assert _likeness(rows + 3.0, inputs) == pytest.approx(_likeness(rows, inputs))
+    assert _likeness(np.ones((8, 512)), inputs) == 1
 
 
 def test_a_table_of_one_type_gives_coefficients(tmp_path: Path, tiny_moe: Path) -> None:

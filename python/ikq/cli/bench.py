@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ikq
+from ikq.cli import bench_types
 from ikq.cli.model_options import (
     CPU_MOE_LAYERS,
     GPU_LAYERS,
@@ -81,7 +82,7 @@ _SETTINGS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options; names are those that users of llama-bench know."""
-    parser.usage = "ikq bench -m FILE.gguf [-p N,...] [-n N,...] [options]"
+    parser.usage = "ikq bench -m FILE.gguf [-p N,...] [-n N,...] [options]\n       ikq bench types [options]"
     parser.description = (
         "Measures tokens per second. Options take several values joined by commas, and may be repeated; "
         "all combinations are measured. The tokens are random, the same ones in each repetition. With -np, "
@@ -89,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "each, then -n tokens each after them."
     )
     add = parser.add_argument
-    add("-m", "--model", action="append", required=True, metavar="FILE.gguf", help="may be repeated")
+    add("-m", "--model", action="append", metavar="FILE.gguf", help="may be repeated")
     add("-p", "--n-prompt", action="append", type=_counts, metavar="N,...", help="prompt lengths (512)")
     add("-n", "--n-gen", action="append", type=_counts, metavar="N,...", help="generated tokens (128)")
     add("-d", "--n-depth", action="append", type=_counts, metavar="N,...", help="tokens in the cache before")
@@ -129,10 +130,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-b", "--batch-size", help=argparse.SUPPRESS)
     add("-tgb", "--threads-gen-batch", help=argparse.SUPPRESS)
     add_ignored(parser, switches_have_values=True)
+    parser.set_defaults(wrong_usage=parser.error)
+    others = parser.add_subparsers(title="instead of a model", metavar="types", prog="ikq bench")
+    types = others.add_parser("types", help=bench_types.HELP, allow_abbrev=False)
+    bench_types.add_arguments(types)
+    types.set_defaults(run=bench_types.run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit code."""
+    if args.model is None:
+        args.wrong_usage("the following arguments are required: -m/--model (or `types`)")
     if args.repetitions < 1:
         raise ikq.RefusedError(f"-r {args.repetitions}: expected 1 or more")
     workloads = _workloads(args)

@@ -9,14 +9,16 @@ from pathlib import Path
 
 import ikq
 from ikq.recipes.budget import Use, parse_bytes
+from ikq.recipes.covariances import InputCovariances, write_diagonal
 from ikq.recipes.explain import explanation_lines
 from ikq.recipes.files import read_sensitivities, write_sensitivities
 from ikq.recipes.pareto import pareto_page
-from ikq.recipes.probes import N_WINDOWS, Probes, probe
+from ikq.recipes.probes import N_WINDOWS, Probes, check_runs, probe
 from ikq.recipes.problem import DEFAULT_TYPES, Problem, parse_types
 from ikq.recipes.recipe import Budget, Costs, Recipe, check_size, measure_costs, open_problem, solve
-from ikq.recipes.speed import TypeSpeeds, load_type_speeds, measure_type_speeds
+from ikq.recipes.speed import Speeds, kept_speeds, measure_speeds
 from ikq.recipes.text import recipe_text, summary_lines
+from ikq.type_speeds import TypeSpeed
 from ikq.whole_file import whole_file
 
 NAME = "recipe"
@@ -25,7 +27,10 @@ HELP = "choose a type for every tensor: the least divergence for a size, a memor
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options."""
-    parser.usage = "ikq recipe MODEL.gguf --imatrix FILE (--size N | --bpw N | --ram N [--vram N]) [-o FILE]"
+    parser.usage = (
+        "ikq recipe MODEL.gguf (--imatrix | --covariance) FILE (--size N | --bpw N | --ram N [--vram N])\n"
+        "                  [-o FILE]"
+    )
     parser.description = (
         "Encodes a sample of every tensor as every type, predicts from the activation statistics what that "
         "does to the model's output, and chooses the mix with the least predicted divergence. The result is "
@@ -33,11 +38,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.epilog = (
         "Sizes: 240G, 3.5G (powers of 1000) or 11GiB. Types: names, families (legacy, k, i, iqk, trellis), "
-        "llama.cpp for those that llama.cpp loads; -NAME leaves one out. Exit codes: 0 done, 1 error, 2 "
-        "refused or wrong usage."
+        "llama.cpp for those that llama.cpp loads; --types=-NAME leaves one out. Exit codes: 0 done, 1 error,"
+        " 2 refused or wrong usage."
     )
     parser.add_argument("model", metavar="MODEL.gguf")
     parser.add_argument("--imatrix", metavar="FILE", help="activation statistics, .dat or GGUF")
+    parser.add_argument(
+        "--covariance",
+        metavar="FILE",
+        help="covariances (`ikq imatrix --covariance`): errors are measured under them; without --imatrix "
+        "their diagonal is written beside the recipe as one",
+    )
     parser.add_argument("-o", "--output", metavar="FILE", help="the recipe; standard output unless given")
     budget = parser.add_argument_group("budget (one of size, bpw, ram)")
     budget.add_argument("--size", metavar="N", type=_bytes, help="most bytes of the file")
@@ -85,9 +96,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sensitivity.add_argument(
         "--probe",
         type=int,
-        default=0,
         metavar="N",
-        help="measure them: N files of about the wanted size are made and run on -f; 40 to 100 are good",
+        help="measure them: N mixes of about the wanted size are run on -f; 40 to 100 are good",
     )
     sensitivity.add_argument("-f", "--file", metavar="TEXT", help="with --probe: a text of the model's use")
     sensitivity.add_argument(
@@ -119,22 +129,33 @@ def run(args: argparse.Namespace) -> int:
         vram_bandwidth=args.vram_bandwidth,
     )
     budget.check()
-    if args.probe and not args.file:
-        raise ikq.RefusedError("--probe needs a text to measure on: -f TEXT")
+    # what would be missed after minutes of work
+    text = _text(args) if args.probe is not None else ""
+    for option, file in (
+        ("-o", args.output),
+        ("--pareto", args.pareto),
+        ("--write-sensitivity", args.write_sensitivity),
+    ):
+        if file is not None and not (folder := Path(file).absolute().parent).is_dir():
+            raise ikq.RefusedError(f"{option} {file}: there is no folder {folder}")
+    if args.ubatch_size < 1:
+        raise ikq.RefusedError(f"-ub {args.ubatch_size}: expected 1 or more")
+    covariances = None if args.covariance is None else ikq.Covariances(args.covariance)
     problem = open_problem(
         args.model,
-        args.imatrix,
-        types=parse_types(args.types) if args.types else DEFAULT_TYPES,
+        args.imatrix if covariances is None else _statistics(args, covariances),
+        types=_types(args),
         fix=args.fix,
         allow_requantize=args.allow_requantize,
     )
     check_size(problem, budget)
-    costs = _with_bar(args, problem)
+    full = None if covariances is None else InputCovariances(covariances)
+    costs = _with_bar(args, problem, full)
     use = Use(args.ctx_size, args.cache_type_k.lower(), args.cache_type_v.lower(), args.ubatch_size)
     speeds = _speeds(args, costs)
     recipe = solve(costs, budget, use=use, speeds=speeds)
-    if args.probe:
-        costs = _probed(args, recipe).costs
+    if args.probe is not None:
+        costs = _probed(args, recipe, text).costs
         recipe = solve(costs, budget, use=use, speeds=speeds)
     if args.write_sensitivity:
         write_sensitivities(args.write_sensitivity, _table(costs))
@@ -145,20 +166,57 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _speeds(args: argparse.Namespace, costs: Costs) -> TypeSpeeds | None:
+def _types(args: argparse.Namespace) -> tuple[ikq.QuantType, ...]:
+    """What may be chosen."""
+    if not args.types:
+        return DEFAULT_TYPES
+    try:
+        return parse_types(args.types)
+    except ikq.RefusedError as e:
+        everything = open_problem(args.model, args.imatrix, allow_requantize=args.allow_requantize)
+        raise ikq.RefusedError(f"{e}; with all of them {everything.smallest}") from None
+
+
+def _statistics(args: argparse.Namespace, covariances: ikq.Covariances) -> str:
+    """The imatrix that goes with covariances: the one that was given, or their diagonal."""
+    if args.imatrix is not None:
+        return str(args.imatrix)
+    if args.output is None:
+        raise ikq.RefusedError(
+            "--covariance without --imatrix needs -o FILE: their diagonal is written beside FILE, as the "
+            "imatrix to quantize with"
+        )
+    path = Path(args.output).with_suffix(".imatrix.gguf")
+    write_diagonal(covariances, path)
+    return str(path)
+
+
+def _speeds(args: argparse.Namespace, costs: Costs) -> Speeds | None:
     """Speeds of all types in question: measured where a speed was asked for, else only if they are known."""
     types = {k for t in costs.problem.tensors for k in t.types if isinstance(k, ikq.QuantType)}
     if args.min_tg is None and args.min_pp is None:
-        known = load_type_speeds(args.threads)
-        return known if known is not None and types <= known.seconds.keys() else None
+        return kept_speeds(types, n_threads=args.threads)
 
-    def told(t: ikq.QuantType) -> None:
-        print(f"measured the speed of {t.name}", file=sys.stderr)
+    def told(found: TypeSpeed) -> None:
+        print(f"measured the speed of {found.type.name}", file=sys.stderr)
 
-    return measure_type_speeds(sorted(types), n_threads=args.threads, progress=told)
+    return measure_speeds(sorted(types), n_threads=args.threads, progress=told)
 
 
-def _probed(args: argparse.Namespace, recipe: Recipe) -> Probes:
+def _text(args: argparse.Namespace) -> str:
+    """The text of `--probe`, if that makes sense."""
+    if not args.file:
+        raise ikq.RefusedError("--probe needs a text to measure on: -f TEXT")
+    check_runs(args.probe)
+    if args.chunks < 1:
+        raise ikq.RefusedError(f"--chunks {args.chunks}: expected 1 or more")
+    try:
+        return Path(args.file).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ikq.FormatError(f"-f {args.file}: not a text in UTF-8") from None
+
+
+def _probed(args: argparse.Namespace, recipe: Recipe, text: str) -> Probes:
     """Measures sensitivities about a recipe; progress and what was found go to standard error."""
     out = Path(args.output) if args.output else Path.cwd() / "recipe.txt"
 
@@ -167,7 +225,7 @@ def _probed(args: argparse.Namespace, recipe: Recipe) -> Probes:
 
     found = probe(
         recipe,
-        Path(args.file).read_text(encoding="utf-8"),
+        text,
         args.probe,
         n_windows=args.chunks,
         n_threads=args.threads,
@@ -195,12 +253,18 @@ def _show(args: argparse.Namespace, recipe: Recipe) -> None:
             print(line, file=out)
 
 
-def _with_bar(args: argparse.Namespace, problem: Problem) -> Costs:
+def _with_bar(args: argparse.Namespace, problem: Problem, covariances: InputCovariances | None) -> Costs:
     """Samples the model, with a progress bar on a terminal."""
     table = None if args.sensitivity is None else read_sensitivities(args.sensitivity)
 
     def measured(progress: Callable[[object], None] | None) -> Costs:
-        return measure_costs(problem, n_threads=args.threads, sensitivities=table, progress=progress)
+        return measure_costs(
+            problem,
+            n_threads=args.threads,
+            sensitivities=table,
+            covariances=covariances,
+            progress=progress,
+        )
 
     if not sys.stderr.isatty():
         return measured(None)

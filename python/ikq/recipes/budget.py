@@ -113,6 +113,8 @@ def memories_of(problem: Problem, use: Use) -> Memories:
     """
     if use.n_ctx is not None and use.n_ctx < 1:
         raise RefusedError(f"-c {use.n_ctx}: expected 1 or more")
+    if use.n_ubatch < 1:
+        raise RefusedError(f"-ub {use.n_ubatch}: expected 1 or more")
     plan = Model.plan(
         problem.source, n_ctx=use.n_ctx, cache_type_k=use.cache_type_k, cache_type_v=use.cache_type_v
     )

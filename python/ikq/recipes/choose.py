@@ -29,7 +29,7 @@ class Infeasible(Exception):  # noqa: N818  # what there is no choice for
     Attributes:
         memory: Number of the budget that cannot be kept, or None: it is a limit.
         least: The smallest number of bytes (or sum of a limit's amounts) that is possible.
-        limit: Number of the limit, if it is one.
+        limit: Number of the limit, if it is one; None: limits that only exclude one another.
     """
 
     def __init__(self, memory: int | None, least: float, limit: int | None = None) -> None:
@@ -155,9 +155,10 @@ def _within_limits(
         for limit in limits:
             amounts = np.where(np.isfinite(costs), limit.amounts, np.inf)
             sums.append(_within_budgets(amounts, sizes, budgets, memories).cost)
-        over = [least / limit.most for least, limit in zip(sums, limits, strict=True)]
+        over = [s / limit.most if limit.most > 0 else np.inf for s, limit in zip(sums, limits, strict=True)]
         worst = int(np.argmax(over))
-        raise Infeasible(None, sums[worst], worst)
+        # each alone can be kept: then it is all of them together that cannot
+        raise Infeasible(None, sums[worst], worst if over[worst] > 1 or len(limits) == 1 else None)
     return Choice(best.index, best.cost, min(bound, best.cost), best.bytes)
 
 

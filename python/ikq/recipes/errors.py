@@ -1,8 +1,9 @@
 """What every type costs every tensor: squared errors of products, from a sample of rows.
 
 A product of a matrix whose elements are off by d with an input x is off by the sum of d_j x_j; over many
-tokens its square is the sum of d_j^2 E[x_j^2], which is what the statistics hold. So a few rows, encoded by
-the real encoders, tell the error of the whole tensor. Rows are taken from all parts of all experts.
+tokens its square is the sum of d_j^2 E[x_j^2] if columns of x have nothing to do with one another, and
+E[x_j^2] is what the statistics hold; with covariances C it is d C d. So a few rows, encoded by the real
+encoders, tell the error of the whole tensor. Rows are taken from all parts of all experts.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from ikq.arrays import dequantize, quantize
 from ikq.imatrix import Imatrix
 from ikq.quant_types import QuantType
+from ikq.recipes.covariances import InputCovariances
 from ikq.recipes.problem import Problem, TensorChoices
 from ikq.recipes.source import Tensors
 from ikq.tensor import QTensor
@@ -38,8 +40,9 @@ class Errors:
     """Errors of all tensors.
 
     Attributes:
-        relative: Tensors x choices: squared error of the product over its square, both as if inputs of
-            different columns had nothing to do with one another. Infinite where a tensor has fewer choices.
+        relative: Tensors x choices: squared error of the product over its square, the latter as if inputs of
+            different columns had nothing to do with one another, and the error, too, unless there are
+            covariances. Infinite where a tensor has fewer choices.
         signal: Per tensor that square: mean over experts of sum over rows and columns of w^2 E[x^2].
         n_sampled: Elements that were encoded, once for every type.
     """
@@ -54,6 +57,7 @@ def measure_errors(
     *,
     n_rows: int = ROWS,
     n_threads: int | None = None,
+    covariances: InputCovariances | None = None,
     progress: Callable[[TensorChoices], None] | None = None,
 ) -> Errors:
     """Encodes a sample of every tensor as every type it may become.
@@ -62,10 +66,12 @@ def measure_errors(
         problem: The model and its choices.
         n_rows: Rows of each tensor.
         n_threads: Threads; None is one per CPU.
+        covariances: Of the inputs, for tensors that have them.
         progress: Called after each tensor.
 
     Raises:
         ikq.errors.FormatError: A weight that is not finite.
+        ikq.errors.RefusedError: Covariances of another model.
     """
     width = max(len(t.types) for t in problem.tensors)
     relative = np.full((len(problem.tensors), width), np.inf)
@@ -76,8 +82,9 @@ def measure_errors(
             rows, importance, scale = _sample(tensors[t.name], t, problem.imatrix, n_rows)
             signal[i] = scale * float(np.einsum("eij,ej->", rows**2, importance, dtype=np.float64))
             n_sampled += rows.size
+            full = None if covariances is None else covariances.of(t.name, rows.shape[0], rows.shape[2])
             for k, to in enumerate(t.types):
-                relative[i, k] = _relative_error(rows, importance, to, t.source_type, n_threads)
+                relative[i, k] = _relative_error(rows, importance, full, to, t.source_type, n_threads)
             if progress is not None:
                 progress(t)
     return Errors(relative, signal, n_sampled)
@@ -147,6 +154,7 @@ def expert_importance(
 def _relative_error(
     rows: NDArray[np.float32],
     importance: NDArray[np.float32],
+    full: NDArray[np.float32] | None,
     type: QuantType | int,
     source_type: QuantType | int,
     n_threads: int | None,
@@ -159,8 +167,12 @@ def _relative_error(
         part = np.ascontiguousarray(rows[:, ::step]) if step > 1 else rows
         if step == 1 and rows.shape[0] >= 2 * _SLOW_SHARE:
             part, importance = rows[::_SLOW_SHARE], importance[::_SLOW_SHARE]
+            full = full if full is None or len(full) == 1 else full[::_SLOW_SHARE]
     stored = quantize(part, type, importance, n_threads=n_threads)
     difference = part - dequantize(stored, type, n_threads=n_threads)
-    error = float(np.einsum("eij,ej->", difference**2, importance, dtype=np.float64))
+    if full is None:
+        error = float(np.einsum("eij,ej->", difference**2, importance, dtype=np.float64))
+    else:
+        error = float(np.einsum("eij,eij->", difference @ full, difference, dtype=np.float64))
     total = float(np.einsum("eij,ej->", part**2, importance, dtype=np.float64))
     return error / total if total > 0 else 0.0

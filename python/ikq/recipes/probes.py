@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,12 +34,13 @@ from ikq.evaluate import (
     measure_perplexity,
     text_tokens,
 )
+from ikq.gguf import GGUFReader
 from ikq.model import Model
 from ikq.pipeline import quantize_file
 from ikq.recipes.recipe import Costs, Recipe
 from ikq.recipes.rules import recipe_rules
 
-__all__ = ["Fit", "Group", "Probes", "fit_factors", "hadamard", "probe", "probe_groups"]
+__all__ = ["Fit", "Group", "Probes", "check_runs", "fit_factors", "hadamard", "probe", "probe_groups"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -46,6 +48,7 @@ Ints = NDArray[np.int64]
 N_WINDOWS = 8
 """Windows of text of each run. All runs see the same ones: their differences are surer than their values."""
 
+_FEWEST = 4
 _N_RANGES = 4
 _STEP = 3.0
 _FULL_VOCABULARY = 16384
@@ -175,6 +178,12 @@ def _neighbours(costs: Costs, index: Ints) -> tuple[Ints, Ints]:
     return better, worse
 
 
+def check_runs(n_runs: int) -> None:
+    """Raises RefusedError if so few runs tell nothing."""
+    if n_runs < _FEWEST:
+        raise RefusedError(f"--probe {n_runs}: expected {_FEWEST} runs or more")
+
+
 def probe(
     recipe: Recipe,
     text: str,
@@ -191,7 +200,7 @@ def probe(
     Args:
         recipe: Types that the runs are about.
         text: What divergences are measured on.
-        n_runs: Runs; each writes, loads and measures the model.
+        n_runs: Runs; each measures the model. Two files are written.
         n_windows: Windows of the text.
         n_ctx: Tokens of a window.
         n_threads: Threads; None is one per CPU.
@@ -201,8 +210,7 @@ def probe(
     Raises:
         ikq.errors.RefusedError: Too few runs, or a text of less than a window.
     """
-    if n_runs < 4:
-        raise RefusedError(f"--probe {n_runs}: expected 4 runs or more")
+    check_runs(n_runs)
     costs = recipe.costs
     groups = probe_groups(costs)
     rng = np.random.default_rng(0)
@@ -211,15 +219,17 @@ def probe(
     parts = np.zeros((n_runs, len(groups)))
     measured = np.zeros(n_runs)
     rows = np.arange(len(costs.problem.tensors))
-    with tempfile.TemporaryDirectory(prefix="ikq-probe-", dir=folder) as scratch:
-        meter = _Meter(costs, text, n_windows, n_ctx, n_threads, Path(scratch))
+    with (
+        tempfile.TemporaryDirectory(prefix="ikq-probe-", dir=folder) as scratch,
+        _Meter(recipe, (better, worse), text, n_windows, n_ctx, n_threads, Path(scratch)) as meter,
+    ):
         for i in range(n_runs):
-            index = recipe.choice.index.copy()
+            is_worse = np.zeros(len(rows), bool)
             for g, sign in zip(groups, design[i], strict=True):
-                index[g.members] = (worse if sign > 0 else better)[g.members]
-            values = costs.divergence[rows, index]
+                is_worse[g.members] = sign > 0
+            values = costs.divergence[rows, np.where(is_worse, worse, better)]
             parts[i] = [values[g.members].sum() for g in groups]
-            measured[i] = meter(recipe.type, index)
+            measured[i] = meter(is_worse)
             if progress is not None:
                 progress(i + 1, float(parts[i].sum()), float(measured[i]))
     fit = fit_factors(parts, measured)
@@ -240,14 +250,24 @@ def probe(
 
 
 class _Meter:
-    """Writes a mix, and measures its divergence from the source."""
+    """Measures the divergence of mixes of two files from the source.
+
+    In every run a tensor has one of two types, so two files have all that is needed: the model of a run
+    is made of tensors of either, and only those that changed since the last run are loaded.
+    """
 
     def __init__(
-        self, costs: Costs, text: str, n_windows: int, n_ctx: int, n_threads: int | None, folder: Path
+        self,
+        recipe: Recipe,
+        indices: tuple[Ints, Ints],
+        text: str,
+        n_windows: int,
+        n_ctx: int,
+        n_threads: int | None,
+        folder: Path,
     ) -> None:
-        self._problem = costs.problem
-        self._n_threads, self._n_windows, self._n_ctx = n_threads, n_windows, n_ctx
-        self._file, self._old = folder / "run.gguf", folder / "last.gguf"
+        self._problem = recipe.costs.problem
+        self._n_threads, self._n_windows = n_threads, n_windows
         base = folder / "base"
         with Model.load(self._problem.source, n_ctx=n_ctx, n_threads=n_threads) as model:
             tokenizer = model.tokenizer
@@ -259,15 +279,18 @@ class _Meter:
                 for _ in measure_perplexity(model, windows, sink):
                     pass
         self._base = BaseFile(base, bos) if is_small else CompactBase(base, bos)
+        first, second = folder / "first.gguf", folder / "second.gguf"
+        self._write(first, recipe.type, indices[0])
+        # tensors that are the same in both are not encoded twice
+        self._write(second, recipe.type, indices[1], reuse=first)
+        self._first, self._second = GGUFReader(first), GGUFReader(second)
+        self._model = Model.load(first, n_ctx=n_ctx, n_threads=n_threads)
 
-    def __call__(self, type_name: str, index: Ints) -> float:
-        """The mean divergence with one choice per tensor."""
+    def _write(self, file: Path, type_name: str, index: Ints, reuse: Path | None = None) -> None:
         problem = self._problem
-        # what the last run wrote alike is taken from its file
-        reuse = self._old if self._old.exists() else None
         quantize_file(
             problem.source,
-            self._file,
+            file,
             type_name,
             imatrix=problem.imatrix,
             tensor_type=recipe_rules(problem.types_of(index)),
@@ -278,10 +301,25 @@ class _Meter:
             reuse=reuse,
             restart=True,
         )
-        with Model.load(self._file, n_ctx=self._n_ctx, n_threads=self._n_threads) as model:
-            *_, found = measure_divergence(model, self._base, self._n_windows)
-        self._file.replace(self._old)
+
+    def __call__(self, of_second: NDArray[np.bool_]) -> float:
+        """The mean divergence with tensors of the first file, or of the second where that is said."""
+        tensors = self._problem.tensors
+        names = [t.name for t, second in zip(tensors, of_second, strict=True) if second]
+        with self._first.with_tensors_of(self._second, names) as reader:
+            self._model = self._model.exchange(reader)
+        *_, found = measure_divergence(self._model, self._base, self._n_windows)
         return max(found.mean.value, 1e-12)
+
+    def __enter__(self) -> _Meter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._model.close()
+        self._first.close()
+        self._second.close()
 
 
 def fit_factors(parts: Floats, measured: Floats) -> Fit:

@@ -18,7 +18,7 @@ from ikq import _ikq
 from ikq.errors import FormatError, RefusedError
 from ikq.gguf import GGUFReader
 from ikq.imatrix import Imatrix
-from ikq.pipeline import QuantizePlan, plan_quantization
+from ikq.pipeline import PlannedTensor, QuantizePlan, plan_quantization
 from ikq.quant_types import QuantType, as_type
 from ikq.report.records import kind_and_layer
 
@@ -84,6 +84,16 @@ class Problem:
         return self.overhead + sum(int(t.bytes[0]) for t in self.tensors)
 
     @property
+    def smallest(self) -> str:
+        """What refusals say of the smallest file."""
+        least = self.least_bytes
+        bits = 8 * (least - self.overhead + sum(self.fixed_bytes.values())) / self.n_weights
+        return (
+            f"the smallest file with these types has {least} bytes "
+            f"({least / 1e9:.3f} GB, {bits:.3f} bits per weight)"
+        )
+
+    @property
     def most_bytes(self) -> int:
         """Size of the largest."""
         return self.overhead + sum(int(t.bytes[-1]) for t in self.tensors)
@@ -98,23 +108,28 @@ class Problem:
         return {t.name: t.types[k] for t, k in zip(self.tensors, choice, strict=True)}
 
 
-def parse_types(words: str | Iterable[str]) -> tuple[QuantType, ...]:
+def parse_types(
+    words: str | Iterable[str], among: Sequence[QuantType] | None = None
+) -> tuple[QuantType, ...]:
     """Types by name, by family (`k`, `i`, `iqk`, `trellis`, `legacy`), or by program (`llama.cpp`).
 
     Args:
         words: A comma-separated list, or several. `-NAME` takes types away again.
+        among: What a list that begins so takes away from, and what families and programs are parts of;
+            `None`: `DEFAULT_TYPES`, and only types that can be written are taken.
 
     Raises:
         ikq.errors.FormatError: An unknown name.
         ikq.errors.RefusedError: Nothing is left, or a type that cannot be written.
     """
     text = words if isinstance(words, str) else ",".join(words)
+    known = DEFAULT_TYPES if among is None else among
     chosen: dict[QuantType, None] = {}
     parts = [part.strip() for part in text.split(",") if part.strip()]
     if parts and parts[0].startswith("-"):
-        chosen.update(dict.fromkeys(DEFAULT_TYPES))
+        chosen.update(dict.fromkeys(known))
     for part in parts:
-        found = _named(part.removeprefix("-"))
+        found = _named(part.removeprefix("-"), known, must_be_written=among is None)
         if part.startswith("-"):
             for t in found:
                 chosen.pop(t, None)
@@ -123,24 +138,26 @@ def parse_types(words: str | Iterable[str]) -> tuple[QuantType, ...]:
     if not chosen:
         raise RefusedError(
             f"--types {text!r} leaves no type to choose from; "
-            f"without it a recipe chooses from {', '.join(t.name for t in DEFAULT_TYPES)}"
+            f"without it there are {', '.join(t.name for t in known)}"
         )
     return tuple(chosen)
 
 
-def _named(word: str) -> tuple[QuantType, ...]:
-    families = {t.family for t in DEFAULT_TYPES}
+def _named(
+    word: str, known: Sequence[QuantType] = DEFAULT_TYPES, *, must_be_written: bool = True
+) -> tuple[QuantType, ...]:
+    families = {t.family for t in known}
     if word.lower() in families:
-        return tuple(t for t in DEFAULT_TYPES if t.family == word.lower())
+        return tuple(t for t in known if t.family == word.lower())
     if word.lower() in ("llama.cpp", "ik_llama.cpp"):
-        return tuple(t for t in DEFAULT_TYPES if word.lower() in t.known_to)
+        return tuple(t for t in known if word.lower() in t.known_to)
     try:
         t = as_type(word)
     except FormatError as e:
         raise FormatError(
             f"{e} (a family is one of {', '.join(sorted(families))}, a program llama.cpp)"
         ) from None
-    if not (t.can_encode and t.is_storable):
+    if must_be_written and not (t.can_encode and t.is_storable):
         raise RefusedError(f"{t.name} cannot be written to a file; `ikq types` says which can")
     return (t,)
 
@@ -195,16 +212,20 @@ def read_problem(
         raise RefusedError("there is no type to choose from; name some with --types")
     if not _can_be_quantized(source):
         raise RefusedError(f"{source} has no tensor whose type could be chosen")
-    plans = {
-        t: plan_of_types(
+    # a plan holds the statistics, which are large: only one is kept at a time
+    plans: dict[QuantType, tuple[PlannedTensor, ...]] = {}
+    totals = []
+    for t in all_types:
+        plan = plan_of_types(
             source,
             imatrix,
             [f"{_EVERYTHING}={t.name}"],
             type=_ikq.ftype_of_type(int(t)) or "COPY",
             allow_requantize=allow_requantize,
         )
-        for t in all_types
-    }
+        plans[t] = tuple(plan.tensors)
+        totals.append(plan.total_bytes)
+        del plan
     with GGUFReader(source) as reader:
         alignment = int(str(reader.metadata.get("general.alignment", 32)))
         own = {name: reader.tensors[name].nbytes for name in reader.tensors}
@@ -212,17 +233,20 @@ def read_problem(
     def padded(n: int) -> int:
         return -(-n // alignment) * alignment
 
-    used = [False] * len(fixed)
+    used, fits = [False] * len(fixed), [False] * len(fixed)
     tensors, fixed_bytes, n_weights = [], {}, 0
-    for i, first in enumerate(plans[all_types[0]].tensors):
-        of_type = {t: plan.tensors[i] for t, plan in plans.items()}
+    for i, first in enumerate(plans[all_types[0]]):
+        of_type = {t: planned[i] for t, planned in plans.items()}
         n_weights += int(np.prod(first.shape))
         if all(
             p.copied and p.to_type == p.from_type and not _is_kept_type(p.reason) for p in of_type.values()
         ):
             fixed_bytes[first.name] = padded(first.bytes_out)
             continue
-        rule = next((n for n, (pattern, _, _) in enumerate(fixed) if pattern.search(first.name)), None)
+        fitting = [n for n, (pattern, _, _) in enumerate(fixed) if pattern.search(first.name)]
+        rule = min(fitting, default=None)
+        for n in fitting:
+            fits[n] = True
         may = wanted if rule is None else (fixed[rule][1],)
         if rule is not None:
             used[rule] = True
@@ -250,13 +274,11 @@ def read_problem(
                 imatrix=min(entries, default=None),
             )
         )
-    for (_, _, text), is_used in zip(fixed, used, strict=True):
-        if not is_used:
-            raise RefusedError(f"--fix {text}: no tensor that can be quantized has such a name")
     overhead = max(
-        plan.total_bytes - sum(padded(p.bytes_out) for p in plan.tensors) for plan in plans.values()
+        total - sum(padded(p.bytes_out) for p in planned)
+        for total, planned in zip(totals, plans.values(), strict=True)
     )
-    return Problem(
+    problem = Problem(
         source=source,
         imatrix=imatrix,
         tensors=tuple(tensors),
@@ -264,6 +286,16 @@ def read_problem(
         n_weights=n_weights,
         fixed_bytes=fixed_bytes,
     )
+    for (_, _, text), is_used, does_fit in zip(fixed, used, fits, strict=True):
+        if not is_used and does_fit:
+            raise RefusedError(
+                f"--fix {text}: earlier rules decide for all tensors that it fits; put it first"
+            )
+        if not is_used:
+            raise RefusedError(
+                f"--fix {text}: no tensor that can be quantized has such a name; {problem.smallest}"
+            )
+    return problem
 
 
 def _can_be_quantized(source: Path) -> bool:
@@ -289,6 +321,10 @@ def _fix_rule(text: str) -> tuple[re.Pattern[str], QuantType, str]:
     if not equals or not pattern:
         raise FormatError(f"--fix {text!r}: expected REGEX=TYPE")
     try:
-        return re.compile(pattern), _named(type_name)[0], text
+        found = re.compile(pattern)
     except re.error as e:
         raise FormatError(f"--fix {text!r}: {e}") from None
+    types = _named(type_name)
+    if len(types) != 1:
+        raise FormatError(f"--fix {text!r}: {type_name} is more than one type")
+    return found, types[0], text

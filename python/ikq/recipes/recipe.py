@@ -18,11 +18,12 @@ from ikq.quant_types import QuantType
 from ikq.quantize_options import PathLike
 from ikq.recipes.budget import Placement, Use, memories_of, placements
 from ikq.recipes.choose import Choice, Infeasible, Limit, Relaxed, choose
+from ikq.recipes.covariances import InputCovariances
 from ikq.recipes.errors import Errors, measure_errors
 from ikq.recipes.problem import DEFAULT_TYPES, Problem, TensorChoices, plan_of_types, read_problem
 from ikq.recipes.rules import recipe_rules
 from ikq.recipes.sensitivity import coefficients
-from ikq.recipes.speed import SpeedModel, TypeSpeeds, speed_model
+from ikq.recipes.speed import SpeedModel, Speeds, speed_model
 
 __all__ = ["Budget", "Costs", "Recipe", "check_size", "make_recipe", "measure_costs", "open_problem", "solve"]
 
@@ -110,7 +111,10 @@ class Recipe:
         budget: What was asked for.
         placement: What lies where, where memories were given.
         n_ctx: Positions that the cache is for, with a placement.
+        use: How it will be run.
         speeds: Predicted tokens per second: of prompts, and of generation; None where nothing was measured.
+        notes: What else is to be said of it.
+        options: What `ikq quantize` needs besides for this file.
     """
 
     costs: Costs
@@ -120,8 +124,10 @@ class Recipe:
     budget: Budget
     placement: Placement | None = None
     n_ctx: int | None = None
+    use: Use = field(default_factory=Use)
     speeds: tuple[float, float] | None = None
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
     @property
     def types(self) -> dict[str, QuantType | int]:
@@ -169,6 +175,7 @@ def measure_costs(
     *,
     n_threads: int | None = None,
     sensitivities: Mapping[tuple[str, QuantType | None], float] | None = None,
+    covariances: InputCovariances | None = None,
     progress: Callable[[TensorChoices], None] | None = None,
 ) -> Costs:
     """Samples the errors of all types and predicts what they cost.
@@ -177,19 +184,27 @@ def measure_costs(
         problem: The model and its choices.
         n_threads: Threads; None is one per CPU.
         sensitivities: Measured values, as `read_sensitivities` gives them, used instead of predicted ones.
+        covariances: Of the inputs of tensors: errors are measured under them.
         progress: Called after each tensor.
 
     Raises:
-        ikq.errors.RefusedError: No statistics, or values that name no tensor.
+        ikq.errors.RefusedError: No statistics, values that name no tensor, covariances of another model.
         ikq.errors.UnsupportedError: The architecture is not known, and there are no values for its tensors.
         ikq.errors.FormatError: A weight that is not finite.
     """
+    if covariances is not None and not covariances.names & {t.name for t in problem.tensors}:
+        raise RefusedError("the covariances are of another model: they have none of its tensors")
+
+    def measured() -> Errors:
+        return measure_errors(problem, n_threads=n_threads, covariances=covariances, progress=progress)
+
     if sensitivities is None:
         found, origin = coefficients(problem), "weights and activation statistics"
-        errors = measure_errors(problem, n_threads=n_threads, progress=progress)
+        errors = measured()
         values = np.full_like(errors.relative, np.nan)
     else:
-        errors = measure_errors(problem, n_threads=n_threads, progress=progress)
+        _check_names(problem, sensitivities)
+        errors = measured()
         found, values = _from_table(problem, errors, sensitivities)
         origin = "a table of measured sensitivities"
     predicted = np.array([found[t.name] for t in problem.tensors])[:, np.newaxis] * errors.relative
@@ -197,14 +212,22 @@ def measure_costs(
     return Costs(problem, errors, found, divergence, origin=origin)
 
 
+def _check_names(problem: Problem, table: Mapping[tuple[str, QuantType | None], float]) -> None:
+    """Raises RefusedError if a table is of another model."""
+    known = {t.name for t in problem.tensors} | problem.fixed_bytes.keys()
+    unknown = sorted({name for name, _ in table} - known)
+    if unknown:
+        raise RefusedError(
+            f"the table of sensitivities names {unknown[0]}, which the model does not have; "
+            f"{problem.smallest}"
+        )
+
+
 def _from_table(
     problem: Problem, errors: Errors, table: Mapping[tuple[str, QuantType | None], float]
 ) -> tuple[dict[str, float], Floats]:
     """Coefficients, and the table's own values where it has them."""
     places = {t.name: i for i, t in enumerate(problem.tensors)}
-    unknown = sorted({name for name, _ in table} - places.keys() - problem.fixed_bytes.keys())
-    if unknown:
-        raise RefusedError(f"the table of sensitivities names {unknown[0]}, which the model does not have")
     values = np.full_like(errors.relative, np.nan)
     direct: dict[str, float] = {}
     for (name, of_type), value in table.items():
@@ -249,8 +272,9 @@ def make_recipe(
     allow_requantize: bool = False,
     n_threads: int | None = None,
     sensitivities: Mapping[tuple[str, QuantType | None], float] | None = None,
+    covariances: InputCovariances | None = None,
     use: Use | None = None,
-    speeds: TypeSpeeds | None = None,
+    speeds: Speeds | None = None,
 ) -> Recipe:
     """The mix with the least predicted divergence within a budget; what `ikq recipe` runs.
 
@@ -263,6 +287,7 @@ def make_recipe(
         allow_requantize: Accept tensors that are quantized already.
         n_threads: As for `measure_costs`.
         sensitivities: As for `measure_costs`.
+        covariances: As for `measure_costs`.
         use: As for `solve`.
         speeds: As for `solve`.
 
@@ -274,20 +299,18 @@ def make_recipe(
     """
     problem = open_problem(source, imatrix, types=types, fix=fix, allow_requantize=allow_requantize)
     check_size(problem, budget)
-    costs = measure_costs(problem, n_threads=n_threads, sensitivities=sensitivities)
+    costs = measure_costs(problem, n_threads=n_threads, sensitivities=sensitivities, covariances=covariances)
     return solve(costs, budget, use=use, speeds=speeds)
 
 
-def solve(
-    costs: Costs, budget: Budget, *, use: Use | None = None, speeds: TypeSpeeds | None = None
-) -> Recipe:
+def solve(costs: Costs, budget: Budget, *, use: Use | None = None, speeds: Speeds | None = None) -> Recipe:
     """Chooses types within a budget.
 
     Args:
         costs: Predicted divergences.
         budget: What has to be kept.
         use: How the model will be run, for budgets of memory and speed.
-        speeds: Of types on this machine, for least speeds; where they are of all types, speeds are predicted.
+        speeds: Of this machine, for least speeds, and for predicted ones.
 
     Raises:
         ikq.errors.RefusedError: Nothing fits; names the smallest size, or the fastest speed, that is
@@ -311,7 +334,7 @@ def solve(
             )
         except Infeasible as e:
             raise _refusal(problem, budget, e, times) from None
-        recipe = _finished(costs, choice, budget, times)
+        recipe = replace(_finished(costs, choice, budget, times), use=use)
         if recipe.file_bytes <= allowed:
             return recipe
         spare += recipe.file_bytes - allowed
@@ -343,35 +366,38 @@ def _limits(budget: Budget, times: SpeedModel | None) -> list[Limit]:
 
 
 def _refusal(problem: Problem, budget: Budget, e: Infeasible, times: SpeedModel | None) -> RefusedError:
+    if e.memory is None and e.limit is None:
+        return RefusedError(
+            f"no mix within the budget reaches both --min-tg {budget.min_tg or 0:g} and "
+            f"--min-pp {budget.min_pp or 0:g}; {problem.smallest}"
+        )
     if e.memory is None:
         is_tg = budget.min_tg is not None and e.limit == 0
         base = 0.0 if times is None else times.tg_base if is_tg else times.pp_base
         asked = f"--min-tg {budget.min_tg:g}" if is_tg else f"--min-pp {budget.min_pp or 0:g}"
         return RefusedError(
             f"{asked} is too fast: the fastest mix within the budget is predicted to reach "
-            f"{1 / (e.least + base):.4g} tokens per second"
+            f"{1 / (e.least + base):.4g} tokens per second; {problem.smallest}"
         )
     return _too_small(problem, budget)
 
 
 def _too_small(problem: Problem, budget: Budget) -> RefusedError:
-    least = problem.least_bytes
-    fixed = problem.overhead - sum(problem.fixed_bytes.values())
-    bits = 8 * (least - fixed) / problem.n_weights
     asked = f"--size {budget.size}" if budget.size is not None else f"--bpw {budget.bpw}"
-    return RefusedError(
-        f"{asked} is too small: the smallest file with these types has {least} bytes "
-        f"({least / 1e9:.3f} GB, {bits:.3f} bits per weight)"
-    )
+    return RefusedError(f"{asked} is too small: {problem.smallest}")
 
 
-def _solve_memories(costs: Costs, budget: Budget, use: Use, speeds: TypeSpeeds | None) -> Recipe:
+def _solve_memories(costs: Costs, budget: Budget, use: Use, speeds: Speeds | None) -> Recipe:
     problem, sizes = costs.problem, costs.sizes
     memories = memories_of(problem, use)
     room = (budget.ram or 0, budget.vram or 0)
     relaxed = Relaxed(costs.divergence, sizes)
     candidates: list[tuple[float, int, Placement, list[int]]] = []
     least: tuple[int, int] | None = None
+
+    def lacking(needed: tuple[int, int]) -> int:
+        return sum(max(0, n - r) for n, r in zip(needed, room, strict=True))
+
     for placement in placements(problem, memories, has_vram=budget.vram is not None):
         budgets = [r - taken for r, taken in zip(room, placement.reserved, strict=True)]
         bound = relaxed.bound(budgets, placement.memories)
@@ -380,7 +406,7 @@ def _solve_memories(costs: Costs, budget: Budget, use: Use, speeds: TypeSpeeds |
             continue
         smallest = [int(sizes[placement.memories == m].min(axis=1).sum()) for m in (0, 1)]
         needed = smallest[0] + placement.reserved[0], smallest[1] + placement.reserved[1]
-        if least is None or sum(needed) < sum(least):
+        if least is None or (lacking(needed), sum(needed)) < (lacking(least), sum(least)):
             least = needed
     best: tuple[Choice, Placement, SpeedModel | None] | None = None
     too_slow: tuple[Infeasible, SpeedModel | None] | None = None
@@ -416,7 +442,7 @@ def _solve_memories(costs: Costs, budget: Budget, use: Use, speeds: TypeSpeeds |
         )
     choice, placement, times = best
     recipe = _finished(costs, choice, budget, times)
-    return replace(recipe, placement=placement, n_ctx=memories.n_ctx)
+    return replace(recipe, placement=placement, n_ctx=memories.n_ctx, use=use)
 
 
 def _finished(costs: Costs, choice: Choice, budget: Budget, times: SpeedModel | None) -> Recipe:
@@ -434,4 +460,28 @@ def _finished(costs: Costs, choice: Choice, budget: Budget, times: SpeedModel | 
         problem.source, problem.imatrix, recipe_rules(types), type=type_name, allow_requantize=True
     )
     speeds = None if times is None else times.speeds(choice.index)
-    return Recipe(costs, choice, type_name, plan.total_bytes, budget, speeds=speeds)
+    notes, options = [], []
+    if plan.coverage is not None and not plan.coverage.is_complete:
+        covered = f"{plan.coverage.n_covered} of {plan.coverage.n_tensors}"
+        notes.append(
+            f"the imatrix is incomplete: it has data for {covered} tensors; the others are encoded, and "
+            "predicted, as if all their inputs were alike"
+        )
+        options.append("--allow-missing")
+    if any(not t.copied and not _is_float(t.from_type) for t in plan.tensors):
+        notes.append("the source is quantized: what that lost is not in the predicted divergence")
+        options.append("--allow-requantize")
+    return Recipe(
+        costs,
+        choice,
+        type_name,
+        plan.total_bytes,
+        budget,
+        speeds=speeds,
+        notes=tuple(notes),
+        options=tuple(options),
+    )
+
+
+def _is_float(t: QuantType | int) -> bool:
+    return isinstance(t, QuantType) and t.family == "float"

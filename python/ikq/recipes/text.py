@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
+from ikq.recipes.budget import Use
 from ikq.recipes.recipe import Recipe
 
 __all__ = ["quantize_command", "recipe_text", "run_command", "summary_lines"]
@@ -42,15 +44,27 @@ def quantize_command(recipe: Recipe, file: str, output: str) -> str:
     problem = recipe.costs.problem
     statistics = [] if problem.imatrix is None else ["--imatrix", problem.imatrix.path]
     return shlex.join(
-        ["ikq", "quantize", "--recipe", file, *statistics, str(problem.source), output, recipe.type]
+        [
+            *("ikq", "quantize", "--recipe", file, *statistics, *recipe.options),
+            *(str(problem.source), output, recipe.type),
+        ]
     )
 
 
 def run_command(recipe: Recipe, output: str) -> str:
     """The command line that runs it."""
     words = ["ikq", "run", "-m", output]
-    if recipe.n_ctx is not None:
-        words += ["-c", str(recipe.n_ctx)]
+    use = recipe.use
+    n_ctx = use.n_ctx if recipe.n_ctx is None else recipe.n_ctx
+    if n_ctx is not None:
+        words += ["-c", str(n_ctx)]
+    for option, value, usual in (
+        ("-ctk", use.cache_type_k, Use.cache_type_k),
+        ("-ctv", use.cache_type_v, Use.cache_type_v),
+        ("-ub", str(use.n_ubatch), str(Use.n_ubatch)),
+    ):
+        if value != usual:
+            words += [option, value]
     if recipe.placement is not None:
         words += recipe.placement.options.split()
     return shlex.join(words)
@@ -64,7 +78,7 @@ def recipe_text(recipe: Recipe, file: str = "recipe.txt") -> str:
         file: Name under which it will be kept, for the command in the comments.
     """
     source = recipe.costs.problem.source
-    output = f"{source.stem}-recipe.gguf"
+    output = f"{re.sub(r'-[0-9]{5}-of-[0-9]{5}$', '', source.stem)}-recipe.gguf"
     lines = [
         f"# ikq recipe for {source.name}",
         *(f"# {line}" for line in summary_lines(recipe)),

@@ -18,7 +18,7 @@ use crate::attention::{Attention, AttentionBuffers, Cuts};
 use crate::cache::{CacheForm, LayerCache};
 use crate::exec::{Exec, Forms, Product, ThreadScratch, room};
 use crate::ffn::{Experts, FfnBuffers};
-use crate::load::{self, Loaded, Mmap};
+use crate::load::{self, Copies, Loaded, Mmap};
 use crate::rope::{self, Angles};
 use crate::router::Router;
 use crate::stages::{self, Dense};
@@ -44,6 +44,8 @@ pub struct Cpu {
     options: Options,
     network: Option<Arc<Network>>,
     parts: Parts,
+    /// For loading again.
+    copies: Copies,
     /// The embeddings where they are not read from the file's mapping.
     embeddings: Option<network::Weight>,
     ropes: Vec<RopeTable>,
@@ -99,6 +101,7 @@ impl Cpu {
             options,
             network: None,
             parts: Parts::default(),
+            copies: Copies::default(),
             embeddings: None,
             ropes: Vec::new(),
             caches: Vec::new(),
@@ -169,7 +172,10 @@ impl Device for Cpu {
         let mine: Vec<Stage> = loading.placement.of(loading.index).collect();
         let weights: Vec<&network::Weight> = mine.iter().flat_map(|s| weights_of(&network, *s)).collect();
         let Options { mmap, kind, cache, .. } = self.options;
-        let mut loaded = load::load(&weights, mmap, kind, loading.pool, loading.cancel)?;
+        // what is not loaded again is let go of first
+        self.parts = Parts::default();
+        let copies = &mut self.copies;
+        let mut loaded = load::load(&weights, copies, mmap, kind, loading.pool, loading.cancel)?;
         let mut memory = loaded.memory.clone();
         if mine.contains(&Stage::Embed) {
             let n_bytes = network.token_embd.n_bytes();

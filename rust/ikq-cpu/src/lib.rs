@@ -9,6 +9,7 @@
 //! | [`ffn`], [`stages`], [`router`] | feed-forward networks and who is routed to them |
 //! | [`cache`] | pages and states |
 //! | [`rope`] | tables and angles |
+//! | [`speed`] | what products take on this machine |
 
 pub mod attention;
 pub mod cache;
@@ -18,6 +19,7 @@ pub mod ffn;
 pub mod load;
 pub mod rope;
 pub mod router;
+pub mod speed;
 pub mod stages;
 pub mod weight;
 

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 
+use ikq_formats::QuantType;
 use ikq_formats::lanes::LANES;
 use ikq_gguf::{Bytes, PageBuffer};
 use ikq_kernels::matmul::{lane_bytes, pack};
@@ -39,9 +40,14 @@ const SHARE: f64 = 0.8;
 /// Loaded matrices, to be taken by role.
 pub struct Loaded {
     /// By the address of the weight's description, which outlives this.
-    matrices: HashMap<*const network::Weight, Vec<Bytes>>,
-    in_lanes: bool,
+    matrices: HashMap<*const network::Weight, Placed>,
     pub memory: Memory,
+}
+
+/// The matrices of a weight (one per expert) where products read them.
+struct Placed {
+    matrices: Vec<Bytes>,
+    in_lanes: bool,
 }
 
 impl Loaded {
@@ -50,40 +56,92 @@ impl Loaded {
     /// # Panics
     /// When it was not among those loaded, or is taken a second time.
     pub fn take(&mut self, weight: &network::Weight) -> Weight {
-        let matrices =
+        let placed =
             self.matrices.remove(&std::ptr::from_ref(weight)).expect("a weight of this device's stages");
-        Weight::new(weight, matrices, self.in_lanes)
+        Weight::new(weight, placed.matrices, placed.in_lanes)
     }
 }
 
-/// Loads the matrices of `weights`.
+/// Copies by what they were made of, for a load that finds the same again.
+#[derive(Default)]
+pub struct Copies(HashMap<Key, Copy>);
+
+/// Address and length of a matrix in the file, and its type.
+type Key = (usize, usize, QuantType);
+
+/// A matrix as it stands in the file, which is kept so that no other memory has its address, and its copy.
+struct Copy {
+    _source: Bytes,
+    lanes: Bytes,
+}
+
+impl Copies {
+    fn key(source: &Bytes, ty: QuantType) -> Key {
+        (source.as_ptr() as usize, source.len(), ty)
+    }
+
+    fn add(&mut self, weight: &network::Weight, copies: &[Bytes]) {
+        for (e, lanes) in copies.iter().enumerate() {
+            let source = weight.rows(e);
+            let key = Copies::key(&source, weight.ty);
+            self.0.insert(key, Copy { _source: source, lanes: lanes.clone() });
+        }
+    }
+
+    /// The copies of all matrices of a weight.
+    fn of(&self, weight: &network::Weight) -> Option<Vec<Bytes>> {
+        let one = |e| self.0.get(&Copies::key(&weight.rows(e), weight.ty)).map(|c| c.lanes.clone());
+        (0..weight.n_experts()).map(one).collect()
+    }
+}
+
+/// Loads the matrices of `weights`. Of those that were copied before, and are in `copies`, nothing is read; afterwards
+/// `copies` has those of `weights` and no others.
 ///
 /// # Errors
 /// [`Error::Memory`] when a copy is asked for that memory does not hold; [`Stop::Cancelled`].
 pub fn load(
     weights: &[&network::Weight],
+    copies: &mut Copies,
     mmap: Mmap,
     kind: IsaKind,
     pool: &Pool,
     cancel: &Cancel,
 ) -> Result<Loaded, Stop<Error>> {
-    let sizes = weights.iter().map(|w| matrix_bytes(w)).collect::<Result<Vec<usize>, Error>>()?;
+    let before = std::mem::take(copies);
+    let mut matrices = HashMap::new();
+    let mut kept_bytes = 0;
+    let mut fresh = Vec::new();
+    for weight in weights {
+        let Some(kept) = before.of(weight) else {
+            fresh.push(*weight);
+            continue;
+        };
+        kept_bytes += kept.iter().map(|m| m.len().next_multiple_of(ALIGNMENT)).sum::<usize>();
+        copies.add(weight, &kept);
+        matrices.insert(std::ptr::from_ref(*weight), Placed { matrices: kept, in_lanes: true });
+    }
+    drop(before);
+    let sizes = fresh.iter().map(|w| matrix_bytes(w)).collect::<Result<Vec<usize>, Error>>()?;
     let needed =
-        weights.iter().zip(&sizes).map(|(w, size)| w.n_experts() * size.next_multiple_of(ALIGNMENT)).sum();
+        fresh.iter().zip(&sizes).map(|(w, size)| w.n_experts() * size.next_multiple_of(ALIGNMENT)).sum();
     let (in_lanes, why) = decide(mmap, needed);
-    let mut memory = Memory { why, ..Memory::default() };
-    let matrices: Vec<Vec<Bytes>> = match in_lanes {
+    let mut memory = Memory { why, copied_bytes: kept_bytes, ..Memory::default() };
+    let loaded: Vec<Vec<Bytes>> = match in_lanes {
         true => {
-            memory.copied_bytes = needed;
-            packed(weights, &sizes, needed, kind, pool, cancel)?
+            memory.copied_bytes += needed;
+            let packed = packed(&fresh, &sizes, needed, kind, pool, cancel)?;
+            fresh.iter().zip(&packed).for_each(|(w, p)| copies.add(w, p));
+            packed
         }
         false => {
-            memory.mapped_bytes = weights.iter().map(|w| w.n_bytes()).sum();
-            weights.iter().map(|w| (0..w.n_experts()).map(|e| w.rows(e)).collect()).collect()
+            memory.mapped_bytes = fresh.iter().map(|w| w.n_bytes()).sum();
+            fresh.iter().map(|w| (0..w.n_experts()).map(|e| w.rows(e)).collect()).collect()
         }
     };
-    let matrices = weights.iter().map(|w| std::ptr::from_ref(*w)).zip(matrices).collect();
-    Ok(Loaded { matrices, in_lanes, memory })
+    let loaded = loaded.into_iter().map(|matrices| Placed { matrices, in_lanes });
+    matrices.extend(fresh.iter().map(|w| std::ptr::from_ref(*w)).zip(loaded));
+    Ok(Loaded { matrices, memory })
 }
 
 /// Bytes of one expert's matrix in the device's form.

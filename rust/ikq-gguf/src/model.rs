@@ -27,7 +27,7 @@ struct Inner {
 }
 
 /// One file of a model.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Shard {
     pub path: PathBuf,
     pub version: u32,
@@ -137,6 +137,26 @@ impl Model {
                 });
             }
         }
+        Ok(Model { inner: Arc::new(Inner { shards, tensors, by_name }) })
+    }
+
+    /// This model, but the tensors `names` are those of `other`: views of its files. Metadata and the order of tensors
+    /// stay.
+    ///
+    /// # Errors
+    /// [`Error::NoTensor`] when one of the models has no tensor of such a name.
+    pub fn with_tensors_of<'a>(
+        &self,
+        other: &Model,
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Model, Error> {
+        let mut tensors = self.inner.tensors.clone();
+        for name in names {
+            let taken = other.require(name)?;
+            let shard = self.require(name)?.shard;
+            tensors[self.index(name).expect("just found")] = Tensor { shard, ..taken.clone() };
+        }
+        let (shards, by_name) = (self.inner.shards.clone(), self.inner.by_name.clone());
         Ok(Model { inner: Arc::new(Inner { shards, tensors, by_name }) })
     }
 

@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use ikq_formats::QuantType;
 use ikq_kernels::matmul::check::{random_columns, random_matrix};
-use ikq_kernels::matmul::{Compute, Matrix, Scratch, lane_bytes, multiply, pack};
-use ikq_simd::{Isa, IsaKind, IsaOp, run};
+use ikq_kernels::matmul::{Compute, Matrix, Scratch, lane_bytes, multiply, pack, speed};
+use ikq_simd::IsaKind;
 
 /// Bytes of the matrices that decoding with one column walks through.
 const COLD_BYTES: usize = 400 << 20;
@@ -25,38 +25,6 @@ fn time(f: impl FnOnce()) -> f64 {
     let start = Instant::now();
     f();
     start.elapsed().as_secs_f64()
-}
-
-/// Products of codes from registers, as many as the instruction set makes.
-struct Peak;
-
-/// Rounds of [`Peak`], of sixteen times 64 multiply-adds.
-const PEAK_ROUNDS: usize = 50_000;
-
-impl IsaOp for Peak {
-    type Output = i32;
-
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) -> i32 {
-        let (w, x) = (isa.splat(std::hint::black_box(3)), isa.splat(std::hint::black_box(5)));
-        let mut acc = [isa.splat_i(0); 16];
-        for (i, acc) in acc.iter_mut().enumerate() {
-            // sums that differ, or they would be one
-            *acc = isa.splat_i(std::hint::black_box(i as i32));
-        }
-        for _ in 0..PEAK_ROUNDS {
-            for acc in &mut acc {
-                *acc = isa.dot4_unsigned(*acc, w, x);
-            }
-        }
-        let mut out = [0; 16];
-        let mut sum = isa.splat_i(0);
-        for a in acc {
-            sum = isa.add_i(sum, a);
-        }
-        isa.store_i(sum, &mut out);
-        out[0]
-    }
 }
 
 fn main() {
@@ -148,10 +116,8 @@ fn main() {
             let mut seconds = f64::INFINITY;
             // the clock of a shared machine changes: product and peak in turn
             for _ in 0..ROUNDS {
-                if kind != IsaKind::Scalar {
-                    peak = peak.min(time(|| {
-                        std::hint::black_box(run(kind, Peak));
-                    }));
+                if speed::has_peak(kind) {
+                    peak = peak.min(time(|| speed::peak(kind)));
                 }
                 seconds = seconds.min(time(|| {
                     for _ in 0..rounds {
@@ -171,7 +137,7 @@ fn main() {
                 }));
             }
             let macs = (rounds * n_rows * k * columns.len()) as f64 / seconds / 1e9;
-            let share = macs / ((PEAK_ROUNDS * 16 * 64) as f64 / peak / 1e9) * 100.0;
+            let share = macs / (speed::PEAK_MULTIPLY_ADDS as f64 / peak / 1e9) * 100.0;
             line += &format!("  n={n} {macs:.1} ({share:.0}%)");
         }
         println!("{line}  pack {:.1}", packing(kind, ty, n_rows, k));

@@ -1,6 +1,6 @@
 //! [`Device`]: what computes stages. It owns its weights in a form of its own, its caches and its scratch.
 //!
-//! Calls come in this order: [`Device::load`] once; then per step [`Device::reserve`] and the copies of pages that the
+//! Calls come in this order: [`Device::load`]; then per step [`Device::reserve`] and the copies of pages that the
 //! step needs, [`Device::begin`], and stages with the values that they read moved in where another device made
 //! them. Positions, page tables and references are kept by the caller; devices only see page numbers.
 
@@ -124,7 +124,8 @@ pub trait Device: Send {
     /// Name in rules and reports: `CPU`, `CUDA0`.
     fn name(&self) -> &str;
 
-    /// Makes the device's form of the weights of its stages.
+    /// Makes the device's form of the weights of its stages. When it was loaded before, caches and states are gone, and
+    /// matrices that are the same memory as before may keep their form.
     ///
     /// # Errors
     /// What memory, types and sizes stand against.

@@ -67,6 +67,7 @@ pub struct Model {
     placement: Placement,
     memory: Vec<Memory>,
     n_threads: usize,
+    options: Options,
 }
 
 impl Model {
@@ -77,7 +78,7 @@ impl Model {
     pub fn load(
         file: &ikq_gguf::Model,
         spec: ModelSpec,
-        mut devices: Vec<Box<dyn Device>>,
+        devices: Vec<Box<dyn Device>>,
         options: &Options,
         cancel: &Cancel,
     ) -> Result<Model, Stop<Error>> {
@@ -87,8 +88,32 @@ impl Model {
             return Err(Error::Option { option, value: "0".into(), why }.into());
         }
         let pool = Pool::new(options.n_threads).map_err(|e| Error::Threads(e.to_string()))?;
+        let network = Network::new(file, spec, options.plans)?;
+        Model::start(network, devices, pool, options, cancel)
+    }
+
+    /// The model of another file of the same metadata on this one's devices, with the same options. Matrices whose bytes
+    /// are the same memory (views of one mapping, see [`ikq_gguf::Model::with_tensors_of`]) keep their form there; the
+    /// others are loaded. This model is closed, whatever comes of it.
+    ///
+    /// # Errors
+    /// As [`Model::load`]; [`Error::Closed`].
+    pub fn exchange(&self, file: &ikq_gguf::Model, cancel: &Cancel) -> Result<Model, Stop<Error>> {
+        let network = Network::new(file, self.network.spec.clone(), self.options.plans)?;
+        let runner = self.shared.runner.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Runner { devices, pool, .. } = runner.ok_or(Error::Closed)?;
+        Model::start(network, devices, pool, &self.options, cancel)
+    }
+
+    fn start(
+        network: Network,
+        mut devices: Vec<Box<dyn Device>>,
+        pool: Pool,
+        options: &Options,
+        cancel: &Cancel,
+    ) -> Result<Model, Stop<Error>> {
         let n_threads = pool.n_threads();
-        let network = Arc::new(Network::new(file, spec, options.plans)?);
+        let network = Arc::new(network);
         let names = devices.iter().map(|d| d.name().to_string()).collect();
         let placement = Placement::new(&network, names, &options.rules)?;
         let mut memory = Vec::new();
@@ -124,6 +149,7 @@ impl Model {
             placement,
             memory,
             n_threads,
+            options: options.clone(),
         })
     }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ikq_cpu::{CacheForm, Cpu, Mmap};
+use ikq_cpu::{CacheForm, Cpu, Mmap, speed};
 use ikq_kernels::act::Activations;
 use ikq_kernels::attention::CacheType;
 use ikq_kernels::matmul::{Compute, Matrix, Scratch, check, multiply};
@@ -22,6 +22,7 @@ use crate::enter::enter;
 use crate::errors::{Raise, UnsupportedError};
 use crate::gguf::Model;
 use crate::simd::isa;
+use crate::threads::pool;
 use crate::types::quant_type;
 
 /// A loaded model. One step at a time: others wait.
@@ -163,6 +164,13 @@ impl Engine {
             Ok::<_, ikq_model::Error>((placed(&placement), weights, cache))
         });
         predicted.map_err(|e| e.raise(py))
+    }
+
+    /// The model of another file of the same metadata, with the same options; what is the same memory in both is not
+    /// loaded again. This engine is closed.
+    fn exchange(&self, py: Python<'_>, model: &Model) -> PyResult<Engine> {
+        let inner = enter(py, usize::MAX, |cancel| self.inner.exchange(&model.inner, cancel))?;
+        Ok(Engine { inner })
     }
 
     /// A sequence of no tokens.
@@ -448,6 +456,29 @@ fn parse_compute(name: &str) -> PyResult<Compute> {
 
 fn one_of(option: &str, found: &str, allowed: &str) -> PyErr {
     PyValueError::new_err(format!("{option}={found:?}: one of {allowed} is needed"))
+}
+
+/// Weights and bytes of a matrix, seconds of its product with each number of columns on each of `n_threads` threads that
+/// work at once, bytes per second that they read, and multiply-adds per second that they can make.
+type ProductSpeeds = (usize, usize, Vec<f64>, f64, Option<f64>);
+
+/// Measures what products with this type take.
+#[pyfunction]
+#[pyo3(signature = (type_id, counts, n_threads, isa_name))]
+pub fn product_speeds(
+    py: Python<'_>,
+    type_id: u32,
+    counts: Vec<usize>,
+    n_threads: Option<usize>,
+    isa_name: Option<&str>,
+) -> PyResult<ProductSpeeds> {
+    if counts.contains(&0) {
+        return Err(PyValueError::new_err("a product has at least 1 column"));
+    }
+    let (kind, ty, pool) = (isa(isa_name)?, quant_type(type_id)?, pool(n_threads)?);
+    let found = enter(py, usize::MAX, |cancel| speed::measure(kind, ty, &counts, &pool, cancel))?;
+    let (n_rows, k) = speed::SHAPE;
+    Ok((n_rows * k, found.bytes, found.seconds, found.read, found.peak))
 }
 
 /// How products with this type are computed.

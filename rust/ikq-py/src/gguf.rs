@@ -53,6 +53,13 @@ impl Model {
         self.inner.shards().iter().map(info).collect()
     }
 
+    /// This model with some tensors of another.
+    fn with_tensors_of(&self, py: Python<'_>, other: &Model, names: Vec<String>) -> PyResult<Model> {
+        let names = names.iter().map(String::as_str);
+        let inner = self.inner.with_tensors_of(&other.inner, names).map_err(|e| e.raise(py))?;
+        Ok(Model { inner })
+    }
+
     /// A read-only view of a tensor's bytes in the file.
     fn data<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyArray1<u8>>> {
         let bytes = self.inner.require(name).map_err(|e| e.raise(py))?.data.clone();

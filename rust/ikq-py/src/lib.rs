@@ -26,7 +26,7 @@ mod _ikq {
         CovarianceFile, StatisticsCollector, StatisticsFile, merge_covariances, write_statistics,
     };
     #[pymodule_export]
-    use crate::engine::{Engine, Sequence, kernel_name, kernel_self_test, product};
+    use crate::engine::{Engine, Sequence, kernel_name, kernel_self_test, product, product_speeds};
     #[pymodule_export]
     use crate::fields::{layout_fields, pack, unpack};
     #[pymodule_export]

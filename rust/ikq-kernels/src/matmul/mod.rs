@@ -30,6 +30,7 @@ mod float;
 mod kernels;
 mod pack;
 mod panel;
+pub mod speed;
 mod tile;
 
 use bands::{BAND, Bands};

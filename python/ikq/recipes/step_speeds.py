@@ -1,0 +1,238 @@
+"""What steps take besides products of weights: attention, work on activations, waiting for threads.
+
+Measured in the engine with small models of random weights that differ in one thing at a time: layers that do
+little, layers of wide activations, layers of many heads. The difference between models of few and of more
+layers is free of all that is not a layer's; the time of products is taken off.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ikq.gguf import GGUFWriter, Metadata, Typed
+from ikq.measure import Workload, bench
+from ikq.model import Model
+from ikq.models import ModelSpec
+from ikq.models.spec import Gqa, Linear, Mla, Moe
+from ikq.quant_types import QuantType
+from ikq.tensor import QTensor
+from ikq.type_speeds import TypeSpeed, damaged, keep_entries, kept_entries, kept_file
+
+__all__ = ["PROBE_TYPE", "LayerWork", "StepSpeeds", "kept_step_speeds", "layers_work", "measure_step_speeds"]
+
+PROBE_TYPE = QuantType.Q8_0
+"""Type of the small models' matrices; its speed is to be measured before."""
+
+WIDE = 512
+"""Tokens of the wide steps."""
+
+_DEPTH = 1024
+_HEAD_DIM = 64
+_REPETITIONS = {1: 40, WIDE: 3}
+
+
+@dataclass(frozen=True)
+class LayerWork:
+    """What a token makes a layer do besides products.
+
+    Attributes:
+        elements: Activations that are normed, quantized, gated or added.
+        heads: Elements of all heads' queries: multiply-adds with each position before are twice as many.
+    """
+
+    elements: float
+    heads: float
+
+
+@dataclass(frozen=True)
+class StepSpeeds:
+    """Seconds of what steps do besides products, for steps of one token and of many.
+
+    Attributes:
+        layer: A layer that does nothing, of one token.
+        one_element: An activation, in steps of one token.
+        element: The same in steps of many.
+        score: An element of a query that meets a position, in steps of many.
+    """
+
+    layer: float
+    one_element: float
+    element: float
+    score: float
+
+    def layer_seconds(self, work: LayerWork, n_tokens: int) -> float:
+        """Of a step of so many tokens of an empty sequence."""
+        if n_tokens == 1:
+            return self.layer + work.elements * self.one_element
+        return self.layer + n_tokens * (work.elements * self.element + work.heads * n_tokens / 2 * self.score)
+
+
+def layers_work(spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]) -> list[LayerWork]:
+    """Of each layer of a model. States of recurrent layers are not counted.
+
+    Args:
+        spec: The model.
+        shapes: Of its tensors, as numpy has them.
+    """
+    out = []
+    for layer in spec.layers:
+        a, f = layer.attention, layer.ffn
+        if isinstance(a, Gqa):
+            heads = a.n_head * a.head_dim
+        elif isinstance(a, Mla):
+            heads = a.n_head * a.kv_rank
+        else:
+            heads = 0
+        # two norms and sums of the stream, queries, hidden units, and what experts give
+        elements = 2 * spec.n_embd + _row_length(a.output, shapes)
+        if isinstance(f, Moe):
+            elements += f.routing.n_used * (_row_length(f.down, shapes) + spec.n_embd)
+            elements += 0 if f.shared is None else _row_length(f.shared.down, shapes)
+        else:
+            elements += _row_length(f.down, shapes)
+        out.append(LayerWork(elements, heads))
+    return out
+
+
+def _row_length(linear: Linear, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    name = linear.weight if isinstance(linear.weight, str) else linear.weight[0]
+    return shapes[name][-1]
+
+
+def kept_step_speeds(n_threads: int | None = None, path: Path | None = None) -> StepSpeeds | None:
+    """What was measured on this machine; `None` if nothing was.
+
+    Raises:
+        ikq.errors.FormatError: The file is damaged.
+    """
+    found = kept_entries(None, n_threads, path).get("steps")
+    try:
+        return None if found is None else StepSpeeds(**{k: float(v) for k, v in found.items()})
+    except (ValueError, TypeError, AttributeError) as e:
+        raise damaged(kept_file(path), e) from None
+
+
+def measure_step_speeds(
+    product: TypeSpeed, *, n_threads: int | None = None, path: Path | None = None
+) -> StepSpeeds:
+    """Measures what steps do besides products, and keeps it; what is kept is not measured again.
+
+    Args:
+        product: Speed of `PROBE_TYPE` with as many threads.
+        n_threads: Threads; `None` is one per CPU.
+        path: The file; `None`: as for `ikq.type_speeds.kept_type_speeds`.
+
+    Raises:
+        ikq.errors.FormatError: The file is damaged.
+    """
+    known = kept_step_speeds(n_threads, path)
+    if known is not None:
+        return known
+    small, wide, heads = _Shape(256, 4, 256), _Shape(2048, 2, 256), _Shape(256, 32, 256)
+    with tempfile.TemporaryDirectory(prefix="ikq-speeds-") as folder:
+        file = Path(folder) / "model.gguf"
+
+        def besides(shape: _Shape, n_tokens: int) -> float:
+            taken = _layer_seconds(file, shape, n_tokens, 0, n_threads)
+            return max(0.0, taken - shape.n_weights * product.per_weight(n_tokens))
+
+        deep, flat = (_layer_seconds(file, heads, WIDE, depth, n_threads) for depth in (_DEPTH, 0))
+        score = max(0.0, deep - flat) / (heads.heads * WIDE * _DEPTH)
+
+        def per_element(n_tokens: int) -> tuple[float, float]:
+            """Of a layer without activations, and per element."""
+            few, many = (besides(s, n_tokens) - _scores(s, n_tokens) * score for s in (small, wide))
+            slope = max(0.0, many - few) / (wide.elements - small.elements)
+            return max(0.0, few - slope * small.elements), slope
+
+        layer, one_element = per_element(1)
+        _, element = per_element(WIDE)
+    found = StepSpeeds(layer, one_element, element / WIDE, score)
+    keep_entries(None, n_threads, path, {"steps": asdict(found)})
+    return found
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """A layer of a small model."""
+
+    n_embd: int
+    n_head: int
+    n_ff: int
+
+    @property
+    def heads(self) -> int:
+        return self.n_head * _HEAD_DIM
+
+    @property
+    def elements(self) -> int:
+        return 2 * self.n_embd + self.heads + self.n_ff
+
+    @property
+    def n_weights(self) -> int:
+        return self.n_embd * (4 * self.heads + 3 * self.n_ff)
+
+
+def _scores(shape: _Shape, n_tokens: int) -> float:
+    """Elements of queries times positions that they meet, in a step of an empty sequence."""
+    return shape.heads * n_tokens * n_tokens / 2 if n_tokens > 1 else 0.0
+
+
+def _layer_seconds(file: Path, shape: _Shape, n_tokens: int, depth: int, n_threads: int | None) -> float:
+    """Seconds of a layer in a step, the best of some: what disturbs a measurement only adds to it."""
+    few, many = 2, 10
+    seconds = []
+    for n_layers in (few, many):
+        _write_model(file, shape, n_layers)
+        with Model.load(file, n_ctx=n_tokens + depth, n_threads=n_threads) as model:
+            workload = Workload(n_tokens, 0, depth)
+            seconds.append(min(bench(model, workload, repetitions=_REPETITIONS[n_tokens]).seconds))
+    return max(0.0, seconds[1] - seconds[0]) / (many - few)
+
+
+def _write_model(file: Path, shape: _Shape, n_layers: int) -> None:
+    """A dense model of random weights."""
+    rng = np.random.default_rng(0)
+
+    def matrix(n_rows: int, n: int) -> QTensor:
+        x = rng.standard_normal((n_rows, n), dtype=np.float32) / np.float32(np.sqrt(n))
+        return QTensor.quantize(x, PROBE_TYPE)
+
+    e, h, f = shape.n_embd, shape.heads, shape.n_ff
+    a = "llama"
+    metadata = Metadata(
+        {
+            "general.architecture": a,
+            "tokenizer.ggml.model": "no_vocab",
+            f"{a}.vocab_size": 64,
+            f"{a}.context_length": 4096,
+            f"{a}.embedding_length": e,
+            f"{a}.block_count": n_layers,
+            f"{a}.feed_forward_length": f,
+            f"{a}.attention.head_count": shape.n_head,
+            f"{a}.attention.head_count_kv": shape.n_head,
+            f"{a}.attention.key_length": _HEAD_DIM,
+            f"{a}.attention.value_length": _HEAD_DIM,
+            f"{a}.attention.layer_norm_rms_epsilon": Typed(1e-6, "float32"),
+            f"{a}.rope.dimension_count": _HEAD_DIM,
+        }
+    )
+    ones = np.ones(e, np.float32)
+    shapes = {"attn_q": (h, e), "attn_k": (h, e), "attn_v": (h, e), "attn_output": (e, h)}
+    shapes |= {"ffn_gate": (f, e), "ffn_up": (f, e), "ffn_down": (e, f)}
+    matrices = {name: matrix(*of) for name, of in shapes.items()}
+    tokens = matrix(64, e)
+    with GGUFWriter(file, metadata) as writer:
+        for name in ("token_embd", "output"):
+            writer.add_tensor(f"{name}.weight", tokens)
+        writer.add_tensor("output_norm.weight", ones)
+        for layer in range(n_layers):
+            for name in ("attn_norm", "ffn_norm"):
+                writer.add_tensor(f"blk.{layer}.{name}.weight", ones)
+            for name, stored in matrices.items():
+                writer.add_tensor(f"blk.{layer}.{name}.weight", stored)
