@@ -16,8 +16,12 @@
 //! [`Factors`]: ikq_covariance::Factors
 
 mod body;
+mod coder;
 mod form;
+mod groups;
+mod lanes;
 mod passes;
+mod points;
 mod types;
 
 pub use body::{encode_rows, working_bytes};

@@ -1,0 +1,318 @@
+//! Codes of one or two columns: sixteen rows at a time.
+
+use ikq_encode::search::levels::{Levels, Table4};
+use ikq_formats::codebook::{IQ2KL_VALUES, IQ4K_VALUES};
+use ikq_simd::Isa;
+
+use crate::coder::{Coded, Coder, MOST_SUB, SubBlock};
+use crate::form::Choice;
+use crate::passes::{LANES, Lane};
+
+/// Quotients beyond this are on the last level of any type, and rounding wants small numbers.
+const LARGE: f32 = 65536.0;
+
+/// a, b and 1 / a (0 where a is 0) of a choice per lane.
+#[derive(Clone, Copy)]
+pub(crate) struct Scales<F> {
+    a: F,
+    b: F,
+    inverse: F,
+}
+
+impl<F: Copy> Scales<F> {
+    #[inline(always)]
+    fn new<I: Isa<F = F>>(isa: I, choices: &[Choice; LANES]) -> Self {
+        let a = isa.load_f(&choices.map(|c| c.a));
+        let b = isa.load_f(&choices.map(|c| c.b));
+        let (zero, least) = (isa.splat_f(0.0), isa.splat_f(f32::MIN_POSITIVE));
+        let inverse = isa.if_gt(isa.abs_f(a), least, isa.div_f(isa.splat_f(1.0), a), zero);
+        Scales { a, b, inverse }
+    }
+
+    /// `x` in units of the scale, within what rounding takes.
+    #[inline(always)]
+    fn target<I: Isa<F = F>>(self, isa: I, x: F) -> F {
+        let t = isa.mul_f(isa.sub_f(x, self.b), self.inverse);
+        isa.max_f(isa.min_f(t, isa.splat_f(LARGE)), isa.splat_f(-LARGE))
+    }
+
+    /// What a level stands for.
+    #[inline(always)]
+    fn value<I: Isa<F = F>>(self, isa: I, level: F) -> F {
+        isa.mul_add_f(self.a, level, self.b)
+    }
+}
+
+/// Codes of `N` neighbouring columns.
+pub(crate) trait InLanes<I: Isa, const N: usize>: Copy {
+    /// What is kept of a sub-block's earlier codes.
+    type Seen: Copy;
+    /// Whether there is a code for each column, or one for all of them.
+    const PER_COLUMN: bool = true;
+
+    fn nothing_seen(self, isa: I) -> Self::Seen;
+
+    /// Errors (of every column as those before it have moved it) and codes (slots) of columns `at..at + N` of the sub-block.
+    /// `metric`: what the first of two leaves to the other, and the weights of both.
+    fn nearest(
+        self,
+        isa: I,
+        x: [I::F; N],
+        metric: (I::F, [I::F; N]),
+        scales: Scales<I::F>,
+        at: usize,
+        seen: &mut Self::Seen,
+    ) -> ([I::F; N], [I::F; N]);
+}
+
+/// [`InLanes`] as a [`Coder`].
+#[derive(Clone, Copy)]
+pub(crate) struct BesideEachOther<C, const N: usize>(pub C);
+
+impl<I: Isa, C: InLanes<I, N>, const N: usize> Coder<I> for BesideEachOther<C, N> {
+    #[inline(always)]
+    fn code(&self, isa: I, sub: &SubBlock<'_>, out: &mut Coded<'_>) {
+        out.kept = sub.choices[0];
+        let mut least = isa.splat_f(f32::MAX);
+        for choices in sub.choices {
+            let scales = Scales::new(isa, choices);
+            let mut loss = isa.splat_f(0.0);
+            column_by_column(isa, self.0, sub, scales, |at, errors, _| {
+                for (j, e) in errors.into_iter().enumerate() {
+                    let w = isa.splat_f(sub.factors.weights[sub.at + at + j]);
+                    loss = isa.mul_add_f(isa.mul_f(e, e), w, loss);
+                }
+            });
+            let better = isa.bits_gt(least, loss);
+            least = isa.min_f(loss, least);
+            for (lane, (kept, choice)) in out.kept.iter_mut().zip(choices).enumerate() {
+                if better >> lane & 1 == 1 {
+                    *kept = *choice;
+                }
+            }
+        }
+        let scales = Scales::new(isa, &out.kept);
+        let (errors, codes) = (&mut *out.errors, &mut out.codes);
+        column_by_column(isa, self.0, sub, scales, |at, e, found| {
+            for (j, e) in e.into_iter().enumerate() {
+                isa.store_f(e, &mut errors[at + j]);
+            }
+            for (j, code) in found.into_iter().enumerate() {
+                let place = if C::PER_COLUMN { at + j } else { at / N };
+                codes[place] = isa.slot_bytes(code).map(u16::from);
+                if !C::PER_COLUMN {
+                    break;
+                }
+            }
+        });
+    }
+}
+
+/// Goes through the columns of a sub-block, `N` at a time; `found` has the first of them, their errors and codes.
+#[inline(always)]
+fn column_by_column<I: Isa, C: InLanes<I, N>, const N: usize>(
+    isa: I,
+    coder: C,
+    sub: &SubBlock<'_>,
+    scales: Scales<I::F>,
+    mut found: impl FnMut(usize, [I::F; N], [I::F; N]),
+) {
+    let spread = &sub.factors.spread;
+    let mut errors: [Lane; MOST_SUB] = [[0.0; LANES]; MOST_SUB];
+    let mut seen = coder.nothing_seen(isa);
+    for j in (0..sub.x.len()).step_by(N) {
+        let mut x = [isa.splat_f(0.0); N];
+        let mut w = x;
+        for i in 0..N {
+            let column = sub.at + j + i;
+            let mut moved = isa.load_f(&sub.x[j + i]);
+            let strip = &spread.strip(column / LANES)[sub.at..sub.at + j];
+            for (e, row) in errors.iter().zip(strip) {
+                moved = isa.sub_f(moved, isa.mul_f(isa.load_f(e), isa.splat_f(row[column % LANES])));
+            }
+            x[i] = moved;
+            w[i] = isa.splat_f(sub.factors.weights[column]);
+        }
+        // columns of a pair are in one strip
+        let last = sub.at + j + N - 1;
+        let to_other = if N > 1 { spread.strip(last / LANES)[last - 1][last % LANES] } else { 0.0 };
+        let (e, codes) = coder.nearest(isa, x, (isa.splat_f(to_other), w), scales, j, &mut seen);
+        for (e, out) in e.into_iter().zip(&mut errors[j..]) {
+            isa.store_f(e, out);
+        }
+        found(j, e, codes);
+    }
+}
+
+/// A level for every column.
+#[derive(Clone, Copy)]
+pub(crate) struct Each<L>(pub L);
+
+impl<I: Isa, L: Levels<I>> InLanes<I, 1> for Each<L> {
+    type Seen = ();
+
+    #[inline(always)]
+    fn nothing_seen(self, _: I) {}
+
+    #[inline(always)]
+    fn nearest(
+        self,
+        isa: I,
+        [x]: [I::F; 1],
+        _: (I::F, [I::F; 1]),
+        scales: Scales<I::F>,
+        _: usize,
+        (): &mut (),
+    ) -> ([I::F; 1], [I::F; 1]) {
+        let t = scales.target(isa, x);
+        let e = isa.sub_f(x, scales.value(isa, self.0.nearest(isa, t)));
+        ([e], [self.0.code(isa, t)])
+    }
+}
+
+/// A code for two columns: those of IQ2_KL.
+#[derive(Clone, Copy)]
+pub(crate) struct Pairs;
+
+impl<I: Isa> InLanes<I, 2> for Pairs {
+    type Seen = ();
+    const PER_COLUMN: bool = false;
+
+    #[inline(always)]
+    fn nothing_seen(self, _: I) {}
+
+    #[inline(always)]
+    fn nearest(
+        self,
+        isa: I,
+        x: [I::F; 2],
+        (spread, w): (I::F, [I::F; 2]),
+        scales: Scales<I::F>,
+        _: usize,
+        (): &mut (),
+    ) -> ([I::F; 2], [I::F; 2]) {
+        let mut best = ([isa.splat_f(0.0); 2], isa.splat_f(0.0));
+        let mut least = isa.splat_f(f32::INFINITY);
+        for (code, [first, second]) in IQ2KL_VALUES.iter().enumerate() {
+            let e = isa.sub_f(x[0], scales.value(isa, isa.splat_f(f32::from(*first))));
+            let other = isa.sub_f(x[1], isa.mul_f(e, spread));
+            let f = isa.sub_f(other, scales.value(isa, isa.splat_f(f32::from(*second))));
+            let loss = loss(isa, [e, f], w);
+            best.0 = [isa.if_gt(least, loss, e, best.0[0]), isa.if_gt(least, loss, f, best.0[1])];
+            best.1 = isa.if_gt(least, loss, isa.splat_f(code as f32), best.1);
+            least = isa.min_f(loss, least);
+        }
+        let code = isa.slot(best.1);
+        (best.0, [code, code])
+    }
+}
+
+#[inline(always)]
+fn loss<I: Isa>(isa: I, e: [I::F; 2], w: [I::F; 2]) -> I::F {
+    let first = isa.mul_f(isa.mul_f(e[0], e[0]), w[0]);
+    isa.mul_add_f(isa.mul_f(e[1], e[1]), w[1], first)
+}
+
+/// Levels of a 4-bit table of which those of columns 2t, 2t + 1, 16 + 2t and 17 + 2t of a sub-block of 32 have an even number of
+/// ones together (IQ4_KSS): the first half is free, and the second makes it even.
+pub(crate) struct EvenFours<I: Isa> {
+    table: Table4<I>,
+    /// By code: -1 where it has an odd number of ones, else 1; the next values above and below whose codes have the other parity.
+    signs: I::F,
+    above: I::F,
+    below: I::F,
+}
+
+impl<I: Isa> Clone for EvenFours<I> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<I: Isa> Copy for EvenFours<I> {}
+
+/// A column: the nearest level and its sign, and the nearest one of the other sign.
+#[derive(Clone, Copy)]
+struct Near<F> {
+    level: F,
+    sign: F,
+    other: F,
+}
+
+impl<I: Isa> EvenFours<I> {
+    #[inline(always)]
+    pub fn new(isa: I) -> Self {
+        let values = IQ4K_VALUES[0].map(f32::from);
+        let odd = |code: usize| code.count_ones() % 2;
+        let (mut signs, mut above, mut below) = ([0.0; 16], [0.0; 16], [0.0; 16]);
+        for code in 0..16 {
+            let up = (code + 1..16).find(|c| odd(*c) != odd(code));
+            let down = (0..code).rev().find(|c| odd(*c) != odd(code));
+            signs[code] = 1.0 - 2.0 * odd(code) as f32;
+            above[code] = values[up.or(down).unwrap_or(code)];
+            below[code] = values[down.or(up).unwrap_or(code)];
+        }
+        EvenFours {
+            table: Table4::new(isa, &IQ4K_VALUES[0]),
+            signs: isa.load_f(&signs),
+            above: isa.load_f(&above),
+            below: isa.load_f(&below),
+        }
+    }
+
+    #[inline(always)]
+    fn near(self, isa: I, t: I::F) -> Near<I::F> {
+        let code = self.table.code(isa, t);
+        let (above, below) = (isa.lut16_slot(self.above, code), isa.lut16_slot(self.below, code));
+        let other = isa.if_gt(isa.add_f(t, t), isa.add_f(above, below), above, below);
+        Near { level: self.table.nearest(isa, t), sign: isa.lut16_slot(self.signs, code), other }
+    }
+}
+
+impl<I: Isa> InLanes<I, 2> for EvenFours<I> {
+    /// The signs of the first half's pairs.
+    type Seen = [I::F; 8];
+
+    #[inline(always)]
+    fn nothing_seen(self, isa: I) -> [I::F; 8] {
+        [isa.splat_f(1.0); 8]
+    }
+
+    #[inline(always)]
+    fn nearest(
+        self,
+        isa: I,
+        x: [I::F; 2],
+        (spread, w): (I::F, [I::F; 2]),
+        scales: Scales<I::F>,
+        at: usize,
+        seen: &mut [I::F; 8],
+    ) -> ([I::F; 2], [I::F; 2]) {
+        let zero = isa.splat_f(0.0);
+        let first = self.near(isa, scales.target(isa, x[0]));
+        let is_free = at < MOST_SUB / 2;
+        let before = seen[at / 2 % 8];
+        let mut best = ([zero; 2], [zero; 2]);
+        let mut least = isa.splat_f(f32::INFINITY);
+        for (level, sign) in [(first.level, first.sign), (first.other, isa.sub_f(zero, first.sign))] {
+            let e = isa.sub_f(x[0], scales.value(isa, level));
+            let other = isa.sub_f(x[1], isa.mul_f(e, spread));
+            let second = self.near(isa, scales.target(isa, other));
+            let all = isa.mul_f(isa.mul_f(before, sign), second.sign);
+            let taken = if is_free { second.level } else { isa.if_gt(zero, all, second.other, second.level) };
+            let f = isa.sub_f(other, scales.value(isa, taken));
+            let loss = loss(isa, [e, f], w);
+            let better = |a: I::F, b: I::F| isa.if_gt(least, loss, a, b);
+            best = (
+                [better(e, best.0[0]), better(f, best.0[1])],
+                [better(level, best.1[0]), better(taken, best.1[1])],
+            );
+            if is_free {
+                seen[at / 2 % 8] = isa.mul_f(sign, second.sign);
+                break;
+            }
+            least = isa.min_f(loss, least);
+        }
+        (best.0, best.1.map(|level| self.table.code(isa, level)))
+    }
+}
