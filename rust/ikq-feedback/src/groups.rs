@@ -1,10 +1,9 @@
 //! Codes of four or eight columns: row by row, each search going through many points at once.
 //!
-//! With r what the moved columns of a group and the point miss, the error is `r M r^T`, M being the group's block of R times its
-//! transpose. Searches know diagonal weights only. With a diagonal D that is above M, a point nearest under D to `y + r M / D` has no
-//! larger error under M than y has; so a group begins with the point nearest to itself and goes on from there while that gains.
+//! Inside a group, too, the error of a column moves those behind it, but a search takes all columns as they are, weighed by w. So a
+//! group begins with the point nearest to its columns; the errors of that point move the columns, and a point nearest to these
+//! takes its place while that gains.
 
-use ikq_covariance::Factors;
 use ikq_encode::weights::normalizer;
 use ikq_simd::Isa;
 
@@ -14,8 +13,8 @@ use crate::passes::LANES;
 
 /// Most columns of a group.
 pub(crate) const MOST: usize = 8;
-/// How often a group goes on from the point it has.
-const ROUNDS: usize = 2;
+/// How often a group's columns are moved by its own errors.
+const ROUNDS: usize = 1;
 
 /// Codes of a group.
 #[derive(Clone, Copy, Default)]
@@ -43,40 +42,6 @@ pub(crate) trait Points<I: Isa> {
 /// [`Points`] as a [`Coder`].
 pub(crate) struct InGroups<P>(pub P);
 
-/// What is known of a group's columns before any row is looked at.
-#[derive(Clone, Copy)]
-struct Metric<W> {
-    weights: W,
-    /// M / D.
-    pull: [[f32; MOST]; MOST],
-}
-
-impl<W> Metric<W> {
-    /// The metric of `n` columns from `at`.
-    #[inline(always)]
-    fn new<I: Isa, P: Points<I, Weights = W>>(isa: I, points: &P, factors: &Factors, at: usize) -> Self {
-        let n = P::COLUMNS;
-        let mut root = [[0.0f32; MOST]; MOST];
-        for (i, row) in root.iter_mut().enumerate().take(n) {
-            let strip = &factors.root.strip(at / LANES)[at + i];
-            row[..n].copy_from_slice(&strip[at % LANES..][..n]);
-        }
-        let (mut pull, mut d) = ([[0.0; MOST]; MOST], [1.0; MOST]);
-        for i in 0..n {
-            let mut sum = 0.0;
-            for j in 0..n {
-                pull[j][i] = (0..n).map(|k| root[i][k] * root[j][k]).sum::<f32>();
-                sum += pull[j][i].abs();
-            }
-            d[i] = sum;
-        }
-        for row in &mut pull {
-            row.iter_mut().zip(&d).for_each(|(m, d)| *m /= d);
-        }
-        Metric { weights: points.weights(isa, &d), pull }
-    }
-}
-
 /// A row's sub-block with one choice.
 #[derive(Clone, Copy)]
 struct Found {
@@ -95,9 +60,11 @@ impl<I: Isa, P: Points<I>> Coder<I> for InGroups<P> {
     #[inline(always)]
     fn code(&self, isa: I, sub: &SubBlock<'_>, out: &mut Coded<'_>) {
         let n_groups = sub.x.len() / P::COLUMNS;
-        let mut metrics = [None; MOST_SUB / 4];
-        for (g, metric) in metrics.iter_mut().enumerate().take(n_groups) {
-            *metric = Some(Metric::new(isa, &self.0, sub.factors, sub.at + g * P::COLUMNS));
+        let mut weights = [None; MOST_SUB / 4];
+        for (g, weights) in weights.iter_mut().enumerate().take(n_groups) {
+            let mut w = [1.0; MOST];
+            w[..P::COLUMNS].copy_from_slice(&sub.factors.weights[sub.at + g * P::COLUMNS..][..P::COLUMNS]);
+            *weights = Some(self.0.weights(isa, &w));
         }
         for lane in 0..sub.n_rows {
             let mut x = [0.0; MOST_SUB];
@@ -111,7 +78,7 @@ impl<I: Isa, P: Points<I>> Coder<I> for InGroups<P> {
                 let choice = choices[lane];
                 let normal = Choice { a: choice.a * down, b: choice.b * down, ..choice };
                 let limit = if number == 0 { f32::INFINITY } else { best.loss };
-                let found = self.row(isa, sub, &metrics[..n_groups], &x, &normal, limit);
+                let found = self.row(isa, sub, &weights[..n_groups], &x, &normal, limit);
                 if number == 0 || found.loss < best.loss {
                     (best, kept) = (found, choice);
                 }
@@ -137,7 +104,7 @@ impl<P> InGroups<P> {
         &self,
         isa: I,
         sub: &SubBlock<'_>,
-        metrics: &[Option<Metric<P::Weights>>],
+        weights: &[Option<P::Weights>],
         x: &[f32; MOST_SUB],
         choice: &Choice,
         limit: f32,
@@ -151,12 +118,11 @@ impl<P> InGroups<P> {
         // columns as earlier ones have moved them, in strips
         let mut moved = [[0.0; LANES]; MOST_SUB / LANES];
         moved.as_flattened_mut().copy_from_slice(x);
-        for (g, metric) in metrics.iter().enumerate() {
-            let Some(metric) = metric else { continue };
+        for (g, weights) in weights.iter().flatten().enumerate() {
             let first = g * n;
             let mut own = [0.0; MOST];
             own[..n].copy_from_slice(&moved.as_flattened()[first..first + n]);
-            let (point, errors, loss) = self.group(isa, sub, metric, first, &own, choice);
+            let (point, errors, loss) = self.group(isa, sub, weights, first, &own, choice);
             out.points[g] = point;
             out.errors[first..first + n].copy_from_slice(&errors[..n]);
             out.loss += loss;
@@ -180,7 +146,7 @@ impl<P> InGroups<P> {
         &self,
         isa: I,
         sub: &SubBlock<'_>,
-        metric: &Metric<P::Weights>,
+        weights: &P::Weights,
         first: usize,
         own: &[f32; MOST],
         choice: &Choice,
@@ -189,15 +155,13 @@ impl<P> InGroups<P> {
         P: Points<I>,
     {
         let n = P::COLUMNS;
-        let mut point = self.0.nearest(isa, own, &metric.weights, choice);
+        let mut point = self.0.nearest(isa, own, weights, choice);
         let (mut errors, mut loss) = errors(sub, first, n, own, &point);
         for _ in 0..ROUNDS {
+            // the columns as the point's errors move them
             let mut target = point.values;
-            for (j, pull) in metric.pull.iter().enumerate().take(n) {
-                let miss = own[j] - point.values[j];
-                target.iter_mut().zip(pull).for_each(|(t, pull)| *t += miss * pull);
-            }
-            let next = self.0.nearest(isa, &target, &metric.weights, choice);
+            target.iter_mut().zip(errors).for_each(|(t, e)| *t += e);
+            let next = self.0.nearest(isa, &target, weights, choice);
             let (next_errors, next_loss) = self::errors(sub, first, n, own, &next);
             if next_loss >= loss {
                 break;
