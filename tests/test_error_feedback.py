@@ -19,6 +19,9 @@ import ikq
 TYPES = [
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q6_0", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"),
     *("IQ2_K", "IQ3_K", "IQ4_K", "IQ5_K", "IQ6_K", "IQ2_KS", "IQ3_KS", "IQ4_KS", "IQ5_KS"),
+    # codes of several columns
+    *("IQ4_KSS", "IQ2_KL", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
+    *("IQ1_KT", "IQ2_KT", "IQ3_KT", "IQ4_KT"),
 ]
 NAME = "blk.0.ffn_down.weight"
 K = 512
@@ -33,7 +36,7 @@ def model(path: Path, weights: np.ndarray, name: str = NAME) -> Path:
 def quantized(source: Path, type: str, covariances: Path | None, **options: object) -> np.ndarray:
     """The weights of the only tensor after a way to a file and back."""
     out = source.with_name("out.gguf")
-    options = {"pure": True, "restart": True, "n_threads": 1} | options
+    options = {"pure": True, "restart": True, "n_threads": 1, "ignore_imatrix_rules": True} | options
     ikq.quantize_file(source, out, type, error_feedback=covariances, **options)
     with ikq.GGUFReader(out) as reader:
         (tensor,) = reader.tensors.values()
@@ -59,12 +62,23 @@ def test_products_of_other_inputs_are_nearer(tmp_path: Path, weights: np.ndarray
     assert found < 0.85 * plain
 
 
+@pytest.mark.parametrize("type", ["Q3_K", "IQ4_KS", "IQ2_XXS", "IQ1_KT"])
+def test_long_rows(tmp_path: Path, type: str) -> None:
+    k = 1792
+    weights = np.random.default_rng(7).standard_normal((20, k), dtype=np.float32) / 8
+    source = model(tmp_path / "m.gguf", weights)
+    cov = covariances(tmp_path / "m.cov", inputs(k, 4 * k))
+    held_out = inputs(k, 512, seed=1)
+    plain = product_error(held_out, weights, quantized(source, type, None))
+    assert product_error(held_out, weights, quantized(source, type, cov)) < 0.85 * plain
+
+
 def test_types_without_feedback_and_interleaved_ones(tmp_path: Path, weights: np.ndarray) -> None:
     source = model(tmp_path / "m.gguf", weights)
     cov = covariances(tmp_path / "m.cov", inputs(K, 4096))
-    for name in ("IQ4_KSS", "Q8_0", "IQ4_KT"):
+    for name in ("Q8_0", "MXFP4", "IQ1_S_R4"):
         assert np.array_equal(quantized(source, name, cov), quantized(source, name, None))
-    for name in ("IQ4_KS", "Q4_K"):
+    for name in ("IQ4_KS", "Q4_K", "IQ2_XXS", "IQ3_S"):
         assert np.array_equal(quantized(source, f"{name}_R4", cov), quantized(source, name, cov))
 
 
@@ -88,7 +102,7 @@ def test_zero_rows_dead_columns_and_large_numbers(tmp_path: Path, weights: np.nd
     assert np.array_equal(alone, found[rows])
 
 
-@pytest.mark.parametrize("type", ["Q2_K", "IQ3_K", "IQ4_KS", "Q4_0"])
+@pytest.mark.parametrize("type", ["Q2_K", "IQ3_K", "IQ4_KS", "Q4_0", "IQ4_KSS", "IQ2_KL", "IQ2_XXS", "IQ1_M", "IQ2_KT"])
 def test_inputs_that_say_little_do_no_harm(tmp_path: Path, weights: np.ndarray, type: str) -> None:
     source = model(tmp_path / "m.gguf", weights)
     white = np.random.default_rng(2).standard_normal((1024, K)).astype(np.float32)
@@ -163,6 +177,37 @@ def test_damaged_and_foreign_files(tmp_path: Path, weights: np.ndarray) -> None:
     refused(ikq.RefusedError, "of another model", tmp_path / "good.cov", imatrix=tmp_path / "i.gguf")
 
 
+def test_covariances_of_another_model_are_refused(tiny_moe: Path, tmp_path: Path) -> None:
+    with ikq.Model.load(tiny_moe, n_ctx=64, n_threads=2) as loaded:
+        with loaded.collect_activations(covariance_layers=range(4)) as collector:
+            loaded.logits(range(64))
+        collector.write_covariances(tmp_path / "m.cov")
+    out = tmp_path / "out.gguf"
+
+    def quantize(source: Path) -> None:
+        options = {"pure": True, "restart": True, "allow_requantize": True}
+        ikq.quantize_file(source, out, "Q4_0", error_feedback=tmp_path / "m.cov", **options)
+
+    quantize(tiny_moe)
+    # the same model in another type
+    ikq.quantize_file(tiny_moe, tmp_path / "q8.gguf", "Q8_0")
+    quantize(tmp_path / "q8.gguf")
+    # a model of the same shapes
+    other = tmp_path / "other.gguf"
+    with ikq.GGUFReader(tiny_moe) as reader, ikq.GGUFWriter(other, reader.metadata) as writer:
+        for name, tensor in reader.tensors.items():
+            changed = np.array(tensor.dequantize()) * np.float32(1.01)
+            writer.add_tensor(name, changed if name == "blk.2.ffn_norm.weight" else tensor)
+    with pytest.raises(ikq.RefusedError, match="m.cov are of another model: the norms"):
+        quantize(other)
+    with ikq.Model.load(other, n_ctx=64, n_threads=2) as loaded:
+        with loaded.collect_activations(covariance_layers=range(4)) as collector:
+            loaded.logits(range(64))
+        collector.write_covariances(tmp_path / "other.cov")
+    with pytest.raises(ikq.FormatError, match="another model"):
+        ikq.Covariances.merge([tmp_path / "m.cov", tmp_path / "other.cov"], tmp_path / "both.cov")
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A model of many work items, and covariances of its inputs."""
@@ -189,17 +234,19 @@ def is_begun(journal: Path) -> bool:
         return False
 
 
-def test_threads_and_kills_do_not_show(large: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("type", ["IQ4_KS", "IQ2_XXS"])
+def test_threads_and_kills_do_not_show(large: tuple[Path, Path], tmp_path: Path, type: str) -> None:
     source, cov = large
     hashes = set()
     for n in (1, 2, 3):
         out = tmp_path / f"{n}.gguf"
-        ikq.quantize_file(source, out, "IQ4_KS", pure=True, n_threads=n, error_feedback=cov)
+        options = {"pure": True, "n_threads": n, "ignore_imatrix_rules": True}
+        ikq.quantize_file(source, out, type, error_feedback=cov, **options)
         hashes.add(sha256(out))
     assert len(hashes) == 1
     out = tmp_path / "killed.gguf"
     command = [sys.executable, "-m", "ikq", "quantize", "--pure", "--error-feedback", str(cov)]
-    command += [str(source), str(out), "IQ4_KS", "1"]
+    command += ["--ignore-imatrix-rules", str(source), str(out), type, "1"]
     for _ in range(20):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         # something is done

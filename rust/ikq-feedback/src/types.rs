@@ -1,4 +1,4 @@
-//! The types whose codes stand for one element each.
+//! The types, and what finds their codes.
 
 use ikq_encode::search::levels::{Four, Integers, Offset, Table, Table4, Wide};
 use ikq_encode::search::trellis::Trellis;
@@ -64,8 +64,8 @@ macro_rules! types {
     };
 }
 
-/// Whether a type, or the plain twin of an interleaved one, is encoded with error feedback: its codes stand for one element
-/// each, of up to six bits and without a condition that joins them (IQ4_KSS).
+/// Whether a type, or the plain twin of an interleaved one, is encoded with error feedback: all that have codes of up to six bits
+/// and scales, but for ternary ones and those whose scales are 8-bit floats or powers of two.
 pub fn has_feedback(ty: QuantType) -> bool {
     TYPES.contains(&ty.info().base.unwrap_or(ty))
 }
@@ -191,24 +191,51 @@ const EVEN: Grid =
 
 #[cfg(test)]
 mod tests {
+    use ikq_covariance::{Factors, add_products, triangle};
     use ikq_decode::dequantize;
-    use ikq_formats::layout;
-    use ikq_simd::{Lanes, Scalar, available};
+    use ikq_formats::{layout, matrix_bytes, row_bytes};
+    use ikq_simd::{IsaKind, Scalar, available};
 
     use super::*;
+    use crate::coder::{Coded, MOST_SUB, SubBlock};
     use crate::form::{Choice, MOST_CHOICES};
+    use crate::passes::LANES;
+
+    /// Numbers in -1..1, the same everywhere.
+    fn noise(seed: u32, n: usize) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / 8_388_608.0 - 1.0
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    /// Factors of columns of which each is much like those before it.
+    fn factors(k: usize) -> Factors {
+        let n = 2 * k;
+        let mut x = noise(5, n * k);
+        for token in x.chunks_exact_mut(k) {
+            for j in 1..k {
+                token[j] += 0.8 * token[j - 1];
+            }
+        }
+        let mut sums = vec![0.0; triangle(k)];
+        add_products(IsaKind::Scalar, &x, k, 0..k, &mut sums);
+        Factors::new(IsaKind::Scalar, &sums, k, 1e6).expect("a covariance")
+    }
 
     struct Check;
 
     impl ForType for Check {
         type Output = ();
 
-        /// Every choice is what the type decodes to.
+        /// With every choice, codes decode to what the errors say.
         fn run<T: Columns>(self) {
             let layout = layout(T::TYPE).expect("a layout");
             let n = layout.block_size;
-            let x: Vec<f32> = (0..n).map(|i| ((i * i * 31 % 97) as f32 - 40.0) / 64.0).collect();
-            let mut row = vec![0; ikq_formats::row_bytes(T::TYPE, n).expect("a block")];
+            let x: Vec<f32> = noise(1, n).iter().map(|x| x / 4.0).collect();
+            let mut row = vec![0; row_bytes(T::TYPE, n).expect("a block")];
             let kind = available()[0];
             ikq_encode::encode_rows(kind, T::TYPE, &x, n, None, EncodeOptions::default(), &mut row)
                 .expect("floats");
@@ -216,26 +243,42 @@ mod tests {
             let of_row = crate::body::of_row(&row[..header]);
             let mut values = vec![0; layout.n_values()];
             layout.unpack(&row[header..], &mut values);
-            let (form, places) = (T::FORM, T::FORM.places(layout));
-            let levels = T::levels(Scalar, EncodeOptions::default());
+            let (form, places, factors) = (T::FORM, T::FORM.places(layout), factors(n));
+            let coder = T::coder(Scalar, EncodeOptions::default());
             for sub in 0..n / form.sub {
+                let at = sub * form.sub;
+                let columns: Vec<[f32; LANES]> = x[at..at + form.sub].iter().map(|x| [*x; LANES]).collect();
                 let mut choices = [Choice::default(); MOST_CHOICES];
                 form.choices(&values, places, sub, of_row, &mut choices);
                 for choice in &choices[..form.n_choices()] {
+                    let mut errors = vec![[0.0; LANES]; form.sub];
+                    let mut coded = Coded {
+                        kept: [Choice::default(); LANES],
+                        errors: &mut errors,
+                        codes: [[0; LANES]; MOST_SUB],
+                        beside: [[0; LANES]; MOST_SUB],
+                    };
+                    let one = [[*choice; LANES]];
+                    let block = SubBlock { x: &columns, factors: &factors, at, choices: &one, n_rows: 1 };
+                    coder.code(Scalar, &block, &mut coded);
+                    assert_eq!(coded.kept[0], *choice);
                     let mut changed = values.clone();
                     form.keep(&mut changed, places, sub, choice);
+                    let out = places.codes.of(&mut changed, sub).iter_mut();
+                    out.zip(&coded.codes).for_each(|(out, codes)| *out = u32::from(codes[0]));
+                    let out = places.beside.of(&mut changed, sub).iter_mut();
+                    out.zip(&coded.beside).for_each(|(out, beside)| *out = u32::from(beside[0]));
+                    assert_eq!(layout.check(T::TYPE, &changed), Ok(()));
                     let mut other = row.clone();
                     layout.pack(&changed, &mut other[header..]);
                     let mut y = vec![0.0; n];
                     dequantize(kind, T::TYPE, &other, 1, n, &mut y).expect("a row");
-                    for j in sub * form.sub..(sub + 1) * form.sub {
-                        let inverse = if choice.a == 0.0 { 0.0 } else { 1.0 / choice.a };
-                        let t = (y[j] - choice.b) * inverse;
-                        let level = levels.nearest(Scalar, [t; 16])[0];
-                        let code = u32::from(Scalar.slot_bytes(levels.code(Scalar, [t; 16]))[0]);
-                        let found = choice.a * level + choice.b;
-                        assert!((found - y[j]).abs() <= 1e-5 * y[j].abs().max(0.01), "{:?}", T::TYPE);
-                        assert!(choice.a == 0.0 || code == changed[places.codes + j], "{:?}", T::TYPE);
+                    for j in 0..form.sub {
+                        let spread: f32 =
+                            (0..j).map(|p| errors[p][0] * factors.spread.get(at + p, at + j)).sum();
+                        let found = x[at + j] - spread - errors[j][0];
+                        let y = y[at + j];
+                        assert!((found - y).abs() <= 1e-5, "{:?}: {found}, not {y}", T::TYPE);
                     }
                 }
             }
@@ -243,15 +286,46 @@ mod tests {
     }
 
     #[test]
-    fn choices_are_what_types_decode_to() {
+    fn codes_decode_to_what_is_left_of_the_columns() {
         for ty in TYPES {
             for_type(*ty, Check).expect("one of the types");
         }
     }
 
     #[test]
+    fn the_same_bytes_on_every_instruction_set_and_a_smaller_error_of_products() {
+        let k = 256;
+        let (factors, x) = (factors(k), noise(3, 20 * k));
+        for ty in TYPES {
+            let bytes = matrix_bytes(*ty, 20, k).expect("rows");
+            let error = |rows: &[u8]| -> f64 {
+                let mut y = vec![0.0; x.len()];
+                dequantize(IsaKind::Scalar, *ty, rows, 20, k, &mut y).expect("rows");
+                let d: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x - y).collect();
+                let column = |d: &[f32], j: usize| -> f64 {
+                    let sum: f32 = (0..=j).map(|p| d[p] * factors.root.get(p, j)).sum();
+                    f64::from(sum).powi(2)
+                };
+                d.chunks_exact(k).map(|d| (0..k).map(|j| column(d, j)).sum::<f64>()).sum()
+            };
+            let options = EncodeOptions::default();
+            let mut plain = vec![0; bytes];
+            ikq_encode::encode_rows(IsaKind::Scalar, *ty, &x, k, None, options, &mut plain).expect("floats");
+            let mut first = vec![0; bytes];
+            crate::encode_rows(IsaKind::Scalar, *ty, &x, k, None, options, &factors, &mut first)
+                .expect("floats");
+            assert!(error(&first) < 0.8 * error(&plain), "{ty:?}: {} of {}", error(&first), error(&plain));
+            for kind in available() {
+                let mut other = vec![0; bytes];
+                crate::encode_rows(kind, *ty, &x, k, None, options, &factors, &mut other).expect("floats");
+                assert!(other == first, "{ty:?} on {}", kind.name());
+            }
+        }
+    }
+
+    #[test]
     fn interleaved_types_have_what_their_twins_have() {
-        assert!(has_feedback(QuantType::Q4_K_R4) && has_feedback(QuantType::IQ4_KS_R4));
-        assert!(!has_feedback(QuantType::IQ4_KSS) && !has_feedback(QuantType::IQ2_XXS));
+        assert!(has_feedback(QuantType::Q4_K_R4) && has_feedback(QuantType::IQ2_XXS_R4));
+        assert!(!has_feedback(QuantType::Q8_0) && !has_feedback(QuantType::IQ1_S_R4));
     }
 }

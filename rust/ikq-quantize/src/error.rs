@@ -132,6 +132,12 @@ pub enum Error {
     )]
     ForeignCovariance { tensor: String, path: PathBuf, cosine: f64 },
 
+    #[error(
+        "the covariances of {path} are of another model: the norms of its layers differ from this one's; compute them with \
+         `ikq imatrix --covariance` from a file of this model, of any type"
+    )]
+    OtherOrigin { path: PathBuf },
+
     #[error("{path} has no covariance for any tensor that would use one: it is of another model")]
     UnusedCovariances { path: PathBuf },
 
@@ -169,6 +175,7 @@ impl Error {
                 | Error::Memory { .. }
                 | Error::CovarianceShape { .. }
                 | Error::ForeignCovariance { .. }
+                | Error::OtherOrigin { .. }
                 | Error::UnusedCovariances { .. }
                 | Error::Format(ikq_formats::Error::UnknownType { .. })
         )

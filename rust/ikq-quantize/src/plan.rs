@@ -7,7 +7,7 @@ use ikq_gguf::{Metadata, Model, Options, SplitBy, Tensor, TensorSpec, TensorType
 
 use std::sync::Arc;
 
-use crate::covariance::{Covariances, Feedback};
+use crate::covariance::{Covariances, Feedback, origin};
 use crate::coverage::Coverage;
 use crate::error::Error;
 use crate::ftype::Ftype;
@@ -146,7 +146,7 @@ impl Plan {
                 file: imatrix.map(|m| m.path.clone()),
             });
         }
-        check_feedback(&tensors, options)?;
+        check_feedback(model, &tensors, options)?;
         let specs = tensors.iter().map(|p| p.spec(model)).collect::<Result<_, _>>()?;
         let mut metadata = output_metadata(&metadata, recipe.ftype, imatrix.zip(coverage.as_ref()), options);
         let is_biased = |t: &TensorPlan| t.encode.is_some_and(undoes_bias) && !t.repack && !t.unbiased;
@@ -271,8 +271,13 @@ fn extra_output(
 const ALIKE: f64 = 0.7;
 
 /// That the covariances are of this model, as far as can be told.
-fn check_feedback(tensors: &[TensorPlan], options: &PlanOptions) -> Result<(), Error> {
+fn check_feedback(model: &Model, tensors: &[TensorPlan], options: &PlanOptions) -> Result<(), Error> {
     let Some(covariances) = &options.covariances else { return Ok(()) };
+    if let (Some(of), Some(here)) = (&covariances.origin, origin(model))
+        && *of != here
+    {
+        return Err(Error::OtherOrigin { path: covariances.path.clone() });
+    }
     let mut is_used = false;
     for t in tensors {
         let Feedback::Site { index, group } = t.feedback else { continue };

@@ -17,6 +17,7 @@ const DATASETS: &str = "covariance.datasets";
 const CHUNK_COUNT: &str = "covariance.chunk_count";
 const CHUNK_SIZE: &str = "covariance.chunk_size";
 const IDENTITY: &str = "covariance.identity";
+const ORIGIN: &str = "covariance.origin";
 const SUMS: &str = ".in_cov";
 const COUNTS: &str = ".counts";
 
@@ -100,6 +101,7 @@ impl Covariances {
             datasets: array(DATASETS).map(|a| a.strings().map(text).collect()).unwrap_or_default(),
             n_chunks: number(CHUNK_COUNT).unwrap_or(0),
             chunk_size: number(CHUNK_SIZE).unwrap_or(0),
+            origin: metadata.get(ORIGIN).and_then(Value::as_str).map(str::to_string),
             identity: metadata.get(IDENTITY).and_then(Value::as_str).map(str::to_string),
         })
     }
@@ -128,25 +130,32 @@ fn check(site: &Site) -> Result<(), String> {
     Ok(())
 }
 
+/// What a file says beside its sums.
+#[derive(Clone, Debug, Default)]
+pub struct Written {
+    pub datasets: Vec<String>,
+    pub n_chunks: u32,
+    pub chunk_size: u32,
+    /// As [`Covariances`] has them.
+    pub origin: Option<String>,
+    pub identity: Option<String>,
+}
+
 /// Writes a file: beside its name first, then in its place. One triangle at a time is in memory besides what
 /// `sites` hold.
 ///
 /// # Errors
 /// IO errors.
-pub fn write(
-    path: &Path,
-    sites: &[SiteSums<'_>],
-    datasets: &[String],
-    (n_chunks, chunk_size): (u32, u32),
-    identity: Option<&str>,
-) -> Result<(), Error> {
+pub fn write(path: &Path, sites: &[SiteSums<'_>], written: &Written) -> Result<(), Error> {
     let mut metadata = Metadata::new();
     metadata.set(TYPE, KIND);
-    metadata.set(DATASETS, Array::of_strings(datasets));
-    metadata.set(CHUNK_COUNT, n_chunks);
-    metadata.set(CHUNK_SIZE, chunk_size);
-    if let Some(identity) = identity {
-        metadata.set(IDENTITY, identity);
+    metadata.set(DATASETS, Array::of_strings(&written.datasets));
+    metadata.set(CHUNK_COUNT, written.n_chunks);
+    metadata.set(CHUNK_SIZE, written.chunk_size);
+    for (key, value) in [(ORIGIN, &written.origin), (IDENTITY, &written.identity)] {
+        if let Some(value) = value {
+            metadata.set(key, value.as_str());
+        }
     }
     let mut specs = Vec::new();
     for (i, site) in sites.iter().enumerate() {
@@ -186,6 +195,11 @@ pub fn write(
 /// IO errors, damaged files, [`Error::NoCovariances`] where sites of one name differ in shape.
 pub fn merge(paths: &[PathBuf], out: &Path) -> Result<(), Error> {
     let files = paths.iter().map(Covariances::open).collect::<Result<Vec<_>, _>>()?;
+    let origin = files.iter().find_map(|f| f.origin.clone());
+    if let Some(other) = files.iter().find(|f| f.origin.is_some() && f.origin != origin) {
+        let what = format!("it is of another model than {}", files[0].path.display());
+        return Err(Error::NoCovariances { path: other.path.clone(), what });
+    }
     let mut places: Vec<Vec<&Site>> = Vec::new();
     for file in &files {
         for site in &file.sites {
@@ -227,7 +241,7 @@ pub fn merge(paths: &[PathBuf], out: &Path) -> Result<(), Error> {
     let chunks = files.iter().map(|f| f.n_chunks);
     let n_chunks = if has_same { chunks.sum() } else { chunks.max().unwrap_or(0) };
     let chunk_size = files.iter().map(|f| f.chunk_size).max().unwrap_or(0);
-    write(out, &sites, &datasets, (n_chunks, chunk_size), None)
+    write(out, &sites, &Written { datasets, n_chunks, chunk_size, origin, identity: None })
 }
 
 /// The sums of a file, to go on from: readers, columns, counts and triangles of each site.

@@ -6,6 +6,7 @@
 
 mod factors;
 mod file;
+mod origin;
 
 use std::path::PathBuf;
 
@@ -13,7 +14,8 @@ use ikq_formats::QuantType;
 use ikq_gguf::{Bytes, Tensor};
 
 pub(crate) use factors::FactorCache;
-pub use file::{SiteSums, merge, restore, write};
+pub use file::{SiteSums, Written, merge, restore, write};
+pub use origin::origin;
 
 use crate::error::Error;
 use crate::imatrix::same_inputs;
@@ -51,6 +53,8 @@ pub struct Covariances {
     pub datasets: Vec<String>,
     pub n_chunks: u32,
     pub chunk_size: u32,
+    /// The model that they are of ([`origin()`]), if that is known.
+    pub origin: Option<String>,
     /// What the run that wrote it depends on, if it was interrupted.
     pub identity: Option<String>,
 }
@@ -58,7 +62,7 @@ pub struct Covariances {
 /// What a tensor has of a file of covariances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feedback {
-    /// No file was given, the tensor is copied, or its type has no codes that stand for one element each.
+    /// No file was given, the tensor is copied, or its type is encoded without ([`ikq_feedback::has_feedback`]).
     NotUsed,
     /// The file has nothing about its input.
     Missing,
