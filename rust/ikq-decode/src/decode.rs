@@ -97,7 +97,7 @@ pub trait Decode<I: Isa>: Sized + 'static {
     const UNIT_WORDS: usize = Self::UNIT_BYTES / Self::BLOCK_BYTES * Self::BLOCK_WORDS;
     /// Bytes of a unit outside its words.
     const UNIT_SMALLS: usize = Self::UNIT_BYTES / Self::BLOCK_BYTES * Self::BLOCK_SMALLS;
-    /// The smaller pieces of a unit stand behind its words (`ikq_formats::LaneForm::by_unit`).
+    /// The smaller pieces of a unit stand in front of its words (`ikq_formats::LaneForm::by_unit`).
     const BY_UNIT: bool = Self::BLOCK_BYTES < Self::UNIT_BYTES
         && Self::UNIT_WORDS > 0
         && Self::UNIT_SMALLS > 0
@@ -114,8 +114,8 @@ pub trait Decode<I: Isa>: Sized + 'static {
     /// What [`Decode::lanes`] costs.
     const DECODING: Decoding = Decoding::Moderate;
 
-    /// Lines of words are asked for ahead of the products. Where lines are read in order and little is done with them, the
-    /// machine sees to it itself, and asking only takes time.
+    /// Lines of words are asked for ahead of products with one column or two (with more of them, always). Where lines are
+    /// read in order and little is done with them, the machine sees to it itself, and asking only takes time.
     const ASKS_AHEAD: bool = !Self::BY_UNIT;
 
     /// Neighbouring parts of 32 elements that are decoded side by side, as their codes share words or look-ups: 1, 2, 4 or 8.

@@ -11,8 +11,9 @@
 //! So a load of 64 bytes gives the same four bytes of sixteen rows, and a load of 32 or 16 bytes their scales.
 //! Blocks stand one after another: 256 elements (a *unit*) are words and smaller pieces, and a row that ends inside a
 //! unit has the beginning of both. Where the smaller pieces of a unit fill whole cache lines (types of small blocks) they
-//! stand behind the words of their unit, so that a band is read from its first line to its last; else all of
-//! them stand behind all words. A band takes the bytes of sixteen rows, rounded up to whole cache lines.
+//! stand in front of the words of their unit, because products read them first: so a band is read from its first line to
+//! its last. Else all of them stand behind all words. A band takes the bytes of sixteen rows, rounded up to whole cache
+//! lines.
 //!
 //! Interleaved types have the device form of their rows ([`crate::row_form`]). The functions here go byte by
 //! byte and say what the form is; `ikq-kernels` has fast ones.
@@ -33,7 +34,7 @@ const BAND_STEP: usize = 64;
 /// Elements of a unit.
 const UNIT: usize = 256;
 
-/// Blocks of a row whose words stand together in a band, with their smaller pieces behind them.
+/// Blocks of a row whose words stand together in a band, and so do their smaller pieces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LaneRun {
     /// The blocks.
@@ -125,7 +126,7 @@ impl LaneForm {
         n_rows.div_ceil(LANES) * self.band_bytes(k)
     }
 
-    /// The smaller pieces of a unit stand behind its words.
+    /// The smaller pieces of a unit stand in front of its words.
     pub const fn by_unit(&self) -> bool {
         let bytes = LANES * self.small_bytes() * (UNIT / self.block_size);
         bytes > 0 && bytes.is_multiple_of(BAND_STEP) && self.n_words() > 0 && self.block_size < UNIT
@@ -137,8 +138,13 @@ impl LaneForm {
         let step = if form.by_unit() { UNIT / form.block_size } else { n_blocks.max(1) };
         (0..n_blocks).step_by(step).map(move |first| {
             let blocks = first..n_blocks.min(first + step);
-            let words = LANES * form.block_bytes * first;
-            LaneRun { smalls: words + LANES * 4 * form.n_words() * blocks.len(), blocks, words }
+            let at = LANES * form.block_bytes * first;
+            match form.by_unit() {
+                true => LaneRun { words: at + LANES * form.small_bytes() * blocks.len(), smalls: at, blocks },
+                false => {
+                    LaneRun { words: at, smalls: at + LANES * 4 * form.n_words() * blocks.len(), blocks }
+                }
+            }
         })
     }
 
@@ -266,23 +272,22 @@ mod tests {
         let mut band = vec![0xee; form.band_bytes(64)];
         form.pack(&rows, 64, &mut band);
         let runs: Vec<_> = form.runs(64).collect();
-        assert_eq!(runs, [LaneRun { blocks: 0..2, words: 0, smalls: 64 * 16 }]);
+        assert_eq!(runs, [LaneRun { blocks: 0..2, words: 64, smalls: 0 }]);
         assert_eq!((form.headers_at(64), band.len()), (64 * 17, 64 * 17));
-        let smalls = 64 * 16;
         for lane in 0..LANES {
             let row = &rows[68 * lane..68 * (lane + 1)];
             // word 1 of block 1 is at byte 34 + 2 + 4 of the row; the scale of block 1 is its half
-            assert_eq!(band[64 * 9 + 4 * lane..][..4], row[40..44]);
-            assert_eq!(band[smalls + 32 + 2 * lane..][..2], row[34..36]);
+            assert_eq!(band[64 * 10 + 4 * lane..][..4], row[40..44]);
+            assert_eq!(band[32 + 2 * lane..][..2], row[34..36]);
         }
     }
 
     #[test]
     fn units_of_small_blocks_are_in_order() {
-        // 256 elements of Q8_0 are 64 lines of codes and four of scales; then come the words of the next ones
+        // 256 elements of Q8_0 are four lines of scales and 64 of codes; then come the scales of the next ones
         let runs: Vec<_> = form(Q8_0).runs(320).collect();
-        let second = LaneRun { blocks: 8..10, words: 64 * 68, smalls: 64 * (68 + 16) };
-        assert_eq!(runs, [LaneRun { blocks: 0..8, words: 0, smalls: 64 * 64 }, second]);
+        let second = LaneRun { blocks: 8..10, words: 64 * (68 + 1), smalls: 64 * 68 };
+        assert_eq!(runs, [LaneRun { blocks: 0..8, words: 64 * 4, smalls: 0 }, second]);
         assert_eq!(form(Q8_0).headers_at(320), 64 * (68 + 17));
         let by_unit = |ty| form(ty).by_unit();
         assert_eq!([Q4_0, IQ4_NL, MXFP4, IQ1_BN].map(by_unit), [true; 4]);

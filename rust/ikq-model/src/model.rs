@@ -154,6 +154,11 @@ impl Model {
         self.n_threads
     }
 
+    /// Most tokens that are computed at once.
+    pub fn n_ubatch(&self) -> usize {
+        self.n_ubatch
+    }
+
     /// Bytes of the cache that a sequence of so many positions takes.
     pub fn sequence_bytes(&self, n: usize) -> usize {
         sequence_bytes(&self.network, &self.shared.sizes, n, self.shared.swa_full).unwrap_or(usize::MAX)

@@ -164,7 +164,7 @@ impl Model {
         let device = self.placement().device(Stage::Head);
         let mut logits = vec![0.0; n * n_vocab];
         pool.step(|team| devices[device].project(Step { team, collector: None }, hidden, &mut logits));
-        match logits.iter().position(|v| !v.is_finite()) {
+        match first_not_finite(&logits) {
             None => Ok(logits),
             Some(at) => {
                 let what = format!("number {} is {}", at % n_vocab, logits[at]);
@@ -222,7 +222,7 @@ impl Model {
                 let logits = logits.chunks_exact(n_vocab).zip(&batch.logits);
                 let hidden = hidden.chunks_exact(n_embd).zip(&batch.hidden);
                 logits.chain(hidden).find_map(|(values, column)| {
-                    let index = values.iter().position(|v| !v.is_finite())?;
+                    let index = first_not_finite(values)?;
                     Some((*column as usize, format!("number {index} is {}", values[index])))
                 })
             }
@@ -232,19 +232,7 @@ impl Model {
             let bad = self.network.weights().into_iter().find_map(|w| w.not_finite(self.kind));
             return Err(bad.unwrap_or(Error::Overflow { position, what }));
         }
-        let (mut logits, mut hidden) = (&logits[..], &hidden[..]);
-        for piece in pieces {
-            let n = piece.tokens.len();
-            let (from, len) = match piece.want {
-                Want::Nothing => continue,
-                Want::Last => (&mut logits, n_vocab),
-                Want::All => (&mut logits, n * n_vocab),
-                Want::Hidden => (&mut hidden, n * n_embd),
-            };
-            let (mine, rest) = from.split_at(len);
-            out[piece.entry].extend_from_slice(mine);
-            *from = rest;
-        }
+        hand_out(pieces, logits, hidden, (n_vocab, n_embd), out);
         for piece in pieces {
             let sequence = &mut *entries[piece.entry].sequence;
             let first = sequence.n_past();
@@ -254,6 +242,44 @@ impl Model {
             runner.snapshot(&self.shared, sequence)?;
         }
         Ok(())
+    }
+}
+
+/// Appends what was computed for the pieces, in their order, to what their entries get.
+fn hand_out(
+    pieces: &[Piece],
+    logits: Vec<f32>,
+    hidden: Vec<f32>,
+    (n_vocab, n_embd): (usize, usize),
+    out: &mut [Vec<f32>],
+) {
+    let (mut n_logits, mut n_hidden) = (0, 0);
+    for piece in pieces {
+        let n = piece.tokens.len();
+        let (from, at, len) = match piece.want {
+            Want::Nothing => continue,
+            Want::Last => (&logits, &mut n_logits, n_vocab),
+            Want::All => (&logits, &mut n_logits, n * n_vocab),
+            Want::Hidden => (&hidden, &mut n_hidden, n * n_embd),
+        };
+        let to = &mut out[piece.entry];
+        if len == logits.len() && to.is_empty() && hidden.is_empty() {
+            // a generated token's logits are all there is: nothing is copied
+            *to = logits;
+            return;
+        }
+        to.extend_from_slice(&from[*at..*at + len]);
+        *at += len;
+    }
+}
+
+/// Where the first infinity or NaN is.
+fn first_not_finite(values: &[f32]) -> Option<usize> {
+    // the largest bits without the sign, many at a time: nearly always there is none to look for
+    let largest = values.iter().fold(0, |largest: i32, v| largest.max((v.to_bits() & 0x7fff_ffff) as i32));
+    match largest < f32::INFINITY.to_bits() as i32 {
+        true => None,
+        false => values.iter().position(|v| !v.is_finite()),
     }
 }
 

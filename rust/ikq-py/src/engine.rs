@@ -189,7 +189,8 @@ impl Engine {
         if order.windows(2).any(|w| std::ptr::eq(handles[w[0]], handles[w[1]])) {
             return Err(ikq_model::Error::SameSequence.raise(py));
         }
-        let out = enter(py, usize::MAX, |cancel| {
+        let n_tokens = tokens.iter().map(|t| t.len()).sum();
+        let out = enter(py, self.watched_elements(n_tokens), |cancel| {
             let mut guards: Vec<Option<MutexGuard<'_, _>>> = handles.iter().map(|_| None).collect();
             for i in order {
                 guards[i] = Some(handles[i].lock());
@@ -296,6 +297,17 @@ impl Engine {
     /// Frees weights and caches; neither the engine nor its sequences can be used any more.
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.inner.close());
+    }
+}
+
+impl Engine {
+    /// The size by which [`enter`] tells whether a step is watched for Ctrl-C: the flag is looked at between ubatches,
+    /// so a step of one would gain nothing from it, and a generated token would pay for a thread.
+    fn watched_elements(&self, n_tokens: usize) -> usize {
+        match n_tokens <= self.inner.n_ubatch() {
+            true => 0,
+            false => usize::MAX,
+        }
     }
 }
 

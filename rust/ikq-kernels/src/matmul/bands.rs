@@ -70,7 +70,9 @@ impl Tail {
         let (words, smalls) = match D::BY_UNIT {
             true => {
                 let rest = band.data.chunks_exact(unit_bytes::<I, D>()).remainder();
-                rest.split_at(64 * D::BLOCK_WORDS * (rest.len() / (BAND * D::BLOCK_BYTES)))
+                let n_blocks = rest.len() / (BAND * D::BLOCK_BYTES);
+                let (smalls, words) = rest.split_at(BAND * D::BLOCK_SMALLS * n_blocks);
+                (words, smalls)
             }
             false => {
                 let (words, smalls) = band.data.split_at(band.smalls_at);
@@ -94,10 +96,11 @@ impl<'a> Band<'a> {
         self.data
     }
 
-    /// Asks for the smaller pieces that unit `u` of the next band has, and for its headers, which are in no line of words.
+    /// Asks for the smaller pieces that unit `u` of the band `ahead` bytes behind this one has, and for its headers, which
+    /// are in no line of words.
     #[inline(always)]
-    pub fn ask_smalls<I: Isa, D: Decode<I>>(&self, u: usize, band_bytes: usize) {
-        let next = |part: *const u8, line: usize| part.wrapping_add(band_bytes + 64 * line);
+    pub fn ask_smalls<I: Isa, D: Decode<I>>(&self, u: usize, ahead: usize) {
+        let next = |part: *const u8, line: usize| part.wrapping_add(ahead + 64 * line);
         if u == 0 {
             prefetch(next(self.headers.as_ptr(), 0));
         }
@@ -110,16 +113,16 @@ impl<'a> Band<'a> {
         }
     }
 
-    /// Asks for an eighth of the lines that come some units behind unit `u`: the machine fetches ahead by itself only
-    /// where lines are read in order, which few types do inside a unit. An eighth at a time, since more requests at once
+    /// Asks for an eighth of the lines that stand `ahead` bytes behind unit `u`: the machine fetches ahead by itself only
+    /// where lines are read in order and soon one after another. An eighth at a time, since more requests at once
     /// than the machine keeps make it wait.
     ///
     /// They are brought to the second cache. The first takes so few requests at a time that asking for it there
     /// is slower than not asking (figures in docs/kernels.md).
     #[inline(always)]
-    pub fn ask_words<I: Isa, D: Decode<I>>(&self, u: usize, eighth: usize) {
+    pub fn ask_words<I: Isa, D: Decode<I>>(&self, u: usize, eighth: usize, ahead: usize) {
         let n = if D::BY_UNIT { unit_bytes::<I, D>() / 64 } else { D::UNIT_WORDS };
-        let lines = self.data.as_ptr().wrapping_add(64 * (u * n + AHEAD_LINES));
+        let lines = self.data.as_ptr().wrapping_add(64 * u * n + ahead);
         for line in eighth * n / 8..(eighth + 1) * n / 8 {
             prefetch(lines.wrapping_add(64 * line));
         }
@@ -137,16 +140,19 @@ impl<'a> Band<'a> {
         if D::UNIT_BYTES != D::BLOCK_BYTES && (u + 1) * step > end {
             return LaneUnit { words: &tail.words[..D::UNIT_WORDS], smalls: &tail.smalls[..smalls] };
         }
-        let smalls_at = if D::BY_UNIT { u * step + words } else { self.smalls_at + u * smalls };
+        let (words_at, smalls_at) = match D::BY_UNIT {
+            true => (u * step + smalls, u * step),
+            false => (u * step, self.smalls_at + u * smalls),
+        };
         LaneUnit {
-            words: self.data[u * step..u * step + words].as_chunks().0,
+            words: self.data[words_at..words_at + words].as_chunks().0,
             smalls: &self.data[smalls_at..smalls_at + smalls],
         }
     }
 }
 
-/// Lines from a line of a band to the one that is asked for meanwhile; bands follow one another.
-const AHEAD_LINES: usize = 128;
+/// Bytes from a line of a band to the one that is asked for meanwhile; bands follow one another.
+pub(super) const AHEAD: usize = 64 * 128;
 
 /// Asks for a cache line that is needed soon, for the second cache.
 #[inline(always)]

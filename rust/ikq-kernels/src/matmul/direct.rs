@@ -11,7 +11,7 @@ use ikq_decode::lanes::lane_header;
 use ikq_decode::{BlockType, Decode, Decoding, LaneCodes, LaneScales, LaneUnit};
 use ikq_simd::{Isa, IsaKind, IsaOp, array, run};
 
-use super::bands::{BAND, Bands, Tail, n_units};
+use super::bands::{AHEAD, BAND, Bands, Tail, n_units};
 use crate::act::{ActUnit, Activations};
 
 /// `out[c * stride + r] = row r . column columns[c]`, all in their 8-bit form.
@@ -65,6 +65,10 @@ impl<T: BlockType> IsaOp for OfType<'_, T> {
 /// Columns that one pass over the bands takes at most.
 const MOST_COLUMNS: usize = 8;
 
+/// Columns from which on every type asks for lines ahead: between two lines there is so much to do that the machine does
+/// not look far enough by itself.
+const COLUMNS_THAT_ASK: usize = 4;
+
 /// Bands that several passes go over before the next ones are read.
 const BANDS_AT_ONCE: usize = 4;
 
@@ -117,12 +121,12 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
                 } else {
                     1
                 };
-            let ask = D::ASKS_AHEAD && op.bands.ask_ahead;
+            let ask = op.bands.ask_ahead && (D::ASKS_AHEAD || C >= COLUMNS_THAT_ASK);
             // a macro, because what a closure does is not certain to be inlined
             macro_rules! part {
                 ($b:expr) => {
                     if ask {
-                        band.ask_words::<I, D>(u, $b);
+                        band.ask_words::<I, D>(u, $b, AHEAD);
                     }
                     pair.add::<D>(isa, $b, &mut acc);
                 };

@@ -109,8 +109,14 @@ impl IsaOp for PackBand<'_> {
             let n_blocks = run.blocks.len();
             let at = form.header_bytes + form.block_bytes * run.blocks.start;
             let run_bytes = BAND * form.block_bytes * n_blocks;
-            let (words, smalls) =
-                pieces[run.words..run.words + run_bytes].split_at_mut(run.smalls - run.words);
+            let both = &mut pieces[run.words.min(run.smalls)..][..run_bytes];
+            let (words, smalls) = match run.smalls < run.words {
+                true => {
+                    let (smalls, words) = both.split_at_mut(run.words - run.smalls);
+                    (words, smalls)
+                }
+                false => both.split_at_mut(run.smalls - run.words),
+            };
             let words = words.as_chunks_mut::<64>().0;
             if form.small_bytes() == 0 {
                 // a row is a run of words

@@ -89,11 +89,16 @@ fn fill_band<I: Isa, D: Decode<I>>(isa: I, op: Fill<'_, impl BlockType>) {
         Some(header) => isa.splat_f(header),
         None => lane_header::<I, D>(isa, band.headers),
     };
+    // the bands that the panel holds next
+    let ahead = op.n_bands * op.bands.form.band_bytes(op.bands.k);
     let mut scales = LaneScales::new(isa);
     let n_scales = if D::PER_16 { 16 } else { 8 };
     let first = op.units.start;
     for u in op.units {
         let unit = band.unit::<I, D>(u, &tail);
+        if op.bands.ask_ahead {
+            band.ask_smalls::<I, D>(u, ahead);
+        }
         D::lane_scales(isa, header, &unit, &mut scales);
         product_scales::<I, D>(isa, &mut scales);
         let lines = n_scales * (u - first) * op.n_bands + op.band;
@@ -104,6 +109,9 @@ fn fill_band<I: Isa, D: Decode<I>>(isa: I, op: Fill<'_, impl BlockType>) {
             }
         }
         for b in 0..8 {
+            if op.bands.ask_ahead {
+                band.ask_words::<I, D>(u, b, ahead);
+            }
             let codes = D::lanes(isa, &unit, b);
             let lines = (64 * (u - first) + 8 * b) * op.n_bands + op.band;
             for (i, codes) in codes.into_iter().enumerate() {
