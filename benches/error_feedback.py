@@ -27,7 +27,19 @@ import ikq
 from ikq.evaluate import BaseFile, base_writer, cut, measure_perplexity, text_tokens
 
 TYPES = [
-    *("IQ1_S", "IQ1_M", "IQ1_KT", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ2_KT", "Q2_K", "IQ2_K", "IQ2_KS", "IQ2_KL"),
+    *(
+        "IQ1_S",
+        "IQ1_M",
+        "IQ1_KT",
+        "IQ2_XXS",
+        "IQ2_XS",
+        "IQ2_S",
+        "IQ2_KT",
+        "Q2_K",
+        "IQ2_K",
+        "IQ2_KS",
+        "IQ2_KL",
+    ),
     *("IQ3_XXS", "IQ3_S", "IQ3_KT", "Q3_K", "IQ3_K", "IQ3_KS"),
     *("Q4_0", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "IQ4_K", "IQ4_KS", "IQ4_KSS", "IQ4_KT"),
     *("Q5_0", "Q5_1", "Q5_K", "IQ5_K", "IQ5_KS", "Q6_0", "Q6_K", "IQ6_K"),
@@ -38,7 +50,16 @@ CALIBRATION = 40
 def calibrated(folder: Path) -> tuple[Path, Path]:
     """An imatrix and covariances."""
     imatrix, covariances = folder / "imatrix.gguf", folder / "model.cov"
-    command = [sys.executable, "-m", "ikq", "imatrix", "-m", SOURCE, "-f", MODELS / "text" / "calibration.txt"]
+    command = [
+        sys.executable,
+        "-m",
+        "ikq",
+        "imatrix",
+        "-m",
+        SOURCE,
+        "-f",
+        MODELS / "text" / "calibration.txt",
+    ]
     command += ["--chunks", CALIBRATION, "-c", 512, "--no-ppl", "-o", imatrix, "--covariance", covariances]
     subprocess.run([str(word) for word in command], check=True, capture_output=True)
     return imatrix, covariances
@@ -56,7 +77,12 @@ def rows(types: list[str], text: Path, chunks: int, folder: Path) -> Iterator[di
     for name in types:
         found = []
         for feedback in (None, covariances):
-            options: dict[str, Any] = {"pure": True, "restart": True, "imatrix": imatrix, "error_feedback": feedback}
+            options: dict[str, Any] = {
+                "pure": True,
+                "restart": True,
+                "imatrix": imatrix,
+                "error_feedback": feedback,
+            }
             options |= {"token_embedding_type": "q8_0", "output_tensor_type": "q8_0"}
             ikq.quantize_file(SOURCE, out, name, **options)
             found.append(measured(out, base, chunks))

@@ -102,7 +102,9 @@ def test_zero_rows_dead_columns_and_large_numbers(tmp_path: Path, weights: np.nd
     assert np.array_equal(alone, found[rows])
 
 
-@pytest.mark.parametrize("type", ["Q2_K", "IQ3_K", "IQ4_KS", "Q4_0", "IQ4_KSS", "IQ2_KL", "IQ2_XXS", "IQ1_M", "IQ2_KT"])
+@pytest.mark.parametrize(
+    "type", ["Q2_K", "IQ3_K", "IQ4_KS", "Q4_0", "IQ4_KSS", "IQ2_KL", "IQ2_XXS", "IQ1_M", "IQ2_KT"]
+)
 def test_inputs_that_say_little_do_no_harm(tmp_path: Path, weights: np.ndarray, type: str) -> None:
     source = model(tmp_path / "m.gguf", weights)
     white = np.random.default_rng(2).standard_normal((1024, K)).astype(np.float32)

@@ -5,8 +5,8 @@ use ikq_formats::codebook::{IQ2KL_VALUES, IQ4K_VALUES};
 use ikq_simd::Isa;
 
 use crate::coder::{Coded, Coder, MOST_SUB, SubBlock};
-use crate::form::Choice;
-use crate::passes::{LANES, Lane};
+use crate::form::{Choice, MOST_CHOICES};
+use crate::passes::LANES;
 
 /// Quotients beyond this are on the last level of any type, and rounding wants small numbers.
 const LARGE: f32 = 65536.0;
@@ -72,17 +72,20 @@ pub(crate) struct BesideEachOther<C, const N: usize>(pub C);
 impl<I: Isa, C: InLanes<I, N>, const N: usize> Coder<I> for BesideEachOther<C, N> {
     #[inline(always)]
     fn code(&self, isa: I, sub: &SubBlock<'_>, out: &mut Coded<'_>) {
+        let mut scales = [Scales::new(isa, &sub.choices[0]); MOST_CHOICES];
+        for (scales, choices) in scales.iter_mut().zip(sub.choices) {
+            *scales = Scales::new(isa, choices);
+        }
+        let mut losses = [isa.splat_f(0.0); MOST_CHOICES];
+        column_by_column(isa, self.0, sub, &scales[..sub.choices.len()], |choice, at, errors, _| {
+            for (j, e) in errors.into_iter().enumerate() {
+                let w = isa.splat_f(sub.factors.weights[sub.at + at + j]);
+                losses[choice] = isa.mul_add_f(isa.mul_f(e, e), w, losses[choice]);
+            }
+        });
         out.kept = sub.choices[0];
         let mut least = isa.splat_f(f32::MAX);
-        for choices in sub.choices {
-            let scales = Scales::new(isa, choices);
-            let mut loss = isa.splat_f(0.0);
-            column_by_column(isa, self.0, sub, scales, |at, errors, _| {
-                for (j, e) in errors.into_iter().enumerate() {
-                    let w = isa.splat_f(sub.factors.weights[sub.at + at + j]);
-                    loss = isa.mul_add_f(isa.mul_f(e, e), w, loss);
-                }
-            });
+        for (choices, loss) in sub.choices.iter().zip(losses) {
             let better = isa.bits_gt(least, loss);
             least = isa.min_f(loss, least);
             for (lane, (kept, choice)) in out.kept.iter_mut().zip(choices).enumerate() {
@@ -93,7 +96,7 @@ impl<I: Isa, C: InLanes<I, N>, const N: usize> Coder<I> for BesideEachOther<C, N
         }
         let scales = Scales::new(isa, &out.kept);
         let (errors, codes) = (&mut *out.errors, &mut out.codes);
-        column_by_column(isa, self.0, sub, scales, |at, e, found| {
+        column_by_column(isa, self.0, sub, &[scales], |_, at, e, found| {
             for (j, e) in e.into_iter().enumerate() {
                 isa.store_f(e, &mut errors[at + j]);
             }
@@ -108,39 +111,44 @@ impl<I: Isa, C: InLanes<I, N>, const N: usize> Coder<I> for BesideEachOther<C, N
     }
 }
 
-/// Goes through the columns of a sub-block, `N` at a time; `found` has the first of them, their errors and codes.
+/// Goes through the columns of a sub-block, `N` at a time, with several scales side by side: their chains of operations do not wait
+/// for one another. `found` has the number of the scale, the first column, errors and codes.
 #[inline(always)]
 fn column_by_column<I: Isa, C: InLanes<I, N>, const N: usize>(
     isa: I,
     coder: C,
     sub: &SubBlock<'_>,
-    scales: Scales<I::F>,
-    mut found: impl FnMut(usize, [I::F; N], [I::F; N]),
+    scales: &[Scales<I::F>],
+    mut found: impl FnMut(usize, usize, [I::F; N], [I::F; N]),
 ) {
     let spread = &sub.factors.spread;
-    let mut errors: [Lane; MOST_SUB] = [[0.0; LANES]; MOST_SUB];
-    let mut seen = coder.nothing_seen(isa);
+    let mut errors = [[[0.0; LANES]; MOST_SUB]; MOST_CHOICES];
+    let mut seen = [coder.nothing_seen(isa); MOST_CHOICES];
     for j in (0..sub.x.len()).step_by(N) {
-        let mut x = [isa.splat_f(0.0); N];
-        let mut w = x;
-        for i in 0..N {
-            let column = sub.at + j + i;
-            let mut moved = isa.load_f(&sub.x[j + i]);
-            let strip = &spread.strip(column / LANES)[sub.at..sub.at + j];
-            for (e, row) in errors.iter().zip(strip) {
-                moved = isa.sub_f(moved, isa.mul_f(isa.load_f(e), isa.splat_f(row[column % LANES])));
-            }
-            x[i] = moved;
-            w[i] = isa.splat_f(sub.factors.weights[column]);
+        let mut w = [isa.splat_f(0.0); N];
+        for (w, weight) in w.iter_mut().zip(&sub.factors.weights[sub.at + j..]) {
+            *w = isa.splat_f(*weight);
         }
         // columns of a pair are in one strip
         let last = sub.at + j + N - 1;
         let to_other = if N > 1 { spread.strip(last / LANES)[last - 1][last % LANES] } else { 0.0 };
-        let (e, codes) = coder.nearest(isa, x, (isa.splat_f(to_other), w), scales, j, &mut seen);
-        for (e, out) in e.into_iter().zip(&mut errors[j..]) {
-            isa.store_f(e, out);
+        for (choice, scales) in scales.iter().enumerate() {
+            let (errors, seen) = (&mut errors[choice], &mut seen[choice]);
+            let mut x = [isa.splat_f(0.0); N];
+            for (i, x) in x.iter_mut().enumerate() {
+                let column = sub.at + j + i;
+                *x = isa.load_f(&sub.x[j + i]);
+                let strip = &spread.strip(column / LANES)[sub.at..sub.at + j];
+                for (e, row) in errors.iter().zip(strip) {
+                    *x = isa.sub_f(*x, isa.mul_f(isa.load_f(e), isa.splat_f(row[column % LANES])));
+                }
+            }
+            let (e, codes) = coder.nearest(isa, x, (isa.splat_f(to_other), w), *scales, j, seen);
+            for (e, out) in e.into_iter().zip(&mut errors[j..]) {
+                isa.store_f(e, out);
+            }
+            found(choice, j, e, codes);
         }
-        found(j, e, codes);
     }
 }
 

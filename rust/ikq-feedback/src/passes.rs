@@ -64,10 +64,15 @@ impl IsaOp for Move<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let k = self.factors.k();
-        let groups = self.x.chunks_exact(k).zip(self.errors.chunks_exact(k));
-        for ((x, errors), out) in groups.zip(self.out.chunks_exact_mut(self.n)) {
-            out.copy_from_slice(&x[self.first..][..self.n]);
-            pull(isa, out, &errors[..self.first], &self.factors.spread, self.first, 0);
+        // eight columns of all groups, then the next: their part of the factor stays in the cache
+        for at in (0..self.n).step_by(SIDE_BY_SIDE) {
+            let column = self.first + at;
+            let groups = self.x.chunks_exact(k).zip(self.errors.chunks_exact(k));
+            for ((x, errors), out) in groups.zip(self.out.chunks_exact_mut(self.n)) {
+                let out = &mut out[at..at + SIDE_BY_SIDE];
+                out.copy_from_slice(&x[column..column + SIDE_BY_SIDE]);
+                pull(isa, out, &errors[..self.first], &self.factors.spread, column, 0);
+            }
         }
     }
 }
@@ -139,7 +144,10 @@ impl<T: Columns> IsaOp for Settle<'_, T> {
     }
 }
 
-/// `sum x H y` and `sum x H x` of each row, H being what the factors are of.
+/// Columns of `x R` that say how large a gain is: with so many, noise of them is far below what they show.
+const OF_GAIN: usize = 512;
+
+/// `sum x H y` and `sum x H x` of each row, H being what the factors are of; of long rows a part of either sum, the same one.
 pub(crate) struct Gains<'a> {
     pub x: &'a [Lane],
     pub errors: &'a [Lane],
@@ -154,10 +162,11 @@ impl IsaOp for Gains<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let k = self.factors.k();
-        let groups = self.x.chunks_exact(k).zip(self.errors.chunks_exact(k));
-        for ((x, errors), out) in groups.zip(self.out) {
-            let (mut xy, mut xx) = (isa.splat_f(0.0), isa.splat_f(0.0));
-            for first in (0..k).step_by(SIDE_BY_SIDE) {
+        self.out.fill(([0.0; LANES], [0.0; LANES]));
+        for first in (0..k).step_by(SIDE_BY_SIDE * (k / OF_GAIN).max(1)) {
+            let groups = self.x.chunks_exact(k).zip(self.errors.chunks_exact(k));
+            for ((x, errors), out) in groups.zip(&mut *self.out) {
+                let (mut xy, mut xx) = (isa.load_f(&out.0), isa.load_f(&out.1));
                 // v = -x R of these columns; with e the error, d R is e times the root of w
                 let mut v = [[0.0; LANES]; SIDE_BY_SIDE];
                 pull(isa, &mut v, &x[..first + SIDE_BY_SIDE], &self.factors.root, first, 0);
@@ -169,9 +178,9 @@ impl IsaOp for Gains<'_> {
                     // x H y = x H x - x H d, and -v is x R
                     xy = isa.mul_add_f(v, isa.add_f(v, d), xy);
                 }
+                isa.store_f(xy, &mut out.0);
+                isa.store_f(xx, &mut out.1);
             }
-            isa.store_f(xy, &mut out.0);
-            isa.store_f(xx, &mut out.1);
         }
     }
 }

@@ -271,6 +271,19 @@ impl Collector {
         if let Some(covariances) = &self.covariances {
             covariances.commit();
         }
+        self.commit_statistics();
+    }
+
+    /// The same, covariances beside those inputs that `wanted` has collected of the same steps; it forgets them.
+    pub fn commit_for(&self, wanted: &Collector) {
+        if let (Some(covariances), Some(wanted)) = (&self.covariances, &wanted.covariances) {
+            covariances.commit_for(wanted);
+        }
+        wanted.discard();
+        self.commit_statistics();
+    }
+
+    fn commit_statistics(&self) {
         let State { total, pending, similarity, similarity_pending, choices, choices_pending, .. } =
             &mut *self.lock();
         for (router, tokens) in std::mem::take(choices_pending) {

@@ -70,12 +70,12 @@ impl StatisticsCollector {
         identity: Option<String>,
     ) -> PyResult<()> {
         let inner = self.inner.clone();
-        let written = Written { datasets, n_chunks, chunk_size, origin, identity };
+        let about = Written { datasets, n_chunks, chunk_size, origin, identity };
         enter(py, usize::MAX, |_| {
             let Some(covariances) = inner.covariances() else { return Ok(()) };
             covariances.look(|inputs| {
                 let sites: Vec<SiteSums<'_>> = inputs.iter().map(written).collect();
-                write(&path, &sites, &written).map_err(Stop::Failed)
+                write(&path, &sites, &about).map_err(Stop::Failed)
             })
         })
     }
@@ -95,9 +95,18 @@ impl StatisticsCollector {
         Ok(())
     }
 
-    /// Counts what was collected since the last call.
-    fn commit(&self, py: Python<'_>) {
-        py.detach(|| self.inner.commit());
+    /// Counts what was collected since the last call; `wanted` has collected, of the same steps, the inputs that are wanted
+    /// instead, and forgets them.
+    #[pyo3(signature = (wanted=None))]
+    fn commit(&self, py: Python<'_>, wanted: Option<&StatisticsCollector>) -> PyResult<()> {
+        match wanted {
+            Some(wanted) if Arc::ptr_eq(&wanted.inner, &self.inner) => {
+                return Err(PyValueError::new_err("a collector cannot want what it has met itself"));
+            }
+            Some(wanted) => py.detach(|| self.inner.commit_for(&wanted.inner)),
+            None => py.detach(|| self.inner.commit()),
+        }
+        Ok(())
     }
 
     /// Forgets it.
@@ -169,6 +178,12 @@ fn written(input: &InputSums) -> SiteSums<'_> {
         group: Box::new(move |group| match input.sums[group].as_slice() {
             [] => vec![0.0; n],
             sums => sums.to_vec(),
+        }),
+        cross: input.cross.iter().any(|c| !c.is_empty()).then(|| -> Box<dyn Fn(usize) -> Vec<f32> + '_> {
+            Box::new(|group| match input.cross[group].as_slice() {
+                [] => vec![0.0; input.k * input.k],
+                sums => sums.to_vec(),
+            })
         }),
     }
 }

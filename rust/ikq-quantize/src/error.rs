@@ -103,6 +103,11 @@ pub enum Error {
     NoHashes { path: PathBuf },
 
     #[error(
+        "there is no tensor of layer {layer}: --only-layer takes the number N of `blk.N.` in tensors' names"
+    )]
+    NoSuchLayer { layer: u32 },
+
+    #[error(
         "`{tensor}` needs {needed} bytes of memory as {ty:?}, whose scale belongs to the whole tensor, and --max-ram is \
          {max}; give it another type or more memory"
     )]
@@ -172,6 +177,7 @@ impl Error {
                 | Error::Busy { .. }
                 | Error::OtherWork { .. }
                 | Error::NoHashes { .. }
+                | Error::NoSuchLayer { .. }
                 | Error::Memory { .. }
                 | Error::CovarianceShape { .. }
                 | Error::ForeignCovariance { .. }

@@ -49,6 +49,8 @@ pub struct PlanOptions {
     pub repack: Option<Repack>,
     /// Covariances of inputs: encode with error feedback where they and the type allow it.
     pub covariances: Option<Arc<Covariances>>,
+    /// Only the tensors of this block. Types and statistics are those that they have in a plan for the whole model.
+    pub only_layer: Option<u32>,
 }
 
 /// One tensor of the output.
@@ -119,7 +121,11 @@ impl Plan {
         let mut tensors = Vec::with_capacity(decisions.len());
         let mut without = Vec::new();
         let output = if facts.is_tied { "token_embd.weight" } else { "output.weight" };
+        let block = options.only_layer.map(|layer| format!("blk.{layer}."));
         for (source, (t, decision)) in model.tensors().iter().zip(decisions).enumerate() {
+            if block.as_ref().is_some_and(|block| !t.name.starts_with(block)) {
+                continue;
+            }
             let planned = TensorPlan::new(t, source, decision, imatrix, facts.is_tied, options)?;
             if let Some(to) = planned.encode
                 && !planned.repack
@@ -133,6 +139,9 @@ impl Plan {
             if let Some(ty) = options.extra_output_tensor.filter(|_| t.name == output) {
                 tensors.extend(extra_output(t, source, ty, imatrix, options)?);
             }
+        }
+        if let (Some(layer), true) = (options.only_layer, tensors.is_empty()) {
+            return Err(Error::NoSuchLayer { layer });
         }
         let coverage = whole.map(|m| Coverage::new(&tensors, model, m));
         if let Some(coverage) = coverage.as_ref().filter(|c| !options.allow_missing && !c.is_complete()) {

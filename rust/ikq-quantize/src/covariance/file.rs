@@ -1,5 +1,6 @@
 //! Files of covariances: GGUF with tensors `NAME.in_cov` [k (k + 1) / 2, groups] and `NAME.counts` [1, groups] for every site,
-//! NAME being the first tensor that reads it, and in the header, site by site, the names of all of them.
+//! NAME being the first tensor that reads it, and in the header, site by site, the names of all of them. Where products of other
+//! inputs are wanted than those that were met, `NAME.in_cross` [k k, groups] has the sums of (wanted - met) met^T.
 
 use std::path::{Path, PathBuf};
 
@@ -20,6 +21,7 @@ const IDENTITY: &str = "covariance.identity";
 const ORIGIN: &str = "covariance.origin";
 const SUMS: &str = ".in_cov";
 const COUNTS: &str = ".counts";
+const CROSS: &str = ".in_cross";
 
 /// Key of the names of the tensors that read site `i`, and of the group of each (-1: one for each matrix).
 fn tensors_key(i: usize) -> String {
@@ -37,6 +39,8 @@ pub struct SiteSums<'a> {
     pub counts: Vec<f32>,
     /// The triangle of a group.
     pub group: Box<dyn Fn(usize) -> Vec<f32> + 'a>,
+    /// The matrix of a group of an input that others are wanted for.
+    pub cross: Option<Box<dyn Fn(usize) -> Vec<f32> + 'a>>,
 }
 
 impl Covariances {
@@ -84,11 +88,22 @@ impl Covariances {
             if readers.iter().any(|r| r.group.is_some_and(|g| g >= counts.len())) {
                 return Err(wrong(format!("a tensor reads a group of `{name}` that is not there")));
             }
-            let mut site = Site { readers, k, counts, sums: t.data.clone(), hash: 0 };
+            let cross = model.tensor(&format!("{name}{CROSS}"));
+            if let Some(cross) = cross
+                && (cross.ty.known() != Some(QuantType::F32)
+                    || cross.ne != [(k * k) as u64, counts.len() as u64, 1, 1])
+            {
+                return Err(wrong(format!("the sums `{name}{CROSS}` are not those of {k} columns")));
+            }
+            let cross = cross.map(|t| t.data.clone());
+            let mut site = Site { readers, k, counts, sums: t.data.clone(), cross, hash: 0 };
             check(&site).map_err(|what| wrong(format!("{what} of `{name}`")))?;
             let mut hasher = Hasher::new("covariance");
             hasher.floats(&site.counts);
             hasher.bytes(&site.sums);
+            if let Some(cross) = &site.cross {
+                hasher.bytes(cross);
+            }
             site.hash = hasher.end();
             sites.push(site);
         }
@@ -125,6 +140,9 @@ fn check(site: &Site) -> Result<(), String> {
         }
         if let Some(v) = site.diagonal(group).iter().find(|v| **v < 0.0) {
             return Err(format!("a sum of squares is {v}: group {group}"));
+        }
+        if let Some(v) = site.cross(group).and_then(|mut c| c.find(|v| !v.is_finite())) {
+            return Err(format!("a sum of products with what is wanted is {v}: group {group}"));
         }
     }
     Ok(())
@@ -166,7 +184,8 @@ pub fn write(path: &Path, sites: &[SiteSums<'_>], written: &Written) -> Result<(
         metadata.set(&groups_key(i), Array::new(ValueType::I32, groups)?);
         let name = names.first().copied().unwrap_or_default();
         let n_groups = site.counts.len() as u64;
-        for (suffix, columns) in [(SUMS, triangle(site.k) as u64), (COUNTS, 1)] {
+        let cross = site.cross.as_ref().map(|_| (CROSS, (site.k * site.k) as u64));
+        for (suffix, columns) in [(SUMS, triangle(site.k) as u64), (COUNTS, 1)].into_iter().chain(cross) {
             specs.push(TensorSpec {
                 name: format!("{name}{suffix}"),
                 dims: vec![columns, n_groups],
@@ -177,12 +196,18 @@ pub fn write(path: &Path, sites: &[SiteSums<'_>], written: &Written) -> Result<(
     }
     let writer = Writer::create(path, Layout::new(&metadata, specs, &Options::default())?)?;
     let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-    for (i, site) in sites.iter().enumerate() {
+    let mut tensor = 0;
+    for site in sites {
         for group in 0..site.counts.len() {
             let sums = bytes(&(site.group)(group));
-            writer.write_at(2 * i, (group * sums.len()) as u64, &sums)?;
+            writer.write_at(tensor, (group * sums.len()) as u64, &sums)?;
+            if let Some(cross) = &site.cross {
+                let sums = bytes(&cross(group));
+                writer.write_at(tensor + 2, (group * sums.len()) as u64, &sums)?;
+            }
         }
-        writer.write_at(2 * i + 1, 0, &bytes(&site.counts))?;
+        writer.write_at(tensor + 1, 0, &bytes(&site.counts))?;
+        tensor += if site.cross.is_some() { 3 } else { 2 };
     }
     writer.finish()?;
     Ok(())
@@ -204,11 +229,11 @@ pub fn merge(paths: &[PathBuf], out: &Path) -> Result<(), Error> {
     for file in &files {
         for site in &file.sites {
             match places.iter_mut().find(|p| p[0].readers == site.readers) {
-                Some(same) if same[0].k == site.k && same[0].n_groups() == site.n_groups() => same.push(site),
+                Some(same) if is_alike(same[0], site) => same.push(site),
                 Some(_) => {
                     let name = &site.readers[0].tensor;
                     let what =
-                        format!("the input of `{name}` has another size than in {}", files[0].path.display());
+                        format!("the input of `{name}` has another form than in {}", files[0].path.display());
                     return Err(Error::NoCovariances { path: file.path.clone(), what });
                 }
                 None => places.push(vec![site]),
@@ -228,6 +253,15 @@ pub fn merge(paths: &[PathBuf], out: &Path) -> Result<(), Error> {
                 }
                 sums
             }),
+            cross: same[0].cross.as_ref().map(|_| -> Box<dyn Fn(usize) -> Vec<f32>> {
+                Box::new(|group| {
+                    let mut sums = vec![0.0; same[0].k * same[0].k];
+                    for cross in same.iter().filter_map(|s| s.cross(group)) {
+                        sums.iter_mut().zip(cross).for_each(|(sum, v)| *sum += v);
+                    }
+                    sums
+                })
+            }),
         })
         .collect();
     let mut datasets: Vec<String> = Vec::new();
@@ -242,6 +276,11 @@ pub fn merge(paths: &[PathBuf], out: &Path) -> Result<(), Error> {
     let n_chunks = if has_same { chunks.sum() } else { chunks.max().unwrap_or(0) };
     let chunk_size = files.iter().map(|f| f.chunk_size).max().unwrap_or(0);
     write(out, &sites, &Written { datasets, n_chunks, chunk_size, origin, identity: None })
+}
+
+/// Whether sums of both can be added.
+fn is_alike(a: &Site, b: &Site) -> bool {
+    a.k == b.k && a.n_groups() == b.n_groups() && a.cross.is_some() == b.cross.is_some()
 }
 
 /// The sums of a file, to go on from: readers, columns, counts and triangles of each site.

@@ -41,6 +41,8 @@ pub struct Site {
     pub counts: Vec<f32>,
     /// Lower triangles of sums of products, group after group: floats, little endian.
     sums: Bytes,
+    /// Where products of other inputs are wanted: sums of (wanted - met) met^T, matrix after matrix.
+    cross: Option<Bytes>,
     /// Hash of counts and sums.
     pub(crate) hash: u64,
 }
@@ -80,6 +82,18 @@ impl Site {
     fn triangle(&self, group: usize) -> impl Iterator<Item = f32> {
         let n = 4 * ikq_covariance::triangle(self.k);
         self.sums[group * n..(group + 1) * n].as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))
+    }
+
+    /// Whether products of other inputs are wanted than those that were met.
+    pub fn has_cross(&self) -> bool {
+        self.cross.is_some()
+    }
+
+    /// The matrix of a group.
+    fn cross(&self, group: usize) -> Option<impl Iterator<Item = f32>> {
+        let n = 4 * self.k * self.k;
+        let bytes = &self.cross.as_ref()?[group * n..(group + 1) * n];
+        Some(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)))
     }
 
     /// Sums of squares of a group, which an imatrix has, too.
