@@ -145,6 +145,41 @@ def test_experts_have_their_own(tmp_path: Path) -> None:
     assert np.array_equal(quantized(source, "IQ3_K", stream)[0], found[0])
 
 
+def test_rows_are_aimed_at_the_products_that_are_wanted(tmp_path: Path, weights: np.ndarray) -> None:
+    source = model(tmp_path / "m.gguf", weights)
+    # what is met is smaller than what is wanted, and mixed up a little
+    mixed = np.eye(K) * 0.9 + 0.02 * np.random.default_rng(8).standard_normal((K, K)) / K**0.5
+
+    def both(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        wanted = inputs(K, n, seed=seed)
+        return wanted, (wanted @ mixed).astype(np.float32)
+
+    def error(y: np.ndarray) -> float:
+        wanted, met = both(1024, 1)
+        return float(np.square(wanted @ weights.T - met @ y.T, dtype=np.float64).sum())
+
+    wanted, met = both(8192, 0)
+    sums, cross = (met.T @ met)[np.newaxis], ((wanted - met).T @ met)[np.newaxis]
+    cov = write_covariances(tmp_path / "a.cov", {NAME: (sums, [8192])})
+    plain = quantized(source, "IQ4_K", cov)
+    aimed = quantized(
+        source, "IQ4_K", write_covariances(tmp_path / "b.cov", {NAME: (sums, [8192])}, cross={NAME: cross})
+    )
+    assert error(aimed) < 0.5 * error(plain)
+    # nothing else than what is met
+    same = write_covariances(tmp_path / "c.cov", {NAME: (sums, [8192])}, cross={NAME: 0 * cross})
+    assert np.array_equal(quantized(source, "IQ4_K", same), plain)
+    # halves of a text
+    halves = [
+        write_covariances(tmp_path / f"{i}.cov", {NAME: (sums / 2, [4096])}, cross={NAME: cross / 2})
+        for i in range(2)
+    ]
+    ikq.Covariances.merge(halves, tmp_path / "d.cov")
+    assert np.array_equal(quantized(source, "IQ4_K", tmp_path / "d.cov"), aimed)
+    with pytest.raises(ikq.FormatError, match="another form"):
+        ikq.Covariances.merge([halves[0], cov], tmp_path / "e.cov")
+
+
 def test_damaged_and_foreign_files(tmp_path: Path, weights: np.ndarray) -> None:
     source = model(tmp_path / "m.gguf", weights)
     x = inputs(K, 1024)
@@ -168,6 +203,14 @@ def test_damaged_and_foreign_files(tmp_path: Path, weights: np.ndarray) -> None:
     damaged[0, 9, 2] = 1e30
     bad = write_covariances(tmp_path / "bad.cov", {NAME: (damaged, [1024])})
     refused(ikq.FormatError, "blk.0.ffn_down.weight.*is none", bad)
+    bad = write_covariances(
+        tmp_path / "bad.cov", {NAME: (good, [1024])}, cross={NAME: np.full((1, K, K), np.inf, np.float32)}
+    )
+    refused(ikq.FormatError, "what is wanted is inf", bad)
+    bad = write_covariances(
+        tmp_path / "bad.cov", {NAME: (good, [1024])}, cross={NAME: np.zeros((1, K, K - 1), np.float32)}
+    )
+    refused(ikq.FormatError, "in_cross. are not those of 512 columns", bad)
     narrow = covariances(tmp_path / "narrow.cov", inputs(256, 1024))
     refused(ikq.RefusedError, "256 columns.*has 512 columns", narrow)
     foreign = covariances(tmp_path / "foreign.cov", x, "blk.0.ffn_foreign.weight")
