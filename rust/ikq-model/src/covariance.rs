@@ -50,15 +50,15 @@ pub struct InputSums {
 /// What a group has of a chunk.
 #[derive(Clone, Debug, Default)]
 struct Pending {
-    /// Step and column of each token, ascending.
+    /// Step and number of each token, ascending.
     tokens: Vec<(u32, u32)>,
     /// Floats, token after token.
     floats: Vec<f32>,
 }
 
 impl Pending {
-    fn add(&mut self, step: u32, column: u32, floats: &[f32]) {
-        self.tokens.push((step, column));
+    fn add(&mut self, step: u32, token: u32, floats: &[f32]) {
+        self.tokens.push((step, token));
         self.floats.extend_from_slice(floats);
     }
 
@@ -148,8 +148,8 @@ impl CovarianceCollector {
             columns.iter().for_each(|c| site.pending[0].add(step, *c, (input.floats)(*c)));
         } else {
             for (group, range) in input.groups {
-                for column in &input.columns[range.clone()] {
-                    site.pending[*group].add(step, *column, (input.floats)(*column));
+                for (column, token) in input.columns[range.clone()].iter().zip(&input.tokens[range.clone()]) {
+                    site.pending[*group].add(step, *token, (input.floats)(*column));
                 }
             }
         }
@@ -268,9 +268,19 @@ mod tests {
     }
 
     fn observe(c: &CovarianceCollector, owners: &[Owner], groups: &[(usize, Range<usize>)], columns: &[u32]) {
-        let x = [[1.0f32, 2.0], [3.0, -1.0], [0.5, 0.0]];
+        observe_of(c, owners, groups, columns, columns, &[[1.0, 2.0], [3.0, -1.0], [0.5, 0.0]]);
+    }
+
+    fn observe_of(
+        c: &CovarianceCollector,
+        owners: &[Owner],
+        groups: &[(usize, Range<usize>)],
+        columns: &[u32],
+        tokens: &[u32],
+        x: &[[f32; 2]; 3],
+    ) {
         let floats = &|column: u32| &x[column as usize][..];
-        c.observe(owners, &Observed { k: 2, n_groups: 2, groups, columns, floats });
+        c.observe(owners, &Observed { k: 2, n_groups: 2, groups, columns, tokens, floats });
     }
 
     fn found(c: &CovarianceCollector) -> Vec<(Vec<u64>, Vec<Vec<f32>>)> {
@@ -307,13 +317,10 @@ mod tests {
         // token 0 of expert 0 is the only one that has it in both; the second step has a number of its own
         observe(&met, &down, &[(0, 0..2)], &[0, 1]);
         observe(&met, &down, &[(1, 0..1)], &[2]);
-        let x = [[2.0f32, 2.0], [0.0, 0.0], [9.0, 9.0]];
-        let floats = &|column: u32| &x[column as usize][..];
-        let observe = |groups: &[(usize, Range<usize>)], columns: &[u32]| {
-            wanted.observe(&down, &Observed { k: 2, n_groups: 2, groups, columns, floats });
-        };
-        observe(&[(0, 0..2), (1, 2..3)], &[0, 2, 2]);
-        observe(&[(0, 0..1)], &[2]);
+        // columns are of pairs of a token and an expert here
+        let x = [[9.0, 9.0], [2.0, 2.0], [0.0, 0.0]];
+        observe_of(&wanted, &down, &[(0, 0..2), (1, 2..3)], &[1, 2, 0], &[0, 2, 2], &x);
+        observe_of(&wanted, &down, &[(0, 0..1)], &[0], &[2], &x);
         met.commit_for(&wanted);
         let cross = met.look(|sites| sites[0].cross.clone());
         // (2 - 1, 2 - 2) times (1, 2)

@@ -154,6 +154,8 @@ pub struct Observed<'a> {
     /// Group and its range of `columns`; ascending, without overlap.
     pub groups: &'a [(usize, Range<usize>)],
     pub columns: &'a [u32],
+    /// The token of each of `columns`: the same number where a token has a column.
+    pub tokens: &'a [u32],
     /// The floats of a column.
     pub floats: &'a (dyn Fn(u32) -> &'a [f32] + Sync),
 }
