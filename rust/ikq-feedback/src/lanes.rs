@@ -43,22 +43,35 @@ impl<F: Copy> Scales<F> {
     }
 }
 
+/// `N` columns that are to be coded.
+#[derive(Clone, Copy)]
+pub(crate) struct Target<F, const N: usize> {
+    /// As all before them have moved them, and their weights.
+    x: [F; N],
+    w: [F; N],
+    /// What the error of the first of two leaves to the other.
+    spread: F,
+    /// The same of the columns [`InLanes::AHEAD`] of them, as far as they are moved by now.
+    ahead: [F; N],
+    ahead_w: [F; N],
+}
+
 /// Codes of `N` neighbouring columns.
 pub(crate) trait InLanes<I: Isa, const N: usize>: Copy {
     /// What is kept of a sub-block's earlier codes.
     type Seen: Copy;
     /// Whether there is a code for each column, or one for all of them.
     const PER_COLUMN: bool = true;
+    /// How far off columns are that codes leave less choice, in the first half of a sub-block; 0: there are none.
+    const AHEAD: usize = 0;
 
     fn nothing_seen(self, isa: I) -> Self::Seen;
 
     /// Errors (of every column as those before it have moved it) and codes (slots) of columns `at..at + N` of the sub-block.
-    /// `metric`: what the first of two leaves to the other, and the weights of both.
     fn nearest(
         self,
         isa: I,
-        x: [I::F; N],
-        metric: (I::F, [I::F; N]),
+        target: Target<I::F, N>,
         scales: Scales<I::F>,
         at: usize,
         seen: &mut Self::Seen,
@@ -125,25 +138,29 @@ fn column_by_column<I: Isa, C: InLanes<I, N>, const N: usize>(
     let mut errors = [[[0.0; LANES]; MOST_SUB]; MOST_CHOICES];
     let mut seen = [coder.nothing_seen(isa); MOST_CHOICES];
     for j in (0..sub.x.len()).step_by(N) {
-        let mut w = [isa.splat_f(0.0); N];
-        for (w, weight) in w.iter_mut().zip(&sub.factors.weights[sub.at + j..]) {
-            *w = isa.splat_f(*weight);
-        }
         // columns of a pair are in one strip
         let last = sub.at + j + N - 1;
         let to_other = if N > 1 { spread.strip(last / LANES)[last - 1][last % LANES] } else { 0.0 };
+        let looks_ahead = C::AHEAD > 0 && j < C::AHEAD;
         for (choice, scales) in scales.iter().enumerate() {
             let (errors, seen) = (&mut errors[choice], &mut seen[choice]);
-            let mut x = [isa.splat_f(0.0); N];
-            for (i, x) in x.iter_mut().enumerate() {
-                let column = sub.at + j + i;
-                *x = isa.load_f(&sub.x[j + i]);
-                let strip = &spread.strip(column / LANES)[sub.at..sub.at + j];
-                for (e, row) in errors.iter().zip(strip) {
-                    *x = isa.sub_f(*x, isa.mul_f(isa.load_f(e), isa.splat_f(row[column % LANES])));
+            let columns = |first: usize| {
+                let (mut x, mut w) = ([isa.splat_f(0.0); N], [isa.splat_f(0.0); N]);
+                for i in 0..N {
+                    let column = sub.at + first + i;
+                    x[i] = isa.load_f(&sub.x[first + i]);
+                    let strip = &spread.strip(column / LANES)[sub.at..sub.at + j];
+                    for (e, row) in errors.iter().zip(strip) {
+                        x[i] = isa.sub_f(x[i], isa.mul_f(isa.load_f(e), isa.splat_f(row[column % LANES])));
+                    }
+                    w[i] = isa.splat_f(sub.factors.weights[column]);
                 }
-            }
-            let (e, codes) = coder.nearest(isa, x, (isa.splat_f(to_other), w), *scales, j, seen);
+                (x, w)
+            };
+            let (x, w) = columns(j);
+            let (ahead, ahead_w) = if looks_ahead { columns(j + C::AHEAD) } else { (x, w) };
+            let target = Target { x, w, spread: isa.splat_f(to_other), ahead, ahead_w };
+            let (e, codes) = coder.nearest(isa, target, *scales, j, seen);
             for (e, out) in e.into_iter().zip(&mut errors[j..]) {
                 isa.store_f(e, out);
             }
@@ -166,8 +183,7 @@ impl<I: Isa, L: Levels<I>> InLanes<I, 1> for Each<L> {
     fn nearest(
         self,
         isa: I,
-        [x]: [I::F; 1],
-        _: (I::F, [I::F; 1]),
+        Target { x: [x], .. }: Target<I::F, 1>,
         scales: Scales<I::F>,
         _: usize,
         (): &mut (),
@@ -193,8 +209,7 @@ impl<I: Isa> InLanes<I, 2> for Pairs {
     fn nearest(
         self,
         isa: I,
-        x: [I::F; 2],
-        (spread, w): (I::F, [I::F; 2]),
+        Target { x, w, spread, .. }: Target<I::F, 2>,
         scales: Scales<I::F>,
         _: usize,
         (): &mut (),
@@ -222,7 +237,7 @@ fn loss<I: Isa>(isa: I, e: [I::F; 2], w: [I::F; 2]) -> I::F {
 }
 
 /// Levels of a 4-bit table of which those of columns 2t, 2t + 1, 16 + 2t and 17 + 2t of a sub-block of 32 have an even number of
-/// ones together (IQ4_KSS): the first half is free, and the second makes it even.
+/// ones together (IQ4_KSS). The second half makes it even; the first does, where the second would have to and it costs less here.
 pub(crate) struct EvenFours<I: Isa> {
     table: Table4<I>,
     /// By code: -1 where it has an odd number of ones, else 1; the next values above and below whose codes have the other parity.
@@ -275,11 +290,67 @@ impl<I: Isa> EvenFours<I> {
         let other = isa.if_gt(isa.add_f(t, t), isa.add_f(above, below), above, below);
         Near { level: self.table.nearest(isa, t), sign: isa.lut16_slot(self.signs, code), other }
     }
+
+    /// The best pair whose signs times `before` are positive; of two with the least error where `before` is 0.
+    #[inline(always)]
+    fn pair(self, isa: I, target: &Target<I::F, 2>, scales: Scales<I::F>, before: I::F) -> Pair<I::F> {
+        let Target { x, w, spread, .. } = *target;
+        let zero = isa.splat_f(0.0);
+        let first = self.near(isa, scales.target(isa, x[0]));
+        let mut best =
+            Pair { errors: [zero; 2], levels: [zero; 2], sign: zero, loss: isa.splat_f(f32::INFINITY) };
+        for (level, sign) in [(first.level, first.sign), (first.other, isa.sub_f(zero, first.sign))] {
+            let e = isa.sub_f(x[0], scales.value(isa, level));
+            let other = isa.sub_f(x[1], isa.mul_f(e, spread));
+            let second = self.near(isa, scales.target(isa, other));
+            let all = isa.mul_f(isa.mul_f(before, sign), second.sign);
+            let taken = isa.if_gt(zero, all, second.other, second.level);
+            let f = isa.sub_f(other, scales.value(isa, taken));
+            let loss = loss(isa, [e, f], w);
+            // the sign of what was taken
+            let signs = isa.mul_f(sign, isa.if_gt(zero, all, isa.sub_f(zero, second.sign), second.sign));
+            let better = |a: I::F, b: I::F| isa.if_gt(best.loss, loss, a, b);
+            best = Pair {
+                errors: [better(e, best.errors[0]), better(f, best.errors[1])],
+                levels: [better(level, best.levels[0]), better(taken, best.levels[1])],
+                sign: better(signs, best.sign),
+                loss: isa.min_f(loss, best.loss),
+            };
+        }
+        best
+    }
+
+    /// The sign of the nearest levels of the pair ahead, and what it would cost at least to have the other.
+    #[inline(always)]
+    fn ahead(self, isa: I, target: &Target<I::F, 2>, scales: Scales<I::F>) -> (I::F, I::F) {
+        let mut sign = isa.splat_f(1.0);
+        let mut least = isa.splat_f(f32::INFINITY);
+        for (x, w) in target.ahead.into_iter().zip(target.ahead_w) {
+            let near = self.near(isa, scales.target(isa, x));
+            let square = |level: I::F| {
+                let e = isa.sub_f(x, scales.value(isa, level));
+                isa.mul_f(e, e)
+            };
+            sign = isa.mul_f(sign, near.sign);
+            least = isa.min_f(isa.mul_f(isa.sub_f(square(near.other), square(near.level)), w), least);
+        }
+        (sign, least)
+    }
+}
+
+/// Errors, levels, sign and loss of a pair.
+#[derive(Clone, Copy)]
+struct Pair<F> {
+    errors: [F; 2],
+    levels: [F; 2],
+    sign: F,
+    loss: F,
 }
 
 impl<I: Isa> InLanes<I, 2> for EvenFours<I> {
     /// The signs of the first half's pairs.
     type Seen = [I::F; 8];
+    const AHEAD: usize = MOST_SUB / 2;
 
     #[inline(always)]
     fn nothing_seen(self, isa: I) -> [I::F; 8] {
@@ -290,37 +361,28 @@ impl<I: Isa> InLanes<I, 2> for EvenFours<I> {
     fn nearest(
         self,
         isa: I,
-        x: [I::F; 2],
-        (spread, w): (I::F, [I::F; 2]),
+        target: Target<I::F, 2>,
         scales: Scales<I::F>,
         at: usize,
         seen: &mut [I::F; 8],
     ) -> ([I::F; 2], [I::F; 2]) {
-        let zero = isa.splat_f(0.0);
-        let first = self.near(isa, scales.target(isa, x[0]));
-        let is_free = at < MOST_SUB / 2;
-        let before = seen[at / 2 % 8];
-        let mut best = ([zero; 2], [zero; 2]);
-        let mut least = isa.splat_f(f32::INFINITY);
-        for (level, sign) in [(first.level, first.sign), (first.other, isa.sub_f(zero, first.sign))] {
-            let e = isa.sub_f(x[0], scales.value(isa, level));
-            let other = isa.sub_f(x[1], isa.mul_f(e, spread));
-            let second = self.near(isa, scales.target(isa, other));
-            let all = isa.mul_f(isa.mul_f(before, sign), second.sign);
-            let taken = if is_free { second.level } else { isa.if_gt(zero, all, second.other, second.level) };
-            let f = isa.sub_f(other, scales.value(isa, taken));
-            let loss = loss(isa, [e, f], w);
-            let better = |a: I::F, b: I::F| isa.if_gt(least, loss, a, b);
-            best = (
-                [better(e, best.0[0]), better(f, best.0[1])],
-                [better(level, best.1[0]), better(taken, best.1[1])],
-            );
-            if is_free {
-                seen[at / 2 % 8] = isa.mul_f(sign, second.sign);
-                break;
+        let seen = &mut seen[at / 2 % 8];
+        let best = if at < MOST_SUB / 2 {
+            let (sign, least) = self.ahead(isa, &target, scales);
+            let free = self.pair(isa, &target, scales, isa.splat_f(0.0));
+            let even = self.pair(isa, &target, scales, sign);
+            // where the pair ahead suits the free one, both are the same
+            let cost = isa.sub_f(even.loss, free.loss);
+            let choose = |a: I::F, b: I::F| isa.if_gt(cost, least, a, b);
+            *seen = choose(free.sign, even.sign);
+            Pair {
+                errors: std::array::from_fn(|i| choose(free.errors[i], even.errors[i])),
+                levels: std::array::from_fn(|i| choose(free.levels[i], even.levels[i])),
+                ..free
             }
-            least = isa.min_f(loss, least);
-        }
-        (best.0, best.1.map(|level| self.table.code(isa, level)))
+        } else {
+            self.pair(isa, &target, scales, *seen)
+        };
+        (best.errors, best.levels.map(|level| self.table.code(isa, level)))
     }
 }
