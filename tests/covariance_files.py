@@ -11,9 +11,12 @@ import ikq
 
 
 def write_covariances(
-    path: Path, sites: dict[str, tuple[NDArray[np.float32], list[float]]], kind: str = "covariance"
+    path: Path,
+    sites: dict[str, tuple[NDArray[np.float32], list[float]]],
+    kind: str = "covariance",
+    cross: dict[str, NDArray[np.float32]] | None = None,
 ) -> Path:
-    """Writes for each tensor the sums `(n_group, k, k)` and counts of its input."""
+    """Writes for each tensor the sums `(n_group, k, k)` and counts of its input, and those with what is wanted."""
     names = list(sites)
     metadata = {"general.type": kind, "covariance.chunk_count": 1, "covariance.chunk_size": 512}
     for i, name in enumerate(names):
@@ -24,6 +27,9 @@ def write_covariances(
             rows, columns = np.tril_indices(sums.shape[-1])
             writer.add_tensor(f"{name}.in_cov", np.ascontiguousarray(sums[:, rows, columns], np.float32))
             writer.add_tensor(f"{name}.counts", np.asarray(counts, np.float32)[:, np.newaxis])
+            if cross is not None and name in cross:
+                flat = np.ascontiguousarray(cross[name], np.float32).reshape(len(cross[name]), -1)
+                writer.add_tensor(f"{name}.in_cross", flat)
     return path
 
 

@@ -19,6 +19,9 @@ import ikq
 TYPES = [
     *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q6_0", "IQ4_NL", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"),
     *("IQ2_K", "IQ3_K", "IQ4_K", "IQ5_K", "IQ6_K", "IQ2_KS", "IQ3_KS", "IQ4_KS", "IQ5_KS"),
+    # codes of several columns
+    *("IQ4_KSS", "IQ2_KL", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"),
+    *("IQ1_KT", "IQ2_KT", "IQ3_KT", "IQ4_KT"),
 ]
 NAME = "blk.0.ffn_down.weight"
 K = 512
@@ -33,7 +36,7 @@ def model(path: Path, weights: np.ndarray, name: str = NAME) -> Path:
 def quantized(source: Path, type: str, covariances: Path | None, **options: object) -> np.ndarray:
     """The weights of the only tensor after a way to a file and back."""
     out = source.with_name("out.gguf")
-    options = {"pure": True, "restart": True, "n_threads": 1} | options
+    options = {"pure": True, "restart": True, "n_threads": 1, "ignore_imatrix_rules": True} | options
     ikq.quantize_file(source, out, type, error_feedback=covariances, **options)
     with ikq.GGUFReader(out) as reader:
         (tensor,) = reader.tensors.values()
@@ -59,12 +62,23 @@ def test_products_of_other_inputs_are_nearer(tmp_path: Path, weights: np.ndarray
     assert found < 0.85 * plain
 
 
+@pytest.mark.parametrize("type", ["Q3_K", "IQ4_KS", "IQ2_XXS", "IQ1_KT"])
+def test_long_rows(tmp_path: Path, type: str) -> None:
+    k = 1792
+    weights = np.random.default_rng(7).standard_normal((20, k), dtype=np.float32) / 8
+    source = model(tmp_path / "m.gguf", weights)
+    cov = covariances(tmp_path / "m.cov", inputs(k, 4 * k))
+    held_out = inputs(k, 512, seed=1)
+    plain = product_error(held_out, weights, quantized(source, type, None))
+    assert product_error(held_out, weights, quantized(source, type, cov)) < 0.85 * plain
+
+
 def test_types_without_feedback_and_interleaved_ones(tmp_path: Path, weights: np.ndarray) -> None:
     source = model(tmp_path / "m.gguf", weights)
     cov = covariances(tmp_path / "m.cov", inputs(K, 4096))
-    for name in ("IQ4_KSS", "Q8_0", "IQ4_KT"):
+    for name in ("Q8_0", "MXFP4", "IQ1_S_R4"):
         assert np.array_equal(quantized(source, name, cov), quantized(source, name, None))
-    for name in ("IQ4_KS", "Q4_K"):
+    for name in ("IQ4_KS", "Q4_K", "IQ2_XXS", "IQ3_S"):
         assert np.array_equal(quantized(source, f"{name}_R4", cov), quantized(source, name, cov))
 
 
@@ -88,7 +102,9 @@ def test_zero_rows_dead_columns_and_large_numbers(tmp_path: Path, weights: np.nd
     assert np.array_equal(alone, found[rows])
 
 
-@pytest.mark.parametrize("type", ["Q2_K", "IQ3_K", "IQ4_KS", "Q4_0"])
+@pytest.mark.parametrize(
+    "type", ["Q2_K", "IQ3_K", "IQ4_KS", "Q4_0", "IQ4_KSS", "IQ2_KL", "IQ2_XXS", "IQ1_M", "IQ2_KT"]
+)
 def test_inputs_that_say_little_do_no_harm(tmp_path: Path, weights: np.ndarray, type: str) -> None:
     source = model(tmp_path / "m.gguf", weights)
     white = np.random.default_rng(2).standard_normal((1024, K)).astype(np.float32)
@@ -129,6 +145,41 @@ def test_experts_have_their_own(tmp_path: Path) -> None:
     assert np.array_equal(quantized(source, "IQ3_K", stream)[0], found[0])
 
 
+def test_rows_are_aimed_at_the_products_that_are_wanted(tmp_path: Path, weights: np.ndarray) -> None:
+    source = model(tmp_path / "m.gguf", weights)
+    # what is met is smaller than what is wanted, and mixed up a little
+    mixed = np.eye(K) * 0.9 + 0.02 * np.random.default_rng(8).standard_normal((K, K)) / K**0.5
+
+    def both(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        wanted = inputs(K, n, seed=seed)
+        return wanted, (wanted @ mixed).astype(np.float32)
+
+    def error(y: np.ndarray) -> float:
+        wanted, met = both(1024, 1)
+        return float(np.square(wanted @ weights.T - met @ y.T, dtype=np.float64).sum())
+
+    wanted, met = both(8192, 0)
+    sums, cross = (met.T @ met)[np.newaxis], ((wanted - met).T @ met)[np.newaxis]
+    cov = write_covariances(tmp_path / "a.cov", {NAME: (sums, [8192])})
+    plain = quantized(source, "IQ4_K", cov)
+    aimed = quantized(
+        source, "IQ4_K", write_covariances(tmp_path / "b.cov", {NAME: (sums, [8192])}, cross={NAME: cross})
+    )
+    assert error(aimed) < 0.5 * error(plain)
+    # nothing else than what is met
+    same = write_covariances(tmp_path / "c.cov", {NAME: (sums, [8192])}, cross={NAME: 0 * cross})
+    assert np.array_equal(quantized(source, "IQ4_K", same), plain)
+    # halves of a text
+    halves = [
+        write_covariances(tmp_path / f"{i}.cov", {NAME: (sums / 2, [4096])}, cross={NAME: cross / 2})
+        for i in range(2)
+    ]
+    ikq.Covariances.merge(halves, tmp_path / "d.cov")
+    assert np.array_equal(quantized(source, "IQ4_K", tmp_path / "d.cov"), aimed)
+    with pytest.raises(ikq.FormatError, match="another form"):
+        ikq.Covariances.merge([halves[0], cov], tmp_path / "e.cov")
+
+
 def test_damaged_and_foreign_files(tmp_path: Path, weights: np.ndarray) -> None:
     source = model(tmp_path / "m.gguf", weights)
     x = inputs(K, 1024)
@@ -152,6 +203,14 @@ def test_damaged_and_foreign_files(tmp_path: Path, weights: np.ndarray) -> None:
     damaged[0, 9, 2] = 1e30
     bad = write_covariances(tmp_path / "bad.cov", {NAME: (damaged, [1024])})
     refused(ikq.FormatError, "blk.0.ffn_down.weight.*is none", bad)
+    bad = write_covariances(
+        tmp_path / "bad.cov", {NAME: (good, [1024])}, cross={NAME: np.full((1, K, K), np.inf, np.float32)}
+    )
+    refused(ikq.FormatError, "what is wanted is inf", bad)
+    bad = write_covariances(
+        tmp_path / "bad.cov", {NAME: (good, [1024])}, cross={NAME: np.zeros((1, K, K - 1), np.float32)}
+    )
+    refused(ikq.FormatError, "in_cross. are not those of 512 columns", bad)
     narrow = covariances(tmp_path / "narrow.cov", inputs(256, 1024))
     refused(ikq.RefusedError, "256 columns.*has 512 columns", narrow)
     foreign = covariances(tmp_path / "foreign.cov", x, "blk.0.ffn_foreign.weight")
@@ -161,6 +220,37 @@ def test_damaged_and_foreign_files(tmp_path: Path, weights: np.ndarray) -> None:
     loud[0, :4] = 1e3
     ikq.ActivationStatistics({NAME: ikq.ActivationEntry(loud, np.array([1024.0]))}).write(tmp_path / "i.gguf")
     refused(ikq.RefusedError, "of another model", tmp_path / "good.cov", imatrix=tmp_path / "i.gguf")
+
+
+def test_covariances_of_another_model_are_refused(tiny_moe: Path, tmp_path: Path) -> None:
+    with ikq.Model.load(tiny_moe, n_ctx=64, n_threads=2) as loaded:
+        with loaded.collect_activations(covariance_layers=range(4)) as collector:
+            loaded.logits(range(64))
+        collector.write_covariances(tmp_path / "m.cov")
+    out = tmp_path / "out.gguf"
+
+    def quantize(source: Path) -> None:
+        options = {"pure": True, "restart": True, "allow_requantize": True}
+        ikq.quantize_file(source, out, "Q4_0", error_feedback=tmp_path / "m.cov", **options)
+
+    quantize(tiny_moe)
+    # the same model in another type
+    ikq.quantize_file(tiny_moe, tmp_path / "q8.gguf", "Q8_0")
+    quantize(tmp_path / "q8.gguf")
+    # a model of the same shapes
+    other = tmp_path / "other.gguf"
+    with ikq.GGUFReader(tiny_moe) as reader, ikq.GGUFWriter(other, reader.metadata) as writer:
+        for name, tensor in reader.tensors.items():
+            changed = np.array(tensor.dequantize()) * np.float32(1.01)
+            writer.add_tensor(name, changed if name == "blk.2.ffn_norm.weight" else tensor)
+    with pytest.raises(ikq.RefusedError, match="m.cov are of another model: the norms"):
+        quantize(other)
+    with ikq.Model.load(other, n_ctx=64, n_threads=2) as loaded:
+        with loaded.collect_activations(covariance_layers=range(4)) as collector:
+            loaded.logits(range(64))
+        collector.write_covariances(tmp_path / "other.cov")
+    with pytest.raises(ikq.FormatError, match="another model"):
+        ikq.Covariances.merge([tmp_path / "m.cov", tmp_path / "other.cov"], tmp_path / "both.cov")
 
 
 @pytest.fixture(scope="module")
@@ -189,17 +279,19 @@ def is_begun(journal: Path) -> bool:
         return False
 
 
-def test_threads_and_kills_do_not_show(large: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("type", ["IQ4_KS", "IQ2_XXS"])
+def test_threads_and_kills_do_not_show(large: tuple[Path, Path], tmp_path: Path, type: str) -> None:
     source, cov = large
     hashes = set()
     for n in (1, 2, 3):
         out = tmp_path / f"{n}.gguf"
-        ikq.quantize_file(source, out, "IQ4_KS", pure=True, n_threads=n, error_feedback=cov)
+        options = {"pure": True, "n_threads": n, "ignore_imatrix_rules": True}
+        ikq.quantize_file(source, out, type, error_feedback=cov, **options)
         hashes.add(sha256(out))
     assert len(hashes) == 1
     out = tmp_path / "killed.gguf"
     command = [sys.executable, "-m", "ikq", "quantize", "--pure", "--error-feedback", str(cov)]
-    command += [str(source), str(out), "IQ4_KS", "1"]
+    command += ["--ignore-imatrix-rules", str(source), str(out), type, "1"]
     for _ in range(20):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         # something is done

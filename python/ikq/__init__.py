@@ -46,6 +46,7 @@ from ikq.quantize_options import QuantizeOptions
 from ikq.reasoning import ReasoningSplitter
 from ikq.sampling import Sampler, SamplingOptions
 from ikq.sequence import Sequence
+from ikq.sequential import quantize_sequentially
 from ikq.tensor import QTensor
 from ikq.tokenizer import StreamDecoder, Tokenizer
 
@@ -108,6 +109,7 @@ __all__ = [
     "plan_quantization",
     "quantize",
     "quantize_file",
+    "quantize_sequentially",
     "repack",
     "row_bytes",
     "tensor_bytes",

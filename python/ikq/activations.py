@@ -259,7 +259,9 @@ class ActivationCollector:
         choices: bool = False,
         covariance_layers: range | None = None,
         n_threads: int | None = None,
+        origin: str | None = None,
     ) -> None:
+        self._origin = origin
         self._core = _ikq.StatisticsCollector(
             all_experts=all_experts,
             similarity=similarity,
@@ -361,7 +363,9 @@ class ActivationCollector:
             OSError: the file cannot be written.
         """
         datasets = [] if dataset is None else [dataset]
-        self._core.write_covariances(os.fspath(path), datasets, self.n_chunks, self.chunk_size, identity)
+        self._core.write_covariances(
+            os.fspath(path), datasets, self.n_chunks, self.chunk_size, self._origin, identity
+        )
 
     def restore_covariances(self, path: str | os.PathLike[str], identity: str) -> None:
         """Goes on from what `write_covariances` wrote; the results are those of a run in one go, bit for bit.

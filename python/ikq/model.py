@@ -172,6 +172,7 @@ class Model(TextModel):
         self._lock = threading.RLock()
         self._is_closed = False
         self._collector: ActivationCollector | None = None
+        self._origin = _ikq.model_origin(reader._opened())
         self._types = frozenset(t.type for t in reader.tensors.values())
         self._notes = tuple(notes)
         self.spec: ModelSpec = spec
@@ -558,6 +559,7 @@ class Model(TextModel):
             output=output,
             choices=choices,
             covariance_layers=covariance_layers,
+            origin=self._origin,
         )
         with self._lock:
             if self._collector is not None:

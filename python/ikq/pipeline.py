@@ -6,7 +6,7 @@ import glob
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast
@@ -109,7 +109,7 @@ class QuantizePlan:
         *,
         n_threads: int | None = None,
         restart: bool = False,
-        reuse: PathLike | None = None,
+        reuse: PathLike | Sequence[PathLike] | None = None,
         partial_requant: bool = False,
         max_ram: int | str | None = None,
         measure_errors: bool = False,
@@ -128,8 +128,8 @@ class QuantizePlan:
         Args:
             n_threads: Threads; None is one per CPU.
             restart: Begin anew, whatever an interrupted run has left.
-            reuse: An older output of ikq (a file or a split set): its tensors serve where source, type,
-                imatrix and encoder are the same.
+            reuse: An older output of ikq (a file or a split set), or several: their tensors serve where
+                source, type, imatrix and encoder are the same.
             partial_requant: Finished shards of the output stay where they are what this plan writes (checked
                 by their bytes, not by their names).
             max_ram: Most bytes in work at a time, a number or `"500M"`; fewer threads work where they do not
@@ -164,7 +164,7 @@ class QuantizePlan:
                 n_threads=workers,
                 isa_name=_isa,
                 restart=restart,
-                reuse=None if reuse is None else os.fspath(reuse),
+                reuse=_paths(reuse),
                 keep_finished=partial_requant,
                 measure_errors=measure_errors,
                 progress=done,
@@ -346,7 +346,7 @@ def quantize_file(
     *,
     n_threads: int | None = None,
     restart: bool = False,
-    reuse: PathLike | None = None,
+    reuse: PathLike | Sequence[PathLike] | None = None,
     partial_requant: bool = False,
     max_ram: int | str | None = None,
     measure_errors: bool = False,
@@ -365,7 +365,7 @@ def quantize_file(
             means the mix of that base.
         n_threads: Threads; None (or a number below 1) is one per CPU.
         restart: Begin anew; by default the call goes on where an interrupted one of the same plan ended.
-        reuse: An older output whose tensors serve where nothing about them has changed.
+        reuse: An older output, or several, whose tensors serve where nothing about them has changed.
         partial_requant: Finished shards of the output stay where they are what this call writes.
         max_ram: Most bytes in work at a time.
         measure_errors: Measure every tensor's error.
@@ -390,6 +390,12 @@ def quantize_file(
         progress=progress,
         on_note=on_note,
     )
+
+
+def _paths(given: PathLike | Sequence[PathLike] | None) -> list[str]:
+    if given is None:
+        return []
+    return [os.fspath(p) for p in ([given] if isinstance(given, (str, os.PathLike)) else given)]
 
 
 def _recipe_rules(path: PathLike, model: _ikq.Model) -> list[str]:

@@ -74,8 +74,8 @@ class QuantizeOptions(TypedDict, total=False):
     """Activation statistics, a file of either form or an `Imatrix`."""
     error_feedback: PathLike | None
     """A file of covariances (`ikq imatrix --covariance`): each column's error is made good by the columns
-    behind it, as far as their inputs go together. For types whose codes stand for one element each; others
-    are encoded as without."""
+    behind it, as far as their inputs go together. Types of 8 bits, ternary ones and those whose scales are
+    powers of two or 8-bit floats are encoded as without."""
     include_weights: Sequence[str]
     """Use only the statistics of tensors whose names contain one of these."""
     exclude_weights: Sequence[str]
@@ -86,6 +86,10 @@ class QuantizeOptions(TypedDict, total=False):
     """Do not refuse types that need statistics where there are none."""
     allow_missing: bool
     """Accept an imatrix without data for some tensors, or for more than 5 % of a tensor's experts."""
+
+    only_layer: int | None
+    """Write only the tensors of this block, for `reuse` by the run that writes all of them: types and
+    statistics are those that they have in the whole model."""
 
     repack: bool
     """Change no weights: write the same model with its tensors in their interleaved types, where they have
@@ -174,6 +178,7 @@ def wishes(options: QuantizeOptions, recipe_rules: Iterable[str] = ()) -> dict[s
         "error_feedback": None
         if (covariances := options.get("error_feedback")) is None
         else os.fspath(covariances),
+        "only_layer": options.get("only_layer"),
     }
 
 

@@ -20,7 +20,7 @@ Examples:
 """
 
 from ikq.calibrate.coverage import Coverage, TensorCoverage, coverage, wanted_tensors
-from ikq.calibrate.loop import ChunksDone, chunks_of, run_chunks
+from ikq.calibrate.loop import ChunksDone, chunks_of, run_chunks, windows_of
 from ikq.calibrate.state import SavedRun, load_state, run_identity, save_state, state_path
 from ikq.calibrate.summary import LayerSummary, TensorSummary, summarize, summarize_layers
 
@@ -41,4 +41,5 @@ __all__ = [
     "summarize",
     "summarize_layers",
     "wanted_tensors",
+    "windows_of",
 ]

@@ -13,8 +13,9 @@ from ikq.errors import FormatError, RefusedError
 from ikq.evaluate.perplexity import Perplexity, estimate
 from ikq.evaluate.windows import Window, Windows, cut, log_softmax
 from ikq.model import Model
+from ikq.tokenizer import Tokenizer
 
-__all__ = ["ChunksDone", "chunks_of", "run_chunks"]
+__all__ = ["ChunksDone", "chunks_of", "run_chunks", "windows_of"]
 
 # Bytes of logits that a call may give; more than that and a chunk is run in pieces.
 _LOGIT_BYTES = 512 << 20
@@ -61,9 +62,23 @@ def chunks_of(
         RefusedError: nothing is left, or sizes make no sense.
         FormatError, UnsupportedError: the file's tokenizer is damaged or of a kind that ikq does not know.
     """
+    return windows_of(
+        model.tokenizer, text, n_ctx=n_ctx, skip=skip, chunks=chunks, parse_special=parse_special
+    )
+
+
+def windows_of(
+    tokenizer: Tokenizer,
+    text: str,
+    *,
+    n_ctx: int = 512,
+    skip: int = 0,
+    chunks: int = -1,
+    parse_special: bool = False,
+) -> Windows:
+    """`chunks_of` without a model: the tokenizer is all that it needs."""
     if skip < 0:
         raise RefusedError(f"{skip} chunks to skip: expected 0 or more")
-    tokenizer = model.tokenizer
     bos = tokenizer.bos if tokenizer.add_bos else None
     ids = tokenizer.encode(text, parse_special=parse_special)
     tokens = np.asarray(ids if bos is None else [bos, *ids], np.int32)

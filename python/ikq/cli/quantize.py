@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 import ikq
-from ikq.cli import quantize_report
+from ikq.cli import quantize_report, quantize_sequential
 from ikq.cli.quantize_lines import (
     coverage_lines,
     feedback_lines,
@@ -134,6 +134,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="change metadata, TYPE is int, float, bool or str; may be repeated",
     )
     output.add_argument(
+        "--only-layer",
+        metavar="N",
+        type=int,
+        help="only the tensors of this layer, for --reuse by the run that writes all of them",
+    )
+    output.add_argument(
         "--split-max-size", metavar="N(M|G)", type=_size, help="split into files of at most this size"
     )
     output.add_argument(
@@ -157,7 +163,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     again.add_argument(
         "--reuse",
         metavar="OLD.gguf",
-        help="take tensors from an older output of ikq where source, type, imatrix and encoder are the same",
+        action="append",
+        default=[],
+        help="take tensors from an older output of ikq where source, type, imatrix and encoder are the same; "
+        "may be repeated",
     )
     again.add_argument(
         "--partial-requant",
@@ -180,6 +189,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="only tensors whose names match one of these; may be repeated",
     )
+    quantize_sequential.add_options(parser)
     quantize_report.add_option(parser)
 
 
@@ -192,7 +202,11 @@ def run(args: argparse.Namespace) -> int:
     else:
         words = split_words(args.words)
     source, destination, type_name, n_threads = words
+    quantize_sequential.check(args)
     plan = _plan(source, destination, type_name, options(args))
+    if args.sequential and not args.dry_run:
+        quantize_sequential.prepare(args, plan, type_name, n_threads, options(args))
+        plan = _plan(source, destination, type_name, options(args))
     quantize_report.check(args, plan)
     for line in coverage_lines(plan):
         print(line)
@@ -226,6 +240,8 @@ def run(args: argparse.Namespace) -> int:
             on_note=lambda text: print(text, flush=True),
         )
     quantize_report.finish(args, result, given)
+    if args.sequential:
+        quantize_sequential.tidy(plan)
     print_summary(plan, result)
     return 0
 

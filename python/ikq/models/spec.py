@@ -322,6 +322,8 @@ class ModelSpec:
             shares the model's.
         final_softcap: Logits s become `softcap * tanh(s / softcap)`.
         nextn: Of a head that predicts further tokens: how its input is made.
+        is_part: Some layers of a model: the first is given hidden states, and the last gives them, as they
+            are. Embedding, last norm and output are not looked at.
         notes: Sentences for `explain` about what was assumed.
     """
 
@@ -337,6 +339,7 @@ class ModelSpec:
     embd_scale: float = 1.0
     final_softcap: float | None = None
     nextn: Nextn | None = None
+    is_part: bool = False
     notes: tuple[str, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:

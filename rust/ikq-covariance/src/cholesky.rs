@@ -100,6 +100,43 @@ impl IsaOp for Inverse<'_> {
     }
 }
 
+/// `rows A^-1` in place of `rows` (`k` floats each), `inverse` being the lower triangle L^-1 of `A = L L^T`.
+pub(crate) struct Divide<'a> {
+    pub inverse: &'a [f64],
+    pub rows: &'a mut [f64],
+    pub k: usize,
+}
+
+impl IsaOp for Divide<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) {
+        let Divide { inverse, rows, k } = self;
+        // A^-1 = (L^-1)^T L^-1: by the rows of its first factor, which are columns of L^-1, then by those of its second
+        let mut turned = vec![0.0; k * k];
+        for (m, row) in inverse.chunks_exact(k).enumerate() {
+            row[..=m].iter().enumerate().for_each(|(j, v)| turned[j * k + m] = *v);
+        }
+        let mut between = vec![0.0; SIDE_BY_SIDE * k];
+        for rows in rows.chunks_mut(SIDE_BY_SIDE * k) {
+            let between = &mut between[..rows.len()];
+            between.fill(0.0);
+            for (m, column) in turned.chunks_exact(k).enumerate() {
+                for (row, out) in rows.chunks_exact(k).zip(between.chunks_exact_mut(k)) {
+                    subtract(&mut out[m..], -row[m], &column[m..]);
+                }
+            }
+            rows.fill(0.0);
+            for (m, row) in inverse.chunks_exact(k).enumerate() {
+                for (between, out) in between.chunks_exact(k).zip(rows.chunks_exact_mut(k)) {
+                    subtract(&mut out[..=m], -between[m], &row[..=m]);
+                }
+            }
+        }
+    }
+}
+
 /// `row -= l * other`.
 #[inline(always)]
 fn subtract(row: &mut [f64], l: f64, other: &[f64]) {

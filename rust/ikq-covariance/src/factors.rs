@@ -8,11 +8,16 @@
 //! d H d^T = sum over j of e_j^2 w_j                                       w_j = R_jj^2
 //! ```
 //! N is the inverse of R with every row divided by its diagonal. Rounding `m_j` instead of `x_j` is error feedback.
+//!
+//! Where the rows will meet other inputs u than those, v, that their products are wanted of, they are first aimed at these: with D
+//! the sum of `(v - u) u^T`, `|x v - y u|^2` over all tokens is `d H d^T` and what no y changes, for `d = x + x D H^-1 - y`.
+
+use std::borrow::Cow;
 
 use ikq_simd::{IsaKind, run};
 
-use crate::cholesky::{Factor, Inverse};
-use crate::triangle;
+use crate::cholesky::{Divide, Factor, Inverse};
+use crate::{add_cross_products, triangle};
 
 /// What is added to the diagonal of a covariance of `k` columns that `n` tokens have shown, as a share of its mean: 1/20, and k / n
 /// beside it, because a covariance of few tokens has directions that look quiet and are not. With much of it, errors are
@@ -38,6 +43,8 @@ pub struct Factors {
     pub spread: Strips,
     /// R.
     pub root: Strips,
+    /// `D H^-1`, `k` rows of `k`, where products of other inputs are wanted.
+    aim: Option<Vec<f32>>,
 }
 
 impl Factors {
@@ -50,7 +57,25 @@ impl Factors {
     /// # Panics
     /// A triangle of another size.
     pub fn new(kind: IsaKind, lower: &[f32], k: usize, n: f64) -> Result<Factors, NotPositive> {
+        Factors::with_aim(kind, lower, None, k, n)
+    }
+
+    /// The same for rows whose products with other inputs are wanted: `cross` has D, `k` rows of `k`.
+    ///
+    /// # Errors
+    /// [`NotPositive`].
+    ///
+    /// # Panics
+    /// A triangle or a matrix of another size.
+    pub fn with_aim(
+        kind: IsaKind,
+        lower: &[f32],
+        cross: Option<&[f32]>,
+        k: usize,
+        n: f64,
+    ) -> Result<Factors, NotPositive> {
         assert_eq!(lower.len(), triangle(k), "floats of the triangle");
+        assert!(cross.is_none_or(|c| c.len() == k * k), "floats of the matrix");
         let diagonal = |i: usize| f64::from(lower[triangle(i) + i]);
         let mean = (0..k).map(diagonal).sum::<f64>() / k.max(1) as f64;
         if !mean.is_finite() || mean < 0.0 {
@@ -74,7 +99,14 @@ impl Factors {
                 let weights = (0..k).map(|j| a[at(j, j)].powi(2) as f32).collect();
                 let spread = Strips::new(k, |p, j| (inverse[at(p, j)] / inverse[at(p, p)]) as f32);
                 let root = Strips::new(k, |p, j| a[at(p, j)] as f32);
-                return Ok(Factors { k, weights, spread, root });
+                let aim = cross.map(|cross| {
+                    // turned as `a` is
+                    let turned = |i: usize| cross[k * k - 1 - i];
+                    let mut rows: Vec<f64> = (0..k * k).map(|i| f64::from(turned(i)) * per_mean).collect();
+                    run(kind, Divide { inverse: &inverse, rows: &mut rows, k });
+                    rows.iter().rev().map(|v| *v as f32).collect()
+                });
+                return Ok(Factors { k, weights, spread, root, aim });
             }
         }
         Err(NotPositive)
@@ -85,14 +117,34 @@ impl Factors {
         self.k
     }
 
+    /// The rows that are to be approximated instead of rows `x`; `x` itself where the inputs are those that products are wanted
+    /// of, and rows that would leave the range of floats.
+    pub fn aimed<'a>(&self, kind: IsaKind, x: &'a [f32]) -> Cow<'a, [f32]> {
+        let Some(aim) = &self.aim else { return Cow::Borrowed(x) };
+        let (k, n_rows) = (self.k, x.len() / self.k);
+        let mut turned = vec![0.0; x.len()];
+        for (row, x) in x.chunks_exact(k).enumerate() {
+            x.iter().enumerate().for_each(|(p, x)| turned[p * n_rows + row] = *x);
+        }
+        let mut out = x.to_vec();
+        add_cross_products(kind, (&turned, n_rows), (aim, k), 0..n_rows, &mut out);
+        for (out, x) in out.chunks_exact_mut(k).zip(x.chunks_exact(k)) {
+            if !out.iter().all(|v| v.is_finite()) {
+                out.copy_from_slice(x);
+            }
+        }
+        Cow::Owned(out)
+    }
+
     /// Bytes of the factors of `k` columns.
-    pub fn bytes(k: usize) -> usize {
-        4 * (2 * Strips::floats(k) + k)
+    pub fn bytes(k: usize, has_aim: bool) -> usize {
+        4 * (2 * Strips::floats(k) + k + if has_aim { k * k } else { 0 })
     }
 
     /// Bytes that making them takes beside that.
-    pub fn working_bytes(k: usize) -> usize {
-        16 * k * k
+    pub fn working_bytes(k: usize, has_aim: bool) -> usize {
+        // the factor and its inverse; what is divided by them, and the inverse turned
+        (if has_aim { 32 } else { 16 }) * k * k
     }
 }
 
@@ -184,6 +236,36 @@ mod tests {
         let products = (0..k).map(|j| (0..=j).map(|p| d[p] * f64::from(f.root.get(p, j))).sum::<f64>());
         let error: f64 = products.map(|v| v * v).sum();
         assert!((sums / error - 1.0).abs() < 1e-4, "{sums}, not {error}");
+    }
+
+    #[test]
+    fn aimed_rows_times_the_covariance_are_what_is_asked_for() {
+        let k = 40;
+        let (lower, n) = (covariance(k, 300), 1e9);
+        let mean = (0..k).map(|i| f64::from(lower[triangle(i) + i])).sum::<f64>() / k as f64;
+        let cross: Vec<f32> = (0..k * k).map(|i| ((i * 37 % 101) as f32 - 50.0) * 3.0).collect();
+        let f = Factors::with_aim(IsaKind::Scalar, &lower, Some(&cross), k, n).expect("a covariance");
+        let x: Vec<f32> = (0..3 * k).map(|i| (i * 7 % 11) as f32 / 5.0 - 1.0).collect();
+        let aimed = f.aimed(IsaKind::Scalar, &x);
+        for (aimed, x) in aimed.chunks_exact(k).zip(x.chunks_exact(k)) {
+            // (aimed - x) H = x D
+            for j in 0..k {
+                let h = |i: usize| {
+                    let (a, b) = (i.max(j), i.min(j));
+                    let damped = if i == j { damping(k, n) * mean } else { 0.0 };
+                    f64::from(lower[triangle(a) + b]) + damped
+                };
+                let left: f64 = (0..k).map(|i| f64::from(aimed[i] - x[i]) * h(i)).sum();
+                let right: f64 = (0..k).map(|i| f64::from(x[i]) * f64::from(cross[i * k + j])).sum();
+                assert!((left - right).abs() < 1e-3 * (1.0 + right.abs()), "column {j}: {left}, not {right}");
+            }
+        }
+        for kind in available() {
+            let other = Factors::with_aim(kind, &lower, Some(&cross), k, n).expect("a covariance");
+            assert_eq!(other.aimed(kind, &x), aimed, "{kind:?}");
+        }
+        let none = Factors::new(IsaKind::Scalar, &lower, k, n).expect("a covariance");
+        assert!(matches!(none.aimed(IsaKind::Scalar, &x), Cow::Borrowed(_)));
     }
 
     #[test]

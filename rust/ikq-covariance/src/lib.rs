@@ -1,13 +1,16 @@
-//! Covariances of activations: sums of outer products ([`add_products`]), and the triangular factors of a sum that
+//! Covariances of activations: sums of outer products ([`add_products`],
+//! [`add_cross_products`] of two inputs), and the triangular factors of a sum that
 //! error feedback works with ([`Factors`]). No files, threads or models.
 //!
 //! A symmetric matrix of K columns is its lower triangle, row after row: `K (K + 1) / 2` floats, element (i, j) with
 //! j <= i at `i (i + 1) / 2 + j`.
 
 mod cholesky;
+mod cross;
 mod factors;
 mod products;
 
+pub use cross::add_cross_products;
 pub use factors::{Factors, NotPositive, Strips, damping};
 pub use products::add_products;
 

@@ -178,13 +178,13 @@ impl Device for Cpu {
         let mut loaded = load::load(&weights, copies, mmap, kind, loading.pool, loading.cancel)?;
         let mut memory = loaded.memory.clone();
         if mine.contains(&Stage::Embed) {
-            let n_bytes = network.token_embd.n_bytes();
-            match mmap {
-                Mmap::Off => {
-                    self.embeddings = Some(network.token_embd.copied());
-                    memory.copied_bytes += n_bytes;
+            match (&network.token_embd, mmap) {
+                (Some(token_embd), Mmap::Off) => {
+                    self.embeddings = Some(token_embd.copied());
+                    memory.copied_bytes += token_embd.n_bytes();
                 }
-                _ => memory.mapped_bytes += n_bytes,
+                (Some(token_embd), _) => memory.mapped_bytes += token_embd.n_bytes(),
+                (None, _) => {}
             }
         }
         self.parts = Parts::new(&network, &mine, &mut loaded);
@@ -391,7 +391,12 @@ impl Device for Cpu {
         let StepState { hidden: x, branch, acts, .. } = &mut self.step;
         let n_embd = network.spec.n_embd;
         let n = batch.n() * n_embd;
-        let norm = &network.output_norm;
+        let Some(norm) = &network.output_norm else {
+            // of a part of a model there is nothing but its hidden states
+            let columns = hidden.chunks_exact_mut(n_embd).zip(&batch.hidden);
+            columns.for_each(|(out, c)| out.copy_from_slice(&x[*c as usize * n_embd..][..n_embd]));
+            return;
+        };
         if let (Some(weight), true) = (weight, exec.collector.is_some_and(|c| c.options().output)) {
             // of all positions, whichever logits are wanted
             exec.norm(&x[..n], norm, exec.norm_eps, acts, Forms::default());
@@ -446,7 +451,10 @@ impl Cpu {
         let batch = exec.batch;
         let StepState { hidden, acts, .. } = &mut self.step;
         let (n_embd, scale, kind) = (network.spec.n_embd, network.spec.embd_scale, self.options.kind);
-        let embeddings = self.embeddings.as_ref().unwrap_or(&network.token_embd);
+        let Some(embeddings) = self.embeddings.as_ref().or(network.token_embd.as_ref()) else {
+            hidden[..batch.given.len()].copy_from_slice(&batch.given);
+            return;
+        };
         let columns = hidden.chunks_exact_mut(n_embd).zip(&batch.tokens);
         let mut columns: Vec<_> = columns.collect();
         step.team.for_each(&mut columns, |(x, token), _| {

@@ -115,16 +115,17 @@ impl Exec<'_> {
     /// Tells the collector that all columns of `acts` are an input of these weights.
     pub fn observe(&self, weights: &[&Weight], acts: &Activations) {
         let all = 0..acts.n_columns();
-        self.observe_groups(weights, 1, &[(0, all.clone())], &self.all_columns[all], acts);
+        let columns = &self.all_columns[all.clone()];
+        self.observe_groups(weights, 1, &[(0, all)], (columns, columns), acts);
     }
 
-    /// The same for groups as in [`Exec::grouped`], of the `n_groups` that there are.
+    /// The same for groups as in [`Exec::grouped`], of the `n_groups` that there are; columns come with the token of each.
     pub fn observe_groups(
         &self,
         weights: &[&Weight],
         n_groups: usize,
         groups: &[(usize, Range<usize>)],
-        columns: &[u32],
+        (columns, tokens): (&[u32], &[u32]),
         acts: &Activations,
     ) {
         if let Some(collector) = self.collector {
@@ -133,7 +134,7 @@ impl Exec<'_> {
             collector.observe(
                 self.team,
                 &owners,
-                &Observed { k: acts.k(), n_groups, groups, columns, floats },
+                &Observed { k: acts.k(), n_groups, groups, columns, tokens, floats },
             );
         }
     }

@@ -168,13 +168,15 @@ fn middle(exec: &Exec<'_>, experts: &Experts, acts: &Activations, buffers: &mut 
     let n_pairs = groups.n_pairs();
     pairs.extend(pairs.len() as u32..n_pairs as u32);
     let n_experts = experts.up.n_experts();
-    exec.observe_groups(&[&experts.gate, &experts.up], n_experts, &groups.experts, &groups.tokens, acts);
+    let tokens = &groups.tokens[..];
+    exec.observe_groups(&[&experts.gate, &experts.up], n_experts, &groups.experts, (tokens, tokens), acts);
     mid.resize(experts.n_ff(), n_pairs);
     match experts.plan {
         PlanKind::Fused | PlanKind::Merged => fused(exec, experts, acts, groups, mid),
         PlanKind::Separate => separate(exec, experts, acts, groups, mid, [gate, up]),
     }
-    exec.observe_groups(&[&experts.down], n_experts, &groups.experts, &pairs[..n_pairs], mid);
+    let columns = (&pairs[..n_pairs], &groups.tokens[..]);
+    exec.observe_groups(&[&experts.down], n_experts, &groups.experts, columns, mid);
 }
 
 /// Pairs of [`collect_all`] that are held at once, per token.

@@ -9,6 +9,7 @@ mod error;
 pub mod search;
 
 pub use encode::{
-    Encode, EncodeOptions, can_encode, encodable, encode_rows, is_ternary, undoes_bias, weights,
+    Encode, EncodeOptions, can_encode, encodable, encode_rows, grid_search, is_ternary,
+    magnitudes_of_16_bits, points_of_13_bits, points_of_16_bits, two_sets_of_points, undoes_bias, weights,
 };
 pub use error::{Error, writable};

@@ -42,6 +42,8 @@ pub fn encode_rows(
     if let Some(at) = x.iter().position(|v| !v.is_finite()) {
         return Err(Error::NotFinite { row: at / n_per_row, column: at % n_per_row, value: x[at] });
     }
+    let aimed = factors.aimed(kind, x);
+    let x = &*aimed;
     let plain = ty.info().base.unwrap_or(ty);
     let row_size = row_bytes(plain, n_per_row)?;
     let group = ty.info().rows;

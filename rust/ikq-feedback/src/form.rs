@@ -16,8 +16,10 @@ pub(crate) struct Form {
 
 #[derive(Clone, Copy)]
 pub(crate) enum Scale {
-    /// `d k (level + by row)`: d of the block or the row, k an integer of the sub-block, row 0 or 1.
-    Integer { grid: Grid, shift: Shift, by: f32 },
+    /// `d unit k (level + from + by row)`: d of the block or the row, k an integer of the sub-block, row 0 or 1.
+    Integer { grid: Grid, unit: f32, shift: Shift, from: f32, by: f32 },
+    /// `d values[scales] level`.
+    Table { values: &'static [i8; 16] },
     /// `d k level - dmin m`, both integers of the sub-block below `top`.
     Affine { top: i32 },
     /// `d level`: the block is the sub-block.
@@ -63,7 +65,24 @@ pub(crate) struct Places {
     /// The fields of sub-blocks that a choice sets.
     pub first: usize,
     pub second: Option<usize>,
-    pub codes: usize,
+    pub codes: Run,
+    /// Signs, or shifts of groups.
+    pub beside: Run,
+}
+
+/// A field with some numbers for every sub-block.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Run {
+    pub at: usize,
+    /// Numbers of a sub-block.
+    pub n: usize,
+}
+
+impl Run {
+    /// The numbers of sub-block `sub`.
+    pub fn of(self, values: &mut [u32], sub: usize) -> &mut [u32] {
+        &mut values[self.at + sub * self.n..][..self.n]
+    }
 }
 
 /// Factors on a block's only scale, and offsets in shares of it.
@@ -75,9 +94,12 @@ impl Form {
     /// The places of the type's fields.
     pub fn places(self, layout: &Layout) -> Places {
         let at = |name: &str| layout.field(name).map(|(at, _)| at);
+        let n_sub = layout.block_size / self.sub;
+        let run = |name: &str| layout.field(name).map(|(at, f)| Run { at, n: f.count / n_sub });
+        let is_shifted = matches!(self.scale, Scale::Integer { shift: Shift::Field, .. });
         let (first, second) = match self.scale {
             Scale::Integer { shift: Shift::Field, .. } => (at("scales"), at("shift")),
-            Scale::Integer { .. } => (at("scales"), None),
+            Scale::Integer { .. } | Scale::Table { .. } => (at("scales"), None),
             Scale::Affine { .. } => (at("sc"), at("m")),
             Scale::Float => (at("d"), None),
             Scale::FloatAffine => (at("d"), at("m")),
@@ -92,14 +114,15 @@ impl Form {
             m,
             first: first.unwrap_or_default(),
             second,
-            codes: at("q").expect("all of these types have codes"),
+            codes: run("q").or_else(|| run("grid")).expect("all of these types have codes"),
+            beside: run("signs").or_else(|| run("shift").filter(|_| !is_shifted)).unwrap_or_default(),
         }
     }
 
     /// How many choices there are for every sub-block.
     pub const fn n_choices(self) -> usize {
         match self.scale {
-            Scale::Integer { shift: Shift::Nowhere, .. } => 3,
+            Scale::Integer { shift: Shift::Nowhere, .. } | Scale::Table { .. } => 3,
             Scale::Integer { .. } => 6,
             Scale::Affine { .. } | Scale::FloatAffine => 9,
             Scale::Float => FACTORS.len(),
@@ -125,7 +148,7 @@ impl Form {
             }
         };
         match self.scale {
-            Scale::Integer { grid, shift, by } => {
+            Scale::Integer { grid, unit, shift, from, by } => {
                 let (row, stored) = match shift {
                     Shift::Nowhere => (0, first),
                     Shift::Field => (second, first),
@@ -135,13 +158,19 @@ impl Form {
                 for &row in rows {
                     for change in [0, -grid.step, grid.step] {
                         let k = ((grid.read)(stored) + change).clamp(grid.lo, grid.hi);
-                        let a = d * k as f32;
+                        let a = d * unit * k as f32;
                         let stored = match shift {
                             Shift::LowestBit => [(grid.stored)(k) | row, 0],
                             _ => [(grid.stored)(k), row],
                         };
-                        put(Choice { a, b: a * (by * row as f32), stored });
+                        put(Choice { a, b: a * (from + by * row as f32), stored });
                     }
+                }
+            }
+            Scale::Table { values } => {
+                for change in [0, -1, 1] {
+                    let at = (first as i32 + change).clamp(0, 15);
+                    put(Choice { a: d * f32::from(values[at as usize]), b: 0.0, stored: [at as u32, 0] });
                 }
             }
             Scale::Affine { top } => {

@@ -1,23 +1,31 @@
-//! The types whose codes stand for one element each.
+//! The types, and what finds their codes.
 
-use ikq_encode::EncodeOptions;
-use ikq_encode::search::levels::{Four, Integers, Levels, Offset, Table, Table4, Wide};
+use ikq_encode::search::levels::{Four, Integers, Offset, Table, Table4, Wide};
+use ikq_encode::search::trellis::Trellis;
+use ikq_encode::{
+    EncodeOptions, grid_search, magnitudes_of_16_bits, points_of_13_bits, points_of_16_bits,
+    two_sets_of_points,
+};
 use ikq_formats::QuantType;
 use ikq_formats::codebook::{
-    IQ2NL_VALUES, IQ3NL_VALUES, IQ4K_VALUES, IQ4NL_VALUES, IQ5NL_VALUES, IQ6NL_VALUES,
+    IQ1_DELTA, IQ2NL_VALUES, IQ3NL_VALUES, IQ4K_VALUES, IQ4NL_VALUES, IQ5NL_VALUES, IQ6NL_VALUES,
 };
 use ikq_simd::Isa;
 
+use crate::coder::Coder;
 use crate::form::{Form, Grid, Scale, Shift};
+use crate::groups::InGroups;
+use crate::lanes::{BesideEachOther, Each, EvenFours, Pairs};
+use crate::points::{Beside, Entries, Seeds};
 
 /// A type.
 pub(crate) trait Columns: 'static {
     const TYPE: QuantType;
     const FORM: Form;
-    type Levels<I: Isa>: Levels<I>;
+    type Coder<I: Isa>: Coder<I>;
 
-    /// What codes stand for, in units of the sub-block's scale. `#[inline(always)]`.
-    fn levels<I: Isa>(isa: I, options: EncodeOptions) -> Self::Levels<I>;
+    /// What finds the codes of a sub-block. `#[inline(always)]`.
+    fn coder<I: Isa>(isa: I, options: EncodeOptions) -> Self::Coder<I>;
 }
 
 /// What is done for a type that is known when the program runs.
@@ -27,7 +35,7 @@ pub(crate) trait ForType {
 }
 
 macro_rules! types {
-    ($($ty:ident: $levels:ty = $new:expr, $form:expr;)*) => {
+    ($($ty:ident: $coder:ty = $new:expr, $form:expr;)*) => {
         $(
             #[allow(non_camel_case_types)]
             struct $ty;
@@ -35,11 +43,11 @@ macro_rules! types {
             impl Columns for $ty {
                 const TYPE: QuantType = QuantType::$ty;
                 const FORM: Form = $form;
-                type Levels<I: Isa> = $levels;
+                type Coder<I: Isa> = $coder;
 
                 #[inline(always)]
-                fn levels<I: Isa>(isa: I, options: EncodeOptions) -> $levels {
-                    $new(isa, options)
+                fn coder<I: Isa>(isa: I, options: EncodeOptions) -> $coder {
+                    ($new)(isa, options)
                 }
             }
         )*
@@ -56,51 +64,99 @@ macro_rules! types {
     };
 }
 
-/// Whether a type, or the plain twin of an interleaved one, is encoded with error feedback: its codes stand for one element
-/// each, of up to six bits and without a condition that joins them (IQ4_KSS).
+/// Whether a type, or the plain twin of an interleaved one, is encoded with error feedback: all that have codes of up to six bits
+/// and scales, but for ternary ones and those whose scales are 8-bit floats or powers of two.
 pub fn has_feedback(ty: QuantType) -> bool {
     TYPES.contains(&ty.info().base.unwrap_or(ty))
 }
 
-fn integers<I: Isa>(lo: f32, hi: f32) -> impl Fn(I, EncodeOptions) -> Integers {
-    move |_, _| Integers { lo, hi }
+/// A level for every column.
+type Levelled<L> = BesideEachOther<Each<L>, 1>;
+
+#[inline(always)]
+fn each<L>(levels: L) -> Levelled<L> {
+    BesideEachOther(Each(levels))
+}
+
+#[inline(always)]
+fn integers(lo: f32, hi: f32) -> Levelled<Integers> {
+    each(Integers { lo, hi })
 }
 
 /// Sixteen levels, or fifteen of them.
-fn of_q4_0<I: Isa>(_: I, options: EncodeOptions) -> Offset {
+fn of_q4_0(options: EncodeOptions) -> Offset {
     let lo = if options.symmetric_q40 { -7.0 } else { -8.0 };
     Offset { levels: Integers { lo, hi: 7.0 }, by: lo + 8.0 }
 }
 
+fn entries<const CODES: usize, const BESIDE: usize>(
+    ty: QuantType,
+    beside: Beside,
+    shift: f32,
+) -> InGroups<Entries<CODES, BESIDE>> {
+    let search = grid_search(ty).expect("a codebook type");
+    InGroups(Entries { search, beside, shift })
+}
+
+/// The eighth sign follows from the others.
+const SEVEN_SIGNS: Beside = Beside::Signs(0x7f);
+const EIGHT_SIGNS: Beside = Beside::Signs(0xff);
+
+fn seeds<const PAIRS: usize, const SIGNS: usize>(
+    sets: &'static [Trellis<PAIRS>],
+) -> InGroups<Seeds<PAIRS, SIGNS>> {
+    InGroups(Seeds { sets })
+}
+
 types! {
-    Q4_0: Offset = of_q4_0, FLOAT;
-    Q5_0: Integers = integers(-16.0, 15.0), FLOAT;
-    Q6_0: Integers = integers(-32.0, 31.0), FLOAT;
-    IQ4_NL: Table4<I> = |isa, _| Table4::new(isa, &IQ4NL_VALUES), FLOAT;
-    Q4_1: Integers = integers(0.0, 15.0), FLOAT_AFFINE;
-    Q5_1: Integers = integers(0.0, 31.0), FLOAT_AFFINE;
-    Q2_K: Integers = integers(0.0, 3.0), Form { sub: 16, scale: Scale::Affine { top: 16 } };
-    Q4_K: Integers = integers(0.0, 15.0), Form { sub: 32, scale: Scale::Affine { top: 64 } };
-    Q5_K: Integers = integers(0.0, 31.0), Form { sub: 32, scale: Scale::Affine { top: 64 } };
-    Q3_K: Integers = integers(-4.0, 3.0), integer(16, SIX_BITS, Shift::Nowhere, 0.0);
-    Q6_K: Integers = integers(-32.0, 31.0), integer(16, EIGHT_BITS, Shift::Nowhere, 0.0);
-    IQ4_XS: Table4<I> = |isa, _| Table4::new(isa, &IQ4NL_VALUES), integer(32, SIX_BITS, Shift::Nowhere, 0.0);
-    IQ2_K: Four<I> = |isa, _| Four::new(isa, &IQ2NL_VALUES[0]), integer(16, FOUR_BITS, Shift::Field, 5.0);
-    IQ3_K: Table<I, 8> = |isa, _| Table::new(isa, &IQ3NL_VALUES[0]), integer(16, ODD, Shift::Field, 4.0);
-    IQ4_K: Table<I, 16> = |isa, _| Table::new(isa, &IQ4K_VALUES[0]), integer(16, SIX_BITS, Shift::Field, 4.0);
-    IQ5_K: Wide<I, 32> = |isa, _| Wide::new(isa, &IQ5NL_VALUES[0]), integer(16, SIX_BITS, Shift::Field, 2.0);
-    IQ6_K: Wide<I, 64> = |isa, _| Wide::new(isa, &IQ6NL_VALUES[0]), integer(16, EIGHT_BITS, Shift::Field, 1.0);
-    IQ2_KS: Four<I> = |isa, _| Four::new(isa, &IQ2NL_VALUES[0]), integer(32, FIVE_BITS, Shift::Field, 5.0);
-    IQ3_KS: Table<I, 8> = |isa, _| Table::new(isa, &IQ3NL_VALUES[0]), integer(32, FIVE_BITS, Shift::Field, 4.0);
-    IQ4_KS: Table<I, 16> = |isa, _| Table::new(isa, &IQ4K_VALUES[0]), integer(32, EVEN, Shift::LowestBit, 4.0);
-    IQ5_KS: Wide<I, 32> = |isa, _| Wide::new(isa, &IQ5NL_VALUES[0]), integer(32, EVEN, Shift::LowestBit, 2.0);
+    Q4_0: Levelled<Offset> = |_, options| each(of_q4_0(options)), FLOAT;
+    Q5_0: Levelled<Integers> = |_, _| integers(-16.0, 15.0), FLOAT;
+    Q6_0: Levelled<Integers> = |_, _| integers(-32.0, 31.0), FLOAT;
+    IQ4_NL: Levelled<Table4<I>> = |isa, _| each(Table4::new(isa, &IQ4NL_VALUES)), FLOAT;
+    Q4_1: Levelled<Integers> = |_, _| integers(0.0, 15.0), FLOAT_AFFINE;
+    Q5_1: Levelled<Integers> = |_, _| integers(0.0, 31.0), FLOAT_AFFINE;
+    Q2_K: Levelled<Integers> = |_, _| integers(0.0, 3.0), Form { sub: 16, scale: Scale::Affine { top: 16 } };
+    Q4_K: Levelled<Integers> = |_, _| integers(0.0, 15.0), Form { sub: 32, scale: Scale::Affine { top: 64 } };
+    Q5_K: Levelled<Integers> = |_, _| integers(0.0, 31.0), Form { sub: 32, scale: Scale::Affine { top: 64 } };
+    Q3_K: Levelled<Integers> = |_, _| integers(-4.0, 3.0), integer(16, SIX_BITS, Shift::Nowhere, 0.0);
+    Q6_K: Levelled<Integers> = |_, _| integers(-32.0, 31.0), integer(16, EIGHT_BITS, Shift::Nowhere, 0.0);
+    IQ4_XS: Levelled<Table4<I>> = |isa, _| each(Table4::new(isa, &IQ4NL_VALUES)), integer(32, SIX_BITS, Shift::Nowhere, 0.0);
+    IQ2_K: Levelled<Four<I>> = |isa, _| each(Four::new(isa, &IQ2NL_VALUES[0])), integer(16, FOUR_BITS, Shift::Field, 5.0);
+    IQ3_K: Levelled<Table<I, 8>> = |isa, _| each(Table::new(isa, &IQ3NL_VALUES[0])), integer(16, ODD, Shift::Field, 4.0);
+    IQ4_K: Levelled<Table<I, 16>> = |isa, _| each(Table::new(isa, &IQ4K_VALUES[0])), integer(16, SIX_BITS, Shift::Field, 4.0);
+    IQ5_K: Levelled<Wide<I, 32>> = |isa, _| each(Wide::new(isa, &IQ5NL_VALUES[0])), integer(16, SIX_BITS, Shift::Field, 2.0);
+    IQ6_K: Levelled<Wide<I, 64>> = |isa, _| each(Wide::new(isa, &IQ6NL_VALUES[0])), integer(16, EIGHT_BITS, Shift::Field, 1.0);
+    IQ2_KS: Levelled<Four<I>> = |isa, _| each(Four::new(isa, &IQ2NL_VALUES[0])), integer(32, FIVE_BITS, Shift::Field, 5.0);
+    IQ3_KS: Levelled<Table<I, 8>> = |isa, _| each(Table::new(isa, &IQ3NL_VALUES[0])), integer(32, FIVE_BITS, Shift::Field, 4.0);
+    IQ4_KS: Levelled<Table<I, 16>> = |isa, _| each(Table::new(isa, &IQ4K_VALUES[0])), integer(32, EVEN, Shift::LowestBit, 4.0);
+    IQ5_KS: Levelled<Wide<I, 32>> = |isa, _| each(Wide::new(isa, &IQ5NL_VALUES[0])), integer(32, EVEN, Shift::LowestBit, 2.0);
+    IQ4_KSS: BesideEachOther<EvenFours<I>, 2> = |isa, _| BesideEachOther(EvenFours::new(isa)), integer(32, EVEN, Shift::LowestBit, 4.0);
+    IQ2_KL: BesideEachOther<Pairs, 2> = |_, _| BesideEachOther(Pairs), integer(32, SIX_BITS, Shift::Nowhere, 0.0);
+    IQ2_XXS: InGroups<Entries<1, 1>> = |_, _| entries(QuantType::IQ2_XXS, SEVEN_SIGNS, 0.0), codebook(32, ODD_4, 0.125);
+    IQ2_XS: InGroups<Entries<1, 1>> = |_, _| entries(QuantType::IQ2_XS, SEVEN_SIGNS, 0.0), codebook(16, ODD_4, 0.125);
+    IQ2_S: InGroups<Entries<1, 1>> = |_, _| entries(QuantType::IQ2_S, EIGHT_SIGNS, 0.0), codebook(16, ODD_4, 0.125);
+    IQ3_XXS: InGroups<Entries<2, 1>> = |_, _| entries(QuantType::IQ3_XXS, SEVEN_SIGNS, 0.0), codebook(32, ODD_4, 0.25);
+    IQ3_S: InGroups<Entries<2, 1>> = |_, _| entries(QuantType::IQ3_S, EIGHT_SIGNS, 0.0), codebook(32, ODD_4, 1.0);
+    IQ1_S: InGroups<Entries<1, 0>> = |_, _| entries(QuantType::IQ1_S, Beside::Nothing, IQ1_DELTA), Form {
+        sub: 32,
+        scale: Scale::Integer { grid: ODD_3, unit: 1.0, shift: Shift::Field, from: IQ1_DELTA, by: -2.0 * IQ1_DELTA },
+    };
+    IQ1_M: InGroups<Entries<1, 1>> = |_, _| entries(QuantType::IQ1_M, Beside::Shift, IQ1_DELTA), codebook(16, ODD_3, 1.0);
+    IQ1_KT: InGroups<Seeds<4, 0>> = |_, _| seeds(points_of_13_bits()), Form { sub: 32, scale: Scale::Table { values: &IQ4NL_VALUES } };
+    IQ2_KT: InGroups<Seeds<4, 0>> = |_, _| seeds(points_of_16_bits()), Form { sub: 32, scale: Scale::Table { values: &IQ4NL_VALUES } };
+    IQ3_KT: InGroups<Seeds<4, 8>> = |_, _| seeds(magnitudes_of_16_bits()), integer(32, FOUR_BITS_UP, Shift::Nowhere, 0.0);
+    IQ4_KT: InGroups<Seeds<2, 0>> = |_, _| seeds(two_sets_of_points()), integer(32, SEVEN_BITS, Shift::Field, 0.0);
 }
 
 const FLOAT: Form = Form { sub: 32, scale: Scale::Float };
 const FLOAT_AFFINE: Form = Form { sub: 32, scale: Scale::FloatAffine };
 
 const fn integer(sub: usize, grid: Grid, shift: Shift, by: f32) -> Form {
-    Form { sub, scale: Scale::Integer { grid, shift, by } }
+    Form { sub, scale: Scale::Integer { grid, unit: 1.0, shift, from: 0.0, by } }
+}
+
+const fn codebook(sub: usize, grid: Grid, unit: f32) -> Form {
+    Form { sub, scale: Scale::Integer { grid, unit, shift: Shift::Nowhere, from: 0.0, by: 0.0 } }
 }
 
 const FOUR_BITS: Grid = Grid { lo: -8, hi: 7, step: 1, read: |s| s as i32 - 8, stored: |k| (k + 8) as u32 };
@@ -122,30 +178,64 @@ const ODD: Grid = Grid {
     },
     stored: |k| ((k.unsigned_abs() - 1) / 2) | if k < 0 { 16 } else { 0 },
 };
+/// Steps of three: at a scale a little larger or smaller other points are nearest.
+const SEVEN_BITS: Grid =
+    Grid { lo: -64, hi: 63, step: 3, read: |s| s as i32 - 64, stored: |k| (k + 64) as u32 };
+const FOUR_BITS_UP: Grid = Grid { lo: 0, hi: 15, step: 1, read: |s| s as i32, stored: |k| k as u32 };
+/// Odd numbers from 1 on, of three or four bits.
+const ODD_3: Grid = Grid { lo: 1, hi: 15, step: 2, read: |s| 2 * s as i32 + 1, stored: |k| (k / 2) as u32 };
+const ODD_4: Grid = Grid { hi: 31, ..ODD_3 };
 /// Odd numbers up to 127, stored as even ones.
 const EVEN: Grid =
     Grid { lo: -127, hi: 127, step: 2, read: |s| s as i32 - 127, stored: |k| (k + 127) as u32 };
 
 #[cfg(test)]
 mod tests {
+    use ikq_covariance::{Factors, add_products, triangle};
     use ikq_decode::dequantize;
-    use ikq_formats::layout;
-    use ikq_simd::{Lanes, Scalar, available};
+    use ikq_formats::{layout, matrix_bytes, row_bytes};
+    use ikq_simd::{IsaKind, Scalar, available};
 
     use super::*;
+    use crate::coder::{Coded, MOST_SUB, SubBlock};
     use crate::form::{Choice, MOST_CHOICES};
+    use crate::passes::LANES;
+
+    /// Numbers in -1..1, the same everywhere.
+    fn noise(seed: u32, n: usize) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / 8_388_608.0 - 1.0
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    /// Factors of columns of which each is much like those before it.
+    fn factors(k: usize) -> Factors {
+        let n = 2 * k;
+        let mut x = noise(5, n * k);
+        for token in x.chunks_exact_mut(k) {
+            for j in 1..k {
+                token[j] += 0.8 * token[j - 1];
+            }
+        }
+        let mut sums = vec![0.0; triangle(k)];
+        add_products(IsaKind::Scalar, &x, k, 0..k, &mut sums);
+        Factors::new(IsaKind::Scalar, &sums, k, 1e6).expect("a covariance")
+    }
 
     struct Check;
 
     impl ForType for Check {
         type Output = ();
 
-        /// Every choice is what the type decodes to.
+        /// With every choice, codes decode to what the errors say.
         fn run<T: Columns>(self) {
             let layout = layout(T::TYPE).expect("a layout");
             let n = layout.block_size;
-            let x: Vec<f32> = (0..n).map(|i| ((i * i * 31 % 97) as f32 - 40.0) / 64.0).collect();
-            let mut row = vec![0; ikq_formats::row_bytes(T::TYPE, n).expect("a block")];
+            let x: Vec<f32> = noise(1, n).iter().map(|x| x / 4.0).collect();
+            let mut row = vec![0; row_bytes(T::TYPE, n).expect("a block")];
             let kind = available()[0];
             ikq_encode::encode_rows(kind, T::TYPE, &x, n, None, EncodeOptions::default(), &mut row)
                 .expect("floats");
@@ -153,26 +243,42 @@ mod tests {
             let of_row = crate::body::of_row(&row[..header]);
             let mut values = vec![0; layout.n_values()];
             layout.unpack(&row[header..], &mut values);
-            let (form, places) = (T::FORM, T::FORM.places(layout));
-            let levels = T::levels(Scalar, EncodeOptions::default());
+            let (form, places, factors) = (T::FORM, T::FORM.places(layout), factors(n));
+            let coder = T::coder(Scalar, EncodeOptions::default());
             for sub in 0..n / form.sub {
+                let at = sub * form.sub;
+                let columns: Vec<[f32; LANES]> = x[at..at + form.sub].iter().map(|x| [*x; LANES]).collect();
                 let mut choices = [Choice::default(); MOST_CHOICES];
                 form.choices(&values, places, sub, of_row, &mut choices);
                 for choice in &choices[..form.n_choices()] {
+                    let mut errors = vec![[0.0; LANES]; form.sub];
+                    let mut coded = Coded {
+                        kept: [Choice::default(); LANES],
+                        errors: &mut errors,
+                        codes: [[0; LANES]; MOST_SUB],
+                        beside: [[0; LANES]; MOST_SUB],
+                    };
+                    let one = [[*choice; LANES]];
+                    let block = SubBlock { x: &columns, factors: &factors, at, choices: &one, n_rows: 1 };
+                    coder.code(Scalar, &block, &mut coded);
+                    assert_eq!(coded.kept[0], *choice);
                     let mut changed = values.clone();
                     form.keep(&mut changed, places, sub, choice);
+                    let out = places.codes.of(&mut changed, sub).iter_mut();
+                    out.zip(&coded.codes).for_each(|(out, codes)| *out = u32::from(codes[0]));
+                    let out = places.beside.of(&mut changed, sub).iter_mut();
+                    out.zip(&coded.beside).for_each(|(out, beside)| *out = u32::from(beside[0]));
+                    assert_eq!(layout.check(T::TYPE, &changed), Ok(()));
                     let mut other = row.clone();
                     layout.pack(&changed, &mut other[header..]);
                     let mut y = vec![0.0; n];
                     dequantize(kind, T::TYPE, &other, 1, n, &mut y).expect("a row");
-                    for j in sub * form.sub..(sub + 1) * form.sub {
-                        let inverse = if choice.a == 0.0 { 0.0 } else { 1.0 / choice.a };
-                        let t = (y[j] - choice.b) * inverse;
-                        let level = levels.nearest(Scalar, [t; 16])[0];
-                        let code = u32::from(Scalar.slot_bytes(levels.code(Scalar, [t; 16]))[0]);
-                        let found = choice.a * level + choice.b;
-                        assert!((found - y[j]).abs() <= 1e-5 * y[j].abs().max(0.01), "{:?}", T::TYPE);
-                        assert!(choice.a == 0.0 || code == changed[places.codes + j], "{:?}", T::TYPE);
+                    for j in 0..form.sub {
+                        let spread: f32 =
+                            (0..j).map(|p| errors[p][0] * factors.spread.get(at + p, at + j)).sum();
+                        let found = x[at + j] - spread - errors[j][0];
+                        let y = y[at + j];
+                        assert!((found - y).abs() <= 1e-5, "{:?}: {found}, not {y}", T::TYPE);
                     }
                 }
             }
@@ -180,15 +286,46 @@ mod tests {
     }
 
     #[test]
-    fn choices_are_what_types_decode_to() {
+    fn codes_decode_to_what_is_left_of_the_columns() {
         for ty in TYPES {
             for_type(*ty, Check).expect("one of the types");
         }
     }
 
     #[test]
+    fn the_same_bytes_on_every_instruction_set_and_a_smaller_error_of_products() {
+        let k = 256;
+        let (factors, x) = (factors(k), noise(3, 20 * k));
+        for ty in TYPES {
+            let bytes = matrix_bytes(*ty, 20, k).expect("rows");
+            let error = |rows: &[u8]| -> f64 {
+                let mut y = vec![0.0; x.len()];
+                dequantize(IsaKind::Scalar, *ty, rows, 20, k, &mut y).expect("rows");
+                let d: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x - y).collect();
+                let column = |d: &[f32], j: usize| -> f64 {
+                    let sum: f32 = (0..=j).map(|p| d[p] * factors.root.get(p, j)).sum();
+                    f64::from(sum).powi(2)
+                };
+                d.chunks_exact(k).map(|d| (0..k).map(|j| column(d, j)).sum::<f64>()).sum()
+            };
+            let options = EncodeOptions::default();
+            let mut plain = vec![0; bytes];
+            ikq_encode::encode_rows(IsaKind::Scalar, *ty, &x, k, None, options, &mut plain).expect("floats");
+            let mut first = vec![0; bytes];
+            crate::encode_rows(IsaKind::Scalar, *ty, &x, k, None, options, &factors, &mut first)
+                .expect("floats");
+            assert!(error(&first) < 0.8 * error(&plain), "{ty:?}: {} of {}", error(&first), error(&plain));
+            for kind in available() {
+                let mut other = vec![0; bytes];
+                crate::encode_rows(kind, *ty, &x, k, None, options, &factors, &mut other).expect("floats");
+                assert!(other == first, "{ty:?} on {}", kind.name());
+            }
+        }
+    }
+
+    #[test]
     fn interleaved_types_have_what_their_twins_have() {
-        assert!(has_feedback(QuantType::Q4_K_R4) && has_feedback(QuantType::IQ4_KS_R4));
-        assert!(!has_feedback(QuantType::IQ4_KSS) && !has_feedback(QuantType::IQ2_XXS));
+        assert!(has_feedback(QuantType::Q4_K_R4) && has_feedback(QuantType::IQ2_XXS_R4));
+        assert!(!has_feedback(QuantType::Q8_0) && !has_feedback(QuantType::IQ1_S_R4));
     }
 }

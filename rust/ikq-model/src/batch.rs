@@ -29,7 +29,7 @@ pub struct Batch {
     /// Position of every column.
     pub positions: Vec<u32>,
     pub runs: Vec<Run>,
-    /// Of a multi-token prediction head: the hidden state that each column is given, `n_embd` floats.
+    /// Of a multi-token prediction head, or a part of a model: the hidden state that each column is given, `n_embd` floats.
     pub given: Vec<f32>,
     /// Columns whose logits are wanted, ascending.
     pub logits: Vec<u32>,

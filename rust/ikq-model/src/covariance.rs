@@ -5,6 +5,8 @@
 //! commit    adds their products, in single precision over the chunk, to sums in single precision
 //! discard   forgets the floats: an interrupted chunk leaves nothing
 //! ```
+//! Where a model that is quantized in part meets other inputs than the whole one, [`CovarianceCollector::commit_for`] adds, beside
+//! them, the sums of (wanted - met) met^T, over the tokens that an input has in both models.
 //! Inputs of gate and up projections of experts are one stream, of which a token is a part once, whatever the number of its
 //! experts: they have one covariance. All other inputs of several groups (hidden units of experts, heads) have one for each.
 //! Tokens are added in ascending order, an element by one thread: neither threads nor the tokens of a step show.
@@ -12,7 +14,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ikq_covariance::{add_products, triangle};
+use ikq_covariance::{add_cross_products, add_products, triangle};
 use ikq_pool::{Cancel, Pool, StartError};
 use ikq_simd::IsaKind;
 
@@ -38,15 +40,59 @@ pub struct InputSums {
     pub counts: Vec<u64>,
     /// Lower triangle of each group; empty where there was no token.
     pub sums: Vec<Vec<f32>>,
-    /// Floats of the chunk, token after token.
-    pending: Vec<Vec<f32>>,
+    /// Matrix of each group, `k` rows of `k`: sums with what was wanted; empty where that was never said.
+    pub cross: Vec<Vec<f32>>,
+    pending: Vec<Pending>,
+    /// How often it was observed in the chunk: a step, once.
+    n_steps: u32,
+}
+
+/// What a group has of a chunk.
+#[derive(Clone, Debug, Default)]
+struct Pending {
+    /// Step and number of each token, ascending.
+    tokens: Vec<(u32, u32)>,
+    /// Floats, token after token.
+    floats: Vec<f32>,
+}
+
+impl Pending {
+    fn add(&mut self, step: u32, token: u32, floats: &[f32]) {
+        self.tokens.push((step, token));
+        self.floats.extend_from_slice(floats);
+    }
+
+    fn clear(&mut self) {
+        self.tokens.clear();
+        self.floats.clear();
+    }
+
+    /// Tokens that `wanted` has, too: what is wanted less what was met, and what was met.
+    fn beside(&self, wanted: &Pending, k: usize) -> (Vec<f32>, Vec<f32>) {
+        let (mut missing, mut met) = (Vec::new(), Vec::new());
+        let mut others = wanted.tokens.iter().zip(wanted.floats.chunks_exact(k)).peekable();
+        for (token, own) in self.tokens.iter().zip(self.floats.chunks_exact(k)) {
+            while others.next_if(|(other, _)| *other < token).is_some() {}
+            if let Some((_, other)) = others.next_if(|(other, _)| *other == token) {
+                missing.extend(other.iter().zip(own).map(|(other, own)| other - own));
+                met.extend_from_slice(own);
+            }
+        }
+        (missing, met)
+    }
 }
 
 impl InputSums {
     /// Sums to go on from.
     pub fn new(readers: Vec<InputReader>, k: usize, counts: Vec<u64>, sums: Vec<Vec<f32>>) -> InputSums {
-        let pending = vec![Vec::new(); counts.len()];
-        InputSums { readers, k, counts, sums, pending }
+        let n = counts.len();
+        let (cross, pending) = (vec![Vec::new(); n], vec![Pending::default(); n]);
+        InputSums { readers, k, counts, sums, cross, pending, n_steps: 0 }
+    }
+
+    fn clear(&mut self) {
+        self.pending.iter_mut().for_each(Pending::clear);
+        self.n_steps = 0;
     }
 }
 
@@ -92,16 +138,18 @@ impl CovarianceCollector {
             sites.len() - 1
         });
         let site = &mut sites[index];
+        let step = site.n_steps;
+        site.n_steps += 1;
         if is_stream {
             let mut columns: Vec<u32> =
                 input.groups.iter().flat_map(|(_, range)| &input.columns[range.clone()]).copied().collect();
             columns.sort_unstable();
             columns.dedup();
-            columns.iter().for_each(|c| site.pending[0].extend_from_slice((input.floats)(*c)));
+            columns.iter().for_each(|c| site.pending[0].add(step, *c, (input.floats)(*c)));
         } else {
             for (group, range) in input.groups {
-                for column in &input.columns[range.clone()] {
-                    site.pending[*group].extend_from_slice((input.floats)(*column));
+                for (column, token) in input.columns[range.clone()].iter().zip(&input.tokens[range.clone()]) {
+                    site.pending[*group].add(step, *token, (input.floats)(*column));
                 }
             }
         }
@@ -109,33 +157,63 @@ impl CovarianceCollector {
 
     /// Counts what was observed since the last call.
     pub(crate) fn commit(&self) {
-        for site in self.lock().iter_mut() {
+        self.add(&mut self.lock());
+    }
+
+    /// The same beside what `wanted` has observed of the same steps, which it forgets.
+    pub(crate) fn commit_for(&self, wanted: &CovarianceCollector) {
+        let mut sites = self.lock();
+        let mut others = wanted.lock();
+        for site in sites.iter_mut() {
+            let k = site.k;
+            let other = others.iter().find(|o| o.readers == site.readers && o.k == k);
+            let Some(other) = other.filter(|o| o.pending.len() == site.pending.len()) else { continue };
+            for ((cross, met), wanted) in site.cross.iter_mut().zip(&site.pending).zip(&other.pending) {
+                cross.resize(k * k, 0.0);
+                let (missing, met) = met.beside(wanted, k);
+                let units = cross.chunks_mut(ROWS * k).enumerate();
+                let units = units.map(|(i, part)| (i * ROWS..k.min((i + 1) * ROWS), part));
+                self.for_each(units.collect(), |(rows, part)| {
+                    add_cross_products(self.kind, (&missing, k), (&met, k), rows, part);
+                });
+            }
+        }
+        others.iter_mut().for_each(InputSums::clear);
+        self.add(&mut sites);
+    }
+
+    fn add(&self, sites: &mut [InputSums]) {
+        for site in sites {
             let k = site.k;
             let mut units = Vec::new();
             let groups = site.sums.iter_mut().zip(&mut site.counts).zip(&site.pending);
-            for ((sums, count), x) in groups.filter(|(_, x)| !x.is_empty()) {
-                *count += (x.len() / k) as u64;
+            for ((sums, count), pending) in groups.filter(|(_, p)| !p.tokens.is_empty()) {
+                *count += pending.tokens.len() as u64;
                 sums.resize(triangle(k), 0.0);
                 let mut rest = &mut sums[..];
                 for first in (0..k).step_by(ROWS) {
                     let rows = first..k.min(first + ROWS);
                     let (part, others) = rest.split_at_mut(triangle(rows.end) - triangle(first));
                     rest = others;
-                    units.push((x, rows, part));
+                    units.push((&pending.floats, rows, part));
                 }
             }
-            let added = self.pool.for_each(units, &Cancel::new(), |(x, rows, part)| {
-                add_products(self.kind, x, k, rows, part);
-                Ok::<(), std::convert::Infallible>(())
-            });
-            debug_assert!(added.is_ok(), "nobody cancels");
-            site.pending.iter_mut().for_each(Vec::clear);
+            self.for_each(units, |(x, rows, part)| add_products(self.kind, x, k, rows, part));
+            site.clear();
         }
+    }
+
+    fn for_each<U: Send>(&self, units: Vec<U>, work: impl Fn(U) + Sync + Send) {
+        let done = self.pool.for_each(units, &Cancel::new(), |unit| {
+            work(unit);
+            Ok::<(), std::convert::Infallible>(())
+        });
+        debug_assert!(done.is_ok(), "nobody cancels");
     }
 
     /// Forgets what was observed since the last [`CovarianceCollector::commit`].
     pub(crate) fn discard(&self) {
-        self.lock().iter_mut().for_each(|s| s.pending.iter_mut().for_each(Vec::clear));
+        self.lock().iter_mut().for_each(InputSums::clear);
     }
 
     /// Looks at what was committed, in the order of first use.
@@ -190,9 +268,19 @@ mod tests {
     }
 
     fn observe(c: &CovarianceCollector, owners: &[Owner], groups: &[(usize, Range<usize>)], columns: &[u32]) {
-        let x = [[1.0f32, 2.0], [3.0, -1.0], [0.5, 0.0]];
+        observe_of(c, owners, groups, columns, columns, &[[1.0, 2.0], [3.0, -1.0], [0.5, 0.0]]);
+    }
+
+    fn observe_of(
+        c: &CovarianceCollector,
+        owners: &[Owner],
+        groups: &[(usize, Range<usize>)],
+        columns: &[u32],
+        tokens: &[u32],
+        x: &[[f32; 2]; 3],
+    ) {
         let floats = &|column: u32| &x[column as usize][..];
-        c.observe(owners, &Observed { k: 2, n_groups: 2, groups, columns, floats });
+        c.observe(owners, &Observed { k: 2, n_groups: 2, groups, columns, tokens, floats });
     }
 
     fn found(c: &CovarianceCollector) -> Vec<(Vec<u64>, Vec<Vec<f32>>)> {
@@ -219,6 +307,28 @@ mod tests {
         c.discard();
         c.commit();
         assert_eq!(found(&c), [of_down, of_up]);
+    }
+
+    #[test]
+    fn what_is_wanted_is_set_beside_what_was_met_token_by_token() {
+        let new = || CovarianceCollector::new(1..2, ikq_simd::best(), 2).expect("threads");
+        let (met, wanted) = (new(), new());
+        let down = [owner(&["blk.1.ffn_down_exps.weight"], false)];
+        // token 0 of expert 0 is the only one that has it in both; the second step has a number of its own
+        observe(&met, &down, &[(0, 0..2)], &[0, 1]);
+        observe(&met, &down, &[(1, 0..1)], &[2]);
+        // columns are of pairs of a token and an expert here
+        let x = [[9.0, 9.0], [2.0, 2.0], [0.0, 0.0]];
+        observe_of(&wanted, &down, &[(0, 0..2), (1, 2..3)], &[1, 2, 0], &[0, 2, 2], &x);
+        observe_of(&wanted, &down, &[(0, 0..1)], &[0], &[2], &x);
+        met.commit_for(&wanted);
+        let cross = met.look(|sites| sites[0].cross.clone());
+        // (2 - 1, 2 - 2) times (1, 2)
+        assert_eq!(cross, [vec![1.0, 2.0, 0.0, 0.0], vec![0.0; 4]]);
+        assert_eq!(found(&met), [(vec![2, 1], vec![vec![10.0, -1.0, 5.0], vec![0.25, 0.0, 0.0]])]);
+        // nothing is left of the chunk
+        met.commit_for(&wanted);
+        assert_eq!(met.look(|sites| sites[0].cross.clone()), cross);
     }
 
     #[test]

@@ -87,7 +87,7 @@ impl Placement {
         let mut stages = vec![Placed {
             stage: Stage::Embed,
             device: CPU,
-            n_bytes: network.token_embd.n_bytes()
+            n_bytes: network.token_embd.iter().map(|t| t.n_bytes()).sum::<usize>()
                 + network.nextn.iter().map(|n| n.eh_proj.n_bytes()).sum::<usize>(),
             why: "rows are gathered where the file is mapped".into(),
         }];

@@ -227,6 +227,10 @@ pub struct ModelSpec {
     pub nextn: Option<Nextn>,
     pub embd_scale: f32,
     pub final_softcap: Option<f32>,
+    /// Some layers of a model: the first is given hidden states, and the last gives them, as they are. Embedding, last norm and
+    /// output are not looked at.
+    #[serde(default)]
+    pub is_part: bool,
 }
 
 impl ModelSpec {

@@ -154,6 +154,8 @@ pub struct Observed<'a> {
     /// Group and its range of `columns`; ascending, without overlap.
     pub groups: &'a [(usize, Range<usize>)],
     pub columns: &'a [u32],
+    /// The token of each of `columns`: the same number where a token has a column.
+    pub tokens: &'a [u32],
     /// The floats of a column.
     pub floats: &'a (dyn Fn(u32) -> &'a [f32] + Sync),
 }
@@ -271,6 +273,19 @@ impl Collector {
         if let Some(covariances) = &self.covariances {
             covariances.commit();
         }
+        self.commit_statistics();
+    }
+
+    /// The same, covariances beside those inputs that `wanted` has collected of the same steps; it forgets them.
+    pub fn commit_for(&self, wanted: &Collector) {
+        if let (Some(covariances), Some(wanted)) = (&self.covariances, &wanted.covariances) {
+            covariances.commit_for(wanted);
+        }
+        wanted.discard();
+        self.commit_statistics();
+    }
+
+    fn commit_statistics(&self) {
         let State { total, pending, similarity, similarity_pending, choices, choices_pending, .. } =
             &mut *self.lock();
         for (router, tokens) in std::mem::take(choices_pending) {

@@ -22,7 +22,7 @@ pub enum Want {
     Last,
     /// Logits after every token.
     All,
-    /// The normed hidden state after every token: what the output matrix reads.
+    /// The normed hidden state after every token: what the output matrix reads. Of a part of a model without a norm.
     Hidden,
 }
 
@@ -31,7 +31,7 @@ pub struct Entry<'a> {
     pub sequence: &'a mut Sequence,
     pub tokens: &'a [i64],
     pub want: Want,
-    /// What a multi-token prediction head is given: `n_embd` floats per token. Empty for all other models.
+    /// What a multi-token prediction head, or a part of a model, is given: `n_embd` floats per token. Empty for all others.
     pub hidden: &'a [f32],
 }
 
@@ -98,7 +98,7 @@ impl Model {
                 return Err(Error::NoTokens);
             }
             let n = entry.tokens.len();
-            let expected = if self.network.nextn.is_some() { n * self.network.spec.n_embd } else { 0 };
+            let expected = if self.network.is_given_hidden() { n * self.network.spec.n_embd } else { 0 };
             if entry.hidden.len() != expected {
                 return Err(Error::Hidden { found: entry.hidden.len(), n, expected });
             }

@@ -7,13 +7,14 @@ use ikq_covariance::triangle;
 use ikq_model::covariance::{CovarianceCollector, InputReader, InputSums};
 use ikq_model::statistics::{CollectOptions, Collector, Entry, Owner, Similarity, Site};
 use ikq_pool::Stop;
-use ikq_quantize::covariance::{Covariances, Reader, SiteSums, merge, restore, write};
+use ikq_quantize::covariance::{Covariances, Reader, SiteSums, Written, merge, origin, restore, write};
 use ikq_quantize::imatrix::{Form, SumEntry, Sums};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::exceptions::{PyIndexError, PyOSError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::enter::enter;
+use crate::gguf::Model;
 use crate::simd::isa;
 
 /// Collects the statistics of engines that it was given to.
@@ -65,15 +66,16 @@ impl StatisticsCollector {
         datasets: Vec<String>,
         n_chunks: u32,
         chunk_size: u32,
+        origin: Option<String>,
         identity: Option<String>,
     ) -> PyResult<()> {
         let inner = self.inner.clone();
+        let about = Written { datasets, n_chunks, chunk_size, origin, identity };
         enter(py, usize::MAX, |_| {
             let Some(covariances) = inner.covariances() else { return Ok(()) };
             covariances.look(|inputs| {
                 let sites: Vec<SiteSums<'_>> = inputs.iter().map(written).collect();
-                write(&path, &sites, &datasets, (n_chunks, chunk_size), identity.as_deref())
-                    .map_err(Stop::Failed)
+                write(&path, &sites, &about).map_err(Stop::Failed)
             })
         })
     }
@@ -93,9 +95,18 @@ impl StatisticsCollector {
         Ok(())
     }
 
-    /// Counts what was collected since the last call.
-    fn commit(&self, py: Python<'_>) {
-        py.detach(|| self.inner.commit());
+    /// Counts what was collected since the last call; `wanted` has collected, of the same steps, the inputs that are wanted
+    /// instead, and forgets them.
+    #[pyo3(signature = (wanted=None))]
+    fn commit(&self, py: Python<'_>, wanted: Option<&StatisticsCollector>) -> PyResult<()> {
+        match wanted {
+            Some(wanted) if Arc::ptr_eq(&wanted.inner, &self.inner) => {
+                return Err(PyValueError::new_err("a collector cannot want what it has met itself"));
+            }
+            Some(wanted) => py.detach(|| self.inner.commit_for(&wanted.inner)),
+            None => py.detach(|| self.inner.commit()),
+        }
+        Ok(())
     }
 
     /// Forgets it.
@@ -168,6 +179,12 @@ fn written(input: &InputSums) -> SiteSums<'_> {
             [] => vec![0.0; n],
             sums => sums.to_vec(),
         }),
+        cross: input.cross.iter().any(|c| !c.is_empty()).then(|| -> Box<dyn Fn(usize) -> Vec<f32> + '_> {
+            Box::new(|group| match input.cross[group].as_slice() {
+                [] => vec![0.0; input.k * input.k],
+                sums => sums.to_vec(),
+            })
+        }),
     }
 }
 
@@ -205,6 +222,11 @@ impl CovarianceFile {
     }
 
     #[getter]
+    fn origin(&self) -> Option<String> {
+        self.inner.origin.clone()
+    }
+
+    #[getter]
     fn identity(&self) -> Option<String> {
         self.inner.identity.clone()
     }
@@ -225,6 +247,12 @@ impl CovarianceFile {
         let columns = sums.len()? / n.max(1);
         Ok((readers, PyArray1::from_slice(py, counts), sums.reshape([n, columns])?))
     }
+}
+
+/// What covariances of a model say of where they are from.
+#[pyfunction]
+pub fn model_origin(model: &Model) -> Option<String> {
+    origin(&model.inner)
 }
 
 /// Adds files of covariances up.

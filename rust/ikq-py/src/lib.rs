@@ -23,7 +23,8 @@ mod _ikq {
     use crate::arrays::{dequantize, quantize, repack};
     #[pymodule_export]
     use crate::collect::{
-        CovarianceFile, StatisticsCollector, StatisticsFile, merge_covariances, write_statistics,
+        CovarianceFile, StatisticsCollector, StatisticsFile, merge_covariances, model_origin,
+        write_statistics,
     };
     #[pymodule_export]
     use crate::engine::{Engine, Sequence, kernel_name, kernel_self_test, product, product_speeds};

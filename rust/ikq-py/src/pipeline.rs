@@ -173,6 +173,7 @@ pub struct Wishes {
     unrepack: bool,
     repack_pattern: Vec<String>,
     error_feedback: Option<PathBuf>,
+    only_layer: Option<u32>,
 }
 
 impl Wishes {
@@ -240,6 +241,7 @@ impl Wishes {
             allow_missing: self.allow_missing,
             repack: self.repacking().transpose().map_err(|e| e.raise(py))?,
             covariances: self.covariances(py)?,
+            only_layer: self.only_layer,
         })
     }
 }
@@ -361,7 +363,7 @@ impl QuantizePlan {
         n_threads: Option<usize>,
         isa_name: Option<&str>,
         restart: bool,
-        reuse: Option<PathBuf>,
+        reuse: Vec<PathBuf>,
         keep_finished: bool,
         measure_errors: bool,
         progress: Option<Py<PyAny>>,

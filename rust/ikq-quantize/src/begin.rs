@@ -89,7 +89,7 @@ fn older_tensors(
     progress: &mut impl FnMut(Event),
 ) -> Result<(), Error> {
     let mut olds = Vec::new();
-    if let Some(path) = &options.reuse {
+    for path in &options.reuse {
         let old = Model::open(path)?;
         if (0..old.shards().len()).all(|shard| recipe_hash::read(&old, shard).is_empty()) {
             return Err(Error::NoHashes { path: path.clone() });

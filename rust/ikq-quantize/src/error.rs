@@ -103,6 +103,11 @@ pub enum Error {
     NoHashes { path: PathBuf },
 
     #[error(
+        "there is no tensor of layer {layer}: --only-layer takes the number N of `blk.N.` in tensors' names"
+    )]
+    NoSuchLayer { layer: u32 },
+
+    #[error(
         "`{tensor}` needs {needed} bytes of memory as {ty:?}, whose scale belongs to the whole tensor, and --max-ram is \
          {max}; give it another type or more memory"
     )]
@@ -131,6 +136,12 @@ pub enum Error {
          of both): one of the files is of another model"
     )]
     ForeignCovariance { tensor: String, path: PathBuf, cosine: f64 },
+
+    #[error(
+        "the covariances of {path} are of another model: the norms of its layers differ from this one's; compute them with \
+         `ikq imatrix --covariance` from a file of this model, of any type"
+    )]
+    OtherOrigin { path: PathBuf },
 
     #[error("{path} has no covariance for any tensor that would use one: it is of another model")]
     UnusedCovariances { path: PathBuf },
@@ -166,9 +177,11 @@ impl Error {
                 | Error::Busy { .. }
                 | Error::OtherWork { .. }
                 | Error::NoHashes { .. }
+                | Error::NoSuchLayer { .. }
                 | Error::Memory { .. }
                 | Error::CovarianceShape { .. }
                 | Error::ForeignCovariance { .. }
+                | Error::OtherOrigin { .. }
                 | Error::UnusedCovariances { .. }
                 | Error::Format(ikq_formats::Error::UnknownType { .. })
         )

@@ -7,7 +7,7 @@ use ikq_gguf::{Metadata, Model, Options, SplitBy, Tensor, TensorSpec, TensorType
 
 use std::sync::Arc;
 
-use crate::covariance::{Covariances, Feedback};
+use crate::covariance::{Covariances, Feedback, origin};
 use crate::coverage::Coverage;
 use crate::error::Error;
 use crate::ftype::Ftype;
@@ -49,6 +49,8 @@ pub struct PlanOptions {
     pub repack: Option<Repack>,
     /// Covariances of inputs: encode with error feedback where they and the type allow it.
     pub covariances: Option<Arc<Covariances>>,
+    /// Only the tensors of this block. Types and statistics are those that they have in a plan for the whole model.
+    pub only_layer: Option<u32>,
 }
 
 /// One tensor of the output.
@@ -119,7 +121,11 @@ impl Plan {
         let mut tensors = Vec::with_capacity(decisions.len());
         let mut without = Vec::new();
         let output = if facts.is_tied { "token_embd.weight" } else { "output.weight" };
+        let block = options.only_layer.map(|layer| format!("blk.{layer}."));
         for (source, (t, decision)) in model.tensors().iter().zip(decisions).enumerate() {
+            if block.as_ref().is_some_and(|block| !t.name.starts_with(block)) {
+                continue;
+            }
             let planned = TensorPlan::new(t, source, decision, imatrix, facts.is_tied, options)?;
             if let Some(to) = planned.encode
                 && !planned.repack
@@ -134,6 +140,9 @@ impl Plan {
                 tensors.extend(extra_output(t, source, ty, imatrix, options)?);
             }
         }
+        if let (Some(layer), true) = (options.only_layer, tensors.is_empty()) {
+            return Err(Error::NoSuchLayer { layer });
+        }
         let coverage = whole.map(|m| Coverage::new(&tensors, model, m));
         if let Some(coverage) = coverage.as_ref().filter(|c| !options.allow_missing && !c.is_complete()) {
             return Err(Error::IncompleteImatrix { coverage: Box::new(coverage.clone()) });
@@ -146,7 +155,7 @@ impl Plan {
                 file: imatrix.map(|m| m.path.clone()),
             });
         }
-        check_feedback(&tensors, options)?;
+        check_feedback(model, &tensors, options)?;
         let specs = tensors.iter().map(|p| p.spec(model)).collect::<Result<_, _>>()?;
         let mut metadata = output_metadata(&metadata, recipe.ftype, imatrix.zip(coverage.as_ref()), options);
         let is_biased = |t: &TensorPlan| t.encode.is_some_and(undoes_bias) && !t.repack && !t.unbiased;
@@ -271,8 +280,13 @@ fn extra_output(
 const ALIKE: f64 = 0.7;
 
 /// That the covariances are of this model, as far as can be told.
-fn check_feedback(tensors: &[TensorPlan], options: &PlanOptions) -> Result<(), Error> {
+fn check_feedback(model: &Model, tensors: &[TensorPlan], options: &PlanOptions) -> Result<(), Error> {
     let Some(covariances) = &options.covariances else { return Ok(()) };
+    if let (Some(of), Some(here)) = (&covariances.origin, origin(model))
+        && *of != here
+    {
+        return Err(Error::OtherOrigin { path: covariances.path.clone() });
+    }
     let mut is_used = false;
     for t in tensors {
         let Feedback::Site { index, group } = t.feedback else { continue };

@@ -16,7 +16,7 @@ use crate::found::stopped;
 use crate::hash;
 use crate::plan::{Plan, Statistics};
 use crate::run::SYNC_INTERVAL;
-use crate::units::{Units, Work};
+use crate::units::{PIECE_ELEMENTS, Units, Work};
 use crate::work::{Buffers, How, carry_out};
 
 /// Units of a kind that are tried, per thread.
@@ -72,9 +72,13 @@ pub fn memory(
 /// are kept for other tensors are in it as a second set.
 fn feedback_memory(plan: &Plan, tensor: usize) -> u64 {
     match plan.tensors[tensor].feedback {
-        Feedback::Site { .. } => {
+        Feedback::Site { index, .. } => {
             let k = plan.tensors[tensor].dims[0] as usize;
-            (3 * Factors::bytes(k) + Factors::working_bytes(k) + ikq_feedback::working_bytes(k)) as u64
+            let has_cross = plan.covariances.as_ref().is_some_and(|c| c.sites[index].has_cross());
+            // rows turned, and aimed
+            let aimed = if has_cross { 8 * PIECE_ELEMENTS.max(16 * k) } else { 0 };
+            let factors = 3 * Factors::bytes(k, has_cross) + Factors::working_bytes(k, has_cross);
+            (factors + aimed + ikq_feedback::working_bytes(k)) as u64
         }
         Feedback::NotUsed | Feedback::Missing => 0,
     }

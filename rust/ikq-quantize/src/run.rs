@@ -47,8 +47,8 @@ pub(crate) const SYNC_INTERVAL: Duration = Duration::from_secs(5);
 pub struct RunOptions {
     /// Begin anew: what an interrupted run has left is not looked at.
     pub restart: bool,
-    /// An older output whose tensors serve where nothing about them has changed.
-    pub reuse: Option<PathBuf>,
+    /// Older outputs whose tensors serve where nothing about them has changed.
+    pub reuse: Vec<PathBuf>,
     /// Finished shards of the output that are what this run would write stay.
     pub keep_finished: bool,
     /// Measure what encoding costs.

@@ -90,7 +90,7 @@ pub fn run(
     let by_head: Vec<(usize, Range<usize>)> = (0..n_head).map(|h| (h, h * n..(h + 1) * n)).collect();
     let columns: Vec<u32> = (0..(n * n_head) as u32).collect();
     if !a.is_split() {
-        exec.observe_groups(&[&weights.k_b], n_head, &by_head, &columns, inner);
+        exec.observe_groups(&[&weights.k_b], n_head, &by_head, (&columns, &columns), inner);
     }
     let absorbed = room(v, n * n_head * rank);
     exec.grouped(&weights.k_b, &by_head, &columns, inner, absorbed);
@@ -115,7 +115,7 @@ pub fn run(
     transpose_heads(exec, sums, n, n_head, rank, inner.floats_mut());
     exec.quantize(inner, Forms::of(exec.compute, [&weights.v_b]));
     if !a.is_split() {
-        exec.observe_groups(&[&weights.v_b], n_head, &by_head, &columns, inner);
+        exec.observe_groups(&[&weights.v_b], n_head, &by_head, (&columns, &columns), inner);
     }
     let results = room(k, n * n_head * a.head_dim_v);
     exec.grouped(&weights.v_b, &by_head, &columns, inner, results);
@@ -135,6 +135,7 @@ fn observe_compressed(exec: &Exec<'_>, a: &Mla, k: &[f32]) {
         n_groups: 1,
         groups: &[(0, 0..n)],
         columns: &exec.all_columns[..n],
+        tokens: &exec.all_columns[..n],
         floats: &|token| &k[token as usize * stride..][..rank],
     };
     collector.observe(exec.team, &[Owner { names: vec![name.clone()], pooled: false }], &input);

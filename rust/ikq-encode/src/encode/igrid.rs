@@ -206,7 +206,13 @@ macro_rules! codebook_types {
                 scratch: &mut $scratch,
                 out: &mut [u8],
             ) {
-                let search = GridSearch {
+                $encode(isa, Self::TYPE, &Self::search(), (x, w), scales, scratch, out);
+            }
+        }
+
+        impl $ty {
+            fn search() -> GridSearch<'static> {
+                GridSearch {
                     grid: $grid(),
                     sub_block: $sub,
                     numbers: $numbers,
@@ -214,11 +220,18 @@ macro_rules! codebook_types {
                     shifts: $shifts,
                     ladder: $ladder,
                     scale_bias: $bias,
-                };
-                $encode(isa, Self::TYPE, &search, (x, w), scales, scratch, out);
+                }
             }
         }
-    )* };
+    )*
+        /// What a codebook type searches; `None` for other types.
+        pub fn grid_search(ty: QuantType) -> Option<GridSearch<'static>> {
+            match ty {
+                $(QuantType::$ty => Some($ty::search()),)*
+                _ => None,
+            }
+        }
+    };
 }
 
 // The last number is a factor on stored scales that do not undo the gain. 1 is least squared error, which shrinks what

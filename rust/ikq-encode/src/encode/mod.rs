@@ -40,8 +40,10 @@ mod ternary;
 mod trellis;
 pub mod weights;
 
+pub use igrid::grid_search;
 pub use table::{can_encode, encodable, undoes_bias};
 pub use ternary::is_ternary;
+pub use trellis::{magnitudes_of_16_bits, points_of_13_bits, points_of_16_bits, two_sets_of_points};
 
 use ikq_formats::{QuantType, check_matrix, interleave_group, matrix_bytes};
 use ikq_simd::{Isa, IsaKind, IsaOp};

@@ -89,6 +89,31 @@ fn point_of_two(set: usize, code: u32) -> [i32; 8] {
     kt_values(code, [KT_OFFSET, KT_OFFSET_IQ4_ALT][set])
 }
 
+/// The points of IQ1_KT.
+pub fn points_of_13_bits() -> &'static [Trellis<4>; 1] {
+    static SETS: OnceLock<[Trellis<4>; 1]> = OnceLock::new();
+    SETS.get_or_init(|| [Trellis::new(1 << 13, |code| point(0, code))])
+}
+
+/// Those of IQ2_KT.
+pub fn points_of_16_bits() -> &'static [Trellis<4>; 1] {
+    static SETS: OnceLock<[Trellis<4>; 1]> = OnceLock::new();
+    SETS.get_or_init(|| [Trellis::new(1 << 16, |code| point(0, code))])
+}
+
+/// Those of IQ3_KT, without signs.
+pub fn magnitudes_of_16_bits() -> &'static [Trellis<4>; 1] {
+    static SETS: OnceLock<[Trellis<4>; 1]> = OnceLock::new();
+    SETS.get_or_init(|| [Trellis::new(1 << 16, |code| magnitudes(0, code))])
+}
+
+/// Both sets of IQ4_KT.
+pub fn two_sets_of_points() -> &'static [Trellis<2>; 2] {
+    static SETS: OnceLock<[Trellis<2>; 2]> = OnceLock::new();
+    let set = |set: usize| Trellis::new(1 << 15, |code| point_of_two(set, code));
+    SETS.get_or_init(|| [set(0), set(1)])
+}
+
 fn table_values() -> [f32; 16] {
     IQ4K_VALUES[0].map(f32::from)
 }
@@ -113,9 +138,8 @@ impl Encode for IQ1_KT {
         scratch: &mut Scratch,
         out: &mut [u8],
     ) {
-        static SETS: OnceLock<[Trellis<4>; 1]> = OnceLock::new();
         let search = RowSearch {
-            sets: SETS.get_or_init(|| [Trellis::new(1 << 13, |code| point(0, code))]),
+            sets: points_of_13_bits(),
             point,
             values: &table_values(),
             levels: Table4::new(isa, &IQ4K_VALUES[0]),
@@ -154,9 +178,8 @@ impl Encode for IQ2_KT {
         scratch: &mut Scratch,
         out: &mut [u8],
     ) {
-        static SETS: OnceLock<[Trellis<4>; 1]> = OnceLock::new();
         let search = RowSearch {
-            sets: SETS.get_or_init(|| [Trellis::new(1 << 16, |code| point(0, code))]),
+            sets: points_of_16_bits(),
             point,
             values: &table_values(),
             levels: Table4::new(isa, &IQ4K_VALUES[0]),
@@ -195,10 +218,9 @@ impl Encode for IQ3_KT {
         scratch: &mut Scratch,
         out: &mut [u8],
     ) {
-        static SETS: OnceLock<[Trellis<4>; 1]> = OnceLock::new();
         let values: [f32; 16] = std::array::from_fn(|s| s as f32);
         let search = RowSearch {
-            sets: SETS.get_or_init(|| [Trellis::new(1 << 16, |code| magnitudes(0, code))]),
+            sets: magnitudes_of_16_bits(),
             point: magnitudes,
             values: &values,
             levels: Integers { lo: 0.0, hi: 15.0 },
@@ -242,11 +264,9 @@ impl Encode for IQ4_KT {
         scratch: &mut Scratch,
         out: &mut [u8],
     ) {
-        static SETS: OnceLock<[Trellis<2>; 2]> = OnceLock::new();
-        let set = |set: usize| Trellis::new(1 << 15, |code| point_of_two(set, code));
         let values: [f32; 128] = std::array::from_fn(|s| s as f32 - 64.0);
         let search = RowSearch {
-            sets: SETS.get_or_init(|| [set(0), set(1)]),
+            sets: two_sets_of_points(),
             point: point_of_two,
             values: &values,
             levels: Integers { lo: -64.0, hi: 63.0 },

@@ -106,6 +106,17 @@ struct Eight {
     shift: u8,
 }
 
+/// What eight elements become: entries, signs and shift as formats store them, and what they decode to in units of the scale.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EightCodes {
+    pub entries: [u16; 2],
+    /// Bit j: element j is negative.
+    pub signs: u8,
+    /// Whether the shift is negative.
+    pub shift: u8,
+    pub values: [f32; 8],
+}
+
 /// Super-scales tried: those that put the largest sub-block scale at the highest number, times
 /// `D_FIRST * D_RATIO^k`.
 const N_D: usize = 32;
@@ -269,6 +280,38 @@ impl GridSearch<'_> {
             let y = y[j] + shift;
             out.xy += w[j] * t[j] * y;
             out.yy += w[j] * y * y;
+        }
+        out
+    }
+
+    /// The codes nearest to eight elements at a positive scale, weighed by `w`. The shift is the one given, or either of
+    /// them where groups have shifts of their own.
+    #[inline(always)]
+    pub fn codes_of_eight<I: Isa>(
+        &self,
+        isa: I,
+        x: &[f32; 8],
+        w: &[f32; 8],
+        (scale, shift): (f32, f32),
+    ) -> EightCodes {
+        let mut found = self.eight(isa, x, w, (scale, shift), f32::INFINITY);
+        let mut kept = shift;
+        if matches!(self.shifts, Shifts::Group(_)) {
+            let other = self.eight(isa, x, w, (scale, -shift), found.error);
+            if other.error < found.error {
+                (found, kept) = (other, -shift);
+            }
+        }
+        let dims = self.grid.dims();
+        let mut out = EightCodes { entries: found.entries, shift: found.shift, ..Default::default() };
+        for (entry, y) in found.entries.iter().zip(out.values.chunks_exact_mut(dims)) {
+            y.copy_from_slice(&self.grid.values(usize::from(*entry))[..dims]);
+        }
+        if !matches!(self.signs, Signs::InLevels) {
+            out.signs = minus_signs(x) ^ found.flip;
+        }
+        for (j, y) in out.values.iter_mut().enumerate() {
+            *y = kept + if out.signs >> j & 1 == 1 { -*y } else { *y };
         }
         out
     }

@@ -58,11 +58,13 @@ pub struct Group {
 #[derive(Debug)]
 pub struct Network {
     pub spec: ModelSpec,
-    pub token_embd: Weight,
+    /// `None`: a part of a model, which is given hidden states.
+    pub token_embd: Option<Weight>,
     /// Of a multi-token prediction head.
     pub nextn: Option<Nextn>,
     pub layers: Vec<Layer>,
-    pub output_norm: Vec<f32>,
+    /// `None`: a part of a model, whose hidden states are given back as they are.
+    pub output_norm: Option<Vec<f32>>,
     pub output: Option<Weight>,
     pub ropes: Vec<Rope>,
     pub groups: Vec<Group>,
@@ -78,9 +80,10 @@ impl Network {
     pub fn new(model: &ikq_gguf::Model, spec: ModelSpec, plans: PlanOptions) -> Result<Network, Error> {
         let weights = Weights { model };
         let n_embd = spec.n_embd;
-        let output_norm = weights.floats(&spec.output_norm, n_embd)?;
-        let output =
-            spec.output.as_ref().map(|o| weights.linear(o, n_embd, Some(spec.n_vocab), 1)).transpose()?;
+        let is_whole = !spec.is_part;
+        let output_norm = is_whole.then(|| weights.floats(&spec.output_norm, n_embd)).transpose()?;
+        let output = spec.output.as_ref().filter(|_| is_whole);
+        let output = output.map(|o| weights.linear(o, n_embd, Some(spec.n_vocab), 1)).transpose()?;
         let nextn = match &spec.nextn {
             Some(nextn) => Some(Nextn {
                 enorm: weights.floats(&nextn.enorm, n_embd)?,
@@ -89,7 +92,8 @@ impl Network {
             }),
             None => None,
         };
-        let token_embd = weights.matrix(&spec.token_embd, n_embd, spec.n_vocab)?;
+        let token_embd =
+            is_whole.then(|| weights.matrix(&spec.token_embd, n_embd, spec.n_vocab)).transpose()?;
         let mut ropes = Vec::new();
         let mut groups: Vec<Group> = Vec::new();
         let mut layers = Vec::new();
@@ -111,13 +115,18 @@ impl Network {
         Ok(Network { spec, token_embd, nextn, layers, output_norm, output, ropes, groups, hash })
     }
 
+    /// Whether every token of a step comes with a hidden state.
+    pub fn is_given_hidden(&self) -> bool {
+        self.spec.is_part || self.nextn.is_some()
+    }
+
     pub fn has_recurrent_layers(&self) -> bool {
         self.layers.iter().any(|l| l.group.is_none())
     }
 
     /// All matrices.
     pub fn weights(&self) -> Vec<&Weight> {
-        let mut all = vec![&self.token_embd];
+        let mut all: Vec<&Weight> = self.token_embd.iter().collect();
         all.extend(self.output.iter().chain(self.nextn.iter().map(|n| &n.eh_proj)));
         self.layers.iter().for_each(|layer| all.extend(layer.weights()));
         all

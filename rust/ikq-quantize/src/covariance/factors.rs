@@ -66,6 +66,7 @@ impl FactorCache<'_> {
     fn make(&self, site: usize, group: usize) -> Result<Factors, NotPositive> {
         let site = &self.covariances.sites[site];
         let lower: Vec<f32> = site.triangle(group).collect();
-        Factors::new(self.kind, &lower, site.k, f64::from(site.counts[group]))
+        let cross: Option<Vec<f32>> = site.cross(group).map(Iterator::collect);
+        Factors::with_aim(self.kind, &lower, cross.as_deref(), site.k, f64::from(site.counts[group]))
     }
 }

@@ -1,5 +1,6 @@
 //! Files of covariances: GGUF with tensors `NAME.in_cov` [k (k + 1) / 2, groups] and `NAME.counts` [1, groups] for every site,
-//! NAME being the first tensor that reads it, and in the header, site by site, the names of all of them.
+//! NAME being the first tensor that reads it, and in the header, site by site, the names of all of them. Where products of other
+//! inputs are wanted than those that were met, `NAME.in_cross` [k k, groups] has the sums of (wanted - met) met^T.
 
 use std::path::{Path, PathBuf};
 
@@ -17,8 +18,10 @@ const DATASETS: &str = "covariance.datasets";
 const CHUNK_COUNT: &str = "covariance.chunk_count";
 const CHUNK_SIZE: &str = "covariance.chunk_size";
 const IDENTITY: &str = "covariance.identity";
+const ORIGIN: &str = "covariance.origin";
 const SUMS: &str = ".in_cov";
 const COUNTS: &str = ".counts";
+const CROSS: &str = ".in_cross";
 
 /// Key of the names of the tensors that read site `i`, and of the group of each (-1: one for each matrix).
 fn tensors_key(i: usize) -> String {
@@ -36,6 +39,8 @@ pub struct SiteSums<'a> {
     pub counts: Vec<f32>,
     /// The triangle of a group.
     pub group: Box<dyn Fn(usize) -> Vec<f32> + 'a>,
+    /// The matrix of a group of an input that others are wanted for.
+    pub cross: Option<Box<dyn Fn(usize) -> Vec<f32> + 'a>>,
 }
 
 impl Covariances {
@@ -83,11 +88,22 @@ impl Covariances {
             if readers.iter().any(|r| r.group.is_some_and(|g| g >= counts.len())) {
                 return Err(wrong(format!("a tensor reads a group of `{name}` that is not there")));
             }
-            let mut site = Site { readers, k, counts, sums: t.data.clone(), hash: 0 };
+            let cross = model.tensor(&format!("{name}{CROSS}"));
+            if let Some(cross) = cross
+                && (cross.ty.known() != Some(QuantType::F32)
+                    || cross.ne != [(k * k) as u64, counts.len() as u64, 1, 1])
+            {
+                return Err(wrong(format!("the sums `{name}{CROSS}` are not those of {k} columns")));
+            }
+            let cross = cross.map(|t| t.data.clone());
+            let mut site = Site { readers, k, counts, sums: t.data.clone(), cross, hash: 0 };
             check(&site).map_err(|what| wrong(format!("{what} of `{name}`")))?;
             let mut hasher = Hasher::new("covariance");
             hasher.floats(&site.counts);
             hasher.bytes(&site.sums);
+            if let Some(cross) = &site.cross {
+                hasher.bytes(cross);
+            }
             site.hash = hasher.end();
             sites.push(site);
         }
@@ -100,6 +116,7 @@ impl Covariances {
             datasets: array(DATASETS).map(|a| a.strings().map(text).collect()).unwrap_or_default(),
             n_chunks: number(CHUNK_COUNT).unwrap_or(0),
             chunk_size: number(CHUNK_SIZE).unwrap_or(0),
+            origin: metadata.get(ORIGIN).and_then(Value::as_str).map(str::to_string),
             identity: metadata.get(IDENTITY).and_then(Value::as_str).map(str::to_string),
         })
     }
@@ -124,8 +141,22 @@ fn check(site: &Site) -> Result<(), String> {
         if let Some(v) = site.diagonal(group).iter().find(|v| **v < 0.0) {
             return Err(format!("a sum of squares is {v}: group {group}"));
         }
+        if let Some(v) = site.cross(group).and_then(|mut c| c.find(|v| !v.is_finite())) {
+            return Err(format!("a sum of products with what is wanted is {v}: group {group}"));
+        }
     }
     Ok(())
+}
+
+/// What a file says beside its sums.
+#[derive(Clone, Debug, Default)]
+pub struct Written {
+    pub datasets: Vec<String>,
+    pub n_chunks: u32,
+    pub chunk_size: u32,
+    /// As [`Covariances`] has them.
+    pub origin: Option<String>,
+    pub identity: Option<String>,
 }
 
 /// Writes a file: beside its name first, then in its place. One triangle at a time is in memory besides what
@@ -133,20 +164,16 @@ fn check(site: &Site) -> Result<(), String> {
 ///
 /// # Errors
 /// IO errors.
-pub fn write(
-    path: &Path,
-    sites: &[SiteSums<'_>],
-    datasets: &[String],
-    (n_chunks, chunk_size): (u32, u32),
-    identity: Option<&str>,
-) -> Result<(), Error> {
+pub fn write(path: &Path, sites: &[SiteSums<'_>], written: &Written) -> Result<(), Error> {
     let mut metadata = Metadata::new();
     metadata.set(TYPE, KIND);
-    metadata.set(DATASETS, Array::of_strings(datasets));
-    metadata.set(CHUNK_COUNT, n_chunks);
-    metadata.set(CHUNK_SIZE, chunk_size);
-    if let Some(identity) = identity {
-        metadata.set(IDENTITY, identity);
+    metadata.set(DATASETS, Array::of_strings(&written.datasets));
+    metadata.set(CHUNK_COUNT, written.n_chunks);
+    metadata.set(CHUNK_SIZE, written.chunk_size);
+    for (key, value) in [(ORIGIN, &written.origin), (IDENTITY, &written.identity)] {
+        if let Some(value) = value {
+            metadata.set(key, value.as_str());
+        }
     }
     let mut specs = Vec::new();
     for (i, site) in sites.iter().enumerate() {
@@ -157,7 +184,8 @@ pub fn write(
         metadata.set(&groups_key(i), Array::new(ValueType::I32, groups)?);
         let name = names.first().copied().unwrap_or_default();
         let n_groups = site.counts.len() as u64;
-        for (suffix, columns) in [(SUMS, triangle(site.k) as u64), (COUNTS, 1)] {
+        let cross = site.cross.as_ref().map(|_| (CROSS, (site.k * site.k) as u64));
+        for (suffix, columns) in [(SUMS, triangle(site.k) as u64), (COUNTS, 1)].into_iter().chain(cross) {
             specs.push(TensorSpec {
                 name: format!("{name}{suffix}"),
                 dims: vec![columns, n_groups],
@@ -168,12 +196,18 @@ pub fn write(
     }
     let writer = Writer::create(path, Layout::new(&metadata, specs, &Options::default())?)?;
     let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-    for (i, site) in sites.iter().enumerate() {
+    let mut tensor = 0;
+    for site in sites {
         for group in 0..site.counts.len() {
             let sums = bytes(&(site.group)(group));
-            writer.write_at(2 * i, (group * sums.len()) as u64, &sums)?;
+            writer.write_at(tensor, (group * sums.len()) as u64, &sums)?;
+            if let Some(cross) = &site.cross {
+                let sums = bytes(&cross(group));
+                writer.write_at(tensor + 2, (group * sums.len()) as u64, &sums)?;
+            }
         }
-        writer.write_at(2 * i + 1, 0, &bytes(&site.counts))?;
+        writer.write_at(tensor + 1, 0, &bytes(&site.counts))?;
+        tensor += if site.cross.is_some() { 3 } else { 2 };
     }
     writer.finish()?;
     Ok(())
@@ -186,15 +220,20 @@ pub fn write(
 /// IO errors, damaged files, [`Error::NoCovariances`] where sites of one name differ in shape.
 pub fn merge(paths: &[PathBuf], out: &Path) -> Result<(), Error> {
     let files = paths.iter().map(Covariances::open).collect::<Result<Vec<_>, _>>()?;
+    let origin = files.iter().find_map(|f| f.origin.clone());
+    if let Some(other) = files.iter().find(|f| f.origin.is_some() && f.origin != origin) {
+        let what = format!("it is of another model than {}", files[0].path.display());
+        return Err(Error::NoCovariances { path: other.path.clone(), what });
+    }
     let mut places: Vec<Vec<&Site>> = Vec::new();
     for file in &files {
         for site in &file.sites {
             match places.iter_mut().find(|p| p[0].readers == site.readers) {
-                Some(same) if same[0].k == site.k && same[0].n_groups() == site.n_groups() => same.push(site),
+                Some(same) if is_alike(same[0], site) => same.push(site),
                 Some(_) => {
                     let name = &site.readers[0].tensor;
                     let what =
-                        format!("the input of `{name}` has another size than in {}", files[0].path.display());
+                        format!("the input of `{name}` has another form than in {}", files[0].path.display());
                     return Err(Error::NoCovariances { path: file.path.clone(), what });
                 }
                 None => places.push(vec![site]),
@@ -214,6 +253,15 @@ pub fn merge(paths: &[PathBuf], out: &Path) -> Result<(), Error> {
                 }
                 sums
             }),
+            cross: same[0].cross.as_ref().map(|_| -> Box<dyn Fn(usize) -> Vec<f32>> {
+                Box::new(|group| {
+                    let mut sums = vec![0.0; same[0].k * same[0].k];
+                    for cross in same.iter().filter_map(|s| s.cross(group)) {
+                        sums.iter_mut().zip(cross).for_each(|(sum, v)| *sum += v);
+                    }
+                    sums
+                })
+            }),
         })
         .collect();
     let mut datasets: Vec<String> = Vec::new();
@@ -227,7 +275,12 @@ pub fn merge(paths: &[PathBuf], out: &Path) -> Result<(), Error> {
     let chunks = files.iter().map(|f| f.n_chunks);
     let n_chunks = if has_same { chunks.sum() } else { chunks.max().unwrap_or(0) };
     let chunk_size = files.iter().map(|f| f.chunk_size).max().unwrap_or(0);
-    write(out, &sites, &datasets, (n_chunks, chunk_size), None)
+    write(out, &sites, &Written { datasets, n_chunks, chunk_size, origin, identity: None })
+}
+
+/// Whether sums of both can be added.
+fn is_alike(a: &Site, b: &Site) -> bool {
+    a.k == b.k && a.n_groups() == b.n_groups() && a.cross.is_some() == b.cross.is_some()
 }
 
 /// The sums of a file, to go on from: readers, columns, counts and triangles of each site.

@@ -6,6 +6,7 @@
 
 mod factors;
 mod file;
+mod origin;
 
 use std::path::PathBuf;
 
@@ -13,7 +14,8 @@ use ikq_formats::QuantType;
 use ikq_gguf::{Bytes, Tensor};
 
 pub(crate) use factors::FactorCache;
-pub use file::{SiteSums, merge, restore, write};
+pub use file::{SiteSums, Written, merge, restore, write};
+pub use origin::origin;
 
 use crate::error::Error;
 use crate::imatrix::same_inputs;
@@ -39,6 +41,8 @@ pub struct Site {
     pub counts: Vec<f32>,
     /// Lower triangles of sums of products, group after group: floats, little endian.
     sums: Bytes,
+    /// Where products of other inputs are wanted: sums of (wanted - met) met^T, matrix after matrix.
+    cross: Option<Bytes>,
     /// Hash of counts and sums.
     pub(crate) hash: u64,
 }
@@ -51,6 +55,8 @@ pub struct Covariances {
     pub datasets: Vec<String>,
     pub n_chunks: u32,
     pub chunk_size: u32,
+    /// The model that they are of ([`origin()`]), if that is known.
+    pub origin: Option<String>,
     /// What the run that wrote it depends on, if it was interrupted.
     pub identity: Option<String>,
 }
@@ -58,7 +64,7 @@ pub struct Covariances {
 /// What a tensor has of a file of covariances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feedback {
-    /// No file was given, the tensor is copied, or its type has no codes that stand for one element each.
+    /// No file was given, the tensor is copied, or its type is encoded without ([`ikq_feedback::has_feedback`]).
     NotUsed,
     /// The file has nothing about its input.
     Missing,
@@ -76,6 +82,18 @@ impl Site {
     fn triangle(&self, group: usize) -> impl Iterator<Item = f32> {
         let n = 4 * ikq_covariance::triangle(self.k);
         self.sums[group * n..(group + 1) * n].as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))
+    }
+
+    /// Whether products of other inputs are wanted than those that were met.
+    pub fn has_cross(&self) -> bool {
+        self.cross.is_some()
+    }
+
+    /// The matrix of a group.
+    fn cross(&self, group: usize) -> Option<impl Iterator<Item = f32>> {
+        let n = 4 * self.k * self.k;
+        let bytes = &self.cross.as_ref()?[group * n..(group + 1) * n];
+        Some(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)))
     }
 
     /// Sums of squares of a group, which an imatrix has, too.

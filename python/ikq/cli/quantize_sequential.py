@@ -1,0 +1,96 @@
+"""`ikq quantize --sequential`: layer by layer, before the run that writes the output."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+import ikq
+from ikq.calibrate import windows_of
+from ikq.pipeline import QuantizePlan
+from ikq.quantize_options import QuantizeOptions
+from ikq.sequential import ROUNDS_OF_EFFORT, quantize_layers
+
+__all__ = ["add_options", "check", "prepare", "tidy"]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
+    group = parser.add_argument_group("layer by layer")
+    group.add_argument(
+        "--sequential",
+        action="store_true",
+        help="make every layer for what the layers before it, quantized, give it for a text (-f), with error "
+        "feedback",
+    )
+    group.add_argument("-f", "--file", metavar="TEXT", help="the text")
+    group.add_argument(
+        "-c", "--ctx-size", metavar="N", type=int, default=512, help="tokens of a chunk of it, default 512"
+    )
+    group.add_argument(
+        "--chunks", metavar="N", type=int, default=-1, help="most chunks, default all of the text"
+    )
+    group.add_argument(
+        "--effort",
+        choices=list(ROUNDS_OF_EFFORT),
+        default="normal",
+        help="max: go through each layer again until nothing of it changes any more",
+    )
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuses options that do not go together.
+
+    Raises:
+        ikq.errors.RefusedError: They do not.
+    """
+    if args.sequential and not args.file:
+        raise ikq.RefusedError("--sequential needs a text: -f TEXT")
+    if not args.sequential and (args.file or args.effort != "normal"):
+        raise ikq.RefusedError("-f and --effort are for --sequential")
+
+
+def prepare(
+    args: argparse.Namespace,
+    plan: QuantizePlan,
+    type_name: str,
+    n_threads: int | None,
+    options: QuantizeOptions,
+) -> None:
+    """Makes the layers; `args` then has what the run that writes the output needs of them.
+
+    Raises:
+        ikq.errors.RefusedError: As `quantize_layers`.
+        OSError: The text cannot be read.
+    """
+    if args.restart:
+        tidy(plan)
+    with ikq.GGUFReader(plan.source) as reader:
+        tokenizer = ikq.Tokenizer.from_reader(reader)
+    windows = windows_of(
+        tokenizer, Path(args.file).read_text(encoding="utf-8"), n_ctx=args.ctx_size, chunks=args.chunks
+    )
+    layers = quantize_layers(
+        plan.source,
+        _folder(plan),
+        type_name,
+        windows,
+        dataset=args.file,
+        rounds=ROUNDS_OF_EFFORT[args.effort],
+        n_threads=n_threads,
+        max_ram=args.max_ram,
+        on_note=lambda text: print(text, flush=True),
+        **options,
+    )
+    args.error_feedback = str(layers.covariances)
+    args.reuse = [*args.reuse, *map(str, layers.files)]
+
+
+def tidy(plan: QuantizePlan) -> None:
+    """Removes what is left of the layers."""
+    shutil.rmtree(_folder(plan), ignore_errors=True)
+
+
+def _folder(plan: QuantizePlan) -> Path:
+    return plan.destination.with_name(f"{plan.destination.name}.layers")

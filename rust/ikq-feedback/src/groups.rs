@@ -1,0 +1,195 @@
+//! Codes of four or eight columns: row by row, each search going through many points at once.
+//!
+//! Inside a group, too, the error of a column moves those behind it, but a search takes all columns as they are, weighed by w. So a
+//! group begins with the point nearest to its columns; the errors of that point move the columns, and a point nearest to these
+//! takes its place while that gains.
+
+use ikq_encode::weights::normalizer;
+use ikq_simd::Isa;
+
+use crate::coder::{Coded, Coder, MOST_SUB, SubBlock};
+use crate::form::Choice;
+use crate::passes::LANES;
+
+/// Most columns of a group.
+pub(crate) const MOST: usize = 8;
+/// How often a group's columns are moved by its own errors.
+const ROUNDS: usize = 1;
+
+/// Codes of a group.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Point {
+    /// What they decode to.
+    pub values: [f32; MOST],
+    pub codes: [u16; 2],
+    pub beside: [u8; MOST],
+}
+
+/// What groups of a type are coded with.
+pub(crate) trait Points<I: Isa> {
+    /// Columns of a group; its numbers of the field of codes and of the one beside it.
+    const COLUMNS: usize;
+    const CODES: usize;
+    const BESIDE: usize;
+    type Weights: Copy;
+
+    fn weights(&self, isa: I, w: &[f32; MOST]) -> Self::Weights;
+
+    /// The point nearest to `x` with the scale of a choice. `#[inline(always)]`.
+    fn nearest(&self, isa: I, x: &[f32; MOST], weights: &Self::Weights, choice: &Choice) -> Point;
+}
+
+/// [`Points`] as a [`Coder`].
+pub(crate) struct InGroups<P>(pub P);
+
+/// A row's sub-block with one choice.
+#[derive(Clone, Copy)]
+struct Found {
+    loss: f32,
+    errors: [f32; MOST_SUB],
+    points: [Point; MOST_SUB / 4],
+}
+
+const NOTHING: Found = Found {
+    loss: f32::INFINITY,
+    errors: [0.0; MOST_SUB],
+    points: [Point { values: [0.0; MOST], codes: [0; 2], beside: [0; MOST] }; MOST_SUB / 4],
+};
+
+impl<I: Isa, P: Points<I>> Coder<I> for InGroups<P> {
+    #[inline(always)]
+    fn code(&self, isa: I, sub: &SubBlock<'_>, out: &mut Coded<'_>) {
+        let n_groups = sub.x.len() / P::COLUMNS;
+        let mut weights = [None; MOST_SUB / 4];
+        for (g, weights) in weights.iter_mut().enumerate().take(n_groups) {
+            let mut w = [1.0; MOST];
+            w[..P::COLUMNS].copy_from_slice(&sub.factors.weights[sub.at + g * P::COLUMNS..][..P::COLUMNS]);
+            *weights = Some(self.0.weights(isa, &w));
+        }
+        for lane in 0..sub.n_rows {
+            let mut x = [0.0; MOST_SUB];
+            x.iter_mut().zip(sub.x).for_each(|(x, columns)| *x = columns[lane]);
+            // squares of what is normalised are in the range of floats
+            let (down, up) = normalizer(&x);
+            x.iter_mut().for_each(|x| *x *= down);
+            let mut best = NOTHING;
+            let mut kept = sub.choices[0][lane];
+            for (number, choices) in sub.choices.iter().enumerate() {
+                let choice = choices[lane];
+                let normal = Choice { a: choice.a * down, b: choice.b * down, ..choice };
+                let limit = if number == 0 { f32::INFINITY } else { best.loss };
+                let found = self.row(isa, sub, &weights[..n_groups], &x, &normal, limit);
+                if number == 0 || found.loss < best.loss {
+                    (best, kept) = (found, choice);
+                }
+            }
+            out.kept[lane] = kept;
+            out.errors.iter_mut().zip(best.errors).for_each(|(out, e)| out[lane] = e * up);
+            for (g, point) in best.points[..n_groups].iter().enumerate() {
+                for (i, code) in point.codes[..P::CODES].iter().enumerate() {
+                    out.codes[g * P::CODES + i][lane] = *code;
+                }
+                for (i, beside) in point.beside[..P::BESIDE].iter().enumerate() {
+                    out.beside[g * P::BESIDE + i][lane] = *beside;
+                }
+            }
+        }
+    }
+}
+
+impl<P> InGroups<P> {
+    /// A row with one choice; gives up as soon as the loss reaches `limit`.
+    #[inline(always)]
+    fn row<I: Isa>(
+        &self,
+        isa: I,
+        sub: &SubBlock<'_>,
+        weights: &[Option<P::Weights>],
+        x: &[f32; MOST_SUB],
+        choice: &Choice,
+        limit: f32,
+    ) -> Found
+    where
+        P: Points<I>,
+    {
+        let n = P::COLUMNS;
+        let mut out = NOTHING;
+        out.loss = 0.0;
+        // columns as earlier ones have moved them, in strips
+        let mut moved = [[0.0; LANES]; MOST_SUB / LANES];
+        moved.as_flattened_mut().copy_from_slice(x);
+        for (g, weights) in weights.iter().flatten().enumerate() {
+            let first = g * n;
+            let mut own = [0.0; MOST];
+            own[..n].copy_from_slice(&moved.as_flattened()[first..first + n]);
+            let (point, errors, loss) = self.group(isa, sub, weights, first, &own, choice);
+            out.points[g] = point;
+            out.errors[first..first + n].copy_from_slice(&errors[..n]);
+            out.loss += loss;
+            if out.loss >= limit {
+                break;
+            }
+            for (p, e) in errors[..n].iter().enumerate() {
+                let (row, e) = (sub.at + first + p, isa.splat_f(*e));
+                for (s, moved) in moved.iter_mut().enumerate().take(sub.x.len() / LANES).skip(first / LANES) {
+                    let factor = isa.load_f(&sub.factors.spread.strip(sub.at / LANES + s)[row]);
+                    isa.store_f(isa.sub_f(isa.load_f(moved), isa.mul_f(e, factor)), moved);
+                }
+            }
+        }
+        out
+    }
+
+    /// The point of a group, the errors of its columns, and their loss.
+    #[inline(always)]
+    fn group<I: Isa>(
+        &self,
+        isa: I,
+        sub: &SubBlock<'_>,
+        weights: &P::Weights,
+        first: usize,
+        own: &[f32; MOST],
+        choice: &Choice,
+    ) -> (Point, [f32; MOST], f32)
+    where
+        P: Points<I>,
+    {
+        let n = P::COLUMNS;
+        let mut point = self.0.nearest(isa, own, weights, choice);
+        let (mut errors, mut loss) = errors(sub, first, n, own, &point);
+        for _ in 0..ROUNDS {
+            // the columns as the point's errors move them
+            let mut target = point.values;
+            target.iter_mut().zip(errors).for_each(|(t, e)| *t += e);
+            let next = self.0.nearest(isa, &target, weights, choice);
+            let (next_errors, next_loss) = self::errors(sub, first, n, own, &next);
+            if next_loss >= loss {
+                break;
+            }
+            (point, errors, loss) = (next, next_errors, next_loss);
+        }
+        (point, errors, loss)
+    }
+}
+
+/// The errors of columns that become a point, and the sum of their weighted squares.
+#[inline(always)]
+fn errors(
+    sub: &SubBlock<'_>,
+    first: usize,
+    n: usize,
+    own: &[f32; MOST],
+    point: &Point,
+) -> ([f32; MOST], f32) {
+    let at = sub.at + first;
+    let strip = &sub.factors.spread.strip(at / LANES)[at..at + n];
+    let mut left = *own;
+    let (mut out, mut loss) = ([0.0; MOST], 0.0);
+    for (p, row) in strip.iter().enumerate() {
+        let e = left[p] - point.values[p];
+        out[p] = e;
+        loss += e * e * sub.factors.weights[at + p];
+        left[..n].iter_mut().zip(&row[at % LANES..]).for_each(|(left, f)| *left -= e * f);
+    }
+    (out, loss)
+}

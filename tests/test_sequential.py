@@ -1,0 +1,157 @@
+"""Layer by layer: what it gains, that it goes on where it was, and that nothing else decides its bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ikq
+from ikq.calibrate import windows_of
+from ikq.evaluate import Windows
+from ikq.models import model_spec
+from ikq.sequential import quantize_layers
+from ikq.sequential.layer_runner import LayerRunner
+from ikq.sequential.states import embedded, new_states
+
+TYPE = "IQ3_K"
+OPTIONS = {"pure": True, "token_embedding_type": "q8_0", "output_tensor_type": "q8_0"}
+
+
+@pytest.fixture(scope="module")
+def windows(tiny_moe: Path) -> Windows:
+    text = " ".join(path.read_text() for path in sorted(Path(ikq.__file__).parent.glob("e*.py")))
+    with ikq.GGUFReader(tiny_moe) as reader:
+        return windows_of(ikq.Tokenizer.from_reader(reader), text, n_ctx=64, chunks=24)
+
+
+@pytest.fixture(scope="module")
+def made(tiny_moe: Path, windows: Windows, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("made") / "out.gguf"
+    ikq.quantize_sequentially(tiny_moe, out, TYPE, windows, n_threads=2, **OPTIONS)
+    return out
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def error(source: Path, path: Path, windows: Windows) -> float:
+    """Squared distance of the last hidden states from those of the source."""
+    with ikq.Model.load(source, n_ctx=64) as a, ikq.Model.load(path, n_ctx=64) as b:
+        total = 0.0
+        for i in range(windows.n):
+            found = []
+            for model in (a, b):
+                model.truncate(0)
+                found.append(model.eval(windows[i].tokens, want="hidden"))
+            total += float(np.square(found[1] - found[0]).sum())
+    return total
+
+
+def test_layers_by_themselves_are_the_model(tiny_moe: Path, windows: Windows, tmp_path: Path) -> None:
+    with ikq.GGUFReader(tiny_moe) as reader:
+        spec = model_spec(reader)
+        states = new_states(windows, spec.n_embd, tmp_path / "states", 0)
+        embedded(reader, spec, windows, states)
+        norm = np.array(reader.tensors[spec.output_norm].dequantize())
+    for layer in range(len(spec.layers)):
+        with LayerRunner(tiny_moe, spec, layer, n_ctx=64) as runner:
+            for i in range(3):
+                states[i] = runner.run(windows[i].tokens, states[i])
+    with ikq.Model.load(tiny_moe, n_ctx=64) as model:
+        for i in range(3):
+            model.truncate(0)
+            expected = model.eval(windows[i].tokens, want="hidden")
+            scale = np.sqrt(np.square(states[i]).mean(-1, keepdims=True) + spec.norm_eps)
+            assert np.allclose(states[i] / scale * norm, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_it_is_nearer_to_the_whole_model(
+    tiny_moe: Path, windows: Windows, made: Path, tmp_path: Path
+) -> None:
+    with ikq.Model.load(tiny_moe, n_ctx=64) as model:
+        with model.collect_activations(covariance_layers=range(4)) as collector:
+            for i in range(windows.n):
+                model.truncate(0)
+                model.eval(windows[i].tokens, want="none")
+        collector.write_covariances(tmp_path / "m.cov")
+    fed = tmp_path / "fed.gguf"
+    ikq.quantize_file(tiny_moe, fed, TYPE, error_feedback=tmp_path / "m.cov", **OPTIONS)
+    assert error(tiny_moe, made, windows) < 0.95 * error(tiny_moe, fed, windows)
+    # nothing is left of the way
+    assert [p.name for p in made.parent.iterdir()] == [made.name]
+
+
+def test_threads_memory_and_kills_do_not_show(
+    tiny_moe: Path, windows: Windows, made: Path, tmp_path: Path
+) -> None:
+    class Killed(Exception):
+        pass
+
+    def kill_after(layer: str) -> None:
+        if layer.startswith("layer 1"):
+            raise Killed
+
+    out = tmp_path / "out.gguf"
+    with pytest.raises(Killed):
+        ikq.quantize_sequentially(
+            tiny_moe, out, TYPE, windows, n_threads=1, on_note=kill_after, max_ram="64M", **OPTIONS
+        )
+    notes: list[str] = []
+    ikq.quantize_sequentially(tiny_moe, out, TYPE, windows, n_threads=3, on_note=notes.append, **OPTIONS)
+    assert ["already" in note for note in notes] == [True, True, False, False]
+    assert sha256(out) == sha256(made)
+
+
+def test_what_is_there_of_another_run_is_not_taken(
+    tiny_moe: Path, windows: Windows, made: Path, tmp_path: Path
+) -> None:
+    notes: list[str] = []
+    folder = tmp_path / "layers"
+    one = ikq.evaluate.cut(windows.tokens, n_ctx=64, chunks=2)
+
+    def layers(type: str, **options: object) -> list[bool]:
+        notes.clear()
+        quantize_layers(tiny_moe, folder, type, one, on_note=notes.append, **OPTIONS, **options)
+        return ["already" in note for note in notes]
+
+    assert layers(TYPE) == [False] * 4
+    assert layers(TYPE) == [True] * 4
+    shutil.copy(folder / "1.gguf", folder / "2.gguf")
+    assert layers(TYPE) == [True, True, False, True]
+    assert layers("Q4_0") == [False] * 4
+    assert layers("Q4_0", rounds=1) == [False] * 4
+
+
+def test_the_command(tiny_moe: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("The module provides a function to open a file. " * 40)
+    command = [sys.executable, "-m", "ikq", "quantize", "--sequential", "-f", str(tmp_path / "text")]
+    command += ["-c", "64", "--chunks", "3", str(tiny_moe), str(tmp_path / "o.gguf"), "IQ4_KS", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "layer 3 of 4 is done" in done.stdout
+    assert "error feedback: " in done.stdout
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["o.gguf", "text"]
+    for words, match in (
+        (["--sequential"], "needs a text"),
+        (["--effort", "max"], "for --sequential"),
+        (["--sequential", "-f", str(tmp_path / "text"), "--error-feedback", "x"], "x"),
+    ):
+        refused = [
+            sys.executable,
+            "-m",
+            "ikq",
+            "quantize",
+            *words,
+            str(tiny_moe),
+            str(tmp_path / "p"),
+            "Q4_0",
+        ]
+        done = subprocess.run(refused, capture_output=True, text=True, check=False)
+        assert done.returncode in (1, 2)
+        assert match in done.stderr
