@@ -320,6 +320,22 @@ def test_files_that_are_no_model(tmp_path, capsys):
     assert "not UTF-8 at byte 2" in capsys.readouterr().err
 
 
+def test_placement_rules_that_fit_nothing(tiny_moe, capsys):
+    arguments = ["run", "--dry-run", "-m", str(tiny_moe), "-dev", "CPU,CPU1"]
+    assert main([*arguments, "-ot", "exps=CPU1,no_such=CPU1"]) == 0
+    assert capsys.readouterr().err == "note: -ot no_such: no tensor has such a name\n"
+    assert main(["run", "-m", str(tiny_moe), "-n", "1", "-p", "a", "--no-perf", "-ot", "blk.9=CPU"]) == 0
+    assert capsys.readouterr().err == "note: -ot blk.9: no tensor has such a name\n"
+
+
+def test_all_layers_are_shown_as_all(tiny_moe, capsys):
+    for n in ("all", "-1"):
+        assert main(["run", "--dry-run", "-m", str(tiny_moe), "-dev", "CPU,CPU1", "-ngl", n]) == 0
+        out = capsys.readouterr().out
+        assert "n_gpu_layers=all" in out
+        assert "2147483647" not in out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -251,7 +251,7 @@ def test_prompt_cache_of_a_chat(tiny_moe, tmp_path, capsys):
 
 
 def test_prompt_cache_after_a_shift(tiny_moe, tmp_path, capsys):
-    """What a shift has moved does not come to a file: it is not what would be computed there."""
+    """What a shift has moved does not come to a file, and less than the prompt does not replace that."""
     file = tmp_path / "prompt"
     options = [
         "-n",
@@ -261,7 +261,7 @@ def test_prompt_cache_after_a_shift(tiny_moe, tmp_path, capsys):
         "--ignore-eos",
         "--context-shift",
         "--keep",
-        "4",
+        "2",
         "--temp",
         "0",
         "--no-perf",
@@ -269,5 +269,34 @@ def test_prompt_cache_after_a_shift(tiny_moe, tmp_path, capsys):
     arguments = ["run", "-m", str(tiny_moe), "-p", "import os, sys", *options]
     assert main([*arguments, "--prompt-cache", str(file), "--prompt-cache-all"]) == 0
     with ikq.Model.load(tiny_moe, n_ctx=32) as model:
-        assert model.load_sequence(file).n_past == 4
+        ids = model.tokenize("import os, sys")
+        assert model.load_sequence(file).tokens == ids
+        assert len(ids) > 2
     capsys.readouterr()
+
+
+def test_prompt_cache_files_that_do_not_work(tiny_moe, tmp_path, capsys, monkeypatch):
+    """What cannot work is said before anything is computed; a disk that fills up later costs no text."""
+    base = ["run", "-m", str(tiny_moe), "-n", "5", "--temp", "0", "--no-perf", "-p", "import os"]
+    assert main(base) == 0
+    plain = capsys.readouterr().out
+    missing = tmp_path / "missing" / "prompt"
+    assert main([*base, "--prompt-cache", str(missing)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"error: --prompt-cache {missing}: there is no such folder; make it first\n")
+    text = tmp_path / "text"
+    text.write_text("no sequence")
+    assert main([*base, "--prompt-cache", str(text)]) == 1
+    assert capsys.readouterr().err.endswith("remove it, or name another file\n")
+    assert text.read_text() == "no sequence"
+
+    def full(self, path):
+        raise OSError(28, "no space left on device", path)
+
+    monkeypatch.setattr(ikq.Sequence, "save", full)
+    file = tmp_path / "prompt"
+    assert main([*base, "--prompt-cache", str(file), "--prompt-cache-all"]) == 0
+    out, err = capsys.readouterr()
+    assert out == plain
+    assert f"note: {file} was not written: no space left on device" in err
+    assert not file.exists()

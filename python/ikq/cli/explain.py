@@ -8,7 +8,13 @@ from itertools import groupby
 from typing import Any
 
 import ikq
-from ikq.cli.model_options import add_ignored, add_loading, load_options, print_ignored
+from ikq.cli.model_options import (
+    add_ignored,
+    add_loading,
+    load_options,
+    print_ignored,
+    print_unused_rules,
+)
 from ikq.cli.placement_table import placement_lines
 from ikq.model import Explanation, FfnPlan
 
@@ -33,6 +39,9 @@ def run(args: argparse.Namespace) -> int:
     """Prints the explanation."""
     options = load_options(args)
     print_ignored(args)
+    if args.override_tensor:
+        with ikq.GGUFReader(args.model) as reader:
+            print_unused_rules(args, reader.tensors)
     with ikq.Model.load(args.model, **options) as model:
         found = model.explain()
         n_ctx = model.n_ctx

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ikq
+from ikq.cli.placement_table import ALL_LAYERS
 
 __all__ = [
     "CPU_MOE_LAYERS",
@@ -21,6 +23,7 @@ __all__ = [
     "override",
     "placement_options",
     "print_ignored",
+    "print_unused_rules",
     "reduction",
 ]
 
@@ -97,6 +100,19 @@ def print_ignored(args: argparse.Namespace, n_gpu_layers: int | None = None) -> 
         print("note: -tb ignored: one set of threads (-t) does both prompt and generation", file=sys.stderr)
     if (args.n_gpu_layers if n_gpu_layers is None else n_gpu_layers) and len(_devices(args)) == 1:
         print("note: -ngl: there is no GPU, all layers run on the CPU", file=sys.stderr)
+
+
+def print_unused_rules(args: argparse.Namespace, names: Iterable[str]) -> None:
+    """One line on standard error for each rule of `-ot` that fits none of these tensors."""
+    names = list(names)
+    rules = [rule.partition("=")[0] for text in args.override_tensor for rule in text.split(",")]
+    for pattern in rules:
+        try:
+            is_used = any(re.search(pattern, name) for name in names)
+        except re.error:  # the core has its own word on that
+            continue
+        if not is_used:
+            print(f"note: -ot {pattern}: no tensor has such a name", file=sys.stderr)
 
 
 def add_loading(parser: argparse.ArgumentParser) -> None:
@@ -230,7 +246,7 @@ def n_layers(text: str) -> int:
         n = -1 if text in ("all", "auto") else int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number of layers, or all") from None
-    return n if n >= 0 else 2**31 - 1
+    return n if n >= 0 else ALL_LAYERS
 
 
 def _zero_or_one(text: str) -> bool:

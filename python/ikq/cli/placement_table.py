@@ -8,7 +8,10 @@ from typing import NamedTuple
 
 from ikq.model import Placed
 
-__all__ = ["PlacedLayers", "joined_layers", "placement_lines"]
+__all__ = ["ALL_LAYERS", "PlacedLayers", "joined_layers", "placement_lines"]
+
+ALL_LAYERS = 2**31 - 1
+"""More layers than there are: what `-ngl all` and negative numbers mean."""
 
 _GIB = 2**30
 
@@ -60,7 +63,10 @@ def joined_layers(placement: Iterable[Placed]) -> list[PlacedLayers]:
 def placement_lines(placement: Sequence[Placed]) -> list[str]:
     """The table, and below it the sum of each device."""
     cells = [("stage", "device", "GiB", "why")]
-    cells += [(r.name, r.device, f"{r.bytes / _GIB:.3f}", r.why) for r in joined_layers(placement)]
+    cells += [
+        (r.name, r.device, f"{r.bytes / _GIB:.3f}", r.why.replace(f"={ALL_LAYERS}", "=all"))
+        for r in joined_layers(placement)
+    ]
     devices = dict.fromkeys(p.device for p in placement)
     for device in devices:
         total = sum(p.bytes for p in placement if p.device == device)

@@ -14,7 +14,13 @@ from typing import Any, cast
 
 import ikq
 from ikq.cli.grammar_options import add_grammar, grammar_options
-from ikq.cli.model_options import add_ignored, add_loading, load_options, print_ignored
+from ikq.cli.model_options import (
+    add_ignored,
+    add_loading,
+    load_options,
+    print_ignored,
+    print_unused_rules,
+)
 from ikq.cli.placement_table import placement_lines
 from ikq.cli.progress import prompt_progress, waiting
 from ikq.cli.prompt_cache import PromptCache, add_prompt_cache
@@ -141,6 +147,7 @@ def run(args: argparse.Namespace) -> int:
             except ikq.GrammarError as error:
                 raise ikq.RefusedError(str(error)) from None
             check_files(args, reader)
+            print_unused_rules(args, reader.tensors)
         model = ikq.Model.load(args.model, **loading)
         draft = load_draft(args, model)
     with model, draft or nullcontext():
@@ -181,6 +188,9 @@ def _dry_run(args: argparse.Namespace) -> int:
     """Shows the placement and the memory."""
     options = load_options(args)
     plan = ikq.Model.plan(args.model, **{k: options[k] for k in PLANNED})
+    if args.override_tensor:
+        with ikq.GGUFReader(args.model) as reader:
+            print_unused_rules(args, reader.tensors)
     print("\n".join(placement_lines(plan.placement)))
     weights = sum(plan.weights.values())
     print(f"weights: {weights / 2**30:.3f} GiB ({weights} bytes)")
