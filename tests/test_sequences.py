@@ -402,3 +402,18 @@ def test_an_interrupted_step(name):
 def test_bad_places(options, message):
     with pytest.raises((ikq.RefusedError, ikq.UnsupportedError, ValueError), match=message):
         ikq.Model.load(path("qwen3/qwen3-bf16"), n_ctx=64, **options)
+
+
+@pytest.mark.parametrize("places", [(2, 560), (2, 570), (423, 143), (300, 200), (0, 500)])
+def test_shifts_behind_windows_do_not_depend_on_cuts(places):
+    """Which pages a window has given back depends on how a prompt was cut; what follows a shift does not."""
+    ids = long_text(640)
+    with load("gemma3/gemma3-bf16", n_ctx=1024) as model:
+        found = []
+        for width in (None, 33, 100):
+            with model.new_sequence() as sequence:
+                run(model, sequence, ids[:582], width)
+                sequence.shift(*places)
+                assert sequence.rewindable(sequence.n_past - 1) == 0
+                found.append(run(model, sequence, ids[582:]))
+        assert all(same(found[0], other) for other in found[1:])

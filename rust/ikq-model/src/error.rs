@@ -46,6 +46,11 @@ pub enum Error {
     )]
     Context { needed: usize, n_ctx: usize },
 
+    #[error(
+        "{n_discard} positions after the first {n_keep} cannot be forgotten: the sequence holds {n_past} in all"
+    )]
+    Discard { n_keep: usize, n_discard: usize, n_past: usize },
+
     #[error("a cache of {name}: {why}")]
     Cache { name: String, why: String },
 

@@ -35,6 +35,9 @@ struct Header {
     groups: Vec<(usize, Vec<bool>)>,
     /// Position of every state: snapshots, then the one at `n_past`; with its bytes per layer.
     states: Vec<(usize, Vec<usize>)>,
+    /// The sequence's field of that name; 0 where there is none.
+    #[serde(default)]
+    shifted_at: usize,
 }
 
 impl Sequence {
@@ -92,6 +95,7 @@ impl Sequence {
             n_past: self.n_past(),
             groups: groups.map(|(t, size)| (*size, t.iter().map(|p| *p != NO_PAGE).collect())).collect(),
             states,
+            shifted_at: self.shifted_at,
         };
         let header = serde_json::to_vec(&header).expect("plain numbers and texts");
         let mut bytes = MAGIC.to_vec();
@@ -169,6 +173,7 @@ impl Model {
             }
         }
         sequence.tokens = tokens;
+        sequence.shifted_at = header.shifted_at;
         Ok(sequence)
     }
 }
@@ -221,6 +226,9 @@ fn fits(header: &Header, shared: &Shared, runner: &Runner, n_bytes: usize) -> Re
     }
     if header.n_past > shared.n_ctx {
         return Err(format!("it has {} positions, the context {}", header.n_past, shared.n_ctx));
+    }
+    if header.shifted_at > header.n_past {
+        return Err(format!("a shift at {} of {} positions", header.shifted_at, header.n_past));
     }
     let n_pages = header.n_past.div_ceil(PAGE);
     if header.groups.len() != shared.groups.len() {

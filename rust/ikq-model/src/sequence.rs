@@ -27,6 +27,9 @@ pub struct Sequence {
     pub(crate) snapshots: Snapshots,
     /// The state as it was before the last step that left no way back to there.
     pub(crate) before: Option<(usize, u32)>,
+    /// Layers with a window that gave positions back hold, since the last shift, only what tokens from here on see;
+    /// 0: there was no such shift.
+    pub(crate) shifted_at: usize,
 }
 
 impl Sequence {
@@ -39,6 +42,7 @@ impl Sequence {
             state: None,
             snapshots: Snapshots::default(),
             before: None,
+            shifted_at: 0,
         }
     }
 
@@ -79,6 +83,7 @@ impl Sequence {
         fork.tables.clone_from(&self.tables);
         fork.snapshots = self.snapshots.clone();
         fork.before = self.before;
+        fork.shifted_at = self.shifted_at;
         let pools = &mut *self.shared.pools();
         for (table, pages) in fork.tables.iter().zip(&mut pools.groups) {
             table.iter().filter(|p| **p != NO_PAGE).for_each(|p| pages.share(*p));
@@ -124,10 +129,11 @@ impl Sequence {
     fn pages_reach(&self, n: usize) -> bool {
         let groups = self.tables.iter().zip(&self.shared.groups);
         n == 0
-            || groups.into_iter().all(|(table, group)| {
-                let first = (n + 1).saturating_sub(group.window.unwrap_or(usize::MAX));
-                (first / PAGE..n.div_ceil(PAGE)).all(|page| table[page] != NO_PAGE)
-            })
+            || n >= self.shifted_at
+                && groups.into_iter().all(|(table, group)| {
+                    let first = (n + 1).saturating_sub(group.window.unwrap_or(usize::MAX));
+                    (first / PAGE..n.div_ceil(PAGE)).all(|page| table[page] != NO_PAGE)
+                })
     }
 
     /// Keeps the first `n` positions.
@@ -177,15 +183,22 @@ impl Sequence {
             self.before = None;
         }
         self.tokens.truncate(n);
+        if n == 0 {
+            self.shifted_at = 0;
+        }
         Ok(())
     }
 
     /// Context shift: forgets `n_discard` positions after the first `n_keep`; later ones move down, their keys
-    /// turned to where they come to stand.
+    /// turned to where they come to stand. Forgetting the last ones is [`Sequence::truncate`].
+    ///
+    /// Layers with a sliding window may have given the kept positions back. Where the next token would see those,
+    /// it sees in these layers what stood as far before the end until now, so that the result does not depend on
+    /// which pages happen to be there; the sequence cannot go back behind the shift then.
     ///
     /// # Errors
-    /// [`Error::Shift`] when a layer is recurrent, [`Error::Context`] when there are not as many positions;
-    /// [`Error::CacheMemory`], [`Error::Closed`].
+    /// [`Error::Shift`] when a layer is recurrent, [`Error::Discard`] when there are not as many positions;
+    /// [`Error::Rewind`] for the last ones; [`Error::CacheMemory`], [`Error::Closed`].
     pub fn shift(&mut self, n_keep: usize, n_discard: usize) -> Result<(), Error> {
         let n_past = self.n_past();
         if self.shared.is_recurrent {
@@ -193,7 +206,10 @@ impl Sequence {
         }
         let needed = n_keep.saturating_add(n_discard);
         if needed > n_past {
-            return Err(Error::Context { needed, n_ctx: n_past });
+            return Err(Error::Discard { n_keep, n_discard, n_past });
+        }
+        if needed == n_past {
+            return self.truncate(n_keep);
         }
         if n_discard == 0 {
             return Ok(());
@@ -202,12 +218,21 @@ impl Sequence {
         let mut runner = shared.runner()?;
         let mut tables = Vec::new();
         let mut all_moves = Vec::new();
-        for old in &self.tables {
-            let (table, moves) = moved(old, n_keep, n_discard, n_past);
+        let mut all_shared = Vec::new();
+        let mut has_given_back = self.shifted_at > 0;
+        for (old, group) in self.tables.iter().zip(&shared.groups) {
+            let window = group.window.filter(|w| !shared.swa_full && *w <= n_past);
+            has_given_back |= window.is_some();
+            let (table, moves) = match window {
+                None => moved(old, n_keep, n_discard, n_past),
+                Some(window) => moved_window(old, n_keep, n_discard, n_past, window),
+            };
             tables.push(table);
             all_moves.push(moves);
+            all_shared.push(if window.is_some() { 0 } else { n_keep / PAGE });
         }
         // new pages from the first that changes on: others may hold the old ones
+        let mut taken = Vec::new();
         for (group, (table, moves)) in tables.iter_mut().zip(&mut all_moves).enumerate() {
             let mut fresh = std::collections::HashMap::new();
             for m in moves.iter_mut() {
@@ -219,10 +244,13 @@ impl Sequence {
                             Ok(page) => page,
                             Err(e) => {
                                 let pools = &mut *shared.pools();
-                                fresh.values().for_each(|p| pools.groups[group].give_back(*p));
+                                taken
+                                    .into_iter()
+                                    .for_each(|(g, p): (usize, u32)| pools.groups[g].give_back(p));
                                 return Err(e);
                             }
                         };
+                        taken.push((group, page));
                         fresh.insert(index, page);
                         page
                     }
@@ -232,13 +260,16 @@ impl Sequence {
             }
             runner.devices.iter_mut().for_each(|d| d.move_rows(group, moves));
         }
-        let first = n_keep / PAGE;
         let pools = &mut *shared.pools();
-        for ((old, new), pages) in self.tables.iter_mut().zip(tables).zip(&mut pools.groups) {
+        let both = self.tables.iter_mut().zip(tables).zip(all_shared);
+        for (((old, new), first), pages) in both.zip(&mut pools.groups) {
             old[first.min(old.len())..].iter().filter(|p| **p != NO_PAGE).for_each(|p| pages.give_back(*p));
             *old = new;
         }
         self.tokens.drain(n_keep..n_keep + n_discard);
+        if has_given_back {
+            self.shifted_at = self.n_past();
+        }
         Ok(())
     }
 
@@ -318,21 +349,45 @@ fn moved(old: &[u32], n_keep: usize, n_discard: usize, n_past: usize) -> (Vec<u3
     let mut table = old[..first.min(old.len())].to_vec();
     table.resize(n_new.div_ceil(PAGE), NO_PAGE);
     let mut moves = Vec::new();
-    let mut span = |from: usize, to: usize, len: usize, turn_back: usize| {
-        let mut done = 0;
-        while done < len {
-            let (f, t) = (from + done, to + done);
-            let n = (len - done).min(PAGE - f % PAGE).min(PAGE - t % PAGE);
-            if old[f / PAGE] != NO_PAGE {
-                let from = (old[f / PAGE], f % PAGE);
-                moves.push(Move { from, to: ((t / PAGE) as u32, t % PAGE), n, turn_back });
-            }
-            done += n;
-        }
-    };
-    span(first * PAGE, first * PAGE, n_keep - first * PAGE, 0);
-    span(n_keep + n_discard, n_keep, n_new - n_keep, n_discard);
+    span(old, &mut moves, first * PAGE..n_keep, 0);
+    span(old, &mut moves, n_keep..n_new, n_discard);
     (table, moves)
+}
+
+/// [`moved`] in layers whose tokens see `window` positions, where earlier ones are given back page by page: of the old
+/// positions only the last `window - 1` are there for certain, and as many are needed. Those of the kept ones that
+/// are not among them are replaced by what stood `n_discard` later, as far from the end as they come to stand. One
+/// position stays in any case: the page that is written to next must be there.
+fn moved_window(
+    old: &[u32],
+    n_keep: usize,
+    n_discard: usize,
+    n_past: usize,
+    window: usize,
+) -> (Vec<u32>, Vec<Move>) {
+    let (n_new, window) = (n_past - n_discard, window.max(2));
+    let seen = (n_new + 1).saturating_sub(window);
+    let held = (n_past + 1).saturating_sub(window);
+    let mut moves = Vec::new();
+    let stay = n_keep.min(held).max(seen);
+    span(old, &mut moves, seen..stay, n_discard);
+    span(old, &mut moves, stay..n_keep, 0);
+    span(old, &mut moves, stay.max(n_keep)..n_new, n_discard);
+    (vec![NO_PAGE; n_new.div_ceil(PAGE)], moves)
+}
+
+/// Adds moves to the positions `to`, each from `turn_back` later; pages of targets are indices.
+fn span(old: &[u32], moves: &mut Vec<Move>, to: std::ops::Range<usize>, turn_back: usize) {
+    let mut at = to.start;
+    while at < to.end {
+        let from = at + turn_back;
+        let n = (to.end - at).min(PAGE - from % PAGE).min(PAGE - at % PAGE);
+        if old[from / PAGE] != NO_PAGE {
+            let from = (old[from / PAGE], from % PAGE);
+            moves.push(Move { from, to: ((at / PAGE) as u32, at % PAGE), n, turn_back });
+        }
+        at += n;
+    }
 }
 
 #[cfg(test)]
@@ -360,6 +415,47 @@ mod tests {
             }
             let expected = |i: usize| Some(if i < n_keep { i } else { i + n_discard });
             assert!(from.iter().enumerate().all(|(i, f)| *f == expected(i)), "{n_keep} {n_discard} {n_past}");
+        }
+    }
+
+    /// The last `window - 1` positions are there, whatever was kept, and come from those that were.
+    #[test]
+    fn windows_stay_full() {
+        for window in [2, 24, 300, 512] {
+            for (n_keep, n_discard, n_past) in
+                [(0, 300, 1000usize), (2, 570, 582), (600, 800, 1410), (5, 994, 1000), (255, 256, 513)]
+            {
+                if window > n_past {
+                    continue;
+                }
+                let held = n_past + 1 - window;
+                let old: Vec<u32> = (0..n_past.div_ceil(PAGE))
+                    .map(|i| if (i + 1) * PAGE <= held { NO_PAGE } else { 10 + i as u32 })
+                    .collect();
+                let (table, moves) = moved_window(&old, n_keep, n_discard, n_past, window);
+                let n_new = n_past - n_discard;
+                assert_eq!(table, vec![NO_PAGE; n_new.div_ceil(PAGE)]);
+                let mut from = vec![None; n_new];
+                for m in &moves {
+                    assert!(m.from.0 >= 10 && m.from.0 != NO_PAGE);
+                    for i in 0..m.n {
+                        let source = (m.from.0 as usize - 10) * PAGE + m.from.1 + i;
+                        let target = m.to.0 as usize * PAGE + m.to.1 + i;
+                        assert_eq!(source, target + m.turn_back);
+                        assert_eq!(from[target].replace(source), None);
+                    }
+                }
+                let seen = (n_new + 1).saturating_sub(window);
+                for (to, from) in from.iter().enumerate() {
+                    let own = if to < n_keep { to } else { to + n_discard };
+                    let expected = if own >= held { own } else { to + n_discard };
+                    assert_eq!(
+                        *from,
+                        (to >= seen).then_some(expected),
+                        "{window} {n_keep} {n_discard} {n_past} {to}"
+                    );
+                }
+            }
         }
     }
 

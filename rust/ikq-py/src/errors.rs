@@ -125,9 +125,13 @@ impl Raise for ikq_model::Error {
         let message = self.to_string();
         match self {
             Gguf(e) => e.raise(py),
-            Shape { .. } | Experts { .. } | Rows { .. } | NoTokens | Context { .. } | Hidden { .. } => {
-                ShapeError::new_err(message)
-            }
+            Shape { .. }
+            | Experts { .. }
+            | Rows { .. }
+            | NoTokens
+            | Context { .. }
+            | Discard { .. }
+            | Hidden { .. } => ShapeError::new_err(message),
             Cache { .. } | Rewind { .. } | Shift | NotWeights { .. } => UnsupportedError::new_err(message),
             Memory { .. } | CacheMemory { .. } | Option { .. } | Threads(_) => RefusedError::new_err(message),
             Closed | SameSequence | OtherModel => PyValueError::new_err(message),
