@@ -35,8 +35,11 @@ impl Rules {
                 return Err(wrong("a rule is REGEX=DEVICE, such as exps=CPU".into()));
             };
             // the last line of the message is the reason
-            let reason =
-                |e: regex::Error| e.to_string().lines().last().unwrap_or_default().trim().to_string();
+            let reason = |e: regex::Error| {
+                let message = e.to_string();
+                let last = message.lines().last().unwrap_or_default().trim();
+                last.strip_prefix("error: ").unwrap_or(last).to_string()
+            };
             let pattern = Regex::new(pattern).map_err(|e| wrong(reason(e)))?;
             self.overrides.push((pattern, device.trim().to_string()));
         }
