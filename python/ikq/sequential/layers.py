@@ -150,7 +150,7 @@ def quantize_layers(
         distance = _advance(run, layer, wanted, met)
         if on_note is not None:
             on_note(f"layer {layer} of {len(spec.layers)} {note}: results {distance:.4f} from those wanted")
-    covariances = folder / "all.cov"
+    covariances = folder / "sequential.cov"
     Covariances.merge([run.cov(layer) for layer in range(len(spec.layers))], covariances)
     return SequentialLayers(covariances, tuple(run.file(layer) for layer in range(len(spec.layers))))
 

@@ -59,6 +59,7 @@ impl StatisticsCollector {
     }
 
     /// Writes the covariances.
+    #[expect(clippy::too_many_arguments, reason = "what the file says of its origin, named in Python")]
     fn write_covariances(
         &self,
         py: Python<'_>,

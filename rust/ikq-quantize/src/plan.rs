@@ -348,8 +348,9 @@ fn output_metadata(
         out.remove(key);
     }
     if let Some(covariances) = &options.covariances {
-        let shown = covariances.path.to_string_lossy().into_owned();
-        out.set(COVARIANCE_KEY, if options.hide_imatrix { "top_secret" } else { shown.as_str() });
+        // without its folder: where files lay says nothing about the output
+        let name = covariances.path.file_name().unwrap_or(covariances.path.as_os_str()).to_string_lossy();
+        out.set(COVARIANCE_KEY, if options.hide_imatrix { "top_secret" } else { name.as_ref() });
     }
     let Some((m, coverage)) = imatrix else { return out };
     let int = |n: usize| Value::I32(i32::try_from(n).unwrap_or(i32::MAX));
