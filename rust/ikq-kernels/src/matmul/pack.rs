@@ -131,7 +131,10 @@ impl IsaOp for PackBand<'_> {
                 let blocks = &Blocks { rows: &starts, at: at + form.front_bytes, step: form.block_bytes };
                 pack_short(isa, blocks, n_words, words);
             }
-            pack_smalls(&form, &starts, run.blocks, smalls);
+            match form.n_words() == 0 && form.block_bytes == 2 {
+                true => pack_halves(isa, &form, &starts, run.blocks, smalls),
+                false => pack_smalls(&form, &starts, run.blocks, smalls),
+            }
         }
         pack_headers(&starts, form.header_bytes, headers);
     }
@@ -223,6 +226,35 @@ fn pack_smalls(form: &LaneForm, rows: &[&[u8]; BAND], blocks: Range<usize>, mut 
             }
         }
     }
+}
+
+/// Packs rows that are halves and nothing else: as words of two, which then are parted.
+#[inline(always)]
+fn pack_halves<I: Isa>(
+    isa: I,
+    form: &LaneForm,
+    rows: &[&[u8]; BAND],
+    blocks: Range<usize>,
+    smalls: &mut [u8],
+) {
+    let (lines, rest) = smalls.as_chunks_mut::<{ 64 * BAND }>();
+    let done = blocks.start + 32 * lines.len();
+    for (i, lines) in lines.iter_mut().enumerate() {
+        let at = form.header_bytes + 2 * (blocks.start + 32 * i);
+        let mut words = [&[0; 64]; BAND];
+        for (r, row) in words.iter_mut().enumerate() {
+            *row = rows[r][at..].first_chunk().expect("32 halves");
+        }
+        for (pair, v) in lines.as_chunks_mut::<64>().0.iter_mut().zip(isa.transpose_fours(words)) {
+            let mut both = [0; 64];
+            isa.store(v, &mut both);
+            for (lane, both) in both.as_chunks::<4>().0.iter().enumerate() {
+                pair[2 * lane..][..2].copy_from_slice(&both[..2]);
+                pair[32 + 2 * lane..][..2].copy_from_slice(&both[2..]);
+            }
+        }
+    }
+    pack_smalls(form, rows, done..blocks.end, rest);
 }
 
 /// Packs the row headers, words first.
