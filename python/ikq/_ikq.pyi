@@ -32,6 +32,7 @@ __all__ = [
     "kernel_self_test",
     "layout_fields",
     "merge_covariances",
+    "model_origin",
     "pack",
     "parse_type",
     "plan_quantize",
