@@ -10,7 +10,7 @@ import ikq
 from ikq.calibrate import windows_of
 from ikq.pipeline import QuantizePlan
 from ikq.quantize_options import QuantizeOptions
-from ikq.sequential import ROUNDS_OF_EFFORT, quantize_layers
+from ikq.sequential import ROUNDS_OF_EFFORT, layers_folder, quantize_layers
 
 __all__ = ["add_options", "check", "prepare", "tidy"]
 
@@ -73,7 +73,7 @@ def prepare(
     )
     layers = quantize_layers(
         plan.source,
-        _folder(plan),
+        layers_folder(plan.destination),
         type_name,
         windows,
         dataset=args.file,
@@ -89,8 +89,4 @@ def prepare(
 
 def tidy(plan: QuantizePlan) -> None:
     """Removes what is left of the layers."""
-    shutil.rmtree(_folder(plan), ignore_errors=True)
-
-
-def _folder(plan: QuantizePlan) -> Path:
-    return plan.destination.with_name(f"{plan.destination.name}.layers")
+    shutil.rmtree(layers_folder(plan.destination), ignore_errors=True)

@@ -9,8 +9,15 @@ layers.py         covariances of a layer, its file, the states behind it, and so
 from ikq.sequential.layers import (
     ROUNDS_OF_EFFORT,
     SequentialLayers,
+    layers_folder,
     quantize_layers,
     quantize_sequentially,
 )
 
-__all__ = ["ROUNDS_OF_EFFORT", "SequentialLayers", "quantize_layers", "quantize_sequentially"]
+__all__ = [
+    "ROUNDS_OF_EFFORT",
+    "SequentialLayers",
+    "layers_folder",
+    "quantize_layers",
+    "quantize_sequentially",
+]

@@ -54,6 +54,7 @@ class _Run:
     """What all layers share."""
 
     source: Path
+    spec: ModelSpec
     folder: Path
     type: str | QuantType
     windows: Windows
@@ -122,7 +123,7 @@ def quantize_layers(
         met = new_states(windows, spec.n_embd, folder / "met.states", most)
         embedded(reader, spec, windows, wanted)
         met[:] = wanted
-    run = _Run(source, folder, type, windows, n_threads, max_ram, options, dataset, origin, rounds)
+    run = _Run(source, spec, folder, type, windows, n_threads, max_ram, options, dataset, origin, rounds)
     before = run_identity(files, windows.tokens, described(type, windows.n_ctx, rounds, options))
     done = read_done(folder)
     for layer in range(len(spec.layers)):
@@ -159,8 +160,7 @@ def _collect(
     run: _Run, layer: int, states: tuple[NDArray[np.float32], NDArray[np.float32]], current: Path
 ) -> None:
     """Writes the covariances of a layer's inputs, of which `current` has the matrices."""
-    windows, n_threads = run.windows, run.n_threads
-    spec = _spec(run.source)
+    windows, n_threads, spec = run.windows, run.n_threads, run.spec
 
     def new() -> _ikq.StatisticsCollector:
         return _ikq.StatisticsCollector(
@@ -191,8 +191,7 @@ def _collect(
 
 def _advance(run: _Run, layer: int, wanted: NDArray[np.float32], met: NDArray[np.float32]) -> float:
     """Takes both states behind a layer; the distance between them, as a share of those wanted."""
-    windows = run.windows
-    spec = _spec(run.source)
+    windows, spec = run.windows, run.spec
     error = total = 0.0
     with (
         LayerRunner(run.source, spec, layer, n_ctx=windows.n_ctx, n_threads=run.n_threads) as whole,
@@ -207,9 +206,9 @@ def _advance(run: _Run, layer: int, wanted: NDArray[np.float32], met: NDArray[np
     return float((error / total) ** 0.5) if total else 0.0
 
 
-def _spec(source: Path) -> ModelSpec:
-    with GGUFReader(source) as reader:
-        return model_spec(reader)
+def layers_folder(destination: Path) -> Path:
+    """Where what is made on the way to an output is kept."""
+    return destination.with_name(f"{destination.name}.layers")
 
 
 def quantize_sequentially(
@@ -244,7 +243,7 @@ def quantize_sequentially(
     Raises:
         RefusedError: As `quantize_layers`.
     """
-    folder = Path(destination).with_name(f"{Path(destination).name}.layers")
+    folder = layers_folder(Path(destination))
     layers = quantize_layers(
         source,
         folder,
