@@ -9,7 +9,7 @@ from ikq.serve.errors import ServiceError
 from ikq.serve.folder import Stamp
 from ikq.serve.request_log import LOG
 
-__all__ = ["Failures", "unloadable"]
+__all__ = ["Failures", "unexpected", "unloadable"]
 
 # Seconds for which an error is remembered that a later try may not meet, the files being as they are.
 _PATIENCE = 60.0
@@ -34,9 +34,7 @@ class Failures:
         elif isinstance(error, OSError):
             told, end = unloadable(name, error.strerror or str(error)), time.monotonic() + _PATIENCE
         else:
-            LOG.error("%s cannot be loaded", name, exc_info=error)
-            told = ServiceError("internal", f"{name} cannot be loaded; the server's log says why")
-            end = time.monotonic() + _PATIENCE
+            told, end = unexpected(name, error), time.monotonic() + _PATIENCE
         self._known[name] = (stamp, told, end)
         return told
 
@@ -44,3 +42,9 @@ class Failures:
 def unloadable(name: str, sentence: str) -> ServiceError:
     """An error of a model that trying again does not bring."""
     return ServiceError("unloadable", f"{name} cannot be loaded: {sentence}", parameter="model")
+
+
+def unexpected(name: str, error: BaseException) -> ServiceError:
+    """What clients hear of an error that is not theirs; the log has it whole."""
+    LOG.error("%s cannot be loaded", name, exc_info=error)
+    return ServiceError("internal", f"{name} cannot be loaded; the server's log says why")

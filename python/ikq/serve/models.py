@@ -13,7 +13,7 @@ from ikq.errors import RefusedError
 from ikq.serve.arrivals import Arrival, closing
 from ikq.serve.asking import Asker, current_asker, within
 from ikq.serve.errors import ServiceError
-from ikq.serve.failures import Failures, unloadable
+from ikq.serve.failures import Failures, unexpected, unloadable
 from ikq.serve.folder import Stamp, is_whole
 from ikq.serve.loaded import LoadedModel
 from ikq.serve.memory import available_memory
@@ -356,8 +356,7 @@ def _told(name: str, error: BaseException) -> ServiceError:
         return error
     if isinstance(error, asyncio.CancelledError):
         return closing()
-    LOG.error("%s cannot be loaded", name, exc_info=error)
-    return ServiceError("internal", f"{name} cannot be loaded; the server's log says why")
+    return unexpected(name, error)
 
 
 def _gib(n: int) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import ipaddress
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -63,12 +64,17 @@ def check_key(request: Request, keys: Sequence[str]) -> None:
 
 
 def _is_known(given: bytes, keys: Sequence[str]) -> bool:
-    """Whether a key is one of these. Clients write other letters than those of ASCII in one of two ways."""
-    spellings = [spelling for key in keys for spelling in _spellings(key)]
+    """Whether a key is one of these."""
     # all are compared, in the same time each, so that time says nothing about them
     digest = hashlib.sha256(given).digest()
-    is_known = [hmac.compare_digest(digest, hashlib.sha256(s).digest()) for s in spellings]
+    is_known = [hmac.compare_digest(digest, known) for known in _digests(tuple(keys))]
     return any(is_known)
+
+
+@lru_cache(maxsize=8)
+def _digests(keys: tuple[str, ...]) -> tuple[bytes, ...]:
+    """Of all spellings of keys: clients write other letters than those of ASCII in one of two ways."""
+    return tuple(hashlib.sha256(spelling).digest() for key in keys for spelling in _spellings(key))
 
 
 def _spellings(key: str) -> Iterable[bytes]:
