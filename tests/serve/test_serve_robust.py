@@ -12,10 +12,14 @@ import random
 import socket
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from serving import address, engine, serving
+
+from ikq.serve.responses.store import ResponseStore
+from ikq.serve.routes import responses
 
 CHAT = {
     "model": "m",
@@ -168,9 +172,11 @@ def works(server):
 
 @pytest.fixture(scope="module")
 def hostile():
-    """A server with small limits."""
-    with serving(max_body=2**20, n_ctx=256, parallel=4, queue=8, timeout=10) as server:
-        yield server
+    """A server with small limits; what it keeps of responses is full after a few of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(responses, "ResponseStore", partial(ResponseStore, max_responses=16))
+        with serving(max_body=2**20, n_ctx=256, parallel=4, queue=8, timeout=10) as server:
+            yield server
 
 
 def test_mutated_requests(hostile):
