@@ -195,8 +195,9 @@ def test_mutated_requests(hostile):
         assert status < 500 or status in (501, 503), (path, body, reply)
         statuses.add(status)
 
-    # the grammar's library and its table of the vocabulary are loaded once, at the first request that needs them
-    assert hostile.ask("/completion", {"prompt": "import", "n_predict": 1, "grammar": 'root ::= "x"'})[0] == 200
+    # a grammar's library and its table of the vocabulary are loaded once, when first needed
+    grammar = {"prompt": "import", "n_predict": 1, "grammar": 'root ::= "x"'}
+    assert hostile.ask("/completion", grammar)[0] == 200
     for i in range(n):
         ask(i)
     before = resident()

@@ -40,7 +40,7 @@ class Connection(H11Protocol):
         self._timer = self.loop.call_later(_PATIENCE, self._close_without, self.cycle)
 
     def _end_timer(self) -> None:
-        """Without this the event loop would keep a closed connection and its last request until the time is over."""
+        """Without this the event loop would keep a closed connection and its last request until then."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use ikq_formats::{Error, LaneForm, QuantType, deinterleave_group, interleave_group, lane_form, row_bytes};
-use ikq_simd::{Isa, IsaKind, IsaOp, run};
+use ikq_simd::{Isa, IsaKind, IsaOp, prefetch, run};
 
 use super::bands::BAND;
 
@@ -35,7 +35,12 @@ pub fn pack(kind: IsaKind, ty: QuantType, k: usize, rows: &[u8], out: &mut [u8])
     assert!(file_row > 0 && rows.len().is_multiple_of(file_row * ty.info().rows), "whole rows are packed");
     assert_eq!(out.len(), form.matrix_bytes(rows.len() / file_row, k), "room for the bands");
     let mut memory = Vec::new();
-    for (rows, band) in rows.chunks(BAND * file_row).zip(out.chunks_exact_mut(form.band_bytes(k))) {
+    let mut rest = rows;
+    for band in out.chunks_exact_mut(form.band_bytes(k)) {
+        let (rows, behind) = rest.split_at(rest.len().min(BAND * file_row));
+        rest = behind;
+        // sixteen rows are sixteen places at once, too many for what reads ahead in hardware; they stand one after another
+        prefetch(&rest[..rest.len().min(BAND * file_row)]);
         let n = rows.len() / file_row;
         let rows = match (ty.is_interleaved(), lane_form(ty)) {
             (false, Some(_)) => rows,
