@@ -45,11 +45,13 @@ def round_trip(
     each row, and types that store rows together get rows of zeros to fill the last group."""
     if t is ikq.QuantType.I2_S:
         matrices = x.reshape(-1, 1, x.shape[-1])
-        data = ikq.quantize(matrices, t, importance, biased=biased)
+        data = ikq.quantize(matrices, t, importance, biased=biased, clamp=True)
         return ikq.dequantize(data, t, x.shape[-1]).reshape(x.shape)
     rows = np.zeros((-(-len(x) // t.rows) * t.rows, x.shape[-1]), np.float32)
     rows[: len(x)] = x
-    return ikq.dequantize(ikq.quantize(rows, t, importance, biased=biased), t, x.shape[-1])[: len(x)]
+    return ikq.dequantize(ikq.quantize(rows, t, importance, biased=biased, clamp=True), t, x.shape[-1])[
+        : len(x)
+    ]
 
 
 def error(x: np.ndarray, y: np.ndarray, importance: np.ndarray | None) -> float:

@@ -1,7 +1,9 @@
 """The command line's frame, `types` and `gguf-dump`: output, exit codes, one sentence per error."""
 
+import importlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ import pytest
 
 import ikq
 from ikq.__main__ import main
-from ikq.cli import VERBS
+from ikq.cli import VERBS, VERBS_BY_TASK, build_parser
 
 
 def ikq_command(*arguments, **kwargs):
@@ -28,6 +30,31 @@ def test_help_everywhere(capsys):
     assert done.returncode == 0
     assert "quantize" in done.stdout
     assert "types" in done.stdout
+
+
+def test_verbs_are_listed_by_task(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    out = capsys.readouterr().out
+    for task, verbs in VERBS_BY_TASK.items():
+        part = out[out.index(f"\n{task}:\n") :].split("\n\n")[0]
+        found = [
+            line.split()[0] for line in part.splitlines()[2:] if line.startswith("  ") and line[2] != " "
+        ]
+        assert found == [verb.replace("_", "-") for verb in verbs]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_begins_with_examples_that_parse(verb, capsys):
+    with pytest.raises(SystemExit):
+        main([verb.replace("_", "-"), "--help"])
+    behind_usage = capsys.readouterr().out.split("\n\n", 1)[1]
+    examples = importlib.import_module(f"ikq.cli.{verb}").EXAMPLES
+    assert behind_usage.startswith("examples:\n" + "".join(f"  {line}\n" for line in examples))
+    for line in examples:
+        program, *words = shlex.split(line.split(">")[0])
+        assert program == "ikq"
+        build_parser().parse_args(words)
 
 
 def test_version(capsys):

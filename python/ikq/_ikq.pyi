@@ -107,9 +107,11 @@ def quantize(
     n_per_row: int,
     importance: NDArray[np.float32] | None,
     biased: bool,
+    clamp: bool,
     n_threads: int | None,
     isa_name: str | None,
 ) -> NDArray[np.uint8]: ...
+def type_range(ty: int) -> tuple[float, float, float]: ...
 def repack(
     data: NDArray[np.uint8], from_type: int, to_type: int, n_rows: int, n_per_row: int
 ) -> NDArray[np.uint8]: ...
@@ -432,7 +434,8 @@ class QuantizePlan:
         reuse: list[str],
         keep_finished: bool,
         measure_errors: bool,
-        progress: Callable[[int, float, bool], None] | None,
+        clamp: bool,
+        progress: Callable[[int, float, bool, float], None] | None,
         on_bytes: Callable[[int], None] | None,
         on_note: Callable[[str], None] | None,
     ) -> QuantizeRun: ...
@@ -450,7 +453,7 @@ class QuantizeRun:
     @property
     def tensors(
         self,
-    ) -> list[tuple[str, float, bool, tuple[float, float, float, float, list[float]] | None]]: ...
+    ) -> list[tuple[str, float, bool, float, tuple[float, float, float, float, list[float]] | None]]: ...
 
 def plan_quantize(
     model: Model, ftype: str, imatrix: Imatrix | None, wishes: Mapping[str, object]

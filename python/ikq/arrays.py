@@ -219,6 +219,7 @@ def quantize(
     imatrix: ArrayLike | None = None,
     *,
     biased: bool = False,
+    clamp: bool = False,
     n_threads: int | None = None,
     _isa: str | None = None,
 ) -> NDArray[np.uint8]:
@@ -236,6 +237,8 @@ def quantize(
             demands it.
         biased: scales as they were fitted, which make the least squared error; by default they are divided
             by the gain of the fit, so that what is decoded is not smaller than `x` on the average.
+        clamp: cut off numbers that are larger than the type can keep (65504 in F16, that times the largest
+            code in types with scales in half precision); they are refused otherwise.
         n_threads: threads to use; all CPUs unless given.
         _isa: forces an instruction set (for tests).
 
@@ -249,6 +252,7 @@ def quantize(
             column); an importance that is negative or not finite.
         ShapeError: another number of axes, blocks that do not tile the rows, another shape of `imatrix`.
         UnsupportedError: a type that cannot be written.
+        RefusedError: a number that is larger than the type can keep, without `clamp`.
 
     Warns:
         NotTernaryWarning: `type` is a ternary or BitNet type and `x` has rows that are not ternary.
@@ -278,7 +282,7 @@ def quantize(
             stacklevel=2,
         )
     flat = np.ascontiguousarray(values).reshape(-1)
-    out = _ikq.quantize(flat, t, n_experts, n_rows, n, importance, biased, n_threads, _isa)
+    out = _ikq.quantize(flat, t, n_experts, n_rows, n, importance, biased, clamp, n_threads, _isa)
     if t is QuantType.I2_S:
         return out.reshape((*values.shape[:-2], tensor_bytes(t, (n_rows, n))))
     return out.reshape((*values.shape[:-1], row_bytes(t, n)))

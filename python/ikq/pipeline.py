@@ -89,6 +89,10 @@ class PlannedTensor:
     count tokens per expert."""
 
 
+_MUCH_VANISHED = 1e-3
+"""Share of a tensor's non-zero weights that may become zero without a word."""
+
+
 @dataclass(frozen=True)
 class QuantizePlan:
     """Everything that is known before the first byte is written."""
@@ -113,6 +117,7 @@ class QuantizePlan:
         partial_requant: bool = False,
         max_ram: int | str | None = None,
         measure_errors: bool = False,
+        clamp: bool = False,
         progress: Callable[[PlannedTensor, float], None] | None = None,
         on_bytes: Callable[[int], None] | None = None,
         on_note: Callable[[str], None] | None = None,
@@ -135,6 +140,8 @@ class QuantizePlan:
             max_ram: Most bytes in work at a time, a number or `"500M"`; fewer threads work where they do not
                 fit. None is half of the memory that is available.
             measure_errors: Measure every tensor's error; see `TensorOutcome`.
+            clamp: Cut off weights that are larger than their tensor's type can keep, such as those above
+                65504 in F16; by default they are refused.
             progress: Called with each tensor, in order, when it is in the file, and the seconds of
                 work (of all threads together) that it took.
             on_bytes: Called several times a second with the bytes of the source done since; for bars.
@@ -142,7 +149,8 @@ class QuantizePlan:
 
         Raises:
             ikq.errors.FormatError: A weight is NaN or infinite; names tensor, expert, row and column.
-            ikq.errors.RefusedError: Another process writes this output, an interrupted run of *another* plan
+            ikq.errors.RefusedError: A weight is larger than its type can keep, and `clamp` was not given;
+                another process writes this output, an interrupted run of *another* plan
                 has done much work on it, `reuse` is not of ikq, or a tensor does not fit `max_ram`.
             OSError: Reading or writing failed; a full disk names the bytes that were needed.
             KeyboardInterrupt: Ctrl-C; says what is kept.
@@ -150,11 +158,17 @@ class QuantizePlan:
         start = time.perf_counter()
         not_ternary = []
 
-        def done(index: int, seconds: float, is_not_ternary: bool) -> None:
+        def done(index: int, seconds: float, is_not_ternary: bool, vanished: float) -> None:
+            tensor = self.tensors[index]
             if is_not_ternary:
-                not_ternary.append(self.tensors[index])
+                not_ternary.append(tensor)
             if progress is not None:
-                progress(self.tensors[index], seconds)
+                progress(tensor, seconds)
+            if on_note is not None and vanished > _MUCH_VANISHED:
+                on_note(
+                    f"warning: {vanished:.2%} of the non-zero weights of `{tensor.name}` are too small for "
+                    f"{getattr(tensor.to_type, 'name', tensor.to_type)} and are 0 now; BF16 keeps them"
+                )
 
         workers, _ = self._memory(n_threads, max_ram, measure_errors)
         self.destination.parent.mkdir(parents=True, exist_ok=True)
@@ -167,6 +181,7 @@ class QuantizePlan:
                 reuse=_paths(reuse),
                 keep_finished=partial_requant,
                 measure_errors=measure_errors,
+                clamp=clamp,
                 progress=done,
                 on_bytes=on_bytes,
                 on_note=on_note,
@@ -279,6 +294,8 @@ class TensorOutcome:
     """Weighted, of each matrix (expert) of the tensor."""
     not_ternary: bool
     """Its type is ternary and its weights are not."""
+    vanished: float
+    """The share of its non-zero weights that are zero now because the type's scales do not go that low."""
 
 
 @dataclass(frozen=True)
@@ -350,6 +367,7 @@ def quantize_file(
     partial_requant: bool = False,
     max_ram: int | str | None = None,
     measure_errors: bool = False,
+    clamp: bool = False,
     progress: Callable[[PlannedTensor, float], None] | None = None,
     on_note: Callable[[str], None] | None = None,
     **options: Unpack[QuantizeOptions],
@@ -369,6 +387,7 @@ def quantize_file(
         partial_requant: Finished shards of the output stay where they are what this call writes.
         max_ram: Most bytes in work at a time.
         measure_errors: Measure every tensor's error.
+        clamp: Cut off weights that are larger than their type can keep; see `QuantizePlan.run`.
         on_note: Called with sentences about what was found of earlier runs.
         progress: Called with each finished tensor and the seconds it took.
         **options: See `QuantizeOptions`.
@@ -387,6 +406,7 @@ def quantize_file(
         partial_requant=partial_requant,
         max_ram=max_ram,
         measure_errors=measure_errors,
+        clamp=clamp,
         progress=progress,
         on_note=on_note,
     )
@@ -425,6 +445,7 @@ def _outcome(
     how: str,
     seconds: float,
     not_ternary: bool,
+    vanished: float,
     errors: tuple[float, float, float, float, list[float]] | None,
 ) -> TensorOutcome:
     plain, weighted, without_gain, gain, experts = errors or (None, None, None, None, None)
@@ -437,6 +458,7 @@ def _outcome(
         gain=gain,
         expert_errors=None if experts is None else tuple(experts),
         not_ternary=not_ternary,
+        vanished=vanished,
     )
 
 

@@ -107,6 +107,7 @@ class QTensor:
         *,
         name: str | None = None,
         biased: bool = False,
+        clamp: bool = False,
         n_threads: int | None = None,
     ) -> QTensor:
         """Encodes floats; arguments and errors are those of `ikq.quantize`.
@@ -116,7 +117,8 @@ class QTensor:
         shape = np.shape(x)
         if as_type(type) is QuantType.I2_S:
             x, imatrix = np.asarray(x).reshape(-1, *shape[-1:]), None
-        return cls(quantize(x, type, imatrix, biased=biased, n_threads=n_threads), type, shape, name)
+        data = quantize(x, type, imatrix, biased=biased, clamp=clamp, n_threads=n_threads)
+        return cls(data, type, shape, name)
 
     @property
     def nbytes(self) -> int:

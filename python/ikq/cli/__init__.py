@@ -1,9 +1,9 @@
 """The command line: `ikq VERB ...`. One module per verb.
 
-A verb's module has `NAME`, `HELP` (one line for the list of verbs), `add_arguments(parser)`, and
-`run(args)`, which does the work and returns the exit code; it may have `ALIASES`, and `ERROR_CODE` where 1
-says something else. It uses public names of `ikq` only. `args.verb` is the name that was typed,
-`args.command` the whole command.
+A verb's module has `NAME`, `HELP` (one line for the list of verbs), `EXAMPLES` (two commands),
+`add_arguments(parser)`, `run(args)`, which does the work and returns the exit code, and may have `ALIASES`,
+and `ERROR_CODE` where 1 says something else. It uses public names of `ikq` only. `args.verb` is the name that
+was typed, `args.command` the whole command.
 
 Exit codes: 0 done; 1 error; 2 refused or wrong usage; 130 interrupted. An expected error is one
 sentence on standard error; `IKQ_DEBUG=1` shows the traceback as well.
@@ -15,33 +15,25 @@ import argparse
 import importlib
 import os
 import sys
+import textwrap
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import ikq
 
-VERBS = (
-    "run",
-    "serve",
-    "bench",
-    "sweep_bench",
-    "quantize",
-    "recipe",
-    "imatrix",
-    "perplexity",
-    "kld",
-    "explain",
-    "types",
-    "gguf_dump",
-    "gguf_split",
-    "gguf_hash",
-    "diff",
-    "validate",
-    "info",
-    "tokenize",
-)
-"""Modules of this package, in the order of the help text."""
+VERBS_BY_TASK = {
+    "quantize": ("quantize", "recipe", "imatrix"),
+    "run and serve": ("run", "serve", "explain", "tokenize"),
+    "measure quality": ("perplexity", "kld"),
+    "measure speed": ("bench", "sweep_bench"),
+    "look at files and change their form": ("gguf_dump", "diff", "validate", "gguf_hash", "gguf_split"),
+    "look at ikq and this machine": ("types", "info"),
+}
+"""Modules of this package by what a user wants to do, in the order of the help text."""
+
+VERBS = tuple(verb for verbs in VERBS_BY_TASK.values() for verb in verbs)
 
 DONE, ERROR, REFUSED, INTERRUPTED = 0, 1, 2, 130
 
@@ -60,27 +52,56 @@ class _Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all verbs."""
+    modules = {name: importlib.import_module(f"ikq.cli.{name}") for name in VERBS}
     parser = _Parser(
         prog="ikq",
-        description="Quantize GGUF models with every tensor type of ggml, and run them.",
-        epilog="Set IKQ_DEBUG=1 for tracebacks, IKQ_ISA=scalar|avx2|avx512 to force an instruction set.",
+        usage="ikq [-h] [--version] VERB ...",
+        description=_verbs_text(modules),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="`ikq VERB --help` shows a verb's options, with examples first.\n"
+        "IKQ_DEBUG=1 shows tracebacks, IKQ_ISA=scalar|avx2|avx512 forces an instruction set.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"ikq {ikq.__version__}")
-    verbs = parser.add_subparsers(title="verbs", metavar="VERB", dest="verb", required=True)
-    for name in VERBS:
-        module = importlib.import_module(f"ikq.cli.{name}")
-        aliases = getattr(module, "ALIASES", ())
+    # the description lists them: argparse cannot group verbs
+    verbs = parser.add_subparsers(
+        prog="ikq", metavar="VERB", dest="verb", required=True, help=argparse.SUPPRESS
+    )
+    for module in modules.values():
         verb = verbs.add_parser(
             module.NAME,
-            aliases=aliases,
-            help=module.HELP,
-            description=module.__doc__,
+            aliases=getattr(module, "ALIASES", ()),
+            description=(module.__doc__ or "").replace("`", ""),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
         module.add_arguments(verb)
+        verb.description = _with_examples(verb.description or "", module.EXAMPLES)
+        verb.epilog = _filled(verb.epilog or "")
         verb.set_defaults(run=module.run, error_code=getattr(module, "ERROR_CODE", ERROR))
     return parser
+
+
+def _verbs_text(modules: Mapping[str, ModuleType]) -> str:
+    """All verbs with a line each, under headings that say what they are for."""
+    lines = ["Quantize GGUF models with every tensor type of ggml, run them and serve them."]
+    for task, names in VERBS_BY_TASK.items():
+        lines += ["", f"{task}:"]
+        for module in (modules[name] for name in names):
+            aliases = ", ".join(getattr(module, "ALIASES", ()))
+            name = f"{module.NAME} ({aliases})" if aliases else module.NAME
+            lines += textwrap.wrap(
+                module.HELP, 100, initial_indent=f"  {name:25} ", subsequent_indent=" " * 28
+            )
+    return "\n".join(lines)
+
+
+def _with_examples(description: str, examples: Sequence[str]) -> str:
+    return "\n".join(["examples:", *(f"  {line}" for line in examples), "", _filled(description)])
+
+
+def _filled(text: str) -> str:
+    return "\n\n".join(textwrap.fill(paragraph, 100) for paragraph in text.strip().split("\n\n"))
 
 
 def run_command(arguments: Sequence[str]) -> int:

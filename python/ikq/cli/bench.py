@@ -27,6 +27,10 @@ from ikq.measure import Timings, Workload, bench
 
 NAME = "bench"
 HELP = "measure speed: prompt and generation, several settings, as a table, CSV or JSON"
+EXAMPLES = (
+    "ikq bench -m model.gguf -p 512 -n 128",
+    "ikq bench types --types Q4_K,IQ4_KS",
+)
 
 MIB = 1024 * 1024
 

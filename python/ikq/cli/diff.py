@@ -12,6 +12,10 @@ from ikq.files import Comparison, TensorDifference, compare_files
 
 NAME = "diff"
 HELP = "compare two GGUF files: metadata, tensors, values"
+EXAMPLES = (
+    "ikq diff model-bf16.gguf model.gguf",
+    "ikq diff --json model-bf16.gguf model.gguf",
+)
 ERROR_CODE = 2
 """As of diff(1), where 1 says that there are differences."""
 

@@ -20,6 +20,10 @@ from ikq.model import Explanation, FfnPlan
 
 NAME = "explain"
 HELP = "show how a model is run: FFN plan of every layer, where weights live, which programs load the file"
+EXAMPLES = (
+    "ikq explain model.gguf",
+    "ikq explain -muge model.gguf",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

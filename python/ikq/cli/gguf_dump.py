@@ -10,6 +10,10 @@ import ikq
 
 NAME = "gguf-dump"
 HELP = "show metadata and tensors of a GGUF file"
+EXAMPLES = (
+    "ikq gguf-dump model.gguf",
+    "ikq gguf-dump --no-metadata model.gguf",
+)
 
 _SHOWN = 8
 

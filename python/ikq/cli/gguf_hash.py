@@ -11,6 +11,10 @@ from ikq.files.hashing import KINDS
 
 NAME = "gguf-hash"
 HELP = "hash tensor data, or check it against a manifest"
+EXAMPLES = (
+    "ikq gguf-hash --all model.gguf > manifest",
+    "ikq gguf-hash --check manifest model.gguf",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,10 @@ from ikq.quantize_options import parse_size
 NAME = "gguf-split"
 ALIASES = ("split", "merge")
 HELP = "split a GGUF file, or merge a split set"
+EXAMPLES = (
+    "ikq gguf-split --split-max-size 4G model.gguf parts",
+    "ikq merge parts-00001-of-00002.gguf whole.gguf",
+)
 
 _DEFAULT_TENSORS = 128
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from pathlib import Path
 from typing import Any
 
 import ikq
+from ikq.text_files import read_lines
 
 __all__ = ["add_grammar", "grammar_options"]
 
@@ -49,7 +49,4 @@ def grammar_options(args: argparse.Namespace) -> dict[str, Any]:
 def _text(text: str | None, file: str | None) -> str:
     if text is not None or file is None:
         return text or ""
-    try:
-        return Path(file).read_bytes().decode()
-    except UnicodeDecodeError as e:
-        raise ikq.FormatError(f"{file}: not UTF-8 at byte {e.start}") from None
+    return "\n".join(read_lines(file))

@@ -40,6 +40,10 @@ from ikq.quantize_options import parse_size
 
 NAME = "imatrix"
 HELP = "compute an importance matrix from a text; merge and inspect them"
+EXAMPLES = (
+    "ikq imatrix -m model-bf16.gguf -f calibration.txt -o model.imatrix.gguf",
+    "ikq imatrix --in-file model.imatrix.gguf --show-statistics -m model-bf16.gguf",
+)
 
 _DEFAULT_OUTPUT = "imatrix.dat"
 

@@ -12,6 +12,10 @@ from ikq import kernels
 
 NAME = "info"
 HELP = "show CPU features and the kernel of every type, and test each"
+EXAMPLES = (
+    "ikq info",
+    "ikq info --json",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,10 @@ from ikq.cli import quality
 
 NAME = "kld"
 HELP = "measure the KL divergence of a model from its original, and how often both agree"
+EXAMPLES = (
+    "ikq kld -m model.gguf --base-model model-bf16.gguf -f text.txt",
+    "ikq kld -m model.gguf --kl-divergence-base base.kld",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

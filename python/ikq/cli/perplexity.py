@@ -10,6 +10,10 @@ from ikq.cli import quality
 NAME = "perplexity"
 ALIASES = ("ppl",)
 HELP = "measure the perplexity of a text; write distributions for `kld`"
+EXAMPLES = (
+    "ikq perplexity -m model.gguf -f text.txt",
+    "ikq perplexity -m model-bf16.gguf -f text.txt --kl-divergence-base base.kld --compact",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import ikq
 from ikq.cli.kld_report import facts, head, row, statistics
 from ikq.cli.model_options import add_ignored, add_loading, load_options, print_ignored
+from ikq.cli.notes import note_on_stderr
 from ikq.evaluate import (
     Base,
     ModelBase,
@@ -28,6 +29,7 @@ from ikq.evaluate import (
     text_tokens,
 )
 from ikq.evaluate.compact import SHARE
+from ikq.text_files import read_literally
 
 __all__ = ["add_options", "compare", "duration", "measure", "read_text"]
 
@@ -125,11 +127,7 @@ def read_text(path: str | None) -> str:
     """
     if path is None:
         raise ikq.RefusedError("no text: give one with -f FILE")
-    data = Path(path).read_bytes()
-    try:
-        return data.decode()
-    except UnicodeDecodeError as e:
-        raise ikq.FormatError(f"{path} is not UTF-8 at byte {e.start}") from e
+    return read_literally(path, note_on_stderr)
 
 
 def _bos(model: ikq.Model) -> int | None:

@@ -25,6 +25,10 @@ from ikq.recipes.files import recipe_type
 
 NAME = "quantize"
 HELP = "quantize a GGUF model"
+EXAMPLES = (
+    "ikq quantize --imatrix model.imatrix.gguf model-bf16.gguf model-iq4_ks.gguf IQ4_KS",
+    "ikq quantize --dry-run --custom-q 'ffn_down_exps=iq3_k' model-bf16.gguf IQ2_KL",
+)
 
 # Options that give some tensors a type, with the tensors.
 TYPE_OPTIONS = {
@@ -46,6 +50,11 @@ TYPE_OPTIONS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options; names are those that users of llama-quantize know."""
+    parser.description = (
+        "Writes IN.gguf with its matrices as TYPE: a type, or a mix such as Q4_K_M. OUT.gguf is "
+        "ggml-model-TYPE.gguf beside IN.gguf unless given; NTHREADS is one per CPU. An interrupted run "
+        "goes on with the same command."
+    )
     parser.usage = "ikq quantize [options] IN.gguf [OUT.gguf] TYPE [NTHREADS]"
     parser.epilog = (
         "TYPE (a type or a mix): " + ", ".join(f.name for f in ikq.ftypes()) + ". "
@@ -92,6 +101,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--biased",
         action="store_true",
         help="scales as fitted: the least squared error, but smaller matrices, and mixes that diverge more",
+    )
+    types.add_argument(
+        "--clamp",
+        action="store_true",
+        help="cut off weights that are larger than their type can keep (65504 in F16); else they are refused",
     )
     types.add_argument("--unbiased", action="store_true", help="the opposite, which is the default")
     types.add_argument(
@@ -231,6 +245,7 @@ def run(args: argparse.Namespace) -> int:
         partial_requant=args.partial_requant,
         max_ram=args.max_ram,
         measure_errors=bool(args.report),
+        clamp=args.clamp,
     )
     if sys.stderr.isatty() and sys.stdout.isatty():
         result = _run_with_bar(plan, how)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import shutil
-from pathlib import Path
 
 import ikq
 from ikq.calibrate import windows_of
+from ikq.cli.notes import note_on_stderr
 from ikq.pipeline import QuantizePlan
 from ikq.quantize_options import QuantizeOptions
 from ikq.sequential import ROUNDS_OF_EFFORT, layers_folder, quantize_layers
+from ikq.text_files import read_literally
 
 __all__ = ["add_options", "check", "prepare", "tidy"]
 
@@ -69,7 +70,7 @@ def prepare(
     with ikq.GGUFReader(plan.source) as reader:
         tokenizer = ikq.Tokenizer.from_reader(reader)
     windows = windows_of(
-        tokenizer, Path(args.file).read_text(encoding="utf-8"), n_ctx=args.ctx_size, chunks=args.chunks
+        tokenizer, read_literally(args.file, note_on_stderr), n_ctx=args.ctx_size, chunks=args.chunks
     )
     layers = quantize_layers(
         plan.source,
@@ -80,6 +81,7 @@ def prepare(
         rounds=ROUNDS_OF_EFFORT[args.effort],
         n_threads=n_threads,
         max_ram=args.max_ram,
+        clamp=args.clamp,
         on_note=lambda text: print(text, flush=True),
         **options,
     )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import ikq
+from ikq.cli.notes import note_on_stderr
 from ikq.recipes.budget import Use, parse_bytes
 from ikq.recipes.covariances import InputCovariances, write_diagonal
 from ikq.recipes.explain import explanation_lines
@@ -18,11 +19,16 @@ from ikq.recipes.problem import DEFAULT_TYPES, Problem, parse_types
 from ikq.recipes.recipe import Budget, Costs, Recipe, check_size, measure_costs, open_problem, solve
 from ikq.recipes.speed import Speeds, kept_speeds, measure_speeds
 from ikq.recipes.text import recipe_text, summary_lines
+from ikq.text_files import read_literally
 from ikq.type_speeds import TypeSpeed
 from ikq.whole_file import whole_file
 
 NAME = "recipe"
 HELP = "choose a type for every tensor: the least divergence for a size, a memory, a speed"
+EXAMPLES = (
+    "ikq recipe model-bf16.gguf --imatrix model.imatrix.gguf --size 240G -o recipe.txt",
+    "ikq recipe model-bf16.gguf --imatrix model.imatrix.gguf --ram 231G --vram 11G -o recipe.txt",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -210,10 +216,7 @@ def _text(args: argparse.Namespace) -> str:
     check_runs(args.probe)
     if args.chunks < 1:
         raise ikq.RefusedError(f"--chunks {args.chunks}: expected 1 or more")
-    try:
-        return Path(args.file).read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise ikq.FormatError(f"-f {args.file}: not a text in UTF-8") from None
+    return read_literally(args.file, note_on_stderr)
 
 
 def _probed(args: argparse.Namespace, recipe: Recipe, text: str) -> Probes:

@@ -9,7 +9,6 @@ import re
 import sys
 import time
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, cast
 
 import ikq
@@ -21,6 +20,7 @@ from ikq.cli.model_options import (
     print_ignored,
     print_unused_rules,
 )
+from ikq.cli.notes import note_on_stderr
 from ikq.cli.placement_table import placement_lines
 from ikq.cli.progress import prompt_progress, waiting
 from ikq.cli.prompt_cache import PromptCache, add_prompt_cache
@@ -30,10 +30,15 @@ from ikq.cli.timings import print_timings
 from ikq.generate import Stats
 from ikq.grammar.keywords import GrammarKeywords, constraint_of
 from ikq.model import PLANNED
+from ikq.text_files import decode_literally, read_literally
 
 NAME = "run"
 ALIASES = ("cli",)
 HELP = "continue a prompt, or chat with a model"
+EXAMPLES = (
+    "ikq run -m model.gguf",
+    "ikq run -m model.gguf -p 'Once upon a time' -n 100",
+)
 
 INTERRUPTED = 130
 
@@ -215,23 +220,17 @@ def _prompt(args: argparse.Namespace) -> str:
     if args.prompt is not None:
         text, where = _unescape(args.prompt, args), "-p"
     elif args.file is not None and args.file != "-":
-        text, where = _decoded(Path(args.file).read_bytes(), args.file), args.file
+        text, where = read_literally(args.file, note_on_stderr), args.file
     elif sys.stdin.isatty():
         raise ikq.RefusedError(
             "there is no prompt: give one with -p, -f or standard input, or chat with -cnv"
         )
     else:
-        text, where = _decoded(sys.stdin.buffer.read(), "standard input"), "standard input"
+        where = "standard input"
+        text = decode_literally(sys.stdin.buffer.read(), where, note_on_stderr)
     if not text:
         raise ikq.RefusedError(f"the prompt ({where}) is empty")
     return text
-
-
-def _decoded(data: bytes, where: str) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as e:
-        raise ikq.FormatError(f"{where}: not UTF-8 at byte {e.start}") from None
 
 
 def _complete(

@@ -24,10 +24,15 @@ from ikq.cli.sampling_options import add_sampling, sampling_options
 from ikq.cli.speculation_options import add_speculation, check_files, speculation_options
 from ikq.serve.settings import Settings
 from ikq.speculation import Speculation
+from ikq.text_files import read_literally
 
 NAME = "serve"
 ALIASES = ("server",)
 HELP = "serve a model to clients of OpenAI, Anthropic and llama-server"
+EXAMPLES = (
+    "ikq serve -m model.gguf",
+    "ikq serve --models-dir models --parallel 8 --port 8080",
+)
 
 _D = Settings()
 
@@ -324,10 +329,7 @@ def _template(args: argparse.Namespace) -> str | None:
     """
     text: str | None = args.chat_template
     if args.chat_template_file is not None:
-        try:
-            text = Path(args.chat_template_file).read_bytes().decode()
-        except UnicodeDecodeError as e:
-            raise ikq.FormatError(f"{args.chat_template_file}: not UTF-8 at byte {e.start}") from None
+        text = read_literally(args.chat_template_file).removeprefix("\ufeff")
     elif text == "chatml":
         return CHATML
     elif text is not None and "{" not in text:

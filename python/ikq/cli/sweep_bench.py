@@ -16,6 +16,10 @@ from ikq.measure import SweepRow, sweep
 
 NAME = "sweep-bench"
 HELP = "measure speed over the depth of the context, as a table, CSV, JSON lines or a plot"
+EXAMPLES = (
+    "ikq sweep-bench -m model.gguf -c 8192",
+    "ikq sweep-bench -m model.gguf -c 8192 -ub 512 --plot depth.png",
+)
 
 _COLUMNS = {"PP": 6, "TG": 6, "N_KV": 6, "T_PP s": 8, "S_PP t/s": 8, "T_TG s": 8, "S_TG t/s": 8}
 

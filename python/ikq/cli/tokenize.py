@@ -8,9 +8,15 @@ import sys
 from pathlib import Path
 
 import ikq
+from ikq.cli.notes import note_on_stderr
+from ikq.text_files import decode_literally
 
 NAME = "tokenize"
 HELP = "show the tokens of a text"
+EXAMPLES = (
+    "ikq tokenize -m model.gguf -p 'Hello world'",
+    "ikq tokenize -m model.gguf -f text.txt --ids",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,10 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _read(path: str | None) -> str:
     data = sys.stdin.buffer.read() if path is None else Path(path).read_bytes()
-    try:
-        return data.decode()
-    except UnicodeDecodeError as e:
-        raise ikq.FormatError(f"{path or 'standard input'} is not UTF-8 at byte {e.start}") from e
+    return decode_literally(data, path or "standard input", note_on_stderr)
 
 
 def _shown(piece: bytes) -> str:

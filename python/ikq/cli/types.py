@@ -10,6 +10,10 @@ import ikq
 
 NAME = "types"
 HELP = "list every tensor type with its facts"
+EXAMPLES = (
+    "ikq types",
+    "ikq types --json",
+)
 
 _COLUMNS = {
     "type": "name",

@@ -10,6 +10,10 @@ from ikq.files import Report, check_file
 
 NAME = "validate"
 HELP = "check a GGUF file: structure, values, who can load it"
+EXAMPLES = (
+    "ikq validate model.gguf",
+    "ikq validate -vq model.gguf",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from ikq.errors import FormatError
 from ikq.gguf import GGUFReader
+from ikq.text_files import read_lines
 
 __all__ = ["KINDS", "Checked", "Hash", "check_manifest", "hash_file"]
 
@@ -133,11 +134,7 @@ def check_manifest(
 def _read(manifest: str | os.PathLike[str]) -> list[tuple[Hash, str]]:
     """Hashes with the names behind them."""
     found = []
-    try:
-        lines = Path(manifest).read_text().splitlines()
-    except UnicodeDecodeError as e:
-        raise FormatError(f"{manifest} is not a text") from e
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(manifest), 1):
         words = line.split(maxsplit=2)
         if not words:
             continue

@@ -14,6 +14,7 @@ from pathlib import Path
 from ikq.errors import FormatError, RefusedError
 from ikq.quant_types import QuantType, as_type
 from ikq.quantize_options import PathLike
+from ikq.text_files import read_lines
 
 __all__ = [
     "applicable_rules",
@@ -27,16 +28,6 @@ _TYPE_COMMENT = re.compile(r"#\s*type:\s*(\S+)\s*$", re.IGNORECASE)
 _FLOATS = ("F32", "F16", "BF16")
 
 
-def _lines(path: PathLike) -> list[str]:
-    raw = Path(path).read_bytes()
-    for encoding in ("utf-16",) if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else ("utf-8-sig",):
-        try:
-            return raw.decode(encoding).splitlines()
-        except UnicodeDecodeError:
-            break
-    raise FormatError(f"{path}: not a text file in UTF-8")
-
-
 def read_recipe(path: PathLike) -> list[str]:
     """Rules `regex=type` of a recipe file; line ends of any system, and a byte order mark, do not matter.
 
@@ -46,7 +37,7 @@ def read_recipe(path: PathLike) -> list[str]:
         ikq.errors.RefusedError: A file without a rule.
     """
     rules = []
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(read_lines(path), 1):
         text = line.split("#")[0].strip().strip(",").strip()
         if not text:
             continue
@@ -75,7 +66,7 @@ def _rule(text: str) -> str | None:
 
 def recipe_type(path: PathLike) -> str | None:
     """The TYPE that a recipe names in a comment `# type: NAME`: what the file is said to be."""
-    for line in _lines(path):
+    for line in read_lines(path):
         if found := _TYPE_COMMENT.match(line.strip()):
             return found[1]
     return None
@@ -125,7 +116,7 @@ def read_sensitivities(path: PathLike) -> dict[tuple[str, QuantType | None], flo
         OSError: The file cannot be read.
         ikq.errors.FormatError: A line that is none; says which.
     """
-    lines = _lines(path)
+    lines = read_lines(path)
     delimiter = ";" if lines and lines[0].count(";") >= 2 else "\t" if lines and "\t" in lines[0] else ","
     table: dict[tuple[str, QuantType | None], float] = {}
     heading: list[str] | None = None

@@ -60,6 +60,7 @@ class _Run:
     windows: Windows
     n_threads: int | None
     max_ram: int | str | None
+    clamp: bool
     options: QuantizeOptions
     dataset: str
     origin: str | None
@@ -82,6 +83,7 @@ def quantize_layers(
     rounds: int = ROUNDS,
     n_threads: int | None = None,
     max_ram: int | str | None = None,
+    clamp: bool = False,
     on_note: Callable[[str], None] | None = None,
     **options: Unpack[QuantizeOptions],
 ) -> SequentialLayers:
@@ -102,6 +104,7 @@ def quantize_layers(
         n_threads: Threads; `None`: one per CPU.
         max_ram: Most bytes in work, as for `quantize_file`; hidden states that take more than half of it are
             in a file.
+        clamp: As for `quantize_file`.
         on_note: Called with a sentence about every layer.
 
     Raises:
@@ -123,7 +126,9 @@ def quantize_layers(
         met = new_states(windows, spec.n_embd, folder / "met.states", most)
         embedded(reader, spec, windows, wanted)
         met[:] = wanted
-    run = _Run(source, spec, folder, type, windows, n_threads, max_ram, options, dataset, origin, rounds)
+    run = _Run(
+        source, spec, folder, type, windows, n_threads, max_ram, clamp, options, dataset, origin, rounds
+    )
     before = run_identity(files, windows.tokens, described(type, windows.n_ctx, rounds, options))
     done = read_done(folder)
     for layer in range(len(spec.layers)):
@@ -143,7 +148,7 @@ def quantize_layers(
                     "no_tensor_first_split": False,
                 }
                 plan = plan_quantization(source, run.file(layer), type, **of_layer)
-                plan.run(n_threads=n_threads, max_ram=max_ram, restart=True)
+                plan.run(n_threads=n_threads, max_ram=max_ram, clamp=clamp, restart=True)
             done[layer] = (before, contents(run.file(layer)))
             write_done(folder, done)
             note = "is done"
@@ -221,6 +226,7 @@ def quantize_sequentially(
     rounds: int = ROUNDS,
     n_threads: int | None = None,
     max_ram: int | str | None = None,
+    clamp: bool = False,
     on_note: Callable[[str], None] | None = None,
     **options: Unpack[QuantizeOptions],
 ) -> QuantizeResult:
@@ -238,6 +244,7 @@ def quantize_sequentially(
         rounds: See there.
         n_threads: See there.
         max_ram: See there.
+        clamp: See there.
         on_note: See there.
 
     Raises:
@@ -253,11 +260,12 @@ def quantize_sequentially(
         rounds=rounds,
         n_threads=n_threads,
         max_ram=max_ram,
+        clamp=clamp,
         on_note=on_note,
         **options,
     )
     with_feedback: QuantizeOptions = {**options, "error_feedback": layers.covariances}
     plan = plan_quantization(source, destination, type, **with_feedback)
-    result = plan.run(n_threads=n_threads, max_ram=max_ram, reuse=layers.files)
+    result = plan.run(n_threads=n_threads, max_ram=max_ram, clamp=clamp, reuse=layers.files)
     shutil.rmtree(folder)
     return result

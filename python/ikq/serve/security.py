@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 from starlette.types import Scope
 
-from ikq.errors import FormatError
 from ikq.serve.errors import ServiceError
 from ikq.serve.settings import Settings
+from ikq.text_files import read_lines
 
 __all__ = ["check_framing", "check_host", "check_key", "check_origin", "client_of", "read_keys"]
 
@@ -32,11 +32,7 @@ def read_keys(file: Path) -> list[str]:
         OSError: it cannot be read.
         FormatError: it is not text.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise FormatError(f"{file}: not UTF-8") from None
-    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    return [line.strip() for line in read_lines(file) if line.strip() and not line.lstrip().startswith("#")]
 
 
 def given_key(request: Request) -> bytes | None:

@@ -17,6 +17,12 @@ pub enum Error {
     #[error("row {row}, column {column} is {value}: only finite numbers can be quantized")]
     NotFinite { row: usize, column: usize, value: f32 },
 
+    #[error(
+        "row {row}, column {column} is {value}, and {ty:?} ends at {end}: take another type (BF16 keeps every size), or \
+         clamp=True to cut such numbers off"
+    )]
+    OutOfRange { ty: QuantType, row: usize, column: usize, value: f32, end: f32 },
+
     #[error("importance of column {column} is {value}: it must be finite and not negative")]
     Importance { column: usize, value: f32 },
 

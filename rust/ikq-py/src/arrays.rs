@@ -4,11 +4,12 @@
 use ikq_encode::{EncodeOptions, can_encode, encode_rows};
 use ikq_formats::{Family, QuantType, check_matrix, matrix_bytes};
 use ikq_pool::Stop;
+use ikq_quantize::range::{Outside, out_of_range, range};
 use numpy::{PyArray1, PyReadonlyArray1};
 use pyo3::prelude::*;
 
 use crate::enter::enter;
-use crate::errors::{FormatError, Raise, ShapeError};
+use crate::errors::{FormatError, Raise, RefusedError, ShapeError};
 use crate::simd::isa;
 use crate::threads::pool;
 use crate::types::quant_type;
@@ -88,6 +89,10 @@ impl Raise for EncodeError {
         use ikq_encode::Error::*;
         let expert = self.expert.map_or(String::new(), |e| format!("expert {e}, "));
         match *self.error {
+            OutOfRange { ty, row, column, value, end } => {
+                let row = row + self.first_row;
+                RefusedError::new_err(format!("{expert}{}", OutOfRange { ty, row, column, value, end }))
+            }
             NotFinite { row, column, value } => {
                 let row = row + self.first_row;
                 FormatError::new_err(format!("{expert}{}", NotFinite { row, column, value }))
@@ -100,7 +105,7 @@ impl Raise for EncodeError {
 
 /// `x` holds `n_experts` matrices; `importance` the columns' importance, once or per expert.
 #[pyfunction]
-#[pyo3(signature = (x, ty, n_experts, n_rows, n_per_row, importance, biased, n_threads, isa_name))]
+#[pyo3(signature = (x, ty, n_experts, n_rows, n_per_row, importance, biased, clamp, n_threads, isa_name))]
 #[expect(clippy::too_many_arguments, reason = "a flat view of an array: three extents, and what to do")]
 pub fn quantize<'py>(
     py: Python<'py>,
@@ -111,6 +116,7 @@ pub fn quantize<'py>(
     n_per_row: usize,
     importance: Option<PyReadonlyArray1<'py, f32>>,
     biased: bool,
+    clamp: bool,
     n_threads: Option<usize>,
     isa_name: Option<&str>,
 ) -> PyResult<Bound<'py, PyArray1<u8>>> {
@@ -145,15 +151,25 @@ pub fn quantize<'py>(
             units.map(move |(i, (x, out))| (e, i * rows, x, out))
         });
         pool.for_each(units, cancel, |(e, first_row, x, out)| {
-            encode_rows(kind, ty, x, n_per_row, of_expert(e), options, out).map_err(|error| EncodeError {
-                expert: n_experts.map(|_| e),
-                first_row,
-                error: Box::new(error),
-            })
+            let failed =
+                |error| EncodeError { expert: n_experts.map(|_| e), first_row, error: Box::new(error) };
+            if let (false, Some(Outside { at, value, end })) = (clamp, out_of_range(ty, x)) {
+                let (row, column) = (at / n_per_row, at % n_per_row);
+                return Err(failed(ikq_encode::Error::OutOfRange { ty, row, column, value, end }));
+            }
+            encode_rows(kind, ty, x, n_per_row, of_expert(e), options, out).map_err(failed)
         })?;
         Ok(out)
     })?;
     Ok(PyArray1::from_vec(py, out))
+}
+
+/// The least and the largest number that a type keeps (infinite where any f32), and the magnitude below which a block
+/// becomes zeros.
+#[pyfunction]
+pub fn type_range(ty: u32) -> PyResult<(f32, f32, f32)> {
+    let found = range(quant_type(ty)?);
+    Ok((found.least, found.most, found.floor))
 }
 
 #[pyfunction]

@@ -20,7 +20,7 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _ikq {
     #[pymodule_export]
-    use crate::arrays::{dequantize, quantize, repack};
+    use crate::arrays::{dequantize, quantize, repack, type_range};
     #[pymodule_export]
     use crate::collect::{
         CovarianceFile, StatisticsCollector, StatisticsFile, merge_covariances, model_origin,

@@ -247,9 +247,9 @@ impl Wishes {
 }
 
 fn read_recipe(path: &Path) -> Result<Vec<CustomRule>, ikq_quantize::Error> {
-    let text = std::fs::read_to_string(path)
+    let bytes = std::fs::read(path)
         .map_err(|source| ikq_quantize::Error::Recipe { path: path.to_path_buf(), source })?;
-    CustomRule::parse_file(path, &text)
+    CustomRule::parse_file(path, &bytes)
 }
 
 fn known(id: Option<u32>) -> PyResult<Option<QuantType>> {
@@ -349,11 +349,13 @@ impl QuantizePlan {
         })
     }
 
-    /// Writes the model to `target`; `progress(index, seconds, not_ternary)` is called in order of tensors
-    /// (the last says that its type is ternary and its weights are not), `on_bytes(n)` a few times a second with
+    /// Writes the model to `target`; `progress(index, seconds, not_ternary, vanished)` is called in order of
+    /// tensors (`not_ternary`: its type is ternary and its weights are not; `vanished`: the share of its non-zero
+    /// weights that are zero now), `on_bytes(n)` a few times a second with
     /// the bytes of the source done since, `on_note(text)` with what the user should know.
     #[pyo3(signature = (
-        target, *, n_threads, isa_name, restart, reuse, keep_finished, measure_errors, progress, on_bytes, on_note
+        target, *, n_threads, isa_name, restart, reuse, keep_finished, measure_errors, clamp, progress, on_bytes,
+        on_note
     ))]
     #[expect(clippy::too_many_arguments, reason = "the options of a run, named in Python")]
     fn run(
@@ -366,12 +368,13 @@ impl QuantizePlan {
         reuse: Vec<PathBuf>,
         keep_finished: bool,
         measure_errors: bool,
+        clamp: bool,
         progress: Option<Py<PyAny>>,
         on_bytes: Option<Py<PyAny>>,
         on_note: Option<Py<PyAny>>,
     ) -> PyResult<QuantizeRun> {
         let (kind, threads) = (isa(isa_name)?, pool(n_threads)?);
-        let options = RunOptions { restart, reuse, keep_finished, measure_errors };
+        let options = RunOptions { restart, reuse, keep_finished, measure_errors, clamp };
         let (events, inbox) = channel();
         let job = |cancel: &ikq_pool::Cancel| {
             let report = move |event| {
@@ -385,8 +388,8 @@ impl QuantizePlan {
             for event in inbox.try_iter() {
                 match (event, &progress, &on_note) {
                     (Event::Bytes(n), _, _) => n_bytes += n,
-                    (Event::Tensor { index, seconds, not_ternary }, Some(progress), _) => {
-                        progress.call1(py, (index, seconds, not_ternary))?;
+                    (Event::Tensor { index, seconds, not_ternary, vanished }, Some(progress), _) => {
+                        progress.call1(py, (index, seconds, not_ternary, vanished.share()))?;
                     }
                     (Event::Note(text), _, Some(on_note)) => {
                         on_note.call1(py, (text,))?;
@@ -434,12 +437,13 @@ pub struct QuantizeRun {
     n_resumed: usize,
     n_damaged: usize,
     /// Of each tensor of the plan: "encoded", "copied" or "reused"; seconds; whether its type is ternary and its
-    /// weights are not; relative errors: plain, weighted, weighted without the gain; the weighted gain; the weighted
+    /// weights are not; the share of its non-zero weights that are zero now because the type's scales do not go that
+    /// low; relative errors: plain, weighted, weighted without the gain; the weighted gain; the weighted
     /// error of each expert.
     tensors: Vec<TensorRow>,
 }
 
-type TensorRow = (&'static str, f64, bool, Option<(f64, f64, f64, f64, Vec<f64>)>);
+type TensorRow = (&'static str, f64, bool, f64, Option<(f64, f64, f64, f64, Vec<f64>)>);
 
 impl From<Done> for QuantizeRun {
     fn from(done: Done) -> QuantizeRun {
@@ -457,7 +461,7 @@ impl From<Done> for QuantizeRun {
                 let ErrorSums { plain, weighted } = all;
                 (plain.relative(), weighted.relative(), weighted.without_gain(), weighted.gain(), of_each)
             });
-            (origin, t.seconds, t.not_ternary, errors)
+            (origin, t.seconds, t.not_ternary, t.vanished.share(), errors)
         };
         let tensors = done.tensors.iter().map(row).collect();
         let Done { files, n_units: n_items, n_resumed, n_damaged, .. } = done;

@@ -30,6 +30,20 @@ pub enum Error {
     )]
     TensorNotFinite { tensor: String, expert: usize, row: usize, column: usize, value: f32 },
 
+    #[error(
+        "`{tensor}` holds {value} (expert {expert}, row {row}, column {column}), and {ty:?} ends at {end}: give the \
+         tensor another type (BF16 keeps every size), or cut such numbers off with --clamp"
+    )]
+    OutOfRange {
+        tensor: String,
+        ty: QuantType,
+        expert: usize,
+        row: usize,
+        column: usize,
+        value: f32,
+        end: f32,
+    },
+
     #[error("`{tensor}` would become {ty:?}, which cannot be written; types that can: {}", writable())]
     CannotWrite { tensor: String, ty: QuantType },
 
@@ -161,6 +175,7 @@ impl Error {
         matches!(
             self,
             Error::Requantize { .. }
+                | Error::OutOfRange { .. }
                 | Error::MissingImatrix { .. }
                 | Error::IncompleteImatrix { .. }
                 | Error::UnmatchedRule { .. }

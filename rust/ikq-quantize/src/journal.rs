@@ -1,9 +1,9 @@
 //! [`Journal`]: what is done of a partial output, unit by unit, so that a run can go on where another ended.
 //!
 //! ```text
-//! header   magic | plan u64 | stamp u64 | n_units u64 | check u64 | zeros up to 80 bytes
-//! records  one slot of 80 bytes per unit, zeros until the unit is in the output:
-//!          source u64 | content u64 | seconds f32 | flags u32 | 6 x f64 of errors | check u64
+//! header   magic | plan u64 | stamp u64 | n_units u64 | check u64 | zeros up to 96 bytes
+//! records  one slot of 96 bytes per unit, zeros until the unit is in the output:
+//!          source u64 | content u64 | seconds f32 | flags u32 | 6 x f64 of errors | 2 x u64 of what vanished | check u64
 //! ```
 //! A slot is written by the thread that did the unit, after the unit's bytes. Nothing depends on what the disk has
 //! got first: a slot that is torn does not check, and one whose unit is not in the output after all is found out by
@@ -19,11 +19,14 @@ use ikq_gguf::beside;
 use crate::error::Error;
 use crate::hash::Hasher;
 use crate::measure::Errors;
+use crate::range::Vanished;
 
-const MAGIC: &[u8; 8] = b"ikqjrnl2";
-const SLOT: usize = 80;
+const MAGIC: &[u8; 8] = b"ikqjrnl3";
+const SLOT: usize = 96;
 /// Where the check of a slot is.
 const CHECK: usize = SLOT - 8;
+/// Where the counts of what vanished are.
+const VANISHED: usize = CHECK - 16;
 /// Slots read at once.
 const SLOTS_AT_ONCE: usize = 1 << 14;
 /// Another command's work above this many seconds is not thrown away without being asked.
@@ -39,6 +42,8 @@ pub(crate) struct Record {
     pub seconds: f32,
     /// Its type is ternary and its weights are not.
     pub not_ternary: bool,
+    /// What its type is too coarse for near zero.
+    pub vanished: Vanished,
     pub errors: Option<Errors>,
 }
 
@@ -211,9 +216,11 @@ fn slot(id: RunId, unit: usize, record: &Record) -> [u8; SLOT] {
     out[16..20].copy_from_slice(&record.seconds.to_le_bytes());
     out[20..24].copy_from_slice(&flags.to_le_bytes());
     let errors = record.errors.unwrap_or_default().to_array();
-    for (x, out) in errors.iter().zip(out[24..CHECK].chunks_exact_mut(8)) {
+    for (x, out) in errors.iter().zip(out[24..VANISHED].chunks_exact_mut(8)) {
         out.copy_from_slice(&x.to_le_bytes());
     }
+    out[VANISHED..VANISHED + 8].copy_from_slice(&record.vanished.n.to_le_bytes());
+    out[VANISHED + 8..CHECK].copy_from_slice(&record.vanished.of.to_le_bytes());
     let check = check(id, unit, &out);
     out[CHECK..].copy_from_slice(&check.to_le_bytes());
     out
@@ -244,6 +251,7 @@ fn parse(id: RunId, unit: usize, bytes: &[u8; SLOT]) -> Option<Record> {
         content: number(8)?,
         seconds: f32::from_bits(half(16)?),
         not_ternary: flags & 1 != 0,
+        vanished: Vanished { n: number(VANISHED)?, of: number(VANISHED + 8)? },
         errors: (flags & 2 != 0).then(|| Errors::from_array(errors)),
     })
 }
@@ -293,6 +301,7 @@ mod tests {
             content: !i,
             seconds: 0.5,
             not_ternary: i == 3,
+            vanished: Vanished { n: i as u64, of: 1000 },
             errors: (i != 4).then_some(errors),
         }
     }

@@ -8,6 +8,7 @@
 //! - [`ftype`], [`mix`]: TYPEs and the rules behind them; [`custom`], [`roles`]: the user's own.
 //! - [`covariance`]: covariances of inputs, and what error feedback makes of them.
 //! - [`coverage`]: what of a plan an imatrix has data for.
+//! - [`range`]: how large and how small a type's numbers can be.
 //! - [`repack`]: rows into groups and out of them.
 //! - [`recipe`], [`plan`]: rules to types; [`run`]: plan to file, going on where an earlier run ended (`journal`,
 //!   `found`), unit by unit (`units`, `work`), with errors ([`measure`]) if wanted.
@@ -27,6 +28,7 @@ pub mod mix;
 pub mod overrides;
 pub mod plan;
 pub mod predict;
+pub mod range;
 pub mod recipe;
 mod recipe_hash;
 pub mod repack;

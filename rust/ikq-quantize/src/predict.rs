@@ -126,7 +126,7 @@ fn working_seconds(
             .push(index);
     }
     let factors = plan.covariances.as_ref().map(|c| FactorCache::new(c, isa, pool.n_threads()));
-    let how = How { isa, encode: plan.encode, measure_errors, factors: factors.as_ref() };
+    let how = How { isa, encode: plan.encode, measure_errors, clamp: true, factors: factors.as_ref() };
     let buffers = Buffers::default();
     let mut total = 0.0;
     for tensors in kinds.values() {

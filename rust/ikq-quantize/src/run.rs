@@ -30,6 +30,7 @@ use crate::found::{Found, Look, stopped};
 use crate::hash;
 use crate::journal::{Journal, Record};
 use crate::plan::Plan;
+use crate::range::Vanished;
 use crate::recipe_hash;
 use crate::tally::Tally;
 use crate::units::Units;
@@ -53,6 +54,8 @@ pub struct RunOptions {
     pub keep_finished: bool,
     /// Measure what encoding costs.
     pub measure_errors: bool,
+    /// Cut off numbers that are larger than a tensor's type can keep, instead of refusing them.
+    pub clamp: bool,
 }
 
 /// A finished run.
@@ -75,7 +78,7 @@ pub struct Done {
 /// with it. `progress` is called from one thread at a time.
 ///
 /// # Errors
-/// A non-finite source value, by tensor, expert, row and column; IO errors with path; [`Error::Busy`],
+/// A source value that is not finite, or too large for its type, by tensor, expert, row and column; IO errors with path; [`Error::Busy`],
 /// [`Error::OtherWork`]; [`Error::Cancelled`]. Files under final names are then untouched.
 #[expect(clippy::too_many_arguments, reason = "what, where to, and by what means")]
 pub fn run(
@@ -114,8 +117,8 @@ pub fn run(
     let Begun { writer, mut found, reused, mut tally, n_resumed } = begun;
     let what = Job { plan, tensors, units: &units, reused: &reused, writer: &writer, journal: &journal };
     let factors = plan.covariances.as_ref().map(|c| FactorCache::new(c, isa, pool.n_threads()));
-    let how =
-        How { isa, encode: plan.encode, measure_errors: options.measure_errors, factors: factors.as_ref() };
+    let RunOptions { measure_errors, clamp, .. } = *options;
+    let how = How { isa, encode: plan.encode, measure_errors, clamp, factors: factors.as_ref() };
     let n_new = AtomicUsize::new(0);
     let worked = what.work_off(pool, cancel, how, &mut found, &n_new, &mut tally, &mut progress);
     let finished = worked.and_then(|()| {
@@ -235,7 +238,14 @@ impl Job<'_> {
             bytes.release();
             let (source, content) = reused.hashes[number - self.units.of_tensor(unit.tensor).start];
             let seconds = start.elapsed().as_secs_f32();
-            let record = Record { source, content, seconds, not_ternary: false, errors: None };
+            let record = Record {
+                source,
+                content,
+                seconds,
+                not_ternary: false,
+                vanished: Vanished::default(),
+                errors: None,
+            };
             self.journal.put(number, &record)?;
             return Ok(record);
         }
@@ -254,6 +264,7 @@ impl Job<'_> {
             content,
             seconds: start.elapsed().as_secs_f32(),
             not_ternary: outcome.not_ternary,
+            vanished: outcome.vanished,
             errors: outcome.errors,
         };
         self.journal.put(number, &record)?;

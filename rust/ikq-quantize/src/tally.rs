@@ -3,6 +3,7 @@
 use crate::journal::Record;
 use crate::measure::Errors;
 use crate::plan::Plan;
+use crate::range::Vanished;
 use crate::units::{Units, Work};
 
 /// What a run reports on the way. All come from one thread.
@@ -18,6 +19,8 @@ pub enum Event {
         seconds: f64,
         /// Its type is ternary and its weights are not.
         not_ternary: bool,
+        /// Non-zero weights, and those that are zero now because the type's scales do not go that low.
+        vanished: Vanished,
     },
     /// Something that the user should know: what was found of an earlier run, what was not good in it.
     Note(String),
@@ -42,6 +45,8 @@ pub struct TensorDone {
     pub seconds: f64,
     /// Its type is ternary and its weights are not.
     pub not_ternary: bool,
+    /// Non-zero weights, and those that are zero now because the type's scales do not go that low.
+    pub vanished: Vanished,
     /// Errors of each matrix (expert), where every unit was measured.
     pub errors: Option<Vec<Errors>>,
 }
@@ -68,6 +73,7 @@ impl<'a> Tally<'a> {
             },
             seconds: 0.0,
             not_ternary: false,
+            vanished: Vanished::default(),
             errors: planned.encode.is_some().then(|| {
                 let n_matrices = planned.dims.get(2..).map_or(1, |d| d.iter().product::<u64>());
                 vec![Errors::default(); n_matrices as usize]
@@ -84,6 +90,7 @@ impl<'a> Tally<'a> {
         self.n_open[unit.tensor] -= 1;
         t.seconds += f64::from(record.seconds);
         t.not_ternary |= record.not_ternary;
+        t.vanished.add(record.vanished);
         match (&unit.work, record.errors, &mut t.errors) {
             (Work::Encode { rows, .. }, Some(errors), Some(all)) => {
                 if let Some(sums) = all.get_mut(rows.matrix) {
@@ -104,7 +111,8 @@ impl<'a> Tally<'a> {
     /// Tells of tensors that have become whole, in order.
     pub fn tell(&mut self, progress: &mut impl FnMut(Event)) {
         while let (Some(0), Some(t)) = (self.n_open.get(self.n_told), self.tensors.get(self.n_told)) {
-            progress(Event::Tensor { index: self.n_told, seconds: t.seconds, not_ternary: t.not_ternary });
+            let TensorDone { seconds, not_ternary, vanished, .. } = *t;
+            progress(Event::Tensor { index: self.n_told, seconds, not_ternary, vanished });
             self.n_told += 1;
         }
     }

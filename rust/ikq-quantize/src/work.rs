@@ -13,6 +13,7 @@ use crate::covariance::{FactorCache, Feedback};
 use crate::error::Error;
 use crate::measure::{Errors, measure};
 use crate::plan::{Statistics, TensorPlan};
+use crate::range::{Outside, Vanished, out_of_range, vanished};
 use crate::units::{Rows, Work};
 
 /// Working memory that travels between units, so that a run allocates a handful of buffers.
@@ -68,6 +69,8 @@ pub(crate) struct How<'a> {
     pub isa: IsaKind,
     pub encode: EncodeOptions,
     pub measure_errors: bool,
+    /// Numbers beyond a type's reach are cut off.
+    pub clamp: bool,
     /// Where covariances were given.
     pub factors: Option<&'a FactorCache<'a>>,
 }
@@ -77,13 +80,22 @@ pub(crate) struct Outcome {
     pub bytes: Payload,
     /// Weights that are not ternary for a type that is.
     pub not_ternary: bool,
+    /// What the type's scales are too coarse for.
+    pub vanished: Vanished,
     pub errors: Option<Errors>,
+}
+
+impl Outcome {
+    /// Of a unit that changes no number.
+    fn exact(bytes: Payload) -> Outcome {
+        Outcome { bytes, not_ternary: false, vanished: Vanished::default(), errors: None }
+    }
 }
 
 /// Carries out a unit.
 ///
 /// # Errors
-/// [`Error::TensorNotFinite`].
+/// [`Error::TensorNotFinite`], [`Error::OutOfRange`].
 pub(crate) fn carry_out(
     work: &Work,
     source: Bytes,
@@ -92,10 +104,10 @@ pub(crate) fn carry_out(
     buffers: &Buffers,
 ) -> Result<Outcome, Error> {
     match *work {
-        Work::Copy => Ok(Outcome { bytes: Payload::Mapped(source), not_ternary: false, errors: None }),
+        Work::Copy => Ok(Outcome::exact(Payload::Mapped(source))),
         Work::Repack { from, to, rows } => {
             let bytes = ikq_formats::repack(&source, from, to, rows.n_rows, rows.n_per_row)?;
-            Ok(Outcome { bytes: Payload::Buffer(bytes), not_ternary: false, errors: None })
+            Ok(Outcome::exact(Payload::Buffer(bytes)))
         }
         Work::Encode { from, to, rows } => {
             let mut x = take(&buffers.floats);
@@ -151,6 +163,15 @@ fn encode(
     buffers: &Buffers,
 ) -> Result<Outcome, Error> {
     let Rows { n_rows, n_per_row, matrix, first_row } = rows;
+    // a unit of I2_S has the rows of all matrices
+    let place = |row: usize| {
+        let (row, rows_per_matrix) = (first_row + row, t.ne[1] as usize);
+        (matrix + row / rows_per_matrix, row % rows_per_matrix)
+    };
+    if let (false, Some(Outside { at, value, end })) = (how.clamp, out_of_range(to, x)) {
+        let (tensor, (expert, row), column) = (planned.name.clone(), place(at / n_per_row), at % n_per_row);
+        return Err(Error::OutOfRange { tensor, ty: to, expert, row, column, value, end });
+    }
     let mut out = take(&buffers.bytes);
     out.resize(ikq_formats::matrix_bytes(to, n_rows, n_per_row)?, 0);
     let importance = importance(planned, matrix, n_per_row);
@@ -163,15 +184,8 @@ fn encode(
     match encoded {
         Ok(()) => {}
         Err(ikq_encode::Error::NotFinite { row, column, value }) => {
-            // a unit of I2_S has the rows of all matrices
-            let (row, rows_per_matrix) = (first_row + row, t.ne[1] as usize);
-            return Err(Error::TensorNotFinite {
-                tensor: planned.name.clone(),
-                expert: matrix + row / rows_per_matrix,
-                row: row % rows_per_matrix,
-                column,
-                value,
-            });
+            let (expert, row) = place(row);
+            return Err(Error::TensorNotFinite { tensor: planned.name.clone(), expert, row, column, value });
         }
         Err(e) => return Err(e.into()),
     }
@@ -186,7 +200,8 @@ fn encode(
         }
         false => None,
     };
-    Ok(Outcome { bytes: Payload::Buffer(out), not_ternary, errors })
+    let vanished = vanished(how.isa, to, (x, &out), n_per_row)?;
+    Ok(Outcome { bytes: Payload::Buffer(out), not_ternary, vanished, errors })
 }
 
 /// The factors of the covariance of a matrix's input; `None` where it is encoded without error feedback.

@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use ikq_formats::{Error, LaneForm, QuantType, deinterleave_group, interleave_group, lane_form, row_bytes};
+use ikq_formats::{
+    Error, LaneForm, LanePiece, QuantType, deinterleave_group, interleave_group, lane_form, row_bytes,
+};
 use ikq_simd::{Isa, IsaKind, IsaOp, prefetch, run};
 
 use super::bands::BAND;
@@ -214,9 +216,19 @@ fn pack_short<I: Isa>(isa: I, blocks: &Blocks<'_>, n_words: usize, lines: &mut [
 /// Packs the halves and bytes of some blocks.
 #[inline(always)]
 fn pack_smalls(form: &LaneForm, rows: &[&[u8]; BAND], blocks: Range<usize>, mut smalls: &mut [u8]) {
+    if form.small_bytes() == 0 {
+        return;
+    }
+    // less than a word in front of the words and behind them: at most a half and a byte each, listed once
+    let mut pieces = [LanePiece { at: 0, bytes: 0 }; 4];
+    let mut n_pieces = 0;
+    for piece in form.pieces().skip(form.n_words()) {
+        pieces[n_pieces] = piece;
+        n_pieces += 1;
+    }
     for block in blocks {
         let at = form.header_bytes + block * form.block_bytes;
-        for piece in form.pieces().skip(form.n_words()) {
+        for piece in &pieces[..n_pieces] {
             let (line, rest) = smalls.split_at_mut(BAND * piece.bytes);
             smalls = rest;
             let at = at + piece.at;
