@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 
+from ikq.checkpoint.parts import attention, common_keys, dense_ffn, embeddings, rope_keys
+from ikq.checkpoint.target import Target
 from ikq.models.attention import gqa, has_window
 from ikq.models.ffn import dense_ffn
 from ikq.models.rope import rope
 from ikq.models.source import Block, Source
 from ikq.models.spec import Layer, ModelSpec, Rope
 
-__all__ = ["build"]
+__all__ = ["build", "convert"]
 
 _WINDOW_BASE = 10000.0
 # no key says how the 27B model scales its scores; its number of layers tells it from the others
@@ -46,3 +48,40 @@ def build(source: Source) -> ModelSpec:
         )
 
     return source.model(layer, embd_scale=math.sqrt(source.n_embd))
+
+
+def convert(t: Target) -> None:
+    """A checkpoint of Gemma 3: weights of norms get the 1 that the source adds when it runs.
+
+    Raises:
+        FormatError: a tensor or a value of `config.json` is missing, or they do not fit together.
+        UnsupportedError: a kind of rotary scaling that such files do not have.
+    """
+    c = t.config
+    common_keys(t)
+    rope_keys(t, "full_attention")
+    head_dim = c.integer("head_dim", default=256, low=1)
+    t.count("attention.key_length", head_dim)
+    t.count("attention.value_length", head_dim)
+    local = c.rope("sliding_attention").number("rope_theta", default=_WINDOW_BASE)
+    t.number("rope.freq_base_swa", c.number("rope_local_base_freq", default=local))
+    t.count("attention.sliding_window", c.integer("sliding_window", low=1))
+    if c.has("final_logit_softcapping"):
+        t.number("final_logit_softcapping", c.number("final_logit_softcapping"))
+    own = c.number("query_pre_attn_scalar", default=float(head_dim))
+    if own != head_dim:
+        t.number("attention.scale", 1 / math.sqrt(own))
+    kinds = c.texts("layer_types")
+    windowed = [kind == "sliding_attention" for kind in kinds]
+    if windowed != [(i + 1) % 6 != 0 for i in range(len(kinds))]:
+        t.key("attention.sliding_window_pattern", windowed)
+    t.ignore("*vision_tower.*", "*multi_modal_projector.*")
+    embeddings(t, plus=1.0)
+    for i in range(c.integer("num_hidden_layers")):
+        b = t.block(i)
+        b.norm("input_layernorm", "attn_norm", plus=1.0)
+        attention(b, norm_plus=1.0)
+        b.norm("post_attention_layernorm", "post_attention_norm", plus=1.0)
+        b.norm("pre_feedforward_layernorm", "ffn_norm", plus=1.0)
+        dense_ffn(b)
+        b.norm("post_feedforward_layernorm", "post_ffw_norm", plus=1.0)
