@@ -25,7 +25,7 @@ def size_label(tensors: Iterable[OutTensor]) -> str:
     shared = one_expert = n_expert = 0
     for t in tensors:
         n = t.matrix.n_rows * t.matrix.n_per_row
-        if "_exps." in t.name:
+        if t.name.endswith("_exps.weight"):
             n_expert = t.shape[0]
             one_expert += n // max(n_expert, 1)
         else:

@@ -83,8 +83,8 @@ class Checkpoint:
         if weights.unused:
             some = ", ".join(sorted(weights.unused)[:3])
             raise UnsupportedError(
-                f"{self.folder}: {len(weights.unused)} tensors have no place in a file of architecture `{name}`, "
-                f"such as {some}"
+                f"{self.folder}: {len(weights.unused)} tensors have no place in a file of architecture "
+                f"`{name}`, such as {some}"
             )
         self.architecture = name
         self.tensors: Mapping[str, OutTensor] = target.tensors
@@ -120,10 +120,10 @@ class Checkpoint:
         """
         files = {str(f.path): i for i, f in enumerate(self._shards.files)}
         entries = []
-        for t, type in zip(self._order, self._types, strict=True):
-            found = t.matrix.pieces() if type.name == t.matrix.kind else None
+        for t, kind in zip(self._order, self._types, strict=True):
+            found = t.matrix.pieces() if kind.name == t.matrix.kind else None
             pieces = None if found is None else [(files[str(p.file.path)], p.offset, p.nbytes) for p in found]
-            entries.append((t.name, list(t.shape), int(type), pieces))
+            entries.append((t.name, list(t.shape), int(kind), pieces))
         return _ikq.Model.made(list(files), self.metadata._pairs, entries, self._make)
 
     def reader(self) -> GGUFReader:
@@ -139,13 +139,14 @@ class Checkpoint:
 
     def _make(self, number: int, start: int, end: int) -> NDArray[np.uint8]:
         """Bytes `start` to `end` of a tensor; called from any thread."""
-        t, type = self._order[number], self._types[number]
-        row_bytes = t.matrix.n_per_row // type.block_size * type.block_bytes
+        t, kind = self._order[number], self._types[number]
+        row_bytes = t.matrix.n_per_row // kind.block_size * kind.block_bytes
         first, last = start // row_bytes, -(-end // row_bytes)
-        if type == QuantType.MXFP4:
+        rows: NDArray[np.generic]
+        if kind == QuantType.MXFP4:
             rows = _ggml_rows(t, first, last - first)
         else:
-            rows = _convert(t.matrix, first, last - first, type)
+            rows = _convert(t.matrix, first, last - first, kind)
         t.matrix.release(first, last - first)
         raw = np.ascontiguousarray(rows).view(np.uint8).reshape(-1)
         return raw[start - first * row_bytes : end - first * row_bytes]
@@ -163,7 +164,8 @@ def _architecture(config: Config) -> tuple[str, Callable[[Target], None]]:
     found = CHECKPOINTS.get(names[0])
     if found is None:
         raise UnsupportedError(
-            f"{config.path}: checkpoints of {names[0]:.80} are not converted; those of {', '.join(CHECKPOINTS)} are"
+            f"{config.path}: checkpoints of {names[0]:.80} are not converted; there are "
+            f"{', '.join(CHECKPOINTS)}"
         )
     return found
 

@@ -1,7 +1,7 @@
 """Quantized weights of checkpoints as rows of float32: 8-bit floats, FP4 and packed integers.
 
-Every class here is one storage form with its formula. Scales are widened for the rows that are asked for, never for a
-whole tensor.
+Every class here is one storage form with its formula. Scales are widened for the rows that are asked for,
+never for a whole tensor.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def _e4m3() -> NDArray[np.float32]:
     exponent, mantissa = (byte >> 3) & 15, byte & 7
     value = np.where(exponent == 0, mantissa / 8 * 2.0**-6, (1 + mantissa / 8) * 2.0 ** (exponent - 7.0))
     value[(byte & 127) == 127] = np.nan
-    return (sign * value).astype(np.float32)
+    table: NDArray[np.float32] = (sign * value).astype(np.float32)
+    return table
 
 
 E4M3 = _e4m3()
@@ -44,7 +45,8 @@ E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -
 
 
 def _e8m0() -> NDArray[np.float32]:
-    powers = np.ldexp(np.float32(1), np.append(np.arange(255) - 127, 0)).astype(np.float32)
+    exponents = np.append(np.arange(255) - 127, 0)
+    powers: NDArray[np.float32] = np.ldexp(np.ones(256), exponents).astype(np.float32)
     powers[255] = np.nan
     return powers
 
@@ -73,7 +75,7 @@ def _floats(t: SafeTensor) -> NDArray[np.float32]:
     if t.dtype == "F8_E8M0":
         return E8M0[t.raw()]
     stored = Stored(t, (1, t.nbytes // {"F32": 4, "F16": 2, "BF16": 2}.get(t.dtype, 1)))
-    return to_float32(stored.rows(0, 1), stored.kind)[0]
+    return to_float32(stored.rows(0, 1), stored.kind).reshape(-1)
 
 
 def _fits(t: SafeTensor, expected: tuple[int, ...], weight: SafeTensor) -> None:
@@ -129,11 +131,12 @@ class Float8(Rows):
         self._scales = _floats(scale).reshape(-1, self._blocks[1])
 
     def rows(self, first: int, n: int) -> NDArray[np.generic]:
+        """As `Matrix.rows`."""
         raw = self.weight.raw()[first * self.n_per_row : (first + n) * self.n_per_row]
         codes = E4M3[raw] if self.weight.dtype != "I8" else raw.view(np.int8).astype(np.float32)
         rows = codes.reshape(n, self.n_per_row)
         matrix, row = np.divmod(np.arange(first, first + n), self._rows_per_matrix)
-        if len(self._scales) == 1:
+        if self._scales.size == 1:
             rows *= self._scales
             return rows
         scales = self._scales[matrix * self._blocks[0] + row // self._block[0]]
@@ -147,6 +150,7 @@ class Float8(Rows):
         return rows
 
     def release(self, first: int, n: int) -> None:
+        """As `Matrix.release`."""
         self.weight.file.release(self.weight.offset + first * self.n_per_row, n * self.n_per_row)
 
 
@@ -181,6 +185,7 @@ class Float4(Rows):
         self._table = (E8M0 if scale.dtype in ("U8", "F8_E8M0") else E4M3) * np.float32(factor)
 
     def rows(self, first: int, n: int) -> NDArray[np.generic]:
+        """As `Matrix.rows`."""
         half, groups = self.n_per_row // 2, self.n_per_row // self.group
         raw = self.weight.raw()[first * half : (first + n) * half].reshape(n, half)
         rows = np.empty((n, half, 2), np.float32)
@@ -192,16 +197,19 @@ class Float4(Rows):
         return blocks.reshape(n, self.n_per_row)
 
     def release(self, first: int, n: int) -> None:
+        """As `Matrix.release`."""
         half = self.n_per_row // 2
         self.weight.file.release(self.weight.offset + first * half, n * half)
 
 
 class Mxfp4Blocks(Float4):
-    """gpt-oss: [..., rows, groups, 16] of nibbles and [..., rows, groups] of exponents; groups of 32 elements."""
+    """gpt-oss: [..., rows, groups, 16] of nibbles, [..., rows, groups] of exponents; groups of 32."""
 
     def __init__(self, blocks: SafeTensor, scales: SafeTensor) -> None:
         if len(blocks.shape) < 3 or blocks.shape[-1] != 16 or blocks.dtype != "U8":
-            raise FormatError(f"tensor `{blocks.name}` of {list(blocks.shape)} is no list of blocks of 16 bytes")
+            raise FormatError(
+                f"tensor `{blocks.name}` of {list(blocks.shape)} is no list of blocks of 16 bytes"
+            )
         flat = SafeTensor(
             blocks.name,
             blocks.dtype,
@@ -219,15 +227,15 @@ class Mxfp4Blocks(Float4):
         nibbles = np.empty((len(raw), 16, 2), np.uint8)
         nibbles[:, :, 0] = raw & 15
         nibbles[:, :, 1] = raw >> 4
-        nibbles = nibbles.reshape(-1, 32)
+        elements = nibbles.reshape(-1, 32)
         out = np.empty((len(raw), 17), np.uint8)
         out[:, 0] = self._scale.raw()[first * groups : (first + n) * groups]
-        out[:, 1:] = nibbles[:, :16] | (nibbles[:, 16:] << 4)
+        out[:, 1:] = elements[:, :16] | (elements[:, 16:] << 4)
         return out.reshape(n, groups * 17)
 
 
 class PackedIntegers(Rows):
-    """Integers of 4 or 8 bits, packed into I32 along the columns: `(code - zero) * scale` per group of a row."""
+    """Integers of 4 or 8 bits, packed into I32 along columns: `(code - zero) * scale` per group of a row."""
 
     kind: FloatKind = "F32"
 
@@ -281,6 +289,7 @@ class PackedIntegers(Rows):
             self._group_of = order
 
     def rows(self, first: int, n: int) -> NDArray[np.generic]:
+        """As `Matrix.rows`."""
         per_word, mask = 32 // self._bits, np.uint32((1 << self._bits) - 1)
         words = _raw(self.packed, "<u4", -(-self.n_per_row // per_word))[first : first + n]
         shifts = np.arange(per_word, dtype=np.uint32) * np.uint32(self._bits)
@@ -293,7 +302,9 @@ class PackedIntegers(Rows):
             packed = _raw(self._zero, "<u4", self._groups)
             row = np.arange(first, first + n)
             shift = (row % per_word * self._bits).astype(np.uint32)
-            zeros = ((np.asarray(packed, np.uint32)[row // per_word] >> shift[:, None]) & mask).astype(np.float32)
+            zeros = ((np.asarray(packed, np.uint32)[row // per_word] >> shift[:, None]) & mask).astype(
+                np.float32
+            )
         if self._group_of is not None:
             rows -= zeros[:, self._group_of]
             rows *= scales[:, self._group_of]
@@ -304,6 +315,7 @@ class PackedIntegers(Rows):
         return blocks.reshape(n, self.n_per_row)
 
     def release(self, first: int, n: int) -> None:
+        """As `Matrix.release`."""
         words = self.packed.shape[-1]
         self.packed.file.release(self.packed.offset + 4 * first * words, 4 * n * words)
 
@@ -314,7 +326,9 @@ class _ByColumns(Rows):
     kind: FloatKind = "F32"
     bits = 4
 
-    def __init__(self, qweight: SafeTensor, qzeros: SafeTensor, scales: SafeTensor, n_in: int, n_out: int) -> None:
+    def __init__(
+        self, qweight: SafeTensor, qzeros: SafeTensor, scales: SafeTensor, n_in: int, n_out: int
+    ) -> None:
         self.qweight, self.qzeros = qweight, qzeros
         self.n_rows, self.n_per_row = n_out, n_in
         groups = scales.shape[0] if scales.shape else 1
@@ -332,7 +346,9 @@ class _ByColumns(Rows):
         self, codes: NDArray[np.float32], zeros: NDArray[np.float32], first: int, n: int
     ) -> NDArray[np.generic]:
         """Codes [inputs, n] and zeros [groups, n] to rows of the output."""
-        scales = to_float32(self._scales.rows(0, self._scales.n_rows)[:, first : first + n], self._scales.kind)
+        scales = to_float32(
+            self._scales.rows(0, self._scales.n_rows)[:, first : first + n], self._scales.kind
+        )
         codes -= zeros[self._group_of]
         codes *= scales[self._group_of]
         return np.ascontiguousarray(codes.T)
@@ -378,12 +394,15 @@ class Gptq(_ByColumns):
             self._group_of = order
 
     def rows(self, first: int, n: int) -> NDArray[np.generic]:
+        """As `Matrix.rows`."""
         per_word, mask = 32 // self.bits, np.uint32((1 << self.bits) - 1)
         words = np.asarray(_raw(self.qweight, "<u4", self.n_rows)[:, first : first + n], np.uint32)
         shifts = np.arange(per_word, dtype=np.uint32) * np.uint32(self.bits)
         codes = ((words[:, None, :] >> shifts[:, None]) & mask).reshape(self.n_per_row, n).astype(np.float32)
         column = np.arange(first, first + n)
-        packed = np.asarray(_raw(self.qzeros, "<u4", self.n_rows // per_word), np.uint32)[:, column // per_word]
+        packed = np.asarray(_raw(self.qzeros, "<u4", self.n_rows // per_word), np.uint32)[
+            :, column // per_word
+        ]
         zeros = (packed >> (column % per_word * self.bits).astype(np.uint32)) & mask
         # the addition wraps within the bits of a code, as where it is made
         zeros = (zeros + np.uint32(self._offset)) & mask if self._offset else zeros
@@ -411,6 +430,7 @@ class Awq(_ByColumns):
         super().__init__(qweight, qzeros, scales, n_in, words * 8)
 
     def rows(self, first: int, n: int) -> NDArray[np.generic]:
+        """As `Matrix.rows`."""
         column = np.arange(first, first + n)
         shift = self._PLACE[column % 8] * np.uint32(4)
 

@@ -25,12 +25,21 @@ __all__ = [
     "shared_ffn",
 ]
 
-_UNUSED = ("*rotary_emb.inv_freq", "*.attn.bias", "*.attn.masked_bias", "*.k_scale", "*.v_scale", "*.input_scale")
+_UNUSED = (
+    "*rotary_emb.inv_freq",
+    "*.attn.bias",
+    "*.attn.masked_bias",
+    "*.k_scale",
+    "*.v_scale",
+    "*.input_scale",
+)
 
 
 def n_expert(config: Config) -> int:
     """Number of routed experts; 0 where there are none."""
-    return config.integer("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", default=0)
+    return config.integer(
+        "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", default=0
+    )
 
 
 def common_keys(t: Target, n_block: int | None = None) -> None:
@@ -71,12 +80,16 @@ def rope_keys(t: Target, kind: str | None = None) -> None:
         t.number("rope.scaling.factor", rope.number("factor"))
         return
     if form != "yarn":
-        raise UnsupportedError(f"{t.config.path}: rotary scaling {form!r:.40} is not known for this architecture")
+        raise UnsupportedError(
+            f"{t.config.path}: rotary scaling {form!r:.40} is not known for this architecture"
+        )
     factor = rope.number("factor")
     t.key("rope.scaling.type", "yarn")
     t.number("rope.scaling.factor", factor)
     if rope.has("original_max_position_embeddings"):
-        t.count("rope.scaling.original_context_length", rope.integer("original_max_position_embeddings", low=1))
+        t.count(
+            "rope.scaling.original_context_length", rope.integer("original_max_position_embeddings", low=1)
+        )
     for name in ("beta_fast", "beta_slow"):
         if rope.has(name):
             t.number(f"rope.scaling.yarn_{name}", rope.number(name))
@@ -193,13 +206,20 @@ def llama3_factors(t: Target, n_rot: int) -> None:
     rope = t.config.rope()
     if rope.get("rope_type") != "llama3":
         return
-    f32 = np.float32
+    f32, one = np.float32, np.float32(1)
     factor, low, high = (rope.number(n) for n in ("factor", "low_freq_factor", "high_freq_factor"))
+    if factor <= 0 or low <= 0 or high <= low:
+        raise t.config.wrong("rope_parameters", "factors above 0, the high one above the low one")
     n_orig = rope.integer("original_max_position_embeddings", default=8192, low=1)
-    exponents = np.arange(0, n_rot, 2, dtype=f32) / f32(n_rot)
-    freqs = f32(1) / np.power(f32(rope.number("rope_theta", default=10000.0)), exponents)
-    waves = f32(2 * math.pi) / freqs
-    smooth = (f32(n_orig) / waves - f32(low)) / f32(high - low)
-    between = f32(1) / ((f32(1) - smooth) / f32(factor) + smooth)
-    factors = np.where(waves < f32(n_orig / high), f32(1), np.where(waves > f32(n_orig / low), f32(factor), between))
+    # in single precision, with reciprocals for quotients, as the files that people have were made
+    powers = np.power(
+        f32(rope.number("rope_theta", default=10000.0)), np.arange(0, n_rot, 2, dtype=f32) / f32(n_rot)
+    )
+    waves = (one / (one / powers)) * f32(2 * math.pi)
+    smooth = ((one / waves) * f32(n_orig) - f32(low)) / f32(high - low)
+    with np.errstate(divide="ignore"):
+        between = one / ((one - smooth) / f32(factor) + smooth)
+    factors = np.where(
+        waves < f32(n_orig / high), one, np.where(waves > f32(n_orig / low), f32(factor), between)
+    )
     t.add("rope_freqs.weight", Given(factors), (n_rot // 2,))

@@ -14,15 +14,17 @@ from ikq.tokenizer.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 __all__ = ["PROBE", "recognise", "splits"]
 
 PROBE = (
-    "Hello World, I'll they'RE DON'T it's 'Tis we've x'should\n\nif (x == 10) {\r\n\treturn \"a\\n\";  }   // TODO: fix\n"
-    " 3 33 333 3333 33333 1,234.56 v2x  7b 0x1F\u00b2\u0661\u0662\u0663\u0664 a1b22c333d4444 \u2163\n"
-    "CamelCaseWord HTTPServer \u00c9t\u00e9na\u00efve e\u0301te\u0301 \u0baeo\u0bbf \u0939\u093f\u0928\u094d\u0926\u0940"
-    " \u4f60\u597d\uff0c\u4e16\u754c\uff01\u6d4b\u8bd5abc\u65e5\u672c\u8a9e\u30c6\u30b9\u30c8\u3072\u3089\u304c\u306a"
-    " \ud55c\uad6d\uc5b4\u3131 \u0e44\u0e17\u0e22 \u1019\u103c\u1014\u103a \u10d0\u10d1 \u13a0\uab70 \u01c5 \u02b0 \u0627\u0644\u0639\u0631\u0628\u064a\u0629"
-    "\u060c \u092a\u0964 $5 +3=8<9>~|`^ #tag @user a.b,c;d!e?f \u2026 \u3002 \u201cquoted\u201d \u2014 \u00ab\u00bb"
-    "\n \n  \n    x\n\n\n y/z\n/\n./path/to/file.txt?\n!!\n...\r\n 's'd'm 't 'S'LL \U0001f600\U0001f468\u200d\U0001f469"
-    " \u3105\u3106 \uff65\uff71 tab\tend \u00a0nbsp \u2028 line <sentinel:12> IMGIMGABZ                     spaces\n"
-    "the United States of America on one line 1 2 3\nabc\n123\n!?\n\u00e4\u00f6\u00fc\n" + " " * 40 + "x" + " " * 600 + "y  "
+    "Hello World, I'll they'RE DON'T it's 'Tis we've x'should\n\nif (x == 10) {\r\n\treturn \"a\\n\";  "
+    "}   // TODO: fix\n 3 33 333 3333 33333 1,234.56 v2x  7b 0x1F\xb2\u0661\u0662\u0663\u0664 a1b22c333"
+    "d4444 \u2163\nCamelCaseWord HTTPServer \xc9t\xe9na\xefve e\u0301te\u0301 \u0baeo\u0bbf \u0939"
+    "\u093f\u0928\u094d\u0926\u0940 \u4f60\u597d\uff0c\u4e16\u754c\uff01\u6d4b\u8bd5abc\u65e5\u672c"
+    "\u8a9e\u30c6\u30b9\u30c8\u3072\u3089\u304c\u306a \ud55c\uad6d\uc5b4\u3131 \u0e44\u0e17\u0e22 "
+    "\u1019\u103c\u1014\u103a \u10d0\u10d1 \u13a0\uab70 \u01c5 \u02b0 \u0627\u0644\u0639\u0631\u0628"
+    "\u064a\u0629\u060c \u092a\u0964 $5 +3=8<9>~|`^ #tag @user a.b,c;d!e?f \u2026 \u3002 \u201cquoted"
+    "\u201d \u2014 \xab\xbb\n \n  \n    x\n\n\n y/z\n/\n./path/to/file.txt?\n!!\n...\r\n 's'd'm 't 'S'L"
+    "L \U0001f600\U0001f468\u200d\U0001f469 \u3105\u3106 \uff65\uff71 tab\tend \xa0nbsp \u2028 line <se"
+    "ntinel:12> IMGIMGABZ                     spaces\nthe United States of America on one line 1 2 3\na"
+    "bc\n123\n!?\n\xe4\xf6\xfc\n" + " " * 40 + "x" + " " * 600 + "y  "
 )
 """A text on which no two of the known pre-tokenizers do the same, unless they do on every text."""
 

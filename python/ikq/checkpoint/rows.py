@@ -1,9 +1,9 @@
 """Matrices that are read row by row, wherever their numbers come from.
 
-A `Matrix` stands for a tensor of the output: matrices (experts) one behind the other, as rows. `rows` gives some of
-them as numbers; nothing is read before. What only changes places (`Stored`, `Stacked`, `Columns`, `Permuted`) keeps the
-bits. `pieces` says where the bytes lie when rows are runs of bytes of files, which are then copied without a
-detour through Python.
+A `Matrix` stands for a tensor of the output: matrices (experts) one behind the other, as rows. `rows`
+gives some of them as numbers; nothing is read before. What only changes places (`Stored`, `Stacked`,
+`Columns`, `Permuted`) keeps the bits. `pieces` says where the bytes lie when rows are runs of bytes of
+files, which are then copied without a detour through Python.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from ikq.errors import FormatError
 __all__ = [
     "Columns",
     "Computed",
-    "FloatKind",
     "Flat",
+    "FloatKind",
     "Given",
     "Matrix",
     "Permuted",
@@ -103,9 +103,9 @@ def bf16_to_f32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
 def f32_to_bf16(x: NDArray[np.float32]) -> NDArray[np.uint16]:
     """The nearest bfloat16, to even where two are as near; NaN stays NaN."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    rounded = ((bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)).astype(
-        np.uint16
-    )
+    rounded = (
+        (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
+    ).astype(np.uint16)
     is_nan = np.isnan(x)
     if is_nan.any():
         rounded[is_nan] = (bits[is_nan] >> np.uint32(16)).astype(np.uint16) | np.uint16(64)
@@ -143,15 +143,18 @@ class Stored:
             raise FormatError(f"tensor `{tensor.name}` has the shape {tensor.shape}, not {shape}")
 
     def rows(self, first: int, n: int) -> NDArray[np.generic]:
+        """As `Matrix.rows`."""
         dtype = _NUMPY[self.kind]
         size = self.n_per_row * dtype.itemsize
         raw = self.tensor.file.view(self.tensor.offset + first * size, n * size)
         return raw.view(dtype).reshape(n, self.n_per_row)
 
     def pieces(self) -> list[Piece] | None:
+        """As `Matrix.pieces`."""
         return [Piece(self.tensor.file, self.tensor.offset, self.tensor.nbytes)]
 
     def release(self, first: int, n: int) -> None:
+        """As `Matrix.release`."""
         size = self.n_per_row * _NUMPY[self.kind].itemsize
         self.tensor.file.release(self.tensor.offset + first * size, n * size)
 
@@ -168,6 +171,7 @@ class Stacked:
         self.n_rows: int = self._ends[-1]
 
     def rows(self, first: int, n: int) -> NDArray[np.generic]:
+        """As `Matrix.rows`."""
         found: list[NDArray[np.generic]] = []
         at, end = first, first + n
         while at < end:
@@ -183,12 +187,14 @@ class Stacked:
         return np.concatenate(found) if found else self.parts[0].rows(0, 0)
 
     def pieces(self) -> list[Piece] | None:
+        """As `Matrix.pieces`."""
         if any(p.kind != self.kind for p in self.parts):
             return None
         found = [p.pieces() for p in self.parts]
         return [piece for pieces in found for piece in pieces or ()] if all(found) else None
 
     def release(self, first: int, n: int) -> None:
+        """As `Matrix.release`."""
         at, end = first, first + n
         while at < end:
             index = bisect_right(self._ends, at)
@@ -206,12 +212,14 @@ class RowRange:
         self.n_per_row, self.kind = of.n_per_row, of.kind
 
     def rows(self, first: int, n: int) -> NDArray[np.generic]:
+        """As `Matrix.rows`."""
         if n == 0:
             return self.of.rows(0, 0)
         span = (n - 1) * self.step + 1
         return self.of.rows(self.first + first * self.step, span)[:: self.step]
 
     def pieces(self) -> list[Piece] | None:
+        """As `Matrix.pieces`."""
         whole = self.of.pieces() if self.step == 1 else None
         if whole is None or len(whole) != 1:
             return None
@@ -220,6 +228,7 @@ class RowRange:
         return [Piece(file, offset + self.first * size, self.n_rows * size)]
 
     def release(self, first: int, n: int) -> None:
+        """As `Matrix.release`."""
         if self.step == 1:
             self.of.release(self.first + first, n)
 
@@ -232,6 +241,7 @@ class Permuted(Rows):
         self.n_rows, self.n_per_row, self.kind = len(order), of.n_per_row, of.kind
 
     def rows(self, first: int, n: int) -> NDArray[np.generic]:
+        """As `Matrix.rows`."""
         wanted = self.order[first : first + n]
         if not len(wanted):
             return self.of.rows(0, 0)
@@ -242,6 +252,7 @@ class Permuted(Rows):
         return np.concatenate([self.of.rows(int(row), 1) for row in wanted])
 
     def release(self, first: int, n: int) -> None:
+        """As `Matrix.release`."""
         wanted = self.order[first : first + n]
         if len(wanted):
             low = int(wanted.min())
@@ -256,11 +267,12 @@ class Columns(Rows):
         self.n_rows, self.n_per_row, self.kind = of.n_rows, len(order), of.kind
 
     def rows(self, first: int, n: int) -> NDArray[np.generic]:
+        """As `Matrix.rows`."""
         return self.of.rows(first, n)[:, self.order]
 
 
 class Transposed(Rows):
-    """Each of `n_matrices` matrices that lie one behind the other, transposed; then every `step`-th row from `start`."""
+    """Each of `n_matrices` matrices, transposed; of these every `step`-th row from `start`."""
 
     def __init__(self, of: Matrix, n_matrices: int, start: int = 0, step: int = 1) -> None:
         self.of, self.start, self.step = of, start, step
@@ -269,13 +281,16 @@ class Transposed(Rows):
         self.n_rows, self.n_per_row, self.kind = n_matrices * self._n_out, self._n_in, of.kind
 
     def rows(self, first: int, n: int) -> NDArray[np.generic]:
+        """As `Matrix.rows`."""
         found = []
         at, end = first, first + n
         while at < end:
             matrix, row = divmod(at, self._n_out)
             take = min(self._n_out - row, end - at)
             source = self.of.rows(matrix * self._n_in, self._n_in)
-            columns = slice(self.start + row * self.step, self.start + (row + take - 1) * self.step + 1, self.step)
+            columns = slice(
+                self.start + row * self.step, self.start + (row + take - 1) * self.step + 1, self.step
+            )
             found.append(np.ascontiguousarray(source[:, columns].T))
             at += take
         return found[0] if len(found) == 1 else np.concatenate(found)
@@ -289,13 +304,16 @@ class Flat:
         self.n_rows = of.n_rows * of.n_per_row // n_per_row
 
     def rows(self, first: int, n: int) -> NDArray[np.generic]:
+        """As `Matrix.rows`."""
         every = self.of.rows(0, self.of.n_rows).reshape(-1, self.n_per_row)
         return every[first : first + n]
 
     def pieces(self) -> list[Piece] | None:
+        """As `Matrix.pieces`."""
         return self.of.pieces()
 
     def release(self, first: int, n: int) -> None:
+        """As `Matrix.release`."""
         del first, n
 
 
@@ -304,13 +322,12 @@ class Computed(Rows):
 
     kind: FloatKind = "F32"
 
-    def __init__(
-        self, of: Matrix, function: Callable[[NDArray[np.float32]], NDArray[np.float32]]
-    ) -> None:
+    def __init__(self, of: Matrix, function: Callable[[NDArray[np.float32]], NDArray[np.float32]]) -> None:
         self.of, self.function = of, function
         self.n_rows, self.n_per_row = of.n_rows, of.n_per_row
 
     def rows(self, first: int, n: int) -> NDArray[np.generic]:
+        """As `Matrix.rows`."""
         return self.function(to_float32(self.of.rows(first, n), self.of.kind)).astype(np.float32)
 
 
@@ -324,5 +341,5 @@ class Given(Rows):
         self.n_rows, self.n_per_row = self.values.shape
 
     def rows(self, first: int, n: int) -> NDArray[np.generic]:
+        """As `Matrix.rows`."""
         return self.values[first : first + n]
-

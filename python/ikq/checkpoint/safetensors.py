@@ -2,11 +2,11 @@
 
 ```text
 header size u64 | header: a JSON object | data
-name -> {"dtype": "BF16", "shape": [rows, columns], "data_offsets": [begin, end]}   offsets from the data's start
+name -> {"dtype": "BF16", "shape": [rows, columns], "data_offsets": [begin, end]}   from the data's start
 ```
-The `safetensors` package copies what it gives to numpy and knows no bfloat16 or 8-bit floats there, so files are
-read here: nothing is allocated that the size of the file does not justify, and no tensor is read before it is
-asked for.
+The `safetensors` package copies what it gives to numpy and knows no bfloat16 or 8-bit floats there, so
+files are read here: nothing is allocated that the size of the file does not justify, and no tensor is
+read before it is asked for.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """`tokenizer.model` of SentencePiece: pieces with scores and kinds.
 
-The file is a message of protocol buffers, of which a few fields matter; they are read here, since nothing else of
-the library is needed:
+The file is a message of protocol buffers, of which a few fields matter; they are read here, since nothing
+else of the library is needed:
 
 ```text
-1  pieces, each a message:  1 text   2 score (float)   3 kind (1 normal, 2 unknown, 3 control, 4 user, 5 unused, 6 byte)
+1  pieces, each a message:  1 text   2 score (float)   3 kind: 1 normal, 2 unknown, 3 control, 4 user-defined,
+                            5 unused, 6 byte
 2  trainer:                 3 kind of model (1 unigram, which is what a missing field means; 2 BPE)
 3  normalizer:              3 a space is put before the text (true if missing)
 ```
@@ -72,7 +73,9 @@ def read_sentencepiece(path: Path) -> SentencePieces:
     if not texts:
         raise FormatError(f"{path} is no model of SentencePiece: it has no pieces")
     if model != _BPE:
-        raise UnsupportedError(f"{path}: models of SentencePiece other than BPE (kind {model}) are not converted")
+        raise UnsupportedError(
+            f"{path}: models of SentencePiece other than BPE (kind {model}) are not converted"
+        )
     return SentencePieces(texts, scores, kinds, space_prefix)
 
 

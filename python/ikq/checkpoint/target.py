@@ -1,7 +1,8 @@
 """What an architecture writes a checkpoint's model into: `Target`, keys and tensors of a GGUF file to be.
 
-An architecture (`ikq.models`) takes weights by the names that `transformers` gives them and puts them under the
-names of GGUF files. Whatever it has not asked for when it is done is an error, unless it is known to be of no use.
+An architecture (`ikq.models`) takes weights by the names that `transformers` gives them and puts them
+under the names of GGUF files. Whatever it has not asked for when it is done is an error, unless it is
+known to be of no use.
 """
 
 from __future__ import annotations
@@ -67,8 +68,8 @@ class Target:
         roots = [r for r in _ROOTS if weights.has(f"{r}embed_tokens.weight")]
         if not roots:
             raise FormatError(
-                f"{config.path.parent}: tensor `model.embed_tokens.weight` is missing: the folder does not hold a model "
-                "of this architecture"
+                f"{config.path.parent}: tensor `model.embed_tokens.weight` is missing: the folder does "
+                "not hold a model of this architecture"
             )
         self.root = roots[0]
 
@@ -116,7 +117,10 @@ class Target:
         self.tensors[name] = OutTensor(name, shape, matrix, float32, blocks, from_fp8)
 
     def vector(
-        self, source: str, name: str, function: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
+        self,
+        source: str,
+        name: str,
+        function: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
     ) -> None:
         """Adds a list of numbers, each as `function` of what the checkpoint has.
 
@@ -136,7 +140,11 @@ class Target:
         self.vector(source, name, (lambda w: w + np.float32(plus)) if plus else None)
 
     def linear(
-        self, source: str, name: str, shape: tuple[int, ...] | None = None, order: NDArray[np.intp] | None = None
+        self,
+        source: str,
+        name: str,
+        shape: tuple[int, ...] | None = None,
+        order: NDArray[np.intp] | None = None,
     ) -> None:
         """Adds a matrix and its bias, if it has one (`SOURCE.weight`, `SOURCE.bias`).
 
@@ -211,7 +219,11 @@ class BlockTarget:
         return self.weights.has(self.source + source)
 
     def linear(
-        self, source: str, name: str, shape: tuple[int, ...] | None = None, order: NDArray[np.intp] | None = None
+        self,
+        source: str,
+        name: str,
+        shape: tuple[int, ...] | None = None,
+        order: NDArray[np.intp] | None = None,
     ) -> None:
         """As `Target.linear`."""
         self.target.linear(self.source + source, self.name(name), shape, order)
@@ -221,12 +233,17 @@ class BlockTarget:
         self.target.norm(f"{self.source}{source}.weight", self.name(f"{name}.weight"), plus)
 
     def vector(
-        self, source: str, name: str, function: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
+        self,
+        source: str,
+        name: str,
+        function: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
     ) -> None:
         """As `Target.vector`."""
         self.target.vector(self.source + source, self.name(name), function)
 
-    def experts(self, source: str, n_expert: int, names: tuple[str, str, str] = ("gate", "up", "down")) -> None:
+    def experts(
+        self, source: str, n_expert: int, names: tuple[str, str, str] = ("gate", "up", "down")
+    ) -> None:
         """Adds stacked experts from one matrix for each, or from merged ones (`gate_up_proj`, `down_proj`).
 
         Args:
@@ -263,8 +280,8 @@ class BlockTarget:
         for name, matrix, parts in ((gate_up, both, 2), (down, last, 1)):
             if len(self.weights.shape(name)) != 3 or matrix.n_rows % (parts * n_expert):
                 raise FormatError(
-                    f"tensor `{name}` has the shape {list(self.weights.shape(name))}, expected one matrix for "
-                    f"each of {n_expert} experts"
+                    f"tensor `{name}` has the shape {list(self.weights.shape(name))}, expected one "
+                    f"matrix for each of {n_expert} experts"
                 )
         n = both.n_rows // (2 * n_expert)
         for i, part in enumerate(("gate", "up")):

@@ -79,7 +79,7 @@ def _read_if_there(path: Path) -> dict[str, Any]:
 
 
 def _added(path: Path, whole: Mapping[str, Any], options: Mapping[str, Any]) -> dict[int, tuple[str, bool]]:
-    """Text and specialness of tokens that were added to the vocabulary, by id."""
+    """Text and specialness of tokens that were added to the vocabulary, by token."""
     found: dict[int, tuple[str, bool]] = {}
     decoder = options.get("added_tokens_decoder")
     for entry in whole.get("added_tokens") or []:
@@ -87,9 +87,9 @@ def _added(path: Path, whole: Mapping[str, Any], options: Mapping[str, Any]) -> 
             found[entry["id"]] = entry["content"], entry.get("special") is True
         else:
             raise FormatError(f"{path}: an added token is {entry!r:.80}")
-    for id, entry in decoder.items() if isinstance(decoder, dict) else ():
-        if str(id).isdigit() and isinstance(entry, dict) and isinstance(entry.get("content"), str):
-            found.setdefault(int(id), (entry["content"], entry.get("special") is True))
+    for token, entry in decoder.items() if isinstance(decoder, dict) else ():
+        if str(token).isdigit() and isinstance(entry, dict) and isinstance(entry.get("content"), str):
+            found.setdefault(int(token), (entry["content"], entry.get("special") is True))
     return found
 
 
@@ -117,22 +117,22 @@ def _from_json(path: Path, whole: Mapping[str, Any], n_vocab: int) -> tuple[dict
         raise FormatError(f"{path}: the vocabulary or the merges are missing")
     pairs = [_pair(path, merge) for merge in merges]
     added = _added(path, whole, {})
-    if any(type(id) is not int or not 0 <= id < 2**24 for id in vocab.values()):
-        raise FormatError(f"{path}: an id in the vocabulary is no number")
-    n = max([n_vocab, *(id + 1 for id in vocab.values()), *(id + 1 for id in added)])
+    if any(type(token) is not int or not 0 <= token < 2**24 for token in vocab.values()):
+        raise FormatError(f"{path}: an token in the vocabulary is no number")
+    n = max([n_vocab, *(token + 1 for token in vocab.values()), *(token + 1 for token in added)])
     if n > 16 * (len(vocab) + len(added)) + n_vocab:
         raise FormatError(f"{path}: ids go up to {n}, for {len(vocab) + len(added)} tokens")
     texts: list[str | None] = [None] * n
     kinds: list[int] = [TokenType.UNUSED] * n
-    for text, id in vocab.items():
-        texts[id], kinds[id] = text, TokenType.NORMAL
+    for text, token in vocab.items():
+        texts[token], kinds[token] = text, TokenType.NORMAL
     is_bytes = "ByteLevel" in json.dumps(whole.get("pre_tokenizer"))
     if not is_bytes:
         _plain_kinds(texts, kinds, model)
-    for id, (text, special) in added.items():
-        texts[id] = text
-        if kinds[id] not in (TokenType.UNKNOWN, TokenType.BYTE):
-            kinds[id] = _kind_of_added(text, special)
+    for token, (text, special) in added.items():
+        texts[token] = text
+        if kinds[token] not in (TokenType.UNKNOWN, TokenType.BYTE):
+            kinds[token] = _kind_of_added(text, special)
     filled = _fill(texts, kinds, n_vocab)
     if is_bytes:
         keys: dict[str, object] = {
@@ -144,13 +144,17 @@ def _from_json(path: Path, whole: Mapping[str, Any], n_vocab: int) -> tuple[dict
         }
         return keys, filled
     if not model.get("byte_fallback"):
-        raise UnsupportedError(f"{path}: BPE that works neither on bytes nor falls back to them is not converted")
+        raise UnsupportedError(
+            f"{path}: BPE that works neither on bytes nor falls back to them is not converted"
+        )
     rank: dict[str, int] = {}
     for i, (a, b) in enumerate(pairs):
         rank.setdefault(a + b, i)
     scores = [0.0 if text is None else -float(rank.get(text, len(pairs))) for text in texts]
     scores = [s if k == TokenType.NORMAL else 0.0 for s, k in zip(scores, kinds, strict=True)]
-    prefix = any(word in json.dumps([whole.get("normalizer"), whole.get("pre_tokenizer")]) for word in _PREPENDS)
+    prefix = any(
+        word in json.dumps([whole.get("normalizer"), whole.get("pre_tokenizer")]) for word in _PREPENDS
+    )
     return _sentencepiece_keys(SentencePieces(filled, scores, [int(k) for k in kinds], prefix), n_vocab)
 
 
@@ -166,11 +170,11 @@ def _pair(path: Path, merge: object) -> tuple[str, str]:
 
 
 def _plain_kinds(texts: list[str | None], kinds: list[int], model: Mapping[str, Any]) -> None:
-    for id, text in enumerate(texts):
+    for token, text in enumerate(texts):
         if text is not None and len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
-            kinds[id] = TokenType.BYTE
+            kinds[token] = TokenType.BYTE
         elif text is not None and text == model.get("unk_token"):
-            kinds[id] = TokenType.UNKNOWN
+            kinds[token] = TokenType.UNKNOWN
 
 
 def _with_added(
@@ -178,19 +182,21 @@ def _with_added(
 ) -> SentencePieces:
     """Pieces with the tokens that other files add or rename."""
     added = _added(folder / "tokenizer.json", whole, options)
-    for text, id in _read_if_there(folder / "added_tokens.json").items():
-        if type(id) is int:
-            added.setdefault(id, (text, False))
+    for text, token in _read_if_there(folder / "added_tokens.json").items():
+        if type(token) is int:
+            added.setdefault(token, (text, False))
     texts, scores, kinds = list(pieces.texts), list(pieces.scores), list(pieces.kinds)
-    for id in sorted(added):
-        text, special = added[id]
-        if id < len(texts):
-            if texts[id] != text or kinds[id] == TokenType.NORMAL:
-                texts[id], kinds[id], scores[id] = text, _kind_of_added(text, special), _ADDED_SCORE
+    for token in sorted(added):
+        text, special = added[token]
+        if token < len(texts):
+            if texts[token] != text or kinds[token] == TokenType.NORMAL:
+                texts[token], kinds[token], scores[token] = text, _kind_of_added(text, special), _ADDED_SCORE
             continue
-        if id > len(texts) + 2**20:
-            raise FormatError(f"{folder}: the added token {text!r:.40} has the id {id}, far behind the others")
-        gap = id - len(texts)
+        if token > len(texts) + 2**20:
+            raise FormatError(
+                f"{folder}: the added token {text!r:.40} has the token {token}, far behind the others"
+            )
+        gap = token - len(texts)
         texts += [f"[PAD{len(texts) + i}]" for i in range(gap)] + [text]
         scores += [_ADDED_SCORE] * (gap + 1)
         kinds += [int(TokenType.UNUSED)] * gap + [int(_kind_of_added(text, special))]
@@ -219,23 +225,23 @@ def _special_keys(
 ) -> dict[str, object]:
     """Ids of special tokens: as tokenizer_config.json names them, else as config.json numbers them."""
     ids: dict[str, int] = {}
-    for id, text in enumerate(texts):
-        ids.setdefault(text, id)
+    for token, text in enumerate(texts):
+        ids.setdefault(text, token)
     found: dict[str, int] = {}
     for name, key in _SPECIAL.items():
-        text = options.get(f"{name}_token")
-        text = text.get("content") if isinstance(text, dict) else text
+        named = options.get(f"{name}_token")
+        content = named.get("content") if isinstance(named, dict) else named
         number = config.get(f"{name}_token_id")
         number = number[0] if isinstance(number, list) and number else number
-        if isinstance(text, str) and text in ids:
-            found[key] = ids[text]
+        if isinstance(content, str) and content in ids:
+            found[key] = ids[content]
         elif type(number) is int and 0 <= number < len(texts):
             found[key] = number
     generation = _read_if_there(folder / "generation_config.json")
     for ends in (config.get("eos_token_id"), generation.get("eos_token_id")):
-        for id in ends if isinstance(ends, list) else ():
-            if type(id) is int and 0 <= id < len(texts) and id != found.get("eos_token_id"):
-                found.setdefault("eom_token_id" if texts[id] in _EOM else "eot_token_id", id)
+        for token in ends if isinstance(ends, list) else ():
+            if type(token) is int and 0 <= token < len(texts) and token != found.get("eos_token_id"):
+                found.setdefault("eom_token_id" if texts[token] in _EOM else "eot_token_id", token)
     if architecture == "glm4moe":
         # its prompts begin with this one, and it has no unknown token
         for key, text in (("bos_token_id", "[gMASK]"), ("unknown_token_id", "<|endoftext|>")):
@@ -244,7 +250,7 @@ def _special_keys(
         for key, text in (("eot_token_id", "<|user|>"), ("eom_token_id", "<|observation|>")):
             if text in ids:
                 found.setdefault(key, ids[text])
-    return {f"{_PREFIX}{key}": Typed(id, "uint32") for key, id in found.items()}
+    return {f"{_PREFIX}{key}": Typed(token, "uint32") for key, token in found.items()}
 
 
 def _begin_and_end(
@@ -256,8 +262,8 @@ def _begin_and_end(
     if whole:
         encoded = _load(path).encode("a", add_special_tokens=True).ids
         for name, at in (("bos", 0), ("eos", -1)):
-            id = keys.get(f"{_PREFIX}{name}_token_id")
-            found[name] = isinstance(id, Typed) and len(encoded) > 1 and encoded[at] == id.value
+            token = keys.get(f"{_PREFIX}{name}_token_id")
+            found[name] = isinstance(token, Typed) and len(encoded) > 1 and encoded[at] == token.value
     for name in found:
         if isinstance(options.get(f"add_{name}_token"), bool):
             found[name] = options[f"add_{name}_token"]
@@ -296,7 +302,11 @@ def _templates(folder: Path, options: Mapping[str, Any]) -> dict[str, object]:
     if isinstance(given, str):
         found["default"] = given
     for entry in given if isinstance(given, list) else ():
-        if isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("template"), str):
+        if (
+            isinstance(entry, dict)
+            and isinstance(entry.get("name"), str)
+            and isinstance(entry.get("template"), str)
+        ):
             found[entry["name"]] = entry["template"]
     # where there are files they count
     if (folder / "chat_template.jinja").exists():

@@ -26,9 +26,23 @@ __all__ = ["Weights"]
 
 # suffixes of tensors that belong to a weight
 _PARTS = (
-    "weight_scale_inv weight_scale weight_scale_2 weight_global_scale weight_packed weight_shape weight_zero_point"
-    " weight_g_idx input_scale input_global_scale qweight qzeros scales g_idx k_scale v_scale"
-).split()
+    "weight_scale_inv",
+    "weight_scale",
+    "weight_scale_2",
+    "weight_global_scale",
+    "weight_packed",
+    "weight_shape",
+    "weight_zero_point",
+    "weight_g_idx",
+    "input_scale",
+    "input_global_scale",
+    "qweight",
+    "qzeros",
+    "scales",
+    "g_idx",
+    "k_scale",
+    "v_scale",
+)
 _METHODS = ("fp8", "compressed-tensors", "mxfp4", "modelopt", "gptq", "awq")
 
 
@@ -147,7 +161,9 @@ class Weights:
                 if scale is None and f"{name}{suffix}" in self.shards:
                     scale = self.stored(f"{name}{suffix}")
             if scale is None:
-                raise FormatError(f"tensor `{name}` is of {t.dtype} and has no scale (`{base}.weight_scale_inv`)")
+                raise FormatError(
+                    f"tensor `{name}` is of {t.dtype} and has no scale (`{base}.weight_scale_inv`)"
+                )
             return (Float8 if t.dtype == "F8_E4M3" else Integers)(t, scale, self._block(t))
         if t.dtype == "U8":
             scale, second = self._part(base, "weight_scale"), self._part(base, "weight_scale_2")
@@ -168,14 +184,15 @@ class Weights:
             return None
         if not isinstance(block, list) or len(block) != 2 or not all(type(b) is int and b > 0 for b in block):
             raise FormatError(
-                f"{self._config.path}: `weight_block_size` is {block!r:.60} (for `{t.name}`), expected two numbers"
+                f"{self._config.path}: `weight_block_size` is {block!r:.60} (for `{t.name}`), expected two "
+                "numbers"
             )
         return block[0], block[1]
 
     def _group(self, what: str) -> Mapping[str, Any]:
         """A part of the first group of compressed-tensors."""
         groups = self._quant.get("config_groups")
-        first = next(iter(groups.values()), {}) if isinstance(groups, dict) else {}
+        first: object = next(iter(groups.values()), {}) if isinstance(groups, dict) else {}
         part = first.get(what) if isinstance(first, dict) else None
         return part if isinstance(part, dict) else {}
 
@@ -196,7 +213,9 @@ class Weights:
             sizes = shape.raw().view({"I64": "<i8", "I32": "<i4"}.get(shape.dtype, "<i8"))
             n_columns = int(sizes[-1])
             if len(sizes) != 2 or int(sizes[0]) != packed.shape[0]:
-                raise FormatError(f"tensor `{shape.name}` says {sizes.tolist()}, `{packed.name}` {packed.shape}")
+                raise FormatError(
+                    f"tensor `{shape.name}` says {sizes.tolist()}, `{packed.name}` {packed.shape}"
+                )
         zero, g_idx = self._part(base, "weight_zero_point"), self._part(base, "weight_g_idx")
         return PackedIntegers(packed, scale, n_columns, bits, zero, g_idx)
 
@@ -216,13 +235,15 @@ class Weights:
                     f"`{base}` is AWQ of version {version!r:.20} and {self._bits(base)} bits; "
                     "4 bits of version `gemm` are read"
                 )
-            return Awq(*parts)
+            return Awq(parts[0], parts[1], parts[2])
         if self.method != "gptq":
-            raise UnsupportedError(f"`{base}.qweight`: the quantization method {self.method!r} has no such tensor")
+            raise UnsupportedError(
+                f"`{base}.qweight`: the quantization method {self.method!r} has no such tensor"
+            )
         second_form = self._quant.get("checkpoint_format") == "gptq_v2"
-        return Gptq(
-            *parts, self._part(base, "g_idx"), bits=self._bits(base), zero_offset=0 if second_form else 1
-        )
+        qweight, qzeros, scales = parts
+        g_idx, offset = self._part(base, "g_idx"), 0 if second_form else 1
+        return Gptq(qweight, qzeros, scales, g_idx, bits=self._bits(base), zero_offset=offset)
 
 
 def np_float(value: float) -> float:
@@ -256,8 +277,8 @@ def _method(config: Config, quant: Mapping[str, Any]) -> str:
         method = "modelopt"
     if method not in _METHODS:
         raise UnsupportedError(
-            f"{config.path}: quantization method {method!r:.40} is not known; weights of {', '.join(_METHODS)} are "
-            "read"
+            f"{config.path}: quantization method {method!r:.40} is not known; weights of "
+            f"{', '.join(_METHODS)} are read"
         )
     return str(method)
 

@@ -26,6 +26,7 @@ VERBS = (
     "serve",
     "bench",
     "sweep_bench",
+    "convert",
     "quantize",
     "recipe",
     "imatrix",

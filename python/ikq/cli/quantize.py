@@ -1,4 +1,4 @@
-"""`ikq quantize [options] IN.gguf [OUT.gguf] TYPE [NTHREADS]`."""
+"""`ikq quantize [options] IN [OUT.gguf] TYPE [NTHREADS]`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ikq.quantize_options import QuantizeOptions, parse_size
 from ikq.recipes.files import recipe_type
 
 NAME = "quantize"
-HELP = "quantize a GGUF model"
+HELP = "quantize a GGUF model or a checkpoint folder"
 
 # Options that give some tensors a type, with the tensors.
 TYPE_OPTIONS = {
@@ -46,15 +46,16 @@ TYPE_OPTIONS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options; names are those that users of llama-quantize know."""
-    parser.usage = "ikq quantize [options] IN.gguf [OUT.gguf] TYPE [NTHREADS]"
+    parser.usage = "ikq quantize [options] IN [OUT.gguf] TYPE [NTHREADS]"
     parser.epilog = (
         "TYPE (a type or a mix): " + ", ".join(f.name for f in ikq.ftypes()) + ". "
         "Options that take a type: " + ", ".join(_writable_types()) + ". "
-        "OUT defaults to ggml-model-TYPE.gguf beside IN; NTHREADS to one per CPU. "
+        "IN is a GGUF file, any shard of a split set, or a checkpoint folder of transformers. "
+        "OUT defaults to ggml-model-TYPE.gguf beside IN (in it, if it is a folder); NTHREADS to one per CPU. "
         "Exit codes: 0 done, 1 error, 2 refused or wrong usage, 130 interrupted."
     )
     parser.add_argument(
-        "words", nargs="+", metavar="IN.gguf [OUT.gguf] TYPE [NTHREADS]", help="as in the usage line"
+        "words", nargs="+", metavar="IN [OUT.gguf] TYPE [NTHREADS]", help="as in the usage line"
     )
     types = parser.add_argument_group("types")
     types.add_argument(
@@ -233,7 +234,7 @@ def run(args: argparse.Namespace) -> int:
         measure_errors=bool(args.report),
     )
     if sys.stderr.isatty() and sys.stdout.isatty():
-        result = _run_with_bar(plan, how)
+        result = run_with_bar(plan, how)
     else:
         result = how(
             progress=lambda t, _: print(lines[t.name], flush=True),
@@ -329,8 +330,13 @@ def split_recipe_words(words: list[str], recipe: str) -> tuple[str, str | None, 
     return split_words(words)
 
 
-def _run_with_bar(plan: QuantizePlan, how: Callable[..., QuantizeResult]) -> QuantizeResult:
-    """Runs with a progress bar over the source's bytes; the bar goes to the terminal's stderr."""
+def run_with_bar(plan: QuantizePlan, how: Callable[..., QuantizeResult]) -> QuantizeResult:
+    """Runs with a progress bar over the source's bytes; the bar goes to the terminal's stderr.
+
+    Args:
+        plan: what is run.
+        how: `plan.run` with everything but the callbacks.
+    """
     from tqdm import tqdm
 
     with tqdm(

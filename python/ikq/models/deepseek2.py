@@ -6,16 +6,7 @@ two axes beside, or only as, `attn_kv_b`. Whether queries are compressed shows i
 
 from __future__ import annotations
 
-from ikq.checkpoint.parts import (
-    common_keys,
-    dense_ffn,
-    embeddings,
-    moe_keys,
-    n_expert,
-    nextn,
-    rope_keys,
-    shared_ffn,
-)
+from ikq.checkpoint import parts
 from ikq.checkpoint.rows import RowRange, Stacked, Transposed
 from ikq.checkpoint.target import BlockTarget, Target
 from ikq.models.attention import score_scale
@@ -143,9 +134,9 @@ def convert(t: Target) -> None:
     n_layer, n_extra = c.integer("num_hidden_layers"), c.integer("num_nextn_predict_layers", default=0)
     # some checkpoints name such blocks and leave them out
     n_extra = n_extra if t.weights.has(f"{t.root}layers.{n_layer}.eh_proj.weight") else 0
-    common_keys(t, n_layer + n_extra)
-    rope_keys(t)
-    moe_keys(t, groups=True)
+    parts.common_keys(t, n_layer + n_extra)
+    parts.rope_keys(t)
+    parts.moe_keys(t, groups=True)
     _attention_keys(t)
     func = c.get("scoring_func") or ("sigmoid" if c.get("topk_method") == "noaux_tc" else "softmax")
     if func not in ("softmax", "sigmoid"):
@@ -161,23 +152,23 @@ def convert(t: Target) -> None:
         t.key("expert_weights_norm", True)
     if n_extra:
         t.count("nextn_predict_layers", n_extra)
-    embeddings(t)
+    parts.embeddings(t)
     for i in range(n_layer + n_extra):
         b = t.block(i)
         b.norm("input_layernorm", "attn_norm")
         _convert_attention(b)
         b.norm("post_attention_layernorm", "ffn_norm")
         if i < n_dense:
-            dense_ffn(b)
+            parts.dense_ffn(b)
         else:
             b.linear("mlp.gate", "ffn_gate_inp")
             if b.has("mlp.gate.e_score_correction_bias"):
                 b.vector("mlp.gate.e_score_correction_bias", "exp_probs_b.bias")
-            b.experts("mlp.experts", n_expert(c))
+            b.experts("mlp.experts", parts.n_expert(c))
             if c.integer("n_shared_experts", default=0):
-                shared_ffn(b, "mlp.shared_experts")
+                parts.shared_ffn(b, "mlp.shared_experts")
         if i >= n_layer:
-            nextn(b)
+            parts.nextn(b)
 
 
 def _attention_keys(t: Target) -> None:

@@ -5,18 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ikq.checkpoint.parts import (
-    attention,
-    common_keys,
-    embeddings,
-    moe_keys,
-    n_expert,
-    rope_keys,
-    shared_ffn,
-)
+from ikq.checkpoint import parts
 from ikq.checkpoint.rows import Columns, Computed, Flat, Matrix, Permuted
 from ikq.checkpoint.target import BlockTarget, Target
 from ikq.errors import FormatError
+from ikq.gguf import Typed
 from ikq.models.attention import gqa
 from ikq.models.ffn import moe_ffn
 from ikq.models.layers import standard_layer
@@ -126,9 +119,9 @@ def convert_hybrid(t: Target, *, tiled: bool) -> None:
     c = t.config
     n_layer = c.integer("num_hidden_layers", low=1)
     n_extra = 1 if t.weights.has("mtp.fc.weight") else 0
-    common_keys(t, n_layer + n_extra)
-    rope_keys(t)
-    moe_keys(t)
+    parts.common_keys(t, n_layer + n_extra)
+    parts.rope_keys(t)
+    parts.moe_keys(t)
     rope = c.rope()
     head_dim = c.integer("head_dim", default=256, low=1)
     t.count("attention.key_length", head_dim)
@@ -136,7 +129,7 @@ def convert_hybrid(t: Target, *, tiled: bool) -> None:
     t.count("rope.dimension_count", int(head_dim * rope.number("partial_rotary_factor", default=0.25)))
     sections = rope.get("mrope_section")
     if tiled and isinstance(sections, list):
-        t.key("rope.dimension_sections", [*sections, 0, 0, 0, 0][:4])
+        t.key("rope.dimension_sections", Typed([*sections, 0, 0, 0, 0][:4], "array[int32]"))
     t.count("expert_feed_forward_length", c.integer("moe_intermediate_size", low=1))
     t.count("expert_shared_feed_forward_length", c.integer("shared_expert_intermediate_size", low=1))
     n_v = c.integer("linear_num_value_heads", low=1)
@@ -157,7 +150,7 @@ def convert_hybrid(t: Target, *, tiled: bool) -> None:
     if n_extra:
         t.count("nextn_predict_layers", n_extra)
     t.ignore("*visual.*")
-    embeddings(t, plus=1.0)
+    parts.embeddings(t, plus=1.0)
     for i in range(n_layer):
         _convert_layer(t.block(i), recurrent[i], tiled)
     if n_extra:
@@ -174,11 +167,11 @@ def _convert_layer(b: BlockTarget, recurrent: bool, tiled: bool) -> None:
     if recurrent:
         _convert_delta_net(b, tiled)
     else:
-        attention(b, gate=True, norm_plus=1.0)
+        parts.attention(b, gate=True, norm_plus=1.0)
     b.norm("post_attention_layernorm", "post_attention_norm", 1.0)
     b.linear("mlp.gate", "ffn_gate_inp")
-    b.experts("mlp.experts", n_expert(b.config))
-    shared_ffn(b, "mlp.shared_expert")
+    b.experts("mlp.experts", parts.n_expert(b.config))
+    parts.shared_ffn(b, "mlp.shared_expert")
     b.linear("mlp.shared_expert_gate", "ffn_gate_inp_shexp")
 
 
@@ -201,9 +194,11 @@ def _convert_delta_net(b: BlockTarget, tiled: bool) -> None:
         matrix = Flat(matrix, 1) if column else matrix
         if matrix.n_rows != n:
             raise FormatError(
-                f"tensor `{b.source}linear_attn.{source}` has {matrix.n_rows} rows, expected {n} by config.json"
+                f"tensor `{b.source}linear_attn.{source}` has {matrix.n_rows} rows, expected {n} by "
+                "config.json"
             )
-        return Permuted(matrix, order) if (order != np.arange(n)).any() or len(order) != n else matrix
+        is_same = len(order) == n and bool((order == np.arange(n)).all())
+        return matrix if is_same else Permuted(matrix, order)
 
     def is_fp8(source: str) -> bool:
         return weights.is_fp8(f"{b.source}linear_attn.{source}")
@@ -232,9 +227,11 @@ def _convert_delta_net(b: BlockTarget, tiled: bool) -> None:
         raise c.wrong("linear_conv_kernel_dim", "what `conv1d.weight` has")
     t.add(b.name("ssm_dt.bias"), rows("dt_bias", heads, n_v, column=True), (n_v,))
     a = rows("A_log", heads, n_v, column=True)
-    t.add(b.name("ssm_a"), Computed(a, lambda x: -np.exp(x)), (n_v,))
+    t.add(b.name("ssm_a"), Computed(a, lambda x: -np.exp(x.astype(np.float64)).astype(np.float32)), (n_v,))
     b.norm("linear_attn.norm", "ssm_norm")
     out = weights.matrix(f"{b.source}linear_attn.out_proj.weight")
     if out.n_per_row != n_v * d_v:
         raise c.wrong("linear_value_head_dim", f"what `{b.source}linear_attn.out_proj.weight` has")
-    t.add(b.name("ssm_out.weight"), Columns(out, values) if tiled else out, from_fp8=is_fp8("out_proj.weight"))
+    t.add(
+        b.name("ssm_out.weight"), Columns(out, values) if tiled else out, from_fp8=is_fp8("out_proj.weight")
+    )

@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-from ikq.checkpoint.parts import (
-    attention,
-    common_keys,
-    dense_ffn,
-    embeddings,
-    moe_keys,
-    n_expert,
-    rope_keys,
-    shared_ffn,
-)
+from ikq.checkpoint import parts
 from ikq.checkpoint.target import Target
 from ikq.models.attention import gqa
 from ikq.models.ffn import dense_ffn, is_leading_dense, moe_ffn
@@ -48,11 +39,17 @@ def convert(t: Target) -> None:
         UnsupportedError: a kind of rotary scaling that such files do not have.
     """
     c = t.config
-    common_keys(t)
-    rope_keys(t)
-    moe_keys(t)
-    first, step = c.integer("moe_layer_start_index", default=0), c.integer("moe_layer_interval", default=1, low=1)
-    width, n_shared = c.integer("moe_intermediate_size", low=1), c.integer("moe_num_shared_experts", default=0)
+    parts.common_keys(t)
+    parts.rope_keys(t)
+    parts.moe_keys(t)
+    first, step = (
+        c.integer("moe_layer_start_index", default=0),
+        c.integer("moe_layer_interval", default=1, low=1),
+    )
+    width, n_shared = (
+        c.integer("moe_intermediate_size", low=1),
+        c.integer("moe_num_shared_experts", default=0),
+    )
     t.count("interleave_moe_layer_step", step)
     t.count("leading_dense_block_count", first)
     t.count("expert_feed_forward_length", width)
@@ -61,18 +58,18 @@ def convert(t: Target) -> None:
         t.count("expert_shared_feed_forward_length", width * n_shared)
     # heads that predict further tokens have no place in files of this architecture
     t.ignore("*.mtp_*")
-    embeddings(t)
+    parts.embeddings(t)
     for i in range(c.integer("num_hidden_layers")):
         b = t.block(i)
         b.norm("input_layernorm", "attn_norm")
-        attention(b)
+        parts.attention(b)
         b.norm("post_attention_layernorm", "ffn_norm")
         if i < first or (i + 1) % step:
-            dense_ffn(b)
+            parts.dense_ffn(b)
             continue
         b.linear("mlp.gate", "ffn_gate_inp")
-        b.experts("mlp.experts", n_expert(c))
+        b.experts("mlp.experts", parts.n_expert(c))
         bias = b.weights.matrix(f"{b.source}mlp.moe_statics.e_score_correction_bias")
-        t.add(b.name("exp_probs_b.bias"), bias, (1, n_expert(c)))
+        t.add(b.name("exp_probs_b.bias"), bias, (1, parts.n_expert(c)))
         if n_shared:
-            shared_ffn(b, "mlp.shared_experts")
+            parts.shared_ffn(b, "mlp.shared_experts")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from ikq.checkpoint.parts import attention, common_keys, dense_ffn, embeddings, rope_keys
+from ikq.checkpoint import parts
 from ikq.checkpoint.target import Target
 from ikq.models.attention import gqa, has_window
 from ikq.models.ffn import dense_ffn
@@ -58,8 +58,8 @@ def convert(t: Target) -> None:
         UnsupportedError: a kind of rotary scaling that such files do not have.
     """
     c = t.config
-    common_keys(t)
-    rope_keys(t, "full_attention")
+    parts.common_keys(t)
+    parts.rope_keys(t, "full_attention")
     head_dim = c.integer("head_dim", default=256, low=1)
     t.count("attention.key_length", head_dim)
     t.count("attention.value_length", head_dim)
@@ -76,12 +76,12 @@ def convert(t: Target) -> None:
     if windowed != [(i + 1) % 6 != 0 for i in range(len(kinds))]:
         t.key("attention.sliding_window_pattern", windowed)
     t.ignore("*vision_tower.*", "*multi_modal_projector.*")
-    embeddings(t, plus=1.0)
+    parts.embeddings(t, plus=1.0)
     for i in range(c.integer("num_hidden_layers")):
         b = t.block(i)
         b.norm("input_layernorm", "attn_norm", plus=1.0)
-        attention(b, norm_plus=1.0)
+        parts.attention(b, norm_plus=1.0)
         b.norm("post_attention_layernorm", "post_attention_norm", plus=1.0)
         b.norm("pre_feedforward_layernorm", "ffn_norm", plus=1.0)
-        dense_ffn(b)
+        parts.dense_ffn(b)
         b.norm("post_feedforward_layernorm", "post_ffw_norm", plus=1.0)

@@ -5,17 +5,7 @@ Published files end with a block that predicts a further token (`nextn_predict_l
 
 from __future__ import annotations
 
-from ikq.checkpoint.parts import (
-    attention,
-    common_keys,
-    dense_ffn,
-    embeddings,
-    moe_keys,
-    n_expert,
-    nextn,
-    rope_keys,
-    shared_ffn,
-)
+from ikq.checkpoint import parts
 from ikq.checkpoint.target import Target
 from ikq.models.attention import gqa
 from ikq.models.ffn import dense_ffn, is_leading_dense, moe_ffn
@@ -52,10 +42,12 @@ def convert(t: Target) -> None:
     """
     c = t.config
     n_layer, n_extra = c.integer("num_hidden_layers"), c.integer("num_nextn_predict_layers", default=0)
-    common_keys(t, n_layer + n_extra)
-    rope_keys(t)
-    moe_keys(t, groups=True)
-    head_dim = c.integer("head_dim", default=c.integer("hidden_size") // c.integer("num_attention_heads", low=1))
+    parts.common_keys(t, n_layer + n_extra)
+    parts.rope_keys(t)
+    parts.moe_keys(t, groups=True)
+    head_dim = c.integer(
+        "head_dim", default=c.integer("hidden_size") // c.integer("num_attention_heads", low=1)
+    )
     t.count("rope.dimension_count", int(head_dim * c.rope().number("partial_rotary_factor", default=0.5)))
     t.count("expert_feed_forward_length", c.integer("moe_intermediate_size", low=1))
     t.count("expert_shared_count", c.integer("n_shared_experts", default=0))
@@ -64,18 +56,18 @@ def convert(t: Target) -> None:
     t.number("expert_weights_scale", c.number("routed_scaling_factor", default=1.0))
     t.key("expert_weights_norm", c.flag("norm_topk_prob", default=True))
     t.count("nextn_predict_layers", n_extra)
-    embeddings(t)
+    parts.embeddings(t)
     for i in range(n_layer + n_extra):
         b = t.block(i)
         b.norm("input_layernorm", "attn_norm")
-        attention(b)
+        parts.attention(b)
         b.norm("post_attention_layernorm", "post_attention_norm")
         if i < c.integer("first_k_dense_replace", default=0):
-            dense_ffn(b)
+            parts.dense_ffn(b)
         else:
             b.linear("mlp.gate", "ffn_gate_inp")
             b.vector("mlp.gate.e_score_correction_bias", "exp_probs_b.bias")
-            b.experts("mlp.experts", n_expert(c))
-            shared_ffn(b, "mlp.shared_experts")
+            b.experts("mlp.experts", parts.n_expert(c))
+            parts.shared_ffn(b, "mlp.shared_experts")
         if i >= n_layer:
-            nextn(b)
+            parts.nextn(b)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ikq.checkpoint.parts import attention, common_keys, embeddings, moe_keys, n_expert, rope_keys
+from ikq.checkpoint import parts
 from ikq.checkpoint.rows import Flat, Permuted, Stacked, Transposed
 from ikq.checkpoint.target import BlockTarget, Target
 from ikq.models.attention import gqa, has_window
@@ -48,20 +48,20 @@ def convert(t: Target) -> None:
         UnsupportedError: a kind of rotary scaling that such files do not have.
     """
     c = t.config
-    common_keys(t)
-    rope_keys(t)
-    moe_keys(t)
+    parts.common_keys(t)
+    parts.rope_keys(t)
+    parts.moe_keys(t)
     t.count("attention.sliding_window", c.integer("sliding_window", low=1))
     t.count("expert_feed_forward_length", c.integer("intermediate_size", low=1))
-    embeddings(t)
+    parts.embeddings(t)
     for i in range(c.integer("num_hidden_layers")):
         b = t.block(i)
         b.norm("input_layernorm", "attn_norm")
-        attention(b)
+        parts.attention(b)
         b.vector("self_attn.sinks", "attn_sinks.weight")
         b.norm("post_attention_layernorm", "post_attention_norm")
         b.linear("mlp.router", "ffn_gate_inp")
-        _convert_experts(b, n_expert(c))
+        _convert_experts(b, parts.n_expert(c))
 
 
 def _convert_experts(b: BlockTarget, n_expert: int) -> None:

@@ -5,16 +5,7 @@ The converter has permuted the rows of queries and keys, so that neighbouring el
 
 from __future__ import annotations
 
-from ikq.checkpoint.parts import (
-    attention,
-    common_keys,
-    dense_ffn,
-    embeddings,
-    llama3_factors,
-    moe_keys,
-    n_expert,
-    rope_keys,
-)
+from ikq.checkpoint import parts
 from ikq.checkpoint.target import Target
 from ikq.models.attention import gqa, note_unused_window
 from ikq.models.ffn import dense_ffn, moe_ffn
@@ -50,23 +41,25 @@ def convert(t: Target) -> None:
         UnsupportedError: a kind of rotary scaling that such files do not have.
     """
     c = t.config
-    n = n_expert(c)
-    common_keys(t)
-    rope_keys(t)
+    n = parts.n_expert(c)
+    parts.common_keys(t)
+    parts.rope_keys(t)
     if n:
-        moe_keys(t)
+        parts.moe_keys(t)
     t.count("vocab_size", c.integer("vocab_size", low=1))
-    head_dim = c.integer("head_dim", default=c.integer("hidden_size") // c.integer("num_attention_heads", low=1))
+    head_dim = c.integer(
+        "head_dim", default=c.integer("hidden_size") // c.integer("num_attention_heads", low=1)
+    )
     t.count("rope.dimension_count", head_dim)
-    llama3_factors(t, head_dim)
-    embeddings(t)
+    parts.llama3_factors(t, head_dim)
+    parts.embeddings(t)
     for i in range(c.integer("num_hidden_layers")):
         b = t.block(i)
         b.norm("input_layernorm", "attn_norm")
-        attention(b, permute=True)
+        parts.attention(b, permute=True)
         b.norm("post_attention_layernorm", "ffn_norm")
         if not n:
-            dense_ffn(b)
+            parts.dense_ffn(b)
         elif b.has("block_sparse_moe.gate.weight"):
             b.linear("block_sparse_moe.gate", "ffn_gate_inp")
             b.experts("block_sparse_moe.experts", n, ("w1", "w3", "w2"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ikq.checkpoint.parts import attention, common_keys, dense_ffn, embeddings, rope_keys
+from ikq.checkpoint import parts
 from ikq.checkpoint.target import Target
 from ikq.models.attention import gqa, note_unused_window
 from ikq.models.ffn import dense_ffn
@@ -32,12 +32,12 @@ def convert(t: Target) -> None:
         FormatError: a tensor or a value of `config.json` is missing, or they do not fit together.
         UnsupportedError: a kind of rotary scaling that such files do not have.
     """
-    common_keys(t)
-    rope_keys(t)
-    embeddings(t)
+    parts.common_keys(t)
+    parts.rope_keys(t)
+    parts.embeddings(t)
     for i in range(t.config.integer("num_hidden_layers")):
         b = t.block(i)
         b.norm("input_layernorm", "attn_norm")
-        attention(b)
+        parts.attention(b)
         b.norm("post_attention_layernorm", "ffn_norm")
-        dense_ffn(b)
+        parts.dense_ffn(b)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ikq.checkpoint.parts import attention, common_keys, embeddings, moe_keys, n_expert, rope_keys, shared_ffn
+from ikq.checkpoint import parts
 from ikq.checkpoint.target import Target
 from ikq.models.attention import gqa, note_unused_window
 from ikq.models.ffn import moe_ffn
@@ -32,18 +32,18 @@ def convert(t: Target) -> None:
         FormatError: a tensor or a value of `config.json` is missing, or they do not fit together.
         UnsupportedError: a kind of rotary scaling that such files do not have.
     """
-    common_keys(t)
-    rope_keys(t)
-    moe_keys(t)
+    parts.common_keys(t)
+    parts.rope_keys(t)
+    parts.moe_keys(t)
     t.count("expert_feed_forward_length", t.config.integer("moe_intermediate_size", low=1))
     t.count("expert_shared_feed_forward_length", t.config.integer("shared_expert_intermediate_size", low=1))
-    embeddings(t)
+    parts.embeddings(t)
     for i in range(t.config.integer("num_hidden_layers")):
         b = t.block(i)
         b.norm("input_layernorm", "attn_norm")
-        attention(b)
+        parts.attention(b)
         b.norm("post_attention_layernorm", "ffn_norm")
         b.linear("mlp.gate", "ffn_gate_inp")
-        b.experts("mlp.experts", n_expert(t.config))
-        shared_ffn(b, "mlp.shared_expert")
+        b.experts("mlp.experts", parts.n_expert(t.config))
+        parts.shared_ffn(b, "mlp.shared_expert")
         b.linear("mlp.shared_expert_gate", "ffn_gate_inp_shexp")
