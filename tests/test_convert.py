@@ -19,7 +19,7 @@ from model_files import NAMES, expected_logits, path, prompt, reader
 
 import ikq
 from ikq.__main__ import main
-from ikq._ikq import Engine as ENGINE
+from ikq._ikq import Engine
 from ikq.checkpoint.opening import Checkpoint
 from ikq.errors import FormatError, RefusedError, UnsupportedError
 from ikq.models import model_spec
@@ -423,6 +423,29 @@ def test_yarn_and_other_rotations(tmp_path):
     assert keys["gemma3.attention.sliding_window_pattern"] == [False, True] * 3
 
 
+def test_values_that_gemma_leaves_out(tmp_path):
+    """Published files say little; the rest is what the model's class has."""
+
+    def change(tensors, config):
+        for name in ("rope_parameters", "rms_norm_eps", "max_position_embeddings", "query_pre_attn_scalar"):
+            del config[name]
+        config["rope_scaling"] = {"factor": 8.0, "rope_type": "linear"}
+        for name in list(tensors):
+            tensors["language_model." + name] = tensors.pop(name)
+        tensors["vision_tower.x.weight"] = "BF16", np.zeros((2, 2), np.uint16)
+        text = dict(config)
+        config.clear()
+        config |= {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
+
+    keys = Checkpoint(make_folder(tmp_path / "hf", SHORT["gemma3"], change=change)).metadata
+    assert keys["gemma3.context_length"] == 131072
+    assert keys["gemma3.rope.freq_base"] == 1e6
+    assert keys["gemma3.rope.freq_base_swa"] == 1e4
+    assert keys["gemma3.rope.scaling.type"] == "linear"
+    assert keys["gemma3.attention.layer_norm_rms_epsilon"] == np.float32(1e-6)
+    assert keys["gemma3.attention.scale"] == 1 / 16
+
+
 # Runs
 
 
@@ -485,7 +508,7 @@ def test_checkpoints_are_not_run(folders):
     checkpoint = Checkpoint(folders("qwen3"))
     spec = model_spec(reader(SHORT["qwen3"])).to_json()
     with pytest.raises(UnsupportedError, match="convert it first"):
-        ENGINE.plan(
+        Engine.plan(
             checkpoint.model(),
             spec,
             n_ctx=64,

@@ -60,6 +60,13 @@ class Config:
         path = folder / "config.json"
         return cls(path, read_json(path))
 
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Config:
+        """The same, with values for keys that are missing: what the model's class has for them."""
+        given = {name: value for name, value in self._values.items() if value is not None}
+        found = Config(self.path, self.whole)
+        found._values = {**defaults, **given}
+        return found
+
     def wrong(self, key: str, expected: str) -> FormatError:
         """The error for a value that cannot be meant."""
         return FormatError(f"{self.path}: `{key}` is {self._values.get(key)!r:.60}, expected {expected}")

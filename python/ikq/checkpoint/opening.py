@@ -103,7 +103,7 @@ class Checkpoint:
                 **target.keys,
                 "general.file_type": Typed(file_type, "uint32"),
                 "general.quantization_version": Typed(2, "uint32"),
-                **tokenizer_keys(self.folder, config, name),
+                **tokenizer_keys(self.folder, target.config, name),
             }
         )
 

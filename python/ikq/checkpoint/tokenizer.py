@@ -189,7 +189,7 @@ def _with_added(
     for token in sorted(added):
         text, special = added[token]
         if token < len(texts):
-            if texts[token] != text or kinds[token] == TokenType.NORMAL:
+            if texts[token] != text or kinds[token] in (TokenType.NORMAL, TokenType.USER_DEFINED):
                 texts[token], kinds[token], scores[token] = text, _kind_of_added(text, special), _ADDED_SCORE
             continue
         if token > len(texts) + 2**20:

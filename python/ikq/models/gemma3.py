@@ -50,6 +50,21 @@ def build(source: Source) -> ModelSpec:
     return source.model(layer, embd_scale=math.sqrt(source.n_embd))
 
 
+# of the model's class: published files leave these out
+_DEFAULTS = {
+    "vocab_size": 262208,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "tie_word_embeddings": True,
+}
+
+
 def convert(t: Target) -> None:
     """A checkpoint of Gemma 3: weights of norms get the 1 that the source adds when it runs.
 
@@ -57,14 +72,16 @@ def convert(t: Target) -> None:
         FormatError: a tensor or a value of `config.json` is missing, or they do not fit together.
         UnsupportedError: a kind of rotary scaling that such files do not have.
     """
-    c = t.config
+    c = t.config = t.config.with_defaults(_DEFAULTS)
     parts.common_keys(t)
     parts.rope_keys(t, "full_attention")
-    head_dim = c.integer("head_dim", default=256, low=1)
-    t.count("attention.key_length", head_dim)
-    t.count("attention.value_length", head_dim)
-    local = c.rope("sliding_attention").number("rope_theta", default=_WINDOW_BASE)
-    t.number("rope.freq_base_swa", c.number("rope_local_base_freq", default=local))
+    head_dim = c.integer("head_dim")
+    newer = c.get("rope_parameters")
+    local = newer.get("sliding_attention") if isinstance(newer, dict) else None
+    base = c.number("rope_local_base_freq", default=_WINDOW_BASE)
+    if isinstance(local, dict):
+        base = c.rope("sliding_attention").number("rope_theta", default=base)
+    t.number("rope.freq_base_swa", base)
     t.count("attention.sliding_window", c.integer("sliding_window", low=1))
     if c.has("final_logit_softcapping"):
         t.number("final_logit_softcapping", c.number("final_logit_softcapping"))
