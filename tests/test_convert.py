@@ -563,13 +563,13 @@ def test_a_file_that_shrinks(tmp_path):
 
 def test_texts_of_config_are_not_trusted(tmp_path):
     """Mutants of config.json: an error of ikq or a conversion, no other exception."""
-    folder = make_folder(tmp_path / "hf", SHORT["deepseek3"])
+    folder = make_folder(tmp_path / "hf", SHORT["deepseek3"], n_shards=1)
     original = json.loads((folder / "config.json").read_text())
     rng = np.random.default_rng(4)
     values = [None, -1, 0, 1, 3, 2**31, 1e400, "x", [], {}, True, [1, 2], 0.5]
     outcomes = set()
     for key in original:
-        for value in rng.permutation(len(values))[:6]:
+        for value in rng.permutation(len(values))[:2]:
             (folder / "config.json").write_text(json.dumps(original | {key: values[value]}))
             try:
                 Checkpoint(folder)

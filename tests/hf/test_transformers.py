@@ -35,8 +35,9 @@ def small_model(name, seed=0):
     model = getattr(transformers, given["architectures"][0])(config).float().eval()
     zero_centred = name in ("gemma3", "qwen3next", "qwen35moe")
     with torch.no_grad():
-        for key, p in [*model.named_parameters(), *model.named_buffers()]:
-            if "inv_freq" in key or "A_log" in key or not p.is_floating_point():
+        buffers = [(key, b) for key, b in model.named_buffers() if "e_score_correction_bias" in key]
+        for key, p in [*model.named_parameters(), *buffers]:
+            if "A_log" in key:
                 continue
             if "norm" in key:
                 own = "linear_attn.norm" in key

@@ -60,8 +60,7 @@ def plan_conversion(
         options["pure"] = True
     elif fp8_as_q8 and fp8:
         type_name = checkpoint.out_type
-        kept = [t.name for t in checkpoint.tensors.values() if t.is_float32 and len(t.shape) > 1]
-        options["tensor_type"] = [f"{_one_of(fp8)}=q8_0", *([f"{_one_of(kept)}=f32"] if kept else [])]
+        options["tensor_type"] = [f"{_one_of(fp8)}=q8_0"]
     if destination is None:
         shown = checkpoint.out_type if type_name == "COPY" else type_name
         destination = folder / f"ggml-model-{'Q8_0' if fp8_as_q8 and fp8 else shown}.gguf"

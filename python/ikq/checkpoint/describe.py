@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,11 +10,14 @@ from ikq.checkpoint.target import OutTensor
 
 __all__ = ["describe", "size_label"]
 
+# `v2`, `7b`: written as they are
+_VERSION = re.compile(r"v?\d")
+
 
 def describe(folder: Path, tensors: list[OutTensor]) -> dict[str, object]:
     """Type, name (that of the folder) and size of a model."""
-    words = folder.resolve().name.replace("_", " ").replace("-", " ").split()
-    name = " ".join(word[:1].upper() + word[1:] for word in words)
+    words = folder.resolve().name.replace("-", " ").split()
+    name = " ".join(w.title() if w.islower() and not _VERSION.match(w) else w for w in words)
     found: dict[str, object] = {"general.type": "model"}
     if name:
         found["general.name"] = name
