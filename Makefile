@@ -1,6 +1,7 @@
 # make demo   build, quantize the bundled model, show what came out, let it write
 # make test   everything that must hold; under 30 minutes from scratch on two cores
 # make test-page  the web page of `ikq serve` in headless Chromium
+# make test-hf    conversions against transformers' own logits; installs PyTorch (gigabytes) in .venv
 # make bench  speed of decoders and encoders on this machine
 # Needs Python 3.10 or later with pip and venv, and cargo. All else goes into .venv.
 
@@ -14,7 +15,7 @@ SOURCES := $(shell find rust python -name target -prune -o -type f ! -name '*.so
 # cargo finds the interpreter to build for here; no other than this one is used
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: build demo test test-page bench lint rust-test python-test sdists clean
+.PHONY: build demo test test-page test-hf bench lint rust-test python-test sdists clean
 
 build: $(VENV)/.built
 
@@ -67,6 +68,10 @@ python-test: $(VENV)/.testable sdists
 test-page: $(VENV)/.testable
 	$(BIN)/python -m pip install --quiet 'playwright>=1.40'
 	IKQ_BROWSER=required $(BIN)/python -m pytest tests/serve/test_page_browser.py
+
+test-hf: $(VENV)/.testable
+	$(BIN)/python -m pip install --quiet torch transformers
+	$(BIN)/python -m pytest -W ignore tests/hf
 
 # what tests read of other packages' source distributions; without the network these tests are skipped
 sdists: $(VENV)/.created

@@ -2,8 +2,9 @@
 
 Arrays: `dequantize`, `quantize`, `repack`, `pack`, `unpack`, `row_bytes`, `tensor_bytes`; types:
 `QuantType`; tensors: `QTensor`; files: `GGUFReader`, `GGUFWriter`; whole models: `quantize_file`,
-`plan_quantization`, `Imatrix`, `ActivationStatistics`; running: `Model`, `Sequence`, `Tokenizer`,
-`ChatTemplate`, `SamplingOptions`; serving: `Server`, with the extra `ikq[serve]`; exceptions: `ikq.errors`.
+`plan_quantization`, `convert_checkpoint`, `Imatrix`, `ActivationStatistics`; running: `Model`, `Sequence`,
+`Tokenizer`, `ChatTemplate`, `SamplingOptions`; serving: `Server`, with the extra `ikq[serve]`; exceptions:
+`ikq.errors`.
 """
 
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from ikq._ikq import __version__
 from ikq.activations import ActivationCollector, ActivationEntry, ActivationStatistics, LayerSimilarity
 from ikq.arrays import available_isas, dequantize, isa, quantize, repack, row_bytes, tensor_bytes
 from ikq.chat import ChatTemplate
+from ikq.checkpoint.converting import convert_checkpoint, plan_conversion
 from ikq.covariance import Covariances, InputCovariance
 from ikq.coverage import ImatrixCoverage, PartialExperts
 from ikq.errors import (
@@ -102,10 +104,12 @@ __all__ = [
     "__version__",
     "available_isas",
     "block_fields",
+    "convert_checkpoint",
     "dequantize",
     "ftypes",
     "isa",
     "pack",
+    "plan_conversion",
     "plan_quantization",
     "quantize",
     "quantize_file",

@@ -196,7 +196,16 @@ class GGUFReader:
             OSError: it cannot be read (`FileNotFoundError`, `IsADirectoryError`, ...), or a shard is
                 missing.
         """
-        model = _ikq.Model.open(path)
+        self._set(_ikq.Model.open(path))
+
+    @classmethod
+    def _of(cls, model: _ikq.Model) -> GGUFReader:
+        """A reader of a model that is open already."""
+        reader = cls.__new__(cls)
+        reader._set(model)
+        return reader
+
+    def _set(self, model: _ikq.Model) -> None:
         self._model: _ikq.Model | None = model
         self.metadata = Metadata._of(model.metadata())
         self.tensors: Mapping[str, QTensor] = _Tensors(model)

@@ -333,7 +333,32 @@ def plan_quantization(
     if imatrix is not None and not isinstance(imatrix, Imatrix):
         imatrix = Imatrix(imatrix)
     source = Path(source)
-    model = _ikq.Model.open(os.fspath(source))
+    model = _open(source, name, options)
+    return _plan_model(model, source, destination, name, imatrix, options)
+
+
+def _open(source: Path, type_name: str, options: QuantizeOptions) -> _ikq.Model:
+    """A GGUF file, or a checkpoint folder as one."""
+    if not source.is_dir():
+        return _ikq.Model.open(os.fspath(source))
+    for word in ("repack", "unrepack", "keep_split"):
+        if options.get(word):
+            raise RefusedError(f"--{word.replace('_', '-')} is for GGUF files, and {source} is a folder")
+    from ikq.checkpoint.opening import Checkpoint  # with the `tokenizers` library
+
+    # experts of gpt-oss are copied where they keep their type, and are floats to all other types
+    return Checkpoint(source, blocks=type_name.upper().startswith(("MXFP4", "COPY"))).model()
+
+
+def _plan_model(
+    model: _ikq.Model,
+    source: Path,
+    destination: PathLike | None,
+    name: str,
+    imatrix: Imatrix | None,
+    options: QuantizeOptions,
+) -> QuantizePlan:
+    """Plans what becomes of a model that is open."""
     recipe = options.get("recipe")
     core = _ikq.plan_quantize(
         model,
@@ -344,7 +369,7 @@ def plan_quantization(
     if destination is None:
         changes = [word for word in ("repack", "unrepack") if options.get(word)]
         stem = f"{source.stem}-{changes[0]}ed" if changes else f"ggml-model-{name.upper()}"
-        destination = source.parent / f"{stem}.gguf"
+        destination = (source if source.is_dir() else source.parent) / f"{stem}.gguf"
     return QuantizePlan(
         source=source,
         destination=Path(destination),
@@ -372,10 +397,10 @@ def quantize_file(
     on_note: Callable[[str], None] | None = None,
     **options: Unpack[QuantizeOptions],
 ) -> QuantizeResult:
-    """Quantizes a GGUF model to a file; what `python -m ikq quantize` runs.
+    """Quantizes a model to a file; what `python -m ikq quantize` runs.
 
     Args:
-        source: The model, or any shard of a split set.
+        source: A GGUF model, or any shard of a split set, or a checkpoint folder of `transformers`.
         destination: The file to write; None is `ggml-model-TYPE.gguf` beside the source (with `repack`,
             `NAME-repacked.gguf`). With a split, the shards are named after it.
         type: What matrices become: a type or a mix by name (`"IQ4_KS"`, `"Q4_K_M"`; `ftypes` lists them),

@@ -24,7 +24,7 @@ from typing import Any
 import ikq
 
 VERBS_BY_TASK = {
-    "quantize": ("quantize", "recipe", "imatrix"),
+    "quantize": ("quantize", "recipe", "imatrix", "convert"),
     "run and serve": ("run", "serve", "explain", "tokenize"),
     "measure quality": ("perplexity", "kld"),
     "measure speed": ("bench", "sweep_bench"),

@@ -1,4 +1,4 @@
-"""`ikq quantize [options] IN.gguf [OUT.gguf] TYPE [NTHREADS]`."""
+"""`ikq quantize [options] IN [OUT.gguf] TYPE [NTHREADS]`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ikq.quantize_options import QuantizeOptions, parse_size
 from ikq.recipes.files import recipe_type
 
 NAME = "quantize"
-HELP = "quantize a GGUF model"
+HELP = "quantize a GGUF model or a checkpoint folder"
 EXAMPLES = (
     "ikq quantize --imatrix model.imatrix.gguf model-bf16.gguf model-iq4_ks.gguf IQ4_KS",
     "ikq quantize --dry-run --custom-q 'ffn_down_exps=iq3_k' model-bf16.gguf IQ2_KL",
@@ -51,19 +51,20 @@ TYPE_OPTIONS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options; names are those that users of llama-quantize know."""
     parser.description = (
-        "Writes IN.gguf with its matrices as TYPE: a type, or a mix such as Q4_K_M. OUT.gguf is "
-        "ggml-model-TYPE.gguf beside IN.gguf unless given; NTHREADS is one per CPU. An interrupted run "
-        "goes on with the same command."
+        "Writes IN, a GGUF file or a checkpoint folder, with its matrices as TYPE: a type, or a mix such as "
+        "Q4_K_M. OUT.gguf is ggml-model-TYPE.gguf beside IN unless given; NTHREADS is one per CPU. An "
+        "interrupted run goes on with the same command."
     )
-    parser.usage = "ikq quantize [options] IN.gguf [OUT.gguf] TYPE [NTHREADS]"
+    parser.usage = "ikq quantize [options] IN [OUT.gguf] TYPE [NTHREADS]"
     parser.epilog = (
         "TYPE (a type or a mix): " + ", ".join(f.name for f in ikq.ftypes()) + ". "
         "Options that take a type: " + ", ".join(_writable_types()) + ". "
-        "OUT defaults to ggml-model-TYPE.gguf beside IN; NTHREADS to one per CPU. "
+        "IN is a GGUF file, any shard of a split set, or a checkpoint folder of transformers. "
+        "OUT defaults to ggml-model-TYPE.gguf beside IN (in it, if it is a folder); NTHREADS to one per CPU. "
         "Exit codes: 0 done, 1 error, 2 refused or wrong usage, 130 interrupted."
     )
     parser.add_argument(
-        "words", nargs="+", metavar="IN.gguf [OUT.gguf] TYPE [NTHREADS]", help="as in the usage line"
+        "words", nargs="+", metavar="IN [OUT.gguf] TYPE [NTHREADS]", help="as in the usage line"
     )
     types = parser.add_argument_group("types")
     types.add_argument(
@@ -248,7 +249,7 @@ def run(args: argparse.Namespace) -> int:
         clamp=args.clamp,
     )
     if sys.stderr.isatty() and sys.stdout.isatty():
-        result = _run_with_bar(plan, how)
+        result = run_with_bar(plan, how)
     else:
         result = how(
             progress=lambda t, _: print(lines[t.name], flush=True),
@@ -344,8 +345,13 @@ def split_recipe_words(words: list[str], recipe: str) -> tuple[str, str | None, 
     return split_words(words)
 
 
-def _run_with_bar(plan: QuantizePlan, how: Callable[..., QuantizeResult]) -> QuantizeResult:
-    """Runs with a progress bar over the source's bytes; the bar goes to the terminal's stderr."""
+def run_with_bar(plan: QuantizePlan, how: Callable[..., QuantizeResult]) -> QuantizeResult:
+    """Runs with a progress bar over the source's bytes; the bar goes to the terminal's stderr.
+
+    Args:
+        plan: what is run.
+        how: `plan.run` with everything but the callbacks.
+    """
     from tqdm import tqdm
 
     with tqdm(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+from pathlib import Path
 
 import ikq
 from ikq.calibrate import windows_of
@@ -48,6 +49,10 @@ def check(args: argparse.Namespace) -> None:
     """
     if args.sequential and not args.file:
         raise ikq.RefusedError("--sequential needs a text: -f TEXT")
+    if args.sequential and Path(args.words[0]).is_dir():
+        raise ikq.RefusedError(
+            "--sequential runs the source, which must be a GGUF file: ikq convert makes one"
+        )
     if not args.sequential and (args.file or args.effort != "normal"):
         raise ikq.RefusedError("-f and --effort are for --sequential")
 

@@ -12,6 +12,7 @@ import reprlib
 from collections.abc import Callable
 from typing import Literal
 
+from ikq.checkpoint.target import Target
 from ikq.errors import FormatError, ShapeError, UnsupportedError
 from ikq.gguf import GGUFReader
 from ikq.models import (
@@ -33,7 +34,7 @@ from ikq.models.source import Source
 from ikq.models.spec import ModelSpec
 from ikq.models.tensors import Tensors
 
-__all__ = ["SUPPORTED", "ModelSpec", "model_spec", "mtp_spec"]
+__all__ = ["CHECKPOINTS", "SUPPORTED", "ModelSpec", "model_spec", "mtp_spec"]
 
 _ARCHITECTURES: dict[str, Callable[[Source], ModelSpec]] = {
     "deepseek2": deepseek2.build,
@@ -49,6 +50,28 @@ _ARCHITECTURES: dict[str, Callable[[Source], ModelSpec]] = {
     "qwen3next": qwen3next.build,
     "qwen35moe": qwen35moe.build,
 }
+
+CHECKPOINTS: dict[str, tuple[str, Callable[[Target], None]]] = {
+    "DeepseekV2ForCausalLM": ("deepseek2", deepseek2.convert),
+    "DeepseekV3ForCausalLM": ("deepseek2", deepseek2.convert),
+    "Ernie4_5_MoEForCausalLM": ("ernie4_5-moe", ernie4_5_moe.convert),
+    "Ernie4_5_MoeForCausalLM": ("ernie4_5-moe", ernie4_5_moe.convert),
+    "Gemma3ForCausalLM": ("gemma3", gemma3.convert),
+    "Gemma3ForConditionalGeneration": ("gemma3", gemma3.convert),
+    "Glm4MoeForCausalLM": ("glm4moe", glm4moe.convert),
+    "GptOssForCausalLM": ("gpt-oss", gpt_oss.convert),
+    "LlamaForCausalLM": ("llama", llama.convert),
+    "MistralForCausalLM": ("llama", llama.convert),
+    "MixtralForCausalLM": ("llama", llama.convert),
+    "Qwen2ForCausalLM": ("qwen2", qwen2.convert),
+    "Qwen2MoeForCausalLM": ("qwen2moe", qwen2moe.convert),
+    "Qwen3ForCausalLM": ("qwen3", qwen3.convert),
+    "Qwen3MoeForCausalLM": ("qwen3moe", qwen3moe.convert),
+    "Qwen3NextForCausalLM": ("qwen3next", qwen3next.convert),
+    "Qwen3_5MoeForCausalLM": ("qwen35moe", qwen35moe.convert),
+    "Qwen3_5MoeForConditionalGeneration": ("qwen35moe", qwen35moe.convert),
+}
+"""By the class that `config.json` names: the architecture of the GGUF file, and what writes it."""
 
 SUPPORTED: tuple[str, ...] = tuple(_ARCHITECTURES)
 """Values of `general.architecture` that models may have."""

@@ -6,6 +6,9 @@ two axes beside, or only as, `attn_kv_b`. Whether queries are compressed shows i
 
 from __future__ import annotations
 
+from ikq.checkpoint import parts
+from ikq.checkpoint.rows import RowRange, Stacked, Transposed
+from ikq.checkpoint.target import BlockTarget, Target
 from ikq.models.attention import score_scale
 from ikq.models.ffn import RoutingFunc, dense_ffn, is_leading_dense, moe_ffn
 from ikq.models.layers import standard_layer
@@ -13,7 +16,7 @@ from ikq.models.rope import log_growth, rope
 from ikq.models.source import Block, Source
 from ikq.models.spec import Layer, Linear, Mla, ModelSpec, Moe
 
-__all__ = ["build"]
+__all__ = ["build", "convert"]
 
 
 def build(source: Source) -> ModelSpec:
@@ -118,3 +121,96 @@ def _expansion(
     twin = f"{kv_b}.weight" if f"{kv_b}.weight" in tensors else None
     tensors.unused.discard(f"{kv_b}.weight")
     return f"{k_b}.weight", f"{v_b}.weight", None, twin
+
+
+def convert(t: Target) -> None:
+    """A checkpoint of DeepSeek V2, V3 and relatives: `kv_b_proj` is split, its keys transposed.
+
+    Raises:
+        FormatError: a tensor or a value of `config.json` is missing, or they do not fit together.
+        UnsupportedError: a kind of rotary scaling that such files do not have.
+    """
+    c = t.config
+    n_layer, n_extra = c.integer("num_hidden_layers"), c.integer("num_nextn_predict_layers", default=0)
+    # some checkpoints name such blocks and leave them out
+    n_extra = n_extra if t.weights.has(f"{t.root}layers.{n_layer}.eh_proj.weight") else 0
+    parts.common_keys(t, n_layer + n_extra)
+    parts.rope_keys(t)
+    parts.moe_keys(t, groups=True)
+    _attention_keys(t)
+    func = c.get("scoring_func") or ("sigmoid" if c.get("topk_method") == "noaux_tc" else "softmax")
+    if func not in ("softmax", "sigmoid"):
+        raise c.wrong("scoring_func", "softmax or sigmoid")
+    t.count("expert_gating_func", 2 if func == "sigmoid" else 1)
+    n_dense = c.integer("first_k_dense_replace", default=0)
+    t.count("leading_dense_block_count", n_dense)
+    t.count("vocab_size", c.integer("vocab_size", low=1))
+    t.count("expert_feed_forward_length", c.integer("moe_intermediate_size", low=1))
+    t.count("expert_shared_count", c.integer("n_shared_experts", default=0))
+    t.number("expert_weights_scale", c.number("routed_scaling_factor", default=1.0))
+    if c.flag("norm_topk_prob", default=False):
+        t.key("expert_weights_norm", True)
+    if n_extra:
+        t.count("nextn_predict_layers", n_extra)
+    parts.embeddings(t)
+    for i in range(n_layer + n_extra):
+        b = t.block(i)
+        b.norm("input_layernorm", "attn_norm")
+        _convert_attention(b)
+        b.norm("post_attention_layernorm", "ffn_norm")
+        if i < n_dense:
+            parts.dense_ffn(b)
+        else:
+            b.linear("mlp.gate", "ffn_gate_inp")
+            if b.has("mlp.gate.e_score_correction_bias"):
+                b.vector("mlp.gate.e_score_correction_bias", "exp_probs_b.bias")
+            b.experts("mlp.experts", parts.n_expert(c))
+            if c.integer("n_shared_experts", default=0):
+                parts.shared_ffn(b, "mlp.shared_experts")
+        if i >= n_layer:
+            parts.nextn(b)
+
+
+def _attention_keys(t: Target) -> None:
+    c = t.config
+    rank, n_rot = c.integer("kv_lora_rank", low=1), c.integer("qk_rope_head_dim", low=1)
+    # these describe the cache, the others the heads
+    t.count("attention.head_count_kv", 1)
+    t.count("attention.key_length", rank + n_rot)
+    t.count("attention.value_length", rank)
+    t.count("attention.kv_lora_rank", rank)
+    t.count("attention.key_length_mla", c.integer("qk_nope_head_dim", low=1) + n_rot)
+    t.count("attention.value_length_mla", c.integer("v_head_dim", low=1))
+    if c.has("q_lora_rank"):
+        t.count("attention.q_lora_rank", c.integer("q_lora_rank", low=1))
+    t.count("rope.dimension_count", n_rot)
+    rope = c.rope()
+    if rope.get("rope_type") == "yarn" and rope.has("mscale_all_dim"):
+        t.number("rope.scaling.yarn_log_multiplier", 0.1 * rope.number("mscale_all_dim"))
+
+
+def _convert_attention(b: BlockTarget) -> None:
+    c = b.config
+    n_embd, n_head = c.integer("hidden_size"), c.integer("num_attention_heads", low=1)
+    rank, n_rot = c.integer("kv_lora_rank"), c.integer("qk_rope_head_dim")
+    n_nope, d_v = c.integer("qk_nope_head_dim"), c.integer("v_head_dim")
+    if c.has("q_lora_rank"):
+        b.linear("self_attn.q_a_proj", "attn_q_a", (c.integer("q_lora_rank"), n_embd))
+        b.norm("self_attn.q_a_layernorm", "attn_q_a_norm")
+        b.linear("self_attn.q_b_proj", "attn_q_b", (n_head * (n_nope + n_rot), c.integer("q_lora_rank")))
+    else:
+        b.linear("self_attn.q_proj", "attn_q", (n_head * (n_nope + n_rot), n_embd))
+    b.linear("self_attn.kv_a_proj_with_mqa", "attn_kv_a_mqa", (rank + n_rot, n_embd))
+    b.norm("self_attn.kv_a_layernorm", "attn_kv_a_norm")
+    name = f"{b.source}self_attn.kv_b_proj.weight"
+    kv_b = b.weights.matrix(name)
+    per_head = n_nope + d_v
+    if (kv_b.n_rows, kv_b.n_per_row) != (n_head * per_head, rank):
+        raise c.wrong("kv_lora_rank", f"what `{name}` has: {kv_b.n_rows} rows of {kv_b.n_per_row}")
+    keys = [RowRange(kv_b, h * per_head, n_nope) for h in range(n_head)]
+    values = [RowRange(kv_b, h * per_head + n_nope, d_v) for h in range(n_head)]
+    fp8 = b.weights.is_fp8(name)
+    transposed = Transposed(Stacked(keys), n_head)
+    b.target.add(b.name("attn_k_b.weight"), transposed, (n_head, rank, n_nope), from_fp8=fp8)
+    b.target.add(b.name("attn_v_b.weight"), Stacked(values), (n_head, d_v, rank), from_fp8=fp8)
+    b.linear("self_attn.o_proj", "attn_output", (n_embd, n_head * d_v))

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
+from ikq.checkpoint import parts
+from ikq.checkpoint.rows import Columns, Computed, Flat, Matrix, Permuted
+from ikq.checkpoint.target import BlockTarget, Target
+from ikq.errors import FormatError
+from ikq.gguf import Typed
 from ikq.models.attention import gqa
 from ikq.models.ffn import moe_ffn
 from ikq.models.layers import standard_layer
@@ -9,7 +17,7 @@ from ikq.models.rope import rope
 from ikq.models.source import Block, Source
 from ikq.models.spec import DeltaNet, Layer, Linear, ModelSpec, Rope
 
-__all__ = ["build_hybrid", "delta_net"]
+__all__ = ["build_hybrid", "convert_hybrid", "delta_net"]
 
 
 def build_hybrid(source: Source) -> ModelSpec:
@@ -94,4 +102,136 @@ def delta_net(block: Block) -> DeltaNet:
         output=tensors.linear(block.name("ssm_out"), n_values, n_embd),
         mixed=mixed,
         ba_grouped=ba_grouped,
+    )
+
+
+def convert_hybrid(t: Target, *, tiled: bool) -> None:
+    """A checkpoint with recurrent layers; norms get the 1 that the source adds when it runs.
+
+    Args:
+        t: what is written.
+        tiled: value heads are put in the order of newer files, where key heads alternate.
+
+    Raises:
+        FormatError: a tensor or a value of `config.json` is missing, or they do not fit together.
+        UnsupportedError: a kind of rotary scaling that such files do not have.
+    """
+    c = t.config
+    n_layer = c.integer("num_hidden_layers", low=1)
+    n_extra = 1 if t.weights.has("mtp.fc.weight") else 0
+    parts.common_keys(t, n_layer + n_extra)
+    parts.rope_keys(t)
+    parts.moe_keys(t)
+    rope = c.rope()
+    head_dim = c.integer("head_dim", default=256, low=1)
+    t.count("attention.key_length", head_dim)
+    t.count("attention.value_length", head_dim)
+    t.count("rope.dimension_count", int(head_dim * rope.number("partial_rotary_factor", default=0.25)))
+    sections = rope.get("mrope_section")
+    if tiled and isinstance(sections, list):
+        t.key("rope.dimension_sections", Typed([*sections, 0, 0, 0, 0][:4], "array[int32]"))
+    t.count("expert_feed_forward_length", c.integer("moe_intermediate_size", low=1))
+    t.count("expert_shared_feed_forward_length", c.integer("shared_expert_intermediate_size", low=1))
+    n_v = c.integer("linear_num_value_heads", low=1)
+    t.count("ssm.conv_kernel", c.integer("linear_conv_kernel_dim", low=1))
+    t.count("ssm.state_size", c.integer("linear_key_head_dim", low=1))
+    t.count("ssm.group_count", c.integer("linear_num_key_heads", low=1))
+    t.count("ssm.time_step_rank", n_v)
+    t.count("ssm.inner_size", n_v * c.integer("linear_value_head_dim", low=1))
+    interval = c.integer("full_attention_interval", default=4, low=1)
+    kinds = c.texts("layer_types") or [
+        "linear_attention" if (i + 1) % interval else "full_attention" for i in range(n_layer)
+    ]
+    if len(kinds) != n_layer:
+        raise c.wrong("layer_types", f"one for each of {n_layer} layers")
+    recurrent = [kind == "linear_attention" for kind in kinds]
+    t.key("attention.recurrent_layers", recurrent + [False] * n_extra)
+    t.count("full_attention_interval", interval)
+    if n_extra:
+        t.count("nextn_predict_layers", n_extra)
+    t.ignore("*visual.*")
+    parts.embeddings(t, plus=1.0)
+    for i in range(n_layer):
+        _convert_layer(t.block(i), recurrent[i], tiled)
+    if n_extra:
+        b = t.block(n_layer, "mtp.layers.0.")
+        _convert_layer(b, False, tiled)
+        t.linear("mtp.fc", b.name("nextn.eh_proj"))
+        t.norm("mtp.pre_fc_norm_embedding.weight", b.name("nextn.enorm.weight"), 1.0)
+        t.norm("mtp.pre_fc_norm_hidden.weight", b.name("nextn.hnorm.weight"), 1.0)
+        t.norm("mtp.norm.weight", b.name("nextn.shared_head_norm.weight"), 1.0)
+
+
+def _convert_layer(b: BlockTarget, recurrent: bool, tiled: bool) -> None:
+    b.norm("input_layernorm", "attn_norm", 1.0)
+    if recurrent:
+        _convert_delta_net(b, tiled)
+    else:
+        parts.attention(b, gate=True, norm_plus=1.0)
+    b.norm("post_attention_layernorm", "post_attention_norm", 1.0)
+    b.linear("mlp.gate", "ffn_gate_inp")
+    b.experts("mlp.experts", parts.n_expert(b.config))
+    parts.shared_ffn(b, "mlp.shared_expert")
+    b.linear("mlp.shared_expert_gate", "ffn_gate_inp_shexp")
+
+
+def _convert_delta_net(b: BlockTarget, tiled: bool) -> None:
+    """Rows of one key head after the other become all queries, all keys, all values, and the gates apart."""
+    c, t, weights = b.config, b.target, b.weights
+    n_k, n_v = c.integer("linear_num_key_heads", low=1), c.integer("linear_num_value_heads", low=1)
+    d_k, d_v = c.integer("linear_key_head_dim", low=1), c.integer("linear_value_head_dim", low=1)
+    r = n_v // n_k
+    if r * n_k != n_v:
+        raise c.wrong("linear_num_value_heads", f"a multiple of the {n_k} key heads")
+    # value head j of the file is head heads[j] of the checkpoint
+    heads = np.arange(n_v).reshape(n_k, r).T.reshape(-1) if tiled else np.arange(n_v)
+    values = (heads[:, None] * d_v + np.arange(d_v)).reshape(-1)
+    n_keys = n_k * d_k
+    channels = np.concatenate([np.arange(2 * n_keys), 2 * n_keys + values])
+
+    def rows(source: str, order: NDArray[np.intp], n: int, *, column: bool = False) -> Matrix:
+        matrix = weights.matrix(f"{b.source}linear_attn.{source}")
+        matrix = Flat(matrix, 1) if column else matrix
+        if matrix.n_rows != n:
+            raise FormatError(
+                f"tensor `{b.source}linear_attn.{source}` has {matrix.n_rows} rows, expected {n} by "
+                "config.json"
+            )
+        is_same = len(order) == n and bool((order == np.arange(n)).all())
+        return matrix if is_same else Permuted(matrix, order)
+
+    def is_fp8(source: str) -> bool:
+        return weights.is_fp8(f"{b.source}linear_attn.{source}")
+
+    if b.has("linear_attn.in_proj_qkvz.weight"):
+        group = np.arange(n_k * (2 * d_k + 2 * r * d_v)).reshape(n_k, -1)
+        parts = np.split(group, np.cumsum([d_k, d_k, r * d_v]), axis=1)
+        q, k, v, z = (part.reshape(-1) for part in parts)
+        source, n = "in_proj_qkvz.weight", group.size
+        qkv, gate = rows(source, np.concatenate([q, k, v[values]]), n), rows(source, z[values], n)
+        fp8 = is_fp8(source), is_fp8(source)
+    else:
+        qkv = rows("in_proj_qkv.weight", channels, 2 * n_keys + n_v * d_v)
+        gate = rows("in_proj_z.weight", values, n_v * d_v)
+        fp8 = is_fp8("in_proj_qkv.weight"), is_fp8("in_proj_z.weight")
+    t.add(b.name("attn_qkv.weight"), qkv, from_fp8=fp8[0])
+    t.add(b.name("attn_gate.weight"), gate, from_fp8=fp8[1])
+    if tiled:
+        for part, name in (("b", "beta"), ("a", "alpha")):
+            t.add(b.name(f"ssm_{name}.weight"), rows(f"in_proj_{part}.weight", heads, n_v))
+    else:
+        b.linear("linear_attn.in_proj_ba", "ssm_ba", (2 * n_v, c.integer("hidden_size")))
+    kernel = c.integer("linear_conv_kernel_dim", low=1)
+    t.add(b.name("ssm_conv1d.weight"), rows("conv1d.weight", channels, 2 * n_keys + n_v * d_v))
+    if t.tensors[b.name("ssm_conv1d.weight")].shape[1] != kernel:
+        raise c.wrong("linear_conv_kernel_dim", "what `conv1d.weight` has")
+    t.add(b.name("ssm_dt.bias"), rows("dt_bias", heads, n_v, column=True), (n_v,))
+    a = rows("A_log", heads, n_v, column=True)
+    t.add(b.name("ssm_a"), Computed(a, lambda x: -np.exp(x.astype(np.float64)).astype(np.float32)), (n_v,))
+    b.norm("linear_attn.norm", "ssm_norm")
+    out = weights.matrix(f"{b.source}linear_attn.out_proj.weight")
+    if out.n_per_row != n_v * d_v:
+        raise c.wrong("linear_value_head_dim", f"what `{b.source}linear_attn.out_proj.weight` has")
+    t.add(
+        b.name("ssm_out.weight"), Columns(out, values) if tiled else out, from_fp8=is_fp8("out_proj.weight")
     )

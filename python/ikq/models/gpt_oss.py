@@ -6,6 +6,11 @@ engines round them, and so does ikq unless told otherwise.
 
 from __future__ import annotations
 
+import numpy as np
+
+from ikq.checkpoint import parts
+from ikq.checkpoint.rows import Flat, Permuted, Stacked, Transposed
+from ikq.checkpoint.target import BlockTarget, Target
 from ikq.models.attention import gqa, has_window
 from ikq.models.ffn import moe_ffn
 from ikq.models.layers import standard_layer
@@ -13,7 +18,7 @@ from ikq.models.rope import rope
 from ikq.models.source import Block, Source
 from ikq.models.spec import Layer, ModelSpec, Rope
 
-__all__ = ["build"]
+__all__ = ["build", "convert"]
 
 
 def build(source: Source) -> ModelSpec:
@@ -33,3 +38,60 @@ def build(source: Source) -> ModelSpec:
         return standard_layer(block, attention, ffn, ffn_norm="post_attention_norm")
 
     return source.model(layer)
+
+
+def convert(t: Target) -> None:
+    """A checkpoint of gpt-oss: gate and up lie row by row in one matrix, as blocks of MXFP4 or transposed.
+
+    Raises:
+        FormatError: a tensor or a value of `config.json` is missing, or they do not fit together.
+        UnsupportedError: a kind of rotary scaling that such files do not have.
+    """
+    c = t.config
+    parts.common_keys(t)
+    parts.rope_keys(t)
+    parts.moe_keys(t)
+    t.count("attention.sliding_window", c.integer("sliding_window", low=1))
+    t.count("expert_feed_forward_length", c.integer("intermediate_size", low=1))
+    parts.embeddings(t)
+    for i in range(c.integer("num_hidden_layers")):
+        b = t.block(i)
+        b.norm("input_layernorm", "attn_norm")
+        parts.attention(b)
+        b.vector("self_attn.sinks", "attn_sinks.weight")
+        b.norm("post_attention_layernorm", "post_attention_norm")
+        b.linear("mlp.router", "ffn_gate_inp")
+        _convert_experts(b, parts.n_expert(c))
+
+
+def _convert_experts(b: BlockTarget, n_expert: int) -> None:
+    c = b.config
+    n_ff, n_embd = c.integer("intermediate_size", low=1), c.integer("hidden_size", low=1)
+    # of each expert: even rows are gate, odd ones up
+    both = np.arange(n_expert * 2 * n_ff).reshape(n_expert, n_ff, 2)
+    orders = {
+        "gate": ("gate_up_proj", both[:, :, 0].reshape(-1), n_ff, n_embd),
+        "up": ("gate_up_proj", both[:, :, 1].reshape(-1), n_ff, n_embd),
+        "down": ("down_proj", np.arange(n_expert * n_embd), n_embd, n_ff),
+    }
+    for part, (source, order, n_rows, n_per_row) in orders.items():
+        name = f"{b.source}mlp.experts.{source}"
+        shape = (n_expert, n_rows, n_per_row)
+        blocks = b.weights.mxfp4(name)
+        target = b.name(f"ffn_{part}_exps")
+        step = 1 if part == "down" else 2
+        if blocks is not None:
+            if (blocks.n_rows, blocks.n_per_row) != (n_expert * n_rows * step, n_per_row):
+                raise c.wrong("intermediate_size", f"what `{name}_blocks` has")
+            b.target.add(f"{target}.weight", Permuted(blocks, order), shape, blocks=(blocks, order))
+        else:
+            stored = b.weights.matrix(name)
+            if (stored.n_rows, stored.n_per_row) != (n_expert * n_per_row, n_rows * step):
+                raise c.wrong("intermediate_size", f"what `{name}` has")
+            start = 1 if part == "up" else 0
+            b.target.add(f"{target}.weight", Transposed(stored, n_expert, start, step), shape)
+        bias = b.weights.matrix(f"{name}_bias")
+        if (bias.n_rows, bias.n_per_row) != (n_expert, n_rows * step):
+            raise c.wrong("num_local_experts", f"what `{name}_bias` has")
+        rows = Flat(Permuted(Flat(bias, 1), order), n_rows)
+        b.target.add(f"{target}.bias", Stacked([rows]), (n_expert, n_rows))

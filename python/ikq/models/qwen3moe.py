@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ikq.checkpoint import parts
+from ikq.checkpoint.target import Target
 from ikq.models.attention import gqa, note_unused_window
 from ikq.models.ffn import moe_ffn
 from ikq.models.layers import standard_layer
@@ -9,7 +11,7 @@ from ikq.models.rope import rope
 from ikq.models.source import Block, Source
 from ikq.models.spec import Layer, ModelSpec
 
-__all__ = ["build"]
+__all__ = ["build", "convert"]
 
 
 def build(source: Source) -> ModelSpec:
@@ -21,3 +23,24 @@ def build(source: Source) -> ModelSpec:
         return standard_layer(block, attention, moe_ffn(block, normalize=True))
 
     return source.model(layer)
+
+
+def convert(t: Target) -> None:
+    """A checkpoint of Qwen3-MoE.
+
+    Raises:
+        FormatError: a tensor or a value of `config.json` is missing, or they do not fit together.
+        UnsupportedError: a kind of rotary scaling that such files do not have.
+    """
+    parts.common_keys(t)
+    parts.rope_keys(t)
+    parts.moe_keys(t)
+    t.count("expert_feed_forward_length", t.config.integer("moe_intermediate_size", low=1))
+    parts.embeddings(t)
+    for i in range(t.config.integer("num_hidden_layers")):
+        b = t.block(i)
+        b.norm("input_layernorm", "attn_norm")
+        parts.attention(b)
+        b.norm("post_attention_layernorm", "ffn_norm")
+        b.linear("mlp.gate", "ffn_gate_inp")
+        b.experts("mlp.experts", parts.n_expert(t.config))

@@ -133,6 +133,12 @@ pub enum Error {
     #[error("the shards of {} hold {found} tensors, but split.tensors.count says {expected}", .path.display())]
     ShardTensors { path: PathBuf, expected: u64, found: u64 },
 
+    #[error("tensor `{tensor}`: {source}")]
+    Make { tensor: String, source: crate::made::MakeError },
+
+    #[error("tensor `{tensor}` has {found} bytes, {expected} by its shape and type")]
+    MadeSize { tensor: String, found: u64, expected: u64 },
+
     // planning and writing
     #[error("tensor `{tensor}`: {source}")]
     PlanShape { tensor: String, source: ikq_formats::Error },

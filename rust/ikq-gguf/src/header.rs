@@ -10,7 +10,7 @@ use crate::error::Fault;
 use crate::metadata::{Kv, Metadata};
 use crate::tensor::{Tensor, TensorType, extents, tensor_bytes};
 use crate::value::{Value, ValueType};
-use crate::{DEFAULT_ALIGNMENT, MAX_DIMS, MAX_ENTRIES};
+use crate::{DEFAULT_ALIGNMENT, MAX_DIMS, MAX_ENTRIES, WRITTEN_VERSION};
 
 pub(crate) const MAGIC: [u8; 4] = *b"GGUF";
 /// Key of the alignment of tensor data.
@@ -28,6 +28,13 @@ pub(crate) struct Header {
     pub alignment: u64,
     pub metadata: Metadata,
     pub tensors: Vec<Tensor>,
+}
+
+impl Header {
+    /// That of a model which no GGUF file holds.
+    pub fn of_made(metadata: Metadata, tensors: Vec<Tensor>) -> Header {
+        Header { version: WRITTEN_VERSION, alignment: DEFAULT_ALIGNMENT, metadata, tensors }
+    }
 }
 
 /// A tensor entry before its data is located.
@@ -212,7 +219,16 @@ fn locate(file: &Bytes, entries: Vec<Entry>, data_start: u64, alignment: u64) ->
         // in range as checked above; the one exception is an empty tensor behind the end
         let range = begin as usize..begin.saturating_add(size) as usize;
         let data = file.slice(range).unwrap_or_else(|| Bytes::from(Vec::new()));
-        Tensor { name: e.name, ne: e.ne, n_dims: e.n_dims, ty: e.ty, shard: 0, file_offset: begin, data }
+        Tensor {
+            name: e.name,
+            ne: e.ne,
+            n_dims: e.n_dims,
+            ty: e.ty,
+            shard: 0,
+            file_offset: begin,
+            data,
+            made: None,
+        }
     });
     Ok(located.collect())
 }

@@ -54,6 +54,7 @@ mod cursor;
 mod disk;
 pub mod error;
 mod header;
+mod made;
 // the only home of `unsafe` in this crate
 #[allow(unsafe_code)]
 mod mapping;
@@ -73,6 +74,7 @@ pub use array::Array;
 pub use bytes::Bytes;
 pub use disk::{free_bytes, reserve, write_rate};
 pub use error::{Error, Fault};
+pub use made::{Made, MakeError, Maker};
 pub use metadata::{Kv, Metadata, encode_kv};
 pub use model::{Model, Shard};
 pub use pages::PageBuffer;

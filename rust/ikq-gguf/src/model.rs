@@ -6,10 +6,12 @@ use std::sync::Arc;
 use crate::bytes::Bytes;
 use crate::error::Error;
 use crate::header::Header;
+use crate::made::Made;
 use crate::mapping::map_file;
 use crate::metadata::Metadata;
 use crate::split;
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, TensorSpec, extents};
+use crate::{DEFAULT_ALIGNMENT, WRITTEN_VERSION};
 
 /// A GGUF model that was opened: the metadata of its first file, the tensors of all. Cloning is
 /// cheap (shared ownership); views of tensor data outlive it.
@@ -111,6 +113,47 @@ impl Model {
     /// [`Error::Malformed`].
     pub fn from_bytes(name: &str, bytes: impl Into<Bytes>) -> Result<Model, Error> {
         Model::join(vec![parse(Path::new(name), bytes.into())?])
+    }
+
+    /// A model that no GGUF file holds: its metadata, and tensors with the place that their data are made in. `files` are what
+    /// it is made from; their sizes and times tell whether a run can go on.
+    ///
+    /// # Errors
+    /// IO errors with path; [`Error::MadeSize`]; [`Error::PlanDims`] and [`Error::PlanShape`] for impossible shapes;
+    /// [`Error::ShardDuplicate`] for two tensors of one name.
+    pub fn of_made(
+        files: &[PathBuf],
+        metadata: Metadata,
+        tensors: impl FnOnce(&[Bytes]) -> Result<Vec<(TensorSpec, Made)>, Error>,
+    ) -> Result<Model, Error> {
+        let mapped = files.iter().map(|path| map_file(path)).collect::<Result<Vec<_>, _>>()?;
+        let tensors = tensors(&mapped)?.into_iter().map(|(spec, made)| {
+            let Some(ne) = extents(&spec.dims) else {
+                return Err(Error::PlanDims { tensor: spec.name, dims: spec.dims });
+            };
+            if made.len() as u64 != spec.size {
+                let (found, expected) = (made.len() as u64, spec.size);
+                return Err(Error::MadeSize { tensor: spec.name, found, expected });
+            }
+            let n_dims = spec.dims.len() as u32;
+            let (data, made) = (Bytes::from(Vec::new()), Some(made));
+            Ok(Tensor { name: spec.name, ne, n_dims, ty: spec.ty, shard: 0, file_offset: 0, data, made })
+        });
+        let mut tensors = Some(tensors.collect::<Result<Vec<_>, _>>()?);
+        let mut metadata = Some(metadata);
+        let files = files.iter().zip(mapped).map(|(path, file)| {
+            let tensors = tensors.take().unwrap_or_default();
+            let shard = Shard {
+                path: path.clone(),
+                version: WRITTEN_VERSION,
+                alignment: DEFAULT_ALIGNMENT,
+                metadata: Metadata::new(),
+                n_tensors: tensors.len(),
+                file,
+            };
+            (shard, Header::of_made(metadata.take().unwrap_or_default(), tensors))
+        });
+        Model::join(files.collect())
     }
 
     fn join(files: Vec<(Shard, Header)>) -> Result<Model, Error> {

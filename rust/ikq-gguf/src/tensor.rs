@@ -1,11 +1,13 @@
 //! [`Tensor`] as read, [`TensorSpec`] as to be written, [`TensorType`] of both.
 
 use std::fmt;
+use std::ops::Range;
 
 use ikq_formats::QuantType;
 
 use crate::bytes::Bytes;
 use crate::error::Error;
+use crate::made::Made;
 
 /// The type of a tensor: one that ikq knows, or the id of one that it does not (which can be
 /// listed and copied, not decoded).
@@ -64,8 +66,10 @@ pub struct Tensor {
     /// Offset of the data from the start of that file.
     pub file_offset: u64,
     /// The data. Of an unknown type: all bytes up to the next tensor or the end of the file,
-    /// padding included.
+    /// padding included. Empty where the data are made.
     pub data: Bytes,
+    /// Where the data come from if they are no run of bytes of a GGUF file: [`Tensor::read`] serves both.
+    pub made: Option<Made>,
 }
 
 impl Tensor {
@@ -89,6 +93,40 @@ impl Tensor {
         self.ne[1..].iter().product()
     }
 
+    /// Bytes of the data.
+    pub fn n_bytes(&self) -> usize {
+        self.made.as_ref().map_or(self.data.len(), Made::len)
+    }
+
+    /// The bytes `range` of the data, wherever they come from.
+    ///
+    /// # Errors
+    /// [`Error::Make`] when they cannot be made.
+    ///
+    /// # Panics
+    /// When the range does not lie within [`Tensor::n_bytes`].
+    pub fn read(&self, range: Range<usize>) -> Result<Bytes, Error> {
+        assert!(range.start <= range.end && range.end <= self.n_bytes(), "{range:?} of `{}`", self.name);
+        match &self.made {
+            None => Ok(self.data.slice(range).expect("just checked")),
+            Some(made) => {
+                made.read(range).map_err(|source| Error::Make { tensor: self.name.clone(), source })
+            }
+        }
+    }
+
+    /// Asks the system to read these bytes ahead, where they lie in files.
+    pub fn will_need(&self, range: Range<usize>) {
+        match &self.made {
+            None => {
+                if let Some(bytes) = self.data.slice(range) {
+                    bytes.will_need();
+                }
+            }
+            Some(made) => made.will_need(range),
+        }
+    }
+
     /// The type, for whoever wants to decode.
     ///
     /// # Errors
@@ -106,7 +144,7 @@ impl Tensor {
             name: self.name.clone(),
             dims: self.dims().to_vec(),
             ty: self.ty,
-            size: self.data.len() as u64,
+            size: self.n_bytes() as u64,
         }
     }
 }

@@ -112,6 +112,7 @@ impl Engine {
             swa_full,
         };
         let devices = make_devices(&devices, &cpu)?;
+        refuse_made(model)?;
         let spec = ModelSpec::from_json(spec).map_err(|e| e.raise(py))?;
         let inner = enter(py, usize::MAX, |cancel| {
             ikq_model::Model::load(&model.inner, spec, devices, &options, cancel)
@@ -148,6 +149,7 @@ impl Engine {
         let rules = parse_rules(py, n_gpu_layers, &override_tensor, cpu_moe, n_cpu_moe)?;
         check_devices(&devices)?;
         let spec = ModelSpec::from_json(spec).map_err(|e| e.raise(py))?;
+        refuse_made(model)?;
         let plans = PlanOptions { fused_up_gate: true, fused_moe: true, merge_up_gate: false };
         let predicted = py.detach(|| {
             let network = Network::new(&model.inner, spec, plans)?;
@@ -169,6 +171,7 @@ impl Engine {
     /// The model of another file of the same metadata, with the same options; what is the same memory in both is not
     /// loaded again. This engine is closed.
     fn exchange(&self, py: Python<'_>, model: &Model) -> PyResult<Engine> {
+        refuse_made(model)?;
         let inner = enter(py, usize::MAX, |cancel| self.inner.exchange(&model.inner, cancel))?;
         Ok(Engine { inner })
     }
@@ -330,6 +333,14 @@ fn parse_cache(name: &str) -> PyResult<CacheType> {
         let known = CacheType::ALL.map(CacheType::name).join(", ");
         UnsupportedError::new_err(format!("no cache of type `{name}`; there are {known}"))
     })
+}
+
+/// Devices read weights of GGUF files where they lie.
+fn refuse_made(model: &Model) -> PyResult<()> {
+    match model.inner.tensors().iter().any(|t| t.made.is_some()) {
+        true => Err(UnsupportedError::new_err("a checkpoint cannot be run: convert it first (ikq convert)")),
+        false => Ok(()),
+    }
 }
 
 fn parse_rules(

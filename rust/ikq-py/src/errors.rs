@@ -56,6 +56,11 @@ impl Raise for ikq_gguf::Error {
                 PyIsADirectoryError::new_err((EISDIR, "is a directory, not a GGUF file".to_string(), path))
             }
             UnknownType { .. } => UnsupportedError::new_err(message),
+            // what Python raised goes back as it is
+            Make { source, .. } => match source.downcast::<PyErr>() {
+                Ok(error) => *error,
+                Err(_) => FormatError::new_err(message),
+            },
             PlanShape { .. } | PlanDims { .. } | WriteRange { .. } => ShapeError::new_err(message),
             _ => FormatError::new_err(message),
         }

@@ -1,8 +1,10 @@
 //! GGUF files: a mapped model, and writing.
 
+use std::ops::Range;
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use ikq_gguf::{Bytes, Layout, Options, SplitBy, TensorSpec, TensorType, Writer};
+use ikq_gguf::{Bytes, Layout, Made, MakeError, Maker, Options, SplitBy, TensorSpec, TensorType, Writer};
 use ikq_pool::Stop;
 use numpy::ndarray::ArrayView1;
 use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1};
@@ -30,6 +32,41 @@ type TensorInfo = (String, Vec<u64>, u32, u32);
 /// Path, version, alignment, tensors, bytes.
 type ShardInfo = (PathBuf, u32, u64, usize, usize);
 
+/// Name, shape as numpy has it, type id, and the runs of bytes in files: file, offset, length.
+type MadeTensor = (String, Vec<u64>, u32, Option<Vec<(usize, usize, usize)>>);
+
+/// A Python function as a maker of tensors.
+struct PyMaker(Py<PyAny>);
+
+impl Maker for PyMaker {
+    fn make(&self, tensor: usize, range: Range<usize>) -> Result<Bytes, MakeError> {
+        Python::attach(|py| -> PyResult<Bytes> {
+            let made = self.0.bind(py).call1((tensor, range.start, range.end))?;
+            let array: PyReadonlyArray1<'_, u8> = made.extract()?;
+            Ok(Bytes::from(array.as_slice()?.to_vec()))
+        })
+        .map_err(|e| Box::new(e) as MakeError)
+    }
+}
+
+/// Runs of bytes of mapped files.
+fn views(
+    mapped: &[Bytes],
+    files: &[PathBuf],
+    pieces: &[(usize, usize, usize)],
+) -> Result<Vec<Bytes>, ikq_gguf::Error> {
+    let view = |(file, offset, len): &(usize, usize, usize)| {
+        let end = offset.checked_add(*len);
+        let view = mapped.get(*file).zip(end).and_then(|(bytes, end)| bytes.slice(*offset..end));
+        view.ok_or_else(|| {
+            let path = files.get(*file).cloned().unwrap_or_default();
+            let why = std::io::Error::new(std::io::ErrorKind::UnexpectedEof, "the file became shorter");
+            ikq_gguf::Error::io(&path, "read", 0, why)
+        })
+    };
+    pieces.iter().map(view).collect()
+}
+
 #[pymethods]
 impl Model {
     /// Opens a file, or the whole split set that the file belongs to.
@@ -37,6 +74,42 @@ impl Model {
     fn open(py: Python<'_>, path: PathBuf) -> PyResult<Model> {
         let opened = enter(py, usize::MAX, |_| ikq_gguf::Model::open(&path).map_err(Stop::Failed));
         opened.map(|inner| Model { inner })
+    }
+
+    /// A model that no GGUF file holds, of the tensors that `maker` makes from `files`.
+    ///
+    /// A tensor is its name, its shape as numpy has it, a type id, and the runs of bytes that it consists of (number of a
+    /// file, offset, length); `None` for one that is computed: `maker(number, start, end)` gives bytes of that tensor.
+    #[staticmethod]
+    fn made(
+        py: Python<'_>,
+        files: Vec<PathBuf>,
+        metadata: &Metadata,
+        tensors: Vec<MadeTensor>,
+        maker: Py<PyAny>,
+    ) -> PyResult<Model> {
+        let maker: Arc<dyn Maker> = Arc::new(PyMaker(maker));
+        let metadata = metadata.inner.clone();
+        let made = py.detach(|| {
+            ikq_gguf::Model::of_made(&files, metadata, |mapped| {
+                let made = tensors.into_iter().enumerate().map(|(number, (name, shape, id, pieces))| {
+                    let dims: Vec<u64> = shape.iter().rev().copied().collect();
+                    let Some(ty) = TensorType::from_id(id).known() else {
+                        return Err(ikq_gguf::Error::UnknownType { tensor: name, id });
+                    };
+                    let spec = TensorSpec::new(name, &dims, ty)?;
+                    let made = match pieces {
+                        Some(pieces) => Made::of_pieces(views(mapped, &files, &pieces)?),
+                        None => {
+                            Made::Computed { maker: maker.clone(), tensor: number, len: spec.size as usize }
+                        }
+                    };
+                    Ok((spec, made))
+                });
+                made.collect()
+            })
+        });
+        made.map(|inner| Model { inner }).map_err(|e| e.raise(py))
     }
 
     fn metadata(&self) -> Metadata {
@@ -62,7 +135,9 @@ impl Model {
 
     /// A read-only view of a tensor's bytes in the file.
     fn data<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyArray1<u8>>> {
-        let bytes = self.inner.require(name).map_err(|e| e.raise(py))?.data.clone();
+        let tensor = self.inner.require(name).map_err(|e| e.raise(py))?;
+        // what makes tensors takes the interpreter by itself
+        let bytes = py.detach(|| tensor.read(0..tensor.n_bytes())).map_err(|e| e.raise(py))?;
         let owner = Bound::new(py, Mapped(bytes))?;
         let view = ArrayView1::from(&owner.get().0[..]);
         // SAFETY: the array's base object is `owner`, which holds the bytes as long as the array

@@ -165,7 +165,7 @@ impl Look<'_> {
         }
         let planned = &self.plan.tensors[unit.tensor];
         let t = &self.model.tensors()[planned.source];
-        let source = t.data.slice(unit.source.clone()).expect("units were cut to the tensor's bytes");
+        let source = t.read(unit.source.clone())?;
         if look_at_source && hash::of(&source) != record.source {
             return Ok(None);
         }
@@ -205,8 +205,7 @@ impl Look<'_> {
         let looked = self.pool.for_each(all, self.cancel, |(number, t)| {
             let unit = self.units.get(number);
             let of_plan = &self.model.tensors()[self.plan.tensors[unit.tensor].source];
-            let source =
-                of_plan.data.slice(unit.source.clone()).expect("units were cut to the tensor's bytes");
+            let source = of_plan.read(unit.source.clone())?;
             let start = unit.offset as usize;
             let content = t.data.slice(start..start + unit.bytes_out).expect("the sizes are equal");
             let hashes = (hash::of(&source), hash::of(&content));

@@ -208,7 +208,7 @@ impl TensorPlan {
             statistics: statistics(t, decision.to.filter(|_| !repack), imatrix, tied)?,
             reason: decision.reason,
             fallback_from: decision.fallback_from,
-            bytes_in: t.data.len() as u64,
+            bytes_in: t.n_bytes() as u64,
             bytes_out: spec.size,
         })
     }
@@ -264,7 +264,7 @@ fn extra_output(
     options: &PlanOptions,
 ) -> Result<Option<TensorPlan>, Error> {
     if t.ne[1].is_multiple_of(ty.info().rows as u64)
-        && TensorSpec::new("output_extra.weight", t.dims(), ty)?.size < t.data.len() as u64
+        && TensorSpec::new("output_extra.weight", t.dims(), ty)?.size < t.n_bytes() as u64
     {
         let reason = "--extra-output-tensor".to_string();
         let decision = Decision { to: Some(ty), reason, fallback_from: None };

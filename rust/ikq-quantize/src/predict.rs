@@ -138,7 +138,8 @@ fn working_seconds(
         });
         let tried: Vec<usize> = tried.collect();
         for number in &tried {
-            source_of(plan, model, &units, *number).will_need();
+            let unit = units.get(*number);
+            model.tensors()[plan.tensors[unit.tensor].source].will_need(unit.source);
         }
         let rates = Mutex::new(Vec::with_capacity(tried.len()));
         let done = pool.for_each(tried.iter(), cancel, |number| {
@@ -146,7 +147,7 @@ fn working_seconds(
             let unit = units.get(*number);
             let planned = &plan.tensors[unit.tensor];
             let t = &model.tensors()[planned.source];
-            let source = source_of(plan, model, &units, *number);
+            let source = t.read(unit.source.clone())?;
             let outcome = carry_out(&unit.work, source.clone(), (planned, t), how, &buffers)?;
             // what a run does with the bytes: two hashes and a copy to the system
             let copy = match unit.work {
@@ -168,10 +169,4 @@ fn working_seconds(
         total += rates.get(rates.len() / 2).map_or(0.0, |rate| rate * all as f64);
     }
     Ok(total / pool.n_threads() as f64)
-}
-
-fn source_of(plan: &Plan, model: &Model, units: &Units, number: usize) -> ikq_gguf::Bytes {
-    let unit = units.get(number);
-    let t = &model.tensors()[plan.tensors[unit.tensor].source];
-    t.data.slice(unit.source).expect("units were cut to the tensor's bytes")
 }

@@ -244,7 +244,16 @@ mod tests {
     fn tensor(name: &str, ne: [u64; 4], ty: QuantType) -> Tensor {
         let n_dims = 4 - ne.iter().rev().take_while(|n| **n == 1).count() as u32;
         let data = Bytes::from(Vec::new());
-        Tensor { name: name.into(), ne, n_dims, ty: TensorType::Known(ty), shard: 0, file_offset: 0, data }
+        Tensor {
+            name: name.into(),
+            ne,
+            n_dims,
+            ty: TensorType::Known(ty),
+            shard: 0,
+            file_offset: 0,
+            data,
+            made: None,
+        }
     }
 
     fn model() -> Vec<Tensor> {

@@ -249,7 +249,7 @@ impl Job<'_> {
             self.journal.put(number, &record)?;
             return Ok(record);
         }
-        let source = t.data.slice(unit.source.clone()).expect("units were cut to the tensor's bytes");
+        let source = t.read(unit.source.clone())?;
         let outcome = carry_out(&unit.work, source.clone(), (planned, t), how, buffers)?;
         let source_hash = hash::of(&source);
         let content = match &outcome.bytes {
@@ -289,9 +289,7 @@ impl Job<'_> {
             while next < queue.len() && ahead < READ_AHEAD_BYTES {
                 let unit = self.units.get(queue[next]);
                 let source = &self.tensors[self.plan.tensors[unit.tensor].source];
-                if let Some(range) = source.data.slice(unit.source.clone()) {
-                    range.will_need();
-                }
+                source.will_need(unit.source.clone());
                 ahead += unit.source.len();
                 next += 1;
             }

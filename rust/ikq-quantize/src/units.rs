@@ -147,7 +147,7 @@ impl Units {
 impl Cut {
     /// `encode`: what it becomes, or nothing for a copy; `repack`: without decoding.
     fn new(t: &Tensor, encode: Option<QuantType>, repack: bool) -> Result<Cut, ikq_formats::Error> {
-        let Some(from) = t.ty.known() else { return Ok(Cut::Bytes { n_bytes: t.data.len() }) };
+        let Some(from) = t.ty.known() else { return Ok(Cut::Bytes { n_bytes: t.n_bytes() }) };
         let to = encode.unwrap_or(from);
         let [n_per_row, rows_per_matrix] = [t.ne[0] as usize, t.ne[1] as usize];
         let n_matrices = (t.ne[2] * t.ne[3]) as usize;
@@ -161,7 +161,7 @@ impl Cut {
                     bytes_in: row_bytes(from, n_per_row)? * n_rows,
                     bytes_out,
                 },
-                None => Cut::Whole { work: Work::Copy, bytes_in: t.data.len(), bytes_out },
+                None => Cut::Whole { work: Work::Copy, bytes_in: t.n_bytes(), bytes_out },
             });
         }
         let step = (PIECE_ELEMENTS / n_per_row.max(1)).max(1).next_multiple_of(ROW_STEP);
@@ -270,6 +270,7 @@ mod tests {
             shard: 0,
             file_offset: 0,
             data: Bytes::from(vec![0; n]),
+            made: None,
         };
         let written = to.unwrap_or(from);
         let bytes_out = matrix_bytes(written, n_rows, ne[0] as usize).expect("valid");

@@ -218,6 +218,7 @@ fn factors(planned: &TensorPlan, matrix: usize, how: How<'_>) -> Result<Option<A
 
 /// The scale of an I2_S tensor, which stands behind its rows.
 fn i2_s_scale(t: &Tensor) -> f32 {
+    // no tensor that is made has this type
     let trailer = t.data.len() - I2_S_TRAILER_BYTES;
     f32::from_le_bytes(t.data[trailer..].first_chunk().copied().expect("the reader has checked the size"))
 }

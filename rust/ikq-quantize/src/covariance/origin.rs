@@ -21,7 +21,7 @@ pub fn origin(model: &Model) -> Option<String> {
     let mut hasher = Hasher::new("norms");
     for norm in &norms {
         hasher.bytes(norm.name.as_bytes());
-        hasher.bytes(&norm.data);
+        hasher.bytes(&norm.read(0..norm.n_bytes()).ok()?);
     }
     (!norms.is_empty()).then(|| format!("{:016x}", hasher.end()))
 }

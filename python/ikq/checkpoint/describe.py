@@ -1,0 +1,46 @@
+"""Keys that say what a model is: `general.*`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from ikq.checkpoint.target import OutTensor
+
+__all__ = ["describe", "size_label"]
+
+# `v2`, `7b`: written as they are
+_VERSION = re.compile(r"v?\d")
+
+
+def describe(folder: Path, tensors: list[OutTensor]) -> dict[str, object]:
+    """Type, name (that of the folder) and size of a model."""
+    words = folder.resolve().name.replace("-", " ").split()
+    name = " ".join(w.title() if w.islower() and not _VERSION.match(w) else w for w in words)
+    found: dict[str, object] = {"general.type": "model"}
+    if name:
+        found["general.name"] = name
+    return {**found, "general.size_label": size_label(tensors)}
+
+
+def size_label(tensors: Iterable[OutTensor]) -> str:
+    """Parameters in words: `8x3.7M` for eight experts, each with everything else, `727K` without experts."""
+    shared = one_expert = n_expert = 0
+    for t in tensors:
+        n = t.matrix.n_rows * t.matrix.n_per_row
+        if t.name.endswith("_exps.weight"):
+            n_expert = t.shape[0]
+            one_expert += n // max(n_expert, 1)
+        else:
+            shared += n
+    text = _two_digits(shared + one_expert)
+    return f"{n_expert}x{text}" if n_expert else text
+
+
+def _two_digits(n: int) -> str:
+    """A number with a unit and at least two digits."""
+    exponent, unit = next(((e, u) for e, u in ((12, "T"), (9, "B"), (6, "M")) if n > 10**e), (3, "K"))
+    scaled = n / 10**exponent
+    digits = len(str(round(scaled)).lstrip("0"))
+    return f"{scaled:.{max(2 - digits, 0)}f}{unit}"

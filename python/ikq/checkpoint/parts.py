@@ -1,0 +1,225 @@
+"""What most architectures write alike: keys, embeddings, attention, feed-forward parts."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ikq.checkpoint.config import Config
+from ikq.checkpoint.rows import Given
+from ikq.checkpoint.target import BlockTarget, Target
+from ikq.errors import UnsupportedError
+
+__all__ = [
+    "attention",
+    "common_keys",
+    "dense_ffn",
+    "embeddings",
+    "interleaved_rope",
+    "moe_keys",
+    "n_expert",
+    "nextn",
+    "rope_keys",
+    "shared_ffn",
+]
+
+_UNUSED = (
+    "*rotary_emb.inv_freq",
+    "*.attn.bias",
+    "*.attn.masked_bias",
+    "*.k_scale",
+    "*.v_scale",
+    "*.input_scale",
+)
+
+
+def n_expert(config: Config) -> int:
+    """Number of routed experts; 0 where there are none."""
+    return config.integer(
+        "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", default=0
+    )
+
+
+def common_keys(t: Target, n_block: int | None = None) -> None:
+    """Keys of all architectures: extents, heads, rotary base, epsilon.
+
+    Raises:
+        FormatError: `config.json` lacks one of them.
+    """
+    c = t.config
+    n_head = c.integer("num_attention_heads", low=1)
+    t.count("block_count", c.integer("num_hidden_layers", low=1) if n_block is None else n_block)
+    t.count("context_length", c.integer("max_position_embeddings", low=1))
+    t.count("embedding_length", c.integer("hidden_size", low=1))
+    if c.has("intermediate_size"):
+        t.count("feed_forward_length", c.integer("intermediate_size"))
+    t.count("attention.head_count", n_head)
+    t.count("attention.head_count_kv", c.integer("num_key_value_heads", default=n_head, low=1))
+    t.number("attention.layer_norm_rms_epsilon", c.number("rms_norm_eps"))
+    if c.has("head_dim"):
+        t.count("attention.key_length", c.integer("head_dim", low=1))
+        t.count("attention.value_length", c.integer("head_dim", low=1))
+
+
+def rope_keys(t: Target, kind: str | None = None) -> None:
+    """Rotary base and scaling.
+
+    Raises:
+        UnsupportedError: a kind of scaling that GGUF files of these architectures do not have.
+        FormatError: a number is missing.
+    """
+    rope = t.config.rope(kind)
+    form = rope.get("rope_type")
+    t.number("rope.freq_base", rope.number("rope_theta", default=10000.0))
+    if form in ("default", "llama3", "mrope", "dynamic", "proportional"):
+        return
+    if form == "linear":
+        t.key("rope.scaling.type", "linear")
+        t.number("rope.scaling.factor", rope.number("factor"))
+        return
+    if form != "yarn":
+        raise UnsupportedError(
+            f"{t.config.path}: rotary scaling {form!r:.40} is not known for this architecture"
+        )
+    factor = rope.number("factor")
+    t.key("rope.scaling.type", "yarn")
+    t.number("rope.scaling.factor", factor)
+    if rope.has("original_max_position_embeddings"):
+        t.count(
+            "rope.scaling.original_context_length", rope.integer("original_max_position_embeddings", low=1)
+        )
+    for name in ("beta_fast", "beta_slow"):
+        if rope.has(name):
+            t.number(f"rope.scaling.yarn_{name}", rope.number(name))
+    if rope.has("attention_factor"):
+        # files say how it differs from what follows from the factor
+        own = 1 + 0.1 * math.log(factor) if factor > 1 else 1.0
+        if not math.isclose(rope.number("attention_factor"), own, rel_tol=1e-6):
+            t.number("rope.scaling.attn_factor", rope.number("attention_factor") / own)
+
+
+def moe_keys(t: Target, *, groups: bool = False) -> None:
+    """Number of experts, and how many a token takes."""
+    c = t.config
+    t.count("expert_count", n_expert(c))
+    t.count("expert_used_count", c.integer("num_experts_per_tok", "moe_k", low=1))
+    if groups:
+        t.count("expert_group_count", c.integer("n_group", default=1, low=1))
+        t.count("expert_group_used_count", c.integer("topk_group", default=1, low=1))
+
+
+def embeddings(t: Target, plus: float = 0.0) -> None:
+    """Embedding, last norm, and projection unless it is tied to the embedding.
+
+    Raises:
+        FormatError: one of them is missing.
+    """
+    t.ignore(*_UNUSED)
+    vocab = (t.config.integer("vocab_size", low=1), t.config.integer("hidden_size", low=1))
+    t.linear(f"{t.root}embed_tokens", "token_embd", vocab)
+    t.norm(f"{t.root}norm.weight", "output_norm.weight", plus)
+    head = next((h for h in ("lm_head", "language_model.lm_head") if t.weights.has(f"{h}.weight")), None)
+    if head is not None and t.config.flag("tie_word_embeddings", default=False):
+        t.ignore(f"{head}.weight")
+    elif head is not None:
+        t.linear(head, "output", vocab)
+
+
+def interleaved_rope(n_head: int, head_dim: int) -> NDArray[np.intp]:
+    """Order of rows that turns a rotation of halves into one of neighbours."""
+    rows = np.arange(n_head * head_dim).reshape(n_head, 2, head_dim // 2)
+    return rows.swapaxes(1, 2).reshape(-1)
+
+
+def attention(b: BlockTarget, *, permute: bool = False, gate: bool = False, norm_plus: float = 0.0) -> None:
+    """Queries, keys, values and output, with biases and norms where the checkpoint has them.
+
+    Args:
+        b: the layer.
+        permute: rows of queries and keys are put side by side as they are rotated.
+        gate: queries bring a gate of the same size.
+        norm_plus: what the source adds to the weights of norms.
+
+    Raises:
+        FormatError: a matrix is missing, or its shape does not fit `config.json`.
+    """
+    c = b.config
+    n_embd, n_head = c.integer("hidden_size"), c.integer("num_attention_heads", low=1)
+    n_kv = c.integer("num_key_value_heads", default=n_head, low=1)
+    d = c.integer("head_dim", default=n_embd // n_head, low=1)
+    for part, heads in (("q", n_head), ("k", n_kv), ("v", n_kv)):
+        order = interleaved_rope(heads, d) if permute and part != "v" else None
+        rows = heads * d * (2 if gate and part == "q" else 1)
+        b.linear(f"self_attn.{part}_proj", f"attn_{part}", (rows, n_embd), order)
+    b.linear("self_attn.o_proj", "attn_output", (n_embd, n_head * d))
+    for part in ("q", "k"):
+        if b.has(f"self_attn.{part}_norm.weight"):
+            b.norm(f"self_attn.{part}_norm", f"attn_{part}_norm", norm_plus)
+
+
+def dense_ffn(b: BlockTarget, width: int | None = None) -> None:
+    """Gate, up and down.
+
+    Raises:
+        FormatError: a matrix is missing, or its shape does not fit `config.json`.
+    """
+    n_embd = b.config.integer("hidden_size")
+    n = b.config.integer("intermediate_size") if width is None else width
+    b.linear("mlp.gate_proj", "ffn_gate", (n, n_embd))
+    b.linear("mlp.up_proj", "ffn_up", (n, n_embd))
+    b.linear("mlp.down_proj", "ffn_down", (n_embd, n))
+
+
+def shared_ffn(b: BlockTarget, source: str) -> None:
+    """The FFN that all tokens take besides experts.
+
+    Raises:
+        FormatError: a matrix is missing.
+    """
+    for part in ("gate", "up", "down"):
+        b.linear(f"{source}.{part}_proj", f"ffn_{part}_shexp")
+
+
+def nextn(b: BlockTarget) -> None:
+    """What a block that predicts a further token has besides a layer.
+
+    Raises:
+        FormatError: a matrix is missing.
+    """
+    b.linear("eh_proj", "nextn.eh_proj")
+    for part in ("enorm", "hnorm"):
+        b.norm(part, f"nextn.{part}")
+    b.norm("shared_head.norm", "nextn.shared_head_norm")
+    for source, name in (("embed_tokens", "embed_tokens"), ("shared_head.head", "shared_head_head")):
+        if b.has(f"{source}.weight"):
+            b.linear(source, f"nextn.{name}")
+
+
+def llama3_factors(t: Target, n_rot: int) -> None:
+    """The divisors of rotary frequencies that Llama 3.1 and later have, as a tensor.
+
+    Raises:
+        FormatError: a number is missing.
+    """
+    rope = t.config.rope()
+    if rope.get("rope_type") != "llama3":
+        return
+    f32, one = np.float32, np.float32(1)
+    factor, low, high = (rope.number(n) for n in ("factor", "low_freq_factor", "high_freq_factor"))
+    if factor <= 0 or low <= 0 or high <= low:
+        raise t.config.wrong("rope_parameters", "factors above 0, the high one above the low one")
+    n_orig = rope.integer("original_max_position_embeddings", default=8192, low=1)
+    # in single precision, with reciprocals for quotients, as the files that people have were made
+    powers = np.power(
+        f32(rope.number("rope_theta", default=10000.0)), np.arange(0, n_rot, 2, dtype=f32) / f32(n_rot)
+    )
+    waves = (one / (one / powers)) * f32(2 * math.pi)
+    smooth = ((one / waves) * f32(n_orig) - f32(low)) / f32(high - low)
+    with np.errstate(divide="ignore"):
+        between = one / ((one - smooth) / f32(factor) + smooth)
+    factors = np.where(
+        waves < f32(n_orig / high), one, np.where(waves > f32(n_orig / low), f32(factor), between)
+    )
+    t.add("rope_freqs.weight", Given(factors), (n_rot // 2,))

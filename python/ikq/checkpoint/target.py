@@ -1,0 +1,291 @@
+"""What an architecture writes a checkpoint's model into: `Target`, keys and tensors of a GGUF file to be.
+
+An architecture (`ikq.models`) takes weights by the names that `transformers` gives them and puts them
+under the names of GGUF files. Whatever it has not asked for when it is done is an error, unless it is
+known to be of no use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ikq.checkpoint.config import Config
+from ikq.checkpoint.packed import Mxfp4Blocks
+from ikq.checkpoint.rows import Computed, Matrix, RowRange, Stacked
+from ikq.checkpoint.weights import Weights
+from ikq.errors import FormatError
+from ikq.gguf import Typed
+
+__all__ = ["BlockTarget", "OutTensor", "Target"]
+
+# where the layers are, in models of text and in those that see as well
+_ROOTS = ("model.", "model.language_model.", "language_model.model.", "language_model.", "")
+
+
+@dataclass(frozen=True)
+class OutTensor:
+    """A tensor of the output.
+
+    Attributes:
+        name: Its name.
+        shape: As numpy has it.
+        matrix: Its rows.
+        is_float32: It is F32 whatever the other floats are.
+        blocks: The same rows as the blocks of gpt-oss, where they are such.
+        from_fp8: It is stored as 8-bit floats.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    matrix: Matrix
+    is_float32: bool
+    blocks: tuple[Mxfp4Blocks, NDArray[np.intp]] | None = None
+    from_fp8: bool = False
+
+
+class Target:
+    """Keys and tensors, in the order in which they were added.
+
+    Attributes:
+        architecture: The value of `general.architecture`.
+        config: The checkpoint's configuration.
+        weights: Its weights.
+        keys: Metadata.
+        tensors: By name.
+        root: What names of layers begin with.
+    """
+
+    def __init__(self, architecture: str, config: Config, weights: Weights) -> None:
+        self.architecture = architecture
+        self.config = config
+        self.weights = weights
+        self.keys: dict[str, object] = {}
+        self.tensors: dict[str, OutTensor] = {}
+        roots = [r for r in _ROOTS if weights.has(f"{r}embed_tokens.weight")]
+        if not roots:
+            raise FormatError(
+                f"{config.path.parent}: tensor `model.embed_tokens.weight` is missing: the folder does "
+                "not hold a model of this architecture"
+            )
+        self.root = roots[0]
+
+    def key(self, name: str, value: object) -> None:
+        """Sets a key of the architecture."""
+        self.keys[f"{self.architecture}.{name}"] = value
+
+    def count(self, name: str, value: int) -> None:
+        """Sets a key that counts something."""
+        self.key(name, Typed(value, "uint32"))
+
+    def number(self, name: str, value: float) -> None:
+        """Sets a key that is a float."""
+        self.key(name, Typed(float(value), "float32"))
+
+    def add(
+        self,
+        name: str,
+        matrix: Matrix,
+        shape: tuple[int, ...] | None = None,
+        *,
+        blocks: tuple[Mxfp4Blocks, NDArray[np.intp]] | None = None,
+        from_fp8: bool = False,
+    ) -> None:
+        """Adds a tensor.
+
+        Args:
+            name: in the output.
+            matrix: its rows.
+            shape: as numpy has it; rows and columns where it is not given.
+            blocks: the same rows in the form of gpt-oss.
+            from_fp8: whether they are stored as 8-bit floats.
+
+        Raises:
+            FormatError: the shape does not have as many elements.
+        """
+        shape = shape or (matrix.n_rows, matrix.n_per_row)
+        if int(np.prod(shape, dtype=object)) != matrix.n_rows * matrix.n_per_row:
+            raise FormatError(
+                f"tensor `{name}` would have the shape {list(shape)}, and there are {matrix.n_rows} rows of "
+                f"{matrix.n_per_row}"
+            )
+        plain = len(shape) == 1 or not name.endswith(".weight") or name.endswith("_norm.weight")
+        float32 = plain or any(part in name for part in ("ffn_gate_inp", "ssm_conv1d"))
+        self.tensors[name] = OutTensor(name, shape, matrix, float32, blocks, from_fp8)
+
+    def vector(
+        self,
+        source: str,
+        name: str,
+        function: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
+    ) -> None:
+        """Adds a list of numbers, each as `function` of what the checkpoint has.
+
+        Raises:
+            FormatError: it is missing.
+        """
+        matrix = self.weights.matrix(source)
+        n = matrix.n_rows * matrix.n_per_row
+        self.add(name, matrix if function is None else Computed(matrix, function), (n,))
+
+    def norm(self, source: str, name: str, plus: float = 0.0) -> None:
+        """Adds a norm's weights; `plus` is what the source adds to them when it runs.
+
+        Raises:
+            FormatError: they are missing.
+        """
+        self.vector(source, name, (lambda w: w + np.float32(plus)) if plus else None)
+
+    def linear(
+        self,
+        source: str,
+        name: str,
+        shape: tuple[int, ...] | None = None,
+        order: NDArray[np.intp] | None = None,
+    ) -> None:
+        """Adds a matrix and its bias, if it has one (`SOURCE.weight`, `SOURCE.bias`).
+
+        Args:
+            source: the module.
+            name: of the output, without suffix.
+            shape: of the weight, as numpy has it.
+            order: rows (of the bias too) in another order.
+
+        Raises:
+            FormatError: it is missing, or of another shape.
+        """
+        from ikq.checkpoint.rows import Flat, Permuted
+
+        matrix = self.weights.matrix(f"{source}.weight")
+        if shape is not None and (matrix.n_rows, matrix.n_per_row) != shape[-2:]:
+            raise FormatError(
+                f"{self.config.path.parent}: tensor `{source}.weight` has the shape "
+                f"{[matrix.n_rows, matrix.n_per_row]}, {list(shape)} by config.json"
+            )
+        fp8 = self.weights.is_fp8(f"{source}.weight")
+        self.add(f"{name}.weight", matrix if order is None else Permuted(matrix, order), from_fp8=fp8)
+        if self.weights.has(f"{source}.bias"):
+            bias = self.weights.matrix(f"{source}.bias")
+            n = bias.n_rows * bias.n_per_row
+            if n != matrix.n_rows:
+                raise FormatError(f"tensor `{source}.bias` has {n} numbers for {matrix.n_rows} rows")
+            if order is None:
+                self.add(f"{name}.bias", bias, (n,))
+            else:
+                self.add(f"{name}.bias", Permuted(Flat(bias, 1), order), (n,))
+
+    def ignore(self, *patterns: str) -> None:
+        """Tensors that are known to be of no use; `*` stands for anything."""
+        from ikq.checkpoint.weights import matching
+
+        self.weights.unused -= matching(self.weights.unused, patterns)
+
+    def block(self, index: int, source: str | None = None) -> BlockTarget:
+        """A layer; `source` is what its names begin with, where not as usual."""
+        return BlockTarget(self, index, source or f"{self.root}layers.{index}.")
+
+
+class BlockTarget:
+    """A layer of a target.
+
+    Attributes:
+        target: All of it.
+        index: The layer's number.
+        source: What its names begin with in the checkpoint.
+    """
+
+    def __init__(self, target: Target, index: int, source: str) -> None:
+        self.target, self.index, self.source = target, index, source
+
+    @property
+    def config(self) -> Config:
+        """The checkpoint's configuration."""
+        return self.target.config
+
+    @property
+    def weights(self) -> Weights:
+        """The checkpoint's weights."""
+        return self.target.weights
+
+    def name(self, part: str) -> str:
+        """A tensor of this block in the output."""
+        return f"blk.{self.index}.{part}"
+
+    def has(self, source: str) -> bool:
+        """Whether the layer has a tensor."""
+        return self.weights.has(self.source + source)
+
+    def linear(
+        self,
+        source: str,
+        name: str,
+        shape: tuple[int, ...] | None = None,
+        order: NDArray[np.intp] | None = None,
+    ) -> None:
+        """As `Target.linear`."""
+        self.target.linear(self.source + source, self.name(name), shape, order)
+
+    def norm(self, source: str, name: str, plus: float = 0.0) -> None:
+        """As `Target.norm`, with `.weight` behind both names."""
+        self.target.norm(f"{self.source}{source}.weight", self.name(f"{name}.weight"), plus)
+
+    def vector(
+        self,
+        source: str,
+        name: str,
+        function: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
+    ) -> None:
+        """As `Target.vector`."""
+        self.target.vector(self.source + source, self.name(name), function)
+
+    def experts(
+        self, source: str, n_expert: int, names: tuple[str, str, str] = ("gate", "up", "down")
+    ) -> None:
+        """Adds stacked experts from one matrix for each, or from merged ones (`gate_up_proj`, `down_proj`).
+
+        Args:
+            source: the module, such as `mlp.experts`.
+            n_expert: how many there are.
+            names: what the checkpoint calls gate, up and down (`_proj` is added to those of one letter string
+                `gate`, `up`, `down`).
+
+        Raises:
+            FormatError: an expert is missing, or they do not have the same shape.
+        """
+        merged = f"{self.source}{source}.gate_up_proj"
+        if self.weights.has(merged):
+            self._merged_experts(merged, f"{self.source}{source}.down_proj", n_expert)
+            return
+        for part, name in zip(("gate", "up", "down"), names, strict=True):
+            own = f"{name}_proj" if name == part else name
+            sources = [f"{self.source}{source}.{e}.{own}.weight" for e in range(n_expert)]
+            matrices = [self.weights.matrix(s) for s in sources]
+            self._stack(part, matrices, any(self.weights.is_fp8(s) for s in sources))
+
+    def _stack(self, part: str, matrices: list[Matrix], from_fp8: bool = False) -> None:
+        shapes = {(m.n_rows, m.n_per_row) for m in matrices}
+        if len(shapes) != 1:
+            raise FormatError(f"{self.source}: experts' {part} matrices have the shapes {sorted(shapes)}")
+        n_rows, n_per_row = shapes.pop()
+        shape = (len(matrices), n_rows, n_per_row)
+        self.target.add(self.name(f"ffn_{part}_exps.weight"), Stacked(matrices), shape, from_fp8=from_fp8)
+
+    def _merged_experts(self, gate_up: str, down: str, n_expert: int) -> None:
+        """[experts, rows of gate and then of up, columns]."""
+        fp8 = self.weights.is_fp8(gate_up)
+        both, last = self.weights.matrix(gate_up), self.weights.matrix(down)
+        for name, matrix, parts in ((gate_up, both, 2), (down, last, 1)):
+            if len(self.weights.shape(name)) != 3 or matrix.n_rows % (parts * n_expert):
+                raise FormatError(
+                    f"tensor `{name}` has the shape {list(self.weights.shape(name))}, expected one "
+                    f"matrix for each of {n_expert} experts"
+                )
+        n = both.n_rows // (2 * n_expert)
+        for i, part in enumerate(("gate", "up")):
+            ranges: list[Matrix] = [RowRange(both, (2 * e + i) * n, n) for e in range(n_expert)]
+            self._stack(part, ranges, fp8)
+        rows = last.n_rows // n_expert
+        self._stack("down", [RowRange(last, e * rows, rows) for e in range(n_expert)], fp8)

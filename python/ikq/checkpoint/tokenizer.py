@@ -1,0 +1,323 @@
+"""A checkpoint's tokenizer as keys of a GGUF file: `tokenizer_keys`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ikq.checkpoint.config import Config, read_json
+from ikq.checkpoint.sentencepiece import SentencePieces, read_sentencepiece
+from ikq.errors import FormatError, UnsupportedError
+from ikq.gguf import Typed
+from ikq.tokenizer.vocab import TokenType
+
+__all__ = ["tokenizer_keys"]
+
+_PREFIX = "tokenizer.ggml."
+_SPACE = "\u2581"
+# keys of special tokens by the names in tokenizer_config.json; spelt so in files
+_SPECIAL = {
+    "bos": "bos_token_id",
+    "eos": "eos_token_id",
+    "unk": "unknown_token_id",
+    "sep": "seperator_token_id",
+    "pad": "padding_token_id",
+    "cls": "cls_token_id",
+    "mask": "mask_token_id",
+}
+# ends of messages to tools, apart from ends of turns
+_EOM = ("<|eom_id|>", "<|observation|>")
+_ADDED_SCORE = -1000.0
+
+
+def tokenizer_keys(folder: Path, config: Config, architecture: str) -> dict[str, object]:
+    """Tokens, merges or scores, special tokens and chat template.
+
+    Args:
+        folder: of the checkpoint.
+        config: its configuration.
+        architecture: of the file.
+
+    Raises:
+        FormatError: a file is damaged, or they do not fit together.
+        UnsupportedError: a kind of tokenizer that is not known.
+        OSError: there is no tokenizer.
+    """
+    options = _read_if_there(folder / "tokenizer_config.json")
+    whole = _read_if_there(folder / "tokenizer.json")
+    n_vocab = config.integer("vocab_size", low=1)
+    if (folder / "tokenizer.model").exists():
+        pieces = _with_added(read_sentencepiece(folder / "tokenizer.model"), folder, whole, options)
+        keys, texts = _sentencepiece_keys(pieces, n_vocab)
+    elif not whole:
+        for name in ("tiktoken.model", "tekken.json", "vocab.json"):
+            if (folder / name).exists():
+                raise UnsupportedError(
+                    f"{folder / name}: tokenizers of this form are not converted; save the tokenizer with "
+                    "`transformers`, which writes tokenizer.json"
+                )
+        raise FileNotFoundError(2, "no tokenizer.json or tokenizer.model in this folder", str(folder))
+    else:
+        keys, texts = _from_json(folder / "tokenizer.json", whole, n_vocab)
+    keys |= _special_keys(folder, config, options, texts, architecture)
+    keys |= _begin_and_end(folder / "tokenizer.json", whole, options, keys)
+    if f"{_PREFIX}pre" not in keys:
+        keys[f"{_PREFIX}pre"] = _pre_name(folder / "tokenizer.json", whole, keys)
+    return {**_in_order(keys), **_templates(folder, options)}
+
+
+def _in_order(keys: dict[str, object]) -> dict[str, object]:
+    first = ("model", "pre", "tokens", "scores", "token_type", "merges")
+    head = {f"{_PREFIX}{n}": keys[f"{_PREFIX}{n}"] for n in first if f"{_PREFIX}{n}" in keys}
+    return {**head, **keys}
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _added(path: Path, whole: Mapping[str, Any], options: Mapping[str, Any]) -> dict[int, tuple[str, bool]]:
+    """Text and specialness of tokens that were added to the vocabulary, by token."""
+    found: dict[int, tuple[str, bool]] = {}
+    decoder = options.get("added_tokens_decoder")
+    for entry in whole.get("added_tokens") or []:
+        if isinstance(entry, dict) and type(entry.get("id")) is int and isinstance(entry.get("content"), str):
+            found[entry["id"]] = entry["content"], entry.get("special") is True
+        else:
+            raise FormatError(f"{path}: an added token is {entry!r:.80}")
+    for token, entry in decoder.items() if isinstance(decoder, dict) else ():
+        if str(token).isdigit() and isinstance(entry, dict) and isinstance(entry.get("content"), str):
+            found.setdefault(int(token), (entry["content"], entry.get("special") is True))
+    return found
+
+
+def _kind_of_added(text: str, special: bool) -> TokenType:
+    # some checkpoints leave out that these are no text
+    looks = text.startswith(("<|", "<\uff5c")) and text.endswith(("|>", "\uff5c>"))
+    return TokenType.CONTROL if special or looks else TokenType.USER_DEFINED
+
+
+def _fill(texts: list[str | None], kinds: list[int], n_vocab: int) -> list[str]:
+    """Names for ids that no token has, up to the rows of the embedding."""
+    texts += [None] * (n_vocab - len(texts))
+    kinds += [TokenType.UNUSED] * (n_vocab - len(kinds))
+    return [f"[PAD{i}]" if text is None else text for i, text in enumerate(texts)]
+
+
+def _from_json(path: Path, whole: Mapping[str, Any], n_vocab: int) -> tuple[dict[str, object], list[str]]:
+    """BPE, of bytes or of plain text, from `tokenizer.json`."""
+    model = whole.get("model")
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+        kind = model.get("type") if isinstance(model, dict) else model
+        raise UnsupportedError(f"{path}: tokenizers of kind {kind!r:.40} are not converted; BPE is")
+    vocab, merges = model.get("vocab"), model.get("merges")
+    if not isinstance(vocab, dict) or not isinstance(merges, list):
+        raise FormatError(f"{path}: the vocabulary or the merges are missing")
+    pairs = [_pair(path, merge) for merge in merges]
+    added = _added(path, whole, {})
+    if any(type(token) is not int or not 0 <= token < 2**24 for token in vocab.values()):
+        raise FormatError(f"{path}: an token in the vocabulary is no number")
+    n = max([n_vocab, *(token + 1 for token in vocab.values()), *(token + 1 for token in added)])
+    if n > 16 * (len(vocab) + len(added)) + n_vocab:
+        raise FormatError(f"{path}: ids go up to {n}, for {len(vocab) + len(added)} tokens")
+    texts: list[str | None] = [None] * n
+    kinds: list[int] = [TokenType.UNUSED] * n
+    for text, token in vocab.items():
+        texts[token], kinds[token] = text, TokenType.NORMAL
+    is_bytes = "ByteLevel" in json.dumps(whole.get("pre_tokenizer"))
+    if not is_bytes:
+        _plain_kinds(texts, kinds, model)
+    for token, (text, special) in added.items():
+        texts[token] = text
+        if kinds[token] not in (TokenType.UNKNOWN, TokenType.BYTE):
+            kinds[token] = _kind_of_added(text, special)
+    filled = _fill(texts, kinds, n_vocab)
+    if is_bytes:
+        keys: dict[str, object] = {
+            f"{_PREFIX}model": "gpt2",
+            f"{_PREFIX}tokens": filled,
+            f"{_PREFIX}token_type": Typed([int(k) for k in kinds], "array[int32]"),
+            # a space within a token would be taken for the one between two
+            f"{_PREFIX}merges": [f"{a} {b}" for a, b in pairs],
+        }
+        return keys, filled
+    if not model.get("byte_fallback"):
+        raise UnsupportedError(
+            f"{path}: BPE that works neither on bytes nor falls back to them is not converted"
+        )
+    rank: dict[str, int] = {}
+    for i, (a, b) in enumerate(pairs):
+        rank.setdefault(a + b, i)
+    scores = [0.0 if text is None else -float(rank.get(text, len(pairs))) for text in texts]
+    scores = [s if k == TokenType.NORMAL else 0.0 for s, k in zip(scores, kinds, strict=True)]
+    prefix = any(
+        word in json.dumps([whole.get("normalizer"), whole.get("pre_tokenizer")]) for word in _PREPENDS
+    )
+    return _sentencepiece_keys(SentencePieces(filled, scores, [int(k) for k in kinds], prefix), n_vocab)
+
+
+# how normalizers and pre-tokenizers say that a space is put before the text
+_PREPENDS = ('"Prepend"', '"prepend_scheme": "always"', '"prepend_scheme": "first"')
+
+
+def _pair(path: Path, merge: object) -> tuple[str, str]:
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) and p for p in parts):
+        raise FormatError(f"{path}: the merge {merge!r:.80} is not two tokens")
+    return parts[0], parts[1]
+
+
+def _plain_kinds(texts: list[str | None], kinds: list[int], model: Mapping[str, Any]) -> None:
+    for token, text in enumerate(texts):
+        if text is not None and len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+            kinds[token] = TokenType.BYTE
+        elif text is not None and text == model.get("unk_token"):
+            kinds[token] = TokenType.UNKNOWN
+
+
+def _with_added(
+    pieces: SentencePieces, folder: Path, whole: Mapping[str, Any], options: Mapping[str, Any]
+) -> SentencePieces:
+    """Pieces with the tokens that other files add or rename."""
+    added = _added(folder / "tokenizer.json", whole, options)
+    for text, token in _read_if_there(folder / "added_tokens.json").items():
+        if type(token) is int:
+            added.setdefault(token, (text, False))
+    texts, scores, kinds = list(pieces.texts), list(pieces.scores), list(pieces.kinds)
+    for token in sorted(added):
+        text, special = added[token]
+        if token < len(texts):
+            if texts[token] != text or kinds[token] in (TokenType.NORMAL, TokenType.USER_DEFINED):
+                texts[token], kinds[token], scores[token] = text, _kind_of_added(text, special), _ADDED_SCORE
+            continue
+        if token > len(texts) + 2**20:
+            raise FormatError(
+                f"{folder}: the added token {text!r:.40} has the token {token}, far behind the others"
+            )
+        gap = token - len(texts)
+        texts += [f"[PAD{len(texts) + i}]" for i in range(gap)] + [text]
+        scores += [_ADDED_SCORE] * (gap + 1)
+        kinds += [int(TokenType.UNUSED)] * gap + [int(_kind_of_added(text, special))]
+    return SentencePieces(texts, scores, kinds, pieces.space_prefix)
+
+
+def _sentencepiece_keys(pieces: SentencePieces, n_vocab: int) -> tuple[dict[str, object], list[str]]:
+    kinds = list(pieces.kinds)
+    given: list[str | None] = list(pieces.texts)
+    texts = _fill(given, kinds, n_vocab)
+    scores = [*pieces.scores, *([_ADDED_SCORE] * (len(texts) - len(pieces.scores)))]
+    keys: dict[str, object] = {
+        f"{_PREFIX}model": "llama",
+        f"{_PREFIX}pre": "default",
+        f"{_PREFIX}tokens": texts,
+        f"{_PREFIX}scores": Typed(scores, "array[float32]"),
+        f"{_PREFIX}token_type": Typed([int(k) for k in kinds], "array[int32]"),
+    }
+    if not pieces.space_prefix:
+        keys[f"{_PREFIX}add_space_prefix"] = False
+    return keys, texts
+
+
+def _special_keys(
+    folder: Path, config: Config, options: Mapping[str, Any], texts: list[str], architecture: str
+) -> dict[str, object]:
+    """Ids of special tokens: as tokenizer_config.json names them, else as config.json numbers them."""
+    ids: dict[str, int] = {}
+    for token, text in enumerate(texts):
+        ids.setdefault(text, token)
+    found: dict[str, int] = {}
+    for name, key in _SPECIAL.items():
+        named = options.get(f"{name}_token")
+        content = named.get("content") if isinstance(named, dict) else named
+        number = config.get(f"{name}_token_id")
+        number = number[0] if isinstance(number, list) and number else number
+        if isinstance(content, str) and content in ids:
+            found[key] = ids[content]
+        elif type(number) is int and 0 <= number < len(texts):
+            found[key] = number
+    generation = _read_if_there(folder / "generation_config.json")
+    for ends in (config.get("eos_token_id"), generation.get("eos_token_id")):
+        for token in ends if isinstance(ends, list) else ():
+            if type(token) is int and 0 <= token < len(texts) and token != found.get("eos_token_id"):
+                found.setdefault("eom_token_id" if texts[token] in _EOM else "eot_token_id", token)
+    if architecture == "glm4moe":
+        # its prompts begin with this one, and it has no unknown token
+        for key, text in (("bos_token_id", "[gMASK]"), ("unknown_token_id", "<|endoftext|>")):
+            if text in ids:
+                found[key] = ids[text]
+        for key, text in (("eot_token_id", "<|user|>"), ("eom_token_id", "<|observation|>")):
+            if text in ids:
+                found.setdefault(key, ids[text])
+    return {f"{_PREFIX}{key}": Typed(token, "uint32") for key, token in found.items()}
+
+
+def _begin_and_end(
+    path: Path, whole: Mapping[str, Any], options: Mapping[str, Any], keys: Mapping[str, object]
+) -> dict[str, object]:
+    """Whether prompts get BOS and EOS: as tokenizer_config.json says, else by what the tokenizer does."""
+    is_plain = keys[f"{_PREFIX}model"] == "llama"
+    found = {"bos": is_plain, "eos": False}
+    if whole:
+        encoded = _load(path).encode("a", add_special_tokens=True).ids
+        for name, at in (("bos", 0), ("eos", -1)):
+            token = keys.get(f"{_PREFIX}{name}_token_id")
+            found[name] = isinstance(token, Typed) and len(encoded) > 1 and encoded[at] == token.value
+    for name in found:
+        if isinstance(options.get(f"add_{name}_token"), bool):
+            found[name] = options[f"add_{name}_token"]
+    return {f"{_PREFIX}add_{name}_token": value for name, value in found.items()}
+
+
+def _pre_name(path: Path, whole: Mapping[str, Any], keys: Mapping[str, object]) -> str:
+    from ikq.checkpoint.pre_tokenizer import recognise
+
+    try:
+        return recognise(
+            _load(path).pre_tokenizer,
+            whole_words=whole["model"].get("ignore_merges") is True,
+            add_bos=keys[f"{_PREFIX}add_bos_token"] is True,
+        )
+    except UnsupportedError as e:
+        raise UnsupportedError(f"{path}: {e}") from None
+
+
+def _load(path: Path) -> Any:  # noqa: ANN401  # of `tokenizers`
+    from tokenizers import Tokenizer  # most programs do without
+
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as e:  # the library raises nothing narrower
+        raise FormatError(f"{path} is no tokenizer: {e}") from None
+
+
+def _templates(folder: Path, options: Mapping[str, Any]) -> dict[str, object]:
+    """The chat template, and others by their names."""
+    found: dict[str, str] = {}
+    given = options.get("chat_template")
+    apart = folder / "chat_template.json"
+    if given is None and apart.exists():
+        given = read_json(apart).get("chat_template")
+    if isinstance(given, str):
+        found["default"] = given
+    for entry in given if isinstance(given, list) else ():
+        if (
+            isinstance(entry, dict)
+            and isinstance(entry.get("name"), str)
+            and isinstance(entry.get("template"), str)
+        ):
+            found[entry["name"]] = entry["template"]
+    # where there are files they count
+    if (folder / "chat_template.jinja").exists():
+        found["default"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
+        found[path.stem] = path.read_text(encoding="utf-8")
+    keys: dict[str, object] = {}
+    default = found.pop("default", None)
+    if default is not None:
+        keys["tokenizer.chat_template"] = default
+    if found:
+        keys["tokenizer.chat_templates"] = sorted(found)
+        keys |= {f"tokenizer.chat_template.{name}": text for name, text in sorted(found.items())}
+    return keys
