@@ -3,6 +3,7 @@
 
 mod arrays;
 mod collect;
+mod cuda;
 mod engine;
 mod enter;
 mod errors;
@@ -26,6 +27,8 @@ mod _ikq {
         CovarianceFile, StatisticsCollector, StatisticsFile, merge_covariances, model_origin,
         write_statistics,
     };
+    #[pymodule_export]
+    use crate::cuda::{cuda_compile, cuda_files, cuda_status};
     #[pymodule_export]
     use crate::engine::{Engine, Sequence, kernel_name, kernel_self_test, product, product_speeds};
     #[pymodule_export]

@@ -1,0 +1,23 @@
+//! NVIDIA GPUs, found and used at run time: nothing of CUDA is needed to build, and without a driver all that
+//! happens is a reason.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`loader`] | [`runtime`]: driver, devices and NVRTC of this machine, or why there are none |
+//! | [`nvrtc`] | the compiler: found, opened, called |
+//! | [`sources`], [`kernel_files`] | the text of the kernels, and which files have it |
+//! | [`cubins`] | compiled kernels, kept on disk |
+//! | [`gpu`] | a device in use: context, stream, modules, launches |
+//! | [`memory`] | arenas of device memory |
+
+pub mod cubins;
+pub mod error;
+pub mod gpu;
+pub mod kernel_files;
+pub mod loader;
+pub mod memory;
+pub mod nvrtc;
+pub mod sources;
+
+pub use error::{Error, Unavailable};
+pub use loader::{Runtime, Search, runtime};
