@@ -54,8 +54,9 @@ typedef unsigned long long uint64_t;
 #define IKQ_DEV static __device__ __forceinline__
 #define IKQ_MEMBER static __device__ __forceinline__
 #define IKQ_CONST static __device__ const
+// asking for one block per multiprocessor keeps ptxas from spilling registers for the sake of more
 #define IKQ_KERNEL(threads, name, args) IKQ_KERNEL_(threads, name, args)
-#define IKQ_KERNEL_(threads, name, args) extern "C" __global__ void __launch_bounds__(threads) name args
+#define IKQ_KERNEL_(threads, name, args) extern "C" __global__ void __launch_bounds__(threads, 1) name args
 #define IKQ_SHARED(type, name, count) __shared__ __align__(16) type name[count]
 #define IKQ_DYNAMIC_SHARED(type, name) extern __shared__ __align__(16) type name[]
 

@@ -32,18 +32,22 @@ IKQ_DEV void dequantize_row(const uint8_t *__restrict__ w, const int *rows, Out 
     const int64_t which = rows ? rows[blockIdx.x] : int(blockIdx.x);
     const uint8_t *row = w + which * row_bytes<T>(n);
     out += int64_t(blockIdx.x) * n;
-    const int l = threadIdx.x & 7;
-    for (int u = threadIdx.x >> 3; 256 * u < n; u += blockDim.x >> 3) {
-        if (!has_fragment<T>(u, l, n)) continue;
-        const auto f = T::decode(row, n / T::BLOCK, u, l);
+    if constexpr (T::FLOAT) {
+        for (int i = threadIdx.x; i < n; i += blockDim.x) put(out, i, T::one(row, i));
+    } else {
+        const int l = threadIdx.x & 7;
+        for (int u = threadIdx.x >> 3; 256 * u < n; u += blockDim.x >> 3) {
+            if (!has_fragment<T>(u, l, n)) continue;
+            const auto f = T::decode(row, n / T::BLOCK, u, l);
 #pragma unroll
-        for (int r = 0; r < 32 / T::RUN; r++)
+            for (int r = 0; r < 32 / T::RUN; r++)
 #pragma unroll
-            for (int i = 0; i < T::RUN; i++) {
-                const int code = f.code[r * T::RUN / 4 + i / 4];
-                const float x = f.scale[r] * float(int(int8_t(code >> (8 * (i & 3)))));
-                put(out, 256 * u + T::at(l, r) + i, T::MINS == Mins::NONE ? x : x - f.min[r]);
-            }
+                for (int i = 0; i < T::RUN; i++) {
+                    const int code = f.code[r * T::RUN / 4 + i / 4];
+                    const float x = f.scale[r] * float(int(int8_t(code >> (8 * (i & 3)))));
+                    put(out, 256 * u + T::at(l, r) + i, T::MINS == Mins::NONE ? x : x - f.min[r]);
+                }
+        }
     }
 }
 #endif

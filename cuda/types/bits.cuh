@@ -1,6 +1,6 @@
 // Small pieces that decoders share. A word is four codes, one per byte.
 #pragma once
-#include "../ikq_dev.cuh"
+#include "ikq_dev.cuh"
 
 constexpr uint32_t ONES = 0x01010101u, LOW_NIBBLES = 0x0f0f0f0fu, CRUMBS = 0x03030303u, SIGN_BITS = 0x80808080u;
 

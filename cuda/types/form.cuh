@@ -16,8 +16,10 @@
 //     Form            planes
 //     at(l, r)        where runs are
 //     decode(row, n_blocks, u, l) -> Fragment: value = scale * code - min
+//
+// Types of plain floats (floats.cuh) have AT_ONCE, one() and some() in place of runs and decode.
 #pragma once
-#include "../ikq_dev.cuh"
+#include "ikq_dev.cuh"
 
 // SIZE bytes of every block, SOURCE bytes behind its beginning in the file
 template <int SOURCE, int SIZE> struct Seg {
@@ -51,15 +53,11 @@ template <class P, class... Rest> struct Planes<P, Rest...> {
     template <int K> IKQ_MEMBER const uint8_t *field(const uint8_t *row, int n_blocks, int block) {
         return row + offset<K>(n_blocks) + size<K>() * block;
     }
-    template <int K> static constexpr int size_of() {
+    template <int K> IKQ_MEMBER int size() {
         if constexpr (K == 0)
             return P::head ? 0 : P::size;
         else
-            return Others::template size_of<K - 1>();
-    }
-    template <int K> IKQ_MEMBER int size() {
-        constexpr int bytes = size_of<K>();
-        return bytes;
+            return Others::template size<K - 1>();
     }
 };
 
@@ -76,6 +74,7 @@ struct Type {
     static constexpr int BLOCK = 256;
     static constexpr Mins MINS = Mins::NONE;
     static constexpr float FACTOR = 1.0f;
+    static constexpr bool FLOAT = false;
 };
 
 // Runs of a lane: 32 neighbours, cut into runs
@@ -97,7 +96,7 @@ struct QuartersOf128 : Type {
     IKQ_MEMBER int at(int l, int r) { return 128 * (l >> 2) + 8 * (l & 3) + 32 * r; }
 };
 
-// Elements of a row before which the fragment of lane l of unit u begins: beyond the row's end there is none.
+// Whether lane l of unit u has elements of the row: units may be cut off by its end.
 template <class T> IKQ_DEV bool has_fragment(int u, int l, int n) {
     return T::BLOCK == 256 || 256 * u + T::at(l, 0) < n;
 }

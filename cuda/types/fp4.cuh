@@ -1,7 +1,7 @@
 // MXFP4 and NVFP4. Codes are twice the E2M1 values; scales are halved for it.
 #pragma once
-#include "bits.cuh"
-#include "form.cuh"
+#include "types/bits.cuh"
+#include "types/form.cuh"
 
 // 0 1 2 3, 4 6 8 12, and negated (code 8 is 0)
 IKQ_DEV Table16 e2m1() { return {0x03020100u, 0x0c080604u, 0xfdfeff00u, 0xf4f8fafcu}; }

@@ -1,9 +1,9 @@
 // IQ2_K to IQ6_K: non-linear tables; the second of the two variants is the first plus a constant.
 #pragma once
-#include "bits.cuh"
-#include "form.cuh"
-#include "iquants.cuh"
-#include "kquants.cuh"
+#include "types/bits.cuh"
+#include "types/form.cuh"
+#include "types/iquants.cuh"
+#include "types/kquants.cuh"
 
 constexpr uint32_t IQ2_SHIFT = 5, IQ3_SHIFT = 4, IQ4_SHIFT = 4, IQ5_SHIFT = 2, IQ6_SHIFT = 1;
 constexpr uint32_t IQ2_VALUES = 0x1101f3e1u;                                 // -31 -13 1 17

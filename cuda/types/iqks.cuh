@@ -1,7 +1,7 @@
 // IQ2_KS to IQ5_KS, IQ4_KSS, IQ2_KL: the tables of the K types, one float scale per row in the row header and an
 // integer scale per 32 elements.
 #pragma once
-#include "iqk.cuh"
+#include "types/iqk.cuh"
 
 // the odd scale in the upper seven bits of a byte; bit 0 chooses the variant of the table
 IKQ_DEV float odd_scale(uint32_t byte) { return float(int(byte & 254u) - 127); }

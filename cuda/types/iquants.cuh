@@ -1,9 +1,9 @@
 // IQ1_S to IQ4_XS: codebooks, and the non-linear table of four bits. Codebook entries are kept packed
 // (grids.cuh): two bits or a nibble per element, which one byte permute turns into the element.
 #pragma once
-#include "bits.cuh"
-#include "form.cuh"
-#include "grids.cuh"
+#include "types/bits.cuh"
+#include "types/form.cuh"
+#include "types/grids.cuh"
 
 constexpr uint32_t IQ2_LEVELS = 0x002b1908u; // 8, 25, 43
 

@@ -1,7 +1,7 @@
 // Q2_K to Q6_K: super-blocks of 256 elements.
 #pragma once
-#include "bits.cuh"
-#include "form.cuh"
+#include "types/bits.cuh"
+#include "types/form.cuh"
 
 // A lane of QuartersOf128: half n of the unit, bytes 8 t to 8 t + 8 of the half's 32.
 struct Quarter {

@@ -1,8 +1,8 @@
 // Q4_0, Q4_1, Q5_0, Q5_1, Q6_0, Q8_0, Q8_KV: blocks of 32 elements. What a format subtracts from its codes
 // is treated as a min, so that codes are the bits of the file.
 #pragma once
-#include "bits.cuh"
-#include "form.cuh"
+#include "types/bits.cuh"
+#include "types/form.cuh"
 
 struct Blocks32 : Neighbours<32> {
     static constexpr int BLOCK = 32;

@@ -1,8 +1,8 @@
 // IQ1_BN, IQ2_BN, I2_S, TQ1_0, TQ2_0, Q1_0_G128, Q2_0. With half-precision scales codes are the trits or bits of the
 // file, and the one that formats subtract is a min; a float scale times 3 is not exact, so there the codes have it.
 #pragma once
-#include "bits.cuh"
-#include "form.cuh"
+#include "types/bits.cuh"
+#include "types/form.cuh"
 
 // Five trits are in a byte; `power` of three says which.
 IKQ_DEV uint32_t trit(uint32_t byte, uint32_t power) { return (byte * power & 255u) * 3u >> 8; }

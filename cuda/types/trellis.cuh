@@ -1,8 +1,8 @@
 // IQ1_KT to IQ4_KT: a code seeds a generator that gives the values of eight (IQ4_KT: four) neighbours.
 #pragma once
-#include "bits.cuh"
-#include "form.cuh"
-#include "iquants.cuh"
+#include "types/bits.cuh"
+#include "types/form.cuh"
+#include "types/iquants.cuh"
 
 // The generator's next value, -126 to 126: four six-bit numbers of its state, summed.
 IKQ_DEV int next_value(uint32_t &x) {
