@@ -85,8 +85,8 @@ Status compile(Program &program, const std::vector<std::string> &options) {
     for (const auto &[name, text] : program.headers) write(folder / "headers" / name, text);
     // a module says what it is for, as a cubin does
     write(folder / "program.cpp", "#line 1 \"" + program.name + "\"\n" + program.text +
-                                      "\nextern \"C\" __attribute__((visibility(\"default\"))) extern const char "
-                                      "ikq_standin_arch[] = \"" + arch + "\";\n");
+                                      "\nextern \"C\" {\nextern __attribute__((visibility(\"default\"))) const char "
+                                      "ikq_standin_arch[];\nconst char ikq_standin_arch[] = \"" + arch + "\";\n}\n");
     const std::string out = (folder / "module.so").string();
     const std::string command = "g++ -std=c++17 -O1 -ffp-contract=off -fPIC -shared -fvisibility=hidden -w -DIKQ_EMU" +
                                 defines + " -I " + quoted((folder / "headers").string()) + " -I " +

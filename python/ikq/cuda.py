@@ -13,13 +13,18 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypedDict
 
 from ikq import _ikq
 from ikq.errors import DeviceError
+from ikq.quant_types import QuantType
 
-__all__ = ["Device", "Status", "require", "status"]
+__all__ = ["Device", "Status", "architectures", "require", "status", "warm"]
+
+_NEWEST = 13
+"""CUDA of the newest NVRTC that is asked for where there is no driver to fit."""
 
 
 class Device(TypedDict):
@@ -84,6 +89,39 @@ def require() -> Status:
     if not found["usable"]:
         raise DeviceError(f"no GPU is usable: {found['reason']}")
     return found
+
+
+def architectures() -> list[str]:
+    """The compiler's names of the usable GPUs here, each once: `["sm_90"]`.
+
+    Raises:
+        DeviceError: no GPU is usable.
+    """
+    devices = (d["compute_capability"] for d in require()["devices"] if d["usable"])
+    return list(dict.fromkeys("sm_" + c.replace(".", "") for c in devices))
+
+
+def warm(types: Iterable[QuantType | str], arch: str) -> list[tuple[str, bool]]:
+    """Compiles the kernels for products with weights of some types, and keeps them in `status()["cache"]`.
+
+    Needs NVRTC, but no GPU.
+
+    Args:
+        types: Types of weights.
+        arch: The compiler's name of an architecture, such as `sm_90`.
+
+    Returns:
+        Name of each module, and whether it was there already.
+
+    Raises:
+        DeviceError: there is no NVRTC, or it does not know the architecture.
+        FormatError: there is no such type.
+        IkqError: kernels do not read a type.
+    """
+    version = status()["cuda_version"]
+    major = _NEWEST if version is None else int(version.split(".")[0])
+    ids = [QuantType(t).id for t in types]
+    return _ikq.cuda_warm(places_of_nvrtc(), major, ids, arch)
 
 
 def places_of_nvrtc() -> list[Path]:

@@ -39,6 +39,7 @@ VERBS = (
     "diff",
     "validate",
     "info",
+    "cuda",
     "tokenize",
 )
 """Modules of this package, in the order of the help text."""

@@ -9,6 +9,8 @@
 //! | [`cubins`] | compiled kernels, kept on disk |
 //! | [`gpu`] | a device in use: context, stream, modules, launches |
 //! | [`memory`] | arenas of device memory |
+//! | [`plan`] | how every kernel is launched |
+//! | [`weights`], [`products`] | matrices in the device's form, and products with them |
 
 pub mod cubins;
 pub mod error;
@@ -17,7 +19,10 @@ pub mod kernel_files;
 pub mod loader;
 pub mod memory;
 pub mod nvrtc;
+pub mod plan;
+pub mod products;
 pub mod sources;
+pub mod weights;
 
 pub use error::{Error, Unavailable};
 pub use loader::{Runtime, Search, runtime};

@@ -28,7 +28,9 @@ mod _ikq {
         write_statistics,
     };
     #[pymodule_export]
-    use crate::cuda::{cuda_compile, cuda_files, cuda_status};
+    use crate::cuda::{
+        cuda_compile, cuda_dequantize, cuda_files, cuda_plan, cuda_product, cuda_status, cuda_warm,
+    };
     #[pymodule_export]
     use crate::engine::{Engine, Sequence, kernel_name, kernel_self_test, product, product_speeds};
     #[pymodule_export]
