@@ -71,7 +71,7 @@ def status() -> Status:
         reason_code=found["reason_code"],
         driver=found["driver"],
         cuda_version=found["cuda_version"],
-        devices=[Device(**device) for device in found["devices"]],
+        devices=found["devices"],
         emulated=found["emulated"],
         nvrtc=found["nvrtc"],
         nvrtc_version=found["nvrtc_version"],
@@ -101,7 +101,7 @@ def architectures() -> list[str]:
     return list(dict.fromkeys("sm_" + c.replace(".", "") for c in devices))
 
 
-def warm(types: Iterable[QuantType | str], arch: str) -> list[tuple[str, bool]]:
+def warm(types: Iterable[int | str], arch: str) -> list[tuple[str, bool]]:
     """Compiles the kernels for products with weights of some types, and keeps them in `status()["cache"]`.
 
     Needs NVRTC, but no GPU.
@@ -127,7 +127,7 @@ def warm(types: Iterable[QuantType | str], arch: str) -> list[tuple[str, bool]]:
 def places_of_nvrtc() -> list[Path]:
     """Files and folders that may hold NVRTC, the preferred ones first.
 
-    `IKQ_NVRTC`, the packages of NVIDIA that are installed, and the toolkit that `CUDA_HOME` or `CUDA_PATH` names.
+    `IKQ_NVRTC`, NVIDIA's packages that are installed, and the toolkit that `CUDA_HOME` or `CUDA_PATH` names.
     """
     places = []
     if named := os.environ.get("IKQ_NVRTC"):

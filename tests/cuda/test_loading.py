@@ -12,13 +12,6 @@ from standin import environment, ikq_command, libraries, run, status
 import ikq
 import ikq.cuda
 
-STUB = """
-extern "C" {
-#define F(name) int name(void) { return 34; }
-%s
-}
-"""
-
 
 def without_gpu(**more: str | None) -> dict[str, str]:
     """An environment without the stand-ins, for machines that may have a GPU."""
@@ -51,13 +44,15 @@ def library(name: str, text: str, *flags: str) -> Path:
     folder = cache_folder() / f"no-driver-{name}-{os.getpid()}"
     folder.mkdir(exist_ok=True)
     (folder / "library.cpp").write_text(text)
-    subprocess.run([GXX, "-shared", "-fPIC", *flags, folder / "library.cpp", "-o", folder / "libcuda.so"], check=True)
+    subprocess.run(
+        [GXX, "-shared", "-fPIC", *flags, folder / "library.cpp", "-o", folder / "libcuda.so"], check=True
+    )
     return folder
 
 
 @needs_gxx
 def test_a_library_that_is_no_driver():
-    folder = library("empty", "extern \"C\" int cuInit(unsigned) { return 0; }")
+    folder = library("empty", 'extern "C" int cuInit(unsigned) { return 0; }')
     found = status(environment(LD_LIBRARY_PATH=str(folder)))
     assert (found["usable"], found["reason_code"]) == (False, "not-a-driver")
     assert "it has no cu" in found["reason"]
@@ -83,7 +78,10 @@ def test_reasons(setting, code, words):
     # packages of NVIDIA that are installed here are not looked at
     env = environment(**setting)
     hide = "import importlib.util as u; f = u.find_spec; u.find_spec = lambda n, *a: None if n == 'nvidia' else f(n, *a)\n"
-    text = run(hide + "import ikq.cuda; s = ikq.cuda.status(); print(s['usable'], s['reason_code'], s['reason'])", env)
+    text = run(
+        hide + "import ikq.cuda; s = ikq.cuda.status(); print(s['usable'], s['reason_code'], s['reason'])",
+        env,
+    )
     if code == "no-nvrtc" and text.startswith("True"):
         pytest.skip("the loader's own search finds an NVRTC here")
     assert text.startswith(f"False {code} ")
@@ -175,7 +173,9 @@ def test_warming(tiny_moe, tmp_path):
     assert (nowhere.returncode, ": compiled" in nowhere.stdout) == (0, True)
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.uname().machine != "x86_64", reason="NVRTC is a library for x86-64")
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.uname().machine != "x86_64", reason="NVRTC is a library for x86-64"
+)
 def test_a_real_nvrtc_compiles(tmp_path):
     """Needs NVIDIA's package, but no GPU."""
     places = [p for p in ikq.cuda.places_of_nvrtc() if p.exists()]

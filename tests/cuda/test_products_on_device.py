@@ -1,21 +1,36 @@
 """Weights uploaded, brought into device form, decoded and multiplied through the driver, against the CPU.
 
 Everything is the way to a GPU: the planner, NVRTC's calls, the cache of cubins, arenas, launches, graphs. The driver and
-the compiler are the stand-ins; on a machine with a usable GPU the same runs on that (`-m gpu`).
+the compiler are the stand-ins.
 """
 
+import ctypes
 import json
 
 import numpy as np
 import pytest
-from emulator import needs_gxx
+from emulator import for_types, module, needs_gxx
 from standin import environment, run
 from weights import random_rows
 
 import ikq
 
 # of each family, with row headers, mins, halves, and rows that end inside a unit of 256
-TYPES = ["q4_k", "q6_k", "q8_0", "q4_0", "iq4_ks", "iq2_xxs", "iq3_k", "mxfp4", "iq2_kt", "i2_s", "f16", "f32", "bf16"]
+TYPES = [
+    "q4_k",
+    "q6_k",
+    "q8_0",
+    "q4_0",
+    "iq4_ks",
+    "iq2_xxs",
+    "iq3_k",
+    "mxfp4",
+    "iq2_kt",
+    "i2_s",
+    "f16",
+    "f32",
+    "bf16",
+]
 
 PROGRAM = """
 import json, sys
@@ -81,7 +96,9 @@ def test_decoding_and_products(name, tmp_path):
     assert np.array_equal(y, out["y2_" + name]), "a graph gives the same bits"
     cpu = ikq._ikq.product(ikq.QuantType(name).id, data, n_rows, x, "auto", None)
     # both round columns to 8 bits, the CPU's scale may differ: half a step for each, added at random
-    steps = np.sqrt(np.square(np.repeat(np.abs(x.reshape(n_columns, -1, 32)).max(-1), 32, -1) / 127) @ np.square(w.T))
+    steps = np.sqrt(
+        np.square(np.repeat(np.abs(x.reshape(n_columns, -1, 32)).max(-1), 32, -1) / 127) @ np.square(w.T)
+    )
     assert (np.abs(y - cpu) <= (bound if is_float else bound + 4 * steps)).all()
 
 
@@ -136,9 +153,21 @@ except ikq.DeviceError as e:
 
 def test_plans():
     """One place says how kernels are launched; what does not fit is an error."""
-    shape = {"type": ikq.QuantType("q4_k").id, "n_rows": 10, "n": 256, "n_columns": 3, "stride": 12, "bias": True, "residual": False}
+    shape = {
+        "type": ikq.QuantType("q4_k").id,
+        "n_rows": 10,
+        "n": 256,
+        "n_columns": 3,
+        "stride": 12,
+        "bias": True,
+        "residual": False,
+    }
     plan = ikq._ikq.cuda_plan("products", shape)
-    assert (plan["file"], plan["defines"], plan["kernel"]) == ("mmv.cu", [("IKQ_TYPE", "q4_k")], "mmv_q4_k_c4")
+    assert (plan["file"], plan["defines"], plan["kernel"]) == (
+        "mmv.cu",
+        [("IKQ_TYPE", "q4_k")],
+        "mmv_q4_k_c4",
+    )
     assert (plan["grid"], plan["block"], plan["shared_bytes"]) == ([3, 1, 1], [128, 1, 1], 0)
     arguments = dict(plan["arguments"])
     assert arguments["bias"] is None
@@ -152,14 +181,20 @@ def test_plans():
 @needs_gxx
 def test_plans_have_the_arguments_of_kernels():
     """Names are for people; number and sizes must be those of the compiled kernel."""
-    from emulator import for_types, module
-
     ty = ikq.QuantType("q4_k").id
     shapes = {
         "repack": {"type": ty, "n_rows": 4, "n": 256},
         "dequantize": {"type": ty, "to": "f16", "n_rows": 4, "n": 256, "chosen": True},
         "quantize": {"n": 64},
-        "products": {"type": ty, "n_rows": 4, "n": 256, "n_columns": 1, "stride": 4, "bias": False, "residual": False},
+        "products": {
+            "type": ty,
+            "n_rows": 4,
+            "n": 256,
+            "n_columns": 1,
+            "stride": 4,
+            "bias": False,
+            "residual": False,
+        },
     }
     for kernel, shape in shapes.items():
         plan = ikq._ikq.cuda_plan(kernel, shape)
@@ -169,5 +204,5 @@ def test_plans_have_the_arguments_of_kernels():
         assert found, plan["kernel"]
         assert library.ikq_emu_n_args(found) == len(plan["arguments"]), kernel
         threads = int(np.prod(plan["block"]))
-        library.ikq_emu_max_threads.argtypes = [__import__("ctypes").c_void_p]
+        library.ikq_emu_max_threads.argtypes = [ctypes.c_void_p]
         assert library.ikq_emu_max_threads(found) >= threads

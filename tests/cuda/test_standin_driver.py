@@ -91,7 +91,9 @@ def program(tmp_path, text: str, **env: str) -> str:
 
 
 def test_copies_and_launches_happen_when_they_are_waited_for(tmp_path):
-    program(tmp_path, """
+    program(
+        tmp_path,
+        """
 x = np.arange(100, dtype=np.float32)
 dx, dy = alloc(400), alloc(400)
 module = made(cuda.cuModuleLoadData, cubin(KERNELS))
@@ -115,11 +117,14 @@ assert cuda.cuFuncSetAttribute(f, 8, 100_000) == 0
 assert launch(f, 1, 64, u64(dx), u64(dy), factor, n, shared=99_000) == 0
 assert cuda.cuFuncSetAttribute(f, 8, 300_000) == 1
 assert cuda.cuModuleUnload(module) == 0
-""")
+""",
+    )
 
 
 def test_memory(tmp_path):
-    program(tmp_path, """
+    program(
+        tmp_path,
+        """
 d = alloc(1000)
 y = np.zeros(250, np.float32)
 assert d % 256 == 0
@@ -139,11 +144,14 @@ if (child := os.fork()) == 0:
     ctypes.string_at(d + 1024, 1)
     os._exit(0)
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -11
-""")
+""",
+    )
 
 
 def test_graphs(tmp_path):
-    program(tmp_path, """
+    program(
+        tmp_path,
+        """
 dx, dy = alloc(400), alloc(400)
 x, y = np.ones(100, np.float32), np.zeros(100, np.float32)
 module = made(cuda.cuModuleLoadData, cubin(KERNELS))
@@ -165,11 +173,14 @@ for call, arguments in ((cuda.cuStreamSynchronize, (stream,)), (cuda.cuMemAlloc_
     assert call(*arguments) == 900
     assert cuda.cuStreamEndCapture(stream, ctypes.byref(pointer())) == 901
 assert cuda.cuStreamSynchronize(stream) == 0
-""")
+""",
+    )
 
 
 def test_streams_wait_for_events(tmp_path):
-    program(tmp_path, """
+    program(
+        tmp_path,
+        """
 other, event = made(cuda.cuStreamCreate, 1), made(cuda.cuEventCreate, 0)
 cuda.cuEventRecord.argtypes = [pointer, pointer]
 d, y = alloc(4), np.zeros(4, np.uint8)
@@ -181,23 +192,30 @@ assert cuda.cuStreamWaitEvent(stream, event, 0) == 0
 assert cuda.cuMemcpyDtoHAsync_v2(y.ctypes.data, d, 4, stream) == 0
 assert cuda.cuStreamSynchronize(stream) == 0
 assert (y == 7).all()
-""")
+""",
+    )
 
 
 def test_a_kernel_that_fails_spoils_the_context(tmp_path):
-    program(tmp_path, """
+    program(
+        tmp_path,
+        """
 module = made(cuda.cuModuleLoadData, cubin(KERNELS))
 f = made(cuda.cuModuleGetFunction, module, b"unequal")
 d = alloc(256)
 assert launch(f, 1, 64, u64(d)) == 0
 assert cuda.cuStreamSynchronize(stream) == 719
 assert cuda.cuMemAlloc_v2(ctypes.byref(u64()), 8) == 719
-""")
+""",
+    )
 
 
 @pytest.mark.parametrize(("arch", "status"), [("sm_90", 0), ("sm_80", 209)])
 def test_modules_are_for_their_architecture(tmp_path, arch, status):
-    program(tmp_path, f"""
+    program(
+        tmp_path,
+        f"""
 assert cuda.cuModuleLoadData(ctypes.byref(pointer()), b"no image" * 16) == 200
 assert cuda.cuModuleLoadData(ctypes.byref(pointer()), cubin(KERNELS, {arch!r})) == {status}
-""")
+""",
+    )

@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _warm(args: argparse.Namespace) -> int:
     with ikq.GGUFReader(args.model) as reader:
-        types = sorted({t.type for t in reader.tensors.values() if len(t.shape) > 1}, key=lambda t: t.id)
+        types = sorted({t.type for t in reader.tensors.values() if len(t.shape) > 1})
     for arch in args.arch or cuda.architectures():
         start, n_compiled = time.perf_counter(), 0
         for name, was_there in cuda.warm(types, arch):
