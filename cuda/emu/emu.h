@@ -131,6 +131,7 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
 
 template <class T> T __ldg(const T *p) { return *p; }
 inline int atomicAdd(int *p, int v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
-inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+inline double cospi(double x) { return std::cos(M_PI * std::remainder(x, 2.0)); }
+inline double sinpi(double x) { return std::sin(M_PI * std::remainder(x, 2.0)); }
 using std::max;
 using std::min;
