@@ -1,4 +1,4 @@
-"""Kernels of `cuda/` on the CPU: modules are compiled with g++, cached, and launched.
+"""Kernels of `cuda/` on the CPU: modules are compiled with g++, cached in a folder of the user's for temporary files, and launched.
 
 Modules are shared objects that are called through ctypes. With IKQ_EMULATOR=thread or =address they are programs under
 that sanitizer instead, one run per launch: the same tests then look for missing barriers, or for accesses out of bounds
@@ -25,6 +25,9 @@ needs_gxx = pytest.mark.skipif(
     GXX is None or platform.machine() != "x86_64" or os.name != "posix", reason="the emulator needs g++ on x86-64"
 )
 FLAGS = ("-std=c++17", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-DIKQ_EMU")
+# what takes minutes runs with IKQ_CUDA_TESTS=all (`make test-cuda`)
+FULL = os.environ.get("IKQ_CUDA_TESTS") == "all"
+only_in_full = pytest.mark.skipif(not FULL, reason="a part of `make test-cuda`")
 # flags of the kernels, and of the scheduler, which is not instrumented
 SANITIZERS = {
     "thread": (("-fsanitize=thread", "-g"), ("-DIKQ_TSAN",)),
