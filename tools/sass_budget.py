@@ -95,7 +95,9 @@ def per_weight(name: str, architecture: int, columns: int) -> tuple[float, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("types", nargs="*", metavar="TYPE", default=TYPES)
     parser.add_argument("--arch", type=int, default=90)
     parser.add_argument("--columns", type=int, default=1, choices=(1, 2, 4, 8))
@@ -109,11 +111,18 @@ def main() -> None:
         bits = ikq.QuantType(name).bpw
         count, registers = per_weight(name, arguments.arch, arguments.columns)
         budget = H200_PER_BIT * bits
-        rows.append({"type": name, "bits": bits, "instructions": count, "budget": budget, "registers": registers})
+        rows.append(
+            {"type": name, "bits": bits, "instructions": count, "budget": budget, "registers": registers}
+        )
         mark = "" if count <= SHARE * budget else " over"
-        print(f"| {name} | {bits:.3f} | {count:.2f} | {budget:.2f} | {count / budget:.2f}{mark} | {registers} |", flush=True)
+        print(
+            f"| {name} | {bits:.3f} | {count:.2f} | {budget:.2f} | {count / budget:.2f}{mark} | {registers} |",
+            flush=True,
+        )
     if arguments.json:
-        arguments.json.write_text(json.dumps({"arch": arguments.arch, "columns": arguments.columns, "rows": rows}, indent=1) + "\n")
+        arguments.json.write_text(
+            json.dumps({"arch": arguments.arch, "columns": arguments.columns, "rows": rows}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

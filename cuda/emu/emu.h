@@ -117,6 +117,7 @@ inline int __dp4a(int a, int b, int c) {
 }
 int __dp4a(unsigned, unsigned, unsigned) = delete; // ambiguous for NVRTC in mixed calls: signed words only
 
+// the lower sixteen bits of the selector count
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
     const uint64_t both = uint64_t(y) << 32 | x;
     unsigned out = 0;

@@ -22,9 +22,18 @@ import pytest
 CUDA = Path(__file__).resolve().parents[2] / "cuda"
 GXX = shutil.which("g++")
 needs_gxx = pytest.mark.skipif(
-    GXX is None or platform.machine() != "x86_64" or os.name != "posix", reason="the emulator needs g++ on x86-64"
+    GXX is None or platform.machine() != "x86_64" or os.name != "posix",
+    reason="the emulator needs g++ on x86-64",
 )
-FLAGS = ("-std=c++17", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-DIKQ_EMU")
+FLAGS = (
+    "-std=c++17",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+    "-DIKQ_EMU",
+)
 # what takes minutes runs with IKQ_CUDA_TESTS=all (`make test-cuda`)
 FULL = os.environ.get("IKQ_CUDA_TESTS") == "all"
 only_in_full = pytest.mark.skipif(not FULL, reason="a part of `make test-cuda`")
@@ -56,7 +65,9 @@ def cache_folder() -> Path:
 def sources_hash(folder: Path) -> str:
     """Of everything that a module may include."""
     h = hashlib.sha256()
-    for path in sorted(p for p in folder.rglob("*") if p.suffix in (".cu", ".cuh", ".cpp", ".h") and "standin" not in p.parts):
+    for path in sorted(
+        p for p in folder.rglob("*") if p.suffix in (".cu", ".cuh", ".cpp", ".h") and "standin" not in p.parts
+    ):
         h.update(str(path.relative_to(folder)).encode() + path.read_bytes())
     return h.hexdigest()
 
@@ -173,7 +184,10 @@ class Program:
             files[0].write_bytes(out)
             # the thread sanitizer wants the memory layout that there is without randomization
             command = ["setarch", "-R", str(self.path), *map(str, files), str(order)]
-            options = {"TSAN_OPTIONS": "exitcode=66", "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0"}
+            options = {
+                "TSAN_OPTIONS": "exitcode=66",
+                "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+            }
             done = subprocess.run(command, capture_output=True, text=True, env=os.environ | options)
             self.report = done.stderr
             if done.returncode == 0:

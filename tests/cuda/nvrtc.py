@@ -23,7 +23,11 @@ def candidates() -> list[Path]:
     spec = importlib.util.find_spec("nvidia")
     for place in (spec.submodule_search_locations or ()) if spec else ():
         folders += [Path(place) / "cu13/lib", Path(place) / "cuda_nvrtc/lib"]
-    return [f for folder in folders for f in (sorted(folder.glob("libnvrtc.so.*")) if folder.is_dir() else [folder])]
+    return [
+        f
+        for folder in folders
+        for f in (sorted(folder.glob("libnvrtc.so.*")) if folder.is_dir() else [folder])
+    ]
 
 
 @functools.cache
@@ -45,7 +49,10 @@ def headers() -> dict[str, str]:
 
 
 def per_type(source: str, types) -> list[Specialisation]:
-    return [(source, (f"IKQ_TYPE={t}", f"IKQ_GATE={t}") if source == "upgate.cu" else (f"IKQ_TYPE={t}",)) for t in types]
+    return [
+        (source, (f"IKQ_TYPE={t}", f"IKQ_GATE={t}") if source == "upgate.cu" else (f"IKQ_TYPE={t}",))
+        for t in types
+    ]
 
 
 def specialisations() -> list[Specialisation]:
@@ -53,9 +60,14 @@ def specialisations() -> list[Specialisation]:
     types = (*FLOATS, *TYPES)
     out: list[Specialisation] = [(f, ()) for f in ("activations.cu", "router.cu", "norm.cu")]
     out += [s for f in ("weights.cu", "mmv.cu", "down.cu", "upgate.cu") for s in per_type(f, types)]
-    out += [("upgate.cu", ("IKQ_TYPE=iq4_ks", "IKQ_GATE=q6_k")), ("upgate.cu", ("IKQ_TYPE=q8_0", "IKQ_GATE=iq1_m"))]
+    out += [
+        ("upgate.cu", ("IKQ_TYPE=iq4_ks", "IKQ_GATE=q6_k")),
+        ("upgate.cu", ("IKQ_TYPE=q8_0", "IKQ_GATE=iq1_m")),
+    ]
     out += per_type("heads.cu", CACHES)
-    out += [("attention.cu", (f"IKQ_TYPE={k}", f"IKQ_VALUES={v}", "IKQ_COMBINE")) for k in CACHES for v in CACHES]
+    out += [
+        ("attention.cu", (f"IKQ_TYPE={k}", f"IKQ_VALUES={v}", "IKQ_COMBINE")) for k in CACHES for v in CACHES
+    ]
     return out
 
 
@@ -80,7 +92,9 @@ def compile_(special: Specialisation, architecture: int) -> tuple[list[Kernel], 
     names = (ctypes.c_char_p * len(headers()))(*(n.encode() for n in headers()))
     texts = (ctypes.c_char_p * len(headers()))(*(t.encode() for t in headers().values()))
     text = (CUDA / source).read_text().encode()
-    assert not lib.nvrtcCreateProgram(ctypes.byref(program), text, source.encode(), len(headers()), texts, names)
+    assert not lib.nvrtcCreateProgram(
+        ctypes.byref(program), text, source.encode(), len(headers()), texts, names
+    )
     flags = [f"-arch=sm_{architecture}", "-std=c++17", "--ptxas-options=-v", *(f"-D{d}" for d in defines)]
     options = (ctypes.c_char_p * len(flags))(*(f.encode() for f in flags))
     code = lib.nvrtcCompileProgram(program, len(flags), options)
@@ -105,5 +119,7 @@ def kernels_of(log: str) -> list[Kernel]:
         sizes = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
         registers = re.search(r"Used (\d+) registers", part)
         assert sizes and registers, part
-        out.append(Kernel(part.split("'")[0], int(sizes[1]), int(sizes[2]) + int(sizes[3]), int(registers[1])))
+        out.append(
+            Kernel(part.split("'")[0], int(sizes[1]), int(sizes[2]) + int(sizes[3]), int(registers[1]))
+        )
     return out

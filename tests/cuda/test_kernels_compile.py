@@ -4,7 +4,9 @@ import pytest
 from emulator import FULL
 from nvrtc import ARCHITECTURES, compile_, kernels_of, library, specialisations
 
-pytestmark = pytest.mark.skipif(library() is None, reason="NVRTC is not installed (pip install nvidia-cuda-nvrtc)")
+pytestmark = pytest.mark.skipif(
+    library() is None, reason="NVRTC is not installed (pip install nvidia-cuda-nvrtc)"
+)
 
 # the most registers of a thread: what lets as many blocks run side by side as a kernel's speed needs
 CAPS = {
@@ -38,7 +40,9 @@ QUICK = [
 ]
 
 
-@pytest.mark.parametrize(("special", "architecture"), [(s, a) for s in QUICK for a in (75, 90)][:: 1 if FULL else 3])
+@pytest.mark.parametrize(
+    ("special", "architecture"), [(s, a) for s in QUICK for a in (75, 90)][:: 1 if FULL else 3]
+)
 def test_some_kernels_compile(special, architecture):
     check(special, architecture)
 

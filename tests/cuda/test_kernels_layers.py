@@ -49,7 +49,9 @@ def route(logits, k, func, bias=None, normalize=False, scale=1.0, groups=(1, 1),
 def expected_route(logits, k, func, bias, normalize, scale, groups, reduction):
     """The rule of `ikq-kernels`' routing, in doubles, for a token."""
     x = logits.astype(np.float64)
-    p = {0: lambda: np.exp(x - x.max()) / np.exp(x - x.max()).sum(), 1: lambda: sigmoid(x), 2: lambda: x}[func]()
+    p = {0: lambda: np.exp(x - x.max()) / np.exp(x - x.max()).sum(), 1: lambda: sigmoid(x), 2: lambda: x}[
+        func
+    ]()
     choice = p + (0 if bias is None else bias)
     n_group, used = groups
     if n_group > 1:
@@ -121,7 +123,9 @@ def test_rms_norm_with_sum_and_codes(order):
     rng = np.random.default_rng(9)
     n = 320
     x, add, weight = f32(rng.normal(size=(3, n)) * 3), f32(rng.normal(size=(3, n))), f32(rng.normal(size=n))
-    total, y, q, ds = (aligned(s, t) for s, t in (((3, n), "f4"), ((3, n), "f4"), ((3, n), "i1"), ((3, n // 32, 2), "f4")))
+    total, y, q, ds = (
+        aligned(s, t) for s, t in (((3, n), "f4"), ((3, n), "f4"), ((3, n), "i1"), ((3, n // 32, 2), "f4"))
+    )
     norm_module().run("rms_norm", 3, 256, x, add, weight, total, y, q, ds, n, 1e-5, order=order)
     assert (total == x + add).all()
     h = (x + add).astype(np.float64)
@@ -189,7 +193,9 @@ def cache_floats(cache, rows, n):
     if cache == "q8_0":
         return rows[..., :n].view(np.int8) * d
     codes = rows[..., :n_codes].reshape(*rows.shape[:-1], -1, 16)
-    return (np.concatenate([codes & 15, codes >> 4], -1).reshape(*rows.shape[:-1], n).astype(np.float32) - 8) * d
+    return (
+        np.concatenate([codes & 15, codes >> 4], -1).reshape(*rows.shape[:-1], n).astype(np.float32) - 8
+    ) * d
 
 
 def assert_stored(cache, row, y):
@@ -265,7 +271,11 @@ def test_attention(k, v, n_heads, n_kv, n_k, n_v, more):
             f"attend_{k}_{v}", (n_heads, n_splits, 3), 128, f32(q), k_cache, v_cache, i32(pages), i32(first), i32(end),
             partial, n_heads, n_kv, n_k, n_v, n_k if more.get("latent") else n_v, 2, scale, cap, order=order,
         )  # fmt: skip
-        y, codes, ds = aligned((3, n_heads, n_v), "f4"), aligned((3, n_heads, n_v), "i1"), aligned((3, n_heads * n_v // 32, 2), "f4")
+        y, codes, ds = (
+            aligned((3, n_heads, n_v), "f4"),
+            aligned((3, n_heads, n_v), "i1"),
+            aligned((3, n_heads * n_v // 32, 2), "f4"),
+        )
         whole = n_v % 32 == 0
         kernels.run(
             "attend_combine", (n_heads, 3), 128, partial, sinks, gate, y, codes if whole else None,

@@ -33,14 +33,22 @@ def weights(name: str, n_rows: int, n: int, rng):
     """A matrix in device form, and as doubles with the factor that products apply."""
     if name in FLOATS:
         w = rng.normal(size=(n_rows, n)).astype(np.float32)
-        raw = w if name == "f32" else w.astype(np.float16) if name == "f16" else (w.view(np.uint32) >> 16).astype(np.uint16)
+        raw = (
+            w
+            if name == "f32"
+            else w.astype(np.float16)
+            if name == "f16"
+            else (w.view(np.uint32) >> 16).astype(np.uint16)
+        )
         exact = (raw.astype(np.uint32) << 16).view(np.float32) if name == "bf16" else raw
         n_bytes = -(-raw.itemsize * n // 16) * 16
         device = aligned((n_rows, n_bytes), np.uint8)
         device[:, : raw.itemsize * n] = raw.view(np.uint8).reshape(n_rows, -1)
         return device, exact.astype(np.float64)
     data = random_rows(name, n_rows, n, rng)
-    return device_form(name, data, n_rows, n), as_floats(name, data, n).astype(np.float64) * FACTORS.get(name, 1)
+    return device_form(name, data, n_rows, n), as_floats(name, data, n).astype(np.float64) * FACTORS.get(
+        name, 1
+    )
 
 
 def bound(w: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -105,7 +113,10 @@ def test_matrix_vector_products(name):
         mmv(name, products, device, exact, 8, rng, residual=rng.normal(size=(8, 6)).astype(np.float32))
 
 
-PAIRS = [(t, t) for t in ("q4_k", "iq4_ks", "iq2_xxs", "q2_k", "mxfp4", "bf16")] + [("iq4_ks", "q6_k"), ("q8_0", "iq1_m")]
+PAIRS = [(t, t) for t in ("q4_k", "iq4_ks", "iq2_xxs", "q2_k", "mxfp4", "bf16")] + [
+    ("iq4_ks", "q6_k"),
+    ("q8_0", "iq1_m"),
+]
 
 
 def fused_module():
@@ -133,7 +144,12 @@ def activated(up, gate, act):
 def activation_bound(up, gate, d_up, d_gate, act):
     """What errors of up and gate can do, and ten roundings: slopes of the gate's function are below 1.2, it is
     below |gate|, and up is at most |up| + 1."""
-    return d_up * np.abs(gate) + 1.2 * d_gate * (np.abs(up) + 1) + 10 * U * np.abs(gate) * (np.abs(up) + 1) + 1e-30
+    return (
+        d_up * np.abs(gate)
+        + 1.2 * d_gate * (np.abs(up) + 1)
+        + 10 * U * np.abs(gate) * (np.abs(up) + 1)
+        + 1e-30
+    )
 
 
 def check_quantized(q, ds, y):
@@ -149,7 +165,11 @@ def test_up_gate_and_activation_in_one(up, gate, act):
     rng = np.random.default_rng(act)
     n, n_rows = 512, 64
     (wu, u), (wg, g) = weights(up, n_rows, n, rng), weights(gate, n_rows, n, rng)
-    bias = [on_device(rng.normal(size=n_rows).astype(np.float32)) for _ in range(2)] if act == 2 else [None, None]
+    bias = (
+        [on_device(rng.normal(size=n_rows).astype(np.float32)) for _ in range(2)]
+        if act == 2
+        else [None, None]
+    )
     for n_columns, c in ((1, 1), (3, 4)):
         x = rng.normal(size=(n_columns, n)).astype(np.float32) * 2
         arg, ds, x = columns_for(up, x)
@@ -175,7 +195,9 @@ def test_experts_of_pairs(name):
     router = on_device(rng.uniform(size=6).astype(np.float32))
     (wu, u), (wg, g) = (weights(name, n_experts * n_hidden, n, rng) for _ in range(2))
     wd, d = weights(name, n_experts * n, n_hidden, rng)
-    bias_up, bias_gate = (on_device(rng.normal(size=(n_experts, n_hidden)).astype(np.float32)) for _ in range(2))
+    bias_up, bias_gate = (
+        on_device(rng.normal(size=(n_experts, n_hidden)).astype(np.float32)) for _ in range(2)
+    )
     bias_down = on_device(rng.normal(size=(n_experts, n)).astype(np.float32))
     arg, ds, x = columns_for(name, rng.normal(size=(2, n)).astype(np.float32))
     y = aligned((6, n_hidden), np.float32)
@@ -192,13 +214,19 @@ def test_experts_of_pairs(name):
             assert not y[pair].any()
             continue
         token = x[pair // k : pair // k + 1]
-        a, b = (token @ w.reshape(n_experts, n_hidden, n)[e].T + v[e] for w, v in ((u, bias_up), (g, bias_gate)))
-        slack_a, slack_b = (bound(w.reshape(n_experts, n_hidden, n)[e], token) + U * np.abs(v) for w, v in ((u, a), (g, b)))
+        a, b = (
+            token @ w.reshape(n_experts, n_hidden, n)[e].T + v[e] for w, v in ((u, bias_up), (g, bias_gate))
+        )
+        slack_a, slack_b = (
+            bound(w.reshape(n_experts, n_hidden, n)[e], token) + U * np.abs(v) for w, v in ((u, a), (g, b))
+        )
         assert (np.abs(y[pair] - activated(a, b, 0)) <= activation_bound(a, b, slack_a, slack_b, 0)).all()
         column = hidden[pair : pair + 1]
         of_expert = d.reshape(n_experts, n, n_hidden)[e]
         want[pair // k] += router[pair] * (column @ of_expert.T + bias_down[e])[0]
-        slack[pair // k] += router[pair] * (bound(of_expert, column) + 4 * U * np.abs(column @ of_expert.T))[0] + 8 * U
+        slack[pair // k] += (
+            router[pair] * (bound(of_expert, column) + 4 * U * np.abs(column @ of_expert.T))[0] + 8 * U
+        )
     residual = rng.normal(size=(2, n)).astype(np.float32)
     out = on_device(residual)
     fused_module().run(
@@ -216,5 +244,7 @@ def test_activation_of_products_made_apart():
     y, q, ds = aligned((3, 96), np.float32), aligned((3, 96), np.int8), aligned((3, 3, 2), np.float32)
     activations().run("glu_act", (3, 3), 32, up, gate, bias, None, ids, y, q, ds, 96, 2, 1.702, 7.0)
     a = up.astype(np.float64) + bias[ids]
-    assert (np.abs(y - activated(a, gate.astype(np.float64), 2)) <= activation_bound(a, gate, U * 4, 0, 2)).all()
+    assert (
+        np.abs(y - activated(a, gate.astype(np.float64), 2)) <= activation_bound(a, gate, U * 4, 0, 2)
+    ).all()
     check_quantized(q, ds, y)

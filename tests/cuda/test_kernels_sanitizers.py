@@ -44,8 +44,14 @@ def run_upgate(module_, order=0):
 
 def run_router(module_, order=0):
     logits = on_device(np.random.default_rng(3).normal(size=(2, 40)).astype(np.float32))
-    ids, weights, bad = aligned((2, 4), np.int32), aligned((2, 4), np.float32), on_device(np.zeros(1, np.int32))
-    return module_.launch("router", 2, 32, logits, None, ids, weights, bad, 40, 4, 0, 1, 1.0, 1, 1, 4, 0.0, order=order)
+    ids, weights, bad = (
+        aligned((2, 4), np.int32),
+        aligned((2, 4), np.float32),
+        on_device(np.zeros(1, np.int32)),
+    )
+    return module_.launch(
+        "router", 2, 32, logits, None, ids, weights, bad, 40, 4, 0, 1, 1.0, 1, 1, 4, 0.0, order=order
+    )
 
 
 @pytest.mark.parametrize(
@@ -110,5 +116,16 @@ def test_wrong_arithmetic_changes_results(error, name):
 def test_launches_that_a_driver_refuses():
     module_ = made('#include "activations.cu"\n')
     x, q, ds = on_device(np.ones(32, np.float32)), aligned(32, np.int8), aligned((1, 2), np.float32)
-    for grid, block, shared in ((0, 256, 0), (1, 0, 0), (1, 257, 0), (1, 1025, 0), ((1, 65536, 1), 32, 0), (1, 32, 1 << 20)):
-        assert module_.launch("quantize_act", grid, block, x, q, ds, 32, shared=shared) == 1, (grid, block, shared)
+    for grid, block, shared in (
+        (0, 256, 0),
+        (1, 0, 0),
+        (1, 257, 0),
+        (1, 1025, 0),
+        ((1, 65536, 1), 32, 0),
+        (1, 32, 1 << 20),
+    ):
+        assert module_.launch("quantize_act", grid, block, x, q, ds, 32, shared=shared) == 1, (
+            grid,
+            block,
+            shared,
+        )
