@@ -23,9 +23,9 @@ import tempfile
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / "tests/cuda")]
-from nvrtc import TYPES, compile_, library
+from nvrtc import TYPES, compile_, library  # noqa: E402
 
-import ikq
+import ikq  # noqa: E402
 
 H200_PER_BIT = 4 * 32 * 132 * 1.98e9 / (8 * 4.3e12)
 SHARE = 0.7

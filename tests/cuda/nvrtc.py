@@ -118,7 +118,8 @@ def kernels_of(log: str) -> list[Kernel]:
     for part in log.split("Compiling entry function '")[1:]:
         sizes = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", part)
         registers = re.search(r"Used (\d+) registers", part)
-        assert sizes and registers, part
+        assert sizes, part
+        assert registers, part
         out.append(
             Kernel(part.split("'")[0], int(sizes[1]), int(sizes[2]) + int(sizes[3]), int(registers[1]))
         )

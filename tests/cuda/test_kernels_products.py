@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from emulator import ORDERS, aligned, for_types, module, needs_gxx, on_device
-from weights import TYPES, as_floats, device_form, device_row_bytes, random_rows, row_lengths
+from weights import TYPES, as_floats, device_form, random_rows, row_lengths
 
 pytestmark = needs_gxx
 
