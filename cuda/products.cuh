@@ -49,10 +49,10 @@ IKQ_DEV void add_fragment(const typename T::Result &f, const Columns &x, const i
     for (int c = 0; c < C; c++) {
 #pragma unroll
         for (int r = 0; r < 32 / RUN; r++) {
-            const int at = 256 * u + T::at(l, r);
+            const unsigned at = unsigned(offset[c] + 256 * u + T::at(l, r));
             int codes[RUN / 4];
-            load_codes<RUN>(static_cast<const int8_t *>(x.x) + offset[c] + at, codes);
-            const uint2 raw = load_8(x.ds + ((offset[c] + at) >> 5));
+            load_codes<RUN>(static_cast<const int8_t *>(x.x) + at, codes);
+            const uint2 raw = load_8(x.ds + (at >> 5));
             const float d = __int_as_float(int(raw.x)), ds = __int_as_float(int(raw.y));
             int dot = 0;
 #pragma unroll

@@ -57,7 +57,9 @@ def text() -> str:
         if bits == 3:
             values = [sum((v >> (3 * j) & 7) << (4 * j) for j in range(4)) for v in values]
         n = 8 if bits == 2 else 4
-        out += table(name, values, f"{len(values)} entries of {n} elements, {2 if bits == 2 else 4} bits each")
+        out += table(
+            name, values, f"{len(values)} entries of {n} elements, {2 if bits == 2 else 4} bits each"
+        )
     pairs = numbers("values.rs", "IQ2KL_VALUES")
     values = [(pairs[i] & 255) | (pairs[i + 1] & 255) << 8 for i in range(0, len(pairs), 2)]
     return out + table("IQ2KL_VALUES", values, "32 pairs of values, the first in the lower byte")

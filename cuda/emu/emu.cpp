@@ -30,8 +30,10 @@ static void __tsan_acquire(void *) {}
 static void __tsan_release(void *) {}
 #endif
 #ifdef IKQ_ASAN
+extern "C" void __asan_poison_memory_region(const volatile void *address, size_t size);
 extern "C" void __asan_unpoison_memory_region(const volatile void *address, size_t size);
 #else
+static void __asan_poison_memory_region(const volatile void *, size_t) {}
 static void __asan_unpoison_memory_region(const volatile void *, size_t) {}
 #endif
 
@@ -85,8 +87,10 @@ struct Fiber : Thread {
 struct Shared {
     const void *tag;
     size_t bytes;
-    std::unique_ptr<unsigned char[]> data;
+    unsigned char *data;
 };
+// Between arrays of a block there is room that may not be touched.
+constexpr size_t GAP = 64, ARENA = MAX_STATIC_SHARED + 64 * GAP;
 
 unsigned launch_order = 0;
 std::vector<Entry> &table() {
@@ -100,6 +104,8 @@ std::vector<Barrier> warp_barriers;
 Barrier the_block_barrier;
 std::vector<uint64_t> words; // one per thread: what an exchange gives
 std::vector<Shared> shared;
+alignas(256) unsigned char arena[ARENA];
+size_t arena_used;
 std::unique_ptr<unsigned char[]> dynamic;
 size_t dynamic_bytes;
 void *scheduler_stack, *scheduler_tsan;
@@ -178,7 +184,7 @@ void run_block(std::vector<unsigned> &order, char *stacks) {
         warp_barriers[w] = Barrier();
         warp_barriers[w].need = std::min(32u, n - 32 * w);
     }
-    for (Shared &s : shared) std::memset(s.data.get(), 0xff, s.bytes);
+    for (Shared &s : shared) std::memset(s.data, 0xff, s.bytes);
     if (dynamic_bytes) std::memset(dynamic.get(), 0xff, dynamic_bytes);
     for (unsigned i = 0; i < n; i++) make_ready(fibers[i], i, stacks + STACK_BYTES * i);
     __tsan_release(launch_begin);
@@ -232,13 +238,17 @@ unsigned ballot(bool vote) {
 
 void *shared_array(const void *tag, size_t bytes) {
     for (Shared &s : shared)
-        if (s.tag == tag) return s.data.get();
-    shared.push_back({tag, bytes, std::unique_ptr<unsigned char[]>(new unsigned char[bytes])});
-    std::memset(shared.back().data.get(), 0xff, bytes);
-    size_t total = 0;
-    for (const Shared &s : shared) total += s.bytes;
-    if (total > MAX_STATIC_SHARED) fail("more static shared memory than a block may have", running());
-    return shared.back().data.get();
+        if (s.tag == tag) return s.data;
+    const size_t begin = arena_used + GAP;
+    if (begin + bytes > ARENA) {
+        fail("more static shared memory than a block may have", running());
+        give_way(); // for good: the launch is over
+    }
+    // nothing is written here: to the sanitizer the memory is as the scheduler left it
+    shared.push_back({tag, bytes, arena + begin});
+    arena_used = (begin + bytes + GAP - 1) / GAP * GAP;
+    __asan_unpoison_memory_region(arena + begin, bytes);
+    return arena + begin;
 }
 
 void *dynamic_shared() { return dynamic.get(); }
@@ -278,6 +288,10 @@ int ikq_emu_launch(const ikq_emu_kernel *kernel, ikq_emu_dim3 grid, ikq_emu_dim3
     body_args = args;
     failed = false;
     shared.clear();
+    arena_used = 0;
+    __asan_unpoison_memory_region(arena, ARENA);
+    std::memset(arena, 0xff, ARENA);
+    __asan_poison_memory_region(arena, ARENA);
     dynamic.reset(new unsigned char[dynamic_shared_bytes + 1]);
     dynamic_bytes = dynamic_shared_bytes;
     fibers.assign(n, Fiber());

@@ -117,6 +117,7 @@ inline int __dp4a(int a, int b, int c) {
 }
 int __dp4a(unsigned, unsigned, unsigned) = delete; // ambiguous for NVRTC in mixed calls: signed words only
 
+// the lower sixteen bits of the selector count
 inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
     const uint64_t both = uint64_t(y) << 32 | x;
     unsigned out = 0;
@@ -131,6 +132,7 @@ inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
 
 template <class T> T __ldg(const T *p) { return *p; }
 inline int atomicAdd(int *p, int v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }
-inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+inline double cospi(double x) { return std::cos(M_PI * std::remainder(x, 2.0)); }
+inline double sinpi(double x) { return std::sin(M_PI * std::remainder(x, 2.0)); }
 using std::max;
 using std::min;

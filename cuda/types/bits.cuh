@@ -28,21 +28,21 @@ struct Table16 {
     uint32_t a, b, c, d;
 };
 
-// Four nibbles (the lower half of `nibbles`) through a table: a byte each, in order of the nibbles.
-IKQ_DEV uint32_t look_up_4(uint32_t nibbles, const Table16 &t) {
-    const uint32_t index = nibbles & 0x7777u;
-    const uint32_t low = __byte_perm(t.a, t.b, index), high = __byte_perm(t.c, t.d, index);
-    return __byte_perm(low, high, (nibbles >> 1 & 0x4444u) | 0x3210u);
+// Four nibbles through a table, a byte each: `index` has their lower three bits, `upper` 4 where the fourth is set, over
+// 3210; the lower half of both is used.
+IKQ_DEV uint32_t look_up_4(uint32_t index, uint32_t upper, const Table16 &t) {
+    return __byte_perm(__byte_perm(t.a, t.b, index), __byte_perm(t.c, t.d, index), upper);
 }
 
 // Eight nibbles of a word through a table: those of the low nibbles and those of the high ones.
 IKQ_DEV void look_up(uint32_t nibbles, const Table16 &t, uint32_t &low, uint32_t &high) {
-    const uint32_t x = look_up_4(nibbles, t), y = look_up_4(nibbles >> 16, t);
+    const uint32_t index = nibbles & 0x77777777u, upper = (nibbles >> 1 & 0x44444444u) | 0x32103210u;
+    const uint32_t x = look_up_4(index, upper, t), y = look_up_4(index >> 16, upper >> 16, t);
     low = __byte_perm(x, y, 0x6420u);
     high = __byte_perm(x, y, 0x7531u);
 }
 
-IKQ_DEV int look_up_1(uint32_t nibble, const Table16 &t) { return int8_t(look_up_4(nibble & 15u, t) & 255u); }
+IKQ_DEV int look_up_1(uint32_t nibble, const Table16 &t) { return int8_t(look_up_4(nibble & 7u, (nibble >> 1 & 4u) | 0x3210u, t) & 255u); }
 
 // Entries of a table of four bytes for all sixteen pairs of bits of a word: out[j] has the pairs j of its bytes.
 IKQ_DEV void look_up_crumbs(uint32_t x, uint32_t table, uint32_t (&out)[4]) {

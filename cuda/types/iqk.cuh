@@ -6,12 +6,16 @@
 #include "types/kquants.cuh"
 
 constexpr uint32_t IQ2_SHIFT = 5, IQ3_SHIFT = 4, IQ4_SHIFT = 4, IQ5_SHIFT = 2, IQ6_SHIFT = 1;
-constexpr uint32_t IQ2_VALUES = 0x1101f3e1u;                                 // -31 -13 1 17
-constexpr uint32_t IQ3_VALUES = 0xf6e9d8c1u, IQ3_VALUES_UPPER = 0x2f1c0d01u; // -63 -40 -23 -10, 1 13 28 47
+// Values are looked up plus 128, so that adding the constant carries into no other byte.
+constexpr uint32_t IQ2_VALUES = 0x1101f3e1u ^ SIGN_BITS;                                             // -31 -13 1 17
+constexpr uint32_t IQ3_VALUES = 0xf6e9d8c1u ^ SIGN_BITS, IQ3_VALUES_UPPER = 0x2f1c0d01u ^ SIGN_BITS; // -63 -40 -23 -10, 1 13 28 47
+IKQ_DEV Table16 plus_128(const Table16 &t) {
+    return {t.a ^ SIGN_BITS, t.b ^ SIGN_BITS, t.c ^ SIGN_BITS, t.d ^ SIGN_BITS};
+}
 
-// codes plus the constant of the second variant where `second` is odd
+// codes, which are 128 too large, plus the constant of the second variant where `second` is odd
 IKQ_DEV int shifted(uint32_t codes, uint32_t second, uint32_t shift) {
-    return int(add_bytes(codes, (second & 1u) * (shift * ONES)));
+    return int((codes + (second & 1u) * (shift * ONES)) ^ SIGN_BITS);
 }
 
 // Codes of three bits: pairs of bits of x, and as third bit those of `high` (bit j: of pair j) through the table.
@@ -100,7 +104,7 @@ struct iq4_k : Neighbours<16> {
     using Form = Planes<Seg<16, 128>, Seg<0, 16>>;
     IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
         Result f;
-        values_of_16(load_16(Form::field<0>(row, nb, u) + 16 * l), f.code);
+        values_of_16(load_16(Form::field<0>(row, nb, u) + 16 * l), plus_128(iq4_values()), f.code);
         const uint4 head = load_16(Form::field<1>(row, nb, u));
 #pragma unroll
         for (int r = 0; r < 2; r++) {
@@ -139,7 +143,7 @@ template <class Result> IKQ_DEV void values_of_five_bits(const uint4 &w, const u
     for (int i = 0; i < 4; i++) {
         uint32_t low[2], high[2];
 #pragma unroll
-        for (int p = 0; p < 2; p++) look_up(word(w, i), iq5_values(p), low[p], high[p]);
+        for (int p = 0; p < 2; p++) look_up(word(w, i), plus_128(iq5_values(p)), low[p], high[p]);
         const uint32_t fifth = word(bits, i) >> (2 * c);
         f.code[i] = int(choose(low[0], low[1], fifth));
         f.code[4 + i] = int(choose(high[0], high[1], fifth >> 1));
@@ -179,7 +183,7 @@ struct iq6_k : HalvesOf64 {
         for (int i = 0; i < 4; i++) {
             uint32_t low[4], high[4];
 #pragma unroll
-            for (int p = 0; p < 4; p++) look_up(word(w, i), iq6_values(p), low[p], high[p]);
+            for (int p = 0; p < 4; p++) look_up(word(w, i), plus_128(iq6_values(p)), low[p], high[p]);
             const uint32_t x = word(high_bits, i) >> (4 * (c & 1)), y = x >> 2;
             f.code[i] = int(choose(choose(low[0], low[1], x), choose(low[2], low[3], x), x >> 1));
             f.code[4 + i] = int(choose(choose(high[0], high[1], y), choose(high[2], high[3], y), y >> 1));

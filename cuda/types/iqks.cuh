@@ -6,14 +6,18 @@
 // the odd scale in the upper seven bits of a byte; bit 0 chooses the variant of the table
 IKQ_DEV float odd_scale(uint32_t byte) { return float(int(byte & 254u) - 127); }
 
+// The variant that bit 0 of a scale byte chooses: -123 -100 -79 -61, -45 -31 -18 -6, 5 17 29 42, 57 73 93 117 if set
+IKQ_DEV Table16 iq4_values_of(uint32_t byte) {
+    const Table16 first = iq4_values(), second = {0xc3b19c85u, 0xfaeee1d3u, 0x2a1d1105u, 0x755d4939u};
+    return byte & 1u ? second : first;
+}
+
 struct iq4_ks : Neighbours<32> {
     using Form = Planes<Seg<8, 128>, Seg<0, 8>, Head<4>>;
     IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
         Result f;
-        values_of_16(load_16(Form::field<0>(row, nb, u) + 16 * l), f.code);
         const uint32_t c = load_u8(Form::field<1>(row, nb, u) + l);
-#pragma unroll
-        for (int i = 0; i < 8; i++) f.code[i] = shifted(uint32_t(f.code[i]), c, IQ4_SHIFT);
+        values_of_16(load_16(Form::field<0>(row, nb, u) + 16 * l), iq4_values_of(c), f.code);
         f.scale[0] = load_f32(Form::field<2>(row, nb, 0)) * odd_scale(c);
         return f;
     }
@@ -53,9 +57,7 @@ struct iq4_kss : Neighbours<32> {
             return x ^ (x >> 1 & 0x7fff7fffu);
         };
         w = {gray(w.x), gray(w.y), gray(w.z), gray(w.w)};
-        values_of_16(w, f.code);
-#pragma unroll
-        for (int i = 0; i < 8; i++) f.code[i] = shifted(uint32_t(f.code[i]), c, IQ4_SHIFT);
+        values_of_16(w, iq4_values_of(c), f.code);
         f.scale[0] = load_f32(Form::field<1>(row, nb, 0)) * odd_scale(c);
         return f;
     }

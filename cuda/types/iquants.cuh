@@ -156,11 +156,11 @@ struct iq1_m : Neighbours<16> {
 // -127 -104 -83 -65, -49 -35 -22 -10, 1 13 25 38, 53 69 89 113
 IKQ_DEV Table16 iq4_values() { return {0xbfad9881u, 0xf6eaddcfu, 0x26190d01u, 0x71594535u}; }
 
-IKQ_DEV void values_of_16(const uint4 &w, int (&code)[8]) {
+IKQ_DEV void values_of_16(const uint4 &w, const Table16 &table, int (&code)[8]) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         uint32_t low, high;
-        look_up(word(w, i), iq4_values(), low, high);
+        look_up(word(w, i), table, low, high);
         code[i] = int(low);
         code[4 + i] = int(high);
     }
@@ -171,7 +171,7 @@ struct iq4_nl : Neighbours<32> {
     using Form = Planes<Seg<2, 16>, Seg<0, 2>>;
     IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
         Result f;
-        values_of_16(load_16(Form::field<0>(row, nb, 8 * u + l)), f.code);
+        values_of_16(load_16(Form::field<0>(row, nb, 8 * u + l)), iq4_values(), f.code);
         f.scale[0] = load_half(Form::field<1>(row, nb, 8 * u + l));
         return f;
     }
@@ -181,7 +181,7 @@ struct iq4_xs : Neighbours<32> {
     using Form = Planes<Seg<8, 128>, Seg<0, 8>>;
     IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
         Result f;
-        values_of_16(load_16(Form::field<0>(row, nb, u) + 16 * l), f.code);
+        values_of_16(load_16(Form::field<0>(row, nb, u) + 16 * l), iq4_values(), f.code);
         const uint2 head = load_8(Form::field<1>(row, nb, u));
         const uint32_t s = (head.y >> (4 * l) & 15u) | (head.x >> (16 + 2 * l) & 3u) << 4;
         f.scale[0] = h2f(uint16_t(head.x)) * float(int(s) - 32);

@@ -1,10 +1,17 @@
-"""Kernels of `cuda/` on the CPU: modules are compiled with g++, cached, and launched through ctypes."""
+"""Kernels of `cuda/` on the CPU: modules are compiled with g++, cached in a folder of the user's for temporary files, and launched.
+
+Modules are shared objects that are called through ctypes. With IKQ_EMULATOR=thread or =address they are programs under
+that sanitizer instead, one run per launch: the same tests then look for missing barriers, or for accesses out of bounds
+and misaligned ones.
+"""
 
 import ctypes
 import functools
 import hashlib
 import os
+import platform
 import shutil
+import struct
 import subprocess
 import tempfile
 from pathlib import Path
@@ -14,8 +21,30 @@ import pytest
 
 CUDA = Path(__file__).resolve().parents[2] / "cuda"
 GXX = shutil.which("g++")
-needs_gxx = pytest.mark.skipif(GXX is None or os.uname().machine != "x86_64", reason="the emulator needs g++ on x86-64")
-FLAGS = ("-std=c++17", "-ffp-contract=off", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-DIKQ_EMU", f"-I{CUDA}")
+needs_gxx = pytest.mark.skipif(
+    GXX is None or platform.machine() != "x86_64" or os.name != "posix",
+    reason="the emulator needs g++ on x86-64",
+)
+FLAGS = (
+    "-std=c++17",
+    "-ffp-contract=off",
+    "-Wall",
+    "-Wextra",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+    "-DIKQ_EMU",
+)
+# what takes minutes runs with IKQ_CUDA_TESTS=all (`make test-cuda`)
+FULL = os.environ.get("IKQ_CUDA_TESTS") == "all"
+only_in_full = pytest.mark.skipif(not FULL, reason="a part of `make test-cuda`")
+# flags of the kernels, and of the scheduler, which is not instrumented
+SANITIZERS = {
+    "thread": (("-fsanitize=thread", "-g"), ("-DIKQ_TSAN",)),
+    "address": (
+        ("-fsanitize=address,alignment", "-fno-sanitize-recover=alignment", "-g"),
+        ("-DIKQ_ASAN", "-fsanitize=address"),
+    ),
+}
 # orders in which threads and blocks run
 ORDERS = (0, 1, 5)
 
@@ -33,11 +62,13 @@ def cache_folder() -> Path:
 
 
 @functools.cache
-def sources_hash() -> str:
+def sources_hash(folder: Path) -> str:
     """Of everything that a module may include."""
     h = hashlib.sha256()
-    for path in sorted(p for p in CUDA.rglob("*") if p.suffix in (".cu", ".cuh", ".cpp", ".h") and "standin" not in p.parts):
-        h.update(str(path.relative_to(CUDA)).encode() + path.read_bytes())
+    for path in sorted(
+        p for p in folder.rglob("*") if p.suffix in (".cu", ".cuh", ".cpp", ".h") and "standin" not in p.parts
+    ):
+        h.update(str(path.relative_to(folder)).encode() + path.read_bytes())
     return h.hexdigest()
 
 
@@ -47,26 +78,28 @@ def run_gxx(*args: str) -> None:
         raise AssertionError(f"g++ {' '.join(args)}\n{done.stderr[-4000:]}")
 
 
-def build(text: str, *flags: str, program: bool = False, scheduler_flags: tuple[str, ...] = ()) -> Path:
-    """A module (or a program) of a text that includes kernel sources, and of the scheduler.
+def build(text: str, sanitizer: str | None = None, folder: Path = CUDA) -> Path:
+    """A module of a text that includes kernel sources; with a sanitizer a program that runs one launch.
 
-    `flags` are for the kernels, `scheduler_flags` for the scheduler, which sanitizers do not instrument.
+    `folder`: where the sources are.
     """
-    key = hashlib.sha256("\0".join([sources_hash(), text, *FLAGS, *flags, *scheduler_flags, str(program)]).encode())
-    out = cache_folder() / f"{key.hexdigest()[:32]}{'' if program else '.so'}"
+    flags, scheduler_flags = SANITIZERS[sanitizer] if sanitizer else ((), ())
+    key = hashlib.sha256("\0".join([sources_hash(folder), text, *FLAGS, *flags, *scheduler_flags]).encode())
+    out = cache_folder() / f"{key.hexdigest()[:32]}{'' if sanitizer else '.so'}"
     if out.exists():
         return out
     with tempfile.TemporaryDirectory(dir=cache_folder()) as scratch:
-        folder = Path(scratch)
-        (folder / "kernels.cpp").write_text(text)
-        common = (*FLAGS, "-fPIC", "-fvisibility=hidden")
-        run_gxx(*common, "-O1", *flags, "-c", str(folder / "kernels.cpp"), "-o", str(folder / "kernels.o"))
-        run_gxx(*common, "-O2", *scheduler_flags, "-c", str(CUDA / "emu/emu.cpp"), "-o", str(folder / "emu.o"))
-        kind = () if program else ("-shared",)
-        sanitizers = [f for f in flags if f.startswith("-fsanitize")]
-        objects = (str(folder / "kernels.o"), str(folder / "emu.o"))
-        run_gxx(*kind, *sanitizers, *objects, "-o", str(folder / "out"))
-        (folder / "out").replace(out)
+        here = Path(scratch)
+        (here / "kernels.cpp").write_text(text)
+        common = (*FLAGS, f"-I{folder}", "-fPIC", "-fvisibility=hidden", "-c")
+        run_gxx(*common, "-O1", *flags, str(here / "kernels.cpp"), "-o", str(here / "kernels.o"))
+        run_gxx(*common, "-O2", *scheduler_flags, str(folder / "emu/emu.cpp"), "-o", str(here / "emu.o"))
+        objects = [str(here / "kernels.o"), str(here / "emu.o")]
+        if sanitizer:
+            run_gxx(*common, *scheduler_flags, str(folder / "emu/runner.cpp"), "-o", str(here / "runner.o"))
+            objects.append(str(here / "runner.o"))
+        run_gxx(*(flags if sanitizer else ("-shared",)), *objects, "-o", str(here / "out"))
+        (here / "out").replace(out)
     return out
 
 
@@ -120,9 +153,59 @@ def dim3(n) -> Dim3:
     return Dim3(*((n, 1, 1) if isinstance(n, int) else (*n, 1, 1)[:3]))
 
 
+class Program:
+    """What a module is under a sanitizer: `run` and `launch` as there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.report = ""
+
+    def launch(self, name: str, grid, block, *args, shared: int = 0, order: int = 0) -> int:
+        """0, or the exit status of the program; `report` is what it had to say."""
+        numbers = [getattr(dim3(d), axis) for d in (grid, block) for axis in "xyz"]
+        out = struct.pack("<Q", len(name)) + name.encode() + struct.pack("<8Q", *numbers, shared, len(args))
+        buffers: dict[int, tuple[int, np.ndarray]] = {}
+        for i, value in enumerate(args):
+            if value is None:
+                out += struct.pack("<2Q", 2, 0)
+            elif isinstance(value, np.ndarray):
+                at = value.ctypes.data
+                if at in buffers:
+                    out += struct.pack("<2Q", 3, buffers[at][0])
+                else:
+                    buffers[at] = (i, value)
+                    out += struct.pack("<2Q", 1, value.nbytes) + value.tobytes()
+            else:
+                # eight bytes serve both sizes of a number
+                raw = struct.pack("<f4x", value) if isinstance(value, float) else struct.pack("<q", value)
+                out += struct.pack("<2Q", 0, 8) + raw
+        with tempfile.TemporaryDirectory(dir=cache_folder()) as scratch:
+            files = [Path(scratch) / "in", Path(scratch) / "out"]
+            files[0].write_bytes(out)
+            # the thread sanitizer wants the memory layout that there is without randomization
+            command = ["setarch", "-R", str(self.path), *map(str, files), str(order)]
+            options = {
+                "TSAN_OPTIONS": "exitcode=66",
+                "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+            }
+            done = subprocess.run(command, capture_output=True, text=True, env=os.environ | options)
+            self.report = done.stderr
+            if done.returncode == 0:
+                after = files[1].read_bytes()
+                for _, array in buffers.values():
+                    array[...] = np.frombuffer(after[: array.nbytes], array.dtype).reshape(array.shape)
+                    after = after[array.nbytes :]
+        return done.returncode
+
+    def run(self, name: str, grid, block, *args, shared: int = 0, order: int = 0) -> None:
+        code = self.launch(name, grid, block, *args, shared=shared, order=order)
+        assert code == 0, f"{name}: {code}\n{self.report[:6000]}"
+
+
 @functools.cache
-def module(text: str) -> Module:
-    return Module(build(text))
+def module(text: str) -> Module | Program:
+    sanitizer = os.environ.get("IKQ_EMULATOR")
+    return Program(build(text, sanitizer)) if sanitizer else Module(build(text))
 
 
 def for_types(source: str, types, **more: str) -> str:
