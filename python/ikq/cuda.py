@@ -19,7 +19,6 @@ from typing import TypedDict
 
 from ikq import _ikq
 from ikq.errors import DeviceError
-from ikq.quant_types import QuantType
 
 __all__ = ["Device", "Status", "architectures", "require", "status", "warm"]
 
@@ -63,7 +62,7 @@ class Status(TypedDict):
 
 
 def status() -> Status:
-    """What GPUs can be used here. Never an error, whatever is installed; the first call of a process looks."""
+    """What GPUs can be used here. Never an error, whatever is installed; a process looks once."""
     found = _ikq.cuda_status(places_of_nvrtc())
     return Status(
         usable=found["usable"],
@@ -120,7 +119,7 @@ def warm(types: Iterable[int | str], arch: str) -> list[tuple[str, bool]]:
     """
     version = status()["cuda_version"]
     major = _NEWEST if version is None else int(version.split(".")[0])
-    ids = [QuantType(t).id for t in types]
+    ids = [_ikq.parse_type(t) if isinstance(t, str) else int(t) for t in types]
     return _ikq.cuda_warm(places_of_nvrtc(), major, ids, arch)
 
 

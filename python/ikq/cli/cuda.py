@@ -17,8 +17,8 @@ HELP = "show what GPUs can be used, or compile a model's kernels ahead of use"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options."""
     parser.description = (
-        "Shows the NVIDIA GPUs of this machine, or why none is usable and how to get one. `warm` compiles the "
-        "kernels that a model needs, which otherwise happens when it is loaded first."
+        "Shows the NVIDIA GPUs of this machine, or why none is usable and how to get one. `warm` compiles "
+        "the kernels that a model needs, which otherwise happens when it is loaded first."
     )
     actions = parser.add_subparsers(metavar="ACTION", dest="action")
     status = actions.add_parser("status", help="show what can be used (default)", allow_abbrev=False)
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--arch",
         action="append",
         metavar="sm_XY",
-        help="an architecture, also one that is not here; may be repeated; those of this machine unless given",
+        help="an architecture, here or not; may be repeated; unless given, those of this machine",
     )
     parser.set_defaults(json=False)
 

@@ -18,8 +18,8 @@ HELP = "show CPU features, GPUs and the kernel of every type, and test each"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options."""
     parser.description = (
-        "Shows the instruction sets and GPUs of this machine, what runs, and the kernels of every tensor type, "
-        "each tested on random weights against sums in float64. Exit code 1 when one fails."
+        "Shows the instruction sets and GPUs of this machine, what runs, and the kernels of every tensor "
+        "type, each tested on random weights against sums in float64. Exit code 1 when one fails."
     )
     parser.add_argument("types", nargs="*", metavar="TYPE", help="types to show; all unless given")
     parser.add_argument("--no-self-test", action="store_true", help="only show")
