@@ -2,6 +2,7 @@
 # make test   everything that must hold; under 30 minutes from scratch on two cores
 # make test-page  the web page of `ikq serve` in headless Chromium
 # make test-hf    conversions against transformers' own logits; installs PyTorch (gigabytes) in .venv
+# make test-cuda  kernels for GPUs without one: every specialisation compiled, all of them under sanitizers; about an hour
 # make bench  speed of decoders and encoders on this machine
 # Needs Python 3.10 or later with pip and venv, and cargo. All else goes into .venv.
 
@@ -15,7 +16,7 @@ SOURCES := $(shell find rust python -name target -prune -o -type f ! -name '*.so
 # cargo finds the interpreter to build for here; no other than this one is used
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: build demo test test-page test-hf bench lint rust-test python-test sdists clean
+.PHONY: build demo test test-cuda test-page test-hf bench lint rust-test python-test sdists clean
 
 build: $(VENV)/.built
 
@@ -63,6 +64,14 @@ python-test: $(VENV)/.testable sdists
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest --doctest-modules --pyargs ikq -o testpaths=
 	$(BIN)/python -m pytest --doctest-glob=README.md README.md
+
+# kernels on the emulator and through NVRTC; needs g++, and the network for NVRTC
+KERNEL_TESTS := $(addprefix tests/cuda/test_kernels_, weights.py products.py layers.py)
+test-cuda: $(VENV)/.testable
+	$(BIN)/python -m pip install --quiet 'nvidia-cuda-nvrtc>=13,<14'
+	IKQ_CUDA_TESTS=all $(BIN)/python -m pytest tests/cuda
+	IKQ_EMULATOR=thread $(BIN)/python -m pytest $(KERNEL_TESTS)
+	IKQ_EMULATOR=address $(BIN)/python -m pytest $(KERNEL_TESTS)
 
 # the web page in a browser: Chromium must be there, the rest is installed
 test-page: $(VENV)/.testable

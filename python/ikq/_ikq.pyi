@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,13 @@ __all__ = [
     "__version__",
     "available_isas",
     "changed_tensors",
+    "cuda_compile",
+    "cuda_dequantize",
+    "cuda_files",
+    "cuda_plan",
+    "cuda_product",
+    "cuda_status",
+    "cuda_warm",
     "dequantize",
     "ftype_of_type",
     "ftypes",
@@ -89,6 +96,30 @@ def type_facts() -> list[TypeFacts]: ...
 def parse_type(name: str) -> int: ...
 def row_bytes(ty: int, n_per_row: int) -> int: ...
 def tensor_bytes(ty: int, shape: list[int]) -> int: ...
+def cuda_status(nvrtc: list[Path]) -> dict[str, Any]: ...
+def cuda_files() -> list[str]: ...
+def cuda_compile(
+    nvrtc: list[Path],
+    major: int,
+    file: str,
+    defines: list[tuple[str, str]],
+    arch: str,
+    options: list[str],
+) -> tuple[bytes, str]: ...
+def cuda_warm(nvrtc: list[Path], major: int, type_ids: list[int], arch: str) -> list[tuple[str, bool]]: ...
+def cuda_plan(kernel: str, shape: dict[str, Any]) -> dict[str, Any]: ...
+def cuda_product(
+    nvrtc: list[Path],
+    device: int,
+    type_id: int,
+    data: NDArray[np.uint8],
+    n_rows: int,
+    x: NDArray[np.float32],
+    replays: int,
+) -> NDArray[np.float32]: ...
+def cuda_dequantize(
+    nvrtc: list[Path], device: int, type_id: int, data: NDArray[np.uint8], n_rows: int, n: int
+) -> NDArray[np.float32]: ...
 def selected_isa() -> str: ...
 def available_isas() -> list[str]: ...
 def dequantize(

@@ -29,7 +29,7 @@ VERBS_BY_TASK = {
     "measure quality": ("perplexity", "kld"),
     "measure speed": ("bench", "sweep_bench"),
     "look at files and change their form": ("gguf_dump", "diff", "validate", "gguf_hash", "gguf_split"),
-    "look at ikq and this machine": ("types", "info"),
+    "look at ikq and this machine": ("types", "info", "cuda"),
 }
 """Modules of this package by what a user wants to do, in the order of the help text."""
 

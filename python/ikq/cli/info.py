@@ -8,10 +8,11 @@ import os
 import platform
 
 import ikq
-from ikq import kernels
+from ikq import cuda, kernels
+from ikq.cli.gpu_lines import gpu_lines
 
 NAME = "info"
-HELP = "show CPU features and the kernel of every type, and test each"
+HELP = "show CPU features, GPUs and the kernel of every type, and test each"
 EXAMPLES = (
     "ikq info",
     "ikq info --json",
@@ -21,8 +22,8 @@ EXAMPLES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options."""
     parser.description = (
-        "Shows the instruction sets of this machine, which one runs, and the kernels of every tensor type, "
-        "each tested on random weights against sums in float64. Exit code 1 when one fails."
+        "Shows the instruction sets and GPUs of this machine, what runs, and the kernels of every tensor "
+        "type, each tested on random weights against sums in float64. Exit code 1 when one fails."
     )
     parser.add_argument("types", nargs="*", metavar="TYPE", help="types to show; all unless given")
     parser.add_argument("--no-self-test", action="store_true", help="only show")
@@ -42,12 +43,14 @@ def run(args: argparse.Namespace) -> int:
         "instruction_sets": list(ikq.available_isas()),
         "in_use": ikq.isa(),
     }
+    gpus = cuda.status()
     if args.json:
         rows = [{"type": t.name, "kernel": how[t], "error": shares.get(t)} for t in types]
-        print(json.dumps(machine | {"kernels": rows}, indent=1))
+        print(json.dumps(machine | {"gpus": gpus, "kernels": rows}, default=str, indent=1))
     else:
         for key, value in machine.items():
             print(f"{key.replace('_', ' ')}: {', '.join(value) if isinstance(value, list) else value}")
+        print("\n".join(gpu_lines(gpus)))
         width = max(map(len, how.values()), default=0)
         for t in types:
             print(f"{t.name:<12} {how[t]:<{width}}  {_verdict(shares.get(t))}".rstrip())

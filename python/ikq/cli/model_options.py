@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ikq
+from ikq import cuda
 from ikq.cli.placement_table import ALL_LAYERS
 
 __all__ = [
@@ -91,6 +92,9 @@ def print_ignored(args: argparse.Namespace, n_gpu_layers: int | None = None) -> 
     Args:
         args: Parsed arguments.
         n_gpu_layers: What they say, where that may be several numbers.
+
+    Raises:
+        DeviceError: layers are to go to a GPU, there is none to use, and the CPU may not take them.
     """
     for why in dict.fromkeys(why for _, why in args.ignored):
         flags = ", ".join(text for text, reason in args.ignored if reason == why)
@@ -99,7 +103,22 @@ def print_ignored(args: argparse.Namespace, n_gpu_layers: int | None = None) -> 
     if getattr(args, "threads_batch", None) not in (None, threads):
         print("note: -tb ignored: one set of threads (-t) does both prompt and generation", file=sys.stderr)
     if (args.n_gpu_layers if n_gpu_layers is None else n_gpu_layers) and len(_devices(args)) == 1:
-        print("note: -ngl: there is no GPU, all layers run on the CPU", file=sys.stderr)
+        reason = _why_no_gpu()
+        if not args.fallback_cpu:
+            raise ikq.DeviceError(f"-ngl: {reason}; --fallback-cpu runs all layers on the CPU")
+        print(f"note: -ngl: {reason}; all layers run on the CPU", file=sys.stderr)
+
+
+def _why_no_gpu() -> str:
+    """Why layers cannot go to a GPU."""
+    found = cuda.status()
+    if not found["usable"]:
+        return f"no GPU is usable: {found['reason']}"
+    name = found["devices"][0]["name"]
+    return (
+        f"{name} is usable, but computes no whole models yet; FFNs of dense layers and the output go there "
+        r"by -dev CUDA0 -ot 'ffn_(up|gate|down)\.=CUDA0,^output=CUDA0'"
+    )
 
 
 def print_unused_rules(args: argparse.Namespace, names: Iterable[str]) -> None:
@@ -208,7 +227,7 @@ def add_placement(group: argparse._ActionsContainer, *, switches_have_values: bo
         "--device",
         default="CPU",
         metavar="NAME,...",
-        help="what computes (CPU); CPU1, CPU2, ... are the CPU again, with memory of their own",
+        help="what computes (CPU); CUDA0, ... are GPUs; CPU1, ... the CPU again, with memory of its own",
     )
     group.add_argument(
         "-ot",
@@ -218,6 +237,7 @@ def add_placement(group: argparse._ActionsContainer, *, switches_have_values: bo
         metavar="REGEX=NAME,...",
         help="tensors in whose names REGEX is found go to that device; the first rule that fits holds",
     )
+    switch("--fallback-cpu", help="where no GPU is usable, layers of -ngl run on the CPU")
     switch("-cmoe", "--cpu-moe", help="all experts stay on the CPU")
     switch("--no-cache-rotation", help="cache types of 6 bits or less as they are, not rotated")
     switch("--swa-full", help="keep keys and values behind sliding windows")

@@ -3,6 +3,7 @@
 
 mod arrays;
 mod collect;
+mod cuda;
 mod engine;
 mod enter;
 mod errors;
@@ -25,6 +26,10 @@ mod _ikq {
     use crate::collect::{
         CovarianceFile, StatisticsCollector, StatisticsFile, merge_covariances, model_origin,
         write_statistics,
+    };
+    #[pymodule_export]
+    use crate::cuda::{
+        cuda_compile, cuda_dequantize, cuda_files, cuda_plan, cuda_product, cuda_status, cuda_warm,
     };
     #[pymodule_export]
     use crate::engine::{Engine, Sequence, kernel_name, kernel_self_test, product, product_speeds};

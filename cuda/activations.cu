@@ -1,0 +1,25 @@
+// Activations as products read them.
+//
+//   quantize_act(x, q, ds, n)    grid ceil(n / 256), block 256
+//       x: n floats (all columns one after another; their length is a multiple of 32); q: n int8;
+//       ds: n / 32 float2
+//   glu_act(up, gate, bias_up, bias_gate, ids, y, q, ds, n_rows, act, alpha, limit)
+//       grid (ceil(n_rows / 32), columns), block 32
+//       what the fused kernel of upgate.cu does behind its products, for products that were made apart
+#include "glu.cuh"
+
+IKQ_KERNEL(256, quantize_act, (const float *__restrict__ x, int8_t *__restrict__ q, float2 *__restrict__ ds, int64_t n)) {
+    const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    // n is a multiple of 32: a warp goes on or leaves whole
+    if (i < n) quantize_32(x[i], q + i, ds + (i >> 5));
+}
+
+IKQ_KERNEL(32, glu_act, (const float *up, const float *gate, const float *bias_up, const float *bias_gate,
+                         const int *ids, float *y, int8_t *q, float2 *ds, int n_rows, int act, float alpha, float limit)) {
+    const int row = 32 * blockIdx.x + threadIdx.x, in = row < n_rows ? row : n_rows - 1;
+    const int64_t column = int64_t(blockIdx.y) * n_rows;
+    const int64_t expert = ids ? int64_t(ids[blockIdx.y]) * n_rows : 0;
+    const float u = up[column + in] + (bias_up ? bias_up[expert + in] : 0.0f);
+    const float g = gate[column + in] + (bias_gate ? bias_gate[expert + in] : 0.0f);
+    store_activation(activated(u, g, act, alpha, limit), row, blockIdx.y, n_rows, y, q, ds);
+}

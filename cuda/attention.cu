@@ -1,0 +1,148 @@
+// Attention of single queries, for a type of keys (-DIKQ_TYPE) and one of values (-DIKQ_VALUES). A prompt is many
+// columns, each of which sees the positions before it.
+//
+//   attend_K_V(q, k, v, pages, first, end, partial, n_heads, n_kv, n_k, n_v, n_v_row, max_pages, scale, cap)
+//       grid (n_heads, splits, columns), block 128
+//   q          [column][head][n_k] floats
+//   k, v       caches (cache.cuh) of n_kv heads, rows of n_k and n_v_row elements; values are the first n_v of theirs
+//              (compressed keys and values, of one head: v = k, n_v_row = n_k). n_v is at most 1024
+//   pages      a row of max_pages page numbers for each column
+//   first, end positions that the column sees: first[c] to end[c], not included
+//   scale      of the scores; cap: of a soft cap, cap * tanh(score / cap); 0 is none
+//   partial    [column][head][split]: n_v sums, then the largest score and the sum of weights
+//   attend_combine(partial, sinks, gate, y, q, ds, n_heads, n_v, n_splits)
+//       grid (n_heads, columns), block 128; in any module of this source, once (-DIKQ_COMBINE)
+//   sinks      a score per head that takes weight and gives nothing, or null
+//   gate       [column][head][n_v]: results are multiplied by its sigmoid; or null
+//   y, q, ds   the results as floats and quantized (n_v a multiple of 32); each may be null
+#include "cache.cuh"
+#include "names.cuh"
+
+#ifndef IKQ_ONCE_ATTEND
+#define IKQ_ONCE_ATTEND
+// e^(a - b), where nothing was seen yet 0
+IKQ_DEV float weight_of(float a, float b) { return a > -INFINITY ? expf(a - b) : 0.0f; }
+
+// Lanes of a row: each has 32 elements; a power of two.
+IKQ_DEV int lanes_for(int n) {
+    int lanes = 1;
+    while (32 * lanes < n) lanes *= 2;
+    return lanes;
+}
+
+template <class K, class V>
+IKQ_DEV void attend(const float *q, const uint8_t *k, const uint8_t *v, const int *pages, const int *first,
+                    const int *end, float *partial, int n_heads, int n_kv, int n_k, int n_v, int n_v_row, int max_pages,
+                    float scale, float cap) {
+    IKQ_SHARED(float, query, 1024);
+    IKQ_SHARED(float, sums, 4 * 1024);
+    IKQ_SHARED(float, mosts, 4);
+    IKQ_SHARED(float, totals, 4);
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, head = blockIdx.x, kv_head = head / (n_heads / n_kv);
+    const int64_t column = blockIdx.z;
+    for (int i = threadIdx.x; i < 1024; i += blockDim.x)
+        query[i] = i < n_k ? q[(column * n_heads + head) * n_k + i] : 0.0f;
+    __syncthreads();
+    pages += column * max_pages;
+
+    const int64_t n_seen = end[column] - first[column], splits = gridDim.y;
+    const int from = first[column] + int(n_seen * blockIdx.y / splits);
+    const int to = first[column] + int(n_seen * (blockIdx.y + 1) / splits);
+    const int wide = n_k > n_v ? n_k : n_v;
+    const int lanes = lanes_for(wide), rows = 32 / lanes, part = lane & (lanes - 1), group = lane / lanes;
+    // of the rows that this lane's group saw; a warp has 32 / lanes rows at a time
+    float most = -INFINITY, sum = 0.0f, acc[32] = {};
+    for (int base = from + warp * rows; base < to; base += 4 * rows) {
+        const int position = base + group;
+        const bool seen = position < to;
+        const int at = seen ? position : to - 1;
+        const int64_t slot = int64_t(pages[at / PAGE]) * PAGE + at % PAGE;
+        float score = 0.0f;
+        if (32 * part < n_k) {
+            float x[32];
+            read_part<K>(cache_row<K>(const_cast<uint8_t *>(k), slot, kv_head, n_kv, n_k), n_k, part, x);
+#pragma unroll
+            for (int i = 0; i < 32; i++) score += x[i] * query[32 * part + i];
+        }
+        for (int o = 1; o < lanes; o *= 2) score += __shfl_xor_sync(ALL_LANES, score, o);
+        score *= scale;
+        if (cap > 0.0f) score = cap * tanhf(score / cap);
+        if (!seen) continue; // no collective follows in this round
+        const float now = fmaxf(most, score);
+        const float keep = weight_of(most, now), weight = expf(score - now);
+        most = now;
+        sum = sum * keep + weight;
+        if (32 * part < n_v) {
+            float x[32];
+            read_part<V>(cache_row<V>(const_cast<uint8_t *>(v), slot, kv_head, n_kv, n_v_row), n_v_row, part, x);
+#pragma unroll
+            for (int i = 0; i < 32; i++) acc[i] = acc[i] * keep + weight * x[i];
+        }
+    }
+    __syncwarp();
+    // groups of the warp, then warps, become one
+    const float top = warp_max(most), share = weight_of(most, top);
+    sum *= share;
+#pragma unroll
+    for (int i = 0; i < 32; i++) acc[i] *= share;
+    for (int o = lanes; o < 32; o *= 2) {
+        sum += __shfl_xor_sync(ALL_LANES, sum, o);
+#pragma unroll
+        for (int i = 0; i < 32; i++) acc[i] += __shfl_xor_sync(ALL_LANES, acc[i], o);
+    }
+    if (lane == 0) {
+        mosts[warp] = top;
+        totals[warp] = sum;
+    }
+    if (group == 0) {
+#pragma unroll
+        for (int i = 0; i < 32; i++)
+            if (32 * part + i < n_v) sums[1024 * warp + 32 * part + i] = acc[i];
+    }
+    __syncthreads();
+    float best = mosts[0];
+    for (int w = 1; w < 4; w++) best = fmaxf(best, mosts[w]);
+    float *out = partial + ((column * n_heads + head) * splits + blockIdx.y) * (n_v + 2);
+    for (int i = threadIdx.x; i < n_v; i += blockDim.x) {
+        float x = 0.0f;
+        for (int w = 0; w < 4; w++) x += sums[1024 * w + i] * weight_of(mosts[w], best);
+        out[i] = x;
+    }
+    if (threadIdx.x == 0) {
+        float total = 0.0f;
+        for (int w = 0; w < 4; w++) total += totals[w] * weight_of(mosts[w], best);
+        out[n_v] = best;
+        out[n_v + 1] = total;
+    }
+}
+#endif
+
+IKQ_KERNEL(128, IKQ_NAME_3(attend, IKQ_TYPE, IKQ_VALUES),
+           (const float *q, const uint8_t *k, const uint8_t *v, const int *pages, const int *first, const int *end,
+            float *partial, int n_heads, int n_kv, int n_k, int n_v, int n_v_row, int max_pages, float scale,
+            float cap)) {
+    attend<IKQ_TYPE, IKQ_VALUES>(q, k, v, pages, first, end, partial, n_heads, n_kv, n_k, n_v, n_v_row, max_pages, scale,
+                                 cap);
+}
+
+#ifdef IKQ_COMBINE
+IKQ_KERNEL(128, attend_combine, (const float *partial, const float *sinks, const float *gate, float *y, int8_t *q,
+                                 float2 *ds, int n_heads, int n_v, int n_splits)) {
+    const int64_t at = int64_t(blockIdx.y) * n_heads + blockIdx.x;
+    partial += at * n_splits * (n_v + 2);
+    float most = sinks ? sinks[blockIdx.x] : -INFINITY;
+    for (int s = 0; s < n_splits; s++) most = fmaxf(most, partial[s * (n_v + 2) + n_v]);
+    float total = sinks ? weight_of(sinks[blockIdx.x], most) : 0.0f;
+    for (int s = 0; s < n_splits; s++)
+        total += partial[s * (n_v + 2) + n_v + 1] * weight_of(partial[s * (n_v + 2) + n_v], most);
+    const float factor = total > 0.0f ? 1.0f / total : 0.0f;
+    for (int i = threadIdx.x; i < n_v; i += blockDim.x) {
+        float x = 0.0f;
+        for (int s = 0; s < n_splits; s++) x += partial[s * (n_v + 2) + i] * weight_of(partial[s * (n_v + 2) + n_v], most);
+        x *= factor;
+        if (gate) x /= 1.0f + expf(-gate[at * n_v + i]);
+        if (y) y[at * n_v + i] = x;
+        if (q) quantize_32(x, q + at * n_v + i, ds + ((at * n_v + i) >> 5));
+    }
+}
+#endif

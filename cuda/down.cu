@@ -1,0 +1,41 @@
+// The down projection of chosen experts of one type (-DIKQ_TYPE), weighed and summed.
+//
+//   down_T(w, expert_bytes, ids, weights, k, x, ds, bias, residual, y, n_rows, n)
+//       grid (ceil(n_rows / 4), tokens), block 128
+//   y[t * n_rows + r] = residual + sum over slots s of weights[t * k + s] * (w[ids[t * k + s]] x[t * k + s] + bias)
+//   x, ds           a column per (token, slot), as upgate.cu writes them (floats for float weights)
+//   bias            n_rows floats for each expert, or null
+//   residual        laid out as y, or null; may be y
+// A negative id is no expert.
+#include "names.cuh"
+#include "products.cuh"
+
+#ifndef IKQ_ONCE_DOWN
+#define IKQ_ONCE_DOWN
+template <class T>
+IKQ_DEV void down(const uint8_t *w, int64_t expert_bytes, const int *ids, const float *weights, int k, const void *x,
+                  const float2 *ds, const float *bias, const float *residual, float *y, int n_rows, int n) {
+    const int row = 4 * blockIdx.x + (threadIdx.x >> 5);
+    if (row >= n_rows) return; // a whole warp
+    const int64_t token = blockIdx.y;
+    float total = 0.0f;
+    for (int s = 0; s < k; s++) {
+        const int64_t pair = token * k + s;
+        const int64_t expert = ids[pair];
+        if (expert < 0) continue;
+        const int offset[1] = {0};
+        float sum[1];
+        row_products<T>(w + expert * expert_bytes + row * row_bytes<T>(n), columns_from(x, ds, n, pair, T::FLOAT),
+                        offset, sum);
+        total += weights[pair] * (sum[0] + (bias ? bias[expert * n_rows + row] : 0.0f));
+    }
+    const int64_t at = token * n_rows + row;
+    if ((threadIdx.x & 31) == 0) y[at] = total + (residual ? residual[at] : 0.0f);
+}
+#endif
+
+IKQ_KERNEL(128, IKQ_NAME_2(down, IKQ_TYPE),
+           (const uint8_t *w, int64_t expert_bytes, const int *ids, const float *weights, int k, const void *x,
+            const float2 *ds, const float *bias, const float *residual, float *y, int n_rows, int n)) {
+    down<IKQ_TYPE>(w, expert_bytes, ids, weights, k, x, ds, bias, residual, y, n_rows, n);
+}

@@ -1,0 +1,54 @@
+// Queries, keys and values of a type of cache (-DIKQ_TYPE): norm, rope, and the place where they are read.
+//
+//   heads_T(x, x_stride, n_heads, n, weight, eps, cos_sin, n_rot, neox, y, cache, slots)
+//       grid (n_heads, columns), block 32
+//   x         head h of column c: n floats (at most 1024) from x[c * x_stride + h * n]
+//   weight    n floats of an rms norm over each head, or null
+//   cos_sin   n_rot floats per column (norm.cu, rope_table), or null; neox: pairs are halves, else neighbours
+//   y         [column][head][n] floats, or null; may be x where x_stride = n_heads * n
+//   cache     rows of the column's slot (cache.cuh), or null; slots: one per column, -1 stores nothing
+#include "cache.cuh"
+#include "names.cuh"
+
+#ifndef IKQ_ONCE_HEADS
+#define IKQ_ONCE_HEADS
+template <class T>
+IKQ_DEV void heads(const float *x, int64_t x_stride, int n_heads, int n, const float *weight, float eps,
+                   const float *cos_sin, int n_rot, int neox, float *y, uint8_t *cache, const int *slots) {
+    IKQ_SHARED(float, values, 1024);
+    const int lane = threadIdx.x, head = blockIdx.x;
+    const int64_t column = blockIdx.y;
+    x += column * x_stride + int64_t(head) * n;
+    float squares = 0.0f;
+    for (int i = lane; i < n; i += 32) squares += x[i] * x[i];
+    const float scale = weight ? 1.0f / sqrtf(warp_sum(squares) / float(n) + eps) : 1.0f;
+    for (int i = lane; i < n; i += 32) values[i] = x[i] * scale * (weight ? weight[i] : 1.0f);
+    __syncwarp();
+    if (cos_sin) {
+        const float *cosines = cos_sin + column * n_rot, *sines = cosines + n_rot / 2;
+        for (int i = lane; i < n_rot / 2; i += 32) {
+            const int a = neox ? i : 2 * i, b = neox ? i + n_rot / 2 : 2 * i + 1;
+            const float u = values[a], v = values[b];
+            values[a] = u * cosines[i] - v * sines[i];
+            values[b] = u * sines[i] + v * cosines[i];
+        }
+        __syncwarp();
+    }
+    if (y)
+        for (int i = lane; i < n; i += 32) y[(column * n_heads + head) * n + i] = values[i];
+    const int slot = cache ? slots[column] : -1;
+    if (slot >= 0) {
+        uint8_t *row = cache_row<T>(cache, slot, head, n_heads, n);
+        for (int part = 0; 32 * part < n; part++) {
+            const int i = 32 * part + lane;
+            store_part(T{}, row, n, part, i < n ? values[i] : 0.0f, i < n);
+        }
+    }
+}
+#endif
+
+IKQ_KERNEL(32, IKQ_NAME_2(heads, IKQ_TYPE),
+           (const float *x, int64_t x_stride, int n_heads, int n, const float *weight, float eps, const float *cos_sin,
+            int n_rot, int neox, float *y, uint8_t *cache, const int *slots)) {
+    heads<IKQ_TYPE>(x, x_stride, n_heads, n, weight, eps, cos_sin, n_rot, neox, y, cache, slots);
+}

@@ -1,0 +1,109 @@
+// The device layer: the one place that knows whether a kernel is compiled by NVRTC or for the CPU emulator.
+//
+// Kernels include nothing from CUDA; what they need beyond the language is here. Only this file has `asm`,
+// `#ifdef IKQ_EMU` and words of one compiler.
+#pragma once
+
+#ifdef IKQ_EMU
+#include "emu/emu.h"
+#define IKQ_DEV static inline
+#define IKQ_MEMBER static inline
+// read-only tables
+#define IKQ_CONST static const
+// a kernel of at most `threads` threads per block; `args` in brackets
+#define IKQ_KERNEL(threads, name, args) IKQ_KERNEL_(threads, name, args)
+#define IKQ_KERNEL_(threads, name, args)                                                                              \
+    static void name args;                                                                                            \
+    static const emu::Entry entry_of_##name = emu::Bound<&name>::entry(#name, threads);                               \
+    static void name args
+// an array of the block
+#define IKQ_SHARED(type, name, count)                                                                                 \
+    static const char tag_of_##name = 0;                                                                              \
+    type *const name = static_cast<type *>(emu::shared_array(&tag_of_##name, sizeof(type) * (count)))
+#define IKQ_DYNAMIC_SHARED(type, name) type *const name = static_cast<type *>(emu::dynamic_shared())
+
+IKQ_DEV float h2f(uint16_t h) {
+    _Float16 f;
+    std::memcpy(&f, &h, 2);
+    return float(f);
+}
+IKQ_DEV uint16_t f2h(float x) {
+    const _Float16 f = _Float16(x);
+    uint16_t h;
+    std::memcpy(&h, &f, 2);
+    return h;
+}
+// the approximate exponential of the hardware is exact here
+IKQ_DEV float fast_exp(float x) { return std::exp(x); }
+
+#else // NVRTC, or nvcc for a look at a file
+
+#ifdef __CUDACC_RTC__
+typedef signed char int8_t;
+typedef unsigned char uint8_t;
+typedef short int16_t;
+typedef unsigned short uint16_t;
+typedef int int32_t;
+typedef unsigned int uint32_t;
+typedef long long int64_t;
+typedef unsigned long long uint64_t;
+#define INFINITY __int_as_float(0x7f800000)
+#else
+#include <stdint.h>
+#endif
+#define IKQ_DEV static __device__ __forceinline__
+#define IKQ_MEMBER static __device__ __forceinline__
+#define IKQ_CONST static __device__ const
+// asking for one block per multiprocessor keeps ptxas from spilling registers for the sake of more
+#define IKQ_KERNEL(threads, name, args) IKQ_KERNEL_(threads, name, args)
+#define IKQ_KERNEL_(threads, name, args) extern "C" __global__ void __launch_bounds__(threads, 1) name args
+#define IKQ_SHARED(type, name, count) __shared__ __align__(16) type name[count]
+#define IKQ_DYNAMIC_SHARED(type, name) extern __shared__ __align__(16) type name[]
+
+IKQ_DEV float h2f(uint16_t h) {
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
+    return f;
+}
+IKQ_DEV uint16_t f2h(float x) {
+    uint16_t h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
+    return h;
+}
+IKQ_DEV float fast_exp(float x) { return __expf(x); }
+#endif
+
+// bfloat16: the upper half of a float, rounded to nearest even; NaN stays NaN
+IKQ_DEV float bf2f(uint16_t h) { return __int_as_float(int(uint32_t(h) << 16)); }
+IKQ_DEV uint16_t f2bf(float x) {
+    const uint32_t u = uint32_t(__float_as_int(x));
+    if ((u & 0x7fffffffu) > 0x7f800000u) return uint16_t(u >> 16 | 64);
+    return uint16_t((u + 0x7fffu + (u >> 16 & 1)) >> 16);
+}
+
+// Loads of read-only memory. Alignment is the size loaded.
+IKQ_DEV uint32_t load_u8(const void *p) { return __ldg(static_cast<const unsigned char *>(p)); }
+IKQ_DEV uint32_t load_u16(const void *p) { return __ldg(static_cast<const unsigned short *>(p)); }
+IKQ_DEV uint32_t load_u32(const void *p) { return __ldg(static_cast<const unsigned int *>(p)); }
+IKQ_DEV uint2 load_8(const void *p) { return __ldg(static_cast<const uint2 *>(p)); }
+IKQ_DEV uint4 load_16(const void *p) { return __ldg(static_cast<const uint4 *>(p)); }
+IKQ_DEV float load_f32(const void *p) { return __ldg(static_cast<const float *>(p)); }
+IKQ_DEV float load_half(const void *p) { return h2f(uint16_t(load_u16(p))); }
+
+constexpr unsigned ALL_LANES = 0xffffffffu;
+
+IKQ_DEV float warp_sum(float v) {
+#pragma unroll
+    for (int o = 16; o > 0; o >>= 1) v += __shfl_xor_sync(ALL_LANES, v, o);
+    return v;
+}
+IKQ_DEV float warp_max(float v) {
+#pragma unroll
+    for (int o = 16; o > 0; o >>= 1) v = fmaxf(v, __shfl_xor_sync(ALL_LANES, v, o));
+    return v;
+}
+IKQ_DEV int warp_sum(int v) {
+#pragma unroll
+    for (int o = 16; o > 0; o >>= 1) v += __shfl_xor_sync(ALL_LANES, v, o);
+    return v;
+}

@@ -1,0 +1,61 @@
+// Matrix-vector products of one type (-DIKQ_TYPE), 1 to 8 columns: y = w x + bias + residual.
+//
+//   mmv_T_cC(w, expert_bytes, ids, k, x, ds, bias, residual, y, n_rows, n, n_columns, y_stride)
+//       C = 1, 2, 4, 8: the most columns; grid (ceil(n_rows / 4), 1 or columns), block 128
+//   w             device rows
+//   x, ds         columns (products.cuh)
+//   bias          n_rows floats, or null; experts: a row for each
+//   residual      laid out as y, or null; may be y
+//   y             element r of column c: y[c * y_stride + r]
+//   ids           null for one matrix. Else C = 1, grid.y counts (token, slot) pairs, k slots for each token: w has
+//                 an expert every expert_bytes, pair p takes expert ids[p] (none if negative: its products are 0),
+//                 reads column p / k and writes column p
+#include "names.cuh"
+#include "products.cuh"
+
+#ifndef IKQ_ONCE_MMV
+#define IKQ_ONCE_MMV
+template <class T, int C>
+IKQ_DEV void mmv(const uint8_t *w, int64_t expert_bytes, const int *ids, int k, const void *x, const float2 *ds,
+                 const float *bias, const float *residual, float *y, int n_rows, int n, int n_columns, int64_t y_stride) {
+    const int row = 4 * blockIdx.x + (threadIdx.x >> 5), lane = threadIdx.x & 31;
+    if (row >= n_rows) return; // a whole warp
+    int expert = 0;
+    int64_t from = 0, to = 0;
+    if (C == 1 && ids) {
+        to = blockIdx.y;
+        from = blockIdx.y / unsigned(k);
+        expert = ids[to];
+        n_columns = 1;
+    }
+    float sum[C] = {};
+    if (expert >= 0) {
+        int offset[C];
+        column_offsets(n, n_columns, offset);
+        const Columns columns = columns_from(x, ds, n, from, T::FLOAT);
+        row_products<T>(w + expert * expert_bytes + row * row_bytes<T>(n), columns, offset, sum);
+        if (bias) {
+#pragma unroll
+            for (int c = 0; c < C; c++) sum[c] += bias[int64_t(expert) * n_rows + row];
+        }
+    }
+    // lane c stores column c
+#pragma unroll
+    for (int c = 0; c < C; c++) {
+        const int64_t at = (to + c) * y_stride + row;
+        if (lane == c && c < n_columns) y[at] = sum[c] + (residual ? residual[at] : 0.0f);
+    }
+}
+#define IKQ_MMV(C)                                                                                                    \
+    IKQ_KERNEL(128, IKQ_NAME_3(mmv, IKQ_TYPE, c##C),                                                                  \
+               (const uint8_t *w, int64_t expert_bytes, const int *ids, int k, const void *x, const float2 *ds,       \
+                const float *bias, const float *residual, float *y, int n_rows, int n, int n_columns,                 \
+                int64_t y_stride)) {                                                                                  \
+        mmv<IKQ_TYPE, C>(w, expert_bytes, ids, k, x, ds, bias, residual, y, n_rows, n, n_columns, y_stride);          \
+    }
+#endif
+
+IKQ_MMV(1)
+IKQ_MMV(2)
+IKQ_MMV(4)
+IKQ_MMV(8)

@@ -1,0 +1,197 @@
+// Which experts tokens take, and the order in which experts are worked through.
+//
+//   router(logits, bias, ids, weights, not_finite, n_experts, n_used, func, normalize, scale, n_group, n_group_used,
+//          n_least, threshold)                                        grid tokens, block 32
+//       logits       n_experts floats per token (at most 1024)
+//       bias         added to the scores that choose, not to weights; or null
+//       ids, weights n_used per token (at most 32), the best score first, of equal ones the lower id. An expert that
+//                    is dropped has id -1 and weight 0
+//       not_finite   one int: becomes 1 when a score is NaN or infinite; all ids of such a token are -1
+//       func         0 softmax over all, 1 sigmoid, 2 softmax over the chosen
+//       n_group      groups of which the best n_group_used may be chosen from, judged by the sum of their two best
+//       n_least, threshold   experts behind the n_least of largest weight stay if theirs is more than threshold times
+//                    the largest; n_least = n_used drops none
+//   moe_sort(ids, bounds, rows, n, n_experts)                          grid 1, block 256
+//       ids          n expert ids of (token, slot) pairs; -1 is none
+//       bounds       n_experts + 1: expert e has rows[bounds[e]] to rows[bounds[e + 1]], ascending
+#include "ikq_dev.cuh"
+
+constexpr int MAX_EXPERTS = 1024;
+enum { ROUTE_SOFTMAX = 0, ROUTE_SIGMOID = 1, ROUTE_SOFTMAX_CHOSEN = 2 };
+
+// The largest value of n and where it is, the same in all lanes; of equal ones the first.
+IKQ_DEV int best_of(const float *x, int n, float &value) {
+    int at = n;
+    value = -INFINITY;
+    for (int i = threadIdx.x & 31; i < n; i += 32)
+        if (x[i] > value) {
+            value = x[i];
+            at = i;
+        }
+#pragma unroll
+    for (int o = 16; o > 0; o >>= 1) {
+        const float other = __shfl_xor_sync(ALL_LANES, value, o);
+        const int other_at = __shfl_xor_sync(ALL_LANES, at, o);
+        if (other > value || (other == value && other_at < at)) {
+            value = other;
+            at = other_at;
+        }
+    }
+    return at;
+}
+
+// x becomes its softmax; lanes hold it, -INFINITY where there is nothing.
+IKQ_DEV float softmax_of_lanes(float x) {
+    const float e = expf(x - warp_max(x));
+    return e / warp_sum(e);
+}
+
+IKQ_KERNEL(32, router, (const float *logits, const float *bias, int *ids, float *weights, int *not_finite,
+                        int n_experts, int n_used, int func, int normalize, float scale, int n_group, int n_group_used,
+                        int n_least, float threshold)) {
+    IKQ_SHARED(float, scores, MAX_EXPERTS);
+    IKQ_SHARED(float, choice, MAX_EXPERTS);
+    IKQ_SHARED(float, groups, MAX_EXPERTS);
+    const int lane = threadIdx.x;
+    const int64_t token = blockIdx.x;
+    logits += token * n_experts;
+
+    float most = -INFINITY;
+    int bad = 0;
+    for (int e = lane; e < n_experts; e += 32) {
+        most = fmaxf(most, logits[e]);
+        bad |= !(fabsf(logits[e]) < INFINITY);
+    }
+    most = warp_max(most);
+    float sum = 0.0f;
+    for (int e = lane; e < n_experts; e += 32) {
+        float s = logits[e];
+        if (func == ROUTE_SOFTMAX) s = expf(s - most);
+        if (func == ROUTE_SIGMOID) s = 1.0f / (1.0f + expf(-s));
+        scores[e] = s;
+        sum += s;
+    }
+    sum = warp_sum(sum);
+    for (int e = lane; e < n_experts; e += 32) {
+        if (func == ROUTE_SOFTMAX) scores[e] /= sum;
+        choice[e] = scores[e] + (bias ? bias[e] : 0.0f);
+        bad |= !(fabsf(choice[e]) < INFINITY);
+    }
+    __syncwarp();
+    if (__ballot_sync(ALL_LANES, bad)) {
+        if (lane < n_used) {
+            ids[token * n_used + lane] = -1;
+            weights[token * n_used + lane] = 0.0f;
+        }
+        if (lane == 0) *not_finite = 1;
+        return; // the whole block
+    }
+
+    if (n_group > 1) {
+        const int per_group = n_experts / n_group;
+        for (int g = lane; g < n_group; g += 32) {
+            float first = -INFINITY, second = -INFINITY;
+            for (int e = g * per_group; e < (g + 1) * per_group; e++) {
+                const float c = choice[e];
+                if (c > first) {
+                    second = first;
+                    first = c;
+                } else if (c > second) {
+                    second = c;
+                }
+            }
+            groups[g] = second > -INFINITY ? first + second : first;
+        }
+        __syncwarp();
+        // the chosen groups become +INFINITY, which no sum of scores is
+        for (int i = 0; i < n_group_used; i++) {
+            float best = -INFINITY;
+            int at = n_group;
+            for (int g = lane; g < n_group; g += 32)
+                if (groups[g] > best && groups[g] < INFINITY) {
+                    best = groups[g];
+                    at = g;
+                }
+#pragma unroll
+            for (int o = 16; o > 0; o >>= 1) {
+                const float other = __shfl_xor_sync(ALL_LANES, best, o);
+                const int other_at = __shfl_xor_sync(ALL_LANES, at, o);
+                if (other > best || (other == best && other_at < at)) {
+                    best = other;
+                    at = other_at;
+                }
+            }
+            __syncwarp();
+            if (lane == 0 && at < n_group) groups[at] = INFINITY;
+            __syncwarp();
+        }
+        for (int e = lane; e < per_group * n_group; e += 32)
+            if (groups[e / per_group] < INFINITY) choice[e] = -INFINITY;
+        // experts beyond whole groups belong to none
+        for (int e = per_group * n_group + lane; e < n_experts; e += 32) choice[e] = -INFINITY;
+        __syncwarp();
+    }
+
+    // lane i keeps the i-th expert
+    int mine = -1;
+    float weight = 0.0f;
+    for (int i = 0; i < n_used; i++) {
+        float best;
+        const int at = best_of(choice, n_experts, best);
+        if (at >= n_experts) break; // in all lanes: fewer candidates than wanted
+        if (lane == i) {
+            mine = at;
+            weight = scores[at];
+        }
+        __syncwarp();
+        if (lane == 0) choice[at] = -INFINITY;
+        __syncwarp();
+    }
+    if (func == ROUTE_SOFTMAX_CHOSEN) weight = softmax_of_lanes(mine >= 0 ? weight : -INFINITY);
+    float factor = scale;
+    if (normalize) factor /= fmaxf(warp_sum(weight), 6.1035156e-5f);
+    weight *= factor;
+
+    if (n_least < n_used) {
+        const float largest = warp_max(mine >= 0 ? weight : -INFINITY);
+        int rank = 0;
+        for (int i = 0; i < n_used; i++) {
+            const float other = __shfl_sync(ALL_LANES, weight, i);
+            rank += other > weight || (other == weight && i < lane);
+        }
+        if (rank >= n_least && !(weight > threshold * largest)) {
+            mine = -1;
+            weight = 0.0f;
+        }
+    }
+    if (lane < n_used) {
+        ids[token * n_used + lane] = mine;
+        weights[token * n_used + lane] = mine >= 0 ? weight : 0.0f;
+    }
+}
+
+IKQ_KERNEL(256, moe_sort, (const int *ids, int *bounds, int *rows, int n, int n_experts)) {
+    IKQ_SHARED(int, begin, MAX_EXPERTS + 1);
+    for (int e = threadIdx.x; e <= n_experts; e += blockDim.x) begin[e] = 0;
+    __syncthreads();
+    for (int i = threadIdx.x; i < n; i += blockDim.x)
+        if (ids[i] >= 0) atomicAdd(&begin[ids[i] + 1], 1);
+    __syncthreads();
+    if (threadIdx.x == 0)
+        for (int e = 0; e < n_experts; e++) begin[e + 1] += begin[e];
+    __syncthreads();
+    for (int e = threadIdx.x; e <= n_experts; e += blockDim.x) bounds[e] = begin[e];
+    // a warp per expert walks through the list, so that rows stay in order
+    const int lane = threadIdx.x & 31;
+    for (int e = threadIdx.x >> 5; e < n_experts; e += blockDim.x >> 5) {
+        int at = begin[e];
+        if (begin[e + 1] == at) continue; // in all lanes
+        for (int first = 0; first < n; first += 32) {
+            const int i = first + lane;
+            const bool hit = i < n && ids[i] == e;
+            const unsigned hits = __ballot_sync(ALL_LANES, hit);
+            if (hit) rows[at + __popc(hits & ((1u << lane) - 1u))] = i;
+            at += __popc(hits);
+        }
+    }
+}

@@ -1,0 +1,505 @@
+// A stand-in for the CUDA driver library, for tests without a GPU: device memory is memory of this process, and
+// kernels run in the emulator (../emu). It is stricter than a GPU where that finds mistakes:
+//
+//   - What a stream is given runs when somebody waits for it, so results that are read too early are not there yet.
+//     Pageable memory is read at once when it is copied from, as the driver does; pinned memory is read late.
+//   - Device memory is filled with 0xFF (NaN) and ends at a page that cannot be touched.
+//   - Copies must lie within one allocation of the current context's device.
+//   - While a stream records a graph, nothing may be waited for, allocated or freed by the thread.
+//   - A kernel that fails leaves a context in which everything fails.
+//
+// IKQ_STANDIN_DEVICES, _CUDA (13000), _SM (90), _MEMORY (bytes) and _INIT (what cuInit returns) say what it pretends.
+// It has the functions that ikq calls and no others.
+#include <dlfcn.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include <elf.h>
+
+#include "../emu/registry.h"
+
+namespace {
+
+enum Result {
+    SUCCESS = 0,
+    INVALID_VALUE = 1,
+    OUT_OF_MEMORY = 2,
+    NOT_INITIALIZED = 3,
+    INVALID_DEVICE = 101,
+    INVALID_IMAGE = 200,
+    INVALID_CONTEXT = 201,
+    NO_BINARY_FOR_GPU = 209,
+    INVALID_HANDLE = 400,
+    NOT_FOUND = 500,
+    LAUNCH_OUT_OF_RESOURCES = 701,
+    CAPTURE_UNSUPPORTED = 900,
+    CAPTURE_INVALIDATED = 901,
+    ILLEGAL_STATE = 401,
+};
+
+constexpr size_t PAGE = 4096, ALIGNMENT = 256;
+constexpr unsigned USUAL_SHARED = 48 << 10, MOST_SHARED = 227 << 10;
+
+long setting(const char *name, long otherwise) {
+    const char *value = getenv(name);
+    return value ? strtol(value, nullptr, 10) : otherwise;
+}
+
+struct Context;
+struct Allocation {
+    Context *owner;
+    size_t size;
+    void *mapping;
+    size_t mapped;
+};
+struct Context {
+    int device = 0, retained = 0;
+    size_t used = 0;
+    int failed = SUCCESS;
+};
+using Work = std::function<int()>;
+struct Stream {
+    Context *context;
+    std::deque<Work> queue;
+    uint64_t queued = 0, done = 0;
+    bool capturing = false, invalid = false;
+    std::vector<Work> recorded;
+};
+struct Event {
+    Stream *stream = nullptr;
+    uint64_t at = 0;
+    std::chrono::steady_clock::time_point time;
+};
+struct Module {
+    void *library;
+    int file;
+    decltype(&ikq_emu_find) find;
+    decltype(&ikq_emu_launch) launch;
+    decltype(&ikq_emu_n_args) n_args;
+    decltype(&ikq_emu_arg_bytes) arg_bytes;
+    decltype(&ikq_emu_max_threads) max_threads;
+};
+struct Function {
+    Module *module;
+    const ikq_emu_kernel *kernel;
+    unsigned shared = USUAL_SHARED;
+};
+
+std::recursive_mutex mutex;
+bool initialized = false;
+std::map<int, Context> contexts;
+std::map<uint64_t, Allocation> allocations;
+std::map<char *, size_t> pinned;
+std::vector<Stream *> streams;
+std::map<std::pair<Module *, const ikq_emu_kernel *>, Function> functions;
+thread_local Context *current = nullptr;
+thread_local Stream *capturing = nullptr;
+
+using Lock = std::lock_guard<std::recursive_mutex>;
+
+int usable() {
+    if (!initialized) return NOT_INITIALIZED;
+    if (!current || !current->retained) return INVALID_CONTEXT;
+    return current->failed;
+}
+
+// What may not be called while this thread records.
+int waiting() {
+    if (const int bad = usable()) return bad;
+    if (!capturing) return SUCCESS;
+    capturing->invalid = true;
+    return CAPTURE_UNSUPPORTED;
+}
+
+// Does the stream's work up to number `until`.
+int drain(Stream *stream, uint64_t until) {
+    while (stream->done < until && !stream->queue.empty()) {
+        Work work = std::move(stream->queue.front());
+        stream->queue.pop_front();
+        stream->done++;
+        const int status = stream->context->failed ? stream->context->failed : work();
+        if (status) stream->context->failed = status;
+    }
+    return stream->context->failed;
+}
+
+int drain_all(Context *context) {
+    for (Stream *stream : streams)
+        if (stream->context == context) drain(stream, stream->queued);
+    return context->failed;
+}
+
+int enqueue(Stream *stream, Work work) {
+    if (const int bad = usable()) return bad;
+    if (!stream || stream->context != current) return INVALID_HANDLE;
+    if (stream->capturing) {
+        stream->recorded.push_back(std::move(work));
+        return SUCCESS;
+    }
+    stream->queue.push_back(std::move(work));
+    stream->queued++;
+    return SUCCESS;
+}
+
+// Whether `size` bytes from there lie in one allocation of the current context.
+bool is_device(uint64_t address, size_t size) {
+    auto it = allocations.upper_bound(address);
+    if (it == allocations.begin()) return false;
+    --it;
+    return it->second.owner == current && address + size <= it->first + it->second.size;
+}
+
+bool is_pinned(const void *pointer) {
+    auto it = pinned.upper_bound(static_cast<char *>(const_cast<void *>(pointer)));
+    if (it == pinned.begin()) return false;
+    --it;
+    return pointer < it->first + it->second;
+}
+
+// A shared object ends with its table of sections.
+size_t image_size(const void *image) {
+    const auto *header = static_cast<const Elf64_Ehdr *>(image);
+    if (memcmp(header->e_ident, ELFMAG, SELFMAG) != 0) return 0;
+    return header->e_shoff + size_t(header->e_shnum) * header->e_shentsize;
+}
+
+template <class F> bool find(void *library, const char *name, F &f) {
+    f = reinterpret_cast<F>(dlsym(library, name));
+    return f != nullptr;
+}
+
+} // namespace
+
+#define API extern "C" __attribute__((visibility("default"))) int
+
+API cuInit(unsigned flags) {
+    if (flags) return INVALID_VALUE;
+    if (const int status = int(setting("IKQ_STANDIN_INIT", 0))) return status;
+    Lock lock(mutex);
+    initialized = true;
+    return SUCCESS;
+}
+API cuDriverGetVersion(int *version) { return *version = int(setting("IKQ_STANDIN_CUDA", 13000)), SUCCESS; }
+extern "C" __attribute__((visibility("default"))) int cuGetErrorString(int status, const char **text) {
+    static thread_local std::string buffer;
+    buffer = "error " + std::to_string(status) + " of the stand-in driver";
+    *text = buffer.c_str();
+    return SUCCESS;
+}
+
+// ---- devices and contexts
+
+API cuDeviceGetCount(int *count) {
+    if (!initialized) return NOT_INITIALIZED;
+    return *count = int(setting("IKQ_STANDIN_DEVICES", 1)), SUCCESS;
+}
+API cuDeviceGet(int *device, int ordinal) {
+    if (!initialized) return NOT_INITIALIZED;
+    *device = ordinal;
+    return ordinal >= 0 && ordinal < setting("IKQ_STANDIN_DEVICES", 1) ? SUCCESS : INVALID_DEVICE;
+}
+API cuDeviceGetName(char *name, int size, int device) {
+    snprintf(name, size_t(size), "ikq emulator %d", device);
+    return SUCCESS;
+}
+API cuDeviceTotalMem_v2(size_t *bytes, int) {
+    return *bytes = size_t(setting("IKQ_STANDIN_MEMORY", 1L << 30)), SUCCESS;
+}
+API cuDeviceGetAttribute(int *value, int attribute, int) {
+    const int sm = int(setting("IKQ_STANDIN_SM", 90));
+    switch (attribute) {
+    case 16: *value = 4; break;               // multiprocessors
+    case 75: *value = sm / 10; break;         // compute capability
+    case 76: *value = sm % 10; break;
+    case 97: *value = int(MOST_SHARED); break; // shared memory of a block, when asked for
+    case 115: *value = 0; break;              // no memory pools
+    default: return INVALID_VALUE;
+    }
+    return SUCCESS;
+}
+API cuDevicePrimaryCtxRetain(Context **context, int device) {
+    Lock lock(mutex);
+    Context &it = contexts[device];
+    it.device = device;
+    it.retained++;
+    *context = &it;
+    return SUCCESS;
+}
+API cuDevicePrimaryCtxRelease_v2(int device) {
+    Lock lock(mutex);
+    Context &it = contexts[device];
+    if (it.retained == 0) return INVALID_CONTEXT;
+    it.retained--;
+    return SUCCESS;
+}
+API cuCtxSetCurrent(Context *context) { return current = context, SUCCESS; }
+API cuCtxGetCurrent(Context **context) { return *context = current, SUCCESS; }
+API cuCtxSynchronize() {
+    Lock lock(mutex);
+    if (const int bad = waiting()) return bad;
+    return drain_all(current);
+}
+
+// ---- memory
+
+API cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
+    Lock lock(mutex);
+    if (const int bad = usable()) return bad;
+    cuDeviceTotalMem_v2(total, 0);
+    *free_bytes = *total - current->used;
+    return SUCCESS;
+}
+API cuMemAlloc_v2(uint64_t *address, size_t size) {
+    Lock lock(mutex);
+    if (const int bad = waiting()) return bad;
+    if (size == 0) return INVALID_VALUE;
+    size_t free_bytes, total;
+    cuMemGetInfo_v2(&free_bytes, &total);
+    if (size > free_bytes) return OUT_OF_MEMORY;
+    // guard pages on both sides; the end is as near to the second as alignment allows
+    const size_t held = (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT, pages = (held + PAGE - 1) / PAGE * PAGE;
+    const size_t mapped = pages + 2 * PAGE;
+    void *mapping = mmap(nullptr, mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (mapping == MAP_FAILED) return OUT_OF_MEMORY;
+    char *inside = static_cast<char *>(mapping) + PAGE;
+    if (mprotect(inside, pages, PROT_READ | PROT_WRITE)) return OUT_OF_MEMORY;
+    memset(inside, 0xFF, pages);
+    *address = reinterpret_cast<uint64_t>(inside + pages - held);
+    allocations[*address] = {current, size, mapping, mapped};
+    current->used += size;
+    return SUCCESS;
+}
+API cuMemFree_v2(uint64_t address) {
+    Lock lock(mutex);
+    if (const int bad = waiting()) return bad;
+    auto it = allocations.find(address);
+    if (it == allocations.end() || it->second.owner != current) return INVALID_VALUE;
+    drain_all(current);
+    munmap(it->second.mapping, it->second.mapped);
+    current->used -= it->second.size;
+    allocations.erase(it);
+    return SUCCESS;
+}
+API cuMemHostAlloc(void **pointer, size_t size, unsigned) {
+    Lock lock(mutex);
+    if (const int bad = waiting()) return bad;
+    if (posix_memalign(pointer, PAGE, size ? size : 1)) return OUT_OF_MEMORY;
+    memset(*pointer, 0xFF, size);
+    pinned[static_cast<char *>(*pointer)] = size;
+    return SUCCESS;
+}
+API cuMemFreeHost(void *pointer) {
+    Lock lock(mutex);
+    if (const int bad = waiting()) return bad;
+    if (!pinned.erase(static_cast<char *>(pointer))) return INVALID_VALUE;
+    drain_all(current);
+    free(pointer);
+    return SUCCESS;
+}
+API cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t size, Stream *stream) {
+    Lock lock(mutex);
+    if (const int bad = usable()) return bad;
+    if (!is_device(to, size)) return INVALID_VALUE;
+    // pageable memory may be changed as soon as the call returns, but not when the copy is recorded
+    if (is_pinned(from) || (stream && stream->capturing))
+        return enqueue(stream, [=] { return memcpy(reinterpret_cast<void *>(to), from, size), SUCCESS; });
+    auto bytes = std::make_shared<std::vector<char>>(static_cast<const char *>(from), static_cast<const char *>(from) + size);
+    return enqueue(stream, [=] { return memcpy(reinterpret_cast<void *>(to), bytes->data(), size), SUCCESS; });
+}
+API cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t size, Stream *stream) {
+    Lock lock(mutex);
+    if (const int bad = usable()) return bad;
+    if (!is_device(from, size)) return INVALID_VALUE;
+    return enqueue(stream, [=] { return memcpy(to, reinterpret_cast<void *>(from), size), SUCCESS; });
+}
+API cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t size, Stream *stream) {
+    Lock lock(mutex);
+    if (const int bad = usable()) return bad;
+    if (!is_device(from, size) || !is_device(to, size)) return INVALID_VALUE;
+    return enqueue(stream, [=] {
+        return memcpy(reinterpret_cast<void *>(to), reinterpret_cast<void *>(from), size), SUCCESS;
+    });
+}
+API cuMemsetD8Async(uint64_t to, unsigned char value, size_t size, Stream *stream) {
+    Lock lock(mutex);
+    if (const int bad = usable()) return bad;
+    if (!is_device(to, size)) return INVALID_VALUE;
+    return enqueue(stream, [=] { return memset(reinterpret_cast<void *>(to), value, size), SUCCESS; });
+}
+
+// ---- streams and events
+
+API cuStreamCreate(Stream **stream, unsigned) {
+    Lock lock(mutex);
+    if (const int bad = usable()) return bad;
+    *stream = new Stream{current, {}, 0, 0, false, false, {}};
+    streams.push_back(*stream);
+    return SUCCESS;
+}
+API cuStreamDestroy_v2(Stream *stream) {
+    Lock lock(mutex);
+    drain(stream, stream->queued);
+    std::erase(streams, stream);
+    delete stream;
+    return SUCCESS;
+}
+API cuStreamSynchronize(Stream *stream) {
+    Lock lock(mutex);
+    // whatever thread it is that waits
+    if (stream && stream->capturing) return stream->invalid = true, CAPTURE_UNSUPPORTED;
+    if (const int bad = waiting()) return bad;
+    return stream ? drain(stream, stream->queued) : drain_all(current);
+}
+API cuStreamWaitEvent(Stream *stream, Event *event, unsigned) {
+    Lock lock(mutex);
+    if (!event->stream) return SUCCESS;
+    return enqueue(stream, [from = event->stream, at = event->at] { return drain(from, at); });
+}
+API cuEventCreate(Event **event, unsigned) {
+    Lock lock(mutex);
+    if (const int bad = usable()) return bad;
+    *event = new Event;
+    return SUCCESS;
+}
+API cuEventDestroy_v2(Event *event) {
+    delete event;
+    return SUCCESS;
+}
+API cuEventRecord(Event *event, Stream *stream) {
+    Lock lock(mutex);
+    const int status = enqueue(stream, [=] { return event->time = std::chrono::steady_clock::now(), SUCCESS; });
+    if (status == SUCCESS && !stream->capturing) event->stream = stream, event->at = stream->queued;
+    return status;
+}
+API cuEventSynchronize(Event *event) {
+    Lock lock(mutex);
+    if (const int bad = waiting()) return bad;
+    return event->stream ? drain(event->stream, event->at) : SUCCESS;
+}
+API cuEventElapsedTime(float *milliseconds, Event *from, Event *to) {
+    Lock lock(mutex);
+    if (!from->stream || !to->stream) return INVALID_HANDLE;
+    *milliseconds = std::chrono::duration<float, std::milli>(to->time - from->time).count();
+    return SUCCESS;
+}
+
+// ---- modules and launches
+
+API cuModuleLoadData(Module **module, const void *image) {
+    Lock lock(mutex);
+    if (const int bad = waiting()) return bad;
+    const size_t size = image_size(image);
+    if (size == 0) return INVALID_IMAGE;
+    // the file stays open: the loader takes two files of one name for one
+    const int file = memfd_create("module", 0);
+    if (file < 0 || write(file, image, size) != ssize_t(size)) return OUT_OF_MEMORY;
+    void *library = dlopen(("/proc/self/fd/" + std::to_string(file)).c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (!library) return fprintf(stderr, "%s\n", dlerror()), close(file), INVALID_IMAGE;
+    Module it{library, file, nullptr, nullptr, nullptr, nullptr, nullptr};
+    const char *arch = static_cast<const char *>(dlsym(library, "ikq_standin_arch"));
+    const std::string wanted = "sm_" + std::to_string(setting("IKQ_STANDIN_SM", 90));
+    if (!arch || wanted != arch || !find(library, "ikq_emu_find", it.find) || !find(library, "ikq_emu_launch", it.launch) ||
+        !find(library, "ikq_emu_n_args", it.n_args) || !find(library, "ikq_emu_arg_bytes", it.arg_bytes) ||
+        !find(library, "ikq_emu_max_threads", it.max_threads))
+        return dlclose(library), close(file), NO_BINARY_FOR_GPU;
+    *module = new Module(it);
+    return SUCCESS;
+}
+API cuModuleUnload(Module *module) {
+    Lock lock(mutex);
+    if (const int bad = waiting()) return bad;
+    drain_all(current);
+    std::erase_if(functions, [=](const auto &it) { return it.first.first == module; });
+    dlclose(module->library);
+    close(module->file);
+    delete module;
+    return SUCCESS;
+}
+API cuModuleGetFunction(Function **function, Module *module, const char *name) {
+    Lock lock(mutex);
+    const ikq_emu_kernel *kernel = module->find(name);
+    if (!kernel) return NOT_FOUND;
+    *function = &functions.insert({{module, kernel}, {module, kernel}}).first->second;
+    return SUCCESS;
+}
+API cuFuncGetAttribute(int *value, int, Function *) { return *value = 0, SUCCESS; }
+API cuFuncSetAttribute(Function *function, int attribute, int value) {
+    if (attribute != 8) return INVALID_VALUE; // most dynamic shared memory
+    if (value < 0 || unsigned(value) > MOST_SHARED) return INVALID_VALUE;
+    function->shared = unsigned(value);
+    return SUCCESS;
+}
+API cuLaunchKernel(Function *function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                   unsigned shared, Stream *stream, void **arguments, void **) {
+    Lock lock(mutex);
+    if (const int bad = usable()) return bad;
+    const uint64_t threads = uint64_t(bx) * by * bz;
+    if (!gx || !gy || !gz || !threads || threads > 1024 || gx > 0x7fffffff || gy > 0xffff || gz > 0xffff || bz > 64)
+        return INVALID_VALUE;
+    Module *module = function->module;
+    if (shared > function->shared) return INVALID_VALUE;
+    if (threads > module->max_threads(function->kernel)) return LAUNCH_OUT_OF_RESOURCES;
+    // arguments are copied now: the launch happens later
+    auto values = std::make_shared<std::vector<std::vector<char>>>();
+    for (size_t i = 0; i < module->n_args(function->kernel); i++) {
+        const char *bytes = static_cast<char *>(arguments[i]);
+        values->emplace_back(bytes, bytes + module->arg_bytes(function->kernel, i));
+    }
+    return enqueue(stream, [=, kernel = function->kernel] {
+        std::vector<void *> pointers;
+        for (auto &value : *values) pointers.push_back(value.data());
+        return module->launch(kernel, {gx, gy, gz}, {bx, by, bz}, shared, pointers.data());
+    });
+}
+
+// ---- graphs
+
+API cuStreamBeginCapture_v2(Stream *stream, int) {
+    Lock lock(mutex);
+    if (const int bad = usable()) return bad;
+    if (!stream || stream->capturing) return INVALID_VALUE;
+    stream->capturing = true, stream->invalid = false;
+    stream->recorded.clear();
+    capturing = stream;
+    return SUCCESS;
+}
+API cuStreamIsCapturing(Stream *stream, int *status) {
+    return *status = !stream->capturing ? 0 : stream->invalid ? 2 : 1, SUCCESS;
+}
+API cuStreamEndCapture(Stream *stream, std::vector<Work> **graph) {
+    Lock lock(mutex);
+    if (!stream->capturing) return ILLEGAL_STATE;
+    stream->capturing = false;
+    capturing = nullptr;
+    *graph = nullptr;
+    if (stream->invalid) return CAPTURE_INVALIDATED;
+    *graph = new std::vector<Work>(std::move(stream->recorded));
+    return SUCCESS;
+}
+API cuGraphInstantiateWithFlags(std::vector<Work> **executable, std::vector<Work> *graph, unsigned long long) {
+    return *executable = new std::vector<Work>(*graph), SUCCESS;
+}
+API cuGraphUpload(std::vector<Work> *, Stream *) { return SUCCESS; }
+API cuGraphLaunch(std::vector<Work> *executable, Stream *stream) {
+    Lock lock(mutex);
+    return enqueue(stream, [work = *executable] {
+        for (const Work &step : work)
+            if (const int status = step()) return status;
+        return int(SUCCESS);
+    });
+}
+API cuGraphExecDestroy(std::vector<Work> *executable) { return delete executable, SUCCESS; }
+API cuGraphDestroy(std::vector<Work> *graph) { return delete graph, SUCCESS; }

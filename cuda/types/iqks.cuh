@@ -1,0 +1,123 @@
+// IQ2_KS to IQ5_KS, IQ4_KSS, IQ2_KL: the tables of the K types, one float scale per row in the row header and an
+// integer scale per 32 elements.
+#pragma once
+#include "types/iqk.cuh"
+
+// the odd scale in the upper seven bits of a byte; bit 0 chooses the variant of the table
+IKQ_DEV float odd_scale(uint32_t byte) { return float(int(byte & 254u) - 127); }
+
+// The variant that bit 0 of a scale byte chooses: -123 -100 -79 -61, -45 -31 -18 -6, 5 17 29 42, 57 73 93 117 if set
+IKQ_DEV Table16 iq4_values_of(uint32_t byte) {
+    const Table16 first = iq4_values(), second = {0xc3b19c85u, 0xfaeee1d3u, 0x2a1d1105u, 0x755d4939u};
+    return byte & 1u ? second : first;
+}
+
+struct iq4_ks : Neighbours<32> {
+    using Form = Planes<Seg<8, 128>, Seg<0, 8>, Head<4>>;
+    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+        Result f;
+        const uint32_t c = load_u8(Form::field<1>(row, nb, u) + l);
+        values_of_16(load_16(Form::field<0>(row, nb, u) + 16 * l), iq4_values_of(c), f.code);
+        f.scale[0] = load_f32(Form::field<2>(row, nb, 0)) * odd_scale(c);
+        return f;
+    }
+};
+
+struct iq5_ks : HalvesOf64 {
+    using Form = Planes<Seg<8, 128>, Seg<136, 32>, Seg<0, 8>, Head<4>>;
+    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+        Result f;
+        values_of_five_bits(load_16(Form::field<0>(row, nb, u) + 16 * l),
+                            load_16(Form::field<1>(row, nb, u) + 16 * (l & 1)), l >> 1, f);
+        const uint32_t scales = load_u16(Form::field<2>(row, nb, u) + (l & ~1));
+        const float d = load_f32(Form::field<3>(row, nb, 0));
+#pragma unroll
+        for (int r = 0; r < 2; r++) {
+            const uint32_t c = scales >> (8 * r) & 255u;
+#pragma unroll
+            for (int i = 0; i < 4; i++) f.code[4 * r + i] = shifted(uint32_t(f.code[4 * r + i]), c, IQ5_SHIFT);
+            f.scale[r] = d * odd_scale(c);
+        }
+        return f;
+    }
+};
+
+// Sixteen bits hold four codes whose bits have even parity, as a Gray code in the upper fifteen; the lowest bits of
+// eight such words are the scale byte.
+struct iq4_kss : Neighbours<32> {
+    using Form = Planes<Seg<0, 128>, Head<4>>;
+    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+        Result f;
+        uint4 w = load_16(Form::field<0>(row, nb, u) + 16 * l);
+        uint32_t c = 0;
+#pragma unroll
+        for (int i = 0; i < 4; i++) c |= ((word(w, i) & 1u) | (word(w, i) >> 15 & 2u)) << (2 * i);
+        const auto gray = [](uint32_t x) {
+            x &= 0xfffefffeu;
+            return x ^ (x >> 1 & 0x7fff7fffu);
+        };
+        w = {gray(w.x), gray(w.y), gray(w.z), gray(w.w)};
+        values_of_16(w, iq4_values_of(c), f.code);
+        f.scale[0] = load_f32(Form::field<1>(row, nb, 0)) * odd_scale(c);
+        return f;
+    }
+};
+
+struct iq2_ks : QuartersOf128 {
+    using Form = Planes<Seg<6, 64>, Seg<2, 4>, Seg<0, 2>, Head<2>>;
+    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+        const Quarter at = quarter(l);
+        const uint2 q = load_8(Form::field<0>(row, nb, u) + 32 * at.n + 8 * at.t);
+        const uint32_t scales = load_u32(Form::field<1>(row, nb, u)) >> (16 * at.n);
+        const uint32_t extra = load_u16(Form::field<2>(row, nb, u)) >> (4 * at.n);
+        const float d = load_half(Form::field<3>(row, nb, 0));
+        const uint32_t second[4] = {extra, extra >> 1, extra >> 2, extra >> 3};
+        Result f;
+        codes_of_two_bits(q, second, f.code);
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            f.scale[j] = d * float(int((scales >> (4 * j) & 15u) | (extra >> (8 + j) & 1u) << 4) - 16);
+        return f;
+    }
+};
+
+struct iq3_ks : QuartersOf128 {
+    using Form = Planes<Seg<6, 64>, Seg<70, 32>, Seg<2, 4>, Seg<0, 2>, Head<2>>;
+    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+        const Quarter at = quarter(l);
+        const uint2 q = load_8(Form::field<0>(row, nb, u) + 32 * at.n + 8 * at.t);
+        const uint2 high = load_8(Form::field<1>(row, nb, u) + 8 * at.t);
+        const uint32_t scales = load_u32(Form::field<2>(row, nb, u)) >> (4 * at.n);
+        const uint32_t extra = load_u16(Form::field<3>(row, nb, u)) >> (4 * at.n);
+        const float d = load_half(Form::field<4>(row, nb, 0));
+        const uint32_t second[4] = {extra >> 8, extra >> 9, extra >> 10, extra >> 11};
+        Result f;
+        codes_of_three_bits(q, high, at.n, second, f.code);
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            f.scale[j] = d * float(int((scales >> (8 * j) & 15u) | (extra >> j & 1u) << 4) - 16);
+        return f;
+    }
+};
+
+// Five bits stand for two neighbouring elements.
+struct iq2_kl : Neighbours<32> {
+    using Form = Planes<Seg<6, 64>, Seg<70, 16>, Seg<2, 4>, Seg<0, 2>, Head<2>>;
+    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+        Result f;
+        const uint4 low = load_16(Form::field<0>(row, nb, u) + 16 * (l >> 1));
+        const uint4 high = load_16(Form::field<1>(row, nb, u));
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const uint32_t pairs = (word(low, i) >> (4 * (l & 1)) & LOW_NIBBLES) | (word(high, i) >> l & ONES) << 4;
+            const uint32_t a = load_u16(IQ2KL_VALUES + (pairs & 255u)), b = load_u16(IQ2KL_VALUES + (pairs >> 8 & 255u));
+            const uint32_t c = load_u16(IQ2KL_VALUES + (pairs >> 16 & 255u)), d = load_u16(IQ2KL_VALUES + (pairs >> 24));
+            f.code[2 * i] = int(a | b << 16);
+            f.code[2 * i + 1] = int(c | d << 16);
+        }
+        const uint32_t scales = load_u32(Form::field<2>(row, nb, u)), upper = load_u16(Form::field<3>(row, nb, u));
+        const uint32_t s = (scales >> (8 * (l & 3) + 4 * (l >> 2)) & 15u) | (upper >> (2 * l) & 3u) << 4;
+        f.scale[0] = load_half(Form::field<4>(row, nb, 0)) * float(int(s) - 32);
+        return f;
+    }
+};

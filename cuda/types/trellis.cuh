@@ -1,0 +1,103 @@
+// IQ1_KT to IQ4_KT: a code seeds a generator that gives the values of eight (IQ4_KT: four) neighbours.
+#pragma once
+#include "types/bits.cuh"
+#include "types/form.cuh"
+#include "types/iquants.cuh"
+
+// The generator's next value, -126 to 126: four six-bit numbers of its state, summed.
+IKQ_DEV int next_value(uint32_t &x) {
+    x *= 0xcbac1fedu;
+    return __dp4a(int(x & 0x3f3f3f3fu), int(ONES), -126);
+}
+IKQ_DEV uint32_t four_bytes(int a, int b, int c, int d) {
+    const uint32_t low = __byte_perm(uint32_t(a), uint32_t(b), 0x0040u);
+    return __byte_perm(low, __byte_perm(uint32_t(c), uint32_t(d), 0x0040u), 0x5410u);
+}
+IKQ_DEV uint32_t next_four(uint32_t &x) {
+    const int a = next_value(x), b = next_value(x), c = next_value(x), d = next_value(x);
+    return four_bytes(a, b, c, d);
+}
+IKQ_DEV void eight_values(uint32_t code, int &first, int &second) {
+    uint32_t x = code + 4096u;
+    first = int(next_four(x));
+    second = int(next_four(x));
+}
+
+struct iq1_kt : Neighbours<32> {
+    using Form = Planes<Seg<8, 32>, Seg<40, 16>, Seg<0, 8>, Head<4>>;
+    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+        Result f;
+        const uint32_t low = load_u32(Form::field<0>(row, nb, u) + 4 * l);
+        const uint32_t high = load_u32(Form::field<1>(row, nb, u) + 4 * (l & 3)) >> (4 * (l >> 2));
+        const uint32_t s = load_u8(Form::field<2>(row, nb, u) + l);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const uint32_t code = (low >> (8 * i) & 255u) | (high >> (8 * i) & 15u) << 8 | (s >> (4 + i) & 1u) << 12;
+            eight_values(code, f.code[2 * i], f.code[2 * i + 1]);
+        }
+        f.scale[0] = load_f32(Form::field<3>(row, nb, 0)) * float(look_up_1(s, iq4_values()));
+        return f;
+    }
+};
+
+struct iq2_kt : Neighbours<32> {
+    static constexpr float FACTOR = 1.05f;
+    using Form = Planes<Seg<4, 64>, Seg<0, 4>, Head<4>>;
+    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+        Result f;
+        const uint2 w = load_8(Form::field<0>(row, nb, u) + 8 * l);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            eight_values(word(w, i >> 1) >> (16 * (i & 1)) & 0xffffu, f.code[2 * i], f.code[2 * i + 1]);
+        const uint32_t s = load_u32(Form::field<1>(row, nb, u)) >> (8 * (l & 3) + 4 * (l >> 2));
+        f.scale[0] = load_f32(Form::field<2>(row, nb, 0)) * float(look_up_1(s, iq4_values()));
+        return f;
+    }
+};
+
+struct iq3_kt : Neighbours<32> {
+    static constexpr float FACTOR = 1.01f;
+    using Form = Planes<Seg<4, 64>, Seg<68, 32>, Seg<0, 4>, Head<4>>;
+    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+        Result f;
+        const uint2 w = load_8(Form::field<0>(row, nb, u) + 8 * l);
+        const uint4 signs[2] = {load_16(Form::field<1>(row, nb, u)), load_16(Form::field<1>(row, nb, u) + 16)};
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            uint32_t x = (word(w, i >> 2) >> (16 * (i >> 1 & 1)) & 0xffffu) + 4096u;
+            // the second word of a group of eight goes on where the first ended: the multiplier to the fourth
+            if (i & 1) x *= 0xe50c7d11u;
+            int t[4];
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                const int v = next_value(x);
+                t[k] = v < 0 ? -v : v;
+            }
+            const uint32_t minus = word(signs[i >> 2], i & 3) >> l & ONES;
+            f.code[i] = int(add_bytes(four_bytes(t[0], t[1], t[2], t[3]) ^ (minus * 255u), minus));
+        }
+        const uint32_t s = load_u32(Form::field<2>(row, nb, u)) >> (8 * (l & 3) + 4 * (l >> 2)) & 15u;
+        f.scale[0] = load_f32(Form::field<3>(row, nb, 0)) * float(int(s));
+        return f;
+    }
+};
+
+struct iq4_kt : Neighbours<32> {
+    using Form = Planes<Seg<0, 32>, Seg<32, 64>, Seg<96, 32>, Head<4>>;
+    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+        Result f;
+        const uint32_t sb = load_u32(Form::field<0>(row, nb, u) + 4 * l);
+        const uint2 low = load_8(Form::field<1>(row, nb, u) + 8 * l);
+        const uint2 high = load_8(Form::field<2>(row, nb, u) + 8 * (l & 3));
+        const uint32_t offset = 4096u + ((sb & 1u) << 15);
+#pragma unroll
+        for (int i = 0; i < 8; i++) {
+            uint32_t x = (word(low, i >> 2) >> (8 * (i & 3)) & 255u) + offset;
+            x += (word(high, i >> 2) >> (8 * (i & 3) + 4 * (l >> 2)) & 15u) << 8;
+            x += (sb >> (8 + 3 * i) & 7u) << 12;
+            f.code[i] = int(next_four(x));
+        }
+        f.scale[0] = load_f32(Form::field<3>(row, nb, 0)) * float(int(sb >> 1 & 127u) - 64);
+        return f;
+    }
+};

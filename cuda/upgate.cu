@@ -1,0 +1,72 @@
+// Up, gate and activation in one kernel, for a type of up (-DIKQ_TYPE) and one of gate (-DIKQ_GATE).
+//
+//   upgate_U_G_cC(up, gate, expert_bytes_up, expert_bytes_gate, ids, k, x, ds, bias_up, bias_gate, act, alpha, limit,
+//                 y, q, q_ds, n_rows, n, n_columns)
+//       C = 1, 2, 4, 8: the most columns; grid (ceil(n_rows / 32), 1 or pairs), block 256
+//   up, gate        device rows; of a merged tensor, two addresses in it
+//   ids, k          as in mmv.cu; pair p writes column p
+//   bias_*          n_rows floats, or null; experts: a row for each
+//   act             ACT_* of glu.cuh; alpha and limit for ACT_SWIGLU_OAI
+//   y               n_rows floats per column, or null
+//   q, q_ds         the same quantized, or null; n_rows is a multiple of 32 then
+// Both types read the same columns: both are floats, or neither is.
+#include "glu.cuh"
+#include "names.cuh"
+#include "products.cuh"
+
+#ifndef IKQ_ONCE_UPGATE
+#define IKQ_ONCE_UPGATE
+template <class U, class G, int C>
+IKQ_DEV void upgate(const uint8_t *up, const uint8_t *gate, int64_t expert_bytes_up, int64_t expert_bytes_gate,
+                    const int *ids, int k, const void *x, const float2 *ds, const float *bias_up, const float *bias_gate,
+                    int act, float alpha, float limit, float *y, int8_t *q, float2 *q_ds, int n_rows, int n,
+                    int n_columns) {
+    static_assert(U::FLOAT == G::FLOAT, "up and gate read the same columns");
+    IKQ_SHARED(float, values, C * 32);
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    int expert = 0;
+    int64_t from = 0, to = 0;
+    if (C == 1 && ids) {
+        to = blockIdx.y;
+        from = blockIdx.y / unsigned(k);
+        expert = ids[to];
+        n_columns = 1;
+    }
+    int offset[C];
+    column_offsets(n, n_columns, offset);
+    const Columns columns = columns_from(x, ds, n, from, U::FLOAT);
+    // a warp has four of the block's rows
+    for (int i = warp; i < 32; i += 8) {
+        const int row = 32 * int(blockIdx.x) + i;
+        if (row < n_rows && expert >= 0) {
+            float u[C], g[C];
+            row_products<U>(up + expert * expert_bytes_up + row * row_bytes<U>(n), columns, offset, u);
+            row_products<G>(gate + expert * expert_bytes_gate + row * row_bytes<G>(n), columns, offset, g);
+            const int64_t at = int64_t(expert) * n_rows + row;
+            const float bu = bias_up ? bias_up[at] : 0.0f, bg = bias_gate ? bias_gate[at] : 0.0f;
+#pragma unroll
+            for (int c = 0; c < C; c++)
+                if (lane == c) values[32 * c + i] = activated(u[c] + bu, g[c] + bg, act, alpha, limit);
+        } else if (lane < C) {
+            values[32 * lane + i] = 0.0f;
+        }
+    }
+    __syncthreads();
+    if (warp < C && warp < n_columns)
+        store_activation(values[32 * warp + lane], 32 * blockIdx.x + lane, to + warp, n_rows, y, q, q_ds);
+}
+#define IKQ_UPGATE(C)                                                                                                 \
+    IKQ_KERNEL(256, IKQ_NAME_4(upgate, IKQ_TYPE, IKQ_GATE, c##C),                                                     \
+               (const uint8_t *up, const uint8_t *gate, int64_t expert_bytes_up, int64_t expert_bytes_gate,           \
+                const int *ids, int k, const void *x, const float2 *ds, const float *bias_up, const float *bias_gate, \
+                int act, float alpha, float limit, float *y, int8_t *q, float2 *q_ds, int n_rows, int n,              \
+                int n_columns)) {                                                                                     \
+        upgate<IKQ_TYPE, IKQ_GATE, C>(up, gate, expert_bytes_up, expert_bytes_gate, ids, k, x, ds, bias_up,           \
+                                      bias_gate, act, alpha, limit, y, q, q_ds, n_rows, n, n_columns);                \
+    }
+#endif
+
+IKQ_UPGATE(1)
+IKQ_UPGATE(2)
+IKQ_UPGATE(4)
+IKQ_UPGATE(8)

@@ -1,0 +1,141 @@
+"""NVIDIA GPUs: what there is to use, or why there is nothing.
+
+Nothing of CUDA is touched before something here is called: importing ikq costs nothing, and processes may
+be forked. Kernels are compiled for the GPU that is there by NVRTC, which `pip install ikq[cuda]` brings
+(`ikq[cuda12]` for drivers older than 580), and kept in a folder.
+
+Environment: `IKQ_CUDA=0` switches GPUs off, `IKQ_NVRTC` is a file or folder to take the compiler from,
+`IKQ_CACHE_DIR` the folder of caches, `IKQ_CUDA_SRC` a folder of kernel files to be used instead of those of
+this package, and `IKQ_CUDA_SYNC=1` waits for every kernel, so that an error is told where it arises.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypedDict
+
+from ikq import _ikq
+from ikq.errors import DeviceError
+
+__all__ = ["Device", "Status", "architectures", "require", "status", "warm"]
+
+_NEWEST = 13
+"""CUDA of the newest NVRTC that is asked for where there is no driver to fit."""
+
+
+class Device(TypedDict):
+    """A GPU, as its driver describes it."""
+
+    name: str
+    compute_capability: str
+    memory_bytes: int
+    n_multiprocessors: int
+    usable: bool
+    """New enough: compute capability 7.5 or more."""
+
+
+class Status(TypedDict):
+    """What `status` tells."""
+
+    usable: bool
+    """Models can be computed on a GPU."""
+    reason: str | None
+    """Why not, and how to get there."""
+    reason_code: str | None
+    """The same as a word: `disabled`, `no-driver`, `not-a-driver`, `stub`, `old-driver`, `init`, `no-device`,
+    `old-devices`, `no-nvrtc` or `forked`."""
+    driver: str | None
+    """Version of the driver, where the system tells it."""
+    cuda_version: str | None
+    """CUDA version of the driver."""
+    devices: list[Device]
+    emulated: bool
+    """A device is the tests' stand-in, which computes on the CPU."""
+    nvrtc: Path | None
+    """The compiler."""
+    nvrtc_version: str | None
+    cache: Path | None
+    """Where compiled kernels are kept."""
+
+
+def status() -> Status:
+    """What GPUs can be used here. Never an error, whatever is installed; a process looks once."""
+    found = _ikq.cuda_status(places_of_nvrtc())
+    return Status(
+        usable=found["usable"],
+        reason=found["reason"],
+        reason_code=found["reason_code"],
+        driver=found["driver"],
+        cuda_version=found["cuda_version"],
+        devices=found["devices"],
+        emulated=found["emulated"],
+        nvrtc=found["nvrtc"],
+        nvrtc_version=found["nvrtc_version"],
+        cache=found["cache"],
+    )
+
+
+def require() -> Status:
+    """As `status`, where a GPU is wanted.
+
+    Raises:
+        DeviceError: no GPU is usable; the message says why and how to get one.
+    """
+    found = status()
+    if not found["usable"]:
+        raise DeviceError(f"no GPU is usable: {found['reason']}")
+    return found
+
+
+def architectures() -> list[str]:
+    """The compiler's names of the usable GPUs here, each once: `["sm_90"]`.
+
+    Raises:
+        DeviceError: no GPU is usable.
+    """
+    devices = (d["compute_capability"] for d in require()["devices"] if d["usable"])
+    return list(dict.fromkeys("sm_" + c.replace(".", "") for c in devices))
+
+
+def warm(types: Iterable[int | str], arch: str) -> list[tuple[str, bool]]:
+    """Compiles the kernels for products with weights of some types, and keeps them in `status()["cache"]`.
+
+    Needs NVRTC, but no GPU.
+
+    Args:
+        types: Types of weights.
+        arch: The compiler's name of an architecture, such as `sm_90`.
+
+    Returns:
+        Name of each module, and whether it was there already.
+
+    Raises:
+        DeviceError: there is no NVRTC, or it does not know the architecture.
+        FormatError: there is no such type.
+        IkqError: kernels do not read a type.
+    """
+    version = status()["cuda_version"]
+    major = _NEWEST if version is None else int(version.split(".")[0])
+    ids = [_ikq.parse_type(t) if isinstance(t, str) else int(t) for t in types]
+    return _ikq.cuda_warm(places_of_nvrtc(), major, ids, arch)
+
+
+def places_of_nvrtc() -> list[Path]:
+    """Files and folders that may hold NVRTC, the preferred ones first.
+
+    `IKQ_NVRTC`, NVIDIA's packages that are installed, and the toolkit that `CUDA_HOME` or `CUDA_PATH` names.
+    """
+    places = []
+    if named := os.environ.get("IKQ_NVRTC"):
+        places.append(Path(named))
+    # a namespace of folders, which is found without importing anything
+    spec = importlib.util.find_spec("nvidia")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        places += [Path(folder, "cu13", "lib"), Path(folder, "cuda_nvrtc", "lib")]
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        if toolkit := os.environ.get(name):
+            places.append(Path(toolkit, "lib64"))
+    return [place.absolute() for place in places]

@@ -1,0 +1,31 @@
+//! NVIDIA GPUs, found and used at run time: nothing of CUDA is needed to build, and without a driver all that
+//! happens is a reason.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`loader`] | [`runtime`]: driver, devices and NVRTC of this machine, or why there are none |
+//! | [`nvrtc`] | the compiler: found, opened, called |
+//! | [`sources`], [`kernel_files`] | the text of the kernels, and which files have it |
+//! | [`cubins`] | compiled kernels, kept on disk |
+//! | [`gpu`] | a device in use: context, stream, modules, launches |
+//! | [`memory`] | arenas of device memory |
+//! | [`plan`] | how every kernel is launched |
+//! | [`device`] | [`Cuda`]: stages of models |
+//! | [`weights`], [`products`] | matrices in the device's form, and products with them |
+
+pub mod cubins;
+pub mod device;
+pub mod error;
+pub mod gpu;
+pub mod kernel_files;
+pub mod loader;
+pub mod memory;
+pub mod nvrtc;
+pub mod plan;
+pub mod products;
+pub mod sources;
+pub mod weights;
+
+pub use device::Cuda;
+pub use error::{Error, Unavailable};
+pub use loader::{Runtime, Search, runtime};

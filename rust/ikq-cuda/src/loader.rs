@@ -1,0 +1,230 @@
+//! What this machine has: the driver, its devices, and the compiler that fits them.
+//!
+//! Nothing here panics, whatever libraries there are: the driver is looked for before it is called, and it is asked for
+//! every function that is called anywhere in this crate. No context is made, so asking takes no memory of a GPU.
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use cudarc::driver::{DriverError, result, sys};
+
+use crate::error::{self, Error, OLDEST_CUDA, Unavailable, code};
+use crate::nvrtc::{self, Nvrtc};
+
+/// Where to look for what.
+#[derive(Clone, Debug, Default)]
+pub struct Search {
+    /// Files and folders that may hold NVRTC, the preferred ones first.
+    pub nvrtc: Vec<PathBuf>,
+}
+
+/// A GPU, as its driver describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// Its number for the driver.
+    pub ordinal: usize,
+    pub name: String,
+    /// Compute capability: 90 for 9.0.
+    pub sm: u32,
+    pub memory_bytes: usize,
+    pub n_multiprocessors: usize,
+    /// Most dynamic shared memory that a block can ask for.
+    pub shared_bytes: usize,
+}
+
+impl Facts {
+    /// No GPU, but the stand-in of the tests, which computes on the CPU.
+    pub fn is_emulated(&self) -> bool {
+        self.name.starts_with(EMULATED)
+    }
+}
+
+/// How the stand-in driver of the tests names its devices.
+const EMULATED: &str = "ikq emulator";
+/// The oldest compute capability that kernels are written for.
+pub const OLDEST_SM: u32 = 75;
+
+/// A machine with a GPU that can be used.
+#[derive(Debug)]
+pub struct Runtime {
+    /// CUDA version of the driver: 13000 for 13.0.
+    pub cuda: i32,
+    /// The usable devices: `CUDA0` is the first of them.
+    pub devices: Vec<Facts>,
+    pub nvrtc: Nvrtc,
+    /// Of the process that looked.
+    process: u32,
+}
+
+/// What was found on the way, also where it was not enough.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    pub cuda: Option<i32>,
+    pub devices: Vec<Facts>,
+}
+
+static RUNTIME: OnceLock<(Found, Result<Runtime, Unavailable>)> = OnceLock::new();
+
+/// The runtime of this process. The first call looks, by its `search`; later ones have its answer.
+///
+/// # Errors
+/// Why no GPU is usable.
+pub fn runtime(search: &Search) -> Result<&'static Runtime, Unavailable> {
+    look(search).1
+}
+
+/// The same, with what was found.
+pub fn look(search: &Search) -> (&'static Found, Result<&'static Runtime, Unavailable>) {
+    let (found, runtime) = RUNTIME.get_or_init(|| {
+        let mut found = Found::default();
+        let runtime = probe(search, &mut found);
+        (found, runtime)
+    });
+    let runtime = match runtime {
+        Ok(runtime) if runtime.process != std::process::id() => Err(Unavailable::Forked),
+        Ok(runtime) => Ok(runtime),
+        Err(reason) => Err(reason.clone()),
+    };
+    (found, runtime)
+}
+
+fn probe(search: &Search, found: &mut Found) -> Result<Runtime, Unavailable> {
+    if std::env::var("IKQ_CUDA").is_ok_and(|v| v == "0") {
+        return Err(Unavailable::Disabled);
+    }
+    // SAFETY: opens libraries by the driver's names; what their initializers do is the driver's affair
+    if !unsafe { sys::is_culib_present() } {
+        return Err(Unavailable::NoDriver);
+    }
+    if let Some(missing) = SYMBOLS.iter().find(|name| !has(name)) {
+        return Err(Unavailable::NotADriver { why: format!("it has no {missing}") });
+    }
+    let failed = |e: DriverError| match e.0 {
+        sys::CUresult::CUDA_ERROR_STUB_LIBRARY => Unavailable::Stub,
+        sys::CUresult::CUDA_ERROR_NO_DEVICE => Unavailable::NoDevice,
+        _ => Unavailable::Init { why: code(&e) },
+    };
+    // the version can be asked before all else, and an old driver may fail at starting
+    let mut cuda = 0;
+    // SAFETY: the function is there, and writes one integer
+    unsafe { sys::cuDriverGetVersion(&mut cuda) }.result().map_err(failed)?;
+    found.cuda = Some(cuda).filter(|v| *v > 0);
+    if cuda > 0 && cuda < OLDEST_CUDA {
+        return Err(Unavailable::OldDriver { cuda });
+    }
+    result::init().map_err(failed)?;
+    found.devices = devices().map_err(failed)?;
+    if found.devices.is_empty() {
+        return Err(Unavailable::NoDevice);
+    }
+    let devices: Vec<Facts> = found.devices.iter().filter(|d| d.sm >= OLDEST_SM).cloned().collect();
+    let Some(first) = devices.first() else {
+        let names: Vec<String> = found.devices.iter().map(|d| format!("{} ({})", d.name, d.sm)).collect();
+        return Err(Unavailable::OldDevices { names: names.join(", ") });
+    };
+    let major = cuda / 1000;
+    let nvrtc = nvrtc::find(&search.nvrtc, major).map_err(|tried| Unavailable::NoNvrtc {
+        device: first.name.clone(),
+        major,
+        tried,
+    })?;
+    Ok(Runtime { cuda, devices, nvrtc, process: std::process::id() })
+}
+
+/// Every function of the driver that this crate calls. cudarc panics where one is missing, so all are asked for first.
+const SYMBOLS: &[&str] = &[
+    "cuCtxGetCurrent",
+    "cuCtxSetCurrent",
+    "cuCtxSynchronize",
+    "cuDeviceGet",
+    "cuDeviceGetAttribute",
+    "cuDeviceGetCount",
+    "cuDeviceGetName",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuDevicePrimaryCtxRetain",
+    "cuDeviceTotalMem_v2",
+    "cuDriverGetVersion",
+    "cuEventCreate",
+    "cuEventDestroy_v2",
+    "cuEventElapsedTime",
+    "cuEventRecord",
+    "cuEventSynchronize",
+    "cuFuncGetAttribute",
+    "cuFuncSetAttribute",
+    "cuGetErrorString",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
+    "cuGraphUpload",
+    "cuInit",
+    "cuLaunchKernel",
+    "cuMemAlloc_v2",
+    "cuMemFreeHost",
+    "cuMemFree_v2",
+    "cuMemGetInfo_v2",
+    "cuMemHostAlloc",
+    "cuMemcpyDtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemsetD8Async",
+    "cuModuleGetFunction",
+    "cuModuleLoadData",
+    "cuModuleUnload",
+    "cuStreamBeginCapture_v2",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamEndCapture",
+    "cuStreamIsCapturing",
+    "cuStreamSynchronize",
+    "cuStreamWaitEvent",
+];
+
+fn has(symbol: &str) -> bool {
+    // SAFETY: the library was found a moment ago; the symbol's address is not used
+    unsafe { sys::culib().get::<*const ()>(symbol.as_bytes()).is_ok() }
+}
+
+fn devices() -> Result<Vec<Facts>, DriverError> {
+    use sys::CUdevice_attribute_enum::{
+        CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+        CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN, CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
+    };
+    let mut all = Vec::new();
+    for ordinal in 0..result::device::get_count()? {
+        let device = result::device::get(ordinal)?;
+        // SAFETY: the device comes from the driver, which was started
+        let attribute = |what| unsafe { result::device::get_attribute(device, what) };
+        let major = attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        let size = |n: i32| usize::try_from(n).unwrap_or(0);
+        all.push(Facts {
+            ordinal: size(ordinal),
+            name: result::device::get_name(device)?,
+            sm: u32::try_from(10 * major + minor).unwrap_or(0),
+            // SAFETY: as above
+            memory_bytes: unsafe { result::device::total_mem(device) }?,
+            n_multiprocessors: size(attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?),
+            shared_bytes: size(attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?),
+        });
+    }
+    Ok(all)
+}
+
+/// A compiler of its own, for machines without a GPU: the newest NVRTC whose CUDA is at most `major`.
+///
+/// # Errors
+/// [`Error::NoCompiler`].
+pub fn compiler(places: &[PathBuf], major: i32) -> Result<Nvrtc, Error> {
+    nvrtc::find(places, major).map_err(|tried| Error::NoCompiler { major, tried })
+}
+
+/// Version of the driver itself (`580.65.06`), where the system tells it.
+pub fn driver_version() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
+    let first = text.lines().next()?;
+    let is_version = |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
+    first.split_whitespace().find(is_version).map(str::to_string)
+}
+
+pub use error::version;

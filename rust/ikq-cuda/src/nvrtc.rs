@@ -1,0 +1,320 @@
+//! NVRTC, the compiler of kernels: found among files, opened by absolute paths, called through nine functions.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::path::{Path, PathBuf};
+
+use libloading::Library;
+
+use crate::error::Error;
+
+/// An opened NVRTC.
+pub struct Nvrtc {
+    pub path: PathBuf,
+    /// Major and minor.
+    pub version: (i32, i32),
+    functions: Functions,
+    /// The functions are in the first; the second holds what the compiler reads, and is only kept open.
+    _libraries: (Library, Option<Library>),
+}
+
+impl std::fmt::Debug for Nvrtc {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Nvrtc")
+            .field("path", &self.path)
+            .field("version", &self.version)
+            .finish_non_exhaustive()
+    }
+}
+
+type Program = *mut c_void;
+
+/// The nine functions. All return 0 or an error.
+struct Functions {
+    version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int,
+    error: unsafe extern "C" fn(c_int) -> *const c_char,
+    create: unsafe extern "C" fn(
+        *mut Program,
+        *const c_char,
+        *const c_char,
+        c_int,
+        *const *const c_char,
+        *const *const c_char,
+    ) -> c_int,
+    destroy: unsafe extern "C" fn(*mut Program) -> c_int,
+    compile: unsafe extern "C" fn(Program, c_int, *const *const c_char) -> c_int,
+    cubin_size: unsafe extern "C" fn(Program, *mut usize) -> c_int,
+    cubin: unsafe extern "C" fn(Program, *mut c_char) -> c_int,
+    log_size: unsafe extern "C" fn(Program, *mut usize) -> c_int,
+    log: unsafe extern "C" fn(Program, *mut c_char) -> c_int,
+}
+
+impl Functions {
+    fn of(library: &Library) -> Result<Functions, libloading::Error> {
+        /// # Safety
+        /// `F` is the type of the function of that name.
+        unsafe fn get<F: Copy>(library: &Library, name: &str) -> Result<F, libloading::Error> {
+            // SAFETY: the caller's word
+            unsafe { library.get::<F>(name.as_bytes()) }.map(|f| *f)
+        }
+        // SAFETY: the types are those of nvrtc.h, the same in all versions of 12 and 13
+        Ok(unsafe {
+            Functions {
+                version: get(library, "nvrtcVersion")?,
+                error: get(library, "nvrtcGetErrorString")?,
+                create: get(library, "nvrtcCreateProgram")?,
+                destroy: get(library, "nvrtcDestroyProgram")?,
+                compile: get(library, "nvrtcCompileProgram")?,
+                cubin_size: get(library, "nvrtcGetCUBINSize")?,
+                cubin: get(library, "nvrtcGetCUBIN")?,
+                log_size: get(library, "nvrtcGetProgramLogSize")?,
+                log: get(library, "nvrtcGetProgramLog")?,
+            }
+        })
+    }
+}
+
+/// What to compile.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Name for messages.
+    pub name: String,
+    pub text: String,
+    /// Names, as they are included by, and texts.
+    pub headers: Vec<(String, String)>,
+}
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub struct Compiled {
+    pub cubin: Vec<u8>,
+    /// What the compiler had to say; with `--ptxas-options=-v`, registers and spills.
+    pub log: String,
+}
+
+impl Nvrtc {
+    /// Opens the library at `path`, and before it the file beside it that it reads built-in declarations from: some
+    /// packages' NVRTC does not find that by itself.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    pub fn open(path: &Path) -> Result<Nvrtc, String> {
+        let reason = |e: libloading::Error| e.to_string();
+        let builtins =
+            path.parent().and_then(|folder| files(folder, "libnvrtc-builtins.so").into_iter().next());
+        // SAFETY: initializers of these libraries are NVIDIA's, or of whatever the user has put there
+        let builtins = builtins.and_then(|file| unsafe { Library::new(file) }.ok());
+        // SAFETY: as above
+        let library = unsafe { Library::new(path) }.map_err(reason)?;
+        let functions = Functions::of(&library).map_err(reason)?;
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: it writes two integers
+        match unsafe { (functions.version)(&mut major, &mut minor) } {
+            0 => {}
+            error => return Err(format!("nvrtcVersion gives error {error}")),
+        }
+        Ok(Nvrtc { path: path.into(), version: (major, minor), functions, _libraries: (library, builtins) })
+    }
+
+    /// Compiles to a cubin for `arch` (`sm_90`).
+    ///
+    /// # Errors
+    /// [`Error::Compile`] with the compiler's messages; [`Error::Nvrtc`] when it fails before.
+    pub fn compile(&self, source: &Source, arch: &str, options: &[String]) -> Result<Compiled, Error> {
+        let wrong = |why: &str| Error::Nvrtc { path: self.path.clone(), why: why.to_string() };
+        let c_string = |text: &str| CString::new(text).map_err(|_| wrong("a text holds a zero byte"));
+        let c_strings = |texts: Vec<&str>| texts.into_iter().map(c_string).collect::<Result<Vec<_>, _>>();
+        let name = c_string(&source.name)?;
+        let text = c_string(&source.text)?;
+        let names = c_strings(source.headers.iter().map(|h| h.0.as_str()).collect())?;
+        let texts = c_strings(source.headers.iter().map(|h| h.1.as_str()).collect())?;
+        let arch_option = format!("-arch={arch}");
+        let options = c_strings(
+            std::iter::once(arch_option.as_str()).chain(options.iter().map(String::as_str)).collect(),
+        )?;
+        let pointers = |strings: &[CString]| strings.iter().map(|s| s.as_ptr()).collect::<Vec<_>>();
+        let (names, texts, option_pointers) = (pointers(&names), pointers(&texts), pointers(&options));
+        let check = |status: c_int| if status == 0 { Ok(()) } else { Err(wrong(&self.sentence(status))) };
+        let f = &self.functions;
+        let mut program = Owned { handle: std::ptr::null_mut(), destroy: f.destroy };
+        let n_headers = c_int::try_from(names.len()).map_err(|_| wrong("too many headers"))?;
+        let n_options = c_int::try_from(option_pointers.len()).map_err(|_| wrong("too many options"))?;
+        // SAFETY: all strings outlive the call, which copies them
+        check(unsafe {
+            (f.create)(
+                &mut program.handle,
+                text.as_ptr(),
+                name.as_ptr(),
+                n_headers,
+                texts.as_ptr(),
+                names.as_ptr(),
+            )
+        })?;
+        // SAFETY: the program was made above, the options outlive the call
+        let status = unsafe { (f.compile)(program.handle, n_options, option_pointers.as_ptr()) };
+        let log = {
+            // SAFETY: `bytes` has as many as the first function said
+            let bytes =
+                unsafe { take(program.handle, f.log_size, f.log) }.map_err(|s| wrong(&self.sentence(s)))?;
+            String::from_utf8_lossy(&bytes).trim_end_matches(['\0', '\n']).to_string()
+        };
+        if status != 0 {
+            let log = if log.is_empty() { self.sentence(status) } else { log };
+            return Err(Error::Compile { name: source.name.clone(), arch: arch.into(), log });
+        }
+        // SAFETY: as for the log
+        let cubin =
+            unsafe { take(program.handle, f.cubin_size, f.cubin) }.map_err(|s| wrong(&self.sentence(s)))?;
+        match cubin.is_empty() {
+            true => Err(wrong("it gives no cubin")),
+            false => Ok(Compiled { cubin, log }),
+        }
+    }
+
+    fn sentence(&self, status: c_int) -> String {
+        // SAFETY: it returns a static string for any number
+        let text = unsafe { (self.functions.error)(status) };
+        match text.is_null() {
+            true => format!("error {status}"),
+            // SAFETY: not null, and ends with a zero
+            false => unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned(),
+        }
+    }
+}
+
+/// A program that is freed on every way out.
+struct Owned {
+    handle: Program,
+    destroy: unsafe extern "C" fn(*mut Program) -> c_int,
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        if !self.handle.is_null() {
+            // SAFETY: made by the same library, freed once
+            unsafe { (self.destroy)(&mut self.handle) };
+        }
+    }
+}
+
+/// The bytes that the second function writes, as many as the first says.
+///
+/// # Safety
+/// The functions are a pair of NVRTC's, the program is one of its programs.
+unsafe fn take(
+    program: Program,
+    size: unsafe extern "C" fn(Program, *mut usize) -> c_int,
+    get: unsafe extern "C" fn(Program, *mut c_char) -> c_int,
+) -> Result<Vec<u8>, c_int> {
+    let mut n = 0;
+    let check = |status| if status == 0 { Ok(()) } else { Err(status) };
+    // SAFETY: the caller's word
+    check(unsafe { size(program, &mut n) })?;
+    let mut bytes = vec![0u8; n];
+    if n > 0 {
+        // SAFETY: there is room for what the first function said
+        check(unsafe { get(program, bytes.as_mut_ptr().cast()) })?;
+    }
+    Ok(bytes)
+}
+
+/// The newest NVRTC among files and folders whose major version is at most `major`; where several have that version,
+/// the first. The loader's own search comes last.
+///
+/// # Errors
+/// What was found but cannot be used, and why.
+pub fn find(places: &[PathBuf], major: i32) -> Result<Nvrtc, Vec<String>> {
+    let mut candidates: Vec<PathBuf> = Vec::new();
+    for place in places {
+        match place.is_dir() {
+            true => candidates.extend(files(place, "libnvrtc.so")),
+            false => candidates.extend(place.is_file().then(|| place.clone())),
+        }
+    }
+    candidates.extend(candidates_of_loader(major));
+    let mut tried = Vec::new();
+    // opening maps 100 MB, so the name says first which are worth it
+    let named = |path: &Path| numbers(path).unwrap_or((major, 0));
+    candidates.retain(|path| {
+        let (found, _) = named(path);
+        if found > major {
+            tried.push(format!("{} needs a driver of CUDA {found}", path.display()));
+        }
+        found <= major
+    });
+    candidates.sort_by_key(|path| std::cmp::Reverse(named(path)));
+    for path in candidates {
+        match Nvrtc::open(&path) {
+            Ok(nvrtc) if nvrtc.version.0 <= major => return Ok(nvrtc),
+            Ok(nvrtc) => {
+                tried.push(format!("{} needs a driver of CUDA {}", path.display(), nvrtc.version.0));
+            }
+            // names that the loader does not know are no finding
+            Err(_) if path.parent().is_some_and(|p| p.as_os_str().is_empty()) => {}
+            Err(why) => tried.push(format!("{}: {why}", path.display())),
+        }
+    }
+    Err(tried)
+}
+
+/// Names for the loader's own search, newest first.
+fn candidates_of_loader(major: i32) -> impl Iterator<Item = PathBuf> {
+    (12..=major).rev().map(|n| PathBuf::from(format!("libnvrtc.so.{n}")))
+}
+
+/// Files of a folder that are a shared library of this name, with or without a version, sorted.
+fn files(folder: &Path, name: &str) -> Vec<PathBuf> {
+    let is_it = |path: &PathBuf| {
+        let file = path.file_name().and_then(|f| f.to_str()).unwrap_or_default();
+        let rest = file.strip_prefix(name).map(|r| r.strip_prefix('.').unwrap_or(r));
+        rest.is_some_and(|r| r.chars().all(|c| c.is_ascii_digit() || c == '.'))
+    };
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut found: Vec<PathBuf> = entries.filter(is_it).collect();
+    found.sort();
+    found
+}
+
+/// Major and minor version that a file's name (or that of the file a link leads to) tells.
+fn numbers(path: &Path) -> Option<(i32, i32)> {
+    let resolved = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    let of = |path: &Path| {
+        let file = path.file_name()?.to_str()?;
+        let mut parts = file.split_once(".so.")?.1.split('.').map(|n| n.parse::<i32>().ok());
+        Some((parts.next()??, parts.next().flatten().unwrap_or(0)))
+    };
+    of(&resolved).or_else(|| of(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_versions() {
+        for (name, version) in [
+            ("libnvrtc.so.13", Some((13, 0))),
+            ("libnvrtc.so.12.8.93", Some((12, 8))),
+            ("libnvrtc.so", None),
+            ("libnvrtc.so.x", None),
+        ] {
+            assert_eq!(numbers(Path::new(name)), version, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_too_new_or_no_library_is_told() {
+        let folder = std::env::temp_dir().join(format!("ikq-nvrtc-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        for name in ["libnvrtc.so.99", "libnvrtc.so.12", "libnvrtc.alt.so.12", "libnvrtc-builtins.so.12.0"] {
+            std::fs::write(folder.join(name), "no library").expect("a file");
+        }
+        assert_eq!(files(&folder, "libnvrtc.so").len(), 2);
+        assert_eq!(files(&folder, "libnvrtc-builtins.so").len(), 1);
+        // 11 is below what the loader's own search would find
+        let tried = find(std::slice::from_ref(&folder), 11).expect_err("none is usable");
+        assert!(tried.len() == 2 && tried[0].contains("so.12 needs a driver of CUDA 12"), "{tried:?}");
+        let file = folder.join("libnvrtc.so.12");
+        assert!(Nvrtc::open(&file).is_err());
+        std::fs::remove_dir_all(&folder).expect("removed");
+    }
+}

@@ -1,0 +1,312 @@
+//! GPUs as Python sees them: what there is, or why there is nothing to use, and kernels compiled ahead of use.
+
+use std::path::PathBuf;
+
+use ikq_cuda::cubins::Cubins;
+use ikq_cuda::gpu::{self, Argument, Gpu};
+use ikq_cuda::loader::{self, Facts, Search};
+use ikq_cuda::memory::{Arena, arena_bytes};
+use ikq_cuda::plan::{self, Call, FloatType, Glu, Plan, Products, UpGate};
+use ikq_cuda::products::{self, Columns, Target};
+use ikq_cuda::sources::{self, Specialisation};
+use ikq_cuda::{Error, weights};
+use ikq_formats::QuantType;
+use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::errors::{DeviceError, FormatError, IkqError, Raise};
+use crate::types::quant_type;
+
+impl Raise for Error {
+    fn raise(self, _: Python<'_>) -> PyErr {
+        let message = self.to_string();
+        match self {
+            Error::Plan { .. } => IkqError::new_err(message),
+            Error::Source { .. } => FormatError::new_err(message),
+            _ => DeviceError::new_err(message),
+        }
+    }
+}
+
+/// What was found; `nvrtc` are files and folders that may hold the compiler. Only the first call of a process looks.
+#[pyfunction]
+pub fn cuda_status(py: Python<'_>, nvrtc: Vec<PathBuf>) -> PyResult<Bound<'_, PyDict>> {
+    let (found, runtime) = py.detach(|| loader::look(&Search { nvrtc }));
+    let status = PyDict::new(py);
+    status.set_item("usable", runtime.is_ok())?;
+    status.set_item("reason", runtime.as_ref().err().map(ToString::to_string))?;
+    status.set_item("reason_code", runtime.as_ref().err().map(|e| e.word()))?;
+    status.set_item("driver", found.cuda.and_then(|_| loader::driver_version()))?;
+    status.set_item("cuda_version", found.cuda.map(loader::version))?;
+    let devices = found.devices.iter().map(|d| facts(py, d)).collect::<PyResult<Vec<_>>>()?;
+    status.set_item("devices", devices)?;
+    status.set_item("emulated", found.devices.iter().any(Facts::is_emulated))?;
+    let nvrtc = runtime.as_ref().ok().map(|r| &r.nvrtc);
+    status.set_item("nvrtc", nvrtc.map(|n| n.path.clone()))?;
+    status.set_item("nvrtc_version", nvrtc.map(|n| format!("{}.{}", n.version.0, n.version.1)))?;
+    status.set_item("cache", Cubins::of_environment().folder())?;
+    Ok(status)
+}
+
+fn facts<'py>(py: Python<'py>, device: &Facts) -> PyResult<Bound<'py, PyDict>> {
+    let row = PyDict::new(py);
+    row.set_item("name", &device.name)?;
+    row.set_item("compute_capability", format!("{}.{}", device.sm / 10, device.sm % 10))?;
+    row.set_item("memory_bytes", device.memory_bytes)?;
+    row.set_item("n_multiprocessors", device.n_multiprocessors)?;
+    row.set_item("usable", device.sm >= loader::OLDEST_SM)?;
+    Ok(row)
+}
+
+/// Names of the kernel files.
+#[pyfunction]
+pub fn cuda_files(py: Python<'_>) -> PyResult<Vec<String>> {
+    let files = sources::files().map_err(|e| e.raise(py))?;
+    Ok(files.into_iter().map(|(name, _)| name).collect())
+}
+
+/// Compiles one file with these defines for an architecture (`sm_90`) by the NVRTC that is found in `nvrtc` (files and
+/// folders), whose CUDA is at most `major`: the cubin and the compiler's log. Needs no GPU.
+#[pyfunction]
+pub fn cuda_compile(
+    py: Python<'_>,
+    nvrtc: Vec<PathBuf>,
+    major: i32,
+    file: String,
+    defines: Vec<(String, String)>,
+    arch: &str,
+    options: Vec<String>,
+) -> PyResult<(Vec<u8>, String)> {
+    let compiled = py.detach(|| {
+        let of = Specialisation { file, defines };
+        let compiler = loader::compiler(&nvrtc, major)?;
+        compiler.compile(&of.source()?, arch, &[of.options(), options].concat())
+    });
+    compiled.map(|c| (c.cubin, c.log)).map_err(|e| e.raise(py))
+}
+
+/// Compiles what products with weights of these types need, for an architecture (`sm_90`), into the folder of
+/// compiled kernels: name and whether it was there, of each.
+#[pyfunction]
+pub fn cuda_warm(
+    py: Python<'_>,
+    nvrtc: Vec<PathBuf>,
+    major: i32,
+    type_ids: Vec<u32>,
+    arch: &str,
+) -> PyResult<Vec<(String, bool)>> {
+    let types = type_ids.into_iter().map(quant_type).collect::<PyResult<Vec<_>>>()?;
+    let done: Result<Vec<_>, Error> = py.detach(|| {
+        let compiler = loader::compiler(&nvrtc, major)?;
+        let cubins = Cubins::of_environment();
+        let all = plan::specialisations(&types)?.into_iter();
+        all.map(|of| Ok((of.to_string(), gpu::cubin(&compiler, &cubins, &of, arch)?.1))).collect()
+    });
+    done.map_err(|e| e.raise(py))
+}
+
+/// How a kernel is launched: `{file, defines, kernel, grid, block, shared_bytes, arguments}`, where arguments are
+/// pairs of name and value; buffers are `None`, and those that a launch does without are 0.
+///
+/// | kernel | sizes |
+/// |---|---|
+/// | `repack` | `type`, `n_rows`, `n` |
+/// | `dequantize` | `type`, `to` (f32, f16, bf16), `n_rows`, `n`, `chosen` |
+/// | `quantize` | `n` |
+/// | `products` | `type`, `n_rows`, `n`, `n_columns`, `stride`, `bias`, `residual` |
+/// | `norm` | `n`, `n_columns`, `eps`, `codes` |
+/// | `upgate` | `up`, `gate` (types), `n_rows`, `n`, `n_columns`, `act`, `bias_up`, `bias_gate`, `codes` |
+#[pyfunction]
+pub fn cuda_plan<'py>(
+    py: Python<'py>,
+    kernel: &str,
+    shape: &Bound<'py, PyDict>,
+) -> PyResult<Bound<'py, PyDict>> {
+    let item = |name: &str| {
+        let value = shape.get_item(name)?;
+        value.ok_or_else(|| PyValueError::new_err(format!("{kernel}: its shape has no {name}")))
+    };
+    let size = |name: &str| item(name)?.extract::<usize>();
+    let flag = |name: &str| item(name)?.extract::<bool>();
+    let ty = || quant_type(item("type")?.extract()?);
+    let call = match kernel {
+        "repack" => Call::Repack { ty: ty()?, n_rows: size("n_rows")?, n: size("n")? },
+        "dequantize" => {
+            let to = float_type(&item("to")?.extract::<String>()?)?;
+            let (n_rows, n) = (size("n_rows")?, size("n")?);
+            Call::Dequantize { ty: ty()?, to, n_rows, n, chosen: flag("chosen")? }
+        }
+        "quantize" => Call::Quantize { n: size("n")? },
+        "products" => Call::Products(Products {
+            ty: ty()?,
+            n_rows: size("n_rows")?,
+            n: size("n")?,
+            n_columns: size("n_columns")?,
+            stride: size("stride")?,
+            bias: flag("bias")?,
+            residual: flag("residual")?,
+        }),
+        "norm" => {
+            let (n, n_columns) = (size("n")?, size("n_columns")?);
+            Call::Norm { n, n_columns, eps: item("eps")?.extract()?, codes: flag("codes")? }
+        }
+        "upgate" => Call::UpGate(UpGate {
+            up: quant_type(item("up")?.extract()?)?,
+            gate: quant_type(item("gate")?.extract()?)?,
+            n_rows: size("n_rows")?,
+            n: size("n")?,
+            n_columns: size("n_columns")?,
+            glu: match item("act")?.extract::<String>()?.as_str() {
+                "silu" => Glu::Silu,
+                "gelu_tanh" => Glu::GeluTanh,
+                "swiglu_oai" => Glu::SwigluOai,
+                other => {
+                    let expected = "silu, gelu_tanh or swiglu_oai";
+                    return Err(PyValueError::new_err(format!("act={other:?}: expected {expected}")));
+                }
+            },
+            bias_up: flag("bias_up")?,
+            bias_gate: flag("bias_gate")?,
+            codes: flag("codes")?,
+        }),
+        other => {
+            let known = "repack, dequantize, quantize, products, norm, upgate";
+            return Err(PyValueError::new_err(format!("no kernel {other:?}; there are {known}")));
+        }
+    };
+    let plan = call.plan().map_err(|e| e.raise(py))?;
+    let out = PyDict::new(py);
+    let Plan { of, kernel, geometry, arguments } = plan;
+    out.set_item("file", of.file)?;
+    out.set_item("defines", of.defines)?;
+    out.set_item("kernel", kernel)?;
+    out.set_item("grid", geometry.grid.to_vec())?;
+    out.set_item("block", geometry.block.to_vec())?;
+    out.set_item("shared_bytes", geometry.shared_bytes)?;
+    let rows = arguments.into_iter().map(|(name, value)| {
+        let value = match value {
+            None => py.None(),
+            Some(Argument::Address(a)) => a.0.into_pyobject(py)?.into_any().unbind(),
+            Some(Argument::I32(v)) => v.into_pyobject(py)?.into_any().unbind(),
+            Some(Argument::I64(v)) => v.into_pyobject(py)?.into_any().unbind(),
+            Some(Argument::F32(v)) => v.into_pyobject(py)?.into_any().unbind(),
+        };
+        Ok((name, value))
+    });
+    out.set_item("arguments", rows.collect::<PyResult<Vec<_>>>()?)?;
+    Ok(out)
+}
+
+fn float_type(name: &str) -> PyResult<FloatType> {
+    match name {
+        "f32" => Ok(FloatType::F32),
+        "f16" => Ok(FloatType::F16),
+        "bf16" => Ok(FloatType::BF16),
+        other => Err(PyValueError::new_err(format!("to={other:?}: expected f32, f16 or bf16"))),
+    }
+}
+
+/// As `product`, on GPU `device`: `x (n, k)` times the transpose of a matrix of `n_rows` rows, `(n, n_rows)`. With
+/// `replays`, launches are recorded, and run so often.
+#[pyfunction]
+#[pyo3(signature = (nvrtc, device, type_id, data, n_rows, x, replays))]
+#[expect(clippy::too_many_arguments, reason = "a product and where it is computed")]
+pub fn cuda_product<'py>(
+    py: Python<'py>,
+    nvrtc: Vec<PathBuf>,
+    device: usize,
+    type_id: u32,
+    data: PyReadonlyArray1<'py, u8>,
+    n_rows: usize,
+    x: PyReadonlyArray2<'py, f32>,
+    replays: usize,
+) -> PyResult<Bound<'py, PyArray2<f32>>> {
+    let ty = quant_type(type_id)?;
+    let (data, [n_columns, n]) = (data.as_slice()?, [x.as_array().nrows(), x.as_array().ncols()]);
+    let x = x.as_slice()?;
+    let y = py.detach(|| {
+        let runtime = loader::runtime(&Search { nvrtc })?;
+        product(&Gpu::open(runtime, device)?, ty, data, n_rows, (x, n, n_columns), replays)
+    });
+    PyArray1::from_vec(py, y.map_err(|e| e.raise(py))?).reshape([n_columns, n_rows])
+}
+
+fn product(
+    gpu: &Gpu,
+    ty: QuantType,
+    data: &[u8],
+    n_rows: usize,
+    (x, n, n_columns): (&[f32], usize, usize),
+    replays: usize,
+) -> Result<Vec<f32>, Error> {
+    let matrix_bytes = weights::matrix_bytes(ty, n_rows, n)?;
+    let [code_bytes, scale_bytes] = products::code_bytes(n, n_columns);
+    let y_bytes = 4 * n_rows * n_columns;
+    let size = products::columns_bytes(n, n_columns) + arena_bytes([matrix_bytes, y_bytes]);
+    let mut arena = Arena::new(gpu.context(), "a product", size)?;
+    let at = arena.take(matrix_bytes)?;
+    let floats = arena.take(4 * x.len())?;
+    let codes = (arena.take(code_bytes)?, arena.take(scale_bytes)?);
+    let y = arena.take(y_bytes)?;
+    let mut out = vec![0; y_bytes];
+    // SAFETY: all pieces have the sizes that are asked for, and live until the last copy is done
+    unsafe {
+        let matrix = weights::upload(gpu, data, ty, n_rows, n, at)?;
+        let codes = plan::reads_codes(matrix.ty).then_some(codes);
+        let columns = Columns { n, n_columns, floats, codes };
+        gpu.copy_in(floats, &x.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())?;
+        let to = Target { y, bias: None, residual: None };
+        let launch = |gpu: &Gpu| {
+            products::quantize(gpu, &columns)?;
+            products::multiply(gpu, &matrix, &columns, &to)
+        };
+        match replays {
+            0 => launch(gpu)?,
+            _ => {
+                // compiling and loading cannot be recorded
+                launch(gpu)?;
+                let graph = gpu.record(launch)?;
+                for _ in 0..replays {
+                    gpu.fill(y, 0xFF, y_bytes)?;
+                    gpu.replay(&graph)?;
+                }
+                gpu.wait()?;
+            }
+        }
+        gpu.copy_out(&mut out, y)?;
+    }
+    Ok(out.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
+}
+
+/// Rows of a matrix as the device decodes them, from its own form: `(n_rows, n)`.
+#[pyfunction]
+pub fn cuda_dequantize<'py>(
+    py: Python<'py>,
+    nvrtc: Vec<PathBuf>,
+    device: usize,
+    type_id: u32,
+    data: PyReadonlyArray1<'py, u8>,
+    n_rows: usize,
+    n: usize,
+) -> PyResult<Bound<'py, PyArray2<f32>>> {
+    let (ty, data) = (quant_type(type_id)?, data.as_slice()?);
+    let rows = py.detach(|| {
+        let gpu = Gpu::open(loader::runtime(&Search { nvrtc })?, device)?;
+        let (matrix_bytes, out_bytes) = (weights::matrix_bytes(ty, n_rows, n)?, 4 * n_rows * n);
+        let mut arena = Arena::new(gpu.context(), "rows", arena_bytes([matrix_bytes, out_bytes]))?;
+        let (at, to) = (arena.take(matrix_bytes)?, arena.take(out_bytes)?);
+        let mut out = vec![0; out_bytes];
+        // SAFETY: both pieces have the sizes that are asked for, and live until the copy is done
+        unsafe {
+            let ty = weights::upload(&gpu, data, ty, n_rows, n, at)?.ty;
+            let plan = Call::Dequantize { ty, to: FloatType::F32, n_rows, n, chosen: false }.plan()?;
+            let kernel = gpu.function(&plan.of, &plan.kernel)?;
+            gpu.launch(&kernel, plan.geometry, &plan.bind(&[("w", at), ("out", to)])?)?;
+            gpu.copy_out(&mut out, to)?;
+        }
+        Ok(out.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect::<Vec<f32>>())
+    });
+    PyArray1::from_vec(py, rows.map_err(|e: Error| e.raise(py))?).reshape([n_rows, n])
+}

@@ -1,0 +1,59 @@
+"""Errors planted in copies of the kernel sources, each of which some check must see."""
+
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+from emulator import CUDA
+
+# what it is, file, what stands there, what stands there instead
+MISSING_BARRIER = ("upgate.cu", "    __syncthreads();\n", "")
+MISSING_WARP_BARRIER = (
+    "router.cu",
+    "        __syncwarp();\n        if (lane == 0) choice[at] = -INFINITY;\n",
+    "        if (lane == 0) choice[at] = -INFINITY;\n",
+)
+ROW_TOO_MANY = ("mmv.cu", "    if (row >= n_rows) return; // a whole warp\n", "")
+MISALIGNED_PLANE = (
+    "types/legacy.cuh",
+    "Planes<Seg<10, 16>, Seg<2, 8>, Seg<0, 2>>",
+    "Planes<Seg<0, 2>, Seg<10, 16>, Seg<2, 8>>",
+)
+DIVERGENT_COLLECTIVE = (
+    "quantized.cuh",
+    "    const float most =",
+    "    if ((threadIdx.x & 31) == 3) return;\n    const float most =",
+)
+BARRIER_NOT_REACHED = (
+    "upgate.cu",
+    "    __syncthreads();\n",
+    "    if (lane == 0) __syncthreads();\n    __syncwarp();\n",
+)
+WRONG_OFFSET = ("types/kquants.cuh", "less(x, 32)", "less(x, 31)")
+MIN_FORGOTTEN = ("products.cuh", "sum[c] -= f.min[r] * ds;", "sum[c] -= 0.0f * ds;")
+COLUMN_MIXED_UP = ("products.cuh", "n * (c < count ? c : count - 1)", "n * (c < count ? 0 : count - 1)")
+
+
+@contextmanager
+def planted(error):
+    """A folder with the sources of `cuda/` and the error."""
+    file, there, instead = error
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "cuda"
+        shutil.copytree(CUDA, folder)
+        if file == "types/legacy.cuh":  # the file's planes are named by number
+            swap(
+                folder / file,
+                "Form::field<0>(row, nb, 8 * u + l)",
+                "Form::field<1>(row, nb, 8 * u + l)",
+                behind="struct q6_0",
+            )
+        swap(folder / file, there, instead)
+        yield folder
+
+
+def swap(path: Path, there: str, instead: str, behind: str = "") -> None:
+    text = path.read_text()
+    at = text.index(there, text.index(behind))
+    path.write_text(text[:at] + instead + text[at + len(there) :])

@@ -1,0 +1,65 @@
+"""NVRTC accepts every kernel for every architecture, without spilled registers and within a number of them."""
+
+import pytest
+from emulator import FULL
+from nvrtc import ARCHITECTURES, compile_, kernels_of, library, specialisations
+
+pytestmark = pytest.mark.skipif(
+    library() is None, reason="NVRTC is not installed (pip install nvidia-cuda-nvrtc)"
+)
+
+# the most registers of a thread: what lets as many blocks run side by side as a kernel's speed needs
+CAPS = {
+    "quantize_act": 32, "glu_act": 32, "router": 64, "moe_sort": 40, "rms_norm": 40, "rope_table": 64, "argmax": 32,
+    "top_k": 32, "heads": 80, "attend": 128, "repack": 48, "dequant": 80, "down": 96,
+}  # fmt: skip
+# products hold sums and columns: the more columns, the more
+OF_COLUMNS = {"c1": 96, "c2": 128, "c4": 160, "c8": 200}
+
+
+def cap(name: str) -> int:
+    if name.startswith(("mmv", "upgate")):
+        return OF_COLUMNS[name.rsplit("_", 1)[1]] + (40 if name.startswith("upgate") else 0)
+    return next(n for start, n in CAPS.items() if name.startswith(start))
+
+
+def check(special, architecture):
+    kernels, cubin = compile_(special, architecture)
+    assert kernels
+    assert cubin[:4] == b"\x7fELF"
+    for k in kernels:
+        assert (k.stack, k.spills) == (0, 0), (k, architecture)
+        assert k.registers <= cap(k.name), (k, architecture)
+
+
+QUICK = [
+    ("mmv.cu", ("IKQ_TYPE=iq4_ks",)),
+    ("upgate.cu", ("IKQ_TYPE=q4_k", "IKQ_GATE=q6_k")),
+    ("attention.cu", ("IKQ_TYPE=f16", "IKQ_VALUES=q8_0", "IKQ_COMBINE")),
+    ("norm.cu", ()),
+]
+
+
+@pytest.mark.parametrize(
+    ("special", "architecture"), [(s, a) for s in QUICK for a in (75, 90)][:: 1 if FULL else 3]
+)
+def test_some_kernels_compile(special, architecture):
+    check(special, architecture)
+
+
+@pytest.mark.skipif(not FULL, reason="a part of `make test-cuda`")
+@pytest.mark.timeout(7200)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_kernel_compiles(architecture):
+    for special in specialisations():
+        check(special, architecture)
+
+
+def test_the_log_is_understood():
+    log = (
+        "ptxas info    : Compiling entry function 'a' for 'sm_90'\nptxas info    : Function properties for a\n"
+        "    8 bytes stack frame, 12 bytes spill stores, 4 bytes spill loads\n"
+        "ptxas info    : Used 31 registers, used 0 barriers\n"
+    )
+    (kernel,) = kernels_of(log)
+    assert (kernel.name, kernel.stack, kernel.spills, kernel.registers) == ("a", 8, 16, 31)

@@ -1,0 +1,123 @@
+"""Models of which a GPU (the stand-in) has the FFNs of dense layers and the output, against the CPU alone."""
+
+import json
+
+import numpy as np
+import pytest
+from emulator import needs_gxx
+from standin import environment, ikq_command, run
+
+import ikq
+
+pytestmark = needs_gxx
+
+# everything but the attention
+PLACES = [r"ffn_(up|gate|down)\.=CUDA0", "^output|^token_embd=CUDA0"]
+
+PROGRAM = """
+import json, sys
+import numpy as np, ikq
+path, options, out = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+ids = list(range(3, 25))
+with ikq.Model.load(path, n_ctx=64, n_threads=2, **options) as model:
+    whole = model.logits(ids)
+    # the same in pieces, two sequences at once, and hidden states with logits made of them afterwards
+    first, second = model.new_sequence(), model.new_sequence()
+    model.step([(first, ids[:9], "none"), (second, ids[:3], "none")])
+    pieces = model.step([(first, ids[9:], "last"), (second, ids[3:12], "last")])
+    hidden = model.step([(model.new_sequence(), ids, "hidden")])[0]
+    devices = sorted({p.device for p in model.explain().placement})
+np.savez(out, whole=whole, first=pieces[0], second=pieces[1], hidden=hidden, devices=devices)
+"""
+
+
+def results(path, options, tmp_path, name):
+    out = tmp_path / f"{name}.npz"
+    run(PROGRAM, environment(), str(path), json.dumps(options), str(out))
+    return np.load(out)
+
+
+def fixture(name: str):
+    from model_files import path
+
+    return path(name)
+
+
+@pytest.mark.parametrize("ftype", ["F32", "Q8_0", "IQ4_KS", "Q4_K_M"])
+@pytest.mark.parametrize("name", ["llama/llama-bf16", "qwen2/qwen2-f32", "qwen3/qwen3-bf16"])
+def test_dense_models(name, ftype, tmp_path):
+    path = fixture(name)
+    if ftype != "F32":
+        ikq.quantize_file(path, tmp_path / "model.gguf", ftype)
+        path = tmp_path / "model.gguf"
+    gpu = results(path, {"devices": ["CPU", "CUDA0"], "override_tensor": PLACES}, tmp_path, "gpu")
+    cpu = results(path, {}, tmp_path, "cpu")
+    exact = results(path, {"compute": "f32"}, tmp_path, "exact")
+    assert set(gpu["devices"]) == {"CPU", "CUDA0"}
+    for key in ("whole", "first", "second", "hidden"):
+        # floats differ by the order of sums; codes of 8 bits as much as the CPU's own differ from float32 products
+        allowed = 1e-4 if ftype == "F32" else 2 * distance(cpu[key], exact[key]) + 1e-4
+        assert distance(gpu[key], exact[key]) <= allowed, key
+    # what stands beside a sequence, and how it is cut, does not show
+    assert np.array_equal(gpu["first"][0], gpu["whole"][-1])
+    assert np.array_equal(gpu["second"][0], gpu["whole"][11])
+
+
+def distance(a, b) -> float:
+    return float(np.linalg.norm(a.astype(np.float64) - b) / np.linalg.norm(b))
+
+
+def test_what_is_not_there_yet_is_refused(tiny_moe):
+    env = environment()
+    arguments = ("run", "-m", str(tiny_moe), "-p", "import", "-n", "1")
+    done = ikq_command(env, *arguments, "-dev", "CUDA0", "-ngl", "99")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "layer 0, attention: attention is not computed on GPUs yet" in done.stderr
+    done = ikq_command(env, *arguments, "-ngl", "99")
+    assert done.returncode == 1
+    assert "is usable, but computes no whole models yet" in done.stderr
+    done = ikq_command(env, *arguments, "-dev", "CUDA7", "-ot", "^output=CUDA7")
+    assert done.returncode == 1
+    assert "there is no GPU 7; there are 1" in done.stderr
+
+
+def test_the_output_of_a_mixture_of_experts(tiny_moe):
+    """The text of a model whose output is on the GPU; and the plan tells the bytes."""
+    env = environment()
+    arguments = ("run", "-m", str(tiny_moe), "-p", "import sys", "-n", "12", "--temp", "0", "--no-perf")
+    there = ikq_command(env, *arguments, "-dev", "CUDA0", "-ot", "^output|^token_embd=CUDA0")
+    assert there.returncode == 0, there.stderr
+    assert there.stdout == ikq_command(env, *arguments).stdout
+    plan = ikq_command(env, *arguments, "-dev", "CUDA0", "-ot", "^output|^token_embd=CUDA0", "--dry-run")
+    assert plan.returncode == 0
+    assert "CUDA0" in plan.stdout
+
+
+def test_a_gpu_without_memory(tiny_moe):
+    done = ikq_command(
+        environment(IKQ_STANDIN_MEMORY="1000000"),
+        *(
+            "run",
+            "-m",
+            str(tiny_moe),
+            "-p",
+            "a",
+            "-n",
+            "1",
+            "-dev",
+            "CUDA0",
+            "-ot",
+            "^output|^token_embd=CUDA0",
+        ),
+    )
+    assert done.returncode == 1
+    assert "bytes of GPU memory are needed for weights, and 1000000 are free" in done.stderr
+
+
+def test_naming_a_gpu_where_there_is_none(tiny_moe):
+    env = {k: v for k, v in environment().items() if k != "LD_LIBRARY_PATH"} | {"IKQ_CUDA": "0"}
+    done = ikq_command(
+        env, "run", "-m", str(tiny_moe), "-p", "a", "-n", "1", "-dev", "CUDA0", "-ot", "^output=CUDA0"
+    )
+    assert done.returncode == 1
+    assert "no GPU is usable: GPUs are switched off" in done.stderr

@@ -1,0 +1,129 @@
+#!/usr/bin/env python3
+"""Instructions per weight of the matrix-vector kernels, counted in their machine code; no GPU is needed.
+
+    pip install nvidia-cuda-nvrtc nvidia-cuda-nvdisasm
+    python tools/sass_budget.py [--arch 90] [--columns 1] [--json OUT] [TYPE ...]
+
+A GPU that reads weights at its full bandwidth can spend so many instructions on each; what needs more is slower than
+memory. Counted is the loop over units: its instructions, divided by the weights that a lane decodes in a turn. What
+stands outside the loop is not in it. The table says where a type stands against the budget of an H200 (4.3 TB/s,
+132 multiprocessors at 1.98 GHz, four instructions a clock for 32 lanes each), of which it should take 0.7 at most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parent.parent / "tests/cuda")]
+from nvrtc import TYPES, compile_, library  # noqa: E402
+
+import ikq  # noqa: E402
+
+H200_PER_BIT = 4 * 32 * 132 * 1.98e9 / (8 * 4.3e12)
+SHARE = 0.7
+# dot instructions of a lane's 32 weights, where they are more than the eight of the product
+DOTS = {"q2_k": 16, "iq1_kt": 40, "iq2_kt": 40, "iq3_kt": 40, "iq4_kt": 40}
+
+
+def nvdisasm() -> str:
+    spec = importlib.util.find_spec("nvidia")
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        for found in Path(place).glob("*/bin/nvdisasm"):
+            return str(found)
+    found_in_path = shutil.which("nvdisasm")
+    if found_in_path is None:
+        raise SystemExit("nvdisasm is missing: pip install nvidia-cuda-nvdisasm")
+    return found_in_path
+
+
+def machine_code(cubin: bytes, kernel: str) -> list[str]:
+    """Labels and instructions of a kernel, in order."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as f:
+        f.write(cubin)
+        f.flush()
+        text = subprocess.run([nvdisasm(), "-c", f.name], capture_output=True, text=True, check=True).stdout
+    body = text.split(f".text.{kernel}:", 1)[1].split("\n.section", 1)[0].split("//------", 1)[0]
+    out = []
+    for line in body.splitlines():
+        label = re.match(r"(\.L_x_\d+):", line.strip())
+        instruction = re.match(r"\s*/\*[0-9a-f]+\*/\s+(.*?);", line)
+        if label:
+            out.append(label[1] + ":")
+        elif instruction:
+            out.append(instruction[1])
+    return out
+
+
+def loops(code: list[str]) -> list[list[str]]:
+    """Instructions between labels and the branches that go back to them."""
+    at: dict[str, int] = {}
+    found = []
+    for i, line in enumerate(code):
+        if line.endswith(":"):
+            at[line[:-1]] = i
+        target = re.search(r"BRA\S*\s+.*?`\((\.L_x_\d+)\)", line)
+        if target and target[1] in at:
+            found.append([x for x in code[at[target[1]] : i + 1] if not x.endswith(":")])
+    return found
+
+
+def is_dot(instruction: str) -> bool:
+    return "IDP" in instruction
+
+
+def per_weight(name: str, architecture: int, columns: int) -> tuple[float, int]:
+    """Instructions per weight, and registers."""
+    kernels, cubin = compile_(("mmv.cu", (f"IKQ_TYPE={name}",)), architecture)
+    kernel = f"mmv_{name}_c{columns}"
+    per_turn = DOTS.get(name, 8)
+    per_turn += (per_turn if name == "q2_k" else 8) * (columns - 1)
+    with_dots = [loop for loop in loops(machine_code(cubin, kernel)) if sum(map(is_dot, loop)) >= per_turn]
+    if not with_dots:
+        raise SystemExit(f"no loop with products in {kernel}")
+    loop = min(with_dots, key=len)
+    turns = sum(map(is_dot, loop)) / per_turn
+    useful = [x for x in loop if not x.startswith("NOP")]
+    return len(useful) / (32 * turns), next(k.registers for k in kernels if k.name == kernel)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("types", nargs="*", metavar="TYPE", default=TYPES)
+    parser.add_argument("--arch", type=int, default=90)
+    parser.add_argument("--columns", type=int, default=1, choices=(1, 2, 4, 8))
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if library() is None:
+        raise SystemExit("NVRTC is missing: pip install nvidia-cuda-nvrtc")
+    rows = []
+    print("| type | bits | instructions per weight | budget | share | registers |\n|---|--:|--:|--:|--:|--:|")
+    for name in sorted(arguments.types, key=lambda t: ikq.QuantType(t).bpw):
+        bits = ikq.QuantType(name).bpw
+        count, registers = per_weight(name, arguments.arch, arguments.columns)
+        budget = H200_PER_BIT * bits
+        rows.append(
+            {"type": name, "bits": bits, "instructions": count, "budget": budget, "registers": registers}
+        )
+        mark = "" if count <= SHARE * budget else " over"
+        print(
+            f"| {name} | {bits:.3f} | {count:.2f} | {budget:.2f} | {count / budget:.2f}{mark} | {registers} |",
+            flush=True,
+        )
+    if arguments.json:
+        arguments.json.write_text(
+            json.dumps({"arch": arguments.arch, "columns": arguments.columns, "rows": rows}, indent=1) + "\n"
+        )
+
+
+if __name__ == "__main__":
+    main()
