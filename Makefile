@@ -63,7 +63,7 @@ rust-test:
 python-test: $(VENV)/.testable sdists
 	$(BIN)/python -m pytest
 	$(BIN)/python -m pytest --doctest-modules --pyargs ikq -o testpaths=
-	$(BIN)/python -m pytest --doctest-glob=README.md README.md
+	$(BIN)/python -m pytest --doctest-glob="*.md" README.md docs
 
 # kernels on the emulator and through NVRTC; needs g++, and the network for NVRTC
 KERNEL_TESTS := $(addprefix tests/cuda/test_kernels_, weights.py products.py layers.py)
