@@ -57,7 +57,7 @@ Ints = NDArray[np.int64]
 
 N_WINDOWS = 8
 """Windows of text of each run. All runs see the same ones: their differences are surer than their values. They
-are from all over the text: windows that follow one another are of one subject, and factors that fit it fit no other."""
+are from all over the text: neighbours are of one subject, and factors that fit it fit no other."""
 
 _FEWEST = 4
 _N_RANGES = 4
