@@ -56,8 +56,8 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 N_WINDOWS = 8
-"""Windows of text of each run. All runs see the same ones: their differences are surer than their values. They
-are from all over the text: neighbours are of one subject, and factors that fit it fit no other."""
+"""Windows of text of each run. All runs see the same ones: their differences are surer than their values.
+They are from all over the text: neighbours are of one subject, and factors that fit it fit no other."""
 
 _FEWEST = 4
 _N_RANGES = 4

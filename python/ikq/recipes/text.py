@@ -52,7 +52,7 @@ def quantize_command(recipe: Recipe, file: str, output: str) -> str:
 
 
 def run_command(recipe: Recipe, output: str, verb: str = "run") -> str:
-    """The command line that runs it, with cache and placement as planned; `serve` and `bench` take the same."""
+    """The command line that runs it, with cache and placement as planned; the verb may be another."""
     words = ["ikq", verb, "-m", output]
     use = recipe.use
     n_ctx = use.n_ctx if recipe.n_ctx is None else recipe.n_ctx
