@@ -147,8 +147,8 @@ def main() -> int:
                     print(
                         f"{label}, {test}: predicted {p:.2f}, measured {m:.2f}", file=sys.stderr, flush=True
                     )
-    if args.rows:
-        args.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
+                if args.rows:
+                    args.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
     lines, ratios = table(rows)
     text = f"{machine()}, {args.threads} threads, {ikq.isa()}; tokens per second\n\n" + "\n".join(lines)
     print(text)

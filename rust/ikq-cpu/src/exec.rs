@@ -52,13 +52,13 @@ pub struct Exec<'a> {
 /// is read fastest in long runs.
 const UNITS_PER_THREAD: usize = 2;
 /// Most rows of a unit: longer runs are not read faster, and the threads that are done wait for the last one.
-const MOST_ROWS: usize = 768;
+pub const MOST_ROWS: usize = 768;
 /// Fewest rows of a unit: what the kernels take at once.
 const FEWEST_ROWS: usize = 16;
 /// Rows of a unit when there are many columns, so that its output stays in the cache.
-const ROWS_OF_MANY_COLUMNS: usize = 64;
+pub const ROWS_OF_MANY_COLUMNS: usize = 64;
 /// Columns above which a phase is bound by arithmetic, not by reading weights.
-const MANY_COLUMNS: usize = 16;
+pub const MANY_COLUMNS: usize = 16;
 
 impl Exec<'_> {
     /// The scratch of thread `thread`. Only that thread asks, so the lock is free.
@@ -286,7 +286,10 @@ mod tests {
                 let most = *busy.iter().max().expect("threads");
                 // rounding to a band of each of its units is all that it has beyond its share
                 let units = most.div_ceil(rows);
-                assert!(most <= n_rows.div_ceil(n_threads) + units * FEWEST_ROWS, "{n_rows} {n_threads} {most}");
+                assert!(
+                    most <= n_rows.div_ceil(n_threads) + units * FEWEST_ROWS,
+                    "{n_rows} {n_threads} {most}"
+                );
             }
         }
         assert_eq!(rows_of_unit(8, 2, MOST_ROWS), FEWEST_ROWS);
