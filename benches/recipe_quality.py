@@ -25,6 +25,7 @@ from ikq.recipes.choose import choose
 from ikq.recipes.covariances import InputCovariances
 from ikq.recipes.files import read_sensitivities
 from ikq.recipes.probes import probe
+from ikq.recipes.problem import DEFAULT_TYPES, parse_types
 from ikq.recipes.recipe import Budget, Costs, measure_costs, open_problem, solve
 from ikq.recipes.rules import recipe_rules
 
@@ -126,6 +127,7 @@ def main() -> int:
     parser.add_argument("--random", type=int, default=20, help="random mixes for each size")
     parser.add_argument("--no-controls", action="store_true", help="recipes and mixes only")
     parser.add_argument("--covariance", type=Path, help="covariances, under which errors are measured")
+    parser.add_argument("--types", help="what recipes may choose, as for `ikq recipe`")
     parser.add_argument("--sensitivity", help="measured sensitivities, for the recipe")
     parser.add_argument("--probe", type=int, default=0, help="runs that measure sensitivities, for each size")
     parser.add_argument(
@@ -138,7 +140,12 @@ def main() -> int:
     table = read_sensitivities(args.sensitivity) if args.sensitivity else None
     full = InputCovariances(ikq.Covariances(args.covariance)) if args.covariance else None
     costs = measure_costs(
-        open_problem(args.model, args.imatrix), n_threads=args.threads, sensitivities=table, covariances=full
+        open_problem(
+            args.model, args.imatrix, types=parse_types(args.types) if args.types else DEFAULT_TYPES
+        ),
+        n_threads=args.threads,
+        sensitivities=table,
+        covariances=full,
     )
     problem, rng = costs.problem, np.random.default_rng(1)
     rows, holds = [], True

@@ -5,9 +5,10 @@
 
 Models have random codes (`synthetic_models.py`): of Qwen3-30B-A3B's shape with 6 layers and one type each, of
 Llama-3-8B's shape with 4 layers (`--dense`), and mixtures of both shapes (`--mixes`), in which each kind of tensor has
-a type of its own, as in a recipe. Each model's types are measured just before it. Predicted, measured (the median of
-`--repeat` runs) and their ratio are printed, medians of `--rounds`; exit code 1 if a prediction is off by more than
-`--most`.
+a type of its own, as in a recipe. What steps take is measured before each model, its types before and after it, and the
+mean of both predictions counts: a machine that others use is faster now and slower then. Predicted, measured (the
+median of `--repeat` runs) and their ratio are printed, medians of `--rounds`; exit code 1 if a prediction is off by
+more than `--most`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from synthetic_models import SHAPES, Weights, write
 import ikq
 from ikq.measure import Workload, bench
 from ikq.recipes.speed import predicted_speeds
+from ikq.recipes.step_speeds import PROBE_TYPE, measure_step_speeds
 from ikq.type_speeds import measure_type_speeds
 
 MIXES: dict[str, dict[str, str]] = {
@@ -63,6 +65,7 @@ LAYERS = {"qwen3-30b-a3b": 6, "llama-3-8b": 4}
 """As many as make a token read more than a large cache keeps for the next one."""
 
 PROMPT, GENERATED = 512, 64
+TESTS = (f"pp{PROMPT}", f"tg{GENERATED}")
 
 
 def write_mix(path: Path, types: dict[str, str], source: Path) -> None:
@@ -73,6 +76,12 @@ def write_mix(path: Path, types: dict[str, str], source: Path) -> None:
             kind = name.removesuffix(".weight").rpartition(".")[2]
             wanted = types.get(kind)
             writer.add_tensor(name, tensor if wanted is None else weights[wanted].matrix(*tensor.shape))
+
+
+def predicted(path: Path, n_threads: int, kept: Path) -> tuple[float, float]:
+    """The same of `ikq recipe`, from its types as they are now."""
+    measure_type_speeds(types_of(path), n_threads=n_threads, again=True, path=kept)
+    return predicted_speeds(path, n_tokens=PROMPT, n_threads=n_threads, path=kept)
 
 
 def measured(path: Path, repeat: int, n_threads: int) -> tuple[float, float]:
@@ -127,22 +136,19 @@ def main() -> int:
         )
         for _ in range(args.rounds):
             for label, path in files.items():
-                # what a machine takes changes while others work on it: types just before the model
-                measure_type_speeds(types_of(path), n_threads=args.threads, again=True, path=kept)
-                found = predicted_speeds(path, n_tokens=PROMPT, n_threads=args.threads, path=kept)
-                pairs = zip(
-                    (f"pp{PROMPT}", f"tg{GENERATED}"),
-                    found,
-                    measured(path, args.repeat, args.threads),
-                    strict=True,
-                )
-                for test, p, m in pairs:
+                product = measure_type_speeds([PROBE_TYPE], n_threads=args.threads, again=True, path=kept)
+                measure_step_speeds(product[PROBE_TYPE], n_threads=args.threads, again=True, path=kept)
+                before = predicted(path, args.threads, kept)
+                found = measured(path, args.repeat, args.threads)
+                after = predicted(path, args.threads, kept)
+                for test, a, b, m in zip(TESTS, before, after, found, strict=True):
+                    p = 2 / (1 / a + 1 / b)
                     rows.append({"model": label, "test": test, "predicted": p, "measured": m})
                     print(
                         f"{label}, {test}: predicted {p:.2f}, measured {m:.2f}", file=sys.stderr, flush=True
                     )
-    if args.rows:
-        args.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
+                if args.rows:
+                    args.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
     lines, ratios = table(rows)
     text = f"{machine()}, {args.threads} threads, {ikq.isa()}; tokens per second\n\n" + "\n".join(lines)
     print(text)

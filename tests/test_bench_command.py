@@ -176,11 +176,23 @@ def test_flags_of_llama_bench(tiny_moe, capsys):
     assert gpu.endswith("; all layers run on the CPU")
 
 
+def test_the_cache_can_be_larger_and_rules_that_fit_nothing_are_told(tiny_moe, capsys, monkeypatch):
+    asked = []
+    real = ikq.Model.load
+    monkeypatch.setattr(ikq.Model, "load", lambda *a, **k: asked.append(k["n_ctx"]) or real(*a, **k))
+    test = ["bench", "-m", str(tiny_moe), "-p", "4", "-n", "0", "-r", "1", "-w", "0"]
+    assert main([*test, "-c", "64", "-ot", "nothing=CPU"]) == 0
+    assert "nothing" in capsys.readouterr().err
+    assert main([*test, "-c", "2"]) == 0
+    assert asked == [64, 4]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ["bench", "-m", "x", "-p", "0", "-n", "0"],
         ["bench", "-m", "x", "-r", "0"],
+        ["bench", "-m", "x", "-c", "-1"],
         ["bench", "-m", "x", "-np", "1,0"],
         ["sweep-bench", "-m", "x", "-n", "-1"],
         ["sweep-bench", "-m", "x", "-nrep", "0"],

@@ -36,9 +36,9 @@ class TypeSpeed:
     Attributes:
         type: The type.
         isa: The instruction set.
-        n_threads: Threads that work at once, each on matrices of its own.
+        n_threads: Threads that work at once, on common phases of a few matrices.
         bytes_per_weight: In memory, in the form that kernels read.
-        seconds: Per weight, for each number of columns of `COUNTS`, all threads together.
+        seconds: Per weight, for each number of columns of `COUNTS`, all threads together, with their waits.
         read: Bytes per second that the threads read of the same memory when they do nothing else.
         peak: Multiply-adds per second of the dot instruction with operands in registers, if there is one.
     """

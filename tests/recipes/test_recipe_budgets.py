@@ -41,7 +41,7 @@ def speeds(tg: float = 1e-10) -> Speeds:
         t: TypeSpeed(t, "scalar", 1, t.bpw / 8, tuple(x * n**0.5 for n in COUNTS), 1e10, None)
         for t, x in per_weight.items()
     }
-    return Speeds(types, StepSpeeds(1e-6, 0.0, 1e-12, 1e-14))
+    return Speeds(types, StepSpeeds(0.0, 1e-6, 0.0, 1e-12, 1e-14))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 
 import ikq
 from ikq import _ikq
-from ikq.cli import run_command
+from ikq.cli import build_parser, run_command
 from ikq.recipes.budget import parse_bytes
 from ikq.recipes.files import read_recipe
 from ikq.recipes.problem import DEFAULT_TYPES, parse_types
@@ -108,13 +109,41 @@ def test_the_command_in_the_recipe_works(
 def test_the_command_that_runs_it_has_the_cache_that_was_planned(tmp_path: Path) -> None:
     file = tmp_path / "r.txt"
 
-    def words() -> list[str]:
-        return shlex.split(file.read_text().split("# run: ikq run -m ")[1].splitlines()[0])[1:]
+    def words(verb: str = "run") -> list[str]:
+        return shlex.split(file.read_text().split(f"# {verb}: ikq {verb} -m ")[1].splitlines()[0])[1:]
 
     assert recipe("--ram", "26M", "-c", 1024, "-ctk", "q8_0", "-ub", 256, *FEW, "-o", file) == 0
     assert words() == ["-c", "1024", "-ctk", "q8_0", "-ub", "256"]
+    assert words("serve") == words("bench") == words()
     assert recipe("--size", "5M", *FEW, "-o", file) == 0
     assert words() == []
+
+
+def test_services_and_benches_take_the_placement_that_was_planned(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "r.txt"
+    # experts do not fit into the second memory, attention does
+    assert (
+        recipe("--ram", "13M", "--vram", "8M", "-c", 512, "-ctk", "q8_0", "-ub", 128, *FEW, "-o", file) == 0
+    )
+    line = next(x for x in file.read_text().splitlines() if x.startswith("# bench: "))
+    words = shlex.split(line)[2:]
+    assert {"-ngl", "--n-cpu-moe"} <= set(words)
+    words[words.index("-m") + 1] = str(MODEL)
+    capsys.readouterr()
+    # a second CPU device stands for the other memory
+    short = ["-dev", "CPU,CPU1", "-p", 8, "-n", 2, "-r", 1, "-w", 0, "-t", 1, "-o", "json"]
+    assert run_command([*words[1:], *map(str, short)]) == 0
+    out, err = capsys.readouterr()
+    rows = json.loads(out)
+    assert [r["test"] for r in rows] == ["pp8", "tg2"]
+    assert "no GPU" not in err
+    assert all(r["n_cpu_moe"] == int(words[words.index("--n-cpu-moe") + 1]) for r in rows)
+    serve = next(x for x in file.read_text().splitlines() if x.startswith("# serve: "))
+    args = build_parser().parse_args(shlex.split(serve)[3:])
+    assert args.n_gpu_layers == int(words[words.index("-ngl") + 1])
+    assert args.ctx_size == 512
 
 
 class _Page(HTMLParser):

@@ -26,7 +26,7 @@ from ikq.type_speeds import (
 
 IMATRIX = Path(__file__).resolve().parents[1] / "data" / "imatrix-plain.dat"
 Q8_0, Q4_K, BF16, F32 = (ikq.QuantType[n] for n in ("Q8_0", "Q4_K", "BF16", "F32"))
-STEPS = StepSpeeds(layer=1e-6, one_element=1e-9, element=1e-10, score=1e-12)
+STEPS = StepSpeeds(step=1e-5, layer=1e-6, one_element=1e-9, element=1e-10, score=1e-12)
 
 
 def type_speed(t: ikq.QuantType, per_weight: float) -> TypeSpeed:
@@ -71,6 +71,11 @@ def test_times_count_what_a_step_reads(tiny_moe: Path) -> None:
     i, k = column("output.weight")
     assert model.pp[i, k] == pytest.approx(model.tg[i, k] / 32)
     assert not model.tg[by_name["token_embd.weight"]].any()
+    # besides: what a step takes once, and each layer with its router
+    with ikq.GGUFReader(tiny_moe) as reader:
+        work = layers_work(model_spec(reader), {name: t.shape for name, t in reader.tensors.items()})
+    of_layer = STEPS.layer_seconds(work[0], 1) + 8 * 256 * SPEEDS.per_weight(F32, 1)
+    assert model.tg_base == pytest.approx(1e-5 + len(work) * of_layer)
     # on a second device a token reads bytes, and prompts take nothing
     on_second = speed_model(
         problem, SPEEDS, memories=np.ones(len(problem.tensors), np.int64), vram_bandwidth=1e9
@@ -130,10 +135,18 @@ def test_speeds_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.M
     assert s.bytes_per_weight == pytest.approx(8.5 / 8, rel=0.1)
     assert found.steps.element > 0
     assert found.steps.score > 0
+    assert found.steps.step > 0
     measure_speeds([Q8_0], path=kept, progress=lambda s: told.append(s.type))
     assert len(told) == 2
     measure_type_speeds([Q8_0], path=kept, again=True, progress=lambda s: told.append(s.type))
     assert told[2:] == [Q8_0]
+    # from before the step itself was measured: measured again, with no word
+    everything = json.loads(kept.read_text())
+    without = next(iter(everything.values()))["steps"]
+    del without["step"]
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps({key: value | {"steps": without} for key, value in everything.items()}))
+    assert kept_speeds([Q8_0], path=old) is None
     # another number of threads is another machine
     assert kept_type_speeds(n_threads=63, path=kept) == {}
     key = next(iter(json.loads(kept.read_text())))

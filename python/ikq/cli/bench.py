@@ -21,6 +21,7 @@ from ikq.cli.model_options import (
     n_layers,
     placement_options,
     print_ignored,
+    print_unused_rules,
     reduction,
 )
 from ikq.measure import Timings, Workload, bench
@@ -115,6 +116,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N,...",
         help="sequences in common steps",
     )
+    add(
+        "-c",
+        "--ctx-size",
+        type=int,
+        default=0,
+        metavar="N",
+        help="positions that the cache is made for, when they are more than a test takes",
+    )
     add("-r", "--repetitions", type=int, default=5, metavar="N", help="of each test (5)")
     add("-w", "--warmup", type=int, choices=(0, 1), default=1, help="run each test untimed before (1)")
     add("-o", "--output", choices=("md", "csv", "json", "jsonl"), default="md", help="form (md)")
@@ -147,6 +156,8 @@ def run(args: argparse.Namespace) -> int:
         args.wrong_usage("the following arguments are required: -m/--model (or `types`)")
     if args.repetitions < 1:
         raise ikq.RefusedError(f"-r {args.repetitions}: expected 1 or more")
+    if args.ctx_size < 0:
+        raise ikq.RefusedError(f"-c {args.ctx_size}: expected 0 or more")
     workloads = _workloads(args)
     settings = [{s.key: v for s, v in zip(_SETTINGS, vs, strict=True)} for vs in _combinations(args)]
     print_ignored(args, max(x["n_gpu_layers"] for x in settings))
@@ -194,9 +205,11 @@ def _rows(
     args: argparse.Namespace, workloads: list[Workload], settings: list[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """One row per model, setting and test."""
-    n_ctx = max(w.depth + w.n_tokens for w in workloads)
+    n_ctx = max(args.ctx_size, *(w.depth + w.n_tokens for w in workloads))
     for path in itertools.chain.from_iterable(names.split(",") for names in args.model):
         facts = _facts(path)
+        with ikq.GGUFReader(path) as reader:
+            print_unused_rules(args, reader.tensors)
         for setting in settings:
             same = {"compute": args.compute, "expert_reduction": args.smart_expert_reduction}
             placing = placement_options(args)

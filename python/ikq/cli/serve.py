@@ -18,7 +18,13 @@ import ikq
 from ikq import cli
 from ikq.chat import CHATML
 from ikq.cli.llama_server_options import add_llama_server
-from ikq.cli.model_options import add_ignored, add_loading, load_options, print_ignored
+from ikq.cli.model_options import (
+    add_ignored,
+    add_loading,
+    load_options,
+    print_ignored,
+    print_unused_rules,
+)
 from ikq.cli.run import json_object
 from ikq.cli.sampling_options import add_sampling, sampling_options
 from ikq.cli.speculation_options import add_speculation, check_files, speculation_options
@@ -206,6 +212,7 @@ def run(args: argparse.Namespace) -> int:
     if args.model is not None:
         with ikq.GGUFReader(args.model) as reader:
             check_files(args, reader)
+            print_unused_rules(args, reader.tensors)
     alias = _alias(args)
     _start_log(args.log_file)
     with _ending_at_once():

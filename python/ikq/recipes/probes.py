@@ -40,13 +40,24 @@ from ikq.pipeline import quantize_file
 from ikq.recipes.recipe import Costs, Recipe
 from ikq.recipes.rules import recipe_rules
 
-__all__ = ["Fit", "Group", "Probes", "check_runs", "fit_factors", "hadamard", "probe", "probe_groups"]
+__all__ = [
+    "Fit",
+    "Group",
+    "Probes",
+    "check_runs",
+    "fit_factors",
+    "hadamard",
+    "probe",
+    "probe_groups",
+    "spread_windows",
+]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 N_WINDOWS = 8
-"""Windows of text of each run. All runs see the same ones: their differences are surer than their values."""
+"""Windows of text of each run. All runs see the same ones: their differences are surer than their values.
+They are from all over the text: neighbours are of one subject, and factors that fit it fit no other."""
 
 _FEWEST = 4
 _N_RANGES = 4
@@ -201,7 +212,7 @@ def probe(
         recipe: Types that the runs are about.
         text: What divergences are measured on.
         n_runs: Runs; each measures the model. Two files are written.
-        n_windows: Windows of the text.
+        n_windows: Windows of the text, evenly over all of it.
         n_ctx: Tokens of a window.
         n_threads: Threads; None is one per CPU.
         folder: Where files are written meanwhile; None: the system's place for that.
@@ -249,6 +260,24 @@ def probe(
     return Probes(fitted, groups, fit, parts.sum(axis=1), measured)
 
 
+def spread_windows(tokens: NDArray[np.int32], n_windows: int, n_ctx: int) -> NDArray[np.int32]:
+    """The windows of `n_ctx` tokens that lie evenly over a text, one behind the other.
+
+    Args:
+        tokens: The text.
+        n_windows: How many are wanted; at least 1.
+        n_ctx: Tokens of a window.
+
+    Returns:
+        Tokens of the windows; the text itself if it has no more of them.
+    """
+    n = len(tokens) // n_ctx
+    if n <= n_windows:
+        return tokens
+    places = ((np.arange(n_windows) + 0.5) * n / n_windows).astype(np.int64)
+    return tokens[: n * n_ctx].reshape(n, n_ctx)[places].ravel()
+
+
 class _Meter:
     """Measures the divergence of mixes of two files from the source.
 
@@ -272,7 +301,8 @@ class _Meter:
         with Model.load(self._problem.source, n_ctx=n_ctx, n_threads=n_threads) as model:
             tokenizer = model.tokenizer
             bos = tokenizer.bos if tokenizer.add_bos else None
-            windows = cut(text_tokens(tokenizer, text), n_ctx=n_ctx, chunks=n_windows, bos=bos)
+            tokens = spread_windows(text_tokens(tokenizer, text), n_windows, n_ctx)
+            windows = cut(tokens, n_ctx=n_ctx, chunks=n_windows, bos=bos)
             n_vocab = model.spec.n_vocab
             is_small = n_vocab <= _FULL_VOCABULARY
             with (base_writer if is_small else compact_writer)(base, windows, n_vocab) as sink:

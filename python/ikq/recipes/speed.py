@@ -160,7 +160,7 @@ class _Facts:
     def besides(self, speeds: Speeds, n_tokens: int) -> float:
         """Of a step besides products of matrices that have a choice of types."""
         layers = sum(speeds.steps.layer_seconds(work, n_tokens) for work in self.work)
-        return layers + self.routers * speeds.per_weight(_ROUTER, n_tokens)
+        return speeds.steps.step + layers + self.routers * speeds.per_weight(_ROUTER, n_tokens)
 
 
 def speed_model(

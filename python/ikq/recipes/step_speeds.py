@@ -54,12 +54,14 @@ class StepSpeeds:
     """Seconds of what steps do besides products, for steps of one token and of many.
 
     Attributes:
+        step: A step without layers: the call, the token's row, the last norm, logits that are handed over.
         layer: A layer that does nothing, of one token.
         one_element: An activation, in steps of one token.
         element: The same in steps of many.
         score: An element of a query that meets a position, in steps of many.
     """
 
+    step: float
     layer: float
     one_element: float
     element: float
@@ -111,37 +113,41 @@ def kept_step_speeds(n_threads: int | None = None, path: Path | None = None) -> 
         ikq.errors.FormatError: The file is damaged.
     """
     found = kept_entries(None, n_threads, path).get("steps")
+    if found is None or (isinstance(found, dict) and "step" not in found):
+        # nothing, or from before steps were measured
+        return None
     try:
-        return None if found is None else StepSpeeds(**{k: float(v) for k, v in found.items()})
+        return StepSpeeds(**{k: float(v) for k, v in found.items()})
     except (ValueError, TypeError, AttributeError) as e:
         raise damaged(kept_file(path), e) from None
 
 
 def measure_step_speeds(
-    product: TypeSpeed, *, n_threads: int | None = None, path: Path | None = None
+    product: TypeSpeed, *, n_threads: int | None = None, again: bool = False, path: Path | None = None
 ) -> StepSpeeds:
     """Measures what steps do besides products, and keeps it; what is kept is not measured again.
 
     Args:
         product: Speed of `PROBE_TYPE` with as many threads.
         n_threads: Threads; `None` is one per CPU.
+        again: Measure in any case.
         path: The file; `None`: as for `ikq.type_speeds.kept_type_speeds`.
 
     Raises:
         ikq.errors.FormatError: The file is damaged.
     """
     known = kept_step_speeds(n_threads, path)
-    if known is not None:
+    if known is not None and not again:
         return known
     small, wide, heads = _Shape(256, 4, 256), _Shape(2048, 2, 256), _Shape(256, 32, 256)
     with tempfile.TemporaryDirectory(prefix="ikq-speeds-") as folder:
         file = Path(folder) / "model.gguf"
 
         def besides(shape: _Shape, n_tokens: int) -> float:
-            taken = _layer_seconds(file, shape, n_tokens, 0, n_threads)
+            taken, _ = _layer_seconds(file, shape, n_tokens, 0, n_threads)
             return max(0.0, taken - shape.n_weights * product.per_weight(n_tokens))
 
-        deep, flat = (_layer_seconds(file, heads, WIDE, depth, n_threads) for depth in (_DEPTH, 0))
+        deep, flat = (_layer_seconds(file, heads, WIDE, depth, n_threads)[0] for depth in (_DEPTH, 0))
         score = max(0.0, deep - flat) / (heads.heads * WIDE * _DEPTH)
 
         def per_element(n_tokens: int) -> tuple[float, float]:
@@ -152,7 +158,8 @@ def measure_step_speeds(
 
         layer, one_element = per_element(1)
         _, element = per_element(WIDE)
-    found = StepSpeeds(layer, one_element, element / WIDE, score)
+        _, step = _layer_seconds(file, small, 1, 0, n_threads)
+    found = StepSpeeds(step, layer, one_element, element / WIDE, score)
     keep_entries(None, n_threads, path, {"steps": asdict(found)})
     return found
 
@@ -183,8 +190,13 @@ def _scores(shape: _Shape, n_tokens: int) -> float:
     return shape.heads * n_tokens * n_tokens / 2 if n_tokens > 1 else 0.0
 
 
-def _layer_seconds(file: Path, shape: _Shape, n_tokens: int, depth: int, n_threads: int | None) -> float:
-    """Seconds of a layer in a step, the best of some: what disturbs a measurement only adds to it."""
+def _layer_seconds(
+    file: Path, shape: _Shape, n_tokens: int, depth: int, n_threads: int | None
+) -> tuple[float, float]:
+    """Seconds of a layer in a step, and of the step without layers.
+
+    Of the best of some steps each: what disturbs a measurement only adds to it.
+    """
     few, many = 2, 10
     seconds = []
     for n_layers in (few, many):
@@ -192,7 +204,8 @@ def _layer_seconds(file: Path, shape: _Shape, n_tokens: int, depth: int, n_threa
         with Model.load(file, n_ctx=n_tokens + depth, n_threads=n_threads) as model:
             workload = Workload(n_tokens, 0, depth)
             seconds.append(min(bench(model, workload, repetitions=_REPETITIONS[n_tokens]).seconds))
-    return max(0.0, seconds[1] - seconds[0]) / (many - few)
+    of_layer = max(0.0, seconds[1] - seconds[0]) / (many - few)
+    return of_layer, max(0.0, seconds[0] - few * of_layer)
 
 
 def _write_model(file: Path, shape: _Shape, n_layers: int) -> None:

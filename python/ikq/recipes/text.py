@@ -51,9 +51,9 @@ def quantize_command(recipe: Recipe, file: str, output: str) -> str:
     )
 
 
-def run_command(recipe: Recipe, output: str) -> str:
-    """The command line that runs it."""
-    words = ["ikq", "run", "-m", output]
+def run_command(recipe: Recipe, output: str, verb: str = "run") -> str:
+    """The command line that runs it, with cache and placement as planned; the verb may be another."""
+    words = ["ikq", verb, "-m", output]
     use = recipe.use
     n_ctx = use.n_ctx if recipe.n_ctx is None else recipe.n_ctx
     if n_ctx is not None:
@@ -83,7 +83,7 @@ def recipe_text(recipe: Recipe, file: str = "recipe.txt") -> str:
         f"# ikq recipe for {source.name}",
         *(f"# {line}" for line in summary_lines(recipe)),
         f"# quantize: {quantize_command(recipe, Path(file).name, output)}",
-        f"# run: {run_command(recipe, output)}",
+        *(f"# {verb}: {run_command(recipe, output, verb)}" for verb in ("run", "serve", "bench")),
         f"# type: {recipe.type}",
         *recipe.rules,
     ]

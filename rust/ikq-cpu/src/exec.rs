@@ -52,13 +52,13 @@ pub struct Exec<'a> {
 /// is read fastest in long runs.
 const UNITS_PER_THREAD: usize = 2;
 /// Most rows of a unit: longer runs are not read faster, and the threads that are done wait for the last one.
-const MOST_ROWS: usize = 768;
+pub const MOST_ROWS: usize = 768;
 /// Fewest rows of a unit: what the kernels take at once.
 const FEWEST_ROWS: usize = 16;
 /// Rows of a unit when there are many columns, so that its output stays in the cache.
-const ROWS_OF_MANY_COLUMNS: usize = 64;
+pub const ROWS_OF_MANY_COLUMNS: usize = 64;
 /// Columns above which a phase is bound by arithmetic, not by reading weights.
-const MANY_COLUMNS: usize = 16;
+pub const MANY_COLUMNS: usize = 16;
 
 impl Exec<'_> {
     /// The scratch of thread `thread`. Only that thread asks, so the lock is free.
@@ -68,12 +68,8 @@ impl Exec<'_> {
 
     /// Rows of a unit, where `n_rows` rows in all are multiplied with `n_columns` columns each.
     pub fn row_block(&self, n_rows: usize, n_columns: usize, step: usize) -> usize {
-        let even = n_rows.div_ceil(self.team.n_threads() * UNITS_PER_THREAD).next_multiple_of(FEWEST_ROWS);
-        let rows = match n_columns > MANY_COLUMNS {
-            true => even.min(ROWS_OF_MANY_COLUMNS),
-            false => even.min(MOST_ROWS),
-        };
-        rows.max(FEWEST_ROWS).next_multiple_of(step)
+        let most = if n_columns > MANY_COLUMNS { ROWS_OF_MANY_COLUMNS } else { MOST_ROWS };
+        rows_of_unit(n_rows, self.team.n_threads(), most).next_multiple_of(step)
     }
 
     /// `n` items cut into runs, for phases that do little per item.
@@ -219,6 +215,14 @@ impl Exec<'_> {
     }
 }
 
+/// Rows of a unit: at most `most`, and such that every thread has as many units as the others. A last unit of few rows
+/// would have the threads wait for the one that took a whole unit more.
+fn rows_of_unit(n_rows: usize, n_threads: usize, most: usize) -> usize {
+    let of_thread = n_rows.div_ceil(n_threads);
+    let units = of_thread.div_ceil(most).max(UNITS_PER_THREAD);
+    n_rows.div_ceil(n_threads * units).next_multiple_of(FEWEST_ROWS).clamp(FEWEST_ROWS, most)
+}
+
 /// The first `len` elements, the vector grown where it is shorter.
 pub fn room(v: &mut Vec<f32>, len: usize) -> &mut [f32] {
     if v.len() < len {
@@ -260,5 +264,35 @@ fn store(tile: &mut Tile<'_>, values: &[f32]) {
     let n_rows = tile.rows().len();
     for (column, values) in tile.columns().zip(values.chunks_exact(n_rows)) {
         tile.column(column).copy_from_slice(values);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_have_equally_many_units_of_nearly_equal_size() {
+        for n_threads in [1, 2, 3, 16] {
+            for n_rows in [2048, 4096, 6144, 11520, 14336, 151936] {
+                let rows = rows_of_unit(n_rows, n_threads, MOST_ROWS);
+                assert!((FEWEST_ROWS..=MOST_ROWS).contains(&rows) && rows.is_multiple_of(FEWEST_ROWS));
+                // what the busiest thread has, when each takes the next unit as it is done
+                let sizes = (0..n_rows).step_by(rows).map(|first| rows.min(n_rows - first));
+                let mut busy = vec![0; n_threads];
+                for size in sizes {
+                    *busy.iter_mut().min().expect("threads") += size;
+                }
+                let most = *busy.iter().max().expect("threads");
+                // rounding to a band of each of its units is all that it has beyond its share
+                let units = most.div_ceil(rows);
+                assert!(
+                    most <= n_rows.div_ceil(n_threads) + units * FEWEST_ROWS,
+                    "{n_rows} {n_threads} {most}"
+                );
+            }
+        }
+        assert_eq!(rows_of_unit(8, 2, MOST_ROWS), FEWEST_ROWS);
+        assert_eq!(rows_of_unit(1 << 20, 2, ROWS_OF_MANY_COLUMNS), ROWS_OF_MANY_COLUMNS);
     }
 }

@@ -2,6 +2,7 @@
 //! than caches hold.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use ikq_formats::QuantType;
@@ -12,6 +13,8 @@ use ikq_model::error::Error;
 use ikq_pool::{Cancel, Pool, Stop};
 use ikq_simd::IsaKind;
 
+use crate::exec::{MANY_COLUMNS, MOST_ROWS, ROWS_OF_MANY_COLUMNS};
+
 /// Rows of a matrix, and elements of a row: those of an expert.
 pub const SHAPE: (usize, usize) = (768, 2048);
 
@@ -21,8 +24,8 @@ const MEMORY: (usize, usize) = (192 << 20, 1 << 30);
 /// Where Linux tells how large the last cache is.
 const LAST_CACHE: &str = "/sys/devices/system/cpu/cpu0/cache/index3/size";
 
-/// Rows of a unit of work.
-const UNIT: usize = 64;
+/// Matrices of a phase, for each thread. Threads wait for the last one at its end, as between the products of a layer.
+const OF_PHASE: usize = 2;
 
 /// How long each figure is measured.
 const BUDGET: Duration = Duration::from_millis(100);
@@ -30,12 +33,13 @@ const BUDGET: Duration = Duration::from_millis(100);
 /// Least repetitions, however long they take.
 const FEWEST: usize = 3;
 
-/// What products of a type take, all threads working at once, each on matrices of its own.
+/// What products of a type take, in phases as steps of models have them: units that threads take in turn, then a wait
+/// for the last. A thread that the system slows down holds up the others there, too.
 #[derive(Clone, Debug)]
 pub struct Speeds {
     /// Bytes of a matrix in the device's form.
     pub bytes: usize,
-    /// Seconds of a matrix's product on a thread, for each number of columns.
+    /// Seconds of a thread for a matrix's product, with its share of the waits, for each number of columns.
     pub seconds: Vec<f64>,
     /// Bytes per second that all threads read of the same memory when they do nothing else.
     pub read: f64,
@@ -92,15 +96,19 @@ pub fn measure(
             return Err(Stop::Cancelled);
         }
         let columns: Vec<u32> = (0..count).map(|c| (c * (widest / count)) as u32).collect();
-        let scratch = || (Scratch::default(), vec![0.0; UNIT * count]);
-        seconds.push(timed(pool, scratch, |t, i, (scratch, out)| {
-            let at = place(of_thread(t), i);
+        let step = if count > MANY_COLUMNS { ROWS_OF_MANY_COLUMNS } else { MOST_ROWS }.min(n_rows);
+        let of_matrix = n_rows.div_ceil(step);
+        let n_matrices = OF_PHASE * pool.n_threads();
+        let scratch = || (Scratch::default(), vec![0.0; step * count]);
+        let phase = phases(pool, n_matrices * of_matrix, scratch, |unit, repetition, (scratch, out)| {
+            let at = place(0..n, repetition * n_matrices + unit / of_matrix);
             let matrix = Matrix::lanes(ty, n_rows, k, &memory[at..at + bytes], file.scale()).expect("packed");
-            for first in (0..n_rows).step_by(UNIT) {
-                let rows = first..first + UNIT;
-                multiply(kind, Compute::Auto, &matrix, rows, &acts, &columns, scratch, out);
-            }
-        }));
+            let first = unit % of_matrix * step;
+            let rows = first..n_rows.min(first + step);
+            let out = &mut out[..rows.len() * count];
+            multiply(kind, Compute::Auto, &matrix, rows, &acts, &columns, scratch, out);
+        });
+        seconds.push(phase / OF_PHASE as f64);
     }
     let n_threads = pool.n_threads() as f64;
     Ok(Speeds {
@@ -133,13 +141,40 @@ fn timed<S: Send>(pool: &Pool, state: impl Fn() -> S, work: impl Fn(usize, usize
             }
         });
     });
-    let usual = |mut seconds: Vec<f64>| {
-        seconds.sort_by(f64::total_cmp);
-        seconds.truncate(seconds.len() - seconds.len() / 20);
-        seconds.iter().sum::<f64>() / seconds.len() as f64
-    };
     let n = units.len() as f64;
     units.into_iter().map(|(_, _, seconds)| usual(seconds)).sum::<f64>() / n
+}
+
+/// Seconds of a phase of `n_units` units, `work(unit, repetition, state of the thread)`; of repetitions as [`timed`].
+fn phases<S: Send>(
+    pool: &Pool,
+    n_units: usize,
+    state: impl Fn() -> S,
+    work: impl Fn(usize, usize, &mut S) + Sync,
+) -> f64 {
+    let states: Vec<_> = (0..pool.n_threads()).map(|_| Mutex::new(state())).collect();
+    let mut units: Vec<usize> = (0..n_units).collect();
+    let mut seconds = Vec::new();
+    pool.step(|team| {
+        let end = Instant::now() + BUDGET;
+        while seconds.len() < FEWEST || Instant::now() < end {
+            let start = Instant::now();
+            team.for_each(&mut units, |unit, thread| {
+                // only that thread asks, so the lock is free
+                let mut state = states[thread].lock().unwrap_or_else(PoisonError::into_inner);
+                work(*unit, seconds.len(), &mut state);
+            });
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+    });
+    usual(seconds)
+}
+
+/// The mean without the slowest twentieth.
+fn usual(mut seconds: Vec<f64>) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    seconds.truncate(seconds.len() - seconds.len() / 20);
+    seconds.iter().sum::<f64>() / seconds.len() as f64
 }
 
 #[cfg(test)]
