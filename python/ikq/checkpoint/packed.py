@@ -133,7 +133,7 @@ class Float8(Rows):
     def rows(self, first: int, n: int) -> NDArray[np.generic]:
         """As `Matrix.rows`."""
         raw = self.weight.raw()[first * self.n_per_row : (first + n) * self.n_per_row]
-        codes = E4M3[raw] if self.weight.dtype != "I8" else raw.view(np.int8).astype(np.float32)
+        codes = E4M3.take(raw) if self.weight.dtype != "I8" else raw.view(np.int8).astype(np.float32)
         rows = codes.reshape(n, self.n_per_row)
         matrix, row = np.divmod(np.arange(first, first + n), self._rows_per_matrix)
         if self._scales.size == 1:
@@ -189,8 +189,8 @@ class Float4(Rows):
         half, groups = self.n_per_row // 2, self.n_per_row // self.group
         raw = self.weight.raw()[first * half : (first + n) * half].reshape(n, half)
         rows = np.empty((n, half, 2), np.float32)
-        rows[:, :, 0] = E2M1[raw & 15]
-        rows[:, :, 1] = E2M1[raw >> 4]
+        rows[:, :, 0] = E2M1.take(raw & 15)
+        rows[:, :, 1] = E2M1.take(raw >> 4)
         scales = self._table[self._scale.raw()[first * groups : (first + n) * groups]]
         blocks = rows.reshape(n, groups, self.group)
         blocks *= scales.reshape(n, groups, 1)

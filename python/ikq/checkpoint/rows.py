@@ -103,9 +103,13 @@ def bf16_to_f32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
 def f32_to_bf16(x: NDArray[np.float32]) -> NDArray[np.uint16]:
     """The nearest bfloat16, to even where two are as near; NaN stays NaN."""
     bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
-    rounded = (
-        (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
-    ).astype(np.uint16)
+    # in place: rows in work are large against a cache
+    work = bits >> np.uint32(16)
+    work &= np.uint32(1)
+    work += np.uint32(0x7FFF)
+    work += bits
+    work >>= np.uint32(16)
+    rounded = work.astype(np.uint16)
     is_nan = np.isnan(x)
     if is_nan.any():
         rounded[is_nan] = (bits[is_nan] >> np.uint32(16)).astype(np.uint16) | np.uint16(64)

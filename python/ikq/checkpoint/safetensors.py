@@ -53,6 +53,8 @@ MAX_HEADER_BYTES = 100_000_000
 MAX_INDEX_BYTES = 500_000_000
 """Longest index file accepted."""
 
+# the system maps cached pages around one that is touched, at most those of one page table
+_FAULT_AROUND = 2 << 20
 _MAX_DIMS = 8
 _MAX_NESTING = 8
 _BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
@@ -102,6 +104,7 @@ class SafetensorsFile:
         self.path = path
         self._map = _map(path)
         self._data = np.frombuffer(self._map, np.uint8)
+        self._address: int = self._data.ctypes.data
         try:
             self.tensors, self.metadata = self._parse()
         except FormatError as e:
@@ -118,9 +121,13 @@ class SafetensorsFile:
 
     def release(self, offset: int, nbytes: int) -> None:
         """Tells the system that these bytes are not needed soon; views stay valid."""
-        begin = offset // mmap.PAGESIZE * mmap.PAGESIZE
-        if nbytes and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED, begin, min(offset + nbytes, len(self._map)) - begin)
+        if not nbytes or not hasattr(mmap, "MADV_DONTNEED"):
+            return
+        # touching a page maps its neighbours too, those in front which were released before among them
+        first = max((self._address + offset) // _FAULT_AROUND * _FAULT_AROUND, self._address) - self._address
+        last = self._address + offset + nbytes
+        end = -(-last // _FAULT_AROUND) * _FAULT_AROUND - self._address
+        self._map.madvise(mmap.MADV_DONTNEED, first, min(end, len(self._map)) - first)
 
     def _parse(self) -> tuple[dict[str, SafeTensor], dict[str, str]]:
         if self.nbytes < 8:
