@@ -90,6 +90,8 @@ IKQ_DEV uint16_t f2bf(float x) {
     return uint16_t((u + 0x7fffu + (u >> 16 & 1)) >> 16);
 }
 
+IKQ_DEV float not_a_number() { return __int_as_float(0x7fc00000); }
+
 // Loads of read-only memory. Alignment is the size loaded.
 IKQ_DEV uint32_t load_u8(const void *p) { return __ldg(static_cast<const unsigned char *>(p)); }
 IKQ_DEV uint32_t load_u16(const void *p) { return __ldg(static_cast<const unsigned short *>(p)); }
