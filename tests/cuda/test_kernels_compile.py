@@ -19,7 +19,7 @@ OF_COLUMNS = {"c1": 96, "c2": 128, "c4": 160, "c8": 200}
 
 def cap(name: str) -> int:
     if name.startswith(("mmv", "upgate", "down")) and name.split("_")[1] in FLOATS:
-        return 168  # their loops are unrolled for more loads at a time
+        return 200  # their loops are unrolled for more loads at a time
     if name.startswith(("mmv", "upgate")):
         return OF_COLUMNS[name.rsplit("_", 1)[1]] + (40 if name.startswith("upgate") else 0)
     return next(n for start, n in CAPS.items() if name.startswith(start))
