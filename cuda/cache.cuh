@@ -1,6 +1,6 @@
 // The cache of keys and values on the device: pages of 256 positions, [page][head][position], a row of one type for each.
 // A slot is page * 256 + the position in it. Rows are in device form (types/form.cuh), with 32 elements per block, or
-// floats: any type of blocks of 32 can be read; those with `encode_32` below can be written.
+// floats: any type of blocks of 32 can be read; those with a `store_part` below can be written, rounded to the nearest.
 #pragma once
 #include "quantized.cuh"
 #include "rows.cuh"
@@ -45,21 +45,71 @@ IKQ_DEV void store_part(f16, uint8_t *row, int, int part, float x, bool in) {
 IKQ_DEV void store_part(bf16, uint8_t *row, int, int part, float x, bool in) {
     if (in) reinterpret_cast<uint16_t *>(row)[32 * part + (threadIdx.x & 31)] = f2bf(x);
 }
+// What a block's scale is stored as
+IKQ_DEV uint16_t scale_bits(float d, bool finite) { return finite ? f2h(d) : uint16_t(0x7e00); }
+// The inverse of a scale; blocks that are nearly zero become zeros.
+IKQ_DEV float inverse_of(float d) { return fabsf(d) > 1e-30f ? 1.0f / d : 0.0f; }
+// The nearest code of 0 to `most` above `offset`; 0 for what is not finite
+IKQ_DEV int code_of(float x, int offset, int most, bool finite) {
+    const int code = finite ? __float2int_rn(x) + offset : 0;
+    return code < 0 ? 0 : code > most ? most : code;
+}
+// The element of largest magnitude, with its sign
+IKQ_DEV float extreme(float x) {
+    const float high = warp_max(x), low = -warp_max(-x);
+    return high > -low ? high : low;
+}
+// Low nibbles of elements 0 to 15 and of 16 to 31 share bytes.
+IKQ_DEV void store_nibbles(uint8_t *plane, int part, int code) {
+    const int lane = threadIdx.x & 31, upper = __shfl_xor_sync(ALL_LANES, code, 16);
+    if (lane < 16) plane[16 * part + lane] = uint8_t((code & 15) | (upper & 15) << 4);
+}
+
 IKQ_DEV void store_part(q8_0, uint8_t *row, int n, int part, float x, bool) {
-    const float most = warp_max(fabsf(x)), d = most / 127.0f;
-    const float inverse = most > 1e-30f ? 127.0f / most : 0.0f;
-    row[32 * part + (threadIdx.x & 31)] = uint8_t(__float2int_rn(x * inverse));
-    if ((threadIdx.x & 31) == 0) reinterpret_cast<uint16_t *>(row + n)[part] = f2h(d);
+    const bool finite = all_finite(x);
+    const float d = (finite ? warp_max(fabsf(x)) : 0.0f) / 127.0f;
+    row[32 * part + (threadIdx.x & 31)] = uint8_t(finite ? __float2int_rn(x * inverse_of(d)) : 0);
+    if ((threadIdx.x & 31) == 0) reinterpret_cast<uint16_t *>(row + n)[part] = scale_bits(d, finite);
 }
 // the element of largest magnitude becomes code 0, which stands for -8
 IKQ_DEV void store_part(q4_0, uint8_t *row, int n, int part, float x, bool) {
-    const int lane = threadIdx.x & 31;
-    const float high = warp_max(x), low = -warp_max(-x);
-    const float d = (high > -low ? high : low) / -8.0f;
-    const float inverse = fabsf(d) > 1e-30f ? 1.0f / d : 0.0f;
-    int code = __float2int_rn(x * inverse) + 8;
-    code = code < 0 ? 0 : code > 15 ? 15 : code;
-    const int upper = __shfl_xor_sync(ALL_LANES, code, 16);
-    if (lane < 16) row[16 * part + lane] = uint8_t(code | upper << 4);
-    if (lane == 0) reinterpret_cast<uint16_t *>(row + n / 2)[part] = f2h(d);
+    const bool finite = all_finite(x);
+    const float d = extreme(x) / -8.0f;
+    store_nibbles(row, part, code_of(x * inverse_of(d), 8, 15, finite));
+    if ((threadIdx.x & 31) == 0) reinterpret_cast<uint16_t *>(row + n / 2)[part] = scale_bits(d, finite);
+}
+IKQ_DEV void store_part(q4_1, uint8_t *row, int n, int part, float x, bool) {
+    const bool finite = all_finite(x);
+    const float least = -warp_max(-x), d = (warp_max(x) - least) / 15.0f;
+    store_nibbles(row, part, code_of((x - least) * inverse_of(d), 0, 15, finite));
+    if ((threadIdx.x & 31) == 0) {
+        uint16_t *dm = reinterpret_cast<uint16_t *>(row + n / 2) + 2 * part;
+        dm[0] = scale_bits(d, finite);
+        dm[1] = scale_bits(least, finite);
+    }
+}
+IKQ_DEV void store_part(q6_0, uint8_t *row, int n, int part, float x, bool) {
+    const bool finite = all_finite(x);
+    const float d = extreme(x) / -32.0f;
+    const int lane = threadIdx.x & 31, code = code_of(x * inverse_of(d), 32, 63, finite);
+    store_nibbles(row, part, code);
+    // a byte has the upper two bits of elements t, t + 16, t + 8, t + 24
+    int high = code >> 4 << (4 * (lane >> 3 & 1) + 2 * (lane >> 4));
+    high |= __shfl_xor_sync(ALL_LANES, high, 16);
+    high |= __shfl_xor_sync(ALL_LANES, high, 8);
+    if (lane < 8) row[n / 2 + 8 * part + lane] = uint8_t(high);
+    if (lane == 0) reinterpret_cast<uint16_t *>(row + n / 2 + n / 4)[part] = scale_bits(d, finite);
+}
+// the element of largest magnitude becomes code 0, which stands for -127
+IKQ_DEV void store_part(iq4_nl, uint8_t *row, int n, int part, float x, bool) {
+    const bool finite = all_finite(x);
+    const float d = extreme(x) / -127.0f, y = x * inverse_of(d);
+    // how many values lie below: the bounds are in the middle between neighbours
+    constexpr float BOUNDS[15] = {-115.5f, -93.5f, -74.0f, -57.0f, -42.0f, -28.5f, -16.0f, -4.5f,
+                                  7.0f,    19.0f,  31.5f,  45.5f,  61.0f,  79.0f,  101.0f};
+    int code = 0;
+#pragma unroll
+    for (int i = 0; i < 15; i++) code += y > BOUNDS[i];
+    store_nibbles(row, part, code);
+    if ((threadIdx.x & 31) == 0) reinterpret_cast<uint16_t *>(row + n / 2)[part] = scale_bits(d, finite);
 }

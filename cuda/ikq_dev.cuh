@@ -33,6 +33,9 @@ IKQ_DEV uint16_t f2h(float x) {
     std::memcpy(&h, &f, 2);
     return h;
 }
+// Four of the eight bytes of low and high, chosen by the four lower nibbles of the selector (bit 3 of a nibble: its byte's
+// sign instead of the byte).
+IKQ_DEV uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) { return emu::permute(low, high, selector); }
 // the approximate exponential of the hardware is exact here
 IKQ_DEV float fast_exp(float x) { return std::exp(x); }
 
@@ -70,6 +73,12 @@ IKQ_DEV uint16_t f2h(float x) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
     return h;
 }
+// __byte_perm clears bit 3 of all nibbles first, which takes an instruction
+IKQ_DEV uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {
+    uint32_t out;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(low), "r"(high), "r"(selector));
+    return out;
+}
 IKQ_DEV float fast_exp(float x) { return __expf(x); }
 #endif
 
@@ -80,6 +89,8 @@ IKQ_DEV uint16_t f2bf(float x) {
     if ((u & 0x7fffffffu) > 0x7f800000u) return uint16_t(u >> 16 | 64);
     return uint16_t((u + 0x7fffu + (u >> 16 & 1)) >> 16);
 }
+
+IKQ_DEV float not_a_number() { return __int_as_float(0x7fc00000); }
 
 // Loads of read-only memory. Alignment is the size loaded.
 IKQ_DEV uint32_t load_u8(const void *p) { return __ldg(static_cast<const unsigned char *>(p)); }

@@ -59,6 +59,18 @@ template <class T> T shuffle(T value, unsigned source) {
     return value;
 }
 
+inline unsigned permute(unsigned low, unsigned high, unsigned selector) {
+    const uint64_t both = uint64_t(high) << 32 | low;
+    unsigned out = 0;
+    for (int i = 0; i < 4; i++) {
+        const unsigned s = selector >> (4 * i) & 15;
+        unsigned byte = unsigned(both >> (8 * (s & 7))) & 255;
+        if (s & 8) byte = byte & 128 ? 255 : 0;
+        out |= byte << (8 * i);
+    }
+    return out;
+}
+
 // A kernel in the module's table, unpacked from the pointers of a launch by its own signature.
 struct Entry {
     const char *name;
@@ -116,19 +128,6 @@ inline int __dp4a(int a, int b, int c) {
     return c;
 }
 int __dp4a(unsigned, unsigned, unsigned) = delete; // ambiguous for NVRTC in mixed calls: signed words only
-
-// the lower sixteen bits of the selector count
-inline unsigned __byte_perm(unsigned x, unsigned y, unsigned selector) {
-    const uint64_t both = uint64_t(y) << 32 | x;
-    unsigned out = 0;
-    for (int i = 0; i < 4; i++) {
-        const unsigned s = selector >> (4 * i) & 15;
-        unsigned byte = unsigned(both >> (8 * (s & 7))) & 255;
-        if (s & 8) byte = byte & 128 ? 255 : 0;
-        out |= byte << (8 * i);
-    }
-    return out;
-}
 
 template <class T> T __ldg(const T *p) { return *p; }
 inline int atomicAdd(int *p, int v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }

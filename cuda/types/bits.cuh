@@ -31,15 +31,15 @@ struct Table16 {
 // Four nibbles through a table, a byte each: `index` has their lower three bits, `upper` 4 where the fourth is set, over
 // 3210; the lower half of both is used.
 IKQ_DEV uint32_t look_up_4(uint32_t index, uint32_t upper, const Table16 &t) {
-    return __byte_perm(__byte_perm(t.a, t.b, index), __byte_perm(t.c, t.d, index), upper);
+    return permute(permute(t.a, t.b, index), permute(t.c, t.d, index), upper);
 }
 
 // Eight nibbles of a word through a table: those of the low nibbles and those of the high ones.
 IKQ_DEV void look_up(uint32_t nibbles, const Table16 &t, uint32_t &low, uint32_t &high) {
     const uint32_t index = nibbles & 0x77777777u, upper = (nibbles >> 1 & 0x44444444u) | 0x32103210u;
     const uint32_t x = look_up_4(index, upper, t), y = look_up_4(index >> 16, upper >> 16, t);
-    low = __byte_perm(x, y, 0x6420u);
-    high = __byte_perm(x, y, 0x7531u);
+    low = permute(x, y, 0x6420u);
+    high = permute(x, y, 0x7531u);
 }
 
 IKQ_DEV int look_up_1(uint32_t nibble, const Table16 &t) { return int8_t(look_up_4(nibble & 7u, (nibble >> 1 & 4u) | 0x3210u, t) & 255u); }
@@ -47,18 +47,18 @@ IKQ_DEV int look_up_1(uint32_t nibble, const Table16 &t) { return int8_t(look_up
 // Entries of a table of four bytes for all sixteen pairs of bits of a word: out[j] has the pairs j of its bytes.
 IKQ_DEV void look_up_crumbs(uint32_t x, uint32_t table, uint32_t (&out)[4]) {
     const uint32_t even = x & 0x33333333u, odd = x >> 2 & 0x33333333u;
-    const uint32_t e0 = __byte_perm(table, table, even & 0xffffu), e1 = __byte_perm(table, table, even >> 16);
-    const uint32_t o0 = __byte_perm(table, table, odd & 0xffffu), o1 = __byte_perm(table, table, odd >> 16);
-    out[0] = __byte_perm(e0, e1, 0x6420u);
-    out[1] = __byte_perm(o0, o1, 0x6420u);
-    out[2] = __byte_perm(e0, e1, 0x7531u);
-    out[3] = __byte_perm(o0, o1, 0x7531u);
+    const uint32_t e0 = permute(table, table, even), e1 = permute(table, table, even >> 16);
+    const uint32_t o0 = permute(table, table, odd), o1 = permute(table, table, odd >> 16);
+    out[0] = permute(e0, e1, 0x6420u);
+    out[1] = permute(o0, o1, 0x6420u);
+    out[2] = permute(e0, e1, 0x7531u);
+    out[3] = permute(o0, o1, 0x7531u);
 }
 
 // Eight pairs of bits (neighbours in 16 bits) through a table of four bytes: elements 0 to 3 and 4 to 7.
 IKQ_DEV void look_up_8(uint32_t pairs, uint32_t table, uint32_t &first, uint32_t &second) {
-    const uint32_t even = __byte_perm(table, table, pairs & 0x3333u);
-    const uint32_t odd = __byte_perm(table, table, pairs >> 2 & 0x3333u);
-    first = __byte_perm(even, odd, 0x5140u);
-    second = __byte_perm(even, odd, 0x7362u);
+    const uint32_t even = permute(table, table, pairs & 0x3333u);
+    const uint32_t odd = permute(table, table, pairs >> 2 & 0x3333u);
+    first = permute(even, odd, 0x5140u);
+    second = permute(even, odd, 0x7362u);
 }

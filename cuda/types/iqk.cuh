@@ -22,14 +22,14 @@ IKQ_DEV int shifted(uint32_t codes, uint32_t second, uint32_t shift) {
 IKQ_DEV void look_up_three_bits(uint32_t x, uint32_t high, uint32_t (&out)[4]) {
     const uint32_t even = (x & 0x33333333u) | (high << 2 & 0x04040404u) | (high << 4 & 0x40404040u);
     const uint32_t odd = (x >> 2 & 0x33333333u) | (high << 1 & 0x04040404u) | (high << 3 & 0x40404040u);
-    const uint32_t e0 = __byte_perm(IQ3_VALUES, IQ3_VALUES_UPPER, even & 0xffffu);
-    const uint32_t e1 = __byte_perm(IQ3_VALUES, IQ3_VALUES_UPPER, even >> 16);
-    const uint32_t o0 = __byte_perm(IQ3_VALUES, IQ3_VALUES_UPPER, odd & 0xffffu);
-    const uint32_t o1 = __byte_perm(IQ3_VALUES, IQ3_VALUES_UPPER, odd >> 16);
-    out[0] = __byte_perm(e0, e1, 0x6420u);
-    out[1] = __byte_perm(o0, o1, 0x6420u);
-    out[2] = __byte_perm(e0, e1, 0x7531u);
-    out[3] = __byte_perm(o0, o1, 0x7531u);
+    const uint32_t e0 = permute(IQ3_VALUES, IQ3_VALUES_UPPER, even);
+    const uint32_t e1 = permute(IQ3_VALUES, IQ3_VALUES_UPPER, even >> 16);
+    const uint32_t o0 = permute(IQ3_VALUES, IQ3_VALUES_UPPER, odd);
+    const uint32_t o1 = permute(IQ3_VALUES, IQ3_VALUES_UPPER, odd >> 16);
+    out[0] = permute(e0, e1, 0x6420u);
+    out[1] = permute(o0, o1, 0x6420u);
+    out[2] = permute(e0, e1, 0x7531u);
+    out[3] = permute(o0, o1, 0x7531u);
 }
 
 // The four parts of eight bytes of pairs of bits; `second` has a bit per run

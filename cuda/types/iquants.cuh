@@ -78,7 +78,7 @@ struct iq3_xxs : Neighbours<32> {
         for (int i = 0; i < 8; i++) {
             const uint32_t entry = load_u16(IQ3XXS_GRID + (word(w, i >> 2) >> (8 * (i & 3)) & 255u));
             // 4, 12, 20, 28, 36, 44, 52, 62
-            const uint32_t x = __byte_perm(0x1c140c04u, 0x3e342c24u, entry);
+            const uint32_t x = permute(0x1c140c04u, 0x3e342c24u, entry);
             const uint32_t signs = even_signs(a >> (7 * (i >> 1)) & 127u);
             f.code[i] = int(negated(x, spread(signs >> (4 * (i & 1)))));
         }
@@ -99,7 +99,7 @@ struct iq3_s : Neighbours<32> {
             const uint32_t index = (word(w, i >> 2) >> (8 * (i & 3)) & 255u) | (high >> i & 1u) << 8;
             const uint32_t entry = load_u16(IQ3S_GRID + index);
             // 1, 3, 5, 7, 9, 11, 13, 15
-            f.code[i] = int(negated(__byte_perm(0x07050301u, 0x0f0d0b09u, entry), spread(signs >> (4 * i))));
+            f.code[i] = int(negated(permute(0x07050301u, 0x0f0d0b09u, entry), spread(signs >> (4 * i))));
         }
         const uint32_t s = load_u8(Form::field<3>(row, nb, u) + (l >> 1)) >> (4 * (l & 1)) & 15u;
         f.scale[0] = load_half(Form::field<4>(row, nb, u)) * float(int(2 * s + 1));

@@ -10,8 +10,8 @@ IKQ_DEV int next_value(uint32_t &x) {
     return __dp4a(int(x & 0x3f3f3f3fu), int(ONES), -126);
 }
 IKQ_DEV uint32_t four_bytes(int a, int b, int c, int d) {
-    const uint32_t low = __byte_perm(uint32_t(a), uint32_t(b), 0x0040u);
-    return __byte_perm(low, __byte_perm(uint32_t(c), uint32_t(d), 0x0040u), 0x5410u);
+    const uint32_t low = permute(uint32_t(a), uint32_t(b), 0x0040u);
+    return permute(low, permute(uint32_t(c), uint32_t(d), 0x0040u), 0x5410u);
 }
 IKQ_DEV uint32_t next_four(uint32_t &x) {
     const int a = next_value(x), b = next_value(x), c = next_value(x), d = next_value(x);

@@ -13,7 +13,7 @@ from weights import TYPES
 
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 FLOATS = ("f32", "f16", "bf16")
-CACHES = ("f32", "f16", "bf16", "q8_0", "q4_0")
+CACHES = ("f32", "f16", "bf16", "q8_0", "q6_0", "q4_0", "q4_1", "iq4_nl")
 # one module per line: source and defines
 Specialisation = tuple[str, tuple[str, ...]]
 
