@@ -114,10 +114,9 @@ def _why_no_gpu() -> str:
     found = cuda.status()
     if not found["usable"]:
         return f"no GPU is usable: {found['reason']}"
-    name = found["devices"][0]["name"]
     return (
-        f"{name} is usable, but computes no whole models yet; FFNs of dense layers and the output go there "
-        r"by -dev CUDA0 -ot 'ffn_(up|gate|down)\.=CUDA0,^output=CUDA0'"
+        f"{found['devices'][0]['name']} is usable, but computes no whole models yet; FFNs of dense layers and "
+        r"the output go there by -dev CUDA0 -ot 'ffn_(up|gate|down)\.=CUDA0,^output=CUDA0'"
     )
 
 
