@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ikq import _ikq, cuda, sequence
+from ikq import _ikq, sequence
 from ikq.activations import ActivationCollector
 from ikq.errors import FormatError, RefusedError
 from ikq.gguf import GGUFReader
@@ -85,7 +85,7 @@ class Memory(NamedTuple):
 
     Attributes:
         mapped: Weights read from the mapped files.
-        copied: Weights copied to memory of this process, or of GPUs.
+        copied: Weights copied to memory of this process.
         cache: Keys, values and recurrent states that sequences hold at the moment, what they share counted
             once. Those that the model keeps for texts that begin alike are among them.
     """
@@ -229,9 +229,8 @@ class Model(TextModel):
             mmap: `auto` copies weights to huge pages when memory allows and keeps the mapping where it does
                 not; `on` keeps it, `off` copies.
             repack: No effect: weights are re-arranged while loading in any case.
-            devices: What computes, the CPU first. `CUDA0`, `CUDA1`, ... are GPUs (see `ikq.cuda`), which so
-                far compute FFNs of dense layers and the output; `CPU1`, `CPU2`, ... are the CPU again with
-                memory of their own, to see what a placement does.
+            devices: What computes, the CPU first. `CPU1`, `CPU2`, ... are the CPU again with memory of their
+                own, to see what a placement does.
             n_gpu_layers: The last so many layers go to the first device that is not the CPU; more than there
                 are: the output too.
             override_tensor: Rules `REGEX=DEVICE`, several joined by commas or in a list: tensors in whose
@@ -249,9 +248,7 @@ class Model(TextModel):
             ShapeError: a tensor does not have the shape that the model needs.
             UnsupportedError: the architecture, a tensor type or a cache type is not supported.
             RefusedError: memory does not hold the weights or the cache; a rule names no device.
-            DeviceError: a GPU is named and none is usable, does not hold its part, or does not compute it.
         """
-        _look_for_gpus(devices)
         reader = GGUFReader(path)
         reader.metadata.update(override_kv or {})
         spec = model_spec(reader, yarn_truncate=yarn_truncate)
@@ -682,16 +679,6 @@ class Model(TextModel):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-def _look_for_gpus(devices: Sequence[str]) -> None:
-    """Has GPUs looked for where one is named.
-
-    Raises:
-        DeviceError: none is usable.
-    """
-    if any(name.upper().startswith("CUDA") for name in devices):
-        cuda.require()
 
 
 def _rules(override_tensor: str | Sequence[str]) -> list[str]:

@@ -114,10 +114,7 @@ def _why_no_gpu() -> str:
     found = cuda.status()
     if not found["usable"]:
         return f"no GPU is usable: {found['reason']}"
-    return (
-        f"{found['devices'][0]['name']} is usable, but computes no whole models yet; FFNs of dense layers and "
-        r"the output go there by -dev CUDA0 -ot 'ffn_(up|gate|down)\.=CUDA0,^output=CUDA0'"
-    )
+    return f"{found['devices'][0]['name']} is usable, but this version does not run models on GPUs yet"
 
 
 def print_unused_rules(args: argparse.Namespace, names: Iterable[str]) -> None:
@@ -226,7 +223,7 @@ def add_placement(group: argparse._ActionsContainer, *, switches_have_values: bo
         "--device",
         default="CPU",
         metavar="NAME,...",
-        help="what computes (CPU); CUDA0, ... are GPUs; CPU1, ... the CPU again, with memory of its own",
+        help="what computes (CPU); CPU1, CPU2, ... are the CPU again, with memory of their own",
     )
     group.add_argument(
         "-ot",

@@ -10,11 +10,9 @@
 //! | [`gpu`] | a device in use: context, stream, modules, launches |
 //! | [`memory`] | arenas of device memory |
 //! | [`plan`] | how every kernel is launched |
-//! | [`device`] | [`Cuda`]: stages of models |
 //! | [`weights`], [`products`] | matrices in the device's form, and products with them |
 
 pub mod cubins;
-pub mod device;
 pub mod error;
 pub mod gpu;
 pub mod kernel_files;
@@ -26,6 +24,5 @@ pub mod products;
 pub mod sources;
 pub mod weights;
 
-pub use device::Cuda;
 pub use error::{Error, Unavailable};
 pub use loader::{Runtime, Search, runtime};

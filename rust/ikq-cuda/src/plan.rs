@@ -27,10 +27,6 @@ pub enum Call {
     Quantize { n: usize },
     /// A matrix and `n_columns` columns.
     Products(Products),
-    /// Columns of `n` floats, normed: as floats, and with `codes` also as products read them.
-    Norm { n: usize, n_columns: usize, eps: f32, codes: bool },
-    /// Up, gate and activation.
-    UpGate(UpGate),
 }
 
 /// What [`Call::Dequantize`] makes.
@@ -54,34 +50,6 @@ pub struct Products {
     /// Whether there are biases, and values that are added.
     pub bias: bool,
     pub residual: bool,
-}
-
-/// What joins up and gate; the numbers are those of `cuda/glu.cuh`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Glu {
-    Silu = 0,
-    GeluTanh = 1,
-    SwigluOai = 2,
-}
-
-/// Slope and limit of [`Glu::SwigluOai`].
-const OAI: [f32; 2] = [1.702, 7.0];
-
-/// Sizes of [`Call::UpGate`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct UpGate {
-    pub up: QuantType,
-    pub gate: QuantType,
-    /// Rows of either, and their elements.
-    pub n_rows: usize,
-    pub n: usize,
-    /// 1 to [`MOST_COLUMNS`].
-    pub n_columns: usize,
-    pub glu: Glu,
-    pub bias_up: bool,
-    pub bias_gate: bool,
-    /// Results are made as products read them; else as floats.
-    pub codes: bool,
 }
 
 /// A launch that lacks only the addresses of its buffers.
@@ -179,100 +147,23 @@ impl Call {
                 })
             }
             Call::Products(products) => products.plan(),
-            Call::Norm { n, n_columns, eps, codes } => {
-                if codes && !n.is_multiple_of(32) {
-                    let why = format!("{n} numbers are no whole blocks of 32");
-                    return Err(Error::Plan { name: "rms_norm".into(), why });
-                }
-                Ok(Plan {
-                    of: Specialisation { file: "norm.cu".into(), defines: vec![] },
-                    kernel: "rms_norm".into(),
-                    geometry: geometry([n_columns, 1, 1], 256)?,
-                    arguments: vec![
-                        ("x", None),
-                        ("add", NULL),
-                        ("weight", None),
-                        ("sum", NULL),
-                        ("y", None),
-                        ("q", optional(codes)),
-                        ("ds", optional(codes)),
-                        ("n", Some(i32_of(n)?)),
-                        ("eps", Some(Argument::F32(eps))),
-                    ],
-                })
-            }
-            Call::UpGate(upgate) => upgate.plan(),
         }
-    }
-}
-
-/// A buffer that a launch may do without.
-fn optional(is_there: bool) -> Option<Argument> {
-    if is_there { None } else { NULL }
-}
-
-/// The number of columns that a kernel is compiled for.
-fn compiled_columns(kernel: &str, n_columns: usize) -> Result<usize, Error> {
-    let compiled = (0..4).map(|i| 1 << i).find(|c| *c >= n_columns && n_columns > 0);
-    compiled.ok_or_else(|| Error::Plan {
-        name: kernel.into(),
-        why: format!("{n_columns} columns; it takes 1 to {MOST_COLUMNS}"),
-    })
-}
-
-impl UpGate {
-    fn plan(&self) -> Result<Plan, Error> {
-        let wrong = |why: String| Error::Plan { name: "upgate".into(), why };
-        let compiled = compiled_columns("upgate", self.n_columns)?;
-        check_row(self.up, self.n)?;
-        check_row(self.gate, self.n)?;
-        let reads = reads_codes(self.up);
-        if reads != reads_codes(self.gate) {
-            return Err(wrong(format!("{} and {} read different columns", self.up.name(), self.gate.name())));
-        }
-        if (reads && !self.n.is_multiple_of(32)) || (self.codes && !self.n_rows.is_multiple_of(32)) {
-            return Err(wrong(format!("{} rows of {} are no whole blocks of 32", self.n_rows, self.n)));
-        }
-        let mut of = of_type("upgate.cu", self.up)?;
-        of_type("upgate.cu", self.gate)?;
-        of.defines.push(("IKQ_GATE".into(), name(self.gate)));
-        Ok(Plan {
-            of,
-            kernel: format!("upgate_{}_{}_c{compiled}", name(self.up), name(self.gate)),
-            geometry: geometry([self.n_rows.div_ceil(32), 1, 1], 256)?,
-            arguments: vec![
-                ("up", None),
-                ("gate", None),
-                ("expert_bytes_up", Some(Argument::I64(0))),
-                ("expert_bytes_gate", Some(Argument::I64(0))),
-                ("ids", NULL),
-                ("k", Some(Argument::I32(1))),
-                ("x", None),
-                ("ds", optional(reads)),
-                ("bias_up", optional(self.bias_up)),
-                ("bias_gate", optional(self.bias_gate)),
-                ("act", Some(Argument::I32(self.glu as i32))),
-                ("alpha", Some(Argument::F32(OAI[0]))),
-                ("limit", Some(Argument::F32(OAI[1]))),
-                ("y", optional(!self.codes)),
-                ("q", optional(self.codes)),
-                ("q_ds", optional(self.codes)),
-                ("n_rows", Some(i32_of(self.n_rows)?)),
-                ("n", Some(i32_of(self.n)?)),
-                ("n_columns", Some(i32_of(self.n_columns)?)),
-            ],
-        })
     }
 }
 
 impl Products {
     fn plan(&self) -> Result<Plan, Error> {
-        let compiled = compiled_columns("mmv", self.n_columns)?;
+        let compiled = (0..4).map(|i| 1 << i).find(|c| *c >= self.n_columns);
+        let (Some(compiled), true) = (compiled, self.n_columns > 0) else {
+            let why = format!("{} columns; it takes 1 to {MOST_COLUMNS}", self.n_columns);
+            return Err(Error::Plan { name: "mmv".into(), why });
+        };
         check_row(self.ty, self.n)?;
         if reads_codes(self.ty) && !self.n.is_multiple_of(32) {
             let why = format!("rows of {} elements are no whole blocks of 32", self.n);
             return Err(Error::Plan { name: "mmv".into(), why });
         }
+        let optional = |is_there| if is_there { None } else { NULL };
         Ok(Plan {
             of: of_type("mmv.cu", self.ty)?,
             kernel: format!("mmv_{}_c{compiled}", name(self.ty)),
@@ -336,18 +227,13 @@ pub fn reads_codes(ty: QuantType) -> bool {
 /// # Errors
 /// As [`device_type`].
 pub fn specialisations(types: &[QuantType]) -> Result<Vec<Specialisation>, Error> {
-    let whole = |file: &str| Specialisation { file: file.into(), defines: vec![] };
-    let mut all = vec![whole("activations.cu"), whole("norm.cu")];
+    let mut all = vec![Specialisation { file: "activations.cu".into(), defines: vec![] }];
     for ty in types {
         let ty = device_type(*ty)?;
         if ty.info().family != Family::Float {
             all.push(of_type("weights.cu", ty)?);
         }
         all.push(of_type("mmv.cu", ty)?);
-        // other pairs are compiled when they are met
-        let mut upgate = of_type("upgate.cu", ty)?;
-        upgate.defines.push(("IKQ_GATE".into(), name(ty)));
-        all.push(upgate);
     }
     all.sort();
     all.dedup();

@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::memory::{Address, arena_bytes};
-use crate::plan::{Call, MOST_COLUMNS, Plan, Products, reads_codes};
+use crate::plan::{Call, MOST_COLUMNS, Products, reads_codes};
 use crate::weights::Matrix;
 
 /// Columns as products read them.
@@ -16,27 +16,6 @@ pub struct Columns {
     pub floats: Address,
     /// Codes and, per block of 32, scale and scaled sum; made by [`quantize`].
     pub codes: Option<(Address, Address)>,
-}
-
-impl Columns {
-    /// The columns from `first` on, `n_columns` of them.
-    #[must_use]
-    pub fn part(&self, first: usize, n_columns: usize) -> Columns {
-        let at = first * self.n;
-        let codes = self.codes.map(|(q, ds)| (q.offset(at), ds.offset(at / 32 * 8)));
-        Columns { n: self.n, n_columns, floats: self.floats.offset(4 * at), codes }
-    }
-}
-
-/// Where results go, and what is added to them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// `n_rows` floats per column.
-    pub y: Address,
-    /// `n_rows` floats.
-    pub bias: Option<Address>,
-    /// Laid out as `y`, which it may be.
-    pub residual: Option<Address>,
 }
 
 /// Bytes of codes, and of scales, of these columns.
@@ -60,18 +39,20 @@ pub fn columns_bytes(n: usize, n_columns: usize) -> usize {
 pub unsafe fn quantize(gpu: &Gpu, columns: &Columns) -> Result<(), Error> {
     let Some((codes, scales)) = columns.codes else { return Ok(()) };
     let plan = Call::Quantize { n: columns.n * columns.n_columns }.plan()?;
+    let kernel = gpu.function(&plan.of, &plan.kernel)?;
+    let bound = plan.bind(&[("x", columns.floats), ("q", codes), ("ds", scales)])?;
     // SAFETY: the planner's arguments; the caller's word for the buffers
-    unsafe { launch(gpu, &plan, &[("x", columns.floats), ("q", codes), ("ds", scales)]) }
+    unsafe { gpu.launch(&kernel, plan.geometry, &bound) }
 }
 
-/// `y[c][r] = sum of matrix[r] * columns[c] (+ bias[r]) (+ residual[c][r])`, behind what was launched before.
+/// `y[c][r] = sum of matrix[r] * columns[c]`, `n_rows` floats per column, behind what was launched before.
 ///
 /// # Errors
 /// [`Error::Plan`] when lengths differ, or codes are missing that the type reads; what compiler and driver say.
 ///
 /// # Safety
-/// Matrix, columns and what is added are (or will be) where they say, and there is room for the result.
-pub unsafe fn multiply(gpu: &Gpu, matrix: &Matrix, columns: &Columns, to: &Target) -> Result<(), Error> {
+/// Matrix and columns are (or will be) where they say, and there is room for the result.
+pub unsafe fn multiply(gpu: &Gpu, matrix: &Matrix, columns: &Columns, y: Address) -> Result<(), Error> {
     let wrong = |why: String| Error::Plan { name: "product".into(), why };
     if matrix.n != columns.n {
         return Err(wrong(format!("rows of {} elements and columns of {}", matrix.n, columns.n)));
@@ -81,44 +62,32 @@ pub unsafe fn multiply(gpu: &Gpu, matrix: &Matrix, columns: &Columns, to: &Targe
     }
     for first in (0..columns.n_columns).step_by(MOST_COLUMNS) {
         let n_columns = MOST_COLUMNS.min(columns.n_columns - first);
-        let part = columns.part(first, n_columns);
         let plan = Call::Products(Products {
             ty: matrix.ty,
             n_rows: matrix.n_rows,
             n: matrix.n,
             n_columns,
             stride: matrix.n_rows,
-            bias: to.bias.is_some(),
-            residual: to.residual.is_some(),
+            bias: false,
+            residual: false,
         })
         .plan()?;
-        let at = first * matrix.n_rows * 4;
-        let mut buffers = vec![("w", matrix.at), ("y", to.y.offset(at))];
-        buffers.extend(to.bias.map(|a| ("bias", a)));
-        buffers.extend(to.residual.map(|a| ("residual", a.offset(at))));
-        match reads_codes(matrix.ty) {
+        let y = ("y", y.offset(first * matrix.n_rows * 4));
+        let bound = match reads_codes(matrix.ty) {
             true => {
-                let (q, ds) = part.codes.ok_or_else(|| wrong("the columns have no codes".into()))?;
-                buffers.extend([("x", q), ("ds", ds)]);
+                let (codes, scales) =
+                    columns.codes.ok_or_else(|| wrong("the columns have no codes".into()))?;
+                let x = codes.offset(first * columns.n);
+                let ds = scales.offset(first * columns.n / 32 * 8);
+                plan.bind(&[("w", matrix.at), ("x", x), ("ds", ds), y])?
             }
-            false => buffers.push(("x", part.floats)),
-        }
+            false => {
+                plan.bind(&[("w", matrix.at), ("x", columns.floats.offset(first * columns.n * 4)), y])?
+            }
+        };
+        let kernel = gpu.function(&plan.of, &plan.kernel)?;
         // SAFETY: the planner's arguments; the caller's word for the buffers
-        unsafe { launch(gpu, &plan, &buffers) }?;
+        unsafe { gpu.launch(&kernel, plan.geometry, &bound) }?;
     }
     Ok(())
-}
-
-/// Launches what was planned, with these buffers.
-///
-/// # Errors
-/// What planner, compiler and driver say.
-///
-/// # Safety
-/// Buffers hold what the kernel reads, and have room for what it writes.
-pub unsafe fn launch(gpu: &Gpu, plan: &Plan, buffers: &[(&str, Address)]) -> Result<(), Error> {
-    let kernel = gpu.function(&plan.of, &plan.kernel)?;
-    let bound = plan.bind(buffers)?;
-    // SAFETY: arguments are the planner's, whose order and types are the kernel's
-    unsafe { gpu.launch(&kernel, plan.geometry, &bound) }
 }

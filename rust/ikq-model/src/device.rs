@@ -143,7 +143,7 @@ pub trait Device: Send {
     fn copy_page(&mut self, group: usize, from: u32, to: u32);
     /// Moves rows between pages; see [`Move`].
     fn move_rows(&mut self, group: usize, moves: &[Move]);
-    /// How rows are stored: sequences can be moved between caches of one form. Empty for devices that hold none.
+    /// How rows are stored: sequences can be moved between caches of one form.
     fn cache_form(&self) -> String;
     /// Bytes of a page of one layer of this device.
     fn layer_page_bytes(&self, layer: usize) -> usize;
@@ -194,11 +194,6 @@ pub trait Device: Send {
     /// Runs [`Stage::Head`]: logits of the batch's columns that want them, normed hidden states of those that
     /// want these.
     fn head(&mut self, step: Step<'_>, logits: &mut [f32], hidden: &mut [f32]);
-    /// What went wrong on the device since it was asked last, for those that work by themselves: all values since then
-    /// are void.
-    fn failure(&mut self) -> Option<Error> {
-        None
-    }
     /// The product of [`Stage::Head`] alone: logits of normed hidden states.
     fn project(&mut self, step: Step<'_>, hidden: &[f32], logits: &mut [f32]);
 }

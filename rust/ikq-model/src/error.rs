@@ -98,8 +98,4 @@ pub enum Error {
 
     #[error("{0}")]
     Threads(String),
-
-    /// Of a device that is not the CPU.
-    #[error("{0}")]
-    Device(String),
 }

@@ -186,7 +186,6 @@ fn recurrent(shared: &Shared) -> impl Iterator<Item = usize> + '_ {
 
 fn form(runner: &Runner) -> String {
     let mut forms: Vec<String> = runner.devices.iter().map(|d| d.cache_form()).collect();
-    forms.retain(|form| !form.is_empty());
     forms.dedup();
     forms.join(" and ")
 }

@@ -6,8 +6,8 @@ use ikq_cuda::cubins::Cubins;
 use ikq_cuda::gpu::{self, Argument, Gpu};
 use ikq_cuda::loader::{self, Facts, Search};
 use ikq_cuda::memory::{Arena, arena_bytes};
-use ikq_cuda::plan::{self, Call, FloatType, Glu, Plan, Products, UpGate};
-use ikq_cuda::products::{self, Columns, Target};
+use ikq_cuda::plan::{self, Call, FloatType, Plan, Products};
+use ikq_cuda::products::{self, Columns};
 use ikq_cuda::sources::{self, Specialisation};
 use ikq_cuda::{Error, weights};
 use ikq_formats::QuantType;
@@ -16,8 +16,10 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::errors::{DeviceError, FormatError, IkqError, Raise};
+use crate::errors::{FormatError, IkqError, Raise};
 use crate::types::quant_type;
+
+pyo3::import_exception!(ikq.errors, DeviceError);
 
 impl Raise for Error {
     fn raise(self, _: Python<'_>) -> PyErr {
@@ -116,8 +118,6 @@ pub fn cuda_warm(
 /// | `dequantize` | `type`, `to` (f32, f16, bf16), `n_rows`, `n`, `chosen` |
 /// | `quantize` | `n` |
 /// | `products` | `type`, `n_rows`, `n`, `n_columns`, `stride`, `bias`, `residual` |
-/// | `norm` | `n`, `n_columns`, `eps`, `codes` |
-/// | `upgate` | `up`, `gate` (types), `n_rows`, `n`, `n_columns`, `act`, `bias_up`, `bias_gate`, `codes` |
 #[pyfunction]
 pub fn cuda_plan<'py>(
     py: Python<'py>,
@@ -148,31 +148,8 @@ pub fn cuda_plan<'py>(
             bias: flag("bias")?,
             residual: flag("residual")?,
         }),
-        "norm" => {
-            let (n, n_columns) = (size("n")?, size("n_columns")?);
-            Call::Norm { n, n_columns, eps: item("eps")?.extract()?, codes: flag("codes")? }
-        }
-        "upgate" => Call::UpGate(UpGate {
-            up: quant_type(item("up")?.extract()?)?,
-            gate: quant_type(item("gate")?.extract()?)?,
-            n_rows: size("n_rows")?,
-            n: size("n")?,
-            n_columns: size("n_columns")?,
-            glu: match item("act")?.extract::<String>()?.as_str() {
-                "silu" => Glu::Silu,
-                "gelu_tanh" => Glu::GeluTanh,
-                "swiglu_oai" => Glu::SwigluOai,
-                other => {
-                    let expected = "silu, gelu_tanh or swiglu_oai";
-                    return Err(PyValueError::new_err(format!("act={other:?}: expected {expected}")));
-                }
-            },
-            bias_up: flag("bias_up")?,
-            bias_gate: flag("bias_gate")?,
-            codes: flag("codes")?,
-        }),
         other => {
-            let known = "repack, dequantize, quantize, products, norm, upgate";
+            let known = "repack, dequantize, quantize, products";
             return Err(PyValueError::new_err(format!("no kernel {other:?}; there are {known}")));
         }
     };
@@ -257,10 +234,9 @@ fn product(
         let codes = plan::reads_codes(matrix.ty).then_some(codes);
         let columns = Columns { n, n_columns, floats, codes };
         gpu.copy_in(floats, &x.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())?;
-        let to = Target { y, bias: None, residual: None };
         let launch = |gpu: &Gpu| {
             products::quantize(gpu, &columns)?;
-            products::multiply(gpu, &matrix, &columns, &to)
+            products::multiply(gpu, &matrix, &columns, y)
         };
         match replays {
             0 => launch(gpu)?,

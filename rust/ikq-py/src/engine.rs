@@ -111,7 +111,7 @@ impl Engine {
             rules,
             swa_full,
         };
-        let devices = make_devices(py, &devices, &cpu)?;
+        let devices = make_devices(&devices, &cpu)?;
         let spec = ModelSpec::from_json(spec).map_err(|e| e.raise(py))?;
         let inner = enter(py, usize::MAX, |cancel| {
             ikq_model::Model::load(&model.inner, spec, devices, &options, cancel)
@@ -155,10 +155,6 @@ impl Engine {
             let mut sizes = Sizes { pages: vec![0; network.groups.len()], state: 0 };
             let mut weights = Vec::new();
             for (i, name) in placement.devices.iter().enumerate() {
-                if cuda_index(name).is_some() {
-                    weights.push((name.clone(), ikq_cuda::device::predict(&network, &placement, i)?));
-                    continue;
-                }
                 let (bytes, pages, state) = ikq_cpu::predict(&network, &placement, i, form)?;
                 weights.push((name.clone(), bytes));
                 sizes.pages.iter_mut().zip(pages).for_each(|(sum, bytes)| *sum += bytes);
@@ -350,13 +346,7 @@ fn parse_rules(
     Ok(rules)
 }
 
-/// The number of a GPU's name, `CUDA0`.
-fn cuda_index(name: &str) -> Option<usize> {
-    let number = name.get(..4).filter(|n| n.eq_ignore_ascii_case("CUDA")).map(|_| &name[4..])?;
-    number.parse().ok()
-}
-
-/// Devices are `CPU`; `CPU1`, `CPU2`, ..., which are the CPU with memory of their own; and GPUs, `CUDA0`, `CUDA1`, ....
+/// Devices are `CPU`, and `CPU1`, `CPU2`, ..., which are the CPU with memory of their own.
 fn check_devices(names: &[String]) -> PyResult<()> {
     let is_cpu = |name: &String| {
         let number = name.get(..3).filter(|n| n.eq_ignore_ascii_case("CPU")).map(|_| &name[3..]);
@@ -366,29 +356,17 @@ fn check_devices(names: &[String]) -> PyResult<()> {
         Some(first) if first.eq_ignore_ascii_case("CPU") => {}
         _ => return Err(PyValueError::new_err(format!("devices={names:?}: the first is the CPU"))),
     }
-    match names.iter().find(|n| !is_cpu(n) && cuda_index(n).is_none()) {
+    match names.iter().find(|n| !is_cpu(n)) {
         Some(other) => {
-            let known = "CPU, CPU1, ..., and GPUs, CUDA0, ...";
-            Err(UnsupportedError::new_err(format!("there is no device {other}; there are {known}")))
+            Err(UnsupportedError::new_err(format!("there is no device {other}; there are CPU, CPU1, ...")))
         }
         None => Ok(()),
     }
 }
 
-fn make_devices(py: Python<'_>, names: &[String], cpu: &ikq_cpu::Options) -> PyResult<Vec<Box<dyn Device>>> {
+fn make_devices(names: &[String], cpu: &ikq_cpu::Options) -> PyResult<Vec<Box<dyn Device>>> {
     check_devices(names)?;
-    let make = |name: &String| -> PyResult<Box<dyn Device>> {
-        let Some(index) = cuda_index(name) else {
-            return Ok(Box::new(Cpu::new(name.to_uppercase(), cpu.clone())));
-        };
-        // `ikq.cuda` has looked before, where NVRTC may be
-        let opened = py.detach(|| {
-            let runtime = ikq_cuda::runtime(&ikq_cuda::Search::default())?;
-            ikq_cuda::Cuda::new(runtime, index)
-        });
-        Ok(Box::new(opened.map_err(|e| e.raise(py))?))
-    };
-    names.iter().map(make).collect()
+    Ok(names.iter().map(|n| Box::new(Cpu::new(n.to_uppercase(), cpu.clone())) as Box<dyn Device>).collect())
 }
 
 impl Sequence {

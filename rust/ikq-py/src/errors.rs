@@ -6,7 +6,6 @@ use pyo3::exceptions::{PyIsADirectoryError, PyKeyboardInterrupt, PyOSError, PyVa
 use pyo3::prelude::*;
 
 pyo3::import_exception!(ikq.errors, IkqError);
-pyo3::import_exception!(ikq.errors, DeviceError);
 pyo3::import_exception!(ikq.errors, FormatError);
 pyo3::import_exception!(ikq.errors, MissingImatrixError);
 pyo3::import_exception!(ikq.errors, RefusedError);
@@ -135,7 +134,6 @@ impl Raise for ikq_model::Error {
             | Hidden { .. } => ShapeError::new_err(message),
             Cache { .. } | Rewind { .. } | Shift | NotWeights { .. } => UnsupportedError::new_err(message),
             Memory { .. } | CacheMemory { .. } | Option { .. } | Threads(_) => RefusedError::new_err(message),
-            Device(_) => DeviceError::new_err(message),
             Closed | SameSequence | OtherModel => PyValueError::new_err(message),
             Io { path, source } => os_error(py, source.raw_os_error(), reason(&source), Some(path.into())),
             _ => FormatError::new_err(message),
