@@ -23,7 +23,7 @@ STANDIN = CUDA / "standin"
 def libraries() -> Path:
     """A folder with `driver/libcuda.so`, `libnvrtc.so.13` and what the latter needs; built when first asked for."""
     texts = b"".join((STANDIN / f).read_bytes() for f in ("driver.cpp", "nvrtc.cpp"))
-    key = hashlib.sha256(texts + sources_hash().encode() + str(CUDA).encode()).hexdigest()[:24]
+    key = hashlib.sha256(texts + sources_hash(CUDA).encode() + str(CUDA).encode()).hexdigest()[:24]
     folder = cache_folder() / f"standin-{key}"
     if not folder.exists():
         scratch = cache_folder() / f"standin-{key}-{os.getpid()}"

@@ -9,7 +9,7 @@ import json
 
 import numpy as np
 import pytest
-from emulator import for_types, module, needs_gxx
+from emulator import Module, build, for_types, needs_gxx
 from standin import environment, run
 from weights import random_rows
 
@@ -199,7 +199,7 @@ def test_plans_have_the_arguments_of_kernels():
     for kernel, shape in shapes.items():
         plan = ikq._ikq.cuda_plan(kernel, shape)
         text = for_types(plan["file"], ["q4_k"]) if plan["defines"] else f'#include "{plan["file"]}"\n'
-        library = module(text).library
+        library = Module(build(text)).library
         found = library.ikq_emu_find(plan["kernel"].encode())
         assert found, plan["kernel"]
         assert library.ikq_emu_n_args(found) == len(plan["arguments"]), kernel
