@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import ikq
 
-SLOT = 80
+SLOT = 96
 
 
 def noted(journal: Path) -> list[bool]:
