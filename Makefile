@@ -61,14 +61,14 @@ rust-test:
 	cargo test --workspace --exclude ikq-py --locked --quiet
 
 python-test: $(VENV)/.testable sdists
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 	$(BIN)/python -m pytest --doctest-modules --pyargs ikq -o testpaths=
 	$(BIN)/python -m pytest --doctest-glob="*.md" README.md docs
 
 # kernels on the emulator and through NVRTC; needs g++, and the network for NVRTC
 KERNEL_TESTS := $(addprefix tests/cuda/test_kernels_, weights.py products.py layers.py)
 test-cuda: $(VENV)/.testable
-	$(BIN)/python -m pip install --quiet 'nvidia-cuda-nvrtc>=13,<14'
+	$(BIN)/python -m pip install --quiet 'nvidia-cuda-nvrtc==13.0.*'
 	IKQ_CUDA_TESTS=all $(BIN)/python -m pytest tests/cuda
 	IKQ_EMULATOR=thread $(BIN)/python -m pytest $(KERNEL_TESTS)
 	IKQ_EMULATOR=address $(BIN)/python -m pytest $(KERNEL_TESTS)

@@ -18,8 +18,10 @@ IKQ_KERNEL(32, glu_act, (const float *up, const float *gate, const float *bias_u
                          const int *ids, float *y, int8_t *q, float2 *ds, int n_rows, int act, float alpha, float limit)) {
     const int row = 32 * blockIdx.x + threadIdx.x, in = row < n_rows ? row : n_rows - 1;
     const int64_t column = int64_t(blockIdx.y) * n_rows;
-    const int64_t expert = ids ? int64_t(ids[blockIdx.y]) * n_rows : 0;
+    // an expert that the router has dropped is -1: its result is 0, as in upgate.cu
+    const int id = ids ? ids[blockIdx.y] : 0;
+    const int64_t expert = int64_t(id < 0 ? 0 : id) * n_rows;
     const float u = up[column + in] + (bias_up ? bias_up[expert + in] : 0.0f);
     const float g = gate[column + in] + (bias_gate ? bias_gate[expert + in] : 0.0f);
-    store_activation(activated(u, g, act, alpha, limit), row, blockIdx.y, n_rows, y, q, ds);
+    store_activation(id < 0 ? 0.0f : activated(u, g, act, alpha, limit), row, blockIdx.y, n_rows, y, q, ds);
 }

@@ -103,7 +103,7 @@ template <class... A, void (*F)(A...)> struct Bound<F> {
 #define __syncwarp() emu::warp_barrier()
 #define __restrict__ __restrict
 
-// masks must be full: the mask is checked where it is a constant, and lanes that are missing are found by the scheduler
+// Masks must be full, as the rules of the kernels say; lanes that are missing are found by the scheduler.
 template <class T> T __shfl_xor_sync(unsigned, T value, int mask) { return emu::shuffle(value, emu::lane() ^ unsigned(mask)); }
 template <class T> T __shfl_sync(unsigned, T value, int source) { return emu::shuffle(value, unsigned(source) & 31); }
 template <class T> T __shfl_up_sync(unsigned, T value, unsigned delta) {

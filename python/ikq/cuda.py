@@ -126,13 +126,17 @@ def warm(types: Iterable[int | str], arch: str) -> list[tuple[str, bool]]:
 def places_of_nvrtc() -> list[Path]:
     """Files and folders that may hold NVRTC, the preferred ones first.
 
-    `IKQ_NVRTC`, NVIDIA's packages that are installed, and the toolkit that `CUDA_HOME` or `CUDA_PATH` names.
+    What `IKQ_NVRTC` names and nothing else, or NVIDIA's packages that are installed and the toolkit that
+    `CUDA_HOME` or `CUDA_PATH` names.
     """
-    places = []
     if named := os.environ.get("IKQ_NVRTC"):
-        places.append(Path(named))
+        return [Path(named).absolute()]
+    places = []
     # a namespace of folders, which is found without importing anything
-    spec = importlib.util.find_spec("nvidia")
+    try:
+        spec = importlib.util.find_spec("nvidia")
+    except (ImportError, ValueError):
+        spec = None
     for folder in (spec and spec.submodule_search_locations) or ():
         places += [Path(folder, "cu13", "lib"), Path(folder, "cuda_nvrtc", "lib")]
     for name in ("CUDA_HOME", "CUDA_PATH"):

@@ -11,6 +11,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import struct
 import subprocess
 import tempfile
@@ -56,8 +57,9 @@ class Dim3(ctypes.Structure):
 def cache_folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"ikq-emulator-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise RuntimeError(f"{folder} belongs to somebody else")
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise RuntimeError(f"{folder} is not a folder that only this user can write to")
     return folder
 
 

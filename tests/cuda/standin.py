@@ -74,7 +74,7 @@ def environment(cache: Path | None = None, **more: str | None) -> dict[str, str]
     env |= {
         "LD_LIBRARY_PATH": str(folder / "driver"),
         "IKQ_NVRTC": str(folder / "libnvrtc.so.13"),
-        "IKQ_CACHE_DIR": str(cache or cache_folder() / "cubins"),
+        "IKQ_CACHE_DIR": str(cache or folder / "cubins"),  # a module has parts of the emulator in it
         "PYTHONPATH": os.pathsep.join([str(Path(ikq.__file__).parents[1]), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
     }  # fmt: skip
     return {k: v for k, v in (env | more).items() if v is not None}

@@ -28,7 +28,7 @@ __all__ = [
     "reduction",
 ]
 
-_GPU = "this build computes on the CPU"
+_GPU = "not offered for GPUs yet"
 _UNNEEDED = "not needed, ikq decides this by itself"
 _ABSENT = "not offered"
 _REARRANGED = "weights are re-arranged while loading in any case"
@@ -114,7 +114,7 @@ def _why_no_gpu() -> str:
     found = cuda.status()
     if not found["usable"]:
         return f"no GPU is usable: {found['reason']}"
-    name = found["devices"][0]["name"]
+    name = next(d["name"] for d in found["devices"] if d["usable"])
     return (
         f"{name} is usable, but computes no whole models yet; FFNs of dense layers and the output go there "
         r"by -dev CUDA0 -ot 'ffn_(up|gate|down)\.=CUDA0,^output=CUDA0'"

@@ -121,6 +121,8 @@ impl Cuda {
         let network = self.network();
         let n_embd = network.spec.n_embd;
         let n_ff = self.parts.dense.iter().flatten().map(|d| d.up.matrix.n_rows).max().unwrap_or(0);
+        // layers of different widths share the place, and any of them may read codes
+        let n_ff = n_ff.next_multiple_of(32);
         let n_vocab = self.parts.head.map_or(0, |h| h.output.matrix.n_rows);
         let floats = |n: usize| 4 * n * n_columns;
         let logits_bytes = 4 * n_vocab * MOST_COLUMNS;
@@ -296,7 +298,9 @@ fn wanted(network: &Network, stage: Stage) -> Result<Wanted<'_>, ModelError> {
             (dense.experts.weights().to_vec(), vec![ffn_norm.as_slice()])
         }
         (Stage::Head, _) => {
-            let Some(norm) = &network.output_norm else { return not_yet("a part of a model") };
+            let (Some(norm), Some(_)) = (&network.output_norm, &network.output) else {
+                return not_yet("a part of a model without its output matrix");
+            };
             (network.output.iter().collect(), vec![norm.as_slice()])
         }
         (Stage::Attention(_), _) => return not_yet("attention"),

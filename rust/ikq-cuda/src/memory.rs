@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use cudarc::driver::result;
+use cudarc::driver::sys::CUresult;
 
 use crate::error::Error;
 use crate::gpu::Context;
@@ -45,6 +46,9 @@ impl Arena {
         // SAFETY: a context is bound; the address is freed once, in `drop`
         match unsafe { result::malloc_sync(size) } {
             Ok(base) => Ok(Arena { context, base: Address(base), size, used }),
+            Err(e) if e.0 != CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
+                Err(context.failed("allocating memory", e))
+            }
             Err(_) => {
                 let (free, _) = context.memory()?;
                 Err(Error::Memory { device: context.name().into(), what: what.into(), needed: size, free })

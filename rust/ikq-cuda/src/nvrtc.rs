@@ -92,18 +92,14 @@ pub struct Compiled {
 }
 
 impl Nvrtc {
-    /// Opens the library at `path`, and before it the file beside it that it reads built-in declarations from: some
+    /// Opens the library at `path`, and the file beside it that it reads built-in declarations from: some
     /// packages' NVRTC does not find that by itself.
     ///
     /// # Errors
     /// Why it cannot be used.
     pub fn open(path: &Path) -> Result<Nvrtc, String> {
         let reason = |e: libloading::Error| e.to_string();
-        let builtins =
-            path.parent().and_then(|folder| files(folder, "libnvrtc-builtins.so").into_iter().next());
         // SAFETY: initializers of these libraries are NVIDIA's, or of whatever the user has put there
-        let builtins = builtins.and_then(|file| unsafe { Library::new(file) }.ok());
-        // SAFETY: as above
         let library = unsafe { Library::new(path) }.map_err(reason)?;
         let functions = Functions::of(&library).map_err(reason)?;
         let (mut major, mut minor) = (0, 0);
@@ -112,6 +108,12 @@ impl Nvrtc {
             0 => {}
             error => return Err(format!("nvrtcVersion gives error {error}")),
         }
+        // a folder may hold several toolkits
+        let mut builtins =
+            path.parent().map_or_else(Vec::new, |folder| files(folder, "libnvrtc-builtins.so"));
+        builtins.sort_by_key(|file| numbers(file) != Some((major, minor)));
+        // SAFETY: as above
+        let builtins = builtins.into_iter().next().and_then(|file| unsafe { Library::new(file) }.ok());
         Ok(Nvrtc { path: path.into(), version: (major, minor), functions, _libraries: (library, builtins) })
     }
 
@@ -218,7 +220,7 @@ unsafe fn take(
 }
 
 /// The newest NVRTC among files and folders whose major version is at most `major`; where several have that version,
-/// the first. The loader's own search comes last.
+/// the first. The loader's own search comes last, and not at all where `IKQ_NVRTC` names the one to take.
 ///
 /// # Errors
 /// What was found but cannot be used, and why.
@@ -230,7 +232,9 @@ pub fn find(places: &[PathBuf], major: i32) -> Result<Nvrtc, Vec<String>> {
             false => candidates.extend(place.is_file().then(|| place.clone())),
         }
     }
-    candidates.extend(candidates_of_loader(major));
+    if std::env::var_os("IKQ_NVRTC").is_none() {
+        candidates.extend(candidates_of_loader(major));
+    }
     let mut tried = Vec::new();
     // opening maps 100 MB, so the name says first which are worth it
     let named = |path: &Path| numbers(path).unwrap_or((major, 0));

@@ -302,13 +302,11 @@ impl Products {
 /// [`Error::Plan`] when rows of the type do not have this many elements.
 pub fn device_row_bytes(ty: QuantType, n: usize) -> Result<usize, Error> {
     let ty = device_type(ty)?;
-    if ty == QuantType::I2_S {
-        // the tensor's one scale goes with every row
-        return Ok((n / 4 + 4).next_multiple_of(ROW_ALIGNMENT));
-    }
     let bytes = ikq_formats::row::row_bytes(ty, n)
         .map_err(|e| Error::Plan { name: ty.name().into(), why: e.to_string() })?;
-    Ok(bytes.next_multiple_of(ROW_ALIGNMENT))
+    // the one scale of an I2_S tensor goes with every row
+    let scale = if ty == QuantType::I2_S { 4 } else { 0 };
+    Ok((bytes + scale).next_multiple_of(ROW_ALIGNMENT))
 }
 
 /// The type whose device form a type of files takes: itself, or the plain twin of an interleaved one.
@@ -371,12 +369,18 @@ fn check_row(ty: QuantType, n: usize) -> Result<(), Error> {
 }
 
 fn geometry(grid: [usize; 3], threads: u32) -> Result<Geometry, Error> {
-    let size = |n: usize| {
-        let n = u32::try_from(n).ok().filter(|n| *n > 0 && *n <= i32::MAX.cast_unsigned());
+    let size = |n: usize, most: u32| {
+        let n = u32::try_from(n).ok().filter(|n| *n > 0 && *n <= most);
         n.ok_or_else(|| Error::Plan { name: "grid".into(), why: format!("{grid:?} blocks") })
     };
     let [x, y, z] = grid;
-    Ok(Geometry { grid: [size(x)?, size(y)?, size(z)?], block: [threads, 1, 1], shared_bytes: 0 })
+    // what CUDA takes
+    let (wide, narrow) = (i32::MAX.cast_unsigned(), 65535);
+    Ok(Geometry {
+        grid: [size(x, wide)?, size(y, narrow)?, size(z, narrow)?],
+        block: [threads, 1, 1],
+        shared_bytes: 0,
+    })
 }
 
 fn i32_of(n: usize) -> Result<Argument, Error> {
@@ -414,6 +418,14 @@ mod tests {
         for n_columns in [0, 9] {
             assert!(Call::Products(products(QuantType::Q4_K, n_columns)).plan().is_err());
         }
+    }
+
+    #[test]
+    fn rows_have_the_bytes_that_kernels_count() {
+        // codes of I2_S come 128 at a time, and its scale stands behind each row
+        assert_eq!(device_row_bytes(QuantType::I2_S, 256).ok(), Some(80));
+        assert!(device_row_bytes(QuantType::I2_S, 192).is_err());
+        assert_eq!(device_row_bytes(QuantType::Q4_0, 64).ok(), Some(48));
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub unsafe fn upload(
     };
     let file = taken_apart.as_deref().unwrap_or(file);
     let matrix = Matrix { at, ty: plain, n_rows, n };
-    if n_rows == 0 {
+    if n_rows == 0 || n == 0 {
         return Ok(matrix);
     }
     let to_bytes = plan::device_row_bytes(plain, n)?;

@@ -219,7 +219,9 @@ impl Model {
                 Order { devices, placement, step: Step { team, collector }, network: &self.network, at: CPU };
             order.run(&batch, &mut logits, &mut hidden)
         });
-        if let Some(e) = devices.iter_mut().find_map(|d| d.failure()) {
+        // every device is asked, so that none keeps its failure for the next step
+        let failures: Vec<Error> = devices.iter_mut().filter_map(|d| d.failure()).collect();
+        if let Some(e) = failures.into_iter().next() {
             return Err(e);
         }
         let failed = match result {

@@ -155,7 +155,16 @@ mod tests {
 
     fn tensor(name: &str, ty: QuantType, rows: u64) -> Tensor {
         let (ty, data) = (TensorType::Known(ty), Bytes::from(Vec::new()));
-        Tensor { name: name.into(), ne: [256, rows, 2, 1], n_dims: 3, ty, shard: 0, file_offset: 0, data }
+        Tensor {
+            name: name.into(),
+            ne: [256, rows, 2, 1],
+            n_dims: 3,
+            ty,
+            shard: 0,
+            file_offset: 0,
+            data,
+            made: None,
+        }
     }
 
     fn types(
