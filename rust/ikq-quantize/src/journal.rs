@@ -301,7 +301,7 @@ mod tests {
             content: !i,
             seconds: 0.5,
             not_ternary: i == 3,
-            vanished: Vanished { n: i as u64, of: 1000 },
+            vanished: Vanished { n: i, of: 1000 },
             errors: (i != 4).then_some(errors),
         }
     }
