@@ -16,7 +16,7 @@ def noted(journal: Path) -> list[bool]:
     """For every work item, whether its slot has been written."""
     raw = journal.read_bytes()
     magic, n_items = raw[:8], struct.unpack_from("<Q", raw, 24)[0]
-    assert magic == b"ikqjrnl2"
+    assert magic == b"ikqjrnl3"
     slots = raw[SLOT:].ljust(SLOT * n_items, b"\0")
     return [any(slots[SLOT * i : SLOT * (i + 1)]) for i in range(n_items)]
 

@@ -26,7 +26,7 @@ def case(t, matrix, with_imatrix):
     """Input, importance and what the encoder makes of them; scales as fitted have the least error."""
     x = inputs()[matrix]
     importance = inputs()[f"{matrix}.imatrix"]
-    q = ikq.quantize(x, t, importance if with_imatrix else None, biased=True)
+    q = ikq.quantize(x, t, importance if with_imatrix else None, biased=True, clamp=True)
     return x, importance, ikq.dequantize(q, t, x.shape[-1])
 
 
@@ -99,7 +99,7 @@ def gauss():
 def test_error_of_a_sample_of_gauss(t, setting, gauss):
     x, importance = gauss
     weights = importance if setting == "with_imatrix" else None
-    y = ikq.dequantize(ikq.quantize(x, t, weights, biased=True), t, 4096)
+    y = ikq.dequantize(ikq.quantize(x, t, weights, biased=True, clamp=True), t, 4096)
     figures = LARGE[NAMES[t]][setting]["gauss"]
     expected = figures["rel_rmse" if weights is None else "weighted_rel_rmse"]
     found = error(x, y, weights)
@@ -114,9 +114,9 @@ def test_every_isa_gives_the_same_bytes(t):
     for matrix in ("real_down", "gauss", "special", "ternary"):
         x, importance = inputs()[matrix], inputs()[f"{matrix}.imatrix"]
         for weights in (None, importance):
-            expected = ikq.quantize(x, t, weights, _isa="scalar")
+            expected = ikq.quantize(x, t, weights, clamp=True, _isa="scalar")
             for isa in ISAS[1:]:
-                found = ikq.quantize(x, t, weights, _isa=isa)
+                found = ikq.quantize(x, t, weights, clamp=True, _isa=isa)
                 assert np.array_equal(found, expected), (matrix, isa, np.argwhere(found != expected)[:3])
 
 
@@ -135,7 +135,9 @@ def test_any_number_of_threads_gives_the_same_bytes(t):
 @pytest.mark.parametrize("t", [t for t in CAN if t != T.I2_S])
 def test_rows_do_not_know_of_each_other(t):
     x = inputs()["special"]
-    whole = ikq.quantize(x, t, inputs()["special.imatrix"])
+    whole = ikq.quantize(x, t, inputs()["special.imatrix"], clamp=True)
     for i in {i // t.rows * t.rows for i in (0, 5, 12, 13, 28, 31)}:
         rows = slice(i, i + t.rows)
-        assert np.array_equal(ikq.quantize(x[rows], t, inputs()["special.imatrix"]), whole[rows]), i
+        assert np.array_equal(
+            ikq.quantize(x[rows], t, inputs()["special.imatrix"], clamp=True), whole[rows]
+        ), i

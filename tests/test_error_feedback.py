@@ -36,7 +36,13 @@ def model(path: Path, weights: np.ndarray, name: str = NAME) -> Path:
 def quantized(source: Path, type: str, covariances: Path | None, **options: object) -> np.ndarray:
     """The weights of the only tensor after a way to a file and back."""
     out = source.with_name("out.gguf")
-    options = {"pure": True, "restart": True, "n_threads": 1, "ignore_imatrix_rules": True} | options
+    options = {
+        "pure": True,
+        "restart": True,
+        "n_threads": 1,
+        "ignore_imatrix_rules": True,
+        "clamp": True,
+    } | options
     ikq.quantize_file(source, out, type, error_feedback=covariances, **options)
     with ikq.GGUFReader(out) as reader:
         (tensor,) = reader.tensors.values()

@@ -344,7 +344,20 @@ def run(capsys, *arguments):
 
 
 def test_the_verb_perplexity(tiny_moe, text_file, capsys):
-    arguments = ["ppl", "-m", tiny_moe, "-f", text_file, "-c", "64", "--chunks", "3", "-ngl", "99"]
+    arguments = [
+        "ppl",
+        "-m",
+        tiny_moe,
+        "-f",
+        text_file,
+        "-c",
+        "64",
+        "--chunks",
+        "3",
+        "-ngl",
+        "99",
+        "--fallback-cpu",
+    ]
     running, *_, last = run(capsys, *arguments).splitlines()
     values = [float(w.partition("]")[2]) for w in running.strip(",").split(",")]
     assert [w.partition("]")[0] for w in running.strip(",").split(",")] == ["[1", "[2", "[3"]

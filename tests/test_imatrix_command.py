@@ -81,7 +81,7 @@ def test_command(tiny_moe, text_file, tmp_path, capsys):
     out, report = tmp_path / "m.gguf", tmp_path / "r.json"
     options = ["-m", tiny_moe, "-f", text_file, "-c", "64", "--chunks", "5"]
     code = imatrix(*options, "-o", out, "--report", report, "-lsim", "--show-statistics", "--save-frequency", "2",
-                   "-fmoe", "-ngl", "99", "--no-escape", "--process-output")  # fmt: skip
+                   "-fmoe", "-ngl", "99", "--fallback-cpu", "--no-escape", "--process-output")  # fmt: skip
     printed = capsys.readouterr()
     assert code == 0
     assert re.search(

@@ -182,14 +182,17 @@ def test_flags_of_other_builds(tiny_moe, capsys):
         "7",
         "--mlock",
         "-rtr",
+        "--fallback-cpu",
     ]
     assert main(["run", "-m", str(tiny_moe), "-p", "a", "-n", "1", "--no-perf", *flags]) == 0
-    assert capsys.readouterr().err.splitlines() == [
+    *notes, gpu = capsys.readouterr().err.splitlines()
+    assert gpu.startswith("note: -ngl: ")
+    assert gpu.endswith("; all layers run on the CPU")
+    assert notes == [
         "note: -fa, -mqkv, -fa on ignored: not needed, ikq decides this by itself",
         "note: --mlock ignored: not offered",
         "note: -rtr ignored: weights are re-arranged while loading in any case",
         "note: -tb ignored: one set of threads (-t) does both prompt and generation",
-        "note: -ngl: there is no GPU, all layers run on the CPU",
     ]
 
 

@@ -294,7 +294,7 @@ class TensorOutcome:
     """Weighted, of each matrix (expert) of the tensor."""
     not_ternary: bool
     """Its type is ternary and its weights are not."""
-    vanished: float
+    vanished: float = 0.0
     """The share of its non-zero weights that are zero now because the type's scales do not go that low."""
 
 
