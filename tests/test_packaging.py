@@ -1,10 +1,13 @@
 """What is installed: typed, documented, cheap to import."""
 
+import ast
 import inspect
 import subprocess
 import sys
 from importlib.metadata import entry_points, version
 from pathlib import Path
+
+import pytest
 
 import ikq
 
@@ -57,3 +60,40 @@ def test_errors_have_the_bases_that_callers_catch():
     for error in (ikq.FormatError, ikq.ShapeError, ikq.UnsupportedError, ikq.RefusedError, ikq.DeviceError):
         assert issubclass(error, ikq.IkqError)
         assert not issubclass(error, OSError)
+
+
+# what the standard library has only since 3.11 and later, where a name may stand
+LATER = {
+    "typing": {
+        "Unpack",
+        "Self",
+        "Never",
+        "NotRequired",
+        "Required",
+        "LiteralString",
+        "assert_never",
+        "override",
+    },
+    "enum": {"StrEnum"},
+    "datetime": {"UTC"},
+    "hashlib": {"file_digest"},
+    "asyncio": {"timeout", "timeout_at", "TaskGroup", "Runner"},
+    "contextlib": {"chdir"},
+    "itertools": {"batched"},
+}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda p: p.stem)
+def test_modules_need_no_later_python_than_the_package_says(path: Path) -> None:
+    """3.10: syntax, and names of the standard library outside of `if TYPE_CHECKING`."""
+    tree = ast.parse(path.read_text(), feature_version=(3, 10))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            late = LATER.get(node.module or "", set()) & {alias.name for alias in node.names}
+            assert not late, f"line {node.lineno}: {late}"
+            assert node.module != "tomllib"
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            assert node.attr not in LATER.get(node.value.id, set()), f"line {node.lineno}: {node.attr}"

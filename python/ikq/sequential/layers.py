@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ from ikq.quantize_options import PathLike, QuantizeOptions, parse_size
 from ikq.sequential.done import contents, described, read_done, write_done
 from ikq.sequential.layer_runner import LayerRunner
 from ikq.sequential.states import embedded, new_states
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["ROUNDS_OF_EFFORT", "SequentialLayers", "quantize_layers", "quantize_sequentially"]
 
