@@ -226,6 +226,12 @@ def test_a_tensor_in_two_files(tmp_path):
         Shards(tmp_path)
 
 
+def test_adapters_and_hidden_files_are_left_out(tmp_path):
+    for name in ("weights", "adapter_model", "._weights"):
+        write_safetensors(tmp_path / f"{name}.safetensors", {"x": TENSORS["b"]})
+    assert [f.path.name for f in Shards(tmp_path).files] == ["weights.safetensors"]
+
+
 def test_no_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="no safetensors file"):
         Shards(tmp_path)
@@ -243,6 +249,19 @@ def drop(part):
         tensors.pop(next(n for n in tensors if part in n))
 
     return change
+
+
+def shape(part, extents):
+    def change(tensors, config):
+        name = next(n for n in tensors if part in n)
+        tensors[name] = "BF16", np.zeros(extents, np.uint16)
+
+    return change
+
+
+def untied(tensors, config):
+    tensors.pop("lm_head.weight", None)
+    config["tie_word_embeddings"] = False
 
 
 def set_config(**values):
@@ -276,6 +295,17 @@ def set_config(**values):
             set_config(quantization_config={"quant_method": "magic"}),
             UnsupportedError,
             "method 'magic' is not known",
+        ),
+        (set_config(moe_intermediate_size=999), FormatError, "expert_feed_forward_length` is 999"),
+        (shape("layers.1.input_layernorm", (128,)), FormatError, "blk.1.attn_norm.weight"),
+        (shape("layers.1.mlp.gate.weight", (4, 256)), FormatError, "blk.1.ffn_gate_inp.weight"),
+        (untied, FormatError, "`lm_head.weight` is missing"),
+        (set_config(rope_parameters={"rope_type": "dynamic"}), UnsupportedError, "'dynamic' is not known"),
+        (set_config(rope_parameters={"rope_type": "llama3"}), UnsupportedError, "'llama3' is not known"),
+        (
+            set_config(rope_parameters={"rope_type": "proportional"}),
+            UnsupportedError,
+            "'proportional' is not",
         ),
         (set_config(quantization_config=7), FormatError, "`quantization_config` is 7"),
     ],

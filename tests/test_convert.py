@@ -23,6 +23,7 @@ from ikq._ikq import Engine
 from ikq.checkpoint.opening import Checkpoint
 from ikq.errors import FormatError, RefusedError, UnsupportedError
 from ikq.models import model_spec
+from ikq.models.spec import Moe
 
 FIXTURES = [n for n in NAMES if "legacy" not in n and "mxfp4" not in n]
 SHORT = {name.split("/")[0]: name for name in FIXTURES}
@@ -140,10 +141,11 @@ def test_weights_too_large_for_f16(tmp_path):
         kind, bits = tensors["model.layers.0.mlp.up_proj.weight"]
         bits = bits.copy()
         bits[5, 7] = 0x4800  # 131072
+        bits[5, 8] = 0x7FC0  # a NaN beside it hides nothing
         tensors["model.layers.0.mlp.up_proj.weight"] = kind, bits
 
     folder = make_folder(tmp_path / "hf", SHORT["qwen3"], change=change)
-    with pytest.raises(FormatError, match="131072 is too large for F16"):
+    with pytest.raises(FormatError, match=r"`blk.0.ffn_up.weight`: .* 131072 is too large for F16"):
         ikq.convert_checkpoint(folder, tmp_path / "x.gguf", "f16")
     assert not (tmp_path / "x.gguf").exists()
 
@@ -403,6 +405,34 @@ def test_a_tied_head_is_left_out(tmp_path):
     assert "output.weight" not in Checkpoint(folder).tensors
 
 
+@pytest.mark.parametrize(("name", "usual"), [("qwen2moe", False), ("qwen3moe", True), ("qwen3next", True)])
+def test_sums_of_experts_weights(tmp_path, name, usual):
+    """`norm_topk_prob` is written where it is not what files of the architecture mean."""
+    for given in (False, True):
+        folder = make_folder(
+            tmp_path / str(given),
+            SHORT[name],
+            change=lambda t, c, given=given: c.update(norm_topk_prob=given),
+        )
+        key = f"{name}.expert_weights_norm"
+        checkpoint = Checkpoint(folder)
+        assert checkpoint.metadata.get(key) == (None if given == usual else given)
+        spec = model_spec(checkpoint.reader())
+        assert next(x.ffn for x in spec.layers if isinstance(x.ffn, Moe)).routing.normalize == given
+
+
+def test_glm_without_its_last_block(tmp_path):
+    """`transformers` saves folders without the blocks that `num_nextn_predict_layers` counts."""
+
+    def change(tensors, config):
+        for name in [n for n in tensors if n.startswith(f"model.layers.{config['num_hidden_layers']}.")]:
+            del tensors[name]
+        config["num_nextn_predict_layers"] = 1
+
+    keys = Checkpoint(make_folder(tmp_path / "hf", SHORT["glm4moe"], change=change)).metadata
+    assert keys["glm4moe.nextn_predict_layers"] == 0
+
+
 def test_yarn_and_other_rotations(tmp_path):
     def change(tensors, config):
         del config["rope_parameters"]
@@ -479,6 +509,42 @@ def test_going_on(folders, tmp_path):
     again = ikq.quantize_file(folder, tmp_path / "z.gguf", "IQ4_KS", reuse=tmp_path / "y.gguf")
     assert all(o.how in ("reused", "copied") for o in again.outcomes)
     assert_same_tensors(tmp_path / "z.gguf", out)
+
+
+def test_config_is_a_source(tmp_path):
+    """What was made by another config.json is made anew, and no output may take its place."""
+    name = "model.layers.0.self_attn.o_proj.weight"
+
+    def change(tensors, config):
+        rows, columns = tensors[name][1].shape
+        tensors[name] = "F8_E4M3", np.full((rows, columns), 0x38, np.uint8)
+        tensors[f"{name}_scale_inv"] = "F32", np.arange(1, 5, dtype=np.float32).reshape(2, 2)
+        config["quantization_config"] = {
+            "quant_method": "fp8",
+            "weight_block_size": [rows // 2, columns // 2],
+        }
+
+    folder, out = make_folder(tmp_path / "hf", SHORT["qwen3"], change=change), tmp_path / "x.gguf"
+
+    class Enough(Exception):
+        pass
+
+    def progress(tensor, seconds):
+        if tensor.name == "blk.1.attn_output.weight":
+            raise Enough
+
+    with pytest.raises(Enough):
+        ikq.convert_checkpoint(folder, out, n_threads=1, progress=progress)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["weight_block_size"][0] += 1  # as many blocks as before
+    (folder / "config.json").write_text(json.dumps(config))
+    ikq.convert_checkpoint(folder, out)
+    ikq.convert_checkpoint(folder, tmp_path / "anew.gguf")
+    assert_same_tensors(out, tmp_path / "anew.gguf")
+    before = (folder / "config.json").read_bytes()
+    with pytest.raises(ikq.IkqError):
+        ikq.convert_checkpoint(folder, folder / "config.json")
+    assert (folder / "config.json").read_bytes() == before
 
 
 def test_split_and_dry_run(folders, tmp_path, capsys):

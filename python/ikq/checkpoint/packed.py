@@ -92,16 +92,23 @@ class Float8(Rows):
 
     kind: FloatKind = "F32"
 
-    def __init__(self, weight: SafeTensor, scale: SafeTensor, block: tuple[int, int] | None) -> None:
-        """Looks at both tensors.
+    def __init__(
+        self,
+        weight: SafeTensor,
+        scale: SafeTensor,
+        block: tuple[int, int] | None,
+        zero: SafeTensor | None = None,
+    ) -> None:
+        """Looks at the tensors.
 
         Args:
             weight: [..., rows, columns] of F8_E4M3 (or I8).
             scale: one number, one per row, or one per block and leading index.
             block: rows and columns of a block; `None` where there are none.
+            zero: what is subtracted from codes, I8 in the shape of `scale`; `None`: nothing.
 
         Raises:
-            FormatError: the scales do not fit.
+            FormatError: the scales or zeros do not fit.
         """
         self.n_rows, self.n_per_row = _matrix_shape(weight)
         self.weight, self.scale = weight, scale
@@ -129,6 +136,12 @@ class Float8(Rows):
                 f"row or block of `{weight.name}` of {list(weight.shape)}"
             )
         self._scales = _floats(scale).reshape(-1, self._blocks[1])
+        self._zeros: NDArray[np.float32] | None = None
+        if zero is not None:
+            _fits(zero, scale.shape, weight)
+            if zero.dtype != "I8":
+                raise FormatError(f"tensor `{zero.name}` is of {zero.dtype}, where I8 is expected")
+            self._zeros = zero.raw().view(np.int8).astype(np.float32).reshape(self._scales.shape)
 
     def rows(self, first: int, n: int) -> NDArray[np.generic]:
         """As `Matrix.rows`."""
@@ -136,18 +149,28 @@ class Float8(Rows):
         codes = E4M3.take(raw) if self.weight.dtype != "I8" else raw.view(np.int8).astype(np.float32)
         rows = codes.reshape(n, self.n_per_row)
         matrix, row = np.divmod(np.arange(first, first + n), self._rows_per_matrix)
-        if self._scales.size == 1:
-            rows *= self._scales
-            return rows
-        scales = self._scales[matrix * self._blocks[0] + row // self._block[0]]
-        width = self._block[1]
+        # rows of the tables of scales and zeros
+        at = matrix * self._blocks[0] + row // self._block[0]
+        if self._zeros is not None:
+            self._each(np.subtract, rows, self._zeros, at)
+        self._each(np.multiply, rows, self._scales, at)
+        return rows
+
+    def _each(
+        self, operation: np.ufunc, rows: NDArray[np.float32], table: NDArray[np.float32], at: NDArray[np.intp]
+    ) -> None:
+        """Changes rows in place by the number of each one's block."""
+        if table.size == 1:
+            operation(rows, table, out=rows)
+            return
+        values, width = table[at], self._block[1]
         whole = self.n_per_row // width
         if whole:
-            blocks = rows[:, : whole * width].reshape(n, whole, width)
-            blocks *= scales[:, :whole, None]
+            blocks = rows[:, : whole * width].reshape(len(rows), whole, width)
+            operation(blocks, values[:, :whole, None], out=blocks)
         if whole * width < self.n_per_row:
-            rows[:, whole * width :] *= scales[:, whole:]
-        return rows
+            rest = rows[:, whole * width :]
+            operation(rest, values[:, whole:], out=rest)
 
     def release(self, first: int, n: int) -> None:
         """As `Matrix.release`."""
@@ -155,7 +178,7 @@ class Float8(Rows):
 
 
 class Integers(Float8):
-    """I8 with a scale per tensor or row: `value * scale`."""
+    """I8 with a scale per tensor or row: `(value - zero) * scale`."""
 
 
 class Float4(Rows):
@@ -181,6 +204,10 @@ class Float4(Rows):
         if self.n_per_row % group:
             raise FormatError(f"tensor `{weight.name}`: rows of {self.n_per_row} are not groups of {group}")
         _fits(scale, (*weight.shape[:-1], self.n_per_row // group), weight)
+        if scale.dtype not in (("U8", "F8_E8M0") if group == 32 else ("U8", "F8_E8M0", "F8_E4M3")):
+            raise FormatError(
+                f"tensor `{scale.name}` is of {scale.dtype}, which are no scales of groups of {group}"
+            )
         self._scale = scale
         self._table = (E8M0 if scale.dtype in ("U8", "F8_E8M0") else E4M3) * np.float32(factor)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ikq.checkpoint.config import Config
 from ikq.checkpoint.rows import Given
 from ikq.checkpoint.target import BlockTarget, Target
-from ikq.errors import UnsupportedError
+from ikq.errors import FormatError, UnsupportedError
 
 __all__ = [
     "attention",
@@ -21,6 +21,7 @@ __all__ = [
     "moe_keys",
     "n_expert",
     "nextn",
+    "norm_key",
     "rope_keys",
     "shared_ffn",
 ]
@@ -63,8 +64,13 @@ def common_keys(t: Target, n_block: int | None = None) -> None:
         t.count("attention.value_length", c.integer("head_dim", low=1))
 
 
-def rope_keys(t: Target, kind: str | None = None) -> None:
+def rope_keys(t: Target, kind: str | None = None, *, llama3: bool = False) -> None:
     """Rotary base and scaling.
+
+    Args:
+        t: what is written.
+        kind: of layers, where they have parameters of their own (`full_attention`).
+        llama3: whether the architecture writes the factors of Llama 3 (`llama3_factors`).
 
     Raises:
         UnsupportedError: a kind of scaling that GGUF files of these architectures do not have.
@@ -73,7 +79,7 @@ def rope_keys(t: Target, kind: str | None = None) -> None:
     rope = t.config.rope(kind)
     form = rope.get("rope_type")
     t.number("rope.freq_base", rope.number("rope_theta", default=10000.0))
-    if form in ("default", "llama3", "mrope", "dynamic", "proportional"):
+    if form in ("default", "mrope") or (form == "llama3" and llama3):
         return
     if form == "linear":
         t.key("rope.scaling.type", "linear")
@@ -110,6 +116,12 @@ def moe_keys(t: Target, *, groups: bool = False) -> None:
         t.count("expert_group_used_count", c.integer("topk_group", default=1, low=1))
 
 
+def norm_key(t: Target, default: bool) -> None:
+    """Whether weights of chosen experts are made to sum to 1, where it is not as usual (`default`)."""
+    if t.config.flag("norm_topk_prob", default=default) != default:
+        t.key("expert_weights_norm", not default)
+
+
 def embeddings(t: Target, plus: float = 0.0) -> None:
     """Embedding, last norm, and projection unless it is tied to the embedding.
 
@@ -125,6 +137,10 @@ def embeddings(t: Target, plus: float = 0.0) -> None:
         t.ignore(f"{head}.weight")
     elif head is not None:
         t.linear(head, "output", vocab)
+    elif not t.config.flag("tie_word_embeddings", default=True):
+        raise FormatError(
+            f"{t.config.path.parent}: tensor `lm_head.weight` is missing, and `tie_word_embeddings` is false"
+        )
 
 
 def interleaved_rope(n_head: int, head_dim: int) -> NDArray[np.intp]:

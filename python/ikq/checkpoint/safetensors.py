@@ -207,7 +207,9 @@ class Shards(Mapping[str, SafeTensor]):
             names = sorted(set(places.values()))
         else:
             places = {}
-            names = sorted(p.name for p in folder.glob("*.safetensors"))
+            there = (p.name for p in folder.glob("*.safetensors"))
+            # adapters, and what a download or a file manager hides
+            names = sorted(n for n in there if not n.startswith((".", "adapter_")))
             if "model.safetensors" in names:
                 # beside it, some folders have files of adapters or of other parts
                 names = ["model.safetensors"]

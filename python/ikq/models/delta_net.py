@@ -122,6 +122,7 @@ def convert_hybrid(t: Target, *, tiled: bool) -> None:
     parts.common_keys(t, n_layer + n_extra)
     parts.rope_keys(t)
     parts.moe_keys(t)
+    parts.norm_key(t, default=True)
     rope = c.rope()
     head_dim = c.integer("head_dim", default=256, low=1)
     t.count("attention.key_length", head_dim)

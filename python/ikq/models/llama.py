@@ -43,7 +43,7 @@ def convert(t: Target) -> None:
     c = t.config
     n = parts.n_expert(c)
     parts.common_keys(t)
-    parts.rope_keys(t)
+    parts.rope_keys(t, llama3=True)
     if n:
         parts.moe_keys(t)
     t.count("vocab_size", c.integer("vocab_size", low=1))
