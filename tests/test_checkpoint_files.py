@@ -1,6 +1,7 @@
 """Safetensors files and folders that are damaged, hostile or incomplete: named errors, and nothing allocated for them."""
 
 import json
+import os
 import struct
 import time
 import tracemalloc
@@ -8,9 +9,10 @@ import tracemalloc
 import numpy as np
 import pytest
 from checkpoint_folders import make_folder, write_safetensors, write_shards
+from model_files import NAMES
 
 from ikq.checkpoint.opening import Checkpoint
-from ikq.checkpoint.safetensors import SafetensorsFile, Shards
+from ikq.checkpoint.safetensors import SafetensorsFile, Shards, _depth
 from ikq.errors import FormatError, IkqError, UnsupportedError
 
 TENSORS = {
@@ -182,6 +184,89 @@ def test_mutants_of_an_index(tmp_path):
         else:
             outcomes.add(None)
     assert outcomes == {FormatError, FileNotFoundError, None}
+
+
+@pytest.mark.parametrize(
+    ("text", "depth"),
+    [
+        (b"", 0),
+        (b"[[]]", 2),
+        (b'["]"', 1),
+        (rb'{"a\"[[": [1]}', 2),
+        (rb'{"a\\": [1], "[[": {}}', 2),
+        (rb'{"a\\\"[[[": [1]}', 2),
+        (b'["' + b"[" * 3_000_000 + b'", [[]]]', 3),
+        (b" " * ((1 << 20) - 1) + b'"[[[" [[', 2),
+    ],
+)
+def test_depth_of_brackets(text, depth):
+    assert _depth(text) == depth
+
+
+def test_strings_without_an_end_take_linear_time():
+    """2 MB of quotes with a backslash would take hours where each is tried as a beginning."""
+    before = time.monotonic()
+    for text in (b'["' + rb"\"" * 1_000_000, b'["' + rb"\\" * 1_000_000, b'["' + b"a" * 2_000_000):
+        assert _depth(text) == 1
+    assert time.monotonic() - before < 5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "chat_template.jinja",
+    ],
+)
+def test_pipes_and_devices_are_not_read(tmp_path, name):
+    folder = make_folder(tmp_path / "hf", "qwen3/qwen3-bf16")
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    if name == "tokenizer.model":
+        (folder / "tokenizer.json").unlink()
+    with pytest.raises(FormatError, match=f"{name} is not a regular file"):
+        Checkpoint(folder)
+    (folder / name).unlink()
+    (folder / name).symlink_to("/dev/zero")
+    with pytest.raises(FormatError, match=f"{name} is not a regular file"):
+        Checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("qwen3moe", "num_local_experts", 10**8),
+        ("qwen3moe", "head_dim", 2 * 10**9),
+        ("qwen3moe", "num_hidden_layers", 10**9),
+        ("llama", "num_attention_heads", 10**9),
+        ("llama", "head_dim", 8000),
+        ("gpt-oss", "intermediate_size", 2 * 10**9),
+        ("gpt-oss", "num_local_experts", 2**31 - 1),
+        ("deepseek3", "num_attention_heads", 10**9),
+        ("qwen3next", "linear_num_value_heads", 10**9),
+        ("qwen3next", "linear_value_head_dim", 4096),
+    ],
+)
+def test_numbers_that_no_tensor_justifies(tmp_path, name, key, value):
+    """Nothing of their size is allocated."""
+    suffix = next(n for n in NAMES if n.startswith(f"{name}/"))
+    folder = make_folder(tmp_path / "hf", suffix)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+    before = time.monotonic()
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError):
+            Checkpoint(folder)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+    assert time.monotonic() - before < 20
 
 
 # Folders

@@ -216,6 +216,19 @@ def test_packed_integers_with_zeros_and_order(tmp_path):
     check(w.matrix("x.weight"), (codes - zeros[:, g_idx]).astype(np.float32) * scale[:, g_idx])
 
 
+def test_an_order_that_was_not_filled(tmp_path):
+    """All -1: groups are runs of columns, as without it."""
+    codes, scale = RNG.integers(0, 16, (4, 16)), f32(4, 2)
+    tensors = {
+        "x.weight_packed": ("I32", pack_words(codes, 4, 1)),
+        "x.weight_scale": ("F32", scale),
+        "x.weight_g_idx": ("I32", np.full(16, -1, np.int32)),
+    }
+    w = weights_of(tmp_path, tensors, pack_quantized(4, 8))
+    check(w.matrix("x.weight"), (codes - 8).astype(np.float32) * np.repeat(scale, 8, 1))
+    assert not w.unused
+
+
 def pairs(nibbles):
     return (nibbles[..., 0::2] | nibbles[..., 1::2] << 4).astype(np.uint8)
 
@@ -338,6 +351,7 @@ FP8 = {"quant_method": "fp8", "weight_block_size": [4, 4]}
 INT4 = pack_quantized(4, 8)
 INT8 = {"quant_method": "compressed-tensors", "format": "int-quantized"}
 WORDS = ("I32", np.zeros((4, 2), np.int32))
+PACKED = {"x.weight_packed": WORDS, "x.weight_scale": ("F32", f32(4, 2))}
 
 
 @pytest.mark.parametrize(
@@ -395,6 +409,29 @@ WORDS = ("I32", np.zeros((4, 2), np.int32))
             INT4,
             "tensor `x.weight_global_scale`: a global scale is 0",
         ),
+        (
+            PACKED | {"x.weight_g_idx": ("U8", np.zeros(16, np.uint8))},
+            INT4,
+            "weight_g_idx` is of U8, where I32",
+        ),
+        (
+            PACKED | {"x.weight_g_idx": ("F32", np.zeros(16, np.float32))},
+            INT4,
+            "weight_g_idx` is of F32, where I32",
+        ),
+        (
+            PACKED | {"x.weight_g_idx": ("I32", np.array([-1] * 15 + [0], np.int32))},
+            INT4,
+            "names groups that",
+        ),
+        (
+            PACKED | {"x.weight_zero_point": ("U8", np.zeros((1, 2), np.uint8))},
+            INT4,
+            "weight_zero_point` is of U8, where packed",
+        ),
+        (PACKED | {"x.weight_shape": ("U8", np.zeros(2, np.uint8))}, INT4, "no shape of a matrix"),
+        (PACKED | {"x.weight_shape": ("I64", np.zeros(0))}, INT4, "no shape of a matrix"),
+        (PACKED | {"x.weight_shape": ("I64", np.zeros(3))}, INT4, "no shape of a matrix"),
         (
             {
                 "x.weight": ("I8", np.zeros((2, 4), np.int8)),

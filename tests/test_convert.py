@@ -433,6 +433,21 @@ def test_glm_without_its_last_block(tmp_path):
     assert keys["glm4moe.nextn_predict_layers"] == 0
 
 
+def test_merged_experts_of_no_number(tmp_path):
+    def change(tensors, config):
+        for name in [n for n in tensors if ".mlp.experts." in n]:
+            del tensors[name]
+        for i in range(config["num_hidden_layers"]):
+            for part in ("gate_up", "down"):
+                tensors[f"model.layers.{i}.mlp.experts.{part}_proj"] = "BF16", np.zeros((2, 4, 4), np.uint16)
+        for key in ("num_experts", "num_local_experts"):
+            config.pop(key, None)
+
+    folder = make_folder(tmp_path / "hf", SHORT["qwen3moe"], change=change)
+    with pytest.raises(FormatError, match="`num_experts` is missing or 0"):
+        Checkpoint(folder)
+
+
 def test_yarn_and_other_rotations(tmp_path):
     def change(tensors, config):
         del config["rope_parameters"]

@@ -87,6 +87,21 @@ def _fits(t: SafeTensor, expected: tuple[int, ...], weight: SafeTensor) -> None:
         )
 
 
+def _group_of(
+    g_idx: SafeTensor, n_columns: int, n_groups: int, weight: SafeTensor
+) -> NDArray[np.intp] | None:
+    """The group of each column; `None` where all are -1, which stands for a list that was not filled."""
+    _fits(g_idx, (n_columns,), weight)
+    if g_idx.dtype not in ("I32", "I64"):
+        raise FormatError(f"tensor `{g_idx.name}` is of {g_idx.dtype}, where I32 is expected")
+    order = g_idx.raw().view("<i4" if g_idx.dtype == "I32" else "<i8").astype(np.intp)
+    if len(order) and (order == -1).all():
+        return None
+    if len(order) and not (order.min() >= 0 and order.max() < n_groups):
+        raise FormatError(f"tensor `{g_idx.name}` names groups that the {n_groups} of scales do not have")
+    return order
+
+
 class Float8(Rows):
     """F8_E4M3 with a scale per tensor, row, or block: `value * scale`."""
 
@@ -300,20 +315,19 @@ class PackedIntegers(Rows):
             )
         groups = scale.shape[-1] if len(scale.shape) > 1 else 1
         _fits(scale, (self.n_rows, groups), packed)
-        if g_idx is None and (groups == 0 or n_columns % groups):
+        order = None if g_idx is None else _group_of(g_idx, n_columns, groups, packed)
+        if order is None and (groups == 0 or n_columns % groups):
             raise FormatError(f"tensor `{scale.name}`: {groups} groups do not divide rows of {n_columns}")
         self.packed, self._groups = packed, groups
         self._scale = Stored(scale, (self.n_rows, groups))
         self._zero = zero
         if zero is not None:
             _fits(zero, (-(-self.n_rows // per_word), groups), packed)
-        self._group_of = None
-        if g_idx is not None:
-            _fits(g_idx, (n_columns,), packed)
-            order = g_idx.raw().view("<i4").astype(np.intp)
-            if len(order) and not (order.min() >= 0 and order.max() < groups):
-                raise FormatError(f"tensor `{g_idx.name}` names groups that `{scale.name}` does not have")
-            self._group_of = order
+            if zero.dtype not in ("I32", "U32"):
+                raise FormatError(
+                    f"tensor `{zero.name}` is of {zero.dtype}, where packed integers are expected"
+                )
+        self._group_of = order
 
     def rows(self, first: int, n: int) -> NDArray[np.generic]:
         """As `Matrix.rows`."""
@@ -414,11 +428,8 @@ class Gptq(_ByColumns):
         super().__init__(qweight, qzeros, scales, words * 32 // bits, n_out)
         self._offset = zero_offset
         if g_idx is not None:
-            _fits(g_idx, (self.n_per_row,), qweight)
-            order = g_idx.raw().view("<i4").astype(np.intp)
-            if len(order) and not (order.min() >= 0 and order.max() < self._scales.n_rows):
-                raise FormatError(f"tensor `{g_idx.name}` names groups that `{scales.name}` does not have")
-            self._group_of = order
+            order = _group_of(g_idx, self.n_per_row, self._scales.n_rows, qweight)
+            self._group_of = self._group_of if order is None else order
 
     def rows(self, first: int, n: int) -> NDArray[np.generic]:
         """As `Matrix.rows`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -166,7 +167,7 @@ def attention(b: BlockTarget, *, permute: bool = False, gate: bool = False, norm
     n_kv = c.integer("num_key_value_heads", default=n_head, low=1)
     d = c.integer("head_dim", default=n_embd // n_head, low=1)
     for part, heads in (("q", n_head), ("k", n_kv), ("v", n_kv)):
-        order = interleaved_rope(heads, d) if permute and part != "v" else None
+        order = partial(interleaved_rope, heads, d) if permute and part != "v" else None
         rows = heads * d * (2 if gate and part == "q" else 1)
         b.linear(f"self_attn.{part}_proj", f"attn_{part}", (rows, n_embd), order)
     b.linear("self_attn.o_proj", "attn_output", (n_embd, n_head * d))

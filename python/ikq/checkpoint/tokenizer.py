@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ikq.checkpoint.config import Config, read_json
+from ikq.checkpoint.config import Config, read_json, read_limited
 from ikq.checkpoint.sentencepiece import SentencePieces, read_sentencepiece
 from ikq.errors import FormatError, UnsupportedError
 from ikq.gguf import Typed
@@ -30,6 +30,7 @@ _SPECIAL = {
 # ends of messages to tools, apart from ends of turns
 _EOM = ("<|eom_id|>", "<|observation|>")
 _ADDED_SCORE = -1000.0
+_MAX_TEMPLATE_BYTES = 10_000_000
 
 
 def tokenizer_keys(folder: Path, config: Config, architecture: str) -> dict[str, object]:
@@ -333,7 +334,7 @@ def _load(path: Path) -> Any:  # noqa: ANN401  # of `tokenizers`
 
 def _template(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return read_limited(path, _MAX_TEMPLATE_BYTES).decode()
     except UnicodeDecodeError as e:
         raise FormatError(f"{path} is no text in UTF-8: {e}") from None
 

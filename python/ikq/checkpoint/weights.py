@@ -199,9 +199,13 @@ class Weights:
         bits = self._bits(base)
         n_columns = packed.shape[-1] * 32 // bits
         if shape is not None:
-            sizes = shape.raw().view({"I64": "<i8", "I32": "<i4"}.get(shape.dtype, "<i8"))
-            n_columns = int(sizes[-1])
-            if len(sizes) != 2 or int(sizes[0]) != packed.shape[0]:
+            if shape.dtype not in ("I64", "I32") or shape.shape != (2,) or len(packed.shape) != 2:
+                raise FormatError(
+                    f"tensor `{shape.name}` of {shape.dtype} {list(shape.shape)} is no shape of a matrix"
+                )
+            sizes = shape.raw().view("<i8" if shape.dtype == "I64" else "<i4")
+            n_columns = int(sizes[1])
+            if int(sizes[0]) != packed.shape[0]:
                 raise FormatError(
                     f"tensor `{shape.name}` says {sizes.tolist()}, `{packed.name}` {packed.shape}"
                 )
