@@ -448,6 +448,93 @@ def test_merged_experts_of_no_number(tmp_path):
         Checkpoint(folder)
 
 
+WINDOW = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "says"),
+    [
+        (
+            "gpt-oss",
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            "`layer_types` do not alternate",
+        ),
+        ("gpt-oss", {"swiglu_limit": 6.0}, "`swiglu_limit` is 6.0"),
+        ("gpt-oss", {"hidden_act": "gelu"}, "`hidden_act` is 'gelu'"),
+        ("gemma3", {"hidden_activation": "silu"}, "`hidden_activation` is 'silu'"),
+        ("mixtral", {"sliding_window": 64}, "`sliding_window` of 64 positions is not applied"),
+        ("qwen2", WINDOW, "`sliding_window` of 64 positions is not applied"),
+        ("qwen3moe", WINDOW, "`sliding_window` of 64 positions is not applied"),
+        (
+            "qwen3",
+            {"quantization_config": {"quant_method": "compressed-tensors", "transform_config": {"R1": {}}}},
+            "`transform_config`",
+        ),
+    ],
+)
+def test_other_models_than_are_run(tmp_path, name, values, says):
+    folder = make_folder(tmp_path / "hf", SHORT[name], change=lambda tensors, config: config.update(values))
+    with pytest.raises(UnsupportedError, match=says):
+        Checkpoint(folder)
+
+
+def test_windows_that_change_nothing(tmp_path):
+    """Windows that are switched off, begin behind the last layer or are as long as the context."""
+    for i, (name, values) in enumerate(
+        [
+            ("qwen2", WINDOW | {"use_sliding_window": False}),
+            ("qwen2", WINDOW | {"max_window_layers": 28}),
+            ("mixtral", {"sliding_window": 1024}),
+            ("llama", {"sliding_window": 64}),
+        ]
+    ):
+        Checkpoint(make_folder(tmp_path / str(i), SHORT[name], change=lambda t, c, v=values: c.update(v)))
+
+
+@pytest.mark.parametrize(
+    ("mscale", "every", "good"), [(1.0, 0.707, False), (None, 1.0, True), (2.0, None, False)]
+)
+def test_two_mscales(tmp_path, mscale, every, good):
+    def change(tensors, config):
+        own = {"mscale": mscale, "mscale_all_dim": every}
+        config["rope_parameters"] = config["rope_parameters"] | own
+
+    folder = make_folder(tmp_path / "hf", SHORT["deepseek3"], change=change)
+    if good:
+        Checkpoint(folder)
+        return
+    with pytest.raises(UnsupportedError, match="`mscale` is"):
+        Checkpoint(folder)
+
+
+def test_q8_0_of_integers(tmp_path):
+    """Q8_0 of the exact values: BF16 is not between."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    rng = np.random.default_rng(6)
+
+    def change(tensors, config):
+        shape = tensors[name][1].shape
+        tensors[name] = "I8", rng.integers(-127, 128, shape)
+        tensors[f"{name}_scale"] = "F32", rng.uniform(0.01, 0.02, (shape[0], 1))
+        config["quantization_config"] = {"quant_method": "compressed-tensors", "format": "int-quantized"}
+
+    folder = make_folder(tmp_path / "hf", SHORT["qwen3"], change=change)
+    ikq.convert_checkpoint(folder, tmp_path / "q8.gguf", "q8_0")
+    ikq.convert_checkpoint(folder, tmp_path / "f32.gguf", "f32")
+    found, exact = (
+        ikq.GGUFReader(tmp_path / f"{n}.gguf").tensors["blk.0.ffn_up.weight"] for n in ("q8", "f32")
+    )
+    x = exact.dequantize().reshape(exact.shape)
+    assert found.raw.tobytes() == ikq.QTensor.quantize(x, "Q8_0").raw.tobytes()
+
+
+def test_gate_and_up_of_gpt_oss_need_no_lists(tmp_path):
+    """Which rows are whose is said by a start and a step."""
+    folder = make_folder(tmp_path / "hf", SHORT["gpt-oss"])
+    for t in Checkpoint(folder).tensors.values():
+        assert not any(isinstance(v, np.ndarray) for v in vars(t.matrix).values()), t.name
+
+
 def test_yarn_and_other_rotations(tmp_path):
     def change(tensors, config):
         del config["rope_parameters"]

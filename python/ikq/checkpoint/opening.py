@@ -59,6 +59,7 @@ class Checkpoint:
         *,
         blocks: bool = True,
         fp8_as_floats: bool = False,
+        exact: bool = False,
     ) -> None:
         """Reads configuration, headers and tokenizer; no weights.
 
@@ -67,6 +68,7 @@ class Checkpoint:
             out_type: of matrices.
             blocks: MXFP4 stays MXFP4 where `out_type` is `auto`.
             fp8_as_floats: matrices that are stored as 8-bit floats become F32, which holds them as they are.
+            exact: matrices that are stored in any quantized form become F32.
 
         Raises:
             FormatError: a file is damaged, or they do not fit together.
@@ -90,7 +92,7 @@ class Checkpoint:
         self.tensors: Mapping[str, OutTensor] = target.tensors
         self.out_type = weights.natural() if out_type == "auto" else _KINDS[out_type]
         self._blocks = blocks and out_type == "auto"
-        self._fp8_as_floats = fp8_as_floats
+        self._fp8_as_floats, self._exact = fp8_as_floats, exact
         self._order = list(self.tensors.values())
         self._types = [self._type(t) for t in self._order]
         file_type = _FILE_TYPES[self.out_type]
@@ -152,6 +154,9 @@ class Checkpoint:
     def _type(self, t: OutTensor) -> QuantType:
         if t.is_float32 or (self._fp8_as_floats and t.from_fp8):
             return QuantType.F32
+        # what is computed is so in F32
+        if self._exact and t.matrix.kind == "F32":
+            return QuantType.F32
         if t.blocks is not None and self._blocks:
             return QuantType.MXFP4
         return QuantType[self.out_type]
@@ -164,7 +169,9 @@ class Checkpoint:
         rows: NDArray[np.generic]
         try:
             if kind == QuantType.MXFP4:
-                rows = _ggml_rows(t, first, last - first)
+                if t.blocks is None:
+                    raise AssertionError(t.name)
+                rows = t.blocks.rows(first, last - first)
             else:
                 rows = _convert(t.matrix, first, last - first, kind)
         except FormatError as e:
@@ -208,12 +215,3 @@ def _convert(matrix: Matrix, first: int, n: int, type: QuantType) -> NDArray[np.
     if too_large.any():
         raise FormatError(f"a weight of {np.abs(x[too_large]).max():g} is too large for F16; take bf16")
     return half
-
-
-def _ggml_rows(t: OutTensor, first: int, n: int) -> NDArray[np.uint8]:
-    if t.blocks is None:
-        raise AssertionError(t.name)
-    blocks, order = t.blocks
-    wanted = order[first : first + n]
-    low = int(wanted.min())
-    return blocks.ggml_rows(low, int(wanted.max()) + 1 - low)[wanted - low]

@@ -22,7 +22,9 @@ __all__ = [
     "moe_keys",
     "n_expert",
     "nextn",
+    "no_window",
     "norm_key",
+    "only",
     "rope_keys",
     "shared_ffn",
 ]
@@ -44,13 +46,59 @@ def n_expert(config: Config) -> int:
     )
 
 
-def common_keys(t: Target, n_block: int | None = None) -> None:
+def only(config: Config, name: str, *values: object) -> None:
+    """Refuses a value that changes the model and that its architecture does not have.
+
+    Raises:
+        UnsupportedError: the key is there and has none of these values.
+    """
+    if config.has(name) and config.get(name) not in values:
+        known = " or ".join(repr(value) for value in values)
+        raise UnsupportedError(
+            f"{config.path}: `{name}` is {config.get(name)!r:.60}, and models of this architecture are run "
+            f"with {known} only"
+        )
+
+
+def no_window(config: Config, *, by_flag: bool = False) -> None:
+    """Refuses windows of attention, which engines of these architectures do not apply.
+
+    Args:
+        config: the checkpoint's.
+        by_flag: `use_sliding_window` says whether there are windows, `max_window_layers` where they begin.
+
+    Raises:
+        UnsupportedError: some positions would see more than they were trained to.
+        FormatError: a value of another kind.
+    """
+    if by_flag:
+        n_layer = config.integer("num_hidden_layers", low=1)
+        first = config.integer("max_window_layers", default=n_layer)
+        if not config.flag("use_sliding_window", default=False) or first >= n_layer:
+            return
+    n = config.integer("sliding_window", default=0)
+    if 0 < n < config.integer("max_position_embeddings", low=1):
+        raise UnsupportedError(
+            f"{config.path}: the `sliding_window` of {n} positions is not applied in files of this kind; "
+            "set it to null to convert the model without it"
+        )
+
+
+def common_keys(t: Target, n_block: int | None = None, *, activation: str = "silu") -> None:
     """Keys of all architectures: extents, heads, rotary base, epsilon.
+
+    Args:
+        t: what is written.
+        n_block: layers, where not as many as `num_hidden_layers`.
+        activation: the only one that the architecture has.
 
     Raises:
         FormatError: `config.json` lacks one of them.
+        UnsupportedError: another activation.
     """
     c = t.config
+    for name in ("hidden_act", "hidden_activation"):
+        only(c, name, activation)
     n_head = c.integer("num_attention_heads", low=1)
     t.count("block_count", c.integer("num_hidden_layers", low=1) if n_block is None else n_block)
     t.count("context_length", c.integer("max_position_embeddings", low=1))

@@ -20,7 +20,7 @@ from ikq.checkpoint.weights import Weights
 from ikq.errors import FormatError
 from ikq.gguf import Typed
 
-__all__ = ["BlockTarget", "OutTensor", "Target"]
+__all__ = ["BlockRows", "BlockTarget", "OutTensor", "Target"]
 
 # where the layers are, in models of text and in those that see as well
 _ROOTS = ("model.", "model.language_model.", "language_model.model.", "language_model.", "")
@@ -47,6 +47,20 @@ _EXTENTS = (
 
 
 @dataclass(frozen=True)
+class BlockRows:
+    """Every `step`-th row of blocks, from row `start`."""
+
+    blocks: Mxfp4Blocks
+    start: int
+    step: int
+
+    def rows(self, first: int, n: int) -> NDArray[np.uint8]:
+        """Rows `first` to `first + n` of these as ggml's MXFP4: [n, bytes of a row]."""
+        span = max((n - 1) * self.step + 1, 0)
+        return self.blocks.ggml_rows(self.start + first * self.step, span)[:: self.step]
+
+
+@dataclass(frozen=True)
 class OutTensor:
     """A tensor of the output.
 
@@ -63,7 +77,7 @@ class OutTensor:
     shape: tuple[int, ...]
     matrix: Matrix
     is_float32: bool
-    blocks: tuple[Mxfp4Blocks, NDArray[np.intp]] | None = None
+    blocks: BlockRows | None = None
     from_fp8: bool = False
 
 
@@ -130,7 +144,7 @@ class Target:
         matrix: Matrix,
         shape: tuple[int, ...] | None = None,
         *,
-        blocks: tuple[Mxfp4Blocks, NDArray[np.intp]] | None = None,
+        blocks: BlockRows | None = None,
         from_fp8: bool = False,
     ) -> None:
         """Adds a tensor.

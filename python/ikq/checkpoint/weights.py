@@ -53,6 +53,10 @@ class Weights:
         if found is not None and not isinstance(found, dict):
             raise config.wrong("quantization_config", "an object")
         self.method = _method(config, self._quant)
+        if self._quant.get("transform_config"):
+            raise UnsupportedError(
+                f"{config.path}: weights that were rotated (`transform_config`) are not read"
+            )
 
     def names(self) -> set[str]:
         """Names of modules that have a weight, and of all tensors."""
