@@ -1,6 +1,7 @@
 """Safetensors files and folders that are damaged, hostile or incomplete: named errors, and nothing allocated for them."""
 
 import json
+import os
 import struct
 import time
 import tracemalloc
@@ -8,9 +9,10 @@ import tracemalloc
 import numpy as np
 import pytest
 from checkpoint_folders import make_folder, write_safetensors, write_shards
+from model_files import NAMES
 
 from ikq.checkpoint.opening import Checkpoint
-from ikq.checkpoint.safetensors import SafetensorsFile, Shards
+from ikq.checkpoint.safetensors import SafetensorsFile, Shards, _depth
 from ikq.errors import FormatError, IkqError, UnsupportedError
 
 TENSORS = {
@@ -184,6 +186,89 @@ def test_mutants_of_an_index(tmp_path):
     assert outcomes == {FormatError, FileNotFoundError, None}
 
 
+@pytest.mark.parametrize(
+    ("text", "depth"),
+    [
+        (b"", 0),
+        (b"[[]]", 2),
+        (b'["]"', 1),
+        (rb'{"a\"[[": [1]}', 2),
+        (rb'{"a\\": [1], "[[": {}}', 2),
+        (rb'{"a\\\"[[[": [1]}', 2),
+        (b'["' + b"[" * 3_000_000 + b'", [[]]]', 3),
+        (b" " * ((1 << 20) - 1) + b'"[[[" [[', 2),
+    ],
+)
+def test_depth_of_brackets(text, depth):
+    assert _depth(text) == depth
+
+
+def test_strings_without_an_end_take_linear_time():
+    """2 MB of quotes with a backslash would take hours where each is tried as a beginning."""
+    before = time.monotonic()
+    for text in (b'["' + rb"\"" * 1_000_000, b'["' + rb"\\" * 1_000_000, b'["' + b"a" * 2_000_000):
+        assert _depth(text) == 1
+    assert time.monotonic() - before < 5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "config.json",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "chat_template.jinja",
+    ],
+)
+def test_pipes_and_devices_are_not_read(tmp_path, name):
+    folder = make_folder(tmp_path / "hf", "qwen3/qwen3-bf16")
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    if name == "tokenizer.model":
+        (folder / "tokenizer.json").unlink()
+    with pytest.raises(FormatError, match=f"{name} is not a regular file"):
+        Checkpoint(folder)
+    (folder / name).unlink()
+    (folder / name).symlink_to("/dev/zero")
+    with pytest.raises(FormatError, match=f"{name} is not a regular file"):
+        Checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("qwen3moe", "num_local_experts", 10**8),
+        ("qwen3moe", "head_dim", 2 * 10**9),
+        ("qwen3moe", "num_hidden_layers", 10**9),
+        ("llama", "num_attention_heads", 10**9),
+        ("llama", "head_dim", 8000),
+        ("gpt-oss", "intermediate_size", 2 * 10**9),
+        ("gpt-oss", "num_local_experts", 2**31 - 1),
+        ("deepseek3", "num_attention_heads", 10**9),
+        ("qwen3next", "linear_num_value_heads", 10**9),
+        ("qwen3next", "linear_value_head_dim", 4096),
+    ],
+)
+def test_numbers_that_no_tensor_justifies(tmp_path, name, key, value):
+    """Nothing of their size is allocated."""
+    suffix = next(n for n in NAMES if n.startswith(f"{name}/"))
+    folder = make_folder(tmp_path / "hf", suffix)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+    before = time.monotonic()
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError):
+            Checkpoint(folder)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+    assert time.monotonic() - before < 20
+
+
 # Folders
 
 
@@ -226,6 +311,12 @@ def test_a_tensor_in_two_files(tmp_path):
         Shards(tmp_path)
 
 
+def test_adapters_and_hidden_files_are_left_out(tmp_path):
+    for name in ("weights", "adapter_model", "._weights"):
+        write_safetensors(tmp_path / f"{name}.safetensors", {"x": TENSORS["b"]})
+    assert [f.path.name for f in Shards(tmp_path).files] == ["weights.safetensors"]
+
+
 def test_no_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="no safetensors file"):
         Shards(tmp_path)
@@ -243,6 +334,19 @@ def drop(part):
         tensors.pop(next(n for n in tensors if part in n))
 
     return change
+
+
+def shape(part, extents):
+    def change(tensors, config):
+        name = next(n for n in tensors if part in n)
+        tensors[name] = "BF16", np.zeros(extents, np.uint16)
+
+    return change
+
+
+def untied(tensors, config):
+    tensors.pop("lm_head.weight", None)
+    config["tie_word_embeddings"] = False
 
 
 def set_config(**values):
@@ -276,6 +380,17 @@ def set_config(**values):
             set_config(quantization_config={"quant_method": "magic"}),
             UnsupportedError,
             "method 'magic' is not known",
+        ),
+        (set_config(moe_intermediate_size=999), FormatError, "expert_feed_forward_length` is 999"),
+        (shape("layers.1.input_layernorm", (128,)), FormatError, "blk.1.attn_norm.weight"),
+        (shape("layers.1.mlp.gate.weight", (4, 256)), FormatError, "blk.1.ffn_gate_inp.weight"),
+        (untied, FormatError, "`lm_head.weight` is missing"),
+        (set_config(rope_parameters={"rope_type": "dynamic"}), UnsupportedError, "'dynamic' is not known"),
+        (set_config(rope_parameters={"rope_type": "llama3"}), UnsupportedError, "'llama3' is not known"),
+        (
+            set_config(rope_parameters={"rope_type": "proportional"}),
+            UnsupportedError,
+            "'proportional' is not",
         ),
         (set_config(quantization_config=7), FormatError, "`quantization_config` is 7"),
     ],

@@ -128,6 +128,33 @@ def test_int8_per_row(tmp_path):
     check(w.matrix("x.weight"), codes.astype(np.float32) * scale)
 
 
+@pytest.mark.parametrize("shape", [(6, 1), (1,)])
+def test_int8_with_zeros(tmp_path, shape):
+    codes, scale = RNG.integers(-128, 128, (6, 9)).astype(np.int8), f32(*shape)
+    zeros = RNG.integers(-128, 128, shape).astype(np.int8)
+    tensors = {
+        "x.weight": ("I8", codes),
+        "x.weight_scale": ("F32", scale),
+        "x.weight_zero_point": ("I8", zeros),
+    }
+    w = weights_of(tmp_path, tensors, {"quant_method": "compressed-tensors", "format": "int-quantized"})
+    check(w.matrix("x.weight"), (codes.astype(np.float32) - zeros) * scale)
+    assert not w.unused
+
+
+def test_parts_that_are_not_looked_at(tmp_path):
+    """They are said to have no place, and not passed over."""
+    tensors = {
+        "x.weight": ("F8_E4M3", f8(6, 10)),
+        "x.weight_scale": ("F32", f32(6, 1)),
+        "x.weight_zero_point": ("F8_E4M3", f8(6, 1)),
+        "x.input_scale": ("F32", f32(1)),
+    }
+    w = weights_of(tmp_path, tensors, {"quant_method": "compressed-tensors", "format": "float-quantized"})
+    w.matrix("x.weight")
+    assert w.unused == {"x.weight_zero_point"}
+
+
 def pack_words(codes, bits, axis):
     """Codes to words of 32 bits along an axis, the first in the lowest bits."""
     codes = np.moveaxis(codes.astype(np.uint64), axis, -1)
@@ -189,6 +216,19 @@ def test_packed_integers_with_zeros_and_order(tmp_path):
     check(w.matrix("x.weight"), (codes - zeros[:, g_idx]).astype(np.float32) * scale[:, g_idx])
 
 
+def test_an_order_that_was_not_filled(tmp_path):
+    """All -1: groups are runs of columns, as without it."""
+    codes, scale = RNG.integers(0, 16, (4, 16)), f32(4, 2)
+    tensors = {
+        "x.weight_packed": ("I32", pack_words(codes, 4, 1)),
+        "x.weight_scale": ("F32", scale),
+        "x.weight_g_idx": ("I32", np.full(16, -1, np.int32)),
+    }
+    w = weights_of(tmp_path, tensors, pack_quantized(4, 8))
+    check(w.matrix("x.weight"), (codes - 8).astype(np.float32) * np.repeat(scale, 8, 1))
+    assert not w.unused
+
+
 def pairs(nibbles):
     return (nibbles[..., 0::2] | nibbles[..., 1::2] << 4).astype(np.uint8)
 
@@ -248,6 +288,14 @@ def test_mxfp4_blocks(tmp_path):
             assert [b >> 4 for b in block[1:]] == of_block[16:].tolist()
 
 
+def test_mxfp4_blocks_with_other_scales(tmp_path):
+    tensors = {"b": ("U8", np.zeros((2, 2, 16), np.uint8)), "s": ("F8_E4M3", f8(2, 2))}
+    write_safetensors(tmp_path / "x.safetensors", tensors)
+    file = SafetensorsFile(tmp_path / "x.safetensors")
+    with pytest.raises(FormatError, match="`s` is of F8_E4M3, which are no scales of groups of 32"):
+        Mxfp4Blocks(file.tensors["b"], file.tensors["s"])
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("second_form", [False, True])
 def test_gptq(tmp_path, bits, second_form):
@@ -301,7 +349,9 @@ def test_awq(tmp_path):
 
 FP8 = {"quant_method": "fp8", "weight_block_size": [4, 4]}
 INT4 = pack_quantized(4, 8)
+INT8 = {"quant_method": "compressed-tensors", "format": "int-quantized"}
 WORDS = ("I32", np.zeros((4, 2), np.int32))
+PACKED = {"x.weight_packed": WORDS, "x.weight_scale": ("F32", f32(4, 2))}
 
 
 @pytest.mark.parametrize(
@@ -357,7 +407,53 @@ WORDS = ("I32", np.zeros((4, 2), np.int32))
                 "x.weight_global_scale": ("F32", np.zeros(1, np.float32)),
             },
             INT4,
-            "a global scale is 0",
+            "tensor `x.weight_global_scale`: a global scale is 0",
+        ),
+        (
+            PACKED | {"x.weight_g_idx": ("U8", np.zeros(16, np.uint8))},
+            INT4,
+            "weight_g_idx` is of U8, where I32",
+        ),
+        (
+            PACKED | {"x.weight_g_idx": ("F32", np.zeros(16, np.float32))},
+            INT4,
+            "weight_g_idx` is of F32, where I32",
+        ),
+        (
+            PACKED | {"x.weight_g_idx": ("I32", np.array([-1] * 15 + [0], np.int32))},
+            INT4,
+            "names groups that",
+        ),
+        (
+            PACKED | {"x.weight_zero_point": ("U8", np.zeros((1, 2), np.uint8))},
+            INT4,
+            "weight_zero_point` is of U8, where packed",
+        ),
+        (PACKED | {"x.weight_shape": ("U8", np.zeros(2, np.uint8))}, INT4, "no shape of a matrix"),
+        (PACKED | {"x.weight_shape": ("I64", np.zeros(0))}, INT4, "no shape of a matrix"),
+        (PACKED | {"x.weight_shape": ("I64", np.zeros(3))}, INT4, "no shape of a matrix"),
+        (
+            {
+                "x.weight": ("I8", np.zeros((2, 4), np.int8)),
+                "x.weight_scale": ("F32", f32(2, 1)),
+                "x.weight_zero_point": ("I32", np.zeros((2, 1), np.int32)),
+            },
+            INT8,
+            "x.weight_zero_point` is of I32, where I8",
+        ),
+        (
+            {
+                "x.weight": ("I8", np.zeros((2, 4), np.int8)),
+                "x.weight_scale": ("F32", f32(2, 1)),
+                "x.weight_zero_point": ("I8", np.zeros(3, np.int8)),
+            },
+            INT8,
+            r"x.weight_zero_point` has the shape \[3\]",
+        ),
+        (
+            {"x.weight_packed": ("U8", np.zeros((2, 16), np.uint8)), "x.weight_scale": ("F32", f32(2, 2))},
+            INT4,
+            "x.weight_scale` is of F32, which are no scales of groups of 16",
         ),
         (
             {"x.qweight": WORDS, "x.qzeros": WORDS, "x.scales": ("F16", np.zeros((4, 16), np.float16))},

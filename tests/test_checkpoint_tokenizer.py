@@ -111,9 +111,16 @@ def test_added_tokens(tmp_path):
             | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
         )
     (folder / "tokenizer.json").write_text(json.dumps(whole))
-    keys = keys_of(folder)
+    keys = keys_of(folder, vocab_size=516)
     assert keys["tokenizer.ggml.tokens"][512:] == ["<tool>", "<|odd|>", "[PAD514]", "<s>"]
     assert keys["tokenizer.ggml.token_type"][512:] == [4, 3, 5, 3]
+    # those that the embedding has no row for are left out
+    assert keys_of(folder, vocab_size=513)["tokenizer.ggml.tokens"][511:] == [
+        keys["tokenizer.ggml.tokens"][511],
+        "<tool>",
+    ]
+    with pytest.raises(FormatError, match="is token 500, and the embedding has 500 rows"):
+        keys_of(folder, vocab_size=500)
 
 
 def test_special_tokens(tmp_path):
@@ -218,7 +225,13 @@ def test_tokens_added_to_sentencepiece(tmp_path):
     decoder = {"512": {"content": "<tool>", "special": False}, "2": {"content": "<eos>", "special": True}}
     folder = write(tmp_path, SPM, added_tokens_decoder=decoder, eos_token="<eos>")
     (folder / "added_tokens.json").write_text('{"<extra>": 514}')
-    keys = keys_of(folder)
+    assert keys_of(folder)["tokenizer.ggml.tokens"][2] == "<eos>"
+    assert (
+        len(keys_of(folder)["tokenizer.ggml.tokens"]) == len(keys_of(folder)["tokenizer.ggml.scores"]) == 512
+    )
+    with pytest.raises(FormatError, match="is token 500, and the embedding has 500 rows"):
+        keys_of(folder, vocab_size=500)
+    keys = keys_of(folder, vocab_size=515)
     assert keys["tokenizer.ggml.tokens"][512:] == ["<tool>", "[PAD513]", "<extra>"]
     assert keys["tokenizer.ggml.token_type"][512:] == [4, 5, 4]
     assert keys["tokenizer.ggml.tokens"][2] == "<eos>"
@@ -247,7 +260,26 @@ def test_damaged_sentencepiece(tmp_path):
         read_sentencepiece(path)
 
 
+def test_another_file_beside_tokenizer_json(tmp_path):
+    """`tokenizer.model` that is no BPE of SentencePiece does not stand in the way of tokenizer.json."""
+    folder = write(tmp_path, BPE)
+    (folder / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")
+    assert keys_of(folder)["tokenizer.ggml.model"] == "gpt2"
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(FormatError, match="no model of SentencePiece"):
+        keys_of(folder)
+
+
 # Chat templates
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "additional_chat_templates/x.jinja"])
+def test_a_template_that_is_no_text(tmp_path, name):
+    folder = write(tmp_path, BPE)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_bytes(b"\xff\xfe")
+    with pytest.raises(FormatError, match=rf"{name} is no text in UTF-8"):
+        keys_of(folder)
 
 
 def test_templates(tmp_path):

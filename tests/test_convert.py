@@ -21,8 +21,10 @@ import ikq
 from ikq.__main__ import main
 from ikq._ikq import Engine
 from ikq.checkpoint.opening import Checkpoint
+from ikq.checkpoint.rows import RowRange
 from ikq.errors import FormatError, RefusedError, UnsupportedError
 from ikq.models import model_spec
+from ikq.models.spec import Moe
 
 FIXTURES = [n for n in NAMES if "legacy" not in n and "mxfp4" not in n]
 SHORT = {name.split("/")[0]: name for name in FIXTURES}
@@ -140,10 +142,11 @@ def test_weights_too_large_for_f16(tmp_path):
         kind, bits = tensors["model.layers.0.mlp.up_proj.weight"]
         bits = bits.copy()
         bits[5, 7] = 0x4800  # 131072
+        bits[5, 8] = 0x7FC0  # a NaN beside it hides nothing
         tensors["model.layers.0.mlp.up_proj.weight"] = kind, bits
 
     folder = make_folder(tmp_path / "hf", SHORT["qwen3"], change=change)
-    with pytest.raises(FormatError, match="131072 is too large for F16"):
+    with pytest.raises(FormatError, match=r"`blk.0.ffn_up.weight`: .* 131072 is too large for F16"):
         ikq.convert_checkpoint(folder, tmp_path / "x.gguf", "f16")
     assert not (tmp_path / "x.gguf").exists()
 
@@ -403,6 +406,139 @@ def test_a_tied_head_is_left_out(tmp_path):
     assert "output.weight" not in Checkpoint(folder).tensors
 
 
+@pytest.mark.parametrize(("name", "usual"), [("qwen2moe", False), ("qwen3moe", True), ("qwen3next", True)])
+def test_sums_of_experts_weights(tmp_path, name, usual):
+    """`norm_topk_prob` is written where it is not what files of the architecture mean."""
+    for given in (False, True):
+        folder = make_folder(
+            tmp_path / str(given),
+            SHORT[name],
+            change=lambda t, c, given=given: c.update(norm_topk_prob=given),
+        )
+        key = f"{name}.expert_weights_norm"
+        checkpoint = Checkpoint(folder)
+        assert checkpoint.metadata.get(key) == (None if given == usual else given)
+        spec = model_spec(checkpoint.reader())
+        assert next(x.ffn for x in spec.layers if isinstance(x.ffn, Moe)).routing.normalize == given
+
+
+def test_glm_without_its_last_block(tmp_path):
+    """`transformers` saves folders without the blocks that `num_nextn_predict_layers` counts."""
+
+    def change(tensors, config):
+        for name in [n for n in tensors if n.startswith(f"model.layers.{config['num_hidden_layers']}.")]:
+            del tensors[name]
+        config["num_nextn_predict_layers"] = 1
+
+    keys = Checkpoint(make_folder(tmp_path / "hf", SHORT["glm4moe"], change=change)).metadata
+    assert keys["glm4moe.nextn_predict_layers"] == 0
+
+
+def test_merged_experts_of_no_number(tmp_path):
+    def change(tensors, config):
+        for name in [n for n in tensors if ".mlp.experts." in n]:
+            del tensors[name]
+        for i in range(config["num_hidden_layers"]):
+            for part in ("gate_up", "down"):
+                tensors[f"model.layers.{i}.mlp.experts.{part}_proj"] = "BF16", np.zeros((2, 4, 4), np.uint16)
+        for key in ("num_experts", "num_local_experts"):
+            config.pop(key, None)
+
+    folder = make_folder(tmp_path / "hf", SHORT["qwen3moe"], change=change)
+    with pytest.raises(FormatError, match="`num_experts` is missing or 0"):
+        Checkpoint(folder)
+
+
+WINDOW = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "says"),
+    [
+        (
+            "gpt-oss",
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            "`layer_types` do not alternate",
+        ),
+        ("gpt-oss", {"swiglu_limit": 6.0}, "`swiglu_limit` is 6.0"),
+        ("gpt-oss", {"hidden_act": "gelu"}, "`hidden_act` is 'gelu'"),
+        ("gemma3", {"hidden_activation": "silu"}, "`hidden_activation` is 'silu'"),
+        ("mixtral", {"sliding_window": 64}, "`sliding_window` of 64 positions is not applied"),
+        ("qwen2", WINDOW, "`sliding_window` of 64 positions is not applied"),
+        ("qwen3moe", WINDOW, "`sliding_window` of 64 positions is not applied"),
+        (
+            "qwen3",
+            {"quantization_config": {"quant_method": "compressed-tensors", "transform_config": {"R1": {}}}},
+            "`transform_config`",
+        ),
+    ],
+)
+def test_other_models_than_are_run(tmp_path, name, values, says):
+    folder = make_folder(tmp_path / "hf", SHORT[name], change=lambda tensors, config: config.update(values))
+    with pytest.raises(UnsupportedError, match=says):
+        Checkpoint(folder)
+
+
+def test_windows_that_change_nothing(tmp_path):
+    """Windows that are switched off, begin behind the last layer or are as long as the context."""
+    for i, (name, values) in enumerate(
+        [
+            ("qwen2", WINDOW | {"use_sliding_window": False}),
+            ("qwen2", WINDOW | {"max_window_layers": 28}),
+            ("mixtral", {"sliding_window": 1024}),
+            ("llama", {"sliding_window": 64}),
+        ]
+    ):
+        Checkpoint(make_folder(tmp_path / str(i), SHORT[name], change=lambda t, c, v=values: c.update(v)))
+
+
+@pytest.mark.parametrize(
+    ("mscale", "every", "good"), [(1.0, 0.707, False), (None, 1.0, True), (2.0, None, False)]
+)
+def test_two_mscales(tmp_path, mscale, every, good):
+    def change(tensors, config):
+        own = {"mscale": mscale, "mscale_all_dim": every}
+        config["rope_parameters"] = config["rope_parameters"] | own
+
+    folder = make_folder(tmp_path / "hf", SHORT["deepseek3"], change=change)
+    if good:
+        Checkpoint(folder)
+        return
+    with pytest.raises(UnsupportedError, match="`mscale` is"):
+        Checkpoint(folder)
+
+
+def test_q8_0_of_integers(tmp_path):
+    """Q8_0 of the exact values: BF16 is not between."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    rng = np.random.default_rng(6)
+
+    def change(tensors, config):
+        shape = tensors[name][1].shape
+        tensors[name] = "I8", rng.integers(-127, 128, shape)
+        tensors[f"{name}_scale"] = "F32", rng.uniform(0.01, 0.02, (shape[0], 1))
+        config["quantization_config"] = {"quant_method": "compressed-tensors", "format": "int-quantized"}
+
+    folder = make_folder(tmp_path / "hf", SHORT["qwen3"], change=change)
+    ikq.convert_checkpoint(folder, tmp_path / "q8.gguf", "q8_0")
+    ikq.convert_checkpoint(folder, tmp_path / "f32.gguf", "f32")
+    found, exact = (
+        ikq.GGUFReader(tmp_path / f"{n}.gguf").tensors["blk.0.ffn_up.weight"] for n in ("q8", "f32")
+    )
+    x = exact.dequantize().reshape(exact.shape)
+    assert found.raw.tobytes() == ikq.QTensor.quantize(x, "Q8_0").raw.tobytes()
+
+
+def test_gate_and_up_of_gpt_oss_need_no_lists(tmp_path):
+    """Which rows are whose is said by a start and a step."""
+    folder = make_folder(tmp_path / "hf", SHORT["gpt-oss"], change=mxfp4_experts)
+    for name, t in Checkpoint(folder).tensors.items():
+        if name.endswith("_exps.bias"):
+            assert isinstance(t.matrix.of, RowRange), name
+        elif t.blocks is not None:
+            assert isinstance(t.matrix, RowRange), name
+
+
 def test_yarn_and_other_rotations(tmp_path):
     def change(tensors, config):
         del config["rope_parameters"]
@@ -479,6 +615,42 @@ def test_going_on(folders, tmp_path):
     again = ikq.quantize_file(folder, tmp_path / "z.gguf", "IQ4_KS", reuse=tmp_path / "y.gguf")
     assert all(o.how in ("reused", "copied") for o in again.outcomes)
     assert_same_tensors(tmp_path / "z.gguf", out)
+
+
+def test_config_is_a_source(tmp_path):
+    """What was made by another config.json is made anew, and no output may take its place."""
+    name = "model.layers.0.self_attn.o_proj.weight"
+
+    def change(tensors, config):
+        rows, columns = tensors[name][1].shape
+        tensors[name] = "F8_E4M3", np.full((rows, columns), 0x38, np.uint8)
+        tensors[f"{name}_scale_inv"] = "F32", np.arange(1, 5, dtype=np.float32).reshape(2, 2)
+        config["quantization_config"] = {
+            "quant_method": "fp8",
+            "weight_block_size": [rows // 2, columns // 2],
+        }
+
+    folder, out = make_folder(tmp_path / "hf", SHORT["qwen3"], change=change), tmp_path / "x.gguf"
+
+    class Enough(Exception):
+        pass
+
+    def progress(tensor, seconds):
+        if tensor.name == "blk.0.attn_output.weight":
+            raise Enough
+
+    with pytest.raises(Enough):
+        ikq.quantize_file(folder, out, "IQ4_KS", n_threads=1, progress=progress)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["weight_block_size"][0] += 1  # as many blocks as before
+    (folder / "config.json").write_text(json.dumps(config))
+    ikq.quantize_file(folder, out, "IQ4_KS")  # how much is there is up to the machine
+    ikq.quantize_file(folder, tmp_path / "anew.gguf", "IQ4_KS")
+    assert_same_tensors(out, tmp_path / "anew.gguf")
+    before = (folder / "config.json").read_bytes()
+    with pytest.raises(ikq.IkqError):
+        ikq.convert_checkpoint(folder, folder / "config.json")
+    assert (folder / "config.json").read_bytes() == before
 
 
 def test_split_and_dry_run(folders, tmp_path, capsys):

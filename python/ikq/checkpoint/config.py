@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ikq.errors import FormatError
 
-__all__ = ["Config", "read_json"]
+__all__ = ["Config", "read_json", "read_limited"]
 
 _MAX_BYTES = 200_000_000
+
+
+def read_limited(path: Path, max_bytes: int) -> bytes:
+    """All of a small file.
+
+    Raises:
+        FormatError: it is longer than `max_bytes`, or no file (a pipe or device, which may never end).
+        OSError: it cannot be read.
+    """
+    # looked at before opening: opening a pipe would wait for its other end
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise FormatError(f"{path} is not a regular file")
+    if found.st_size > max_bytes:
+        raise FormatError(f"{path}: {found.st_size} bytes are more than {max_bytes}")
+    with path.open("rb") as f:
+        return f.read(found.st_size)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -22,10 +40,9 @@ def read_json(path: Path) -> dict[str, Any]:
         FormatError: the file holds something else.
         OSError: it cannot be read.
     """
-    if path.stat().st_size > _MAX_BYTES:
-        raise FormatError(f"{path}: {path.stat().st_size} bytes are more than {_MAX_BYTES}")
+    text = read_limited(path, _MAX_BYTES)
     try:
-        loaded = json.loads(path.read_bytes())
+        loaded = json.loads(text)
     except (ValueError, RecursionError) as e:
         raise FormatError(f"{path} is not JSON: {e}") from None
     if not isinstance(loaded, dict):

@@ -45,7 +45,7 @@ def plan_conversion(
     folder = Path(folder)
     floats: OutType = "auto" if out_type == "q8_0" else out_type
     checkpoint = Checkpoint(
-        folder, floats, blocks=out_type == "auto", fp8_as_floats=fp8_as_q8 or out_type == "q8_0"
+        folder, floats, blocks=out_type == "auto", fp8_as_floats=fp8_as_q8, exact=out_type == "q8_0"
     )
     options: QuantizeOptions = {
         "override_kv": list(override_kv),

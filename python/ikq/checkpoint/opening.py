@@ -18,9 +18,9 @@ from ikq.checkpoint.safetensors import Shards
 from ikq.checkpoint.target import OutTensor, Target
 from ikq.checkpoint.tokenizer import tokenizer_keys
 from ikq.checkpoint.weights import Weights
-from ikq.errors import FormatError, UnsupportedError
+from ikq.errors import FormatError, ShapeError, UnsupportedError
 from ikq.gguf import GGUFReader, Metadata, Typed
-from ikq.models import CHECKPOINTS
+from ikq.models import CHECKPOINTS, model_spec, mtp_spec
 from ikq.quant_types import QuantType
 
 __all__ = ["Checkpoint", "OutType", "is_checkpoint"]
@@ -59,6 +59,7 @@ class Checkpoint:
         *,
         blocks: bool = True,
         fp8_as_floats: bool = False,
+        exact: bool = False,
     ) -> None:
         """Reads configuration, headers and tokenizer; no weights.
 
@@ -67,6 +68,7 @@ class Checkpoint:
             out_type: of matrices.
             blocks: MXFP4 stays MXFP4 where `out_type` is `auto`.
             fp8_as_floats: matrices that are stored as 8-bit floats become F32, which holds them as they are.
+            exact: matrices that are stored in any quantized form become F32.
 
         Raises:
             FormatError: a file is damaged, or they do not fit together.
@@ -90,7 +92,7 @@ class Checkpoint:
         self.tensors: Mapping[str, OutTensor] = target.tensors
         self.out_type = weights.natural() if out_type == "auto" else _KINDS[out_type]
         self._blocks = blocks and out_type == "auto"
-        self._fp8_as_floats = fp8_as_floats
+        self._fp8_as_floats, self._exact = fp8_as_floats, exact
         self._order = list(self.tensors.values())
         self._types = [self._type(t) for t in self._order]
         file_type = _FILE_TYPES[self.out_type]
@@ -106,6 +108,7 @@ class Checkpoint:
                 **tokenizer_keys(self.folder, target.config, name),
             }
         )
+        self._check()
 
     def fp8_names(self) -> list[str]:
         """Names of matrices that are stored as 8-bit floats."""
@@ -124,14 +127,35 @@ class Checkpoint:
             found = t.matrix.pieces() if kind.name == t.matrix.kind else None
             pieces = None if found is None else [(files[str(p.file.path)], p.offset, p.nbytes) for p in found]
             entries.append((t.name, list(t.shape), int(kind), pieces))
-        return _ikq.Model.made(list(files), self.metadata._pairs, entries, self._make)
+        # the journal looks at the files' times, and outputs may not take their places
+        names = [*files, str(self.folder / "config.json")]
+        return _ikq.Model.made(names, self.metadata._pairs, entries, self._make)
 
     def reader(self) -> GGUFReader:
         """The same as a reader; a tensor that is asked for is made whole."""
         return GGUFReader._of(self.model())
 
+    def _check(self) -> None:
+        """Looks at the file to be as whoever runs it will.
+
+        Raises:
+            FormatError: its keys and tensors do not fit together.
+            UnsupportedError: the model is a variant that is not run.
+        """
+        reader = self.reader()
+        try:
+            model_spec(reader)
+            mtp_spec(reader)
+        except (FormatError, ShapeError) as e:
+            raise FormatError(
+                f"{self.folder}: config.json and the tensors do not fit together: {e}"
+            ) from None
+
     def _type(self, t: OutTensor) -> QuantType:
         if t.is_float32 or (self._fp8_as_floats and t.from_fp8):
+            return QuantType.F32
+        # what is computed is so in F32
+        if self._exact and t.matrix.kind == "F32":
             return QuantType.F32
         if t.blocks is not None and self._blocks:
             return QuantType.MXFP4
@@ -143,10 +167,15 @@ class Checkpoint:
         row_bytes = t.matrix.n_per_row // kind.block_size * kind.block_bytes
         first, last = start // row_bytes, -(-end // row_bytes)
         rows: NDArray[np.generic]
-        if kind == QuantType.MXFP4:
-            rows = _ggml_rows(t, first, last - first)
-        else:
-            rows = _convert(t.matrix, first, last - first, kind)
+        try:
+            if kind == QuantType.MXFP4:
+                if t.blocks is None:
+                    raise AssertionError(t.name)
+                rows = t.blocks.rows(first, last - first)
+            else:
+                rows = _convert(t.matrix, first, last - first, kind)
+        except FormatError as e:
+            raise FormatError(f"tensor `{t.name}`: {e}") from None
         t.matrix.release(first, last - first)
         raw = np.ascontiguousarray(rows).view(np.uint8).reshape(-1)
         return raw[start - first * row_bytes : end - first * row_bytes]
@@ -182,15 +211,7 @@ def _convert(matrix: Matrix, first: int, n: int, type: QuantType) -> NDArray[np.
         return f32_to_bf16(x)
     with np.errstate(over="ignore"):
         half = x.astype(np.float16)
-    if not np.isfinite(half).all() and np.isfinite(x).all():
-        raise FormatError(f"a weight of {np.abs(x).max():g} is too large for F16; take bf16")
+    too_large = np.isinf(half) & np.isfinite(x)
+    if too_large.any():
+        raise FormatError(f"a weight of {np.abs(x[too_large]).max():g} is too large for F16; take bf16")
     return half
-
-
-def _ggml_rows(t: OutTensor, first: int, n: int) -> NDArray[np.uint8]:
-    if t.blocks is None:
-        raise AssertionError(t.name)
-    blocks, order = t.blocks
-    wanted = order[first : first + n]
-    low = int(wanted.min())
-    return blocks.ggml_rows(low, int(wanted.max()) + 1 - low)[wanted - low]

@@ -87,21 +87,43 @@ def _fits(t: SafeTensor, expected: tuple[int, ...], weight: SafeTensor) -> None:
         )
 
 
+def _group_of(
+    g_idx: SafeTensor, n_columns: int, n_groups: int, weight: SafeTensor
+) -> NDArray[np.intp] | None:
+    """The group of each column; `None` where all are -1, which stands for a list that was not filled."""
+    _fits(g_idx, (n_columns,), weight)
+    if g_idx.dtype not in ("I32", "I64"):
+        raise FormatError(f"tensor `{g_idx.name}` is of {g_idx.dtype}, where I32 is expected")
+    order = g_idx.raw().view("<i4" if g_idx.dtype == "I32" else "<i8").astype(np.intp)
+    if len(order) and (order == -1).all():
+        return None
+    if len(order) and not (order.min() >= 0 and order.max() < n_groups):
+        raise FormatError(f"tensor `{g_idx.name}` names groups that the {n_groups} of scales do not have")
+    return order
+
+
 class Float8(Rows):
     """F8_E4M3 with a scale per tensor, row, or block: `value * scale`."""
 
     kind: FloatKind = "F32"
 
-    def __init__(self, weight: SafeTensor, scale: SafeTensor, block: tuple[int, int] | None) -> None:
-        """Looks at both tensors.
+    def __init__(
+        self,
+        weight: SafeTensor,
+        scale: SafeTensor,
+        block: tuple[int, int] | None,
+        zero: SafeTensor | None = None,
+    ) -> None:
+        """Looks at the tensors.
 
         Args:
             weight: [..., rows, columns] of F8_E4M3 (or I8).
             scale: one number, one per row, or one per block and leading index.
             block: rows and columns of a block; `None` where there are none.
+            zero: what is subtracted from codes, I8 in the shape of `scale`; `None`: nothing.
 
         Raises:
-            FormatError: the scales do not fit.
+            FormatError: the scales or zeros do not fit.
         """
         self.n_rows, self.n_per_row = _matrix_shape(weight)
         self.weight, self.scale = weight, scale
@@ -129,6 +151,12 @@ class Float8(Rows):
                 f"row or block of `{weight.name}` of {list(weight.shape)}"
             )
         self._scales = _floats(scale).reshape(-1, self._blocks[1])
+        self._zeros: NDArray[np.float32] | None = None
+        if zero is not None:
+            _fits(zero, scale.shape, weight)
+            if zero.dtype != "I8":
+                raise FormatError(f"tensor `{zero.name}` is of {zero.dtype}, where I8 is expected")
+            self._zeros = zero.raw().view(np.int8).astype(np.float32).reshape(self._scales.shape)
 
     def rows(self, first: int, n: int) -> NDArray[np.generic]:
         """As `Matrix.rows`."""
@@ -136,18 +164,28 @@ class Float8(Rows):
         codes = E4M3.take(raw) if self.weight.dtype != "I8" else raw.view(np.int8).astype(np.float32)
         rows = codes.reshape(n, self.n_per_row)
         matrix, row = np.divmod(np.arange(first, first + n), self._rows_per_matrix)
-        if self._scales.size == 1:
-            rows *= self._scales
-            return rows
-        scales = self._scales[matrix * self._blocks[0] + row // self._block[0]]
-        width = self._block[1]
+        # rows of the tables of scales and zeros
+        at = matrix * self._blocks[0] + row // self._block[0]
+        if self._zeros is not None:
+            self._each(np.subtract, rows, self._zeros, at)
+        self._each(np.multiply, rows, self._scales, at)
+        return rows
+
+    def _each(
+        self, operation: np.ufunc, rows: NDArray[np.float32], table: NDArray[np.float32], at: NDArray[np.intp]
+    ) -> None:
+        """Changes rows in place by the number of each one's block."""
+        if table.size == 1:
+            operation(rows, table, out=rows)
+            return
+        values, width = table[at], self._block[1]
         whole = self.n_per_row // width
         if whole:
-            blocks = rows[:, : whole * width].reshape(n, whole, width)
-            blocks *= scales[:, :whole, None]
+            blocks = rows[:, : whole * width].reshape(len(rows), whole, width)
+            operation(blocks, values[:, :whole, None], out=blocks)
         if whole * width < self.n_per_row:
-            rows[:, whole * width :] *= scales[:, whole:]
-        return rows
+            rest = rows[:, whole * width :]
+            operation(rest, values[:, whole:], out=rest)
 
     def release(self, first: int, n: int) -> None:
         """As `Matrix.release`."""
@@ -155,7 +193,7 @@ class Float8(Rows):
 
 
 class Integers(Float8):
-    """I8 with a scale per tensor or row: `value * scale`."""
+    """I8 with a scale per tensor or row: `(value - zero) * scale`."""
 
 
 class Float4(Rows):
@@ -181,6 +219,10 @@ class Float4(Rows):
         if self.n_per_row % group:
             raise FormatError(f"tensor `{weight.name}`: rows of {self.n_per_row} are not groups of {group}")
         _fits(scale, (*weight.shape[:-1], self.n_per_row // group), weight)
+        if scale.dtype not in (("U8", "F8_E8M0") if group == 32 else ("U8", "F8_E8M0", "F8_E4M3")):
+            raise FormatError(
+                f"tensor `{scale.name}` is of {scale.dtype}, which are no scales of groups of {group}"
+            )
         self._scale = scale
         self._table = (E8M0 if scale.dtype in ("U8", "F8_E8M0") else E4M3) * np.float32(factor)
 
@@ -273,20 +315,19 @@ class PackedIntegers(Rows):
             )
         groups = scale.shape[-1] if len(scale.shape) > 1 else 1
         _fits(scale, (self.n_rows, groups), packed)
-        if g_idx is None and (groups == 0 or n_columns % groups):
+        order = None if g_idx is None else _group_of(g_idx, n_columns, groups, packed)
+        if order is None and (groups == 0 or n_columns % groups):
             raise FormatError(f"tensor `{scale.name}`: {groups} groups do not divide rows of {n_columns}")
         self.packed, self._groups = packed, groups
         self._scale = Stored(scale, (self.n_rows, groups))
         self._zero = zero
         if zero is not None:
             _fits(zero, (-(-self.n_rows // per_word), groups), packed)
-        self._group_of = None
-        if g_idx is not None:
-            _fits(g_idx, (n_columns,), packed)
-            order = g_idx.raw().view("<i4").astype(np.intp)
-            if len(order) and not (order.min() >= 0 and order.max() < groups):
-                raise FormatError(f"tensor `{g_idx.name}` names groups that `{scale.name}` does not have")
-            self._group_of = order
+            if zero.dtype not in ("I32", "U32"):
+                raise FormatError(
+                    f"tensor `{zero.name}` is of {zero.dtype}, where packed integers are expected"
+                )
+        self._group_of = order
 
     def rows(self, first: int, n: int) -> NDArray[np.generic]:
         """As `Matrix.rows`."""
@@ -387,11 +428,8 @@ class Gptq(_ByColumns):
         super().__init__(qweight, qzeros, scales, words * 32 // bits, n_out)
         self._offset = zero_offset
         if g_idx is not None:
-            _fits(g_idx, (self.n_per_row,), qweight)
-            order = g_idx.raw().view("<i4").astype(np.intp)
-            if len(order) and not (order.min() >= 0 and order.max() < self._scales.n_rows):
-                raise FormatError(f"tensor `{g_idx.name}` names groups that `{scales.name}` does not have")
-            self._group_of = order
+            order = _group_of(g_idx, self.n_per_row, self._scales.n_rows, qweight)
+            self._group_of = self._group_of if order is None else order
 
     def rows(self, first: int, n: int) -> NDArray[np.generic]:
         """As `Matrix.rows`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from ikq.checkpoint.config import Config
 from ikq.checkpoint.rows import Given
 from ikq.checkpoint.target import BlockTarget, Target
-from ikq.errors import UnsupportedError
+from ikq.errors import FormatError, UnsupportedError
 
 __all__ = [
     "attention",
@@ -21,6 +22,9 @@ __all__ = [
     "moe_keys",
     "n_expert",
     "nextn",
+    "no_window",
+    "norm_key",
+    "only",
     "rope_keys",
     "shared_ffn",
 ]
@@ -42,13 +46,59 @@ def n_expert(config: Config) -> int:
     )
 
 
-def common_keys(t: Target, n_block: int | None = None) -> None:
+def only(config: Config, name: str, *values: object) -> None:
+    """Refuses a value that changes the model and that its architecture does not have.
+
+    Raises:
+        UnsupportedError: the key is there and has none of these values.
+    """
+    if config.has(name) and config.get(name) not in values:
+        known = " or ".join(repr(value) for value in values)
+        raise UnsupportedError(
+            f"{config.path}: `{name}` is {config.get(name)!r:.60}, and models of this architecture are run "
+            f"with {known} only"
+        )
+
+
+def no_window(config: Config, *, by_flag: bool = False) -> None:
+    """Refuses windows of attention, which engines of these architectures do not apply.
+
+    Args:
+        config: the checkpoint's.
+        by_flag: `use_sliding_window` says whether there are windows, `max_window_layers` where they begin.
+
+    Raises:
+        UnsupportedError: some positions would see more than they were trained to.
+        FormatError: a value of another kind.
+    """
+    if by_flag:
+        n_layer = config.integer("num_hidden_layers", low=1)
+        first = config.integer("max_window_layers", default=n_layer)
+        if not config.flag("use_sliding_window", default=False) or first >= n_layer:
+            return
+    n = config.integer("sliding_window", default=0)
+    if 0 < n < config.integer("max_position_embeddings", low=1):
+        raise UnsupportedError(
+            f"{config.path}: the `sliding_window` of {n} positions is not applied in files of this kind; "
+            "set it to null to convert the model without it"
+        )
+
+
+def common_keys(t: Target, n_block: int | None = None, *, activation: str = "silu") -> None:
     """Keys of all architectures: extents, heads, rotary base, epsilon.
+
+    Args:
+        t: what is written.
+        n_block: layers, where not as many as `num_hidden_layers`.
+        activation: the only one that the architecture has.
 
     Raises:
         FormatError: `config.json` lacks one of them.
+        UnsupportedError: another activation.
     """
     c = t.config
+    for name in ("hidden_act", "hidden_activation"):
+        only(c, name, activation)
     n_head = c.integer("num_attention_heads", low=1)
     t.count("block_count", c.integer("num_hidden_layers", low=1) if n_block is None else n_block)
     t.count("context_length", c.integer("max_position_embeddings", low=1))
@@ -63,8 +113,13 @@ def common_keys(t: Target, n_block: int | None = None) -> None:
         t.count("attention.value_length", c.integer("head_dim", low=1))
 
 
-def rope_keys(t: Target, kind: str | None = None) -> None:
+def rope_keys(t: Target, kind: str | None = None, *, llama3: bool = False) -> None:
     """Rotary base and scaling.
+
+    Args:
+        t: what is written.
+        kind: of layers, where they have parameters of their own (`full_attention`).
+        llama3: whether the architecture writes the factors of Llama 3 (`llama3_factors`).
 
     Raises:
         UnsupportedError: a kind of scaling that GGUF files of these architectures do not have.
@@ -73,7 +128,7 @@ def rope_keys(t: Target, kind: str | None = None) -> None:
     rope = t.config.rope(kind)
     form = rope.get("rope_type")
     t.number("rope.freq_base", rope.number("rope_theta", default=10000.0))
-    if form in ("default", "llama3", "mrope", "dynamic", "proportional"):
+    if form in ("default", "mrope") or (form == "llama3" and llama3):
         return
     if form == "linear":
         t.key("rope.scaling.type", "linear")
@@ -110,6 +165,12 @@ def moe_keys(t: Target, *, groups: bool = False) -> None:
         t.count("expert_group_used_count", c.integer("topk_group", default=1, low=1))
 
 
+def norm_key(t: Target, default: bool) -> None:
+    """Whether weights of chosen experts are made to sum to 1, where it is not as usual (`default`)."""
+    if t.config.flag("norm_topk_prob", default=default) != default:
+        t.key("expert_weights_norm", not default)
+
+
 def embeddings(t: Target, plus: float = 0.0) -> None:
     """Embedding, last norm, and projection unless it is tied to the embedding.
 
@@ -125,6 +186,10 @@ def embeddings(t: Target, plus: float = 0.0) -> None:
         t.ignore(f"{head}.weight")
     elif head is not None:
         t.linear(head, "output", vocab)
+    elif not t.config.flag("tie_word_embeddings", default=True):
+        raise FormatError(
+            f"{t.config.path.parent}: tensor `lm_head.weight` is missing, and `tie_word_embeddings` is false"
+        )
 
 
 def interleaved_rope(n_head: int, head_dim: int) -> NDArray[np.intp]:
@@ -150,7 +215,7 @@ def attention(b: BlockTarget, *, permute: bool = False, gate: bool = False, norm
     n_kv = c.integer("num_key_value_heads", default=n_head, low=1)
     d = c.integer("head_dim", default=n_embd // n_head, low=1)
     for part, heads in (("q", n_head), ("k", n_kv), ("v", n_kv)):
-        order = interleaved_rope(heads, d) if permute and part != "v" else None
+        order = partial(interleaved_rope, heads, d) if permute and part != "v" else None
         rows = heads * d * (2 if gate and part == "q" else 1)
         b.linear(f"self_attn.{part}_proj", f"attn_{part}", (rows, n_embd), order)
     b.linear("self_attn.o_proj", "attn_output", (n_embd, n_head * d))

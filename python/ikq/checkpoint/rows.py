@@ -233,8 +233,8 @@ class RowRange:
 
     def release(self, first: int, n: int) -> None:
         """As `Matrix.release`."""
-        if self.step == 1:
-            self.of.release(self.first + first, n)
+        if n:
+            self.of.release(self.first + first * self.step, (n - 1) * self.step + 1)
 
 
 class Permuted(Rows):

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import mmap
-import re
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ikq.checkpoint.config import read_limited
 from ikq.errors import FormatError
 
 __all__ = ["DTYPES", "SafeTensor", "SafetensorsFile", "Shards"]
@@ -57,7 +57,10 @@ MAX_INDEX_BYTES = 500_000_000
 _FAULT_AROUND = 2 << 20
 _MAX_DIMS = 8
 _MAX_NESTING = 8
-_BRACKETS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+_STEPS = np.zeros(256, np.int8)
+_STEPS[list(b"[{")] = 1
+_STEPS[list(b"]}")] = -1
+_DEPTH_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -207,7 +210,9 @@ class Shards(Mapping[str, SafeTensor]):
             names = sorted(set(places.values()))
         else:
             places = {}
-            names = sorted(p.name for p in folder.glob("*.safetensors"))
+            there = (p.name for p in folder.glob("*.safetensors"))
+            # adapters, and what a download or a file manager hides
+            names = sorted(n for n in there if not n.startswith((".", "adapter_")))
             if "model.safetensors" in names:
                 # beside it, some folders have files of adapters or of other parts
                 names = ["model.safetensors"]
@@ -256,11 +261,9 @@ def _map(path: Path) -> mmap.mmap:
 
 def _read_index(path: Path) -> dict[str, str]:
     """File by name of tensor."""
-    size = path.stat().st_size
-    if size > MAX_INDEX_BYTES:
-        raise FormatError(f"{path}: {size} bytes are more than {MAX_INDEX_BYTES}")
+    text = read_limited(path, MAX_INDEX_BYTES)
     try:
-        places = _load_json(path.read_bytes(), "the index").get("weight_map")
+        places = _load_json(text, "the index").get("weight_map")
     except FormatError as e:
         raise FormatError(f"{path}: {e}") from None
     if not isinstance(places, dict) or not places:
@@ -279,12 +282,8 @@ def _load_json(text: bytes, what: str) -> dict[str, Any]:
     Raises:
         FormatError: It is something else, or nested deeper than anything that is meant.
     """
-    depth = 0
-    for bracket in _BRACKETS.finditer(text):
-        if len(bracket[0]) == 1:
-            depth += 1 if bracket[0] in b"[{" else -1
-            if depth > _MAX_NESTING:
-                raise FormatError(f"{what} is nested deeper than {_MAX_NESTING} levels")
+    if _depth(text) > _MAX_NESTING:
+        raise FormatError(f"{what} is nested deeper than {_MAX_NESTING} levels")
     try:
         loaded = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_integer)
     except FormatError:
@@ -294,6 +293,20 @@ def _load_json(text: bytes, what: str) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise FormatError(f"{what} is no JSON object")
     return loaded
+
+
+def _depth(text: bytes) -> int:
+    """How deep brackets outside of strings are nested; takes linear time for any text."""
+    # without escapes every quote begins or ends a string; pairs of backslashes first, as they are read
+    plain = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    deepest = depth = 0
+    within = False
+    for at in range(0, len(plain), _DEPTH_CHUNK):
+        part = np.frombuffer(plain, np.uint8, min(_DEPTH_CHUNK, len(plain) - at), at)
+        inside = np.logical_xor.accumulate(part == ord('"')) ^ within
+        depths = depth + np.cumsum(_STEPS[part] * ~inside, dtype=np.int64)
+        deepest, depth, within = max(deepest, int(depths.max())), int(depths[-1]), bool(inside[-1])
+    return deepest
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ikq.checkpoint.config import read_limited
 from ikq.errors import FormatError, UnsupportedError
 
 __all__ = ["SentencePieces", "read_sentencepiece"]
@@ -51,14 +52,13 @@ def read_sentencepiece(path: Path) -> SentencePieces:
         UnsupportedError: the model is no BPE.
         OSError: it cannot be read.
     """
-    if path.stat().st_size > _MAX_BYTES:
-        raise FormatError(f"{path}: {path.stat().st_size} bytes are more than {_MAX_BYTES}")
+    data = read_limited(path, _MAX_BYTES)
     texts: list[str] = []
     scores: list[float] = []
     kinds: list[int] = []
     space_prefix, model = True, 1
     try:
-        for field, value in _fields(path.read_bytes()):
+        for field, value in _fields(data):
             if field == 1 and isinstance(value, bytes):
                 piece = dict(_fields(value))
                 texts.append(_bytes(piece.get(1, b"")).decode())

@@ -20,10 +20,44 @@ from ikq.checkpoint.weights import Weights
 from ikq.errors import FormatError
 from ikq.gguf import Typed
 
-__all__ = ["BlockTarget", "OutTensor", "Target"]
+__all__ = ["BlockRows", "BlockTarget", "OutTensor", "Target"]
 
 # where the layers are, in models of text and in those that see as well
 _ROOTS = ("model.", "model.language_model.", "language_model.model.", "language_model.", "")
+
+
+_LAYERS = ("num_hidden_layers", "num_nextn_predict_layers")
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+# extents of matrices, and numbers of heads, which are no larger
+_EXTENTS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "linear_num_key_heads",
+    "linear_num_value_heads",
+    "linear_key_head_dim",
+    "linear_value_head_dim",
+    "kv_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "v_head_dim",
+)
+
+
+@dataclass(frozen=True)
+class BlockRows:
+    """Every `step`-th row of blocks, from row `start`."""
+
+    blocks: Mxfp4Blocks
+    start: int
+    step: int
+
+    def rows(self, first: int, n: int) -> NDArray[np.uint8]:
+        """Rows `first` to `first + n` of these as ggml's MXFP4: [n, bytes of a row]."""
+        span = max((n - 1) * self.step + 1, 0)
+        return self.blocks.ggml_rows(self.start + first * self.step, span)[:: self.step]
 
 
 @dataclass(frozen=True)
@@ -43,7 +77,7 @@ class OutTensor:
     shape: tuple[int, ...]
     matrix: Matrix
     is_float32: bool
-    blocks: tuple[Mxfp4Blocks, NDArray[np.intp]] | None = None
+    blocks: BlockRows | None = None
     from_fp8: bool = False
 
 
@@ -72,6 +106,25 @@ class Target:
                 "not hold a model of this architecture"
             )
         self.root = roots[0]
+        self._guard()
+
+    def _guard(self) -> None:
+        """Refuses numbers that no file of this size can mean, before lists of their lengths are made.
+
+        Raises:
+            FormatError: a number of `config.json` is larger than the tensors justify.
+        """
+        shards = self.weights.shards
+        # packed codes have at least two bits, so that a word holds at most 16
+        longest = 16 * max((extent for t in shards.values() for extent in t.shape), default=0)
+        for names, most in (
+            (_LAYERS, len(shards)),
+            (_EXPERTS, max(len(shards), longest)),
+            (_EXTENTS, longest),
+        ):
+            for name in names:
+                if self.config.has(name) and self.config.integer(name) > most:
+                    raise self.config.wrong(name, f"at most {most}, by the tensors of the folder")
 
     def key(self, name: str, value: object) -> None:
         """Sets a key of the architecture."""
@@ -91,7 +144,7 @@ class Target:
         matrix: Matrix,
         shape: tuple[int, ...] | None = None,
         *,
-        blocks: tuple[Mxfp4Blocks, NDArray[np.intp]] | None = None,
+        blocks: BlockRows | None = None,
         from_fp8: bool = False,
     ) -> None:
         """Adds a tensor.
@@ -144,7 +197,7 @@ class Target:
         source: str,
         name: str,
         shape: tuple[int, ...] | None = None,
-        order: NDArray[np.intp] | None = None,
+        order: Callable[[], NDArray[np.intp]] | None = None,
     ) -> None:
         """Adds a matrix and its bias, if it has one (`SOURCE.weight`, `SOURCE.bias`).
 
@@ -152,7 +205,7 @@ class Target:
             source: the module.
             name: of the output, without suffix.
             shape: of the weight, as numpy has it.
-            order: rows (of the bias too) in another order.
+            order: gives rows (of the bias too) in another order; called when the shape is known to be right.
 
         Raises:
             FormatError: it is missing, or of another shape.
@@ -166,16 +219,17 @@ class Target:
                 f"{[matrix.n_rows, matrix.n_per_row]}, {list(shape)} by config.json"
             )
         fp8 = self.weights.is_fp8(f"{source}.weight")
-        self.add(f"{name}.weight", matrix if order is None else Permuted(matrix, order), from_fp8=fp8)
+        rows = None if order is None else order()
+        self.add(f"{name}.weight", matrix if rows is None else Permuted(matrix, rows), from_fp8=fp8)
         if self.weights.has(f"{source}.bias"):
             bias = self.weights.matrix(f"{source}.bias")
             n = bias.n_rows * bias.n_per_row
             if n != matrix.n_rows:
                 raise FormatError(f"tensor `{source}.bias` has {n} numbers for {matrix.n_rows} rows")
-            if order is None:
+            if rows is None:
                 self.add(f"{name}.bias", bias, (n,))
             else:
-                self.add(f"{name}.bias", Permuted(Flat(bias, 1), order), (n,))
+                self.add(f"{name}.bias", Permuted(Flat(bias, 1), rows), (n,))
 
     def ignore(self, *patterns: str) -> None:
         """Tensors that are known to be of no use; `*` stands for anything."""
@@ -223,7 +277,7 @@ class BlockTarget:
         source: str,
         name: str,
         shape: tuple[int, ...] | None = None,
-        order: NDArray[np.intp] | None = None,
+        order: Callable[[], NDArray[np.intp]] | None = None,
     ) -> None:
         """As `Target.linear`."""
         self.target.linear(self.source + source, self.name(name), shape, order)
@@ -255,15 +309,20 @@ class BlockTarget:
         Raises:
             FormatError: an expert is missing, or they do not have the same shape.
         """
+        if n_expert < 1:
+            raise FormatError(f"{self.config.path}: `num_experts` is missing or 0, and layers have experts")
         merged = f"{self.source}{source}.gate_up_proj"
         if self.weights.has(merged):
             self._merged_experts(merged, f"{self.source}{source}.down_proj", n_expert)
             return
         for part, name in zip(("gate", "up", "down"), names, strict=True):
             own = f"{name}_proj" if name == part else name
-            sources = [f"{self.source}{source}.{e}.{own}.weight" for e in range(n_expert)]
-            matrices = [self.weights.matrix(s) for s in sources]
-            self._stack(part, matrices, any(self.weights.is_fp8(s) for s in sources))
+            matrices, fp8 = [], False
+            for e in range(n_expert):  # the first that is missing ends it
+                one = f"{self.source}{source}.{e}.{own}.weight"
+                matrices.append(self.weights.matrix(one))
+                fp8 = fp8 or self.weights.is_fp8(one)
+            self._stack(part, matrices, fp8)
 
     def _stack(self, part: str, matrices: list[Matrix], from_fp8: bool = False) -> None:
         shapes = {(m.n_rows, m.n_per_row) for m in matrices}

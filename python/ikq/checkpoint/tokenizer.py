@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ikq.checkpoint.config import Config, read_json
+from ikq.checkpoint.config import Config, read_json, read_limited
 from ikq.checkpoint.sentencepiece import SentencePieces, read_sentencepiece
 from ikq.errors import FormatError, UnsupportedError
 from ikq.gguf import Typed
@@ -30,6 +30,7 @@ _SPECIAL = {
 # ends of messages to tools, apart from ends of turns
 _EOM = ("<|eom_id|>", "<|observation|>")
 _ADDED_SCORE = -1000.0
+_MAX_TEMPLATE_BYTES = 10_000_000
 
 
 def tokenizer_keys(folder: Path, config: Config, architecture: str) -> dict[str, object]:
@@ -48,8 +49,9 @@ def tokenizer_keys(folder: Path, config: Config, architecture: str) -> dict[str,
     options = _read_if_there(folder / "tokenizer_config.json")
     whole = _read_if_there(folder / "tokenizer.json")
     n_vocab = config.integer("vocab_size", low=1)
-    if (folder / "tokenizer.model").exists():
-        pieces = _with_added(read_sentencepiece(folder / "tokenizer.model"), folder, whole, options)
+    stored = _sentencepiece(folder / "tokenizer.model", whole)
+    if stored is not None:
+        pieces = _within(_with_added(stored, folder, whole, options, n_vocab), folder, n_vocab)
         keys, texts = _sentencepiece_keys(pieces, n_vocab)
     elif not whole:
         for name in ("tiktoken.model", "tekken.json", "vocab.json"):
@@ -66,6 +68,37 @@ def tokenizer_keys(folder: Path, config: Config, architecture: str) -> dict[str,
     if f"{_PREFIX}pre" not in keys:
         keys[f"{_PREFIX}pre"] = _pre_name(folder / "tokenizer.json", whole, keys)
     return {**_in_order(keys), **_templates(folder, options)}
+
+
+def _sentencepiece(path: Path, whole: Mapping[str, Any]) -> SentencePieces | None:
+    """Pieces of `tokenizer.model`, if there is such a file and nothing better than it."""
+    if not path.exists():
+        return None
+    try:
+        return read_sentencepiece(path)
+    except (FormatError, UnsupportedError):
+        # some folders have another kind of file under this name, and all that matters in tokenizer.json
+        if whole:
+            return None
+        raise
+
+
+def _within(pieces: SentencePieces, folder: Path, n_vocab: int) -> SentencePieces:
+    """Pieces without those that the embedding has no row for.
+
+    Raises:
+        FormatError: text would be encoded with one of these.
+    """
+    kinds = pieces.kinds[:n_vocab]
+    beyond = (TokenType.NORMAL, TokenType.BYTE, TokenType.UNKNOWN)
+    for token in range(n_vocab, len(pieces.kinds)):
+        if pieces.kinds[token] in beyond:
+            raise _no_row(folder, pieces.texts[token], token, n_vocab)
+    return SentencePieces(pieces.texts[:n_vocab], pieces.scores[:n_vocab], kinds, pieces.space_prefix)
+
+
+def _no_row(path: Path, text: str, token: int, n_vocab: int) -> FormatError:
+    return FormatError(f"{path}: {text!r:.40} is token {token}, and the embedding has {n_vocab} rows")
 
 
 def _in_order(keys: dict[str, object]) -> dict[str, object]:
@@ -122,9 +155,16 @@ def _from_json(path: Path, whole: Mapping[str, Any], n_vocab: int) -> tuple[dict
     n = max([n_vocab, *(token + 1 for token in vocab.values()), *(token + 1 for token in added)])
     if n > 16 * (len(vocab) + len(added)) + n_vocab:
         raise FormatError(f"{path}: ids go up to {n}, for {len(vocab) + len(added)} tokens")
-    texts: list[str | None] = [None] * n
-    kinds: list[int] = [TokenType.UNUSED] * n
     for text, token in vocab.items():
+        if token >= n_vocab and token not in added:
+            raise _no_row(path, text, token, n_vocab)
+    # added tokens that the embedding has no row for cannot be run
+    added = {token: entry for token, entry in added.items() if token < n_vocab}
+    texts: list[str | None] = [None] * n_vocab
+    kinds: list[int] = [TokenType.UNUSED] * n_vocab
+    for text, token in vocab.items():
+        if token >= n_vocab:
+            continue
         texts[token], kinds[token] = text, TokenType.NORMAL
     is_bytes = "ByteLevel" in json.dumps(whole.get("pre_tokenizer"))
     if not is_bytes:
@@ -178,15 +218,15 @@ def _plain_kinds(texts: list[str | None], kinds: list[int], model: Mapping[str, 
 
 
 def _with_added(
-    pieces: SentencePieces, folder: Path, whole: Mapping[str, Any], options: Mapping[str, Any]
+    pieces: SentencePieces, folder: Path, whole: Mapping[str, Any], options: Mapping[str, Any], n_vocab: int
 ) -> SentencePieces:
-    """Pieces with the tokens that other files add or rename."""
+    """Pieces with the tokens below `n_vocab` that other files add or rename."""
     added = _added(folder / "tokenizer.json", whole, options)
     for text, token in _read_if_there(folder / "added_tokens.json").items():
         if type(token) is int:
             added.setdefault(token, (text, False))
     texts, scores, kinds = list(pieces.texts), list(pieces.scores), list(pieces.kinds)
-    for token in sorted(added):
+    for token in sorted(token for token in added if token < n_vocab):
         text, special = added[token]
         if token < len(texts):
             if texts[token] != text or kinds[token] in (TokenType.NORMAL, TokenType.USER_DEFINED):
@@ -292,6 +332,13 @@ def _load(path: Path) -> Any:  # noqa: ANN401  # of `tokenizers`
         raise FormatError(f"{path} is no tokenizer: {e}") from None
 
 
+def _template(path: Path) -> str:
+    try:
+        return read_limited(path, _MAX_TEMPLATE_BYTES).decode()
+    except UnicodeDecodeError as e:
+        raise FormatError(f"{path} is no text in UTF-8: {e}") from None
+
+
 def _templates(folder: Path, options: Mapping[str, Any]) -> dict[str, object]:
     """The chat template, and others by their names."""
     found: dict[str, str] = {}
@@ -310,9 +357,9 @@ def _templates(folder: Path, options: Mapping[str, Any]) -> dict[str, object]:
             found[entry["name"]] = entry["template"]
     # where there are files they count
     if (folder / "chat_template.jinja").exists():
-        found["default"] = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        found["default"] = _template(folder / "chat_template.jinja")
     for path in sorted((folder / "additional_chat_templates").glob("*.jinja")):
-        found[path.stem] = path.read_text(encoding="utf-8")
+        found[path.stem] = _template(path)
     keys: dict[str, object] = {}
     default = found.pop("default", None)
     if default is not None:

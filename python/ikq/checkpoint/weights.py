@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -24,25 +25,8 @@ from ikq.errors import FormatError, UnsupportedError
 
 __all__ = ["Weights"]
 
-# suffixes of tensors that belong to a weight
-_PARTS = (
-    "weight_scale_inv",
-    "weight_scale",
-    "weight_scale_2",
-    "weight_global_scale",
-    "weight_packed",
-    "weight_shape",
-    "weight_zero_point",
-    "weight_g_idx",
-    "input_scale",
-    "input_global_scale",
-    "qweight",
-    "qzeros",
-    "scales",
-    "g_idx",
-    "k_scale",
-    "v_scale",
-)
+# suffixes of tensors beside a weight that say nothing about it, but about inputs or the cache
+_NO_PARTS = ("input_scale", "input_global_scale", "k_scale", "v_scale")
 _METHODS = ("fp8", "compressed-tensors", "mxfp4", "modelopt", "gptq", "awq")
 
 
@@ -69,6 +53,10 @@ class Weights:
         if found is not None and not isinstance(found, dict):
             raise config.wrong("quantization_config", "an object")
         self.method = _method(config, self._quant)
+        if self._quant.get("transform_config"):
+            raise UnsupportedError(
+                f"{config.path}: weights that were rotated (`transform_config`) are not read"
+            )
 
     def names(self) -> set[str]:
         """Names of modules that have a weight, and of all tensors."""
@@ -114,7 +102,7 @@ class Weights:
             UnsupportedError: it is stored in a way that is not known.
         """
         base = name.removesuffix(".weight")
-        for part in _PARTS:
+        for part in _NO_PARTS:
             self.unused.discard(f"{base}.{part}")
         if name in self.shards:
             return self._plain(name, base)
@@ -148,7 +136,9 @@ class Weights:
         return Mxfp4Blocks(self.stored(f"{name}_blocks"), self.stored(f"{name}_scales"))
 
     def _part(self, base: str, *suffixes: str) -> SafeTensor | None:
-        return next((self.shards[f"{base}.{s}"] for s in suffixes if f"{base}.{s}" in self.shards), None)
+        """The first of these that is there; what nothing takes stays in `unused`, and is an error."""
+        name = next((f"{base}.{s}" for s in suffixes if f"{base}.{s}" in self.shards), None)
+        return None if name is None else self.stored(name)
 
     def _plain(self, name: str, base: str) -> Matrix:
         t = self.stored(name)
@@ -164,7 +154,9 @@ class Weights:
                 raise FormatError(
                     f"tensor `{name}` is of {t.dtype} and has no scale (`{base}.weight_scale_inv`)"
                 )
-            return (Float8 if t.dtype == "F8_E4M3" else Integers)(t, scale, self._block(t))
+            if t.dtype == "I8":
+                return Integers(t, scale, self._block(t), self._part(base, "weight_zero_point"))
+            return Float8(t, scale, self._block(t))
         if t.dtype == "U8":
             scale, second = self._part(base, "weight_scale"), self._part(base, "weight_scale_2")
             if scale is not None and self.method == "modelopt" and second is not None:
@@ -201,18 +193,23 @@ class Weights:
         packed = self.stored(f"{base}.weight_packed")
         scale = self.stored(f"{base}.weight_scale")
         if packed.dtype == "U8":
-            factor = self._part(base, "weight_global_scale")
+            self._part(base, "weight_shape")  # follows from the other two
             if scale.dtype in ("U8", "F8_E8M0"):
                 return Float4(packed, scale, 1.0, 32)
+            factor = self._part(base, "weight_global_scale")
             # stored as the number that divides
-            return Float4(packed, scale, 1 / np_float(1.0 if factor is None else _single(factor)), 16)
+            return Float4(packed, scale, 1.0 if factor is None else 1 / _divisor(factor), 16)
         shape = self._part(base, "weight_shape")
         bits = self._bits(base)
         n_columns = packed.shape[-1] * 32 // bits
         if shape is not None:
-            sizes = shape.raw().view({"I64": "<i8", "I32": "<i4"}.get(shape.dtype, "<i8"))
-            n_columns = int(sizes[-1])
-            if len(sizes) != 2 or int(sizes[0]) != packed.shape[0]:
+            if shape.dtype not in ("I64", "I32") or shape.shape != (2,) or len(packed.shape) != 2:
+                raise FormatError(
+                    f"tensor `{shape.name}` of {shape.dtype} {list(shape.shape)} is no shape of a matrix"
+                )
+            sizes = shape.raw().view("<i8" if shape.dtype == "I64" else "<i4")
+            n_columns = int(sizes[1])
+            if int(sizes[0]) != packed.shape[0]:
                 raise FormatError(
                     f"tensor `{shape.name}` says {sizes.tolist()}, `{packed.name}` {packed.shape}"
                 )
@@ -246,14 +243,15 @@ class Weights:
         return Gptq(qweight, qzeros, scales, g_idx, bits=self._bits(base), zero_offset=offset)
 
 
-def np_float(value: float) -> float:
-    """A number that something is divided by.
+def _divisor(t: SafeTensor) -> float:
+    """A global scale, which something is divided by.
 
     Raises:
         FormatError: it is 0 or not finite.
     """
-    if not value or value - value != 0:
-        raise FormatError(f"a global scale is {value}")
+    value = _single(t)
+    if not value or not math.isfinite(value):
+        raise FormatError(f"tensor `{t.name}`: a global scale is {value:g}")
     return value
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from ikq.checkpoint import parts
 from ikq.checkpoint.rows import RowRange, Stacked, Transposed
 from ikq.checkpoint.target import BlockTarget, Target
+from ikq.errors import UnsupportedError
 from ikq.models.attention import score_scale
 from ikq.models.ffn import RoutingFunc, dense_ffn, is_leading_dense, moe_ffn
 from ikq.models.layers import standard_layer
@@ -185,8 +186,17 @@ def _attention_keys(t: Target) -> None:
         t.count("attention.q_lora_rank", c.integer("q_lora_rank", low=1))
     t.count("rope.dimension_count", n_rot)
     rope = c.rope()
-    if rope.get("rope_type") == "yarn" and rope.has("mscale_all_dim"):
-        t.number("rope.scaling.yarn_log_multiplier", 0.1 * rope.number("mscale_all_dim"))
+    if rope.get("rope_type") != "yarn":
+        return
+    # cos and sin grow by the quotient of what follows from the two, which is 1 where they are equal
+    every = rope.number("mscale_all_dim", default=0.0)
+    if rope.number("mscale", default=1.0) != (every or 1.0):
+        raise UnsupportedError(
+            f"{c.path}: `mscale` is {rope.get('mscale')}, and `mscale_all_dim` {rope.get('mscale_all_dim')}: "
+            "files hold one number for both"
+        )
+    if rope.has("mscale_all_dim"):
+        t.number("rope.scaling.yarn_log_multiplier", 0.1 * every)
 
 
 def _convert_attention(b: BlockTarget) -> None:

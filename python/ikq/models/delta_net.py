@@ -122,6 +122,7 @@ def convert_hybrid(t: Target, *, tiled: bool) -> None:
     parts.common_keys(t, n_layer + n_extra)
     parts.rope_keys(t)
     parts.moe_keys(t)
+    parts.norm_key(t, default=True)
     rope = c.rope()
     head_dim = c.integer("head_dim", default=256, low=1)
     t.count("attention.key_length", head_dim)
@@ -183,10 +184,16 @@ def _convert_delta_net(b: BlockTarget, tiled: bool) -> None:
     r = n_v // n_k
     if r * n_k != n_v:
         raise c.wrong("linear_num_value_heads", f"a multiple of the {n_k} key heads")
+    n_keys = n_k * d_k
+    # before lists of these lengths are made
+    out = weights.matrix(f"{b.source}linear_attn.out_proj.weight")
+    if out.n_per_row != n_v * d_v:
+        raise c.wrong("linear_value_head_dim", f"what `{b.source}linear_attn.out_proj.weight` has")
+    if weights.matrix(f"{b.source}linear_attn.conv1d.weight").n_rows != 2 * n_keys + n_v * d_v:
+        raise c.wrong("linear_key_head_dim", f"what `{b.source}linear_attn.conv1d.weight` has")
     # value head j of the file is head heads[j] of the checkpoint
     heads = np.arange(n_v).reshape(n_k, r).T.reshape(-1) if tiled else np.arange(n_v)
     values = (heads[:, None] * d_v + np.arange(d_v)).reshape(-1)
-    n_keys = n_k * d_k
     channels = np.concatenate([np.arange(2 * n_keys), 2 * n_keys + values])
 
     def rows(source: str, order: NDArray[np.intp], n: int, *, column: bool = False) -> Matrix:
@@ -229,9 +236,6 @@ def _convert_delta_net(b: BlockTarget, tiled: bool) -> None:
     a = rows("A_log", heads, n_v, column=True)
     t.add(b.name("ssm_a"), Computed(a, lambda x: -np.exp(x.astype(np.float64)).astype(np.float32)), (n_v,))
     b.norm("linear_attn.norm", "ssm_norm")
-    out = weights.matrix(f"{b.source}linear_attn.out_proj.weight")
-    if out.n_per_row != n_v * d_v:
-        raise c.wrong("linear_value_head_dim", f"what `{b.source}linear_attn.out_proj.weight` has")
     t.add(
         b.name("ssm_out.weight"), Columns(out, values) if tiled else out, from_fp8=is_fp8("out_proj.weight")
     )

@@ -73,7 +73,7 @@ def convert(t: Target) -> None:
         UnsupportedError: a kind of rotary scaling that such files do not have.
     """
     c = t.config = t.config.with_defaults(_DEFAULTS)
-    parts.common_keys(t)
+    parts.common_keys(t, activation="gelu_pytorch_tanh")
     parts.rope_keys(t, "full_attention")
     head_dim = c.integer("head_dim")
     newer = c.get("rope_parameters")

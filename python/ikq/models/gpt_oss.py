@@ -6,11 +6,10 @@ engines round them, and so does ikq unless told otherwise.
 
 from __future__ import annotations
 
-import numpy as np
-
 from ikq.checkpoint import parts
-from ikq.checkpoint.rows import Flat, Permuted, Stacked, Transposed
-from ikq.checkpoint.target import BlockTarget, Target
+from ikq.checkpoint.rows import Flat, RowRange, Transposed
+from ikq.checkpoint.target import BlockRows, BlockTarget, Target
+from ikq.errors import UnsupportedError
 from ikq.models.attention import gqa, has_window
 from ikq.models.ffn import moe_ffn
 from ikq.models.layers import standard_layer
@@ -51,10 +50,17 @@ def convert(t: Target) -> None:
     parts.common_keys(t)
     parts.rope_keys(t)
     parts.moe_keys(t)
+    n_layer = c.integer("num_hidden_layers", low=1)
+    kinds = c.texts("layer_types")
+    if kinds and kinds != [("sliding_attention", "full_attention")[i % 2] for i in range(n_layer)]:
+        raise UnsupportedError(
+            f"{c.path}: `layer_types` do not alternate, beginning with a window, as in all files of gpt-oss"
+        )
+    parts.only(c, "swiglu_limit", 7.0)
     t.count("attention.sliding_window", c.integer("sliding_window", low=1))
     t.count("expert_feed_forward_length", c.integer("intermediate_size", low=1))
     parts.embeddings(t)
-    for i in range(c.integer("num_hidden_layers")):
+    for i in range(n_layer):
         b = t.block(i)
         b.norm("input_layernorm", "attn_norm")
         parts.attention(b)
@@ -68,30 +74,28 @@ def _convert_experts(b: BlockTarget, n_expert: int) -> None:
     c = b.config
     n_ff, n_embd = c.integer("intermediate_size", low=1), c.integer("hidden_size", low=1)
     # of each expert: even rows are gate, odd ones up
-    both = np.arange(n_expert * 2 * n_ff).reshape(n_expert, n_ff, 2)
-    orders = {
-        "gate": ("gate_up_proj", both[:, :, 0].reshape(-1), n_ff, n_embd),
-        "up": ("gate_up_proj", both[:, :, 1].reshape(-1), n_ff, n_embd),
-        "down": ("down_proj", np.arange(n_expert * n_embd), n_embd, n_ff),
+    places = {
+        "gate": ("gate_up_proj", 0, 2, n_ff, n_embd),
+        "up": ("gate_up_proj", 1, 2, n_ff, n_embd),
+        "down": ("down_proj", 0, 1, n_embd, n_ff),
     }
-    for part, (source, order, n_rows, n_per_row) in orders.items():
+    for part, (source, start, step, n_rows, n_per_row) in places.items():
         name = f"{b.source}mlp.experts.{source}"
         shape = (n_expert, n_rows, n_per_row)
         blocks = b.weights.mxfp4(name)
         target = b.name(f"ffn_{part}_exps")
-        step = 1 if part == "down" else 2
         if blocks is not None:
             if (blocks.n_rows, blocks.n_per_row) != (n_expert * n_rows * step, n_per_row):
                 raise c.wrong("intermediate_size", f"what `{name}_blocks` has")
-            b.target.add(f"{target}.weight", Permuted(blocks, order), shape, blocks=(blocks, order))
+            rows = RowRange(blocks, start, n_expert * n_rows, step)
+            b.target.add(f"{target}.weight", rows, shape, blocks=BlockRows(blocks, start, step))
         else:
             stored = b.weights.matrix(name)
             if (stored.n_rows, stored.n_per_row) != (n_expert * n_per_row, n_rows * step):
                 raise c.wrong("intermediate_size", f"what `{name}` has")
-            start = 1 if part == "up" else 0
             b.target.add(f"{target}.weight", Transposed(stored, n_expert, start, step), shape)
         bias = b.weights.matrix(f"{name}_bias")
         if (bias.n_rows, bias.n_per_row) != (n_expert, n_rows * step):
             raise c.wrong("num_local_experts", f"what `{name}_bias` has")
-        rows = Flat(Permuted(Flat(bias, 1), order), n_rows)
-        b.target.add(f"{target}.bias", Stacked([rows]), (n_expert, n_rows))
+        numbers = Flat(RowRange(Flat(bias, 1), start, n_expert * n_rows, step), n_rows)
+        b.target.add(f"{target}.bias", numbers, (n_expert, n_rows))

@@ -43,7 +43,9 @@ def convert(t: Target) -> None:
     c = t.config
     n = parts.n_expert(c)
     parts.common_keys(t)
-    parts.rope_keys(t)
+    parts.rope_keys(t, llama3=True)
+    if c.texts("architectures") != ["LlamaForCausalLM"]:
+        parts.no_window(c)  # Llama has the key at most by mistake
     if n:
         parts.moe_keys(t)
     t.count("vocab_size", c.integer("vocab_size", low=1))

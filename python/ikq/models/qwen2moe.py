@@ -34,7 +34,9 @@ def convert(t: Target) -> None:
     """
     parts.common_keys(t)
     parts.rope_keys(t)
+    parts.no_window(t.config, by_flag=True)
     parts.moe_keys(t)
+    parts.norm_key(t, default=False)
     t.count("expert_feed_forward_length", t.config.integer("moe_intermediate_size", low=1))
     t.count("expert_shared_feed_forward_length", t.config.integer("shared_expert_intermediate_size", low=1))
     parts.embeddings(t)

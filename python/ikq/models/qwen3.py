@@ -34,6 +34,7 @@ def convert(t: Target) -> None:
     """
     parts.common_keys(t)
     parts.rope_keys(t)
+    parts.no_window(t.config, by_flag=True)
     parts.embeddings(t)
     for i in range(t.config.integer("num_hidden_layers")):
         b = t.block(i)
