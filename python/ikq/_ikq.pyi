@@ -51,6 +51,7 @@ __all__ = [
     "row_bytes",
     "selected_isa",
     "tensor_bytes",
+    "type_range",
     "type_facts",
     "unpack",
     "write_gguf",
