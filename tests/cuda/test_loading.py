@@ -185,4 +185,5 @@ def test_a_real_nvrtc_compiles(tmp_path):
     code = "import ikq.cuda; print(ikq.cuda.warm(['Q4_K', 'F16'], 'sm_90'))"
     assert "mmv.cu [IKQ_TYPE=q4_k]" in run(code, env)
     assert all(f.read_bytes()[16:20] == b"\x7fELF" for f in (tmp_path / "cubin").iterdir())
-    assert len(list((tmp_path / "cubin").iterdir())) == 4
+    # activations and norms, and of both types products, fused up and gate; decoding of the one that is no float
+    assert len(list((tmp_path / "cubin").iterdir())) == 7
