@@ -135,8 +135,6 @@ def test_speeds_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.M
     assert s.bytes_per_weight == pytest.approx(8.5 / 8, rel=0.1)
     assert found.steps.element > 0
     assert found.steps.score > 0
-    # on a busy machine the fit may find nothing of its own for it
-    assert found.steps.step >= 0
     measure_speeds([Q8_0], path=kept, progress=lambda s: told.append(s.type))
     assert len(told) == 2
     measure_type_speeds([Q8_0], path=kept, again=True, progress=lambda s: told.append(s.type))
