@@ -17,13 +17,7 @@ CAPS = {
 OF_COLUMNS = {"c1": 96, "c2": 128, "c4": 160, "c8": 200}
 
 
-# what the compiler that the extra `cuda` pins (13.0) needs more of than a later one; no spills are allowed anywhere
-MORE = {"mmv_iq6_k_c1": 128, "down_iq6_k": 128, "attend_f32_f32": 168}
-
-
 def cap(name: str) -> int:
-    if name in MORE:
-        return MORE[name]
     if name.startswith(("mmv", "upgate", "down")) and name.split("_")[1] in FLOATS:
         return 200  # their loops are unrolled for more loads at a time
     if name.startswith(("mmv", "upgate")):
