@@ -6,6 +6,8 @@
 //   glu_act(up, gate, bias_up, bias_gate, ids, y, q, ds, n_rows, act, alpha, limit)
 //       grid (ceil(n_rows / 32), columns), block 32
 //       what the fused kernel of upgate.cu does behind its products, for products that were made apart
+//   add_to(x, a, b, n)           grid ceil(n / 256), block 256: x += a + b; b may be null
+//   sigmoid_of(x, n)             the same grid: x becomes its sigmoid
 #include "glu.cuh"
 
 IKQ_KERNEL(256, quantize_act, (const float *__restrict__ x, int8_t *__restrict__ q, float2 *__restrict__ ds, int64_t n)) {
@@ -24,4 +26,14 @@ IKQ_KERNEL(32, glu_act, (const float *up, const float *gate, const float *bias_u
     const float u = up[column + in] + (bias_up ? bias_up[expert + in] : 0.0f);
     const float g = gate[column + in] + (bias_gate ? bias_gate[expert + in] : 0.0f);
     store_activation(id < 0 ? 0.0f : activated(u, g, act, alpha, limit), row, blockIdx.y, n_rows, y, q, ds);
+}
+
+IKQ_KERNEL(256, add_to, (float *x, const float *a, const float *b, int64_t n)) {
+    const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < n) x[i] += b ? a[i] + b[i] : a[i];
+}
+
+IKQ_KERNEL(256, sigmoid_of, (float *x, int64_t n)) {
+    const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i < n) x[i] = 1.0f / (1.0f + expf(-x[i]));
 }

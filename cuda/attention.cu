@@ -1,28 +1,23 @@
 // Attention of single queries, for a type of keys (-DIKQ_TYPE) and one of values (-DIKQ_VALUES). A prompt is many
 // columns, each of which sees the positions before it.
 //
-//   attend_K_V(q, k, v, pages, first, end, partial, n_heads, n_kv, n_k, n_v, n_v_row, max_pages, scale, cap)
+//   attend_K_V(q, k, v, pages, first, end, partial, n_heads, n_kv, n_k, n_v, n_v_row, max_pages, span, scale, cap)
 //       grid (n_heads, splits, columns), block 128
 //   q          [column][head][n_k] floats
 //   k, v       caches (cache.cuh) of n_kv heads, rows of n_k and n_v_row elements; values are the first n_v of theirs
 //              (compressed keys and values, of one head: v = k, n_v_row = n_k). n_v is at most 1024
 //   pages      a row of max_pages page numbers for each column
-//   first, end positions that the column sees: first[c] to end[c], not included
+//   first, end positions that the column sees: first[c] to end[c], not included; span: positions of a split
 //   scale      of the scores; cap: of a soft cap, cap * tanh(score / cap); 0 is none
 //   partial    [column][head][split]: n_v sums, then the largest score and the sum of weights
-//   attend_combine(partial, sinks, gate, y, q, ds, n_heads, n_v, n_splits)
-//       grid (n_heads, columns), block 128; in any module of this source, once (-DIKQ_COMBINE)
-//   sinks      a score per head that takes weight and gives nothing, or null
-//   gate       [column][head][n_v]: results are multiplied by its sigmoid; or null
-//   y, q, ds   the results as floats and quantized (n_v a multiple of 32); each may be null
+// Split s has the positions from first + s * span on, so that a column's splits are the same whatever else is in the step.
+// Splits behind the end have seen nothing; combine.cu makes one of all.
 #include "cache.cuh"
 #include "names.cuh"
+#include "softmax.cuh"
 
 #ifndef IKQ_ONCE_ATTEND
 #define IKQ_ONCE_ATTEND
-// e^(a - b), where nothing was seen yet 0
-IKQ_DEV float weight_of(float a, float b) { return a > -INFINITY ? expf(a - b) : 0.0f; }
-
 // Lanes of a row: each has 32 elements; a power of two.
 IKQ_DEV int lanes_for(int n) {
     int lanes = 1;
@@ -33,7 +28,7 @@ IKQ_DEV int lanes_for(int n) {
 template <class K, class V>
 IKQ_DEV void attend(const float *q, const uint8_t *k, const uint8_t *v, const int *pages, const int *first,
                     const int *end, float *partial, int n_heads, int n_kv, int n_k, int n_v, int n_v_row, int max_pages,
-                    float scale, float cap) {
+                    int span, float scale, float cap) {
     IKQ_SHARED(float, query, 1024);
     IKQ_SHARED(float, sums, 4 * 1024);
     IKQ_SHARED(float, mosts, 4);
@@ -45,9 +40,9 @@ IKQ_DEV void attend(const float *q, const uint8_t *k, const uint8_t *v, const in
     __syncthreads();
     pages += column * max_pages;
 
-    const int64_t n_seen = end[column] - first[column], splits = gridDim.y;
-    const int from = first[column] + int(n_seen * blockIdx.y / splits);
-    const int to = first[column] + int(n_seen * (blockIdx.y + 1) / splits);
+    const int splits = gridDim.y, last = end[column];
+    const int64_t begin = first[column] + int64_t(span) * blockIdx.y;
+    const int from = begin < last ? int(begin) : last, to = last - from < span ? last : from + span;
     const int wide = n_k > n_v ? n_k : n_v;
     const int lanes = lanes_for(wide), rows = 32 / lanes, part = lane & (lanes - 1), group = lane / lanes;
     // of the rows that this lane's group saw; a warp has 32 / lanes rows at a time
@@ -119,30 +114,8 @@ IKQ_DEV void attend(const float *q, const uint8_t *k, const uint8_t *v, const in
 
 IKQ_KERNEL(128, IKQ_NAME_3(attend, IKQ_TYPE, IKQ_VALUES),
            (const float *q, const uint8_t *k, const uint8_t *v, const int *pages, const int *first, const int *end,
-            float *partial, int n_heads, int n_kv, int n_k, int n_v, int n_v_row, int max_pages, float scale,
-            float cap)) {
-    attend<IKQ_TYPE, IKQ_VALUES>(q, k, v, pages, first, end, partial, n_heads, n_kv, n_k, n_v, n_v_row, max_pages, scale,
-                                 cap);
+            float *partial, int n_heads, int n_kv, int n_k, int n_v, int n_v_row, int max_pages, int span,
+            float scale, float cap)) {
+    attend<IKQ_TYPE, IKQ_VALUES>(q, k, v, pages, first, end, partial, n_heads, n_kv, n_k, n_v, n_v_row, max_pages, span,
+                                 scale, cap);
 }
-
-#ifdef IKQ_COMBINE
-IKQ_KERNEL(128, attend_combine, (const float *partial, const float *sinks, const float *gate, float *y, int8_t *q,
-                                 float2 *ds, int n_heads, int n_v, int n_splits)) {
-    const int64_t at = int64_t(blockIdx.y) * n_heads + blockIdx.x;
-    partial += at * n_splits * (n_v + 2);
-    float most = sinks ? sinks[blockIdx.x] : -INFINITY;
-    for (int s = 0; s < n_splits; s++) most = fmaxf(most, partial[s * (n_v + 2) + n_v]);
-    float total = sinks ? weight_of(sinks[blockIdx.x], most) : 0.0f;
-    for (int s = 0; s < n_splits; s++)
-        total += partial[s * (n_v + 2) + n_v + 1] * weight_of(partial[s * (n_v + 2) + n_v], most);
-    const float factor = total > 0.0f ? 1.0f / total : 0.0f;
-    for (int i = threadIdx.x; i < n_v; i += blockDim.x) {
-        float x = 0.0f;
-        for (int s = 0; s < n_splits; s++) x += partial[s * (n_v + 2) + i] * weight_of(partial[s * (n_v + 2) + n_v], most);
-        x *= factor;
-        if (gate) x /= 1.0f + expf(-gate[at * n_v + i]);
-        if (y) y[at * n_v + i] = x;
-        if (q) quantize_32(x, q + at * n_v + i, ds + ((at * n_v + i) >> 5));
-    }
-}
-#endif

@@ -1,11 +1,13 @@
 // Queries, keys and values of a type of cache (-DIKQ_TYPE): norm, rope, and the place where they are read.
 //
-//   heads_T(x, x_stride, n_heads, n, weight, eps, cos_sin, n_rot, neox, y, cache, slots)
+//   heads_T(x, x_stride, head_stride, n_heads, n, weight, n_norm, eps, cos_sin, rot_at, n_rot, neox, y, y_stride, cache,
+//           slots)
 //       grid (n_heads, columns), block 32
-//   x         head h of column c: n floats (at most 1024) from x[c * x_stride + h * n]
-//   weight    n floats of an rms norm over each head, or null
-//   cos_sin   n_rot floats per column (norm.cu, rope_table), or null; neox: pairs are halves, else neighbours
-//   y         [column][head][n] floats, or null; may be x where x_stride = n_heads * n
+//   x         head h of column c: n floats (at most 1024) from x[c * x_stride + h * head_stride]
+//   weight    n_norm floats of an rms norm over each head's first n_norm elements, or null
+//   cos_sin   n_rot floats per column (norm.cu, rope_table), which turn the elements from rot_at on, or null; neox: pairs
+//             are halves, else neighbours
+//   y         [column][head], y_stride floats from head to head, or null; may be x where strides are the same
 //   cache     rows of the column's slot (cache.cuh), or null; slots: one per column, -1 stores nothing
 #include "cache.cuh"
 #include "names.cuh"
@@ -13,29 +15,32 @@
 #ifndef IKQ_ONCE_HEADS
 #define IKQ_ONCE_HEADS
 template <class T>
-IKQ_DEV void heads(const float *x, int64_t x_stride, int n_heads, int n, const float *weight, float eps,
-                   const float *cos_sin, int n_rot, int neox, float *y, uint8_t *cache, const int *slots) {
+IKQ_DEV void heads(const float *x, int64_t x_stride, int head_stride, int n_heads, int n, const float *weight,
+                   int n_norm, float eps, const float *cos_sin, int rot_at, int n_rot, int neox, float *y, int y_stride,
+                   uint8_t *cache, const int *slots) {
     IKQ_SHARED(float, values, 1024);
     const int lane = threadIdx.x, head = blockIdx.x;
     const int64_t column = blockIdx.y;
-    x += column * x_stride + int64_t(head) * n;
+    x += column * x_stride + int64_t(head) * head_stride;
+    if (!weight) n_norm = 0;
     float squares = 0.0f;
-    for (int i = lane; i < n; i += 32) squares += x[i] * x[i];
-    const float scale = weight ? 1.0f / sqrtf(warp_sum(squares) / float(n) + eps) : 1.0f;
-    for (int i = lane; i < n; i += 32) values[i] = x[i] * scale * (weight ? weight[i] : 1.0f);
+    for (int i = lane; i < n_norm; i += 32) squares += x[i] * x[i];
+    const float scale = weight ? 1.0f / sqrtf(warp_sum(squares) / float(n_norm) + eps) : 1.0f;
+    for (int i = lane; i < n; i += 32) values[i] = i < n_norm ? x[i] * scale * weight[i] : x[i];
     __syncwarp();
     if (cos_sin) {
         const float *cosines = cos_sin + column * n_rot, *sines = cosines + n_rot / 2;
+        float *turned = values + rot_at;
         for (int i = lane; i < n_rot / 2; i += 32) {
             const int a = neox ? i : 2 * i, b = neox ? i + n_rot / 2 : 2 * i + 1;
-            const float u = values[a], v = values[b];
-            values[a] = u * cosines[i] - v * sines[i];
-            values[b] = u * sines[i] + v * cosines[i];
+            const float u = turned[a], v = turned[b];
+            turned[a] = u * cosines[i] - v * sines[i];
+            turned[b] = u * sines[i] + v * cosines[i];
         }
         __syncwarp();
     }
     if (y)
-        for (int i = lane; i < n; i += 32) y[(column * n_heads + head) * n + i] = values[i];
+        for (int i = lane; i < n; i += 32) y[(column * n_heads + head) * y_stride + i] = values[i];
     const int slot = cache ? slots[column] : -1;
     if (slot >= 0) {
         uint8_t *row = cache_row<T>(cache, slot, head, n_heads, n);
@@ -48,7 +53,9 @@ IKQ_DEV void heads(const float *x, int64_t x_stride, int n_heads, int n, const f
 #endif
 
 IKQ_KERNEL(32, IKQ_NAME_2(heads, IKQ_TYPE),
-           (const float *x, int64_t x_stride, int n_heads, int n, const float *weight, float eps, const float *cos_sin,
-            int n_rot, int neox, float *y, uint8_t *cache, const int *slots)) {
-    heads<IKQ_TYPE>(x, x_stride, n_heads, n, weight, eps, cos_sin, n_rot, neox, y, cache, slots);
+           (const float *x, int64_t x_stride, int head_stride, int n_heads, int n, const float *weight, int n_norm,
+            float eps, const float *cos_sin, int rot_at, int n_rot, int neox, float *y, int y_stride, uint8_t *cache,
+            const int *slots)) {
+    heads<IKQ_TYPE>(x, x_stride, head_stride, n_heads, n, weight, n_norm, eps, cos_sin, rot_at, n_rot, neox, y, y_stride,
+                    cache, slots);
 }

@@ -1,12 +1,13 @@
 // Which experts tokens take, and the order in which experts are worked through.
 //
-//   router(logits, bias, ids, weights, not_finite, n_experts, n_used, func, normalize, scale, n_group, n_group_used,
-//          n_least, threshold)                                        grid tokens, block 32
+//   router(logits, bias, ids, weights, not_finite, layer, n_experts, n_used, func, normalize, scale, n_group,
+//          n_group_used, n_least, threshold)                          grid tokens, block 32
 //       logits       n_experts floats per token (at most 1024)
 //       bias         added to the scores that choose, not to weights; or null
 //       ids, weights n_used per token (at most 32), the best score first, of equal ones the lower id. An expert that
 //                    is dropped has id -1 and weight 0
-//       not_finite   one int: becomes 1 when a score is NaN or infinite; all ids of such a token are -1
+//       not_finite   one int per token: becomes `layer` when a score is NaN or infinite and it was negative; all ids of
+//                    such a token are -1
 //       func         0 softmax over all, 1 sigmoid, 2 softmax over the chosen
 //       n_group      groups of which the best n_group_used may be chosen from, judged by the sum of their two best
 //       n_least, threshold   experts behind the n_least of largest weight stay if theirs is more than threshold times
@@ -47,7 +48,7 @@ IKQ_DEV float softmax_of_lanes(float x) {
 }
 
 IKQ_KERNEL(32, router, (const float *logits, const float *bias, int *ids, float *weights, int *not_finite,
-                        int n_experts, int n_used, int func, int normalize, float scale, int n_group, int n_group_used,
+                        int layer, int n_experts, int n_used, int func, int normalize, float scale, int n_group, int n_group_used,
                         int n_least, float threshold)) {
     IKQ_SHARED(float, scores, MAX_EXPERTS);
     IKQ_SHARED(float, choice, MAX_EXPERTS);
@@ -83,7 +84,7 @@ IKQ_KERNEL(32, router, (const float *logits, const float *bias, int *ids, float 
             ids[token * n_used + lane] = -1;
             weights[token * n_used + lane] = 0.0f;
         }
-        if (lane == 0) *not_finite = 1;
+        if (lane == 0 && not_finite[token] < 0) not_finite[token] = layer;
         return; // the whole block
     }
 

@@ -230,8 +230,8 @@ class Model(TextModel):
                 not; `on` keeps it, `off` copies.
             repack: No effect: weights are re-arranged while loading in any case.
             devices: What computes, the CPU first. `CUDA0`, `CUDA1`, ... are GPUs (see `ikq.cuda`), which so
-                far compute FFNs of dense layers and the output; `CPU1`, `CPU2`, ... are the CPU again with
-                memory of their own, to see what a placement does.
+                far compute all but recurrent layers; `CPU1`, `CPU2`, ... are the CPU again with memory of
+                their own, to see what a placement does.
             n_gpu_layers: The last so many layers go to the first device that is not the CPU; more than there
                 are: the output too.
             override_tensor: Rules `REGEX=DEVICE`, several joined by commas or in a list: tensors in whose

@@ -58,16 +58,14 @@ def per_type(source: str, types) -> list[Specialisation]:
 def specialisations() -> list[Specialisation]:
     """Every one that a model can need, but for pairs of types in `upgate.cu`, of which there are some."""
     types = (*FLOATS, *TYPES)
-    out: list[Specialisation] = [(f, ()) for f in ("activations.cu", "router.cu", "norm.cu")]
+    out: list[Specialisation] = [(f, ()) for f in ("activations.cu", "combine.cu", "router.cu", "norm.cu")]
     out += [s for f in ("weights.cu", "mmv.cu", "down.cu", "upgate.cu") for s in per_type(f, types)]
     out += [
         ("upgate.cu", ("IKQ_TYPE=iq4_ks", "IKQ_GATE=q6_k")),
         ("upgate.cu", ("IKQ_TYPE=q8_0", "IKQ_GATE=iq1_m")),
     ]
     out += per_type("heads.cu", CACHES)
-    out += [
-        ("attention.cu", (f"IKQ_TYPE={k}", f"IKQ_VALUES={v}", "IKQ_COMBINE")) for k in CACHES for v in CACHES
-    ]
+    out += [("attention.cu", (f"IKQ_TYPE={k}", f"IKQ_VALUES={v}")) for k in CACHES for v in CACHES]
     return out
 
 

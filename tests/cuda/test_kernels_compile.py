@@ -10,8 +10,8 @@ pytestmark = pytest.mark.skipif(
 
 # the most registers of a thread: what lets as many blocks run side by side as a kernel's speed needs
 CAPS = {
-    "quantize_act": 32, "glu_act": 32, "router": 64, "moe_sort": 40, "rms_norm": 40, "rope_table": 64, "argmax": 32,
-    "top_k": 32, "heads": 80, "attend": 128, "repack": 80, "dequant": 128, "down": 112,
+    "quantize_act": 32, "glu_act": 32, "add_to": 32, "sigmoid_of": 32, "router": 64, "moe_sort": 40,
+    "rms_norm": 40, "rope_table": 64, "argmax": 32, "top_k": 32, "heads": 80, "attend": 128, "repack": 80, "dequant": 128, "down": 112,
 }  # fmt: skip
 # products hold sums and columns: the more columns, the more
 OF_COLUMNS = {"c1": 96, "c2": 128, "c4": 160, "c8": 200}
@@ -37,7 +37,7 @@ def check(special, architecture):
 QUICK = [
     ("mmv.cu", ("IKQ_TYPE=iq4_ks",)),
     ("upgate.cu", ("IKQ_TYPE=q4_k", "IKQ_GATE=q6_k")),
-    ("attention.cu", ("IKQ_TYPE=f16", "IKQ_VALUES=q8_0", "IKQ_COMBINE")),
+    ("attention.cu", ("IKQ_TYPE=f16", "IKQ_VALUES=q8_0")),
     ("norm.cu", ()),
 ]
 

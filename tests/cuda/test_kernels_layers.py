@@ -9,6 +9,7 @@ from weights import TYPES, device_row_bytes, weights_module
 pytestmark = needs_gxx
 
 PAGE = 256
+LAYER = 7
 CACHES = ["f32", "f16", "bf16", "q8_0", "q6_0", "q4_0", "q4_1", "iq4_nl"]
 # types of keys and values, heads, heads of the cache, elements of keys and of values, and what else
 ATTENTIONS = [
@@ -40,13 +41,13 @@ def norm_module():
 
 def route(logits, k, func, bias=None, normalize=False, scale=1.0, groups=(1, 1), reduction=None, order=0):
     tokens, n = logits.shape
-    ids, weights, bad = aligned((tokens, k), np.int32), aligned((tokens, k), np.float32), i32([0])
+    ids, weights, bad = aligned((tokens, k), np.int32), aligned((tokens, k), np.float32), i32([-1] * tokens)
     least, threshold = reduction or (k, 0.0)
     router_module().run(
-        "router", tokens, 32, f32(logits), bias, ids, weights, bad, n, k, func, int(normalize), scale, *groups, least,
+        "router", tokens, 32, f32(logits), bias, ids, weights, bad, LAYER, n, k, func, int(normalize), scale, *groups, least,
         threshold, order=order,
     )  # fmt: skip
-    return ids, weights, bad[0]
+    return ids, weights, bad.tolist()
 
 
 def expected_route(logits, k, func, bias, normalize, scale, groups, reduction):
@@ -92,7 +93,7 @@ def test_router(func, n, k, more, order):
     more = {"bias": None, "normalize": False, "scale": 1.0, "groups": (1, 1), "reduction": None, **more}
     more["bias"] = f32(rng.normal(size=n)) if more["bias"] else None
     ids, weights, bad = route(logits, k, func, order=order, **more)
-    assert not bad
+    assert bad == [-1] * 5
     for t in range(5):
         want_ids, want = expected_route(logits[t], k, func, **more)
         assert ids[t].tolist() == want_ids.tolist()
@@ -104,7 +105,7 @@ def test_equal_scores_and_scores_that_are_not_finite():
     logits = np.zeros((3, 40), np.float32)
     logits[1, 17], logits[2, 3] = np.nan, 1
     ids, weights, bad = route(logits, 4, 0)
-    assert bad == 1
+    assert bad == [-1, LAYER, -1]
     assert ids.tolist() == [[0, 1, 2, 3], [-1] * 4, [3, 0, 1, 2]]
     assert not weights[1].any()
 
@@ -163,7 +164,7 @@ def test_heads_are_normed_turned_and_stored(cache, neox):
     y = aligned((3, n_heads, n), np.float32)
     store = aligned((3, n_heads, PAGE, row_bytes(cache, n)), np.uint8)
     slots = [2 * PAGE + 7, 255, -1]
-    args = (f32(x), stride, n_heads, n, weight, 1e-6, cos_sin, n_rot, neox, y, store, i32(slots))
+    args = (f32(x), stride, n, n_heads, n, weight, n, 1e-6, cos_sin, 0, n_rot, neox, y, n, store, i32(slots))
     heads_module().run(f"heads_{cache}", (n_heads, 3), 32, *args, order=ORDERS[neox + 1])
     h = x[:, : n_heads * n].reshape(3, n_heads, n).astype(np.float64)
     want = h / np.sqrt((h**2).mean(-1, keepdims=True) + np.float32(1e-6)) * weight
@@ -179,6 +180,28 @@ def test_heads_are_normed_turned_and_stored(cache, neox):
         assert_stored(cache, row, y[column])
     untouched = store.transpose(0, 2, 1, 3)[~written]
     assert (untouched == 0xFF).all(), "a row that has no slot was written"
+
+
+def test_parts_of_heads_are_normed_and_turned():
+    """Compressed keys: a norm of the first elements, a rope of the last; heads and results that stand apart."""
+    rng = np.random.default_rng(16)
+    n_heads, n_norm, n_rot, head_stride, y_stride = 2, 64, 32, 130, 101
+    n = n_norm + n_rot
+    cos_sin, exact = rope([3, 400], n_rot)
+    x, weight = rng.normal(size=(2, n_heads * head_stride)).astype(np.float32), f32(rng.normal(size=n_norm))
+    y = aligned((2, n_heads, y_stride), np.float32)
+    args = (f32(x), n_heads * head_stride, head_stride, n_heads, n, weight, n_norm, 1e-6, cos_sin, n_norm, n_rot, 0)
+    heads_module().run("heads_f32", (n_heads, 2), 32, *args, y, y_stride, None, None)
+    h = x.reshape(2, n_heads, head_stride)[..., :n].astype(np.float64)
+    c, k = h[..., :n_norm], h[..., n_norm:]
+    c = c / np.sqrt((c**2).mean(-1, keepdims=True) + np.float32(1e-6)) * weight
+    cosines, sines = exact[:, None, : n_rot // 2], exact[:, None, n_rot // 2 :]
+    turned = np.empty_like(k)
+    turned[..., ::2] = k[..., ::2] * cosines - k[..., 1::2] * sines
+    turned[..., 1::2] = k[..., ::2] * sines + k[..., 1::2] * cosines
+    want = np.concatenate([c, turned], axis=-1)
+    assert np.abs(y[..., :n] - want).max() <= 24 * U * np.abs(want).max() * 1.5
+    assert np.isnan(y[..., n:]).all(), "what lies between heads was written"
 
 
 def cache_floats(cache, rows, n):
@@ -227,10 +250,10 @@ def assert_stored(cache, row, y):
 
 
 def attention_module():
-    text = "#define IKQ_COMBINE\n"
+    text = '#include "combine.cu"\n'
     for k, v in sorted({(k, v) for k, v, *_ in ATTENTIONS}):
         text += f'#define IKQ_TYPE {k}\n#define IKQ_VALUES {v}\n#include "attention.cu"\n'
-        text += "#undef IKQ_TYPE\n#undef IKQ_VALUES\n#undef IKQ_COMBINE\n"
+        text += "#undef IKQ_TYPE\n#undef IKQ_VALUES\n"
     return module(text)
 
 
@@ -239,8 +262,8 @@ def fill_cache(cache, n_pages, n_kv, n, rng):
     x = rng.normal(size=(n_pages * PAGE, n_kv * n)).astype(np.float32)
     store = aligned((n_pages, n_kv, PAGE, row_bytes(cache, n)), np.uint8)
     heads_module().run(
-        f"heads_{cache}", (n_kv, len(x)), 32, f32(x), n_kv * n, n_kv, n, None, 0.0, None, 0, 0, None, store,
-        i32(np.arange(len(x))),
+        f"heads_{cache}", (n_kv, len(x)), 32, f32(x), n_kv * n, n, n_kv, n, None, 0, 0.0, None, 0, 0, 0,
+        None, 0, store, i32(np.arange(len(x))),
     )  # fmt: skip
     return store, cache_floats(cache, store.transpose(0, 2, 1, 3), n).reshape(-1, n_kv, n)
 
@@ -274,13 +297,14 @@ def test_attention(k, v, n_heads, n_kv, n_k, n_v, more):
     first, end = np.array([more.get("first", 0), 0, 5]), np.array([300, 41, 5])
     sinks = f32(rng.normal(size=n_heads)) if more.get("sinks") else None
     gate = f32(rng.normal(size=(3, n_heads, n_v))) if more.get("gate") else None
-    n_splits, scale, cap = 3, float(np.float32(1 / np.sqrt(n_k))), more.get("cap", 0.0)
+    span, n_splits, scale, cap = 113, 3, float(np.float32(1 / np.sqrt(n_k))), more.get("cap", 0.0)
     kernels = attention_module()
     for order in ORDERS:
         partial = aligned((3, n_heads, n_splits, n_v + 2), np.float32)
         kernels.run(
             f"attend_{k}_{v}", (n_heads, n_splits, 3), 128, f32(q), k_cache, v_cache, i32(pages), i32(first), i32(end),
-            partial, n_heads, n_kv, n_k, n_v, n_k if more.get("latent") else n_v, 2, scale, cap, order=order,
+            partial, n_heads, n_kv, n_k, n_v, n_k if more.get("latent") else n_v, 2, span, scale, cap,
+            order=order,
         )  # fmt: skip
         y, codes, ds = (
             aligned((3, n_heads, n_v), "f4"),
@@ -289,7 +313,7 @@ def test_attention(k, v, n_heads, n_kv, n_k, n_v, more):
         )
         whole = n_v % 32 == 0
         kernels.run(
-            "attend_combine", (n_heads, 3), 128, partial, sinks, gate, y, codes if whole else None,
+            "attend_combine", (n_heads, 3), 128, partial, sinks, gate, n_v, y, codes if whole else None,
             ds if whole else None, n_heads, n_v, n_splits, order=order,
         )  # fmt: skip
         want = attention(q, keys, values, pages, first, end, n_kv, scale, cap, sinks, gate)
@@ -325,7 +349,7 @@ def test_what_is_not_finite_shows(cache):
     x = np.ones((2, 64), np.float32)
     x[1, 40] = np.nan
     store = aligned((1, 1, PAGE, row_bytes(cache, 64)), np.uint8)
-    args = (f32(x), 64, 1, 64, None, 0.0, None, 0, 0, None, store, i32([0, 1]))
+    args = (f32(x), 64, 64, 1, 64, None, 0, 0.0, None, 0, 0, 0, None, 0, store, i32([0, 1]))
     heads_module().run(f"heads_{cache}", (1, 2), 32, *args)
     got = cache_floats(cache, store[0, 0, :2], 64)
     assert np.isfinite(got[0]).all()
@@ -333,3 +357,17 @@ def test_what_is_not_finite_shows(cache):
     _, _, back = quantized(x)
     assert np.isfinite(back[0]).all()
     assert np.isnan(back[1, 32:]).all()
+
+
+def test_sums_and_sigmoids():
+    rng = np.random.default_rng(3)
+    x, a, b = (f32(rng.normal(size=300)) for _ in range(3))
+    small = module('#include "activations.cu"\n')
+    both, one, gates = f32(x), f32(x), f32(x)
+    small.run("add_to", 2, 256, both, a, b, 300)
+    small.run("add_to", 2, 256, one, a, None, 300)
+    small.run("sigmoid_of", 2, 256, gates, 300)
+    assert (both == x + (a + b)).all()
+    assert (one == x + a).all()
+    # an exponential to 2 units, a sum and a division
+    assert np.abs(gates / sigmoid(x.astype(np.float64)) - 1).max() <= 8 * U

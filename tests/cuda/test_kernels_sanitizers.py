@@ -47,10 +47,10 @@ def run_router(module_, order=0):
     ids, weights, bad = (
         aligned((2, 4), np.int32),
         aligned((2, 4), np.float32),
-        on_device(np.zeros(1, np.int32)),
+        on_device(np.full(2, -1, np.int32)),
     )
     return module_.launch(
-        "router", 2, 32, logits, None, ids, weights, bad, 40, 4, 0, 1, 1.0, 1, 1, 4, 0.0, order=order
+        "router", 2, 32, logits, None, ids, weights, bad, 0, 40, 4, 0, 1, 1.0, 1, 1, 4, 0.0, order=order
     )
 
 

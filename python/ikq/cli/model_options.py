@@ -103,22 +103,12 @@ def print_ignored(args: argparse.Namespace, n_gpu_layers: int | None = None) -> 
     if getattr(args, "threads_batch", None) not in (None, threads):
         print("note: -tb ignored: one set of threads (-t) does both prompt and generation", file=sys.stderr)
     if (args.n_gpu_layers if n_gpu_layers is None else n_gpu_layers) and len(_devices(args)) == 1:
-        reason = _why_no_gpu()
+        reason = f"no GPU is usable: {cuda.status()['reason']}"
         if not args.fallback_cpu:
             raise ikq.DeviceError(f"-ngl: {reason}; --fallback-cpu runs all layers on the CPU")
         print(f"note: -ngl: {reason}; all layers run on the CPU", file=sys.stderr)
 
 
-def _why_no_gpu() -> str:
-    """Why layers cannot go to a GPU."""
-    found = cuda.status()
-    if not found["usable"]:
-        return f"no GPU is usable: {found['reason']}"
-    name = next(d["name"] for d in found["devices"] if d["usable"])
-    return (
-        f"{name} is usable, but computes no whole models yet; FFNs of dense layers and the output go there "
-        r"by -dev CUDA0 -ot 'ffn_(up|gate|down)\.=CUDA0,^output=CUDA0'"
-    )
 
 
 def print_unused_rules(args: argparse.Namespace, names: Iterable[str]) -> None:
@@ -255,9 +245,14 @@ def placement_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _devices(args: argparse.Namespace) -> tuple[str, ...]:
-    """Names of devices; the CPU is always there."""
+    """Names of devices; the CPU is always there, and the first GPU where layers are to go to one and none is named."""
     names = [name.strip() for name in args.device.split(",") if name.strip()]
-    return (*(() if names and names[0].upper() == "CPU" else ("CPU",)), *names)
+    names = [*(() if names and names[0].upper() == "CPU" else ("CPU",)), *names]
+    wanted = args.n_gpu_layers
+    wants_gpu = any(wanted) if isinstance(wanted, list) else bool(wanted)
+    if len(names) == 1 and wants_gpu and cuda.status()["usable"]:
+        names.append("CUDA0")
+    return tuple(names)
 
 
 def n_layers(text: str) -> int:

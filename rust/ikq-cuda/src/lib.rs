@@ -16,6 +16,7 @@
 pub mod cubins;
 pub mod device;
 pub mod error;
+mod floats;
 pub mod gpu;
 pub mod kernel_files;
 pub mod loader;
@@ -26,6 +27,6 @@ pub mod products;
 pub mod sources;
 pub mod weights;
 
-pub use device::Cuda;
+pub use device::{CacheForm, Cuda, Options};
 pub use error::{Error, Unavailable};
 pub use loader::{Runtime, Search, runtime};

@@ -1,9 +1,11 @@
 //! Products of matrices and columns: the columns' codes, and launches of at most eight columns.
 
+use ikq_formats::QuantType;
+
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::memory::{Address, arena_bytes};
-use crate::plan::{Call, MOST_COLUMNS, Plan, Products, reads_codes};
+use crate::plan::{Call, MOST_COLUMNS, MOST_GRID, Pairs, Plan, Products, reads_codes};
 use crate::weights::Matrix;
 
 /// Columns as products read them.
@@ -25,6 +27,20 @@ impl Columns {
         let at = first * self.n;
         let codes = self.codes.map(|(q, ds)| (q.offset(at), ds.offset(at / 32 * 8)));
         Columns { n: self.n, n_columns, floats: self.floats.offset(4 * at), codes }
+    }
+
+    /// The buffers that products with a type read.
+    ///
+    /// # Errors
+    /// [`Error::Plan`] when codes are missing.
+    pub fn read_by(&self, ty: QuantType) -> Result<Vec<(&'static str, Address)>, Error> {
+        match (reads_codes(ty), self.codes) {
+            (true, Some((q, ds))) => Ok(vec![("x", q), ("ds", ds)]),
+            (true, None) => {
+                Err(Error::Plan { name: "product".into(), why: "the columns have no codes".into() })
+            }
+            (false, _) => Ok(vec![("x", self.floats)]),
+        }
     }
 }
 
@@ -88,6 +104,7 @@ pub unsafe fn multiply(gpu: &Gpu, matrix: &Matrix, columns: &Columns, to: &Targe
             n: matrix.n,
             n_columns,
             stride: matrix.n_rows,
+            pairs: None,
             bias: to.bias.is_some(),
             residual: to.residual.is_some(),
         })
@@ -96,13 +113,65 @@ pub unsafe fn multiply(gpu: &Gpu, matrix: &Matrix, columns: &Columns, to: &Targe
         let mut buffers = vec![("w", matrix.at), ("y", to.y.offset(at))];
         buffers.extend(to.bias.map(|a| ("bias", a)));
         buffers.extend(to.residual.map(|a| ("residual", a.offset(at))));
-        match reads_codes(matrix.ty) {
-            true => {
-                let (q, ds) = part.codes.ok_or_else(|| wrong("the columns have no codes".into()))?;
-                buffers.extend([("x", q), ("ds", ds)]);
-            }
-            false => buffers.push(("x", part.floats)),
-        }
+        buffers.extend(part.read_by(matrix.ty)?);
+        // SAFETY: the planner's arguments; the caller's word for the buffers
+        unsafe { launch(gpu, &plan, &buffers) }?;
+    }
+    Ok(())
+}
+
+/// What a list of experts is multiplied with.
+#[derive(Clone, Copy, Debug)]
+pub struct Chosen {
+    /// An id for each pair; a negative one is no expert.
+    pub ids: Address,
+    pub pairs: Pairs,
+}
+
+impl Chosen {
+    /// Parts of whole tokens that fit a launch: the first token, and the part.
+    pub fn parts(self) -> impl Iterator<Item = (usize, Chosen)> {
+        let Pairs { n_pairs, k } = self.pairs;
+        let at_once = (MOST_GRID / k).max(1);
+        let n_tokens = n_pairs / k;
+        (0..n_tokens).step_by(at_once).map(move |first| {
+            let pairs = Pairs { n_pairs: at_once.min(n_tokens - first) * k, k };
+            (first, Chosen { ids: self.ids.offset(4 * first * k), pairs })
+        })
+    }
+}
+
+/// `y[p * stride + r] = sum of expert ids[p] row r * column p / k (+ bias of the expert)`, behind what was launched
+/// before; `matrix` is that of the first expert.
+///
+/// # Errors
+/// As [`multiply`].
+///
+/// # Safety
+/// As [`multiply`]; ids are those of experts.
+pub unsafe fn multiply_chosen(
+    gpu: &Gpu,
+    (matrix, bias): (&Matrix, Option<Address>),
+    chosen: Chosen,
+    columns: &Columns,
+    (y, stride): (Address, usize),
+) -> Result<(), Error> {
+    for (first, Chosen { ids, pairs }) in chosen.parts() {
+        let plan = Call::Products(Products {
+            ty: matrix.ty,
+            n_rows: matrix.n_rows,
+            n: matrix.n,
+            n_columns: 1,
+            stride,
+            pairs: Some(pairs),
+            bias: bias.is_some(),
+            residual: false,
+        })
+        .plan()?;
+        let y = y.offset(4 * first * pairs.k * stride);
+        let mut buffers = vec![("w", matrix.at), ("ids", ids), ("y", y)];
+        buffers.extend(bias.map(|a| ("bias", a)));
+        buffers.extend(columns.part(first, pairs.n_pairs / pairs.k).read_by(matrix.ty)?);
         // SAFETY: the planner's arguments; the caller's word for the buffers
         unsafe { launch(gpu, &plan, &buffers) }?;
     }

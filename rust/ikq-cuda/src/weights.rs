@@ -31,6 +31,29 @@ pub fn matrix_bytes(ty: QuantType, n_rows: usize, n: usize) -> Result<usize, Err
     row.checked_mul(n_rows).ok_or_else(|| Error::Plan { name: ty.name().into(), why: "too large".into() })
 }
 
+/// Memory of the device for pieces of files on their way to the device form.
+#[derive(Debug, Default)]
+pub struct Staging {
+    arena: Option<(Arena, Address)>,
+}
+
+impl Staging {
+    /// Room for `bytes`. What was there before is done when the device's stream is.
+    fn room(&mut self, gpu: &Gpu, bytes: usize) -> Result<Address, Error> {
+        match &self.arena {
+            Some((arena, at)) if arena.size() >= bytes => Ok(*at),
+            _ => {
+                gpu.wait()?;
+                self.arena = None; // before there is another
+                let mut arena = Arena::new(gpu.context(), "weights on the way", bytes)?;
+                let at = arena.take(bytes)?;
+                self.arena = Some((arena, at));
+                Ok(at)
+            }
+        }
+    }
+}
+
 /// Copies a matrix from the file's form (`file`, whole rows of type `ty`) to `at`, where
 /// [`matrix_bytes`] bytes are free.
 ///
@@ -41,6 +64,7 @@ pub fn matrix_bytes(ty: QuantType, n_rows: usize, n: usize) -> Result<usize, Err
 /// There is room at `at`.
 pub unsafe fn upload(
     gpu: &Gpu,
+    staging: &mut Staging,
     file: &[u8],
     ty: QuantType,
     n_rows: usize,
@@ -71,9 +95,7 @@ pub unsafe fn upload(
         unsafe { upload_floats(gpu, file, from_bytes, to_bytes, at_once, at) }?;
         return Ok(matrix);
     }
-    let mut staging =
-        Arena::new(gpu.context(), "weights on the way", file.len().min(at_once * from_bytes + 256))?;
-    let piece = staging.take(file.len().min(at_once * from_bytes + 256))?;
+    let piece = staging.room(gpu, file.len().min(at_once * from_bytes + 256))?;
     for first in (0..n_rows).step_by(at_once) {
         let rows = at_once.min(n_rows - first);
         let bytes = match plain {
@@ -89,7 +111,6 @@ pub unsafe fn upload(
             gpu.launch(&kernel, plan.geometry, &bound)?;
         }
     }
-    gpu.wait()?;
     Ok(matrix)
 }
 

@@ -145,12 +145,13 @@ pub fn cuda_plan<'py>(
             n: size("n")?,
             n_columns: size("n_columns")?,
             stride: size("stride")?,
+            pairs: None,
             bias: flag("bias")?,
             residual: flag("residual")?,
         }),
         "norm" => {
             let (n, n_columns) = (size("n")?, size("n_columns")?);
-            Call::Norm { n, n_columns, eps: item("eps")?.extract()?, codes: flag("codes")? }
+            Call::Norm { n, n_columns, eps: item("eps")?.extract()?, add: false, codes: flag("codes")? }
         }
         "upgate" => Call::UpGate(UpGate {
             up: quant_type(item("up")?.extract()?)?,
@@ -158,6 +159,7 @@ pub fn cuda_plan<'py>(
             n_rows: size("n_rows")?,
             n: size("n")?,
             n_columns: size("n_columns")?,
+            pairs: None,
             glu: match item("act")?.extract::<String>()?.as_str() {
                 "silu" => Glu::Silu,
                 "gelu_tanh" => Glu::GeluTanh,
@@ -253,7 +255,7 @@ fn product(
     let mut out = vec![0; y_bytes];
     // SAFETY: all pieces have the sizes that are asked for, and live until the last copy is done
     unsafe {
-        let matrix = weights::upload(gpu, data, ty, n_rows, n, at)?;
+        let matrix = weights::upload(gpu, &mut weights::Staging::default(), data, ty, n_rows, n, at)?;
         let codes = plan::reads_codes(matrix.ty).then_some(codes);
         let columns = Columns { n, n_columns, floats, codes };
         gpu.copy_in(floats, &x.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())?;
@@ -300,7 +302,7 @@ pub fn cuda_dequantize<'py>(
         let mut out = vec![0; out_bytes];
         // SAFETY: both pieces have the sizes that are asked for, and live until the copy is done
         unsafe {
-            let ty = weights::upload(&gpu, data, ty, n_rows, n, at)?.ty;
+            let ty = weights::upload(&gpu, &mut weights::Staging::default(), data, ty, n_rows, n, at)?.ty;
             let plan = Call::Dequantize { ty, to: FloatType::F32, n_rows, n, chosen: false }.plan()?;
             let kernel = gpu.function(&plan.of, &plan.kernel)?;
             gpu.launch(&kernel, plan.geometry, &plan.bind(&[("w", at), ("out", to)])?)?;

@@ -158,7 +158,9 @@ impl Engine {
             let mut weights = Vec::new();
             for (i, name) in placement.devices.iter().enumerate() {
                 if cuda_index(name).is_some() {
-                    weights.push((name.clone(), ikq_cuda::device::predict(&network, &placement, i)?));
+                    let (bytes, pages) = ikq_cuda::device::predict(&network, &placement, i, gpu_cache(form))?;
+                    weights.push((name.clone(), bytes));
+                    sizes.pages.iter_mut().zip(pages).for_each(|(sum, bytes)| *sum += bytes);
                     continue;
                 }
                 let (bytes, pages, state) = ikq_cpu::predict(&network, &placement, i, form)?;
@@ -361,6 +363,11 @@ fn parse_rules(
     Ok(rules)
 }
 
+/// A cache of the same types on a GPU.
+fn gpu_cache(form: CacheForm) -> ikq_cuda::CacheForm {
+    ikq_cuda::CacheForm { keys: form.keys.quant_type(), values: form.values.quant_type() }
+}
+
 /// The number of a GPU's name, `CUDA0`.
 fn cuda_index(name: &str) -> Option<usize> {
     let number = name.get(..4).filter(|n| n.eq_ignore_ascii_case("CUDA")).map(|_| &name[4..])?;
@@ -395,7 +402,9 @@ fn make_devices(py: Python<'_>, names: &[String], cpu: &ikq_cpu::Options) -> PyR
         // `ikq.cuda` has looked before, where NVRTC may be
         let opened = py.detach(|| {
             let runtime = ikq_cuda::runtime(&ikq_cuda::Search::default())?;
-            ikq_cuda::Cuda::new(runtime, index)
+            let options =
+                ikq_cuda::Options { cache: gpu_cache(cpu.cache), expert_reduction: cpu.expert_reduction };
+            ikq_cuda::Cuda::new(runtime, index, options)
         });
         Ok(Box::new(opened.map_err(|e| e.raise(py))?))
     };

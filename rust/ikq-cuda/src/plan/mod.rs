@@ -11,10 +11,21 @@ use crate::gpu::{Argument, Geometry};
 use crate::memory::Address;
 use crate::sources::Specialisation;
 
+mod ffn;
+mod heads;
+mod products;
+
+pub use ffn::{Down, Glu, GluCall, Router, UpGate};
+pub use heads::{Attend, Combine, Heads, MOST_HEAD, Turn};
+pub use products::{Pairs, Products};
+
 /// Rows in device form begin at multiples of this.
 const ROW_ALIGNMENT: usize = 16;
 /// Most columns of one matrix-vector product.
 pub const MOST_COLUMNS: usize = 8;
+
+/// Most blocks along the second and third axis of a grid.
+pub const MOST_GRID: usize = 65535;
 
 /// A kernel and the sizes that it is launched for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,10 +38,26 @@ pub enum Call {
     Quantize { n: usize },
     /// A matrix and `n_columns` columns.
     Products(Products),
-    /// Columns of `n` floats, normed: as floats, and with `codes` also as products read them.
-    Norm { n: usize, n_columns: usize, eps: f32, codes: bool },
+    /// Columns of `n` floats, normed: as floats, and with `codes` also as products read them. With `add`, of sums.
+    Norm { n: usize, n_columns: usize, eps: f32, add: bool, codes: bool },
+    /// `n` floats are added to others; with `second`, the sum of two.
+    Add { n: usize, second: bool },
+    /// `n` floats become their sigmoids.
+    Sigmoid { n: usize },
     /// Up, gate and activation.
     UpGate(UpGate),
+    /// Activation of up and gate that were made apart.
+    Glu(GluCall),
+    /// Down projection of chosen experts, weighed and summed.
+    Down(Down),
+    /// Which experts tokens take.
+    Router(Router),
+    /// Norm and rope of heads, and the cache.
+    Heads(Heads),
+    /// Attention in splits.
+    Attend(Attend),
+    /// Splits become one.
+    Combine(Combine),
 }
 
 /// What [`Call::Dequantize`] makes.
@@ -39,49 +66,6 @@ pub enum FloatType {
     F32,
     F16,
     BF16,
-}
-
-/// Sizes of [`Call::Products`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Products {
-    pub ty: QuantType,
-    pub n_rows: usize,
-    pub n: usize,
-    /// 1 to [`MOST_COLUMNS`].
-    pub n_columns: usize,
-    /// Elements between the results of neighbouring columns.
-    pub stride: usize,
-    /// Whether there are biases, and values that are added.
-    pub bias: bool,
-    pub residual: bool,
-}
-
-/// What joins up and gate; the numbers are those of `cuda/glu.cuh`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Glu {
-    Silu = 0,
-    GeluTanh = 1,
-    SwigluOai = 2,
-}
-
-/// Slope and limit of [`Glu::SwigluOai`].
-const OAI: [f32; 2] = [1.702, 7.0];
-
-/// Sizes of [`Call::UpGate`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct UpGate {
-    pub up: QuantType,
-    pub gate: QuantType,
-    /// Rows of either, and their elements.
-    pub n_rows: usize,
-    pub n: usize,
-    /// 1 to [`MOST_COLUMNS`].
-    pub n_columns: usize,
-    pub glu: Glu,
-    pub bias_up: bool,
-    pub bias_gate: bool,
-    /// Results are made as products read them; else as floats.
-    pub codes: bool,
 }
 
 /// A launch that lacks only the addresses of its buffers.
@@ -172,25 +156,25 @@ impl Call {
                     return Err(Error::Plan { name: "quantize_act".into(), why });
                 }
                 Ok(Plan {
-                    of: Specialisation { file: "activations.cu".into(), defines: vec![] },
+                    of: whole("activations.cu"),
                     kernel: "quantize_act".into(),
                     geometry: geometry([n.div_ceil(256), 1, 1], 256)?,
                     arguments: vec![("x", None), ("q", None), ("ds", None), ("n", Some(i64_of(n)?))],
                 })
             }
             Call::Products(products) => products.plan(),
-            Call::Norm { n, n_columns, eps, codes } => {
+            Call::Norm { n, n_columns, eps, add, codes } => {
                 if codes && !n.is_multiple_of(32) {
                     let why = format!("{n} numbers are no whole blocks of 32");
                     return Err(Error::Plan { name: "rms_norm".into(), why });
                 }
                 Ok(Plan {
-                    of: Specialisation { file: "norm.cu".into(), defines: vec![] },
+                    of: whole("norm.cu"),
                     kernel: "rms_norm".into(),
                     geometry: geometry([n_columns, 1, 1], 256)?,
                     arguments: vec![
                         ("x", None),
-                        ("add", NULL),
+                        ("add", optional(add)),
                         ("weight", None),
                         ("sum", NULL),
                         ("y", None),
@@ -201,7 +185,25 @@ impl Call {
                     ],
                 })
             }
+            Call::Add { n, second } => Ok(Plan {
+                of: whole("activations.cu"),
+                kernel: "add_to".into(),
+                geometry: geometry([n.div_ceil(256), 1, 1], 256)?,
+                arguments: vec![("x", None), ("a", None), ("b", optional(second)), ("n", Some(i64_of(n)?))],
+            }),
+            Call::Sigmoid { n } => Ok(Plan {
+                of: whole("activations.cu"),
+                kernel: "sigmoid_of".into(),
+                geometry: geometry([n.div_ceil(256), 1, 1], 256)?,
+                arguments: vec![("x", None), ("n", Some(i64_of(n)?))],
+            }),
             Call::UpGate(upgate) => upgate.plan(),
+            Call::Glu(glu) => glu.plan(),
+            Call::Down(down) => down.plan(),
+            Call::Router(router) => router.plan(),
+            Call::Heads(heads) => heads.plan(),
+            Call::Attend(attend) => attend.plan(),
+            Call::Combine(combine) => combine.plan(),
         }
     }
 }
@@ -218,82 +220,6 @@ fn compiled_columns(kernel: &str, n_columns: usize) -> Result<usize, Error> {
         name: kernel.into(),
         why: format!("{n_columns} columns; it takes 1 to {MOST_COLUMNS}"),
     })
-}
-
-impl UpGate {
-    fn plan(&self) -> Result<Plan, Error> {
-        let wrong = |why: String| Error::Plan { name: "upgate".into(), why };
-        let compiled = compiled_columns("upgate", self.n_columns)?;
-        check_row(self.up, self.n)?;
-        check_row(self.gate, self.n)?;
-        let reads = reads_codes(self.up);
-        if reads != reads_codes(self.gate) {
-            return Err(wrong(format!("{} and {} read different columns", self.up.name(), self.gate.name())));
-        }
-        if (reads && !self.n.is_multiple_of(32)) || (self.codes && !self.n_rows.is_multiple_of(32)) {
-            return Err(wrong(format!("{} rows of {} are no whole blocks of 32", self.n_rows, self.n)));
-        }
-        let mut of = of_type("upgate.cu", self.up)?;
-        of_type("upgate.cu", self.gate)?;
-        of.defines.push(("IKQ_GATE".into(), name(self.gate)));
-        Ok(Plan {
-            of,
-            kernel: format!("upgate_{}_{}_c{compiled}", name(self.up), name(self.gate)),
-            geometry: geometry([self.n_rows.div_ceil(32), 1, 1], 256)?,
-            arguments: vec![
-                ("up", None),
-                ("gate", None),
-                ("expert_bytes_up", Some(Argument::I64(0))),
-                ("expert_bytes_gate", Some(Argument::I64(0))),
-                ("ids", NULL),
-                ("k", Some(Argument::I32(1))),
-                ("x", None),
-                ("ds", optional(reads)),
-                ("bias_up", optional(self.bias_up)),
-                ("bias_gate", optional(self.bias_gate)),
-                ("act", Some(Argument::I32(self.glu as i32))),
-                ("alpha", Some(Argument::F32(OAI[0]))),
-                ("limit", Some(Argument::F32(OAI[1]))),
-                ("y", optional(!self.codes)),
-                ("q", optional(self.codes)),
-                ("q_ds", optional(self.codes)),
-                ("n_rows", Some(i32_of(self.n_rows)?)),
-                ("n", Some(i32_of(self.n)?)),
-                ("n_columns", Some(i32_of(self.n_columns)?)),
-            ],
-        })
-    }
-}
-
-impl Products {
-    fn plan(&self) -> Result<Plan, Error> {
-        let compiled = compiled_columns("mmv", self.n_columns)?;
-        check_row(self.ty, self.n)?;
-        if reads_codes(self.ty) && !self.n.is_multiple_of(32) {
-            let why = format!("rows of {} elements are no whole blocks of 32", self.n);
-            return Err(Error::Plan { name: "mmv".into(), why });
-        }
-        Ok(Plan {
-            of: of_type("mmv.cu", self.ty)?,
-            kernel: format!("mmv_{}_c{compiled}", name(self.ty)),
-            geometry: geometry([self.n_rows.div_ceil(4), 1, 1], 128)?,
-            arguments: vec![
-                ("w", None),
-                ("expert_bytes", Some(Argument::I64(0))),
-                ("ids", NULL),
-                ("k", Some(Argument::I32(1))),
-                ("x", None),
-                ("ds", optional(reads_codes(self.ty))),
-                ("bias", optional(self.bias)),
-                ("residual", optional(self.residual)),
-                ("y", None),
-                ("n_rows", Some(i32_of(self.n_rows)?)),
-                ("n", Some(i32_of(self.n)?)),
-                ("n_columns", Some(i32_of(self.n_columns)?)),
-                ("y_stride", Some(i64_of(self.stride)?)),
-            ],
-        })
-    }
 }
 
 /// Bytes of a row in device form.
@@ -329,19 +255,25 @@ pub fn reads_codes(ty: QuantType) -> bool {
     ty.info().family != Family::Float
 }
 
-/// All specialisations that products with weights of these types need.
+/// All specialisations that models with weights of these types need, with a cache of f16.
 ///
 /// # Errors
 /// As [`device_type`].
 pub fn specialisations(types: &[QuantType]) -> Result<Vec<Specialisation>, Error> {
-    let whole = |file: &str| Specialisation { file: file.into(), defines: vec![] };
-    let mut all = vec![whole("activations.cu"), whole("norm.cu")];
+    let mut all = ["activations.cu", "combine.cu", "norm.cu", "router.cu"].map(whole).to_vec();
+    for cached in [QuantType::F16, QuantType::F32] {
+        all.push(of_type("heads.cu", cached)?);
+    }
+    let mut attention = of_type("attention.cu", QuantType::F16)?;
+    attention.defines.push(("IKQ_VALUES".into(), name(QuantType::F16)));
+    all.push(attention);
     for ty in types {
         let ty = device_type(*ty)?;
         if ty.info().family != Family::Float {
             all.push(of_type("weights.cu", ty)?);
         }
         all.push(of_type("mmv.cu", ty)?);
+        all.push(of_type("down.cu", ty)?);
         // other pairs are compiled when they are met
         let mut upgate = of_type("upgate.cu", ty)?;
         upgate.defines.push(("IKQ_GATE".into(), name(ty)));
@@ -350,6 +282,11 @@ pub fn specialisations(types: &[QuantType]) -> Result<Vec<Specialisation>, Error
     all.sort();
     all.dedup();
     Ok(all)
+}
+
+/// A file that is compiled for no type.
+fn whole(file: &str) -> Specialisation {
+    Specialisation { file: file.into(), defines: vec![] }
 }
 
 fn of_type(file: &str, ty: QuantType) -> Result<Specialisation, Error> {
@@ -375,7 +312,7 @@ fn geometry(grid: [usize; 3], threads: u32) -> Result<Geometry, Error> {
     };
     let [x, y, z] = grid;
     // what CUDA takes
-    let (wide, narrow) = (i32::MAX.cast_unsigned(), 65535);
+    let (wide, narrow) = (i32::MAX.cast_unsigned(), MOST_GRID as u32);
     Ok(Geometry {
         grid: [size(x, wide)?, size(y, narrow)?, size(z, narrow)?],
         block: [threads, 1, 1],
@@ -400,7 +337,8 @@ mod tests {
     use super::*;
 
     fn products(ty: QuantType, n_columns: usize) -> Products {
-        Products { ty, n_rows: 10, n: 256, n_columns, stride: 10, bias: false, residual: false }
+        let (bias, residual) = (false, false);
+        Products { ty, n_rows: 10, n: 256, n_columns, stride: 10, pairs: None, bias, residual }
     }
 
     #[test]

@@ -1,0 +1,301 @@
+//! Attention on a GPU: grouped heads and latent (absorbed), over pages.
+
+use ikq_formats::QuantType;
+use ikq_model::network::RopeId;
+use ikq_model::spec::Pairing;
+
+use super::Cuda;
+use super::cache::Rows;
+use super::parts::{Gqa, Kind, Linear, Mla};
+use crate::error::Error;
+use crate::memory::Address;
+use crate::plan::{Attend, Call, Combine, Heads, Pairs, Turn, reads_codes};
+use crate::products::{self, Chosen, Columns, Target, launch};
+
+/// Sizes of attention over pages.
+struct Sums {
+    n_head: usize,
+    n_v: usize,
+    scale: f32,
+    softcap: Option<f32>,
+    sinks: Option<Address>,
+    /// Gates of the results, and floats from head to head.
+    gate: Option<(Address, usize)>,
+}
+
+/// What is done to heads before they are used.
+#[derive(Clone, Copy, Default)]
+struct Ready {
+    /// A norm of the first elements.
+    norm: Option<(Address, usize)>,
+    /// A rope of the elements from one on.
+    rope: Option<(RopeId, usize)>,
+}
+
+impl Cuda {
+    /// The attention of a layer, added to the residual stream.
+    pub(super) fn attention(&self, l: usize) -> Result<(), Error> {
+        let attention = self.parts.attention[l].as_ref().expect("a stage of this device");
+        let (n, scratch) = (self.batch.n(), self.scratch());
+        let input = self.norm((scratch.hidden, None), attention.norm, scratch.normed, n)?;
+        let (output, results) = match &attention.kind {
+            Kind::Gqa(a) => (&a.output, self.gqa(l, a, &input)?),
+            Kind::Mla(a) => (&a.output, self.mla(l, a, &input)?),
+        };
+        let (y, residual) = match attention.post_norm {
+            None => (scratch.hidden, Some(scratch.hidden)),
+            Some(_) => (scratch.branch, None),
+        };
+        let to = Target { y, bias: output.bias, residual };
+        // SAFETY: scratch memory has room for the batch's columns
+        unsafe { products::multiply(&self.gpu, &output.matrix, &results, &to) }?;
+        match attention.post_norm {
+            None => Ok(()),
+            Some(norm) => self.add_branch((scratch.branch, None), Some(norm)),
+        }
+    }
+
+    fn gqa(&self, l: usize, a: &Gqa, input: &Columns) -> Result<Columns, Error> {
+        let scratch = self.scratch();
+        let [keys, values] = self.rows(l) else { unreachable!("`LayerCache::new` made both") };
+        for (weight, y) in [(&a.q, scratch.q), (&a.k, scratch.k), (&a.v, scratch.v)] {
+            self.product(weight, input, y)?;
+        }
+        // gates stand behind the queries of each head
+        let d = a.head_dim;
+        let q_stride = if a.output_gate { 2 * d } else { d };
+        let ready =
+            |norm: Option<Address>| Ready { norm: norm.map(|w| (w, d)), rope: a.rope.map(|rope| (rope, 0)) };
+        self.queries((scratch.q, q_stride), (a.n_head, d), ready(a.q_norm), (scratch.queries, d))?;
+        self.store(l, keys, scratch.k, ready(a.k_norm))?;
+        self.store(l, values, scratch.v, Ready::default())?;
+        let sums = Sums {
+            n_head: a.n_head,
+            n_v: a.head_dim_v,
+            scale: a.scale,
+            softcap: a.softcap,
+            sinks: a.sinks,
+            gate: a.output_gate.then(|| (scratch.q.offset(4 * d), q_stride)),
+        };
+        let results = scratch.outer.columns(a.n_head * a.head_dim_v, input.n_columns);
+        self.attend(l, &sums, (keys, values), &results, a.output.ty())?;
+        Ok(results)
+    }
+
+    fn mla(&self, l: usize, a: &Mla, input: &Columns) -> Result<Columns, Error> {
+        let (scratch, n) = (self.scratch(), input.n_columns);
+        let [rows] = self.rows(l) else { unreachable!("`LayerCache::new` made one") };
+        match &a.q_a {
+            None => self.product(&a.q, input, scratch.q)?,
+            Some((q_a, norm)) => {
+                self.product(q_a, input, scratch.v)?;
+                let compressed = self.norm_of((scratch.v, None), *norm, scratch.inner, (q_a.n_rows(), n))?;
+                self.product(&a.q, &compressed, scratch.q)?;
+            }
+        }
+        self.product(&a.kv_a, input, scratch.k)?;
+        let rope = Some((a.rope, a.kv_rank));
+        self.store(l, rows, scratch.k, Ready { norm: Some((a.kv_a_norm, a.kv_rank)), rope })?;
+
+        // queries of all heads against the compressed vector: [k_b q | the turned part]
+        let (n_head, width) = (a.n_head, a.row());
+        let q_stride = a.n_nope + a.rope.n_rot;
+        let chosen = Chosen { ids: self.columns.heads(), pairs: Pairs { n_pairs: n * n_head, k: 1 } };
+        let plain = scratch.inner.columns(a.n_nope, n * n_head);
+        self.queries((scratch.q, q_stride), (n_head, a.n_nope), Ready::default(), (plain.floats, a.n_nope))?;
+        self.by_head(&a.k_b, chosen, &plain, (scratch.queries, width))?;
+        let (from, to) = (scratch.q.offset(4 * a.n_nope), scratch.queries.offset(4 * a.kv_rank));
+        let turned = Ready { norm: None, rope: Some((a.rope, 0)) };
+        self.queries((from, q_stride), (n_head, a.rope.n_rot), turned, (to, width))?;
+
+        let (n_v, scale) = (a.kv_rank, a.scale);
+        let sums = Sums { n_head, n_v, scale, softcap: None, sinks: None, gate: None };
+        let compressed = scratch.inner.columns(n_v, n * n_head);
+        self.attend(l, &sums, (rows, rows), &compressed, a.v_b.ty())?;
+        let results = scratch.outer.columns(n_head * a.head_dim_v, n);
+        let by_head = scratch.outer.columns(a.head_dim_v, n * n_head);
+        self.multiply_by_head(&a.v_b, chosen, &compressed, (by_head.floats, a.head_dim_v))?;
+        if reads_codes(a.output.ty()) {
+            // SAFETY: the floats were made a moment ago
+            unsafe { products::quantize(&self.gpu, &results) }?;
+        }
+        Ok(results)
+    }
+
+    fn rows(&self, l: usize) -> &[Rows] {
+        &self.caches[l].as_ref().expect("a stage of this device").rows
+    }
+
+    fn product(&self, weight: &Linear, input: &Columns, y: Address) -> Result<(), Error> {
+        let to = Target { y, bias: weight.bias, residual: None };
+        // SAFETY: scratch memory has room for the batch's columns
+        unsafe { products::multiply(&self.gpu, &weight.matrix, input, &to) }
+    }
+
+    /// Products of columns, one per head, that have no codes yet.
+    fn by_head(
+        &self,
+        weight: &Linear,
+        chosen: Chosen,
+        columns: &Columns,
+        to: (Address, usize),
+    ) -> Result<(), Error> {
+        if reads_codes(weight.ty()) {
+            // SAFETY: the floats were made by an earlier launch
+            unsafe { products::quantize(&self.gpu, columns) }?;
+        }
+        self.multiply_by_head(weight, chosen, columns, to)
+    }
+
+    fn multiply_by_head(
+        &self,
+        weight: &Linear,
+        chosen: Chosen,
+        columns: &Columns,
+        to: (Address, usize),
+    ) -> Result<(), Error> {
+        // SAFETY: scratch memory has room for all heads of the batch's columns
+        unsafe { products::multiply_chosen(&self.gpu, (&weight.matrix, weight.bias), chosen, columns, to) }
+    }
+
+    /// What kernels are told of a norm and a rope.
+    fn ready(&self, ready: Ready, heads: &mut Heads, buffers: &mut Vec<(&'static str, Address)>) {
+        heads.norm = ready.norm.map(|(_, n)| n);
+        heads.turn = ready.rope.map(|(rope, at)| turn(rope, at));
+        heads.eps = self.network().spec.norm_eps;
+        buffers.extend(ready.norm.map(|(weight, _)| ("weight", weight)));
+        buffers.extend(ready.rope.map(|(rope, _)| ("cos_sin", self.columns.angles(rope.index))));
+    }
+
+    /// Heads as they are used, from products (with floats from head to head) to another place (the same).
+    fn queries(
+        &self,
+        (from, stride): (Address, usize),
+        (n_heads, n): (usize, usize),
+        ready: Ready,
+        (to, to_stride): (Address, usize),
+    ) -> Result<(), Error> {
+        let mut heads = Heads {
+            ty: QuantType::F32,
+            n_columns: self.batch.n(),
+            n_heads,
+            n,
+            stride: n_heads * stride,
+            head_stride: stride,
+            norm: None,
+            eps: 0.0,
+            turn: None,
+            out: Some(to_stride),
+            cached: false,
+        };
+        let mut buffers = vec![("x", from), ("y", to)];
+        self.ready(ready, &mut heads, &mut buffers);
+        // SAFETY: scratch memory has room for all heads of the batch's columns
+        unsafe { launch(&self.gpu, &Call::Heads(heads).plan()?, &buffers) }
+    }
+
+    /// Heads to the cache.
+    fn store(&self, l: usize, rows: &Rows, from: Address, ready: Ready) -> Result<(), Error> {
+        let mut heads = Heads {
+            ty: rows.ty,
+            n_columns: self.batch.n(),
+            n_heads: rows.n_heads,
+            n: rows.n,
+            stride: rows.n_heads * rows.n,
+            head_stride: rows.n,
+            norm: None,
+            eps: 0.0,
+            turn: None,
+            out: None,
+            cached: true,
+        };
+        let slots = self.columns.group(self.group_of(l)).slots;
+        let mut buffers = vec![("x", from), ("cache", rows.at()), ("slots", slots)];
+        self.ready(ready, &mut heads, &mut buffers);
+        // SAFETY: slots are in pages that were reserved
+        unsafe { launch(&self.gpu, &Call::Heads(heads).plan()?, &buffers) }
+    }
+
+    fn group_of(&self, l: usize) -> usize {
+        self.network().layers[l].group.expect("layers with keys belong to a group")
+    }
+
+    /// Attention of `scratch.queries` over the pages, some columns at a time, for a product with a type.
+    fn attend(
+        &self,
+        l: usize,
+        sums: &Sums,
+        (keys, values): (&Rows, &Rows),
+        to: &Columns,
+        reader: QuantType,
+    ) -> Result<(), Error> {
+        let (scratch, group) = (self.scratch(), self.columns.group(self.group_of(l)));
+        let Sums { n_head, n_v, .. } = *sums;
+        let (partial, at_once) = self.columns.partial(n_head, n_v, group.n_splits);
+        let at_once = at_once.clamp(1, crate::plan::MOST_GRID);
+        let n = self.batch.n();
+        // codes are made in blocks of 32; heads of other sizes get theirs afterwards
+        let codes = to.codes.filter(|_| reads_codes(reader) && n_v.is_multiple_of(32));
+        for first in (0..n).step_by(at_once) {
+            let n_columns = at_once.min(n - first);
+            let attend = Call::Attend(Attend {
+                keys: keys.ty,
+                values: values.ty,
+                n_columns,
+                n_heads: n_head,
+                n_kv: keys.n_heads,
+                n_k: keys.n,
+                n_v,
+                n_v_row: values.n,
+                max_pages: group.max_pages,
+                span: super::columns::SPAN,
+                n_splits: group.n_splits,
+                scale: sums.scale,
+                softcap: sums.softcap,
+            })
+            .plan()?;
+            let number = |at: Address| at.offset(4 * first);
+            let combine = Call::Combine(Combine {
+                n_columns,
+                n_heads: n_head,
+                n_v,
+                n_splits: group.n_splits,
+                sinks: sums.sinks.is_some(),
+                gate: sums.gate.map(|(_, stride)| stride),
+                codes: codes.is_some(),
+            })
+            .plan()?;
+            let mut results = vec![("partial", partial), ("y", to.floats.offset(4 * first * n_head * n_v))];
+            results.extend(sums.sinks.map(|a| ("sinks", a)));
+            results.extend(sums.gate.map(|(a, stride)| ("gate", a.offset(4 * first * n_head * stride))));
+            if let Some((q, ds)) = codes {
+                let at = first * n_head * n_v;
+                results.extend([("q", q.offset(at)), ("ds", ds.offset(at / 32 * 8))]);
+            }
+            let seen = [
+                ("q", scratch.queries.offset(4 * first * n_head * keys.n)),
+                ("k", keys.at()),
+                ("v", values.at()),
+                ("pages", group.pages.offset(4 * first * group.max_pages)),
+                ("first", number(group.first)),
+                ("end", number(group.end)),
+                ("partial", partial),
+            ];
+            // SAFETY: pages were reserved; there is room for the splits of so many columns
+            unsafe {
+                launch(&self.gpu, &attend, &seen)?;
+                launch(&self.gpu, &combine, &results)?;
+            }
+        }
+        match codes.is_none() && reads_codes(reader) {
+            // SAFETY: the floats were made by the launches before
+            true => unsafe { products::quantize(&self.gpu, to) },
+            false => Ok(()),
+        }
+    }
+}
+
+/// What kernels are told of a rope.
+pub fn turn(rope: RopeId, at: usize) -> Turn {
+    Turn { at, n: rope.n_rot, neox: rope.pairing == Pairing::Neox }
+}

@@ -1,0 +1,232 @@
+//! Pages of keys and values on the device (`cuda/cache.cuh` says how they are laid out).
+
+use ikq_formats::QuantType;
+use ikq_model::batch::PAGE;
+
+use super::parts::{Attention, Kind};
+use crate::error::Error;
+use crate::gpu::Gpu;
+use crate::memory::{Address, Arena};
+use crate::plan::{Call, FloatType, Heads, Turn, device_row_bytes};
+use crate::products::launch;
+
+/// How keys and values are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheForm {
+    pub keys: QuantType,
+    pub values: QuantType,
+}
+
+/// Rows of one kind: of keys, or of values.
+#[derive(Debug)]
+pub struct Rows {
+    pub ty: QuantType,
+    pub n_heads: usize,
+    /// Elements of a row, and its bytes.
+    pub n: usize,
+    row_bytes: usize,
+    arena: Option<Arena>,
+    at: Address,
+    n_pages: usize,
+}
+
+/// What turns keys back when they move.
+#[derive(Clone, Copy, Debug)]
+pub struct Back {
+    pub turn: Turn,
+    /// Cosines and sines, the same for all rows, once per row.
+    pub cos_sin: Address,
+}
+
+impl Rows {
+    fn new(ty: QuantType, n_heads: usize, n: usize) -> Result<Rows, Error> {
+        let row_bytes = device_row_bytes(ty, n)?;
+        Ok(Rows { ty, n_heads, n, row_bytes, arena: None, at: Address::default(), n_pages: 0 })
+    }
+
+    pub fn page_bytes(&self) -> usize {
+        self.n_heads * PAGE * self.row_bytes
+    }
+
+    pub fn n_pages(&self) -> usize {
+        self.n_pages
+    }
+
+    /// The first page.
+    pub fn at(&self) -> Address {
+        self.at
+    }
+
+    fn page(&self, page: u32) -> Address {
+        self.at.offset(page as usize * self.page_bytes())
+    }
+
+    /// Makes room for pages `0..n`.
+    fn reserve(&mut self, gpu: &Gpu, n: usize) -> Result<(), Error> {
+        if n <= self.n_pages {
+            return Ok(());
+        }
+        let mut arena = Arena::new(gpu.context(), "the cache", n * self.page_bytes())?;
+        let at = arena.take(n * self.page_bytes())?;
+        // SAFETY: there are as many pages at either address
+        unsafe { gpu.copy(at, self.at, self.n_pages * self.page_bytes()) }?;
+        gpu.wait()?; // the old pages go
+        (self.arena, self.at, self.n_pages) = (Some(arena), at, n);
+        Ok(())
+    }
+
+    /// Where the row of a head at a place is.
+    fn row(&self, (page, slot): (u32, usize), head: usize) -> usize {
+        (page as usize * self.n_heads + head) * PAGE + slot
+    }
+
+    /// Copies `n` neighbouring rows of all heads to another place, also where both overlap. `scratch` has room for them
+    /// once more.
+    fn move_plain(
+        &self,
+        gpu: &Gpu,
+        from: (u32, usize),
+        to: (u32, usize),
+        n: usize,
+        scratch: Address,
+    ) -> Result<(), Error> {
+        let bytes = n * self.row_bytes;
+        for head in 0..self.n_heads {
+            let at = |place| self.at.offset(self.row(place, head) * self.row_bytes);
+            // SAFETY: rows of pages that there are
+            unsafe {
+                gpu.copy(scratch, at(from), bytes)?;
+                gpu.copy(at(to), scratch, bytes)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The cache of a layer: keys and values, or the compressed vector that is both.
+#[derive(Debug)]
+pub struct LayerCache {
+    pub rows: Vec<Rows>,
+}
+
+impl LayerCache {
+    /// # Errors
+    /// [`Error::Plan`] when a head does not fit a type.
+    pub fn new(attention: &Attention, form: CacheForm) -> Result<LayerCache, Error> {
+        let rows = match &attention.kind {
+            Kind::Gqa(a) => vec![
+                Rows::new(form.keys, a.n_head_kv, a.head_dim)?,
+                Rows::new(form.values, a.n_head_kv, a.head_dim_v)?,
+            ],
+            Kind::Mla(a) => vec![Rows::new(form.keys, 1, a.row())?],
+        };
+        Ok(LayerCache { rows })
+    }
+
+    pub fn page_bytes(&self) -> usize {
+        self.rows.iter().map(Rows::page_bytes).sum()
+    }
+
+    pub fn n_pages(&self) -> usize {
+        self.rows.first().map_or(0, Rows::n_pages)
+    }
+
+    pub fn reserve(&mut self, gpu: &Gpu, n: usize) -> Result<(), Error> {
+        self.rows.iter_mut().try_for_each(|rows| rows.reserve(gpu, n))
+    }
+
+    pub fn copy_page(&self, gpu: &Gpu, from: u32, to: u32) -> Result<(), Error> {
+        for rows in &self.rows {
+            // SAFETY: the caller reserved both pages
+            unsafe { gpu.copy(rows.page(to), rows.page(from), rows.page_bytes()) }?;
+        }
+        Ok(())
+    }
+
+    /// Moves rows of all kinds; those of the first kind are turned back.
+    pub fn move_rows(
+        &self,
+        gpu: &Gpu,
+        (from, to, n): ((u32, usize), (u32, usize), usize),
+        back: Option<Back>,
+    ) -> Result<(), Error> {
+        for (i, rows) in self.rows.iter().enumerate() {
+            match back.filter(|_| i == 0) {
+                Some(back) => rows.move_turned(gpu, (from, to, n), back)?,
+                None => {
+                    let mut arena = Arena::new(gpu.context(), "moving rows", n * rows.row_bytes)?;
+                    let scratch = arena.take(n * rows.row_bytes)?;
+                    rows.move_plain(gpu, from, to, n, scratch)?;
+                    gpu.wait()?; // the scratch memory goes
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends a page's bytes.
+    pub fn export_page(&self, gpu: &Gpu, page: u32, out: &mut Vec<u8>) -> Result<(), Error> {
+        for rows in &self.rows {
+            let first = out.len();
+            out.resize(first + rows.page_bytes(), 0);
+            // SAFETY: there is such a page
+            unsafe { gpu.copy_out(&mut out[first..], rows.page(page)) }?;
+        }
+        Ok(())
+    }
+
+    pub fn import_page(&self, gpu: &Gpu, page: u32, mut bytes: &[u8]) -> Result<(), Error> {
+        for rows in &self.rows {
+            let (mine, rest) = bytes.split_at(rows.page_bytes());
+            // SAFETY: there is such a page
+            unsafe { gpu.copy_in(rows.page(page), mine) }?;
+            bytes = rest;
+        }
+        Ok(())
+    }
+}
+
+impl Rows {
+    /// Decodes rows, turns them, and stores them elsewhere.
+    fn move_turned(
+        &self,
+        gpu: &Gpu,
+        (from, to, n): ((u32, usize), (u32, usize), usize),
+        back: Back,
+    ) -> Result<(), Error> {
+        let n_rows = n * self.n_heads;
+        let numbers = |v: &[i32]| v.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        let rows: Vec<i32> = (0..n)
+            .flat_map(|i| (0..self.n_heads).map(move |head| self.row((from.0, from.1 + i), head) as i32))
+            .collect();
+        let slots: Vec<i32> = (0..n).map(|i| (to.0 as usize * PAGE + to.1 + i) as i32).collect();
+        let sizes = [4 * n_rows, 4 * n, 4 * n_rows * self.n];
+        let mut arena = Arena::new(gpu.context(), "moving rows", crate::memory::arena_bytes(sizes))?;
+        let (list, places, floats) = (arena.take(sizes[0])?, arena.take(sizes[1])?, arena.take(sizes[2])?);
+        let decode =
+            Call::Dequantize { ty: self.ty, to: FloatType::F32, n_rows, n: self.n, chosen: true }.plan()?;
+        let store = Call::Heads(Heads {
+            ty: self.ty,
+            n_columns: n,
+            n_heads: self.n_heads,
+            n: self.n,
+            stride: self.n_heads * self.n,
+            head_stride: self.n,
+            norm: None,
+            eps: 0.0,
+            turn: Some(back.turn),
+            out: None,
+            cached: true,
+        })
+        .plan()?;
+        // SAFETY: pieces have the sizes of what is in them; rows and slots are in pages that there are
+        unsafe {
+            gpu.copy_in(list, &numbers(&rows))?;
+            gpu.copy_in(places, &numbers(&slots))?;
+            launch(gpu, &decode, &[("w", self.at), ("rows", list), ("out", floats)])?;
+            let cache = [("x", floats), ("cos_sin", back.cos_sin), ("cache", self.at), ("slots", places)];
+            launch(gpu, &store, &cache)?;
+        }
+        gpu.wait() // the arena goes
+    }
+}

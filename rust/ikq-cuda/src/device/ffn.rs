@@ -1,0 +1,270 @@
+//! Stages of feed-forward networks on a GPU.
+
+use super::Cuda;
+use super::parts::{Ffn, Linear};
+use crate::error::Error;
+use crate::memory::Address;
+use crate::plan::{Call, Down, GluCall, MOST_COLUMNS, Pairs, Router, UpGate, reads_codes};
+use crate::products::{self, Chosen, Columns, Target, launch};
+
+impl Cuda {
+    /// A dense layer's FFN, added to the residual stream.
+    pub(super) fn dense(&self, l: usize) -> Result<(), Error> {
+        let dense = self.parts.dense[l].as_ref().expect("a stage of this device");
+        let (n, scratch) = (self.batch.n(), self.scratch());
+        let input = self.norm((scratch.hidden, None), dense.norm, scratch.normed, n)?;
+        match dense.post_norm {
+            None => self.one(&dense.ffn, &input, scratch.hidden, Some(scratch.hidden)),
+            Some(norm) => {
+                self.one(&dense.ffn, &input, scratch.branch, None)?;
+                self.add_branch((scratch.branch, None), Some(norm))
+            }
+        }
+    }
+
+    /// Experts of every column; the columns normed.
+    pub(super) fn route(&mut self, l: usize) -> Result<(), Error> {
+        let router = self.parts.router[l].as_ref().expect("a stage of this device");
+        let (n, scratch, rule) = (self.batch.n(), self.scratch(), &router.rule);
+        let input = self.norm((scratch.hidden, None), router.norm, scratch.input, n)?;
+        let to = Target { y: scratch.scores, bias: router.weight.bias, residual: None };
+        let plan = Call::Router(Router {
+            n_tokens: n,
+            n_experts: rule.n_expert,
+            n_used: rule.n_used,
+            func: rule.func,
+            bias: router.bias.is_some(),
+            normalize: rule.normalize,
+            scale: rule.scale,
+            groups: (rule.n_group, rule.n_group_used),
+            reduction: self.options.expert_reduction,
+            layer: l,
+        })
+        .plan()?;
+        let mut buffers =
+            vec![("logits", scratch.scores), ("ids", scratch.ids), ("weights", scratch.weights)];
+        buffers.push(("not_finite", self.columns.not_finite()));
+        buffers.extend(router.bias.map(|a| ("bias", a)));
+        // SAFETY: scratch memory has room for the batch's columns
+        unsafe {
+            products::multiply(&self.gpu, &router.weight.matrix, &input, &to)?;
+            launch(&self.gpu, &plan, &buffers)?;
+        }
+        let (n_used, is_read) = (rule.n_used, router.is_read);
+        (self.n_used, self.has_routed) = (n_used, true);
+        if is_read { self.read_choices(n_used) } else { Ok(()) }
+    }
+
+    /// The router's choices to the host, for another device.
+    fn read_choices(&mut self, n_used: usize) -> Result<(), Error> {
+        let n = self.batch.n();
+        let (mut ids, mut weights) = (vec![0i32; n * n_used], vec![0f32; n * n_used]);
+        // SAFETY: there are as many
+        unsafe {
+            self.gpu.copy_out_floats(&mut ids, self.scratch().ids)?;
+            self.gpu.copy_out_floats(&mut weights, self.scratch().weights)?;
+        }
+        self.choices.clear();
+        self.choices.extend(ids.chunks(n_used).zip(weights.chunks(n_used)).map(|(ids, weights)| {
+            let chosen = ids.iter().zip(weights).filter(|(id, _)| **id >= 0);
+            chosen.map(|(id, weight)| (id.cast_unsigned(), *weight)).collect()
+        }));
+        Ok(())
+    }
+
+    /// The weighted sum of the chosen experts.
+    pub(super) fn experts(&self, l: usize) -> Result<(), Error> {
+        let ffn = self.parts.experts[l].as_ref().expect("a stage of this device");
+        let (n, scratch) = (self.batch.n(), self.scratch());
+        let k = self.n_used;
+        let chosen = Chosen { ids: scratch.ids, pairs: Pairs { n_pairs: n * k, k } };
+        let input = self.embeddings(scratch.input);
+        let activated = self.up_gate(ffn, &input, Some(chosen))?;
+        self.down(&ffn.down, &activated, chosen, scratch.weights, scratch.sum)
+    }
+
+    /// What the shared expert gives.
+    pub(super) fn shared(&self, l: usize) -> Result<(), Error> {
+        let ffn = self.parts.shared[l].as_ref().expect("a stage of this device");
+        let scratch = self.scratch();
+        self.one(ffn, &self.embeddings(scratch.input), scratch.shared, None)
+    }
+
+    /// Adds what experts gave to the residual stream.
+    pub(super) fn join(&self, l: usize) -> Result<(), Error> {
+        let router = self.parts.router[l].as_ref().expect("a stage of this device");
+        let scratch = self.scratch();
+        let shared = router.has_shared.then_some(scratch.shared);
+        self.add_branch((scratch.sum, shared), router.post_norm)
+    }
+
+    /// The batch's columns of the residual stream's width.
+    fn embeddings(&self, place: super::scratch::Wide) -> Columns {
+        place.columns(self.network().spec.n_embd, self.batch.n())
+    }
+
+    /// An FFN that every column takes, to `y`, where `residual` is added.
+    fn one(&self, ffn: &Ffn, input: &Columns, y: Address, residual: Option<Address>) -> Result<(), Error> {
+        let (n, scratch) = (input.n_columns, self.scratch());
+        let activated = self.up_gate(ffn, input, None)?;
+        let Some(gate) = &ffn.input_gate else {
+            let to = Target { y, bias: ffn.down.bias, residual };
+            // SAFETY: scratch memory has room for the columns
+            return unsafe { products::multiply(&self.gpu, &ffn.down.matrix, &activated, &to) };
+        };
+        // weights of the one expert are sigmoids
+        let to = Target { y: scratch.input_gates, bias: gate.bias, residual: None };
+        let sigmoid = Call::Sigmoid { n }.plan()?;
+        // SAFETY: as above
+        unsafe {
+            products::multiply(&self.gpu, &gate.matrix, input, &to)?;
+            launch(&self.gpu, &sigmoid, &[("x", scratch.input_gates)])?;
+        }
+        let chosen = Chosen { ids: self.columns.zeros(), pairs: Pairs { n_pairs: n, k: 1 } };
+        self.down(&ffn.down, &activated, chosen, scratch.input_gates, y)?;
+        match residual {
+            None => Ok(()),
+            // the products of experts go where nothing else is
+            Some(residual) => self.add((residual, y), None),
+        }
+    }
+
+    /// `act(gate) * up` of columns, or of pairs of columns and chosen experts.
+    fn up_gate(&self, ffn: &Ffn, input: &Columns, chosen: Option<Chosen>) -> Result<Columns, Error> {
+        let n_ff = ffn.up.n_rows();
+        let n = chosen.map_or(input.n_columns, |c| c.pairs.n_pairs);
+        let activated = self.scratch().activated.columns(n_ff, n);
+        match (ffn.apart, chosen) {
+            (true, _) => self.apart(ffn, input, chosen, &activated)?,
+            (false, None) => {
+                for first in (0..n).step_by(MOST_COLUMNS) {
+                    let n_columns = MOST_COLUMNS.min(n - first);
+                    let (from, to) = (input.part(first, n_columns), activated.part(first, n_columns));
+                    self.fused(ffn, &from, &to, n_columns, None)?;
+                }
+            }
+            (false, Some(chosen)) => {
+                for (first, part) in chosen.parts() {
+                    let Pairs { n_pairs, k } = part.pairs;
+                    let from = input.part(first, n_pairs / k);
+                    self.fused(ffn, &from, &activated.part(first * k, n_pairs), 1, Some(part))?;
+                }
+            }
+        }
+        Ok(activated)
+    }
+
+    /// Up, gate and activation in one launch.
+    fn fused(
+        &self,
+        ffn: &Ffn,
+        from: &Columns,
+        to: &Columns,
+        n_columns: usize,
+        chosen: Option<Chosen>,
+    ) -> Result<(), Error> {
+        let (up, gate) = (&ffn.up, &ffn.gate);
+        let codes = reads_codes(ffn.down.ty());
+        let plan = Call::UpGate(UpGate {
+            up: up.ty(),
+            gate: gate.ty(),
+            n_rows: up.n_rows(),
+            n: up.matrix.n,
+            n_columns,
+            pairs: chosen.map(|c| c.pairs),
+            glu: ffn.glu,
+            bias_up: up.bias.is_some(),
+            bias_gate: gate.bias.is_some(),
+            codes,
+        })
+        .plan()?;
+        let mut buffers = vec![("up", up.matrix.at), ("gate", gate.matrix.at)];
+        buffers.extend(up.bias.map(|a| ("bias_up", a)));
+        buffers.extend(gate.bias.map(|a| ("bias_gate", a)));
+        buffers.extend(chosen.map(|c| ("ids", c.ids)));
+        buffers.extend(from.read_by(up.ty())?);
+        buffers.extend(made(to, codes));
+        // SAFETY: scratch memory has room for these columns
+        unsafe { launch(&self.gpu, &plan, &buffers) }
+    }
+
+    /// Up and gate as two products, and an activation.
+    fn apart(
+        &self,
+        ffn: &Ffn,
+        input: &Columns,
+        chosen: Option<Chosen>,
+        activated: &Columns,
+    ) -> Result<(), Error> {
+        let scratch = self.scratch();
+        let n_ff = ffn.up.n_rows();
+        for (weight, y) in [(&ffn.up, scratch.up), (&ffn.gate, scratch.gate)] {
+            let Linear { matrix, bias } = weight;
+            let to = Target { y, bias: *bias, residual: None };
+            // SAFETY: scratch memory has room for all columns
+            match chosen {
+                None => unsafe { products::multiply(&self.gpu, matrix, input, &to) }?,
+                // SAFETY: as above
+                Some(chosen) => unsafe {
+                    products::multiply_chosen(&self.gpu, (matrix, *bias), chosen, input, (y, n_ff))
+                }?,
+            }
+        }
+        let codes = reads_codes(ffn.down.ty());
+        let at_once = crate::plan::MOST_GRID;
+        for first in (0..activated.n_columns).step_by(at_once) {
+            let n_columns = at_once.min(activated.n_columns - first);
+            let glu = GluCall { n_rows: n_ff, n_columns, glu: ffn.glu, ids: chosen.is_some(), codes };
+            let skipped = 4 * first * n_ff;
+            let mut buffers =
+                vec![("up", scratch.up.offset(skipped)), ("gate", scratch.gate.offset(skipped))];
+            buffers.extend(chosen.map(|c| ("ids", c.ids.offset(4 * first))));
+            buffers.extend(made(&activated.part(first, n_columns), codes));
+            // SAFETY: as above
+            unsafe { launch(&self.gpu, &Call::Glu(glu).plan()?, &buffers) }?;
+        }
+        Ok(())
+    }
+
+    /// The chosen experts' down projections, weighed and summed.
+    fn down(
+        &self,
+        down: &Linear,
+        activated: &Columns,
+        chosen: Chosen,
+        weights: Address,
+        y: Address,
+    ) -> Result<(), Error> {
+        for (first, Chosen { ids, pairs }) in chosen.parts() {
+            let Pairs { n_pairs, k } = pairs;
+            let plan = Call::Down(Down {
+                ty: down.ty(),
+                n_rows: down.n_rows(),
+                n: down.matrix.n,
+                pairs,
+                bias: down.bias.is_some(),
+                residual: false,
+            })
+            .plan()?;
+            let mut buffers = vec![
+                ("w", down.matrix.at),
+                ("ids", ids),
+                ("weights", weights.offset(4 * first * k)),
+                ("y", y.offset(4 * first * down.n_rows())),
+            ];
+            buffers.extend(down.bias.map(|a| ("bias", a)));
+            buffers.extend(activated.part(first * k, n_pairs).read_by(down.ty())?);
+            // SAFETY: scratch memory has room for the batch's columns
+            unsafe { launch(&self.gpu, &plan, &buffers) }?;
+        }
+        Ok(())
+    }
+}
+
+/// The buffers that results go to.
+fn made(to: &Columns, codes: bool) -> Vec<(&'static str, Address)> {
+    match (codes, to.codes) {
+        (true, Some((q, ds))) => vec![("q", q), ("q_ds", ds)],
+        _ => vec![("y", to.floats)],
+    }
+}

@@ -1,0 +1,253 @@
+//! From a network's weights to the device's parts. What would be loaded is counted by the code that loads it.
+
+use ikq_formats::QuantType;
+use ikq_model::device::Stage;
+use ikq_model::error::Error as ModelError;
+use ikq_model::network::{self, Network, PlanKind};
+use ikq_model::placement::Placement;
+
+use super::model_error;
+use super::parts::{Attention, Dense, Ffn, Gqa, Head, Kind, Linear, Mla, Parts, Router};
+use crate::error::Error;
+use crate::gpu::Gpu;
+use crate::memory::{Address, Arena, arena_bytes};
+use crate::plan::{self, Glu, MOST_HEAD, reads_codes};
+use crate::weights::{self, Matrix, Staging};
+
+/// Takes pieces of memory and fills them; without a GPU it only counts.
+pub struct Loader<'a> {
+    n_bytes: usize,
+    to: Option<(&'a Gpu, Arena, Staging)>,
+    stage: Stage,
+}
+
+impl<'a> Loader<'a> {
+    /// One that counts.
+    pub fn counting() -> Loader<'a> {
+        Loader { n_bytes: 0, to: None, stage: Stage::Head }
+    }
+
+    /// One that copies to an arena, of as many bytes as were counted.
+    pub fn copying(gpu: &'a Gpu, arena: Arena) -> Loader<'a> {
+        Loader { n_bytes: 0, to: Some((gpu, arena, Staging::default())), stage: Stage::Head }
+    }
+
+    /// Bytes of all pieces.
+    pub fn n_bytes(&self) -> usize {
+        self.n_bytes
+    }
+
+    /// The arena, when all that was copied has arrived.
+    pub fn into_arena(self) -> Result<Option<Arena>, Error> {
+        match self.to {
+            Some((gpu, arena, _)) => {
+                gpu.wait()?;
+                Ok(Some(arena))
+            }
+            None => Ok(None),
+        }
+    }
+
+    fn not_yet(&self, what: &str) -> ModelError {
+        ModelError::Device(format!(
+            "{}: {what} is not computed on GPUs yet; leave it on the CPU, for example by -ot '{}=CPU'",
+            self.stage,
+            match self.stage {
+                Stage::Attention(l) => format!(r"blk\.{l}\.(attn|ssm)"),
+                Stage::Head => "^output|^token_embd".to_string(),
+                stage => stage.layer().map_or_else(String::new, |l| format!(r"blk\.{l}\.ffn")),
+            }
+        ))
+    }
+
+    fn take(&mut self, bytes: usize) -> Result<Address, Error> {
+        self.n_bytes += arena_bytes([bytes]);
+        match &mut self.to {
+            Some((_, arena, _)) => arena.take(bytes),
+            None => Ok(Address::default()),
+        }
+    }
+
+    fn floats(&mut self, values: &[f32]) -> Result<Address, ModelError> {
+        let at = self.take(4 * values.len()).map_err(model_error)?;
+        if let Some((gpu, ..)) = &self.to {
+            // SAFETY: the piece is as large
+            unsafe { gpu.copy_in_floats(at, values) }.map_err(model_error)?;
+        }
+        Ok(at)
+    }
+
+    fn optional(&mut self, values: Option<&[f32]>) -> Result<Option<Address>, ModelError> {
+        values.map(|v| self.floats(v)).transpose()
+    }
+
+    fn linear(&mut self, weight: &network::Weight) -> Result<Linear, ModelError> {
+        let ty = plan::device_type(weight.ty).map_err(model_error)?;
+        if weight.factors.is_some() {
+            return Err(self.not_yet("a matrix with factors"));
+        }
+        if reads_codes(ty) && !weight.k.is_multiple_of(32) {
+            return Err(self.not_yet(&format!("`{}`, whose rows are no whole blocks of 32,", weight.name)));
+        }
+        let matrix = self.matrix(weight, ty).map_err(model_error)?;
+        Ok(Linear { matrix, bias: self.optional(weight.bias.as_deref())? })
+    }
+
+    fn matrix(&mut self, weight: &network::Weight, ty: QuantType) -> Result<Matrix, Error> {
+        let (n_rows, n) = (weight.n_rows, weight.k);
+        let size = weights::matrix_bytes(weight.ty, n_rows, n)?;
+        let at = self.take(size * weight.n_experts())?;
+        let Some((gpu, _, staging)) = &mut self.to else { return Ok(Matrix { at, ty, n_rows, n }) };
+        for expert in 0..weight.n_experts() {
+            let rows = weight.rows(expert);
+            // the one scale of I2_S stands behind the rows
+            let with_scale = (weight.ty == QuantType::I2_S).then(|| {
+                let mut bytes = rows.to_vec();
+                bytes.extend(weight.scale.to_le_bytes());
+                bytes.resize(rows.len() + ikq_formats::row::I2_S_TRAILER_BYTES, 0);
+                bytes
+            });
+            let file = with_scale.as_deref().unwrap_or(&rows);
+            let at = at.offset(expert * size);
+            // SAFETY: the piece has the size of all matrices
+            unsafe { weights::upload(gpu, staging, file, weight.ty, n_rows, n, at) }?;
+        }
+        Ok(Matrix { at, ty, n_rows, n })
+    }
+
+    fn ffn(
+        &mut self,
+        experts: &network::Experts,
+        input_gate: Option<&network::Weight>,
+    ) -> Result<Ffn, ModelError> {
+        let (gate, up) = (self.linear(&experts.gate)?, self.linear(&experts.up)?);
+        Ok(Ffn {
+            gate,
+            up,
+            down: self.linear(&experts.down)?,
+            glu: Glu::from(experts.activation),
+            apart: experts.plan.kind == PlanKind::Separate || reads_codes(gate.ty()) != reads_codes(up.ty()),
+            input_gate: input_gate.map(|w| self.linear(w)).transpose()?,
+        })
+    }
+
+    fn attention(&mut self, layer: &network::Layer) -> Result<Attention, ModelError> {
+        let kind = match &layer.attention {
+            network::Attention::Gqa(a) => Kind::Gqa(self.gqa(a)?),
+            network::Attention::Mla(a) => Kind::Mla(self.mla(a)?),
+            network::Attention::DeltaNet(_) => return Err(self.not_yet("a recurrent layer")),
+        };
+        Ok(Attention {
+            norm: self.floats(&layer.attention_norm)?,
+            post_norm: self.optional(layer.post_attention_norm.as_deref())?,
+            kind,
+        })
+    }
+
+    fn gqa(&mut self, a: &network::Gqa) -> Result<Gqa, ModelError> {
+        if a.head_dim > MOST_HEAD || a.head_dim_v > MOST_HEAD {
+            return Err(self.not_yet(&format!("a head of more than {MOST_HEAD} elements")));
+        }
+        Ok(Gqa {
+            n_head: a.n_head,
+            n_head_kv: a.n_head_kv,
+            head_dim: a.head_dim,
+            head_dim_v: a.head_dim_v,
+            q: self.linear(&a.q)?,
+            k: self.linear(&a.k)?,
+            v: self.linear(&a.v)?,
+            output: self.linear(&a.output)?,
+            scale: a.scale,
+            rope: a.rope,
+            q_norm: self.optional(a.q_norm.as_deref())?,
+            k_norm: self.optional(a.k_norm.as_deref())?,
+            softcap: a.softcap,
+            sinks: self.optional(a.sinks.as_deref())?,
+            output_gate: a.output_gate,
+        })
+    }
+
+    fn mla(&mut self, a: &network::Mla) -> Result<Mla, ModelError> {
+        let n = a.kv_rank + a.rope.n_rot;
+        if n > MOST_HEAD || a.n_nope > MOST_HEAD {
+            return Err(self.not_yet(&format!("a compressed vector of more than {MOST_HEAD} elements")));
+        }
+        let q_a = match &a.q_a {
+            Some((q_a, norm)) => Some((self.linear(q_a)?, self.floats(norm)?)),
+            None => None,
+        };
+        Ok(Mla {
+            n_head: a.n_head,
+            kv_rank: a.kv_rank,
+            n_nope: a.n_nope,
+            head_dim_v: a.head_dim_v,
+            q: self.linear(&a.q)?,
+            q_a,
+            kv_a: self.linear(&a.kv_a)?,
+            kv_a_norm: self.floats(&a.kv_a_norm)?,
+            k_b: self.linear(&a.k_b)?,
+            v_b: self.linear(&a.v_b)?,
+            output: self.linear(&a.output)?,
+            scale: a.scale,
+            rope: a.rope,
+        })
+    }
+
+    /// Loads a stage of device `index`.
+    ///
+    /// # Errors
+    /// [`ModelError::Device`] for what is not computed on GPUs yet, and what the driver says.
+    pub fn stage(
+        &mut self,
+        network: &Network,
+        placement: &Placement,
+        index: usize,
+        stage: Stage,
+        parts: &mut Parts,
+    ) -> Result<(), ModelError> {
+        self.stage = stage;
+        let Some((l, layer)) = stage.layer().map(|l| (l, &network.layers[l])) else {
+            if stage == Stage::Embed {
+                return Err(self.not_yet("the embedding"));
+            }
+            let (Some(norm), Some(output)) = (&network.output_norm, &network.output) else {
+                return Err(self.not_yet("a part of a model without its output matrix"));
+            };
+            parts.head = Some(Head { norm: self.floats(norm)?, output: self.linear(output)? });
+            return Ok(());
+        };
+        match (stage, &layer.ffn) {
+            (Stage::Attention(_), _) => parts.attention[l] = Some(self.attention(layer)?),
+            (Stage::Dense(_), network::Ffn::Dense(dense)) => {
+                parts.dense[l] = Some(Dense {
+                    norm: self.floats(&layer.ffn_norm)?,
+                    ffn: self.ffn(&dense.experts, dense.input_gate.as_ref())?,
+                    post_norm: self.optional(layer.post_ffn_norm.as_deref())?,
+                });
+            }
+            (Stage::Route(_), network::Ffn::Moe(moe)) => {
+                parts.most_used = parts.most_used.max(moe.routing.n_used);
+                parts.router[l] = Some(Router {
+                    norm: self.floats(&layer.ffn_norm)?,
+                    weight: self.linear(&moe.router)?,
+                    bias: self.optional(moe.selection_bias.as_deref())?,
+                    rule: moe.routing.clone(),
+                    has_shared: moe.shared.is_some(),
+                    post_norm: self.optional(layer.post_ffn_norm.as_deref())?,
+                    is_read: placement.device(Stage::Experts(l)) != index,
+                });
+            }
+            (Stage::Experts(_), network::Ffn::Moe(moe)) => {
+                parts.most_used = parts.most_used.max(moe.routing.n_used);
+                parts.experts[l] = Some(self.ffn(&moe.experts, None)?);
+            }
+            (Stage::Shared(_), network::Ffn::Moe(moe)) => {
+                if let Some(shared) = &moe.shared {
+                    parts.shared[l] = Some(self.ffn(&shared.experts, shared.input_gate.as_ref())?);
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,577 @@
+//! [`Cuda`]: a GPU as a device that runs models: attention over pages (grouped heads, and latent), dense FFNs, mixtures of
+//! experts, the output. What it does not compute is refused when it is loaded.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`parts`], [`load`] | the weights of stages, and how they come there |
+//! | [`scratch`], [`columns`] | memory of a step, and what it is told about the batch |
+//! | [`cache`] | pages |
+//! | `attention`, `ffn` | the stages |
+//!
+//! An error of the driver in the middle of a step is kept, and told when the step is over ([`Device::failure`]).
+
+mod attention;
+mod cache;
+mod columns;
+mod ffn;
+mod load;
+mod parts;
+mod scratch;
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use ikq_formats::QuantType;
+use ikq_kernels::ops::{RopeTable, Yarn};
+use ikq_model::batch::Batch;
+use ikq_model::device::{Choices, Device, Loading, Memory, Move, RouterFailed, Stage, Step, Value};
+use ikq_model::error::Error as ModelError;
+use ikq_model::network::{Network, Rope};
+use ikq_model::placement::Placement;
+use ikq_pool::Stop;
+
+pub use cache::CacheForm;
+
+use crate::error::Error;
+use crate::gpu::Gpu;
+use crate::loader::Runtime;
+use crate::memory::{Address, Arena};
+use crate::plan::{Call, MOST_COLUMNS};
+use crate::products::{self, Columns, Target, launch};
+use attention::turn;
+use cache::{Back, LayerCache};
+use columns::ColumnData;
+use load::Loader;
+use parts::{Kind, Parts};
+use scratch::{Scratch, Wide};
+
+/// How a GPU computes.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    pub cache: CacheForm,
+    /// Experts after the first `.0` are dropped where their weight is below `.1` times the largest.
+    pub expert_reduction: Option<(usize, f32)>,
+}
+
+impl Default for Options {
+    /// A cache of f16, and all experts that routers choose.
+    fn default() -> Options {
+        let cache = CacheForm { keys: QuantType::F16, values: QuantType::F16 };
+        Options { cache, expert_reduction: None }
+    }
+}
+
+/// A GPU.
+pub struct Cuda {
+    name: String,
+    gpu: Gpu,
+    options: Options,
+    network: Option<Arc<Network>>,
+    parts: Parts,
+    ropes: Vec<RopeTable>,
+    caches: Vec<Option<LayerCache>>,
+    scratch: Option<Scratch>,
+    columns: ColumnData,
+    batch: Batch,
+    /// Experts per column of the choices that are there.
+    n_used: usize,
+    /// A router of this device has run in this step.
+    has_routed: bool,
+    /// What was read back, for [`Device::get`].
+    values: Vec<f32>,
+    choices: Choices,
+    failure: RefCell<Option<Error>>,
+}
+
+impl Cuda {
+    /// `CUDA{index}`.
+    ///
+    /// # Errors
+    /// There is no such device, or what the driver says.
+    pub fn new(runtime: &'static Runtime, index: usize, options: Options) -> Result<Cuda, Error> {
+        Ok(Cuda {
+            name: format!("CUDA{index}"),
+            gpu: Gpu::open(runtime, index)?,
+            options,
+            network: None,
+            parts: Parts::default(),
+            ropes: Vec::new(),
+            caches: Vec::new(),
+            scratch: None,
+            columns: ColumnData::default(),
+            batch: Batch::default(),
+            n_used: 1,
+            has_routed: false,
+            values: Vec::new(),
+            choices: Choices::new(),
+            failure: RefCell::default(),
+        })
+    }
+
+    /// Runs a part of a step, unless one before it has failed.
+    fn attempt(&mut self, work: impl FnOnce(&mut Cuda) -> Result<(), Error>) {
+        if self.failure.get_mut().is_none() {
+            let done = work(self);
+            *self.failure.get_mut() = done.err();
+        }
+    }
+
+    /// The same for what changes nothing but memory of the device.
+    fn attempt_shared(&self, work: impl FnOnce(&Cuda) -> Result<(), Error>) {
+        if self.failure.borrow().is_none() {
+            let done = work(self);
+            *self.failure.borrow_mut() = done.err();
+        }
+    }
+
+    fn network(&self) -> &Network {
+        self.network.as_ref().expect("`load` comes first")
+    }
+
+    /// Scratch memory for the batch.
+    fn make_room(&mut self, n_columns: usize) -> Result<(), Error> {
+        if self.scratch.as_ref().is_some_and(|s| s.n_columns >= n_columns) {
+            return Ok(());
+        }
+        self.scratch = None; // before there is another
+        let n_embd = self.network().spec.n_embd;
+        self.scratch = Some(Scratch::new(&self.gpu, &self.parts, n_embd, n_columns)?);
+        Ok(())
+    }
+
+    /// Statistics of inputs are taken on the CPU.
+    fn not_observed(&self, is_observed: bool) -> Result<(), Error> {
+        match is_observed {
+            true => Err(Error::Plan {
+                name: self.name.clone(),
+                why: "activations are collected on the CPU only; load the model without this device".into(),
+            }),
+            false => Ok(()),
+        }
+    }
+
+    fn scratch(&self) -> &Scratch {
+        self.scratch.as_ref().expect("`begin` comes first")
+    }
+
+    /// Norms of `n_columns` columns of the residual stream's width at `x` (and what is added), and their codes.
+    fn norm(
+        &self,
+        x: (Address, Option<Address>),
+        weight: Address,
+        to: Wide,
+        n_columns: usize,
+    ) -> Result<Columns, Error> {
+        self.norm_of(x, weight, to, (self.network().spec.n_embd, n_columns))
+    }
+
+    /// The same for columns of `n` elements.
+    fn norm_of(
+        &self,
+        (x, add): (Address, Option<Address>),
+        weight: Address,
+        to: Wide,
+        (n, n_columns): (usize, usize),
+    ) -> Result<Columns, Error> {
+        let eps = self.network().spec.norm_eps;
+        let columns = to.columns(n, n_columns);
+        let codes = columns.codes;
+        let plan = Call::Norm { n, n_columns, eps, add: add.is_some(), codes: codes.is_some() }.plan()?;
+        let mut buffers = vec![("x", x), ("weight", weight), ("y", columns.floats)];
+        buffers.extend(add.map(|a| ("add", a)));
+        buffers.extend(codes.into_iter().flat_map(|(q, ds)| [("q", q), ("ds", ds)]));
+        // SAFETY: scratch memory has room for the batch's columns, and the weight has as many floats
+        unsafe { launch(&self.gpu, &plan, &buffers) }?;
+        Ok(columns)
+    }
+
+    /// Adds a branch (the sum of two) to the residual stream, normed first where the model says so.
+    fn add_branch(
+        &self,
+        (branch, second): (Address, Option<Address>),
+        norm: Option<Address>,
+    ) -> Result<(), Error> {
+        let scratch = self.scratch();
+        match norm {
+            None => self.add((scratch.hidden, branch), second),
+            Some(norm) => {
+                let normed = self.norm((branch, second), norm, scratch.normed, self.batch.n())?;
+                self.add((scratch.hidden, normed.floats), None)
+            }
+        }
+    }
+
+    /// Adds columns of the residual stream's width (the sum of two) to others.
+    fn add(&self, (x, a): (Address, Address), b: Option<Address>) -> Result<(), Error> {
+        let n = self.batch.n() * self.network().spec.n_embd;
+        let plan = Call::Add { n, second: b.is_some() }.plan()?;
+        let mut buffers = vec![("x", x), ("a", a)];
+        buffers.extend(b.map(|b| ("b", b)));
+        // SAFETY: scratch memory has room for the batch's columns
+        unsafe { launch(&self.gpu, &plan, &buffers) }
+    }
+
+    /// Logits of columns, to the host.
+    fn output(&self, columns: &Columns, logits: &mut [f32]) -> Result<(), Error> {
+        let head = self.parts.head.as_ref().expect("the output is on this device");
+        let n_vocab = head.output.n_rows();
+        let y = self.scratch().logits;
+        for (i, out) in logits.chunks_mut(MOST_COLUMNS * n_vocab).enumerate() {
+            let part = columns.part(i * MOST_COLUMNS, out.len() / n_vocab);
+            let to = Target { y, bias: head.output.bias, residual: None };
+            // SAFETY: there is room for the logits of so many columns
+            unsafe {
+                products::multiply(&self.gpu, &head.output.matrix, &part, &to)?;
+                self.gpu.copy_out_floats(out, y)?;
+            }
+        }
+        if let Some(cap) = self.network().spec.final_softcap {
+            logits.iter_mut().for_each(|v| *v = cap * (*v / cap).tanh());
+        }
+        Ok(())
+    }
+
+    /// Norms of some of the batch's columns.
+    fn chosen(&self, columns: &[u32]) -> Result<Columns, Error> {
+        let bytes = 4 * self.network().spec.n_embd;
+        let scratch = self.scratch();
+        for (i, c) in columns.iter().enumerate() {
+            let from = scratch.hidden.offset(*c as usize * bytes);
+            // SAFETY: both have room for the batch's columns, of which these are some
+            unsafe { self.gpu.copy(scratch.chosen.offset(i * bytes), from, bytes) }?;
+        }
+        let head = self.parts.head.as_ref().expect("the output is on this device");
+        self.norm((scratch.chosen, None), head.norm, scratch.normed, columns.len())
+    }
+
+    fn place(&self, value: Value) -> Address {
+        let scratch = self.scratch();
+        match value {
+            Value::Hidden => scratch.hidden,
+            Value::Input => scratch.input.floats(),
+            Value::Sum => scratch.sum,
+            Value::Shared => scratch.shared,
+        }
+    }
+
+    /// The caches of a group's layers.
+    fn group(&self, group: usize) -> impl Iterator<Item = &LayerCache> {
+        self.network().groups[group].layers.iter().filter_map(|l| self.caches[*l].as_ref())
+    }
+
+    /// Moves rows of a group's layers.
+    fn move_rows_of(&self, group: usize, moves: &[Move]) -> Result<(), Error> {
+        for l in &self.network().groups[group].layers {
+            let (Some(cache), Some(attention)) = (&self.caches[*l], &self.parts.attention[*l]) else {
+                continue;
+            };
+            let rope = match &attention.kind {
+                Kind::Gqa(a) => a.rope.map(|rope| (rope, 0)),
+                Kind::Mla(a) => Some((a.rope, a.kv_rank)),
+            };
+            for m in moves {
+                let rows = (m.from, m.to, m.n);
+                let Some((rope, at)) = rope.filter(|_| m.turn_back > 0) else {
+                    cache.move_rows(&self.gpu, rows, None)?;
+                    continue;
+                };
+                let mut angles = vec![0.0; rope.n_rot];
+                self.ropes[rope.index].cos_sin_back(m.turn_back as u32, &mut angles);
+                let angles = angles.repeat(m.n);
+                let mut arena = Arena::new(self.gpu.context(), "moving rows", size_of_val(&*angles))?;
+                let cos_sin = arena.take(size_of_val(&*angles))?;
+                // SAFETY: the piece is as large; it lives until the rows were moved
+                unsafe { self.gpu.copy_in_floats(cos_sin, &angles) }?;
+                cache.move_rows(&self.gpu, rows, Some(Back { turn: turn(rope, at), cos_sin }))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Positions whose router gave no numbers.
+    fn failed_router(&self) -> Result<Option<ModelError>, Error> {
+        let mut layers = vec![-1i32; self.batch.n()];
+        // SAFETY: there is a number per column
+        unsafe { self.gpu.copy_out_floats(&mut layers, self.columns.not_finite()) }?;
+        let failed = layers.iter().zip(&self.batch.positions).find(|(layer, _)| **layer >= 0);
+        Ok(failed.map(|(layer, position)| ModelError::Overflow {
+            position: *position as usize,
+            what: format!("the router of layer {layer} gave no numbers"),
+        }))
+    }
+}
+
+fn model_error(e: Error) -> ModelError {
+    ModelError::Device(e.to_string())
+}
+
+/// The table of a rope.
+fn rope_table(rope: &Rope) -> RopeTable {
+    let r = &rope.spec;
+    let yarn = r.yarn.map(|y| Yarn {
+        factor: y.factor,
+        n_ctx_orig: y.n_ctx_orig as f64,
+        beta_fast: y.beta_fast,
+        beta_slow: y.beta_slow,
+        magnitude: y.magnitude,
+        truncate: y.truncate,
+    });
+    RopeTable::new(r.n_rot, r.base, r.linear, rope.factors.as_deref(), yarn)
+}
+
+/// What a GPU would hold, without loading it: bytes of its weights, and of a page of every group.
+///
+/// # Errors
+/// [`ModelError::Device`] for what is not computed on GPUs, [`ModelError::Cache`] for heads that do not fit the cache.
+pub fn predict(
+    network: &Network,
+    placement: &Placement,
+    index: usize,
+    form: CacheForm,
+) -> Result<(usize, Vec<usize>), ModelError> {
+    let mut loader = Loader::counting();
+    let mut parts = Parts::none(network.layers.len());
+    for stage in placement.of(index) {
+        loader.stage(network, placement, index, stage, &mut parts)?;
+    }
+    let mut pages = vec![0; network.groups.len()];
+    for (layer, cache) in network.layers.iter().zip(make_caches(&parts, form)?) {
+        if let (Some(group), Some(cache)) = (layer.group, cache) {
+            pages[group] += cache.page_bytes();
+        }
+    }
+    Ok((loader.n_bytes(), pages))
+}
+
+/// Empty caches of all layers of this device.
+fn make_caches(parts: &Parts, form: CacheForm) -> Result<Vec<Option<LayerCache>>, ModelError> {
+    let cache = |attention: &Option<parts::Attention>| match attention {
+        Some(attention) => LayerCache::new(attention, form).map(Some),
+        None => Ok(None),
+    };
+    let caches: Result<Vec<_>, Error> = parts.attention.iter().map(cache).collect();
+    let name = format!("{}, {}", form.keys.name(), form.values.name()).to_lowercase();
+    caches.map_err(|e| ModelError::Cache { name, why: e.to_string() })
+}
+
+impl Device for Cuda {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn load(&mut self, loading: &Loading<'_>) -> Result<Memory, Stop<ModelError>> {
+        let network = &loading.network;
+        // frees what was loaded before
+        self.parts = Parts::default();
+        self.caches.clear();
+        self.scratch = None;
+        *self.failure.get_mut() = None;
+        let (size, _) = predict(network, loading.placement, loading.index, self.options.cache)?;
+        let arena = Arena::new(self.gpu.context(), "weights", size).map_err(model_error)?;
+        let mut loader = Loader::copying(&self.gpu, arena);
+        let mut parts = Parts::none(network.layers.len());
+        for stage in loading.placement.of(loading.index) {
+            if loading.cancel.is_cancelled() {
+                return Err(Stop::Cancelled);
+            }
+            loader.stage(network, loading.placement, loading.index, stage, &mut parts)?;
+        }
+        parts._arena = loader.into_arena().map_err(model_error)?;
+        self.caches = make_caches(&parts, self.options.cache)?;
+        self.parts = parts;
+        self.ropes = network.ropes.iter().map(rope_table).collect();
+        self.network = Some(network.clone());
+        let why = format!("copied to {} ({})", self.name, self.gpu.facts().name);
+        Ok(Memory { mapped_bytes: 0, copied_bytes: size, why })
+    }
+
+    fn page_bytes(&self, group: usize) -> usize {
+        self.group(group).map(LayerCache::page_bytes).sum()
+    }
+
+    fn reserve(&mut self, group: usize, n: usize) -> Result<(), ModelError> {
+        let has = self.group(group).next().map(LayerCache::n_pages);
+        if has.is_none_or(|has| has >= n) {
+            return Ok(());
+        }
+        let network = self.network.clone().expect("`load` comes first");
+        let gpu = &self.gpu;
+        for l in &network.groups[group].layers {
+            let Some(cache) = &mut self.caches[*l] else { continue };
+            // in lumps, so that memory is asked for seldom
+            cache.reserve(gpu, n + n / 4).map_err(|e| match e {
+                Error::Memory { needed, free, .. } => ModelError::CacheMemory { needed, free },
+                e => model_error(e),
+            })?;
+        }
+        Ok(())
+    }
+
+    fn copy_page(&mut self, group: usize, from: u32, to: u32) {
+        self.attempt_shared(|it| it.group(group).try_for_each(|cache| cache.copy_page(&it.gpu, from, to)));
+    }
+
+    fn move_rows(&mut self, group: usize, moves: &[Move]) {
+        self.attempt_shared(|it| it.move_rows_of(group, moves));
+    }
+
+    fn cache_form(&self) -> String {
+        if self.caches.iter().all(Option::is_none) {
+            return String::new();
+        }
+        let CacheForm { keys, values } = self.options.cache;
+        format!("{}, {} (of a GPU)", keys.name(), values.name()).to_lowercase()
+    }
+
+    fn layer_page_bytes(&self, layer: usize) -> usize {
+        self.caches[layer].as_ref().map_or(0, LayerCache::page_bytes)
+    }
+
+    fn export_page(&self, layer: usize, page: u32, out: &mut Vec<u8>) {
+        if let Some(cache) = &self.caches[layer] {
+            self.attempt_shared(|it| cache.export_page(&it.gpu, page, out));
+        }
+    }
+
+    fn import_page(&mut self, layer: usize, page: u32, bytes: &[u8]) {
+        if let Some(cache) = &self.caches[layer] {
+            self.attempt_shared(|it| cache.import_page(&it.gpu, page, bytes));
+        }
+    }
+
+    // ---- no recurrent layer is here
+
+    fn state_bytes(&self) -> usize {
+        0
+    }
+    fn reserve_states(&mut self, _: usize) -> Result<(), ModelError> {
+        Ok(())
+    }
+    fn clear_state(&mut self, _: u32) {}
+    fn copy_state(&mut self, _: u32, _: u32) {}
+    fn state_chunk(&self) -> usize {
+        1
+    }
+    fn truncate_state(&mut self, _: u32, _: usize) {}
+    fn export_state(&self, _: usize, _: u32, _: &mut Vec<u8>) {}
+    fn import_state(&mut self, _: usize, _: u32, _: usize, _: &[u8]) -> Result<(), String> {
+        Err("no recurrent layer is on this device".into())
+    }
+
+    // ---- a step
+
+    fn begin(&mut self, batch: &Batch) {
+        self.batch.clone_from(batch);
+        self.has_routed = false;
+        self.attempt(|it| {
+            it.make_room(it.batch.n())?;
+            let network = it.network.as_ref().expect("`load` comes first");
+            it.columns.send(&it.gpu, (network, &it.parts, &it.ropes), &it.batch)
+        });
+    }
+
+    fn put(&mut self, value: Value, columns: &[f32]) {
+        self.attempt(|it| {
+            // SAFETY: there is room for the batch's columns
+            unsafe { it.gpu.copy_in_floats(it.place(value), columns) }?;
+            match value {
+                Value::Input => {
+                    let input = it.scratch().input.columns(it.network().spec.n_embd, it.batch.n());
+                    // SAFETY: the floats were copied a moment ago
+                    unsafe { products::quantize(&it.gpu, &input) }
+                }
+                _ => Ok(()),
+            }
+        });
+    }
+
+    fn get(&mut self, value: Value) -> &[f32] {
+        let n = self.batch.n() * self.network().spec.n_embd;
+        let mut values = std::mem::take(&mut self.values);
+        values.clear();
+        values.resize(n, 0.0);
+        // SAFETY: there are the batch's columns
+        self.attempt(|it| unsafe { it.gpu.copy_out_floats(&mut values, it.place(value)) });
+        self.values = values;
+        &self.values
+    }
+
+    fn put_choices(&mut self, choices: &Choices) {
+        self.attempt(|it| {
+            // no expert where there are fewer
+            let k = choices.iter().map(Vec::len).max().unwrap_or(0).max(1);
+            let (mut ids, mut weights) = (vec![-1i32; k * choices.len()], vec![0f32; k * choices.len()]);
+            for (i, chosen) in choices.iter().enumerate() {
+                for (slot, (id, weight)) in chosen.iter().enumerate() {
+                    (ids[i * k + slot], weights[i * k + slot]) = (id.cast_signed(), *weight);
+                }
+            }
+            it.n_used = k;
+            // SAFETY: there is room for as many as a router chooses
+            unsafe {
+                it.gpu.copy_in_floats(it.scratch().ids, &ids)?;
+                it.gpu.copy_in_floats(it.scratch().weights, &weights)
+            }
+        });
+    }
+
+    fn choices(&self) -> &Choices {
+        &self.choices
+    }
+
+    fn run(&mut self, stage: Stage, step: Step<'_>) -> Result<(), RouterFailed> {
+        self.attempt(|it| {
+            it.not_observed(step.collector.is_some())?;
+            match stage {
+                Stage::Attention(l) => it.attention(l),
+                Stage::Dense(l) => it.dense(l),
+                Stage::Route(l) => it.route(l),
+                Stage::Experts(l) => it.experts(l),
+                Stage::Shared(l) => it.shared(l),
+                Stage::Join(l) => it.join(l),
+                Stage::Embed | Stage::Head => unreachable!("`load` refuses the one, `head` runs the other"),
+            }
+        });
+        Ok(())
+    }
+
+    fn head(&mut self, step: Step<'_>, logits: &mut [f32], hidden: &mut [f32]) {
+        self.attempt(|it| {
+            it.not_observed(step.collector.is_some_and(|c| c.options().output))?;
+            if !it.batch.hidden.is_empty() {
+                let normed = it.chosen(&it.batch.hidden)?;
+                // SAFETY: these columns were normed a moment ago
+                unsafe { it.gpu.copy_out_floats(hidden, normed.floats) }?;
+            }
+            match it.batch.logits.is_empty() {
+                true => Ok(()),
+                false => it.output(&it.chosen(&it.batch.logits)?, logits),
+            }
+        });
+    }
+
+    fn project(&mut self, _: Step<'_>, hidden: &[f32], logits: &mut [f32]) {
+        self.attempt(|it| {
+            let n = hidden.len() / it.network().spec.n_embd;
+            it.make_room(n)?;
+            let columns = it.scratch().normed.columns(it.network().spec.n_embd, n);
+            // SAFETY: there is room for as many columns
+            unsafe {
+                it.gpu.copy_in_floats(columns.floats, hidden)?;
+                products::quantize(&it.gpu, &columns)?;
+            }
+            it.output(&columns, logits)
+        });
+    }
+
+    fn failure(&mut self) -> Option<ModelError> {
+        if let Some(failure) = self.failure.get_mut().take() {
+            return Some(model_error(failure));
+        }
+        // asked after each step, and after products alone
+        match std::mem::take(&mut self.has_routed) {
+            true => self.failed_router().unwrap_or_else(|e| Some(model_error(e))),
+            false => None,
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The weights of a device's stages. Addresses are in the arena, which lives as long.
+
+use ikq_formats::QuantType;
+use ikq_model::network::{self, RopeId};
+
+use crate::memory::{Address, Arena};
+use crate::plan::Glu;
+use crate::weights::Matrix;
+
+/// A matrix, or one per expert, with what is added to its products.
+#[derive(Clone, Copy, Debug)]
+pub struct Linear {
+    /// The first expert's; the others follow.
+    pub matrix: Matrix,
+    pub bias: Option<Address>,
+}
+
+impl Linear {
+    pub fn ty(&self) -> QuantType {
+        self.matrix.ty
+    }
+
+    pub fn n_rows(&self) -> usize {
+        self.matrix.n_rows
+    }
+}
+
+/// Gate, up and down of one or many experts.
+#[derive(Clone, Copy, Debug)]
+pub struct Ffn {
+    pub gate: Linear,
+    pub up: Linear,
+    pub down: Linear,
+    pub glu: Glu,
+    /// Gate and up are two products and an activation.
+    pub apart: bool,
+    /// The result is multiplied with the sigmoid of this row's product.
+    pub input_gate: Option<Linear>,
+}
+
+/// A dense layer's FFN.
+#[derive(Clone, Copy, Debug)]
+pub struct Dense {
+    pub norm: Address,
+    pub ffn: Ffn,
+    pub post_norm: Option<Address>,
+}
+
+/// What chooses experts, and what joins their results.
+#[derive(Clone, Debug)]
+pub struct Router {
+    pub norm: Address,
+    pub weight: Linear,
+    pub bias: Option<Address>,
+    pub rule: network::Routing,
+    pub has_shared: bool,
+    pub post_norm: Option<Address>,
+    /// Another device has the experts.
+    pub is_read: bool,
+}
+
+/// A layer's attention.
+#[derive(Clone, Debug)]
+pub struct Attention {
+    pub norm: Address,
+    pub post_norm: Option<Address>,
+    pub kind: Kind,
+}
+
+/// Kinds of attention.
+#[derive(Clone, Debug)]
+pub enum Kind {
+    Gqa(Gqa),
+    Mla(Mla),
+}
+
+/// Grouped heads; fields as in `network::Gqa`.
+#[derive(Clone, Debug)]
+pub struct Gqa {
+    pub n_head: usize,
+    pub n_head_kv: usize,
+    pub head_dim: usize,
+    pub head_dim_v: usize,
+    pub q: Linear,
+    pub k: Linear,
+    pub v: Linear,
+    pub output: Linear,
+    pub scale: f32,
+    pub rope: Option<RopeId>,
+    pub q_norm: Option<Address>,
+    pub k_norm: Option<Address>,
+    pub softcap: Option<f32>,
+    pub sinks: Option<Address>,
+    pub output_gate: bool,
+}
+
+/// Latent attention, absorbed; fields as in `network::Mla`.
+#[derive(Clone, Debug)]
+pub struct Mla {
+    pub n_head: usize,
+    pub kv_rank: usize,
+    pub n_nope: usize,
+    pub head_dim_v: usize,
+    pub q: Linear,
+    pub q_a: Option<(Linear, Address)>,
+    pub kv_a: Linear,
+    pub kv_a_norm: Address,
+    pub k_b: Linear,
+    pub v_b: Linear,
+    pub output: Linear,
+    pub scale: f32,
+    pub rope: RopeId,
+}
+
+impl Mla {
+    /// Elements of what is cached of a token.
+    pub fn row(&self) -> usize {
+        self.kv_rank + self.rope.n_rot
+    }
+}
+
+/// The output.
+#[derive(Clone, Copy, Debug)]
+pub struct Head {
+    pub norm: Address,
+    pub output: Linear,
+}
+
+/// By layer, where this device has the stage.
+#[derive(Default)]
+pub struct Parts {
+    pub _arena: Option<Arena>,
+    pub attention: Vec<Option<Attention>>,
+    pub dense: Vec<Option<Dense>>,
+    pub router: Vec<Option<Router>>,
+    pub experts: Vec<Option<Ffn>>,
+    pub shared: Vec<Option<Ffn>>,
+    pub head: Option<Head>,
+    /// Experts that a token takes at most.
+    pub most_used: usize,
+}
+
+impl Parts {
+    /// None of `n_layers` layers.
+    pub fn none(n_layers: usize) -> Parts {
+        Parts {
+            attention: vec![None; n_layers],
+            dense: vec![None; n_layers],
+            router: vec![None; n_layers],
+            experts: vec![None; n_layers],
+            shared: vec![None; n_layers],
+            ..Parts::default()
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! Launches of feed-forward networks: router, up and gate, down.
+
+use ikq_formats::QuantType;
+use ikq_model::spec::{Activation, Func};
+
+use super::products::{Experts, expert_bytes};
+use super::{NULL, Pairs, Plan, check_row, compiled_columns, geometry, i32_of, name, of_type, optional};
+use super::{reads_codes, whole};
+use crate::error::Error;
+use crate::gpu::Argument;
+
+/// What joins up and gate; the numbers are those of `cuda/glu.cuh`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Glu {
+    Silu = 0,
+    GeluTanh = 1,
+    SwigluOai = 2,
+}
+
+impl From<Activation> for Glu {
+    fn from(activation: Activation) -> Glu {
+        match activation {
+            Activation::Silu => Glu::Silu,
+            Activation::GeluTanh => Glu::GeluTanh,
+            Activation::SwigluOai => Glu::SwigluOai,
+        }
+    }
+}
+
+impl Glu {
+    /// The kernels' arguments: which, and slope and limit of [`Glu::SwigluOai`].
+    fn arguments(self) -> [(&'static str, Option<Argument>); 3] {
+        [
+            ("act", Some(Argument::I32(self as i32))),
+            ("alpha", Some(Argument::F32(1.702))),
+            ("limit", Some(Argument::F32(7.0))),
+        ]
+    }
+}
+
+/// Sizes of [`Call::UpGate`](super::Call::UpGate).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct UpGate {
+    pub up: QuantType,
+    pub gate: QuantType,
+    /// Rows of either, and their elements.
+    pub n_rows: usize,
+    pub n: usize,
+    /// 1 to [`MOST_COLUMNS`](super::MOST_COLUMNS); 1 with `pairs`.
+    pub n_columns: usize,
+    /// Experts are chosen by a list of ids.
+    pub pairs: Option<Pairs>,
+    pub glu: Glu,
+    pub bias_up: bool,
+    pub bias_gate: bool,
+    /// Results are made as products read them; else as floats.
+    pub codes: bool,
+}
+
+impl UpGate {
+    pub(super) fn plan(&self) -> Result<Plan, Error> {
+        let wrong = |why: String| Error::Plan { name: "upgate".into(), why };
+        let compiled = compiled_columns("upgate", self.n_columns)?;
+        check_row(self.up, self.n)?;
+        check_row(self.gate, self.n)?;
+        let reads = reads_codes(self.up);
+        if reads != reads_codes(self.gate) {
+            return Err(wrong(format!("{} and {} read different columns", self.up.name(), self.gate.name())));
+        }
+        if (reads && !self.n.is_multiple_of(32)) || (self.codes && !self.n_rows.is_multiple_of(32)) {
+            return Err(wrong(format!("{} rows of {} are no whole blocks of 32", self.n_rows, self.n)));
+        }
+        let by_expert = Experts::new("upgate", self.pairs, self.n_columns)?;
+        let mut of = of_type("upgate.cu", self.up)?;
+        of_type("upgate.cu", self.gate)?;
+        of.defines.push(("IKQ_GATE".into(), name(self.gate)));
+        let mut arguments = vec![
+            ("up", None),
+            ("gate", None),
+            ("expert_bytes_up", Some(by_expert.bytes(self.up, self.n_rows, self.n)?)),
+            ("expert_bytes_gate", Some(by_expert.bytes(self.gate, self.n_rows, self.n)?)),
+            ("ids", by_expert.ids),
+            ("k", Some(by_expert.k)),
+            ("x", None),
+            ("ds", optional(reads)),
+            ("bias_up", optional(self.bias_up)),
+            ("bias_gate", optional(self.bias_gate)),
+        ];
+        arguments.extend(self.glu.arguments());
+        arguments.extend([
+            ("y", optional(!self.codes)),
+            ("q", optional(self.codes)),
+            ("q_ds", optional(self.codes)),
+            ("n_rows", Some(i32_of(self.n_rows)?)),
+            ("n", Some(i32_of(self.n)?)),
+            ("n_columns", Some(i32_of(self.n_columns)?)),
+        ]);
+        Ok(Plan {
+            of,
+            kernel: format!("upgate_{}_{}_c{compiled}", name(self.up), name(self.gate)),
+            geometry: geometry([self.n_rows.div_ceil(32), by_expert.grid_y, 1], 256)?,
+            arguments,
+        })
+    }
+}
+
+/// Sizes of [`Call::Glu`](super::Call::Glu).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GluCall {
+    pub n_rows: usize,
+    pub n_columns: usize,
+    pub glu: Glu,
+    /// Columns have experts, of which a negative one is none.
+    pub ids: bool,
+    /// Results are made as products read them; else as floats.
+    pub codes: bool,
+}
+
+impl GluCall {
+    pub(super) fn plan(&self) -> Result<Plan, Error> {
+        if self.codes && !self.n_rows.is_multiple_of(32) {
+            let why = format!("{} rows are no whole blocks of 32", self.n_rows);
+            return Err(Error::Plan { name: "glu_act".into(), why });
+        }
+        // biases were added by the products
+        let mut arguments = vec![
+            ("up", None),
+            ("gate", None),
+            ("bias_up", NULL),
+            ("bias_gate", NULL),
+            ("ids", optional(self.ids)),
+            ("y", optional(!self.codes)),
+            ("q", optional(self.codes)),
+            ("q_ds", optional(self.codes)),
+            ("n_rows", Some(i32_of(self.n_rows)?)),
+        ];
+        arguments.extend(self.glu.arguments());
+        Ok(Plan {
+            of: whole("activations.cu"),
+            kernel: "glu_act".into(),
+            geometry: geometry([self.n_rows.div_ceil(32), self.n_columns, 1], 32)?,
+            arguments,
+        })
+    }
+}
+
+/// Sizes of [`Call::Down`](super::Call::Down).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Down {
+    pub ty: QuantType,
+    /// Rows of an expert, and their elements.
+    pub n_rows: usize,
+    pub n: usize,
+    pub pairs: Pairs,
+    pub bias: bool,
+    pub residual: bool,
+}
+
+impl Down {
+    pub(super) fn plan(&self) -> Result<Plan, Error> {
+        check_row(self.ty, self.n)?;
+        let reads = reads_codes(self.ty);
+        let Pairs { n_pairs, k } = self.pairs;
+        if (reads && !self.n.is_multiple_of(32)) || k == 0 || !n_pairs.is_multiple_of(k) {
+            let why = format!("rows of {} elements, {n_pairs} pairs of {k} experts each", self.n);
+            return Err(Error::Plan { name: "down".into(), why });
+        }
+        Ok(Plan {
+            of: of_type("down.cu", self.ty)?,
+            kernel: format!("down_{}", name(self.ty)),
+            geometry: geometry([self.n_rows.div_ceil(4), n_pairs / k, 1], 128)?,
+            arguments: vec![
+                ("w", None),
+                ("expert_bytes", Some(expert_bytes(self.ty, self.n_rows, self.n)?)),
+                ("ids", None),
+                ("weights", None),
+                ("k", Some(i32_of(k)?)),
+                ("x", None),
+                ("ds", optional(reads)),
+                ("bias", optional(self.bias)),
+                ("residual", optional(self.residual)),
+                ("y", None),
+                ("n_rows", Some(i32_of(self.n_rows)?)),
+                ("n", Some(i32_of(self.n)?)),
+            ],
+        })
+    }
+}
+
+/// Experts and chosen experts that the router takes at most.
+const MOST_EXPERTS: usize = 1024;
+const MOST_USED: usize = 32;
+
+/// Sizes and rule of [`Call::Router`](super::Call::Router).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Router {
+    pub n_tokens: usize,
+    pub n_experts: usize,
+    pub n_used: usize,
+    pub func: Func,
+    pub bias: bool,
+    pub normalize: bool,
+    pub scale: f32,
+    /// Groups, and how many of them are chosen from.
+    pub groups: (usize, usize),
+    /// Experts behind the first so many of largest weight stay if theirs is more than so much of the largest.
+    pub reduction: Option<(usize, f32)>,
+    /// What is kept of tokens whose scores are not finite.
+    pub layer: usize,
+}
+
+impl Router {
+    pub(super) fn plan(&self) -> Result<Plan, Error> {
+        let used = 1..=MOST_USED.min(self.n_experts);
+        if self.n_experts > MOST_EXPERTS || !used.contains(&self.n_used) {
+            let why = format!(
+                "{} of {} experts; it takes up to {MOST_USED} of {MOST_EXPERTS}",
+                self.n_used, self.n_experts
+            );
+            return Err(Error::Plan { name: "router".into(), why });
+        }
+        let func = match self.func {
+            Func::Softmax => 0,
+            Func::Sigmoid => 1,
+            Func::SoftmaxChosen => 2,
+        };
+        let (least, threshold) = self.reduction.unwrap_or((self.n_used, 0.0));
+        Ok(Plan {
+            of: whole("router.cu"),
+            kernel: "router".into(),
+            geometry: geometry([self.n_tokens, 1, 1], 32)?,
+            arguments: vec![
+                ("logits", None),
+                ("bias", optional(self.bias)),
+                ("ids", None),
+                ("weights", None),
+                ("not_finite", None),
+                ("layer", Some(i32_of(self.layer)?)),
+                ("n_experts", Some(i32_of(self.n_experts)?)),
+                ("n_used", Some(i32_of(self.n_used)?)),
+                ("func", Some(Argument::I32(func))),
+                ("normalize", Some(Argument::I32(i32::from(self.normalize)))),
+                ("scale", Some(Argument::F32(self.scale))),
+                ("n_group", Some(i32_of(self.groups.0)?)),
+                ("n_group_used", Some(i32_of(self.groups.1)?)),
+                ("n_least", Some(i32_of(least.min(self.n_used))?)),
+                ("threshold", Some(Argument::F32(threshold))),
+            ],
+        })
+    }
+}

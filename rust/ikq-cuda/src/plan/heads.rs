@@ -1,0 +1,182 @@
+//! Launches of attention: heads and their cache, and sums over it.
+
+use ikq_formats::QuantType;
+
+use super::{NULL, Plan, check_row, geometry, i32_of, i64_of, name, of_type, optional, whole};
+use crate::error::Error;
+use crate::gpu::Argument;
+
+/// Elements of a head that kernels take at most.
+pub const MOST_HEAD: usize = 1024;
+
+/// What heads are turned by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// The first element, and how many.
+    pub at: usize,
+    pub n: usize,
+    /// Pairs are halves, else neighbours.
+    pub neox: bool,
+}
+
+/// Sizes of [`Call::Heads`](super::Call::Heads).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Heads {
+    /// Type of the cache; F32 where nothing is cached.
+    pub ty: QuantType,
+    pub n_columns: usize,
+    pub n_heads: usize,
+    /// Elements of a head.
+    pub n: usize,
+    /// Floats from column to column, and from head to head.
+    pub stride: usize,
+    pub head_stride: usize,
+    /// The first so many elements are normed.
+    pub norm: Option<usize>,
+    pub eps: f32,
+    pub turn: Option<Turn>,
+    /// Results are given, with so many floats from head to head.
+    pub out: Option<usize>,
+    /// Results are cached.
+    pub cached: bool,
+}
+
+impl Heads {
+    pub(super) fn plan(&self) -> Result<Plan, Error> {
+        check_head("heads", self.ty, self.n)?;
+        Ok(Plan {
+            of: of_type("heads.cu", self.ty)?,
+            kernel: format!("heads_{}", name(self.ty)),
+            geometry: geometry([self.n_heads, self.n_columns, 1], 32)?,
+            arguments: vec![
+                ("x", None),
+                ("x_stride", Some(i64_of(self.stride)?)),
+                ("head_stride", Some(i32_of(self.head_stride)?)),
+                ("n_heads", Some(i32_of(self.n_heads)?)),
+                ("n", Some(i32_of(self.n)?)),
+                ("weight", optional(self.norm.is_some())),
+                ("n_norm", Some(i32_of(self.norm.unwrap_or(0))?)),
+                ("eps", Some(Argument::F32(self.eps))),
+                ("cos_sin", optional(self.turn.is_some())),
+                ("rot_at", Some(i32_of(self.turn.map_or(0, |t| t.at))?)),
+                ("n_rot", Some(i32_of(self.turn.map_or(0, |t| t.n))?)),
+                ("neox", Some(Argument::I32(i32::from(self.turn.is_some_and(|t| t.neox))))),
+                ("y", optional(self.out.is_some())),
+                ("y_stride", Some(i32_of(self.out.unwrap_or(0))?)),
+                ("cache", optional(self.cached)),
+                ("slots", optional(self.cached)),
+            ],
+        })
+    }
+}
+
+/// Sizes of [`Call::Attend`](super::Call::Attend).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Attend {
+    pub keys: QuantType,
+    pub values: QuantType,
+    pub n_columns: usize,
+    pub n_heads: usize,
+    pub n_kv: usize,
+    /// Elements of keys, of values, and of the rows that begin with values.
+    pub n_k: usize,
+    pub n_v: usize,
+    pub n_v_row: usize,
+    /// Page numbers of a column.
+    pub max_pages: usize,
+    /// Positions of a split, and splits.
+    pub span: usize,
+    pub n_splits: usize,
+    pub scale: f32,
+    pub softcap: Option<f32>,
+}
+
+impl Attend {
+    /// The module has the kernel of [`Combine`], too.
+    pub(super) fn plan(&self) -> Result<Plan, Error> {
+        check_head("attend", self.keys, self.n_k)?;
+        check_head("attend", self.values, self.n_v_row)?;
+        if self.n_v > self.n_v_row || self.n_kv == 0 || !self.n_heads.is_multiple_of(self.n_kv) {
+            let why = format!("{} heads, {} of the cache; values of {}", self.n_heads, self.n_kv, self.n_v);
+            return Err(Error::Plan { name: "attend".into(), why });
+        }
+        let mut of = of_type("attention.cu", self.keys)?;
+        of_type("attention.cu", self.values)?;
+        of.defines.push(("IKQ_VALUES".into(), name(self.values)));
+        Ok(Plan {
+            of,
+            kernel: format!("attend_{}_{}", name(self.keys), name(self.values)),
+            geometry: geometry([self.n_heads, self.n_splits, self.n_columns], 128)?,
+            arguments: vec![
+                ("q", None),
+                ("k", None),
+                ("v", None),
+                ("pages", None),
+                ("first", None),
+                ("end", None),
+                ("partial", None),
+                ("n_heads", Some(i32_of(self.n_heads)?)),
+                ("n_kv", Some(i32_of(self.n_kv)?)),
+                ("n_k", Some(i32_of(self.n_k)?)),
+                ("n_v", Some(i32_of(self.n_v)?)),
+                ("n_v_row", Some(i32_of(self.n_v_row)?)),
+                ("max_pages", Some(i32_of(self.max_pages)?)),
+                ("span", Some(i32_of(self.span)?)),
+                ("scale", Some(Argument::F32(self.scale))),
+                ("cap", Some(Argument::F32(self.softcap.unwrap_or(0.0)))),
+            ],
+        })
+    }
+}
+
+/// Sizes of [`Call::Combine`](super::Call::Combine).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Combine {
+    pub n_columns: usize,
+    pub n_heads: usize,
+    pub n_v: usize,
+    pub n_splits: usize,
+    pub sinks: bool,
+    /// Results are multiplied with sigmoids of gates, which are so many floats from head to head.
+    pub gate: Option<usize>,
+    /// Results are made as products read them, too.
+    pub codes: bool,
+}
+
+impl Combine {
+    pub(super) fn plan(&self) -> Result<Plan, Error> {
+        if self.codes && !self.n_v.is_multiple_of(32) {
+            let why = format!("{} numbers are no whole blocks of 32", self.n_v);
+            return Err(Error::Plan { name: "attend_combine".into(), why });
+        }
+        Ok(Plan {
+            of: whole("combine.cu"),
+            kernel: "attend_combine".into(),
+            geometry: geometry([self.n_heads, self.n_columns, 1], 128)?,
+            arguments: vec![
+                ("partial", None),
+                ("sinks", optional(self.sinks)),
+                ("gate", optional(self.gate.is_some())),
+                ("gate_stride", Some(i32_of(self.gate.unwrap_or(0))?)),
+                ("y", None),
+                ("q", if self.codes { None } else { NULL }),
+                ("ds", if self.codes { None } else { NULL }),
+                ("n_heads", Some(i32_of(self.n_heads)?)),
+                ("n_v", Some(i32_of(self.n_v)?)),
+                ("n_splits", Some(i32_of(self.n_splits)?)),
+            ],
+        })
+    }
+}
+
+/// # Errors
+/// [`Error::Plan`] for heads that do not fit the kernels or the type.
+fn check_head(kernel: &str, ty: QuantType, n: usize) -> Result<(), Error> {
+    match (1..=MOST_HEAD).contains(&n) {
+        true => check_row(ty, n),
+        false => {
+            let why = format!("heads of {n} elements; it takes up to {MOST_HEAD}");
+            Err(Error::Plan { name: kernel.into(), why })
+        }
+    }
+}
