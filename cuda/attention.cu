@@ -53,12 +53,8 @@ IKQ_DEV void attend(const float *q, const uint8_t *k, const uint8_t *v, const in
         const int at = seen ? position : to - 1;
         const int64_t slot = int64_t(pages[at / PAGE]) * PAGE + at % PAGE;
         float score = 0.0f;
-        if (32 * part < n_k) {
-            float x[32];
-            read_part<K>(cache_row<K>(const_cast<uint8_t *>(k), slot, kv_head, n_kv, n_k), n_k, part, x);
-#pragma unroll
-            for (int i = 0; i < 32; i++) score += x[i] * query[32 * part + i];
-        }
+        if (32 * part < n_k)
+            score = score_part<K>(cache_row<K>(const_cast<uint8_t *>(k), slot, kv_head, n_kv, n_k), n_k, part, query);
         for (int o = 1; o < lanes; o *= 2) score += __shfl_xor_sync(ALL_LANES, score, o);
         score *= scale;
         if (cap > 0.0f) score = cap * tanhf(score / cap);

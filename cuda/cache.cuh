@@ -35,6 +35,28 @@ template <class T> IKQ_DEV void read_part(const uint8_t *row, int n, int part, f
     }
 }
 
+// What elements 32 part to 32 part + 32 of a row add to its product with a query. Floats come in pieces: 32 at once take
+// registers that the sums of attention need.
+template <class T> IKQ_DEV float score_part(const uint8_t *row, int n, int part, const float *query) {
+    float score = 0.0f;
+    if constexpr (T::FLOAT) {
+        constexpr int E = T::AT_ONCE;
+#pragma unroll 2
+        for (int i = 32 * part; i < 32 * part + 32; i += E) {
+            float some[E] = {};
+            if (i < n) T::some(row, i, some);
+#pragma unroll
+            for (int k = 0; k < E; k++) score += i + k < n ? some[k] * query[i + k] : 0.0f;
+        }
+    } else {
+        float x[32];
+        read_part<T>(row, n, part, x);
+#pragma unroll
+        for (int i = 0; i < 32; i++) score += x[i] * query[32 * part + i];
+    }
+    return score;
+}
+
 // A warp stores 32 elements of a row, one per lane (`in`: whether the row has that element).
 IKQ_DEV void store_part(f32, uint8_t *row, int, int part, float x, bool in) {
     if (in) reinterpret_cast<float *>(row)[32 * part + (threadIdx.x & 31)] = x;

@@ -80,10 +80,10 @@ def environment(cache: Path | None = None, **more: str | None) -> dict[str, str]
     return {k: v for k, v in (env | more).items() if v is not None}
 
 
-def run(code: str, env: dict[str, str], *args: str, returncode: int = 0) -> str:
+def run(code: str, env: dict[str, str], *args: str, returncode: int = 0, timeout: float = 300) -> str:
     """Standard output of a Python program."""
     done = subprocess.run(
-        [sys.executable, "-c", code, *args], env=env, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code, *args], env=env, capture_output=True, text=True, timeout=timeout
     )
     assert done.returncode == returncode, done.stderr
     return done.stdout

@@ -77,16 +77,71 @@ def distance(a, b) -> float:
 
 def test_what_is_not_there_yet_is_refused(tiny_moe):
     env = environment()
-    arguments = ("run", "-m", str(tiny_moe), "-p", "import", "-n", "1")
-    done = ikq_command(env, *arguments, "-dev", "CUDA0", "-ngl", "99")
+    recurrent = str(fixture("qwen3next/qwen3next-bf16"))
+    done = ikq_command(env, "run", "-m", recurrent, "-p", "import", "-n", "1", "-dev", "CUDA0", "-ngl", "99")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "layer 0, attention: attention is not computed on GPUs yet" in done.stderr
-    done = ikq_command(env, *arguments, "-ngl", "99")
+    assert "layer 0, attention: a recurrent layer is not computed on GPUs yet" in done.stderr
+    assert r"-ot 'blk\.0\.(attn|ssm)=CPU'" in done.stderr
+    arguments = ("run", "-m", str(tiny_moe), "-p", "import", "-n", "1")
+    done = ikq_command(env, *arguments, "-ngl", "99", "-ctk", "q4_0")
     assert done.returncode == 1
-    assert "is usable, but computes no whole models yet" in done.stderr
+    assert "caches of few bits are not rotated on GPUs yet" in done.stderr
     done = ikq_command(env, *arguments, "-dev", "CUDA7", "-ot", "^output=CUDA7")
     assert done.returncode == 1
     assert "there is no GPU 7; there are 1" in done.stderr
+
+
+def test_layers_go_to_the_gpu_that_is_there(tiny_moe):
+    """`-ngl` alone finds it; the same text, and saved sequences and shifts of positions work."""
+    env = environment()
+    arguments = ("run", "-m", str(tiny_moe), "-p", "import sys", "-n", "12", "--temp", "0", "--no-perf")
+    there = ikq_command(env, *arguments, "-ngl", "99")
+    assert there.returncode == 0, there.stderr
+    assert there.stdout == ikq_command(env, *arguments).stdout
+    plan = ikq_command(env, *arguments, "-ngl", "99", "--dry-run")
+    assert plan.returncode == 0
+    assert "CUDA0" in plan.stdout
+
+
+MOVED = """
+import json, sys
+import numpy as np, ikq
+path, options, folder = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+ids = list(range(3, 43))
+with ikq.Model.load(path, n_ctx=600, n_threads=2, **options) as model:
+    def step(sequence, part):
+        return model.step([(sequence, part, "all")])[0]
+    first = model.new_sequence()
+    step(first, ids)
+    first.save(folder + "/sequence")
+    fork = first.fork()
+    fork.truncate(20)
+    forked = step(fork, ids[20:])
+    loaded = model.load_sequence(folder + "/sequence")
+    loaded.shift(4, 10)
+    shifted = step(loaded, ids[:6])
+    # a page is passed, and what lies in it is moved
+    long = model.new_sequence()
+    step(long, (ids * 8)[:300])
+    long.shift(3, 50)
+    across = step(long, ids[:6])
+np.savez(folder + "/out.npz", forked=forked, shifted=shifted, across=across)
+"""
+
+
+@pytest.mark.parametrize("name", ["llama/llama-bf16", "deepseek2-lite/deepseek2-lite-bf16"])
+def test_sequences_on_a_gpu(name, tmp_path):
+    """Forked, taken back, saved, loaded and shifted: what the CPU gives, with a cache of floats."""
+    floats = {"cache_type_k": "f32", "cache_type_v": "f32"}
+    gpu = {"devices": ["CPU", "CUDA0"], "n_gpu_layers": 99}
+    found = []
+    for i, options in enumerate((floats | gpu, floats | {"compute": "f32"})):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        run(MOVED, environment(), str(fixture(name)), json.dumps(options), str(folder), timeout=1200)
+        found.append(np.load(folder / "out.npz"))
+    for key in found[1].files:
+        assert distance(found[0][key], found[1][key]) <= 1e-4, key
 
 
 def test_the_output_of_a_mixture_of_experts(tiny_moe):

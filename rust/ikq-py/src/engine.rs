@@ -365,7 +365,11 @@ fn parse_rules(
 
 /// A cache of the same types on a GPU.
 fn gpu_cache(form: CacheForm) -> ikq_cuda::CacheForm {
-    ikq_cuda::CacheForm { keys: form.keys.quant_type(), values: form.values.quant_type() }
+    ikq_cuda::CacheForm {
+        keys: form.keys.quant_type(),
+        values: form.values.quant_type(),
+        rotates: form.rotates(form.keys) || form.rotates(form.values),
+    }
 }
 
 /// The number of a GPU's name, `CUDA0`.

@@ -15,6 +15,8 @@ use crate::products::launch;
 pub struct CacheForm {
     pub keys: QuantType,
     pub values: QuantType,
+    /// Rows of one of them are to be rotated by a Hadamard matrix.
+    pub rotates: bool,
 }
 
 /// Rows of one kind: of keys, or of values.

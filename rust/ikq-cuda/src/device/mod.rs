@@ -56,7 +56,7 @@ pub struct Options {
 impl Default for Options {
     /// A cache of f16, and all experts that routers choose.
     fn default() -> Options {
-        let cache = CacheForm { keys: QuantType::F16, values: QuantType::F16 };
+        let cache = CacheForm { keys: QuantType::F16, values: QuantType::F16, rotates: false };
         Options { cache, expert_reduction: None }
     }
 }
@@ -345,6 +345,10 @@ pub fn predict(
 
 /// Empty caches of all layers of this device.
 fn make_caches(parts: &Parts, form: CacheForm) -> Result<Vec<Option<LayerCache>>, ModelError> {
+    if form.rotates && parts.attention.iter().any(Option::is_some) {
+        let what = "caches of few bits are not rotated on GPUs yet; load with cache_rotation=False (--no-cache-rotation)";
+        return Err(ModelError::Device(what.into()));
+    }
     let cache = |attention: &Option<parts::Attention>| match attention {
         Some(attention) => LayerCache::new(attention, form).map(Some),
         None => Ok(None),
@@ -419,7 +423,7 @@ impl Device for Cuda {
         if self.caches.iter().all(Option::is_none) {
             return String::new();
         }
-        let CacheForm { keys, values } = self.options.cache;
+        let CacheForm { keys, values, .. } = self.options.cache;
         format!("{}, {} (of a GPU)", keys.name(), values.name()).to_lowercase()
     }
 

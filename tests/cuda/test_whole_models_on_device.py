@@ -1,0 +1,109 @@
+"""Whole models on a GPU (the stand-in), and models of which it has some: logits against the CPU's."""
+
+import numpy as np
+import pytest
+from emulator import FULL, needs_gxx
+from model_files import NAMES, RECURRENT, path, reader
+from model_runs import IDS, LENGTHS, distance, results
+
+import ikq
+from ikq.models import model_spec
+
+pytestmark = [needs_gxx, pytest.mark.timeout(1800)]
+
+EXACT = {"compute": "f32", "cache_type_k": "f32", "cache_type_v": "f32"}
+ALL = {"devices": ["CPU", "CUDA0"], "n_gpu_layers": 99}
+
+# A layer is a chain of some ten products, norms and sums. Each of their results is a sum of up to 2^9 terms in an order of
+# its own, off by sqrt(2^9) half units of 2^-24 or so, and errors of layers add up
+FLOATS = 10 * 2**4.5 * 2.0**-24
+
+
+def allowed(name):
+    return FLOATS * len(model_spec(reader(name)).layers)
+
+
+def recurrent_layers(name):
+    """A rule that leaves what GPUs do not compute to the CPU."""
+    layers = model_spec(reader(name)).layers
+    numbers = [str(i) for i, layer in enumerate(layers) if layer.attention.kind == "delta_net"]
+    return rf"blk\.({'|'.join(numbers)})\.(attn|ssm)_.*=CPU"
+
+
+# the others are as quick as their kernels are compiled
+QUICK = ("deepseek2-lite/deepseek2-lite-bf16", "gpt-oss/gpt-oss-mxfp4", "qwen2moe/qwen2moe-bf16")
+
+
+@pytest.mark.parametrize("name", NAMES if FULL else QUICK)
+def test_logits(name, tmp_path):
+    """In floats the CPU's logits, however the tokens come; the same with what is stored in fewer bits."""
+    rule = {"override_tensor": recurrent_layers(name)} if name in RECURRENT else {}
+    floats = ALL | rule | {k: v for k, v in EXACT.items() if k != "compute"}
+    found = results(path(name), {"exact": EXACT, "cpu": {}, "floats": floats, "gpu": ALL | rule}, tmp_path)
+    assert "CUDA0" in found["gpu devices"]
+    exact = found["exact whole"]
+    # activations of 8 bits are read by types of few bits, on either device
+    coded = name.endswith("mxfp4")
+    rounded = distance(found["cpu whole"], exact)
+    assert distance(found["floats whole"], exact) <= (2 * rounded if coded else 0) + allowed(name)
+    assert distance(found["gpu whole"], exact) <= 2 * rounded + allowed(name)
+    for case in ("floats", "gpu"):
+        whole = found[f"{case} whole"]
+        # what stands beside a sequence, and how it is cut, does not show
+        assert np.array_equal(found[f"{case} pieces"], whole), case
+        assert np.array_equal(found[f"{case} eight"], whole[list(LENGTHS)]), case
+
+
+SPLITS = {
+    "experts": {"override_tensor": "exps=CPU"},
+    "experts of two": {"n_cpu_moe": 2},
+    "two layers": {"n_gpu_layers": 2},
+    "routers": {"override_tensor": "ffn_gate_inp=CPU"},
+    "only experts": {"n_gpu_layers": 0, "override_tensor": "exps=CUDA0"},
+    "only shared experts": {"n_gpu_layers": 0, "override_tensor": "shexp=CUDA0"},
+    "attention": {"override_tensor": "attn=CPU"},
+    "separate": {"fused_up_gate": False},
+    "without small experts": {"expert_reduction": (1, 0.5)},
+}
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen2moe/qwen2moe-bf16", *(["deepseek3/deepseek3-bf16"] if FULL else [])]
+)
+def test_splits(name, tmp_path):
+    floats = {k: v for k, v in EXACT.items() if k != "compute"}
+    cases = {split: ALL | floats | options for split, options in SPLITS.items()}
+    fewer = EXACT | {"expert_reduction": (1, 0.5)}
+    found = results(path(name), {"exact": EXACT, "exact fewer": fewer, **cases}, tmp_path)
+    for split in SPLITS:
+        assert "CUDA0" in found[f"{split} devices"], split
+        exact = found["exact fewer whole" if split == "without small experts" else "exact whole"]
+        assert distance(found[f"{split} whole"], exact) <= allowed(name), split
+        assert np.array_equal(found[f"{split} eight"], found[f"{split} whole"][list(LENGTHS)]), split
+    assert distance(found["exact fewer whole"], found["exact whole"]) > allowed(name), "nothing was dropped"
+
+
+@pytest.mark.parametrize("ftype", ["IQ4_KS", *(["Q4_K_M", "IQ2_XXS", "Q8_0"] if FULL else [])])
+def test_quantized_mixtures(ftype, tmp_path):
+    ikq.quantize_file(path("qwen3moe/qwen3moe-bf16"), tmp_path / "model.gguf", ftype)
+    found = results(tmp_path / "model.gguf", {"exact": EXACT, "cpu": {}, "gpu": ALL}, tmp_path)
+    exact = found["exact whole"]
+    # codes of 8 bits differ from float products as much as the CPU's own
+    rounded = distance(found["cpu whole"], exact)
+    assert distance(found["gpu whole"], exact) <= 2 * rounded + allowed("qwen3moe/qwen3moe-bf16")
+    assert np.array_equal(found["gpu pieces"], found["gpu whole"])
+
+
+@pytest.mark.parametrize(
+    "cache",
+    [("q8_0", "q4_0"), ("f16", "q6_0"), *([("bf16", "q8_0"), ("q4_1", "iq4_nl")] if FULL else [])],
+)
+def test_types_of_caches(cache, tmp_path):
+    name = "llama/llama-bf16"
+    types = {"cache_type_k": cache[0], "cache_type_v": cache[1], "cache_rotation": False}
+    found = results(path(name), {"exact": EXACT, "cpu": types, "gpu": ALL | types}, tmp_path)
+    exact = found["exact whole"]
+    # the CPU looks for better scales
+    rounded = distance(found["cpu whole"], exact)
+    assert 0 < distance(found["gpu whole"], exact) <= 2 * rounded + allowed(name)
+    assert found["gpu hidden"].shape[0] == len(IDS)
