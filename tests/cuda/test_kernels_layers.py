@@ -190,7 +190,20 @@ def test_parts_of_heads_are_normed_and_turned():
     cos_sin, exact = rope([3, 400], n_rot)
     x, weight = rng.normal(size=(2, n_heads * head_stride)).astype(np.float32), f32(rng.normal(size=n_norm))
     y = aligned((2, n_heads, y_stride), np.float32)
-    args = (f32(x), n_heads * head_stride, head_stride, n_heads, n, weight, n_norm, 1e-6, cos_sin, n_norm, n_rot, 0)
+    args = (
+        f32(x),
+        n_heads * head_stride,
+        head_stride,
+        n_heads,
+        n,
+        weight,
+        n_norm,
+        1e-6,
+        cos_sin,
+        n_norm,
+        n_rot,
+        0,
+    )
     heads_module().run("heads_f32", (n_heads, 2), 32, *args, y, y_stride, None, None)
     h = x.reshape(2, n_heads, head_stride)[..., :n].astype(np.float64)
     c, k = h[..., :n_norm], h[..., n_norm:]

@@ -89,6 +89,12 @@ def test_what_is_not_there_yet_is_refused(tiny_moe):
     done = ikq_command(env, *arguments, "-dev", "CUDA7", "-ot", "^output=CUDA7")
     assert done.returncode == 1
     assert "there is no GPU 7; there are 1" in done.stderr
+    done = ikq_command(env, *arguments, "-dev", "CUDA+0", "-ngl", "99")
+    assert done.returncode == 1
+    assert "there is no device CUDA+0" in done.stderr
+    done = ikq_command(env, *arguments, "-dev", "CUDA0,cuda0", "-ngl", "99")
+    assert done.returncode == 1
+    assert "cuda0 stands there twice" in done.stderr
 
 
 def test_layers_go_to_the_gpu_that_is_there(tiny_moe):

@@ -67,9 +67,7 @@ SPLITS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", ["qwen2moe/qwen2moe-bf16", *(["deepseek3/deepseek3-bf16"] if FULL else [])]
-)
+@pytest.mark.parametrize("name", ["qwen2moe/qwen2moe-bf16", *(["deepseek3/deepseek3-bf16"] if FULL else [])])
 def test_splits(name, tmp_path):
     floats = {k: v for k, v in EXACT.items() if k != "compute"}
     cases = {split: ALL | floats | options for split, options in SPLITS.items()}

@@ -109,8 +109,6 @@ def print_ignored(args: argparse.Namespace, n_gpu_layers: int | None = None) -> 
         print(f"note: -ngl: {reason}; all layers run on the CPU", file=sys.stderr)
 
 
-
-
 def print_unused_rules(args: argparse.Namespace, names: Iterable[str]) -> None:
     """One line on standard error for each rule of `-ot` that fits none of these tensors."""
     names = list(names)
@@ -245,7 +243,7 @@ def placement_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _devices(args: argparse.Namespace) -> tuple[str, ...]:
-    """Names of devices; the CPU is always there, and the first GPU where layers are to go to one and none is named."""
+    """Names of devices: the CPU always, and the first GPU where layers are to go to one and none is named."""
     names = [name.strip() for name in args.device.split(",") if name.strip()]
     names = [*(() if names and names[0].upper() == "CPU" else ("CPU",)), *names]
     wanted = args.n_gpu_layers

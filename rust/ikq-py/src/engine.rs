@@ -375,7 +375,8 @@ fn gpu_cache(form: CacheForm) -> ikq_cuda::CacheForm {
 /// The number of a GPU's name, `CUDA0`.
 fn cuda_index(name: &str) -> Option<usize> {
     let number = name.get(..4).filter(|n| n.eq_ignore_ascii_case("CUDA")).map(|_| &name[4..])?;
-    number.parse().ok()
+    // what `parse` takes has a sign, too
+    number.chars().all(|c| c.is_ascii_digit()).then(|| number.parse().ok())?
 }
 
 /// Devices are `CPU`; `CPU1`, `CPU2`, ..., which are the CPU with memory of their own; and GPUs, `CUDA0`, `CUDA1`, ....
@@ -387,6 +388,10 @@ fn check_devices(names: &[String]) -> PyResult<()> {
     match names.first() {
         Some(first) if first.eq_ignore_ascii_case("CPU") => {}
         _ => return Err(PyValueError::new_err(format!("devices={names:?}: the first is the CPU"))),
+    }
+    let is_twice = |i: usize| names[..i].iter().any(|n| n.eq_ignore_ascii_case(&names[i]));
+    if let Some(i) = (0..names.len()).find(|i| is_twice(*i)) {
+        return Err(PyValueError::new_err(format!("devices={names:?}: {} stands there twice", names[i])));
     }
     match names.iter().find(|n| !is_cpu(n) && cuda_index(n).is_none()) {
         Some(other) => {

@@ -1,0 +1,407 @@
+#!/usr/bin/env python3
+"""Checks a GPU in one command: whether kernels are right there, and how fast they are.
+
+    pip install ikq-*.whl numpy nvidia-cuda-nvrtc
+    python tools/gpu_check.py [--out gpu_check.json] [--budget-s 480] [--shape small|qwen3-30b-a3b] [--only GROUP,...]
+
+Needs numpy and ikq; no network, no compiler, no other package. Groups run in processes of their own, because an error of
+a kernel ends the process's use of the GPU; results are written to one JSON file as they come. The last lines are a table:
+what failed first, then what falls farthest behind its target. Clocks and modes of the card are left as they are.
+
+Groups, the most telling first: `environment`; `compile`, kernels for this GPU; `weights`, every type decoded on the GPU;
+`products`, every type multiplied; `latency` of launches; `timings` of products against the memory's bandwidth; `model`, a
+random mixture of experts, logits against the CPU's, and tokens per second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+import ikq
+from ikq import _ikq, cuda
+
+Row = dict[str, Any]
+
+# sums in float32 of integer products, which are exact: a unit per level of the sums
+INTEGER_PRODUCTS = 1e-6
+BANDWIDTH = {"H200": 4.3e12, "H100": 3.0e12, "RTX 3090": 0.9e12, "A100": 1.7e12, "RTX 4090": 0.95e12}
+"""Bytes per second of a copy, of GPUs whose name has this."""
+TARGET = 0.75
+TIMED = ("IQ4_KS", "IQ2_XXS", "Q4_K", "Q6_K", "Q8_0", "IQ3_XXS", "MXFP4", "BF16")
+
+
+class Shape(NamedTuple):
+    """A mixture of experts as Qwen3's."""
+
+    n_layer: int
+    n_embd: int
+    n_head: int
+    n_head_kv: int
+    head_dim: int
+    n_expert: int
+    n_used: int
+    n_ff: int
+    n_vocab: int
+
+
+SHAPES = {
+    "tiny": Shape(2, 256, 4, 2, 64, 8, 2, 256, 512),
+    "small": Shape(2, 2048, 32, 4, 128, 128, 8, 768, 4096),
+    "qwen3-30b-a3b": Shape(48, 2048, 32, 4, 128, 128, 8, 768, 151936),
+}
+
+
+def weight_types() -> list[ikq.QuantType]:
+    """Types that weights can have and kernels read."""
+    out = []
+    for t in ikq.QuantType:
+        try:
+            _ikq.cuda_plan("products", _product_sizes(t, 4, 512, 1))
+        except ikq.IkqError:
+            continue
+        out.append(t)
+    return out
+
+
+def _product_sizes(t: ikq.QuantType, n_rows: int, n: int, n_columns: int) -> dict[str, Any]:
+    sizes = {"type": t.id, "n_rows": n_rows, "n": n, "n_columns": n_columns, "stride": n_rows}
+    return sizes | {"bias": False, "residual": False}
+
+
+def matrix(t: ikq.QuantType, n_rows: int, n: int, rng: np.random.Generator) -> ikq.QTensor:
+    """Random weights of a type."""
+    return ikq.QTensor.quantize(rng.standard_normal((n_rows, n), dtype=np.float32) / np.sqrt(n), t)
+
+
+def codes(x: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Columns as products read them: codes of 8 bits, a scale per 32."""
+    blocks = x.reshape(*x.shape[:-1], -1, 32)
+    most = np.abs(blocks).max(-1, keepdims=True)
+    rounded = np.rint(blocks * (np.float32(127) / most))
+    return (rounded.astype(np.float64) * (most / np.float32(127))).reshape(x.shape)
+
+
+def distance(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Relative; NaN where `a` is not finite."""
+    return float(np.linalg.norm(a.astype(np.float64) - b) / np.linalg.norm(b))
+
+
+def environment(_: argparse.Namespace) -> Iterator[Row]:
+    """What there is."""
+    found = cuda.status()
+    libc = " ".join(platform.libc_ver())
+    yield {
+        "name": "environment",
+        "ok": found["usable"],
+        "ikq": ikq.__version__,
+        "python": platform.python_version(),
+        "libc": libc,
+        "machine": platform.machine(),
+        **json.loads(json.dumps(found, default=str)),
+    }
+    try:
+        query = "name,driver_version,clocks.sm,clocks.mem,clocks.max.sm,power.limit,temperature.gpu"
+        command = ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"]
+        smi = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+        yield {"name": "nvidia-smi", "ok": True, "says": smi.stdout.strip()}
+    except (OSError, subprocess.SubprocessError) as e:
+        yield {"name": "nvidia-smi", "ok": True, "says": f"not asked: {e}"}
+
+
+def compile_(_: argparse.Namespace) -> Iterator[Row]:
+    """Every specialisation that models with a type need, for this GPU."""
+    (arch, *_others) = cuda.architectures()
+    for t in weight_types():
+        start = time.perf_counter()
+        try:
+            made = cuda.warm([t.id], arch)
+        except ikq.IkqError as e:
+            yield {"name": f"compile {t}", "ok": False, "why": str(e)[:2000]}
+            continue
+        seconds = time.perf_counter() - start
+        n_new = sum(not was_there for _, was_there in made)
+        yield {"name": f"compile {t}", "ok": True, "seconds": round(seconds, 3), "compiled": n_new}
+
+
+def weights(_: argparse.Namespace) -> Iterator[Row]:
+    """Rows decoded on the GPU from its own form: bit for bit the CPU's, but for the sign of zeros."""
+    places, rng = cuda.places_of_nvrtc(), np.random.default_rng(_seed())
+    for t in weight_types():
+        if t.family == "float":
+            continue
+        for n_rows, n in ((5, 512), (3, 2048)):
+            w = matrix(t, n_rows, n, rng)
+            raw = np.ascontiguousarray(w.raw).reshape(-1)
+            found = _ikq.cuda_dequantize(places, 0, t.id, raw, n_rows, n)
+            ok = np.array_equal(found, w.dequantize())
+            yield {"name": f"weights {t} {n_rows}x{n}", "ok": ok}
+
+
+def products(_: argparse.Namespace) -> Iterator[Row]:
+    """Products of one to eight columns and more, rows that are no multiple of the tile, launched and replayed."""
+    places, rng = cuda.places_of_nvrtc(), np.random.default_rng(_seed())
+    for t in weight_types():
+        for n_rows, n, n_columns in ((37, 512, 1), (13, 1024, 3), (5, 512, 13)):
+            w = matrix(t, n_rows, n, rng)
+            x = rng.standard_normal((n_columns, n), dtype=np.float32)
+            raw = np.ascontiguousarray(w.raw).reshape(-1)
+            read = x.astype(np.float64) if t.family == "float" else codes(x)
+            want = read @ w.dequantize().astype(np.float64).T
+            for replays in (0, 2):
+                found = _ikq.cuda_product(places, 0, t.id, raw, n_rows, x, replays)
+                error = distance(found, want)
+                name = f"products {t} {n_rows}x{n}, {n_columns} columns" + (", replayed" if replays else "")
+                yield {"name": name, "ok": error <= INTEGER_PRODUCTS, "error": error}
+
+
+def _per_replay(t: ikq.QuantType, w: ikq.QTensor, x: NDArray[np.float32], n: int) -> float:
+    """Seconds of a replay of a product, its quantizing included: the median of differences between more and fewer."""
+    places = cuda.places_of_nvrtc()
+    raw, n_rows = np.ascontiguousarray(w.raw).reshape(-1), w.shape[0]
+
+    def seconds(replays: int) -> float:
+        start = time.perf_counter()
+        _ikq.cuda_product(places, 0, t.id, raw, n_rows, x, replays)
+        return time.perf_counter() - start
+
+    seconds(1)
+    return float(np.median([(seconds(11 * n) - seconds(n)) / (10 * n) for _ in range(5)]))
+
+
+def latency(args: argparse.Namespace) -> Iterator[Row]:
+    """A graph of two tiny kernels, and a fill: what any launch costs."""
+    t, rng = ikq.QuantType("Q8_0"), np.random.default_rng(_seed())
+    x = rng.standard_normal((1, 256), dtype=np.float32)
+    seconds = _per_replay(t, matrix(t, 4, 256, rng), x, 3 if args.emulated else 1000)
+    yield {"name": "latency of a graph", "ok": True, "us": seconds * 1e6, "bound_us": 5.0, "target": 1.0}
+
+
+def timings(args: argparse.Namespace) -> Iterator[Row]:
+    """Products with matrices that no cache holds, of one column."""
+    rng = np.random.default_rng(_seed())
+    device = cuda.require()["devices"][0]["name"]
+    bandwidth = next((b for name, b in BANDWIDTH.items() if name in device), None)
+    n_rows, n = (64, 512) if args.emulated else (65536, 8192)
+    for name in TIMED:
+        t = ikq.QuantType(name)
+        some = matrix(t, min(n_rows, 1024), n, rng)
+        many = np.tile(np.asarray(some.raw).reshape(some.shape[0], -1), (n_rows // some.shape[0], 1))
+        w = ikq.QTensor(many, t, (n_rows, n))
+        x = rng.standard_normal((1, n), dtype=np.float32)
+        seconds = _per_replay(t, w, x, 1 if args.emulated else 20)
+        row: Row = {"name": f"product {t} {n_rows}x{n}", "ok": True, "us": seconds * 1e6}
+        row |= {"gb_per_s": w.nbytes / seconds / 1e9, "weights_per_s": n_rows * n / seconds}
+        if bandwidth:
+            row |= {"bound_us": w.nbytes / bandwidth * 1e6, "target": TARGET}
+        yield row
+
+
+def write_model(path: Path, s: Shape, type_name: str) -> None:
+    """A mixture of random experts."""
+    rng = np.random.default_rng(_seed())
+    a = "qwen3moe"
+    metadata = ikq.Metadata(
+        {
+            "general.architecture": a,
+            "tokenizer.ggml.model": "no_vocab",
+            f"{a}.vocab_size": s.n_vocab,
+            f"{a}.context_length": 4096,
+            f"{a}.embedding_length": s.n_embd,
+            f"{a}.block_count": s.n_layer,
+            f"{a}.feed_forward_length": s.n_ff,
+            f"{a}.attention.head_count": s.n_head,
+            f"{a}.attention.head_count_kv": s.n_head_kv,
+            f"{a}.attention.key_length": s.head_dim,
+            f"{a}.attention.value_length": s.head_dim,
+            f"{a}.attention.layer_norm_rms_epsilon": 1e-6,
+            f"{a}.rope.dimension_count": s.head_dim,
+            f"{a}.expert_count": s.n_expert,
+            f"{a}.expert_used_count": s.n_used,
+            f"{a}.expert_feed_forward_length": s.n_ff,
+        }
+    )
+
+    def some(n_rows: int, n: int, of: str = type_name) -> ikq.QTensor:
+        return matrix(ikq.QuantType(of), n_rows, n, rng)
+
+    def experts(n_rows: int, n: int) -> ikq.QTensor:
+        # eight that differ, over and over: making codes takes longer than computing with them
+        eight = [np.asarray(some(n_rows, n).raw).reshape(1, -1) for _ in range(min(8, s.n_expert))]
+        raw = np.concatenate([eight[i % len(eight)] for i in range(s.n_expert)])
+        return ikq.QTensor(raw, type_name, (s.n_expert, n_rows, n))
+
+    e, q, kv = s.n_embd, s.n_head * s.head_dim, s.n_head_kv * s.head_dim
+    ones, head_ones = np.ones(e, np.float32), np.ones(s.head_dim, np.float32)
+    layer: dict[str, ikq.QTensor | NDArray[np.float32]] = {
+        "attn_norm": ones,
+        "ffn_norm": ones,
+        "attn_q_norm": head_ones,
+        "attn_k_norm": head_ones,
+        "attn_q": some(q, e),
+        "attn_k": some(kv, e),
+        "attn_v": some(kv, e),
+        "attn_output": some(e, q),
+        "ffn_gate_inp": some(s.n_expert, e, "F32"),
+        "ffn_gate_exps": experts(s.n_ff, e),
+        "ffn_up_exps": experts(s.n_ff, e),
+        "ffn_down_exps": experts(e, s.n_ff),
+    }
+    with ikq.GGUFWriter(path, metadata) as writer:
+        writer.add_tensor("token_embd.weight", some(s.n_vocab, e, "Q8_0"))
+        writer.add_tensor("output.weight", some(s.n_vocab, e, "Q8_0"))
+        writer.add_tensor("output_norm.weight", ones)
+        for i in range(s.n_layer):
+            for name, tensor in layer.items():
+                writer.add_tensor(f"blk.{i}.{name}.weight", tensor)
+
+
+def model(args: argparse.Namespace) -> Iterator[Row]:
+    """Logits of a whole model against the CPU's, and tokens per second."""
+    s = SHAPES["tiny" if args.emulated else args.shape]
+    device = cuda.require()["devices"][0]["name"]
+    bandwidth = next((b for name, b in BANDWIDTH.items() if name in device), None)
+    n_prompt, n_decoded = (6, 2) if args.emulated else (64, 64)
+    ids = list(np.random.default_rng(_seed()).integers(0, s.n_vocab, n_prompt))
+    for type_name in ("IQ4_KS", "IQ2_XXS"):
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            file = Path(folder) / "model.gguf"
+            write_model(file, s, type_name)
+            n_bytes = file.stat().st_size
+            places: dict[str, Any] = {"devices": ["CPU", "CUDA0"], "n_gpu_layers": s.n_layer + 1}
+            with ikq.Model.load(file, n_ctx=512, **places) as on_gpu:
+                found = on_gpu.logits(ids)
+                sequence = on_gpu.new_sequence()
+                on_gpu.step([(sequence, ids, "none")])
+                on_gpu.step([(sequence, ids[:1], "last")])
+                start = time.perf_counter()
+                for i in range(n_decoded):
+                    on_gpu.step([(sequence, [ids[i % n_prompt]], "last")])
+                seconds = (time.perf_counter() - start) / n_decoded
+            rows: list[Row] = []
+            if s.n_layer <= 2:
+                with (
+                    ikq.Model.load(file, n_ctx=512, compute="f32") as exact,
+                    ikq.Model.load(file, n_ctx=512) as cpu,
+                ):
+                    want, rounded = exact.logits(ids), distance(cpu.logits(ids), exact.logits(ids))
+                error = distance(found, want)
+                rows.append({"name": f"logits {type_name}", "ok": error <= 2 * rounded, "error": error})
+            active = n_bytes * s.n_used // s.n_expert  # experts are nearly all there is
+            row: Row = {
+                "name": f"decode {type_name}, {s.n_layer} layers",
+                "ok": bool(np.isfinite(found).all()),
+            }
+            row |= {"us": seconds * 1e6, "tokens_per_s": 1 / seconds}
+            if bandwidth:
+                row |= {"bound_us": active / bandwidth * 1e6, "target": 0.4}
+            yield from [*rows, row]
+
+
+GROUPS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
+    "environment": environment,
+    "compile": compile_,
+    "weights": weights,
+    "products": products,
+    "latency": latency,
+    "timings": timings,
+    "model": model,
+}
+
+
+def _seed() -> int:
+    return int(os.environ.get("IKQ_CHECK_SEED", "0"))
+
+
+def behind(row: Row) -> float:
+    """How far a row is from its target: failures first, then what reaches the least of it."""
+    if not row["ok"]:
+        return float("inf")
+    if "bound_us" not in row:
+        return -1.0
+    return float(row["target"] - row["bound_us"] / row["us"])
+
+
+def table(rows: list[Row]) -> list[str]:
+    """At most 60 lines."""
+    lines = [f"{'':4} {'what':44} {'us':>12} {'of bound':>9} {'target':>7}  error"]
+    for row in sorted(rows, key=behind, reverse=True)[:57]:
+        reached = f"{row['bound_us'] / row['us']:9.2f}" if "bound_us" in row else " " * 9
+        us, target = (
+            f"{row[k]:{w}}" if k in row else " " * len(w) for k, w in (("us", "12.1f"), ("target", "7.2f"))
+        )
+        error = f"{row['error']:.1e}" if "error" in row else row.get("why", "")[:60]
+        lines.append(
+            f"{'ok' if row['ok'] else 'FAIL':4} {row['name'][:44]:44} {us:>12} {reached} {target:>7}  {error}"
+        )
+    failed = sum(not row["ok"] for row in rows)
+    return [*lines, f"{len(rows)} rows, {failed} failed"]
+
+
+def run_group(args: argparse.Namespace) -> None:
+    """A group, in this process; a line of JSON per row."""
+    args.emulated = cuda.status()["emulated"]
+    for row in GROUPS[args.group](args):
+        print(json.dumps({"group": args.group, **row}), flush=True)
+
+
+def check(args: argparse.Namespace) -> int:
+    """All groups, each in a process of its own, within the budget."""
+    seed = os.environ.setdefault("IKQ_CHECK_SEED", str(int(time.time()) % 100_000))
+    rows: list[Row] = []
+    end = time.monotonic() + args.budget_s
+    wanted = args.only.split(",") if args.only else list(GROUPS)
+    for group in wanted:
+        left = end - time.monotonic()
+        command = [sys.executable, __file__, "--group", group, "--shape", args.shape]
+        command += ["--folder", args.folder] if args.folder else []
+        lines, why = "", ""
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, left))
+            lines, why = done.stdout, "" if done.returncode == 0 else done.stderr[-2000:]
+        except subprocess.TimeoutExpired as e:
+            output = e.stdout or b""
+            lines = output.decode() if isinstance(output, bytes) else output
+            why = "no time was left"
+        rows += [
+            json.loads(line) for line in lines.splitlines() if line.startswith("{") and line.endswith("}")
+        ]
+        if why:
+            rows.append({"group": group, "name": f"group {group}", "ok": False, "why": why})
+        Path(args.out).write_text(json.dumps({"seed": seed, "rows": rows}, indent=1))
+    print("\n".join(table(rows)))
+    return int(any(not row["ok"] for row in rows))
+
+
+def main() -> int:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", default="gpu_check.json", help="file of results")
+    parser.add_argument("--budget-s", type=float, default=480.0, help="seconds for all of it")
+    parser.add_argument("--shape", choices=list(SHAPES), default="small", help="shape of the model")
+    parser.add_argument("--only", help="groups, joined by commas")
+    parser.add_argument("--folder", help="where the model is written")
+    parser.add_argument("--group", choices=list(GROUPS), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.group:
+        run_group(args)
+        return 0
+    return check(args)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
