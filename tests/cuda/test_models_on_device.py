@@ -128,7 +128,7 @@ with ikq.Model.load(path, n_ctx=600, n_threads=2, **options) as model:
     shifted = step(loaded, ids[:6])
     # a page is passed, and what lies in it is moved
     long = model.new_sequence()
-    step(long, (ids * 8)[:300])
+    step(long, (ids * 8)[:260])
     long.shift(3, 50)
     across = step(long, ids[:6])
 np.savez(folder + "/out.npz", forked=forked, shifted=shifted, across=across)
