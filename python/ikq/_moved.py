@@ -11,6 +11,10 @@ import warnings
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import TYPE_CHECKING, cast
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
 
 __all__ = ["MOVED", "install", "moved_module"]
 
@@ -76,7 +80,7 @@ class _MovedModules:
         if now is None:
             return None
         _warn(name, now, 3)
-        return ModuleSpec(name, self, origin=now)
+        return ModuleSpec(name, cast("Loader", self), origin=now)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = importlib.import_module(str(spec.origin))
