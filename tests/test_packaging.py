@@ -44,7 +44,6 @@ def test_importing_is_cheap():
     code = """
 import sys, threading, os
 import ikq
-from ikq.cli import run_command
 assert len(os.listdir("/proc/self/task")) == before, os.listdir("/proc/self/task")
 heavy = {"torch", "gguf", "tqdm", "tokenizers", "jinja2", "hypothesis", "pandas", "argparse"} & set(sys.modules)
 assert not heavy, heavy
