@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from html import escape
 
 # a report's lines and texts; their classes are defined below, because no page is around this drawing
-from ikq.quantizing.report.plots import _line as line
-from ikq.quantizing.report.plots import _text as text
+from ikq.quantizing.report.plots import svg_text
 
-__all__ = ["Axis", "legend", "line", "marker", "picture", "text"]
+__all__ = ["Axis", "legend", "marker", "picture"]
 
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728")
 _STYLE = (
@@ -59,7 +58,7 @@ def legend(x: float, y: float, entries: Sequence[tuple[str, str, bool]]) -> list
     out = []
     for i, (style, what, square) in enumerate(entries):
         out.append(marker(x, y + 16 * i, style, what, square=square))
-        out.append(text(x + 10, y + 4 + 16 * i, what))
+        out.append(svg_text(x + 10, y + 4 + 16 * i, what))
     return out
 
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drawing import Axis, legend, line, marker, picture, text
+from drawing import Axis, legend, marker, picture
 
 import ikq
+from ikq.quantizing.report.plots import svg_line, svg_text
 
 _WIDTH, _HEIGHT, _TOP, _BOTTOM, _LEFT, _PANEL, _GAP = 1260, 520, 40, 466, 70, 380, 15
 _BITS, _DIVERGENCE = (3.0, 9.0), (0.0003, 0.3)
@@ -88,31 +89,31 @@ def draw(table: list[dict[str, Any]], recipes: list[dict[str, Any]], feedback: l
         ("error feedback, 40 windows", pairs_of_feedback(feedback, table), "ikq, without", "with error feedback", 3),
     )  # fmt: skip
     at_y = Axis(_BOTTOM, _TOP, *_DIVERGENCE, is_log=True)
-    out = [text(8, 16, "mean KL divergence from the unquantized model (tiny MoE of tests/data)")]
+    out = [svg_text(8, 16, "mean KL divergence from the unquantized model (tiny MoE of tests/data)")]
     for i, (title, pairs, first, second, colour) in enumerate(panels):
         left = _LEFT + i * (_PANEL + _GAP)
         at_x = Axis(left, left + _PANEL, *_BITS)
         for tick in _TICKS:
-            out.append(line(left, at_y(tick), left + _PANEL, at_y(tick), "grid"))
+            out.append(svg_line(left, at_y(tick), left + _PANEL, at_y(tick), "grid"))
             if i == 0:
-                out.append(text(left - 8, at_y(tick) + 4, f"{tick:g}", "end"))
+                out.append(svg_text(left - 8, at_y(tick) + 4, f"{tick:g}", "end"))
         for tick in range(int(_BITS[0]), int(_BITS[1]) + 1):
-            out.append(line(at_x(tick), _TOP, at_x(tick), _BOTTOM, "grid"))
-            out.append(text(at_x(tick), _BOTTOM + 18, str(tick), "middle"))
-        out.append(text(left + _PANEL / 2, _BOTTOM + 38, "bits per weight of the model", "middle"))
-        out.append(text(left + _PANEL / 2, _TOP - 8, title, "middle"))
+            out.append(svg_line(at_x(tick), _TOP, at_x(tick), _BOTTOM, "grid"))
+            out.append(svg_text(at_x(tick), _BOTTOM + 18, str(tick), "middle"))
+        out.append(svg_text(left + _PANEL / 2, _BOTTOM + 38, "bits per weight of the model", "middle"))
+        out.append(svg_text(left + _PANEL / 2, _TOP - 8, title, "middle"))
         for p in pairs:
             x, y = at_x(p.bits), at_y(p.first)
             if p.second is not None:
-                out.append(line(x, y, x, at_y(p.second), "pair"))
+                out.append(svg_line(x, y, x, at_y(p.second), "pair"))
                 what = f"{p.name}, {second}: {p.second:.5f} at {p.bits:.3f} bits"
                 out.append(marker(x, at_y(p.second), f"c{colour} open", what, square=p.is_mix))
             what = f"{p.name}, {first}: {p.first:.5f} at {p.bits:.3f} bits"
             out.append(marker(x, y, "c0", what, square=p.is_mix))
-            out.append(text(x + 6, y - 4, p.name).replace("<text ", '<text class="small" '))
+            out.append(svg_text(x + 6, y - 4, p.name).replace("<text ", '<text class="small" '))
         entries = [("c0", first, i == 1), (f"c{colour} open", second, i == 1)]
         out += legend(left + _PANEL - 150, _TOP + 16, entries)
-    out.append(text(8, _HEIGHT - 4, "squares: mixes; dots: all block matrices of one type").replace("<text ", '<text class="small" '))  # fmt: skip
+    out.append(svg_text(8, _HEIGHT - 4, "squares: mixes; dots: all block matrices of one type").replace("<text ", '<text class="small" '))  # fmt: skip
     return picture(_WIDTH, _HEIGHT, "KL divergence over bits per weight", out)
 
 

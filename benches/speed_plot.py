@@ -12,7 +12,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from drawing import Axis, legend, line, marker, picture, text
+from drawing import Axis, legend, marker, picture
+
+from ikq.quantizing.report.plots import svg_line, svg_text
 
 COUNTS = (1, 512)
 _WIDTH, _TOP, _LEFT, _PANEL, _GAP, _ROW = 1160, 60, 90, 490, 40, 16
@@ -26,24 +28,24 @@ def draw(*sets: list[dict[str, Any]]) -> str:
     sizes = {r["type"]: r["gbs"] * r["n"] / r["gmacs"] for r in sets[-1] if r["n"] == 1}
     types = sorted(sizes, key=lambda name: (round(sizes[name], 4), name))
     bottom = _TOP + _ROW * len(types) + 8
-    out = [text(8, 16, "billions of multiply-adds per second, all threads together")]
+    out = [svg_text(8, 16, "billions of multiply-adds per second, all threads together")]
     for i, n in enumerate(COUNTS):
         left = _LEFT + i * (_PANEL + _GAP)
         speeds = {key: r["gmacs"] for key, r in rows.items() if key[2] == n}
         high = 1.05 * max(speeds.values())
         at_x = Axis(left, left + _PANEL, 0.0, high)
         for tick in _ticks(high):
-            out.append(line(at_x(tick), _TOP - 4, at_x(tick), bottom, "grid"))
-            out.append(text(at_x(tick), bottom + 16, f"{tick:g}", "middle"))
+            out.append(svg_line(at_x(tick), _TOP - 4, at_x(tick), bottom, "grid"))
+            out.append(svg_text(at_x(tick), bottom + 16, f"{tick:g}", "middle"))
         words = "one column (generation)" if n == 1 else f"{n} columns (prompts)"
-        out.append(text(left + _PANEL / 2, _TOP - 26, words, "middle"))
+        out.append(svg_text(left + _PANEL / 2, _TOP - 26, words, "middle"))
         for j, name in enumerate(types):
             y = _TOP + _ROW * j + 8
             if i == 0:
-                out.append(text(left - 8, y + 4, name, "end"))
+                out.append(svg_text(left - 8, y + 4, name, "end"))
             found = [(k, speeds[name, isa, n]) for k, isa in enumerate(isas) if (name, isa, n) in speeds]
             places = [at_x(x) for _, x in found]
-            out.append(line(min(places), y, max(places), y, "pair"))
+            out.append(svg_line(min(places), y, max(places), y, "pair"))
             for k, x in found:
                 out.append(marker(at_x(x), y, f"c{k}", f"{name}, {isas[k]}, n = {n}: {x:g}"))
     names = {"avx2": "AVX2", "avx512": "AVX-512"}
