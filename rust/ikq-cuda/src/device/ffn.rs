@@ -201,8 +201,8 @@ impl Cuda {
         for (weight, y) in [(&ffn.up, scratch.up), (&ffn.gate, scratch.gate)] {
             let Linear { matrix, bias } = weight;
             let to = Target { y, bias: *bias, residual: None };
-            // SAFETY: scratch memory has room for all columns
             match chosen {
+                // SAFETY: scratch memory has room for all columns
                 None => unsafe { products::multiply(&self.gpu, matrix, input, &to) }?,
                 // SAFETY: as above
                 Some(chosen) => unsafe {
