@@ -91,7 +91,8 @@ def codes(x: NDArray[np.float32]) -> NDArray[np.float64]:
     blocks = x.reshape(*x.shape[:-1], -1, 32)
     most = np.abs(blocks).max(-1, keepdims=True)
     rounded = np.rint(blocks * (np.float32(127) / most))
-    return (rounded.astype(np.float64) * (most / np.float32(127))).reshape(x.shape)
+    found: NDArray[np.float64] = (rounded.astype(np.float64) * (most / np.float32(127))).reshape(x.shape)
+    return found
 
 
 def distance(a: NDArray[Any], b: NDArray[Any]) -> float:
@@ -183,7 +184,7 @@ def _per_replay(t: ikq.QuantType, w: ikq.QTensor, x: NDArray[np.float32], n: int
 
 def latency(args: argparse.Namespace) -> Iterator[Row]:
     """A graph of two tiny kernels, and a fill: what any launch costs."""
-    t, rng = ikq.QuantType("Q8_0"), np.random.default_rng(_seed())
+    t, rng = ikq.QuantType.Q8_0, np.random.default_rng(_seed())
     x = rng.standard_normal((1, 256), dtype=np.float32)
     seconds = _per_replay(t, matrix(t, 4, 256, rng), x, 3 if args.emulated else 1000)
     yield {"name": "latency of a graph", "ok": True, "us": seconds * 1e6, "bound_us": 5.0, "target": 1.0}
@@ -196,7 +197,7 @@ def timings(args: argparse.Namespace) -> Iterator[Row]:
     bandwidth = next((b for name, b in BANDWIDTH.items() if name in device), None)
     n_rows, n = (64, 512) if args.emulated else (65536, 8192)
     for name in TIMED:
-        t = ikq.QuantType(name)
+        t = ikq.QuantType[name]
         some = matrix(t, min(n_rows, 1024), n, rng)
         many = np.tile(np.asarray(some.raw).reshape(some.shape[0], -1), (n_rows // some.shape[0], 1))
         w = ikq.QTensor(many, t, (n_rows, n))
@@ -235,7 +236,7 @@ def write_model(path: Path, s: Shape, type_name: str) -> None:
     )
 
     def some(n_rows: int, n: int, of: str = type_name) -> ikq.QTensor:
-        return matrix(ikq.QuantType(of), n_rows, n, rng)
+        return matrix(ikq.QuantType[of], n_rows, n, rng)
 
     def experts(n_rows: int, n: int) -> ikq.QTensor:
         # eight that differ, over and over: making codes takes longer than computing with them

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from emulator import needs_gxx
+from emulator import needs_gxx, only_in_full
 from standin import environment, ikq_command, run
 
 import ikq
@@ -135,7 +135,9 @@ np.savez(folder + "/out.npz", forked=forked, shifted=shifted, across=across)
 """
 
 
-@pytest.mark.parametrize("name", ["llama/llama-bf16", "deepseek2-lite/deepseek2-lite-bf16"])
+@pytest.mark.parametrize(
+    "name", ["llama/llama-bf16", pytest.param("deepseek2-lite/deepseek2-lite-bf16", marks=only_in_full)]
+)
 def test_sequences_on_a_gpu(name, tmp_path):
     """Forked, taken back, saved, loaded and shifted: what the CPU gives, with a cache of floats."""
     floats = {"cache_type_k": "f32", "cache_type_v": "f32"}

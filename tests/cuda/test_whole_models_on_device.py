@@ -30,22 +30,26 @@ def recurrent_layers(name):
     return rf"blk\.({'|'.join(numbers)})\.(attn|ssm)_.*=CPU"
 
 
-# the others are as quick as their kernels are compiled
-QUICK = ("deepseek2-lite/deepseek2-lite-bf16", "gpt-oss/gpt-oss-mxfp4", "qwen2moe/qwen2moe-bf16")
+# the emulator takes a minute and more for the others
+QUICK = ("gpt-oss/gpt-oss-mxfp4", "qwen2moe/qwen2moe-bf16")
 
 
 @pytest.mark.parametrize("name", NAMES if FULL else QUICK)
 def test_logits(name, tmp_path):
     """In floats the CPU's logits, however the tokens come; the same with what is stored in fewer bits."""
     rule = {"override_tensor": recurrent_layers(name)} if name in RECURRENT else {}
-    floats = ALL | rule | {k: v for k, v in EXACT.items() if k != "compute"}
-    found = results(path(name), {"exact": EXACT, "cpu": {}, "floats": floats, "gpu": ALL | rule}, tmp_path)
+    stored = {k: v for k, v in EXACT.items() if k != "compute"}
+    floats = stored | ALL | rule
+    cases = {"exact": EXACT, "cpu": {}, "cpu floats": stored, "floats": floats, "gpu": ALL | rule}
+    found = results(path(name), cases, tmp_path)
     assert "CUDA0" in found["gpu devices"]
     exact = found["exact whole"]
-    # activations of 8 bits are read by types of few bits, on either device
-    coded = name.endswith("mxfp4")
     rounded = distance(found["cpu whole"], exact)
-    assert distance(found["floats whole"], exact) <= (2 * rounded if coded else 0) + allowed(name)
+    # types of few bits read activations of 8 bits, the same on either device; another expert may be chosen for them
+    # than for exact ones
+    coded = name.endswith("mxfp4")
+    same, apart = (found["cpu floats whole"], rounded) if coded else (exact, 0.0)
+    assert distance(found["floats whole"], same) <= apart + allowed(name)
     assert distance(found["gpu whole"], exact) <= 2 * rounded + allowed(name)
     for case in ("floats", "gpu"):
         whole = found[f"{case} whole"]
@@ -65,15 +69,17 @@ SPLITS = {
     "separate": {"fused_up_gate": False},
     "without small experts": {"expert_reduction": (1, 0.5)},
 }
+QUICK_SPLITS = ("experts of two", "two layers", "only experts", "without small experts")
 
 
 @pytest.mark.parametrize("name", ["qwen2moe/qwen2moe-bf16", *(["deepseek3/deepseek3-bf16"] if FULL else [])])
 def test_splits(name, tmp_path):
     floats = {k: v for k, v in EXACT.items() if k != "compute"}
-    cases = {split: ALL | floats | options for split, options in SPLITS.items()}
+    splits = SPLITS if FULL else {k: SPLITS[k] for k in QUICK_SPLITS}
+    cases = {split: ALL | floats | options for split, options in splits.items()}
     fewer = EXACT | {"expert_reduction": (1, 0.5)}
     found = results(path(name), {"exact": EXACT, "exact fewer": fewer, **cases}, tmp_path)
-    for split in SPLITS:
+    for split in splits:
         assert "CUDA0" in found[f"{split} devices"], split
         exact = found["exact fewer whole" if split == "without small experts" else "exact whole"]
         assert distance(found[f"{split} whole"], exact) <= allowed(name), split

@@ -1,0 +1,39 @@
+"""`tools/gpu_check.py`, the command that whoever has a GPU runs, with the stand-ins in front."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from emulator import needs_gxx
+from standin import environment
+
+pytestmark = needs_gxx
+
+CHECK = Path(__file__).parents[2] / "tools/gpu_check.py"
+GROUPS = ("environment", "latency", "timings", "model")
+
+
+def check(env, out, *more):
+    command = [sys.executable, str(CHECK), "--out", str(out), "--only", ",".join(GROUPS), *more]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    return done, json.loads(out.read_text())["rows"]
+
+
+def test_all_is_well_on_the_stand_in(tmp_path):
+    done, rows = check(environment(), tmp_path / "out.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {row["group"] for row in rows} == set(GROUPS)
+    assert all(row["ok"] for row in rows)
+    assert {row["name"] for row in rows} >= {"logits IQ4_KS", "logits IQ2_XXS"}
+    assert f"{len(rows)} rows, 0 failed" in done.stdout
+
+
+def test_without_a_gpu_it_says_so(tmp_path):
+    env = environment(IKQ_NVRTC="/nowhere/libnvrtc.so")
+    env.pop("LD_LIBRARY_PATH")
+    done, rows = check(env, tmp_path / "out.json")
+    assert done.returncode == 1
+    failed = {row["group"] for row in rows if not row["ok"]}
+    assert failed == set(GROUPS), "nothing can be checked"
+    assert f"{len(failed)} failed" in done.stdout
