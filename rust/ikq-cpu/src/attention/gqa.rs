@@ -36,7 +36,7 @@ impl Weights {
     }
 }
 
-/// Elements of a query head's row, gate included.
+/// Elements from one query head to the next: a head's query, and its gate where the model has one.
 fn q_stride(a: &Gqa) -> usize {
     a.head_dim * if a.output_gate { 2 } else { 1 }
 }
@@ -85,7 +85,7 @@ pub fn run(
     exec.project(outer, vec![Product::new(&weights.output, out)]);
 }
 
-/// Norms and rotates queries and keys.
+/// Applies the norms of heads and the rotary embedding to queries and keys, in place.
 fn position(exec: &Exec<'_>, a: &Gqa, q: &mut [f32], k: &mut [f32]) {
     if a.rope.is_none() && a.q_norm.is_none() && a.k_norm.is_none() {
         return;

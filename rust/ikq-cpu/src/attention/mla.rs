@@ -25,7 +25,7 @@ use crate::weight::Weight;
 /// The layer's weights.
 pub struct Weights {
     q: Weight,
-    /// Compression of queries.
+    /// The matrix that compresses queries, in models that do.
     q_a: Option<Weight>,
     kv_a: Weight,
     k_b: Weight,
@@ -151,7 +151,7 @@ fn keys(exec: &Exec<'_>, a: &Mla, k: &mut [f32]) {
     });
 }
 
-/// The parts of the queries that are not rotated, head after head.
+/// Copies the parts of the queries that are not rotated, head after head.
 fn split_queries(exec: &Exec<'_>, a: &Mla, q: &[f32], n: usize, out: &mut [f32]) {
     let per_head = a.n_nope + a.rope.n_rot;
     let mut heads: Vec<_> = out.chunks_exact_mut(n * a.n_nope).enumerate().collect();
@@ -163,7 +163,7 @@ fn split_queries(exec: &Exec<'_>, a: &Mla, q: &[f32], n: usize, out: &mut [f32])
     });
 }
 
-/// `[qa | qr]` of every token's heads, qr rotated.
+/// Writes `[qa | qr]` of every token's heads, with qr rotated.
 fn join_queries(exec: &Exec<'_>, a: &Mla, absorbed: &[f32], q: &[f32], n: usize, out: &mut [f32]) {
     let (rank, n_rot) = (a.kv_rank, a.rope.n_rot);
     let per_head = a.n_nope + n_rot;
@@ -189,7 +189,7 @@ fn transpose_heads(exec: &Exec<'_>, from: &[f32], n: usize, n_head: usize, d: us
     });
 }
 
-/// The way back.
+/// The inverse of [`transpose_heads`]: columns per head to columns per token.
 fn join_heads(exec: &Exec<'_>, from: &[f32], n: usize, n_head: usize, d: usize, to: &mut [f32]) {
     let mut tokens: Vec<_> = to.chunks_exact_mut(n_head * d).enumerate().collect();
     exec.team.for_each(&mut tokens, |(token, to), _| {

@@ -19,7 +19,7 @@ pub struct Cuts {
 }
 
 impl Cuts {
-    /// The cuts of a batch.
+    /// Decides for a batch where its tokens are stored and how its attention is cut for the threads.
     pub fn new(batch: &Batch, network: &Network, n_threads: usize) -> Cuts {
         let mut cuts = Cuts::default();
         let sizes: Vec<(usize, usize)> = batch.runs.iter().map(|r| (r.columns.len(), r.first)).collect();
@@ -47,7 +47,7 @@ impl Cuts {
     }
 }
 
-/// Key/value heads, and query heads of each.
+/// The number of key/value heads, and of query heads that share each. `None` for recurrent layers.
 fn heads(attention: &network::Attention) -> Option<(usize, usize)> {
     match attention {
         network::Attention::Gqa(a) => Some((a.n_head_kv, a.n_head / a.n_head_kv)),
@@ -56,7 +56,7 @@ fn heads(attention: &network::Attention) -> Option<(usize, usize)> {
     }
 }
 
-/// Stores a row of all heads per column.
+/// Stores the keys or values of all heads of every column in their pages.
 pub fn store(exec: &Exec<'_>, group: usize, pages: &mut Pages, columns: &[f32]) {
     let mut units = pages.rows_mut(&exec.cuts.places[group]);
     exec.team.for_each(&mut units, |rows, _| rows.store(exec.kind, columns));

@@ -22,10 +22,10 @@ pub(super) struct Bands<'a> {
     pub ask_ahead: bool,
 }
 
-/// Sixteen rows.
+/// One band: sixteen rows.
 #[derive(Clone, Copy)]
 pub(super) struct Band<'a> {
-    /// Words and smaller pieces.
+    /// Words and smaller pieces of the rows.
     data: &'a [u8],
     /// Where the smaller pieces begin, if all of them stand together.
     smalls_at: usize,
@@ -91,7 +91,7 @@ const fn unit_bytes<I: Isa, D: Decode<I>>() -> usize {
 }
 
 impl<'a> Band<'a> {
-    /// The rows as floats, where the type's elements are such.
+    /// The bytes of the rows' elements, for types that store floats.
     pub fn floats(&self) -> &'a [u8] {
         self.data
     }

@@ -170,7 +170,7 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
     C
 }
 
-/// A unit of a band, and of columns.
+/// A unit of a band, and the same unit of `C` columns.
 struct Units<'a, I: Isa, const C: usize> {
     unit: &'a LaneUnit<'a>,
     scales: &'a LaneScales<I::F>,
@@ -204,7 +204,7 @@ impl<I: Isa, const C: usize> Units<'_, I, C> {
     }
 }
 
-/// Puts the type's factor of products into its scales.
+/// Multiplies a type's scales by the factor that its products have.
 #[inline(always)]
 pub(super) fn product_scales<I: Isa, D: Decode<I>>(isa: I, scales: &mut LaneScales<I::F>) {
     if D::PRODUCT_FACTOR != 1.0 {

@@ -1,4 +1,4 @@
-//! The bodies of a type: what [`with_type`] makes for each, once.
+//! The kernels of each block type, which [`with_type`] compiles once for each.
 
 use std::ops::Range;
 
@@ -14,7 +14,7 @@ use super::panel::{self, Panel};
 /// Decodes units of a band into a panel.
 type Fill = fn(IsaKind, &Bands<'_>, usize, Range<usize>, &mut Panel, (usize, usize));
 
-/// Code for a block type.
+/// The kernels of a block type.
 pub(super) struct Bodies {
     pub facts: DecodeFacts,
     pub direct: fn(IsaKind, Direct<'_>),
@@ -23,7 +23,7 @@ pub(super) struct Bodies {
     pub floats: fn(IsaKind, &Bands<'_>, usize, &mut [u8]),
 }
 
-/// The code for a type's rows; `None` for types that are no block types.
+/// The kernels for a type's rows; `None` for types that are no block types.
 pub(super) fn bodies(ty: QuantType) -> Option<Bodies> {
     struct OfType(DecodeFacts);
     impl Visitor for OfType {

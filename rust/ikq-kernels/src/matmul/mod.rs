@@ -165,13 +165,13 @@ impl<'a> Matrix<'a> {
         Matrix { n_rows: rows.len(), data, ..*self }
     }
 
-    /// What [`multiply`] reads.
+    /// The form of activations that products with this matrix read.
     pub fn input(&self, compute: Compute) -> Input {
         input(self.ty, compute)
     }
 }
 
-/// What products with a type read.
+/// The form of activations that products with this type read.
 pub fn input(ty: QuantType, compute: Compute) -> Input {
     match compute {
         Compute::Auto if ikq_decode::facts(ty).is_some() => Input::Q8,
@@ -182,12 +182,12 @@ pub fn input(ty: QuantType, compute: Compute) -> Input {
 /// Memory that a thread's products reuse.
 #[derive(Default)]
 pub struct Scratch {
-    /// Bands of a matrix in file form.
+    /// Bands that were packed from a matrix in file form.
     bands: Aligned<u8>,
     /// A band decoded to floats.
     floats: Aligned<u8>,
     panel: Panel,
-    /// Products of a band that the output has no room for.
+    /// Products with the rows that fill up the last band, for which the output has no place.
     spill: Vec<f32>,
 }
 
