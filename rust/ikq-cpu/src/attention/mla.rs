@@ -10,13 +10,13 @@
 use std::ops::Range;
 
 use ikq_kernels::act::Activations;
-use ikq_kernels::attention::{Attention, Pages};
+use ikq_kernels::attention::Attention;
 use ikq_kernels::ops;
 use ikq_model::network::Mla;
 use ikq_model::statistics::{Observed, Owner};
 
 use super::AttentionBuffers;
-use super::paged;
+use super::paged::{self, LayerPages};
 use crate::exec::{Exec, Forms, Product, room};
 use crate::load::Loaded;
 use crate::rope::pairing;
@@ -50,18 +50,17 @@ impl Weights {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "the operands of a layer")]
+/// Runs the layer on the normed input `acts`: projections, attention over its pages, and the output projection to `out`.
 pub fn run(
     exec: &Exec<'_>,
     a: &Mla,
     weights: &Weights,
     acts: &Activations,
-    pages: &mut Pages,
-    group: Option<usize>,
+    pages: LayerPages<'_>,
     buffers: &mut AttentionBuffers,
     out: &mut [f32],
 ) {
-    let group = group.expect("layers with keys belong to a group");
+    let LayerPages { group, keys: pages, .. } = pages;
     let n = acts.n_columns();
     let (n_head, rank, n_rot) = (a.n_head, a.kv_rank, a.rope.n_rot);
     let AttentionBuffers { q, k, v, z, inner, outer, partial } = buffers;

@@ -9,6 +9,14 @@ use crate::exec::Exec;
 const _: () = assert!(ikq_kernels::attention::PAGE == ikq_model::batch::PAGE);
 const _: () = assert!(NO_PAGE == ikq_model::batch::NO_PAGE);
 
+/// The pages of a layer, and the group of layers whose tables say which pages a sequence has.
+pub struct LayerPages<'a> {
+    pub group: usize,
+    pub keys: &'a mut Pages,
+    /// `None` where the keys' rows hold the values, too.
+    pub values: Option<&'a mut Pages>,
+}
+
 /// How a batch's attention is cut: where its tokens go, and the units of each kind of layer.
 #[derive(Default)]
 pub struct Cuts {

@@ -4,6 +4,8 @@ use ikq_decode::{Decode, LaneUnit, UNIT};
 use ikq_formats::{LANES, LaneForm};
 use ikq_simd::Isa;
 
+use crate::act::Activations;
+
 /// Rows of a band.
 pub(super) const BAND: usize = LANES;
 
@@ -20,6 +22,16 @@ pub(super) struct Bands<'a> {
     pub header: Option<f32>,
     /// The matrix is too large to be in the cache: lines are asked for ahead.
     pub ask_ahead: bool,
+}
+
+/// The operands of a product of some bands with columns of activations, and where it goes:
+/// `out[c * stride + r] = row r . column columns[c]`.
+pub(super) struct Product<'a> {
+    pub bands: &'a Bands<'a>,
+    pub acts: &'a Activations,
+    pub columns: &'a [u32],
+    pub out: &'a mut [f32],
+    pub stride: usize,
 }
 
 /// One band: sixteen rows.

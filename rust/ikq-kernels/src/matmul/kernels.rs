@@ -6,10 +6,9 @@ use ikq_decode::{BlockType, DecodeFacts, Visitor, facts, with_type};
 use ikq_formats::QuantType;
 use ikq_simd::IsaKind;
 
-use super::bands::Bands;
-use super::direct::{self, Direct};
-use super::float;
+use super::bands::{Bands, Product};
 use super::panel::{self, Panel};
+use super::{direct, float};
 
 /// Decodes units of a band into a panel.
 type Fill = fn(IsaKind, &Bands<'_>, usize, Range<usize>, &mut Panel, (usize, usize));
@@ -17,7 +16,7 @@ type Fill = fn(IsaKind, &Bands<'_>, usize, Range<usize>, &mut Panel, (usize, usi
 /// The kernels of a block type.
 pub(super) struct Bodies {
     pub facts: DecodeFacts,
-    pub direct: fn(IsaKind, Direct<'_>),
+    pub direct: fn(IsaKind, Product<'_>),
     pub fill: Fill,
     /// Decodes a band to lines of floats.
     pub floats: fn(IsaKind, &Bands<'_>, usize, &mut [u8]),
