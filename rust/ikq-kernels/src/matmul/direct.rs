@@ -151,16 +151,28 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
                 }
             }
         }
-        for (c, acc) in acc.into_iter().enumerate().take(columns.len()) {
-            let out = &mut op.out[(first + c) * op.stride + BAND * b..];
-            let n = BAND.min(op.bands.n_rows - BAND * b);
-            match out.first_chunk_mut() {
-                Some(out) if n == BAND => isa.store_f(acc, out),
-                _ => out[..n].copy_from_slice(&isa.array(acc)[..n]),
-            }
-        }
+        store(isa, op, b, first..first + columns.len(), acc);
     }
     C
+}
+
+/// Writes the sums of band `b` to these columns of the output. `acc` may have more, for columns that were taken twice.
+#[inline(always)]
+fn store<I: Isa, const C: usize>(
+    isa: I,
+    op: &mut Product<'_>,
+    b: usize,
+    columns: Range<usize>,
+    acc: [I::F; C],
+) {
+    let n = BAND.min(op.bands.n_rows - BAND * b);
+    for (c, acc) in columns.zip(acc) {
+        let out = &mut op.out[c * op.stride + BAND * b..];
+        match out.first_chunk_mut() {
+            Some(out) if n == BAND => isa.store_f(acc, out),
+            _ => out[..n].copy_from_slice(&isa.array(acc)[..n]),
+        }
+    }
 }
 
 /// A unit of a band, and the same unit of `C` columns.
