@@ -220,7 +220,7 @@ def test_interrupted_runs_go_on(tiny_moe, tmp_path, capsys):
     assert ikq.ActivationStatistics.open(parts).n_chunks == int(found[1])
     # another text is another run
     assert imatrix(*options, "--chunk", "1") == 2
-    assert "from a run with another model, text or options" in capsys.readouterr().err
+    assert "from a run with another model, text, options or version of ikq" in capsys.readouterr().err
     assert imatrix(*options, "--report", tmp_path / "parts.json", "-t", "1", "-no-fmoe") == 0
     printed = capsys.readouterr()
     assert f"going on after chunk {found[1]} of 80" in printed.err

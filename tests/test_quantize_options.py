@@ -205,6 +205,16 @@ def test_unknown_keywords_and_types_are_refused() -> None:
         plan("Q4_0", attn_q_type="q9_0")
 
 
+def test_a_run_takes_its_own_keywords_only(tmp_path: Path) -> None:
+    made = ikq.plan_quantization(MODEL, tmp_path / "out.gguf", "Q8_0")
+    for name in ("restrat", "pure"):
+        with pytest.raises(TypeError, match=f"unknown option '{name}'.*RunOptions"):
+            made.run(**{name: True})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="restrat"):
+        ikq.quantize_file(MODEL, tmp_path / "out.gguf", "Q8_0", restrat=True)  # type: ignore[call-arg]
+    assert not list(tmp_path.iterdir())
+
+
 def test_gates_unlike_ups_are_noted() -> None:
     done = ikq_command("quantize", "--dry-run", "--ffn-up-type", "q5_k", MODEL, "Q4_K_S")
     assert done.returncode == 0, done.stderr

@@ -32,7 +32,7 @@ from ikq.files.gguf import GGUFReader, GGUFWriter, Metadata, Shard, Typed
 from ikq.inference.model import Model
 from ikq.inference.sequence import Sequence
 from ikq.quantizing.coverage import ImatrixCoverage, PartialExperts
-from ikq.quantizing.options import QuantizeOptions
+from ikq.quantizing.options import QuantizeOptions, RunOptions
 from ikq.quantizing.pipeline import (
     Ftype,
     PlannedTensor,
@@ -95,6 +95,7 @@ __all__ = [
     "QuantizeResult",
     "ReasoningSplitter",
     "RefusedError",
+    "RunOptions",
     "Sampler",
     "SamplingOptions",
     "Sequence",

@@ -344,8 +344,9 @@ class _Job:
             return
         if saved.identity != self.identity or saved.n_done > n:
             raise ikq.RefusedError(
-                f"{self.state} is from a run with another model, text or options ({saved.n_done} chunks): "
-                "repeat that command to finish it, choose another -o, or drop it with --restart"
+                f"{self.state} is from a run with another model, text, options or version of ikq "
+                f"({saved.n_done} chunks): repeat that command to finish it, choose another -o, or drop it "
+                "with --restart"
             )
         if self.covariances is not None:
             try:

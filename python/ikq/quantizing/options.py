@@ -1,18 +1,31 @@
-"""`QuantizeOptions`: the keywords of `quantize_file` and `plan_quantization`, in one place."""
+"""Keywords of the functions that quantize, each in one place: `QuantizeOptions`, `RunOptions`."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from ikq import _ikq
 from ikq.arrays.quant_types import TypeLike, as_type
 from ikq.errors import RefusedError
 from ikq.statistics.imatrix import Imatrix
 
-__all__ = ["QuantizeOptions", "parse_size", "wishes"]
+if TYPE_CHECKING:
+    from ikq.quantizing.pipeline import PlannedTensor
+
+__all__ = [
+    "QuantizeFileOptions",
+    "QuantizeOptions",
+    "RunOptions",
+    "WorkOptions",
+    "check_run_options",
+    "keywords_of",
+    "parse_size",
+    "quantize_options",
+    "wishes",
+]
 
 PathLike = str | os.PathLike[str]
 
@@ -114,6 +127,65 @@ class QuantizeOptions(TypedDict, total=False):
     """Split the output as the source is: the same tensors in each file. One file stays one."""
 
 
+class WorkOptions(TypedDict, total=False):
+    """Keywords of everything that quantizes a file: how much it may take, and what it tells."""
+
+    n_threads: int | None
+    """Threads; None (or a number below 1) is one per CPU."""
+    max_ram: int | str | None
+    """Most bytes in work at a time, a number or `"500M"`; fewer threads work where they do not fit. None is
+    half of the memory that is available."""
+    clamp: bool
+    """Cut off weights that are larger than their tensor's type can keep, such as those above 65504 in F16; by
+    default they are refused."""
+    on_note: Callable[[str], None] | None
+    """Called with sentences for people, such as what was found of earlier runs."""
+
+
+class RunOptions(WorkOptions, total=False):
+    """Keywords that decide how a plan is carried out, all optional."""
+
+    restart: bool
+    """Begin anew, whatever an interrupted run has left; by default the run goes on with that."""
+    reuse: PathLike | Sequence[PathLike] | None
+    """An older output of ikq (a file or a split set), or several: their tensors serve where source, type,
+    imatrix and encoder are the same."""
+    partial_requant: bool
+    """Finished shards of the output stay where they are what is to be written (checked by their bytes, not by
+    their names)."""
+    measure_errors: bool
+    """Measure every tensor's error; see `TensorOutcome`."""
+    progress: Callable[[PlannedTensor, float], None] | None
+    """Called with each tensor, in order, when it is in the file, and the seconds of work (of all threads
+    together) that it took."""
+    on_bytes: Callable[[int], None] | None
+    """Called several times a second with the bytes of the source done since; for bars."""
+
+
+class QuantizeFileOptions(QuantizeOptions, RunOptions, total=False):
+    """The keywords of `quantize_file`."""
+
+
+def keywords_of(options: type) -> frozenset[str]:
+    """The names of a `TypedDict`'s keywords."""
+    return frozenset(options.__annotations__)
+
+
+def quantize_options(options: Mapping[str, object], others: frozenset[str]) -> QuantizeOptions:
+    """The keywords that are not among `others`. Unknown ones stay, for `wishes` to refuse."""
+    return cast("QuantizeOptions", {name: value for name, value in options.items() if name not in others})
+
+
+def check_run_options(options: RunOptions) -> None:
+    """Refuses what `QuantizePlan.run` does not take.
+
+    Raises:
+        TypeError: An unknown keyword.
+    """
+    if unknown := options.keys() - keywords_of(RunOptions):
+        raise TypeError(f"unknown option {sorted(unknown)[0]!r}; see help(ikq.RunOptions)")
+
+
 def wishes(options: QuantizeOptions, recipe_rules: Iterable[str] = ()) -> dict[str, Any]:
     """The options as the core takes them: every one present, types as ids.
 
@@ -126,7 +198,7 @@ def wishes(options: QuantizeOptions, recipe_rules: Iterable[str] = ()) -> dict[s
         ikq.errors.RefusedError: Options that exclude one another.
         ikq.errors.FormatError: An unknown type name.
     """
-    unknown = options.keys() - QuantizeOptions.__annotations__.keys()
+    unknown = options.keys() - keywords_of(QuantizeOptions)
     if unknown:
         raise TypeError(f"unknown option {sorted(unknown)[0]!r}; see help(ikq.QuantizeOptions)")
     given: Mapping[str, Any] = options

@@ -16,7 +16,17 @@ from ikq import _ikq
 from ikq.arrays.quant_types import QuantType
 from ikq.errors import IkqError, RefusedError
 from ikq.quantizing.coverage import ImatrixCoverage
-from ikq.quantizing.options import PathLike, QuantizeOptions, parse_size, wishes
+from ikq.quantizing.options import (
+    PathLike,
+    QuantizeFileOptions,
+    QuantizeOptions,
+    RunOptions,
+    check_run_options,
+    keywords_of,
+    parse_size,
+    quantize_options,
+    wishes,
+)
 from ikq.recipes.files import applicable_rules, read_recipe
 from ikq.statistics.imatrix import Imatrix
 
@@ -117,21 +127,7 @@ class QuantizePlan:
     """What the imatrix has data for; None without one."""
     _core: _ikq.QuantizePlan = field(repr=False, compare=False)
 
-    def run(
-        self,
-        *,
-        n_threads: int | None = None,
-        restart: bool = False,
-        reuse: PathLike | Sequence[PathLike] | None = None,
-        partial_requant: bool = False,
-        max_ram: int | str | None = None,
-        measure_errors: bool = False,
-        clamp: bool = False,
-        progress: Callable[[PlannedTensor, float], None] | None = None,
-        on_bytes: Callable[[int], None] | None = None,
-        on_note: Callable[[str], None] | None = None,
-        _isa: str | None = None,
-    ) -> QuantizeResult:
+    def run(self, *, _isa: str | None = None, **options: Unpack[RunOptions]) -> QuantizeResult:
         """Carries the plan out, going on where an interrupted run of the same plan ended.
 
         The output is written to `NAME.part` beside its final name and renamed when whole: an existing file
@@ -140,21 +136,7 @@ class QuantizePlan:
         them. The bytes do not depend on the number of threads, the machine or interruptions.
 
         Args:
-            n_threads: Threads; None is one per CPU.
-            restart: Begin anew, whatever an interrupted run has left.
-            reuse: An older output of ikq (a file or a split set), or several: their tensors serve where
-                source, type, imatrix and encoder are the same.
-            partial_requant: Finished shards of the output stay where they are what this plan writes (checked
-                by their bytes, not by their names).
-            max_ram: Most bytes in work at a time, a number or `"500M"`; fewer threads work where they do not
-                fit. None is half of the memory that is available.
-            measure_errors: Measure every tensor's error; see `TensorOutcome`.
-            clamp: Cut off weights that are larger than their tensor's type can keep, such as those above
-                65504 in F16; by default they are refused.
-            progress: Called with each tensor, in order, when it is in the file, and the seconds of
-                work (of all threads together) that it took.
-            on_bytes: Called several times a second with the bytes of the source done since; for bars.
-            on_note: Called with sentences about what was found of earlier runs.
+            **options: See `RunOptions`.
 
         Raises:
             ikq.errors.FormatError: A weight is NaN or infinite; names tensor, expert, row and column.
@@ -164,22 +146,24 @@ class QuantizePlan:
             OSError: Reading or writing failed; a full disk names the bytes that were needed.
             KeyboardInterrupt: Ctrl-C; says what is kept.
         """
+        check_run_options(options)
         start = time.perf_counter()
         not_ternary: list[PlannedTensor] = []
-        workers, _ = self._memory(n_threads, max_ram, measure_errors)
+        measure_errors, on_note = options.get("measure_errors", False), options.get("on_note")
+        workers, _ = self._memory(options.get("n_threads"), options.get("max_ram"), measure_errors)
         self.destination.parent.mkdir(parents=True, exist_ok=True)
         with self._telling_what_is_left(on_note):
             ran = self._core.run(
                 self.destination,
                 n_threads=workers,
                 isa_name=_isa,
-                restart=restart,
-                reuse=_paths(reuse),
-                keep_finished=partial_requant,
+                restart=options.get("restart", False),
+                reuse=_paths(options.get("reuse")),
+                keep_finished=options.get("partial_requant", False),
                 measure_errors=measure_errors,
-                clamp=clamp,
-                progress=self._on_tensor(not_ternary, progress, on_note),
-                on_bytes=on_bytes,
+                clamp=options.get("clamp", False),
+                progress=self._on_tensor(not_ternary, options.get("progress"), on_note),
+                on_bytes=options.get("on_bytes"),
                 on_note=on_note,
             )
         return QuantizeResult(
@@ -406,17 +390,7 @@ def quantize_file(
     source: PathLike,
     destination: PathLike | None,
     type: str | QuantType,
-    *,
-    n_threads: int | None = None,
-    restart: bool = False,
-    reuse: PathLike | Sequence[PathLike] | None = None,
-    partial_requant: bool = False,
-    max_ram: int | str | None = None,
-    measure_errors: bool = False,
-    clamp: bool = False,
-    progress: Callable[[PlannedTensor, float], None] | None = None,
-    on_note: Callable[[str], None] | None = None,
-    **options: Unpack[QuantizeOptions],
+    **options: Unpack[QuantizeFileOptions],
 ) -> QuantizeResult:
     """Quantizes a model to a file; what `python -m ikq quantize` runs.
 
@@ -427,16 +401,7 @@ def quantize_file(
         type: What matrices become: a type or a mix by name (`"IQ4_KS"`, `"Q4_K_M"`; `ftypes` lists them),
             with the rules that people know from llama-quantize for some of them, or a `QuantType`, which
             means the mix of that base.
-        n_threads: Threads; None (or a number below 1) is one per CPU.
-        restart: Begin anew; by default the call goes on where an interrupted one of the same plan ended.
-        reuse: An older output, or several, whose tensors serve where nothing about them has changed.
-        partial_requant: Finished shards of the output stay where they are what this call writes.
-        max_ram: Most bytes in work at a time.
-        measure_errors: Measure every tensor's error.
-        clamp: Cut off weights that are larger than their type can keep; see `QuantizePlan.run`.
-        on_note: Called with sentences about what was found of earlier runs.
-        progress: Called with each finished tensor and the seconds it took.
-        **options: See `QuantizeOptions`.
+        **options: See `QuantizeOptions` for what is written, and `RunOptions` for how.
 
     Raises:
         ikq.errors.RefusedError: What was asked makes no sense or would do harm; the message names
@@ -444,18 +409,10 @@ def quantize_file(
         ikq.errors.FormatError: A damaged file, unknown names, NaN or infinity in the weights.
         OSError: Files that cannot be read or written.
     """
-    plan = plan_quantization(source, destination, type, **options)
-    return plan.run(
-        n_threads=n_threads,
-        restart=restart,
-        reuse=reuse,
-        partial_requant=partial_requant,
-        max_ram=max_ram,
-        measure_errors=measure_errors,
-        clamp=clamp,
-        progress=progress,
-        on_note=on_note,
-    )
+    how = keywords_of(RunOptions)
+    plan = plan_quantization(source, destination, type, **quantize_options(options, how))
+    run_options = {name: value for name, value in options.items() if name in how}
+    return plan.run(**cast("RunOptions", run_options))
 
 
 def _paths(given: PathLike | Sequence[PathLike] | None) -> list[str]:

@@ -39,7 +39,7 @@ pub enum LayerCache {
     KeysValues(Pages, Pages),
     /// MLA: the compressed vector is key and value.
     Latent(Pages),
-    /// State after state.
+    /// The states of a recurrent layer, by number.
     Recurrent(delta::Shape, Vec<delta::State>),
 }
 
@@ -150,7 +150,7 @@ impl LayerCache {
         self.pages_mut().into_iter().for_each(|p| p.copy(from, to));
     }
 
-    /// Moves rows; see [`Move`].
+    /// Moves stored rows to other positions, as [`Move`] says, and turns keys by the distance.
     pub fn move_rows(&mut self, kind: IsaKind, attention: &Attention, ropes: &[RopeTable], moves: &[Move]) {
         let (rope, offset) = match attention {
             Attention::Gqa(a) => (a.rope, 0),
@@ -182,7 +182,7 @@ impl LayerCache {
         self.pages().into_iter().for_each(|p| out.extend_from_slice(p.page(page)));
     }
 
-    /// Takes what [`LayerCache::export_page`] gave.
+    /// Fills a page with the bytes that [`LayerCache::export_page`] gave.
     pub fn import_page(&mut self, page: u32, mut bytes: &[u8]) {
         for pages in self.pages_mut() {
             let (mine, rest) = bytes.split_at(pages.shape().page_bytes());

@@ -44,7 +44,7 @@ pub struct Cpu {
     options: Options,
     network: Option<Arc<Network>>,
     parts: Parts,
-    /// For loading again.
+    /// Copies of matrices that a later load can take over.
     copies: Copies,
     /// The embeddings where they are not read from the file's mapping.
     embeddings: Option<network::Weight>,
@@ -67,7 +67,7 @@ struct Parts {
     head: Option<Weight>,
 }
 
-/// What a step is about.
+/// The inputs of a step: its batch, its angles, and how its attention is cut.
 #[derive(Default)]
 struct Given {
     batch: Batch,
@@ -76,7 +76,7 @@ struct Given {
     all_columns: Vec<u32>,
 }
 
-/// What a step makes.
+/// Results and intermediate values of a step.
 #[derive(Default)]
 struct StepState {
     hidden: Vec<f32>,
@@ -137,13 +137,13 @@ impl Cpu {
         if needed > free { Err(Error::CacheMemory { needed, free }) } else { Ok(()) }
     }
 
-    /// Numbers that grow in lumps, so that memory is asked for seldom.
+    /// Rounds a number of pages or states up, so that memory is asked for seldom.
     fn lump(n: usize) -> usize {
         n + n / 4
     }
 }
 
-/// The surroundings of a stage, from a device's parts: a macro, because the borrow is of some fields only.
+/// The [`Exec`] of a stage, made of a device's fields. This is a macro because it borrows only some of the fields.
 macro_rules! exec {
     ($self:ident, $step:expr) => {
         Exec {

@@ -21,14 +21,14 @@ use crate::weight::Weight;
 #[derive(Default)]
 pub struct ThreadScratch {
     pub matmul: Scratch,
-    /// Results of products before they are finished: gate, up.
+    /// Results of products before they are written out: those of gate, then those of up.
     pub first: Vec<f32>,
     pub second: Vec<f32>,
     pub attention: ikq_kernels::attention::Scratch,
     pub delta: ikq_kernels::delta::Scratch,
 }
 
-/// The surroundings of a step.
+/// What every phase of a step needs: the threads, the instruction set, the batch, and the memory that is reused.
 #[derive(Clone, Copy)]
 pub struct Exec<'a> {
     pub team: &'a Team<'a>,
@@ -40,11 +40,11 @@ pub struct Exec<'a> {
     pub batch: &'a Batch,
     pub cuts: &'a Cuts,
     pub threads: &'a [Mutex<ThreadScratch>],
-    /// 0, 1, 2, ...: the columns of a product that takes all tokens.
+    /// The numbers 0, 1, 2, ...: the columns of a product that takes all tokens.
     pub all_columns: &'a [u32],
     /// Cosines and sines of this step's positions, for each of the model's ropes.
     pub angles: &'a [Angles],
-    /// Is told what weights are multiplied with.
+    /// Collects statistics of what weights are multiplied with, if there is one.
     pub collector: Option<&'a Collector>,
 }
 
@@ -66,19 +66,20 @@ impl Exec<'_> {
         self.threads[thread].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Rows of a unit, where `n_rows` rows in all are multiplied with `n_columns` columns each.
+    /// How many rows a unit of work has, where `n_rows` rows in all are multiplied with `n_columns` columns each; a
+    /// multiple of `step`.
     pub fn row_block(&self, n_rows: usize, n_columns: usize, step: usize) -> usize {
         let most = if n_columns > MANY_COLUMNS { ROWS_OF_MANY_COLUMNS } else { MOST_ROWS };
         rows_of_unit(n_rows, self.team.n_threads(), most).next_multiple_of(step)
     }
 
-    /// `n` items cut into runs, for phases that do little per item.
+    /// Cuts `n` items into runs, one per unit of work, for phases that do little per item.
     pub fn runs(&self, n: usize) -> impl Iterator<Item = Range<usize>> + use<> {
         let step = n.div_ceil(self.team.n_threads() * UNITS_PER_THREAD).max(1);
         (0..n).step_by(step).map(move |first| first..n.min(first + step))
     }
 
-    /// Each column of `x` normed into `acts`, in the forms that the products to come read.
+    /// Writes the RMS norm of each column of `x` to `acts`, in the forms that the products to come read.
     pub fn norm(&self, x: &[f32], weight: &[f32], eps: f32, acts: &mut Activations, forms: Forms) {
         let k = weight.len();
         acts.resize(k, x.len() / k);
@@ -95,7 +96,7 @@ impl Exec<'_> {
         });
     }
 
-    /// Makes the 8-bit form of columns whose floats are written.
+    /// Makes the 8-bit form of all columns of `acts` from their floats, if `forms` has it.
     pub fn quantize(&self, acts: &mut Activations, forms: Forms) {
         if !forms.q8 {
             return;
@@ -108,14 +109,15 @@ impl Exec<'_> {
         });
     }
 
-    /// Tells the collector that all columns of `acts` are an input of these weights.
+    /// Tells the collector of activations that all columns of `acts` are an input of these weights.
     pub fn observe(&self, weights: &[&Weight], acts: &Activations) {
         let all = 0..acts.n_columns();
         let columns = &self.all_columns[all.clone()];
         self.observe_groups(weights, 1, &[(0, all)], (columns, columns), acts);
     }
 
-    /// The same for groups as in [`Exec::grouped`], of the `n_groups` that there are; columns come with the token of each.
+    /// Tells the collector of the inputs of groups (experts or heads), given as for [`Exec::grouped`]; `n_groups` is
+    /// the number of all groups, and each column comes with its token.
     pub fn observe_groups(
         &self,
         weights: &[&Weight],
@@ -187,7 +189,7 @@ impl Exec<'_> {
         });
     }
 
-    /// Rows of a finished product into `scratch.first`, column after column.
+    /// Computes some rows of a product, with scale and bias, into `scratch.first`, column after column.
     pub fn product(
         &self,
         weight: &Weight,
@@ -223,7 +225,7 @@ fn rows_of_unit(n_rows: usize, n_threads: usize, most: usize) -> usize {
     n_rows.div_ceil(n_threads * units).next_multiple_of(FEWEST_ROWS).clamp(FEWEST_ROWS, most)
 }
 
-/// The first `len` elements, the vector grown where it is shorter.
+/// The first `len` elements of a vector, which grows if it is shorter.
 pub fn room(v: &mut Vec<f32>, len: usize) -> &mut [f32] {
     if v.len() < len {
         v.resize(len, 0.0);
@@ -235,12 +237,12 @@ pub fn room(v: &mut Vec<f32>, len: usize) -> &mut [f32] {
 pub struct Product<'a> {
     pub weight: &'a Weight,
     pub expert: usize,
-    /// Columns of `weight.n_rows` floats.
+    /// Where the result goes: a column of `weight.n_rows` floats for each column of the input.
     pub out: &'a mut [f32],
 }
 
 impl<'a> Product<'a> {
-    /// A product that is written to `out`.
+    /// The product of `weight` with the input, to be written to `out`.
     pub fn new(weight: &'a Weight, out: &'a mut [f32]) -> Product<'a> {
         Product { weight, expert: 0, out }
     }
@@ -253,13 +255,13 @@ pub struct Forms {
 }
 
 impl Forms {
-    /// Those that these weights read.
+    /// The forms that products with these weights read.
     pub fn of<'a>(compute: Compute, weights: impl IntoIterator<Item = &'a Weight>) -> Forms {
         Forms { q8: weights.into_iter().any(|w| w.input(compute) == Input::Q8) }
     }
 }
 
-/// Writes a product's columns to a tile.
+/// Writes the columns of a product to their places in a tile of the output.
 fn store(tile: &mut Tile<'_>, values: &[f32]) {
     let n_rows = tile.rows().len();
     for (column, values) in tile.columns().zip(values.chunks_exact(n_rows)) {

@@ -63,12 +63,12 @@ impl Experts {
 /// Which tokens go to which experts: pairs sorted by expert, tokens ascending.
 #[derive(Debug, Default)]
 pub struct Groups {
-    /// Expert, and its range of pairs; only experts that have pairs.
+    /// Each expert that has pairs, with their range.
     experts: Vec<(usize, Range<usize>)>,
-    /// Token and weight of each pair.
+    /// The token of each pair; `weights` has its weight.
     tokens: Vec<u32>,
     weights: Vec<f32>,
-    /// Scratch of `assign`.
+    /// Where the next pair of each expert goes; used by `assign` only.
     next: Vec<usize>,
 }
 
@@ -94,7 +94,7 @@ impl Groups {
         self.weights.resize(self.tokens.len(), 0.0);
     }
 
-    /// From each token's choice: (expert, weight) of `choices[token]`.
+    /// Sorts the choices of all tokens by expert; `choices[token]` has the token's experts with their weights.
     pub fn assign(&mut self, choices: &[Vec<(u32, f32)>], n_experts: usize) {
         self.next.clear();
         self.next.resize(n_experts, 0);
@@ -140,10 +140,10 @@ pub struct FfnBuffers {
     pub groups: Groups,
     /// `act(gate) * up` of every pair.
     mid: Activations,
-    /// For the separate plan.
+    /// Results of gate, which only the separate plan keeps.
     gate: Vec<f32>,
     up: Vec<f32>,
-    /// 0, 1, 2, ...: pairs as columns of `mid`.
+    /// The numbers 0, 1, 2, ...: the columns of `mid` that the pairs have.
     pairs: Vec<u32>,
 }
 
@@ -192,7 +192,7 @@ pub fn collect_all(exec: &Exec<'_>, experts: &Experts, acts: &Activations, buffe
     }
 }
 
-/// Rows of a unit of the expert phases: all experts' rows share the work.
+/// How many rows a unit of the expert phases has. The rows of all experts together are shared among the threads.
 fn block(exec: &Exec<'_>, groups: &Groups, n_rows: usize, step: usize) -> usize {
     let n_experts = groups.experts.len().max(1);
     exec.row_block(n_rows * n_experts, groups.n_pairs().div_ceil(n_experts), step)

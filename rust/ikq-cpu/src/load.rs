@@ -17,7 +17,7 @@ use ikq_simd::IsaKind;
 
 use crate::weight::Weight;
 
-/// What to do about the mapping.
+/// Whether weights stay in the mapping of the file or are copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mmap {
     /// Copy where memory allows, else keep the mapping.
@@ -32,7 +32,7 @@ pub enum Mmap {
 const ALIGNMENT: usize = 64;
 /// Bytes of the file that one unit of work reads, about.
 const UNIT: usize = 4 << 20;
-/// Units that are read ahead of the one that is taken.
+/// How many units are read ahead of the one that a thread takes.
 const AHEAD: usize = 4;
 /// Share of the available memory that weights may take in `Auto`; the rest is for the cache and others.
 const SHARE: f64 = 0.8;
@@ -62,7 +62,7 @@ impl Loaded {
     }
 }
 
-/// Copies by what they were made of, for a load that finds the same again.
+/// Copies of matrices by the matrix in the file that they were made of, so that loading again finds them.
 #[derive(Default)]
 pub struct Copies(HashMap<Key, Copy>);
 
@@ -174,7 +174,7 @@ fn decide(mmap: Mmap, needed: usize) -> (bool, String) {
     }
 }
 
-/// Some bands of a matrix, and where they belong.
+/// Some bands of a matrix, and where their device form is written.
 struct Piece<'a> {
     weight: &'a network::Weight,
     source: Bytes,

@@ -12,13 +12,13 @@ pub struct Angles {
 }
 
 impl Angles {
-    /// Of the step's column `column`.
+    /// The cosines and sines of the step's column `column`.
     pub fn of(&self, column: usize) -> &[f32] {
         &self.values[column * self.n_rot..(column + 1) * self.n_rot]
     }
 }
 
-/// The table of a rope.
+/// The table of angles for a rotary embedding of the model.
 pub fn table(rope: &Rope) -> RopeTable {
     let r = &rope.spec;
     let yarn = r.yarn.map(|y| Yarn {
@@ -32,7 +32,7 @@ pub fn table(rope: &Rope) -> RopeTable {
     RopeTable::new(r.n_rot, r.base, r.linear, rope.factors.as_deref(), yarn)
 }
 
-/// How a rope pairs elements.
+/// Which elements a rotary embedding turns together.
 pub fn pairing(id: RopeId) -> Pairing {
     match id.pairing {
         spec::Pairing::Norm => Pairing::Norm,
@@ -40,7 +40,7 @@ pub fn pairing(id: RopeId) -> Pairing {
     }
 }
 
-/// Angles of these positions, for every rope.
+/// Computes cosines and sines of these positions for every rotary embedding of the model.
 pub fn angles(tables: &[RopeTable], positions: &[u32], angles: &mut Vec<Angles>) {
     angles.resize_with(tables.len(), Angles::default);
     for (table, angles) in tables.iter().zip(angles) {

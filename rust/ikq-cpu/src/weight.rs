@@ -1,4 +1,4 @@
-//! Matrices where products read them.
+//! [`Weight`]: the matrices of a weight in memory, where products read them.
 
 use ikq_formats::QuantType;
 use ikq_gguf::Bytes;
@@ -13,9 +13,9 @@ pub struct Weight {
     pub ty: QuantType,
     pub n_rows: usize,
     pub k: usize,
-    /// One per expert.
+    /// The bytes of each expert's matrix; one for a plain matrix.
     matrices: Vec<Bytes>,
-    /// Rows stand in lanes.
+    /// Whether the matrices are in the device's form, sixteen rows side by side.
     in_lanes: bool,
     scale: f32,
     bias: Option<Vec<f32>>,
@@ -54,17 +54,17 @@ impl Weight {
         self.matrices.len()
     }
 
-    /// The entries that statistics of its input make.
+    /// The name under which statistics of its input are collected.
     pub fn owner(&self) -> &Owner {
         &self.owner
     }
 
-    /// What products read.
+    /// The form of activations that products with it read.
     pub fn input(&self, compute: Compute) -> Input {
         matmul::input(self.ty, compute)
     }
 
-    /// Rows that units of work must not part.
+    /// Units of work begin at multiples of this many rows: rows that are stored together are computed together.
     pub fn row_step(&self) -> usize {
         self.matrix(0).row_step()
     }

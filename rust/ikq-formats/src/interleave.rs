@@ -185,22 +185,22 @@ struct Table {
 
 /// The moves of one row of a group.
 struct RowMoves {
-    /// Whole words.
+    /// Moves of whole words.
     runs: Vec<Run>,
-    /// The same bits of four neighbouring bytes.
+    /// Moves that take the same bits of four neighbouring bytes.
     words: Vec<Move>,
     bytes: Vec<Move>,
-    /// What of `bytes` scatters a byte over a word, for the way into the group, and the others.
+    /// Moves that scatter one byte over a word: joined into tables here for the way into the group.
     spreads: Vec<Spread>,
     singles: Vec<Move>,
     recoded: Vec<RecodedMove>,
 }
 
-/// Several moves out of one byte of the row into one word of the group, looked up together.
+/// Several moves from one byte of the row to one word of the group, done by one table look-up.
 struct Spread {
     row: usize,
     group: u16,
-    /// The word's bits, by the byte.
+    /// The bits of the word for each value of the byte.
     bits: Arc<[u32; 256]>,
 }
 
@@ -425,7 +425,7 @@ fn join_words(mut moves: Vec<Move>) -> (Vec<Move>, Vec<Move>) {
     (words, bytes)
 }
 
-/// Fewer moves than this are faster one by one.
+/// From this many moves on, one table look-up is faster than single moves.
 const SPREAD: usize = 3;
 
 /// Joins moves out of one byte into one word of the group; the rows of a group share their `tables`.
@@ -457,7 +457,7 @@ fn join_spreads(
     (spreads, singles)
 }
 
-/// Takes whole words out and joins those at equal steps.
+/// Separates moves of whole words, joined to runs where their steps are equal, from the rest.
 fn join_runs(words: Vec<Move>) -> (Vec<Run>, Vec<Move>) {
     let (whole, words): (Vec<Move>, Vec<Move>) = words.into_iter().partition(|m| m.mask == u32::MAX);
     let mut runs: Vec<Run> = Vec::new();

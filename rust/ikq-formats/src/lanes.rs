@@ -37,7 +37,7 @@ const UNIT: usize = 256;
 /// Blocks of a row whose words stand together in a band, and so do their smaller pieces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LaneRun {
-    /// The blocks.
+    /// Which blocks of the row they are.
     pub blocks: Range<usize>,
     /// The byte of the band where their words begin.
     pub words: usize,
@@ -61,9 +61,9 @@ pub struct LaneForm {
 /// A run of bytes of a block that stays together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LanePiece {
-    /// Its first byte in the block.
+    /// Offset of its first byte in the block.
     pub at: usize,
-    /// 4, 2 or 1.
+    /// Length in bytes: 4, 2 or 1.
     pub bytes: usize,
 }
 
@@ -121,12 +121,12 @@ impl LaneForm {
         (LANES * self.row_bytes(k)).next_multiple_of(BAND_STEP)
     }
 
-    /// Bytes of a matrix.
+    /// Bytes of a matrix of `n_rows` rows of `k` elements.
     pub const fn matrix_bytes(&self, n_rows: usize, k: usize) -> usize {
         n_rows.div_ceil(LANES) * self.band_bytes(k)
     }
 
-    /// The smaller pieces of a unit stand in front of its words.
+    /// Whether the smaller pieces of a unit stand in front of its words.
     pub const fn by_unit(&self) -> bool {
         let bytes = LANES * self.small_bytes() * (UNIT / self.block_size);
         bytes > 0 && bytes.is_multiple_of(BAND_STEP) && self.n_words() > 0 && self.block_size < UNIT

@@ -68,9 +68,9 @@ impl KnownTo {
 pub enum ImatrixUse {
     /// `quantize` refuses a matrix of this type without data.
     Required,
-    /// Used when present.
+    /// `quantize` uses data where there is some.
     Recommended,
-    /// Never looked at.
+    /// `quantize` does not look at data.
     Ignored,
 }
 

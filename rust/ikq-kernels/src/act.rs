@@ -12,7 +12,7 @@ use crate::aligned::Aligned;
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub struct ActUnit {
-    /// In -127..=127; zeros behind the column's end.
+    /// The codes, in -127..=127; zeros behind the column's end.
     pub codes: [i8; UNIT],
     /// Scale of each 16 elements (pairs are equal: a scale belongs to 32).
     pub d: [f32; 16],
@@ -23,7 +23,7 @@ pub struct ActUnit {
     /// What a sum of products starts from when weights carry [`CODE_BIAS`]: minus the bias times the sum of the
     /// codes, per 16.
     pub debts: [i32; 16],
-    /// The same per 32.
+    /// What `debts` has per 16, per 32.
     pub debts_32: [i32; 8],
 }
 
@@ -49,7 +49,7 @@ fn units_per_column(k: usize) -> usize {
     k.div_ceil(UNIT) | 1
 }
 
-/// Columns of `k` elements.
+/// Columns of `k` elements as floats, and as 8-bit codes once they are quantized.
 #[derive(Default)]
 pub struct Activations {
     k: usize,
@@ -58,7 +58,7 @@ pub struct Activations {
     units: Vec<ActUnit>,
 }
 
-/// One column, to be written.
+/// One column of [`Activations`], to be written by one thread.
 pub struct ColumnMut<'a> {
     pub floats: &'a mut [f32],
     units: &'a mut [ActUnit],
@@ -95,7 +95,7 @@ impl Activations {
         floats.zip(units).take(self.n_columns).map(|(floats, units)| ColumnMut { floats, units }).collect()
     }
 
-    /// The floats of all columns, for who writes blocks of rows.
+    /// The floats of all columns, for callers that write blocks of rows.
     pub fn floats_mut(&mut self) -> &mut [f32] {
         &mut self.floats.get_mut()[..self.k * self.n_columns]
     }

@@ -3,7 +3,7 @@
 /// A run of numbers (floats if nothing else is said); new ones are zero.
 #[derive(Default)]
 pub(crate) struct Aligned<T = f32> {
-    /// The run, with room in front of it to start where a line does.
+    /// The run, behind as much unused room as it needs to start at a cache line.
     data: Vec<T>,
     start: usize,
     len: usize,

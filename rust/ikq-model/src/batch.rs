@@ -6,7 +6,7 @@ use std::sync::Arc;
 /// Positions of a page.
 pub const PAGE: usize = 256;
 
-/// A page behind a sliding window, which was given back.
+/// Stands in a page table for a page behind a sliding window, which was given back.
 pub const NO_PAGE: u32 = u32::MAX;
 
 /// The tokens of one sequence: columns that follow one another.
@@ -15,13 +15,13 @@ pub struct Run {
     pub columns: Range<usize>,
     /// Position of the first token.
     pub first: usize,
-    /// Per group the pages of all positions, those of this step included.
+    /// For each group of layers the page of every 256 positions, those of this step included.
     pub tables: Vec<Arc<[u32]>>,
     /// The sequence's state of the recurrent layers.
     pub state: Option<u32>,
 }
 
-/// What a step computes.
+/// The tokens that a step computes, sequence after sequence.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     /// Token of every column.
@@ -38,7 +38,7 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Columns.
+    /// Number of columns: the tokens of all sequences.
     pub fn n(&self) -> usize {
         self.tokens.len()
     }

@@ -34,20 +34,20 @@ pub struct InputReader {
 #[derive(Debug)]
 pub struct InputSums {
     pub readers: Vec<InputReader>,
-    /// Columns.
+    /// Number of columns of the input.
     pub k: usize,
-    /// Tokens of each group.
+    /// How many tokens each group has seen.
     pub counts: Vec<u64>,
     /// Lower triangle of each group; empty where there was no token.
     pub sums: Vec<Vec<f32>>,
     /// Matrix of each group, `k` rows of `k`: sums with what was wanted; empty where that was never said.
     pub cross: Vec<Vec<f32>>,
     pending: Vec<Pending>,
-    /// How often it was observed in the chunk: a step, once.
+    /// In how many steps of the chunk it was observed.
     n_steps: u32,
 }
 
-/// What a group has of a chunk.
+/// What a chunk of text adds to a group.
 #[derive(Clone, Debug, Default)]
 struct Pending {
     /// Step and number of each token, ascending.
@@ -83,7 +83,7 @@ impl Pending {
 }
 
 impl InputSums {
-    /// Sums to go on from.
+    /// The sums of an input, to which more is added.
     pub fn new(readers: Vec<InputReader>, k: usize, counts: Vec<u64>, sums: Vec<Vec<f32>>) -> InputSums {
         let n = counts.len();
         let (cross, pending) = (vec![Vec::new(); n], vec![Pending::default(); n]);
@@ -123,7 +123,7 @@ impl CovarianceCollector {
         self.sites.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes an input of these weights.
+    /// Adds an input of these weights to the current chunk.
     pub(crate) fn observe(&self, owners: &[Owner], input: &Observed<'_>) {
         let is_stream = input.n_groups > 1 && owners.iter().all(reads_the_stream);
         let readers = readers(owners, is_stream);
@@ -221,7 +221,7 @@ impl CovarianceCollector {
         at(&self.lock())
     }
 
-    /// Goes on from sums.
+    /// Replaces all sums by those of an earlier run, to go on from there.
     pub fn restore(&self, sites: Vec<InputSums>) {
         *self.lock() = sites;
     }

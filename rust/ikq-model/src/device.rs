@@ -80,16 +80,16 @@ pub struct RouterFailed {
     pub column: usize,
 }
 
-/// What a stage has at hand beside the device's own.
+/// What a stage is given besides what its device holds.
 #[derive(Clone, Copy)]
 pub struct Step<'a> {
     /// The model's threads.
     pub team: &'a Team<'a>,
-    /// Is told what weights are multiplied with.
+    /// Collects statistics of what weights are multiplied with, if there is one.
     pub collector: Option<&'a Collector>,
 }
 
-/// What loading has to know.
+/// What a device has to know to load its weights.
 pub struct Loading<'a> {
     pub network: Arc<Network>,
     pub placement: &'a Placement,
@@ -105,7 +105,7 @@ pub struct Memory {
     /// Bytes read from mapped files, and bytes copied.
     pub mapped_bytes: usize,
     pub copied_bytes: usize,
-    /// Why.
+    /// Why it is so, in words.
     pub why: String,
 }
 
@@ -115,7 +115,7 @@ pub struct Move {
     pub from: (u32, usize),
     pub to: (u32, usize),
     pub n: usize,
-    /// Keys are turned back by so many positions.
+    /// By how many positions the rotary embedding of keys is turned back.
     pub turn_back: usize,
 }
 
@@ -149,7 +149,7 @@ pub trait Device: Send {
     fn layer_page_bytes(&self, layer: usize) -> usize;
     /// Appends the bytes of a layer's page.
     fn export_page(&self, layer: usize, page: u32, out: &mut Vec<u8>);
-    /// Takes what [`Device::export_page`] gave: [`Device::layer_page_bytes`] bytes.
+    /// Fills a layer's page with the bytes that [`Device::export_page`] gave, [`Device::layer_page_bytes`] of them.
     fn import_page(&mut self, layer: usize, page: u32, bytes: &[u8]);
 
     // ---- states of the recurrent layers that this device has
@@ -163,9 +163,9 @@ pub trait Device: Send {
     fn reserve_states(&mut self, n: usize) -> Result<(), Error>;
     fn clear_state(&mut self, state: u32);
     fn copy_state(&mut self, from: u32, to: u32);
-    /// A state can go back by itself to the last multiple of this.
+    /// Tokens of a chunk: a state can be taken back to the last multiple of it.
     fn state_chunk(&self) -> usize;
-    /// Goes back to position `n`, not before that.
+    /// Takes a state back to position `n`, which lies in its unfinished chunk.
     fn truncate_state(&mut self, state: u32, n: usize);
     /// Appends the bytes of a recurrent layer's state.
     fn export_state(&self, layer: usize, state: u32, out: &mut Vec<u8>);
@@ -177,13 +177,13 @@ pub trait Device: Send {
 
     // ---- a step
 
-    /// The batch of the stages to come. Values of the step before are gone.
+    /// Begins a step with the batch of the stages to come. Values of the step before are lost.
     fn begin(&mut self, batch: &Batch);
     /// Gives the device a value that another one made.
     fn put(&mut self, value: Value, columns: &[f32]);
     /// A value that this device made.
     fn get(&mut self, value: Value) -> &[f32];
-    /// The same for the router's choices.
+    /// Gives the device the choices of a router that another one made.
     fn put_choices(&mut self, choices: &Choices);
     fn choices(&self) -> &Choices;
     /// Runs a stage of this device.

@@ -99,7 +99,7 @@ pub enum Error {
     #[error("{0}")]
     Threads(String),
 
-    /// Of a device that is not the CPU.
+    /// An error of a device that is not the CPU.
     #[error("{0}")]
     Device(String),
 }

@@ -18,7 +18,7 @@ use crate::statistics::Collector;
 pub struct Options {
     /// Most positions of a sequence; `None`: the trained context, or what memory allows.
     pub n_ctx: Option<usize>,
-    /// 0: one per CPU.
+    /// Threads; 0 is one per CPU.
     pub n_threads: usize,
     /// Most tokens that are computed at once.
     pub n_ubatch: usize,
@@ -28,7 +28,7 @@ pub struct Options {
     pub swa_full: bool,
 }
 
-/// What sequences share.
+/// What all sequences of a model share: its description, options and pools.
 pub struct Shared {
     pub(crate) groups: Vec<Group>,
     pub(crate) is_recurrent: bool,
@@ -51,7 +51,7 @@ pub struct Sizes {
     pub state: usize,
 }
 
-/// What computes: one step at a time.
+/// The threads and devices, which compute one step at a time.
 pub(crate) struct Runner {
     pub devices: Vec<Box<dyn Device>>,
     pub pool: Pool,
@@ -153,7 +153,7 @@ impl Model {
         })
     }
 
-    /// A sequence of no tokens.
+    /// A new sequence, without tokens.
     pub fn new_sequence(&self) -> Sequence {
         Sequence::new(Arc::clone(&self.shared))
     }
@@ -247,7 +247,7 @@ impl Shared {
         self.pools.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What computes. It is locked before the pools, never the other way round.
+    /// Locks the threads and devices. They are locked before the pools, never the other way round.
     pub(crate) fn runner(&self) -> Result<RunnerGuard<'_>, Error> {
         let guard = self.runner.lock().unwrap_or_else(PoisonError::into_inner);
         match guard.is_some() {

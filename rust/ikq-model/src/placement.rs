@@ -8,7 +8,7 @@ use crate::device::Stage;
 use crate::error::Error;
 use crate::network::{Ffn, Network, Weight};
 
-/// What a user says about places.
+/// What the user's options say about where tensors go.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
     /// The last so many layers go to the first device that is not the CPU; more than there are: the output too
@@ -60,7 +60,7 @@ pub struct Placed {
     pub why: String,
 }
 
-/// Where everything is.
+/// Which device computes which stage, and why.
 #[derive(Clone, Debug)]
 pub struct Placement {
     /// Names of the devices, the CPU first.

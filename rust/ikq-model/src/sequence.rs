@@ -8,7 +8,7 @@ use crate::device::Move;
 use crate::error::Error;
 use crate::model::Shared;
 
-/// A sequence at the start of a step.
+/// What a sequence was at the start of a step, to go back to when the step fails.
 pub(crate) struct Start {
     pub n_past: usize,
     /// Group, index in its table, and number of pages that are held.
@@ -46,7 +46,7 @@ impl Sequence {
         }
     }
 
-    /// Positions that it holds.
+    /// How many positions it holds.
     pub fn n_past(&self) -> usize {
         self.tokens.len()
     }
@@ -321,7 +321,7 @@ impl Sequence {
         }
     }
 
-    /// Gives everything back.
+    /// Gives all pages and states back to the pools.
     fn clear(&mut self, pools: &mut Pools) {
         for (table, pages) in self.tables.iter_mut().zip(&mut pools.groups) {
             table.drain(..).filter(|p| *p != NO_PAGE).for_each(|p| pages.give_back(p));

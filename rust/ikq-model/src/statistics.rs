@@ -41,7 +41,7 @@ pub struct Owner {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Site {
     pub owners: Vec<Owner>,
-    /// Columns.
+    /// Number of columns of the input.
     pub k: usize,
     /// Sums of squares, group (expert or head) after group.
     pub sums: Vec<f64>,
@@ -115,7 +115,7 @@ impl Site {
 /// How much layers change what passes through them: sums over tokens of cosines between input and output.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Similarity {
-    /// Per layer: of the whole layer, its attention, its feed-forward network.
+    /// For each layer the sums of the whole layer, of its attention, and of its feed-forward network.
     pub layers: Vec<[f64; 3]>,
     pub n_tokens: u64,
 }
@@ -139,7 +139,7 @@ struct State {
     by_name: HashMap<String, usize>,
     similarity: Similarity,
     similarity_pending: Similarity,
-    /// By router, in the order of first use.
+    /// Choices by router, in the order of the routers' first use.
     choices: Vec<(String, Choices)>,
     choices_pending: Vec<(String, Choices)>,
 }
@@ -160,7 +160,7 @@ pub struct Observed<'a> {
     pub floats: &'a (dyn Fn(u32) -> &'a [f32] + Sync),
 }
 
-/// Sums of some columns of a group, and where they start.
+/// The sums of some columns of a group, and the first of these columns.
 struct Unit<'a> {
     sums: &'a mut [f64],
     first: usize,
@@ -172,12 +172,12 @@ impl Collector {
         Collector { options, state: Mutex::default(), covariances: None }
     }
 
-    /// Takes covariances as well.
+    /// A collector that takes covariances as well.
     pub fn with_covariances(options: CollectOptions, covariances: CovarianceCollector) -> Collector {
         Collector { covariances: Some(covariances), ..Collector::new(options) }
     }
 
-    /// What takes covariances, where they are taken.
+    /// The collector of covariances, if they are taken.
     pub fn covariances(&self) -> Option<&CovarianceCollector> {
         self.covariances.as_ref()
     }
@@ -257,7 +257,7 @@ impl Collector {
         }
     }
 
-    /// Takes what a router has chosen: experts with their weights, per token.
+    /// Adds what a router has chosen: for each token its experts with their weights.
     pub fn choose(&self, router: &str, choices: &[Vec<(u32, f32)>]) {
         let tokens = choices.iter().map(|chosen| chosen.iter().map(|(expert, _)| *expert).collect());
         append(&mut self.lock().choices_pending, router, tokens);
@@ -327,7 +327,7 @@ impl Collector {
         self.lock().total.iter().flat_map(Site::entries).collect()
     }
 
-    /// Goes on from what [`Collector::sites`] gave.
+    /// Replaces all sums by what [`Collector::sites`] gave in an earlier run, to go on from there.
     pub fn restore(&self, sites: Vec<Site>, similarity: Similarity) {
         let name =
             |site: &Site| site.owners.first().and_then(|o| o.names.first()).cloned().unwrap_or_default();

@@ -14,7 +14,7 @@ use crate::placement::{CPU, Placement};
 use crate::sequence::{Sequence, Start};
 use crate::statistics::Collector;
 
-/// What is wanted of the tokens of a sequence.
+/// What a step shall return for the tokens of a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Want {
     Nothing,
@@ -26,7 +26,7 @@ pub enum Want {
     Hidden,
 }
 
-/// Some tokens of one sequence.
+/// Some tokens of one sequence that a step computes.
 pub struct Entry<'a> {
     pub sequence: &'a mut Sequence,
     pub tokens: &'a [i64],
@@ -356,7 +356,7 @@ impl Runner {
     }
 }
 
-/// The stages of a step, and where values are.
+/// Runs the stages of a step in order, and knows which device has each value.
 struct Order<'a> {
     devices: &'a mut [Box<dyn Device>],
     placement: &'a Placement,

@@ -16,7 +16,7 @@ use crate::statistics::Statistics;
 
 /// The share of a tensor's experts that must have been seen.
 pub const MIN_SEEN: f64 = 0.95;
-/// Names that a message lists before it counts.
+/// How many names a message lists; of more it says the number.
 const LISTED: usize = 12;
 
 /// A tensor with experts that were never seen.
@@ -37,7 +37,7 @@ impl Partial {
 /// How much of a plan has statistics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Coverage {
-    /// The imatrix.
+    /// The file of the imatrix.
     pub path: PathBuf,
     /// Tensors whose type looks at importance.
     pub n_tensors: usize,

@@ -7,7 +7,7 @@ use regex::Regex;
 
 use crate::error::Error;
 
-/// One `pattern=type`.
+/// One rule of the user: `pattern=type`.
 #[derive(Clone, Debug)]
 pub struct CustomRule {
     /// Searched anywhere in a tensor's name.

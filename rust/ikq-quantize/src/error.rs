@@ -105,8 +105,8 @@ pub enum Error {
     Busy { path: PathBuf },
 
     #[error(
-        "{path}.part holds {minutes:.0} minutes of work of another command (other types, imatrix, source or options): \
-         run that one again to finish it, choose another name, or pass --restart to throw it away"
+        "{path}.part holds {minutes:.0} minutes of work of another command (other types, imatrix, source or options) or \
+         version of ikq: run that one again to finish it, choose another name, or pass --restart to throw it away"
     )]
     OtherWork { path: PathBuf, minutes: f64 },
 

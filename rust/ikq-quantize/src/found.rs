@@ -53,7 +53,7 @@ enum Lies {
 }
 
 impl Look<'_> {
-    /// Nothing.
+    /// What is found where no earlier run has left anything.
     pub fn nothing(&self) -> Found {
         Found {
             records: vec![None; self.units.len()],
@@ -231,7 +231,7 @@ impl Look<'_> {
     }
 }
 
-/// Turns the end of a pool's loop into the error of this crate.
+/// Turns what a loop of the pool returns into an error of this crate.
 pub(crate) fn stopped(looked: Result<(), Stop<Error>>) -> Result<(), Error> {
     looked.map_err(|stop| match stop {
         Stop::Failed(e) => e,

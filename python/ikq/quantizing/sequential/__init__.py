@@ -9,6 +9,7 @@ layers.py         covariances of a layer, its file, the states behind it, and so
 from ikq.quantizing.sequential.layers import (
     ROUNDS_OF_EFFORT,
     SequentialLayers,
+    SequentialOptions,
     layers_folder,
     quantize_layers,
     quantize_sequentially,
@@ -17,6 +18,7 @@ from ikq.quantizing.sequential.layers import (
 __all__ = [
     "ROUNDS_OF_EFFORT",
     "SequentialLayers",
+    "SequentialOptions",
     "layers_folder",
     "quantize_layers",
     "quantize_sequentially",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +17,14 @@ from ikq.errors import RefusedError
 from ikq.evaluate.windows import Windows
 from ikq.files.gguf import GGUFReader
 from ikq.models import ModelSpec, model_spec
-from ikq.quantizing.options import PathLike, QuantizeOptions, parse_size
+from ikq.quantizing.options import (
+    PathLike,
+    QuantizeOptions,
+    WorkOptions,
+    keywords_of,
+    parse_size,
+    quantize_options,
+)
 from ikq.quantizing.pipeline import QuantizeResult, plan_quantization
 from ikq.quantizing.sequential.done import contents, described, read_done, write_done
 from ikq.quantizing.sequential.layer_runner import LayerRunner
@@ -29,7 +35,13 @@ from ikq.statistics.covariance import Covariances
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["ROUNDS_OF_EFFORT", "SequentialLayers", "quantize_layers", "quantize_sequentially"]
+__all__ = [
+    "ROUNDS_OF_EFFORT",
+    "SequentialLayers",
+    "SequentialOptions",
+    "quantize_layers",
+    "quantize_sequentially",
+]
 
 # After so many rounds nothing of a layer changes any more: queries, keys and values read what the one before
 # it gives; the output of attention reads what these give; up and gate what that gives; down what those give.
@@ -50,6 +62,24 @@ class SequentialLayers:
 
     covariances: Path
     files: tuple[Path, ...]
+
+
+class SequentialOptions(QuantizeOptions, WorkOptions, total=False):
+    """Keywords of `quantize_layers` and `quantize_sequentially`, all optional.
+
+    Those of `quantize_file` mean the same; hidden states that take more than half of `max_ram` are in a file,
+    and `on_note` is called with a sentence about every layer.
+    """
+
+    dataset: str
+    """Name of the text."""
+    rounds: int
+    """How often a layer is made, 1 to 4, by default 2: from the second round on its own matrices are
+    quantized before covariances of what they give are taken."""
+
+
+_OWN = keywords_of(SequentialOptions) - keywords_of(QuantizeOptions)
+"""Keywords that decide nothing about what a plan writes."""
 
 
 @dataclass
@@ -81,14 +111,7 @@ def quantize_layers(
     folder: PathLike,
     type: str | QuantType,
     windows: Windows,
-    *,
-    dataset: str = "",
-    rounds: int = ROUNDS,
-    n_threads: int | None = None,
-    max_ram: int | str | None = None,
-    clamp: bool = False,
-    on_note: Callable[[str], None] | None = None,
-    **options: Unpack[QuantizeOptions],
+    **options: Unpack[SequentialOptions],
 ) -> SequentialLayers:
     """Makes the layers of a model one after another, each for the input that those before it give.
 
@@ -99,21 +122,16 @@ def quantize_layers(
     Args:
         source: The model.
         folder: Takes covariances and layers; it is made, if it is not there.
-        type: As for `quantize_file`, and so are `options`.
+        type: As for `quantize_file`.
         windows: The text, as `ikq.evaluate.cut` cuts it.
-        dataset: Its name.
-        rounds: How often a layer is made, 1 to 4: from the second round on its own matrices are quantized
-            before covariances of what they give are taken.
-        n_threads: Threads; `None`: one per CPU.
-        max_ram: Most bytes in work, as for `quantize_file`; hidden states that take more than half of it are
-            in a file.
-        clamp: As for `quantize_file`.
-        on_note: Called with a sentence about every layer.
+        **options: See `SequentialOptions`.
 
     Raises:
         RefusedError: `rounds` or options that do not go with it; else as `quantize_file`.
     """
-    _check(rounds, options)
+    types = quantize_options(options, _OWN)
+    rounds, max_ram, on_note = options.get("rounds", ROUNDS), options.get("max_ram"), options.get("on_note")
+    _check(rounds, types)
     source, folder = Path(source), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with GGUFReader(source) as reader:
@@ -126,9 +144,20 @@ def quantize_layers(
         embedded(reader, spec, windows, wanted)
         met[:] = wanted
     run = _Run(
-        source, spec, folder, type, windows, n_threads, max_ram, clamp, options, dataset, origin, rounds
+        source=source,
+        spec=spec,
+        folder=folder,
+        type=type,
+        windows=windows,
+        n_threads=options.get("n_threads"),
+        max_ram=max_ram,
+        clamp=options.get("clamp", False),
+        options=types,
+        dataset=options.get("dataset", ""),
+        origin=origin,
+        rounds=rounds,
     )
-    before = run_identity(files, windows.tokens, described(type, windows.n_ctx, rounds, options))
+    before = run_identity(files, windows.tokens, described(type, windows.n_ctx, rounds, types))
     done = read_done(folder)
     for layer in range(len(spec.layers)):
         if done.get(layer) == (before, contents(run.file(layer))):
@@ -234,14 +263,7 @@ def quantize_sequentially(
     destination: PathLike,
     type: str | QuantType,
     windows: Windows,
-    *,
-    dataset: str = "",
-    rounds: int = ROUNDS,
-    n_threads: int | None = None,
-    max_ram: int | str | None = None,
-    clamp: bool = False,
-    on_note: Callable[[str], None] | None = None,
-    **options: Unpack[QuantizeOptions],
+    **options: Unpack[SequentialOptions],
 ) -> QuantizeResult:
     """Quantizes a model layer by layer, and writes it.
 
@@ -249,36 +271,24 @@ def quantize_sequentially(
     goes on with it after an interruption.
 
     Args:
-        source: As for `quantize_layers`, like all others.
+        source: The model.
         destination: The output.
-        type: See there.
-        windows: See there.
-        dataset: See there.
-        rounds: See there.
-        n_threads: See there.
-        max_ram: See there.
-        clamp: See there.
-        on_note: See there.
+        type: As for `quantize_file`.
+        windows: The text, as `ikq.evaluate.cut` cuts it.
+        **options: See `SequentialOptions`.
 
     Raises:
         RefusedError: As `quantize_layers`.
     """
     folder = layers_folder(Path(destination))
-    layers = quantize_layers(
-        source,
-        folder,
-        type,
-        windows,
-        dataset=dataset,
-        rounds=rounds,
-        n_threads=n_threads,
-        max_ram=max_ram,
-        clamp=clamp,
-        on_note=on_note,
-        **options,
-    )
-    with_feedback: QuantizeOptions = {**options, "error_feedback": layers.covariances}
+    layers = quantize_layers(source, folder, type, windows, **options)
+    with_feedback: QuantizeOptions = {**quantize_options(options, _OWN), "error_feedback": layers.covariances}
     plan = plan_quantization(source, destination, type, **with_feedback)
-    result = plan.run(n_threads=n_threads, max_ram=max_ram, clamp=clamp, reuse=layers.files)
+    result = plan.run(
+        n_threads=options.get("n_threads"),
+        max_ram=options.get("max_ram"),
+        clamp=options.get("clamp", False),
+        reuse=layers.files,
+    )
     shutil.rmtree(folder)
     return result

@@ -38,7 +38,7 @@ class ChunksDone(NamedTuple):
 
 
 def chunks_of(
-    model: Model,
+    model: Model | Tokenizer,
     text: str,
     *,
     n_ctx: int = 512,
@@ -51,7 +51,7 @@ def chunks_of(
     BOS takes the place of each one's first token where the model wants it.
 
     Args:
-        model: Whose tokenizer cuts.
+        model: Whose tokenizer cuts, or a tokenizer.
         text: Taken literally.
         n_ctx: Tokens of a chunk; what is left of the text is dropped.
         skip: Chunks at the start of the text that are left out.
@@ -62,29 +62,19 @@ def chunks_of(
         RefusedError: nothing is left, or sizes make no sense.
         FormatError, UnsupportedError: the file's tokenizer is damaged or of a kind that ikq does not know.
     """
-    return windows_of(
-        model.tokenizer, text, n_ctx=n_ctx, skip=skip, chunks=chunks, parse_special=parse_special
-    )
-
-
-def windows_of(
-    tokenizer: Tokenizer,
-    text: str,
-    *,
-    n_ctx: int = 512,
-    skip: int = 0,
-    chunks: int = -1,
-    parse_special: bool = False,
-) -> Windows:
-    """`chunks_of` without a model: the tokenizer is all that it needs."""
     if skip < 0:
         raise RefusedError(f"{skip} chunks to skip: expected 0 or more")
+    tokenizer = model if isinstance(model, Tokenizer) else model.tokenizer
     bos = tokenizer.bos if tokenizer.add_bos else None
     ids = tokenizer.encode(text, parse_special=parse_special)
     tokens = np.asarray(ids if bos is None else [bos, *ids], np.int32)
     if skip and len(tokens) // max(n_ctx, 1) <= skip:
         raise RefusedError(f"the text has {len(tokens) // max(n_ctx, 1)} chunks: none is left after {skip}")
     return cut(tokens[skip * n_ctx :], n_ctx=n_ctx, chunks=chunks, bos=bos)
+
+
+windows_of = chunks_of
+"""Another name of `chunks_of`, for callers that have a tokenizer and no model."""
 
 
 def run_chunks(

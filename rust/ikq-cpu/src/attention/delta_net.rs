@@ -128,7 +128,8 @@ fn unmix(a: &DeltaNet, u: &mut [f32], z: &mut [f32], scratch: &mut Vec<f32>) {
     }
 }
 
-/// What the two products gave, made into beta and the logarithm of the decay, `n_head_v` per token each.
+/// Turns the results of the two products into beta and the logarithm of the decay, in place; each has `n_head_v`
+/// numbers per token.
 fn gates(a: &DeltaNet, beta: &mut [f32], alpha: &mut [f32]) {
     let n_head = a.n_head_v;
     if a.ba_grouped {
@@ -152,7 +153,7 @@ fn gates(a: &DeltaNet, beta: &mut [f32], alpha: &mut [f32]) {
     }
 }
 
-/// The convolution over time and its activation, all channels of all tokens.
+/// Computes the convolution over time and its activation for all channels of all tokens.
 fn convolve(exec: &Exec<'_>, a: &DeltaNet, u: &[f32], states: &[State], out: &mut [f32]) {
     let n_channels = a.n_channels();
     let mut tokens = Vec::new();
@@ -168,7 +169,7 @@ fn convolve(exec: &Exec<'_>, a: &DeltaNet, u: &[f32], states: &[State], out: &mu
     });
 }
 
-/// The recurrence; units are value heads of sequences.
+/// Runs the recurrence; a unit of work is one value head of one sequence.
 fn recur(
     exec: &Exec<'_>,
     a: &DeltaNet,

@@ -2,12 +2,12 @@
 //! caps, output gates.
 
 use ikq_kernels::act::Activations;
-use ikq_kernels::attention::{Attention, Pages};
+use ikq_kernels::attention::Attention;
 use ikq_kernels::ops;
 use ikq_model::network::Gqa;
 
 use super::AttentionBuffers;
-use super::paged;
+use super::paged::{self, LayerPages};
 use crate::exec::{Exec, Forms, Product, room};
 use crate::load::Loaded;
 use crate::rope::pairing;
@@ -36,23 +36,23 @@ impl Weights {
     }
 }
 
-/// Elements of a query head's row, gate included.
+/// Elements from one query head to the next: a head's query, and its gate where the model has one.
 fn q_stride(a: &Gqa) -> usize {
     a.head_dim * if a.output_gate { 2 } else { 1 }
 }
 
-#[expect(clippy::too_many_arguments, reason = "the operands of a layer")]
+/// Runs the layer on the normed input `acts`: projections, attention over its pages, and the output projection to `out`.
 pub fn run(
     exec: &Exec<'_>,
     a: &Gqa,
     weights: &Weights,
     acts: &Activations,
-    (keys, values): (&mut Pages, &mut Pages),
-    group: Option<usize>,
+    pages: LayerPages<'_>,
     buffers: &mut AttentionBuffers,
     out: &mut [f32],
 ) {
-    let group = group.expect("layers with keys belong to a group");
+    let LayerPages { group, keys, values } = pages;
+    let values = values.expect("keys and values are stored apart");
     let n = acts.n_columns();
     let AttentionBuffers { q, k, v, outer, partial, .. } = buffers;
     let q = room(q, n * a.q.n_rows);
@@ -85,7 +85,7 @@ pub fn run(
     exec.project(outer, vec![Product::new(&weights.output, out)]);
 }
 
-/// Norms and rotates queries and keys.
+/// Applies the norms of heads and the rotary embedding to queries and keys, in place.
 fn position(exec: &Exec<'_>, a: &Gqa, q: &mut [f32], k: &mut [f32]) {
     if a.rope.is_none() && a.q_norm.is_none() && a.k_norm.is_none() {
         return;

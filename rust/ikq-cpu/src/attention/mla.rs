@@ -10,13 +10,13 @@
 use std::ops::Range;
 
 use ikq_kernels::act::Activations;
-use ikq_kernels::attention::{Attention, Pages};
+use ikq_kernels::attention::Attention;
 use ikq_kernels::ops;
 use ikq_model::network::Mla;
 use ikq_model::statistics::{Observed, Owner};
 
 use super::AttentionBuffers;
-use super::paged;
+use super::paged::{self, LayerPages};
 use crate::exec::{Exec, Forms, Product, room};
 use crate::load::Loaded;
 use crate::rope::pairing;
@@ -25,7 +25,7 @@ use crate::weight::Weight;
 /// The layer's weights.
 pub struct Weights {
     q: Weight,
-    /// Compression of queries.
+    /// The matrix that compresses queries, in models that do.
     q_a: Option<Weight>,
     kv_a: Weight,
     k_b: Weight,
@@ -50,18 +50,17 @@ impl Weights {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "the operands of a layer")]
+/// Runs the layer on the normed input `acts`: projections, attention over its pages, and the output projection to `out`.
 pub fn run(
     exec: &Exec<'_>,
     a: &Mla,
     weights: &Weights,
     acts: &Activations,
-    pages: &mut Pages,
-    group: Option<usize>,
+    pages: LayerPages<'_>,
     buffers: &mut AttentionBuffers,
     out: &mut [f32],
 ) {
-    let group = group.expect("layers with keys belong to a group");
+    let LayerPages { group, keys: pages, .. } = pages;
     let n = acts.n_columns();
     let (n_head, rank, n_rot) = (a.n_head, a.kv_rank, a.rope.n_rot);
     let AttentionBuffers { q, k, v, z, inner, outer, partial } = buffers;
@@ -151,7 +150,7 @@ fn keys(exec: &Exec<'_>, a: &Mla, k: &mut [f32]) {
     });
 }
 
-/// The parts of the queries that are not rotated, head after head.
+/// Copies the parts of the queries that are not rotated, head after head.
 fn split_queries(exec: &Exec<'_>, a: &Mla, q: &[f32], n: usize, out: &mut [f32]) {
     let per_head = a.n_nope + a.rope.n_rot;
     let mut heads: Vec<_> = out.chunks_exact_mut(n * a.n_nope).enumerate().collect();
@@ -163,7 +162,7 @@ fn split_queries(exec: &Exec<'_>, a: &Mla, q: &[f32], n: usize, out: &mut [f32])
     });
 }
 
-/// `[qa | qr]` of every token's heads, qr rotated.
+/// Writes `[qa | qr]` of every token's heads, with qr rotated.
 fn join_queries(exec: &Exec<'_>, a: &Mla, absorbed: &[f32], q: &[f32], n: usize, out: &mut [f32]) {
     let (rank, n_rot) = (a.kv_rank, a.rope.n_rot);
     let per_head = a.n_nope + n_rot;
@@ -189,7 +188,7 @@ fn transpose_heads(exec: &Exec<'_>, from: &[f32], n: usize, n_head: usize, d: us
     });
 }
 
-/// The way back.
+/// The inverse of [`transpose_heads`]: columns per head to columns per token.
 fn join_heads(exec: &Exec<'_>, from: &[f32], n: usize, n_head: usize, d: usize, to: &mut [f32]) {
     let mut tokens: Vec<_> = to.chunks_exact_mut(n_head * d).enumerate().collect();
     exec.team.for_each(&mut tokens, |(token, to), _| {

@@ -18,6 +18,7 @@ use crate::exec::{Exec, Forms};
 use crate::load::Loaded;
 
 pub use paged::Cuts;
+use paged::LayerPages;
 
 /// The weights of a layer's attention.
 pub enum Attention {
@@ -71,12 +72,15 @@ impl Attention {
         buffers: &mut AttentionBuffers,
         out: &mut [f32],
     ) {
+        let group = || layer.group.expect("layers with keys belong to a group");
         match (self, &layer.attention, cache) {
-            (Attention::Gqa(w), network::Attention::Gqa(a), LayerCache::KeysValues(k, v)) => {
-                gqa::run(exec, a, w, acts, (k, v), layer.group, buffers, out);
+            (Attention::Gqa(w), network::Attention::Gqa(a), LayerCache::KeysValues(keys, values)) => {
+                let pages = LayerPages { group: group(), keys, values: Some(values) };
+                gqa::run(exec, a, w, acts, pages, buffers, out);
             }
-            (Attention::Mla(w), network::Attention::Mla(a), LayerCache::Latent(pages)) => {
-                mla::run(exec, a, w, acts, pages, layer.group, buffers, out);
+            (Attention::Mla(w), network::Attention::Mla(a), LayerCache::Latent(keys)) => {
+                let pages = LayerPages { group: group(), keys, values: None };
+                mla::run(exec, a, w, acts, pages, buffers, out);
             }
             (Attention::DeltaNet(w), network::Attention::DeltaNet(a), LayerCache::Recurrent(_, states)) => {
                 delta_net::run(exec, a, w, acts, states, buffers, out);

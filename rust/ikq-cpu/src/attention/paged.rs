@@ -9,6 +9,14 @@ use crate::exec::Exec;
 const _: () = assert!(ikq_kernels::attention::PAGE == ikq_model::batch::PAGE);
 const _: () = assert!(NO_PAGE == ikq_model::batch::NO_PAGE);
 
+/// The pages of a layer, and the group of layers whose tables say which pages a sequence has.
+pub struct LayerPages<'a> {
+    pub group: usize,
+    pub keys: &'a mut Pages,
+    /// `None` where the keys' rows hold the values, too.
+    pub values: Option<&'a mut Pages>,
+}
+
 /// How a batch's attention is cut: where its tokens go, and the units of each kind of layer.
 #[derive(Default)]
 pub struct Cuts {
@@ -19,7 +27,7 @@ pub struct Cuts {
 }
 
 impl Cuts {
-    /// The cuts of a batch.
+    /// Decides for a batch where its tokens are stored and how its attention is cut for the threads.
     pub fn new(batch: &Batch, network: &Network, n_threads: usize) -> Cuts {
         let mut cuts = Cuts::default();
         let sizes: Vec<(usize, usize)> = batch.runs.iter().map(|r| (r.columns.len(), r.first)).collect();
@@ -47,7 +55,7 @@ impl Cuts {
     }
 }
 
-/// Key/value heads, and query heads of each.
+/// The number of key/value heads, and of query heads that share each. `None` for recurrent layers.
 fn heads(attention: &network::Attention) -> Option<(usize, usize)> {
     match attention {
         network::Attention::Gqa(a) => Some((a.n_head_kv, a.n_head / a.n_head_kv)),
@@ -56,7 +64,7 @@ fn heads(attention: &network::Attention) -> Option<(usize, usize)> {
     }
 }
 
-/// Stores a row of all heads per column.
+/// Stores the keys or values of all heads of every column in their pages.
 pub fn store(exec: &Exec<'_>, group: usize, pages: &mut Pages, columns: &[f32]) {
     let mut units = pages.rows_mut(&exec.cuts.places[group]);
     exec.team.for_each(&mut units, |rows, _| rows.store(exec.kind, columns));

@@ -119,11 +119,11 @@ pub struct Field {
 /// Packs and unpacks a block whose codes are not a rearrangement of bits.
 #[derive(Clone, Copy)]
 pub struct Codec {
-    /// values -> block; the block arrives zeroed.
+    /// Packs values into a block, which holds zeros before.
     pub pack: fn(&[u32], &mut [u8]),
-    /// block -> values.
+    /// Unpacks a block into values.
     pub unpack: fn(&[u8], &mut [u32]),
-    /// The first element of values that cannot be stored together although each is legal.
+    /// Index of the first element whose value, legal by itself, cannot be stored together with the others.
     pub clash: fn(&[u32]) -> Option<usize>,
 }
 
@@ -141,9 +141,9 @@ pub struct Layout {
     /// Parts of every number: row, field, index, run. `parts[starts[i]..starts[i + 1]]` is number i.
     parts: Vec<Part>,
     starts: Vec<u32>,
-    /// The parts of the fields without recode, joined.
+    /// The parts of the fields without a recode, joined to runs.
     runs: Vec<Run>,
-    /// The numbers (over all rows) of fields with recode.
+    /// The numbers of fields with a recode, over all rows.
     recoded: Vec<(u32, Recode)>,
     codec: Option<Codec>,
     /// The whole block, where it is a plain rearrangement of one row's bits.

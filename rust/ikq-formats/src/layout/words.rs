@@ -6,10 +6,10 @@ use super::{Part, mask};
 /// Four bytes of a block (little endian), fewer at its end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Word {
-    /// Pieces shifted left, and those shifted right.
+    /// Pieces that are shifted left; `right` has those that are shifted right.
     pub left: Vec<Piece>,
     pub right: Vec<Piece>,
-    /// Exclusive-or applied to the word at last.
+    /// Exclusive-or that is applied to the finished word.
     pub flip: u32,
 }
 

@@ -37,12 +37,12 @@ pub(super) struct Head<'a> {
     pub keys: &'a Pages,
     /// `None`: values are the first elements of the keys' rows.
     pub values: Option<&'a Pages>,
-    /// Which head of the pages.
+    /// The number of the key/value head.
     pub head: usize,
     /// Number of the page of each [`PAGE`] positions.
     pub table: &'a [u32],
     pub softcap: Option<f32>,
-    /// A query sees so many positions, its own included.
+    /// How many positions a query sees, its own included.
     pub window: usize,
 }
 
@@ -68,7 +68,8 @@ impl Head<'_> {
         }
     }
 
-    /// What keys of chunk number `chunk` contribute to the query rows of `scratch`, into its `chunk`.
+    /// Computes what the keys of chunk number `chunk` contribute to the query rows in `scratch`; the result is
+    /// `scratch.chunk`.
     pub fn chunk(&self, kind: IsaKind, rows: Rows, chunk: usize, scratch: &mut Scratch) {
         let d = self.values.map_or_else(|| self.keys.shape().rank(), |v| Some(v.shape().d()));
         let mut partial = std::mem::take(&mut scratch.chunk);
@@ -81,7 +82,7 @@ impl Head<'_> {
         scratch.chunk = partial;
     }
 
-    /// The keys from `start` on, a block of them.
+    /// Takes in the block of keys that begins at position `start`.
     fn block(&self, kind: IsaKind, rows: Rows, start: usize, scratch: &mut Scratch, partial: &mut Partial) {
         let Rows { group, first, n_tokens } = rows;
         let end = start + BLOCK;
@@ -135,7 +136,7 @@ impl Head<'_> {
         scratch.scores = scores;
     }
 
-    /// Scores of `m` query rows from number `row` on with the keys' lanes.
+    /// Computes the scores of `m` query rows, from number `row` on, with all keys of the block.
     fn scores(
         &self,
         kind: IsaKind,
@@ -187,7 +188,8 @@ impl Head<'_> {
         }
     }
 
-    /// Scores of what a token does not see become -inf. Whether some key of `keys.seen` is not seen by all.
+    /// Sets scores of keys that a token does not see to -inf. Returns whether some key of `keys.seen` is not seen by
+    /// all rows.
     fn mask(
         &self,
         keys: &Block<'_>,
@@ -214,7 +216,7 @@ impl Head<'_> {
         is_masked
     }
 
-    /// Adds the values of the keys seen, times `m` rows of weights.
+    /// Adds the weighted sum of the values of the keys seen to `m` rows of the result.
     fn add_values(
         &self,
         kind: IsaKind,
@@ -276,18 +278,18 @@ const PART_OF_VALUES: usize = 16;
 #[derive(Clone)]
 struct Block<'a> {
     page: u32,
-    /// Of the first key.
+    /// The slot of the first key in its page.
     slot: usize,
-    /// Those that some row sees, from the first on.
+    /// Keys from the first to the last that some row sees, counted from the block's start.
     seen: Range<usize>,
-    /// The same in whole vectors.
+    /// The keys in `seen`, widened to whole vectors.
     lanes: Range<usize>,
-    /// Keys that are read later.
+    /// Bytes of keys that are read next, to be fetched into the cache meanwhile.
     next: &'a [u8],
 }
 
 impl Block<'_> {
-    /// Slots of the page.
+    /// The slots of the page that these keys have.
     fn slots(&self, of: &Range<usize>) -> Range<usize> {
         self.slot + of.start..self.slot + of.end
     }
@@ -302,7 +304,7 @@ struct Times<'a> {
     shape: Shape,
     add: bool,
     panel: &'a mut Vec<f32>,
-    /// What is read next.
+    /// Bytes that are read next, to be fetched into the cache meanwhile.
     next: &'a [u8],
 }
 
@@ -344,7 +346,7 @@ struct StoredRows<'a> {
 }
 
 impl<'a> StoredRows<'a> {
-    /// Of `slots` of a head of a page that holds rows.
+    /// The rows of `slots` of a head, in a page that stores rows.
     fn of(
         kind: IsaKind,
         pages: &'a Pages,
@@ -363,7 +365,7 @@ impl<'a> StoredRows<'a> {
         StoredRows { ty: CacheType::F32, stored: Stored { data: bytes_of(floats), stride: 4 * shape.d() } }
     }
 
-    /// Of keys that are values too, of which `floats` are the lanes if they had to be decoded.
+    /// The values that are part of latent keys; `floats` has them where they had to be decoded.
     fn of_keys(pages: &'a Pages, keys: &Block<'_>, part: &Range<usize>, floats: &'a [f32]) -> StoredRows<'a> {
         let shape = pages.shape();
         if shape.ty().element_bytes().is_some() {
@@ -384,7 +386,7 @@ impl<'a> StoredRows<'a> {
 struct TimesZero<'a, E> {
     b: Stored<'a>,
     n: usize,
-    /// A multiple of 16.
+    /// Elements of a row, a multiple of 16.
     k: usize,
     sum: &'a mut f32,
     ty: PhantomData<E>,
@@ -413,7 +415,7 @@ impl ByElement for TimesZero<'_, ()> {
     }
 }
 
-/// Runs a kernel for numbers of type `ty`, which stand for themselves.
+/// Runs a kernel for numbers of type `ty`, a type that stores each number by itself.
 fn by_type(ty: CacheType, kind: IsaKind, kernel: impl ByElement) {
     match ty {
         CacheType::F16 => kernel.go::<F16>(kind),

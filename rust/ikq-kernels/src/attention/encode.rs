@@ -89,7 +89,7 @@ fn f16_row<I: Isa>(isa: I, x: &[f32], out: &mut [u8]) {
     }
 }
 
-/// A row with numbers that are none.
+/// Encodes a row that holds NaN, keeping it.
 fn f16_row_with_nan(x: &[f32], out: &mut [u8]) {
     for (out, x) in out.as_chunks_mut::<2>().0.iter_mut().zip(x) {
         let bits = if x.is_nan() { F16_NAN } else { half::f16::from_f32(*x).to_bits() };
@@ -97,7 +97,7 @@ fn f16_row_with_nan(x: &[f32], out: &mut [u8]) {
     }
 }
 
-/// Nearest even; NaN stays NaN.
+/// Rounds to the nearest, ties to even; NaN stays NaN.
 #[inline(always)]
 fn bf16(x: f32) -> u16 {
     let bits = x.to_bits();
@@ -157,7 +157,7 @@ fn nibbles([a, b]: &[[u8; 16]; 2], out: &mut [u8]) {
     }
 }
 
-/// A block of finite numbers.
+/// How a type encodes a block of finite numbers.
 trait Block<const BYTES: usize> {
     fn encode<I: Isa>(isa: I, fit: Fit, x: &[f32; 32], out: &mut [u8; BYTES]);
 }
@@ -310,7 +310,7 @@ impl Levels for IQ4_NL {
     const OUTERMOST: f32 = -127.0;
     const FACTORS: [f32; 8] = [1.0, -1.16, -1.1, -1.03, 0.92, 0.96, 1.05, 1.18];
 
-    /// How many middles lie below.
+    /// How many of the middles between neighbouring values lie below each number.
     #[inline(always)]
     fn slots<I: Isa>(isa: I, x: I::F) -> I::F {
         let table = |table: &[f32; 32]| {

@@ -10,10 +10,10 @@ use ikq_simd::{Isa, IsaKind, IsaOp, prefetch, run};
 
 use crate::ops::matrix::{ByElement, Element, Floats, Shape, Stored};
 
-/// Rows up to which this is the better way.
+/// Up to this many rows, the products of this file are faster than `ops::matrix::Product`.
 pub(super) const FEW_ROWS: usize = 8;
 
-/// Steps of a chain between requests for what is next.
+/// Steps of a chain between two requests for what is read next.
 const STEPS: usize = 4;
 
 /// `c[i, j] = fma(a[i, k - 1], b[k - 1, j], ... fma(a[i, 0], b[0, j], c[i, j]))`; rows of `c` are as long as there are
@@ -23,7 +23,7 @@ pub(super) struct Few<'a, E> {
     pub b: Stored<'a>,
     pub c: &'a mut [f32],
     pub shape: Shape,
-    /// What is read next.
+    /// Bytes that are read next, to be fetched into the cache meanwhile.
     pub next: &'a [u8],
     pub ty: PhantomData<E>,
 }
@@ -58,7 +58,7 @@ impl<E: Element> IsaOp for Few<'_, E> {
 }
 
 impl<E: Element> Few<'_, E> {
-    /// Rows `i..i + M`, `N` vectors of columns at a time; gives M.
+    /// Computes rows `i..i + M`, `N` vectors of columns at a time; returns `M`.
     #[inline(always)]
     fn rows<I: Isa, const M: usize, const N: usize>(&mut self, isa: I, i: usize) -> usize {
         let n = self.shape.n;

@@ -8,15 +8,15 @@ use ikq_simd::IsaKind;
 
 use super::partial::Partial;
 
-/// Keys whose partial result is made in one go.
+/// Keys of a chunk, whose partial result is made in one go.
 pub const CHUNK: usize = 512;
-/// Keys whose chunks are combined first: few partial results need to be kept of long contexts.
+/// Keys of a span, whose chunks are combined first, so that few partial results of long contexts need to be kept.
 pub const SPAN: usize = 16 * CHUNK;
 
 /// Partial results combined so far.
 #[derive(Default)]
 pub(super) struct Fold {
-    /// Of the span that the last chunk was of.
+    /// The partial result of the span that the last chunk belongs to.
     span: Partial,
     open: Option<usize>,
     whole: Partial,
@@ -24,7 +24,7 @@ pub(super) struct Fold {
 }
 
 impl Fold {
-    /// Starts anew: nothing is known.
+    /// Starts anew, without any results.
     pub fn begin(&mut self) {
         (self.open, self.is_empty) = (None, true);
     }
@@ -52,13 +52,13 @@ impl Fold {
         }
     }
 
-    /// What all make together.
+    /// The combined result of all chunks and spans.
     pub fn finish(&mut self, kind: IsaKind) -> &mut Partial {
         self.close(kind);
         &mut self.whole
     }
 
-    /// The span that is open ends.
+    /// Ends the span that is open: its result is combined with those before.
     fn close(&mut self, kind: IsaKind) {
         if self.open.take().is_some() {
             let mut span = std::mem::take(&mut self.span);

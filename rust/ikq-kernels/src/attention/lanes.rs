@@ -13,9 +13,9 @@ use ikq_simd::{Isa, IsaKind, IsaOp, array, run};
 
 use super::types::CacheType;
 
-/// Positions side by side.
+/// Positions that stand side by side.
 pub(super) const LANES: usize = 64;
-/// Numbers that kernels work on at once.
+/// Numbers of a vector, which kernels work on at once.
 pub(super) const VECTOR: usize = 16;
 
 /// Writes the bytes of an encoded row to its lane of a group.
@@ -121,7 +121,7 @@ trait Coded {
     /// What the codes of elements `i` and `i + 16` stand for, without scale. `bytes` gives byte number k of the
     /// codes, as `i8`.
     fn pair<I: Isa>(isa: I, bytes: impl Fn(usize) -> I::I, i: usize) -> [I::F; 2];
-    /// The number, rounded as where rows are decoded.
+    /// Applies the block's scale and minimum to a code, with the same rounding as where rows are decoded.
     #[inline(always)]
     fn value<I: Isa>(isa: I, code: I::F, [scale, _]: [I::F; 2]) -> I::F {
         isa.mul_f(scale, code)

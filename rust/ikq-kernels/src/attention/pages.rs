@@ -25,13 +25,13 @@ pub const NO_PAGE: u32 = u32::MAX;
 /// Pages start where cache lines do.
 const ALIGN: usize = 64;
 
-/// What pages hold and how. Raw bytes of pages are interchangeable between equal shapes.
+/// What a page holds: heads, row length, type, order. Bytes of pages may be copied between pages of equal shapes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PageShape {
     ty: CacheType,
     n_head: usize,
     d: usize,
-    /// Elements of a row's beginning that are the value, where rows are keys and values.
+    /// For latent rows, which are key and value at once: how many elements at a row's beginning are the value.
     rank: Option<usize>,
     in_lanes: bool,
     row_bytes: usize,
@@ -128,7 +128,7 @@ impl PageShape {
         self.n_head * self.head_bytes()
     }
 
-    /// Whether positions stand side by side.
+    /// Whether pages store positions in lanes, as keys are, and not in rows.
     pub(super) fn in_lanes(&self) -> bool {
         self.in_lanes
     }
@@ -146,7 +146,7 @@ impl PageShape {
         PAGE * self.row_bytes
     }
 
-    /// What scales of blocks shall do.
+    /// By which rule scales of blocks are chosen.
     #[cfg(test)]
     pub(super) fn fit(&self) -> Fit {
         self.fit
@@ -200,7 +200,7 @@ impl PageShape {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct At {
     pub page: u32,
-    /// Below [`PAGE`].
+    /// Place of the position in the page, below [`PAGE`].
     pub slot: u32,
 }
 
@@ -214,14 +214,14 @@ impl At {
     }
 }
 
-/// Where a column of a step is stored.
+/// A column of a step and where it is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Place {
     pub at: At,
     pub column: u32,
 }
 
-/// Pages that were asked for together.
+/// Pages that were allocated together.
 struct Slab {
     /// Number of the first page.
     first: usize,
@@ -233,7 +233,8 @@ struct Slab {
 
 /// Keys, values, or rows that are both, of one layer: pages by number.
 ///
-/// Memory is asked for when pages are added and touched when they are written.
+/// All pages of one layer's keys or values. Memory is allocated when pages are added and first touched when they are
+/// written.
 pub struct Pages {
     shape: PageShape,
     slabs: Vec<Slab>,
@@ -241,7 +242,7 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// No pages yet.
+    /// A store of this shape without pages.
     pub fn new(shape: PageShape) -> Pages {
         Pages { shape, slabs: Vec::new(), n_pages: 0 }
     }
@@ -250,7 +251,7 @@ impl Pages {
         &self.shape
     }
 
-    /// Pages there are; their numbers are below that.
+    /// How many pages there are. Their numbers are 0, 1, 2, ...
     pub fn n_pages(&self) -> usize {
         self.n_pages
     }
@@ -326,7 +327,7 @@ impl Pages {
         }
     }
 
-    /// What stands for `slots` of a head of a page: rows, or whole groups in lanes.
+    /// The bytes of `slots` of a head in a page: its rows, or whole groups where positions are in lanes.
     pub(super) fn slots(&self, head: usize, page: u32, slots: Range<usize>) -> &[u8] {
         assert!(head < self.shape.n_head && slots.end <= PAGE, "head {head}, slots {slots:?}");
         let (slab, start) = self.find(page);
@@ -433,7 +434,7 @@ fn runs<K: PartialEq>(all: &[Place], of: Range<usize>, key: impl Fn(&Place) -> K
     .collect()
 }
 
-/// The units of one page: all heads of each group. `places` is the page's part of `all`.
+/// What of one page is to be written, by group and head. `places` is the page's range of `all`.
 fn rows_of_page<'a>(
     shape: &'a PageShape,
     page: &'a mut [u8],
@@ -460,10 +461,10 @@ fn rows_of_page<'a>(
 pub struct PageRows<'a> {
     shape: &'a PageShape,
     head: usize,
-    /// The step's places, and those that are meant.
+    /// The places of all columns of the step; `places` says which of them are written here.
     all: Arc<[Place]>,
     places: Range<usize>,
-    /// The group.
+    /// The bytes of the group that holds them.
     bytes: &'a mut [u8],
 }
 

@@ -1,4 +1,4 @@
-//! What is known of rows of attention after some of the keys.
+//! [`Partial`]: the state of query rows' attention after some of the keys.
 
 use ikq_simd::{Isa, IsaKind, IsaOp, run};
 

@@ -8,15 +8,16 @@ use std::ops::Range;
 
 use super::fold::{CHUNK, SPAN};
 
-/// Query rows of a tile: keys are decoded once for so many.
+/// Most query rows of a tile: decoded keys serve so many rows.
 const TILE_ROWS: usize = 96;
-/// Query heads of a token that stay together at most.
+/// Most query heads of a token in one tile.
 const MOST_HEADS: usize = 128;
-/// Rows of tiles that are not made smaller: fewer would read keys and values as often as they compute with them.
+/// Tiles of this many rows or fewer are not made smaller, because reading keys and values would then cost as much as
+/// computing with them.
 const FEW_ROWS: usize = 16;
 /// Units per thread that keep all busy to the end.
 const UNITS_PER_THREAD: usize = 4;
-/// What reading and decoding a key and its value costs, in rows that compute with it.
+/// Cost of reading and decoding a key and its value, in units of what one query row computes with them.
 const COST_OF_READING: usize = 8;
 const CHUNKS_OF_A_SPAN: usize = SPAN / CHUNK;
 
@@ -26,7 +27,7 @@ pub struct Plan {
     pub(super) n_kv: usize,
     pub(super) group: usize,
     pub(super) window: usize,
-    /// Per sequence.
+    /// How each sequence is cut.
     pub(super) sequences: Vec<Cut>,
     /// The most expensive units first.
     pub(super) tiles: Vec<TilePlan>,
@@ -42,7 +43,7 @@ pub(super) struct Cut {
     pub n_heads: usize,
 }
 
-/// Tokens and heads that are worked off together.
+/// A tile: tokens of a sequence and query heads that are computed together.
 #[derive(Debug)]
 pub(super) struct TilePlan {
     pub sequence: usize,
@@ -54,7 +55,7 @@ pub(super) struct TilePlan {
     pub heads: Range<usize>,
     /// Chunks of keys that some token sees.
     pub chunks: Range<usize>,
-    /// Chunks of a unit; units begin at multiples. `None`: one unit for all.
+    /// How many chunks a unit of work has; units begin at multiples of it. `None`: one unit has all chunks.
     pub step: Option<usize>,
     cost: usize,
 }
@@ -95,7 +96,7 @@ impl Plan {
         plan
     }
 
-    /// Positions that some of a sequence's tokens see.
+    /// Positions that at least one of these tokens sees.
     fn seen(&self, cut: &Cut, tokens: &Range<usize>) -> Range<usize> {
         (cut.first + tokens.start + 1).saturating_sub(self.window)..cut.first + tokens.end
     }
@@ -180,12 +181,12 @@ impl TilePlan {
         self.partials_of(self.chunks.clone())
     }
 
-    /// The same for some of the chunks.
+    /// The runs of [`TilePlan::partials`] that lie in `chunks`.
     pub fn partials_of(&self, chunks: Range<usize>) -> impl Iterator<Item = Range<usize>> {
         runs(chunks, if self.are_spans() { CHUNKS_OF_A_SPAN } else { 1 })
     }
 
-    /// Whether partial results are those of spans.
+    /// Whether a partial result covers a whole span rather than a chunk.
     pub fn are_spans(&self) -> bool {
         self.step.is_some_and(|s| s >= CHUNKS_OF_A_SPAN)
     }

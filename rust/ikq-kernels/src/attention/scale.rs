@@ -19,12 +19,12 @@
 
 use ikq_simd::{Isa, array};
 
-/// What a scale shall do.
+/// By which rule the scale of a block is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fit {
-    /// Lose least in the sum of squares: values.
+    /// The least sum of squared errors. Used for values.
     Nearest,
-    /// Keep the products with other vectors as large as they were, on average: keys.
+    /// Products with other vectors stay as large as they were, on average. Used for keys.
     SameScores,
 }
 
@@ -39,7 +39,7 @@ pub(super) trait Levels {
     /// Slots (see [`ikq_simd::Lanes::slot`]) of the codes whose levels are nearest.
     fn slots<I: Isa>(isa: I, x: I::F) -> I::F;
 
-    /// What slots stand for.
+    /// The levels that slots stand for.
     fn levels<I: Isa>(isa: I, slots: I::F) -> I::F;
 }
 

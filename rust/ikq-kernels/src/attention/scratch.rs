@@ -1,4 +1,4 @@
-//! [`Scratch`]: what a thread's tiles need besides their results.
+//! [`Scratch`]: memory that a thread needs for its tiles besides their results.
 
 use super::fold::Fold;
 use super::partial::Partial;
@@ -15,10 +15,10 @@ pub struct Scratch {
     pub(super) keys: Vec<f32>,
     pub(super) values: Vec<f32>,
     pub(super) sums: Vec<f32>,
-    /// What is known of the rows after the keys of a chunk.
+    /// The partial result of the rows for the keys of one chunk.
     pub(super) chunk: Partial,
     pub(super) fold: Fold,
-    /// For results that are finished where they are made.
+    /// The partial result of a tile that was not cut, which is finished where it is made.
     pub partial: Partial,
 }
 
@@ -42,7 +42,7 @@ impl Scratch {
     }
 }
 
-/// The first `len` elements, the vector grown where it is shorter.
+/// The first `len` elements of a vector, which grows if it is shorter.
 pub(super) fn room(v: &mut Vec<f32>, len: usize) -> &mut [f32] {
     if v.len() < len {
         v.resize(len, 0.0);

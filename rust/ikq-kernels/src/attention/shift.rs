@@ -1,4 +1,4 @@
-//! Moving rows: what follows removed positions moves down.
+//! Moving rows: where positions are removed, those behind them move down.
 
 use ikq_simd::IsaKind;
 

@@ -4,9 +4,9 @@ use ikq_simd::{Isa, IsaOp};
 
 use crate::ops::math;
 
-/// One row's scores of a block become exponentials; the row's state moves on.
+/// Turns one row's scores of a block into exponentials, and updates the row's maximum, sum and values.
 pub(super) struct Exponentials<'a> {
-    /// A multiple of 16; masked scores are -inf.
+    /// The scores; their number is a multiple of 16, and masked ones are -inf.
     pub scores: &'a mut [f32],
     pub softcap: Option<f32>,
     pub max: &'a mut f32,

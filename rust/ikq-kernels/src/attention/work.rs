@@ -29,9 +29,9 @@ pub struct Attention<'a> {
     pub values: Option<&'a Pages>,
     pub scale: f32,
     pub softcap: Option<f32>,
-    /// One per query head.
+    /// The sink of each query head, where the model has them.
     pub sinks: Option<&'a [f32]>,
-    /// A query sees so many positions, its own included.
+    /// How many positions a query sees, its own included; `None`: all before it.
     pub window: Option<usize>,
 }
 
@@ -47,7 +47,7 @@ impl Attention<'_> {
         }
     }
 
-    /// The turn of results that has to be undone.
+    /// The rotation of stored values, which is undone on results.
     fn turn_of_results(&self) -> Option<&Rotation> {
         self.values.unwrap_or(self.keys).shape().rotation()
     }
@@ -56,9 +56,9 @@ impl Attention<'_> {
 /// Tokens of a sequence in a step: the columns that follow those of the sequence before.
 #[derive(Clone, Copy)]
 pub struct Sequence<'a> {
-    /// Tokens.
+    /// Number of tokens.
     pub n: usize,
-    /// Position of the first.
+    /// Position of the first of them.
     pub first: usize,
     /// The page of each [`PAGE`](super::PAGE) positions;
     /// [`NO_PAGE`](super::NO_PAGE) where no token of the step sees one.
@@ -70,15 +70,15 @@ pub struct Work<'a> {
     jobs: Vec<Job<'a>>,
 }
 
-/// A tile of it.
+/// A tile with the places of its results.
 struct Job<'a> {
     task: Task<'a>,
     out: Tile<'a>,
-    /// Where the tile is cut.
+    /// Partial results, one for each run of keys that the tile is cut into.
     partials: &'a mut [Partial],
 }
 
-/// What a tile reads.
+/// The inputs of a tile.
 #[derive(Clone, Copy)]
 struct Task<'a> {
     plan: &'a TilePlan,
@@ -141,7 +141,7 @@ impl<'a> Work<'a> {
         Work { jobs: jobs.collect() }
     }
 
-    /// The first phase.
+    /// The units of the first phase, independent of one another.
     pub fn units(&mut self) -> Vec<Unit<'_, 'a>> {
         let mut units = Vec::new();
         for Job { task, out, partials } in &mut self.jobs {
@@ -161,7 +161,7 @@ impl<'a> Work<'a> {
         units
     }
 
-    /// The second phase, after all units of the first have run. Nothing where no tile was cut.
+    /// The units of the second phase, to be run after all of the first. There are none where no tile was cut.
     pub fn merges(&mut self) -> Vec<Merge<'_, 'a>> {
         let cut = self.jobs.iter_mut().filter(|job| job.task.plan.step.is_some());
         cut.map(|Job { task, out, partials }| Merge { task: *task, partials, out }).collect()
@@ -182,7 +182,7 @@ enum Target<'u, 'a> {
 }
 
 impl Unit<'_, '_> {
-    /// Does the work.
+    /// Computes the attention of the unit.
     pub fn run(&mut self, kind: IsaKind, scratch: &mut Scratch) {
         let Unit { task, chunks, target } = self;
         task.gather(kind, scratch);
@@ -247,7 +247,7 @@ impl Task<'_> {
         }
     }
 
-    /// Leaves in the scratch's fold what `chunks` contribute.
+    /// Computes what the keys of `chunks` contribute, into the scratch's fold.
     fn fold(&self, kind: IsaKind, chunks: Range<usize>, scratch: &mut Scratch) {
         let Attention { n_head, keys, values, softcap, window, .. } = *self.attention;
         let head = Head {
@@ -266,7 +266,7 @@ impl Task<'_> {
         }
     }
 
-    /// Writes results.
+    /// Writes the finished rows of a tile to the output.
     fn finish(&self, kind: IsaKind, partial: &Partial, out: &mut Tile<'_>) {
         let (attention, heads) = (self.attention, &self.plan.heads);
         for (i, token) in self.plan.tokens.clone().enumerate() {

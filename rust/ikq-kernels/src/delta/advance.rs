@@ -27,7 +27,7 @@ use crate::aligned::Aligned;
 use crate::ops::math;
 use crate::ops::matrix::{F32, Floats, Product, Shape, Stored, Transpose, bytes_of};
 
-/// Logarithms of decays below it are as good as it: their exponentials are 0.
+/// Logarithms of decays are cut off here, where their exponentials are 0.
 const LOWEST: f64 = -1e4;
 
 /// Memory that a thread's heads reuse.
@@ -37,19 +37,19 @@ pub struct Scratch {
     rows: Aligned,
     /// K transposed, with decays or without.
     columns: Aligned,
-    /// K S and Q S likewise.
+    /// K S and Q S, a token's rows side by side.
     seen: Aligned,
-    /// K K^T and Q K^T likewise.
+    /// K K^T and Q K^T, a token's rows side by side.
     pairs: Aligned,
 }
 
 /// Several tokens of one head.
 #[derive(Clone, Copy)]
 pub struct Tokens<'a> {
-    /// `dk` per token, of unit length; queries scaled.
+    /// Queries and keys: `dk` elements per token, of unit length, queries scaled.
     pub q: &'a [f32],
     pub k: &'a [f32],
-    /// `dv` per token.
+    /// Values: `dv` elements per token.
     pub v: &'a [f32],
     pub beta: &'a [f32],
     /// Logarithms of the decays, at most 0.

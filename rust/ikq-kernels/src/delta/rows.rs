@@ -84,7 +84,7 @@ fn weigh<I: Isa>(isa: I, i: usize, beta: f32, g: &[f64; CHUNK], of_key: &mut [f3
     }
 }
 
-/// One token.
+/// One token's rows.
 struct Row<'a, F> {
     /// -T and Q K^T o D, of the tokens before this one.
     of_key: &'a [f32],
@@ -103,7 +103,7 @@ struct Row<'a, F> {
 }
 
 impl<F: Copy> Row<'_, F> {
-    /// Columns `at..at + 16 N`.
+    /// Computes columns `at..at + 16 N`.
     #[inline(always)]
     fn columns<I: Isa<F = F>, const N: usize>(&mut self, isa: I, at: usize) {
         let (columns, width) = (at..at + 16 * N, self.value.len());

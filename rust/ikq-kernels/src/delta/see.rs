@@ -12,18 +12,18 @@ use crate::ops::matrix::bytes_of;
 /// ascending), so the bits are its too. Here both products take turns, so that enough sums are under way at once, and
 /// memory is read once and in order.
 pub(super) struct See<'a> {
-    /// Key, query: `dk` each.
+    /// The key and the query, `dk` elements each.
     pub rows: &'a [f32],
     pub matrix: &'a [f32],
     pub keys: &'a [f32],
     pub sizes: Sizes,
     /// The token's place in the chunk.
     pub token: usize,
-    /// What is read next, to be brought near.
+    /// What is read next, to be fetched into the cache meanwhile.
     pub next: &'a [f32],
-    /// Two rows of `width`.
+    /// The products of key and query with the state: two rows of `width`.
     pub seen: &'a mut [f32],
-    /// Two rows of [`CHUNK`].
+    /// The products of key and query with the chunk's keys: two rows of [`CHUNK`].
     pub pairs: &'a mut [f32],
 }
 

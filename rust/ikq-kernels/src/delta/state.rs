@@ -15,7 +15,7 @@ pub struct Shape {
     pub dv: usize,
     /// Channels of the convolution.
     pub n_channels: usize,
-    /// Its length in time.
+    /// Taps of the convolution: the tokens that it looks at.
     pub conv_kernel: usize,
 }
 
@@ -39,7 +39,7 @@ impl Shape {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) struct Sizes {
     pub dk: usize,
-    /// Columns of S: `dv` and what makes it whole sixteens.
+    /// Columns of S: `dv`, rounded up to a multiple of 16.
     pub width: usize,
 }
 
@@ -61,7 +61,7 @@ pub struct State {
     n_past: usize,
     /// `conv_kernel - 1` inputs before the chunk, then those of the chunk's tokens; `n_channels` each.
     conv: Vec<f32>,
-    /// One head's [`Parts`] behind the other's.
+    /// The [`Parts`] of all heads, one head behind the other.
     heads: Aligned,
 }
 
@@ -111,7 +111,7 @@ impl Head<'_> {
 /// Why bytes are no state of a shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StateError {
-    /// They do not even hold the number of tokens, or one that no sequence has.
+    /// They are too short to hold the number of tokens, or hold an impossible one.
     Position,
     /// A state of that shape and number of tokens has another length.
     Length { expected: usize, found: usize },
@@ -154,7 +154,7 @@ impl State {
         self.n_past
     }
 
-    /// Those of them that are in the unfinished chunk: as many can be forgotten.
+    /// Tokens of the unfinished chunk, which are those that can be taken back.
     pub fn n_in_chunk(&self) -> usize {
         self.n_past % CHUNK
     }
@@ -164,7 +164,7 @@ impl State {
         self.shape.bytes()
     }
 
-    /// Back to no tokens.
+    /// Resets the state to that of a sequence without tokens.
     pub fn clear(&mut self) {
         self.n_past = 0;
         let n = self.n_inputs();

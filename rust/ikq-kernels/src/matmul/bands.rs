@@ -4,6 +4,8 @@ use ikq_decode::{Decode, LaneUnit, UNIT};
 use ikq_formats::{LANES, LaneForm};
 use ikq_simd::Isa;
 
+use crate::act::Activations;
+
 /// Rows of a band.
 pub(super) const BAND: usize = LANES;
 
@@ -22,10 +24,20 @@ pub(super) struct Bands<'a> {
     pub ask_ahead: bool,
 }
 
-/// Sixteen rows.
+/// The operands of a product of some bands with columns of activations, and where it goes:
+/// `out[c * stride + r] = row r . column columns[c]`.
+pub(super) struct Product<'a> {
+    pub bands: &'a Bands<'a>,
+    pub acts: &'a Activations,
+    pub columns: &'a [u32],
+    pub out: &'a mut [f32],
+    pub stride: usize,
+}
+
+/// One band: sixteen rows.
 #[derive(Clone, Copy)]
 pub(super) struct Band<'a> {
-    /// Words and smaller pieces.
+    /// Words and smaller pieces of the rows.
     data: &'a [u8],
     /// Where the smaller pieces begin, if all of them stand together.
     smalls_at: usize,
@@ -91,7 +103,7 @@ const fn unit_bytes<I: Isa, D: Decode<I>>() -> usize {
 }
 
 impl<'a> Band<'a> {
-    /// The rows as floats, where the type's elements are such.
+    /// The bytes of the rows' elements, for types that store floats.
     pub fn floats(&self) -> &'a [u8] {
         self.data
     }

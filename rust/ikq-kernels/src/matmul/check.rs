@@ -7,7 +7,7 @@ use ikq_simd::{Isa, IsaKind, Scalar};
 use super::{Compute, Input, Matrix, Scratch, input, lane_bytes, multiply, pack};
 use crate::act::Activations;
 
-/// SplitMix64.
+/// A generator of random numbers (SplitMix64).
 pub struct Random(u64);
 
 impl Random {

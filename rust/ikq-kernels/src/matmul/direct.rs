@@ -11,24 +11,15 @@ use ikq_decode::lanes::lane_header;
 use ikq_decode::{BlockType, Decode, Decoding, LaneCodes, LaneScales, LaneUnit};
 use ikq_simd::{Isa, IsaKind, IsaOp, array, run};
 
-use super::bands::{AHEAD, BAND, Bands, Tail, n_units};
-use crate::act::{ActUnit, Activations};
+use super::bands::{AHEAD, BAND, Product, Tail, n_units};
+use crate::act::ActUnit;
 
-/// `out[c * stride + r] = row r . column columns[c]`, all in their 8-bit form.
-pub(super) struct Direct<'a> {
-    pub bands: &'a Bands<'a>,
-    pub acts: &'a Activations,
-    pub columns: &'a [u32],
-    pub out: &'a mut [f32],
-    pub stride: usize,
-}
-
-/// Computes the products.
-pub(super) fn multiply<T: BlockType>(kind: IsaKind, op: Direct<'_>) {
+/// Computes the product from the 8-bit form of the columns.
+pub(super) fn multiply<T: BlockType>(kind: IsaKind, op: Product<'_>) {
     run(kind, OfType::<T>(op, PhantomData));
 }
 
-struct OfType<'a, T>(Direct<'a>, PhantomData<T>);
+struct OfType<'a, T>(Product<'a>, PhantomData<T>);
 
 impl<T: BlockType> IsaOp for OfType<'_, T> {
     type Output = ();
@@ -39,19 +30,19 @@ impl<T: BlockType> IsaOp for OfType<'_, T> {
         let mut tail = Tail::new();
         let n_bands = op.bands.n();
         // bands that are read again for further columns stay in a near cache meanwhile
-        let step = if is_one_pass::<I>(op.columns.len()) { n_bands } else { BANDS_AT_ONCE };
+        let is_one_pass = kernel_columns::<I>(op.columns.len()) >= op.columns.len();
+        let step = if is_one_pass { n_bands } else { BANDS_AT_ONCE };
         for bands in (0..n_bands).step_by(step.max(1)) {
             let bands = bands..n_bands.min(bands + step);
             let mut first = 0;
             while first < op.columns.len() {
-                let left = op.columns.len() - first;
-                // A count that has no kernel of its own takes a larger one, with a column more than once; but five and
-                // six columns are faster as four and the others.
-                let n = if I::REGISTERS >= 32 && left > 6 {
+                let c = kernel_columns::<I>(op.columns.len() - first);
+                // what is said of registers keeps kernels out of the code that an instruction set never takes
+                let n = if I::REGISTERS >= 32 && c == MOST_COLUMNS {
                     columns::<I, T::Decoder<I>, MOST_COLUMNS>(isa, &mut op, first, bands.clone(), &mut tail)
-                } else if I::REGISTERS >= 8 && left > 2 {
+                } else if I::REGISTERS >= 8 && c == 4 {
                     columns::<I, T::Decoder<I>, 4>(isa, &mut op, first, bands.clone(), &mut tail)
-                } else if I::REGISTERS >= 8 && left > 1 {
+                } else if I::REGISTERS >= 8 && c == 2 {
                     columns::<I, T::Decoder<I>, 2>(isa, &mut op, first, bands.clone(), &mut tail)
                 } else {
                     columns::<I, T::Decoder<I>, 1>(isa, &mut op, first, bands.clone(), &mut tail)
@@ -65,13 +56,15 @@ impl<T: BlockType> IsaOp for OfType<'_, T> {
 /// Columns that one pass over the bands takes at most.
 const MOST_COLUMNS: usize = 8;
 
-/// Whether so many columns are done when the bands were read once; see the choice of kernels in [`OfType::run`].
-fn is_one_pass<I: Isa>(columns: usize) -> bool {
-    match columns {
-        0..=1 => true,
-        2..=4 => I::REGISTERS >= 8,
-        7..=MOST_COLUMNS => I::REGISTERS >= 32,
-        _ => false,
+/// Columns of the kernel that is taken next when `left` columns are left. A count that has no kernel of its own takes a
+/// larger one, with a column more than once; but five and six columns are faster as four and the others.
+#[inline(always)]
+fn kernel_columns<I: Isa>(left: usize) -> usize {
+    match left {
+        7.. if I::REGISTERS >= 32 => MOST_COLUMNS,
+        3.. if I::REGISTERS >= 8 => 4,
+        2.. if I::REGISTERS >= 8 => 2,
+        _ => 1,
     }
 }
 
@@ -86,7 +79,7 @@ const BANDS_AT_ONCE: usize = 4;
 #[inline(always)]
 fn columns<I: Isa, D: Decode<I>, const C: usize>(
     isa: I,
-    op: &mut Direct<'_>,
+    op: &mut Product<'_>,
     first: usize,
     bands: Range<usize>,
     tail: &mut Tail,
@@ -158,19 +151,31 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
                 }
             }
         }
-        for (c, acc) in acc.into_iter().enumerate().take(columns.len()) {
-            let out = &mut op.out[(first + c) * op.stride + BAND * b..];
-            let n = BAND.min(op.bands.n_rows - BAND * b);
-            match out.first_chunk_mut() {
-                Some(out) if n == BAND => isa.store_f(acc, out),
-                _ => out[..n].copy_from_slice(&isa.array(acc)[..n]),
-            }
-        }
+        store(isa, op, b, first..first + columns.len(), acc);
     }
     C
 }
 
-/// A unit of a band, and of columns.
+/// Writes the sums of band `b` to these columns of the output. `acc` may have more, for columns that were taken twice.
+#[inline(always)]
+fn store<I: Isa, const C: usize>(
+    isa: I,
+    op: &mut Product<'_>,
+    b: usize,
+    columns: Range<usize>,
+    acc: [I::F; C],
+) {
+    let n = BAND.min(op.bands.n_rows - BAND * b);
+    for (c, acc) in columns.zip(acc) {
+        let out = &mut op.out[c * op.stride + BAND * b..];
+        match out.first_chunk_mut() {
+            Some(out) if n == BAND => isa.store_f(acc, out),
+            _ => out[..n].copy_from_slice(&isa.array(acc)[..n]),
+        }
+    }
+}
+
+/// A unit of a band, and the same unit of `C` columns.
 struct Units<'a, I: Isa, const C: usize> {
     unit: &'a LaneUnit<'a>,
     scales: &'a LaneScales<I::F>,
@@ -204,7 +209,7 @@ impl<I: Isa, const C: usize> Units<'_, I, C> {
     }
 }
 
-/// Puts the type's factor of products into its scales.
+/// Multiplies a type's scales by the factor that its products have.
 #[inline(always)]
 pub(super) fn product_scales<I: Isa, D: Decode<I>>(isa: I, scales: &mut LaneScales<I::F>) {
     if D::PRODUCT_FACTOR != 1.0 {

@@ -1,4 +1,4 @@
-//! The bodies of a type: what [`with_type`] makes for each, once.
+//! The kernels of each block type, which [`with_type`] compiles once for each.
 
 use std::ops::Range;
 
@@ -6,24 +6,23 @@ use ikq_decode::{BlockType, DecodeFacts, Visitor, facts, with_type};
 use ikq_formats::QuantType;
 use ikq_simd::IsaKind;
 
-use super::bands::Bands;
-use super::direct::{self, Direct};
-use super::float;
+use super::bands::{Bands, Product};
 use super::panel::{self, Panel};
+use super::{direct, float};
 
 /// Decodes units of a band into a panel.
 type Fill = fn(IsaKind, &Bands<'_>, usize, Range<usize>, &mut Panel, (usize, usize));
 
-/// Code for a block type.
+/// The kernels of a block type.
 pub(super) struct Bodies {
     pub facts: DecodeFacts,
-    pub direct: fn(IsaKind, Direct<'_>),
+    pub direct: fn(IsaKind, Product<'_>),
     pub fill: Fill,
     /// Decodes a band to lines of floats.
     pub floats: fn(IsaKind, &Bands<'_>, usize, &mut [u8]),
 }
 
-/// The code for a type's rows; `None` for types that are no block types.
+/// The kernels for a type's rows; `None` for types that are no block types.
 pub(super) fn bodies(ty: QuantType) -> Option<Bodies> {
     struct OfType(DecodeFacts);
     impl Visitor for OfType {

@@ -33,9 +33,8 @@ mod panel;
 pub mod speed;
 mod tile;
 
-use bands::{BAND, Bands};
+use bands::{BAND, Bands, Product};
 pub use check::{kernel_name, self_test};
-use direct::Direct;
 use float::Lines;
 use kernels::Bodies;
 pub use pack::{lane_bytes, pack, unpack};
@@ -165,13 +164,13 @@ impl<'a> Matrix<'a> {
         Matrix { n_rows: rows.len(), data, ..*self }
     }
 
-    /// What [`multiply`] reads.
+    /// The form of activations that products with this matrix read.
     pub fn input(&self, compute: Compute) -> Input {
         input(self.ty, compute)
     }
 }
 
-/// What products with a type read.
+/// The form of activations that products with this type read.
 pub fn input(ty: QuantType, compute: Compute) -> Input {
     match compute {
         Compute::Auto if ikq_decode::facts(ty).is_some() => Input::Q8,
@@ -182,12 +181,12 @@ pub fn input(ty: QuantType, compute: Compute) -> Input {
 /// Memory that a thread's products reuse.
 #[derive(Default)]
 pub struct Scratch {
-    /// Bands of a matrix in file form.
+    /// Bands that were packed from a matrix in file form.
     bands: Aligned<u8>,
     /// A band decoded to floats.
     floats: Aligned<u8>,
     panel: Panel,
-    /// Products of a band that the output has no room for.
+    /// Products with the rows that fill up the last band, for which the output has no place.
     spill: Vec<f32>,
 }
 
@@ -220,7 +219,8 @@ pub fn multiply(
     if part.form == Form::Lanes {
         let ask_ahead = matrix.data.len() > NEAR_BYTES;
         let bands = Bands { data: part.data, n_rows: part.n_rows, k: part.k, form, header, ask_ahead };
-        return products(kind, compute, part.ty, &bands, acts, columns, scratch, out, part.n_rows);
+        let product = Product { bands: &bands, acts, columns, out, stride: part.n_rows };
+        return products(kind, compute, part.ty, product, scratch);
     }
     let n_rows = part.n_rows;
     for first in (0..n_rows).step_by(FILE_ROWS) {
@@ -232,7 +232,8 @@ pub fn multiply(
         let data = &memory.get()[..n_bytes];
         // it was just written
         let bands = Bands { data, n_rows: part.n_rows, k: part.k, form, header, ask_ahead: false };
-        products(kind, compute, part.ty, &bands, acts, columns, scratch, &mut out[first..], n_rows);
+        let product = Product { bands: &bands, acts, columns, out: &mut out[first..], stride: n_rows };
+        products(kind, compute, part.ty, product, scratch);
         scratch.bands = memory;
     }
 }
@@ -258,28 +259,15 @@ fn direct_columns(kind: IsaKind, facts: &DecodeFacts) -> usize {
     }
 }
 
-/// `out[c * stride + r]` for the rows of some bands.
-#[expect(clippy::too_many_arguments, reason = "the operands of a product and its memory")]
-fn products(
-    kind: IsaKind,
-    compute: Compute,
-    ty: QuantType,
-    bands: &Bands<'_>,
-    acts: &Activations,
-    columns: &[u32],
-    scratch: &mut Scratch,
-    out: &mut [f32],
-    stride: usize,
-) {
+/// Computes the product by the path for its type and number of columns.
+fn products(kind: IsaKind, compute: Compute, ty: QuantType, product: Product<'_>, scratch: &mut Scratch) {
     let bodies = kernels::bodies(ty);
     match (input(ty, compute), bodies) {
-        (Input::Q8, Some(bodies)) if columns.len() <= direct_columns(kind, &bodies.facts) => {
-            (bodies.direct)(kind, Direct { bands, acts, columns, out, stride });
+        (Input::Q8, Some(bodies)) if product.columns.len() <= direct_columns(kind, &bodies.facts) => {
+            (bodies.direct)(kind, product);
         }
-        (Input::Q8, Some(bodies)) => {
-            panel_products(kind, &bodies, bands, acts, columns, scratch, out, stride);
-        }
-        (_, bodies) => float_products(kind, ty, bodies, bands, acts, columns, scratch, out, stride),
+        (Input::Q8, Some(bodies)) => panel_products(kind, &bodies, product, scratch),
+        (_, bodies) => float_products(kind, ty, bodies, product, scratch),
     }
 }
 
@@ -287,17 +275,9 @@ fn products(
 /// cache, but columns are read faster in long runs; longer ones push the columns out of the next cache.
 const PANEL_UNITS: usize = 4;
 
-#[expect(clippy::too_many_arguments, reason = "the operands of a product and its memory")]
-fn panel_products(
-    kind: IsaKind,
-    bodies: &Bodies,
-    bands: &Bands<'_>,
-    acts: &Activations,
-    columns: &[u32],
-    scratch: &mut Scratch,
-    out: &mut [f32],
-    stride: usize,
-) {
+/// Computes the product by panels: some units of a band are decoded once, then multiplied with all columns.
+fn panel_products(kind: IsaKind, bodies: &Bodies, product: Product<'_>, scratch: &mut Scratch) {
+    let Product { bands, acts, columns, out, stride } = product;
     let Scratch { panel, spill, .. } = scratch;
     let n_units = bands::n_units(bands.k);
     let max_bands = tile::max_bands(kind);
@@ -343,19 +323,15 @@ fn panel_products(
     }
 }
 
-/// Products in floats.
-#[expect(clippy::too_many_arguments, reason = "the operands of a product and its memory")]
+/// Computes the product in floats.
 fn float_products(
     kind: IsaKind,
     ty: QuantType,
     bodies: Option<Bodies>,
-    bands: &Bands<'_>,
-    acts: &Activations,
-    columns: &[u32],
+    product: Product<'_>,
     scratch: &mut Scratch,
-    out: &mut [f32],
-    stride: usize,
 ) {
+    let Product { bands, acts, columns, out, stride } = product;
     let lines = match ty {
         QuantType::F16 => Lines::F16,
         QuantType::BF16 | QuantType::BF16_R16 => Lines::BF16,

@@ -1,4 +1,4 @@
-//! The panel: some units of a band, decoded once for many columns.
+//! [`Panel`]: some units of one or two bands, decoded once for many columns.
 //!
 //! ```text
 //! codes    line (64 unit + i) * n_bands + band     codes 4 i..4 i + 4 of the unit, of each of 16 rows

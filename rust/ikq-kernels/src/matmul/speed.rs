@@ -8,7 +8,7 @@ struct Peak;
 /// Rounds of [`Peak`], of [`CHAINS`] times 64 multiply-adds.
 const ROUNDS: usize = 50_000;
 
-/// Sums that do not wait for one another.
+/// Independent sums, so that none waits for another.
 const CHAINS: usize = 16;
 
 /// Multiply-adds of [`peak`].
@@ -40,7 +40,7 @@ impl IsaOp for Peak {
     }
 }
 
-/// Whether an instruction set has a dot instruction to speak of.
+/// Whether an instruction set has a dot instruction, which [`peak`] needs.
 pub fn has_peak(kind: IsaKind) -> bool {
     kind != IsaKind::Scalar
 }

@@ -13,7 +13,7 @@ use super::direct::{add_16, add_32, small_dots};
 use super::panel::{Codes, Floats, Panel};
 use crate::act::{ActUnit, Activations};
 
-/// What a tile is made of.
+/// Operands of a product of a panel with some columns.
 pub(super) struct Tile<'a> {
     pub panel: &'a Panel,
     pub n_bands: usize,
@@ -21,7 +21,7 @@ pub(super) struct Tile<'a> {
     pub facts: &'a DecodeFacts,
     pub acts: &'a Activations,
     pub columns: &'a [u32],
-    /// Units of the columns that the panel has.
+    /// Which units of the columns the panel covers.
     pub units: Range<usize>,
     /// Row `r` of the panel's and column `c` is `out[c * stride + r]`.
     pub out: &'a mut [f32],

@@ -29,7 +29,7 @@ pub fn softplus(x: f32) -> f32 {
     if x > 20.0 { x } else { x.exp().ln_1p() }
 }
 
-/// A function of lanes from two vectors.
+/// A function of two numbers, applied to lanes.
 trait Binary: Copy {
     fn of<I: Isa>(self, isa: I, a: I::F, b: I::F) -> I::F;
 }
@@ -86,7 +86,7 @@ impl<O: Binary> IsaOp for Combine<'_, O> {
     }
 }
 
-/// A function of lanes from one vector.
+/// A function of one number, applied to lanes.
 trait Unary: Copy {
     fn of<I: Isa>(self, isa: I, x: I::F) -> I::F;
 }

@@ -125,14 +125,14 @@ pub(crate) fn bytes_of(floats: &[f32]) -> &[u8] {
     unsafe { std::slice::from_raw_parts(floats.as_ptr().cast(), 4 * floats.len()) }
 }
 
-/// Where a product goes.
+/// Where a product is written.
 struct Out<'a> {
     c: &'a mut [f32],
     stride: usize,
     add: bool,
 }
 
-/// The product for up to [`PANEL`] columns.
+/// The part of a product that makes up to [`PANEL`] columns.
 struct Columns<'a, E> {
     a: Floats<'a>,
     b: Stored<'a>,
@@ -171,7 +171,7 @@ impl<E: Element> IsaOp for Columns<'_, E> {
 }
 
 impl<E: Element> Columns<'_, E> {
-    /// Columns `j..j + 16 N` of all rows.
+    /// Computes columns `j..j + 16 N` of all rows.
     #[inline(always)]
     fn panel<I: Isa, const N: usize>(&mut self, isa: I, j: usize) {
         let m = self.shape.m;

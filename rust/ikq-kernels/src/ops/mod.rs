@@ -23,7 +23,7 @@ pub use routing::{NotFinite, Routing, RoutingFunc};
 
 use ikq_simd::Isa;
 
-/// Up to sixteen elements as lanes, zeros behind them.
+/// Loads up to sixteen elements as lanes, with zeros behind them.
 #[inline(always)]
 pub(crate) fn load_tail<I: Isa>(isa: I, x: &[f32]) -> I::F {
     let mut lanes = [0.0; 16];
@@ -31,7 +31,7 @@ pub(crate) fn load_tail<I: Isa>(isa: I, x: &[f32]) -> I::F {
     isa.load_f(&lanes)
 }
 
-/// The first lanes to up to sixteen elements.
+/// Stores the first lanes to a slice of up to sixteen elements.
 #[inline(always)]
 pub(crate) fn store_tail<I: Isa>(isa: I, v: I::F, out: &mut [f32]) {
     let lanes = isa.array(v);

@@ -6,7 +6,7 @@
 
 use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
-/// Which elements are a pair.
+/// Which elements of a head are a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pairing {
     /// Neighbours: 2 i and 2 i + 1.
@@ -23,7 +23,7 @@ pub struct Yarn {
     /// Turns over the trained context above which a pair is fast, and below which it is slow.
     pub beta_fast: f64,
     pub beta_slow: f64,
-    /// Factor of cosines and sines.
+    /// Factor that cosines and sines are multiplied by.
     pub magnitude: f64,
     /// Whether the bounds between fast and slow are whole numbers of pairs.
     pub truncate: bool,
@@ -62,7 +62,7 @@ impl RopeTable {
         RopeTable { per_position: per_position.collect(), magnitude: yarn.map_or(1.0, |y| y.magnitude) }
     }
 
-    /// Rotated elements.
+    /// Elements of a head that are rotated.
     pub fn n_rot(&self) -> usize {
         2 * self.per_position.len()
     }

@@ -45,7 +45,7 @@ impl std::error::Error for NotFinite {}
 /// Weights are divided by no less than this (the engines of GGUF files do the same).
 const LEAST_SUM: f32 = 6.103_515_6e-5;
 
-/// Best first: higher scores, and of equal ones the lower index.
+/// An order of experts, best first: the higher score, and of equal scores the lower index.
 fn best_first(scores: &[f32]) -> impl Fn(&u32, &u32) -> Ordering {
     |a, b| scores[*b as usize].total_cmp(&scores[*a as usize]).then(a.cmp(b))
 }
@@ -130,7 +130,7 @@ impl Routing {
         groups.into_iter().flat_map(|g| g * per_group as u32..(g + 1) * per_group as u32).collect()
     }
 
-    /// From scores of the chosen to weights.
+    /// Turns the scores of the chosen experts into weights.
     fn weigh(&self, chosen: &mut [(u32, f32)]) {
         if self.func == RoutingFunc::SoftmaxChosen {
             let mut w: Vec<f32> = chosen.iter().map(|(_, w)| *w).collect();

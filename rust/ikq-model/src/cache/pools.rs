@@ -3,7 +3,7 @@
 /// Numbers that are handed out, shared, and given back.
 #[derive(Debug, Default)]
 pub struct Slots {
-    /// Holders of each; 0: free.
+    /// How many hold each number; one without holders is free.
     holders: Vec<u32>,
     free: Vec<u32>,
 }
@@ -19,12 +19,12 @@ impl Slots {
         (self.holders.len() - 1) as u32
     }
 
-    /// One more holder.
+    /// Adds a holder to a number.
     pub fn share(&mut self, slot: u32) {
         self.holders[slot as usize] += 1;
     }
 
-    /// One holder less.
+    /// Takes a holder from a number, which is free when it was the last.
     pub fn give_back(&mut self, slot: u32) {
         let holders = &mut self.holders[slot as usize];
         *holders -= 1;
@@ -38,7 +38,7 @@ impl Slots {
         self.holders[slot as usize] > 1
     }
 
-    /// Numbers ever handed out: what there must be memory for.
+    /// How many numbers were ever handed out: memory is needed for so many.
     pub fn len(&self) -> usize {
         self.holders.len()
     }
@@ -53,7 +53,7 @@ impl Slots {
     }
 }
 
-/// All that sequences of a model share.
+/// Numbers of the pages and states that the sequences of a model share.
 #[derive(Debug, Default)]
 pub struct Pools {
     /// Pages, group after group.

@@ -19,7 +19,7 @@ impl Snapshots {
         n_past / INTERVAL > self.0.last().map_or(0, |(n, _)| n / INTERVAL)
     }
 
-    /// Adds a snapshot; gives those states that are dropped for it.
+    /// Adds a snapshot, and returns the state that is dropped for it.
     pub fn add(&mut self, n_past: usize, state: u32) -> Option<u32> {
         self.0.push((n_past, state));
         if self.0.len() <= MOST {
@@ -41,18 +41,18 @@ impl Snapshots {
         reachable.max_by_key(|(at, _)| *at)
     }
 
-    /// Removes snapshots behind `n`; gives their states.
+    /// Removes snapshots behind `n`, and returns their states.
     pub fn truncate(&mut self, n: usize) -> Vec<u32> {
         let kept = self.0.partition_point(|(at, _)| *at <= n);
         self.0.drain(kept..).map(|(_, state)| state).collect()
     }
 
-    /// All states.
+    /// The states of all snapshots.
     pub fn states(&self) -> impl Iterator<Item = u32> + '_ {
         self.0.iter().map(|(_, state)| *state)
     }
 
-    /// Positions and states.
+    /// The position and state of every snapshot, in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = (usize, u32)> + '_ {
         self.0.iter().copied()
     }

@@ -13,7 +13,7 @@ pub enum Attention {
     DeltaNet(Box<DeltaNet>),
 }
 
-/// Grouped heads.
+/// Attention with grouped heads: several query heads share a key/value head.
 #[derive(Debug)]
 pub struct Gqa {
     pub n_head: usize,
@@ -43,13 +43,13 @@ pub struct Mla {
     pub n_nope: usize,
     pub head_dim_v: usize,
     pub q: Weight,
-    /// Compression of queries and its norm.
+    /// The matrix that compresses queries and the norm behind it, in models that do.
     pub q_a: Option<(Weight, Vec<f32>)>,
     pub kv_a: Weight,
     pub kv_a_norm: Vec<f32>,
-    /// Per head: `kv_rank` rows of `n_nope`.
+    /// The keys' part of every head: `kv_rank` rows of `n_nope` elements.
     pub k_b: Weight,
-    /// Per head: `head_dim_v` rows of `kv_rank`.
+    /// The values' part of every head: `head_dim_v` rows of `kv_rank` elements.
     pub v_b: Weight,
     /// The tensor of older files with the rows of both, whose input is the compressed vector itself.
     pub kv_b: Option<String>,
@@ -58,7 +58,7 @@ pub struct Mla {
     pub rope: RopeId,
 }
 
-/// Gated delta-net.
+/// A gated delta-net: a recurrent layer instead of attention.
 #[derive(Debug)]
 pub struct DeltaNet {
     pub n_head_k: usize,

@@ -43,7 +43,7 @@ pub struct Nextn {
     pub enorm: Vec<f32>,
     /// Norm of the hidden state that is given.
     pub hnorm: Vec<f32>,
-    /// Both, the embedding first, to one.
+    /// The matrix that maps both, the embedding first, to one hidden state.
     pub eh_proj: Weight,
 }
 
@@ -60,7 +60,7 @@ pub struct Network {
     pub spec: ModelSpec,
     /// `None`: a part of a model, which is given hidden states.
     pub token_embd: Option<Weight>,
-    /// Of a multi-token prediction head.
+    /// What a multi-token prediction head has in front of its layer; `None` for other models.
     pub nextn: Option<Nextn>,
     pub layers: Vec<Layer>,
     /// `None`: a part of a model, whose hidden states are given back as they are.
@@ -68,7 +68,7 @@ pub struct Network {
     pub output: Option<Weight>,
     pub ropes: Vec<Rope>,
     pub groups: Vec<Group>,
-    /// Of names, types, shapes and samples of the bytes of all tensors: what a saved sequence belongs to.
+    /// Hash of names, types, shapes and samples of the bytes of all tensors: saved sequences belong to it.
     pub hash: u64,
 }
 

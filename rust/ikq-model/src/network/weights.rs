@@ -19,16 +19,16 @@ pub struct Weight {
     pub ty: QuantType,
     /// The whole matrices that rows are taken from, one per expert, in file form.
     matrices: Vec<Bytes>,
-    /// Rows of each of them.
+    /// How many rows each of them has.
     n_stored: usize,
     pub first_row: usize,
     pub n_rows: usize,
     pub k: usize,
     /// Scale of the tensor (I2_S), else 1.
     pub scale: f32,
-    /// Added after the product: `n_rows` per expert (of the tensor, the rows of this matrix).
+    /// Bias that is added to the product: `n_rows` numbers per expert, those of this matrix's rows.
     pub bias: Option<Vec<f32>>,
-    /// Multiplied with the product: one per expert.
+    /// A factor per expert that the product is multiplied with.
     pub factors: Option<Vec<f32>>,
     /// Names of the experts' tensors, where each is one of its own.
     each: Vec<String>,
@@ -64,7 +64,7 @@ impl Weight {
         self.matrices.len()
     }
 
-    /// The entries that statistics of its input make.
+    /// The name under which statistics of its input are collected.
     pub fn owner(&self) -> Owner {
         let names = if self.each.is_empty() { vec![self.name.clone()] } else { self.each.clone() };
         Owner { names, pooled: self.pooled }

@@ -12,22 +12,22 @@ use super::Covariances;
 type Key = (usize, usize);
 type Made = Arc<OnceLock<Result<Arc<Factors>, NotPositive>>>;
 
-/// The factors in use and the last ones before them.
+/// A cache of factors: those in use and the last ones before them.
 pub(crate) struct FactorCache<'a> {
     covariances: &'a Covariances,
     kind: IsaKind,
     capacity: usize,
-    /// The last one used behind the others.
+    /// The cached factors, the last used at the end.
     slots: Mutex<VecDeque<(Key, Made)>>,
 }
 
 impl FactorCache<'_> {
-    /// For so many threads.
+    /// A cache that holds as many factors as `n_threads` threads need.
     pub fn new(covariances: &Covariances, kind: IsaKind, n_threads: usize) -> FactorCache<'_> {
         FactorCache { covariances, kind, capacity: FactorCache::capacity(n_threads), slots: Mutex::default() }
     }
 
-    /// The file that they are of.
+    /// The file of covariances that the factors are made from.
     pub fn path(&self) -> &Path {
         &self.covariances.path
     }

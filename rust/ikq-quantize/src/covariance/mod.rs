@@ -35,7 +35,7 @@ pub struct Reader {
 #[derive(Clone, Debug)]
 pub struct Site {
     pub readers: Vec<Reader>,
-    /// Columns.
+    /// Number of columns of the input.
     pub k: usize,
     /// Tokens of each group.
     pub counts: Vec<f32>,
@@ -73,12 +73,12 @@ pub enum Feedback {
 }
 
 impl Site {
-    /// Groups.
+    /// Number of groups.
     pub fn n_groups(&self) -> usize {
         self.counts.len()
     }
 
-    /// The triangle of a group.
+    /// The lower triangle of a group's sums, row after row.
     fn triangle(&self, group: usize) -> impl Iterator<Item = f32> {
         let n = 4 * ikq_covariance::triangle(self.k);
         self.sums[group * n..(group + 1) * n].as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))
@@ -89,7 +89,7 @@ impl Site {
         self.cross.is_some()
     }
 
-    /// The matrix of a group.
+    /// The matrix of a group's sums with other inputs, if there are any.
     fn cross(&self, group: usize) -> Option<impl Iterator<Item = f32>> {
         let n = 4 * self.k * self.k;
         let bytes = &self.cross.as_ref()?[group * n..(group + 1) * n];

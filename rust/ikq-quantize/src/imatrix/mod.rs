@@ -137,7 +137,7 @@ impl Imatrix {
         Ok(read)
     }
 
-    /// The same with only those entries whose names `keep` accepts.
+    /// An imatrix with only those entries whose names `keep` accepts.
     #[must_use]
     pub fn filtered(&self, keep: impl Fn(&str) -> bool) -> Imatrix {
         let mut out = self.clone();

@@ -12,7 +12,7 @@ use super::{ImatrixError, dat, gguf};
 pub struct Sums<T = f32> {
     /// The file they came from.
     pub path: PathBuf,
-    /// In file order.
+    /// The entries, in the order of the file.
     pub entries: Vec<SumEntry<T>>,
     /// Data sets they were computed on.
     pub datasets: Vec<String>,
@@ -36,7 +36,7 @@ pub struct SumEntry<T = f32> {
     pub counts: Vec<f32>,
 }
 
-/// A form of file.
+/// The two forms of imatrix files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
     Dat,
