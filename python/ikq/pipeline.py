@@ -122,6 +122,7 @@ class QuantizePlan:
         on_bytes: Callable[[int], None] | None = None,
         on_note: Callable[[str], None] | None = None,
         _isa: str | None = None,
+        _outside: _ikq._Outside | None = None,
     ) -> QuantizeResult:
         """Carries the plan out, going on where an interrupted run of the same plan ended.
 
@@ -185,6 +186,7 @@ class QuantizePlan:
                 progress=done,
                 on_bytes=on_bytes,
                 on_note=on_note,
+                outside=_outside,
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted; {self._what_is_kept()}") from None

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import cast
 
 import ikq
-from ikq.cli import quantize_report, quantize_sequential
+from ikq.cli import quantize_cluster, quantize_report, quantize_sequential
 from ikq.cli.quantize_lines import (
     coverage_lines,
     feedback_lines,
@@ -205,6 +205,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="only tensors whose names match one of these; may be repeated",
     )
     quantize_sequential.add_options(parser)
+    quantize_cluster.add_options(parser)
     quantize_report.add_option(parser)
 
 
@@ -218,6 +219,7 @@ def run(args: argparse.Namespace) -> int:
         words = split_words(args.words)
     source, destination, type_name, n_threads = words
     quantize_sequential.check(args)
+    quantize_cluster.check(args)
     plan = _plan(source, destination, type_name, options(args))
     if args.sequential and not args.dry_run:
         quantize_sequential.prepare(args, plan, type_name, n_threads, options(args))
@@ -239,7 +241,7 @@ def run(args: argparse.Namespace) -> int:
         print_prediction(plan, n_threads, args.max_ram, measure_errors=bool(args.report))
         return 0
     how = functools.partial(
-        plan.run,
+        quantize_cluster.runner(args, plan, type_name, options(args)),
         n_threads=n_threads,
         restart=args.restart,
         reuse=args.reuse,

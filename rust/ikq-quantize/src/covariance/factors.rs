@@ -13,17 +13,17 @@ type Key = (usize, usize);
 type Made = Arc<OnceLock<Result<Arc<Factors>, NotPositive>>>;
 
 /// The factors in use and the last ones before them.
-pub(crate) struct FactorCache<'a> {
-    covariances: &'a Covariances,
+pub(crate) struct FactorCache {
+    covariances: Arc<Covariances>,
     kind: IsaKind,
     capacity: usize,
     /// The last one used behind the others.
     slots: Mutex<VecDeque<(Key, Made)>>,
 }
 
-impl FactorCache<'_> {
+impl FactorCache {
     /// For so many threads.
-    pub fn new(covariances: &Covariances, kind: IsaKind, n_threads: usize) -> FactorCache<'_> {
+    pub fn new(covariances: Arc<Covariances>, kind: IsaKind, n_threads: usize) -> FactorCache {
         FactorCache { covariances, kind, capacity: FactorCache::capacity(n_threads), slots: Mutex::default() }
     }
 
