@@ -27,9 +27,9 @@ from held_out_error import held_out_errors
 from quality_table import MODELS, SOURCE, measured
 
 import ikq
-from ikq.calibrate import windows_of
 from ikq.evaluate import BaseFile, base_writer, cut, measure_perplexity, text_tokens
-from ikq.sequential import ROUNDS_OF_EFFORT
+from ikq.quantizing.sequential import ROUNDS_OF_EFFORT
+from ikq.statistics.calibrate import windows_of
 
 TYPES = [
     *("IQ1_S", "IQ1_M", "IQ1_KT"),

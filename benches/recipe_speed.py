@@ -24,10 +24,10 @@ from side_by_side import machine
 from synthetic_models import SHAPES, Weights, write
 
 import ikq
-from ikq.measure import Workload, bench
 from ikq.recipes.speed import predicted_speeds
 from ikq.recipes.step_speeds import PROBE_TYPE, measure_step_speeds
-from ikq.type_speeds import measure_type_speeds
+from ikq.speed.measure import Workload, bench
+from ikq.speed.type_speeds import measure_type_speeds
 
 MIXES: dict[str, dict[str, str]] = {
     "low": {

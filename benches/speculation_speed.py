@@ -28,7 +28,7 @@ PROMPT = [(7919 * i) % 1000 for i in range(64)]
 
 def measured(
     model: ikq.Model, prompt: str | list[int], options: dict[str, Any]
-) -> tuple[float, list[int], ikq.generate.Stats]:
+) -> tuple[float, list[int], ikq.text.generate.Stats]:
     """Tokens per second behind the prompt, the tokens, and what was drafted."""
     generation = model.generate(prompt, ignore_eos=True, **options)
     next(generation)

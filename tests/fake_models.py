@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 import ikq
-from ikq.text import TextModel
+from ikq.text.model import TextModel
 
 N_VOCAB = 40
 

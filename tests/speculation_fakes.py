@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import numpy as np
 from fake_models import N_VOCAB, FakeModel, alone, hidden_after, logits_after
 
-from ikq.generate import Generation
 from ikq.sampling import SamplingOptions
 from ikq.speculation import (
     FixedDepth,
@@ -16,6 +15,7 @@ from ikq.speculation import (
     TextSpeculation,
     draft_together,
 )
+from ikq.text.generate import Generation
 
 READER = SimpleNamespace(metadata={}, tensors={})
 

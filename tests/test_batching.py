@@ -22,7 +22,7 @@ from model_files import RECURRENT, path
 from model_files import prompt as model_prompt
 
 import ikq
-from ikq.kept import KeptSequences, common_length
+from ikq.inference.kept import KeptSequences, common_length
 
 READER = SimpleNamespace(metadata={}, tensors={})
 GREEDY = {"temperature": 0}

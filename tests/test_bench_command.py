@@ -1,4 +1,4 @@
-"""`ikq bench`, `ikq sweep-bench` and `ikq.measure`: what is measured, tables that programs can read."""
+"""`ikq bench`, `ikq sweep-bench` and `ikq.speed.measure`: what is measured, tables that programs can read."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from model_files import RECURRENT, path
 
 import ikq
 from ikq.__main__ import main
-from ikq.measure import Workload, bench, sweep
+from ikq.speed.measure import Workload, bench, sweep
 
 
 def output(capsys, *arguments):

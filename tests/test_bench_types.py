@@ -10,7 +10,7 @@ import pytest
 
 import ikq
 from ikq.cli import run_command
-from ikq.type_speeds import COUNTS, kept_type_speeds
+from ikq.speed.type_speeds import COUNTS, kept_type_speeds
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from small_vocabs import bpe
 
 import ikq
-from ikq.chat import CHATML
+from ikq.text.chat import CHATML
 
 CHAT = SHARED / "models" / "chat"
 TEMPLATES = (

@@ -15,7 +15,7 @@ from ikq.checkpoint.pre_tokenizer import PROBE, recognise, splits
 from ikq.checkpoint.sentencepiece import read_sentencepiece
 from ikq.checkpoint.tokenizer import tokenizer_keys
 from ikq.errors import FormatError, UnsupportedError
-from ikq.gguf import Metadata
+from ikq.files.gguf import Metadata
 from ikq.tokenizer.pre_tokenizers import PRE_TOKENIZERS
 
 TEXTS = (

@@ -15,8 +15,8 @@ from numpy_model import NumpyModel
 
 import ikq
 from ikq.__main__ import main
-from ikq.covariance import LayerBytes, covariance_bytes, covariance_passes
 from ikq.models import model_spec
+from ikq.statistics.covariance import LayerBytes, covariance_bytes, covariance_passes
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from sequence_checks import COMPUTE, PLANS, fresh, load, run, same
 import ikq
 from ikq.__main__ import main
 from ikq.cli.placement_table import joined_layers
-from ikq.model import Placed
+from ikq.inference.model import Placed
 
 TWO = ("CPU", "CPU1")
 SPLITS = {

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from model_files import NAMES, RECURRENT, Changed, oracle, path, prompt
 
 import ikq
-from ikq.generate import Generation
-from ikq.stopping import StopTexts
-from ikq.text import TextModel
+from ikq.text.generate import Generation
+from ikq.text.model import TextModel
+from ikq.text.stopping import StopTexts
 
 EXACT_LONG = EXACT | {"n_ctx": 512}
 

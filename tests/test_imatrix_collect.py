@@ -15,7 +15,7 @@ from model_variants import VARIANTS
 from small_models import N_CTX, N_EXPERT, Parts, biased, mixture, tokens
 
 import ikq
-from ikq.calibrate import chunks_of, coverage, run_chunks, wanted_tensors
+from ikq.statistics.calibrate import chunks_of, coverage, run_chunks, wanted_tensors
 
 PLANS = {
     "fused": {},

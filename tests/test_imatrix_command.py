@@ -16,8 +16,8 @@ from small_models import N_CTX, N_EXPERT, Parts, biased, tokens
 
 import ikq
 from ikq.__main__ import main
-from ikq.calibrate import chunks_of, run_chunks
 from ikq.evaluate import measure_perplexity
+from ikq.statistics.calibrate import chunks_of, run_chunks
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_perplexity_on_the_way(model, monkeypatch):
     windows = chunks_of(model, TEXT, n_ctx=64, chunks=3)
     expected = [p.value for p in measure_perplexity(model, windows)]
     for n_bytes in (1 << 30, 4 * 4096 * 10):
-        monkeypatch.setattr("ikq.calibrate.loop._LOGIT_BYTES", n_bytes)
+        monkeypatch.setattr("ikq.statistics.calibrate.loop._LOGIT_BYTES", n_bytes)
         with model.collect_activations() as collector:
             found = [d.perplexity.value for d in run_chunks(model, windows, collector)]
         # other numbers of columns at once: other roundings of 8-bit activations' products

@@ -9,8 +9,8 @@ import pytest
 from imatrix_checks import TEXT, collected, entry, same
 
 import ikq
-from ikq.calibrate import coverage, run_chunks, summarize, summarize_layers
 from ikq.evaluate import cut, text_tokens
+from ikq.statistics.calibrate import coverage, run_chunks, summarize, summarize_layers
 
 
 @pytest.fixture(scope="module")

@@ -11,9 +11,9 @@ from fake_models import Core, hidden_after, logits_after, text_of
 from speculation_fakes import SpeculativeFake, prompt, tokens_of
 
 import ikq
-from ikq.generate import Generation
 from ikq.sampling import SamplingOptions
 from ikq.speculation import FixedDepth, Mtp, MtpHead, StepTimes, TextSpeculation, draft_together
+from ikq.text.generate import Generation
 
 READER = SimpleNamespace(metadata={}, tensors={})
 

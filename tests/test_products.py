@@ -10,7 +10,7 @@ import pytest
 from conftest import SHARED
 
 import ikq
-from ikq.kernels import kernel, product, self_test
+from ikq.speed.kernels import kernel, product, self_test
 
 VECTORS = SHARED / "vectors"
 HAVE_VECTORS = (VECTORS / "matmul.npz").is_file()

@@ -13,9 +13,9 @@ import pytest
 
 import ikq
 from ikq.cli import run_command
-from ikq.pipeline import TensorOutcome
-from ikq.report import Report, make_report, report_kind, table_lines, write_report
-from ikq.report.table import WIDTH
+from ikq.quantizing.pipeline import TensorOutcome
+from ikq.quantizing.report import Report, make_report, report_kind, table_lines, write_report
+from ikq.quantizing.report.table import WIDTH
 
 DATA = Path(__file__).parent / "data"
 MODEL = DATA / "tiny-moe-bf16.gguf"

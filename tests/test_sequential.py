@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 import ikq
-from ikq.calibrate import windows_of
 from ikq.evaluate import Windows
 from ikq.models import model_spec
-from ikq.sequential import quantize_layers
-from ikq.sequential.layer_runner import LayerRunner
-from ikq.sequential.states import embedded, new_states
+from ikq.quantizing.sequential import quantize_layers
+from ikq.quantizing.sequential.layer_runner import LayerRunner
+from ikq.quantizing.sequential.states import embedded, new_states
+from ikq.statistics.calibrate import windows_of
 
 TYPE = "IQ3_K"
 OPTIONS = {"pure": True, "token_embedding_type": "q8_0", "output_tensor_type": "q8_0"}

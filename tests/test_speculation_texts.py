@@ -17,10 +17,10 @@ from mtp_files import HEADS, add_head, chain, cut_to_what_follows, with_head
 from numpy_model import NumpyModel
 
 import ikq
-from ikq.calibrate import coverage, run_chunks, wanted_tensors
 from ikq.evaluate.windows import cut
 from ikq.models import model_spec, mtp_spec
 from ikq.speculation import FixedDepth, Lookup, StepTimes, TextSpeculation
+from ikq.statistics.calibrate import coverage, run_chunks, wanted_tensors
 
 ALWAYS = {"draft_adapt": False, "draft_p_min": 0.0}
 

@@ -9,7 +9,7 @@ from test_quantize_options import MODEL, ikq_command
 
 import ikq
 from ikq.errors import FormatError
-from ikq.text_files import read_lines, read_literally
+from ikq.files.text_files import read_lines, read_literally
 
 RULES = "# mine\nattn_v=q8_0\nattn_k=q6_0"
 FORMS = {

@@ -9,13 +9,13 @@ Arrays: `dequantize`, `quantize`, `repack`, `pack`, `unpack`, `row_bytes`, `tens
 
 from typing import TYPE_CHECKING
 
+from ikq import _moved
 from ikq._ikq import __version__
-from ikq.activations import ActivationCollector, ActivationEntry, ActivationStatistics, LayerSimilarity
-from ikq.arrays import available_isas, dequantize, isa, quantize, repack, row_bytes, tensor_bytes
-from ikq.chat import ChatTemplate
+from ikq.arrays.coding import available_isas, dequantize, isa, quantize, repack, row_bytes, tensor_bytes
+from ikq.arrays.fields import Field, block_fields, pack, unpack
+from ikq.arrays.quant_types import QuantType
+from ikq.arrays.tensor import QTensor
 from ikq.checkpoint.converting import convert_checkpoint, plan_conversion
-from ikq.covariance import Covariances, InputCovariance
-from ikq.coverage import ImatrixCoverage, PartialExperts
 from ikq.errors import (
     DeviceError,
     FormatError,
@@ -28,12 +28,12 @@ from ikq.errors import (
     TemplateLimit,
     UnsupportedError,
 )
-from ikq.fields import Field, block_fields, pack, unpack
-from ikq.generate import Generation, Piece
-from ikq.gguf import GGUFReader, GGUFWriter, Metadata, Shard, Typed
-from ikq.imatrix import Imatrix, ImatrixEntry
-from ikq.model import Model
-from ikq.pipeline import (
+from ikq.files.gguf import GGUFReader, GGUFWriter, Metadata, Shard, Typed
+from ikq.inference.model import Model
+from ikq.inference.sequence import Sequence
+from ikq.quantizing.coverage import ImatrixCoverage, PartialExperts
+from ikq.quantizing.options import QuantizeOptions
+from ikq.quantizing.pipeline import (
     Ftype,
     PlannedTensor,
     QuantizePlan,
@@ -43,13 +43,19 @@ from ikq.pipeline import (
     plan_quantization,
     quantize_file,
 )
-from ikq.quant_types import QuantType
-from ikq.quantize_options import QuantizeOptions
-from ikq.reasoning import ReasoningSplitter
+from ikq.quantizing.sequential import quantize_sequentially
 from ikq.sampling import Sampler, SamplingOptions
-from ikq.sequence import Sequence
-from ikq.sequential import quantize_sequentially
-from ikq.tensor import QTensor
+from ikq.statistics.activations import (
+    ActivationCollector,
+    ActivationEntry,
+    ActivationStatistics,
+    LayerSimilarity,
+)
+from ikq.statistics.covariance import Covariances, InputCovariance
+from ikq.statistics.imatrix import Imatrix, ImatrixEntry
+from ikq.text.chat import ChatTemplate
+from ikq.text.generate import Generation, Piece
+from ikq.text.reasoning import ReasoningSplitter
 from ikq.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
@@ -120,9 +126,13 @@ __all__ = [
     "unpack",
 ]
 
+_moved.install()
+
 
 def __getattr__(name: str) -> object:
-    """`Server`, whose libraries most programs do without."""
+    """`Server`, whose libraries most programs do without, and modules that were moved."""
+    if name in _moved.MOVED:
+        return _moved.moved_module(name)
     if name != "Server":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

@@ -21,7 +21,7 @@ from ikq.recipes.problem import read_problem
 from ikq.recipes.recipe import Budget, Costs, measure_costs, open_problem, solve
 from ikq.recipes.speed import Speeds
 from ikq.recipes.step_speeds import StepSpeeds
-from ikq.type_speeds import COUNTS, TypeSpeed
+from ikq.speed.type_speeds import COUNTS, TypeSpeed
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 IMATRIX = DATA / "imatrix-plain.dat"

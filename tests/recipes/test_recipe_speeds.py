@@ -16,7 +16,7 @@ from ikq.recipes import step_speeds
 from ikq.recipes.recipe import measure_costs, open_problem
 from ikq.recipes.speed import Speeds, kept_speeds, measure_speeds, predicted_speeds, speed_model
 from ikq.recipes.step_speeds import LayerWork, StepSpeeds, layers_work
-from ikq.type_speeds import (
+from ikq.speed.type_speeds import (
     COUNTS,
     TypeSpeed,
     kept_type_speeds,
@@ -124,7 +124,7 @@ def test_work_of_layers(tiny_moe: Path) -> None:
 def test_speeds_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept, told = tmp_path / "new" / "speeds.json", []
     monkeypatch.setattr(step_speeds, "_REPETITIONS", dict.fromkeys(step_speeds._REPETITIONS, 1))
-    monkeypatch.setattr("ikq.measure._WARM_UP_SECONDS", 0.0)
+    monkeypatch.setattr("ikq.speed.measure._WARM_UP_SECONDS", 0.0)
     assert kept_speeds([Q8_0], path=kept) is None
     found = measure_speeds([Q8_0], path=kept, progress=lambda s: told.append(s.type))
     assert set(told) == {Q8_0, F32}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ikq
-from ikq.kept import common_length
+from ikq.inference.kept import common_length
 from ikq.serve.prefixes import PrefixCache
 
 

@@ -14,10 +14,10 @@ from model_files import path
 from serving import GREEDY, TINY, address, engine, serving
 
 import ikq
+from ikq.inference.steps import Work
 from ikq.serve.engine import shortest_first
 from ikq.serve.queueing import FairQueue
 from ikq.speculation.options import Speculation
-from ikq.steps import Work
 
 
 def words(n, seed=0):

@@ -3,9 +3,9 @@
 import pytest
 
 import ikq
-from ikq.chat import CHATML
-from ikq.templates import abilities_of, fit
-from ikq.tools import form_of
+from ikq.text.chat import CHATML
+from ikq.text.templates import abilities_of, fit
+from ikq.text.tools import form_of
 
 USER = {"role": "user", "content": "Hello"}
 PARTS = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]

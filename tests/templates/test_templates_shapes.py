@@ -8,8 +8,8 @@ from sdists import sdist
 from shapes import MOVED, PRINTED, REFUSED, SHAPES
 
 import ikq
-from ikq.templates import abilities_of, fit
-from ikq.tools import form_of
+from ikq.text.templates import abilities_of, fit
+from ikq.text.tools import form_of
 
 TEMPLATES = sorted(sdist("llama-cpp-python-0.3.36").glob("*.jinja"))
 

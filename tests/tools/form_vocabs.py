@@ -5,7 +5,7 @@ import re
 from small_vocabs import CONTROL, NORMAL, bpe
 
 import ikq
-from ikq.tools.spelling import Harmony, JsonCalls, NamedCalls, TaggedCalls
+from ikq.text.tools.spelling import Harmony, JsonCalls, NamedCalls, TaggedCalls
 
 MARK = re.compile(r"\]<\]minimax\[>\[|<[^<>\s\"=]+>|\[[A-Z_/]+\]")
 

@@ -9,9 +9,9 @@ from replies import NOW, SCHEMAS, TOOLS, WEATHER, parsed, values
 from walks import text_of, walk
 
 import ikq
-from ikq.tools import form_of
-from ikq.tools.forms import FORMS, GENERIC
-from ikq.tools.spelling import Harmony, TaggedCalls
+from ikq.text.tools import form_of
+from ikq.text.tools.forms import FORMS, GENERIC
+from ikq.text.tools.spelling import Harmony, TaggedCalls
 
 jsonschema = pytest.importorskip("jsonschema")
 pytest.importorskip("llguidance")
@@ -241,7 +241,7 @@ def test_tools_that_are_too_many_to_enforce_all_of(name):
 
 @pytest.mark.parametrize("name", ["hermes", "function_tags", "glm", "minimax_m2", "deepseek_v3.2"])
 def test_free_arguments(name):
-    from ikq.tools.grammars import constraint as compiled
+    from ikq.text.tools.grammars import constraint as compiled
 
     form = replace(BY_NAME[name], tokenizer=tokenizer_of(BY_NAME[name]))
     for seed in range(4):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from replies import TOOLS, parsed, values
 
-from ikq.tools.forms import FORMS, GENERIC
+from ikq.text.tools.forms import FORMS, GENERIC
 
 BY_NAME = {form.name: form for form in [*FORMS, GENERIC, GENERIC.as_json()]}
 OSLO, NOW = ("get_weather", {"city": "Oslo", "days": 2}), ("now", {})

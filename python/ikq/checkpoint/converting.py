@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Literal
 
 from ikq.checkpoint.opening import Checkpoint, OutType
 from ikq.errors import RefusedError
-from ikq.pipeline import QuantizePlan, QuantizeResult, _plan_model
-from ikq.quantize_options import QuantizeOptions
+from ikq.quantizing.options import QuantizeOptions
+from ikq.quantizing.pipeline import QuantizePlan, QuantizeResult, _plan_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ikq.pipeline import PlannedTensor
+    from ikq.quantizing.pipeline import PlannedTensor
 
 __all__ = ["OUT_TYPES", "convert_checkpoint", "plan_conversion"]
 

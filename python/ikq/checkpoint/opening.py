@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ikq import _ikq
+from ikq.arrays.quant_types import QuantType
 from ikq.checkpoint.config import Config
 from ikq.checkpoint.describe import describe
 from ikq.checkpoint.rows import FloatKind, Matrix, f32_to_bf16, to_float32
@@ -19,9 +20,8 @@ from ikq.checkpoint.target import OutTensor, Target
 from ikq.checkpoint.tokenizer import tokenizer_keys
 from ikq.checkpoint.weights import Weights
 from ikq.errors import FormatError, ShapeError, UnsupportedError
-from ikq.gguf import GGUFReader, Metadata, Typed
+from ikq.files.gguf import GGUFReader, Metadata, Typed
 from ikq.models import CHECKPOINTS, model_spec, mtp_spec
-from ikq.quant_types import QuantType
 
 __all__ = ["Checkpoint", "OutType", "is_checkpoint"]
 

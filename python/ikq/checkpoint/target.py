@@ -18,7 +18,7 @@ from ikq.checkpoint.packed import Mxfp4Blocks
 from ikq.checkpoint.rows import Computed, Matrix, RowRange, Stacked
 from ikq.checkpoint.weights import Weights
 from ikq.errors import FormatError
-from ikq.gguf import Typed
+from ikq.files.gguf import Typed
 
 __all__ = ["BlockRows", "BlockTarget", "OutTensor", "Target"]
 

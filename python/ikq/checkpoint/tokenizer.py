@@ -10,7 +10,7 @@ from typing import Any
 from ikq.checkpoint.config import Config, read_json, read_limited
 from ikq.checkpoint.sentencepiece import SentencePieces, read_sentencepiece
 from ikq.errors import FormatError, UnsupportedError
-from ikq.gguf import Typed
+from ikq.files.gguf import Typed
 from ikq.tokenizer.vocab import TokenType
 
 __all__ = ["tokenizer_keys"]

@@ -24,7 +24,7 @@ from ikq.cli.model_options import (
     print_unused_rules,
     reduction,
 )
-from ikq.measure import Timings, Workload, bench
+from ikq.speed.measure import Timings, Workload, bench
 
 NAME = "bench"
 HELP = "measure speed: prompt and generation, several settings, as a table, CSV or JSON"

@@ -8,7 +8,7 @@ import sys
 
 import ikq
 from ikq.recipes.problem import parse_types
-from ikq.type_speeds import COUNTS, TypeSpeed, kept_file, machine_name, measure_type_speeds
+from ikq.speed.type_speeds import COUNTS, TypeSpeed, kept_file, machine_name, measure_type_speeds
 
 HELP = "speed of products with every tensor type, with the roofline beside it; kept for `ikq recipe`"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import ikq
 from ikq.cli.prompt_cache import PromptCache
-from ikq.generate import Generation, Stats
+from ikq.text.generate import Generation, Stats
 
 __all__ = ["Conversation"]
 

@@ -8,7 +8,7 @@ import sys
 import ikq
 from ikq.cli.quantize import run_with_bar
 from ikq.cli.quantize_lines import print_prediction, print_summary, tensor_lines
-from ikq.quantize_options import parse_size
+from ikq.quantizing.options import parse_size
 
 NAME = "convert"
 HELP = "convert a checkpoint folder of transformers to GGUF"

@@ -16,7 +16,7 @@ from ikq.cli.model_options import (
     print_unused_rules,
 )
 from ikq.cli.placement_table import placement_lines
-from ikq.model import Explanation, FfnPlan
+from ikq.inference.model import Explanation, FfnPlan
 
 NAME = "explain"
 HELP = "show how a model is run: FFN plan of every layer, where weights live, which programs load the file"

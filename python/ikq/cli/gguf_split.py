@@ -7,7 +7,7 @@ from pathlib import Path
 
 import ikq
 from ikq.files import plan_split
-from ikq.quantize_options import parse_size
+from ikq.quantizing.options import parse_size
 
 NAME = "gguf-split"
 ALIASES = ("split", "merge")

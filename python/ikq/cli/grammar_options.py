@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import ikq
-from ikq.text_files import read_lines
+from ikq.files.text_files import read_lines
 
 __all__ = ["add_grammar", "grammar_options"]
 

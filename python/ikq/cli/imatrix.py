@@ -20,7 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ikq
-from ikq.calibrate import (
+from ikq.cli import cluster_options, imatrix_cluster
+from ikq.cli.imatrix_covariance import CovarianceParts, PartialCovariances
+from ikq.cli.imatrix_report import coverage_lines, facts, similarity_lines, statistics_lines
+from ikq.cli.model_options import add_ignored, add_loading, load_options, print_ignored
+from ikq.cli.quality import duration, read_text
+from ikq.evaluate import Perplexity, Windows
+from ikq.evaluate.perplexity import estimate
+from ikq.quantizing.options import parse_size
+from ikq.statistics.calibrate import (
     ChunksDone,
     coverage,
     load_state,
@@ -31,14 +39,6 @@ from ikq.calibrate import (
     wanted_tensors,
     windows_of,
 )
-from ikq.cli import cluster_options, imatrix_cluster
-from ikq.cli.imatrix_covariance import CovarianceParts, PartialCovariances
-from ikq.cli.imatrix_report import coverage_lines, facts, similarity_lines, statistics_lines
-from ikq.cli.model_options import add_ignored, add_loading, load_options, print_ignored
-from ikq.cli.quality import duration, read_text
-from ikq.evaluate import Perplexity, Windows
-from ikq.evaluate.perplexity import estimate
-from ikq.quantize_options import parse_size
 
 NAME = "imatrix"
 HELP = "compute an importance matrix from a text; merge and inspect them"

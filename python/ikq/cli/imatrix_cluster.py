@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ikq
-from ikq.activations import ActivationCollector
-from ikq.calibrate import ChunksDone
 from ikq.cli.notes import note_on_stderr
 from ikq.evaluate import Windows
+from ikq.statistics.activations import ActivationCollector
+from ikq.statistics.calibrate import ChunksDone
 
 __all__ = ["check", "collector_of", "steps_of"]
 

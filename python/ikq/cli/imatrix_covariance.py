@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ikq
-from ikq.calibrate import wanted_tensors
-from ikq.covariance import covariance_bytes, covariance_passes
 from ikq.evaluate import Windows
+from ikq.statistics.calibrate import wanted_tensors
+from ikq.statistics.covariance import covariance_bytes, covariance_passes
 
 __all__ = ["CovarianceParts", "PartialCovariances"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ikq import ActivationStatistics, LayerSimilarity
-from ikq.calibrate import Coverage, TensorCoverage, summarize, summarize_layers
+from ikq.statistics.calibrate import Coverage, TensorCoverage, summarize, summarize_layers
 
 __all__ = ["coverage_lines", "facts", "similarity_lines", "statistics_lines"]
 

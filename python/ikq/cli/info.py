@@ -8,8 +8,9 @@ import os
 import platform
 
 import ikq
-from ikq import cuda, kernels
+from ikq import cuda
 from ikq.cli.gpu_lines import gpu_lines
+from ikq.speed import kernels
 
 NAME = "info"
 HELP = "show CPU features, GPUs and the kernel of every type, and test each"

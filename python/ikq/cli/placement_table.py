@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ikq.model import Placed
+from ikq.inference.model import Placed
 
 __all__ = ["ALL_LAYERS", "PlacedLayers", "joined_layers", "placement_lines"]
 

@@ -29,7 +29,7 @@ from ikq.evaluate import (
     text_tokens,
 )
 from ikq.evaluate.compact import SHARE
-from ikq.text_files import read_literally
+from ikq.files.text_files import read_literally
 
 __all__ = ["add_options", "compare", "duration", "measure", "read_text"]
 

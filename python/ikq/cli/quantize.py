@@ -19,8 +19,8 @@ from ikq.cli.quantize_lines import (
     tensor_lines,
     type_label,
 )
-from ikq.pipeline import PlannedTensor, QuantizePlan, QuantizeResult
-from ikq.quantize_options import QuantizeOptions, parse_size
+from ikq.quantizing.options import QuantizeOptions, parse_size
+from ikq.quantizing.pipeline import PlannedTensor, QuantizePlan, QuantizeResult
 from ikq.recipes.files import recipe_type
 
 NAME = "quantize"

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import ikq
 from ikq.cli import cluster_options
-from ikq.pipeline import QuantizePlan, QuantizeResult
-from ikq.quantize_options import QuantizeOptions
+from ikq.quantizing.options import QuantizeOptions
+from ikq.quantizing.pipeline import QuantizePlan, QuantizeResult
 
 __all__ = ["add_options", "check", "runner"]
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import ikq
-from ikq.pipeline import PlannedTensor, QuantizePlan, QuantizeResult
+from ikq.quantizing.pipeline import PlannedTensor, QuantizePlan, QuantizeResult
 
 __all__ = [
     "coverage_lines",

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import ikq
-from ikq.pipeline import QuantizePlan, QuantizeResult
-from ikq.report import make_report, report_kind, table_lines, write_report
+from ikq.quantizing.pipeline import QuantizePlan, QuantizeResult
+from ikq.quantizing.report import make_report, report_kind, table_lines, write_report
 
 __all__ = ["add_option", "check", "finish"]
 

@@ -7,12 +7,12 @@ import shutil
 from pathlib import Path
 
 import ikq
-from ikq.calibrate import windows_of
 from ikq.cli.notes import note_on_stderr
-from ikq.pipeline import QuantizePlan
-from ikq.quantize_options import QuantizeOptions
-from ikq.sequential import ROUNDS_OF_EFFORT, layers_folder, quantize_layers
-from ikq.text_files import read_literally
+from ikq.files.text_files import read_literally
+from ikq.quantizing.options import QuantizeOptions
+from ikq.quantizing.pipeline import QuantizePlan
+from ikq.quantizing.sequential import ROUNDS_OF_EFFORT, layers_folder, quantize_layers
+from ikq.statistics.calibrate import windows_of
 
 __all__ = ["add_options", "check", "prepare", "tidy"]
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import ikq
 from ikq.cli.notes import note_on_stderr
+from ikq.files.text_files import read_literally
+from ikq.files.whole_file import whole_file
 from ikq.recipes.budget import Use, parse_bytes
 from ikq.recipes.covariances import InputCovariances, write_diagonal
 from ikq.recipes.explain import explanation_lines
@@ -19,9 +21,7 @@ from ikq.recipes.problem import DEFAULT_TYPES, Problem, parse_types
 from ikq.recipes.recipe import Budget, Costs, Recipe, check_size, measure_costs, open_problem, solve
 from ikq.recipes.speed import Speeds, kept_speeds, measure_speeds
 from ikq.recipes.text import recipe_text, summary_lines
-from ikq.text_files import read_literally
-from ikq.type_speeds import TypeSpeed
-from ikq.whole_file import whole_file
+from ikq.speed.type_speeds import TypeSpeed
 
 NAME = "recipe"
 HELP = "choose a type for every tensor: the least divergence for a size, a memory, a speed"

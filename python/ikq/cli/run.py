@@ -27,10 +27,10 @@ from ikq.cli.prompt_cache import PromptCache, add_prompt_cache
 from ikq.cli.sampling_options import add_sampling, sampling_options
 from ikq.cli.speculation_options import add_speculation, check_files, load_draft, speculation_options
 from ikq.cli.timings import print_timings
-from ikq.generate import Stats
+from ikq.files.text_files import decode_literally, read_literally
 from ikq.grammar.keywords import GrammarKeywords, constraint_of
-from ikq.model import PLANNED
-from ikq.text_files import decode_literally, read_literally
+from ikq.inference.model import PLANNED
+from ikq.text.generate import Stats
 
 NAME = "run"
 ALIASES = ("cli",)

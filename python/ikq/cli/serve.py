@@ -16,7 +16,6 @@ from typing import Any
 
 import ikq
 from ikq import cli
-from ikq.chat import CHATML
 from ikq.cli.llama_server_options import add_llama_server
 from ikq.cli.model_options import (
     add_ignored,
@@ -28,9 +27,10 @@ from ikq.cli.model_options import (
 from ikq.cli.run import json_object
 from ikq.cli.sampling_options import add_sampling, sampling_options
 from ikq.cli.speculation_options import add_speculation, check_files, speculation_options
+from ikq.files.text_files import read_literally
 from ikq.serve.settings import Settings
 from ikq.speculation import Speculation
-from ikq.text_files import read_literally
+from ikq.text.chat import CHATML
 
 NAME = "serve"
 ALIASES = ("server",)

@@ -12,7 +12,7 @@ from typing import Any
 
 import ikq
 from ikq.cli.model_options import add_ignored, add_loading, load_options, print_ignored
-from ikq.measure import SweepRow, sweep
+from ikq.speed.measure import SweepRow, sweep
 
 NAME = "sweep-bench"
 HELP = "measure speed over the depth of the context, as a table, CSV, JSON lines or a plot"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ikq.generate import Stats
+from ikq.text.generate import Stats
 
 __all__ = ["print_timings"]
 

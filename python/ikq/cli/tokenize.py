@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ikq
 from ikq.cli.notes import note_on_stderr
-from ikq.text_files import decode_literally
+from ikq.files.text_files import decode_literally
 
 NAME = "tokenize"
 HELP = "show the tokens of a text"

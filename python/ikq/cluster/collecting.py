@@ -10,9 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ikq.activations import ActivationCollector
-from ikq.calibrate.loop import ChunksDone, run_chunks
-from ikq.calibrate.state import run_identity
 from ikq.cluster.chunks import ChunkResult, chunk_results
 from ikq.cluster.connect import connected
 from ikq.cluster.job import Failure
@@ -21,8 +18,11 @@ from ikq.cluster.worker import node_names
 from ikq.errors import IkqError, RefusedError
 from ikq.evaluate.perplexity import estimate
 from ikq.evaluate.windows import Windows
-from ikq.gguf import GGUFReader
-from ikq.model import Model
+from ikq.files.gguf import GGUFReader
+from ikq.inference.model import Model
+from ikq.statistics.activations import ActivationCollector
+from ikq.statistics.calibrate.loop import ChunksDone, run_chunks
+from ikq.statistics.calibrate.state import run_identity
 
 __all__ = ["Text", "added", "collect_on_cluster", "model_identity"]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from ikq import errors
 from ikq.cluster.paths import PathRule, whole
-from ikq.imatrix import Imatrix
-from ikq.quantize_options import QuantizeOptions
+from ikq.quantizing.options import QuantizeOptions
+from ikq.statistics.imatrix import Imatrix
 
 __all__ = ["FILES", "Batch", "Failure", "Job", "travelling"]
 

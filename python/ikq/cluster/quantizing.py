@@ -16,8 +16,8 @@ from ikq.cluster.job import Job, travelling
 from ikq.cluster.paths import PathRule, whole
 from ikq.cluster.rates import Rates
 from ikq.errors import IkqError
-from ikq.pipeline import PlannedTensor, QuantizePlan, QuantizeResult
-from ikq.quantize_options import PathLike, QuantizeOptions
+from ikq.quantizing.options import PathLike, QuantizeOptions
+from ikq.quantizing.pipeline import PlannedTensor, QuantizePlan, QuantizeResult
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -14,7 +14,7 @@ from ikq.cluster.connect import ray_library
 from ikq.cluster.job import FILES, Batch, Failure, Job
 from ikq.cluster.paths import mapped
 from ikq.errors import IkqError, RefusedError
-from ikq.pipeline import plan_quantization
+from ikq.quantizing.pipeline import plan_quantization
 
 __all__ = ["Spot", "look", "node_names", "work"]
 

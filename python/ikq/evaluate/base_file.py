@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from ikq.errors import FormatError, RefusedError
 from ikq.evaluate.perplexity import Sink
 from ikq.evaluate.windows import Windows, log_softmax, n_positions, scored_logits
-from ikq.model import Model
-from ikq.whole_file import whole_file
+from ikq.files.whole_file import whole_file
+from ikq.inference.model import Model
 
 __all__ = ["Base", "BaseFile", "Compared", "ModelBase", "base_writer", "full_row_bytes"]
 

@@ -40,7 +40,7 @@ from ikq.errors import FormatError, RefusedError
 from ikq.evaluate.base_file import Compared, check_tokens, full_row_bytes, write_tokens
 from ikq.evaluate.perplexity import Sink
 from ikq.evaluate.windows import Windows, n_positions
-from ikq.whole_file import whole_file
+from ikq.files.whole_file import whole_file
 
 __all__ = ["SHARE", "CompactBase", "compact_writer", "kept", "record_type"]
 

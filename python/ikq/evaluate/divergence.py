@@ -16,7 +16,7 @@ from ikq.evaluate import base_file, compact
 from ikq.evaluate.base_file import Base, BaseFile, Compared
 from ikq.evaluate.compact import CompactBase
 from ikq.evaluate.windows import log_softmax, scored_logits
-from ikq.model import Model
+from ikq.inference.model import Model
 
 __all__ = ["Divergence", "Uncertain", "measure_divergence", "open_base"]
 

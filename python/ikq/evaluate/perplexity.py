@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ikq.errors import FormatError
 from ikq.evaluate.windows import Windows, log_softmax, scored_logits
-from ikq.model import Model
+from ikq.inference.model import Model
 
 __all__ = ["Perplexity", "Sink", "estimate", "measure_perplexity"]
 

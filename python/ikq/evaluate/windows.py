@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ikq.errors import RefusedError
-from ikq.model import Model
+from ikq.inference.model import Model
 from ikq.tokenizer import Tokenizer
 
 __all__ = ["Window", "Windows", "cut", "log_softmax", "n_positions", "scored_logits", "text_tokens"]

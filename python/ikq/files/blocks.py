@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ikq.quant_types import QuantType
-from ikq.tensor import QTensor
+from ikq.arrays.quant_types import QuantType
+from ikq.arrays.tensor import QTensor
 
 __all__ = ["Block", "blocks", "common_rows"]
 

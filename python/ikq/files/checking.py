@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from ikq import _ikq
+from ikq.arrays.quant_types import QuantType
+from ikq.arrays.tensor import QTensor
 from ikq.errors import FormatError, IkqError, ShapeError, UnsupportedError
 from ikq.files.blocks import blocks
-from ikq.gguf import GGUFReader
+from ikq.files.gguf import GGUFReader
 from ikq.models import model_spec
-from ikq.quant_types import QuantType
-from ikq.tensor import QTensor
 from ikq.tokenizer import Tokenizer
 
 __all__ = ["NotFinite", "Report", "check_file"]

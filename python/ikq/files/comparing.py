@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ikq.arrays.quant_types import QuantType
+from ikq.arrays.tensor import QTensor
 from ikq.errors import UnsupportedError
 from ikq.files.blocks import blocks, common_rows
-from ikq.gguf import GGUFReader, Metadata
-from ikq.quant_types import QuantType
-from ikq.tensor import QTensor
+from ikq.files.gguf import GGUFReader, Metadata
 
 __all__ = ["Comparison", "TensorDifference", "compare_files"]
 

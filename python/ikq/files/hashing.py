@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ikq.errors import FormatError
-from ikq.gguf import GGUFReader
-from ikq.text_files import read_lines
+from ikq.files.gguf import GGUFReader
+from ikq.files.text_files import read_lines
 
 __all__ = ["KINDS", "Checked", "Hash", "check_manifest", "hash_file"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ikq.errors import RefusedError
-from ikq.gguf import GGUFReader, Metadata
+from ikq.files.gguf import GGUFReader, Metadata
 
 __all__ = ["SPLIT_KEYS", "PlannedShard", "plan_split"]
 

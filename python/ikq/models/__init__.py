@@ -14,7 +14,7 @@ from typing import Literal
 
 from ikq.checkpoint.target import Target
 from ikq.errors import FormatError, ShapeError, UnsupportedError
-from ikq.gguf import GGUFReader
+from ikq.files.gguf import GGUFReader
 from ikq.models import (
     deepseek2,
     ernie4_5_moe,

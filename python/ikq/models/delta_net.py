@@ -9,7 +9,7 @@ from ikq.checkpoint import parts
 from ikq.checkpoint.rows import Columns, Computed, Flat, Matrix, Permuted
 from ikq.checkpoint.target import BlockTarget, Target
 from ikq.errors import FormatError
-from ikq.gguf import Typed
+from ikq.files.gguf import Typed
 from ikq.models.attention import gqa
 from ikq.models.ffn import moe_ffn
 from ikq.models.layers import standard_layer

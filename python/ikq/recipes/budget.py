@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ikq.errors import RefusedError
-from ikq.gguf import GGUFReader
-from ikq.model import Model
+from ikq.files.gguf import GGUFReader
+from ikq.inference.model import Model
 from ikq.recipes.problem import Problem
 
 __all__ = ["ALL_LAYERS", "Memories", "Placement", "Use", "memories_of", "parse_bytes", "placements"]

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ikq import _ikq
-from ikq.covariance import Covariances, InputCovariance
 from ikq.errors import RefusedError
+from ikq.statistics.covariance import Covariances, InputCovariance
 
 __all__ = ["InputCovariances", "write_diagonal"]
 

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ikq.arrays import dequantize, quantize
-from ikq.imatrix import Imatrix
-from ikq.quant_types import QuantType
+from ikq.arrays.coding import dequantize, quantize
+from ikq.arrays.quant_types import QuantType
+from ikq.arrays.tensor import QTensor
 from ikq.recipes.covariances import InputCovariances
 from ikq.recipes.problem import Problem, TensorChoices
 from ikq.recipes.source import Tensors
-from ikq.tensor import QTensor
+from ikq.statistics.imatrix import Imatrix
 
 __all__ = ["Errors", "expert_importance", "measure_errors", "sample_rows"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ikq.quant_types import QuantType
+from ikq.arrays.quant_types import QuantType
 from ikq.recipes.recipe import Recipe
 
 __all__ = ["Step", "Why", "explanation_lines", "reasons"]

@@ -11,10 +11,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ikq.arrays.quant_types import QuantType, as_type
 from ikq.errors import FormatError, RefusedError
-from ikq.quant_types import QuantType, as_type
-from ikq.quantize_options import PathLike
-from ikq.text_files import read_lines
+from ikq.files.text_files import read_lines
+from ikq.quantizing.options import PathLike
 
 __all__ = [
     "applicable_rules",

@@ -9,9 +9,9 @@ from html import escape
 
 import numpy as np
 
+from ikq.arrays.quant_types import QuantType
 from ikq.errors import IkqError
-from ikq.pipeline import ftypes, plan_quantization
-from ikq.quant_types import QuantType
+from ikq.quantizing.pipeline import ftypes, plan_quantization
 from ikq.recipes.choose import Infeasible, choose
 from ikq.recipes.recipe import Costs, Recipe
 from ikq.recipes.rules import recipe_rules

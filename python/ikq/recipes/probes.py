@@ -34,9 +34,9 @@ from ikq.evaluate import (
     measure_perplexity,
     text_tokens,
 )
-from ikq.gguf import GGUFReader
-from ikq.model import Model
-from ikq.pipeline import quantize_file
+from ikq.files.gguf import GGUFReader
+from ikq.inference.model import Model
+from ikq.quantizing.pipeline import quantize_file
 from ikq.recipes.recipe import Costs, Recipe
 from ikq.recipes.rules import recipe_rules
 

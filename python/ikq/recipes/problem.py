@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ikq import _ikq
+from ikq.arrays.quant_types import QuantType, as_type
 from ikq.errors import FormatError, RefusedError
-from ikq.gguf import GGUFReader
-from ikq.imatrix import Imatrix
-from ikq.pipeline import PlannedTensor, QuantizePlan, plan_quantization
-from ikq.quant_types import QuantType, as_type
-from ikq.report.records import kind_and_layer
+from ikq.files.gguf import GGUFReader
+from ikq.quantizing.pipeline import PlannedTensor, QuantizePlan, plan_quantization
+from ikq.quantizing.report.records import kind_and_layer
+from ikq.statistics.imatrix import Imatrix
 
 __all__ = ["DEFAULT_TYPES", "Problem", "TensorChoices", "parse_types", "plan_of_types", "read_problem"]
 

@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ikq import _ikq
+from ikq.arrays.quant_types import QuantType
 from ikq.errors import RefusedError
-from ikq.imatrix import Imatrix
-from ikq.quant_types import QuantType
-from ikq.quantize_options import PathLike
+from ikq.quantizing.options import PathLike
 from ikq.recipes.budget import Placement, Use, memories_of, placements
 from ikq.recipes.choose import Choice, Infeasible, Limit, Relaxed, choose
 from ikq.recipes.covariances import InputCovariances
@@ -24,6 +23,7 @@ from ikq.recipes.problem import DEFAULT_TYPES, Problem, TensorChoices, plan_of_t
 from ikq.recipes.rules import recipe_rules
 from ikq.recipes.sensitivity import coefficients
 from ikq.recipes.speed import SpeedModel, Speeds, speed_model
+from ikq.statistics.imatrix import Imatrix
 
 __all__ = ["Budget", "Costs", "Recipe", "check_size", "make_recipe", "measure_costs", "open_problem", "solve"]
 

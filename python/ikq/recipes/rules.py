@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from ikq.quant_types import QuantType
-from ikq.report.records import kind_and_layer
+from ikq.arrays.quant_types import QuantType
+from ikq.quantizing.report.records import kind_and_layer
 
 __all__ = ["recipe_rules"]
 

@@ -33,12 +33,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ikq.errors import RefusedError
-from ikq.imatrix import Imatrix
 from ikq.models import ModelSpec, model_spec
 from ikq.models.spec import DeltaNet, DenseFfn, Gqa, Layer, Linear, Mla, Moe, Routing
 from ikq.recipes.errors import expert_importance, sample_rows
 from ikq.recipes.problem import Problem
 from ikq.recipes.source import Tensors
+from ikq.statistics.imatrix import Imatrix
 
 __all__ = ["coefficients"]
 

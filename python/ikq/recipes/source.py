@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from types import TracebackType
 
-from ikq.gguf import GGUFReader
-from ikq.tensor import QTensor
+from ikq.arrays.tensor import QTensor
+from ikq.files.gguf import GGUFReader
 
 __all__ = ["Tensors"]
 

@@ -2,7 +2,7 @@
 
 A step multiplies every matrix with the tokens that meet it: all of them, of experts the share that is routed
 there. Seconds per weight of each type and number of tokens are those of `ikq bench types`
-(`ikq.type_speeds`), so that reading memory and computing are both in them; what steps do besides is
+(`ikq.speed.type_speeds`), so that reading memory and computing are both in them; what steps do besides is
 `ikq.recipes.step_speeds`.
 """
 
@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ikq.arrays.quant_types import QuantType, as_type
 from ikq.errors import UnsupportedError
-from ikq.gguf import GGUFReader
+from ikq.files.gguf import GGUFReader
 from ikq.models import model_spec
-from ikq.quant_types import QuantType, as_type
+from ikq.quantizing.report.records import kind_and_layer
 from ikq.recipes.problem import Problem
 from ikq.recipes.step_speeds import (
     PROBE_TYPE,
@@ -28,8 +29,7 @@ from ikq.recipes.step_speeds import (
     layers_work,
     measure_step_speeds,
 )
-from ikq.report.records import kind_and_layer
-from ikq.type_speeds import TypeSpeed, kept_type_speeds, measure_type_speeds
+from ikq.speed.type_speeds import TypeSpeed, kept_type_speeds, measure_type_speeds
 
 __all__ = ["SpeedModel", "Speeds", "kept_speeds", "measure_speeds", "predicted_speeds", "speed_model"]
 
@@ -83,7 +83,7 @@ def measure_speeds(
     Args:
         types: The types of a model's matrices.
         n_threads: Threads; `None` is one per CPU.
-        path: As for `ikq.type_speeds.measure_type_speeds`, as are the errors.
+        path: As for `ikq.speed.type_speeds.measure_type_speeds`, as are the errors.
         progress: As there.
     """
     wanted = [*dict.fromkeys([*types, _ROUTER, PROBE_TYPE])]

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ikq.gguf import GGUFWriter, Metadata, Typed
-from ikq.measure import Workload, bench
-from ikq.model import Model
+from ikq.arrays.quant_types import QuantType
+from ikq.arrays.tensor import QTensor
+from ikq.files.gguf import GGUFWriter, Metadata, Typed
+from ikq.inference.model import Model
 from ikq.models import ModelSpec
 from ikq.models.spec import Gqa, Linear, Mla, Moe
-from ikq.quant_types import QuantType
-from ikq.tensor import QTensor
-from ikq.type_speeds import TypeSpeed, damaged, keep_entries, kept_entries, kept_file
+from ikq.speed.measure import Workload, bench
+from ikq.speed.type_speeds import TypeSpeed, damaged, keep_entries, kept_entries, kept_file
 
 __all__ = ["PROBE_TYPE", "LayerWork", "StepSpeeds", "kept_step_speeds", "layers_work", "measure_step_speeds"]
 
@@ -131,7 +131,7 @@ def measure_step_speeds(
         product: Speed of `PROBE_TYPE` with as many threads.
         n_threads: Threads; `None` is one per CPU.
         again: Measure in any case.
-        path: The file; `None`: as for `ikq.type_speeds.kept_type_speeds`.
+        path: The file; `None`: as for `ikq.speed.type_speeds.kept_type_speeds`.
 
     Raises:
         ikq.errors.FormatError: The file is damaged.

@@ -12,7 +12,8 @@ from concurrent.futures import Future
 from typing import Any, TypeAlias
 
 from ikq.errors import FormatError, IkqError, RefusedError
-from ikq.model import Model
+from ikq.inference.model import Model
+from ikq.inference.steps import Found, Outcome, Prompt, Work, n_left
 from ikq.serve.asking import Asker
 from ikq.serve.counters import Counters
 from ikq.serve.errors import ServiceError
@@ -23,7 +24,6 @@ from ikq.serve.queueing import FairQueue
 from ikq.serve.request_log import LOG
 from ikq.serve.slots import Slots
 from ikq.serve.text import Text
-from ikq.steps import Found, Outcome, Prompt, Work, n_left
 
 __all__ = ["Engine"]
 

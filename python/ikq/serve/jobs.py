@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, TypeAlias
 
-from ikq.sequence import Sequence
+from ikq.inference.sequence import Sequence
 from ikq.serve.asking import Asker
 from ikq.serve.errors import ServiceError
 from ikq.serve.events import Event, Usage

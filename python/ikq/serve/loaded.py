@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ikq.errors import IkqError, UnsupportedError
 from ikq.grammar import Constraint, compile_constraint
-from ikq.model import Model
+from ikq.inference.model import Model
 from ikq.sampling.dry import breakers
 from ikq.serve.engine import Engine
 from ikq.serve.errors import ServiceError
@@ -24,8 +24,8 @@ from ikq.serve.saved import save_prefixes
 from ikq.serve.text import TextPlan
 from ikq.speculation.options import Speculation
 from ikq.speculation.text import TextSpeculation
-from ikq.templates import fit
-from ikq.tools import ReplyForm
+from ikq.text.templates import fit
+from ikq.text.tools import ReplyForm
 
 __all__ = ["LoadedModel"]
 

@@ -7,10 +7,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ikq.chat import ChatTemplate
 from ikq.errors import RefusedError
-from ikq.gguf import GGUFReader
-from ikq.model import PLANNED, Model
+from ikq.files.gguf import GGUFReader
+from ikq.inference.model import PLANNED, Model
 from ikq.models import model_spec, mtp_spec
 from ikq.serve.engine import Engine
 from ikq.serve.loaded import LoadedModel
@@ -20,6 +19,7 @@ from ikq.serve.saved import folder_of, load_prefixes
 from ikq.serve.settings import Settings
 from ikq.speculation import check_same_vocabulary
 from ikq.speculation.options import Speculation
+from ikq.text.chat import ChatTemplate
 from ikq.tokenizer import Tokenizer
 
 __all__ = ["check_model", "load_model"]

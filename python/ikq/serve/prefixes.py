@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from ikq.errors import IkqError
-from ikq.kept import common_length
-from ikq.sequence import Sequence
+from ikq.inference.kept import common_length
+from ikq.inference.sequence import Sequence
 
 __all__ = ["PrefixCache"]
 
@@ -43,7 +43,7 @@ class PrefixCache:
     When all caches of the model together take more than the budget, the text that was not used longest goes
     first. A sequence belongs to no slot: whoever begins as it does goes on from a copy that shares its pages.
 
-    It is the `kept` of `ikq.steps.Steps`, and belongs to the thread that drives them.
+    It is the `kept` of `ikq.inference.steps.Steps`, and belongs to the thread that drives them.
 
     Attributes:
         budget: Bytes that caches may take.

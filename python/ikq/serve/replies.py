@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from ikq.serve.events import Piece
-from ikq.tools import Delta
-from ikq.tools import ReplyParser as FormParser
+from ikq.text.tools import Delta
+from ikq.text.tools import ReplyParser as FormParser
 
 __all__ = ["ChatParser", "PlainParser", "ReplyParser"]
 

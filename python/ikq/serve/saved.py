@@ -7,7 +7,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 from ikq.errors import IkqError
-from ikq.model import Model
+from ikq.inference.model import Model
 from ikq.serve.prefixes import PrefixCache
 from ikq.serve.request_log import LOG
 

@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 from starlette.requests import Request
 from starlette.types import Scope
 
+from ikq.files.text_files import read_lines
 from ikq.serve.errors import ServiceError
 from ikq.serve.settings import Settings
-from ikq.text_files import read_lines
 
 __all__ = ["check_framing", "check_host", "check_key", "check_origin", "client_of", "read_keys"]
 

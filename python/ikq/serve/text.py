@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ikq.grammar import Constraint
+from ikq.inference.sequence import Sequence
+from ikq.inference.steps import Work
 from ikq.sampling import Sampler, SamplingOptions, log_probability, top_logprobs
-from ikq.sequence import Sequence
 from ikq.serve.ahead import Ahead
 from ikq.serve.events import Event, Finished, FinishReason, Piece, TokenLogprob
 from ikq.serve.replies import PlainParser, ReplyParser
 from ikq.speculation.text import TextSpeculation
-from ikq.steps import Work
-from ikq.stopping import StopTexts
+from ikq.text.stopping import StopTexts
 from ikq.tokenizer import StreamDecoder, Tokenizer
 
 __all__ = ["Text", "TextPlan"]

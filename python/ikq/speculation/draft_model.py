@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ikq.errors import RefusedError, UnsupportedError
-from ikq.sequence import Want
+from ikq.inference.sequence import Want
 from ikq.speculation.drafter import MANY_UNREAD, Ask, Drafting, most_probable
 from ikq.speculation.vocabulary import check_same_vocabulary
 
 if TYPE_CHECKING:
-    from ikq.model import Model
-    from ikq.sequence import Sequence as ModelSequence
+    from ikq.inference.model import Model
+    from ikq.inference.sequence import Sequence as ModelSequence
 
 __all__ = ["DraftModel", "DraftModels"]
 

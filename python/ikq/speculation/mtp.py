@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ikq.errors import IkqError, RefusedError
-from ikq.kept import common_length
+from ikq.inference.kept import common_length
 from ikq.speculation.drafter import MANY_UNREAD, Ask, Drafting, most_probable
 
 if TYPE_CHECKING:

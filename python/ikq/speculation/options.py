@@ -16,8 +16,8 @@ from ikq.speculation.mtp import Mtp
 from ikq.speculation.text import TextSpeculation
 
 if TYPE_CHECKING:
-    from ikq.model import Model
-    from ikq.text import TextModel
+    from ikq.inference.model import Model
+    from ikq.text.model import TextModel
 
 __all__ = ["Speculation", "SpeculationKeywords"]
 
@@ -109,7 +109,7 @@ class Speculation:
 
 def _whole(model: TextModel) -> Model:
     """A model that is one, not only speaks like one."""
-    from ikq.model import Model
+    from ikq.inference.model import Model
 
     assert isinstance(model, Model)
     return model

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from ikq.errors import FormatError, UnsupportedError
-from ikq.gguf import GGUFReader
+from ikq.files.gguf import GGUFReader
 from ikq.tokenizer import spm
 from ikq.tokenizer.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer, pre_tokenizer
 from ikq.tokenizer.special import SpecialSplitter, end_ids, shown_ids, special_ids

@@ -7,6 +7,7 @@
 //! caches, too; with many, the shape is that of an expert's. At last: GB/s at which rows are packed.
 #![allow(clippy::print_stdout, reason = "a report on the terminal")]
 
+use std::ops::{Deref, DerefMut};
 use std::time::Instant;
 
 use ikq_formats::QuantType;
@@ -63,10 +64,7 @@ fn main() {
             for (n_rows, k) in [(768, 2048), (2048, 768)] {
                 let one = stored(kind, ty, n_rows, k, file);
                 let n = COLD_BYTES.div_ceil(one.len());
-                let mut data = Vec::with_capacity(n * one.len());
-                for _ in 0..n {
-                    data.extend_from_slice(&one);
-                }
+                let data = Lines::repeated(&one, n);
                 let acts = random_columns(kind, k, 1, 2);
                 let mut out = vec![0.0; unit];
                 let mut seconds: Vec<f64> = Vec::new();
@@ -144,14 +142,55 @@ fn main() {
     }
 }
 
+/// Bytes that start a cache line, as loaded weights do: a load of 64 bytes across two lines takes twice as long.
+struct Lines {
+    data: Vec<u8>,
+    start: usize,
+    len: usize,
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+impl Lines {
+    fn zeroed(len: usize) -> Self {
+        let data = vec![0; len + LINE];
+        let start = data.as_ptr().align_offset(LINE).min(LINE);
+        Self { data, start, len }
+    }
+
+    /// The same bytes so often, one behind the other.
+    fn repeated(one: &[u8], n: usize) -> Self {
+        let mut all = Self::zeroed(n * one.len());
+        for copy in all.chunks_exact_mut(one.len()) {
+            copy.copy_from_slice(one);
+        }
+        all
+    }
+}
+
+impl Deref for Lines {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.data[self.start..][..self.len]
+    }
+}
+
+impl DerefMut for Lines {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.data[self.start..][..self.len]
+    }
+}
+
 /// A random matrix in either form.
-fn stored(kind: IsaKind, ty: QuantType, n_rows: usize, k: usize, file: bool) -> Vec<u8> {
+fn stored(kind: IsaKind, ty: QuantType, n_rows: usize, k: usize, file: bool) -> Lines {
     let data = random_matrix(ty, n_rows, k, 1);
     if file {
-        return data;
+        return Lines::repeated(&data, 1);
     }
     let rows = Matrix::new(ty, n_rows, k, &data).expect("its own bytes").data();
-    let mut bands = vec![0; lane_bytes(ty, n_rows, k).expect("a shape that fits")];
+    let mut bands = Lines::zeroed(lane_bytes(ty, n_rows, k).expect("a shape that fits"));
     pack(kind, ty, k, rows, &mut bands);
     bands
 }

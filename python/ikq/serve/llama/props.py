@@ -9,7 +9,7 @@ from ikq.sampling import SamplingOptions
 from ikq.serve.loaded import LoadedModel
 from ikq.serve.openai.usage import FINGERPRINT
 from ikq.serve.settings import Settings
-from ikq.templates import Abilities, abilities_of
+from ikq.text.templates import Abilities, abilities_of
 
 __all__ = ["props_object", "sampling_object"]
 

@@ -8,7 +8,7 @@ from pydantic import Field, WithJsonSchema
 
 from ikq.serve.openai.sampling import SamplingBody
 from ikq.serve.validation import Part
-from ikq.templates.fitting import ROLES
+from ikq.text.templates.fitting import ROLES
 
 __all__ = ["ChatBody", "CompletionBody", "EmbeddingBody", "ResponseFormat", "StreamOptions", "TextBody"]
 

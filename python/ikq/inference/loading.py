@@ -1,0 +1,145 @@
+"""Options of loading a model, and engines made with them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ikq import _ikq, cuda
+from ikq.files.gguf import GGUFReader
+from ikq.inference.explaining import LoadingPlan, Placed
+from ikq.models import ModelSpec, model_spec, mtp_spec
+
+__all__ = [
+    "PLANNED",
+    "FileOptions",
+    "LoadingOptions",
+    "PlacementOptions",
+    "look_for_gpus",
+    "plan",
+    "rules",
+    "share_of_experts",
+]
+
+PLANNED = (
+    "n_ctx",
+    "cache_type_k",
+    "cache_type_v",
+    "cache_rotation",
+    "swa_full",
+    "devices",
+    "n_gpu_layers",
+    "override_tensor",
+    "cpu_moe",
+    "n_cpu_moe",
+    "override_kv",
+)
+"""Options of `Model.load` that command lines hand to `Model.plan` as well: they decide what goes where."""
+
+
+@dataclass(frozen=True)
+class FileOptions:
+    """How a file is read, see `Model.load`."""
+
+    yarn_truncate: bool
+    override_kv: Mapping[str, bool | int | float | str] | None
+
+    def open(self, path: str | os.PathLike[str]) -> GGUFReader:
+        """The file with the metadata that override its own."""
+        reader = GGUFReader(path)
+        reader.metadata.update(self.override_kv or {})
+        return reader
+
+    def spec(self, reader: GGUFReader) -> ModelSpec:
+        """What the file's model is."""
+        return model_spec(reader, yarn_truncate=self.yarn_truncate)
+
+    def mtp_spec(self, reader: GGUFReader) -> ModelSpec | None:
+        """What the file's head for further tokens is; `None`: it has none."""
+        return mtp_spec(reader, yarn_truncate=self.yarn_truncate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlacementOptions:
+    """What decides what goes where and how large the cache is: keywords of `_ikq.Engine.plan`."""
+
+    cache_type_k: str
+    cache_type_v: str
+    cache_rotation: bool
+    swa_full: bool
+    devices: list[str]
+    n_gpu_layers: int
+    override_tensor: list[str]
+    cpu_moe: bool
+    n_cpu_moe: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadingOptions(PlacementOptions):
+    """Keywords of `_ikq.Engine.load`, the same for a model and its head for further tokens."""
+
+    n_threads: int | None
+    n_ubatch: int
+    compute: Literal["auto", "f32"]
+    fused_up_gate: bool
+    fused_moe: bool
+    merge_up_gate_experts: bool
+    expert_reduction: tuple[int, float] | None
+    mmap: Literal["auto", "on", "off"]
+
+    def engine(self, reader: GGUFReader, spec: ModelSpec, n_ctx: int | None) -> _ikq.Engine:
+        """The engine of a file, for sequences of at most `n_ctx` tokens. Errors are those of `Model.load`."""
+        return _ikq.Engine.load(reader._opened(), spec.to_json(), n_ctx=n_ctx, isa_name=None, **vars(self))
+
+    def head_engine(
+        self, path: Path, file_options: FileOptions, n_ctx: int
+    ) -> tuple[_ikq.Engine, ModelSpec] | None:
+        """The engine of the file's head for further tokens; `None`: it has none."""
+        with file_options.open(path) as reader:
+            spec = file_options.mtp_spec(reader)
+            return None if spec is None else (self.engine(reader, spec, n_ctx), spec)
+
+
+def plan(
+    path: str | os.PathLike[str], n_ctx: int | None, file_options: FileOptions, options: PlacementOptions
+) -> LoadingPlan:
+    """As `Model.plan`."""
+    with file_options.open(path) as reader:
+        spec = file_options.spec(reader)
+        n_ctx = spec.n_ctx_train if n_ctx is None else n_ctx
+        placement, weights, cache = _ikq.Engine.plan(
+            reader._opened(), spec.to_json(), n_ctx=n_ctx, **vars(options)
+        )
+    return LoadingPlan(tuple(Placed(*p) for p in placement), dict(weights), cache, n_ctx)
+
+
+def share_of_experts(reduction: tuple[int, float] | None) -> tuple[int, float] | None:
+    """What `expert_reduction` says, checked.
+
+    Raises:
+        ValueError: no expert would be left, or the share is none.
+    """
+    if reduction is None:
+        return None
+    k, t = reduction
+    if k < 1 or not 0 <= t <= 1:
+        raise ValueError(f"expert_reduction={reduction}: at least 1 expert, a share of 0 to 1")
+    return int(k), float(t)
+
+
+def look_for_gpus(devices: Sequence[str]) -> None:
+    """Has GPUs looked for where one is named.
+
+    Raises:
+        DeviceError: none is usable.
+    """
+    if any(name.upper().startswith("CUDA") for name in devices):
+        cuda.require()
+
+
+def rules(override_tensor: str | Sequence[str]) -> list[str]:
+    """Rules of `override_tensor`, of which one may come without a list."""
+    return [override_tensor] if isinstance(override_tensor, str) else list(override_tensor)

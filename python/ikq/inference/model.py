@@ -1,0 +1,285 @@
+"""Running models: `Model`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+from ikq import _ikq
+from ikq.arrays.quant_types import QuantType
+from ikq.files.gguf import GGUFReader
+from ikq.inference.evaluating import EvaluatingModel
+from ikq.inference.explaining import Explanation, FfnPlan, LoadingPlan, Memory, Placed
+from ikq.inference.loading import (
+    PLANNED,
+    FileOptions,
+    LoadingOptions,
+    PlacementOptions,
+    look_for_gpus,
+    rules,
+    share_of_experts,
+)
+from ikq.inference.loading import plan as plan_loading
+from ikq.models import ModelSpec
+from ikq.speculation.draft_model import DraftModels
+
+__all__ = ["PLANNED", "Explanation", "FfnPlan", "LoadingPlan", "Memory", "Model", "Placed"]
+
+_REPACK = "repack=True has no effect: weights are re-arranged while loading in any case"
+
+
+class Model(EvaluatingModel):
+    """A model that runs. A context manager; `close` frees its memory.
+
+    `generate` and `chat` give text, `logits` and `eval` what it is made from. `new_sequence` and `step` are
+    for loops of your own, over any number of texts at once. One step runs at a time; calls from other threads
+    wait. The interpreter is released meanwhile.
+
+    What a sequence gives does not depend on what is computed beside it, on how its tokens are cut into steps,
+    nor on the number of threads: it is the same bits.
+
+    Examples:
+        >>> import ikq
+        >>> with ikq.Model.load("tests/data/tiny-moe-bf16.gguf", n_ctx=64) as model:
+        ...     model.logits([1, 2, 3]).shape
+        (3, 4096)
+    """
+
+    def __init__(
+        self,
+        engine: _ikq.Engine,
+        spec: ModelSpec,
+        reader: GGUFReader,
+        *,
+        n_ubatch: int = 512,
+        notes: Iterable[str] = (),
+        load_head: Callable[[int], tuple[_ikq.Engine, ModelSpec] | None] | None = None,
+    ) -> None:
+        super().__init__(engine, spec, reader, n_ubatch=n_ubatch, load_head=load_head)
+        self._draft_models = DraftModels()
+        self._types = frozenset(t.type for t in reader.tensors.values())
+        self._notes = tuple(notes)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        n_ctx: int | None = None,
+        n_threads: int | None = None,
+        n_ubatch: int = 512,
+        cache_type_k: str = "f16",
+        cache_type_v: str = "f16",
+        cache_rotation: bool = True,
+        swa_full: bool = False,
+        compute: Literal["auto", "f32"] = "auto",
+        fused_up_gate: bool = True,
+        fused_moe: bool = True,
+        merge_up_gate_experts: bool = False,
+        expert_reduction: tuple[int, float] | None = None,
+        mmap: Literal["auto", "on", "off"] = "auto",
+        repack: bool = False,
+        devices: Sequence[str] = ("CPU",),
+        n_gpu_layers: int = 0,
+        override_tensor: str | Sequence[str] = (),
+        cpu_moe: bool = False,
+        n_cpu_moe: int = 0,
+        yarn_truncate: bool = True,
+        override_kv: Mapping[str, bool | int | float | str] | None = None,
+    ) -> Model:
+        """Loads a GGUF file, or the split set that it belongs to.
+
+        Args:
+            path: The file, or any shard.
+            n_ctx: Most positions of a sequence, which takes memory as it grows. `None`: the trained context,
+                or the largest half, quarter, ... of it that takes at most a quarter of the free memory.
+            n_threads: Threads; `None`: one per CPU.
+            n_ubatch: Most tokens that are computed at once.
+            cache_type_k: Type of cached keys: f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl or q6_0.
+            cache_type_v: Type of cached values.
+            cache_rotation: Rotate what is cached with 6 bits or less by a Hadamard matrix, which makes it far
+                more exact.
+            swa_full: Keep keys and values behind sliding windows, so that sequences can go back to any
+                position, for the memory of full contexts.
+            compute: `auto`: activations are quantized to 8 bits for products with block types; `f32`: float32
+                products of the decoded weights, exact and slow.
+            fused_up_gate: Compute gate, up and activation of an FFN in one pass.
+            fused_moe: The same for experts.
+            merge_up_gate_experts: Treat gate and up experts as one matrix; a view, nothing is copied.
+            expert_reduction: `(k, t)`: of the chosen experts those after the first k are dropped whose
+                weight is below t times the largest (`-ser k,t`).
+            mmap: `auto` copies weights to huge pages when memory allows and keeps the mapping where it does
+                not; `on` keeps it, `off` copies.
+            repack: No effect: weights are re-arranged while loading in any case.
+            devices: What computes, the CPU first. `CUDA0`, `CUDA1`, ... are GPUs (see `ikq.cuda`), which so
+                far compute FFNs of dense layers and the output; `CPU1`, `CPU2`, ... are the CPU again with
+                memory of their own, to see what a placement does.
+            n_gpu_layers: The last so many layers go to the first device that is not the CPU; more than there
+                are: the output too.
+            override_tensor: Rules `REGEX=DEVICE`, several joined by commas or in a list: tensors in whose
+                names the expression is found go to that device. The first rule that fits holds, before all
+                others.
+            cpu_moe: Experts of all layers stay on the CPU.
+            n_cpu_moe: Experts of the first so many layers that have any stay there.
+            yarn_truncate: Bounds of YaRN's ramp are integers, as in GGUF engines (gpt-oss was published
+                without).
+            override_kv: Metadata to be read instead of the file's.
+
+        Raises:
+            OSError: the file cannot be read.
+            FormatError: it is not GGUF, is damaged, or its metadata and tensors do not fit together.
+            ShapeError: a tensor does not have the shape that the model needs.
+            UnsupportedError: the architecture, a tensor type or a cache type is not supported.
+            RefusedError: memory does not hold the weights or the cache; a rule names no device.
+            DeviceError: a GPU is named and none is usable, does not hold its part, or does not compute it.
+        """
+        look_for_gpus(devices)
+        file_options = FileOptions(yarn_truncate, override_kv)
+        reader = file_options.open(path)
+        spec = file_options.spec(reader)
+        options = LoadingOptions(
+            n_threads=n_threads,
+            n_ubatch=n_ubatch,
+            cache_type_k=cache_type_k,
+            cache_type_v=cache_type_v,
+            cache_rotation=cache_rotation,
+            swa_full=swa_full,
+            compute=compute,
+            fused_up_gate=fused_up_gate,
+            fused_moe=fused_moe,
+            merge_up_gate_experts=merge_up_gate_experts,
+            expert_reduction=share_of_experts(expert_reduction),
+            mmap=mmap,
+            devices=list(devices),
+            n_gpu_layers=n_gpu_layers,
+            override_tensor=rules(override_tensor),
+            cpu_moe=cpu_moe,
+            n_cpu_moe=n_cpu_moe,
+        )
+        model = cls(
+            options.engine(reader, spec, n_ctx),
+            spec,
+            reader,
+            n_ubatch=n_ubatch,
+            notes=[_REPACK] if repack else [],
+            load_head=partial(options.head_engine, Path(path).absolute(), file_options),
+        )
+        reader.close()  # its metadata stay
+        return model
+
+    def exchange(self, reader: GGUFReader) -> Model:
+        """The model of another file of the same metadata, on the memory of this one, which is closed.
+
+        Tensors that both have in common are not loaded again: readers that `GGUFReader.with_tensors_of` makes
+        of the same files share them. The options are those that this model was loaded with. There is no head
+        for further tokens.
+
+        Args:
+            reader: The file; it can be closed afterwards.
+
+        Raises:
+            FormatError, ShapeError, UnsupportedError, RefusedError: as `load`.
+            ValueError: the model is closed, or its activations are being collected.
+        """
+        with self._lock:
+            self._check_open()
+            if self._collector is not None:
+                raise ValueError("this model's activations are being collected")
+            try:
+                engine = self._engine.exchange(reader._opened())
+            finally:
+                self.close()
+        return Model(engine, self.spec, reader, n_ubatch=self._n_ubatch, notes=self._notes)
+
+    @staticmethod
+    def plan(
+        path: str | os.PathLike[str],
+        *,
+        n_ctx: int | None = None,
+        cache_type_k: str = "f16",
+        cache_type_v: str = "f16",
+        cache_rotation: bool = True,
+        swa_full: bool = False,
+        devices: Sequence[str] = ("CPU",),
+        n_gpu_layers: int = 0,
+        override_tensor: str | Sequence[str] = (),
+        cpu_moe: bool = False,
+        n_cpu_moe: int = 0,
+        yarn_truncate: bool = True,
+        override_kv: Mapping[str, bool | int | float | str] | None = None,
+    ) -> LoadingPlan:
+        """What `load` with these options would place where and take; nothing is loaded.
+
+        Args:
+            path: As for `load`, which has the other options, too.
+            n_ctx: `None`: the trained context, though memory may hold less.
+            cache_type_k: See there, as for all that follows.
+            cache_type_v: See there.
+            cache_rotation: See there.
+            swa_full: See there.
+            devices: See there.
+            n_gpu_layers: See there.
+            override_tensor: See there.
+            cpu_moe: See there.
+            n_cpu_moe: See there.
+            yarn_truncate: See there.
+            override_kv: See there.
+
+        Raises:
+            OSError: as `load`, like all other errors but those of memory.
+        """
+        options = PlacementOptions(
+            cache_type_k=cache_type_k,
+            cache_type_v=cache_type_v,
+            cache_rotation=cache_rotation,
+            swa_full=swa_full,
+            devices=list(devices),
+            n_gpu_layers=n_gpu_layers,
+            override_tensor=rules(override_tensor),
+            cpu_moe=cpu_moe,
+            n_cpu_moe=n_cpu_moe,
+        )
+        return plan_loading(path, n_ctx, FileOptions(yarn_truncate, override_kv), options)
+
+    @property
+    def memory(self) -> Memory:
+        """Bytes that the model takes."""
+        self._check_open()
+        parts = [self._engine.memory, *([] if self._mtp is None else [self._mtp.memory])]
+        return Memory(*(sum(sizes) for sizes in zip(*parts, strict=True)))
+
+    def explain(self) -> Explanation:
+        """What is computed where, how and why, where the weights are, and who else can load the file."""
+        self._check_open()
+        plans = tuple(
+            FfnPlan(layer, role, plan, why, *(QuantType[t] for t in types))
+            for layer, role, plan, why, types in self._engine.plans()
+        )
+        # nobody is known to know a type that ikq does not
+        known = [set(t.known_to) if isinstance(t, QuantType) else set() for t in self._types]
+        return Explanation(
+            architecture=self.spec.architecture,
+            ffn=plans,
+            placement=tuple(Placed(*p) for p in self._engine.placement()),
+            memory=self.memory,
+            why_memory=self._engine.why_memory,
+            loaded_by=tuple(sorted(set.intersection(*known))),
+            notes=(*self.spec.notes, *self._notes),
+        )
+
+    def close(self) -> None:
+        """Frees weights and cache; its sequences cannot be used any more."""
+        self._draft_models.close()
+        super().close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,8 @@
+"""Quantizing whole models.
+
+pipeline.py    plan and run: `plan_quantization`, `quantize_file`
+options.py     their keywords: `QuantizeOptions`
+coverage.py    what of a plan has statistics: `ImatrixCoverage`
+sequential/    layer by layer: `quantize_sequentially`
+report/        what was done to every tensor: table, JSON, page
+"""

@@ -1,0 +1,251 @@
+"""`QuantizeOptions`: the keywords of `quantize_file` and `plan_quantization`, in one place."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypedDict
+
+from ikq import _ikq
+from ikq.arrays.quant_types import TypeLike, as_type
+from ikq.errors import RefusedError
+from ikq.statistics.imatrix import Imatrix
+
+__all__ = ["QuantizeOptions", "parse_size", "wishes"]
+
+PathLike = str | os.PathLike[str]
+
+
+class QuantizeOptions(TypedDict, total=False):
+    """Keywords that decide what is written, all optional; each is the command's option of that name."""
+
+    pure: bool
+    """TYPE for every matrix that no option names, `output.weight` included, without the rules of TYPE."""
+
+    attn_q_type: TypeLike | None
+    """Type of `attn_q`, over the rules of TYPE; the same below for other roles."""
+    attn_k_type: TypeLike | None
+    attn_v_type: TypeLike | None
+    attn_qkv_type: TypeLike | None
+    """Fused query, key and value."""
+    attn_output_type: TypeLike | None
+    ffn_gate_type: TypeLike | None
+    """Experts, shared experts and merged `ffn_gate_up_exps` too; not the router."""
+    ffn_up_type: TypeLike | None
+    ffn_down_type: TypeLike | None
+
+    custom_q: str | Sequence[str]
+    """`"regex=type,regex=type"`, or several such strings, over TYPE and roles; the first pattern found in a
+    tensor's name decides. A rule that matches nothing is an error."""
+    tensor_type: str | Sequence[str]
+    """`"regex=type"`, one rule each, after those of `custom_q`; the pattern may contain commas."""
+    tensor_type_file: PathLike | None
+    """A text file of such rules, one (or a comma-separated list) per line, after those above."""
+    recipe: PathLike | None
+    """A recipe, from `ikq recipe` or another program: a file of such rules, after those above. Rules that ask
+    of norms and routers what these are anyway do not count; a file from Windows is read as well."""
+
+    token_embedding_type: TypeLike | None
+    """Type of `token_embd.weight`, over all rules."""
+    per_layer_token_embedding_type: TypeLike | None
+    """Type of `per_layer_token_embd.weight`, over all rules."""
+    output_tensor_type: TypeLike | None
+    """Type of `output.weight` (or of the tied embedding), over all rules."""
+    ffn_gate_inp_type: TypeLike | None
+    """Type of the MoE router `ffn_gate_inp.weight`, which otherwise stays as it is."""
+    leave_output_tensor: bool
+    """`output.weight` stays as it is."""
+    extra_output_tensor: TypeLike | None
+    """Also write `output_extra.weight`, the output matrix in this type, if smaller than the source's."""
+    symmetric_q40: bool
+    """Q4_0 with the levels -7 to 7, as some programs that repack it for other hardware want it."""
+
+    biased: bool
+    """Store scales as they were fitted. By default they are divided by the gain g = sum(w x y) / sum(w x^2)
+    of the fit (x the source, y what it decodes to, w the imatrix or 1), so that results are not smaller than
+    the source on the average; squared errors are larger by 1 / sqrt(g), and mixes diverge less from the
+    source. Types of 8 bits and more, ternary ones, IQ6_K, MXFP4, NVFP4, IQ2_KT and IQ3_KT are the same
+    either way."""
+    unbiased: bool
+    """The opposite of `biased`, which is the default; for callers of earlier versions."""
+
+    imatrix: PathLike | Imatrix | None
+    """Activation statistics, a file of either form or an `Imatrix`."""
+    error_feedback: PathLike | None
+    """A file of covariances (`ikq imatrix --covariance`): each column's error is made good by the columns
+    behind it, as far as their inputs go together. Types of 8 bits, ternary ones and those whose scales are
+    powers of two or 8-bit floats are encoded as without."""
+    include_weights: Sequence[str]
+    """Use only the statistics of tensors whose names contain one of these."""
+    exclude_weights: Sequence[str]
+    """Use no statistics of tensors whose names contain one of these."""
+    hide_imatrix: bool
+    """Do not write the imatrix's name and size into the file."""
+    ignore_imatrix_rules: bool
+    """Do not refuse types that need statistics where there are none."""
+    allow_missing: bool
+    """Accept an imatrix without data for some tensors, or for more than 5 % of a tensor's experts."""
+
+    only_layer: int | None
+    """Write only the tensors of this block, for `reuse` by the run that writes all of them: types and
+    statistics are those that they have in the whole model."""
+
+    repack: bool
+    """Change no weights: write the same model with its tensors in their interleaved types, where they have
+    one and their rows are whole groups. TYPE is ignored (give COPY); no option about types goes with it."""
+    unrepack: bool
+    """The inverse: interleaved tensors in their plain types, where one holds the same."""
+    repack_pattern: str | Sequence[str]
+    """Of these only tensors whose names match; comma-separated lists of regular expressions."""
+
+    allow_requantize: bool
+    """Accept tensors that are quantized already."""
+    override_kv: Sequence[str] | Mapping[str, int | float | bool | str]
+    """Metadata to change: `"KEY=TYPE:VALUE"` with TYPE int, float, bool or str, or a mapping. The rules see
+    the changed values."""
+    split_max_size: int | str | None
+    """Split the output into files of at most this many bytes (`"4G"`, `"500M"`)."""
+    split_max_tensors: int | None
+    """Split the output into files of at most this many tensors."""
+    no_tensor_first_split: bool
+    """Let the first of these files hold metadata only."""
+    keep_split: bool
+    """Split the output as the source is: the same tensors in each file. One file stays one."""
+
+
+def wishes(options: QuantizeOptions, recipe_rules: Iterable[str] = ()) -> dict[str, Any]:
+    """The options as the core takes them: every one present, types as ids.
+
+    Args:
+        options: The options.
+        recipe_rules: What the file of `recipe` says.
+
+    Raises:
+        TypeError: An unknown keyword.
+        ikq.errors.RefusedError: Options that exclude one another.
+        ikq.errors.FormatError: An unknown type name.
+    """
+    unknown = options.keys() - QuantizeOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"unknown option {sorted(unknown)[0]!r}; see help(ikq.QuantizeOptions)")
+    given: Mapping[str, Any] = options
+
+    _check_repack(options)
+
+    def type_id(name: str) -> int | None:
+        value: TypeLike | None = given.get(name)
+        return None if value is None else int(as_type(value))
+
+    file = options.get("tensor_type_file")
+    size = options.get("split_max_size")
+    max_tensors, keep_split = options.get("split_max_tensors"), options.get("keep_split", False)
+    if (size is not None) + (max_tensors is not None) + keep_split > 1:
+        raise RefusedError("give one of --split-max-size, --split-max-tensors and --keep-split")
+    if options.get("no_tensor_first_split", False) and size is None and max_tensors is None:
+        raise RefusedError("--no-tensor-first-split needs --split-max-size or --split-max-tensors")
+    return {
+        "pure": options.get("pure", False),
+        "roles": [(role, t) for role in _ikq.roles() if (t := type_id(f"{role}_type")) is not None],
+        "custom": [
+            *(("list", text) for text in _several(options.get("custom_q", ()))),
+            *(("rule", text) for text in _several(options.get("tensor_type", ()))),
+            *([] if file is None else [("file", os.fspath(file))]),
+            *(("rule", text) for text in recipe_rules),
+        ],
+        "token_embedding_type": type_id("token_embedding_type"),
+        "per_layer_token_embedding_type": type_id("per_layer_token_embedding_type"),
+        "output_tensor_type": type_id("output_tensor_type"),
+        "ffn_gate_inp_type": type_id("ffn_gate_inp_type"),
+        "leave_output_tensor": options.get("leave_output_tensor", False),
+        "extra_output_tensor": type_id("extra_output_tensor"),
+        "symmetric_q40": options.get("symmetric_q40", False),
+        "biased": _is_biased(options),
+        "allow_requantize": options.get("allow_requantize", False),
+        "ignore_imatrix_rules": options.get("ignore_imatrix_rules", False),
+        "include_weights": _several(options.get("include_weights", ())),
+        "exclude_weights": _several(options.get("exclude_weights", ())),
+        "hide_imatrix": options.get("hide_imatrix", False),
+        "override_kv": _overrides(options.get("override_kv", ())),
+        "max_bytes": None if size is None else parse_size(size),
+        "max_tensors": max_tensors,
+        "keep_split": keep_split,
+        "no_tensor_first_split": options.get("no_tensor_first_split", False),
+        "allow_missing": options.get("allow_missing", False),
+        "repack": options.get("repack", False),
+        "unrepack": options.get("unrepack", False),
+        "repack_pattern": _several(options.get("repack_pattern", ())),
+        "error_feedback": None
+        if (covariances := options.get("error_feedback")) is None
+        else os.fspath(covariances),
+        "only_layer": options.get("only_layer"),
+    }
+
+
+# Options about types and statistics, which have no effect on a model that is only repacked.
+_ABOUT_TYPES = (
+    *("pure", "attn_q_type", "attn_k_type", "attn_v_type", "attn_qkv_type", "attn_output_type"),
+    *("ffn_gate_type", "ffn_up_type", "ffn_down_type", "custom_q", "tensor_type", "tensor_type_file"),
+    "recipe",
+    *("token_embedding_type", "per_layer_token_embedding_type", "output_tensor_type", "ffn_gate_inp_type"),
+    *("leave_output_tensor", "extra_output_tensor", "symmetric_q40", "biased", "unbiased", "imatrix"),
+    "error_feedback",
+)
+
+
+def _is_biased(options: QuantizeOptions) -> bool:
+    if options.get("biased") and options.get("unbiased"):
+        raise RefusedError("--biased and --unbiased exclude each other: the latter is the default")
+    return options.get("biased", False)
+
+
+def _check_repack(options: QuantizeOptions) -> None:
+    asked = [f"--{name}" for name in ("repack", "unrepack") if options.get(name)]
+    if len(asked) > 1:
+        raise RefusedError("--repack and --unrepack undo each other: give one of them")
+    if not asked:
+        if options.get("repack_pattern"):
+            raise RefusedError("--repack-pattern needs --repack or --unrepack")
+        return
+    for name in _ABOUT_TYPES:
+        if options.get(name):
+            raise RefusedError(
+                f"{asked[0]} only moves bits: --{name.replace('_', '-')} has no effect with it; leave it out"
+            )
+
+
+def parse_size(size: int | str) -> int:
+    """Bytes of `"4G"`, `"500M"`, `"64K"` or a plain number.
+
+    The units are powers of 1000, as users of `gguf-split` know them.
+
+    Raises:
+        ValueError: Not a positive size.
+    """
+    match = re.fullmatch(r"\s*(\d+)\s*([KMGT]?)B?\s*", str(size), re.IGNORECASE)
+    n = int(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ") if match else 0
+    if n <= 0:
+        raise ValueError(f"{size!r} is not a size; write a number with K, M or G, such as 4G")
+    return n
+
+
+def _several(texts: str | Iterable[str]) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)
+
+
+def _overrides(given: str | Sequence[str] | Mapping[str, int | float | bool | str]) -> list[str]:
+    if not isinstance(given, Mapping):
+        return _several(given)
+    return [f"{key}={_kind(key, value)}:{_text(value)}" for key, value in given.items()]
+
+
+def _kind(key: str, value: object) -> str:
+    # bool first: it is an int
+    for kind, name in ((bool, "bool"), (int, "int"), (float, "float"), (str, "str")):
+        if isinstance(value, kind):
+            return name
+    raise RefusedError(f"override_kv[{key!r}] is {value!r}; give an int, a float, a bool or a str")
+
+
+def _text(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

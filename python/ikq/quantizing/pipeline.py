@@ -1,0 +1,518 @@
+"""Quantizing whole models: `quantize_file`, and the plan behind it."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+
+from ikq import _ikq
+from ikq.arrays.quant_types import QuantType
+from ikq.errors import IkqError, RefusedError
+from ikq.quantizing.coverage import ImatrixCoverage
+from ikq.quantizing.options import PathLike, QuantizeOptions, parse_size, wishes
+from ikq.recipes.files import applicable_rules, read_recipe
+from ikq.statistics.imatrix import Imatrix
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = [
+    "Ftype",
+    "PlannedTensor",
+    "QuantizePlan",
+    "QuantizeResult",
+    "TensorOutcome",
+    "ftypes",
+    "plan_quantization",
+    "quantize_file",
+]
+
+
+class Ftype(NamedTuple):
+    """Something that TYPE can be."""
+
+    name: str
+    id: int | None
+    """The number written to `general.file_type`; None (COPY) keeps the input's."""
+    base: QuantType | None
+    """The type of matrices that no rule says otherwise about; None keeps their own."""
+    is_mix: bool
+    """A mix with a name of its own, such as Q4_K_M, rather than the name of a type."""
+
+
+def ftypes() -> list[Ftype]:
+    """Everything that the command's TYPE can be, in order of number."""
+    return [
+        Ftype(name, number, None if base is None else QuantType(base), is_mix)
+        for name, number, base, is_mix in _ikq.ftypes()
+    ]
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """What happens to one tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    """As numpy has it: experts, rows, elements of a row."""
+    from_type: QuantType | int
+    """An id that ikq does not know stays a number."""
+    to_type: QuantType | int
+    copied: bool
+    """Byte for byte, not decoded and encoded."""
+    repacked: bool
+    """Rows are put into groups or taken apart; their codes stay as they are."""
+    unbiased: bool
+    """Encoded with scales that undo the gain of their fit: the result is not smaller than the source."""
+    feedback: Literal["used", "missing", "not used"]
+    """Encoded with error feedback; missing: its type would use a covariance, and the file has none."""
+    reason: str
+    """Why it gets its type, or why it is copied."""
+    fallback_from: QuantType | None
+    """The type that was wanted before the shape forced another."""
+    bytes_in: int
+    bytes_out: int
+    imatrix: str | None
+    """Entry that weighs its columns; None when there is none or the type looks at none."""
+    lacks_imatrix: bool
+    """Its type would use statistics, and there are none."""
+    unseen_experts: tuple[int, ...]
+    """Experts without a single token in the statistics; they take what the others' have in common."""
+    thin_experts: tuple[int, ...]
+    """Experts with fewer than 1024 tokens, whose statistics are drawn to the others'; only GGUF imatrices
+    count tokens per expert."""
+
+
+_MUCH_VANISHED = 1e-3
+"""Share of a tensor's non-zero weights that may become zero without a word."""
+
+
+@dataclass(frozen=True)
+class QuantizePlan:
+    """Everything that is known before the first byte is written."""
+
+    source: Path
+    destination: Path
+    tensors: tuple[PlannedTensor, ...]
+    total_bytes: int
+    """Size of the output, all files together, to the byte."""
+    shards: tuple[int, ...]
+    """Tensors in each output file; one number unless the output is split."""
+    coverage: ImatrixCoverage | None
+    """What the imatrix has data for; None without one."""
+    _core: _ikq.QuantizePlan = field(repr=False, compare=False)
+
+    def run(
+        self,
+        *,
+        n_threads: int | None = None,
+        restart: bool = False,
+        reuse: PathLike | Sequence[PathLike] | None = None,
+        partial_requant: bool = False,
+        max_ram: int | str | None = None,
+        measure_errors: bool = False,
+        clamp: bool = False,
+        progress: Callable[[PlannedTensor, float], None] | None = None,
+        on_bytes: Callable[[int], None] | None = None,
+        on_note: Callable[[str], None] | None = None,
+        _isa: str | None = None,
+        _outside: _ikq._Outside | None = None,
+    ) -> QuantizeResult:
+        """Carries the plan out, going on where an interrupted run of the same plan ended.
+
+        The output is written to `NAME.part` beside its final name and renamed when whole: an existing file
+        stays as it is until then. `NAME.journal` says which work items are done; both stay when the run
+        fails, is interrupted or killed, and the next call begins with what is seen (by hashes) to be good in
+        them. The bytes do not depend on the number of threads, the machine or interruptions.
+
+        Args:
+            n_threads: Threads; None is one per CPU.
+            restart: Begin anew, whatever an interrupted run has left.
+            reuse: An older output of ikq (a file or a split set), or several: their tensors serve where
+                source, type, imatrix and encoder are the same.
+            partial_requant: Finished shards of the output stay where they are what this plan writes (checked
+                by their bytes, not by their names).
+            max_ram: Most bytes in work at a time, a number or `"500M"`; fewer threads work where they do not
+                fit. None is half of the memory that is available.
+            measure_errors: Measure every tensor's error; see `TensorOutcome`.
+            clamp: Cut off weights that are larger than their tensor's type can keep, such as those above
+                65504 in F16; by default they are refused.
+            progress: Called with each tensor, in order, when it is in the file, and the seconds of
+                work (of all threads together) that it took.
+            on_bytes: Called several times a second with the bytes of the source done since; for bars.
+            on_note: Called with sentences about what was found of earlier runs.
+
+        Raises:
+            ikq.errors.FormatError: A weight is NaN or infinite; names tensor, expert, row and column.
+            ikq.errors.RefusedError: A weight is larger than its type can keep, and `clamp` was not given;
+                another process writes this output, an interrupted run of *another* plan
+                has done much work on it, `reuse` is not of ikq, or a tensor does not fit `max_ram`.
+            OSError: Reading or writing failed; a full disk names the bytes that were needed.
+            KeyboardInterrupt: Ctrl-C; says what is kept.
+        """
+        start = time.perf_counter()
+        not_ternary = []
+
+        def done(index: int, seconds: float, is_not_ternary: bool, vanished: float) -> None:
+            tensor = self.tensors[index]
+            if is_not_ternary:
+                not_ternary.append(tensor)
+            if progress is not None:
+                progress(tensor, seconds)
+            if on_note is not None and vanished > _MUCH_VANISHED:
+                on_note(
+                    f"warning: {vanished:.2%} of the non-zero weights of `{tensor.name}` are too small for "
+                    f"{getattr(tensor.to_type, 'name', tensor.to_type)} and are 0 now; BF16 keeps them"
+                )
+
+        workers, _ = self._memory(n_threads, max_ram, measure_errors)
+        self.destination.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            ran = self._core.run(
+                self.destination,
+                n_threads=workers,
+                isa_name=_isa,
+                restart=restart,
+                reuse=_paths(reuse),
+                keep_finished=partial_requant,
+                measure_errors=measure_errors,
+                clamp=clamp,
+                progress=done,
+                on_bytes=on_bytes,
+                on_note=on_note,
+                outside=_outside,
+            )
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"interrupted; {self._what_is_kept()}") from None
+        except (IkqError, OSError):
+            if on_note is not None and self._partials():
+                on_note(self._what_is_kept())
+            raise
+        if on_note is not None and (left := self._partials()):
+            names = ", ".join(p.name for p in sorted(left))
+            on_note(f"left from a command with another split, and of no use to this one: {names}")
+        return QuantizeResult(
+            plan=self,
+            files=tuple(Path(f) for f in ran.files),
+            seconds=time.perf_counter() - start,
+            not_ternary=tuple(not_ternary),
+            outcomes=tuple(_outcome(*row) for row in ran.tensors),
+            n_items=ran.n_items,
+            n_resumed=ran.n_resumed,
+            n_damaged=ran.n_damaged,
+        )
+
+    def predict_memory(
+        self,
+        *,
+        n_threads: int | None = None,
+        max_ram: int | str | None = None,
+        measure_errors: bool = False,
+    ) -> tuple[int, int]:
+        """Threads that `run` lets work at once, and the bytes that they have in work at most.
+
+        The process needs what it has now besides (`resource.getrusage`).
+
+        Raises:
+            ikq.errors.RefusedError: A tensor does not fit `max_ram`.
+        """
+        return self._memory(n_threads, max_ram, measure_errors)
+
+    def predict_seconds(
+        self,
+        *,
+        n_threads: int | None = None,
+        max_ram: int | str | None = None,
+        measure_errors: bool = False,
+        _isa: str | None = None,
+    ) -> float:
+        """Seconds that `run` will take from the beginning.
+
+        A few pieces of every kind of tensor are tried; a nameless file tells how fast the output's disk is.
+
+        Raises:
+            ikq.errors.FormatError: A weight that was tried is NaN or infinite.
+        """
+        workers, _ = self._memory(n_threads, max_ram, measure_errors)
+        return self._core.seconds(self.folder, workers, isa_name=_isa, measure_errors=measure_errors)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the output, or the nearest above it that is there."""
+        parent = self.destination.absolute().parent
+        return next(p for p in (parent, *parent.parents) if p.exists())
+
+    def _memory(
+        self, n_threads: int | None, max_ram: int | str | None, measure_errors: bool
+    ) -> tuple[int, int]:
+        if n_threads is not None and n_threads <= 0:
+            n_threads = None
+        limit = None if max_ram is None else parse_size(max_ram)
+        return self._core.memory(n_threads, max_ram=limit, measure_errors=measure_errors)
+
+    def _partials(self) -> list[Path]:
+        """Partial files of this output that are there."""
+        prefix = re.sub(r"(-\d{5}-of-\d{5})?\.gguf$", "", self.destination.name)
+        shards = self.destination.parent.glob(f"{glob.escape(prefix)}-?????-of-?????.gguf.part")
+        whole = self.destination.with_name(f"{self.destination.name}.part")
+        return [*([whole] if whole.exists() else []), *shards]
+
+    def _what_is_kept(self) -> str:
+        partials = self._partials()
+        if not partials:
+            return "nothing was begun"
+        more = f" and {len(partials) - 1} more" if len(partials) > 1 else ""
+        return (
+            f"what is done is kept in {min(partials)}{more}: the same command goes on with it, "
+            "with --restart it begins anew"
+        )
+
+
+@dataclass(frozen=True)
+class TensorOutcome:
+    """What a run did to a tensor."""
+
+    how: Literal["encoded", "copied", "reused", "repacked"]
+    seconds: float
+    """Work of all threads on it, in this run and those that it went on from."""
+    error: float | None
+    """Relative root mean square error, sqrt(sum (x - y)^2 / sum x^2) over source x and result y; None where
+    it was not measured (copied or reused, or nobody asked)."""
+    weighted_error: float | None
+    """The same with the columns' importance as weights; equals `error` without an imatrix."""
+    error_without_gain: float | None
+    """Weighted, of the multiple of the result that is nearest to the source: the error of the codes,
+    whether or not the stored scales undo the gain."""
+    gain: float | None
+    """sum(w x y) / sum(w x^2): how large the result is along the source; below 1 where scales are as
+    fitted."""
+    expert_errors: tuple[float, ...] | None
+    """Weighted, of each matrix (expert) of the tensor."""
+    not_ternary: bool
+    """Its type is ternary and its weights are not."""
+    vanished: float = 0.0
+    """The share of its non-zero weights that are zero now because the type's scales do not go that low."""
+
+
+@dataclass(frozen=True)
+class QuantizeResult:
+    """A finished run."""
+
+    plan: QuantizePlan
+    files: tuple[Path, ...]
+    """The files written: one, or the shards of a split set."""
+    seconds: float
+    not_ternary: tuple[PlannedTensor, ...] = ()
+    """Tensors that got a ternary type though their weights are not ternary: little of them is left."""
+    outcomes: tuple[TensorOutcome, ...] = ()
+    """What was done to each tensor, in the order of `plan.tensors`."""
+    n_items: int = 0
+    """Work items (blocks of rows) of the whole plan."""
+    n_resumed: int = 0
+    """Items that an interrupted run had done."""
+    n_damaged: int = 0
+    """Items that an interrupted run had noted as done, but whose bytes were not in its files."""
+
+
+def plan_quantization(
+    source: PathLike,
+    destination: PathLike | None,
+    type: str | QuantType,
+    **options: Unpack[QuantizeOptions],
+) -> QuantizePlan:
+    """Decides every tensor's type, statistics, offset and size; reads no weights and writes nothing.
+
+    The arguments are those of `quantize_file`, which runs the plan, and so are the errors.
+    """
+    name = _ftype_name(type)
+    imatrix = options.get("imatrix")
+    if imatrix is not None and not isinstance(imatrix, Imatrix):
+        imatrix = Imatrix(imatrix)
+    source = Path(source)
+    model = _open(source, name, options)
+    return _plan_model(model, source, destination, name, imatrix, options)
+
+
+def _open(source: Path, type_name: str, options: QuantizeOptions) -> _ikq.Model:
+    """A GGUF file, or a checkpoint folder as one."""
+    if not source.is_dir():
+        return _ikq.Model.open(os.fspath(source))
+    for word in ("repack", "unrepack", "keep_split"):
+        if options.get(word):
+            raise RefusedError(f"--{word.replace('_', '-')} is for GGUF files, and {source} is a folder")
+    from ikq.checkpoint.opening import Checkpoint  # with the `tokenizers` library
+
+    # experts of gpt-oss are copied where they keep their type, and are floats to all other types
+    return Checkpoint(source, blocks=type_name.upper().startswith(("MXFP4", "COPY"))).model()
+
+
+def _plan_model(
+    model: _ikq.Model,
+    source: Path,
+    destination: PathLike | None,
+    name: str,
+    imatrix: Imatrix | None,
+    options: QuantizeOptions,
+) -> QuantizePlan:
+    """Plans what becomes of a model that is open."""
+    recipe = options.get("recipe")
+    core = _ikq.plan_quantize(
+        model,
+        name,
+        None if imatrix is None else imatrix._core,
+        wishes(options, () if recipe is None else _recipe_rules(recipe, model)),
+    )
+    if destination is None:
+        changes = [word for word in ("repack", "unrepack") if options.get(word)]
+        stem = f"{source.stem}-{changes[0]}ed" if changes else f"ggml-model-{name.upper()}"
+        destination = (source if source.is_dir() else source.parent) / f"{stem}.gguf"
+    return QuantizePlan(
+        source=source,
+        destination=Path(destination),
+        tensors=tuple(_planned(t) for t in core.tensors()),
+        total_bytes=core.total_bytes,
+        shards=tuple(core.shards),
+        coverage=None if (coverage := core.coverage()) is None else ImatrixCoverage._of(coverage),
+        _core=core,
+    )
+
+
+def quantize_file(
+    source: PathLike,
+    destination: PathLike | None,
+    type: str | QuantType,
+    *,
+    n_threads: int | None = None,
+    restart: bool = False,
+    reuse: PathLike | Sequence[PathLike] | None = None,
+    partial_requant: bool = False,
+    max_ram: int | str | None = None,
+    measure_errors: bool = False,
+    clamp: bool = False,
+    progress: Callable[[PlannedTensor, float], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
+    **options: Unpack[QuantizeOptions],
+) -> QuantizeResult:
+    """Quantizes a model to a file; what `python -m ikq quantize` runs.
+
+    Args:
+        source: A GGUF model, or any shard of a split set, or a checkpoint folder of `transformers`.
+        destination: The file to write; None is `ggml-model-TYPE.gguf` beside the source (with `repack`,
+            `NAME-repacked.gguf`). With a split, the shards are named after it.
+        type: What matrices become: a type or a mix by name (`"IQ4_KS"`, `"Q4_K_M"`; `ftypes` lists them),
+            with the rules that people know from llama-quantize for some of them, or a `QuantType`, which
+            means the mix of that base.
+        n_threads: Threads; None (or a number below 1) is one per CPU.
+        restart: Begin anew; by default the call goes on where an interrupted one of the same plan ended.
+        reuse: An older output, or several, whose tensors serve where nothing about them has changed.
+        partial_requant: Finished shards of the output stay where they are what this call writes.
+        max_ram: Most bytes in work at a time.
+        measure_errors: Measure every tensor's error.
+        clamp: Cut off weights that are larger than their type can keep; see `QuantizePlan.run`.
+        on_note: Called with sentences about what was found of earlier runs.
+        progress: Called with each finished tensor and the seconds it took.
+        **options: See `QuantizeOptions`.
+
+    Raises:
+        ikq.errors.RefusedError: What was asked makes no sense or would do harm; the message names
+            the way out. `MissingImatrixError` is one: the imatrix is incomplete, or a type needs one.
+        ikq.errors.FormatError: A damaged file, unknown names, NaN or infinity in the weights.
+        OSError: Files that cannot be read or written.
+    """
+    plan = plan_quantization(source, destination, type, **options)
+    return plan.run(
+        n_threads=n_threads,
+        restart=restart,
+        reuse=reuse,
+        partial_requant=partial_requant,
+        max_ram=max_ram,
+        measure_errors=measure_errors,
+        clamp=clamp,
+        progress=progress,
+        on_note=on_note,
+    )
+
+
+def _paths(given: PathLike | Sequence[PathLike] | None) -> list[str]:
+    if given is None:
+        return []
+    return [os.fspath(p) for p in ([given] if isinstance(given, (str, os.PathLike)) else given)]
+
+
+def _recipe_rules(path: PathLike, model: _ikq.Model) -> list[str]:
+    """Rules of a recipe, without those for tensors that are floats and never quantized."""
+    kept = [
+        name
+        for name, dims, type_id, _ in model.tensors()
+        if type_id == QuantType.F32
+        and (sum(n > 1 for n in dims) < 2 or "ffn_gate_inp" in name or not name.endswith("weight"))
+    ]
+    return applicable_rules(read_recipe(path), kept)
+
+
+def _ftype_name(type: str | QuantType) -> str:
+    if not isinstance(type, QuantType):
+        return str(type)
+    name = _ikq.ftype_of_type(int(type))
+    if name is None:
+        raise RefusedError(
+            f"there is no file type with the base {type.name}; give another TYPE and "
+            f"custom_q='weight={type.name.lower()}'"
+        )
+    return name
+
+
+def _outcome(
+    how: str,
+    seconds: float,
+    not_ternary: bool,
+    vanished: float,
+    errors: tuple[float, float, float, float, list[float]] | None,
+) -> TensorOutcome:
+    plain, weighted, without_gain, gain, experts = errors or (None, None, None, None, None)
+    return TensorOutcome(
+        how=cast("Literal['encoded', 'copied', 'reused', 'repacked']", how),
+        seconds=seconds,
+        error=plain,
+        weighted_error=weighted,
+        error_without_gain=without_gain,
+        gain=gain,
+        expert_errors=None if experts is None else tuple(experts),
+        not_ternary=not_ternary,
+        vanished=vanished,
+    )
+
+
+def _known(id: int) -> QuantType | int:
+    try:
+        return QuantType(id)
+    except ValueError:
+        return id
+
+
+def _planned(t: _ikq.TensorPlan) -> PlannedTensor:
+    own = {"own": t.name, "missing": None, "not used": None}
+    return PlannedTensor(
+        name=t.name,
+        shape=tuple(reversed(t.dims)),
+        from_type=_known(t.from_type),
+        to_type=_known(t.to_type),
+        copied=t.copied,
+        repacked=t.repacked,
+        unbiased=t.unbiased,
+        feedback=cast("Literal['used', 'missing', 'not used']", t.feedback),
+        reason=t.reason,
+        fallback_from=None if t.fallback_from is None else QuantType(t.fallback_from),
+        bytes_in=t.bytes_in,
+        bytes_out=t.bytes_out,
+        imatrix=own.get(t.statistics, t.statistics),
+        lacks_imatrix=t.statistics == "missing",
+        unseen_experts=tuple(t.unseen_experts),
+        thin_experts=tuple(t.thin_experts),
+    )

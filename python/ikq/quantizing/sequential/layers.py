@@ -1,0 +1,274 @@
+"""From the first layer to the last: `quantize_layers`, `quantize_sequentially`."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ikq import _ikq
+from ikq.arrays.quant_types import QuantType
+from ikq.errors import RefusedError
+from ikq.evaluate.windows import Windows
+from ikq.files.gguf import GGUFReader
+from ikq.models import ModelSpec, model_spec
+from ikq.quantizing.options import PathLike, QuantizeOptions, parse_size
+from ikq.quantizing.pipeline import QuantizeResult, plan_quantization
+from ikq.quantizing.sequential.done import contents, described, read_done, write_done
+from ikq.quantizing.sequential.layer_runner import LayerRunner
+from ikq.quantizing.sequential.states import embedded, new_states
+from ikq.statistics.calibrate.state import run_identity
+from ikq.statistics.covariance import Covariances
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["ROUNDS_OF_EFFORT", "SequentialLayers", "quantize_layers", "quantize_sequentially"]
+
+# After so many rounds nothing of a layer changes any more: queries, keys and values read what the one before
+# it gives; the output of attention reads what these give; up and gate what that gives; down what those give.
+MOST_ROUNDS = 4
+ROUNDS = 2
+ROUNDS_OF_EFFORT = {"normal": ROUNDS, "max": MOST_ROUNDS}
+"""How often a layer is made, by `--effort`."""
+
+
+@dataclass(frozen=True)
+class SequentialLayers:
+    """What a way through the layers leaves.
+
+    Attributes:
+        covariances: What all layers were encoded with, for `error_feedback`.
+        files: A file for each layer, for `reuse`.
+    """
+
+    covariances: Path
+    files: tuple[Path, ...]
+
+
+@dataclass
+class _Run:
+    """What all layers share."""
+
+    source: Path
+    spec: ModelSpec
+    folder: Path
+    type: str | QuantType
+    windows: Windows
+    n_threads: int | None
+    max_ram: int | str | None
+    clamp: bool
+    options: QuantizeOptions
+    dataset: str
+    origin: str | None
+    rounds: int
+
+    def cov(self, layer: int) -> Path:
+        return self.folder / f"{layer}.cov"
+
+    def file(self, layer: int) -> Path:
+        return self.folder / f"{layer}.gguf"
+
+
+def quantize_layers(
+    source: PathLike,
+    folder: PathLike,
+    type: str | QuantType,
+    windows: Windows,
+    *,
+    dataset: str = "",
+    rounds: int = ROUNDS,
+    n_threads: int | None = None,
+    max_ram: int | str | None = None,
+    clamp: bool = False,
+    on_note: Callable[[str], None] | None = None,
+    **options: Unpack[QuantizeOptions],
+) -> SequentialLayers:
+    """Makes the layers of a model one after another, each for the input that those before it give.
+
+    Covariances are of a layer's input in the model as it is quantized so far, and what is wanted is the
+    layer's result for the input that it has in the whole model: a layer makes good what those before it
+    miss. What is in `folder` and belongs to this run is not made again.
+
+    Args:
+        source: The model.
+        folder: Takes covariances and layers; it is made, if it is not there.
+        type: As for `quantize_file`, and so are `options`.
+        windows: The text, as `ikq.evaluate.cut` cuts it.
+        dataset: Its name.
+        rounds: How often a layer is made, 1 to 4: from the second round on its own matrices are quantized
+            before covariances of what they give are taken.
+        n_threads: Threads; `None`: one per CPU.
+        max_ram: Most bytes in work, as for `quantize_file`; hidden states that take more than half of it are
+            in a file.
+        clamp: As for `quantize_file`.
+        on_note: Called with a sentence about every layer.
+
+    Raises:
+        RefusedError: `rounds` or options that do not go with it; else as `quantize_file`.
+    """
+    if not 1 <= rounds <= MOST_ROUNDS:
+        raise RefusedError(f"{rounds} rounds: a layer is made 1 to {MOST_ROUNDS} times")
+    for name in ("error_feedback", "repack", "unrepack", "only_layer"):
+        if (value := options.get(name)) is not None and value is not False:
+            raise RefusedError(f"--sequential goes without --{name.replace('_', '-')}")
+    source, folder = Path(source), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with GGUFReader(source) as reader:
+        spec = model_spec(reader)
+        files = [shard.path for shard in reader.shards]
+        origin = _ikq.model_origin(reader._opened())
+        most = None if max_ram is None else parse_size(max_ram) // 4
+        wanted = new_states(windows, spec.n_embd, folder / "wanted.states", most)
+        met = new_states(windows, spec.n_embd, folder / "met.states", most)
+        embedded(reader, spec, windows, wanted)
+        met[:] = wanted
+    run = _Run(
+        source, spec, folder, type, windows, n_threads, max_ram, clamp, options, dataset, origin, rounds
+    )
+    before = run_identity(files, windows.tokens, described(type, windows.n_ctx, rounds, options))
+    done = read_done(folder)
+    for layer in range(len(spec.layers)):
+        if done.get(layer) == (before, contents(run.file(layer))):
+            note = "is there already"
+        else:
+            for number in range(rounds):
+                current = source if number == 0 else run.file(layer)
+                _collect(run, layer, (wanted, met), current)
+                of_layer: QuantizeOptions = {
+                    **options,
+                    "only_layer": layer,
+                    "error_feedback": run.cov(layer),
+                    "keep_split": False,
+                    "split_max_size": None,
+                    "split_max_tensors": None,
+                    "no_tensor_first_split": False,
+                }
+                plan = plan_quantization(source, run.file(layer), type, **of_layer)
+                plan.run(n_threads=n_threads, max_ram=max_ram, clamp=clamp, restart=True)
+            done[layer] = (before, contents(run.file(layer)))
+            write_done(folder, done)
+            note = "is done"
+        before = hashlib.sha256(f"{before} {done[layer][1]}".encode()).hexdigest()
+        distance = _advance(run, layer, wanted, met)
+        if on_note is not None:
+            on_note(f"layer {layer} of {len(spec.layers)} {note}: results {distance:.4f} from those wanted")
+    covariances = folder / "sequential.cov"
+    Covariances.merge([run.cov(layer) for layer in range(len(spec.layers))], covariances)
+    return SequentialLayers(covariances, tuple(run.file(layer) for layer in range(len(spec.layers))))
+
+
+def _collect(
+    run: _Run, layer: int, states: tuple[NDArray[np.float32], NDArray[np.float32]], current: Path
+) -> None:
+    """Writes the covariances of a layer's inputs, of which `current` has the matrices."""
+    windows, n_threads, spec = run.windows, run.n_threads, run.spec
+
+    def new() -> _ikq.StatisticsCollector:
+        return _ikq.StatisticsCollector(
+            all_experts=False,
+            similarity=False,
+            output=False,
+            choices=False,
+            covariance_layers=(layer, layer + 1),
+            n_threads=n_threads,
+        )
+
+    collectors = new(), new()
+    with (
+        LayerRunner(run.source, spec, layer, n_ctx=windows.n_ctx, n_threads=n_threads) as whole,
+        LayerRunner(current, spec, layer, n_ctx=windows.n_ctx, n_threads=n_threads) as quantized,
+    ):
+        runners = whole, quantized
+        for runner, collector in zip(runners, collectors, strict=True):
+            runner.set_collector(collector)
+        for i in range(windows.n):
+            for runner, hidden in zip(runners, states, strict=True):
+                runner.run(windows[i].tokens, hidden[i])
+            collectors[1].commit(collectors[0])
+    collectors[1].write_covariances(
+        str(run.cov(layer)), [run.dataset], windows.n, windows.n_ctx, run.origin, None
+    )
+
+
+def _advance(run: _Run, layer: int, wanted: NDArray[np.float32], met: NDArray[np.float32]) -> float:
+    """Takes both states behind a layer; the distance between them, as a share of those wanted."""
+    windows, spec = run.windows, run.spec
+    error = total = 0.0
+    with (
+        LayerRunner(run.source, spec, layer, n_ctx=windows.n_ctx, n_threads=run.n_threads) as whole,
+        LayerRunner(run.file(layer), spec, layer, n_ctx=windows.n_ctx, n_threads=run.n_threads) as quantized,
+    ):
+        for i in range(windows.n):
+            tokens = windows[i].tokens
+            wanted[i] = whole.run(tokens, wanted[i])
+            met[i] = quantized.run(tokens, met[i])
+            error += float(np.square(met[i] - wanted[i], dtype=np.float64).sum())
+            total += float(np.square(wanted[i], dtype=np.float64).sum())
+    return float((error / total) ** 0.5) if total else 0.0
+
+
+def layers_folder(destination: Path) -> Path:
+    """Where what is made on the way to an output is kept."""
+    return destination.with_name(f"{destination.name}.layers")
+
+
+def quantize_sequentially(
+    source: PathLike,
+    destination: PathLike,
+    type: str | QuantType,
+    windows: Windows,
+    *,
+    dataset: str = "",
+    rounds: int = ROUNDS,
+    n_threads: int | None = None,
+    max_ram: int | str | None = None,
+    clamp: bool = False,
+    on_note: Callable[[str], None] | None = None,
+    **options: Unpack[QuantizeOptions],
+) -> QuantizeResult:
+    """Quantizes a model layer by layer, and writes it.
+
+    What is made on the way is in `DESTINATION.layers`; it goes when the output is whole, and the same call
+    goes on with it after an interruption.
+
+    Args:
+        source: As for `quantize_layers`, like all others.
+        destination: The output.
+        type: See there.
+        windows: See there.
+        dataset: See there.
+        rounds: See there.
+        n_threads: See there.
+        max_ram: See there.
+        clamp: See there.
+        on_note: See there.
+
+    Raises:
+        RefusedError: As `quantize_layers`.
+    """
+    folder = layers_folder(Path(destination))
+    layers = quantize_layers(
+        source,
+        folder,
+        type,
+        windows,
+        dataset=dataset,
+        rounds=rounds,
+        n_threads=n_threads,
+        max_ram=max_ram,
+        clamp=clamp,
+        on_note=on_note,
+        **options,
+    )
+    with_feedback: QuantizeOptions = {**options, "error_feedback": layers.covariances}
+    plan = plan_quantization(source, destination, type, **with_feedback)
+    result = plan.run(n_threads=n_threads, max_ram=max_ram, clamp=clamp, reuse=layers.files)
+    shutil.rmtree(folder)
+    return result
