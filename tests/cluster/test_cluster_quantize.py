@@ -4,47 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from checkpoint_folders import make_folder
+from cluster_nodes import add_node, cluster
 from model_files import NAMES
 from partial_outputs import noted
 
 import ikq
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-cluster_utils = pytest.importorskip("ray.cluster_utils", reason="Ray is not installed")
-
 # Ray's own warnings, and sockets of nodes that were killed
 pytestmark = pytest.mark.filterwarnings("ignore")
 
+# fixtures of other modules are found by their names here
+__all__ = ["cluster"]
+
 DATA = Path(__file__).parents[1] / "data"
 SLOW_TYPE = "IQ4_KT"
-NODE = {"num_cpus": 1, "object_store_memory": 80 << 20}
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """Two nodes, `a` and `b`."""
-    head = NODE | {"node_ip_address": "127.0.0.1", "node_name": "a", "include_dashboard": False}
-    cluster = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
-    add(cluster, "b")
-    yield cluster
-    cluster.shutdown()
-
-
-def add(cluster: Any, name: str) -> Any:
-    return cluster.add_node(**NODE, node_ip_address="127.0.0.1", node_name=name)
 
 
 def words(source: Path, out: Path, type_name: str, *more: object) -> list[str]:
@@ -60,7 +45,7 @@ def sha256(path: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def slow(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def slow(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A model that takes some seconds, and the hash of what one machine makes of it."""
     folder = tmp_path_factory.mktemp("slow")
     source = folder / "m.gguf"
@@ -123,7 +108,7 @@ def test_a_folder_is_a_source(cluster: Any, tmp_path: Path) -> None:
 def test_a_node_dies(cluster: Any, tmp_path: Path, slow: tuple[Path, str]) -> None:
     source, expected = slow
     out = tmp_path / "m.gguf"
-    doomed = add(cluster, "c")
+    doomed = add_node(cluster, "c")
     process = subprocess.Popen(
         words(source, out, SLOW_TYPE, "--pure", "--cluster", cluster.address),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -200,7 +185,7 @@ def test_a_folder_of_another_name_is_not_the_output(cluster: Any, tmp_path: Path
     assert list(out.parent.iterdir()) == []
 
 
-def test_nobody_is_there(tmp_path: Path) -> None:
+def test_nobody_is_there(cluster: Any, tmp_path: Path) -> None:
     done = run(DATA / "tiny-moe-bf16.gguf", tmp_path / "m.gguf", "Q4_K", "--cluster", "127.0.0.1:9")
     assert done.returncode == 2
     assert "no cluster that answers" in done.stderr

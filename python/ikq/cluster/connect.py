@@ -62,6 +62,24 @@ def check_address(address: str) -> str | None:
     )
 
 
+def _stays_here(address: str) -> bool:
+    return address == "local" or _is_loopback(address.rpartition(":")[0].strip("[]"))
+
+
+def _check_loopback(ray: Any) -> None:
+    """Looks at where a cluster of this machine listens.
+
+    Raises:
+        RefusedError: others can reach it.
+    """
+    addresses = {node["NodeManagerAddress"] for node in ray.nodes()}
+    if not all(_is_loopback(address) for address in addresses):
+        raise RefusedError(
+            f"--cluster local: Ray listens on {', '.join(sorted(addresses))}, which others may reach; set "
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 before `ray` is imported"
+        )
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -83,6 +101,10 @@ def connected(address: str, n_cpus: int | None, on_note: Callable[[str], None] |
         UnsupportedError: Ray is not installed.
     """
     warning = check_address(address)
+    if _stays_here(address):
+        # Ray puts the machine's outer address in the place of the loopback's, and then listens on all
+        # interfaces, unless it is told that there are no clusters on this system
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray = ray_library()
     if warning is not None and on_note is not None:
         on_note(warning)
@@ -95,7 +117,6 @@ def connected(address: str, n_cpus: int | None, on_note: Callable[[str], None] |
                     address="local",
                     num_cpus=n_cpus,
                     include_dashboard=False,
-                    _node_ip_address="127.0.0.1",
                     **common,
                 )
             else:
@@ -103,6 +124,8 @@ def connected(address: str, n_cpus: int | None, on_note: Callable[[str], None] |
         except (ConnectionError, RuntimeError, TimeoutError) as e:
             raise RefusedError(f"--cluster {address}: there is no cluster that answers: {e}") from None
     try:
+        if own and address == "local":
+            _check_loopback(ray)
         yield ray
     finally:
         if own:
