@@ -10,6 +10,8 @@ import pytest
 
 # neither tests nor nodes tell anyone that they were here
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# workers are not put behind all other programs of a machine that is busy
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 # Ray names it so
 # the loopback stays the loopback
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 

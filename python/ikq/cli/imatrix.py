@@ -24,10 +24,10 @@ from ikq.cli import cluster_options, imatrix_cluster
 from ikq.cli.imatrix_covariance import CovarianceParts, PartialCovariances
 from ikq.cli.imatrix_report import coverage_lines, facts, similarity_lines, statistics_lines
 from ikq.cli.model_options import add_ignored, add_loading, load_options, print_ignored
+from ikq.cli.output_options import size
 from ikq.cli.quality import duration, read_text
 from ikq.evaluate import Perplexity, Windows
 from ikq.evaluate.perplexity import estimate
-from ikq.quantizing.options import parse_size
 from ikq.statistics.calibrate import (
     ChunksDone,
     coverage,
@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--max-ram",
         metavar="N(M|G)",
-        type=_size,
+        type=size,
         help="most bytes of covariances in memory; what is more takes further passes over the text (half of "
         "the memory that is available)",
     )
@@ -508,10 +508,3 @@ def _finish(
     if args.output is not None:
         form = {"dat": ".dat, of ik_llama.cpp", "gguf": "GGUF, of llama.cpp"}[_form(args)]
         print(f"{args.output}: {len(statistics)} entries from {statistics.n_chunks} chunks ({form})")
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as e:
-        raise argparse.ArgumentTypeError(str(e)) from None
