@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import ikq
+from ikq import _ikq
+from ikq.cluster import worker
 from ikq.cluster.connect import check_address
-from ikq.cluster.job import Failure, travelling
+from ikq.cluster.job import Failure, Job, travelling
 from ikq.cluster.paths import PathRule, mapped, parse_path_rule
+
+TINY = Path(__file__).parents[1] / "data" / "tiny-moe-bf16.gguf"
 
 
 @pytest.mark.parametrize("address", ["", "auto", "10.0.0.1", ":6379", "host:port", "ray://10.0.0.1:10001"])
@@ -85,6 +91,86 @@ def test_errors_travel_as_what_they_are() -> None:
     assert str(refused) == "node b: no"
     # a class that is not ours is not made from a name
     assert type(Failure("SystemExit", ("x",)).exception()) is ikq.errors.IkqError
+
+
+def looked(
+    monkeypatch: pytest.MonkeyPatch, source: Path, out: Path, rule: PathRule, **more: str
+) -> Exception | None:
+    """What a node `b` says of a run."""
+    monkeypatch.setattr(worker, "node_names", lambda: ["b", "10.0.0.2"])
+    plan = ikq.plan_quantization(source, out, "Q4_K")
+    own = _ikq.PlanWorker(plan._core, isa_name=None, measure_errors=False, clamp=False)
+    job = Job("k", str(source), "Q4_K", {}, (rule,), False, False, own.identity, **more)
+    worker._opened.clear()
+    failure = worker.look(job).failure
+    return None if failure is None else failure.exception()
+
+
+def test_a_node_with_another_source_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source, other = tmp_path / "here" / "m.gguf", tmp_path / "there" / "m.gguf"
+    for path in (source, other):
+        path.parent.mkdir()
+        shutil.copy(TINY, path)
+    out, rule = tmp_path / "o.gguf", PathRule("10.0.0.2", str(source.parent), str(other.parent))
+    # a copy is as good
+    assert looked(monkeypatch, source, out, rule) is None
+    largest = max(ikq.GGUFReader(source).tensors.values(), key=lambda t: t.raw.size)
+    start = source.read_bytes().index(largest.raw.tobytes())
+    with other.open("r+b") as file:  # the same header, other weights
+        file.seek(start)
+        file.write(largest.raw.tobytes()[::-1])
+    found = looked(monkeypatch, source, out, rule)
+    assert type(found) is ikq.RefusedError
+    assert "node b: " in str(found)
+    assert f"{other} is not what the driver has" in str(found)
+    other.unlink()
+    assert isinstance(looked(monkeypatch, source, out, rule), FileNotFoundError)
+
+
+def test_a_folder_of_the_same_name_is_not_the_output(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(worker, "_PROBE_SECONDS", 0.3)
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder in (here, there):
+        folder.mkdir()
+    (here / "probe").touch()
+    more = {"partials": (str(here / "o.gguf.part"),), "probe": str(here / "probe")}
+    assert looked(monkeypatch, TINY, here / "o.gguf", PathRule("*", "/x", "/y"), **more) is None
+    for node in (there, tmp_path / "none"):
+        found = looked(monkeypatch, TINY, here / "o.gguf", PathRule("b", str(here), str(node)), **more)
+        assert type(found) is ikq.RefusedError
+        assert "not the driver's folder" in str(found)
+
+
+def test_work_of_another_plan_is_not_taken(tmp_path: Path) -> None:
+    """A run whose outside sends what others made of another type, damaged bytes, and then the right ones."""
+    plan = ikq.plan_quantization(TINY, tmp_path / "o.gguf", "Q4_K")
+    right = _ikq.PlanWorker(plan._core, isa_name=None, measure_errors=False, clamp=False)
+    other = ikq.plan_quantization(TINY, tmp_path / "x.gguf", "Q4_0")
+    wrong = _ikq.PlanWorker(other._core, isa_name=None, measure_errors=False, clamp=False)
+
+    class Outside:
+        def __init__(self, make: Callable[[int], tuple[bytes, bytes]]) -> None:
+            self.make, self.numbers = make, list[int]()
+
+        def begin(self, numbers: list[int]) -> None:
+            self.numbers = numbers
+
+        def next(self) -> list[tuple[int, bytes, bytes | None]]:
+            # the last one first, and one of them twice
+            return [(n, *self.make(n)) for n in (self.numbers[-1], *reversed(self.numbers))]
+
+    def damaged(number: int) -> tuple[bytes, bytes]:
+        record, made = right.unit(number)
+        return record, made[:-1] + bytes([made[-1] ^ 1])
+
+    with pytest.raises(ikq.FormatError, match="another plan, source or version"):
+        plan.run(_outside=Outside(wrong.unit))
+    with pytest.raises(ikq.FormatError, match="bytes are damaged"):
+        plan.run(_outside=Outside(damaged))
+    assert not (tmp_path / "o.gguf").exists()
+    plan.run(_outside=Outside(right.unit))
+    ikq.quantize_file(TINY, tmp_path / "alone.gguf", "Q4_K")
+    assert (tmp_path / "o.gguf").read_bytes() == (tmp_path / "alone.gguf").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import importlib
 import ipaddress
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,9 @@ from typing import Any
 from ikq.errors import RefusedError, UnsupportedError
 
 __all__ = ["check_address", "connected", "ray_library"]
+
+
+_KNOCK_SECONDS = 10.0
 
 
 def ray_library() -> Any:
@@ -64,6 +68,16 @@ def check_address(address: str) -> str | None:
 
 def _stays_here(address: str) -> bool:
     return address == "local" or _is_loopback(address.rpartition(":")[0].strip("[]"))
+
+
+def _knock(address: str) -> None:
+    """Finds out at once that nobody is there, which Ray would try for minutes.
+
+    Raises:
+        OSError: nobody is.
+    """
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_SECONDS).close()
 
 
 def _check_loopback(ray: Any) -> None:
@@ -120,8 +134,9 @@ def connected(address: str, n_cpus: int | None, on_note: Callable[[str], None] |
                     **common,
                 )
             else:
+                _knock(address)
                 ray.init(address=address, **common)
-        except (ConnectionError, RuntimeError, TimeoutError) as e:
+        except (OSError, RuntimeError) as e:
             raise RefusedError(f"--cluster {address}: there is no cluster that answers: {e}") from None
     try:
         if own and address == "local":
