@@ -118,7 +118,8 @@ def write_tokenizer(folder: Path) -> None:
     letters = letters[: VOCAB - 259]
     for i, letter in enumerate(letters):
         pieces += piece(letter, -float(i), 1)
-    trainer = text(2, varint(3 << 3) + varint(2))
+    # BPE, with pieces for bytes
+    trainer = text(2, varint(3 << 3) + varint(2) + varint(35 << 3) + varint(1))
     normalizer = text(3, text(1, b"identity") + varint(3 << 3) + varint(1))
     (folder / "tokenizer.model").write_bytes(pieces + trainer + normalizer)
 

@@ -51,7 +51,7 @@ def slow(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
     rng = np.random.default_rng(0)
     with ikq.GGUFWriter(source, {"general.architecture": "llama"}) as writer:
         for name in ("ffn_up_exps", "ffn_gate_exps", "ffn_down_exps"):
-            weights = rng.standard_normal((8, 256, 1024), dtype=np.float32)
+            weights = rng.standard_normal((5, 256, 1024), dtype=np.float32)
             writer.add_tensor(f"blk.0.{name}.weight", weights)
         writer.add_tensor("blk.0.attn_norm.weight", np.ones(1024, np.float32))
     ikq.quantize_file(source, folder / "alone.gguf", SLOW_TYPE, pure=True)
@@ -118,7 +118,7 @@ def test_a_node_dies(cluster: Any, tmp_path: Path, slow: tuple[Path, str]) -> No
     stdout, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr
     # it had work to do yet
-    assert n_before < 24
+    assert n_before < 15
     assert " c " in stdout
     assert sha256(out) == expected
 
@@ -133,7 +133,7 @@ def test_the_driver_dies(cluster: Any, tmp_path: Path, slow: tuple[Path, str]) -
     process.communicate(timeout=30)
     n_done = n_noted(out)
     assert not out.exists()
-    assert 3 <= n_done < 24
+    assert 3 <= n_done < 15
     done = subprocess.run(command, capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr
     assert f"going on: {n_done} of " in done.stdout
