@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from ikq.recipes import step_speeds
 from ikq.recipes.recipe import measure_costs, open_problem
 from ikq.recipes.speed import Speeds, kept_speeds, measure_speeds, predicted_speeds, speed_model
 from ikq.recipes.step_speeds import LayerWork, StepSpeeds, layers_work
+from ikq.speed.measure import Workload
 from ikq.speed.type_speeds import (
     COUNTS,
     TypeSpeed,
@@ -119,6 +122,34 @@ def test_work_of_layers(tiny_moe: Path) -> None:
     assert STEPS.layer_seconds(work[0], 64) == pytest.approx(
         1e-6 + 64 * (work[0].elements * 1e-10 + heads * 32 * 1e-12)
     )
+
+
+def test_constants_of_steps_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Times made of known constants, in place of the engine's, give these constants back."""
+    product = type_speed(Q8_0, 1e-12)
+    true = StepSpeeds(step=3e-5, layer=2e-6, one_element=4e-9, element=5e-10, score=6e-12)
+
+    def timed(
+        model: tuple[step_speeds._Shape, int], workload: Workload, *, repetitions: int
+    ) -> SimpleNamespace:
+        shape, n_layers = model
+        n = workload.n_prompt
+        scores = (n * n / 2 if n > 1 else 0.0) + n * workload.depth
+        layer = shape.n_weights * product.per_weight(n) + shape.heads * scores * true.score
+        # a step of many has no constant of its own for a layer: activations are its measure
+        layer += true.layer + shape.elements * (true.one_element if n == 1 else n * true.element)
+        return SimpleNamespace(
+            seconds=[true.step + n_layers * layer + late for late in (2e-6, 0.0, 1e-6)][:repetitions]
+        )
+
+    made: dict[Path, tuple[step_speeds._Shape, int]] = {}
+    monkeypatch.setattr(step_speeds, "_write_model", lambda file, *model: made.update({file: model}))
+    monkeypatch.setattr(step_speeds.Model, "load", lambda file, **_: nullcontext(made[file]))
+    monkeypatch.setattr(step_speeds, "bench", timed)
+    found = step_speeds.measure_step_speeds(product, path=tmp_path / "speeds.json")
+    # seconds are float64 and differences of sums some thousand times larger
+    for name, value in vars(true).items():
+        assert getattr(found, name) == pytest.approx(value, rel=1e-9), name
 
 
 def test_speeds_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

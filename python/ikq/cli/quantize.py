@@ -67,6 +67,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "words", nargs="+", metavar="IN [OUT.gguf] TYPE [NTHREADS]", help="as in the usage line"
     )
+    _add_types(parser)
+    _add_statistics(parser)
+    _add_output(parser)
+    _add_resuming(parser)
+    _add_repacking(parser)
+    quantize_sequential.add_options(parser)
+    quantize_cluster.add_options(parser)
+    quantize_report.add_option(parser)
+
+
+def _add_types(parser: argparse.ArgumentParser) -> None:
+    """Types, by tensor, and how they are encoded."""
     types = parser.add_argument_group("types")
     types.add_argument(
         "--pure", action="store_true", help="TYPE for every matrix that no option names, without its rules"
@@ -113,6 +125,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     types.add_argument(
         "--allow-requantize", action="store_true", help="accept tensors that are quantized already"
     )
+
+
+def _add_statistics(parser: argparse.ArgumentParser) -> None:
+    """What is known of the activations."""
     statistics = parser.add_argument_group("statistics")
     statistics.add_argument("--imatrix", metavar="FILE", help="importance matrix, .dat or GGUF")
     statistics.add_argument(
@@ -141,6 +157,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="accept an imatrix without data for some tensors, or for more than 5 %% of a tensor's experts",
     )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    """What is written, and into how many files."""
     output = parser.add_argument_group("output")
     add_output_options(output)
     output.add_argument(
@@ -155,6 +175,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--dry-run", action="store_true", help="print types, sizes, memory, disk and time; write nothing"
     )
+
+
+def _add_resuming(parser: argparse.ArgumentParser) -> None:
+    """What earlier runs have left."""
     again = parser.add_argument_group("going on and using what is there")
     again.add_argument(
         "--restart",
@@ -180,6 +204,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=size,
         help="most bytes in work at a time, default half of the memory that is available",
     )
+
+
+def _add_repacking(parser: argparse.ArgumentParser) -> None:
+    """Interleaved types."""
     moving = parser.add_argument_group("interleaved types (no weight changes, TYPE is ignored)")
     moving.add_argument("--repack", action="store_true", help="tensors in their interleaved types")
     moving.add_argument("--unrepack", action="store_true", help="interleaved tensors in their plain types")
@@ -190,9 +218,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="only tensors whose names match one of these; may be repeated",
     )
-    quantize_sequential.add_options(parser)
-    quantize_cluster.add_options(parser)
-    quantize_report.add_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:

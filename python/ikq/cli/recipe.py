@@ -56,6 +56,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "their diagonal is written beside the recipe as one",
     )
     parser.add_argument("-o", "--output", metavar="FILE", help="the recipe; standard output unless given")
+    _add_budget(parser)
+    _add_types(parser)
+    _add_sensitivity(parser)
+    _add_shown(parser)
+    parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads; one per CPU unless given")
+
+
+def _add_budget(parser: argparse.ArgumentParser) -> None:
+    """How large and how slow the result may be."""
     budget = parser.add_argument_group("budget (one of size, bpw, ram)")
     budget.add_argument("--size", metavar="N", type=_bytes, help="most bytes of the file")
     budget.add_argument("--bpw", metavar="N", type=_positive, help="most bits per weight, over all tensors")
@@ -74,6 +83,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     budget.add_argument(
         "-ub", "--ubatch-size", type=int, default=512, metavar="N", help="most tokens at once"
     )
+
+
+def _add_types(parser: argparse.ArgumentParser) -> None:
+    """What there is to choose from."""
     types = parser.add_argument_group("types")
     types.add_argument(
         "--types",
@@ -92,6 +105,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     types.add_argument(
         "--allow-requantize", action="store_true", help="choose for tensors that are quantized already"
     )
+
+
+def _add_sensitivity(parser: argparse.ArgumentParser) -> None:
+    """Where the effect of a type on the output comes from."""
     sensitivity = parser.add_argument_group("sensitivities")
     sensitivity.add_argument(
         "--sensitivity", metavar="FILE.csv", help="measured values instead: tensor, type, divergence"
@@ -113,6 +130,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"with --probe: windows of 512 ({N_WINDOWS})",
     )
+
+
+def _add_shown(parser: argparse.ArgumentParser) -> None:
+    """What is shown beside the recipe."""
     shown = parser.add_argument_group("what is shown")
     shown.add_argument(
         "--explain", action="store_true", help="what a bit more or less of each tensor would do"
@@ -120,7 +141,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shown.add_argument(
         "--pareto", metavar="FILE.html", help="a page: size against divergence, with known mixes"
     )
-    parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads; one per CPU unless given")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -66,6 +66,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"most models that are loaded ({_D.models_max})",
     )
+    _add_listening(server)
+    _add_limits(server)
+    _add_caches(server)
+    _add_visible(server)
+    _add_chat(parser)
+    _add_defaults(parser)
+    add_loading(parser)
+    add_sampling(parser)
+    add_speculation(parser)
+    add_ignored(parser)
+    add_llama_server(parser)
+
+
+def _add_listening(server: argparse._ArgumentGroup) -> None:
+    """Where the server listens, and for whom."""
     server.add_argument("--host", default=_D.host, metavar="ADDRESS", help=f"where to listen ({_D.host})")
     server.add_argument("--port", type=int, default=_D.port, metavar="N", help=f"port ({_D.port})")
     server.add_argument(
@@ -85,6 +100,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ORIGIN,...",
         help="let pages of these origins ask; * for all; may be repeated",
     )
+
+
+def _add_limits(server: argparse._ArgumentGroup) -> None:
+    """How much it does at once, and for how long."""
     server.add_argument(
         "-np",
         "--parallel",
@@ -122,6 +141,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MIB",
         help=f"most MiB of a request ({_D.max_body // 2**20})",
     )
+
+
+def _add_caches(server: argparse._ArgumentGroup) -> None:
+    """What is kept of what was computed."""
     server.add_argument(
         "-cram",
         "--cache-ram",
@@ -133,19 +156,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prefix-cache", metavar="FOLDER", help="keep what was computed there when the server ends"
     )
     server.add_argument("--slot-save-path", metavar="FOLDER", help="folder of files of slots")
+
+
+def _add_visible(server: argparse._ArgumentGroup) -> None:
+    """What the server writes down and shows."""
     server.add_argument("--log-json", action="store_true", help="lines of the log as JSON")
     server.add_argument("--log-format", choices=("text", "json"), help=argparse.SUPPRESS)
     server.add_argument("--log-file", metavar="FILE", help="append them to a file, not to standard error")
     server.add_argument("--no-log", "--log-disable", action="store_true", help="no lines for requests")
     server.add_argument("--no-webui", "--no-ui", action="store_true", help="no page at /")
     server.add_argument("--no-slots", action="store_true", help="do not tell about slots at /slots")
-    _add_chat(parser)
-    _add_defaults(parser)
-    add_loading(parser)
-    add_sampling(parser)
-    add_speculation(parser)
-    add_ignored(parser)
-    add_llama_server(parser)
 
 
 def _add_chat(parser: argparse.ArgumentParser) -> None:

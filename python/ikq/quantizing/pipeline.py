@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast
@@ -93,6 +94,14 @@ _MUCH_VANISHED = 1e-3
 """Share of a tensor's non-zero weights that may become zero without a word."""
 
 
+def _vanished_warning(tensor: PlannedTensor, share: float) -> str:
+    type_name = getattr(tensor.to_type, "name", tensor.to_type)
+    return (
+        f"warning: {share:.2%} of the non-zero weights of `{tensor.name}` are too small for {type_name} "
+        "and are 0 now; BF16 keeps them"
+    )
+
+
 @dataclass(frozen=True)
 class QuantizePlan:
     """Everything that is known before the first byte is written."""
@@ -157,23 +166,10 @@ class QuantizePlan:
             KeyboardInterrupt: Ctrl-C; says what is kept.
         """
         start = time.perf_counter()
-        not_ternary = []
-
-        def done(index: int, seconds: float, is_not_ternary: bool, vanished: float) -> None:
-            tensor = self.tensors[index]
-            if is_not_ternary:
-                not_ternary.append(tensor)
-            if progress is not None:
-                progress(tensor, seconds)
-            if on_note is not None and vanished > _MUCH_VANISHED:
-                on_note(
-                    f"warning: {vanished:.2%} of the non-zero weights of `{tensor.name}` are too small for "
-                    f"{getattr(tensor.to_type, 'name', tensor.to_type)} and are 0 now; BF16 keeps them"
-                )
-
+        not_ternary: list[PlannedTensor] = []
         workers, _ = self._memory(n_threads, max_ram, measure_errors)
         self.destination.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with self._telling_what_is_left(on_note):
             ran = self._core.run(
                 self.destination,
                 n_threads=workers,
@@ -183,20 +179,11 @@ class QuantizePlan:
                 keep_finished=partial_requant,
                 measure_errors=measure_errors,
                 clamp=clamp,
-                progress=done,
+                progress=self._on_tensor(not_ternary, progress, on_note),
                 on_bytes=on_bytes,
                 on_note=on_note,
                 outside=_outside,
             )
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"interrupted; {self._what_is_kept()}") from None
-        except (IkqError, OSError):
-            if on_note is not None and self._partials():
-                on_note(self._what_is_kept())
-            raise
-        if on_note is not None and (left := self._partials()):
-            names = ", ".join(p.name for p in sorted(left))
-            on_note(f"left from a command with another split, and of no use to this one: {names}")
         return QuantizeResult(
             plan=self,
             files=tuple(Path(f) for f in ran.files),
@@ -207,6 +194,40 @@ class QuantizePlan:
             n_resumed=ran.n_resumed,
             n_damaged=ran.n_damaged,
         )
+
+    def _on_tensor(
+        self,
+        not_ternary: list[PlannedTensor],
+        progress: Callable[[PlannedTensor, float], None] | None,
+        on_note: Callable[[str], None] | None,
+    ) -> Callable[[int, float, bool, float], None]:
+        """What is called with every tensor that is done: tells the caller, and adds to `not_ternary`."""
+
+        def done(index: int, seconds: float, is_not_ternary: bool, vanished: float) -> None:
+            tensor = self.tensors[index]
+            if is_not_ternary:
+                not_ternary.append(tensor)
+            if progress is not None:
+                progress(tensor, seconds)
+            if on_note is not None and vanished > _MUCH_VANISHED:
+                on_note(_vanished_warning(tensor, vanished))
+
+        return done
+
+    @contextlib.contextmanager
+    def _telling_what_is_left(self, on_note: Callable[[str], None] | None) -> Iterator[None]:
+        """Says which partial files a run leaves: for the next one, or, when it is done, of other commands."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"interrupted; {self._what_is_kept()}") from None
+        except (IkqError, OSError):
+            if on_note is not None and self._partials():
+                on_note(self._what_is_kept())
+            raise
+        if on_note is not None and (left := self._partials()):
+            names = ", ".join(p.name for p in sorted(left))
+            on_note(f"left from a command with another split, and of no use to this one: {names}")
 
     def predict_memory(
         self,

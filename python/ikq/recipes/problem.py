@@ -207,7 +207,7 @@ def read_problem(
     """
     wanted = tuple(dict.fromkeys(types))
     fixed = [_fix_rule(text) for text in fix]
-    all_types = tuple(dict.fromkeys([*wanted, *(t for _, t, _ in fixed)]))
+    all_types = tuple(dict.fromkeys([*wanted, *(rule.type for rule in fixed)]))
     if not all_types:
         raise RefusedError("there is no type to choose from; name some with --types")
     if not _can_be_quantized(source):
@@ -226,56 +226,21 @@ def read_problem(
         plans[t] = tuple(plan.tensors)
         totals.append(plan.total_bytes)
         del plan
-    with GGUFReader(source) as reader:
-        alignment = int(str(reader.metadata.get("general.alignment", 32)))
-        own = {name: reader.tensors[name].nbytes for name in reader.tensors}
-
-    def padded(n: int) -> int:
-        return -(-n // alignment) * alignment
-
-    used, fits = [False] * len(fixed), [False] * len(fixed)
-    tensors, fixed_bytes, n_weights = [], {}, 0
+    sizes = _Sizes.read(source)
+    tensors: list[TensorChoices] = []
+    fixed_bytes: dict[str, int] = {}
+    n_weights = 0
     for i, first in enumerate(plans[all_types[0]]):
         of_type = {t: planned[i] for t, planned in plans.items()}
         n_weights += int(np.prod(first.shape))
         if all(
             p.copied and p.to_type == p.from_type and not _is_kept_type(p.reason) for p in of_type.values()
         ):
-            fixed_bytes[first.name] = padded(first.bytes_out)
-            continue
-        fitting = [n for n, (pattern, _, _) in enumerate(fixed) if pattern.search(first.name)]
-        rule = min(fitting, default=None)
-        for n in fitting:
-            fits[n] = True
-        may = wanted if rule is None else (fixed[rule][1],)
-        if rule is not None:
-            used[rule] = True
-        options: dict[QuantType | int, int] = {}
-        if rule is None:
-            options[first.from_type] = padded(own[first.name])
-        for t in may:
-            p = of_type[t]
-            lacking = p.lacks_imatrix and isinstance(p.to_type, QuantType) and p.to_type.needs_imatrix
-            if lacking and p.name not in _MATRICES_WITHOUT_RULES and rule is None:
-                continue
-            options[p.to_type] = padded(p.bytes_out)
-        ordered = sorted(options.items(), key=lambda o: o[1])
-        kind, layer = kind_and_layer(first.name)
-        entries = {p.imatrix for p in of_type.values() if p.imatrix is not None}
-        tensors.append(
-            TensorChoices(
-                name=first.name,
-                kind=kind,
-                layer=layer,
-                shape=first.shape,
-                source_type=first.from_type,
-                types=tuple(t for t, _ in ordered),
-                bytes=np.array([n for _, n in ordered], np.int64),
-                imatrix=min(entries, default=None),
-            )
-        )
+            fixed_bytes[first.name] = sizes.padded(first.bytes_out)
+        else:
+            tensors.append(_choices(of_type, wanted, _deciding(fixed, first.name), sizes))
     overhead = max(
-        total - sum(padded(p.bytes_out) for p in planned)
+        total - sum(sizes.padded(p.bytes_out) for p in planned)
         for total, planned in zip(totals, plans.values(), strict=True)
     )
     problem = Problem(
@@ -286,16 +251,87 @@ def read_problem(
         n_weights=n_weights,
         fixed_bytes=fixed_bytes,
     )
-    for (_, _, text), is_used, does_fit in zip(fixed, used, fits, strict=True):
-        if not is_used and does_fit:
-            raise RefusedError(
-                f"--fix {text}: earlier rules decide for all tensors that it fits; put it first"
-            )
-        if not is_used:
-            raise RefusedError(
-                f"--fix {text}: no tensor that can be quantized has such a name; {problem.smallest}"
-            )
+    _check_all_used(fixed, problem)
     return problem
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Sizes of a model's tensors as they are, and how sizes are padded in its file."""
+
+    own: Mapping[str, int]
+    alignment: int
+
+    @staticmethod
+    def read(source: Path) -> _Sizes:
+        with GGUFReader(source) as reader:
+            alignment = int(str(reader.metadata.get("general.alignment", 32)))
+            return _Sizes({name: t.nbytes for name, t in reader.tensors.items()}, alignment)
+
+    def padded(self, n: int) -> int:
+        return -(-n // self.alignment) * self.alignment
+
+
+@dataclass(frozen=True)
+class _FixRule:
+    """A `--fix`."""
+
+    pattern: re.Pattern[str]
+    type: QuantType
+    text: str
+
+
+def _deciding(fixed: Sequence[_FixRule], name: str) -> _FixRule | None:
+    """The first rule that fits a tensor."""
+    return next((rule for rule in fixed if rule.pattern.search(name)), None)
+
+
+def _choices(
+    of_type: Mapping[QuantType, PlannedTensor],
+    wanted: Sequence[QuantType],
+    rule: _FixRule | None,
+    sizes: _Sizes,
+) -> TensorChoices:
+    """What a tensor may become; `of_type` has what the plan for each type makes of it."""
+    first = next(iter(of_type.values()))
+    options: dict[QuantType | int, int] = {}
+    if rule is None:
+        options[first.from_type] = sizes.padded(sizes.own[first.name])
+    for t in wanted if rule is None else (rule.type,):
+        p = of_type[t]
+        lacking = p.lacks_imatrix and isinstance(p.to_type, QuantType) and p.to_type.needs_imatrix
+        if lacking and p.name not in _MATRICES_WITHOUT_RULES and rule is None:
+            continue
+        options[p.to_type] = sizes.padded(p.bytes_out)
+    ordered = sorted(options.items(), key=lambda o: o[1])
+    kind, layer = kind_and_layer(first.name)
+    entries = {p.imatrix for p in of_type.values() if p.imatrix is not None}
+    return TensorChoices(
+        name=first.name,
+        kind=kind,
+        layer=layer,
+        shape=first.shape,
+        source_type=first.from_type,
+        types=tuple(t for t, _ in ordered),
+        bytes=np.array([n for _, n in ordered], np.int64),
+        imatrix=min(entries, default=None),
+    )
+
+
+def _check_all_used(fixed: Sequence[_FixRule], problem: Problem) -> None:
+    """Refuses rules that decide for no tensor."""
+    names = [t.name for t in problem.tensors]
+    used = [_deciding(fixed, name) for name in names]
+    for rule in fixed:
+        if any(rule is other for other in used):
+            continue
+        if any(rule.pattern.search(name) for name in names):
+            raise RefusedError(
+                f"--fix {rule.text}: earlier rules decide for all tensors that it fits; put it first"
+            )
+        raise RefusedError(
+            f"--fix {rule.text}: no tensor that can be quantized has such a name; {problem.smallest}"
+        )
 
 
 def _can_be_quantized(source: Path) -> bool:
@@ -316,7 +352,7 @@ def _is_kept_type(reason: str) -> bool:
     return reason.startswith("is ")
 
 
-def _fix_rule(text: str) -> tuple[re.Pattern[str], QuantType, str]:
+def _fix_rule(text: str) -> _FixRule:
     pattern, equals, type_name = text.rpartition("=")
     if not equals or not pattern:
         raise FormatError(f"--fix {text!r}: expected REGEX=TYPE")
@@ -327,4 +363,4 @@ def _fix_rule(text: str) -> tuple[re.Pattern[str], QuantType, str]:
     types = _named(type_name)
     if len(types) != 1:
         raise FormatError(f"--fix {text!r}: {type_name} is more than one type")
-    return found, types[0], text
+    return _FixRule(found, types[0], text)

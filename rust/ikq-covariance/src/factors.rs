@@ -1,4 +1,4 @@
-//! What error feedback needs of a covariance.
+//! The triangular factors of a covariance, which error feedback works with.
 //!
 //! With the damped covariance H and rows x that become y, the error of the products is `d H d^T`, `d = x - y`. H is
 //! `R R^T` with R upper triangular, so that the error is `|d R|^2`; column j of it depends on the columns up to j:
@@ -26,10 +26,10 @@ pub fn damping(k: usize, n: f64) -> f64 {
     0.05 + k as f64 / n.max(1.0)
 }
 
-/// What is tried where that does not make the matrix positive: rounding has done it more harm.
+/// Larger damping, tried in turn where the ordinary one does not make the matrix positive because of rounding.
 const MORE: [f64; 3] = [1.0, 10.0, 100.0];
 
-/// A covariance is not what sums of outer products give, up to rounding.
+/// The error of a matrix that cannot be a covariance: no sum of outer products gives it, even with rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotPositive;
 
@@ -39,9 +39,9 @@ pub struct Factors {
     k: usize,
     /// w: the weight of each column once all earlier ones are settled.
     pub weights: Vec<f32>,
-    /// N.
+    /// The factor N of the module's head.
     pub spread: Strips,
-    /// R.
+    /// The factor R of the module's head.
     pub root: Strips,
     /// `D H^-1`, `k` rows of `k`, where products of other inputs are wanted.
     aim: Option<Vec<f32>>,
@@ -112,7 +112,7 @@ impl Factors {
         Err(NotPositive)
     }
 
-    /// Columns.
+    /// The number of columns.
     pub fn k(&self) -> usize {
         self.k
     }
@@ -141,7 +141,7 @@ impl Factors {
         4 * (2 * Strips::floats(k) + k + if has_aim { k * k } else { 0 })
     }
 
-    /// Bytes that making them takes beside that.
+    /// Bytes of memory that making the factors takes besides the factors themselves.
     pub fn working_bytes(k: usize, has_aim: bool) -> usize {
         // the factor and its inverse; what is divided by them, and the inverse turned
         (if has_aim { 32 } else { 16 }) * k * k
@@ -182,7 +182,7 @@ impl Strips {
         &self.values[16 * (strip * (strip + 1) / 2)..][..16 * (strip + 1)]
     }
 
-    /// One element.
+    /// The element at (row, column).
     pub fn get(&self, row: usize, column: usize) -> f32 {
         self.strip(column / 16)[row][column % 16]
     }

@@ -69,7 +69,7 @@ fn main() {
         let mut out = vec![0; matrix_bytes(*ty, ROWS, k).expect("whole blocks")];
         let with = time(k, || {
             let importance = Some(&importance[..]);
-            ikq_feedback::encode_rows(kind, *ty, &x, k, importance, options, &factors, &mut out)
+            ikq_feedback::encode_rows(kind, *ty, &x, importance, options, &factors, &mut out)
                 .expect("floats");
             black_box(&out);
         });

@@ -1,4 +1,4 @@
-//! Rows from floats to bytes: some at a time, block after block.
+//! Encodes rows of floats with error feedback, up to 64 rows at a time, one block of columns after the other.
 
 use std::marker::PhantomData;
 
@@ -14,26 +14,21 @@ use crate::types::{Columns, ForType, for_type};
 /// Rows in work at a time: what is read of the factors serves all of them.
 const ROWS: usize = 64;
 
-/// Encodes rows of `n_per_row` floats with error feedback. Shapes are those of [`ikq_encode::encode_rows`]; `importance` serves
-/// rows whose moved weights leave the range of floats, which are encoded without.
+/// Encodes rows with error feedback. A row has as many floats as the factors have columns; shapes are else those of
+/// [`ikq_encode::encode_rows`]. Rows whose moved weights leave the range of floats are encoded without feedback, by `importance`.
 ///
 /// # Errors
 /// As [`ikq_encode::encode_rows`]; [`Error::NoEncoder`] for types without feedback ([`crate::has_feedback`]).
-///
-/// # Panics
-/// Factors of another number of columns.
-#[expect(clippy::too_many_arguments, reason = "those of encoding, and the factors")]
 pub fn encode_rows(
     kind: IsaKind,
     ty: QuantType,
     x: &[f32],
-    n_per_row: usize,
     importance: Option<&[f32]>,
     options: EncodeOptions,
     factors: &Factors,
     out: &mut [u8],
 ) -> Result<(), Error> {
-    assert_eq!(factors.k(), n_per_row, "columns of the factors");
+    let n_per_row = factors.k();
     let n_rows = x.len().checked_div(n_per_row).unwrap_or(0);
     if n_rows * n_per_row != x.len() {
         return Err(Error::PartRow { n_elements: x.len(), n_per_row });
@@ -93,7 +88,7 @@ impl ForType for Rows<'_> {
 }
 
 impl Rows<'_> {
-    /// Some rows of the plain type.
+    /// Encodes up to [`ROWS`] rows as the plain (not interleaved) type `T`.
     fn chunk<T: Columns>(&self, layout: &Layout, x: &[f32], out: &mut [u8]) -> Result<(), Error> {
         let Rows { kind, n_per_row: k, options, factors, .. } = *self;
         // scales of the least error, by which codes are chosen; what undoes the gain comes behind them
@@ -199,13 +194,14 @@ impl Rows<'_> {
     }
 }
 
-/// What undoes a gain of `xy / xx`; 1 where it is no gain: less than half, or more than twice.
+/// The factor on a row's scales that undoes a gain of `xy / xx`; 1 where the gain is below a half or above 2, because the
+/// codes are then no approximation of the row.
 fn factor(xy: f32, xx: f32) -> f32 {
     let factor = xx / xy;
     if xx.is_finite() && (0.5..=2.0).contains(&factor) { factor } else { 1.0 }
 }
 
-/// The float scale at the head of a row; 0 where there is none.
+/// The float scale in the header of a row, a half or an f32; 0 for a row without header.
 pub(crate) fn of_row(header: &[u8]) -> f32 {
     match *header {
         [a, b] => float(u32::from(u16::from_le_bytes([a, b]))),

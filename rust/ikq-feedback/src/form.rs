@@ -3,10 +3,10 @@
 use half::f16;
 use ikq_formats::Layout;
 
-/// Most scales that are tried for a sub-block.
+/// The largest number of scales that are tried for a sub-block.
 pub(crate) const MOST_CHOICES: usize = 9;
 
-/// What tells types apart.
+/// How a type forms the scale and the offset of a sub-block from the fields of its block.
 #[derive(Clone, Copy)]
 pub(crate) struct Form {
     /// Elements that share a scale.
@@ -38,7 +38,7 @@ pub(crate) struct Grid {
     pub stored: fn(i32) -> u32,
 }
 
-/// Where the row of the value table is chosen.
+/// Which field chooses between the two rows of a value table.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Shift {
     Nowhere,
@@ -48,7 +48,7 @@ pub(crate) enum Shift {
     LowestBit,
 }
 
-/// A scale and an offset, and the numbers of the fields that give them.
+/// A scale and an offset to choose, with the field values that encode them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Choice {
     pub a: f32,
@@ -66,15 +66,15 @@ pub(crate) struct Places {
     pub first: usize,
     pub second: Option<usize>,
     pub codes: Run,
-    /// Signs, or shifts of groups.
+    /// The field beside the codes: signs, or the shifts of groups.
     pub beside: Run,
 }
 
-/// A field with some numbers for every sub-block.
+/// A field that holds the same count of numbers for every sub-block.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Run {
     pub at: usize,
-    /// Numbers of a sub-block.
+    /// How many numbers a sub-block has.
     pub n: usize,
 }
 
@@ -203,7 +203,7 @@ impl Form {
         }
     }
 
-    /// Stores a choice.
+    /// Writes a choice into the fields of its sub-block.
     pub fn keep(self, values: &mut [u32], places: Places, sub: usize, choice: &Choice) {
         values[places.first + sub] = choice.stored[0];
         if let Some(at) = places.second {
@@ -211,7 +211,7 @@ impl Form {
         }
     }
 
-    /// Multiplies the floats of a block.
+    /// Multiplies the float scales and minima of a block by `factor`.
     pub fn scale_by(self, values: &mut [u32], places: Places, factor: f32) {
         for at in [places.d, places.m].into_iter().flatten() {
             values[at] = half(float(values[at]) * factor);

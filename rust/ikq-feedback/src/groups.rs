@@ -1,8 +1,8 @@
 //! Codes of four or eight columns: row by row, each search going through many points at once.
 //!
 //! Inside a group, too, the error of a column moves those behind it, but a search takes all columns as they are, weighed by w. So a
-//! group begins with the point nearest to its columns; the errors of that point move the columns, and a point nearest to these
-//! takes its place while that gains.
+//! group begins with the point nearest to its columns; the errors of that point move the columns, and the point nearest to the
+//! moved columns takes its place if its loss is smaller.
 
 use ikq_encode::weights::normalizer;
 use ikq_simd::Isa;
@@ -11,21 +11,19 @@ use crate::coder::{Coded, Coder, MOST_SUB, SubBlock};
 use crate::form::Choice;
 use crate::passes::LANES;
 
-/// Most columns of a group.
+/// The largest number of columns in a group.
 pub(crate) const MOST: usize = 8;
-/// How often a group's columns are moved by its own errors.
-const ROUNDS: usize = 1;
 
 /// Codes of a group.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Point {
-    /// What they decode to.
+    /// What the codes decode to.
     pub values: [f32; MOST],
     pub codes: [u16; 2],
     pub beside: [u8; MOST],
 }
 
-/// What groups of a type are coded with.
+/// The points (codebook entries, trellis points) that the groups of a type choose from.
 pub(crate) trait Points<I: Isa> {
     /// Columns of a group; its numbers of the field of codes and of the one beside it.
     const COLUMNS: usize;
@@ -42,7 +40,7 @@ pub(crate) trait Points<I: Isa> {
 /// [`Points`] as a [`Coder`].
 pub(crate) struct InGroups<P>(pub P);
 
-/// A row's sub-block with one choice.
+/// What one choice of scale leads to for a row's sub-block.
 #[derive(Clone, Copy)]
 struct Found {
     loss: f32,
@@ -98,7 +96,7 @@ impl<I: Isa, P: Points<I>> Coder<I> for InGroups<P> {
 }
 
 impl<P> InGroups<P> {
-    /// A row with one choice; gives up as soon as the loss reaches `limit`.
+    /// Codes a row's sub-block with one choice of scale. Gives up as soon as the loss reaches `limit`.
     #[inline(always)]
     fn row<I: Isa>(
         &self,
@@ -140,7 +138,7 @@ impl<P> InGroups<P> {
         out
     }
 
-    /// The point of a group, the errors of its columns, and their loss.
+    /// Finds the point of a group; returns it with the errors of its columns and their loss.
     #[inline(always)]
     fn group<I: Isa>(
         &self,
@@ -155,26 +153,20 @@ impl<P> InGroups<P> {
         P: Points<I>,
     {
         let n = P::COLUMNS;
-        let mut point = self.0.nearest(isa, own, weights, choice);
-        let (mut errors, mut loss) = errors(sub, first, n, own, &point);
-        for _ in 0..ROUNDS {
-            // the columns as the point's errors move them
-            let mut target = point.values;
-            target.iter_mut().zip(errors).for_each(|(t, e)| *t += e);
-            let next = self.0.nearest(isa, &target, weights, choice);
-            let (next_errors, next_loss) = self::errors(sub, first, n, own, &next);
-            if next_loss >= loss {
-                break;
-            }
-            (point, errors, loss) = (next, next_errors, next_loss);
-        }
-        (point, errors, loss)
+        let point = self.0.nearest(isa, own, weights, choice);
+        let (errors, loss) = group_errors(sub, first, n, own, &point);
+        // the columns as the point's errors move them
+        let mut target = point.values;
+        target.iter_mut().zip(errors).for_each(|(t, e)| *t += e);
+        let next = self.0.nearest(isa, &target, weights, choice);
+        let (next_errors, next_loss) = group_errors(sub, first, n, own, &next);
+        if next_loss < loss { (next, next_errors, next_loss) } else { (point, errors, loss) }
     }
 }
 
-/// The errors of columns that become a point, and the sum of their weighted squares.
+/// The errors that columns have when they become `point`, and the sum of their weighted squares.
 #[inline(always)]
-fn errors(
+fn group_errors(
     sub: &SubBlock<'_>,
     first: usize,
     n: usize,

@@ -36,20 +36,20 @@ impl<F: Copy> Scales<F> {
         isa.max_f(isa.min_f(t, isa.splat_f(LARGE)), isa.splat_f(-LARGE))
     }
 
-    /// What a level stands for.
+    /// The number that a level decodes to.
     #[inline(always)]
     fn value<I: Isa<F = F>>(self, isa: I, level: F) -> F {
         isa.mul_add_f(self.a, level, self.b)
     }
 }
 
-/// `N` columns that are to be coded.
+/// `N` neighbouring columns for which codes are to be found.
 #[derive(Clone, Copy)]
 pub(crate) struct Target<F, const N: usize> {
-    /// As all before them have moved them, and their weights.
+    /// The columns after the errors of all earlier ones have moved them, and their weights.
     x: [F; N],
     w: [F; N],
-    /// What the error of the first of two leaves to the other.
+    /// The factor by which the error of the first of two columns moves the second.
     spread: F,
     /// The same of the columns [`InLanes::AHEAD`] of them, as far as they are moved by now.
     ahead: [F; N],
@@ -169,7 +169,7 @@ fn column_by_column<I: Isa, C: InLanes<I, N>, const N: usize>(
     }
 }
 
-/// A level for every column.
+/// Types in which every column has a level of its own.
 #[derive(Clone, Copy)]
 pub(crate) struct Each<L>(pub L);
 
@@ -194,7 +194,7 @@ impl<I: Isa, L: Levels<I>> InLanes<I, 1> for Each<L> {
     }
 }
 
-/// A code for two columns: those of IQ2_KL.
+/// IQ2_KL, in which one code stands for two columns.
 #[derive(Clone, Copy)]
 pub(crate) struct Pairs;
 

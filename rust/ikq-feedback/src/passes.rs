@@ -10,10 +10,10 @@ use crate::coder::{Coded, Coder, MOST_SUB, SubBlock};
 use crate::form::{Choice, MOST_CHOICES, Places};
 use crate::types::Columns;
 
-/// Rows side by side.
+/// Rows that are worked on side by side, one per lane.
 pub(crate) const LANES: usize = 16;
 pub(crate) type Lane = [f32; LANES];
-/// Columns that are computed side by side.
+/// Columns that are computed side by side, in registers.
 const SIDE_BY_SIDE: usize = 8;
 
 /// `columns -= errors * factor` for columns from `first`, a multiple of eight as their number is; `errors` are those of rows
@@ -52,9 +52,9 @@ pub(crate) struct Move<'a> {
     pub factors: &'a Factors,
     /// The block's first column.
     pub first: usize,
-    /// Group after group.
+    /// The result, for one group of sixteen rows after the other.
     pub out: &'a mut [Lane],
-    /// Columns of the block.
+    /// The number of columns in the block.
     pub n: usize,
 }
 
@@ -79,7 +79,7 @@ impl IsaOp for Move<'_> {
 
 /// Chooses scales and codes of one block of every row, and notes the errors.
 pub(crate) struct Settle<'a, T> {
-    /// What [`Move`] gave.
+    /// The block's columns as [`Move`] has moved them.
     pub moved: &'a mut [Lane],
     pub errors: &'a mut [Lane],
     pub factors: &'a Factors,

@@ -1,4 +1,4 @@
-//! Codebook entries and trellis points.
+//! How the nearest codebook entry or trellis point is found for a group of columns.
 
 use ikq_encode::search::grid_block::GridSearch;
 use ikq_encode::search::trellis::{Trellis, Weights};
@@ -11,7 +11,7 @@ use crate::groups::{MOST, Point, Points};
 pub(crate) struct Entries<const CODES: usize, const BESIDE: usize> {
     pub search: GridSearch<'static>,
     pub beside: Beside,
-    /// What a scale is shifted by, in levels.
+    /// The shift that is added to all levels of an entry, in units of a level.
     pub shift: f32,
 }
 
@@ -81,7 +81,7 @@ pub(crate) struct Seeds<const PAIRS: usize, const SIGNS: usize> {
     pub sets: &'static [Trellis<PAIRS>],
 }
 
-/// How far a search looks (see [`Trellis::nearest`]).
+/// How many points a search looks at (see [`Trellis::nearest`]).
 const PATIENCE: f32 = 0.2;
 
 impl<I: Isa, const PAIRS: usize, const SIGNS: usize> Points<I> for Seeds<PAIRS, SIGNS> {

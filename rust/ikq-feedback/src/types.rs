@@ -1,4 +1,4 @@
-//! The types, and what finds their codes.
+//! The types that are encoded with error feedback, and for each the [`Coder`](crate::coder::Coder) that finds its codes.
 
 use ikq_encode::search::levels::{Four, Integers, Offset, Table, Table4, Wide};
 use ikq_encode::search::trellis::Trellis;
@@ -18,17 +18,17 @@ use crate::groups::InGroups;
 use crate::lanes::{BesideEachOther, Each, EvenFours, Pairs};
 use crate::points::{Beside, Entries, Seeds};
 
-/// A type.
+/// A type that is encoded with error feedback.
 pub(crate) trait Columns: 'static {
     const TYPE: QuantType;
     const FORM: Form;
     type Coder<I: Isa>: Coder<I>;
 
-    /// What finds the codes of a sub-block. `#[inline(always)]`.
+    /// The coder that finds the codes of a sub-block. `#[inline(always)]`.
     fn coder<I: Isa>(isa: I, options: EncodeOptions) -> Self::Coder<I>;
 }
 
-/// What is done for a type that is known when the program runs.
+/// Work that is generic over the type, for callers that know the type only when the program runs.
 pub(crate) trait ForType {
     type Output;
     fn run<T: Columns>(self) -> Self::Output;
@@ -70,7 +70,7 @@ pub fn has_feedback(ty: QuantType) -> bool {
     TYPES.contains(&ty.info().base.unwrap_or(ty))
 }
 
-/// A level for every column.
+/// Types in which every column has a code of its own.
 type Levelled<L> = BesideEachOther<Each<L>, 1>;
 
 #[inline(always)]
@@ -164,7 +164,7 @@ const FIVE_BITS: Grid =
     Grid { lo: -16, hi: 15, step: 1, read: |s| s as i32 - 16, stored: |k| (k + 16) as u32 };
 const SIX_BITS: Grid =
     Grid { lo: -32, hi: 31, step: 1, read: |s| s as i32 - 32, stored: |k| (k + 32) as u32 };
-/// Two's complement.
+/// Integer scales stored in two's complement.
 const EIGHT_BITS: Grid =
     Grid { lo: -128, hi: 127, step: 1, read: |s| i32::from(s as u8 as i8), stored: |k| k as u32 & 0xff };
 /// Odd numbers up to 31, a bit for the sign.
@@ -312,12 +312,12 @@ mod tests {
             let mut plain = vec![0; bytes];
             ikq_encode::encode_rows(IsaKind::Scalar, *ty, &x, k, None, options, &mut plain).expect("floats");
             let mut first = vec![0; bytes];
-            crate::encode_rows(IsaKind::Scalar, *ty, &x, k, None, options, &factors, &mut first)
+            crate::encode_rows(IsaKind::Scalar, *ty, &x, None, options, &factors, &mut first)
                 .expect("floats");
             assert!(error(&first) < 0.8 * error(&plain), "{ty:?}: {} of {}", error(&first), error(&plain));
             for kind in available() {
                 let mut other = vec![0; bytes];
-                crate::encode_rows(kind, *ty, &x, k, None, options, &factors, &mut other).expect("floats");
+                crate::encode_rows(kind, *ty, &x, None, options, &factors, &mut other).expect("floats");
                 assert!(other == first, "{ty:?} on {}", kind.name());
             }
         }

@@ -31,7 +31,7 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// That of a model which no GGUF file holds.
+    /// The header of a model that no GGUF file holds.
     pub fn of_made(metadata: Metadata, tensors: Vec<Tensor>) -> Header {
         Header { version: WRITTEN_VERSION, alignment: DEFAULT_ALIGNMENT, metadata, tensors }
     }

@@ -40,7 +40,7 @@ pub struct Writer {
 struct OutFile {
     target: PathBuf,
     temporary: PathBuf,
-    /// `None`: opened for each write.
+    /// The open file; `None` if it is opened for each write.
     open: Option<File>,
     in_place: bool,
 }
@@ -137,7 +137,7 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Where a file has padding: offsets and lengths.
+    /// The offsets and lengths of the padding in a file.
     fn gaps(&self, shard: &ShardLayout) -> Vec<(u64, usize)> {
         if !self.stays {
             return Vec::new(); // new files are zeros

@@ -23,17 +23,17 @@ type Job<'a> = dyn Fn(usize) + Sync + 'a;
 const SPINS: u32 = 4000;
 const YIELDS: u32 = 200;
 
-/// Shared by the threads of a step.
+/// The state that all threads of a step share.
 struct Shared {
     /// Counts phases, and the end as one.
     phase: AtomicU64,
     /// The job of the phase; null before the first one.
     job: Mutex<Option<*const Job<'static>>>,
-    /// The job may be entered.
+    /// Whether threads may enter the job.
     open: AtomicBool,
     /// Threads between entering and leaving.
     inside: AtomicUsize,
-    /// The step is over.
+    /// Whether the step is over.
     over: AtomicBool,
     /// Threads that sleep, and where.
     sleepers: AtomicUsize,
@@ -53,7 +53,7 @@ unsafe impl Send for Shared {}
 pub struct Team<'a> {
     shared: &'a Shared,
     n_threads: usize,
-    /// A phase is running; phases do not nest.
+    /// Whether a phase is running. Phases do not nest.
     busy: AtomicBool,
 }
 
@@ -100,7 +100,7 @@ impl Team<'_> {
     }
 }
 
-/// The first of the units, for all threads.
+/// A pointer to the first of the units, for all threads.
 struct Units<T>(*mut T);
 
 impl<T> Units<T> {

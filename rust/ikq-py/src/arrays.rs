@@ -19,10 +19,10 @@ use crate::types::quant_type;
 const FAST_UNIT: usize = 1 << 16;
 /// Elements of one unit of encoding (tens to thousands of nanoseconds each).
 const SLOW_UNIT: usize = 1 << 13;
-/// Every interleaved type's rows divide this.
+/// A multiple of the rows per group of every interleaved type.
 const MAX_GROUP: usize = 16;
 
-/// Rows of about `n_elements` elements together, in whole groups.
+/// The number of rows, in whole groups, that have about `n_elements` elements together.
 fn unit_rows(n_elements: usize, n_per_row: usize) -> usize {
     (n_elements / n_per_row.max(1)).next_multiple_of(MAX_GROUP).max(MAX_GROUP)
 }
@@ -76,7 +76,7 @@ fn n_elements(n_rows: usize, n_per_row: usize) -> PyResult<usize> {
         .ok_or_else(|| ShapeError::new_err("more elements than memory can address"))
 }
 
-/// A unit's error with the place of the unit.
+/// The error of a unit of work, with the expert and the row at which the unit begins.
 struct EncodeError {
     expert: Option<usize>,
     first_row: usize,

@@ -17,13 +17,13 @@ use crate::enter::enter;
 use crate::gguf::Model;
 use crate::simd::isa;
 
-/// Collects the statistics of engines that it was given to.
+/// Collects activation statistics of the engines that it is attached to.
 #[pyclass(frozen, module = "ikq._ikq")]
 pub struct StatisticsCollector {
     pub inner: Arc<Collector>,
 }
 
-/// Name, sums [experts, columns] and counts.
+/// An entry of an imatrix: its name, the sums of squares `[experts, columns]`, and the token counts.
 type EntryArrays<'py> = (String, Bound<'py, PyArray2<f64>>, Bound<'py, PyArray1<u64>>);
 /// Names and whether they are pooled, of each owner; sums [groups, columns]; counts.
 type SiteArrays<'py> = (Vec<(Vec<String>, bool)>, Bound<'py, PyArray2<f64>>, Bound<'py, PyArray1<u64>>);
@@ -110,7 +110,7 @@ impl StatisticsCollector {
         Ok(())
     }
 
-    /// Forgets it.
+    /// Forgets what was collected since the last `commit`.
     fn discard(&self, py: Python<'_>) {
         py.detach(|| self.inner.discard());
     }
@@ -125,7 +125,7 @@ impl StatisticsCollector {
         entries.into_iter().map(arrays).collect()
     }
 
-    /// By router, the experts of every token.
+    /// By router: the experts that every token was sent to.
     fn choices(&self) -> Vec<(String, Vec<Vec<u32>>)> {
         self.inner.choices()
     }
@@ -237,7 +237,7 @@ impl CovarianceFile {
         self.inner.sites.len()
     }
 
-    /// One site.
+    /// The covariance of one site.
     fn site<'py>(&self, py: Python<'py>, index: usize) -> PyResult<SiteTriangles<'py>> {
         let found = restore(&self.inner).nth(index);
         let (readers, _, counts, sums) =
@@ -250,13 +250,13 @@ impl CovarianceFile {
     }
 }
 
-/// What covariances of a model say of where they are from.
+/// The text by which files of covariances name the model that they were collected from.
 #[pyfunction]
 pub fn model_origin(model: &Model) -> Option<String> {
     origin(&model.inner)
 }
 
-/// Adds files of covariances up.
+/// Adds up files of covariances that were collected from the same model.
 #[pyfunction]
 pub fn merge_covariances(py: Python<'_>, paths: Vec<PathBuf>, out: PathBuf) -> PyResult<()> {
     enter(py, usize::MAX, |_| merge(&paths, &out).map_err(Stop::Failed))
@@ -266,7 +266,7 @@ pub fn merge_covariances(py: Python<'_>, paths: Vec<PathBuf>, out: PathBuf) -> P
 type FileEntry<'py> = (String, Bound<'py, PyArray2<f32>>, Bound<'py, PyArray1<f32>>);
 type FileEntryRead<'py> = (String, PyReadonlyArray2<'py, f64>, PyReadonlyArray1<'py, f32>);
 
-/// A statistics file as it is.
+/// A statistics file with its sums and counts as they are stored.
 #[pyclass(frozen, module = "ikq._ikq")]
 pub struct StatisticsFile {
     inner: Sums,

@@ -25,29 +25,29 @@ use crate::simd::isa;
 use crate::threads::pool;
 use crate::types::quant_type;
 
-/// A loaded model. One step at a time: others wait.
+/// A loaded model. It computes one step at a time; calls from other threads wait for their turn.
 #[pyclass(frozen, module = "ikq._ikq")]
 pub struct Engine {
     inner: ikq_model::Model,
 }
 
-/// Tokens that a model has read. One call at a time: others wait.
+/// A sequence of tokens that a model has read, with its cache. Calls from other threads wait for their turn.
 #[pyclass(frozen, module = "ikq._ikq")]
 pub struct Sequence {
     /// `None` after `close`.
     inner: Mutex<Option<ikq_model::Sequence>>,
 }
 
-/// Layer, role, plan, why, types of gate, up and down.
+/// How an FFN is computed: layer, role, plan, the reason for it, and the types of gate, up and down.
 type FfnPlan = (usize, &'static str, &'static str, String, [&'static str; 3]);
 
-/// Stage, device, bytes in the file, why.
+/// Where a stage is computed: its name, the device, its bytes in the file, and the reason.
 type Placed = (String, String, usize, String);
 
-/// Stages, bytes of weights per device, bytes of the cache.
+/// The placement of a model: its stages, the bytes of weights per device, and the bytes of the cache.
 type Predicted = (Vec<Placed>, Vec<(String, usize)>, usize);
 
-/// Sequence, tokens, what is wanted, hidden states that a head is given.
+/// One sequence of a step: the sequence, its tokens, which results are wanted, and the hidden states that a head is given.
 type StepEntry<'py> = (Py<Sequence>, Vec<i64>, String, Option<PyReadonlyArray2<'py, f32>>);
 
 #[pymethods]
@@ -180,7 +180,7 @@ impl Engine {
         Ok(Engine { inner })
     }
 
-    /// A sequence of no tokens.
+    /// A new, empty sequence.
     fn new_sequence(&self) -> Sequence {
         Sequence { inner: Mutex::new(Some(self.inner.new_sequence())) }
     }
@@ -282,7 +282,7 @@ impl Engine {
         self.inner.pages_held()
     }
 
-    /// Why weights were copied or not.
+    /// Says, as text, why the weights were copied or not.
     #[getter]
     fn why_memory(&self) -> String {
         self.inner.memory().first().map(|m| m.why.clone()).unwrap_or_default()
@@ -294,7 +294,7 @@ impl Engine {
         py.detach(|| self.inner.set_collector(collector)).map_err(|e| e.raise(py))
     }
 
-    /// How each FFN is computed.
+    /// By FFN: the plan by which it is computed, and the reason.
     fn plans(&self) -> Vec<FfnPlan> {
         let rows = self.inner.plans().into_iter();
         rows.map(|(layer, role, x)| {
@@ -304,7 +304,7 @@ impl Engine {
         .collect()
     }
 
-    /// Where every stage is computed.
+    /// By stage: the device that computes it, and the reason.
     fn placement(&self) -> Vec<Placed> {
         placed(self.inner.placement())
     }
@@ -339,7 +339,7 @@ fn parse_cache(name: &str) -> PyResult<CacheType> {
     })
 }
 
-/// Devices read weights of GGUF files where they lie.
+/// The weights of a GGUF file, which devices read from the mapped file without a copy.
 fn refuse_made(model: &Model) -> PyResult<()> {
     match model.inner.tensors().iter().any(|t| t.made.is_some()) {
         true => Err(UnsupportedError::new_err("a checkpoint cannot be run: convert it first (ikq convert)")),
@@ -459,7 +459,7 @@ impl Sequence {
         self.with(py, |s| s.save(&path))
     }
 
-    /// Gives its pages back; it cannot be used any more.
+    /// Frees the pages of the sequence, which cannot be used any more.
     fn close(&self, py: Python<'_>) {
         py.detach(|| drop(self.lock().take()));
     }
@@ -495,7 +495,7 @@ fn one_of(option: &str, found: &str, allowed: &str) -> PyErr {
 /// work at once, bytes per second that they read, and multiply-adds per second that they can make.
 type ProductSpeeds = (usize, usize, Vec<f64>, f64, Option<f64>);
 
-/// Measures what products with this type take.
+/// Measures how long products with weights of this type take.
 #[pyfunction]
 #[pyo3(signature = (type_id, counts, n_threads, isa_name))]
 pub fn product_speeds(
@@ -514,7 +514,7 @@ pub fn product_speeds(
     Ok((n_rows * k, found.bytes, found.seconds, found.read, found.peak))
 }
 
-/// How products with this type are computed.
+/// The name of the kernel that computes products with weights of this type.
 #[pyfunction]
 #[pyo3(signature = (type_id, isa_name))]
 pub fn kernel_name(type_id: u32, isa_name: Option<&str>) -> PyResult<String> {

@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 
 use crate::errors::Raise;
 
-/// How often signals are looked at.
+/// The time between two looks at signals such as Ctrl-C.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Work of fewer elements than this runs on the calling thread without a look at signals: it
@@ -72,7 +72,7 @@ fn finish<R, E: Raise>(py: Python<'_>, result: Result<R, Stop<E>>) -> PyResult<R
     })
 }
 
-/// The job's result, and what a signal handler raised meanwhile.
+/// The job's result, with the exception that a signal handler raised meanwhile, if it did.
 type Watched<R, E> = (Result<R, Stop<E>>, PyResult<()>);
 
 fn watched<R: Send, E: Send>(

@@ -10,7 +10,7 @@ use crate::errors::{Raise, UnsupportedError};
 use crate::types::quant_type;
 use ikq_pool::Stop;
 
-/// What surrounds the blocks of a matrix.
+/// How a matrix is made up of row groups, headers, blocks and a trailer.
 struct Frame {
     ty: QuantType,
     layout: &'static Layout,
@@ -75,7 +75,7 @@ impl Frame {
     }
 }
 
-/// Name, count, bits, levels, signed.
+/// A field: its name, how many numbers it has, their bits, how many values they can take, and whether they are signed.
 type FieldInfo = (&'static str, usize, u32, u64, bool);
 
 /// Elements of a block, and the fields of one row's block in the order of the value array.
@@ -88,7 +88,7 @@ pub fn layout_fields(py: Python<'_>, ty: u32) -> PyResult<(usize, Vec<FieldInfo>
 
 type Unpacked<'py> = (Bound<'py, PyArray1<u8>>, Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<u8>>);
 
-/// Row headers, numbers `[row, block, value]`, trailer.
+/// A matrix taken apart: the row headers, the numbers `[row, block, value]`, and the trailer.
 #[pyfunction]
 pub fn unpack<'py>(
     py: Python<'py>,

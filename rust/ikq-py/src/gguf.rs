@@ -14,7 +14,7 @@ use crate::enter::enter;
 use crate::errors::{Raise, ShapeError};
 use crate::metadata::Metadata;
 
-/// Bytes written between two looks at signals.
+/// The number of bytes that are written between two looks at signals such as Ctrl-C.
 const WRITE_UNIT: usize = 16 << 20;
 
 /// What a numpy view of mapped memory keeps alive.
@@ -27,15 +27,15 @@ pub struct Model {
     pub(crate) inner: ikq_gguf::Model,
 }
 
-/// Name, shape as numpy has it, type id, shard.
+/// A tensor: its name, its shape as numpy has it, its type id, and the number of its shard.
 type TensorInfo = (String, Vec<u64>, u32, u32);
-/// Path, version, alignment, tensors, bytes.
+/// A file of a model: its path, format version, alignment, number of tensors, and size in bytes.
 type ShardInfo = (PathBuf, u32, u64, usize, usize);
 
 /// Name, shape as numpy has it, type id, and the runs of bytes in files: file, offset, length.
 type MadeTensor = (String, Vec<u64>, u32, Option<Vec<(usize, usize, usize)>>);
 
-/// A Python function as a maker of tensors.
+/// A Python function that makes the bytes of tensors.
 struct PyMaker(Py<PyAny>);
 
 impl Maker for PyMaker {
@@ -49,7 +49,7 @@ impl Maker for PyMaker {
     }
 }
 
-/// Runs of bytes of mapped files.
+/// Views of runs of bytes in mapped files.
 fn views(
     mapped: &[Bytes],
     files: &[PathBuf],

@@ -19,7 +19,7 @@ use ikq_quantize::recipe::Recipe;
 use ikq_quantize::remote::Outside;
 use ikq_quantize::repack::{Direction, Repack};
 use ikq_quantize::roles::Role;
-use ikq_quantize::run::{Done, Event, Origin, RunOptions, run};
+use ikq_quantize::run::{Done, Event, Means, Origin, RunOptions, run};
 use numpy::{PyArray1, PyArray2, PyArrayMethods};
 use pyo3::prelude::*;
 
@@ -91,7 +91,7 @@ impl Imatrix {
     }
 }
 
-/// Name, number and base type id of everything that TYPE can be.
+/// Everything that TYPE can be: its name, its `general.file_type` number, and the id of its base type.
 #[pyfunction]
 pub fn ftypes() -> Vec<(&'static str, Option<u32>, Option<u32>, bool)> {
     Ftype::all().map(|f| (f.name, f.id, f.base.map(QuantType::id), f.is_mix())).collect()
@@ -101,7 +101,7 @@ pub fn ftypes() -> Vec<(&'static str, Option<u32>, Option<u32>, bool)> {
 #[pyclass(frozen, get_all, module = "ikq._ikq")]
 pub struct TensorPlan {
     name: String,
-    /// Row length first, as the command prints it.
+    /// The shape, with the length of a row first, as the command prints it.
     dims: Vec<u64>,
     from_type: u32,
     to_type: u32,
@@ -120,7 +120,7 @@ pub struct TensorPlan {
     thin_experts: Vec<usize>,
 }
 
-/// What an imatrix has data for.
+/// Which tensors of a plan an imatrix has data for.
 #[pyclass(frozen, get_all, module = "ikq._ikq")]
 pub struct Coverage {
     n_tensors: usize,
@@ -128,15 +128,15 @@ pub struct Coverage {
     n_experts: usize,
     n_experts_seen: usize,
     missing: Vec<String>,
-    /// Tensor and the entry that serves it.
+    /// Pairs of a tensor's name and the name of the entry that serves it.
     borrowed: Vec<(String, String)>,
-    /// Tensor, experts seen, experts.
+    /// For each tensor its name, how many of its experts were seen, and how many it has.
     partial: Vec<(String, usize, usize)>,
     left_out: Vec<String>,
     is_complete: bool,
 }
 
-/// What `quantize` will do to a model.
+/// A plan: what `quantize` will do to every tensor of a model.
 #[pyclass(frozen, module = "ikq._ikq")]
 pub struct QuantizePlan {
     pub(crate) plan: Arc<Plan>,
@@ -387,8 +387,8 @@ impl QuantizePlan {
                 let _ = events.send(event);
             };
             let outside = outside.as_ref().map(|o| o as &dyn Outside);
-            let (plan, model) = (&self.plan, &self.model);
-            run(plan, model, &target, &threads, kind, cancel, &options, outside, report).map_err(stop)
+            let means = Means { pool: &threads, isa: kind, cancel, outside };
+            run(&self.plan, &self.model, &target, means, &options, report).map_err(stop)
         };
         let done = enter_with_events(py, job, move |py| {
             let mut n_bytes = 0;

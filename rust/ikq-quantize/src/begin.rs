@@ -17,7 +17,7 @@ use crate::tally::{Event, Tally};
 pub(crate) struct Begun<'a> {
     pub writer: Writer,
     pub found: Found,
-    /// By tensor.
+    /// By tensor: what an older output has of it.
     pub reused: Vec<Option<Reused>>,
     pub tally: Tally<'a>,
     pub n_resumed: usize,

@@ -28,7 +28,7 @@ pub struct Partial {
 }
 
 impl Partial {
-    /// Fewer experts than [`MIN_SEEN`].
+    /// Whether fewer experts than [`MIN_SEEN`] were seen.
     pub fn is_too_few(&self) -> bool {
         (self.n_seen as f64) < MIN_SEEN * self.n_experts as f64
     }
@@ -57,7 +57,7 @@ pub struct Coverage {
 }
 
 impl Coverage {
-    /// Of the tensors of a plan for `model`; `imatrix` as read, before options leave entries out.
+    /// Compares the tensors of a plan for `model` with `imatrix`, which is as it was read, before options leave entries out.
     pub fn new(tensors: &[TensorPlan], model: &Model, imatrix: &Imatrix) -> Coverage {
         let mut of = Coverage {
             path: imatrix.path.clone(),
@@ -141,7 +141,7 @@ impl fmt::Display for Coverage {
     }
 }
 
-/// Names with commas, counted where they are many.
+/// Names separated by commas; where there are many, the first few and how many more there are.
 fn listed(names: impl Iterator<Item = String>, n: usize) -> String {
     let shown: Vec<String> = names.take(LISTED).collect();
     match n.saturating_sub(shown.len()) {

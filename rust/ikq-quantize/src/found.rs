@@ -1,4 +1,4 @@
-//! What an earlier run has left: which units of the output are there, seen by their hashes.
+//! Finds out which units of the output an earlier run has left, by comparing hashes.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -21,9 +21,9 @@ use crate::work::{Buffers, measure_again};
 #[derive(Clone)]
 pub(crate) struct Found {
     pub records: Vec<Option<(u64, u64)>>,
-    /// Files that are whole under their final names.
+    /// By shard: whether the file is whole under its final name already.
     pub in_place: Vec<bool>,
-    /// Units that a journal had and the files have not.
+    /// How many units the journal lists whose bytes are not in the files.
     pub n_damaged: usize,
 }
 
@@ -33,7 +33,7 @@ pub(crate) struct SameTensor {
     pub hashes: Vec<(u64, u64)>,
 }
 
-/// What a look at an earlier run's leavings needs.
+/// The arguments that all searches for an earlier run's results share.
 pub(crate) struct Look<'a> {
     pub plan: &'a Plan,
     pub model: &'a Model,
@@ -43,7 +43,7 @@ pub(crate) struct Look<'a> {
     pub cancel: &'a Cancel,
 }
 
-/// Where the bytes of a shard are.
+/// Where the bytes of a shard's file are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lies {
     Nowhere,
@@ -231,7 +231,7 @@ impl Look<'_> {
     }
 }
 
-/// The first error of a loop.
+/// Turns the end of a pool's loop into the error of this crate.
 pub(crate) fn stopped(looked: Result<(), Stop<Error>>) -> Result<(), Error> {
     looked.map_err(|stop| match stop {
         Stop::Failed(e) => e,

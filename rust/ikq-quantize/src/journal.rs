@@ -23,11 +23,11 @@ use crate::range::Vanished;
 
 const MAGIC: &[u8; 8] = b"ikqjrnl3";
 pub const SLOT: usize = 96;
-/// Where the check of a slot is.
+/// Offset of the checksum in a slot.
 const CHECK: usize = SLOT - 8;
-/// Where the counts of what vanished are.
+/// Offset of the counts of vanished weights in a slot.
 const VANISHED: usize = CHECK - 16;
-/// Slots read at once.
+/// How many slots are read at once.
 const SLOTS_AT_ONCE: usize = 1 << 14;
 /// Another command's work above this many seconds is not thrown away without being asked.
 const MUCH_WORK_SECONDS: f64 = 600.0;
@@ -40,9 +40,9 @@ pub(crate) struct Record {
     /// Hash of the result.
     pub content: u64,
     pub seconds: f32,
-    /// Its type is ternary and its weights are not.
+    /// Whether the type is ternary and the weights are not.
     pub not_ternary: bool,
-    /// What its type is too coarse for near zero.
+    /// Counts of non-zero weights that became zero because the type's scales are too coarse.
     pub vanished: Vanished,
     pub errors: Option<Errors>,
 }
@@ -63,9 +63,9 @@ pub(crate) struct Journal {
     file: File,
     path: PathBuf,
     id: RunId,
-    /// The source may have changed since it was begun.
+    /// Whether the source may have changed since the journal was begun.
     pub stamp_differs: bool,
-    /// It was begun by this run.
+    /// Whether this run has begun the journal.
     pub is_new: bool,
 }
 
@@ -163,7 +163,7 @@ impl Journal {
         self.write(1 + unit, &slot(self.id, unit, record))
     }
 
-    /// Takes a record back.
+    /// Erases the record of a unit.
     ///
     /// # Errors
     /// That of the system.
@@ -171,7 +171,7 @@ impl Journal {
         self.write(1 + unit, &[0; SLOT])
     }
 
-    /// Waits until the disk has it.
+    /// Waits until the disk has all records.
     ///
     /// # Errors
     /// That of the system.
@@ -180,7 +180,7 @@ impl Journal {
         Ok(synced.map_err(|e| ikq_gguf::Error::io(&self.path, "write", 0, e))?)
     }
 
-    /// The output is whole, or given up: removes the file.
+    /// Removes the journal's file, because the output is whole or was given up.
     pub fn remove(self) {
         // what is left of it is found to be of no use by the next run
         let _ = std::fs::remove_file(&self.path);
@@ -227,7 +227,8 @@ pub(crate) fn slot(id: RunId, unit: usize, record: &Record) -> [u8; SLOT] {
     out
 }
 
-/// Binds a slot to its place and plan. Never 0: an empty slot is none.
+/// The checksum of a slot, which also depends on the slot's number and the plan. It is never 0, so that an empty slot is not
+/// taken for a record.
 fn check(id: RunId, unit: usize, slot: &[u8; SLOT]) -> u64 {
     let mut hasher = Hasher::new("slot");
     hasher.number(id.plan);
@@ -258,7 +259,7 @@ pub(crate) fn parse(id: RunId, unit: usize, bytes: &[u8; SLOT]) -> Option<Record
     })
 }
 
-/// All whole records; a file that ends early has none behind its end.
+/// Reads all records that are whole. A file that was cut short has no records behind its end.
 fn each_slot(file: &File, id: RunId, mut found: impl FnMut(usize, Record)) -> io::Result<()> {
     let mut bytes = vec![0; SLOT * SLOTS_AT_ONCE.min(id.n_units.max(1))];
     let mut unit = 0;
@@ -280,7 +281,7 @@ fn each_slot(file: &File, id: RunId, mut found: impl FnMut(usize, Record)) -> io
     Ok(())
 }
 
-/// Seconds of work that a journal stands for.
+/// The seconds of work that the records of a journal took.
 fn work_in(file: &File, id: RunId) -> f64 {
     // no more slots than the file has bytes for
     let n_slots = file.metadata().map_or(0, |m| m.len() as usize / SLOT).saturating_sub(1);

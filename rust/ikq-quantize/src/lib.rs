@@ -1,4 +1,4 @@
-//! The quantization of whole models, from a file to a file.
+//! Quantizes whole models: reads a GGUF model, decides a type for every tensor, and writes a GGUF file.
 //!
 //! ```text
 //! gguf::Model -> recipe -> Plan (a type and a reason per tensor) -> units (tensor, expert, rows)

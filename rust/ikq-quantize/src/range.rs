@@ -1,4 +1,5 @@
-//! What a type's numbers can be: how large before they are cut off, how small before a whole block of them is zero.
+//! The range of numbers that a type can hold: how large they may be before they are cut off, and how small before a whole
+//! block of them becomes zero.
 //!
 //! Both follow from the format of a type's scales (half precision in most), and are found by encoding blocks of ever
 //! smaller and one of huge numbers, so that no table of constants has to agree with the encoders.
@@ -41,7 +42,7 @@ impl Vanished {
     }
 }
 
-/// A type that keeps this keeps any size: no scale in half precision goes as far.
+/// A type that can hold this number can hold numbers of any size, because no scale in half precision goes so far.
 const HUGE: f32 = 1e15;
 /// A number above the reach by less than this share of it is rounded, not lost: half a step of an f16.
 const ROUNDING: f32 = 1.0 / 4096.0;
@@ -105,14 +106,14 @@ fn largest(ty: QuantType, x: f32) -> f32 {
 /// A number that is outside of what a type can keep.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Outside {
-    /// Its index.
+    /// Its index among the numbers that were looked at.
     pub at: usize,
     pub value: f32,
-    /// The end that it is behind.
+    /// The end of the range that it lies beyond, such as 65504.
     pub end: f32,
 }
 
-/// The first number that the type cannot keep. Numbers that are not finite are none of this.
+/// The first number that is too large for the type. NaN and infinities are passed over; encoders refuse them.
 pub fn out_of_range(ty: QuantType, x: &[f32]) -> Option<Outside> {
     let Range { least, most, .. } = range(ty);
     let (low, high) = (least * (1.0 + ROUNDING), most * (1.0 + ROUNDING));
@@ -125,7 +126,7 @@ pub fn out_of_range(ty: QuantType, x: &[f32]) -> Option<Outside> {
 }
 
 /// Counts what has become zero in rows of `n_per_row` numbers, of which `encoded` was made, because it is too small for the
-/// type's scales.
+/// type's scales. `y` is working memory; its content does not matter.
 ///
 /// # Errors
 /// None for rows that were encoded as this type.
@@ -134,6 +135,7 @@ pub fn vanished(
     ty: QuantType,
     (x, encoded): (&[f32], &[u8]),
     n_per_row: usize,
+    y: &mut Vec<f32>,
 ) -> Result<Vanished, ikq_formats::Error> {
     let Range { floor, shared, .. } = range(ty);
     let together = if shared == 0 { n_per_row } else { shared };
@@ -151,8 +153,8 @@ pub fn vanished(
     {
         return Ok(found);
     }
-    let mut y = vec![0.0; x.len()];
-    ikq_decode::dequantize(kind, ty, encoded, x.len() / n_per_row, n_per_row, &mut y)?;
+    y.resize(x.len(), 0.0);
+    ikq_decode::dequantize(kind, ty, encoded, x.len() / n_per_row, n_per_row, y)?;
     for (x, y) in x.chunks_exact(n_per_row).zip(y.chunks_exact(n_per_row)) {
         for (x, y) in x.chunks(together).zip(y.chunks(together)) {
             if y.iter().all(|v| *v == 0.0) {
@@ -171,7 +173,7 @@ mod tests {
         let mut out = vec![0; ikq_formats::matrix_bytes(ty, 1, x.len()).expect("whole blocks")];
         encode_rows(best(), ty, x, x.len(), None, EncodeOptions::default(), &mut out)
             .expect("finite numbers");
-        vanished(best(), ty, (x, &out), x.len()).expect("what was encoded")
+        vanished(best(), ty, (x, &out), x.len(), &mut Vec::new()).expect("what was encoded")
     }
 
     #[test]
@@ -192,7 +194,8 @@ mod tests {
         // the scale of Q8_0 is an f16, its codes go to 127
         let q8_0 = range(QuantType::Q8_0);
         assert_eq!((q8_0.least, q8_0.most), (-65504.0 * 127.0, 65504.0 * 127.0));
-        assert!((2f32.powi(-25) * 127.0..2f32.powi(-24) * 127.0).contains(&q8_0.floor), "{q8_0:?}");
+        // the smallest of them is 2^-24, of which codes round halves up
+        assert_eq!(q8_0.floor, 2f32.powi(-25).next_up());
         let mut x = [1e-9; 64];
         x[40] = 1.0;
         assert_eq!(counted(QuantType::Q8_0, &x), Vanished { n: 32, of: 64 });

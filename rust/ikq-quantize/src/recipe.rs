@@ -44,7 +44,7 @@ pub struct Recipe {
 }
 
 impl Recipe {
-    /// TYPE and nothing else.
+    /// `--pure`: all tensors that can be quantized get TYPE; its rules do not apply.
     pub fn new(ftype: Ftype) -> Recipe {
         Recipe {
             ftype,
@@ -60,12 +60,12 @@ impl Recipe {
     }
 }
 
-/// The answer for one tensor.
+/// The type that was chosen for one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
     /// The type to write; `None`: the tensor is copied as it is.
     pub to: Option<QuantType>,
-    /// Why, for people.
+    /// The reason for the choice, as text for the user.
     pub reason: String,
     /// The type wanted before the row or its groups forced another one.
     pub fallback_from: Option<QuantType>,
@@ -117,7 +117,7 @@ pub fn decide(
     }
 }
 
-/// Floats of any arrangement.
+/// Whether a type holds plain floats, interleaved or not.
 fn is_float(ty: QuantType) -> bool {
     ty.info().base.unwrap_or(ty).info().family == Family::Float
 }
@@ -154,7 +154,7 @@ fn decide_one(
     }
 }
 
-/// What rows get that cannot be in groups of an interleaved type.
+/// The type of rows that cannot form whole groups of an interleaved type.
 fn plain_twin(ty: QuantType) -> Option<QuantType> {
     match ty {
         // the same bits per weight, one row at a time

@@ -1,4 +1,4 @@
-//! What a tensor, and a whole output, is made by, as hashes.
+//! Hashes of everything that decides the bytes of a tensor, and of a whole output.
 
 use ikq_formats::QuantType;
 use ikq_gguf::{Model, PerTensor, TensorType};
@@ -18,7 +18,7 @@ pub(crate) fn room() -> PerTensor {
     PerTensor { key: TENSOR_HASHES.to_string(), n_numbers: 4 }
 }
 
-/// What a file says about one of its tensors.
+/// The hashes that a file has of one of its tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct TensorHashes {
     pub recipe: u64,
@@ -58,7 +58,7 @@ pub(crate) fn of_tensor(planned: &TensorPlan, plan: &Plan) -> u64 {
     hasher.end()
 }
 
-/// What identifies a run of this plan.
+/// The numbers by which a journal recognises a run of this plan.
 pub(crate) fn of_run(plan: &Plan, model: &Model, units: &Units, recipes: &[u64]) -> RunId {
     let mut hasher = Hasher::new("plan");
     hasher.bytes(env!("CARGO_PKG_VERSION").as_bytes());
@@ -80,7 +80,7 @@ pub(crate) fn of_run(plan: &Plan, model: &Model, units: &Units, recipes: &[u64])
     RunId { plan: hasher.end(), stamp: stamp.end(), n_units: units.len() }
 }
 
-/// What a file says about its tensors, by the hash of their names.
+/// Reads the hashes that a file has of its tensors; the keys are hashes of the tensors' names.
 pub(crate) fn read(model: &Model, shard: usize) -> Vec<(u64, TensorHashes)> {
     let pair = model.shards().get(shard).and_then(|s| s.metadata.get(TENSOR_HASHES));
     let numbers = pair.and_then(|v| v.as_array()).and_then(|a| a.to_u64s()).unwrap_or_default();

@@ -20,7 +20,7 @@ use crate::error::Error;
 use crate::ftype::Ftype;
 use crate::recipe::Decision;
 
-/// Which way.
+/// The direction of a repacking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     Together,
@@ -94,7 +94,7 @@ impl Repack {
         Ok(decided.collect())
     }
 
-    /// What `general.file_type` becomes.
+    /// The value of `general.file_type` in the output.
     pub(crate) fn file_type(&self, old: Option<u64>) -> Option<u32> {
         let old = u32::try_from(old?).ok()?;
         let base = Ftype::all().find(|f| f.id == Some(old))?.base?;

@@ -59,6 +59,17 @@ pub struct RunOptions {
     pub clamp: bool,
 }
 
+/// What a run works with.
+#[derive(Clone, Copy)]
+pub struct Means<'a> {
+    pub pool: &'a Pool,
+    pub isa: IsaKind,
+    /// Ends the run early.
+    pub cancel: &'a Cancel,
+    /// Other processes, which work off what is not only copied.
+    pub outside: Option<&'a dyn Outside>,
+}
+
 /// A finished run.
 #[derive(Clone, Debug)]
 pub struct Done {
@@ -76,23 +87,20 @@ pub struct Done {
 /// Quantizes `model` as `plan` says into `target`.
 ///
 /// On an error, and when interrupted, what is done stays in partial files beside the target; the same call goes on
-/// with it. `progress` is called from one thread at a time. `outside` works off what is not only copied, where it is given.
+/// with it. `progress` is called from one thread at a time.
 ///
 /// # Errors
 /// A source value that is not finite, or too large for its type, by tensor, expert, row and column; IO errors with path; [`Error::Busy`],
 /// [`Error::OtherWork`]; [`Error::Cancelled`]. Files under final names are then untouched.
-#[expect(clippy::too_many_arguments, reason = "what, where to, and by what means")]
 pub fn run(
     plan: &Plan,
     model: &Model,
     target: &Path,
-    pool: &Pool,
-    isa: IsaKind,
-    cancel: &Cancel,
+    means: Means<'_>,
     options: &RunOptions,
-    outside: Option<&dyn Outside>,
     mut progress: impl FnMut(Event) + Send,
 ) -> Result<Done, Error> {
+    let Means { pool, isa, cancel, outside } = means;
     refuse_overwriting_input(target, model)?;
     let tensors = model.tensors();
     let units = Units::new(plan, tensors)?;
@@ -124,7 +132,7 @@ pub fn run(
     let RunOptions { measure_errors, clamp, .. } = *options;
     let how = How { isa, encode: plan.encode, measure_errors, clamp, factors: factors.as_ref() };
     let n_new = AtomicUsize::new(0);
-    let worked = what.work_off(pool, cancel, how, &mut found, &n_new, &mut tally, &mut progress);
+    let worked = what.work_off(means, how, &mut found, &n_new, &mut tally, &mut progress);
     let finished = worked.and_then(|()| {
         for (index, planned) in plan.tensors.iter().enumerate() {
             if !found.in_place[plan.layout.places()[index].shard] {
@@ -180,11 +188,9 @@ struct Job<'a> {
 
 impl Job<'_> {
     /// Works off all units that are not there yet; `n_new` counts them.
-    #[expect(clippy::too_many_arguments, reason = "means, state and reports")]
     fn work_off(
         &self,
-        pool: &Pool,
-        cancel: &Cancel,
+        Means { pool, cancel, .. }: Means<'_>,
         how: How<'_>,
         found: &mut Found,
         n_new: &AtomicUsize,

@@ -1,4 +1,4 @@
-//! What is known of the tensors of a run while it goes on, and the events that tell it.
+//! Counts the progress of a run by tensor, and makes the events that report it.
 
 use crate::journal::Record;
 use crate::measure::Errors;
@@ -9,9 +9,9 @@ use crate::units::{Units, Work};
 /// What a run reports on the way. All come from one thread.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// That many more bytes of the source are done.
+    /// The number of source bytes that were worked off since the last such event.
     Bytes(u64),
-    /// A tensor is in the output file.
+    /// All bytes of a tensor are in the output file.
     Tensor {
         /// Index in the plan; these events come in order, without gaps.
         index: usize,
@@ -26,7 +26,7 @@ pub enum Event {
     Note(String),
 }
 
-/// Where a tensor's bytes are from.
+/// How the bytes of a tensor came about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
     Encoded,
@@ -37,7 +37,7 @@ pub enum Origin {
     Reused,
 }
 
-/// A finished tensor.
+/// What is known of a tensor that is finished.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorDone {
     pub origin: Origin,
@@ -51,18 +51,18 @@ pub struct TensorDone {
     pub errors: Option<Vec<Errors>>,
 }
 
-/// All tensors of a run.
+/// The progress of all tensors of a run.
 pub(crate) struct Tally<'a> {
     units: &'a Units,
     tensors: Vec<TensorDone>,
-    /// Units that are not in the output yet.
+    /// By tensor: how many of its units are not in the output yet.
     n_open: Vec<usize>,
     /// Tensors of which events were told.
     n_told: usize,
 }
 
 impl<'a> Tally<'a> {
-    /// Nothing done. `reused` tells tensors whose bytes an older file gives.
+    /// A tally of a run that has done nothing yet. `reused` says of each tensor whether an older file gives its bytes.
     pub fn new(plan: &Plan, units: &'a Units, reused: impl Fn(usize) -> bool) -> Tally<'a> {
         let tensors = plan.tensors.iter().enumerate().map(|(index, planned)| TensorDone {
             origin: match planned.encode {

@@ -61,7 +61,7 @@ pub(crate) struct Rows {
     pub first_row: usize,
 }
 
-/// How a tensor is cut.
+/// How a tensor is cut into units.
 #[derive(Clone, Debug)]
 enum Cut {
     /// Runs of bytes: the type is not known.
@@ -84,7 +84,7 @@ enum Cut {
     Whole { work: Work, bytes_in: usize, bytes_out: usize },
 }
 
-/// What happens to rows.
+/// What a unit does with its rows.
 #[derive(Clone, Copy, Debug)]
 enum Change {
     Nothing,
@@ -127,17 +127,17 @@ impl Units {
         Ok(Units { cuts, first })
     }
 
-    /// Number of units.
+    /// The number of units.
     pub fn len(&self) -> usize {
         self.first.last().copied().unwrap_or(0)
     }
 
-    /// Numbers of the units of a tensor.
+    /// The range of unit numbers that belong to a tensor.
     pub fn of_tensor(&self, tensor: usize) -> Range<usize> {
         self.first[tensor]..self.first[tensor + 1]
     }
 
-    /// Unit `number`.
+    /// The unit with this number.
     pub fn get(&self, number: usize) -> Unit {
         let tensor = self.first.partition_point(|first| *first <= number) - 1;
         self.cuts[tensor].piece(tensor, number - self.first[tensor])

@@ -1,4 +1,4 @@
-//! Whether a file still is what ikq wrote: its tensors beside the hashes in its header.
+//! Checks that a file still is what ikq wrote, by comparing its tensors with the hashes in its header.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -11,16 +11,16 @@ use crate::hash;
 use crate::recipe_hash;
 use crate::units::Units;
 
-/// What was found.
+/// The result of a check.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verified {
-    /// Tensors that the file says the hash of.
+    /// How many tensors the file has a hash of.
     pub n_noted: usize,
-    /// Names of those whose bytes have another.
+    /// Names of the tensors whose bytes have another hash than the file says.
     pub changed: Vec<String>,
 }
 
-/// Compares every tensor with what its file says of it.
+/// Compares the bytes of every tensor with the hash that the file's header has for it.
 ///
 /// # Errors
 /// [`Error::Cancelled`].

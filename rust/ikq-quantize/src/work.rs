@@ -1,4 +1,4 @@
-//! One unit, from the source's bytes to the result's.
+//! Carries out one unit of work: takes the source's bytes of some rows and makes the output's bytes.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -48,7 +48,7 @@ impl Buffers {
     }
 }
 
-/// A unit's result.
+/// The output bytes of a unit.
 pub(crate) enum Payload {
     Buffer(Vec<u8>),
     /// The bytes of a file as they are.
@@ -66,30 +66,30 @@ impl std::ops::Deref for Payload {
     }
 }
 
-/// What all units of a run share.
+/// Settings that all units of a run share.
 #[derive(Clone, Copy)]
 pub(crate) struct How<'a> {
     pub isa: IsaKind,
     pub encode: EncodeOptions,
     pub measure_errors: bool,
-    /// Numbers beyond a type's reach are cut off.
+    /// Whether numbers that are too large for a type are cut off instead of refused.
     pub clamp: bool,
-    /// Where covariances were given.
+    /// The factors for error feedback; `None` if no covariances were given.
     pub factors: Option<&'a FactorCache>,
 }
 
-/// What a unit gave.
+/// The bytes of a unit, and what was noticed while they were made.
 pub(crate) struct Outcome {
     pub bytes: Payload,
-    /// Weights that are not ternary for a type that is.
+    /// Whether the type is ternary and the weights are not.
     pub not_ternary: bool,
-    /// What the type's scales are too coarse for.
+    /// Counts of non-zero weights that became zero because the type's scales are too coarse.
     pub vanished: Vanished,
     pub errors: Option<Errors>,
 }
 
 impl Outcome {
-    /// Of a unit that changes no number.
+    /// The outcome of a unit that changes no number.
     fn exact(bytes: Payload) -> Outcome {
         Outcome { bytes, not_ternary: false, vanished: Vanished::default(), errors: None }
     }
@@ -211,7 +211,8 @@ fn encode(
     let importance = importance(planned, matrix, n_per_row);
     let encoded = match factors(planned, matrix, how)? {
         Some(factors) => {
-            ikq_feedback::encode_rows(how.isa, to, x, n_per_row, importance, how.encode, &factors, &mut out)
+            debug_assert_eq!(factors.k(), n_per_row, "covariances of another shape are refused");
+            ikq_feedback::encode_rows(how.isa, to, x, importance, how.encode, &factors, &mut out)
         }
         None => encode_rows(how.isa, to, x, n_per_row, importance, how.encode, &mut out),
     };
@@ -225,16 +226,13 @@ fn encode(
     }
     let for_ternary = to.info().base.unwrap_or(to).info().family == Family::Ternary;
     let not_ternary = for_ternary && !x.chunks(n_per_row).all(is_ternary);
+    let mut y = take(&buffers.floats);
     let errors = match how.measure_errors {
-        true => {
-            let mut y = take(&buffers.floats);
-            let errors = measure(how.isa, to, (x, &out), n_per_row, importance, &mut y)?;
-            give(&buffers.floats, y);
-            Some(errors)
-        }
+        true => Some(measure(how.isa, to, (x, &out), n_per_row, importance, &mut y)?),
         false => None,
     };
-    let vanished = vanished(how.isa, to, (x, &out), n_per_row)?;
+    let vanished = vanished(how.isa, to, (x, &out), n_per_row, &mut y)?;
+    give(&buffers.floats, y);
     Ok(Outcome { bytes: Payload::Buffer(out), not_ternary, vanished, errors })
 }
 

@@ -113,11 +113,7 @@ def quantize_layers(
     Raises:
         RefusedError: `rounds` or options that do not go with it; else as `quantize_file`.
     """
-    if not 1 <= rounds <= MOST_ROUNDS:
-        raise RefusedError(f"{rounds} rounds: a layer is made 1 to {MOST_ROUNDS} times")
-    for name in ("error_feedback", "repack", "unrepack", "only_layer"):
-        if (value := options.get(name)) is not None and value is not False:
-            raise RefusedError(f"--sequential goes without --{name.replace('_', '-')}")
+    _check(rounds, options)
     source, folder = Path(source), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with GGUFReader(source) as reader:
@@ -138,20 +134,7 @@ def quantize_layers(
         if done.get(layer) == (before, contents(run.file(layer))):
             note = "is there already"
         else:
-            for number in range(rounds):
-                current = source if number == 0 else run.file(layer)
-                _collect(run, layer, (wanted, met), current)
-                of_layer: QuantizeOptions = {
-                    **options,
-                    "only_layer": layer,
-                    "error_feedback": run.cov(layer),
-                    "keep_split": False,
-                    "split_max_size": None,
-                    "split_max_tensors": None,
-                    "no_tensor_first_split": False,
-                }
-                plan = plan_quantization(source, run.file(layer), type, **of_layer)
-                plan.run(n_threads=n_threads, max_ram=max_ram, clamp=clamp, restart=True)
+            _make(run, layer, (wanted, met))
             done[layer] = (before, contents(run.file(layer)))
             write_done(folder, done)
             note = "is done"
@@ -162,6 +145,33 @@ def quantize_layers(
     covariances = folder / "sequential.cov"
     Covariances.merge([run.cov(layer) for layer in range(len(spec.layers))], covariances)
     return SequentialLayers(covariances, tuple(run.file(layer) for layer in range(len(spec.layers))))
+
+
+def _check(rounds: int, options: QuantizeOptions) -> None:
+    """Refuses what does not go together."""
+    if not 1 <= rounds <= MOST_ROUNDS:
+        raise RefusedError(f"{rounds} rounds: a layer is made 1 to {MOST_ROUNDS} times")
+    for name in ("error_feedback", "repack", "unrepack", "only_layer"):
+        if (value := options.get(name)) is not None and value is not False:
+            raise RefusedError(f"--sequential goes without --{name.replace('_', '-')}")
+
+
+def _make(run: _Run, layer: int, states: tuple[NDArray[np.float32], NDArray[np.float32]]) -> None:
+    """Makes the file of a layer, in as many rounds as the run has: first from the source's matrices."""
+    for number in range(run.rounds):
+        current = run.source if number == 0 else run.file(layer)
+        _collect(run, layer, states, current)
+        of_layer: QuantizeOptions = {
+            **run.options,
+            "only_layer": layer,
+            "error_feedback": run.cov(layer),
+            "keep_split": False,
+            "split_max_size": None,
+            "split_max_tensors": None,
+            "no_tensor_first_split": False,
+        }
+        plan = plan_quantization(run.source, run.file(layer), run.type, **of_layer)
+        plan.run(n_threads=run.n_threads, max_ram=run.max_ram, clamp=run.clamp, restart=True)
 
 
 def _collect(

@@ -14,7 +14,7 @@ use crate::search::tile::{Codes, LANES, Tile, lane_codes};
 /// Elements per super-block.
 const SUPER: usize = 256;
 
-/// What tells the types apart.
+/// The properties by which the types of this file differ.
 #[derive(Clone, Copy)]
 struct Search {
     /// Largest code.

@@ -99,7 +99,7 @@ fn encode_blocks<I: Isa>(
         let parabolas = isa.apart(FindParabolas(search, &x, &w));
         let d = isa.apart(Joint(search, std::slice::from_ref(&parabolas), up));
         let codes = isa.apart(Settle { search, x: &x, w: &w, n: CHUNK, parabolas: &parabolas, d });
-        let d = search.refit(scales, &codes.sums);
+        let d = search.refit(scales, &codes.sums, up);
         values[0] = u32::from(isa.f16_bits(isa.splat_f(d * up))[0]);
         let n = 1 + codes.values(search, 0, CHUNK, &mut values[1..]);
         layout.pack(&values[..n], out);
@@ -142,7 +142,7 @@ fn encode_one_scale<I: Isa>(
         sums.add(&codes.sums);
         scratch.codes.push(codes);
     }
-    let d = search.refit(scales, &sums);
+    let d = search.refit(scales, &sums, up);
     let (header, blocks) = out.split_at_mut(HEADER);
     header.copy_from_slice(&isa.f16_bits(isa.splat_f(d * up))[0].to_le_bytes());
     for (i, out) in blocks.chunks_exact_mut(layout.bytes).enumerate() {

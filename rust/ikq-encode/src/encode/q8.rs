@@ -9,6 +9,7 @@ use ikq_simd::Isa;
 
 use super::Encode;
 use super::weights::normalizer;
+use crate::search::block_scales::coarse_halves;
 use crate::search::gain::Scales;
 
 /// The largest d of a row: 127 times it, rounded, is not infinite.
@@ -29,6 +30,9 @@ fn encode_blocks<I: Isa, const N: usize>(isa: I, x: &[f32], out: &mut [u8]) {
         // the half is rounded at the block's true size, where halves may be subnormal
         let (down, up) = (isa.load_f(&downs), isa.load_f(&ups));
         let exact = isa.mul_f(isa.mul_f(isa.load_f(&peaks), isa.splat_f(1.0 / 127.0)), up);
+        // among the smallest halves rounding down would cut off much, or all
+        let exact = isa.array(exact).map(|d| coarse_halves(d).next().unwrap_or(d));
+        let exact = isa.load_f(&exact);
         let bits = isa.f16_bits(exact);
         let d = isa.array(isa.mul_f(isa.f16_round(exact), down));
         for (k, (x, out)) in x.as_chunks::<N>().0.iter().zip(out.chunks_exact_mut(2 + N)).enumerate() {

@@ -12,7 +12,9 @@ use ikq_simd::Isa;
 
 use super::Encode;
 use super::weights::normalizer;
-use crate::search::block_scales::{Grid, Reach, nearly_exact, settle, super_scale};
+use crate::search::block_scales::{
+    COARSE_HALF, Grid, Reach, coarse_halves, nearly_exact, settle, super_scale,
+};
 use crate::search::gain::Scales;
 use crate::search::levels::{Four, Table, Wide};
 use crate::search::pairs::Pairs;
@@ -46,7 +48,7 @@ enum RowBit {
     None,
 }
 
-/// What tells the types apart.
+/// The properties by which the types of this file differ.
 #[derive(Clone, Copy)]
 struct Search<C, const ROWS: usize> {
     rows: [C; ROWS],
@@ -87,6 +89,13 @@ impl Scratch {
 /// tried besides itself: IQ2_KS has few integers and more luck with 26, 22, 17 and 8 than with 31 alone.
 const LUCKY: [f32; 5] = [1.0, 26.0 / 31.0, 22.0 / 31.0, 17.0 / 31.0, 8.0 / 31.0];
 
+/// `sum w x^2` of a row, and what the fits of its sub-blocks leave of it.
+#[derive(Clone, Copy)]
+struct Energies {
+    all: f32,
+    left: f32,
+}
+
 /// Encodes one row.
 #[inline(always)]
 fn encode_row<I: Isa, C: Coder<I>, const ROWS: usize>(
@@ -98,57 +107,111 @@ fn encode_row<I: Isa, C: Coder<I>, const ROWS: usize>(
     s: &mut Scratch,
     out: &mut [u8],
 ) {
-    let Search { rows, per_code, ladder, grid, rounds, header, row_bit, offset, .. } = search;
-    let layout = layout(ty).expect("types of this file have layouts");
+    let header = search.header;
     let (down, up) = normalizer(x);
-    s.resize(x.len().div_ceil(LANES * N));
-
-    let (mut energy, mut left) = (0.0, 0.0);
-    let elements = x.chunks(LANES * N).zip(w.chunks(LANES * N));
-    for (i, (x, w)) in elements.enumerate() {
-        let tile = &mut s.tiles[i];
-        tile.load_row(isa, x, w, (down, up));
-        let peak = tile.peak(isa);
-        let mut fit = Fit::nothing(isa);
-        for coder in rows {
-            fit = scale::best_scale(isa, tile, coder, peak, ladder, fit);
-        }
-        let tile_energy = tile.energy(isa);
-        energy += isa.sum(tile_energy);
-        left += isa.sum(isa.sub_f(tile_energy, fit.gain));
-        isa.store_f(fit.scale, &mut s.scales[i]);
-        isa.store_f(fit.curvature, &mut s.curvatures[i]);
-    }
-
-    let n_sub = x.len() / N;
+    let energies = fit_row(isa, s, &search, (x, w), (down, up));
     let limit = isa.splat_f(LARGEST * down);
     // what can be stored, in the unit of the tiles
     let storable = |d: I::F| match header {
         Header::F16 => isa.mul_f(isa.f16_round(isa.mul_f(d, isa.splat_f(up))), isa.splat_f(down)),
         Header::F32 => isa.max_f(isa.min_f(d, limit), isa.sub_f(isa.splat_f(0.0), limit)),
     };
+    let d = row_scale(isa, s, &search, (x.len() / N, energies), (down, up), storable);
+    let (head, blocks) = out.split_at_mut(if header == Header::F16 { 2 } else { 4 });
+    let xy = write_blocks(isa, ty, s, &search, (d, stored_as), blocks);
+    // a step of the smallest halves is more than the gain
+    let is_coarse = header == Header::F16 && (d * up).abs() < COARSE_HALF;
+    // in the unit of the row; the decoder multiplies d by k, rounding, then by the value
+    let d = if is_coarse { d } else { d * stored_as.factor(xy, energies.all) };
+    match header {
+        Header::F16 => head.copy_from_slice(&isa.f16_bits(isa.splat_f(d * up))[0].to_le_bytes()),
+        Header::F32 => head.copy_from_slice(&(isa.array(storable(isa.splat_f(d)))[0] * up).to_le_bytes()),
+    }
+}
+
+/// Loads a row, and finds the best scale of each sub-block by itself.
+#[inline(always)]
+fn fit_row<I: Isa, C: Coder<I>, const ROWS: usize>(
+    isa: I,
+    s: &mut Scratch,
+    search: &Search<C, ROWS>,
+    (x, w): (&[f32], &[f32]),
+    factors: (f32, f32),
+) -> Energies {
+    s.resize(x.len().div_ceil(LANES * N));
+    let mut energies = Energies { all: 0.0, left: 0.0 };
+    let elements = x.chunks(LANES * N).zip(w.chunks(LANES * N));
+    for (i, (x, w)) in elements.enumerate() {
+        let tile = &mut s.tiles[i];
+        tile.load_row(isa, x, w, factors);
+        let peak = tile.peak(isa);
+        let mut fit = Fit::nothing(isa);
+        for coder in search.rows {
+            fit = scale::best_scale(isa, tile, coder, peak, search.ladder, fit);
+        }
+        let tile_energy = tile.energy(isa);
+        energies.all += isa.sum(tile_energy);
+        energies.left += isa.sum(isa.sub_f(tile_energy, fit.gain));
+        isa.store_f(fit.scale, &mut s.scales[i]);
+        isa.store_f(fit.curvature, &mut s.curvatures[i]);
+    }
+    energies
+}
+
+/// The scale of a row of `n_sub` sub-blocks, for which integers and table rows are left in `s`.
+#[inline(always)]
+fn row_scale<I: Isa, C: Coder<I>, const ROWS: usize>(
+    isa: I,
+    s: &mut Scratch,
+    search: &Search<C, ROWS>,
+    (n_sub, energies): (usize, Energies),
+    (down, up): (f32, f32),
+    storable: impl Fn(I::F) -> I::F,
+) -> f32 {
+    let grid = search.grid;
     let (scales, curvatures) = (s.scales.as_flattened(), s.curvatures.as_flattened());
-    let mut d = super_scale(isa, &scales[..n_sub], &curvatures[..n_sub], grid, storable);
-    for _ in 0..rounds {
-        let (xk, kk) = settle_row(isa, s, &search, d, n_sub);
+    let mut d = super_scale(isa, &scales[..n_sub], &curvatures[..n_sub], grid, &storable);
+    for _ in 0..search.rounds {
+        let (xk, kk) = settle_row(isa, s, search, d, n_sub);
         d = if kk > 0.0 { isa.array(storable(isa.splat_f(xk / kk)))[0] } else { 0.0 };
     }
-    if header == Header::F16 && nearly_exact(energy, left) {
-        // only the rounding of d is left
-        let peak = s.scales.as_flattened().iter().fold(0.0f32, |p, s| if s.abs() > p.abs() { *s } else { p });
-        let every = Search { reach: Reach::All, ..search };
-        let mut best = (row_error(isa, s, &search, d), d);
-        for end in grid.ends().flat_map(|end| LUCKY.map(|l| end * l)) {
-            let d = isa.array(storable(isa.splat_f(peak / end)))[0];
-            settle_row(isa, s, &every, d, n_sub);
-            let error = row_error(isa, s, &search, d);
-            best = if error < best.0 { (error, d) } else { best };
-        }
-        d = best.1;
+    if search.header == Header::F32 {
+        return d;
+    }
+    let peak = s.scales.as_flattened().iter().fold(0.0f32, |p, s| if s.abs() > p.abs() { *s } else { p });
+    // where only the rounding of d is left
+    let is_exact = nearly_exact(energies.all, energies.left);
+    let exact = is_exact.then(|| grid.ends().flat_map(|end| LUCKY.map(|l| end * l)));
+    let exact = exact.into_iter().flatten().map(|end| isa.array(storable(isa.splat_f(peak / end)))[0]);
+    let coarse = coarse_halves(peak * up / grid.longer_end()).map(|half| half * down);
+    let every = Search { reach: Reach::All, ..*search };
+    let mut best = None;
+    for other in exact.chain(coarse) {
+        let (least, _) = *best.get_or_insert_with(|| (row_error(isa, s, search, d), d));
+        settle_row(isa, s, &every, other, n_sub);
+        let error = row_error(isa, s, search, other);
+        best = if error < least { Some((error, other)) } else { best };
+    }
+    if let Some((_, found)) = best {
+        d = found;
         settle_row(isa, s, &every, d, n_sub);
     }
+    d
+}
 
-    let (head, blocks) = out.split_at_mut(if header == Header::F16 { 2 } else { 4 });
+/// Writes the blocks of a row whose integers and table rows are in `s`; returns `sum w x y`, or 0 where scales are stored as
+/// fitted.
+#[inline(always)]
+fn write_blocks<I: Isa, C: Coder<I>, const ROWS: usize>(
+    isa: I,
+    ty: QuantType,
+    s: &Scratch,
+    search: &Search<C, ROWS>,
+    (d, stored_as): (f32, Scales),
+    blocks: &mut [u8],
+) -> f32 {
+    let Search { rows, per_code, row_bit, offset, .. } = *search;
+    let layout = layout(ty).expect("types of this file have layouts");
     // the codes with each table row
     let mut codes: [Codes<N>; ROWS] = [[[0.0; LANES]; N]; ROWS];
     // shift (where it is a field), scales, q
@@ -187,12 +250,7 @@ fn encode_row<I: Isa, C: Coder<I>, const ROWS: usize>(
             layout.pack(fields, out);
         }
     }
-    // in the unit of the row; the decoder multiplies d by k, rounding, then by the value
-    let d = d * stored_as.factor(xy, energy);
-    match header {
-        Header::F16 => head.copy_from_slice(&isa.f16_bits(isa.splat_f(d * up))[0].to_le_bytes()),
-        Header::F32 => head.copy_from_slice(&(isa.array(storable(isa.splat_f(d)))[0] * up).to_le_bytes()),
-    }
+    xy
 }
 
 /// Integers and table rows of all sub-blocks at d; returns `sum w x k v` and `sum w (k v)^2`.

@@ -23,7 +23,7 @@ pub struct Scratch<const N: usize> {
     tile: Box<Tile<N>>,
 }
 
-/// What tells the types apart.
+/// The properties by which the types of this file differ.
 struct Search<L> {
     levels: L,
     ladder: Ladder,

@@ -13,7 +13,8 @@ use ikq_simd::Isa;
 
 use super::Encode;
 use crate::search::block_scales::{
-    Grid, Reach, Settled, nearly_exact, refit, settle, settled_error, super_scale, totals,
+    COARSE_HALF, Grid, Reach, Settled, coarse_halves, nearly_exact, refit, settle, settled_error,
+    super_scale, totals,
 };
 use crate::search::gain::Scales;
 use crate::search::levels::{Four, Integers, Levels, Shifted, Table, Table4, Wide};
@@ -23,7 +24,7 @@ use crate::search::tile::{Codes, LANES, Tile, lane_codes};
 /// Elements per super-block.
 const SUPER: usize = 256;
 
-/// What tells the types apart.
+/// The properties by which the types of this file differ.
 struct Search<L, const ROWS: usize> {
     /// The level sets a sub-block chooses from.
     rows: [L; ROWS],
@@ -101,7 +102,10 @@ fn encode_row<I: Isa, L: Levels<I>, const ROWS: usize, const N: usize>(
             let xv = levels.sums(isa, tile, inverse(isa, dk)).xv;
             let xy = totals(isa, isa.mul_f(dk, xv), per_super);
             let xx = totals(isa, tile.energy(isa), per_super);
-            d = isa.mul_f(d, stored_as.factors(isa, xy, xx));
+            let factors = stored_as.factors(isa, xy, xx);
+            // a step of the smallest halves is more than the gain
+            let size = isa.abs_f(isa.mul_f(d, up));
+            d = isa.if_gt(isa.splat_f(COARSE_HALF), size, d, isa.mul_f(d, factors));
         }
         let d = isa.f16_bits(isa.mul_f(d, up));
         let (k, row) = (isa.array(settled.k), isa.array(settled.row));
@@ -120,7 +124,8 @@ fn encode_row<I: Isa, L: Levels<I>, const ROWS: usize, const N: usize>(
     }
 }
 
-/// Looks for a better d where a super-block is encoded so well that only the rounding of d is left.
+/// Looks for a better d where a super-block is encoded so well that only the rounding of d is left, or where d is among
+/// the smallest halves.
 #[inline(always)]
 fn lucky<I: Isa, L: Levels<I>, const ROWS: usize, const N: usize>(
     isa: I,
@@ -131,29 +136,35 @@ fn lucky<I: Isa, L: Levels<I>, const ROWS: usize, const N: usize>(
 ) -> (I::F, Settled<I::F>) {
     let per_super = SUPER / N;
     let (energy, gain, scales) = (isa.array(tile.energy(isa)), isa.array(fit.gain), isa.array(fit.scale));
-    // the largest scale of such super-blocks, 0 for others
-    let mut peaks = [0.0f32; LANES];
-    for (k, peaks) in peaks.chunks_mut(per_super).enumerate() {
+    // the scales to try, in lanes of super-blocks without any 0
+    let mut tried: Vec<[f32; LANES]> = Vec::new();
+    for first in (0..LANES).step_by(per_super) {
         let (mut all, mut left, mut peak) = (0.0, 0.0, 0.0f32);
-        for lane in k * per_super..(k + 1) * per_super {
+        let lanes = first..first + per_super;
+        for lane in lanes.clone() {
             all += energy[lane];
             left += energy[lane] - gain[lane];
             peak = if scales[lane].abs() > peak.abs() { scales[lane] } else { peak };
         }
-        if nearly_exact(all, left) {
-            peaks.fill(peak);
+        let peak = peak * tile.up[first];
+        let ends = nearly_exact(all, left).then(|| search.grid.ends().map(|end| peak / end));
+        let halves = coarse_halves(peak / search.grid.longer_end());
+        for (n, d) in ends.into_iter().flatten().chain(halves).enumerate() {
+            if n == tried.len() {
+                tried.push([0.0; LANES]);
+            }
+            tried[n][lanes.clone()].fill(d);
         }
     }
-    if peaks == [0.0; LANES] {
-        return found;
-    }
-    let (up, down, peaks) = (isa.load_f(&tile.up), isa.load_f(&tile.down), isa.load_f(&peaks));
+    let down = isa.load_f(&tile.down);
     let levels = (search.rows[0], search.shift);
     let (mut d, mut settled) = found;
+    if tried.is_empty() {
+        return found;
+    }
     let mut least = totals(isa, settled_error(isa, tile, levels, settled, d), per_super);
-    for end in search.grid.ends() {
-        let other_d = isa.div_f(isa.mul_f(peaks, up), isa.splat_f(end));
-        let other_d = isa.mul_f(isa.f16_round(other_d), down);
+    for other_d in &tried {
+        let other_d = isa.mul_f(isa.f16_round(isa.load_f(other_d)), down);
         let other = settle(isa, tile, &search.rows, fit.scale, other_d, (search.grid, search.reach));
         let error = totals(isa, settled_error(isa, tile, levels, other, other_d), per_super);
         settled = settled.or(isa, (least, error), other);

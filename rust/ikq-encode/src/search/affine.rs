@@ -13,7 +13,7 @@
 
 use ikq_simd::Isa;
 
-use super::block_scales::{Grid, super_scale};
+use super::block_scales::{Grid, coarse_halves, super_scale};
 use super::gain::Scales;
 use super::scale::inverse;
 use super::tile::{Codes, LANES, Tile, Weighing, Weighted};
@@ -27,7 +27,7 @@ pub struct Affine {
     pub steps: f32,
     /// Sub-blocks per super-block.
     pub per_super: usize,
-    /// What stage 1 starts from.
+    /// The step sizes that stage 1 starts from.
     pub ladder: &'static [Rung],
 }
 
@@ -40,7 +40,7 @@ pub const ROUNDS: usize = 3;
 /// Refits of d and dmin.
 const REFITS: usize = 3;
 
-/// What stage 2 adds to the integers of a sub-block.
+/// Steps from a sub-block's integers (scale, minimum) to the neighbours that stage 2 tries.
 const NEIGHBOURS: &[(f32, f32)] = &[
     (0.0, 0.0),
     (1.0, 0.0),
@@ -53,7 +53,7 @@ const NEIGHBOURS: &[(f32, f32)] = &[
     (-1.0, 1.0),
 ];
 
-/// What a tile is encoded as; floats are normalised like the tile.
+/// The scales and integers that were found for a tile; floats are normalised like the tile.
 pub struct Encoded {
     /// Per lane: the super-block's d and dmin.
     pub d: [f32; LANES],
@@ -180,7 +180,7 @@ pub(super) fn residual<I: Isa, const N: usize>(
     sum
 }
 
-/// What a sub-block's minimum may be.
+/// Which signs a sub-block's minimum may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Minimum {
     /// It is stored as a magnitude that is subtracted.
@@ -222,7 +222,7 @@ struct Normal<F> {
 /// A determinant below this share of its terms is rounding.
 const SINGULAR: f32 = 1e-6;
 
-/// Its solution with a and b at least 0.
+/// Solves the normal equations, with a and b at least 0.
 #[inline(always)]
 fn pair<I: Isa>(isa: I, n: Normal<I::F>) -> (I::F, I::F) {
     let zero = isa.splat_f(0.0);
@@ -251,7 +251,7 @@ pub(super) struct Fit<F> {
     pub scale: F,
     pub min: F,
     pub error: F,
-    /// Of the codes.
+    /// The sums for the codes of this fit.
     pub sums: Sums<F>,
 }
 
@@ -283,7 +283,7 @@ impl Affine {
     }
 }
 
-/// What stage 1 searches.
+/// The parameters of stage 1.
 #[derive(Clone, Copy)]
 pub(super) struct Alone {
     /// Largest code.
@@ -501,6 +501,35 @@ fn refine<I: Isa, const N: usize>(
     (best, least)
 }
 
+/// Where the ideal d or dmin of a super-block is among the smallest halves, or vanishes: the first half that is not below it,
+/// with smaller integers. `None` where no super-block of the tile is so small.
+#[inline(always)]
+fn coarse_start<I: Isa, const N: usize>(
+    isa: I,
+    tile: &Tile<N>,
+    affine: Affine,
+    start: Choice<I::F>,
+    (scale, drop): (I::F, I::F),
+) -> Option<Choice<I::F>> {
+    let steps = isa.splat_f(affine.steps);
+    let mut any = false;
+    let mut enlarged = |wanted: I::F, float: I::F, integer: I::F| {
+        let ideal = isa.array(isa.div_f(largest(isa, wanted, affine), steps));
+        let mut floats = isa.array(float);
+        for (lane, float) in floats.iter_mut().enumerate() {
+            if let Some(half) = coarse_halves(ideal[lane] * tile.up[lane]).next() {
+                (*float, any) = (half * tile.down[lane], true);
+            }
+        }
+        let floats = isa.load_f(&floats);
+        let fitting = isa.round(isa.min_f(isa.mul_f(wanted, inverse(isa, floats)), steps));
+        (floats, isa.if_gt(isa.abs_f(isa.sub_f(floats, float)), isa.splat_f(0.0), fitting, integer))
+    };
+    let (d, sc) = enlarged(scale, start.d, start.sc);
+    let (dmin, m) = enlarged(drop, start.dmin, start.m);
+    any.then_some(Choice { d, dmin, sc, m })
+}
+
 /// Encodes a tile; codes are for [`super::tile::lane_codes`].
 #[inline(always)]
 pub fn encode<I: Isa, const N: usize>(
@@ -543,6 +572,13 @@ pub fn encode<I: Isa, const N: usize>(
             best = best.or(isa, (least, error), found);
             least = isa.min_f(error, least);
         }
+    }
+
+    if let Some(start) = coarse_start(isa, tile, affine, start, (scale, drop)) {
+        // compared as they stand: for blocks that vanished, the error above is that of zeros
+        let (found, with_larger) = refine(isa, tile, t, affine, start, true);
+        let as_found = integers(isa, tile, t, affine, (best.d, best.dmin), (best.sc, best.m), true);
+        best = best.or(isa, (total(isa, as_found.error, affine), with_larger), found);
     }
 
     let per_scale = inverse(isa, isa.mul_f(best.d, best.sc));

@@ -16,7 +16,7 @@ use super::gain::Scales;
 use super::scale::inverse;
 use super::tile::{Codes, LANES, Tile, Weighing};
 
-/// What is searched.
+/// The parameters of a search.
 #[derive(Clone, Copy)]
 pub struct Search {
     /// Largest code.
@@ -27,9 +27,9 @@ pub struct Search {
     pub scales: Scales,
 }
 
-/// What the blocks of a tile are encoded as.
+/// The floats that the blocks of a tile are stored with.
 pub struct Encoded {
-    /// Scale and minimum as halves.
+    /// The bits of scale and minimum, which are halves.
     pub d: [u16; LANES],
     pub m: [u16; LANES],
 }
@@ -75,6 +75,18 @@ fn keep_better<I: Isa, const N: usize>(
     *least = isa.min_f(error, *least);
 }
 
+/// Subtracts a number of each block from its elements.
+#[inline(always)]
+fn subtract<I: Isa, W: Weighing, const N: usize>(isa: I, tile: &mut Tile<N>, floor: I::F) {
+    for i in 0..N {
+        let x = isa.sub_f(isa.load_f(&tile.x[i]), floor);
+        isa.store_f(x, &mut tile.x[i]);
+        if W::WEIGHTED {
+            isa.store_f(isa.mul_f(isa.load_f(&tile.w[i]), x), &mut tile.wx[i]);
+        }
+    }
+}
+
 /// Encodes a tile, whose elements are changed.
 #[inline(always)]
 pub fn encode<I: Isa, W: Weighing, const N: usize>(
@@ -88,13 +100,7 @@ pub fn encode<I: Isa, W: Weighing, const N: usize>(
     let (down, up) = (isa.load_f(&tile.down), isa.load_f(&tile.up));
     let (lo, hi) = range(isa, tile);
     let floor = half(isa, tile, lo);
-    for i in 0..N {
-        let x = isa.sub_f(isa.load_f(&tile.x[i]), floor);
-        isa.store_f(x, &mut tile.x[i]);
-        if W::WEIGHTED {
-            isa.store_f(isa.mul_f(isa.load_f(&tile.w[i]), x), &mut tile.wx[i]);
-        }
-    }
+    subtract::<_, W, N>(isa, tile, floor);
 
     let t = moments(isa, tile, weighing);
     let ends = (isa.sub_f(lo, floor), isa.sub_f(hi, floor));

@@ -48,6 +48,11 @@ impl Grid {
         isa.add_f(isa.add_f(half_steps, half_steps), isa.splat_f(1.0))
     }
 
+    /// The integer of the largest magnitude.
+    pub fn longer_end(self) -> f32 {
+        if self.lo.abs() > self.hi.abs() { self.lo } else { self.hi }
+    }
+
     /// How many integers there are.
     fn len(self) -> usize {
         ((self.hi - self.lo) / self.step()) as usize + 1
@@ -60,7 +65,7 @@ impl Grid {
     /// The integers of either sign farthest from 0, the farthest first, signed like the longer end:
     /// [`nearly_exact`] puts the largest scale on each.
     pub fn ends(self) -> impl Iterator<Item = f32> {
-        let end = if self.lo.abs() > self.hi.abs() { self.lo } else { self.hi };
+        let end = self.longer_end();
         let step = self.step().copysign(end);
         (0..N_ENDS.min(self.len() / 2)).map(move |n| end - step * n as f32)
     }
@@ -95,7 +100,7 @@ pub fn super_scale<I: Isa>(
     if peak == 0.0 {
         return 0.0;
     }
-    let end = if grid.lo.abs() > grid.hi.abs() { grid.lo } else { grid.hi };
+    let end = grid.longer_end();
     let mut best = (0.0, 0.0);
     for anchors in candidates() {
         let anchors = isa.mul_f(isa.load_f(&anchors), isa.splat_f(end));
@@ -120,6 +125,24 @@ pub fn super_scale<I: Isa>(
     best.1
 }
 
+/// The step of the smallest halves, 2^-24.
+pub const HALF_STEP: f32 = 1.0 / 16_777_216.0;
+/// Below this (2^-21) halves have three significant bits or less. Where the ideal super-scale is that small, or vanishes,
+/// smaller integers under a larger super-scale serve better: see [`coarse_halves`].
+pub const COARSE_HALF: f32 = 8.0 * HALF_STEP;
+/// How many halves [`coarse_halves`] gives.
+const N_COARSE: usize = 4;
+
+/// Super-scales to try where `ideal`, the one that puts the largest scale on the end of the grid, is below
+/// [`COARSE_HALF`]: the first halves that are not below it, with its sign. The first leaves the most integers to choose
+/// from. None where the ideal one is not so small, or 0.
+pub fn coarse_halves(ideal: f32) -> impl Iterator<Item = f32> {
+    let is_coarse = ideal != 0.0 && ideal.abs() < COARSE_HALF;
+    let steps = (ideal.abs() / HALF_STEP).ceil().max(1.0);
+    let first = (steps * HALF_STEP).copysign(ideal);
+    (0..if is_coarse { N_COARSE } else { 0 }).map(move |n| first + (n as f32 * HALF_STEP).copysign(ideal))
+}
+
 /// How many [`Grid::ends`] there are: one of so many quotients has a lucky rounding.
 const N_ENDS: usize = 24;
 
@@ -138,7 +161,7 @@ pub enum Reach {
     All,
 }
 
-/// What [`settle`] found.
+/// The choice that [`settle`] made for each sub-block.
 #[derive(Clone, Copy)]
 pub struct Settled<F> {
     /// The integer scale.

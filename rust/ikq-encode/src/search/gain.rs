@@ -40,7 +40,7 @@ impl Scales {
         isa.if_gt(factor, isa.splat_f(MOST), one, factor)
     }
 
-    /// The same of one scale.
+    /// The same factor for a single scale.
     #[inline(always)]
     pub fn factor(self, xy: f32, xx: f32) -> f32 {
         if self == Scales::Unbiased && xy > 0.0 {

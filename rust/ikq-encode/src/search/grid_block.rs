@@ -12,6 +12,7 @@
 
 use ikq_simd::{Isa, IsaOp, Lanes};
 
+use super::block_scales::{COARSE_HALF, HALF_STEP};
 use super::gain::Scales;
 use super::grid::Grid;
 use super::grid_candidates::{Ladder, N_CANDIDATES, Parabolas};
@@ -49,7 +50,7 @@ pub struct Numbers {
     pub unit: f32,
 }
 
-/// What distinguishes the types.
+/// The properties by which codebook types differ.
 pub struct GridSearch<'a> {
     pub grid: &'a Grid,
     /// Elements per scale: 16 or 32.
@@ -62,7 +63,7 @@ pub struct GridSearch<'a> {
     pub scale_bias: f32,
 }
 
-/// A chunk's codes.
+/// The codes that were found for a chunk of 256 elements.
 #[derive(Clone, Debug)]
 pub struct Codes {
     pub scales: [u8; 16],
@@ -202,11 +203,18 @@ impl GridSearch<'_> {
             *d = top * factor;
             factor *= D_RATIO;
         }
+        if (top * up).abs() < COARSE_HALF {
+            // there a range of ratios has few halves, or none
+            for (n, d) in ds.iter_mut().enumerate() {
+                *d = (n + 1) as f32 * HALF_STEP / up;
+            }
+        }
         for ds in ds.as_chunks_mut::<16>().0 {
             let halves = isa.f16_round(isa.mul_f(isa.load_f(ds), isa.splat_f(up)));
             isa.store_f(isa.div_f(halves, isa.splat_f(up)), ds);
         }
-        let mut found = (f32::INFINITY, 0.0);
+        // zeros have an error of 0 here: what no half makes better than them is zero
+        let mut found = (0.0, 0.0);
         for d in ds {
             if d == 0.0 {
                 continue;
@@ -418,18 +426,18 @@ impl GridSearch<'_> {
         codes
     }
 
-    /// The d to store for codes with these sums.
+    /// The d to store for codes with these sums; times `up` it is what the file holds.
     #[inline(always)]
-    pub fn refit(&self, scales: Scales, sums: &Sums) -> f32 {
+    pub fn refit(&self, scales: Scales, sums: &Sums, up: f32) -> f32 {
         if sums.yy <= 0.0 {
             return 0.0;
         }
+        let fitted = sums.xy / sums.yy;
         match scales {
+            // a step of the smallest halves is more than bias and gain
+            _ if (fitted * up).abs() < COARSE_HALF => fitted,
             Scales::LeastSquares => self.scale_bias * sums.xy / sums.yy,
-            Scales::Unbiased => {
-                let fitted = sums.xy / sums.yy;
-                fitted * scales.factor(fitted * sums.xy, sums.xx)
-            }
+            Scales::Unbiased => fitted * scales.factor(fitted * sums.xy, sums.xx),
         }
     }
 }
@@ -466,7 +474,7 @@ pub struct Settle<'a> {
     /// Elements of the normalised row.
     pub x: &'a [f32; CHUNK],
     pub w: &'a [f32; CHUNK],
-    /// How many there are.
+    /// How many of the elements belong to the row.
     pub n: usize,
     pub parabolas: &'a Parabolas,
     pub d: f32,

@@ -11,12 +11,12 @@ pub(super) const N_CANDIDATES: usize = 16;
 /// No level is lower, as a share of the scale of the largest element of a sub-block.
 const LOWEST: f32 = 0.125;
 
-/// Where the candidates of a type are.
+/// The range of scales that are tried for a sub-block of a type.
 #[derive(Clone, Copy)]
 pub struct Ladder {
     /// The largest, as a multiple of the scale that puts the largest element on the highest level.
     pub first: f32,
-    /// Of neighbours, below 1.
+    /// The ratio of a candidate to the one before it, below 1.
     pub ratio: f32,
     /// Integer scales whose error is larger than the least by no more than this share, both of them
     /// estimated from the candidates, are tried exactly.

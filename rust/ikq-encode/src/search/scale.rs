@@ -119,7 +119,7 @@ pub struct Fit<F> {
 }
 
 impl<F: Copy> Fit<F> {
-    /// Scale 0.
+    /// The fit with scale 0 and no gain, from which every search begins.
     #[inline(always)]
     pub fn nothing<I: Isa<F = F>>(isa: I) -> Self {
         let zero = isa.splat_f(0.0);
@@ -151,7 +151,7 @@ pub fn inverse<I: Isa>(isa: I, x: I::F) -> I::F {
     isa.if_gt(isa.abs_f(x), isa.splat_f(1e-37), isa.div_f(one, x), zero)
 }
 
-/// What [`best_scale`] tries.
+/// The candidates that [`best_scale`] tries.
 #[derive(Clone, Copy)]
 pub struct Ladder {
     /// Multiples of the scale that the peak of a sub-block is put on.

@@ -14,7 +14,7 @@ use super::levels::Levels;
 use super::trellis::Trellis;
 use super::trellis_match::{Elements, Match, MatchAt, Prepared, SUB_BLOCK};
 
-/// What distinguishes the types.
+/// The properties by which trellis types differ.
 pub struct RowSearch<'a, L, const PAIRS: usize> {
     /// The sets of points that a sub-block chooses from, at most [`MOST_SETS`].
     pub sets: &'a [Trellis<PAIRS>],
@@ -29,7 +29,7 @@ pub struct RowSearch<'a, L, const PAIRS: usize> {
     pub effort: Effort,
 }
 
-/// How much is tried.
+/// How many candidates a search tries.
 #[derive(Clone, Copy)]
 pub struct Effort {
     /// Quick matches are made at these multiples of the scale that makes the target as large as the
@@ -50,7 +50,7 @@ pub struct Effort {
 /// A row's error may lie in few sub-blocks, whose best scales are far from the average point's.
 const MUCH: f32 = 2.0;
 
-/// About the largest value there is.
+/// About the largest magnitude that a point can have.
 const PEAK: f32 = 120.0;
 
 /// Sets of points and signs.
@@ -98,7 +98,7 @@ struct Candidate {
 
 const NOTHING_YET: Candidate = Candidate { number: 0, set: 0, estimate: f32::INFINITY, first: false };
 
-/// How large a sub-block is.
+/// The size of a sub-block's elements.
 struct Size {
     /// `sum w x^2`, `sum w`, and the root of their ratio.
     energy: f32,

@@ -39,7 +39,7 @@ impl<T: BlockType> IsaOp for OfType<'_, T> {
         let mut tail = Tail::new();
         let n_bands = op.bands.n();
         // bands that are read again for further columns stay in a near cache meanwhile
-        let step = if op.columns.len() > MOST_COLUMNS { BANDS_AT_ONCE } else { n_bands };
+        let step = if is_one_pass::<I>(op.columns.len()) { n_bands } else { BANDS_AT_ONCE };
         for bands in (0..n_bands).step_by(step.max(1)) {
             let bands = bands..n_bands.min(bands + step);
             let mut first = 0;
@@ -64,6 +64,16 @@ impl<T: BlockType> IsaOp for OfType<'_, T> {
 
 /// Columns that one pass over the bands takes at most.
 const MOST_COLUMNS: usize = 8;
+
+/// Whether so many columns are done when the bands were read once; see the choice of kernels in [`OfType::run`].
+fn is_one_pass<I: Isa>(columns: usize) -> bool {
+    match columns {
+        0..=1 => true,
+        2..=4 => I::REGISTERS >= 8,
+        7..=MOST_COLUMNS => I::REGISTERS >= 32,
+        _ => false,
+    }
+}
 
 /// Columns from which on every type asks for lines ahead: between two lines there is so much to do that the machine does
 /// not look far enough by itself.
