@@ -3,7 +3,7 @@
 # make test-page  the web page of `ikq serve` in headless Chromium
 # make test-hf    conversions against transformers' own logits; installs PyTorch (gigabytes) in .venv
 # make test-cuda  kernels for GPUs without one: every specialisation compiled, all of them under sanitizers; about an hour
-# make bench  speed of decoders and encoders on this machine
+# make bench  speed of decoders and encoders on this machine; one part: make bench PART=plots or PART=type-speed
 # Needs Python 3.10 or later with pip and venv, and cargo. All else goes into .venv.
 
 PYTHON ?= python3
@@ -87,7 +87,7 @@ sdists: $(VENV)/.created
 	$(BIN)/python tools/fetch_sdists.py $(VENV)/sdists
 
 bench: $(VENV)/.testable
-	$(BIN)/python benches/run.py
+	$(BIN)/python benches/run.py $(PART)
 
 clean:
 	rm -rf $(VENV) target dist

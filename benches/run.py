@@ -9,6 +9,9 @@
    imatrix (where ../shared has the text), beside the reference's files with IKQ_REFERENCE_QUANTIZE
 6. with IKQ_REFERENCE_QUANTIZE=PATH/llama-quantize (of ik_llama.cpp): CPU time of every TYPE against it, interleaved
 7. with IKQ_REFERENCE_BENCH=PATH/llama-bench (of ik_llama.cpp): tokens per second against it, interleaved
+
+Parts by themselves: `python benches/run.py plots` (draws benches/results/plots.md's plots from the committed figures)
+and `python benches/run.py type-speed` (measures speeds by type for each instruction set, then draws); all else runs the above and draws the plots.
 """
 
 from __future__ import annotations
@@ -104,7 +107,48 @@ def example(crate: str, name: str) -> list[str]:
     return ["cargo", "run", "--quiet", "--release", "--locked", "-p", crate, "--example", name]
 
 
+RESULTS = "benches/results"
+
+
+def plots() -> list[bool]:
+    """Draws the plots of benches/results/plots.md from the figures beside them."""
+    kinds = ("quality_table", "recipe_quality", "error_feedback")
+    figures = [f"{RESULTS}/{kind}.jsonl" for kind in kinds]
+    speeds = sorted(str(p.relative_to(TOP)) for p in (TOP / RESULTS).glob("type_speed_*.json"))
+    return [
+        section(
+            "Plot of sizes",
+            sys.executable,
+            "benches/size_plot.py",
+            *figures,
+            f"{RESULTS}/size_divergence.svg",
+        ),
+        section(
+            "Plot of speeds", sys.executable, "benches/speed_plot.py", *speeds, f"{RESULTS}/type_speed.svg"
+        ),
+    ]
+
+
+def type_speeds() -> list[bool]:
+    """Measures speeds by type, every instruction set by itself, with two threads."""
+    held = []
+    for isa in ("avx2", "avx512"):
+        words = [sys.executable, "-m", "ikq", "bench", "types", "-t", "2", "--isa", isa, "--json"]
+        print(f"\nSpeed by type, {isa}", flush=True)
+        done = subprocess.run(words, cwd=TOP, stdout=subprocess.PIPE)
+        held.append(done.returncode == 0)
+        if held[-1]:
+            (TOP / RESULTS / f"type_speed_{isa}.json").write_bytes(done.stdout)
+    return held
+
+
 def main() -> int:
+    parts = {"plots": plots, "type-speed": lambda: [*type_speeds(), *plots()]}
+    if len(sys.argv) > 1:
+        if sys.argv[1] not in parts:
+            print(f"{sys.argv[1]}: no such part; parts are {', '.join(parts)}", file=sys.stderr)
+            return 2
+        return 0 if all(parts[sys.argv[1]]()) else 1
     held = [
         section("Decode throughput", *example("ikq-decode", "throughput")),
         section("Encode speed", *example("ikq-encode", "encode_speed")),
@@ -162,6 +206,7 @@ def main() -> int:
         ]
     else:
         print("\nIKQ_REFERENCE_QUANTIZE is not set: no comparison with another quantizer.")
+    held += plots()
     return 0 if all(held) else 1
 
 

@@ -2,6 +2,8 @@
 
 import ast
 import inspect
+import json
+import platform
 import subprocess
 import sys
 from importlib.metadata import entry_points, version
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import ikq
+from ikq.cli import run_command
 
 ROOT = Path(ikq.__file__).parent
 
@@ -97,3 +100,15 @@ def test_modules_need_no_later_python_than_the_package_says(path: Path) -> None:
             assert node.module != "tomllib"
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             assert node.attr not in LATER.get(node.value.id, set()), f"line {node.lineno}: {node.attr}"
+
+
+def test_info_says_what_a_bug_report_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["info", "F16", "--no-self-test", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["version"] == ikq.__version__
+    assert found["python"] == platform.python_version()
+    assert found["in_use"] == ikq.isa()
+    assert found["in_use"] in found["instruction_sets"]
+    assert found["cpus"] >= 1
+    assert "gpus" in found
+    assert [row["type"] for row in found["kernels"]] == ["F16"]

@@ -109,6 +109,25 @@ def test_what_vanishes_is_counted(tmp_path: Path) -> None:
         assert (reader.tensors["a.weight"].dequantize()[:, :32] == 0).all()
 
 
+@pytest.mark.parametrize(
+    "name", ["Q4_K", "Q6_K", "IQ4_XS", "IQ2_K", "IQ4_K", "IQ5_K", "IQ6_K", "IQ3_S", "Q8_0"]
+)
+def test_small_blocks_keep_their_shape(name: str) -> None:
+    """Where the half that integer scales share would vanish, the integers become smaller instead.
+
+    At 1e-5 every type has at least one step of the smallest half, 2^-24, for the scale of a sub-block (the largest level is 127,
+    the largest weight 4e-5), so that a scale is at most twice too large, and so is the error.
+    """
+    x = ordinary(64)
+    small = x * np.float32(1e-5)
+
+    def relative(x: np.ndarray) -> float:
+        y = ikq.dequantize(ikq.quantize(x, name), name)
+        return float(np.square(y - x, dtype=np.float64).sum() / np.square(x, dtype=np.float64).sum()) ** 0.5
+
+    assert relative(small) <= 2 * relative(x)
+
+
 def test_zeros_do_not_vanish(tmp_path: Path) -> None:
     x = np.zeros((4, 256), np.float32)
     x[0, 0] = 1

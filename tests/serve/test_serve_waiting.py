@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures.thread
 import gc
 import http.client
 import json
@@ -150,7 +151,16 @@ def test_two_models_in_one_place(folder):
     assert all(found[i][1]["model"] == "ab"[i % 2] for i in found)
 
 
-def test_a_model_that_goes_leaves_nothing(folder):
+@pytest.mark.parametrize("lag", [0, 0.2])
+def test_a_model_that_goes_leaves_nothing(folder, lag, monkeypatch):
+    """Also when threads hold what they have worked with for some time after it is done."""
+    run = concurrent.futures.thread._WorkItem.run
+
+    def lagging(self):
+        run(self)
+        time.sleep(lag)
+
+    monkeypatch.setattr(concurrent.futures.thread._WorkItem, "run", lagging)
     with serving(folder, n_ctx=256) as server:
         body = {"model": "a", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
         assert server.ask("/v1/chat/completions", body)[0] == 200

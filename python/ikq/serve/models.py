@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -26,6 +28,8 @@ T = TypeVar("T")
 
 # Seconds for which a model that is waited for leaves the others be; then one of them takes no more requests.
 _PATIENCE = 2.0
+# Seconds between looks at whether anybody still holds a model that goes.
+_WAITS = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 class Models:
@@ -341,13 +345,30 @@ class Models:
         await self._drop(idle)
 
     async def _drop(self, name: str) -> None:
-        model = self._loaded.pop(name)
         self._stamps.pop(name, None)
         LOG.info("unloading %s", name)
-        await asyncio.to_thread(model.close)
-        del model
-        # vocabularies are large, and in cycles: the next model shall not come on top of them
-        await asyncio.to_thread(gc.collect)
+        await asyncio.to_thread(_let_go, [self._loaded.pop(name)])
+
+
+def _let_go(held: list[LoadedModel]) -> None:
+    """Closes a model and frees its memory, so that the next one does not come on top of it.
+
+    Vocabularies are large, and in cycles that only a collection finds, and only when nobody holds them any
+    more. A thread that has prepared a text may let go of the model some time after the text is over.
+
+    Args:
+        held: The model; taken out, so that the caller does not hold it.
+    """
+    model = held.pop()
+    model.close()
+    vocabulary = weakref.ref(model.model.tokenizer)
+    del model
+    for wait in _WAITS:
+        gc.collect()
+        if vocabulary() is None:
+            return
+        time.sleep(wait)
+    LOG.warning("the vocabulary of a model that was unloaded is still in use")
 
 
 def _told(name: str, error: BaseException) -> ServiceError:

@@ -13,7 +13,7 @@ from html import escape
 
 from ikq.quantizing.report.records import Report, TensorRecord
 
-__all__ = ["N_COLOURS", "errors_over_layers", "size_by_type", "worst_experts"]
+__all__ = ["N_COLOURS", "errors_over_layers", "size_by_type", "svg_line", "svg_text", "worst_experts"]
 
 N_COLOURS = 8
 _WIDTH, _LINES, _EXPERTS = 960, 16, 16
@@ -55,11 +55,11 @@ def errors_over_layers(report: Report) -> str:
     out = []
     for tick in _log_ticks(low, high):
         y = at_y(tick)
-        out.append(_line(left, y, right, y, "grid"))
-        out.append(_text(left - 8, y + 4, f"{tick:g}", "end"))
+        out.append(svg_line(left, y, right, y, "grid"))
+        out.append(svg_text(left - 8, y + 4, f"{tick:g}", "end"))
     for layer in _layer_ticks(first, last):
-        out.append(_text(at_x(layer), bottom + 18, str(layer), "middle"))
-    out.append(_text((left + right) / 2, bottom + 38, "layer", "middle"))
+        out.append(svg_text(at_x(layer), bottom + 18, str(layer), "middle"))
+    out.append(svg_text((left + right) / 2, bottom + 38, "layer", "middle"))
     # the legend is in the order of the lines at their right ends
     order = sorted(kinds, key=lambda name: -kinds[name][-1][1])
     for i, name in enumerate(kinds):
@@ -73,7 +73,7 @@ def errors_over_layers(report: Report) -> str:
             )
         y = top + 10.0 + 20 * order.index(name)
         out.append(f'<path d="M{right + 20} {y - 4}h18" {style}/>')
-        out.append(_text(right + 44, y, name))
+        out.append(svg_text(right + 44, y, name))
     return _svg(bottom + 46, "Weighted error of each kind of tensor over the layers", out)
 
 
@@ -85,12 +85,12 @@ def size_by_type(report: Report) -> str:
     out = []
     for i, g in enumerate(report.by_type):
         y, width = 8 + 28 * i, (right - left) * g.bytes / most
-        out.append(_text(left - 10, y + 15, g.name, "end"))
+        out.append(svg_text(left - 10, y + 15, g.name, "end"))
         out.append(
             f'<rect x="{left:.1f}" y="{y}" width="{max(1, width):.1f}" height="20" rx="2" class="bar"/>'
         )
         text = f"{g.bytes / _MIB:,.2f} MiB, {g.bytes / total:.1%}, {g.n_tensors} tensors"
-        out.append(_text(left + width + 8, y + 15, text))
+        out.append(svg_text(left + width + 8, y + 15, text))
     return _svg(16 + 28 * len(report.by_type), "Size by type", out)
 
 
@@ -110,18 +110,18 @@ def worst_experts(report: Report) -> str:
 
     out = []
     for tick in _ticks(high):
-        out.append(_line(at(tick), 4, at(tick), bottom, "grid"))
-        out.append(_text(at(tick), bottom + 16, f"{tick:g}", "middle"))
+        out.append(svg_line(at(tick), 4, at(tick), bottom, "grid"))
+        out.append(svg_text(at(tick), bottom + 16, f"{tick:g}", "middle"))
     for i, t in enumerate(shown):
         y, errors = 18 + 24 * i, t.expert_errors or ()
         index, worst = t.worst_expert or (0, 0.0)
-        out.append(_text(left - 10, y + 4, t.name, "end"))
-        out.append(_line(at(min(errors)), y, at(worst), y, "range"))
+        out.append(svg_text(left - 10, y + 4, t.name, "end"))
+        out.append(svg_line(at(min(errors)), y, at(worst), y, "range"))
         for value, shape in ((statistics.median(errors), "dot c0"), (worst, "dot c1")):
             what = "median" if shape.endswith("0") else f"expert {index}"
             title = f"<title>{what}: {value:.5f}</title>"
             out.append(f'<circle cx="{at(value):.1f}" cy="{y}" r="4.5" class="{shape}">{title}</circle>')
-        out.append(_text(at(worst) + 10, y + 4, f"expert {index}: {worst:.5f}"))
+        out.append(svg_text(at(worst) + 10, y + 4, f"expert {index}: {worst:.5f}"))
     return _svg(bottom + 24, "Best, median and worst expert", out)
 
 
@@ -156,11 +156,13 @@ def _layer_ticks(first: int, last: int) -> Sequence[int]:
     return range(first, last + 1, max(1, math.ceil((last - first) / 20)))
 
 
-def _line(x1: float, y1: float, x2: float, y2: float, cls: str) -> str:
+def svg_line(x1: float, y1: float, x2: float, y2: float, cls: str) -> str:
+    """A line between two points, drawn as its class says."""
     return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{cls}"/>'
 
 
-def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
+def svg_text(x: float, y: float, text: str, anchor: str = "start") -> str:
+    """A text whose start, middle or end (`anchor`) stands at a point."""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 

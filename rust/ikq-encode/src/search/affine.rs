@@ -502,7 +502,7 @@ fn refine<I: Isa, const N: usize>(
 }
 
 /// Where the ideal d or dmin of a super-block is among the smallest halves, or vanishes: the first half that is not below it,
-/// with smaller integers. `None` where no super-block of the tile is so small.
+/// with smaller integers; and 1 in the lanes of such super-blocks. `None` where no super-block of the tile is so small.
 #[inline(always)]
 fn coarse_start<I: Isa, const N: usize>(
     isa: I,
@@ -510,15 +510,15 @@ fn coarse_start<I: Isa, const N: usize>(
     affine: Affine,
     start: Choice<I::F>,
     (scale, drop): (I::F, I::F),
-) -> Option<Choice<I::F>> {
+) -> Option<(Choice<I::F>, I::F)> {
     let steps = isa.splat_f(affine.steps);
-    let mut any = false;
+    let mut is_coarse = [0.0; LANES];
     let mut enlarged = |wanted: I::F, float: I::F, integer: I::F| {
         let ideal = isa.array(isa.div_f(largest(isa, wanted, affine), steps));
         let mut floats = isa.array(float);
         for (lane, float) in floats.iter_mut().enumerate() {
             if let Some(half) = coarse_halves(ideal[lane] * tile.up[lane]).next() {
-                (*float, any) = (half * tile.down[lane], true);
+                (*float, is_coarse[lane]) = (half * tile.down[lane], 1.0);
             }
         }
         let floats = isa.load_f(&floats);
@@ -527,7 +527,8 @@ fn coarse_start<I: Isa, const N: usize>(
     };
     let (d, sc) = enlarged(scale, start.d, start.sc);
     let (dmin, m) = enlarged(drop, start.dmin, start.m);
-    any.then_some(Choice { d, dmin, sc, m })
+    let any = is_coarse.contains(&1.0);
+    any.then(|| (Choice { d, dmin, sc, m }, isa.load_f(&is_coarse)))
 }
 
 /// Encodes a tile; codes are for [`super::tile::lane_codes`].
@@ -574,10 +575,11 @@ pub fn encode<I: Isa, const N: usize>(
         }
     }
 
-    if let Some(start) = coarse_start(isa, tile, affine, start, (scale, drop)) {
-        // compared as they stand: for blocks that vanished, the error above is that of zeros
+    if let Some((start, is_coarse)) = coarse_start(isa, tile, affine, start, (scale, drop)) {
+        // both errors added up as they stand; other super-blocks of the tile stay as they are
         let (found, with_larger) = refine(isa, tile, t, affine, start, true);
         let as_found = integers(isa, tile, t, affine, (best.d, best.dmin), (best.sc, best.m), true);
+        let with_larger = isa.if_gt(is_coarse, zero, with_larger, isa.splat_f(f32::INFINITY));
         best = best.or(isa, (total(isa, as_found.error, affine), with_larger), found);
     }
 

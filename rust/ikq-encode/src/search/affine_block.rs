@@ -12,6 +12,7 @@
 use ikq_simd::Isa;
 
 use super::affine::{Alone, Minimum, Moments, Rung, Sums, code, fit, half, moments, range, residual, sums};
+use super::block_scales::coarse_halves;
 use super::gain::Scales;
 use super::scale::inverse;
 use super::tile::{Codes, LANES, Tile, Weighing};
@@ -58,6 +59,19 @@ fn any<I: Isa>(isa: I, flags: I::F) -> bool {
 fn fitted<I: Isa>(isa: I, s: Sums<I::F>, min: I::F) -> I::F {
     let scale = isa.mul_f(isa.sub_f(s.xq, isa.mul_f(min, s.q)), inverse(isa, s.qq));
     isa.max_f(scale, isa.splat_f(0.0))
+}
+
+/// The first half that is not below a scale among the smallest halves, which rounds to too little or to 0; `otherwise` where
+/// it is not so small.
+#[inline(always)]
+fn enlarged<I: Isa, const N: usize>(isa: I, tile: &Tile<N>, scale: I::F, otherwise: I::F) -> I::F {
+    let (scale, mut out) = (isa.array(scale), isa.array(otherwise));
+    for (lane, out) in out.iter_mut().enumerate() {
+        if let Some(half) = coarse_halves(scale[lane] * tile.up[lane]).next() {
+            *out = half * tile.down[lane];
+        }
+    }
+    isa.load_f(&out)
 }
 
 /// Keeps a pair (and its minimum less the floor) where it is better.
@@ -143,7 +157,7 @@ pub fn encode<I: Isa, W: Weighing, const N: usize>(
             (d, m) = (scale, minimum);
             break;
         }
-        for scale in [scale, half(isa, tile, guess)] {
+        for scale in [scale, half(isa, tile, guess), enlarged(isa, tile, guess, scale)] {
             keep_better(isa, tile, (scale, minimum, min), levels, (&mut d, &mut m, &mut least));
         }
         for code in lucky {
