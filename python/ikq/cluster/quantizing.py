@@ -87,7 +87,7 @@ def quantize_on_cluster(
             partials=_partials(plan) if shared_output else (),
             probe=probe,
         )
-        _look(ray, job)
+        _look(ray, job, on_note)
         remote = ray.remote(num_cpus=1, max_retries=REPEATS)(worker.work)
 
         def submit(numbers: Sequence[int]) -> Any:
@@ -117,15 +117,15 @@ def quantize_on_cluster(
         return result
 
 
-def _look(ray: Any, job: Job) -> None:
-    """Lets every node open its files before anything is written.
+def _look(ray: Any, job: Job, on_note: Callable[[str], None] | None) -> None:
+    """Lets every node open its files before anything is written; one that dies meanwhile is left out.
 
     Raises:
         Exception: what a node says.
     """
     strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
     remote = ray.remote(num_cpus=0, max_retries=REPEATS)(worker.look)
-    nodes = [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
+    nodes = _alive(ray)
     looks = [remote.options(scheduling_strategy=strategy(n["NodeID"], soft=False)).remote(job) for n in nodes]
     for node, reference in zip(nodes, looks, strict=True):
         name = node.get("NodeName") or node["NodeManagerAddress"]
@@ -136,9 +136,19 @@ def _look(ray: Any, job: Job) -> None:
                 f"node {name} cannot run ikq, which must be there as it is here: {e.cause!r}"
             ) from None
         except ray.exceptions.RayError as e:
-            raise IkqError(f"node {name} cannot work: {e}") from None
+            # a node is in the list until others have missed it for some seconds
+            if node["NodeID"] in {n["NodeID"] for n in _alive(ray)}:
+                raise IkqError(f"node {name} cannot work: {e}") from None
+            if on_note is not None:
+                on_note(f"cluster: node {name} has died")
+            continue
         if found.failure is not None:
             raise found.failure.exception()
+
+
+def _alive(ray: Any) -> list[dict[str, Any]]:
+    """The nodes that work, as far as is known."""
+    return [n for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU")]
 
 
 def _partials(plan: QuantizePlan) -> tuple[str, ...]:
