@@ -1,6 +1,7 @@
 # make demo   build, quantize the bundled model, show what came out, let it write
 # make test   everything that must hold; under 30 minutes from scratch on two cores
 # make test-page  the web page of `ikq serve` in headless Chromium
+# make test-cluster  whole commands on a Ray cluster of this machine, where nodes and drivers die; minutes
 # make test-hf    conversions against transformers' own logits; installs PyTorch (gigabytes) in .venv
 # make test-cuda  kernels for GPUs without one: every specialisation compiled, all of them under sanitizers; about an hour
 # make bench  speed of decoders and encoders on this machine; one part: make bench PART=plots or PART=type-speed
@@ -16,7 +17,7 @@ SOURCES := $(shell find rust python -name target -prune -o -type f ! -name '*.so
 # cargo finds the interpreter to build for here; no other than this one is used
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 
-.PHONY: build demo test test-cuda test-page test-hf bench lint rust-test python-test sdists clean
+.PHONY: build demo test test-cluster test-cuda test-page test-hf bench lint rust-test python-test sdists clean
 
 build: $(VENV)/.built
 
@@ -77,6 +78,9 @@ test-cuda: $(VENV)/.testable
 test-page: $(VENV)/.testable
 	$(BIN)/python -m pip install --quiet 'playwright>=1.40'
 	IKQ_BROWSER=required $(BIN)/python -m pytest tests/serve/test_page_browser.py
+
+test-cluster: $(VENV)/.testable
+	IKQ_CLUSTER_TESTS=all $(BIN)/python -m pytest tests/cluster
 
 test-hf: $(VENV)/.testable
 	$(BIN)/python -m pip install --quiet torch transformers

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ __all__ = [
     "Imatrix",
     "Metadata",
     "Model",
+    "PlanWorker",
     "QuantizePlan",
     "QuantizeRun",
     "Sequence",
@@ -42,6 +43,7 @@ __all__ = [
     "model_origin",
     "pack",
     "parse_type",
+    "partial_files",
     "plan_quantize",
     "product",
     "product_speeds",
@@ -477,7 +479,27 @@ class QuantizePlan:
         progress: Callable[[int, float, bool, float], None] | None,
         on_bytes: Callable[[int], None] | None,
         on_note: Callable[[str], None] | None,
+        outside: _Outside | None = None,
     ) -> QuantizeRun: ...
+
+# what `QuantizePlan.run` calls; the core has no class of this name
+class _Outside(Protocol):
+    def begin(self, numbers: list[int], /) -> None: ...
+    def next(self) -> list[tuple[int, bytes, bytes | None]]: ...
+
+@final
+class PlanWorker:
+    def __new__(
+        cls, plan: QuantizePlan, *, isa_name: str | None, measure_errors: bool, clamp: bool
+    ) -> PlanWorker: ...
+    @property
+    def identity(self) -> int: ...
+    @property
+    def n_units(self) -> int: ...
+    def spot(self, number: int) -> tuple[int, int]: ...
+    def unit(self, number: int) -> tuple[bytes, bytes]: ...
+
+def partial_files(plan: QuantizePlan, target: str | os.PathLike[str]) -> list[Path]: ...
 
 @final
 class QuantizeRun:

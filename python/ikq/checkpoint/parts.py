@@ -17,10 +17,13 @@ __all__ = [
     "attention",
     "common_keys",
     "dense_ffn",
+    "dense_model",
     "embeddings",
     "interleaved_rope",
     "moe_keys",
+    "moe_model",
     "n_expert",
+    "n_further_blocks",
     "nextn",
     "no_window",
     "norm_key",
@@ -245,6 +248,76 @@ def shared_ffn(b: BlockTarget, source: str) -> None:
     """
     for part in ("gate", "up", "down"):
         b.linear(f"{source}.{part}_proj", f"ffn_{part}_shexp")
+
+
+def dense_model(t: Target) -> None:
+    """A whole model of plain layers, as Qwen2 and Qwen3 are.
+
+    Raises:
+        FormatError: a tensor or a value of `config.json` is missing, or they do not fit together.
+        UnsupportedError: a kind of rotary scaling, or windows, that such files do not have.
+    """
+    _model_keys(t)
+    embeddings(t)
+    for i in range(t.config.integer("num_hidden_layers")):
+        dense_ffn(_plain_block(t, i))
+
+
+def moe_model(t: Target, *, normalized: bool, shared: str | None = None) -> None:
+    """A whole model of layers with experts, as Qwen2-MoE and Qwen3-MoE are.
+
+    Args:
+        t: where it goes.
+        normalized: weights of experts have the sum 1 where `config.json` does not say.
+        shared: the module of an expert for all tokens, which has a gate of its own, if there is one.
+
+    Raises:
+        FormatError: as `dense_model`.
+        UnsupportedError: as `dense_model`.
+    """
+    _model_keys(t)
+    moe_keys(t)
+    norm_key(t, default=normalized)
+    t.count("expert_feed_forward_length", t.config.integer("moe_intermediate_size", low=1))
+    if shared is not None:
+        width = t.config.integer("shared_expert_intermediate_size", low=1)
+        t.count("expert_shared_feed_forward_length", width)
+    embeddings(t)
+    for i in range(t.config.integer("num_hidden_layers")):
+        b = _plain_block(t, i)
+        b.linear("mlp.gate", "ffn_gate_inp")
+        b.experts("mlp.experts", n_expert(t.config))
+        if shared is not None:
+            shared_ffn(b, shared)
+            b.linear(f"{shared}_gate", "ffn_gate_inp_shexp")
+
+
+def _model_keys(t: Target) -> None:
+    common_keys(t)
+    rope_keys(t)
+    no_window(t.config, by_flag=True)
+
+
+def _plain_block(t: Target, index: int) -> BlockTarget:
+    """A layer with everything before its feed-forward part's matrices."""
+    b = t.block(index)
+    b.norm("input_layernorm", "attn_norm")
+    attention(b)
+    b.norm("post_attention_layernorm", "ffn_norm")
+    return b
+
+
+def n_further_blocks(t: Target) -> int:
+    """Blocks behind the last layer that predict further tokens, as far as the checkpoint has them.
+
+    `transformers` leaves them out of what it saves, and some checkpoints name them only.
+
+    Raises:
+        FormatError: a value of `config.json` is missing or wrong.
+    """
+    n_layer = t.config.integer("num_hidden_layers")
+    n = t.config.integer("num_nextn_predict_layers", default=0)
+    return n if t.weights.has(f"{t.root}layers.{n_layer}.eh_proj.weight") else 0
 
 
 def nextn(b: BlockTarget) -> None:

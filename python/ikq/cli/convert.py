@@ -6,9 +6,9 @@ import argparse
 import sys
 
 import ikq
+from ikq.cli.output_options import add_output_options, size
 from ikq.cli.quantize import run_with_bar
 from ikq.cli.quantize_lines import print_prediction, print_summary, tensor_lines
-from ikq.quantizing.options import parse_size
 
 NAME = "convert"
 HELP = "convert a checkpoint folder of transformers to GGUF"
@@ -40,24 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fp8-as-q8", action="store_true", help="matrices of 8-bit floats become Q8_0, without bf16 between"
     )
-    parser.add_argument(
-        "--override-kv",
-        metavar="KEY=TYPE:VALUE",
-        action="append",
-        default=[],
-        help="change metadata, TYPE is int, float, bool or str; may be repeated",
-    )
-    parser.add_argument(
-        "--split-max-size", metavar="N(M|G)", type=_size, help="split into files of at most this size"
-    )
-    parser.add_argument(
-        "--split-max-tensors", metavar="N", type=int, help="split into files of at most N tensors"
-    )
-    parser.add_argument(
-        "--no-tensor-first-split", action="store_true", help="let the first of these files hold metadata only"
-    )
+    add_output_options(parser)
     parser.add_argument("-t", "--threads", metavar="N", type=int, help="threads, default one per CPU")
-    parser.add_argument("--max-ram", metavar="N(M|G)", type=_size, help="most bytes in work at a time")
+    parser.add_argument("--max-ram", metavar="N(M|G)", type=size, help="most bytes in work at a time")
     parser.add_argument(
         "--restart",
         action="store_true",
@@ -101,10 +86,3 @@ def run(args: argparse.Namespace) -> int:
         )
     print_summary(plan, result)
     return 0
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as e:
-        raise argparse.ArgumentTypeError(str(e)) from None

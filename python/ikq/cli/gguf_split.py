@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 import ikq
+from ikq.cli.output_options import size
 from ikq.files import plan_split
-from ikq.quantizing.options import parse_size
 
 NAME = "gguf-split"
 ALIASES = ("split", "merge")
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split-max-tensors", type=int, metavar="N", help=f"most tensors of a file ({_DEFAULT_TENSORS})"
     )
     limit.add_argument(
-        "--split-max-size", type=_size, metavar="N(M|G)", help="most bytes of a file, its metadata included"
+        "--split-max-size", type=size, metavar="N(M|G)", help="most bytes of a file, its metadata included"
     )
     parser.add_argument(
         "--no-tensor-first-split", action="store_true", help="only metadata in the first file"
@@ -107,10 +107,3 @@ def _merge(args: argparse.Namespace, model: ikq.GGUFReader) -> int:
 def _written(writer: ikq.GGUFWriter, model: ikq.GGUFReader) -> tuple[Path, ...]:
     writer.add_tensors(model.tensors)
     return writer.close()
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as e:
-        raise argparse.ArgumentTypeError(str(e)) from None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -19,16 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ikq
+from ikq.cli import cluster_options, imatrix_cluster
 from ikq.cli.imatrix_covariance import CovarianceParts, PartialCovariances
 from ikq.cli.imatrix_report import coverage_lines, facts, similarity_lines, statistics_lines
 from ikq.cli.model_options import add_ignored, add_loading, load_options, print_ignored
+from ikq.cli.output_options import size
 from ikq.cli.quality import duration, read_text
 from ikq.evaluate import Perplexity, Windows
 from ikq.evaluate.perplexity import estimate
-from ikq.quantizing.options import parse_size
 from ikq.statistics.calibrate import (
     ChunksDone,
-    chunks_of,
     coverage,
     load_state,
     run_chunks,
@@ -36,6 +37,7 @@ from ikq.statistics.calibrate import (
     save_state,
     state_path,
     wanted_tensors,
+    windows_of,
 )
 
 NAME = "imatrix"
@@ -91,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--max-ram",
         metavar="N(M|G)",
-        type=_size,
+        type=size,
         help="most bytes of covariances in memory; what is more takes further passes over the text (half of "
         "the memory that is available)",
     )
@@ -123,6 +125,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add(flag, action="store_true", help=argparse.SUPPRESS)
     for flag in ("--verbosity", "--output-tensor-name"):
         add(flag, help=argparse.SUPPRESS)
+    cluster_options.add_options(parser)
     add_loading(parser)
     parser.set_defaults(ctx_size=512)
     add_ignored(parser)
@@ -137,6 +140,8 @@ def run(args: argparse.Namespace) -> int:
     ):
         if value < 0:
             raise ikq.RefusedError(f"{option} {value}: expected 0 or more")
+    cluster_options.check(args)
+    imatrix_cluster.check(args)
     if args.file is not None:
         if args.model is None:
             raise ikq.RefusedError("a text needs a model: give one with -m FILE.gguf")
@@ -232,9 +237,15 @@ def _collect(args: argparse.Namespace) -> int:
     if others:
         # that they can be merged is found out now, too
         ikq.ActivationStatistics.merged([ikq.ActivationStatistics({}, all_experts=args.all_experts), *others])
-    with ikq.Model.load(args.model, **options) as model:
-        windows = chunks_of(
-            model, text, n_ctx=args.ctx_size, skip=args.chunk, parse_special=args.parse_special
+    with ExitStack() as stack:
+        # nodes of a cluster have models of their own
+        model = stack.enter_context(ikq.Model.load(args.model, **options)) if args.cluster is None else None
+        windows = windows_of(
+            _tokenizer(args.model) if model is None else model.tokenizer,
+            text,
+            n_ctx=args.ctx_size,
+            skip=args.chunk,
+            parse_special=args.parse_special,
         )
         if args.chunks == 0:
             raise ikq.RefusedError("0 chunks: nothing to collect")
@@ -242,21 +253,30 @@ def _collect(args: argparse.Namespace) -> int:
         if args.chunks > 0:
             windows = replace(windows, n=min(windows.n, args.chunks))
         parts = CovarianceParts.of(args, windows, identity)
-        with model.collect_activations(
-            all_experts=args.all_experts,
-            similarity=args.layer_similarity,
-            output=args.process_output,
-            covariance_layers=parts.first,
-        ) as collector:
+        with ExitStack() as collecting:
+            if model is None:
+                collector = imatrix_cluster.collector_of(args)
+                steps = imatrix_cluster.steps_of(args, windows, options, collector)
+            else:
+                collector = collecting.enter_context(
+                    model.collect_activations(
+                        all_experts=args.all_experts,
+                        similarity=args.layer_similarity,
+                        output=args.process_output,
+                        covariance_layers=parts.first,
+                    )
+                )
+                steps = functools.partial(run_chunks, model, windows, collector)
             job = _Job(args, collector, others, state, identity, parts.partial(parts.first))
             if not args.restart:
                 job.resume(windows.n)
-            job.run(model, windows)
+            job.run(steps, windows)
             statistics = job.write()
             similarity = collector.layer_similarity()
             parts.finish(collector, parts.first)
-        for layers in parts.later:
-            _pass(args, model, windows, identity, parts, layers)
+        if model is not None:
+            for layers in parts.later:
+                _pass(args, model, windows, identity, parts, layers)
     parts.join()
     state.unlink(missing_ok=True)
     ppl = job.perplexity
@@ -282,7 +302,7 @@ def _pass(
         if not args.restart:
             job.resume(windows.n)
         print(f"layers {layers.start} to {layers.stop - 1}:")
-        job.run(model, windows)
+        job.run(functools.partial(run_chunks, model, windows, collector), windows)
         parts.finish(collector, layers)
     state.unlink(missing_ok=True)
 
@@ -298,6 +318,11 @@ def _check_target(name: str | None) -> None:
         raise ikq.RefusedError(f"{name}: there is no folder {path.resolve().parent}")
     if not os.access(path.resolve().parent, os.W_OK):
         raise ikq.RefusedError(f"{name}: the folder {path.resolve().parent} cannot be written to")
+
+
+def _tokenizer(model: str) -> ikq.Tokenizer:
+    with ikq.GGUFReader(model) as reader:
+        return ikq.Tokenizer.from_reader(reader)
 
 
 def _files(model: str) -> list[Path]:
@@ -360,13 +385,16 @@ class _Job:
             self.perplexity = estimate(self.losses, self.n_done)
         print(f"going on after chunk {saved.n_done} of {n} ({self.state})", file=sys.stderr)
 
-    def run(self, model: ikq.Model, windows: Windows) -> None:
-        """Runs the chunks that are left; Ctrl-C keeps those that are done."""
+    def run(self, steps_of: Callable[..., Iterator[ChunksDone]], windows: Windows) -> None:
+        """Runs the chunks that are left; Ctrl-C keeps those that are done.
+
+        Args:
+            steps_of: `run_chunks`, or what does the same elsewhere.
+            windows: the chunks.
+        """
         args, first, start = self.args, self.n_done, time.perf_counter()
         perplexity = not args.no_ppl and self.others is not None
-        steps = run_chunks(
-            model, windows, self.collector, first=first, losses=self.losses, perplexity=perplexity
-        )
+        steps = steps_of(first=first, losses=self.losses, perplexity=perplexity)
         interrupts = _Interrupts()
         with interrupts.watched():
             while True:
@@ -481,10 +509,3 @@ def _finish(
     if args.output is not None:
         form = {"dat": ".dat, of ik_llama.cpp", "gguf": "GGUF, of llama.cpp"}[_form(args)]
         print(f"{args.output}: {len(statistics)} entries from {statistics.n_chunks} chunks ({form})")
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as e:
-        raise argparse.ArgumentTypeError(str(e)) from None

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import cast
 
 import ikq
-from ikq.cli import quantize_report, quantize_sequential
+from ikq.cli import quantize_cluster, quantize_report, quantize_sequential
+from ikq.cli.output_options import add_output_options, size
 from ikq.cli.quantize_lines import (
     coverage_lines,
     feedback_lines,
@@ -19,7 +20,7 @@ from ikq.cli.quantize_lines import (
     tensor_lines,
     type_label,
 )
-from ikq.quantizing.options import QuantizeOptions, parse_size
+from ikq.quantizing.options import QuantizeOptions
 from ikq.quantizing.pipeline import PlannedTensor, QuantizePlan, QuantizeResult
 from ikq.recipes.files import recipe_type
 
@@ -72,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_resuming(parser)
     _add_repacking(parser)
     quantize_sequential.add_options(parser)
+    quantize_cluster.add_options(parser)
     quantize_report.add_option(parser)
 
 
@@ -160,27 +162,12 @@ def _add_statistics(parser: argparse.ArgumentParser) -> None:
 def _add_output(parser: argparse.ArgumentParser) -> None:
     """What is written, and into how many files."""
     output = parser.add_argument_group("output")
-    output.add_argument(
-        "--override-kv",
-        metavar="KEY=TYPE:VALUE",
-        action="append",
-        default=[],
-        help="change metadata, TYPE is int, float, bool or str; may be repeated",
-    )
+    add_output_options(output)
     output.add_argument(
         "--only-layer",
         metavar="N",
         type=int,
         help="only the tensors of this layer, for --reuse by the run that writes all of them",
-    )
-    output.add_argument(
-        "--split-max-size", metavar="N(M|G)", type=_size, help="split into files of at most this size"
-    )
-    output.add_argument(
-        "--split-max-tensors", metavar="N", type=int, help="split into files of at most N tensors"
-    )
-    output.add_argument(
-        "--no-tensor-first-split", action="store_true", help="let the first of these files hold metadata only"
     )
     output.add_argument(
         "--keep-split", action="store_true", help="split the output as the input is; one file stays one"
@@ -214,7 +201,7 @@ def _add_resuming(parser: argparse.ArgumentParser) -> None:
     again.add_argument(
         "--max-ram",
         metavar="N(M|G)",
-        type=_size,
+        type=size,
         help="most bytes in work at a time, default half of the memory that is available",
     )
 
@@ -243,6 +230,7 @@ def run(args: argparse.Namespace) -> int:
         words = split_words(args.words)
     source, destination, type_name, n_threads = words
     quantize_sequential.check(args)
+    quantize_cluster.check(args)
     plan = _plan(source, destination, type_name, options(args))
     if args.sequential and not args.dry_run:
         quantize_sequential.prepare(args, plan, type_name, n_threads, options(args))
@@ -264,7 +252,7 @@ def run(args: argparse.Namespace) -> int:
         print_prediction(plan, n_threads, args.max_ram, measure_errors=bool(args.report))
         return 0
     how = functools.partial(
-        plan.run,
+        quantize_cluster.runner(args, plan, type_name, options(args)),
         n_threads=n_threads,
         restart=args.restart,
         reuse=args.reuse,
@@ -395,10 +383,3 @@ def run_with_bar(plan: QuantizePlan, how: Callable[..., QuantizeResult]) -> Quan
 
 def _writable_types() -> list[str]:
     return [t.name.lower() for t in ikq.QuantType if t.can_encode]
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as e:
-        raise argparse.ArgumentTypeError(str(e)) from None

@@ -132,9 +132,7 @@ def convert(t: Target) -> None:
         UnsupportedError: a kind of rotary scaling that such files do not have.
     """
     c = t.config
-    n_layer, n_extra = c.integer("num_hidden_layers"), c.integer("num_nextn_predict_layers", default=0)
-    # some checkpoints name such blocks and leave them out
-    n_extra = n_extra if t.weights.has(f"{t.root}layers.{n_layer}.eh_proj.weight") else 0
+    n_layer, n_extra = c.integer("num_hidden_layers"), parts.n_further_blocks(t)
     parts.common_keys(t, n_layer + n_extra)
     parts.rope_keys(t)
     parts.moe_keys(t, groups=True)

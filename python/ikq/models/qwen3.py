@@ -32,13 +32,4 @@ def convert(t: Target) -> None:
         FormatError: a tensor or a value of `config.json` is missing, or they do not fit together.
         UnsupportedError: a kind of rotary scaling that such files do not have.
     """
-    parts.common_keys(t)
-    parts.rope_keys(t)
-    parts.no_window(t.config, by_flag=True)
-    parts.embeddings(t)
-    for i in range(t.config.integer("num_hidden_layers")):
-        b = t.block(i)
-        b.norm("input_layernorm", "attn_norm")
-        parts.attention(b)
-        b.norm("post_attention_layernorm", "ffn_norm")
-        parts.dense_ffn(b)
+    parts.dense_model(t)

@@ -32,17 +32,4 @@ def convert(t: Target) -> None:
         FormatError: a tensor or a value of `config.json` is missing, or they do not fit together.
         UnsupportedError: a kind of rotary scaling that such files do not have.
     """
-    parts.common_keys(t)
-    parts.rope_keys(t)
-    parts.no_window(t.config, by_flag=True)
-    parts.moe_keys(t)
-    parts.norm_key(t, default=True)
-    t.count("expert_feed_forward_length", t.config.integer("moe_intermediate_size", low=1))
-    parts.embeddings(t)
-    for i in range(t.config.integer("num_hidden_layers")):
-        b = t.block(i)
-        b.norm("input_layernorm", "attn_norm")
-        parts.attention(b)
-        b.norm("post_attention_layernorm", "ffn_norm")
-        b.linear("mlp.gate", "ffn_gate_inp")
-        b.experts("mlp.experts", parts.n_expert(t.config))
+    parts.moe_model(t, normalized=True)

@@ -127,7 +127,9 @@ class QuantizePlan:
     """What the imatrix has data for; None without one."""
     _core: _ikq.QuantizePlan = field(repr=False, compare=False)
 
-    def run(self, *, _isa: str | None = None, **options: Unpack[RunOptions]) -> QuantizeResult:
+    def run(
+        self, *, _isa: str | None = None, _outside: _ikq._Outside | None = None, **options: Unpack[RunOptions]
+    ) -> QuantizeResult:
         """Carries the plan out, going on where an interrupted run of the same plan ended.
 
         The output is written to `NAME.part` beside its final name and renamed when whole: an existing file
@@ -165,6 +167,7 @@ class QuantizePlan:
                 progress=self._on_tensor(not_ternary, options.get("progress"), on_note),
                 on_bytes=options.get("on_bytes"),
                 on_note=on_note,
+                outside=_outside,
             )
         return QuantizeResult(
             plan=self,

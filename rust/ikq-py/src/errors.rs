@@ -115,6 +115,11 @@ impl Raise for ikq_quantize::Error {
             }
             Imatrix(ikq_quantize::imatrix::ImatrixError::Gguf(e)) => e.raise(py),
             Encode(e) => e.raise(py),
+            // what Python raised goes back as it is
+            Outside(source) => match source.downcast::<PyErr>() {
+                Ok(error) => *error,
+                Err(_) => IkqError::new_err(message),
+            },
             ImatrixShape { .. } => ShapeError::new_err(message),
             TensorNotFinite { .. } => FormatError::new_err(message),
             MissingImatrix { .. } | IncompleteImatrix { .. } => MissingImatrixError::new_err(message),

@@ -11,6 +11,7 @@ mod fields;
 mod gguf;
 mod metadata;
 mod pipeline;
+mod remote;
 mod simd;
 mod threads;
 mod types;
@@ -44,6 +45,8 @@ mod _ikq {
         Coverage, Imatrix, QuantizePlan, QuantizeRun, TensorPlan, changed_tensors, ftype_of_type, ftypes,
         plan_quantize, roles,
     };
+    #[pymodule_export]
+    use crate::remote::{PlanWorker, partial_files};
     #[pymodule_export]
     use crate::simd::{available_isas, selected_isa};
     #[pymodule_export]

@@ -16,6 +16,7 @@ use ikq_quantize::overrides::Override;
 use ikq_quantize::plan::{Plan, PlanOptions, Statistics};
 use ikq_quantize::predict;
 use ikq_quantize::recipe::Recipe;
+use ikq_quantize::remote::Outside;
 use ikq_quantize::repack::{Direction, Repack};
 use ikq_quantize::roles::Role;
 use ikq_quantize::run::{Done, Event, Means, Origin, RunOptions, run};
@@ -25,6 +26,7 @@ use pyo3::prelude::*;
 use crate::enter::{enter, enter_with_events};
 use crate::errors::{Raise, ShapeError};
 use crate::gguf::Model;
+use crate::remote::PyOutside;
 use crate::simd::isa;
 use crate::threads::pool;
 use crate::types::quant_type;
@@ -137,8 +139,8 @@ pub struct Coverage {
 /// A plan: what `quantize` will do to every tensor of a model.
 #[pyclass(frozen, module = "ikq._ikq")]
 pub struct QuantizePlan {
-    plan: Plan,
-    model: ikq_gguf::Model,
+    pub(crate) plan: Arc<Plan>,
+    pub(crate) model: ikq_gguf::Model,
 }
 
 /// The options of the command; defaults live in Python, which gives every one.
@@ -268,7 +270,7 @@ pub fn plan_quantize(
     let (recipe, options) = (wishes.recipe(py, ftype)?, wishes.options(py)?);
     let (model, imatrix) = (model.inner.clone(), imatrix.map(|m| &m.inner));
     let plan = py.detach(|| Plan::new(&model, &recipe, imatrix, &options));
-    plan.map(|plan| QuantizePlan { plan, model }).map_err(|e| e.raise(py))
+    plan.map(|plan| QuantizePlan { plan: Arc::new(plan), model }).map_err(|e| e.raise(py))
 }
 
 /// The names of roles that have a type option.
@@ -352,10 +354,11 @@ impl QuantizePlan {
     /// Writes the model to `target`; `progress(index, seconds, not_ternary, vanished)` is called in order of
     /// tensors (`not_ternary`: its type is ternary and its weights are not; `vanished`: the share of its non-zero
     /// weights that are zero now), `on_bytes(n)` a few times a second with
-    /// the bytes of the source done since, `on_note(text)` with what the user should know.
+    /// the bytes of the source done since, `on_note(text)` with what the user should know. `outside` works off the units
+    /// that are not only copied, where it is given.
     #[pyo3(signature = (
         target, *, n_threads, isa_name, restart, reuse, keep_finished, measure_errors, clamp, progress, on_bytes,
-        on_note
+        on_note, outside=None
     ))]
     #[expect(clippy::too_many_arguments, reason = "the options of a run, named in Python")]
     fn run(
@@ -372,16 +375,19 @@ impl QuantizePlan {
         progress: Option<Py<PyAny>>,
         on_bytes: Option<Py<PyAny>>,
         on_note: Option<Py<PyAny>>,
+        outside: Option<Py<PyAny>>,
     ) -> PyResult<QuantizeRun> {
         let (kind, threads) = (isa(isa_name)?, pool(n_threads)?);
         let options = RunOptions { restart, reuse, keep_finished, measure_errors, clamp };
+        let outside = outside.map(PyOutside);
         let (events, inbox) = channel();
         let job = |cancel: &ikq_pool::Cancel| {
             let report = move |event| {
                 // nobody listens any more only when the call is being abandoned
                 let _ = events.send(event);
             };
-            let means = Means { pool: &threads, isa: kind, cancel };
+            let outside = outside.as_ref().map(|o| o as &dyn Outside);
+            let means = Means { pool: &threads, isa: kind, cancel, outside };
             run(&self.plan, &self.model, &target, means, &options, report).map_err(stop)
         };
         let done = enter_with_events(py, job, move |py| {
@@ -422,7 +428,7 @@ pub fn changed_tensors(
     found.map(|v| (v.n_noted, v.changed))
 }
 
-fn stop(e: ikq_quantize::Error) -> Stop<ikq_quantize::Error> {
+pub(crate) fn stop(e: ikq_quantize::Error) -> Stop<ikq_quantize::Error> {
     match e {
         ikq_quantize::Error::Cancelled => Stop::Cancelled,
         other => Stop::Failed(other),

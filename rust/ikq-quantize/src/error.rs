@@ -165,6 +165,12 @@ pub enum Error {
     )]
     NotACovariance { tensor: String, expert: usize, path: PathBuf },
 
+    #[error("`{tensor}`: what a worker has sent is not what was asked for: {why}")]
+    Parcel { tensor: String, why: &'static str },
+
+    #[error("{0}")]
+    Outside(crate::remote::OutsideError),
+
     #[error("interrupted; what is done is kept, the same command goes on with it")]
     Cancelled,
 }

@@ -22,7 +22,7 @@ use crate::measure::Errors;
 use crate::range::Vanished;
 
 const MAGIC: &[u8; 8] = b"ikqjrnl3";
-const SLOT: usize = 96;
+pub const SLOT: usize = 96;
 /// Offset of the checksum in a slot.
 const CHECK: usize = SLOT - 8;
 /// Offset of the counts of vanished weights in a slot.
@@ -208,7 +208,8 @@ fn read_header(file: &File) -> Option<RunId> {
     (bytes == header(id)).then_some(id)
 }
 
-fn slot(id: RunId, unit: usize, record: &Record) -> [u8; SLOT] {
+/// A record as it is kept, and as it travels.
+pub(crate) fn slot(id: RunId, unit: usize, record: &Record) -> [u8; SLOT] {
     let mut out = [0; SLOT];
     let flags = u32::from(record.not_ternary) | u32::from(record.errors.is_some()) << 1;
     out[..8].copy_from_slice(&record.source.to_le_bytes());
@@ -236,7 +237,8 @@ fn check(id: RunId, unit: usize, slot: &[u8; SLOT]) -> u64 {
     hasher.end().max(1)
 }
 
-fn parse(id: RunId, unit: usize, bytes: &[u8; SLOT]) -> Option<Record> {
+/// What [`slot`] made of a record, of this run and unit.
+pub(crate) fn parse(id: RunId, unit: usize, bytes: &[u8; SLOT]) -> Option<Record> {
     let number = |at: usize| bytes[at..].first_chunk().map(|b| u64::from_le_bytes(*b));
     if number(CHECK)? != check(id, unit, bytes) {
         return None;

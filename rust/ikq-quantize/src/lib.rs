@@ -11,7 +11,8 @@
 //! - [`range`]: how large and how small a type's numbers can be.
 //! - [`repack`]: rows into groups and out of them.
 //! - [`recipe`], [`plan`]: rules to types; [`run`]: plan to file, going on where an earlier run ended (`journal`,
-//!   `found`), unit by unit (`units`, `work`), with errors ([`measure`]) if wanted.
+//!   `found`), unit by unit (`units`, `work`), with errors ([`measure`]) if wanted, by
+//!   this process or by others ([`remote`]).
 
 mod begin;
 pub mod covariance;
@@ -31,6 +32,7 @@ pub mod predict;
 pub mod range;
 pub mod recipe;
 mod recipe_hash;
+pub mod remote;
 pub mod repack;
 pub mod roles;
 pub mod run;

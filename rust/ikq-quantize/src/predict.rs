@@ -125,7 +125,7 @@ fn working_seconds(
             .or_default()
             .push(index);
     }
-    let factors = plan.covariances.as_ref().map(|c| FactorCache::new(c, isa, pool.n_threads()));
+    let factors = plan.covariances.as_ref().map(|c| FactorCache::new(c.clone(), isa, pool.n_threads()));
     let how = How { isa, encode: plan.encode, measure_errors, clamp: true, factors: factors.as_ref() };
     let buffers = Buffers::default();
     let mut total = 0.0;

@@ -28,13 +28,14 @@ use crate::covariance::FactorCache;
 use crate::error::Error;
 use crate::found::{Found, Look, stopped};
 use crate::hash;
-use crate::journal::{Journal, Record};
+use crate::journal::{self, Journal, Record, RunId};
 use crate::plan::Plan;
 use crate::range::Vanished;
 use crate::recipe_hash;
+use crate::remote::{self, Outside, Parcel};
 use crate::tally::Tally;
-use crate::units::Units;
-use crate::work::{Buffers, How, Payload, carry_out};
+use crate::units::{Units, Work};
+use crate::work::{Buffers, How, work_off};
 
 pub use crate::tally::{Event, Origin, TensorDone};
 
@@ -65,6 +66,8 @@ pub struct Means<'a> {
     pub isa: IsaKind,
     /// Ends the run early.
     pub cancel: &'a Cancel,
+    /// Other processes, which work off what is not only copied.
+    pub outside: Option<&'a dyn Outside>,
 }
 
 /// A finished run.
@@ -97,7 +100,7 @@ pub fn run(
     options: &RunOptions,
     mut progress: impl FnMut(Event) + Send,
 ) -> Result<Done, Error> {
-    let Means { pool, isa, cancel } = means;
+    let Means { pool, isa, cancel, outside } = means;
     refuse_overwriting_input(target, model)?;
     let tensors = model.tensors();
     let units = Units::new(plan, tensors)?;
@@ -122,8 +125,10 @@ pub fn run(
         }
     };
     let Begun { writer, mut found, reused, mut tally, n_resumed } = begun;
-    let what = Job { plan, tensors, units: &units, reused: &reused, writer: &writer, journal: &journal };
-    let factors = plan.covariances.as_ref().map(|c| FactorCache::new(c, isa, pool.n_threads()));
+    let outside = outside.map(|o| remote::work_id(model, &units, &recipes).map(|id| (o, id))).transpose()?;
+    let what =
+        Job { plan, tensors, units: &units, reused: &reused, writer: &writer, journal: &journal, outside };
+    let factors = plan.covariances.as_ref().map(|c| FactorCache::new(c.clone(), isa, pool.n_threads()));
     let RunOptions { measure_errors, clamp, .. } = *options;
     let how = How { isa, encode: plan.encode, measure_errors, clamp, factors: factors.as_ref() };
     let n_new = AtomicUsize::new(0);
@@ -177,6 +182,8 @@ struct Job<'a> {
     reused: &'a [Option<Reused>],
     writer: &'a Writer,
     journal: &'a Journal,
+    /// Others that work, and what their records are bound to.
+    outside: Option<(&'a dyn Outside, RunId)>,
 }
 
 impl Job<'_> {
@@ -193,6 +200,8 @@ impl Job<'_> {
         let shard = |number: usize| self.plan.layout.places()[self.units.get(number).tensor].shard;
         let open = |n: &usize| found.records[*n].is_none() && !found.in_place[shard(*n)];
         let queue: Vec<usize> = (0..self.units.len()).filter(open).collect();
+        let (queue, wanted): (Vec<usize>, Vec<usize>) =
+            queue.into_iter().partition(|number| self.outside.is_none() || self.is_copy(*number));
         let buffers = Buffers::default();
         let (position, positions) = channel();
         let (finished, inbox) = channel();
@@ -218,6 +227,26 @@ impl Job<'_> {
                 n_new.fetch_add(1, Ordering::Relaxed);
                 let _ = finished.send((*number, record));
                 Ok::<(), Error>(())
+            });
+            // what is only copied is in the output by now
+            let worked = worked.and_then(|()| {
+                let Some((outside, id)) = self.outside else { return Ok(()) };
+                let collected = remote::collect(
+                    &wanted,
+                    outside,
+                    || cancel.is_cancelled(),
+                    |parcel| {
+                        let number = parcel.number;
+                        let record = self.accept(parcel, id)?;
+                        n_new.fetch_add(1, Ordering::Relaxed);
+                        let _ = finished.send((number, record));
+                        Ok(())
+                    },
+                );
+                collected.map_err(|e| match e {
+                    Error::Cancelled => Stop::Cancelled,
+                    e => Stop::Failed(e),
+                })
             });
             drop((finished, position, running));
             teller.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -254,25 +283,36 @@ impl Job<'_> {
             self.journal.put(number, &record)?;
             return Ok(record);
         }
-        let source = t.read(unit.source.clone())?;
-        let outcome = carry_out(&unit.work, source.clone(), (planned, t), how, buffers)?;
-        let source_hash = hash::of(&source);
-        let content = match &outcome.bytes {
-            Payload::Mapped(_) => source_hash,
-            Payload::Buffer(bytes) => hash::of(bytes),
-        };
-        self.writer.write_at(unit.tensor, unit.offset, &outcome.bytes)?;
-        buffers.recycle(outcome.bytes);
-        source.release();
-        let record = Record {
-            source: source_hash,
-            content,
-            seconds: start.elapsed().as_secs_f32(),
-            not_ternary: outcome.not_ternary,
-            vanished: outcome.vanished,
-            errors: outcome.errors,
-        };
+        let (bytes, mut record) = work_off(&unit, (planned, t), how, buffers)?;
+        self.writer.write_at(unit.tensor, unit.offset, &bytes)?;
+        buffers.recycle(bytes);
+        record.seconds = start.elapsed().as_secs_f32();
         self.journal.put(number, &record)?;
+        Ok(record)
+    }
+
+    /// Whether a unit's bytes are there already: others would only send them.
+    fn is_copy(&self, number: usize) -> bool {
+        let unit = self.units.get(number);
+        self.reused[unit.tensor].is_some() || unit.work == Work::Copy
+    }
+
+    /// One unit that others have worked off, into the output and the journal.
+    fn accept(&self, parcel: Parcel, id: RunId) -> Result<Record, Error> {
+        let unit = self.units.get(parcel.number);
+        let wrong = |why| Error::Parcel { tensor: self.plan.tensors[unit.tensor].name.clone(), why };
+        let record = journal::parse(id, parcel.number, &parcel.record);
+        let record = record.ok_or_else(|| wrong("it is of another plan, source or version"))?;
+        match parcel.bytes {
+            Some(bytes) => {
+                if bytes.len() != unit.bytes_out || hash::of(&bytes) != record.content {
+                    return Err(wrong("its bytes are damaged"));
+                }
+                self.writer.write_at(unit.tensor, unit.offset, &bytes)?;
+            }
+            None => self.writer.mark(unit.tensor, unit.offset, unit.bytes_out as u64)?,
+        }
+        self.journal.put(parcel.number, &record)?;
         Ok(record)
     }
 

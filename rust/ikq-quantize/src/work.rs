@@ -11,10 +11,12 @@ use ikq_simd::IsaKind;
 
 use crate::covariance::{FactorCache, Feedback};
 use crate::error::Error;
+use crate::hash;
+use crate::journal::Record;
 use crate::measure::{Errors, measure};
 use crate::plan::{Statistics, TensorPlan};
 use crate::range::{Outside, Vanished, out_of_range, vanished};
-use crate::units::{Rows, Work};
+use crate::units::{Rows, Unit, Work};
 
 /// Working memory that travels between units, so that a run allocates a handful of buffers.
 #[derive(Default)]
@@ -37,10 +39,11 @@ fn give<T>(stash: &Mutex<Vec<Vec<T>>>, buffer: Vec<T>) {
 }
 
 impl Buffers {
-    /// Takes a result back when it has been written.
+    /// Takes a result back when it has been written; pages of a source are let go of.
     pub fn recycle(&self, result: Payload) {
-        if let Payload::Buffer(bytes) = result {
-            give(&self.bytes, bytes);
+        match result {
+            Payload::Buffer(bytes) => give(&self.bytes, bytes),
+            Payload::Mapped(bytes) => bytes.release(),
         }
     }
 }
@@ -72,7 +75,7 @@ pub(crate) struct How<'a> {
     /// Whether numbers that are too large for a type are cut off instead of refused.
     pub clamp: bool,
     /// The factors for error feedback; `None` if no covariances were given.
-    pub factors: Option<&'a FactorCache<'a>>,
+    pub factors: Option<&'a FactorCache>,
 }
 
 /// The bytes of a unit, and what was noticed while they were made.
@@ -90,6 +93,37 @@ impl Outcome {
     fn exact(bytes: Payload) -> Outcome {
         Outcome { bytes, not_ternary: false, vanished: Vanished::default(), errors: None }
     }
+}
+
+/// Reads a unit's source and carries it out: the result, and what is to be noted of it (without its seconds).
+///
+/// # Errors
+/// Those of the source, and of [`carry_out`].
+pub(crate) fn work_off(
+    unit: &Unit,
+    (planned, t): (&TensorPlan, &Tensor),
+    how: How<'_>,
+    buffers: &Buffers,
+) -> Result<(Payload, Record), Error> {
+    let source = t.read(unit.source.clone())?;
+    let outcome = carry_out(&unit.work, source.clone(), (planned, t), how, buffers)?;
+    let source_hash = hash::of(&source);
+    let content = match &outcome.bytes {
+        Payload::Mapped(_) => source_hash,
+        Payload::Buffer(bytes) => {
+            source.release();
+            hash::of(bytes)
+        }
+    };
+    let record = Record {
+        source: source_hash,
+        content,
+        seconds: 0.0,
+        not_ternary: outcome.not_ternary,
+        vanished: outcome.vanished,
+        errors: outcome.errors,
+    };
+    Ok((outcome.bytes, record))
 }
 
 /// Carries out a unit.

@@ -13,17 +13,17 @@ type Key = (usize, usize);
 type Made = Arc<OnceLock<Result<Arc<Factors>, NotPositive>>>;
 
 /// A cache of factors: those in use and the last ones before them.
-pub(crate) struct FactorCache<'a> {
-    covariances: &'a Covariances,
+pub(crate) struct FactorCache {
+    covariances: Arc<Covariances>,
     kind: IsaKind,
     capacity: usize,
     /// The cached factors, the last used at the end.
     slots: Mutex<VecDeque<(Key, Made)>>,
 }
 
-impl FactorCache<'_> {
+impl FactorCache {
     /// A cache that holds as many factors as `n_threads` threads need.
-    pub fn new(covariances: &Covariances, kind: IsaKind, n_threads: usize) -> FactorCache<'_> {
+    pub fn new(covariances: Arc<Covariances>, kind: IsaKind, n_threads: usize) -> FactorCache {
         FactorCache { covariances, kind, capacity: FactorCache::capacity(n_threads), slots: Mutex::default() }
     }
 

@@ -1,0 +1,71 @@
+"""`--cluster` of `ikq imatrix`: the nodes of a Ray cluster run the chunks."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import ikq
+from ikq.cli.notes import note_on_stderr
+from ikq.evaluate import Windows
+from ikq.statistics.activations import ActivationCollector
+from ikq.statistics.calibrate import ChunksDone
+
+__all__ = ["check", "collector_of", "steps_of"]
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuses what a cluster does not do.
+
+    Raises:
+        ikq.errors.RefusedError: As said.
+    """
+    if args.cluster is not None and args.covariance is not None:
+        raise ikq.RefusedError("--covariance works on one machine; leave --cluster out")
+
+
+def collector_of(args: argparse.Namespace) -> ActivationCollector:
+    """What takes the statistics here; no model runs here."""
+    return ActivationCollector(**_wishes(args))
+
+
+def steps_of(
+    args: argparse.Namespace, windows: Windows, load: dict[str, Any], collector: ActivationCollector
+) -> Callable[..., Iterator[ChunksDone]]:
+    """What runs the chunks: as `run_chunks`, of `first`, `losses` and `perplexity`."""
+    from ikq.cluster.collecting import Text, collect_on_cluster, model_identity
+    from ikq.cluster.paths import whole
+
+    def steps(*, first: int, losses: NDArray[np.float64], perplexity: bool) -> Iterator[ChunksDone]:
+        text = Text(
+            model=whole(args.model),
+            identity=model_identity(args.model),
+            load=load,
+            collect=_wishes(args),
+            windows=windows,
+            perplexity=perplexity,
+            rules=tuple(args.path_map),
+        )
+        return collect_on_cluster(
+            text,
+            collector,
+            args.cluster,
+            first=first,
+            losses=losses,
+            n_cpus=args.threads,
+            on_note=note_on_stderr,
+        )
+
+    return steps
+
+
+def _wishes(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "all_experts": args.all_experts,
+        "similarity": args.layer_similarity,
+        "output": args.process_output,
+    }

@@ -1,0 +1,16 @@
+"""Work that several machines share, over Ray (`pip install "ikq[cluster]"`).
+
+The driver, which is the command that was called, makes the plan, hands out small batches of units and writes
+what comes back, with the journal that it has on one machine. Nodes open the source by its path and make the
+plan anew.
+
+- `connect`: Ray, and which addresses are taken; `paths`: where files lie on each node.
+- `job`, `worker`: what a node is told, and what it does; `dispatch`: who gets which units; `rates`: how fast
+  nodes are; `quantizing`: all of it together.
+- `chunks`, `collecting`: chunks of a text, for importance matrices.
+"""
+
+from ikq.cluster.paths import PathRule, parse_path_rule
+from ikq.cluster.quantizing import quantize_on_cluster
+
+__all__ = ["PathRule", "parse_path_rule", "quantize_on_cluster"]

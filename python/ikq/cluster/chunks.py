@@ -1,0 +1,131 @@
+"""Chunks of a text that nodes run, with results in order: `chunk_results`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ikq.cluster.job import Failure
+from ikq.errors import IkqError
+
+__all__ = ["ChunkResult", "chunk_results"]
+
+_WAIT = 0.5
+_LOOK_INTERVAL = 5.0
+# as often as Ray repeats the tasks of `Dispatch`
+_REPEATS = 10
+
+
+@dataclass(frozen=True)
+class ChunkResult:
+    """What a node made of a chunk.
+
+    Attributes:
+        node: Its name.
+        value: The result.
+        failure: What kept it from it.
+    """
+
+    node: str
+    value: Any = None
+    failure: Failure | None = None
+
+
+class _Nodes:
+    """An actor on each node that is there; those that died are replaced while their node lives."""
+
+    def __init__(self, ray: Any, start: Callable[[Any], Any]) -> None:
+        self._ray, self._start = ray, start
+        self._actors: dict[str, Any] = {}
+        self._looked = 0.0
+
+    def there(self) -> dict[str, Any]:
+        now = time.monotonic()
+        if now - self._looked > _LOOK_INTERVAL or not self._actors:
+            self._looked = now
+            for node in self._ray.nodes():
+                if node["Alive"] and node["Resources"].get("CPU") and node["NodeID"] not in self._actors:
+                    self._actors[node["NodeID"]] = self._start(node)
+        return self._actors
+
+    def lose(self, node_id: str) -> None:
+        self._actors.pop(node_id, None)
+
+    def end(self) -> None:
+        for actor in self._actors.values():
+            self._ray.kill(actor)
+        self._actors.clear()
+
+
+def chunk_results(
+    ray: Any,
+    start: Callable[[Any], Any],
+    first: int,
+    n: int,
+    on_note: Callable[[str], None] | None,
+) -> Iterator[ChunkResult]:
+    """Runs the chunks `first` to `n` and yields their results in order.
+
+    Every node has one actor, which runs one chunk at a time and has a second one waiting. Chunks of an actor
+    that dies are run by others.
+
+    Args:
+        ray: the module.
+        start: makes an actor, with a method `run(chunk)`, on a node (as `ray.nodes()` tells it).
+        first: the first chunk.
+        n: the one behind the last.
+        on_note: called with what the user should know.
+
+    Raises:
+        IkqError, OSError: what kept a node from its work; a chunk that died again and again.
+    """
+    waiting = list(range(n - 1, first - 1, -1))
+    in_work: dict[Any, tuple[int, str]] = {}
+    deaths: dict[int, int] = {}
+    results: dict[int, ChunkResult] = {}
+    nodes = _Nodes(ray, start)
+    is_told = False
+    try:
+        for chunk in range(first, n):
+            while chunk not in results:
+                actors = nodes.there()
+                if not actors and not is_told and on_note is not None:
+                    on_note("cluster: no node is there to work; waiting for one")
+                is_told = not actors
+                # results that wait for an earlier one are held in memory
+                for node_id, actor in actors.items():
+                    n_own = sum(node == node_id for _, node in in_work.values())
+                    while waiting and n_own < 2 and waiting[-1] < chunk + 4 * len(actors):
+                        number = waiting.pop()
+                        in_work[actor.run.remote(number)] = (number, node_id)
+                        n_own += 1
+                if not in_work:
+                    time.sleep(_WAIT)
+                    continue
+                ready, _ = ray.wait(list(in_work), num_returns=1, timeout=_WAIT)
+                for reference in ready:
+                    number, node_id = in_work.pop(reference)
+                    try:
+                        result: ChunkResult = ray.get(reference)
+                    except ray.exceptions.RayTaskError as e:
+                        raise IkqError(
+                            f"a node could not run ikq, which must be there as here: {e.cause!r}"
+                        ) from None
+                    except ray.exceptions.RayError as e:
+                        nodes.lose(node_id)
+                        deaths[number] = deaths.get(number, 0) + 1
+                        if deaths[number] >= _REPEATS:
+                            raise IkqError(
+                                f"workers died {_REPEATS} times over chunk {number + 1}: {e}"
+                            ) from None
+                        waiting.append(number)
+                        waiting.sort(reverse=True)
+                        continue
+                    if result.failure is not None:
+                        raise result.failure.exception()
+                    results[number] = result
+            yield results.pop(chunk)
+    finally:
+        nodes.end()

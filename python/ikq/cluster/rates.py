@@ -1,0 +1,57 @@
+"""How fast nodes are: `Rates`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ikq.cluster.job import Batch
+
+__all__ = ["Rates"]
+
+_INTERVAL = 10.0
+
+
+class Rates:
+    """Counts what nodes make and tells it from time to time.
+
+    Args:
+        on_note: called with a line every ten seconds.
+    """
+
+    def __init__(self, on_note: Callable[[str], None] | None) -> None:
+        self._on_note = on_note
+        self._start = self._told = time.monotonic()
+        self._bytes: dict[str, int] = {}
+        self._recent: dict[str, int] = {}
+
+    def add(self, batch: Batch) -> None:
+        """Counts a batch."""
+        for counts in (self._bytes, self._recent):
+            counts[batch.node] = counts.get(batch.node, 0) + batch.n_bytes
+
+    def tell(self) -> None:
+        """Tells the last seconds, if it is time for that."""
+        now = time.monotonic()
+        if self._on_note is not None and now - self._told >= _INTERVAL:
+            self._on_note(f"cluster: {_line(self._recent, now - self._told)}")
+            self._told, self._recent = now, dict.fromkeys(self._recent, 0)
+
+    def summary(self) -> str | None:
+        """All of it; `None` where nothing was made."""
+        if not self._bytes:
+            return None
+        total = max(sum(self._bytes.values()), 1)
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        shares = ", ".join(
+            f"{node} {n / total:.0%} ({n / seconds / 2**20:.1f} MiB/s)"
+            for node, n in sorted(self._bytes.items())
+        )
+        return f"cluster: of {total / 2**20:.1f} MiB that nodes made: {shares}"
+
+
+def _line(counts: dict[str, int], seconds: float) -> str:
+    return (
+        ", ".join(f"{node} {n / seconds / 2**20:.1f} MiB/s" for node, n in sorted(counts.items()))
+        or "waiting"
+    )
