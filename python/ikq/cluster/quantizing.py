@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ikq import _ikq
 from ikq.cluster import worker
@@ -16,8 +16,8 @@ from ikq.cluster.job import Job, travelling
 from ikq.cluster.paths import PathRule, whole
 from ikq.cluster.rates import Rates
 from ikq.errors import IkqError
-from ikq.quantizing.options import PathLike, QuantizeOptions
-from ikq.quantizing.pipeline import PlannedTensor, QuantizePlan, QuantizeResult
+from ikq.quantizing.options import QuantizeFileOptions, RunOptions, keywords_of, quantize_options
+from ikq.quantizing.pipeline import QuantizePlan, QuantizeResult
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -32,17 +32,7 @@ def quantize_on_cluster(
     *,
     path_map: Sequence[PathRule] = (),
     shared_output: bool = False,
-    n_threads: int | None = None,
-    restart: bool = False,
-    reuse: PathLike | Sequence[PathLike] | None = None,
-    partial_requant: bool = False,
-    max_ram: int | str | None = None,
-    measure_errors: bool = False,
-    clamp: bool = False,
-    progress: Callable[[PlannedTensor, float], None] | None = None,
-    on_bytes: Callable[[int], None] | None = None,
-    on_note: Callable[[str], None] | None = None,
-    **options: Unpack[QuantizeOptions],
+    **options: Unpack[QuantizeFileOptions],
 ) -> QuantizeResult:
     """Carries a plan out on a Ray cluster; the bytes are those that `plan.run` writes, and so is the journal.
 
@@ -55,17 +45,9 @@ def quantize_on_cluster(
         address: `local`, or `HOST:PORT` of the head of a cluster.
         path_map: Where files lie on nodes that have them elsewhere.
         shared_output: Nodes write into the output themselves; its folder is on a file system that all have.
-        n_threads: CPUs of a `local` cluster, and threads here for what is only copied.
-        restart: This and the next as for `QuantizePlan.run`.
-        reuse: Older outputs.
-        partial_requant: Finished shards stay.
-        max_ram: Most bytes in work here.
-        measure_errors: Measure every tensor's error.
-        clamp: Cut off weights that are too large.
-        progress: Called with each finished tensor.
-        on_bytes: Called with the bytes of the source done.
-        on_note: Also called with how fast the nodes are.
-        **options: Those that the plan was made with.
+        **options: See `RunOptions`, and `QuantizeOptions` as the plan was made with them. `n_threads` is CPUs
+            of a `local` cluster, and threads here for what is only copied; `max_ram` is for this process;
+            `on_note` is also told how fast the nodes are.
 
     Raises:
         ikq.errors.UnsupportedError: Ray is not installed.
@@ -73,13 +55,20 @@ def quantize_on_cluster(
         ikq.errors.IkqError: As `QuantizePlan.run`, by node; workers die again and again.
         OSError: A file is not there on a node, by name.
     """
+    how = keywords_of(RunOptions)
+    run_options = cast("RunOptions", {name: value for name, value in options.items() if name in how})
+    measure_errors, clamp = run_options.get("measure_errors", False), run_options.get("clamp", False)
+    on_note = run_options.get("on_note")
     own = _ikq.PlanWorker(plan._core, isa_name=None, measure_errors=measure_errors, clamp=clamp)
-    with connected(address, n_threads, on_note) as ray, _probe(plan, shared_output) as probe:
+    with (
+        connected(address, run_options.get("n_threads"), on_note) as ray,
+        _probe(plan, shared_output) as probe,
+    ):
         job = Job(
             key=uuid.uuid4().hex,
             source=whole(plan.source),
             type=type,
-            options=travelling(options),
+            options=travelling(quantize_options(options, how)),
             rules=tuple(path_map),
             measure_errors=measure_errors,
             clamp=clamp,
@@ -96,19 +85,7 @@ def quantize_on_cluster(
         rates = Rates(on_note)
         dispatch = Dispatch(ray, submit, rates, on_note)
         try:
-            result = plan.run(
-                n_threads=n_threads,
-                restart=restart,
-                reuse=reuse,
-                partial_requant=partial_requant,
-                max_ram=max_ram,
-                measure_errors=measure_errors,
-                clamp=clamp,
-                progress=progress,
-                on_bytes=on_bytes,
-                on_note=on_note,
-                _outside=dispatch,
-            )
+            result = plan.run(**run_options, _outside=dispatch)
         finally:
             dispatch.end()
         summary = rates.summary()
