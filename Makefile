@@ -62,7 +62,7 @@ rust-test:
 	cargo test --workspace --exclude ikq-py --locked --quiet
 
 python-test: $(VENV)/.testable sdists
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/cuda tests # the longest files first
 	$(BIN)/python -m pytest --doctest-modules --pyargs ikq -o testpaths=
 	$(BIN)/python -m pytest --doctest-glob="*.md" README.md docs
 

@@ -135,9 +135,8 @@ np.savez(folder + "/out.npz", forked=forked, shifted=shifted, across=across)
 """
 
 
-@pytest.mark.parametrize(
-    "name", ["llama/llama-bf16", pytest.param("deepseek2-lite/deepseek2-lite-bf16", marks=only_in_full)]
-)
+@only_in_full
+@pytest.mark.parametrize("name", ["llama/llama-bf16", "deepseek2-lite/deepseek2-lite-bf16"])
 def test_sequences_on_a_gpu(name, tmp_path):
     """Forked, taken back, saved, loaded and shifted: what the CPU gives, with a cache of floats."""
     floats = {"cache_type_k": "f32", "cache_type_v": "f32"}

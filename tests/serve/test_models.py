@@ -19,6 +19,17 @@ from ikq.serve.models import Models
 from ikq.serve.settings import Settings
 
 
+class Vocabulary:
+    """What is large and looked after when a model goes."""
+
+
+class Weights:
+    """A model without any."""
+
+    def __init__(self):
+        self.tokenizer = Vocabulary()
+
+
 class Fake:
     """A model that was loaded."""
 
@@ -28,6 +39,7 @@ class Fake:
         self.name = name
         self.text = text
         self.is_closed = False
+        self.model = Weights()
 
     def close(self):
         self.is_closed = True
