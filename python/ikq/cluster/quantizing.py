@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from ikq import _ikq
 from ikq.cluster import worker
@@ -16,7 +16,7 @@ from ikq.cluster.job import Job, travelling
 from ikq.cluster.paths import PathRule, whole
 from ikq.cluster.rates import Rates
 from ikq.errors import IkqError
-from ikq.quantizing.options import QuantizeFileOptions, RunOptions, keywords_of, quantize_options
+from ikq.quantizing.options import QuantizeFileOptions, RunOptions, keywords_of, quantize_options, run_options
 from ikq.quantizing.pipeline import QuantizePlan, QuantizeResult
 
 if TYPE_CHECKING:
@@ -55,20 +55,22 @@ def quantize_on_cluster(
         ikq.errors.IkqError: As `QuantizePlan.run`, by node; workers die again and again.
         OSError: A file is not there on a node, by name.
     """
-    how = keywords_of(RunOptions)
-    run_options = cast("RunOptions", {name: value for name, value in options.items() if name in how})
-    measure_errors, clamp = run_options.get("measure_errors", False), run_options.get("clamp", False)
-    on_note = run_options.get("on_note")
+    how = run_options(options)
+    measure_errors, clamp, on_note = (
+        how.get("measure_errors", False),
+        how.get("clamp", False),
+        how.get("on_note"),
+    )
     own = _ikq.PlanWorker(plan._core, isa_name=None, measure_errors=measure_errors, clamp=clamp)
     with (
-        connected(address, run_options.get("n_threads"), on_note) as ray,
+        connected(address, how.get("n_threads"), on_note) as ray,
         _probe(plan, shared_output) as probe,
     ):
         job = Job(
             key=uuid.uuid4().hex,
             source=whole(plan.source),
             type=type,
-            options=travelling(quantize_options(options, how)),
+            options=travelling(quantize_options(options, keywords_of(RunOptions))),
             rules=tuple(path_map),
             measure_errors=measure_errors,
             clamp=clamp,
@@ -85,7 +87,7 @@ def quantize_on_cluster(
         rates = Rates(on_note)
         dispatch = Dispatch(ray, submit, rates, on_note)
         try:
-            result = plan.run(**run_options, _outside=dispatch)
+            result = plan.run(**how, _outside=dispatch)
         finally:
             dispatch.end()
         summary = rates.summary()

@@ -24,6 +24,7 @@ __all__ = [
     "keywords_of",
     "parse_size",
     "quantize_options",
+    "run_options",
     "wishes",
 ]
 
@@ -174,6 +175,12 @@ def keywords_of(options: type) -> frozenset[str]:
 def quantize_options(options: Mapping[str, object], others: frozenset[str]) -> QuantizeOptions:
     """The keywords that are not among `others`. Unknown ones stay, for `wishes` to refuse."""
     return cast("QuantizeOptions", {name: value for name, value in options.items() if name not in others})
+
+
+def run_options(options: Mapping[str, object]) -> RunOptions:
+    """The keywords that decide how a plan is carried out, out of those of `quantize_file`."""
+    how = keywords_of(RunOptions)
+    return cast("RunOptions", {name: value for name, value in options.items() if name in how})
 
 
 def check_run_options(options: RunOptions) -> None:

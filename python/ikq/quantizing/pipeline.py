@@ -25,6 +25,7 @@ from ikq.quantizing.options import (
     keywords_of,
     parse_size,
     quantize_options,
+    run_options,
     wishes,
 )
 from ikq.recipes.files import applicable_rules, read_recipe
@@ -412,10 +413,8 @@ def quantize_file(
         ikq.errors.FormatError: A damaged file, unknown names, NaN or infinity in the weights.
         OSError: Files that cannot be read or written.
     """
-    how = keywords_of(RunOptions)
-    plan = plan_quantization(source, destination, type, **quantize_options(options, how))
-    run_options = {name: value for name, value in options.items() if name in how}
-    return plan.run(**cast("RunOptions", run_options))
+    what = quantize_options(options, keywords_of(RunOptions))
+    return plan_quantization(source, destination, type, **what).run(**run_options(options))
 
 
 def _paths(given: PathLike | Sequence[PathLike] | None) -> list[str]:
