@@ -5,10 +5,11 @@
 
 Models have random codes (`synthetic_models.py`): of Qwen3-30B-A3B's shape with 6 layers and one type each, of
 Llama-3-8B's shape with 4 layers (`--dense`), and mixtures of both shapes (`--mixes`), in which each kind of tensor has
-a type of its own, as in a recipe. What steps take is measured before each model, its types before and after it, and the
-mean of both predictions counts: a machine that others use is faster now and slower then. Predicted, measured (the
-median of `--repeat` runs) and their ratio are printed, medians of `--rounds`; exit code 1 if a prediction is off by
-more than `--most`.
+a type of its own, as in a recipe. A machine that others use is faster now and slower then, so predictions and runs are
+made by turns: what steps take is measured once for each model, and then `--turns` times its types, a prompt and the
+generated tokens, and its types once more. A run is compared with the mean of the predictions before and after it.
+Predicted, measured and their ratio are printed, medians of all turns of all `--rounds`; exit code 1 if a prediction is
+off by more than `--most`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -84,12 +86,22 @@ def predicted(path: Path, n_threads: int, kept: Path) -> tuple[float, float]:
     return predicted_speeds(path, n_tokens=PROMPT, n_threads=n_threads, path=kept)
 
 
-def measured(path: Path, repeat: int, n_threads: int) -> tuple[float, float]:
-    """Tokens per second of prompts and of generation."""
+def turns(
+    path: Path, n_turns: int, n_threads: int, kept: Path
+) -> Iterator[tuple[tuple[float, float], tuple[float, float]]]:
+    """Tokens per second of prompts and of generation, predicted and measured, `n_turns` times one after another."""
+    product = measure_type_speeds([PROBE_TYPE], n_threads=n_threads, again=True, path=kept)
+    measure_step_speeds(product[PROBE_TYPE], n_threads=n_threads, again=True, path=kept)
     with ikq.Model.load(path, n_ctx=PROMPT, n_threads=n_threads) as model:
-        pp = bench(model, Workload(PROMPT, 0), repetitions=repeat).median
-        tg = bench(model, Workload(0, GENERATED), repetitions=repeat).median
-    return pp, tg
+        before = predicted(path, n_threads, kept)
+        for _ in range(n_turns):
+            found = tuple(
+                bench(model, w, repetitions=1).median for w in (Workload(PROMPT, 0), Workload(0, GENERATED))
+            )
+            after = predicted(path, n_threads, kept)
+            pp, tg = (2 / (1 / a + 1 / b) for a, b in zip(before, after, strict=True))
+            yield (pp, tg), (found[0], found[1])
+            before = after
 
 
 def main() -> int:
@@ -99,8 +111,8 @@ def main() -> int:
     parser.add_argument("--dense", nargs="*", default=["IQ4_KS", "Q6_K"])
     parser.add_argument("--mixes", nargs="*", choices=MIXES, default=list(MIXES))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--rounds", type=int, default=3, help="all models by turns, so often; medians count")
+    parser.add_argument("--turns", type=int, default=4, help="predictions and runs of a model in a round")
+    parser.add_argument("--rounds", type=int, default=2, help="all models by turns, so often; medians count")
     parser.add_argument("--rows", type=Path, help="a file of figures to add to: a long run in parts")
     parser.add_argument("--kept", type=Path, help="a file of speeds; without it all is measured anew")
     parser.add_argument("--make", action="store_true", help="make the models and measure nothing")
@@ -136,17 +148,14 @@ def main() -> int:
         )
         for _ in range(args.rounds):
             for label, path in files.items():
-                product = measure_type_speeds([PROBE_TYPE], n_threads=args.threads, again=True, path=kept)
-                measure_step_speeds(product[PROBE_TYPE], n_threads=args.threads, again=True, path=kept)
-                before = predicted(path, args.threads, kept)
-                found = measured(path, args.repeat, args.threads)
-                after = predicted(path, args.threads, kept)
-                for test, a, b, m in zip(TESTS, before, after, found, strict=True):
-                    p = 2 / (1 / a + 1 / b)
-                    rows.append({"model": label, "test": test, "predicted": p, "measured": m})
-                    print(
-                        f"{label}, {test}: predicted {p:.2f}, measured {m:.2f}", file=sys.stderr, flush=True
-                    )
+                for predictions, runs in turns(path, args.turns, args.threads, kept):
+                    for test, p, m in zip(TESTS, predictions, runs, strict=True):
+                        rows.append({"model": label, "test": test, "predicted": p, "measured": m})
+                        print(
+                            f"{label}, {test}: predicted {p:.2f}, measured {m:.2f}",
+                            file=sys.stderr,
+                            flush=True,
+                        )
                 if args.rows:
                     args.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
     lines, ratios = table(rows)
@@ -164,18 +173,18 @@ def types_of(path: Path) -> list[ikq.QuantType]:
 
 
 def table(rows: list[dict]) -> tuple[list[str], list[float]]:
-    """Medians over rounds, and the ratios."""
+    """Medians over all turns, and the ratios."""
     lines = [
-        "| model | test | predicted | measured | predicted / measured | of rounds |",
+        "| model | test | predicted | measured | predicted / measured | of all turns |",
         "| --- | --- | --: | --: | --: | --- |",
     ]
     ratios = []
     for key in dict.fromkeys((r["model"], r["test"]) for r in rows):
         mine = [r for r in rows if (r["model"], r["test"]) == key]
         p, m = (float(np.median([r[x] for r in mine])) for x in ("predicted", "measured"))
-        of_rounds = sorted(r["predicted"] / r["measured"] for r in mine)
-        ratios.append(float(np.median(of_rounds)))
-        cells = [*key, f"{p:.2f}", f"{m:.2f}", f"{ratios[-1]:.3f}", ", ".join(f"{x:.2f}" for x in of_rounds)]
+        of_turns = sorted(r["predicted"] / r["measured"] for r in mine)
+        ratios.append(float(np.median(of_turns)))
+        cells = [*key, f"{p:.2f}", f"{m:.2f}", f"{ratios[-1]:.3f}", ", ".join(f"{x:.2f}" for x in of_turns)]
         lines.append(f"| {' | '.join(cells)} |")
     worst = max(abs(r - 1) for r in ratios)
     lines += [

@@ -164,8 +164,9 @@ def test_speeds_are_measured_once_and_kept(tmp_path: Path, monkeypatch: pytest.M
     s = found.types[Q8_0]
     assert all(x > 0 for x in s.seconds)
     assert s.bytes_per_weight == pytest.approx(8.5 / 8, rel=0.1)
-    assert found.steps.element > 0
-    assert found.steps.score > 0
+    # of one repetition on a busy machine: a difference of two times may be no more than 0, but each is a number
+    assert all(np.isfinite(x) and x >= 0 for x in vars(found.steps).values())
+    assert found.steps.step + found.steps.layer + found.steps.element + found.steps.score > 0
     measure_speeds([Q8_0], path=kept, progress=lambda s: told.append(s.type))
     assert len(told) == 2
     measure_type_speeds([Q8_0], path=kept, again=True, progress=lambda s: told.append(s.type))
