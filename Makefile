@@ -57,12 +57,12 @@ lint: $(VENV)/.testable
 	$(BIN)/mypy
 	$(BIN)/python -m mypy.stubtest ikq._ikq
 
-# the bindings are tested from Python: a test program of their own would have to link Python
-rust-test:
-	cargo test --workspace --exclude ikq-py --locked --quiet
+# of the release build, so that kernels and encoders are compiled once for the wheel and for tests
+rust-test: $(VENV)/.built
+	cargo test --workspace --release --locked --quiet
 
 python-test: $(VENV)/.testable sdists
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/cuda tests # the longest files first
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations 20 tests/cuda tests # the longest files first
 	$(BIN)/python -m pytest --doctest-modules --pyargs ikq -o testpaths=
 	$(BIN)/python -m pytest --doctest-glob="*.md" README.md docs
 

@@ -2,10 +2,9 @@
 
 use ikq_kernels::attention::{At, CacheType, PageShape, Pages, Turn};
 use ikq_kernels::delta;
-use ikq_kernels::ops::RopeTable;
 use ikq_model::device::Move;
 use ikq_model::error::Error;
-use ikq_model::network::{Attention, Layer};
+use ikq_model::network::{Attention, Layer, RopeTable};
 use ikq_simd::IsaKind;
 
 use crate::rope::pairing;

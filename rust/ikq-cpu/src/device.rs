@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex};
 use ikq_kernels::act::Activations;
 use ikq_kernels::attention::CacheType;
 use ikq_kernels::matmul::Compute;
-use ikq_kernels::ops::{self, RopeTable};
+use ikq_kernels::ops;
 use ikq_model::batch::Batch;
 use ikq_model::device::{Choices, Device, Loading, Memory, Move, RouterFailed, Stage, Step, Value};
 use ikq_model::error::Error;
-use ikq_model::network::{self, Ffn, Layer, Network};
+use ikq_model::network::{self, Ffn, Layer, Network, RopeTable};
 use ikq_model::placement::Placement;
 use ikq_pool::{Stop, available_memory};
 use ikq_simd::IsaKind;
@@ -188,7 +188,7 @@ impl Device for Cpu {
             }
         }
         self.parts = Parts::new(&network, &mine, &mut loaded);
-        self.ropes = network.ropes.iter().map(rope::table).collect();
+        self.ropes = network.ropes.iter().map(RopeTable::new).collect();
         self.caches = (0..n).map(|_| None).collect();
         for stage in mine {
             if let Stage::Attention(l) = stage {

@@ -8,7 +8,7 @@
 //! | [`attention`] | grouped heads, latent, recurrent |
 //! | [`ffn`], [`stages`], [`router`] | feed-forward networks and who is routed to them |
 //! | [`cache`] | pages and states |
-//! | [`rope`] | tables and angles |
+//! | [`rope`] | angles of a step's positions |
 //! | [`speed`] | what products take on this machine |
 
 pub mod attention;

@@ -1,7 +1,7 @@
-//! Tables of a model's rotary embeddings, and the angles of a step's positions.
+//! The angles of a step's positions, for a model's rotary embeddings.
 
-use ikq_kernels::ops::{Pairing, RopeTable, Yarn};
-use ikq_model::network::{Rope, RopeId};
+use ikq_kernels::ops::Pairing;
+use ikq_model::network::{RopeId, RopeTable};
 use ikq_model::spec;
 
 /// Cosines and sines of a step's positions: `n_rot` numbers per column.
@@ -16,20 +16,6 @@ impl Angles {
     pub fn of(&self, column: usize) -> &[f32] {
         &self.values[column * self.n_rot..(column + 1) * self.n_rot]
     }
-}
-
-/// The table of angles for a rotary embedding of the model.
-pub fn table(rope: &Rope) -> RopeTable {
-    let r = &rope.spec;
-    let yarn = r.yarn.map(|y| Yarn {
-        factor: y.factor,
-        n_ctx_orig: y.n_ctx_orig as f64,
-        beta_fast: y.beta_fast,
-        beta_slow: y.beta_slow,
-        magnitude: y.magnitude,
-        truncate: y.truncate,
-    });
-    RopeTable::new(r.n_rot, r.base, r.linear, rope.factors.as_deref(), yarn)
 }
 
 /// Which elements a rotary embedding turns together.

@@ -167,9 +167,7 @@ fn operations(kind: IsaKind) {
     say("glu gelu", &mut |out| ops::glu(kind, ops::Activation::GeluTanh, &x, &w, out));
     say("softcap", &mut |out| ops::softcap(kind, out, 30.0));
     for pairing in [ops::Pairing::Norm, ops::Pairing::Neox] {
-        let table = ops::RopeTable::new(128, 1e6, 1.0, None, None);
-        let mut cos_sin = vec![0.0; 128];
-        table.cos_sin(77, &mut cos_sin);
+        let cos_sin = numbers(128, 5);
         say(&format!("rotate {pairing:?}"), &mut |out| {
             out.chunks_exact_mut(128).for_each(|h| ops::rotate(kind, pairing, &cos_sin, h));
         });

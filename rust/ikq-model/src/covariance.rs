@@ -208,7 +208,7 @@ impl CovarianceCollector {
             work(unit);
             Ok::<(), std::convert::Infallible>(())
         });
-        debug_assert!(done.is_ok(), "nobody cancels");
+        assert!(done.is_ok(), "nobody cancels");
     }
 
     /// Forgets what was observed since the last [`CovarianceCollector::commit`].

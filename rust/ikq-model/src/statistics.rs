@@ -214,7 +214,7 @@ impl Collector {
             state.pending.push(Site::new(Vec::new(), site.k, site.counts.len()));
         }
         let site = &mut state.pending[index];
-        debug_assert_eq!((site.k, site.counts.len()), (input.k, input.n_groups));
+        assert_eq!((site.k, site.counts.len()), (input.k, input.n_groups));
         let mut units = Vec::new();
         let mut groups = input.groups.iter().peekable();
         for (group, sums) in site.sums.chunks_exact_mut(input.k.max(1)).enumerate() {

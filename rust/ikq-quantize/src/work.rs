@@ -211,7 +211,7 @@ fn encode(
     let importance = importance(planned, matrix, n_per_row);
     let encoded = match factors(planned, matrix, how)? {
         Some(factors) => {
-            debug_assert_eq!(factors.k(), n_per_row, "covariances of another shape are refused");
+            assert_eq!(factors.k(), n_per_row, "covariances of another shape are refused");
             ikq_feedback::encode_rows(how.isa, to, x, importance, how.encode, &factors, &mut out)
         }
         None => encode_rows(how.isa, to, x, n_per_row, importance, how.encode, &mut out),

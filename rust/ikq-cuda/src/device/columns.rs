@@ -1,8 +1,7 @@
 //! What kernels are told about a batch's columns: positions, places in caches, angles. One copy per step.
 
-use ikq_kernels::ops::RopeTable;
 use ikq_model::batch::{Batch, NO_PAGE, PAGE};
-use ikq_model::network::Network;
+use ikq_model::network::{Network, RopeTable};
 
 use super::parts::{Kind, Parts};
 use crate::error::Error;

@@ -22,11 +22,10 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use ikq_formats::QuantType;
-use ikq_kernels::ops::{RopeTable, Yarn};
 use ikq_model::batch::Batch;
 use ikq_model::device::{Choices, Device, Loading, Memory, Move, RouterFailed, Stage, Step, Value};
 use ikq_model::error::Error as ModelError;
-use ikq_model::network::{Network, Rope};
+use ikq_model::network::{Network, RopeTable};
 use ikq_model::placement::Placement;
 use ikq_pool::Stop;
 
@@ -305,20 +304,6 @@ fn model_error(e: Error) -> ModelError {
     ModelError::Device(e.to_string())
 }
 
-/// The table of a rope.
-fn rope_table(rope: &Rope) -> RopeTable {
-    let r = &rope.spec;
-    let yarn = r.yarn.map(|y| Yarn {
-        factor: y.factor,
-        n_ctx_orig: y.n_ctx_orig as f64,
-        beta_fast: y.beta_fast,
-        beta_slow: y.beta_slow,
-        magnitude: y.magnitude,
-        truncate: y.truncate,
-    });
-    RopeTable::new(r.n_rot, r.base, r.linear, rope.factors.as_deref(), yarn)
-}
-
 /// What a GPU would hold, without loading it: bytes of its weights, and of a page of every group.
 ///
 /// # Errors
@@ -383,7 +368,7 @@ impl Device for Cuda {
         parts._arena = loader.into_arena().map_err(model_error)?;
         self.caches = make_caches(&parts, self.options.cache)?;
         self.parts = parts;
-        self.ropes = network.ropes.iter().map(rope_table).collect();
+        self.ropes = network.ropes.iter().map(RopeTable::new).collect();
         self.network = Some(network.clone());
         let why = format!("copied to {} ({})", self.name, self.gpu.facts().name);
         Ok(Memory { mapped_bytes: 0, copied_bytes: size, why })

@@ -220,8 +220,8 @@ impl Layout {
     /// Writes one block (a group: the values of its rows one after another). Every byte is written;
     /// numbers must be legal (bits above a number's width are dropped).
     pub fn pack(&self, values: &[u32], block: &mut [u8]) {
-        debug_assert_eq!(values.len(), self.rows * self.n_values());
-        debug_assert_eq!(block.len(), self.bytes);
+        assert_eq!(values.len(), self.rows * self.n_values());
+        assert_eq!(block.len(), self.bytes);
         block.fill(0);
         if let Some(codec) = self.codec {
             return (codec.pack)(values, block);
@@ -240,8 +240,8 @@ impl Layout {
 
     /// Reads one block (or group); the inverse of [`Layout::pack`].
     pub fn unpack(&self, block: &[u8], values: &mut [u32]) {
-        debug_assert_eq!(values.len(), self.rows * self.n_values());
-        debug_assert_eq!(block.len(), self.bytes);
+        assert_eq!(values.len(), self.rows * self.n_values());
+        assert_eq!(block.len(), self.bytes);
         if let Some(codec) = self.codec {
             return (codec.unpack)(block, values);
         }

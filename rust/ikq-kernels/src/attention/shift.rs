@@ -8,7 +8,7 @@ use crate::ops::{Pairing, rotate};
 /// How keys with a rotary part are turned when they move.
 pub struct Turn<'a> {
     pub pairing: Pairing,
-    /// [`RopeTable::cos_sin_back`](crate::ops::RopeTable::cos_sin_back) of how far rows move down.
+    /// Cosines and sines of the angles that take rows back by as far as they move down.
     pub cos_sin: &'a [f32],
     /// Where the rotary part of a row begins.
     pub offset: usize,
@@ -40,7 +40,6 @@ impl Pages {
 mod tests {
     use super::*;
     use crate::attention::{CacheType, PageShape, Place};
-    use crate::ops::RopeTable;
     use ikq_simd::available;
 
     fn numbers(n: usize, seed: usize) -> Vec<f32> {
@@ -63,8 +62,10 @@ mod tests {
     #[test]
     fn removing_positions_is_as_if_they_had_never_been() {
         let (n_rot, offset, n_past) = (32, 48, 270);
-        let rope = RopeTable::new(n_rot, 10_000.0, 1.0, None, None);
-        let mut cos_sin = vec![0.0; n_rot];
+        let angles = |position: f64| -> Vec<f32> {
+            let turned = (0..n_rot / 2).map(|i| position * 10_000f64.powf(-2.0 * i as f64 / n_rot as f64));
+            turned.clone().map(|a| a.cos() as f32).chain(turned.map(|a| a.sin() as f32)).collect()
+        };
         let table = [2, 0];
         for kind in available() {
             for (ty, bound) in [(CacheType::F32, 1e-5), (CacheType::F16, 4e-3), (CacheType::Q8_0, 0.05)] {
@@ -81,15 +82,14 @@ mod tests {
                         kept.drain(gone.clone());
                         for rows in [&mut rows, &mut kept] {
                             for (position, row) in rows.iter_mut().enumerate() {
-                                rope.cos_sin(position as u32, &mut cos_sin);
+                                let cos_sin = angles(position as f64);
                                 for head in row.chunks_exact_mut(D) {
                                     rotate(kind, pairing, &cos_sin, &mut head[offset..]);
                                 }
                             }
                         }
                         let mut pages = stored(kind, &shape, &rows, &table);
-                        let mut back = vec![0.0; n_rot];
-                        rope.cos_sin_back(gone.len() as u32, &mut back);
+                        let back = angles(-(gone.len() as f64));
                         let moves: Vec<(At, At)> = (gone.end..n_past)
                             .map(|p| (At::of(&table, p), At::of(&table, p - gone.len())))
                             .collect();

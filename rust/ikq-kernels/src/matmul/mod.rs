@@ -157,8 +157,8 @@ impl<'a> Matrix<'a> {
     /// When the range lies outside the matrix.
     pub fn rows(&self, rows: Range<usize>) -> Matrix<'a> {
         let step = self.row_step();
-        debug_assert!(rows.start.is_multiple_of(step), "rows {rows:?} start inside a step of {step}");
-        debug_assert!(rows.end.is_multiple_of(step) || rows.end == self.n_rows, "rows {rows:?} end inside");
+        assert!(rows.start.is_multiple_of(step), "rows {rows:?} start inside a step of {step}");
+        assert!(rows.end.is_multiple_of(step) || rows.end == self.n_rows, "rows {rows:?} end inside");
         let per_step = self.data.len() / self.n_rows.div_ceil(step).max(1);
         let data = &self.data[rows.start / step * per_step..rows.end.div_ceil(step) * per_step];
         Matrix { n_rows: rows.len(), data, ..*self }

@@ -18,7 +18,7 @@ pub mod routing;
 
 pub use elementwise::{Activation, glu, sigmoid, sigmoid_gate, silu_gate, silu_in_place, softcap, softplus};
 pub use norm::{l2_norm_in_place, rms_norm, rms_norm_in_place};
-pub use rope::{Pairing, RopeTable, Yarn, rotate};
+pub use rope::{Pairing, rotate};
 pub use routing::{NotFinite, Routing, RoutingFunc};
 
 use ikq_simd::Isa;

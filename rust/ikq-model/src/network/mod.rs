@@ -5,14 +5,17 @@
 //! | [`weights`] | matrices by role, views of the file |
 //! | [`attention`], [`ffn`] | the parts of a layer, and the plan of an FFN |
 //! | [`ropes`] | the distinct rotary embeddings |
+//! | [`angles`] | the angles that they turn by |
 //!
 //! Layers with the same sliding window share a page table: they are a *group*.
 
+mod angles;
 mod attention;
 mod ffn;
 mod ropes;
 mod weights;
 
+pub use angles::RopeTable;
 pub use attention::{Attention, DeltaNet, Gqa, Mla};
 pub use ffn::{Dense, Experts, Ffn, Moe, Plan, PlanKind, PlanOptions, Routing};
 pub use ropes::{Rope, RopeId};

@@ -1,4 +1,4 @@
-//! The distinct rotary embeddings of a model. Devices make their tables from them.
+//! The distinct rotary embeddings of a model. Devices make a [`RopeTable`](super::RopeTable) from each.
 
 use crate::error::Error;
 use crate::network::Weights;
