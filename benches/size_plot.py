@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drawing import Axis, legend, marker, picture
+from drawing import Axis, labels, legend, marker, picture
 
 import ikq
 from ikq.quantizing.report.plots import svg_line, svg_text
@@ -110,7 +110,10 @@ def draw(table: list[dict[str, Any]], recipes: list[dict[str, Any]], feedback: l
                 out.append(marker(x, at_y(p.second), f"c{colour} open", what, square=p.is_mix))
             what = f"{p.name}, {first}: {p.first:.5f} at {p.bits:.3f} bits"
             out.append(marker(x, y, "c0", what, square=p.is_mix))
-            out.append(svg_text(x + 6, y - 4, p.name).replace("<text ", '<text class="small" '))
+        firsts = [(at_x(p.bits), at_y(p.first), p.name) for p in pairs]
+        seconds = [(at_x(p.bits), at_y(p.second)) for p in pairs if p.second is not None]
+        markers = [(x, y) for x, y, _ in firsts] + seconds
+        out += labels(firsts, markers, (left, left + _PANEL))
         entries = [("c0", first, i == 1), (f"c{colour} open", second, i == 1)]
         out += legend(left + _PANEL - 150, _TOP + 16, entries)
     out.append(svg_text(8, _HEIGHT - 4, "squares: mixes; dots: all block matrices of one type").replace("<text ", '<text class="small" '))  # fmt: skip
