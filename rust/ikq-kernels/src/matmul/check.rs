@@ -65,7 +65,7 @@ fn random_rows(ty: QuantType, n_rows: usize, k: usize, random: &mut Random, data
     if plain == QuantType::I2_S {
         let codes = n_rows * k / 4;
         random.fill(&mut data[..codes]);
-        return data[codes..codes + 4].copy_from_slice(&0.037f32.to_le_bytes());
+        return data[codes..codes + 4].copy_from_slice(&0.1f32.to_le_bytes());
     }
     if plain.info().family == Family::Float {
         return random_floats(plain, random, data);
@@ -228,9 +228,10 @@ fn integer_sums(matrix: &Matrix<'_>, acts: &Activations) -> Result<Vec<(f64, f64
             deinterleave_group(ty, data, k, rows)?;
         }
     }
-    // an addition per 32 elements, and one or two for mins; the products of scales, the addition of a half, the factor
+    // an addition per 32 elements, and one or two for mins; the products of scales, the addition of a half, the factor, and
+    // the last bit of scales that products leave away: up to two halves of a place
     let mins = usize::from(facts.has_min) * if facts.per_16 { 2 } else { 1 };
-    let roundings = (8 * k.div_ceil(UNIT) * (1 + mins) + 6) as f64 * HALF_ULP;
+    let roundings = (8 * k.div_ceil(UNIT) * (1 + mins) + 8) as f64 * HALF_ULP;
     let header = (ty == QuantType::I2_S).then_some(matrix.scale());
     let mut out = vec![(0.0, 0.0); n_rows * acts.n_columns()];
     for (r, row) in rows.chunks_exact(rows.len() / n_rows).enumerate() {

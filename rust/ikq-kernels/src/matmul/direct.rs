@@ -1,7 +1,7 @@
 //! Products with few columns: codes go from the band's bytes through registers into the dot instruction.
 //!
-//! Per 32 (or twice 16) elements the products of codes are summed in integers, lanes being rows; then
-//! [`add_32`] or [`add_16`] adds them to the sums in floats. [`super::tile`] does the same operations in the same order from a
+//! Per 32 (or twice 16) elements the products of codes are summed in integers, lanes being rows; [`scaled`] multiplies
+//! them with the weights' scale, and [`add_32`] or [`add_16`] adds that to the sums in floats. [`super::tile`] does the same operations in the same order from a
 //! decoded panel, so that a column's result does not depend on the columns beside it.
 
 use std::marker::PhantomData;
@@ -107,14 +107,14 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
                 band.ask_smalls::<I, D>(u, band_bytes);
             }
             D::lane_scales(isa, header, &unit, &mut scales);
-            product_scales::<I, D>(isa, &mut scales);
+            product_scales::<I, D>(isa, op.bands.header, &mut scales);
             let mut units = [&x[0][u]; C];
             for (unit, x) in units.iter_mut().zip(&x) {
                 *unit = &x[u];
             }
             let mut starts = [[0; 16]; C];
             for (starts, x) in starts.iter_mut().zip(&units) {
-                sum_starts::<I, D>(isa, x, starts);
+                sum_starts::<I, D>(isa, x, reads_floats(C), starts);
             }
             let pair = Units::<I, C> { unit: &unit, scales: &scales, columns: &units, starts: &starts };
             // without a loop around them the parts share what they read, and their shifts are constants
@@ -190,43 +190,136 @@ impl<I: Isa, const C: usize> Units<'_, I, C> {
         let Units { unit, scales, columns, starts } = self;
         let codes = D::lanes(isa, unit, b);
         if D::PER_16 {
+            let (scale, min) = (&scales.scale[2 * b..2 * b + 2], &scales.min[2 * b..2 * b + 2]);
+            let scale = [SumScale::new(isa, scale[0], reads_floats(C)), SumScale::new(isa, scale[1], false)];
             let sums = [
                 dots::<I, D, C, 4>(isa, codes.first_chunk().expect("eight"), columns, starts, 2 * b),
                 dots::<I, D, C, 4>(isa, codes.last_chunk().expect("eight"), columns, starts, 2 * b + 1),
             ];
             for c in 0..C {
-                let (scale, min) = (&scales.scale[2 * b..2 * b + 2], &scales.min[2 * b..2 * b + 2]);
-                let sums = [sums[0][c], sums[1][c]];
-                acc[c] = add_16::<I>(isa, sums, scale, min, D::HAS_MIN, columns[c], b, acc[c]);
+                let product = scale[1].add_product(isa, sums[1][c], scale[0].product(isa, sums[0][c]));
+                acc[c] = add_16::<I>(isa, product, min, D::HAS_MIN, columns[c], b, acc[c]);
             }
         } else {
+            let scale = SumScale::new(isa, scales.scale[b], reads_floats(C));
             let sums = dots::<I, D, C, 8>(isa, &codes, columns, starts, b);
             for c in 0..C {
-                let (scale, min) = (scales.scale[b], scales.min[b]);
-                acc[c] = add_32::<I>(isa, sums[c], scale, min, D::HAS_MIN, columns[c], b, acc[c]);
+                let product = scale.product(isa, sums[c]);
+                acc[c] = add_32::<I>(isa, product, scales.min[b], D::HAS_MIN, columns[c], b, acc[c]);
             }
         }
     }
 }
 
-/// Multiplies a type's scales by the factor that its products have.
+/// Makes of a type's scales those of its products: multiplied by the factor that products have, and with at most 23 bits,
+/// which [`FLOAT_START`] asks for. Scales that are a half times a small integer have fewer; of others, which come from a
+/// single for the whole row or matrix (`header`: where it does not stand in the row) or from a factor, the last bit is dropped.
 #[inline(always)]
-pub(super) fn product_scales<I: Isa, D: Decode<I>>(isa: I, scales: &mut LaneScales<I::F>) {
-    if D::PRODUCT_FACTOR != 1.0 {
-        for scale in scales.scale.iter_mut().take(if D::PER_16 { 16 } else { 8 }) {
+pub(super) fn product_scales<I: Isa, D: Decode<I>>(
+    isa: I,
+    header: Option<f32>,
+    scales: &mut LaneScales<I::F>,
+) {
+    let are_long = header.is_some() || D::HEADER_BYTES >= 4 || D::PRODUCT_FACTOR != 1.0;
+    for scale in scales.scale.iter_mut().take(if D::PER_16 { 16 } else { 8 }) {
+        if D::PRODUCT_FACTOR != 1.0 {
             *scale = isa.mul_f(*scale, isa.splat_f(D::PRODUCT_FACTOR));
+        }
+        if are_long {
+            *scale = isa.of_bits(isa.and_i(isa.bits_i(*scale), isa.splat_i(!1)));
         }
     }
 }
 
-/// What sums of products of codes with an offset start from, per 16 elements or 32: what the offset takes away. It is
-/// made for a whole unit, as one vector.
-#[inline(always)]
-fn sum_starts<I: Isa, D: Decode<I>>(isa: I, x: &ActUnit, out: &mut [i32; 16]) {
-    if let LaneCodes::Offset(n) = D::LANE_CODES {
-        let debts = if D::PER_16 { x.debts } else { array(|b| x.debts_32[b % 8]) };
-        isa.store_i(isa.sra_i(isa.load_i(&debts), 7 - n), out);
+/// What a sum of products may start from so that it need not be converted: 1.5 * 2^23. The bits of this float plus an
+/// integer below 2^22 are the bits of the float that is larger by this integer, and a sum of 32 products of two codes is
+/// below 2^20. With a scale of at most 23 bits `FLOAT_START * scale` is exact, so that `(FLOAT_START + sum) * scale -
+/// FLOAT_START * scale`, one fused operation, is rounded just as `sum * scale` is.
+const FLOAT_START: f32 = 12_582_912.0;
+
+/// Whether a kernel of so many columns has sums that start from [`FLOAT_START`]: one more operation for the scale must be
+/// less than one for each column. Results are the same.
+pub(super) const fn reads_floats(columns: usize) -> bool {
+    columns >= 4
+}
+
+/// [`FLOAT_START`] as the integer that sums start from, or 0.
+pub(super) const fn float_start(reads_floats: bool) -> i32 {
+    if reads_floats { FLOAT_START.to_bits() as i32 } else { 0 }
+}
+
+/// A scale that sums of products are multiplied with.
+#[derive(Clone, Copy)]
+pub(super) struct SumScale<F> {
+    scale: F,
+    /// What takes [`FLOAT_START`] away, for sums that start from it.
+    less: Option<F>,
+}
+
+impl<F: Copy> SumScale<F> {
+    #[inline(always)]
+    pub fn new<I: Isa<F = F>>(isa: I, scale: F, reads_floats: bool) -> SumScale<F> {
+        let less = reads_floats.then(|| isa.mul_f(scale, isa.splat_f(-FLOAT_START)));
+        SumScale { scale, less }
     }
+
+    /// The scale times a sum of products.
+    #[inline(always)]
+    pub fn product<I: Isa<F = F>>(&self, isa: I, sum: I::I) -> F {
+        match self.less {
+            Some(less) => isa.fused_add(isa.of_bits(sum), self.scale, less),
+            None => isa.mul_f(isa.float_i(sum), self.scale),
+        }
+    }
+
+    /// The same added to a product; the sum starts from 0.
+    #[inline(always)]
+    pub fn add_product<I: Isa<F = F>>(&self, isa: I, sum: I::I, product: F) -> F {
+        isa.fused_add(isa.float_i(sum), self.scale, product)
+    }
+}
+
+/// What sums of products start from, per 16 elements or 32: what an offset or bias of codes takes away, and
+/// [`FLOAT_START`]; of each two sums that are joined, only the first has that. It is made for a whole unit, as one vector.
+#[inline(always)]
+pub(super) fn starts_of_unit<I: Isa>(
+    isa: I,
+    x: &ActUnit,
+    per_16: bool,
+    codes: SumDebt,
+    reads_floats: bool,
+    out: &mut [i32; 16],
+) {
+    let base = float_start(reads_floats);
+    let base =
+        if per_16 { isa.load_i(&array(|g| if g % 2 == 0 { base } else { 0 })) } else { isa.splat_i(base) };
+    let debts = || if per_16 { isa.load_i(&x.debts) } else { isa.load_i(&array(|b| x.debts_32[b % 8])) };
+    let start = match codes {
+        SumDebt::None => base,
+        SumDebt::Bias => isa.add_i(debts(), base),
+        SumDebt::Offset(n) => isa.add_i(isa.sra_i(debts(), 7 - n), base),
+    };
+    isa.store_i(start, out);
+}
+
+/// What codes have besides their values, which is taken away from sums of their products.
+#[derive(Clone, Copy)]
+pub(super) enum SumDebt {
+    None,
+    /// [`Isa::CODE_BIAS`](ikq_simd::Products::CODE_BIAS).
+    Bias,
+    /// 2^n.
+    Offset(u32),
+}
+
+#[inline(always)]
+fn sum_starts<I: Isa, D: Decode<I>>(isa: I, x: &ActUnit, reads_floats: bool, out: &mut [i32; 16]) {
+    let debt = match D::LANE_CODES {
+        LaneCodes::Offset(n) => SumDebt::Offset(n),
+        LaneCodes::Biased if I::CODE_BIAS != 0 => SumDebt::Bias,
+        _ => SumDebt::None,
+    };
+    starts_of_unit(isa, x, D::PER_16, debt, reads_floats, out);
 }
 
 /// Sums of products of `N` values of codes: those of the `4 N` elements `g`.
@@ -238,13 +331,13 @@ fn dots<I: Isa, D: Decode<I>, const C: usize, const N: usize>(
     starts: &[[i32; 16]; C],
     g: usize,
 ) -> [I::I; C] {
-    let mut sums = [isa.splat_i(0); C];
+    // where codes have nothing to be taken away, all columns start alike
+    let start = float_start(reads_floats(C) && (N == 8 || g % 2 == 0));
+    let mut sums = [isa.splat_i(start); C];
     for c in 0..C {
         match D::LANE_CODES {
             LaneCodes::Offset(_) => sums[c] = isa.splat_i(starts[c][g]),
-            LaneCodes::Biased if I::CODE_BIAS != 0 => {
-                sums[c] = isa.splat_i(if N == 4 { x[c].debts[g] } else { x[c].debts_32[g] });
-            }
+            LaneCodes::Biased if I::CODE_BIAS != 0 => sums[c] = isa.splat_i(starts[c][g]),
             _ => {}
         }
     }
@@ -294,18 +387,15 @@ pub(super) fn small_dots<I: Isa, const N: usize, const G: usize>(
 
 /// Adds the products of 32 elements with one scale.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "the operands of a step")]
 pub(super) fn add_32<I: Isa>(
     isa: I,
-    sums: I::I,
-    scale: I::F,
+    product: I::F,
     min: I::F,
     has_min: bool,
     x: &ActUnit,
     b: usize,
     acc: I::F,
 ) -> I::F {
-    let product = isa.mul_f(isa.float_i(sums), scale);
     let acc = isa.fused_add(product, isa.splat_f(x.d[2 * b]), acc);
     match has_min {
         true => isa.fused_sub(min, isa.splat_f(x.sums_32[b]), acc),
@@ -315,19 +405,15 @@ pub(super) fn add_32<I: Isa>(
 
 /// Adds the products of 32 elements with a scale for each half.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "the operands of a step")]
 pub(super) fn add_16<I: Isa>(
     isa: I,
-    sums: [I::I; 2],
-    scale: &[I::F],
+    product: I::F,
     min: &[I::F],
     has_min: bool,
     x: &ActUnit,
     b: usize,
     acc: I::F,
 ) -> I::F {
-    let product = isa.mul_f(isa.float_i(sums[0]), scale[0]);
-    let product = isa.fused_add(isa.float_i(sums[1]), scale[1], product);
     let acc = isa.fused_add(product, isa.splat_f(x.d[2 * b]), acc);
     match has_min {
         true => {
@@ -335,5 +421,67 @@ pub(super) fn add_16<I: Isa>(
             isa.fused_sub(min[1], isa.splat_f(x.sums[2 * b + 1]), acc)
         }
         false => acc,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ikq_simd::available;
+
+    struct Products<'a> {
+        sums: &'a [i32; 16],
+        scale: f32,
+    }
+
+    impl IsaOp for Products<'_> {
+        /// With conversion, and read as floats.
+        type Output = [[f32; 16]; 2];
+
+        #[inline(always)]
+        fn run<I: Isa>(self, isa: I) -> [[f32; 16]; 2] {
+            let sums = isa.load_i(self.sums);
+            [false, true].map(|reads_floats| {
+                let sums = isa.add_i(sums, isa.splat_i(float_start(reads_floats)));
+                isa.array(SumScale::new(isa, isa.splat_f(self.scale), reads_floats).product(isa, sums))
+            })
+        }
+    }
+
+    #[test]
+    fn sums_that_start_from_a_float_need_no_conversion() {
+        // the largest sum of 32 products of codes in -128..=127 and -127..=127
+        let most = 32 * 128 * 127;
+        let sums: [i32; 16] = [
+            0,
+            1,
+            -1,
+            2,
+            77,
+            -1023,
+            40_961,
+            -40_961,
+            123_457,
+            -123_457,
+            399_999,
+            -1 << 19,
+            most,
+            -most,
+            most - 1,
+            1 - most,
+        ];
+        // halves times integers, and singles without their last bit: of any size that scales have
+        let halves = [2f32.powi(-24), 1.0, -0.333_251_95, 65504.0]
+            .into_iter()
+            .flat_map(|d| [1.0, 31.0, 127.0].map(|n| d * n));
+        let singles =
+            (1..2000u32).map(|i| f32::from_bits(0x3000_0000 + i.wrapping_mul(0x9e37) % 0x1800_0000 & !1));
+        // without fused operations no kernel reads sums as floats
+        for kind in available().into_iter().filter(|k| *k != IsaKind::Scalar) {
+            for scale in halves.clone().chain(singles.clone()) {
+                let [converted, read] = run(kind, Products { sums: &sums, scale });
+                assert_eq!(converted, read, "{} {scale}", kind.name());
+            }
+        }
     }
 }

@@ -100,7 +100,7 @@ fn fill_band<I: Isa, D: Decode<I>>(isa: I, op: Fill<'_, impl BlockType>) {
             band.ask_smalls::<I, D>(u, ahead);
         }
         D::lane_scales(isa, header, &unit, &mut scales);
-        product_scales::<I, D>(isa, &mut scales);
+        product_scales::<I, D>(isa, op.bands.header, &mut scales);
         let lines = n_scales * (u - first) * op.n_bands + op.band;
         for k in 0..n_scales {
             isa.store_f(scales.scale[k], &mut op.panel.scales[lines + k * op.n_bands].0);

@@ -9,7 +9,7 @@ use ikq_decode::{DecodeFacts, LaneCodes};
 use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
 use super::bands::BAND;
-use super::direct::{add_16, add_32, small_dots};
+use super::direct::{SumDebt, SumScale, add_16, add_32, reads_floats, small_dots, starts_of_unit};
 use super::panel::{Codes, Floats, Panel};
 use crate::act::{ActUnit, Activations};
 
@@ -114,7 +114,11 @@ fn block<I: Isa, const R: usize, const C: usize, const PER_16: bool, const MIN: 
             }
         }
     }
-    let offset = offset(tile.facts.lane_codes);
+    let debt = match tile.facts.lane_codes {
+        LaneCodes::Offset(n) if SMALL > 0 => SumDebt::Offset(n),
+        _ if SMALL == 0 && I::CODE_BIAS != 0 => SumDebt::Bias,
+        _ => SumDebt::None,
+    };
     let n_scales = if PER_16 { 16 } else { 8 };
     let codes = &tile.panel.codes[..64 * R * n];
     let scales = &tile.panel.scales[..n_scales * R * n];
@@ -124,29 +128,38 @@ fn block<I: Isa, const R: usize, const C: usize, const PER_16: bool, const MIN: 
         for (x, column) in x.iter_mut().zip(&columns) {
             *x = &column[u];
         }
+        let mut starts = [[0; 16]; C];
+        for (starts, x) in starts.iter_mut().zip(&x) {
+            starts_of_unit(isa, x, PER_16, debt, reads_floats(C), starts);
+        }
         for b in 0..8 {
             let at = (8 * u + b) * R;
             // the two halves of per-16 sums side by side: more sums that do not wait for one another
             if PER_16 {
-                let [first, second] = sums::<I, R, C, 2, 4, SMALL>(isa, &codes[8 * at..], &x, b, offset);
+                let [first, second] = sums::<I, R, C, 2, 4, SMALL>(isa, &codes[8 * at..], &x, b, &starts);
                 for r in 0..R {
                     let load = |lines: &[Floats]| {
                         [isa.load_f(&lines[2 * at + r].0), isa.load_f(&lines[2 * at + R + r].0)]
                     };
                     let scale = load(scales);
                     let min = if MIN { load(mins) } else { scale };
+                    let scale =
+                        [SumScale::new(isa, scale[0], reads_floats(C)), SumScale::new(isa, scale[1], false)];
                     for c in 0..C {
-                        let sums = [first[c][r], second[c][r]];
-                        acc[c][r] = add_16(isa, sums, &scale, &min, MIN, x[c], b, acc[c][r]);
+                        let product = scale[0].product(isa, first[c][r]);
+                        let product = scale[1].add_product(isa, second[c][r], product);
+                        acc[c][r] = add_16(isa, product, &min, MIN, x[c], b, acc[c][r]);
                     }
                 }
             } else {
-                let [sums] = sums::<I, R, C, 1, 8, SMALL>(isa, &codes[8 * at..], &x, b, offset);
+                let [sums] = sums::<I, R, C, 1, 8, SMALL>(isa, &codes[8 * at..], &x, b, &starts);
                 for r in 0..R {
                     let scale = isa.load_f(&scales[at + r].0);
                     let min = if MIN { isa.load_f(&mins[at + r].0) } else { scale };
+                    let scale = SumScale::new(isa, scale, reads_floats(C));
                     for c in 0..C {
-                        acc[c][r] = add_32(isa, sums[c][r], scale, min, MIN, x[c], b, acc[c][r]);
+                        let product = scale.product(isa, sums[c][r]);
+                        acc[c][r] = add_32(isa, product, min, MIN, x[c], b, acc[c][r]);
                     }
                 }
             }
@@ -161,15 +174,6 @@ fn block<I: Isa, const R: usize, const C: usize, const PER_16: bool, const MIN: 
     C
 }
 
-/// How many halvings make of a debt that of the bias 2^n that codes have, and what keeps it (0 if there is none).
-#[inline(always)]
-fn offset(codes: LaneCodes) -> (u32, i32) {
-    match codes {
-        LaneCodes::Offset(n) => (7 - n, -1),
-        _ => (0, 0),
-    }
-}
-
 /// Sums of products of the `H` parts, `4 N` elements each, of 32 elements `b`.
 #[inline(always)]
 fn sums<I: Isa, const R: usize, const C: usize, const H: usize, const N: usize, const SMALL: usize>(
@@ -177,17 +181,12 @@ fn sums<I: Isa, const R: usize, const C: usize, const H: usize, const N: usize, 
     codes: &[Codes],
     x: &[&ActUnit; C],
     b: usize,
-    (halvings, kept): (u32, i32),
+    starts: &[[i32; 16]; C],
 ) -> [[[I::I; R]; C]; H] {
     let mut sums = [[[isa.splat_i(0); R]; C]; H];
     for c in 0..C {
         for (h, sums) in sums.iter_mut().enumerate() {
-            let debt = if H == 2 { x[c].debts[2 * b + h] } else { x[c].debts_32[b] };
-            if SMALL > 0 {
-                sums[c] = [isa.splat_i(debt >> halvings & kept); R];
-            } else if I::CODE_BIAS != 0 {
-                sums[c] = [isa.splat_i(debt); R];
-            }
+            sums[c] = [isa.splat_i(starts[c][H * b + h]); R];
         }
     }
     let codes = &codes[..H * N * R];
