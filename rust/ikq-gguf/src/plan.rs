@@ -24,7 +24,7 @@ pub enum SplitBy {
     Counts(Vec<usize>),
 }
 
-/// Room in the header for numbers that are only known once the data are, such as checksums: an array of u64 under
+/// Room in the header for numbers that are only known once the data are, such as hashes: an array of u64 under
 /// `key` in every file, with `n_numbers` for each of its tensors. They are zero until
 /// [`crate::Writer::set_per_tensor`].
 #[derive(Clone, Debug, PartialEq, Eq)]
