@@ -1,12 +1,13 @@
-// The down projection of chosen experts of one type (-DIKQ_TYPE), weighed and summed.
+// The down projection of the chosen experts of each token, multiplied by the router's weights and summed up. It is
+// compiled for a type of weights (-DIKQ_TYPE).
 //
 //   down_T(w, expert_bytes, ids, weights, k, x, ds, bias, residual, y, n_rows, n)
 //       grid (ceil(n_rows / 4), tokens), block 128
 //   y[t * n_rows + r] = residual + sum over slots s of weights[t * k + s] * (w[ids[t * k + s]] x[t * k + s] + bias)
-//   x, ds           a column per (token, slot), as upgate.cu writes them (floats for float weights)
+//   x, ds           a column per (token, slot), as upgate.cu writes them: quantized, or floats for float weights
 //   bias            n_rows floats for each expert, or null
-//   residual        laid out as y, or null; may be y
-// A negative id is no expert.
+//   residual        laid out like y, or null; may be y itself
+// A slot with a negative id has no expert and adds nothing.
 #include "names.cuh"
 #include "products.cuh"
 
@@ -16,7 +17,7 @@ template <class T>
 IKQ_DEV void down(const uint8_t *w, int64_t expert_bytes, const int *ids, const float *weights, int k, const void *x,
                   const float2 *ds, const float *bias, const float *residual, float *y, int n_rows, int n) {
     const int row = 4 * blockIdx.x + (threadIdx.x >> 5);
-    if (row >= n_rows) return; // a whole warp
+    if (row >= n_rows) return; // the same in all lanes of a warp
     const int64_t token = blockIdx.y;
     float total = 0.0f;
     for (int s = 0; s < k; s++) {
