@@ -17,7 +17,7 @@ template <class T>
 IKQ_DEV void down(const uint8_t *w, int64_t expert_bytes, const int *ids, const float *weights, int k, const void *x,
                   const float2 *ds, const float *bias, const float *residual, float *y, int n_rows, int n) {
     const int row = 4 * blockIdx.x + (threadIdx.x >> 5);
-    if (row >= n_rows) return; // the same in all lanes of a warp
+    if (row >= n_rows) return; // a whole warp
     const int64_t token = blockIdx.y;
     float total = 0.0f;
     for (int s = 0; s < k; s++) {

@@ -19,7 +19,7 @@ template <class T, int C>
 IKQ_DEV void mmv(const uint8_t *w, int64_t expert_bytes, const int *ids, int k, const void *x, const float2 *ds,
                  const float *bias, const float *residual, float *y, int n_rows, int n, int n_columns, int64_t y_stride) {
     const int row = 4 * blockIdx.x + (threadIdx.x >> 5), lane = threadIdx.x & 31;
-    if (row >= n_rows) return; // the same in all lanes of a warp
+    if (row >= n_rows) return; // a whole warp
     int expert = 0;
     int64_t from = 0, to = 0;
     if (C == 1 && ids) {
