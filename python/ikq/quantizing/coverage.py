@@ -1,4 +1,4 @@
-"""`ImatrixCoverage`: what of a planned quantization has activation statistics."""
+"""`ImatrixCoverage`: which tensors of a planned quantization the imatrix has data for."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class PartialExperts(NamedTuple):
 
 @dataclass(frozen=True)
 class ImatrixCoverage:
-    """What an imatrix has data for, of the tensors whose new type looks at importance.
+    """Which tensors an imatrix has data for, of those whose new type makes use of it.
 
     Copied tensors, types that use no statistics (floats, Q8_0) and embeddings of which single rows are looked
     up are not counted.

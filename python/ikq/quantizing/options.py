@@ -129,7 +129,7 @@ class QuantizeOptions(TypedDict, total=False):
 
 
 class WorkOptions(TypedDict, total=False):
-    """Keywords of everything that quantizes a file: how much it may take, and what it tells."""
+    """Keywords of everything that quantizes a file: limits of threads and memory, clamping, and messages."""
 
     n_threads: int | None
     """Threads; None (or a number below 1) is one per CPU."""

@@ -47,7 +47,7 @@ __all__ = [
 
 
 class Ftype(NamedTuple):
-    """Something that TYPE can be."""
+    """A file type, which the argument TYPE of `ikq quantize` can be."""
 
     name: str
     id: int | None
@@ -59,7 +59,7 @@ class Ftype(NamedTuple):
 
 
 def ftypes() -> list[Ftype]:
-    """Everything that the command's TYPE can be, in order of number."""
+    """All file types, which the argument TYPE of `ikq quantize` can be, ordered by number."""
     return [
         Ftype(name, number, None if base is None else QuantType(base), is_mix)
         for name, number, base, is_mix in _ikq.ftypes()
@@ -68,7 +68,7 @@ def ftypes() -> list[Ftype]:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """What happens to one tensor."""
+    """The plan for one tensor."""
 
     name: str
     shape: tuple[int, ...]
@@ -131,12 +131,12 @@ class QuantizePlan:
     def run(
         self, *, _isa: str | None = None, _outside: _ikq._Outside | None = None, **options: Unpack[RunOptions]
     ) -> QuantizeResult:
-        """Carries the plan out, going on where an interrupted run of the same plan ended.
+        """Runs the plan, and continues where an interrupted run of the same plan ended.
 
-        The output is written to `NAME.part` beside its final name and renamed when whole: an existing file
-        stays as it is until then. `NAME.journal` says which work items are done; both stay when the run
-        fails, is interrupted or killed, and the next call begins with what is seen (by hashes) to be good in
-        them. The bytes do not depend on the number of threads, the machine or interruptions.
+        The output is written to `NAME.part` beside its final name and renamed when it is complete; an
+        existing file stays as it is until then. `NAME.journal` records which work items are done. Both stay
+        when the run fails, is interrupted or killed, and the next call reuses everything in them whose hash
+        is right. The bytes do not depend on the number of threads, the machine or interruptions.
 
         Args:
             **options: See `RunOptions`.
@@ -222,9 +222,9 @@ class QuantizePlan:
         max_ram: int | str | None = None,
         measure_errors: bool = False,
     ) -> tuple[int, int]:
-        """Threads that `run` lets work at once, and the bytes that they have in work at most.
+        """The number of threads that `run` lets work at once, and the bytes that they use at most.
 
-        The process needs what it has now besides (`resource.getrusage`).
+        What the process uses already comes on top (`resource.getrusage`).
 
         Raises:
             ikq.errors.RefusedError: A tensor does not fit `max_ram`.
@@ -241,7 +241,8 @@ class QuantizePlan:
     ) -> float:
         """Seconds that `run` will take from the beginning.
 
-        A few pieces of every kind of tensor are tried; a nameless file tells how fast the output's disk is.
+        It quantizes a few parts of every kind of tensor, and measures with a temporary file how fast the
+        output's disk is.
 
         Raises:
             ikq.errors.FormatError: A weight that was tried is NaN or infinite.
@@ -283,7 +284,7 @@ class QuantizePlan:
 
 @dataclass(frozen=True)
 class TensorOutcome:
-    """What a run did to a tensor."""
+    """The outcome of a run for one tensor."""
 
     how: Literal["encoded", "copied", "reused", "repacked"]
     seconds: float
@@ -309,7 +310,7 @@ class TensorOutcome:
 
 @dataclass(frozen=True)
 class QuantizeResult:
-    """A finished run."""
+    """The result of a finished run."""
 
     plan: QuantizePlan
     files: tuple[Path, ...]
@@ -402,9 +403,9 @@ def quantize_file(
         source: A GGUF model, or any shard of a split set, or a checkpoint folder of `transformers`.
         destination: The file to write; None is `ggml-model-TYPE.gguf` beside the source (with `repack`,
             `NAME-repacked.gguf`). With a split, the shards are named after it.
-        type: What matrices become: a type or a mix by name (`"IQ4_KS"`, `"Q4_K_M"`; `ftypes` lists them),
-            with the rules that people know from llama-quantize for some of them, or a `QuantType`, which
-            means the mix of that base.
+        type: The file type: a type or a mix by name (`"IQ4_KS"`, `"Q4_K_M"`; `ftypes` lists them), with the
+            rules that people know from llama-quantize for some of them, or a `QuantType`, which means the mix
+            of that base.
         **options: See `QuantizeOptions` for what is written, and `RunOptions` for how.
 
     Raises:

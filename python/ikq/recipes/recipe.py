@@ -36,7 +36,7 @@ within a factor of two or so, and what they leave out is common to many tensors.
 
 @dataclass(frozen=True)
 class Budget:
-    """What a recipe has to keep. One of `size`, `bpw` and `ram` is given.
+    """The limits of a recipe. Exactly one of `size`, `bpw` and `ram` is given.
 
     Attributes:
         size: Bytes of the file.
@@ -73,7 +73,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Costs:
-    """What is predicted for every tensor and type.
+    """The predicted divergence and size for every tensor and type.
 
     Attributes:
         problem: The model and its choices.
@@ -146,7 +146,7 @@ class Recipe:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where the divergence will be, nine times in ten."""
+        """The interval that will contain the divergence in nine cases of ten."""
         return self.divergence / self.costs.uncertainty, self.divergence * self.costs.uncertainty
 
     @property

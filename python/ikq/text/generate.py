@@ -35,7 +35,7 @@ Progress: TypeAlias = Callable[[int, int], object]
 
 
 class Piece(NamedTuple):
-    """What a token adds to a text.
+    """The text that a token adds.
 
     Attributes:
         text: New text. May be empty: half a character, or what may become a stop text, is held back.
@@ -79,7 +79,7 @@ class Stats:
     n_accepted: int = 0
 
     def add(self, other: Stats) -> None:
-        """Counts those of another generation in."""
+        """Adds the numbers of another generation."""
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
@@ -198,7 +198,7 @@ class Generation(Iterator[Piece]):
         return self
 
     def close(self) -> None:
-        """Ends the text here. What was computed of it may serve another one that begins alike."""
+        """Ends the text here. What was computed for it may be reused by a text with the same beginning."""
         self.is_over = True
         self._waiting.clear()
         self._batcher.leave(self._work)
