@@ -43,10 +43,10 @@ class Status(TypedDict):
     usable: bool
     """Models can be computed on a GPU."""
     reason: str | None
-    """Why not, and how to get there."""
+    """Why none can be used, and what to do about it."""
     reason_code: str | None
-    """The same as a word: `disabled`, `no-driver`, `not-a-driver`, `stub`, `old-driver`, `init`, `no-device`,
-    `old-devices`, `no-nvrtc` or `forked`."""
+    """The reason as a single word: `disabled`, `no-driver`, `not-a-driver`, `stub`, `old-driver`, `init`,
+    `no-device`, `old-devices`, `no-nvrtc` or `forked`."""
     driver: str | None
     """Version of the driver, where the system tells it."""
     cuda_version: str | None
@@ -58,7 +58,7 @@ class Status(TypedDict):
     """The compiler."""
     nvrtc_version: str | None
     cache: Path | None
-    """Where compiled kernels are kept."""
+    """The folder in which compiled kernels are kept."""
 
 
 def status() -> Status:

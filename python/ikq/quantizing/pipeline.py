@@ -53,7 +53,7 @@ class Ftype(NamedTuple):
     id: int | None
     """The number written to `general.file_type`; None (COPY) keeps the input's."""
     base: QuantType | None
-    """The type of matrices that no rule says otherwise about; None keeps their own."""
+    """The type of matrices that no rule gives another; None keeps their own."""
     is_mix: bool
     """A mix with a name of its own, such as Q4_K_M, rather than the name of a type."""
 
@@ -74,28 +74,30 @@ class PlannedTensor:
     shape: tuple[int, ...]
     """As numpy has it: experts, rows, elements of a row."""
     from_type: QuantType | int
-    """An id that ikq does not know stays a number."""
+    """The type in the source; a type that ikq does not know is given as its id."""
     to_type: QuantType | int
     copied: bool
-    """Byte for byte, not decoded and encoded."""
+    """Whether it is copied byte for byte instead of being encoded."""
     repacked: bool
-    """Rows are put into groups or taken apart; their codes stay as they are."""
+    """Whether it is converted between a plain and an interleaved type, with the same codes."""
     unbiased: bool
-    """Encoded with scales that undo the gain of their fit: the result is not smaller than the source."""
+    """Whether it is encoded with scales that compensate the gain of their fit (see `biased`)."""
     feedback: Literal["used", "missing", "not used"]
-    """Encoded with error feedback; missing: its type would use a covariance, and the file has none."""
+    """Whether it is encoded with error feedback; `missing` if its type would use a covariance but there is
+    none."""
     reason: str
-    """Why it gets its type, or why it is copied."""
+    """Why it gets its type, or why it is copied unchanged."""
     fallback_from: QuantType | None
     """The type that was wanted before the shape forced another."""
     bytes_in: int
     bytes_out: int
     imatrix: str | None
-    """Entry that weighs its columns; None when there is none or the type looks at none."""
+    """The imatrix entry that weights its columns; None if there is none or the type uses none."""
     lacks_imatrix: bool
     """Its type would use statistics, and there are none."""
     unseen_experts: tuple[int, ...]
-    """Experts without a single token in the statistics; they take what the others' have in common."""
+    """Experts without a single token in the statistics, for which the pooled statistics of the others are
+    used."""
     thin_experts: tuple[int, ...]
     """Experts with fewer than 1024 tokens, whose statistics are drawn to the others'; only GGUF imatrices
     count tokens per expert."""
@@ -125,7 +127,7 @@ class QuantizePlan:
     shards: tuple[int, ...]
     """Tensors in each output file; one number unless the output is split."""
     coverage: ImatrixCoverage | None
-    """What the imatrix has data for; None without one."""
+    """Which tensors the imatrix has data for; None without an imatrix."""
     _core: _ikq.QuantizePlan = field(repr=False, compare=False)
 
     def run(
@@ -288,7 +290,7 @@ class TensorOutcome:
 
     how: Literal["encoded", "copied", "reused", "repacked"]
     seconds: float
-    """Work of all threads on it, in this run and those that it went on from."""
+    """The time of all threads spent on it, in this run and in interrupted ones that it continued."""
     error: float | None
     """Relative root mean square error, sqrt(sum (x - y)^2 / sum x^2) over source x and result y; None where
     it was not measured (copied or reused, or nobody asked)."""

@@ -105,16 +105,16 @@ class Recipe:
 
     Attributes:
         costs: What was predicted for all types.
-        choice: What was chosen.
-        type: The TYPE that the file will be said to be: the one most weights have.
+        choice: The chosen types.
+        type: The file type TYPE that is written to the file: that of most weights.
         file_bytes: Exact size of the file.
         budget: What was asked for.
-        placement: What lies where, where memories were given.
+        placement: Which tensors are in which memory, if memories were given.
         n_ctx: Positions that the cache is for, with a placement.
         use: How it will be run.
         speeds: Predicted tokens per second: of prompts, and of generation; None where nothing was measured.
-        notes: What else is to be said of it.
-        options: What `ikq quantize` needs besides for this file.
+        notes: Further remarks for the user.
+        options: Further options that `ikq quantize` needs for this file.
     """
 
     costs: Costs
@@ -165,7 +165,7 @@ def open_problem(
     fix: Sequence[str] = (),
     allow_requantize: bool = False,
 ) -> Problem:
-    """What may be chosen for a model; the arguments and errors are those of `make_recipe`."""
+    """The choices that there are for a model; arguments and errors are those of `make_recipe`."""
     statistics = imatrix if imatrix is None or isinstance(imatrix, Imatrix) else Imatrix(imatrix)
     return read_problem(Path(source), statistics, types, fix=fix, allow_requantize=allow_requantize)
 

@@ -19,7 +19,7 @@ class ImatrixEntry(NamedTuple):
 
     values: NDArray[np.float32]
     """Mean squared input per column, shape (n_expert, n_per_row); (1, n_per_row) for a plain matrix.
-    The `.dat` form does not store the number of experts: there it is (1, n_expert * n_per_row)."""
+    A `.dat` file does not store the number of experts; for it the shape is (1, n_expert * n_per_row)."""
 
     counts: NDArray[np.float32]
     """Tokens seen per expert (`.dat`: the number of calls), shape (n_expert,) or (1,)."""
