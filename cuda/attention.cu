@@ -1,24 +1,29 @@
-// Attention of single queries, for a type of keys (-DIKQ_TYPE) and one of values (-DIKQ_VALUES). A prompt is many
-// columns, each of which sees the positions before it.
+// Attention for single queries, compiled for a type of keys (-DIKQ_TYPE) and a type of values (-DIKQ_VALUES) in the KV
+// cache. A column is one token; in a prompt, each column sees the positions before it and its own.
 //
 //   attend_K_V(q, k, v, pages, first, end, partial, n_heads, n_kv, n_k, n_v, n_v_row, max_pages, span, scale, cap)
 //       grid (n_heads, splits, columns), block 128
 //   q          [column][head][n_k] floats
-//   k, v       caches (cache.cuh) of n_kv heads, rows of n_k and n_v_row elements; values are the first n_v of theirs
-//              (compressed keys and values, of one head: v = k, n_v_row = n_k). n_v is at most 1024
-//   pages      a row of max_pages page numbers for each column
-//   first, end positions that the column sees: first[c] to end[c], not included; span: positions of a split
-//   scale      of the scores; cap: of a soft cap, cap * tanh(score / cap); 0 is none
-//   partial    [column][head][split]: n_v sums, then the largest score and the sum of weights
-// Split s has the positions from first + s * span on, so that a column's splits are the same whatever else is in the step.
-// Splits behind the end have seen nothing; combine.cu makes one of all.
+//   k, v       caches (cache.cuh) of n_kv heads, with rows of n_k and n_v_row elements; a value is the first n_v
+//              elements of its row (with compressed keys and values, MLA, there is one head, v = k and n_v_row = n_k).
+//              n_k and n_v are at most 1024
+//   pages      for each column max_pages page numbers
+//   first, end column c sees the positions from first[c] to end[c], which is not included
+//   span       the number of positions of a split
+//   scale      the factor of the scores
+//   cap        of a soft cap: a score becomes cap * tanh(score / cap); 0 means none
+//   partial    [column][head][split]: n_v weighted sums of values, then the largest score and the sum of weights
+//
+// A split is a part of the positions that one block works on. Split s begins at position first + s * span, so that the
+// splits of a column do not depend on the other columns of the step. A split behind the end sees no position: its sums
+// are 0 and its largest score is -INFINITY. combine.cu combines all splits of a head.
 #include "cache.cuh"
 #include "names.cuh"
 #include "softmax.cuh"
 
 #ifndef IKQ_ONCE_ATTEND
 #define IKQ_ONCE_ATTEND
-// Lanes of a row: each has 32 elements; a power of two.
+// How many lanes share a row of n elements: each has 32 of them. The result is a power of two.
 IKQ_DEV int lanes_for(int n) {
     int lanes = 1;
     while (32 * lanes < n) lanes *= 2;
@@ -45,7 +50,8 @@ IKQ_DEV void attend(const float *q, const uint8_t *k, const uint8_t *v, const in
     const int from = begin < last ? int(begin) : last, to = last - from < span ? last : from + span;
     const int wide = n_k > n_v ? n_k : n_v;
     const int lanes = lanes_for(wide), rows = 32 / lanes, part = lane & (lanes - 1), group = lane / lanes;
-    // of the rows that this lane's group saw; a warp has 32 / lanes rows at a time
+    // the largest score, the sum of weights and the weighted sum of values over the rows that this lane's group saw; a
+    // warp works on 32 / lanes rows at a time, one per group
     float most = -INFINITY, sum = 0.0f, acc[32] = {};
     for (int base = from + warp * rows; base < to; base += 4 * rows) {
         const int position = base + group;
@@ -71,7 +77,7 @@ IKQ_DEV void attend(const float *q, const uint8_t *k, const uint8_t *v, const in
         }
     }
     __syncwarp();
-    // groups of the warp, then warps, become one
+    // combine the groups of the warp, and then the warps of the block
     const float top = warp_max(most), share = weight_of(most, top);
     sum *= share;
 #pragma unroll

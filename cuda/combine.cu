@@ -1,11 +1,11 @@
-// The splits of attention.cu made one.
+// Combines the partial results of the splits of attention.cu.
 //
 //   attend_combine(partial, sinks, gate, gate_stride, y, q, ds, n_heads, n_v, n_splits)
 //       grid (n_heads, columns), block 128
-//   sinks      a score per head that takes weight and gives nothing, or null
-//   gate       [column][head], gate_stride floats from head to head: results are multiplied by the sigmoid of its n_v; or
-//              null
-//   y, q, ds   the results as floats and quantized (n_v a multiple of 32); each may be null
+//   sinks      one score per head (attention sink) that takes part in the softmax but has no value; or null
+//   gate       [column][head], gate_stride floats from head to head: the n_v results of a head are multiplied by the
+//              sigmoid of its first n_v floats; or null
+//   y, q, ds   the results as floats and quantized (then n_v is a multiple of 32); y, and q with ds, may be null
 #include "quantized.cuh"
 #include "softmax.cuh"
 

@@ -1,12 +1,13 @@
-// The down projection of chosen experts of one type (-DIKQ_TYPE), weighed and summed.
+// The down projection of the chosen experts of each token, multiplied by the router's weights and summed up. It is
+// compiled for a type of weights (-DIKQ_TYPE).
 //
 //   down_T(w, expert_bytes, ids, weights, k, x, ds, bias, residual, y, n_rows, n)
 //       grid (ceil(n_rows / 4), tokens), block 128
 //   y[t * n_rows + r] = residual + sum over slots s of weights[t * k + s] * (w[ids[t * k + s]] x[t * k + s] + bias)
-//   x, ds           a column per (token, slot), as upgate.cu writes them (floats for float weights)
+//   x, ds           a column per (token, slot), as upgate.cu writes them: quantized, or floats for float weights
 //   bias            n_rows floats for each expert, or null
-//   residual        laid out as y, or null; may be y
-// A negative id is no expert.
+//   residual        laid out like y, or null; may be y itself
+// A slot with a negative id has no expert and adds nothing.
 #include "names.cuh"
 #include "products.cuh"
 

@@ -1,14 +1,16 @@
-// Queries, keys and values of a type of cache (-DIKQ_TYPE): norm, rope, and the place where they are read.
+// Prepares the heads of queries, keys and values after their projections: applies the norm and RoPE, and stores them as
+// floats or in the KV cache. It is compiled for a type of the cache (-DIKQ_TYPE).
 //
 //   heads_T(x, x_stride, head_stride, n_heads, n, weight, n_norm, eps, cos_sin, rot_at, n_rot, neox, y, y_stride, cache,
 //           slots)
 //       grid (n_heads, columns), block 32
-//   x         head h of column c: n floats (at most 1024) from x[c * x_stride + h * head_stride]
-//   weight    n_norm floats of an rms norm over each head's first n_norm elements, or null
-//   cos_sin   n_rot floats per column (norm.cu, rope_table), which turn the elements from rot_at on, or null; neox: pairs
-//             are halves, else neighbours
-//   y         [column][head], y_stride floats from head to head, or null; may be x where strides are the same
-//   cache     rows of the column's slot (cache.cuh), or null; slots: one per column, -1 stores nothing
+//   x         head h of column c is n floats (at most 1024) from x[c * x_stride + h * head_stride] on
+//   weight    n_norm weights of an RMS norm over the first n_norm elements of each head; or null
+//   cos_sin   n_rot floats per column (norm.cu, rope_table), which rotate n_rot elements from rot_at on; or null
+//   neox      a rotated pair is elements i and i + n_rot / 2 if not 0, else two neighbours
+//   y         [column][head], y_stride floats from head to head; or null. May be x if the strides are the same
+//   cache     the KV cache (cache.cuh), or null
+//   slots     the slot of each column in the cache; -1 stores nothing
 #include "cache.cuh"
 #include "names.cuh"
 

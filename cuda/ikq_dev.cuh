@@ -1,22 +1,22 @@
-// The device layer: the one place that knows whether a kernel is compiled by NVRTC or for the CPU emulator.
+// The device layer, the only file that depends on whether a kernel is compiled by NVRTC or for the CPU emulator.
 //
-// Kernels include nothing from CUDA; what they need beyond the language is here. Only this file has `asm`,
-// `#ifdef IKQ_EMU` and words of one compiler.
+// Kernels do not include CUDA headers; this file provides everything that they need beyond the language. No other
+// kernel source has `asm`, `#ifdef IKQ_EMU` or keywords of a particular compiler.
 #pragma once
 
 #ifdef IKQ_EMU
 #include "emu/emu.h"
 #define IKQ_DEV static inline
 #define IKQ_MEMBER static inline
-// read-only tables
+// declares a read-only table
 #define IKQ_CONST static const
-// a kernel of at most `threads` threads per block; `args` in brackets
+// declares a kernel with at most `threads` threads per block; `args` are the parameters in parentheses
 #define IKQ_KERNEL(threads, name, args) IKQ_KERNEL_(threads, name, args)
 #define IKQ_KERNEL_(threads, name, args)                                                                              \
     static void name args;                                                                                            \
     static const emu::Entry entry_of_##name = emu::Bound<&name>::entry(#name, threads);                               \
     static void name args
-// an array of the block
+// declares an array in the shared memory of the block
 #define IKQ_SHARED(type, name, count)                                                                                 \
     static const char tag_of_##name = 0;                                                                              \
     type *const name = static_cast<type *>(emu::shared_array(&tag_of_##name, sizeof(type) * (count)))
@@ -33,13 +33,13 @@ IKQ_DEV uint16_t f2h(float x) {
     std::memcpy(&h, &f, 2);
     return h;
 }
-// Four of the eight bytes of low and high, chosen by the four lower nibbles of the selector (bit 3 of a nibble: its byte's
-// sign instead of the byte).
+// Selects four of the eight bytes of low (0 to 3) and high (4 to 7). The lower three bits of nibble i of the selector
+// say which one becomes byte i; if bit 3 is set, the result is 255 or 0 by the sign of that byte.
 IKQ_DEV uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) { return emu::permute(low, high, selector); }
-// the approximate exponential of the hardware is exact here
+// the GPU's fast exponential is an approximation; this one is exact
 IKQ_DEV float fast_exp(float x) { return std::exp(x); }
 
-#else // NVRTC, or nvcc for a look at a file
+#else // NVRTC, or nvcc when somebody inspects a single file
 
 #ifdef __CUDACC_RTC__
 typedef signed char int8_t;
@@ -57,7 +57,7 @@ typedef unsigned long long uint64_t;
 #define IKQ_DEV static __device__ __forceinline__
 #define IKQ_MEMBER static __device__ __forceinline__
 #define IKQ_CONST static __device__ const
-// asking for one block per multiprocessor keeps ptxas from spilling registers for the sake of more
+// requiring only one block per multiprocessor keeps ptxas from spilling registers to make more blocks fit
 #define IKQ_KERNEL(threads, name, args) IKQ_KERNEL_(threads, name, args)
 #define IKQ_KERNEL_(threads, name, args) extern "C" __global__ void __launch_bounds__(threads, 1) name args
 #define IKQ_SHARED(type, name, count) __shared__ __align__(16) type name[count]
@@ -73,7 +73,7 @@ IKQ_DEV uint16_t f2h(float x) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(x));
     return h;
 }
-// __byte_perm clears bit 3 of all nibbles first, which takes an instruction
+// not __byte_perm, because it clears bit 3 of all nibbles first, which takes an additional instruction
 IKQ_DEV uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {
     uint32_t out;
     asm("prmt.b32 %0, %1, %2, %3;" : "=r"(out) : "r"(low), "r"(high), "r"(selector));
@@ -82,7 +82,7 @@ IKQ_DEV uint32_t permute(uint32_t low, uint32_t high, uint32_t selector) {
 IKQ_DEV float fast_exp(float x) { return __expf(x); }
 #endif
 
-// bfloat16: the upper half of a float, rounded to nearest even; NaN stays NaN
+// bfloat16 is the upper half of a float; it is rounded to nearest even, and NaN stays NaN
 IKQ_DEV float bf2f(uint16_t h) { return __int_as_float(int(uint32_t(h) << 16)); }
 IKQ_DEV uint16_t f2bf(float x) {
     const uint32_t u = uint32_t(__float_as_int(x));
@@ -92,7 +92,7 @@ IKQ_DEV uint16_t f2bf(float x) {
 
 IKQ_DEV float not_a_number() { return __int_as_float(0x7fc00000); }
 
-// Loads of read-only memory. Alignment is the size loaded.
+// Loads from read-only memory; p must be aligned to the number of bytes loaded.
 IKQ_DEV uint32_t load_u8(const void *p) { return __ldg(static_cast<const unsigned char *>(p)); }
 IKQ_DEV uint32_t load_u16(const void *p) { return __ldg(static_cast<const unsigned short *>(p)); }
 IKQ_DEV uint32_t load_u32(const void *p) { return __ldg(static_cast<const unsigned int *>(p)); }

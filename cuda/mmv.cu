@@ -1,15 +1,15 @@
-// Matrix-vector products of one type (-DIKQ_TYPE), 1 to 8 columns: y = w x + bias + residual.
+// Matrix-vector products (GEMV) with weights of one type (-DIKQ_TYPE) and 1 to 8 columns: y = w x + bias + residual.
 //
 //   mmv_T_cC(w, expert_bytes, ids, k, x, ds, bias, residual, y, n_rows, n, n_columns, y_stride)
-//       C = 1, 2, 4, 8: the most columns; grid (ceil(n_rows / 4), 1 or columns), block 128
-//   w             device rows
+//       C is 1, 2, 4 or 8, the largest number of columns; grid (ceil(n_rows / 4), 1 or number of pairs), block 128
+//   w             rows in device form (types/form.cuh)
 //   x, ds         columns (products.cuh)
-//   bias          n_rows floats, or null; experts: a row for each
-//   residual      laid out as y, or null; may be y
-//   y             element r of column c: y[c * y_stride + r]
-//   ids           null for one matrix. Else C = 1, grid.y counts (token, slot) pairs, k slots for each token: w has
-//                 an expert every expert_bytes, pair p takes expert ids[p] (none if negative: its products are 0),
-//                 reads column p / k and writes column p
+//   bias          n_rows floats (for experts: n_rows for each expert), or null
+//   residual      laid out like y, or null; may be y itself
+//   y             element r of column c is y[c * y_stride + r]
+//   ids           null for a single matrix. For experts C is 1, and blockIdx.y is the number p of a (token, slot)
+//                 pair, with k slots for each token. Expert e begins at w + e * expert_bytes. Pair p uses expert
+//                 ids[p], reads column p / k and writes column p; if ids[p] is negative, its products are 0
 #include "names.cuh"
 #include "products.cuh"
 

@@ -1,17 +1,20 @@
-// Norms, rotary positions, and the choice of tokens from logits.
+// RMS norm, the tables for rotary positions (RoPE), and the largest logits.
 //
 //   rms_norm(x, add, weight, sum, y, q, ds, n, eps)             grid columns, block 256
 //       x, add    n floats per column; add may be null
-//       sum       x + add, or null; may be x or add
-//       y, q, ds  the norm of the sum times weight, as floats and quantized (n a multiple of 32); each may be null
+//       sum       where x + add is stored, or null; may be x or add
+//       y, q, ds  the normalized sum times weight, as floats and quantized (then n is a multiple of 32); y, and q with
+//                 ds, may be null
 //   rope_table(positions, angles, cos_sin, n_pairs, magnitude)  grid columns, block 64
-//       angles    double: what pair i turns by per position; cos_sin: cosines of n_pairs pairs, then their sines
+//       angles    the angle (double) by which pair i is rotated per position
+//       cos_sin   for each column n_pairs cosines, then n_pairs sines, all times magnitude
 //   argmax(logits, ids, values, n)                              grid columns, block 1024
-//   top_k(logits, ids, values, n, k)                            the same; k results per column, the largest first
-//       of equal logits the lower id first; NaN is never chosen. Where fewer than k remain, ids are -1
+//   top_k(logits, ids, values, n, k)                            the same grid; k results per column, the largest first
+//       Of equal logits the one with the lower id comes first; NaN is never chosen. If there are fewer than k, the
+//       other ids are -1
 #include "quantized.cuh"
 
-// The sum over the threads of a block of at most 32 warps, the same in all of them.
+// The sum over all threads of a block (at most 32 warps); all threads get it.
 IKQ_DEV float block_sum(float v) {
     IKQ_SHARED(float, sums, 32);
     v = warp_sum(v);
@@ -38,7 +41,7 @@ IKQ_KERNEL(256, rms_norm, (const float *x, const float *add, const float *weight
         if (sum) sum[column + i] = v;
         const float out = v * scale * weight[i];
         if (y) y[column + i] = out;
-        // n is a multiple of 32 then: whole warps are here
+        // then n is a multiple of 32, so all lanes of a warp take part
         if (q) quantize_32(out, q + column + i, ds + ((column + i) >> 5));
     }
 }
@@ -46,7 +49,7 @@ IKQ_KERNEL(256, rms_norm, (const float *x, const float *add, const float *weight
 IKQ_KERNEL(64, rope_table, (const int *positions, const double *angles, float *cos_sin, int n_pairs, float magnitude)) {
     float *out = cos_sin + int64_t(blockIdx.x) * 2 * n_pairs;
     for (int i = threadIdx.x; i < n_pairs; i += blockDim.x) {
-        // in half turns, which are reduced exactly and without the stack that reducing by pi takes
+        // the angle in half turns: reducing those is exact, and needs no stack as reducing by pi does
         const double half_turns = double(positions[blockIdx.x]) * angles[i] * 0.31830988618379067154;
         out[i] = float(cospi(half_turns) * double(magnitude));
         out[n_pairs + i] = float(sinpi(half_turns) * double(magnitude));
@@ -59,7 +62,8 @@ struct Best {
 };
 IKQ_DEV bool before(Best a, Best b) { return a.value > b.value || (a.value == b.value && a.id < b.id); }
 
-// The best of n logits behind `last`, the same in all threads. None is {-INFINITY, n}.
+// The best of n logits that comes after `last` in the order of `before`, or {-INFINITY, n} if there is none. All
+// threads get it.
 IKQ_DEV Best best_behind(const float *logits, int n, Best last) {
     IKQ_SHARED(float, values, 32);
     IKQ_SHARED(int, ids, 32);
@@ -73,7 +77,7 @@ IKQ_DEV Best best_behind(const float *logits, int n, Best last) {
         const Best other = {__shfl_xor_sync(ALL_LANES, best.value, o), __shfl_xor_sync(ALL_LANES, best.id, o)};
         if (before(other, best)) best = other;
     }
-    __syncthreads(); // the results of the call before have been read
+    __syncthreads(); // wait until all threads have read the results of the previous call
     if ((threadIdx.x & 31) == 0) {
         values[threadIdx.x >> 5] = best.value;
         ids[threadIdx.x >> 5] = best.id;

@@ -1,19 +1,20 @@
-// Products of one row of weights and up to C columns, by a warp: what all matrix-vector kernels are made of.
+// Dot products of one row of weights with up to C columns, computed by a warp. All matrix-vector kernels are made of
+// them.
 //
-// Columns are quantized in two planes (activations.cu): int8 codes, n per column, and a float2 per 32 codes: their
-// scale, and scale times their sum, which serves formats with mins. For weights that are floats, columns are floats.
-// n is a multiple of 32 where codes are.
+// Quantized columns are stored in two arrays (activations.cu): n int8 codes per column, and a float2 per 32 codes,
+// which is their scale and the scale times their sum. The latter is for types with mins. n is a multiple of 32 then.
+// For float weights, columns are floats.
 #pragma once
 #include "rows.cuh"
 #include "types/all.cuh"
 
 struct Columns {
-    const void *x;     // int8, or float for float weights
+    const void *x;     // int8 codes, or floats for float weights
     const float2 *ds;  // not read for float weights
-    int n;             // elements of a column
+    int n;             // number of elements of a column
 };
 
-// Column `first` on, of which there are `count`; those behind the last are read as the last.
+// Where C columns begin, in elements. If there are only `count`, the last one stands for those that are missing.
 template <int C> IKQ_DEV void column_offsets(int n, int count, int (&offset)[C]) {
 #pragma unroll
     for (int c = 0; c < C; c++) offset[c] = n * (c < count ? c : count - 1);
@@ -22,7 +23,7 @@ IKQ_DEV Columns columns_from(const void *x, const float2 *ds, int n, int64_t fir
     return {static_cast<const int8_t *>(x) + first * n * (floats ? 4 : 1), floats ? ds : ds + first * (n / 32), n};
 }
 
-// N neighbouring codes, N a multiple of 8, as words
+// Loads N neighbouring codes as words of four; N is 8 or a multiple of 16.
 template <int N> IKQ_DEV void load_codes(const int8_t *p, int (&word)[N / 4]) {
     if constexpr (N == 8) {
         const uint2 w = load_8(p);
@@ -40,7 +41,7 @@ template <int N> IKQ_DEV void load_codes(const int8_t *p, int (&word)[N / 4]) {
     }
 }
 
-// What the lane's 32 elements of a unit add to the products
+// Adds the products of the 32 elements of unit u that this lane decodes (types/form.cuh).
 template <class T, int C>
 IKQ_DEV void add_fragment(const typename T::Result &f, const Columns &x, const int (&offset)[C], int u, int l,
                           float (&sum)[C]) {
@@ -59,7 +60,7 @@ IKQ_DEV void add_fragment(const typename T::Result &f, const Columns &x, const i
             for (int i = 0; i < RUN / 4; i++) dot = __dp4a(f.code[r * RUN / 4 + i], codes[i], dot);
             sum[c] += f.scale[r] * d * float(dot);
             if constexpr (T::MINS == Mins::WHOLE) {
-                // the sum is that of 32 elements: who has the first of them subtracts
+                // the stored sum is that of all 32 elements, so only the run with the first of them subtracts
                 if (RUN == 32 || (T::at(l, r) & 31) == 0) sum[c] -= f.min[r] * ds;
             }
             if constexpr (T::MINS == Mins::RUNS) {
@@ -72,7 +73,7 @@ IKQ_DEV void add_fragment(const typename T::Result &f, const Columns &x, const i
     }
 }
 
-// The lane's share of the products of a row of floats
+// Adds the lane's share of the products of a row of floats.
 template <class T, int C>
 IKQ_DEV void add_floats(const uint8_t *row, const Columns &x, const int (&offset)[C], int lane, float (&sum)[C]) {
     constexpr int E = T::AT_ONCE;
@@ -100,7 +101,7 @@ IKQ_DEV void add_floats(const uint8_t *row, const Columns &x, const int (&offset
     }
 }
 
-// The products of a row and C columns, the same in all lanes of the warp. `row`: in device form.
+// The products of a row in device form and C columns; all lanes of the warp get them.
 template <class T, int C>
 IKQ_DEV void row_products(const uint8_t *row, const Columns &x, const int (&offset)[C], float (&sum)[C]) {
     const int lane = threadIdx.x & 31;

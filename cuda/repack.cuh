@@ -1,9 +1,9 @@
-// From rows as files have them to the device form (types/form.cuh).
+// Converts rows from the layout of the file to the device form (types/form.cuh).
 #pragma once
 #include "rows.cuh"
 
-// Where byte `at` of a device row stands in the file's row; -1 for padding. `block_bytes` and `header_bytes` are
-// those of the whole block: fields of a block are looked for behind the header.
+// Where byte `at` of a device row is in the file's row, or -1 for padding. The recursion goes through the planes, while
+// `block_bytes` and `header_bytes` stay those of the whole type. In the file, the blocks follow the row header.
 template <class P> struct Source;
 template <> struct Source<Planes<>> {
     IKQ_MEMBER int64_t of(int64_t, int, int, int) { return -1; }
@@ -17,8 +17,8 @@ template <class P, class... Rest> struct Source<Planes<P, Rest...>> {
     }
 };
 
-// One row by the threads of a block, sixteen bytes by each at a time. `skipped`: bytes of the header that `row` lacks,
-// because it stands elsewhere.
+// Converts one row with all threads of a block; each thread writes sixteen bytes at a time. `skipped` is the number of
+// header bytes that are missing in `row` because the header is elsewhere (I2_S).
 template <class T> IKQ_DEV void repack_row(const uint8_t *row, const uint8_t *header, int skipped, uint8_t *out, int n) {
     constexpr int block = T::Form::block_bytes, header_bytes = T::Form::header_bytes;
     const int n_blocks = n / T::BLOCK;

@@ -1,26 +1,32 @@
-// Which experts tokens take, and the order in which experts are worked through.
+// Chooses the experts of each token, and sorts the (token, slot) pairs by expert.
 //
 //   router(logits, bias, ids, weights, not_finite, layer, n_experts, n_used, func, normalize, scale, n_group,
 //          n_group_used, n_least, threshold)                          grid tokens, block 32
 //       logits       n_experts floats per token (at most 1024)
-//       bias         added to the scores that choose, not to weights; or null
-//       ids, weights n_used per token (at most 32), the best score first, of equal ones the lower id. An expert that
-//                    is dropped has id -1 and weight 0
-//       not_finite   one int per token: becomes `layer` when a score is NaN or infinite and it was negative; all ids of
-//                    such a token are -1
-//       func         0 softmax over all, 1 sigmoid, 2 softmax over the chosen
-//       n_group      groups of which the best n_group_used may be chosen from, judged by the sum of their two best
-//       n_least, threshold   experts behind the n_least of largest weight stay if theirs is more than threshold times
-//                    the largest; n_least = n_used drops none
+//       bias         is added to the scores by which experts are chosen, but not to their weights; or null
+//       ids, weights n_used per token (at most 32), ordered by score, the best first, of equal ones the lower id. An
+//                    expert that is dropped has id -1 and weight 0
+//       not_finite   one int per token. If a score is NaN or infinite, all ids of the token are -1, and the int is set
+//                    to `layer` unless it is the number of an earlier layer (it is negative at first)
+//       func         scores are 0: the softmax over all experts, 1: the sigmoid, 2: the logits, with the softmax over
+//                    the chosen experts as weights
+//       normalize    whether weights are divided by their sum; then they are multiplied by scale
+//       n_group      if above 1, experts are divided into so many groups, and are only chosen from the best
+//                    n_group_used groups; a group is judged by the sum of its two best scores
+//       n_least, threshold   beyond the n_least experts of largest weight, an expert is dropped unless its weight is
+//                    more than threshold times the largest; n_least = n_used drops none
 //   moe_sort(ids, bounds, rows, n, n_experts)                          grid 1, block 256
-//       ids          n expert ids of (token, slot) pairs; -1 is none
-//       bounds       n_experts + 1: expert e has rows[bounds[e]] to rows[bounds[e + 1]], ascending
+//       ids          the expert ids of n (token, slot) pairs; -1 means none
+//       rows         the numbers of the pairs, ordered by expert and then ascending
+//       bounds       n_experts + 1 ints: the pairs of expert e are rows[bounds[e]] up to rows[bounds[e + 1]], which is
+//                    not included
 #include "ikq_dev.cuh"
 
 constexpr int MAX_EXPERTS = 1024;
 enum { ROUTE_SOFTMAX = 0, ROUTE_SIGMOID = 1, ROUTE_SOFTMAX_CHOSEN = 2 };
 
-// The largest value of n and where it is, the same in all lanes; of equal ones the first.
+// The largest of n values, and its index (of equal ones the first); all lanes get it. The index is n if no value is
+// above -INFINITY.
 IKQ_DEV int best_of(const float *x, int n, float &value) {
     int at = n;
     value = -INFINITY;
@@ -41,7 +47,7 @@ IKQ_DEV int best_of(const float *x, int n, float &value) {
     return at;
 }
 
-// x becomes its softmax; lanes hold it, -INFINITY where there is nothing.
+// The softmax over the lanes of a warp; a lane with -INFINITY takes no part.
 IKQ_DEV float softmax_of_lanes(float x) {
     const float e = expf(x - warp_max(x));
     return e / warp_sum(e);
@@ -85,7 +91,7 @@ IKQ_KERNEL(32, router, (const float *logits, const float *bias, int *ids, float 
             weights[token * n_used + lane] = 0.0f;
         }
         if (lane == 0 && not_finite[token] < 0) not_finite[token] = layer;
-        return; // the whole block
+        return; // the same in all lanes
     }
 
     if (n_group > 1) {
@@ -104,7 +110,7 @@ IKQ_KERNEL(32, router, (const float *logits, const float *bias, int *ids, float 
             groups[g] = second > -INFINITY ? first + second : first;
         }
         __syncwarp();
-        // the chosen groups become +INFINITY, which no sum of scores is
+        // chosen groups are marked with +INFINITY, which cannot be a sum of scores
         for (int i = 0; i < n_group_used; i++) {
             float best = -INFINITY;
             int at = n_group;
@@ -128,7 +134,7 @@ IKQ_KERNEL(32, router, (const float *logits, const float *bias, int *ids, float 
         }
         for (int e = lane; e < per_group * n_group; e += 32)
             if (groups[e / per_group] < INFINITY) choice[e] = -INFINITY;
-        // experts beyond whole groups belong to none
+        // experts that are left over after dividing into groups belong to none and are never chosen
         for (int e = per_group * n_group + lane; e < n_experts; e += 32) choice[e] = -INFINITY;
         __syncwarp();
     }
@@ -139,7 +145,7 @@ IKQ_KERNEL(32, router, (const float *logits, const float *bias, int *ids, float 
     for (int i = 0; i < n_used; i++) {
         float best;
         const int at = best_of(choice, n_experts, best);
-        if (at >= n_experts) break; // in all lanes: fewer candidates than wanted
+        if (at >= n_experts) break; // the same in all lanes: there are fewer candidates than wanted
         if (lane == i) {
             mine = at;
             weight = scores[at];
@@ -182,11 +188,11 @@ IKQ_KERNEL(256, moe_sort, (const int *ids, int *bounds, int *rows, int n, int n_
         for (int e = 0; e < n_experts; e++) begin[e + 1] += begin[e];
     __syncthreads();
     for (int e = threadIdx.x; e <= n_experts; e += blockDim.x) bounds[e] = begin[e];
-    // a warp per expert walks through the list, so that rows stay in order
+    // one warp per expert goes through the whole list, so that rows stay in order
     const int lane = threadIdx.x & 31;
     for (int e = threadIdx.x >> 5; e < n_experts; e += blockDim.x >> 5) {
         int at = begin[e];
-        if (begin[e + 1] == at) continue; // in all lanes
+        if (begin[e + 1] == at) continue; // the same in all lanes
         for (int first = 0; first < n; first += 32) {
             const int i = first + lane;
             const bool hit = i < n && ids[i] == e;

@@ -1,4 +1,4 @@
-// Rows of a matrix in device form.
+// The size of a row in device form, which is padded to a multiple of 16 bytes.
 #pragma once
 #include "types/form.cuh"
 

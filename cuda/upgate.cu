@@ -1,15 +1,16 @@
-// Up, gate and activation in one kernel, for a type of up (-DIKQ_TYPE) and one of gate (-DIKQ_GATE).
+// The up projection, the gate projection and the activation function of an FFN in one kernel, compiled for a type of up
+// (-DIKQ_TYPE) and a type of gate (-DIKQ_GATE).
 //
 //   upgate_U_G_cC(up, gate, expert_bytes_up, expert_bytes_gate, ids, k, x, ds, bias_up, bias_gate, act, alpha, limit,
 //                 y, q, q_ds, n_rows, n, n_columns)
-//       C = 1, 2, 4, 8: the most columns; grid (ceil(n_rows / 32), 1 or pairs), block 256
-//   up, gate        device rows; of a merged tensor, two addresses in it
+//       C is 1, 2, 4 or 8, the largest number of columns; grid (ceil(n_rows / 32), 1 or number of pairs), block 256
+//   up, gate        rows in device form (types/form.cuh); if both are in one tensor, two addresses in it
 //   ids, k          as in mmv.cu; pair p writes column p
-//   bias_*          n_rows floats, or null; experts: a row for each
-//   act             ACT_* of glu.cuh; alpha and limit for ACT_SWIGLU_OAI
-//   y               n_rows floats per column, or null
-//   q, q_ds         the same quantized, or null; n_rows is a multiple of 32 then
-// Both types read the same columns: both are floats, or neither is.
+//   bias_*          n_rows floats (for experts: n_rows for each expert), or null
+//   act             one of ACT_* of glu.cuh; alpha and limit are its parameters if it is ACT_SWIGLU_OAI
+//   y               the results, n_rows floats per column; or null
+//   q, q_ds         the results quantized, or null; then n_rows is a multiple of 32
+// Both types read the same columns, so either both are floats or neither is.
 #include "glu.cuh"
 #include "names.cuh"
 #include "products.cuh"
@@ -35,7 +36,7 @@ IKQ_DEV void upgate(const uint8_t *up, const uint8_t *gate, int64_t expert_bytes
     int offset[C];
     column_offsets(n, n_columns, offset);
     const Columns columns = columns_from(x, ds, n, from, U::FLOAT);
-    // a warp has four of the block's rows
+    // each of the eight warps computes four of the block's 32 rows
     for (int i = warp; i < 32; i += 8) {
         const int row = 32 * int(blockIdx.x) + i;
         if (row < n_rows && expert >= 0) {

@@ -1,9 +1,11 @@
-// Weights of one type (-DIKQ_TYPE): their device form, and as floats.
+// Conversions of weights of one type (-DIKQ_TYPE): from the file's layout to the device form (types/form.cuh), and from
+// the device form to floats.
 //
 //   repack_T(file, out, n_rows, n)        grid n_rows, block 128
-//       file: rows as in the file (I2_S: all rows of the tensor, then its scale); out: n_rows device rows
+//       file: rows as in the file (I2_S: all rows of the tensor, then its scale); out: n_rows rows in device form
 //   dequant_T_f32/f16/bf16(w, rows, out, n)  grid number of rows wanted, block 128
-//       w: device rows; rows: which ones (int32), or null for all in order; out: n numbers per row
+//       w: rows in device form; rows: the numbers of the wanted rows (int32), or null for all rows in order; out: n
+//       numbers per row
 #include "names.cuh"
 #include "repack.cuh"
 #include "types/all.cuh"

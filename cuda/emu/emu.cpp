@@ -1,7 +1,9 @@
-// The scheduler: fibers, barriers, exchanges inside a warp, shared memory, and the module's table of kernels.
+// The emulator's scheduler: fibers, barriers, exchanges inside a warp, shared memory, and the module's table of
+// kernels.
 //
 // This file is never compiled with a sanitizer that instruments memory accesses; under ThreadSanitizer
-// (IKQ_TSAN) it tells the sanitizer about fibers and about what barriers order. Exchanges order nothing.
+// (IKQ_TSAN) it tells the sanitizer about fibers and about the memory accesses that barriers order. Exchanges between
+// lanes order no memory accesses.
 #include "emu.h"
 #include "registry.h"
 #include <algorithm>
@@ -37,7 +39,8 @@ static void __asan_poison_memory_region(const volatile void *, size_t) {}
 static void __asan_unpoison_memory_region(const volatile void *, size_t) {}
 #endif
 
-// Saves the callee-saved registers and the stack pointer, and goes on where `to` was saved.
+// Switches fibers: saves the callee-saved registers and the stack pointer in `save`, and continues the fiber whose
+// stack pointer is `to`.
 extern "C" void ikq_emu_switch(void **save, void *to);
 #if !defined(__x86_64__)
 #error "the emulator switches stacks with x86-64 instructions"
@@ -71,11 +74,11 @@ namespace {
 
 constexpr size_t STACK_BYTES = 64 * 1024;
 constexpr unsigned MAX_THREADS = 1024;
-constexpr size_t MAX_STATIC_SHARED = 48 * 1024, MAX_SHARED = 99 * 1024; // the least of the architectures: sm_120
+constexpr size_t MAX_STATIC_SHARED = 48 * 1024, MAX_SHARED = 99 * 1024; // the smallest of all architectures: sm_120
 
 struct Barrier {
     unsigned need = 0, arrived = 0, generation = 0;
-    char order[8] = {}; // what the sanitizer knows the barrier by
+    char order[8] = {}; // its address identifies the barrier to the sanitizer
 };
 
 struct Fiber : Thread {
@@ -89,7 +92,7 @@ struct Shared {
     size_t bytes;
     unsigned char *data;
 };
-// Between arrays of a block there is room that may not be touched.
+// Between the shared arrays of a block there are gaps that a kernel must not touch.
 constexpr size_t GAP = 64, ARENA = MAX_STATIC_SHARED + 64 * GAP;
 
 unsigned launch_order = 0;
@@ -98,11 +101,11 @@ std::vector<Entry> &table() {
     return entries;
 }
 
-// One launch at a time: what it needs is here.
+// The state of the launch that is running; there is only one at a time.
 std::vector<Fiber> fibers;
 std::vector<Barrier> warp_barriers;
 Barrier the_block_barrier;
-std::vector<uint64_t> words; // one per thread: what an exchange gives
+std::vector<uint64_t> words; // one per thread: the word that it passes to an exchange
 std::vector<Shared> shared;
 alignas(256) unsigned char arena[ARENA];
 size_t arena_used;
@@ -113,7 +116,7 @@ void (*body)(void **);
 void **body_args;
 char launch_begin[8], thread_end[8];
 bool failed;
-unsigned long progress; // barriers passed and threads ended: stands still in a deadlock
+unsigned long progress; // counts barriers passed and threads ended; it does not change in a deadlock
 
 Fiber &running() { return *static_cast<Fiber *>(self); }
 
@@ -129,7 +132,7 @@ void thread_main() {
     __tsan_release(thread_end);
     running().done = true;
     give_way();
-    std::abort(); // a thread that ended is not run again
+    std::abort(); // not reached: a thread that ended is not run again
 }
 
 void open(Barrier &b) {
@@ -161,7 +164,7 @@ void make_ready(Fiber &f, unsigned i, char *stack) {
     f.done = false;
     __asan_unpoison_memory_region(stack, STACK_BYTES);
     void **top = reinterpret_cast<void **>((reinterpret_cast<uintptr_t>(stack) + STACK_BYTES) & ~uintptr_t(63));
-    *--top = nullptr; // the address that thread_main would return to
+    *--top = nullptr; // the return address of thread_main, which does not return
     *--top = reinterpret_cast<void *>(thread_main);
     for (int i = 0; i < 6; i++) *--top = nullptr;
     f.stack_pointer = top;
@@ -242,9 +245,9 @@ void *shared_array(const void *tag, size_t bytes) {
     const size_t begin = arena_used + GAP;
     if (begin + bytes > ARENA) {
         fail("more static shared memory than a block may have", running());
-        give_way(); // for good: the launch is over
+        give_way(); // does not return: the launch is over
     }
-    // nothing is written here: to the sanitizer the memory is as the scheduler left it
+    // nothing is written here, so that for the sanitizer it was the scheduler that initialized the array
     shared.push_back({tag, bytes, arena + begin});
     arena_used = (begin + bytes + GAP - 1) / GAP * GAP;
     __asan_unpoison_memory_region(arena + begin, bytes);

@@ -1,5 +1,6 @@
-// What kernels see of CUDA when they run on the CPU: one fiber per CUDA thread, blocks one after another.
-// Only ikq_dev.cuh includes this. Overloads are as strict as NVRTC's, so that what compiles here compiles there.
+// The part of CUDA that kernels use, for running them on the CPU: there is one fiber per CUDA thread, and blocks run
+// one after another. Only ikq_dev.cuh includes this file. Overloads are as strict as those of NVRTC, so that code that
+// compiles here compiles there, too.
 #pragma once
 #include <cmath>
 #include <cstddef>
@@ -32,7 +33,7 @@ struct alignas(16) float4 {
 
 namespace emu {
 
-// What a running thread is; the scheduler switches `self`.
+// A CUDA thread; `self` is the running one, which the scheduler sets.
 struct Thread {
     dim3 index;
     unsigned linear;
@@ -42,10 +43,10 @@ extern dim3 block_index, block_dim, grid_dim;
 
 void block_barrier();
 void warp_barrier();
-// All lanes give a word and get the one of lane `source` (of their own warp).
+// Each lane passes a word and gets the word of lane `source` of its warp.
 uint64_t exchange(uint64_t word, unsigned source);
 unsigned ballot(bool vote);
-// The block's copy of a shared array; `tag` tells arrays apart.
+// The block's copy of a shared array, which `tag` identifies.
 void *shared_array(const void *tag, size_t bytes);
 void *dynamic_shared();
 inline unsigned lane() { return self->linear & 31; }
@@ -71,7 +72,7 @@ inline unsigned permute(unsigned low, unsigned high, unsigned selector) {
     return out;
 }
 
-// A kernel in the module's table, unpacked from the pointers of a launch by its own signature.
+// A kernel in the module's table; `call` takes the pointers to its arguments that a launch passes.
 struct Entry {
     const char *name;
     unsigned max_threads;
@@ -103,7 +104,7 @@ template <class... A, void (*F)(A...)> struct Bound<F> {
 #define __syncwarp() emu::warp_barrier()
 #define __restrict__ __restrict
 
-// Masks must be full, as the rules of the kernels say; lanes that are missing are found by the scheduler.
+// Kernels must always pass the full mask, so masks are ignored; the scheduler detects lanes that do not take part.
 template <class T> T __shfl_xor_sync(unsigned, T value, int mask) { return emu::shuffle(value, emu::lane() ^ unsigned(mask)); }
 template <class T> T __shfl_sync(unsigned, T value, int source) { return emu::shuffle(value, unsigned(source) & 31); }
 template <class T> T __shfl_up_sync(unsigned, T value, unsigned delta) {
@@ -127,7 +128,7 @@ inline int __dp4a(int a, int b, int c) {
     for (int i = 0; i < 32; i += 8) c += int(int8_t(a >> i)) * int(int8_t(b >> i));
     return c;
 }
-int __dp4a(unsigned, unsigned, unsigned) = delete; // ambiguous for NVRTC in mixed calls: signed words only
+int __dp4a(unsigned, unsigned, unsigned) = delete; // mixed calls are ambiguous for NVRTC, so kernels pass signed words
 
 template <class T> T __ldg(const T *p) { return *p; }
 inline int atomicAdd(int *p, int v) { return __atomic_fetch_add(p, v, __ATOMIC_RELAXED); }

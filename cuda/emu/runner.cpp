@@ -1,9 +1,12 @@
-// A program that runs one launch, so that sanitizers see exactly the memory that a kernel is given.
+// A program that runs a single launch, so that sanitizers know exactly which memory the kernel may use.
 //
-//   RUNNER IN OUT ORDER: IN has the launch, OUT becomes the buffers as the kernel leaves them.
-//   IN: the name's length and the name; seven numbers: grid, block, dynamic shared bytes; the number of parameters, and
-//   for each a kind (0 a value, 1 a buffer, 2 null, 3 the buffer of an earlier parameter), a number of bytes (kind 3: which
-//   parameter) and the bytes. Numbers are 64 bits, little endian.
+//   RUNNER IN OUT ORDER
+//
+// ORDER is passed to ikq_emu_set_order. The file IN describes the launch: the length of the kernel's name and the name;
+// seven numbers, which are the grid, the block and the bytes of dynamic shared memory; the number of parameters; and
+// for each parameter its kind (0 a value, 1 a buffer, 2 null, 3 the buffer of an earlier parameter), the number of its
+// bytes (for kind 3 the number of that parameter), and for kinds 0 and 1 the bytes. Numbers have 64 bits, little
+// endian. The contents of the buffers after the launch are written to the file OUT.
 #include "registry.h"
 #include <cstdint>
 #include <cstdio>
@@ -32,7 +35,7 @@ int main(int argc, char **argv) {
 
     struct Parameter {
         uint64_t kind, n;
-        void *data; // the value, or where the buffer is
+        void *data; // the value or the contents of the buffer
         void *address;
     };
     std::vector<Parameter> parameters(number());
@@ -42,7 +45,7 @@ int main(int argc, char **argv) {
         p.n = number();
         p.address = nullptr;
         if (p.kind <= 1) {
-            // exactly as many bytes as the kernel may touch, aligned as device memory is
+            // exactly as many bytes as the kernel may access, aligned like device memory
             if (posix_memalign(&p.data, 256, p.n ? p.n : 1)) return 3;
             bytes(p.data, p.n);
             p.address = p.data;

@@ -1,15 +1,15 @@
 // A stand-in for the CUDA driver library, for tests without a GPU: device memory is memory of this process, and
-// kernels run in the emulator (../emu). It is stricter than a GPU where that finds mistakes:
+// kernels run in the emulator (../emu). It is stricter than a GPU in order to find mistakes:
 //
-//   - What a stream is given runs when somebody waits for it, so results that are read too early are not there yet.
-//     Pageable memory is read at once when it is copied from, as the driver does; pinned memory is read late.
-//   - Device memory is filled with 0xFF (NaN) and ends at a page that cannot be touched.
-//   - Copies must lie within one allocation of the current context's device.
-//   - While a stream records a graph, nothing may be waited for, allocated or freed by the thread.
-//   - A kernel that fails leaves a context in which everything fails.
+//   - The work of a stream runs only when somebody waits for it, so results that are read too early are not there yet.
+//     Copies from pageable memory read it at once, as the real driver does; copies from pinned memory read it later.
+//   - Device memory is filled with 0xFF (NaN), and is followed by a page that cannot be accessed.
+//   - Copies must lie within one allocation of the current context.
+//   - While a thread records a graph, it must not wait for anything, nor allocate or free memory.
+//   - After a kernel has failed, everything in its context fails.
 //
-// IKQ_STANDIN_DEVICES, _CUDA (13000), _SM (90), _MEMORY (bytes) and _INIT (what cuInit returns) say what it pretends.
-// It has the functions that ikq calls and no others.
+// Environment variables set what it reports: IKQ_STANDIN_DEVICES (number of GPUs), _CUDA (version, 13000), _SM (compute
+// capability, 90), _MEMORY (bytes) and _INIT (what cuInit returns). It has only the functions that ikq calls.
 #include <dlfcn.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -116,7 +116,7 @@ int usable() {
     return current->failed;
 }
 
-// What may not be called while this thread records.
+// The check of functions that must not be called while this thread records a graph.
 int waiting() {
     if (const int bad = usable()) return bad;
     if (!capturing) return SUCCESS;
@@ -124,7 +124,7 @@ int waiting() {
     return CAPTURE_UNSUPPORTED;
 }
 
-// Does the stream's work up to number `until`.
+// Runs the work of a stream up to number `until`.
 int drain(Stream *stream, uint64_t until) {
     while (stream->done < until && !stream->queue.empty()) {
         Work work = std::move(stream->queue.front());
@@ -154,7 +154,7 @@ int enqueue(Stream *stream, Work work) {
     return SUCCESS;
 }
 
-// Whether `size` bytes from there lie in one allocation of the current context.
+// Whether `size` bytes from `address` on lie in one allocation of the current context.
 bool is_device(uint64_t address, size_t size) {
     auto it = allocations.upper_bound(address);
     if (it == allocations.begin()) return false;
@@ -169,7 +169,7 @@ bool is_pinned(const void *pointer) {
     return pointer < it->first + it->second;
 }
 
-// A shared object ends with its table of sections.
+// The size of a shared object, which ends with its table of sections.
 size_t image_size(const void *image) {
     const auto *header = static_cast<const Elf64_Ehdr *>(image);
     if (memcmp(header->e_ident, ELFMAG, SELFMAG) != 0) return 0;
@@ -269,7 +269,7 @@ API cuMemAlloc_v2(uint64_t *address, size_t size) {
     size_t free_bytes, total;
     cuMemGetInfo_v2(&free_bytes, &total);
     if (size > free_bytes) return OUT_OF_MEMORY;
-    // guard pages on both sides; the end is as near to the second as alignment allows
+    // there are guard pages on both sides; the allocation ends as close to the second as alignment allows
     const size_t held = (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT, pages = (held + PAGE - 1) / PAGE * PAGE;
     const size_t mapped = pages + 2 * PAGE;
     void *mapping = mmap(nullptr, mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -313,7 +313,7 @@ API cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t size, Stream *str
     Lock lock(mutex);
     if (const int bad = usable()) return bad;
     if (!is_device(to, size)) return INVALID_VALUE;
-    // pageable memory may be changed as soon as the call returns, but not when the copy is recorded
+    // the caller may change pageable memory as soon as the call returns, except while the copy is recorded
     if (is_pinned(from) || (stream && stream->capturing))
         return enqueue(stream, [=] { return memcpy(reinterpret_cast<void *>(to), from, size), SUCCESS; });
     auto bytes = std::make_shared<std::vector<char>>(static_cast<const char *>(from), static_cast<const char *>(from) + size);
@@ -358,7 +358,7 @@ API cuStreamDestroy_v2(Stream *stream) {
 }
 API cuStreamSynchronize(Stream *stream) {
     Lock lock(mutex);
-    // whatever thread it is that waits
+    // this applies to any thread that waits, not only to the one that records
     if (stream && stream->capturing) return stream->invalid = true, CAPTURE_UNSUPPORTED;
     if (const int bad = waiting()) return bad;
     return stream ? drain(stream, stream->queued) : drain_all(current);
@@ -403,7 +403,7 @@ API cuModuleLoadData(Module **module, const void *image) {
     if (const int bad = waiting()) return bad;
     const size_t size = image_size(image);
     if (size == 0) return INVALID_IMAGE;
-    // the file stays open: the loader takes two files of one name for one
+    // the file stays open so that its name is unique: the loader takes two files of the same name for one
     const int file = memfd_create("module", 0);
     if (file < 0 || write(file, image, size) != ssize_t(size)) return OUT_OF_MEMORY;
     void *library = dlopen(("/proc/self/fd/" + std::to_string(file)).c_str(), RTLD_NOW | RTLD_LOCAL);
@@ -437,7 +437,7 @@ API cuModuleGetFunction(Function **function, Module *module, const char *name) {
 }
 API cuFuncGetAttribute(int *value, int, Function *) { return *value = 0, SUCCESS; }
 API cuFuncSetAttribute(Function *function, int attribute, int value) {
-    if (attribute != 8) return INVALID_VALUE; // most dynamic shared memory
+    if (attribute != 8) return INVALID_VALUE; // largest dynamic shared memory
     if (value < 0 || unsigned(value) > MOST_SHARED) return INVALID_VALUE;
     function->shared = unsigned(value);
     return SUCCESS;
@@ -452,7 +452,7 @@ API cuLaunchKernel(Function *function, unsigned gx, unsigned gy, unsigned gz, un
     Module *module = function->module;
     if (shared > function->shared) return INVALID_VALUE;
     if (threads > module->max_threads(function->kernel)) return LAUNCH_OUT_OF_RESOURCES;
-    // arguments are copied now: the launch happens later
+    // arguments are copied now, because the launch happens later
     auto values = std::make_shared<std::vector<std::vector<char>>>();
     for (size_t i = 0; i < module->n_args(function->kernel); i++) {
         const char *bytes = static_cast<char *>(arguments[i]);

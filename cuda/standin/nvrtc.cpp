@@ -1,8 +1,9 @@
-// A stand-in for NVRTC, for tests without a GPU: programs are compiled by g++ for the emulator, and what is given out
-// as a cubin is a shared object (emu/registry.h), which the stand-in driver loads. Users of the compiler see no
-// difference: source, headers and options come as they would, and options that NVRTC does not know are errors.
+// A stand-in for NVRTC, for tests without a GPU: it compiles programs with g++ for the emulator, and returns in place
+// of a cubin a shared object (emu/registry.h), which the stand-in driver loads. Callers see no difference: they pass
+// the same sources, headers and options, and unknown options are errors.
 //
-// Beside this library lies emu.o, the emulator's scheduler. IKQ_CUDA_FOLDER is set when this file is compiled.
+// The emulator's scheduler, emu.o, must be in the same folder as this library. IKQ_CUDA_FOLDER, the folder of the
+// kernel sources, is defined when this file is compiled.
 #include <dlfcn.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -27,7 +28,7 @@ struct Program {
     std::vector<std::pair<std::string, std::string>> headers;
 };
 
-// architectures that NVRTC 13.0 compiles for, as far as anyone here asks
+// the architectures of NVRTC 13.0, except variants that nothing here uses
 const char *const ARCHITECTURES[] = {"75", "80", "86", "87", "88", "89", "90", "90a", "100", "103", "110", "120", "121"};
 
 std::string quoted(const std::string &text) {
@@ -52,7 +53,7 @@ fs::path own_folder() {
     return fs::absolute(info.dli_fname).parent_path();
 }
 
-// Output and exit status of a command.
+// Runs a command, appends its output to `log`, and returns its exit status.
 int run(const std::string &command, std::string &log) {
     FILE *pipe = popen((command + " 2>&1").c_str(), "r");
     if (!pipe) return 1;
@@ -83,7 +84,7 @@ Status compile(Program &program, const std::vector<std::string> &options) {
     if (!mkdtemp(pattern.data())) return COMPILATION;
     const fs::path folder = pattern;
     for (const auto &[name, text] : program.headers) write(folder / "headers" / name, text);
-    // a module says what it is for, as a cubin does
+    // the module states its architecture, as a cubin does
     write(folder / "program.cpp", "#line 1 \"" + program.name + "\"\n" + program.text +
                                       "\nextern \"C\" {\nextern __attribute__((visibility(\"default\"))) const char "
                                       "ikq_standin_arch[];\nconst char ikq_standin_arch[] = \"" + arch + "\";\n}\n");
@@ -147,7 +148,7 @@ int nvrtcGetCUBIN(Program *program, char *image) {
     memcpy(image, program->image.data(), program->image.size());
     return SUCCESS;
 }
-// the terminating zero counts
+// the size includes the terminating zero
 int nvrtcGetProgramLogSize(Program *program, size_t *size) { return *size = program->log.size() + 1, SUCCESS; }
 int nvrtcGetProgramLog(Program *program, char *log) {
     memcpy(log, program->log.c_str(), program->log.size() + 1);

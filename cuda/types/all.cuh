@@ -1,4 +1,5 @@
-// Every type that a weight file may hold as blocks of its own; interleaved types come as their plain twins.
+// All types of weights that kernels can read. Row-interleaved types are not among them: they are converted to the types
+// that they are based on before.
 #pragma once
 #include "types/floats.cuh"
 #include "types/fp4.cuh"

@@ -1,4 +1,4 @@
-// Small pieces that decoders share. A word is four codes, one per byte.
+// Small functions that decoders share. A word of 32 bits often has four codes, one per byte.
 #pragma once
 #include "ikq_dev.cuh"
 
@@ -7,34 +7,36 @@ constexpr uint32_t ONES = 0x01010101u, LOW_NIBBLES = 0x0f0f0f0fu, CRUMBS = 0x030
 IKQ_DEV uint32_t word(const uint2 &w, int i) { return i == 0 ? w.x : w.y; }
 IKQ_DEV uint32_t word(const uint4 &w, int i) { return i == 0 ? w.x : i == 1 ? w.y : i == 2 ? w.z : w.w; }
 
-// bit i (i in 0..4) as bit 0 of byte i
+// Bits 0 to 3 become bit 0 of bytes 0 to 3.
 IKQ_DEV uint32_t spread(uint32_t bits) { return ((bits & 15u) * 0x00204081u) & ONES; }
 
-// bytes a + b modulo 256, without carries between them
+// a + b for each byte, modulo 256, without carries between bytes.
 IKQ_DEV uint32_t add_bytes(uint32_t a, uint32_t b) {
     return ((a & ~SIGN_BITS) + (b & ~SIGN_BITS)) ^ ((a ^ b) & SIGN_BITS);
 }
-// bytes x - v for bytes of x below 128 and v at most 128
+// x - v for each byte of x; bytes of x must be below 128, and v at most 128.
 IKQ_DEV uint32_t less(uint32_t x, uint32_t v) { return ((x | SIGN_BITS) - v * ONES) ^ SIGN_BITS; }
 
-// bytes negated where bit 0 of the byte of `signs` is set; bytes are 1 to 127
+// Negates those bytes of x for which bit 0 of the byte of `signs` is set; bytes of x must be 1 to 127.
 IKQ_DEV uint32_t negated(uint32_t x, uint32_t signs) { return (x ^ (signs * 255u)) + signs; }
 
-// The eighth sign bit makes the number of minus signs even.
+// Adds the eighth sign bit to seven: it makes the number of minus signs even.
 IKQ_DEV uint32_t even_signs(uint32_t seven) { return seven | (uint32_t(__popc(seven)) & 1u) << 7; }
 
-// A table of sixteen bytes.
+// A table of sixteen bytes, for codes of four bits.
 struct Table16 {
     uint32_t a, b, c, d;
 };
 
-// Four nibbles through a table, a byte each: `index` has their lower three bits, `upper` 4 where the fourth is set, over
-// 3210; the lower half of both is used.
+// Looks up four nibbles in a table; the result has a byte for each. The lower four nibbles of `index` are the lower
+// three bits of each. Nibble i of `upper` is i, plus 4 where the fourth bit of nibble i is set: it selects between the
+// two halves of the table.
 IKQ_DEV uint32_t look_up_4(uint32_t index, uint32_t upper, const Table16 &t) {
     return permute(permute(t.a, t.b, index), permute(t.c, t.d, index), upper);
 }
 
-// Eight nibbles of a word through a table: those of the low nibbles and those of the high ones.
+// Looks up the eight nibbles of a word in a table: `low` gets the values of the low nibbles of its bytes, `high` those
+// of the high nibbles.
 IKQ_DEV void look_up(uint32_t nibbles, const Table16 &t, uint32_t &low, uint32_t &high) {
     const uint32_t index = nibbles & 0x77777777u, upper = (nibbles >> 1 & 0x44444444u) | 0x32103210u;
     const uint32_t x = look_up_4(index, upper, t), y = look_up_4(index >> 16, upper >> 16, t);
@@ -44,7 +46,7 @@ IKQ_DEV void look_up(uint32_t nibbles, const Table16 &t, uint32_t &low, uint32_t
 
 IKQ_DEV int look_up_1(uint32_t nibble, const Table16 &t) { return int8_t(look_up_4(nibble & 7u, (nibble >> 1 & 4u) | 0x3210u, t) & 255u); }
 
-// Entries of a table of four bytes for all sixteen pairs of bits of a word: out[j] has the pairs j of its bytes.
+// Looks up all sixteen pairs of bits of a word in a table of four bytes: byte i of out[j] is for pair j of byte i.
 IKQ_DEV void look_up_crumbs(uint32_t x, uint32_t table, uint32_t (&out)[4]) {
     const uint32_t even = x & 0x33333333u, odd = x >> 2 & 0x33333333u;
     const uint32_t e0 = permute(table, table, even), e1 = permute(table, table, even >> 16);
@@ -55,7 +57,8 @@ IKQ_DEV void look_up_crumbs(uint32_t x, uint32_t table, uint32_t (&out)[4]) {
     out[3] = permute(o0, o1, 0x7531u);
 }
 
-// Eight pairs of bits (neighbours in 16 bits) through a table of four bytes: elements 0 to 3 and 4 to 7.
+// Looks up the eight pairs of bits of a 16-bit number in a table of four bytes: `first` is for pairs 0 to 3, `second`
+// for pairs 4 to 7.
 IKQ_DEV void look_up_8(uint32_t pairs, uint32_t table, uint32_t &first, uint32_t &second) {
     const uint32_t even = permute(table, table, pairs & 0x3333u);
     const uint32_t odd = permute(table, table, pairs >> 2 & 0x3333u);

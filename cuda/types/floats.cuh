@@ -1,4 +1,4 @@
-// F32, F16, BF16: no codes; products are with floats.
+// F32, F16 and BF16. They have no codes; their products are computed in float.
 #pragma once
 #include "types/form.cuh"
 
@@ -9,7 +9,7 @@ struct Float : Type {
 
 struct f32 : Float {
     using Form = Planes<Seg<0, 4>>;
-    static constexpr int AT_ONCE = 4; // elements of a load of sixteen bytes
+    static constexpr int AT_ONCE = 4; // elements in a load of sixteen bytes
     IKQ_MEMBER float one(const uint8_t *row, int i) { return load_f32(row + 4 * i); }
     IKQ_MEMBER void some(const uint8_t *row, int i, float (&out)[4]) {
         const uint4 w = load_16(row + 4 * i);

@@ -1,32 +1,33 @@
-// How the device keeps a weight matrix, and what a decoder gives.
+// How the device stores a weight matrix, and what a decoder returns.
 //
-// Device form: each row of the file is cut into planes. A plane has the same field of all blocks of the row side
-// by side; planes follow one another in the order of the type's `Form`, and rows begin at multiples of 16 bytes.
-// So a row takes its bytes in the file rounded up to 16, and every field can be loaded whole: planes whose field
-// is a multiple of 16 bytes come first, then those of 8, 4, 2 and 1. `repack` (weights.cu) makes the form.
+// In device form, each row is divided into planes. A plane has the same field of all blocks of the row side by
+// side. Planes follow one another in the order of the type's `Form`, and rows begin at multiples of 16 bytes.
+// So a row takes as many bytes as in the file, rounded up to 16 (I2_S: plus the tensor's scale). Every field can be
+// read with aligned loads, because planes whose field is a multiple of 16 bytes come first, then those of 8, 4, 2
+// and 1. The kernel `repack` (weights.cu) converts to this form.
 //
-// A unit is 256 elements; eight lanes share one. Lane l of a unit decodes 32 elements, as 32 / RUN runs of RUN
-// neighbours: run r begins at element `T::at(l, r)` of the unit, has one scale, and its codes are the bytes of
-// RUN / 4 words. A type is a struct, named as the type in lower case:
+// A unit is 256 elements of a row, which eight lanes decode together. Lane l of a unit decodes 32 elements, as
+// 32 / RUN runs of RUN neighbours: run r begins at element `T::at(l, r)` of the unit, has one scale, and its codes
+// are the bytes of RUN / 4 words. A type is a struct with the name of the type in lower case:
 //
-//     BLOCK           elements of a block (rows may end behind any block)
+//     BLOCK           the number of elements of a block (a row may end after any block)
 //     RUN             8, 16 or 32
-//     MINS            what is subtracted: Mins::NONE; WHOLE: one min per 32 elements; RUNS: one per run
-//     FACTOR          what products, not dequantizing, multiply by
-//     Form            planes
-//     at(l, r)        where runs are
+//     MINS            which mins are subtracted: Mins::NONE; WHOLE: one per 32 elements; RUNS: one per run
+//     FACTOR          a factor of products, which dequantizing does not apply
+//     Form            the planes
+//     at(l, r)        where the runs of a lane begin
 //     decode(row, n_blocks, u, l) -> Fragment: value = scale * code - min
 //
-// Types of plain floats (floats.cuh) have AT_ONCE, one() and some() in place of runs and decode.
+// Types of plain floats (floats.cuh) have AT_ONCE, one() and some() instead of runs and decode().
 #pragma once
 #include "ikq_dev.cuh"
 
-// SIZE bytes of every block, SOURCE bytes behind its beginning in the file
+// A field of SIZE bytes of every block, which begins at byte SOURCE of the block in the file.
 template <int SOURCE, int SIZE> struct Seg {
     static constexpr int source = SOURCE, size = SIZE;
     static constexpr bool head = false;
 };
-// the row header
+// The row header, of SIZE bytes.
 template <int SIZE> struct Head {
     static constexpr int source = 0, size = SIZE;
     static constexpr bool head = true;
@@ -42,14 +43,14 @@ template <class P, class... Rest> struct Planes<P, Rest...> {
     static constexpr int block_bytes = (P::head ? 0 : P::size) + Others::block_bytes;
     static constexpr int header_bytes = (P::head ? P::size : 0) + Others::header_bytes;
 
-    // bytes of the row in front of plane K; unsigned, because that adds to an address in fewer instructions
+    // The bytes of the row in front of plane K; unsigned, because adding that to an address takes fewer instructions.
     template <int K> IKQ_MEMBER unsigned offset(int n_blocks) {
         if constexpr (K == 0)
             return 0;
         else
             return (P::head ? P::size : P::size * unsigned(n_blocks)) + Others::template offset<K - 1>(n_blocks);
     }
-    // field K of a block; the row header if that is plane K
+    // The address of field K of a block, or of the row header if that is plane K.
     template <int K> IKQ_MEMBER const uint8_t *field(const uint8_t *row, int n_blocks, int block) {
         return row + (offset<K>(n_blocks) + size<K>() * unsigned(block));
     }
@@ -69,7 +70,7 @@ template <int RUN> struct Fragment {
     float min[32 / RUN];
 };
 
-// What most types are; a type overrides what differs.
+// The properties of most types; a type overrides those that differ.
 struct Type {
     static constexpr int BLOCK = 256;
     static constexpr Mins MINS = Mins::NONE;
@@ -77,26 +78,27 @@ struct Type {
     static constexpr bool FLOAT = false;
 };
 
-// Runs of a lane: 32 neighbours, cut into runs
+// The elements of a lane are 32 neighbours, divided into runs.
 template <int R> struct Neighbours : Type {
     static constexpr int RUN = R;
     using Result = Fragment<R>;
     IKQ_MEMBER int at(int l, int r) { return 32 * l + R * r; }
 };
-// Nibbles of 32 bytes are 64 elements, the first half in the low ones: a lane has 16 of these bytes
+// The nibbles of 32 bytes are 64 elements, the first 32 of them in the low nibbles. A lane decodes 16 of these bytes.
 struct HalvesOf64 : Type {
     static constexpr int RUN = 16;
     using Result = Fragment<16>;
     IKQ_MEMBER int at(int l, int r) { return 64 * (l >> 1) + 16 * (l & 1) + 32 * r; }
 };
-// Pairs of bits of 32 bytes are 128 elements, a quarter after the other: a lane has 8 of these bytes
+// The pairs of bits of 32 bytes are 128 elements, the first 32 of them in the lowest pairs, and so on. A lane decodes 8
+// of these bytes.
 struct QuartersOf128 : Type {
     static constexpr int RUN = 8;
     using Result = Fragment<8>;
     IKQ_MEMBER int at(int l, int r) { return 128 * (l >> 2) + 8 * (l & 3) + 32 * r; }
 };
 
-// Whether lane l of unit u has elements of the row: units may be cut off by its end.
+// Whether lane l of unit u has elements to decode: the last unit of a row of n elements may be shorter.
 template <class T> IKQ_DEV bool has_fragment(int u, int l, int n) {
     return T::BLOCK == 256 || 256 * u + T::at(l, 0) < n;
 }

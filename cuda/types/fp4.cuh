@@ -1,9 +1,9 @@
-// MXFP4 and NVFP4. Codes are twice the E2M1 values; scales are halved for it.
+// MXFP4 and NVFP4. Codes are twice the E2M1 values, so that they are integers; the scales are halved in return.
 #pragma once
 #include "types/bits.cuh"
 #include "types/form.cuh"
 
-// 0 1 2 3, 4 6 8 12, and negated (code 8 is 0)
+// 0 1 2 3, 4 6 8 12, and the same negated (code 8 is 0, too)
 IKQ_DEV Table16 e2m1() { return {0x03020100u, 0x0c080604u, 0xfdfeff00u, 0xf4f8fafcu}; }
 
 struct mxfp4 : Neighbours<32> {
@@ -19,14 +19,14 @@ struct mxfp4 : Neighbours<32> {
             f.code[i] = int(low);
             f.code[4 + i] = int(high);
         }
-        // 2^(e - 128); the two least are subnormal
+        // 2^(e - 128); for e of 0 and 1 it is subnormal
         const uint32_t e = load_u8(Form::field<1>(row, nb, 8 * u + l));
         f.scale[0] = __int_as_float(int(e < 2 ? 0x00200000u << e : (e - 1) << 23));
         return f;
     }
 };
 
-// Half of a UE4M3 scale: 0x7f is 0, bit 7 is ignored.
+// Half of a UE4M3 scale. The byte 0x7f gives 0; in all others bit 7 is ignored.
 IKQ_DEV float half_ue4m3(uint32_t byte) {
     const uint32_t exponent = byte >> 3 & 15u, mantissa = byte & 7u;
     if (byte == 0x7f) return 0.0f;

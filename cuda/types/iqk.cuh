@@ -1,4 +1,4 @@
-// IQ2_K to IQ6_K: non-linear tables; the second of the two variants is the first plus a constant.
+// IQ2_K to IQ6_K. Codes are indices of a non-linear table in two variants; the second is the first plus a constant.
 #pragma once
 #include "types/bits.cuh"
 #include "types/form.cuh"
@@ -6,19 +6,20 @@
 #include "types/kquants.cuh"
 
 constexpr uint32_t IQ2_SHIFT = 5, IQ3_SHIFT = 4, IQ4_SHIFT = 4, IQ5_SHIFT = 2, IQ6_SHIFT = 1;
-// Values are looked up plus 128, so that adding the constant carries into no other byte.
+// The tables have values plus 128, so that adding the constant causes no carry into another byte.
 constexpr uint32_t IQ2_VALUES = 0x1101f3e1u ^ SIGN_BITS;                                             // -31 -13 1 17
 constexpr uint32_t IQ3_VALUES = 0xf6e9d8c1u ^ SIGN_BITS, IQ3_VALUES_UPPER = 0x2f1c0d01u ^ SIGN_BITS; // -63 -40 -23 -10, 1 13 28 47
 IKQ_DEV Table16 plus_128(const Table16 &t) {
     return {t.a ^ SIGN_BITS, t.b ^ SIGN_BITS, t.c ^ SIGN_BITS, t.d ^ SIGN_BITS};
 }
 
-// codes, which are 128 too large, plus the constant of the second variant where `second` is odd
+// Adds the constant of the second variant to codes if `second` is odd, and removes the 128 from them.
 IKQ_DEV int shifted(uint32_t codes, uint32_t second, uint32_t shift) {
     return int((codes + (second & 1u) * (shift * ONES)) ^ SIGN_BITS);
 }
 
-// Codes of three bits: pairs of bits of x, and as third bit those of `high` (bit j: of pair j) through the table.
+// Looks up codes of three bits in the table. The lower two bits are the pairs of bits of x; the third bit of pair j of
+// a byte is bit j of that byte of `high`. Byte i of out[j] is for pair j of byte i.
 IKQ_DEV void look_up_three_bits(uint32_t x, uint32_t high, uint32_t (&out)[4]) {
     const uint32_t even = (x & 0x33333333u) | (high << 2 & 0x04040404u) | (high << 4 & 0x40404040u);
     const uint32_t odd = (x >> 2 & 0x33333333u) | (high << 1 & 0x04040404u) | (high << 3 & 0x40404040u);
@@ -32,7 +33,7 @@ IKQ_DEV void look_up_three_bits(uint32_t x, uint32_t high, uint32_t (&out)[4]) {
     out[3] = permute(o0, o1, 0x7531u);
 }
 
-// The four parts of eight bytes of pairs of bits; `second` has a bit per run
+// The codes of eight bytes of pairs of bits, which are four runs; bit 0 of second[j] is the variant of run j.
 IKQ_DEV void codes_of_two_bits(const uint2 &q, const uint32_t (&second)[4], int (&code)[8]) {
     uint32_t a[4], b[4];
     look_up_crumbs(q.x, IQ2_VALUES, a);
@@ -94,7 +95,8 @@ struct iq3_k : QuartersOf128 {
     }
 };
 
-// Scale k of IQ4_K and IQ5_K; head: d and extra, two bits of sixteen scales, their nibbles
+// Scale k of IQ4_K and IQ5_K. head.x is d and the bits of the variants, head.y the upper two bits of the sixteen
+// scales, head.z and head.w their lower four bits.
 IKQ_DEV float six_bit_scale(const uint4 &head, int k) {
     const uint32_t low = (k < 8 ? head.z : head.w) >> (4 * (k & 7)) & 15u;
     return h2f(uint16_t(head.x)) * float(int(low | (head.y >> (2 * k) & 3u) << 4) - 32);
@@ -117,7 +119,7 @@ struct iq4_k : Neighbours<16> {
     }
 };
 
-// Tables of 32 and 64 bytes: sixteen at a time
+// The tables of 32 and 64 bytes, in parts of sixteen.
 IKQ_DEV Table16 iq5_values(int part) {
     // -126 -114 -103 -92 -83 -74 -65 -57 -50 -43 -36 -30 -24 -18 -12 -6; -1 5 11 17 23 29 36 43 51 59 68 77 87 97 109 121
     return part == 0 ? Table16{0xa4998e82u, 0xc7bfb6adu, 0xe2dcd5ceu, 0xfaf4eee8u}
@@ -131,13 +133,14 @@ IKQ_DEV Table16 iq6_values(int part) {
     default: return {0x3b37332fu, 0x4d48443fu, 0x625c5752u, 0x79736d67u}; // 47 51 55 59 ... 121
     }
 }
-// bytes of b where the byte of `where` is odd, else those of a
+// The bytes of b where the byte of `where` is odd, and those of a elsewhere.
 IKQ_DEV uint32_t choose(uint32_t a, uint32_t b, uint32_t where) {
     const uint32_t mask = (where & ONES) * 255u;
     return (a & ~mask) | (b & mask);
 }
 
-// Sixteen bytes of nibbles of a HalvesOf64 lane, with a fifth bit at bits 2 c and 2 c + 1 of sixteen bytes
+// The values of a lane of HalvesOf64 with codes of five bits: sixteen bytes of nibbles, whose fifth bits are bits 2 c
+// (of the low nibbles) and 2 c + 1 (of the high ones) of another sixteen bytes.
 template <class Result> IKQ_DEV void values_of_five_bits(const uint4 &w, const uint4 &bits, int c, Result &f) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {

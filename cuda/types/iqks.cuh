@@ -1,12 +1,13 @@
-// IQ2_KS to IQ5_KS, IQ4_KSS, IQ2_KL: the tables of the K types, one float scale per row in the row header and an
-// integer scale per 32 elements.
+// IQ2_KS to IQ5_KS, IQ4_KSS and IQ2_KL. They have one scale (F16 or F32) per row, in the row header, and an integer
+// scale per 32 elements; all but IQ2_KL use the tables of IQ2_K to IQ5_K.
 #pragma once
 #include "types/iqk.cuh"
 
-// the odd scale in the upper seven bits of a byte; bit 0 chooses the variant of the table
+// The scale in the upper seven bits of a byte, which is always odd; bit 0 chooses the variant of the table.
 IKQ_DEV float odd_scale(uint32_t byte) { return float(int(byte & 254u) - 127); }
 
-// The variant that bit 0 of a scale byte chooses: -123 -100 -79 -61, -45 -31 -18 -6, 5 17 29 42, 57 73 93 117 if set
+// The variant of the table that bit 0 of a scale byte chooses. The second has the values
+// -123 -100 -79 -61, -45 -31 -18 -6, 5 17 29 42, 57 73 93 117.
 IKQ_DEV Table16 iq4_values_of(uint32_t byte) {
     const Table16 first = iq4_values(), second = {0xc3b19c85u, 0xfaeee1d3u, 0x2a1d1105u, 0x755d4939u};
     return byte & 1u ? second : first;
@@ -42,8 +43,8 @@ struct iq5_ks : HalvesOf64 {
     }
 };
 
-// Sixteen bits hold four codes whose bits have even parity, as a Gray code in the upper fifteen; the lowest bits of
-// eight such words are the scale byte.
+// The sixteen bits of four codes have even parity, so fifteen bits are enough: they are stored as a Gray code in the
+// upper fifteen bits of a 16-bit word. The lowest bits of eight such words are the scale byte.
 struct iq4_kss : Neighbours<32> {
     using Form = Planes<Seg<0, 128>, Head<4>>;
     IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
@@ -100,7 +101,7 @@ struct iq3_ks : QuartersOf128 {
     }
 };
 
-// Five bits stand for two neighbouring elements.
+// Five bits are the index of a pair of values, for two neighbouring elements.
 struct iq2_kl : Neighbours<32> {
     using Form = Planes<Seg<6, 64>, Seg<70, 16>, Seg<2, 4>, Seg<0, 2>, Head<2>>;
     IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {

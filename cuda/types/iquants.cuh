@@ -1,5 +1,5 @@
-// IQ1_S to IQ4_XS: codebooks, and the non-linear table of four bits. Codebook entries are kept packed
-// (grids.cuh): two bits or a nibble per element, which one byte permute turns into the element.
+// IQ1_S to IQ4_XS, which use codebooks or a non-linear table for codes of four bits. Codebook entries are packed
+// (grids.cuh) with two or four bits per element, which a byte permute turns into values.
 #pragma once
 #include "types/bits.cuh"
 #include "types/form.cuh"
@@ -7,7 +7,8 @@
 
 constexpr uint32_t IQ2_LEVELS = 0x002b1908u; // 8, 25, 43
 
-// Eight magnitudes of an entry, with the signs of the lower eight bits of `signs`, as words i and i + 1 of the codes
+// The eight values of a codebook entry, which has magnitudes, with the signs in the lower eight bits of `signs`, as two
+// words of codes.
 IKQ_DEV void entry_of_8(uint32_t entry, uint32_t signs, int &first, int &second) {
     uint32_t a, b;
     look_up_8(entry, IQ2_LEVELS, a, b);
@@ -107,7 +108,7 @@ struct iq3_s : Neighbours<32> {
     }
 };
 
-// Codes of IQ1 are eight times the grid (-1, 0, 1), plus or minus the eighth that shifts it.
+// Codes of IQ1 are eight times the values, which are the grid's -1, 0 or 1, shifted by plus or minus 1/8.
 IKQ_DEV void entry_of_ternary(uint32_t entry, bool minus, int &first, int &second) {
     uint32_t a, b;
     look_up_8(entry, minus ? 0x0007fff7u : 0x000901f9u, a, b);
@@ -142,7 +143,7 @@ struct iq1_m : Neighbours<16> {
             const uint32_t index = (low >> (8 * i) & 255u) | (h >> (4 * i) & 7u) << 8;
             entry_of_ternary(load_u16(IQ1S_GRID + index), h >> (4 * i + 3) & 1u, f.code[2 * i], f.code[2 * i + 1]);
         }
-        // the half is in the top nibbles of the four words that hold the scales
+        // the half-precision scale is spread over the top four bits of the four 16-bit words that have the other scales
         const uint2 s = load_8(Form::field<2>(row, nb, u));
         const uint32_t half = (s.x >> 12 & 15u) | (s.x >> 28) << 4 | (s.y >> 12 & 15u) << 8 | (s.y >> 28) << 12;
         const float d = h2f(uint16_t(half)) * 0.125f;

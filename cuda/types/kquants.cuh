@@ -3,12 +3,12 @@
 #include "types/bits.cuh"
 #include "types/form.cuh"
 
-// A lane of QuartersOf128: half n of the unit, bytes 8 t to 8 t + 8 of the half's 32.
+// The place of a lane of QuartersOf128: it decodes bytes 8 t to 8 t + 7 of the 32 bytes of half n of the unit.
 struct Quarter {
     int n, t;
 };
 IKQ_DEV Quarter quarter(int l) { return {l >> 2, l & 3}; }
-// Eight bytes, one per 16 elements of a half: that of run j
+// The byte for run j, of eight bytes that have one for every 16 elements of a half.
 IKQ_DEV uint32_t byte_of_run(const uint2 &bytes, Quarter at, int j) {
     return word(bytes, j >> 1) >> (8 * (at.t >> 1) + 16 * (j & 1)) & 255u;
 }
@@ -50,7 +50,7 @@ struct q3_k : QuartersOf128 {
         for (int j = 0; j < 4; j++) {
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                // where the upper bit is missing, 4 is subtracted: two bits less 4 are those bits under 0xfc
+                // where the upper bit is 0, 4 is subtracted, which sets the upper six bits of a two-bit number (0xfc)
                 const uint32_t missing = ~(word(high, i) >> (4 * at.n + j)) & ONES;
                 f.code[2 * j + i] = int((word(q, i) >> (2 * j) & CRUMBS) | missing * 0xfcu);
             }
@@ -63,7 +63,8 @@ struct q3_k : QuartersOf128 {
     }
 };
 
-// Scales and mins of parts 2 c and 2 c + 1, in the lower two bytes: six bits each in twelve bytes a, b, c.
+// The scales and mins of parts 2 c and 2 c + 1 (32 elements each) of a super-block, in the lower two bytes of the
+// results. They have six bits each, and are packed into the twelve bytes of head.y, head.z and head.w.
 IKQ_DEV void six_bit_pairs(const uint4 &head, int c, uint32_t &scale, uint32_t &min) {
     const int shift = 16 * (c & 1);
     const uint32_t x = head.y >> shift, y = head.z >> shift, z = head.w >> shift;
@@ -72,7 +73,7 @@ IKQ_DEV void six_bit_pairs(const uint4 &head, int c, uint32_t &scale, uint32_t &
     min = upper ? (z >> 4 & 0x0f0fu) | (y & 0xc0c0u) >> 2 : y & 0x3f3fu;
 }
 
-// What Q4_K and Q5_K have in common
+// The scales and mins of Q4_K and Q5_K.
 template <class Result> IKQ_DEV void scales_and_mins(const uint4 &head, int c, Result &f) {
     uint32_t scale, min;
     six_bit_pairs(head, c, scale, min);
@@ -89,7 +90,7 @@ IKQ_DEV void nibbles_of_64(const uint4 &w, int (&code)[8]) {
         code[4 + i] = int(word(w, i) >> 4 & LOW_NIBBLES);
     }
 }
-// bits 2 c and 2 c + 1 of sixteen bytes as bit 4 of the codes
+// Adds bit 4 to the codes: bits 2 c and 2 c + 1 of sixteen bytes.
 IKQ_DEV void with_bits_of_64(const uint4 &bits, int c, int (&code)[8]) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {

@@ -1,5 +1,5 @@
-// Q4_0, Q4_1, Q5_0, Q5_1, Q6_0, Q8_0, Q8_KV: blocks of 32 elements. What a format subtracts from its codes
-// is treated as a min, so that codes are the bits of the file.
+// Q4_0, Q4_1, Q5_0, Q5_1, Q6_0, Q8_0 and Q8_KV, with blocks of 32 elements. A constant that a type subtracts from
+// its codes is treated as a min, so that codes are the bits of the file.
 #pragma once
 #include "types/bits.cuh"
 #include "types/form.cuh"
@@ -8,7 +8,7 @@ struct Blocks32 : Neighbours<32> {
     static constexpr int BLOCK = 32;
 };
 
-// sixteen bytes of nibbles: the low ones are elements 0 to 15
+// The codes in sixteen bytes of nibbles; the low nibbles are elements 0 to 15.
 IKQ_DEV void nibbles_of_16(const uint4 &w, int (&code)[8]) {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -16,7 +16,7 @@ IKQ_DEV void nibbles_of_16(const uint4 &w, int (&code)[8]) {
         code[4 + i] = int(word(w, i) >> 4 & LOW_NIBBLES);
     }
 }
-// bit i of `bits` is bit 4 of element i
+// Adds bit 4 to the codes: that of element i is bit i of `bits`.
 IKQ_DEV void with_fifth_bits(uint32_t bits, int (&code)[8]) {
 #pragma unroll
     for (int i = 0; i < 8; i++) code[i] |= int(spread(bits >> (4 * i)) << 4);
@@ -80,7 +80,7 @@ struct q6_0 : Blocks32 {
     IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
         Result f;
         nibbles_of_16(load_16(Form::field<0>(row, nb, 8 * u + l)), f.code);
-        // byte t of the upper bits: elements t, t + 16, t + 8, t + 24, two bits each
+        // byte t has the upper two bits of elements t, t + 16, t + 8, t + 24
         const uint2 high = load_8(Form::field<1>(row, nb, 8 * u + l));
 #pragma unroll
         for (int i = 0; i < 8; i++) {

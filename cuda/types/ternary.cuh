@@ -1,12 +1,13 @@
-// IQ1_BN, IQ2_BN, I2_S, TQ1_0, TQ2_0, Q1_0_G128, Q2_0. With half-precision scales codes are the trits or bits of the
-// file, and the one that formats subtract is a min; a float scale times 3 is not exact, so there the codes have it.
+// IQ1_BN, IQ2_BN, I2_S, TQ1_0, TQ2_0, Q1_0_G128 and Q2_0. All but Q1_0_G128 subtract 1 from the trits or bit pairs of
+// the file. For types with half-precision scales a min does it. For types with float scales, whose multiples are not
+// exact in float, the codes have it already.
 #pragma once
 #include "types/bits.cuh"
 #include "types/form.cuh"
 
-// Five trits are in a byte; `power` of three says which.
+// One of the five trits in a byte; `power`, a power of three, says which.
 IKQ_DEV uint32_t trit(uint32_t byte, uint32_t power) { return (byte * power & 255u) * 3u >> 8; }
-// The same of the four bytes of a word
+// The same trit of each of the four bytes of a word.
 IKQ_DEV uint32_t trits(uint32_t x, uint32_t power) {
     const uint32_t even = ((x & 0x00ff00ffu) * power & 0x00ff00ffu) * 3u >> 8 & 0x00030003u;
     const uint32_t odd = ((x >> 8 & 0x00ff00ffu) * power & 0x00ff00ffu) * 3u & 0x03000300u;
@@ -22,7 +23,7 @@ struct iq1_bn : Neighbours<32> {
         const int block = 4 * u + (l >> 1), half = l & 1;
         const uint8_t *p = Form::field<0>(row, nb, block) + 6 * half;
         const uint32_t extra = load_u8(Form::field<2>(row, nb, block));
-        // two groups of 16 elements: fifteen in three bytes, the last one in `extra`
+        // there are two groups of 16 elements; fifteen of each are in three bytes, the last one is in `extra`
         const uint32_t low = load_u16(p), middle = load_u16(p + 2), high = load_u16(p + 4);
         const uint32_t bytes[6] = {low & 255u, low >> 8, middle & 255u, middle >> 8, high & 255u, high >> 8};
         constexpr uint32_t POWERS[5] = {81, 27, 9, 3, 1};
@@ -56,7 +57,7 @@ struct iq2_bn : Neighbours<32> {
     }
 };
 
-// The tensor's scale is copied to every row.
+// The device form has a copy of the tensor's scale in every row.
 struct i2_s : QuartersOf128 {
     static constexpr int BLOCK = 128;
     using Form = Planes<Seg<0, 32>, Head<4>>;
@@ -74,7 +75,8 @@ struct i2_s : QuartersOf128 {
     }
 };
 
-// Elements 0 to 159: trit i / 32 of 32 bytes; to 239: trit (i - 160) / 16 of 16 bytes; then those of four bytes.
+// Elements i below 160 are trit i / 32 of the first 32 bytes, elements below 240 are trit (i - 160) / 16 of the next 16
+// bytes, and the other 16 are in four bytes.
 struct tq1_0 : Neighbours<32> {
     static constexpr Mins MINS = Mins::WHOLE;
     using Form = Planes<Seg<0, 48>, Seg<48, 4>, Seg<52, 2>>;
@@ -112,7 +114,7 @@ struct tq2_0 : QuartersOf128 {
     }
 };
 
-// A bit says d or -d: 2 d times the bit, less d.
+// A bit stands for d or -d, which is computed as 2 d times the bit, minus d.
 struct q1_0_g128 : Neighbours<32> {
     static constexpr int BLOCK = 128;
     static constexpr Mins MINS = Mins::WHOLE;

@@ -1,10 +1,10 @@
-// IQ1_KT to IQ4_KT: a code seeds a generator that gives the values of eight (IQ4_KT: four) neighbours.
+// IQ1_KT to IQ4_KT. A code is the seed of a generator, which computes the values of eight (IQ4_KT: four) neighbours.
 #pragma once
 #include "types/bits.cuh"
 #include "types/form.cuh"
 #include "types/iquants.cuh"
 
-// The generator's next value, -126 to 126: four six-bit numbers of its state, summed.
+// The generator's next value, from -126 to 126: the sum of four six-bit numbers of its state, minus 126.
 IKQ_DEV int next_value(uint32_t &x) {
     x *= 0xcbac1fedu;
     return __dp4a(int(x & 0x3f3f3f3fu), int(ONES), -126);
@@ -65,7 +65,8 @@ struct iq3_kt : Neighbours<32> {
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             uint32_t x = (word(w, i >> 2) >> (16 * (i >> 1 & 1)) & 0xffffu) + 4096u;
-            // the second word of a group of eight goes on where the first ended: the multiplier to the fourth
+            // the second four values of a group of eight continue after the first four, which are skipped by
+            // multiplying with the fourth power of the multiplier
             if (i & 1) x *= 0xe50c7d11u;
             int t[4];
 #pragma unroll

@@ -131,7 +131,7 @@ _moved.install()
 
 
 def __getattr__(name: str) -> object:
-    """`Server`, whose libraries most programs do without, and modules that were moved."""
+    """Loads `Server` on first use, as most programs do without its libraries, and modules that were moved."""
     if name in _moved.MOVED:
         return _moved.moved_module(name)
     if name != "Server":

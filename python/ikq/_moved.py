@@ -1,6 +1,6 @@
 """Modules that were moved: `import ikq.gguf` still finds `ikq.files.gguf`, with a `DeprecationWarning`.
 
-For one release. Type checkers read no tables and know the new places only.
+This works for one release. Type checkers only know the new places.
 """
 
 from __future__ import annotations
@@ -94,13 +94,13 @@ class _MovedModules:
 
 
 def moved_module(name: str) -> ModuleType:
-    """What `ikq.NAME` was, for the `__getattr__` of `ikq`, whose caller the warning is for."""
+    """The module that `ikq.NAME` was, for the `__getattr__` of `ikq`; the warning points at its caller."""
     now = f"ikq.{MOVED[name]}"
     _warn(f"ikq.{name}", now, 4)
     return importlib.import_module(now)
 
 
 def install() -> None:
-    """Has old names found, before others look: they would load a folder's modules a second time."""
+    """Registers a finder of old names before all others, which would load a folder's modules twice."""
     if not any(isinstance(finder, _MovedModules) for finder in sys.meta_path):
         sys.meta_path.insert(0, _MovedModules())

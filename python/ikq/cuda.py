@@ -1,12 +1,12 @@
-"""NVIDIA GPUs: what there is to use, or why there is nothing.
+"""NVIDIA GPUs: which ones can be used, or why none can.
 
-Nothing of CUDA is touched before something here is called: importing ikq costs nothing, and processes may
-be forked. Kernels are compiled for the GPU that is there by NVRTC, which `pip install ikq[cuda]` brings
-(`ikq[cuda12]` for drivers older than 580), and kept in a folder.
+No CUDA library is loaded before a function of this module is called, so importing ikq costs nothing, and
+processes may be forked. Kernels are compiled for the GPU that is there by NVRTC, which
+`pip install ikq[cuda]` brings (`ikq[cuda12]` for drivers older than 580), and kept in a folder.
 
 Environment: `IKQ_CUDA=0` switches GPUs off, `IKQ_NVRTC` is a file or folder to take the compiler from,
 `IKQ_CACHE_DIR` the folder of caches, `IKQ_CUDA_SRC` a folder of kernel files to be used instead of those of
-this package, and `IKQ_CUDA_SYNC=1` waits for every kernel, so that an error is told where it arises.
+this package, and `IKQ_CUDA_SYNC=1` waits for every kernel, so that an error is reported where it arises.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class Device(TypedDict):
 
 
 class Status(TypedDict):
-    """What `status` tells."""
+    """The result of `status`."""
 
     usable: bool
     """Models can be computed on a GPU."""
     reason: str | None
-    """Why not, and how to get there."""
+    """Why none can be used, and what to do about it."""
     reason_code: str | None
-    """The same as a word: `disabled`, `no-driver`, `not-a-driver`, `stub`, `old-driver`, `init`, `no-device`,
-    `old-devices`, `no-nvrtc` or `forked`."""
+    """The reason as a single word: `disabled`, `no-driver`, `not-a-driver`, `stub`, `old-driver`, `init`,
+    `no-device`, `old-devices`, `no-nvrtc` or `forked`."""
     driver: str | None
     """Version of the driver, where the system tells it."""
     cuda_version: str | None
@@ -58,11 +58,11 @@ class Status(TypedDict):
     """The compiler."""
     nvrtc_version: str | None
     cache: Path | None
-    """Where compiled kernels are kept."""
+    """The folder in which compiled kernels are kept."""
 
 
 def status() -> Status:
-    """What GPUs can be used here. Never an error, whatever is installed; a process looks once."""
+    """Which GPUs can be used here; never raises an error, whatever is installed. A process searches once."""
     found = _ikq.cuda_status(places_of_nvrtc())
     return Status(
         usable=found["usable"],
@@ -79,7 +79,7 @@ def status() -> Status:
 
 
 def require() -> Status:
-    """As `status`, where a GPU is wanted.
+    """Returns the same as `status`, but raises an error if no GPU can be used.
 
     Raises:
         DeviceError: no GPU is usable; the message says why and how to get one.
@@ -110,7 +110,7 @@ def warm(types: Iterable[int | str], arch: str) -> list[tuple[str, bool]]:
         arch: The compiler's name of an architecture, such as `sm_90`.
 
     Returns:
-        Name of each module, and whether it was there already.
+        The name of each kernel module, and whether it had been compiled before.
 
     Raises:
         DeviceError: there is no NVRTC, or it does not know the architecture.

@@ -28,7 +28,7 @@ class FormatError(IkqError, ValueError):
 
 
 class GrammarError(FormatError):
-    """A grammar, schema or pattern that nothing can be compiled from.
+    """A grammar, schema or pattern that cannot be compiled.
 
     Attributes:
         keyword: The keyword, rule or name at fault, if it is one.
@@ -50,7 +50,7 @@ class ShapeError(IkqError, ValueError):
 
 
 class UnsupportedError(IkqError, NotImplementedError):
-    """A legitimate wish that ikq or this machine cannot fulfil."""
+    """A sensible request that ikq or this machine does not support."""
 
 
 class RefusedError(IkqError):

@@ -1,4 +1,4 @@
-//! Puts the kernel files of `cuda/` into the crate as text. Nothing is compiled here: that is done on the machine whose
+//! Includes the kernel files of `cuda/` in the crate as text. They are not compiled here, but on the machine whose
 //! GPU runs them.
 
 use std::fmt::Write;

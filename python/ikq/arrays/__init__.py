@@ -2,7 +2,7 @@
 
 quant_types.py   the types and their facts: `QuantType`
 coding.py        floats to blocks and back, sizes: `quantize`, `dequantize`, `repack`
-fields.py        blocks as the integers they are made of: `unpack`, `pack`
+fields.py        blocks taken apart into integers: `unpack`, `pack`
 tensor.py        a stored tensor with type and shape: `QTensor`
 """
 

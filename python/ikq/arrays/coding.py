@@ -71,7 +71,7 @@ def available_isas() -> tuple[str, ...]:
 
 
 class Rows(NamedTuple):
-    """A byte array seen as rows: what all functions on stored data agree on."""
+    """A byte array seen as rows, in the form that all functions on stored data use."""
 
     flat: NDArray[np.uint8]
     """All bytes, contiguous."""
@@ -233,12 +233,12 @@ def quantize(
             `(n_experts, n_rows, n)`.
         type: the tensor type to write.
         imatrix: importance of the columns, `(n,)` for all, or `(n_experts, n)` for an `x` of three
-            axes: finite, not negative. No type needs it here, also those for which the `quantize` command
-            demands it.
-        biased: scales as they were fitted, which make the least squared error; by default they are divided
-            by the gain of the fit, so that what is decoded is not smaller than `x` on the average.
-        clamp: cut off numbers that are larger than the type can keep (65504 in F16, that times the largest
-            code in types with scales in half precision); they are refused otherwise.
+            axes: finite, not negative. No type needs it here, not even those for which `ikq quantize` demands
+            it.
+        biased: keep scales as they were fitted, which makes the least squared error. By default they are
+            divided by the gain of the fit, because fitted values are smaller than `x` on average.
+        clamp: cut off numbers that are larger than the type can represent (65504 in F16, that times the
+            largest code in types with scales in half precision); otherwise they are refused.
         n_threads: threads to use; all CPUs unless given.
         _isa: forces an instruction set (for tests).
 
@@ -252,7 +252,7 @@ def quantize(
             column); an importance that is negative or not finite.
         ShapeError: another number of axes, blocks that do not tile the rows, another shape of `imatrix`.
         UnsupportedError: a type that cannot be written.
-        RefusedError: a number that is larger than the type can keep, without `clamp`.
+        RefusedError: a number that is larger than the type can represent, without `clamp`.
 
     Warns:
         NotTernaryWarning: `type` is a ternary or BitNet type and `x` has rows that are not ternary.
@@ -307,8 +307,8 @@ def repack(
     Raises:
         FormatError: unknown type, or data that is not bytes.
         ShapeError: the bytes are not whole rows, the rows not whole groups.
-        UnsupportedError: there is no such way: Q8_K_R8, Q8_K_R16 and Q8_KV_R8 have lost what the way
-            back needs, IQ1_S_R4 and IQ1_M_R4 have no plain type.
+        UnsupportedError: the types cannot be converted: Q8_K_R8, Q8_K_R16 and Q8_KV_R8 lack what converting
+            back needs, and IQ1_S_R4 and IQ1_M_R4 have no plain type.
 
     Examples:
         >>> x = np.arange(512, dtype=np.float32).reshape(16, 32)

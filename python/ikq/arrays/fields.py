@@ -1,4 +1,4 @@
-"""Blocks as the integers they are made of: `unpack` and its inverse `pack`."""
+"""Takes blocks apart into the integers of their fields: `unpack` and its inverse `pack`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`QuantType`: every tensor type that ikq knows, with its facts."""
+"""`QuantType`: every tensor type that ikq knows, with its properties."""
 
 from __future__ import annotations
 
@@ -173,27 +173,27 @@ class QuantType(enum.IntEnum):
 
     @property
     def imatrix(self) -> str:
-        """What an importance matrix is to the type: `required` (by the command), `recommended`, `ignored`."""
+        """Whether an imatrix is `required` (by `ikq quantize`), `recommended` or `ignored` for the type."""
         return _facts()[self].imatrix
 
     @property
     def needs_imatrix(self) -> bool:
-        """Whether the `quantize` command refuses the type without data. `ikq.quantize` works without."""
+        """Whether the command `ikq quantize` (not `ikq.quantize`) refuses the type without an imatrix."""
         return self.imatrix == "required"
 
     @property
     def fallback(self) -> QuantType | None:
-        """The type used instead for rows that no block fits; None: F16."""
+        """The type that is used for rows whose length is no multiple of the block; None means F16."""
         return _optional(_facts()[self].fallback)
 
     @property
     def activation(self) -> QuantType | None:
-        """What the reference programs quantize the other operand of a product to."""
+        """The type that the reference programs quantize activations to, for products with this type."""
         return _optional(_facts()[self].activation)
 
     @property
     def rows(self) -> int:
-        """Rows stored together: 1, or 4, 8, 16 for interleaved types."""
+        """The number of rows that are stored together: 1, or 4, 8, 16 for interleaved types."""
         return _facts()[self].rows
 
     @property

@@ -112,7 +112,7 @@ class QTensor:
     ) -> QTensor:
         """Encodes floats; arguments and errors are those of `ikq.quantize`.
 
-        All matrices of an I2_S tensor share one scale, which looks at no importance.
+        All matrices of an I2_S tensor share one scale, which does not depend on `imatrix`.
         """
         shape = np.shape(x)
         if as_type(type) is QuantType.I2_S:

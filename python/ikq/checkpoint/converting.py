@@ -88,18 +88,19 @@ def convert_checkpoint(
     Args:
         folder: With `config.json`, safetensors files and tokenizer files.
         destination: The file to write; None is `ggml-model-TYPE.gguf` in the folder.
-        out_type: What matrices become. `auto` keeps the checkpoint's floats (and the MXFP4 of gpt-oss), and
-            makes quantized matrices of other forms BF16 or F16, whichever the floats beside them are.
-        fp8_as_q8: Matrices that are stored as 8-bit floats become Q8_0, without BF16 between.
+        out_type: The type of matrices in the file. `auto` keeps the checkpoint's floats (and the MXFP4 of
+            gpt-oss), and makes quantized matrices of other forms BF16 or F16, whichever the floats beside
+            them are.
+        fp8_as_q8: Matrices that are stored as 8-bit floats become Q8_0 directly, not by way of BF16.
         override_kv: Metadata to change, as `KEY=TYPE:VALUE`.
         split_max_size: Split into files of at most this size.
         split_max_tensors: Split into files of at most so many tensors.
-        no_tensor_first_split: The first of them holds metadata only.
+        no_tensor_first_split: The first file of a split holds metadata only.
         n_threads: Threads; None is one per CPU.
-        restart: Begin anew; by default the call goes on where an interrupted one ended.
-        max_ram: Most bytes in work at a time.
+        restart: Begin anew; by default the call continues where an interrupted one ended.
+        max_ram: The largest number of bytes that are worked on at a time.
         progress: Called with each finished tensor and the seconds it took.
-        on_note: Called with sentences about what was found of earlier runs.
+        on_note: Called with messages about what earlier runs have left.
 
     Raises:
         ikq.errors.FormatError: A file is damaged, or they do not fit together.

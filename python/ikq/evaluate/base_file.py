@@ -36,7 +36,7 @@ _ROWS = 16
 
 
 class Compared(NamedTuple):
-    """What a base says about some positions of another model.
+    """The comparison of another model with a base at some positions.
 
     Attributes:
         divergence: KL divergence from the base, of each position.
@@ -54,7 +54,7 @@ class Compared(NamedTuple):
 
 
 class Base(Protocol):
-    """Distributions that others are measured against."""
+    """The distributions of a base model, which other models are compared with."""
 
     @property
     def windows(self) -> Windows:
@@ -74,7 +74,7 @@ def full_row_bytes(n_vocab: int) -> int:
 
 
 class BaseFile:
-    """A base file that is there."""
+    """An existing base file, opened for comparing."""
 
     def __init__(self, path: str | os.PathLike[str], bos: int | None = None) -> None:
         """Opens a file.
@@ -122,7 +122,7 @@ class BaseFile:
 
 
 class ModelBase:
-    """A model as the base, without a file between."""
+    """A model that is itself the base, instead of a file."""
 
     def __init__(self, model: Model, windows: Windows) -> None:
         self._model = model

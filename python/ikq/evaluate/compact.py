@@ -77,7 +77,7 @@ def kept(n_vocab: int, share: float = SHARE) -> tuple[int, int]:
 
 
 class CompactBase:
-    """A compact base file that is there."""
+    """An existing compact base file, opened for comparing."""
 
     def __init__(self, path: str | os.PathLike[str], bos: int | None = None) -> None:
         """Opens a file; arguments and errors are those of `BaseFile`."""

@@ -29,7 +29,7 @@ class Uncertain(NamedTuple):
 
 
 class Divergence(NamedTuple):
-    """What was found at every scored position so far.
+    """The statistics of every position that was scored so far.
 
     Attributes:
         n_windows: Windows done.
@@ -141,7 +141,7 @@ def measure_divergence(model: Model, base: Base, chunks: int = -1) -> Iterator[D
     Args:
         model: A model whose context holds a window.
         base: The base.
-        chunks: Most windows; all if negative.
+        chunks: The largest number of windows; all if negative.
 
     Raises:
         FormatError: the vocabularies differ, or a logit is not a number.

@@ -67,7 +67,7 @@ class Windows:
 
 
 def text_tokens(tokenizer: Tokenizer, text: str) -> NDArray[np.int32]:
-    """Tokens of a text as it is: with BOS if the model wants it, without EOS, no names of control tokens."""
+    """Tokens of a literal text: BOS if the model wants it, no EOS, and names of control tokens are text."""
     ids = tokenizer.encode(text)
     if tokenizer.add_bos and tokenizer.bos is not None:
         ids = [tokenizer.bos, *ids]
@@ -79,17 +79,18 @@ def cut(
 ) -> Windows:
     """Cuts a text into windows as llama-perplexity does.
 
-    Without a stride windows of `n_ctx` follow each other, a rest is dropped, BOS takes the place of each
-    window's first token, and the logits of the second half are scored. With one, windows have
-    `n_ctx + stride // 2` tokens and begin every `stride` tokens, the last `stride` tokens of each are scored,
-    and BOS stands only where the text has it (the reference sets it too late to have an effect). Today's
-    reference programs take more: their context's size, which holds as many windows as a batch and is rounded
-    up to a multiple of 256. Figures are the same where `n_ctx + stride // 2` is one and `-b` at most `n_ctx`.
+    Without a stride, windows of `n_ctx` tokens follow each other, and a remainder is dropped. BOS replaces
+    the first token of each window, and the logits of the second half of a window are scored. With a stride,
+    windows have `n_ctx + stride // 2` tokens and begin every `stride` tokens, the last `stride` tokens of
+    each are scored, and BOS stands only where the text has it (the reference sets it too late to have an
+    effect). Today's reference programs take more: their context's size, which holds as many windows as a
+    batch and is rounded up to a multiple of 256. Figures are the same where `n_ctx + stride // 2` is one and
+    `-b` at most `n_ctx`.
 
     Args:
         tokens: The text.
         n_ctx: Tokens of a window.
-        chunks: Most windows; all if negative.
+        chunks: The largest number of windows; all if negative.
         stride: 0 for none.
         bos: BOS of models that want it.
 

@@ -6,8 +6,8 @@ splitting.py    how a split set is divided, before anything is written
 hashing.py      hashes of tensor data, and manifests of them
 comparing.py    what is different between two files
 checking.py     what is wrong with a file
-text_files.py   text files as people have them
-whole_file.py   files that are there when they are whole
+text_files.py   text files in the encodings that people use
+whole_file.py   files that appear only when they are complete
 """
 
 import importlib
@@ -42,7 +42,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    """What works on files, imported when it is used: models read files, and checking files needs models."""
+    """Imports names when they are used: models read files, and checking files needs models."""
     for module, names in _MODULES.items():
         if name in names:
             return getattr(importlib.import_module(f"{__name__}.{module}"), name)

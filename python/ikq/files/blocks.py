@@ -20,7 +20,7 @@ _ELEMENTS = 1 << 22
 
 
 class Block(NamedTuple):
-    """Some rows.
+    """Some decoded rows of a tensor.
 
     Attributes:
         start: Index of the first value in the tensor: experts, row, column.
@@ -60,7 +60,7 @@ def blocks(tensor: QTensor, *, together: int = 1) -> Iterator[Block]:
 
 
 def common_rows(*tensors: QTensor) -> int:
-    """What `together` must be for blocks of all these tensors, of one shape, to be the same rows."""
+    """The `together` with which blocks of all these tensors, which have one shape, are the same rows."""
     if any(t.type is QuantType.I2_S and t.ndim > 1 for t in tensors):
         return max(1, tensors[0].shape[-2])
     return math.lcm(*(t.type.rows for t in tensors if isinstance(t.type, QuantType)))

@@ -48,12 +48,12 @@ class Report:
     """What was found."""
 
     problems: tuple[str, ...]
-    """What keeps the file, or a part of it, from being used as it says it can."""
+    """Everything that is wrong with the file."""
     structure: tuple[str, ...]
     """One line per file of the set."""
     architecture: str
     is_supported: bool
-    """Whether ikq runs it."""
+    """Whether ikq can run the model."""
     why_not: str
     tokenizer: str
     types: dict[str, int]
@@ -62,12 +62,12 @@ class Report:
     """Programs that know every type."""
     not_finite: tuple[NotFinite, ...]
     not_scanned: tuple[str, ...]
-    """Tensors whose values were to be looked at and cannot be decoded."""
+    """Tensors whose values could not be checked because their type cannot be decoded."""
     n_scanned: int
     n_hashed: int = 0
     """Tensors that were compared with the hash that ikq wrote into the file."""
     changed: tuple[str, ...] = ()
-    """Tensors that have another."""
+    """Tensors whose bytes do not match that hash."""
 
     @property
     def is_fine(self) -> bool:

@@ -41,9 +41,9 @@ class Comparison:
     removed: dict[str, object] = field(default_factory=dict)
     """Metadata that only the first file has."""
     changed: dict[str, tuple[object, object]] = field(default_factory=dict)
-    """Metadata with other values, or the same of another type (the type stands with the value then)."""
+    """Metadata whose value or type differs; in the latter case the type is given with the value."""
     only_first: tuple[str, ...] = ()
-    """Tensors."""
+    """Tensors that only the first file has."""
     only_second: tuple[str, ...] = ()
     reordered: bool = False
     """Whether the tensors that both have come in another order."""

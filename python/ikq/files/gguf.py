@@ -217,7 +217,7 @@ class GGUFReader:
         return sum(s.nbytes for s in self.shards)
 
     def close(self) -> None:
-        """Lets go of the file. Tensors taken from the reader keep it mapped as long as they live."""
+        """Closes the file. Tensors taken from the reader keep it mapped as long as they live."""
         self.tensors = {}
         self._model = None
 
@@ -282,9 +282,9 @@ class _Tensors(Mapping[str, QTensor]):
 class GGUFWriter:
     """Writes a GGUF file.
 
-    Tensors are remembered until `close`, which writes everything under a temporary name and puts it
-    in place when it is whole; after an exception nothing is left behind and a file that was there
-    is as it was. In a `with` block `close` is called at the end, unless there was an exception.
+    Tensors are collected until `close`, which writes everything under a temporary name and renames the file
+    when it is complete. After an exception no new file is left behind, and an existing file is unchanged. In
+    a `with` block `close` is called at the end, unless there was an exception.
 
     Attributes:
         metadata: the key-value pairs to write; may be changed until `close`.

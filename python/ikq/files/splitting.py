@@ -1,4 +1,4 @@
-"""How a split set is divided: the plan that `GGUFWriter` follows, for dry runs."""
+"""How tensors are divided among the files of a split: the plan that `GGUFWriter` follows, for dry runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text files as people have them: with a byte order mark, line ends of any system, or in another encoding.
+"""Text files in the forms that occur: byte order marks, line ends of any system, other encodings.
 
 Rules, manifests and keys are lines, and a mark in front of them means nothing (`read_lines`). Prompts and
 calibration texts are taken literally, so there a mark is a character like any other (`read_literally`).

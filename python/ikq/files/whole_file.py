@@ -1,4 +1,4 @@
-"""Files that are there when they are whole: `whole_file`."""
+"""Files that appear only when they are complete: `whole_file`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["whole_file"]
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A file that gets its name when the block ends without an exception; else nothing is left."""
+    """A file that gets its name when the block ends without an exception; otherwise it is removed."""
     target = Path(path)
     with tempfile.NamedTemporaryFile(
         dir=target.parent, prefix=f".{target.name[:180]}.", suffix=".tmp", delete=False

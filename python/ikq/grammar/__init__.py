@@ -1,10 +1,10 @@
-"""Constraints on what is generated: JSON schemas, GBNF, regular expressions, Lark.
+"""Constraints on generated text: JSON schemas, GBNF, regular expressions, Lark.
 
     constraint = compile_constraint(model.tokenizer, json_schema={"type": "integer"})
     constraint.mask()           # which tokens may come next
     constraint.accept(token)    # one came
 
-constraint.py   what one text may be, token by token: `Constraint`
+constraint.py   which tokens may come next in a text: `Constraint`
 compiling.py    from a schema or grammar to it: `compile_constraint`
 after.py        free text, then a constraint: reasoning, tool calls where a model decides to make one
 then.py         one constraint behind another

@@ -1,4 +1,4 @@
-"""What a text may be, token by token: `Constraint`."""
+"""Which tokens may come next in a text: `Constraint`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Constraint(abc.ABC):
 
     @abc.abstractmethod
     def accept(self, token: int) -> None:
-        """Takes the token that came.
+        """Adds the token that was chosen to the text.
 
         Raises:
             GrammarError: it is not allowed here.

@@ -1,4 +1,4 @@
-"""`GrammarKeywords`: what `Model.generate` and `Model.chat` say about a text's form."""
+"""`GrammarKeywords`: the keywords of `Model.generate` and `Model.chat` that constrain the text."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["GrammarKeywords", "constraint_of"]
 
 
 class GrammarKeywords(TypedDict, total=False):
-    """What a text must be; at most one of these."""
+    """The form that a text must have; at most one of these may be given."""
 
     json_schema: Mapping[str, Any] | bool | None
     """JSON that is valid under this schema."""

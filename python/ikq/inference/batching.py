@@ -1,10 +1,10 @@
 """`Batcher`: the generations of a model computed together, by the threads that ask for their pieces.
 
-A work (`ikq.inference.steps`) is *pending* while its logits after the last token are not computed, which
-begins when that token is chosen, not when its logits are asked for. Who asks and finds none becomes the
-leader: it computes a step for all that is pending, then gives way. So one thread that takes pieces of
-several generations by turns, and many threads with one each, both run full batches; and nothing is computed
-that nobody asks for, but one token ahead.
+A work (`ikq.inference.steps`) is *pending* while the logits after its last token are not computed. This
+begins when that token is chosen, not when the logits are asked for. A thread that asks for logits that are
+not there becomes the leader: it computes a step for everything that is pending, and then gives way. So one
+thread that takes pieces of several generations by turns, and many threads with one each, both run full
+batches; and nothing is computed that nobody asks for, but one token ahead.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Batcher(Steps):
 
     Args:
         model: The model; it is not kept alive.
-        n_ubatch: Most tokens of a step, roughly.
+        n_ubatch: The largest number of tokens of a step, roughly.
     """
 
     def __init__(self, model: TextModel, n_ubatch: int) -> None:
@@ -120,7 +120,7 @@ class Batcher(Steps):
         self._token_chosen.tell()
 
     def leave(self, work: Work) -> None:
-        """A text is over: what was computed for it is kept for others."""
+        """Ends a text; what was computed for it is kept for others."""
         with self._lock:
             self._works.pop(work, None)
             work._is_pending = work._is_choosing = False
@@ -128,7 +128,7 @@ class Batcher(Steps):
         super().leave(work)
 
     def forget(self) -> bool:
-        """Gives back the sequences of texts that are over; whether there were any."""
+        """Frees the sequences of texts that have ended, and returns whether there were any."""
         self._let_go()
         return super().forget()
 

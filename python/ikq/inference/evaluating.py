@@ -1,4 +1,4 @@
-"""`EvaluatingModel`: what `Model` computes. Steps, sequences, logits, and what is collected meanwhile."""
+"""`EvaluatingModel`: the computations of `Model`: steps, sequences, logits, activation statistics."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["EvaluatingModel"]
 
 
 class EvaluatingModel(TextModel):
-    """A model that computes: any number of sequences, of which one is its own."""
+    """A model that computes logits for any number of sequences, of which one is its own."""
 
     def __init__(
         self,
@@ -195,9 +195,9 @@ class EvaluatingModel(TextModel):
         choices: bool = False,
         covariance_layers: range | None = None,
     ) -> Iterator[ActivationCollector]:
-        """Collects statistics of what every matrix is multiplied with, while the block runs the model.
+        """Collects statistics of the inputs of all matrices, while the block runs the model.
 
-        They are the same whichever plan computes an FFN, and do not depend on threads.
+        The statistics depend neither on the plan by which an FFN is computed nor on the number of threads.
 
         Args:
             all_experts: Every token counts for every expert, not only for those that it was routed to. What
@@ -246,7 +246,7 @@ class EvaluatingModel(TextModel):
 
     @property
     def n_ctx(self) -> int:
-        """Most positions of a sequence."""
+        """The largest number of positions of a sequence."""
         return self._engine.n_ctx
 
     @property
@@ -262,7 +262,7 @@ class EvaluatingModel(TextModel):
 
     @property
     def n_ubatch(self) -> int:
-        """Most tokens that are computed at once; longer steps are cut."""
+        """The largest number of tokens that are computed at once (ubatch); longer steps are divided."""
         return self._n_ubatch
 
     def sequence_bytes(self, n: int) -> int:
@@ -272,7 +272,8 @@ class EvaluatingModel(TextModel):
     def pages_held(self) -> list[tuple[int | None, int]]:
         """Pages of 256 positions that sequences hold at the moment, what they share counted once.
 
-        Per group of layers that see equally far: how far (`None`: all), and pages.
+        Each group of layers with the same attention window has an entry: the window (`None` if there is
+        none), and the pages.
         """
         self._check_open()
         return self._engine.pages_held()
@@ -287,7 +288,7 @@ class EvaluatingModel(TextModel):
         self._own.truncate(n)
 
     def shift(self, n_keep: int, n_discard: int) -> None:
-        """Makes room in the model's own sequence, see `Sequence.shift`.
+        """Drops positions of the model's own sequence to make room, see `Sequence.shift`.
 
         Raises:
             UnsupportedError: the model has recurrent layers.

@@ -1,4 +1,4 @@
-"""What a model's parts are, where they are computed and what they take: `Explanation`, `LoadingPlan`."""
+"""Where the parts of a model are computed and how much memory they take: `Explanation`, `LoadingPlan`."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Memory(NamedTuple):
     Attributes:
         mapped: Weights read from the mapped files.
         copied: Weights copied to memory of this process, or of GPUs.
-        cache: Keys, values and recurrent states that sequences hold at the moment, what they share counted
-            once. Those that the model keeps for texts that begin alike are among them.
+        cache: The KV cache and recurrent states that sequences hold at the moment; what they share is counted
+            once. Those that the model keeps for texts with the same beginning are included.
     """
 
     mapped: int
@@ -61,12 +61,12 @@ class Memory(NamedTuple):
 
 
 class LoadingPlan(NamedTuple):
-    """What loading would take, from `Model.plan`.
+    """The placement and memory of a model that `Model.plan` predicts.
 
     Attributes:
         placement: Where every stage of every layer would be computed, in order.
-        weights: Bytes of weights by device, but for those of the embedding, which stay mapped.
-        cache: Bytes of the cache of one text of `n_ctx` tokens.
+        weights: Bytes of weights by device, except those of the embedding, which stay mapped.
+        cache: Bytes of the KV cache of one text of `n_ctx` tokens.
         n_ctx: As asked for, or the trained context.
     """
 
@@ -77,7 +77,7 @@ class LoadingPlan(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """What `Model.explain` tells.
+    """The result of `Model.explain`.
 
     Attributes:
         architecture: Name of the architecture.

@@ -1,4 +1,4 @@
-"""`KeptSequences`: what finished generations leave, for those that begin alike."""
+"""`KeptSequences`: sequences of finished generations, reused by texts with the same beginning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RUN = 256
 
 
 class KeptSequences:
-    """A few sequences that nobody uses; the one that was not used longest goes first."""
+    """A few sequences that nobody uses; the least recently used one is dropped first."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -43,7 +43,7 @@ class KeptSequences:
             old.close()
 
     def clear(self) -> int:
-        """Gives all back; how many there were."""
+        """Frees all sequences, and returns how many there were."""
         with self._lock:
             found, self._all = self._all, []
         for sequence in found:

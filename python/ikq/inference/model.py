@@ -95,16 +95,17 @@ class Model(EvaluatingModel):
 
         Args:
             path: The file, or any shard.
-            n_ctx: Most positions of a sequence, which takes memory as it grows. `None`: the trained context,
-                or the largest half, quarter, ... of it that takes at most a quarter of the free memory.
+            n_ctx: The largest number of positions of a sequence, which takes memory as it grows. `None`: the
+                trained context, or the largest half, quarter, ... of it that takes at most a quarter of the
+                free memory.
             n_threads: Threads; `None`: one per CPU.
-            n_ubatch: Most tokens that are computed at once.
+            n_ubatch: The largest number of tokens that are computed at once.
             cache_type_k: Type of cached keys: f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl or q6_0.
             cache_type_v: Type of cached values.
-            cache_rotation: Rotate what is cached with 6 bits or less by a Hadamard matrix, which makes it far
-                more exact.
-            swa_full: Keep keys and values behind sliding windows, so that sequences can go back to any
-                position, for the memory of full contexts.
+            cache_rotation: Rotate keys and values that are cached with 6 bits or less by a Hadamard matrix,
+                which makes them far more exact.
+            swa_full: Keep keys and values that sliding windows have left behind, so that sequences can go
+                back to any position. This takes the memory of a full context.
             compute: `auto`: activations are quantized to 8 bits for products with block types; `f32`: float32
                 products of the decoded weights, exact and slow.
             fused_up_gate: Compute gate, up and activation of an FFN in one pass.
@@ -115,18 +116,18 @@ class Model(EvaluatingModel):
             mmap: `auto` copies weights to huge pages when memory allows and keeps the mapping where it does
                 not; `on` keeps it, `off` copies.
             repack: No effect: weights are re-arranged while loading in any case.
-            devices: What computes, the CPU first. `CUDA0`, `CUDA1`, ... are GPUs (see `ikq.cuda`), which so
-                far compute all but recurrent layers; `CPU1`, `CPU2`, ... are the CPU again with memory of
-                their own, to see what a placement does.
-            n_gpu_layers: The last so many layers go to the first device that is not the CPU; more than there
-                are: the output too.
+            devices: The devices that compute, the CPU first. `CUDA0`, `CUDA1`, ... are GPUs (see `ikq.cuda`),
+                which so far compute all but recurrent layers; `CPU1`, `CPU2`, ... are the CPU again with
+                memory of their own, to see what a placement does.
+            n_gpu_layers: This many layers, the last ones, go to the first device that is not the CPU; with a
+                larger number than there are layers, the output does, too.
             override_tensor: Rules `REGEX=DEVICE`, several joined by commas or in a list: tensors in whose
                 names the expression is found go to that device. The first rule that fits holds, before all
                 others.
             cpu_moe: Experts of all layers stay on the CPU.
-            n_cpu_moe: Experts of the first so many layers that have any stay there.
-            yarn_truncate: Bounds of YaRN's ramp are integers, as in GGUF engines (gpt-oss was published
-                without).
+            n_cpu_moe: Experts of this many layers, the first ones that have any, stay on the CPU.
+            yarn_truncate: Round the bounds of YaRN's ramp to integers, as GGUF engines do (gpt-oss was
+                published without that).
             override_kv: Metadata to be read instead of the file's.
 
         Raises:
@@ -172,7 +173,7 @@ class Model(EvaluatingModel):
         return model
 
     def exchange(self, reader: GGUFReader) -> Model:
-        """The model of another file of the same metadata, on the memory of this one, which is closed.
+        """Loads another file with the same metadata in place of this model, which is closed.
 
         Tensors that both have in common are not loaded again: readers that `GGUFReader.with_tensors_of` makes
         of the same files share them. The options are those that this model was loaded with. There is no head
@@ -212,7 +213,7 @@ class Model(EvaluatingModel):
         yarn_truncate: bool = True,
         override_kv: Mapping[str, bool | int | float | str] | None = None,
     ) -> LoadingPlan:
-        """What `load` with these options would place where and take; nothing is loaded.
+        """Where `load` with these options would place what, and the memory it would take; loads nothing.
 
         Args:
             path: As for `load`, which has the other options, too.
@@ -253,7 +254,7 @@ class Model(EvaluatingModel):
         return Memory(*(sum(sizes) for sizes in zip(*parts, strict=True)))
 
     def explain(self) -> Explanation:
-        """What is computed where, how and why, where the weights are, and who else can load the file."""
+        """Where, how and why everything is computed, where weights are, and who else can load the file."""
         self._check_open()
         plans = tuple(
             FfnPlan(layer, role, plan, why, *(QuantType[t] for t in types))

@@ -1,4 +1,4 @@
-"""`Sequence`: tokens that a model has read, to go on from."""
+"""`Sequence`: tokens that a model has processed, with their KV cache."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ Want: TypeAlias = Literal["last", "all", "none", "hidden"]
 class Sequence:
     """A text that a model is reading or writing.
 
-    Made by `Model.new_sequence`, `Model.load_sequence` and `fork`. It holds positions in the model's cache,
-    `Model.step` adds to them. Sequences that were forked share what they have in common. What it holds is
-    given back by `close`, at the end of a `with` block, or when nobody refers to it any more.
+    Made by `Model.new_sequence`, `Model.load_sequence` and `fork`. It holds positions in the model's KV
+    cache, and `Model.step` adds to them. Forked sequences share the cache of the tokens that they have in
+    common. The cache is freed by `close`, at the end of a `with` block, or when nobody refers to the sequence
+    any more.
 
     A sequence that a step works on, or that another thread uses, is waited for.
 
@@ -71,15 +72,16 @@ class Sequence:
     def n_unshifted(self) -> int:
         """Positions from the beginning that were computed where they are: all, if there was no `shift`.
 
-        Only these are as if their tokens were computed anew, so only these serve a text that begins alike.
+        Only these are the same as if their tokens were computed anew, so only these can be reused by another
+        text with the same beginning.
         """
         return min(self.n_past, self._n_straight)
 
     def fork(self) -> Sequence:
         """Another sequence of the same tokens.
 
-        Both share the cache of these tokens until one of them writes to a part of it: costs little, whatever
-        the length. Models with recurrent layers copy their state.
+        Both share the cache of these tokens until one of them writes to a part of it, so forking costs
+        little, whatever the length. Models with recurrent layers copy their state.
 
         Raises:
             ValueError: the sequence is closed, or the model.
@@ -99,16 +101,16 @@ class Sequence:
             self._n_straight = sys.maxsize
 
     def rewindable(self, n: int) -> int:
-        """The largest position, at most `n`, that `truncate` can go back to.
+        """The largest number of positions, at most `n`, that `truncate` can keep.
 
-        That is `n` (or `n_past`, if there are no more) for most models. Layers with a sliding window give
-        back what lies behind it, unless the model was loaded with `swa_full=True`; recurrent layers keep
-        snapshots of their state.
+        That is `n` (or `n_past`, if there are no more) for most models. Layers with a sliding window free
+        what lies behind it, unless the model was loaded with `swa_full=True`; recurrent layers keep snapshots
+        of their state.
         """
         return self._core.rewindable(n)
 
     def shift(self, n_keep: int, n_discard: int) -> None:
-        """Makes room: forgets `n_discard` positions after the first `n_keep`; the later ones move down.
+        """Makes room: drops `n_discard` positions after the first `n_keep`; the later ones move down.
 
         Raises:
             UnsupportedError: the model has recurrent layers.
@@ -121,7 +123,7 @@ class Sequence:
             self._n_straight = min(self._n_straight, n_keep)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the sequence to a file, for `Model.load_sequence`; whole or not at all.
+        """Writes the sequence to a file, for `Model.load_sequence`; the file appears when it is complete.
 
         A file does not say what was shifted: go back to `n_unshifted` first, unless it is to go on as it is.
 
@@ -142,7 +144,7 @@ class Sequence:
         self._owner = weakref.ref(generation)
 
     def close(self) -> None:
-        """Gives back what it holds. It cannot be used any more."""
+        """Frees the KV cache of the sequence, which cannot be used any more."""
         self._core.close()
 
     def __enter__(self) -> Sequence:

@@ -1,10 +1,10 @@
-"""`Steps`: what a step of a model has in it, and what comes of it.
+"""`Steps`: the tokens that a step of a model computes, and its results.
 
-A text in the making is a `Work`: tokens, and a sequence that holds the first of them. A step has of each
-work its next token, or a part of its prompt. Whoever drives it, threads that ask by turns
-(`ikq.inference.batching`) or one that owns the model (`ikq.serve`), says which works take part.
+A text that is being generated is a `Work`: its tokens, and a sequence that holds the first of them. A step
+computes the next token of each work, or a part of its prompt. The caller decides which works take part:
+threads that ask by turns (`ikq.inference.batching`), or the one that owns the model (`ikq.serve`).
 
-What is computed beside a sequence does not change its logits, so texts do not depend on company.
+The logits of a sequence do not depend on what else is computed in the step, and so texts do not either.
 
 A work may have drafts (`ikq.speculation`): its part of a step is its last token and what may follow, and the
 logits behind drafted tokens serve while these are chosen. Drafts of all works are made together, too.
@@ -46,7 +46,7 @@ _WORTH_WAITING = 64
 
 
 class Kept(Protocol):
-    """What texts that are over leave for those that begin alike; `KeptSequences` is one."""
+    """A store of sequences for texts with the same beginning, such as `KeptSequences`."""
 
     def __len__(self) -> int: ...
 
@@ -64,7 +64,7 @@ class Kept(Protocol):
 
 
 class Work:
-    """A text in the making.
+    """A text that is being generated.
 
     Attributes:
         tokens: All its tokens, a list that its owner changes while nothing is computed.
@@ -138,7 +138,7 @@ class Work:
         return n
 
     def receive(self, found: Found) -> None:
-        """Takes what a step gave: logits after the last token."""
+        """Takes the result of a step: the logits after the last token."""
         self._verified = found
         self._logits = found.verified.logits
         self.n_done = len(self.tokens)
@@ -192,7 +192,7 @@ class Part(NamedTuple):
 
     @property
     def want(self) -> Want:
-        """What the step is to give."""
+        """The results that the step must return."""
         if self.needs_hidden:
             return "hidden"
         if not self.is_last:
@@ -201,7 +201,7 @@ class Part(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a step gave to a work whose last token was in it.
+    """The result of a step for a work whose last token was in it.
 
     Attributes:
         verified: Logits behind that token and the drafted ones.
@@ -234,7 +234,7 @@ class Steps:
         n_ubatch: Most tokens of a step, roughly.
 
     Attributes:
-        kept: What texts that are over leave.
+        kept: Sequences of texts that have ended.
         share: How prompts share the room of a step.
         step_times: Times of steps without prompts.
         experiences: What became of drafts.
@@ -261,7 +261,7 @@ class Steps:
         self.spared(partial(work.shift, n_keep, n_discard))
 
     def leave(self, work: Work) -> None:
-        """A text is over: what was computed for it is kept for others."""
+        """Ends a text; what was computed for it is kept for others."""
         with self._lock:
             self._works.pop(work, None)
         with contextlib.suppress(ValueError):  # closed, or the model is
@@ -291,7 +291,7 @@ class Steps:
             return do()
 
     def forget(self) -> bool:
-        """Gives back the sequences of texts that are over; whether there were any."""
+        """Frees the sequences of texts that have ended, and returns whether there were any."""
         return self.kept.clear() > 0
 
     def computed(self, works: list[Work]) -> list[tuple[Work, Outcome]]:

@@ -1,4 +1,4 @@
-"""`ImatrixCoverage`: what of a planned quantization has activation statistics."""
+"""`ImatrixCoverage`: which tensors of a planned quantization the imatrix has data for."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class PartialExperts(NamedTuple):
 
 @dataclass(frozen=True)
 class ImatrixCoverage:
-    """What an imatrix has data for, of the tensors whose new type looks at importance.
+    """Which tensors an imatrix has data for, of those whose new type makes use of it.
 
     Copied tensors, types that use no statistics (floats, Q8_0) and embeddings of which single rows are looked
     up are not counted.
     """
 
     n_tensors: int
-    """Tensors whose type looks at importance."""
+    """Tensors whose type makes use of an imatrix."""
     n_covered: int
     """Those among them that have data, their own or borrowed."""
     n_experts: int
@@ -42,16 +42,17 @@ class ImatrixCoverage:
     n_experts_seen: int
     """Those among them that the calibration text reached."""
     missing: tuple[str, ...]
-    """Tensors without data: all columns count the same."""
+    """Tensors without data; all their columns have the same importance."""
     borrowed: Mapping[str, str]
-    """Tensors that the file lacks, and the entry of a tensor with the same input that serves them."""
+    """Tensors without an entry of their own, and the entry of a tensor with the same input that is used
+    instead."""
     partial: tuple[PartialExperts, ...]
-    """Tensors with experts without data, which take what the others' statistics have in common."""
+    """Tensors with experts without data, for which the pooled statistics of the others are used."""
     left_out: tuple[str, ...]
-    """Tensors whose entry `include_weights` or `exclude_weights` leaves out; not held against the file."""
+    """Tensors whose entry `include_weights` or `exclude_weights` leaves out; they do not count as missing."""
     is_complete: bool
-    """Nothing is missing, and at least 95 % of each tensor's experts were seen; else quantizing is refused
-    unless `allow_missing` is given."""
+    """Whether nothing is missing, and at least 95 % of each tensor's experts were seen. Otherwise quantizing
+    is refused unless `allow_missing` is given."""
 
     @classmethod
     def _of(cls, core: _ikq.Coverage) -> ImatrixCoverage:

@@ -35,10 +35,12 @@ class QuantizeOptions(TypedDict, total=False):
     """Keywords that decide what is written, all optional; each is the command's option of that name."""
 
     pure: bool
-    """TYPE for every matrix that no option names, `output.weight` included, without the rules of TYPE."""
+    """Use TYPE for every matrix that no option names, including `output.weight`, without the rules of
+    TYPE."""
 
     attn_q_type: TypeLike | None
-    """Type of `attn_q`, over the rules of TYPE; the same below for other roles."""
+    """The type of `attn_q`, which overrides the rules of TYPE; the following options do so for other
+    roles."""
     attn_k_type: TypeLike | None
     attn_v_type: TypeLike | None
     attn_qkv_type: TypeLike | None
@@ -50,45 +52,46 @@ class QuantizeOptions(TypedDict, total=False):
     ffn_down_type: TypeLike | None
 
     custom_q: str | Sequence[str]
-    """`"regex=type,regex=type"`, or several such strings, over TYPE and roles; the first pattern found in a
-    tensor's name decides. A rule that matches nothing is an error."""
+    """Rules `"regex=type,regex=type"`, or several such strings, which override TYPE and the options for
+    roles; the first pattern found in a tensor's name decides. A rule that matches nothing is an error."""
     tensor_type: str | Sequence[str]
-    """`"regex=type"`, one rule each, after those of `custom_q`; the pattern may contain commas."""
+    """Rules `"regex=type"`, one per string, after those of `custom_q`; the pattern may contain commas."""
     tensor_type_file: PathLike | None
     """A text file of such rules, one (or a comma-separated list) per line, after those above."""
     recipe: PathLike | None
-    """A recipe, from `ikq recipe` or another program: a file of such rules, after those above. Rules that ask
-    of norms and routers what these are anyway do not count; a file from Windows is read as well."""
+    """A recipe, from `ikq recipe` or another program: a file of such rules, after those above. Rules for
+    norms and routers that change nothing are ignored; files with line ends of Windows are accepted."""
 
     token_embedding_type: TypeLike | None
-    """Type of `token_embd.weight`, over all rules."""
+    """The type of `token_embd.weight`, which overrides all rules."""
     per_layer_token_embedding_type: TypeLike | None
-    """Type of `per_layer_token_embd.weight`, over all rules."""
+    """The type of `per_layer_token_embd.weight`, which overrides all rules."""
     output_tensor_type: TypeLike | None
-    """Type of `output.weight` (or of the tied embedding), over all rules."""
+    """The type of `output.weight` (or of the tied embedding), which overrides all rules."""
     ffn_gate_inp_type: TypeLike | None
-    """Type of the MoE router `ffn_gate_inp.weight`, which otherwise stays as it is."""
+    """The type of the MoE router `ffn_gate_inp.weight`, which otherwise keeps its type."""
     leave_output_tensor: bool
-    """`output.weight` stays as it is."""
+    """Copy `output.weight` unchanged."""
     extra_output_tensor: TypeLike | None
     """Also write `output_extra.weight`, the output matrix in this type, if smaller than the source's."""
     symmetric_q40: bool
-    """Q4_0 with the levels -7 to 7, as some programs that repack it for other hardware want it."""
+    """Encode Q4_0 with the levels -7 to 7, as some programs need it that repack it for other hardware."""
 
     biased: bool
     """Store scales as they were fitted. By default they are divided by the gain g = sum(w x y) / sum(w x^2)
-    of the fit (x the source, y what it decodes to, w the imatrix or 1), so that results are not smaller than
-    the source on the average; squared errors are larger by 1 / sqrt(g), and mixes diverge less from the
-    source. Types of 8 bits and more, ternary ones, IQ6_K, MXFP4, NVFP4, IQ2_KT and IQ3_KT are the same
-    either way."""
+    of the fit (x the source, y the decoded result, w the imatrix or 1), so that results are not smaller than
+    the source on average. This makes squared errors larger by 1 / sqrt(g), but mixes diverge less from the
+    source. Types of 8 bits and more, ternary ones, IQ6_K, MXFP4, NVFP4, IQ2_KT and IQ3_KT are the same either
+    way."""
     unbiased: bool
-    """The opposite of `biased`, which is the default; for callers of earlier versions."""
+    """The opposite of `biased` and the default; accepted for callers that were written for earlier
+    versions."""
 
     imatrix: PathLike | Imatrix | None
-    """Activation statistics, a file of either form or an `Imatrix`."""
+    """Activation statistics: an imatrix file (`.dat` or GGUF) or an `Imatrix`."""
     error_feedback: PathLike | None
-    """A file of covariances (`ikq imatrix --covariance`): each column's error is made good by the columns
-    behind it, as far as their inputs go together. Types of 8 bits, ternary ones and those whose scales are
+    """A covariance file (`ikq imatrix --covariance`): the error of each column is compensated by the columns
+    after it, as far as their inputs are correlated. Types of 8 bits, ternary ones and those whose scales are
     powers of two or 8-bit floats are encoded as without."""
     include_weights: Sequence[str]
     """Use only the statistics of tensors whose names contain one of these."""
@@ -102,16 +105,17 @@ class QuantizeOptions(TypedDict, total=False):
     """Accept an imatrix without data for some tensors, or for more than 5 % of a tensor's experts."""
 
     only_layer: int | None
-    """Write only the tensors of this block, for `reuse` by the run that writes all of them: types and
-    statistics are those that they have in the whole model."""
+    """Write only the tensors of this block, for `reuse` by a run that writes all of them. Their types and
+    statistics are the same as in the whole model."""
 
     repack: bool
-    """Change no weights: write the same model with its tensors in their interleaved types, where they have
-    one and their rows are whole groups. TYPE is ignored (give COPY); no option about types goes with it."""
+    """Change no weights, but write the tensors in their interleaved types, where they have one and their rows
+    form whole groups. TYPE is ignored (give COPY), and options about types cannot be combined with this."""
     unrepack: bool
-    """The inverse: interleaved tensors in their plain types, where one holds the same."""
+    """The inverse of `repack`: write interleaved tensors in the plain types with the same codes, if any."""
     repack_pattern: str | Sequence[str]
-    """Of these only tensors whose names match; comma-separated lists of regular expressions."""
+    """Repack (or the inverse) only tensors whose names match; comma-separated lists of regular
+    expressions."""
 
     allow_requantize: bool
     """Accept tensors that are quantized already."""
@@ -123,44 +127,44 @@ class QuantizeOptions(TypedDict, total=False):
     split_max_tensors: int | None
     """Split the output into files of at most this many tensors."""
     no_tensor_first_split: bool
-    """Let the first of these files hold metadata only."""
+    """Let the first file of a split hold metadata only."""
     keep_split: bool
-    """Split the output as the source is: the same tensors in each file. One file stays one."""
+    """Split the output like the source, with the same tensors in each file. A single file stays one."""
 
 
 class WorkOptions(TypedDict, total=False):
-    """Keywords of everything that quantizes a file: how much it may take, and what it tells."""
+    """Keywords of everything that quantizes a file: limits of threads and memory, clamping, and messages."""
 
     n_threads: int | None
     """Threads; None (or a number below 1) is one per CPU."""
     max_ram: int | str | None
-    """Most bytes in work at a time, a number or `"500M"`; fewer threads work where they do not fit. None is
-    half of the memory that is available."""
+    """The largest number of bytes that are worked on at a time, a number or `"500M"`; fewer threads work if
+    it is not enough for all. None means half of the available memory."""
     clamp: bool
-    """Cut off weights that are larger than their tensor's type can keep, such as those above 65504 in F16; by
-    default they are refused."""
+    """Cut off weights that are larger than their tensor's type can represent, such as those above 65504 in
+    F16; by default they are refused."""
     on_note: Callable[[str], None] | None
-    """Called with sentences for people, such as what was found of earlier runs."""
+    """Called with messages for the user, such as what earlier runs have left."""
 
 
 class RunOptions(WorkOptions, total=False):
     """Keywords that decide how a plan is carried out, all optional."""
 
     restart: bool
-    """Begin anew, whatever an interrupted run has left; by default the run goes on with that."""
+    """Begin anew, whatever an interrupted run has left; by default the run continues with that."""
     reuse: PathLike | Sequence[PathLike] | None
-    """An older output of ikq (a file or a split set), or several: their tensors serve where source, type,
-    imatrix and encoder are the same."""
+    """An older output of ikq (a file or a split model), or several: their tensors are reused where source,
+    type, imatrix and encoder are the same."""
     partial_requant: bool
-    """Finished shards of the output stay where they are what is to be written (checked by their bytes, not by
-    their names)."""
+    """Keep finished shards of the output that have the right contents (checked by their bytes, not by their
+    names)."""
     measure_errors: bool
     """Measure every tensor's error; see `TensorOutcome`."""
     progress: Callable[[PlannedTensor, float], None] | None
     """Called with each tensor, in order, when it is in the file, and the seconds of work (of all threads
     together) that it took."""
     on_bytes: Callable[[int], None] | None
-    """Called several times a second with the bytes of the source done since; for bars."""
+    """Called several times a second with the bytes of the source processed since the last call; for bars."""
 
 
 class QuantizeFileOptions(QuantizeOptions, RunOptions, total=False):

@@ -47,19 +47,19 @@ __all__ = [
 
 
 class Ftype(NamedTuple):
-    """Something that TYPE can be."""
+    """A file type, which the argument TYPE of `ikq quantize` can be."""
 
     name: str
     id: int | None
     """The number written to `general.file_type`; None (COPY) keeps the input's."""
     base: QuantType | None
-    """The type of matrices that no rule says otherwise about; None keeps their own."""
+    """The type of matrices that no rule gives another; None keeps their own."""
     is_mix: bool
     """A mix with a name of its own, such as Q4_K_M, rather than the name of a type."""
 
 
 def ftypes() -> list[Ftype]:
-    """Everything that the command's TYPE can be, in order of number."""
+    """All file types, which the argument TYPE of `ikq quantize` can be, ordered by number."""
     return [
         Ftype(name, number, None if base is None else QuantType(base), is_mix)
         for name, number, base, is_mix in _ikq.ftypes()
@@ -68,34 +68,36 @@ def ftypes() -> list[Ftype]:
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """What happens to one tensor."""
+    """The plan for one tensor."""
 
     name: str
     shape: tuple[int, ...]
     """As numpy has it: experts, rows, elements of a row."""
     from_type: QuantType | int
-    """An id that ikq does not know stays a number."""
+    """The type in the source; a type that ikq does not know is given as its id."""
     to_type: QuantType | int
     copied: bool
-    """Byte for byte, not decoded and encoded."""
+    """Whether it is copied byte for byte instead of being encoded."""
     repacked: bool
-    """Rows are put into groups or taken apart; their codes stay as they are."""
+    """Whether it is converted between a plain and an interleaved type, with the same codes."""
     unbiased: bool
-    """Encoded with scales that undo the gain of their fit: the result is not smaller than the source."""
+    """Whether it is encoded with scales that compensate the gain of their fit (see `biased`)."""
     feedback: Literal["used", "missing", "not used"]
-    """Encoded with error feedback; missing: its type would use a covariance, and the file has none."""
+    """Whether it is encoded with error feedback; `missing` if its type would use a covariance but there is
+    none."""
     reason: str
-    """Why it gets its type, or why it is copied."""
+    """Why it gets its type, or why it is copied unchanged."""
     fallback_from: QuantType | None
     """The type that was wanted before the shape forced another."""
     bytes_in: int
     bytes_out: int
     imatrix: str | None
-    """Entry that weighs its columns; None when there is none or the type looks at none."""
+    """The imatrix entry that weights its columns; None if there is none or the type uses none."""
     lacks_imatrix: bool
     """Its type would use statistics, and there are none."""
     unseen_experts: tuple[int, ...]
-    """Experts without a single token in the statistics; they take what the others' have in common."""
+    """Experts without a single token in the statistics, for which the pooled statistics of the others are
+    used."""
     thin_experts: tuple[int, ...]
     """Experts with fewer than 1024 tokens, whose statistics are drawn to the others'; only GGUF imatrices
     count tokens per expert."""
@@ -125,18 +127,18 @@ class QuantizePlan:
     shards: tuple[int, ...]
     """Tensors in each output file; one number unless the output is split."""
     coverage: ImatrixCoverage | None
-    """What the imatrix has data for; None without one."""
+    """Which tensors the imatrix has data for; None without an imatrix."""
     _core: _ikq.QuantizePlan = field(repr=False, compare=False)
 
     def run(
         self, *, _isa: str | None = None, _outside: _ikq._Outside | None = None, **options: Unpack[RunOptions]
     ) -> QuantizeResult:
-        """Carries the plan out, going on where an interrupted run of the same plan ended.
+        """Runs the plan, and continues where an interrupted run of the same plan ended.
 
-        The output is written to `NAME.part` beside its final name and renamed when whole: an existing file
-        stays as it is until then. `NAME.journal` says which work items are done; both stay when the run
-        fails, is interrupted or killed, and the next call begins with what is seen (by hashes) to be good in
-        them. The bytes do not depend on the number of threads, the machine or interruptions.
+        The output is written to `NAME.part` beside its final name and renamed when it is complete; an
+        existing file stays as it is until then. `NAME.journal` records which work items are done. Both stay
+        when the run fails, is interrupted or killed, and the next call reuses everything in them whose hash
+        is right. The bytes do not depend on the number of threads, the machine or interruptions.
 
         Args:
             **options: See `RunOptions`.
@@ -222,9 +224,9 @@ class QuantizePlan:
         max_ram: int | str | None = None,
         measure_errors: bool = False,
     ) -> tuple[int, int]:
-        """Threads that `run` lets work at once, and the bytes that they have in work at most.
+        """The number of threads that `run` lets work at once, and the bytes that they use at most.
 
-        The process needs what it has now besides (`resource.getrusage`).
+        What the process uses already comes on top (`resource.getrusage`).
 
         Raises:
             ikq.errors.RefusedError: A tensor does not fit `max_ram`.
@@ -241,7 +243,8 @@ class QuantizePlan:
     ) -> float:
         """Seconds that `run` will take from the beginning.
 
-        A few pieces of every kind of tensor are tried; a nameless file tells how fast the output's disk is.
+        It quantizes a few parts of every kind of tensor, and measures with a temporary file how fast the
+        output's disk is.
 
         Raises:
             ikq.errors.FormatError: A weight that was tried is NaN or infinite.
@@ -283,11 +286,11 @@ class QuantizePlan:
 
 @dataclass(frozen=True)
 class TensorOutcome:
-    """What a run did to a tensor."""
+    """The outcome of a run for one tensor."""
 
     how: Literal["encoded", "copied", "reused", "repacked"]
     seconds: float
-    """Work of all threads on it, in this run and those that it went on from."""
+    """The time of all threads spent on it, in this run and in interrupted ones that it continued."""
     error: float | None
     """Relative root mean square error, sqrt(sum (x - y)^2 / sum x^2) over source x and result y; None where
     it was not measured (copied or reused, or nobody asked)."""
@@ -309,7 +312,7 @@ class TensorOutcome:
 
 @dataclass(frozen=True)
 class QuantizeResult:
-    """A finished run."""
+    """The result of a finished run."""
 
     plan: QuantizePlan
     files: tuple[Path, ...]
@@ -402,9 +405,9 @@ def quantize_file(
         source: A GGUF model, or any shard of a split set, or a checkpoint folder of `transformers`.
         destination: The file to write; None is `ggml-model-TYPE.gguf` beside the source (with `repack`,
             `NAME-repacked.gguf`). With a split, the shards are named after it.
-        type: What matrices become: a type or a mix by name (`"IQ4_KS"`, `"Q4_K_M"`; `ftypes` lists them),
-            with the rules that people know from llama-quantize for some of them, or a `QuantType`, which
-            means the mix of that base.
+        type: The file type: a type or a mix by name (`"IQ4_KS"`, `"Q4_K_M"`; `ftypes` lists them), with the
+            rules that people know from llama-quantize for some of them, or a `QuantType`, which means the mix
+            of that base.
         **options: See `QuantizeOptions` for what is written, and `RunOptions` for how.
 
     Raises:

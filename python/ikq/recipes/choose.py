@@ -1,4 +1,4 @@
-"""The choice: one type per tensor, the least sum of costs within budgets.
+"""Chooses one type per tensor so that the sum of costs is smallest within the budgets.
 
 A multiple-choice knapsack. Of each tensor's choices those on the lower convex hull of cost over bytes,
 taken in order of what a byte saves, solve the relaxed problem exactly; its value is below that of every

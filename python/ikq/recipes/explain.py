@@ -1,4 +1,4 @@
-"""Why every tensor has its type: what one step more or less would do."""
+"""Why every tensor has its type: the effect of the next larger or smaller type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What there is to choose: for every tensor the types that it may become, and exact sizes.
+"""The choices of a recipe: for every tensor the types that it may get, with exact sizes.
 
 Sizes, fallbacks and what is never quantized are those of the quantizer's own plan, one plan per type, so that
 a recipe's file has the size that was promised.
@@ -51,7 +51,7 @@ class TensorChoices:
     """As numpy has it: experts, rows, elements of a row."""
     source_type: QuantType | int
     types: tuple[QuantType | int, ...]
-    """What it may become, its own type among them if that is so. In order of size."""
+    """The types that it may get, ordered by size; its own type is among them if it may stay as it is."""
     bytes: NDArray[np.int64]
     """Bytes in the file for each of them, with the padding behind."""
     imatrix: str | None
@@ -85,7 +85,7 @@ class Problem:
 
     @property
     def smallest(self) -> str:
-        """What refusals say of the smallest file."""
+        """A text about the smallest file, for error messages."""
         least = self.least_bytes
         bits = 8 * (least - self.overhead + sum(self.fixed_bytes.values())) / self.n_weights
         return (

@@ -36,7 +36,7 @@ within a factor of two or so, and what they leave out is common to many tensors.
 
 @dataclass(frozen=True)
 class Budget:
-    """What a recipe has to keep. One of `size`, `bpw` and `ram` is given.
+    """The limits of a recipe. Exactly one of `size`, `bpw` and `ram` is given.
 
     Attributes:
         size: Bytes of the file.
@@ -73,7 +73,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Costs:
-    """What is predicted for every tensor and type.
+    """The predicted divergence and size for every tensor and type.
 
     Attributes:
         problem: The model and its choices.
@@ -105,16 +105,16 @@ class Recipe:
 
     Attributes:
         costs: What was predicted for all types.
-        choice: What was chosen.
-        type: The TYPE that the file will be said to be: the one most weights have.
+        choice: The chosen types.
+        type: The file type TYPE that is written to the file: that of most weights.
         file_bytes: Exact size of the file.
         budget: What was asked for.
-        placement: What lies where, where memories were given.
+        placement: Which tensors are in which memory, if memories were given.
         n_ctx: Positions that the cache is for, with a placement.
         use: How it will be run.
         speeds: Predicted tokens per second: of prompts, and of generation; None where nothing was measured.
-        notes: What else is to be said of it.
-        options: What `ikq quantize` needs besides for this file.
+        notes: Further remarks for the user.
+        options: Further options that `ikq quantize` needs for this file.
     """
 
     costs: Costs
@@ -146,7 +146,7 @@ class Recipe:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where the divergence will be, nine times in ten."""
+        """The interval that will contain the divergence in nine cases of ten."""
         return self.divergence / self.costs.uncertainty, self.divergence * self.costs.uncertainty
 
     @property
@@ -165,7 +165,7 @@ def open_problem(
     fix: Sequence[str] = (),
     allow_requantize: bool = False,
 ) -> Problem:
-    """What may be chosen for a model; the arguments and errors are those of `make_recipe`."""
+    """The choices that there are for a model; arguments and errors are those of `make_recipe`."""
     statistics = imatrix if imatrix is None or isinstance(imatrix, Imatrix) else Imatrix(imatrix)
     return read_problem(Path(source), statistics, types, fix=fix, allow_requantize=allow_requantize)
 

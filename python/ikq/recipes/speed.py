@@ -38,7 +38,7 @@ _ROUTER = QuantType.F32
 
 @dataclass(frozen=True)
 class Speeds:
-    """What a machine takes.
+    """The speed of a machine.
 
     Attributes:
         types: Products, by type.

@@ -53,10 +53,9 @@ class Sampler:
 
         Args:
             options: How tokens are chosen.
-            vocabulary: The tokenizer; DRY needs it to find its sequence breakers and goes without unless
-                given.
-            constraint: What the text may be. Tokens that it does not allow are none of the candidates, for
-                any step; `accept` tells it the tokens.
+            vocabulary: The tokenizer, which DRY needs to find its sequence breakers; without it DRY has none.
+            constraint: Restricts the text. Tokens that it does not allow are not among the candidates of any
+                step; `accept` passes it the tokens.
         """
         self._constraint = constraint
         self.options = options or SamplingOptions()
@@ -77,7 +76,7 @@ class Sampler:
         self.reset()
 
     def reset(self, tokens: ArrayLike = ()) -> None:
-        """Forgets everything and starts the random numbers anew; `tokens` count as said already."""
+        """Forgets everything and restarts the random numbers; `tokens` count as generated before."""
         self._random = np.random.Philox(self.seed)
         self._history = History(tokens)
         self._mirostat = Mirostat2(self.options.mirostat_tau, self.options.mirostat_eta)

@@ -1,4 +1,4 @@
-"""`SamplingOptions`: what can be said about sampling, checked."""
+"""`SamplingOptions`: the options of sampling, checked."""
 
 from __future__ import annotations
 

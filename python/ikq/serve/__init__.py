@@ -1,8 +1,8 @@
-"""`ikq serve`: a model as a service that other programs' clients already speak to.
+"""`ikq serve`: a model as a server with the APIs of OpenAI, Anthropic and llama-server.
 
-requests.py   what any API asks for, in ikq's own terms
-events.py     what comes back, piece by piece
-errors.py     why something was not done, with a status; each API writes it in its own form
+requests.py   requests of all APIs in a common form
+events.py     the answers, piece by piece
+errors.py     errors with a status; each API writes them in its own form
 service.py    `Service`: from a request to events
 engine.py     the thread that owns a model; scheduler.py what it computes next; prefixes.py what it remembers
 routes/       one file per API: JSON to requests, events to JSON

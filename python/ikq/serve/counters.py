@@ -1,4 +1,4 @@
-"""`Counters`: what an engine has done."""
+"""`Counters`: sums of the work that an engine has done."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Counters:
 
     Attributes:
         n_prompt: Tokens of prompts that were computed.
-        n_cached: Tokens of prompts that were there.
+        n_cached: Tokens of prompts that were in a KV cache already.
         n_chosen: Tokens that were chosen.
         n_drafted: Tokens that were drafted and compared.
         n_accepted: Those of them that were chosen.
         prompt_seconds: From the first step of a text to its first token.
         chosen_seconds: From there to its last one.
-        n_texts: Texts that are over.
-        n_refused: Requests that found too many others.
-        n_cancelled: Requests that nobody wanted any more.
+        n_texts: Texts that have ended.
+        n_refused: Requests that were refused because too many others were waiting.
+        n_cancelled: Requests that were cancelled.
         n_paused: How often a text had to wait for lack of memory.
         n_steps: Steps of the model.
         n_entries: Texts that took part in them.
@@ -47,13 +47,13 @@ class Counters:
     step_seconds: float = 0.0
 
     def count_step(self, n_entries: int, seconds: float) -> None:
-        """A step is over."""
+        """Counts a finished step."""
         self.n_steps += 1
         self.n_entries += n_entries
         self.step_seconds += seconds
 
     def count_text(self, text: Text) -> None:
-        """A text is over."""
+        """Counts a finished text."""
         self.n_texts += 1
         self.n_chosen += text.n_chosen
         speculation = text.work.speculation

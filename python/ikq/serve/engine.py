@@ -38,22 +38,22 @@ _News: TypeAlias = tuple[Job, list[Event], ServiceError | None]
 class Engine:
     """Computes texts of a model, all that have a slot in common steps.
 
-    A step has the next token of every text, and a part of the prompts of those that are not so far: tokens of
-    others keep coming while a long prompt is read. Nobody's text shows what was computed beside it, because
-    logits do not depend on company.
+    A step computes the next token of every text, and a part of the prompts that are not finished, so that
+    other texts continue while a long prompt is processed. No text depends on what is computed beside it,
+    because logits do not.
 
     Every method may be called from any thread and none waits for the model.
 
     Args:
         model: The model. Nobody else may use it while the engine runs.
-        n_slots: Most texts at a time.
-        n_queue: Most texts that wait; a chore counts as one.
+        n_slots: The largest number of texts at a time.
+        n_queue: The largest number of texts that wait; a chore counts as one.
         budget: Bytes that caches may take, those of texts and those that are kept for others together.
 
     Attributes:
         counters: What was done so far.
         slots: Places of texts.
-        prefixes: What is kept of texts that are over.
+        prefixes: Sequences of texts that have ended.
     """
 
     def __init__(self, model: Model, *, n_slots: int, n_queue: int, budget: int) -> None:

@@ -1,4 +1,4 @@
-"""What comes back for a request, piece by piece: `Piece`, `Finished`; and `Usage`."""
+"""The answer to a request, piece by piece: `Piece`, `Finished`; and `Usage`."""
 
 from __future__ import annotations
 

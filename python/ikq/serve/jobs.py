@@ -1,4 +1,4 @@
-"""`Job`: a request on its way through an engine."""
+"""`Job`: a request that an engine works on."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class Job:
 
     Attributes:
         plan: The request made ready.
-        texts: The texts in the making; made when the first one begins.
+        texts: The texts that are being generated; made when the first one begins.
         usage: Tokens and seconds, kept up to date by the engine.
         asker: Whose it is.
         arrived: When the engine took it.

@@ -33,12 +33,12 @@ _WAITS = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 class Models:
-    """Models by name. A model is there as long as somebody uses it, and until another one needs its place.
+    """Models by name. A model stays loaded while a request uses it, and until another one needs its place.
 
-    A model that is waited for gets a place when one is used by nobody; if there is none for a while, the one
-    that was not asked for longest takes no more requests until it has gone.
+    A model that requests wait for takes the place of one that nobody uses. If there is none for a while, the
+    least recently requested one takes no more requests until it is unloaded.
 
-    Loads belong to no request: one that has begun goes on when a client goes away, for those who come later.
+    Loading does not belong to a request: it continues when the client disconnects, for later requests.
 
     Args:
         paths: Files by name.

@@ -1,4 +1,4 @@
-"""`PrefixCache`: what was computed of all requests, for those that begin alike."""
+"""`PrefixCache`: KV caches of earlier requests, reused by requests with the same beginning."""
 
 from __future__ import annotations
 
@@ -37,17 +37,17 @@ class _Entry:
 
 
 class PrefixCache:
-    """Sequences of texts that are over, found by the hash of what they begin with.
+    """Sequences of texts that have ended, found by the hash of their beginnings.
 
-    Sequences that begin alike share the pages of what they have in common, so a text costs what is its own.
-    When all caches of the model together take more than the budget, the text that was not used longest goes
-    first. A sequence belongs to no slot: whoever begins as it does goes on from a copy that shares its pages.
+    Sequences with the same beginning share its pages, so a text takes only the memory of the rest. When all
+    caches of the model together take more than the budget, the least recently used text is dropped first. A
+    sequence belongs to no slot: a text with the same beginning continues from a copy that shares its pages.
 
     It is the `kept` of `ikq.inference.steps.Steps`, and belongs to the thread that drives them.
 
     Attributes:
         budget: Bytes that caches may take.
-        n_dropped: Sequences that went for lack of room.
+        n_dropped: The number of sequences that were dropped for lack of memory.
 
     Args:
         held: Tells the bytes that caches take, those of texts in the making included.
@@ -103,20 +103,20 @@ class PrefixCache:
         self.make_room()
 
     def make_room(self, n_bytes: int = 0) -> None:
-        """Gives back the oldest until caches leave so many bytes of the budget free."""
+        """Drops the oldest sequences until this many bytes of the budget are free."""
         while self._entries and self._held() + n_bytes > self.budget:
             self._drop(next(iter(self._entries.values())))
             self.n_dropped += 1
 
     def clear(self) -> int:
-        """Gives all back; how many there were."""
+        """Frees all sequences, and returns how many there were."""
         n = len(self._entries)
         for entry in list(self._entries.values()):
             self._drop(entry)
         return n
 
     def forget(self, tokens: list[int]) -> int:
-        """Gives back the sequences that hold a beginning of these tokens and nothing else; how many."""
+        """Frees the sequences that hold a beginning of these tokens and nothing else; returns how many."""
         found = [e for e in self._entries.values() if common_length(e.tokens, tokens) == len(e.tokens)]
         for entry in found:
             self._drop(entry)

@@ -1,4 +1,4 @@
-"""What any API asks for, in ikq's own terms: `ChatRequest`, `CompletionRequest`, `EmbeddingRequest`."""
+"""Requests of all APIs in a common form: `ChatRequest`, `CompletionRequest`, `EmbeddingRequest`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Pooling: TypeAlias = Literal["mean", "last", "cls"]
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """What a text must be; at most one of these is given.
+    """The form that a text must have; at most one of these is given.
 
     Attributes:
         json_object: Any JSON object.
@@ -83,10 +83,10 @@ class TextRequest:
         form: What the text must be.
         ignore_eos: Never choose a token that ends the text.
         special: Show control tokens in the text.
-        cache_prompt: What was computed for others may serve this one, and the other way round.
+        cache_prompt: Whether it may reuse the KV caches of other requests, and others its own.
         slot: Number of the slot that the text shall have, as programs for llama-server say it; `None`: any.
         timeout: Seconds after which the text ends as an error; `None`: the server's limit.
-        speculation: What drafts it, over what the server was started with. The text is the same.
+        speculation: Options of speculative decoding that override those of the server. The text is the same.
     """
 
     model: str | None = None

@@ -45,10 +45,10 @@ class Server:
         settings: How it runs.
         name: What clients call the model of a file; its name without `.gguf`, if not given.
         load_options: Keywords of `Model.load`.
-        speculation: What drafts texts, unless a request says otherwise.
+        speculation: Options of speculative decoding, unless a request gives others.
 
     Raises:
-        RefusedError: there is no model in the folder, or settings cannot be had.
+        RefusedError: there is no model in the folder, or the settings are not possible.
 
     Examples:
         >>> import ikq
@@ -94,7 +94,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        """Where it listens, with what comes before all paths.
+        """The address that it listens at, with the prefix of all paths.
 
         Raises:
             RuntimeError: it has not been started.
@@ -106,9 +106,9 @@ class Server:
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}{self.settings.api_prefix}"
 
     def run(self) -> None:
-        """Serves until somebody interrupts it (Ctrl-C, SIGTERM); what is being answered is completed first.
+        """Serves until it is interrupted (Ctrl-C, SIGTERM); then it completes the requests in progress.
 
-        Whoever interrupts it again ends the process at once, with the exit code 130 (SIGTERM: 143).
+        A second interrupt ends the process at once, with the exit code 130 (SIGTERM: 143).
 
         Raises:
             OSError: the port is taken.
@@ -122,7 +122,7 @@ class Server:
             raise self._error
 
     def start(self) -> None:
-        """Serves in a thread; returns when it does.
+        """Starts serving in a thread, and returns when the server is ready.
 
         Raises:
             OSError, IkqError: as `run`.
@@ -149,7 +149,7 @@ class Server:
             raise self._error or RuntimeError("the server did not start")
 
     def stop(self) -> None:
-        """Ends what `start` began; what is being answered is completed first."""
+        """Stops the server that `start` began, after completing the requests in progress."""
         if self._uvicorn is not None:
             self._uvicorn.should_exit = True
         if self._thread is not None:

@@ -1,4 +1,4 @@
-"""`Service`: from a request to events. What the routes of all APIs stand on."""
+"""`Service`: turns a request into events; the basis of the routes of all APIs."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Embeddings:
 
 
 class Service(Protocol):
-    """Answers requests. All that is wrong with one is said before anything is computed: by awaiting."""
+    """Answers requests. Awaiting a method raises all errors of a request before anything is computed."""
 
     async def chat(self, request: ChatRequest) -> Reply:
         """Answers a conversation.

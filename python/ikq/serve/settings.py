@@ -23,31 +23,34 @@ class Settings:
         cors_origins: Origins of pages that browsers let ask; `*`: all.
         ssl_certfile: Certificate, for HTTPS.
         ssl_keyfile: Its key.
-        parallel: Most texts that are computed together.
-        queue: Most texts that wait; beyond that requests are refused with status 429.
-        timeout: Seconds that a request may take in all; `None`: any time.
+        parallel: The largest number of texts that are computed together (slots).
+        queue: The largest number of texts that wait; further requests are refused with status 429.
+        timeout: The seconds that a request may take altogether; `None`: no limit.
         send_timeout: Seconds that a client may leave a part of a stream unread.
-        grace: Seconds that requests have to end when the server shuts down.
-        max_body: Most bytes of a request.
-        cache_bytes: Memory for keys, values and states of all texts, those that are kept included; `None`: as
-            much as `parallel` texts of full length take, at most half of the free memory.
-        prefix_dir: Folder in which what was kept outlives the server; `None`: nothing does.
+        grace: The seconds in which requests may be completed when the server shuts down.
+        max_body: The largest number of bytes of a request.
+        cache_bytes: Memory for the KV caches and recurrent states of all texts, including those that are kept
+            for later requests; `None`: as much as `parallel` texts of full length take, at most half of the
+            free memory.
+        prefix_dir: The folder in which kept KV caches are saved when the server ends; `None`: they are not.
         slot_dir: Folder of `/slots/N?action=save` and `restore`; `None`: they are refused.
-        models_max: Most models that are loaded at a time.
-        access_log: A line per request.
-        log_json: ... as JSON.
+        models_max: The largest number of models that are loaded at a time.
+        access_log: Log a line per request.
+        log_json: Log in JSON.
         page: Serve the web page at `/`.
         slots: Tell about slots at `/slots`.
         sampling: How tokens are chosen where a request does not say.
-        max_tokens: Most tokens of a text where a request does not say; `None`: no limit.
-        cache_prompt: What was computed may serve other requests where a request does not say.
+        max_tokens: The largest number of tokens of a text where a request does not say; `None`: no limit.
+        cache_prompt: Whether KV caches may be reused by other requests where a request does not say.
         pooling: How states of tokens become an embedding; `None`: as the model's file says, or their mean.
         template_options: Variables of chat templates where a request does not say.
         chat_template: The chat template of all models; `None`: the one that a model's file has.
         reasoning_format: `none`: thoughts stay in the content where a request does not say otherwise.
-        reasoning_budget: Most tokens of thoughts where a request does not say; `None`: no limit.
-        prefill_assistant: A reply goes on with a last message of the assistant where a request does not say.
-        api_prefix: What comes before all paths; empty, or begins with `/`.
+        reasoning_budget: The largest number of tokens of reasoning where a request does not say; `None`: no
+            limit.
+        prefill_assistant: A reply continues the last message if it is the assistant's, where a request does
+            not say.
+        api_prefix: A prefix of all paths; empty, or begins with `/`.
     """
 
     host: str = "127.0.0.1"

@@ -1,4 +1,4 @@
-"""`Slots`: places of texts that are computed together, as programs for llama-server know them."""
+"""`Slots`: the slots of texts that are computed together, as programs for llama-server know them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["Slot", "Slots"]
 
 @dataclass
 class Slot:
-    """A place.
+    """A slot.
 
     Attributes:
         id: Its number.
-        text: The text that has it.
-        tokens: Tokens of the last text that had it. What was computed is kept for all, not for the slot,
-            which only remembers what they were.
-        n_texts: How many had it.
+        text: The text that is computed in it.
+        tokens: The tokens of the last text that was computed in it. The slot only remembers these; the KV
+            cache is kept for all requests.
+        n_texts: The number of texts that were computed in it.
     """
 
     id: int
@@ -28,7 +28,7 @@ class Slot:
 
 
 class Slots:
-    """A number of places.
+    """A number of slots.
 
     Args:
         n: How many.
@@ -45,23 +45,23 @@ class Slots:
 
     @property
     def n_free(self) -> int:
-        """Places that no text has."""
+        """The number of free slots."""
         return sum(slot.text is None for slot in self._all)
 
     def take(self, text: Text) -> None:
-        """Gives a text a free place, the one that it wants if that is free. There must be one."""
+        """Gives a text a free slot, the one that it wants if that is free. There must be one."""
         free = [slot for slot in self._all if slot.text is None]
         wanted = [slot for slot in free if slot.id == text.plan.slot]
         slot = (wanted or sorted(free, key=lambda s: s.n_texts))[0]
         slot.text, text.slot = text, slot.id
 
     def free(self, text: Text) -> None:
-        """A text gives its place back."""
+        """Frees the slot of a text."""
         if text.slot is not None:
             self._all[text.slot].text = None
 
     def remember(self, text: Text, tokens: list[int]) -> None:
-        """A text is over: its place remembers its tokens."""
+        """Remembers the tokens of a text that has ended, in its slot."""
         if text.slot is not None:
             slot = self._all[text.slot]
             slot.tokens = tokens

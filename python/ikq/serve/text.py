@@ -1,4 +1,4 @@
-"""`Text`: one text in the making, from logits to events."""
+"""`Text`: one text that is being generated, from logits to events."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class TextPlan:
 
     Attributes:
         tokens: The prompt.
-        n_ctx: Most tokens of a text.
+        n_ctx: The largest number of tokens of a text.
         tokenizer: See there.
         sampling: How tokens are chosen.
-        max_tokens: Most tokens to choose; `None`: no limit.
+        max_tokens: The largest number of tokens to choose; `None`: no limit.
         stop: Texts that end it.
         logprobs: As in requests.
         ignore_eos: Never choose a token that ends the text.
@@ -41,7 +41,7 @@ class TextPlan:
         new_parser: Makes what tells reasoning and tool calls from content.
         constraint: What the text must be; every text has a clone of it.
         new_speculation: Makes what drafts it.
-        shares: What is computed may serve other texts, and what was computed for them this one.
+        shares: Whether it may reuse the KV caches of other texts, and they its own.
         slot: The slot that it shall have.
     """
 

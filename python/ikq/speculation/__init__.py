@@ -11,13 +11,13 @@ same, token by token, as without speculation and with the same seed; and so is i
 costs time, never another text.
 
     drafter.py      what a drafter is, and drafting for several texts at a time
-    lookup.py       what followed the last tokens earlier in the text
-    draft_model.py  what a smaller model of the same vocabulary says
-    mtp.py          what the model's own head for further tokens says
+    lookup.py       drafts from earlier occurrences of the last tokens
+    draft_model.py  drafts of a smaller model with the same vocabulary
+    mtp.py          drafts of the model's own multi-token prediction head (MTP)
     vocabulary.py   which models can draft for which
     verify.py       the rule by which drafts are kept
     depth.py        how many tokens are worth drafting
-    experience.py   what texts learn about that from those before
+    experience.py   what earlier texts have shown about that
     text.py         all of it for one text, between its generation and the model's steps
     options.py      which of these a text uses
 """

@@ -1,4 +1,4 @@
-"""`DraftModel`: what a smaller model of the same vocabulary says."""
+"""`DraftModel`: drafts of a smaller model with the same vocabulary."""
 
 from __future__ import annotations
 
@@ -101,10 +101,10 @@ class DraftModel:
         return taken, taken.n_past
 
     def observe(self, tokens: Sequence[int], first: int, hidden: NDArray[np.float32]) -> None:
-        """Not needed."""
+        """Does nothing: hidden states are not needed."""
 
     def keep(self, n: int) -> None:
-        """What was drafted behind is computed anew."""
+        """Tokens of the draft behind these are computed anew."""
         self._n_held = min(self._n_held, n)
 
     def shift(self, n_keep: int, n_discard: int) -> None:
@@ -118,7 +118,7 @@ class DraftModel:
         self._n_held = n
 
     def close(self) -> None:
-        """Leaves the sequence to texts that begin alike."""
+        """Keeps the sequence for texts with the same beginning."""
         if self._sequence is not None:
             self._model._batcher.kept.add(self._sequence)
             self._sequence = None

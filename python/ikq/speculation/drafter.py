@@ -1,4 +1,4 @@
-"""`Drafter`: who proposes how a text goes on; and drafting for several texts in common steps."""
+"""`Drafter`: proposes how a text continues; and drafting for several texts in common steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["MANY_UNREAD", "Ask", "Drafter", "Drafting", "Runner", "draft_togethe
 
 
 class Runner(Hashable, Protocol):
-    """What drafters compute with; those of several texts may have equal ones."""
+    """Computes steps for drafters; those of several texts may share one."""
 
     def run(self, asks: Sequence[Ask]) -> Sequence[Any]:
         """Computes all asks in one step and answers each."""
@@ -45,7 +45,7 @@ Drafting: TypeAlias = Generator[Ask, Any, list[int]]
 class Drafter(Protocol):
     """Proposes how one text goes on. Not for several threads at a time.
 
-    A draft is never wrong, only useless: tokens that the text does not choose are forgotten.
+    A draft never changes the text: tokens that the text does not choose are dropped.
     """
 
     @property

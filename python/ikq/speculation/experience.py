@@ -1,4 +1,4 @@
-"""`Experiences`: what texts of a model have learned about drafting, for those that come after them."""
+"""`Experiences`: what earlier texts of a model have shown about drafting, for later ones."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Experience", "Experiences"]
 
 @dataclass
 class Experience:
-    """Of one way to draft.
+    """The experience with one way to draft.
 
     Attributes:
         draft_times: Times of drafting.
@@ -23,17 +23,17 @@ class Experience:
     latest: AdaptiveDepth | None = None
 
     def depth(self, n_max: int, n_min: int, step_times: StepTimes) -> AdaptiveDepth:
-        """For the next text."""
+        """The depth of drafts for the next text."""
         self.latest = AdaptiveDepth(n_max, n_min, step_times, self.draft_times, self.latest)
         return self.latest
 
 
 class Experiences:
-    """Those of a model, by what drafts."""
+    """The experiences of a model, for each way to draft."""
 
     def __init__(self) -> None:
         self._by_drafter: dict[Hashable, Experience] = {}
 
     def of(self, drafter: Hashable) -> Experience:
-        """What is known of a way to draft."""
+        """The experience with a way to draft."""
         return self._by_drafter.setdefault(drafter, Experience())

@@ -1,4 +1,4 @@
-"""`Lookup`: what followed the last tokens earlier in the text."""
+"""`Lookup`: drafts from earlier occurrences of the last tokens in the text."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ class Lookup:
         return []
 
     def observe(self, tokens: Sequence[int], first: int, hidden: NDArray[np.float32]) -> None:
-        """Not needed."""
+        """Does nothing: hidden states are not needed."""
 
     def keep(self, n: int) -> None:
-        """Only tokens that are certain were noted."""
+        """Does nothing: only tokens that are certain are stored."""
 
     def shift(self, n_keep: int, n_discard: int) -> None:
-        """Places have changed: the text is read again."""
+        """Reads the text again, because positions have changed."""
         self._forget()
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Does nothing: there is nothing to free."""

@@ -1,4 +1,4 @@
-"""`Mtp`: what the model's own head for further tokens says."""
+"""`Mtp`: drafts of the model's own multi-token prediction head (MTP)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _MOST_KEPT = 4
 
 
 class Predicted(NamedTuple):
-    """What the head says at a position.
+    """The output of the head at a position.
 
     Attributes:
         hidden: What its last norm gives, float32 `(n_embd,)`: its input for drafting one token more.
@@ -155,7 +155,7 @@ class MtpHead:
             old.sequence.close()
 
     def forget(self) -> bool:
-        """Gives back what is kept of texts that are over; whether there was any."""
+        """Frees what is kept of texts that have ended, and returns whether there was any."""
         with self._lock:
             found, self._kept = self._kept, []
         for _, past in found:
@@ -266,7 +266,7 @@ class Mtp:
             past.restart(max(n_keep, past.end - n_discard), past.rows)
 
     def close(self) -> None:
-        """Leaves what it knows to texts that begin alike."""
+        """Keeps its sequence for texts with the same beginning."""
         if self._past is not None:
             self._head.keep(list(self._tokens), self._past)
             self._past = None

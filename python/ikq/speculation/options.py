@@ -36,17 +36,18 @@ class SpeculationKeywords(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class Speculation:
-    """What drafts a text, and how much. The text is the same whatever is chosen, and without any of it.
+    """How drafts of a text are made, and how long they are. They never change the text, only the time.
 
     Attributes:
         draft_model: A smaller model of the same vocabulary, or its file.
-        lookup: What followed the last tokens earlier in the text; a number: at least so many of them.
-        mtp: The model's own head for further tokens (`nextn`), if its file has one.
-        draft_max: Most tokens of a draft.
+        lookup: Draft what followed the last tokens earlier in the text; a number: at least so many last
+            tokens.
+        mtp: Draft with the model's own multi-token prediction head (`nextn`), if its file has one.
+        draft_max: The largest number of tokens of a draft.
         draft_min: Shorter drafts are not used.
         draft_p_min: A draft ends before a token that its model gives less than this probability; not for
             `lookup`.
-        draft_adapt: Draft as many tokens as gain time, from what is measured; else always `draft_max`.
+        draft_adapt: Draft as many tokens as save time by what is measured; otherwise always `draft_max`.
 
     Raises:
         ValueError: a value is out of range, or more than one of the first three is given.

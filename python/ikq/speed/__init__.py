@@ -1,6 +1,6 @@
-"""Measuring speed; quality is measured in `ikq.evaluate`.
+"""Measures speed; `ikq.evaluate` measures quality.
 
-measure.py      of models: `bench`, `sweep`
-type_speeds.py  of products with tensor types, kept for recipes
+measure.py      the speed of models: `bench`, `sweep`
+type_speeds.py  the speed of products with tensor types, stored for recipes
 kernels.py      which kernels multiply with a type here, and a check of each
 """

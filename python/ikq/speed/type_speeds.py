@@ -1,4 +1,4 @@
-"""Speeds of types on this machine: what products take, measured and kept.
+"""The speed of products with each type on this machine, measured and stored.
 
 Matrices of random codes, more of them than caches hold, are multiplied with some numbers of columns (tokens)
 by the kernels that models run. What was measured is kept in a file of the user, by machine, instruction set
@@ -31,7 +31,7 @@ COUNTS = (1, 2, 4, 8, 32, 512)
 
 @dataclass(frozen=True)
 class TypeSpeed:
-    """What products with a type take.
+    """How long products with a type take.
 
     Attributes:
         type: The type.

@@ -1,7 +1,7 @@
-"""Statistics of activations, which tell encoders what matters.
+"""Statistics of activations, which tell encoders which weights matter most.
 
-activations.py   what a model's matrices are multiplied with: `ActivationStatistics`, `ActivationCollector`
-imatrix.py       files of them as the encoders read them: `Imatrix`
+activations.py   statistics of matrices' inputs: `ActivationStatistics`, `ActivationCollector`
+imatrix.py       imatrix files as the encoders read them: `Imatrix`
 covariance.py    covariances, for error feedback: `Covariances`
 calibrate/       computing them from a text
 """

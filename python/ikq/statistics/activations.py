@@ -1,4 +1,4 @@
-"""Activation statistics: `ActivationStatistics`, what a file of them holds, and `ActivationCollector`."""
+"""Activation statistics (imatrix files): `ActivationStatistics`, `ActivationCollector`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _UNSEEN = 1.0
 
 
 class ActivationEntry(NamedTuple):
-    """Statistics of what a matrix is multiplied with.
+    """Statistics of the input of a matrix.
 
     Attributes:
         sums: Sums over tokens of the squared input, float64 `(n_expert, n_per_row)`.
@@ -53,7 +53,7 @@ class LayerSimilarity(NamedTuple):
 class ActivationStatistics(Mapping[str, ActivationEntry]):
     """Statistics by tensor name, as sums and counts: they can be merged and written.
 
-    `Imatrix` is the same as encoders take it, as means.
+    `Imatrix` has the same statistics as means, in the form that the encoders use.
 
     Attributes:
         datasets: Names of the texts.
@@ -242,7 +242,7 @@ def _added(name: str, old: ActivationEntry | None, new: ActivationEntry) -> Acti
 
 
 class ActivationCollector:
-    """Collects statistics of what matrices are multiplied with; made by `Model.collect_activations`.
+    """Collects statistics of the inputs of matrices; made by `Model.collect_activations`.
 
     Attributes:
         all_experts, similarity, output, choices: As asked for.
@@ -368,7 +368,7 @@ class ActivationCollector:
         )
 
     def restore_covariances(self, path: str | os.PathLike[str], identity: str) -> None:
-        """Goes on from what `write_covariances` wrote; the results are those of a run in one go, bit for bit.
+        """Continues from a file of `write_covariances`; results are the same bits as without interruption.
 
         Raises:
             OSError: the file cannot be read.
@@ -405,7 +405,7 @@ class ActivationCollector:
         }
 
     def restore(self, state: dict[str, object]) -> None:
-        """Goes on from what `state` gave; the results are those of a run in one go, bit for bit.
+        """Continues from what `state` returned; results are the same bits as without interruption.
 
         Raises:
             FormatError: it is not such a state.

@@ -1,4 +1,4 @@
-"""Covariances of what matrices are multiplied with, for `quantize --error-feedback`: `Covariances`."""
+"""Covariances of the inputs of matrices, for `quantize --error-feedback`: `Covariances`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class InputCovariance(NamedTuple):
 
 
 class Covariances(Sequence[InputCovariance]):
-    """A file of covariances, as `ikq imatrix --covariance` writes it: a sequence, an input at a time.
+    """A covariance file of `ikq imatrix --covariance`, as a sequence of inputs that are read one at a time.
 
     Args:
         path: The file.

@@ -19,7 +19,7 @@ class ImatrixEntry(NamedTuple):
 
     values: NDArray[np.float32]
     """Mean squared input per column, shape (n_expert, n_per_row); (1, n_per_row) for a plain matrix.
-    The `.dat` form does not store the number of experts: there it is (1, n_expert * n_per_row)."""
+    A `.dat` file does not store the number of experts; for it the shape is (1, n_expert * n_per_row)."""
 
     counts: NDArray[np.float32]
     """Tokens seen per expert (`.dat`: the number of calls), shape (n_expert,) or (1,)."""
@@ -63,10 +63,10 @@ class Imatrix(Mapping[str, ImatrixEntry]):
         return self._core.all_experts
 
     def entry_for(self, tensor: str) -> str | None:
-        """Name of the entry that serves a tensor: its own, or one of a tensor with the same input.
+        """The name of the entry that is used for a tensor: its own, or that of a tensor with the same input.
 
-        Fused up+gate collectors store only one of the two; `ffn_gate_exps` is then served by
-        `ffn_up_exps`, because both read the same activations.
+        Programs that compute up and gate in one kernel store only one of the two; then the entry of
+        `ffn_up_exps` is used for `ffn_gate_exps`, because both read the same activations.
         """
         return self._core.entry_for(tensor)
 

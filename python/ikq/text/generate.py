@@ -35,7 +35,7 @@ Progress: TypeAlias = Callable[[int, int], object]
 
 
 class Piece(NamedTuple):
-    """What a token adds to a text.
+    """The text that a token adds.
 
     Attributes:
         text: New text. May be empty: half a character, or what may become a stop text, is held back.
@@ -79,7 +79,7 @@ class Stats:
     n_accepted: int = 0
 
     def add(self, other: Stats) -> None:
-        """Counts those of another generation in."""
+        """Adds the numbers of another generation."""
         for field in fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
 
@@ -88,26 +88,26 @@ class Limits(TypedDict, total=False):
     """Keywords of `Model.generate` beside those of sampling, all optional."""
 
     max_tokens: int | None
-    """Most tokens to generate; `None`: until the model ends or the context is full."""
+    """The largest number of tokens to generate; `None`: until the model ends or the context is full."""
     stop: str | Iterable[str]
     """Texts that end the generation; they are not part of its text."""
     logprobs: int | None
-    """Give the log of each token's probability, and those of this many most probable ones."""
+    """Give the logarithm of each token's probability, and those of this many most probable tokens."""
     special: bool
     """Show control tokens in the text."""
     ignore_eos: bool
     """Never choose a token that ends the text."""
     context_shift: bool
-    """When the context is full, forget half of what comes after the first `n_keep` tokens instead of ending
-    (not for models with recurrent layers)."""
+    """When the context is full, drop half of the tokens after the first `n_keep` instead of ending (not for
+    models with recurrent layers)."""
     n_keep: int
-    """See there; -1: all of the prompt."""
+    """The number of tokens that `context_shift` keeps; -1: all of the prompt."""
     progress: Progress | bool
     """Called with tokens done and in all while the prompt is computed; `True`: a bar."""
     sequence: Sequence | None
     """A sequence of the model to work on: what it holds of the prompt is not computed again, and at the end
     it holds all but the last token. Until then it belongs to the generation. `None`: one that the model keeps
-    for texts that begin alike."""
+    for texts with the same beginning."""
 
 
 class Generation(Iterator[Piece]):
@@ -198,7 +198,7 @@ class Generation(Iterator[Piece]):
         return self
 
     def close(self) -> None:
-        """Ends the text here. What was computed of it may serve another one that begins alike."""
+        """Ends the text here. What was computed for it may be reused by a text with the same beginning."""
         self.is_over = True
         self._waiting.clear()
         self._batcher.leave(self._work)

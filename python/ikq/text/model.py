@@ -1,4 +1,4 @@
-"""`TextModel`: what `Model` does with text. Tokenizer, chat template and what the cache holds."""
+"""`TextModel`: the methods of `Model` for text, with tokenizer and chat template."""
 
 from __future__ import annotations
 
@@ -125,12 +125,12 @@ class TextModel(abc.ABC):
     ) -> Generation:
         """Continues a prompt.
 
-        What a sequence of the model holds of the prompt already is not computed again. Several generations
-        are computed in common steps, see `ikq.Generation`.
+        The beginning of the prompt is not computed again if a sequence of the model holds it already. Several
+        generations are computed in common steps, see `ikq.Generation`.
 
         Args:
             prompt: A text, or tokens. A text gets the token that texts of this model begin with.
-            sampling: How tokens are chosen; `options` go over it.
+            sampling: How tokens are chosen; `options` override it.
             parse_special: Names of control tokens in a text stand for these tokens.
             **options: `max_tokens`, `stop`, `logprobs`, ... (`ikq.text.generate.Limits`), fields of
                 `ikq.sampling.SamplingOptions` (`temperature`, `seed`, ...), of
@@ -180,8 +180,8 @@ class TextModel(abc.ABC):
             tools: Descriptions of functions that the model may call.
             template_options: Further variables of the template, such as `{"enable_thinking": False}`.
             sampling: As for `generate`.
-            **options: As for `generate`. What the text must be is meant for the answer, not for the
-                reasoning before it.
+            **options: As for `generate`. A constraint on the text applies to the answer, not to the reasoning
+                before it.
 
         Returns:
             As `generate`; pieces say whether they are reasoning.

@@ -1,4 +1,4 @@
-"""What a model wrote, its reasoning apart from its answer: `ReasoningSplitter`."""
+"""Separates the reasoning of a model from its answer: `ReasoningSplitter`."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _MARKS = (
 
 
 class ReasoningSplitter:
-    """Tells reasoning from the answer, while the text comes in.
+    """Separates reasoning from the answer while the text comes in.
 
     The pieces together are the whole text, marks included. A mark may come in several parts; what may
     still become one is held back.

@@ -219,7 +219,7 @@ class Tokenizer:
         return self._vocab.types[id]
 
     def is_control(self, id: int) -> bool:
-        """Is it a token that is no part of the text: BOS, an end of turn, an unknown one, ...?
+        """Whether a token is no part of the text, such as BOS, the end of a turn, or the unknown token.
 
         Marks around reasoning (`[THINK]`) are part of it, whatever the file calls them.
 

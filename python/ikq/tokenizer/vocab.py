@@ -1,4 +1,4 @@
-"""What a GGUF file says about its tokens: `Vocab`."""
+"""The vocabulary of a GGUF file: `Vocab`."""
 
 from __future__ import annotations
 

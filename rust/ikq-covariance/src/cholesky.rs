@@ -1,15 +1,15 @@
-//! Triangular factors in double precision: `A = L L^T`, and the inverse of L.
+//! Cholesky factors in double precision: the lower triangle L of `A = L L^T`, and its inverse.
 //!
-//! Loops over contiguous rows with one operation per element, which the compiler makes vectors of without changing a
-//! bit; rows are taken in blocks so that what is read again stays in the cache.
+//! The inner loops run over contiguous rows with one operation per element, so that the compiler vectorizes them
+//! without changing a bit. Rows are taken in blocks, so that data that are read again stay in the cache.
 
 use ikq_simd::{Isa, IsaOp};
 
-/// Columns of a panel, and rows of the inverse that are made side by side.
+/// Columns of a panel of the factorization, and rows of the inverse that are computed together.
 const PANEL: usize = 64;
 const SIDE_BY_SIDE: usize = 16;
 
-/// Factors the lower triangle of `a` (`k` rows of `k`) in place; false where a pivot is not positive.
+/// Replaces the lower triangle of `a` (`k` rows of `k`) with its factor L; false if a pivot is not positive.
 pub(crate) struct Factor<'a> {
     pub a: &'a mut [f64],
     pub k: usize,
@@ -21,7 +21,7 @@ impl IsaOp for Factor<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, _: I) -> bool {
         let Factor { a, k } = self;
-        // the panel turned: row m has column m of the rows below it
+        // the transposed panel: row m has column m of the rows below the panel
         let mut turned = vec![0.0; PANEL.min(k) * k];
         for start in (0..k).step_by(PANEL) {
             let end = k.min(start + PANEL);
@@ -40,7 +40,7 @@ impl IsaOp for Factor<'_> {
                     for l in &row[start..i] {
                         v -= l * l;
                     }
-                    // NaN is not above 0 either
+                    // false for NaN too
                     if !(v > 0.0 && v.is_finite()) {
                         return false;
                     }
@@ -63,7 +63,7 @@ impl IsaOp for Factor<'_> {
     }
 }
 
-/// The inverse of the lower triangle `l`, into the lower triangle of `inverse`.
+/// Writes the inverse of the lower triangle `l` to the lower triangle of `inverse`.
 pub(crate) struct Inverse<'a> {
     pub l: &'a [f64],
     pub inverse: &'a mut [f64],
@@ -100,7 +100,7 @@ impl IsaOp for Inverse<'_> {
     }
 }
 
-/// `rows A^-1` in place of `rows` (`k` floats each), `inverse` being the lower triangle L^-1 of `A = L L^T`.
+/// Replaces `rows` (`k` floats each) with `rows A^-1`, where `inverse` has the lower triangle L^-1 of `A = L L^T`.
 pub(crate) struct Divide<'a> {
     pub inverse: &'a [f64],
     pub rows: &'a mut [f64],
@@ -113,7 +113,8 @@ impl IsaOp for Divide<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, _: I) {
         let Divide { inverse, rows, k } = self;
-        // A^-1 = (L^-1)^T L^-1: by the rows of its first factor, which are columns of L^-1, then by those of its second
+        // A^-1 = (L^-1)^T L^-1, so rows are multiplied with the first factor, whose rows are the columns of L^-1,
+        // then with the second
         let mut turned = vec![0.0; k * k];
         for (m, row) in inverse.chunks_exact(k).enumerate() {
             row[..=m].iter().enumerate().for_each(|(j, v)| turned[j * k + m] = *v);

@@ -1,22 +1,22 @@
-//! Sums of outer products of two vectors per token, and matrices of rows by matrices: the same loop.
+//! Sums of outer products of two vectors per token. The same loop also multiplies matrices.
 
 use std::ops::Range;
 
 use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
-/// Rows that are summed side by side, and vectors of sixteen columns.
+/// Rows that are summed together, and vectors of sixteen columns of each.
 const ROWS: usize = 4;
 const VECTORS: usize = 2;
 const WIDTH: usize = 16 * VECTORS;
 
 /// Adds `sum over t of a_t[i] b_t[j]` to rows `rows` (i) of a matrix of `n_b` columns (j).
 ///
-/// `a` has `n_a` and `b` has `n_b` floats per token; `sums` are the rows asked for, one behind the other. The sum over tokens
-/// is made in single precision, in their order, and then added: which rows are asked for together, and on which machine, does
-/// not show in the result.
+/// `a` has `n_a` and `b` has `n_b` floats per token; `sums` has the rows `rows`, one after another. The sum over
+/// tokens is computed in single precision, in their order, and then added. So the result does not depend on which
+/// rows are computed together, or on the machine.
 ///
 /// # Panics
-/// Lengths that do not fit one another.
+/// If lengths do not fit one another.
 pub fn add_cross_products(
     kind: IsaKind,
     (a, n_a): (&[f32], usize),
@@ -45,7 +45,7 @@ impl IsaOp for AddCross<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let AddCross { a, n_a, b, n_b, rows, sums } = self;
-        // a strip of columns of all tokens stays in the cache while the rows go by
+        // a strip of columns of all tokens stays in the cache while all rows are computed
         for column in (0..n_b).step_by(WIDTH) {
             let width = WIDTH.min(n_b - column);
             for first in rows.clone().step_by(ROWS) {

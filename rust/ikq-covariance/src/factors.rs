@@ -1,16 +1,21 @@
-//! The triangular factors of a covariance, which error feedback works with.
+//! [`Factors`]: the triangular factors of a covariance of inputs, which error feedback works with.
 //!
-//! With the damped covariance H and rows x that become y, the error of the products is `d H d^T`, `d = x - y`. H is
-//! `R R^T` with R upper triangular, so that the error is `|d R|^2`; column j of it depends on the columns up to j:
+//! When a row x of weights becomes y, the error of its products with inputs of covariance H (damped) is `d H d^T`
+//! with `d = x - y`. H is `R R^T` with R upper triangular, so the error is `|d R|^2`, whose column j depends only
+//! on the columns of d up to j:
 //!
 //! ```text
-//! e_j = m_j - y_j            m_j = x_j - sum over p < j of e_p N_pj      the column as earlier ones have moved it
+//! e_j = m_j - y_j            m_j = x_j - sum over p < j of e_p N_pj      the column, adjusted for errors of
+//! earlier ones
 //! d H d^T = sum over j of e_j^2 w_j                                       w_j = R_jj^2
 //! ```
-//! N is the inverse of R with every row divided by its diagonal. Rounding `m_j` instead of `x_j` is error feedback.
+//! N is the inverse of R with every row divided by its diagonal element. Error feedback rounds `m_j` instead of
+//! `x_j`.
 //!
-//! Where the rows will meet other inputs u than those, v, that their products are wanted of, they are first aimed at these: with D
-//! the sum of `(v - u) u^T`, `|x v - y u|^2` over all tokens is `d H d^T` and what no y changes, for `d = x + x D H^-1 - y`.
+//! The rows may get other inputs u (those of a quantized model) than the inputs v for which the products should be
+//! right. Then the rows are *aimed* first: with D the sum of `(v - u) u^T` over all tokens, the sum of `|x v - y
+//! u|^2` is `d H d^T` for `d = x + x D H^-1 - y`, plus a part that does not depend on y. So `x + x D H^-1` is
+//! approximated instead of x.
 
 use std::borrow::Cow;
 
@@ -19,17 +24,17 @@ use ikq_simd::{IsaKind, run};
 use crate::cholesky::{Divide, Factor, Inverse};
 use crate::{add_cross_products, triangle};
 
-/// What is added to the diagonal of a covariance of `k` columns that `n` tokens have shown, as a share of its mean: 1/20, and k / n
-/// beside it, because a covariance of few tokens has directions that look quiet and are not. With much of it, errors are
-/// hardly moved and all columns count alike.
+/// The damping: what is added to the diagonal of a covariance of `k` columns from `n` tokens, as a share of the
+/// diagonal's mean. It is 1/20, plus k / n because a covariance from few tokens underestimates some directions.
+/// With much damping, errors are hardly passed on to later columns, and all columns count alike.
 pub fn damping(k: usize, n: f64) -> f64 {
     0.05 + k as f64 / n.max(1.0)
 }
 
-/// Larger damping, tried in turn where the ordinary one does not make the matrix positive because of rounding.
+/// Factors on the damping, tried in turn. Those above 1 are for matrices that are not positive because of rounding.
 const MORE: [f64; 3] = [1.0, 10.0, 100.0];
 
-/// The error of a matrix that cannot be a covariance: no sum of outer products gives it, even with rounding.
+/// The error for a matrix that cannot be a covariance: no sum of outer products gives it, even with rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotPositive;
 
@@ -37,36 +42,36 @@ pub struct NotPositive;
 #[derive(Debug)]
 pub struct Factors {
     k: usize,
-    /// w: the weight of each column once all earlier ones are settled.
+    /// The weights w_j of the columns' errors.
     pub weights: Vec<f32>,
-    /// The factor N of the module's head.
+    /// The factor N of the module's comment.
     pub spread: Strips,
-    /// The factor R of the module's head.
+    /// The factor R of the module's comment.
     pub root: Strips,
-    /// `D H^-1`, `k` rows of `k`, where products of other inputs are wanted.
+    /// `D H^-1`, `k` rows of `k`, where rows are aimed.
     aim: Option<Vec<f32>>,
 }
 
 impl Factors {
-    /// Factors the lower triangle of a covariance of `k` columns, of any scale, that `n` tokens have shown; it is damped
-    /// ([`damping`]).
+    /// Factors a covariance of `k` columns from `n` tokens, given as its lower triangle in any scale, after damping
+    /// it ([`damping`]).
     ///
     /// # Errors
-    /// [`NotPositive`].
+    /// [`NotPositive`] for a matrix that is not a covariance.
     ///
     /// # Panics
-    /// A triangle of another size.
+    /// If the triangle has another size.
     pub fn new(kind: IsaKind, lower: &[f32], k: usize, n: f64) -> Result<Factors, NotPositive> {
         Factors::with_aim(kind, lower, None, k, n)
     }
 
-    /// The same for rows whose products with other inputs are wanted: `cross` has D, `k` rows of `k`.
+    /// [`Factors::new`], also for aiming rows if `cross` has D, `k` rows of `k`, in the scale of the covariance.
     ///
     /// # Errors
-    /// [`NotPositive`].
+    /// [`NotPositive`] for a matrix that is not a covariance.
     ///
     /// # Panics
-    /// A triangle or a matrix of another size.
+    /// If the triangle or the matrix has another size.
     pub fn with_aim(
         kind: IsaKind,
         lower: &[f32],
@@ -81,11 +86,12 @@ impl Factors {
         if !mean.is_finite() || mean < 0.0 {
             return Err(NotPositive);
         }
-        // of columns that are always 0 any scale will do
+        // if all columns are always 0, any scale will do
         let per_mean = if mean > 0.0 { 1.0 / mean } else { 0.0 };
         let mut a = vec![0.0; k * k];
         for more in MORE {
-            // the last column first: the upper factor from the right is the lower one from the left, turned
+            // rows and columns are reversed, because the lower factor of the reversed matrix is the upper one that
+            // is wanted, reversed
             for i in 0..k {
                 for j in 0..=i {
                     a[i * k + j] = f64::from(lower[triangle(k - 1 - j) + k - 1 - i]) * per_mean;
@@ -100,7 +106,7 @@ impl Factors {
                 let spread = Strips::new(k, |p, j| (inverse[at(p, j)] / inverse[at(p, p)]) as f32);
                 let root = Strips::new(k, |p, j| a[at(p, j)] as f32);
                 let aim = cross.map(|cross| {
-                    // turned as `a` is
+                    // reversed as `a` is
                     let turned = |i: usize| cross[k * k - 1 - i];
                     let mut rows: Vec<f64> = (0..k * k).map(|i| f64::from(turned(i)) * per_mean).collect();
                     run(kind, Divide { inverse: &inverse, rows: &mut rows, k });
@@ -117,8 +123,8 @@ impl Factors {
         self.k
     }
 
-    /// The rows that are to be approximated instead of rows `x`; `x` itself where the inputs are those that products are wanted
-    /// of, and rows that would leave the range of floats.
+    /// The rows that are to be approximated instead of rows `x`. These are `x` itself if rows are not aimed, and
+    /// where aimed rows would leave the range of floats.
     pub fn aimed<'a>(&self, kind: IsaKind, x: &'a [f32]) -> Cow<'a, [f32]> {
         let Some(aim) = &self.aim else { return Cow::Borrowed(x) };
         let (k, n_rows) = (self.k, x.len() / self.k);
@@ -136,20 +142,20 @@ impl Factors {
         Cow::Owned(out)
     }
 
-    /// Bytes of the factors of `k` columns.
+    /// Bytes that the factors of `k` columns take.
     pub fn bytes(k: usize, has_aim: bool) -> usize {
         4 * (2 * Strips::floats(k) + k + if has_aim { k * k } else { 0 })
     }
 
-    /// Bytes of memory that making the factors takes besides the factors themselves.
+    /// Bytes of memory that computing the factors takes besides the factors themselves.
     pub fn working_bytes(k: usize, has_aim: bool) -> usize {
-        // the factor and its inverse; what is divided by them, and the inverse turned
+        // the factor and its inverse; with an aim also the rows that are divided, and the transposed inverse
         (if has_aim { 32 } else { 16 }) * k * k
     }
 }
 
-/// An upper triangle in strips of sixteen columns: those of row 0, of row 1, ..., so that what one column needs of all earlier
-/// rows is read in one run.
+/// An upper triangle, stored in strips of sixteen columns. A strip has its columns of row 0, of row 1, and so on,
+/// so that the elements of a column in all rows above it are read from one run of memory.
 #[derive(Debug)]
 pub struct Strips {
     values: Vec<[f32; 16]>,
@@ -176,7 +182,7 @@ impl Strips {
         16 * 16 * (n * (n + 1) / 2)
     }
 
-    /// Columns `16 strip..16 strip + 16` of the rows above them and of their own: `16 (strip + 1)` rows.
+    /// Columns `16 strip..16 strip + 16` of the first `16 (strip + 1)` rows; below them the triangle is 0.
     #[inline(always)]
     pub fn strip(&self, strip: usize) -> &[[f32; 16]] {
         &self.values[16 * (strip * (strip + 1) / 2)..][..16 * (strip + 1)]
@@ -194,7 +200,7 @@ mod tests {
 
     use super::*;
 
-    /// Sums of products of `n` tokens, one column always 0.
+    /// The covariance of `n` tokens, one column of which is always 0.
     fn covariance(k: usize, n: usize) -> Vec<f32> {
         let mut sums = vec![0.0; triangle(k)];
         let x: Vec<f32> = (0..n * k)
@@ -227,7 +233,7 @@ mod tests {
         let k = 48;
         let f = Factors::new(IsaKind::Scalar, &covariance(k, 100), k, 100.0).expect("a covariance");
         let d: Vec<f64> = (0..k).map(|i| ((i * 5 % 17) as f64 - 8.0) / 8.0).collect();
-        // e of d, column after column, and the error both ways
+        // e from d, column after column, and the error computed in both ways
         let mut e = vec![0.0; k];
         for j in 0..k {
             e[j] = d[j] - (0..j).map(|p| e[p] * f64::from(f.spread.get(p, j))).sum::<f64>();
@@ -288,7 +294,7 @@ mod tests {
             assert_eq!(nothing.spread.strip(p / 16)[p][p % 16], 1.0);
         }
         assert!((0..31).all(|p| nothing.spread.get(p, 31) == 0.0));
-        // one direction
+        // a covariance of a single direction
         let one: Vec<f32> = vec![1.0; triangle(32)];
         let one = Factors::new(IsaKind::Scalar, &one, 32, 1e9).expect("one direction");
         assert!(one.weights.iter().all(|w| w.is_finite() && *w > 0.0));

@@ -1,9 +1,9 @@
-//! Covariances of activations: sums of outer products ([`add_products`],
-//! [`add_cross_products`] of two inputs), and the triangular factors of a sum that
-//! error feedback works with ([`Factors`]). No files, threads or models.
+//! Covariances of activations: sums of outer products ([`add_products`], and
+//! [`add_cross_products`] of two inputs), and the triangular factors of such a sum, which
+//! error feedback works with ([`Factors`]). This crate knows nothing of files, threads or models.
 //!
-//! A symmetric matrix of K columns is its lower triangle, row after row: `K (K + 1) / 2` floats, element (i, j) with
-//! j <= i at `i (i + 1) / 2 + j`.
+//! A symmetric matrix of K columns is stored as its lower triangle, row after row: `K (K + 1) / 2` floats, with
+//! element (i, j), j <= i, at `i (i + 1) / 2 + j`.
 
 mod cholesky;
 mod cross;

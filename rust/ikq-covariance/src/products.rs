@@ -1,4 +1,4 @@
-//! Sums of outer products.
+//! Sums of outer products of a vector per token with itself.
 
 use std::ops::Range;
 
@@ -6,18 +6,18 @@ use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
 use crate::triangle;
 
-/// Rows of the triangle that are summed side by side, and vectors of sixteen columns.
+/// Rows of the triangle that are summed together, and vectors of sixteen columns of each.
 const ROWS: usize = 4;
 const VECTORS: usize = 2;
 
 /// Adds `sum over t of x_t[i] x_t[j]` to some rows i of a lower triangle.
 ///
-/// `x` has a vector of `k` floats per token. `triangle` are the rows `rows` of the triangle, one behind the other. The sum
-/// over tokens is made in single precision, in their order, and then added: which rows are asked for together, and on
-/// which machine, does not show in the result.
+/// `x` has a vector of `k` floats per token. `sums` has the rows `rows` of the triangle, one after another. The sum
+/// over tokens is computed in single precision, in their order, and then added. So the result does not depend on
+/// which rows are computed together, or on the machine.
 ///
 /// # Panics
-/// Lengths that do not fit one another.
+/// If lengths do not fit one another.
 pub fn add_products(kind: IsaKind, x: &[f32], k: usize, rows: Range<usize>, sums: &mut [f32]) {
     assert!(rows.end <= k && x.len().is_multiple_of(k.max(1)), "rows and tokens of {k} columns");
     assert_eq!(sums.len(), triangle(rows.end) - triangle(rows.start), "floats of the rows");
@@ -41,7 +41,7 @@ impl IsaOp for AddProducts<'_> {
         let mut first = rows.start;
         while first < rows.end {
             let n_rows = ROWS.min(rows.end - first);
-            // columns that all of these rows have, and those of the last row beside them
+            // all columns of the last of these rows; the other rows have fewer
             let mut column = 0;
             while column < first + n_rows {
                 let mut found = [[[0.0; 16]; VECTORS]; ROWS];
@@ -60,7 +60,8 @@ impl IsaOp for AddProducts<'_> {
     }
 }
 
-/// Sums of `n_rows` rows from `first` and of 32 columns from `column`; what lies beyond the triangle is not looked at.
+/// Computes the sums of `n_rows` rows from `first` on and of 32 columns from `column` on. Results outside the
+/// triangle are not used.
 #[inline(always)]
 fn block<I: Isa>(
     isa: I,

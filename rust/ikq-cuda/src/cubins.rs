@@ -1,8 +1,9 @@
-//! Compiled kernels on disk: a file per source, options, compiler and architecture.
+//! [`Cubins`]: compiled kernels on disk, with a file for each combination of source, options, compiler and
+//! architecture.
 //!
-//! The folder is `$IKQ_CACHE_DIR/cubin`, else `$XDG_CACHE_HOME/ikq/cubin`, else `~/.cache/ikq/cubin`. What cannot be read
-//! or written is no error: kernels are then compiled again. A file holds the hash of what follows it, so that one
-//! that a crash has cut short is not loaded.
+//! The folder is `$IKQ_CACHE_DIR/cubin`, else `$XDG_CACHE_HOME/ikq/cubin`, else `~/.cache/ikq/cubin`. A file that
+//! cannot be read or written is not an error: the kernel is then compiled again. A file begins with the hash of the
+//! cubin that follows, so that one that a crash has truncated is not loaded.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,7 +12,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use crate::nvrtc::Source;
 
-/// Changes when the meaning of keys or files does.
+/// Version of keys and files; to be changed when their meaning changes.
 const FORMAT: u32 = 1;
 const HASH_BYTES: usize = 16;
 
@@ -22,7 +23,7 @@ pub struct Cubins {
 }
 
 impl Cubins {
-    /// The folder that the environment says.
+    /// The folder that the environment variables name.
     pub fn of_environment() -> Cubins {
         let named = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         let folder = named("IKQ_CACHE_DIR")
@@ -31,24 +32,24 @@ impl Cubins {
         Cubins { folder: folder.map(|p| p.join("cubin")) }
     }
 
-    /// A folder of the caller's.
+    /// A folder that the caller chooses.
     pub fn at(folder: PathBuf) -> Cubins {
         Cubins { folder: Some(folder) }
     }
 
-    /// Where files are kept; `None` when nothing says where.
+    /// The folder where files are kept; `None` when the environment names none.
     pub fn folder(&self) -> Option<&PathBuf> {
         self.folder.as_ref()
     }
 
-    /// What was kept under a key.
+    /// The cubin that was kept under a key; `None` when there is none or it is damaged.
     pub fn read(&self, key: u128) -> Option<Vec<u8>> {
         let bytes = std::fs::read(self.path(key)?).ok()?;
         let (hash, cubin) = bytes.split_at_checked(HASH_BYTES)?;
         (hash == xxh3_128(cubin).to_le_bytes() && !cubin.is_empty()).then(|| cubin.to_vec())
     }
 
-    /// Keeps a cubin; other processes see it whole or not at all.
+    /// Keeps a cubin. Other processes see the complete file or none.
     pub fn write(&self, key: u128, cubin: &[u8]) {
         static COUNTER: AtomicU64 = AtomicU64::new(0);
         let Some(path) = self.path(key) else { return };
@@ -59,7 +60,7 @@ impl Cubins {
             && std::fs::write(&temporary, bytes).is_ok()
             && std::fs::rename(&temporary, &path).is_ok();
         if !kept {
-            // a full disk leaves part of a file
+            // a full disk leaves an incomplete file
             let _ = std::fs::remove_file(&temporary);
         }
     }
@@ -72,7 +73,7 @@ impl Cubins {
 /// The key of everything that decides a cubin's bytes.
 pub fn key(source: &Source, arch: &str, options: &[String], version: (i32, i32)) -> u128 {
     let mut hash = Xxh3::new();
-    // lengths first, so that no two lists of texts are one sequence of bytes
+    // lengths come first, so that two different lists of texts never give the same bytes
     let mut add = |text: &str| {
         hash.update(&(text.len() as u64).to_le_bytes());
         hash.update(text.as_bytes());

@@ -1,14 +1,14 @@
-//! Why there is no GPU to use, and what can go wrong on one that there is.
+//! [`Unavailable`]: the reasons why there is no usable GPU. [`Error`]: errors of one that there is.
 
 use std::path::PathBuf;
 
 use cudarc::driver::DriverError;
 
-/// The oldest driver that is used, by the CUDA version it has (12.0), and by its own name.
+/// The oldest driver that is accepted, by its CUDA version (12.0), and by its own version.
 pub const OLDEST_CUDA: i32 = 12000;
 const OLDEST_DRIVER: &str = "525";
 
-/// Why no GPU is usable. Messages say how to get one.
+/// Why no GPU is usable. The messages say how to make one usable.
 #[non_exhaustive]
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unavailable {
@@ -60,7 +60,7 @@ pub enum Unavailable {
 }
 
 impl Unavailable {
-    /// One word for programs.
+    /// The reason as one word, for programs.
     pub fn word(&self) -> &'static str {
         match self {
             Unavailable::Disabled => "disabled",
@@ -77,12 +77,12 @@ impl Unavailable {
     }
 }
 
-/// `12.8` of the driver's 12080.
+/// A CUDA version as text: `12.8` for the driver's number 12080.
 pub fn version(cuda: i32) -> String {
     format!("{}.{}", cuda / 1000, cuda % 1000 / 10)
 }
 
-/// The extra of the Python package whose NVRTC a driver of this CUDA takes.
+/// The extra of the Python package whose NVRTC fits a driver of this CUDA version.
 fn extra(major: i32) -> &'static str {
     if major >= 13 { "cuda" } else { "cuda12" }
 }
@@ -94,7 +94,7 @@ fn looked(tried: &[String]) -> String {
     }
 }
 
-/// What can go wrong on a device.
+/// Errors of a device.
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
 pub enum Error {

@@ -1,7 +1,7 @@
-//! A device in use: its context, one stream, compiled modules, copies, launches and recorded graphs.
+//! [`Gpu`]: a device in use, with its context, one stream, compiled modules, copies, launches and recorded graphs.
 //!
-//! Everything that is asked of a device goes through one stream, in order. Launches take raw addresses: what may be
-//! where at which time is known to the planner, not to this module.
+//! All work of a device goes through one stream, in order. Launches take raw addresses; the callers know
+//! which memory is in use at which time, not this module.
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
@@ -16,27 +16,27 @@ use crate::memory::Address;
 use crate::nvrtc::Nvrtc;
 use crate::sources::Specialisation;
 
-/// A context that is bound to whatever thread calls.
+/// A context of the driver, which is bound to each thread that makes a call.
 #[derive(Debug)]
 pub struct Context {
     inner: Arc<CudaContext>,
-    /// `CUDA0`.
+    /// The device's name, such as `CUDA0`.
     name: String,
 }
 
 impl Context {
-    /// Makes it the calling thread's.
+    /// Binds the context to the calling thread.
     ///
     /// # Errors
-    /// What the driver says.
+    /// Errors of the driver.
     pub fn bind(&self) -> Result<(), Error> {
         self.inner.bind_to_thread().map_err(|e| self.failed("binding the context", e))
     }
 
-    /// Free bytes and all bytes of the device's memory.
+    /// The free bytes and the total bytes of the device's memory.
     ///
     /// # Errors
-    /// What the driver says.
+    /// Errors of the driver.
     pub fn memory(&self) -> Result<(usize, usize), Error> {
         self.bind()?;
         result::mem_get_info().map_err(|e| self.failed("asking for free memory", e))
@@ -52,7 +52,7 @@ impl Context {
     }
 }
 
-/// A value that a kernel is given.
+/// An argument of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Argument {
     Address(Address),
@@ -62,7 +62,7 @@ pub enum Argument {
 }
 
 impl Argument {
-    /// The value as the driver copies it: as many of the first bytes as the kernel's parameter has.
+    /// The bits of the value. The driver copies as many of the first bytes as the kernel's parameter has.
     fn bits(self) -> u64 {
         match self {
             Argument::Address(a) => a.0,
@@ -73,12 +73,12 @@ impl Argument {
     }
 }
 
-/// How a kernel is cut into blocks and threads.
+/// How a launch is divided into blocks and threads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     pub grid: [u32; 3],
     pub block: [u32; 3],
-    /// Dynamic shared memory of a block.
+    /// Bytes of dynamic shared memory of a block.
     pub shared_bytes: u32,
 }
 
@@ -87,7 +87,7 @@ pub struct Geometry {
 pub struct Function {
     handle: sys::CUfunction,
     name: String,
-    /// Keeps the code where it is.
+    /// Keeps the module loaded.
     _module: Arc<Module>,
 }
 
@@ -109,17 +109,17 @@ unsafe impl Sync for Function {}
 impl Drop for Module {
     fn drop(&mut self) {
         if self.context.bind().is_ok() {
-            // SAFETY: loaded once; no function of it is left
+            // SAFETY: the module was loaded once, and none of its functions is left
             let _ = unsafe { result::module::unload(self.handle) };
         }
     }
 }
 
 impl Function {
-    /// Registers of a thread, and bytes of local memory, which are spills.
+    /// Registers of a thread, and bytes of its local memory, which are spilled registers.
     ///
     /// # Errors
-    /// What the driver says.
+    /// Errors of the driver.
     pub fn cost(&self) -> Result<(usize, usize), Error> {
         let context = &self._module.context;
         context.bind()?;
@@ -136,7 +136,7 @@ impl Function {
     }
 }
 
-/// Launches and copies that were recorded, to be run again as one.
+/// Launches and copies that were recorded, to be run again together.
 #[derive(Debug)]
 pub struct Graph {
     context: Arc<Context>,
@@ -150,7 +150,7 @@ unsafe impl Send for Graph {}
 impl Drop for Graph {
     fn drop(&mut self) {
         if self.context.bind().is_ok() {
-            // SAFETY: made by `Gpu::record`, destroyed once
+            // SAFETY: both were made by `Gpu::record`, and are destroyed once
             unsafe {
                 let _ = result::graph::exec_destroy(self.executable);
                 let _ = result::graph::destroy(self.graph);
@@ -159,7 +159,7 @@ impl Drop for Graph {
     }
 }
 
-/// Shared memory that a block can have without asking for more.
+/// Bytes of shared memory that a block can have without a kernel attribute that allows more.
 const USUAL_SHARED_BYTES: u32 = 48 << 10;
 
 /// A device in use.
@@ -171,7 +171,7 @@ pub struct Gpu {
     stream: sys::CUstream,
     cubins: Cubins,
     modules: Mutex<HashMap<Specialisation, Arc<Module>>>,
-    /// Every launch is waited for, so that an error is that of its kernel (`IKQ_CUDA_SYNC=1`).
+    /// Whether every launch is waited for, so that errors are reported for the right kernel (`IKQ_CUDA_SYNC=1`).
     waits: bool,
 }
 
@@ -181,7 +181,7 @@ unsafe impl Send for Gpu {}
 impl Drop for Gpu {
     fn drop(&mut self) {
         if self.context.bind().is_ok() {
-            // SAFETY: made in `open`; what was recorded or launched is over
+            // SAFETY: the stream was made in `open`; all work is waited for before it is destroyed
             unsafe {
                 let _ = result::stream::synchronize(self.stream);
                 let _ = result::stream::destroy(self.stream);
@@ -191,10 +191,10 @@ impl Drop for Gpu {
 }
 
 impl Gpu {
-    /// Opens `CUDA{index}`.
+    /// Opens the device `CUDA{index}`.
     ///
     /// # Errors
-    /// [`Error::NoSuchDevice`], or what the driver says.
+    /// [`Error::NoSuchDevice`], and errors of the driver.
     pub fn open(runtime: &'static Runtime, index: usize) -> Result<Gpu, Error> {
         let n_devices = runtime.devices.len();
         let facts = runtime.devices.get(index).ok_or(Error::NoSuchDevice { index, n_devices })?.clone();
@@ -225,10 +225,10 @@ impl Gpu {
         &self.context
     }
 
-    /// The kernel `name` of a specialisation, which is compiled and loaded when it is asked for first.
+    /// The kernel `name` of a specialisation, which is compiled and loaded at its first use.
     ///
     /// # Errors
-    /// What compiler and driver say.
+    /// Errors of the compiler and the driver.
     pub fn function(&self, of: &Specialisation, name: &str) -> Result<Function, Error> {
         self.context.bind()?;
         let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
@@ -241,7 +241,7 @@ impl Gpu {
             }
         };
         let c_name = CString::new(name).unwrap_or_default();
-        // SAFETY: the module is loaded, and the function keeps it so
+        // SAFETY: the module is loaded, and the function keeps it loaded
         let handle = unsafe { result::module::get_function(module.handle, c_name) }
             .map_err(|e| self.context.failed(&format!("looking for {name} in {of}"), e))?;
         Ok(Function { handle, name: name.into(), _module: module })
@@ -249,20 +249,20 @@ impl Gpu {
 
     fn load(&self, of: &Specialisation) -> Result<Module, Error> {
         let (cubin, _) = cubin(&self.runtime.nvrtc, &self.cubins, of, &arch(self.facts.sm))?;
-        // SAFETY: the image is a whole cubin; the driver copies it
+        // SAFETY: the image is a complete cubin, which the driver copies
         let handle = unsafe { result::module::load_data(cubin.as_ptr().cast()) }
             .map_err(|e| self.context.failed(&format!("loading {of}"), e))?;
         Ok(Module { context: self.context.clone(), handle })
     }
 
-    /// Launches a kernel behind what was launched before.
+    /// Launches a kernel, to run after everything that was launched before.
     ///
     /// # Errors
-    /// What the driver says; what the kernel does wrong shows at a later call, unless `IKQ_CUDA_SYNC=1`.
+    /// Errors of the driver. Errors of the running kernel are reported by a later call, unless `IKQ_CUDA_SYNC=1`.
     ///
     /// # Safety
-    /// The arguments are those of the kernel's parameters, in number, order and type, and the kernel stays within the
-    /// memory that they point to.
+    /// The arguments must fit the kernel's parameters in number, order and type, and the kernel must stay within
+    /// the memory that they point to.
     pub unsafe fn launch(
         &self,
         function: &Function,
@@ -281,7 +281,7 @@ impl Gpu {
         let mut bits: Vec<u64> = arguments.iter().map(|a| a.bits()).collect();
         let mut pointers: Vec<*mut c_void> = bits.iter_mut().map(|b| std::ptr::from_mut(b).cast()).collect();
         let triple = |[x, y, z]: [u32; 3]| (x, y, z);
-        // SAFETY: the caller's word; the driver copies the arguments before it returns
+        // SAFETY: the caller promises that arguments fit; the driver copies them before it returns
         unsafe {
             result::launch_kernel(
                 function.handle,
@@ -308,90 +308,90 @@ impl Gpu {
         Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
     }
 
-    /// Copies to the device; the source can be used again when this returns.
+    /// Copies to the device. The source can be used again when this returns.
     ///
     /// # Errors
-    /// What the driver says.
+    /// Errors of the driver.
     ///
     /// # Safety
-    /// There is room for as many bytes at `to`.
+    /// There must be room for the bytes at `to`.
     pub unsafe fn copy_in(&self, to: Address, bytes: &[u8]) -> Result<(), Error> {
         self.context.bind()?;
         if bytes.is_empty() {
             return Ok(());
         }
-        // SAFETY: the caller's word; the source lives until the stream has done it
+        // SAFETY: the caller promises the room; the source lives until the stream has finished the copy
         unsafe { result::memcpy_htod_async(to.0, bytes, self.stream) }
             .map_err(|e| self.context.failed("copying to the device", e))?;
         self.wait()
     }
 
-    /// Copies from the device, after all that was launched before.
+    /// Copies from the device, after everything that was launched before.
     ///
     /// # Errors
-    /// What the driver says, also about earlier launches.
+    /// Errors of the driver, including those of earlier launches.
     ///
     /// # Safety
-    /// There are as many bytes at `from`.
+    /// There must be as many bytes at `from`.
     pub unsafe fn copy_out(&self, bytes: &mut [u8], from: Address) -> Result<(), Error> {
         self.context.bind()?;
         if bytes.is_empty() {
             return Ok(());
         }
-        // SAFETY: the caller's word; the target lives until the stream has done it
+        // SAFETY: the caller promises the bytes; the target lives until the stream has finished the copy
         unsafe { result::memcpy_dtoh_async(bytes, from.0, self.stream) }
             .map_err(|e| self.context.failed("copying from the device", e))?;
         self.wait()
     }
 
-    /// Copies within the device, behind what was launched before.
+    /// Copies within the device, after everything that was launched before.
     ///
     /// # Errors
-    /// What the driver says.
+    /// Errors of the driver.
     ///
     /// # Safety
-    /// There are as many bytes at both addresses, and they are apart.
+    /// There must be as many bytes at both addresses, and they must not overlap.
     pub unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<(), Error> {
         self.context.bind()?;
         if bytes == 0 {
             return Ok(());
         }
-        // SAFETY: the caller's word
+        // SAFETY: the caller promises that the addresses are valid
         unsafe { result::memcpy_dtod_async(to.0, from.0, bytes, self.stream) }
             .map_err(|e| self.context.failed("copying on the device", e))
     }
 
-    /// Sets all of `bytes` bytes to a value, behind what was launched before.
+    /// Sets `bytes` bytes to a value, after everything that was launched before.
     ///
     /// # Errors
-    /// What the driver says.
+    /// Errors of the driver.
     ///
     /// # Safety
-    /// There are as many bytes at `to`.
+    /// There must be as many bytes at `to`.
     pub unsafe fn fill(&self, to: Address, value: u8, bytes: usize) -> Result<(), Error> {
         self.context.bind()?;
         if bytes == 0 {
             return Ok(());
         }
-        // SAFETY: the caller's word
+        // SAFETY: the caller promises that the addresses are valid
         unsafe { result::memset_d8_async(to.0, value, bytes, self.stream) }
             .map_err(|e| self.context.failed("filling memory", e))
     }
 
-    /// Waits for all that was launched.
+    /// Waits for everything that was launched.
     ///
     /// # Errors
-    /// What went wrong in it.
+    /// Errors of what was launched.
     pub fn wait(&self) -> Result<(), Error> {
         self.context.bind()?;
         // SAFETY: the stream is this device's own
         unsafe { result::stream::synchronize(self.stream) }.map_err(|e| self.context.failed("computing", e))
     }
 
-    /// Records what `calls` launches and copies, instead of doing it. Nothing may be waited for meanwhile.
+    /// Records what `calls` launches and copies, instead of running it. `calls` must not wait for anything.
     ///
     /// # Errors
-    /// What the driver and `calls` say.
+    /// Errors of the driver and of `calls`.
     pub fn record(&self, calls: impl FnOnce(&Gpu) -> Result<(), Error>) -> Result<Graph, Error> {
         self.context.bind()?;
         let failed = |e| self.context.failed("recording a graph", e);
@@ -399,10 +399,10 @@ impl Gpu {
         // SAFETY: the stream is this device's own
         unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(failed)?;
         let done = calls(self);
-        // SAFETY: recording has begun, and ends in any case
+        // SAFETY: recording has begun, and is ended in any case
         let graph = unsafe { result::stream::end_capture(self.stream) };
         let destroy = |graph| {
-            // SAFETY: made a moment ago, known to nobody
+            // SAFETY: the graph was just made, and nothing else has it
             unsafe { result::graph::destroy(graph) }
         };
         let graph = match (done, graph) {
@@ -412,7 +412,7 @@ impl Gpu {
                 return Err(e);
             }
         };
-        // SAFETY: the graph is whole
+        // SAFETY: the graph was recorded completely
         match unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags_enum(0)) } {
             Ok(executable) => Ok(Graph { context: self.context.clone(), graph, executable }),
             Err(e) => {
@@ -422,16 +422,16 @@ impl Gpu {
         }
     }
 
-    /// Runs a recorded graph behind what was launched before.
+    /// Runs a recorded graph, after everything that was launched before.
     ///
     /// # Errors
-    /// What the driver says.
+    /// Errors of the driver.
     ///
     /// # Safety
-    /// The memory that was there when it was recorded still is.
+    /// The memory that the recorded calls use must still be allocated.
     pub unsafe fn replay(&self, graph: &Graph) -> Result<(), Error> {
         self.context.bind()?;
-        // SAFETY: the caller's word
+        // SAFETY: the caller promises that the addresses are valid
         unsafe { result::graph::launch(graph.executable, self.stream) }
             .map_err(|e| self.context.failed("running a graph", e))
     }
@@ -442,10 +442,11 @@ pub fn arch(sm: u32) -> String {
     format!("sm_{sm}")
 }
 
-/// The cubin of a specialisation for an architecture, and whether it was kept on disk; else it is compiled, and kept.
+/// The cubin of a specialisation for an architecture, and whether it was found on disk. Otherwise it is compiled,
+/// and kept on disk.
 ///
 /// # Errors
-/// What the compiler says.
+/// Errors of the compiler.
 pub fn cubin(
     nvrtc: &Nvrtc,
     cubins: &Cubins,

@@ -1,14 +1,15 @@
-//! Which files of a folder are kernels and their headers. The build asks this, too.
+//! Finds the files of a folder that are kernels and their headers. The build script uses this, too.
 
 use std::path::{Path, PathBuf};
 
-/// Folders beside the kernels that have what only tests need.
+/// Folders beside the kernels whose files only tests need.
 const NOT_KERNELS: [&str; 2] = ["emu", "standin"];
 
-/// Kernel files below a folder: names as they are included by (`types/k.cuh`) and paths, sorted by name.
+/// The kernel files below a folder: their names as `#include` has them (`types/kquants.cuh`) and their paths,
+/// sorted by name.
 ///
 /// # Errors
-/// Of reading the folder.
+/// Errors of reading the folder.
 pub fn kernel_files(folder: &Path) -> std::io::Result<Vec<(String, PathBuf)>> {
     let mut files = Vec::new();
     collect(folder, "", &mut files)?;

@@ -1,16 +1,16 @@
-//! NVIDIA GPUs, found and used at run time: nothing of CUDA is needed to build, and without a driver all that
-//! happens is a reason.
+//! NVIDIA GPUs, which are found and used at run time: building needs nothing of CUDA, and without a driver
+//! [`runtime`] gives the reason why there is no GPU.
 //!
 //! | module | what |
 //! |---|---|
 //! | [`loader`] | [`runtime`]: driver, devices and NVRTC of this machine, or why there are none |
-//! | [`nvrtc`] | the compiler: found, opened, called |
+//! | [`nvrtc`] | finding, opening and calling the compiler |
 //! | [`sources`], [`kernel_files`] | the text of the kernels, and which files have it |
 //! | [`cubins`] | compiled kernels, kept on disk |
 //! | [`gpu`] | a device in use: context, stream, modules, launches |
 //! | [`memory`] | arenas of device memory |
 //! | [`plan`] | how every kernel is launched |
-//! | [`device`] | [`Cuda`]: stages of models |
+//! | [`device`] | [`Cuda`]: running stages of models |
 //! | [`weights`], [`products`] | matrices in the device's form, and products with them |
 
 pub mod cubins;

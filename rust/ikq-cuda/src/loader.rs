@@ -1,7 +1,7 @@
-//! What this machine has: the driver, its devices, and the compiler that fits them.
+//! Finds what this machine has: the driver, its devices, and the compiler that fits them.
 //!
-//! Nothing here panics, whatever libraries there are: the driver is looked for before it is called, and it is asked for
-//! every function that is called anywhere in this crate. No context is made, so asking takes no memory of a GPU.
+//! Nothing here panics, whatever libraries there are: the driver's library is looked for before it is called, and
+//! checked for every function that this crate calls. No context is made, so looking takes no memory of a GPU.
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -11,52 +11,52 @@ use cudarc::driver::{DriverError, result, sys};
 use crate::error::{self, Error, OLDEST_CUDA, Unavailable, code};
 use crate::nvrtc::{self, Nvrtc};
 
-/// Where to look for what.
+/// Where to look for libraries.
 #[derive(Clone, Debug, Default)]
 pub struct Search {
-    /// Files and folders that may hold NVRTC, the preferred ones first.
+    /// Files that may be NVRTC and folders that may have it, the preferred ones first.
     pub nvrtc: Vec<PathBuf>,
 }
 
 /// A GPU, as its driver describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Facts {
-    /// Its number for the driver.
+    /// The number that the driver has for it.
     pub ordinal: usize,
     pub name: String,
-    /// Compute capability: 90 for 9.0.
+    /// Compute capability, such as 90 for 9.0.
     pub sm: u32,
     pub memory_bytes: usize,
     pub n_multiprocessors: usize,
-    /// Most dynamic shared memory that a block can ask for.
+    /// Most bytes of dynamic shared memory that a block can have.
     pub shared_bytes: usize,
 }
 
 impl Facts {
-    /// No GPU, but the stand-in of the tests, which computes on the CPU.
+    /// Whether this is not a GPU but the stand-in driver of the tests, which computes on the CPU.
     pub fn is_emulated(&self) -> bool {
         self.name.starts_with(EMULATED)
     }
 }
 
-/// How the stand-in driver of the tests names its devices.
+/// The beginning of the names that the stand-in driver of the tests gives its devices.
 const EMULATED: &str = "ikq emulator";
 /// The oldest compute capability that kernels are written for.
 pub const OLDEST_SM: u32 = 75;
 
-/// A machine with a GPU that can be used.
+/// The driver, devices and compiler of a machine with a usable GPU.
 #[derive(Debug)]
 pub struct Runtime {
-    /// CUDA version of the driver: 13000 for 13.0.
+    /// CUDA version of the driver, such as 13000 for 13.0.
     pub cuda: i32,
-    /// The usable devices: `CUDA0` is the first of them.
+    /// The usable devices; `CUDA0` is the first of them.
     pub devices: Vec<Facts>,
     pub nvrtc: Nvrtc,
-    /// Of the process that looked.
+    /// Id of the process that looked for them.
     process: u32,
 }
 
-/// What was found on the way, also where it was not enough.
+/// The driver and devices that were found, even if they cannot be used.
 #[derive(Clone, Debug, Default)]
 pub struct Found {
     pub cuda: Option<i32>,
@@ -65,15 +65,15 @@ pub struct Found {
 
 static RUNTIME: OnceLock<(Found, Result<Runtime, Unavailable>)> = OnceLock::new();
 
-/// The runtime of this process. The first call looks, by its `search`; later ones have its answer.
+/// The runtime of this process. The first call looks for it, with its `search`; later calls give the same answer.
 ///
 /// # Errors
-/// Why no GPU is usable.
+/// The reason why no GPU is usable.
 pub fn runtime(search: &Search) -> Result<&'static Runtime, Unavailable> {
     look(search).1
 }
 
-/// The same, with what was found.
+/// [`runtime`], together with what was found.
 pub fn look(search: &Search) -> (&'static Found, Result<&'static Runtime, Unavailable>) {
     let (found, runtime) = RUNTIME.get_or_init(|| {
         let mut found = Found::default();
@@ -92,7 +92,7 @@ fn probe(search: &Search, found: &mut Found) -> Result<Runtime, Unavailable> {
     if std::env::var("IKQ_CUDA").is_ok_and(|v| v == "0") {
         return Err(Unavailable::Disabled);
     }
-    // SAFETY: opens libraries by the driver's names; what their initializers do is the driver's affair
+    // SAFETY: this opens libraries by the names of the driver's, whose initializers have to be trusted
     if !unsafe { sys::is_culib_present() } {
         return Err(Unavailable::NoDriver);
     }
@@ -104,9 +104,9 @@ fn probe(search: &Search, found: &mut Found) -> Result<Runtime, Unavailable> {
         sys::CUresult::CUDA_ERROR_NO_DEVICE => Unavailable::NoDevice,
         _ => Unavailable::Init { why: code(&e) },
     };
-    // the version can be asked before all else, and an old driver may fail at starting
+    // the version can be asked before the driver is initialized, where an old driver may fail
     let mut cuda = 0;
-    // SAFETY: the function is there, and writes one integer
+    // SAFETY: the function exists, and writes one integer
     unsafe { sys::cuDriverGetVersion(&mut cuda) }.result().map_err(failed)?;
     found.cuda = Some(cuda).filter(|v| *v > 0);
     if cuda > 0 && cuda < OLDEST_CUDA {
@@ -131,7 +131,8 @@ fn probe(search: &Search, found: &mut Found) -> Result<Runtime, Unavailable> {
     Ok(Runtime { cuda, devices, nvrtc, process: std::process::id() })
 }
 
-/// Every function of the driver that this crate calls. cudarc panics where one is missing, so all are asked for first.
+/// Every function of the driver that this crate calls. cudarc panics where one is missing, so all are checked
+/// first.
 const SYMBOLS: &[&str] = &[
     "cuCtxGetCurrent",
     "cuCtxSetCurrent",
@@ -211,15 +212,16 @@ fn devices() -> Result<Vec<Facts>, DriverError> {
     Ok(all)
 }
 
-/// A compiler of its own, for machines without a GPU: the newest NVRTC whose CUDA is at most `major`.
+/// Only the compiler, which also works on machines without a GPU: the newest NVRTC whose CUDA version is at most
+/// `major`.
 ///
 /// # Errors
-/// [`Error::NoCompiler`].
+/// [`Error::NoCompiler`] when there is none.
 pub fn compiler(places: &[PathBuf], major: i32) -> Result<Nvrtc, Error> {
     nvrtc::find(places, major).map_err(|tried| Error::NoCompiler { major, tried })
 }
 
-/// Version of the driver itself (`580.65.06`), where the system tells it.
+/// The version of the driver itself, such as `580.65.06`, where the system tells it.
 pub fn driver_version() -> Option<String> {
     let text = std::fs::read_to_string("/proc/driver/nvidia/version").ok()?;
     let first = text.lines().next()?;

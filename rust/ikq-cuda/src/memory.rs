@@ -1,4 +1,5 @@
-//! Memory of a device: arenas of one allocation each, from which pieces are cut, and pinned memory of the host.
+//! Memory of a device: [`Arena`]s, each of which is one allocation from which pieces are taken, and pinned memory
+//! of the host.
 
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use cudarc::driver::sys::CUresult;
 use crate::error::Error;
 use crate::gpu::Context;
 
-/// Where pieces of arenas begin: what the widest loads and all of the driver's rules ask for.
+/// Pieces of arenas begin at multiples of this, which is enough for the widest loads and all rules of the driver.
 pub const ALIGNMENT: usize = 256;
 
 /// An address in a device's memory.
@@ -23,7 +24,7 @@ impl Address {
     }
 }
 
-/// One allocation of device memory, handed out piece by piece; freed as a whole.
+/// One allocation of device memory, which is handed out in pieces and freed as a whole.
 #[derive(Debug)]
 pub struct Arena {
     context: Arc<Context>,
@@ -33,7 +34,7 @@ pub struct Arena {
 }
 
 impl Arena {
-    /// An arena of `size` bytes for `what`.
+    /// Allocates an arena of `size` bytes; error messages say that it is for `what`.
     ///
     /// # Errors
     /// [`Error::Memory`] when the device does not have as much free.
@@ -56,10 +57,10 @@ impl Arena {
         }
     }
 
-    /// A piece of `bytes`, at a multiple of [`ALIGNMENT`].
+    /// Takes a piece of `bytes`, at a multiple of [`ALIGNMENT`].
     ///
     /// # Errors
-    /// [`Error::Plan`] when the arena was made too small, which is a mistake of whoever planned it.
+    /// [`Error::Plan`] when the arena is too small, which is a mistake of the caller.
     pub fn take(&mut self, bytes: usize) -> Result<Address, Error> {
         let end =
             self.used.checked_add(bytes).filter(|end| *end <= self.size).ok_or_else(|| Error::Plan {
@@ -75,12 +76,12 @@ impl Arena {
         Ok(address)
     }
 
-    /// Hands all pieces out anew.
+    /// Makes all pieces available again.
     pub fn reset(&mut self) {
         self.used = 0;
     }
 
-    /// Bytes in all.
+    /// Bytes of the arena.
     pub fn size(&self) -> usize {
         self.size
     }
@@ -89,27 +90,27 @@ impl Arena {
 impl Drop for Arena {
     fn drop(&mut self) {
         if self.base.0 != 0 && self.context.bind().is_ok() {
-            // SAFETY: allocated in `new`; nothing is left that knows the address
+            // SAFETY: allocated in `new`, and nothing uses the address any more
             let _ = unsafe { result::free_sync(self.base.0) };
         }
     }
 }
 
-/// The size of an arena that pieces of these sizes are cut from in order.
+/// The size of an arena for pieces of these sizes.
 pub fn arena_bytes(pieces: impl IntoIterator<Item = usize>) -> usize {
     pieces.into_iter().map(|n| n.next_multiple_of(ALIGNMENT)).sum()
 }
 
-/// What the CPU does with pinned memory.
+/// How the CPU uses pinned memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HostUse {
-    /// It only writes: the memory is write-combined, and very slow to read.
+    /// It only writes; the memory is write-combined, so reading it is very slow.
     Writes,
-    /// It reads.
+    /// It reads the memory.
     Reads,
 }
 
-/// Memory of the host that the device copies from and to without a detour.
+/// Memory of the host that the device copies from and to directly.
 #[derive(Debug)]
 pub struct Pinned {
     context: Arc<Context>,
@@ -121,10 +122,10 @@ pub struct Pinned {
 unsafe impl Send for Pinned {}
 
 impl Pinned {
-    /// `size` bytes, zeroed.
+    /// Allocates `size` bytes of zeros.
     ///
     /// # Errors
-    /// What the driver says.
+    /// Errors of the driver.
     pub fn new(context: &Arc<Context>, size: usize, used: HostUse) -> Result<Pinned, Error> {
         context.bind()?;
         const WRITE_COMBINED: u32 = 4;

@@ -1,4 +1,4 @@
-//! NVRTC, the compiler of kernels: found among files, opened by absolute paths, called through nine functions.
+//! [`Nvrtc`]: the library that compiles kernels. It is found among files and called through nine functions.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
@@ -10,10 +10,10 @@ use crate::error::Error;
 /// An opened NVRTC.
 pub struct Nvrtc {
     pub path: PathBuf,
-    /// Major and minor.
+    /// Major and minor version.
     pub version: (i32, i32),
     functions: Functions,
-    /// The functions are in the first; the second holds what the compiler reads, and is only kept open.
+    /// The first has the functions; the second has built-in declarations for the compiler, and is only kept open.
     _libraries: (Library, Option<Library>),
 }
 
@@ -28,7 +28,7 @@ impl std::fmt::Debug for Nvrtc {
 
 type Program = *mut c_void;
 
-/// The nine functions. All return 0 or an error.
+/// The nine functions. All but `error`, which describes an error, return 0 or the number of an error.
 struct Functions {
     version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int,
     error: unsafe extern "C" fn(c_int) -> *const c_char,
@@ -51,9 +51,9 @@ struct Functions {
 impl Functions {
     fn of(library: &Library) -> Result<Functions, libloading::Error> {
         /// # Safety
-        /// `F` is the type of the function of that name.
+        /// `F` must be the type of the function with that name.
         unsafe fn get<F: Copy>(library: &Library, name: &str) -> Result<F, libloading::Error> {
-            // SAFETY: the caller's word
+            // SAFETY: the caller promises the type
             unsafe { library.get::<F>(name.as_bytes()) }.map(|f| *f)
         }
         // SAFETY: the types are those of nvrtc.h, the same in all versions of 12 and 13
@@ -73,33 +73,33 @@ impl Functions {
     }
 }
 
-/// What to compile.
+/// A text to compile.
 #[derive(Clone, Debug)]
 pub struct Source {
-    /// Name for messages.
+    /// Its name in messages.
     pub name: String,
     pub text: String,
-    /// Names, as they are included by, and texts.
+    /// Headers: their names as `#include` has them, and their texts.
     pub headers: Vec<(String, String)>,
 }
 
-/// What came of it.
+/// The result of compiling.
 #[derive(Clone, Debug)]
 pub struct Compiled {
     pub cubin: Vec<u8>,
-    /// What the compiler had to say; with `--ptxas-options=-v`, registers and spills.
+    /// The messages of the compiler; with `--ptxas-options=-v` they include registers and spills.
     pub log: String,
 }
 
 impl Nvrtc {
-    /// Opens the library at `path`, and the file beside it that it reads built-in declarations from: some
-    /// packages' NVRTC does not find that by itself.
+    /// Opens the library at `path`, and the file beside it from which it reads built-in declarations, because
+    /// NVRTC does not find that by itself in some packages.
     ///
     /// # Errors
-    /// Why it cannot be used.
+    /// The reason why it cannot be used.
     pub fn open(path: &Path) -> Result<Nvrtc, String> {
         let reason = |e: libloading::Error| e.to_string();
-        // SAFETY: initializers of these libraries are NVIDIA's, or of whatever the user has put there
+        // SAFETY: the initializers are those of NVIDIA's libraries, or of files that the user put there
         let library = unsafe { Library::new(path) }.map_err(reason)?;
         let functions = Functions::of(&library).map_err(reason)?;
         let (mut major, mut minor) = (0, 0);
@@ -108,7 +108,7 @@ impl Nvrtc {
             0 => {}
             error => return Err(format!("nvrtcVersion gives error {error}")),
         }
-        // a folder may hold several toolkits
+        // a folder may have the files of several toolkits, so the one of this version comes first
         let mut builtins =
             path.parent().map_or_else(Vec::new, |folder| files(folder, "libnvrtc-builtins.so"));
         builtins.sort_by_key(|file| numbers(file) != Some((major, minor)));
@@ -117,10 +117,10 @@ impl Nvrtc {
         Ok(Nvrtc { path: path.into(), version: (major, minor), functions, _libraries: (library, builtins) })
     }
 
-    /// Compiles to a cubin for `arch` (`sm_90`).
+    /// Compiles to a cubin for `arch`, such as `sm_90`.
     ///
     /// # Errors
-    /// [`Error::Compile`] with the compiler's messages; [`Error::Nvrtc`] when it fails before.
+    /// [`Error::Compile`] with the compiler's messages; [`Error::Nvrtc`] when NVRTC itself fails.
     pub fn compile(&self, source: &Source, arch: &str, options: &[String]) -> Result<Compiled, Error> {
         let wrong = |why: &str| Error::Nvrtc { path: self.path.clone(), why: why.to_string() };
         let c_string = |text: &str| CString::new(text).map_err(|_| wrong("a text holds a zero byte"));
@@ -183,7 +183,7 @@ impl Nvrtc {
     }
 }
 
-/// A program that is freed on every way out.
+/// A program of NVRTC, which is destroyed when this is dropped.
 struct Owned {
     handle: Program,
     destroy: unsafe extern "C" fn(*mut Program) -> c_int,
@@ -198,10 +198,10 @@ impl Drop for Owned {
     }
 }
 
-/// The bytes that the second function writes, as many as the first says.
+/// The bytes that `get` writes, as many as `size` says.
 ///
 /// # Safety
-/// The functions are a pair of NVRTC's, the program is one of its programs.
+/// The functions must be a pair of NVRTC's, and the program one of its programs.
 unsafe fn take(
     program: Program,
     size: unsafe extern "C" fn(Program, *mut usize) -> c_int,
@@ -209,7 +209,7 @@ unsafe fn take(
 ) -> Result<Vec<u8>, c_int> {
     let mut n = 0;
     let check = |status| if status == 0 { Ok(()) } else { Err(status) };
-    // SAFETY: the caller's word
+    // SAFETY: the caller promises function and program
     check(unsafe { size(program, &mut n) })?;
     let mut bytes = vec![0u8; n];
     if n > 0 {
@@ -219,11 +219,11 @@ unsafe fn take(
     Ok(bytes)
 }
 
-/// The newest NVRTC among files and folders whose major version is at most `major`; where several have that version,
-/// the first. The loader's own search comes last, and not at all where `IKQ_NVRTC` names the one to take.
+/// Opens the newest NVRTC among files and folders whose major version is at most `major`; of several with the same
+/// version, the first. The system's library search comes last, and is not used if `IKQ_NVRTC` names the library.
 ///
 /// # Errors
-/// What was found but cannot be used, and why.
+/// The files that were found but cannot be used, and why.
 pub fn find(places: &[PathBuf], major: i32) -> Result<Nvrtc, Vec<String>> {
     let mut candidates: Vec<PathBuf> = Vec::new();
     for place in places {
@@ -236,7 +236,7 @@ pub fn find(places: &[PathBuf], major: i32) -> Result<Nvrtc, Vec<String>> {
         candidates.extend(candidates_of_loader(major));
     }
     let mut tried = Vec::new();
-    // opening maps 100 MB, so the name says first which are worth it
+    // opening maps 100 MB, so files are first sorted out by the version in their names
     let named = |path: &Path| numbers(path).unwrap_or((major, 0));
     candidates.retain(|path| {
         let (found, _) = named(path);
@@ -252,7 +252,7 @@ pub fn find(places: &[PathBuf], major: i32) -> Result<Nvrtc, Vec<String>> {
             Ok(nvrtc) => {
                 tried.push(format!("{} needs a driver of CUDA {}", path.display(), nvrtc.version.0));
             }
-            // names that the loader does not know are no finding
+            // a name that the system's search does not find is not reported
             Err(_) if path.parent().is_some_and(|p| p.as_os_str().is_empty()) => {}
             Err(why) => tried.push(format!("{}: {why}", path.display())),
         }
@@ -260,12 +260,12 @@ pub fn find(places: &[PathBuf], major: i32) -> Result<Nvrtc, Vec<String>> {
     Err(tried)
 }
 
-/// Names for the loader's own search, newest first.
+/// Names for the system's library search, newest first.
 fn candidates_of_loader(major: i32) -> impl Iterator<Item = PathBuf> {
     (12..=major).rev().map(|n| PathBuf::from(format!("libnvrtc.so.{n}")))
 }
 
-/// Files of a folder that are a shared library of this name, with or without a version, sorted.
+/// Files of a folder that are a shared library with this name, with or without a version; sorted.
 fn files(folder: &Path, name: &str) -> Vec<PathBuf> {
     let is_it = |path: &PathBuf| {
         let file = path.file_name().and_then(|f| f.to_str()).unwrap_or_default();
@@ -278,7 +278,7 @@ fn files(folder: &Path, name: &str) -> Vec<PathBuf> {
     found
 }
 
-/// Major and minor version that a file's name (or that of the file a link leads to) tells.
+/// Major and minor version in a file's name, or in the name of the file that a link leads to.
 fn numbers(path: &Path) -> Option<(i32, i32)> {
     let resolved = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
     let of = |path: &Path| {
@@ -314,7 +314,7 @@ mod tests {
         }
         assert_eq!(files(&folder, "libnvrtc.so").len(), 2);
         assert_eq!(files(&folder, "libnvrtc-builtins.so").len(), 1);
-        // 11 is below what the loader's own search would find
+        // with 11 the system's library search looks for nothing
         let tried = find(std::slice::from_ref(&folder), 11).expect_err("none is usable");
         assert!(tried.len() == 2 && tried[0].contains("so.12 needs a driver of CUDA 12"), "{tried:?}");
         let file = folder.join("libnvrtc.so.12");

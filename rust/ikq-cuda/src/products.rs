@@ -1,4 +1,5 @@
-//! Products of matrices and columns: the columns' codes, and launches of at most eight columns.
+//! Products of matrices with columns: makes the columns' codes, and launches kernels for at most eight columns
+//! each.
 
 use ikq_formats::QuantType;
 
@@ -8,20 +9,20 @@ use crate::memory::{Address, arena_bytes};
 use crate::plan::{Call, MOST_COLUMNS, MOST_GRID, Pairs, Plan, Products, reads_codes};
 use crate::weights::Matrix;
 
-/// Columns as products read them.
+/// Columns in the forms that products read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Columns {
-    /// Elements of a column, and how many there are.
+    /// Elements of a column, and the number of columns.
     pub n: usize,
     pub n_columns: usize,
     /// Floats, `n` per column.
     pub floats: Address,
-    /// Codes and, per block of 32, scale and scaled sum; made by [`quantize`].
+    /// 8-bit codes and, for each block of 32, a scale and the scaled sum of the codes; [`quantize`] makes them.
     pub codes: Option<(Address, Address)>,
 }
 
 impl Columns {
-    /// The columns from `first` on, `n_columns` of them.
+    /// `n_columns` of the columns, from `first` on.
     #[must_use]
     pub fn part(&self, first: usize, n_columns: usize) -> Columns {
         let at = first * self.n;
@@ -29,7 +30,7 @@ impl Columns {
         Columns { n: self.n, n_columns, floats: self.floats.offset(4 * at), codes }
     }
 
-    /// The buffers that products with a type read.
+    /// The buffers that products with weights of a type read.
     ///
     /// # Errors
     /// [`Error::Plan`] when codes are missing.
@@ -44,49 +45,53 @@ impl Columns {
     }
 }
 
-/// Where results go, and what is added to them.
+/// Where results are written, and what is added to them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
     /// `n_rows` floats per column.
     pub y: Address,
     /// `n_rows` floats.
     pub bias: Option<Address>,
-    /// Laid out as `y`, which it may be.
+    /// `n_rows` floats per column, which may be those of `y`.
     pub residual: Option<Address>,
 }
 
-/// Bytes of codes, and of scales, of these columns.
+/// Bytes of the codes, and of the scales, of columns.
 pub fn code_bytes(n: usize, n_columns: usize) -> [usize; 2] {
     [n * n_columns, n / 32 * n_columns * 8]
 }
 
-/// Bytes of an arena for columns and their codes.
+/// Bytes of an arena for columns and their codes and scales.
 pub fn columns_bytes(n: usize, n_columns: usize) -> usize {
     let [codes, scales] = code_bytes(n, n_columns);
     arena_bytes([n * n_columns * 4, codes, scales])
 }
 
-/// Makes the codes of columns, behind what was launched before.
+/// Makes the codes of columns, after everything that was launched before.
 ///
 /// # Errors
-/// What planner, compiler and driver say.
+/// Errors of the planner, the compiler and the driver.
 ///
 /// # Safety
-/// Floats are (or will be, by earlier launches) at `columns.floats`, and there is room for codes and scales.
+/// Floats must be at `columns.floats` (earlier launches may write them), and there must be room for codes and
+/// scales.
 pub unsafe fn quantize(gpu: &Gpu, columns: &Columns) -> Result<(), Error> {
     let Some((codes, scales)) = columns.codes else { return Ok(()) };
     let plan = Call::Quantize { n: columns.n * columns.n_columns }.plan()?;
-    // SAFETY: the planner's arguments; the caller's word for the buffers
+    // SAFETY: the arguments are the planner's, and the caller promises the buffers
     unsafe { launch(gpu, &plan, &[("x", columns.floats), ("q", codes), ("ds", scales)]) }
 }
 
-/// `y[c][r] = sum of matrix[r] * columns[c] (+ bias[r]) (+ residual[c][r])`, behind what was launched before.
+/// Computes `y[c][r] = sum of matrix[r] * columns[c] (+ bias[r]) (+ residual[c][r])`, after everything that was
+/// launched before.
 ///
 /// # Errors
-/// [`Error::Plan`] when lengths differ, or codes are missing that the type reads; what compiler and driver say.
+/// [`Error::Plan`] when lengths differ, or codes are missing that the type needs; errors of the compiler and the
+/// driver.
 ///
 /// # Safety
-/// Matrix, columns and what is added are (or will be) where they say, and there is room for the result.
+/// Matrix, columns, bias and residual must be at their addresses (earlier launches may write them), and there must
+/// be room for the result.
 pub unsafe fn multiply(gpu: &Gpu, matrix: &Matrix, columns: &Columns, to: &Target) -> Result<(), Error> {
     let wrong = |why: String| Error::Plan { name: "product".into(), why };
     if matrix.n != columns.n {
@@ -114,22 +119,22 @@ pub unsafe fn multiply(gpu: &Gpu, matrix: &Matrix, columns: &Columns, to: &Targe
         buffers.extend(to.bias.map(|a| ("bias", a)));
         buffers.extend(to.residual.map(|a| ("residual", a.offset(at))));
         buffers.extend(part.read_by(matrix.ty)?);
-        // SAFETY: the planner's arguments; the caller's word for the buffers
+        // SAFETY: the arguments are the planner's, and the caller promises the buffers
         unsafe { launch(gpu, &plan, &buffers) }?;
     }
     Ok(())
 }
 
-/// What a list of experts is multiplied with.
+/// A list of chosen experts.
 #[derive(Clone, Copy, Debug)]
 pub struct Chosen {
-    /// An id for each pair; a negative one is no expert.
+    /// The id of the expert of each pair; a pair with a negative id is skipped.
     pub ids: Address,
     pub pairs: Pairs,
 }
 
 impl Chosen {
-    /// Parts of whole tokens that fit a launch: the first token, and the part.
+    /// Divides the list into parts of whole tokens that fit a launch; each comes with its first token.
     pub fn parts(self) -> impl Iterator<Item = (usize, Chosen)> {
         let Pairs { n_pairs, k } = self.pairs;
         let at_once = (MOST_GRID / k).max(1);
@@ -141,14 +146,14 @@ impl Chosen {
     }
 }
 
-/// `y[p * stride + r] = sum of expert ids[p] row r * column p / k (+ bias of the expert)`, behind what was launched
-/// before; `matrix` is that of the first expert.
+/// Computes `y[p * stride + r] = sum of matrix[ids[p]][r] * columns[p / k] (+ bias[ids[p]][r])` for every pair p,
+/// after everything that was launched before. `matrix` is that of the first expert.
 ///
 /// # Errors
 /// As [`multiply`].
 ///
 /// # Safety
-/// As [`multiply`]; ids are those of experts.
+/// As for [`multiply`]; ids must be those of experts, or negative.
 pub unsafe fn multiply_chosen(
     gpu: &Gpu,
     (matrix, bias): (&Matrix, Option<Address>),
@@ -172,22 +177,22 @@ pub unsafe fn multiply_chosen(
         let mut buffers = vec![("w", matrix.at), ("ids", ids), ("y", y)];
         buffers.extend(bias.map(|a| ("bias", a)));
         buffers.extend(columns.part(first, pairs.n_pairs / pairs.k).read_by(matrix.ty)?);
-        // SAFETY: the planner's arguments; the caller's word for the buffers
+        // SAFETY: the arguments are the planner's, and the caller promises the buffers
         unsafe { launch(gpu, &plan, &buffers) }?;
     }
     Ok(())
 }
 
-/// Launches what was planned, with these buffers.
+/// Launches a plan with these buffers.
 ///
 /// # Errors
-/// What planner, compiler and driver say.
+/// Errors of the planner, the compiler and the driver.
 ///
 /// # Safety
-/// Buffers hold what the kernel reads, and have room for what it writes.
+/// Buffers must have the data that the kernel reads, and room for what it writes.
 pub unsafe fn launch(gpu: &Gpu, plan: &Plan, buffers: &[(&str, Address)]) -> Result<(), Error> {
     let kernel = gpu.function(&plan.of, &plan.kernel)?;
     let bound = plan.bind(buffers)?;
-    // SAFETY: arguments are the planner's, whose order and types are the kernel's
+    // SAFETY: the planner's arguments have the order and types of the kernel's parameters
     unsafe { gpu.launch(&kernel, plan.geometry, &bound) }
 }

@@ -1,5 +1,5 @@
-//! The text of the kernels: the files of the folder `cuda/`, which the build puts in here, or those of the folder that
-//! `IKQ_CUDA_SRC` names, so that kernels can be tried without a build.
+//! The text of the kernels: the files of the folder `cuda/`, which the build includes, or those of the folder that
+//! `IKQ_CUDA_SRC` names, so that kernels can be tried without building.
 
 use std::path::PathBuf;
 
@@ -9,15 +9,15 @@ use crate::nvrtc::Source;
 
 include!(concat!(env!("OUT_DIR"), "/sources.rs"));
 
-/// Options that all kernels are compiled with, beside the architecture.
+/// Compiler options of all kernels, besides the architecture.
 const OPTIONS: &[&str] = &["-std=c++17", "-lineinfo"];
 
-/// A kernel file with everything that decides what becomes of it.
+/// A kernel file with the definitions that it is compiled with.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Specialisation {
-    /// A file of `cuda/`: `mmv.cu`.
+    /// A file of `cuda/`, such as `mmv.cu`.
     pub file: String,
-    /// Names and values of `-D`.
+    /// Names and values of macros, for the compiler's option `-D`.
     pub defines: Vec<(String, String)>,
 }
 
@@ -30,13 +30,13 @@ impl std::fmt::Display for Specialisation {
 }
 
 impl Specialisation {
-    /// Options of the compiler beside the architecture.
+    /// The compiler options, besides the architecture.
     pub fn options(&self) -> Vec<String> {
         let defines = self.defines.iter().map(|(name, value)| format!("-D{name}={value}"));
         OPTIONS.iter().map(ToString::to_string).chain(defines).collect()
     }
 
-    /// The text, and all headers that it may include.
+    /// The text of the file, and all headers that it may include.
     ///
     /// # Errors
     /// [`Error::Source`] when there is no such file.

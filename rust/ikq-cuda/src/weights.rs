@@ -1,4 +1,5 @@
-//! Weights on a device: brought into its form by a kernel, behind the copy of the file's bytes.
+//! Uploading weights: the bytes of the file are copied to the device, where a kernel brings them into the device's
+//! form.
 
 use ikq_formats::QuantType;
 use ikq_formats::types::Family;
@@ -8,21 +9,21 @@ use crate::gpu::Gpu;
 use crate::memory::{Address, Arena};
 use crate::plan::{self, Call};
 
-/// Bytes of the file's form that are on the device at once, about.
+/// About how many bytes in the file's form are on the device at a time.
 const PIECE: usize = 64 << 20;
 
 /// A matrix in device form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Matrix {
     pub at: Address,
-    /// The type that kernels read; a plain one.
+    /// The type that kernels read, which is never an interleaved one.
     pub ty: QuantType,
     pub n_rows: usize,
     /// Elements of a row.
     pub n: usize,
 }
 
-/// Bytes of a matrix of these rows in device form.
+/// Bytes of a matrix of `n_rows` rows of `n` elements in device form.
 ///
 /// # Errors
 /// [`Error::Plan`] for types and row lengths that kernels do not take.
@@ -31,20 +32,20 @@ pub fn matrix_bytes(ty: QuantType, n_rows: usize, n: usize) -> Result<usize, Err
     row.checked_mul(n_rows).ok_or_else(|| Error::Plan { name: ty.name().into(), why: "too large".into() })
 }
 
-/// Memory of the device for pieces of files on their way to the device form.
+/// Device memory for pieces in the file's form, before they are brought into the device's form.
 #[derive(Debug, Default)]
 pub struct Staging {
     arena: Option<(Arena, Address)>,
 }
 
 impl Staging {
-    /// Room for `bytes`. What was there before is done when the device's stream is.
+    /// Makes room for `bytes`. Before memory is replaced, all work of the device is waited for.
     fn room(&mut self, gpu: &Gpu, bytes: usize) -> Result<Address, Error> {
         match &self.arena {
             Some((arena, at)) if arena.size() >= bytes => Ok(*at),
             _ => {
                 gpu.wait()?;
-                self.arena = None; // before there is another
+                self.arena = None; // frees the old one before another is allocated
                 let mut arena = Arena::new(gpu.context(), "weights on the way", bytes)?;
                 let at = arena.take(bytes)?;
                 self.arena = Some((arena, at));
@@ -54,14 +55,13 @@ impl Staging {
     }
 }
 
-/// Copies a matrix from the file's form (`file`, whole rows of type `ty`) to `at`, where
-/// [`matrix_bytes`] bytes are free.
+/// Copies a matrix from the file's form (`file` has whole rows of type `ty`) to `at`, in device form.
 ///
 /// # Errors
-/// What planner, compiler and driver say; [`Error::Plan`] when `file` is not as long as the rows.
+/// Errors of the planner, the compiler and the driver; [`Error::Plan`] when `file` is not as long as the rows.
 ///
 /// # Safety
-/// There is room at `at`.
+/// There must be room for [`matrix_bytes`] bytes at `at`.
 pub unsafe fn upload(
     gpu: &Gpu,
     staging: &mut Staging,
@@ -85,13 +85,13 @@ pub unsafe fn upload(
     }
     let to_bytes = plan::device_row_bytes(plain, n)?;
     let from_bytes = file.len() / n_rows;
-    // the scale of I2_S stands behind all rows
+    // the scale of I2_S follows all rows, so they stay together
     let at_once = match plain {
         QuantType::I2_S => n_rows,
         _ => (PIECE / from_bytes).clamp(1, n_rows),
     };
     if plain.info().family == Family::Float {
-        // SAFETY: the caller's word
+        // SAFETY: the caller promises the room
         unsafe { upload_floats(gpu, file, from_bytes, to_bytes, at_once, at) }?;
         return Ok(matrix);
     }
@@ -114,10 +114,10 @@ pub unsafe fn upload(
     Ok(matrix)
 }
 
-/// Floats need no kernel, but rows begin at aligned places.
+/// Copies rows of floats, which only need padding, because rows begin at aligned places.
 ///
 /// # Safety
-/// There is room at `at` for all rows of `to_bytes`.
+/// There must be room at `at` for all rows of `to_bytes`.
 unsafe fn upload_floats(
     gpu: &Gpu,
     file: &[u8],
@@ -127,7 +127,7 @@ unsafe fn upload_floats(
     at: Address,
 ) -> Result<(), Error> {
     if from_bytes == to_bytes {
-        // SAFETY: the caller's word
+        // SAFETY: the caller promises the room
         return unsafe { gpu.copy_in(at, file) };
     }
     for (i, rows) in file.chunks(at_once * from_bytes).enumerate() {
@@ -135,7 +135,7 @@ unsafe fn upload_floats(
         for (to, from) in padded.chunks_exact_mut(to_bytes).zip(rows.chunks_exact(from_bytes)) {
             to[..from_bytes].copy_from_slice(from);
         }
-        // SAFETY: the caller's word
+        // SAFETY: the caller promises the room
         unsafe { gpu.copy_in(at.offset(i * at_once * to_bytes), &padded) }?;
     }
     Ok(())

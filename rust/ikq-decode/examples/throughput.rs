@@ -1,10 +1,10 @@
 //! Speed of every decoder on one thread: `cargo run --release -p ikq-decode --example throughput`.
 //! Arguments: names of types (none: all) and of instruction sets (none: all that the machine has).
 //!
-//! Each run decodes 64 MiB of floats from a copy of the weights of its own, which half a GiB of reading
-//! and writing has pushed out of the caches since it was last touched. The table gives the median of
-//! the runs and, for a busy machine, the best. Compare with the plain reading and writing speed printed
-//! first: 1 G weights/s writes 4 GB/s.
+//! Each run decodes weights to 64 MiB of floats. It has its own copy of the weights, which half a GiB of reading
+//! and writing has pushed out of the caches since it was last read. The table gives the median of the runs and, for
+//! a busy machine, the best. Compare with the plain reading and writing speed printed first: 1 G weights/s writes 4
+//! GB/s.
 
 #![allow(clippy::print_stdout)]
 
@@ -36,7 +36,7 @@ fn median_and_best(mut work: impl FnMut()) -> [f64; 2] {
 /// GB/s of adding up a buffer that no cache holds.
 fn read_bandwidth() -> f64 {
     let data = vec![1_u64; 1 << 26];
-    // eight sums: one would wait for itself
+    // eight sums, because each addition to a single one would wait for the last
     let [seconds, _] = median_and_best(|| {
         let mut sums = [0_u64; 8];
         for eight in black_box(&data).as_chunks::<8>().0 {

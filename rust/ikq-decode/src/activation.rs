@@ -1,4 +1,5 @@
-//! Rows of the 8-bit activation types to floats; for tests and tools, so plain Rust.
+//! Decodes rows of the 8-bit activation types (the forms in which matrix products read their input) to floats. Only
+//! tests and tools do so, which is why this is plain Rust without vector code.
 //!
 //! | type | one row |
 //! |---|---|
@@ -15,7 +16,7 @@ use ikq_formats::{Error, QuantType, row_bytes};
 
 use crate::decode::{u16_at, u32_at};
 
-/// Decodes rows of an activation type; `Ok(false)` when `ty` is none of this file.
+/// Decodes rows of an activation type; `Ok(false)` when `ty` is not one of the types above.
 ///
 /// `data` and `out` must hold the same number of rows of `n_per_row` elements.
 ///
@@ -93,7 +94,7 @@ fn fours(row: &[u8], out: &mut [f32], head: usize, d: impl Fn(&[u8], usize) -> f
     blocks(singles, out_singles, 32, head + 32, |b| (d(b, 0), &b[head..]));
 }
 
-/// Four scales for the whole row; codes from byte `at`, `run` neighbours share a scale.
+/// A row with four scales in all: codes begin at byte `at`, and each scale in turn serves `run` neighbours.
 fn classes(row: &[u8], out: &mut [f32], at: usize, run: usize) {
     for (k, (out, codes)) in out.chunks_mut(run).zip(row[at..].chunks(run)).enumerate() {
         scale(f32_at(row, 4 * (k % 4)), codes, out);

@@ -1,24 +1,24 @@
-//! [`Decode`]: what a type yields, for all families alike.
+//! [`Decode`]: the trait by which every block type gives its codes and scales.
 
 use ikq_simd::{Isa, array};
 
 use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit, by_rows};
 
-/// Elements per unit.
+/// Elements per unit, the number that is decoded at a time: one super-block, or 256 elements of small blocks.
 pub const UNIT: usize = 256;
 
 /// The scales of one unit, one entry per 16 elements.
 ///
-/// Arrays are always 16 long so that every body is the same for every type; a body that wants the
-/// coarser truth asks [`Decode::N_FLOAT_SCALES`] and [`Decode::SUB_BLOCK`]. After inlining, what a
-/// body does not read is never computed.
+/// Arrays always have 16 entries, so that code that is generic over types is the same for all of them; code that
+/// gains from fewer scales looks at [`Decode::N_FLOAT_SCALES`] and [`Decode::SUB_BLOCK`]. After inlining, entries
+/// that are not read are never computed.
 #[derive(Clone, Copy, Debug)]
 pub struct Scales {
-    /// Float scale: of the row, super-block or block the sixteen elements belong to.
+    /// Float scale of the row, super-block or block that the sixteen elements belong to.
     pub d: [f32; 16],
     /// Integer scale of the sub-block; 1 where the format has none.
     pub s: [i16; 16],
-    /// Float scale of the mins (0 unless `HAS_MIN`); its sign is such that mins are subtracted.
+    /// Float scale of the mins (0 unless [`Decode::HAS_MIN`]). Its sign is such that mins are subtracted.
     pub dm: [f32; 16],
     /// Integer min of the sub-block.
     pub m: [i16; 16],
@@ -37,13 +37,13 @@ impl Scales {
         Scales::by_16(d, array(|k| s[k / 2]))
     }
 
-    /// Float scales only: `N` of them share the unit evenly.
+    /// Float scales only: each of the `N` covers `256 / N` elements.
     #[inline(always)]
     pub fn floats<const N: usize>(d: [f32; N]) -> Scales {
         Scales { d: array(|k| d[k * N / 16]), s: [1; 16], dm: [0.0; 16], m: [0; 16] }
     }
 
-    /// The same with mins: `dm` times `m` per 16 elements.
+    /// These scales with mins: `dm` times `m` per 16 elements.
     #[inline(always)]
     pub fn with_min(self, dm: [f32; 16], m: [i16; 16]) -> Scales {
         Scales { dm, m, ..self }
@@ -62,15 +62,16 @@ impl Scales {
     }
 }
 
-/// A block type as 256-element units on instruction set `I`. Implemented once per type, generic
-/// over `I`; implement it per set only where a type gains from an instruction the vocabulary lacks.
+/// Decodes a block type in units of 256 elements on instruction set `I`. Each type implements it once, generic over
+/// `I`; an implementation for a single instruction set is for types that gain from an instruction that the traits
+/// of [`ikq_simd`] lack.
 ///
 /// All methods must be `#[inline(always)]` (see [`ikq_simd::IsaOp`]) and make arrays with
 /// [`ikq_simd::array`] and [`ikq_simd::map`].
 pub trait Decode<I: Isa>: Sized + 'static {
-    /// Bytes of a unit (of one row's share; row header not included).
+    /// Bytes of a unit of one row, without the row header.
     const UNIT_BYTES: usize;
-    /// Bytes of one block: the step at which a row may end inside a unit.
+    /// Bytes of one block. A row may end after any block of its last unit.
     const BLOCK_BYTES: usize;
     /// Bytes of the row header.
     const HEADER_BYTES: usize = 0;
@@ -80,16 +81,17 @@ pub trait Decode<I: Isa>: Sized + 'static {
     const N_FLOAT_SCALES: usize = 1;
     /// Whether mins are subtracted.
     const HAS_MIN: bool = false;
-    /// Largest |code|: 8-bit products of two codes saturate 16 bits above 128 * 127.
+    /// Largest absolute value of a code. It decides how many products with 8-bit activations may be added in 16
+    /// bits.
     const MAX_ABS_CODE: i32;
-    /// Codes are never negative: they may be the unsigned operand of a dot instruction as they are.
+    /// Whether codes are never negative, so that they can be the unsigned operand of a dot-product instruction.
     const UNSIGNED: bool = false;
-    /// Factor that matrix products (not dequantize) apply to the type's values.
+    /// Factor that matrix products, but not dequantizing, apply to the type's values.
     const PRODUCT_FACTOR: f32 = 1.0;
 
-    /// Bytes of a block in front of the words of the device form (`ikq_formats::LaneForm`).
+    /// Bytes of a block before its 32-bit words, as the device form (`ikq_formats::LaneForm`) divides it.
     const FRONT_BYTES: usize = 0;
-    /// Words of a block in the device form.
+    /// 32-bit words of a block in the device form.
     const BLOCK_WORDS: usize = (Self::BLOCK_BYTES - Self::FRONT_BYTES) / 4;
     /// Bytes of a block outside its words.
     const BLOCK_SMALLS: usize = Self::BLOCK_BYTES - 4 * Self::BLOCK_WORDS;
@@ -97,31 +99,34 @@ pub trait Decode<I: Isa>: Sized + 'static {
     const UNIT_WORDS: usize = Self::UNIT_BYTES / Self::BLOCK_BYTES * Self::BLOCK_WORDS;
     /// Bytes of a unit outside its words.
     const UNIT_SMALLS: usize = Self::UNIT_BYTES / Self::BLOCK_BYTES * Self::BLOCK_SMALLS;
-    /// The smaller pieces of a unit stand in front of its words (`ikq_formats::LaneForm::by_unit`).
+    /// Whether the bytes outside words are stored unit by unit, in front of the unit's words
+    /// (`ikq_formats::LaneForm::by_unit`).
     const BY_UNIT: bool = Self::BLOCK_BYTES < Self::UNIT_BYTES
         && Self::UNIT_WORDS > 0
         && Self::UNIT_SMALLS > 0
         && (ikq_formats::LANES * Self::UNIT_SMALLS).is_multiple_of(64);
-    /// Scales differ between neighbouring sixteens; else they belong to 32 elements or more.
+    /// Whether scales cover 16 elements; otherwise they cover 32 or more.
     const PER_16: bool = Self::SUB_BLOCK == 16 || Self::N_FLOAT_SCALES == 16;
     /// The form of the codes that [`Decode::lanes`] gives.
     const LANE_CODES: LaneCodes = if Self::UNSIGNED { LaneCodes::Plain } else { LaneCodes::Biased };
 
-    /// How many values of [`Decode::lanes`] may be products of small codes together
-    /// (`ikq_simd::Products::dots_of_small`): 1, 2, 4 or 8; 1 where codes are biased.
+    /// How many of the vectors that [`Decode::lanes`] gives have codes so small that their products may be added in
+    /// 16 bits (`ikq_simd::Products::dots_of_small`): 1, 2, 4 or 8; 1 where codes are biased.
     const SMALL: usize = Self::LANE_CODES.small(Self::MAX_ABS_CODE);
 
-    /// What [`Decode::lanes`] costs.
+    /// How much work [`Decode::lanes`] is.
     const DECODING: Decoding = Decoding::Moderate;
 
-    /// Lines of words are asked for ahead of products with one column or two (with more of them, always). Where lines are
-    /// read in order and little is done with them, the machine sees to it itself, and asking only takes time.
+    /// Whether products with one or two columns prefetch cache lines of words; with more columns they always do.
+    /// Where lines are read in order and little is computed with them, the processor prefetches by itself, and
+    /// doing it again only takes time.
     const ASKS_AHEAD: bool = !Self::BY_UNIT;
 
-    /// Neighbouring parts of 32 elements that are decoded side by side, as their codes share words or look-ups: 1, 2, 4 or 8.
+    /// How many neighbouring parts of 32 elements are decoded together because their codes share words or look-ups:
+    /// 1, 2, 4 or 8.
     const TOGETHER: usize = 1;
 
-    /// The row header as the float scale it holds; 1 for types without.
+    /// The float scale that the row header holds; 1 for types without a header.
     #[inline(always)]
     fn header(_header: &[u8]) -> f32 {
         1.0
@@ -130,8 +135,8 @@ pub trait Decode<I: Isa>: Sized + 'static {
     /// The unit's scales; `header` is what [`Decode::header`] gave for the row.
     fn scales(isa: I, header: f32, unit: &[u8]) -> Scales;
 
-    /// [`Scales::scale`] and [`Scales::min`] as lanes. Types override it where lanes are made in fewer steps
-    /// than the arrays.
+    /// [`Scales::scale`] and [`Scales::min`] as vectors. Types override it where vectors take fewer steps than the
+    /// arrays.
     #[inline(always)]
     fn factors(isa: I, header: f32, unit: &[u8]) -> (I::F, I::F) {
         let scales = Self::scales(isa, header, unit);
@@ -141,8 +146,8 @@ pub trait Decode<I: Isa>: Sized + 'static {
     /// Codes of elements `64 * j..64 * j + 64` as `i8`, j in 0..4.
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64;
 
-    /// Codes of elements `32 b..32 b + 32` of sixteen rows, b in 0..8: value i has elements `4 i..4 i + 4` of
-    /// them, row r's in bytes `4 r..4 r + 4`, in the form that [`Decode::LANE_CODES`] says.
+    /// Codes of elements `32 b..32 b + 32` of sixteen rows, b in 0..8. Vector i has elements `4 i..4 i + 4` of
+    /// them: those of row r in its bytes `4 r..4 r + 4`, in the form that [`Decode::LANE_CODES`] says.
     #[inline(always)]
     fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
         by_rows::lanes::<I, Self>(isa, unit, b)

@@ -1,4 +1,4 @@
-//! Plain arrays: F32, F16, BF16, F64 and the integers, to f32.
+//! Converts plain arrays (F32, F16, BF16, F64 and the integers) to f32.
 //!
 //! F16 and BF16 convert exactly; F64 and wide integers round to nearest even.
 
@@ -29,7 +29,7 @@ fn each<const N: usize>(data: &[u8], out: &mut [f32], convert: impl Fn([u8; N]) 
     }
 }
 
-/// F16, eight at a time.
+/// Converts F16 numbers, eight at a time.
 struct HalfRow<'a> {
     data: &'a [u8],
     out: &'a mut [f32],

@@ -1,4 +1,5 @@
-//! MXFP4 and NVFP4: 4-bit floats, twice their value being an integer, with one-byte float scales.
+//! MXFP4 and NVFP4: blocks of 4-bit floats (E2M1) with one-byte float scales. A code is twice the 4-bit float,
+//! which is always an integer, so tables of scales hold half their values.
 
 use ikq_formats::codebook::{FP4_E2M1_X2, ue4m3_half};
 use ikq_simd::{Isa, array};
@@ -22,7 +23,8 @@ static E8M0_HALF: [f32; 256] = {
     out
 };
 
-/// Blocks of 32: exponent byte, 16 bytes of nibbles (low: first half).
+/// Blocks of 32: a byte that is the scale's exponent, then 16 bytes of nibbles (low nibbles: the first 16
+/// elements).
 pub struct MXFP4;
 
 impl<I: Isa> Decode<I> for MXFP4 {

@@ -1,7 +1,7 @@
-//! Interleaved types: each group is taken apart into rows (`ikq_formats::interleave`), which are
-//! then decoded as rows of the plain type.
+//! Interleaved types store groups of 4, 8 or 16 rows with their blocks interleaved. A group is first taken apart
+//! into rows (`ikq_formats::interleave`), which are then decoded as rows of the plain type.
 //!
-//! Five types have no plain type; the decoders of their rows stand here. The layouts are those of
+//! Five types have no plain type, so the decoders of their rows are here. Their layouts are those of
 //! `ikq_formats::layouts::interleaved`:
 //!
 //! | type | row header | block of a row |
@@ -27,8 +27,8 @@ use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 /// `data` and `out` must hold the same number of whole groups.
 ///
 /// # Errors
-/// Those of [`deinterleave_group`], which a checked shape does not meet (BF16_R16: odd rows), and
-/// those of `decode`.
+/// Those of [`deinterleave_group`] (rows of odd length for BF16_R16), which shapes that were checked do not cause,
+/// and those of `decode`.
 pub(crate) fn each_group(
     ty: QuantType,
     data: &[u8],
@@ -185,7 +185,7 @@ macro_rules! q8_k_rows {
 
 q8_k_rows! { Q8_K_R8 Q8_K_R16 }
 
-/// A row of Q8_KV_R8: unlike Q8_KV without the sum of its codes.
+/// A row of Q8_KV_R8; unlike Q8_KV, its header has no sum of the codes.
 pub struct Q8_KV_R8;
 
 impl<I: Isa> Decode<I> for Q8_KV_R8 {

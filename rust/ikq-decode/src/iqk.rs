@@ -1,4 +1,5 @@
-//! IQ2_K to IQ6_K: non-linear tables in two variants, chosen per 16 elements by a bit of `extra`.
+//! IQ2_K to IQ6_K: codes are indices of a non-linear table, of which there are two variants; a bit of the field
+//! `extra` chooses one per 16 elements. The comment of each type lists the fields of its block in order.
 //!
 //! The second variant of every table is the first plus a constant ([`shift_of`] proves it when the
 //! crate is compiled), so that decoding is one look-up and one addition.
@@ -15,7 +16,7 @@ use crate::lane_planes::{
 use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 use crate::planes::{crumbs, nibbles_16, nibbles_32, nibbles_in_turn, with_plane};
 
-/// What the second row of a table has more than the first.
+/// The constant by which the second variant of a table exceeds the first.
 pub(crate) const fn shift_of<const N: usize>(rows: &[[i8; N]; 2]) -> u8 {
     let shift = rows[1][0] - rows[0][0];
     let mut q = 0;
@@ -58,7 +59,7 @@ pub(crate) const IQ4_SHIFT: u8 = shift_of(&IQ4K_VALUES);
 pub(crate) const IQ5_SHIFT: u8 = shift_of(&IQ5NL_VALUES);
 const IQ6_SHIFT: u8 = shift_of(&IQ6NL_VALUES);
 
-/// `codes` plus `shift` in the quarters whose bit of `extra` (at byte 2) is set.
+/// Adds `shift` to the codes of each 16 elements whose bit of `extra` (at byte 2 of the block) is set.
 #[inline(always)]
 fn shifted<I: Isa>(isa: I, codes: I::B64, unit: &[u8], j: usize, shift: u8) -> I::B64 {
     let bits = u64::from(u16_at(unit, 2) >> (4 * j) & 15);
@@ -67,7 +68,7 @@ fn shifted<I: Isa>(isa: I, codes: I::B64, unit: &[u8], j: usize, shift: u8) -> I
     isa.add(codes, isa.mask_bytes(spread * 0xffff, shift))
 }
 
-/// Scales of IQ4_K and IQ5_K, rows being lanes.
+/// Scales of IQ4_K and IQ5_K for sixteen rows, one row per lane.
 #[inline(always)]
 fn six_bit_lanes<I: Isa>(isa: I, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
     let d = isa.float_of_f16(unit.int(isa, 0));
@@ -165,7 +166,7 @@ impl<I: Isa> Decode<I> for IQ3_K {
         let signs = unit.int(isa, 0);
         for k in 0..16 {
             let s = isa.linear::<4, 2, 1>(unit.int(isa, 1 + k / 8), 4 * (k as u32 % 8));
-            // the sign of the scale moved to the sign of the float
+            // the scale's sign bit is moved to the sign bit of the float
             let negative = isa.and_i(isa.shl_i(signs, 15 - k as u32), isa.splat_i(i32::MIN));
             let scale = isa.bits_i(isa.mul_f(d, s));
             out.scale[k] = isa.of_bits(isa.xor_i(scale, negative));
@@ -173,7 +174,7 @@ impl<I: Isa> Decode<I> for IQ3_K {
     }
 }
 
-/// Scales of IQ4_K and IQ5_K: six bits, two of them in the four bytes at 4, less 32.
+/// Scales of IQ4_K and IQ5_K: six bits less 32, of which the upper two are in the four bytes at 4.
 #[inline(always)]
 fn six_bit_scales<I: Isa>(isa: I, unit: &[u8]) -> Scales {
     let low = nibbles_in_turn(bytes(unit, 8));
@@ -222,7 +223,7 @@ impl<I: Isa> Decode<I> for IQ4_K {
     }
 }
 
-/// As IQ4_K, with qh[32] behind; 64 elements share 32 bytes of qs.
+/// The fields of IQ4_K, then qh[32], the fifth bits; 64 elements share 32 bytes of qs.
 pub struct IQ5_K;
 
 impl<I: Isa> Decode<I> for IQ5_K {

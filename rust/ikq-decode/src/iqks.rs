@@ -1,5 +1,6 @@
-//! IQ2_KS to IQ5_KS, IQ4_KSS, IQ2_KL: the tables of the K types with one float scale per row (in
-//! the row header) and one integer scale per 32 elements.
+//! IQ2_KS to IQ5_KS, IQ4_KSS, IQ2_KL: non-linear tables (those of [`crate::iqk`], but for IQ2_KL) with one float
+//! scale per row, in the row header, and one integer scale per 32 elements. The comment of each type lists the
+//! fields of its block in order, then the type of its row header.
 
 use ikq_formats::codebook::{IQ2KL_VALUES, IQ2NL_VALUES, IQ3NL_VALUES, IQ4K_VALUES, IQ5NL_VALUES};
 use ikq_simd::{Isa, array, map};
@@ -25,14 +26,14 @@ pub(crate) fn f16_header(header: &[u8]) -> f32 {
     half::f16::from_bits(u16_at(header, 0)).to_f32()
 }
 
-/// `codes` plus `shift` in the halves whose bit (bit 0 of `bits`) is set.
+/// Adds `shift` to the codes of each 32 elements for which bit 0 of their byte of `bits` is set.
 #[inline(always)]
 fn shifted<I: Isa>(isa: I, codes: I::B64, bits: [u8; 2], shift: u8) -> I::B64 {
     let [a, b] = map(bits, |bit| u64::from(bit & 1) * 0xffff_ffff);
     isa.add(codes, isa.mask_bytes(a | b << 32, shift))
 }
 
-/// The odd scale that the upper seven bits of a scale byte hold.
+/// The scale, an odd number, that the upper seven bits of a scale byte hold.
 #[inline(always)]
 fn odd_scale(c: u8) -> i16 {
     i16::from(c & 254) - 127
@@ -43,7 +44,7 @@ pub(crate) const fn low_high(b: usize) -> u32 {
     8 * (b as u32 % 4) + 4 * (b as u32 / 4)
 }
 
-/// [`odd_scale`] of eight bytes, rows being lanes.
+/// [`odd_scale`] of the eight scale bytes of sixteen rows, times the float scale of each row.
 #[inline(always)]
 fn odd_byte_lanes<I: Isa>(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
     for b in 0..8 {
@@ -322,7 +323,7 @@ impl<I: Isa> Decode<I> for IQ4_KSS {
     }
 }
 
-/// Pairs of elements share a 5-bit code: the first values of all codes, then the second ones.
+/// In IQ2_KL two elements share a 5-bit code: this has the first values of all codes, then the second ones.
 const IQ2KL_TABLE: [i8; 64] = {
     let mut out = [0; 64];
     let mut code = 0;
@@ -362,7 +363,7 @@ impl<I: Isa> Decode<I> for IQ2_KL {
 
     #[inline(always)]
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
-        // both elements of a pair look at the same bits, the second in the upper half of the table
+        // both elements of a pair use the same code, the second one in the upper half of the table
         let twice = |b: &[u8; 16]| -> [u8; 32] { array(|i| b[i / 2]) };
         let q = nibbles_32(isa, &twice(bytes(unit, 6 + 16 * j)));
         let q = with_plane(isa, q, &twice(bytes(unit, 70)), j, 4);
@@ -376,7 +377,7 @@ impl<I: Isa> Decode<I> for IQ2_KL {
         for j in 0..4 {
             let (low, high) = (unit.word(isa, 1 + 4 * (b / 2) + j), unit.word(isa, 17 + j));
             let pairs = isa.two_fields(low, high, [4 * (b as u32 % 2), b as u32], [4, 1]);
-            // both elements of a pair look at the same bits, the second in the upper half of the table
+            // both elements of a pair use the same code, the second one in the upper half of the table
             let upper = isa.of_ints(isa.splat_i(0x2000_2000));
             out[2 * j] = isa.lut64(table, isa.or(isa.pick(pairs, [0, 0, 1, 1]), upper));
             out[2 * j + 1] = isa.lut64(table, isa.or(isa.pick(pairs, [2, 2, 3, 3]), upper));

@@ -1,5 +1,6 @@
-//! IQ1_S to IQ4_XS: codebook entries (8 or 4 elements each) with separate signs, and the two types
-//! with a non-linear table.
+//! IQ1_S to IQ3_S, whose codes are indices of a codebook (a grid of entries of 8 or 4 elements) with separate
+//! signs, and IQ4_NL and IQ4_XS, which have a non-linear table. The comment of each type lists the fields of its
+//! block in order.
 //!
 //! The formats' fractional factors are folded into `d` as powers of two, so that codes and scales
 //! are integers: `d * (0.5 + s) * 0.25 * g` is `(d / 8) * (2 s + 1) * g`, and `grid + 1/8` is
@@ -23,7 +24,8 @@ fn u64_at(unit: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(*bytes(unit, at))
 }
 
-/// Sign bits of 64 elements from eight 7-bit codes, one per byte: the eighth makes the number of signs even.
+/// Sign bits of 64 elements from eight 7-bit codes, one per byte: the eighth bit makes the number of negative
+/// elements even.
 #[inline(always)]
 fn even(codes: u64) -> u64 {
     let x = codes ^ codes >> 4;
@@ -45,7 +47,7 @@ fn odd_nibbles(b: &[u8; 8]) -> [i16; 16] {
     map(nibbles_in_turn(b), |s| 2 * i16::from(s) + 1)
 }
 
-/// The four bytes of each lane.
+/// The four bytes of each lane, as integers.
 #[inline(always)]
 fn bytes_of<I: Isa>(isa: I, v: I::I) -> [I::I; 4] {
     [isa.byte(v, 0), isa.byte(v, 1), isa.byte(v, 2), isa.byte(v, 3)]
@@ -61,7 +63,7 @@ fn seven_bit_signs<I: Isa>(isa: I, v: I::I) -> I::I {
     isa.with_parity(codes)
 }
 
-/// The four three-bit upper index parts from bit 0 on, a byte each.
+/// The upper three bits of four indices, packed from bit 0 on, spread to one byte each.
 #[inline(always)]
 pub(crate) fn three_bits<I: Isa>(isa: I, v: I::I) -> I::I {
     let mut out = isa.and_i(v, isa.splat_i(7));
@@ -71,13 +73,14 @@ pub(crate) fn three_bits<I: Isa>(isa: I, v: I::I) -> I::I {
     out
 }
 
-/// Codes of IQ1 types: low index bytes, upper index parts, and bits of the elements whose shift is negative.
+/// Codes of IQ1 types from the low bytes of the indices, their upper bits, and a mask of the elements whose shift
+/// is negative.
 #[inline(always)]
 pub(crate) fn ternary_lanes<I: Isa>(isa: I, low: I::I, high: I::I, negative: I::I) -> [I::B64; 8] {
     isa.codebook_8(&IQ1_BOOK, low, high, negative)
 }
 
-/// The same with nibbles of an upper index part and the shift's sign.
+/// [`ternary_lanes`] where a nibble has the upper three index bits and, as bit 3, the shift's sign.
 #[inline(always)]
 pub(crate) fn nibble_lanes<I: Isa>(isa: I, low: I::I, nibbles: I::I) -> [I::B64; 8] {
     let mut bytes = isa.and_i(nibbles, isa.splat_i(15));
@@ -91,7 +94,7 @@ pub(crate) fn nibble_lanes<I: Isa>(isa: I, low: I::I, nibbles: I::I) -> [I::B64;
     ternary_lanes(isa, low, high, negative)
 }
 
-/// The entries of a grid of eight magnitudes as levels.
+/// The entries of a grid of eight magnitudes, each magnitude replaced by its index in `values`.
 const fn levels_8<const N: usize>(grid: &[u64; N], values: [u8; 3]) -> [u64; N] {
     let mut out = [0; N];
     let mut i = 0;
@@ -107,7 +110,7 @@ const fn levels_8<const N: usize>(grid: &[u64; N], values: [u8; 3]) -> [u64; N] 
     out
 }
 
-/// The entries of a grid of four magnitudes as levels.
+/// The entries of a grid of four magnitudes, each magnitude replaced by its index in `values`.
 const fn levels_4<const N: usize>(grid: &[u32; N], values: [u8; 8]) -> [u32; N] {
     let mut out = [0; N];
     let mut i = 0;
@@ -123,7 +126,7 @@ const fn levels_4<const N: usize>(grid: &[u32; N], values: [u8; 8]) -> [u32; N] 
     out
 }
 
-/// Magnitudes with both signs, and `offset` added.
+/// A table of `magnitudes` with `offset` added, then, from entry `N` on, of the negated ones.
 const fn signed<const L: usize, const N: usize, const OUT: usize>(
     magnitudes: [u8; L],
     offset: i8,
@@ -150,7 +153,7 @@ static IQ3XXS_BOOK: Codebook4<256> =
 static IQ3S_BOOK: Codebook4<512> =
     Codebook4::new(levels_4(&IQ3S_GRID, IQ3S_LEVELS), signed::<8, 8, 16>(IQ3S_LEVELS, 16));
 
-/// Levels -1, 0, 1 as `8 * level + 1`, or `- 1` where the shift is negative; 16 added.
+/// The codes of levels -1, 0, 1: `8 * level + 1`, or `8 * level - 1` where the shift is negative, with 16 added.
 static IQ1_BOOK: Codebook8<2048> = Codebook8::new(
     levels_8(&IQ1S_GRID, [0xff, 0, 1]),
     [16 - 7, 16 + 1, 16 + 9, 0, 16 - 9, 16 - 1, 16 + 7, 0],
@@ -387,7 +390,7 @@ impl<I: Isa> Decode<I> for IQ3_S {
     }
 }
 
-/// `8 * grid + delta`, delta being the bytes 1 or -1.
+/// `8 * grid + delta`, where each byte of `delta` is 1 or -1.
 #[inline(always)]
 pub(crate) fn ternary_entries<I: Isa>(isa: I, index: [u32; 8], delta: I::B64) -> I::B64 {
     let g = isa.gather_u64(&IQ1S_GRID, index);
@@ -501,7 +504,7 @@ impl<I: Isa> Decode<I> for IQ1_M {
 /// Eight times eight bytes of 1, or of -1 where bit 3 of the nibble of `h` is set.
 #[inline(always)]
 pub(crate) fn nibble_deltas<I: Isa>(isa: I, h: u32) -> I::B64 {
-    // a nibble to a byte each
+    // spreads nibbles to one byte each
     let x = u64::from(h);
     let x = (x | x << 16) & 0x0000_ffff_0000_ffff;
     let x = (x | x << 8) & 0x00ff_00ff_00ff_00ff;

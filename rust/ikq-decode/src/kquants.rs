@@ -1,4 +1,5 @@
-//! Q2_K to Q6_K: super-blocks of 256 with f16 `d` (and `dmin`) and integer scales per 16 or 32.
+//! Q2_K to Q6_K: super-blocks of 256 elements with an f16 `d` (and `dmin`) and integer scales per 16 or 32
+//! elements. The comment of each type lists the fields of its super-block in order.
 
 use ikq_simd::{Isa, array, map};
 
@@ -32,7 +33,7 @@ fn two_halves<I: Isa>(isa: I, unit: &LaneUnit<'_>, at: usize) -> (I::F, I::F) {
     (isa.float_of_f16(both), isa.float_of_f16(isa.shr_i(both, 16)))
 }
 
-/// Scales and mins of Q4_K and Q5_K, rows being lanes.
+/// Scales and mins of Q4_K and Q5_K for sixteen rows, one row per lane.
 #[inline(always)]
 fn six_bit_lanes<I: Isa>(isa: I, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
     let (d, dmin) = two_halves(isa, unit, 0);
@@ -155,7 +156,7 @@ fn scales_and_mins<I: Isa>(isa: I, unit: &[u8]) -> Scales {
     Scales::by_32(d, map(s, i16::from)).with_min([dmin; 16], array(|k| i16::from(m[k / 2])))
 }
 
-/// The same as lanes.
+/// [`scales_and_mins`] as vectors with an entry per 16 elements.
 #[inline(always)]
 fn factors_and_mins<I: Isa>(isa: I, unit: &[u8]) -> (I::F, I::F) {
     let [d, dmin] = two_f16(isa, unit, 0);

@@ -1,12 +1,12 @@
-//! Arrangements of bits that several families share, rows being lanes: the 32 codes `b` of a unit as eight values of
-//! four neighbouring elements. `at` is the word of the unit where an arrangement begins. The counterpart of
-//! [`crate::planes`].
+//! Arrangements of bits that several families share, for sixteen rows at once. Functions give the codes of elements
+//! `32 b..32 b + 32` as eight vectors, each with four neighbouring elements of every row. `at` is the word of the
+//! unit where an arrangement begins. [`crate::planes`] has the counterparts for single rows.
 
 use ikq_simd::Isa;
 
 use crate::lanes::{LaneScales, LaneUnit};
 
-/// Eight values by a rule. A macro, because what a closure does is not certain to be inlined.
+/// Eight vectors, `$value` for each index `$i`. This is a macro because a closure may not be inlined.
 macro_rules! eight {
     ($isa:expr, $i:ident => $value:expr) => {{
         let mut out = [$isa.splat(0); 8];
@@ -30,13 +30,14 @@ pub(crate) fn nibbles_32<I: Isa>(isa: I, unit: &LaneUnit<'_>, at: usize, b: usiz
     eight!(isa, i => isa.bits(unit.word(isa, at + 8 * (b / 2) + i), 4 * (b as u32 % 2), 15))
 }
 
-/// Two-bit codes: eight words hold four layers of 32 elements.
+/// Two-bit codes: eight words hold four layers of 32 elements, one above the other.
 #[inline(always)]
 pub(crate) fn crumbs<I: Isa>(isa: I, unit: &LaneUnit<'_>, at: usize, b: usize) -> [I::B64; 8] {
     eight!(isa, i => isa.bits(unit.word(isa, at + 8 * (b / 4) + i), 2 * (b as u32 % 4), 3))
 }
 
-/// Codes of two parts: [`crumbs`] from word `at[0]` on, and above them bit b of the bytes of eight words from `at[1]` on.
+/// Codes of three bits: the lower two are [`crumbs`] from word `at[0]` on, the third is bit b of the bytes of eight
+/// words from `at[1]` on.
 #[inline(always)]
 pub(crate) fn crumbs_and_bits<I: Isa>(isa: I, unit: &LaneUnit<'_>, at: [usize; 2], b: usize) -> [I::B64; 8] {
     eight!(isa, i => {
@@ -45,7 +46,7 @@ pub(crate) fn crumbs_and_bits<I: Isa>(isa: I, unit: &LaneUnit<'_>, at: [usize; 2
     })
 }
 
-/// As [`crumbs_and_bits`], the lower part being [`nibbles_32`].
+/// Codes of five bits, as [`crumbs_and_bits`] but with [`nibbles_32`] as the lower four.
 #[inline(always)]
 pub(crate) fn nibbles_and_bits<I: Isa>(isa: I, unit: &LaneUnit<'_>, at: [usize; 2], b: usize) -> [I::B64; 8] {
     eight!(isa, i => {
@@ -54,7 +55,7 @@ pub(crate) fn nibbles_and_bits<I: Isa>(isa: I, unit: &LaneUnit<'_>, at: [usize; 
     })
 }
 
-/// [`nibbles_32`] and [`crumbs`] above them.
+/// Codes of six bits: [`nibbles_32`] from word `at[0]` on, and above them [`crumbs`] from `at[1]` on.
 #[inline(always)]
 pub(crate) fn nibbles_and_crumbs<I: Isa>(
     isa: I,
@@ -74,7 +75,7 @@ pub(crate) fn lut16<I: Isa>(isa: I, table: &[i8; 16], codes: [I::B64; 8]) -> [I:
     eight!(isa, i => isa.lut16(table, codes[i]))
 }
 
-/// A table with `plus` added (which wraps): codes with the offset or bias that products want.
+/// A table with `plus` added, wrapping around: the offset or bias that products expect of codes.
 pub(crate) const fn plus<const N: usize>(table: &[i8; N], plus: i32) -> [i8; N] {
     let mut out = [0; N];
     let mut i = 0;
@@ -101,16 +102,18 @@ pub(crate) const fn both<const N: usize, const M: usize, const OUT: usize>(
     out
 }
 
-/// Which of two tables 32 (or twice 16) codes of a row go through; see [`second`].
+/// Which of two tables the codes of a row use, for each 16 of 32 elements; see [`second`].
 pub(crate) type Second<I> = [<I as ikq_simd::Lanes>::I; 2];
 
-/// The lanes whose bit `bits[h]` of `v` is set, for the halves h of 32 elements: they take the second of two tables
-/// of `m` entries, whose values are those of the first and `shift`.
+/// Chooses between two tables of `m` entries, the second of which is the first plus `shift`: for half h of 32
+/// elements, rows with bit `bits[h]` of `v` set use the second. The result is for [`lut16_of_2`] and
+/// [`lut32_of_2`].
 #[inline(always)]
 pub(crate) fn second<I: Isa>(isa: I, v: I::I, bits: [u32; 2], m: u8, shift: u8) -> Second<I> {
     let mut out = [v; 2];
     for (out, bit) in out.iter_mut().zip(bits) {
-        // where long tables cost what short ones do, an index bit chooses the table
+        // where look-ups in long tables are as fast as in short ones, an index bit chooses the table; else `shift`
+        // is added
         *out = match I::WIDE_LUT {
             true => isa.shl_i(every_byte(isa, v, bit), m.trailing_zeros()),
             false => isa.where_bit(v, bit, i32::from(shift) * 0x0101_0101),
@@ -194,7 +197,7 @@ pub(crate) fn times_less<I: Isa>(isa: I, d: I::F, s: I::I, offset: i32) -> I::F 
     times(isa, d, isa.add_i(s, isa.splat_i(-offset)))
 }
 
-/// One scale for all.
+/// The same scale for all elements, as types that have one scale per row or unit need it.
 #[inline(always)]
 pub(crate) fn same_scale<I: Isa>(scale: I::F, out: &mut LaneScales<I::F>) {
     for out in out.scale.iter_mut().take(8) {

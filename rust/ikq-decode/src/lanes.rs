@@ -1,20 +1,22 @@
-//! Units of sixteen rows side by side: what decoders read of the device form (`ikq_formats::lanes`).
+//! Units of sixteen rows side by side, as decoders read them from the device form (`ikq_formats::lanes`).
 //!
-//! [`Decode::lanes`] gives codes as `dot4` takes them, four neighbouring elements of sixteen rows per value, and
-//! [`Decode::lane_scales`] the factors of sixteen rows. [`by_rows`] makes the same from the decoder of one row: it
-//! is what they must agree with.
+//! [`Decode::lanes`] gives codes as dot-product instructions take them, four neighbouring elements of sixteen rows
+//! per vector, and [`Decode::lane_scales`] gives the factors of sixteen rows. [`by_rows`] computes the same with
+//! the decoder of one row; tests compare the two.
 
 use ikq_formats::LANES;
 use ikq_simd::{Isa, array};
 
 use crate::decode::{Decode, UNIT};
 
-/// A unit of a band: 256 elements of sixteen rows.
+/// A unit of a band (sixteen rows in the device form): 256 elements of each row.
 #[derive(Clone, Copy)]
 pub struct LaneUnit<'a> {
-    /// Lines of words, lane r being the word of row r: the words of the unit's blocks, one block after another.
+    /// The 32-bit words of the unit's blocks, one block after another. Each entry has one word of all rows, that of
+    /// row r in lane r.
     pub words: &'a [[u8; 64]],
-    /// Lines of halves and bytes (32 and 16 bytes each) of the blocks; within a block halves come first.
+    /// What is outside words: 16-bit and 8-bit pieces of the blocks, each for all sixteen rows (32 and 16 bytes).
+    /// Within a block the 16-bit pieces come first.
     pub smalls: &'a [u8],
 }
 
@@ -31,19 +33,19 @@ impl LaneUnit<'_> {
         isa.ints(isa.load(&self.words[i]))
     }
 
-    /// The half that is `at` bytes (of a row) into the unit's smaller pieces, as an integer.
+    /// The 16-bit piece of each row at byte `at` of the row's smaller pieces, as an integer.
     #[inline(always)]
     pub fn half<I: Isa>(&self, isa: I, at: usize) -> I::I {
         isa.load_u16(self.small(at))
     }
 
-    /// The same as the half-precision number it is.
+    /// The f16 of each row at byte `at` of the row's smaller pieces, as a float.
     #[inline(always)]
     pub fn half_float<I: Isa>(&self, isa: I, at: usize) -> I::F {
         isa.load_f16(self.small(at))
     }
 
-    /// The byte that is `at` bytes (of a row) into the unit's smaller pieces.
+    /// The byte of each row at byte `at` of the row's smaller pieces.
     #[inline(always)]
     pub fn byte<I: Isa>(&self, isa: I, at: usize) -> I::I {
         isa.load_u8(self.small(at))
@@ -60,9 +62,9 @@ impl LaneUnit<'_> {
 pub enum LaneCodes {
     /// As they are: none is negative (0..=127).
     Plain,
-    /// With 2^n added, which makes all of them 0..=127.
+    /// With 2^n added, which puts all of them in 0..=127.
     Offset(u32),
-    /// As `Products::biased` makes them.
+    /// As `ikq_simd::Products::biased` makes them.
     Biased,
 }
 
@@ -83,18 +85,20 @@ impl LaneCodes {
     }
 }
 
-/// What decoding lanes costs beside multiplying them: how many columns must share a decoded panel before it pays.
+/// How much work decoding is compared with multiplying. It decides from how many columns on it pays to decode a
+/// panel once for all of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decoding {
-    /// A few instructions per value.
+    /// A few instructions per vector.
     Light,
-    /// Planes of bits to join, or tables to choose.
+    /// Bit planes are joined, or one of two tables is chosen.
     Moderate,
-    /// Several planes and long tables, or codebooks and generators.
+    /// Several bit planes and long tables, or a codebook or a generator.
     Heavy,
 }
 
-/// Factors of sixteen rows: per 16 elements, or one for 32 in the first eight entries ([`Decode::PER_16`]).
+/// Factors of a unit of sixteen rows, one row per lane: 16 vectors, one per 16 elements, or, unless
+/// [`Decode::PER_16`], one per 32 elements in the first eight entries.
 #[derive(Clone, Copy)]
 pub struct LaneScales<F> {
     /// [`crate::Scales::scale`].
@@ -104,14 +108,15 @@ pub struct LaneScales<F> {
 }
 
 impl<F: Copy> LaneScales<F> {
-    /// Room for factors.
+    /// Zeros, to be overwritten.
     #[inline(always)]
     pub fn new<I: Isa<F = F>>(isa: I) -> LaneScales<F> {
         LaneScales { scale: [isa.splat_f(0.0); 16], min: [isa.splat_f(0.0); 16] }
     }
 }
 
-/// The float scale in the headers of sixteen rows, as lines of a band; 1 for types without.
+/// The float scales in the row headers of sixteen rows, which a band stores side by side; 1 for types without
+/// headers.
 ///
 /// # Panics
 /// When there are fewer bytes than sixteen headers.
@@ -124,14 +129,14 @@ pub fn lane_header<I: Isa, D: Decode<I>>(isa: I, headers: &[u8]) -> I::F {
     }
 }
 
-/// [`Decode::lanes`] and [`Decode::lane_scales`] by way of single rows.
+/// [`Decode::lanes`] and [`Decode::lane_scales`], computed row by row.
 pub mod by_rows {
     use super::*;
 
     /// Largest unit of all types (Q8_0: 8 blocks of 34 bytes).
     const MAX_UNIT_BYTES: usize = 272;
 
-    /// The unit of row `lane`, as it stands in a file.
+    /// The bytes of the unit of row `lane`, as a file stores them.
     #[inline(always)]
     pub fn row<I: Isa, D: Decode<I>>(unit: &LaneUnit<'_>, lane: usize, out: &mut [u8; MAX_UNIT_BYTES]) {
         let (words, small) = (D::BLOCK_WORDS, D::BLOCK_SMALLS);
@@ -159,7 +164,7 @@ pub mod by_rows {
         }
     }
 
-    /// What [`Decode::lanes`] gives.
+    /// Computes what [`Decode::lanes`] gives.
     #[inline(always)]
     pub fn lanes<I: Isa, D: Decode<I>>(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
         let mut rows = [[0; 64]; LANES];
@@ -182,7 +187,7 @@ pub mod by_rows {
         half
     }
 
-    /// What [`Decode::lane_scales`] gives.
+    /// Computes what [`Decode::lane_scales`] gives.
     #[inline(always)]
     pub fn lane_scales<I: Isa, D: Decode<I>>(
         isa: I,
@@ -209,7 +214,8 @@ pub mod by_rows {
     }
 }
 
-/// Values of elements `32 b..32 b + 32` of sixteen rows, element after element: rounded as dequantizing rounds.
+/// Passes the values of elements `32 b..32 b + 32` of sixteen rows to `put`, element after element, rounded as
+/// dequantizing rounds.
 #[inline(always)]
 pub fn lane_values<I: Isa, D: Decode<I>>(
     isa: I,
@@ -222,7 +228,7 @@ pub fn lane_values<I: Isa, D: Decode<I>>(
     let codes = D::lanes(isa, unit, b);
     for (i, four) in codes.into_iter().enumerate() {
         let k = if D::PER_16 { 2 * b + i / 4 } else { b };
-        // the code of element e as the top byte of each lane, its sign bit being the lane's
+        // the code of element e is shifted to the top byte of each lane, then down with its sign
         let signed = match D::LANE_CODES {
             LaneCodes::Plain => four,
             LaneCodes::Offset(n) => isa.sub(four, isa.splat(1 << n)),

@@ -1,7 +1,8 @@
 //! Q4_0, Q4_1, Q5_0, Q5_1, Q6_0, Q8_0, Q8_KV: blocks of 32 elements.
 //!
-//! Each block starts with an f16 scale `d`; `_1` types have an f16 `m` next that is *added*, so the
-//! min that [`Scales`] subtracts is `-m`. Q8_KV has one f32 scale per row instead.
+//! Each block starts with an f16 scale `d`; `_1` types have an f16 `m` next that is *added*, so the min that
+//! [`Scales`] subtracts is `-m`. Q8_KV has one f32 scale per row instead. The comment of each type lists the fields
+//! of its block in order.
 
 use ikq_simd::{Isa, array};
 
@@ -39,7 +40,7 @@ fn fifth_bits<I: Isa>(isa: I, unit: &[u8], block: usize, at: usize, j: usize) ->
     isa.mask_bytes(mask, 16)
 }
 
-/// The scales of blocks that start with a half.
+/// The scales of blocks that start with an f16.
 #[inline(always)]
 pub(crate) fn blocks_of_half<I: Isa>(isa: I, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
     for b in 0..8 {
@@ -47,7 +48,7 @@ pub(crate) fn blocks_of_half<I: Isa>(isa: I, unit: &LaneUnit<'_>, out: &mut Lane
     }
 }
 
-/// Scales and mins of blocks of `words` words that start with d and m.
+/// Scales and mins of blocks of `words` 32-bit words that start with d and m.
 #[inline(always)]
 fn scale_and_offset_lanes<I: Isa>(isa: I, unit: &LaneUnit<'_>, words: usize, out: &mut LaneScales<I::F>) {
     for b in 0..8 {
@@ -57,13 +58,13 @@ fn scale_and_offset_lanes<I: Isa>(isa: I, unit: &LaneUnit<'_>, words: usize, out
     }
 }
 
-/// `codes` with bits of 32 elements as bit 4.
+/// `codes` with a bit of `bits` for each of the 32 elements as bit 4.
 #[inline(always)]
 fn with_bits<I: Isa>(isa: I, codes: [I::B64; 8], bits: I::I) -> [I::B64; 8] {
     eight!(isa, i => isa.or(codes[i], isa.spread_bits(bits, i, 4)))
 }
 
-/// f16 d, 16 bytes of nibbles (low: first half).
+/// f16 d, 16 bytes of nibbles (low nibbles: the first 16 elements).
 pub struct Q4_0;
 
 impl<I: Isa> Decode<I> for Q4_0 {

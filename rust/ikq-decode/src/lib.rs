@@ -1,17 +1,16 @@
-//! The seam between stored weights and everything that computes with them.
+//! Decoders of all tensor types: from stored bytes to codes and scales, and to floats.
 //!
-//! A tensor type is decoded in one place: its `impl Decode<I>`, generic over the instruction set.
-//! Dequantizing ([`rows`]), the matmul bodies, requantizing and the GPU planner all see a type only
-//! through [`Decode`]: 256 elements at a time (a *unit*: one super-block, or as many small blocks),
-//! as `i8` codes in element order plus scales.
+//! A block type is decoded in one place: its `impl Decode<I>`, generic over the instruction set. Dequantizing
+//! ([`rows`]), matrix products, requantizing and the planner for GPUs all see a type only through [`Decode`]: as
+//! 256 elements at a time (a *unit*: one super-block, or 256 elements of small blocks), with `i8` codes in element
+//! order and their scales.
 //!
 //! ```text
 //! y[i] = (d * s[i / 16]) * code[i]  -  dm * m[i / 16]         i in 0..256
 //!         float  integer      i8      only where HAS_MIN
 //! ```
-//! The products are rounded in the order written; that is what makes decoding bit-exact (the
-//! formats' scales are such that at most the last rounding is inexact, or, with a float32 row
-//! scale, exactly these two are).
+//! The products are rounded in the order written. That is what makes decoding bit-exact: with the scales of the
+//! formats, at most the last rounding is inexact, or, with a float32 row scale, just these two.
 //!
 //! | type of data | path |
 //! |---|---|

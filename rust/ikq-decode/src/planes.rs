@@ -1,4 +1,4 @@
-//! Arrangements of bits that several families share: where the 64 codes of a quarter unit lie.
+//! Arrangements of bits that several families share. Each helper gives the codes of a quarter unit, 64 elements.
 //!
 //! | helper | elements |
 //! |---|---|
@@ -32,7 +32,7 @@ pub(crate) fn crumbs<I: Isa>(isa: I, qs: &[u8; 64], j: usize) -> I::B64 {
     isa.bits_4x16(isa.load_2x32(run, run), [low, low, low + 2, low + 2], 3)
 }
 
-/// The bit of each of elements `64 j..`, as 0 or 1.
+/// The bit of each of the elements from `64 j` on, as 0 or 1.
 #[inline(always)]
 pub(crate) fn plane<I: Isa>(isa: I, qh: &[u8; 32], j: usize) -> I::B64 {
     let b = 2 * j as u32;

@@ -1,4 +1,4 @@
-//! Float rows from any [`Decode`]: the one body that dequantizes.
+//! Dequantizing: rows of floats from any type that implements [`Decode`].
 
 use std::marker::PhantomData;
 
@@ -95,7 +95,7 @@ fn dequantize_unit<I: Isa, D: Decode<I>>(isa: I, header: f32, unit: &[u8], out: 
     let scales = D::scales(isa, header, unit);
     let scale = scales.scale();
     let min = scales.min();
-    // written out: `j` must be a constant in each copy of the decoder
+    // written out, so that `j` is a constant in each inlined copy of the decoder
     quarter::<I, D>(isa, unit, 0, &scale, &min, out);
     quarter::<I, D>(isa, unit, 1, &scale, &min, out);
     quarter::<I, D>(isa, unit, 2, &scale, &min, out);

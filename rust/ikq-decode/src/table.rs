@@ -1,4 +1,4 @@
-//! Which decoder a tensor type has: the one list, and what is asked of it.
+//! The list of decoders by tensor type, and the functions that choose one by type at run time.
 
 use ikq_formats::row::I2_S_TRAILER_BYTES;
 use ikq_formats::{Error, Family, QuantType, check_matrix};
@@ -11,8 +11,8 @@ use crate::interleaved::each_group;
 use crate::lanes::{Decoding, LaneCodes};
 use crate::rows::{BlockType, dequantize_blocks, dequantize_rows};
 
-/// Code to run for a block type that is known at run time only: [`with_type`] calls `visit` with the
-/// decoder. All code that is instantiated per type (dequantizing, matmul bodies) goes through here.
+/// Code that is generic over block types, to be run for a type that is only known at run time: [`with_type`] calls
+/// `visit` with the type's decoder. Dequantizing and matrix products choose their code this way.
 pub trait Visitor {
     type Output;
     fn visit<T: BlockType>(self) -> Self::Output;
@@ -29,7 +29,7 @@ macro_rules! decoders {
         /// Calls `visitor` with the decoder of `ty`'s rows; for an interleaved type that is the
         /// decoder of its row form (`ikq_formats::row_form`). `None` for floats, integers, BF16_R16
         /// and activation types, which are not read through [`Decode`]. I2_S has its scale behind the
-        /// tensor: who decodes rows of it passes the scale in the header's place.
+        /// tensor's codes: callers that decode rows of it pass that scale in place of a header's.
         pub fn with_type<V: Visitor>(ty: QuantType, visitor: V) -> Option<V::Output> {
             match ty.info().base.unwrap_or(ty) {
                 $($(QuantType::$name => Some(visitor.visit::<crate::$file::$name>()),)*)*
@@ -39,7 +39,7 @@ macro_rules! decoders {
     };
 }
 
-// file: types whose decoder it holds, named as the types are
+// each line: a module, and the types whose decoders it has, which are named like the types
 decoders! {
     legacy: Q4_0 Q4_1 Q5_0 Q5_1 Q6_0 Q8_0 Q8_KV;
     kquants: Q2_K Q3_K Q4_K Q5_K Q6_K;
@@ -52,32 +52,32 @@ decoders! {
     interleaved: IQ1_S_R4 IQ1_M_R4 Q8_K_R8 Q8_K_R16 Q8_KV_R8;
 }
 
-/// What a planner asks about a block type; the constants of [`Decode`].
+/// The constants of a type's [`Decode`], for planners, which choose by type at run time.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DecodeFacts {
-    /// Elements that share an integer scale (256: there is none).
+    /// Elements that share an integer scale; 256 where there is none.
     pub sub_block: usize,
     /// Float scales per 256 elements.
     pub n_float_scales: usize,
-    /// Mins are subtracted.
+    /// Whether mins are subtracted.
     pub has_min: bool,
-    /// Largest absolute code.
+    /// Largest absolute value of a code.
     pub max_abs_code: i32,
-    /// Codes are never negative.
+    /// Whether codes are never negative.
     pub unsigned: bool,
-    /// Factor of matrix products.
+    /// Factor that matrix products, but not dequantizing, apply.
     pub product_factor: f32,
-    /// Scales belong to 16 elements, not 32 or more.
+    /// Whether scales cover 16 elements; otherwise they cover 32 or more.
     pub per_16: bool,
-    /// The form of codes in lanes.
+    /// The form of the codes that [`Decode::lanes`] gives.
     pub lane_codes: LaneCodes,
-    /// Values of codes in lanes that are small enough to be multiplied together.
+    /// How many vectors of codes may have their products added in 16 bits: [`Decode::SMALL`].
     pub small: usize,
-    /// What decoding lanes costs.
+    /// How much work [`Decode::lanes`] is.
     pub decoding: Decoding,
 }
 
-/// The facts of a type's rows; `None` as for [`with_type`].
+/// The facts of the decoder of a type's rows; `None` for the types for which [`with_type`] gives `None`.
 pub fn facts(ty: QuantType) -> Option<DecodeFacts> {
     struct Facts;
     impl Visitor for Facts {

@@ -1,4 +1,5 @@
-//! Ternary, one-bit and two-bit types: codes -1, 0, 1 (and 2) with one scale per block or row.
+//! Ternary, one-bit and two-bit types: codes -1, 0, 1 (and 2) with one scale per block, row or tensor. The comment
+//! of each type lists the fields of its block in order.
 
 use ikq_formats::codebook::{IQ1BN_POWERS, IQ1BN_TRITS, trit};
 use ikq_simd::{Isa, array, map};
@@ -9,7 +10,7 @@ use crate::lane_planes::{crumbs as crumbs_lanes, eight, same_scale};
 use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 use crate::planes::crumbs;
 
-/// What brings trit k of a byte to the top.
+/// Factors by which a byte is multiplied, modulo 256, to bring its trit k to the top.
 const TQ1_POWERS: [u8; 5] = [1, 3, 9, 27, 81];
 
 /// qs[48] (five trits per byte), qh[4] (four), f16 d.
@@ -29,7 +30,7 @@ impl<I: Isa> Decode<I> for TQ1_0 {
 
     #[inline(always)]
     fn codes(isa: I, unit: &[u8], j: usize) -> I::B64 {
-        // plain arrays: the compiler turns these loops into vectors
+        // loops over plain arrays, which the compiler vectorizes
         let long = |power: u8| map(*bytes::<32>(unit, 0), |b| trit(b, power));
         let short = |power: u8| map(*bytes::<16>(unit, 32), |b| trit(b, power));
         let last = || -> [u8; 16] {
@@ -52,7 +53,8 @@ impl<I: Isa> Decode<I> for TQ1_0 {
     fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
         let mut out = [isa.splat(0); 8];
         for (i, out) in out.iter_mut().enumerate() {
-            // runs of 32, 16 and 4 bytes hold five, five and four trits of elements as far apart
+            // the bytes of runs of 32, 16 and 4 hold five, five and four trits, whose elements are 32, 16 and 4
+            // apart
             let (word, power) = match (b, i / 4) {
                 (0..5, _) => (i, TQ1_POWERS[b]),
                 (5..7, h) => (8 + i % 4, TQ1_POWERS[2 * (b - 5) + h]),
@@ -102,7 +104,7 @@ impl<I: Isa> Decode<I> for TQ2_0 {
     }
 }
 
-/// Byte -> its five trits less 1, as the low five bytes.
+/// For each byte its five trits less 1, as the low five bytes of the entry.
 static BN_CODES: [u64; 256] = {
     let mut out = [0; 256];
     let mut byte = 0;
@@ -296,7 +298,7 @@ impl<I: Isa> Decode<I> for Q1_0_G128 {
     }
 }
 
-/// Byte -> its four two-bit codes less 1.
+/// For each byte its four two-bit codes less 1, as the bytes of the entry.
 static Q2_CODES: [u32; 256] = {
     let mut out = [0; 256];
     let mut byte = 0;

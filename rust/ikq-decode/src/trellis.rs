@@ -1,8 +1,9 @@
-//! IQ1_KT to IQ4_KT: codes seed a generator (`ikq_formats::codebook`, KT) that yields 8 or 4 values.
+//! IQ1_KT to IQ4_KT: a code seeds a generator (`ikq_formats::codebook`, KT) that yields the values of 8 or 4
+//! elements.
 //!
-//! Row header f32; per 32 elements an integer scale, for IQ1_KT and IQ2_KT from a non-linear table.
-//! No code reaches the generator's bounds of +-126: the largest absolute values below come from
-//! running through all codes of a type.
+//! The row header is an f32 scale; each 32 elements have an integer scale, for IQ1_KT and IQ2_KT from a non-linear
+//! table. No code reaches the generator's bounds of +-126: `MAX_ABS_CODE` of each type was found by running through
+//! all its codes. The comment of each type lists the fields of its block in order.
 
 use ikq_formats::codebook::{IQ4NL_VALUES, KT_OFFSET, KT_POWERS};
 use ikq_simd::{Isa, array, map};
@@ -22,7 +23,7 @@ fn table_scale(nibble: u8) -> i16 {
     i16::from(SCALES[usize::from(nibble & 15)])
 }
 
-/// Values of the eight 16-bit codes of elements `64 j..`, at byte 4.
+/// Values of 64 elements from `64 j` on: those of eight 16-bit codes, which begin at byte 4 of the block.
 #[inline(always)]
 fn eights<I: Isa>(isa: I, unit: &[u8], j: usize) -> I::B64 {
     let seed = |l: usize| u32::from(u16_at(unit, 4 + 16 * j + 2 * l)) + KT_OFFSET;
@@ -34,7 +35,7 @@ const fn powers(first: usize) -> [u32; 4] {
     [KT_POWERS[first], KT_POWERS[first + 1], KT_POWERS[first + 2], KT_POWERS[first + 3]]
 }
 
-/// Values of four codes of eight elements of sixteen rows.
+/// Values of sixteen rows from four codes per row, of eight elements each.
 #[inline(always)]
 fn eights_lanes<I: Isa>(isa: I, codes: [I::I; 4]) -> [I::B64; 8] {
     let mut out = [isa.splat(0); 8];
@@ -46,14 +47,14 @@ fn eights_lanes<I: Isa>(isa: I, codes: [I::I; 4]) -> [I::B64; 8] {
     out
 }
 
-/// The four u16 of sub-block `b`, behind a word of scales.
+/// The four 16-bit codes of sub-block `b`; codes begin after one word of scales.
 #[inline(always)]
 fn u16_lanes<I: Isa>(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::I; 4] {
     let (x, y) = (unit.int(isa, 1 + 2 * b), unit.int(isa, 2 + 2 * b));
     [field(isa, x, 0, 16), isa.shr_i(x, 16), field(isa, y, 0, 16), isa.shr_i(y, 16)]
 }
 
-/// Scales of the non-linear table as floats.
+/// Scales that are entries of the non-linear table, as floats.
 #[inline(always)]
 fn table_scale_lanes<I: Isa>(isa: I, nibbles: I::I) -> I::F {
     isa.lut16_f(isa.load_f(const { &floats(&IQ4NL_VALUES) }), nibbles)
@@ -240,11 +241,11 @@ impl<I: Isa> Decode<I> for IQ4_KT {
         let low = bytes::<16>(unit, 32 + 16 * j);
         let mid = bytes::<16>(unit, 96 + 16 * (j % 2));
         let sb = [u32_at(unit, 8 * j), u32_at(unit, 8 * j + 4)];
-        // part by part, each as lanes: all at once the compiler makes them one by one
+        // each part is made as a vector, because the compiler does not vectorize whole codes
         let low = isa.load_i(&array(|l| i32::from(low[l])));
         let mid = isa.load_i(&array(|l| i32::from(mid[l] >> (4 * (j / 2)) & 15)));
         let top = isa.load_i(&array(|l| (sb[l / 8] >> (8 + 3 * (l % 8)) & 7) as i32));
-        // bit 15 of the seed, free in a 15-bit code, makes the other offset
+        // codes have 15 bits, so bit 15 of the seed is free to add the second offset
         let offset = isa.load_i(&array(|l| (sb[l / 8] & 1) as i32));
         let seed =
             isa.or_i(isa.or_i(low, isa.shl_i(mid, 8)), isa.or_i(isa.shl_i(top, 12), isa.shl_i(offset, 15)));
@@ -256,7 +257,7 @@ impl<I: Isa> Decode<I> for IQ4_KT {
     #[inline(always)]
     fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
         let head = unit.int(isa, b);
-        // the other offset: bit 15, which is free in a 15-bit code
+        // codes have 15 bits, so bit 15 of the seed is free to add the second offset
         let offset = isa.shl_i(field(isa, head, 0, 1), 15);
         let offset = isa.add_i(offset, isa.splat_i(KT_OFFSET as i32));
         eight!(isa, i => {

@@ -51,7 +51,7 @@ fn shape<T: BlockType>() -> Shape {
     of::<T::Decoder<Scalar>>()
 }
 
-/// A unit's codes (32 elements, four of sixteen rows each time) and factors.
+/// A unit's codes, each entry with four elements of sixteen rows, and its factors.
 struct Decoded {
     codes: Vec<[u8; 64]>,
     scales: [[f32; 16]; 16],
@@ -138,7 +138,7 @@ fn lanes_are_those_of_single_rows() {
     assert_eq!(n, 50);
 }
 
-/// Rows that `ikq_formats` packed are found in the bands' units.
+/// Packs rows with `ikq_formats` and compares them with what decoders find in the units of the band.
 struct RowsOfBands(QuantType, LaneForm);
 
 impl Visitor for RowsOfBands {
@@ -172,7 +172,7 @@ impl Visitor for RowsOfBands {
                 assert_eq!(found[..shape.unit_bytes], row[at..at + shape.unit_bytes], "{ty}, row {lane}");
             }
         }
-        // the scale in a header is lane r's
+        // lane r has the scale in the header of row r
         let headers = &band[headers_at..];
         let lanes = run(IsaKind::Scalar, Headers::<T>(headers, PhantomData));
         for (lane, row) in lanes.into_iter().zip(rows.chunks_exact(row_bytes)) {

@@ -91,7 +91,7 @@ fn i2_s_decodes_in_parts() {
     }
 }
 
-/// Codes of the unit, and the numbers of different float scales and of sub-block scales.
+/// The codes of a unit.
 struct Codes<'a, T> {
     unit: &'a [u8],
     ty: std::marker::PhantomData<T>,
@@ -129,7 +129,7 @@ impl<T: BlockType> IsaOp for Factors<'_, T> {
     }
 }
 
-/// Every type's factors are its scales, on every instruction set.
+/// Checks that a type's factors are its scales, on every instruction set.
 struct SameFactors(QuantType);
 
 impl Visitor for SameFactors {
@@ -157,7 +157,7 @@ fn factors_are_the_scales() {
     assert!(n > 70, "{n} types");
 }
 
-/// What many random units say about a type's constants.
+/// Checks a type's constants with the codes and scales of many random units.
 struct Survey {
     ty: QuantType,
 }
@@ -189,7 +189,7 @@ impl Visitor for Survey {
 }
 
 impl Survey {
-    /// Scales change where the constants allow it, and only there.
+    /// Checks that scales change where the constants allow it, and only there.
     fn scales<T: BlockType>(&self, unit_bytes: usize, facts: &DecodeFacts) {
         let ty = self.ty;
         let (mut d_runs, mut s_runs, mut any_min) = (1, 1, false);

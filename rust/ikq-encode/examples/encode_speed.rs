@@ -1,10 +1,11 @@
-//! Nanoseconds per weight of every encoder on every instruction set, with and without importance, and the time with
-//! scales that undo the gain over that with scales as fitted:
+//! Measures the nanoseconds per weight of every encoder on every instruction set, with and without importance. The
+//! ratio is the time with scales that undo the gain, which is the default, over that with scales as fitted:
 //!
 //! ```text
 //! cargo run --release -p ikq-encode --example encode_speed [TYPE ...]
 //! ```
-//! One thread, normal rows of 4096; the best of seven runs of at least 0.05 s, both forms in turn.
+//! It runs on one thread with rows of 4096 normal numbers, and gives the best of seven runs of at least 0.05 s,
+//! both forms in turn.
 
 use std::time::Instant;
 

@@ -1,4 +1,4 @@
-//! What keeps floats from becoming blocks.
+//! [`Error`]: the reasons why floats cannot be encoded.
 
 use ikq_formats::QuantType;
 

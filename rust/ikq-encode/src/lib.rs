@@ -1,8 +1,8 @@
-//! Floats to blocks: one encoder per type, and the searches that encoders share.
+//! Encoders of all tensor types (from floats to blocks), and the searches that they share.
 //!
-//! [`encode_rows`] is the door; [`Encode`] is what a type implements, and what it minimises stands in its docs.
-//! [`search`] has the searches: level sets, affine, tables, grids, trellis. Files, imatrices and threads are for
-//! `ikq-quantize`, which does not have to be compiled with the encoders again.
+//! [`encode_rows`] is the entry point; [`Encode`] is the trait that types implement, and each module of a family
+//! says what its encoder minimises. [`search`] has the searches: level sets, affine, tables, grids, trellis. Files,
+//! imatrices and threads are in `ikq-quantize`, so that changing them does not compile the encoders again.
 
 mod encode;
 mod error;

@@ -1,5 +1,5 @@
-//! What every encoder keeps, over all types that can be written and all instruction sets of this
-//! machine: the same bytes everywhere, finite values out, powers of two, error bounds.
+//! Rules that every encoder keeps, for all types that can be written and all instruction sets of this
+//! machine: the same bytes everywhere, finite values out, exactness under powers of two, error bounds.
 
 use ikq_encode::{EncodeOptions, encodable, encode_rows, undoes_bias};
 use ikq_formats::row::I2_S_TRAILER_BYTES;
@@ -70,7 +70,7 @@ fn relative_error(x: &[f32], y: &[f32], w: &[f32]) -> f64 {
     sum(&|x, y| (x - y) * (x - y)) / sum(&|x, _| x * x)
 }
 
-/// Rows that break encoders, by name; sixteen copies where a type stores rows together.
+/// Rows that are likely to break encoders, by name.
 fn hard_rows(n: usize) -> Vec<(&'static str, Vec<f32>)> {
     let mut random = Random(5);
     let mut of = |f: &mut dyn FnMut(usize, f32) -> f32| -> Vec<f32> {
@@ -100,7 +100,7 @@ fn hard_rows(n: usize) -> Vec<(&'static str, Vec<f32>)> {
     ]
 }
 
-/// A row as often as a type needs.
+/// A row, repeated as often as a type stores rows together.
 fn repeated(ty: QuantType, row: &[f32]) -> Vec<f32> {
     row.repeat(ty.info().rows)
 }
@@ -127,7 +127,7 @@ fn bytes_do_not_depend_on_the_instruction_set() {
 
 #[test]
 fn rows_do_not_depend_on_the_rows_before() {
-    // but the rows of I2_S share a scale
+    // the rows of I2_S share a scale, so it is left out
     for ty in encodable().iter().copied().filter(|ty| *ty != QuantType::I2_S) {
         let [n, _] = lengths(ty);
         let rows = ty.info().rows;
@@ -147,8 +147,8 @@ fn hard_rows_decode_to_finite_numbers_of_their_size() {
                 for w in [None, Some(&w[..])] {
                     let y = round_trip(ty, &repeated(ty, &row), n, w);
                     let amax = row.iter().fold(0.0f32, |m, x| m.max(x.abs()));
-                    // columns without importance go where the others' codes take them: some way beyond
-                    // the largest element with trellis codes, and to the smallest half
+                    // columns without importance get any value: with trellis codes some way beyond the
+                    // largest element, and the scale may be the smallest half
                     let limit = 4.0 * f64::from(amax.max(6e-8));
                     let worst = y.iter().copied().find(|y| y.is_nan() || f64::from(y.abs()) > limit);
                     assert_eq!(worst, None, "{ty}: {name}, rows of {n}, importance {}", w.is_some());
@@ -219,12 +219,12 @@ fn importance_lowers_the_weighted_error() {
         let (with, without) = (of(Some(&w)), of(None));
         let plain = ty.info().base.unwrap_or(ty);
         let gains = match plain.info().family {
-            // eight bits do not look at it
+            // types of eight bits do not use importance
             _ if ty.name().starts_with("Q8") => with <= without,
-            // one scale for many columns: what suits some suits all, as far as a search of few
-            // thresholds can tell; Q2_0 has 64 to a scale
+            // many columns share one scale, so what suits some suits all, as far as a search of few
+            // thresholds can tell; in Q2_0 only 64 do
             Family::Ternary if ty != QuantType::Q2_0 => with <= 1.002 * without,
-            // a power of two to choose, and nothing else
+            // only a power of two can be chosen
             _ if plain == QuantType::MXFP4 => with < without,
             _ => with < 0.9 * without,
         };
@@ -277,8 +277,9 @@ fn scales_undo_the_gain_unless_they_are_to_be_as_fitted() {
             };
             let (with, without) =
                 (gains(&biased, false), gains(&unbiased, given.is_some() && weighs_by_size(ty)));
-            // A half is within 2^-11 of what it stands for; in the types with a fast search codes are chosen once more at the
-            // rounded scale, which changes few of them; the weights have a floor of 1e-4 that is not looked at here.
+            // Rounding to a half changes a scale by up to 2^-11 of itself; types with a fast search choose codes
+            // once more at the rounded scale, which changes few of them; the weights have a floor of 1e-4, which is
+            // left out here.
             for g in &without {
                 assert!((g - 1.0).abs() < 2f64.powi(-8), "{ty}: gain {g}, importance {}", given.is_some());
             }

@@ -1,5 +1,5 @@
-//! What some kinds of types promise beyond what all encoders do: interleaved forms have the codes of
-//! their plain type, ternary data comes back as it was, symmetric Q4_0 has no level -8.
+//! Rules that some kinds of types keep besides those of all encoders: interleaved forms have the codes of
+//! their plain type, ternary data comes back unchanged, symmetric Q4_0 does not use level -8.
 
 use ikq_encode::{EncodeOptions, encodable, encode_rows, is_ternary};
 use ikq_formats::{QuantType, RowForm, matrix_bytes, repack, row_form};
@@ -55,7 +55,7 @@ fn an_interleaved_type_can_be_written_where_its_plain_type_can() {
 fn ternary_data_comes_back_as_it_was() {
     use QuantType::*;
     let n = 512;
-    // 0.037 is no half
+    // 0.037 is not an f16 number
     for (types, d) in
         [(&[TQ1_0, TQ2_0, IQ1_BN, IQ2_BN, IQ2_BN_R4, I2_S, Q2_0][..], 0.0625), (&[IQ2_BN, I2_S], 0.037)]
     {

@@ -1,17 +1,18 @@
-//! Blocks of small numbers: a super-scale in half precision that would vanish gives way to smaller integer scales, so that
-//! blocks keep their shape as far down as the format goes.
+//! Blocks of small numbers. Where the ideal super-scale is too small for half precision, encoders use a larger one
+//! with smaller integer scales, so that blocks are encoded well down to the smallest that the format can hold.
 //!
-//! The least scale of a sub-block is `unit`, the smallest half (2^-24) times the least integer scale. A block whose largest
-//! magnitude is `unit` times the highest level is the smallest that still uses all levels: the *limit* of the type. Above
-//! it, a multiple of `unit` lies less than one `unit` above the scale `s` that suits the block best, with which steps are
-//! `1 + unit / s` times as wide as they should be, and so is the error. Where the nearest multiple lies below `s`, the
-//! largest values are cut off, by at most `unit / 2s` of themselves.
+//! The least scale of a sub-block is `unit`, the smallest f16 number (2^-24) times the least integer scale. A block
+//! whose largest magnitude is `unit` times the highest level is the smallest that still uses all levels: the
+//! *limit* of the type. Above it, some multiple of `unit` is less than one `unit` larger than the scale `s` that
+//! suits the block best. With it, steps are up to `1 + unit / s` times as wide as they should be, and so is the
+//! error. Where the nearest multiple is below `s`, the largest values are clipped by at most `unit / 2s` of
+//! themselves.
 
 use ikq_encode::{EncodeOptions, encodable, encode_rows};
 use ikq_formats::{Family, QuantType, matrix_bytes};
 use ikq_simd::best;
 
-/// The smallest half.
+/// The smallest positive f16 number.
 const HALF: f32 = 1.0 / 16_777_216.0;
 
 /// The least scale of a sub-block and the highest level; `None` where scales are f32 or powers of two, or the type has none.
@@ -24,7 +25,7 @@ fn unit_and_top(ty: QuantType) -> Option<(f32, f32)> {
         Q5_0 => halves(1.0, 16.0),
         Q6_0 | Q6_K => halves(1.0, 32.0),
         Q3_K => halves(1.0, 4.0),
-        // half of the codes to either side of zero
+        // half of the codes are on either side of zero
         Q2_K => halves(1.0, 1.5),
         Q4_1 | Q4_K => halves(1.0, 7.5),
         Q5_1 | Q5_K => halves(1.0, 15.5),
@@ -38,7 +39,7 @@ fn unit_and_top(ty: QuantType) -> Option<(f32, f32)> {
         IQ1_S | IQ1_M | IQ1_S_R4 | IQ1_M_R4 => halves(1.0, 3.0),
         Q2_0 => halves(1.0, 2.0),
         TQ1_0 | TQ2_0 | IQ1_BN | Q1_0_G128 => halves(1.0, 3.0),
-        // scales are floats of eight bits, the least 2^-9, of codes that are multiples of a half up to 6
+        // scales are floats of eight bits, of which the least is 2^-9; values of codes are multiples of 0.5 up to 6
         NVFP4 => Some((1.0 / 512.0, 6.0)),
         _ => None,
     }
@@ -91,7 +92,8 @@ fn small_blocks_keep_their_shape_down_to_the_limit() {
             let coarse = f64::from(unit / (size / top));
             let bound = match base {
                 QuantType::Q4_K | QuantType::Q5_K => SCALE_AND_MIN,
-                // the error of a power of two's steps depends on where between two of them a value lies
+                // where scales are powers of two, the error depends on where between two of them the best scale
+                // lies
                 _ if unit == 0.0 => 2.0 * ordinary,
                 _ => (ordinary * (1.0 + coarse)).hypot(coarse / 2.0) * SLACK,
             };
@@ -106,9 +108,10 @@ fn small_blocks_keep_their_shape_down_to_the_limit() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Searches for small halves are shorter, and a wider step does not fit all levels alike.
+/// Factor on the bound: searches for small halves are shorter, and a wider step does not fit all levels alike.
 const SLACK: f64 = 1.15;
 
-/// Scales and mins of these types have a half each, which are not searched together: at 5e-6 to 1e-5 up to 0.45 of the
-/// values is lost. (All of it was before larger halves were tried.)
+/// Bound on the relative error of types whose scales and mins have a half each. These are not searched together, so
+/// that at magnitudes of 5e-6 to 1e-5 up to 0.45 of the values is lost; without trying larger halves all of it
+/// would be.
 const SCALE_AND_MIN: f64 = 0.5;

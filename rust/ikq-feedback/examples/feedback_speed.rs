@@ -1,10 +1,11 @@
-//! Time per weight of encoding with error feedback, beside the types' own encoders, on one thread.
+//! Measures the time per weight of encoding with error feedback, and that of the types' own encoders, on one
+//! thread.
 //!
 //! ```text
 //! cargo run --release -p ikq-feedback --example feedback_speed -- 2048 IQ4_KS Q4_K IQ2_XXS ...
 //! ```
-//! The first number is that of columns; then types, all with feedback if there are none. Times are the best of five, for 128 rows;
-//! the last column is feedback's over that of IQ4_KS's encoder.
+//! The first argument is the number of columns; types follow, or none for all types with feedback. Times are the
+//! best of five, for 128 rows; the last column is the time with feedback over that of IQ4_KS's own encoder.
 
 #![expect(clippy::print_stdout, reason = "a program that measures")]
 

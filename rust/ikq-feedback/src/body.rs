@@ -1,4 +1,4 @@
-//! Encodes rows of floats with error feedback, up to 64 rows at a time, one block of columns after the other.
+//! Encodes rows of floats with error feedback, up to 64 rows at a time, one block of columns after another.
 
 use std::marker::PhantomData;
 
@@ -11,11 +11,12 @@ use crate::form::float;
 use crate::passes::{Gains, LANES, Lane, Move, Settle};
 use crate::types::{Columns, ForType, for_type};
 
-/// Rows in work at a time: what is read of the factors serves all of them.
+/// Rows that are encoded together, so that each part of the factors is read once for all of them.
 const ROWS: usize = 64;
 
-/// Encodes rows with error feedback. A row has as many floats as the factors have columns; shapes are else those of
-/// [`ikq_encode::encode_rows`]. Rows whose moved weights leave the range of floats are encoded without feedback, by `importance`.
+/// Encodes rows with error feedback. A row has as many floats as the factors have columns; shapes are otherwise
+/// those of [`ikq_encode::encode_rows`]. Rows whose adjusted weights would leave the range of floats are encoded
+/// without feedback, with the column weights `importance`.
 ///
 /// # Errors
 /// As [`ikq_encode::encode_rows`]; [`Error::NoEncoder`] for types without feedback ([`crate::has_feedback`]).
@@ -57,9 +58,9 @@ pub fn encode_rows(
     Ok(())
 }
 
-/// Bytes of memory that [`encode_rows`] takes for rows of `n_per_row` floats, beside what it is given.
+/// Bytes of working memory that [`encode_rows`] takes for rows of `n_per_row` floats.
 pub fn working_bytes(n_per_row: usize) -> usize {
-    // floats and errors of the rows in work; their moved blocks and numbers
+    // floats and errors of the rows that are encoded together; their adjusted blocks, and the numbers of blocks
     ROWS * (2 * 4 * n_per_row + 3 * 4 * 512)
 }
 
@@ -91,7 +92,7 @@ impl Rows<'_> {
     /// Encodes up to [`ROWS`] rows as the plain (not interleaved) type `T`.
     fn chunk<T: Columns>(&self, layout: &Layout, x: &[f32], out: &mut [u8]) -> Result<(), Error> {
         let Rows { kind, n_per_row: k, options, factors, .. } = *self;
-        // scales of the least error, by which codes are chosen; what undoes the gain comes behind them
+        // codes are chosen with scales of the least error; the gain is undone afterwards
         let fitted = EncodeOptions { biased: true, ..options };
         let (n_rows, n, n_values) = (x.len() / k, layout.block_size, layout.n_values());
         let (row_size, header) = (row_bytes(T::TYPE, k)?, T::TYPE.info().row_header_bytes);
@@ -103,7 +104,7 @@ impl Rows<'_> {
             group.iter_mut().zip(x).for_each(|(lane, x)| lane[row % LANES] = *x);
         }
         if header > 0 {
-            // the scale of a row is that of the row as it is
+            // the float scale of a row is chosen for the row without adjustments
             ikq_encode::encode_rows(kind, T::TYPE, x, k, Some(&factors.weights), fitted, out)?;
         }
         let of_rows: Vec<f32> = out.chunks_exact(row_size).map(|row| of_row(&row[..header])).collect();
@@ -166,7 +167,7 @@ impl Rows<'_> {
         Ok(())
     }
 
-    /// Divides the floats of each row by its gain.
+    /// Divides the float scales of each row by its gain.
     fn undo_gains<T: Columns>(&self, layout: &Layout, lanes: &[Lane], errors: &[Lane], out: &mut [u8]) {
         let (k, factors) = (self.n_per_row, self.factors);
         let mut gains = vec![([0.0; LANES], [0.0; LANES]); lanes.len() / k];
@@ -201,7 +202,7 @@ fn factor(xy: f32, xx: f32) -> f32 {
     if xx.is_finite() && (0.5..=2.0).contains(&factor) { factor } else { 1.0 }
 }
 
-/// The float scale in the header of a row, a half or an f32; 0 for a row without header.
+/// The float scale in the header of a row, an f16 or an f32; 0 for a row without header.
 pub(crate) fn of_row(header: &[u8]) -> f32 {
     match *header {
         [a, b] => float(u32::from(u16::from_le_bytes([a, b]))),

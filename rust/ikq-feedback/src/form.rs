@@ -1,4 +1,4 @@
-//! How fields of a block become the scale and the offset of a sub-block: `y = a level + b`.
+//! [`Form`]: how the fields of a block give the scale a and the offset b of a sub-block: `y = a level + b`.
 
 use half::f16;
 use ikq_formats::Layout;
@@ -16,19 +16,20 @@ pub(crate) struct Form {
 
 #[derive(Clone, Copy)]
 pub(crate) enum Scale {
-    /// `d unit k (level + from + by row)`: d of the block or the row, k an integer of the sub-block, row 0 or 1.
+    /// `y = d unit k (level + from + by row)`: d belongs to the block or the row of weights, k is an integer of the
+    /// sub-block, and row (0 or 1) is the row of the value table.
     Integer { grid: Grid, unit: f32, shift: Shift, from: f32, by: f32 },
-    /// `d values[scales] level`.
+    /// `y = d values[s] level`, where s is the sub-block's number in the field `scales`.
     Table { values: &'static [i8; 16] },
-    /// `d k level - dmin m`, both integers of the sub-block below `top`.
+    /// `y = d k level - dmin m`, where k and m are integers of the sub-block below `top`.
     Affine { top: i32 },
-    /// `d level`: the block is the sub-block.
+    /// `y = d level`; the block is the sub-block.
     Float,
-    /// `d level + m`.
+    /// `y = d level + m`; the block is the sub-block.
     FloatAffine,
 }
 
-/// The integers k and the field `scales` that holds them.
+/// The integers k that are allowed, and their form in the field `scales`.
 #[derive(Clone, Copy)]
 pub(crate) struct Grid {
     pub lo: i32,
@@ -56,21 +57,21 @@ pub(crate) struct Choice {
     pub stored: [u32; 2],
 }
 
-/// Where the fields stand in the numbers of a block.
+/// Where the fields are among the numbers of a block.
 #[derive(Clone, Copy)]
 pub(crate) struct Places {
-    /// d, and dmin or m: floats of the block, where it has them.
+    /// The floats of the block, where it has them: d, and dmin or m.
     pub d: Option<usize>,
     pub m: Option<usize>,
-    /// The fields of sub-blocks that a choice sets.
+    /// The fields of sub-blocks that [`Choice::stored`] sets.
     pub first: usize,
     pub second: Option<usize>,
     pub codes: Run,
-    /// The field beside the codes: signs, or the shifts of groups.
+    /// The field beside the codes: signs or shifts of groups.
     pub beside: Run,
 }
 
-/// A field that holds the same count of numbers for every sub-block.
+/// A field that has the same count of numbers for every sub-block.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Run {
     pub at: usize,
@@ -85,7 +86,8 @@ impl Run {
     }
 }
 
-/// Factors on a block's only scale, and offsets in shares of it.
+/// Factors that are tried on a block's only scale, and offsets that are added to its minimum, as shares of the
+/// scale.
 const FACTORS: [f32; 5] = [1.0, 0.975, 1.025, 0.95, 1.05];
 const AFFINE_FACTORS: [f32; 3] = [1.0, 0.97, 1.03];
 const OFFSETS: [f32; 3] = [0.0, -0.25, 0.25];
@@ -129,8 +131,8 @@ impl Form {
         }
     }
 
-    /// What there is to choose from for sub-block `sub` of a block whose numbers are `values`: its own scale first, then those
-    /// beside it. `of_row` is the row's float scale, where it has one.
+    /// Writes the choices for sub-block `sub` of a block whose numbers are `values`: its present scale first, then
+    /// neighbouring ones. `of_row` is the row's float scale, where it has one.
     pub fn choices(
         self,
         values: &[u32],
@@ -219,12 +221,12 @@ impl Form {
     }
 }
 
-/// A half-precision number from its bits.
+/// The f16 number that has these bits, as f32.
 pub(crate) fn float(bits: u32) -> f32 {
     f16::from_bits(bits as u16).to_f32()
 }
 
-/// The nearest half-precision number, the largest finite one beyond it.
+/// The bits of the nearest f16 number; numbers beyond the largest finite one become that.
 pub(crate) fn half(x: f32) -> u32 {
     let most = f32::from(f16::MAX);
     u32::from(f16::from_f32(x.clamp(-most, most)).to_bits())

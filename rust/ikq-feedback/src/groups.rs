@@ -1,8 +1,8 @@
-//! Codes of four or eight columns: row by row, each search going through many points at once.
+//! Codes that stand for four or eight columns. They are found row by row; each search compares many points at once.
 //!
-//! Inside a group, too, the error of a column moves those behind it, but a search takes all columns as they are, weighed by w. So a
-//! group begins with the point nearest to its columns; the errors of that point move the columns, and the point nearest to the
-//! moved columns takes its place if its loss is smaller.
+//! Inside a group, too, later columns are adjusted for the errors of earlier ones, but a search takes columns as
+//! they are, weighed by w. So a group first gets the point nearest to its columns. Then the columns are adjusted
+//! for the errors of that point, and the point nearest to the adjusted columns replaces it if its loss is smaller.
 
 use ikq_encode::weights::normalizer;
 use ikq_simd::Isa;
@@ -17,7 +17,7 @@ pub(crate) const MOST: usize = 8;
 /// Codes of a group.
 #[derive(Clone, Copy, Default)]
 pub(crate) struct Point {
-    /// What the codes decode to.
+    /// The values that the codes decode to.
     pub values: [f32; MOST],
     pub codes: [u16; 2],
     pub beside: [u8; MOST],
@@ -25,7 +25,7 @@ pub(crate) struct Point {
 
 /// The points (codebook entries, trellis points) that the groups of a type choose from.
 pub(crate) trait Points<I: Isa> {
-    /// Columns of a group; its numbers of the field of codes and of the one beside it.
+    /// Columns of a group, and how many numbers it has in the field of codes and in the one beside it.
     const COLUMNS: usize;
     const CODES: usize;
     const BESIDE: usize;
@@ -33,14 +33,14 @@ pub(crate) trait Points<I: Isa> {
 
     fn weights(&self, isa: I, w: &[f32; MOST]) -> Self::Weights;
 
-    /// The point nearest to `x` with the scale of a choice. `#[inline(always)]`.
+    /// The point nearest to `x` with the scale of a choice. Implementations must be `#[inline(always)]`.
     fn nearest(&self, isa: I, x: &[f32; MOST], weights: &Self::Weights, choice: &Choice) -> Point;
 }
 
-/// [`Points`] as a [`Coder`].
+/// Makes [`Points`] a [`Coder`].
 pub(crate) struct InGroups<P>(pub P);
 
-/// What one choice of scale leads to for a row's sub-block.
+/// The result of one choice of scale for a row's sub-block.
 #[derive(Clone, Copy)]
 struct Found {
     loss: f32,
@@ -67,7 +67,7 @@ impl<I: Isa, P: Points<I>> Coder<I> for InGroups<P> {
         for lane in 0..sub.n_rows {
             let mut x = [0.0; MOST_SUB];
             x.iter_mut().zip(sub.x).for_each(|(x, columns)| *x = columns[lane]);
-            // squares of what is normalised are in the range of floats
+            // normalised, so that squares are in the range of floats
             let (down, up) = normalizer(&x);
             x.iter_mut().for_each(|x| *x *= down);
             let mut best = NOTHING;
@@ -96,7 +96,7 @@ impl<I: Isa, P: Points<I>> Coder<I> for InGroups<P> {
 }
 
 impl<P> InGroups<P> {
-    /// Codes a row's sub-block with one choice of scale. Gives up as soon as the loss reaches `limit`.
+    /// Finds the codes of a row's sub-block with one choice of scale. Gives up as soon as the loss reaches `limit`.
     #[inline(always)]
     fn row<I: Isa>(
         &self,
@@ -113,7 +113,7 @@ impl<P> InGroups<P> {
         let n = P::COLUMNS;
         let mut out = NOTHING;
         out.loss = 0.0;
-        // columns as earlier ones have moved them, in strips
+        // the columns, adjusted for the errors of earlier ones, in strips as the factors have
         let mut moved = [[0.0; LANES]; MOST_SUB / LANES];
         moved.as_flattened_mut().copy_from_slice(x);
         for (g, weights) in weights.iter().flatten().enumerate() {
@@ -138,7 +138,7 @@ impl<P> InGroups<P> {
         out
     }
 
-    /// Finds the point of a group; returns it with the errors of its columns and their loss.
+    /// Finds the point of a group. Returns it with the errors of its columns and their loss.
     #[inline(always)]
     fn group<I: Isa>(
         &self,
@@ -155,7 +155,7 @@ impl<P> InGroups<P> {
         let n = P::COLUMNS;
         let point = self.0.nearest(isa, own, weights, choice);
         let (errors, loss) = group_errors(sub, first, n, own, &point);
-        // the columns as the point's errors move them
+        // the columns, each adjusted for the point's errors in those before it
         let mut target = point.values;
         target.iter_mut().zip(errors).for_each(|(t, e)| *t += e);
         let next = self.0.nearest(isa, &target, weights, choice);
@@ -164,7 +164,7 @@ impl<P> InGroups<P> {
     }
 }
 
-/// The errors that columns have when they become `point`, and the sum of their weighted squares.
+/// The errors of the columns if they become `point`, and the weighted sum of their squares.
 #[inline(always)]
 fn group_errors(
     sub: &SubBlock<'_>,

@@ -1,4 +1,4 @@
-//! Codes of one or two columns: sixteen rows at a time.
+//! Codes that stand for one or two columns. They are found for sixteen rows at a time, one row per lane.
 
 use ikq_encode::search::levels::{Levels, Table4};
 use ikq_formats::codebook::{IQ2KL_VALUES, IQ4K_VALUES};
@@ -8,10 +8,11 @@ use crate::coder::{Coded, Coder, MOST_SUB, SubBlock};
 use crate::form::{Choice, MOST_CHOICES};
 use crate::passes::LANES;
 
-/// Quotients beyond this are on the last level of any type, and rounding wants small numbers.
+/// Quotients are clamped to this: beyond it, every type has its last level, and rounding only works for small
+/// numbers.
 const LARGE: f32 = 65536.0;
 
-/// a, b and 1 / a (0 where a is 0) of a choice per lane.
+/// a, b and 1 / a (0 where a is 0) of a choice, for each lane.
 #[derive(Clone, Copy)]
 pub(crate) struct Scales<F> {
     a: F,
@@ -29,7 +30,7 @@ impl<F: Copy> Scales<F> {
         Scales { a, b, inverse }
     }
 
-    /// `x` in units of the scale, within what rounding takes.
+    /// `x` in units of the scale, clamped for rounding.
     #[inline(always)]
     fn target<I: Isa<F = F>>(self, isa: I, x: F) -> F {
         let t = isa.mul_f(isa.sub_f(x, self.b), self.inverse);
@@ -46,28 +47,30 @@ impl<F: Copy> Scales<F> {
 /// `N` neighbouring columns for which codes are to be found.
 #[derive(Clone, Copy)]
 pub(crate) struct Target<F, const N: usize> {
-    /// The columns after the errors of all earlier ones have moved them, and their weights.
+    /// The columns, adjusted for the errors of all earlier ones, and their weights.
     x: [F; N],
     w: [F; N],
-    /// The factor by which the error of the first of two columns moves the second.
+    /// Of two columns: the factor with which the error of the first is subtracted from the second.
     spread: F,
-    /// The same of the columns [`InLanes::AHEAD`] of them, as far as they are moved by now.
+    /// The columns [`InLanes::AHEAD`] after these, adjusted for errors that are known by now, and their weights.
     ahead: [F; N],
     ahead_w: [F; N],
 }
 
-/// Codes of `N` neighbouring columns.
+/// Finds codes of `N` neighbouring columns.
 pub(crate) trait InLanes<I: Isa, const N: usize>: Copy {
-    /// What is kept of a sub-block's earlier codes.
+    /// What must be remembered of a sub-block's earlier codes.
     type Seen: Copy;
     /// Whether there is a code for each column, or one for all of them.
     const PER_COLUMN: bool = true;
-    /// How far off columns are that codes leave less choice, in the first half of a sub-block; 0: there are none.
+    /// How far ahead the columns are whose choice is restricted by codes of the first half of a sub-block; 0 if
+    /// there are none.
     const AHEAD: usize = 0;
 
     fn nothing_seen(self, isa: I) -> Self::Seen;
 
-    /// Errors (of every column as those before it have moved it) and codes (slots) of columns `at..at + N` of the sub-block.
+    /// Errors (of columns that are adjusted for those before them) and codes (as slots) of columns `at..at + N` of
+    /// the sub-block.
     fn nearest(
         self,
         isa: I,
@@ -78,7 +81,7 @@ pub(crate) trait InLanes<I: Isa, const N: usize>: Copy {
     ) -> ([I::F; N], [I::F; N]);
 }
 
-/// [`InLanes`] as a [`Coder`].
+/// Makes [`InLanes`] a [`Coder`].
 #[derive(Clone, Copy)]
 pub(crate) struct BesideEachOther<C, const N: usize>(pub C);
 
@@ -124,8 +127,8 @@ impl<I: Isa, C: InLanes<I, N>, const N: usize> Coder<I> for BesideEachOther<C, N
     }
 }
 
-/// Goes through the columns of a sub-block, `N` at a time, with several scales side by side: their chains of operations do not wait
-/// for one another. `found` has the number of the scale, the first column, errors and codes.
+/// Goes through the columns of a sub-block, `N` at a time, with several scales at once, so that their chains of
+/// operations overlap. `found` is given the number of the scale, the first column, errors and codes.
 #[inline(always)]
 fn column_by_column<I: Isa, C: InLanes<I, N>, const N: usize>(
     isa: I,
@@ -138,7 +141,7 @@ fn column_by_column<I: Isa, C: InLanes<I, N>, const N: usize>(
     let mut errors = [[[0.0; LANES]; MOST_SUB]; MOST_CHOICES];
     let mut seen = [coder.nothing_seen(isa); MOST_CHOICES];
     for j in (0..sub.x.len()).step_by(N) {
-        // columns of a pair are in one strip
+        // both columns of a pair are in the same strip
         let last = sub.at + j + N - 1;
         let to_other = if N > 1 { spread.strip(last / LANES)[last - 1][last % LANES] } else { 0.0 };
         let looks_ahead = C::AHEAD > 0 && j < C::AHEAD;
@@ -169,7 +172,7 @@ fn column_by_column<I: Isa, C: InLanes<I, N>, const N: usize>(
     }
 }
 
-/// Types in which every column has a level of its own.
+/// The codes of types in which every column has a level of its own.
 #[derive(Clone, Copy)]
 pub(crate) struct Each<L>(pub L);
 
@@ -194,7 +197,7 @@ impl<I: Isa, L: Levels<I>> InLanes<I, 1> for Each<L> {
     }
 }
 
-/// IQ2_KL, in which one code stands for two columns.
+/// The codes of IQ2_KL, each of which stands for two columns.
 #[derive(Clone, Copy)]
 pub(crate) struct Pairs;
 
@@ -236,11 +239,13 @@ fn loss<I: Isa>(isa: I, e: [I::F; 2], w: [I::F; 2]) -> I::F {
     isa.mul_add_f(isa.mul_f(e[1], e[1]), w[1], first)
 }
 
-/// Levels of a 4-bit table of which those of columns 2t, 2t + 1, 16 + 2t and 17 + 2t of a sub-block of 32 have an even number of
-/// ones together (IQ4_KSS). The second half makes it even; the first does, where the second would have to and it costs less here.
+/// The codes of IQ4_KSS: those of columns 2t, 2t + 1, 16 + 2t and 17 + 2t of a sub-block of 32 must have an even
+/// number of one bits together. Normally the pair in the second half takes codes that make it even; where that pair
+/// would have to leave its nearest levels and changing the first pair costs less, the first pair does.
 pub(crate) struct EvenFours<I: Isa> {
     table: Table4<I>,
-    /// By code: -1 where it has an odd number of ones, else 1; the next values above and below whose codes have the other parity.
+    /// For each code: -1 where it has an odd number of one bits, else 1; and the next values above and below whose
+    /// codes have the other parity.
     signs: I::F,
     above: I::F,
     below: I::F,
@@ -254,7 +259,8 @@ impl<I: Isa> Clone for EvenFours<I> {
 
 impl<I: Isa> Copy for EvenFours<I> {}
 
-/// A column: the nearest level and its sign, and the nearest one of the other sign.
+/// A column's nearest level, the sign of its code (-1 for an odd number of one bits), and the nearest level of the
+/// other sign.
 #[derive(Clone, Copy)]
 struct Near<F> {
     level: F,
@@ -291,7 +297,8 @@ impl<I: Isa> EvenFours<I> {
         Near { level: self.table.nearest(isa, t), sign: isa.lut16_slot(self.signs, code), other }
     }
 
-    /// The best pair whose signs times `before` are positive; of two with the least error where `before` is 0.
+    /// The best pair of levels such that the product of their signs and `before` is positive; any pair is allowed
+    /// where `before` is 0.
     #[inline(always)]
     fn pair(self, isa: I, target: &Target<I::F, 2>, scales: Scales<I::F>, before: I::F) -> Pair<I::F> {
         let Target { x, w, spread, .. } = *target;
@@ -320,7 +327,8 @@ impl<I: Isa> EvenFours<I> {
         best
     }
 
-    /// The sign of the nearest levels of the pair ahead, and what it would cost at least to have the other.
+    /// The product of the signs of the nearest levels of the pair ahead, and the least that it would cost to have
+    /// the other sign.
     #[inline(always)]
     fn ahead(self, isa: I, target: &Target<I::F, 2>, scales: Scales<I::F>) -> (I::F, I::F) {
         let mut sign = isa.splat_f(1.0);
@@ -348,7 +356,7 @@ struct Pair<F> {
 }
 
 impl<I: Isa> InLanes<I, 2> for EvenFours<I> {
-    /// The signs of the first half's pairs.
+    /// The sign of each pair of the first half.
     type Seen = [I::F; 8];
     const AHEAD: usize = MOST_SUB / 2;
 
@@ -371,7 +379,7 @@ impl<I: Isa> InLanes<I, 2> for EvenFours<I> {
             let (sign, least) = self.ahead(isa, &target, scales);
             let free = self.pair(isa, &target, scales, isa.splat_f(0.0));
             let even = self.pair(isa, &target, scales, sign);
-            // where the pair ahead suits the free one, both are the same
+            // both are the same where the signs of the free pair fit the pair ahead
             let cost = isa.sub_f(even.loss, free.loss);
             let choose = |a: I::F, b: I::F| isa.if_gt(cost, least, a, b);
             *seen = choose(free.sign, even.sign);

@@ -1,18 +1,19 @@
-//! Encoding with error feedback: what a column's code misses is moved to the columns behind it, as far as the inputs of
-//! both go together, so that the error of the *product* becomes small where that of the weights does not.
+//! Encoding with error feedback: later columns are adjusted for the errors of earlier ones, as far as the inputs of
+//! both are correlated. So the error of the *products* becomes small, although that of the weights does not.
 //!
 //! ```text
-//! for every block of a row                                          (lanes are rows: sixteen at a time)
-//!     m = x - what the errors of earlier columns ask for            matrix product with the factor N
-//!     scales of m by the type's own encoder                         ikq-encode, weighed by w
+//! for every block of a row                                          (sixteen rows at a time, one per lane)
+//!     m = x - adjustments for the errors of earlier columns         matrix product with the factor N
+//!     scales of m from the type's own encoder                       ikq-encode, weighed by w
 //!     for every sub-block: a few scales around that one are tried
-//!         codes column by column, or group by group,                the scale with the least e^2 w stays
-//!         errors moved on inside
+//!         codes column by column, or group by group,                the scale with the least e^2 w is kept
+//!         with feedback inside the sub-block too
 //! scales of the row divided by its gain under the covariance        g = sum(x H y) / sum(x H x)
 //! ```
-//! [`Factors`] has N, w and R of a covariance. [`encode_rows`] is the door; [`has_feedback`] tells the types. How a type's
-//! fields become scales is a [`form::Form`], what finds its codes a [`coder::Coder`], and all else is one body (`body.rs`). A
-//! row's bytes depend on that row and the factors, never on its neighbours.
+//! [`Factors`] has N, w and R of a covariance. [`encode_rows`] is the entry point; [`has_feedback`] tells which
+//! types there are. A [`form::Form`] describes how the fields of a type give scales, and a [`coder::Coder`] finds
+//! its codes; everything else is the same for all types (`body.rs`). The bytes of a row depend on that row and the
+//! factors, never on other rows.
 //!
 //! [`Factors`]: ikq_covariance::Factors
 

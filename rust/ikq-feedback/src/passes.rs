@@ -1,4 +1,5 @@
-//! What is done on sixteen rows at a time: moving errors, choosing scales and codes, and measuring the gain.
+//! Operations on sixteen rows at a time: adjusting columns for errors, choosing scales and codes, and measuring the
+//! gain.
 
 use std::marker::PhantomData;
 
@@ -13,11 +14,11 @@ use crate::types::Columns;
 /// Rows that are worked on side by side, one per lane.
 pub(crate) const LANES: usize = 16;
 pub(crate) type Lane = [f32; LANES];
-/// Columns that are computed side by side, in registers.
+/// Columns that are computed together, in registers.
 const SIDE_BY_SIDE: usize = 8;
 
-/// `columns -= errors * factor` for columns from `first`, a multiple of eight as their number is; `errors` are those of rows
-/// `from..from + errors.len()` of the factor.
+/// `columns -= errors * factor` for columns from `first` on; `first` and their number are multiples of eight.
+/// `errors` belong to rows `from..from + errors.len()` of the factor.
 #[inline(always)]
 pub(crate) fn pull<I: Isa>(
     isa: I,
@@ -44,15 +45,15 @@ pub(crate) fn pull<I: Isa>(
     }
 }
 
-/// The columns of a block as all earlier errors have moved them; for each group of sixteen rows.
+/// Adjusts the columns of a block for all earlier errors, for each group of sixteen rows.
 pub(crate) struct Move<'a> {
-    /// All columns of the rows, group after group, `k` each; and their errors so far.
+    /// All columns of the rows, `k` for each group of sixteen rows, group after group; and their errors so far.
     pub x: &'a [Lane],
     pub errors: &'a [Lane],
     pub factors: &'a Factors,
     /// The block's first column.
     pub first: usize,
-    /// The result, for one group of sixteen rows after the other.
+    /// The result, one group of sixteen rows after another.
     pub out: &'a mut [Lane],
     /// The number of columns in the block.
     pub n: usize,
@@ -64,7 +65,7 @@ impl IsaOp for Move<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let k = self.factors.k();
-        // eight columns of all groups, then the next: their part of the factor stays in the cache
+        // eight columns of all groups, then the next eight, so that their part of the factor stays in the cache
         for at in (0..self.n).step_by(SIDE_BY_SIDE) {
             let column = self.first + at;
             let groups = self.x.chunks_exact(k).zip(self.errors.chunks_exact(k));
@@ -77,15 +78,16 @@ impl IsaOp for Move<'_> {
     }
 }
 
-/// Chooses scales and codes of one block of every row, and notes the errors.
+/// Chooses scales and codes of one block of every row, and records the errors.
 pub(crate) struct Settle<'a, T> {
-    /// The block's columns as [`Move`] has moved them.
+    /// The block's columns, adjusted by [`Move`].
     pub moved: &'a mut [Lane],
     pub errors: &'a mut [Lane],
     pub factors: &'a Factors,
     pub first: usize,
     pub n: usize,
-    /// The numbers of the block of each row, one behind the other: with scales of the encoder, which are the first choice.
+    /// The numbers of the block of each row, row after row; they have the encoder's scales, which are the first
+    /// choice.
     pub values: &'a mut [u32],
     pub n_values: usize,
     pub places: Places,
@@ -110,10 +112,10 @@ impl<T: Columns> IsaOp for Settle<'_, T> {
             for s in 0..n / sub {
                 let at = first + s * sub;
                 let x = &mut moved[s * sub..][..sub];
-                // errors of this block's own columns
+                // adjusts for errors of this block's own columns
                 pull(isa, x, &errors[first..at], &factors.spread, at, first);
                 let mut choices = [[Choice::default(); LANES]; MOST_CHOICES];
-                // rows that are not there have no scale either
+                // lanes without rows keep a scale of 0
                 let rows = values.chunks_exact(n_values).zip(of_rows);
                 for (lane, (values, float)) in rows.enumerate() {
                     let mut of_row = [Choice::default(); MOST_CHOICES];
@@ -144,15 +146,16 @@ impl<T: Columns> IsaOp for Settle<'_, T> {
     }
 }
 
-/// Columns of `x R` that say how large a gain is: with so many, noise of them is far below what they show.
+/// About how many columns of `x R` are used to measure a gain; with so many the result is accurate enough.
 const OF_GAIN: usize = 512;
 
-/// `sum x H y` and `sum x H x` of each row, H being what the factors are of; of long rows a part of either sum, the same one.
+/// Computes `sum x H y` and `sum x H x` of each row, where H is the covariance that the factors are of. For long
+/// rows, both sums run over the same part of the columns of `x R`.
 pub(crate) struct Gains<'a> {
     pub x: &'a [Lane],
     pub errors: &'a [Lane],
     pub factors: &'a Factors,
-    /// Of each group.
+    /// Both sums, for each group of sixteen rows.
     pub out: &'a mut [(Lane, Lane)],
 }
 
@@ -167,7 +170,7 @@ impl IsaOp for Gains<'_> {
             let groups = self.x.chunks_exact(k).zip(self.errors.chunks_exact(k));
             for ((x, errors), out) in groups.zip(&mut *self.out) {
                 let (mut xy, mut xx) = (isa.load_f(&out.0), isa.load_f(&out.1));
-                // v = -x R of these columns; with e the error, d R is e times the root of w
+                // v is -x R in these columns; d R is the error e times the root of w
                 let mut v = [[0.0; LANES]; SIDE_BY_SIDE];
                 pull(isa, &mut v, &x[..first + SIDE_BY_SIDE], &self.factors.root, first, 0);
                 for (j, v) in v.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! How the nearest codebook entry or trellis point is found for a group of columns.
+//! Finding the nearest codebook entry or trellis point for a group of columns.
 
 use ikq_encode::search::grid_block::GridSearch;
 use ikq_encode::search::trellis::{Trellis, Weights};
@@ -7,7 +7,8 @@ use ikq_simd::{Isa, IsaOp};
 use crate::form::Choice;
 use crate::groups::{MOST, Point, Points};
 
-/// Entries of a codebook: `CODES` of them for eight columns, and `BESIDE` numbers: their signs (as `mask` has them), or their shift.
+/// Entries of a codebook: eight columns have `CODES` of them, and `BESIDE` numbers beside them, which are their
+/// signs or their shift.
 pub(crate) struct Entries<const CODES: usize, const BESIDE: usize> {
     pub search: GridSearch<'static>,
     pub beside: Beside,
@@ -36,7 +37,7 @@ impl<I: Isa, const CODES: usize, const BESIDE: usize> Points<I> for Entries<CODE
 
     #[inline(always)]
     fn nearest(&self, isa: I, x: &[f32; MOST], weights: &[f32; MOST], choice: &Choice) -> Point {
-        // the second row of a scale is the negative shift
+        // a choice with the second table row means the negative shift
         let shift = if choice.stored[1] == 1 { -self.shift } else { self.shift };
         isa.apart(NearestEntries {
             search: &self.search,
@@ -49,7 +50,7 @@ impl<I: Isa, const CODES: usize, const BESIDE: usize> Points<I> for Entries<CODE
     }
 }
 
-/// Compiled once for all codebooks.
+/// Finds the nearest entries, as an operation that is compiled once for all codebooks.
 struct NearestEntries<'a> {
     search: &'a GridSearch<'static>,
     beside: Beside,
@@ -76,12 +77,12 @@ impl IsaOp for NearestEntries<'_> {
     }
 }
 
-/// Points of a trellis with `2 * PAIRS` columns; `SIGNS` of them have their signs apart.
+/// Points of a trellis for `2 * PAIRS` columns, `SIGNS` of which have their signs stored separately (all or none).
 pub(crate) struct Seeds<const PAIRS: usize, const SIGNS: usize> {
     pub sets: &'static [Trellis<PAIRS>],
 }
 
-/// How many points a search looks at (see [`Trellis::nearest`]).
+/// The patience of searches: how many points they compare (see [`Trellis::nearest`]).
 const PATIENCE: f32 = 0.2;
 
 impl<I: Isa, const PAIRS: usize, const SIGNS: usize> Points<I> for Seeds<PAIRS, SIGNS> {
@@ -97,13 +98,13 @@ impl<I: Isa, const PAIRS: usize, const SIGNS: usize> Points<I> for Seeds<PAIRS, 
 
     #[inline(always)]
     fn nearest(&self, isa: I, x: &[f32; MOST], weights: &Weights<PAIRS>, choice: &Choice) -> Point {
-        // the second row of a scale is the other set
+        // a choice with the second table row means the other set of points
         let points = &self.sets[choice.stored[1] as usize];
         isa.apart(NearestSeed { points, x, weights, scale: choice.a, signs: SIGNS > 0 })
     }
 }
 
-/// Compiled once for all sets of points of as many dimensions.
+/// Finds the nearest point, as an operation that is compiled once for all sets of points with as many dimensions.
 struct NearestSeed<'a, const PAIRS: usize> {
     points: &'a Trellis<PAIRS>,
     x: &'a [f32; MOST],

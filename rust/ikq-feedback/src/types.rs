@@ -24,11 +24,11 @@ pub(crate) trait Columns: 'static {
     const FORM: Form;
     type Coder<I: Isa>: Coder<I>;
 
-    /// The coder that finds the codes of a sub-block. `#[inline(always)]`.
+    /// The coder that finds the codes of a sub-block. Implementations must be `#[inline(always)]`.
     fn coder<I: Isa>(isa: I, options: EncodeOptions) -> Self::Coder<I>;
 }
 
-/// Work that is generic over the type, for callers that know the type only when the program runs.
+/// Work that is generic over the type, for callers that only know the type at run time.
 pub(crate) trait ForType {
     type Output;
     fn run<T: Columns>(self) -> Self::Output;
@@ -54,7 +54,7 @@ macro_rules! types {
 
         const TYPES: &[QuantType] = &[$(QuantType::$ty),*];
 
-        /// Runs `work` for the type; `None` if it is none of these.
+        /// Runs `work` for the type; `None` if it is not one of these types.
         pub(crate) fn for_type<W: ForType>(ty: QuantType, work: W) -> Option<W::Output> {
             match ty {
                 $(QuantType::$ty => Some(work.run::<$ty>()),)*
@@ -64,8 +64,9 @@ macro_rules! types {
     };
 }
 
-/// Whether a type, or the plain twin of an interleaved one, is encoded with error feedback: all that have codes of up to six bits
-/// and scales, but for ternary ones and those whose scales are 8-bit floats or powers of two.
+/// Whether a type, or the plain twin of an interleaved one, can be encoded with error feedback. These are all types
+/// with scales and codes of up to six bits, except ternary ones and those whose scales are 8-bit floats or powers
+/// of two.
 pub fn has_feedback(ty: QuantType) -> bool {
     TYPES.contains(&ty.info().base.unwrap_or(ty))
 }
@@ -83,7 +84,7 @@ fn integers(lo: f32, hi: f32) -> Levelled<Integers> {
     each(Integers { lo, hi })
 }
 
-/// Sixteen levels, or fifteen of them.
+/// The sixteen levels of Q4_0, or the fifteen without -8.
 fn of_q4_0(options: EncodeOptions) -> Offset {
     let lo = if options.symmetric_q40 { -7.0 } else { -8.0 };
     Offset { levels: Integers { lo, hi: 7.0 }, by: lo + 8.0 }
@@ -98,7 +99,7 @@ fn entries<const CODES: usize, const BESIDE: usize>(
     InGroups(Entries { search, beside, shift })
 }
 
-/// The eighth sign follows from the others.
+/// Signs of which seven are stored, because the eighth follows from them.
 const SEVEN_SIGNS: Beside = Beside::Signs(0x7f);
 const EIGHT_SIGNS: Beside = Beside::Signs(0xff);
 
@@ -167,7 +168,7 @@ const SIX_BITS: Grid =
 /// Integer scales stored in two's complement.
 const EIGHT_BITS: Grid =
     Grid { lo: -128, hi: 127, step: 1, read: |s| i32::from(s as u8 as i8), stored: |k| k as u32 & 0xff };
-/// Odd numbers up to 31, a bit for the sign.
+/// Odd numbers up to 31 with either sign, which has a bit of its own.
 const ODD: Grid = Grid {
     lo: -31,
     hi: 31,
@@ -178,14 +179,15 @@ const ODD: Grid = Grid {
     },
     stored: |k| ((k.unsigned_abs() - 1) / 2) | if k < 0 { 16 } else { 0 },
 };
-/// Steps of three: at a scale a little larger or smaller other points are nearest.
+/// Integers of seven bits. Neighbours are three apart: even a slightly different scale makes other points the
+/// nearest.
 const SEVEN_BITS: Grid =
     Grid { lo: -64, hi: 63, step: 3, read: |s| s as i32 - 64, stored: |k| (k + 64) as u32 };
 const FOUR_BITS_UP: Grid = Grid { lo: 0, hi: 15, step: 1, read: |s| s as i32, stored: |k| k as u32 };
-/// Odd numbers from 1 on, of three or four bits.
+/// Odd numbers from 1 on, stored in three bits (here) or four.
 const ODD_3: Grid = Grid { lo: 1, hi: 15, step: 2, read: |s| 2 * s as i32 + 1, stored: |k| (k / 2) as u32 };
 const ODD_4: Grid = Grid { hi: 31, ..ODD_3 };
-/// Odd numbers up to 127, stored as even ones.
+/// Odd numbers up to 127 with either sign, stored as even numbers, which leaves the lowest bit free.
 const EVEN: Grid =
     Grid { lo: -127, hi: 127, step: 2, read: |s| s as i32 - 127, stored: |k| (k + 127) as u32 };
 
@@ -211,7 +213,7 @@ mod tests {
         (0..n).map(|_| next()).collect()
     }
 
-    /// Factors of columns of which each is much like those before it.
+    /// Factors for columns that are each correlated with the ones before.
     fn factors(k: usize) -> Factors {
         let n = 2 * k;
         let mut x = noise(5, n * k);
@@ -230,7 +232,7 @@ mod tests {
     impl ForType for Check {
         type Output = ();
 
-        /// With every choice, codes decode to what the errors say.
+        /// Checks that with every choice, codes decode to the values that follow from the errors.
         fn run<T: Columns>(self) {
             let layout = layout(T::TYPE).expect("a layout");
             let n = layout.block_size;

@@ -1,4 +1,4 @@
-//! [`Array`]: a metadata array, decoded when looked at.
+//! [`Array`]: a metadata array, whose elements are decoded when they are read.
 
 use std::fmt;
 
@@ -8,8 +8,8 @@ use crate::cursor::Cursor;
 use crate::error::{Error, Fault};
 use crate::value::{Value, ValueType};
 
-/// An array of metadata values, kept as the bytes of the file: a vocabulary of 150,000 strings
-/// costs one pass over its lengths when opened and nothing more until it is iterated.
+/// An array of metadata values, kept as the bytes of the file. Opening a file with a vocabulary of 150,000 strings
+/// takes one pass over their lengths; nothing more is done until the array is iterated.
 #[derive(Clone, PartialEq)]
 pub struct Array {
     element_type: ValueType,
@@ -18,10 +18,10 @@ pub struct Array {
 }
 
 impl Array {
-    /// An array of `items`, which must all have type `element_type` (an empty array needs one too).
+    /// An array of `items`, which must all have type `element_type` (an empty array has one too).
     ///
     /// # Errors
-    /// [`Error::MixedArray`].
+    /// [`Error::MixedArray`] for an item of another type.
     pub fn new(
         element_type: ValueType,
         items: impl IntoIterator<Item = impl Into<Value>>,
@@ -69,7 +69,7 @@ impl Array {
         self.len == 0
     }
 
-    /// The elements as they stand in the file, little endian; for scalars `len` times their size.
+    /// The bytes of the elements in the file, little endian; scalars take `len` times their size.
     pub fn raw(&self) -> &Bytes {
         &self.raw
     }
@@ -80,7 +80,7 @@ impl Array {
         (0..self.len).map_while(move |_| {
             let rest = self.raw.slice(at..self.raw.len())?;
             let mut cursor = Cursor::new(&rest);
-            // checked when the file was opened; checked again, for a mapped file can change
+            // checked when the file was opened, and again here, because a mapped file can change
             let value = read_value(&mut cursor, &rest, self.element_type, 0).ok()?;
             at += cursor.at();
             Some(value)
@@ -97,22 +97,22 @@ impl Array {
         })
     }
 
-    /// Every element as `u64`; `None` when one is no integer or negative.
+    /// Every element as `u64`; `None` when one is not an integer or is negative.
     pub fn to_u64s(&self) -> Option<Vec<u64>> {
         self.iter().map(|v| v.as_u64()).collect()
     }
 
-    /// Every element as `i64`; `None` when one is no integer or does not fit.
+    /// Every element as `i64`; `None` when one is not an integer or does not fit.
     pub fn to_i64s(&self) -> Option<Vec<i64>> {
         self.iter().map(|v| v.as_i64()).collect()
     }
 
-    /// Every element as `f64`; `None` when one is no number.
+    /// Every element as `f64`; `None` when one is not a number.
     pub fn to_f64s(&self) -> Option<Vec<f64>> {
         self.iter().map(|v| v.as_f64()).collect()
     }
 
-    /// Every element as text; `None` when one is no string or not UTF-8.
+    /// Every element as text; `None` when the elements are not strings or one is not UTF-8.
     pub fn to_strs(&self) -> Option<Vec<&str>> {
         if self.element_type != ValueType::String {
             return None;
@@ -121,7 +121,7 @@ impl Array {
     }
 }
 
-/// Reads one value of type `ty`; `view` is the memory that `cursor` reads, from its beginning.
+/// Reads one value of type `ty`; `view` is all of the memory that `cursor` reads.
 ///
 /// # Errors
 /// [`Fault::Truncated`], [`Fault::Count`], [`Fault::ValueType`], [`Fault::ArrayDepth`], the last two
@@ -159,7 +159,7 @@ pub(crate) fn read_value(
     }
 }
 
-/// Element type and count of an array; the rest of the file could hold that many.
+/// Reads the element type and the count of an array, and checks that the rest of the file could hold that many.
 fn array_head(cursor: &mut Cursor<'_>, depth: u32) -> Result<(ValueType, u64), Fault> {
     let offset = cursor.offset();
     if depth >= MAX_ARRAY_DEPTH {
@@ -171,7 +171,7 @@ fn array_head(cursor: &mut Cursor<'_>, depth: u32) -> Result<(ValueType, u64), F
     Ok((ty, len))
 }
 
-/// Steps over `len` elements, checking them.
+/// Skips `len` elements, and checks them meanwhile.
 fn skip_elements(cursor: &mut Cursor<'_>, ty: ValueType, len: u64, depth: u32) -> Result<(), Fault> {
     match ty {
         ValueType::String => {

@@ -1,4 +1,4 @@
-//! [`Bytes`]: a view of mapped or owned memory that keeps it alive.
+//! [`Bytes`]: a view of mapped or owned memory that keeps the memory alive.
 
 use std::fmt;
 use std::ops::{Deref, Range};
@@ -7,10 +7,10 @@ use std::sync::Arc;
 use crate::mapping::Backing;
 
 /// A read-only run of bytes of a mapped file (or of owned memory). Cloning and slicing copy no
-/// data; the memory stays while any view of it does.
+/// data; the memory stays as long as any view of it.
 ///
-/// A mapped view reads the file itself: a program that truncates the file under it makes the next
-/// access fatal (`SIGBUS`), as with any memory map. Replacing the file by renaming is harmless.
+/// A mapped view reads the file itself: if a program truncates the file meanwhile, the next
+/// access is fatal (`SIGBUS`), as with any memory map. Replacing the file by renaming is harmless.
 #[derive(Clone)]
 pub struct Bytes {
     backing: Arc<Backing>,
@@ -33,14 +33,14 @@ impl Bytes {
         Some(Bytes { backing: Arc::clone(&self.backing), start, len: range.end - range.start })
     }
 
-    /// Asks the system to read these bytes ahead (`madvise` `WILLNEED`). Returns at once; a
-    /// refusal is no error, the bytes are then read when touched.
+    /// Asks the system to read these bytes ahead (`madvise` `WILLNEED`). Returns at once. If the system refuses,
+    /// the bytes are read when they are accessed.
     pub fn will_need(&self) {
         self.backing.will_need(self.start, self.len);
     }
 
     /// Tells the system that these bytes are not needed soon, so that they do not count as memory
-    /// of this process. Views stay valid: touching them reads the file again.
+    /// of this process. Views stay valid: accessing them reads the file again.
     pub fn release(&self) {
         self.backing.release(self.start, self.len);
     }

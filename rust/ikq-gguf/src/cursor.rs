@@ -1,4 +1,4 @@
-//! A reading position over untrusted bytes: every step is checked.
+//! [`Cursor`]: a reading position in untrusted bytes, which checks every step.
 
 use std::ops::Range;
 
@@ -68,8 +68,8 @@ impl<'a> Cursor<'a> {
         self.array(what).map(u64::from_le_bytes)
     }
 
-    /// A count of things that take at least `min_bytes` each: refused when the rest of the bytes
-    /// cannot hold them, or above `cap`.
+    /// Reads a count of things that take at least `min_bytes` each. It is refused when the remaining bytes
+    /// cannot hold that many, or when it is above `cap`.
     ///
     /// # Errors
     /// [`Fault::Truncated`], [`Fault::Count`].
@@ -94,7 +94,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// A key or tensor name.
+    /// Reads a key or tensor name.
     ///
     /// # Errors
     /// [`Fault::Truncated`], [`Fault::NameLength`], [`Fault::NameUtf8`].

@@ -1,4 +1,4 @@
-//! Room on the disk: how much there is, and taking it before the first byte is written.
+//! Disk space: how much is free, reserving it before the first byte is written, and how fast it is written.
 
 use std::fs::File;
 use std::io;
@@ -12,23 +12,23 @@ use rustix::io::Errno;
 /// Bytes that [`write_rate`] writes.
 const TRIAL_BYTES: usize = 32 << 20;
 
-/// Bytes that this user may still write where `directory` lies; `None` when the system does not tell.
+/// Bytes that this user may still write to the file system of `directory`; `None` when the system does not tell.
 pub fn free_bytes(directory: &Path) -> Option<u64> {
     let found = rustix::fs::statvfs(directory).ok()?;
     found.f_bavail.checked_mul(found.f_frsize)
 }
 
-/// Bytes of the disk that a file has already.
+/// Bytes of the disk that a file occupies.
 pub(crate) fn taken_bytes(file: &File) -> u64 {
-    // blocks of 512 bytes, whatever the file system's own are
+    // counted in blocks of 512 bytes on every file system
     file.metadata().map_or(0, |m| m.blocks() * 512)
 }
 
-/// Makes a file `len` bytes long and takes that room, so that a disk cannot fill up under it later. What the
-/// file has is kept. A file system that cannot take room ahead gives the length only.
+/// Makes a file `len` bytes long and reserves that much disk space, so that writing it later cannot fail for want
+/// of space. The file's content is kept. On file systems that cannot reserve space, only the length is set.
 ///
 /// # Errors
-/// That of the system: no space, a size limit.
+/// That of the system, such as no space or a size limit.
 pub fn reserve(file: &File, len: u64) -> io::Result<()> {
     file.set_len(len)?;
     if len == 0 {
@@ -43,12 +43,12 @@ pub fn reserve(file: &File, len: u64) -> io::Result<()> {
     }
 }
 
-/// Bytes per second that reach the disk under `directory`, by writing a nameless file there; `None` where that is not
-/// possible (full, read-only, or a file system without nameless files).
+/// Measures how many bytes per second reach the disk of `directory`, by writing an unnamed temporary file there;
+/// `None` where that is not possible (the disk is full or read-only, or has no unnamed files).
 pub fn write_rate(directory: &Path) -> Option<f64> {
     let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR).ok()?);
-    // noise: what a file system compresses would tell another rate
+    // random bytes, because a file system may compress others, which would change the rate
     let mut state = 1u64;
     let noise: Vec<u8> = (0..TRIAL_BYTES / 8)
         .flat_map(|_| {

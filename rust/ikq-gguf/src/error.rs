@@ -1,4 +1,4 @@
-//! What can be wrong with a GGUF file ([`Fault`]) and with reading or writing one ([`Error`]).
+//! Errors in the content of a GGUF file ([`Fault`]), and all errors of reading or writing one ([`Error`]).
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -201,8 +201,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// Wraps an operating-system error; a full disk and a too large file get variants of their own.
-    /// `needed_bytes` is what the output needs in all (0 when reading).
+    /// Wraps an operating-system error; a full disk and a file that is too large have variants of their own.
+    /// `needed_bytes` is the size of the whole output (0 when reading).
     pub fn io(path: &Path, action: &'static str, needed_bytes: u64, source: io::Error) -> Error {
         let path = path.to_path_buf();
         match source.kind() {
@@ -245,7 +245,7 @@ impl Error {
     }
 }
 
-/// The system's sentence without Rust's "(os error N)".
+/// The system's message without Rust's "(os error N)".
 fn reason(source: &io::Error) -> String {
     let text = source.to_string();
     match text.find(" (os error") {

@@ -1,7 +1,7 @@
-//! One file: everything in front of the tensor data, checked against the file's size.
+//! The header of a file: everything in front of the tensor data. It is checked against the file's size.
 //!
-//! Nothing is allocated on the word of a count alone: a count is refused when the bytes that are
-//! left could not hold that many entries of the smallest size.
+//! A count in the file is not trusted when memory is allocated: it is refused when the remaining bytes
+//! could not hold that many entries of the smallest size.
 
 use crate::array::read_value;
 use crate::bytes::Bytes;
@@ -16,12 +16,12 @@ pub(crate) const MAGIC: [u8; 4] = *b"GGUF";
 /// Key of the alignment of tensor data.
 pub(crate) const ALIGNMENT_KEY: &str = "general.alignment";
 
-/// key length, empty key, type, one byte of value
+/// The smallest pair: key length, empty key, type, one byte of value.
 const MIN_KV_BYTES: u64 = 8 + 4 + 1;
-/// name length, empty name, n_dims, no dims, type, offset
+/// The smallest tensor entry: name length, empty name, n_dims, no dims, type, offset.
 const MIN_TENSOR_BYTES: u64 = 8 + 4 + 4 + 8;
 
-/// A parsed file. Tensors have shard 0.
+/// A parsed file. All its tensors have shard number 0.
 #[derive(Debug)]
 pub(crate) struct Header {
     pub version: u32,
@@ -31,7 +31,7 @@ pub(crate) struct Header {
 }
 
 impl Header {
-    /// The header of a model that no GGUF file holds.
+    /// The header of a model whose tensors are not in a GGUF file.
     pub fn of_made(metadata: Metadata, tensors: Vec<Tensor>) -> Header {
         Header { version: WRITTEN_VERSION, alignment: DEFAULT_ALIGNMENT, metadata, tensors }
     }
@@ -39,7 +39,7 @@ impl Header {
 
 /// A tensor entry before its data is located.
 struct Entry {
-    /// Where the entry stands in the file.
+    /// Offset of the entry in the file.
     offset: u64,
     name: String,
     ne: [u64; 4],
@@ -82,7 +82,7 @@ impl Header {
             return Err(Fault::DuplicateTensor { offset: entry.offset, tensor: entry.name });
         }
 
-        // does not overflow: a file offset, and the alignment is at most 2^32 (`read_alignment`)
+        // a file offset rounded up to an alignment of at most 2^32 (`read_alignment`) does not overflow
         let data_start = cursor.offset().next_multiple_of(alignment);
         let tensors = locate(file, entries, data_start, alignment)?;
         Ok(Header { version, alignment, metadata: Metadata::from(pairs), tensors })
@@ -96,7 +96,7 @@ fn read_version(cursor: &mut Cursor<'_>) -> Result<u32, Fault> {
     }
     match cursor.u32("the version")? {
         version @ (2 | 3) => Ok(version),
-        // a real version is small, so a small one with its bytes swapped tells the byte order
+        // real versions are small, so a number that is small with its bytes swapped shows a big-endian file
         version if version.swap_bytes() < 1 << 16 && version >= 1 << 16 => {
             Err(Fault::BigEndian { version: version.swap_bytes() })
         }
@@ -118,7 +118,7 @@ fn read_kv(cursor: &mut Cursor<'_>, file: &Bytes) -> Result<Kv, Fault> {
         Fault::ArrayDepth { offset, max, .. } => Fault::ArrayDepth { offset, key: key.clone(), max },
         other => other.within(&key),
     })?;
-    // the cursor has passed these bytes, so they are there
+    // the cursor has read these bytes, so the slice exists
     let raw = file.slice(start..cursor.at()).unwrap_or_else(|| Bytes::from(Vec::new()));
     Ok(Kv::from_file(key, value, raw))
 }
@@ -161,8 +161,8 @@ fn read_entry(cursor: &mut Cursor<'_>) -> Result<Entry, Fault> {
     Ok(Entry { offset, name, ne, n_dims, ty, data_offset })
 }
 
-/// Gives every entry its bytes of the file: sizes from shape and type, for unknown types up to the
-/// next tensor or the end.
+/// Finds the bytes of every tensor in the file. Sizes follow from shape and type; tensors of unknown types reach to
+/// the next tensor or the end of the file.
 fn locate(file: &Bytes, entries: Vec<Entry>, data_start: u64, alignment: u64) -> Result<Vec<Tensor>, Fault> {
     let file_len = file.len() as u64;
     let out_of_file = |e: &Entry, size: u64| Fault::TensorOutOfFile {
@@ -199,12 +199,12 @@ fn locate(file: &Bytes, entries: Vec<Entry>, data_start: u64, alignment: u64) ->
             })?,
             TensorType::Unknown(_) => {
                 let room = limit.min(file_len).saturating_sub(begin);
-                // some elements take some bytes, whatever the type: no room for one is a fault
+                // elements of any type take some bytes, so a tensor with elements needs at least one
                 room.max(u64::from(!e.ne.contains(&0)))
             }
         };
         let end = begin.checked_add(size).filter(|end| *end <= file_len);
-        // a tensor of nothing at the end of a file without padding may begin behind the end
+        // an empty tensor at the end of a file without padding may begin behind the end
         let end = end.or((size == 0).then_some(begin)).ok_or_else(|| out_of_file(e, size))?;
         if let Some(n) = next
             && end > limit
@@ -233,7 +233,7 @@ fn locate(file: &Bytes, entries: Vec<Entry>, data_start: u64, alignment: u64) ->
     Ok(located.collect())
 }
 
-/// Index of an item whose name an earlier one has; the first such item in order.
+/// Index of the first item that has the name of an earlier one.
 fn first_duplicate<T>(items: &[T], name: impl Fn(&T) -> &str) -> Option<usize> {
     let mut order: Vec<u32> = (0..items.len() as u32).collect();
     order.sort_by(|a, b| name(&items[*a as usize]).cmp(name(&items[*b as usize])).then(a.cmp(b)));

@@ -1,4 +1,5 @@
-//! The GGUF container: a reader for hostile files, split sets seen as one model, a streaming writer.
+//! The GGUF container: a reader that does not trust files, which presents a split set as one model, and a streaming
+//! writer.
 //!
 //! ```text
 //! magic "GGUF" | version u32 | n_tensors u64 | n_kv u64
@@ -13,8 +14,8 @@
 //! # Reading
 //! [`Model::open`] maps a file, or all files of a split set whichever of them is named, and
 //! checks everything before it returns: after that no access can fail or panic. [`Metadata`] holds
-//! the key-value pairs in file order with their raw bytes, [`Tensor`] the tensors with a view of their
-//! data. [`Bytes`] is that view: a cheap clone that keeps the mapping alive (the file descriptor is
+//! the key-value pairs in file order with their raw bytes; each [`Tensor`] has a view of its
+//! data. The view is a [`Bytes`], which is cheap to clone and keeps the mapping alive (the file descriptor is
 //! closed already, so any number of shards can be open).
 //!
 //! # Writing
@@ -55,7 +56,7 @@ mod disk;
 pub mod error;
 mod header;
 mod made;
-// the only home of `unsafe` in this crate
+// the only module of this crate with `unsafe` code
 #[allow(unsafe_code)]
 mod mapping;
 mod metadata;

@@ -1,4 +1,5 @@
-//! [`Made`]: the data of a tensor that no file holds as they are written.
+//! [`Made`]: tensor data that are not one run of bytes of a file, such as those of a checkpoint that is being
+//! converted.
 
 use std::fmt;
 use std::ops::Range;
@@ -6,24 +7,25 @@ use std::sync::Arc;
 
 use crate::bytes::Bytes;
 
-/// Whatever kept rows from being made.
+/// The reason why data could not be made.
 pub type MakeError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Makes bytes of tensors when they are asked for, from any number of threads. The same range always has the same bytes.
+/// Computes bytes of tensors on demand, for any number of threads. The same range must always have the same bytes.
 pub trait Maker: Send + Sync {
-    /// The bytes `range` of the tensor with this number.
+    /// Computes the bytes `range` of the tensor with this number.
     ///
     /// # Errors
-    /// Whatever kept them from being made.
+    /// The reason why they could not be computed.
     fn make(&self, tensor: usize, range: Range<usize>) -> Result<Bytes, MakeError>;
 }
 
-/// Where a tensor's data come from that does not lie in a file as one run of bytes.
+/// The source of tensor data that are not one run of bytes of a file.
 #[derive(Clone)]
 pub enum Made {
-    /// Runs of bytes of files, one behind the other, as experts that a checkpoint holds one by one.
+    /// Several runs of bytes of files, to be joined in order; a checkpoint may store each expert separately, for
+    /// example.
     Pieces { pieces: Arc<[Bytes]>, len: usize },
-    /// Computed.
+    /// Data that `maker` computes on demand.
     Computed { maker: Arc<dyn Maker>, tensor: usize, len: usize },
 }
 
@@ -37,13 +39,13 @@ impl fmt::Debug for Made {
 }
 
 impl Made {
-    /// Pieces, one behind the other.
+    /// Data that consist of these pieces in order.
     pub fn of_pieces(pieces: Vec<Bytes>) -> Made {
         let len = pieces.iter().map(|p| p.len()).sum();
         Made::Pieces { pieces: pieces.into(), len }
     }
 
-    /// Bytes in all.
+    /// Number of bytes.
     pub fn len(&self) -> usize {
         match self {
             Made::Pieces { len, .. } | Made::Computed { len, .. } => *len,
@@ -54,7 +56,8 @@ impl Made {
         self.len() == 0
     }
 
-    /// The bytes `range`, which lies within; a view where they are one run of a file.
+    /// The bytes `range`, which must lie within the data. This is a view, not a copy, where they are one run of a
+    /// file.
     pub(crate) fn read(&self, range: Range<usize>) -> Result<Bytes, MakeError> {
         match self {
             Made::Computed { maker, tensor, .. } => {
@@ -81,7 +84,7 @@ impl Made {
         }
     }
 
-    /// Asks the system for these bytes of files.
+    /// Asks the system to read these bytes ahead, where they are in files.
     pub(crate) fn will_need(&self, range: Range<usize>) {
         if let Made::Pieces { pieces, .. } = self {
             parts(pieces, range).iter().for_each(Bytes::will_need);
@@ -89,7 +92,7 @@ impl Made {
     }
 }
 
-/// The parts of pieces that lie in `range`.
+/// The parts of the pieces that lie in `range` of all of them joined.
 fn parts(pieces: &[Bytes], range: Range<usize>) -> Vec<Bytes> {
     let mut begin = 0;
     let mut found = Vec::new();

@@ -8,10 +8,11 @@ use memmap2::{Advice, Mmap, UncheckedAdvice};
 use crate::bytes::Bytes;
 use crate::error::Error;
 
-/// Linux maps cached pages around one that is touched, at most those of one page table.
+/// Bytes that one page table maps. When a page is accessed, Linux also maps cached pages around it, at most this many
+/// bytes.
 const FAULT_AROUND: usize = 2 << 20;
 
-/// What a [`Bytes`] looks into.
+/// The memory that [`Bytes`] are views of.
 pub(crate) enum Backing {
     Mapped(Mmap),
     /// Anonymous memory of whole pages.
@@ -31,7 +32,7 @@ impl Backing {
         if let Backing::Mapped(map) = self
             && len > 0
         {
-            // advice only: a kernel that refuses it costs speed, not correctness
+            // only advice: where the kernel refuses it, reading is slower but still correct
             let _ = map.advise_range(Advice::WillNeed, start, len);
         }
     }
@@ -40,7 +41,8 @@ impl Backing {
         if let Backing::Mapped(map) = self
             && len > 0
         {
-            // touching a page maps its neighbours too, those in front which were released before among them
+            // whole page tables, because accessing a page has mapped neighbours too, even some that were released
+            // before
             let address = map.as_ptr() as usize;
             let first = ((address + start) / FAULT_AROUND * FAULT_AROUND).max(address) - address;
             let end = (address + start + len).next_multiple_of(FAULT_AROUND) - address;
@@ -58,7 +60,7 @@ impl Backing {
 /// [`Error::Io`], [`Error::IsDirectory`], [`Error::NotRegularFile`], [`Error::Empty`].
 pub(crate) fn map_file(path: &Path) -> Result<Bytes, Error> {
     let io = |action| move |e| Error::io(path, action, 0, e);
-    // looked at before opening: opening a pipe would wait for its other end
+    // checked before opening, because opening a pipe would wait for its other end
     let found = fs::metadata(path).map_err(io("open"))?;
     if found.is_dir() {
         return Err(Error::IsDirectory { path: path.to_path_buf() });

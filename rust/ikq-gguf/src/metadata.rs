@@ -1,10 +1,9 @@
-//! [`Metadata`]: key-value pairs in file order, each with the bytes it has in the file.
+//! [`Metadata`]: key-value pairs in file order, each with its bytes in the file.
 
 use crate::bytes::Bytes;
 use crate::value::Value;
 
-/// One key-value pair, which keeps the bytes it has in the file so that it can be written again byte
-/// for byte.
+/// One key-value pair. It keeps its bytes from the file, so that it can be written again byte for byte.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Kv {
     key: String,
@@ -20,7 +19,7 @@ impl Kv {
         Kv { key, value, raw }
     }
 
-    /// A pair as read: `raw` are its bytes.
+    /// A pair that was read; `raw` has its bytes.
     pub(crate) fn from_file(key: String, value: Value, raw: Bytes) -> Kv {
         Kv { key, value, raw }
     }
@@ -33,7 +32,7 @@ impl Kv {
         &self.value
     }
 
-    /// The whole pair (key, type, value) as it stands in the file.
+    /// The bytes of the whole pair (key, type, value) in the file.
     pub fn raw(&self) -> &Bytes {
         &self.raw
     }
@@ -49,7 +48,7 @@ pub fn encode_kv(key: &str, value: &Value) -> Vec<u8> {
     out
 }
 
-/// Key-value pairs in order. Keys are unique in a file that was read; the writer refuses others.
+/// Key-value pairs in order. Keys are unique in a file that was read; the writer refuses pairs with equal keys.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metadata {
     pairs: Vec<Kv>,
@@ -65,7 +64,7 @@ impl Metadata {
         self.pairs.iter().find(|kv| kv.key == key).map(|kv| &kv.value)
     }
 
-    /// Replaces the value of `key` where it stands, or appends the pair.
+    /// Replaces the value of `key` at its place, or appends the pair.
     pub fn set(&mut self, key: &str, value: impl Into<Value>) {
         let kv = Kv::new(key, value);
         match self.pairs.iter_mut().find(|old| old.key == key) {
@@ -74,14 +73,14 @@ impl Metadata {
         }
     }
 
-    /// Removes `key`; whether it was there.
+    /// Removes `key`. Returns whether it was there.
     pub fn remove(&mut self, key: &str) -> bool {
         let before = self.pairs.len();
         self.pairs.retain(|kv| kv.key != key);
         self.pairs.len() < before
     }
 
-    /// Appends a pair as it is.
+    /// Appends a pair without looking for its key among the others.
     pub fn push(&mut self, kv: Kv) {
         self.pairs.push(kv);
     }

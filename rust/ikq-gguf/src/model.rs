@@ -1,4 +1,4 @@
-//! [`Model`]: one file or a split set, mapped and checked.
+//! [`Model`]: one file or a split set, which is mapped and checked.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,8 +13,8 @@ use crate::split;
 use crate::tensor::{Tensor, TensorSpec, extents};
 use crate::{DEFAULT_ALIGNMENT, WRITTEN_VERSION};
 
-/// A GGUF model that was opened: the metadata of its first file, the tensors of all. Cloning is
-/// cheap (shared ownership); views of tensor data outlive it.
+/// A GGUF model that was opened, with the metadata of its first file and the tensors of all. Cloning is
+/// cheap because clones share everything; views of tensor data outlive the model.
 #[derive(Clone, Debug)]
 pub struct Model {
     inner: Arc<Inner>,
@@ -34,10 +34,10 @@ pub struct Shard {
     pub path: PathBuf,
     pub version: u32,
     pub alignment: u64,
-    /// All key-value pairs of this file, split keys included.
+    /// All key-value pairs of this file, including the split keys.
     pub metadata: Metadata,
     pub n_tensors: usize,
-    /// The whole file.
+    /// The bytes of the whole file.
     pub file: Bytes,
 }
 
@@ -98,7 +98,7 @@ impl Model {
         }
     }
 
-    /// Opens this file alone, also when it is a shard.
+    /// Opens only this file, even if it is a shard of a split set.
     ///
     /// # Errors
     /// As [`Model::open`] for a single file.
@@ -107,7 +107,7 @@ impl Model {
         Model::join(vec![parse(path, map_file(path)?)?])
     }
 
-    /// A model from the bytes of one file; `name` stands in error messages for its path.
+    /// A model from the bytes of one file; error messages call it `name`.
     ///
     /// # Errors
     /// [`Error::Malformed`].
@@ -115,8 +115,9 @@ impl Model {
         Model::join(vec![parse(Path::new(name), bytes.into())?])
     }
 
-    /// A model that no GGUF file holds: its metadata, and tensors with the place that their data are made in. `files` are what
-    /// it is made from; their sizes and times tell whether a run can go on.
+    /// A model that is not in a GGUF file, as when a checkpoint is converted. `files` are the files that it is made
+    /// from; their sizes and times tell whether an interrupted run can be continued. `tensors` gets their bytes and
+    /// gives each tensor with the source of its data.
     ///
     /// # Errors
     /// IO errors with path; [`Error::MadeSize`]; [`Error::PlanDims`] and [`Error::PlanShape`] for impossible shapes;
@@ -183,11 +184,11 @@ impl Model {
         Ok(Model { inner: Arc::new(Inner { shards, tensors, by_name }) })
     }
 
-    /// This model, but the tensors `names` are those of `other`: views of its files. Metadata and the order of tensors
-    /// stay.
+    /// This model, except that the tensors `names` are those of `other` (as views of its files). Metadata and the
+    /// order of tensors stay.
     ///
     /// # Errors
-    /// [`Error::NoTensor`] when one of the models has no tensor of such a name.
+    /// [`Error::NoTensor`] when one of the models has no tensor of one of these names.
     pub fn with_tensors_of<'a>(
         &self,
         other: &Model,
@@ -203,13 +204,13 @@ impl Model {
         Ok(Model { inner: Arc::new(Inner { shards, tensors, by_name }) })
     }
 
-    /// Key-value pairs of the first file, in file order. In a split set that is the model's
-    /// metadata; the split keys are among it.
+    /// Key-value pairs of the first file, in file order. In a split set these are the model's
+    /// metadata, along with the split keys.
     pub fn metadata(&self) -> &Metadata {
         &self.inner.shards[0].metadata
     }
 
-    /// All tensors: in file order, shard after shard.
+    /// All tensors in file order, shard after shard.
     pub fn tensors(&self) -> &[Tensor] {
         &self.inner.tensors
     }
@@ -229,7 +230,7 @@ impl Model {
     /// The tensor with this name.
     ///
     /// # Errors
-    /// [`Error::NoTensor`] with the nearest names.
+    /// [`Error::NoTensor`], which suggests the most similar names.
     pub fn require(&self, name: &str) -> Result<&Tensor, Error> {
         self.tensor(name).ok_or_else(|| {
             let names = self.tensors().iter().map(|t| t.name.as_str());
@@ -244,7 +245,7 @@ impl Model {
         &self.inner.shards
     }
 
-    /// Bytes of all files.
+    /// Bytes of all files together.
     pub fn total_size(&self) -> u64 {
         self.shards().iter().map(|s| s.file.len() as u64).sum()
     }

@@ -1,17 +1,17 @@
-//! [`PageBuffer`]: memory for weights on huge pages.
+//! [`PageBuffer`]: memory for weights in huge pages.
 
 use memmap2::{Advice, MmapMut, MmapOptions};
 
 use crate::bytes::Bytes;
 use crate::mapping::Backing;
 
-/// Zeroed memory of whole pages, huge ones where the system grants them. Weights that are read in scattered
-/// pieces (experts) are read faster from it than from a mapped file, which has 4 KiB pages.
+/// Zeroed memory of whole pages, which are huge pages where the system grants them. Weights of which scattered
+/// pieces (experts) are read are read faster from it than from a mapped file, which has pages of 4 KiB.
 #[derive(Debug)]
 pub struct PageBuffer(MmapMut);
 
 impl PageBuffer {
-    /// `len` bytes (at least one page).
+    /// Allocates `len` bytes (at least one page).
     ///
     /// # Errors
     /// That of the system when there is not as much address space or memory.
@@ -19,7 +19,7 @@ impl PageBuffer {
         let map = MmapOptions::new().len(len.max(1)).map_anon()?;
         #[cfg(target_os = "linux")]
         {
-            // advice only: without it the memory is as good, on small pages
+            // only advice: where it is refused the memory has small pages
             let _ = map.advise(Advice::HugePage);
         }
         Ok(PageBuffer(map))
@@ -29,7 +29,7 @@ impl PageBuffer {
         &mut self.0
     }
 
-    /// The memory as shared, read-only bytes.
+    /// Makes the memory read-only, to be shared.
     ///
     /// # Errors
     /// That of the system when it refuses to make the pages read-only.

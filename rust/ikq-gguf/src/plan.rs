@@ -1,4 +1,4 @@
-//! [`Layout`]: where every byte of the output goes, known before any data exists.
+//! [`Layout`]: the plan of an output, with the place of every byte, before any data exist.
 
 use std::ops::Range;
 
@@ -11,7 +11,7 @@ use crate::tensor::{TensorSpec, TensorType, extents, tensor_bytes};
 use crate::value::Value;
 use crate::{DEFAULT_ALIGNMENT, MAX_ENTRIES, MAX_NAME_BYTES, WRITTEN_VERSION};
 
-/// How to divide the tensors among files. Order is kept, a tensor is never cut, and the first shard
+/// How to divide the tensors among files. Order is kept, a tensor is never divided, and the first shard
 /// holds the model's metadata.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SplitBy {
@@ -20,12 +20,13 @@ pub enum SplitBy {
     MaxBytes(u64),
     /// At most this many tensors in a file.
     MaxTensors(usize),
-    /// Exactly these numbers of tensors (0 is allowed), as [`crate::Shard::n_tensors`] of a source.
+    /// Exactly these numbers of tensors per file (0 is allowed), such as [`crate::Shard::n_tensors`] of a source.
     Counts(Vec<usize>),
 }
 
-/// Room in the header for numbers that are known only when the data is: an array of u64 under `key` in every
-/// file, `n_numbers` for each of its tensors. They are zero until [`crate::Writer::set_per_tensor`].
+/// Room in the header for numbers that are only known once the data are, such as hashes: an array of u64 under
+/// `key` in every file, with `n_numbers` for each of its tensors. They are zero until
+/// [`crate::Writer::set_per_tensor`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PerTensor {
     pub key: String,
@@ -44,11 +45,12 @@ impl PerTensor {
 pub struct Options {
     /// Alignment of tensor data; `None`: what `general.alignment` says, else 32.
     pub alignment: Option<u64>,
-    /// `None`: one file.
+    /// How to split the output; `None`: one file.
     pub split: Option<SplitBy>,
-    /// Let the first shard hold metadata only (not for [`SplitBy::Counts`], which can say so).
+    /// Let the first shard hold only metadata. This is ignored for [`SplitBy::Counts`], where the first count can
+    /// be 0.
     pub no_tensor_first_split: bool,
-    /// Numbers that come with the data; a pair of that key in the metadata is replaced.
+    /// Room for numbers that are known once the data are; a pair with their key in the metadata is replaced.
     pub per_tensor: Option<PerTensor>,
 }
 
@@ -66,17 +68,17 @@ pub struct Place {
 /// One file of the output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardLayout {
-    /// Everything in front of the tensor data, without the padding that ends it.
+    /// Everything in front of the tensor data, without the padding that follows.
     pub header: Vec<u8>,
     /// Bytes of the file.
     pub size: u64,
-    /// Tensors that the file holds.
+    /// Indices of the tensors that the file holds.
     pub tensors: Range<usize>,
-    /// Where in the header the numbers of [`Options::per_tensor`] begin.
+    /// Offset in the header of the numbers of [`Options::per_tensor`].
     pub per_tensor: Option<usize>,
 }
 
-/// All offsets and sizes of an output: what [`crate::Writer`] writes, and all that a dry run needs.
+/// All offsets and sizes of an output. [`crate::Writer`] writes it; a dry run needs nothing else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {
     tensors: Vec<TensorSpec>,
@@ -88,7 +90,7 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Plans an output of `metadata` (its pairs are written byte for byte as they are, split keys
+    /// Plans an output of `metadata` (whose pairs are copied byte for byte, except that split keys
     /// are replaced) and `tensors` in this order.
     ///
     /// # Errors
@@ -128,7 +130,7 @@ impl Layout {
         Ok(layout)
     }
 
-    /// Bytes of all files together, to the byte what the writer makes.
+    /// Bytes of all files together, exactly as the writer makes them.
     pub fn total_size(&self) -> u64 {
         self.shards.iter().map(|s| s.size).sum() // `new` has checked that it fits
     }
@@ -159,7 +161,7 @@ impl Layout {
     }
 }
 
-/// What all shards' headers are made from.
+/// Makes the headers of all shards.
 struct ShardMaker {
     /// Encoded pairs of the first shard and of the others, split keys not included.
     pairs: [Vec<Vec<u8>>; 2],
@@ -174,7 +176,8 @@ impl ShardMaker {
         if !self.is_split {
             return Vec::new();
         }
-        // types as the reference programs write them; the casts fit, `Layout::new` checks the counts
+        // the types are those that the reference programs write; the casts fit, because `Layout::new` checks the
+        // counts
         vec![
             encode_kv(split::NO, &Value::U16(index as u16)),
             encode_kv(split::COUNT, &Value::U16(count as u16)),
@@ -233,14 +236,14 @@ impl ShardMaker {
         }
         let data_start = padded(header.len() as u64, self.alignment)?;
         let size = add(data_start, offset)?;
-        // file offsets are signed for the system
+        // the system has signed file offsets
         i64::try_from(size).map_err(|_| Error::PlanTooLarge)?;
         places[first_place..].iter_mut().for_each(|p| p.offset += data_start);
         Ok(ShardLayout { header, size, tensors: range, per_tensor })
     }
 }
 
-/// The tensors of each shard.
+/// Divides the tensors among shards; the result has the range of each shard.
 fn divide(tensors: &[TensorSpec], maker: &ShardMaker, options: &Options) -> Result<Vec<Range<usize>>, Error> {
     let n = tensors.len();
     let mut ranges: Vec<Range<usize>> = Vec::new();
@@ -291,7 +294,8 @@ fn divide(tensors: &[TensorSpec], maker: &ShardMaker, options: &Options) -> Resu
     Ok(ranges)
 }
 
-/// The encoded pairs of the model, without split keys and with the alignment that is used.
+/// The encoded pairs of the model, without split keys and with the key of the alignment where it is needed, and the
+/// alignment.
 fn first_pairs(metadata: &Metadata, options: &Options) -> Result<(Vec<Vec<u8>>, u64), Error> {
     let key = metadata.get(ALIGNMENT_KEY);
     let valid =

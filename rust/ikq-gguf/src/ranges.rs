@@ -1,6 +1,6 @@
-//! Which bytes of a tensor were written.
+//! [`Ranges`]: which bytes of a tensor have been written.
 
-/// A set of byte positions as sorted, separate ranges. Writers finish blocks nearly in order, so
+/// A set of byte positions, stored as sorted ranges that do not touch. Writers finish blocks nearly in order, so
 /// that there are few ranges at any time.
 #[derive(Debug, Default)]
 pub(crate) struct Ranges {
@@ -8,7 +8,7 @@ pub(crate) struct Ranges {
 }
 
 impl Ranges {
-    /// Adds `begin..end`; parts may be there already.
+    /// Adds `begin..end`, of which parts may be in the set already.
     pub(crate) fn insert(&mut self, begin: u64, end: u64) {
         if begin >= end {
             return;

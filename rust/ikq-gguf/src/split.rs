@@ -17,7 +17,7 @@ pub(crate) const COUNT: &str = "split.count";
 /// Tensors in all shards together.
 pub(crate) const TENSORS: &str = "split.tensors.count";
 
-/// Whether `key` describes a split set (such keys are rewritten, never copied).
+/// Whether `key` describes a split set. Such keys are written anew, never copied.
 pub fn is_split_key(key: &str) -> bool {
     matches!(key, NO | COUNT | TENSORS)
 }
@@ -27,7 +27,7 @@ pub fn shard_file_name(prefix: &str, index: usize, count: usize) -> String {
     format!("{prefix}-{:05}-of-{count:05}.gguf", index + 1)
 }
 
-/// `PREFIX`, index from 0 and count of a shard's file name; `None` for other names.
+/// Prefix, index (from 0) and count of a shard's file name; `None` for other names.
 pub(crate) fn parse_shard_name(name: &str) -> Option<(&str, u64, u64)> {
     let stem = name.strip_suffix(".gguf")?;
     let (stem, count) = stem.rsplit_once("-of-")?;
@@ -40,10 +40,10 @@ pub(crate) fn parse_shard_name(name: &str) -> Option<(&str, u64, u64)> {
     (1..=count).contains(&number).then(|| (prefix, number - 1, count))
 }
 
-/// Shards of the set that a file belongs to: 1 for a file of its own. (A merged file may say 0.)
+/// Number of shards of the set that a file belongs to: 1 for a single file. (A merged file may say 0.)
 ///
 /// # Errors
-/// [`Error::SplitKey`] when `split.count` is no integer that fits 16 bits.
+/// [`Error::SplitKey`] when `split.count` is not an integer that fits 16 bits.
 pub(crate) fn shard_count(path: &Path, metadata: &Metadata) -> Result<u64, Error> {
     match metadata.get(COUNT) {
         None => Ok(1),
@@ -54,10 +54,10 @@ pub(crate) fn shard_count(path: &Path, metadata: &Metadata) -> Result<u64, Error
     }
 }
 
-/// Paths of all shards of the set that `path` is one of, in order.
+/// Paths of all shards of the set to which the shard `path` belongs, in order.
 ///
 /// # Errors
-/// [`Error::ShardName`] when the name does not say so or says another count.
+/// [`Error::ShardName`] when the file name is not that of a shard, or has another count.
 pub(crate) fn shard_paths(path: &Path, count: u64) -> Result<Vec<PathBuf>, Error> {
     let wrong = || Error::ShardName { path: path.to_path_buf(), count };
     let name = path.file_name().and_then(|n| n.to_str()).ok_or_else(wrong)?;
@@ -68,8 +68,8 @@ pub(crate) fn shard_paths(path: &Path, count: u64) -> Result<Vec<PathBuf>, Error
     Ok((0..count as usize).map(|i| path.with_file_name(shard_file_name(prefix, i, count as usize))).collect())
 }
 
-/// Checks the split keys of shard `index`; returns what it says about the tensors of all shards
-/// (which the first shard must say).
+/// Checks the split keys of shard `index`. Returns the number of tensors of all shards if the shard has it (the
+/// first one must).
 ///
 /// # Errors
 /// [`Error::SplitKey`].

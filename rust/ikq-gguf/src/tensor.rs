@@ -1,4 +1,4 @@
-//! [`Tensor`] as read, [`TensorSpec`] as to be written, [`TensorType`] of both.
+//! [`Tensor`]: a tensor that was read; [`TensorSpec`]: one to be written; [`TensorType`]: the type of either.
 
 use std::fmt;
 use std::ops::Range;
@@ -9,8 +9,8 @@ use crate::bytes::Bytes;
 use crate::error::Error;
 use crate::made::Made;
 
-/// The type of a tensor: one that ikq knows, or the id of one that it does not (which can be
-/// listed and copied, not decoded).
+/// The type of a tensor: one that ikq knows, or the id of one that it does not. Tensors of unknown types can be
+/// listed and copied, but not decoded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum TensorType {
     Known(QuantType),
@@ -65,10 +65,11 @@ pub struct Tensor {
     pub shard: u32,
     /// Offset of the data from the start of that file.
     pub file_offset: u64,
-    /// The data. Of an unknown type: all bytes up to the next tensor or the end of the file,
-    /// padding included. Empty where the data are made.
+    /// The bytes of the data. For unknown types these are all bytes up to the next tensor or the end of the file,
+    /// including padding. Empty if the data are [`Tensor::made`].
     pub data: Bytes,
-    /// Where the data come from if they are no run of bytes of a GGUF file: [`Tensor::read`] serves both.
+    /// Where the data come from if they are not a run of bytes of a GGUF file. [`Tensor::read`] works in both
+    /// cases.
     pub made: Option<Made>,
 }
 
@@ -98,7 +99,7 @@ impl Tensor {
         self.made.as_ref().map_or(self.data.len(), Made::len)
     }
 
-    /// The bytes `range` of the data, wherever they come from.
+    /// The bytes `range` of the data, of a file or made.
     ///
     /// # Errors
     /// [`Error::Make`] when they cannot be made.
@@ -127,7 +128,7 @@ impl Tensor {
         }
     }
 
-    /// The type, for whoever wants to decode.
+    /// The type, if ikq knows it, so that the tensor can be decoded.
     ///
     /// # Errors
     /// [`Error::UnknownType`].
@@ -138,7 +139,7 @@ impl Tensor {
         }
     }
 
-    /// What a writer needs to write the tensor as it is.
+    /// The description with which a writer writes the tensor unchanged.
     pub fn spec(&self) -> TensorSpec {
         TensorSpec {
             name: self.name.clone(),
@@ -177,12 +178,12 @@ impl TensorSpec {
     }
 }
 
-/// `ne` of listed dimensions; `None` when there are too many or their product does not fit `i64`
-/// (ggml's element count).
+/// The four extents `ne` of the listed dimensions; `None` when there are too many or their product does not fit
+/// `i64` (ggml's element count).
 pub(crate) fn extents(dims: &[u64]) -> Option<[u64; 4]> {
     let mut ne = [1; 4];
     ne.get_mut(..dims.len())?.copy_from_slice(dims);
-    // zeros do not hide an overflow: a later product over part of `ne` must fit as well
+    // zeros must not hide an overflow, because later products over part of `ne` must fit as well
     let product = ne.iter().try_fold(1u64, |p, n| p.checked_mul((*n).max(1)))?;
     i64::try_from(product).ok().map(|_| ne)
 }

@@ -1,4 +1,4 @@
-//! Bytes of small GGUF files for tests, right or wrong in any place.
+//! Bytes of small GGUF files for tests, valid or with a fault in any place.
 
 use crate::metadata::Kv;
 
@@ -8,7 +8,7 @@ pub(crate) struct Raw {
     pub n_tensors: u64,
     pub n_kv: u64,
     pub body: Vec<u8>,
-    /// Data length behind the aligned header.
+    /// The tensor data behind the aligned header.
     pub data: Vec<u8>,
     pub alignment: usize,
 }

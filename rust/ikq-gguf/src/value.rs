@@ -38,7 +38,7 @@ macro_rules! value_types {
     };
 }
 
-// ids and sizes: the GGUF specification (ggml/docs/gguf.md)
+// ids and sizes are those of the GGUF specification (ggml/docs/gguf.md)
 value_types! {
     U8 = 0, "uint8", Some(1);
     I8 = 1, "int8", Some(1);
@@ -74,10 +74,10 @@ impl ValueType {
     }
 }
 
-/// A metadata value. Strings and arrays are views of the file (or own what they were made from);
-/// make one with `Value::from(...)` or [`Array`]'s constructors.
+/// A metadata value. Strings and arrays are views of the file, or own their bytes if they were made by
+/// `Value::from(...)` or [`Array`]'s constructors.
 ///
-/// A string need not be UTF-8: [`Value::as_bytes`] has what the file has.
+/// A string need not be UTF-8; [`Value::as_bytes`] gives the bytes of the file.
 #[derive(Clone, PartialEq)]
 pub enum Value {
     U8(u8),
@@ -115,7 +115,7 @@ impl Value {
         }
     }
 
-    /// Any integer type, when the value is not negative.
+    /// The value if it is an integer of any type that is not negative.
     pub fn as_u64(&self) -> Option<u64> {
         match *self {
             Value::U64(v) => Some(v),
@@ -123,7 +123,7 @@ impl Value {
         }
     }
 
-    /// Any integer type, when the value fits.
+    /// The value if it is an integer of any type that fits.
     pub fn as_i64(&self) -> Option<i64> {
         match *self {
             Value::U8(v) => Some(v.into()),
@@ -138,7 +138,7 @@ impl Value {
         }
     }
 
-    /// A float, or an integer as a float (rounded above 2^53).
+    /// The value if it is a float, or an integer as a float (rounded above 2^53).
     pub fn as_f64(&self) -> Option<f64> {
         match *self {
             Value::F32(v) => Some(v.into()),
@@ -148,7 +148,7 @@ impl Value {
         }
     }
 
-    /// A bool (in the file, any byte but 0 is true).
+    /// The value if it is a bool (in a file, any byte but 0 is true).
     pub fn as_bool(&self) -> Option<bool> {
         match *self {
             Value::Bool(v) => Some(v),
@@ -156,17 +156,17 @@ impl Value {
         }
     }
 
-    /// A string that is UTF-8.
+    /// The value if it is a string and UTF-8.
     pub fn as_str(&self) -> Option<&str> {
         self.as_bytes().and_then(|b| std::str::from_utf8(b).ok())
     }
 
-    /// A string with what is not UTF-8 replaced by U+FFFD.
+    /// The value if it is a string, with bytes that are not UTF-8 replaced by U+FFFD.
     pub fn to_str_lossy(&self) -> Option<Cow<'_, str>> {
         self.as_bytes().map(String::from_utf8_lossy)
     }
 
-    /// The bytes of a string.
+    /// The bytes of the value if it is a string.
     pub fn as_bytes(&self) -> Option<&[u8]> {
         match self {
             Value::String(v) => Some(v),
@@ -174,7 +174,7 @@ impl Value {
         }
     }
 
-    /// An array.
+    /// The value if it is an array.
     pub fn as_array(&self) -> Option<&Array> {
         match self {
             Value::Array(v) => Some(v),
@@ -182,7 +182,7 @@ impl Value {
         }
     }
 
-    /// Appends the value as it stands in a file, without its type.
+    /// Appends the bytes that the value has in a file, without its type.
     pub fn encode_into(&self, out: &mut Vec<u8>) {
         match self {
             Value::U8(v) => out.push(*v),
@@ -208,7 +208,7 @@ impl Value {
         }
     }
 
-    /// A value of a type with a fixed size from its bytes; `None` for other types or lengths.
+    /// Reads a value of a type with a fixed size from its bytes; `None` for other types or lengths.
     pub(crate) fn from_fixed(ty: ValueType, bytes: &[u8]) -> Option<Value> {
         Some(match ty {
             ValueType::U8 => Value::U8(u8::from_le_bytes(bytes.try_into().ok()?)),
@@ -228,7 +228,8 @@ impl Value {
 }
 
 impl fmt::Display for Value {
-    /// Numbers plainly, strings as they are (lossy), arrays with at most eight elements shown.
+    /// Writes numbers plainly, strings without quotes (bytes that are not UTF-8 replaced), and at most eight
+    /// elements of an array.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Value::U8(v) => write!(f, "{v}"),

@@ -1,4 +1,4 @@
-//! [`Writer`]: fills a planned output from any number of threads, then puts it in place.
+//! [`Writer`]: writes a planned output from any number of threads, then gives the files their final names.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -14,25 +14,25 @@ use crate::plan::{Layout, Place, ShardLayout};
 use crate::ranges::Ranges;
 use crate::split::{parse_shard_name, shard_file_name};
 
-/// Above this many shards files are opened for each write: no output needs many descriptors.
+/// With more shards than this, files are opened for each write, so that no output needs many file descriptors.
 const MAX_OPEN_FILES: usize = 64;
-/// Longest part of the target's name that a temporary's name repeats (names end at 255 bytes).
+/// Longest part of the target's name that the name of a temporary file repeats, in bytes.
 const MAX_NAME_PART: usize = 180;
-/// Longest name of a file.
+/// Longest name of a file, in bytes.
 const MAX_NAME: usize = 255;
 
-/// Writes the files of a [`Layout`] under other names beside their targets; files under the final names are
-/// untouched until [`Writer::finish`]. Dropped before that, one of [`Writer::create`] removes what it has, one of
-/// [`Writer::resume`] leaves it for the next.
+/// Writes the files of a [`Layout`] under temporary names beside their targets; files under the final names are not
+/// touched until [`Writer::finish`]. If a writer is dropped before that, one of [`Writer::create`] removes its
+/// files, and one of [`Writer::resume`] leaves them, to be continued.
 ///
 /// A file size limit (`ulimit -f`) is reported as [`Error::FileTooLarge`] if the process ignores
-/// `SIGXFSZ`, as Python does; else that signal ends it.
+/// `SIGXFSZ`, as Python does; otherwise that signal ends the process.
 #[derive(Debug)]
 pub struct Writer {
     layout: Layout,
     files: Vec<OutFile>,
     written: Vec<Mutex<Ranges>>,
-    /// Partial files stay when this is dropped.
+    /// Whether partial files stay when this is dropped.
     stays: bool,
 }
 
@@ -46,7 +46,7 @@ struct OutFile {
 }
 
 impl Writer {
-    /// Creates the temporary files of `layout` at their full size, headers written, data zero.
+    /// Creates the temporary files of `layout` at their full size, with headers written and data zero.
     ///
     /// `target` is the file to write; for a split layout the shards are named after it:
     /// `OUT.gguf` (or `OUT-00001-of-00003.gguf`, or `OUT`) gives `OUT-0000i-of-0000n.gguf`.
@@ -59,11 +59,11 @@ impl Writer {
         Writer::open(targets, layout, false, &[], create_temporary)
     }
 
-    /// The same with partial files that are named after their targets ([`partial_path`]) and stay when the writer
-    /// is dropped: those that are there with the right size go on, with what they hold; others begin anew.
-    /// What has been checked in them is reported to [`Writer::mark`].
+    /// Like [`Writer::create`], but with partial files that are named after their targets ([`partial_path`]) and
+    /// stay when the writer is dropped. Existing ones of the right size are continued with their content; others
+    /// begin anew. The caller checks which bytes are valid, and reports them with [`Writer::mark`].
     ///
-    /// `in_place[shard]` says that the file under the final name is whole already, and stays.
+    /// `in_place[shard]` says that the file under the final name is complete already, and stays.
     ///
     /// # Errors
     /// As [`Writer::create`].
@@ -90,7 +90,7 @@ impl Writer {
         let needed = layout.total_size();
         let n_shards = targets.len();
         let written = layout.tensors().iter().map(|_| Mutex::default()).collect();
-        // made before any file, so that dropping it cleans up
+        // made before any file, so that dropping it removes the files
         let mut writer = Writer { layout, files: Vec::with_capacity(n_shards), written, stays };
         let mut sizes = Vec::new();
         for (index, target) in targets.into_iter().enumerate() {
@@ -112,7 +112,7 @@ impl Writer {
                 return Err(Error::NotRegularFile { path: partial_path(&target) });
             }
             if found.len() != size {
-                // of another plan, or cut short: nothing in it can be trusted
+                // it belongs to another plan or is truncated, so nothing in it can be trusted
                 file.set_len(0).map_err(os)?;
             }
             sizes.push((size, disk::taken_bytes(&file)));
@@ -128,7 +128,7 @@ impl Writer {
             out.with_file(|file| {
                 disk::reserve(file, shard.size)?;
                 file.write_all_at(&shard.header, 0)?;
-                // between the tensors of a file that was there, anything may stand
+                // a file that was there may have any bytes between its tensors
                 let gaps = writer.gaps(shard);
                 gaps.into_iter().try_for_each(|(at, len)| file.write_all_at(&vec![0; len], at))
             })
@@ -176,7 +176,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Counts `len` bytes at `offset` of tensor `index` as written: they were found in the file.
+    /// Counts `len` bytes at `offset` of tensor `index` as written, because they were found in the file.
     ///
     /// # Errors
     /// [`Error::WriteIndex`], [`Error::WriteRange`].
@@ -206,12 +206,12 @@ impl Writer {
             .map_err(|e| Error::io(&out.target, "write", self.layout.total_size(), e))
     }
 
-    /// Whether the file of shard `index` stands under its final name already.
+    /// Whether the file of shard `index` has its final name already.
     pub fn is_in_place(&self, index: usize) -> bool {
         self.files.get(index).is_some_and(|f| f.in_place)
     }
 
-    /// Waits until the disk has what was written so far.
+    /// Waits until everything that was written so far is on the disk.
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::NoSpace`].
@@ -248,12 +248,13 @@ impl Writer {
         if index < self.written.len() { self.ranges(index).covered() } else { 0 }
     }
 
-    /// Checks that every tensor is complete, waits until the disk has everything, and renames all
-    /// files into place; returns their names. The first shard comes last, so that a set that can be
-    /// opened by its first name is whole.
+    /// Checks that every tensor is complete, waits until everything is on the disk, and gives all files their final
+    /// names, which it returns. The first shard is renamed last, so that a set whose first shard exists is
+    /// complete.
     ///
     /// # Errors
-    /// [`Error::Incomplete`], [`Error::Io`], [`Error::NoSpace`]. Files not yet renamed are treated as by dropping.
+    /// [`Error::Incomplete`], [`Error::Io`], [`Error::NoSpace`]. Files that were not renamed yet are treated as
+    /// when the writer is dropped.
     pub fn finish(mut self) -> Result<Vec<PathBuf>, Error> {
         for (index, t) in self.layout.tensors().iter().enumerate() {
             let (written, first_gap) = {
@@ -268,7 +269,7 @@ impl Writer {
         for out in self.files.iter().filter(|f| !f.in_place) {
             out.with_file(File::sync_all).map_err(|e| Error::io(&out.target, "write", needed, e))?;
         }
-        // of a file that stays, an earlier run may have begun another
+        // an earlier run may have begun a partial file beside one that stays
         for out in self.files.iter().filter(|f| f.in_place) {
             let _ = fs::remove_file(&out.temporary);
         }
@@ -278,14 +279,14 @@ impl Writer {
             out.in_place = true;
         }
         if let Some(directory) = self.files.first().map(|f| directory_of(&f.target)) {
-            // makes the new names durable; a file system that cannot do it has still renamed
+            // makes the new names durable; where a file system cannot do that, the files are renamed all the same
             let _ = File::open(directory).and_then(|d| d.sync_all());
         }
         Ok(self.files.iter().map(|f| f.target.clone()).collect())
     }
 
     fn ranges(&self, index: usize) -> std::sync::MutexGuard<'_, Ranges> {
-        // a panic elsewhere leaves the set as it was before or after an insertion
+        // a poisoned lock is harmless, because a panic leaves the set as it was before or after an insertion
         self.written[index].lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
@@ -316,7 +317,7 @@ pub fn target_paths(target: &Path, layout: &Layout) -> Result<Vec<PathBuf>, Erro
     let unnamed = || Error::TargetName { path: target.to_path_buf() };
     let name = target.file_name().ok_or_else(unnamed)?;
     if !layout.is_split() {
-        // through a link: the file it leads to is replaced, not the link
+        // of a symbolic link, the file that it leads to is replaced, not the link
         let linked = fs::symlink_metadata(target).is_ok_and(|m| m.is_symlink());
         let real = if linked { fs::canonicalize(target).ok() } else { None };
         return Ok(vec![real.unwrap_or_else(|| target.to_path_buf())]);
@@ -330,12 +331,13 @@ pub fn target_paths(target: &Path, layout: &Layout) -> Result<Vec<PathBuf>, Erro
     Ok((0..count).map(|i| target.with_file_name(shard_file_name(prefix, i, count))).collect())
 }
 
-/// Where [`Writer::resume`] keeps the file of `target` until it is whole: `NAME.part` beside it.
+/// Where [`Writer::resume`] keeps the file of `target` until it is complete: `NAME.part` beside it.
 pub fn partial_path(target: &Path) -> PathBuf {
     beside(target, ".part")
 }
 
-/// `NAME` with `ending`, or the beginning of a name that would be too long with it, and a hash of all of it.
+/// The path beside `target` whose name is `NAME` with `ending`. Where that would be too long, it has the beginning
+/// of `NAME` and a hash of all of it instead.
 pub fn beside(target: &Path, ending: &str) -> PathBuf {
     let name = target.file_name().unwrap_or_default();
     if name.len() + ending.len() <= MAX_NAME {
@@ -343,7 +345,7 @@ pub fn beside(target: &Path, ending: &str) -> PathBuf {
         name.push(ending);
         return target.with_file_name(name);
     }
-    // FNV-1a: the same name must be found again by another version of the program
+    // FNV-1a, because another version of the program must find the same name again
     let hash = name
         .as_encoded_bytes()
         .iter()
@@ -351,12 +353,13 @@ pub fn beside(target: &Path, ending: &str) -> PathBuf {
     target.with_file_name(format!("{}~{hash:016x}{ending}", begin_of(&name.to_string_lossy())))
 }
 
-/// As much of a name as another name can repeat.
+/// The part of a name that the name of a temporary file repeats.
 fn begin_of(name: &str) -> String {
     name.char_indices().take_while(|(at, c)| at + c.len_utf8() <= MAX_NAME_PART).map(|(_, c)| c).collect()
 }
 
-/// Refuses to begin what the disk cannot hold. `sizes`: of each file, what it needs and what it has.
+/// Fails if the disk cannot hold the output. `sizes` has for each file the bytes that it needs and those that it
+/// occupies already.
 fn check_room(target: &Path, sizes: Vec<(u64, u64)>) -> Result<(), Error> {
     let needed_bytes: u64 = sizes.iter().map(|(size, has)| size.saturating_sub(*has)).sum();
     match disk::free_bytes(directory_of(target)) {
@@ -370,7 +373,7 @@ fn check_room(target: &Path, sizes: Vec<(u64, u64)>) -> Result<(), Error> {
     }
 }
 
-/// Refuses what renaming would destroy or cannot replace.
+/// Refuses targets that renaming would destroy or cannot replace.
 fn check_target(target: &Path) -> Result<(), Error> {
     match fs::metadata(target) {
         Ok(m) if m.is_dir() => Err(Error::IsDirectory { path: target.to_path_buf() }),
@@ -386,7 +389,7 @@ fn directory_of(target: &Path) -> &Path {
     }
 }
 
-/// Creates a hidden file beside `target` that nobody else has.
+/// Creates a hidden file with a name of its own beside `target`.
 fn create_temporary(target: &Path) -> io::Result<(PathBuf, File)> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let name = target.file_name().unwrap_or_default().to_string_lossy();

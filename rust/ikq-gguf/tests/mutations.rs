@@ -1,5 +1,5 @@
-//! Mutated files: whatever the bytes are, reading ends without panic and without allocating more
-//! than the file could justify. Deterministic, so that a failure names its seed.
+//! Mutated files: whatever the bytes are, reading ends without a panic and without allocating much more
+//! than the file's size. The tests are deterministic, so that a failure can be repeated.
 
 mod common;
 
@@ -15,7 +15,7 @@ struct Counting;
 
 static NOW: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
-/// Tests take turns, so that the counts are theirs.
+/// Tests take turns, so that each counts only its own allocations.
 static TURN: Mutex<()> = Mutex::new(());
 
 // SAFETY: hands every call to the system's allocator unchanged and only counts.
@@ -37,9 +37,10 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// A pair has at least 13 bytes in the file and about 120 in memory (struct, key, offset, sorted index),
-/// a tensor entry 24 and about 240 while it is located, but names are unique, which costs bytes of
-/// file; the copy of the file in memory counts once. The densest files below reach 8.
+/// Bytes of memory that may be allocated per byte of the file, besides [`CONSTANT`]. A pair has at least 13 bytes
+/// in the file and about 120 in memory (struct, key, offset, sorted index), a tensor entry 24 and about 240 while
+/// it is located; but names are unique, which takes bytes of the file. The copy of the file in memory counts once.
+/// The densest files below reach 8.
 const FACTOR: usize = 10;
 const CONSTANT: usize = 1 << 20;
 
@@ -68,7 +69,7 @@ impl Random {
 const NASTY: [u64; 14] =
     [0, 1, 2, 7, 8, 9, 13, 255, 1 << 31, u32::MAX as u64, 1 << 32, i64::MAX as u64, 1 << 63, u64::MAX];
 
-/// Changes one to four places among the first `region` bytes, or the length.
+/// Changes the bytes one to four times, each time at a place among the first `region` bytes, or their number.
 fn mutate(bytes: &mut Vec<u8>, region: usize, random: &mut Random) {
     for _ in 0..=random.below(4) {
         let region = region.min(bytes.len());
@@ -87,7 +88,7 @@ fn mutate(bytes: &mut Vec<u8>, region: usize, random: &mut Random) {
                 bytes[at..end].copy_from_slice(&value[..end - at]);
             }
             5 => {
-                // a piece from elsewhere, as a duplicated or lost entry
+                // copies a piece from elsewhere, as if an entry were duplicated or lost
                 let len = random.below(64).min(region - at);
                 let from = random.below(region - len + 1);
                 bytes.copy_within(from..from + len, at);
@@ -104,7 +105,7 @@ fn mutate(bytes: &mut Vec<u8>, region: usize, random: &mut Random) {
     }
 }
 
-/// Looks at everything that a model offers.
+/// Reads everything that a model offers.
 fn walk(model: &Model) -> u64 {
     fn value(v: &Value) -> u64 {
         let inner =
@@ -124,7 +125,7 @@ fn walk(model: &Model) -> u64 {
     sum
 }
 
-/// Reads `n` mutants of `original`; how many were still good.
+/// Reads `n` mutants of `original`. Returns how many were still valid.
 fn fuzz(original: &[u8], region: usize, n: u64, seed: u64) -> u64 {
     let mut good = 0;
     for i in 0..n {
@@ -167,7 +168,7 @@ fn ten_thousand_mutants_of_a_small_file() {
     let _turn = take_turn();
     let bytes = small_file();
     let good = fuzz(&bytes, bytes.len(), 10_000, 0x6767_7566);
-    // both outcomes must be met often, or the mutations test nothing
+    // both outcomes must be frequent, or the mutations test nothing
     assert!((500..9_500).contains(&good), "{good} of 10000 were readable");
 }
 
@@ -177,7 +178,7 @@ fn mutants_of_a_real_header() {
     let Some(models) = shared_models() else { return };
     let bytes = std::fs::read(models.join("samples/tiny-moe-q8-0-00003-of-00003.gguf")).expect("readable");
     fuzz(&bytes, 2000, 300, 1);
-    // the vocabulary's shard, without most of its data: never whole, always parsed
+    // the shard with the vocabulary without its tensor data: it is never valid, but its header is always parsed
     let bytes = std::fs::read(models.join("samples/tiny-moe-q8-0-00001-of-00003.gguf")).expect("readable");
     let header = Model::from_bytes("sample", bytes.clone()).expect("good").tensors()[0].file_offset as usize;
     fuzz(&bytes[..header], header, 10_000, 2);

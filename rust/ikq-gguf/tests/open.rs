@@ -1,4 +1,4 @@
-//! Opening files and split sets, and every way in which that fails.
+//! Tests of opening files and split sets, and of every way in which that fails.
 
 mod common;
 

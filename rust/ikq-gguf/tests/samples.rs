@@ -1,4 +1,4 @@
-//! Files that the reference programs wrote, in `../shared/models`.
+//! Tests with files that the reference programs wrote, in `../shared/models`.
 
 mod common;
 
@@ -62,11 +62,11 @@ fn the_split_set_equals_the_whole() {
     for s in source.tensors() {
         let t = set.require(&s.name).expect("all tensors");
         assert_eq!(t.ne, s.ne);
-        // what was not quantized is the same bytes
+        // tensors that were not quantized have the same bytes
         assert!(t.ty != s.ty || t.data == s.data, "{}", s.name);
     }
 
-    // one file: as long as the unsplit one of the reference, with the same tensors
+    // joined to one file, it is as long as the unsplit one of the reference and has the same tensors
     let dir = TempDir::new();
     let whole = copy(&set, &dir.path("whole.gguf"), &Options::default());
     assert_eq!(fs::metadata(&whole[0]).expect("there").len(), 9_924_512);
@@ -78,7 +78,7 @@ fn the_split_set_equals_the_whole() {
     let kept: Vec<&Kv> = set.metadata().iter().filter(|kv| !is_split_key(kv.key())).collect();
     assert_eq!(merged.metadata().iter().collect::<Vec<_>>(), kept);
 
-    // split again, both ways of asking: byte for byte the reference's shards
+    // split again, in either way, it has the bytes of the reference's shards
     for split in [SplitBy::MaxTensors(20), SplitBy::Counts(vec![20, 20, 11])] {
         let options = Options { split: Some(split), ..Options::default() };
         for (ours, theirs) in copy(&merged, &dir.path("again.gguf"), &options).iter().zip(set.shards()) {

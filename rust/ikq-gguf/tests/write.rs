@@ -1,4 +1,4 @@
-//! Writing: round trips, threads, what happens to files on success and failure.
+//! Tests of writing: round trips, threads, and what happens to files on success and failure.
 
 mod common;
 
@@ -250,7 +250,7 @@ fn partial_files_outlive_their_writer_and_go_on() {
     let parts = ["m-00001-of-00002.gguf.part", "m-00002-of-00002.gguf.part"];
     assert_eq!(dir.files(), parts);
 
-    // one of another size is begun anew
+    // a partial file of another size is begun anew
     fs::write(dir.path(parts[1]), b"short").expect("written");
     let second = Writer::resume(&target, layout(), &[]).expect("created");
     let len = data(0).len();
@@ -264,14 +264,14 @@ fn partial_files_outlive_their_writer_and_go_on() {
     assert_eq!(dir.files(), ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"]);
     assert_eq!(Model::open(&files[0]).expect("readable").tensors()[1].data[..], data(1)[..]);
 
-    // a file that is whole stays as it is, and takes no second one
+    // a file that is complete stays as it is, without a partial file beside it
     let third = Writer::resume(&target, layout(), &[true, false]).expect("created");
     assert_eq!(dir.files().iter().filter(|f| f.ends_with(".part")).count(), 1);
     assert!(third.is_in_place(0) && !third.is_in_place(1));
     third.discard();
     assert_eq!(dir.files().len(), 2);
 
-    // and what an earlier run had begun beside it goes with the end of this one
+    // a partial file that an earlier run had begun beside it is removed when this one finishes
     fs::write(dir.path(parts[0]), b"begun").expect("written");
     let fourth = Writer::resume(&target, layout(), &[true, false]).expect("created");
     fourth.write_at(1, 0, &data(1)).expect("written");

@@ -1,8 +1,8 @@
-//! [`Cancel`]: the flag that long loops look at between units.
+//! [`Cancel`]: the flag by which long loops are asked to stop.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Asks running work to stop. Set from any thread; work looks at it between units.
+/// A flag that asks running work to stop. Any thread may set it; work checks it between units.
 #[derive(Debug, Default)]
 pub struct Cancel(AtomicBool);
 
@@ -11,9 +11,9 @@ impl Cancel {
         Cancel(AtomicBool::new(false))
     }
 
-    /// Asks to stop. There is no way back: a job gets a flag of its own.
+    /// Sets the flag. It cannot be cleared, so every job has a flag of its own.
     pub fn cancel(&self) {
-        // relaxed: the flag carries no data
+        // relaxed, because no other data depend on the flag
         self.0.store(true, Ordering::Relaxed);
     }
 

@@ -1,9 +1,9 @@
-//! Threads, and queues of units that they work off. This crate owns the threads of the project;
+//! Threads, and queues of units of work that they take from. All threads of the project are those of this crate;
 //! that they are rayon's is known nowhere else.
 //!
-//! A unit is whatever the caller says (a run of rows, an expert's block of rows): units are taken one
-//! by one, in order, by whichever thread is free, so any number of threads works on any number of
-//! units and the iterator may make them lazily.
+//! The caller decides what a unit is, such as a run of rows. Units are taken one
+//! by one, in order, by whichever thread is free. So any number of threads can work on any number of
+//! units, and the iterator may make them lazily.
 //!
 //! ```
 //! use ikq_pool::{Cancel, Pool};
@@ -22,7 +22,7 @@
 mod cancel;
 mod memory;
 mod pool;
-// the only home of `unsafe` in this crate
+// the only module of this crate with `unsafe` code
 #[allow(unsafe_code)]
 mod team;
 

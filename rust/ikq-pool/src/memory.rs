@@ -1,7 +1,7 @@
-//! How much memory there is.
+//! How much memory is available.
 
-/// Bytes that this process may still take without swapping: the system's estimate, or what is left of the
-/// container's limit. `None` where the system does not tell.
+/// Bytes that this process may still allocate without swapping: the system's estimate, or what is left of the
+/// container's limit if that is less. `None` where the system does not tell.
 pub fn available_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;

@@ -1,4 +1,4 @@
-//! [`Pool`]: a number of threads, and the loop over a queue of units.
+//! [`Pool`]: a fixed number of threads, and the loop over a queue of units.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -6,12 +6,12 @@ use std::sync::{Mutex, PoisonError};
 use crate::cancel::Cancel;
 use crate::team::{self, Team};
 
-/// CPUs this process may use (affinity and container limits counted), at least 1.
+/// CPUs that this process may use, at least 1; affinity and container limits are taken into account.
 pub fn n_cpus() -> usize {
     std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
-/// The threads of a pool could not be started.
+/// The error when the threads of a pool could not be started.
 #[derive(Debug)]
 pub struct StartError {
     n_threads: usize,
@@ -29,7 +29,7 @@ impl std::error::Error for StartError {}
 /// Why a loop ended before its last unit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stop<E> {
-    /// [`Cancel`] was set.
+    /// The [`Cancel`] flag was set.
     Cancelled,
     /// The error of the first unit (in order of the queue) that failed.
     Failed(E),
@@ -41,7 +41,7 @@ impl<E> From<E> for Stop<E> {
     }
 }
 
-/// A fixed number of threads that wait for work. Dropping it ends them.
+/// A fixed number of threads that wait for work. Dropping the pool ends them.
 #[derive(Debug)]
 pub struct Pool {
     threads: rayon::ThreadPool,
@@ -66,8 +66,7 @@ impl Pool {
         self.threads.current_num_threads()
     }
 
-    /// Runs `work` on a thread of the pool and waits for it; loops begun inside it use the pool
-    /// without crossing over again.
+    /// Runs `work` on a thread of the pool and waits for it. Loops inside it start without switching threads again.
     pub fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.threads.install(work)
     }
@@ -77,7 +76,7 @@ impl Pool {
         team::step(&self.threads, lead)
     }
 
-    /// Works off `units`: each is taken in order by the next free thread. Returns when all threads
+    /// Calls `work` for all `units`; free threads take the next unit in order. Returns when all threads
     /// are done.
     ///
     /// # Errors
@@ -104,8 +103,8 @@ impl Pool {
                 if stop.load(Ordering::Relaxed) {
                     return;
                 }
-                // A unit that fails stops the taking, but every unit before it was taken already and
-                // is finished by its thread: so the first error is always among those seen.
+                // After a unit fails no more units are taken, but every unit before it was taken already and
+                // is finished by its thread, so the first error in order is always found.
                 let next = {
                     let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
                     if cancel.is_cancelled() {

@@ -1,10 +1,10 @@
 //! [`Team`]: the threads of a pool during one step of a model, where phases of a few microseconds follow one
 //! another.
 //!
-//! One thread leads and runs the step's code; the others wait for phases. A phase is a queue of units that all
-//! threads take from, the leader too, so a thread that the system has put aside delays nobody: it finds the phase
-//! over when it comes back. Waiting threads spin for a while, because the next phase is near, then yield, then
-//! sleep.
+//! One thread, the leader, runs the step's code; the others wait for phases. A phase is a queue of units that all
+//! threads take from, the leader too. So a thread that the system has suspended between units delays nobody: it
+//! finds that the phase is over when it runs again. Waiting threads spin for a while, because the next phase
+//! usually comes soon, then yield, then sleep.
 //!
 //! ```text
 //! leader   publish job, phase += 1, take units until none is left, close, wait until nobody is inside
@@ -16,26 +16,27 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
-/// What the threads of a phase run: takes units until none is left. The argument is the thread's number.
+/// The function that every thread runs in a phase; it takes units until none is left. The argument is the thread's
+/// number.
 type Job<'a> = dyn Fn(usize) + Sync + 'a;
 
-/// Looks at the phase before a waiting thread yields, and yields before it sleeps.
+/// How often a waiting thread checks the phase before it begins to yield, and how often it yields before it sleeps.
 const SPINS: u32 = 4000;
 const YIELDS: u32 = 200;
 
 /// The state that all threads of a step share.
 struct Shared {
-    /// Counts phases, and the end as one.
+    /// Number of phases so far; the end of the step counts as one.
     phase: AtomicU64,
-    /// The job of the phase; null before the first one.
+    /// The job of the phase; `None` before the first one.
     job: Mutex<Option<*const Job<'static>>>,
     /// Whether threads may enter the job.
     open: AtomicBool,
-    /// Threads between entering and leaving.
+    /// Number of threads between entering and leaving the job.
     inside: AtomicUsize,
     /// Whether the step is over.
     over: AtomicBool,
-    /// Threads that sleep, and where.
+    /// Number of threads that sleep, and what they sleep on.
     sleepers: AtomicUsize,
     lock: Mutex<()>,
     wake: Condvar,
@@ -63,11 +64,11 @@ impl Team<'_> {
         self.n_threads
     }
 
-    /// Works off `units`, each taken in order by the next free thread; returns when all are done. `work` gets
-    /// the unit and the number of the thread (below [`Team::n_threads`]).
+    /// Runs a phase: calls `work` for all `units`, of which free threads take the next in order, and returns when
+    /// all are done. `work` gets the unit and the number of the thread (below [`Team::n_threads`]).
     ///
     /// # Panics
-    /// When called from inside a unit, and with the panic of a unit.
+    /// When called from inside a unit, and when a unit panics (with its panic).
     pub fn for_each<T: Send>(&self, units: &mut [T], work: impl Fn(&mut T, usize) + Sync) {
         if units.len() <= 1 || self.n_threads == 1 {
             units.iter_mut().for_each(|unit| work(unit, 0));
@@ -100,12 +101,12 @@ impl Team<'_> {
     }
 }
 
-/// A pointer to the first of the units, for all threads.
+/// A pointer to the first of the units, which all threads share.
 struct Units<T>(*mut T);
 
 impl<T> Units<T> {
     fn at(&self, i: usize) -> *mut T {
-        // an offset inside the slice the pointer was made from: checked by the caller
+        // the caller checks that the offset is inside the slice that the pointer was made from
         self.0.wrapping_add(i)
     }
 }
@@ -132,7 +133,7 @@ impl Shared {
         }
     }
 
-    /// Lets the other threads in. The caller must call [`Shared::close_phase`] before `job` ends.
+    /// Lets the other threads run `job`. The caller must call [`Shared::close_phase`] before `job` is dropped.
     fn open_phase(&self, job: &Job<'_>) {
         // SAFETY: only the lifetime changes. The pointer is followed by threads that are inside an open
         // phase; `close_phase`, which `for_each` reaches whatever units do (their panics are caught),
@@ -160,7 +161,7 @@ impl Shared {
         }
     }
 
-    /// What the other threads do during a step.
+    /// Runs on the other threads during a step: waits for phases and takes part in them.
     fn help(&self, thread: usize) {
         let mut seen = 0;
         loop {
@@ -168,7 +169,7 @@ impl Shared {
             if self.over.load(Ordering::SeqCst) {
                 return;
             }
-            // first inside, then the look at `open`: the leader closes, then looks at `inside`
+            // enters before it checks `open`, because the leader closes before it checks `inside`
             self.inside.fetch_add(1, Ordering::SeqCst);
             if self.open.load(Ordering::SeqCst) {
                 let job = *lock(&self.job);
@@ -182,7 +183,7 @@ impl Shared {
         }
     }
 
-    /// Waits until the phase is another than `seen`; returns it.
+    /// Waits until the phase is not `seen` any more. Returns the new one.
     fn wait_for_change(&self, seen: u64) -> u64 {
         let mut spins = 0;
         loop {
@@ -195,7 +196,7 @@ impl Shared {
                 continue;
             }
             let guard = lock(&self.lock);
-            // the leader changes the phase, then looks for sleepers: one of the two sees the other
+            // the leader changes the phase, then checks for sleepers, so one of the two notices the other
             self.sleepers.fetch_add(1, Ordering::SeqCst);
             let awake = self
                 .wake
@@ -207,7 +208,7 @@ impl Shared {
     }
 }
 
-/// Spins at first, later gives the processor away.
+/// Spins at first; later lets other threads run.
 fn wait_a_little(spins: &mut u32) {
     *spins = spins.saturating_add(1);
     match *spins < SPINS {
@@ -226,7 +227,7 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Runs `lead` on thread 0 of `threads`, the others helping.
+/// Runs `lead` on one of `threads`, which becomes thread 0, while the others help with its phases.
 pub(crate) fn step<R: Send>(threads: &rayon::ThreadPool, lead: impl FnOnce(&Team<'_>) -> R + Send) -> R {
     let n_threads = threads.current_num_threads();
     let shared = Shared::new();
@@ -235,10 +236,10 @@ pub(crate) fn step<R: Send>(threads: &rayon::ThreadPool, lead: impl FnOnce(&Team
     }
     let leader = Mutex::new(Some(lead));
     let result = Mutex::new(None);
-    // the leader is 0
+    // the leader has number 0
     let numbers = AtomicUsize::new(1);
     threads.broadcast(|_| {
-        // whichever thread comes first leads: the step need not wait for all of them
+        // whichever thread comes first leads, so that the step need not wait for all of them
         let Some(lead) = lock(&leader).take() else {
             return shared.help(numbers.fetch_add(1, Ordering::Relaxed));
         };

@@ -1,5 +1,5 @@
-//! Whole matrices: dequantize, quantize, repack. Arrays are flat and contiguous here; `python/ikq`
-//! gives them their shapes.
+//! The functions that work on whole matrices in memory: dequantize, quantize and repack. Arrays are flat and
+//! contiguous here; `python/ikq` gives them their shapes.
 
 use ikq_encode::{EncodeOptions, can_encode, encode_rows};
 use ikq_formats::{Family, QuantType, check_matrix, matrix_bytes};
@@ -14,10 +14,11 @@ use crate::simd::isa;
 use crate::threads::pool;
 use crate::types::quant_type;
 
-/// Elements of one unit of decoding or moving: large against the cost of taking a unit, small
-/// against a cache.
+/// The number of elements that a thread decodes or repacks at a time. This is large enough that handing out the
+/// work costs little, and small enough that the elements fit into a cache.
 const FAST_UNIT: usize = 1 << 16;
-/// Elements of one unit of encoding (tens to thousands of nanoseconds each).
+/// The number of elements that a thread encodes at a time. It is smaller because encoding one element takes tens to
+/// thousands of nanoseconds.
 const SLOW_UNIT: usize = 1 << 13;
 /// A multiple of the rows per group of every interleaved type.
 const MAX_GROUP: usize = 16;
@@ -48,10 +49,11 @@ pub fn dequantize<'py>(
             return Ok(out);
         }
         let info = ty.info();
-        // where blocks simply follow one another, rows do not matter and a long one can be shared
+        // where a matrix is nothing but blocks one after another, it is treated as a single row, and several
+        // threads can share a long row
         let is_one_row = info.row_header_bytes == 0 && info.rows == 1 && info.family != Family::Activation;
         let (rows, n_per_row, row_bytes) = match ty {
-            // one scale behind all rows: the matrix is one unit
+            // the only scale stands behind all rows, so the matrix cannot be divided
             QuantType::I2_S => (n_rows, n_per_row, data.len() / n_rows + 1),
             _ if is_one_row => {
                 let n_blocks = FAST_UNIT / info.block_size;
@@ -76,11 +78,11 @@ fn n_elements(n_rows: usize, n_per_row: usize) -> PyResult<usize> {
         .ok_or_else(|| ShapeError::new_err("more elements than memory can address"))
 }
 
-/// The error of a unit of work, with the expert and the row at which the unit begins.
+/// An error of the encoder, with the expert and the first row of the part of the matrix that it occurred in.
 struct EncodeError {
     expert: Option<usize>,
     first_row: usize,
-    /// Boxed: errors of files make the type large.
+    /// The error is boxed because the variants about files make the type large.
     error: Box<ikq_encode::Error>,
 }
 
@@ -103,7 +105,8 @@ impl Raise for EncodeError {
     }
 }
 
-/// `x` holds `n_experts` matrices; `importance` the columns' importance, once or per expert.
+/// Quantizes `n_experts` matrices that follow one another in `x`. `importance` has one weight per column, either
+/// for all experts together or for each expert.
 #[pyfunction]
 #[pyo3(signature = (x, ty, n_experts, n_rows, n_per_row, importance, biased, clamp, n_threads, isa_name))]
 #[expect(clippy::too_many_arguments, reason = "a flat view of an array: three extents, and what to do")]
@@ -140,7 +143,7 @@ pub fn quantize<'py>(
         if x.is_empty() {
             return Ok(out);
         }
-        // a matrix of I2_S has one scale behind all its rows and is one unit
+        // an I2_S matrix has one scale behind all its rows and cannot be divided
         let is_one_unit = ty == QuantType::I2_S;
         let rows = if is_one_unit { n_rows } else { unit_rows(SLOW_UNIT, n_per_row) };
         let unit_bytes = if is_one_unit { matrix_bytes } else { rows * (matrix_bytes / n_rows) };
@@ -164,8 +167,8 @@ pub fn quantize<'py>(
     Ok(PyArray1::from_vec(py, out))
 }
 
-/// The least and the largest number that a type keeps (infinite where any f32), and the magnitude below which a block
-/// becomes zeros.
+/// The smallest and the largest number that a type can represent (infinite where it can represent every f32), and
+/// the magnitude below which a whole block becomes zeros.
 #[pyfunction]
 pub fn type_range(ty: u32) -> PyResult<(f32, f32, f32)> {
     let found = range(quant_type(ty)?);

@@ -1,4 +1,5 @@
-//! Activation statistics: collecting them while an engine runs, and their files.
+//! Activation statistics (imatrix data and covariances): collecting them while an engine runs, and reading and
+//! writing their files.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -25,7 +26,8 @@ pub struct StatisticsCollector {
 
 /// An entry of an imatrix: its name, the sums of squares `[experts, columns]`, and the token counts.
 type EntryArrays<'py> = (String, Bound<'py, PyArray2<f64>>, Bound<'py, PyArray1<u64>>);
-/// Names and whether they are pooled, of each owner; sums [groups, columns]; counts.
+/// An input of weights: for each tensor that reads it the names and whether they are pooled, then the sums of
+/// squares `[groups, columns]`, and the token counts of the groups.
 type SiteArrays<'py> = (Vec<(Vec<String>, bool)>, Bound<'py, PyArray2<f64>>, Bound<'py, PyArray1<u64>>);
 type SiteRead<'py> = (Vec<(Vec<String>, bool)>, PyReadonlyArray2<'py, f64>, PyReadonlyArray1<'py, u64>);
 
@@ -58,7 +60,7 @@ impl StatisticsCollector {
         Ok(StatisticsCollector { inner: Arc::new(inner) })
     }
 
-    /// Writes the covariances.
+    /// Writes the collected covariances to a file; does nothing when none are collected.
     #[expect(clippy::too_many_arguments, reason = "what the file says of its origin, named in Python")]
     fn write_covariances(
         &self,
@@ -81,7 +83,7 @@ impl StatisticsCollector {
         })
     }
 
-    /// Goes on from the covariances of a file.
+    /// Loads the covariances of a file, so that collecting continues from them.
     fn restore_covariances(&self, py: Python<'_>, file: &CovarianceFile) -> PyResult<()> {
         py.detach(|| {
             if let Some(covariances) = self.inner.covariances() {
@@ -96,8 +98,11 @@ impl StatisticsCollector {
         Ok(())
     }
 
-    /// Counts what was collected since the last call; `wanted` has collected, of the same steps, the inputs that are wanted
-    /// instead, and forgets them.
+    /// Adds what was collected since the last call to the totals.
+    ///
+    /// `wanted` is a collector that saw the same steps with the inputs that are wanted, such as those of the
+    /// unquantized model. With it, the products of the differences and the own inputs are added up, too, and
+    /// `wanted` discards what it collected.
     #[pyo3(signature = (wanted=None))]
     fn commit(&self, py: Python<'_>, wanted: Option<&StatisticsCollector>) -> PyResult<()> {
         match wanted {
@@ -110,12 +115,12 @@ impl StatisticsCollector {
         Ok(())
     }
 
-    /// Forgets what was collected since the last `commit`.
+    /// Discards what was collected since the last `commit`.
     fn discard(&self, py: Python<'_>) {
         py.detach(|| self.inner.discard());
     }
 
-    /// One entry per tensor, in the order of first use.
+    /// The imatrix entries, one per tensor, in the order in which the tensors were first used.
     fn entries<'py>(&self, py: Python<'py>) -> PyResult<Vec<EntryArrays<'py>>> {
         let entries = py.detach(|| self.inner.entries());
         let arrays = |Entry { name, sums, counts }| {
@@ -125,18 +130,20 @@ impl StatisticsCollector {
         entries.into_iter().map(arrays).collect()
     }
 
-    /// By router: the experts that every token was sent to.
+    /// For each router (by the name of its tensor) the experts that each token was sent to.
     fn choices(&self) -> Vec<(String, Vec<Vec<u32>>)> {
         self.inner.choices()
     }
 
-    /// Sums of cosines per layer, and tokens of those.
+    /// For each layer the sums over tokens of the cosine similarity between input and output (of the whole layer,
+    /// of its attention, and of its FFN), and the number of tokens in these sums.
     fn similarity(&self) -> (Vec<[f64; 3]>, u64) {
         let found = self.inner.similarity();
         (found.layers, found.n_tokens)
     }
 
-    /// The state: inputs with the tensors that read them, sums of cosines per layer, and tokens of those.
+    /// Everything that `restore` needs to continue later: the inputs with the tensors that read them, and the two
+    /// values of `similarity`.
     fn state<'py>(&self, py: Python<'py>) -> PyResult<(Vec<SiteArrays<'py>>, Vec<[f64; 3]>, u64)> {
         let (sites, similarity) = py.detach(|| self.inner.sites());
         let arrays = |Site { owners, sums, counts, .. }: Site| {
@@ -148,7 +155,7 @@ impl StatisticsCollector {
         Ok((sites, similarity.layers, similarity.n_tokens))
     }
 
-    /// Goes on from a state.
+    /// Loads what `state` returned, so that collecting continues from it.
     fn restore(&self, sites: Vec<SiteRead<'_>>, layers: Vec<[f64; 3]>, n_tokens: u64) -> PyResult<()> {
         let mut all = Vec::with_capacity(sites.len());
         for (owners, sums, counts) in &sites {
@@ -168,7 +175,7 @@ impl StatisticsCollector {
     }
 }
 
-/// A site as files have it.
+/// Converts the sums of an input to the form in which a file stores them.
 fn written(input: &InputSums) -> SiteSums<'_> {
     let reader = |r: &InputReader| Reader { tensor: r.tensor.clone(), group: r.group };
     let n = triangle(input.k);
@@ -189,13 +196,13 @@ fn written(input: &InputSums) -> SiteSums<'_> {
     }
 }
 
-/// A file of covariances.
+/// A covariance file that is open for reading.
 #[pyclass(frozen, module = "ikq._ikq")]
 pub struct CovarianceFile {
     inner: Covariances,
 }
 
-/// Tensors with the group that each reads, counts, lower triangles [groups, elements].
+/// The tensors with the group that each reads, the token counts, and the lower triangles `[groups, elements]`.
 type SiteTriangles<'py> =
     (Vec<(String, Option<usize>)>, Bound<'py, PyArray1<f32>>, Bound<'py, PyArray2<f32>>);
 
@@ -237,7 +244,7 @@ impl CovarianceFile {
         self.inner.sites.len()
     }
 
-    /// The covariance of one site.
+    /// The covariance matrices of one input.
     fn site<'py>(&self, py: Python<'py>, index: usize) -> PyResult<SiteTriangles<'py>> {
         let found = restore(&self.inner).nth(index);
         let (readers, _, counts, sums) =
@@ -250,23 +257,24 @@ impl CovarianceFile {
     }
 }
 
-/// The text by which files of covariances name the model that they were collected from.
+/// The text by which a covariance file identifies the model that it was collected from.
 #[pyfunction]
 pub fn model_origin(model: &Model) -> Option<String> {
     origin(&model.inner)
 }
 
-/// Adds up files of covariances that were collected from the same model.
+/// Adds up covariance files that were collected from the same model, and writes the sum to `out`.
 #[pyfunction]
 pub fn merge_covariances(py: Python<'_>, paths: Vec<PathBuf>, out: PathBuf) -> PyResult<()> {
     enter(py, usize::MAX, |_| merge(&paths, &out).map_err(Stop::Failed))
 }
 
-/// Name, sums [experts, columns] and counts, as files hold them.
+/// An entry of an imatrix file: its name, the sums of squares `[experts, columns]` and the counts, as they are
+/// stored.
 type FileEntry<'py> = (String, Bound<'py, PyArray2<f32>>, Bound<'py, PyArray1<f32>>);
 type FileEntryRead<'py> = (String, PyReadonlyArray2<'py, f64>, PyReadonlyArray1<'py, f32>);
 
-/// A statistics file with its sums and counts as they are stored.
+/// An imatrix file with its sums and counts as they are stored.
 #[pyclass(frozen, module = "ikq._ikq")]
 pub struct StatisticsFile {
     inner: Sums,
@@ -274,7 +282,7 @@ pub struct StatisticsFile {
 
 #[pymethods]
 impl StatisticsFile {
-    /// Reads either form.
+    /// Reads a `.dat` or a GGUF imatrix.
     #[staticmethod]
     fn open(py: Python<'_>, path: PathBuf) -> PyResult<StatisticsFile> {
         let opened = enter(py, usize::MAX, |_| {
@@ -303,7 +311,7 @@ impl StatisticsFile {
         self.inner.all_experts
     }
 
-    /// Whether counts are chunks, one for all experts, not tokens.
+    /// Whether the counts are numbers of chunks, one for all experts of a tensor, instead of numbers of tokens.
     #[getter]
     fn counts_are_calls(&self) -> bool {
         self.inner.counts_are_calls
@@ -319,7 +327,7 @@ impl StatisticsFile {
     }
 }
 
-/// Writes a statistics file; `form` is `dat` or `gguf`.
+/// Writes an imatrix file; `form` is `dat` or `gguf`.
 #[pyfunction]
 #[pyo3(signature = (path, form, entries, *, datasets, n_chunks, chunk_size, all_experts))]
 #[expect(clippy::too_many_arguments, reason = "what a file holds, named in Python")]

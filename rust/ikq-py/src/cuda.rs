@@ -1,4 +1,5 @@
-//! GPUs as Python sees them: what there is, or why there is nothing to use, and kernels compiled ahead of use.
+//! The GPU functions for Python: which GPUs were found or why none can be used, compiling kernels ahead of use, and
+//! single operations for tests.
 
 use std::path::PathBuf;
 
@@ -30,7 +31,8 @@ impl Raise for Error {
     }
 }
 
-/// What was found; `nvrtc` are files and folders that may hold the compiler. Only the first call of a process looks.
+/// Reports the driver, the GPUs and the compiler that were found. `nvrtc` lists files and folders in which to look
+/// for the compiler library NVRTC. Only the first call in a process searches; later calls return what it found.
 #[pyfunction]
 pub fn cuda_status(py: Python<'_>, nvrtc: Vec<PathBuf>) -> PyResult<Bound<'_, PyDict>> {
     let (found, runtime) = py.detach(|| loader::look(&Search { nvrtc }));
@@ -60,15 +62,16 @@ fn facts<'py>(py: Python<'py>, device: &Facts) -> PyResult<Bound<'py, PyDict>> {
     Ok(row)
 }
 
-/// Names of the kernel files.
+/// The names of the CUDA source files.
 #[pyfunction]
 pub fn cuda_files(py: Python<'_>) -> PyResult<Vec<String>> {
     let files = sources::files().map_err(|e| e.raise(py))?;
     Ok(files.into_iter().map(|(name, _)| name).collect())
 }
 
-/// Compiles one file with these defines for an architecture (`sm_90`) by the NVRTC that is found in `nvrtc` (files and
-/// folders), whose CUDA is at most `major`: the cubin and the compiler's log. Needs no GPU.
+/// Compiles one source file with these defines for an architecture such as `sm_90`, and returns the cubin and the
+/// compiler's log. It uses an NVRTC from the files and folders `nvrtc` whose CUDA version is at most `major`. No
+/// GPU is needed.
 #[pyfunction]
 pub fn cuda_compile(
     py: Python<'_>,
@@ -87,8 +90,8 @@ pub fn cuda_compile(
     compiled.map(|c| (c.cubin, c.log)).map_err(|e| e.raise(py))
 }
 
-/// Compiles what products with weights of these types need, for an architecture (`sm_90`), into the folder of
-/// compiled kernels: name and whether it was there, of each.
+/// Compiles the kernels that models with weights of these types use, for an architecture such as `sm_90`, and
+/// stores them in the kernel cache. Returns for each its name and whether it was in the cache before.
 #[pyfunction]
 pub fn cuda_warm(
     py: Python<'_>,
@@ -107,8 +110,9 @@ pub fn cuda_warm(
     done.map_err(|e| e.raise(py))
 }
 
-/// How a kernel is launched: `{file, defines, kernel, grid, block, shared_bytes, arguments}`, where arguments are
-/// pairs of name and value; buffers are `None`, and those that a launch does without are 0.
+/// How a kernel is launched, as `{file, defines, kernel, grid, block, shared_bytes, arguments}`. The arguments are
+/// pairs of name and value; the value of a buffer is `None`, or 0 if this launch does not use the buffer. `shape`
+/// has these items:
 ///
 /// | kernel | sizes |
 /// |---|---|
@@ -210,8 +214,9 @@ fn float_type(name: &str) -> PyResult<FloatType> {
     }
 }
 
-/// As `product`, on GPU `device`: `x (n, k)` times the transpose of a matrix of `n_rows` rows, `(n, n_rows)`. With
-/// `replays`, launches are recorded, and run so often.
+/// Computes on GPU `device` what `product` computes on the CPU: `x` of shape `(n, k)` times the transpose of a
+/// quantized matrix of `n_rows` rows, which gives shape `(n, n_rows)`. With `replays` above 0, the launches are
+/// recorded as a CUDA graph, and the graph runs that many times.
 #[pyfunction]
 #[pyo3(signature = (nvrtc, device, type_id, data, n_rows, x, replays))]
 #[expect(clippy::too_many_arguments, reason = "a product and where it is computed")]
@@ -253,7 +258,7 @@ fn product(
     let codes = (arena.take(code_bytes)?, arena.take(scale_bytes)?);
     let y = arena.take(y_bytes)?;
     let mut out = vec![0; y_bytes];
-    // SAFETY: all pieces have the sizes that are asked for, and live until the last copy is done
+    // SAFETY: all buffers have the sizes that the kernels need, and live until the last copy is done
     unsafe {
         let matrix = weights::upload(gpu, &mut weights::Staging::default(), data, ty, n_rows, n, at)?;
         let codes = plan::reads_codes(matrix.ty).then_some(codes);
@@ -267,7 +272,7 @@ fn product(
         match replays {
             0 => launch(gpu)?,
             _ => {
-                // compiling and loading cannot be recorded
+                // the first launch compiles and loads the kernels, which cannot be recorded
                 launch(gpu)?;
                 let graph = gpu.record(launch)?;
                 for _ in 0..replays {
@@ -282,7 +287,8 @@ fn product(
     Ok(out.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect())
 }
 
-/// Rows of a matrix as the device decodes them, from its own form: `(n_rows, n)`.
+/// Uploads a matrix to the GPU, which stores it in its own layout, decodes it there, and returns the result of
+/// shape `(n_rows, n)`.
 #[pyfunction]
 pub fn cuda_dequantize<'py>(
     py: Python<'py>,
@@ -300,7 +306,7 @@ pub fn cuda_dequantize<'py>(
         let mut arena = Arena::new(gpu.context(), "rows", arena_bytes([matrix_bytes, out_bytes]))?;
         let (at, to) = (arena.take(matrix_bytes)?, arena.take(out_bytes)?);
         let mut out = vec![0; out_bytes];
-        // SAFETY: both pieces have the sizes that are asked for, and live until the copy is done
+        // SAFETY: both buffers have the sizes that the kernel needs, and live until the copy is done
         unsafe {
             let ty = weights::upload(&gpu, &mut weights::Staging::default(), data, ty, n_rows, n, at)?.ty;
             let plan = Call::Dequantize { ty, to: FloatType::F32, n_rows, n, chosen: false }.plan()?;

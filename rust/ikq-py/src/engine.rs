@@ -1,4 +1,5 @@
-//! Running models: the engine behind `ikq.Model`, its sequences, and what the kernels of this machine are.
+//! Running models: the engine behind `ikq.Model`, its sequences, and functions that name, test and time the CPU
+//! kernels.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -31,7 +32,8 @@ pub struct Engine {
     inner: ikq_model::Model,
 }
 
-/// A sequence of tokens that a model has read, with its cache. Calls from other threads wait for their turn.
+/// A sequence of tokens that a model has processed, with its KV cache. Calls from other threads wait for their
+/// turn.
 #[pyclass(frozen, module = "ikq._ikq")]
 pub struct Sequence {
     /// `None` after `close`.
@@ -41,18 +43,20 @@ pub struct Sequence {
 /// How an FFN is computed: layer, role, plan, the reason for it, and the types of gate, up and down.
 type FfnPlan = (usize, &'static str, &'static str, String, [&'static str; 3]);
 
-/// Where a stage is computed: its name, the device, its bytes in the file, and the reason.
+/// Where a stage (a part of the model, such as the attention of a layer) is computed: its name, the device, the
+/// bytes of its weights in the file, and the reason.
 type Placed = (String, String, usize, String);
 
-/// The placement of a model: its stages, the bytes of weights per device, and the bytes of the cache.
+/// The placement of a model: its stages, the bytes of weights per device, and the bytes of the KV cache.
 type Predicted = (Vec<Placed>, Vec<(String, usize)>, usize);
 
-/// One sequence of a step: the sequence, its tokens, which results are wanted, and the hidden states that a head is given.
+/// One entry of a step: the sequence, its new tokens, which results are wanted, and the hidden states that a
+/// multi-token prediction head or a part of a model takes as input (`None` for all others).
 type StepEntry<'py> = (Py<Sequence>, Vec<i64>, String, Option<PyReadonlyArray2<'py, f32>>);
 
 #[pymethods]
 impl Engine {
-    /// Loads the weights that `spec` (JSON) names.
+    /// Loads a model; `spec` is a JSON text that describes its architecture and names its weights.
     #[staticmethod]
     #[pyo3(signature = (model, spec, *, n_ctx, n_threads, n_ubatch, cache_type_k, cache_type_v, cache_rotation, swa_full,
                         compute, fused_up_gate, fused_moe, merge_up_gate_experts, expert_reduction, mmap, devices,
@@ -120,8 +124,8 @@ impl Engine {
         Ok(Engine { inner })
     }
 
-    /// What loading would take: where every stage would be computed, bytes of weights per device, and of the cache of a
-    /// sequence of `n_ctx` positions.
+    /// Predicts without loading anything where every stage would be computed, how many bytes the weights would take
+    /// on each device, and how many bytes the KV cache of a sequence of `n_ctx` positions would take.
     #[staticmethod]
     #[pyo3(signature = (model, spec, *, n_ctx, cache_type_k, cache_type_v, cache_rotation, swa_full, devices,
                         n_gpu_layers, override_tensor, cpu_moe, n_cpu_moe))]
@@ -174,8 +178,8 @@ impl Engine {
         predicted.map_err(|e| e.raise(py))
     }
 
-    /// The model of another file of the same metadata, with the same options; what is the same memory in both is not
-    /// loaded again. This engine is closed.
+    /// Replaces the weights by those of another file with the same metadata, and keeps the options. Weights that
+    /// are the same memory in both files are not loaded again. Returns a new engine; this one is closed.
     fn exchange(&self, py: Python<'_>, model: &Model) -> PyResult<Engine> {
         refuse_made(model)?;
         let inner = enter(py, usize::MAX, |cancel| self.inner.exchange(&model.inner, cancel))?;
@@ -187,8 +191,8 @@ impl Engine {
         Sequence { inner: Mutex::new(Some(self.inner.new_sequence())) }
     }
 
-    /// Runs the tokens of all entries after what their sequences hold: per entry floats `(n, n_vocab)` or
-    /// `(n, n_embd)`, or `None`.
+    /// Runs the new tokens of all entries, each after the tokens that its sequence holds. Returns for each entry
+    /// the logits `(n, n_vocab)`, the hidden states `(n, n_embd)`, or `None`, depending on what it wants.
     fn step<'py>(
         &self,
         py: Python<'py>,
@@ -200,7 +204,7 @@ impl Engine {
         let spec = &self.inner.network().spec;
         let handles: Vec<&Sequence> = entries.iter().map(|e| e.0.get()).collect();
         let tokens: Vec<&[i64]> = entries.iter().map(|e| e.1.as_slice()).collect();
-        // every thread locks in the same order
+        // every thread locks in the same order, so that no two threads wait for each other
         let mut order: Vec<usize> = (0..handles.len()).collect();
         order.sort_by_key(|i| std::ptr::from_ref(handles[*i]) as usize);
         if order.windows(2).any(|w| std::ptr::eq(handles[w[0]], handles[w[1]])) {
@@ -237,7 +241,7 @@ impl Engine {
         arrays.collect()
     }
 
-    /// Logits `(n, n_vocab)` of hidden states `(n, n_embd)` as a step gives them.
+    /// Computes the logits `(n, n_vocab)` from the hidden states `(n, n_embd)` that a step returned.
     fn head<'py>(
         &self,
         py: Python<'py>,
@@ -250,7 +254,7 @@ impl Engine {
         PyArray1::from_vec(py, logits).reshape([n, n_vocab])
     }
 
-    /// The sequence that `Sequence.save` wrote.
+    /// Loads a sequence that `Sequence.save` wrote.
     fn load_sequence(&self, py: Python<'_>, path: PathBuf) -> PyResult<Sequence> {
         let sequence = py.detach(|| self.inner.load_sequence(&path)).map_err(|e| e.raise(py))?;
         Ok(Sequence { inner: Mutex::new(Some(sequence)) })
@@ -266,7 +270,8 @@ impl Engine {
         self.inner.n_threads()
     }
 
-    /// Bytes of weights read from mapped files, of weights copied, of pages and states held.
+    /// The bytes of weights that are read from mapped files, of weights that were copied, and of the KV caches and
+    /// recurrent states of all sequences.
     #[getter]
     fn memory(&self) -> (usize, usize, usize) {
         let memory = self.inner.memory();
@@ -274,29 +279,30 @@ impl Engine {
         (mapped, memory.iter().map(|m| m.copied_bytes).sum(), self.inner.cache_bytes())
     }
 
-    /// Bytes of the cache that a sequence of `n` positions takes.
+    /// The bytes of the KV cache of a sequence of `n` positions.
     fn sequence_bytes(&self, n: usize) -> usize {
         self.inner.sequence_bytes(n)
     }
 
-    /// Window (or none) of each group of layers, and the pages of it that are held.
+    /// For each group of layers with the same attention window the size of that window (`None` if there is no
+    /// window), and the number of KV-cache pages that are in use.
     fn pages_held(&self) -> Vec<(Option<usize>, usize)> {
         self.inner.pages_held()
     }
 
-    /// Says, as text, why the weights were copied or not.
+    /// A text that says why the weights were copied or not.
     #[getter]
     fn why_memory(&self) -> String {
         self.inner.memory().first().map(|m| m.why.clone()).unwrap_or_default()
     }
 
-    /// Lets a collector (or none) see what the weights are multiplied with.
+    /// Attaches a collector, which sees the inputs of the weights in every later step; `None` detaches it.
     fn set_collector(&self, py: Python<'_>, collector: Option<&StatisticsCollector>) -> PyResult<()> {
         let collector = collector.map(|c| c.inner.clone());
         py.detach(|| self.inner.set_collector(collector)).map_err(|e| e.raise(py))
     }
 
-    /// By FFN: the plan by which it is computed, and the reason.
+    /// For each FFN the plan by which it is computed, and the reason.
     fn plans(&self) -> Vec<FfnPlan> {
         let rows = self.inner.plans().into_iter();
         rows.map(|(layer, role, x)| {
@@ -306,20 +312,21 @@ impl Engine {
         .collect()
     }
 
-    /// By stage: the device that computes it, and the reason.
+    /// For each stage the device that computes it, and the reason.
     fn placement(&self) -> Vec<Placed> {
         placed(self.inner.placement())
     }
 
-    /// Frees weights and caches; neither the engine nor its sequences can be used any more.
+    /// Frees the weights and the KV caches; neither the engine nor its sequences can be used any more.
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.inner.close());
     }
 }
 
 impl Engine {
-    /// The size by which [`enter`] tells whether a step is watched for Ctrl-C: the flag is looked at between ubatches,
-    /// so a step of one would gain nothing from it, and a generated token would pay for a thread.
+    /// The size that makes [`enter`] watch a step for Ctrl-C or not. The engine checks for cancellation only
+    /// between ubatches, so a step of a single ubatch would gain nothing, and every generated token would pay for a
+    /// helper thread.
     fn watched_elements(&self, n_tokens: usize) -> usize {
         match n_tokens <= self.inner.n_ubatch() {
             true => 0,
@@ -341,7 +348,8 @@ fn parse_cache(name: &str) -> PyResult<CacheType> {
     })
 }
 
-/// The weights of a GGUF file, which devices read from the mapped file without a copy.
+/// Refuses a model with tensors that no GGUF file stores, because devices read the weights directly from the mapped
+/// file.
 fn refuse_made(model: &Model) -> PyResult<()> {
     match model.inner.tensors().iter().any(|t| t.made.is_some()) {
         true => Err(UnsupportedError::new_err("a checkpoint cannot be run: convert it first (ikq convert)")),
@@ -363,7 +371,7 @@ fn parse_rules(
     Ok(rules)
 }
 
-/// A cache of the same types on a GPU.
+/// The same KV-cache options in the form that the GPU crate takes.
 fn gpu_cache(form: CacheForm) -> ikq_cuda::CacheForm {
     ikq_cuda::CacheForm {
         keys: form.keys.quant_type(),
@@ -372,14 +380,15 @@ fn gpu_cache(form: CacheForm) -> ikq_cuda::CacheForm {
     }
 }
 
-/// The number of a GPU's name, `CUDA0`.
+/// The number in a GPU's name, such as 0 for `CUDA0`; `None` if this is no name of a GPU.
 fn cuda_index(name: &str) -> Option<usize> {
     let number = name.get(..4).filter(|n| n.eq_ignore_ascii_case("CUDA")).map(|_| &name[4..])?;
-    // what `parse` takes has a sign, too
+    // `parse` would accept a sign, too
     number.chars().all(|c| c.is_ascii_digit()).then(|| number.parse().ok())?
 }
 
-/// Devices are `CPU`; `CPU1`, `CPU2`, ..., which are the CPU with memory of their own; and GPUs, `CUDA0`, `CUDA1`, ....
+/// Checks the names of devices: `CPU`, which must be first; `CPU1`, `CPU2`, ..., which compute on the same CPU but
+/// keep memory of their own; and the GPUs `CUDA0`, `CUDA1`, ....
 fn check_devices(names: &[String]) -> PyResult<()> {
     let is_cpu = |name: &String| {
         let number = name.get(..3).filter(|n| n.eq_ignore_ascii_case("CPU")).map(|_| &name[3..]);
@@ -408,7 +417,7 @@ fn make_devices(py: Python<'_>, names: &[String], cpu: &ikq_cpu::Options) -> PyR
         let Some(index) = cuda_index(name) else {
             return Ok(Box::new(Cpu::new(name.to_uppercase(), cpu.clone())));
         };
-        // `ikq.cuda` has looked before, where NVRTC may be
+        // `ikq.cuda` has called `cuda_status` with the places of NVRTC before, and only the first search counts
         let opened = py.detach(|| {
             let runtime = ikq_cuda::runtime(&ikq_cuda::Search::default())?;
             let options =
@@ -425,7 +434,7 @@ impl Sequence {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs `f` on the sequence with the interpreter released while waiting for it.
+    /// Runs `f` on the sequence. The interpreter is released meanwhile.
     fn with<R: Send>(
         &self,
         py: Python<'_>,
@@ -443,13 +452,13 @@ impl Sequence {
         self.with(py, |s| Ok(s.n_past()))
     }
 
-    /// The tokens so far.
+    /// The tokens of the sequence so far.
     #[getter]
     fn tokens(&self, py: Python<'_>) -> PyResult<Vec<u32>> {
         self.with(py, |s| Ok(s.tokens().to_vec()))
     }
 
-    /// Bytes of its pages and states, shared ones included.
+    /// The bytes of its KV-cache pages and recurrent states, including those that it shares with other sequences.
     #[getter]
     fn n_bytes(&self, py: Python<'_>) -> PyResult<usize> {
         self.with(py, |s| Ok(s.bytes()))
@@ -464,7 +473,7 @@ impl Sequence {
         self.with(py, |s| s.truncate(n))
     }
 
-    /// The largest position, at most `n`, that `truncate` can go back to.
+    /// The largest length, at most `n`, to which `truncate` can shorten the sequence.
     fn rewindable(&self, py: Python<'_>, n: usize) -> PyResult<usize> {
         self.with(py, |s| Ok(s.rewindable(n)))
     }
@@ -477,7 +486,7 @@ impl Sequence {
         self.with(py, |s| s.save(&path))
     }
 
-    /// Frees the pages of the sequence, which cannot be used any more.
+    /// Frees the KV cache of the sequence, which cannot be used any more.
     fn close(&self, py: Python<'_>) {
         py.detach(|| drop(self.lock().take()));
     }
@@ -509,11 +518,13 @@ fn one_of(option: &str, found: &str, allowed: &str) -> PyErr {
     PyValueError::new_err(format!("{option}={found:?}: one of {allowed} is needed"))
 }
 
-/// Weights and bytes of a matrix, seconds of its product with each number of columns on each of `n_threads` threads that
-/// work at once, bytes per second that they read, and multiply-adds per second that they can make.
+/// The number of weights and of bytes of the measured matrix; the seconds that a thread takes to multiply it with
+/// each number of columns while all `n_threads` threads work; the bytes per second that all threads can read
+/// together; and the multiply-adds per second that they can compute together, `None` where there is no dot-product
+/// instruction.
 type ProductSpeeds = (usize, usize, Vec<f64>, f64, Option<f64>);
 
-/// Measures how long products with weights of this type take.
+/// Measures how long products with weights of this type take, for each number of columns in `counts`.
 #[pyfunction]
 #[pyo3(signature = (type_id, counts, n_threads, isa_name))]
 pub fn product_speeds(
@@ -539,7 +550,8 @@ pub fn kernel_name(type_id: u32, isa_name: Option<&str>) -> PyResult<String> {
     Ok(check::kernel_name(isa(isa_name)?, quant_type(type_id)?, Compute::Auto))
 }
 
-/// Multiplies with random weights of this type; the largest error as a share of what rounding explains.
+/// Multiplies with random weights of this type, and returns the largest error as a fraction of the error that
+/// rounding explains.
 #[pyfunction]
 #[pyo3(signature = (type_id, isa_name))]
 pub fn kernel_self_test(py: Python<'_>, type_id: u32, isa_name: Option<&str>) -> PyResult<f64> {
@@ -547,7 +559,8 @@ pub fn kernel_self_test(py: Python<'_>, type_id: u32, isa_name: Option<&str>) ->
     py.detach(|| check::self_test(kind, ty)).map_err(|e| e.raise(py))
 }
 
-/// `x (n, k)` times the transpose of a matrix of `n_rows` rows: `(n, n_rows)`.
+/// Multiplies `x` of shape `(n, k)` with the transpose of a quantized matrix of `n_rows` rows, which gives shape
+/// `(n, n_rows)`.
 #[pyfunction]
 #[pyo3(signature = (type_id, data, n_rows, x, compute, isa_name))]
 pub fn product<'py>(

@@ -1,5 +1,5 @@
-//! The one door from Python into long work: release the interpreter, run, look for Ctrl-C, map
-//! errors. No call site does any of it by hand.
+//! Every long call from Python goes through this module. It releases the interpreter, runs the job, checks for
+//! Ctrl-C, and turns errors into exceptions.
 
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
@@ -10,20 +10,21 @@ use pyo3::prelude::*;
 
 use crate::errors::Raise;
 
-/// The time between two looks at signals such as Ctrl-C.
+/// The time between two checks for signals such as Ctrl-C.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Work of fewer elements than this runs on the calling thread without a look at signals: it
-/// takes a few milliseconds at most, and a helper thread would cost more than small calls do.
+/// Work of fewer elements than this runs on the calling thread without a check for signals. It
+/// takes a few milliseconds at most, and starting a helper thread could take longer than the work.
 const SHORT: usize = 1 << 14;
 
-/// Runs `job` with the interpreter released. `n_elements` is its rough size.
+/// Runs `job` with the interpreter released. `n_elements` is the rough size of the work.
 ///
-/// The job must look at the flag between units and return [`Stop::Cancelled`] when it is set; it runs
-/// on a thread of its own, because only Python's main thread can see Ctrl-C and must be free to look.
+/// The job must check the flag from time to time and return [`Stop::Cancelled`] when it is set. A job that is not
+/// short runs on a thread of its own, because only Python's main thread sees Ctrl-C and must be free to check for
+/// it.
 ///
 /// # Errors
-/// The job's error as a Python exception; the exception of the signal handler (`KeyboardInterrupt`).
+/// Returns the job's error as a Python exception, or the exception of a signal handler (`KeyboardInterrupt`).
 pub fn enter<R, E>(
     py: Python<'_>,
     n_elements: usize,
@@ -43,11 +44,12 @@ where
     finish(py, result)
 }
 
-/// As [`enter`] for long jobs that report on the way: `tick` runs with the interpreter held every
-/// [`SIGNAL_INTERVAL`] and once after the job, on the calling thread. An exception from it stops the job.
+/// Does the same as [`enter`] for long jobs that report progress: `tick` runs on the calling thread, with the
+/// interpreter held, every [`SIGNAL_INTERVAL`], and once more after a job that succeeded. An exception from it
+/// stops the job.
 ///
 /// # Errors
-/// As [`enter`], and what `tick` raised.
+/// Returns the errors of [`enter`], and what `tick` raised.
 pub fn enter_with_events<R, E>(
     py: Python<'_>,
     job: impl FnOnce(&Cancel) -> Result<R, Stop<E>> + Send,
@@ -72,7 +74,7 @@ fn finish<R, E: Raise>(py: Python<'_>, result: Result<R, Stop<E>>) -> PyResult<R
     })
 }
 
-/// The job's result, with the exception that a signal handler raised meanwhile, if it did.
+/// The job's result, and the exception that a signal handler or `tick` raised meanwhile, if any.
 type Watched<R, E> = (Result<R, Stop<E>>, PyResult<()>);
 
 fn watched<R: Send, E: Send>(

@@ -1,4 +1,4 @@
-//! Errors of the crates below as the exceptions of `ikq.errors`.
+//! Turns the errors of the other crates into the exceptions of `ikq.errors`.
 
 use std::ffi::OsString;
 
@@ -13,7 +13,7 @@ pyo3::import_exception!(ikq.errors, RefusedError);
 pyo3::import_exception!(ikq.errors, ShapeError);
 pyo3::import_exception!(ikq.errors, UnsupportedError);
 
-/// An error that knows its Python exception.
+/// An error that can be turned into a Python exception.
 pub trait Raise {
     fn raise(self, py: Python<'_>) -> PyErr;
 }
@@ -57,7 +57,7 @@ impl Raise for ikq_gguf::Error {
                 PyIsADirectoryError::new_err((EISDIR, "is a directory, not a GGUF file".to_string(), path))
             }
             UnknownType { .. } => UnsupportedError::new_err(message),
-            // what Python raised goes back as it is
+            // an exception that Python code raised is passed on unchanged
             Make { source, .. } => match source.downcast::<PyErr>() {
                 Ok(error) => *error,
                 Err(_) => FormatError::new_err(message),
@@ -68,7 +68,7 @@ impl Raise for ikq_gguf::Error {
     }
 }
 
-/// What the system says, without the number that `OSError` shows anyway.
+/// The system's message without the error number, which `OSError` shows anyway.
 fn reason(e: &std::io::Error) -> String {
     e.to_string().split(" (os error").next().unwrap_or_default().to_string()
 }
@@ -76,7 +76,7 @@ fn reason(e: &std::io::Error) -> String {
 const ENOENT: i32 = 2;
 const EISDIR: i32 = 21;
 
-/// `OSError` of the kind that the number says, with the file's name.
+/// The `OSError` (or its subclass) for an error number of the system, with the name of the file.
 fn os_error(py: Python<'_>, number: Option<i32>, message: String, path: Option<OsString>) -> PyErr {
     match number {
         // called with a number, the class chooses the subclass (FileNotFoundError, ...)
@@ -115,7 +115,7 @@ impl Raise for ikq_quantize::Error {
             }
             Imatrix(ikq_quantize::imatrix::ImatrixError::Gguf(e)) => e.raise(py),
             Encode(e) => e.raise(py),
-            // what Python raised goes back as it is
+            // an exception that Python code raised is passed on unchanged
             Outside(source) => match source.downcast::<PyErr>() {
                 Ok(error) => *error,
                 Err(_) => IkqError::new_err(message),

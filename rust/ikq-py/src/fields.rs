@@ -1,5 +1,6 @@
-//! Blocks as the integers they are made of. A matrix is seen row by row, also when the type stores
-//! rows together: the value of field `f` of block `b` of row `r` stands at `[r, b, ..]`.
+//! Takes quantized blocks apart into the integers of their fields (codes, scales, ...), and puts them together
+//! again. The result is ordered by rows even when the type interleaves rows: the fields of block `b` of row `r` are
+//! at `[r, b, ..]`.
 
 use ikq_formats::{Layout, QuantType, check_matrix, layout, matrix_bytes};
 use numpy::{PyArray1, PyReadonlyArray1};
@@ -10,18 +11,18 @@ use crate::errors::{Raise, UnsupportedError};
 use crate::types::quant_type;
 use ikq_pool::Stop;
 
-/// How a matrix is made up of row groups, headers, blocks and a trailer.
+/// How the bytes of a matrix divide into groups of rows, their headers, blocks and a trailer.
 struct Frame {
     ty: QuantType,
     layout: &'static Layout,
-    /// Groups of rows (rows themselves unless interleaved).
+    /// The number of row groups; a group is a single row unless the type interleaves rows.
     n_groups: usize,
-    /// Layout blocks along a row.
+    /// The number of blocks in a row.
     n_blocks: usize,
     header_bytes: usize,
-    /// Bytes of a group, its headers included.
+    /// The bytes of a group, including its headers.
     group_bytes: usize,
-    /// Bytes behind all groups.
+    /// The number of bytes behind all groups.
     trailer_bytes: usize,
 }
 
@@ -53,7 +54,7 @@ impl Frame {
         })
     }
 
-    /// Numbers of one row.
+    /// The number of integers in one row.
     fn row_values(&self) -> usize {
         self.n_blocks * self.layout.n_values()
     }
@@ -66,8 +67,9 @@ impl Frame {
         self.layout.rows * self.header_bytes
     }
 
-    /// Calls `each` for every number of a group: its index in a block's value array (all rows of the
-    /// group one after another) and in the numbers of the group, which go row by row.
+    /// For every integer of block number `block` of a group: its index among the values of that block (the rows of
+    /// the group one after another), and its index among the integers of the whole group, which are ordered by
+    /// rows.
     fn places(&self, block: usize) -> impl Iterator<Item = (usize, usize)> + '_ {
         let n = self.layout.n_values();
         (0..self.layout.rows)
@@ -75,10 +77,11 @@ impl Frame {
     }
 }
 
-/// A field: its name, how many numbers it has, their bits, how many values they can take, and whether they are signed.
+/// A field: its name, how many integers it has per block, their bits, how many values they can take, and whether
+/// they are signed.
 type FieldInfo = (&'static str, usize, u32, u64, bool);
 
-/// Elements of a block, and the fields of one row's block in the order of the value array.
+/// The number of elements of a block, and the fields of a block in the order in which `unpack` returns them.
 #[pyfunction]
 pub fn layout_fields(py: Python<'_>, ty: u32) -> PyResult<(usize, Vec<FieldInfo>)> {
     let layout = layout(quant_type(ty)?).map_err(|e| e.raise(py))?;
@@ -88,7 +91,7 @@ pub fn layout_fields(py: Python<'_>, ty: u32) -> PyResult<(usize, Vec<FieldInfo>
 
 type Unpacked<'py> = (Bound<'py, PyArray1<u8>>, Bound<'py, PyArray1<u32>>, Bound<'py, PyArray1<u8>>);
 
-/// A matrix taken apart: the row headers, the numbers `[row, block, value]`, and the trailer.
+/// Takes a matrix apart into the row headers, the integers `[row, block, value]`, and the trailer.
 #[pyfunction]
 pub fn unpack<'py>(
     py: Python<'py>,
@@ -124,7 +127,7 @@ pub fn unpack<'py>(
     Ok((PyArray1::from_vec(py, headers), PyArray1::from_vec(py, values), PyArray1::from_vec(py, trailer)))
 }
 
-/// The inverse of [`unpack`]; every number is checked.
+/// Puts a matrix together again, as the inverse of [`unpack`]. Every integer is checked for its range.
 #[pyfunction]
 pub fn pack<'py>(
     py: Python<'py>,

@@ -1,4 +1,4 @@
-//! GGUF files: a mapped model, and writing.
+//! Reads GGUF files as memory-mapped models, and writes them.
 
 use std::ops::Range;
 use std::path::PathBuf;
@@ -14,14 +14,14 @@ use crate::enter::enter;
 use crate::errors::{Raise, ShapeError};
 use crate::metadata::Metadata;
 
-/// The number of bytes that are written between two looks at signals such as Ctrl-C.
+/// The number of bytes that are written between two checks for signals such as Ctrl-C.
 const WRITE_UNIT: usize = 16 << 20;
 
-/// What a numpy view of mapped memory keeps alive.
+/// The owner of the bytes that a numpy array views: the array holds it, so that the memory stays mapped.
 #[pyclass(frozen, module = "ikq._ikq")]
 struct Mapped(Bytes);
 
-/// A GGUF file, or all files of a split set, mapped and checked.
+/// A GGUF file, or all shards of a split model, mapped into memory and checked.
 #[pyclass(frozen, module = "ikq._ikq")]
 pub struct Model {
     pub(crate) inner: ikq_gguf::Model,
@@ -32,10 +32,11 @@ type TensorInfo = (String, Vec<u64>, u32, u32);
 /// A file of a model: its path, format version, alignment, number of tensors, and size in bytes.
 type ShardInfo = (PathBuf, u32, u64, usize, usize);
 
-/// Name, shape as numpy has it, type id, and the runs of bytes in files: file, offset, length.
+/// A tensor of a made model: its name, its shape as numpy has it, its type id, and the ranges of bytes it consists
+/// of (number of the file, offset, length), or `None` if it is computed.
 type MadeTensor = (String, Vec<u64>, u32, Option<Vec<(usize, usize, usize)>>);
 
-/// A Python function that makes the bytes of tensors.
+/// A Python function that computes the bytes of tensors.
 struct PyMaker(Py<PyAny>);
 
 impl Maker for PyMaker {
@@ -49,7 +50,7 @@ impl Maker for PyMaker {
     }
 }
 
-/// Views of runs of bytes in mapped files.
+/// Views of ranges of bytes in mapped files.
 fn views(
     mapped: &[Bytes],
     files: &[PathBuf],
@@ -69,17 +70,19 @@ fn views(
 
 #[pymethods]
 impl Model {
-    /// Opens a file, or the whole split set that the file belongs to.
+    /// Opens a file, or all shards of the split model that the file belongs to.
     #[staticmethod]
     fn open(py: Python<'_>, path: PathBuf) -> PyResult<Model> {
         let opened = enter(py, usize::MAX, |_| ikq_gguf::Model::open(&path).map_err(Stop::Failed));
         opened.map(|inner| Model { inner })
     }
 
-    /// A model that no GGUF file holds, of the tensors that `maker` makes from `files`.
+    /// Makes a model that is not stored in a GGUF file, such as a checkpoint, whose tensors come from `files` or
+    /// are computed by `maker`.
     ///
-    /// A tensor is its name, its shape as numpy has it, a type id, and the runs of bytes that it consists of (number of a
-    /// file, offset, length); `None` for one that is computed: `maker(number, start, end)` gives bytes of that tensor.
+    /// A tensor is given by its name, its shape as numpy has it, its type id, and the ranges of bytes that it
+    /// consists of (number of a file, offset, length). For a tensor that is computed, `None` stands in place of the
+    /// ranges, and `maker(number, start, end)` returns its bytes from `start` to `end`.
     #[staticmethod]
     fn made(
         py: Python<'_>,
@@ -126,7 +129,7 @@ impl Model {
         self.inner.shards().iter().map(info).collect()
     }
 
-    /// This model with some tensors of another.
+    /// Makes a model like this one in which the named tensors are those of `other`.
     fn with_tensors_of(&self, py: Python<'_>, other: &Model, names: Vec<String>) -> PyResult<Model> {
         let names = names.iter().map(String::as_str);
         let inner = self.inner.with_tensors_of(&other.inner, names).map_err(|e| e.raise(py))?;
@@ -136,7 +139,7 @@ impl Model {
     /// A read-only view of a tensor's bytes in the file.
     fn data<'py>(&self, py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyArray1<u8>>> {
         let tensor = self.inner.require(name).map_err(|e| e.raise(py))?;
-        // what makes tensors takes the interpreter by itself
+        // a Python maker of tensors acquires the interpreter by itself
         let bytes = py.detach(|| tensor.read(0..tensor.n_bytes())).map_err(|e| e.raise(py))?;
         let owner = Bound::new(py, Mapped(bytes))?;
         let view = ArrayView1::from(&owner.get().0[..]);
@@ -148,8 +151,8 @@ impl Model {
     }
 }
 
-/// Writes a GGUF file (or split set) from tensors in memory; returns the paths written. Nothing is
-/// left behind when it fails.
+/// Writes a GGUF file, or several shards, from tensors in memory, and returns the paths written. No file is
+/// left behind when writing fails.
 #[pyfunction]
 #[pyo3(signature = (path, metadata, tensors, alignment, max_bytes, max_tensors, no_tensor_first_split))]
 #[expect(clippy::too_many_arguments, reason = "the options of the writer, named in Python")]

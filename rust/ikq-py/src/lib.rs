@@ -1,5 +1,6 @@
-//! `ikq._ikq`: what Python calls. This crate converts and nothing else; the work is done in the crates
-//! below it, the checks of dtypes and shapes that deserve a sentence in `python/ikq`.
+//! The extension module `ikq._ikq`, which the Python package calls. This crate only converts arguments, results and
+//! errors; the other crates do the work. `python/ikq` checks dtypes and shapes where an error message needs
+//! explanation.
 
 mod arrays;
 mod collect;

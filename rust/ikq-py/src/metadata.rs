@@ -1,6 +1,6 @@
-//! GGUF metadata: values to and from Python objects.
+//! GGUF metadata, whose values are converted to and from Python objects.
 //!
-//! A value's type is a string: `uint8` ... `float64`, `bool`, `string`, `array[TYPE]`.
+//! The type of a value is named by a string: `uint8` ... `float64`, `bool`, `string`, `array[TYPE]`.
 
 use ikq_gguf::{Array, Bytes, Value, ValueType};
 use pyo3::prelude::*;
@@ -8,7 +8,7 @@ use pyo3::types::{PyBytes, PyList, PyString};
 
 use crate::errors::{FormatError, Raise};
 
-/// Key-value pairs in order, each with the bytes it had in its file.
+/// The key-value pairs of a GGUF file in their order; each keeps the bytes that it had in its file.
 #[pyclass(module = "ikq._ikq")]
 #[derive(Default)]
 pub struct Metadata {
@@ -48,7 +48,7 @@ impl Metadata {
         self.inner.get(key).map(type_name)
     }
 
-    /// Sets `key` to a value of the type named.
+    /// Sets `key` to a value of the type that `type_name` names.
     fn set(&mut self, py: Python<'_>, key: &str, type_name: &str, value: &Bound<'_, PyAny>) -> PyResult<()> {
         let wrong = |why: String| FormatError::new_err(format!("key `{key}`: {why}"));
         let ty = Type::parse(type_name).ok_or_else(|| {
@@ -62,13 +62,13 @@ impl Metadata {
         Ok(())
     }
 
-    /// Removes `key`; whether it was there.
+    /// Removes `key`, and returns whether it was there.
     fn remove(&mut self, key: &str) -> bool {
         self.inner.remove(key)
     }
 }
 
-/// A value type with the element types of arrays.
+/// The type of a value, for an array together with the type of its elements.
 enum Type {
     Scalar(ValueType),
     Array(Box<Type>),
@@ -109,7 +109,7 @@ fn type_name(value: &Value) -> String {
     }
 }
 
-/// Strings that are not UTF-8 become `bytes`.
+/// Converts a GGUF string to `str`, or to `bytes` if it is not valid UTF-8.
 fn string<'py>(py: Python<'py>, bytes: &[u8]) -> Bound<'py, PyAny> {
     match std::str::from_utf8(bytes) {
         Ok(s) => PyString::new(py, s).into_any(),

@@ -1,4 +1,4 @@
-//! Quantizing whole models: importance matrices, plans, runs.
+//! Quantizing whole models: reading an imatrix, planning, and running the plan.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub struct Imatrix {
     inner: ikq_quantize::imatrix::Imatrix,
 }
 
-/// Values [experts, columns] and counts of an entry.
+/// An entry of an imatrix: its values `[experts, columns]` and its counts.
 type EntryArrays<'py> = (Bound<'py, PyArray2<f32>>, Bound<'py, PyArray1<f32>>);
 
 #[pymethods]
@@ -85,13 +85,14 @@ impl Imatrix {
         Ok(Some((values, PyArray1::from_slice(py, &entry.counts))))
     }
 
-    /// The name of the entry that serves this tensor: its own or one with the same input.
+    /// The name of the entry that is used for this tensor: its own, or that of a tensor with the same input.
     fn entry_for(&self, name: &str) -> Option<String> {
         self.inner.find(name).map(|(_, borrowed)| borrowed.unwrap_or_else(|| name.to_string()))
     }
 }
 
-/// Everything that TYPE can be: its name, its `general.file_type` number, and the id of its base type.
+/// Every file type that `ikq quantize` accepts as TYPE: its name, its `general.file_type` number, the id of its
+/// base type, and whether it is a mix of types.
 #[pyfunction]
 pub fn ftypes() -> Vec<(&'static str, Option<u32>, Option<u32>, bool)> {
     Ftype::all().map(|f| (f.name, f.id, f.base.map(QuantType::id), f.is_mix())).collect()
@@ -101,7 +102,7 @@ pub fn ftypes() -> Vec<(&'static str, Option<u32>, Option<u32>, bool)> {
 #[pyclass(frozen, get_all, module = "ikq._ikq")]
 pub struct TensorPlan {
     name: String,
-    /// The shape, with the length of a row first, as the command prints it.
+    /// The shape with the length of a row first, as `ikq quantize` prints it.
     dims: Vec<u64>,
     from_type: u32,
     to_type: u32,
@@ -114,7 +115,7 @@ pub struct TensorPlan {
     fallback_from: Option<u32>,
     bytes_in: u64,
     bytes_out: u64,
-    /// "not used", "missing", "own" or the name of the entry it is borrowed from.
+    /// "not used", "missing", "own", or the name of the imatrix entry that is used instead of its own.
     statistics: String,
     unseen_experts: Vec<usize>,
     thin_experts: Vec<usize>,
@@ -128,9 +129,9 @@ pub struct Coverage {
     n_experts: usize,
     n_experts_seen: usize,
     missing: Vec<String>,
-    /// Pairs of a tensor's name and the name of the entry that serves it.
+    /// Pairs of a tensor's name and the name of the entry that is used for it instead of its own.
     borrowed: Vec<(String, String)>,
-    /// For each tensor its name, how many of its experts were seen, and how many it has.
+    /// For each tensor with unseen experts its name, how many of its experts were seen, and how many it has.
     partial: Vec<(String, usize, usize)>,
     left_out: Vec<String>,
     is_complete: bool,
@@ -143,14 +144,15 @@ pub struct QuantizePlan {
     pub(crate) model: ikq_gguf::Model,
 }
 
-/// The options of the command; defaults live in Python, which gives every one.
+/// The options of `ikq quantize`. The Python side holds the defaults and always passes every option.
 #[derive(FromPyObject)]
 #[pyo3(from_item_all)]
 pub struct Wishes {
     pure: bool,
-    /// Type ids by role, such as `attn_v`.
+    /// Pairs of the role of a tensor, such as `attn_v`, and a type id.
     roles: Vec<(String, u32)>,
-    /// `re=type` lists and single rules, and files of them, each with what it is: `list`, `rule`, `file`.
+    /// Rules of the form `regex=type`. Each item is the form of the text (`list` for several rules, `rule` for a
+    /// single one, `file` for a path) and the text.
     custom: Vec<(String, String)>,
     token_embedding_type: Option<u32>,
     per_layer_token_embedding_type: Option<u32>,
@@ -273,13 +275,14 @@ pub fn plan_quantize(
     plan.map(|plan| QuantizePlan { plan: Arc::new(plan), model }).map_err(|e| e.raise(py))
 }
 
-/// The names of roles that have a type option.
+/// The names of the tensor roles for which there is a type option.
 #[pyfunction]
 pub fn roles() -> Vec<&'static str> {
     Role::names().collect()
 }
 
-/// The TYPE that stands for a tensor type, if one does.
+/// The file type TYPE that corresponds to this tensor type, if there is one: the one of the same name, or else the
+/// first with this base type.
 #[pyfunction]
 pub fn ftype_of_type(ty: u32) -> PyResult<Option<&'static str>> {
     Ok(Ftype::of_type(quant_type(ty)?).map(|f| f.name))
@@ -291,7 +294,7 @@ impl QuantizePlan {
         self.plan.tensors.iter().map(describe).collect()
     }
 
-    /// What the imatrix has data for; `None` without one.
+    /// Which tensors the imatrix has data for; `None` without an imatrix.
     fn coverage(&self) -> Option<Coverage> {
         let c = self.plan.coverage.as_ref()?;
         Some(Coverage {
@@ -307,19 +310,20 @@ impl QuantizePlan {
         })
     }
 
-    /// Tensors in each output file.
+    /// The number of tensors in each output file.
     #[getter]
     fn shards(&self) -> Vec<usize> {
         self.plan.layout.shards().iter().map(|s| s.tensors.len()).collect()
     }
 
-    /// Bytes of all output files, to the byte.
+    /// The exact size in bytes of all output files together.
     #[getter]
     fn total_bytes(&self) -> u64 {
         self.plan.layout.total_size()
     }
 
-    /// Threads that can work at once within `max_ram` bytes, and the bytes that they have in work.
+    /// The number of threads that can work at the same time within `max_ram` bytes of memory, and the bytes that
+    /// they use then.
     #[pyo3(signature = (n_threads, *, max_ram, measure_errors))]
     fn memory(
         &self,
@@ -333,7 +337,8 @@ impl QuantizePlan {
         needed.map(|m| (m.n_workers, m.bytes)).map_err(|e| e.raise(py))
     }
 
-    /// Seconds that a run will take, found by trying a few pieces of every kind of tensor, and the disk of `folder`.
+    /// Predicts how many seconds a run will take. It measures this on a few parts of every kind of tensor, and on
+    /// the disk of `folder`.
     #[pyo3(signature = (folder, n_threads, *, isa_name, measure_errors))]
     fn seconds(
         &self,
@@ -351,11 +356,13 @@ impl QuantizePlan {
         })
     }
 
-    /// Writes the model to `target`; `progress(index, seconds, not_ternary, vanished)` is called in order of
-    /// tensors (`not_ternary`: its type is ternary and its weights are not; `vanished`: the share of its non-zero
-    /// weights that are zero now), `on_bytes(n)` a few times a second with
-    /// the bytes of the source done since, `on_note(text)` with what the user should know. `outside` works off the units
-    /// that are not only copied, where it is given.
+    /// Runs the plan and writes the model to `target`.
+    ///
+    /// `progress(index, seconds, not_ternary, vanished)` is called for every finished tensor in order:
+    /// `not_ternary` says that its type is ternary but its weights are not, and `vanished` is the fraction of its
+    /// non-zero weights that became zero. `on_bytes(n)` is called several times a second with the bytes of the
+    /// source that were processed since the last call, and `on_note(text)` with messages for the user. If `outside`
+    /// is given, other processes compute through it all parts that are not merely copied.
     #[pyo3(signature = (
         target, *, n_threads, isa_name, restart, reuse, keep_finished, measure_errors, clamp, progress, on_bytes,
         on_note, outside=None
@@ -383,7 +390,7 @@ impl QuantizePlan {
         let (events, inbox) = channel();
         let job = |cancel: &ikq_pool::Cancel| {
             let report = move |event| {
-                // nobody listens any more only when the call is being abandoned
+                // sending fails only when the call is being abandoned
                 let _ = events.send(event);
             };
             let outside = outside.as_ref().map(|o| o as &dyn Outside);
@@ -413,7 +420,8 @@ impl QuantizePlan {
     }
 }
 
-/// Number of tensors that a file says the hash of, and the names of those that have another.
+/// Compares the tensors of a file with the hashes that its metadata has of them. Returns the number of tensors with
+/// a hash, and the names of those whose bytes do not match.
 #[pyfunction]
 #[pyo3(signature = (model, *, n_threads))]
 pub fn changed_tensors(
@@ -435,18 +443,19 @@ pub(crate) fn stop(e: ikq_quantize::Error) -> Stop<ikq_quantize::Error> {
     }
 }
 
-/// A finished run.
+/// The result of a finished run.
 #[pyclass(frozen, get_all, module = "ikq._ikq")]
 pub struct QuantizeRun {
     files: Vec<PathBuf>,
-    /// Work items: of all tensors, done by an interrupted run, and done by it but not found in its files.
+    /// The number of work items of the whole plan, of those taken over from an interrupted run (`n_resumed`), and
+    /// of those that it had recorded as finished but whose bytes are not in its files (`n_damaged`).
     n_items: usize,
     n_resumed: usize,
     n_damaged: usize,
-    /// Of each tensor of the plan: "encoded", "copied" or "reused"; seconds; whether its type is ternary and its
-    /// weights are not; the share of its non-zero weights that are zero now because the type's scales do not go that
-    /// low; relative errors: plain, weighted, weighted without the gain; the weighted gain; the weighted
-    /// error of each expert.
+    /// For each tensor of the plan: "encoded", "repacked", "copied" or "reused"; the seconds it took; whether its
+    /// type is ternary but its weights are not; the fraction of its non-zero weights that became zero because the
+    /// type's scales cannot be that small; and, if errors were measured, the relative errors (plain, weighted with
+    /// the imatrix, and weighted without the gain), the weighted gain, and the weighted error of each expert.
     tensors: Vec<TensorRow>,
 }
 

@@ -1,4 +1,4 @@
-//! Units of a plan that other processes work off.
+//! Quantizing parts of a plan, which are called units, in other processes.
 
 use std::path::PathBuf;
 
@@ -14,10 +14,11 @@ use crate::errors::{Raise, ShapeError};
 use crate::pipeline::{QuantizePlan, stop};
 use crate::simd::isa;
 
-/// A Python object with `begin(numbers)` and `next()`.
+/// A Python object with methods `begin(numbers)` and `next()`, which hands units to other processes and returns
+/// their results.
 pub struct PyOutside(pub Py<PyAny>);
 
-/// Number, record, and bytes unless they are written.
+/// A finished unit: its number, its journal record, and its bytes, or `None` if they are already in the file.
 type Sent = (usize, PyBackedBytes, Option<PyBackedBytes>);
 
 impl Outside for PyOutside {
@@ -40,7 +41,7 @@ impl Outside for PyOutside {
     }
 }
 
-/// Works off single units of a plan.
+/// Computes single units of a plan for a run in another process.
 #[pyclass(frozen, module = "ikq._ikq")]
 pub struct PlanWorker {
     inner: Worker,
@@ -73,7 +74,7 @@ impl PlanWorker {
         made.map(|inner| PlanWorker { inner })
     }
 
-    /// Hash of all that decides the bytes of units.
+    /// A hash of everything that the bytes of the units depend on.
     #[getter]
     fn identity(&self) -> u64 {
         self.inner.identity()
@@ -84,12 +85,12 @@ impl PlanWorker {
         self.inner.n_units()
     }
 
-    /// Number of the output file that has a unit's bytes, and where in it.
+    /// The number of the output file that a unit's bytes belong to, and their offset in it.
     fn spot(&self, number: usize) -> PyResult<(usize, u64)> {
         Ok(self.inner.spot(self.known(number)?))
     }
 
-    /// A unit's record and bytes.
+    /// Computes a unit, and returns its journal record and its bytes.
     fn unit<'py>(
         &self,
         py: Python<'py>,
@@ -101,7 +102,7 @@ impl PlanWorker {
     }
 }
 
-/// The partial files that a run of a plan writes.
+/// The paths of the partial files that a run of a plan writes before it renames them to the output files.
 #[pyfunction]
 pub fn partial_files(py: Python<'_>, plan: &QuantizePlan, target: PathBuf) -> PyResult<Vec<PathBuf>> {
     let targets = target_paths(&target, &plan.plan.layout).map_err(|e| e.raise(py))?;

@@ -1,11 +1,11 @@
-//! Which instruction set runs.
+//! The choice of the instruction set for the CPU kernels.
 
 use ikq_simd::IsaKind;
 use pyo3::prelude::*;
 
 use crate::errors::UnsupportedError;
 
-/// The instruction set of that name; `None` is the one the machine (or `IKQ_ISA`) chooses.
+/// The instruction set of that name; for `None` the one that `IKQ_ISA` names, or else the best one of this machine.
 pub fn isa(name: Option<&str>) -> PyResult<IsaKind> {
     match name {
         None => ikq_simd::selected().map_err(UnsupportedError::new_err),

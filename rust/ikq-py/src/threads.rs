@@ -1,4 +1,4 @@
-//! The pools that calls from Python run on.
+//! The thread pools that calls from Python run on.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -6,14 +6,14 @@ use ikq_pool::Pool;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 
-/// The pool with one thread per CPU that most calls share, with the process it was made in: a forked
-/// child inherits the memory but not the threads.
+/// The pool with one thread per CPU that most calls share, and the id of the process that made it. A forked
+/// child process inherits this memory but not the threads, and must make a pool of its own.
 static SHARED: Mutex<Option<(u32, Arc<Pool>)>> = Mutex::new(None);
 
-/// A pool of `n_threads`; `None` is the shared one, which is made on first use.
+/// A pool of `n_threads` threads; for `None` the shared one, which is made on first use.
 ///
 /// # Errors
-/// `ValueError` for 0 threads; `OSError` when threads cannot be started.
+/// Returns a `ValueError` for 0 threads, and an `OSError` when threads cannot be started.
 pub fn pool(n_threads: Option<usize>) -> PyResult<Arc<Pool>> {
     let start = |n| Pool::new(n).map(Arc::new).map_err(|e| PyOSError::new_err(e.to_string()));
     match n_threads {
@@ -28,7 +28,7 @@ pub fn pool(n_threads: Option<usize>) -> PyResult<Arc<Pool>> {
                     Ok(pool)
                 }
                 other => {
-                    // ending a pool waits for its threads, which a forked child does not have
+                    // dropping a pool waits for its threads, which do not exist in a forked child
                     std::mem::forget(other);
                     let pool = start(0)?;
                     *shared = Some((process, Arc::clone(&pool)));

@@ -1,4 +1,4 @@
-//! The type table and sizes.
+//! The table of quantization types, and the sizes of rows and tensors.
 
 use ikq_encode::can_encode;
 use ikq_formats::QuantType;
@@ -13,7 +13,7 @@ pub fn quant_type(id: u32) -> PyResult<QuantType> {
         .ok_or_else(|| FormatError::new_err(format!("unknown type id {id}; `ikq types` lists all")))
 }
 
-/// Facts of one type.
+/// The properties of one quantization type.
 #[pyclass(frozen, get_all, module = "ikq._ikq")]
 pub struct TypeFacts {
     id: u32,
@@ -33,7 +33,7 @@ pub struct TypeFacts {
     can_encode: bool,
 }
 
-/// Facts of every type, in order of id.
+/// The properties of every type, ordered by id.
 #[pyfunction]
 pub fn type_facts() -> Vec<TypeFacts> {
     QuantType::ALL
@@ -61,7 +61,7 @@ pub fn type_facts() -> Vec<TypeFacts> {
         .collect()
 }
 
-/// Id of the type with this name.
+/// The id of the type with this name.
 #[pyfunction]
 pub fn parse_type(py: Python<'_>, name: &str) -> PyResult<u32> {
     QuantType::parse(name).map(QuantType::id).map_err(|e| e.raise(py))
@@ -72,7 +72,7 @@ pub fn row_bytes(py: Python<'_>, ty: u32, n_per_row: usize) -> PyResult<usize> {
     ikq_formats::row_bytes(quant_type(ty)?, n_per_row).map_err(|e| e.raise(py))
 }
 
-/// Bytes of a tensor; `shape` as numpy has it, the row's elements last.
+/// The bytes of a tensor; `shape` is in numpy's order, with the length of a row last.
 #[pyfunction]
 pub fn tensor_bytes(py: Python<'_>, ty: u32, shape: Vec<u64>) -> PyResult<u64> {
     let dims: Vec<u64> = shape.into_iter().rev().collect();

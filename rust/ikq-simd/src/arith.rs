@@ -1,33 +1,33 @@
-//! Sixteen floats at a time, for arithmetic whose last bit may depend on the instruction set.
+//! [`Arith`]: sixteen floats at a time, for arithmetic whose last bit may depend on the instruction set.
 //!
-//! Encoders and decoders give the same bits everywhere and stay with [`crate::Lanes`]; sums of products in a running
-//! model need fused operations to be fast and agree to rounding only.
+//! Encoders and decoders must give the same bits everywhere, so they only use [`crate::Lanes`]. Sums of products in
+//! a running model need fused operations to be fast, so they only agree up to rounding.
 
 use core::arch::x86_64::*;
 
 use crate::{Avx2, Avx512, LaneBits, Scalar, array};
 
-/// Fused products, and numbers of two bytes.
+/// Fused products, sums in any order, and loads of floats of four and two bytes.
 pub trait Arith: LaneBits {
-    /// Registers that hold sixteen lanes may be this many, for tiles of accumulators.
+    /// How many values of sixteen lanes the registers hold; it decides the size of tiles of accumulators.
     const N_REGISTERS: usize;
 
-    /// `a * b + c`, rounded once where the machine can, else twice.
+    /// `a * b + c`, rounded once where the instruction set can do so, otherwise twice.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// The floats whose bits these are.
+    /// The floats that have these bits.
     fn of_bits(self, bits: Self::I) -> Self::F;
-    /// Sixteen floats, little endian.
+    /// Sixteen little-endian floats.
     fn load_f32(self, bytes: &[u8; 64]) -> Self::F;
-    /// Sixteen half-precision numbers, little endian, exactly.
+    /// Sixteen little-endian f16 numbers, converted exactly.
     fn load_f16(self, bytes: &[u8; 32]) -> Self::F;
-    /// Sixteen bfloat16 numbers, little endian, exactly.
+    /// Sixteen little-endian bf16 numbers, converted exactly.
     fn load_bf16(self, bytes: &[u8; 32]) -> Self::F;
-    /// Sum of the lanes, in any order.
+    /// The sum of the lanes, added in any order.
     #[inline(always)]
     fn total(self, v: Self::F) -> f32 {
         self.sum(v)
     }
-    /// [`Arith::total`] of each.
+    /// [`Arith::total`] of each value.
     #[inline(always)]
     fn totals(self, v: &[Self::F; 16]) -> [f32; 16] {
         let mut out = [0.0; 16];
@@ -38,7 +38,7 @@ pub trait Arith: LaneBits {
     }
 }
 
-/// Asks for the lines of `bytes` to be brought near, without waiting for them.
+/// Prefetches the cache lines of `bytes`, without waiting for them.
 #[inline(always)]
 pub fn prefetch(bytes: &[u8]) {
     for line in bytes.chunks(64) {
@@ -166,8 +166,8 @@ impl Arith for Avx512 {
         let mut out = [0.0; 16];
         // SAFETY: the token proves AVX-512F; `out` is 16 writable floats.
         unsafe {
-            // each step halves what belongs to a sum and doubles the sums in a register; within quarters first:
-            // u[i] has, in each quarter, parts of v[i], v[i + 8], v[i + 4], v[i + 12]
+            // each step halves the parts of each sum and doubles the number of sums in a register. First within
+            // quarters: u[i] has, in each quarter, partial sums of v[i], v[i + 8], v[i + 4], v[i + 12]
             let mut t = [_mm512_setzero_ps(); 8];
             for (i, t) in t.iter_mut().enumerate() {
                 let (a, b) = (v[i], v[i + 8]);
@@ -179,7 +179,7 @@ impl Arith for Avx512 {
                 let (lo, hi) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
                 *u = _mm512_add_ps(_mm512_castpd_ps(lo), _mm512_castpd_ps(hi));
             }
-            // then across quarters: even ones and odd ones
+            // then across quarters: the even ones are added to the odd ones
             let mut w = [_mm512_setzero_ps(); 2];
             for (i, w) in w.iter_mut().enumerate() {
                 let (a, b) = (u[2 * i], u[2 * i + 1]);
@@ -210,7 +210,7 @@ mod tests {
         fn run<I: Isa>(self, isa: I) -> Self::Output {
             let (a, b) = (isa.load_f16(self.0), isa.load_bf16(self.0));
             let same = isa.of_bits(isa.bits_i(a));
-            // small integers: exact in any order and with any rounding
+            // small integers, which are exact in any order and with any rounding
             let x = isa.load_f(&array(|i| i as f32 - 3.0));
             let y = isa.fma(x, x, isa.splat_f(0.5));
             let mut bytes = [0; 64];

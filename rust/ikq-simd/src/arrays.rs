@@ -1,8 +1,8 @@
-//! Arrays made by a rule, always inlined.
+//! [`array`] and [`map`]: arrays whose elements are computed by a closure, always inlined.
 //!
-//! `std::array::from_fn` and `[T; N]::map` may become functions of their own. Inside an
+//! The compiler may not inline `std::array::from_fn` and `[T; N]::map`. Inside an
 //! [`crate::IsaOp`] such a function lacks the instruction set's features: loops stay scalar, and an
-//! intrinsic in the closure turns into a call with vectors in memory (ten times slower). Use these
+//! intrinsic in the closure becomes a call with vectors in memory (ten times slower). Use these functions
 //! instead.
 
 /// `[f(0), f(1), ...]`.

@@ -1,18 +1,18 @@
-//! The vocabulary in AVX2: 64 bytes are two registers.
+//! [`Isa`] in AVX2, where 64 bytes are two registers.
 
 use core::arch::x86_64::*;
 
 use crate::arrays::{array, map};
 use crate::isa::{Isa, IsaOp};
 
-/// Proof of AVX2, FMA, F16C and the bit-manipulation sets; made by detection only.
+/// A token that proves AVX2, FMA, F16C and the bit-manipulation sets; only detection makes one.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx2 {
     _private: (),
 }
 
 impl Avx2 {
-    /// The token, where the machine has the instructions.
+    /// The token, if the machine has the instructions.
     pub fn detect() -> Option<Avx2> {
         let has = is_x86_feature_detected!("avx2")
             && is_x86_feature_detected!("fma")
@@ -43,13 +43,13 @@ macro_rules! avx2 {
     };
 }
 
-/// Bytes of all ones where the bit of `mask` is set.
+/// Bytes that are all ones where the bit of `mask` is set, else 0.
 #[inline(always)]
 fn expand(mask: u32) -> __m256i {
     // SAFETY: called from methods of `Avx2` only, whose token proves AVX2.
     unsafe {
         let v = _mm256_set1_epi32(mask as i32);
-        // byte j of the result looks at byte j / 8 of the mask, bit j % 8
+        // byte j of the result depends on byte j / 8 of the mask, bit j % 8
         let spread =
             _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
         let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64 as i64);
@@ -58,7 +58,7 @@ fn expand(mask: u32) -> __m256i {
     }
 }
 
-/// Thirty-two values of the KT generator from 32 products, kept in order.
+/// Thirty-two values of the KT generator from 32 products, in the same order.
 #[inline(always)]
 fn trellis_bytes(products: [__m256i; 4]) -> __m256i {
     // SAFETY: called from methods of `Avx2` only, whose token proves AVX2.
@@ -69,7 +69,7 @@ fn trellis_bytes(products: [__m256i; 4]) -> __m256i {
             let pairs = _mm256_maddubs_epi16(s, _mm256_set1_epi8(1));
             *p = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
         }
-        // packs work within 128-bit lanes; the permutation puts the groups of four back in order
+        // packing works within 128-bit halves; the permutation puts the groups of four back in order
         let lo = _mm256_packs_epi32(sums[0], sums[1]);
         let hi = _mm256_packs_epi32(sums[2], sums[3]);
         let bytes = _mm256_packus_epi16(lo, hi);
@@ -78,14 +78,14 @@ fn trellis_bytes(products: [__m256i; 4]) -> __m256i {
     }
 }
 
-/// Eight bytes from `at` on as floats.
+/// The low eight `i8` as floats.
 #[inline(always)]
 fn floats(v: __m128i) -> __m256 {
     // SAFETY: called from methods of `Avx2` only, whose token proves AVX2.
     unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(v)) }
 }
 
-/// The eight groups of eight `i8` of a pair, as floats, each given to `put` with its index.
+/// Passes the eight groups of eight `i8` of a pair to `put`, as floats, each with its index.
 #[inline(always)]
 fn each_eight(v: Pair, mut put: impl FnMut(usize, __m256)) {
     for (half, v) in v.into_iter().enumerate() {
@@ -127,7 +127,7 @@ impl Isa for Avx2 {
     #[inline(always)]
     fn splat_4x16(self, b: [u8; 4]) -> Pair {
         avx2! {
-            // one dword, spread by byte shuffles
+            // one 32-bit word, spread by byte shuffles
             let v = _mm256_set1_epi32(i32::from_le_bytes(b));
             let first = _mm256_setr_epi64x(0, 0, 0x0101_0101_0101_0101, 0x0101_0101_0101_0101);
             let last = _mm256_add_epi8(first, _mm256_set1_epi8(2));
@@ -158,7 +158,7 @@ impl Isa for Avx2 {
     #[inline(always)]
     fn bits_4x16(self, v: Pair, s: [u32; 4], mask: u8) -> Pair {
         avx2! {
-            // a 16-bit shift lets bits of the upper byte into the lower one: the mask clears them
+            // a 16-bit shift moves bits of the upper byte into the lower one, which the mask clears
             let half = |v: __m256i, a: u32, b: u32| match a == b {
                 true => _mm256_srl_epi16(v, _mm_cvtsi32_si128(a as i32)),
                 false => {
@@ -202,7 +202,7 @@ impl Isa for Avx2 {
         avx2! {
             let low = self.and(index, self.splat(15));
             let (a, b) = (self.lut16(lo, low), self.lut16(hi, low));
-            // bit 4 of the index moved to the sign bit, which the blend looks at
+            // bit 4 of the index is moved to the sign bit, by which the blend chooses
             let pick = self.shl(index, 3);
             [_mm256_blendv_epi8(a[0], b[0], pick[0]), _mm256_blendv_epi8(a[1], b[1], pick[1])]
         }

@@ -1,18 +1,19 @@
-//! The vocabulary in AVX-512 (F, BW, VL, DQ, VNNI, VBMI): 64 bytes are one register.
+//! [`Isa`] in AVX-512 (F, BW, VL, DQ, VNNI, VBMI), where 64 bytes are one register.
 
 use core::arch::x86_64::*;
 
 use crate::arrays::{array, map};
 use crate::isa::{Isa, IsaOp};
 
-/// Proof of AVX-512 F, BW, VL, DQ, VNNI and VBMI (and all of AVX2); made by detection only.
+/// A token that proves AVX-512 F, BW, VL, DQ, VNNI and VBMI (and all that [`crate::Avx2`] proves); only detection
+/// makes one.
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512 {
     _private: (),
 }
 
 impl Avx512 {
-    /// The token, where the machine has the instructions.
+    /// The token, if the machine has the instructions.
     pub fn detect() -> Option<Avx512> {
         let has = crate::Avx2::detect().is_some()
             && is_x86_feature_detected!("avx512f")
@@ -94,7 +95,7 @@ impl Isa for Avx512 {
     #[inline(always)]
     fn splat_4x16(self, b: [u8; 4]) -> __m512i {
         avx512! {
-            // one dword per quarter's byte, spread over its 16 lanes by a byte shuffle
+            // one 32-bit word everywhere; a byte shuffle fills each quarter with one of its bytes
             let v = _mm512_set1_epi32(i32::from_le_bytes(b));
             let quarter = _mm512_set_epi64(
                 0x0303_0303_0303_0303, 0x0303_0303_0303_0303,
@@ -128,7 +129,7 @@ impl Isa for Avx512 {
     }
     #[inline(always)]
     fn bits_4x16(self, v: __m512i, s: [u32; 4], mask: u8) -> __m512i {
-        // a 16-bit shift lets bits of the upper byte into the lower one: the mask clears them
+        // a 16-bit shift moves bits of the upper byte into the lower one, which the mask clears
         let count = map(s, |s| i64::from(s) * 0x0001_0001_0001_0001);
         avx512! {
             let count = _mm512_setr_epi64(
@@ -244,7 +245,7 @@ impl Isa for Avx512 {
     }
 }
 
-/// Four quarters as one register.
+/// Joins four quarters to one register.
 #[inline(always)]
 fn join(q: [__m128i; 4]) -> __m512i {
     // SAFETY: called from methods of `Avx512` only, whose token proves AVX-512.

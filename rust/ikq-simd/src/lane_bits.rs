@@ -1,4 +1,4 @@
-//! Sixteen integers at a time: bits moved between lanes' numbers, as packing codes does.
+//! [`LaneBits`]: bit operations on sixteen integers at a time, as packing and unpacking codes needs them.
 
 use core::arch::x86_64::*;
 
@@ -12,7 +12,7 @@ pub trait LaneBits: Lanes {
     fn xor_i(self, a: Self::I, b: Self::I) -> Self::I;
     /// Every lane shifted left; `by` is below 32.
     fn shl_i(self, v: Self::I, by: u32) -> Self::I;
-    /// Every lane shifted right, zeros coming in; `by` is below 32.
+    /// Every lane shifted right, filled up with zeros; `by` is below 32.
     fn shr_i(self, v: Self::I, by: u32) -> Self::I;
 }
 
@@ -43,13 +43,13 @@ impl LaneBits for Scalar {
     }
 }
 
-/// A value that may be loaded as one.
+/// Sixteen bytes that are aligned, so that one instruction loads them.
 #[repr(align(16))]
 struct Count([u64; 2]);
 
-/// The numbers below 32. A count that is known at run time only is loaded from here: it is there sooner than one
-/// that comes from a general register. (A constant and no static, so that counts which are known when the code is
-/// compiled stay constants in other crates.)
+/// The numbers below 32. A shift count that is only known at run time is loaded from here, which is faster than
+/// moving it from a general register. (This is a constant, not a static, so that counts that are known at compile
+/// time stay constants in other crates.)
 const COUNTS: [Count; 32] = {
     let mut out = [const { Count([0; 2]) }; 32];
     let mut i = 0;
@@ -60,7 +60,7 @@ const COUNTS: [Count; 32] = {
     out
 };
 
-/// The count of a shift, which is below 32.
+/// The count of a shift as shift instructions take it; it must be below 32.
 #[inline(always)]
 pub(crate) fn count(by: u32) -> __m128i {
     let count: &'static Count = &const { &COUNTS }[by as usize & 31];

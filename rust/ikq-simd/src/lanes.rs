@@ -1,14 +1,14 @@
-//! Sixteen floats (or integers) at a time: the vocabulary of the encoders' searches.
+//! [`Lanes`]: operations on sixteen floats (or integers) at a time, as the encoders' searches use them.
 //!
-//! Encoders put sixteen sub-blocks (or sixteen candidates) side by side, one per lane. Every
-//! operation is one IEEE operation per lane (two for [`Lanes::round`]), so a search gives the same
-//! codes on every instruction set; sums over lanes go through [`Lanes::sum`], whose tree is fixed.
+//! Encoders put sixteen sub-blocks (or sixteen candidates) side by side, one per lane. Every operation is one IEEE
+//! operation per lane (two for [`Lanes::round`] and [`Lanes::mul_add_f`]), so a search gives the same codes on
+//! every instruction set; [`Lanes::sum`] adds the lanes in a fixed order.
 
 use core::arch::x86_64::*;
 
 use crate::{Avx2, Avx512, Scalar};
 
-/// Adding and subtracting this rounds to the nearest integer, ties to even, for |x| < 2^22.
+/// Adding and then subtracting this rounds to the nearest integer, ties to even, for |x| < 2^22.
 const ROUND: f32 = 12_582_912.0;
 
 /// The largest finite half-precision number.
@@ -19,7 +19,7 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     type F: Copy;
     /// Sixteen i32 lanes.
     type I: Copy;
-    /// Whether a look-up in 32 or 64 floats is faster than ten operations of arithmetic.
+    /// Whether a look-up among 32 or 64 floats is faster than ten arithmetic operations.
     const WIDE_LUT: bool;
 
     fn load_f(self, x: &[f32; 16]) -> Self::F;
@@ -28,7 +28,7 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn add_f(self, a: Self::F, b: Self::F) -> Self::F;
     fn sub_f(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul_f(self, a: Self::F, b: Self::F) -> Self::F;
-    /// Division; x / 0 follows IEEE (callers select afterwards).
+    /// Division. x / 0 is that of IEEE; callers replace it afterwards where it matters.
     fn div_f(self, a: Self::F, b: Self::F) -> Self::F;
     fn sqrt_f(self, v: Self::F) -> Self::F;
     /// `a < b ? a : b` per lane (b where either is NaN).
@@ -38,10 +38,10 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn abs_f(self, v: Self::F) -> Self::F;
     /// `a > b ? x : y` per lane (y where either is NaN).
     fn if_gt(self, a: Self::F, b: Self::F, x: Self::F, y: Self::F) -> Self::F;
-    /// Bit i: `a > b` in lane i (0 where either is NaN).
+    /// Bit i of the result tells whether `a > b` in lane i (0 where either is NaN).
     fn bits_gt(self, a: Self::F, b: Self::F) -> u32;
 
-    /// Element i of the sixteen rows in vector i.
+    /// Vector i of the result has element i of the sixteen rows.
     #[inline(always)]
     fn transpose(self, rows: [&[f32; 16]; 16]) -> [Self::F; 16] {
         let mut columns = [self.splat_f(0.0); 16];
@@ -53,11 +53,11 @@ pub trait Lanes: Copy + Send + Sync + 'static {
 
     fn load_i(self, x: &[i32; 16]) -> Self::I;
     fn splat_i(self, x: i32) -> Self::I;
-    /// The nearest floats.
+    /// The integers as floats, rounded to nearest.
     fn float_i(self, v: Self::I) -> Self::F;
     /// `table[index % 16]` per lane.
     fn lut16_f(self, table: Self::F, index: Self::I) -> Self::F;
-    /// The same with indices below 8: half the work where registers hold 8 lanes.
+    /// [`Lanes::lut16_f`] for indices below 8, which is half the work where registers hold 8 lanes.
     #[inline(always)]
     fn lut8_f(self, table: Self::F, index: Self::I) -> Self::F {
         self.lut16_f(table, index)
@@ -66,24 +66,23 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn lut32_f(self, table: [Self::F; 2], index: Self::I) -> Self::F;
     /// `table[index % 64]` per lane.
     fn lut64_f(self, table: [Self::F; 4], index: Self::I) -> Self::F;
-    /// Adds a weighted squared distance in two coordinates to each lane: with `p` the i16 pairs of
-    /// `points` (lane i: elements 2i and 2i + 1), `target` and `root` pairs as [`pair`] makes them,
-    /// `acc + sum over both of e^2`, `e = (p - target) * root / 2^15`: the difference saturated to i16, e
-    /// the nearest integer (half way up). `root` is the root of the weight, positive; the caller sees to
-    /// it that the sum fits i32.
+    /// Adds a weighted squared distance in two coordinates to each lane: `acc + sum over both of e^2` with `e = (p
+    /// - target) * root / 2^15`. The two p of lane i are elements 2i and 2i + 1 of `points`; `target` and `root`
+    /// are pairs that [`pair`] makes, where `root` is the positive square root of the weight. Differences saturate
+    /// to i16, and e is rounded to the nearest integer (ties up). The caller must make sure that the sum fits i32.
     fn add_square_2(self, acc: Self::I, points: &[i16; 32], target: Self::I, root: Self::I) -> Self::I;
 
     /// The bits of the floats.
     fn bits_i(self, v: Self::F) -> Self::I;
-    /// The nearest half-precision numbers (ties to even) as bits; beyond +-65504 the largest finite
+    /// The bits of the nearest f16 numbers (ties to even); numbers beyond +-65504 become the largest finite
     /// one. No lane may be NaN.
     fn f16_bits(self, v: Self::F) -> [u16; 16];
-    /// What [`Lanes::f16_bits`] stand for.
+    /// The numbers whose bits [`Lanes::f16_bits`] gives.
     fn f16_round(self, v: Self::F) -> Self::F;
 
-    /// The nearest integer (ties to even) as an index for [`Lanes::lut16_slot`]: a large float whose
-    /// lowest bits are that integer. Slots of neighbours differ by 1.0;
-    /// [`Lanes::slot_number`] is the integer. |x| must be below 2^22.
+    /// The nearest integer (ties to even) as a *slot*, an index for [`Lanes::lut16_slot`]: a large float whose
+    /// lowest bits are that integer. Slots of neighbouring integers differ by 1.0;
+    /// [`Lanes::slot_number`] gives the integer. |x| must be below 2^22.
     #[inline(always)]
     fn slot(self, v: Self::F) -> Self::F {
         self.add_f(v, self.splat_f(ROUND))
@@ -95,7 +94,7 @@ pub trait Lanes: Copy + Send + Sync + 'static {
         self.lut16_f(table, self.bits_i(slots))
     }
 
-    /// The lowest byte of each slot: its integer, as two's complement where negative.
+    /// The lowest byte of each slot: its integer, in two's complement where it is negative.
     #[inline(always)]
     fn slot_bytes(self, slots: Self::F) -> [u8; 16] {
         crate::map(self.array(slots), |slot| slot.to_bits() as u8)
@@ -107,7 +106,7 @@ pub trait Lanes: Copy + Send + Sync + 'static {
         self.sub_f(slots, self.splat_f(ROUND))
     }
 
-    /// `a * b + c` with both roundings: two operations on every instruction set, never fused.
+    /// `a * b + c`, rounded twice on every instruction set, never fused.
     #[inline(always)]
     fn mul_add_f(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         self.add_f(self.mul_f(a, b), c)
@@ -137,7 +136,7 @@ pub trait Lanes: Copy + Send + Sync + 'static {
         c[0].min(c[2]).min(c[1].min(c[3]))
     }
 
-    /// Sum of the lanes by halving: 16 -> 8 -> 4 -> 2 -> 1.
+    /// The sum of the lanes, added by halving: 16 -> 8 -> 4 -> 2 -> 1.
     #[inline(always)]
     fn sum(self, v: Self::F) -> f32 {
         let a = self.array(v);
@@ -270,12 +269,12 @@ impl Lanes for Scalar {
     }
 }
 
-/// Single to half precision, nearest even, saturating.
+/// Converts single to half precision: to nearest, ties to even, saturating.
 #[inline(always)]
 fn f16_bits(x: f32) -> u16 {
     let sign = (x.to_bits() >> 16) as u16 & 0x8000;
     let magnitude = if x.abs() < F16_MAX { x.abs() } else { F16_MAX };
-    // below 2^-14: the units of the last place of 0.5 are the steps of subnormal halves
+    // below 2^-14, where f16 numbers are subnormal: their steps are the last place of 0.5 as an f32
     let subnormal = (magnitude + 0.5).to_bits() - 0.5f32.to_bits();
     let bits = magnitude.to_bits();
     let normal = bits.wrapping_sub(112 << 23).wrapping_add(0xfff + (bits >> 13 & 1)) >> 13;
@@ -294,12 +293,12 @@ macro_rules! both {
     }};
 }
 
-/// `one` where the bit of the index is set, `zero` elsewhere. For methods of `Avx2`.
+/// `one` where the bit of the index is set, else `zero`. Only for methods of `Avx2`.
 #[inline(always)]
 fn by_bit<const BIT: u32>(index: [__m256i; 2], zero: Pair, one: Pair) -> Pair {
     // SAFETY: called in methods of `Avx2`, whose token proves the instructions.
     unsafe {
-        // a blend looks at the sign
+        // a blend chooses by the sign bit
         let up = _mm_cvtsi32_si128(31 - BIT as i32);
         let lo = _mm256_castsi256_ps(_mm256_sll_epi32(index[0], up));
         let hi = _mm256_castsi256_ps(_mm256_sll_epi32(index[1], up));
@@ -315,13 +314,13 @@ fn by_bit<const BIT: u32>(index: [__m256i; 2], zero: Pair, one: Pair) -> Pair {
 unsafe fn lut16_8(table: Pair, index: __m256i) -> __m256 {
     // SAFETY: as promised.
     unsafe {
-        // the permutation looks at three bits of an index, the blend at its sign: bit 3 moved there
+        // the permutation uses three bits of an index, and the blend the sign bit, to which bit 3 is moved
         let (lo, hi) = (_mm256_permutevar8x32_ps(table[0], index), _mm256_permutevar8x32_ps(table[1], index));
         _mm256_blendv_ps(lo, hi, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index)))
     }
 }
 
-/// Rounded to the nearest half-precision numbers.
+/// Rounds to the nearest f16 numbers.
 ///
 /// # Safety
 /// F16C must be there.
@@ -336,7 +335,8 @@ unsafe fn half_precision(v: Pair) -> [__m128i; 2] {
     }
 }
 
-// No `map` nor closures around intrinsics below: what is not inlined lacks the instruction set.
+// There are no `map` and no closures around intrinsics below, because code that is not inlined lacks the
+// instructions.
 impl Lanes for Avx2 {
     type F = Pair;
     type I = [__m256i; 2];
@@ -414,7 +414,7 @@ impl Lanes for Avx2 {
         let mut out = [0; 16];
         // SAFETY: the token proves AVX2; `out` is 16 writable bytes.
         unsafe {
-            // the low byte of each lane first in its quarter, then the quarters of both halves together
+            // the low bytes of lanes are gathered within halves first, then those of the halves are joined
             let pick = _mm256_setr_epi8(
                 0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, //
                 -1, -1, -1, -1, 0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1,
@@ -629,7 +629,7 @@ impl Lanes for Avx512 {
     }
     #[inline(always)]
     fn add_square_2(self, acc: __m512i, points: &[i16; 32], target: __m512i, root: __m512i) -> __m512i {
-        // points are 32 i16, the 64 bytes that are loaded
+        // the 32 i16 of `points` are the 64 bytes that are loaded
         avx512! {
             let d = _mm512_subs_epi16(_mm512_loadu_si512(points.as_ptr().cast()), target);
             let e = _mm512_mulhrs_epi16(d, root);

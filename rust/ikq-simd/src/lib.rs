@@ -1,16 +1,17 @@
-//! Instruction sets as values, and the vector vocabulary of decoders and encoders.
+//! Instruction sets as values, and the vector operations that decoders, encoders and matrix products are written
+//! in.
 //!
-//! - A token ([`Scalar`], [`Avx2`], [`Avx512`]) can only be had from detection; holding it proves
-//!   that the machine has the instructions. [`Isa`] is the vocabulary every token speaks.
+//! - A token ([`Avx2`], [`Avx512`]) is only made by detection, so holding it proves
+//!   that the machine has the instructions; [`Scalar`] needs none. [`Isa`] has the operations of all tokens.
 //! - An algorithm is written once, generic over [`Isa`], as an [`IsaOp`]; [`run`] compiles it for
-//!   each instruction set and calls the one asked for. The `#[target_feature]` attributes of the
-//!   whole project stand in [`run`]; no other function needs one.
-//! - Every operation gives the same bits on every instruction set: integers are exact, floats are
-//!   single IEEE operations that are never contracted or reordered. So is plain Rust code inside an
-//!   `IsaOp`, which the compiler vectorizes for the set in question: encoders rely on that for
-//!   files that do not depend on the machine.
+//!   each instruction set and calls the one that is asked for. The `#[target_feature]` attributes of the
+//!   whole project are those of the two wrappers that [`run`] calls; no other function needs one.
+//! - Operations give the same bits on every instruction set: integers are exact, floats are single IEEE operations
+//!   that are never fused or reordered. The exceptions are the fused products and the sums in any order of
+//!   [`Arith`] and [`Products`]. Plain Rust code inside an `IsaOp`, which the compiler vectorizes for the set in
+//!   question, gives the same bits too. Encoders rely on that for files that do not depend on the machine.
 //!
-//! `IKQ_ISA=scalar|avx2|avx512` forces one; asking for one that the machine lacks is an error.
+//! The environment variable `IKQ_ISA=scalar|avx2|avx512` forces a set; one that the machine lacks is an error.
 
 mod arith;
 mod arrays;

@@ -1,8 +1,9 @@
-//! The vocabulary of matrix products: sums of products of codes, fused floats, tiles of bytes turned round.
+//! [`Products`]: operations of matrix products, such as sums of products of codes, fused products of floats, and
+//! transposing.
 //!
 //! Products of codes have weights on one side and activations on the other. AVX-512 multiplies unsigned by
-//! signed bytes, so weights are kept there with [`Products::CODE_BIAS`] added; whoever sums starts from minus
-//! the bias times the sum of the activations' codes, and the result is exact on every set.
+//! signed bytes, so weights have [`Products::CODE_BIAS`] added there. Sums must then start at minus
+//! the bias times the sum of the activations' codes; so the result is exact on every set.
 
 use core::arch::x86_64::*;
 
@@ -18,18 +19,18 @@ pub trait Products: Arith {
     /// How many values of sixteen lanes the registers hold.
     const REGISTERS: usize;
 
-    /// Codes as the weights' side of [`Products::dot4`].
+    /// Makes codes the weights of [`Products::dot4`].
     fn biased(self, codes: Self::B64) -> Self::B64;
     fn load_codes(self, codes: &[i8; 64]) -> Self::B64;
-    /// The same four codes sixteen times.
+    /// Four codes, repeated sixteen times.
     fn splat_4_codes(self, codes: &[i8; 4]) -> Self::B64;
-    /// Lane i: `acc + sum of weights[4 i + k] * x[4 i + k]` over k in 0..4, exactly. Weights are
-    /// [`Products::biased`] codes, `x` codes of -127..=127.
+    /// Lane i is `acc + sum of weights[4 i + k] * x[4 i + k]` over k in 0..4, exactly. Weights are
+    /// [`Products::biased`] codes, `x` has codes in -127..=127.
     fn dot4(self, acc: Self::I, weights: Self::B64, x: Self::B64) -> Self::I;
-    /// The same with weights of 0..=127, not biased.
+    /// [`Products::dot4`] with weights in 0..=127 that are not biased.
     fn dot4_unsigned(self, acc: Self::I, weights: Self::B64, x: Self::B64) -> Self::I;
-    /// [`Products::dot4_unsigned`] of each weight with its four codes, added up. Weights are at most `2^14 / (127 N)`:
-    /// where products of pairs are made in 16 bits, they can be added there.
+    /// [`Products::dot4_unsigned`] of each vector of weights with its four codes, added up. Weights are at most
+    /// `2^14 / (127 N)`, so that sets that add products in 16 bits can add all of them there.
     #[inline(always)]
     fn dots_of_small<const N: usize>(
         self,
@@ -43,20 +44,20 @@ pub trait Products: Arith {
         }
         acc
     }
-    /// Lane i: the sum of lanes `4 (i % 4)..4 (i % 4) + 4` of `v[i / 4]`.
+    /// Lane i is the sum of lanes `4 (i % 4)..4 (i % 4) + 4` of `v[i / 4]`.
     fn sums_of_4(self, v: [Self::I; 4]) -> Self::I;
     fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
-    /// Group r of four bytes of value i is group i of row r.
+    /// Transposes groups of four bytes: group r of vector i is group i of row r.
     fn transpose_fours(self, rows: [&[u8; 64]; 16]) -> [Self::B64; 16];
 
-    /// `a * b + c`: one rounding where the set has fused operations, two elsewhere. With
-    /// [`Products::fused_sub`] the only operation whose bits depend on the set.
+    /// `a * b + c`, rounded once where the set has fused operations, otherwise twice. This and
+    /// [`Products::fused_sub`] are the only operations of this trait whose bits depend on the set.
     fn fused_add(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// `c - a * b`, rounded as by [`Products::fused_add`].
     fn fused_sub(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// The integers of sixteen bytes.
+    /// Sixteen signed bytes as integers.
     fn load_i8(self, x: &[i8; 16]) -> Self::I;
-    /// Lane i: the integer of byte i / 2.
+    /// Lane i is the signed byte i / 2 as an integer.
     fn twice_i8(self, x: [i8; 8]) -> Self::I;
 
     /// Sixteen entries of a table whose length is a power of two; indices wrap.
@@ -65,7 +66,7 @@ pub trait Products: Arith {
     fn gather_u64<const N: usize>(self, table: &[u64; N], index: [u32; 8]) -> Self::B64;
 }
 
-/// What an index may be: a power of two less one, which fits i32.
+/// The largest index of a table, which is a power of two less one and fits i32.
 const fn last<const N: usize>() -> i32 {
     assert!(N.is_power_of_two() && N <= 1 << 30);
     (N - 1) as i32
@@ -150,7 +151,7 @@ macro_rules! isa {
     };
 }
 
-/// Sums of products of four neighbouring bytes that cannot saturate 16 bits in pairs.
+/// Adds sums of products of four neighbouring bytes; the sum of two products must fit 16 bits.
 #[inline(always)]
 fn dot_32(acc: __m256i, unsigned: __m256i, signed: __m256i) -> __m256i {
     // SAFETY: called from methods of `Avx2` only, whose token proves AVX2.
@@ -160,7 +161,7 @@ fn dot_32(acc: __m256i, unsigned: __m256i, signed: __m256i) -> __m256i {
     }
 }
 
-/// A register of each of the two halves.
+/// The two registers of 64 bytes.
 type Pair = [__m256i; 2];
 
 impl Products for Avx2 {
@@ -183,7 +184,7 @@ impl Products for Avx2 {
     }
     #[inline(always)]
     fn dot4(self, acc: Pair, w: Pair, x: Pair) -> Pair {
-        // the weights' sign goes to the other side: |w| <= 128, |x| <= 127, two products fit i16
+        // signs of weights are moved to x; with |w| <= 128 and |x| <= 127 the sum of two products fits i16
         isa! {
             [
                 dot_32(acc[0], _mm256_abs_epi8(w[0]), _mm256_sign_epi8(x[0], w[0])),
@@ -214,15 +215,16 @@ impl Products for Avx2 {
     #[inline(always)]
     fn sums_of_4(self, v: [Pair; 4]) -> Pair {
         isa! {
-            // within each 128-bit half, lane k: a sum of value k; value 2 h + i has quarters 0 and 1 in half 0
+            // lane k of each 128-bit half has a sum of value k: those of quarters 0 and 1 in lo, of quarters 2 and
+            // 3 in hi
             let lo = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0][0], v[1][0]), _mm256_hadd_epi32(v[2][0], v[3][0]));
             let hi = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0][1], v[1][1]), _mm256_hadd_epi32(v[2][1], v[3][1]));
-            // quarter q as lanes (value 0..4): turn the 4 by 4 round
+            // gathers the same halves of both, to transpose the 4 by 4 sums
             let a = _mm256_permute2x128_si256::<0x20>(lo, hi);
             let b = _mm256_permute2x128_si256::<0x31>(lo, hi);
-            // a: quarters 0, 2; b: quarters 1, 3
+            // a has quarters 0 and 2, b has quarters 1 and 3
             let (low, high) = (_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b));
-            // low: half 0 = v0 q0 q1, v1 q0 q1; half 1 = v0 q2 q3, v1 q2 q3
+            // low has v0 q0 q1, v1 q0 q1 in half 0, and v0 q2 q3, v1 q2 q3 in half 1
             [_mm256_permute4x64_epi64::<0b11_01_10_00>(low), _mm256_permute4x64_epi64::<0b11_01_10_00>(high)]
         }
     }
@@ -321,7 +323,7 @@ impl Products for Avx512 {
         isa! {
             let pair = |a, b| _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
             let (ab, cd) = (pair(v[0], v[1]), pair(v[2], v[3]));
-            // lane 4 q + k: the sum of quarter q of value k
+            // lane 4 q + k has the sum of quarter q of value k
             let sums = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
             let turn = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
             _mm512_permutexvar_epi32(turn, sums)

@@ -1,8 +1,8 @@
-//! The vocabulary in plain Rust: the definition of every operation, and the fallback everywhere.
+//! [`Isa`] in plain Rust: the definition of every operation, and the fallback on every machine.
 
 use crate::isa::{Isa, IsaOp};
 
-/// No instruction set beyond the compiler's baseline; always available.
+/// The token for plain Rust, which needs no instructions beyond the compiler's baseline and is always available.
 #[derive(Clone, Copy, Debug)]
 pub struct Scalar;
 
@@ -18,7 +18,8 @@ pub(crate) fn trellis_value(x: u32) -> u8 {
     sum.wrapping_sub(126) as u8
 }
 
-/// IEEE half to single precision: exponent re-biased, subnormals normalised by a float subtraction.
+/// Converts the bits of an f16 number to f32: the exponent is re-biased, and a float subtraction normalises
+/// subnormals.
 #[inline(always)]
 pub(crate) fn f16_to_f32(bits: u16) -> f32 {
     let sign = u32::from(bits & 0x8000) << 16;

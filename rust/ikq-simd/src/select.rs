@@ -1,11 +1,12 @@
-//! Which instruction set runs: detection, `IKQ_ISA`, and the per-set wrappers.
+//! Choosing an instruction set: detection, the environment variable `IKQ_ISA`, and the wrappers that compile code
+//! for each set.
 
 use std::sync::OnceLock;
 
 use crate::isa::IsaOp;
 use crate::{Avx2, Avx512, Scalar};
 
-/// The instruction sets ikq has code for, weakest first.
+/// The instruction sets that ikq has code for, weakest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum IsaKind {
     Scalar,
@@ -16,7 +17,7 @@ pub enum IsaKind {
 impl IsaKind {
     pub const ALL: [IsaKind; 3] = [IsaKind::Scalar, IsaKind::Avx2, IsaKind::Avx512];
 
-    /// Name as in `IKQ_ISA`.
+    /// The name that `IKQ_ISA` has for it.
     pub const fn name(self) -> &'static str {
         match self {
             IsaKind::Scalar => "scalar",
@@ -25,7 +26,7 @@ impl IsaKind {
         }
     }
 
-    /// The kind of that name, any case.
+    /// The kind with that name, in upper or lower case.
     pub fn parse(name: &str) -> Option<IsaKind> {
         IsaKind::ALL.into_iter().find(|k| k.name().eq_ignore_ascii_case(name.trim()))
     }
@@ -54,7 +55,7 @@ pub fn best() -> IsaKind {
 /// The instruction set to use: `IKQ_ISA` if set, else the strongest. Read once per process.
 ///
 /// # Errors
-/// A sentence when `IKQ_ISA` names no set, or one that this machine lacks.
+/// A message when `IKQ_ISA` is not the name of a set, or names one that this machine lacks.
 pub fn selected() -> Result<IsaKind, String> {
     static SELECTED: OnceLock<Result<IsaKind, String>> = OnceLock::new();
     SELECTED.get_or_init(|| choose(std::env::var("IKQ_ISA").ok().as_deref())).clone()
@@ -76,8 +77,8 @@ fn choose(wanted: Option<&str>) -> Result<IsaKind, String> {
     }
 }
 
-/// Runs `op` compiled for `kind`. A kind that the machine lacks (which [`selected`] and
-/// [`available`] never give) runs as scalar.
+/// Runs `op`, compiled for `kind`. For a kind that the machine lacks (which [`selected`] and
+/// [`available`] never give) the scalar code runs.
 #[inline]
 pub fn run<O: IsaOp>(kind: IsaKind, op: O) -> O::Output {
     match kind {

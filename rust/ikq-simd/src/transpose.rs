@@ -1,11 +1,11 @@
-//! Sixteen rows of sixteen floats to sixteen columns: [`crate::Lanes::transpose`] with shuffles.
+//! [`crate::Lanes::transpose`] with shuffles: sixteen rows of sixteen floats become sixteen columns.
 //!
-//! Rows are woven in pairs, then in fours within quarters of a register; quarters take their places while they
-//! are loaded (AVX-512) or change them at the end (AVX2).
+//! Rows are interleaved in pairs, then in fours, within quarters of a register. Quarters are put in their places
+//! when they are loaded (AVX-512), or moved there at the end (AVX2).
 
 use core::arch::x86_64::*;
 
-/// Where the rows start, for [`avx512`] and [`avx2`].
+/// Pointers to the rows, for [`avx512`] and [`avx2`].
 #[inline(always)]
 pub(crate) fn starts<T>(rows: [&T; 16]) -> [*const f32; 16] {
     const { assert!(size_of::<T>() == 64) };
@@ -24,7 +24,7 @@ pub(crate) unsafe fn avx512(rows: [*const f32; 16]) -> [__m512; 16] {
     unsafe {
         let mut out = [_mm512_setzero_ps(); 16];
         for c in 0..4 {
-            // columns 4 c.. of four rows g, each from its own quarter: loads put them in place, which leaves
+            // columns 4 c.. of the four rows g, g + 4, ...: loads put them into different quarters, which saves
             // half of the shuffles
             let mut four = [_mm512_setzero_ps(); 4];
             for (g, four) in four.iter_mut().enumerate() {
@@ -34,7 +34,7 @@ pub(crate) unsafe fn avx512(rows: [*const f32; 16]) -> [__m512; 16] {
                 let v = _mm512_mask_broadcast_f32x4(v, 0x0f00, quarter(g + 8));
                 *four = _mm512_mask_broadcast_f32x4(v, 0xf000, quarter(g + 12));
             }
-            // quarter q of four[g]: row 4 q + g, to be lane 4 q + g of each column
+            // quarter q of four[g] is of row 4 q + g, which becomes lane 4 q + g of each column
             let [a, b, c_, d] = four;
             let pairs = [
                 (_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c_, d)),
@@ -59,7 +59,7 @@ pub(crate) unsafe fn avx2(rows: [*const f32; 16]) -> [[__m256; 2]; 16] {
         let mut out = [[_mm256_setzero_ps(); 2]; 16];
         // eight rows and eight columns at a time
         for (first_row, first_column) in [(0, 0), (0, 8), (8, 0), (8, 8)] {
-            // fours[4 g + c]: half l has column 4 l + c of rows 4 g..4 g + 4
+            // half l of fours[4 g + c] has column 4 l + c of rows 4 g..4 g + 4
             let mut fours = [_mm256_setzero_ps(); 8];
             for g in 0..2 {
                 let mut r = [_mm256_setzero_ps(); 4];
@@ -90,7 +90,7 @@ pub(crate) unsafe fn avx2(rows: [*const f32; 16]) -> [[__m256; 2]; 16] {
 mod tests {
     use crate::{Isa, IsaOp, array, available, run};
 
-    /// Column i of a matrix whose element (row, column) is 16 row + column.
+    /// Transposes a matrix whose element (row, column) is 16 row + column.
     struct Columns;
 
     impl IsaOp for Columns {

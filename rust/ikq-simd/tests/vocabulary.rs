@@ -1,4 +1,4 @@
-//! Every operation on every instruction set of this machine against the scalar one, which is the
+//! Compares every operation on every instruction set of this machine with the scalar one, which is the
 //! definition; operands are seeded random bytes.
 
 use ikq_simd::{Isa, IsaKind, IsaOp, Scalar, available, pair, run};
@@ -14,7 +14,7 @@ fn bytes<const N: usize>(seed: u64) -> [u8; N] {
     })
 }
 
-/// All operations once; returns everything they gave.
+/// Runs all operations once and returns their results.
 struct Everything(u64);
 
 impl IsaOp for Everything {
@@ -140,7 +140,7 @@ fn every_set_gives_the_bits_of_the_scalar_one() {
 
 #[test]
 fn the_generator_gives_the_documented_values() {
-    // formats: trellis, "Check": codes 0 and 65535, offset 4096
+    // codes 0 and 65535 with the offset 4096
     let mut m = [0xCBAC_1FED_u32; 8];
     for k in 1..8 {
         m[k] = m[k - 1].wrapping_mul(0xCBAC_1FED);
@@ -151,7 +151,7 @@ fn the_generator_gives_the_documented_values() {
     assert!(available().contains(&IsaKind::Scalar));
 }
 
-/// All 65536 halves on every set; NaN payloads are not compared.
+/// Converts all 65536 f16 numbers; NaN payloads are not compared.
 struct Halves;
 
 impl IsaOp for Halves {
@@ -180,7 +180,7 @@ fn halves_convert_exactly() {
     }
 }
 
-/// Every f32 that is a half, lies between two, or just beside the middle, converted to a half.
+/// Converts every f32 that is an f16 number, lies in the middle between two, or just beside the middle, to f16.
 struct ToHalves;
 
 impl IsaOp for ToHalves {
@@ -190,7 +190,7 @@ impl IsaOp for ToHalves {
     fn run<I: Isa>(self, isa: I) -> Self::Output {
         let mut out = Vec::new();
         for h in 0..0x7c00u16 {
-            // the upper neighbour of the largest half is where infinity would be
+            // the upper neighbour of the largest f16 number is where infinity would be
             let (a, b) = (isa.f16(h), if h == 0x7bff { 65536.0 } else { isa.f16(h + 1) });
             let middle = (a + b) / 2.0;
             let x = [a, middle.next_down(), middle, middle.next_up(), -a, -middle, b, -b];
@@ -220,7 +220,7 @@ fn halves_are_the_nearest_and_never_infinite() {
     }
 }
 
-/// Operations of products that are exact; `x` and weights at their bounds in the first seeds.
+/// Runs the operations of products that are exact; with the first seeds `x` and weights are at their bounds.
 struct Sums(u64);
 
 impl IsaOp for Sums {
@@ -237,7 +237,7 @@ impl IsaOp for Sums {
         }
         let acc: [i32; 16] = std::array::from_fn(|i| i32::from(w[i]) * 1_000_003);
         let four = |i: usize| [x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]];
-        // what the bias adds is taken off by whoever sums
+        // sums start at minus what the bias adds
         let debt: [i32; 16] =
             std::array::from_fn(|i| acc[i] - I::CODE_BIAS * four(i).into_iter().map(i32::from).sum::<i32>());
         let debt_of_four: [i32; 16] =
@@ -249,7 +249,8 @@ impl IsaOp for Sums {
         let moved = isa.load_i8(&std::array::from_fn(|i| x[i]));
         let sums = isa.sums_of_4([dots, splat, unsigned, moved]);
         let twice = isa.twice_i8(std::array::from_fn(|i| x[i]));
-        // weights of 0 and 16, the largest of eight that are multiplied together; of 15 and of 32 for less
+        // weights of 0 and 16, the largest that eight vectors added in 16 bits may have; then of up to 32 and 15
+        // for two vectors
         let small = |mask| isa.and(vw, isa.splat(mask));
         let fours: [[i8; 4]; 8] = std::array::from_fn(|i| four(2 * i));
         let eight = isa.dots_of_small(isa.load_i(&acc), &[small(16); 8], &fours);
@@ -271,7 +272,7 @@ impl IsaOp for Sums {
             isa.store(v, &mut out);
             out
         });
-        // NaN payloads differ between conversions: exponents of all ones are made finite
+        // NaN payloads differ between conversions, so exponents of all ones are made finite
         let finite = bytes::<32>(self.0 + 4).map(|b| b & 0xbf);
         let floats = [isa.load_bf16(&finite), isa.load_f16(&finite)];
         let floats = floats.into_iter().flat_map(|v| isa.array(v)).map(f32::to_bits).collect();
@@ -287,7 +288,7 @@ fn sums_of_products_are_exact_on_every_set() {
             assert_eq!(expected, run(kind, Sums(seed)), "{}, seed {seed}", kind.name());
         }
     }
-    // the scalar definition itself: 4 * -128 * 127 on top of the accumulator, then sums of fours
+    // checks the scalar definition itself: 4 * -128 * 127 on top of the accumulator, then sums of fours
     let (lanes, turned, _) = Sums(0).run(Scalar);
     assert_eq!(lanes[0][5], 128 * 1_000_003 - 4 * 128 * 127);
     assert_eq!(lanes[4][5], lanes[1][4] + lanes[1][5] + lanes[1][6] + lanes[1][7]);

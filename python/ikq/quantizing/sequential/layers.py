@@ -53,7 +53,7 @@ ROUNDS_OF_EFFORT = {"normal": ROUNDS, "max": MOST_ROUNDS}
 
 @dataclass(frozen=True)
 class SequentialLayers:
-    """What a way through the layers leaves.
+    """The files that quantizing all layers has made.
 
     Attributes:
         covariances: What all layers were encoded with, for `error_feedback`.
@@ -115,9 +115,9 @@ def quantize_layers(
 ) -> SequentialLayers:
     """Makes the layers of a model one after another, each for the input that those before it give.
 
-    Covariances are of a layer's input in the model as it is quantized so far, and what is wanted is the
-    layer's result for the input that it has in the whole model: a layer makes good what those before it
-    miss. What is in `folder` and belongs to this run is not made again.
+    The covariances of a layer are those of its input in the model as it is quantized so far, and the wanted
+    result is that for its input in the unquantized model. So each layer corrects errors of those before it.
+    Files in `folder` that belong to this run are not made again.
 
     Args:
         source: The model.
@@ -254,7 +254,7 @@ def _advance(run: _Run, layer: int, wanted: NDArray[np.float32], met: NDArray[np
 
 
 def layers_folder(destination: Path) -> Path:
-    """Where what is made on the way to an output is kept."""
+    """The folder of the intermediate files for an output."""
     return destination.with_name(f"{destination.name}.layers")
 
 
@@ -267,8 +267,8 @@ def quantize_sequentially(
 ) -> QuantizeResult:
     """Quantizes a model layer by layer, and writes it.
 
-    What is made on the way is in `DESTINATION.layers`; it goes when the output is whole, and the same call
-    goes on with it after an interruption.
+    Intermediate files are in `DESTINATION.layers`. They are removed when the output is complete, and the same
+    call continues with them after an interruption.
 
     Args:
         source: The model.

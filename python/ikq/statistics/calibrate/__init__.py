@@ -1,7 +1,7 @@
-"""Computing importance matrices: a text through a model, chunk by chunk, and what the result is worth.
+"""Computes importance matrices: runs a text through a model chunk by chunk, and evaluates the result.
 
 loop.py      the chunks of a text, and running them
-state.py     what an interrupted run leaves to the next one
+state.py     the state of an interrupted run, for the next one
 coverage.py  which tensors and experts have data
 summary.py   numbers about each tensor's statistics
 

@@ -38,11 +38,11 @@ class TensorCoverage(NamedTuple):
 
 
 class Coverage(NamedTuple):
-    """What statistics cover of a model.
+    """Which tensors of a model statistics have data for.
 
     Attributes:
         tensors: Tensors with data.
-        missing: Tensors of the model without.
+        missing: Tensors of the model without data.
         foreign: Entries whose tensors the model does not have.
     """
 
@@ -79,7 +79,7 @@ def wanted_tensors(tensors: Mapping[str, QTensor]) -> dict[str, int]:
 
 
 def coverage(statistics: ActivationStatistics, wanted: Iterable[str] | None = None) -> Coverage:
-    """What statistics cover.
+    """Which tensors statistics have data for.
 
     Args:
         statistics: The statistics.

@@ -24,7 +24,7 @@ _POSITIONS = 128
 
 
 class ChunksDone(NamedTuple):
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
         n_chunks: Chunks that count.
@@ -48,14 +48,14 @@ def chunks_of(
 ) -> Windows:
     """Cuts a text into chunks of `n_ctx` tokens.
 
-    BOS takes the place of each one's first token where the model wants it.
+    BOS replaces the first token of each chunk if the model wants it.
 
     Args:
         model: Whose tokenizer cuts, or a tokenizer.
         text: Taken literally.
         n_ctx: Tokens of a chunk; what is left of the text is dropped.
         skip: Chunks at the start of the text that are left out.
-        chunks: Most chunks after those; all if negative.
+        chunks: The largest number of chunks after those; all if negative.
         parse_special: Names of control tokens in the text mean these tokens.
 
     Raises:
@@ -86,10 +86,10 @@ def run_chunks(
     losses: NDArray[np.float64] | None = None,
     perplexity: bool = True,
 ) -> Iterator[ChunksDone]:
-    """Runs chunks, each from an empty cache, and says after each how far it is.
+    """Runs chunks, each with an empty KV cache, and yields the progress after each.
 
-    The model's head for further tokens, if its file has one, reads them as well: its matrices get entries,
-    too.
+    The model's multi-token prediction head, if its file has one, reads them as well, so its matrices get
+    entries, too.
 
     A chunk counts as a whole: one that is interrupted leaves nothing in the collector.
 

@@ -1,8 +1,8 @@
-"""What an interrupted run leaves beside its output, so that the next one goes on.
+"""The state that an interrupted run leaves beside its output, so that the next one can continue.
 
 A state is an uncompressed `.npz` file: sums in double precision and counts as they stand in the collector,
 the losses of the perplexity, and a JSON text with the rest, among it the identity of the run. It appears
-under its name when it is whole.
+under its name when it is complete.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class SavedRun(NamedTuple):
 
 
 def state_path(output: str | os.PathLike[str]) -> Path:
-    """Where the state of a run with this output stands."""
+    """The path of the state of a run with this output."""
     path = Path(output)
     return path.with_name(path.name + ".partial")
 

@@ -1,4 +1,4 @@
-"""Numbers about each tensor's statistics, as llama-imatrix shows them: `summarize`, `summarize_layers`."""
+"""Summaries of each tensor's statistics, as llama-imatrix shows them: `summarize`, `summarize_layers`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What models write when they answer: reasoning, content, calls of tools, in the form each was taught.
+"""The parts of replies: reasoning, content and tool calls, in the form that each model was taught.
 
     form = form_of(model.chat_template, model.tokenizer)
     parser = form.parser(prompt, tools)

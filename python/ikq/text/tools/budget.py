@@ -1,4 +1,4 @@
-"""`ThinkingBudget`: thoughts that end after so many tokens."""
+"""`ThinkingBudget`: reasoning that ends after a given number of tokens."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class _Phase(enum.Enum):
 
 
 class ThinkingBudget(Constraint):
-    """A reply whose thoughts are closed when they have taken so many tokens; what follows is as before.
+    """A reply whose reasoning is closed after a number of tokens; the rest is constrained as before.
 
     Args:
         inner: What else constrains the reply, thoughts included.
         marks: Around thoughts.
         is_open: The prompt has opened them.
-        budget: Most tokens of thoughts.
+        budget: The largest number of tokens of reasoning.
         tokenizer: The model's.
     """
 

@@ -1,4 +1,5 @@
-//! Attention on a GPU: grouped heads and latent (absorbed), over pages.
+//! Attention on a GPU over the pages of the KV cache: with grouped heads (GQA), and latent attention (MLA,
+//! absorbed).
 
 use ikq_formats::QuantType;
 use ikq_model::network::RopeId;
@@ -12,28 +13,28 @@ use crate::memory::Address;
 use crate::plan::{Attend, Call, Combine, Heads, Pairs, Turn, reads_codes};
 use crate::products::{self, Chosen, Columns, Target, launch};
 
-/// Sizes of attention over pages.
+/// Sizes and options of attention over pages.
 struct Sums {
     n_head: usize,
     n_v: usize,
     scale: f32,
     softcap: Option<f32>,
     sinks: Option<Address>,
-    /// Gates of the results, and floats from head to head.
+    /// The gates of the results, and the floats from one head's gate to the next.
     gate: Option<(Address, usize)>,
 }
 
-/// What is done to heads before they are used.
+/// How heads are prepared before they are used.
 #[derive(Clone, Copy, Default)]
 struct Ready {
-    /// A norm of the first elements.
+    /// The weight of an RMS norm of the first elements, and how many these are.
     norm: Option<(Address, usize)>,
-    /// A rope of the elements from one on.
+    /// A rotary embedding, and the first element that it rotates.
     rope: Option<(RopeId, usize)>,
 }
 
 impl Cuda {
-    /// The attention of a layer, added to the residual stream.
+    /// Computes the attention of a layer, and adds it to the residual stream.
     pub(super) fn attention(&self, l: usize) -> Result<(), Error> {
         let attention = self.parts.attention[l].as_ref().expect("a stage of this device");
         let (n, scratch) = (self.batch.n(), self.scratch());
@@ -61,7 +62,7 @@ impl Cuda {
         for (weight, y) in [(&a.q, scratch.q), (&a.k, scratch.k), (&a.v, scratch.v)] {
             self.product(weight, input, y)?;
         }
-        // gates stand behind the queries of each head
+        // gates follow the queries of each head
         let d = a.head_dim;
         let q_stride = if a.output_gate { 2 * d } else { d };
         let ready =
@@ -97,7 +98,7 @@ impl Cuda {
         let rope = Some((a.rope, a.kv_rank));
         self.store(l, rows, scratch.k, Ready { norm: Some((a.kv_a_norm, a.kv_rank)), rope })?;
 
-        // queries of all heads against the compressed vector: [k_b q | the turned part]
+        // queries of all heads for products with the compressed vectors: [k_b q | the rotated part]
         let (n_head, width) = (a.n_head, a.row());
         let q_stride = a.n_nope + a.rope.n_rot;
         let chosen = Chosen { ids: self.columns.heads(), pairs: Pairs { n_pairs: n * n_head, k: 1 } };
@@ -132,7 +133,7 @@ impl Cuda {
         unsafe { products::multiply(&self.gpu, &weight.matrix, input, &to) }
     }
 
-    /// Products of columns, one per head, that have no codes yet.
+    /// Multiplies columns, one per head, by the head's matrix; makes their codes first if products read them.
     fn by_head(
         &self,
         weight: &Linear,
@@ -158,7 +159,7 @@ impl Cuda {
         unsafe { products::multiply_chosen(&self.gpu, (&weight.matrix, weight.bias), chosen, columns, to) }
     }
 
-    /// What kernels are told of a norm and a rope.
+    /// Adds the arguments and buffers of a norm and a rotary embedding to a launch.
     fn ready(&self, ready: Ready, heads: &mut Heads, buffers: &mut Vec<(&'static str, Address)>) {
         heads.norm = ready.norm.map(|(_, n)| n);
         heads.turn = ready.rope.map(|(rope, at)| turn(rope, at));
@@ -167,7 +168,7 @@ impl Cuda {
         buffers.extend(ready.rope.map(|(rope, _)| ("cos_sin", self.columns.angles(rope.index))));
     }
 
-    /// Heads as they are used, from products (with floats from head to head) to another place (the same).
+    /// Prepares heads and writes them to another place. Both places come with the floats from one head to the next.
     fn queries(
         &self,
         (from, stride): (Address, usize),
@@ -194,7 +195,7 @@ impl Cuda {
         unsafe { launch(&self.gpu, &Call::Heads(heads).plan()?, &buffers) }
     }
 
-    /// Heads to the cache.
+    /// Prepares heads and stores them in the cache.
     fn store(&self, l: usize, rows: &Rows, from: Address, ready: Ready) -> Result<(), Error> {
         let mut heads = Heads {
             ty: rows.ty,
@@ -220,7 +221,8 @@ impl Cuda {
         self.network().layers[l].group.expect("layers with keys belong to a group")
     }
 
-    /// Attention of `scratch.queries` over the pages, some columns at a time, for a product with a type.
+    /// Computes the attention of `scratch.queries` over the pages, some columns at a time, in the form that
+    /// products with type `reader` read.
     fn attend(
         &self,
         l: usize,
@@ -234,7 +236,7 @@ impl Cuda {
         let (partial, at_once) = self.columns.partial(n_head, n_v, group.n_splits);
         let at_once = at_once.clamp(1, crate::plan::MOST_GRID);
         let n = self.batch.n();
-        // codes are made in blocks of 32; heads of other sizes get theirs afterwards
+        // the kernel makes codes in blocks of 32; heads of other sizes get theirs afterwards
         let codes = to.codes.filter(|_| reads_codes(reader) && n_v.is_multiple_of(32));
         for first in (0..n).step_by(at_once) {
             let n_columns = at_once.min(n - first);
@@ -295,7 +297,7 @@ impl Cuda {
     }
 }
 
-/// What kernels are told of a rope.
+/// A rotary embedding as kernels take it, for elements from `at` on.
 pub fn turn(rope: RopeId, at: usize) -> Turn {
     Turn { at, n: rope.n_rot, neox: rope.pairing == Pairing::Neox }
 }

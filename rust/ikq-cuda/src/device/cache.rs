@@ -1,4 +1,4 @@
-//! Pages of keys and values on the device (`cuda/cache.cuh` says how they are laid out).
+//! Pages of the KV cache on the device; `cuda/cache.cuh` describes their layout.
 
 use ikq_formats::QuantType;
 use ikq_model::batch::PAGE;
@@ -15,16 +15,16 @@ use crate::products::launch;
 pub struct CacheForm {
     pub keys: QuantType,
     pub values: QuantType,
-    /// Rows of one of them are to be rotated by a Hadamard matrix.
+    /// Whether rows of keys or values are to be rotated by a Hadamard matrix.
     pub rotates: bool,
 }
 
-/// Rows of one kind: of keys, or of values.
+/// The rows of keys or of values of a layer.
 #[derive(Debug)]
 pub struct Rows {
     pub ty: QuantType,
     pub n_heads: usize,
-    /// Elements of a row, and its bytes.
+    /// Elements of a row, and bytes of a row.
     pub n: usize,
     row_bytes: usize,
     arena: Option<Arena>,
@@ -32,11 +32,11 @@ pub struct Rows {
     n_pages: usize,
 }
 
-/// What turns keys back when they move.
+/// The rotation that keys get when they are moved to earlier positions.
 #[derive(Clone, Copy, Debug)]
 pub struct Back {
     pub turn: Turn,
-    /// Cosines and sines, the same for all rows, once per row.
+    /// Cosines and sines; they are the same for all rows, but repeated for each.
     pub cos_sin: Address,
 }
 
@@ -54,7 +54,7 @@ impl Rows {
         self.n_pages
     }
 
-    /// The first page.
+    /// The address of the first page.
     pub fn at(&self) -> Address {
         self.at
     }
@@ -63,27 +63,27 @@ impl Rows {
         self.at.offset(page as usize * self.page_bytes())
     }
 
-    /// Makes room for pages `0..n`.
+    /// Makes room for pages `0..n`; the content of pages is kept.
     fn reserve(&mut self, gpu: &Gpu, n: usize) -> Result<(), Error> {
         if n <= self.n_pages {
             return Ok(());
         }
         let mut arena = Arena::new(gpu.context(), "the cache", n * self.page_bytes())?;
         let at = arena.take(n * self.page_bytes())?;
-        // SAFETY: there are as many pages at either address
+        // SAFETY: both addresses have at least as many pages
         unsafe { gpu.copy(at, self.at, self.n_pages * self.page_bytes()) }?;
         gpu.wait()?; // the old pages go
         (self.arena, self.at, self.n_pages) = (Some(arena), at, n);
         Ok(())
     }
 
-    /// Where the row of a head at a place is.
+    /// The index of a head's row at a place among the rows of all pages.
     fn row(&self, (page, slot): (u32, usize), head: usize) -> usize {
         (page as usize * self.n_heads + head) * PAGE + slot
     }
 
-    /// Copies `n` neighbouring rows of all heads to another place, also where both overlap. `scratch` has room for them
-    /// once more.
+    /// Copies `n` neighbouring rows of all heads to another place, which may overlap. `scratch` has room for these
+    /// rows of one head.
     fn move_plain(
         &self,
         gpu: &Gpu,
@@ -105,7 +105,7 @@ impl Rows {
     }
 }
 
-/// The cache of a layer: keys and values, or the compressed vector that is both.
+/// The cache of a layer: keys and values, or the compressed vectors that are both.
 #[derive(Debug)]
 pub struct LayerCache {
     pub rows: Vec<Rows>,
@@ -145,7 +145,7 @@ impl LayerCache {
         Ok(())
     }
 
-    /// Moves rows of all kinds; those of the first kind are turned back.
+    /// Moves `n` rows of keys and values to another place. Keys (or compressed vectors) are rotated by `back`.
     pub fn move_rows(
         &self,
         gpu: &Gpu,
@@ -166,7 +166,7 @@ impl LayerCache {
         Ok(())
     }
 
-    /// Appends a page's bytes.
+    /// Appends the bytes of a page to `out`.
     pub fn export_page(&self, gpu: &Gpu, page: u32, out: &mut Vec<u8>) -> Result<(), Error> {
         for rows in &self.rows {
             let first = out.len();
@@ -189,7 +189,7 @@ impl LayerCache {
 }
 
 impl Rows {
-    /// Decodes rows, turns them, and stores them elsewhere.
+    /// Decodes rows, rotates them, and stores them at another place.
     fn move_turned(
         &self,
         gpu: &Gpu,

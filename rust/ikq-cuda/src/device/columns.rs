@@ -1,4 +1,5 @@
-//! What kernels are told about a batch's columns: positions, places in caches, angles. One copy per step.
+//! [`ColumnData`]: what kernels need to know about the columns of a batch, such as positions, places in the KV
+//! cache and angles. It is sent to the device in one copy per step.
 
 use ikq_model::batch::{Batch, NO_PAGE, PAGE};
 use ikq_model::network::{Network, RopeTable};
@@ -8,19 +9,20 @@ use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::memory::{ALIGNMENT, Address, Arena};
 
-/// Positions of a split of attention. A column's splits do not depend on what else is in the step.
+/// Positions of a split of attention. How a column is split does not depend on the other columns of the step.
 pub const SPAN: usize = PAGE;
-/// Bytes of the results of splits at once, about.
+/// About how many bytes the results of splits may take at a time.
 const PARTIAL: usize = 64 << 20;
 
-/// A group's columns.
+/// Data about the columns for the layers of one group, which share tables of pages.
 #[derive(Clone, Copy, Debug)]
 pub struct Group {
-    /// One number per column: where its rows are stored, and the positions that it sees.
+    /// One number per column each: the slot where its rows are stored, and the first position that it sees and the
+    /// end of these positions.
     pub slots: Address,
     pub first: Address,
     pub end: Address,
-    /// `max_pages` numbers per column.
+    /// The page numbers of each column, `max_pages` of them; -1 where there is no page.
     pub pages: Address,
     pub max_pages: usize,
     pub n_splits: usize,
@@ -38,12 +40,12 @@ pub struct ColumnData {
     partial: Option<(Arena, Address)>,
 }
 
-/// Pieces of one copy.
+/// The bytes of the copy, to which pieces are appended.
 #[derive(Default)]
 struct Packed(Vec<u8>);
 
 impl Packed {
-    /// Appends numbers, and tells where they are.
+    /// Appends numbers. Returns their offset.
     fn add<const N: usize>(&mut self, numbers: impl Iterator<Item = [u8; N]>) -> usize {
         self.0.resize(self.0.len().next_multiple_of(ALIGNMENT), 0);
         let at = self.0.len();
@@ -53,10 +55,10 @@ impl Packed {
 }
 
 impl ColumnData {
-    /// Sends what stages of `parts` need of a batch.
+    /// Sends what the stages of `parts` need to know about a batch.
     ///
     /// # Errors
-    /// What the driver says.
+    /// Errors of the driver.
     pub fn send(
         &mut self,
         gpu: &Gpu,
@@ -89,7 +91,7 @@ impl ColumnData {
         }
         let bytes = packed.0.len();
         if self.arena.as_ref().is_none_or(|(arena, _)| arena.size() < bytes) {
-            self.arena = None; // before there is another
+            self.arena = None; // frees the old one before another is allocated
             let mut arena = Arena::new(gpu.context(), "columns", bytes + bytes / 4)?;
             let at = arena.take(bytes)?;
             self.arena = Some((arena, at));
@@ -104,7 +106,7 @@ impl ColumnData {
         self.make_partial(gpu, network, parts, n)
     }
 
-    /// Room for the results of splits of at least one column.
+    /// Makes room for the results of splits, for at least one column at a time.
     fn make_partial(&mut self, gpu: &Gpu, network: &Network, parts: &Parts, n: usize) -> Result<(), Error> {
         let layers = parts.attention.iter().zip(&network.layers);
         let per_column = layers.filter_map(|(a, layer)| {
@@ -117,7 +119,7 @@ impl ColumnData {
         let most = per_column.max().unwrap_or(0);
         let bytes = (most * n).min(PARTIAL).max(most);
         if self.partial.as_ref().map_or(0, |(arena, _)| arena.size()) < bytes {
-            self.partial = None; // before there is another
+            self.partial = None; // frees the old one before another is allocated
             let mut arena = Arena::new(gpu.context(), "attention", bytes)?;
             let at = arena.take(bytes)?;
             self.partial = Some((arena, at));
@@ -129,7 +131,7 @@ impl ColumnData {
         &self.groups[group]
     }
 
-    /// Cosines and sines of a rope, `n_rot` per column.
+    /// Cosines and sines of a rotary embedding, `n_rot` per column.
     pub fn angles(&self, rope: usize) -> Address {
         self.angles[rope]
     }
@@ -139,17 +141,17 @@ impl ColumnData {
         self.zeros
     }
 
-    /// Of latent attention: 0, 1, ... up to the heads, for each column.
+    /// For latent attention: the numbers 0, 1, ... of all heads, for each column.
     pub fn heads(&self) -> Address {
         self.heads
     }
 
-    /// Per column a layer whose router gave no numbers, or -1.
+    /// For each column the number of a layer whose router's scores were not finite, or -1.
     pub fn not_finite(&self) -> Address {
         self.not_finite
     }
 
-    /// Where results of splits go, and of how many columns at once.
+    /// Where the results of splits are written, and for how many columns at a time there is room.
     pub fn partial(&self, n_head: usize, n_v: usize, n_splits: usize) -> (Address, usize) {
         match &self.partial {
             Some((arena, at)) => (*at, arena.size() / partial_bytes(n_head, n_v, n_splits)),
@@ -162,14 +164,15 @@ fn partial_bytes(n_head: usize, n_v: usize, n_splits: usize) -> usize {
     4 * n_head * n_splits * (n_v + 2)
 }
 
-/// Numbers of heads for each of `n` columns. All layers of a model have as many heads.
+/// The numbers of all heads, for each of `n` columns. All layers of a model with latent attention have as many
+/// heads.
 fn latent_heads(n: usize, n_heads: impl Iterator<Item = usize>) -> impl Iterator<Item = [u8; 4]> {
     let n_heads = n_heads.max().unwrap_or(0);
     (0..n * n_heads).map(move |i| ((i % n_heads) as i32).to_le_bytes())
 }
 
 impl Group {
-    /// With offsets instead of addresses.
+    /// Appends a group's data; the result has offsets instead of addresses.
     fn pack(packed: &mut Packed, batch: &Batch, group: usize, window: Option<usize>) -> Group {
         let tables = || batch.runs.iter().map(|run| (run, &run.tables[group]));
         let max_pages = tables().map(|(_, t)| t.len()).max().unwrap_or(1).max(1);

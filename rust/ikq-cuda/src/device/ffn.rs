@@ -8,7 +8,7 @@ use crate::plan::{Call, Down, GluCall, MOST_COLUMNS, Pairs, Router, UpGate, read
 use crate::products::{self, Chosen, Columns, Target, launch};
 
 impl Cuda {
-    /// A dense layer's FFN, added to the residual stream.
+    /// Computes the FFN of a dense layer, and adds it to the residual stream.
     pub(super) fn dense(&self, l: usize) -> Result<(), Error> {
         let dense = self.parts.dense[l].as_ref().expect("a stage of this device");
         let (n, scratch) = (self.batch.n(), self.scratch());
@@ -22,7 +22,7 @@ impl Cuda {
         }
     }
 
-    /// Experts of every column; the columns normed.
+    /// Computes the norm of the columns, and chooses the experts of each.
     pub(super) fn route(&mut self, l: usize) -> Result<(), Error> {
         let router = self.parts.router[l].as_ref().expect("a stage of this device");
         let (n, scratch, rule) = (self.batch.n(), self.scratch(), &router.rule);
@@ -55,11 +55,11 @@ impl Cuda {
         if is_read { self.read_choices(n_used) } else { Ok(()) }
     }
 
-    /// The router's choices to the host, for another device.
+    /// Copies the router's choices to the host, for another device that has the experts.
     fn read_choices(&mut self, n_used: usize) -> Result<(), Error> {
         let n = self.batch.n();
         let (mut ids, mut weights) = (vec![0i32; n * n_used], vec![0f32; n * n_used]);
-        // SAFETY: there are as many
+        // SAFETY: the router wrote as many ids and weights
         unsafe {
             self.gpu.copy_out_floats(&mut ids, self.scratch().ids)?;
             self.gpu.copy_out_floats(&mut weights, self.scratch().weights)?;
@@ -72,7 +72,7 @@ impl Cuda {
         Ok(())
     }
 
-    /// The weighted sum of the chosen experts.
+    /// Computes the weighted sum of the chosen experts.
     pub(super) fn experts(&self, l: usize) -> Result<(), Error> {
         let ffn = self.parts.experts[l].as_ref().expect("a stage of this device");
         let (n, scratch) = (self.batch.n(), self.scratch());
@@ -83,14 +83,14 @@ impl Cuda {
         self.down(&ffn.down, &activated, chosen, scratch.weights, scratch.sum)
     }
 
-    /// What the shared expert gives.
+    /// Computes the shared expert.
     pub(super) fn shared(&self, l: usize) -> Result<(), Error> {
         let ffn = self.parts.shared[l].as_ref().expect("a stage of this device");
         let scratch = self.scratch();
         self.one(ffn, &self.embeddings(scratch.input), scratch.shared, None)
     }
 
-    /// Adds what experts gave to the residual stream.
+    /// Adds the results of the experts to the residual stream.
     pub(super) fn join(&self, l: usize) -> Result<(), Error> {
         let router = self.parts.router[l].as_ref().expect("a stage of this device");
         let scratch = self.scratch();
@@ -98,12 +98,12 @@ impl Cuda {
         self.add_branch((scratch.sum, shared), router.post_norm)
     }
 
-    /// The batch's columns of the residual stream's width.
+    /// The columns of the batch at a place, with the width of the residual stream.
     fn embeddings(&self, place: super::scratch::Wide) -> Columns {
         place.columns(self.network().spec.n_embd, self.batch.n())
     }
 
-    /// An FFN that every column takes, to `y`, where `residual` is added.
+    /// Computes an FFN of all columns, adds `residual` if there is one, and writes the result to `y`.
     fn one(&self, ffn: &Ffn, input: &Columns, y: Address, residual: Option<Address>) -> Result<(), Error> {
         let (n, scratch) = (input.n_columns, self.scratch());
         let activated = self.up_gate(ffn, input, None)?;
@@ -112,7 +112,7 @@ impl Cuda {
             // SAFETY: scratch memory has room for the columns
             return unsafe { products::multiply(&self.gpu, &ffn.down.matrix, &activated, &to) };
         };
-        // weights of the one expert are sigmoids
+        // this is computed like a single expert whose weights are the sigmoids
         let to = Target { y: scratch.input_gates, bias: gate.bias, residual: None };
         let sigmoid = Call::Sigmoid { n }.plan()?;
         // SAFETY: as above
@@ -124,12 +124,12 @@ impl Cuda {
         self.down(&ffn.down, &activated, chosen, scratch.input_gates, y)?;
         match residual {
             None => Ok(()),
-            // the products of experts go where nothing else is
+            // the kernel for experts does not add to what is there
             Some(residual) => self.add((residual, y), None),
         }
     }
 
-    /// `act(gate) * up` of columns, or of pairs of columns and chosen experts.
+    /// Computes `act(gate) * up` of columns, or of pairs of a column and a chosen expert.
     fn up_gate(&self, ffn: &Ffn, input: &Columns, chosen: Option<Chosen>) -> Result<Columns, Error> {
         let n_ff = ffn.up.n_rows();
         let n = chosen.map_or(input.n_columns, |c| c.pairs.n_pairs);
@@ -154,7 +154,7 @@ impl Cuda {
         Ok(activated)
     }
 
-    /// Up, gate and activation in one launch.
+    /// Computes up, gate and activation in one launch.
     fn fused(
         &self,
         ffn: &Ffn,
@@ -188,7 +188,7 @@ impl Cuda {
         unsafe { launch(&self.gpu, &plan, &buffers) }
     }
 
-    /// Up and gate as two products, and an activation.
+    /// Computes up and gate as two products, then the activation.
     fn apart(
         &self,
         ffn: &Ffn,
@@ -226,7 +226,7 @@ impl Cuda {
         Ok(())
     }
 
-    /// The chosen experts' down projections, weighed and summed.
+    /// Computes the down projections of the chosen experts, weighed and summed.
     fn down(
         &self,
         down: &Linear,
@@ -261,7 +261,7 @@ impl Cuda {
     }
 }
 
-/// The buffers that results go to.
+/// The buffers of the activation's results: codes, or floats.
 fn made(to: &Columns, codes: bool) -> Vec<(&'static str, Address)> {
     match (codes, to.codes) {
         (true, Some((q, ds))) => vec![("q", q), ("q_ds", ds)],

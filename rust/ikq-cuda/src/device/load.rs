@@ -1,4 +1,5 @@
-//! From a network's weights to the device's parts. What would be loaded is counted by the code that loads it.
+//! [`Loader`]: copies the weights of a network to the device. The same code also counts the bytes that would be
+//! copied, without a GPU.
 
 use ikq_formats::QuantType;
 use ikq_model::device::Stage;
@@ -14,7 +15,7 @@ use crate::memory::{Address, Arena, arena_bytes};
 use crate::plan::{self, Glu, MOST_HEAD, reads_codes};
 use crate::weights::{self, Matrix, Staging};
 
-/// Takes pieces of memory and fills them; without a GPU it only counts.
+/// Takes pieces of device memory and fills them, or only counts their bytes.
 pub struct Loader<'a> {
     n_bytes: usize,
     to: Option<(&'a Gpu, Arena, Staging)>,
@@ -22,22 +23,22 @@ pub struct Loader<'a> {
 }
 
 impl<'a> Loader<'a> {
-    /// One that counts.
+    /// A loader that only counts bytes.
     pub fn counting() -> Loader<'a> {
         Loader { n_bytes: 0, to: None, stage: Stage::Head }
     }
 
-    /// One that copies to an arena, of as many bytes as were counted.
+    /// A loader that copies to an arena, which must have as many bytes as were counted.
     pub fn copying(gpu: &'a Gpu, arena: Arena) -> Loader<'a> {
         Loader { n_bytes: 0, to: Some((gpu, arena, Staging::default())), stage: Stage::Head }
     }
 
-    /// Bytes of all pieces.
+    /// Bytes of all pieces so far.
     pub fn n_bytes(&self) -> usize {
         self.n_bytes
     }
 
-    /// The arena, when all that was copied has arrived.
+    /// The arena; waits until everything was copied.
     pub fn into_arena(self) -> Result<Option<Arena>, Error> {
         match self.to {
             Some((gpu, arena, _)) => {
@@ -71,7 +72,7 @@ impl<'a> Loader<'a> {
     fn floats(&mut self, values: &[f32]) -> Result<Address, ModelError> {
         let at = self.take(4 * values.len()).map_err(model_error)?;
         if let Some((gpu, ..)) = &self.to {
-            // SAFETY: the piece is as large
+            // SAFETY: the piece has room for the floats
             unsafe { gpu.copy_in_floats(at, values) }.map_err(model_error)?;
         }
         Ok(at)
@@ -100,7 +101,7 @@ impl<'a> Loader<'a> {
         let Some((gpu, _, staging)) = &mut self.to else { return Ok(Matrix { at, ty, n_rows, n }) };
         for expert in 0..weight.n_experts() {
             let rows = weight.rows(expert);
-            // the one scale of I2_S stands behind the rows
+            // the scale of an I2_S tensor follows its rows
             let with_scale = (weight.ty == QuantType::I2_S).then(|| {
                 let mut bytes = rows.to_vec();
                 bytes.extend(weight.scale.to_le_bytes());
@@ -193,10 +194,10 @@ impl<'a> Loader<'a> {
         })
     }
 
-    /// Loads a stage of device `index`.
+    /// Loads the weights of a stage of device `index`.
     ///
     /// # Errors
-    /// [`ModelError::Device`] for what is not computed on GPUs yet, and what the driver says.
+    /// [`ModelError::Device`] for stages that GPUs do not compute yet, and for errors of the driver.
     pub fn stage(
         &mut self,
         network: &Network,

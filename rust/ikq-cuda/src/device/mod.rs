@@ -1,14 +1,15 @@
-//! [`Cuda`]: a GPU as a device that runs models: attention over pages (grouped heads, and latent), dense FFNs, mixtures of
-//! experts, the output. What it does not compute is refused when it is loaded.
+//! [`Cuda`]: a GPU as a device that runs parts of models: attention over pages (with grouped heads, and latent),
+//! dense FFNs, mixtures of experts, and the output. Loading refuses parts that it does not compute.
 //!
 //! | module | what |
 //! |---|---|
-//! | [`parts`], [`load`] | the weights of stages, and how they come there |
-//! | [`scratch`], [`columns`] | memory of a step, and what it is told about the batch |
-//! | [`cache`] | pages |
+//! | [`parts`], [`load`] | the weights of stages, and loading them |
+//! | [`scratch`], [`columns`] | memory of a step, and data about its batch |
+//! | [`cache`] | pages of the KV cache |
 //! | `attention`, `ffn` | the stages |
 //!
-//! An error of the driver in the middle of a step is kept, and told when the step is over ([`Device::failure`]).
+//! An error of the driver in the middle of a step is kept, and reported when the step is over
+//! ([`Device::failure`]).
 
 mod attention;
 mod cache;
@@ -44,23 +45,23 @@ use load::Loader;
 use parts::{Kind, Parts};
 use scratch::{Scratch, Wide};
 
-/// How a GPU computes.
+/// Options of a GPU.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     pub cache: CacheForm,
-    /// Experts after the first `.0` are dropped where their weight is below `.1` times the largest.
+    /// Experts after the first `.0` of a token are dropped unless their weight exceeds `.1` times the largest.
     pub expert_reduction: Option<(usize, f32)>,
 }
 
 impl Default for Options {
-    /// A cache of f16, and all experts that routers choose.
+    /// A KV cache of f16, and all experts that routers choose.
     fn default() -> Options {
         let cache = CacheForm { keys: QuantType::F16, values: QuantType::F16, rotates: false };
         Options { cache, expert_reduction: None }
     }
 }
 
-/// A GPU.
+/// A GPU that runs parts of models.
 pub struct Cuda {
     name: String,
     gpu: Gpu,
@@ -72,21 +73,21 @@ pub struct Cuda {
     scratch: Option<Scratch>,
     columns: ColumnData,
     batch: Batch,
-    /// Experts per column of the choices that are there.
+    /// Experts per column in the present choices.
     n_used: usize,
-    /// A router of this device has run in this step.
+    /// Whether a router of this device has run in this step.
     has_routed: bool,
-    /// What was read back, for [`Device::get`].
+    /// Values that [`Device::get`] copied to the host.
     values: Vec<f32>,
     choices: Choices,
     failure: RefCell<Option<Error>>,
 }
 
 impl Cuda {
-    /// `CUDA{index}`.
+    /// Opens the device `CUDA{index}`.
     ///
     /// # Errors
-    /// There is no such device, or what the driver says.
+    /// If there is no such device, and errors of the driver.
     pub fn new(runtime: &'static Runtime, index: usize, options: Options) -> Result<Cuda, Error> {
         Ok(Cuda {
             name: format!("CUDA{index}"),
@@ -107,7 +108,7 @@ impl Cuda {
         })
     }
 
-    /// Runs a part of a step, unless one before it has failed.
+    /// Runs a part of a step, unless an earlier one has failed, and keeps its error.
     fn attempt(&mut self, work: impl FnOnce(&mut Cuda) -> Result<(), Error>) {
         if self.failure.get_mut().is_none() {
             let done = work(self);
@@ -115,7 +116,7 @@ impl Cuda {
         }
     }
 
-    /// The same for what changes nothing but memory of the device.
+    /// [`Cuda::attempt`] for work that only changes memory of the device.
     fn attempt_shared(&self, work: impl FnOnce(&Cuda) -> Result<(), Error>) {
         if self.failure.borrow().is_none() {
             let done = work(self);
@@ -127,18 +128,18 @@ impl Cuda {
         self.network.as_ref().expect("`load` comes first")
     }
 
-    /// Scratch memory for the batch.
+    /// Makes sure that there is scratch memory for so many columns.
     fn make_room(&mut self, n_columns: usize) -> Result<(), Error> {
         if self.scratch.as_ref().is_some_and(|s| s.n_columns >= n_columns) {
             return Ok(());
         }
-        self.scratch = None; // before there is another
+        self.scratch = None; // frees the old one before another is allocated
         let n_embd = self.network().spec.n_embd;
         self.scratch = Some(Scratch::new(&self.gpu, &self.parts, n_embd, n_columns)?);
         Ok(())
     }
 
-    /// Statistics of inputs are taken on the CPU.
+    /// Refuses to collect statistics of inputs, which only the CPU does.
     fn not_observed(&self, is_observed: bool) -> Result<(), Error> {
         match is_observed {
             true => Err(Error::Plan {
@@ -153,7 +154,8 @@ impl Cuda {
         self.scratch.as_ref().expect("`begin` comes first")
     }
 
-    /// Norms of `n_columns` columns of the residual stream's width at `x` (and what is added), and their codes.
+    /// Computes the RMS norm, and its codes, of `n_columns` columns of the residual stream's width at the first
+    /// address of `x`; columns at the second are added first.
     fn norm(
         &self,
         x: (Address, Option<Address>),
@@ -164,7 +166,7 @@ impl Cuda {
         self.norm_of(x, weight, to, (self.network().spec.n_embd, n_columns))
     }
 
-    /// The same for columns of `n` elements.
+    /// [`Cuda::norm`] for columns of `n` elements.
     fn norm_of(
         &self,
         (x, add): (Address, Option<Address>),
@@ -184,7 +186,7 @@ impl Cuda {
         Ok(columns)
     }
 
-    /// Adds a branch (the sum of two) to the residual stream, normed first where the model says so.
+    /// Adds a branch (or the sum of two) to the residual stream, after a norm where the model has one.
     fn add_branch(
         &self,
         (branch, second): (Address, Option<Address>),
@@ -200,7 +202,7 @@ impl Cuda {
         }
     }
 
-    /// Adds columns of the residual stream's width (the sum of two) to others.
+    /// Adds columns `a` (and `b`) of the residual stream's width to columns `x`.
     fn add(&self, (x, a): (Address, Address), b: Option<Address>) -> Result<(), Error> {
         let n = self.batch.n() * self.network().spec.n_embd;
         let plan = Call::Add { n, second: b.is_some() }.plan()?;
@@ -210,7 +212,7 @@ impl Cuda {
         unsafe { launch(&self.gpu, &plan, &buffers) }
     }
 
-    /// Logits of columns, to the host.
+    /// Computes the logits of columns, and copies them to the host.
     fn output(&self, columns: &Columns, logits: &mut [f32]) -> Result<(), Error> {
         let head = self.parts.head.as_ref().expect("the output is on this device");
         let n_vocab = head.output.n_rows();
@@ -230,7 +232,7 @@ impl Cuda {
         Ok(())
     }
 
-    /// Norms of some of the batch's columns.
+    /// Computes the output norm of some of the batch's columns.
     fn chosen(&self, columns: &[u32]) -> Result<Columns, Error> {
         let bytes = 4 * self.network().spec.n_embd;
         let scratch = self.scratch();
@@ -253,12 +255,12 @@ impl Cuda {
         }
     }
 
-    /// The caches of a group's layers.
+    /// The caches of those layers of a group that this device has.
     fn group(&self, group: usize) -> impl Iterator<Item = &LayerCache> {
         self.network().groups[group].layers.iter().filter_map(|l| self.caches[*l].as_ref())
     }
 
-    /// Moves rows of a group's layers.
+    /// Moves rows in the caches of a group's layers.
     fn move_rows_of(&self, group: usize, moves: &[Move]) -> Result<(), Error> {
         for l in &self.network().groups[group].layers {
             let (Some(cache), Some(attention)) = (&self.caches[*l], &self.parts.attention[*l]) else {
@@ -279,7 +281,7 @@ impl Cuda {
                 let angles = angles.repeat(m.n);
                 let mut arena = Arena::new(self.gpu.context(), "moving rows", size_of_val(&*angles))?;
                 let cos_sin = arena.take(size_of_val(&*angles))?;
-                // SAFETY: the piece is as large; it lives until the rows were moved
+                // SAFETY: the piece has room for the angles, and lives until the rows were moved
                 unsafe { self.gpu.copy_in_floats(cos_sin, &angles) }?;
                 cache.move_rows(&self.gpu, rows, Some(Back { turn: turn(rope, at), cos_sin }))?;
             }
@@ -287,7 +289,7 @@ impl Cuda {
         Ok(())
     }
 
-    /// Positions whose router gave no numbers.
+    /// The error for a position where a router's scores were not finite, if there is one.
     fn failed_router(&self) -> Result<Option<ModelError>, Error> {
         let mut layers = vec![-1i32; self.batch.n()];
         // SAFETY: there is a number per column
@@ -304,10 +306,12 @@ fn model_error(e: Error) -> ModelError {
     ModelError::Device(e.to_string())
 }
 
-/// What a GPU would hold, without loading it: bytes of its weights, and of a page of every group.
+/// Computes the memory that a GPU would need, without loading anything: bytes of its weights, and bytes of a page
+/// of every group.
 ///
 /// # Errors
-/// [`ModelError::Device`] for what is not computed on GPUs, [`ModelError::Cache`] for heads that do not fit the cache.
+/// [`ModelError::Device`] for stages that GPUs do not compute, [`ModelError::Cache`] for heads that do not fit the
+/// type of the cache.
 pub fn predict(
     network: &Network,
     placement: &Placement,
@@ -350,7 +354,7 @@ impl Device for Cuda {
 
     fn load(&mut self, loading: &Loading<'_>) -> Result<Memory, Stop<ModelError>> {
         let network = &loading.network;
-        // frees what was loaded before
+        // frees an earlier model
         self.parts = Parts::default();
         self.caches.clear();
         self.scratch = None;
@@ -387,7 +391,7 @@ impl Device for Cuda {
         let gpu = &self.gpu;
         for l in &network.groups[group].layers {
             let Some(cache) = &mut self.caches[*l] else { continue };
-            // in lumps, so that memory is asked for seldom
+            // rounded up, so that memory is allocated seldom
             cache.reserve(gpu, n + n / 4).map_err(|e| match e {
                 Error::Memory { needed, free, .. } => ModelError::CacheMemory { needed, free },
                 e => model_error(e),
@@ -428,7 +432,7 @@ impl Device for Cuda {
         }
     }
 
-    // ---- no recurrent layer is here
+    // ---- states of recurrent layers, of which this device has none
 
     fn state_bytes(&self) -> usize {
         0
@@ -487,7 +491,7 @@ impl Device for Cuda {
 
     fn put_choices(&mut self, choices: &Choices) {
         self.attempt(|it| {
-            // no expert where there are fewer
+            // -1 fills up the lists of tokens with fewer experts
             let k = choices.iter().map(Vec::len).max().unwrap_or(0).max(1);
             let (mut ids, mut weights) = (vec![-1i32; k * choices.len()], vec![0f32; k * choices.len()]);
             for (i, chosen) in choices.iter().enumerate() {
@@ -496,7 +500,7 @@ impl Device for Cuda {
                 }
             }
             it.n_used = k;
-            // SAFETY: there is room for as many as a router chooses
+            // SAFETY: there is room for as many experts as a router chooses
             unsafe {
                 it.gpu.copy_in_floats(it.scratch().ids, &ids)?;
                 it.gpu.copy_in_floats(it.scratch().weights, &weights)
@@ -557,7 +561,7 @@ impl Device for Cuda {
         if let Some(failure) = self.failure.get_mut().take() {
             return Some(model_error(failure));
         }
-        // asked after each step, and after products alone
+        // also called after steps without a router, where there is nothing to read back
         match std::mem::take(&mut self.has_routed) {
             true => self.failed_router().unwrap_or_else(|e| Some(model_error(e))),
             false => None,

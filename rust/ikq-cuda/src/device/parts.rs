@@ -1,4 +1,4 @@
-//! The weights of a device's stages. Addresses are in the arena, which lives as long.
+//! [`Parts`]: the weights of a device's stages. Their addresses are in its arena, which lives as long.
 
 use ikq_formats::QuantType;
 use ikq_model::network::{self, RopeId};
@@ -7,10 +7,10 @@ use crate::memory::{Address, Arena};
 use crate::plan::Glu;
 use crate::weights::Matrix;
 
-/// A matrix, or one per expert, with what is added to its products.
+/// A matrix, or one per expert, with the bias of its products.
 #[derive(Clone, Copy, Debug)]
 pub struct Linear {
-    /// The first expert's; the others follow.
+    /// The matrix of the first expert; those of the others follow in memory.
     pub matrix: Matrix,
     pub bias: Option<Address>,
 }
@@ -32,9 +32,9 @@ pub struct Ffn {
     pub up: Linear,
     pub down: Linear,
     pub glu: Glu,
-    /// Gate and up are two products and an activation.
+    /// Whether gate and up are computed as two products and an activation, instead of in one launch.
     pub apart: bool,
-    /// The result is multiplied with the sigmoid of this row's product.
+    /// A matrix of one row; the result is multiplied with the sigmoid of its product with the input.
     pub input_gate: Option<Linear>,
 }
 
@@ -46,7 +46,7 @@ pub struct Dense {
     pub post_norm: Option<Address>,
 }
 
-/// What chooses experts, and what joins their results.
+/// The router of a mixture of experts, and what is needed to join their results.
 #[derive(Clone, Debug)]
 pub struct Router {
     pub norm: Address,
@@ -55,7 +55,7 @@ pub struct Router {
     pub rule: network::Routing,
     pub has_shared: bool,
     pub post_norm: Option<Address>,
-    /// Another device has the experts.
+    /// Whether another device has the experts, so that the choices must be copied to the host.
     pub is_read: bool,
 }
 
@@ -67,14 +67,14 @@ pub struct Attention {
     pub kind: Kind,
 }
 
-/// Kinds of attention.
+/// The kind of a layer's attention.
 #[derive(Clone, Debug)]
 pub enum Kind {
     Gqa(Gqa),
     Mla(Mla),
 }
 
-/// Grouped heads; fields as in `network::Gqa`.
+/// Attention with grouped heads; the fields are those of `network::Gqa`.
 #[derive(Clone, Debug)]
 pub struct Gqa {
     pub n_head: usize,
@@ -94,7 +94,7 @@ pub struct Gqa {
     pub output_gate: bool,
 }
 
-/// Latent attention, absorbed; fields as in `network::Mla`.
+/// Latent attention, absorbed; the fields are those of `network::Mla`.
 #[derive(Clone, Debug)]
 pub struct Mla {
     pub n_head: usize,
@@ -113,20 +113,20 @@ pub struct Mla {
 }
 
 impl Mla {
-    /// Elements of what is cached of a token.
+    /// Elements of the row that is cached for each token.
     pub fn row(&self) -> usize {
         self.kv_rank + self.rope.n_rot
     }
 }
 
-/// The output.
+/// The output norm and matrix.
 #[derive(Clone, Copy, Debug)]
 pub struct Head {
     pub norm: Address,
     pub output: Linear,
 }
 
-/// By layer, where this device has the stage.
+/// The weights of stages; those of layers are indexed by layer, and `None` where another device has the stage.
 #[derive(Default)]
 pub struct Parts {
     pub _arena: Option<Arena>,
@@ -136,12 +136,12 @@ pub struct Parts {
     pub experts: Vec<Option<Ffn>>,
     pub shared: Vec<Option<Ffn>>,
     pub head: Option<Head>,
-    /// Experts that a token takes at most.
+    /// The most experts that a token takes in any layer.
     pub most_used: usize,
 }
 
 impl Parts {
-    /// None of `n_layers` layers.
+    /// No stages of any of `n_layers` layers.
     pub fn none(n_layers: usize) -> Parts {
         Parts {
             attention: vec![None; n_layers],

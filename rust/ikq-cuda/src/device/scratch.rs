@@ -1,4 +1,4 @@
-//! Memory of a step, which grows with the largest batch.
+//! [`Scratch`]: memory for the values of a step, which is as large as the largest batch so far needs.
 
 use super::parts::{Attention, Ffn, Kind, Parts};
 use crate::error::Error;
@@ -7,7 +7,7 @@ use crate::memory::{Address, Arena, arena_bytes};
 use crate::plan::MOST_COLUMNS;
 use crate::products::{Columns, code_bytes};
 
-/// A place for columns and their codes, of any width up to that which it was made for.
+/// A place for columns and their codes, of any width up to the one that it was made for.
 #[derive(Clone, Copy, Debug)]
 pub struct Wide {
     floats: Address,
@@ -15,7 +15,7 @@ pub struct Wide {
 }
 
 impl Wide {
-    /// It as columns of `n`. Only whole blocks of 32 can have codes.
+    /// This place as columns of `n` elements. They only have codes if `n` is a multiple of 32.
     pub fn columns(self, n: usize, n_columns: usize) -> Columns {
         let codes = n.is_multiple_of(32).then_some(self.codes);
         Columns { n, n_columns, floats: self.floats, codes }
@@ -26,10 +26,10 @@ impl Wide {
     }
 }
 
-/// Elements of a column of everything that stages of a model need.
+/// How many elements per column the values of a step have.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sizes {
-    /// Activations of FFNs, and those that are made apart.
+    /// Activations of FFNs, and those of FFNs whose gate and up are computed separately.
     ff: usize,
     apart: usize,
     scores: usize,
@@ -86,30 +86,30 @@ impl Sizes {
     }
 }
 
-/// Places of a step's values, for batches of at most `n_columns` columns.
+/// The places of a step's values, for batches of at most `n_columns` columns.
 pub struct Scratch {
     pub n_columns: usize,
     _arena: Arena,
-    /// `n_embd` floats per column: the residual stream, columns that the output is wanted of, a branch before it is
-    /// added, the experts' sum and the shared expert's result.
+    /// `n_embd` floats per column each: the residual stream, columns whose output is wanted, a branch before it is
+    /// added, the sum of experts, and the result of the shared expert.
     pub hidden: Address,
     pub chosen: Address,
     pub branch: Address,
     pub sum: Address,
     pub shared: Address,
-    /// Norms that stages read, and the one of a mixture of experts.
+    /// Columns after a norm: those that other stages read, and those that a mixture of experts reads.
     pub normed: Wide,
     pub input: Wide,
-    /// Activations of FFNs.
+    /// Activations of FFNs, and up and gate where they are computed separately.
     pub activated: Wide,
     pub up: Address,
     pub gate: Address,
-    /// Scores of experts; ids and weights of those chosen; gates of an FFN's result.
+    /// Scores of experts, ids and weights of those that are chosen, and gates of an FFN's result.
     pub scores: Address,
     pub ids: Address,
     pub weights: Address,
     pub input_gates: Address,
-    /// Products of attention, queries as they are used, inputs of later products.
+    /// Products of attention, prepared queries, and inputs of later products.
     pub q: Address,
     pub k: Address,
     pub v: Address,
@@ -121,7 +121,7 @@ pub struct Scratch {
 
 impl Scratch {
     /// # Errors
-    /// What the driver says; there may not be as much memory.
+    /// Errors of the driver, such as too little memory.
     pub fn new(gpu: &Gpu, parts: &Parts, n_embd: usize, n_columns: usize) -> Result<Scratch, Error> {
         let s = Sizes::new(parts);
         let floats = |n: usize| 4 * n * n_columns;

@@ -9,7 +9,7 @@ use super::{reads_codes, whole};
 use crate::error::Error;
 use crate::gpu::Argument;
 
-/// What joins up and gate; the numbers are those of `cuda/glu.cuh`.
+/// The activation that joins up and gate; the numbers are those of `cuda/glu.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Glu {
     Silu = 0,
@@ -28,7 +28,7 @@ impl From<Activation> for Glu {
 }
 
 impl Glu {
-    /// The kernels' arguments: which, and slope and limit of [`Glu::SwigluOai`].
+    /// The arguments of kernels: the activation, and slope and limit of [`Glu::SwigluOai`].
     fn arguments(self) -> [(&'static str, Option<Argument>); 3] {
         [
             ("act", Some(Argument::I32(self as i32))),
@@ -38,22 +38,22 @@ impl Glu {
     }
 }
 
-/// Sizes of [`Call::UpGate`](super::Call::UpGate).
+/// Sizes and options of [`Call::UpGate`](super::Call::UpGate).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct UpGate {
     pub up: QuantType,
     pub gate: QuantType,
-    /// Rows of either, and their elements.
+    /// Rows of each matrix, and elements of a row.
     pub n_rows: usize,
     pub n: usize,
     /// 1 to [`MOST_COLUMNS`](super::MOST_COLUMNS); 1 with `pairs`.
     pub n_columns: usize,
-    /// Experts are chosen by a list of ids.
+    /// The pairs of tokens and experts, if experts are chosen by a list of ids.
     pub pairs: Option<Pairs>,
     pub glu: Glu,
     pub bias_up: bool,
     pub bias_gate: bool,
-    /// Results are made as products read them; else as floats.
+    /// Whether results are written as codes, which products read; otherwise as floats.
     pub codes: bool,
 }
 
@@ -104,15 +104,15 @@ impl UpGate {
     }
 }
 
-/// Sizes of [`Call::Glu`](super::Call::Glu).
+/// Sizes and options of [`Call::Glu`](super::Call::Glu).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct GluCall {
     pub n_rows: usize,
     pub n_columns: usize,
     pub glu: Glu,
-    /// Columns have experts, of which a negative one is none.
+    /// Whether columns have ids of experts; those with a negative id are skipped.
     pub ids: bool,
-    /// Results are made as products read them; else as floats.
+    /// Whether results are written as codes, which products read; otherwise as floats.
     pub codes: bool,
 }
 
@@ -122,7 +122,7 @@ impl GluCall {
             let why = format!("{} rows are no whole blocks of 32", self.n_rows);
             return Err(Error::Plan { name: "glu_act".into(), why });
         }
-        // biases were added by the products
+        // the products have added the biases already
         let mut arguments = vec![
             ("up", None),
             ("gate", None),
@@ -144,11 +144,11 @@ impl GluCall {
     }
 }
 
-/// Sizes of [`Call::Down`](super::Call::Down).
+/// Sizes and options of [`Call::Down`](super::Call::Down).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Down {
     pub ty: QuantType,
-    /// Rows of an expert, and their elements.
+    /// Rows of an expert's matrix, and elements of a row.
     pub n_rows: usize,
     pub n: usize,
     pub pairs: Pairs,
@@ -187,7 +187,7 @@ impl Down {
     }
 }
 
-/// Experts and chosen experts that the router takes at most.
+/// The most experts, and the most chosen experts per token, that the router kernel takes.
 const MOST_EXPERTS: usize = 1024;
 const MOST_USED: usize = 32;
 
@@ -201,11 +201,12 @@ pub struct Router {
     pub bias: bool,
     pub normalize: bool,
     pub scale: f32,
-    /// Groups, and how many of them are chosen from.
+    /// The number of groups of experts, and from how many of them a token may choose.
     pub groups: (usize, usize),
-    /// Experts behind the first so many of largest weight stay if theirs is more than so much of the largest.
+    /// Of a token's experts in order of weight, those after the first `.0` are dropped unless their weight exceeds
+    /// `.1` times the largest.
     pub reduction: Option<(usize, f32)>,
-    /// What is kept of tokens whose scores are not finite.
+    /// The number of the layer, which is written for tokens whose scores are not finite.
     pub layer: usize,
 }
 

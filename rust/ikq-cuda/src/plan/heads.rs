@@ -1,4 +1,4 @@
-//! Launches of attention: heads and their cache, and sums over it.
+//! Launches of attention: preparing heads and storing them in the KV cache, and attention over it.
 
 use ikq_formats::QuantType;
 
@@ -6,20 +6,20 @@ use super::{NULL, Plan, check_row, geometry, i32_of, i64_of, name, of_type, opti
 use crate::error::Error;
 use crate::gpu::Argument;
 
-/// Elements of a head that kernels take at most.
+/// The most elements of a head that kernels take.
 pub const MOST_HEAD: usize = 1024;
 
-/// What heads are turned by.
+/// Which elements of a head a rotary embedding rotates.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Turn {
-    /// The first element, and how many.
+    /// The first of these elements, and how many there are.
     pub at: usize,
     pub n: usize,
-    /// Pairs are halves, else neighbours.
+    /// Whether elements of the two halves are paired (NeoX); otherwise neighbours are.
     pub neox: bool,
 }
 
-/// Sizes of [`Call::Heads`](super::Call::Heads).
+/// Sizes and options of [`Call::Heads`](super::Call::Heads).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Heads {
     /// Type of the cache; F32 where nothing is cached.
@@ -28,16 +28,16 @@ pub struct Heads {
     pub n_heads: usize,
     /// Elements of a head.
     pub n: usize,
-    /// Floats from column to column, and from head to head.
+    /// Floats from one column to the next, and from one head to the next.
     pub stride: usize,
     pub head_stride: usize,
-    /// The first so many elements are normed.
+    /// How many elements, from the first on, an RMS norm covers, if there is one.
     pub norm: Option<usize>,
     pub eps: f32,
     pub turn: Option<Turn>,
-    /// Results are given, with so many floats from head to head.
+    /// Floats from one head to the next in the output, if results are written to one.
     pub out: Option<usize>,
-    /// Results are cached.
+    /// Whether results are stored in the KV cache.
     pub cached: bool,
 }
 
@@ -70,7 +70,7 @@ impl Heads {
     }
 }
 
-/// Sizes of [`Call::Attend`](super::Call::Attend).
+/// Sizes and options of [`Call::Attend`](super::Call::Attend).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Attend {
     pub keys: QuantType,
@@ -78,13 +78,13 @@ pub struct Attend {
     pub n_columns: usize,
     pub n_heads: usize,
     pub n_kv: usize,
-    /// Elements of keys, of values, and of the rows that begin with values.
+    /// Elements of keys, of values, and of the cached rows at whose beginning the values are.
     pub n_k: usize,
     pub n_v: usize,
     pub n_v_row: usize,
-    /// Page numbers of a column.
+    /// How many page numbers each column has.
     pub max_pages: usize,
-    /// Positions of a split, and splits.
+    /// Positions of a split, and the number of splits.
     pub span: usize,
     pub n_splits: usize,
     pub scale: f32,
@@ -92,7 +92,7 @@ pub struct Attend {
 }
 
 impl Attend {
-    /// The module has the kernel of [`Combine`], too.
+    /// The plan of the kernel that computes splits; [`Combine`] joins them.
     pub(super) fn plan(&self) -> Result<Plan, Error> {
         check_head("attend", self.keys, self.n_k)?;
         check_head("attend", self.values, self.n_v_row)?;
@@ -129,7 +129,7 @@ impl Attend {
     }
 }
 
-/// Sizes of [`Call::Combine`](super::Call::Combine).
+/// Sizes and options of [`Call::Combine`](super::Call::Combine).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Combine {
     pub n_columns: usize,
@@ -137,9 +137,9 @@ pub struct Combine {
     pub n_v: usize,
     pub n_splits: usize,
     pub sinks: bool,
-    /// Results are multiplied with sigmoids of gates, which are so many floats from head to head.
+    /// Floats from one head's gate to the next, if results are multiplied with sigmoids of gates.
     pub gate: Option<usize>,
-    /// Results are made as products read them, too.
+    /// Whether codes are made of the results too, as products read them.
     pub codes: bool,
 }
 

@@ -1,7 +1,7 @@
-//! How every kernel is launched: its specialisation, grid, block, shared memory and list of arguments. This is the one
-//! place that knows; the device, the tests of kernels and checks on GPUs all ask it.
+//! Plans how every kernel is launched: its specialisation, grid, block, shared memory and list of arguments. The
+//! device, the tests of kernels and checks on GPUs all use these plans.
 //!
-//! What kernels do with their arguments stands at the head of their files in `cuda/`.
+//! The comments at the beginning of the files in `cuda/` say what kernels do with their arguments.
 
 use ikq_formats::QuantType;
 use ikq_formats::types::Family;
@@ -19,7 +19,7 @@ pub use ffn::{Down, Glu, GluCall, Router, UpGate};
 pub use heads::{Attend, Combine, Heads, MOST_HEAD, Turn};
 pub use products::{Pairs, Products};
 
-/// Rows in device form begin at multiples of this.
+/// Rows in device form begin at multiples of this many bytes.
 const ROW_ALIGNMENT: usize = 16;
 /// Most columns of one matrix-vector product.
 pub const MOST_COLUMNS: usize = 8;
@@ -30,37 +30,38 @@ pub const MOST_GRID: usize = 65535;
 /// A kernel and the sizes that it is launched for.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Call {
-    /// `n_rows` rows of `n` elements from the file's form to the device's.
+    /// Brings `n_rows` rows of `n` elements from the file's form to the device's.
     Repack { ty: QuantType, n_rows: usize, n: usize },
-    /// Rows in device form to floats, all in order or those of a list.
+    /// Decodes rows in device form to floats: all in order, or (`chosen`) those of a list.
     Dequantize { ty: QuantType, to: FloatType, n_rows: usize, n: usize, chosen: bool },
-    /// `n` floats to what products read, in blocks of 32.
+    /// Makes codes of `n` floats, in blocks of 32, as products read them.
     Quantize { n: usize },
-    /// A matrix and `n_columns` columns.
+    /// Multiplies a matrix with columns.
     Products(Products),
-    /// Columns of `n` floats, normed: as floats, and with `codes` also as products read them. With `add`, of sums.
+    /// Computes the RMS norm of columns of `n` floats, as floats, and with `codes` also as products read them. With
+    /// `add`, other columns are added first.
     Norm { n: usize, n_columns: usize, eps: f32, add: bool, codes: bool },
-    /// `n` floats are added to others; with `second`, the sum of two.
+    /// Adds `n` floats to others; with `second`, the sum of two times `n` floats.
     Add { n: usize, second: bool },
-    /// `n` floats become their sigmoids.
+    /// Replaces `n` floats with their sigmoids.
     Sigmoid { n: usize },
-    /// Up, gate and activation.
+    /// Computes up, gate and the activation together.
     UpGate(UpGate),
-    /// Activation of up and gate that were made apart.
+    /// Computes the activation of up and gate that were computed separately.
     Glu(GluCall),
-    /// Down projection of chosen experts, weighed and summed.
+    /// Computes the down projections of chosen experts, weighed and summed.
     Down(Down),
-    /// Which experts tokens take.
+    /// Chooses the experts of tokens.
     Router(Router),
-    /// Norm and rope of heads, and the cache.
+    /// Prepares heads (norm and rotary embedding), and writes them to an output or to the KV cache.
     Heads(Heads),
-    /// Attention in splits.
+    /// Computes attention in splits of the positions.
     Attend(Attend),
-    /// Splits become one.
+    /// Combines the results of splits.
     Combine(Combine),
 }
 
-/// What [`Call::Dequantize`] makes.
+/// The type that [`Call::Dequantize`] writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FloatType {
     F32,
@@ -68,18 +69,18 @@ pub enum FloatType {
     BF16,
 }
 
-/// A launch that lacks only the addresses of its buffers.
+/// A launch, complete except for the addresses of its buffers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     pub of: Specialisation,
     pub kernel: String,
     pub geometry: Geometry,
-    /// Names of the kernel's parameters in order; `None` is a buffer that [`Plan::bind`] is given.
+    /// The kernel's parameters in order, with their values; `None` is a buffer that [`Plan::bind`] fills in.
     pub arguments: Vec<(&'static str, Option<Argument>)>,
 }
 
 impl Plan {
-    /// The arguments with these addresses of buffers.
+    /// The arguments, with buffers at these addresses.
     ///
     /// # Errors
     /// [`Error::Plan`] for a buffer that is missing, or that the kernel does not have.
@@ -106,10 +107,10 @@ impl Plan {
 const NULL: Option<Argument> = Some(Argument::Address(Address(0)));
 
 impl Call {
-    /// The launch for these sizes.
+    /// The plan of the launch for these sizes.
     ///
     /// # Errors
-    /// [`Error::Plan`] for sizes that the kernel does not take, and types that it has no decoder for.
+    /// [`Error::Plan`] for sizes that the kernel does not take, and types that kernels have no decoder for.
     pub fn plan(&self) -> Result<Plan, Error> {
         match *self {
             Call::Repack { ty, n_rows, n } => {
@@ -208,12 +209,12 @@ impl Call {
     }
 }
 
-/// A buffer that a launch may do without.
+/// The argument of a buffer that may be left out, which is null then.
 fn optional(is_there: bool) -> Option<Argument> {
     if is_there { None } else { NULL }
 }
 
-/// The number of columns that a kernel is compiled for.
+/// The smallest number of columns that a kernel is compiled for and that is enough: 1, 2, 4 or 8.
 fn compiled_columns(kernel: &str, n_columns: usize) -> Result<usize, Error> {
     let compiled = (0..4).map(|i| 1 << i).find(|c| *c >= n_columns && n_columns > 0);
     compiled.ok_or_else(|| Error::Plan {
@@ -230,12 +231,12 @@ pub fn device_row_bytes(ty: QuantType, n: usize) -> Result<usize, Error> {
     let ty = device_type(ty)?;
     let bytes = ikq_formats::row::row_bytes(ty, n)
         .map_err(|e| Error::Plan { name: ty.name().into(), why: e.to_string() })?;
-    // the one scale of an I2_S tensor goes with every row
+    // the scale of an I2_S tensor is stored with every row
     let scale = if ty == QuantType::I2_S { 4 } else { 0 };
     Ok((bytes + scale).next_multiple_of(ROW_ALIGNMENT))
 }
 
-/// The type whose device form a type of files takes: itself, or the plain twin of an interleaved one.
+/// The type that a tensor has on the device: its own, or the plain twin of an interleaved type.
 ///
 /// # Errors
 /// [`Error::Plan`] for types that kernels have no decoder for.
@@ -250,12 +251,12 @@ pub fn device_type(ty: QuantType) -> Result<QuantType, Error> {
     }
 }
 
-/// Whether products with the type read quantized columns; else they read floats.
+/// Whether products with the type read quantized columns (8-bit codes); otherwise they read floats.
 pub fn reads_codes(ty: QuantType) -> bool {
     ty.info().family != Family::Float
 }
 
-/// All specialisations that models with weights of these types need, with a cache of f16.
+/// All specialisations that models with weights of these types need, with a KV cache of f16.
 ///
 /// # Errors
 /// As [`device_type`].
@@ -274,7 +275,7 @@ pub fn specialisations(types: &[QuantType]) -> Result<Vec<Specialisation>, Error
         }
         all.push(of_type("mmv.cu", ty)?);
         all.push(of_type("down.cu", ty)?);
-        // other pairs are compiled when they are met
+        // pairs of different types are compiled when they are used
         let mut upgate = of_type("upgate.cu", ty)?;
         upgate.defines.push(("IKQ_GATE".into(), name(ty)));
         all.push(upgate);
@@ -284,7 +285,7 @@ pub fn specialisations(types: &[QuantType]) -> Result<Vec<Specialisation>, Error
     Ok(all)
 }
 
-/// A file that is compiled for no type.
+/// The specialisation of a file that does not depend on a type.
 fn whole(file: &str) -> Specialisation {
     Specialisation { file: file.into(), defines: vec![] }
 }
@@ -311,7 +312,7 @@ fn geometry(grid: [usize; 3], threads: u32) -> Result<Geometry, Error> {
         n.ok_or_else(|| Error::Plan { name: "grid".into(), why: format!("{grid:?} blocks") })
     };
     let [x, y, z] = grid;
-    // what CUDA takes
+    // limits of CUDA
     let (wide, narrow) = (i32::MAX.cast_unsigned(), MOST_GRID as u32);
     Ok(Geometry {
         grid: [size(x, wide)?, size(y, narrow)?, size(z, narrow)?],
@@ -360,7 +361,7 @@ mod tests {
 
     #[test]
     fn rows_have_the_bytes_that_kernels_count() {
-        // codes of I2_S come 128 at a time, and its scale stands behind each row
+        // codes of I2_S come 128 at a time, and the scale follows each row
         assert_eq!(device_row_bytes(QuantType::I2_S, 256).ok(), Some(80));
         assert!(device_row_bytes(QuantType::I2_S, 192).is_err());
         assert_eq!(device_row_bytes(QuantType::Q4_0, 64).ok(), Some(48));

@@ -7,27 +7,27 @@ use super::{Plan, check_row, compiled_columns, device_row_bytes, geometry, i32_o
 use crate::error::Error;
 use crate::gpu::Argument;
 
-/// Pairs of a token and one of its `k` slots, of which each has an expert.
+/// Pairs of a token and one of its experts; each token has `k` of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pairs {
     pub n_pairs: usize,
     pub k: usize,
 }
 
-/// Sizes of [`Call::Products`](super::Call::Products).
+/// Sizes and options of [`Call::Products`](super::Call::Products).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Products {
     pub ty: QuantType,
-    /// Rows of a matrix, or of each expert's.
+    /// Rows of the matrix, or of each expert's matrix.
     pub n_rows: usize,
     pub n: usize,
     /// 1 to [`MOST_COLUMNS`](super::MOST_COLUMNS); 1 with `pairs`.
     pub n_columns: usize,
-    /// Elements between the results of neighbouring columns.
+    /// Floats from the results of one column to those of the next.
     pub stride: usize,
-    /// Experts are chosen by a list of ids.
+    /// The pairs of tokens and experts, if experts are chosen by a list of ids.
     pub pairs: Option<Pairs>,
-    /// Whether there are biases, and values that are added.
+    /// Whether a bias is added, and whether a residual is.
     pub bias: bool,
     pub residual: bool,
 }
@@ -64,7 +64,7 @@ impl Products {
     }
 }
 
-/// What kernels with a list of experts are given about it.
+/// The arguments about experts of kernels that may have a list of them.
 pub(super) struct Experts {
     pub grid_y: usize,
     pub ids: Option<Argument>,

@@ -1,7 +1,7 @@
 //! Super-blocks with integer scales and minima: Q2_K, Q4_K, Q5_K.
 //!
 //! Objective: `sum w (x - y)^2` with w of the column. Searched: scale and minimum of each sub-block, then
-//! their integers together with the super-block's two halves; see [`crate::search::affine`].
+//! their integers together with the super-block's d and dmin; see [`crate::search::affine`].
 
 use ikq_formats::{QuantType, layout};
 use ikq_simd::Isa;
@@ -107,14 +107,15 @@ affine_super_blocks! {
     Q5_K: 32, Search { levels: 31.0, steps: 63.0, ladder: LADDER };
 }
 
-/// For 16 and 32 levels.
+/// Step sizes to start from for 16 and 32 levels.
 #[rustfmt::skip]
 pub(super) const LADDER: &[Rung] = &[
     (0.0, 0.0), (-3.4, 0.0), (-2.0, 0.0), (-1.2, 0.0), (-0.7, 0.0), (-0.4, 0.0), (-0.2, 0.0),
     (0.2, 0.0), (0.4, 0.0), (0.7, 0.3), (1.1, 0.0), (1.2, 0.6), (1.2, 1.2), (1.8, 0.9), (2.2, 0.0),
     (2.4, 1.2), (2.4, 2.4), (3.4, 0.0), (3.4, 1.7), (4.6, 0.8), (4.6, 3.8),
 ];
-/// For 4 levels: more of the range clipped, and less of it.
+/// Step sizes to start from for 4 levels. They reach farther to both sides, from more of the range clipped to fewer
+/// levels used.
 #[rustfmt::skip]
 const LADDER_4: &[Rung] = &[
     (0.0, 0.0), (-0.9, 0.0), (-0.5, 0.0), (-0.2, 0.0), (0.2, 0.0), (0.2, 0.2), (0.5, 0.0), (0.5, 0.25),

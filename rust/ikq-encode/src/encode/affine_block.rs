@@ -1,8 +1,8 @@
 //! Blocks of 32 with a scale and a minimum, both f16: Q4_1, Q5_1.
 //!
 //! Objective: `sum w (x - d q - m)^2` with w of the column. Searched: scale and minimum of either sign
-//! together, then the halves of both; see [`crate::search::affine_block`]. Rows without importance have a
-//! shorter ladder, and sums that do not look at weights.
+//! together, then both rounded to f16; see [`crate::search::affine_block`]. Rows without importance try fewer
+//! step sizes, and leave weights out of their sums.
 
 use ikq_formats::{QuantType, layout};
 use ikq_simd::Isa;
@@ -25,8 +25,8 @@ pub struct Scratch {
     tile: Box<Tile<N>>,
 }
 
-/// Encodes one row; `levels` is the largest code. `plain` is the ladder of rows without importance, where
-/// rounding is all that the reference does.
+/// Encodes one row; `levels` is the largest code. `plain` has the step sizes to try for rows without importance,
+/// which the reference only rounds.
 #[inline(always)]
 fn encode_row<I: Isa>(
     isa: I,
@@ -89,6 +89,6 @@ affine_blocks! {
     Q5_1: 31.0, Q5_PLAIN;
 }
 
-/// For rows without importance: the range as it is, nearly, and both ends clipped.
+/// Step sizes for rows without importance: one with nearly the whole range, others with both ends clipped.
 const Q4_PLAIN: &[Rung] = &[(0.2, 0.1), (1.8, 0.9)];
 const Q5_PLAIN: &[Rung] = &[(-0.5, -0.2), (0.2, 0.1), (1.1, 0.5), (2.3, 1.2)];

@@ -1,4 +1,5 @@
-//! F32, F16, BF16: rounding to nearest even; F16 saturates at +-65504 instead of giving infinity.
+//! F32, F16, BF16: numbers are rounded to the nearest, ties to even. Those too large for a type become its largest
+//! finite number instead of infinity.
 
 use ikq_formats::QuantType;
 use ikq_simd::Isa;
@@ -51,7 +52,7 @@ impl Encode for BF16 {
     #[inline(always)]
     fn encode_row<I: Isa>(_: I, x: &[f32], _: &[f32], _: Scales, _: &mut (), out: &mut [u8]) {
         for (x, out) in x.iter().zip(out.as_chunks_mut().0) {
-            // nearest even; the largest finite f32 would round to infinity and saturates instead
+            // rounds to nearest, ties to even; the largest f32 would round to infinity and saturates instead
             let bits = x.to_bits();
             let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
             let finite = if rounded & 0x7f80 == 0x7f80 { rounded - 1 } else { rounded };

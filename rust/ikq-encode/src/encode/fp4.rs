@@ -1,4 +1,4 @@
-//! 4-bit floats: MXFP4 (a power of two per 32 elements), NVFP4 (an 8-bit float per 16).
+//! 4-bit floats: MXFP4 (a power of two as scale per 32 elements), NVFP4 (an 8-bit float as scale per 16).
 //!
 //! Objective: `sum w (x - d v)^2` with w of the column. Searched: the stored scales around the one that
 //! puts the largest element on the last level, each with its nearest codes.
@@ -25,14 +25,14 @@ impl<const N: usize> Default for Scratch<N> {
     }
 }
 
-/// The last level, in the unit of the codes.
+/// The largest level; levels are twice the 4-bit floats.
 const LAST: f32 = 12.0;
 
 /// One exponent for 32 elements.
 pub struct MXFP4;
 
-/// Scales of a block whose largest element is in [1, 2): that element between 8 and 16 (nothing or a little
-/// is clipped), between 4 and 8, between 16 and 32.
+/// Scales tried for a block whose largest element is in [1, 2). They put that element between 8 and 16 (nothing or
+/// a little is clipped), between 4 and 8, and between 16 and 32.
 const POWERS: [f32; 3] = [0.125, 0.25, 0.0625];
 /// The value of exponent 0, 2^-128.
 const LEAST_POWER: f32 = f32::from_bits(0x0020_0000);
@@ -84,7 +84,7 @@ fn exponent(power: f32) -> i32 {
 /// A scale byte for 16 elements, four to a block.
 pub struct NVFP4;
 
-/// Scale bytes tried, counted from the one that puts the largest element on the last level; eight are a
+/// Scale bytes tried, counted from the one that puts the largest element on the largest level; eight steps are a
 /// factor of two.
 const STEPS: std::ops::RangeInclusive<i32> = -3..=10;
 /// The byte of the largest scale.
@@ -113,7 +113,7 @@ impl Encode for NVFP4 {
             tile.load(isa, x, w, 1);
             let down = isa.load_f(&tile.down);
             let peak = isa.abs_f(tile.peak(isa));
-            // twice the scale: the stored number counts half
+            // twice the scale, because levels are twice the 4-bit floats
             let wanted = isa.mul_f(isa.mul_f(peak, isa.splat_f(2.0 / LAST)), isa.load_f(&tile.up));
             let start = ikq_simd::map(isa.array(wanted), |d| i32::from(ue4m3_from_f32(d)));
             let (mut step, mut d, mut least) =

@@ -31,8 +31,8 @@ const ROW_BLOCK: usize = 32;
 const MOST_VALUES: usize = 1 + 16 + 64 + 32;
 
 impl Codes {
-    /// Scales, shifts, entries and signs of `n` elements from `start` on, in the order of the layouts; their
-    /// number.
+    /// Writes scales, shifts, entries and signs of `n` elements from `start` on to `out`, in the order of the
+    /// layouts. Returns how many values that are.
     #[inline(always)]
     fn values(&self, search: &GridSearch, start: usize, n: usize, out: &mut [u32]) -> usize {
         let mut at = 0;
@@ -68,7 +68,7 @@ impl Codes {
     }
 }
 
-/// The elements of a chunk times `down`, and their weights; zeros without weight behind a row's end.
+/// The elements of a chunk times `down`, and their weights. Behind a row's end both are 0.
 #[inline(always)]
 fn chunk(x: &[f32], w: &[f32], down: f32) -> ([f32; CHUNK], [f32; CHUNK]) {
     let mut out = ([0.0; CHUNK], [0.0; CHUNK]);
@@ -79,7 +79,7 @@ fn chunk(x: &[f32], w: &[f32], down: f32) -> ([f32; CHUNK], [f32; CHUNK]) {
     out
 }
 
-/// One row of super-blocks.
+/// Encodes one row of super-blocks.
 #[inline(always)]
 fn encode_blocks<I: Isa>(
     isa: I,
@@ -113,7 +113,7 @@ pub struct Scratch {
     codes: Vec<Codes>,
 }
 
-/// One row with one scale, in the row form of an interleaved type.
+/// Encodes one row with one float scale, in the row form of an interleaved type.
 #[inline(always)]
 fn encode_one_scale<I: Isa>(
     isa: I,
@@ -153,7 +153,7 @@ fn encode_one_scale<I: Isa>(
     }
 }
 
-/// A grid made on first use.
+/// Defines a function that gives a grid, which is made on first use.
 macro_rules! grid {
     ($name:ident, $dims:literal, $levels:expr, $entries:expr) => {
         fn $name() -> &'static Grid {
@@ -172,17 +172,18 @@ grid!(iq2s, 8, IQ2S_LEVELS, IQ2S_GRID);
 grid!(iq3xxs, 4, IQ3XXS_LEVELS, IQ3XXS_GRID);
 grid!(iq3s, 4, IQ3S_LEVELS, IQ3S_GRID);
 
-/// `unit * (2 s + 1)`.
+/// Integer scales that stand for `unit * (2 s + 1)`, s in `0..n`.
 const fn odd(n: usize, unit: f32) -> Numbers {
     Numbers { n, first: 1.0, step: 2.0, unit }
 }
 
-/// From the largest element on 5/6 of the highest level to 2.5 times it: weights may have it clipped.
-/// Estimates are poor where all elements are of one size.
+/// Scales tried for entries of four: those that put the largest element on 5/6 of the highest level, up to 2.5
+/// times it, because weights may make it better to clip that element. Estimates are poor where all elements are of
+/// one size, so all that are in question are tried exactly.
 const FOUR: Ladder = Ladder { first: 1.2, ratio: 0.93, close: f32::INFINITY };
-/// The same for entries of eight.
+/// Scales tried for entries of eight.
 const EIGHT: Ladder = Ladder { first: 1.2, ratio: 0.93, close: 0.1 };
-/// Ternary codes fit bell-shaped data best where the largest element is far outside.
+/// Scales tried for ternary entries, which fit bell-shaped data best where the largest element is far outside.
 const TERNARY: Ladder = Ladder { first: 1.1, ratio: 0.9, close: 0.1 };
 
 macro_rules! codebook_types {
@@ -224,7 +225,7 @@ macro_rules! codebook_types {
             }
         }
     )*
-        /// What a codebook type searches; `None` for other types.
+        /// The parameters of a codebook type's search; `None` for other types.
         pub fn grid_search(ty: QuantType) -> Option<GridSearch<'static>> {
             match ty {
                 $(QuantType::$ty => Some($ty::search()),)*
@@ -234,9 +235,9 @@ macro_rules! codebook_types {
     };
 }
 
-// The last number is a factor on stored scales that do not undo the gain. 1 is least squared error, which shrinks what
-// is decoded the more the fewer bits there are; with these the perplexity of a small trained model is least. The flag
-// says whether large elements weigh more.
+// The last number is a factor on scales that are stored without undoing the gain. 1 gives the least squared error,
+// which makes decoded values too small, the more the fewer bits there are; these factors give the least perplexity
+// of a small trained model. The flag says whether large elements weigh more.
 codebook_types! {
     /// Four magnitudes per entry, signs free.
     IQ3_S: encode_blocks(()), iq3s, 32, odd(16, 1.0), Signs::Free, Shifts::None, FOUR, 1.0, false;

@@ -1,27 +1,27 @@
-//! Floats to blocks. [`encode_rows`] is the door; [`Encode`] is what a type implements.
+//! Encoding floats to blocks. [`encode_rows`] is the entry point; [`Encode`] is the trait that types implement.
 //!
 //! # The objective, the same for every type
 //!
-//! An encoder minimises `sum_j w_j (y_j - x_j)^2` over a row, `y` being what the type decodes to and
-//! `w` the column's weight:
+//! An encoder minimises `sum_j w_j (y_j - x_j)^2` over a row, where `y` is what the type decodes to and
+//! `w` the weight of the column:
 //!
 //! - with an imatrix, its value (the mean squared activation of the column), plus a floor of
 //!   [`weights::FLOOR`] times the mean, so that a column, a block or an expert that the calibration
-//!   text never lit up is still encoded sensibly; in IQ2_XS and IQ2_S times
+//!   text never activated is still encoded sensibly; in IQ2_XS and IQ2_S times
 //!   `sqrt(1 + x_j^2 / mean x^2)` of the row ([`weights::by_size`]);
-//! - without, 1. Q4_0, Q4_1, Q5_0 and Q5_1, which the reference only rounds then, have a shorter search
-//!   for it: more than half of what the full one gains, in a fifth of its time.
+//! - without an imatrix, 1. Q4_0, Q4_1, Q5_0 and Q5_1, which the reference only rounds then, have a shorter search
+//!   for this case: it has more than half of the full search's gain in a fifth of its time.
 //!
-//! The value alone makes the figure the error of the matrix product for activations that have nothing to do with each
-//! other.
+//! With the value alone as weight, the sum is the expected squared error of the matrix product if the activations
+//! of different columns are uncorrelated.
 //!
 //! # Rules every encoder keeps
 //!
-//! - **Finite in, finite out.** Input is finite (checked at the door); scales saturate at the largest
+//! - **Finite in, finite out.** Input is finite ([`encode_rows`] checks it); scales saturate at the largest
 //!   f16, never at infinity; a block of zeros decodes to zeros.
-//! - **The same bytes everywhere**: sums in fixed order, no fused multiply-add, no dependence on
-//!   rows coded before. Searches use the [`ikq_simd::Lanes`] vocabulary or plain Rust.
-//! - **Scale-free**: rows are normalised by a power of two, so that encoding `2^k x` gives `2^k y`
+//! - **The same bytes everywhere**: sums are added in a fixed order, without fused multiply-add, and do not depend
+//!   on rows coded before. Searches use the operations of [`ikq_simd::Lanes`] or plain Rust.
+//! - **Independent of scale**: rows are normalised by a power of two, so that encoding `2^k x` gives `2^k y`
 //!   wherever the stored scale's range allows, and sums neither overflow nor vanish.
 //! - **Levels to bits through [`ikq_formats::Layout`]**: an encoder never shifts bits itself.
 
@@ -54,25 +54,26 @@ use crate::search::gain::Scales;
 /// What a user may choose about encoding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EncodeOptions {
-    /// Q4_0 (in all its forms) without its level -8.
+    /// Do not use level -8 of Q4_0 (in all its forms).
     pub symmetric_q40: bool,
-    /// Scales as fitted, which make the least squared error and smaller matrices ([`crate::search::gain`]).
+    /// Store scales as fitted, which gives the least squared error but makes results of products too small on
+    /// average. By default scales undo that ([`crate::search::gain`]).
     pub biased: bool,
 }
 
-/// One type's encoder. Interleaved types need none where a plain type has their codes; one without
-/// (`RowForm::Own`) has an encoder for rows of that form.
+/// The encoder of one type. Interleaved types need none where a plain type has the same codes; one without such a
+/// plain type (`RowForm::Own`) has an encoder for single rows, which are then interleaved.
 pub trait Encode: 'static {
     const TYPE: QuantType;
     /// Whether large elements weigh more where columns have an importance and scales undo the gain
     /// ([`weights::by_size`]).
     const BY_SIZE: bool = false;
-    /// Working memory, made once per call of [`encode_rows`] and reused for every row.
+    /// Working memory, made once for many rows of a call of [`encode_rows`] and reused for each.
     type Scratch: Default;
 
-    /// Encodes one row: `x` and `w` (positive weights, mean about 1) have the row's length, `out` the
-    /// row's bytes (header included) and arrives with arbitrary content. `scales` is for types that
-    /// [`undoes_bias`] names, others have one way. `#[inline(always)]`.
+    /// Encodes one row: `x` and `w` (positive weights, mean about 1) have the row's length, `out` has the
+    /// row's bytes (header included) with arbitrary content. `scales` only concerns types for which
+    /// [`undoes_bias`] is true. Implementations must be `#[inline(always)]`.
     fn encode_row<I: Isa>(
         isa: I,
         x: &[f32],
@@ -145,7 +146,7 @@ fn encode_groups(
     if group == 1 {
         return Ok(table::encode(kind, ty, options, x, w, out));
     }
-    // a group at a time, its rows still in the cache when they are put together
+    // a group at a time, so that its rows are still in the cache when they are interleaved
     let mut rows = vec![0; matrix_bytes(ty, group, n_per_row)?];
     for (x, out) in x.chunks_exact(group * n_per_row).zip(out.chunks_exact_mut(rows.len())) {
         if !table::encode(kind, row_type, options, x, w, &mut rows) {
@@ -159,12 +160,12 @@ fn encode_groups(
 /// Whether there is neither NaN nor infinity.
 #[inline(always)]
 fn all_finite(x: &[f32]) -> bool {
-    // the largest bits of a magnitude: a loop that ends early is no vector loop
+    // compares bits of magnitudes without ending early, so that the compiler can vectorize the loop
     x.iter().fold(0, |m, v| (v.to_bits() & 0x7fff_ffff).max(m)) < f32::INFINITY.to_bits()
 }
 
-/// Encodes rows of one type; what [`encode_rows`] runs per instruction set. False, and stops, at a row with a
-/// float that is not finite.
+/// Encodes rows of one type: the operation that [`encode_rows`] runs on an instruction set. It stops and gives
+/// false at a row with a float that is not finite.
 pub(crate) struct EncodeRows<'a, E> {
     pub x: &'a [f32],
     pub w: &'a [f32],
@@ -184,7 +185,7 @@ impl<E: Encode> IsaOp for EncodeRows<'_, E> {
         let by_size = E::BY_SIZE && self.scales == Scales::Unbiased && !weights::are_ones(self.w);
         let mut row_weights = Vec::new();
         for (x, out) in self.x.chunks_exact(n_per_row).zip(self.out.chunks_exact_mut(row_bytes)) {
-            // row by row: the encoder finds the row in the cache
+            // checked row by row, so that the encoder finds the row in the cache
             if !all_finite(x) {
                 return false;
             }

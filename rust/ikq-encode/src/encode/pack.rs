@@ -1,4 +1,4 @@
-//! Sixteen blocks packed side by side, one per lane, from the words of their layout.
+//! Packing sixteen blocks at once, one per lane, word by word of their layout.
 
 use ikq_formats::Layout;
 use ikq_formats::layout::Piece;
@@ -6,8 +6,9 @@ use ikq_simd::Isa;
 
 use crate::search::tile::LANES;
 
-/// Writes up to sixteen blocks: `numbers[i][lane]` has number `i` of block `lane` in its lowest bits, those
-/// above its width are dropped (codes may be slots). The bytes are those of [`Layout::pack`].
+/// Writes up to sixteen blocks: `numbers[i][lane]` has number `i` of block `lane` in its lowest bits; bits
+/// above its width are ignored, so codes may be slots ([`ikq_simd::Lanes::slot`]). The bytes are those of
+/// [`Layout::pack`].
 ///
 /// # Panics
 /// Where the layout is no plain rearrangement of bits ([`Layout::words`]).
@@ -24,7 +25,7 @@ pub fn pack_lanes<I: Isa>(isa: I, layout: &Layout, numbers: &[[f32; LANES]], out
             bits = isa.xor_i(bits, isa.shr_i(masked(isa, numbers, piece), piece.by));
         }
         isa.store_i(bits, &mut word_bits);
-        // the last word may be a part of one
+        // the last word may have fewer than four bytes
         let len = (layout.bytes - 4 * k).min(4);
         for (bits, block) in word_bits.iter().zip(out.chunks_exact_mut(layout.bytes)) {
             let place = &mut block[4 * k..][..len];
@@ -36,14 +37,14 @@ pub fn pack_lanes<I: Isa>(isa: I, layout: &Layout, numbers: &[[f32; LANES]], out
     }
 }
 
-/// The bits of a piece in their place in the number.
+/// A number's bits that belong to a piece; all others are 0.
 #[inline(always)]
 fn masked<I: Isa>(isa: I, numbers: &[[f32; LANES]], piece: &Piece) -> I::I {
     let number = isa.bits_i(isa.load_f(&numbers[piece.value as usize]));
     isa.and_i(number, isa.splat_i(piece.mask as i32))
 }
 
-/// Halves as numbers for [`pack_lanes`].
+/// The bits of f16 numbers, as numbers for [`pack_lanes`].
 #[inline(always)]
 pub fn half_numbers(halves: [u16; LANES]) -> [f32; LANES] {
     ikq_simd::map(halves, |half| f32::from_bits(u32::from(half)))

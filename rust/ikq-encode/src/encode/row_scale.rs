@@ -25,9 +25,9 @@ use crate::search::tile::{Codes, LANES, Tile, lane_codes};
 /// Elements per sub-block and sub-blocks per block.
 const N: usize = 32;
 const PER_BLOCK: usize = 8;
-/// The largest d in single precision: with it, no code of any sub-block decodes to infinity (a little
-/// less than the largest float over the largest integer and value, for the sake of three roundings).
-/// A half is never too large.
+/// The largest d that is stored as an f32: with it, no code of any sub-block decodes to infinity. It is a little
+/// less than the largest float over the largest integer and value, because three results are rounded.
+/// A d that is stored as an f16 is never too large.
 const LARGEST: f32 = f32::MAX / (127.0 * 127.001);
 
 /// How the row's scale is stored.
@@ -42,9 +42,9 @@ enum Header {
 enum RowBit {
     /// In a field of its own, before the scales.
     Field,
-    /// In the lowest bit of the scale's byte (odd scales plus an odd number leave it clear).
+    /// In the lowest bit of the scale's byte, which is 0 otherwise: scales are odd and an odd offset is added.
     Scale,
-    /// There is only one.
+    /// There is only one table row.
     None,
 }
 
@@ -57,15 +57,15 @@ struct Search<C, const ROWS: usize> {
     ladder: Ladder,
     grid: Grid,
     reach: Reach,
-    /// How often integers and d are found in turn.
+    /// How often integers are chosen and d is refitted to them.
     rounds: usize,
     header: Header,
     row_bit: RowBit,
-    /// Added to the integer scale in the block's field.
+    /// Added to the integer scale where it is stored.
     offset: f32,
 }
 
-/// A row: its sub-blocks in tiles, what was found for each.
+/// Working memory of a row: its sub-blocks in tiles, and what was found for each.
 #[derive(Default)]
 pub struct Scratch {
     tiles: Vec<Tile<N>>,
@@ -85,8 +85,8 @@ impl Scratch {
     }
 }
 
-/// Where only the rounding of d is left, the first level of the table as a multiple of others is
-/// tried besides itself: IQ2_KS has few integers and more luck with 26, 22, 17 and 8 than with 31 alone.
+/// Where a row is fitted so well that the rounding of d decides, d is also tried times these ratios of levels.
+/// IQ2_KS has few integers, and more luck with levels 26, 22, 17 and 8 besides 31 than with 31 alone.
 const LUCKY: [f32; 5] = [1.0, 26.0 / 31.0, 22.0 / 31.0, 17.0 / 31.0, 8.0 / 31.0];
 
 /// `sum w x^2` of a row, and what the fits of its sub-blocks leave of it.
@@ -111,7 +111,7 @@ fn encode_row<I: Isa, C: Coder<I>, const ROWS: usize>(
     let (down, up) = normalizer(x);
     let energies = fit_row(isa, s, &search, (x, w), (down, up));
     let limit = isa.splat_f(LARGEST * down);
-    // what can be stored, in the unit of the tiles
+    // the nearest d that can be stored, normalised as the tiles are
     let storable = |d: I::F| match header {
         Header::F16 => isa.mul_f(isa.f16_round(isa.mul_f(d, isa.splat_f(up))), isa.splat_f(down)),
         Header::F32 => isa.max_f(isa.min_f(d, limit), isa.sub_f(isa.splat_f(0.0), limit)),
@@ -119,9 +119,9 @@ fn encode_row<I: Isa, C: Coder<I>, const ROWS: usize>(
     let d = row_scale(isa, s, &search, (x.len() / N, energies), (down, up), storable);
     let (head, blocks) = out.split_at_mut(if header == Header::F16 { 2 } else { 4 });
     let xy = write_blocks(isa, ty, s, &search, (d, stored_as), blocks);
-    // a step of the smallest halves is more than the gain
+    // among the smallest f16 numbers, a step is more than the gain
     let is_coarse = header == Header::F16 && (d * up).abs() < COARSE_HALF;
-    // in the unit of the row; the decoder multiplies d by k, rounding, then by the value
+    // normalised; the decoder multiplies d by k, rounds, and then multiplies by the value
     let d = if is_coarse { d } else { d * stored_as.factor(xy, energies.all) };
     match header {
         Header::F16 => head.copy_from_slice(&isa.f16_bits(isa.splat_f(d * up))[0].to_le_bytes()),
@@ -129,7 +129,7 @@ fn encode_row<I: Isa, C: Coder<I>, const ROWS: usize>(
     }
 }
 
-/// Loads a row, and finds the best scale of each sub-block by itself.
+/// Loads a row, and finds the best scale of each sub-block on its own.
 #[inline(always)]
 fn fit_row<I: Isa, C: Coder<I>, const ROWS: usize>(
     isa: I,
@@ -158,7 +158,7 @@ fn fit_row<I: Isa, C: Coder<I>, const ROWS: usize>(
     energies
 }
 
-/// The scale of a row of `n_sub` sub-blocks, for which integers and table rows are left in `s`.
+/// Finds the scale of a row of `n_sub` sub-blocks, and leaves integers and table rows for it in `s`.
 #[inline(always)]
 fn row_scale<I: Isa, C: Coder<I>, const ROWS: usize>(
     isa: I,
@@ -179,7 +179,7 @@ fn row_scale<I: Isa, C: Coder<I>, const ROWS: usize>(
         return d;
     }
     let peak = s.scales.as_flattened().iter().fold(0.0f32, |p, s| if s.abs() > p.abs() { *s } else { p });
-    // where only the rounding of d is left
+    // where the fit is so good that the rounding of d decides
     let is_exact = nearly_exact(energies.all, energies.left);
     let exact = is_exact.then(|| grid.ends().flat_map(|end| LUCKY.map(|l| end * l)));
     let exact = exact.into_iter().flatten().map(|end| isa.array(storable(isa.splat_f(peak / end)))[0]);
@@ -253,7 +253,7 @@ fn write_blocks<I: Isa, C: Coder<I>, const ROWS: usize>(
     xy
 }
 
-/// Integers and table rows of all sub-blocks at d; returns `sum w x k v` and `sum w (k v)^2`.
+/// Chooses integers and table rows of all sub-blocks at d. Returns `sum w x k v` and `sum w (k v)^2`.
 #[inline(always)]
 fn settle_row<I: Isa, C: Coder<I>, const ROWS: usize>(
     isa: I,
@@ -268,7 +268,7 @@ fn settle_row<I: Isa, C: Coder<I>, const ROWS: usize>(
         let found = settle(isa, tile, &search.rows, scale, isa.splat_f(d), (search.grid, search.reach));
         isa.store_f(found.k, &mut s.k[i]);
         isa.store_f(found.row, &mut s.table_row[i]);
-        // lanes beyond the row's end hold zeros: no part in xk, and taken out of kk
+        // lanes behind the row's end hold zeros: they add nothing to xk, and are left out of kk
         let live = n_sub - (i * LANES).min(n_sub);
         xk += isa.sum(found.xk);
         kk += isa.array(found.kk).iter().take(live).sum::<f32>();
@@ -276,7 +276,7 @@ fn settle_row<I: Isa, C: Coder<I>, const ROWS: usize>(
     (xk, kk)
 }
 
-/// The row's error as settled, added up as it stands.
+/// The row's error with the integers and table rows in `s`, added up element by element.
 #[inline(always)]
 fn row_error<I: Isa, C: Coder<I>, const ROWS: usize>(
     isa: I,
@@ -400,8 +400,8 @@ row_scales! {
 const FIVE_BITS: Grid = Grid { lo: -16.0, hi: 15.0, odd: false };
 const ODD_BYTES: Grid = Grid { lo: -127.0, hi: 127.0, odd: true };
 
-/// The largest element around the last level of both sides and beyond; the first level of the second
-/// table row is four less.
+/// Levels on which the largest element is put: around the last level of both sides and beyond. The second table row
+/// is four above the first.
 #[rustfmt::skip]
 const IQ4_ANCHORS: &[f32] = &[
     -127.0, -117.0, -122.0, -132.0, -138.0, -146.0, -155.0, -166.0, -180.0, -200.0, -225.0,
@@ -409,7 +409,7 @@ const IQ4_ANCHORS: &[f32] = &[
 ];
 pub(super) const IQ4_LADDER: Ladder =
     Ladder { anchors: IQ4_ANCHORS, stretches: &[0.975, 0.988, 1.012, 1.025], rounds: 2 };
-/// The same for the other tables: coarser ones clip more.
+/// The ladders of the other tables; coarser ones clip more.
 pub(super) const IQ5_LADDER: Ladder = Ladder {
     anchors: &two_sided::<20>(-122.0, 115.0, 1.05),
     stretches: &[0.98, 0.99, 1.01, 1.02],
@@ -419,7 +419,7 @@ pub(super) const IQ3_LADDER: Ladder =
     Ladder { anchors: &two_sided::<22>(-58.0, 44.0, 1.075), stretches: &[0.965, 1.035], rounds: 3 };
 pub(super) const IQ2_LADDER: Ladder =
     Ladder { anchors: &two_sided::<28>(-26.0, 15.0, 1.09), stretches: &[0.96, 1.04], rounds: 3 };
-/// The same for pairs.
+/// Levels on which the largest element is put where codes stand for pairs.
 #[rustfmt::skip]
 const PAIR_ANCHORS: &[f32] = &[
     -63.0, -53.0, -58.0, -69.0, -76.0, -83.0, -92.0, -101.0,

@@ -3,7 +3,7 @@
 //! Objective: `sum w (x - d v)^2` with w of the column. Searched: per block, scales that put the
 //! largest element on or beyond the last level, on both sides of the (asymmetric) level set, then
 //! codes and scale in turn; see [`crate::search::scale`]. Rows without importance of Q4_0 and Q5_0 try few
-//! scales, with sums that do not look at weights.
+//! scales, and leave weights out of their sums.
 
 use ikq_formats::codebook::IQ4NL_VALUES;
 use ikq_formats::{QuantType, layout};
@@ -27,10 +27,10 @@ pub struct Scratch<const N: usize> {
 struct Search<L> {
     levels: L,
     ladder: Ladder,
-    /// A shorter one for rows without importance, where rounding is all that the reference does; `None`
-    /// for the same one.
+    /// A shorter ladder for rows without importance, which the reference only rounds; `None` where there is no such
+    /// shorter one.
     plain: Option<Ladder>,
-    /// Levels that a constant block may use: one of them has a lucky scale.
+    /// Levels that a constant block may use: with one of them, d is likely to be rounded by little.
     exact: &'static [f32],
 }
 
@@ -71,7 +71,7 @@ fn encode_row<I: Isa, L: Levels<I>, const N: usize>(
     }
 }
 
-/// The best scale of each block that a half can hold, and the factor on it that is stored.
+/// The best scale of each block that an f16 can hold, and the factor by which the stored one is larger.
 #[inline(always)]
 fn best_half<I: Isa, L: Levels<I>, const N: usize>(
     isa: I,
@@ -83,7 +83,7 @@ fn best_half<I: Isa, L: Levels<I>, const N: usize>(
     let peak = tile.peak(isa);
     let fit = scale::best_scale(isa, tile, levels, peak, ladder, Fit::nothing(isa));
     let energy = tile.energy(isa);
-    // the codes at the rounded scale differ from the fit's in few elements
+    // the fit's sums serve, because codes at the rounded scale differ from the fit's in few elements
     let factor = scales.factors(isa, fit.gain, energy);
     (scale::half_scale(isa, tile, levels, (peak, energy), fit, exact), factor)
 }
@@ -129,42 +129,42 @@ single_scale! {
     IQ4_NL = IQ4_NL[32]: |isa| Table4::new(isa, &IQ4NL_VALUES), NL_LADDER, None, EXACT_NL;
 }
 
-/// The largest element on the first level, then on 0.92 to 2 times the last level of either side in
-/// steps of 5%: with weights, the largest element is often better clipped.
+/// Levels on which the largest element is put: the first one, then 0.92 to 2 times the last level of either side in
+/// steps of 5%, because with weights the largest element is often better clipped.
 #[rustfmt::skip]
 const Q4_ANCHORS: &[f32] = &[
     -8.0, -7.36, -7.75, -8.16, -8.6, -9.05, -9.53, -10.04, -10.57, -11.14, -11.73, -12.35, -13.01, -13.7, -14.43, -15.19, -16.0,
     6.44, 6.78, 7.14, 7.52, 7.92, 8.34, 8.79, 9.25, 9.74, 10.26, 10.81, 11.38, 11.99, 12.62, 13.29, 14.0,
 ];
-/// The same for 32 levels.
+/// Levels on which the largest element is put, of 32 levels.
 #[rustfmt::skip]
 const Q5_ANCHORS: &[f32] = &[
     -16.0, -14.72, -15.5, -16.33, -17.19, -18.11, -19.07, -20.08, -21.15, -22.27, -23.46, -24.7, -26.01, -27.4, -28.85, -30.39, -32.0,
     13.8, 14.53, 15.31, 16.12, 16.98, 17.88, 18.83, 19.83, 20.88, 21.99, 23.16, 24.39, 25.68, 27.05, 28.49, 30.0,
 ];
-/// The same for the table.
+/// Levels on which the largest element is put, of IQ4_NL's table.
 #[rustfmt::skip]
 const NL_ANCHORS: &[f32] = &[
     -127.0, -116.8, -123.0, -129.6, -136.5, -143.7, -151.4, -159.4, -167.9, -176.8, -186.2, -196.1, -206.5, -217.5, -229.0, -241.2, -254.0,
     104.0, 109.5, 115.3, 121.4, 127.9, 134.7, 141.8, 149.4, 157.3, 165.7, 174.5, 183.7, 193.5, 203.8, 214.6, 226.0,
 ];
 
-/// The largest element on the last level and beyond, nothing to choose between the sides.
+/// The largest element is put on the last level and beyond; both sides are alike.
 const SYMMETRIC_Q4_ANCHORS: &[f32] = &[
     7.0, 6.44, 6.78, 7.26, 7.52, 7.92, 8.34, 8.79, 9.25, 9.74, 10.26, 10.81, 11.38, 11.99, 12.62, 13.29, 14.0,
 ];
-/// As for 16 levels; the finer the levels, the less there is to gain by clipping.
+/// Levels on which the largest element is put, of 64 levels; the finer the levels, the less is gained by clipping.
 const Q6_ANCHORS: &[f32] = &[
     -32.0, -31.2, -31.6, -32.45, -32.9, -33.5, -34.5, -36.0, -38.5, -42.0, -47.0, -54.0, 30.2, 30.6, 31.0,
     31.45, 31.9, 32.5, 33.5, 35.0, 37.5, 41.0, 46.0, 53.0,
 ];
-/// Few and coarse levels: most of a block lies between 0 and the first.
+/// Levels on which the largest element is put, of four: most of a block lies between 0 and the next level.
 const Q2_ANCHORS: &[f32] = &[
     -1.0, -1.17, -1.36, -1.6, -1.85, -2.15, -2.5, -2.9, -3.4, -4.0, -5.0, 1.0, 1.2, 1.4, 1.6, 1.8, 2.0, 2.2,
     2.45, 2.75, 3.1, 3.5, 4.0, 4.7, 5.6,
 ];
 
-/// Between the rungs.
+/// Factors that lead from one anchor to between it and the next.
 const STRETCHES: &[f32] = &[0.976, 0.988, 1.012, 1.024];
 const Q4_LADDER: Ladder = Ladder { anchors: Q4_ANCHORS, stretches: STRETCHES, rounds: 2 };
 const SYMMETRIC_Q4_LADDER: Ladder = Ladder { anchors: SYMMETRIC_Q4_ANCHORS, stretches: STRETCHES, rounds: 2 };
@@ -174,7 +174,8 @@ const Q6_LADDER: Ladder =
 const Q5_LADDER: Ladder = Ladder { anchors: Q5_ANCHORS, stretches: STRETCHES, rounds: 2 };
 pub(super) const NL_LADDER: Ladder = Ladder { anchors: NL_ANCHORS, stretches: STRETCHES, rounds: 2 };
 
-/// Without importance: on and a bit beyond the last levels of both sides, where most of the gain is.
+/// Ladders of rows without importance: on and a bit beyond the last levels of both sides, where most of the gain
+/// is.
 const Q4_PLAIN: Ladder = Ladder { anchors: &[-8.0, -8.7, 7.4, 8.0], stretches: &[], rounds: 1 };
 const Q5_PLAIN: Ladder =
     Ladder { anchors: &[-16.0, -16.6, -17.5, 15.4, 15.9, 16.8], stretches: &[], rounds: 1 };

@@ -26,16 +26,16 @@ const SUPER: usize = 256;
 
 /// The properties by which the types of this file differ.
 struct Search<L, const ROWS: usize> {
-    /// The level sets a sub-block chooses from.
+    /// The level sets that a sub-block chooses from: one, or two table rows.
     rows: [L; ROWS],
-    /// How far the second one is above the first.
+    /// How far the second table row is above the first.
     shift: f32,
     ladder: Ladder,
     grid: Grid,
     reach: Reach,
-    /// How often integers and d are found in turn.
+    /// How often integers are chosen and d is refitted to them.
     rounds: usize,
-    /// The block's field for an integer scale.
+    /// The form in which an integer scale is stored.
     stored: fn(i32) -> u32,
 }
 
@@ -103,7 +103,7 @@ fn encode_row<I: Isa, L: Levels<I>, const ROWS: usize, const N: usize>(
             let xy = totals(isa, isa.mul_f(dk, xv), per_super);
             let xx = totals(isa, tile.energy(isa), per_super);
             let factors = stored_as.factors(isa, xy, xx);
-            // a step of the smallest halves is more than the gain
+            // among the smallest f16 numbers, a step is more than the gain
             let size = isa.abs_f(isa.mul_f(d, up));
             d = isa.if_gt(isa.splat_f(COARSE_HALF), size, d, isa.mul_f(d, factors));
         }
@@ -124,8 +124,8 @@ fn encode_row<I: Isa, L: Levels<I>, const ROWS: usize, const N: usize>(
     }
 }
 
-/// Looks for a better d where a super-block is encoded so well that only the rounding of d is left, or where d is among
-/// the smallest halves.
+/// Looks for a better d where a super-block is encoded so well that the rounding of d decides, or where d is among
+/// the smallest f16 numbers.
 #[inline(always)]
 fn lucky<I: Isa, L: Levels<I>, const ROWS: usize, const N: usize>(
     isa: I,
@@ -136,7 +136,7 @@ fn lucky<I: Isa, L: Levels<I>, const ROWS: usize, const N: usize>(
 ) -> (I::F, Settled<I::F>) {
     let per_super = SUPER / N;
     let (energy, gain, scales) = (isa.array(tile.energy(isa)), isa.array(fit.gain), isa.array(fit.scale));
-    // the scales to try, in lanes of super-blocks without any 0
+    // the scales to try; super-blocks without any have 0 in their lanes
     let mut tried: Vec<[f32; LANES]> = Vec::new();
     for first in (0..LANES).step_by(per_super) {
         let (mut all, mut left, mut peak) = (0.0, 0.0, 0.0f32);
@@ -286,19 +286,19 @@ super_blocks! {
 const SIX_BITS: Grid = Grid { lo: -32.0, hi: 31.0, odd: false };
 const EIGHT_BITS: Grid = Grid { lo: -128.0, hi: 127.0, odd: false };
 
-/// Two's complement.
+/// An integer scale in two's complement.
 fn eight_bits(k: i32) -> u32 {
     k as u32 & 0xff
 }
 
-/// The largest element on the first level, and around the last one of both sides.
+/// Levels on which the largest element is put: the first one, and around the last one of both sides.
 const Q6_ANCHORS: &[f32] = &[
     -32.0, -31.0, -31.5, -32.4, -33.0, -33.8, -35.0, -37.0, -40.0, -45.0, -52.0, 31.0, 30.2, 30.6, 31.5,
     32.0, 32.7, 33.5, 35.0, 37.0, 41.0, 47.0,
 ];
-/// Between the rungs.
+/// Factors that lead from one anchor to between it and the next.
 const Q6_STRETCHES: &[f32] = &[0.984, 0.992, 0.996, 1.004, 1.008, 1.016];
-/// From below the last levels to where the largest element is clipped.
+/// Levels on which the largest element is put: from inside the last levels to where it is clipped.
 const Q3_ANCHORS: &[f32] = &two_sided::<16>(-4.0, 2.9, 1.11);
 const IQ6_LADDER: Ladder = Ladder {
     anchors: &two_sided::<40>(-123.0, 118.0, 1.018),

@@ -1,4 +1,4 @@
-//! Which types have an encoder: the one list that joins types to encoders.
+//! The list of types with their encoders.
 
 use std::marker::PhantomData;
 use std::sync::LazyLock;
@@ -35,7 +35,7 @@ macro_rules! encoders {
                     run(kind, EncodeRows::<single::SymmetricQ4_0> { x, w, out, scales, encoder: PhantomData })
                 }
                 $(QuantType::$ty => run(kind, EncodeRows::<$encoder> { x, w, out, scales, encoder: PhantomData }),)*
-                // all rows at once, for the sake of the scale that they share
+                // all rows at once, because they share one scale
                 QuantType::I2_S => run(kind, ternary::EncodeMatrix { x, w, out }),
                 _ => unreachable!("a type without encoder is refused at the door"),
             }
@@ -116,14 +116,14 @@ pub fn can_encode(ty: QuantType) -> bool {
     row_encoder(ty).is_some()
 }
 
-/// Whether the type is stored with scales that undo the gain of their fit, unless [`EncodeOptions::biased`]. Not where
-/// there is nothing to undo or it cannot be undone:
+/// Whether the type is stored with scales that undo the gain of their fit ([`crate::search::gain`]), unless
+/// [`EncodeOptions::biased`] is set. Some types are not, because there is nothing to undo or it cannot be undone:
 ///
 /// | types | why not |
 /// |---|---|
 /// | floats, and integers of 8 bits | the gain is 1 |
-/// | ternary and BitNet | what they are for has no error |
-/// | IQ6_K | what its fit loses, 2e-4, is less than half a step of its f16 scale |
+/// | ternary and BitNet | the models they are for are stored without error |
+/// | IQ6_K | its fit loses 2e-4, less than half a step of its f16 scale |
 /// | MXFP4, NVFP4 | their scales are powers of two, or floats of 8 bits |
 /// | IQ2_KT, IQ3_KT | products multiply them by 1.05 and 1.01, which undoes much of it |
 pub fn undoes_bias(ty: QuantType) -> bool {

@@ -1,9 +1,9 @@
 //! Ternary types: IQ1_BN, IQ2_BN (a scale per row), TQ1_0, TQ2_0 (per 256 elements), I2_S (per matrix), and
 //! Q1_0 (a sign and a scale per 128).
 //!
-//! Objective: `sum w (x - d t)^2` with w of the column. Searched: d, see [`crate::search::ternary`]. Data
-//! that is ternary already comes back exactly where its magnitude fits the stored scale. Q1_0 needs no
-//! search: its best d is the mean magnitude.
+//! Objective: `sum w (x - d t)^2` with w of the column and t of -1, 0, 1. Searched: d, see
+//! [`crate::search::ternary`]. Data that is ternary already comes back exactly where its magnitude can be stored as
+//! scale. Q1_0 needs no search: its best d is the mean magnitude.
 
 use ikq_formats::row::I2_S_TRAILER_BYTES;
 use ikq_formats::{QuantType, layout};
@@ -14,22 +14,22 @@ use super::{Encode, all_finite};
 use crate::search::gain::Scales;
 use crate::search::ternary::{codes, mean, scale};
 
-/// Whether all values are 0 or one magnitude with either sign, to a hundredth of it: what ternary types are
-/// meant for.
+/// Whether all values are 0 or one magnitude with either sign, to a hundredth of it. This is the data that ternary
+/// types are meant for.
 pub fn is_ternary(x: &[f32]) -> bool {
     let amax = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
     let (small, large) = (0.01 * amax, 0.99 * amax);
     x.iter().all(|v| v.abs() <= small || v.abs() >= large)
 }
 
-/// A normalised scale rounded to a half: the half, and the normalised number it stands for.
+/// A normalised scale rounded to f16: its bits, and the normalised number that they stand for.
 #[inline(always)]
 fn half<I: Isa>(isa: I, d: f32, (down, up): (f32, f32)) -> (u16, f32) {
     let d = isa.splat_f(d * up);
     (isa.f16_bits(d)[0], isa.array(isa.f16_round(d))[0] * down)
 }
 
-/// Encodes blocks of 256 as their layout says: d, q.
+/// Encodes blocks of 256 that have a scale each.
 #[inline(always)]
 fn encode_blocks<I: Isa>(isa: I, ty: QuantType, x: &[f32], w: &[f32], out: &mut [u8]) {
     let layout = layout(ty).expect("types of this file have layouts");
@@ -44,7 +44,7 @@ fn encode_blocks<I: Isa>(isa: I, ty: QuantType, x: &[f32], w: &[f32], out: &mut 
     }
 }
 
-/// Encodes elements in a row as blocks of `N` codes and nothing else.
+/// Encodes elements as blocks of `N` codes without scales.
 #[inline(always)]
 fn encode_codes<I: Isa, const N: usize>(isa: I, ty: QuantType, x: &[f32], scale: (f32, f32), out: &mut [u8]) {
     let layout = layout(ty).expect("types of this file have layouts");
@@ -76,7 +76,7 @@ macro_rules! ternary_blocks {
 ternary_blocks! {
     /// Five trits to a byte.
     TQ1_0;
-    /// Two bits each.
+    /// Two bits per element.
     TQ2_0;
 }
 
@@ -98,7 +98,7 @@ impl Encode for IQ1_BN {
     }
 }
 
-/// Two bits each, an f32 scale per row.
+/// Two bits per element, an f32 scale per row.
 #[allow(non_camel_case_types)]
 pub struct IQ2_BN;
 
@@ -115,7 +115,7 @@ impl Encode for IQ2_BN {
     }
 }
 
-/// I2_S: two bits each, an f32 scale behind the codes of all rows. Weights are those of the columns.
+/// I2_S: two bits per element, and one f32 scale behind the codes of all rows. `w` has the weights of the columns.
 pub struct EncodeMatrix<'a> {
     pub x: &'a [f32],
     pub w: &'a [f32],
@@ -139,7 +139,7 @@ impl IsaOp for EncodeMatrix<'_> {
     }
 }
 
-/// A sign each, an f16 scale per block.
+/// A sign per element, an f16 scale per block.
 #[allow(non_camel_case_types)]
 pub struct Q1_0;
 

@@ -1,14 +1,14 @@
 //! Trellis types: IQ1_KT, IQ2_KT, IQ3_KT, IQ4_KT.
 //!
-//! Objective: `sum w (x - d k t)^2` with w of the column, t the values that codes yield. Searched: codes and
-//! scale of every sub-block and d together ([`crate::search::trellis_row`]); IQ3_KT, whose signs are
-//! stored apart, searches among magnitudes.
+//! A code seeds a generator that yields the values t of 8 (IQ4_KT: 4) elements. Objective: `sum w (x - d k t)^2`
+//! with w of the column. Searched: codes and scale k of every sub-block and d together
+//! ([`crate::search::trellis_row`]); IQ3_KT, whose signs are stored separately, searches among magnitudes.
 //!
-//! How much each tries ([`Effort`]): exact careful searches (patience 1) would gain less than 1 % of the
-//! error for twice the time. More scales gain more: at another scale other points are nearest, and the best
-//! of many draws is kept; most with IQ4_KT, whose points are the densest, so that scales a few numbers apart
-//! are draws of their own. Sub-blocks with much of a row's error, by outliers or by weights, get the more draws
-//! (`wide`) the finer the type.
+//! How much each type tries is set by [`Effort`]. Exact searches (patience 1) would lower the error by less than 1
+//! % for twice the time. Trying more scales gains more: at another scale other points are nearest, and the best of
+//! many is kept. It gains most with IQ4_KT, whose points are the densest, so that even scales a few numbers apart
+//! lead to other points. Sub-blocks with much of a row's error, because of outliers or weights, try more scales
+//! (`wide`), the more the finer the type.
 
 use std::sync::OnceLock;
 
@@ -36,8 +36,8 @@ pub struct Scratch {
     fit: RowFit,
 }
 
-/// Encodes a row. Fields of a block: the sets of points (where there are two), scales, signs (where
-/// `SIGNS` are apart), codes.
+/// Encodes a row. The fields of a block are the sets of points (where there are two), scales, signs (where `SIGNS`
+/// says that they are stored separately), and codes.
 #[inline(always)]
 fn encode_row<I: Isa, L: Levels<I>, const PAIRS: usize, const SIGNS: bool>(
     isa: I,
@@ -57,7 +57,7 @@ fn encode_row<I: Isa, L: Levels<I>, const PAIRS: usize, const SIGNS: bool>(
     search.fit(isa, (normal, w), scales, fit);
     let layout = layout(ty).expect("trellis types have layouts");
     let (header, blocks) = out.split_at_mut(4);
-    // rows near the largest float must not decode to infinity
+    // limits d, because rows near the largest float must not decode to infinity
     let largest = search.largest(fit);
     let d = if fit.d * largest < f32::MAX / up { fit.d } else { f32::MAX / up / largest * ALMOST_ONE };
     header.copy_from_slice(&(d * up).to_le_bytes());
@@ -89,25 +89,25 @@ fn point_of_two(set: usize, code: u32) -> [i32; 8] {
     kt_values(code, [KT_OFFSET, KT_OFFSET_IQ4_ALT][set])
 }
 
-/// The points of IQ1_KT.
+/// The points of IQ1_KT: the values of eight elements for each code.
 pub fn points_of_13_bits() -> &'static [Trellis<4>; 1] {
     static SETS: OnceLock<[Trellis<4>; 1]> = OnceLock::new();
     SETS.get_or_init(|| [Trellis::new(1 << 13, |code| point(0, code))])
 }
 
-/// Those of IQ2_KT.
+/// The points of IQ2_KT.
 pub fn points_of_16_bits() -> &'static [Trellis<4>; 1] {
     static SETS: OnceLock<[Trellis<4>; 1]> = OnceLock::new();
     SETS.get_or_init(|| [Trellis::new(1 << 16, |code| point(0, code))])
 }
 
-/// Those of IQ3_KT, without signs.
+/// The points of IQ3_KT, without signs.
 pub fn magnitudes_of_16_bits() -> &'static [Trellis<4>; 1] {
     static SETS: OnceLock<[Trellis<4>; 1]> = OnceLock::new();
     SETS.get_or_init(|| [Trellis::new(1 << 16, |code| magnitudes(0, code))])
 }
 
-/// Both sets of IQ4_KT.
+/// Both sets of points of IQ4_KT.
 pub fn two_sets_of_points() -> &'static [Trellis<2>; 2] {
     static SETS: OnceLock<[Trellis<2>; 2]> = OnceLock::new();
     let set = |set: usize| Trellis::new(1 << 15, |code| point_of_two(set, code));
@@ -122,7 +122,7 @@ fn table_values() -> [f32; 16] {
 #[allow(non_camel_case_types)]
 pub struct IQ1_KT;
 
-/// Factor on the row scale; 1 is least squares.
+/// Factor on the row scale where it is stored as fitted; 1 gives the least squared error.
 const IQ1_KT_SCALE_BIAS: f32 = 1.0;
 
 impl Encode for IQ1_KT {
@@ -161,8 +161,8 @@ impl Encode for IQ1_KT {
 #[allow(non_camel_case_types)]
 pub struct IQ2_KT;
 
-/// Factor on the row scale. Matrix products multiply this type by 1.05 (`PRODUCT_FACTOR` of its decoder), which
-/// the squared error does not know of.
+/// Factor on the row scale where it is stored as fitted. Matrix products multiply this type by 1.05
+/// (`PRODUCT_FACTOR` of its decoder), which the squared error does not take into account.
 const IQ2_KT_SCALE_BIAS: f32 = 1.0;
 
 impl Encode for IQ2_KT {
@@ -201,8 +201,8 @@ impl Encode for IQ2_KT {
 #[allow(non_camel_case_types)]
 pub struct IQ3_KT;
 
-/// Factor on the row scale. Matrix products multiply this type by 1.01, which the squared error does not
-/// know of.
+/// Factor on the row scale where it is stored as fitted. Matrix products multiply this type by 1.01, which the
+/// squared error does not take into account.
 const IQ3_KT_SCALE_BIAS: f32 = 1.0;
 
 impl Encode for IQ3_KT {
@@ -242,13 +242,13 @@ impl Encode for IQ3_KT {
 #[allow(non_camel_case_types)]
 pub struct IQ4_KT;
 
-/// Multiples tried of sub-blocks with much of the error.
+/// Multiples of the scale that sub-blocks with much of the error try ([`Effort::wide`]).
 const IQ4_KT_WIDE: [f32; 22] = [
     0.6, 0.63, 0.66, 0.7, 0.73, 0.77, 0.81, 0.85, 0.89, 0.94, 0.98, 1.03, 1.08, 1.14, 1.2, 1.26, 1.32, 1.39,
     1.46, 1.53, 1.6, 1.68,
 ];
 
-/// Factor on the row scale; 1 is least squares.
+/// Factor on the row scale where it is stored as fitted; 1 gives the least squared error.
 const IQ4_KT_SCALE_BIAS: f32 = 1.0;
 
 impl Encode for IQ4_KT {

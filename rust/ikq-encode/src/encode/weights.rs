@@ -1,13 +1,13 @@
-//! Weights of the fit, from an imatrix or without one.
+//! Weights of elements in the error that encoders minimise, from an imatrix or without one.
 
 use ikq_simd::Isa;
 
-/// Added to every weight, as a share of the row's mean weight. Small enough not to move any figure
-/// (1e-4 of the mean), large enough that columns the calibration never saw keep a meaning.
+/// Added to every weight, as a share of the row's mean weight. It is small enough not to change results
+/// noticeably, and large enough that columns that calibration never activated are still encoded sensibly.
 pub const FLOOR: f32 = 1e-4;
 
-/// Writes the weights of one matrix's columns: the importance normalised to a mean of 1 plus
-/// [`FLOOR`]; ones where there is no importance, or none that is positive.
+/// Writes the weights of a matrix's columns: the importance normalised to a mean of 1, plus
+/// [`FLOOR`]; all 1 where there is no importance, or none that is positive.
 ///
 /// `importance` must be finite and not negative, one value per column.
 pub fn column_weights(importance: Option<&[f32]>, out: &mut [f32]) {
@@ -25,8 +25,8 @@ pub fn column_weights(importance: Option<&[f32]>, out: &mut [f32]) {
 
 /// The weights of one row's elements: those of the columns times `sqrt(1 + x^2 / mean x^2)`.
 ///
-/// The reference weighs like this. On the small trained model of `docs/quality.md` it lowers the divergence of IQ2_XS by
-/// 3 %, that of IQ1_S, IQ3_XXS, IQ2_K and Q3_K it raises by up to 4 %.
+/// The reference has these weights. On the small trained model of `docs/quality.md` they lower the divergence of
+/// IQ2_XS by 3 %, but raise that of IQ1_S, IQ3_XXS, IQ2_K and Q3_K by up to 4 %.
 #[inline(always)]
 pub fn by_size<'a, I: Isa>(isa: I, x: &[f32], w: &[f32], out: &'a mut Vec<f32>) -> &'a [f32] {
     let (down, _) = normalizer(x);
@@ -38,7 +38,7 @@ pub fn by_size<'a, I: Isa>(isa: I, x: &[f32], w: &[f32], out: &'a mut Vec<f32>) 
         sums = isa.mul_add_f(x, x, sums);
     }
     let mean = (isa.sum(sums) + rest.iter().map(|x| x * down * (x * down)).sum::<f32>()) / x.len() as f32;
-    // of a row of zeros any weights will do
+    // for a row of zeros any weights will do
     let per_mean = if mean > 0.0 { 1.0 / mean } else { 0.0 };
     out.clear();
     out.extend(x.iter().zip(w).map(|(x, w)| {
@@ -51,12 +51,12 @@ pub fn by_size<'a, I: Isa>(isa: I, x: &[f32], w: &[f32], out: &'a mut Vec<f32>) 
 /// Whether the weights are those without importance: all of them 1.
 #[inline(always)]
 pub fn are_ones(w: &[f32]) -> bool {
-    // no early end: a loop that ends early is no vector loop
+    // does not end early, so that the compiler can vectorize the loop
     w.iter().fold(0, |differ, w| differ | (w.to_bits() ^ 1.0f32.to_bits())) == 0
 }
 
 fn mean(v: &[f32]) -> f64 {
-    // f64: importances span many decades and rows many thousand columns; eight sums, for a vector loop
+    // f64, because importances span many decades and rows have many thousand columns; eight sums, to be vectorized
     let mut sums = [0.0; 8];
     let (eights, rest) = v.as_chunks::<8>();
     for eight in eights {
@@ -72,7 +72,7 @@ fn mean(v: &[f32]) -> f64 {
 /// row of zeros. Multiplying by either is exact (but for subnormal results). At the ends of
 /// f32's range (below 2^-126, from 2^127) the result is outside [1, 2) but never 0 or infinite.
 pub fn normalizer(x: &[f32]) -> (f32, f32) {
-    // magnitudes compare like their bits, and integers make a vector loop
+    // magnitudes compare like their bits, and the compiler vectorizes a loop over integers
     let amax = x.iter().fold(0, |m, v| (v.to_bits() & 0x7fff_ffff).max(m));
     if amax == 0 {
         return (1.0, 1.0);

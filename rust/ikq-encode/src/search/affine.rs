@@ -3,13 +3,13 @@
 //!
 //! Three stages, sixteen sub-blocks side by side ([`Tile`]):
 //!
-//! 1. Each sub-block alone: from a ladder of step sizes, codes and the weighted least-squares pair
-//!    (scale, minimum) in turn; the pair with the least error is kept. The minimum is never positive
-//!    (the stored one is subtracted).
-//! 2. The super-block's d and dmin: scales and minima become integers, and each sub-block tries the
-//!    neighbours of its own, codes recomputed for each.
-//! 3. d and dmin are refitted to those integers and codes, rounded to half precision, and stage 2
-//!    repeats; the pair with the least error of the super-block wins.
+//! 1. Each sub-block is fitted alone: starting from each step size of a ladder, codes and the weighted
+//!    least-squares pair (scale, minimum) are found in turn; the pair with the least error is kept. The minimum is
+//!    never positive (the stored one is subtracted).
+//! 2. The super-block's d and dmin are chosen: scales and minima become integers, and each sub-block tries the
+//!    neighbours of its own, with codes recomputed for each.
+//! 3. d and dmin are refitted to those integers and codes and rounded to half precision, and stage 2 is
+//!    repeated; the pair with the least error of the super-block is kept.
 
 use ikq_simd::Isa;
 
@@ -31,13 +31,13 @@ pub struct Affine {
     pub ladder: &'static [Rung],
 }
 
-/// Stage 1 puts the range of a sub-block on `levels` steps and the first number here (more than
-/// `levels` clips), its lower end on code 0 or as many steps below as the second number says.
+/// A step size to start from: the range of a sub-block becomes `levels` plus the first number steps long (more than
+/// `levels` clips), and its lower end lies as many steps below code 0 as the second number says.
 pub type Rung = (f32, f32);
 
-/// Least-squares rounds from the best rung.
+/// How often the best fit is improved by least squares after the ladder.
 pub const ROUNDS: usize = 3;
-/// Refits of d and dmin.
+/// How often d and dmin are refitted.
 const REFITS: usize = 3;
 
 /// Steps from a sub-block's integers (scale, minimum) to the neighbours that stage 2 tries.
@@ -55,15 +55,15 @@ const NEIGHBOURS: &[(f32, f32)] = &[
 
 /// The scales and integers that were found for a tile; floats are normalised like the tile.
 pub struct Encoded {
-    /// Per lane: the super-block's d and dmin.
+    /// d and dmin of the super-block, in each of its lanes.
     pub d: [f32; LANES],
     pub dmin: [f32; LANES],
-    /// Integer scale and minimum of the sub-block.
+    /// Integer scale and minimum of each sub-block.
     pub sc: [f32; LANES],
     pub m: [f32; LANES],
 }
 
-/// Sums over a sub-block for given codes.
+/// Sums over a sub-block that depend on its codes.
 #[derive(Clone, Copy)]
 pub(super) struct Sums<F> {
     /// `sum w q`, `sum w q^2`, `sum w x q`.
@@ -73,7 +73,7 @@ pub(super) struct Sums<F> {
 }
 
 impl<F: Copy> Sums<F> {
-    /// `other` where its error `found` is below `least`.
+    /// `self`, but `other` in lanes where its error `found` is below `least`.
     #[inline(always)]
     fn or<I: Isa<F = F>>(self, isa: I, (least, found): (F, F), other: Self) -> Self {
         Sums {
@@ -84,7 +84,7 @@ impl<F: Copy> Sums<F> {
     }
 }
 
-/// `sum w`, `sum w x`, `sum w x^2`: the same for all codes.
+/// Sums that do not depend on codes: `sum w`, `sum w x`, `sum w x^2`.
 #[derive(Clone, Copy)]
 pub(super) struct Moments<F> {
     pub one: F,
@@ -130,7 +130,7 @@ pub(super) fn code<I: Isa, const N: usize>(
     offset: I::F,
     levels: I::F,
 ) -> I::F {
-    // clamped first: rounding wants small numbers
+    // clamped first, because rounding only works for small numbers
     let t = isa.mul_add_f(isa.load_f(&tile.x[i]), per_scale, offset);
     isa.round(isa.max_f(isa.min_f(t, levels), isa.splat_f(0.0)))
 }
@@ -158,8 +158,8 @@ pub(super) fn sums<I: Isa, W: Weighing, const N: usize>(
     s
 }
 
-/// [`error`] at this scale and minimum, added up as it stands: for fits so good that the sums' rounding
-/// hides what is left.
+/// [`error`] at this scale and minimum, added up element by element: for fits so good that the rounding of the sums
+/// would hide what is left.
 #[inline(always)]
 pub(super) fn residual<I: Isa, const N: usize>(
     isa: I,
@@ -189,8 +189,8 @@ pub(super) enum Minimum {
     Free,
 }
 
-/// The best scale (at least 0) and minimum for given codes. Where the codes do not determine both (all
-/// equal, or the pair leaves its bounds), the better of the two alone.
+/// The best scale (at least 0) and minimum for given codes. Where the codes do not determine both (because all are
+/// equal, or the pair is out of bounds), it is the better of the two alone.
 #[inline(always)]
 fn solve<I: Isa>(isa: I, t: Moments<I::F>, s: Sums<I::F>, minimum: Minimum) -> (I::F, I::F) {
     let zero = isa.splat_f(0.0);
@@ -208,7 +208,7 @@ fn solve<I: Isa>(isa: I, t: Moments<I::F>, s: Sums<I::F>, minimum: Minimum) -> (
     (scale, isa.sub_f(zero, drop))
 }
 
-/// Normal equations of `min sum w (x - a A + b B)^2` over a and b.
+/// The normal equations of minimising `sum w (x - a A + b B)^2` over a and b.
 #[derive(Clone, Copy)]
 struct Normal<F> {
     /// `sum w A^2`, `sum w A B`, `sum w B^2`, `sum w x A`, `sum w x B`.
@@ -219,7 +219,7 @@ struct Normal<F> {
     xb: F,
 }
 
-/// A determinant below this share of its terms is rounding.
+/// A determinant below this share of its terms is only rounding.
 const SINGULAR: f32 = 1e-6;
 
 /// Solves the normal equations, with a and b at least 0.
@@ -227,7 +227,7 @@ const SINGULAR: f32 = 1e-6;
 fn pair<I: Isa>(isa: I, n: Normal<I::F>) -> (I::F, I::F) {
     let zero = isa.splat_f(0.0);
     let det = isa.sub_f(isa.mul_f(n.aa, n.bb), isa.mul_f(n.ab, n.ab));
-    // A and B parallel, as far as sums in f32 can tell
+    // A and B are parallel, as far as sums in f32 can tell
     let singular = isa.mul_f(isa.mul_f(n.aa, n.bb), isa.splat_f(SINGULAR));
     let per_det = inverse(isa, det);
     let a = isa.mul_f(isa.sub_f(isa.mul_f(n.xa, n.bb), isa.mul_f(n.xb, n.ab)), per_det);
@@ -241,8 +241,8 @@ fn pair<I: Isa>(isa: I, n: Normal<I::F>) -> (I::F, I::F) {
     (isa.if_gt(good, zero, a, a_alone), isa.if_gt(good, zero, b, b_alone))
 }
 
-/// Gains below this share of the energy are rounding, and the first fit stays: sub-blocks of few values
-/// fit at many scales, and should all take the same.
+/// A fit must lower the error by more than this share of the energy to replace one before it; less is rounding.
+/// Sub-blocks of few values fit equally well at many scales, and should all take the same.
 const INDIFFERENT: f32 = 3e-6;
 
 /// The best fit of a sub-block so far.
@@ -256,7 +256,7 @@ pub(super) struct Fit<F> {
 }
 
 impl<F: Copy> Fit<F> {
-    /// Takes the least-squares pair for the codes at `(1 / per_scale, min)` where it is better.
+    /// Takes the least-squares pair for the codes at scale `1 / per_scale` and minimum `min` where it is better.
     #[inline(always)]
     fn improve<I: Isa<F = F>, W: Weighing, const N: usize>(
         &mut self,
@@ -289,7 +289,7 @@ pub(super) struct Alone {
     /// Largest code.
     pub levels: f32,
     pub ladder: &'static [Rung],
-    /// Least-squares rounds from the best rung.
+    /// How often the best fit is improved by least squares after the ladder.
     pub rounds: usize,
     pub minimum: Minimum,
 }
@@ -306,7 +306,7 @@ pub(super) fn range<I: Isa, const N: usize>(isa: I, tile: &Tile<N>) -> (I::F, I:
     (lo, hi)
 }
 
-/// Stage 1: scale and minimum of each sub-block, whose elements reach from `lo` to `hi`, by itself.
+/// Stage 1: finds scale and minimum of each sub-block on its own; its elements lie between `lo` and `hi`.
 #[inline(always)]
 pub(super) fn fit<I: Isa, W: Weighing, const N: usize>(
     isa: I,
@@ -317,7 +317,7 @@ pub(super) fn fit<I: Isa, W: Weighing, const N: usize>(
 ) -> Fit<I::F> {
     let zero = isa.splat_f(0.0);
     let shape = (isa.splat_f(levels), minimum);
-    // where the minimum is at most 0, codes begin there or below; they need not reach up to 0
+    // where the minimum is at most 0, the range begins at 0 or below; it need not reach up to 0
     let lo = if minimum == Minimum::Free { lo } else { isa.min_f(lo, zero) };
     let per_range = inverse(isa, isa.sub_f(hi, lo));
     // without codes the error is the energy
@@ -342,7 +342,7 @@ struct Trial<F> {
     sums: Sums<F>,
 }
 
-/// Integer scale and minimum nearest to the wanted ones, or a neighbour that serves better.
+/// Integer scale and minimum nearest to the wanted ones, or a neighbouring pair with a smaller error.
 #[inline(always)]
 fn integers<I: Isa, const N: usize>(
     isa: I,
@@ -381,7 +381,7 @@ fn integers<I: Isa, const N: usize>(
     best
 }
 
-/// The sums of each super-block's lanes, in all of them.
+/// The sum over each super-block's lanes, in all of these lanes.
 #[inline(always)]
 fn total<I: Isa>(isa: I, v: I::F, affine: Affine) -> I::F {
     let mut lanes = isa.array(v);
@@ -395,7 +395,7 @@ fn total<I: Isa>(isa: I, v: I::F, affine: Affine) -> I::F {
     isa.load_f(&lanes)
 }
 
-/// The largest of each super-block's lanes, in all of them.
+/// The maximum of each super-block's lanes, in all of these lanes.
 #[inline(always)]
 fn largest<I: Isa>(isa: I, v: I::F, affine: Affine) -> I::F {
     let mut lanes = isa.array(v);
@@ -409,7 +409,7 @@ fn largest<I: Isa>(isa: I, v: I::F, affine: Affine) -> I::F {
     isa.load_f(&lanes)
 }
 
-/// The half that scales the integers of each super-block best, in all of its lanes.
+/// The half that gives the integers of each super-block the best scale, in all of its lanes.
 #[inline(always)]
 fn halves<I: Isa, const N: usize>(
     isa: I,
@@ -430,7 +430,7 @@ fn halves<I: Isa, const N: usize>(
     isa.load_f(&d)
 }
 
-/// A scale as it is read back from its half, on the scale of the tile.
+/// A scale rounded to the half that is stored for it, normalised like the tile.
 #[inline(always)]
 pub(super) fn half<I: Isa, const N: usize>(isa: I, tile: &Tile<N>, d: I::F) -> I::F {
     isa.mul_f(isa.f16_round(isa.mul_f(d, isa.load_f(&tile.up))), isa.load_f(&tile.down))
@@ -458,7 +458,7 @@ struct Choice<F> {
 }
 
 impl<F: Copy> Choice<F> {
-    /// `other` where its error `found` is below `least`.
+    /// `self`, but `other` in lanes where its error `found` is below `least`.
     #[inline(always)]
     fn or<I: Isa<F = F>>(self, isa: I, (least, found): (F, F), other: Self) -> Self {
         Choice {
@@ -470,15 +470,15 @@ impl<F: Copy> Choice<F> {
     }
 }
 
-/// Errors (squared) below this share of the energy drown in the rounding of sums.
+/// Squared errors below this share of the energy are hidden by the rounding of sums.
 const NEARLY_EXACT: f32 = 1e-4;
 
-/// There the rounding of dmin decides: besides the one found, those are tried that put the largest minimum
-/// on these integers (a power of two changes nothing).
+/// Where the error is that small, the rounding of dmin decides. Besides the one found (0 here), those are tried
+/// that put the largest minimum on one of these integers; a factor of two would change nothing.
 const LUCKY: &[f32] = &[0.0, 1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0];
 
-/// Stages 2 and 3: integers near those of `start`, d and dmin refitted, again and again; the best choice
-/// and its error.
+/// Stages 2 and 3: chooses integers near those of `start` and refits d and dmin, several times. Returns the best
+/// choice and its error.
 #[inline(always)]
 fn refine<I: Isa, const N: usize>(
     isa: I,
@@ -501,8 +501,9 @@ fn refine<I: Isa, const N: usize>(
     (best, least)
 }
 
-/// Where the ideal d or dmin of a super-block is among the smallest halves, or vanishes: the first half that is not below it,
-/// with smaller integers; and 1 in the lanes of such super-blocks. `None` where no super-block of the tile is so small.
+/// Another start for super-blocks whose ideal d or dmin is among the smallest halves, or vanishes: the first half
+/// that is not below it, with smaller integers. The second result is 1 in the lanes of such super-blocks. `None` if
+/// the tile has none.
 #[inline(always)]
 fn coarse_start<I: Isa, const N: usize>(
     isa: I,
@@ -531,7 +532,7 @@ fn coarse_start<I: Isa, const N: usize>(
     any.then(|| (Choice { d, dmin, sc, m }, isa.load_f(&is_coarse)))
 }
 
-/// Encodes a tile; codes are for [`super::tile::lane_codes`].
+/// Encodes a tile. `codes` receives slots, which [`super::tile::lane_codes`] reads.
 #[inline(always)]
 pub fn encode<I: Isa, const N: usize>(
     isa: I,
@@ -544,7 +545,7 @@ pub fn encode<I: Isa, const N: usize>(
     let t = moments(isa, tile, Weighted);
     let Fit { scale, min, sums: s, .. } = fit(isa, (tile, Weighted), t, range(isa, tile), affine.alone());
 
-    // scales first, the minima free to follow; then the minima that suit the rounded scales
+    // d is chosen first, as if minima could still follow exactly; then the minima that suit the rounded scales
     let per_one = inverse(isa, t.one);
     let following = isa.max_f(isa.sub_f(s.qq, isa.mul_f(isa.mul_f(s.q, s.q), per_one)), zero);
     let curvature = isa.if_gt(zero, min, following, s.qq);
@@ -576,7 +577,7 @@ pub fn encode<I: Isa, const N: usize>(
     }
 
     if let Some((start, is_coarse)) = coarse_start(isa, tile, affine, start, (scale, drop)) {
-        // both errors added up as they stand; other super-blocks of the tile stay as they are
+        // both errors are added up element by element; other super-blocks of the tile stay as they are
         let (found, with_larger) = refine(isa, tile, t, affine, start, true);
         let as_found = integers(isa, tile, t, affine, (best.d, best.dmin), (best.sc, best.m), true);
         let with_larger = isa.if_gt(is_coarse, zero, with_larger, isa.splat_f(f32::INFINITY));

@@ -1,13 +1,15 @@
-//! A block with a scale and a minimum of its own, both halves: `y = d q + m`, q in `0..=levels`, m of either
-//! sign.
+//! Blocks with a scale and a minimum of their own, both stored as halves: `y = d q + m`, q in `0..=levels`, m of
+//! either sign.
 //!
-//! 1. Each block less a half near its smallest element, so that sums do not drown in a common offset.
-//! 2. Scale and minimum as for sub-blocks ([`super::affine`], its first stage), the minimum free.
-//! 3. The minimum rounded to a half (also to the halves next to it, where their distance matters), d fitted
-//!    to that and rounded, codes recomputed for both. Rows without importance fit d to the codes of stage 2,
-//!    unless a block of the tile asks for more care.
-//! 4. Where scales are to undo the gain, the scale is stored so much larger that codes spread about their mean as the
-//!    elements do, with the minimum that keeps the mean.
+//! 1. A half near its smallest element is subtracted from each block, so that a large common offset does not cost
+//!    the sums their precision.
+//! 2. Scale and minimum are found as for sub-blocks (the first stage of [`super::affine`]), with a minimum of
+//!    either sign.
+//! 3. The minimum is rounded to a half (also to the halves next to it, where their distance matters), d is fitted
+//!    to it and rounded, and codes are recomputed for both. Rows without importance fit d to the codes of stage 2,
+//!    unless a block of the tile needs more care.
+//! 4. Where scales are to undo the gain, the scale is stored so much larger that decoded values spread about their
+//!    mean as the elements do, with a minimum that keeps the mean.
 
 use ikq_simd::Isa;
 
@@ -23,30 +25,30 @@ pub struct Search {
     /// Largest code.
     pub levels: f32,
     pub ladder: &'static [Rung],
-    /// Least-squares rounds from the best rung.
+    /// How often the best fit is improved by least squares after the ladder.
     pub rounds: usize,
     pub scales: Scales,
 }
 
 /// The floats that the blocks of a tile are stored with.
 pub struct Encoded {
-    /// The bits of scale and minimum, which are halves.
+    /// The bits of scale and minimum as halves.
     pub d: [u16; LANES],
     pub m: [u16; LANES],
 }
 
-/// Halves next to the rounded minimum, in steps.
+/// The rounded minimum and the halves next to it, in steps from it.
 const NEIGHBOURS: [f32; 3] = [0.0, 1.0, -1.0];
-/// Of a half: a bit more than its step as a share of it, and its smallest step.
+/// The step from a half to the next one, as a share of it (a bit more, to be sure), and the smallest step.
 const STEP: f32 = 1.2 / 2048.0;
 const SMALLEST_STEP: f32 = 1.0 / 16_777_216.0;
 /// Steps of the minimum below this share of the scale do not matter.
 const FINE: f32 = 0.02;
 
-/// Relative error (squared) below which the rounding of the scale itself decides: blocks of two values, which
-/// may be any codes that one of these halves suits ...
+/// Relative squared error below which the rounding of the scale decides. Such blocks have only two values, for
+/// which many pairs of codes would do ...
 const NEARLY_EXACT: f32 = 1e-5;
-/// ... when the larger value has this code.
+/// ... so scales are tried with which the larger value has one of these codes.
 const LUCKY: &[f32] = &[15.0, 14.0, 13.0, 11.0, 9.0, 7.0, 5.0, 3.0];
 
 #[inline(always)]
@@ -54,15 +56,15 @@ fn any<I: Isa>(isa: I, flags: I::F) -> bool {
     isa.array(flags).contains(&1.0)
 }
 
-/// The scale (at least 0) that suits codes best at this minimum.
+/// The scale (at least 0) that fits the codes best at this minimum.
 #[inline(always)]
 fn fitted<I: Isa>(isa: I, s: Sums<I::F>, min: I::F) -> I::F {
     let scale = isa.mul_f(isa.sub_f(s.xq, isa.mul_f(min, s.q)), inverse(isa, s.qq));
     isa.max_f(scale, isa.splat_f(0.0))
 }
 
-/// The first half that is not below a scale among the smallest halves, which rounds to too little or to 0; `otherwise` where
-/// it is not so small.
+/// Scales among the smallest halves, which may round to much less or to 0, become the first half that is not below
+/// them; where a scale is not so small, this is `otherwise`.
 #[inline(always)]
 fn enlarged<I: Isa, const N: usize>(isa: I, tile: &Tile<N>, scale: I::F, otherwise: I::F) -> I::F {
     let (scale, mut out) = (isa.array(scale), isa.array(otherwise));
@@ -74,7 +76,7 @@ fn enlarged<I: Isa, const N: usize>(isa: I, tile: &Tile<N>, scale: I::F, otherwi
     isa.load_f(&out)
 }
 
-/// Keeps a pair (and its minimum less the floor) where it is better.
+/// Keeps a pair of scale and minimum where it is better; `min` is the minimum less the floor that was subtracted.
 #[inline(always)]
 fn keep_better<I: Isa, const N: usize>(
     isa: I,
@@ -124,7 +126,7 @@ pub fn encode<I: Isa, W: Weighing, const N: usize>(
     let step = isa
         .max_f(isa.mul_f(isa.abs_f(nearest), isa.splat_f(STEP)), isa.mul_f(isa.splat_f(SMALLEST_STEP), down));
     let coarse = isa.sub_f(step, isa.mul_f(found.scale, isa.splat_f(FINE)));
-    // of blocks of zeros there is nothing to choose
+    // for blocks of zeros there is nothing to choose
     let flag = match W::WEIGHTED {
         true => isa.splat_f(1.0),
         false => isa.if_gt(isa.max_f(hi, isa.sub_f(zero, lo)), zero, isa.splat_f(1.0), zero),
@@ -137,12 +139,12 @@ pub fn encode<I: Isa, W: Weighing, const N: usize>(
     };
 
     let ordinary = !matters && lucky.is_empty();
-    // codes at the rounded pair differ from the fit's in few elements, which hardly move d
+    // the fit's sums serve: codes at the rounded pair differ from its codes in few elements, which hardly change d
     let settled = ordinary && !W::WEIGHTED;
     let (mut d, mut m, mut least) = (zero, zero, isa.splat_f(f32::INFINITY));
     for by in NEIGHBOURS {
         let minimum = half(isa, tile, isa.mul_add_f(step, isa.splat_f(by), nearest));
-        // both are halves: their difference is (nearly) exact
+        // both are halves, so their difference is (nearly) exact
         let min = isa.sub_f(minimum, floor);
         if settled {
             (d, m) = (half(isa, tile, fitted(isa, found.sums, min)), minimum);
@@ -182,7 +184,7 @@ pub fn encode<I: Isa, W: Weighing, const N: usize>(
     Encoded { d: isa.f16_bits(isa.mul_f(d, up)), m: isa.f16_bits(isa.mul_f(m, up)) }
 }
 
-/// Scale and minimum with which codes spread about their mean as elements do, and that mean is the elements'.
+/// Scale and minimum with which decoded values spread about their mean as the elements do, and have their mean.
 #[inline(always)]
 fn widened<I: Isa, const N: usize>(
     isa: I,

@@ -1,8 +1,8 @@
-//! The least of candidates that were compared lane by lane.
+//! Finds the least among candidates that were compared lane by lane.
 
 use ikq_simd::Isa;
 
-/// 0, 1, ... 15.
+/// The numbers 0 to 15, the candidates' numbers of a first vector.
 pub const LANE_NUMBERS: [f32; 16] =
     [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
 

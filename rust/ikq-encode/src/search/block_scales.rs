@@ -1,11 +1,11 @@
-//! Integer scales under one float: `y = d * k * v` with d of a super-block or row, k an integer of the
-//! sub-block, v a level. After every sub-block has found its own best scale s ([`super::scale`]):
+//! Integer scales that share one float: `y = d * k * v`, where d belongs to a super-block or row, k is an integer
+//! of the sub-block, and v a level. After every sub-block has found its own best scale s ([`super::scale`]):
 //!
-//! 1. [`super_scale`] chooses d so that `sum c (s - d k)^2` is least, c being the curvature of each
-//!    sub-block's error and k the nearest integer: sixteen candidates of d per vector.
+//! 1. [`super_scale`] chooses d so that `sum c (s - d k)^2` is least, where c is the curvature of each
+//!    sub-block's error and k the nearest integer. It computes sixteen candidates of d at a time.
 //! 2. [`settle`] tries the integers next to s / d (or all of them), and every row of the value table,
 //!    with codes recomputed at d * k.
-//! 3. d is refitted to those codes: [`Settled::xk`] / [`Settled::kk`], added up over its sub-blocks.
+//! 3. d is refitted to those codes: it is [`Settled::xk`] / [`Settled::kk`], both added up over its sub-blocks.
 
 use ikq_simd::Isa;
 
@@ -18,12 +18,12 @@ use super::tile::{LANES, Tile};
 pub struct Grid {
     pub lo: f32,
     pub hi: f32,
-    /// Odd ones only (`lo` and `hi` are odd then).
+    /// Whether only odd integers are allowed; `lo` and `hi` are odd then.
     pub odd: bool,
 }
 
 impl<F: Copy> Settled<F> {
-    /// `other` where `found` is below `least`.
+    /// `self`, but `other` in lanes where its error `found` is below `least`.
     #[inline(always)]
     pub fn or<I: Isa<F = F>>(self, isa: I, (least, found): (F, F), other: Self) -> Self {
         Settled {
@@ -42,7 +42,7 @@ impl Grid {
         if !self.odd {
             return isa.round(t);
         }
-        // 2 round((t - 1) / 2) + 1; the clamp keeps it between lo and hi
+        // 2 round((t - 1) / 2) + 1, which the clamp keeps between lo and hi
         let half = isa.splat_f(0.5);
         let half_steps = isa.round(isa.mul_f(isa.sub_f(t, isa.splat_f(1.0)), half));
         isa.add_f(isa.add_f(half_steps, half_steps), isa.splat_f(1.0))
@@ -62,15 +62,15 @@ impl Grid {
         if self.odd { 2.0 } else { 1.0 }
     }
 
-    /// The integers of either sign farthest from 0, the farthest first, signed like the longer end:
-    /// [`nearly_exact`] puts the largest scale on each.
+    /// The integers farthest from 0, the farthest first, with the sign of the longer end. Where [`nearly_exact`] is
+    /// true, the largest scale is put on each of them.
     pub fn ends(self) -> impl Iterator<Item = f32> {
         let end = self.longer_end();
         let step = self.step().copysign(end);
         (0..N_ENDS.min(self.len() / 2)).map(move |n| end - step * n as f32)
     }
 
-    /// The integer next to t on the other side from `k`, the nearest one (k itself at the ends).
+    /// The integer next to t on the other side of it than `k`, which is the nearest one; `k` itself at the ends.
     #[inline(always)]
     fn second<I: Isa>(self, isa: I, t: I::F, k: I::F) -> I::F {
         let step = self.step();
@@ -79,15 +79,16 @@ impl Grid {
     }
 }
 
-/// Candidates of d put the largest scale on the end of the grid times these: first from 1 down to about
-/// a half, then up to 2.4, where that sub-block loses for the good of the others.
+/// Candidates of d put the largest scale on the end of the grid times one of these factors: first from 1 down to
+/// about 0.5, then up to 2.4, where the sub-block with that scale is encoded worse so that others are encoded
+/// better.
 fn candidates() -> [[f32; LANES]; 3] {
     let at = |first: f32, step: f32| std::array::from_fn(|i| first + step * i as f32);
     [at(1.0, -1.0 / 64.0), at(0.74, -1.0 / 64.0), at(1.01, 0.09)]
 }
 
-/// The float that scales `targets` with curvatures `weights` best among those that `round` gives (the
-/// numbers that can be stored); 0 where all are 0.
+/// The float d, of those that `round` gives (the numbers that can be stored), whose multiples on the grid are
+/// nearest to `targets`, weighed by `weights` (curvatures). 0 if all targets are 0.
 #[inline(always)]
 pub fn super_scale<I: Isa>(
     isa: I,
@@ -127,15 +128,15 @@ pub fn super_scale<I: Isa>(
 
 /// The step of the smallest halves, 2^-24.
 pub const HALF_STEP: f32 = 1.0 / 16_777_216.0;
-/// Below this (2^-21) halves have three significant bits or less. Where the ideal super-scale is that small, or vanishes,
-/// smaller integers under a larger super-scale serve better: see [`coarse_halves`].
+/// Below this (2^-21) halves have three significant bits or less. Where the ideal super-scale is that small, or
+/// rounds to 0, smaller integers with a larger super-scale are better: see [`coarse_halves`].
 pub const COARSE_HALF: f32 = 8.0 * HALF_STEP;
 /// How many halves [`coarse_halves`] gives.
 const N_COARSE: usize = 4;
 
 /// Super-scales to try where `ideal`, the one that puts the largest scale on the end of the grid, is below
-/// [`COARSE_HALF`]: the first halves that are not below it, with its sign. The first leaves the most integers to choose
-/// from. None where the ideal one is not so small, or 0.
+/// [`COARSE_HALF`]: the first halves that are not below it, with its sign. The first leaves the most integers to
+/// choose from. There are none if `ideal` is not so small, or 0.
 pub fn coarse_halves(ideal: f32) -> impl Iterator<Item = f32> {
     let is_coarse = ideal != 0.0 && ideal.abs() < COARSE_HALF;
     let steps = (ideal.abs() / HALF_STEP).ceil().max(1.0);
@@ -143,11 +144,12 @@ pub fn coarse_halves(ideal: f32) -> impl Iterator<Item = f32> {
     (0..if is_coarse { N_COARSE } else { 0 }).map(move |n| first + (n as f32 * HALF_STEP).copysign(ideal))
 }
 
-/// How many [`Grid::ends`] there are: one of so many quotients has a lucky rounding.
+/// How many [`Grid::ends`] there are: enough for one of the quotients to be hardly changed by rounding.
 const N_ENDS: usize = 24;
 
-/// Whether an error (the energy less the gain of the fit) is so small that the rounding of d decides: rows
-/// of one value, or of one element. Then d is tried with the largest scale on each of [`Grid::ends`].
+/// Whether an error (the energy less the gain of the fit) is so small that the rounding of d decides, as for rows
+/// of one value, or with one element that is not 0. Then each d is tried that puts the largest scale on one of
+/// [`Grid::ends`].
 pub fn nearly_exact(energy: f32, error: f32) -> bool {
     error < NEARLY_EXACT * energy
 }
@@ -155,9 +157,9 @@ pub fn nearly_exact(energy: f32, error: f32) -> bool {
 /// Which integers [`settle`] tries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// Those below and above the wanted scale.
+    /// The integers below and above the wanted scale.
     Neighbours,
-    /// All of the grid.
+    /// All integers of the grid.
     All,
 }
 
@@ -166,15 +168,15 @@ pub enum Reach {
 pub struct Settled<F> {
     /// The integer scale.
     pub k: F,
-    /// Which of the level sets (0, 1, ...).
+    /// The number of the level set (0, 1, ...).
     pub row: F,
     /// `sum w x k v` and `sum w (k v)^2` with the codes found.
     pub xk: F,
     pub kk: F,
 }
 
-/// The best integer scale of each sub-block, near `scale / d` or anywhere, and the best of the level
-/// sets.
+/// Chooses the integer scale of each sub-block, near `scale / d` or anywhere on the grid, and its level set, so
+/// that the error is least.
 #[inline(always)]
 pub fn settle<I: Isa, C: Coder<I>, const N: usize>(
     isa: I,
@@ -203,7 +205,7 @@ pub fn settle<I: Isa, C: Coder<I>, const N: usize>(
             };
             let dk = isa.mul_f(d, k);
             let found = coder.sums(isa, tile, inverse(isa, dk));
-            // the energy is the same for all
+            // the energy is left out, because it is the same for all
             let error = found.error(isa, dk, zero);
             let trial = Settled {
                 k,
@@ -218,8 +220,8 @@ pub fn settle<I: Isa, C: Coder<I>, const N: usize>(
     best
 }
 
-/// The error of each sub-block as settled, added up as it stands; the second level set is `shift` above
-/// the first.
+/// The error of each sub-block with the choice of [`settle`], added up element by element. The second level set is
+/// `shift` above the first.
 #[inline(always)]
 pub fn settled_error<I: Isa, L: Levels<I>, const N: usize>(
     isa: I,
@@ -243,8 +245,8 @@ pub fn totals<I: Isa>(isa: I, v: I::F, group: usize) -> I::F {
     isa.load_f(&lanes)
 }
 
-/// The refitted float of each `group` of neighbouring lanes, in all of its lanes; 0 where there is
-/// nothing to scale.
+/// The d refitted to the choices of each `group` of neighbouring lanes, in all of its lanes; 0 where all values are
+/// 0.
 #[inline(always)]
 pub fn refit<I: Isa>(isa: I, settled: Settled<I::F>, group: usize) -> I::F {
     let (xk, kk) = (totals(isa, settled.xk, group), totals(isa, settled.kk, group));

@@ -1,32 +1,36 @@
-//! What is stored of a fitted scale, so that codes of few bits do not make a matrix smaller.
+//! Undoing the gain: fitted scales are stored somewhat larger, so that codes of few bits do not make a matrix
+//! smaller.
 //!
 //! With x the elements, y what their codes decode to and w the weights, the gain is `g = sum w x y / sum w x^2`. A
-//! least-squares fit leaves an error that is orthogonal to y, so its g is below 1 (by as much as its relative squared
-//! error), and what a matrix product makes of y is smaller than it should be by g. That is a bias and adds up from
-//! layer to layer, where the rest of the error does not. The same codes with scales 1 / g times as large have a gain of
-//! 1, at a squared error that is larger by 1 / g: which codes are best is the same question for both, so an encoder
-//! searches by least squares, and stores the float that all of its integer scales share divided by g.
+//! least-squares fit leaves an error that is orthogonal to y, so its g is below 1 (by as much as its relative
+//! squared error), and results of matrix products with y are too small by the factor g. That is a bias, which
+//! accumulates from layer to layer, where the rest of the error averages out. The same codes with scales 1 / g
+//! times as large have a gain of 1, at a squared error that is larger by 1 / g. The best codes are the same for
+//! both, so an encoder searches by least squares, and stores the float that all of its integer scales share divided
+//! by g.
 
 use ikq_simd::Isa;
 
-/// How the floats of a format are stored.
+/// How the float scales of a format are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scales {
-    /// As fitted: the least squared error.
+    /// As fitted, which gives the least squared error.
     LeastSquares,
     /// Divided by the gain.
     Unbiased,
 }
 
-/// The largest factor. A fit that leaves less is none, as of a row with one number that is not 0: what is left of it
-/// stays as it is. (Twice a least-squares fit is as far from the row as nothing at all.)
+/// The largest factor. Where more would be needed the fit is too poor to be scaled up, as for a row with a single
+/// number that is not 0, and scales stay as fitted. (Twice a least-squares fit with a gain of 1/2 has the error of
+/// zeros.)
 const MOST: f32 = 2.0;
 
-/// From this gain on there is nothing to undo but the rounding of sums.
+/// From this gain on, what is missing to 1 is the rounding of sums, and nothing is undone.
 const EXACT: f32 = 1.0 - 1e-5;
 
 impl Scales {
-    /// Factors on scales whose codes leave `xy = sum w x y` of `xx = sum w x^2`, between 1 and 2; 1 where less than half is left.
+    /// Factors on scales, between 1 and 2, from `xy = sum w x y` and `xx = sum w x^2`; 1 where the gain is below
+    /// one half.
     #[inline(always)]
     pub fn factors<I: Isa>(self, isa: I, xy: I::F, xx: I::F) -> I::F {
         let one = isa.splat_f(1.0);
@@ -34,13 +38,13 @@ impl Scales {
             return one;
         }
         let zero = isa.splat_f(0.0);
-        // products of both could leave the range of floats; where xx is 0 so is xy
+        // a quotient, because products of both could leave the range of floats; where xx is 0 so is xy
         let factor = isa.if_gt(xy, zero, isa.div_f(xx, isa.max_f(xy, isa.splat_f(f32::MIN_POSITIVE))), one);
         let factor = isa.if_gt(factor, isa.splat_f(1.0 / EXACT), factor, one);
         isa.if_gt(factor, isa.splat_f(MOST), one, factor)
     }
 
-    /// The same factor for a single scale.
+    /// [`Scales::factors`] for a single scale.
     #[inline(always)]
     pub fn factor(self, xy: f32, xx: f32) -> f32 {
         if self == Scales::Unbiased && xy > 0.0 {

@@ -1,11 +1,11 @@
-//! Codebooks of magnitude groups (grids): the entry nearest to a group under weights, exactly, and the
-//! entry near a rounded group, quickly.
+//! Codebooks whose entries are groups of magnitudes (grids). Finds the entry that is nearest to a group under
+//! weights, exactly, or an entry near the rounded group, quickly.
 //!
 //! An entry has 4 elements of up to 8 levels or 8 elements of 3 levels. Either way it is written as
 //! four *digits* below 16 (one element, or two elements together), so that the cost of an entry is
 //! the sum of four look-ups in tables of 16 costs. A table fills a vector register, and comparing a
-//! group with sixteen entries takes four permutations and three additions. Levels and weights are in
-//! the cost tables only: true values, shifts and signs are the caller's choice.
+//! group with sixteen entries takes four permutations and three additions. Levels and weights only enter the
+//! cost tables, so callers choose true values, shifts and signs.
 //!
 //! | signs | search |
 //! |---|---|
@@ -17,17 +17,17 @@ use ikq_simd::{Isa, IsaOp, Lanes, best, run};
 use super::argmin::{LANE_NUMBERS, first_least};
 use super::grid_prefixes::Prefixes;
 
-/// How much more a deviation in a heavy element counts than one in a light one when [`Grid::rounded`]
+/// How much more the squared deviation of a heavy element counts than that of a light one when [`Grid::rounded`]
 /// moves a group to an entry.
 const HEAVY: f32 = 8.0;
 
-/// The weight, as a share of the group's largest, from which an element is heavy.
+/// The weight of a digit, as a share of the group's largest, from which its elements count as heavy.
 const HEAVY_SHARE: f32 = 0.25;
 
-/// Number of entries from which going by prefix pays.
+/// Number of entries from which searching by prefix pays.
 const BY_PREFIX: usize = 1024;
 
-/// What each value of the four digits of an entry costs.
+/// Tables of the cost of each value that the four digits of an entry may have.
 pub type Costs<I> = [<I as Lanes>::F; 4];
 
 /// A codebook prepared for searching.
@@ -35,20 +35,20 @@ pub struct Grid {
     /// Elements of an entry: 4 or 8.
     dims: usize,
     levels: Vec<i8>,
-    /// The elements that a digit stands for: its first (or only) one, its second.
+    /// For each digit the element that it stands for, and the second one where it stands for two.
     digits: [[f32; 16]; 2],
     /// Digits of sixteen entries at a time.
     chunks: Vec<[[i32; 16]; 4]>,
-    /// The same by prefix, for large grids.
+    /// The entries sorted by prefix, for large grids.
     prefixes: Option<Prefixes>,
     /// Entries as integers whose byte j is element j.
     entries: Vec<u64>,
-    /// By pattern of heavy digits and key (see [`Grid::rounded`]): the entry near the key, its elements
+    /// For each pattern of heavy digits and each key (see [`Grid::rounded`]) the entry near the key: its elements
     /// 0..4 and 4..8.
     near: [Vec<u32>; 2],
 }
 
-/// Groups side by side for [`Grid::rounded`]: element, then lane.
+/// Sixteen groups side by side for [`Grid::rounded`], indexed by element, then lane.
 pub type Transposed = [[f32; 16]; 8];
 
 impl Grid {
@@ -71,7 +71,7 @@ impl Grid {
         for digit in 0..16 {
             let elements = if dims == 4 { [digit, digit] } else { [digit / n_levels, digit % n_levels] };
             for (slots, element) in grid.digits.iter_mut().zip(elements) {
-                // digits that no entry has may cost anything
+                // the cost of digits that no entry has does not matter
                 slots[digit] = f32::from(levels[element.min(n_levels - 1)]);
             }
         }
@@ -159,8 +159,8 @@ impl Grid {
         tables
     }
 
-    /// What the wrong sign of the cheapest element of a digit adds to [`Grid::costs`]: the least of
-    /// `4 scale w x g`.
+    /// What it adds to [`Grid::costs`] to store one element of a digit with the wrong sign, the element for which
+    /// that costs least: the least of `4 scale w x g`.
     #[inline(always)]
     pub fn flips<I: Isa>(&self, isa: I, x: &[f32], w: &[f32], scale: f32) -> Costs<I> {
         let [first, second] = self.digits.each_ref();
@@ -178,7 +178,8 @@ impl Grid {
         tables
     }
 
-    /// The entry of least cost and its cost, which may be infinite if it is not below `limit`.
+    /// The entry of least cost and its cost. If no cost is below `limit`, the result may be any entry at an
+    /// infinite cost.
     #[inline(always)]
     pub fn nearest<I: Isa>(&self, isa: I, costs: &Costs<I>, limit: f32) -> (usize, f32) {
         match (&self.prefixes, self.dims) {
@@ -188,7 +189,7 @@ impl Grid {
         }
     }
 
-    /// The entry of least `costs + flips`, where `flips` counts with the least of its four digits. For
+    /// The entry of least `costs + flips`, where `flips` adds the least of its four digits. This is for
     /// groups with an odd number of minus signs where only even numbers can be stored.
     #[inline(always)]
     pub fn nearest_even<I: Isa>(&self, isa: I, costs: &Costs<I>, flips: &Costs<I>) -> (usize, f32) {
@@ -198,7 +199,8 @@ impl Grid {
         }
     }
 
-    /// No closures in here: one that is not inlined would be compiled without the set's instructions.
+    /// Compares all entries. It has no closures: one that is not inlined would be compiled without the instructions
+    /// of `I`.
     #[inline(always)]
     fn scan<I: Isa, const BELOW_8: bool, const FLIPS: bool>(
         &self,
@@ -233,10 +235,9 @@ impl Grid {
         first_least(isa, least, at)
     }
 
-    /// Sixteen groups at once, each rounded to levels element by element and moved to the unweighted
-    /// nearest entry: per lane `sum wx * g` and `sum w * g^2` over the entry's elements g, `shift`
-    /// added. `x` is in units of levels once multiplied by `inverse`; levels are taken as equidistant for
-    /// rounding.
+    /// Rounds sixteen groups at once, each element by element to levels and then to an entry near that, with heavy
+    /// digits counting more. Returns per lane `sum wx * g` and `sum w * g^2` over the entry's elements g with
+    /// `shift` added. `x` times `inverse` is in units of levels. For rounding, levels are taken as equidistant.
     #[inline(always)]
     pub fn rounded<I: Isa>(
         &self,
@@ -273,7 +274,7 @@ impl Grid {
         let mut key = zero;
         for x in x[..DIMS].iter().rev() {
             let level = isa.mul_add_f(isa.load_f(x), slope, origin);
-            // clamped before rounding, which is for small numbers only
+            // clamped first, because rounding only works for small numbers
             let digit = isa.round(isa.min_f(isa.max_f(level, zero), top));
             key = isa.mul_add_f(key, isa.splat_f(n_levels as f32), digit);
         }

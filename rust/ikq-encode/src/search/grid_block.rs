@@ -1,14 +1,14 @@
-//! Scales and entries where sub-blocks have integer scales: `y = d * multiplier * (g + shift)`, d stored
-//! as f16 for a super-block or a row, g an entry's elements with signs.
+//! Scales and codebook entries where sub-blocks have integer scales: `y = d * multiplier * (g + shift)`, where d is
+//! stored as f16 for a super-block or a row, and g is an element of an entry with its sign.
 //!
 //! Objective: `sum w (x - y)^2`.
 //!
-//! 1. Candidate scales of every sub-block ([`super::grid_candidates`]), each a parabola of the error over
-//!    the scale.
-//! 2. For a range of d, the integer scales that take the lower envelopes of these parabolas lowest:
-//!    the d for which all sub-blocks together do best.
-//! 3. At the two or three integers that the parabolas leave in question, exact weighted search of every
-//!    group; d refitted.
+//! 1. For candidate scales of every sub-block ([`super::grid_candidates`]), groups are rounded quickly. Each
+//!    candidate gives a parabola of the error over the scale.
+//! 2. For a range of d, each sub-block takes the integer scale at which the lowest of its parabolas is least. The d
+//!    with the least sum over all sub-blocks is kept.
+//! 3. At the two or three integers that the parabolas leave in question, every group is searched exactly with its
+//!    weights; then d is refitted.
 
 use ikq_simd::{Isa, IsaOp, Lanes};
 
@@ -20,14 +20,14 @@ use super::grid_candidates::{Ladder, N_CANDIDATES, Parabolas};
 /// Elements searched together: a super-block, or that much of a row.
 pub const CHUNK: usize = 256;
 
-/// Signs beside the entries.
+/// How a type stores signs besides the entries.
 #[derive(Clone, Copy)]
 pub enum Signs {
-    /// None: levels are negative and positive.
+    /// There are none, because levels are negative and positive.
     InLevels,
-    /// One per element.
+    /// One bit per element.
     Free,
-    /// An even number of minus signs in every 8 elements.
+    /// Seven bits per 8 elements, whose number of minus signs must be even.
     Even,
 }
 
@@ -35,13 +35,13 @@ pub enum Signs {
 #[derive(Clone, Copy)]
 pub enum Shifts {
     None,
-    /// The same sign for a sub-block.
+    /// With one sign for a sub-block.
     SubBlock(f32),
-    /// A sign for each group.
+    /// With a sign for each group of 8 elements.
     Group(f32),
 }
 
-/// Integer scales: number n stands for `unit * (first + step * n)`.
+/// What integer scales stand for: number n is `unit * (first + step * n)`.
 #[derive(Clone, Copy)]
 pub struct Numbers {
     pub n: usize,
@@ -67,16 +67,16 @@ pub struct GridSearch<'a> {
 #[derive(Clone, Debug)]
 pub struct Codes {
     pub scales: [u8; 16],
-    /// Entries by group.
+    /// The entry of each group.
     pub entries: [u16; 64],
     /// Sign bits of 8 elements each.
     pub signs: [u8; 32],
-    /// Whether the shift is negative, by 8 elements.
+    /// Whether the shift of each 8 elements is negative.
     pub shifts: [u8; 32],
     pub sums: Sums,
 }
 
-/// With y in units of d: `sum w x y`, `sum w y^2`; and `sum w x^2`.
+/// `sum w x y`, `sum w y^2` (with y in units of d) and `sum w x^2`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sums {
     xy: f32,
@@ -85,7 +85,7 @@ pub struct Sums {
 }
 
 impl Sums {
-    /// Adds those of other elements.
+    /// Adds the sums of other elements.
     #[inline(always)]
     pub fn add(&mut self, other: &Sums) {
         self.xy += other.xy;
@@ -94,20 +94,21 @@ impl Sums {
     }
 }
 
-/// Eight elements with the entry or entries found for them: error; with y in units of the scale,
-/// `sum w x y` and `sum w y^2`.
+/// The entry or entries found for eight elements, with the error, and `sum w x y` and `sum w y^2` (with y in units
+/// of the scale).
 #[derive(Clone, Copy)]
 struct Eight {
     error: f32,
     xy: f32,
     yy: f32,
     entries: [u16; 2],
-    /// The bit of the element that has the wrong sign.
+    /// The bit of the element that is stored with the wrong sign, or 0.
     flip: u8,
     shift: u8,
 }
 
-/// What eight elements become: entries, signs and shift as formats store them, and what they decode to in units of the scale.
+/// The codes of eight elements: entries, signs and shift as formats store them, and the values that they decode to,
+/// in units of the scale.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EightCodes {
     pub entries: [u16; 2],
@@ -118,13 +119,13 @@ pub struct EightCodes {
     pub values: [f32; 8],
 }
 
-/// Super-scales tried: those that put the largest sub-block scale at the highest number, times
+/// Super-scales tried: the one that puts the largest sub-block scale on the highest number, times
 /// `D_FIRST * D_RATIO^k`.
 const N_D: usize = 32;
 const D_FIRST: f32 = 2.0;
 const D_RATIO: f32 = 0.957;
 
-/// Scale numbers (with a shift) tried exactly for each sub-block, at most.
+/// Most pairs of scale number and shift that are tried exactly for each sub-block.
 const TRIES: usize = 3;
 
 /// Whether an odd number of elements is negative.
@@ -133,11 +134,11 @@ pub(super) fn odd_number_of_signs(x: &[f32]) -> bool {
     x.iter().fold(false, |odd, x| odd ^ (*x < 0.0))
 }
 
-/// Scale numbers by sub-block and their errors (up to a constant).
+/// The scale numbers that each sub-block chooses from, and their estimated errors (up to a constant).
 struct Options<I: Lanes> {
-    /// Below and above the wanted scale.
+    /// The numbers below and above the wanted scale.
     numbers: [I::F; 2],
-    /// Of the numbers with the shift, with the negative shift.
+    /// The errors of both numbers with the shift, then with the negative shift.
     errors: [I::F; 4],
 }
 
@@ -147,7 +148,7 @@ impl Numbers {
         self.unit * (self.first + self.step * f32::from(n))
     }
 
-    /// Numbers whose scales, in units of `d * unit`, are around `wanted`: below, above.
+    /// The numbers whose scales, in units of `d * unit`, are next to `wanted`: below and above.
     #[inline(always)]
     fn around<I: Isa>(self, isa: I, wanted: I::F) -> (I::F, I::F) {
         let one = isa.splat_f(1.0);
@@ -158,7 +159,7 @@ impl Numbers {
         (isa.max_f(low, isa.splat_f(0.0)), isa.min_f(isa.add_f(low, one), top))
     }
 
-    /// The scale of number n, `unit` including d.
+    /// The scale of number n, where `unit` includes d.
     #[inline(always)]
     fn scale<I: Isa>(self, isa: I, n: I::F, unit: I::F) -> I::F {
         isa.mul_f(isa.mul_add_f(n, isa.splat_f(self.step), isa.splat_f(self.first)), unit)
@@ -170,7 +171,7 @@ impl GridSearch<'_> {
         CHUNK / self.sub_block
     }
 
-    /// By the parabolas, what a d leaves to choose from in each sub-block.
+    /// The scale numbers that each sub-block chooses from at d, with their errors by the parabolas.
     #[inline(always)]
     fn options<I: Isa>(&self, isa: I, parabolas: &Parabolas, d: f32) -> Options<I> {
         let unit = isa.splat_f(d * self.numbers.unit);
@@ -204,7 +205,7 @@ impl GridSearch<'_> {
             factor *= D_RATIO;
         }
         if (top * up).abs() < COARSE_HALF {
-            // there a range of ratios has few halves, or none
+            // so small a d has few halves in the range of ratios, or none
             for (n, d) in ds.iter_mut().enumerate() {
                 *d = (n + 1) as f32 * HALF_STEP / up;
             }
@@ -213,7 +214,7 @@ impl GridSearch<'_> {
             let halves = isa.f16_round(isa.mul_f(isa.load_f(ds), isa.splat_f(up)));
             isa.store_f(isa.div_f(halves, isa.splat_f(up)), ds);
         }
-        // zeros have an error of 0 here: what no half makes better than them is zero
+        // errors are relative to those of zeros, so d stays 0 where no half is better than zeros
         let mut found = (0.0, 0.0);
         for d in ds {
             if d == 0.0 {
@@ -246,12 +247,12 @@ impl GridSearch<'_> {
         }
         let mut out =
             Eight { error: 0.0, xy: 0.0, yy: 0.0, entries: [0; 2], flip: 0, shift: u8::from(shift < 0.0) };
-        // what the cheapest wrong sign adds, and the entry that goes with it
+        // what the cheapest wrong sign adds, its group, and the group's entry
         let mut flip = (f32::INFINITY, 0, 0);
         for (k, (t, w)) in t.chunks_exact(dims).zip(w.chunks_exact(dims)).enumerate() {
             let costs = self.grid.costs(isa, t, w, scale, shift);
             let (mut entry, mut error) = (0, 0.0);
-            // one entry for all eight has to have the wrong sign itself
+            // where one entry has all eight elements, one of its elements has to have the wrong sign
             if !odd || dims < 8 {
                 (entry, error) = self.grid.nearest(isa, &costs, limit);
             }
@@ -292,8 +293,8 @@ impl GridSearch<'_> {
         out
     }
 
-    /// The codes nearest to eight elements at a positive scale, weighed by `w`. The shift is the one given, or either of
-    /// them where groups have shifts of their own.
+    /// The codes nearest to eight elements at a positive scale, weighed by `w`. The shift is the one given, or the
+    /// better of its two signs where groups have shifts of their own.
     #[inline(always)]
     pub fn codes_of_eight<I: Isa>(
         &self,
@@ -434,7 +435,7 @@ impl GridSearch<'_> {
         }
         let fitted = sums.xy / sums.yy;
         match scales {
-            // a step of the smallest halves is more than bias and gain
+            // among the smallest halves, a step is more than bias and gain
             _ if (fitted * up).abs() < COARSE_HALF => fitted,
             Scales::LeastSquares => self.scale_bias * sums.xy / sums.yy,
             Scales::Unbiased => fitted * scales.factor(fitted * sums.xy, sums.xx),
@@ -442,8 +443,8 @@ impl GridSearch<'_> {
     }
 }
 
-/// [`GridSearch::parabolas`] of the elements of a chunk and their weights, as an operation; elements
-/// behind a row's end have weight 0.
+/// [`GridSearch::parabolas`] of the elements of a chunk and their weights, as an operation for an instruction set;
+/// elements behind a row's end have weight 0.
 pub struct FindParabolas<'a>(pub &'a GridSearch<'a>, pub &'a [f32; CHUNK], pub &'a [f32; CHUNK]);
 
 impl IsaOp for FindParabolas<'_> {
@@ -455,8 +456,9 @@ impl IsaOp for FindParabolas<'_> {
     }
 }
 
-/// The d (as stored) of least error by the parabolas of a super-block or row, as an operation; the float
-/// is the factor from the scale of the elements to that of the file. 0 where halves are too coarse.
+/// Finds the d, of those that a half can store, with the least error by the parabolas of a super-block or row, as
+/// an operation for an instruction set. The float is the factor from normalised elements to those of the file. The
+/// result is 0 where no half is better than zeros.
 pub struct Joint<'a>(pub &'a GridSearch<'a>, pub &'a [Parabolas], pub f32);
 
 impl IsaOp for Joint<'_> {
@@ -468,7 +470,7 @@ impl IsaOp for Joint<'_> {
     }
 }
 
-/// The codes of a chunk at a given d, as an operation.
+/// Finds the codes of a chunk at a given d, as an operation for an instruction set.
 pub struct Settle<'a> {
     pub search: &'a GridSearch<'a>,
     /// Elements of the normalised row.
@@ -495,7 +497,7 @@ fn minus_signs(x: &[f32; 8]) -> u8 {
     x.iter().enumerate().map(|(j, x)| u8::from(*x < 0.0) << j).sum()
 }
 
-/// `s^2 b - s a`.
+/// The value `s^2 b - s a` of a parabola at scale s.
 #[inline(always)]
 fn parabola<I: Isa>(isa: I, a: I::F, b: I::F, s: I::F) -> I::F {
     isa.mul_f(s, isa.sub_f(isa.mul_f(s, b), a))

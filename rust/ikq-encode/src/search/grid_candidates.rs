@@ -1,5 +1,6 @@
-//! Candidate scales of sub-blocks with quickly rounded groups. Each leaves the sums `A = sum w x g`,
-//! `B = sum w g^2`, a parabola `s^2 B - 2 s A` of the error over the scale s.
+//! Candidate scales of sub-blocks, at which groups are rounded quickly. Each gives the sums `A = sum w x g` and `B
+//! = sum w g^2` over the values g of the entries, and so the parabola `s^2 B - 2 s A` of the error over the scale
+//! s.
 
 use ikq_simd::Isa;
 
@@ -8,33 +9,33 @@ use super::grid_block::{CHUNK, GridSearch, Shifts, Signs, odd_number_of_signs};
 /// Scale candidates tried per sub-block and shift.
 pub(super) const N_CANDIDATES: usize = 16;
 
-/// No level is lower, as a share of the scale of the largest element of a sub-block.
+/// A lower bound of the levels, as a share of a sub-block's largest element.
 const LOWEST: f32 = 0.125;
 
 /// The range of scales that are tried for a sub-block of a type.
 #[derive(Clone, Copy)]
 pub struct Ladder {
-    /// The largest, as a multiple of the scale that puts the largest element on the highest level.
+    /// The largest scale, as a multiple of the one that puts the largest element on the highest level.
     pub first: f32,
     /// The ratio of a candidate to the one before it, below 1.
     pub ratio: f32,
-    /// Integer scales whose error is larger than the least by no more than this share, both of them
-    /// estimated from the candidates, are tried exactly.
+    /// Integer scales are tried exactly if their estimated error exceeds the least estimated one by no more than
+    /// this share.
     pub close: f32,
 }
 
-/// Sub-blocks of a chunk with their candidates, sub-block per lane (lanes repeat when there are 8).
+/// The candidates of a chunk's sub-blocks, one sub-block per lane (8 sub-blocks are in two lanes each).
 #[derive(Clone)]
 pub struct Parabolas {
     /// Twice the sums A.
     pub(super) a: [[f32; 16]; 2 * N_CANDIDATES],
     pub(super) b: [[f32; 16]; 2 * N_CANDIDATES],
     pub(super) n: usize,
-    /// The scale of the lowest vertex.
+    /// The scale at the lowest vertex of all parabolas.
     pub(super) best: [f32; 16],
 }
 
-/// A chunk with groups side by side: 16 groups of different sub-blocks in a vector.
+/// A chunk, rearranged so that a vector has the same element of 16 groups of different sub-blocks.
 struct Sheets {
     n: usize,
     x: [[[f32; 16]; 8]; 4],
@@ -44,8 +45,8 @@ struct Sheets {
 }
 
 impl GridSearch<'_> {
-    /// The elements as the levels are to meet them: as they are or as magnitudes. Where the number of
-    /// signs has to be even and is not, the element whose sign matters least is negative.
+    /// The elements that entries are to approximate: as they are, or their magnitudes. Where the number of minus
+    /// signs has to be even and is not, the element whose wrong sign costs least is negated.
     #[inline(always)]
     fn targets(&self, x: &[f32; CHUNK], w: &[f32; CHUNK]) -> [f32; CHUNK] {
         let mut out = *x;
@@ -99,7 +100,7 @@ impl GridSearch<'_> {
         out
     }
 
-    /// Sums over the lanes of the same sub-block, in both of them.
+    /// Sums over the lanes of the same sub-block, in all of these lanes.
     #[inline(always)]
     fn by_sub_block<I: Isa>(&self, isa: I, v: I::F) -> I::F {
         match self.n_sub() {
@@ -111,7 +112,7 @@ impl GridSearch<'_> {
         }
     }
 
-    /// The candidates of a chunk's sub-blocks. Elements that are not there have weight 0.
+    /// The candidates of a chunk's sub-blocks. Elements behind a row's end have weight 0.
     #[inline(always)]
     pub(super) fn parabolas<I: Isa>(&self, isa: I, x: &[f32; CHUNK], w: &[f32; CHUNK]) -> Parabolas {
         let targets = self.targets(x, w);
@@ -123,7 +124,7 @@ impl GridSearch<'_> {
         });
         let zero = isa.splat_f(0.0);
         let amax = isa.load_f(&amax);
-        // a sub-block of zeros: any finite inverse will do
+        // for a sub-block of zeros any finite inverse will do
         let top = isa.splat_f(self.grid.top_level());
         let inverse = isa.if_gt(amax, zero, isa.div_f(top, amax), isa.splat_f(1.0));
         let n_runs = if matches!(self.shifts, Shifts::SubBlock(_)) { 2 } else { 1 };

@@ -1,4 +1,4 @@
-//! Large codebooks by prefix: the nearest entry without looking at most of them.
+//! Searching large codebooks by prefix, which finds the nearest entry without looking at most of them.
 
 use ikq_simd::Isa;
 
@@ -7,12 +7,12 @@ use super::grid::Costs;
 
 /// Entries that share their first two digits, side by side.
 pub(super) struct Prefixes {
-    /// First chunk of each prefix and the first of the next, by `16 * first digit + second digit`.
+    /// The chunks of prefix `p = 16 * first digit + second digit` are `starts[p]..starts[p + 1]`.
     starts: Vec<u16>,
     chunks: Vec<Chunk>,
 }
 
-/// Sixteen entries of a prefix; the last one again where there are fewer.
+/// Sixteen entries of a prefix; where there are fewer, the last one is repeated.
 struct Chunk {
     /// The last two digits.
     digits: [[i32; 16]; 2],
@@ -20,7 +20,7 @@ struct Chunk {
 }
 
 impl Prefixes {
-    /// Sorts the entries whose four digits are given, sixteen at a time.
+    /// Sorts entries by prefix; `digits` has their four digits, sixteen entries at a time.
     pub(super) fn new(digits: &[[[i32; 16]; 4]]) -> Prefixes {
         let mut by_prefix = vec![Vec::new(); 256];
         for (number, (chunk, lane)) in digits.iter().flat_map(|c| (0..16).map(move |l| (c, l))).enumerate() {
@@ -41,7 +41,7 @@ impl Prefixes {
         out
     }
 
-    /// The entry of least cost and its cost; an infinite cost if none is below `limit`.
+    /// The entry of least cost and its cost, which may be infinite if no cost is below `limit`.
     #[inline(always)]
     pub(super) fn nearest<I: Isa>(&self, isa: I, costs: &Costs<I>, limit: f32) -> (usize, f32) {
         let least_rest = isa.least(costs[2]) + isa.least(costs[3]);
@@ -53,7 +53,7 @@ impl Prefixes {
         if least_first + least_second + least_rest >= limit {
             return (0, f32::INFINITY);
         }
-        // a good entry to begin with is often among those of the cheapest prefix
+        // begins with the cheapest prefix, which often has a good entry
         let mut best = (isa.splat_f(f32::INFINITY), isa.splat_f(0.0));
         self.scan(isa, costs, 16 * first + second, least_first + least_second, &mut best);
         let mut least = isa.least(best.0).min(limit);
@@ -77,7 +77,7 @@ impl Prefixes {
         first_least(isa, best.0, best.1)
     }
 
-    /// Compares the entries of a prefix that costs `cost`.
+    /// Compares the entries of a prefix whose digits cost `cost`.
     #[inline(always)]
     fn scan<I: Isa>(
         &self,

@@ -1,4 +1,9 @@
-//! Searches shared by the encoders: choose scales and codes, know nothing of bytes.
+//! Searches that the encoders share. They choose scales and codes; how those are stored as bytes is not their
+//! concern.
+//!
+//! Words in comments: a *half* is an f16 number; a *slot* is an integer in the low bits of a float
+//! ([`ikq_simd::Lanes::slot`]); a *ladder* is a list of scales to try, and a *rung* one of them; *gain* is by how
+//! much a fit lowers the squared error, except in [`gain`], where it is a ratio of sizes.
 
 pub mod affine;
 pub mod affine_block;

@@ -1,8 +1,8 @@
-//! Codes for pairs of neighbouring elements: each stands for two values, 32 pairs of the 8 x 8 that
-//! eight values would make.
+//! Codes for pairs of neighbouring elements. Each code stands for two values; the 32 codes are a subset of the 8 x
+//! 8 pairs of eight values.
 //!
-//! Rounding is exact: for each of the eight first values, the nearest second one that the codebook has
-//! beside it (which no weight can change), then the least of the eight weighted errors.
+//! Rounding is exact: for each of the eight first values, the nearest second value is taken that the codebook has
+//! with it (weights do not change which one that is); then the pair with the least weighted error is kept.
 
 use ikq_formats::codebook::IQ2KL_VALUES;
 use ikq_simd::Isa;
@@ -14,12 +14,12 @@ use super::tile::{Codes, Tile};
 #[derive(Clone, Copy)]
 struct Group {
     first: f32,
-    /// Ascending, `len` of them.
+    /// The `len` second values, ascending.
     seconds: [f32; MOST],
-    /// Half way from one second value to the next.
+    /// The middles between each second value and the next.
     middles: [f32; MOST],
     len: usize,
-    /// Of the pair with the lowest second value.
+    /// The code of the pair with the lowest second value.
     code: f32,
 }
 

@@ -1,7 +1,7 @@
-//! Codes of a 4-bit table of which every four must have an even number of one bits together (IQ4_KSS).
+//! Codes of a 4-bit table where every group of four codes must have an even number of one bits in all (IQ4_KSS).
 //!
-//! Rounding is exact: where the nearest levels of a group are odd together, one of them goes to the
-//! nearest level whose code has the other parity, and it is the one that adds the least error. (Any
+//! Rounding is exact: where the codes of the nearest levels of a group have an odd number of one bits, one element,
+//! the one for which it adds the least error, moves to the nearest level whose code has the other parity. (Any
 //! valid choice changes the parity of at least one code.)
 
 use ikq_simd::Isa;
@@ -10,18 +10,19 @@ use super::levels::{Levels, Table4};
 use super::scale::{Coder, Sums};
 use super::tile::{Codes, LANES, Tile};
 
-/// The elements of a group, counted from its first one, and the first ones of a sub-block's half.
+/// The elements of a group, counted from its first one. Groups begin at the even elements of a sub-block's first
+/// half.
 const GROUP: [usize; 4] = [0, 16, 1, 17];
 const HALF: usize = 16;
 
 /// A table whose codes come in groups of even parity.
 pub struct EvenGroups<I: Isa> {
     table: Table4<I>,
-    /// By code: its value; -1 where it has an odd number of ones, else 1.
+    /// For each code: its value, and -1 where it has an odd number of one bits, else 1.
     values: I::F,
     signs: I::F,
-    /// By code: the next values above and below whose codes have the other parity (beyond the ends the
-    /// one there is).
+    /// For each code: the next values above and below whose codes have the other parity; where there is only one,
+    /// it is both.
     above: I::F,
     below: I::F,
 }
@@ -34,7 +35,7 @@ impl<I: Isa> Clone for EvenGroups<I> {
 
 impl<I: Isa> Copy for EvenGroups<I> {}
 
-/// An element: its nearest level, the one of the other parity, and what the change adds.
+/// An element's nearest level, the nearest one of the other parity, and the error that the change adds.
 #[derive(Clone, Copy)]
 struct Choice<F> {
     nearest: F,

@@ -1,10 +1,10 @@
-//! The scale of a sub-block: for a set of levels, the factor d (and with it the codes) that makes
-//! `sum w (x - d v)^2` least, v being the level nearest to x / d. Sixteen sub-blocks at a time.
+//! Finds the scale of a sub-block: for a set of levels, the factor d (and with it the codes) for which
+//! `sum w (x - d v)^2` is least, where v is the level nearest to x / d. Sixteen sub-blocks are searched at a time.
 //!
 //! For given codes the best d is `xv / vv` with `xv = sum w x v`, `vv = sum w v^2`; it lowers the error
 //! from `sum w x^2` by the *gain* `xv^2 / vv`. [`best_scale`] tries a list of scales that put the
 //! largest element on a given number (an *anchor*, beyond the last level where that element is better
-//! clipped), keeps the largest gain, and improves it by rounding again at the d found.
+//! clipped), keeps the one with the largest gain, and improves it by rounding again at the d found.
 
 use ikq_simd::Isa;
 
@@ -17,15 +17,17 @@ pub trait Coder<I: Isa>: Copy {
     /// The sums for codes at `1 / d = inverse`.
     fn sums<const N: usize>(self, isa: I, tile: &Tile<N>, inverse: I::F) -> Sums<I::F>;
 
-    /// What the codes at `1 / d = inverse` stand for, in units of d.
+    /// The values of the codes at `1 / d = inverse`, in units of d.
     fn values<const N: usize>(self, isa: I, tile: &Tile<N>, inverse: I::F, out: &mut Codes<N>);
 
-    /// Codes at `1 / d = inverse`, for [`super::tile::lane_codes`]; fewer than `N` where elements share them.
+    /// The codes at `1 / d = inverse`, as slots for [`super::tile::lane_codes`]; fewer than `N` where elements
+    /// share codes.
     fn codes<const N: usize>(self, isa: I, tile: &Tile<N>, inverse: I::F, out: &mut Codes<N>);
 }
 
-/// Makes a level set a coder: `round_each_element!([const N: usize] Table<I, N>)`, what the set is generic
-/// over besides `I: Isa` in brackets. (An implementation for all `Levels` would exclude any other coder.)
+/// Implements [`Coder`] for a level set, as in `round_each_element!([const N: usize] Table<I, N>)`; the brackets
+/// have what the set is generic over besides `I: Isa`. (An implementation for all `Levels` would exclude other
+/// coders.)
 macro_rules! round_each_element {
     ([$($parameter:tt)*] $levels:ty) => {
         impl<I: ikq_simd::Isa, $($parameter)*> $crate::search::scale::Coder<I> for $levels {
@@ -106,7 +108,7 @@ pub(super) fn sums<I: Isa, L: Levels<I>, W: Weighing, const N: usize>(
     Sums { xv, vv }
 }
 
-/// Gains that differ by less than this share count as equal, and the first one stays: sub-blocks of one
+/// Gains that differ by less than this share count as equal, and the first one is kept: sub-blocks of one
 /// repeated value fit many levels up to rounding, and should all take the same.
 pub(super) const INDIFFERENT: f32 = 1e-6;
 
@@ -129,7 +131,7 @@ impl<F: Copy> Fit<F> {
     /// Takes the best scale for these sums where it is better.
     #[inline(always)]
     fn improve<I: Isa<F = F>>(&mut self, isa: I, sums: Sums<F>) {
-        // where all levels are 0 there is no scale: 0 / tiny
+        // where all levels are 0 the scale is 0
         let vv = isa.max_f(sums.vv, isa.splat_f(f32::MIN_POSITIVE));
         let scale = isa.div_f(sums.xv, vv);
         let gain = isa.mul_f(scale, sums.xv);
@@ -154,16 +156,16 @@ pub fn inverse<I: Isa>(isa: I, x: I::F) -> I::F {
 /// The candidates that [`best_scale`] tries.
 #[derive(Clone, Copy)]
 pub struct Ladder {
-    /// Multiples of the scale that the peak of a sub-block is put on.
+    /// The numbers on which the peak of a sub-block is put.
     pub anchors: &'static [f32],
-    /// Then the best of these, stretched by each of these factors.
+    /// Then the best inverse scale of the anchors times each of these factors.
     pub stretches: &'static [f32],
-    /// Then so many times codes and scale in turn.
+    /// Then so many rounds of finding codes for the scale and a scale for the codes.
     pub rounds: usize,
 }
 
-/// Anchors around the last levels of both sides (`lo` below 0, `hi` above) and beyond: the first half
-/// at `lo`, `lo * ratio`, `lo * ratio^2`, ..., the second half the same from `hi`.
+/// Anchors around the last levels of both sides (`lo` below 0, `hi` above) and beyond: the first half is
+/// `lo`, `lo * ratio`, `lo * ratio^2`, ..., the second half is the same from `hi` on.
 pub const fn two_sided<const N: usize>(lo: f32, hi: f32, ratio: f32) -> [f32; N] {
     let mut anchors = [lo; N];
     anchors[N / 2] = hi;
@@ -205,7 +207,7 @@ pub fn best_scale<I: Isa, C: Coder<I>, const N: usize>(
     best
 }
 
-/// `sum w (x - d v)^2` added up as it stands, for comparing nearly exact fits.
+/// `sum w (x - d v)^2` added up element by element, for comparing nearly exact fits.
 #[inline(always)]
 pub fn residual<I: Isa, C: Coder<I>, const N: usize>(isa: I, tile: &Tile<N>, coder: C, d: I::F) -> I::F {
     let mut values = [[0.0; LANES]; N];
@@ -218,7 +220,7 @@ pub fn residual<I: Isa, C: Coder<I>, const N: usize>(isa: I, tile: &Tile<N>, cod
     sum
 }
 
-/// Relative error (squared) below which the rounding of d itself is looked at.
+/// Relative squared error below which the rounding of d decides.
 pub(super) const NEARLY_EXACT: f32 = 1e-5;
 
 /// The half-precision scale of each sub-block (normalised like the tile), starting from a fit; `peak` and `energy` are
@@ -258,7 +260,7 @@ pub fn half_scale<I: Isa, L: Levels<I>, const N: usize>(
     };
     for anchor in exact {
         let d = half(isa.div_f(peak, isa.splat_f(*anchor)));
-        // a bit more than half a step of halves of this size
+        // a bit more than half the distance of neighbouring halves of this size
         let step = isa.max_f(
             isa.mul_f(isa.abs_f(d), isa.splat_f(1.2 / 2048.0)),
             isa.mul_f(isa.splat_f(0.75 / 16_777_216.0), down),

@@ -1,23 +1,23 @@
-//! The scale of ternary values: d, and with it the codes, that makes `sum w (x - d t)^2` least with t of
-//! -1, 0, 1, over any number of elements.
+//! Finds the scale of ternary values: the d (and with it the codes) for which `sum w (x - d t)^2` is least with t
+//! of -1, 0, 1, over any number of elements.
 //!
-//! An element is not 0 where its magnitude exceeds a threshold. For a given one, with S = `sum w |x|` and
-//! W = `sum w` over the elements above it, the best d is S / W; it lowers the error by S^2 / W. Thresholds
-//! tried: shares of the largest magnitude, multiples of the mean one, then half the best d (which is where
-//! the codes are the nearest) and around it.
+//! Elements whose magnitude exceeds a threshold get t = -1 or 1. For a given threshold, with S = `sum w |x|` and
+//! W = `sum w` over the elements above it, the best d is S / W; it lowers the error by S^2 / W. The thresholds
+//! tried are shares of the largest magnitude, multiples of the mean magnitude, then half the best d (at which
+//! every element has its nearest code) and some around it.
 
 use ikq_simd::Isa;
 
 use crate::encode::weights::normalizer;
 
-/// First thresholds, as shares of the largest magnitude: half where values are ternary already; and one
-/// below every magnitude, whose best scale is the mean of them all.
+/// The first thresholds, as shares of the largest magnitude. One half serves values that are ternary already; the
+/// negative one is below every magnitude, so that the best scale is the mean of them all.
 const OF_PEAK: [f32; 4] = [0.5, 0.25, 0.12, -1.0];
-/// Then multiples of the mean magnitude: 0.77 is best for normal data, less for flat, more for sparse.
+/// Then multiples of the mean magnitude: 0.77 is best for normal data, less for uniform, more for sparse data.
 const OF_MEAN: [f32; 2] = [0.65, 0.95];
-/// Then half the best scale and around it (the error has more than one valley).
+/// Then multiples of half the best scale, because the error has more than one local minimum.
 const AROUND: [f32; 3] = [1.0, 0.85, 1.17];
-/// A scale this near to the largest magnitude is meant to be it.
+/// A scale whose relative distance from the largest magnitude is below this is taken to be that magnitude.
 const SAME: f64 = 1e-5;
 /// Elements whose sums are added up in single precision.
 const CHUNK: usize = 2048;
@@ -25,8 +25,8 @@ const CHUNK: usize = 2048;
 /// S and W at some thresholds.
 type Sums<const N: usize> = [[f64; 2]; N];
 
-/// The scale (normalised by the power of two beside it) of elements `x`, whose weights are `w` again and
-/// again: `(d, down, up)`; d is 0 where all elements are.
+/// The best scale of rows `x` that all have the weights `w`: `(d, down, up)`, where d is normalised (`d * up` is
+/// the scale) and 0 if all elements are.
 #[inline(always)]
 pub fn scale<I: Isa>(isa: I, x: &[f32], w: &[f32]) -> (f32, f32, f32) {
     let amax = f32::from_bits(x.iter().fold(0, |m, v| (v.to_bits() & 0x7fff_ffff).max(m)));
@@ -52,7 +52,7 @@ pub fn scale<I: Isa>(isa: I, x: &[f32], w: &[f32]) -> (f32, f32, f32) {
 /// The weighted mean magnitude, normalised.
 #[inline(always)]
 pub fn mean<I: Isa>(isa: I, x: &[f32], w: &[f32], down: f32) -> f32 {
-    // every magnitude is above this
+    // -1 is below every magnitude
     let [[s, n]] = sums(isa, x, w, down, &[-1.0]);
     (s / n) as f32
 }
@@ -130,7 +130,7 @@ fn add<I: Isa, const N: usize>(
 /// Codes 0, 1, 2 (for -d, 0, d) at the normalised scale d.
 #[inline(always)]
 pub fn codes<I: Isa>(isa: I, x: &[f32], (d, down): (f32, f32), out: &mut [u32]) {
-    // at scale 0 nothing is above
+    // at scale 0 no element exceeds the threshold
     let half = isa.splat_f(if d > 0.0 { 0.5 * d } else { f32::INFINITY });
     let down = isa.splat_f(down);
     let (x, x_rest) = x.as_chunks::<16>();

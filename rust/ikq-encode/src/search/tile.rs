@@ -1,10 +1,10 @@
-//! [`Tile`]: sixteen sub-blocks side by side, one per lane, which is how scales are searched.
+//! [`Tile`]: sixteen sub-blocks side by side, one per lane of a vector, so that their scales are searched together.
 //!
 //! ```text
 //! row:  | sub-block 0: N floats | sub-block 1 | ... | sub-block 15 |
 //! tile: x[i] = element i of the sixteen sub-blocks
 //! ```
-//! A search over scales is then the same arithmetic in every lane, whatever the sub-blocks hold.
+//! A search over scales does the same arithmetic in every lane, whatever the sub-blocks hold.
 
 use ikq_simd::Isa;
 
@@ -17,13 +17,13 @@ pub const LANES: usize = 16;
 pub struct Tile<const N: usize> {
     /// `x[i][lane]`, normalised: the largest magnitude of a group of lanes is in [1, 2).
     pub x: [[f32; LANES]; N],
-    /// Weights (1 in lanes without data).
+    /// Weights; 1 in lanes without data.
     pub w: [[f32; LANES]; N],
     /// `w * x`.
     pub wx: [[f32; LANES]; N],
-    /// Whether weights were loaded since they were last 1.
+    /// Whether `w` has weights that were loaded; otherwise all are 1.
     weighted: bool,
-    /// What `x` was multiplied by, and what scales of it must be multiplied by.
+    /// The factor by which `x` was multiplied, and the one by which its scales must be multiplied.
     pub down: [f32; LANES],
     pub up: [f32; LANES],
 }
@@ -60,8 +60,7 @@ impl<const N: usize> Tile<N> {
         self.weigh(isa, w);
     }
 
-    /// [`Tile::load`] with weights 1, for searches that do not look at weights ([`Plain`]): `wx` is left as it
-    /// was.
+    /// [`Tile::load`] with weights 1, for searches that do not use weights ([`Plain`]); `wx` is not updated.
     #[inline(always)]
     pub fn load_plain<I: Isa>(&mut self, isa: I, x: &[f32], group: usize) {
         transpose(isa, x, &[0.0; N], &mut self.x);
@@ -129,7 +128,7 @@ impl<const N: usize> Tile<N> {
     }
 }
 
-/// Sub-blocks side by side; lanes without one hold `missing`.
+/// Puts sub-blocks side by side; lanes without one hold `missing`.
 #[inline(always)]
 fn transpose<I: Isa, const N: usize>(isa: I, x: &[f32], missing: &[f32; N], out: &mut [[f32; LANES]; N]) {
     const { assert!(N.is_multiple_of(16), "transposed in squares") };
@@ -157,11 +156,11 @@ pub trait Weighing: Copy {
     fn wx<I: Isa, const N: usize>(self, isa: I, tile: &Tile<N>, i: usize) -> I::F;
 }
 
-/// By the weights of the tile.
+/// Elements have the weights of the tile.
 #[derive(Clone, Copy, Debug)]
 pub struct Weighted;
 
-/// All alike: of a tile from [`Tile::load_plain`] only the elements are read.
+/// All elements have weight 1; only `x` of the tile is read, so [`Tile::load_plain`] is enough.
 #[derive(Clone, Copy, Debug)]
 pub struct Plain;
 
@@ -193,11 +192,11 @@ impl Weighing for Plain {
     }
 }
 
-/// Sixteen blocks' codes: `codes[i][lane]`, integers as [`ikq_simd::Lanes::slot`] makes them.
+/// The codes of sixteen blocks: `codes[i][lane]`, as slots ([`ikq_simd::Lanes::slot`]).
 pub type Codes<const N: usize> = [[f32; LANES]; N];
 
-/// The codes of one lane as numbers for [`ikq_formats::Layout::pack`]: their low byte, which is the
-/// two's complement of negative ones.
+/// The codes of one lane as numbers for [`ikq_formats::Layout::pack`]: the low byte of each, in which negative
+/// codes are in two's complement.
 #[inline(always)]
 pub fn lane_codes<const N: usize>(codes: &Codes<N>, lane: usize, out: &mut [u32]) {
     for (out, codes) in out.iter_mut().zip(codes) {

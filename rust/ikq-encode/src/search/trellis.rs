@@ -1,47 +1,49 @@
-//! Best code of a group of a trellis type: the weighted nearest of 2^13..2^16 points in 8 (or 4)
-//! dimensions.
+//! Finds the best code of a group of a trellis type. Each of 2^13 to 2^16 codes yields a point in 8 (or 4)
+//! dimensions; the one that is nearest to the group's elements under their weights is searched.
 //!
-//! The points lie in 256 *cells*: each dimension is cut into 2 ranges (4 with four dimensions) of about
-//! equal numbers of points. A query knows from below what every cell costs, the weighted distance to its
-//! ranges, and visits cells roughly from the cheapest up until no cell left is promising. Inside a cell all points are
-//! compared, sixteen at a time, in 16-bit integers: 8 bits of fraction for the points and the target, 14
-//! for the roots of the weights, differences times roots rounded to 1/125. Sums that decide scales are made
-//! from the true values afterwards.
+//! The points lie in 256 *cells*: each dimension is cut into 2 ranges (4 with four dimensions) of about equal
+//! numbers of points. The weighted distance to a cell's ranges is a lower bound of the distance to its points. A
+//! search visits the cell with the least bound first, then those whose bounds are below the distance found so far.
+//! Inside a cell all points are compared, sixteen at a time, in 16-bit integers: points and target have 8 bits of
+//! fraction, square roots of weights have 14 bits, and differences times roots are rounded to 1/125. Sums that
+//! decide scales are computed from the true values afterwards.
 
 use ikq_simd::{Isa, Lanes, pair};
 
 use super::argmin::{LANE_NUMBERS, first_least};
 
-/// Roots of weights are scaled to this: halved (a difference has 16 bits, 15 are dropped from the product)
-/// and squared, 8 of them fit i32.
+/// Square roots of weights are scaled so that the largest is this. Times a difference of 16 bits, with 15 bits
+/// dropped from the product, it gives numbers of which 8 squares fit an i32 together.
 const TOP_ROOT: f32 = 16_000.0;
 
 /// Fraction bits of points and targets.
 const ONE: f32 = 256.0;
 
-/// Targets beyond, where there are no points, are taken for this.
+/// Targets are clamped to this magnitude, beyond which there are no points.
 const FARTHEST: f32 = 127.0;
 
-/// What a unit of the values is after multiplying by [`TOP_ROOT`].
+/// What a difference of 1 becomes in fixed point after it was multiplied by [`TOP_ROOT`].
 const UNIT: f32 = ONE * TOP_ROOT / 32_768.0;
 
-/// Sixteen points: by pair of dimensions, by point, the pair.
+/// Sixteen points: for each pair of dimensions, the two coordinates of every point, one point after another.
 type Chunk<const PAIRS: usize> = [[i16; 32]; PAIRS];
 
 /// Points prepared for searching; `PAIRS` is half the dimensions.
 pub struct Trellis<const PAIRS: usize> {
-    /// Chunks of cell c are `starts[c]..starts[c + 1]`; the last is filled up with copies.
+    /// The chunks of cell c are `starts[c]..starts[c + 1]`; its last one is filled up with copies of its last
+    /// point.
     starts: Vec<u32>,
     chunks: Vec<Chunk<PAIRS>>,
-    /// Codes by chunk and lane.
+    /// The code of each point, by chunk and lane.
     codes: Vec<[u16; 16]>,
     rms: f32,
-    /// Sixteen pairs of a dimension and one of its ranges: the dimension, the least and the largest
-    /// value found in the range.
+    /// For the sixteen pairs of a dimension and one of its ranges: the dimension, and the least and the largest
+    /// value that points have in the range.
     dimension: [i32; 16],
     lowest: [f32; 16],
     highest: [f32; 16],
-    /// By half of a cell's number and dimension of that half: the pair that each half number means.
+    /// A cell's number has two halves of four bits. For each half, and each dimension that it covers: the pair of
+    /// dimension and range that each of its 16 values stands for.
     ranges: [[[i32; 16]; PAIRS]; 2],
 }
 
@@ -115,8 +117,8 @@ impl<const PAIRS: usize> Trellis<PAIRS> {
     }
 
     /// The point nearest to `target` (in units of the values).
-    /// `patience`: a cell is visited while its lower bound is below this share of the best distance
-    /// found so far; 1 finds the nearest of all, 0 looks at one cell.
+    /// `patience`: a cell is only visited if its lower bound is below this share of the best distance
+    /// found so far; 1 finds the nearest of all points, 0 looks at one cell.
     #[inline(always)]
     pub fn nearest<I: Isa>(&self, isa: I, target: &[f32], weights: &Weights<PAIRS>, patience: f32) -> Found {
         let mut padded = [0.0; 16];
@@ -129,7 +131,7 @@ impl<const PAIRS: usize> Trellis<PAIRS> {
             pairs[p] = pair(isa, [fixed(padded[2 * p]), fixed(padded[2 * p + 1])]);
             roots[p] = pair(isa, weights.roots[p]);
         }
-        // what every range of every dimension costs at least, then every half of a cell's number
+        // the least cost of every range of every dimension, then of every half of a cell's number
         let spread = isa.lut16_f(isa.load_f(&padded), isa.load_i(&self.dimension));
         let below = isa.sub_f(isa.load_f(&self.lowest), spread);
         let above = isa.sub_f(spread, isa.load_f(&self.highest));
@@ -151,7 +153,7 @@ impl<const PAIRS: usize> Trellis<PAIRS> {
         let mut limit = patience * isa.least(nearest.distance);
         if least_low + least_high < limit {
             let high_costs = isa.array(high);
-            // the limit sinks meanwhile, so every cell is looked at again
+            // the limit falls while cells are visited, so each cell's bound is compared again
             let mut highs = isa.bits_gt(isa.splat_f(limit - least_low), high);
             while highs != 0 {
                 let h = highs.trailing_zeros();
@@ -179,7 +181,7 @@ impl<const PAIRS: usize> Trellis<PAIRS> {
         Found { code: self.codes[chunk][lane], values }
     }
 
-    /// Compares the points of a cell.
+    /// Compares the points of a cell with the target.
     #[inline(always)]
     fn scan<I: Isa>(
         &self,
@@ -207,19 +209,19 @@ impl<const PAIRS: usize> Trellis<PAIRS> {
     }
 }
 
-/// Weights of a group, prepared for any number of searches among any points of as many dimensions.
+/// Weights of a group, prepared for any number of searches in any [`Trellis`] with as many dimensions.
 #[derive(Clone, Copy)]
 pub struct Weights<const PAIRS: usize> {
-    /// Roots scaled to [`TOP_ROOT`].
+    /// Square roots of the weights, scaled so that the largest is [`TOP_ROOT`].
     roots: [[i16; 2]; PAIRS],
-    /// The weights by dimension and range.
+    /// The weight for each pair of dimension and range.
     spread: [f32; 16],
 }
 
 impl<const PAIRS: usize> Weights<PAIRS> {
     pub const EMPTY: Self = Weights { roots: [[0; 2]; PAIRS], spread: [0.0; 16] };
 
-    /// `w`: positive, one per dimension.
+    /// Prepares weights, which must be positive, one per dimension.
     #[inline(always)]
     pub fn new<I: Isa>(isa: I, w: &[f32]) -> Self {
         let dims = 2 * PAIRS;
@@ -249,7 +251,7 @@ struct Nearest<I: Lanes> {
     point: I::F,
 }
 
-/// A point found.
+/// The code that was found, and the point that it yields.
 pub struct Found {
     pub code: u16,
     pub values: [f32; 8],
@@ -279,7 +281,7 @@ mod tests {
         (0..n).map(|_| next()).collect()
     }
 
-    /// Sums of three: about as the points are spread.
+    /// Targets that are sums of three numbers, which are spread about as the points are.
     fn targets(seed: u32, n: usize) -> Vec<f32> {
         noise(seed, 3 * n).chunks(3).map(|c| 37.0 * c.iter().sum::<f32>()).collect()
     }
@@ -307,7 +309,7 @@ mod tests {
         let mut sums = [0.0; 4];
         for seed in 0..100 {
             let target = targets(seed, dims);
-            // three decades, or all alike
+            // weights that span three decades, or are all alike
             let w: Vec<f32> = noise(seed + 1000, dims)
                 .iter()
                 .map(|e| if seed % 2 == 0 { 10f32.powf(1.5 * e) } else { 1.0 })
@@ -334,7 +336,7 @@ mod tests {
                 *sum += distance / f64::from(top);
             }
         }
-        // what patience is worth; no bound follows from theory
+        // these bounds are measured, because no bound on the value of patience follows from theory
         assert!(sums[2] <= 1.002 * sums[3], "{sums:?}");
         assert!(sums[1] <= 1.05 * sums[3], "{sums:?}");
         assert!(sums[0] <= 2.5 * sums[3], "{sums:?}");

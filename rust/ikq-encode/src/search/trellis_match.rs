@@ -1,4 +1,4 @@
-//! Codes of a sub-block of 32 from a set of trellis points at one scale.
+//! Finds the codes of a sub-block of 32 elements in a set of trellis points at one scale.
 
 use ikq_simd::{Isa, IsaOp};
 
@@ -14,7 +14,7 @@ pub type Elements<'a> = (&'a [f32; SUB_BLOCK], &'a [f32; SUB_BLOCK]);
 pub struct Prepared<'a, const PAIRS: usize> {
     elements: Elements<'a>,
     weights: [Weights<PAIRS>; 8],
-    /// The groups by energy: the sooner a match is seen to be worse than another, the better.
+    /// The groups, those with the most energy first, so that a match that is worse than another is given up early.
     order: [u8; 8],
 }
 
@@ -22,7 +22,7 @@ pub struct Prepared<'a, const PAIRS: usize> {
 pub struct Match {
     pub codes: [u16; 16],
     pub error: f32,
-    /// `sum w x t`, `sum w t^2`.
+    /// `sum w x t` and `sum w t^2`, where t are the points' values.
     pub wxt: f32,
     pub wtt: f32,
 }
@@ -49,7 +49,8 @@ impl<'a, const PAIRS: usize> Prepared<'a, PAIRS> {
     }
 }
 
-/// Matches a sub-block at a scale: an operation of its own, the same for all types of as many dimensions.
+/// Matches a sub-block at a scale, as an operation for an instruction set that all types with as many dimensions
+/// share.
 pub struct MatchAt<'a, const PAIRS: usize> {
     pub block: &'a Prepared<'a, PAIRS>,
     pub points: &'a Trellis<PAIRS>,

@@ -1,11 +1,11 @@
-//! Scales and codes of a row of sub-blocks of 32: `y = d * value[s] * t`, d a float per row, t the points
-//! of a trellis (or of one of two).
+//! Finds scales and codes of a row of sub-blocks of 32: `y = d * value[s] * t`, where d is a float per row, s the
+//! sub-block's scale number, and t a point of a trellis (or of one of two).
 //!
-//! 1. Every sub-block is matched quickly at a few sizes, by each of its *ways*: a set of points and a
-//!    sign of the scale. A match leaves the sums `A = sum w x t`, `B = sum w t^2`, a parabola
-//!    `s^2 B - 2 s A` of the error over the scale.
-//! 2. The d for which the scales next to the parabolas' minima do best together.
-//! 3. Careful matches at the most promising scales of every way; d refitted.
+//! 1. Every sub-block is matched quickly at a few sizes, in each of its *ways*: a set of points and a
+//!    sign of the scale. A match gives the sums `A = sum w x t` and `B = sum w t^2`, and so a parabola
+//!    `s^2 B - 2 s A` of the error over the scale s.
+//! 2. The d is chosen with which the scales next to the minima of the parabolas have the least error together.
+//! 3. Sub-blocks are matched carefully at the most promising scales of every way, and d is refitted.
 
 use ikq_simd::Isa;
 
@@ -18,9 +18,9 @@ use super::trellis_match::{Elements, Match, MatchAt, Prepared, SUB_BLOCK};
 pub struct RowSearch<'a, L, const PAIRS: usize> {
     /// The sets of points that a sub-block chooses from, at most [`MOST_SETS`].
     pub sets: &'a [Trellis<PAIRS>],
-    /// Values of a code of a set.
+    /// The values that a code yields in a set: `point(set, code)`.
     pub point: fn(usize, u32) -> [i32; 8],
-    /// What the scale numbers stand for, ascending ...
+    /// The values that the scale numbers stand for, ascending ...
     pub values: &'a [f32],
     /// ... and the same as a set of levels.
     pub levels: L,
@@ -35,54 +35,55 @@ pub struct Effort {
     /// Quick matches are made at these multiples of the scale that makes the target as large as the
     /// average point, by every way; the last at least so that the largest element is at [`PEAK`].
     pub sizes: &'static [f32],
-    /// Scale numbers tried beside the best one of a way.
+    /// Scale numbers tried besides the best one of a way, as distances from it.
     pub beside: &'static [i32],
-    /// Careful matches: the best of every way, then others.
+    /// Number of careful matches: the best scale of every way, then others.
     pub n_careful: usize,
     /// Sub-blocks with more than [`MUCH`] times the average error are matched at these multiples too, of the larger
     /// of the two scales above.
     pub wide: &'static [f32],
-    /// Patience of the searches.
+    /// Patience of quick and of careful matches ([`Trellis::nearest`]).
     pub quick: f32,
     pub careful: f32,
 }
 
-/// A row's error may lie in few sub-blocks, whose best scales are far from the average point's.
+/// Times the average error: sub-blocks with more than that try more scales ([`Effort::wide`]). A row's error may
+/// lie in few sub-blocks, whose best scales are far from where the average point is as large as the elements.
 const MUCH: f32 = 2.0;
 
 /// About the largest magnitude that a point can have.
 const PEAK: f32 = 120.0;
 
-/// Sets of points and signs.
+/// Most sets of points, and most ways: sets with either sign.
 const MOST_SETS: usize = 2;
 const MOST_WAYS: usize = 2 * MOST_SETS;
-/// Numbers of a way that are considered.
+/// Most scale numbers of a way that are considered.
 const MOST_NUMBERS: usize = 16;
 
-/// Row scales tried: those that put the largest sub-block scale at the largest table value, times
+/// Row scales tried: the one that puts the largest sub-block scale on the largest of the values, times
 /// `D_FIRST * D_RATIO^k`.
 const N_D: usize = 64;
 const D_FIRST: f32 = 1.3;
 const D_RATIO: f32 = 0.97;
 
-/// Below this root mean square (the row's largest element is about 1) a sub-block counts as zero: its
-/// inverse scale must stay finite.
+/// A sub-block whose root mean square is below this (the row's largest element is about 1) counts as zeros, so that
+/// its inverse scale stays finite.
 const NOTHING: f32 = 1e-30;
 
 /// `2 A` and `B` of a quick match, sixteen sub-blocks side by side.
 type Parabola = [[f32; 16]; 2];
 
-/// A row's fit and the memory for it.
+/// The fit of a row, and working memory.
 #[derive(Default)]
 pub struct RowFit {
     pub d: f32,
-    /// Per sub-block: scale number and set.
+    /// The scale number and the set of each sub-block.
     pub scales: Vec<u8>,
     pub sets: Vec<u8>,
     pub codes: Vec<u16>,
-    /// Least errors of the quick matches.
+    /// The least error of each sub-block's quick matches.
     errors: Vec<f32>,
-    /// By sixteen sub-blocks, way and size.
+    /// The quick matches, by sixteen sub-blocks, then way, then size.
     parabolas: Vec<Parabola>,
 }
 
@@ -91,7 +92,8 @@ pub struct RowFit {
 struct Candidate {
     number: usize,
     set: usize,
-    /// By the parabolas, for ordering: the best of each way before all others.
+    /// The error that the parabolas predict, by which candidates are ordered; the best of each way come before all
+    /// others.
     estimate: f32,
     first: bool,
 }
@@ -124,7 +126,7 @@ impl<L, const PAIRS: usize> RowSearch<'_, L, PAIRS> {
     const DIMS: usize = 2 * PAIRS;
     const GROUPS: usize = SUB_BLOCK / Self::DIMS;
 
-    /// Ways of a set: 1 where no scale is negative.
+    /// Signs that a scale may have: 1 where none is negative.
     fn n_signs(&self) -> usize {
         if self.values[0] < 0.0 { 2 } else { 1 }
     }
@@ -133,7 +135,7 @@ impl<L, const PAIRS: usize> RowSearch<'_, L, PAIRS> {
         self.n_signs() * self.sets.len()
     }
 
-    /// Fits a row of whole sub-blocks, normalised to a largest element of about 1.
+    /// Fits a row of whole sub-blocks, which must be normalised to a largest element of about 1.
     #[inline(always)]
     pub fn fit<I: Isa>(&self, isa: I, (x, w): (&[f32], &[f32]), scales: Scales, fit: &mut RowFit)
     where
@@ -196,7 +198,7 @@ impl<L, const PAIRS: usize> RowSearch<'_, L, PAIRS> {
         }
     }
 
-    /// The largest magnitude of a fit, for d = 1.
+    /// The largest magnitude that a fit decodes to with d = 1.
     pub fn largest(&self, fit: &RowFit) -> f32 {
         let mut largest = 0.0f32;
         let blocks = fit.scales.iter().zip(&fit.sets).zip(fit.codes.chunks_exact(Self::GROUPS));
@@ -210,7 +212,7 @@ impl<L, const PAIRS: usize> RowSearch<'_, L, PAIRS> {
         largest
     }
 
-    /// Quick matches of a sub-block; returns the largest of their best scales, the least of their errors and
+    /// Matches a sub-block quickly. Returns the largest of the best scales, the least of the errors, and
     /// `sum w x^2`.
     #[inline(always)]
     fn quick<I: Isa>(
@@ -222,7 +224,7 @@ impl<L, const PAIRS: usize> RowSearch<'_, L, PAIRS> {
     ) -> (f32, f32, f32) {
         let size = Size::of(block);
         if size.rms < NOTHING {
-            // no scale is too small
+            // zeros match at any scale
             for [_, b] in parabolas {
                 b[lane] = size.w;
             }
@@ -251,7 +253,7 @@ impl<L, const PAIRS: usize> RowSearch<'_, L, PAIRS> {
         (top, (size.energy - gain).max(0.0), size.energy)
     }
 
-    /// Careful matches of a sub-block at many sizes; the best of each way take the place of worse ones. Returns
+    /// Matches a sub-block carefully at many sizes; the best matches of each way replace worse quick ones. Returns
     /// the largest of the best scales.
     #[inline(always)]
     fn wide<I: Isa>(&self, isa: I, block: Elements, parabolas: &mut [Parabola], lane: usize) -> f32 {
@@ -282,7 +284,7 @@ impl<L, const PAIRS: usize> RowSearch<'_, L, PAIRS> {
         top
     }
 
-    /// The best of careful matches at the scales of least estimated error.
+    /// Matches a sub-block carefully at the scales with the least predicted errors, and keeps the best.
     #[inline(always)]
     fn careful<I: Isa>(
         &self,
@@ -318,7 +320,7 @@ impl<L, const PAIRS: usize> RowSearch<'_, L, PAIRS> {
         best
     }
 
-    /// Scale numbers worth a careful match; returns how many.
+    /// Writes the scale numbers that are worth a careful match to `out`. Returns how many.
     fn candidates(&self, d: f32, parabolas: &[Parabola], lane: usize, out: &mut [Candidate]) -> usize {
         let n_sizes = self.effort.sizes.len();
         let mut n = 0;
@@ -355,7 +357,7 @@ impl<L, const PAIRS: usize> RowSearch<'_, L, PAIRS> {
         n
     }
 
-    /// A sub-block matched with a set at a scale.
+    /// Matches a sub-block with a set at a scale.
     #[inline(always)]
     fn matched<I: Isa>(
         &self,
@@ -368,7 +370,7 @@ impl<L, const PAIRS: usize> RowSearch<'_, L, PAIRS> {
         isa.apart(MatchAt { block, points: &self.sets[set], scale, patience, limit })
     }
 
-    /// The row scale; `top` is the largest sub-block scale.
+    /// Chooses the row scale; `top` is the largest sub-block scale.
     #[inline(always)]
     fn joint<I: Isa>(&self, isa: I, top: f32, parabolas: &[Parabola]) -> f32
     where

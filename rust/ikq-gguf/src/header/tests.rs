@@ -1,10 +1,10 @@
-//! One test per fault of a single file, and what must not be a fault.
+//! One test per fault of a single file, and tests of what must not be a fault.
 
 use super::*;
 use crate::testing::Raw;
 use crate::{Array, MAX_ARRAY_DEPTH};
 
-// ids of the master table
+// ids of tensor types
 const F32: u32 = 0;
 const Q4_K: u32 = 12;
 const IQ4_KS_R4: u32 = 344;

@@ -1,4 +1,4 @@
-//! Sizes, places and refusals of plans.
+//! Tests of the sizes and places of plans, and of what is refused.
 
 use ikq_formats::QuantType;
 

@@ -41,7 +41,7 @@ impl Drop for TempDir {
     }
 }
 
-/// `shared/models` beside the repository; `None` (said aloud) when it is not there.
+/// `shared/models` beside the repository; `None`, with a printed message, when it is not there.
 pub fn shared_models() -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/models");
     if !path.is_dir() {

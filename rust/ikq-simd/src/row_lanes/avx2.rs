@@ -1,4 +1,4 @@
-//! Rows in lanes on AVX2: two registers of eight lanes.
+//! [`RowLanes`] in AVX2, with two registers of eight lanes.
 
 use core::arch::x86_64::*;
 
@@ -35,7 +35,7 @@ impl RowLanes for Avx2 {
     #[inline(always)]
     fn bits(self, v: Pair, n: u32, mask: u8) -> Pair {
         isa! {
-            // bits of the neighbouring byte that come in are masked away
+            // the mask clears bits that come from the neighbouring byte
             let (n, mask) = (count(n), _mm256_set1_epi8(mask as i8));
             [
                 _mm256_and_si256(_mm256_srl_epi32(v[0], n), mask),
@@ -53,7 +53,7 @@ impl RowLanes for Avx2 {
     #[inline(always)]
     fn where_bit(self, v: Pair, bit: u32, value: i32) -> Pair {
         isa! {
-            // the bit moved to the sign, and the sign over the lane
+            // the bit is moved to the sign, and the sign copied over the lane
             let (up, value) = (count(31 - bit), _mm256_set1_epi32(value));
             let all = [_mm256_srai_epi32::<31>(_mm256_sll_epi32(v[0], up)), _mm256_srai_epi32::<31>(_mm256_sll_epi32(v[1], up))];
             [_mm256_and_si256(all[0], value), _mm256_and_si256(all[1], value)]
@@ -63,7 +63,7 @@ impl RowLanes for Avx2 {
     fn float_of_f16(self, v: Pair) -> Self::F {
         isa! {
             let low = _mm256_set1_epi32(0xffff);
-            // packs work within 128-bit halves: the permutation puts the groups of four back in order
+            // packing works within 128-bit halves; the permutation puts the groups of four back in order
             let packed = _mm256_packus_epi32(_mm256_and_si256(v[0], low), _mm256_and_si256(v[1], low));
             let halves = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
             [_mm256_cvtph_ps(_mm256_castsi256_si128(halves)), _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(halves))]
@@ -72,7 +72,7 @@ impl RowLanes for Avx2 {
     #[inline(always)]
     fn bit_field(self, v: Pair, from: u32, to: u32, mask: u8) -> Pair {
         isa! {
-            // bits of the neighbouring byte that come in are masked away
+            // the mask clears bits that come from the neighbouring byte
             let (from, to) = (count(from), count(to));
             let mask = _mm256_set1_epi8(mask as i8);
             let low = [
@@ -126,7 +126,7 @@ impl RowLanes for Avx2 {
     #[inline(always)]
     fn byte(self, v: Pair, k: usize) -> Pair {
         isa! {
-            // zeros where the index is negative
+            // negative indices give zeros
             let from = _mm_add_epi8(
                 _mm_setr_epi8(0, -1, -1, -1, 4, -1, -1, -1, 8, -1, -1, -1, 12, -1, -1, -1),
                 _mm_and_si128(_mm_set1_epi32(0xff), _mm_set1_epi8(k as i8)),
@@ -138,7 +138,7 @@ impl RowLanes for Avx2 {
     #[inline(always)]
     fn negate_where_bit(self, v: Pair, bits: Pair, bit: u32) -> Pair {
         isa! {
-            // the bit moved to the byte's sign
+            // the bit is moved to the sign of the byte
             let up = count(7 - bit);
             let mut out = v;
             for (half, bits) in out.iter_mut().zip(bits) {
@@ -152,7 +152,7 @@ impl RowLanes for Avx2 {
     #[inline(always)]
     fn with_parity(self, v: Pair) -> Pair {
         isa! {
-            // bit 7 of the entry: whether the nibble's number of ones is odd
+            // bit 7 of an entry tells whether the nibble has an odd number of one bits
             let odd = _mm_setr_epi8(0, -128, -128, 0, -128, 0, 0, -128, -128, 0, 0, -128, 0, -128, -128, 0);
             let (odd, low) = (_mm256_broadcastsi128_si256(odd), _mm256_set1_epi8(15));
             let mut out = v;
@@ -169,7 +169,8 @@ impl RowLanes for Avx2 {
     #[inline(always)]
     fn trits(self, v: Pair, p: [u8; 4]) -> Pair {
         isa! {
-            // products of 16 bits have those of the lower bytes below, and of the upper ones if these come down
+            // the low bytes of 16-bit products are the products of the lower bytes, and of the upper ones after a
+            // shift
             let even = _mm256_set1_epi32(i32::from(p[0]) | i32::from(p[2]) << 16);
             let odd = _mm256_set1_epi32(i32::from(p[1]) | i32::from(p[3]) << 16);
             let mut out = v;
@@ -198,7 +199,7 @@ impl RowLanes for Avx2 {
                     let pairs = _mm256_maddubs_epi16(x, _mm256_set1_epi8(1));
                     *sum = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
                 }
-                // quarters hold the sums of four seeds with one multiplier each: turned round
+                // quarters hold the sums of four seeds, one multiplier after another; they are transposed
                 let lo = _mm256_packs_epi32(sums[0], sums[1]);
                 let hi = _mm256_packs_epi32(sums[2], sums[3]);
                 let bytes = _mm256_packus_epi16(lo, hi);
@@ -223,8 +224,8 @@ impl RowLanes for Avx2 {
         let mut out = [low; 8];
         for (l, [first, last]) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
             for (half, (first, last)) in first.iter_mut().zip(last).enumerate() {
-                // entries of eight rows go from memory into registers two by two; a row of them in memory would have to
-                // be written first, and what is written in parts is slow to read as a whole
+                // entries of eight rows are loaded from the table two by two; gathering them in memory first would
+                // be slower, because memory that was just written in parts is slow to read as a whole
                 let mut at = [&book.bytes[0]; 8];
                 for (r, at) in at.iter_mut().enumerate() {
                     let i = 4 * (8 * half + r) + l;
@@ -252,7 +253,7 @@ impl RowLanes for Avx2 {
     }
 }
 
-/// Two entries of eight bytes.
+/// Loads two entries of eight bytes.
 #[inline(always)]
 fn two_entries(a: &u64, b: &u64) -> __m128 {
     // SAFETY: SSE2 is part of x86-64; eight bytes are read from each.

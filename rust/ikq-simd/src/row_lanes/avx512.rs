@@ -1,4 +1,4 @@
-//! Rows in lanes on AVX-512: one register of sixteen lanes.
+//! [`RowLanes`] in AVX-512, with one register of sixteen lanes.
 
 use core::arch::x86_64::*;
 
@@ -6,7 +6,7 @@ use super::{Codebook4, Codebook8, RowLanes};
 use crate::lane_bits::count;
 use crate::{Avx512, LaneBits, array};
 
-/// [`RowLanes::linear`] of the low four bits of a number.
+/// The table of [`RowLanes::linear`] for each value of four bits, of which the low `BITS` count.
 const fn lines<const BITS: u32, const MUL: i32, const ADD: i32>() -> [f32; 16] {
     assert!(BITS <= 4);
     let mut out = [0.0; 16];
@@ -38,7 +38,7 @@ impl RowLanes for Avx512 {
     #[inline(always)]
     fn linear<const BITS: u32, const MUL: i32, const ADD: i32>(self, v: __m512i, from: u32) -> Self::F {
         isa! {
-            // a look-up takes the low four bits of a lane, whatever is above them
+            // a look-up uses the low four bits of a lane, whatever is above them
             let table = _mm512_loadu_ps(const { &lines::<BITS, MUL, ADD>() }.as_ptr());
             _mm512_permutexvar_ps(self.shr_i(v, from), table)
         }
@@ -46,7 +46,7 @@ impl RowLanes for Avx512 {
     #[inline(always)]
     fn bits(self, v: __m512i, n: u32, mask: u8) -> __m512i {
         isa! {
-            // bits of the neighbouring byte that come in are masked away
+            // the mask clears bits that come from the neighbouring byte
             let v = _mm512_srl_epi32(v, count(n));
             _mm512_and_si512(v, _mm512_set1_epi8(mask as i8))
         }
@@ -83,7 +83,7 @@ impl RowLanes for Avx512 {
     #[inline(always)]
     fn spread_bits(self, v: __m512i, i: usize, to: u32) -> __m512i {
         isa! {
-            // four bits choose one of sixteen patterns of four bytes; what is above them is not looked at
+            // four bits choose one of sixteen patterns of four bytes; bits above them are ignored
             let patterns = _mm512_loadu_si512(const { &PATTERNS }[to as usize & 7].as_ptr().cast());
             _mm512_permutexvar_epi32(self.shr_i(v, 4 * i as u32), patterns)
         }
@@ -103,7 +103,7 @@ impl RowLanes for Avx512 {
     #[inline(always)]
     fn byte(self, v: __m512i, k: usize) -> __m512i {
         isa! {
-            // zeros where the index is negative
+            // negative indices give zeros
             let from = _mm_add_epi8(
                 _mm_setr_epi8(0, -1, -1, -1, 4, -1, -1, -1, 8, -1, -1, -1, 12, -1, -1, -1),
                 _mm_and_si128(_mm_set1_epi32(0xff), _mm_set1_epi8(k as i8)),
@@ -128,7 +128,8 @@ impl RowLanes for Avx512 {
     #[inline(always)]
     fn trits(self, v: __m512i, p: [u8; 4]) -> __m512i {
         isa! {
-            // products of 16 bits have those of the lower bytes below, and of the upper ones if these come down
+            // the low bytes of 16-bit products are the products of the lower bytes, and of the upper ones after a
+            // shift
             let even = _mm512_set1_epi32(i32::from(p[0]) | i32::from(p[2]) << 16);
             let odd = _mm512_set1_epi32(i32::from(p[1]) | i32::from(p[3]) << 16);
             let low = _mm512_and_si512(_mm512_mullo_epi16(v, even), _mm512_set1_epi16(0xff));
@@ -142,14 +143,15 @@ impl RowLanes for Avx512 {
     #[inline(always)]
     fn trellis(self, seeds: __m512i, multipliers: &[u32; 4]) -> __m512i {
         isa! {
-            // the sum less 126, with the bias of weights
+            // sums start at -126 plus the bias of weights, 128
             let mut sums = [_mm512_set1_epi32(2); 4];
             for (sum, m) in sums.iter_mut().zip(multipliers) {
                 let x = _mm512_mullo_epi32(seeds, _mm512_set1_epi32(*m as i32));
                 let x = _mm512_and_si512(x, _mm512_set1_epi32(0x3f3f_3f3f));
                 *sum = _mm512_dpbusd_epi32(*sum, x, _mm512_set1_epi8(1));
             }
-            // sums are below 256: quarters hold those of four seeds with one multiplier each, to be turned round
+            // sums are below 256; quarters hold those of four seeds, one multiplier after another, and are
+            // transposed
             let lo = _mm512_packs_epi32(sums[0], sums[1]);
             let hi = _mm512_packs_epi32(sums[2], sums[3]);
             let bytes = _mm512_packus_epi16(lo, hi);
@@ -166,13 +168,13 @@ impl RowLanes for Avx512 {
         signs: __m512i,
     ) -> [__m512i; 8] {
         isa! {
-            // elements 0..4 of the four entries of a row, and elements 4..8: two bits each
+            // the levels of elements 0..4 and of elements 4..8 of the four entries of a row, two bits each
             let levels = [lut_u8(&book.levels[0], low, high), lut_u8(&book.levels[1], low, high)];
             let values = _mm512_loadu_si512(book.values.as_ptr().cast());
             let mut out = [values; 8];
             for (i, out) in out.iter_mut().enumerate() {
                 let level = spread(levels[i % 2], 8 * (i / 2), 2, 0);
-                // bits above the sign are not looked at: values repeat
+                // bits above the sign do not matter, because the values repeat
                 let at = either(_mm512_set1_epi8(3), level, self.spread_bits(signs, i, 2));
                 *out = _mm512_permutexvar_epi8(at, values);
             }
@@ -203,7 +205,7 @@ impl RowLanes for Avx512 {
     }
 }
 
-/// Byte -> its low seven bits, and above them the bit that makes their number even.
+/// For each seven bits: these, and above them the bit that makes the number of one bits even.
 static EVEN: [u8; 128] = {
     let mut out = [0; 128];
     let mut b = 0;
@@ -214,8 +216,8 @@ static EVEN: [u8; 128] = {
     out
 };
 
-/// Byte e of a lane has the lane's bits from `first + step * e` on, the first of them as its bit `to`; what is below
-/// and above is unspecified.
+/// Byte e of a lane has the `step` bits of the lane from bit `first + step * e` on, as its bits from `to` on; its
+/// other bits are unspecified.
 #[inline(always)]
 fn spread(v: __m512i, first: usize, step: usize, to: u32) -> __m512i {
     let from = |lane: usize, e: usize| ((32 * lane + first + step * e + 64 - to as usize) % 64) as u8;
@@ -224,14 +226,15 @@ fn spread(v: __m512i, first: usize, step: usize, to: u32) -> __m512i {
     unsafe { _mm512_multishift_epi64_epi8(_mm512_set1_epi64(from), v) }
 }
 
-/// Bits of `a` where `mask` has ones, else those of `b`.
+/// The bits of `a` where `mask` has ones, else those of `b`.
 #[inline(always)]
 fn either(mask: __m512i, a: __m512i, b: __m512i) -> __m512i {
     // SAFETY: called from methods of `Avx512` only, whose token proves AVX-512.
     unsafe { _mm512_ternarylogic_epi32::<0xca>(mask, a, b) }
 }
 
-/// Words shifted so that bit `from` of each byte comes to bit `to`; bits of neighbouring bytes come in.
+/// Shifts words so that bit `from` of each byte becomes bit `to`; bits of neighbouring bytes come in and must be
+/// masked.
 #[inline(always)]
 fn moved(v: __m512i, from: u32, to: u32) -> __m512i {
     isa! {
@@ -240,7 +243,7 @@ fn moved(v: __m512i, from: u32, to: u32) -> __m512i {
     }
 }
 
-/// Pattern p of bit b: byte e is that bit where bit e of p is set.
+/// Pattern p for bit b: byte e has bit b set, and no other, where bit e of p is set.
 const PATTERNS: [[u32; 16]; 8] = {
     let mut out = [[0; 16]; 8];
     let mut i = 0;
@@ -252,14 +255,14 @@ const PATTERNS: [[u32; 16]; 8] = {
     out
 };
 
-/// Sixty-four entries of a table whose indices have low bits in `low` and others in `high`.
+/// Looks up sixty-four entries of a table. The indices have their low eight bits in `low` and the others in `high`.
 #[inline(always)]
 fn lut_u8<const N: usize>(table: &[u8; N], low: __m512i, high: __m512i) -> __m512i {
     // SAFETY: called from methods of `Avx512` only, whose token proves AVX-512 with VBMI; a load is of 64 entries of
     // the table.
     unsafe {
         const { assert!(N.is_multiple_of(128) && N <= 2048) };
-        // by the low seven bits of the index from each 128 entries, then by one bit after another
+        // chooses by the low seven bits of the index in each 128 entries, then among these by one bit after another
         let mut parts = [low; 16];
         for (part, table) in parts.iter_mut().zip(table.as_chunks::<128>().0) {
             let first = _mm512_loadu_si512(table.as_ptr().cast());
@@ -283,13 +286,13 @@ fn lut_u8<const N: usize>(table: &[u8; N], low: __m512i, high: __m512i) -> __m51
     }
 }
 
-/// Thirty-two entries of a table; indices are below `N`.
+/// Looks up thirty-two entries of a table; indices are below `N`.
 #[inline(always)]
 fn lut_u16<const N: usize>(table: &[u16; N], index: __m512i) -> __m512i {
     // SAFETY: called from methods of `Avx512` only, whose token proves AVX-512; a load is of 32 entries of the table.
     unsafe {
         const { assert!(N.is_multiple_of(64) && N <= 2048) };
-        // by the low six bits of the index from each 64 entries, then by one bit after another
+        // chooses by the low six bits of the index in each 64 entries, then among these by one bit after another
         let mut parts = [index; 32];
         let mut n = N / 64;
         for (part, table) in parts.iter_mut().zip(table.as_chunks::<64>().0) {

@@ -1,22 +1,22 @@
-//! Codebooks as [`super::RowLanes`] looks entries up.
+//! Codebooks in the forms in which [`super::RowLanes`] looks up entries.
 
 /// A codebook of entries of eight elements, each one of four levels. `N` is a power of two, at least 128.
 pub struct Codebook8<const N: usize> {
-    /// The entries in halves: element `4 h + j` is the level in bits `2 j` and `2 j + 1` of half h.
+    /// The levels of the entries in two halves: that of element `4 h + j` is in bits `2 j` and `2 j + 1` of half h.
     pub levels: [[u8; N]; 2],
-    /// The same, element j being byte j.
+    /// The levels of the entries, that of element j in byte j.
     pub bytes: [u64; N],
-    /// The value of level l, with sign bit s at `l + 4 s`; repeated.
+    /// The value of level l with sign bit s is at `l + 4 s`; all values repeat after that.
     pub values: [i8; 64],
 }
 
 /// A codebook of entries of four elements, each one of eight levels. `N` is a power of two, at least 64.
 pub struct Codebook4<const N: usize> {
-    /// The entries: element j is the level in the three bits from bit `3 j`.
+    /// The levels of the entries, that of element j in the three bits from bit `3 j` on.
     pub levels: [u16; N],
-    /// The same, element j being byte j.
+    /// The levels of the entries, that of element j in byte j.
     pub bytes: [u32; N],
-    /// The value of level l, with sign bit s at `l + 8 s`; repeated.
+    /// The value of level l with sign bit s is at `l + 8 s`; all values repeat after that.
     pub values: [i8; 64],
 }
 

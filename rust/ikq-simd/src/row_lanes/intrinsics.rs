@@ -1,4 +1,4 @@
-//! How methods of a token run intrinsics.
+//! The macro with which methods of a token run intrinsics.
 
 /// Runs intrinsics in methods of a token.
 macro_rules! isa {

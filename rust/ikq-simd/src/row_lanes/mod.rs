@@ -1,7 +1,7 @@
-//! The vocabulary of rows in lanes: sixteen rows side by side, four bytes of each in a value of 64 bytes.
+//! [`RowLanes`]: operations on sixteen rows side by side, where a value of 64 bytes has four bytes of each row.
 //!
-//! Such a value is read as bytes (`B64`: codes of four neighbouring elements per row) or as sixteen integers
-//! (`I`: a word of scales or indices per row); both are the same bits.
+//! Such a value is read as bytes (`B64`: the codes of four neighbouring elements of each row) or as sixteen
+//! integers (`I`: a word of scales or indices of each row). Both have the same bits.
 
 #[macro_use]
 mod intrinsics;
@@ -22,58 +22,58 @@ pub trait RowLanes: Products {
     fn ints(self, v: Self::B64) -> Self::I;
     /// The inverse of [`RowLanes::ints`].
     fn of_ints(self, v: Self::I) -> Self::B64;
-    /// Sixteen bytes, zeros above.
+    /// Sixteen bytes as integers.
     fn load_u8(self, x: &[u8; 16]) -> Self::I;
-    /// Sixteen little-endian u16, zeros above.
+    /// Sixteen little-endian u16 as integers.
     fn load_u16(self, x: &[u8; 32]) -> Self::I;
-    /// `(byte >> n) & mask` of each byte; n is below 8 and `mask` must not reach above the bits that are left
+    /// `(byte >> n) & mask` of each byte; n is below 8 and `mask` must not have bits above those that are left
     /// (`mask <= 0xff >> n`).
     fn bits(self, v: Self::B64, n: u32, mask: u8) -> Self::B64;
-    /// Every lane shifted right, copies of the sign coming in; `by` is below 32.
+    /// Every lane shifted right, filled up with copies of the sign; `by` is below 32.
     fn sra_i(self, v: Self::I, by: u32) -> Self::I;
     /// `value` in lanes whose bit `bit` is set, else 0.
     fn where_bit(self, v: Self::I, bit: u32, value: i32) -> Self::I;
-    /// The half-precision numbers in the low 16 bits of the lanes, exactly; the upper bits are ignored.
+    /// The f16 numbers in the low 16 bits of the lanes as floats, exactly; the upper bits are ignored.
     fn float_of_f16(self, v: Self::I) -> Self::F;
-    /// `((byte >> from) & mask) << to` of each byte; nothing may be pushed out of it.
+    /// `((byte >> from) & mask) << to` of each byte; the result must fit the byte.
     fn bit_field(self, v: Self::B64, from: u32, to: u32, mask: u8) -> Self::B64;
-    /// Two fields of each byte, one of two values each: the `bits[0]` bits of `low` from bit `from[0]`, and above them the
-    /// `bits[1]` bits of `high` from bit `from[1]`.
+    /// Joins two fields of each byte: the `bits[0]` bits of `low` from bit `from[0]` on, and above them the
+    /// `bits[1]` bits of `high` from bit `from[1]` on.
     #[inline(always)]
     fn two_fields(self, low: Self::B64, high: Self::B64, from: [u32; 2], bits: [u32; 2]) -> Self::B64 {
         let low = self.bits(low, from[0], (1 << bits[0]) - 1);
         let high = self.bit_field(high, from[1], bits[0], (1 << bits[1]) - 1);
         self.of_ints(self.or_i(self.ints(low), self.ints(high)))
     }
-    /// Byte e of a lane has bit `4 i + e` of the lane as its bit `to`, and no other.
+    /// Byte e of a lane has bit `4 i + e` of the lane as its bit `to`; its other bits are 0.
     fn spread_bits(self, v: Self::I, i: usize, to: u32) -> Self::B64;
     /// Byte e of a lane is the two bits from bit `8 i + 2 e` of the lane.
     fn spread_crumbs(self, v: Self::I, i: usize) -> Self::B64;
     /// Byte e of a lane is byte `from[e]` of the lane.
     fn pick(self, v: Self::B64, from: [u8; 4]) -> Self::B64;
-    /// Byte `k` of each lane, zeros above.
+    /// Byte `k` of each lane as an integer.
     fn byte(self, v: Self::I, k: usize) -> Self::I;
-    /// `-v` in bytes whose bit `bit` is set in `bits`.
+    /// `-v` in bytes for which bit `bit` of the byte of `bits` is set, else `v`.
     fn negate_where_bit(self, v: Self::B64, bits: Self::B64, bit: u32) -> Self::B64;
-    /// The low seven bits of each byte, and above them the bit that makes their number even.
+    /// The low seven bits of each byte, and above them the bit that makes the number of one bits even.
     fn with_parity(self, v: Self::I) -> Self::I;
-    /// A trit of each byte, as ternary formats pack five of them: `((byte * power mod 256) * 3) >> 8`; byte e of a
-    /// lane is taken with `powers[e]`.
+    /// One trit of each byte, of the five that ternary formats pack into it: `((byte * power mod 256) * 3) >> 8`,
+    /// where the power for byte e of a lane is `powers[e]`.
     fn trits(self, v: Self::B64, powers: [u8; 4]) -> Self::B64;
-    /// Values of the KT generator as weights of [`Products::dot4`]: byte e is that of the lane's seed with
-    /// `multipliers[e]`.
+    /// Values of the KT generator, biased as weights of [`Products::dot4`]: byte e of a lane is the value of the
+    /// lane's seed with `multipliers[e]`.
     fn trellis(self, seeds: Self::I, multipliers: &[u32; 4]) -> Self::B64;
 
-    /// `MUL x + ADD` of the `BITS` bits x from bit `from` of each lane, exactly. `BITS` is at most 4.
+    /// `MUL x + ADD`, exactly, where x are the `BITS` bits from bit `from` of each lane on. `BITS` is at most 4.
     #[inline(always)]
     fn linear<const BITS: u32, const MUL: i32, const ADD: i32>(self, v: Self::I, from: u32) -> Self::F {
         let x = self.and_i(self.shr_i(v, from), self.splat_i((1 << BITS) - 1));
         self.fused_add(self.float_i(x), self.splat_f(MUL as f32), self.splat_f(ADD as f32))
     }
 
-    /// Values of entries of eight elements: value i has elements `4 i..4 i + 4`, of entry i / 2, whose index has its low
-    /// eight bits in byte i / 2 of `low` and the others in that byte of `high`. The sign of element j is bit j of
-    /// `signs`. Indices must be below `N`.
+    /// Looks up four entries of eight elements for each row. Vector i of the result has the values of elements `4
+    /// i..4 i + 4`, which belong to entry i / 2; its index has its low eight bits in byte i / 2 of `low` and the
+    /// others in that byte of `high`. The sign of element j is bit j of `signs`. Indices must be below `N`.
     #[inline(always)]
     fn codebook_8<const N: usize>(
         self,
@@ -105,7 +105,8 @@ pub trait RowLanes: Products {
         out
     }
 
-    /// The same of entries of four elements: value i is of entry `index[i]`.
+    /// Looks up eight entries of four elements for each row, with signs as for [`RowLanes::codebook_8`]: vector i
+    /// of the result has the values of entry `index[i]`.
     #[inline(always)]
     fn codebook_4<const N: usize>(
         self,

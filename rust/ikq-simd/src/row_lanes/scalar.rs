@@ -1,4 +1,4 @@
-//! Rows in lanes without vectors: what the other instruction sets must agree with.
+//! [`RowLanes`] in plain Rust, with which the other instruction sets must agree.
 
 use super::RowLanes;
 use crate::{Scalar, array};

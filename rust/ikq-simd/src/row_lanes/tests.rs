@@ -1,7 +1,7 @@
 use super::{Codebook4, Codebook8};
 use crate::{Isa, IsaOp, available, run};
 
-/// Sixty-four bytes without order.
+/// Sixty-four irregular bytes.
 fn bytes(seed: u8) -> [u8; 64] {
     std::array::from_fn(|i| (i as u8).wrapping_mul(73).wrapping_add(seed) ^ (i as u8) << 3)
 }
@@ -32,7 +32,7 @@ impl IsaOp for Moves {
     }
 }
 
-/// What each operation gives on a set: operations whose result is defined by the scalar one.
+/// Results of operations that must be the same on every set, where the scalar one defines them.
 struct Same;
 
 /// Entries whose levels differ in every element.
@@ -111,7 +111,7 @@ fn every_set_gives_the_bits_of_the_scalar_one() {
             assert_eq!(found, expected, "result {i} on {}", kind.name());
         }
     }
-    // a few by hand: element 5 of an entry of eight is of level 3, negative
+    // the scalar results of a few elements, computed here in another way
     let x = bytes(7);
     assert_eq!(expected[2][9], x[9] >> 4);
     assert_eq!(expected[6][3], x[0] >> 3 & 1);

@@ -1,5 +1,5 @@
-//! Tables of 32 and 64 levels: their values are those of a cubic, rounded, which not every instruction
-//! set looks up as fast as it computes them.
+//! Tables of 32 and 64 levels. Their values are those of a cubic, rounded, and some instruction sets compute them
+//! faster than they look them up.
 
 use ikq_simd::Isa;
 
@@ -40,14 +40,14 @@ impl<I: Isa, const N: usize> Levels<I> for Wide<I, N> {
     }
 }
 
-/// A row as rounded values of a cubic.
+/// A row of the table whose values are computed as a rounded cubic.
 ///
-/// As with [`Table`], a smooth function of t gives a code c that is nearest to t or one
-/// below (tested for all t); of its value and the next the nearer one is taken.
+/// As with [`Table`], a smooth function of t gives a code whose value, or the value after it, is nearest to t
+/// (tests check many t); the nearer of the two is taken.
 struct Cubic<I: Isa, const N: usize> {
     /// How far the row is above the first one.
     shift: I::F,
-    /// Added to t: centres the table, takes the shift off.
+    /// Added to t, to centre the table and to remove the shift.
     centre: I::F,
 }
 

@@ -5,7 +5,7 @@ use ikq_simd::Isa;
 use super::Levels;
 use crate::search::scale::round_each_element;
 
-/// 4-bit floats in units of half: 0, 1, 2, 3, 4, 6, 8, 12 and their negatives (`FP4_E2M1_X2`).
+/// Twice the 4-bit floats: 0, 1, 2, 3, 4, 6, 8, 12 and their negatives (`FP4_E2M1_X2`).
 ///
 /// Neighbours are 1, 2 or 4 apart, depending on the size of t alone.
 #[derive(Clone, Copy, Debug)]
@@ -25,7 +25,7 @@ impl E2M1 {
 impl<I: Isa> Levels<I> for E2M1 {
     #[inline(always)]
     fn nearest(self, isa: I, t: I::F) -> I::F {
-        // clamped first: rounding wants small numbers
+        // clamped first, because rounding only works for small numbers
         let t = isa.max_f(isa.min_f(t, isa.splat_f(12.0)), isa.splat_f(-12.0));
         let rounder = Self::rounder(isa, t);
         isa.sub_f(isa.add_f(t, rounder), rounder)
@@ -35,7 +35,8 @@ impl<I: Isa> Levels<I> for E2M1 {
     fn code(self, isa: I, t: I::F) -> I::F {
         let v = self.nearest(isa, t);
         let magnitude = isa.abs_f(v);
-        // the codes of steps 1, 2 and 4 lie on three lines, each the lowest where it is theirs
+        // the codes of levels that are 1, 2 and 4 apart lie on three lines; the lowest line is the right one
+        // everywhere
         let fours = isa.mul_add_f(magnitude, isa.splat_f(0.25), isa.splat_f(4.0));
         let twos = isa.mul_add_f(magnitude, isa.splat_f(0.5), isa.splat_f(2.0));
         let code = isa.min_f(isa.min_f(fours, twos), magnitude);

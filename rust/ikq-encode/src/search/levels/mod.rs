@@ -1,4 +1,4 @@
-//! Sets of levels: what a code may decode to, in units of the sub-block's scale.
+//! Sets of levels, the values that a code may decode to in units of the sub-block's scale.
 
 mod cubic;
 mod e2m1;
@@ -13,7 +13,7 @@ pub use cubic::Wide;
 pub use e2m1::E2M1;
 pub use table::{Four, Table, Table4};
 
-/// Levels that a scale multiplies; sixteen sub-blocks at a time.
+/// A set of levels, to which elements of sixteen sub-blocks are rounded at a time.
 pub trait Levels<I: Isa>: Coder<I> {
     /// The level nearest to `t` (any finite number below 2^22).
     fn nearest(self, isa: I, t: I::F) -> I::F;
@@ -32,7 +32,7 @@ pub struct Integers {
 impl<I: Isa> Levels<I> for Integers {
     #[inline(always)]
     fn nearest(self, isa: I, t: I::F) -> I::F {
-        // clamped first: rounding wants small numbers
+        // clamped first, because rounding only works for small numbers
         isa.round(isa.max_f(isa.min_f(t, isa.splat_f(self.hi)), isa.splat_f(self.lo)))
     }
 
@@ -44,7 +44,7 @@ impl<I: Isa> Levels<I> for Integers {
 
 round_each_element!([] Integers);
 
-/// Integers whose code is higher by some amount: the lowest codes are not used.
+/// Integers whose codes are all `by` higher, so that the lowest codes are not used.
 #[derive(Clone, Copy, Debug)]
 pub struct Offset {
     pub levels: Integers,
@@ -65,7 +65,7 @@ impl<I: Isa> Levels<I> for Offset {
 
 round_each_element!([] Offset);
 
-/// Levels that are higher by an amount of each sub-block's own.
+/// Levels that are higher by an amount that each sub-block has of its own.
 #[derive(Clone, Copy)]
 pub struct Shifted<L, F> {
     pub levels: L,
@@ -86,7 +86,7 @@ impl<I: Isa, L: Levels<I>> Levels<I> for Shifted<L, I::F> {
 
 round_each_element!([L: Levels<I>] Shifted<L, I::F>);
 
-/// The same levels with sums that weigh all elements alike, for tiles of [`Tile::load_plain`].
+/// Levels whose sums weigh all elements alike, for tiles of [`Tile::load_plain`].
 #[derive(Clone, Copy, Debug)]
 pub struct Unweighted<L>(pub L);
 
@@ -125,7 +125,7 @@ mod tests {
 
     use super::*;
 
-    /// Levels and codes of many t, against the nearest value.
+    /// Checks that levels and codes of many t are those of the nearest value.
     pub(super) fn check<L: Levels<Scalar>>(levels: L, values: &[i8]) {
         let steps = (-20_000..20_000).map(|i| i as f32 / 64.0);
         for t in steps.chain([-1e6, 1e6, 0.0]) {

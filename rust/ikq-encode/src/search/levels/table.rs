@@ -1,9 +1,8 @@
 //! Value tables of 4, 8, 16, 32 and 64 levels.
 //!
-//! Rounding to a table: a smooth function of t, close to the inverse of the table, gives a slot c such
-//! that t is between the middle below level c and the middle above level c + 1 (tested for all t); one
-//! comparison with the middle between the two levels then gives the code. Four levels need no
-//! function: three comparisons do.
+//! To round t to a table, a smooth function that is close to the inverse of the table first gives a code c such
+//! that level c or c + 1 is nearest (tests check many t). One comparison with the middle between the two levels
+//! then gives the code. Four levels only take three comparisons.
 
 use ikq_simd::Isa;
 
@@ -13,18 +12,18 @@ use crate::search::scale::round_each_element;
 /// `slot = middle + u * (steep - bend * |u|)` with `u = t + centre` between -`inside` and `inside`.
 #[derive(Clone, Copy)]
 struct Curve {
-    /// First value of the table that the numbers are for; other rows of it are shifted.
+    /// First value of the table row that the numbers are for; other rows are shifted.
     first: f32,
-    /// Where the table is (nearly) symmetric.
+    /// Added to t so that the table is (nearly) symmetric about 0.
     centre: f32,
     steep: f32,
     bend: f32,
     middle: f32,
-    /// Where the first and the last slot but one have been reached and those outside not yet.
+    /// Bound of u, at which the function gives the first code and the last but one.
     inside: f32,
 }
 
-/// The curve of tables of so many values.
+/// The curve of the tables of `n` values.
 const fn curve(n: usize) -> Curve {
     match n {
         // IQ3NL
@@ -57,11 +56,11 @@ const fn curve(n: usize) -> Curve {
 
 /// A row of one of the tables `IQ3NL`, `IQ4NL` (`IQ4K`), `IQ5NL`, `IQ6NL`.
 pub struct Table<I: Isa, const N: usize> {
-    /// In registers of sixteen.
+    /// The values, sixteen per register.
     values: [I::F; 4],
-    /// Between a value and the next, `centre` added.
+    /// The middles between each value and the next, with `centre` added.
     middles: [I::F; 4],
-    /// Added to t: centres the table, takes the row's shift off.
+    /// Added to t, to centre the table and to remove the row's shift.
     centre: I::F,
 }
 
@@ -162,7 +161,7 @@ impl<I: Isa> Four<I> {
         }
     }
 
-    /// The one of four that belongs to the level nearest to t.
+    /// The entry of `of` that belongs to the level nearest to t.
     #[inline(always)]
     fn pick(self, isa: I, t: I::F, of: [I::F; 4]) -> I::F {
         let low = isa.if_gt(t, self.middles[0], of[1], of[0]);
