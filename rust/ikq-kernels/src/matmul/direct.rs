@@ -30,13 +30,13 @@ impl<T: BlockType> IsaOp for OfType<'_, T> {
         let mut tail = Tail::new();
         let n_bands = op.bands.n();
         // bands that are read again for further columns stay in a near cache meanwhile
-        let is_one_pass = kernel_columns::<I>(op.columns.len()) >= op.columns.len();
+        let is_one_pass = kernel_columns::<I, T::Decoder<I>>(op.columns.len()) >= op.columns.len();
         let step = if is_one_pass { n_bands } else { BANDS_AT_ONCE };
         for bands in (0..n_bands).step_by(step.max(1)) {
             let bands = bands..n_bands.min(bands + step);
             let mut first = 0;
             while first < op.columns.len() {
-                let c = kernel_columns::<I>(op.columns.len() - first);
+                let c = kernel_columns::<I, T::Decoder<I>>(op.columns.len() - first);
                 // what is said of registers keeps kernels out of the code that an instruction set never takes
                 let n = if I::REGISTERS >= 32 && c == MOST_COLUMNS {
                     columns::<I, T::Decoder<I>, MOST_COLUMNS>(isa, &mut op, first, bands.clone(), &mut tail)
@@ -57,11 +57,12 @@ impl<T: BlockType> IsaOp for OfType<'_, T> {
 const MOST_COLUMNS: usize = 8;
 
 /// Columns of the kernel that is taken next when `left` columns are left. A count that has no kernel of its own takes a
-/// larger one, with a column more than once; but five and six columns are faster as four and the others.
+/// larger one, with a column more than once; but five are faster as four and one where decoding is not heavy.
 #[inline(always)]
-fn kernel_columns<I: Isa>(left: usize) -> usize {
+fn kernel_columns<I: Isa, D: Decode<I>>(left: usize) -> usize {
     match left {
-        7.. if I::REGISTERS >= 32 => MOST_COLUMNS,
+        6.. if I::REGISTERS >= 32 => MOST_COLUMNS,
+        5 if I::REGISTERS >= 32 && D::DECODING == Decoding::Heavy => MOST_COLUMNS,
         3.. if I::REGISTERS >= 8 => 4,
         2.. if I::REGISTERS >= 8 => 2,
         _ => 1,
