@@ -66,10 +66,11 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn lut32_f(self, table: [Self::F; 2], index: Self::I) -> Self::F;
     /// `table[index % 64]` per lane.
     fn lut64_f(self, table: [Self::F; 4], index: Self::I) -> Self::F;
-    /// Adds a weighted squared distance in two coordinates to each lane: `acc + sum over both of e^2` with `e = (p
-    /// - target) * root / 2^15`. The two p of lane i are elements 2i and 2i + 1 of `points`; `target` and `root`
-    /// are pairs that [`pair`] makes, where `root` is the positive square root of the weight. Differences saturate
-    /// to i16, and e is rounded to the nearest integer (ties up). The caller must make sure that the sum fits i32.
+    /// Adds a weighted squared distance in two coordinates to each lane: `acc + sum over both of e^2`, where
+    /// `e = (p - target) * root / 2^15`. The two p of lane i are elements 2i and 2i + 1 of `points`; `target` and
+    /// `root` are pairs that [`pair`] makes, where `root` is the positive square root of the weight. Differences
+    /// saturate to i16, and e is rounded to the nearest integer (ties up). The caller must make sure that the sum
+    /// fits i32.
     fn add_square_2(self, acc: Self::I, points: &[i16; 32], target: Self::I, root: Self::I) -> Self::I;
 
     /// The bits of the floats.

@@ -333,7 +333,7 @@ fn dots<I: Isa, D: Decode<I>, const C: usize, const N: usize>(
     g: usize,
 ) -> [I::I; C] {
     // where codes have nothing to be taken away, all columns start alike
-    let start = float_start(reads_floats(C) && (N == 8 || g % 2 == 0));
+    let start = float_start(reads_floats(C) && (N == 8 || g.is_multiple_of(2)));
     let mut sums = [isa.splat_i(start); C];
     for c in 0..C {
         match D::LANE_CODES {
@@ -476,7 +476,7 @@ mod tests {
             .into_iter()
             .flat_map(|d| [1.0, 31.0, 127.0].map(|n| d * n));
         let singles =
-            (1..2000u32).map(|i| f32::from_bits(0x3000_0000 + i.wrapping_mul(0x9e37) % 0x1800_0000 & !1));
+            (1..2000u32).map(|i| f32::from_bits((0x3000_0000 + i.wrapping_mul(0x9e37) % 0x1800_0000) & !1));
         // without fused operations no kernel reads sums as floats
         for kind in available().into_iter().filter(|k| *k != IsaKind::Scalar) {
             for scale in halves.clone().chain(singles.clone()) {
