@@ -212,9 +212,9 @@ impl<I: Isa, const C: usize> Units<'_, I, C> {
     }
 }
 
-/// Makes of a type's scales those of its products: multiplied by the factor that products have, and with at most 23 bits,
+/// Makes of a type's scales those of its products: multiplied by the factor that products have, and with at most 22 bits,
 /// which [`FLOAT_START`] asks for. Scales that are a half times a small integer have fewer; of others, which come from a
-/// single for the whole row or matrix (`header`: where it does not stand in the row) or from a factor, the last bit is dropped.
+/// single for the whole row or matrix (`header`: where it does not stand in the row) or from a factor, the last two bits are dropped.
 #[inline(always)]
 pub(super) fn product_scales<I: Isa, D: Decode<I>>(
     isa: I,
@@ -227,14 +227,14 @@ pub(super) fn product_scales<I: Isa, D: Decode<I>>(
             *scale = isa.mul_f(*scale, isa.splat_f(D::PRODUCT_FACTOR));
         }
         if are_long {
-            *scale = isa.of_bits(isa.and_i(isa.bits_i(*scale), isa.splat_i(!1)));
+            *scale = isa.of_bits(isa.and_i(isa.bits_i(*scale), isa.splat_i(!3)));
         }
     }
 }
 
 /// What a sum of products may start from so that it need not be converted: 1.5 * 2^23. The bits of this float plus an
 /// integer below 2^22 are the bits of the float that is larger by this integer, and a sum of 32 products of two codes is
-/// below 2^20. With a scale of at most 23 bits `FLOAT_START * scale` is exact, so that `(FLOAT_START + sum) * scale -
+/// below 2^20. With a scale of at most 22 bits `FLOAT_START * scale`, three times a power of two, is exact, so that `(FLOAT_START + sum) * scale -
 /// FLOAT_START * scale`, one fused operation, is rounded just as `sum * scale` is.
 const FLOAT_START: f32 = 12_582_912.0;
 
@@ -471,12 +471,12 @@ mod tests {
             most - 1,
             1 - most,
         ];
-        // halves times integers, and singles without their last bit: of any size that scales have
+        // halves times integers, and singles without their last two bits: of any size that scales have
         let halves = [2f32.powi(-24), 1.0, -0.333_251_95, 65504.0]
             .into_iter()
             .flat_map(|d| [1.0, 31.0, 127.0].map(|n| d * n));
         let singles =
-            (1..2000u32).map(|i| f32::from_bits((0x3000_0000 + i.wrapping_mul(0x9e37) % 0x1800_0000) & !1));
+            (1..2000u32).map(|i| f32::from_bits((0x3000_0000 + i.wrapping_mul(0x9e37) % 0x1800_0000) & !3));
         // without fused operations no kernel reads sums as floats
         for kind in available().into_iter().filter(|k| *k != IsaKind::Scalar) {
             for scale in halves.clone().chain(singles.clone()) {
