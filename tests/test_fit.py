@@ -15,7 +15,12 @@ from ikq.models import model_spec
 MIB = 2**20
 SMALL = {"n_ctx": 300, "n_ubatch": 8}
 DENSE = ("llama/llama-bf16", "gemma3/gemma3-bf16", "qwen2/qwen2-f32")
-MIXTURES = ("qwen3moe/qwen3moe-bf16", "glm4moe/glm4moe-bf16", "deepseek3/deepseek3-bf16", "gpt-oss/gpt-oss-mxfp4")
+MIXTURES = (
+    "qwen3moe/qwen3moe-bf16",
+    "glm4moe/glm4moe-bf16",
+    "deepseek3/deepseek3-bf16",
+    "gpt-oss/gpt-oss-mxfp4",
+)
 
 
 @pytest.fixture
@@ -134,14 +139,16 @@ def test_what_is_counted(tiny_moe, gpu):
 
 
 def test_a_context_that_nobody_asked_for(tiny_moe, gpu):
-    gpu(2**40)
-    trained = ikq.Model.plan(tiny_moe)
-    assert fitted(tiny_moe, n_ctx=None).n_ctx == trained.n_ctx
-    gpu(5 * trained.cache)
-    assert fitted(tiny_moe, n_ctx=None).n_ctx == trained.n_ctx
-    gpu(5 * trained.cache - 4)
-    plan = fitted(tiny_moe, n_ctx=None)
-    assert plan.n_ctx == plan.fitted.n_ctx == trained.n_ctx // 2
+    """Its cache takes at most a quarter of the memory."""
+    trained = {"override_kv": {"qwen3moe.context_length": 8192}}
+    whole = ikq.Model.plan(tiny_moe, **trained)
+    assert whole.n_ctx == 8192
+    memory = 5 * whole.cache  # as it grows by a quarter more than is needed
+    for size, n_ctx in ((2**40, 8192), (memory, 8192), (memory - 4, 4096), (memory // 8, 1024)):
+        gpu(size)
+        plan = fitted(tiny_moe, n_ctx=None, **trained)
+        assert plan.n_ctx == plan.fitted.n_ctx == n_ctx
+    assert fitted(tiny_moe, n_ctx=None, fit_sequences=2, **trained).n_ctx == 512
 
 
 def test_few_predictions_are_made(gpu, monkeypatch):
@@ -210,9 +217,7 @@ def test_the_printed_options_say_the_same(name, share, gpu, capsys):
     for device in (0, 1):
         gpu(*([10**6] * device), int(share * needed))
         where = ["-dev", "CUDA1"] if device else []
-        out, err = dry_run(
-            capsys, "-m", path(name), "--fit", "--fit-margin", 0, "-c", 300, "-ub", 8, *where
-        )
+        out, err = dry_run(capsys, "-m", path(name), "--fit", "--fit-margin", 0, "-c", 300, "-ub", 8, *where)
         printed = re.fullmatch(r"note: --fit: the same as (-c 300 .*): CUDA\d holds .*\n", err)
         again, silence = dry_run(capsys, "-m", path(name), "-ub", 8, *shlex.split(printed[1]))
         assert table(again) == table(out)

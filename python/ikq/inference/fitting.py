@@ -140,7 +140,9 @@ class _Search:
     ) -> None:
         self._reader, self._spec, self._device = reader, spec, device
         self._options, self._room = options, room
+        self._json = spec.to_json()
         self._found: dict[_Level, tuple[int, int, int]] = {}
+        self._caches: dict[tuple[int, int], int] = {}
 
     @cached_property
     def _recurrent(self) -> tuple[str, ...]:
@@ -176,7 +178,7 @@ class _Search:
 
     def _parts(self, level: _Level) -> tuple[int, int, int]:
         if level not in self._found:
-            placement, weights, _ = self._plan(self._spec, level, self.n_ctx)
+            placement, weights, _ = self._plan(self._json, level, self.n_ctx)
             step = step_bytes(
                 self._reader,
                 self._spec,
@@ -191,16 +193,22 @@ class _Search:
 
     def _cache(self, n_gpu_layers: int, n_ctx: int) -> int:
         """Bytes of the cache of the last layers, which the core tells of a model that has no others."""
+        key = n_gpu_layers, n_ctx
+        if key not in self._caches:
+            self._caches[key] = self._cache_of(n_gpu_layers, n_ctx)
+        return self._caches[key]
+
+    def _cache_of(self, n_gpu_layers: int, n_ctx: int) -> int:
         layers = self._spec.layers[-n_gpu_layers:]
         layers = tuple(layer for layer in layers if layer.attention.kind != "delta_net")
         if not layers:
             return 0
         part = replace(self._spec, layers=layers, is_part=True, output=None, nextn=None)
-        _, _, cache = self._plan(part, _Level(len(layers), False, ()), n_ctx)
+        _, _, cache = self._plan(part.to_json(), _Level(len(layers), False, ()), n_ctx)
         return int(_GROWTH * self._room.n_sequences * cache)
 
     def _plan(
-        self, spec: ModelSpec, level: _Level, n_ctx: int
+        self, spec: str, level: _Level, n_ctx: int
     ) -> tuple[list[tuple[str, str, int, str]], list[tuple[str, int]], int]:
         options = replace(
             self._options,
@@ -208,7 +216,7 @@ class _Search:
             cpu_moe=level.cpu_moe,
             override_tensor=list(level.override_tensor),
         )
-        return _ikq.Engine.plan(self._reader._opened(), spec.to_json(), n_ctx=n_ctx, **vars(options))
+        return _ikq.Engine.plan(self._reader._opened(), spec, n_ctx=n_ctx, **vars(options))
 
     def fitted(self, level: _Level, n_bytes: int) -> Fitted:
         """A placement with what it takes."""
