@@ -18,6 +18,7 @@ from ikq.cli.model_options import (
     GPU_LAYERS,
     add_ignored,
     add_placement,
+    fitted,
     n_layers,
     placement_options,
     print_ignored,
@@ -54,6 +55,10 @@ class _Setting(NamedTuple):
     parse: Callable[[str], Any]
     help: str
     column: str
+
+
+_PLACING = ("devices", "override_tensor", "cpu_moe", "cache_rotation", "swa_full")
+"""Options of `add_placement` that rows tell."""
 
 
 def _switch(text: str) -> bool:
@@ -212,8 +217,18 @@ def _rows(
             print_unused_rules(args, reader.tensors)
         for setting in settings:
             same = {"compute": args.compute, "expert_reduction": args.smart_expert_reduction}
-            placing = placement_options(args)
-            with ikq.Model.load(path, n_ctx=n_ctx, **same, **placing, **setting) as model:
+            n_sequences = max(w.n_parallel for w in workloads)
+            wanted = {
+                "n_ctx": n_ctx,
+                "fit_sequences": n_sequences,
+                **same,
+                **placement_options(args),
+                **setting,
+            }
+            options = fitted(path, wanted)
+            placing = {name: options[name] for name in _PLACING}
+            chosen = {name: options[name] for name in setting}
+            with ikq.Model.load(path, **options) as model:
                 memory = {
                     "n_threads": model.n_threads,
                     **model.memory._asdict(),
@@ -224,7 +239,7 @@ def _rows(
                     used = workload.depth + workload.n_tokens
                     memory["cache"] = workload.n_parallel * model.sequence_bytes(used)
                     words = {k: v if isinstance(v, bool) else ",".join(v) for k, v in placing.items()}
-                    yield facts | same | words | setting | memory | _result(found)
+                    yield facts | same | words | chosen | memory | _result(found)
 
 
 def _facts(path: str) -> dict[str, Any]:

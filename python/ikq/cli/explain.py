@@ -11,6 +11,7 @@ import ikq
 from ikq.cli.model_options import (
     add_ignored,
     add_loading,
+    fitted,
     load_options,
     print_ignored,
     print_unused_rules,
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     if args.override_tensor:
         with ikq.GGUFReader(args.model) as reader:
             print_unused_rules(args, reader.tensors)
-    with ikq.Model.load(args.model, **options) as model:
+    with ikq.Model.load(args.model, **fitted(args.model, options)) as model:
         found = model.explain()
         n_ctx = model.n_ctx
         cache = model.sequence_bytes(n_ctx)

@@ -23,7 +23,7 @@ import ikq
 from ikq.cli import cluster_options, imatrix_cluster
 from ikq.cli.imatrix_covariance import CovarianceParts, PartialCovariances
 from ikq.cli.imatrix_report import coverage_lines, facts, similarity_lines, statistics_lines
-from ikq.cli.model_options import add_ignored, add_loading, load_options, print_ignored
+from ikq.cli.model_options import add_ignored, add_loading, fitted, load_options, print_ignored
 from ikq.cli.output_options import size
 from ikq.cli.quality import duration, read_text
 from ikq.evaluate import Perplexity, Windows
@@ -237,9 +237,13 @@ def _collect(args: argparse.Namespace) -> int:
     if others:
         # that they can be merged is found out now, too
         ikq.ActivationStatistics.merged([ikq.ActivationStatistics({}, all_experts=args.all_experts), *others])
+
+    def load() -> ikq.Model:
+        return ikq.Model.load(args.model, **fitted(args.model, options))
+
     with ExitStack() as stack:
         # nodes of a cluster have models of their own
-        model = stack.enter_context(ikq.Model.load(args.model, **options)) if args.cluster is None else None
+        model = stack.enter_context(load()) if args.cluster is None else None
         windows = windows_of(
             _tokenizer(args.model) if model is None else model.tokenizer,
             text,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,8 @@ from typing import Any
 import ikq
 from ikq import cuda
 from ikq.cli.placement_table import ALL_LAYERS
+from ikq.inference.fitting import MARGIN
+from ikq.inference.model import PLANNED
 
 __all__ = [
     "CPU_MOE_LAYERS",
@@ -19,6 +22,7 @@ __all__ = [
     "add_ignored",
     "add_loading",
     "add_placement",
+    "fitted",
     "load_options",
     "n_layers",
     "override",
@@ -39,8 +43,6 @@ _IGNORED: list[tuple[tuple[str, ...], str | int | None, str]] = [
     (("-ts", "--tensor-split"), None, _GPU),
     (("-mg", "--main-gpu"), None, _GPU),
     (("-nkvo", "--no-kv-offload"), 0, _GPU),
-    (("--fit",), "?", _GPU),
-    (("--fit-margin",), None, _GPU),
     (("-fa", "--flash-attn"), "?", _UNNEEDED),
     (("-mqkv", "--merge-qkv"), 0, _UNNEEDED),
     (("-mla", "--mla-use"), None, _UNNEEDED),
@@ -102,11 +104,13 @@ def print_ignored(args: argparse.Namespace, n_gpu_layers: int | None = None) -> 
     threads = getattr(args, "threads", None)
     if getattr(args, "threads_batch", None) not in (None, threads):
         print("note: -tb ignored: one set of threads (-t) does both prompt and generation", file=sys.stderr)
-    if (args.n_gpu_layers if n_gpu_layers is None else n_gpu_layers) and len(_devices(args)) == 1:
+    wants_gpu = args.fit or (args.n_gpu_layers if n_gpu_layers is None else n_gpu_layers)
+    if wants_gpu and len(_devices(args)) == 1:
+        option = "--fit" if args.fit else "-ngl"
         reason = f"no GPU is usable: {cuda.status()['reason']}"
         if not args.fallback_cpu:
-            raise ikq.DeviceError(f"-ngl: {reason}; --fallback-cpu runs all layers on the CPU")
-        print(f"note: -ngl: {reason}; all layers run on the CPU", file=sys.stderr)
+            raise ikq.DeviceError(f"{option}: {reason}; --fallback-cpu runs all layers on the CPU")
+        print(f"note: {option}: {reason}; all layers run on the CPU", file=sys.stderr)
 
 
 def print_unused_rules(args: argparse.Namespace, names: Iterable[str]) -> None:
@@ -225,16 +229,48 @@ def add_placement(group: argparse._ActionsContainer, *, switches_have_values: bo
         metavar="REGEX=NAME,...",
         help="tensors in whose names REGEX is found go to that device; the first rule that fits holds",
     )
-    switch("--fallback-cpu", help="where no GPU is usable, layers of -ngl run on the CPU")
+    group.add_argument(
+        "--fit",
+        nargs="?",
+        type=_on_or_off,
+        const=True,
+        default=False,
+        metavar="on|off",
+        help="as much goes to the GPU as its memory holds with the cache of -c (with -ngl at most so many "
+        "layers), the last experts last; prints options that say the same; not with -ot, -cmoe and -ncmoe",
+    )
+    group.add_argument(
+        "--fit-margin",
+        type=int,
+        default=MARGIN,
+        metavar="MIB",
+        help=f"memory of the GPU that --fit leaves free ({MARGIN})",
+    )
+    switch("--fallback-cpu", help="where no GPU is usable, layers of -ngl or --fit run on the CPU")
     switch("-cmoe", "--cpu-moe", help="all experts stay on the CPU")
     switch("--no-cache-rotation", help="cache types of 6 bits or less as they are, not rotated")
     switch("--swa-full", help="keep keys and values behind sliding windows")
 
 
 def placement_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What `add_placement` added, as keywords of `Model.load`."""
+    """What `add_placement` added, as keywords of `Model.load`.
+
+    Raises:
+        RefusedError: options do not go together.
+    """
+    layers = args.n_cpu_moe if isinstance(args.n_cpu_moe, list) else [args.n_cpu_moe]
+    if args.fit and (args.override_tensor or args.cpu_moe or any(layers)):
+        raise ikq.RefusedError(
+            "--fit decides what goes where, and so do -ot, --cpu-moe and --n-cpu-moe: leave out either"
+        )
+    if args.fit_margin < 0:
+        raise ikq.RefusedError(f"--fit-margin {args.fit_margin}: expected 0 or more")
+    devices = _devices(args)
     return {
-        "devices": _devices(args),
+        "devices": devices,
+        # where there is no GPU, `print_ignored` has its word
+        "fit": args.fit and len(devices) > 1,
+        "fit_margin": args.fit_margin,
         "override_tensor": args.override_tensor,
         "cpu_moe": args.cpu_moe,
         "cache_rotation": not args.no_cache_rotation,
@@ -242,12 +278,26 @@ def placement_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def fitted(path: str | os.PathLike[str], options: dict[str, Any]) -> dict[str, Any]:
+    """Keywords of `Model.load` without `fit`: what it chooses for a file is found out, and printed.
+
+    Raises:
+        OSError, IkqError: as `Model.plan`.
+    """
+    if not options["fit"]:
+        return options
+    plan = ikq.Model.plan(path, **{name: options[name] for name in PLANNED if name in options})
+    assert plan.fitted is not None
+    print(f"note: --fit: {plan.fitted.sentence}", file=sys.stderr)
+    return options | plan.fitted.keywords
+
+
 def _devices(args: argparse.Namespace) -> tuple[str, ...]:
     """Names of devices: the CPU always, and the first GPU where layers are to go to one and none is named."""
     names = [name.strip() for name in args.device.split(",") if name.strip()]
     names = [*(() if names and names[0].upper() == "CPU" else ("CPU",)), *names]
     wanted = args.n_gpu_layers
-    wants_gpu = any(wanted) if isinstance(wanted, list) else bool(wanted)
+    wants_gpu = args.fit or (any(wanted) if isinstance(wanted, list) else bool(wanted))
     if len(names) == 1 and wants_gpu and cuda.status()["usable"]:
         names.append("CUDA0")
     return tuple(names)
@@ -267,6 +317,13 @@ def _zero_or_one(text: str) -> bool:
         return {"0": False, "1": True}[text]
     except KeyError:
         raise argparse.ArgumentTypeError(f"{text!r}: expected 0 or 1") from None
+
+
+def _on_or_off(text: str) -> bool:
+    try:
+        return {"off": False, "on": True, "0": False, "1": True}[text]
+    except KeyError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected on or off") from None
 
 
 def load_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -295,6 +352,7 @@ def load_options(args: argparse.Namespace) -> dict[str, Any]:
         "n_gpu_layers": args.n_gpu_layers,
         "n_cpu_moe": args.n_cpu_moe,
         **placement_options(args),
+        "fit_sequences": 1,
         "override_kv": dict(args.override_kv),
     }
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import ikq
 from ikq.cli.kld_report import facts, head, row, statistics
-from ikq.cli.model_options import add_ignored, add_loading, load_options, print_ignored
+from ikq.cli.model_options import add_ignored, add_loading, fitted, load_options, print_ignored
 from ikq.cli.notes import note_on_stderr
 from ikq.evaluate import (
     Base,
@@ -91,6 +91,11 @@ def compare(args: argparse.Namespace, base_model: str | None = None) -> int:
     """Distance of the model from a base file or another model."""
     options = load_options(args)
     print_ignored(args)
+    if base_model is not None and options["fit"]:
+        raise ikq.RefusedError(
+            "--fit fills the GPU with one model: write the base's distributions first (--write), and compare "
+            "with them"
+        )
     with ExitStack() as stack:
         if base_model is None:
             n_ctx = open_base(args.kl_divergence_base).windows.n_ctx
@@ -115,7 +120,7 @@ def compare(args: argparse.Namespace, base_model: str | None = None) -> int:
 
 
 def _model(path: str, options: dict[str, Any], n_ctx: int) -> ikq.Model:
-    return ikq.Model.load(path, **(options | {"n_ctx": n_ctx}))
+    return ikq.Model.load(path, **fitted(path, options | {"n_ctx": n_ctx}))
 
 
 def read_text(path: str | None) -> str:

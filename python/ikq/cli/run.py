@@ -16,6 +16,7 @@ from ikq.cli.grammar_options import add_grammar, grammar_options
 from ikq.cli.model_options import (
     add_ignored,
     add_loading,
+    fitted,
     load_options,
     print_ignored,
     print_unused_rules,
@@ -153,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
                 raise ikq.RefusedError(str(error)) from None
             check_files(args, reader)
             print_unused_rules(args, reader.tensors)
-        model = ikq.Model.load(args.model, **loading)
+        model = ikq.Model.load(args.model, **fitted(args.model, loading))
         draft = load_draft(args, model)
     with model, draft or nullcontext():
         model.tokenizer = tokenizer
@@ -191,7 +192,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _dry_run(args: argparse.Namespace) -> int:
     """Shows the placement and the memory."""
-    options = load_options(args)
+    options = fitted(args.model, load_options(args))
     plan = ikq.Model.plan(args.model, **{k: options[k] for k in PLANNED})
     if args.override_tensor:
         with ikq.GGUFReader(args.model) as reader:

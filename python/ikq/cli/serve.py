@@ -227,7 +227,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit code."""
     settings = _settings(args)
     speculation = Speculation(draft_model=args.draft_model, **speculation_options(args))
-    options = load_options(args)
+    options = load_options(args) | {"fit_sequences": settings.parallel}
     print_ignored(args)
     if args.model is not None:
         with ikq.GGUFReader(args.model) as reader:

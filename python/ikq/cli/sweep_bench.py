@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import ikq
-from ikq.cli.model_options import add_ignored, add_loading, load_options, print_ignored
+from ikq.cli.model_options import add_ignored, add_loading, fitted, load_options, print_ignored
 from ikq.speed.measure import SweepRow, sweep
 
 NAME = "sweep-bench"
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         _check_plot(args.plot)
     print_ignored(args)
-    with ikq.Model.load(args.model, **options) as model:
+    with ikq.Model.load(args.model, **fitted(args.model, options)) as model:
         if max(n_prompt, n_gen) > model.n_ctx:
             raise ikq.RefusedError(
                 f"the context of {model.n_ctx} holds no part of {max(n_prompt, n_gen)} tokens: "

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import shlex
+from typing import Any, NamedTuple
 
 from ikq.arrays.quant_types import QuantType
 
-__all__ = ["Explanation", "FfnPlan", "LoadingPlan", "Memory", "Placed"]
+__all__ = ["Explanation", "FfnPlan", "Fitted", "LoadingPlan", "Memory", "Placed"]
+
+_GIB = 2**30
 
 
 class FfnPlan(NamedTuple):
@@ -60,6 +63,71 @@ class Memory(NamedTuple):
     cache: int
 
 
+class Fitted(NamedTuple):
+    """The placement that `fit=True` found for a GPU, and what it takes of its memory.
+
+    Attributes:
+        device: Name of the GPU.
+        memory: Bytes of its memory, all of them.
+        margin: Bytes that were to stay free.
+        weights: Bytes of weights there.
+        cache: Bytes of the cache there, for as many texts of full length as were asked for, as it grows.
+        step: Bytes that a step takes there at most.
+        n_ctx: Most positions of a sequence.
+        n_gpu_layers, cpu_moe, override_tensor: Options of `Model.load` that say the same.
+    """
+
+    device: str
+    memory: int
+    margin: int
+    weights: int
+    cache: int
+    step: int
+    n_ctx: int
+    n_gpu_layers: int
+    cpu_moe: bool
+    override_tensor: tuple[str, ...]
+
+    @property
+    def needed(self) -> int:
+        """Bytes that the model takes on the GPU."""
+        return self.weights + self.cache + self.step
+
+    @property
+    def placement(self) -> dict[str, Any]:
+        """Keywords of `Model.load` and `Model.plan` that say the same of what goes where."""
+        return {
+            "devices": ["CPU", self.device],
+            "n_gpu_layers": self.n_gpu_layers,
+            "cpu_moe": self.cpu_moe,
+            "override_tensor": list(self.override_tensor),
+        }
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """All keywords that do the same without `fit`."""
+        return {"n_ctx": self.n_ctx, "fit": False, **self.placement}
+
+    @property
+    def options(self) -> str:
+        """The same for a command line, quoted for a shell."""
+        words = ["-c", str(self.n_ctx), *([] if self.device == "CUDA0" else ["-dev", self.device])]
+        words += ["-ngl", str(self.n_gpu_layers), *(["--cpu-moe"] if self.cpu_moe else [])]
+        for rule in self.override_tensor:
+            words += ["-ot", rule]
+        return shlex.join(words)
+
+    @property
+    def sentence(self) -> str:
+        """The options that say the same, and what the model takes of the GPU's memory."""
+        parts = (("weights", self.weights), ("cache", self.cache), ("buffers", self.step))
+        return (
+            f"the same as {self.options}: {self.device} holds "
+            f"{', '.join(f'{name} of {n / _GIB:.3f} GiB' for name, n in parts)}, "
+            f"together {self.needed / _GIB:.3f} of {self.memory / _GIB:.3f} GiB less {self.margin >> 20} MiB"
+        )
+
+
 class LoadingPlan(NamedTuple):
     """The placement and memory of a model that `Model.plan` predicts.
 
@@ -67,13 +135,15 @@ class LoadingPlan(NamedTuple):
         placement: Where every stage of every layer would be computed, in order.
         weights: Bytes of weights by device, except those of the embedding, which stay mapped.
         cache: Bytes of the KV cache of one text of `n_ctx` tokens.
-        n_ctx: As asked for, or the trained context.
+        n_ctx: As asked for, or the trained context; with `fit` what was chosen.
+        fitted: What `fit` found; `None` without it.
     """
 
     placement: tuple[Placed, ...]
     weights: dict[str, int]
     cache: int
     n_ctx: int
+    fitted: Fitted | None = None
 
 
 class Explanation(NamedTuple):

@@ -10,7 +10,6 @@ from typing import Literal
 
 from ikq import _ikq, cuda
 from ikq.files.gguf import GGUFReader
-from ikq.inference.explaining import LoadingPlan, Placed
 from ikq.models import ModelSpec, model_spec, mtp_spec
 
 __all__ = [
@@ -19,7 +18,6 @@ __all__ = [
     "LoadingOptions",
     "PlacementOptions",
     "look_for_gpus",
-    "plan",
     "rules",
     "share_of_experts",
 ]
@@ -35,6 +33,10 @@ PLANNED = (
     "override_tensor",
     "cpu_moe",
     "n_cpu_moe",
+    "fit",
+    "fit_margin",
+    "fit_sequences",
+    "n_ubatch",
     "override_kv",
 )
 """Options of `Model.load` that command lines hand to `Model.plan` as well: they decide what goes where."""
@@ -101,19 +103,6 @@ class LoadingOptions(PlacementOptions):
         with file_options.open(path) as reader:
             spec = file_options.mtp_spec(reader)
             return None if spec is None else (self.engine(reader, spec, n_ctx), spec)
-
-
-def plan(
-    path: str | os.PathLike[str], n_ctx: int | None, file_options: FileOptions, options: PlacementOptions
-) -> LoadingPlan:
-    """As `Model.plan`."""
-    with file_options.open(path) as reader:
-        spec = file_options.spec(reader)
-        n_ctx = spec.n_ctx_train if n_ctx is None else n_ctx
-        placement, weights, cache = _ikq.Engine.plan(
-            reader._opened(), spec.to_json(), n_ctx=n_ctx, **vars(options)
-        )
-    return LoadingPlan(tuple(Placed(*p) for p in placement), dict(weights), cache, n_ctx)
 
 
 def share_of_experts(reduction: tuple[int, float] | None) -> tuple[int, float] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +14,9 @@ from ikq import _ikq
 from ikq.arrays.quant_types import QuantType
 from ikq.files.gguf import GGUFReader
 from ikq.inference.evaluating import EvaluatingModel
-from ikq.inference.explaining import Explanation, FfnPlan, LoadingPlan, Memory, Placed
+from ikq.inference.explaining import Explanation, FfnPlan, Fitted, LoadingPlan, Memory, Placed
+from ikq.inference.fitting import MARGIN, FitOptions
+from ikq.inference.fitting import fit as fitted_to
 from ikq.inference.loading import (
     PLANNED,
     FileOptions,
@@ -23,11 +26,11 @@ from ikq.inference.loading import (
     rules,
     share_of_experts,
 )
-from ikq.inference.loading import plan as plan_loading
+from ikq.inference.planning import plan as plan_loading
 from ikq.models import ModelSpec
 from ikq.speculation.draft_model import DraftModels
 
-__all__ = ["PLANNED", "Explanation", "FfnPlan", "LoadingPlan", "Memory", "Model", "Placed"]
+__all__ = ["PLANNED", "Explanation", "FfnPlan", "Fitted", "LoadingPlan", "Memory", "Model", "Placed"]
 
 _REPACK = "repack=True has no effect: weights are re-arranged while loading in any case"
 
@@ -88,6 +91,9 @@ class Model(EvaluatingModel):
         override_tensor: str | Sequence[str] = (),
         cpu_moe: bool = False,
         n_cpu_moe: int = 0,
+        fit: bool = False,
+        fit_margin: int = MARGIN,
+        fit_sequences: int = 1,
         yarn_truncate: bool = True,
         override_kv: Mapping[str, bool | int | float | str] | None = None,
     ) -> Model:
@@ -126,6 +132,15 @@ class Model(EvaluatingModel):
                 others.
             cpu_moe: Experts of all layers stay on the CPU.
             n_cpu_moe: Experts of this many layers, the first ones that have any, stay on the CPU.
+            fit: Put as much on a GPU (`CUDA0`, unless `devices` names another one) as its memory holds
+                with the cache and the buffers of a step. Experts of the last layers stay on the CPU first,
+                then those of all layers, then the first layers as a whole; `n_gpu_layers` but 0 is the most
+                layers that go to the GPU. Not with other options that say what goes where. Where `n_ctx` is
+                `None` the context is the trained one, or the largest half, quarter, ... of it whose cache
+                takes at most a quarter of the GPU's memory.
+            fit_margin: MiB of the GPU's memory that stay free. The driver's context and compiled kernels take
+                some of them, and so does what other programs have there, which is not looked at.
+            fit_sequences: Texts of full length for whose cache there is to be room.
             yarn_truncate: Round the bounds of YaRN's ramp to integers, as GGUF engines do (gpt-oss was
                 published without that).
             override_kv: Metadata to be read instead of the file's.
@@ -135,8 +150,10 @@ class Model(EvaluatingModel):
             FormatError: it is not GGUF, is damaged, or its metadata and tensors do not fit together.
             ShapeError: a tensor does not have the shape that the model needs.
             UnsupportedError: the architecture, a tensor type or a cache type is not supported.
-            RefusedError: memory does not hold the weights or the cache; a rule names no device.
-            DeviceError: a GPU is named and none is usable, does not hold its part, or does not compute it.
+            RefusedError: memory does not hold the weights or the cache; a rule names no device; `fit` comes
+                with other options that say what goes where.
+            DeviceError: a GPU is named or to be filled and none is usable, does not hold its part, or does
+                not compute it.
         """
         look_for_gpus(devices)
         file_options = FileOptions(yarn_truncate, override_kv)
@@ -161,6 +178,9 @@ class Model(EvaluatingModel):
             cpu_moe=cpu_moe,
             n_cpu_moe=n_cpu_moe,
         )
+        if fit:
+            found = fitted_to(reader, spec, n_ctx, options, FitOptions(fit_margin, fit_sequences, n_ubatch))
+            n_ctx, options = found.n_ctx, replace(options, **found.placement)
         model = cls(
             options.engine(reader, spec, n_ctx),
             spec,
@@ -210,6 +230,10 @@ class Model(EvaluatingModel):
         override_tensor: str | Sequence[str] = (),
         cpu_moe: bool = False,
         n_cpu_moe: int = 0,
+        fit: bool = False,
+        fit_margin: int = MARGIN,
+        fit_sequences: int = 1,
+        n_ubatch: int = 512,
         yarn_truncate: bool = True,
         override_kv: Mapping[str, bool | int | float | str] | None = None,
     ) -> LoadingPlan:
@@ -227,6 +251,10 @@ class Model(EvaluatingModel):
             override_tensor: See there.
             cpu_moe: See there.
             n_cpu_moe: See there.
+            fit: See there; `LoadingPlan.fitted` tells what was found.
+            fit_margin: See there.
+            fit_sequences: See there.
+            n_ubatch: See there; only `fit` looks at it.
             yarn_truncate: See there.
             override_kv: See there.
 
@@ -244,7 +272,8 @@ class Model(EvaluatingModel):
             cpu_moe=cpu_moe,
             n_cpu_moe=n_cpu_moe,
         )
-        return plan_loading(path, n_ctx, FileOptions(yarn_truncate, override_kv), options)
+        room = FitOptions(fit_margin, fit_sequences, n_ubatch) if fit else None
+        return plan_loading(path, n_ctx, FileOptions(yarn_truncate, override_kv), options, room)
 
     @property
     def memory(self) -> Memory:

@@ -44,6 +44,11 @@ def load_model(
     Raises:
         OSError, IkqError: as `Model.load`.
     """
+    if options.get("fit"):
+        found = Model.plan(path, **{name: options[name] for name in PLANNED if name in options}).fitted
+        assert found is not None
+        LOG.info("fit of %s: %s", name, found.sentence)
+        options = options | found.keywords
     model = Model.load(path, **options)
     try:
         if settings.chat_template is not None:

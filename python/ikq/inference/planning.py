@@ -1,0 +1,33 @@
+"""What loading would place where and take: `plan`."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from ikq import _ikq
+from ikq.inference.explaining import LoadingPlan, Placed
+from ikq.inference.fitting import FitOptions, fit
+from ikq.inference.loading import FileOptions, PlacementOptions
+
+__all__ = ["plan"]
+
+
+def plan(
+    path: str | os.PathLike[str],
+    n_ctx: int | None,
+    file_options: FileOptions,
+    options: PlacementOptions,
+    room: FitOptions | None,
+) -> LoadingPlan:
+    """As `Model.plan`; without `room` nothing is fitted."""
+    with file_options.open(path) as reader:
+        spec = file_options.spec(reader)
+        found = None if room is None else fit(reader, spec, n_ctx, options, room)
+        if found is not None:
+            n_ctx, options = found.n_ctx, replace(options, **found.placement)
+        n_ctx = spec.n_ctx_train if n_ctx is None else n_ctx
+        placement, weights, cache = _ikq.Engine.plan(
+            reader._opened(), spec.to_json(), n_ctx=n_ctx, **vars(options)
+        )
+    return LoadingPlan(tuple(Placed(*p) for p in placement), dict(weights), cache, n_ctx, found)

@@ -1,0 +1,266 @@
+"""`fit`: the placement that fills a GPU's memory and no more. No GPU is there; what one has is said by a stand-in."""
+
+import json
+import re
+import shlex
+
+import pytest
+from model_files import NAMES, RECURRENT, path, reader
+
+import ikq
+import ikq.cuda
+from ikq.__main__ import main
+from ikq.models import model_spec
+
+MIB = 2**20
+SMALL = {"n_ctx": 300, "n_ubatch": 8}
+DENSE = ("llama/llama-bf16", "gemma3/gemma3-bf16", "qwen2/qwen2-f32")
+MIXTURES = (
+    "qwen3moe/qwen3moe-bf16",
+    "glm4moe/glm4moe-bf16",
+    "deepseek3/deepseek3-bf16",
+    "gpt-oss/gpt-oss-mxfp4",
+)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Says how many bytes GPUs have."""
+
+    def gpus(*sizes):
+        devices = [
+            {
+                "name": "GPU",
+                "compute_capability": "9.0",
+                "memory_bytes": n,
+                "n_multiprocessors": 4,
+                "usable": True,
+            }
+            for n in sizes
+        ]
+        found = {"usable": True, "reason": None, "reason_code": None, "devices": devices}
+        monkeypatch.setattr(ikq.cuda, "status", lambda: found)
+
+    return gpus
+
+
+def fitted(file, **options):
+    return ikq.Model.plan(file, **{"fit": True, "fit_margin": 0, **SMALL, **options})
+
+
+def stages_on(plan, device, role=""):
+    return [p.stage for p in plan.placement if p.device == device and p.stage.endswith(role)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_fits_is_all_on_the_gpu(name, gpu):
+    gpu(2**40)
+    plan = fitted(path(name))
+    recurrent = [
+        f"layer {i}, attention"
+        for i, layer in enumerate(model_spec(reader(name)).layers)
+        if layer.attention.kind == "delta_net"
+    ]
+    # the embedding and what GPUs do not compute stay
+    assert stages_on(plan, "CPU") == ["embedding", *recurrent]
+    assert bool(recurrent) == (name in RECURRENT)
+    # with as many bytes as it takes it fits, with one fewer it does not
+    gpu(plan.fitted.needed)
+    assert fitted(path(name)) == plan._replace(fitted=plan.fitted._replace(memory=plan.fitted.needed))
+    gpu(plan.fitted.needed - 1)
+    assert len(stages_on(fitted(path(name)), "CPU")) > len(stages_on(plan, "CPU"))
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_experts_leave_from_the_last_layer_backwards(name, gpu):
+    """As few as need be: with one layer's experts more the GPU would be too small."""
+    gpu(2**40)
+    everything = fitted(path(name))
+    with_experts = stages_on(everything, "CUDA0", "experts")
+    sizes = {p.stage: p.bytes for p in everything.placement}
+    needed = everything.fitted.needed
+    for n in range(1, len(with_experts) + 1):
+        memory = needed - 1  # too small for what was there before
+        gpu(memory)
+        plan = fitted(path(name))
+        assert stages_on(plan, "CPU")[1:] == with_experts[len(with_experts) - n :]
+        needed = plan.fitted.needed
+        assert needed <= memory < needed + 1.25 * sizes[with_experts[-n]] + MIB
+    # then the output and the first layers go, experts staying in RAM
+    n_layers = len(model_spec(reader(name)).layers)
+    for n in range(n_layers, 0, -1):
+        gpu(needed - 1)
+        plan = fitted(path(name))
+        assert plan.fitted.n_gpu_layers == n
+        assert stages_on(plan, "CUDA0", "experts") == []
+        assert stages_on(plan, "CUDA0", "attention") == [
+            f"layer {i}, attention" for i in range(n_layers - n, n_layers)
+        ]
+        assert plan.fitted.needed < needed
+        needed = plan.fitted.needed
+    gpu(needed - 1)
+    with pytest.raises(ikq.DeviceError, match=r"even one layer takes .* beside the margin of 0 MiB"):
+        fitted(path(name))
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_layers_of_dense_models_leave_from_the_first(name, gpu):
+    gpu(2**40)
+    needed = fitted(path(name)).fitted.needed
+    for n in range(len(model_spec(reader(name)).layers), 0, -1):
+        gpu(needed - 1)
+        plan = fitted(path(name))
+        assert (plan.fitted.n_gpu_layers, plan.fitted.override_tensor) == (n, ())
+        assert "output" in stages_on(plan, "CPU")
+        needed = plan.fitted.needed
+    gpu(needed - 1)
+    with pytest.raises(ikq.DeviceError, match="even one layer"):
+        fitted(path(name))
+
+
+def test_what_is_counted(tiny_moe, gpu):
+    """Weights and cache are the core's; the margin, more texts, larger contexts and steps take their part."""
+    gpu(2**40)
+    plan = fitted(tiny_moe)
+    found = plan.fitted
+    assert found.weights == plan.weights["CUDA0"]
+    assert found.cache == plan.cache * 5 // 4
+    assert fitted(tiny_moe, fit_sequences=3).fitted.cache == 3 * found.cache
+    assert fitted(tiny_moe, n_ctx=600).fitted.cache > found.cache
+    assert fitted(tiny_moe, n_ubatch=16).fitted.step > found.step
+    assert fitted(tiny_moe, cache_type_k="f32").fitted.cache > found.cache
+    gpu(found.needed + 7 * MIB)
+    assert stages_on(fitted(tiny_moe, fit_margin=7), "CPU") == ["embedding"]
+    assert stages_on(fitted(tiny_moe, fit_margin=8), "CPU") == ["embedding", "layer 3, experts"]
+    # of half of the layers, half of the cache
+    half = fitted(tiny_moe, n_gpu_layers=2)
+    assert (half.fitted.n_gpu_layers, half.fitted.cache) == (2, found.cache // 2)
+    assert stages_on(half, "CUDA0", "experts") == ["layer 2, experts", "layer 3, experts"]
+
+
+def test_a_context_that_nobody_asked_for(tiny_moe, gpu):
+    """Its cache takes at most a quarter of the memory."""
+    trained = {"override_kv": {"qwen3moe.context_length": 8192}}
+    whole = ikq.Model.plan(tiny_moe, **trained)
+    assert whole.n_ctx == 8192
+    memory = 5 * whole.cache  # as it grows by a quarter more than is needed
+    for size, n_ctx in ((2**40, 8192), (memory, 8192), (memory - 4, 4096), (memory // 8, 1024)):
+        gpu(size)
+        plan = fitted(tiny_moe, n_ctx=None, **trained)
+        assert plan.n_ctx == plan.fitted.n_ctx == n_ctx
+    assert fitted(tiny_moe, n_ctx=None, fit_sequences=2, **trained).n_ctx == 512
+
+
+def test_few_predictions_are_made(gpu, monkeypatch):
+    """They are searched by halves: the model has 26 layers, so 53 placements."""
+    from ikq.inference import fitting
+
+    name = "deepseek2-lite/deepseek2-lite-bf16"
+    gpu(2**40)
+    needed = fitted(path(name)).fitted.needed
+    counted = []
+    plan = fitting._Search._plan
+    monkeypatch.setattr(fitting._Search, "_plan", lambda *a: counted.append(a) or plan(*a))
+    gpu(needed // 2)
+    assert fitted(path(name)).fitted.cpu_moe
+    # a placement needs two: one for its cache
+    assert len(counted) <= 2 * 6
+
+
+def test_options_that_do_not_go_together(tiny_moe, gpu):
+    gpu(2**40)
+    for options in ({"override_tensor": "exps=CPU"}, {"cpu_moe": True}, {"n_cpu_moe": 1}):
+        with pytest.raises(ikq.RefusedError, match="fit decides what goes where"):
+            fitted(tiny_moe, **options)
+        with pytest.raises(ikq.RefusedError, match="fit decides what goes where"):
+            ikq.Model.load(tiny_moe, fit=True, **options)
+    for devices in (["CPU", "CPU1"], ["CPU", "CUDA0", "CUDA1"]):
+        with pytest.raises(ikq.RefusedError, match="fit is for one GPU"):
+            fitted(tiny_moe, devices=devices)
+    with pytest.raises(ikq.DeviceError, match="there is no GPU 3; there are 1"):
+        fitted(tiny_moe, devices=["CPU", "CUDA3"])
+    for options in ({"fit_margin": -1}, {"fit_sequences": 0}):
+        with pytest.raises(ikq.RefusedError, match="expected"):
+            fitted(tiny_moe, **options)
+
+
+def test_without_a_gpu(tiny_moe, monkeypatch):
+    found = {"usable": False, "reason": "no driver", "reason_code": "no-driver", "devices": []}
+    monkeypatch.setattr(ikq.cuda, "status", lambda: found)
+    with pytest.raises(ikq.DeviceError, match="no GPU is usable: no driver"):
+        fitted(tiny_moe)
+    with pytest.raises(ikq.DeviceError, match="no GPU is usable: no driver"):
+        ikq.Model.load(tiny_moe, fit=True)
+
+
+# The command line
+
+
+def dry_run(capsys, *arguments):
+    """Placement table and notes of a command that must work."""
+    assert main(["run", "--dry-run", *map(str, arguments)]) == 0
+    return capsys.readouterr()
+
+
+def table(out):
+    """Rows without the reasons, and the lines below."""
+    return [line.split("  ")[:1] + re.findall(r"CPU|CUDA\d|\d+\.\d+", line) for line in out.splitlines()]
+
+
+@pytest.mark.parametrize("share", [1.0, 0.8, 0.5, 0.25])
+@pytest.mark.parametrize(
+    "name", ["deepseek2-lite/deepseek2-lite-bf16", "qwen3next/qwen3next-bf16", "gemma3/gemma3-bf16"]
+)
+def test_the_printed_options_say_the_same(name, share, gpu, capsys):
+    gpu(10**12, 10**12)
+    needed = fitted(path(name)).fitted.needed
+    for device in (0, 1):
+        gpu(*([10**6] * device), int(share * needed))
+        where = ["-dev", "CUDA1"] if device else []
+        out, err = dry_run(capsys, "-m", path(name), "--fit", "--fit-margin", 0, "-c", 300, "-ub", 8, *where)
+        printed = re.fullmatch(r"note: --fit: the same as (-c 300 .*): CUDA\d holds .*\n", err)
+        again, silence = dry_run(capsys, "-m", path(name), "-ub", 8, *shlex.split(printed[1]))
+        assert table(again) == table(out)
+        assert silence == ""
+
+
+def test_the_command(tiny_moe, gpu, capsys):
+    gpu(2**40)
+    needed = fitted(tiny_moe).fitted.needed
+    gpu(needed + 7 * MIB)
+    common = ["-m", tiny_moe, "-c", 300, "-ub", 8]
+    out, err = dry_run(capsys, *common, "--fit", "--fit-margin", 8)
+    assert re.search(r"^layers 0-2, experts +CUDA0 ", out, re.M)
+    assert re.search(r"^layer 3, experts +CPU ", out, re.M)
+    assert r"-c 300 -ngl 5 -ot 'blk\.3\.ffn_.*_exps=CPU': CUDA0 holds weights of 0.0" in err
+    # with -ngl at most so many layers; `off` is as if it were not there
+    _, err = dry_run(capsys, *common, "--fit", "--fit-margin", 0, "-ngl", 2)
+    assert "-c 300 -ngl 2: CUDA0" in err
+    _, err = dry_run(capsys, *common, "--fit", "off", "-ot", "exps=CPU")
+    assert err == ""
+    for more in (["-ot", "exps=CPU"], ["-cmoe"], ["-ncmoe", "1"], ["--fit-margin", "-1"]):
+        assert main(["run", "--dry-run", *map(str, common), "--fit", *more]) == 2
+        assert capsys.readouterr().err.startswith("error: --fit")
+    # the margin is all of the memory
+    assert main(["run", "--dry-run", *map(str, common), "--fit"]) == 1
+    assert "beside the margin of 1024 MiB" in capsys.readouterr().err
+    assert main(["bench", "-m", str(tiny_moe), "--fit", "-ncmoe", "1"]) == 2
+    assert "--fit decides what goes where" in capsys.readouterr().err
+
+
+def test_the_command_without_a_gpu(tiny_moe, monkeypatch, capsys):
+    found = {"usable": False, "reason": "no driver", "reason_code": "no-driver", "devices": []}
+    monkeypatch.setattr(ikq.cuda, "status", lambda: found)
+    arguments = ["run", "--dry-run", "-m", str(tiny_moe), "-c", "64", "--fit"]
+    assert main(arguments) == 1
+    words = "--fit: no GPU is usable: no driver; --fallback-cpu runs all layers on the CPU"
+    assert capsys.readouterr().err == f"error: {words}\n"
+    assert main([*arguments, "--fallback-cpu"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "note: --fit: no GPU is usable: no driver; all layers run on the CPU\n"
+    assert "CUDA" not in out
+    assert main(["explain", str(tiny_moe), "-c", "64", "--json", "--fit", "--fallback-cpu"]) == 0
+    assert {p["device"] for p in json.loads(capsys.readouterr().out)["placement"]} == {"CPU"}
+    with pytest.raises(SystemExit):
+        main(["run", "-m", str(tiny_moe), "--fit", "perhaps"])
+    assert "expected on or off" in capsys.readouterr().err
