@@ -20,6 +20,8 @@ from ikq.evaluate import base_writer, cut, measure_perplexity, text_tokens
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # workers are not put behind all other programs of a machine that is busy
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 # Ray names it so
+# nodes may be slow to start on a busy machine
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # Ray names it so
 # the loopback stays the loopback
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 

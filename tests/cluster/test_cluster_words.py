@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ from ikq.cluster import chunks, divergence_on_cluster, evaluating, quantizing, w
 from ikq.cluster.connect import check_address
 from ikq.cluster.files import tokenizer_of
 from ikq.cluster.job import Batch, Failure, Job, travelling
+from ikq.cluster.output import rays_words_on_stderr
 from ikq.cluster.paths import PathRule, mapped, parse_path_rule
 
 
@@ -232,6 +235,22 @@ def test_tokenizers_heed_what_overrides_metadata() -> None:
             found = tokenizer_of(TINY, overrides)
             assert found.add_bos is model.tokenizer.add_bos is value
             assert found.bos == model.tokenizer.bos == 7
+
+
+def test_words_of_ray_are_not_in_the_output(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its threads print what they have to say about nodes that die on standard output."""
+    before = sys.stdout
+    with rays_words_on_stderr():
+        for name in ("ray_listen_error_messages", "worker-1"):
+            thread = threading.Thread(target=print, args=(name,), name=name)
+            thread.start()
+            thread.join()
+        sys.stdout.write("figures\n")
+        assert sys.stdout.isatty() is before.isatty()
+    assert sys.stdout is before
+    found = capsys.readouterr()
+    assert found.out == "worker-1\nfigures\n"
+    assert found.err == "ray_listen_error_messages\n"
 
 
 def test_work_of_another_plan_is_not_taken(tmp_path: Path) -> None:

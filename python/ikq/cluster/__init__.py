@@ -4,7 +4,8 @@ The driver, which is the command that was called, makes the plan, hands out smal
 what comes back, with the journal that it has on one machine. Nodes open the source by its path and make the
 plan anew.
 
-- `connect`: Ray, and which addresses are taken; `paths`: where files lie on each node.
+- `connect`: Ray, and which addresses are taken; `output`: where Ray's own words go; `paths`: where files
+  lie on each node.
 - `job`, `worker`: what a node is told, and what it does; `dispatch`: who gets which units; `rates`: how fast
   nodes are; `quantizing`: all of it together.
 - `files`, `chunks`: chunks of a text, which a model on every node runs; `collecting`, `sums`: importance
