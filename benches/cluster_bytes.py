@@ -31,7 +31,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 # workers are not put behind the driver, and nodes may be slow to start on a busy machine
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 # Ray names it so
-os.environ["RAY_raylet_start_wait_time_s"] = "300"  # noqa: SIM112
+os.environ["RAY_raylet_start_wait_time_s"] = "1800"  # noqa: SIM112
 NODE = {"num_cpus": 1, "object_store_memory": 200 << 20, "node_ip_address": "127.0.0.1"}
 IKQ = [sys.executable, "-m", "ikq"]
 # bytes of the journal's header, and of a unit's place behind it
@@ -112,7 +112,8 @@ def disturbed(name: str, n_nodes: int, source: Path, out: Path, type_name: str, 
     with cluster_of(n_nodes) as (address, kill_node):
         command = [*IKQ, "quantize", "--cluster", address, *more, str(source), str(out), type_name, "1"]
         start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        # what Ray says about the node
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         at_node, n = until(1 / 3, out, process)
         kill_node()
         at_driver, _ = until(2 / 3, out, process)
