@@ -31,7 +31,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 # workers are not put behind the driver, and nodes may be slow to start on a busy machine
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 # Ray names it so
-os.environ["RAY_raylet_start_wait_time_s"] = "1800"  # noqa: SIM112
+os.environ["RAY_raylet_start_wait_time_s"] = "300"  # noqa: SIM112
 NODE = {"num_cpus": 1, "object_store_memory": 200 << 20, "node_ip_address": "127.0.0.1"}
 IKQ = [sys.executable, "-m", "ikq"]
 # bytes of the journal's header, and of a unit's place behind it
@@ -42,13 +42,11 @@ class Run(NamedTuple):
     """What a command, or two of them, came to.
 
     Attributes:
-        name: What was done.
         seconds: Of all commands together.
         killed: Units that were done when the node and the driver were killed, and all units.
         digest: SHA-256 of the output.
     """
 
-    name: str
     seconds: float
     killed: str
     digest: str
@@ -84,13 +82,13 @@ def until(share: float, out: Path, process: subprocess.Popen[bytes]) -> tuple[in
         time.sleep(0.1)
 
 
-def alone(name: str, source: Path, out: Path, type_name: str) -> Run:
+def alone(source: Path, out: Path, type_name: str) -> Run:
     """One machine, two threads."""
     start = time.perf_counter()
     subprocess.run(
         [*IKQ, "quantize", str(source), str(out), type_name, "2"], check=True, stdout=subprocess.DEVNULL
     )
-    return Run(name, time.perf_counter() - start, "", sha256(out))
+    return Run(time.perf_counter() - start, "", sha256(out))
 
 
 @contextmanager
@@ -107,7 +105,7 @@ def cluster_of(n_nodes: int) -> Iterator[tuple[str, Callable[[], None]]]:
         cluster.shutdown()
 
 
-def disturbed(name: str, n_nodes: int, source: Path, out: Path, type_name: str, *more: str) -> Run:
+def disturbed(n_nodes: int, source: Path, out: Path, type_name: str, more: list[str]) -> Run:
     """A run whose node and then driver are killed, and the same command once more."""
     with cluster_of(n_nodes) as (address, kill_node):
         command = [*IKQ, "quantize", "--cluster", address, *more, str(source), str(out), type_name, "1"]
@@ -125,7 +123,7 @@ def disturbed(name: str, n_nodes: int, source: Path, out: Path, type_name: str, 
         seconds = time.perf_counter() - start
         if "going on: " not in done.stdout:
             raise SystemExit(f"the second command began anew:\n{done.stdout}")
-    return Run(name, seconds, f"{at_node}, {at_driver} of {n}", sha256(out))
+    return Run(seconds, f"{at_node}, {at_driver} of {n}", sha256(out))
 
 
 def main() -> int:
@@ -143,37 +141,28 @@ def main() -> int:
         folder = convert_speed.checkpoint(args.folder / "checkpoint", args.gigabytes * 1e9 * 16 / args.bits)
         file, out = args.folder / "source.gguf", args.folder / "out.gguf"
         subprocess.run([*IKQ, "convert", str(folder), str(file)], check=True, stdout=subprocess.DEVNULL)
-        wrong, size = 0, 0
-        table = []
-        for kind, source in (("checkpoint", folder), ("GGUF", file)):
-            runs: list[Callable[[], Run]] = [
-                lambda kind=kind, source=source: alone(f"{kind}, one machine", source, out, args.type),
-                lambda kind=kind, source=source: disturbed(
-                    f"{kind}, 2 nodes, one killed, then the driver", 2, source, out, args.type
-                ),
-                lambda kind=kind, source=source: disturbed(
-                    f"{kind}, 3 nodes, one killed, then the driver", 3, source, out, args.type
-                ),
-            ]
-            if kind == "GGUF":
-                runs.append(
-                    lambda: disturbed(
-                        "GGUF, the same with `--shared-output`", 3, file, out, args.type, "--shared-output"
-                    )
-                )
-            expected = ""
-            for make in runs:
-                found = make()
-                size = out.stat().st_size
-                out.unlink()
-                expected = expected or found.digest
-                equal = "" if not found.killed else "yes" if found.digest == expected else "**no**"
-                wrong += equal == "**no**"
-                row = (
-                    f"| {found.name} | {found.seconds:.0f} | {found.killed} | {found.digest[:16]} | {equal} |"
-                )
-                print(row, file=sys.stderr, flush=True)
-                table.append(row)
+        digests: dict[str, str] = {}
+        wrong, size, table = 0, 0, []
+
+        def row(kind: str, name: str, found: Run) -> None:
+            nonlocal wrong, size
+            size = out.stat().st_size
+            out.unlink()
+            expected = digests.setdefault(kind, found.digest)
+            equal = "" if not found.killed else "yes" if found.digest == expected else "**no**"
+            wrong += equal == "**no**"
+            cells = (f"{kind}, {name}", f"{found.seconds:.0f}", found.killed, found.digest[:16], equal)
+            table.append(f"| {' | '.join(cells)} |")
+            print(table[-1], file=sys.stderr, flush=True)
+
+        for kind, source, clusters in (
+            ("checkpoint", folder, [(2, []), (3, [])]),
+            ("GGUF", file, [(3, ["--shared-output"])]),
+        ):
+            row(kind, "one machine", alone(source, out, args.type))
+            for n_nodes, more in clusters:
+                name = " ".join([f"{n_nodes} nodes, one killed, then the driver", *more])
+                row(kind, name, disturbed(n_nodes, source, out, args.type, more))
     finally:
         shutil.rmtree(args.folder)
     print(f"{size / 1e9:.2f} GB of {args.type}\n")
