@@ -14,11 +14,14 @@ import pytest
 from partial_outputs import noted
 
 import ikq
+from ikq.evaluate import base_writer, cut, measure_perplexity, text_tokens
 
 # neither tests nor nodes tell anyone that they were here
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # workers are not put behind all other programs of a machine that is busy
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 # Ray names it so
+# nodes may be slow to start on a busy machine
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # Ray names it so
 # the loopback stays the loopback
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
@@ -109,3 +112,27 @@ def imatrix_words(out: Path, *more: object) -> list[str]:
     text.write_text(TEXT)
     given = ("-m", TINY, "-f", text, "-o", out, "-c", 64, "--chunks", 12, "-lsim", "-t", 1)
     return ["imatrix", *map(str, (*given, *more))]
+
+
+def quality_words(folder: Path, base: str, n: int = 5) -> list[str]:
+    """A command that measures quality in windows of `TEXT`, with one thread.
+
+    Args:
+        folder: For the files that it needs.
+        base: `text` for a perplexity; `file` or `model`: a divergence from such a base.
+        n: Windows.
+    """
+    text, model, file = folder / "text.txt", folder / "m.gguf", folder / "b.kld"
+    text.write_text(TEXT)
+    read = ["-f", str(text), "-c", "64", "--chunks", str(n), "-t", "1"]
+    if base == "text":
+        return ["perplexity", "-m", str(TINY), *read]
+    ikq.quantize_file(TINY, model, "Q4_K")
+    if base == "model":
+        return ["kld", "-m", str(model), "--base-model", str(TINY), *read]
+    with ikq.Model.load(TINY, n_ctx=64) as original:
+        windows = cut(text_tokens(original.tokenizer, TEXT), n_ctx=64, chunks=n)
+        with base_writer(file, windows, original.spec.n_vocab) as sink:
+            for _ in measure_perplexity(original, windows, sink):
+                pass
+    return ["kld", "-m", str(model), "--kl-divergence-base", str(file), "-t", "1"]

@@ -21,6 +21,7 @@ from cluster_nodes import (
     imatrix_words,
     n_noted,
     only_in_full,
+    quality_words,
     quantize_words,
     sha256,
     slow,
@@ -129,3 +130,22 @@ def test_an_imatrix_whose_node_and_driver_die(cluster: Any, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     assert "going on after chunk" in done.stderr
     assert out.read_bytes() == alone.read_bytes()
+
+
+@pytest.mark.parametrize("base", ["text", "file"])
+def test_quality_is_measured_while_a_node_dies(cluster: Any, tmp_path: Path, base: str) -> None:
+    # enough of them to be in the middle of
+    words = quality_words(tmp_path, base, 80)
+    alone = run(words)
+    assert alone.returncode == 0, alone.stderr
+    doomed, log = add_node(cluster, "c"), tmp_path / "log"
+    with log.open("w") as stdout:
+        process = begun([*words, "--cluster", cluster.address], stdout)
+        until(lambda: "[3]" in log.read_text() or "\n   3" in log.read_text(), process)
+        cluster.remove_node(doomed, allow_graceful=False)
+        _, says = process.communicate(timeout=240)
+    assert process.returncode == 0, says
+    # Ray's words about the node are not among the figures
+    assert log.read_text() == alone.stdout
+    # it had been at work
+    assert ", c " in says

@@ -23,6 +23,7 @@ from cluster_nodes import (
     ignores_warnings,
     imatrix_words,
     n_noted,
+    quality_words,
     quantize_words,
     sha256,
     slow,
@@ -99,6 +100,33 @@ def test_an_imatrix_has_the_bytes_of_one_machine(
     # both have some from the start on
     assert "chunks by node: a " in found.err
     assert ", b " in found.err
+
+
+@pytest.mark.parametrize("base", ["text", "file", "model"])
+def test_figures_have_the_digits_of_one_machine(
+    attached: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], base: str
+) -> None:
+    """Perplexity of a text, and divergence from a base file and from a model; JSON has every digit."""
+    words = [*quality_words(tmp_path, base), *(() if base == "model" else ("--json",))]
+    assert main(words) == 0
+    expected = capsys.readouterr().out
+    assert main([*words, "--cluster", attached.address]) == 0
+    found = capsys.readouterr()
+    assert found.out == expected
+    # both have some from the start on
+    assert "chunks by node: a " in found.err
+    assert ", b " in found.err
+
+
+def test_a_node_without_the_base_file_is_named(
+    attached: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = quality_words(tmp_path, "file")
+    more = ("--cluster", attached.address, "--path-map", f"b:{tmp_path / 'b.kld'}=/nowhere/b.kld")
+    assert main([*words, *more]) == 1
+    says = capsys.readouterr().err
+    assert "/nowhere/b.kld" in says
+    assert "on node b" in says
 
 
 def test_a_node_dies(

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from cluster_nodes import TINY, quality_words
 
 import ikq
 from ikq import _ikq
 from ikq.__main__ import main
-from ikq.cluster import quantizing, worker
+from ikq.cluster import chunks, divergence_on_cluster, evaluating, quantizing, worker
 from ikq.cluster.connect import check_address
+from ikq.cluster.files import tokenizer_of
 from ikq.cluster.job import Batch, Failure, Job, travelling
+from ikq.cluster.output import rays_words_on_stderr
 from ikq.cluster.paths import PathRule, mapped, parse_path_rule
-
-TINY = Path(__file__).parents[1] / "data" / "tiny-moe-bf16.gguf"
 
 
 @pytest.mark.parametrize("address", ["", "auto", "10.0.0.1", ":6379", "host:port", "ray://10.0.0.1:10001"])
@@ -185,6 +188,71 @@ def test_a_node_that_died_just_now_is_left_out() -> None:
         quantizing._look(FakeRay(is_known=True), job, notes.append)
 
 
+@pytest.mark.parametrize("wrong", ["m.gguf", "b.kld"])
+def test_a_node_with_another_model_or_base_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, wrong: str
+) -> None:
+    """Files of the same size of which one byte differs; copies are as good."""
+    monkeypatch.setattr(chunks, "node_names", lambda: ["b", "10.0.0.2"])
+    words = quality_words(tmp_path, "file")
+    model, base = words[2], words[4]
+    there = tmp_path / "there"
+    there.mkdir()
+    for name in ("m.gguf", "b.kld"):
+        shutil.copy(tmp_path / name, there / name)
+    openers: list[chunks.Opener] = []
+
+    def kept(opener: chunks.Opener, first: int, n: int, address: str, **_: object) -> Iterator[object]:
+        openers.append(opener)
+        return iter(())
+
+    monkeypatch.setattr(evaluating, "chunk_values", kept)
+    rules = [PathRule("10.0.0.2", str(tmp_path), str(there))]
+    assert list(divergence_on_cluster(model, base, "local", path_map=rules)) == []
+    assert chunks.Runner(openers[0]).run(0).failure is None
+    with (there / wrong).open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)[0]
+        file.seek(-1, 2)
+        file.write(bytes([last ^ 1]))
+    failure = chunks.Runner(openers[0]).run(0).failure
+    assert failure is not None
+    with pytest.raises(ikq.RefusedError, match=f"node b: {there / wrong} is not what the driver has"):
+        raise failure.exception()
+
+
+def test_no_window_is_nothing_to_measure(tmp_path: Path) -> None:
+    words = quality_words(tmp_path, "file")
+    with pytest.raises(ikq.RefusedError, match="0 windows"):
+        next(divergence_on_cluster(words[2], words[4], "local", chunks=0))
+
+
+def test_tokenizers_heed_what_overrides_metadata() -> None:
+    """As those of loaded models do; else a cluster would cut a text otherwise than one machine."""
+    for value in (True, False):
+        overrides = {"tokenizer.ggml.add_bos_token": value, "tokenizer.ggml.bos_token_id": 7}
+        with ikq.Model.load(TINY, n_ctx=64, override_kv=overrides) as model:
+            found = tokenizer_of(TINY, overrides)
+            assert found.add_bos is model.tokenizer.add_bos is value
+            assert found.bos == model.tokenizer.bos == 7
+
+
+def test_words_of_ray_are_not_in_the_output(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its threads print what they have to say about nodes that die on standard output."""
+    before = sys.stdout
+    with rays_words_on_stderr():
+        for name in ("ray_listen_error_messages", "worker-1"):
+            thread = threading.Thread(target=print, args=(name,), name=name)
+            thread.start()
+            thread.join()
+        sys.stdout.write("figures\n")
+        assert sys.stdout.isatty() is before.isatty()
+    assert sys.stdout is before
+    found = capsys.readouterr()
+    assert found.out == "worker-1\nfigures\n"
+    assert found.err == "ray_listen_error_messages\n"
+
+
 def test_work_of_another_plan_is_not_taken(tmp_path: Path) -> None:
     """A run whose outside sends what others made of another type, damaged bytes, and then the right ones."""
     plan = ikq.plan_quantization(TINY, tmp_path / "o.gguf", "Q4_K")
@@ -229,5 +297,28 @@ def test_work_of_another_plan_is_not_taken(tmp_path: Path) -> None:
 )
 def test_refusals(words: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["quantize", *words, "m.gguf", str(tmp_path / "o.gguf"), "Q8_0"]) == 2
+    assert says in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["perplexity", "-f", "t.txt", "--cluster", "auto"], "HOST:PORT"),
+        (["perplexity", "-f", "t.txt", "--path-map", "/a=/b"], "is for --cluster"),
+        (["perplexity", "-f", "t.txt", "--cluster", "local", "--kl-divergence-base", "b"], "one machine"),
+        (["kld", "--write", "-f", "t.txt", "--cluster", "local", "--kl-divergence-base", "b"], "one machine"),
+        (["kld", "--cluster", "auto", "--kl-divergence-base", "b"], "HOST:PORT"),
+    ],
+)
+def test_refusals_where_quality_is_measured(
+    words: list[str],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*words, "-m", str(TINY)]) == 2
     assert says in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

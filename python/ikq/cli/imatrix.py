@@ -245,7 +245,7 @@ def _collect(args: argparse.Namespace) -> int:
         # nodes of a cluster have models of their own
         model = stack.enter_context(load()) if args.cluster is None else None
         windows = windows_of(
-            _tokenizer(args.model) if model is None else model.tokenizer,
+            imatrix_cluster.tokenizer(args) if model is None else model.tokenizer,
             text,
             n_ctx=args.ctx_size,
             skip=args.chunk,
@@ -258,9 +258,10 @@ def _collect(args: argparse.Namespace) -> int:
             windows = replace(windows, n=min(windows.n, args.chunks))
         parts = CovarianceParts.of(args, windows, identity)
         with ExitStack() as collecting:
+            collector: ikq.ActivationCollector
             if model is None:
-                collector = imatrix_cluster.collector_of(args)
-                steps = imatrix_cluster.steps_of(args, windows, options, collector)
+                collector = sums = imatrix_cluster.collector_of(args)
+                steps = imatrix_cluster.steps_of(args, windows, options, sums)
             else:
                 collector = collecting.enter_context(
                     model.collect_activations(
@@ -322,11 +323,6 @@ def _check_target(name: str | None) -> None:
         raise ikq.RefusedError(f"{name}: there is no folder {path.resolve().parent}")
     if not os.access(path.resolve().parent, os.W_OK):
         raise ikq.RefusedError(f"{name}: the folder {path.resolve().parent} cannot be written to")
-
-
-def _tokenizer(model: str) -> ikq.Tokenizer:
-    with ikq.GGUFReader(model) as reader:
-        return ikq.Tokenizer.from_reader(reader)
 
 
 def _files(model: str) -> list[Path]:
@@ -436,6 +432,8 @@ class _Job:
         print()
 
     def _took(self, done: ChunksDone) -> None:
+        if done.take is not None:
+            done.take()
         self.n_done, self.losses, self.perplexity = done.n_chunks, done.losses, done.perplexity
 
     def _save(self) -> None:

@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 import ikq
 from ikq.cli.notes import note_on_stderr
+from ikq.cluster.files import tokenizer_of
+from ikq.cluster.sums import NodeSums
 from ikq.evaluate import Windows
-from ikq.statistics.activations import ActivationCollector
 from ikq.statistics.calibrate import ChunksDone
 
-__all__ = ["check", "collector_of", "steps_of"]
+__all__ = ["check", "collector_of", "steps_of", "tokenizer"]
 
 
 def check(args: argparse.Namespace) -> None:
@@ -28,22 +29,26 @@ def check(args: argparse.Namespace) -> None:
         raise ikq.RefusedError("--covariance works on one machine; leave --cluster out")
 
 
-def collector_of(args: argparse.Namespace) -> ActivationCollector:
+def tokenizer(args: argparse.Namespace) -> ikq.Tokenizer:
+    """The tokenizer of the model, which is not loaded here."""
+    return tokenizer_of(args.model, dict(args.override_kv))
+
+
+def collector_of(args: argparse.Namespace) -> NodeSums:
     """What takes the statistics here; no model runs here."""
-    return ActivationCollector(**_wishes(args))
+    return NodeSums(**_wishes(args))
 
 
 def steps_of(
-    args: argparse.Namespace, windows: Windows, load: dict[str, Any], collector: ActivationCollector
+    args: argparse.Namespace, windows: Windows, load: dict[str, Any], collector: NodeSums
 ) -> Callable[..., Iterator[ChunksDone]]:
     """What runs the chunks: as `run_chunks`, of `first`, `losses` and `perplexity`."""
-    from ikq.cluster.collecting import Text, collect_on_cluster, model_identity
-    from ikq.cluster.paths import whole
+    from ikq.cluster.collecting import Collecting, collect_on_cluster
+    from ikq.cluster.files import NodeFile
 
     def steps(*, first: int, losses: NDArray[np.float64], perplexity: bool) -> Iterator[ChunksDone]:
-        text = Text(
-            model=whole(args.model),
-            identity=model_identity(args.model),
+        job = Collecting(
+            model=NodeFile.model(args.model),
             load=load,
             collect=_wishes(args),
             windows=windows,
@@ -51,7 +56,7 @@ def steps_of(
             rules=tuple(args.path_map),
         )
         return collect_on_cluster(
-            text,
+            job,
             collector,
             args.cluster,
             first=first,

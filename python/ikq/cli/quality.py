@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import ikq
+from ikq.cli import cluster_options, quality_cluster
 from ikq.cli.kld_report import facts, head, row, statistics
 from ikq.cli.model_options import add_ignored, add_loading, fitted, load_options, print_ignored
 from ikq.cli.notes import note_on_stderr
 from ikq.evaluate import (
     Base,
+    Divergence,
     ModelBase,
+    Perplexity,
     Sink,
     Windows,
     base_writer,
@@ -52,6 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="a JSON object at the end, nothing else")
     parser.add_argument("--no-escape", action="store_true", help=argparse.SUPPRESS)
+    cluster_options.add_options(parser)
     add_loading(parser)
     parser.set_defaults(ctx_size=512, ppl_stride=0)
     add_ignored(parser)
@@ -61,19 +65,28 @@ def measure(args: argparse.Namespace) -> int:
     """Perplexity of the model; writes the base file if one is named."""
     if args.compact is not None and not args.kl_divergence_base:
         raise ikq.RefusedError("--compact is a form of base files: name one with --kl-divergence-base FILE")
+    cluster_options.check(args)
+    quality_cluster.check_writing(args)
     text = read_text(args.file)
     options = load_options(args)
     print_ignored(args)
     stride = args.ppl_stride
-    with _model(args.model, options, max(4, args.ctx_size) + max(0, stride) // 2) as model:
-        windows = _windows(model, text, args, stride)
-        running = []
-        with ExitStack() as stack:
+    running = []
+    with ExitStack() as stack:
+        results: Iterator[Perplexity]
+        if args.cluster is None:
+            n_ctx = max(4, args.ctx_size) + max(0, stride) // 2
+            model = stack.enter_context(_model(args.model, options, n_ctx))
+            windows = _windows(model.tokenizer, text, args, stride)
             sink = _sink(stack, args, windows, model.spec.n_vocab)
-            for found in _timed(measure_perplexity(model, windows, sink), windows.n):
-                running.append(found.value)
-                if not args.json:
-                    print(f"[{found.n_windows}]{found.value:.4f},", end="", flush=True)
+            results = _timed(measure_perplexity(model, windows, sink), windows.n)
+        else:
+            windows = _windows(quality_cluster.tokenizer(args, args.model), text, args, stride)
+            results = quality_cluster.perplexities(args, options, windows)
+        for found in results:
+            running.append(found.value)
+            if not args.json:
+                print(f"[{found.n_windows}]{found.value:.4f},", end="", flush=True)
     if args.json:
         plain = found._asdict() | {
             "model": args.model, "n_ctx": windows.n_ctx, "stride": stride, "running": running
@@ -89,6 +102,7 @@ def measure(args: argparse.Namespace) -> int:
 
 def compare(args: argparse.Namespace, base_model: str | None = None) -> int:
     """Distance of the model from a base file or another model."""
+    cluster_options.check(args)
     options = load_options(args)
     print_ignored(args)
     if base_model is not None and options["fit"]:
@@ -97,16 +111,7 @@ def compare(args: argparse.Namespace, base_model: str | None = None) -> int:
             "with them"
         )
     with ExitStack() as stack:
-        if base_model is None:
-            n_ctx = open_base(args.kl_divergence_base).windows.n_ctx
-            model = stack.enter_context(_model(args.model, options, n_ctx))
-            base = open_base(args.kl_divergence_base, _bos(model))
-        else:
-            text, n_ctx = read_text(args.file), max(4, args.ctx_size)
-            model = stack.enter_context(_model(args.model, options, n_ctx))
-            other = stack.enter_context(_model(base_model, options, n_ctx))
-            base = ModelBase(other, _windows(other, text, args))
-        for found in _timed(measure_divergence(model, base, args.chunks), _n_windows(base, args.chunks)):
+        for found in _divergences(stack, args, options, base_model):
             if args.json:
                 continue
             if found.n_windows == 1:
@@ -117,6 +122,31 @@ def compare(args: argparse.Namespace, base_model: str | None = None) -> int:
         return 0
     print("\n" + "\n".join(statistics(found)))
     return 0
+
+
+def _divergences(
+    stack: ExitStack, args: argparse.Namespace, options: dict[str, Any], base_model: str | None
+) -> Iterator[Divergence]:
+    """What models make that are loaded here, or on the nodes of a cluster."""
+    if args.chunks == 0:
+        raise ikq.RefusedError("0 windows: nothing to measure")
+    if args.cluster is not None:
+        windows = None
+        if base_model is not None:
+            windows = _windows(quality_cluster.tokenizer(args, base_model), read_text(args.file), args)
+        return quality_cluster.divergences(args, options, base_model or args.kl_divergence_base, windows)
+    base: Base
+    if base_model is None:
+        n_ctx = open_base(args.kl_divergence_base).windows.n_ctx
+        model = stack.enter_context(_model(args.model, options, n_ctx))
+        base = open_base(args.kl_divergence_base, _bos(model))
+    else:
+        text, n_ctx = read_text(args.file), max(4, args.ctx_size)
+        model = stack.enter_context(_model(args.model, options, n_ctx))
+        other = stack.enter_context(_model(base_model, options, n_ctx))
+        base = ModelBase(other, _windows(other.tokenizer, text, args))
+    n = base.windows.n if args.chunks < 0 else min(args.chunks, base.windows.n)
+    return _timed(measure_divergence(model, base, args.chunks), n)
 
 
 def _model(path: str, options: dict[str, Any], n_ctx: int) -> ikq.Model:
@@ -143,15 +173,10 @@ def _bos(model: ikq.Model) -> int | None:
         return None
 
 
-def _windows(model: ikq.Model, text: str, args: argparse.Namespace, stride: int = 0) -> Windows:
-    tokens = text_tokens(model.tokenizer, text)
-    return cut(tokens, n_ctx=args.ctx_size, chunks=args.chunks, stride=stride, bos=_bos(model))
-
-
-def _n_windows(base: Base, chunks: int) -> int:
-    if chunks == 0:
-        raise ikq.RefusedError("0 windows: nothing to measure")
-    return base.windows.n if chunks < 0 else min(chunks, base.windows.n)
+def _windows(tokenizer: ikq.Tokenizer, text: str, args: argparse.Namespace, stride: int = 0) -> Windows:
+    bos = tokenizer.bos if tokenizer.add_bos else None
+    tokens = text_tokens(tokenizer, text)
+    return cut(tokens, n_ctx=args.ctx_size, chunks=args.chunks, stride=stride, bos=bos)
 
 
 def _sink(stack: ExitStack, args: argparse.Namespace, windows: Windows, n_vocab: int) -> Sink | None:

@@ -1,16 +1,22 @@
-"""Chunks of a text that nodes run, with results in order: `chunk_results`."""
+"""Chunks of a text that nodes run, with results in order: `chunk_values`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ikq.cluster.connect import connected
 from ikq.cluster.job import Failure
+from ikq.cluster.rates import ChunkRates
+from ikq.cluster.worker import node_names
 from ikq.errors import IkqError
 
-__all__ = ["ChunkResult", "chunk_results"]
+__all__ = ["ChunkResult", "Opener", "Runner", "chunk_results", "chunk_values"]
+
+Opener = Callable[[Sequence[str]], Callable[[int], Any]]
+"""Loads what a node needs, which has these names, and gives what runs a chunk; it travels to nodes."""
 
 _WAIT = 0.5
 _LOOK_INTERVAL = 5.0
@@ -25,12 +31,34 @@ class ChunkResult:
     Attributes:
         node: Its name.
         value: The result.
+        seconds: Time that it took, without what was loaded for it.
         failure: What kept it from it.
     """
 
     node: str
     value: Any = None
+    seconds: float = 0.0
     failure: Failure | None = None
+
+
+class Runner:
+    """An actor: what a node has loaded, which runs one chunk at a time."""
+
+    def __init__(self, opener: Opener) -> None:
+        self._opener = opener
+        self._run: Callable[[int], Any] | None = None
+
+    def run(self, chunk: int) -> ChunkResult:
+        """What the node makes of a chunk; files are opened with the first one."""
+        names = node_names()
+        try:
+            if self._run is None:
+                self._run = self._opener(names)
+            start = time.perf_counter()
+            value = self._run(chunk)
+            return ChunkResult(names[0], value, time.perf_counter() - start)
+        except (IkqError, OSError, MemoryError) as e:
+            return ChunkResult(names[0], failure=Failure.of(e, names[0]))
 
 
 class _Nodes:
@@ -57,6 +85,54 @@ class _Nodes:
         for actor in self._actors.values():
             self._ray.kill(actor)
         self._actors.clear()
+
+
+def chunk_values(
+    opener: Opener,
+    first: int,
+    n: int,
+    address: str,
+    *,
+    n_tokens: int,
+    n_cpus: int | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> Iterator[Any]:
+    """Runs the chunks `first` to `n` on the nodes of a Ray cluster; yields what they make, in order.
+
+    Args:
+        opener: what runs them.
+        first: the first chunk.
+        n: the one behind the last.
+        address: `local`, or `HOST:PORT` of the head of a cluster.
+        n_tokens: of a chunk.
+        n_cpus: CPUs of a `local` cluster.
+        on_note: called with what the user should know, among it how fast nodes are.
+
+    Raises:
+        UnsupportedError: Ray is not installed.
+        RefusedError: no cluster is there, or a node has other files.
+        IkqError, OSError: as `chunk_results`.
+    """
+    rates = ChunkRates(n_tokens, on_note)
+    with connected(address, n_cpus, on_note) as ray:
+        strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
+        actor = ray.remote(Runner)
+
+        def start(node: Mapping[str, Any]) -> Any:
+            # all of the node's CPUs are its model's
+            options = {
+                "num_cpus": node["Resources"]["CPU"],
+                "scheduling_strategy": strategy(node["NodeID"], soft=False),
+            }
+            return actor.options(**options).remote(opener)
+
+        for result in chunk_results(ray, start, first, n, on_note):
+            rates.add(result.node, result.seconds)
+            rates.tell()
+            yield result.value
+    summary = rates.summary()
+    if on_note is not None and summary is not None:
+        on_note(summary)
 
 
 def chunk_results(

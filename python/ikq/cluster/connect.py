@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ikq.cluster.output import rays_words_on_stderr
 from ikq.errors import RefusedError, UnsupportedError
 
 __all__ = ["check_address", "connected", "ray_library"]
@@ -141,7 +142,8 @@ def connected(address: str, n_cpus: int | None, on_note: Callable[[str], None] |
     try:
         if own and address == "local":
             _check_loopback(ray)
-        yield ray
+        with rays_words_on_stderr():
+            yield ray
     finally:
         if own:
             ray.shutdown()

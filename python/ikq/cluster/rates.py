@@ -1,4 +1,4 @@
-"""How fast nodes are: `Rates`."""
+"""How fast nodes are: `Rates` of bytes that they make, `ChunkRates` of text that they read."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ikq.cluster.job import Batch
 
-__all__ = ["Rates"]
+__all__ = ["ChunkRates", "Rates"]
 
 _INTERVAL = 10.0
 
@@ -55,3 +55,47 @@ def _line(counts: dict[str, int], seconds: float) -> str:
         ", ".join(f"{node} {n / seconds / 2**20:.1f} MiB/s" for node, n in sorted(counts.items()))
         or "waiting"
     )
+
+
+class ChunkRates:
+    """Counts chunks of a text that nodes run and tells it from time to time.
+
+    Rates are those of a node while it runs chunks: they take so long that few end between two lines.
+
+    Args:
+        n_tokens: Of a chunk.
+        on_note: called with a line every ten seconds.
+    """
+
+    def __init__(self, n_tokens: int, on_note: Callable[[str], None] | None) -> None:
+        self._n_tokens, self._on_note = n_tokens, on_note
+        self._told = time.monotonic()
+        # number and seconds of the chunks of each node
+        self._all: dict[str, tuple[int, float]] = {}
+        self._recent: dict[str, tuple[int, float]] = {}
+
+    def add(self, node: str, seconds: float) -> None:
+        """Counts a chunk that a node has run in so many seconds."""
+        for counts in (self._all, self._recent):
+            n, total = counts.get(node, (0, 0.0))
+            counts[node] = n + 1, total + seconds
+
+    def tell(self) -> None:
+        """Tells the last seconds, if it is time for that."""
+        now = time.monotonic()
+        if self._on_note is not None and self._recent and now - self._told >= _INTERVAL:
+            rates = ", ".join(f"{node} {self._rate(*found)}" for node, found in sorted(self._recent.items()))
+            self._on_note(f"cluster: {rates}")
+            self._told, self._recent = now, {}
+
+    def summary(self) -> str | None:
+        """All of it; `None` where no chunk was run."""
+        if not self._all:
+            return None
+        shares = ", ".join(
+            f"{node} {found[0]} ({self._rate(*found)})" for node, found in sorted(self._all.items())
+        )
+        return f"cluster: chunks by node: {shares}"
+
+    def _rate(self, n: int, seconds: float) -> str:
+        return f"{n * self._n_tokens / max(seconds, 1e-9):.1f} tokens/s"

@@ -18,7 +18,19 @@ from ikq.evaluate.compact import CompactBase
 from ikq.evaluate.windows import log_softmax, scored_logits
 from ikq.inference.model import Model
 
-__all__ = ["Divergence", "Uncertain", "measure_divergence", "open_base"]
+__all__ = [
+    "Divergence",
+    "Part",
+    "Uncertain",
+    "check_vocabulary",
+    "joined",
+    "measure_divergence",
+    "open_base",
+    "window_parts",
+]
+
+Part = tuple[NDArray[np.float64], NDArray[np.int64], Compared]
+"""Of some positions: losses, most likely tokens, and what the base says."""
 
 
 class Uncertain(NamedTuple):
@@ -146,30 +158,49 @@ def measure_divergence(model: Model, base: Base, chunks: int = -1) -> Iterator[D
     Raises:
         FormatError: the vocabularies differ, or a logit is not a number.
     """
+    check_vocabulary(model, base)
+    parts: list[Part] = []
+    n = base.windows.n if chunks < 0 else min(chunks, base.windows.n)
+    for i in range(n):
+        parts += window_parts(model, base, i)
+        yield joined(parts, i + 1)
+
+
+def check_vocabulary(model: Model, base: Base) -> None:
+    """Refuses a base of another vocabulary.
+
+    Raises:
+        FormatError: as said.
+    """
     if base.n_vocab != model.spec.n_vocab:
         raise FormatError(
             f"the base has a vocabulary of {base.n_vocab} tokens, the model one of {model.spec.n_vocab}"
         )
-    parts: list[tuple[NDArray[np.float64], NDArray[np.int64], Compared]] = []
-    n = base.windows.n if chunks < 0 else min(chunks, base.windows.n)
-    for i in range(n):
-        window = base.windows[i]
-        targets = window.targets
-        for rows, logits in scored_logits(model, window):
-            log_q = log_softmax(logits)
-            loss = -np.take_along_axis(log_q, targets[rows, np.newaxis], axis=1)[:, 0].astype(np.float64)
-            if not np.isfinite(loss).all():
-                raise FormatError(f"window {i + 1}: the model's logits are not finite")
-            compared = base.compare(i, rows, log_q)
-            if not np.isfinite(compared.divergence).all():
-                raise FormatError(f"window {i + 1}: the base's log-probabilities are not finite")
-            parts.append((loss, log_q.argmax(axis=1), compared))
-        yield _joined(parts, i + 1)
 
 
-def _joined(
-    parts: list[tuple[NDArray[np.float64], NDArray[np.int64], Compared]], n_windows: int
-) -> Divergence:
+def window_parts(model: Model, base: Base, number: int) -> list[Part]:
+    """What is found at the scored positions of a window.
+
+    Raises:
+        FormatError: a logit is not a number.
+    """
+    window = base.windows[number]
+    targets = window.targets
+    parts: list[Part] = []
+    for rows, logits in scored_logits(model, window):
+        log_q = log_softmax(logits)
+        loss = -np.take_along_axis(log_q, targets[rows, np.newaxis], axis=1)[:, 0].astype(np.float64)
+        if not np.isfinite(loss).all():
+            raise FormatError(f"window {number + 1}: the model's logits are not finite")
+        compared = base.compare(number, rows, log_q)
+        if not np.isfinite(compared.divergence).all():
+            raise FormatError(f"window {number + 1}: the base's log-probabilities are not finite")
+        parts.append((loss, log_q.argmax(axis=1), compared))
+    return parts
+
+
+def joined(parts: list[Part], n_windows: int) -> Divergence:
+    """What was found in the first windows, from their parts in order."""
     found = Compared(*(np.concatenate(column) for column in zip(*(c for _, _, c in parts), strict=True)))
     loss = np.concatenate([loss for loss, _, _ in parts])
     same = np.concatenate([top for _, top, _ in parts]) == found.top

@@ -13,7 +13,7 @@ from ikq.errors import FormatError
 from ikq.evaluate.windows import Windows, log_softmax, scored_logits
 from ikq.inference.model import Model
 
-__all__ = ["Perplexity", "Sink", "estimate", "measure_perplexity"]
+__all__ = ["Perplexity", "Sink", "estimate", "measure_perplexity", "window_losses"]
 
 
 class Perplexity(NamedTuple):
@@ -52,17 +52,26 @@ def measure_perplexity(model: Model, windows: Windows, sink: Sink | None = None)
     """
     losses: list[NDArray[np.float64]] = []
     for i in range(windows.n):
-        window = windows[i]
-        targets = window.targets
-        for rows, logits in scored_logits(model, window):
-            log_p = log_softmax(logits)
-            loss = -np.take_along_axis(log_p, targets[rows, np.newaxis], axis=1)[:, 0].astype(np.float64)
-            if not np.isfinite(loss).all():
-                raise FormatError(f"window {i + 1}: the model's logits are not finite")
-            losses.append(loss)
-            if sink is not None:
-                sink.write(log_p, targets[rows])
+        losses.append(window_losses(model, windows, i, sink))
         yield estimate(np.concatenate(losses), i + 1)
+
+
+def window_losses(
+    model: Model, windows: Windows, number: int, sink: Sink | None = None
+) -> NDArray[np.float64]:
+    """Negative log-likelihoods of a window's scored tokens; otherwise as `measure_perplexity`."""
+    window = windows[number]
+    targets = window.targets
+    losses = []
+    for rows, logits in scored_logits(model, window):
+        log_p = log_softmax(logits)
+        loss = -np.take_along_axis(log_p, targets[rows, np.newaxis], axis=1)[:, 0].astype(np.float64)
+        if not np.isfinite(loss).all():
+            raise FormatError(f"window {number + 1}: the model's logits are not finite")
+        losses.append(loss)
+        if sink is not None:
+            sink.write(log_p, targets[rows])
+    return np.concatenate(losses)
 
 
 def estimate(losses: NDArray[np.float64], n_windows: int) -> Perplexity:

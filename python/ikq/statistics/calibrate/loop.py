@@ -30,11 +30,14 @@ class ChunksDone(NamedTuple):
         n_chunks: Chunks that count.
         perplexity: Of the text so far, as `ikq.evaluate` computes it; `None` if that is left out.
         losses: The negative log-likelihoods that it comes from.
+        take: Counts the chunk in the collector, where that is left to the caller: a run elsewhere that is
+            interrupted has either taken a chunk as a whole or not at all. `None`: it is counted.
     """
 
     n_chunks: int
     perplexity: Perplexity | None
     losses: NDArray[np.float64]
+    take: Callable[[], None] | None = None
 
 
 def chunks_of(
