@@ -198,6 +198,50 @@ def test_refusals(words: list[str], said: str, capsys: pytest.CaptureFixture[str
     assert len(printed.err.strip().splitlines()) == 1
 
 
+def test_no_input_is_overwritten(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model, statistics, table = (tmp_path / name for name in ("m.gguf", "i.dat", "t.csv"))
+    model.write_bytes(MODEL.read_bytes())
+    statistics.write_bytes(IMATRIX.read_bytes())
+    table.write_text("tensor,type,value\nblk.0.attn_q.weight,q8_0,0.1\n")
+    other = tmp_path / "other.gguf"
+    other.write_bytes(b"GGUF and more")
+    (tmp_path / "link.txt").symlink_to(statistics)
+    before = {p: p.read_bytes() for p in (model, statistics, table, other)}
+    words = [str(model), "--imatrix", str(statistics), "--sensitivity", str(table), "--size", "5M", *FEW]
+    for option in ("-o", "--pareto", "--write-sensitivity"):
+        for file, said in (
+            (model, "the model"),
+            (statistics, "--imatrix"),
+            (tmp_path / "link.txt", "--imatrix"),
+            (table, "--sensitivity"),
+            (other, "is a GGUF file"),
+            (tmp_path, "is a folder"),
+        ):
+            assert run_command(["recipe", *words, option, str(file)]) == 2
+            assert f"{option} {file}" in (err := capsys.readouterr().err)
+            assert said in err
+    same = str(tmp_path / "new")
+    assert run_command(["recipe", *words, "-o", same, "--pareto", same]) == 2
+    assert "the file of -o" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_a_recipe_without_a_type_says_so(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_moe: Path
+) -> None:
+    file = tmp_path / "r.txt"
+    for text, said in (
+        ("attn_v=q8_0\n", "# type: NAME"),
+        ("# type: FOO\nattn_v=q8_0\n", "`# type: FOO` is no TYPE"),
+    ):
+        file.write_text(text)
+        words = ["quantize", "--dry-run", "--recipe", str(file), str(tiny_moe), str(tmp_path / "o.gguf")]
+        assert run_command(words) == 2
+        err = capsys.readouterr().err
+        assert said in err
+        assert str(file) in err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -252,7 +296,14 @@ def test_no_statistics_is_a_refusal() -> None:
 
 @pytest.mark.parametrize(
     ("text", "n"),
-    [("240G", 240 * 10**9), ("3.5g", 3_500_000_000), ("11GiB", 11 * 2**30), ("500", 500), ("2kb", 2000)],
+    [
+        ("240G", 240 * 10**9),
+        ("3.5g", 3_500_000_000),
+        ("11GiB", 11 * 2**30),
+        ("500", 500),
+        ("2kb", 2000),
+        ("4e6", 4_000_000),
+    ],
 )
 def test_sizes(text: str, n: int) -> None:
     assert parse_bytes(text) == n

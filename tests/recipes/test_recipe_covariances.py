@@ -128,3 +128,13 @@ def test_covariances_alone(tiny_moe: Path, tmp_path: Path, capsys: pytest.Captur
     quantize = ["quantize", "--recipe", str(recipe), "--imatrix", str(statistics), "--allow-missing"]
     assert run_command([*quantize, str(tiny_moe), str(out)]) == 0
     assert out.stat().st_size == int(printed.split("size: ")[1].split()[0])
+    # the same again replaces it by itself; another imatrix of that name stays
+    own = statistics.read_bytes()
+    assert run_command([*words, *few, "-o", str(recipe)]) == 0
+    assert statistics.read_bytes() == own
+    other = (tmp_path / "m.imatrix").read_bytes()
+    statistics.write_bytes(other)
+    capsys.readouterr()
+    assert run_command([*words, *few, "-o", str(recipe)]) == 2
+    assert str(statistics) in capsys.readouterr().err
+    assert statistics.read_bytes() == other

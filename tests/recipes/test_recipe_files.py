@@ -88,7 +88,18 @@ def test_rules_for_all_layers_of_a_type_and_back() -> None:
 def test_rules_for_norms_do_not_count() -> None:
     kept = ["output_norm.weight", "blk.0.ffn_gate_inp.weight"]
     rules = ["^output_norm=f32", "ffn_gate_inp=F32", "ffn_norm=f32", "output_norm=q8_0"]
-    assert applicable_rules(rules, kept) == ["ffn_norm=f32", "output_norm=q8_0"]
+    assert applicable_rules(rules, kept, ["output.weight"]) == ["ffn_norm=f32", "output_norm=q8_0"]
+    # a rule that fits another tensor too is meant for that
+    assert applicable_rules(["blk\\.0\\.=f32"], kept, ["blk.0.attn_q.weight"]) == ["blk\\.0\\.=f32"]
+
+
+def test_rules_for_norms_and_matrices_hold_for_matrices(tmp_path: Path, tiny_moe: Path) -> None:
+    file = tmp_path / "floats.txt"
+    file.write_text("# type: Q4_K\nblk\\.0\\.=bf16\n")
+    plan = ikq.plan_quantization(tiny_moe, tmp_path / "o.gguf", "Q4_K", recipe=file)
+    types = {t.name: t.to_type for t in plan.tensors}
+    assert types["blk.0.attn_v.weight"] == types["blk.0.ffn_down_exps.weight"] == ikq.QuantType.BF16
+    assert types["blk.1.attn_q.weight"] == ikq.QuantType.Q4_K
 
 
 def test_recipes_of_others_quantize(tmp_path: Path, tiny_moe: Path) -> None:

@@ -351,7 +351,15 @@ def split_recipe_words(words: list[str], recipe: str) -> tuple[str, str | None, 
     """
     names = {f.name for f in ikq.ftypes()}
     own = recipe_type(recipe)
-    if own is not None and not any(word.upper() in names for word in words[1:]):
+    is_named = any(word.upper() in names for word in words[1:])
+    if own is None and not is_named and len(words) > 1 and words[-1].lower().endswith(".gguf"):
+        raise ikq.RefusedError(
+            f"{recipe} does not say what TYPE the file is: give TYPE behind {words[-1]}, or write a line "
+            "`# type: NAME` into the recipe"
+        )
+    if own is not None and not is_named:
+        if own.upper() not in names:
+            raise ikq.RefusedError(f"{recipe}: `# type: {own}` is no TYPE; `ikq quantize --help` lists all")
         has_threads = len(words) > 1 and words[-1].isdigit()
         at = len(words) - 1 if has_threads else len(words)
         words = [*words[:at], own, *words[at:]]

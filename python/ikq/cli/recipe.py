@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import filecmp
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import ikq
 from ikq.cli.notes import note_on_stderr
+from ikq.files.outputs import check_outputs
 from ikq.files.text_files import read_literally
 from ikq.files.whole_file import whole_file
 from ikq.recipes.budget import Use, parse_bytes
@@ -157,13 +160,20 @@ def run(args: argparse.Namespace) -> int:
     budget.check()
     # what would be missed after minutes of work
     text = _text(args) if args.probe is not None else ""
-    for option, file in (
-        ("-o", args.output),
-        ("--pareto", args.pareto),
-        ("--write-sensitivity", args.write_sensitivity),
-    ):
-        if file is not None and not (folder := Path(file).absolute().parent).is_dir():
-            raise ikq.RefusedError(f"{option} {file}: there is no folder {folder}")
+    check_outputs(
+        [
+            ("-o", args.output),
+            ("--pareto", args.pareto),
+            ("--write-sensitivity", args.write_sensitivity),
+        ],
+        [
+            ("the model", args.model),
+            ("--imatrix", args.imatrix),
+            ("--covariance", args.covariance),
+            ("--sensitivity", args.sensitivity),
+            ("-f", args.file),
+        ],
+    )
     if args.ubatch_size < 1:
         raise ikq.RefusedError(f"-ub {args.ubatch_size}: expected 1 or more")
     covariances = None if args.covariance is None else ikq.Covariances(args.covariance)
@@ -213,7 +223,15 @@ def _statistics(args: argparse.Namespace, covariances: ikq.Covariances) -> str:
             "imatrix to quantize with"
         )
     path = Path(args.output).with_suffix(".imatrix.gguf")
-    write_diagonal(covariances, path)
+    with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".ikq-recipe-") as folder:
+        new = Path(folder) / path.name
+        write_diagonal(covariances, new)
+        if path.exists() and not filecmp.cmp(new, path, shallow=False):
+            raise ikq.RefusedError(
+                f"{path} exists and is not the diagonal of {args.covariance}, which would be written there; "
+                "give it as --imatrix, or another -o"
+            )
+        new.replace(path)
     return str(path)
 
 

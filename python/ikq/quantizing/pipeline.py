@@ -428,13 +428,14 @@ def _paths(given: PathLike | Sequence[PathLike] | None) -> list[str]:
 
 def _recipe_rules(path: PathLike, model: _ikq.Model) -> list[str]:
     """Rules of a recipe, without those for tensors that are floats and never quantized."""
-    kept = [
-        name
-        for name, dims, type_id, _ in model.tensors()
-        if type_id == QuantType.F32
-        and (sum(n > 1 for n in dims) < 2 or "ffn_gate_inp" in name or not name.endswith("weight"))
-    ]
-    return applicable_rules(read_recipe(path), kept)
+    kept: list[str] = []
+    others: list[str] = []
+    for name, dims, type_id, _ in model.tensors():
+        is_kept = type_id == QuantType.F32 and (
+            sum(n > 1 for n in dims) < 2 or "ffn_gate_inp" in name or not name.endswith("weight")
+        )
+        (kept if is_kept else others).append(name)
+    return applicable_rules(read_recipe(path), kept, others)
 
 
 def _ftype_name(type: str | QuantType) -> str:

@@ -28,12 +28,14 @@ RAM, VRAM = 0, 1
 
 
 def parse_bytes(text: str | int) -> int:
-    """Bytes of `240G`, `3.5G`, `11GiB` or a number; units without `i` are powers of 1000.
+    """Bytes of `240G`, `3.5G`, `11GiB`, or of a number such as `4000000` or `4e6`.
+
+    Units without `i` are powers of 1000.
 
     Raises:
         ValueError: Not a positive size.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", str(text), re.IGNORECASE)
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?(?:e\+?\d{1,2})?)\s*([KMGT]?)(i?)B?\s*", str(text), re.IGNORECASE)
     if match:
         unit = 1024 if match[3] else 1000
         n = int(float(match[1]) * unit ** " KMGT".index(match[2].upper() or " "))

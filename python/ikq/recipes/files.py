@@ -7,13 +7,14 @@ A recipe file has a rule `regex=type` per line (or several, with commas), blank 
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 from ikq.arrays.quant_types import QuantType, as_type
 from ikq.errors import FormatError, RefusedError
 from ikq.files.text_files import read_lines
+from ikq.files.whole_file import whole_file
 from ikq.quantizing.options import PathLike
 
 __all__ = [
@@ -72,22 +73,24 @@ def recipe_type(path: PathLike) -> str | None:
     return None
 
 
-def applicable_rules(rules: Sequence[str], kept: Iterable[str]) -> list[str]:
-    """Leaves out rules that ask of tensors that are never quantized (norms, routers) what they are anyway.
+def applicable_rules(rules: Sequence[str], kept: Iterable[str], others: Iterable[str]) -> list[str]:
+    """Leaves out rules that only ask of norms and routers to be the floats that they are anyway.
 
     Recipes of other programs name all tensors, these as f32; to the quantizer such a rule fits nothing.
 
     Args:
         rules: `regex=type`.
         kept: Names of tensors that are never quantized.
+        others: Names of all other tensors: a rule that fits one of them stays.
     """
-    names = list(kept)
+    names, quantized = list(kept), list(others)
     out = []
     for rule in rules:
         pattern, _, word = rule.rpartition("=")
         if word.upper() in _FLOATS:
             try:
-                if any(re.search(pattern, name) for name in names):
+                found = re.compile(pattern).search
+                if any(map(found, names)) and not any(map(found, quantized)):
                     continue
             except re.error:
                 pass
@@ -97,10 +100,12 @@ def applicable_rules(rules: Sequence[str], kept: Iterable[str]) -> list[str]:
 
 def write_sensitivities(path: PathLike, table: Mapping[tuple[str, str], float]) -> None:
     """Writes a table as CSV: tensor, type, KL divergence that the type costs there."""
-    with Path(path).open("w", newline="", encoding="utf-8") as f:
-        out = csv.writer(f)
-        out.writerow(["tensor", "type", "value"])
-        out.writerows([*key, f"{value:.9g}"] for key, value in table.items())
+    text = io.StringIO(newline="")
+    out = csv.writer(text)
+    out.writerow(["tensor", "type", "value"])
+    out.writerows([*key, f"{value:.9g}"] for key, value in table.items())
+    with whole_file(path) as f:
+        f.write(text.getvalue().encode())
 
 
 def read_sensitivities(path: PathLike) -> dict[tuple[str, QuantType | None], float]:

@@ -19,7 +19,7 @@ def summary_lines(recipe: Recipe) -> list[str]:
         f"size: {recipe.file_bytes} bytes, {recipe.bits_per_weight:.4f} bits per weight",
         f"predicted KL divergence: {recipe.divergence:.6f} ({low:.6f} to {high:.6f}), "
         f"from {recipe.costs.origin}",
-        f"at most {_percent(recipe.choice.gap)} from the best mix, by this prediction",
+        _gap(recipe),
     ]
     if recipe.speeds is not None:
         pp, tg = recipe.speeds
@@ -33,6 +33,14 @@ def summary_lines(recipe: Recipe) -> list[str]:
         ]
         lines.append(f"memory with {recipe.n_ctx} positions: {', '.join(parts)}")
     return [*lines, *recipe.notes]
+
+
+def _gap(recipe: Recipe) -> str:
+    """How far the best mix may be. Where next to nothing is left to lose, a share of it says little."""
+    gap = recipe.choice.gap
+    if gap <= 1:
+        return f"at most {_percent(gap)} from the best mix, by this prediction"
+    return f"no mix has less than {recipe.divergence / (1 + gap):.6f}, by this prediction"
 
 
 def _percent(gap: float) -> str:
