@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import os
 import signal
 import sys
 import time
@@ -28,6 +27,7 @@ from ikq.cli.output_options import size
 from ikq.cli.quality import duration, read_text
 from ikq.evaluate import Perplexity, Windows
 from ikq.evaluate.perplexity import estimate
+from ikq.files.outputs import check_outputs
 from ikq.statistics.calibrate import (
     ChunksDone,
     coverage,
@@ -142,6 +142,7 @@ def run(args: argparse.Namespace) -> int:
             raise ikq.RefusedError(f"{option} {value}: expected 0 or more")
     cluster_options.check(args)
     imatrix_cluster.check(args)
+    _check_targets(args)
     if args.file is not None:
         if args.model is None:
             raise ikq.RefusedError("a text needs a model: give one with -m FILE.gguf")
@@ -149,7 +150,6 @@ def run(args: argparse.Namespace) -> int:
     if args.in_covariance:
         if args.covariance is None:
             raise ikq.RefusedError("where to? Give --covariance OUT to merge covariances")
-        _check_target(args.covariance)
         ikq.Covariances.merge(args.in_covariance, args.covariance)
         print(f"{args.covariance}: covariances of {len(args.in_covariance)} files")
         if not args.in_file:
@@ -228,9 +228,6 @@ def _collect(args: argparse.Namespace) -> int:
         )
     if args.in_covariance:
         raise ikq.RefusedError("--in-covariance merges files: leave out -f, and merge afterwards")
-    _check_target(args.output)
-    _check_target(args.report)
-    _check_target(args.covariance)
     state = state_path(args.output)
     wanted = _wanted(args.model)
     others = _inputs(args, wanted)
@@ -312,17 +309,17 @@ def _pass(
     state.unlink(missing_ok=True)
 
 
-def _check_target(name: str | None) -> None:
-    """Finds out before hours of work what would stop their result from being written."""
-    if name is None:
-        return
-    path = Path(name)
-    if path.is_dir():
-        raise ikq.RefusedError(f"{name} is a folder; name a file in it")
-    if not path.resolve().parent.is_dir():
-        raise ikq.RefusedError(f"{name}: there is no folder {path.resolve().parent}")
-    if not os.access(path.resolve().parent, os.W_OK):
-        raise ikq.RefusedError(f"{name}: the folder {path.resolve().parent} cannot be written to")
+def _check_targets(args: argparse.Namespace) -> None:
+    """Finds out before hours of work what would stop results from being written, or be replaced by them."""
+    inputs = [
+        ("the model", args.model),
+        ("-f", args.file),
+        *(("--in-covariance", f) for f in args.in_covariance),
+    ]
+    output = _DEFAULT_OUTPUT if args.output is None and args.file is not None else args.output
+    written = [("-o", output), ("--covariance", args.covariance)]
+    check_outputs(written, inputs, are_gguf=True)
+    check_outputs([("--report", args.report)], [*inputs, *(("--in-file", f) for f in args.in_file), *written])
 
 
 def _files(model: str) -> list[Path]:

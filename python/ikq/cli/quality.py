@@ -32,6 +32,7 @@ from ikq.evaluate import (
     text_tokens,
 )
 from ikq.evaluate.compact import SHARE
+from ikq.files.outputs import check_outputs
 from ikq.files.text_files import read_literally
 
 __all__ = ["add_options", "compare", "duration", "measure", "read_text"]
@@ -67,6 +68,9 @@ def measure(args: argparse.Namespace) -> int:
         raise ikq.RefusedError("--compact is a form of base files: name one with --kl-divergence-base FILE")
     cluster_options.check(args)
     quality_cluster.check_writing(args)
+    check_outputs(
+        [("--kl-divergence-base", args.kl_divergence_base)], [("the model", args.model), ("-f", args.file)]
+    )
     text = read_text(args.file)
     options = load_options(args)
     print_ignored(args)

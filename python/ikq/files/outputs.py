@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from ikq.errors import RefusedError
+from ikq.errors import IkqError, RefusedError
+from ikq.files.gguf import GGUFReader
 
 __all__ = ["check_outputs"]
 
@@ -15,13 +16,20 @@ _GGUF_MAGIC = b"GGUF"
 
 
 def check_outputs(
-    outputs: Iterable[tuple[str, _PathLike | None]], inputs: Iterable[tuple[str, _PathLike | None]]
+    outputs: Iterable[tuple[str, _PathLike | None]],
+    inputs: Iterable[tuple[str, _PathLike | None]],
+    *,
+    are_gguf: bool = False,
 ) -> None:
-    """Refuses outputs of text that would replace an input, one another, or a GGUF file.
+    """Refuses outputs that cannot be written, or would replace an input, one another, or a model.
+
+    It is called before the work that the outputs are of.
 
     Args:
         outputs: Pairs of an option as the user knows it and its file; `None` where it was not given.
         inputs: The same of what is read.
+        are_gguf: Outputs may be GGUF files themselves, and replace older ones that are no models. Other
+            outputs replace no GGUF file at all.
 
     Raises:
         ikq.errors.RefusedError: Such an output, or one in a folder that does not exist.
@@ -34,13 +42,16 @@ def check_outputs(
         folder = path.absolute().parent
         if not folder.is_dir():
             raise RefusedError(f"{option} {file}: there is no folder {folder}")
+        if not os.access(folder, os.W_OK):
+            raise RefusedError(f"{option} {file}: the folder {folder} cannot be written to")
         if path.is_dir():
-            raise RefusedError(f"{option} {file} is a folder; give the name of a file")
+            raise RefusedError(f"{option} {file} is a folder; name a file in it")
         for other, known in taken:
             if _is_same(path, known):
                 raise RefusedError(f"{option} {file}: that is the file of {other}; give another name")
-        if _is_gguf(path):
-            raise RefusedError(f"{option} {file} is a GGUF file and would be overwritten; give another name")
+        if _is_gguf(path) and not (are_gguf and not _is_model(path)):
+            what = "a model" if are_gguf else "a GGUF file"
+            raise RefusedError(f"{option} {file} is {what} and would be overwritten; give another name")
         taken.append((option, path))
 
 
@@ -56,4 +67,13 @@ def _is_gguf(path: Path) -> bool:
         with path.open("rb") as f:
             return f.read(len(_GGUF_MAGIC)) == _GGUF_MAGIC
     except OSError:
+        return False
+
+
+def _is_model(path: Path) -> bool:
+    """Whether a GGUF file is a model or a part of a split one."""
+    try:
+        with GGUFReader(path) as reader:
+            return any(key == "general.architecture" or key.startswith("split.") for key in reader.metadata)
+    except (IkqError, OSError):
         return False

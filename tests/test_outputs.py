@@ -1,0 +1,84 @@
+"""Outputs replace neither what is read nor a model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import ikq
+from ikq.cli import run_command
+from ikq.files.outputs import check_outputs
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return Path(shutil.copyfile(DATA / "tiny-moe-bf16.gguf", tmp_path / "m.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["perplexity", "--kl-divergence-base", "MODEL"], "--kl-divergence-base MODEL: that is the file of the model"),
+        (["perplexity", "--kl-divergence-base", "TEXT"], "--kl-divergence-base TEXT: that is the file of -f"),
+        (["perplexity", "--kl-divergence-base", "OTHER"], "is a GGUF file"),
+        (["imatrix", "-o", "MODEL"], "-o MODEL: that is the file of the model"),
+        (["imatrix", "-o", "TEXT"], "-o TEXT: that is the file of -f"),
+        (["imatrix", "-o", "OTHER"], "-o OTHER is a model"),
+        (["imatrix", "-o", "new", "--covariance", "MODEL"], "--covariance MODEL"),
+        (["imatrix", "-o", "new", "--covariance", "new"], "--covariance new: that is the file of -o"),
+        (["imatrix", "-o", "new", "--report", "MODEL"], "--report MODEL"),
+        (["imatrix", "-o", "new", "--report", "new"], "--report new: that is the file of -o"),
+    ],
+)  # fmt: skip
+def test_of_verbs_that_run_models(
+    words: list[str],
+    said: str,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = Path(shutil.copyfile(model, tmp_path / "other.gguf"))
+    text = tmp_path / "text.txt"
+    text.write_text("def read(path):\n    return path\n" * 100)
+    names = {"MODEL": model, "OTHER": other, "TEXT": text}
+    before = {p: p.read_bytes() for p in names.values()}
+    verb, *options = [str(names.get(w, w)) for w in words]
+    for word, path in names.items():
+        said = said.replace(word, str(path))
+    assert run_command([verb, "-m", str(model), "-f", str(text), "--chunks", "1", "-c", "64", *options]) == 2
+    assert said in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in names.values()} == before
+    assert not Path("new").exists()
+
+
+def test_what_may_be_replaced(model: Path, tmp_path: Path) -> None:
+    imatrix, base, new = (tmp_path / name for name in ("i.gguf", "b.kld", "new"))
+    ikq.ActivationStatistics.open(DATA / "imatrix-plain.dat").write(imatrix, "gguf")
+    base.write_bytes(b"_logits_")
+    inputs = [("the model", model), ("--imatrix", None)]
+    check_outputs([("-o", imatrix), ("--covariance", None)], inputs, are_gguf=True)
+    check_outputs([("-o", base), ("--report", new)], inputs)
+    with pytest.raises(ikq.RefusedError, match="is a GGUF file"):
+        check_outputs([("-o", imatrix)], inputs)
+    with pytest.raises(ikq.RefusedError, match="is a folder"):
+        check_outputs([("-o", tmp_path)], inputs)
+    with pytest.raises(ikq.RefusedError, match="there is no folder"):
+        check_outputs([("-o", tmp_path / "no" / "o")], inputs)
+    # names of one file that is not there yet
+    with pytest.raises(ikq.RefusedError, match="the file of -o"):
+        check_outputs([("-o", new), ("--report", tmp_path / "." / "new")], inputs)
+
+
+def test_a_part_of_a_model_is_one(model: Path, tmp_path: Path) -> None:
+    assert run_command(["gguf-split", "--split-max-tensors", "20", str(model), str(tmp_path / "part")]) == 0
+    shards = sorted(tmp_path.glob("part-*.gguf"))
+    assert len(shards) > 1
+    for shard in shards:
+        with pytest.raises(ikq.RefusedError, match="is a model"):
+            check_outputs([("-o", shard)], [], are_gguf=True)
