@@ -82,3 +82,21 @@ def test_a_part_of_a_model_is_one(model: Path, tmp_path: Path) -> None:
     for shard in shards:
         with pytest.raises(ikq.RefusedError, match="is a model"):
             check_outputs([("-o", shard)], [], are_gguf=True)
+
+
+@pytest.mark.parametrize("option", ["--imatrix", "--recipe", "--tensor-type-file"])
+def test_quantizing_keeps_what_it_reads(
+    option: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read = tmp_path / "read"
+    if option == "--imatrix":
+        shutil.copyfile(DATA / "imatrix-plain.dat", read)
+    else:
+        read.write_text("attn_v=q8_0\n")
+    link = tmp_path / "link.gguf"
+    link.symlink_to(read)
+    before = read.read_bytes()
+    for output in (read, link):
+        assert run_command(["quantize", option, str(read), str(model), str(output), "Q8_0"]) == 2
+        assert f"the output {output} is the file of" in capsys.readouterr().err
+    assert read.read_bytes() == before

@@ -1,4 +1,4 @@
-"""Outputs that would overwrite what should stay: `check_outputs`."""
+"""Outputs that would overwrite what should stay: `check_outputs`, `is_same_file`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from ikq.errors import IkqError, RefusedError
 from ikq.files.gguf import GGUFReader
 
-__all__ = ["check_outputs"]
+__all__ = ["check_outputs", "is_same_file"]
 
 _PathLike = str | os.PathLike[str]
 _GGUF_MAGIC = b"GGUF"
@@ -47,7 +47,7 @@ def check_outputs(
         if path.is_dir():
             raise RefusedError(f"{option} {file} is a folder; name a file in it")
         for other, known in taken:
-            if _is_same(path, known):
+            if is_same_file(path, known):
                 raise RefusedError(f"{option} {file}: that is the file of {other}; give another name")
         if _is_gguf(path) and not (are_gguf and not _is_model(path)):
             what = "a model" if are_gguf else "a GGUF file"
@@ -55,7 +55,7 @@ def check_outputs(
         taken.append((option, path))
 
 
-def _is_same(a: Path, b: Path) -> bool:
+def is_same_file(a: Path, b: Path) -> bool:
     """Whether both names mean one file, also where it does not exist yet."""
     if a.exists() and b.exists():
         return a.samefile(b)

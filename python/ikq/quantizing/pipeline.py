@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 from ikq import _ikq
 from ikq.arrays.quant_types import QuantType
 from ikq.errors import IkqError, RefusedError
+from ikq.files.outputs import is_same_file
 from ikq.quantizing.coverage import ImatrixCoverage
 from ikq.quantizing.options import (
     PathLike,
@@ -382,6 +383,14 @@ def _plan_model(
         changes = [word for word in ("repack", "unrepack") if options.get(word)]
         stem = f"{source.stem}-{changes[0]}ed" if changes else f"ggml-model-{name.upper()}"
         destination = (source if source.is_dir() else source.parent) / f"{stem}.gguf"
+    for what, file in (
+        ("imatrix", None if imatrix is None else imatrix.path),
+        ("error_feedback", options.get("error_feedback")),
+        ("recipe", recipe),
+        ("tensor_type_file", options.get("tensor_type_file")),
+    ):
+        if file is not None and is_same_file(Path(destination), Path(file)):
+            raise RefusedError(f"the output {destination} is the file of {what}; choose another name")
     return QuantizePlan(
         source=source,
         destination=Path(destination),

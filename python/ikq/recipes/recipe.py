@@ -435,12 +435,12 @@ def _solve_memories(costs: Costs, budget: Budget, use: Use, speeds: Speeds | Non
         if too_slow is not None:
             raise _refusal(problem, budget, *too_slow)
         ram, vram = least or (0, 0)
-        needed = f"--ram {ram} ({ram / 1e9:.3f} GB)"
+        words = f"--ram {ram} ({ram / 1e9:.3f} GB)"
         if budget.vram is not None:
-            needed += f" and --vram {vram} ({vram / 1e9:.3f} GB)" if vram else " without --vram"
+            words += f" and --vram {vram} ({vram / 1e9:.3f} GB)" if vram else " without --vram"
         raise RefusedError(
             f"weights do not fit: the smallest mix with these types, the cache of {memories.n_ctx} positions "
-            f"and buffers take {needed} (the file alone {problem.least_bytes} bytes)"
+            f"and buffers take {words} (the file alone {problem.least_bytes} bytes)"
         )
     choice, placement, times = best
     recipe = _finished(costs, choice, budget, times)
