@@ -313,14 +313,19 @@ pub(super) enum SumDebt {
     Offset(u32),
 }
 
+/// The starts that [`dots`] takes from a unit's vector: where all columns start alike, or from the debts as they are, there
+/// is none.
 #[inline(always)]
 fn sum_starts<I: Isa, D: Decode<I>>(isa: I, x: &ActUnit, reads_floats: bool, out: &mut [i32; 16]) {
-    let debt = match D::LANE_CODES {
-        LaneCodes::Offset(n) => SumDebt::Offset(n),
-        LaneCodes::Biased if I::CODE_BIAS != 0 => SumDebt::Bias,
-        _ => SumDebt::None,
-    };
-    starts_of_unit(isa, x, D::PER_16, debt, reads_floats, out);
+    match D::LANE_CODES {
+        LaneCodes::Offset(n) => {
+            starts_of_unit(isa, x, D::PER_16, SumDebt::Offset(n), reads_floats, out);
+        }
+        LaneCodes::Biased if I::CODE_BIAS != 0 && reads_floats => {
+            starts_of_unit(isa, x, D::PER_16, SumDebt::Bias, reads_floats, out);
+        }
+        _ => {}
+    }
 }
 
 /// Sums of products of `N` values of codes: those of the `4 N` elements `g`.
@@ -338,7 +343,10 @@ fn dots<I: Isa, D: Decode<I>, const C: usize, const N: usize>(
     for c in 0..C {
         match D::LANE_CODES {
             LaneCodes::Offset(_) => sums[c] = isa.splat_i(starts[c][g]),
-            LaneCodes::Biased if I::CODE_BIAS != 0 => sums[c] = isa.splat_i(starts[c][g]),
+            LaneCodes::Biased if I::CODE_BIAS != 0 && reads_floats(C) => sums[c] = isa.splat_i(starts[c][g]),
+            LaneCodes::Biased if I::CODE_BIAS != 0 => {
+                sums[c] = isa.splat_i(if N == 4 { x[c].debts[g] } else { x[c].debts_32[g] });
+            }
             _ => {}
         }
     }
