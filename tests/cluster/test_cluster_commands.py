@@ -141,7 +141,8 @@ def test_quality_is_measured_while_a_node_dies(cluster: Any, tmp_path: Path, bas
     doomed, log = add_node(cluster, "c"), tmp_path / "log"
     with log.open("w") as stdout:
         process = begun([*words, "--cluster", cluster.address], stdout)
-        until(lambda: "[3]" in log.read_text() or "\n   3" in log.read_text(), process)
+        # late enough that the new node has loaded the model and is at work, too
+        until(lambda: "[30]" in log.read_text() or "\n  30" in log.read_text(), process)
         cluster.remove_node(doomed, allow_graceful=False)
         _, says = process.communicate(timeout=240)
     assert process.returncode == 0, says

@@ -7,8 +7,9 @@ import ipaddress
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from ikq.cluster.output import rays_words_on_stderr
@@ -139,11 +140,13 @@ def connected(address: str, n_cpus: int | None, on_note: Callable[[str], None] |
                 ray.init(address=address, **common)
         except (OSError, RuntimeError) as e:
             raise RefusedError(f"--cluster {address}: there is no cluster that answers: {e}") from None
-    try:
-        if own and address == "local":
-            _check_loopback(ray)
-        with rays_words_on_stderr():
+    with rays_words_on_stderr():
+        try:
+            if own and address == "local":
+                _check_loopback(ray)
             yield ray
-    finally:
-        if own:
-            ray.shutdown()
+        finally:
+            if own:
+                # the thread that calls this then says what Ray's threads had kept back
+                with redirect_stdout(sys.stderr):
+                    ray.shutdown()
