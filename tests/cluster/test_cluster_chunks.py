@@ -12,7 +12,7 @@ from cluster_nodes import TEXT, TINY
 import ikq
 from ikq.cluster import collecting
 from ikq.cluster.collecting import Collecting, collect_on_cluster
-from ikq.cluster.files import NodeFile
+from ikq.cluster.files import NodeFile, NodeModel
 from ikq.cluster.growing import Growing
 from ikq.cluster.rates import ChunkRates
 from ikq.cluster.sums import NodeSums
@@ -128,7 +128,7 @@ def test_a_chunk_is_in_the_sums_when_it_is_counted(
     monkeypatch.setattr(collecting, "chunk_values", run_here)
     with ikq.Model.load(TINY, n_ctx=64) as model, model.collect_activations() as collector:
         expected = list(run_chunks(model, windows, collector))
-    job = Collecting(NodeFile.model(TINY), {"n_ctx": 64}, {"similarity": True}, windows, True, ())
+    job = Collecting(NodeModel(NodeFile.model(TINY), {"n_ctx": 64}, ()), {"similarity": True}, windows, True)
     total = NodeSums(similarity=True)
     for i, done in enumerate(collect_on_cluster(job, total, "local")):
         assert total.n_chunks == i

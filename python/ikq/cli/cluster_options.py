@@ -6,9 +6,10 @@ import argparse
 
 import ikq
 from ikq.cluster.connect import check_address
+from ikq.cluster.files import tokenizer_of
 from ikq.cluster.paths import parse_path_rule
 
-__all__ = ["add_options", "check"]
+__all__ = ["add_options", "check", "tokenizer"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
@@ -41,3 +42,8 @@ def check(args: argparse.Namespace) -> None:
         return
     check_address(args.cluster)
     args.path_map = [parse_path_rule(text) for text in args.path_map]
+
+
+def tokenizer(args: argparse.Namespace, model: str) -> ikq.Tokenizer:
+    """The tokenizer of a model that nodes load and this process does not."""
+    return tokenizer_of(model, dict(args.override_kv))

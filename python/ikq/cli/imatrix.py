@@ -27,7 +27,7 @@ from ikq.cli.output_options import size
 from ikq.cli.quality import duration, read_text
 from ikq.evaluate import Perplexity, Windows
 from ikq.evaluate.perplexity import estimate
-from ikq.files.outputs import check_outputs
+from ikq.files.outputs import check_outputs, is_same_file
 from ikq.statistics.calibrate import (
     ChunksDone,
     coverage,
@@ -219,9 +219,7 @@ def _collect(args: argparse.Namespace) -> int:
     options = load_options(args) | {"n_ctx": max(4, args.ctx_size)}
     print_ignored(args)
     args.output = args.output or _DEFAULT_OUTPUT
-    if any(
-        Path(f).exists() and Path(f).samefile(args.output) for f in args.in_file if Path(args.output).exists()
-    ):
+    if any(is_same_file(Path(f), Path(args.output)) for f in args.in_file):
         raise ikq.RefusedError(
             f"{args.output} is an --in-file and the output: an interrupted run would count it twice; "
             "choose another -o"
@@ -242,7 +240,7 @@ def _collect(args: argparse.Namespace) -> int:
         # nodes of a cluster have models of their own
         model = stack.enter_context(load()) if args.cluster is None else None
         windows = windows_of(
-            imatrix_cluster.tokenizer(args) if model is None else model.tokenizer,
+            cluster_options.tokenizer(args, args.model) if model is None else model.tokenizer,
             text,
             n_ctx=args.ctx_size,
             skip=args.chunk,

@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 
 import ikq
 from ikq.cli.notes import note_on_stderr
-from ikq.cluster.files import tokenizer_of
 from ikq.cluster.sums import NodeSums
 from ikq.evaluate import Windows
 from ikq.statistics.calibrate import ChunksDone
 
-__all__ = ["check", "collector_of", "steps_of", "tokenizer"]
+__all__ = ["check", "collector_of", "steps_of"]
 
 
 def check(args: argparse.Namespace) -> None:
@@ -29,11 +28,6 @@ def check(args: argparse.Namespace) -> None:
         raise ikq.RefusedError("--covariance works on one machine; leave --cluster out")
 
 
-def tokenizer(args: argparse.Namespace) -> ikq.Tokenizer:
-    """The tokenizer of the model, which is not loaded here."""
-    return tokenizer_of(args.model, dict(args.override_kv))
-
-
 def collector_of(args: argparse.Namespace) -> NodeSums:
     """What takes the statistics here; no model runs here."""
     return NodeSums(**_wishes(args))
@@ -44,16 +38,14 @@ def steps_of(
 ) -> Callable[..., Iterator[ChunksDone]]:
     """What runs the chunks: as `run_chunks`, of `first`, `losses` and `perplexity`."""
     from ikq.cluster.collecting import Collecting, collect_on_cluster
-    from ikq.cluster.files import NodeFile
+    from ikq.cluster.files import NodeFile, NodeModel
 
     def steps(*, first: int, losses: NDArray[np.float64], perplexity: bool) -> Iterator[ChunksDone]:
         job = Collecting(
-            model=NodeFile.model(args.model),
-            load=load,
+            model=NodeModel(NodeFile.model(args.model), load, tuple(args.path_map)),
             collect=_wishes(args),
             windows=windows,
             perplexity=perplexity,
-            rules=tuple(args.path_map),
         )
         return collect_on_cluster(
             job,

@@ -32,6 +32,7 @@ from ikq.evaluate import (
     text_tokens,
 )
 from ikq.evaluate.compact import SHARE
+from ikq.evaluate.windows import window_bos
 from ikq.files.outputs import check_outputs
 from ikq.files.text_files import read_literally
 
@@ -85,7 +86,7 @@ def measure(args: argparse.Namespace) -> int:
             sink = _sink(stack, args, windows, model.spec.n_vocab)
             results = _timed(measure_perplexity(model, windows, sink), windows.n)
         else:
-            windows = _windows(quality_cluster.tokenizer(args, args.model), text, args, stride)
+            windows = _windows(cluster_options.tokenizer(args, args.model), text, args, stride)
             results = quality_cluster.perplexities(args, options, windows)
         for found in results:
             running.append(found.value)
@@ -137,7 +138,7 @@ def _divergences(
     if args.cluster is not None:
         windows = None
         if base_model is not None:
-            windows = _windows(quality_cluster.tokenizer(args, base_model), read_text(args.file), args)
+            windows = _windows(cluster_options.tokenizer(args, base_model), read_text(args.file), args)
         return quality_cluster.divergences(args, options, base_model or args.kl_divergence_base, windows)
     base: Base
     if base_model is None:
@@ -172,14 +173,14 @@ def read_text(path: str | None) -> str:
 def _bos(model: ikq.Model) -> int | None:
     """The token that windows begin with; none where the file has no tokenizer."""
     try:
-        return model.tokenizer.bos if model.tokenizer.add_bos else None
+        return window_bos(model.tokenizer)
     except (ikq.FormatError, ikq.UnsupportedError):
         return None
 
 
 def _windows(tokenizer: ikq.Tokenizer, text: str, args: argparse.Namespace, stride: int = 0) -> Windows:
-    bos = tokenizer.bos if tokenizer.add_bos else None
     tokens = text_tokens(tokenizer, text)
+    bos = window_bos(tokenizer)
     return cut(tokens, n_ctx=args.ctx_size, chunks=args.chunks, stride=stride, bos=bos)
 
 

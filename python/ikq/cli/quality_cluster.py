@@ -8,10 +8,9 @@ from typing import Any
 
 import ikq
 from ikq.cli.notes import note_on_stderr
-from ikq.cluster.files import tokenizer_of
 from ikq.evaluate import Divergence, Perplexity, Windows
 
-__all__ = ["check_writing", "divergences", "perplexities", "tokenizer"]
+__all__ = ["check_writing", "divergences", "perplexities"]
 
 
 def check_writing(args: argparse.Namespace) -> None:
@@ -22,11 +21,6 @@ def check_writing(args: argparse.Namespace) -> None:
     """
     if args.cluster is not None and args.kl_divergence_base:
         raise ikq.RefusedError("base files are written on one machine; leave --cluster out")
-
-
-def tokenizer(args: argparse.Namespace, model: str) -> ikq.Tokenizer:
-    """The tokenizer of a model that is not loaded here."""
-    return tokenizer_of(model, dict(args.override_kv))
 
 
 def perplexities(args: argparse.Namespace, load: dict[str, Any], windows: Windows) -> Iterator[Perplexity]:

@@ -11,13 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ikq.cluster.chunks import chunk_values
-from ikq.cluster.files import NodeFile
+from ikq.cluster.files import NodeModel
 from ikq.cluster.growing import Growing
-from ikq.cluster.paths import PathRule
 from ikq.cluster.sums import NodeSums
 from ikq.evaluate.perplexity import estimate
 from ikq.evaluate.windows import Windows
-from ikq.inference.model import Model
 from ikq.statistics.calibrate.loop import ChunksDone, run_chunks
 
 __all__ = ["Collecting", "collect_on_cluster"]
@@ -28,26 +26,22 @@ class Collecting:
     """What every node needs of a run.
 
     Attributes:
-        model: The model's file.
-        load: Keywords of `Model.load`.
+        model: The model.
         collect: Keywords of `Model.collect_activations`.
         windows: The text.
         perplexity: Losses are wanted.
-        rules: Where the driver's paths lie on nodes.
     """
 
-    model: NodeFile
-    load: Mapping[str, Any]
+    model: NodeModel
     collect: Mapping[str, Any]
     windows: Windows
     perplexity: bool
-    rules: tuple[PathRule, ...]
 
     def __call__(
         self, names: Sequence[str]
     ) -> Callable[[int], tuple[dict[str, object], NDArray[np.float64]]]:
         """Loads the model; gives what makes a collector's state of one chunk, and its losses."""
-        model = Model.load(self.model.on_node(self.rules, names), **self.load)
+        model = self.model.loaded(names)
 
         def run(chunk: int) -> tuple[dict[str, object], NDArray[np.float64]]:
             with model.collect_activations(**self.collect) as collector:

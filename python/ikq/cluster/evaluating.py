@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ikq.cluster.chunks import chunk_values
-from ikq.cluster.files import NodeFile, tokenizer_of
+from ikq.cluster.files import NodeFile, NodeModel, tokenizer_of
 from ikq.cluster.growing import Growing
 from ikq.cluster.paths import PathRule
 from ikq.errors import FormatError, RefusedError, UnsupportedError
@@ -25,7 +25,7 @@ from ikq.evaluate.divergence import (
     window_parts,
 )
 from ikq.evaluate.perplexity import Perplexity, estimate, window_losses
-from ikq.evaluate.windows import Windows
+from ikq.evaluate.windows import Windows, window_bos
 from ikq.inference.model import Model
 
 __all__ = ["divergence_on_cluster", "perplexity_on_cluster"]
@@ -36,20 +36,16 @@ class _Scoring:
     """What every node needs for the perplexity of a model.
 
     Attributes:
-        model: The model's file.
-        load: Keywords of `Model.load`.
+        model: The model.
         windows: The text.
-        rules: Where the driver's paths lie on nodes.
     """
 
-    model: NodeFile
-    load: Mapping[str, Any]
+    model: NodeModel
     windows: Windows
-    rules: tuple[PathRule, ...]
 
     def __call__(self, names: Sequence[str]) -> Callable[[int], NDArray[np.float64]]:
         """Loads the model; gives what makes the losses of a window."""
-        model = Model.load(self.model.on_node(self.rules, names), **self.load)
+        model = self.model.loaded(names)
         return lambda number: window_losses(model, self.windows, number)
 
 
@@ -58,27 +54,23 @@ class _Comparing:
     """What every node needs for the distance of a model from a base.
 
     Attributes:
-        model: The model's file.
-        load: Keywords of `Model.load`, of the base too.
-        base: The base: a file of distributions, or a model.
+        model: The model.
+        base: The base: a file of distributions, or a model, which is loaded as the other one.
         windows: The text.
-        rules: Where the driver's paths lie on nodes.
     """
 
-    model: NodeFile
-    load: Mapping[str, Any]
+    model: NodeModel
     base: NodeFile
     windows: Windows
-    rules: tuple[PathRule, ...]
 
     def __call__(self, names: Sequence[str]) -> Callable[[int], list[Part]]:
         """Loads the models; gives what makes the parts of a window."""
         # both files are looked at before the first one is loaded, which may take minutes
-        path = self.base.on_node(self.rules, names)
-        model = Model.load(self.model.on_node(self.rules, names), **self.load)
+        path = self.base.on_node(self.model.rules, names)
+        model = self.model.loaded(names)
         base: Base
         if self.base.is_model:
-            base = ModelBase(Model.load(path, **self.load), self.windows)
+            base = ModelBase(Model.load(path, **self.model.load), self.windows)
         else:
             base = open_base(path, self.windows.bos)
         check_vocabulary(model, base)
@@ -114,7 +106,7 @@ def perplexity_on_cluster(
         ikq.errors.IkqError: As `Model.load` and `measure_perplexity`, by node; workers die again and again.
         OSError: A file is not there on a node, by name.
     """
-    job = _Scoring(NodeFile.model(model), _loading(load, windows), windows, tuple(path_map))
+    job = _Scoring(_node_model(model, load, path_map, windows), windows)
     losses = Growing()
     values = chunk_values(job, 0, windows.n, address, n_tokens=windows.n_ctx, n_cpus=n_cpus, on_note=on_note)
     for i, found in enumerate(values):
@@ -160,7 +152,7 @@ def divergence_on_cluster(
     n = windows.n if chunks < 0 else min(chunks, windows.n)
     if not n:
         raise RefusedError("0 windows: nothing to measure")
-    job = _Comparing(NodeFile.model(model), _loading(load, windows), known, windows, tuple(path_map))
+    job = _Comparing(_node_model(model, load, path_map, windows), known, windows)
     parts: list[Part] = []
     values = chunk_values(job, 0, n, address, n_tokens=windows.n_ctx, n_cpus=n_cpus, on_note=on_note)
     for i, found in enumerate(values):
@@ -168,14 +160,18 @@ def divergence_on_cluster(
         yield joined(parts, i + 1)
 
 
-def _loading(load: Mapping[str, Any] | None, windows: Windows) -> dict[str, Any]:
-    return {**(load or {}), "n_ctx": windows.n_ctx}
+def _node_model(
+    model: str | os.PathLike[str],
+    load: Mapping[str, Any] | None,
+    path_map: Sequence[PathRule],
+    windows: Windows,
+) -> NodeModel:
+    return NodeModel(NodeFile.model(model), {**(load or {}), "n_ctx": windows.n_ctx}, tuple(path_map))
 
 
 def _bos(model: str | os.PathLike[str], load: Mapping[str, Any] | None) -> int | None:
     """The token that windows begin with; none where the file has no tokenizer."""
     try:
-        tokenizer = tokenizer_of(model, (load or {}).get("override_kv"))
+        return window_bos(tokenizer_of(model, (load or {}).get("override_kv")))
     except (FormatError, UnsupportedError):
         return None
-    return tokenizer.bos if tokenizer.add_bos else None

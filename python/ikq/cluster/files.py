@@ -1,21 +1,23 @@
-"""Files that nodes read beside the driver, known by samples: `NodeFile`; `tokenizer_of` is for the driver."""
+"""Files and models that nodes read, known by samples: `NodeFile`, `NodeModel`; and `tokenizer_of`."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ikq.cluster.paths import PathRule, mapped, whole
 from ikq.errors import RefusedError
 from ikq.files.gguf import GGUFReader
+from ikq.inference.model import Model
 from ikq.statistics.calibrate.state import run_identity
 from ikq.tokenizer import Tokenizer
 
-__all__ = ["NodeFile", "tokenizer_of"]
+__all__ = ["NodeFile", "NodeModel", "tokenizer_of"]
 
 
 class NodeFile(NamedTuple):
@@ -60,6 +62,30 @@ class NodeFile(NamedTuple):
         if _identity(path, is_model=self.is_model) != self.identity:
             raise RefusedError(f"{path} is not what the driver has, or its version of ikq differs")
         return path
+
+
+@dataclass(frozen=True)
+class NodeModel:
+    """A model that every node loads.
+
+    Attributes:
+        file: Its file.
+        load: Keywords of `Model.load`.
+        rules: Where the driver's paths lie on nodes.
+    """
+
+    file: NodeFile
+    load: Mapping[str, Any]
+    rules: tuple[PathRule, ...]
+
+    def loaded(self, names: Sequence[str]) -> Model:
+        """The model, on a node with these names.
+
+        Raises:
+            RefusedError: The node has another one.
+            IkqError, OSError: As `Model.load`.
+        """
+        return Model.load(self.file.on_node(self.rules, names), **self.load)
 
 
 def tokenizer_of(

@@ -13,7 +13,16 @@ from ikq.errors import RefusedError
 from ikq.inference.model import Model
 from ikq.tokenizer import Tokenizer
 
-__all__ = ["Window", "Windows", "cut", "log_softmax", "n_positions", "scored_logits", "text_tokens"]
+__all__ = [
+    "Window",
+    "Windows",
+    "cut",
+    "log_softmax",
+    "n_positions",
+    "scored_logits",
+    "text_tokens",
+    "window_bos",
+]
 
 # Logits of so many positions are held at once: 128 MiB with a vocabulary of 256k.
 _POSITIONS = 128
@@ -72,6 +81,11 @@ def text_tokens(tokenizer: Tokenizer, text: str) -> NDArray[np.int32]:
     if tokenizer.add_bos and tokenizer.bos is not None:
         ids = [tokenizer.bos, *ids]
     return np.asarray(ids, np.int32)
+
+
+def window_bos(tokenizer: Tokenizer) -> int | None:
+    """The token that takes the place of each window's first one; `None` where texts do not begin with BOS."""
+    return tokenizer.bos if tokenizer.add_bos else None
 
 
 def cut(

@@ -34,6 +34,7 @@ from ikq.evaluate import (
     measure_perplexity,
     text_tokens,
 )
+from ikq.evaluate.windows import window_bos
 from ikq.files.gguf import GGUFReader
 from ikq.inference.model import Model
 from ikq.quantizing.pipeline import quantize_file
@@ -300,7 +301,7 @@ class _Meter:
         base = folder / "base"
         with Model.load(self._problem.source, n_ctx=n_ctx, n_threads=n_threads) as model:
             tokenizer = model.tokenizer
-            bos = tokenizer.bos if tokenizer.add_bos else None
+            bos = window_bos(tokenizer)
             tokens = spread_windows(text_tokens(tokenizer, text), n_windows, n_ctx)
             windows = cut(tokens, n_ctx=n_ctx, chunks=n_windows, bos=bos)
             n_vocab = model.spec.n_vocab

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ikq.errors import FormatError, RefusedError
 from ikq.evaluate.perplexity import Perplexity, estimate
-from ikq.evaluate.windows import Window, Windows, cut, log_softmax
+from ikq.evaluate.windows import Window, Windows, cut, log_softmax, window_bos
 from ikq.inference.model import Model
 from ikq.statistics.activations import ActivationCollector
 from ikq.tokenizer import Tokenizer
@@ -68,7 +68,7 @@ def chunks_of(
     if skip < 0:
         raise RefusedError(f"{skip} chunks to skip: expected 0 or more")
     tokenizer = model if isinstance(model, Tokenizer) else model.tokenizer
-    bos = tokenizer.bos if tokenizer.add_bos else None
+    bos = window_bos(tokenizer)
     ids = tokenizer.encode(text, parse_special=parse_special)
     tokens = np.asarray(ids if bos is None else [bos, *ids], np.int32)
     if skip and len(tokens) // max(n_ctx, 1) <= skip:
