@@ -15,7 +15,7 @@ from ikq.errors import FormatError
 from ikq.evaluate import base_file, compact
 from ikq.evaluate.base_file import Base, BaseFile, Compared
 from ikq.evaluate.compact import CompactBase
-from ikq.evaluate.windows import log_softmax, scored_logits
+from ikq.evaluate.windows import scored
 from ikq.inference.model import Model
 
 __all__ = [
@@ -184,14 +184,8 @@ def window_parts(model: Model, base: Base, number: int) -> list[Part]:
     Raises:
         FormatError: a logit is not a number.
     """
-    window = base.windows[number]
-    targets = window.targets
     parts: list[Part] = []
-    for rows, logits in scored_logits(model, window):
-        log_q = log_softmax(logits)
-        loss = -np.take_along_axis(log_q, targets[rows, np.newaxis], axis=1)[:, 0].astype(np.float64)
-        if not np.isfinite(loss).all():
-            raise FormatError(f"window {number + 1}: the model's logits are not finite")
+    for rows, log_q, loss in scored(model, base.windows, number):
         compared = base.compare(number, rows, log_q)
         if not np.isfinite(compared.divergence).all():
             raise FormatError(f"window {number + 1}: the base's log-probabilities are not finite")

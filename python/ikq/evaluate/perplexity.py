@@ -9,8 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ikq.errors import FormatError
-from ikq.evaluate.windows import Windows, log_softmax, scored_logits
+from ikq.evaluate.windows import Windows, scored
 from ikq.inference.model import Model
 
 __all__ = ["Perplexity", "Sink", "estimate", "measure_perplexity", "window_losses"]
@@ -60,17 +59,11 @@ def window_losses(
     model: Model, windows: Windows, number: int, sink: Sink | None = None
 ) -> NDArray[np.float64]:
     """Negative log-likelihoods of a window's scored tokens; otherwise as `measure_perplexity`."""
-    window = windows[number]
-    targets = window.targets
     losses = []
-    for rows, logits in scored_logits(model, window):
-        log_p = log_softmax(logits)
-        loss = -np.take_along_axis(log_p, targets[rows, np.newaxis], axis=1)[:, 0].astype(np.float64)
-        if not np.isfinite(loss).all():
-            raise FormatError(f"window {number + 1}: the model's logits are not finite")
+    for rows, log_p, loss in scored(model, windows, number):
         losses.append(loss)
         if sink is not None:
-            sink.write(log_p, targets[rows])
+            sink.write(log_p, windows[number].targets[rows])
     return np.concatenate(losses)
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ikq.errors import RefusedError
+from ikq.errors import FormatError, RefusedError
 from ikq.inference.model import Model
 from ikq.tokenizer import Tokenizer
 
@@ -19,6 +19,7 @@ __all__ = [
     "cut",
     "log_softmax",
     "n_positions",
+    "scored",
     "scored_logits",
     "text_tokens",
     "window_bos",
@@ -148,6 +149,27 @@ def scored_logits(model: Model, window: Window) -> Iterator[tuple[slice, NDArray
         stop = min(start + _POSITIONS, end)
         rows = slice(start - window.first, stop - window.first)
         yield rows, model.eval(window.tokens[start:stop], want="all")
+
+
+def scored(
+    model: Model, windows: Windows, number: int
+) -> Iterator[tuple[slice, NDArray[np.float32], NDArray[np.float64]]]:
+    """What a model makes of a window's scored positions, in pieces.
+
+    Yields:
+        Which of the targets, log-probabilities `(n, n_vocab)`, and the targets' negative ones `(n,)`.
+
+    Raises:
+        FormatError: A logit is not a number.
+    """
+    window = windows[number]
+    targets = window.targets
+    for rows, logits in scored_logits(model, window):
+        log_p = log_softmax(logits)
+        loss = -np.take_along_axis(log_p, targets[rows, np.newaxis], axis=1)[:, 0].astype(np.float64)
+        if not np.isfinite(loss).all():
+            raise FormatError(f"window {number + 1}: the model's logits are not finite")
+        yield rows, log_p, loss
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
