@@ -134,10 +134,25 @@ class Tool(Part):
     strict: bool | None = None
 
 
-class AnyChoice(Part):
-    """`auto`: as the model likes; `any`: at least one; `none`: none."""
+class AutoChoice(Part):
+    """Tools as the model likes."""
 
-    type: Literal["auto", "any", "none"]
+    # a body for each name: the description of a union says for each of its parts which name it has
+    type: Literal["auto"]
+    disable_parallel_tool_use: bool | None = None
+
+
+class AnyChoice(Part):
+    """At least one tool."""
+
+    type: Literal["any"]
+    disable_parallel_tool_use: bool | None = None
+
+
+class NoChoice(Part):
+    """No tool."""
+
+    type: Literal["none"]
     disable_parallel_tool_use: bool | None = None
 
 
@@ -149,6 +164,9 @@ class NamedChoice(Part):
     disable_parallel_tool_use: bool | None = None
 
 
+AnyToolChoice = Annotated[AutoChoice | AnyChoice | NoChoice | NamedChoice, Field(discriminator="type")]
+
+
 class ThinkingOn(Part):
     """The model thinks first."""
 
@@ -157,11 +175,30 @@ class ThinkingOn(Part):
     display: Literal["summarized", "omitted"] | None = None
 
 
-class ThinkingOther(Part):
-    """The model thinks if it wants to, or does not."""
+class ThinkingOff(Part):
+    """The model does not think."""
 
-    type: Literal["disabled", "adaptive", "between_tools"]
+    type: Literal["disabled"]
     display: Literal["summarized", "omitted"] | None = None
+
+
+class ThinkingAdaptive(Part):
+    """The model thinks if it wants to."""
+
+    type: Literal["adaptive"]
+    display: Literal["summarized", "omitted"] | None = None
+
+
+class ThinkingBetweenTools(Part):
+    """The model thinks between calls of tools."""
+
+    type: Literal["between_tools"]
+    display: Literal["summarized", "omitted"] | None = None
+
+
+AnyThinking = Annotated[
+    ThinkingOn | ThinkingOff | ThinkingAdaptive | ThinkingBetweenTools, Field(discriminator="type")
+]
 
 
 class JsonFormat(Part):
@@ -189,8 +226,8 @@ class CountBody(Body):
     messages: list[Message] = Field(min_length=1, max_length=100_000)
     system: str | list[Text] | None = None
     tools: list[Tool] | None = None
-    tool_choice: Annotated[AnyChoice | NamedChoice, Field(discriminator="type")] | None = None
-    thinking: Annotated[ThinkingOn | ThinkingOther, Field(discriminator="type")] | None = None
+    tool_choice: AnyToolChoice | None = None
+    thinking: AnyThinking | None = None
     output_config: OutputConfig | None = None
     output_format: JsonFormat | None = None
     mcp_servers: Annotated[list[Any], Field(max_length=0)] | None = None
