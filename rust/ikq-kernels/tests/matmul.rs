@@ -98,10 +98,9 @@ fn n_roundings(ty: QuantType, k: usize, form: Input) -> f64 {
         Input::Q8 => {
             let facts = ikq_decode::facts(ty).expect("a block type");
             let mins = usize::from(facts.has_min) * if facts.per_16 { 2 } else { 1 };
-            // an addition per 32 elements, and one or two for mins; the products of scales, the addition of a half,
-            // the factor; two roundings of the weight itself; the last two bits of a scale that products leave away, which
-            // are up to six of these halves
-            k.div_ceil(UNIT) * 8 * (1 + mins) + 4 + 1 + 2 + 6
+            // an addition per 32 elements, and one or two for mins; the product with a scale, the addition of a half,
+            // the row's scale times the factor, and its product with the sum; two roundings of the weight itself
+            k.div_ceil(UNIT) * 8 * (1 + mins) + 4 + 2
         }
     };
     n as f64 * HALF_ULP

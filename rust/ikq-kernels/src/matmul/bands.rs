@@ -1,5 +1,6 @@
 //! Weights as products read them: bands of sixteen rows side by side (`ikq_formats::lanes`).
 
+use ikq_decode::lanes::lane_header;
 use ikq_decode::{Decode, LaneUnit, UNIT};
 use ikq_formats::{LANES, LaneForm};
 use ikq_simd::Isa;
@@ -54,6 +55,18 @@ impl<'a> Bands<'a> {
         let data = &self.data[i * bytes..(i + 1) * bytes];
         let (data, headers) = data.split_at(self.form.headers_at(self.k));
         Band { data, smalls_at: LANES * 4 * self.form.n_words() * (self.k / self.form.block_size), headers }
+    }
+
+    /// What sums of products of the rows of `band` are multiplied by at the end: the scale that a row has as a whole, and
+    /// the factor that products have. Scales inside the row are used as if the row's were 1, which spares a
+    /// multiplication for each of them.
+    #[inline(always)]
+    pub fn row_scales<I: Isa, D: Decode<I>>(&self, isa: I, band: &Band<'_>) -> I::F {
+        let header = match self.header {
+            Some(header) => isa.splat_f(header),
+            None => lane_header::<I, D>(isa, band.headers),
+        };
+        isa.mul_f(header, isa.splat_f(D::PRODUCT_FACTOR))
     }
 }
 

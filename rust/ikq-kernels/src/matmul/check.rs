@@ -228,10 +228,10 @@ fn integer_sums(matrix: &Matrix<'_>, acts: &Activations) -> Result<Vec<(f64, f64
             deinterleave_group(ty, data, k, rows)?;
         }
     }
-    // an addition per 32 elements, and one or two for mins; the products of scales, the addition of a half, the factor, and
-    // the last two bits of scales that products leave away: up to six halves of a place
+    // an addition per 32 elements, and one or two for mins; the product with a scale, the addition of a half, the row's
+    // scale times the factor, and its product with the sum; two roundings of the weight itself
     let mins = usize::from(facts.has_min) * if facts.per_16 { 2 } else { 1 };
-    let roundings = (8 * k.div_ceil(UNIT) * (1 + mins) + 12) as f64 * HALF_ULP;
+    let roundings = (8 * k.div_ceil(UNIT) * (1 + mins) + 6) as f64 * HALF_ULP;
     let header = (ty == QuantType::I2_S).then_some(matrix.scale());
     let mut out = vec![(0.0, 0.0); n_rows * acts.n_columns()];
     for (r, row) in rows.chunks_exact(rows.len() / n_rows).enumerate() {

@@ -1,13 +1,12 @@
 //! Products with few columns: codes go from the band's bytes through registers into the dot instruction.
 //!
 //! Per 32 (or twice 16) elements the products of codes are summed in integers, lanes being rows; [`scaled`] multiplies
-//! them with the weights' scale, and [`add_32`] or [`add_16`] adds that to the sums in floats. [`super::tile`] does the same operations in the same order from a
-//! decoded panel, so that a column's result does not depend on the columns beside it.
+//! them with the weights' scale, and [`add_32`] or [`add_16`] adds that to the sums in floats. At the end of the rows the
+//! sums are multiplied by [`Bands::row_scales`]. [`super::tile`] does the same operations in the same order from a decoded panel, so that a column's result does not depend on the columns beside it.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use ikq_decode::lanes::lane_header;
 use ikq_decode::{BlockType, Decode, Decoding, LaneCodes, LaneScales, LaneUnit};
 use ikq_simd::{Isa, IsaKind, IsaOp, array, run};
 
@@ -97,18 +96,13 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
     for b in bands {
         let band = op.bands.band(b);
         tail.fill::<I, D>(&band);
-        let header = match op.bands.header {
-            Some(header) => isa.splat_f(header),
-            None => lane_header::<I, D>(isa, band.headers),
-        };
         let mut acc = [isa.splat_f(0.0); C];
         for u in 0..n_units {
             let unit = band.unit::<I, D>(u, tail);
             if op.bands.ask_ahead {
                 band.ask_smalls::<I, D>(u, band_bytes);
             }
-            D::lane_scales(isa, header, &unit, &mut scales);
-            product_scales::<I, D>(isa, op.bands.header, &mut scales);
+            D::lane_scales(isa, isa.splat_f(1.0), &unit, &mut scales);
             let mut units = [&x[0][u]; C];
             for (unit, x) in units.iter_mut().zip(&x) {
                 *unit = &x[u];
@@ -151,6 +145,10 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
                     part!(b + 7);
                 }
             }
+        }
+        let row_scales = op.bands.row_scales::<I, D>(isa, &band);
+        for acc in &mut acc {
+            *acc = isa.mul_f(*acc, row_scales);
         }
         store(isa, op, b, first..first + columns.len(), acc);
     }
@@ -212,29 +210,10 @@ impl<I: Isa, const C: usize> Units<'_, I, C> {
     }
 }
 
-/// Makes of a type's scales those of its products: multiplied by the factor that products have, and with at most 22 bits,
-/// which [`FLOAT_START`] asks for. Scales that are a half times a small integer have fewer; of others, which come from a
-/// single for the whole row or matrix (`header`: where it does not stand in the row) or from a factor, the last two bits are dropped.
-#[inline(always)]
-pub(super) fn product_scales<I: Isa, D: Decode<I>>(
-    isa: I,
-    header: Option<f32>,
-    scales: &mut LaneScales<I::F>,
-) {
-    let are_long = header.is_some() || D::HEADER_BYTES >= 4 || D::PRODUCT_FACTOR != 1.0;
-    for scale in scales.scale.iter_mut().take(if D::PER_16 { 16 } else { 8 }) {
-        if D::PRODUCT_FACTOR != 1.0 {
-            *scale = isa.mul_f(*scale, isa.splat_f(D::PRODUCT_FACTOR));
-        }
-        if are_long {
-            *scale = isa.of_bits(isa.and_i(isa.bits_i(*scale), isa.splat_i(!3)));
-        }
-    }
-}
-
 /// What a sum of products may start from so that it need not be converted: 1.5 * 2^23. The bits of this float plus an
 /// integer below 2^22 are the bits of the float that is larger by this integer, and a sum of 32 products of two codes is
-/// below 2^20. With a scale of at most 22 bits `FLOAT_START * scale`, three times a power of two, is exact, so that `(FLOAT_START + sum) * scale -
+/// below 2^20. Scales are small integers, or halves times small integers (a scale of a whole row is applied at its end), and
+/// have at most 22 bits. So `FLOAT_START * scale`, three times a power of two, is exact, and `(FLOAT_START + sum) * scale -
 /// FLOAT_START * scale`, one fused operation, is rounded just as `sum * scale` is.
 const FLOAT_START: f32 = 12_582_912.0;
 
@@ -479,15 +458,15 @@ mod tests {
             most - 1,
             1 - most,
         ];
-        // halves times integers, and singles without their last two bits: of any size that scales have
+        // halves times integers, and numbers of 22 bits of any size that scales have
         let halves = [2f32.powi(-24), 1.0, -0.333_251_95, 65504.0]
             .into_iter()
             .flat_map(|d| [1.0, 31.0, 127.0].map(|n| d * n));
-        let singles =
+        let longest =
             (1..2000u32).map(|i| f32::from_bits((0x3000_0000 + i.wrapping_mul(0x9e37) % 0x1800_0000) & !3));
         // without fused operations no kernel reads sums as floats
         for kind in available().into_iter().filter(|k| *k != IsaKind::Scalar) {
-            for scale in halves.clone().chain(singles.clone()) {
+            for scale in halves.clone().chain(longest.clone()) {
                 let [converted, read] = run(kind, Products { sums: &sums, scale });
                 assert_eq!(converted, read, "{} {scale}", kind.name());
             }

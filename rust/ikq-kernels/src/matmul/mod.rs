@@ -310,6 +310,7 @@ fn panel_products(kind: IsaKind, bodies: &Bodies, product: Product<'_>, scratch:
                 out,
                 stride,
                 add: first_unit > 0,
+                is_end: units.end == n_units,
             };
             tile::multiply(kind, tile);
             first += n_bands;

@@ -4,18 +4,17 @@
 //! codes    line (64 unit + i) * n_bands + band     codes 4 i..4 i + 4 of the unit, of each of 16 rows
 //! scales   line (S unit + g) * n_bands + band      scale of sub-block g of each of 16 rows
 //! mins     likewise
+//! rows     line band                               what sums of the rows are multiplied by at the end
 //! ```
 //! One or two bands stand side by side. S is 16 or 8: scales belong to 16 or 32 elements.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use ikq_decode::lanes::lane_header;
 use ikq_decode::{BlockType, Decode, LaneCodes, LaneScales};
 use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
 use super::bands::{Bands, Tail};
-use super::direct::product_scales;
 
 /// Sixty-four bytes that start a cache line.
 #[derive(Clone, Copy)]
@@ -31,6 +30,7 @@ pub(super) struct Panel {
     pub codes: Vec<Codes>,
     pub scales: Vec<Floats>,
     pub mins: Vec<Floats>,
+    pub row_scales: Vec<Floats>,
 }
 
 impl Panel {
@@ -43,6 +43,7 @@ impl Panel {
         };
         grow(&mut self.scales, 16 * n_units * n_bands);
         grow(&mut self.mins, 16 * n_units * n_bands);
+        grow(&mut self.row_scales, n_bands);
         if self.codes.len() < 64 * n_units * n_bands {
             self.codes.resize(64 * n_units * n_bands, Line([0; 64]));
         }
@@ -85,10 +86,7 @@ fn fill_band<I: Isa, D: Decode<I>>(isa: I, op: Fill<'_, impl BlockType>) {
     let band = op.bands.band(op.from);
     let mut tail = Tail::new();
     tail.fill::<I, D>(&band);
-    let header = match op.bands.header {
-        Some(header) => isa.splat_f(header),
-        None => lane_header::<I, D>(isa, band.headers),
-    };
+    isa.store_f(op.bands.row_scales::<I, D>(isa, &band), &mut op.panel.row_scales[op.band].0);
     // the bands that the panel holds next
     let ahead = op.n_bands * op.bands.form.band_bytes(op.bands.k);
     let mut scales = LaneScales::new(isa);
@@ -99,8 +97,7 @@ fn fill_band<I: Isa, D: Decode<I>>(isa: I, op: Fill<'_, impl BlockType>) {
         if op.bands.ask_ahead {
             band.ask_smalls::<I, D>(u, ahead);
         }
-        D::lane_scales(isa, header, &unit, &mut scales);
-        product_scales::<I, D>(isa, op.bands.header, &mut scales);
+        D::lane_scales(isa, isa.splat_f(1.0), &unit, &mut scales);
         let lines = n_scales * (u - first) * op.n_bands + op.band;
         for k in 0..n_scales {
             isa.store_f(scales.scale[k], &mut op.panel.scales[lines + k * op.n_bands].0);

@@ -26,8 +26,10 @@ pub(super) struct Tile<'a> {
     /// Row `r` of the panel's and column `c` is `out[c * stride + r]`.
     pub out: &'a mut [f32],
     pub stride: usize,
-    /// Add to what `out` holds.
+    /// Add to what `out` holds: the units are not the rows' first.
     pub add: bool,
+    /// The units are the rows' last, so that the sums can be multiplied by the scales of whole rows.
+    pub is_end: bool,
 }
 
 /// Bands that the micro-kernel of an instruction set takes at a time.
@@ -168,7 +170,11 @@ fn block<I: Isa, const R: usize, const C: usize, const PER_16: bool, const MIN: 
     for (c, acc) in acc.iter().enumerate().take(numbers.len()) {
         for (r, acc) in acc.iter().enumerate() {
             let at = (first + c) * tile.stride + BAND * r;
-            isa.store_f(*acc, tile.out[at..].first_chunk_mut().expect("a band of the tile"));
+            let acc = match tile.is_end {
+                true => isa.mul_f(*acc, isa.load_f(&tile.panel.row_scales[r].0)),
+                false => *acc,
+            };
+            isa.store_f(acc, tile.out[at..].first_chunk_mut().expect("a band of the tile"));
         }
     }
     C
