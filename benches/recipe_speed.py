@@ -6,8 +6,8 @@
 Models have random codes (`synthetic_models.py`): of Qwen3-30B-A3B's shape with 6 layers and one type each, of
 Llama-3-8B's shape with 4 layers (`--dense`), and mixtures of both shapes (`--mixes`), in which each kind of tensor has
 a type of its own, as in a recipe. A machine that others use is faster now and slower then, so predictions and runs are
-made by turns: what steps take is measured once for each model, and then `--turns` times its types, a prompt and the
-generated tokens, and its types once more. A run is compared with the mean of the predictions before and after it.
+made by turns: `--turns` times what steps take and a model's types, then a prompt and the generated tokens, and at last
+steps and types once more. A run is compared with the mean of the predictions before and after it.
 Predicted, measured and their ratio are printed, medians of all turns of all `--rounds`; exit code 1 if a prediction is
 off by more than `--most`.
 """
@@ -81,8 +81,9 @@ def write_mix(path: Path, types: dict[str, str], source: Path) -> None:
 
 
 def predicted(path: Path, n_threads: int, kept: Path) -> tuple[float, float]:
-    """The same of `ikq recipe`, from its types as they are now."""
-    measure_type_speeds(types_of(path), n_threads=n_threads, again=True, path=kept)
+    """The same of `ikq recipe`, from its types and what steps take as they are now."""
+    found = measure_type_speeds({*types_of(path), PROBE_TYPE}, n_threads=n_threads, again=True, path=kept)
+    measure_step_speeds(found[PROBE_TYPE], n_threads=n_threads, again=True, path=kept)
     return predicted_speeds(path, n_tokens=PROMPT, n_threads=n_threads, path=kept)
 
 
@@ -90,8 +91,6 @@ def turns(
     path: Path, n_turns: int, n_threads: int, kept: Path
 ) -> Iterator[tuple[tuple[float, float], tuple[float, float]]]:
     """Tokens per second of prompts and of generation, predicted and measured, `n_turns` times one after another."""
-    product = measure_type_speeds([PROBE_TYPE], n_threads=n_threads, again=True, path=kept)
-    measure_step_speeds(product[PROBE_TYPE], n_threads=n_threads, again=True, path=kept)
     with ikq.Model.load(path, n_ctx=PROMPT, n_threads=n_threads) as model:
         before = predicted(path, n_threads, kept)
         for _ in range(n_turns):
