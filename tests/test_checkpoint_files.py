@@ -428,6 +428,6 @@ def test_no_tokenizer(tmp_path):
     (folder / "tokenizer.json").unlink()
     with pytest.raises(FileNotFoundError, match="no tokenizer.json"):
         Checkpoint(folder)
-    (folder / "tekken.json").write_text("{}")
-    with pytest.raises(UnsupportedError, match="tekken.json"):
+    (folder / "vocab.json").write_text("{}")
+    with pytest.raises(UnsupportedError, match=r"vocab.json: tokenizers of this form"):
         Checkpoint(folder)

@@ -256,7 +256,7 @@ def test_damaged_sentencepiece(tmp_path):
         with pytest.raises(FormatError, match="no model of SentencePiece"):
             read_sentencepiece(path)
     write_sentencepiece(path, ["<unk>", "a"], [0.0, -1.0], [2, 1], True, model_type=1)
-    with pytest.raises(UnsupportedError, match="other than BPE"):
+    with pytest.raises(UnsupportedError, match=r"other than BPE \(unigram\) .* likeliest split"):
         read_sentencepiece(path)
 
 
@@ -266,6 +266,10 @@ def test_another_file_beside_tokenizer_json(tmp_path):
     (folder / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")
     assert keys_of(folder)["tokenizer.ggml.model"] == "gpt2"
     (folder / "tokenizer.json").unlink()
+    # it is of tiktoken's form, and damaged
+    with pytest.raises(FormatError, match="no token for the byte 0"):
+        keys_of(folder)
+    (folder / "tokenizer.model").write_bytes(b"something else\n")
     with pytest.raises(FormatError, match="no model of SentencePiece"):
         keys_of(folder)
 

@@ -2,9 +2,9 @@
 
 Arrays: `dequantize`, `quantize`, `repack`, `pack`, `unpack`, `row_bytes`, `tensor_bytes`; types:
 `QuantType`; tensors: `QTensor`; files: `GGUFReader`, `GGUFWriter`; whole models: `quantize_file`,
-`plan_quantization`, `convert_checkpoint`, `Imatrix`, `ActivationStatistics`; running: `Model`, `Sequence`,
-`Tokenizer`, `ChatTemplate`, `SamplingOptions`; serving: `Server`, with the extra `ikq[serve]`; exceptions:
-`ikq.errors`.
+`plan_quantization`, `convert_checkpoint`, `convert_adapter`, `Imatrix`, `ActivationStatistics`; running:
+`Model`, `Sequence`, `Tokenizer`, `ChatTemplate`, `SamplingOptions`; serving: `Server`, with the extra
+`ikq[serve]`; exceptions: `ikq.errors`.
 """
 
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from ikq.arrays.coding import available_isas, dequantize, isa, quantize, repack,
 from ikq.arrays.fields import Field, block_fields, pack, unpack
 from ikq.arrays.quant_types import QuantType
 from ikq.arrays.tensor import QTensor
+from ikq.checkpoint.adapter import convert_adapter
 from ikq.checkpoint.converting import convert_checkpoint, plan_conversion
 from ikq.errors import (
     DeviceError,
@@ -111,6 +112,7 @@ __all__ = [
     "__version__",
     "available_isas",
     "block_fields",
+    "convert_adapter",
     "convert_checkpoint",
     "dequantize",
     "ftypes",

@@ -23,7 +23,7 @@ from ikq.errors import FormatError, ShapeError, UnsupportedError
 from ikq.files.gguf import GGUFReader, Metadata, Typed
 from ikq.models import CHECKPOINTS, model_spec, mtp_spec
 
-__all__ = ["Checkpoint", "OutType", "is_checkpoint"]
+__all__ = ["Checkpoint", "OutType", "architecture", "is_checkpoint"]
 
 OutType = Literal["auto", "bf16", "f16", "f32"]
 """What matrices of floats become; `auto` keeps what the checkpoint has."""
@@ -77,7 +77,7 @@ class Checkpoint:
         """
         self.folder = Path(folder)
         config = Config.read(self.folder)
-        name, write = _architecture(config)
+        name, write = architecture(config)
         weights = Weights(Shards(self.folder), config)
         self._shards = weights.shards
         target = Target(name, config, weights)
@@ -181,7 +181,7 @@ class Checkpoint:
         return raw[start - first * row_bytes : end - first * row_bytes]
 
 
-def _architecture(config: Config) -> tuple[str, Callable[[Target], None]]:
+def architecture(config: Config) -> tuple[str, Callable[[Target], None]]:
     """The architecture of the file, and what writes it.
 
     Raises:

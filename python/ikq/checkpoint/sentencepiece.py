@@ -25,6 +25,15 @@ __all__ = ["SentencePieces", "read_sentencepiece"]
 
 _MAX_BYTES = 200_000_000
 _BPE = 2
+_OTHERS = {
+    1: (
+        "unigram",
+        ": they take the likeliest split of a text as a whole, and tokenizers of kind `llama` in GGUF files "
+        "join pairs by their scores, which gives other tokens",
+    ),
+    3: ("words", ""),
+    4: ("characters", ""),
+}
 
 
 @dataclass(frozen=True)
@@ -73,8 +82,9 @@ def read_sentencepiece(path: Path) -> SentencePieces:
     if not texts:
         raise FormatError(f"{path} is no model of SentencePiece: it has no pieces")
     if model != _BPE:
+        kind, why = _OTHERS.get(model, (f"kind {model}", ""))
         raise UnsupportedError(
-            f"{path}: models of SentencePiece other than BPE (kind {model}) are not converted"
+            f"{path}: models of SentencePiece other than BPE ({kind}) are not converted{why}"
         )
     return SentencePieces(texts, scores, kinds, space_prefix)
 

@@ -54,17 +54,12 @@ def tokenizer_keys(folder: Path, config: Config, architecture: str) -> dict[str,
         pieces = _within(_with_added(stored, folder, whole, options, n_vocab), folder, n_vocab)
         keys, texts = _sentencepiece_keys(pieces, n_vocab)
     elif not whole:
-        for name in ("tiktoken.model", "tekken.json", "vocab.json"):
-            if (folder / name).exists():
-                raise UnsupportedError(
-                    f"{folder / name}: tokenizers of this form are not converted; save the tokenizer with "
-                    "`transformers`, which writes tokenizer.json"
-                )
-        raise FileNotFoundError(2, "no tokenizer.json or tokenizer.model in this folder", str(folder))
+        keys, texts = _from_ranks(folder, options, n_vocab)
     else:
         keys, texts = _from_json(folder / "tokenizer.json", whole, n_vocab)
-    keys |= _special_keys(folder, config, options, texts, architecture)
-    keys |= _begin_and_end(folder / "tokenizer.json", whole, options, keys)
+    # what the tokenizer's own file says counts
+    _add(keys, _special_keys(folder, config, options, texts, architecture))
+    _add(keys, _begin_and_end(folder / "tokenizer.json", whole, options, keys))
     if f"{_PREFIX}pre" not in keys:
         keys[f"{_PREFIX}pre"] = _pre_name(folder / "tokenizer.json", whole, keys)
     return {**_in_order(keys), **_templates(folder, options)}
@@ -77,10 +72,44 @@ def _sentencepiece(path: Path, whole: Mapping[str, Any]) -> SentencePieces | Non
     try:
         return read_sentencepiece(path)
     except (FormatError, UnsupportedError):
-        # some folders have another kind of file under this name, and all that matters in tokenizer.json
-        if whole:
+        from ikq.checkpoint.tiktoken import find_ranks
+
+        # some folders have another kind of file under this name: ranks, or all that matters in tokenizer.json
+        if whole or find_ranks(path.parent) is not None:
             return None
         raise
+
+
+def _add(keys: dict[str, object], more: Mapping[str, object]) -> None:
+    """Adds keys behind those that are there, which stay."""
+    for key, value in more.items():
+        keys.setdefault(key, value)
+
+
+def _from_ranks(
+    folder: Path, options: Mapping[str, Any], n_vocab: int
+) -> tuple[dict[str, object], list[str]]:
+    """Tokens with ranks, where a folder has them instead of `tokenizer.json`.
+
+    Raises:
+        FileNotFoundError: There is no tokenizer.
+    """
+    # most programs do without the library that they need
+    from ikq.checkpoint.ranked_keys import tekken_keys, tiktoken_keys
+    from ikq.checkpoint.tiktoken import find_ranks
+
+    if (folder / "tekken.json").exists():
+        return tekken_keys(folder / "tekken.json", n_vocab)
+    path = find_ranks(folder)
+    if path is not None:
+        added = _added(folder / "tokenizer_config.json", {}, options)
+        return tiktoken_keys(path, {token: text for token, (text, _) in added.items()}, options, n_vocab)
+    if (folder / "vocab.json").exists():
+        raise UnsupportedError(
+            f"{folder / 'vocab.json'}: tokenizers of this form are not converted; save the tokenizer with "
+            "`transformers`, which writes tokenizer.json"
+        )
+    raise FileNotFoundError(2, "no tokenizer.json or tokenizer.model in this folder", str(folder))
 
 
 def _within(pieces: SentencePieces, folder: Path, n_vocab: int) -> SentencePieces:

@@ -8,8 +8,10 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ikq
+from ikq.cli import cluster_options
 from ikq.cli.notes import note_on_stderr
 from ikq.files.outputs import check_outputs
 from ikq.files.text_files import read_literally
@@ -63,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_types(parser)
     _add_sensitivity(parser)
     _add_shown(parser)
+    cluster_options.add_options(parser)
     parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads; one per CPU unless given")
 
 
@@ -159,6 +162,9 @@ def run(args: argparse.Namespace) -> int:
     )
     budget.check()
     # what would be missed after minutes of work
+    cluster_options.check(args)
+    if args.cluster is not None and args.probe is None:
+        raise ikq.RefusedError("--cluster is for --probe: all else takes one machine minutes")
     text = _text(args) if args.probe is not None else ""
     check_outputs(
         [
@@ -264,15 +270,19 @@ def _probed(args: argparse.Namespace, recipe: Recipe, text: str) -> Probes:
     def told(run: int, predicted: float, measured: float) -> None:
         print(f"[{run}/{args.probe}] predicted {predicted:.6f}, measured {measured:.6f}", file=sys.stderr)
 
-    found = probe(
-        recipe,
-        text,
-        args.probe,
-        n_windows=args.chunks,
-        n_threads=args.threads,
-        folder=out.absolute().parent,
-        progress=told,
-    )
+    how: dict[str, Any] = {
+        "n_windows": args.chunks,
+        "n_threads": args.threads,
+        "folder": out.absolute().parent,
+        "progress": told,
+    }
+    if args.cluster is None:
+        found = probe(recipe, text, args.probe, **how)
+    else:
+        from ikq.cluster import probe_on_cluster
+
+        where = {"path_map": args.path_map, "on_note": note_on_stderr}
+        found = probe_on_cluster(recipe, text, args.probe, args.cluster, **how, **where)
     for line in found.lines():
         print(line, file=sys.stderr)
     return found

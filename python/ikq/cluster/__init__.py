@@ -9,11 +9,13 @@ plan anew.
 - `job`, `worker`: what a node is told, and what it does; `dispatch`: who gets which units; `rates`: how fast
   nodes are; `quantizing`: all of it together.
 - `files`, `chunks`: chunks of a text, which a model on every node runs; `collecting`, `sums`: importance
-  matrices; `evaluating`: perplexity and KL divergence; `growing`: values of all chunks so far.
+  matrices; `evaluating`: perplexity and KL divergence; `growing`: values of all chunks so far; `probing`:
+  sensitivities for recipes.
 """
 
 from ikq.cluster.evaluating import divergence_on_cluster, perplexity_on_cluster
 from ikq.cluster.paths import PathRule, parse_path_rule
+from ikq.cluster.probing import probe_on_cluster
 from ikq.cluster.quantizing import quantize_on_cluster
 
 __all__ = [
@@ -21,5 +23,6 @@ __all__ = [
     "divergence_on_cluster",
     "parse_path_rule",
     "perplexity_on_cluster",
+    "probe_on_cluster",
     "quantize_on_cluster",
 ]

@@ -94,6 +94,7 @@ def chunk_values(
     address: str,
     *,
     n_tokens: int,
+    unit: str = "chunk",
     n_cpus: int | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Iterator[Any]:
@@ -105,6 +106,7 @@ def chunk_values(
         n: the one behind the last.
         address: `local`, or `HOST:PORT` of the head of a cluster.
         n_tokens: of a chunk.
+        unit: what messages call a chunk.
         n_cpus: CPUs of a `local` cluster.
         on_note: called with what the user should know, among it how fast nodes are.
 
@@ -113,7 +115,7 @@ def chunk_values(
         RefusedError: no cluster is there, or a node has other files.
         IkqError, OSError: as `chunk_results`.
     """
-    rates = ChunkRates(n_tokens, on_note)
+    rates = ChunkRates(n_tokens, on_note, unit)
     with connected(address, n_cpus, on_note) as ray:
         strategy = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
         actor = ray.remote(Runner)
@@ -126,7 +128,7 @@ def chunk_values(
             }
             return actor.options(**options).remote(opener)
 
-        for result in chunk_results(ray, start, first, n, on_note):
+        for result in chunk_results(ray, start, first, n, on_note, unit):
             rates.add(result.node, result.seconds)
             rates.tell()
             yield result.value
@@ -141,6 +143,7 @@ def chunk_results(
     first: int,
     n: int,
     on_note: Callable[[str], None] | None,
+    unit: str = "chunk",
 ) -> Iterator[ChunkResult]:
     """Runs the chunks `first` to `n` and yields their results in order.
 
@@ -153,6 +156,7 @@ def chunk_results(
         first: the first chunk.
         n: the one behind the last.
         on_note: called with what the user should know.
+        unit: what messages call a chunk.
 
     Raises:
         IkqError, OSError: what kept a node from its work; a chunk that died again and again.
@@ -194,7 +198,7 @@ def chunk_results(
                         deaths[number] = deaths.get(number, 0) + 1
                         if deaths[number] >= _REPEATS:
                             raise IkqError(
-                                f"workers died {_REPEATS} times over chunk {number + 1}: {e}"
+                                f"workers died {_REPEATS} times over {unit} {number + 1}: {e}"
                             ) from None
                         waiting.append(number)
                         waiting.sort(reverse=True)

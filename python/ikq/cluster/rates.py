@@ -65,10 +65,11 @@ class ChunkRates:
     Args:
         n_tokens: Of a chunk.
         on_note: called with a line every ten seconds.
+        unit: what a chunk is called.
     """
 
-    def __init__(self, n_tokens: int, on_note: Callable[[str], None] | None) -> None:
-        self._n_tokens, self._on_note = n_tokens, on_note
+    def __init__(self, n_tokens: int, on_note: Callable[[str], None] | None, unit: str = "chunk") -> None:
+        self._n_tokens, self._on_note, self._unit = n_tokens, on_note, unit
         self._told = time.monotonic()
         # number and seconds of the chunks of each node
         self._all: dict[str, tuple[int, float]] = {}
@@ -95,7 +96,7 @@ class ChunkRates:
         shares = ", ".join(
             f"{node} {found[0]} ({self._rate(*found)})" for node, found in sorted(self._all.items())
         )
-        return f"cluster: chunks by node: {shares}"
+        return f"cluster: {self._unit}s by node: {shares}"
 
     def _rate(self, n: int, seconds: float) -> str:
         return f"{n * self._n_tokens / max(seconds, 1e-9):.1f} tokens/s"

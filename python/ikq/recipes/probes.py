@@ -15,39 +15,32 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ikq.errors import RefusedError
-from ikq.evaluate import (
-    BaseFile,
-    CompactBase,
-    base_writer,
-    compact_writer,
-    cut,
-    measure_divergence,
-    measure_perplexity,
-    text_tokens,
-)
+from ikq.evaluate import cut, text_tokens
 from ikq.evaluate.windows import window_bos
 from ikq.files.gguf import GGUFReader
-from ikq.inference.model import Model
-from ikq.quantizing.pipeline import quantize_file
+from ikq.recipes.mixes import Meter, Mixes
 from ikq.recipes.recipe import Costs, Recipe
 from ikq.recipes.rules import recipe_rules
+from ikq.tokenizer import Tokenizer
 
 __all__ = [
+    "Experiment",
     "Fit",
     "Group",
     "Probes",
     "check_runs",
+    "concluded",
     "fit_factors",
     "hadamard",
+    "plan_probe",
     "probe",
     "probe_groups",
     "spread_windows",
@@ -63,7 +56,6 @@ They are from all over the text: neighbours are of one subject, and factors that
 _FEWEST = 4
 _N_RANGES = 4
 _STEP = 3.0
-_FULL_VOCABULARY = 16384
 _PRIOR = 0.7
 """Standard deviation of a factor before any run: coefficients are right to within a factor of two."""
 
@@ -196,6 +188,65 @@ def check_runs(n_runs: int) -> None:
         raise RefusedError(f"--probe {n_runs}: expected {_FEWEST} runs or more")
 
 
+@dataclass(frozen=True)
+class Experiment:
+    """What is to be measured about a recipe.
+
+    Attributes:
+        recipe: Types that the runs are about.
+        groups: What is perturbed.
+        parts: Runs x groups: what is predicted.
+        mixes: What the runs measure.
+    """
+
+    recipe: Recipe
+    groups: tuple[Group, ...]
+    parts: Floats
+    mixes: Mixes
+
+
+def plan_probe(
+    recipe: Recipe, text: str, n_runs: int, *, n_windows: int = N_WINDOWS, n_ctx: int = 512
+) -> Experiment:
+    """Designs the experiment about a recipe; nothing is run yet.
+
+    Args:
+        recipe: As for `probe`, as for all that follows.
+        text: See there.
+        n_runs: See there.
+        n_windows: See there.
+        n_ctx: See there.
+
+    Raises:
+        ikq.errors.RefusedError: Too few runs, or a text of less than a window.
+    """
+    check_runs(n_runs)
+    costs, problem = recipe.costs, recipe.costs.problem
+    groups = probe_groups(costs)
+    rng = np.random.default_rng(0)
+    design = _design(n_runs, len(groups), rng)
+    better, worse = _neighbours(costs, recipe.choice.index)
+    rows = np.arange(len(problem.tensors))
+    is_worse = np.zeros((n_runs, len(rows)), bool)
+    parts = np.zeros((n_runs, len(groups)))
+    for i in range(n_runs):
+        for g, sign in zip(groups, design[i], strict=True):
+            is_worse[i, g.members] = sign > 0
+        values = costs.divergence[rows, np.where(is_worse[i], worse, better)]
+        parts[i] = [values[g.members].sum() for g in groups]
+    with GGUFReader(problem.source) as reader:
+        tokenizer = Tokenizer.from_reader(reader)
+    tokens = spread_windows(text_tokens(tokenizer, text), n_windows, n_ctx)
+    mixes = Mixes(
+        type=recipe.type,
+        rules=(recipe_rules(problem.types_of(better)), recipe_rules(problem.types_of(worse))),
+        names=tuple(t.name for t in problem.tensors),
+        is_second=is_worse,
+        windows=cut(tokens, n_ctx=n_ctx, chunks=n_windows, bos=window_bos(tokenizer)),
+    )
+    return Experiment(recipe, groups, parts, mixes)
+
+
 def probe(
     recipe: Recipe,
     text: str,
@@ -222,31 +273,36 @@ def probe(
     Raises:
         ikq.errors.RefusedError: Too few runs, or a text of less than a window.
     """
-    check_runs(n_runs)
-    costs = recipe.costs
-    groups = probe_groups(costs)
-    rng = np.random.default_rng(0)
-    design = _design(n_runs, len(groups), rng)
-    better, worse = _neighbours(costs, recipe.choice.index)
-    parts = np.zeros((n_runs, len(groups)))
-    measured = np.zeros(n_runs)
-    rows = np.arange(len(costs.problem.tensors))
+    experiment = plan_probe(recipe, text, n_runs, n_windows=n_windows, n_ctx=n_ctx)
+    problem = recipe.costs.problem
     with (
         tempfile.TemporaryDirectory(prefix="ikq-probe-", dir=folder) as scratch,
-        _Meter(recipe, (better, worse), text, n_windows, n_ctx, n_threads, Path(scratch)) as meter,
+        Meter(experiment.mixes, problem.source, problem.imatrix, Path(scratch), n_threads) as meter,
     ):
-        for i in range(n_runs):
-            is_worse = np.zeros(len(rows), bool)
-            for g, sign in zip(groups, design[i], strict=True):
-                is_worse[g.members] = sign > 0
-            values = costs.divergence[rows, np.where(is_worse, worse, better)]
-            parts[i] = [values[g.members].sum() for g in groups]
-            measured[i] = meter(is_worse)
-            if progress is not None:
-                progress(i + 1, float(parts[i].sum()), float(measured[i]))
+        return concluded(experiment, map(meter, range(n_runs)), progress)
+
+
+def concluded(
+    experiment: Experiment,
+    values: Iterable[float],
+    progress: Callable[[int, float, float], None] | None = None,
+) -> Probes:
+    """What the runs of an experiment tell.
+
+    Args:
+        experiment: What was to be measured.
+        values: The divergence of each run, in order, as they are measured.
+        progress: As for `probe`.
+    """
+    parts, costs = experiment.parts, experiment.recipe.costs
+    measured = np.zeros(len(parts))
+    for i, value in enumerate(values):
+        measured[i] = value
+        if progress is not None:
+            progress(i + 1, float(parts[i].sum()), float(value))
     fit = fit_factors(parts, measured)
-    factors = np.ones(len(rows))
-    for g, factor in zip(groups, fit.factors, strict=True):
+    factors = np.ones(len(costs.problem.tensors))
+    for g, factor in zip(experiment.groups, fit.factors, strict=True):
         factors[g.members] = max(float(factor), 1e-3)
     fitted = replace(
         costs,
@@ -256,9 +312,9 @@ def probe(
         },
         divergence=costs.divergence * factors[:, np.newaxis],
         uncertainty=max(_TEXTS, math.exp(2 * fit.spread)),
-        origin=f"{n_runs} runs of {n_windows} windows",
+        origin=f"{len(parts)} runs of {experiment.mixes.windows.n} windows",
     )
-    return Probes(fitted, groups, fit, parts.sum(axis=1), measured)
+    return Probes(fitted, experiment.groups, fit, parts.sum(axis=1), measured)
 
 
 def spread_windows(tokens: NDArray[np.int32], n_windows: int, n_ctx: int) -> NDArray[np.int32]:
@@ -277,80 +333,6 @@ def spread_windows(tokens: NDArray[np.int32], n_windows: int, n_ctx: int) -> NDA
         return tokens
     places = ((np.arange(n_windows) + 0.5) * n / n_windows).astype(np.int64)
     return tokens[: n * n_ctx].reshape(n, n_ctx)[places].ravel()
-
-
-class _Meter:
-    """Measures the divergence of mixes of two files from the source.
-
-    In every run a tensor has one of two types, so two files have all that is needed: the model of a run
-    is made of tensors of either, and only those that changed since the last run are loaded.
-    """
-
-    def __init__(
-        self,
-        recipe: Recipe,
-        indices: tuple[Ints, Ints],
-        text: str,
-        n_windows: int,
-        n_ctx: int,
-        n_threads: int | None,
-        folder: Path,
-    ) -> None:
-        self._problem = recipe.costs.problem
-        self._n_threads, self._n_windows = n_threads, n_windows
-        base = folder / "base"
-        with Model.load(self._problem.source, n_ctx=n_ctx, n_threads=n_threads) as model:
-            tokenizer = model.tokenizer
-            bos = window_bos(tokenizer)
-            tokens = spread_windows(text_tokens(tokenizer, text), n_windows, n_ctx)
-            windows = cut(tokens, n_ctx=n_ctx, chunks=n_windows, bos=bos)
-            n_vocab = model.spec.n_vocab
-            is_small = n_vocab <= _FULL_VOCABULARY
-            with (base_writer if is_small else compact_writer)(base, windows, n_vocab) as sink:
-                for _ in measure_perplexity(model, windows, sink):
-                    pass
-        self._base = BaseFile(base, bos) if is_small else CompactBase(base, bos)
-        first, second = folder / "first.gguf", folder / "second.gguf"
-        self._write(first, recipe.type, indices[0])
-        # tensors that are the same in both are not encoded twice
-        self._write(second, recipe.type, indices[1], reuse=first)
-        self._first, self._second = GGUFReader(first), GGUFReader(second)
-        self._model = Model.load(first, n_ctx=n_ctx, n_threads=n_threads)
-
-    def _write(self, file: Path, type_name: str, index: Ints, reuse: Path | None = None) -> None:
-        problem = self._problem
-        quantize_file(
-            problem.source,
-            file,
-            type_name,
-            imatrix=problem.imatrix,
-            tensor_type=recipe_rules(problem.types_of(index)),
-            allow_missing=True,
-            ignore_imatrix_rules=True,
-            allow_requantize=True,
-            n_threads=self._n_threads,
-            reuse=reuse,
-            restart=True,
-        )
-
-    def __call__(self, of_second: NDArray[np.bool_]) -> float:
-        """The mean divergence with tensors of the first file, or of the second where that is said."""
-        tensors = self._problem.tensors
-        names = [t.name for t, second in zip(tensors, of_second, strict=True) if second]
-        with self._first.with_tensors_of(self._second, names) as reader:
-            self._model = self._model.exchange(reader)
-        *_, found = measure_divergence(self._model, self._base, self._n_windows)
-        return max(found.mean.value, 1e-12)
-
-    def __enter__(self) -> _Meter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._model.close()
-        self._first.close()
-        self._second.close()
 
 
 def fit_factors(parts: Floats, measured: Floats) -> Fit:

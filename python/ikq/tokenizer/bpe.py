@@ -18,7 +18,7 @@ from ikq.tokenizer.pre_tokenizers import PreTokenizer as Rule
 from ikq.tokenizer.spm import SPACE, byte_of
 from ikq.tokenizer.vocab import TokenType, Vocab
 
-__all__ = ["BpeEncoder", "RawBpeEncoder", "token_bytes"]
+__all__ = ["BpeEncoder", "RawBpeEncoder", "byte_text", "token_bytes"]
 
 
 # Characters from which on a text takes milliseconds.
@@ -109,6 +109,12 @@ def _byte_characters() -> dict[str, int]:
 
 
 _BYTES = _byte_characters()
+_CHARACTERS = {byte: character for character, byte in _BYTES.items()}
+
+
+def byte_text(token: bytes) -> str:
+    """How byte-level BPE writes bytes: a character for each."""
+    return "".join([_CHARACTERS[byte] for byte in token])
 
 
 def token_bytes(text: str, kind: TokenType) -> bytes:
