@@ -414,7 +414,9 @@ impl Device for Cuda {
         self.caches.clear();
         self.scratch = None;
         *self.failure.get_mut() = None;
-        let (size, _) = counted(network, loading.placement, loading.index)?;
+        let (size, parts) = counted(network, loading.placement, loading.index)?;
+        // a cache that is not offered is refused before anything is copied
+        let caches = make_caches(network, &parts, self.options.cache)?;
         let arena = Arena::new(self.gpu.context(), "weights", size).map_err(model_error)?;
         let mut loader = Loader::copying(&self.gpu, arena);
         let mut parts = Parts::none(network.layers.len());
@@ -425,7 +427,7 @@ impl Device for Cuda {
             loader.stage(network, loading.placement, loading.index, stage, &mut parts)?;
         }
         parts._arena = loader.into_arena().map_err(model_error)?;
-        self.caches = make_caches(network, &parts, self.options.cache)?;
+        self.caches = caches;
         self.parts = parts;
         self.ropes = network.ropes.iter().map(RopeTable::new).collect();
         self.network = Some(network.clone());
