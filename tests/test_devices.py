@@ -9,6 +9,7 @@ from model_files import NAMES, RECURRENT, path, prompt, reader
 from sequence_checks import COMPUTE, PLANS, fresh, load, run, same
 
 import ikq
+import ikq.cuda
 from ikq.__main__ import main
 from ikq.cli.placement_table import joined_layers
 from ikq.inference.model import Placed
@@ -158,6 +159,75 @@ def test_the_plan_says_what_is_where():
         assert set(devices_of(model).values()) == {"CPU"}
 
 
+THREE = ("CPU", "CPU1", "CPU2")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_layers_are_divided(name):
+    """In proportion over the devices beside the CPU: the same bits as on the CPU."""
+    ids = prompt(name, 0)
+    with load(name) as model:
+        whole = model.logits(ids)
+    n_layers = len(ikq.models.model_spec(reader(name)).layers)
+    for split, n in (([1, 1], 99), ([1, 3], 99), ([5, 1], n_layers - 1), ([0, 1], 99)):
+        options = {"devices": THREE, "tensor_split": split, "n_gpu_layers": n}
+        with load(name, **options) as model:
+            placement = model.explain().placement
+            assert same(whole, model.logits(ids)), split
+        assert placement == ikq.Model.plan(path(name), **options).placement
+        # the layers of `n_gpu_layers`, and the output as one more; a layer is where its begin lies
+        n = min(n, n_layers + 1)
+        first = max(n_layers - n, 0)
+        expected = {
+            layer: "CPU1" if (layer - first) * sum(split) < split[0] * n else "CPU2"
+            for layer in range(first, first + n)
+        }
+        for p in placement[1:]:
+            found = re.match(r"layer (\d+)", p.stage)
+            assert p.device == expected.get(int(found[1]) if found else n_layers, "CPU"), p
+            if p.device != "CPU":
+                assert p.why == f"n_gpu_layers={options['n_gpu_layers']}, tensor_split={split[0]},{split[1]}"
+
+
+def test_layers_are_divided_by_free_memory(tiny_moe, monkeypatch):
+    """Of GPUs what their driver says is free, not what they have; devices of the same memory share alike."""
+
+    def devices(*free):
+        return {f"CUDA{i}": {"memory_bytes": 2**40, "free_bytes": n} for i, n in enumerate(free)}
+
+    def placed(**options):
+        plan = ikq.Model.plan(tiny_moe, n_gpu_layers=99, **options)
+        return [p.device for p in plan.placement if "attention" in p.stage or p.stage == "output"]
+
+    assert placed(devices=THREE) == ["CPU1"] * 3 + ["CPU2"] * 2
+    both = ("CPU", "CUDA0", "CUDA1")
+    for free, n in (((2**30, 2**30), 3), ((2**30, 2**32), 1), ((2**33, 2**30), 5), ((None, 2**40), 3)):
+        monkeypatch.setattr(ikq.cuda, "usable_devices", lambda free=free, **_: devices(*free))
+        monkeypatch.setattr(ikq.cuda, "require", lambda **_: None)
+        assert placed(devices=both) == ["CUDA0"] * n + ["CUDA1"] * (5 - n), free
+        # said is said
+        assert placed(devices=both, tensor_split=[2, 3]) == ["CUDA0"] * 2 + ["CUDA1"] * 3
+
+
+@pytest.mark.parametrize(
+    ("devices", "split", "words"),
+    [
+        (THREE, [1], "tensor_split=1: one number per device is needed, for 2 devices: CPU1, CPU2"),
+        (THREE, [1, 2, 3], "tensor_split=1,2,3: one number per device is needed"),
+        (THREE, [1, -0.5], "tensor_split=1,-0.5: -0.5 is no share; a share is 0 or more"),
+        (THREE, [0, 0], "tensor_split=0,0: no device has a share"),
+        (THREE, [float("inf"), 1], "inf is no share"),
+        (TWO, [1, 1], "for 1 device: CPU1"),
+        (("CPU",), [1], "tensor_split=1: there is no GPU over which layers could be divided"),
+    ],
+)
+def test_shares_that_are_none(tiny_moe, devices, split, words):
+    for function in (ikq.Model.plan, ikq.Model.load):
+        with pytest.raises(ikq.RefusedError) as error:
+            function(tiny_moe, n_ctx=64, devices=devices, n_gpu_layers=99, tensor_split=split)
+        assert words in str(error.value)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_plan_is_what_loading_does(name):
     for split in SPLITS.values():
@@ -211,6 +281,27 @@ def test_a_dry_run(tiny_moe, capsys):
     assert re.fullmatch(rf"cache: 0\.\d{{3}} GiB \({n} bytes\) for a text of 300 tokens", lines[-1])
     assert main([*arguments, "-ot", "exps=GPU"]) == 2
     assert "there is no device GPU" in capsys.readouterr().err
+
+
+def test_shares_on_the_command_line(tiny_moe, capsys):
+    arguments = ["run", "-m", str(tiny_moe), "--dry-run", "-c", "64", "-dev", "CPU1,CPU2"]
+    for text in ("3,2", "3/2", "0.3,0.2"):
+        assert main([*arguments, "-ngl", "all", "-ts", text]) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        split = text.replace("/", ",")
+        assert re.search(rf"^layers 0-2, experts +CPU1 .*n_gpu_layers=all, tensor_split={split}$", out, re.M)
+        assert re.search(r"^layer 3, experts +CPU2 ", out, re.M)
+    assert main([*arguments, "-ngl", "all", "-ts", "3"]) == 2
+    assert "tensor_split=3: one number per device is needed" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*arguments, "-ts", "3,x"])
+    assert "expected numbers joined by commas" in capsys.readouterr().err
+    # without layers to divide it says nothing
+    assert main(["run", "-m", str(tiny_moe), "--dry-run", "-c", "64", "-ts", "3,2"]) == 0
+    out, err = capsys.readouterr()
+    assert "note: -ts ignored" in err
+    assert "tensor_split" not in out
 
 
 def test_explain(tiny_moe, capsys):

@@ -10,6 +10,7 @@ from model_files import NAMES, RECURRENT, path, reader
 import ikq
 import ikq.cuda
 from ikq.__main__ import main
+from ikq.inference import fitting
 from ikq.models import model_spec
 
 MIB = 2**20
@@ -25,21 +26,22 @@ MIXTURES = (
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """Says how many bytes GPUs have."""
+    """Says how many bytes GPUs have free; they have twice as many."""
 
     def gpus(*sizes):
         devices = [
             {
                 "name": "GPU",
                 "compute_capability": "9.0",
-                "memory_bytes": n,
+                "memory_bytes": 2 * n,
+                "free_bytes": n,
                 "n_multiprocessors": 4,
                 "usable": True,
             }
             for n in sizes
         ]
         found = {"usable": True, "reason": None, "reason_code": None, "devices": devices}
-        monkeypatch.setattr(ikq.cuda, "status", lambda: found)
+        monkeypatch.setattr(ikq.cuda, "status", lambda **_: found)
 
     return gpus
 
@@ -66,7 +68,8 @@ def test_what_fits_is_all_on_the_gpu(name, gpu):
     assert bool(recurrent) == (name in RECURRENT)
     # with as many bytes as it takes it fits, with one fewer it does not
     gpu(plan.fitted.needed)
-    assert fitted(path(name)) == plan._replace(fitted=plan.fitted._replace(memory=plan.fitted.needed))
+    filled = (plan.fitted.devices[0]._replace(memory=plan.fitted.needed),)
+    assert fitted(path(name)) == plan._replace(fitted=plan.fitted._replace(devices=filled))
     gpu(plan.fitted.needed - 1)
     assert len(stages_on(fitted(path(name)), "CPU")) > len(stages_on(plan, "CPU"))
 
@@ -125,6 +128,7 @@ def test_what_is_counted(tiny_moe, gpu):
     found = plan.fitted
     assert found.weights == plan.weights["CUDA0"]
     assert found.cache == plan.cache * 5 // 4
+    assert {"CUDA0": found.step} == plan.buffers
     assert fitted(tiny_moe, fit_sequences=3).fitted.cache == 3 * found.cache
     assert fitted(tiny_moe, n_ctx=600).fitted.cache > found.cache
     assert fitted(tiny_moe, n_ubatch=16).fitted.step > found.step
@@ -136,6 +140,48 @@ def test_what_is_counted(tiny_moe, gpu):
     half = fitted(tiny_moe, n_gpu_layers=2)
     assert (half.fitted.n_gpu_layers, half.fitted.cache) == (2, found.cache // 2)
     assert stages_on(half, "CUDA0", "experts") == ["layer 2, experts", "layer 3, experts"]
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen3moe/qwen3moe-bf16", "llama/llama-bf16", "deepseek3/deepseek3-bf16", "gemma3/gemma3-bf16"]
+)
+def test_several_gpus_are_filled(name, gpu, monkeypatch):
+    """The first holds as many layers as it can, and so on; together they hold what the placement has."""
+    answer = fitting._Search.fitted
+
+    def checked(search, level, is_all):
+        split = search.split(level)
+        for i, gpu in enumerate(search._gpus):
+            # one layer more would be too much for any but the last
+            after = next((j for j in range(i + 1, len(split)) if split[j]), None)
+            if after is not None:
+                with_more = list(split)
+                with_more[i], with_more[after] = split[i] + 1, split[after] - 1
+                assert search.taken(level, tuple(with_more))[i].needed > gpu.free
+        return answer(search, level, is_all)
+
+    monkeypatch.setattr(fitting._Search, "fitted", checked)
+    gpu(2**40)
+    whole = fitted(path(name)).fitted
+    n_units = whole.n_gpu_layers
+    for shares in ((0.6, 0.6), (0.3, 0.5, 0.4), (0.0, 0.8, 0.1), (0.2, 2.0)):
+        gpu(*(int(share * whole.needed) + whole.step for share in shares))
+        plan = fitted(path(name))
+        found = plan.fitted
+        assert [d.device for d in found.devices] == [f"CUDA{i}" for i in range(len(shares))]
+        assert all(d.needed <= d.memory for d in found.devices)
+        assert sum(found.tensor_split) == found.n_gpu_layers
+        # what is told of each is what the core tells of the placement, and layers follow one another
+        for d in found.devices:
+            assert (d.weights, d.step) == (plan.weights[d.device], plan.buffers[d.device])
+        order = [p.device for p in plan.placement if p.device != "CPU" and "attention" in p.stage]
+        assert order == sorted(order)
+    # a GPU that holds nothing has no share
+    gpu(1000, 2**40)
+    assert fitted(path(name)).fitted.tensor_split == (0, n_units)
+    gpu(1000, 1000)
+    with pytest.raises(ikq.DeviceError, match=r"CUDA0 has 0.0 MiB free and CUDA1 has 0.0 MiB free, and even"):
+        fitted(path(name))
 
 
 def test_a_context_that_nobody_asked_for(tiny_moe, gpu):
@@ -153,8 +199,6 @@ def test_a_context_that_nobody_asked_for(tiny_moe, gpu):
 
 def test_few_predictions_are_made(gpu, monkeypatch):
     """They are searched by halves: the model has 26 layers, so 53 placements."""
-    from ikq.inference import fitting
-
     name = "deepseek2-lite/deepseek2-lite-bf16"
     gpu(2**40)
     needed = fitted(path(name)).fitted.needed
@@ -163,19 +207,28 @@ def test_few_predictions_are_made(gpu, monkeypatch):
     monkeypatch.setattr(fitting._Search, "_plan", lambda *a: counted.append(a) or plan(*a))
     gpu(needed // 2)
     assert fitted(path(name)).fitted.cpu_moe
-    # a placement needs two: one for its cache
-    assert len(counted) <= 2 * 6
+    assert len(counted) <= 6 + 1  # the answer is looked up once more
+    # of four GPUs the first three are filled by halves as well
+    gpu(*([needed // 8] * 4))
+    counted.clear()
+    assert fitted(path(name)).fitted.cpu_moe
+    assert len(counted) <= 6 * (3 * 5 + 1) + 1
 
 
 def test_options_that_do_not_go_together(tiny_moe, gpu):
     gpu(2**40)
-    for options in ({"override_tensor": "exps=CPU"}, {"cpu_moe": True}, {"n_cpu_moe": 1}):
+    for options in (
+        {"override_tensor": "exps=CPU"},
+        {"cpu_moe": True},
+        {"n_cpu_moe": 1},
+        {"tensor_split": [1]},
+    ):
         with pytest.raises(ikq.RefusedError, match="fit decides what goes where"):
             fitted(tiny_moe, **options)
         with pytest.raises(ikq.RefusedError, match="fit decides what goes where"):
             ikq.Model.load(tiny_moe, fit=True, **options)
-    for devices in (["CPU", "CPU1"], ["CPU", "CUDA0", "CUDA1"]):
-        with pytest.raises(ikq.RefusedError, match="fit is for one GPU"):
+    for devices in (["CPU", "CPU1"], ["CPU", "CUDA0", "CPU1"]):
+        with pytest.raises(ikq.RefusedError, match="fit is for GPUs, such as CUDA0, not for CPU1"):
             fitted(tiny_moe, devices=devices)
     with pytest.raises(ikq.DeviceError, match="there is no GPU 3; there are 1"):
         fitted(tiny_moe, devices=["CPU", "CUDA3"])
@@ -186,7 +239,7 @@ def test_options_that_do_not_go_together(tiny_moe, gpu):
 
 def test_without_a_gpu(tiny_moe, monkeypatch):
     found = {"usable": False, "reason": "no driver", "reason_code": "no-driver", "devices": []}
-    monkeypatch.setattr(ikq.cuda, "status", lambda: found)
+    monkeypatch.setattr(ikq.cuda, "status", lambda **_: found)
     with pytest.raises(ikq.DeviceError, match="no GPU is usable: no driver"):
         fitted(tiny_moe)
     with pytest.raises(ikq.DeviceError, match="no GPU is usable: no driver"):
@@ -212,13 +265,14 @@ def table(out):
     "name", ["deepseek2-lite/deepseek2-lite-bf16", "qwen3next/qwen3next-bf16", "gemma3/gemma3-bf16"]
 )
 def test_the_printed_options_say_the_same(name, share, gpu, capsys):
-    gpu(10**12, 10**12)
+    gpu(10**12)
     needed = fitted(path(name)).fitted.needed
-    for device in (0, 1):
-        gpu(*([10**6] * device), int(share * needed))
-        where = ["-dev", "CUDA1"] if device else []
+    # one GPU; the second of two; both, of which each has
+    for sizes, where in (([share], []), ([0.01, share], ["-dev", "CUDA1"]), ([share, share / 2], [])):
+        gpu(*(int(size * needed) for size in sizes))
         out, err = dry_run(capsys, "-m", path(name), "--fit", "--fit-margin", 0, "-c", 300, "-ub", 8, *where)
         printed = re.fullmatch(r"note: --fit: the same as (-c 300 .*): CUDA\d holds .*\n", err)
+        assert ("-ts" in printed[1]) == (len(sizes) == 2 and not where)
         again, silence = dry_run(capsys, "-m", path(name), "-ub", 8, *shlex.split(printed[1]))
         assert table(again) == table(out)
         assert silence == ""
@@ -238,7 +292,7 @@ def test_the_command(tiny_moe, gpu, capsys):
     assert "-c 300 -ngl 2: CUDA0" in err
     _, err = dry_run(capsys, *common, "--fit", "off", "-ot", "exps=CPU")
     assert err == ""
-    for more in (["-ot", "exps=CPU"], ["-cmoe"], ["-ncmoe", "1"], ["--fit-margin", "-1"]):
+    for more in (["-ot", "exps=CPU"], ["-ts", "1"], ["-cmoe"], ["-ncmoe", "1"], ["--fit-margin", "-1"]):
         assert main(["run", "--dry-run", *map(str, common), "--fit", *more]) == 2
         assert capsys.readouterr().err.startswith("error: --fit")
     # the margin is all of the memory
@@ -250,7 +304,7 @@ def test_the_command(tiny_moe, gpu, capsys):
 
 def test_the_command_without_a_gpu(tiny_moe, monkeypatch, capsys):
     found = {"usable": False, "reason": "no driver", "reason_code": "no-driver", "devices": []}
-    monkeypatch.setattr(ikq.cuda, "status", lambda: found)
+    monkeypatch.setattr(ikq.cuda, "status", lambda **_: found)
     arguments = ["run", "--dry-run", "-m", str(tiny_moe), "-c", "64", "--fit"]
     assert main(arguments) == 1
     words = "--fit: no GPU is usable: no driver; --fallback-cpu runs all layers on the CPU"

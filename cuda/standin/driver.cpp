@@ -9,7 +9,9 @@
 //   - After a kernel has failed, everything in its context fails.
 //
 // Environment variables set what it reports: IKQ_STANDIN_DEVICES (number of GPUs), _CUDA (version, 13000), _SM (compute
-// capability, 90), _MEMORY (bytes) and _INIT (what cuInit returns). It has only the functions that ikq calls.
+// capability, 90), _MEMORY (bytes), _USED (bytes of them that other programs have) and _INIT (what cuInit returns). _MEMORY
+// and _USED may be lists, with a number for each GPU; the last holds for all further ones. It has only the functions that
+// ikq calls.
 #include <dlfcn.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -56,6 +58,14 @@ constexpr unsigned USUAL_SHARED = 48 << 10, MOST_SHARED = 227 << 10;
 long setting(const char *name, long otherwise) {
     const char *value = getenv(name);
     return value ? strtol(value, nullptr, 10) : otherwise;
+}
+
+// A device's number in a list that is joined by commas.
+size_t setting_of(const char *name, int device, size_t otherwise) {
+    const char *value = getenv(name);
+    if (!value) return otherwise;
+    for (; device > 0 && strchr(value, ','); device--) value = strchr(value, ',') + 1;
+    return strtoull(value, nullptr, 10);
 }
 
 struct Context;
@@ -215,8 +225,8 @@ API cuDeviceGetName(char *name, int size, int device) {
     snprintf(name, size_t(size), "ikq emulator %d", device);
     return SUCCESS;
 }
-API cuDeviceTotalMem_v2(size_t *bytes, int) {
-    return *bytes = size_t(setting("IKQ_STANDIN_MEMORY", 1L << 30)), SUCCESS;
+API cuDeviceTotalMem_v2(size_t *bytes, int device) {
+    return *bytes = setting_of("IKQ_STANDIN_MEMORY", device, 1UL << 30), SUCCESS;
 }
 API cuDeviceGetAttribute(int *value, int attribute, int) {
     const int sm = int(setting("IKQ_STANDIN_SM", 90));
@@ -258,8 +268,8 @@ API cuCtxSynchronize() {
 API cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
     Lock lock(mutex);
     if (const int bad = usable()) return bad;
-    cuDeviceTotalMem_v2(total, 0);
-    *free_bytes = *total - current->used;
+    cuDeviceTotalMem_v2(total, current->device);
+    *free_bytes = *total - setting_of("IKQ_STANDIN_USED", current->device, 0) - current->used;
     return SUCCESS;
 }
 API cuMemAlloc_v2(uint64_t *address, size_t size) {

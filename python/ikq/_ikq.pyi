@@ -99,7 +99,7 @@ def type_facts() -> list[TypeFacts]: ...
 def parse_type(name: str) -> int: ...
 def row_bytes(ty: int, n_per_row: int) -> int: ...
 def tensor_bytes(ty: int, shape: list[int]) -> int: ...
-def cuda_status(nvrtc: list[Path]) -> dict[str, Any]: ...
+def cuda_status(nvrtc: list[Path], memory: bool) -> dict[str, Any]: ...
 def cuda_files() -> list[str]: ...
 def cuda_compile(
     nvrtc: list[Path],
@@ -213,6 +213,7 @@ class Engine:
         mmap: str,
         devices: list[str],
         n_gpu_layers: int,
+        tensor_split: list[float],
         override_tensor: list[str],
         cpu_moe: bool,
         n_cpu_moe: int,
@@ -224,16 +225,21 @@ class Engine:
         spec: str,
         *,
         n_ctx: int,
+        n_ubatch: int,
         cache_type_k: str,
         cache_type_v: str,
         cache_rotation: bool,
         swa_full: bool,
+        fused_up_gate: bool,
+        fused_moe: bool,
+        merge_up_gate_experts: bool,
         devices: list[str],
         n_gpu_layers: int,
+        tensor_split: list[float],
         override_tensor: list[str],
         cpu_moe: bool,
         n_cpu_moe: int,
-    ) -> tuple[list[tuple[str, str, int, str]], list[tuple[str, int]], int]: ...
+    ) -> tuple[list[tuple[str, str, int, str]], list[tuple[str, int, int, int]]]: ...
     def exchange(self, model: Model) -> Engine: ...
     def new_sequence(self) -> Sequence: ...
     def step(

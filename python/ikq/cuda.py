@@ -20,7 +20,7 @@ from typing import TypedDict
 from ikq import _ikq
 from ikq.errors import DeviceError
 
-__all__ = ["Device", "Status", "architectures", "require", "status", "warm"]
+__all__ = ["Device", "Status", "architectures", "require", "status", "usable_devices", "warm"]
 
 _NEWEST = 13
 """CUDA of the newest NVRTC that is asked for where there is no driver to fit."""
@@ -32,6 +32,9 @@ class Device(TypedDict):
     name: str
     compute_capability: str
     memory_bytes: int
+    """Of its memory, all of them."""
+    free_bytes: int | None
+    """Those that are free beside a context of the driver; `None`: not asked for, or not told."""
     n_multiprocessors: int
     usable: bool
     """New enough: compute capability 7.5 or more."""
@@ -61,9 +64,14 @@ class Status(TypedDict):
     """The folder in which compiled kernels are kept."""
 
 
-def status() -> Status:
-    """Which GPUs can be used here; never raises an error, whatever is installed. A process searches once."""
-    found = _ikq.cuda_status(places_of_nvrtc())
+def status(*, memory: bool = True) -> Status:
+    """Which GPUs can be used here; never raises an error, whatever is installed. A process searches once.
+
+    Args:
+        memory: Ask how much memory is free at the moment. The driver makes a context on each GPU for that,
+            which takes a part of a second.
+    """
+    found = _ikq.cuda_status(places_of_nvrtc(), memory)
     return Status(
         usable=found["usable"],
         reason=found["reason"],
@@ -78,16 +86,30 @@ def status() -> Status:
     )
 
 
-def require() -> Status:
+def require(*, memory: bool = True) -> Status:
     """Returns the same as `status`, but raises an error if no GPU can be used.
+
+    Args:
+        memory: As for `status`.
 
     Raises:
         DeviceError: no GPU is usable; the message says why and how to get one.
     """
-    found = status()
+    found = status(memory=memory)
     if not found["usable"]:
         raise DeviceError(f"no GPU is usable: {found['reason']}")
     return found
+
+
+def usable_devices(*, memory: bool = True) -> dict[str, Device]:
+    """The GPUs that can be used by their names, `CUDA0`, `CUDA1`, ...; there may be none.
+
+    Args:
+        memory: As for `status`.
+    """
+    found = status(memory=memory)
+    devices = [d for d in found["devices"] if d["usable"]] if found["usable"] else []
+    return {f"CUDA{i}": device for i, device in enumerate(devices)}
 
 
 def architectures() -> list[str]:
@@ -96,7 +118,7 @@ def architectures() -> list[str]:
     Raises:
         DeviceError: no GPU is usable.
     """
-    devices = (d["compute_capability"] for d in require()["devices"] if d["usable"])
+    devices = (d["compute_capability"] for d in require(memory=False)["devices"] if d["usable"])
     return list(dict.fromkeys("sm_" + c.replace(".", "") for c in devices))
 
 
@@ -117,7 +139,7 @@ def warm(types: Iterable[int | str], arch: str) -> list[tuple[str, bool]]:
         FormatError: there is no such type.
         IkqError: kernels do not read a type.
     """
-    version = status()["cuda_version"]
+    version = status(memory=False)["cuda_version"]
     major = _NEWEST if version is None else int(version.split(".")[0])
     ids = [_ikq.parse_type(t) if isinstance(t, str) else int(t) for t in types]
     return _ikq.cuda_warm(places_of_nvrtc(), major, ids, arch)

@@ -17,11 +17,16 @@ LENGTHS = (1, 2, 3, 5, 8, 13, 17, 23)
 """Tokens that eight sequences hold before they all take a step at once."""
 
 
-def results(path: Path, cases: dict[str, dict[str, object]], folder: Path) -> dict[str, np.ndarray]:
-    """Per case `whole` logits of `IDS`, those of `pieces`, of `eight` sequences, of `hidden` states, and `devices`."""
+def results(
+    path: Path, cases: dict[str, dict[str, object]], folder: Path, **more: str
+) -> dict[str, np.ndarray]:
+    """Per case `whole` logits of `IDS`, those of `pieces`, of `eight` sequences, of `hidden` states, and `devices`.
+
+    `more` are variables of the environment.
+    """
     out = folder / "results.npz"
     program = f"import model_runs; model_runs.main({[str(path), json.dumps(cases), str(out)]!r})"
-    run(program, environment(), timeout=1500)
+    run(program, environment(**more), timeout=1500)
     with np.load(out) as f:
         return dict(f)
 

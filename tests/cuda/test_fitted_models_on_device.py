@@ -10,20 +10,30 @@ from standin import environment, ikq_command, run
 
 pytestmark = [needs_gxx, pytest.mark.timeout(1800)]
 
+# what the driver counts
+USED = """
+import ctypes
+cuda = ctypes.CDLL("libcuda.so")
+assert cuda.cuInit(0) == 0
+def used(device=0):
+    context, free, total = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
+    assert cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) == 0
+    assert cuda.cuCtxSetCurrent(context) == 0
+    assert cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)) == 0
+    return total.value - free.value
+"""
+
 # four tokens, first with `fit` and then with the options that it tells
-PROGRAM = """
-import ctypes, json, sys
+PROGRAM = (
+    USED
+    + """
+import json, sys
 import numpy as np, ikq
 path, options, out = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
 plan = ikq.Model.plan(path, fit=True, fit_margin=0, n_ctx=300, n_ubatch=4, **options)
-
-cuda, context = ctypes.CDLL("libcuda.so"), ctypes.c_void_p()
-assert cuda.cuInit(0) == cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0) == 0
-assert cuda.cuCtxSetCurrent(context) == 0
-def used():
-    free, total = ctypes.c_size_t(), ctypes.c_size_t()
-    assert cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)) == 0
-    return total.value - free.value
+# four tokens see one page
+placed = {k: v for k, v in plan.fitted.keywords.items() if k not in ("fit", "n_ctx")}
+short = ikq.Model.plan(path, n_ctx=256, n_ubatch=4, **placed, **options)
 
 found = {}
 fitted = dict(fit=True, fit_margin=0, n_ctx=300)
@@ -38,8 +48,9 @@ for name, how in (("fitted", fitted), ("explicit", plan.fitted.keywords)):
         held = loaded + model.memory.cache * layers.count("CUDA0") // len(layers)
 assert used() == 0
 fitted = plan.fitted
-np.savez(out, loaded=loaded, held=held, weights=fitted.weights, step=fitted.step, needed=fitted.needed, **found)
+np.savez(out, loaded=loaded, held=held, weights=fitted.weights, step=fitted.step, short=short.buffers["CUDA0"], needed=fitted.needed, **found)
 """
+)
 
 
 def fitted(name, memory, tmp_path, **options):
@@ -65,14 +76,55 @@ def test_a_fitted_model(name, tmp_path):
     assert np.array_equal(found["fitted"], found["explicit"])
     assert found["fitted used"] == found["explicit used"] <= found["needed"]
     assert found["loaded"] == found["weights"]
-    # two pages hold 300 positions, one is in use; buffers are as large as was said, or somewhat smaller
-    step = found["fitted used"] - found["held"]
-    assert found["step"] / 2 <= step <= found["step"]
+    # two pages hold 300 positions, one is in use; buffers are as large as was said for one
+    assert found["fitted used"] - found["held"] == found["short"] < found["step"]
+
+
+# a step as large as any
+BUFFERS = (
+    USED
+    + """
+import json, sys
+import numpy as np, ikq
+path, n, options = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+gpu = {"devices": ["CPU", "CUDA0"], "n_gpu_layers": 99}
+plan = ikq.Model.plan(path, n_ctx=n, n_ubatch=n, **gpu, **options)
+with ikq.Model.load(path, n_threads=2, n_ctx=n, n_ubatch=n, **gpu, **options) as model:
+    assert used() == plan.weights["CUDA0"]
+    sequence = model.new_sequence()
+    ids = [3 + i % 50 for i in range(n)]
+    model.step([(sequence, ids, "last")])
+    taken = used() - plan.weights["CUDA0"] - model.memory.cache
+print(json.dumps([plan.buffers["CUDA0"], taken]))
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "n"),
+    [
+        ("qwen3moe/qwen3moe-bf16", 4),
+        ("llama/llama-bf16", 9),
+        ("deepseek3/deepseek3-bf16", 4),
+        ("gpt-oss/gpt-oss-mxfp4", 4),
+        ("gemma3/gemma3-bf16", 4),
+        # two pages
+        *([("llama/llama-bf16", 300), ("gemma3/gemma3-bf16", 300)] if FULL else []),
+    ],
+)
+def test_buffers_are_what_was_told(name, n):
+    """What a step takes besides weights and cache is told before anything is loaded, to the byte."""
+    cases = [{}, {"fused_up_gate": False}] if n == 4 else [{}]
+    found = [json.loads(run(BUFFERS, environment(), str(path(name)), str(n), json.dumps(c))) for c in cases]
+    for told, taken in found:
+        assert told == taken
+    # the separate plan has two buffers more
+    assert [told for told, _ in found] == sorted({told for told, _ in found})
 
 
 def test_the_command(tiny_moe):
-    """The GPU's memory is what the driver says."""
-    env = environment(IKQ_STANDIN_MEMORY=str(18 * 2**20))
+    """The GPU's free memory is what the driver says."""
+    env = environment(IKQ_STANDIN_MEMORY=str(28 * 2**20), IKQ_STANDIN_USED=str(10 * 2**20))
     same = ("run", "-m", str(tiny_moe), "-p", "import", "-n", "1", "--temp", "0", "--no-perf", "-ub", "4")
     done = ikq_command(env, *same, "-c", "64", "--fit", "--fit-margin", "4")
     assert done.returncode == 0, done.stderr
@@ -80,4 +132,35 @@ def test_the_command(tiny_moe):
     assert r"note: --fit: the same as -c 64 -ngl 5 -ot 'blk\.3\.ffn_.*_exps=CPU': CUDA0 holds" in done.stderr
     none = ikq_command(env, *same, "--fit")
     assert (none.returncode, none.stdout) == (1, "")
-    assert "CUDA0 has 18.0 MiB" in none.stderr
+    assert "CUDA0 has 18.0 MiB free" in none.stderr
+
+
+TWO = (
+    USED
+    + """
+import json, sys
+import numpy as np, ikq
+path = sys.argv[1]
+room = dict(fit=True, fit_margin=0, n_ctx=64)
+fitted = ikq.Model.plan(path, n_ubatch=4, **room).fitted
+with ikq.Model.load(path, n_threads=2, n_ubatch=4, **room) as model:
+    for device, told in enumerate(fitted.devices):
+        assert used(device) == told.weights
+    logits = model.logits([3, 4, 5, 6])
+    for device, told in enumerate(fitted.devices):
+        # a page holds the whole context, and grows to no more
+        assert used(device) == told.weights + told.cache * 4 // 5 + told.step, device
+with ikq.Model.load(path, n_threads=2, n_ubatch=4, n_ctx=64, devices=["CPU", "CUDA1"], n_gpu_layers=99,
+                    override_tensor=list(fitted.override_tensor)) as model:
+    assert np.array_equal(logits, model.logits([3, 4, 5, 6]))
+print(json.dumps(fitted.tensor_split))
+"""
+)
+
+
+def test_two_gpus_are_filled(tiny_moe):
+    """Each holds what was told, and gives the bits of one."""
+    env = environment(IKQ_STANDIN_DEVICES="2", IKQ_STANDIN_MEMORY=f"{12 * 2**20},{64 * 2**20}")
+    split = json.loads(run(TWO, env, str(tiny_moe)))
+    assert sum(split) == 5
+    assert min(split) > 0

@@ -1,5 +1,6 @@
 """Looking for a driver, GPUs and NVRTC: every machine gives an answer, none an exception or a crash."""
 
+import json
 import os
 import subprocess
 import sys
@@ -100,6 +101,32 @@ def test_the_stand_in_is_usable():
 
 
 @needs_gxx
+def test_free_memory_is_told():
+    """What other programs and this one have does not count; a question leaves nothing behind."""
+    code = """
+import ikq, ikq.cuda, json, numpy as np, sys
+def told(**how): return [[d["memory_bytes"], d["free_bytes"]] for d in ikq.cuda.status(**how)["devices"]]
+found = [told(memory=False), told()]
+with ikq.Model.load(sys.argv[1], n_ctx=64, devices=["CPU", "CUDA1"], override_tensor="output=CUDA1") as model:
+    weights = ikq.Model.plan(sys.argv[1], devices=["CPU", "CUDA1"], override_tensor="output=CUDA1").weights
+    held = told()
+    model.logits([1, 2, 3])
+print(json.dumps([*found, held, told(), weights["CUDA1"]]))
+"""
+    env = environment(
+        IKQ_STANDIN_DEVICES="2", IKQ_STANDIN_MEMORY="5000000,64000000", IKQ_STANDIN_USED="1000,2000"
+    )
+    tiny = Path(__file__).parents[1] / "data/tiny-moe-bf16.gguf"
+    unasked, before, held, after, weights = json.loads(run(code, env, str(tiny)))
+    assert unasked == [[5_000_000, None], [64_000_000, None]]
+    assert before == after == [[5_000_000, 4_999_000], [64_000_000, 63_998_000]]
+    assert held == [before[0], [64_000_000, 63_998_000 - weights]]
+    # too old to be used, and so not asked
+    found = status(environment(IKQ_STANDIN_SM="61"))
+    assert found["devices"][0]["free_bytes"] is None
+
+
+@needs_gxx
 def test_a_fork_of_a_process_that_used_a_gpu():
     code = """
 import os, ikq.cuda
@@ -144,7 +171,9 @@ def test_info_and_status():
 def test_status_of_the_stand_in():
     done = ikq_command(environment(), "cuda")
     assert done.returncode == 0
-    assert "GPU: ikq emulator 0, compute capability 9.0, 1.0 GiB, 4 multiprocessors" in done.stdout
+    assert (
+        "GPU: ikq emulator 0, compute capability 9.0, 1.0 of 1.0 GiB free, 4 multiprocessors" in done.stdout
+    )
     assert "NVRTC: 13.0" in done.stdout
 
 

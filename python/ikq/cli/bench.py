@@ -7,7 +7,7 @@ import csv
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,7 +57,7 @@ class _Setting(NamedTuple):
     column: str
 
 
-_PLACING = ("devices", "override_tensor", "cpu_moe", "cache_rotation", "swa_full")
+_PLACING = ("devices", "tensor_split", "override_tensor", "cpu_moe", "cache_rotation", "swa_full")
 """Options of `add_placement` that rows tell."""
 
 
@@ -85,7 +85,7 @@ _SETTINGS = (
         "0: copy weights, 1: keep them mapped, auto: copy them to huge pages if memory allows",
         "mmap",
     ),
-    _Setting(GPU_LAYERS, "n_gpu_layers", 0, n_layers, "layers on the first device beside the CPU", "ngl"),
+    _Setting(GPU_LAYERS, "n_gpu_layers", 0, n_layers, "layers on GPUs, or on what -dev names", "ngl"),
     _Setting(CPU_MOE_LAYERS, "n_cpu_moe", 0, int, "layers whose experts stay on the CPU", "n_cpu_moe"),
 )
 
@@ -238,8 +238,12 @@ def _rows(
                     found = bench(model, workload, repetitions=args.repetitions, warm_up=bool(args.warmup))
                     used = workload.depth + workload.n_tokens
                     memory["cache"] = workload.n_parallel * model.sequence_bytes(used)
-                    words = {k: v if isinstance(v, bool) else ",".join(v) for k, v in placing.items()}
+                    words = {k: v if isinstance(v, bool) else _joined_words(v) for k, v in placing.items()}
                     yield facts | same | words | chosen | memory | _result(found)
+
+
+def _joined_words(values: Sequence[str | float]) -> str:
+    return ",".join(v if isinstance(v, str) else f"{v:g}" for v in values)
 
 
 def _facts(path: str) -> dict[str, Any]:

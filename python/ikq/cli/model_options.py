@@ -30,6 +30,7 @@ __all__ = [
     "print_ignored",
     "print_unused_rules",
     "reduction",
+    "shares",
 ]
 
 _GPU = "not offered for GPUs yet"
@@ -40,7 +41,6 @@ _REARRANGED = "weights are re-arranged while loading in any case"
 # Flags that commands made for other programs carry: how many values follow, and why they have no effect.
 _IGNORED: list[tuple[tuple[str, ...], str | int | None, str]] = [
     (("-sm", "--split-mode"), None, _GPU),
-    (("-ts", "--tensor-split"), None, _GPU),
     (("-mg", "--main-gpu"), None, _GPU),
     (("-nkvo", "--no-kv-offload"), 0, _GPU),
     (("-fa", "--flash-attn"), "?", _UNNEEDED),
@@ -105,9 +105,11 @@ def print_ignored(args: argparse.Namespace, n_gpu_layers: int | None = None) -> 
     if getattr(args, "threads_batch", None) not in (None, threads):
         print("note: -tb ignored: one set of threads (-t) does both prompt and generation", file=sys.stderr)
     wants_gpu = args.fit or (args.n_gpu_layers if n_gpu_layers is None else n_gpu_layers)
+    if args.tensor_split and not wants_gpu:
+        print("note: -ts ignored: it divides the layers of -ngl, and there are none", file=sys.stderr)
     if wants_gpu and len(_devices(args)) == 1:
         option = "--fit" if args.fit else "-ngl"
-        reason = f"no GPU is usable: {cuda.status()['reason']}"
+        reason = f"no GPU is usable: {cuda.status(memory=False)['reason']}"
         if not args.fallback_cpu:
             raise ikq.DeviceError(f"{option}: {reason}; --fallback-cpu runs all layers on the CPU")
         print(f"note: {option}: {reason}; all layers run on the CPU", file=sys.stderr)
@@ -193,9 +195,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
 
 
 GPU_LAYERS = ("-ngl", "--gpu-layers", "--n-gpu-layers")
-GPU_LAYERS_HELP = (
-    "the last N layers go to the first device beside the CPU; more than there are: the output too"
-)
+GPU_LAYERS_HELP = "the last N layers go to GPUs, or to what -dev names; more than there are: the output too"
 CPU_MOE_LAYERS = ("-ncmoe", "--n-cpu-moe")
 CPU_MOE_LAYERS_HELP = "experts of the first N layers that have any stay on the CPU"
 
@@ -222,6 +222,15 @@ def add_placement(group: argparse._ActionsContainer, *, switches_have_values: bo
         help="what computes (CPU); CUDA0, ... are GPUs; CPU1, ... the CPU again, with memory of its own",
     )
     group.add_argument(
+        "-ts",
+        "--tensor-split",
+        type=shares,
+        default=[],
+        metavar="N,...",
+        help="with several GPUs the proportions in which they share the layers of -ngl, in order of -dev (by "
+        "free memory)",
+    )
+    group.add_argument(
         "-ot",
         "--override-tensor",
         action="append",
@@ -236,15 +245,16 @@ def add_placement(group: argparse._ActionsContainer, *, switches_have_values: bo
         const=True,
         default=False,
         metavar="on|off",
-        help="as much goes to the GPU as its memory holds with the cache of -c (with -ngl at most so many "
-        "layers), the last experts last; prints options that say the same; not with -ot, -cmoe and -ncmoe",
+        help="as much goes to GPUs as their free memory holds with the cache of -c (with -ngl at most so "
+        "many layers), the last experts last; prints options that say the same; not with -ot, -ts, -cmoe and "
+        "-ncmoe",
     )
     group.add_argument(
         "--fit-margin",
         type=int,
         default=MARGIN,
         metavar="MIB",
-        help=f"memory of the GPU that --fit leaves free ({MARGIN})",
+        help=f"memory of each GPU that --fit leaves free ({MARGIN})",
     )
     switch("--fallback-cpu", help="where no GPU is usable, layers of -ngl or --fit run on the CPU")
     switch("-cmoe", "--cpu-moe", help="all experts stay on the CPU")
@@ -259,9 +269,9 @@ def placement_options(args: argparse.Namespace) -> dict[str, Any]:
         RefusedError: options do not go together.
     """
     layers = args.n_cpu_moe if isinstance(args.n_cpu_moe, list) else [args.n_cpu_moe]
-    if args.fit and (args.override_tensor or args.cpu_moe or any(layers)):
+    if args.fit and (args.override_tensor or args.tensor_split or args.cpu_moe or any(layers)):
         raise ikq.RefusedError(
-            "--fit decides what goes where, and so do -ot, --cpu-moe and --n-cpu-moe: leave out either"
+            "--fit decides what goes where, and so do -ot, -ts, --cpu-moe and --n-cpu-moe: leave out either"
         )
     if args.fit_margin < 0:
         raise ikq.RefusedError(f"--fit-margin {args.fit_margin}: expected 0 or more")
@@ -271,6 +281,8 @@ def placement_options(args: argparse.Namespace) -> dict[str, Any]:
         # where there is no GPU, `print_ignored` has its word
         "fit": args.fit and len(devices) > 1,
         "fit_margin": args.fit_margin,
+        # where no layers go anywhere there is nothing to divide
+        "tensor_split": args.tensor_split if len(devices) > 1 else [],
         "override_tensor": args.override_tensor,
         "cpu_moe": args.cpu_moe,
         "cache_rotation": not args.no_cache_rotation,
@@ -293,13 +305,13 @@ def fitted(path: str | os.PathLike[str], options: dict[str, Any]) -> dict[str, A
 
 
 def _devices(args: argparse.Namespace) -> tuple[str, ...]:
-    """Names of devices: the CPU always, and the first GPU where layers are to go to one and none is named."""
+    """Names of devices: the CPU always, and all usable GPUs where layers are to go and none is named."""
     names = [name.strip() for name in args.device.split(",") if name.strip()]
     names = [*(() if names and names[0].upper() == "CPU" else ("CPU",)), *names]
     wanted = args.n_gpu_layers
     wants_gpu = args.fit or (any(wanted) if isinstance(wanted, list) else bool(wanted))
-    if len(names) == 1 and wants_gpu and cuda.status()["usable"]:
-        names.append("CUDA0")
+    if len(names) == 1 and wants_gpu:
+        names += cuda.usable_devices(memory=False)
     return tuple(names)
 
 
@@ -364,6 +376,16 @@ def reduction(text: str) -> tuple[int, float]:
         return int(k), float(t)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: expected K,T, for example 6,0.4") from None
+
+
+def shares(text: str) -> list[float]:
+    """The numbers of `N,...`, which may be separated by slashes, too."""
+    try:
+        return [float(part) for part in text.replace("/", ",").split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected numbers joined by commas, such as 3,1"
+        ) from None
 
 
 def override(text: str) -> tuple[str, bool | int | float | str]:

@@ -201,6 +201,8 @@ def _dry_run(args: argparse.Namespace) -> int:
     weights = sum(plan.weights.values())
     print(f"weights: {weights / 2**30:.3f} GiB ({weights} bytes)")
     print(f"cache: {plan.cache / 2**30:.3f} GiB ({plan.cache} bytes) for a text of {plan.n_ctx} tokens")
+    for device, n in plan.buffers.items():
+        print(f"buffers of a step on {device}: {n / 2**30:.3f} GiB ({n} bytes)")
     return 0
 
 

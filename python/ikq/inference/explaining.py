@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ikq.arrays.quant_types import QuantType
 
-__all__ = ["Explanation", "FfnPlan", "Fitted", "LoadingPlan", "Memory", "Placed"]
+__all__ = ["Explanation", "FfnPlan", "Filled", "Fitted", "LoadingPlan", "Memory", "Placed"]
 
 _GIB = 2**30
 
@@ -63,44 +63,92 @@ class Memory(NamedTuple):
     cache: int
 
 
-class Fitted(NamedTuple):
-    """The placement that `fit=True` found for a GPU, and what it takes of its memory.
+class Filled(NamedTuple):
+    """What a model takes of a GPU's memory.
 
     Attributes:
         device: Name of the GPU.
-        memory: Bytes of its memory, all of them.
-        margin: Bytes that were to stay free.
-        weights: Bytes of weights there.
-        cache: Bytes of the cache there, for as many texts of full length as were asked for, as it grows.
-        step: Bytes that a step takes there at most.
-        n_ctx: Most positions of a sequence.
-        n_gpu_layers, cpu_moe, override_tensor: Options of `Model.load` that say the same.
+        memory: Bytes of its memory that were free.
+        weights: Bytes of weights.
+        cache: Bytes of the cache, for as many texts of full length as were asked for, as it grows.
+        step: Bytes that a step takes at most.
     """
 
     device: str
     memory: int
-    margin: int
     weights: int
     cache: int
     step: int
+
+    @property
+    def needed(self) -> int:
+        """All that the model takes."""
+        return self.weights + self.cache + self.step
+
+    @property
+    def sentence(self) -> str:
+        """The same in words."""
+        parts = (("weights", self.weights), ("cache", self.cache), ("buffers", self.step))
+        held = ", ".join(f"{name} of {n / _GIB:.3f} GiB" for name, n in parts)
+        return (
+            f"{self.device} holds {held}, together {self.needed / _GIB:.3f} of {self.memory / _GIB:.3f} GiB"
+        )
+
+
+class Fitted(NamedTuple):
+    """The placement that `fit=True` found for GPUs, and what it takes of their memory.
+
+    Attributes:
+        devices: The GPUs.
+        margin: Bytes that were to stay free on each.
+        n_ctx: Most positions of a sequence.
+        n_gpu_layers, cpu_moe, override_tensor, tensor_split: Options of `Model.load` that say the same.
+        is_all: The GPUs are all that can be used here.
+    """
+
+    devices: tuple[Filled, ...]
+    margin: int
     n_ctx: int
     n_gpu_layers: int
     cpu_moe: bool
     override_tensor: tuple[str, ...]
+    tensor_split: tuple[int, ...]
+    is_all: bool
+
+    @property
+    def memory(self) -> int:
+        """Bytes that were free, of all GPUs."""
+        return sum(d.memory for d in self.devices)
+
+    @property
+    def weights(self) -> int:
+        """Bytes of weights on all GPUs."""
+        return sum(d.weights for d in self.devices)
+
+    @property
+    def cache(self) -> int:
+        """Bytes of the cache on all GPUs."""
+        return sum(d.cache for d in self.devices)
+
+    @property
+    def step(self) -> int:
+        """Bytes that a step takes at most on all GPUs."""
+        return sum(d.step for d in self.devices)
 
     @property
     def needed(self) -> int:
-        """Bytes that the model takes on the GPU."""
-        return self.weights + self.cache + self.step
+        """Bytes that the model takes on all GPUs."""
+        return sum(d.needed for d in self.devices)
 
     @property
     def placement(self) -> dict[str, Any]:
         """Keywords of `Model.load` and `Model.plan` that say the same of what goes where."""
         return {
-            "devices": ["CPU", self.device],
+            "devices": ["CPU", *(d.device for d in self.devices)],
             "n_gpu_layers": self.n_gpu_layers,
             "cpu_moe": self.cpu_moe,
             "override_tensor": list(self.override_tensor),
+            "tensor_split": [float(n) for n in self.tensor_split],
         }
 
     @property
@@ -111,21 +159,20 @@ class Fitted(NamedTuple):
     @property
     def options(self) -> str:
         """The same for a command line, quoted for a shell."""
-        words = ["-c", str(self.n_ctx), *([] if self.device == "CUDA0" else ["-dev", self.device])]
+        names = ",".join(d.device for d in self.devices)
+        words = ["-c", str(self.n_ctx), *([] if self.is_all else ["-dev", names])]
         words += ["-ngl", str(self.n_gpu_layers), *(["--cpu-moe"] if self.cpu_moe else [])]
+        if self.tensor_split:
+            words += ["-ts", ",".join(map(str, self.tensor_split))]
         for rule in self.override_tensor:
             words += ["-ot", rule]
         return shlex.join(words)
 
     @property
     def sentence(self) -> str:
-        """The options that say the same, and what the model takes of the GPU's memory."""
-        parts = (("weights", self.weights), ("cache", self.cache), ("buffers", self.step))
-        return (
-            f"the same as {self.options}: {self.device} holds "
-            f"{', '.join(f'{name} of {n / _GIB:.3f} GiB' for name, n in parts)}, "
-            f"together {self.needed / _GIB:.3f} of {self.memory / _GIB:.3f} GiB less {self.margin >> 20} MiB"
-        )
+        """The options that say the same, and what the model takes of each GPU's memory."""
+        held = "; ".join(f"{d.sentence} less {self.margin >> 20} MiB" for d in self.devices)
+        return f"the same as {self.options}: {held}"
 
 
 class LoadingPlan(NamedTuple):
@@ -137,13 +184,15 @@ class LoadingPlan(NamedTuple):
         cache: Bytes of the KV cache of one text of `n_ctx` tokens.
         n_ctx: As asked for, or the trained context; with `fit` what was chosen.
         fitted: What `fit` found; `None` without it.
+        buffers: Bytes that a step of `n_ubatch` tokens takes at most on each GPU, besides weights and cache.
     """
 
     placement: tuple[Placed, ...]
     weights: dict[str, int]
     cache: int
     n_ctx: int
-    fitted: Fitted | None = None
+    fitted: Fitted | None
+    buffers: dict[str, int]
 
 
 class Explanation(NamedTuple):

@@ -1,9 +1,9 @@
-"""The placement that fills a GPU's memory and no more: `fit` (`--fit`).
+"""The placement that fills the memory of GPUs and no more: `fit` (`--fit`).
 
-Experts leave the GPU first, those of the last layers before others: few of them are read for a token, so
-they cost the least speed where the CPU computes them. Then layers leave it, the first ones before others (a
-smaller `-ngl`). What weights and cache of a placement take is what the core says of it; here is only the
-search.
+Experts leave the GPUs first, those of the last layers before others: few of them are read for a token, so
+they cost the least speed where the CPU computes them. Then layers leave them, the first ones before others (a
+smaller `-ngl`). What stays is divided in the order of layers, and each GPU gets as many as it holds. What
+weights, cache and buffers of a placement take is what the core says of it; here is only the search.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import NamedTuple
 
 from ikq import _ikq, cuda
 from ikq.errors import DeviceError, RefusedError
 from ikq.files.gguf import GGUFReader
-from ikq.inference.explaining import Fitted, Placed
+from ikq.inference.explaining import Filled, Fitted
 from ikq.inference.loading import PlacementOptions
-from ikq.inference.step_memory import step_bytes
 from ikq.models import ModelSpec
 
 __all__ = ["MARGIN", "FitOptions", "fit"]
 
 MARGIN = 1024
-"""MiB of a GPU's memory that stay free: its context, compiled kernels, what other programs have."""
+"""MiB of a GPU's free memory that stay free: for compiled kernels, and for what other programs will have."""
 
 _GROWTH = 1.25
 """A GPU's cache grows by a quarter more than is needed at the moment."""
@@ -52,9 +52,16 @@ class FitOptions:
                 raise RefusedError(f"{name}={value}: expected {low} or more")
 
 
+class _Gpu(NamedTuple):
+    """A GPU, and the bytes of its memory that are free."""
+
+    name: str
+    free: int
+
+
 @dataclass(frozen=True)
 class _Level:
-    """A placement: how much of the model is on the GPU."""
+    """A placement: how much of the model is on GPUs."""
 
     n_gpu_layers: int
     cpu_moe: bool
@@ -64,69 +71,65 @@ class _Level:
 def fit(
     reader: GGUFReader, spec: ModelSpec, n_ctx: int | None, options: PlacementOptions, room: FitOptions
 ) -> Fitted:
-    """The placement with most on the GPU that fits its memory.
+    """The placement with most on GPUs that fits their free memory.
 
     Args:
         reader: The model's file.
         spec: What its model is.
         n_ctx: Most positions of a sequence. `None`: the trained context, or the largest half, quarter, ... of
-            it whose cache takes at most a quarter of the GPU's memory.
+            it whose cache takes at most a quarter of the free memory.
         options: As for loading; nothing may be said of where tensors go. `n_gpu_layers` but 0 is the most
-            layers that may go to the GPU.
+            layers that may go to GPUs.
         room: What must be left.
 
     Raises:
-        RefusedError: the options say already what goes where, or name another device than one GPU.
-        DeviceError: no GPU is usable, it does not hold even one layer, or does not compute the model.
+        RefusedError: the options say already what goes where, or name another device than GPUs.
+        DeviceError: no GPU is usable, none holds even one layer, or GPUs do not compute the model.
     """
-    device = _device(options)
-    n_bytes = _memory(device)
+    gpus, is_all = _gpus(options)
     # of the options of loading those that decide
     names = [field.name for field in fields(PlacementOptions)]
     deciding = PlacementOptions(
-        **{name: getattr(options, name) for name in names} | {"devices": ["CPU", device]}
+        **{name: getattr(options, name) for name in names} | {"devices": ["CPU", *(gpu.name for gpu in gpus)]}
     )
-    search = _Search(reader, spec, deciding, room, device)
-    search.n_ctx = search.context(n_bytes) if n_ctx is None else n_ctx
+    search = _Search(reader, spec, deciding, room, gpus)
+    search.n_ctx = search.context() if n_ctx is None else n_ctx
     levels = search.levels(options.n_gpu_layers)
-    budget = n_bytes - room.margin * _MIB
     # less is needed from level to level
-    at = bisect_left(levels, True, key=lambda level: search.needed(level) <= budget)
+    at = bisect_left(levels, True, key=lambda level: search.split(level) is not None)
     if at == len(levels):
-        least = search.needed(levels[-1]) / _MIB
+        least = search.taken(levels[-1], (1, *(0 for _ in gpus[1:])))[0].needed / _MIB
+        there = " and ".join(f"{gpu.name} has {gpu.free / _MIB:.1f} MiB free" for gpu in gpus)
         raise DeviceError(
-            f"fit: {device} has {n_bytes / _MIB:.1f} MiB, and even one layer takes {least:.1f} MiB with its "
-            f"cache and buffers, beside the margin of {room.margin} MiB; make the margin (--fit-margin) or "
-            "the context (-c) smaller, or leave all layers on the CPU"
+            f"fit: {there}, and even one layer takes {least:.1f} MiB with its cache and buffers, beside the "
+            f"margin of {room.margin} MiB; make the margin (--fit-margin) or the context (-c) smaller, or "
+            "leave all layers on the CPU"
         )
-    return search.fitted(levels[at], n_bytes)
+    return search.fitted(levels[at], is_all)
 
 
-def _device(options: PlacementOptions) -> str:
-    """The GPU to be filled."""
-    if options.override_tensor or options.cpu_moe or options.n_cpu_moe:
+def _gpus(options: PlacementOptions) -> tuple[tuple[_Gpu, ...], bool]:
+    """The GPUs that are to be filled, and whether these are all that can be used."""
+    if options.override_tensor or options.cpu_moe or options.n_cpu_moe or options.tensor_split:
         raise RefusedError(
-            "fit decides what goes where: leave out override_tensor (-ot), cpu_moe (--cpu-moe) and n_cpu_moe "
-            "(--n-cpu-moe), or fit (--fit)"
+            "fit decides what goes where: leave out override_tensor (-ot), tensor_split (-ts), cpu_moe "
+            "(--cpu-moe) and n_cpu_moe (--n-cpu-moe), or fit (--fit)"
         )
-    others = [name for name in options.devices if name.upper() != "CPU"]
-    name = others[0].upper() if others else "CUDA0"
-    if len(others) > 1 or not name.startswith("CUDA"):
-        raise RefusedError(f"fit is for one GPU, such as CUDA0, not for {', '.join(others)}")
-    return name
-
-
-def _memory(device: str) -> int:
-    """Bytes of a GPU's memory, all of them."""
-    devices = cuda.require()["devices"]
-    index = device.removeprefix("CUDA")
-    if not (index.isdecimal() and int(index) < len(devices)):
-        raise DeviceError(f"there is no GPU {index}; there are {len(devices)}")
-    return devices[int(index)]["memory_bytes"]
+    names = [name.upper() for name in options.devices if name.upper() != "CPU"]
+    if others := [name for name in names if not name.startswith("CUDA")]:
+        raise RefusedError(f"fit is for GPUs, such as CUDA0, not for {', '.join(others)}")
+    cuda.require(memory=False)
+    there = cuda.usable_devices()
+    for name in names:
+        if name not in there:
+            raise DeviceError(f"there is no GPU {name.removeprefix('CUDA')}; there are {len(there)}")
+    chosen = names or list(there)
+    sizes = {name: device["free_bytes"] or device["memory_bytes"] for name, device in there.items()}
+    return tuple(_Gpu(name, sizes[name]) for name in chosen), chosen == list(there)
 
 
 class _Search:
-    """What placements take of a GPU."""
+    """What placements take of GPUs."""
 
     n_ctx: int
 
@@ -136,13 +139,13 @@ class _Search:
         spec: ModelSpec,
         options: PlacementOptions,
         room: FitOptions,
-        device: str,
+        gpus: tuple[_Gpu, ...],
     ) -> None:
-        self._reader, self._spec, self._device = reader, spec, device
+        self._reader, self._spec, self._gpus = reader, spec, gpus
         self._options, self._room = options, room
         self._json = spec.to_json()
-        self._found: dict[_Level, tuple[int, int, int]] = {}
-        self._caches: dict[tuple[int, int], int] = {}
+        self._taken: dict[tuple[_Level, tuple[int, ...], int], tuple[Filled, ...]] = {}
+        self._splits: dict[_Level, tuple[int, ...] | None] = {}
 
     @cached_property
     def _recurrent(self) -> tuple[str, ...]:
@@ -151,7 +154,7 @@ class _Search:
         return (rf"{_blocks(numbers)}\.(attn|ssm)_.*=CPU",) if numbers else ()
 
     def levels(self, most: int) -> list[_Level]:
-        """Placements, the one with most on the GPU first."""
+        """Placements, the one with most on GPUs first."""
         n_layers = len(self._spec.layers)
         top = min(most or n_layers + 1, n_layers + 1)
         experts = [
@@ -165,73 +168,85 @@ class _Search:
             levels.append(_Level(n, bool(experts), self._recurrent))
         return levels
 
-    def context(self, n_bytes: int) -> int:
+    def context(self) -> int:
         """The context where none is asked for."""
+        everything = self.levels(0)[0]
+        # the cache does not depend on what of it is where
+        split = self._all_to(0, everything)
+        n_bytes = sum(gpu.free for gpu in self._gpus)
         n_ctx = self._spec.n_ctx_train
-        while n_ctx > _LEAST_CONTEXT and self._cache(len(self._spec.layers), n_ctx) > n_bytes // 4:
+        while n_ctx > _LEAST_CONTEXT and self._plan(everything, split, n_ctx)[0].cache > n_bytes // 4:
             n_ctx //= 2
         return n_ctx
 
-    def needed(self, level: _Level) -> int:
-        """Bytes of weights, cache and buffers on the GPU."""
-        return sum(self._parts(level))
+    def split(self, level: _Level) -> tuple[int, ...] | None:
+        """How many layers (the output counts as one) of a placement each GPU gets: as many as it holds.
 
-    def _parts(self, level: _Level) -> tuple[int, int, int]:
-        if level not in self._found:
-            placement, weights, _ = self._plan(self._json, level, self.n_ctx)
-            step = step_bytes(
-                self._reader,
-                self._spec,
-                [Placed(*p) for p in placement],
-                self._device,
-                n_ubatch=self._room.n_ubatch,
-                n_ctx=self.n_ctx,
+        `None`: together they do not hold all.
+        """
+        if level not in self._splits:
+            self._splits[level] = self._split(level)
+        return self._splits[level]
+
+    def _split(self, level: _Level) -> tuple[int, ...] | None:
+        counts: tuple[int, ...] = ()
+        left = level.n_gpu_layers
+        for i in range(len(self._gpus) - 1):
+
+            def is_too_much(n: int, i: int = i, counts: tuple[int, ...] = counts, left: int = left) -> bool:
+                rest = (left - n, *(0 for _ in self._gpus[i + 2 :]))
+                return not self._holds(i, level, (*counts, n, *rest))
+
+            n = bisect_left(range(1, left + 1), True, key=is_too_much)
+            counts, left = (*counts, n), left - n
+        counts = (*counts, left)
+        return counts if self._holds(len(self._gpus) - 1, level, counts) else None
+
+    def _holds(self, i: int, level: _Level, split: tuple[int, ...]) -> bool:
+        budget = self._gpus[i].free - self._room.margin * _MIB
+        return self.taken(level, split)[i].needed <= max(budget, 0)
+
+    def _all_to(self, i: int, level: _Level) -> tuple[int, ...]:
+        return tuple(level.n_gpu_layers if i == j else 0 for j in range(len(self._gpus)))
+
+    def taken(self, level: _Level, split: tuple[int, ...]) -> tuple[Filled, ...]:
+        """What a placement takes of each GPU."""
+        return self._plan(level, split, self.n_ctx)
+
+    def _plan(self, level: _Level, split: tuple[int, ...], n_ctx: int) -> tuple[Filled, ...]:
+        key = level, split, n_ctx
+        if key not in self._taken:
+            options = replace(
+                self._options,
+                n_gpu_layers=level.n_gpu_layers,
+                cpu_moe=level.cpu_moe,
+                override_tensor=list(level.override_tensor),
+                tensor_split=[float(n) for n in split],
             )
-            cache = self._cache(level.n_gpu_layers, self.n_ctx)
-            self._found[level] = (dict(weights)[self._device], cache, step)
-        return self._found[level]
+            n_ubatch = self._room.n_ubatch
+            _, taken = _ikq.Engine.plan(
+                self._reader._opened(), self._json, n_ctx=n_ctx, n_ubatch=n_ubatch, **vars(options)
+            )
+            grown = _GROWTH * self._room.n_sequences
+            self._taken[key] = tuple(
+                Filled(gpu.name, gpu.free, weights, int(grown * cache), step)
+                for gpu, (_, weights, cache, step) in zip(self._gpus, taken[1:], strict=True)
+            )
+        return self._taken[key]
 
-    def _cache(self, n_gpu_layers: int, n_ctx: int) -> int:
-        """Bytes of the cache of the last layers, which the core tells of a model that has no others."""
-        key = n_gpu_layers, n_ctx
-        if key not in self._caches:
-            self._caches[key] = self._cache_of(n_gpu_layers, n_ctx)
-        return self._caches[key]
-
-    def _cache_of(self, n_gpu_layers: int, n_ctx: int) -> int:
-        layers = self._spec.layers[-n_gpu_layers:]
-        layers = tuple(layer for layer in layers if layer.attention.kind != "delta_net")
-        if not layers:
-            return 0
-        part = replace(self._spec, layers=layers, is_part=True, output=None, nextn=None)
-        _, _, cache = self._plan(part.to_json(), _Level(len(layers), False, ()), n_ctx)
-        return int(_GROWTH * self._room.n_sequences * cache)
-
-    def _plan(
-        self, spec: str, level: _Level, n_ctx: int
-    ) -> tuple[list[tuple[str, str, int, str]], list[tuple[str, int]], int]:
-        options = replace(
-            self._options,
-            n_gpu_layers=level.n_gpu_layers,
-            cpu_moe=level.cpu_moe,
-            override_tensor=list(level.override_tensor),
-        )
-        return _ikq.Engine.plan(self._reader._opened(), spec, n_ctx=n_ctx, **vars(options))
-
-    def fitted(self, level: _Level, n_bytes: int) -> Fitted:
-        """A placement with what it takes."""
-        weights, cache, step = self._parts(level)
+    def fitted(self, level: _Level, is_all: bool) -> Fitted:
+        """A placement that fits, with what it takes."""
+        split = self.split(level)
+        assert split is not None
         return Fitted(
-            device=self._device,
-            memory=n_bytes,
+            devices=self.taken(level, split),
             margin=self._room.margin * _MIB,
-            weights=weights,
-            cache=cache,
-            step=step,
             n_ctx=self.n_ctx,
             n_gpu_layers=level.n_gpu_layers,
             cpu_moe=level.cpu_moe,
             override_tensor=level.override_tensor,
+            tensor_split=split if len(split) > 1 else (),
+            is_all=is_all,
         )
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "look_for_gpus",
     "rules",
     "share_of_experts",
+    "shares",
 ]
 
 PLANNED = (
@@ -28,8 +29,12 @@ PLANNED = (
     "cache_type_v",
     "cache_rotation",
     "swa_full",
+    "fused_up_gate",
+    "fused_moe",
+    "merge_up_gate_experts",
     "devices",
     "n_gpu_layers",
+    "tensor_split",
     "override_tensor",
     "cpu_moe",
     "n_cpu_moe",
@@ -39,7 +44,8 @@ PLANNED = (
     "n_ubatch",
     "override_kv",
 )
-"""Options of `Model.load` that command lines hand to `Model.plan` as well: they decide what goes where."""
+"""Options of `Model.load` that command lines hand to `Model.plan` as well: they decide what goes where, and
+how much memory it takes there."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +72,18 @@ class FileOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class PlacementOptions:
-    """What decides what goes where and how large the cache is: keywords of `_ikq.Engine.plan`."""
+    """What decides what goes where, and how large cache and buffers are: keywords of `_ikq.Engine.plan`."""
 
     cache_type_k: str
     cache_type_v: str
     cache_rotation: bool
     swa_full: bool
+    fused_up_gate: bool
+    fused_moe: bool
+    merge_up_gate_experts: bool
     devices: list[str]
     n_gpu_layers: int
+    tensor_split: list[float]
     override_tensor: list[str]
     cpu_moe: bool
     n_cpu_moe: int
@@ -86,9 +96,6 @@ class LoadingOptions(PlacementOptions):
     n_threads: int | None
     n_ubatch: int
     compute: Literal["auto", "f32"]
-    fused_up_gate: bool
-    fused_moe: bool
-    merge_up_gate_experts: bool
     expert_reduction: tuple[int, float] | None
     mmap: Literal["auto", "on", "off"]
 
@@ -126,7 +133,29 @@ def look_for_gpus(devices: Sequence[str]) -> None:
         DeviceError: none is usable.
     """
     if any(name.upper().startswith("CUDA") for name in devices):
-        cuda.require()
+        cuda.require(memory=False)
+
+
+def shares(devices: Sequence[str], n_gpu_layers: int, tensor_split: Sequence[float]) -> list[float]:
+    """In which proportions layers are divided over the devices beside the CPU.
+
+    Args:
+        devices: Their names, the CPU first.
+        n_gpu_layers: How many layers there are to divide.
+        tensor_split: As asked for. Where there is nothing, it is the MiB of each device that are free.
+    """
+    others = devices[1:]
+    if tensor_split or len(others) < 2 or not n_gpu_layers:
+        return [float(share) for share in tensor_split]
+    gpus = cuda.usable_devices() if any(name.upper().startswith("CUDA") for name in others) else {}
+    return [float(max(_free_bytes(gpus.get(name.upper())) >> 20, 1)) for name in others]
+
+
+def _free_bytes(gpu: cuda.Device | None) -> int:
+    """Of a GPU's memory, or of this machine's."""
+    if gpu is None:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return gpu["memory_bytes"] if gpu["free_bytes"] is None else gpu["free_bytes"]
 
 
 def rules(override_tensor: str | Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from ikq import _ikq
 from ikq.arrays.quant_types import QuantType
 from ikq.files.gguf import GGUFReader
 from ikq.inference.evaluating import EvaluatingModel
-from ikq.inference.explaining import Explanation, FfnPlan, Fitted, LoadingPlan, Memory, Placed
+from ikq.inference.explaining import Explanation, FfnPlan, Filled, Fitted, LoadingPlan, Memory, Placed
 from ikq.inference.fitting import MARGIN, FitOptions
 from ikq.inference.fitting import fit as fitted_to
 from ikq.inference.loading import (
@@ -25,12 +25,23 @@ from ikq.inference.loading import (
     look_for_gpus,
     rules,
     share_of_experts,
+    shares,
 )
 from ikq.inference.planning import plan as plan_loading
 from ikq.models import ModelSpec
 from ikq.speculation.draft_model import DraftModels
 
-__all__ = ["PLANNED", "Explanation", "FfnPlan", "Fitted", "LoadingPlan", "Memory", "Model", "Placed"]
+__all__ = [
+    "PLANNED",
+    "Explanation",
+    "FfnPlan",
+    "Filled",
+    "Fitted",
+    "LoadingPlan",
+    "Memory",
+    "Model",
+    "Placed",
+]
 
 _REPACK = "repack=True has no effect: weights are re-arranged while loading in any case"
 
@@ -88,6 +99,7 @@ class Model(EvaluatingModel):
         repack: bool = False,
         devices: Sequence[str] = ("CPU",),
         n_gpu_layers: int = 0,
+        tensor_split: Sequence[float] = (),
         override_tensor: str | Sequence[str] = (),
         cpu_moe: bool = False,
         n_cpu_moe: int = 0,
@@ -125,21 +137,25 @@ class Model(EvaluatingModel):
             devices: The devices that compute, the CPU first. `CUDA0`, `CUDA1`, ... are GPUs (see `ikq.cuda`),
                 which so far compute all but recurrent layers; `CPU1`, `CPU2`, ... are the CPU again with
                 memory of their own, to see what a placement does.
-            n_gpu_layers: This many layers, the last ones, go to the first device that is not the CPU; with a
-                larger number than there are layers, the output does, too.
+            n_gpu_layers: This many layers, the last ones, go to the devices beside the CPU; with a larger
+                number than there are layers, the output does, too.
+            tensor_split: In which proportions these layers are divided over the devices beside the CPU: a
+                number for each, in their order. Unless given, with several devices, the MiB of their memory
+                that are free.
             override_tensor: Rules `REGEX=DEVICE`, several joined by commas or in a list: tensors in whose
                 names the expression is found go to that device. The first rule that fits holds, before all
                 others.
             cpu_moe: Experts of all layers stay on the CPU.
             n_cpu_moe: Experts of this many layers, the first ones that have any, stay on the CPU.
-            fit: Put as much on a GPU (`CUDA0`, unless `devices` names another one) as its memory holds
-                with the cache and the buffers of a step. Experts of the last layers stay on the CPU first,
-                then those of all layers, then the first layers as a whole; `n_gpu_layers` but 0 is the most
-                layers that go to the GPU. Not with other options that say what goes where. Where `n_ctx` is
-                `None` the context is the trained one, or the largest half, quarter, ... of it whose cache
-                takes at most a quarter of the GPU's memory.
-            fit_margin: MiB of the GPU's memory that stay free. The driver's context and compiled kernels take
-                some of them, and so does what other programs have there, which is not looked at.
+            fit: Put as much on the GPUs that `devices` names (all that can be used, where it names none) as
+                their free memory holds with the cache and the buffers of a step; each is filled before the
+                next one. Experts of the last layers stay on the CPU first, then those of all layers, then
+                the first layers as a whole; `n_gpu_layers` but 0 is the most layers that go to GPUs. Not
+                with other options that say what goes where. Where `n_ctx` is `None` the context is the
+                trained one, or the largest half, quarter, ... of it whose cache takes at most a quarter of
+                the memory that is free.
+            fit_margin: MiB of each GPU's free memory that stay free. Compiled kernels take some of them, and
+                what other programs begin to use there meanwhile.
             fit_sequences: Texts of full length for whose cache there is to be room.
             yarn_truncate: Round the bounds of YaRN's ramp to integers, as GGUF engines do (gpt-oss was
                 published without that).
@@ -150,8 +166,9 @@ class Model(EvaluatingModel):
             FormatError: it is not GGUF, is damaged, or its metadata and tensors do not fit together.
             ShapeError: a tensor does not have the shape that the model needs.
             UnsupportedError: the architecture, a tensor type or a cache type is not supported.
-            RefusedError: memory does not hold the weights or the cache; a rule names no device; `fit` comes
-                with other options that say what goes where.
+            RefusedError: memory does not hold the weights or the cache; a rule names no device;
+                `tensor_split` is not a proportion of each device; `fit` comes with other options that say
+                what goes where.
             DeviceError: a GPU is named or to be filled and none is usable, does not hold its part, or does
                 not compute it.
         """
@@ -174,6 +191,7 @@ class Model(EvaluatingModel):
             mmap=mmap,
             devices=list(devices),
             n_gpu_layers=n_gpu_layers,
+            tensor_split=shares(() if fit else devices, n_gpu_layers, tensor_split),
             override_tensor=rules(override_tensor),
             cpu_moe=cpu_moe,
             n_cpu_moe=n_cpu_moe,
@@ -225,8 +243,12 @@ class Model(EvaluatingModel):
         cache_type_v: str = "f16",
         cache_rotation: bool = True,
         swa_full: bool = False,
+        fused_up_gate: bool = True,
+        fused_moe: bool = True,
+        merge_up_gate_experts: bool = False,
         devices: Sequence[str] = ("CPU",),
         n_gpu_layers: int = 0,
+        tensor_split: Sequence[float] = (),
         override_tensor: str | Sequence[str] = (),
         cpu_moe: bool = False,
         n_cpu_moe: int = 0,
@@ -246,15 +268,19 @@ class Model(EvaluatingModel):
             cache_type_v: See there.
             cache_rotation: See there.
             swa_full: See there.
+            fused_up_gate: See there; the buffers of a step depend on it.
+            fused_moe: See there.
+            merge_up_gate_experts: See there.
             devices: See there.
             n_gpu_layers: See there.
+            tensor_split: See there.
             override_tensor: See there.
             cpu_moe: See there.
             n_cpu_moe: See there.
             fit: See there; `LoadingPlan.fitted` tells what was found.
             fit_margin: See there.
             fit_sequences: See there.
-            n_ubatch: See there; only `fit` looks at it.
+            n_ubatch: See there; the buffers of a step depend on it.
             yarn_truncate: See there.
             override_kv: See there.
 
@@ -266,14 +292,18 @@ class Model(EvaluatingModel):
             cache_type_v=cache_type_v,
             cache_rotation=cache_rotation,
             swa_full=swa_full,
+            fused_up_gate=fused_up_gate,
+            fused_moe=fused_moe,
+            merge_up_gate_experts=merge_up_gate_experts,
             devices=list(devices),
             n_gpu_layers=n_gpu_layers,
+            tensor_split=shares(() if fit else devices, n_gpu_layers, tensor_split),
             override_tensor=rules(override_tensor),
             cpu_moe=cpu_moe,
             n_cpu_moe=n_cpu_moe,
         )
         room = FitOptions(fit_margin, fit_sequences, n_ubatch) if fit else None
-        return plan_loading(path, n_ctx, FileOptions(yarn_truncate, override_kv), options, room)
+        return plan_loading(path, n_ctx, n_ubatch, FileOptions(yarn_truncate, override_kv), options, room)
 
     @property
     def memory(self) -> Memory:

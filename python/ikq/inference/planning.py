@@ -16,6 +16,7 @@ __all__ = ["plan"]
 def plan(
     path: str | os.PathLike[str],
     n_ctx: int | None,
+    n_ubatch: int,
     file_options: FileOptions,
     options: PlacementOptions,
     room: FitOptions | None,
@@ -27,7 +28,14 @@ def plan(
         if found is not None:
             n_ctx, options = found.n_ctx, replace(options, **found.placement)
         n_ctx = spec.n_ctx_train if n_ctx is None else n_ctx
-        placement, weights, cache = _ikq.Engine.plan(
-            reader._opened(), spec.to_json(), n_ctx=n_ctx, **vars(options)
+        placement, taken = _ikq.Engine.plan(
+            reader._opened(), spec.to_json(), n_ctx=n_ctx, n_ubatch=n_ubatch, **vars(options)
         )
-    return LoadingPlan(tuple(Placed(*p) for p in placement), dict(weights), cache, n_ctx, found)
+    return LoadingPlan(
+        placement=tuple(Placed(*p) for p in placement),
+        weights={device: weights for device, weights, _, _ in taken},
+        cache=sum(cache for _, _, cache, _ in taken),
+        n_ctx=n_ctx,
+        fitted=found,
+        buffers={device: step for device, _, _, step in taken if device.startswith("CUDA")},
+    )

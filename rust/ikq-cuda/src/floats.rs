@@ -8,6 +8,7 @@ use crate::memory::Address;
 pub trait Number: Copy {}
 impl Number for f32 {}
 impl Number for i32 {}
+impl Number for u32 {}
 
 impl Gpu {
     /// Copies numbers to the device. The source can be used again when this returns.

@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::loader::{Facts, Runtime};
 use crate::memory::Address;
 use crate::nvrtc::Nvrtc;
+use crate::plan::Kernel;
 use crate::sources::Specialisation;
 
 /// A context of the driver, which is bound to each thread that makes a call.
@@ -25,6 +26,17 @@ pub struct Context {
 }
 
 impl Context {
+    /// The context of the device `CUDA{index}`.
+    fn open(runtime: &Runtime, index: usize) -> Result<Context, Error> {
+        let n_devices = runtime.devices.len();
+        let facts = runtime.devices.get(index).ok_or(Error::NoSuchDevice { index, n_devices })?;
+        let name = format!("CUDA{index}");
+        match CudaContext::new(facts.ordinal) {
+            Ok(inner) => Ok(Context { inner, name }),
+            Err(source) => Err(Error::Driver { device: name, what: "making a context".into(), source }),
+        }
+    }
+
     /// Binds the context to the calling thread.
     ///
     /// # Errors
@@ -86,7 +98,7 @@ pub struct Geometry {
 #[derive(Clone, Debug)]
 pub struct Function {
     handle: sys::CUfunction,
-    name: String,
+    kernel: Kernel,
     /// Keeps the module loaded.
     _module: Arc<Module>,
 }
@@ -126,7 +138,8 @@ impl Function {
         let ask = |what| {
             // SAFETY: the module is loaded
             let value = unsafe { result::function::get_function_attribute(self.handle, what) };
-            let value = value.map_err(|e| context.failed(&format!("asking about {}", self.name), e))?;
+            let value =
+                value.map_err(|e| context.failed(&format!("asking about {}", self.kernel.name()), e))?;
             Ok::<_, Error>(usize::try_from(value).unwrap_or(0))
         };
         use sys::CUfunction_attribute_enum::{
@@ -162,6 +175,13 @@ impl Drop for Graph {
 /// Bytes of shared memory that a block can have without a kernel attribute that allows more.
 const USUAL_SHARED_BYTES: u32 = 48 << 10;
 
+/// What was compiled and loaded so far. Launches find their kernel by a key that is only compared.
+#[derive(Debug, Default)]
+struct Loaded {
+    modules: HashMap<Specialisation, Arc<Module>>,
+    functions: HashMap<Kernel, Function>,
+}
+
 /// A device in use.
 #[derive(Debug)]
 pub struct Gpu {
@@ -170,7 +190,7 @@ pub struct Gpu {
     context: Arc<Context>,
     stream: sys::CUstream,
     cubins: Cubins,
-    modules: Mutex<HashMap<Specialisation, Arc<Module>>>,
+    loaded: Mutex<Loaded>,
     /// Whether every launch is waited for, so that errors are reported for the right kernel (`IKQ_CUDA_SYNC=1`).
     waits: bool,
 }
@@ -196,23 +216,16 @@ impl Gpu {
     /// # Errors
     /// [`Error::NoSuchDevice`], and errors of the driver.
     pub fn open(runtime: &'static Runtime, index: usize) -> Result<Gpu, Error> {
-        let n_devices = runtime.devices.len();
-        let facts = runtime.devices.get(index).ok_or(Error::NoSuchDevice { index, n_devices })?.clone();
-        let name = format!("CUDA{index}");
-        let failed = |what: &str| {
-            let (device, what) = (name.clone(), what.to_string());
-            move |source| Error::Driver { device, what, source }
-        };
-        let inner = CudaContext::new(facts.ordinal).map_err(failed("making a context"))?;
+        let context = Context::open(runtime, index)?;
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking);
-        let stream = stream.map_err(failed("making a stream"))?;
+        let stream = stream.map_err(|e| context.failed("making a stream", e))?;
         Ok(Gpu {
             runtime,
-            facts,
-            context: Arc::new(Context { inner, name }),
+            facts: runtime.devices[index].clone(),
+            context: Arc::new(context),
             stream,
             cubins: Cubins::of_environment(),
-            modules: Mutex::default(),
+            loaded: Mutex::default(),
             waits: std::env::var("IKQ_CUDA_SYNC").is_ok_and(|v| v == "1"),
         })
     }
@@ -225,26 +238,33 @@ impl Gpu {
         &self.context
     }
 
-    /// The kernel `name` of a specialisation, which is compiled and loaded at its first use.
+    /// A kernel, which is compiled and loaded at its first use.
     ///
     /// # Errors
     /// Errors of the compiler and the driver.
-    pub fn function(&self, of: &Specialisation, name: &str) -> Result<Function, Error> {
+    pub fn function(&self, kernel: Kernel) -> Result<Function, Error> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = loaded.functions.get(&kernel) {
+            return Ok(function.clone());
+        }
         self.context.bind()?;
-        let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
-        let module = match modules.get(of) {
+        let of = kernel.of();
+        let module = match loaded.modules.get(&of) {
             Some(module) => module.clone(),
             None => {
-                let module = Arc::new(self.load(of)?);
-                modules.insert(of.clone(), module.clone());
+                let module = Arc::new(self.load(&of)?);
+                loaded.modules.insert(of.clone(), module.clone());
                 module
             }
         };
-        let c_name = CString::new(name).unwrap_or_default();
+        let name = kernel.name();
+        let c_name = CString::new(&*name).unwrap_or_default();
         // SAFETY: the module is loaded, and the function keeps it loaded
         let handle = unsafe { result::module::get_function(module.handle, c_name) }
             .map_err(|e| self.context.failed(&format!("looking for {name} in {of}"), e))?;
-        Ok(Function { handle, name: name.into(), _module: module })
+        let function = Function { handle, kernel, _module: module };
+        loaded.functions.insert(kernel, function.clone());
+        Ok(function)
     }
 
     fn load(&self, of: &Specialisation) -> Result<Module, Error> {
@@ -270,7 +290,7 @@ impl Gpu {
         arguments: &[Argument],
     ) -> Result<(), Error> {
         self.context.bind()?;
-        let failed = |e| self.context.failed(&format!("launching {}", function.name), e);
+        let failed = |e| self.context.failed(&format!("launching {}", function.kernel.name()), e);
         if geometry.shared_bytes > USUAL_SHARED_BYTES {
             use sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MOST;
             let bytes = i32::try_from(geometry.shared_bytes).unwrap_or(i32::MAX);
@@ -296,7 +316,7 @@ impl Gpu {
         if self.waits && !self.is_recording()? {
             // SAFETY: the stream is this device's own
             unsafe { result::stream::synchronize(self.stream) }
-                .map_err(|e| self.context.failed(&format!("running {}", function.name), e))?;
+                .map_err(|e| self.context.failed(&format!("running {}", function.kernel.name()), e))?;
         }
         Ok(())
     }
@@ -435,6 +455,22 @@ impl Gpu {
         unsafe { result::graph::launch(graph.executable, self.stream) }
             .map_err(|e| self.context.failed("running a graph", e))
     }
+}
+
+/// The free bytes and the total bytes of the memory of the device `CUDA{index}`. The driver makes a context for this
+/// answer, which takes memory itself, and which is gone afterwards unless this process uses the device.
+///
+/// # Errors
+/// [`Error::NoSuchDevice`], and errors of the driver.
+pub fn memory(runtime: &'static Runtime, index: usize) -> Result<(usize, usize), Error> {
+    let memory = Context::open(runtime, index)?.memory();
+    // SAFETY: the calling thread has no context then; those of devices in use are bound before each call
+    unsafe { result::ctx::set_current(std::ptr::null_mut()) }.map_err(|source| Error::Driver {
+        device: format!("CUDA{index}"),
+        what: "leaving the context".into(),
+        source,
+    })?;
+    memory
 }
 
 /// The compiler's name for a compute capability.

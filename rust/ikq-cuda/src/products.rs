@@ -191,7 +191,7 @@ pub unsafe fn multiply_chosen(
 /// # Safety
 /// Buffers must have the data that the kernel reads, and room for what it writes.
 pub unsafe fn launch(gpu: &Gpu, plan: &Plan, buffers: &[(&str, Address)]) -> Result<(), Error> {
-    let kernel = gpu.function(&plan.of, &plan.kernel)?;
+    let kernel = gpu.function(plan.kernel)?;
     let bound = plan.bind(buffers)?;
     // SAFETY: the planner's arguments have the order and types of the kernel's parameters
     unsafe { gpu.launch(&kernel, plan.geometry, &bound) }

@@ -8,6 +8,7 @@ use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::memory::{Address, Arena};
 use crate::plan::{self, Call};
+use crate::products::launch;
 
 /// About how many bytes in the file's form are on the device at a time.
 const PIECE: usize = 64 << 20;
@@ -103,12 +104,11 @@ pub unsafe fn upload(
             _ => &file[first * from_bytes..(first + rows) * from_bytes],
         };
         let plan = Call::Repack { ty: plain, n_rows: rows, n }.plan()?;
-        let kernel = gpu.function(&plan.of, &plan.kernel)?;
-        let bound = plan.bind(&[("file", piece), ("out", at.offset(first * to_bytes))])?;
+        let buffers = [("file", piece), ("out", at.offset(first * to_bytes))];
         // SAFETY: the piece holds the rows, and the caller says that there is room for them
         unsafe {
             gpu.copy_in(piece, bytes)?;
-            gpu.launch(&kernel, plan.geometry, &bound)?;
+            launch(gpu, &plan, &buffers)?;
         }
     }
     Ok(matrix)

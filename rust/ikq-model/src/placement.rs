@@ -11,9 +11,11 @@ use crate::network::{Ffn, Network, Weight};
 /// What the user's options say about where tensors go.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
-    /// The last so many layers go to the first device that is not the CPU; more than there are: the output too
-    /// (`-ngl`).
+    /// The last so many layers go to the devices beside the CPU; more than there are: the output too (`-ngl`).
     pub n_gpu_layers: usize,
+    /// In which proportions these layers are divided over the devices beside the CPU, in order (`-ts`); empty: all go
+    /// to the first of them.
+    pub tensor_split: Vec<f64>,
     /// Tensors whose name the expression is found in go to that device; the first that fits holds (`-ot`).
     pub overrides: Vec<(Regex, String)>,
     /// Experts of all layers stay on the CPU (`--cpu-moe`).
@@ -47,6 +49,58 @@ impl Rules {
     }
 }
 
+/// Which of the devices beside the CPU gets which of the layers that go to them.
+#[derive(Clone, Debug)]
+struct Split {
+    /// Sums of the shares up to each device; empty: there is no device beside the CPU.
+    ends: Vec<f64>,
+    /// What the user said of the shares, for reasons.
+    text: String,
+}
+
+impl Split {
+    /// # Errors
+    /// [`Error::Option`] for shares that are not one per device beside the CPU, or are no proportions.
+    fn new(shares: &[f64], others: &[String]) -> Result<Split, Error> {
+        let list = shares.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let wrong = |why: String| Error::Option { option: "tensor_split", value: list.clone(), why };
+        if shares.is_empty() {
+            let ends = others.iter().map(|_| 1.0).collect();
+            return Ok(Split { ends, text: String::new() });
+        }
+        if others.is_empty() {
+            return Err(wrong("there is no GPU over which layers could be divided".into()));
+        }
+        if shares.len() != others.len() {
+            let (n, names) = (others.len(), others.join(", "));
+            let devices = if n == 1 { "1 device".to_string() } else { format!("{n} devices") };
+            return Err(wrong(format!("one number per device is needed, for {devices}: {names}")));
+        }
+        if let Some(share) = shares.iter().find(|s| !s.is_finite() || **s < 0.0) {
+            return Err(wrong(format!("{share} is no share; a share is 0 or more")));
+        }
+        let ends: Vec<f64> = shares
+            .iter()
+            .scan(0.0, |sum, share| {
+                *sum += share;
+                Some(*sum)
+            })
+            .collect();
+        match ends.last().is_some_and(|sum| sum.is_finite() && *sum > 0.0) {
+            true => Ok(Split { ends, text: format!(", tensor_split={list}") }),
+            false => Err(wrong("no device has a share".into())),
+        }
+    }
+
+    /// Index among all devices of the one that gets part `at` of `n` equal ones: the first up to whose end more than
+    /// `at` of `n` lie.
+    fn device(&self, at: usize, n: usize) -> usize {
+        let sum = self.ends.last().copied().unwrap_or(0.0);
+        let found = self.ends.iter().position(|end| end * n as f64 > at as f64 * sum);
+        found.map_or(CPU, |i| i + 1)
+    }
+}
+
 /// Index of the CPU among the devices.
 pub const CPU: usize = 0;
 
@@ -73,7 +127,7 @@ impl Placement {
     /// Places the stages of `network`.
     ///
     /// # Errors
-    /// [`Error::Option`] for a device that there is not.
+    /// [`Error::Option`] for a device that there is not, and for shares that do not fit the devices.
     pub fn new(network: &Network, devices: Vec<String>, rules: &Rules) -> Result<Placement, Error> {
         let find = |name: &str| devices.iter().position(|d| d.eq_ignore_ascii_case(name));
         let mut overrides = Vec::new();
@@ -85,8 +139,8 @@ impl Placement {
             })?;
             overrides.push((pattern, device));
         }
-        let placer =
-            Placer { overrides, rules, n_layers: network.layers.len(), gpu: 1.min(devices.len() - 1) };
+        let split = Split::new(&rules.tensor_split, &devices[1..])?;
+        let placer = Placer { overrides, rules, n_layers: network.layers.len(), split };
         let mut stages = vec![Placed {
             stage: Stage::Embed,
             device: CPU,
@@ -134,8 +188,7 @@ struct Placer<'a> {
     overrides: Vec<(&'a Regex, usize)>,
     rules: &'a Rules,
     n_layers: usize,
-    /// The first device that is not the CPU, or the CPU.
-    gpu: usize,
+    split: Split,
 }
 
 impl Placer<'_> {
@@ -166,14 +219,15 @@ impl Placer<'_> {
         if stays {
             return (CPU, "experts stay on the CPU, as asked for".into());
         }
-        let n = self.rules.n_gpu_layers;
-        let there = match stage.layer() {
-            Some(l) => l + n >= self.n_layers,
-            None => n > self.n_layers,
-        };
-        match there && n > 0 && self.gpu != CPU {
-            true => (self.gpu, format!("n_gpu_layers={n}")),
-            false => (CPU, "the CPU, as nothing else is said".into()),
+        // the output comes behind the last layer
+        let (n, at) = (self.rules.n_gpu_layers, stage.layer().unwrap_or(self.n_layers));
+        let n_there = n.min(self.n_layers + 1);
+        let first = self.n_layers.saturating_sub(n);
+        // the output goes there only if all layers do
+        let there = at >= first && at - first < n_there;
+        match self.split.device(at.saturating_sub(first), n_there) {
+            device if there && device != CPU => (device, format!("n_gpu_layers={n}{}", self.split.text)),
+            _ => (CPU, "the CPU, as nothing else is said".into()),
         }
     }
 }
@@ -199,5 +253,45 @@ mod tests {
             let error = Rules::default().add_overrides(text).expect_err("no rule").to_string();
             assert!(error.contains("override_tensor") && error.contains(named), "{error}");
         }
+    }
+
+    fn devices(shares: &[f64], n: usize) -> Vec<usize> {
+        let names: Vec<String> = (0..shares.len()).map(|i| format!("CUDA{i}")).collect();
+        let split = Split::new(shares, &names).expect("shares");
+        (0..n).map(|at| split.device(at, n)).collect()
+    }
+
+    #[test]
+    fn layers_are_divided_in_proportion() {
+        assert_eq!(devices(&[1.0, 1.0], 4), [1, 1, 2, 2]);
+        // as elsewhere, a layer that begins before the end of a share belongs to it
+        assert_eq!(devices(&[1.0, 1.0], 5), [1, 1, 1, 2, 2]);
+        assert_eq!(devices(&[3.0, 1.0], 8), [1, 1, 1, 1, 1, 1, 2, 2]);
+        assert_eq!(devices(&[0.0, 2.5], 3), [2, 2, 2]);
+        assert_eq!(devices(&[2.0, 0.0, 1.0], 3), [1, 1, 3]);
+        // numbers of layers are shares that give just these numbers
+        for counts in [[3.0, 2.0, 6.0], [1.0, 9.0, 1.0], [7.0, 0.0, 4.0]] {
+            let found = devices(&counts, 11);
+            for (i, n) in counts.iter().enumerate() {
+                assert_eq!(found.iter().filter(|d| **d == i + 1).count() as f64, *n, "{counts:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn shares_that_are_none_are_refused() {
+        let two = ["CUDA0".to_string(), "CUDA1".to_string()];
+        for (shares, words) in [
+            (vec![1.0], "one number per device is needed, for 2 devices: CUDA0, CUDA1"),
+            (vec![1.0, 2.0, 3.0], "for 2 devices"),
+            (vec![1.0, -2.0], "-2 is no share"),
+            (vec![f64::NAN, 1.0], "NaN is no share"),
+            (vec![0.0, 0.0], "no device has a share"),
+        ] {
+            let error = Split::new(&shares, &two).expect_err("no shares").to_string();
+            assert!(error.contains("tensor_split") && error.contains(words), "{error}");
+        }
+        let error = Split::new(&[1.0], &[]).expect_err("nowhere to go").to_string();
+        assert!(error.contains("there is no GPU"), "{error}");
     }
 }

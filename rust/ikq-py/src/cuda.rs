@@ -32,17 +32,23 @@ impl Raise for Error {
 }
 
 /// Reports the driver, the GPUs and the compiler that were found. `nvrtc` lists files and folders in which to look
-/// for the compiler library NVRTC. Only the first call in a process searches; later calls return what it found.
+/// for the compiler library NVRTC. Only the first call in a process searches; later calls return what it found. With
+/// `memory`, the driver is asked for the free memory of every usable GPU, and makes a context there for the answer.
 #[pyfunction]
-pub fn cuda_status(py: Python<'_>, nvrtc: Vec<PathBuf>) -> PyResult<Bound<'_, PyDict>> {
+pub fn cuda_status(py: Python<'_>, nvrtc: Vec<PathBuf>, memory: bool) -> PyResult<Bound<'_, PyDict>> {
     let (found, runtime) = py.detach(|| loader::look(&Search { nvrtc }));
+    let free_bytes = |device: &Facts| {
+        let runtime = runtime.as_ref().ok().filter(|_| memory)?;
+        let index = runtime.devices.iter().position(|d| d.ordinal == device.ordinal)?;
+        py.detach(|| gpu::memory(runtime, index)).ok().map(|(free, _)| free)
+    };
     let status = PyDict::new(py);
     status.set_item("usable", runtime.is_ok())?;
     status.set_item("reason", runtime.as_ref().err().map(ToString::to_string))?;
     status.set_item("reason_code", runtime.as_ref().err().map(|e| e.word()))?;
     status.set_item("driver", found.cuda.and_then(|_| loader::driver_version()))?;
     status.set_item("cuda_version", found.cuda.map(loader::version))?;
-    let devices = found.devices.iter().map(|d| facts(py, d)).collect::<PyResult<Vec<_>>>()?;
+    let devices = found.devices.iter().map(|d| facts(py, d, free_bytes(d))).collect::<PyResult<Vec<_>>>()?;
     status.set_item("devices", devices)?;
     status.set_item("emulated", found.devices.iter().any(Facts::is_emulated))?;
     let nvrtc = runtime.as_ref().ok().map(|r| &r.nvrtc);
@@ -52,11 +58,12 @@ pub fn cuda_status(py: Python<'_>, nvrtc: Vec<PathBuf>) -> PyResult<Bound<'_, Py
     Ok(status)
 }
 
-fn facts<'py>(py: Python<'py>, device: &Facts) -> PyResult<Bound<'py, PyDict>> {
+fn facts<'py>(py: Python<'py>, device: &Facts, free: Option<usize>) -> PyResult<Bound<'py, PyDict>> {
     let row = PyDict::new(py);
     row.set_item("name", &device.name)?;
     row.set_item("compute_capability", format!("{}.{}", device.sm / 10, device.sm % 10))?;
     row.set_item("memory_bytes", device.memory_bytes)?;
+    row.set_item("free_bytes", free)?;
     row.set_item("n_multiprocessors", device.n_multiprocessors)?;
     row.set_item("usable", device.sm >= loader::OLDEST_SM)?;
     Ok(row)
@@ -184,10 +191,11 @@ pub fn cuda_plan<'py>(
     };
     let plan = call.plan().map_err(|e| e.raise(py))?;
     let out = PyDict::new(py);
-    let Plan { of, kernel, geometry, arguments } = plan;
+    let Plan { kernel, geometry, arguments } = plan;
+    let of = kernel.of();
     out.set_item("file", of.file)?;
     out.set_item("defines", of.defines)?;
-    out.set_item("kernel", kernel)?;
+    out.set_item("kernel", kernel.name())?;
     out.set_item("grid", geometry.grid.to_vec())?;
     out.set_item("block", geometry.block.to_vec())?;
     out.set_item("shared_bytes", geometry.shared_bytes)?;
@@ -310,8 +318,7 @@ pub fn cuda_dequantize<'py>(
         unsafe {
             let ty = weights::upload(&gpu, &mut weights::Staging::default(), data, ty, n_rows, n, at)?.ty;
             let plan = Call::Dequantize { ty, to: FloatType::F32, n_rows, n, chosen: false }.plan()?;
-            let kernel = gpu.function(&plan.of, &plan.kernel)?;
-            gpu.launch(&kernel, plan.geometry, &plan.bind(&[("w", at), ("out", to)])?)?;
+            products::launch(&gpu, &plan, &[("w", at), ("out", to)])?;
             gpu.copy_out(&mut out, to)?;
         }
         Ok(out.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect::<Vec<f32>>())

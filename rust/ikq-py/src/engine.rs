@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ikq_cpu::{CacheForm, Cpu, Mmap, speed};
+use ikq_cuda::device::Extent;
 use ikq_kernels::act::Activations;
 use ikq_kernels::attention::CacheType;
 use ikq_kernels::matmul::{Compute, Matrix, Scratch, check, multiply};
@@ -47,8 +48,12 @@ type FfnPlan = (usize, &'static str, &'static str, String, [&'static str; 3]);
 /// bytes of its weights in the file, and the reason.
 type Placed = (String, String, usize, String);
 
-/// The placement of a model: its stages, the bytes of weights per device, and the bytes of the KV cache.
-type Predicted = (Vec<Placed>, Vec<(String, usize)>, usize);
+/// What a model takes on a device: the device, and the bytes of its weights, of the KV cache of a sequence, and of the
+/// buffers of a step (0 for CPUs, whose buffers are not predicted).
+type Taken = (String, usize, usize, usize);
+
+/// The placement of a model: its stages, and what it takes on each device.
+type Predicted = (Vec<Placed>, Vec<Taken>);
 
 /// One entry of a step: the sequence, its new tokens, which results are wanted, and the hidden states that a
 /// multi-token prediction head or a part of a model takes as input (`None` for all others).
@@ -60,7 +65,7 @@ impl Engine {
     #[staticmethod]
     #[pyo3(signature = (model, spec, *, n_ctx, n_threads, n_ubatch, cache_type_k, cache_type_v, cache_rotation, swa_full,
                         compute, fused_up_gate, fused_moe, merge_up_gate_experts, expert_reduction, mmap, devices,
-                        n_gpu_layers, override_tensor, cpu_moe, n_cpu_moe, isa_name))]
+                        n_gpu_layers, tensor_split, override_tensor, cpu_moe, n_cpu_moe, isa_name))]
     #[expect(clippy::too_many_arguments, reason = "the options of loading, named in Python")]
     fn load(
         py: Python<'_>,
@@ -81,6 +86,7 @@ impl Engine {
         mmap: &str,
         devices: Vec<String>,
         n_gpu_layers: usize,
+        tensor_split: Vec<f64>,
         override_tensor: Vec<String>,
         cpu_moe: bool,
         n_cpu_moe: usize,
@@ -106,7 +112,7 @@ impl Engine {
             expert_reduction,
             poison: devices.len() > 1,
         };
-        let rules = parse_rules(py, n_gpu_layers, &override_tensor, cpu_moe, n_cpu_moe)?;
+        let rules = parse_rules(py, n_gpu_layers, tensor_split, &override_tensor, cpu_moe, n_cpu_moe)?;
         let options = Options {
             n_ctx,
             n_threads: n_threads.unwrap_or(0),
@@ -124,23 +130,29 @@ impl Engine {
         Ok(Engine { inner })
     }
 
-    /// Predicts without loading anything where every stage would be computed, how many bytes the weights would take
-    /// on each device, and how many bytes the KV cache of a sequence of `n_ctx` positions would take.
+    /// Predicts without loading anything where every stage would be computed, and how many bytes the weights, the KV
+    /// cache of a sequence of `n_ctx` positions, and the buffers of steps of `n_ubatch` tokens would take on each
+    /// device.
     #[staticmethod]
-    #[pyo3(signature = (model, spec, *, n_ctx, cache_type_k, cache_type_v, cache_rotation, swa_full, devices,
-                        n_gpu_layers, override_tensor, cpu_moe, n_cpu_moe))]
+    #[pyo3(signature = (model, spec, *, n_ctx, n_ubatch, cache_type_k, cache_type_v, cache_rotation, swa_full,
+                        fused_up_gate, fused_moe, merge_up_gate_experts, devices, n_gpu_layers, tensor_split, override_tensor, cpu_moe, n_cpu_moe))]
     #[expect(clippy::too_many_arguments, reason = "the options of loading, named in Python")]
     fn plan(
         py: Python<'_>,
         model: &Model,
         spec: &str,
         n_ctx: usize,
+        n_ubatch: usize,
         cache_type_k: &str,
         cache_type_v: &str,
         cache_rotation: bool,
         swa_full: bool,
+        fused_up_gate: bool,
+        fused_moe: bool,
+        merge_up_gate_experts: bool,
         devices: Vec<String>,
         n_gpu_layers: usize,
+        tensor_split: Vec<f64>,
         override_tensor: Vec<String>,
         cpu_moe: bool,
         n_cpu_moe: usize,
@@ -150,30 +162,35 @@ impl Engine {
             values: parse_cache(cache_type_v)?,
             rotate: cache_rotation,
         };
-        let rules = parse_rules(py, n_gpu_layers, &override_tensor, cpu_moe, n_cpu_moe)?;
+        let rules = parse_rules(py, n_gpu_layers, tensor_split, &override_tensor, cpu_moe, n_cpu_moe)?;
         check_devices(&devices)?;
         let spec = ModelSpec::from_json(spec).map_err(|e| e.raise(py))?;
         refuse_made(model)?;
-        let plans = PlanOptions { fused_up_gate: true, fused_moe: true, merge_up_gate: false };
+        if n_ubatch == 0 {
+            return Err(PyValueError::new_err("n_ubatch must be at least 1"));
+        }
+        let plans = PlanOptions { fused_up_gate, fused_moe, merge_up_gate: merge_up_gate_experts };
         let predicted = py.detach(|| {
             let network = Network::new(&model.inner, spec, plans)?;
             let placement = Placement::new(&network, devices, &rules)?;
-            let mut sizes = Sizes { pages: vec![0; network.groups.len()], state: 0 };
-            let mut weights = Vec::new();
-            for (i, name) in placement.devices.iter().enumerate() {
-                if cuda_index(name).is_some() {
-                    let (bytes, pages) = ikq_cuda::device::predict(&network, &placement, i, gpu_cache(form))?;
-                    weights.push((name.clone(), bytes));
-                    sizes.pages.iter_mut().zip(pages).for_each(|(sum, bytes)| *sum += bytes);
-                    continue;
-                }
-                let (bytes, pages, state) = ikq_cpu::predict(&network, &placement, i, form)?;
-                weights.push((name.clone(), bytes));
-                sizes.pages.iter_mut().zip(pages).for_each(|(sum, bytes)| *sum += bytes);
-                sizes.state += state;
-            }
-            let cache = sequence_bytes(&network, &sizes, n_ctx, swa_full).unwrap_or(usize::MAX);
-            Ok::<_, ikq_model::Error>((placed(&placement), weights, cache))
+            let extent = Extent { n_ubatch, n_ctx };
+            let taken = placement.devices.iter().enumerate().map(|(i, name)| {
+                let (weights, sizes, step) = match cuda_index(name) {
+                    Some(_) => {
+                        let form = gpu_cache(form);
+                        let gpu = ikq_cuda::device::predict(&network, &placement, i, form, extent)?;
+                        (gpu.weights, Sizes { pages: gpu.pages, state: 0 }, gpu.step)
+                    }
+                    None => {
+                        let (weights, pages, state) = ikq_cpu::predict(&network, &placement, i, form)?;
+                        (weights, Sizes { pages, state }, 0)
+                    }
+                };
+                let cache = sequence_bytes(&network, &sizes, n_ctx, swa_full).unwrap_or(usize::MAX);
+                Ok((name.clone(), weights, cache, step))
+            });
+            let taken = taken.collect::<Result<Vec<_>, ikq_model::Error>>()?;
+            Ok::<_, ikq_model::Error>((placed(&placement), taken))
         });
         predicted.map_err(|e| e.raise(py))
     }
@@ -360,11 +377,12 @@ fn refuse_made(model: &Model) -> PyResult<()> {
 fn parse_rules(
     py: Python<'_>,
     n_gpu_layers: usize,
+    tensor_split: Vec<f64>,
     override_tensor: &[String],
     cpu_moe: bool,
     n_cpu_moe: usize,
 ) -> PyResult<Rules> {
-    let mut rules = Rules { n_gpu_layers, overrides: Vec::new(), cpu_moe, n_cpu_moe };
+    let mut rules = Rules { n_gpu_layers, tensor_split, overrides: Vec::new(), cpu_moe, n_cpu_moe };
     for text in override_tensor {
         rules.add_overrides(text).map_err(|e| e.raise(py))?;
     }

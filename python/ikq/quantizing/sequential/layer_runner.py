@@ -60,6 +60,7 @@ class LayerRunner:
                 mmap="auto",
                 devices=["CPU"],
                 n_gpu_layers=0,
+                tensor_split=[],
                 override_tensor=[],
                 cpu_moe=False,
                 n_cpu_moe=0,

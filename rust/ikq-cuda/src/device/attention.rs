@@ -2,12 +2,12 @@
 //! absorbed).
 
 use ikq_formats::QuantType;
-use ikq_model::network::RopeId;
+use ikq_model::network::{self, RopeId};
 use ikq_model::spec::Pairing;
 
 use super::Cuda;
 use super::cache::Rows;
-use super::parts::{Gqa, Kind, Linear, Mla};
+use super::parts::{Gqa, Kind, Linear, Mla, latent_row};
 use crate::error::Error;
 use crate::memory::Address;
 use crate::plan::{Attend, Call, Combine, Heads, Pairs, Turn, reads_codes};
@@ -39,9 +39,10 @@ impl Cuda {
         let attention = self.parts.attention[l].as_ref().expect("a stage of this device");
         let (n, scratch) = (self.batch.n(), self.scratch());
         let input = self.norm((scratch.hidden, None), attention.norm, scratch.normed, n)?;
-        let (output, results) = match &attention.kind {
-            Kind::Gqa(a) => (&a.output, self.gqa(l, a, &input)?),
-            Kind::Mla(a) => (&a.output, self.mla(l, a, &input)?),
+        let (output, results) = match (&self.network().layers[l].attention, &attention.kind) {
+            (network::Attention::Gqa(a), Kind::Gqa(w)) => (&w.output, self.gqa(l, a, w, &input)?),
+            (network::Attention::Mla(a), Kind::Mla(w)) => (&w.output, self.mla(l, a, w, &input)?),
+            _ => unreachable!("weights are loaded by the network"),
         };
         let (y, residual) = match attention.post_norm {
             None => (scratch.hidden, Some(scratch.hidden)),
@@ -56,55 +57,57 @@ impl Cuda {
         }
     }
 
-    fn gqa(&self, l: usize, a: &Gqa, input: &Columns) -> Result<Columns, Error> {
+    fn gqa(&self, l: usize, a: &network::Gqa, w: &Gqa, input: &Columns) -> Result<Columns, Error> {
         let scratch = self.scratch();
         let [keys, values] = self.rows(l) else { unreachable!("`LayerCache::new` made both") };
-        for (weight, y) in [(&a.q, scratch.q), (&a.k, scratch.k), (&a.v, scratch.v)] {
+        for (weight, y) in [(&w.q, scratch.q), (&w.k, scratch.k), (&w.v, scratch.v)] {
             self.product(weight, input, y)?;
         }
         // gates follow the queries of each head
         let d = a.head_dim;
         let q_stride = if a.output_gate { 2 * d } else { d };
-        let ready =
-            |norm: Option<Address>| Ready { norm: norm.map(|w| (w, d)), rope: a.rope.map(|rope| (rope, 0)) };
-        self.queries((scratch.q, q_stride), (a.n_head, d), ready(a.q_norm), (scratch.queries, d))?;
-        self.store(l, keys, scratch.k, ready(a.k_norm))?;
+        let ready = |norm: Option<Address>| Ready {
+            norm: norm.map(|weight| (weight, d)),
+            rope: a.rope.map(|rope| (rope, 0)),
+        };
+        self.queries((scratch.q, q_stride), (a.n_head, d), ready(w.q_norm), (scratch.queries, d))?;
+        self.store(l, keys, scratch.k, ready(w.k_norm))?;
         self.store(l, values, scratch.v, Ready::default())?;
         let sums = Sums {
             n_head: a.n_head,
             n_v: a.head_dim_v,
             scale: a.scale,
             softcap: a.softcap,
-            sinks: a.sinks,
+            sinks: w.sinks,
             gate: a.output_gate.then(|| (scratch.q.offset(4 * d), q_stride)),
         };
         let results = scratch.outer.columns(a.n_head * a.head_dim_v, input.n_columns);
-        self.attend(l, &sums, (keys, values), &results, a.output.ty())?;
+        self.attend(l, &sums, (keys, values), &results, w.output.ty())?;
         Ok(results)
     }
 
-    fn mla(&self, l: usize, a: &Mla, input: &Columns) -> Result<Columns, Error> {
+    fn mla(&self, l: usize, a: &network::Mla, w: &Mla, input: &Columns) -> Result<Columns, Error> {
         let (scratch, n) = (self.scratch(), input.n_columns);
         let [rows] = self.rows(l) else { unreachable!("`LayerCache::new` made one") };
-        match &a.q_a {
-            None => self.product(&a.q, input, scratch.q)?,
+        match &w.q_a {
+            None => self.product(&w.q, input, scratch.q)?,
             Some((q_a, norm)) => {
                 self.product(q_a, input, scratch.v)?;
                 let compressed = self.norm_of((scratch.v, None), *norm, scratch.inner, (q_a.n_rows(), n))?;
-                self.product(&a.q, &compressed, scratch.q)?;
+                self.product(&w.q, &compressed, scratch.q)?;
             }
         }
-        self.product(&a.kv_a, input, scratch.k)?;
+        self.product(&w.kv_a, input, scratch.k)?;
         let rope = Some((a.rope, a.kv_rank));
-        self.store(l, rows, scratch.k, Ready { norm: Some((a.kv_a_norm, a.kv_rank)), rope })?;
+        self.store(l, rows, scratch.k, Ready { norm: Some((w.kv_a_norm, a.kv_rank)), rope })?;
 
         // queries of all heads for products with the compressed vectors: [k_b q | the rotated part]
-        let (n_head, width) = (a.n_head, a.row());
+        let (n_head, width) = (a.n_head, latent_row(a));
         let q_stride = a.n_nope + a.rope.n_rot;
         let chosen = Chosen { ids: self.columns.heads(), pairs: Pairs { n_pairs: n * n_head, k: 1 } };
         let plain = scratch.inner.columns(a.n_nope, n * n_head);
         self.queries((scratch.q, q_stride), (n_head, a.n_nope), Ready::default(), (plain.floats, a.n_nope))?;
-        self.by_head(&a.k_b, chosen, &plain, (scratch.queries, width))?;
+        self.by_head(&w.k_b, chosen, &plain, (scratch.queries, width))?;
         let (from, to) = (scratch.q.offset(4 * a.n_nope), scratch.queries.offset(4 * a.kv_rank));
         let turned = Ready { norm: None, rope: Some((a.rope, 0)) };
         self.queries((from, q_stride), (n_head, a.rope.n_rot), turned, (to, width))?;
@@ -112,11 +115,11 @@ impl Cuda {
         let (n_v, scale) = (a.kv_rank, a.scale);
         let sums = Sums { n_head, n_v, scale, softcap: None, sinks: None, gate: None };
         let compressed = scratch.inner.columns(n_v, n * n_head);
-        self.attend(l, &sums, (rows, rows), &compressed, a.v_b.ty())?;
+        self.attend(l, &sums, (rows, rows), &compressed, w.v_b.ty())?;
         let results = scratch.outer.columns(n_head * a.head_dim_v, n);
         let by_head = scratch.outer.columns(a.head_dim_v, n * n_head);
-        self.multiply_by_head(&a.v_b, chosen, &compressed, (by_head.floats, a.head_dim_v))?;
-        if reads_codes(a.output.ty()) {
+        self.multiply_by_head(&w.v_b, chosen, &compressed, (by_head.floats, a.head_dim_v))?;
+        if reads_codes(w.output.ty()) {
             // SAFETY: the floats were made a moment ago
             unsafe { products::quantize(&self.gpu, &results) }?;
         }

@@ -2,11 +2,12 @@
 
 use ikq_formats::QuantType;
 use ikq_model::batch::PAGE;
+use ikq_model::network::Attention;
 
-use super::parts::{Attention, Kind};
+use super::parts::latent_row;
 use crate::error::Error;
 use crate::gpu::Gpu;
-use crate::memory::{Address, Arena};
+use crate::memory::{Address, Arena, arena_bytes};
 use crate::plan::{Call, FloatType, Heads, Turn, device_row_bytes};
 use crate::products::launch;
 
@@ -115,12 +116,14 @@ impl LayerCache {
     /// # Errors
     /// [`Error::Plan`] when a head does not fit a type.
     pub fn new(attention: &Attention, form: CacheForm) -> Result<LayerCache, Error> {
-        let rows = match &attention.kind {
-            Kind::Gqa(a) => vec![
+        let rows = match attention {
+            Attention::Gqa(a) => vec![
                 Rows::new(form.keys, a.n_head_kv, a.head_dim)?,
                 Rows::new(form.values, a.n_head_kv, a.head_dim_v)?,
             ],
-            Kind::Mla(a) => vec![Rows::new(form.keys, 1, a.row())?],
+            Attention::Mla(a) => vec![Rows::new(form.keys, 1, latent_row(a))?],
+            // a state, which is no rows
+            Attention::DeltaNet(_) => vec![],
         };
         Ok(LayerCache { rows })
     }
@@ -146,24 +149,27 @@ impl LayerCache {
     }
 
     /// Moves `n` rows of keys and values to another place. Keys (or compressed vectors) are rotated by `back`.
+    /// `scratch` has [`LayerCache::move_bytes`] bytes, which are in use until the device has done its work.
     pub fn move_rows(
         &self,
         gpu: &Gpu,
         (from, to, n): ((u32, usize), (u32, usize), usize),
         back: Option<Back>,
+        scratch: Address,
     ) -> Result<(), Error> {
         for (i, rows) in self.rows.iter().enumerate() {
             match back.filter(|_| i == 0) {
-                Some(back) => rows.move_turned(gpu, (from, to, n), back)?,
-                None => {
-                    let mut arena = Arena::new(gpu.context(), "moving rows", n * rows.row_bytes)?;
-                    let scratch = arena.take(n * rows.row_bytes)?;
-                    rows.move_plain(gpu, from, to, n, scratch)?;
-                    gpu.wait()?; // the scratch memory goes
-                }
+                Some(back) => rows.move_turned(gpu, (from, to, n), back, scratch)?,
+                None => rows.move_plain(gpu, from, to, n, scratch)?,
             }
         }
         Ok(())
+    }
+
+    /// Bytes that moving `n` rows takes besides the cache.
+    pub fn move_bytes(&self, n: usize) -> usize {
+        let most = self.rows.iter().map(|rows| (n * rows.row_bytes).max(arena_bytes(rows.turned_pieces(n))));
+        most.max().unwrap_or(0)
     }
 
     /// Appends the bytes of a page to `out`.
@@ -189,22 +195,27 @@ impl LayerCache {
 }
 
 impl Rows {
+    /// Bytes of the pieces that turning `n` rows takes: numbers of rows and of slots, and floats.
+    fn turned_pieces(&self, n: usize) -> [usize; 2] {
+        let n_rows = n * self.n_heads;
+        [4 * (n_rows + n), 4 * n_rows * self.n]
+    }
+
     /// Decodes rows, rotates them, and stores them at another place.
     fn move_turned(
         &self,
         gpu: &Gpu,
         (from, to, n): ((u32, usize), (u32, usize), usize),
         back: Back,
+        scratch: Address,
     ) -> Result<(), Error> {
         let n_rows = n * self.n_heads;
-        let numbers = |v: &[i32]| v.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-        let rows: Vec<i32> = (0..n)
-            .flat_map(|i| (0..self.n_heads).map(move |head| self.row((from.0, from.1 + i), head) as i32))
-            .collect();
-        let slots: Vec<i32> = (0..n).map(|i| (to.0 as usize * PAGE + to.1 + i) as i32).collect();
-        let sizes = [4 * n_rows, 4 * n, 4 * n_rows * self.n];
-        let mut arena = Arena::new(gpu.context(), "moving rows", crate::memory::arena_bytes(sizes))?;
-        let (list, places, floats) = (arena.take(sizes[0])?, arena.take(sizes[1])?, arena.take(sizes[2])?);
+        let rows =
+            (0..n).flat_map(|i| (0..self.n_heads).map(move |h| self.row((from.0, from.1 + i), h) as i32));
+        let slots = (0..n).map(|i| (to.0 as usize * PAGE + to.1 + i) as i32);
+        let numbers: Vec<i32> = rows.chain(slots).collect();
+        let [first, _] = self.turned_pieces(n);
+        let (places, floats) = (scratch.offset(4 * n_rows), scratch.offset(arena_bytes([first])));
         let decode =
             Call::Dequantize { ty: self.ty, to: FloatType::F32, n_rows, n: self.n, chosen: true }.plan()?;
         let store = Call::Heads(Heads {
@@ -223,12 +234,10 @@ impl Rows {
         .plan()?;
         // SAFETY: pieces have the sizes of what is in them; rows and slots are in pages that there are
         unsafe {
-            gpu.copy_in(list, &numbers(&rows))?;
-            gpu.copy_in(places, &numbers(&slots))?;
-            launch(gpu, &decode, &[("w", self.at), ("rows", list), ("out", floats)])?;
+            gpu.copy_in_floats(scratch, &numbers)?;
+            launch(gpu, &decode, &[("w", self.at), ("rows", scratch), ("out", floats)])?;
             let cache = [("x", floats), ("cos_sin", back.cos_sin), ("cache", self.at), ("slots", places)];
-            launch(gpu, &store, &cache)?;
+            launch(gpu, &store, &cache)
         }
-        gpu.wait() // the arena goes
     }
 }

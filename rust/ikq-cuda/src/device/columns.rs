@@ -1,10 +1,12 @@
 //! [`ColumnData`]: what kernels need to know about the columns of a batch, such as positions, places in the KV
 //! cache and angles. It is sent to the device in one copy per step.
 
-use ikq_model::batch::{Batch, NO_PAGE, PAGE};
-use ikq_model::network::{Network, RopeTable};
+use std::sync::Arc;
 
-use super::parts::{Kind, Parts};
+use ikq_model::batch::{Batch, NO_PAGE, PAGE, Run};
+use ikq_model::network::{Attention, Network, RopeTable};
+
+use super::parts::Parts;
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::memory::{ALIGNMENT, Address, Arena};
@@ -32,12 +34,18 @@ pub struct Group {
 #[derive(Default)]
 pub struct ColumnData {
     arena: Option<(Arena, Address)>,
+    pieces: Pieces,
+    partial: Option<(Arena, Address)>,
+}
+
+/// Where the pieces of the copy are; offsets until they are sent.
+#[derive(Clone, Default)]
+struct Pieces {
     groups: Vec<Group>,
     angles: Vec<Address>,
     zeros: Address,
     heads: Address,
     not_finite: Address,
-    partial: Option<(Arena, Address)>,
 }
 
 /// The bytes of the copy, to which pieces are appended.
@@ -46,38 +54,26 @@ struct Packed(Vec<u8>);
 
 impl Packed {
     /// Appends numbers. Returns their offset.
-    fn add<const N: usize>(&mut self, numbers: impl Iterator<Item = [u8; N]>) -> usize {
+    fn add<const N: usize>(&mut self, numbers: impl Iterator<Item = [u8; N]>) -> Address {
         self.0.resize(self.0.len().next_multiple_of(ALIGNMENT), 0);
         let at = self.0.len();
         numbers.for_each(|n| self.0.extend(n));
-        at
+        Address(at as u64)
     }
-}
 
-impl ColumnData {
-    /// Sends what the stages of `parts` need to know about a batch.
-    ///
-    /// # Errors
-    /// Errors of the driver.
-    pub fn send(
-        &mut self,
-        gpu: &Gpu,
-        (network, parts, ropes): (&Network, &Parts, &[RopeTable]),
-        batch: &Batch,
-    ) -> Result<(), Error> {
+    /// All that the stages of `parts` need to know about a batch.
+    fn new((network, parts, ropes): Of<'_>, batch: &Batch) -> (Packed, Pieces) {
         let n = batch.n();
         let mut packed = Packed::default();
-        let zeros = packed.add((0..n).map(|_| 0i32.to_le_bytes()));
-        let not_finite = packed.add((0..n).map(|_| (-1i32).to_le_bytes()));
-        let attention = || parts.attention.iter().flatten();
-        let most_heads =
-            attention().filter_map(|a| if let Kind::Mla(a) = &a.kind { Some(a.n_head) } else { None });
-        let heads = packed.add(latent_heads(n, most_heads));
-        let (mut groups, mut angles) = (Vec::new(), Vec::new());
-        if attention().next().is_some() {
-            groups = (0..network.groups.len())
-                .map(|g| Group::pack(&mut packed, batch, g, network.groups[g].window))
-                .collect();
+        let mut pieces = Pieces {
+            zeros: packed.add((0..n).map(|_| 0i32.to_le_bytes())),
+            not_finite: packed.add((0..n).map(|_| (-1i32).to_le_bytes())),
+            heads: packed.add(latent_heads(n, attention_of(network, parts))),
+            ..Pieces::default()
+        };
+        if attention_of(network, parts).next().is_some() {
+            let groups = network.groups.iter().enumerate();
+            pieces.groups = groups.map(|(g, x)| Group::pack(&mut packed, batch, g, x.window)).collect();
             let mut row = Vec::new();
             for rope in ropes {
                 row.resize(rope.n_rot(), 0.0);
@@ -86,38 +82,48 @@ impl ColumnData {
                     rope.cos_sin(*position, &mut row);
                     all.extend_from_slice(&row);
                 }
-                angles.push(packed.add(all.iter().map(|v: &f32| v.to_le_bytes())));
+                pieces.angles.push(packed.add(all.iter().map(|v: &f32| v.to_le_bytes())));
             }
         }
-        let bytes = packed.0.len();
-        if self.arena.as_ref().is_none_or(|(arena, _)| arena.size() < bytes) {
+        (packed, pieces)
+    }
+}
+
+/// A network, the parts of it that a device has, and the tables of its rotary embeddings.
+pub type Of<'a> = (&'a Network, &'a Parts, &'a [RopeTable]);
+
+/// The attention of a device's layers, and the group of each.
+fn attention_of<'a>(
+    network: &'a Network,
+    parts: &'a Parts,
+) -> impl Iterator<Item = (&'a Attention, Option<usize>)> {
+    let layers = parts.attention.iter().zip(&network.layers);
+    layers.filter(|(a, _)| a.is_some()).map(|(_, layer)| (&layer.attention, layer.group))
+}
+
+/// Bytes that are allocated where so many are needed: more, so that memory is allocated seldom while texts grow.
+fn grown(bytes: usize) -> usize {
+    bytes + bytes / 4
+}
+
+impl ColumnData {
+    /// Sends what the stages of a device need to know about a batch.
+    ///
+    /// # Errors
+    /// Errors of the driver.
+    pub fn send(&mut self, gpu: &Gpu, of: Of<'_>, batch: &Batch) -> Result<(), Error> {
+        let (Packed(packed), pieces) = Packed::new(of, batch);
+        if self.arena.as_ref().is_none_or(|(arena, _)| arena.size() < packed.len()) {
             self.arena = None; // frees the old one before another is allocated
-            let mut arena = Arena::new(gpu.context(), "columns", bytes + bytes / 4)?;
-            let at = arena.take(bytes)?;
+            let mut arena = Arena::new(gpu.context(), "columns", grown(packed.len()))?;
+            let at = arena.take(packed.len())?;
             self.arena = Some((arena, at));
         }
         let Some((_, base)) = &self.arena else { return Ok(()) };
         // SAFETY: the arena is as large
-        unsafe { gpu.copy_in(*base, &packed.0) }?;
-        let at = |offset: usize| base.offset(offset);
-        self.groups = groups.iter().map(|g| g.moved(*base)).collect();
-        self.angles = angles.into_iter().map(at).collect();
-        (self.zeros, self.heads, self.not_finite) = (at(zeros), at(heads), at(not_finite));
-        self.make_partial(gpu, network, parts, n)
-    }
-
-    /// Makes room for the results of splits, for at least one column at a time.
-    fn make_partial(&mut self, gpu: &Gpu, network: &Network, parts: &Parts, n: usize) -> Result<(), Error> {
-        let layers = parts.attention.iter().zip(&network.layers);
-        let per_column = layers.filter_map(|(a, layer)| {
-            let (n_head, n_v) = match &a.as_ref()?.kind {
-                Kind::Gqa(a) => (a.n_head, a.head_dim_v),
-                Kind::Mla(a) => (a.n_head, a.kv_rank),
-            };
-            Some(partial_bytes(n_head, n_v, self.groups[layer.group?].n_splits))
-        });
-        let most = per_column.max().unwrap_or(0);
-        let bytes = (most * n).min(PARTIAL).max(most);
+        unsafe { gpu.copy_in(*base, &packed) }?;
+        self.pieces = pieces.moved(*base);
+        let bytes = splits_bytes(of, &self.pieces.groups, batch.n());
         if self.partial.as_ref().map_or(0, |(arena, _)| arena.size()) < bytes {
             self.partial = None; // frees the old one before another is allocated
             let mut arena = Arena::new(gpu.context(), "attention", bytes)?;
@@ -127,28 +133,35 @@ impl ColumnData {
         Ok(())
     }
 
+    /// Bytes that [`ColumnData::send`] allocates at most for `n` columns of texts of at most `n_ctx` tokens.
+    pub fn most_bytes(of: Of<'_>, n: usize, n_ctx: usize) -> usize {
+        let batch = latest(n, n_ctx, of.0.groups.len());
+        let (Packed(packed), pieces) = Packed::new(of, &batch);
+        grown(packed.len()) + splits_bytes(of, &pieces.groups, n)
+    }
+
     pub fn group(&self, group: usize) -> &Group {
-        &self.groups[group]
+        &self.pieces.groups[group]
     }
 
     /// Cosines and sines of a rotary embedding, `n_rot` per column.
     pub fn angles(&self, rope: usize) -> Address {
-        self.angles[rope]
+        self.pieces.angles[rope]
     }
 
     /// A zero per column.
     pub fn zeros(&self) -> Address {
-        self.zeros
+        self.pieces.zeros
     }
 
     /// For latent attention: the numbers 0, 1, ... of all heads, for each column.
     pub fn heads(&self) -> Address {
-        self.heads
+        self.pieces.heads
     }
 
     /// For each column the number of a layer whose router's scores were not finite, or -1.
     pub fn not_finite(&self) -> Address {
-        self.not_finite
+        self.pieces.not_finite
     }
 
     /// Where the results of splits are written, and for how many columns at a time there is room.
@@ -164,11 +177,59 @@ fn partial_bytes(n_head: usize, n_v: usize, n_splits: usize) -> usize {
     4 * n_head * n_splits * (n_v + 2)
 }
 
+/// Bytes of the results of splits: of all columns, or of as many as fit [`PARTIAL`], but at least of one.
+fn splits_bytes((network, parts, _): Of<'_>, groups: &[Group], n: usize) -> usize {
+    let per_column = attention_of(network, parts).filter_map(|(attention, group)| {
+        let n_splits = groups[group?].n_splits;
+        match attention {
+            Attention::Gqa(a) => Some(partial_bytes(a.n_head, a.head_dim_v, n_splits)),
+            Attention::Mla(a) => Some(partial_bytes(a.n_head, a.kv_rank, n_splits)),
+            Attention::DeltaNet(_) => None,
+        }
+    });
+    let most = per_column.max().unwrap_or(0);
+    (most * n).min(PARTIAL).max(most)
+}
+
+/// The batch of `n` columns of which there is most to tell: texts that end at position `n_ctx`.
+fn latest(n: usize, n_ctx: usize, n_groups: usize) -> Batch {
+    let n_ctx = n_ctx.max(1);
+    let table: Arc<[u32]> = vec![0; n_ctx.div_ceil(PAGE)].into();
+    let mut batch = Batch { tokens: vec![0; n], ..Batch::default() };
+    while batch.positions.len() < n {
+        let at = batch.positions.len();
+        let length = n_ctx.min(n - at);
+        let first = n_ctx - length;
+        batch.positions.extend((first..first + length).map(|p| p as u32));
+        let tables = vec![table.clone(); n_groups];
+        batch.runs.push(Run { columns: at..at + length, first, tables, state: None });
+    }
+    batch
+}
+
 /// The numbers of all heads, for each of `n` columns. All layers of a model with latent attention have as many
 /// heads.
-fn latent_heads(n: usize, n_heads: impl Iterator<Item = usize>) -> impl Iterator<Item = [u8; 4]> {
+fn latent_heads<'a>(
+    n: usize,
+    attention: impl Iterator<Item = (&'a Attention, Option<usize>)>,
+) -> impl Iterator<Item = [u8; 4]> {
+    let n_heads =
+        attention.filter_map(|(a, _)| if let Attention::Mla(a) = a { Some(a.n_head) } else { None });
     let n_heads = n_heads.max().unwrap_or(0);
     (0..n * n_heads).map(move |i| ((i % n_heads) as i32).to_le_bytes())
+}
+
+impl Pieces {
+    fn moved(self, base: Address) -> Pieces {
+        let at = |offset: Address| Address(base.0 + offset.0);
+        Pieces {
+            groups: self.groups.into_iter().map(|g| g.moved(base)).collect(),
+            angles: self.angles.into_iter().map(at).collect(),
+            zeros: at(self.zeros),
+            heads: at(self.heads),
+            not_finite: at(self.not_finite),
+        }
+    }
 }
 
 impl Group {
@@ -191,10 +252,7 @@ impl Group {
                 n_splits = n_splits.max((position + 1 - seen_from).div_ceil(SPAN));
             }
         }
-        let mut add = |numbers: Vec<i32>| {
-            let at = packed.add(numbers.into_iter().map(i32::to_le_bytes));
-            Address(at as u64)
-        };
+        let mut add = |numbers: Vec<i32>| packed.add(numbers.into_iter().map(i32::to_le_bytes));
         let (slots, first, end, pages) = (add(slots), add(first), add(end), add(pages));
         Group { slots, first, end, pages, max_pages, n_splits }
     }

@@ -41,8 +41,8 @@ impl Cuda {
             layer: l,
         })
         .plan()?;
-        let mut buffers =
-            vec![("logits", scratch.scores), ("ids", scratch.ids), ("weights", scratch.weights)];
+        let (ids, weights) = scratch.choices(n * rule.n_used);
+        let mut buffers = vec![("logits", scratch.scores), ("ids", ids), ("weights", weights)];
         buffers.push(("not_finite", self.columns.not_finite()));
         buffers.extend(router.bias.map(|a| ("bias", a)));
         // SAFETY: scratch memory has room for the batch's columns
@@ -57,17 +57,15 @@ impl Cuda {
 
     /// Copies the router's choices to the host, for another device that has the experts.
     fn read_choices(&mut self, n_used: usize) -> Result<(), Error> {
-        let n = self.batch.n();
-        let (mut ids, mut weights) = (vec![0i32; n * n_used], vec![0f32; n * n_used]);
-        // SAFETY: the router wrote as many ids and weights
-        unsafe {
-            self.gpu.copy_out_floats(&mut ids, self.scratch().ids)?;
-            self.gpu.copy_out_floats(&mut weights, self.scratch().weights)?;
-        }
+        let n_pairs = self.batch.n() * n_used;
+        let mut both = vec![0u32; 2 * n_pairs];
+        // SAFETY: the router wrote as many ids, and as many weights behind them
+        unsafe { self.gpu.copy_out_floats(&mut both, self.scratch().choices(n_pairs).0) }?;
+        let (ids, weights) = both.split_at(n_pairs);
         self.choices.clear();
         self.choices.extend(ids.chunks(n_used).zip(weights.chunks(n_used)).map(|(ids, weights)| {
-            let chosen = ids.iter().zip(weights).filter(|(id, _)| **id >= 0);
-            chosen.map(|(id, weight)| (id.cast_unsigned(), *weight)).collect()
+            let chosen = ids.iter().zip(weights).filter(|(id, _)| id.cast_signed() >= 0);
+            chosen.map(|(id, weight)| (*id, f32::from_bits(*weight))).collect()
         }));
         Ok(())
     }
@@ -77,10 +75,11 @@ impl Cuda {
         let ffn = self.parts.experts[l].as_ref().expect("a stage of this device");
         let (n, scratch) = (self.batch.n(), self.scratch());
         let k = self.n_used;
-        let chosen = Chosen { ids: scratch.ids, pairs: Pairs { n_pairs: n * k, k } };
+        let (ids, weights) = scratch.choices(n * k);
+        let chosen = Chosen { ids, pairs: Pairs { n_pairs: n * k, k } };
         let input = self.embeddings(scratch.input);
         let activated = self.up_gate(ffn, &input, Some(chosen))?;
-        self.down(&ffn.down, &activated, chosen, scratch.weights, scratch.sum)
+        self.down(&ffn.down, &activated, chosen, weights, scratch.sum)
     }
 
     /// Computes the shared expert.

@@ -8,7 +8,7 @@ use ikq_model::network::{self, Network, PlanKind};
 use ikq_model::placement::Placement;
 
 use super::model_error;
-use super::parts::{Attention, Dense, Ffn, Gqa, Head, Kind, Linear, Mla, Parts, Router};
+use super::parts::{Attention, Dense, Ffn, Gqa, Head, Kind, Linear, Mla, Parts, Router, latent_row};
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::memory::{Address, Arena, arena_bytes};
@@ -150,27 +150,18 @@ impl<'a> Loader<'a> {
             return Err(self.not_yet(&format!("a head of more than {MOST_HEAD} elements")));
         }
         Ok(Gqa {
-            n_head: a.n_head,
-            n_head_kv: a.n_head_kv,
-            head_dim: a.head_dim,
-            head_dim_v: a.head_dim_v,
             q: self.linear(&a.q)?,
             k: self.linear(&a.k)?,
             v: self.linear(&a.v)?,
             output: self.linear(&a.output)?,
-            scale: a.scale,
-            rope: a.rope,
             q_norm: self.optional(a.q_norm.as_deref())?,
             k_norm: self.optional(a.k_norm.as_deref())?,
-            softcap: a.softcap,
             sinks: self.optional(a.sinks.as_deref())?,
-            output_gate: a.output_gate,
         })
     }
 
     fn mla(&mut self, a: &network::Mla) -> Result<Mla, ModelError> {
-        let n = a.kv_rank + a.rope.n_rot;
-        if n > MOST_HEAD || a.n_nope > MOST_HEAD {
+        if latent_row(a) > MOST_HEAD || a.n_nope > MOST_HEAD {
             return Err(self.not_yet(&format!("a compressed vector of more than {MOST_HEAD} elements")));
         }
         let q_a = match &a.q_a {
@@ -178,10 +169,6 @@ impl<'a> Loader<'a> {
             None => None,
         };
         Ok(Mla {
-            n_head: a.n_head,
-            kv_rank: a.kv_rank,
-            n_nope: a.n_nope,
-            head_dim_v: a.head_dim_v,
             q: self.linear(&a.q)?,
             q_a,
             kv_a: self.linear(&a.kv_a)?,
@@ -189,8 +176,6 @@ impl<'a> Loader<'a> {
             k_b: self.linear(&a.k_b)?,
             v_b: self.linear(&a.v_b)?,
             output: self.linear(&a.output)?,
-            scale: a.scale,
-            rope: a.rope,
         })
     }
 

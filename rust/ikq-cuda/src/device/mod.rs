@@ -26,7 +26,7 @@ use ikq_formats::QuantType;
 use ikq_model::batch::Batch;
 use ikq_model::device::{Choices, Device, Loading, Memory, Move, RouterFailed, Stage, Step, Value};
 use ikq_model::error::Error as ModelError;
-use ikq_model::network::{Network, RopeTable};
+use ikq_model::network::{self, Attention, Network, RopeId, RopeTable};
 use ikq_model::placement::Placement;
 use ikq_pool::Stop;
 
@@ -35,14 +35,14 @@ pub use cache::CacheForm;
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::loader::Runtime;
-use crate::memory::{Address, Arena};
+use crate::memory::{Address, Arena, arena_bytes};
 use crate::plan::{Call, MOST_COLUMNS};
 use crate::products::{self, Columns, Target, launch};
 use attention::turn;
 use cache::{Back, LayerCache};
 use columns::ColumnData;
 use load::Loader;
-use parts::{Kind, Parts};
+use parts::Parts;
 use scratch::{Scratch, Wide};
 
 /// Options of a GPU.
@@ -134,8 +134,7 @@ impl Cuda {
             return Ok(());
         }
         self.scratch = None; // frees the old one before another is allocated
-        let n_embd = self.network().spec.n_embd;
-        self.scratch = Some(Scratch::new(&self.gpu, &self.parts, n_embd, n_columns)?);
+        self.scratch = Some(Scratch::new(&self.gpu, self.network(), &self.parts, n_columns)?);
         Ok(())
     }
 
@@ -236,10 +235,13 @@ impl Cuda {
     fn chosen(&self, columns: &[u32]) -> Result<Columns, Error> {
         let bytes = 4 * self.network().spec.n_embd;
         let scratch = self.scratch();
-        for (i, c) in columns.iter().enumerate() {
-            let from = scratch.hidden.offset(*c as usize * bytes);
+        let mut at = 0;
+        // neighbours are copied together
+        for run in columns.chunk_by(|a, b| a + 1 == *b) {
+            let from = scratch.hidden.offset(run[0] as usize * bytes);
             // SAFETY: both have room for the batch's columns, of which these are some
-            unsafe { self.gpu.copy(scratch.chosen.offset(i * bytes), from, bytes) }?;
+            unsafe { self.gpu.copy(scratch.chosen.offset(at * bytes), from, run.len() * bytes) }?;
+            at += run.len();
         }
         let head = self.parts.head.as_ref().expect("the output is on this device");
         self.norm((scratch.chosen, None), head.norm, scratch.normed, columns.len())
@@ -262,31 +264,34 @@ impl Cuda {
 
     /// Moves rows in the caches of a group's layers.
     fn move_rows_of(&self, group: usize, moves: &[Move]) -> Result<(), Error> {
-        for l in &self.network().groups[group].layers {
-            let (Some(cache), Some(attention)) = (&self.caches[*l], &self.parts.attention[*l]) else {
-                continue;
-            };
-            let rope = match &attention.kind {
-                Kind::Gqa(a) => a.rope.map(|rope| (rope, 0)),
-                Kind::Mla(a) => Some((a.rope, a.kv_rank)),
-            };
-            for m in moves {
-                let rows = (m.from, m.to, m.n);
-                let Some((rope, at)) = rope.filter(|_| m.turn_back > 0) else {
-                    cache.move_rows(&self.gpu, rows, None)?;
-                    continue;
-                };
-                let mut angles = vec![0.0; rope.n_rot];
-                self.ropes[rope.index].cos_sin_back(m.turn_back as u32, &mut angles);
-                let angles = angles.repeat(m.n);
-                let mut arena = Arena::new(self.gpu.context(), "moving rows", size_of_val(&*angles))?;
-                let cos_sin = arena.take(size_of_val(&*angles))?;
-                // SAFETY: the piece has room for the angles, and lives until the rows were moved
-                unsafe { self.gpu.copy_in_floats(cos_sin, &angles) }?;
-                cache.move_rows(&self.gpu, rows, Some(Back { turn: turn(rope, at), cos_sin }))?;
+        let layers = self.network().groups[group].layers.iter();
+        let mine: Vec<(&LayerCache, Option<(RopeId, usize)>)> = layers
+            .filter_map(|l| Some((self.caches[*l].as_ref()?, turned(&self.network().layers[*l].attention))))
+            .collect();
+        // the work of a device is done in order, so all moves can use the same memory
+        let sizes = moves.iter().flat_map(|m| {
+            let angles = |rope: Option<(RopeId, usize)>| rope.map_or(0, |(rope, _)| 4 * m.n * rope.n_rot);
+            mine.iter().map(move |(cache, rope)| (angles(*rope), cache.move_bytes(m.n)))
+        });
+        let (most_angles, most) = sizes.fold((0, 0), |(a, b), (c, d)| (a.max(c), b.max(d)));
+        let mut arena = Arena::new(self.gpu.context(), "moving rows", arena_bytes([most_angles, most]))?;
+        let (cos_sin, scratch) = (arena.take(most_angles)?, arena.take(most)?);
+        for m in moves {
+            let mut there = None;
+            for (cache, rope) in &mine {
+                let rope = rope.filter(|_| m.turn_back > 0);
+                if let Some((rope, _)) = rope.filter(|(rope, _)| there != Some(rope.index)) {
+                    let mut angles = vec![0.0; rope.n_rot];
+                    self.ropes[rope.index].cos_sin_back(m.turn_back as u32, &mut angles);
+                    // SAFETY: the piece has room for the angles of all rows
+                    unsafe { self.gpu.copy_in_floats(cos_sin, &angles.repeat(m.n)) }?;
+                    there = Some(rope.index);
+                }
+                let back = rope.map(|(rope, at)| Back { turn: turn(rope, at), cos_sin });
+                cache.move_rows(&self.gpu, (m.from, m.to, m.n), back, scratch)?;
             }
         }
-        Ok(())
+        self.gpu.wait() // the arena goes
     }
 
     /// The error for a position where a router's scores were not finite, if there is one.
@@ -306,8 +311,35 @@ fn model_error(e: Error) -> ModelError {
     ModelError::Device(e.to_string())
 }
 
-/// Computes the memory that a GPU would need, without loading anything: bytes of its weights, and bytes of a page
-/// of every group.
+/// The rotary embedding of the rows that a layer caches as keys, and the first element that it rotates.
+fn turned(attention: &Attention) -> Option<(RopeId, usize)> {
+    match attention {
+        Attention::Gqa(a) => a.rope.map(|rope| (rope, 0)),
+        Attention::Mla(a) => Some((a.rope, a.kv_rank)),
+        Attention::DeltaNet(_) => None,
+    }
+}
+
+/// How much is computed at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent {
+    /// Most tokens of a step.
+    pub n_ubatch: usize,
+    /// Most positions of a text.
+    pub n_ctx: usize,
+}
+
+/// Bytes of a GPU's memory that a model takes.
+#[derive(Clone, Debug, Default)]
+pub struct Needed {
+    pub weights: usize,
+    /// Of a page of every group.
+    pub pages: Vec<usize>,
+    /// Of the largest step's buffers: exactly, where the first step is the largest one; at most, where steps grow.
+    pub step: usize,
+}
+
+/// Computes the memory that a GPU would need, without loading anything.
 ///
 /// # Errors
 /// [`ModelError::Device`] for stages that GPUs do not compute, [`ModelError::Cache`] for heads that do not fit the
@@ -317,32 +349,55 @@ pub fn predict(
     placement: &Placement,
     index: usize,
     form: CacheForm,
-) -> Result<(usize, Vec<usize>), ModelError> {
+    extent: Extent,
+) -> Result<Needed, ModelError> {
+    let (weights, parts) = counted(network, placement, index)?;
+    let mut pages = vec![0; network.groups.len()];
+    for (layer, cache) in network.layers.iter().zip(make_caches(network, &parts, form)?) {
+        if let (Some(group), Some(cache)) = (layer.group, cache) {
+            pages[group] += cache.page_bytes();
+        }
+    }
+    let Extent { n_ubatch, n_ctx } = extent;
+    let step = match parts.is_empty() {
+        true => 0,
+        false => {
+            let ropes: Vec<RopeTable> = network.ropes.iter().map(RopeTable::new).collect();
+            Scratch::bytes(network, &parts, n_ubatch).saturating_add(ColumnData::most_bytes(
+                (network, &parts, &ropes),
+                n_ubatch,
+                n_ctx,
+            ))
+        }
+    };
+    Ok(Needed { weights, pages, step })
+}
+
+/// Bytes of the weights of a device, and its parts, without addresses.
+fn counted(network: &Network, placement: &Placement, index: usize) -> Result<(usize, Parts), ModelError> {
     let mut loader = Loader::counting();
     let mut parts = Parts::none(network.layers.len());
     for stage in placement.of(index) {
         loader.stage(network, placement, index, stage, &mut parts)?;
     }
-    let mut pages = vec![0; network.groups.len()];
-    for (layer, cache) in network.layers.iter().zip(make_caches(&parts, form)?) {
-        if let (Some(group), Some(cache)) = (layer.group, cache) {
-            pages[group] += cache.page_bytes();
-        }
-    }
-    Ok((loader.n_bytes(), pages))
+    Ok((loader.n_bytes(), parts))
 }
 
 /// Empty caches of all layers of this device.
-fn make_caches(parts: &Parts, form: CacheForm) -> Result<Vec<Option<LayerCache>>, ModelError> {
+fn make_caches(
+    network: &Network,
+    parts: &Parts,
+    form: CacheForm,
+) -> Result<Vec<Option<LayerCache>>, ModelError> {
     if form.rotates && parts.attention.iter().any(Option::is_some) {
         let what = "caches of few bits are not rotated on GPUs yet; load with cache_rotation=False (--no-cache-rotation)";
         return Err(ModelError::Device(what.into()));
     }
-    let cache = |attention: &Option<parts::Attention>| match attention {
-        Some(attention) => LayerCache::new(attention, form).map(Some),
-        None => Ok(None),
+    let layers = parts.attention.iter().zip(&network.layers);
+    let cache = |(part, layer): (&Option<parts::Attention>, &network::Layer)| {
+        part.map(|_| LayerCache::new(&layer.attention, form)).transpose()
     };
-    let caches: Result<Vec<_>, Error> = parts.attention.iter().map(cache).collect();
+    let caches: Result<Vec<_>, Error> = layers.map(cache).collect();
     let name = format!("{}, {}", form.keys.name(), form.values.name()).to_lowercase();
     caches.map_err(|e| ModelError::Cache { name, why: e.to_string() })
 }
@@ -359,7 +414,9 @@ impl Device for Cuda {
         self.caches.clear();
         self.scratch = None;
         *self.failure.get_mut() = None;
-        let (size, _) = predict(network, loading.placement, loading.index, self.options.cache)?;
+        let (size, parts) = counted(network, loading.placement, loading.index)?;
+        // a cache that is not offered is refused before anything is copied
+        let caches = make_caches(network, &parts, self.options.cache)?;
         let arena = Arena::new(self.gpu.context(), "weights", size).map_err(model_error)?;
         let mut loader = Loader::copying(&self.gpu, arena);
         let mut parts = Parts::none(network.layers.len());
@@ -370,7 +427,7 @@ impl Device for Cuda {
             loader.stage(network, loading.placement, loading.index, stage, &mut parts)?;
         }
         parts._arena = loader.into_arena().map_err(model_error)?;
-        self.caches = make_caches(&parts, self.options.cache)?;
+        self.caches = caches;
         self.parts = parts;
         self.ropes = network.ropes.iter().map(RopeTable::new).collect();
         self.network = Some(network.clone());
@@ -456,6 +513,9 @@ impl Device for Cuda {
     fn begin(&mut self, batch: &Batch) {
         self.batch.clone_from(batch);
         self.has_routed = false;
+        if self.parts.is_empty() {
+            return;
+        }
         self.attempt(|it| {
             it.make_room(it.batch.n())?;
             let network = it.network.as_ref().expect("`load` comes first");
@@ -493,18 +553,19 @@ impl Device for Cuda {
         self.attempt(|it| {
             // -1 fills up the lists of tokens with fewer experts
             let k = choices.iter().map(Vec::len).max().unwrap_or(0).max(1);
-            let (mut ids, mut weights) = (vec![-1i32; k * choices.len()], vec![0f32; k * choices.len()]);
+            let n_pairs = k * choices.len();
+            // bits of ids, then of weights
+            let mut both = vec![(-1i32).cast_unsigned(); 2 * n_pairs];
+            both[n_pairs..].fill(0);
             for (i, chosen) in choices.iter().enumerate() {
                 for (slot, (id, weight)) in chosen.iter().enumerate() {
-                    (ids[i * k + slot], weights[i * k + slot]) = (id.cast_signed(), *weight);
+                    (both[i * k + slot], both[n_pairs + i * k + slot]) = (*id, weight.to_bits());
                 }
             }
             it.n_used = k;
+            let (to, _) = it.scratch().choices(n_pairs);
             // SAFETY: there is room for as many experts as a router chooses
-            unsafe {
-                it.gpu.copy_in_floats(it.scratch().ids, &ids)?;
-                it.gpu.copy_in_floats(it.scratch().weights, &weights)
-            }
+            unsafe { it.gpu.copy_in_floats(to, &both) }
         });
     }
 

@@ -1,7 +1,7 @@
 //! [`Parts`]: the weights of a device's stages. Their addresses are in its arena, which lives as long.
 
 use ikq_formats::QuantType;
-use ikq_model::network::{self, RopeId};
+use ikq_model::network;
 
 use crate::memory::{Address, Arena};
 use crate::plan::Glu;
@@ -60,7 +60,7 @@ pub struct Router {
 }
 
 /// A layer's attention.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Attention {
     pub norm: Address,
     pub post_norm: Option<Address>,
@@ -68,39 +68,27 @@ pub struct Attention {
 }
 
 /// The kind of a layer's attention.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum Kind {
     Gqa(Gqa),
     Mla(Mla),
 }
 
-/// Attention with grouped heads; the fields are those of `network::Gqa`.
-#[derive(Clone, Debug)]
+/// The weights of attention with grouped heads; its sizes are those of `network::Gqa`.
+#[derive(Clone, Copy, Debug)]
 pub struct Gqa {
-    pub n_head: usize,
-    pub n_head_kv: usize,
-    pub head_dim: usize,
-    pub head_dim_v: usize,
     pub q: Linear,
     pub k: Linear,
     pub v: Linear,
     pub output: Linear,
-    pub scale: f32,
-    pub rope: Option<RopeId>,
     pub q_norm: Option<Address>,
     pub k_norm: Option<Address>,
-    pub softcap: Option<f32>,
     pub sinks: Option<Address>,
-    pub output_gate: bool,
 }
 
-/// Latent attention, absorbed; the fields are those of `network::Mla`.
-#[derive(Clone, Debug)]
+/// The weights of latent attention, absorbed; its sizes are those of `network::Mla`.
+#[derive(Clone, Copy, Debug)]
 pub struct Mla {
-    pub n_head: usize,
-    pub kv_rank: usize,
-    pub n_nope: usize,
-    pub head_dim_v: usize,
     pub q: Linear,
     pub q_a: Option<(Linear, Address)>,
     pub kv_a: Linear,
@@ -108,15 +96,11 @@ pub struct Mla {
     pub k_b: Linear,
     pub v_b: Linear,
     pub output: Linear,
-    pub scale: f32,
-    pub rope: RopeId,
 }
 
-impl Mla {
-    /// Elements of the row that is cached for each token.
-    pub fn row(&self) -> usize {
-        self.kv_rank + self.rope.n_rot
-    }
+/// Elements of the row that latent attention caches for each token.
+pub fn latent_row(a: &network::Mla) -> usize {
+    a.kv_rank + a.rope.n_rot
 }
 
 /// The output norm and matrix.
@@ -151,5 +135,15 @@ impl Parts {
             shared: vec![None; n_layers],
             ..Parts::default()
         }
+    }
+
+    /// Whether there is no stage at all.
+    pub fn is_empty(&self) -> bool {
+        let Parts { attention, dense, router, experts, shared, head, .. } = self;
+        head.is_none()
+            && attention.iter().all(Option::is_none)
+            && dense.iter().all(Option::is_none)
+            && router.iter().all(Option::is_none)
+            && experts.iter().chain(shared).all(Option::is_none)
     }
 }

@@ -1,6 +1,8 @@
 //! [`Scratch`]: memory for the values of a step, which is as large as the largest batch so far needs.
 
-use super::parts::{Attention, Ffn, Kind, Parts};
+use ikq_model::network::{self, Network};
+
+use super::parts::{Ffn, Parts, latent_row};
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::memory::{Address, Arena, arena_bytes};
@@ -44,7 +46,7 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn new(parts: &Parts) -> Sizes {
+    fn new(network: &Network, parts: &Parts) -> Sizes {
         let mut s = Sizes { used: parts.most_used, ..Sizes::default() };
         for dense in parts.dense.iter().flatten() {
             s.add_ffn(&dense.ffn, 1);
@@ -54,7 +56,11 @@ impl Sizes {
         for router in parts.router.iter().flatten() {
             s.scores = s.scores.max(router.weight.n_rows());
         }
-        parts.attention.iter().flatten().for_each(|a| s.add_attention(a));
+        for (attention, layer) in parts.attention.iter().zip(&network.layers) {
+            if attention.is_some() {
+                s.add_attention(&layer.attention);
+            }
+        }
         s.vocab = parts.head.map_or(0, |h| h.output.n_rows());
         s
     }
@@ -65,17 +71,19 @@ impl Sizes {
         self.apart = self.apart.max(if ffn.apart { n } else { 0 });
     }
 
-    fn add_attention(&mut self, attention: &Attention) {
-        let (q, k, v, queries, inner, outer) = match &attention.kind {
-            Kind::Gqa(a) => {
+    fn add_attention(&mut self, attention: &network::Attention) {
+        let (q, k, v, queries, inner, outer) = match attention {
+            network::Attention::Gqa(a) => {
                 let queries = a.n_head * a.head_dim;
-                (a.q.n_rows(), a.k.n_rows(), a.v.n_rows(), queries, 0, a.n_head * a.head_dim_v)
+                (a.q.n_rows, a.k.n_rows, a.v.n_rows, queries, 0, a.n_head * a.head_dim_v)
             }
-            Kind::Mla(a) => {
-                let compressed = a.q_a.map_or(0, |(q_a, _)| q_a.n_rows());
+            network::Attention::Mla(a) => {
+                let compressed = a.q_a.as_ref().map_or(0, |(q_a, _)| q_a.n_rows);
                 let inner = (a.n_head * a.n_nope.max(a.kv_rank)).max(compressed);
-                (a.q.n_rows(), a.row(), compressed, a.n_head * a.row(), inner, a.n_head * a.head_dim_v)
+                let row = latent_row(a);
+                (a.q.n_rows, row, compressed, a.n_head * row, inner, a.n_head * a.head_dim_v)
             }
+            network::Attention::DeltaNet(_) => return,
         };
         self.q = self.q.max(q);
         self.k = self.k.max(k);
@@ -89,7 +97,7 @@ impl Sizes {
 /// The places of a step's values, for batches of at most `n_columns` columns.
 pub struct Scratch {
     pub n_columns: usize,
-    _arena: Arena,
+    _arena: Option<Arena>,
     /// `n_embd` floats per column each: the residual stream, columns whose output is wanted, a branch before it is
     /// added, the sum of experts, and the result of the shared expert.
     pub hidden: Address,
@@ -104,11 +112,11 @@ pub struct Scratch {
     pub activated: Wide,
     pub up: Address,
     pub gate: Address,
-    /// Scores of experts, ids and weights of those that are chosen, and gates of an FFN's result.
+    /// Scores of experts, and gates of an FFN's result.
     pub scores: Address,
-    pub ids: Address,
-    pub weights: Address,
     pub input_gates: Address,
+    /// Ids and weights of the experts that are chosen; see [`Scratch::choices`].
+    choices: Address,
     /// Products of attention, prepared queries, and inputs of later products.
     pub q: Address,
     pub k: Address,
@@ -122,88 +130,67 @@ pub struct Scratch {
 impl Scratch {
     /// # Errors
     /// Errors of the driver, such as too little memory.
-    pub fn new(gpu: &Gpu, parts: &Parts, n_embd: usize, n_columns: usize) -> Result<Scratch, Error> {
-        let s = Sizes::new(parts);
-        let floats = |n: usize| 4 * n * n_columns;
-        let embd = floats(n_embd);
-        let wide = |n: usize| {
+    pub fn new(gpu: &Gpu, network: &Network, parts: &Parts, n_columns: usize) -> Result<Scratch, Error> {
+        let size = Scratch::bytes(network, parts, n_columns);
+        let mut arena = Arena::new(gpu.context(), "a step", size)?;
+        let scratch = Scratch::placed(network, parts, n_columns, |bytes| arena.take(bytes))?;
+        Ok(Scratch { _arena: Some(arena), ..scratch })
+    }
+
+    /// Bytes that [`Scratch::new`] allocates.
+    pub fn bytes(network: &Network, parts: &Parts, n_columns: usize) -> usize {
+        let mut size = 0;
+        let counted = Scratch::placed(network, parts, n_columns, |bytes| {
+            size += arena_bytes([bytes]);
+            Ok(Address::default())
+        });
+        counted.map_or(usize::MAX, |_| size)
+    }
+
+    /// The values at places that `take` gives for their bytes.
+    fn placed(
+        network: &Network,
+        parts: &Parts,
+        n_columns: usize,
+        mut take: impl FnMut(usize) -> Result<Address, Error>,
+    ) -> Result<Scratch, Error> {
+        let (s, n_embd) = (Sizes::new(network, parts), network.spec.n_embd);
+        let mut wide = |n: usize| {
             let [codes, scales] = code_bytes(n.next_multiple_of(32), n_columns);
-            [floats(n), codes, scales]
+            Ok::<_, Error>(Wide { floats: take(4 * n * n_columns)?, codes: (take(codes)?, take(scales)?) })
         };
-        let single = [
-            embd,
-            embd,
-            embd,
-            embd,
-            embd,
-            floats(s.apart),
-            floats(s.apart),
-            floats(s.scores),
-            floats(s.used),
-            floats(s.used),
-            floats(1),
-            floats(s.q),
-            floats(s.k),
-            floats(s.v),
-            floats(s.queries),
-            4 * s.vocab * MOST_COLUMNS,
-        ];
-        let wides = [n_embd, n_embd, s.ff, s.inner, s.outer].map(wide);
-        let mut arena =
-            Arena::new(gpu.context(), "a step", arena_bytes(single.into_iter().chain(wides.concat())))?;
-        let mut places = [Address::default(); 16];
-        for (place, size) in places.iter_mut().zip(single) {
-            *place = arena.take(size)?;
-        }
-        let mut wide = |[floats, codes, scales]: [usize; 3]| {
-            let floats = arena.take(floats)?;
-            Ok::<_, Error>(Wide { floats, codes: (arena.take(codes)?, arena.take(scales)?) })
-        };
-        let [normed, input, activated, inner, outer] = wides;
-        let (normed, input, activated) = (wide(normed)?, wide(input)?, wide(activated)?);
-        let (inner, outer) = (wide(inner)?, wide(outer)?);
-        let [
-            hidden,
-            chosen,
-            branch,
-            sum,
-            shared,
-            up,
-            gate,
-            scores,
-            ids,
-            weights,
-            input_gates,
-            q,
-            k,
-            v,
-            queries,
-            logits,
-        ] = places;
+        let (normed, input, activated) = (wide(n_embd)?, wide(n_embd)?, wide(s.ff)?);
+        let (inner, outer) = (wide(s.inner)?, wide(s.outer)?);
+        let mut floats = |n: usize| take(4 * n * n_columns);
         Ok(Scratch {
             n_columns,
-            _arena: arena,
-            hidden,
-            chosen,
-            branch,
-            sum,
-            shared,
+            _arena: None,
+            hidden: floats(n_embd)?,
+            chosen: floats(n_embd)?,
+            branch: floats(n_embd)?,
+            sum: floats(n_embd)?,
+            shared: floats(n_embd)?,
             normed,
             input,
             activated,
-            up,
-            gate,
-            scores,
-            ids,
-            weights,
-            input_gates,
-            q,
-            k,
-            v,
-            queries,
+            up: floats(s.apart)?,
+            gate: floats(s.apart)?,
+            scores: floats(s.scores)?,
+            input_gates: floats(1)?,
+            choices: floats(2 * s.used)?,
+            q: floats(s.q)?,
+            k: floats(s.k)?,
+            v: floats(s.v)?,
+            queries: floats(s.queries)?,
             inner,
             outer,
-            logits,
+            logits: take(4 * s.vocab * MOST_COLUMNS)?,
         })
+    }
+
+    /// The places of the ids and of the weights of `n_pairs` chosen experts. They follow one another, so that one copy
+    /// moves both.
+    pub fn choices(&self, n_pairs: usize) -> (Address, Address) {
+        (self.choices, self.choices.offset(4 * n_pairs))
     }
 }

@@ -4,8 +4,9 @@ use ikq_formats::QuantType;
 use ikq_model::spec::{Activation, Func};
 
 use super::products::{Experts, expert_bytes};
-use super::{NULL, Pairs, Plan, check_row, compiled_columns, geometry, i32_of, name, of_type, optional};
-use super::{reads_codes, whole};
+use super::{
+    Kernel, NULL, Pairs, Plan, check_row, compiled_columns, geometry, i32_of, optional, reads_codes,
+};
 use crate::error::Error;
 use crate::gpu::Argument;
 
@@ -37,6 +38,9 @@ impl Glu {
         ]
     }
 }
+
+/// The macro that tells the type of the gate.
+pub(super) const GATE: &str = "IKQ_GATE";
 
 /// Sizes and options of [`Call::UpGate`](super::Call::UpGate).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -71,9 +75,7 @@ impl UpGate {
             return Err(wrong(format!("{} rows of {} are no whole blocks of 32", self.n_rows, self.n)));
         }
         let by_expert = Experts::new("upgate", self.pairs, self.n_columns)?;
-        let mut of = of_type("upgate.cu", self.up)?;
-        of_type("upgate.cu", self.gate)?;
-        of.defines.push(("IKQ_GATE".into(), name(self.gate)));
+        let kernel = Kernel::of_type("upgate.cu", "upgate", self.up)?.and(GATE, self.gate)?;
         let mut arguments = vec![
             ("up", None),
             ("gate", None),
@@ -96,8 +98,7 @@ impl UpGate {
             ("n_columns", Some(i32_of(self.n_columns)?)),
         ]);
         Ok(Plan {
-            of,
-            kernel: format!("upgate_{}_{}_c{compiled}", name(self.up), name(self.gate)),
+            kernel: kernel.ending(compiled),
             geometry: geometry([self.n_rows.div_ceil(32), by_expert.grid_y, 1], 256)?,
             arguments,
         })
@@ -136,8 +137,7 @@ impl GluCall {
         ];
         arguments.extend(self.glu.arguments());
         Ok(Plan {
-            of: whole("activations.cu"),
-            kernel: "glu_act".into(),
+            kernel: Kernel::whole("activations.cu", "glu_act"),
             geometry: geometry([self.n_rows.div_ceil(32), self.n_columns, 1], 32)?,
             arguments,
         })
@@ -166,8 +166,7 @@ impl Down {
             return Err(Error::Plan { name: "down".into(), why });
         }
         Ok(Plan {
-            of: of_type("down.cu", self.ty)?,
-            kernel: format!("down_{}", name(self.ty)),
+            kernel: Kernel::of_type("down.cu", "down", self.ty)?,
             geometry: geometry([self.n_rows.div_ceil(4), n_pairs / k, 1], 128)?,
             arguments: vec![
                 ("w", None),
@@ -227,8 +226,7 @@ impl Router {
         };
         let (least, threshold) = self.reduction.unwrap_or((self.n_used, 0.0));
         Ok(Plan {
-            of: whole("router.cu"),
-            kernel: "router".into(),
+            kernel: Kernel::whole("router.cu", "router"),
             geometry: geometry([self.n_tokens, 1, 1], 32)?,
             arguments: vec![
                 ("logits", None),

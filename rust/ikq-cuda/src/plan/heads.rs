@@ -2,7 +2,7 @@
 
 use ikq_formats::QuantType;
 
-use super::{NULL, Plan, check_row, geometry, i32_of, i64_of, name, of_type, optional, whole};
+use super::{Kernel, NULL, Plan, check_row, geometry, i32_of, i64_of, optional};
 use crate::error::Error;
 use crate::gpu::Argument;
 
@@ -45,8 +45,7 @@ impl Heads {
     pub(super) fn plan(&self) -> Result<Plan, Error> {
         check_head("heads", self.ty, self.n)?;
         Ok(Plan {
-            of: of_type("heads.cu", self.ty)?,
-            kernel: format!("heads_{}", name(self.ty)),
+            kernel: Kernel::of_type("heads.cu", "heads", self.ty)?,
             geometry: geometry([self.n_heads, self.n_columns, 1], 32)?,
             arguments: vec![
                 ("x", None),
@@ -69,6 +68,9 @@ impl Heads {
         })
     }
 }
+
+/// The macro that tells the type of cached values.
+pub(super) const VALUES: &str = "IKQ_VALUES";
 
 /// Sizes and options of [`Call::Attend`](super::Call::Attend).
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -100,12 +102,8 @@ impl Attend {
             let why = format!("{} heads, {} of the cache; values of {}", self.n_heads, self.n_kv, self.n_v);
             return Err(Error::Plan { name: "attend".into(), why });
         }
-        let mut of = of_type("attention.cu", self.keys)?;
-        of_type("attention.cu", self.values)?;
-        of.defines.push(("IKQ_VALUES".into(), name(self.values)));
         Ok(Plan {
-            of,
-            kernel: format!("attend_{}_{}", name(self.keys), name(self.values)),
+            kernel: Kernel::of_type("attention.cu", "attend", self.keys)?.and(VALUES, self.values)?,
             geometry: geometry([self.n_heads, self.n_splits, self.n_columns], 128)?,
             arguments: vec![
                 ("q", None),
@@ -150,8 +148,7 @@ impl Combine {
             return Err(Error::Plan { name: "attend_combine".into(), why });
         }
         Ok(Plan {
-            of: whole("combine.cu"),
-            kernel: "attend_combine".into(),
+            kernel: Kernel::whole("combine.cu", "attend_combine"),
             geometry: geometry([self.n_heads, self.n_columns, 1], 128)?,
             arguments: vec![
                 ("partial", None),

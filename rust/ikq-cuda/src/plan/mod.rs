@@ -13,10 +13,12 @@ use crate::sources::Specialisation;
 
 mod ffn;
 mod heads;
+mod kernel;
 mod products;
 
 pub use ffn::{Down, Glu, GluCall, Router, UpGate};
 pub use heads::{Attend, Combine, Heads, MOST_HEAD, Turn};
+pub use kernel::Kernel;
 pub use products::{Pairs, Products};
 
 /// Rows in device form begin at multiples of this many bytes.
@@ -72,8 +74,7 @@ pub enum FloatType {
 /// A launch, complete except for the addresses of its buffers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
-    pub of: Specialisation,
-    pub kernel: String,
+    pub kernel: Kernel,
     pub geometry: Geometry,
     /// The kernel's parameters in order, with their values; `None` is a buffer that [`Plan::bind`] fills in.
     pub arguments: Vec<(&'static str, Option<Argument>)>,
@@ -86,7 +87,7 @@ impl Plan {
     /// [`Error::Plan`] for a buffer that is missing, or that the kernel does not have.
     pub fn bind(&self, buffers: &[(&str, Address)]) -> Result<Vec<Argument>, Error> {
         let wrong = |name: &str, what: &str| Error::Plan {
-            name: self.kernel.clone(),
+            name: self.kernel.name(),
             why: format!("the buffer {name} {what}"),
         };
         let is_wanted = |name: &str| self.arguments.iter().any(|(n, value)| *n == name && value.is_none());
@@ -121,8 +122,7 @@ impl Call {
                 }
                 check_row(ty, n)?;
                 Ok(Plan {
-                    of: of_type("weights.cu", ty)?,
-                    kernel: format!("repack_{}", name(ty)),
+                    kernel: Kernel::of_type("weights.cu", "repack", ty)?,
                     geometry: geometry([n_rows, 1, 1], 128)?,
                     arguments: vec![
                         ("file", None),
@@ -134,14 +134,13 @@ impl Call {
             }
             Call::Dequantize { ty, to, n_rows, n, chosen } => {
                 let to = match to {
-                    FloatType::F32 => "f32",
-                    FloatType::F16 => "f16",
-                    FloatType::BF16 => "bf16",
+                    FloatType::F32 => "_f32",
+                    FloatType::F16 => "_f16",
+                    FloatType::BF16 => "_bf16",
                 };
                 check_row(ty, n)?;
                 Ok(Plan {
-                    of: of_type("weights.cu", ty)?,
-                    kernel: format!("dequant_{}_{to}", name(ty)),
+                    kernel: Kernel::of_type("weights.cu", "dequant", ty)?.ending(to),
                     geometry: geometry([n_rows, 1, 1], 128)?,
                     arguments: vec![
                         ("w", None),
@@ -157,8 +156,7 @@ impl Call {
                     return Err(Error::Plan { name: "quantize_act".into(), why });
                 }
                 Ok(Plan {
-                    of: whole("activations.cu"),
-                    kernel: "quantize_act".into(),
+                    kernel: Kernel::whole("activations.cu", "quantize_act"),
                     geometry: geometry([n.div_ceil(256), 1, 1], 256)?,
                     arguments: vec![("x", None), ("q", None), ("ds", None), ("n", Some(i64_of(n)?))],
                 })
@@ -170,8 +168,7 @@ impl Call {
                     return Err(Error::Plan { name: "rms_norm".into(), why });
                 }
                 Ok(Plan {
-                    of: whole("norm.cu"),
-                    kernel: "rms_norm".into(),
+                    kernel: Kernel::whole("norm.cu", "rms_norm"),
                     geometry: geometry([n_columns, 1, 1], 256)?,
                     arguments: vec![
                         ("x", None),
@@ -187,14 +184,12 @@ impl Call {
                 })
             }
             Call::Add { n, second } => Ok(Plan {
-                of: whole("activations.cu"),
-                kernel: "add_to".into(),
+                kernel: Kernel::whole("activations.cu", "add_to"),
                 geometry: geometry([n.div_ceil(256), 1, 1], 256)?,
                 arguments: vec![("x", None), ("a", None), ("b", optional(second)), ("n", Some(i64_of(n)?))],
             }),
             Call::Sigmoid { n } => Ok(Plan {
-                of: whole("activations.cu"),
-                kernel: "sigmoid_of".into(),
+                kernel: Kernel::whole("activations.cu", "sigmoid_of"),
                 geometry: geometry([n.div_ceil(256), 1, 1], 256)?,
                 arguments: vec![("x", None), ("n", Some(i64_of(n)?))],
             }),
@@ -214,13 +209,19 @@ fn optional(is_there: bool) -> Option<Argument> {
     if is_there { None } else { NULL }
 }
 
-/// The smallest number of columns that a kernel is compiled for and that is enough: 1, 2, 4 or 8.
-fn compiled_columns(kernel: &str, n_columns: usize) -> Result<usize, Error> {
-    let compiled = (0..4).map(|i| 1 << i).find(|c| *c >= n_columns && n_columns > 0);
-    compiled.ok_or_else(|| Error::Plan {
-        name: kernel.into(),
-        why: format!("{n_columns} columns; it takes 1 to {MOST_COLUMNS}"),
-    })
+/// The end of the names of kernels for the smallest number of columns that they are compiled for and that is enough:
+/// 1, 2, 4 or 8.
+fn compiled_columns(kernel: &str, n_columns: usize) -> Result<&'static str, Error> {
+    match n_columns {
+        1 => Ok("_c1"),
+        2 => Ok("_c2"),
+        3..=4 => Ok("_c4"),
+        5..=MOST_COLUMNS => Ok("_c8"),
+        _ => Err(Error::Plan {
+            name: kernel.into(),
+            why: format!("{n_columns} columns; it takes 1 to {MOST_COLUMNS}"),
+        }),
+    }
 }
 
 /// Bytes of a row in device form.
@@ -261,45 +262,26 @@ pub fn reads_codes(ty: QuantType) -> bool {
 /// # Errors
 /// As [`device_type`].
 pub fn specialisations(types: &[QuantType]) -> Result<Vec<Specialisation>, Error> {
-    let mut all = ["activations.cu", "combine.cu", "norm.cu", "router.cu"].map(whole).to_vec();
+    // one kernel of each file
+    let whole = ["activations.cu", "combine.cu", "norm.cu", "router.cu"].map(|file| Kernel::whole(file, ""));
+    let mut all: Vec<Specialisation> = whole.iter().map(Kernel::of).collect();
     for cached in [QuantType::F16, QuantType::F32] {
-        all.push(of_type("heads.cu", cached)?);
+        all.push(Kernel::of_type("heads.cu", "", cached)?.of());
     }
-    let mut attention = of_type("attention.cu", QuantType::F16)?;
-    attention.defines.push(("IKQ_VALUES".into(), name(QuantType::F16)));
-    all.push(attention);
+    all.push(Kernel::of_type("attention.cu", "", QuantType::F16)?.and(heads::VALUES, QuantType::F16)?.of());
     for ty in types {
         let ty = device_type(*ty)?;
         if ty.info().family != Family::Float {
-            all.push(of_type("weights.cu", ty)?);
+            all.push(Kernel::of_type("weights.cu", "", ty)?.of());
         }
-        all.push(of_type("mmv.cu", ty)?);
-        all.push(of_type("down.cu", ty)?);
+        all.push(Kernel::of_type("mmv.cu", "", ty)?.of());
+        all.push(Kernel::of_type("down.cu", "", ty)?.of());
         // pairs of different types are compiled when they are used
-        let mut upgate = of_type("upgate.cu", ty)?;
-        upgate.defines.push(("IKQ_GATE".into(), name(ty)));
-        all.push(upgate);
+        all.push(Kernel::of_type("upgate.cu", "", ty)?.and(ffn::GATE, ty)?.of());
     }
     all.sort();
     all.dedup();
     Ok(all)
-}
-
-/// The specialisation of a file that does not depend on a type.
-fn whole(file: &str) -> Specialisation {
-    Specialisation { file: file.into(), defines: vec![] }
-}
-
-fn of_type(file: &str, ty: QuantType) -> Result<Specialisation, Error> {
-    if device_type(ty)? != ty {
-        let why = "kernels are for plain types; its rows are taken apart when they are loaded".to_string();
-        return Err(Error::Plan { name: ty.name().into(), why });
-    }
-    Ok(Specialisation { file: file.into(), defines: vec![("IKQ_TYPE".into(), name(ty))] })
-}
-
-fn name(ty: QuantType) -> String {
-    ty.name().to_ascii_lowercase()
 }
 
 fn check_row(ty: QuantType, n: usize) -> Result<(), Error> {
@@ -352,7 +334,7 @@ mod tests {
             (8, "mmv_q4_k_c8"),
         ] {
             let plan = Call::Products(products(QuantType::Q4_K, n_columns)).plan().expect("a plan");
-            assert_eq!((plan.kernel.as_str(), plan.geometry.grid), (kernel, [3, 1, 1]));
+            assert_eq!((plan.kernel.name().as_str(), plan.geometry.grid), (kernel, [3, 1, 1]));
         }
         for n_columns in [0, 9] {
             assert!(Call::Products(products(QuantType::Q4_K, n_columns)).plan().is_err());

@@ -2,8 +2,8 @@
 
 use ikq_formats::QuantType;
 
+use super::{Kernel, Plan, check_row, compiled_columns, device_row_bytes, geometry, i32_of, i64_of};
 use super::{NULL, optional, reads_codes};
-use super::{Plan, check_row, compiled_columns, device_row_bytes, geometry, i32_of, i64_of, name, of_type};
 use crate::error::Error;
 use crate::gpu::Argument;
 
@@ -42,8 +42,7 @@ impl Products {
         }
         let by_expert = Experts::new("mmv", self.pairs, self.n_columns)?;
         Ok(Plan {
-            of: of_type("mmv.cu", self.ty)?,
-            kernel: format!("mmv_{}_c{compiled}", name(self.ty)),
+            kernel: Kernel::of_type("mmv.cu", "mmv", self.ty)?.ending(compiled),
             geometry: geometry([self.n_rows.div_ceil(4), by_expert.grid_y, 1], 128)?,
             arguments: vec![
                 ("w", None),
