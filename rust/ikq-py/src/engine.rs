@@ -162,9 +162,11 @@ impl Engine {
             let mut weights = Vec::new();
             for (i, name) in placement.devices.iter().enumerate() {
                 if cuda_index(name).is_some() {
-                    let (bytes, pages) = ikq_cuda::device::predict(&network, &placement, i, gpu_cache(form))?;
+                    let (bytes, pages, state) =
+                        ikq_cuda::device::predict(&network, &placement, i, gpu_cache(form))?;
                     weights.push((name.clone(), bytes));
                     sizes.pages.iter_mut().zip(pages).for_each(|(sum, bytes)| *sum += bytes);
+                    sizes.state += state;
                     continue;
                 }
                 let (bytes, pages, state) = ikq_cpu::predict(&network, &placement, i, form)?;
@@ -376,7 +378,8 @@ fn gpu_cache(form: CacheForm) -> ikq_cuda::CacheForm {
     ikq_cuda::CacheForm {
         keys: form.keys.quant_type(),
         values: form.values.quant_type(),
-        rotates: form.rotates(form.keys) || form.rotates(form.values),
+        turns_keys: form.rotates(form.keys),
+        turns_values: form.rotates(form.values),
     }
 }
 

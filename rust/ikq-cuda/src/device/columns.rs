@@ -33,6 +33,8 @@ pub struct Group {
 pub struct ColumnData {
     arena: Option<(Arena, Address)>,
     groups: Vec<Group>,
+    runs: Address,
+    run_of: Address,
     angles: Vec<Address>,
     zeros: Address,
     heads: Address,
@@ -73,6 +75,14 @@ impl ColumnData {
         let most_heads =
             attention().filter_map(|a| if let Kind::Mla(a) = &a.kind { Some(a.n_head) } else { None });
         let heads = packed.add(latent_heads(n, most_heads));
+        let runs = batch.runs.iter().flat_map(|run| {
+            // states of sequences without recurrent layers are not read
+            [run.columns.start, run.first, run.columns.len(), run.state.unwrap_or(0) as usize]
+        });
+        let runs = packed.add(runs.map(|n| (n as i32).to_le_bytes()));
+        let run_of = batch.runs.iter().enumerate();
+        let run_of = run_of.flat_map(|(i, run)| run.columns.clone().map(move |_| i as i32));
+        let run_of = packed.add(run_of.map(i32::to_le_bytes));
         let (mut groups, mut angles) = (Vec::new(), Vec::new());
         if attention().next().is_some() {
             groups = (0..network.groups.len())
@@ -102,6 +112,7 @@ impl ColumnData {
         let at = |offset: usize| base.offset(offset);
         self.groups = groups.iter().map(|g| g.moved(*base)).collect();
         self.angles = angles.into_iter().map(at).collect();
+        (self.runs, self.run_of) = (at(runs), at(run_of));
         (self.zeros, self.heads, self.not_finite) = (at(zeros), at(heads), at(not_finite));
         self.make_partial(gpu, network, parts, n)
     }
@@ -113,6 +124,7 @@ impl ColumnData {
             let (n_head, n_v) = match &a.as_ref()?.kind {
                 Kind::Gqa(a) => (a.n_head, a.head_dim_v),
                 Kind::Mla(a) => (a.n_head, a.kv_rank),
+                Kind::DeltaNet(_) => return None,
             };
             Some(partial_bytes(n_head, n_v, self.groups[layer.group?].n_splits))
         });
@@ -129,6 +141,17 @@ impl ColumnData {
 
     pub fn group(&self, group: usize) -> &Group {
         &self.groups[group]
+    }
+
+    /// For each run of the batch four numbers: its first column, the position of that, how many columns it has, and
+    /// its state.
+    pub fn runs(&self) -> Address {
+        self.runs
+    }
+
+    /// For each column the number of its run.
+    pub fn run_of(&self) -> Address {
+        self.run_of
     }
 
     /// Cosines and sines of a rotary embedding, `n_rot` per column.

@@ -76,6 +76,11 @@ impl Sizes {
                 let inner = (a.n_head * a.n_nope.max(a.kv_rank)).max(compressed);
                 (a.q.n_rows(), a.row(), compressed, a.n_head * a.row(), inner, a.n_head * a.head_dim_v)
             }
+            // places of `delta_net.rs`
+            Kind::DeltaNet(a) => {
+                let (inputs, values) = (a.sizes.n_channels(), a.sizes.n_values());
+                (a.qkv.n_rows(), inputs, a.gates(), a.sizes.n_pairs(), values, values)
+            }
         };
         self.q = self.q.max(q);
         self.k = self.k.max(k);

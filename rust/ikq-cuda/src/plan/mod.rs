@@ -11,11 +11,15 @@ use crate::gpu::{Argument, Geometry};
 use crate::memory::Address;
 use crate::sources::Specialisation;
 
+mod delta;
 mod ffn;
+mod hadamard;
 mod heads;
 mod products;
 
+pub use delta::{CHUNK, Delta, DeltaKernel, DeltaSizes};
 pub use ffn::{Down, Glu, GluCall, Router, UpGate};
+pub use hadamard::{Runs, TurnRows};
 pub use heads::{Attend, Combine, Heads, MOST_HEAD, Turn};
 pub use products::{Pairs, Products};
 
@@ -59,6 +63,10 @@ pub enum Call {
     Attend(Attend),
     /// Combines the results of splits.
     Combine(Combine),
+    /// Turns rows by a Hadamard matrix, or back.
+    TurnRows(TurnRows),
+    /// One of the steps of a gated delta-net layer.
+    Delta(Delta),
 }
 
 /// The type that [`Call::Dequantize`] writes.
@@ -205,6 +213,8 @@ impl Call {
             Call::Heads(heads) => heads.plan(),
             Call::Attend(attend) => attend.plan(),
             Call::Combine(combine) => combine.plan(),
+            Call::TurnRows(turn) => turn.plan(),
+            Call::Delta(delta) => delta.plan(),
         }
     }
 }
@@ -261,7 +271,7 @@ pub fn reads_codes(ty: QuantType) -> bool {
 /// # Errors
 /// As [`device_type`].
 pub fn specialisations(types: &[QuantType]) -> Result<Vec<Specialisation>, Error> {
-    let mut all = ["activations.cu", "combine.cu", "norm.cu", "router.cu"].map(whole).to_vec();
+    let mut all = ["activations.cu", "combine.cu", "delta.cu", "norm.cu", "router.cu"].map(whole).to_vec();
     for cached in [QuantType::F16, QuantType::F32] {
         all.push(of_type("heads.cu", cached)?);
     }
