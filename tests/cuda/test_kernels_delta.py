@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
+import planted
 import pytest
-from emulator import ORDERS, Module, Program, aligned, module, needs_gxx
+from emulator import ORDERS, Module, Program, aligned, build, module, needs_gxx
 from test_kernels_layers import f32, i32
 from test_kernels_products import U, check_quantized, sigmoid
 
@@ -117,7 +118,9 @@ class Layer:
         """Runs `(tokens, first, end, state)` of several sequences; outputs, results before their norm, codes, scales."""
         s = self.sizes
         parts = [t.products(s, slice(first, end)) for t, first, end, _ in entries]
-        u, z, beta, alpha = (None if a[0] is None else f32(np.concatenate(a)) for a in zip(*parts, strict=True))
+        u, z, beta, alpha = (
+            None if a[0] is None else f32(np.concatenate(a)) for a in zip(*parts, strict=True)
+        )
         n, runs, run_of = len(u), [], []
         for i, (_, first, end, state) in enumerate(entries):
             runs.append((len(run_of), first, end - first, state))
@@ -221,3 +224,17 @@ def test_a_token_that_is_not_a_number_leaves_earlier_ones_alone():
     found = layer.step([(tokens, 0, 40, 1)])[0]
     assert np.array_equal(found[:20], want[:20])
     assert np.isnan(found[20:]).all()
+
+
+def test_planted_errors_are_seen():
+    """A decay too few changes results; a missing barrier is a race."""
+    text = '#include "delta.cu"\n'
+    with planted.planted(planted.DECAY_OF_A_TOKEN_TOO_FEW) as folder:
+        layer = Layer(SIZES[0], 1, Module(build(text, None, folder)))
+        tokens = Tokens(layer, 8, 1)
+        results = layer.step([(tokens, 0, 8, 0)])[1]
+        assert np.abs(results - tokens.results).max() > 100 * layer.slack(tokens)
+    with planted.planted(planted.BARRIER_OF_A_CHUNK) as folder:
+        layer = Layer(SIZES[0], 1, Program(build(text, "thread", folder)))
+        with pytest.raises(AssertionError, match="data race"):
+            layer.step([(Tokens(layer, 8, 1), 0, 8, 0)])

@@ -164,7 +164,27 @@ def test_heads_are_normed_turned_and_stored(cache, neox):
     y = aligned((3, n_heads, n), np.float32)
     store = aligned((3, n_heads, PAGE, row_bytes(cache, n)), np.uint8)
     slots = [2 * PAGE + 7, 255, -1]
-    args = (f32(x), stride, n, n_heads, n, weight, n, 1e-6, cos_sin, 0, n_rot, neox, y, n, store, i32(slots), 0, 0, 0)
+    args = (
+        f32(x),
+        stride,
+        n,
+        n_heads,
+        n,
+        weight,
+        n,
+        1e-6,
+        cos_sin,
+        0,
+        n_rot,
+        neox,
+        y,
+        n,
+        store,
+        i32(slots),
+        0,
+        0,
+        0,
+    )
     heads_module().run(f"heads_{cache}", (n_heads, 3), 32, *args, order=ORDERS[neox + 1])
     h = x[:, : n_heads * n].reshape(3, n_heads, n).astype(np.float64)
     want = h / np.sqrt((h**2).mean(-1, keepdims=True) + np.float32(1e-6)) * weight

@@ -1,8 +1,9 @@
 """Rows turned by a Hadamard matrix, as caches of few bits have them, against the matrix in double precision."""
 
 import numpy as np
+import planted
 import pytest
-from emulator import ORDERS, aligned, module, needs_gxx
+from emulator import ORDERS, Module, Program, aligned, build, module, needs_gxx
 from test_kernels_layers import PAGE, attention_module, cache_floats, f32, heads_module, i32, row_bytes
 from test_kernels_products import U
 
@@ -82,10 +83,29 @@ def test_results_are_turned_back_before_their_gate(n):
     gate = f32(rng.normal(size=(2, 3, n)))
     partial = aligned((2, 3, 1, n + 2), np.float32)
     partial[:, :, 0, :n], partial[..., n], partial[..., n + 1] = values, 0.5, 2.0
-    y, codes, ds = (aligned(s, t) for s, t in (((2, 3, n), "f4"), ((2, 3, n), "i1"), ((2, 3 * n // 32, 2), "f4")))
+    y, codes, ds = (
+        aligned(s, t) for s, t in (((2, 3, n), "f4"), ((2, 3, n), "i1"), ((2, 3 * n // 32, 2), "f4"))
+    )
     args = (partial, None, gate, n, y, codes, ds, 3, n, 1, run_of(n))
     for order in ORDERS:
         attention_module().run("attend_combine", (3, 2), 128, *args, order=order)
         want = values.astype(np.float64) / 2 @ matrix((n,)) / (1 + np.exp(-gate.astype(np.float64)))
         assert np.abs(y - want).max() <= slack((n,), values) + 8 * U * np.abs(want).max()
-        assert np.abs(codes * np.repeat(ds[..., 0], 32, -1).reshape(2, 3, n) - y).max() <= np.abs(y).max() / 200
+        assert (
+            np.abs(codes * np.repeat(ds[..., 0], 32, -1).reshape(2, 3, n) - y).max() <= np.abs(y).max() / 200
+        )
+
+
+def test_planted_errors_are_seen():
+    """A sign that is forgotten changes rows; a missing barrier is a race."""
+    x = np.random.default_rng(1).normal(size=(1, 256)).astype(np.float32)
+    with planted.planted(planted.SIGN_FORGOTTEN) as folder:
+        rows = f32(x)
+        Module(build('#include "turn.cu"\n', None, folder)).run(
+            "turn_rows", 1, 128, rows, 256, 256, 256, 256, 0
+        )
+        assert np.abs(rows - x @ matrix((256,)).T).max() > 100 * slack((256,), x)
+    with planted.planted(planted.BARRIER_OF_A_TURN) as folder:
+        wrong = Program(build('#include "turn.cu"\n', "thread", folder))
+        assert wrong.launch("turn_rows", 1, 128, f32(x), 256, 256, 256, 256, 0)
+        assert "data race" in wrong.report
