@@ -161,9 +161,8 @@ IKQ_KERNEL(128, delta_chunks, (const float *inputs, const float *gates, const fl
             if (lane == 0) starts[i] = expf(log + logs[0]);
             if (i == CHUNK - 1) ends[lane] = decay;
         }
-        __syncthreads();
 
-        // products of keys and queries with the matrix
+        // products of keys and queries with the matrix, behind whose barriers the factors are read
         for (int token = first; token < end; token += TOKENS) {
             const int count = end - token < TOKENS ? end - token : TOKENS;
             float of_key[TOKENS] = {}, of_query[TOKENS] = {};

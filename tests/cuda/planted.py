@@ -47,8 +47,8 @@ DECAY_OF_A_TOKEN_TOO_FEW = (
 )
 BARRIER_OF_A_CHUNK = (
     "delta.cu",
-    "        __syncthreads();\n\n        // products of keys",
-    "\n        // products of keys",
+    "        __syncthreads();\n        for (int i = first + warp; i < end; i += 4) {\n            float o",
+    "        for (int i = first + warp; i < end; i += 4) {\n            float o",
 )
 
 
