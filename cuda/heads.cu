@@ -2,7 +2,7 @@
 // floats or in the KV cache. It is compiled for a type of the cache (-DIKQ_TYPE).
 //
 //   heads_T(x, x_stride, head_stride, n_heads, n, weight, n_norm, eps, cos_sin, rot_at, n_rot, neox, y, y_stride, cache,
-//           slots)
+//           slots, n_first, first_run, rest_run)
 //       grid (n_heads, columns), block 32
 //   x         head h of column c is n floats (at most 1024) from x[c * x_stride + h * head_stride] on
 //   weight    n_norm weights of an RMS norm over the first n_norm elements of each head; or null
@@ -11,7 +11,10 @@
 //   y         [column][head], y_stride floats from head to head; or null. May be x if the strides are the same
 //   cache     the KV cache (cache.cuh), or null
 //   slots     the slot of each column in the cache; -1 stores nothing
+//   n_first, first_run, rest_run    the parts and runs in which heads are turned at last (hadamard.cuh); first_run 0
+//             means that they are not
 #include "cache.cuh"
+#include "hadamard.cuh"
 #include "names.cuh"
 
 #ifndef IKQ_ONCE_HEADS
@@ -19,7 +22,7 @@
 template <class T>
 IKQ_DEV void heads(const float *x, int64_t x_stride, int head_stride, int n_heads, int n, const float *weight,
                    int n_norm, float eps, const float *cos_sin, int rot_at, int n_rot, int neox, float *y, int y_stride,
-                   uint8_t *cache, const int *slots) {
+                   uint8_t *cache, const int *slots, Runs runs) {
     IKQ_SHARED(float, values, 1024);
     const int lane = threadIdx.x, head = blockIdx.x;
     const int64_t column = blockIdx.y;
@@ -41,6 +44,7 @@ IKQ_DEV void heads(const float *x, int64_t x_stride, int head_stride, int n_head
         }
         __syncwarp();
     }
+    if (runs.first) turn_row(values, n, runs, false);
     if (y)
         for (int i = lane; i < n; i += 32) y[(column * n_heads + head) * y_stride + i] = values[i];
     const int slot = cache ? slots[column] : -1;
@@ -57,7 +61,7 @@ IKQ_DEV void heads(const float *x, int64_t x_stride, int head_stride, int n_head
 IKQ_KERNEL(32, IKQ_NAME_2(heads, IKQ_TYPE),
            (const float *x, int64_t x_stride, int head_stride, int n_heads, int n, const float *weight, int n_norm,
             float eps, const float *cos_sin, int rot_at, int n_rot, int neox, float *y, int y_stride, uint8_t *cache,
-            const int *slots)) {
+            const int *slots, int n_first, int first_run, int rest_run)) {
     heads<IKQ_TYPE>(x, x_stride, head_stride, n_heads, n, weight, n_norm, eps, cos_sin, rot_at, n_rot, neox, y, y_stride,
-                    cache, slots);
+                    cache, slots, Runs{n_first, first_run, rest_run});
 }

@@ -9,13 +9,14 @@ a kernel ends the process's use of the GPU; results are written to one JSON file
 what failed first, then what falls farthest behind its target. Clocks and modes of the card are left as they are.
 
 Groups, the most telling first: `environment`; `compile`, kernels for this GPU; `weights`, every type decoded on the GPU;
-`products`, every type multiplied; `latency` of launches; `timings` of products against the memory's bandwidth; `model`, a
+`products`, every type multiplied; `recurrent`, a model with recurrent layers, and rotated caches; `latency` of launches; `timings` of products against the memory's bandwidth; `model`, a
 random mixture of experts, logits against the CPU's, and tokens per second.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -37,6 +38,8 @@ Row = dict[str, Any]
 
 # sums in float32 of integer products, which are exact: a unit per level of the sums
 INTEGER_PRODUCTS = 1e-6
+# layers of a few hundred sums each, whose terms are added in another order
+RECURRENT = 1e-4
 BANDWIDTH = {"H200": 4.3e12, "H100": 3.0e12, "RTX 3090": 0.9e12, "A100": 1.7e12, "RTX 4090": 0.95e12}
 """Bytes per second of a copy, of GPUs whose name has this."""
 TARGET = 0.75
@@ -311,11 +314,115 @@ def model(args: argparse.Namespace) -> Iterator[Row]:
             yield from [*rows, row]
 
 
+def write_recurrent(path: Path, head: int) -> None:
+    """A model of a recurrent layer and one with attention, with heads of so many elements and weights of floats."""
+    rng = np.random.default_rng(_seed())
+    a, e, n_vocab, n_k, n_v, n_ff, n_expert = "qwen3next", 8 * head, 512, 2, 4, 64, 4
+    channels = (2 * n_k + n_v) * head
+    metadata = ikq.Metadata(
+        {
+            "general.architecture": a,
+            "tokenizer.ggml.model": "no_vocab",
+            f"{a}.vocab_size": n_vocab,
+            f"{a}.context_length": 1024,
+            f"{a}.embedding_length": e,
+            f"{a}.block_count": 2,
+            f"{a}.full_attention_interval": 2,
+            f"{a}.feed_forward_length": n_ff,
+            f"{a}.attention.head_count": 4,
+            f"{a}.attention.head_count_kv": 2,
+            f"{a}.attention.key_length": head,
+            f"{a}.attention.value_length": head,
+            f"{a}.attention.layer_norm_rms_epsilon": 1e-6,
+            f"{a}.rope.dimension_count": head // 4,
+            f"{a}.expert_count": n_expert,
+            f"{a}.expert_used_count": 2,
+            f"{a}.expert_feed_forward_length": n_ff,
+            f"{a}.expert_shared_feed_forward_length": n_ff,
+            f"{a}.ssm.conv_kernel": 4,
+            f"{a}.ssm.state_size": head,
+            f"{a}.ssm.group_count": n_k,
+            f"{a}.ssm.time_step_rank": n_v,
+            f"{a}.ssm.inner_size": n_v * head,
+        }
+    )
+
+    def some(*shape: int) -> NDArray[np.float32]:
+        return rng.standard_normal(shape, dtype=np.float32) / np.float32(np.sqrt(shape[-1]))
+
+    ffn = {
+        "attn_norm.weight": np.ones(e, np.float32),
+        "post_attention_norm.weight": np.ones(e, np.float32),
+        "ffn_gate_inp.weight": some(n_expert, e),
+        "ffn_gate_exps.weight": some(n_expert, n_ff, e),
+        "ffn_up_exps.weight": some(n_expert, n_ff, e),
+        "ffn_down_exps.weight": some(n_expert, e, n_ff),
+        "ffn_gate_inp_shexp.weight": some(1, e),
+        "ffn_gate_shexp.weight": some(n_ff, e),
+        "ffn_up_shexp.weight": some(n_ff, e),
+        "ffn_down_shexp.weight": some(e, n_ff),
+    }
+    recurrent = {
+        "ssm_a": -np.abs(rng.standard_normal(n_v, dtype=np.float32)),
+        "ssm_conv1d.weight": some(channels, 4),
+        "ssm_dt.bias": rng.standard_normal(n_v, dtype=np.float32),
+        "ssm_ba.weight": some(2 * n_v, e),
+        "attn_qkv.weight": some(channels, e),
+        "attn_gate.weight": some(n_v * head, e),
+        "ssm_norm.weight": np.ones(head, np.float32),
+        "ssm_out.weight": some(e, n_v * head),
+    }
+    full = {
+        "attn_q.weight": some(8 * head, e),
+        "attn_k.weight": some(2 * head, e),
+        "attn_v.weight": some(2 * head, e),
+        "attn_q_norm.weight": np.ones(head, np.float32),
+        "attn_k_norm.weight": np.ones(head, np.float32),
+        "attn_output.weight": some(e, 4 * head),
+    }
+    with ikq.GGUFWriter(path, metadata) as writer:
+        writer.add_tensor("token_embd.weight", some(n_vocab, e))
+        writer.add_tensor("output.weight", some(n_vocab, e))
+        writer.add_tensor("output_norm.weight", np.ones(e, np.float32))
+        for i, layer in enumerate((recurrent | ffn, full | ffn)):
+            for name, tensor in layer.items():
+                writer.add_tensor(f"blk.{i}.{name}", tensor)
+
+
+def recurrent(args: argparse.Namespace) -> Iterator[Row]:
+    """Logits of a model with a recurrent layer against the CPU's, whole and in pieces; and with rotated caches."""
+    ids = [int(i) for i in np.random.default_rng(_seed()).integers(0, 512, 40 if args.emulated else 200)]
+    places: dict[str, Any] = {"devices": ["CPU", "CUDA0"], "n_gpu_layers": 99}
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        file = Path(folder) / "model.gguf"
+        write_recurrent(file, 32 if args.emulated else 128)
+
+        def logits(**options: Any) -> NDArray[np.float32]:
+            with ikq.Model.load(file, n_ctx=256, **options) as model:
+                return model.logits(ids)
+
+        floats: dict[str, Any] = {"cache_type_k": "f32", "cache_type_v": "f32"}
+        exact = logits(compute="f32", **floats)
+        with ikq.Model.load(file, n_ctx=256, **floats, **places) as on_gpu:
+            whole, sequence = on_gpu.logits(ids), on_gpu.new_sequence()
+            cuts = (0, 1, 7, 31, 34, len(ids))
+            parts = [on_gpu.step([(sequence, ids[a:b], "all")])[0] for a, b in itertools.pairwise(cuts)]
+        error = distance(whole, exact)
+        yield {"name": "logits with a recurrent layer", "ok": error <= RECURRENT, "error": error}
+        same = np.array_equal(np.concatenate([p for p in parts if p is not None]), whole)
+        yield {"name": "the same bits in pieces", "ok": same}
+        for t in ("q6_0", "q4_0", "iq4_nl"):
+            types: dict[str, Any] = {"cache_type_k": t, "cache_type_v": t}
+            rounded, error = distance(logits(**types), exact), distance(logits(**types, **places), exact)
+            yield {"name": f"logits with rotated {t} caches", "ok": error <= 2 * rounded, "error": error}
+
+
 GROUPS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "environment": environment,
     "compile": compile_,
     "weights": weights,
     "products": products,
+    "recurrent": recurrent,
     "latency": latency,
     "timings": timings,
     "model": model,

@@ -78,7 +78,9 @@ constexpr size_t MAX_STATIC_SHARED = 48 * 1024, MAX_SHARED = 99 * 1024; // the s
 
 struct Barrier {
     unsigned need = 0, arrived = 0, generation = 0;
-    char order[8] = {}; // its address identifies the barrier to the sanitizer
+    // the addresses identify the barrier to the sanitizer. There are two by turns: a thread that comes late out of a
+    // barrier must not be ordered behind what others have done since, until the next one
+    char order[2][8] = {};
 };
 
 struct Fiber : Thread {
@@ -142,13 +144,13 @@ void open(Barrier &b) {
 }
 
 template <bool ORDERS> void arrive(Barrier &b) {
-    if (ORDERS) __tsan_release(b.order);
     const unsigned generation = b.generation;
+    if (ORDERS) __tsan_release(b.order[generation & 1]);
     if (++b.arrived == b.need)
         open(b);
     else
         while (b.generation == generation) give_way();
-    if (ORDERS) __tsan_acquire(b.order);
+    if (ORDERS) __tsan_acquire(b.order[generation & 1]);
 }
 
 void fail(const char *what, const Fiber &f) {

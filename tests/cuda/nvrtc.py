@@ -14,6 +14,8 @@ from weights import TYPES
 ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 FLOATS = ("f32", "f16", "bf16")
 CACHES = ("f32", "f16", "bf16", "q8_0", "q6_0", "q4_0", "q4_1", "iq4_nl")
+# sources that do not depend on a type
+WHOLE = ("activations.cu", "combine.cu", "delta.cu", "norm.cu", "router.cu", "turn.cu")
 # one module per line: source and defines
 Specialisation = tuple[str, tuple[str, ...]]
 
@@ -58,7 +60,7 @@ def per_type(source: str, types) -> list[Specialisation]:
 def specialisations() -> list[Specialisation]:
     """Every one that a model can need, but for pairs of types in `upgate.cu`, of which there are some."""
     types = (*FLOATS, *TYPES)
-    out: list[Specialisation] = [(f, ()) for f in ("activations.cu", "combine.cu", "router.cu", "norm.cu")]
+    out: list[Specialisation] = [(f, ()) for f in WHOLE]
     out += [s for f in ("weights.cu", "mmv.cu", "down.cu", "upgate.cu") for s in per_type(f, types)]
     out += [
         ("upgate.cu", ("IKQ_TYPE=iq4_ks", "IKQ_GATE=q6_k")),

@@ -34,6 +34,23 @@ WRONG_OFFSET = ("types/kquants.cuh", "less(x, 32)", "less(x, 31)")
 MIN_FORGOTTEN = ("products.cuh", "sum[c] -= f.min[r] * ds;", "sum[c] -= 0.0f * ds;")
 COLUMN_MIXED_UP = ("products.cuh", "n * (c < count ? c : count - 1)", "n * (c < count ? 0 : count - 1)")
 
+SIGN_FORGOTTEN = ("hadamard.cuh", "return (x ^ x >> 12) & 1 ? -size : size;", "return size;")
+BARRIER_OF_A_TURN = (
+    "hadamard.cuh",
+    "        __syncthreads();\n        for (int i = threadIdx.x; i < n; i += blockDim.x) {\n            const bool before",
+    "        for (int i = threadIdx.x; i < n; i += blockDim.x) {\n            const bool before",
+)
+DECAY_OF_A_TOKEN_TOO_FEW = (
+    "delta.cu",
+    "for (int m = i; m > lane; m--)",
+    "for (int m = i - 1; m > lane; m--)",
+)
+BARRIER_OF_A_CHUNK = (
+    "delta.cu",
+    "        __syncthreads();\n        for (int i = first + warp; i < end; i += 4) {\n            float o",
+    "        for (int i = first + warp; i < end; i += 4) {\n            float o",
+)
+
 
 @contextmanager
 def planted(error):

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.skipif(
 CAPS = {
     "quantize_act": 32, "glu_act": 32, "add_to": 32, "sigmoid_of": 32, "router": 64, "moe_sort": 40,
     "rms_norm": 40, "rope_table": 64, "argmax": 32, "top_k": 32, "heads": 80, "attend": 128, "repack": 80, "dequant": 128, "down": 112,
+    "delta_chunks": 160, "delta": 96, "turn_rows": 40,
 }  # fmt: skip
 # products hold sums and columns: the more columns, the more
 OF_COLUMNS = {"c1": 96, "c2": 128, "c4": 160, "c8": 200}
@@ -39,6 +40,8 @@ QUICK = [
     ("upgate.cu", ("IKQ_TYPE=q4_k", "IKQ_GATE=q6_k")),
     ("attention.cu", ("IKQ_TYPE=f16", "IKQ_VALUES=q8_0")),
     ("norm.cu", ()),
+    ("delta.cu", ()),
+    ("turn.cu", ()),
 ]
 
 

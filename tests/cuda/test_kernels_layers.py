@@ -164,7 +164,27 @@ def test_heads_are_normed_turned_and_stored(cache, neox):
     y = aligned((3, n_heads, n), np.float32)
     store = aligned((3, n_heads, PAGE, row_bytes(cache, n)), np.uint8)
     slots = [2 * PAGE + 7, 255, -1]
-    args = (f32(x), stride, n, n_heads, n, weight, n, 1e-6, cos_sin, 0, n_rot, neox, y, n, store, i32(slots))
+    args = (
+        f32(x),
+        stride,
+        n,
+        n_heads,
+        n,
+        weight,
+        n,
+        1e-6,
+        cos_sin,
+        0,
+        n_rot,
+        neox,
+        y,
+        n,
+        store,
+        i32(slots),
+        0,
+        0,
+        0,
+    )
     heads_module().run(f"heads_{cache}", (n_heads, 3), 32, *args, order=ORDERS[neox + 1])
     h = x[:, : n_heads * n].reshape(3, n_heads, n).astype(np.float64)
     want = h / np.sqrt((h**2).mean(-1, keepdims=True) + np.float32(1e-6)) * weight
@@ -204,7 +224,7 @@ def test_parts_of_heads_are_normed_and_turned():
         n_rot,
         0,
     )
-    heads_module().run("heads_f32", (n_heads, 2), 32, *args, y, y_stride, None, None)
+    heads_module().run("heads_f32", (n_heads, 2), 32, *args, y, y_stride, None, None, 0, 0, 0)
     h = x.reshape(2, n_heads, head_stride)[..., :n].astype(np.float64)
     c, k = h[..., :n_norm], h[..., n_norm:]
     c = c / np.sqrt((c**2).mean(-1, keepdims=True) + np.float32(1e-6)) * weight
@@ -276,7 +296,7 @@ def fill_cache(cache, n_pages, n_kv, n, rng):
     store = aligned((n_pages, n_kv, PAGE, row_bytes(cache, n)), np.uint8)
     heads_module().run(
         f"heads_{cache}", (n_kv, len(x)), 32, f32(x), n_kv * n, n, n_kv, n, None, 0, 0.0, None, 0, 0, 0,
-        None, 0, store, i32(np.arange(len(x))),
+        None, 0, store, i32(np.arange(len(x))), 0, 0, 0,
     )  # fmt: skip
     return store, cache_floats(cache, store.transpose(0, 2, 1, 3), n).reshape(-1, n_kv, n)
 
@@ -327,7 +347,7 @@ def test_attention(k, v, n_heads, n_kv, n_k, n_v, more):
         whole = n_v % 32 == 0
         kernels.run(
             "attend_combine", (n_heads, 3), 128, partial, sinks, gate, n_v, y, codes if whole else None,
-            ds if whole else None, n_heads, n_v, n_splits, order=order,
+            ds if whole else None, n_heads, n_v, n_splits, 0, order=order,
         )  # fmt: skip
         want = attention(q, keys, values, pages, first, end, n_kv, scale, cap, sinks, gate)
         # a score is a sum of n_k products (|q| |k| bounds it): its error is that of its weight; weights are summed
@@ -362,7 +382,7 @@ def test_what_is_not_finite_shows(cache):
     x = np.ones((2, 64), np.float32)
     x[1, 40] = np.nan
     store = aligned((1, 1, PAGE, row_bytes(cache, 64)), np.uint8)
-    args = (f32(x), 64, 64, 1, 64, None, 0, 0.0, None, 0, 0, 0, None, 0, store, i32([0, 1]))
+    args = (f32(x), 64, 64, 1, 64, None, 0, 0.0, None, 0, 0, 0, None, 0, store, i32([0, 1]), 0, 0, 0)
     heads_module().run(f"heads_{cache}", (1, 2), 32, *args)
     got = cache_floats(cache, store[0, 0, :2], 64)
     assert np.isfinite(got[0]).all()

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from emulator import needs_gxx, only_in_full
+from emulator import FULL, needs_gxx, only_in_full
 from standin import environment, ikq_command, run
 
 import ikq
@@ -75,17 +75,9 @@ def distance(a, b) -> float:
     return float(np.linalg.norm(a.astype(np.float64) - b) / np.linalg.norm(b))
 
 
-def test_what_is_not_there_yet_is_refused(tiny_moe):
+def test_devices_that_are_not_there_are_refused(tiny_moe):
     env = environment()
-    recurrent = str(fixture("qwen3next/qwen3next-bf16"))
-    done = ikq_command(env, "run", "-m", recurrent, "-p", "import", "-n", "1", "-dev", "CUDA0", "-ngl", "99")
-    assert (done.returncode, done.stdout) == (1, "")
-    assert "layer 0, attention: a recurrent layer is not computed on GPUs yet" in done.stderr
-    assert r"-ot 'blk\.0\.(attn|ssm)=CPU'" in done.stderr
     arguments = ("run", "-m", str(tiny_moe), "-p", "import", "-n", "1")
-    done = ikq_command(env, *arguments, "-ngl", "99", "-ctk", "q4_0")
-    assert done.returncode == 1
-    assert "caches of few bits are not rotated on GPUs yet" in done.stderr
     done = ikq_command(env, *arguments, "-dev", "CUDA7", "-ot", "^output=CUDA7")
     assert done.returncode == 1
     assert "there is no GPU 7; there are 1" in done.stderr
@@ -137,6 +129,23 @@ np.savez(folder + "/out.npz", forked=forked, shifted=shifted, across=across)
 
 @only_in_full
 @pytest.mark.parametrize("name", ["llama/llama-bf16", "deepseek2-lite/deepseek2-lite-bf16"])
+def test_rotated_keys_are_moved(name, tmp_path):
+    """Shifts turn keys back, rotate them and turn them again: as near to the floats as the CPU comes."""
+    gpu = {"devices": ["CPU", "CUDA0"], "n_gpu_layers": 99}
+    few, floats = ({"cache_type_k": t, "cache_type_v": t} for t in ("q6_0", "f32"))
+    found = {}
+    for case, options in {"gpu": few | gpu, "cpu": few, "exact": floats | {"compute": "f32"}}.items():
+        folder = tmp_path / case
+        folder.mkdir()
+        run(MOVED, environment(), str(fixture(name)), json.dumps(options), str(folder), timeout=1200)
+        found[case] = np.load(folder / "out.npz")
+    for key in found["exact"].files:
+        rounded = distance(found["cpu"][key], found["exact"][key])
+        assert distance(found["gpu"][key], found["exact"][key]) <= 2 * rounded + 1e-4, key
+
+
+@only_in_full
+@pytest.mark.parametrize("name", ["llama/llama-bf16", "deepseek2-lite/deepseek2-lite-bf16"])
 def test_sequences_on_a_gpu(name, tmp_path):
     """Forked, taken back, saved, loaded and shifted: what the CPU gives, with a cache of floats."""
     floats = {"cache_type_k": "f32", "cache_type_v": "f32"}
@@ -149,6 +158,57 @@ def test_sequences_on_a_gpu(name, tmp_path):
         found.append(np.load(folder / "out.npz"))
     for key in found[1].files:
         assert distance(found[0][key], found[1][key]) <= 1e-4, key
+
+
+RECURRENT = """
+import json, sys
+import numpy as np, ikq
+path, options, folder = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+ids = [3 + i * 7 % 40 for i in range(70)]
+with ikq.Model.load(path, n_ctx=128, n_threads=2, n_ubatch=7, **options) as model:
+    def step(sequence, part):
+        return model.step([(sequence, part, "all")])[0]
+    first = model.new_sequence()
+    whole = step(first, ids)
+    # back within the chunk, and to before it (from a snapshot or from the start)
+    fork = first.fork()
+    fork.truncate(66)
+    near = step(fork, ids[66:])
+    far = model.new_sequence()
+    step(far, ids[:40])
+    step(far, [5] * 9)
+    far.truncate(far.rewindable(40))
+    again = step(far, ids[far.n_past:])
+    fork.save(folder + "/sequence")
+    loaded = model.load_sequence(folder + "/sequence")
+    behind = step(loaded, ids[:5])
+    same = step(fork, ids[:5])
+    by_token = model.new_sequence()
+    single = np.concatenate([step(by_token, ids[i : i + 1]) for i in range(35)])
+np.savez(folder + "/out.npz", whole=whole, near=near, again=again[-20:], behind=behind, same=same, single=single)
+"""
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen3next/qwen3next-bf16", *(["qwen35moe/qwen35moe-bf16"] if FULL else [])]
+)
+def test_sequences_of_recurrent_models(name, tmp_path):
+    """In ubatches of 7, token by token, taken back, forked, saved and loaded: the bits of the whole."""
+    floats = {"cache_type_k": "f32", "cache_type_v": "f32"}
+    gpu = {"devices": ["CPU", "CUDA0"], "n_gpu_layers": 99}
+    found = []
+    for i, options in enumerate((floats | gpu, floats | {"compute": "f32"})):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        run(RECURRENT, environment(), str(fixture(name)), json.dumps(options), str(folder), timeout=1500)
+        found.append(dict(np.load(folder / "out.npz")))
+    for key, value in found[1].items():
+        assert distance(found[0][key], value) <= 1e-4, key
+    there = found[0]
+    assert np.array_equal(there["near"], there["whole"][66:])
+    assert np.array_equal(there["again"], there["whole"][50:])
+    assert np.array_equal(there["single"], there["whole"][:35])
+    assert np.array_equal(there["behind"], there["same"])
 
 
 def test_the_output_of_a_mixture_of_experts(tiny_moe):

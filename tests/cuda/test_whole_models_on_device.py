@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from emulator import FULL, needs_gxx
-from model_files import NAMES, RECURRENT, path, reader
+from model_files import NAMES, path, reader
 from model_runs import IDS, LENGTHS, distance, results
 
 import ikq
@@ -23,24 +23,16 @@ def allowed(name):
     return FLOATS * len(model_spec(reader(name)).layers)
 
 
-def recurrent_layers(name):
-    """A rule that leaves what GPUs do not compute to the CPU."""
-    layers = model_spec(reader(name)).layers
-    numbers = [str(i) for i, layer in enumerate(layers) if layer.attention.kind == "delta_net"]
-    return rf"blk\.({'|'.join(numbers)})\.(attn|ssm)_.*=CPU"
-
-
 # the emulator takes half a minute and more for the others
-QUICK = ("qwen2moe/qwen2moe-bf16",)
+QUICK = ("qwen2moe/qwen2moe-bf16", "qwen3next/qwen3next-bf16")
 
 
 @pytest.mark.parametrize("name", NAMES if FULL else QUICK)
 def test_logits(name, tmp_path):
     """In floats the CPU's logits, however the tokens come; the same with what is stored in fewer bits."""
-    rule = {"override_tensor": recurrent_layers(name)} if name in RECURRENT else {}
     stored = {k: v for k, v in EXACT.items() if k != "compute"}
-    floats = stored | ALL | rule
-    cases = {"exact": EXACT, "cpu": {}, "cpu floats": stored, "floats": floats, "gpu": ALL | rule}
+    floats = stored | ALL
+    cases = {"exact": EXACT, "cpu": {}, "cpu floats": stored, "floats": floats, "gpu": ALL}
     found = results(path(name), cases, tmp_path)
     assert "CUDA0" in found["gpu devices"]
     exact = found["exact whole"]
@@ -99,15 +91,44 @@ def test_quantized_mixtures(ftype, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "cache",
-    [("q8_0", "q4_0"), *([("f16", "q6_0"), ("bf16", "q8_0"), ("q4_1", "iq4_nl")] if FULL else [])],
+    "name", ["qwen3next/qwen3next-bf16", *(["qwen35moe/qwen35moe-bf16"] if FULL else [])]
 )
-def test_types_of_caches(cache, tmp_path):
-    name = "llama/llama-bf16"
-    types = {"cache_type_k": cache[0], "cache_type_v": cache[1], "cache_rotation": False}
+def test_splits_of_recurrent_models(name, tmp_path):
+    """Layers on either device, experts in RAM: what the CPU gives."""
+    floats = {k: v for k, v in EXACT.items() if k != "compute"}
+    splits = {
+        "recurrent on the CPU": {"override_tensor": r"ssm_.*=CPU"},
+        "only recurrent": {"n_gpu_layers": 0, "override_tensor": r"blk\.0\.(attn|ssm)_.*=CUDA0"},
+        "experts": {"cpu_moe": True},
+    }
+    splits = splits if FULL else {"only recurrent": splits["only recurrent"]}
+    cases = {split: ALL | floats | options for split, options in splits.items()}
+    found = results(path(name), {"exact": EXACT, **cases}, tmp_path)
+    for split in splits:
+        assert "CUDA0" in found[f"{split} devices"], split
+        assert distance(found[f"{split} whole"], found["exact whole"]) <= allowed(name), split
+        assert np.array_equal(found[f"{split} eight"], found[f"{split} whole"][list(LENGTHS)]), split
+
+
+ROTATED = [("llama/llama-bf16", "q6_0", "q4_0"), ("deepseek2-lite/deepseek2-lite-bf16", "q4_0", "q4_0")]
+
+
+@pytest.mark.parametrize("rotation", [True, *([False] if FULL else [])])
+@pytest.mark.parametrize(
+    ("name", "keys", "values"),
+    [
+        *ROTATED[: 2 if FULL else 1],
+        *([("llama/llama-bf16", k, v) for k, v in (("f16", "q6_0"), ("q4_1", "iq4_nl"), ("iq4_nl", "q8_0"))] if FULL else []),
+    ],
+)  # fmt: skip
+def test_types_of_caches(name, keys, values, rotation, tmp_path):
+    types = {"cache_type_k": keys, "cache_type_v": values, "cache_rotation": rotation}
     found = results(path(name), {"exact": EXACT, "cpu": types, "gpu": ALL | types}, tmp_path)
     exact = found["exact whole"]
     # the CPU looks for better scales
     rounded = distance(found["cpu whole"], exact)
     assert 0 < distance(found["gpu whole"], exact) <= 2 * rounded + allowed(name)
     assert found["gpu hidden"].shape[0] == len(IDS)
+    for case in ("pieces", "eight"):
+        want = found["gpu whole"] if case == "pieces" else found["gpu whole"][list(LENGTHS)]
+        assert np.array_equal(found[f"gpu {case}"], want)

@@ -149,7 +149,7 @@ class _Search:
 
     @cached_property
     def _recurrent(self) -> tuple[str, ...]:
-        """Rules for layers that GPUs do not compute."""
+        """Rules that leave recurrent layers to the CPU: how many snapshots they will keep is not known."""
         numbers = [i for i, layer in enumerate(self._spec.layers) if layer.attention.kind == "delta_net"]
         return (rf"{_blocks(numbers)}\.(attn|ssm)_.*=CPU",) if numbers else ()
 

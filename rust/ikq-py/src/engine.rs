@@ -179,7 +179,7 @@ impl Engine {
                     Some(_) => {
                         let form = gpu_cache(form);
                         let gpu = ikq_cuda::device::predict(&network, &placement, i, form, extent)?;
-                        (gpu.weights, Sizes { pages: gpu.pages, state: 0 }, gpu.step)
+                        (gpu.weights, Sizes { pages: gpu.pages, state: gpu.state }, gpu.step)
                     }
                     None => {
                         let (weights, pages, state) = ikq_cpu::predict(&network, &placement, i, form)?;
@@ -394,7 +394,8 @@ fn gpu_cache(form: CacheForm) -> ikq_cuda::CacheForm {
     ikq_cuda::CacheForm {
         keys: form.keys.quant_type(),
         values: form.values.quant_type(),
-        rotates: form.rotates(form.keys) || form.rotates(form.values),
+        turns_keys: form.rotates(form.keys),
+        turns_values: form.rotates(form.values),
     }
 }
 

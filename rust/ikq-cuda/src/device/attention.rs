@@ -10,7 +10,7 @@ use super::cache::Rows;
 use super::parts::{Gqa, Kind, Linear, Mla, latent_row};
 use crate::error::Error;
 use crate::memory::Address;
-use crate::plan::{Attend, Call, Combine, Heads, Pairs, Turn, reads_codes};
+use crate::plan::{Attend, Call, Combine, Heads, Pairs, Runs, Turn, TurnRows, reads_codes};
 use crate::products::{self, Chosen, Columns, Target, launch};
 
 /// Sizes and options of attention over pages.
@@ -31,6 +31,8 @@ struct Ready {
     norm: Option<(Address, usize)>,
     /// A rotary embedding, and the first element that it rotates.
     rope: Option<(RopeId, usize)>,
+    /// The turn by a Hadamard matrix that the cache's keys have, too.
+    runs: Option<Runs>,
 }
 
 impl Cuda {
@@ -42,6 +44,9 @@ impl Cuda {
         let (output, results) = match (&self.network().layers[l].attention, &attention.kind) {
             (network::Attention::Gqa(a), Kind::Gqa(w)) => (&w.output, self.gqa(l, a, w, &input)?),
             (network::Attention::Mla(a), Kind::Mla(w)) => (&w.output, self.mla(l, a, w, &input)?),
+            (network::Attention::DeltaNet(_), Kind::DeltaNet(a)) => {
+                (&a.output, self.delta_net(l, a, &input)?)
+            }
             _ => unreachable!("weights are loaded by the network"),
         };
         let (y, residual) = match attention.post_norm {
@@ -69,8 +74,10 @@ impl Cuda {
         let ready = |norm: Option<Address>| Ready {
             norm: norm.map(|weight| (weight, d)),
             rope: a.rope.map(|rope| (rope, 0)),
+            runs: None,
         };
-        self.queries((scratch.q, q_stride), (a.n_head, d), ready(w.q_norm), (scratch.queries, d))?;
+        let turned = Ready { runs: keys.runs, ..ready(w.q_norm) };
+        self.queries((scratch.q, q_stride), (a.n_head, d), turned, (scratch.queries, d))?;
         self.store(l, keys, scratch.k, ready(w.k_norm))?;
         self.store(l, values, scratch.v, Ready::default())?;
         let sums = Sums {
@@ -99,7 +106,7 @@ impl Cuda {
         }
         self.product(&w.kv_a, input, scratch.k)?;
         let rope = Some((a.rope, a.kv_rank));
-        self.store(l, rows, scratch.k, Ready { norm: Some((w.kv_a_norm, a.kv_rank)), rope })?;
+        self.store(l, rows, scratch.k, Ready { norm: Some((w.kv_a_norm, a.kv_rank)), rope, runs: None })?;
 
         // queries of all heads for products with the compressed vectors: [k_b q | the rotated part]
         let (n_head, width) = (a.n_head, latent_row(a));
@@ -109,8 +116,13 @@ impl Cuda {
         self.queries((scratch.q, q_stride), (n_head, a.n_nope), Ready::default(), (plain.floats, a.n_nope))?;
         self.by_head(&w.k_b, chosen, &plain, (scratch.queries, width))?;
         let (from, to) = (scratch.q.offset(4 * a.n_nope), scratch.queries.offset(4 * a.kv_rank));
-        let turned = Ready { norm: None, rope: Some((a.rope, 0)) };
+        let turned = Ready { rope: Some((a.rope, 0)), ..Ready::default() };
         self.queries((from, q_stride), (n_head, a.rope.n_rot), turned, (to, width))?;
+        if let Some(runs) = rows.runs {
+            let turn = TurnRows { n_rows: n * n_head, n: width, runs, back: false };
+            // SAFETY: the queries were made by the launches before
+            unsafe { launch(&self.gpu, &Call::TurnRows(turn).plan()?, &[("x", scratch.queries)]) }?;
+        }
 
         let (n_v, scale) = (a.kv_rank, a.scale);
         let sums = Sums { n_head, n_v, scale, softcap: None, sinks: None, gate: None };
@@ -130,7 +142,7 @@ impl Cuda {
         &self.caches[l].as_ref().expect("a stage of this device").rows
     }
 
-    fn product(&self, weight: &Linear, input: &Columns, y: Address) -> Result<(), Error> {
+    pub(super) fn product(&self, weight: &Linear, input: &Columns, y: Address) -> Result<(), Error> {
         let to = Target { y, bias: weight.bias, residual: None };
         // SAFETY: scratch memory has room for the batch's columns
         unsafe { products::multiply(&self.gpu, &weight.matrix, input, &to) }
@@ -167,6 +179,7 @@ impl Cuda {
         heads.norm = ready.norm.map(|(_, n)| n);
         heads.turn = ready.rope.map(|(rope, at)| turn(rope, at));
         heads.eps = self.network().spec.norm_eps;
+        heads.runs = ready.runs.or(heads.runs);
         buffers.extend(ready.norm.map(|(weight, _)| ("weight", weight)));
         buffers.extend(ready.rope.map(|(rope, _)| ("cos_sin", self.columns.angles(rope.index))));
     }
@@ -191,6 +204,7 @@ impl Cuda {
             turn: None,
             out: Some(to_stride),
             cached: false,
+            runs: None,
         };
         let mut buffers = vec![("x", from), ("y", to)];
         self.ready(ready, &mut heads, &mut buffers);
@@ -212,6 +226,7 @@ impl Cuda {
             turn: None,
             out: None,
             cached: true,
+            runs: rows.runs,
         };
         let slots = self.columns.group(self.group_of(l)).slots;
         let mut buffers = vec![("x", from), ("cache", rows.at()), ("slots", slots)];
@@ -268,6 +283,7 @@ impl Cuda {
                 sinks: sums.sinks.is_some(),
                 gate: sums.gate.map(|(_, stride)| stride),
                 codes: codes.is_some(),
+                runs: values.runs.map(|runs| if n_v < values.n { runs.first_part() } else { runs }),
             })
             .plan()?;
             let mut results = vec![("partial", partial), ("y", to.floats.offset(4 * first * n_head * n_v))];

@@ -4,11 +4,12 @@ use ikq_formats::QuantType;
 use ikq_model::batch::PAGE;
 use ikq_model::network::Attention;
 
-use super::parts::latent_row;
+use super::parts::Kind;
+use super::states::States;
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::memory::{Address, Arena, arena_bytes};
-use crate::plan::{Call, FloatType, Heads, Turn, device_row_bytes};
+use crate::plan::{Call, FloatType, Heads, Runs, Turn, TurnRows, device_row_bytes};
 use crate::products::launch;
 
 /// How keys and values are stored.
@@ -16,8 +17,9 @@ use crate::products::launch;
 pub struct CacheForm {
     pub keys: QuantType,
     pub values: QuantType,
-    /// Whether rows of keys or values are to be rotated by a Hadamard matrix.
-    pub rotates: bool,
+    /// Whether rows of keys, and those of values, are turned by a Hadamard matrix. Latent rows count as keys.
+    pub turns_keys: bool,
+    pub turns_values: bool,
 }
 
 /// The rows of keys or of values of a layer.
@@ -27,6 +29,8 @@ pub struct Rows {
     pub n_heads: usize,
     /// Elements of a row, and bytes of a row.
     pub n: usize,
+    /// How rows are turned by a Hadamard matrix, if they are.
+    pub runs: Option<Runs>,
     row_bytes: usize,
     arena: Option<Arena>,
     at: Address,
@@ -42,9 +46,13 @@ pub struct Back {
 }
 
 impl Rows {
-    fn new(ty: QuantType, n_heads: usize, n: usize) -> Result<Rows, Error> {
+    /// Rows of two parts, the second of which may have no elements, and whether they are turned; those of sizes that
+    /// have no turn stay as they are.
+    fn new(ty: QuantType, n_heads: usize, (first, rest): (usize, usize), turns: bool) -> Result<Rows, Error> {
+        let n = first + rest;
+        let runs = Runs::of_parts(first, rest).filter(|_| turns);
         let row_bytes = device_row_bytes(ty, n)?;
-        Ok(Rows { ty, n_heads, n, row_bytes, arena: None, at: Address::default(), n_pages: 0 })
+        Ok(Rows { ty, n_heads, n, runs, row_bytes, arena: None, at: Address::default(), n_pages: 0 })
     }
 
     pub fn page_bytes(&self) -> usize {
@@ -106,26 +114,31 @@ impl Rows {
     }
 }
 
-/// The cache of a layer: keys and values, or the compressed vectors that are both.
+/// What a layer remembers: keys and values, or the compressed vectors that are both; or the states of a recurrent
+/// layer.
 #[derive(Debug)]
 pub struct LayerCache {
     pub rows: Vec<Rows>,
+    pub states: Option<States>,
 }
 
 impl LayerCache {
     /// # Errors
     /// [`Error::Plan`] when a head does not fit a type.
-    pub fn new(attention: &Attention, form: CacheForm) -> Result<LayerCache, Error> {
+    pub fn new(attention: &Attention, kind: &Kind, form: CacheForm) -> Result<LayerCache, Error> {
         let rows = match attention {
             Attention::Gqa(a) => vec![
-                Rows::new(form.keys, a.n_head_kv, a.head_dim)?,
-                Rows::new(form.values, a.n_head_kv, a.head_dim_v)?,
+                Rows::new(form.keys, a.n_head_kv, (a.head_dim, 0), form.turns_keys)?,
+                Rows::new(form.values, a.n_head_kv, (a.head_dim_v, 0), form.turns_values)?,
             ],
-            Attention::Mla(a) => vec![Rows::new(form.keys, 1, latent_row(a))?],
-            // a state, which is no rows
-            Attention::DeltaNet(_) => vec![],
+            Attention::Mla(a) => vec![Rows::new(form.keys, 1, (a.kv_rank, a.rope.n_rot), form.turns_keys)?],
+            Attention::DeltaNet(_) => Vec::new(),
         };
-        Ok(LayerCache { rows })
+        let states = match kind {
+            Kind::DeltaNet(a) => Some(States::new(a.sizes)),
+            Kind::Gqa(_) | Kind::Mla(_) => None,
+        };
+        Ok(LayerCache { rows, states })
     }
 
     pub fn page_bytes(&self) -> usize {
@@ -230,12 +243,18 @@ impl Rows {
             turn: Some(back.turn),
             out: None,
             cached: true,
+            runs: self.runs,
         })
         .plan()?;
+        let undo = self.runs.map(|runs| TurnRows { n_rows, n: self.n, runs, back: true });
+        let undo = undo.map(|turn| Call::TurnRows(turn).plan()).transpose()?;
         // SAFETY: pieces have the sizes of what is in them; rows and slots are in pages that there are
         unsafe {
             gpu.copy_in_floats(scratch, &numbers)?;
             launch(gpu, &decode, &[("w", self.at), ("rows", scratch), ("out", floats)])?;
+            if let Some(undo) = undo {
+                launch(gpu, &undo, &[("x", floats)])?;
+            }
             let cache = [("x", floats), ("cos_sin", back.cos_sin), ("cache", self.at), ("slots", places)];
             launch(gpu, &store, &cache)
         }

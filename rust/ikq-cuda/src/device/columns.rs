@@ -42,6 +42,8 @@ pub struct ColumnData {
 #[derive(Clone, Default)]
 struct Pieces {
     groups: Vec<Group>,
+    runs: Address,
+    run_of: Address,
     angles: Vec<Address>,
     zeros: Address,
     heads: Address,
@@ -65,10 +67,18 @@ impl Packed {
     fn new((network, parts, ropes): Of<'_>, batch: &Batch) -> (Packed, Pieces) {
         let n = batch.n();
         let mut packed = Packed::default();
+        let runs = batch.runs.iter().flat_map(|run| {
+            // states of sequences without recurrent layers are not read
+            [run.columns.start, run.first, run.columns.len(), run.state.unwrap_or(0) as usize]
+        });
+        let run_of = batch.runs.iter().enumerate();
+        let run_of = run_of.flat_map(|(i, run)| run.columns.clone().map(move |_| i as i32));
         let mut pieces = Pieces {
             zeros: packed.add((0..n).map(|_| 0i32.to_le_bytes())),
             not_finite: packed.add((0..n).map(|_| (-1i32).to_le_bytes())),
             heads: packed.add(latent_heads(n, attention_of(network, parts))),
+            runs: packed.add(runs.map(|n| (n as i32).to_le_bytes())),
+            run_of: packed.add(run_of.map(i32::to_le_bytes)),
             ..Pieces::default()
         };
         if attention_of(network, parts).next().is_some() {
@@ -142,6 +152,17 @@ impl ColumnData {
 
     pub fn group(&self, group: usize) -> &Group {
         &self.pieces.groups[group]
+    }
+
+    /// For each run of the batch four numbers: its first column, the position of that, how many columns it has, and
+    /// its state.
+    pub fn runs(&self) -> Address {
+        self.pieces.runs
+    }
+
+    /// For each column the number of its run.
+    pub fn run_of(&self) -> Address {
+        self.pieces.run_of
     }
 
     /// Cosines and sines of a rotary embedding, `n_rot` per column.
@@ -224,6 +245,8 @@ impl Pieces {
         let at = |offset: Address| Address(base.0 + offset.0);
         Pieces {
             groups: self.groups.into_iter().map(|g| g.moved(base)).collect(),
+            runs: at(self.runs),
+            run_of: at(self.run_of),
             angles: self.angles.into_iter().map(at).collect(),
             zeros: at(self.zeros),
             heads: at(self.heads),

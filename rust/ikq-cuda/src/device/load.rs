@@ -6,13 +6,16 @@ use ikq_model::device::Stage;
 use ikq_model::error::Error as ModelError;
 use ikq_model::network::{self, Network, PlanKind};
 use ikq_model::placement::Placement;
+use ikq_model::spec::ValueOrder;
 
 use super::model_error;
-use super::parts::{Attention, Dense, Ffn, Gqa, Head, Kind, Linear, Mla, Parts, Router, latent_row};
+use super::parts::{
+    Attention, DeltaNet, Dense, Ffn, Gqa, Head, Kind, Linear, Mla, Parts, Router, latent_row,
+};
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::memory::{Address, Arena, arena_bytes};
-use crate::plan::{self, Glu, MOST_HEAD, reads_codes};
+use crate::plan::{self, DeltaSizes, Glu, MOST_HEAD, reads_codes};
 use crate::weights::{self, Matrix, Staging};
 
 /// Takes pieces of device memory and fills them, or only counts their bytes.
@@ -136,7 +139,7 @@ impl<'a> Loader<'a> {
         let kind = match &layer.attention {
             network::Attention::Gqa(a) => Kind::Gqa(self.gqa(a)?),
             network::Attention::Mla(a) => Kind::Mla(self.mla(a)?),
-            network::Attention::DeltaNet(_) => return Err(self.not_yet("a recurrent layer")),
+            network::Attention::DeltaNet(a) => Kind::DeltaNet(self.delta_net(a)?),
         };
         Ok(Attention {
             norm: self.floats(&layer.attention_norm)?,
@@ -175,6 +178,28 @@ impl<'a> Loader<'a> {
             kv_a_norm: self.floats(&a.kv_a_norm)?,
             k_b: self.linear(&a.k_b)?,
             v_b: self.linear(&a.v_b)?,
+            output: self.linear(&a.output)?,
+        })
+    }
+
+    fn delta_net(&mut self, a: &network::DeltaNet) -> Result<DeltaNet, ModelError> {
+        Ok(DeltaNet {
+            sizes: DeltaSizes {
+                n_head_k: a.n_head_k,
+                n_head_v: a.n_head_v,
+                head_dim_k: a.head_dim_k,
+                head_dim_v: a.head_dim_v,
+                conv_kernel: a.conv_kernel,
+            },
+            tiled: matches!(a.value_order, ValueOrder::Tiled),
+            qkv: self.linear(&a.qkv)?,
+            z: a.z.as_ref().map(|z| self.linear(z)).transpose()?,
+            beta: self.linear(&a.beta)?,
+            alpha: if a.ba_grouped { None } else { Some(self.linear(&a.alpha)?) },
+            conv: self.floats(&a.conv)?,
+            dt: self.floats(&a.dt)?,
+            slope: self.floats(&a.a)?,
+            norm: self.floats(&a.norm)?,
             output: self.linear(&a.output)?,
         })
     }

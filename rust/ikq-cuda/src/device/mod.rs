@@ -1,12 +1,12 @@
 //! [`Cuda`]: a GPU as a device that runs parts of models: attention over pages (with grouped heads, and latent),
-//! dense FFNs, mixtures of experts, and the output. Loading refuses parts that it does not compute.
+//! recurrent layers, dense FFNs, mixtures of experts, and the output. Loading refuses parts that it does not compute.
 //!
 //! | module | what |
 //! |---|---|
 //! | [`parts`], [`load`] | the weights of stages, and loading them |
 //! | [`scratch`], [`columns`] | memory of a step, and data about its batch |
-//! | [`cache`] | pages of the KV cache |
-//! | `attention`, `ffn` | the stages |
+//! | [`cache`], [`states`] | pages of the KV cache, and states of recurrent layers |
+//! | `attention`, `delta_net`, `ffn` | the stages |
 //!
 //! An error of the driver in the middle of a step is kept, and reported when the step is over
 //! ([`Device::failure`]).
@@ -14,10 +14,12 @@
 mod attention;
 mod cache;
 mod columns;
+mod delta_net;
 mod ffn;
 mod load;
 mod parts;
 mod scratch;
+mod states;
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -36,7 +38,7 @@ use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::loader::Runtime;
 use crate::memory::{Address, Arena, arena_bytes};
-use crate::plan::{Call, MOST_COLUMNS};
+use crate::plan::{CHUNK, Call, MOST_COLUMNS};
 use crate::products::{self, Columns, Target, launch};
 use attention::turn;
 use cache::{Back, LayerCache};
@@ -44,6 +46,7 @@ use columns::ColumnData;
 use load::Loader;
 use parts::Parts;
 use scratch::{Scratch, Wide};
+use states::States;
 
 /// Options of a GPU.
 #[derive(Clone, Copy, Debug)]
@@ -56,7 +59,8 @@ pub struct Options {
 impl Default for Options {
     /// A KV cache of f16, and all experts that routers choose.
     fn default() -> Options {
-        let cache = CacheForm { keys: QuantType::F16, values: QuantType::F16, rotates: false };
+        let (keys, values) = (QuantType::F16, QuantType::F16);
+        let cache = CacheForm { keys, values, turns_keys: false, turns_values: false };
         Options { cache, expert_reduction: None }
     }
 }
@@ -257,6 +261,11 @@ impl Cuda {
         }
     }
 
+    /// The states of all recurrent layers that this device has.
+    fn states_mut(&mut self) -> impl Iterator<Item = &mut States> {
+        self.caches.iter_mut().flatten().filter_map(|c| c.states.as_mut())
+    }
+
     /// The caches of those layers of a group that this device has.
     fn group(&self, group: usize) -> impl Iterator<Item = &LayerCache> {
         self.network().groups[group].layers.iter().filter_map(|l| self.caches[*l].as_ref())
@@ -320,6 +329,14 @@ fn turned(attention: &Attention) -> Option<(RopeId, usize)> {
     }
 }
 
+/// The error of reserving pages or states.
+fn memory_error(e: Error) -> ModelError {
+    match e {
+        Error::Memory { needed, free, .. } => ModelError::CacheMemory { needed, free },
+        e => model_error(e),
+    }
+}
+
 /// How much is computed at once.
 #[derive(Clone, Copy, Debug)]
 pub struct Extent {
@@ -335,6 +352,8 @@ pub struct Needed {
     pub weights: usize,
     /// Of a page of every group.
     pub pages: Vec<usize>,
+    /// Of a recurrent state.
+    pub state: usize,
     /// Of the largest step's buffers: exactly, where the first step is the largest one; at most, where steps grow.
     pub step: usize,
 }
@@ -352,9 +371,11 @@ pub fn predict(
     extent: Extent,
 ) -> Result<Needed, ModelError> {
     let (weights, parts) = counted(network, placement, index)?;
-    let mut pages = vec![0; network.groups.len()];
+    let (mut pages, mut state) = (vec![0; network.groups.len()], 0);
     for (layer, cache) in network.layers.iter().zip(make_caches(network, &parts, form)?) {
-        if let (Some(group), Some(cache)) = (layer.group, cache) {
+        let Some(cache) = cache else { continue };
+        state += cache.states.as_ref().map_or(0, States::bytes);
+        if let Some(group) = layer.group {
             pages[group] += cache.page_bytes();
         }
     }
@@ -370,7 +391,7 @@ pub fn predict(
             ))
         }
     };
-    Ok(Needed { weights, pages, step })
+    Ok(Needed { weights, pages, state, step })
 }
 
 /// Bytes of the weights of a device, and its parts, without addresses.
@@ -389,13 +410,9 @@ fn make_caches(
     parts: &Parts,
     form: CacheForm,
 ) -> Result<Vec<Option<LayerCache>>, ModelError> {
-    if form.rotates && parts.attention.iter().any(Option::is_some) {
-        let what = "caches of few bits are not rotated on GPUs yet; load with cache_rotation=False (--no-cache-rotation)";
-        return Err(ModelError::Device(what.into()));
-    }
     let layers = parts.attention.iter().zip(&network.layers);
     let cache = |(part, layer): (&Option<parts::Attention>, &network::Layer)| {
-        part.map(|_| LayerCache::new(&layer.attention, form)).transpose()
+        part.as_ref().map(|part| LayerCache::new(&layer.attention, &part.kind, form)).transpose()
     };
     let caches: Result<Vec<_>, Error> = layers.map(cache).collect();
     let name = format!("{}, {}", form.keys.name(), form.values.name()).to_lowercase();
@@ -449,10 +466,7 @@ impl Device for Cuda {
         for l in &network.groups[group].layers {
             let Some(cache) = &mut self.caches[*l] else { continue };
             // rounded up, so that memory is allocated seldom
-            cache.reserve(gpu, n + n / 4).map_err(|e| match e {
-                Error::Memory { needed, free, .. } => ModelError::CacheMemory { needed, free },
-                e => model_error(e),
-            })?;
+            cache.reserve(gpu, n + n / 4).map_err(memory_error)?;
         }
         Ok(())
     }
@@ -469,8 +483,9 @@ impl Device for Cuda {
         if self.caches.iter().all(Option::is_none) {
             return String::new();
         }
-        let CacheForm { keys, values, .. } = self.options.cache;
-        format!("{}, {} (of a GPU)", keys.name(), values.name()).to_lowercase()
+        let CacheForm { keys, values, turns_keys, turns_values } = self.options.cache;
+        let name = |ty: QuantType, turns| format!("{}{}", ty.name(), if turns { " (rotated)" } else { "" });
+        format!("{}, {} (of a GPU)", name(keys, turns_keys), name(values, turns_values)).to_lowercase()
     }
 
     fn layer_page_bytes(&self, layer: usize) -> usize {
@@ -489,23 +504,49 @@ impl Device for Cuda {
         }
     }
 
-    // ---- states of recurrent layers, of which this device has none
+    // ---- states of recurrent layers
 
     fn state_bytes(&self) -> usize {
-        0
+        self.caches.iter().flatten().filter_map(|c| c.states.as_ref()).map(States::bytes).sum()
     }
-    fn reserve_states(&mut self, _: usize) -> Result<(), ModelError> {
-        Ok(())
+
+    fn reserve_states(&mut self, n: usize) -> Result<(), ModelError> {
+        let gpu = &self.gpu;
+        let mut states = self.caches.iter_mut().flatten().filter_map(|c| c.states.as_mut());
+        states.try_for_each(|s| s.reserve(gpu, n)).map_err(memory_error)
     }
-    fn clear_state(&mut self, _: u32) {}
-    fn copy_state(&mut self, _: u32, _: u32) {}
+
+    fn clear_state(&mut self, state: u32) {
+        self.states_mut().for_each(|s| s.set_n_past(state, 0));
+    }
+
+    fn copy_state(&mut self, from: u32, to: u32) {
+        self.attempt(|it| {
+            let gpu = &it.gpu;
+            let mut states = it.caches.iter_mut().flatten().filter_map(|c| c.states.as_mut());
+            states.try_for_each(|s| s.copy(gpu, from, to))
+        });
+    }
+
     fn state_chunk(&self) -> usize {
-        1
+        CHUNK
     }
-    fn truncate_state(&mut self, _: u32, _: usize) {}
-    fn export_state(&self, _: usize, _: u32, _: &mut Vec<u8>) {}
-    fn import_state(&mut self, _: usize, _: u32, _: usize, _: &[u8]) -> Result<(), String> {
-        Err("no recurrent layer is on this device".into())
+
+    fn truncate_state(&mut self, state: u32, n: usize) {
+        self.states_mut().for_each(|s| s.set_n_past(state, n));
+    }
+
+    fn export_state(&self, layer: usize, state: u32, out: &mut Vec<u8>) {
+        if let Some(states) = self.caches[layer].as_ref().and_then(|c| c.states.as_ref()) {
+            self.attempt_shared(|it| states.export(&it.gpu, state, out));
+        }
+    }
+
+    fn import_state(&mut self, layer: usize, state: u32, n_past: usize, bytes: &[u8]) -> Result<(), String> {
+        match self.caches[layer].as_mut().and_then(|c| c.states.as_mut()) {
+            Some(states) => states.import(&self.gpu, state, n_past, bytes),
+            None => Err(format!("layer {layer} is on another device")),
+        }
     }
 
     // ---- a step
@@ -513,6 +554,10 @@ impl Device for Cuda {
     fn begin(&mut self, batch: &Batch) {
         self.batch.clone_from(batch);
         self.has_routed = false;
+        for run in &batch.runs {
+            let Some(state) = run.state else { continue };
+            self.states_mut().for_each(|s| s.set_n_past(state, run.first + run.columns.len()));
+        }
         if self.parts.is_empty() {
             return;
         }

@@ -4,7 +4,7 @@ use ikq_formats::QuantType;
 use ikq_model::network;
 
 use crate::memory::{Address, Arena};
-use crate::plan::Glu;
+use crate::plan::{DeltaSizes, Glu};
 use crate::weights::Matrix;
 
 /// A matrix, or one per expert, with the bias of its products.
@@ -72,6 +72,7 @@ pub struct Attention {
 pub enum Kind {
     Gqa(Gqa),
     Mla(Mla),
+    DeltaNet(DeltaNet),
 }
 
 /// The weights of attention with grouped heads; its sizes are those of `network::Gqa`.
@@ -101,6 +102,24 @@ pub struct Mla {
 /// Elements of the row that latent attention caches for each token.
 pub fn latent_row(a: &network::Mla) -> usize {
     a.kv_rank + a.rope.n_rot
+}
+
+/// A gated delta-net layer; the fields are those of `network::DeltaNet`.
+#[derive(Clone, Copy, Debug)]
+pub struct DeltaNet {
+    pub sizes: DeltaSizes,
+    pub tiled: bool,
+    /// Queries, keys and values; where `z` is `None`, the gates of the output, too, mixed by key head.
+    pub qkv: Linear,
+    pub z: Option<Linear>,
+    /// `alpha` is `None` where `beta` has the rows of both, grouped by key head.
+    pub beta: Linear,
+    pub alpha: Option<Linear>,
+    pub conv: Address,
+    pub dt: Address,
+    pub slope: Address,
+    pub norm: Address,
+    pub output: Linear,
 }
 
 /// The output norm and matrix.

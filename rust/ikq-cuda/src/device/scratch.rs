@@ -2,7 +2,7 @@
 
 use ikq_model::network::{self, Network};
 
-use super::parts::{Ffn, Parts, latent_row};
+use super::parts::{Ffn, Kind, Parts, latent_row};
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::memory::{Address, Arena, arena_bytes};
@@ -57,8 +57,8 @@ impl Sizes {
             s.scores = s.scores.max(router.weight.n_rows());
         }
         for (attention, layer) in parts.attention.iter().zip(&network.layers) {
-            if attention.is_some() {
-                s.add_attention(&layer.attention);
+            if let Some(attention) = attention {
+                s.add_attention(&layer.attention, &attention.kind);
             }
         }
         s.vocab = parts.head.map_or(0, |h| h.output.n_rows());
@@ -71,19 +71,24 @@ impl Sizes {
         self.apart = self.apart.max(if ffn.apart { n } else { 0 });
     }
 
-    fn add_attention(&mut self, attention: &network::Attention) {
-        let (q, k, v, queries, inner, outer) = match attention {
-            network::Attention::Gqa(a) => {
+    fn add_attention(&mut self, attention: &network::Attention, kind: &Kind) {
+        let (q, k, v, queries, inner, outer) = match (attention, kind) {
+            (network::Attention::Gqa(a), _) => {
                 let queries = a.n_head * a.head_dim;
                 (a.q.n_rows, a.k.n_rows, a.v.n_rows, queries, 0, a.n_head * a.head_dim_v)
             }
-            network::Attention::Mla(a) => {
+            (network::Attention::Mla(a), _) => {
                 let compressed = a.q_a.as_ref().map_or(0, |(q_a, _)| q_a.n_rows);
                 let inner = (a.n_head * a.n_nope.max(a.kv_rank)).max(compressed);
                 let row = latent_row(a);
                 (a.q.n_rows, row, compressed, a.n_head * row, inner, a.n_head * a.head_dim_v)
             }
-            network::Attention::DeltaNet(_) => return,
+            // places of `delta_net.rs`
+            (_, Kind::DeltaNet(a)) => {
+                let (inputs, values) = (a.sizes.n_channels(), a.sizes.n_values());
+                (a.qkv.n_rows(), inputs, a.gates(), a.sizes.n_pairs(), values, values)
+            }
+            (network::Attention::DeltaNet(_), _) => unreachable!("weights are loaded by the network"),
         };
         self.q = self.q.max(q);
         self.k = self.k.max(k);

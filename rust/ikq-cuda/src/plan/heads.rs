@@ -2,6 +2,7 @@
 
 use ikq_formats::QuantType;
 
+use super::hadamard::{self, Runs};
 use super::{Kernel, NULL, Plan, check_row, geometry, i32_of, i64_of, optional};
 use crate::error::Error;
 use crate::gpu::Argument;
@@ -39,11 +40,14 @@ pub struct Heads {
     pub out: Option<usize>,
     /// Whether results are stored in the KV cache.
     pub cached: bool,
+    /// How heads are turned by a Hadamard matrix at last, if they are.
+    pub runs: Option<Runs>,
 }
 
 impl Heads {
     pub(super) fn plan(&self) -> Result<Plan, Error> {
         check_head("heads", self.ty, self.n)?;
+        let runs = hadamard::arguments(self.runs)?;
         Ok(Plan {
             kernel: Kernel::of_type("heads.cu", "heads", self.ty)?,
             geometry: geometry([self.n_heads, self.n_columns, 1], 32)?,
@@ -64,7 +68,10 @@ impl Heads {
                 ("y_stride", Some(i32_of(self.out.unwrap_or(0))?)),
                 ("cache", optional(self.cached)),
                 ("slots", optional(self.cached)),
-            ],
+            ]
+            .into_iter()
+            .chain(runs)
+            .collect(),
         })
     }
 }
@@ -139,12 +146,18 @@ pub struct Combine {
     pub gate: Option<usize>,
     /// Whether codes are made of the results too, as products read them.
     pub codes: bool,
+    /// How values were turned by a Hadamard matrix, if they were: results are turned back.
+    pub runs: Option<Runs>,
 }
 
 impl Combine {
     pub(super) fn plan(&self) -> Result<Plan, Error> {
         if self.codes && !self.n_v.is_multiple_of(32) {
             let why = format!("{} numbers are no whole blocks of 32", self.n_v);
+            return Err(Error::Plan { name: "attend_combine".into(), why });
+        }
+        if self.runs.is_some_and(|r| r.n_first != self.n_v) {
+            let why = format!("results of {} elements, turned as {:?}", self.n_v, self.runs);
             return Err(Error::Plan { name: "attend_combine".into(), why });
         }
         Ok(Plan {
@@ -161,6 +174,7 @@ impl Combine {
                 ("n_heads", Some(i32_of(self.n_heads)?)),
                 ("n_v", Some(i32_of(self.n_v)?)),
                 ("n_splits", Some(i32_of(self.n_splits)?)),
+                ("run", Some(i32_of(self.runs.map_or(0, |r| r.first))?)),
             ],
         })
     }

@@ -11,12 +11,16 @@ use crate::gpu::{Argument, Geometry};
 use crate::memory::Address;
 use crate::sources::Specialisation;
 
+mod delta;
 mod ffn;
+mod hadamard;
 mod heads;
 mod kernel;
 mod products;
 
+pub use delta::{CHUNK, Delta, DeltaKernel, DeltaSizes};
 pub use ffn::{Down, Glu, GluCall, Router, UpGate};
+pub use hadamard::{Runs, TurnRows};
 pub use heads::{Attend, Combine, Heads, MOST_HEAD, Turn};
 pub use kernel::Kernel;
 pub use products::{Pairs, Products};
@@ -61,6 +65,10 @@ pub enum Call {
     Attend(Attend),
     /// Combines the results of splits.
     Combine(Combine),
+    /// Turns rows by a Hadamard matrix, or back.
+    TurnRows(TurnRows),
+    /// One of the steps of a gated delta-net layer.
+    Delta(Delta),
 }
 
 /// The type that [`Call::Dequantize`] writes.
@@ -200,6 +208,8 @@ impl Call {
             Call::Heads(heads) => heads.plan(),
             Call::Attend(attend) => attend.plan(),
             Call::Combine(combine) => combine.plan(),
+            Call::TurnRows(turn) => turn.plan(),
+            Call::Delta(delta) => delta.plan(),
         }
     }
 }
@@ -263,8 +273,8 @@ pub fn reads_codes(ty: QuantType) -> bool {
 /// As [`device_type`].
 pub fn specialisations(types: &[QuantType]) -> Result<Vec<Specialisation>, Error> {
     // one kernel of each file
-    let whole = ["activations.cu", "combine.cu", "norm.cu", "router.cu"].map(|file| Kernel::whole(file, ""));
-    let mut all: Vec<Specialisation> = whole.iter().map(Kernel::of).collect();
+    let whole = ["activations.cu", "combine.cu", "delta.cu", "norm.cu", "router.cu"];
+    let mut all: Vec<Specialisation> = whole.iter().map(|file| Kernel::whole(file, "").of()).collect();
     for cached in [QuantType::F16, QuantType::F32] {
         all.push(Kernel::of_type("heads.cu", "", cached)?.of());
     }
