@@ -139,5 +139,6 @@ class _Widest:
         attentions = [layer.attention for layer in spec.layers]
         windows = {a.window if isinstance(a, Gqa) else None for a in attentions}
         ropes = {a.rope for a in attentions if a.kind != "delta_net" and a.rope is not None}
-        numbers = 2 + self._latent_heads + len(windows) * (3 + -(-n_ctx // _PAGE))
+        # two, its run's number, and four of the run, of which a column may be all
+        numbers = 7 + self._latent_heads + len(windows) * (3 + -(-n_ctx // _PAGE))
         return _FLOAT * (numbers + sum(rope.n_rot for rope in ropes))
