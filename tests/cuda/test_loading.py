@@ -214,6 +214,6 @@ def test_a_real_nvrtc_compiles(tmp_path):
     code = "import ikq.cuda; print(ikq.cuda.warm(['Q4_K', 'F16'], 'sm_90'))"
     assert "mmv.cu [IKQ_TYPE=q4_k]" in run(code, env)
     assert all(f.read_bytes()[16:20] == b"\x7fELF" for f in (tmp_path / "cubin").iterdir())
-    # four files that know no type, heads of floats and of the cache, attention; of both types products, fused up and gate,
+    # five files that know no type, heads of floats and of the cache, attention; of both types products, fused up and gate,
     # and down; decoding of the one that is no float
-    assert len(list((tmp_path / "cubin").iterdir())) == 14
+    assert len(list((tmp_path / "cubin").iterdir())) == 15

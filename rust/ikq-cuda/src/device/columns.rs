@@ -71,6 +71,8 @@ impl Packed {
             // states of sequences without recurrent layers are not read
             [run.columns.start, run.first, run.columns.len(), run.state.unwrap_or(0) as usize]
         });
+        // room for as many runs as columns: what a step takes must not depend on whose they are
+        let runs = runs.chain(std::iter::repeat(0)).take(4 * n);
         let run_of = batch.runs.iter().enumerate();
         let run_of = run_of.flat_map(|(i, run)| run.columns.clone().map(move |_| i as i32));
         let mut pieces = Pieces {
