@@ -7,6 +7,11 @@ Arrays: `dequantize`, `quantize`, `repack`, `pack`, `unpack`, `row_bytes`, `tens
 `ikq.errors`.
 """
 
+from ikq import _starting
+
+_starting.begin()  # before libraries that take long to load
+
+# ruff: noqa: E402
 from typing import TYPE_CHECKING
 
 from ikq import _moved

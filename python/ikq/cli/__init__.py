@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
 import textwrap
 import traceback
@@ -22,6 +23,8 @@ from types import ModuleType
 from typing import Any
 
 import ikq
+from ikq import _starting
+from ikq.cli.numbers import VALUES_WITH_A_SIGN
 
 VERBS_BY_TASK = {
     "quantize": ("quantize", "recipe", "imatrix", "convert"),
@@ -41,8 +44,13 @@ DONE, ERROR, REFUSED, INTERRUPTED = 0, 1, 2, 130
 class _Parser(argparse.ArgumentParser):
     """A parser that takes no abbreviations: a new option would change what an old command means.
 
-    `allow_abbrev` says so for options with two dashes only.
+    `allow_abbrev` says so for options with two dashes only. What begins with a sign and a digit is a value,
+    so that an option's type can say what is wrong with `-1G`.
     """
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:  # noqa: ANN401  # those of its base
+        super().__init__(*args, **keywords)
+        self._negative_number_matcher = re.compile(VALUES_WITH_A_SIGN, re.IGNORECASE)
 
     def _get_option_tuples(self, option_string: str) -> list[Any]:
         found: list[Any] = super()._get_option_tuples(option_string)
@@ -112,7 +120,9 @@ def run_command(arguments: Sequence[str]) -> int:
     """
     error_code = ERROR
     try:
-        parsed = build_parser().parse_args(arguments)
+        parser = build_parser()
+        _starting.end()
+        parsed = parser.parse_args(arguments)
         error_code = parsed.error_code
         parsed.command = ("ikq", *arguments)
         code: int = parsed.run(parsed)
