@@ -246,8 +246,22 @@ def test_a_recipe_without_a_type_says_so(
     ("words", "said"),
     [
         (["--fix", "attn_q=iqk"], "more than one type"),
-        (["--fix", "attn_q=nothing"], "unknown type"),
+        (["--fix", "attn_q=nothing"], "--fix 'attn_q=nothing': unknown type"),
+        (["--fix", "(=q8_0"], "--fix '(=q8_0': '(' is no regular expression"),
+        (["--fix", "attn_q"], "--fix 'attn_q': expected REGEX=TYPE"),
         (["--types", "nothing"], "unknown type"),
+    ],
+)
+def test_options_that_cannot_be_read(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert recipe("--size", "5M", *words) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert "smallest file" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
         (["--probe", "4", "-f", str(IMATRIX)], "UTF-8"),
         (["--imatrix", str(MODEL)], "not an importance matrix"),
     ],

@@ -6,7 +6,8 @@ import argparse
 import sys
 
 import ikq
-from ikq.cli.output_options import add_output_options, size
+from ikq.cli.numbers import size, whole_number
+from ikq.cli.output_options import add_output_options
 from ikq.cli.quantize import run_with_bar
 from ikq.cli.quantize_lines import print_prediction, print_summary, tensor_lines
 
@@ -41,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fp8-as-q8", action="store_true", help="matrices of 8-bit floats become Q8_0, without bf16 between"
     )
     add_output_options(parser)
-    parser.add_argument("-t", "--threads", metavar="N", type=int, help="threads, default one per CPU")
+    parser.add_argument(
+        "-t", "--threads", metavar="N", type=whole_number, help="threads, default one per CPU"
+    )
     parser.add_argument("--max-ram", metavar="N(M|G)", type=size, help="most bytes in work at a time")
     parser.add_argument(
         "--restart",

@@ -10,16 +10,20 @@ import csv
 import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from ikq.arrays.quant_types import QuantType, as_type
-from ikq.errors import FormatError, RefusedError
+from ikq.errors import FormatError, RefusedError, UsageError
 from ikq.files.text_files import read_lines
 from ikq.files.whole_file import whole_file
 from ikq.quantizing.options import PathLike
 
 __all__ = [
+    "AFTER_SIGN",
+    "RuleLine",
     "applicable_rules",
     "read_recipe",
+    "read_rule_lines",
     "read_sensitivities",
     "recipe_type",
     "write_sensitivities",
@@ -29,29 +33,51 @@ _TYPE_COMMENT = re.compile(r"#\s*type:\s*(\S+)\s*$", re.IGNORECASE)
 _FLOATS = ("F32", "F16", "BF16")
 
 
+AFTER_SIGN = r"what follows # is a comment; in an expression write \x23 for that sign"
+"""Said of a rule that is none because a comment cuts it."""
+
+
+class RuleLine(NamedTuple):
+    """A rule `regex=type` and the line of its file, counted from 1."""
+
+    number: int
+    rule: str
+
+
 def read_recipe(path: PathLike) -> list[str]:
     """Rules `regex=type` of a recipe file; line ends of any system, and a byte order mark, do not matter.
 
     Raises:
         OSError: The file cannot be read.
-        ikq.errors.FormatError: A line that is no rule, or names an unknown type; says which line.
+        ikq.errors.FormatError: A file that is no text.
+        ikq.errors.UsageError: A line that is no rule, or names an unknown type; says which line.
         ikq.errors.RefusedError: A file without a rule.
     """
-    rules = []
+    rules = [line.rule for line in read_rule_lines(path)]
+    if not rules:
+        raise RefusedError(f"{path} has no rule; a recipe has lines such as blk\\..*\\.attn_q=q6_k")
+    return rules
+
+
+def read_rule_lines(path: PathLike) -> list[RuleLine]:
+    """As `read_recipe`, with the lines that rules are in; a file may have none."""
+    rules: list[RuleLine] = []
     for number, line in enumerate(read_lines(path), 1):
-        text = line.split("#")[0].strip().strip(",").strip()
+        before, sign, _ = line.partition("#")
+        text = before.strip().strip(",").strip()
         if not text:
             continue
         parts = [part.strip() for part in text.split(",") if part.strip()]
         listed = [_rule(part) for part in parts]
         if all(rule is not None for rule in listed):
-            rules += [rule for rule in listed if rule is not None]
+            rules += [RuleLine(number, rule) for rule in listed if rule is not None]
         elif (whole := _rule(text)) is not None:
-            rules.append(whole)
+            rules.append(RuleLine(number, whole))
         else:
-            raise FormatError(f"{path}, line {number}: {text!r} is not a rule REGEX=TYPE with a known type")
-    if not rules:
-        raise RefusedError(f"{path} has no rule; a recipe has lines such as blk\\..*\\.attn_q=q6_k")
+            hint = f" ({AFTER_SIGN})" if sign else ""
+            raise UsageError(
+                f"{path}, line {number}: {text!r} is not a rule REGEX=TYPE with a known type{hint}"
+            )
     return rules
 
 
