@@ -41,6 +41,12 @@ def test_every_option_names_the_value_that_it_does_not_take(
     assert n > 200
 
 
+def test_values_that_look_like_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["recipe", str(MODEL), "--size", "4M", "--types", "-q4_k"])
+    assert "--types: expected one argument (one that begins with - stands behind =" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("kind", "good", "bad"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,9 +33,16 @@ def started(
     (folder / "sitecustomize.py").write_text(INTERRUPTER)
     paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "INTERRUPTED_AT": module}
-    begin = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh"] if ignored else []
+    # tests may run where interrupts are ignored, which processes inherit
+    wish = signal.SIG_IGN if ignored else signal.SIG_DFL
     return subprocess.run(
-        [*begin, *words], env=environment, capture_output=True, text=True, timeout=120, check=False
+        words,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, wish),
     )
 
 

@@ -20,7 +20,7 @@ import textwrap
 import traceback
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import ikq
 from ikq import _starting
@@ -51,6 +51,20 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **keywords: Any) -> None:  # noqa: ANN401  # those of its base
         super().__init__(*args, **keywords)
         self._negative_number_matcher = re.compile(VALUES_WITH_A_SIGN, re.IGNORECASE)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with wrong usage; says how values that look like options are given."""
+        if message.endswith("expected one argument"):
+            message += " (one that begins with - stands behind =, such as --types=-q2_k)"
+        super().error(message)
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:  # noqa: ANN401  # its base's
+        # an older argparse makes an empty list of `--option=--`
+        if action.nargs is None and arg_strings == ["--"] and action.option_strings:
+            value = self._get_value(action, arg_strings[0])
+            self._check_value(action, value)
+            return value
+        return super()._get_values(action, arg_strings)
 
     def _get_option_tuples(self, option_string: str) -> list[Any]:
         found: list[Any] = super()._get_option_tuples(option_string)

@@ -129,6 +129,8 @@ def parse_types(
     if parts and parts[0].startswith("-"):
         chosen.update(dict.fromkeys(known))
     for part in parts:
+        if part == "-":
+            raise UsageError(f"--types {text!r}: a type is missing behind -")
         found = _named(part.removeprefix("-"), known, must_be_written=among is None)
         if part.startswith("-"):
             for t in found:
@@ -330,8 +332,9 @@ def _check_all_used(fixed: Sequence[_FixRule], problem: Problem) -> None:
             raise RefusedError(
                 f"--fix {rule.text}: earlier rules decide for all tensors that it fits; put it first"
             )
+        hint = " (a list takes a --fix for each rule)" if re.search(r"=\s*\w+,", rule.text) else ""
         raise RefusedError(
-            f"--fix {rule.text}: no tensor that can be quantized has such a name; {problem.smallest}"
+            f"--fix {rule.text}: no tensor that can be quantized has such a name{hint}; {problem.smallest}"
         )
 
 
@@ -355,6 +358,7 @@ def _is_kept_type(reason: str) -> bool:
 
 def _fix_rule(text: str) -> _FixRule:
     pattern, equals, type_name = text.rpartition("=")
+    pattern = pattern.strip()
     if not equals or not pattern:
         raise UsageError(f"--fix {text!r}: expected REGEX=TYPE, such as attn_v=q8_0")
     try:
