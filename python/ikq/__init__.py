@@ -32,6 +32,7 @@ from ikq.errors import (
     ShapeError,
     TemplateLimit,
     UnsupportedError,
+    UsageError,
 )
 from ikq.files.gguf import GGUFReader, GGUFWriter, Metadata, Shard, Typed
 from ikq.inference.model import Model
@@ -113,6 +114,7 @@ __all__ = [
     "Tokenizer",
     "Typed",
     "UnsupportedError",
+    "UsageError",
     "__version__",
     "available_isas",
     "block_fields",
