@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-WITH_COMMANDS = [ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md"))]
+RECIPES = ROOT / "docs" / "recipes.md"
+WITH_COMMANDS = [ROOT / "README.md", RECIPES, *sorted((ROOT / "docs" / "guide").glob("*.md"))]
 SHELL = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PYTHON = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -26,7 +29,10 @@ def commands(page: Path) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with the files that the guide names."""
+    """A folder with the files that the guide names, those of the repository too."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "data").symlink_to(DATA)
+    (tmp_path / "docs").symlink_to(ROOT / "docs")
     for name in ("model-bf16", "model"):
         shutil.copy(DATA / "tiny-moe-bf16.gguf", tmp_path / f"{name}.gguf")
     text = "\n".join(p.read_text() for p in sorted((ROOT / "tests").glob("test_s*.py")))
@@ -73,6 +79,21 @@ def test_every_command_runs(page: Path, folder: Path) -> None:
             run(f"{line.split('#')[0]} || test $? = 1", folder)
         else:
             run(line, folder)
+
+
+def test_recipes_from_python(folder: Path) -> None:
+    for i, code in enumerate(PYTHON.findall(RECIPES.read_text())):
+        (folder / f"example{i}.py").write_text(code)
+        assert run(f"{sys.executable} example{i}.py", folder).startswith("# ikq recipe for model-bf16.gguf\n")
+
+
+def test_recipes_has_commands_to_paste() -> None:
+    """Those that need nothing but this repository: the model is in it."""
+    lines = [line for line in commands(RECIPES) if "tests/data/tiny-moe-bf16.gguf" in line]
+    assert len(lines) >= 5
+    for line in lines:
+        for word in shlex.split(line):
+            assert not word.startswith("tests/") or (ROOT / word).exists(), line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
 import ikq
 from ikq.cli import run_command
+from ikq.errors import RefusedError
 from ikq.files.outputs import check_outputs
+from ikq.files.whole_file import whole_file
 
 DATA = Path(__file__).parent / "data"
 
@@ -100,3 +104,26 @@ def test_quantizing_keeps_what_it_reads(
         assert run_command(["quantize", option, str(read), str(model), str(output), "Q8_0"]) == 2
         assert f"the output {output} is the file of" in capsys.readouterr().err
     assert read.read_bytes() == before
+
+
+def test_devices_and_pipes_stay_what_they_are(tmp_path: Path, model: Path) -> None:
+    """A file that is complete is renamed to its name, which would put it in the place of `/dev/null`."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    check_outputs([("-o", pipe)], [("the model", __file__)])
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    with whole_file(pipe) as f:
+        f.write(b"all ")
+        f.write(b"of it")
+    reader.join(60)
+    assert read == [b"all of it"]
+    assert pipe.is_fifo()
+    assert {p.name for p in tmp_path.iterdir()} == {"pipe", model.name}
+    with pytest.raises(RefusedError, match="pipe is a device or a pipe, not a file"):
+        check_outputs([("-o", pipe)], [], are_gguf=True)
+    words = ["imatrix", "-m", model, "-f", __file__, "-o", pipe]
+    assert run_command([str(word) for word in words]) == 2
+    assert run_command(["quantize", str(model), str(pipe), "Q8_0"]) != 0
+    assert pipe.is_fifo()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import ikq
+from ikq.__main__ import main
 from ikq.errors import FormatError, RefusedError
 
 DATA = Path(__file__).parent / "data"
@@ -250,3 +251,47 @@ def test_symmetric_q4_0_has_no_lowest_level(tmp_path: Path) -> None:
     rounded = np.clip(np.round(x / np.where(d > 0, d, 1)), -7, 7) * d
     found = t.dequantize().reshape(-1, 32)
     assert ((found - x) ** 2).sum() < ((rounded - x) ** 2).sum()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("attn_k=q8_0\n# c\n(attn_v=q8_0\n", "line 3: custom rule `(attn_v=q8_0`: unclosed group"),
+        ("attn_k=q8_0\n\nzzz=Q8_0,attn_v=q8_0\n", "line 3: custom rule `zzz=q8_0` matches no tensor"),
+        ("attn_k=q8_0\na[#b]=q8_0\n", r"what follows # is a comment; in an expression write \x23"),
+        ("attn_k=q8_0\nattn_v=q9_9\n", "line 2: "),
+    ],
+)
+def test_messages_about_rules_name_file_and_line(
+    text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "rules.txt"
+    file.write_text(text)
+    for option in ("--tensor-type-file", "--recipe"):
+        assert main(["quantize", "--dry-run", option, str(file), str(MODEL), "o.gguf", "Q4_K"]) == 2
+        err = capsys.readouterr().err
+        assert f"{file}, line " in err
+        assert said in err
+        assert err.count("\n") == 1
+        assert "parse error" not in err
+
+
+def test_messages_about_rules_name_the_option(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, said in (
+        (["--tensor-type", "(=q8_0"], "--tensor-type: custom rule `(=q8_0`: unclosed group"),
+        (["--custom-q", "attn_v=q8_0,zzz=q4_k"], "--custom-q: custom rule `zzz=q4_k` matches no tensor"),
+        (["--tensor-type", "attn_v=q9_9"], "--tensor-type attn_v=q9_9: unknown type"),
+        (["--custom-q", "attn_k=q8_0,attn_v=q9_9"], "--custom-q attn_v=q9_9: unknown type"),
+        (["--attn-q-type", "q9_9"], "--attn-q-type: unknown type"),
+        (["--output-tensor-type", "q9_9"], "--output-tensor-type: unknown type"),
+    ):
+        assert main(["quantize", "--dry-run", *words, str(MODEL), "o.gguf", "Q4_K"]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_sign_of_comments_in_an_expression(tmp_path: Path) -> None:
+    file = tmp_path / "rules.txt"
+    file.write_text("attn_v[\\x23.]=q8_0\n")
+    for option in ("tensor_type_file", "recipe"):
+        found = ikq.plan_quantization(MODEL, None, "Q4_K", **{option: file})  # type: ignore[arg-type]
+        assert {t.name: t.to_type for t in found.tensors}["blk.0.attn_v.weight"] == ikq.QuantType.Q8_0

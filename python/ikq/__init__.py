@@ -7,6 +7,11 @@ Arrays: `dequantize`, `quantize`, `repack`, `pack`, `unpack`, `row_bytes`, `tens
 `ikq[serve]`; exceptions: `ikq.errors`.
 """
 
+from ikq import _starting
+
+_starting.begin()  # before libraries that take long to load
+
+# ruff: noqa: E402
 from typing import TYPE_CHECKING
 
 from ikq import _moved
@@ -28,6 +33,7 @@ from ikq.errors import (
     ShapeError,
     TemplateLimit,
     UnsupportedError,
+    UsageError,
 )
 from ikq.files.gguf import GGUFReader, GGUFWriter, Metadata, Shard, Typed
 from ikq.inference.model import Model
@@ -109,6 +115,7 @@ __all__ = [
     "Tokenizer",
     "Typed",
     "UnsupportedError",
+    "UsageError",
     "__version__",
     "available_isas",
     "block_fields",

@@ -16,6 +16,7 @@ __all__ = [
     "ShapeError",
     "TemplateLimit",
     "UnsupportedError",
+    "UsageError",
 ]
 
 
@@ -59,6 +60,13 @@ class RefusedError(IkqError):
 
 class MissingImatrixError(RefusedError):
     """A type needs an importance matrix and there is no data for a tensor, or the imatrix is incomplete."""
+
+
+class UsageError(RefusedError, FormatError):
+    """A rule, a list or a name that the user wrote for this call cannot be read; the message has its text.
+
+    It is a `FormatError` to programs, and to the command line wrong usage.
+    """
 
 
 class DeviceError(IkqError):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
 import sys
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -246,8 +248,25 @@ def test_a_recipe_without_a_type_says_so(
     ("words", "said"),
     [
         (["--fix", "attn_q=iqk"], "more than one type"),
-        (["--fix", "attn_q=nothing"], "unknown type"),
+        (["--fix", "attn_q=nothing"], "--fix 'attn_q=nothing': unknown type"),
+        (["--fix", "(=q8_0"], "--fix '(=q8_0': '(' is no regular expression"),
+        (["--fix", "attn_q"], "--fix 'attn_q': expected REGEX=TYPE"),
         (["--types", "nothing"], "unknown type"),
+        (["--fix", " =q8_0"], "expected REGEX=TYPE"),
+        (["--types=-"], "a type is missing behind -"),
+        (["--types=--"], "unknown type `-`"),
+    ],
+)
+def test_options_that_cannot_be_read(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert recipe("--size", "5M", *words) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert "smallest file" not in err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
         (["--probe", "4", "-f", str(IMATRIX)], "UTF-8"),
         (["--imatrix", str(MODEL)], "not an importance matrix"),
     ],
@@ -313,3 +332,35 @@ def test_sizes(text: str, n: int) -> None:
 def test_sizes_that_are_none(text: str) -> None:
     with pytest.raises(ValueError, match="is not a size"):
         parse_bytes(text)
+
+
+def test_ternary_types_have_errors_too(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Types that store a matrix as a whole, and weights that are not ternary: nothing is said but the result."""
+    file = tmp_path / "r.txt"
+    assert recipe("--size", "6M", "--types=i2_s,tq2_0,q4_0", "--fix", "attn_v=i2_s", "-o", str(file)) == 0
+    assert capsys.readouterr().err == ""
+    assert "attn_v\\.weight$=i2_s" in file.read_text()
+
+
+def test_a_list_of_rules_is_no_rule(capsys: pytest.CaptureFixture[str]) -> None:
+    assert recipe("--size", "5M", "--fix", "attn_v=q6_k,attn_k=q5_k") == 2
+    assert "a list takes a --fix for each rule" in capsys.readouterr().err
+
+
+def test_a_folder_is_no_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in (str(tmp_path), ".", ""):
+        assert run_command(["recipe", folder, "--imatrix", str(IMATRIX), "--size", "5M"]) == 2
+        assert "is a folder, and recipes are for GGUF files" in capsys.readouterr().err
+
+
+def test_a_recipe_for_a_pipe(tmp_path: Path) -> None:
+    """What is not a file is written to, and never replaced: `-o /dev/null` and `-o /dev/stdout` are such."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read: list[str] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    assert recipe("--size", "6M", "--types=q4_0,q8_0", "-o", pipe) == 0
+    reader.join(60)
+    assert read[0].startswith("# ikq recipe for tiny-moe-bf16.gguf\n")
+    assert pipe.is_fifo()

@@ -187,12 +187,46 @@ def test_a_table_of_one_type_gives_coefficients(tmp_path: Path, tiny_moe: Path) 
     assert max(ratios) == pytest.approx(min(ratios))
 
 
-@pytest.mark.parametrize("line", ["a,q4_k", "a,q4_k,x", "a,q4_k,-1", "a,q4_k,nan", "a,q4_k,inf", "a,none,1"])
-def test_tables_that_are_none(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ("a,q4_k", "line 2: expected tensor, type, value"),
+        ("a,q4_k,x", "line 2: a: 'x' is no divergence"),
+        ("a,q4_k,-1", "line 2: a: '-1' is no divergence"),
+        ("a,q4_k,nan", "'nan'"),
+        ("a,q4_k,inf", "'inf'"),
+        ("a,q4_k,1e308", "'1e308' is no divergence, a number from 0 to 1e\\+06"),
+        ("a,q4_k,1_0", "'1_0'"),
+        ("a,q4_k,", "''"),
+        ('a,q4_k,"0,25"', "; write 0.25"),
+        ("a,none,1", "line 2: a: unknown type `none`"),
+        ("b,q4_k,1\na,q4_k,0.5\na,Q4_K,0.25", "line 4: a has 0.25 for Q4_K, and 0.5 in line 3; remove one"),
+        ("a,,1\na,*,2", "line 3: a has 2 for all types, and 1 in line 2"),
+        ('"a,q4_k,1', "line 2: unexpected end"),
+        ("a" * 200_000 + ",q4_k,1", "line 2: field larger"),
+    ],
+)
+def test_tables_that_are_none(tmp_path: Path, lines: str, said: str) -> None:
     file = tmp_path / "t.csv"
-    file.write_text(f"tensor,type,value\n{line}\n")
-    with pytest.raises(FormatError):
+    file.write_text(f"tensor,type,value\n{lines}\n")
+    with pytest.raises(FormatError, match=rf"t\.csv, .*{said}"):
         read_sensitivities(file)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# mine\ntensor;type;value\na;q4_k;0.5\n",
+        "\n\ntensor,type,value\n\na,q4_k,0.5\n",
+        "QTYPE;a\nq4_k;0.5\n",
+        "\ufeffQTYPE\ta\r\nq4_k\t0.5",
+        "a,q4_k,0.5\na,q4_k,0.50\n",
+    ],
+)
+def test_tables_in_other_forms(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "t.csv"
+    file.write_text(text, encoding="utf-8", newline="")
+    assert read_sensitivities(file) == {("a", ikq.QuantType.Q4_K): 0.5}
 
 
 def test_lists_of_types() -> None:

@@ -14,14 +14,17 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
 import textwrap
 import traceback
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import ikq
+from ikq import _starting
+from ikq.cli.numbers import VALUES_WITH_A_SIGN
 
 VERBS_BY_TASK = {
     "quantize": ("quantize", "recipe", "imatrix", "convert"),
@@ -41,8 +44,27 @@ DONE, ERROR, REFUSED, INTERRUPTED = 0, 1, 2, 130
 class _Parser(argparse.ArgumentParser):
     """A parser that takes no abbreviations: a new option would change what an old command means.
 
-    `allow_abbrev` says so for options with two dashes only.
+    `allow_abbrev` says so for options with two dashes only. What begins with a sign and a digit is a value,
+    so that an option's type can say what is wrong with `-1G`.
     """
+
+    def __init__(self, *args: Any, **keywords: Any) -> None:  # noqa: ANN401  # those of its base
+        super().__init__(*args, **keywords)
+        self._negative_number_matcher = re.compile(VALUES_WITH_A_SIGN, re.IGNORECASE)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with wrong usage; says how values that look like options are given."""
+        if message.endswith("expected one argument"):
+            message += " (one that begins with - stands behind =, such as --types=-q2_k)"
+        super().error(message)
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:  # noqa: ANN401  # its base's
+        # an older argparse makes an empty list of `--option=--`
+        if action.nargs is None and arg_strings == ["--"] and action.option_strings:
+            value = self._get_value(action, arg_strings[0])
+            self._check_value(action, value)
+            return value
+        return super()._get_values(action, arg_strings)
 
     def _get_option_tuples(self, option_string: str) -> list[Any]:
         found: list[Any] = super()._get_option_tuples(option_string)
@@ -112,7 +134,9 @@ def run_command(arguments: Sequence[str]) -> int:
     """
     error_code = ERROR
     try:
-        parsed = build_parser().parse_args(arguments)
+        parser = build_parser()
+        _starting.end()
+        parsed = parser.parse_args(arguments)
         error_code = parsed.error_code
         parsed.command = ("ikq", *arguments)
         code: int = parsed.run(parsed)

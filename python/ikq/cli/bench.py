@@ -25,6 +25,7 @@ from ikq.cli.model_options import (
     print_unused_rules,
     reduction,
 )
+from ikq.cli.numbers import at_least, whole_number
 from ikq.speed.measure import Timings, Workload, bench
 
 NAME = "bench"
@@ -66,8 +67,10 @@ def _switch(text: str) -> bool:
 
 
 _SETTINGS = (
-    _Setting(("-t", "--threads"), "n_threads", None, int, "threads", "threads"),
-    _Setting(("-ub", "--ubatch-size"), "n_ubatch", 512, int, "most tokens computed at once", "n_ubatch"),
+    _Setting(("-t", "--threads"), "n_threads", None, at_least(1), "threads", "threads"),
+    _Setting(
+        ("-ub", "--ubatch-size"), "n_ubatch", 512, at_least(1), "most tokens computed at once", "n_ubatch"
+    ),
     _Setting(("-ctk", "--cache-type-k"), "cache_type_k", "f16", str, "type of cached keys", "type_k"),
     _Setting(("-ctv", "--cache-type-v"), "cache_type_v", "f16", str, "type of cached values", "type_v"),
     _Setting(("-fmoe", "--fused-moe"), "fused_moe", True, _switch, "up and gate experts in one pass", "fmoe"),
@@ -86,7 +89,9 @@ _SETTINGS = (
         "mmap",
     ),
     _Setting(GPU_LAYERS, "n_gpu_layers", 0, n_layers, "layers on GPUs, or on what -dev names", "ngl"),
-    _Setting(CPU_MOE_LAYERS, "n_cpu_moe", 0, int, "layers whose experts stay on the CPU", "n_cpu_moe"),
+    _Setting(
+        CPU_MOE_LAYERS, "n_cpu_moe", 0, at_least(0), "layers whose experts stay on the CPU", "n_cpu_moe"
+    ),
 )
 
 
@@ -124,13 +129,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "-c",
         "--ctx-size",
-        type=int,
+        type=whole_number,
         default=0,
         metavar="N",
         help="positions that the cache is made for, when they are more than a test takes",
     )
-    add("-r", "--repetitions", type=int, default=5, metavar="N", help="of each test (5)")
-    add("-w", "--warmup", type=int, choices=(0, 1), default=1, help="run each test untimed before (1)")
+    add("-r", "--repetitions", type=whole_number, default=5, metavar="N", help="of each test (5)")
+    add(
+        "-w",
+        "--warmup",
+        type=whole_number,
+        choices=(0, 1),
+        default=1,
+        help="run each test untimed before (1)",
+    )
     add("-o", "--output", choices=("md", "csv", "json", "jsonl"), default="md", help="form (md)")
     for s in _SETTINGS:
         shown = "one per CPU" if s.default is None else str(s.default)
@@ -350,11 +362,14 @@ def _print_jsonl(rows: Iterator[dict[str, Any]], _: list[tuple[str, str]]) -> No
 
 
 def _values(parse: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    def values(text: str) -> list[Any]:
+    def value(word: str) -> object:
         try:
-            return [parse(word) for word in text.split(",")]
+            return parse(word)
         except (KeyError, ValueError):
-            raise argparse.ArgumentTypeError(f"{text!r} has a value that is none") from None
+            raise argparse.ArgumentTypeError(f"{word!r} is no value of it") from None
+
+    def values(text: str) -> list[Any]:
+        return [value(word) for word in text.split(",")]
 
     return values
 

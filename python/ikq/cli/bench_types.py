@@ -7,6 +7,7 @@ import json
 import sys
 
 import ikq
+from ikq.cli.numbers import whole_number
 from ikq.recipes.problem import parse_types
 from ikq.speed.type_speeds import COUNTS, TypeSpeed, kept_file, machine_name, measure_type_speeds
 
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,...",
         help="instruction sets; all that this machine has but scalar unless given",
     )
-    add("-t", "--threads", type=int, default=1, metavar="N", help="threads that work at once (1)")
+    add("-t", "--threads", type=whole_number, default=1, metavar="N", help="threads that work at once (1)")
     add("--json", action="store_true", help="a list of {type, isa, n, gmacs, gbs}, for programs")
 
 

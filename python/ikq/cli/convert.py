@@ -8,7 +8,8 @@ from pathlib import Path
 
 import ikq
 from ikq.checkpoint.adapter import is_adapter, read_adapter
-from ikq.cli.output_options import add_output_options, size
+from ikq.cli.numbers import size, whole_number
+from ikq.cli.output_options import add_output_options
 from ikq.cli.quantize import run_with_bar
 from ikq.cli.quantize_lines import print_prediction, print_summary, tensor_lines
 
@@ -50,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of an adapter: the checkpoint of its model, else where adapter_config.json says",
     )
     add_output_options(parser)
-    parser.add_argument("-t", "--threads", metavar="N", type=int, help="threads, default one per CPU")
+    parser.add_argument(
+        "-t", "--threads", metavar="N", type=whole_number, help="threads, default one per CPU"
+    )
     parser.add_argument("--max-ram", metavar="N(M|G)", type=size, help="most bytes in work at a time")
     parser.add_argument(
         "--restart",

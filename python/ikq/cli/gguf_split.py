@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 import ikq
-from ikq.cli.output_options import size
+from ikq.cli.numbers import at_least, size
 from ikq.files import plan_split
 
 NAME = "gguf-split"
@@ -34,7 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action.add_argument("--merge", action="store_true", help="merge")
     limit = parser.add_mutually_exclusive_group()
     limit.add_argument(
-        "--split-max-tensors", type=int, metavar="N", help=f"most tensors of a file ({_DEFAULT_TENSORS})"
+        "--split-max-tensors",
+        type=at_least(1),
+        metavar="N",
+        help=f"most tensors of a file ({_DEFAULT_TENSORS})",
     )
     limit.add_argument(
         "--split-max-size", type=size, metavar="N(M|G)", help="most bytes of a file, its metadata included"

@@ -23,7 +23,7 @@ from ikq.cli import cluster_options, imatrix_cluster
 from ikq.cli.imatrix_covariance import CovarianceParts, PartialCovariances
 from ikq.cli.imatrix_report import coverage_lines, facts, similarity_lines, statistics_lines
 from ikq.cli.model_options import add_ignored, add_loading, fitted, load_options, print_ignored
-from ikq.cli.output_options import size
+from ikq.cli.numbers import size, whole_number
 from ikq.cli.quality import duration, read_text
 from ikq.evaluate import Perplexity, Windows
 from ikq.evaluate.perplexity import estimate
@@ -62,6 +62,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "mean squared input of each column. The text is taken literally: no escapes. The same command goes "
         "on where an interrupted one has stopped."
     )
+    _add_files(parser)
+    _add_going_on(parser)
+    _add_collecting(parser)
+    _add_shown(parser)
+    cluster_options.add_options(parser)
+    add_loading(parser)
+    parser.set_defaults(ctx_size=512)
+    add_ignored(parser)
+
+
+def _add_files(parser: argparse.ArgumentParser) -> None:
+    """What is read and written."""
     add = parser.add_argument
     add("-m", "--model", metavar="FILE.gguf", help="the model")
     add("-f", "--file", metavar="TEXT", help="the text (UTF-8), taken literally")
@@ -97,17 +109,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="most bytes of covariances in memory; what is more takes further passes over the text (half of "
         "the memory that is available)",
     )
+
+
+def _add_going_on(parser: argparse.ArgumentParser) -> None:
+    """What an interrupted run leaves, and what becomes of it."""
+    add = parser.add_argument
     add(
         "-ofreq",
         "--output-frequency",
-        type=int,
+        type=whole_number,
         default=10,
         metavar="N",
         help="write OUT, and what is needed to go on, every N chunks (10; 0: at the end)",
     )
-    add("--save-frequency", type=int, default=0, metavar="N", help="keep a copy OUT.at_K every N chunks")
-    add("--chunk", "--from-chunk", type=int, default=0, metavar="N", help="leave out the first N chunks")
-    add("--chunks", type=int, default=-1, metavar="N", help="most chunks (-1: all)")
+    add(
+        "--save-frequency",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="keep a copy OUT.at_K every N chunks",
+    )
+    add("--restart", action="store_true", help="start anew, whatever an interrupted run left")
+
+
+def _add_collecting(parser: argparse.ArgumentParser) -> None:
+    """Which part of the text is run, and what of it counts."""
+    add = parser.add_argument
+    add(
+        "--chunk",
+        "--from-chunk",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="leave out the first N chunks",
+    )
+    add("--chunks", type=whole_number, default=-1, metavar="N", help="most chunks (-1: all)")
     add("--no-ppl", action="store_true", help="do not compute the perplexity on the way")
     add("--parse-special", action="store_true", help="names of control tokens in the text mean the tokens")
     add(
@@ -117,18 +153,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the input of the output matrix as well (default)",
     )
     add("--all-experts", action="store_true", help="count every token for every expert; marked in OUT")
+
+
+def _add_shown(parser: argparse.ArgumentParser) -> None:
+    """What is told of the result, and flags of other programs."""
+    add = parser.add_argument
     add("-lsim", "--layer-similarity", action="store_true", help="how much each layer changes")
     add("--show-statistics", action="store_true", help="numbers about each tensor")
     add("--report", metavar="FILE.json", help="coverage and numbers as JSON")
-    add("--restart", action="store_true", help="start anew, whatever an interrupted run left")
     for flag in ("--no-escape", "--resume"):
         add(flag, action="store_true", help=argparse.SUPPRESS)
     for flag in ("--verbosity", "--output-tensor-name"):
         add(flag, help=argparse.SUPPRESS)
-    cluster_options.add_options(parser)
-    add_loading(parser)
-    parser.set_defaults(ctx_size=512)
-    add_ignored(parser)
 
 
 def run(args: argparse.Namespace) -> int:

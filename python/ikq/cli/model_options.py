@@ -11,6 +11,7 @@ from typing import Any
 
 import ikq
 from ikq import cuda
+from ikq.cli.numbers import whole_number
 from ikq.cli.placement_table import ALL_LAYERS
 from ikq.inference.fitting import MARGIN
 from ikq.inference.model import PLANNED
@@ -132,12 +133,16 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     """Options of `Model.load`."""
     group = parser.add_argument_group("model")
     group.add_argument(
-        "-c", "--ctx-size", type=int, metavar="N", help="most positions of a text; 0: as trained"
+        "-c", "--ctx-size", type=whole_number, metavar="N", help="most positions of a text; 0: as trained"
     )
-    group.add_argument("-t", "--threads", type=int, metavar="N", help="threads; one per CPU unless given")
-    group.add_argument("-tb", "--threads-batch", type=int, metavar="N", help=argparse.SUPPRESS)
-    group.add_argument("-b", "--batch-size", type=int, metavar="N", help="limits -ub")
-    group.add_argument("-ub", "--ubatch-size", type=int, default=512, metavar="N", help="most tokens at once")
+    group.add_argument(
+        "-t", "--threads", type=whole_number, metavar="N", help="threads; one per CPU unless given"
+    )
+    group.add_argument("-tb", "--threads-batch", type=whole_number, metavar="N", help=argparse.SUPPRESS)
+    group.add_argument("-b", "--batch-size", type=whole_number, metavar="N", help="limits -ub")
+    group.add_argument(
+        "-ub", "--ubatch-size", type=whole_number, default=512, metavar="N", help="most tokens at once"
+    )
     group.add_argument(
         "-ctk", "--cache-type-k", default="f16", metavar="TYPE", help="type of cached keys (f16)"
     )
@@ -191,7 +196,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         *GPU_LAYERS, dest="n_gpu_layers", type=n_layers, default=0, metavar="N", help=GPU_LAYERS_HELP
     )
-    group.add_argument(*CPU_MOE_LAYERS, type=int, default=0, metavar="N", help=CPU_MOE_LAYERS_HELP)
+    group.add_argument(*CPU_MOE_LAYERS, type=whole_number, default=0, metavar="N", help=CPU_MOE_LAYERS_HELP)
 
 
 GPU_LAYERS = ("-ngl", "--gpu-layers", "--n-gpu-layers")
@@ -251,7 +256,7 @@ def add_placement(group: argparse._ActionsContainer, *, switches_have_values: bo
     )
     group.add_argument(
         "--fit-margin",
-        type=int,
+        type=whole_number,
         default=MARGIN,
         metavar="MIB",
         help=f"memory of each GPU that --fit leaves free ({MARGIN})",

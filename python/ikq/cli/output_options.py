@@ -1,12 +1,12 @@
-"""Options of verbs that write GGUF files: metadata, and how the output is split; sizes such as `4G`."""
+"""Options of verbs that write GGUF files: metadata, and how the output is split."""
 
 from __future__ import annotations
 
 import argparse
 
-from ikq.quantizing.options import parse_size
+from ikq.cli.numbers import at_least, size
 
-__all__ = ["add_output_options", "size"]
+__all__ = ["add_output_options"]
 
 
 def add_output_options(group: argparse._ActionsContainer) -> None:
@@ -22,16 +22,8 @@ def add_output_options(group: argparse._ActionsContainer) -> None:
         "--split-max-size", metavar="N(M|G)", type=size, help="split into files of at most this size"
     )
     group.add_argument(
-        "--split-max-tensors", metavar="N", type=int, help="split into files of at most N tensors"
+        "--split-max-tensors", metavar="N", type=at_least(1), help="split into files of at most N tensors"
     )
     group.add_argument(
         "--no-tensor-first-split", action="store_true", help="let the first of these files hold metadata only"
     )
-
-
-def size(text: str) -> int:
-    """A number of bytes, for `type=` of an option."""
-    try:
-        return parse_size(text)
-    except ValueError as e:
-        raise argparse.ArgumentTypeError(str(e)) from None

@@ -6,6 +6,7 @@ import argparse
 
 import ikq
 from ikq.cli import quality
+from ikq.cli.numbers import whole_number
 
 NAME = "perplexity"
 ALIASES = ("ppl",)
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     quality.add_options(parser)
     parser.add_argument(
         "--ppl-stride",
-        type=int,
+        type=whole_number,
         metavar="N",
         help="begin a window every N tokens and score its last N (0: windows follow each other)",
     )

@@ -16,6 +16,7 @@ from ikq.cli import cluster_options, quality_cluster
 from ikq.cli.kld_report import facts, head, row, statistics
 from ikq.cli.model_options import add_ignored, add_loading, fitted, load_options, print_ignored
 from ikq.cli.notes import note_on_stderr
+from ikq.cli.numbers import number, whole_number
 from ikq.evaluate import (
     Base,
     Divergence,
@@ -43,14 +44,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of both verbs; names are those that users of llama-perplexity know."""
     parser.add_argument("-m", "--model", required=True, metavar="FILE.gguf", help="the model")
     parser.add_argument("-f", "--file", metavar="FILE", help="the text (UTF-8), taken literally")
-    parser.add_argument("--chunks", type=int, default=-1, metavar="N", help="most windows (-1: all)")
+    parser.add_argument("--chunks", type=whole_number, default=-1, metavar="N", help="most windows (-1: all)")
     parser.add_argument(
         "--kl-divergence-base", metavar="FILE", help="file with the distributions of a base model"
     )
     parser.add_argument(
         "--compact",
         nargs="?",
-        type=float,
+        type=number,
         const=SHARE,
         metavar="SHARE",
         help=f"write a compact base file, of at most this share of the full size ({SHARE})",

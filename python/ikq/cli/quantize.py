@@ -11,7 +11,8 @@ from typing import cast
 
 import ikq
 from ikq.cli import quantize_cluster, quantize_report, quantize_sequential
-from ikq.cli.output_options import add_output_options, size
+from ikq.cli.numbers import at_least, size
+from ikq.cli.output_options import add_output_options
 from ikq.cli.quantize_lines import (
     coverage_lines,
     feedback_lines,
@@ -166,7 +167,7 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
     output.add_argument(
         "--only-layer",
         metavar="N",
-        type=int,
+        type=at_least(0),
         help="only the tensors of this layer, for --reuse by the run that writes all of them",
     )
     output.add_argument(

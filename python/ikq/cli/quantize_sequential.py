@@ -8,6 +8,7 @@ from pathlib import Path
 
 import ikq
 from ikq.cli.notes import note_on_stderr
+from ikq.cli.numbers import at_least, whole_number
 from ikq.files.text_files import read_literally
 from ikq.quantizing.options import QuantizeOptions
 from ikq.quantizing.pipeline import QuantizePlan
@@ -28,10 +29,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("-f", "--file", metavar="TEXT", help="the text")
     group.add_argument(
-        "-c", "--ctx-size", metavar="N", type=int, default=512, help="tokens of a chunk of it, default 512"
+        "-c",
+        "--ctx-size",
+        metavar="N",
+        type=at_least(1),
+        default=512,
+        help="tokens of a chunk of it, default 512",
     )
     group.add_argument(
-        "--chunks", metavar="N", type=int, default=-1, help="most chunks, default all of the text"
+        "--chunks", metavar="N", type=whole_number, default=-1, help="most chunks, default all of the text"
     )
     group.add_argument(
         "--effort",

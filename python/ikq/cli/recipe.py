@@ -13,6 +13,8 @@ from typing import Any
 import ikq
 from ikq.cli import cluster_options
 from ikq.cli.notes import note_on_stderr
+from ikq.cli.numbers import at_least, positive_number, whole_number
+from ikq.errors import UsageError
 from ikq.files.outputs import check_outputs
 from ikq.files.text_files import read_literally
 from ikq.files.whole_file import whole_file
@@ -66,28 +68,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_sensitivity(parser)
     _add_shown(parser)
     cluster_options.add_options(parser)
-    parser.add_argument("-t", "--threads", type=int, metavar="N", help="threads; one per CPU unless given")
+    parser.add_argument(
+        "-t", "--threads", type=at_least(1), metavar="N", help="threads; one per CPU unless given"
+    )
 
 
 def _add_budget(parser: argparse.ArgumentParser) -> None:
     """How large and how slow the result may be."""
     budget = parser.add_argument_group("budget (one of size, bpw, ram)")
     budget.add_argument("--size", metavar="N", type=_bytes, help="most bytes of the file")
-    budget.add_argument("--bpw", metavar="N", type=_positive, help="most bits per weight, over all tensors")
+    budget.add_argument(
+        "--bpw", metavar="N", type=positive_number, help="most bits per weight, over all tensors"
+    )
     budget.add_argument(
         "--ram", metavar="N", type=_bytes, help="most bytes in main memory, cache and buffers included"
     )
     budget.add_argument("--vram", metavar="N", type=_bytes, help="with --ram: bytes on a second device")
-    budget.add_argument("--min-tg", type=_positive, metavar="N", help="least tokens per second generated")
-    budget.add_argument("--min-pp", type=_positive, metavar="N", help="least tokens per second of prompts")
+    budget.add_argument(
+        "--min-tg", type=positive_number, metavar="N", help="least tokens per second generated"
+    )
+    budget.add_argument(
+        "--min-pp", type=positive_number, metavar="N", help="least tokens per second of prompts"
+    )
     budget.add_argument(
         "--vram-bandwidth", metavar="N", type=_bytes, help="bytes per second that the second device reads"
     )
-    budget.add_argument("-c", "--ctx-size", type=int, metavar="N", help="positions of the cache (as trained)")
+    budget.add_argument(
+        "-c", "--ctx-size", type=at_least(1), metavar="N", help="positions of the cache (as trained)"
+    )
     budget.add_argument("-ctk", "--cache-type-k", default="f16", metavar="TYPE", help="cached keys (f16)")
     budget.add_argument("-ctv", "--cache-type-v", default="f16", metavar="TYPE", help="cached values (f16)")
     budget.add_argument(
-        "-ub", "--ubatch-size", type=int, default=512, metavar="N", help="most tokens at once"
+        "-ub", "--ubatch-size", type=at_least(1), default=512, metavar="N", help="most tokens at once"
     )
 
 
@@ -124,14 +136,14 @@ def _add_sensitivity(parser: argparse.ArgumentParser) -> None:
     )
     sensitivity.add_argument(
         "--probe",
-        type=int,
+        type=whole_number,
         metavar="N",
         help="measure them: N mixes of about the wanted size are run on -f; 40 to 100 are good",
     )
     sensitivity.add_argument("-f", "--file", metavar="TEXT", help="with --probe: a text of the model's use")
     sensitivity.add_argument(
         "--chunks",
-        type=int,
+        type=whole_number,
         default=N_WINDOWS,
         metavar="N",
         help=f"with --probe: windows of 512 ({N_WINDOWS})",
@@ -180,8 +192,6 @@ def run(args: argparse.Namespace) -> int:
             ("-f", args.file),
         ],
     )
-    if args.ubatch_size < 1:
-        raise ikq.RefusedError(f"-ub {args.ubatch_size}: expected 1 or more")
     covariances = None if args.covariance is None else ikq.Covariances(args.covariance)
     problem = open_problem(
         args.model,
@@ -214,6 +224,8 @@ def _types(args: argparse.Namespace) -> tuple[ikq.QuantType, ...]:
         return DEFAULT_TYPES
     try:
         return parse_types(args.types)
+    except UsageError:
+        raise
     except ikq.RefusedError as e:
         everything = open_problem(args.model, args.imatrix, allow_requantize=args.allow_requantize)
         raise ikq.RefusedError(f"{e}; with all of them {everything.smallest}") from None
@@ -339,13 +351,3 @@ def _bytes(text: str) -> int:
         return parse_bytes(text)
     except ValueError as e:
         raise argparse.ArgumentTypeError(str(e)) from None
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-        if not 0 < value < float("inf"):
-            raise ValueError
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number above 0") from None
-    return value

@@ -22,6 +22,7 @@ from ikq.cli.model_options import (
     print_unused_rules,
 )
 from ikq.cli.notes import note_on_stderr
+from ikq.cli.numbers import whole_number
 from ikq.cli.placement_table import placement_lines
 from ikq.cli.progress import prompt_progress, waiting
 from ikq.cli.prompt_cache import PromptCache, add_prompt_cache
@@ -60,7 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prompt.add_argument("-p", "--prompt", metavar="TEXT", help="the prompt; in a chat the first message")
     prompt.add_argument("-f", "--file", metavar="FILE", help="a file with the prompt, taken literally")
     text.add_argument(
-        "-n", "--predict", "--n-predict", type=int, default=-1, metavar="N", help="most tokens; -1: no limit"
+        "-n",
+        "--predict",
+        "--n-predict",
+        type=whole_number,
+        default=-1,
+        metavar="N",
+        help="most tokens; -1: no limit",
     )
     text.add_argument(
         "-e", "--escape", action="store_true", default=True, help="\\n, \\t, ... in -p and the like (default)"
@@ -84,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-context-shift", dest="context_shift", action="store_false", help=argparse.SUPPRESS
     )
     text.add_argument(
-        "--keep", type=int, default=0, metavar="N", help="tokens that shifts keep; -1: the prompt"
+        "--keep", type=whole_number, default=0, metavar="N", help="tokens that shifts keep; -1: the prompt"
     )
     add_prompt_cache(text)
     text.add_argument("--no-perf", action="store_true", help="no lines about time at the end")

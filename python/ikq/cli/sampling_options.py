@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 import ikq
+from ikq.cli.numbers import number, whole_number
 from ikq.sampling import DEFAULT_ORDER, SamplingOptions
 
 __all__ = ["add_sampling", "sampling_options"]
@@ -47,10 +48,8 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     for flags, field, what in _NUMBERS:
         default = getattr(_D, field)
         shown = "" if default is None else f" ({default:g})"
-        number = float if isinstance(default, float) else int
-        group.add_argument(
-            *flags, dest=field, type=number, default=default, metavar="N", help=f"{what}{shown}"
-        )
+        kind = number if isinstance(default, float) else whole_number
+        group.add_argument(*flags, dest=field, type=kind, default=default, metavar="N", help=f"{what}{shown}")
     group.add_argument(
         "--dry-sequence-breaker",
         dest="dry_sequence_breakers",

@@ -24,6 +24,7 @@ from ikq.cli.model_options import (
     print_ignored,
     print_unused_rules,
 )
+from ikq.cli.numbers import number, whole_number
 from ikq.cli.run import json_object
 from ikq.cli.sampling_options import add_sampling, sampling_options
 from ikq.cli.speculation_options import add_speculation, check_files, speculation_options
@@ -61,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     server.add_argument(
         "--models-max",
-        type=int,
+        type=whole_number,
         default=_D.models_max,
         metavar="N",
         help=f"most models that are loaded ({_D.models_max})",
@@ -82,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_listening(server: argparse._ArgumentGroup) -> None:
     """Where the server listens, and for whom."""
     server.add_argument("--host", default=_D.host, metavar="ADDRESS", help=f"where to listen ({_D.host})")
-    server.add_argument("--port", type=int, default=_D.port, metavar="N", help=f"port ({_D.port})")
+    server.add_argument("--port", type=whole_number, default=_D.port, metavar="N", help=f"port ({_D.port})")
     server.add_argument(
         "--api-key", action="append", default=[], metavar="KEY,...", help="only for these keys"
     )
@@ -107,14 +108,14 @@ def _add_limits(server: argparse._ArgumentGroup) -> None:
     server.add_argument(
         "-np",
         "--parallel",
-        type=int,
+        type=whole_number,
         default=_D.parallel,
         metavar="N",
         help=f"most texts that are computed together ({_D.parallel})",
     )
     server.add_argument(
         "--queue",
-        type=int,
+        type=whole_number,
         default=_D.queue,
         metavar="N",
         help=f"most texts that wait; others are refused with status 429 ({_D.queue})",
@@ -122,21 +123,21 @@ def _add_limits(server: argparse._ArgumentGroup) -> None:
     server.add_argument(
         "-to",
         "--timeout",
-        type=float,
+        type=number,
         default=_D.timeout,
         metavar="SECONDS",
         help=f"most time of a request; 0: no limit ({_D.timeout:g})",
     )
     server.add_argument(
         "--grace",
-        type=float,
+        type=number,
         default=_D.grace,
         metavar="SECONDS",
         help=f"time that requests have to end when the server shuts down ({_D.grace:g})",
     )
     server.add_argument(
         "--max-body",
-        type=int,
+        type=whole_number,
         default=_D.max_body // 2**20,
         metavar="MIB",
         help=f"most MiB of a request ({_D.max_body // 2**20})",
@@ -148,7 +149,7 @@ def _add_caches(server: argparse._ArgumentGroup) -> None:
     server.add_argument(
         "-cram",
         "--cache-ram",
-        type=int,
+        type=whole_number,
         metavar="MIB",
         help="memory for the caches of all texts, those that are kept for others included; 0: none are kept",
     )
@@ -195,7 +196,7 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
     chat.add_argument("--reasoning-effort", metavar="LEVEL", help="reasoning_effort of the template")
     chat.add_argument(
         "--reasoning-budget",
-        type=int,
+        type=whole_number,
         default=-1,
         metavar="N",
         help="most tokens of thoughts; 0: none, -1: no limit (-1)",
@@ -211,7 +212,13 @@ def _add_defaults(parser: argparse.ArgumentParser) -> None:
     """Options that hold where a request does not say otherwise."""
     defaults = parser.add_argument_group("where a request does not say otherwise")
     defaults.add_argument(
-        "-n", "--predict", "--n-predict", type=int, default=-1, metavar="N", help="most tokens; -1: no limit"
+        "-n",
+        "--predict",
+        "--n-predict",
+        type=whole_number,
+        default=-1,
+        metavar="N",
+        help="most tokens; -1: no limit",
     )
     defaults.add_argument(
         "--no-cache-prompt", action="store_true", help="compute all of it, and keep nothing of it"

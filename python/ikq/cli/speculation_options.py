@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 import ikq
+from ikq.cli.numbers import number, whole_number
 from ikq.models import model_spec, mtp_spec
 from ikq.speculation import Speculation, check_same_vocabulary
 
@@ -27,7 +28,7 @@ def add_speculation(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--lookup",
         nargs="?",
-        type=int,
+        type=whole_number,
         const=True,
         default=False,
         metavar="N",
@@ -38,17 +39,22 @@ def add_speculation(parser: argparse.ArgumentParser) -> None:
         "--draft-max",
         "--draft",
         "--draft-n",
-        type=int,
+        type=whole_number,
         default=8,
         metavar="N",
         help="most tokens of a draft (8)",
     )
     group.add_argument(
-        "--draft-min", "--draft-n-min", type=int, default=0, metavar="N", help="drop shorter drafts (0)"
+        "--draft-min",
+        "--draft-n-min",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="drop shorter drafts (0)",
     )
     group.add_argument(
         "--draft-p-min",
-        type=float,
+        type=number,
         default=0.5,
         metavar="P",
         help="end a draft before a token that is less probable to who drafts (0.5)",

@@ -12,6 +12,7 @@ from typing import Any
 
 import ikq
 from ikq.cli.model_options import add_ignored, add_loading, fitted, load_options, print_ignored
+from ikq.cli.numbers import whole_number
 from ikq.speed.measure import SweepRow, sweep
 
 NAME = "sweep-bench"
@@ -32,8 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "prompt of random tokens."
     )
     parser.add_argument("-m", "--model", required=True, metavar="FILE.gguf", help="the model")
-    parser.add_argument("-n", "--n-gen", type=int, metavar="N", help="generated tokens (a quarter of -ub)")
-    parser.add_argument("-nrep", "--repetitions", type=int, default=1, metavar="N", help="median of N (1)")
+    parser.add_argument(
+        "-n", "--n-gen", type=whole_number, metavar="N", help="generated tokens (a quarter of -ub)"
+    )
+    parser.add_argument(
+        "-nrep", "--repetitions", type=whole_number, default=1, metavar="N", help="median of N (1)"
+    )
     parser.add_argument("-wb", "--warmup-batch", action="store_true", default=True, help=argparse.SUPPRESS)
     parser.add_argument(
         "--output-format", choices=("table", "md", "jsonl", "csv"), default="table", help="form of the result"

@@ -12,6 +12,27 @@ __all__ = ["ChunkRates", "Rates"]
 _INTERVAL = 10.0
 
 
+class _Lines:
+    """Lines of progress, one every ten seconds.
+
+    Args:
+        on_note: Called with each.
+    """
+
+    def __init__(self, on_note: Callable[[str], None] | None) -> None:
+        self._on_note = on_note
+        self._told = time.monotonic()
+
+    def tell(self, line: Callable[[float], str]) -> bool:
+        """Tells what `line` makes of the seconds since the last line, if it is time for one."""
+        now = time.monotonic()
+        if self._on_note is None or now - self._told < _INTERVAL:
+            return False
+        self._on_note(f"cluster: {line(now - self._told)}")
+        self._told = now
+        return True
+
+
 class Rates:
     """Counts what nodes make and tells it from time to time.
 
@@ -20,8 +41,8 @@ class Rates:
     """
 
     def __init__(self, on_note: Callable[[str], None] | None) -> None:
-        self._on_note = on_note
-        self._start = self._told = time.monotonic()
+        self._lines = _Lines(on_note)
+        self._start = time.monotonic()
         self._bytes: dict[str, int] = {}
         self._recent: dict[str, int] = {}
 
@@ -32,10 +53,8 @@ class Rates:
 
     def tell(self) -> None:
         """Tells the last seconds, if it is time for that."""
-        now = time.monotonic()
-        if self._on_note is not None and now - self._told >= _INTERVAL:
-            self._on_note(f"cluster: {_line(self._recent, now - self._told)}")
-            self._told, self._recent = now, dict.fromkeys(self._recent, 0)
+        if self._lines.tell(lambda seconds: _line(self._recent, seconds)):
+            self._recent = dict.fromkeys(self._recent, 0)
 
     def summary(self) -> str | None:
         """All of it; `None` where nothing was made."""
@@ -69,8 +88,7 @@ class ChunkRates:
     """
 
     def __init__(self, n_tokens: int, on_note: Callable[[str], None] | None, unit: str = "chunk") -> None:
-        self._n_tokens, self._on_note, self._unit = n_tokens, on_note, unit
-        self._told = time.monotonic()
+        self._n_tokens, self._lines, self._unit = n_tokens, _Lines(on_note), unit
         # number and seconds of the chunks of each node
         self._all: dict[str, tuple[int, float]] = {}
         self._recent: dict[str, tuple[int, float]] = {}
@@ -83,11 +101,8 @@ class ChunkRates:
 
     def tell(self) -> None:
         """Tells the last seconds, if it is time for that."""
-        now = time.monotonic()
-        if self._on_note is not None and self._recent and now - self._told >= _INTERVAL:
-            rates = ", ".join(f"{node} {self._rate(*found)}" for node, found in sorted(self._recent.items()))
-            self._on_note(f"cluster: {rates}")
-            self._told, self._recent = now, {}
+        if self._recent and self._lines.tell(lambda _: self._rates(self._recent)):
+            self._recent = {}
 
     def summary(self) -> str | None:
         """All of it; `None` where no chunk was run."""
@@ -97,6 +112,9 @@ class ChunkRates:
             f"{node} {found[0]} ({self._rate(*found)})" for node, found in sorted(self._all.items())
         )
         return f"cluster: {self._unit}s by node: {shares}"
+
+    def _rates(self, counts: dict[str, tuple[int, float]]) -> str:
+        return ", ".join(f"{node} {self._rate(*found)}" for node, found in sorted(counts.items()))
 
     def _rate(self, n: int, seconds: float) -> str:
         return f"{n * self._n_tokens / max(seconds, 1e-9):.1f} tokens/s"

@@ -29,7 +29,7 @@ def check_outputs(
         outputs: Pairs of an option as the user knows it and its file; `None` where it was not given.
         inputs: The same of what is read.
         are_gguf: Outputs may be GGUF files themselves, and replace older ones that are no models. Other
-            outputs replace no GGUF file at all.
+            outputs replace no GGUF file at all, and may be devices and pipes, which are written to.
 
     Raises:
         ikq.errors.RefusedError: Such an output, or one in a folder that does not exist.
@@ -42,7 +42,10 @@ def check_outputs(
         folder = path.absolute().parent
         if not folder.is_dir():
             raise RefusedError(f"{option} {file}: there is no folder {folder}")
-        if not os.access(folder, os.W_OK):
+        is_special = path.exists() and not path.is_file() and not path.is_dir()
+        if is_special and are_gguf:
+            raise RefusedError(f"{option} {file} is a device or a pipe, not a file; give another name")
+        if not is_special and not os.access(folder, os.W_OK):
             raise RefusedError(f"{option} {file}: the folder {folder} cannot be written to")
         if path.is_dir():
             raise RefusedError(f"{option} {file} is a folder; name a file in it")
@@ -63,6 +66,8 @@ def is_same_file(a: Path, b: Path) -> bool:
 
 
 def _is_gguf(path: Path) -> bool:
+    if not path.is_file():  # to open a pipe is to wait for who writes to it
+        return False
     try:
         with path.open("rb") as f:
             return f.read(len(_GGUF_MAGIC)) == _GGUF_MAGIC

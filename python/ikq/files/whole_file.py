@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +15,18 @@ __all__ = ["whole_file"]
 
 @contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A file that gets its name when the block ends without an exception; otherwise it is removed."""
+    """A file that gets its name when the block ends without an exception; otherwise it is removed.
+
+    A device or a pipe of that name (`/dev/null`, `/dev/stdout`) stays one, and is written to at the end.
+    """
     target = Path(path)
+    if target.exists() and not target.is_file() and not target.is_dir():
+        with tempfile.TemporaryFile() as whole:
+            yield whole
+            whole.seek(0)
+            with target.open("wb") as out:
+                shutil.copyfileobj(whole, out)
+        return
     with tempfile.NamedTemporaryFile(
         dir=target.parent, prefix=f".{target.name[:180]}.", suffix=".tmp", delete=False
     ) as f:

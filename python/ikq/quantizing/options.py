@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from ikq import _ikq
 from ikq.arrays.quant_types import TypeLike, as_type
-from ikq.errors import RefusedError
+from ikq.errors import FormatError, RefusedError, UsageError
 from ikq.statistics.imatrix import Imatrix
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ __all__ = [
 ]
 
 PathLike = str | os.PathLike[str]
+
+_MOST_BYTES = 2**63
+_MOST_LAYERS = 2**31
 
 
 class QuantizeOptions(TypedDict, total=False):
@@ -207,7 +210,7 @@ def wishes(options: QuantizeOptions, recipe_rules: Iterable[str] = ()) -> dict[s
     Raises:
         TypeError: An unknown keyword.
         ikq.errors.RefusedError: Options that exclude one another.
-        ikq.errors.FormatError: An unknown type name.
+        ikq.errors.UsageError: An unknown type name.
     """
     unknown = options.keys() - keywords_of(QuantizeOptions)
     if unknown:
@@ -218,13 +221,21 @@ def wishes(options: QuantizeOptions, recipe_rules: Iterable[str] = ()) -> dict[s
 
     def type_id(name: str) -> int | None:
         value: TypeLike | None = given.get(name)
-        return None if value is None else int(as_type(value))
+        try:
+            return None if value is None else int(as_type(value))
+        except FormatError as e:
+            raise UsageError(f"--{name.replace('_', '-')}: {e}") from None
 
     file = options.get("tensor_type_file")
     size = options.get("split_max_size")
     max_tensors, keep_split = options.get("split_max_tensors"), options.get("keep_split", False)
     if (size is not None) + (max_tensors is not None) + keep_split > 1:
         raise RefusedError("give one of --split-max-size, --split-max-tensors and --keep-split")
+    if max_tensors is not None and not 0 < max_tensors < _MOST_BYTES:
+        raise RefusedError(f"--split-max-tensors {max_tensors}: expected 1 or more")
+    only_layer = options.get("only_layer")
+    if only_layer is not None and not 0 <= only_layer < _MOST_LAYERS:
+        raise RefusedError(f"--only-layer {only_layer}: no model has that layer")
     if options.get("no_tensor_first_split", False) and size is None and max_tensors is None:
         raise RefusedError("--no-tensor-first-split needs --split-max-size or --split-max-tensors")
     return {
@@ -261,7 +272,7 @@ def wishes(options: QuantizeOptions, recipe_rules: Iterable[str] = ()) -> dict[s
         "error_feedback": None
         if (covariances := options.get("error_feedback")) is None
         else os.fspath(covariances),
-        "only_layer": options.get("only_layer"),
+        "only_layer": only_layer,
     }
 
 
@@ -307,7 +318,7 @@ def parse_size(size: int | str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+)\s*([KMGT]?)B?\s*", str(size), re.IGNORECASE)
     n = int(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " ") if match else 0
-    if n <= 0:
+    if not 0 < n < _MOST_BYTES:
         raise ValueError(f"{size!r} is not a size; write a number with K, M or G, such as 4G")
     return n
 

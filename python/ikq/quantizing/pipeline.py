@@ -29,6 +29,7 @@ from ikq.quantizing.options import (
     run_options,
     wishes,
 )
+from ikq.quantizing.rule_places import naming_places
 from ikq.recipes.files import applicable_rules, read_recipe
 from ikq.statistics.imatrix import Imatrix
 
@@ -373,12 +374,9 @@ def _plan_model(
 ) -> QuantizePlan:
     """Plans what becomes of a model that is open."""
     recipe = options.get("recipe")
-    core = _ikq.plan_quantize(
-        model,
-        name,
-        None if imatrix is None else imatrix._core,
-        wishes(options, () if recipe is None else _recipe_rules(recipe, model)),
-    )
+    wanted = wishes(options, () if recipe is None else _recipe_rules(recipe, model))
+    with naming_places(options):
+        core = _ikq.plan_quantize(model, name, None if imatrix is None else imatrix._core, wanted)
     if destination is None:
         changes = [word for word in ("repack", "unrepack") if options.get(word)]
         stem = f"{source.stem}-{changes[0]}ed" if changes else f"ggml-model-{name.upper()}"

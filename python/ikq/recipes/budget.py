@@ -39,7 +39,7 @@ def parse_bytes(text: str | int) -> int:
     if match:
         unit = 1024 if match[3] else 1000
         n = int(float(match[1]) * unit ** " KMGT".index(match[2].upper() or " "))
-        if n > 0 and not (match[3] and not match[2]):
+        if 0 < n < 2**63 and not (match[3] and not match[2]):
             return n
     raise ValueError(f"{text!r} is not a size; write a number with K, M, G or T, such as 240G or 11GiB")
 

@@ -8,6 +8,7 @@ encoders, tell the error of the whole tensor. Rows are taken from all parts of a
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from ikq.arrays.coding import dequantize, quantize
 from ikq.arrays.quant_types import QuantType
 from ikq.arrays.tensor import QTensor
+from ikq.errors import NotTernaryWarning
 from ikq.recipes.covariances import InputCovariances
 from ikq.recipes.problem import Problem, TensorChoices
 from ikq.recipes.source import Tensors
@@ -168,8 +170,12 @@ def _relative_error(
         if step == 1 and rows.shape[0] >= 2 * _SLOW_SHARE:
             part, importance = rows[::_SLOW_SHARE], importance[::_SLOW_SHARE]
             full = full if full is None or len(full) == 1 else full[::_SLOW_SHARE]
-    stored = quantize(part, type, importance, n_threads=n_threads)
-    difference = part - dequantize(stored, type, n_threads=n_threads)
+    with warnings.catch_warnings():
+        # what ternary types lose is in the number; it is for the recipe to choose them or not
+        warnings.simplefilter("ignore", NotTernaryWarning)
+        stored = quantize(part, type, importance, n_threads=n_threads)
+    # types that store a matrix as a whole come back without its rows
+    difference = part - dequantize(stored, type, n_threads=n_threads).reshape(part.shape)
     if full is None:
         error = float(np.einsum("eij,ej->", difference**2, importance, dtype=np.float64))
     else:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ikq import _ikq
 from ikq.arrays.quant_types import QuantType, as_type
-from ikq.errors import FormatError, RefusedError
+from ikq.errors import FormatError, RefusedError, UsageError
 from ikq.files.gguf import GGUFReader
 from ikq.quantizing.pipeline import PlannedTensor, QuantizePlan, plan_quantization
 from ikq.quantizing.report.records import kind_and_layer
@@ -119,7 +119,7 @@ def parse_types(
             `None`: `DEFAULT_TYPES`, and only types that can be written are taken.
 
     Raises:
-        ikq.errors.FormatError: An unknown name.
+        ikq.errors.UsageError: An unknown name.
         ikq.errors.RefusedError: Nothing is left, or a type that cannot be written.
     """
     text = words if isinstance(words, str) else ",".join(words)
@@ -129,6 +129,8 @@ def parse_types(
     if parts and parts[0].startswith("-"):
         chosen.update(dict.fromkeys(known))
     for part in parts:
+        if part == "-":
+            raise UsageError(f"--types {text!r}: a type is missing behind -")
         found = _named(part.removeprefix("-"), known, must_be_written=among is None)
         if part.startswith("-"):
             for t in found:
@@ -154,7 +156,7 @@ def _named(
     try:
         t = as_type(word)
     except FormatError as e:
-        raise FormatError(
+        raise UsageError(
             f"{e} (a family is one of {', '.join(sorted(families))}, a program llama.cpp)"
         ) from None
     if must_be_written and not (t.can_encode and t.is_storable):
@@ -203,7 +205,8 @@ def read_problem(
 
     Raises:
         ikq.errors.RefusedError: A rule of `fix` that fits nothing, a model without a tensor to choose for.
-        ikq.errors.FormatError: A rule that is none, a damaged file.
+        ikq.errors.UsageError: A rule that is none.
+        ikq.errors.FormatError: A damaged file.
     """
     wanted = tuple(dict.fromkeys(types))
     fixed = [_fix_rule(text) for text in fix]
@@ -329,8 +332,9 @@ def _check_all_used(fixed: Sequence[_FixRule], problem: Problem) -> None:
             raise RefusedError(
                 f"--fix {rule.text}: earlier rules decide for all tensors that it fits; put it first"
             )
+        hint = " (a list takes a --fix for each rule)" if re.search(r"=\s*\w+,", rule.text) else ""
         raise RefusedError(
-            f"--fix {rule.text}: no tensor that can be quantized has such a name; {problem.smallest}"
+            f"--fix {rule.text}: no tensor that can be quantized has such a name{hint}; {problem.smallest}"
         )
 
 
@@ -354,13 +358,17 @@ def _is_kept_type(reason: str) -> bool:
 
 def _fix_rule(text: str) -> _FixRule:
     pattern, equals, type_name = text.rpartition("=")
+    pattern = pattern.strip()
     if not equals or not pattern:
-        raise FormatError(f"--fix {text!r}: expected REGEX=TYPE")
+        raise UsageError(f"--fix {text!r}: expected REGEX=TYPE, such as attn_v=q8_0")
     try:
         found = re.compile(pattern)
     except re.error as e:
-        raise FormatError(f"--fix {text!r}: {e}") from None
-    types = _named(type_name)
+        raise UsageError(f"--fix {text!r}: {pattern!r} is no regular expression: {e}") from None
+    try:
+        types = _named(type_name.strip())
+    except (UsageError, RefusedError) as e:
+        raise type(e)(f"--fix {text!r}: {e}") from None
     if len(types) != 1:
-        raise FormatError(f"--fix {text!r}: {type_name} is more than one type")
+        raise UsageError(f"--fix {text!r}: {type_name} is more than one type; name one of them")
     return _FixRule(found, types[0], text)

@@ -166,6 +166,8 @@ def open_problem(
     allow_requantize: bool = False,
 ) -> Problem:
     """The choices that there are for a model; arguments and errors are those of `make_recipe`."""
+    if Path(source).is_dir():
+        raise RefusedError(f"{source} is a folder, and recipes are for GGUF files: `ikq convert` makes one")
     statistics = imatrix if imatrix is None or isinstance(imatrix, Imatrix) else Imatrix(imatrix)
     return read_problem(Path(source), statistics, types, fix=fix, allow_requantize=allow_requantize)
 
@@ -243,7 +245,11 @@ def _from_table(
         if name not in direct and known.any():
             direct[name] = float(values[i][known].sum() / errors.relative[i][known].sum())
     if not direct:
-        raise RefusedError("the table of sensitivities has no value for a type that may be chosen")
+        name, of_type = next(iter(table))
+        raise RefusedError(
+            "the table of sensitivities has no value for a tensor and a type that may be chosen, but for "
+            f"{name} with {'all types' if of_type is None else of_type.name}; --types says what may be"
+        )
     if len(direct) < len(places):
         # the others by prediction, on the table's scale
         predicted = coefficients(problem)
