@@ -71,10 +71,9 @@ impl Cuda {
         let mut buffers = vec![out, ("weight", a.norm), ("z", z.0), ("y", results.floats)];
         buffers.extend(codes.into_iter().flat_map(|(q, ds)| [("q", q), ("ds", ds)]));
         start(DeltaKernel::Output { stride: z.1, codes: codes.is_some(), eps }, &buffers)?;
-        match codes.is_none() && is_read {
+        if codes.is_none() && is_read {
             // SAFETY: the floats were made by the launch before
-            true => unsafe { products::quantize(&self.gpu, &results) }?,
-            false => {}
+            unsafe { products::quantize(&self.gpu, &results) }?;
         }
         Ok(results)
     }
