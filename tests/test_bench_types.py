@@ -56,7 +56,7 @@ def test_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "code"),
     [
         (["--types", ""], 2),
-        (["--types", "nothing"], 1),
+        (["--types", "nothing"], 2),
         (["--isa", "mmx", "--types", "q8_0"], 1),
         (["--types", "q8_0", "-t", "0"], 2),
     ],

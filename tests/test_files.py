@@ -136,12 +136,19 @@ def test_merging_is_complete_or_not_at_all(tiny_moe, tmp_path, capsys):
         ["--merge", "IN", "new"],
         ["--merge", "--split-max-size", "1G", "IN", "new"],
         ["--merge", "--no-tensor-first-split", "IN", "new"],
-        ["--split-max-tensors", "0", "IN", "new"],
     ],
 )
 def test_what_split_refuses(arguments, tiny_moe, tmp_path, capsys):
     words = {"IN": str(tiny_moe), "new": str(tmp_path / "new")}
     assert main(["gguf-split", *(words.get(a, a) for a in arguments)]) == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_of_no_tensors_are_refused(tiny_moe, tmp_path, capsys):
+    with pytest.raises(SystemExit) as e:
+        main(["gguf-split", "--split-max-tensors", "0", str(tiny_moe), str(tmp_path / "new")])
+    assert e.value.code == 2
+    assert "--split-max-tensors: 0: expected 1 or more" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

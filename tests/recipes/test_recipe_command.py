@@ -181,7 +181,6 @@ def test_standard_output_is_the_recipe(capsys: pytest.CaptureFixture[str], tmp_p
         (["--size", "5M", "--probe", "10"], "-f TEXT"),
         (["--size", "5M", "--probe", "3", "-f", "TABLE"], "4 runs or more"),
         (["--size", "5M", "--probe", "4", "-f", "TABLE", "--chunks", "0"], "--chunks 0"),
-        (["--size", "5M", "-ub", "0"], "-ub 0"),
         (["--size", "5M", "-o", "no/such/folder/r.txt"], "no folder"),
         (["--size", "5M", "--pareto", "no/such/folder/p.html"], "no folder"),
         (["--size", "5M", "--write-sensitivity", "no/such/folder/t.csv"], "no folder"),
@@ -198,6 +197,13 @@ def test_refusals(words: list[str], said: str, capsys: pytest.CaptureFixture[str
     assert printed.err.startswith("error: ")
     assert said in printed.err
     assert len(printed.err.strip().splitlines()) == 1
+
+
+def test_an_ubatch_of_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as e:
+        recipe("--size", "5M", "-ub", "0", *FEW)
+    assert e.value.code == 2
+    assert "0: expected 1 or more" in capsys.readouterr().err
 
 
 def test_no_input_is_overwritten(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

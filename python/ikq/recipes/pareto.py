@@ -143,6 +143,8 @@ def pareto_page(costs: Costs, chosen: Recipe | None = None) -> str:
 
 def _drawing(best: list[Point], known: list[Point], mine: list[Point], shown: list[Point]) -> str:
     width, height, left, bottom = 960.0, 480.0, 80.0, 440.0
+    # a mix that loses nothing has no place on a logarithmic axis
+    shown = [p for p in shown if p.divergence > 0]
     if not shown:
         return "<p>Nothing to draw.</p>"
     sizes = np.log([p.bytes for p in shown])
