@@ -23,11 +23,11 @@ import ikq
 from ikq.evaluate import BaseFile, base_writer, cut, measure_divergence, measure_perplexity, text_tokens
 from ikq.recipes.choose import choose
 from ikq.recipes.covariances import InputCovariances
-from ikq.recipes.files import read_sensitivities
 from ikq.recipes.probes import probe
 from ikq.recipes.problem import DEFAULT_TYPES, parse_types
 from ikq.recipes.recipe import Budget, Costs, measure_costs, open_problem, solve
 from ikq.recipes.rules import recipe_rules
+from ikq.recipes.tables import read_sensitivities
 
 TOP = Path(__file__).resolve().parent.parent
 DATA = TOP / "tests" / "data"

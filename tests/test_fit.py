@@ -54,6 +54,12 @@ def stages_on(plan, device, role=""):
     return [p.stage for p in plan.placement if p.device == device and p.stage.endswith(role)]
 
 
+def test_a_full_gpu_holds_nothing(tiny_moe, gpu):
+    gpu(0)
+    with pytest.raises(ikq.DeviceError, match="CUDA0 has 0.0 MiB free"):
+        fitted(tiny_moe)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_what_fits_is_all_on_the_gpu(name, gpu):
     gpu(2**40)

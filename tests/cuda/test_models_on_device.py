@@ -127,6 +127,21 @@ np.savez(folder + "/out.npz", forked=forked, shifted=shifted, across=across)
 """
 
 
+def same_on_both(program, name, tmp_path):
+    """What a program writes with a model on the GPU is what it writes on the CPU, with a cache of floats. Returns it."""
+    floats = {"cache_type_k": "f32", "cache_type_v": "f32"}
+    gpu = {"devices": ["CPU", "CUDA0"], "n_gpu_layers": 99}
+    found = []
+    for i, options in enumerate((floats | gpu, floats | {"compute": "f32"})):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        run(program, environment(), str(fixture(name)), json.dumps(options), str(folder), timeout=1500)
+        found.append(dict(np.load(folder / "out.npz")))
+    for key, value in found[1].items():
+        assert distance(found[0][key], value) <= 1e-4, key
+    return found[0]
+
+
 @only_in_full
 @pytest.mark.parametrize("name", ["llama/llama-bf16", "deepseek2-lite/deepseek2-lite-bf16"])
 def test_rotated_keys_are_moved(name, tmp_path):
@@ -148,16 +163,7 @@ def test_rotated_keys_are_moved(name, tmp_path):
 @pytest.mark.parametrize("name", ["llama/llama-bf16", "deepseek2-lite/deepseek2-lite-bf16"])
 def test_sequences_on_a_gpu(name, tmp_path):
     """Forked, taken back, saved, loaded and shifted: what the CPU gives, with a cache of floats."""
-    floats = {"cache_type_k": "f32", "cache_type_v": "f32"}
-    gpu = {"devices": ["CPU", "CUDA0"], "n_gpu_layers": 99}
-    found = []
-    for i, options in enumerate((floats | gpu, floats | {"compute": "f32"})):
-        folder = tmp_path / str(i)
-        folder.mkdir()
-        run(MOVED, environment(), str(fixture(name)), json.dumps(options), str(folder), timeout=1200)
-        found.append(np.load(folder / "out.npz"))
-    for key in found[1].files:
-        assert distance(found[0][key], found[1][key]) <= 1e-4, key
+    same_on_both(MOVED, name, tmp_path)
 
 
 RECURRENT = """
@@ -194,17 +200,7 @@ np.savez(folder + "/out.npz", whole=whole, near=near, again=again[-20:], behind=
 )
 def test_sequences_of_recurrent_models(name, tmp_path):
     """In ubatches of 7, token by token, taken back, forked, saved and loaded: the bits of the whole."""
-    floats = {"cache_type_k": "f32", "cache_type_v": "f32"}
-    gpu = {"devices": ["CPU", "CUDA0"], "n_gpu_layers": 99}
-    found = []
-    for i, options in enumerate((floats | gpu, floats | {"compute": "f32"})):
-        folder = tmp_path / str(i)
-        folder.mkdir()
-        run(RECURRENT, environment(), str(fixture(name)), json.dumps(options), str(folder), timeout=1500)
-        found.append(dict(np.load(folder / "out.npz")))
-    for key, value in found[1].items():
-        assert distance(found[0][key], value) <= 1e-4, key
-    there = found[0]
+    there = same_on_both(RECURRENT, name, tmp_path)
     assert np.array_equal(there["near"], there["whole"][66:])
     assert np.array_equal(there["again"], there["whole"][50:])
     assert np.array_equal(there["single"], there["whole"][:35])

@@ -9,17 +9,12 @@ import pytest
 
 import ikq
 from ikq.errors import FormatError, RefusedError
-from ikq.recipes.files import (
-    applicable_rules,
-    read_recipe,
-    read_sensitivities,
-    recipe_type,
-    write_sensitivities,
-)
+from ikq.recipes.files import applicable_rules, read_recipe, recipe_type
 from ikq.recipes.problem import DEFAULT_TYPES, parse_types
 from ikq.recipes.recipe import measure_costs, open_problem
 from ikq.recipes.rules import recipe_rules
 from ikq.recipes.sensitivity import _likeness, coefficients
+from ikq.recipes.tables import read_sensitivities, write_sensitivities
 
 TEXT = "# a recipe\n\n# type: Q4_K\n^blk\\.0\\.=Q8_0  # first\nattn_q=iq4_ks, attn_k = q6_K,\n^x{1,2}$=q5_k\n"
 RULES = ["^blk\\.0\\.=q8_0", "attn_q=iq4_ks", "attn_k=q6_k", "^x{1,2}$=q5_k"]

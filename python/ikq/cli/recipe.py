@@ -21,12 +21,12 @@ from ikq.files.whole_file import whole_file
 from ikq.recipes.budget import Use, parse_bytes
 from ikq.recipes.covariances import InputCovariances, write_diagonal
 from ikq.recipes.explain import explanation_lines
-from ikq.recipes.files import read_sensitivities, write_sensitivities
 from ikq.recipes.pareto import pareto_page
 from ikq.recipes.probes import N_WINDOWS, Probes, check_runs, probe
 from ikq.recipes.problem import DEFAULT_TYPES, Problem, parse_types
 from ikq.recipes.recipe import Budget, Costs, Recipe, check_size, measure_costs, open_problem, solve
 from ikq.recipes.speed import Speeds, kept_speeds, measure_speeds
+from ikq.recipes.tables import read_sensitivities, write_sensitivities
 from ikq.recipes.text import recipe_text, summary_lines
 from ikq.speed.type_speeds import TypeSpeed
 

@@ -26,7 +26,7 @@ from ikq.cli.numbers import whole_number
 from ikq.cli.placement_table import placement_lines
 from ikq.cli.progress import prompt_progress, waiting
 from ikq.cli.prompt_cache import PromptCache, add_prompt_cache
-from ikq.cli.sampling_options import add_sampling, sampling_options
+from ikq.cli.sampling_options import add_predict, add_sampling, sampling_options
 from ikq.cli.speculation_options import add_speculation, check_files, load_draft, speculation_options
 from ikq.cli.timings import print_timings
 from ikq.files.text_files import decode_literally, read_literally
@@ -60,15 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prompt = text.add_mutually_exclusive_group()
     prompt.add_argument("-p", "--prompt", metavar="TEXT", help="the prompt; in a chat the first message")
     prompt.add_argument("-f", "--file", metavar="FILE", help="a file with the prompt, taken literally")
-    text.add_argument(
-        "-n",
-        "--predict",
-        "--n-predict",
-        type=whole_number,
-        default=-1,
-        metavar="N",
-        help="most tokens; -1: no limit",
-    )
+    add_predict(text)
     text.add_argument(
         "-e", "--escape", action="store_true", default=True, help="\\n, \\t, ... in -p and the like (default)"
     )

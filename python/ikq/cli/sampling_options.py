@@ -8,7 +8,7 @@ import ikq
 from ikq.cli.numbers import number, whole_number
 from ikq.sampling import DEFAULT_ORDER, SamplingOptions
 
-__all__ = ["add_sampling", "sampling_options"]
+__all__ = ["add_predict", "add_sampling", "sampling_options"]
 
 _D = SamplingOptions()
 
@@ -40,6 +40,19 @@ _NUMBERS: list[tuple[tuple[str, ...], str, str]] = [
     (("--adaptive-decay",), "adaptive_decay", "how long adaptive-p remembers"),
     (("--min-keep",), "min_keep", "least candidates that any step leaves"),
 ]
+
+
+def add_predict(group: argparse._ActionsContainer) -> None:
+    """The option for how many tokens are generated."""
+    group.add_argument(
+        "-n",
+        "--predict",
+        "--n-predict",
+        type=whole_number,
+        default=-1,
+        metavar="N",
+        help="most tokens; -1: no limit",
+    )
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

@@ -26,7 +26,7 @@ from ikq.cli.model_options import (
 )
 from ikq.cli.numbers import number, whole_number
 from ikq.cli.run import json_object
-from ikq.cli.sampling_options import add_sampling, sampling_options
+from ikq.cli.sampling_options import add_predict, add_sampling, sampling_options
 from ikq.cli.speculation_options import add_speculation, check_files, speculation_options
 from ikq.files.text_files import read_literally
 from ikq.serve.settings import Settings
@@ -211,15 +211,7 @@ def _add_chat(parser: argparse.ArgumentParser) -> None:
 def _add_defaults(parser: argparse.ArgumentParser) -> None:
     """Options that hold where a request does not say otherwise."""
     defaults = parser.add_argument_group("where a request does not say otherwise")
-    defaults.add_argument(
-        "-n",
-        "--predict",
-        "--n-predict",
-        type=whole_number,
-        default=-1,
-        metavar="N",
-        help="most tokens; -1: no limit",
-    )
+    add_predict(defaults)
     defaults.add_argument(
         "--no-cache-prompt", action="store_true", help="compute all of it, and keep nothing of it"
     )

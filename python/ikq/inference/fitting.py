@@ -124,7 +124,9 @@ def _gpus(options: PlacementOptions) -> tuple[tuple[_Gpu, ...], bool]:
         if name not in there:
             raise DeviceError(f"there is no GPU {name.removeprefix('CUDA')}; there are {len(there)}")
     chosen = names or list(there)
-    sizes = {name: device["free_bytes"] or device["memory_bytes"] for name, device in there.items()}
+    # a driver that does not tell what is free counts as one with nothing else on it; a full GPU is full
+    free = {name: device["free_bytes"] for name, device in there.items()}
+    sizes = {name: there[name]["memory_bytes"] if n is None else n for name, n in free.items()}
     return tuple(_Gpu(name, sizes[name]) for name in chosen), chosen == list(there)
 
 

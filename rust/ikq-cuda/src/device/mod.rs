@@ -261,11 +261,6 @@ impl Cuda {
         }
     }
 
-    /// The states of all recurrent layers that this device has.
-    fn states_mut(&mut self) -> impl Iterator<Item = &mut States> {
-        self.caches.iter_mut().flatten().filter_map(|c| c.states.as_mut())
-    }
-
     /// The caches of those layers of a group that this device has.
     fn group(&self, group: usize) -> impl Iterator<Item = &LayerCache> {
         self.network().groups[group].layers.iter().filter_map(|l| self.caches[*l].as_ref())
@@ -327,6 +322,11 @@ fn turned(attention: &Attention) -> Option<(RopeId, usize)> {
         Attention::Mla(a) => Some((a.rope, a.kv_rank)),
         Attention::DeltaNet(_) => None,
     }
+}
+
+/// The states of all recurrent layers that a device has.
+fn states_of(caches: &mut [Option<LayerCache>]) -> impl Iterator<Item = &mut States> {
+    caches.iter_mut().flatten().filter_map(|c| c.states.as_mut())
 }
 
 /// The error of reserving pages or states.
@@ -512,19 +512,17 @@ impl Device for Cuda {
 
     fn reserve_states(&mut self, n: usize) -> Result<(), ModelError> {
         let gpu = &self.gpu;
-        let mut states = self.caches.iter_mut().flatten().filter_map(|c| c.states.as_mut());
-        states.try_for_each(|s| s.reserve(gpu, n)).map_err(memory_error)
+        states_of(&mut self.caches).try_for_each(|s| s.reserve(gpu, n)).map_err(memory_error)
     }
 
     fn clear_state(&mut self, state: u32) {
-        self.states_mut().for_each(|s| s.set_n_past(state, 0));
+        states_of(&mut self.caches).for_each(|s| s.set_n_past(state, 0));
     }
 
     fn copy_state(&mut self, from: u32, to: u32) {
         self.attempt(|it| {
             let gpu = &it.gpu;
-            let mut states = it.caches.iter_mut().flatten().filter_map(|c| c.states.as_mut());
-            states.try_for_each(|s| s.copy(gpu, from, to))
+            states_of(&mut it.caches).try_for_each(|s| s.copy(gpu, from, to))
         });
     }
 
@@ -533,7 +531,7 @@ impl Device for Cuda {
     }
 
     fn truncate_state(&mut self, state: u32, n: usize) {
-        self.states_mut().for_each(|s| s.set_n_past(state, n));
+        states_of(&mut self.caches).for_each(|s| s.set_n_past(state, n));
     }
 
     fn export_state(&self, layer: usize, state: u32, out: &mut Vec<u8>) {
@@ -556,7 +554,7 @@ impl Device for Cuda {
         self.has_routed = false;
         for run in &batch.runs {
             let Some(state) = run.state else { continue };
-            self.states_mut().for_each(|s| s.set_n_past(state, run.first + run.columns.len()));
+            states_of(&mut self.caches).for_each(|s| s.set_n_past(state, run.first + run.columns.len()));
         }
         if self.parts.is_empty() {
             return;
