@@ -37,6 +37,8 @@ class Core:
     With `chunk` it is like that of a recurrent model: it can go back inside its last chunk, or to a snapshot.
     """
 
+    scales = ()  # of adapters
+
     def __init__(self, chunk=None, tokens=(), snapshots=()):
         self.chunk = chunk
         self._tokens = list(tokens)

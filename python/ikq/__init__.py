@@ -3,7 +3,7 @@
 Arrays: `dequantize`, `quantize`, `repack`, `pack`, `unpack`, `row_bytes`, `tensor_bytes`; types:
 `QuantType`; tensors: `QTensor`; files: `GGUFReader`, `GGUFWriter`; whole models: `quantize_file`,
 `plan_quantization`, `convert_checkpoint`, `convert_adapter`, `Imatrix`, `ActivationStatistics`; running:
-`Model`, `Sequence`, `Tokenizer`, `ChatTemplate`, `SamplingOptions`; serving: `Server`, with the extra
+`Model`, `LoraAdapter`, `Sequence`, `Tokenizer`, `ChatTemplate`, `SamplingOptions`; serving: `Server`, with the extra
 `ikq[serve]`; exceptions: `ikq.errors`.
 """
 
@@ -36,6 +36,7 @@ from ikq.errors import (
     UsageError,
 )
 from ikq.files.gguf import GGUFReader, GGUFWriter, Metadata, Shard, Typed
+from ikq.inference.lora import LoraAdapter
 from ikq.inference.model import Model
 from ikq.inference.sequence import Sequence
 from ikq.quantizing.coverage import ImatrixCoverage, PartialExperts
@@ -88,6 +89,7 @@ __all__ = [
     "ImatrixEntry",
     "InputCovariance",
     "LayerSimilarity",
+    "LoraAdapter",
     "Metadata",
     "MissingImatrixError",
     "Model",

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import ikq
 from ikq.cli import bench_types
+from ikq.cli.lora_options import add_lora
 from ikq.cli.model_options import (
     CPU_MOE_LAYERS,
     GPU_LAYERS,
@@ -156,6 +157,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         )
     add("--compute", choices=("auto", "f32"), default="auto", help="f32: exact products, slow (auto)")
     add("-ser", "--smart-expert-reduction", type=reduction, metavar="K,T", help="drop light experts, see run")
+    add_lora(parser)
     add_placement(parser, switches_have_values=True)
     add("-b", "--batch-size", help=argparse.SUPPRESS)
     add("-tgb", "--threads-gen-batch", help=argparse.SUPPRESS)
@@ -236,6 +238,7 @@ def _rows(
                 **same,
                 **placement_options(args),
                 **setting,
+                "lora": tuple(args.lora),
             }
             options = fitted(path, wanted)
             placing = {name: options[name] for name in _PLACING}

@@ -40,6 +40,8 @@ def check(args: argparse.Namespace) -> None:
         if args.path_map:
             raise ikq.RefusedError("--path-map is for --cluster")
         return
+    if args.lora:
+        raise ikq.RefusedError("--lora is not for --cluster: nodes load models as their files have them")
     check_address(args.cluster)
     args.path_map = [parse_path_rule(text) for text in args.path_map]
 

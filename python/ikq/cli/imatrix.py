@@ -284,7 +284,8 @@ def _collect(args: argparse.Namespace) -> int:
         )
         if args.chunks == 0:
             raise ikq.RefusedError("0 chunks: nothing to collect")
-        identity = run_identity(_files(args.model), windows.tokens, _options(args, windows))
+        files = [*_files(args.model), *(Path(a.path) for a in args.lora)]
+        identity = run_identity(files, windows.tokens, _options(args, windows))
         if args.chunks > 0:
             windows = replace(windows, n=min(windows.n, args.chunks))
         parts = CovarianceParts.of(args, windows, identity)
@@ -367,7 +368,8 @@ def _options(args: argparse.Namespace, windows: Windows) -> dict[str, Any]:
         "all_experts", "cache_type_k", "cache_type_v", "compute", "layer_similarity", "no_ppl", "override_kv",
         "process_output", "smart_expert_reduction",
     )  # fmt: skip
-    return {name: getattr(args, name) for name in names} | {"n_ctx": windows.n_ctx, "bos": windows.bos}
+    found = {name: getattr(args, name) for name in names} | {"n_ctx": windows.n_ctx, "bos": windows.bos}
+    return found | ({"lora": [a.scale for a in args.lora]} if args.lora else {})
 
 
 class _Job:

@@ -84,8 +84,8 @@ _SPECULATION = "-md, --lookup or --mtp says what drafts"
 
 # Flags that ask for what is not offered: a server that starts without it would not be what was wanted.
 _REFUSED: tuple[tuple[tuple[str, ...], str | int | None, str], ...] = (
-    (("--lora", "--lora-scaled", "--lora-base", "--control-vector", "--control-vector-scaled"), "+", _PLAIN),
-    (("--control-vector-layer-range", "--lora-init-without-apply"), "*", _PLAIN),
+    (("--lora-base", "--control-vector", "--control-vector-scaled"), "+", _PLAIN),
+    (("--control-vector-layer-range",), "*", _PLAIN),
     (("-mm", "--mmproj", "-mmu", "--mmproj-url", "--image-min-tokens", "--image-max-tokens"), 1, _TEXT),
     (("--media-path", "-mv", "--model-vocoder"), 1, _TEXT),
     (

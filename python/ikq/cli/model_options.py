@@ -11,6 +11,7 @@ from typing import Any
 
 import ikq
 from ikq import cuda
+from ikq.cli.lora_options import add_lora
 from ikq.cli.numbers import whole_number
 from ikq.cli.placement_table import ALL_LAYERS
 from ikq.inference.fitting import MARGIN
@@ -192,6 +193,7 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=TYPE:VALUE",
         help="metadata to read instead of the file's; TYPE is int, float, bool or str; may be repeated",
     )
+    add_lora(group)
     add_placement(group)
     group.add_argument(
         *GPU_LAYERS, dest="n_gpu_layers", type=n_layers, default=0, metavar="N", help=GPU_LAYERS_HELP
@@ -371,6 +373,7 @@ def load_options(args: argparse.Namespace) -> dict[str, Any]:
         **placement_options(args),
         "fit_sequences": 1,
         "override_kv": dict(args.override_kv),
+        "lora": tuple(args.lora),
     }
 
 

@@ -149,7 +149,8 @@ def _divergences(
     else:
         text, n_ctx = read_text(args.file), max(4, args.ctx_size)
         model = stack.enter_context(_model(args.model, options, n_ctx))
-        other = stack.enter_context(_model(base_model, options, n_ctx))
+        # adapters are the compared model's
+        other = stack.enter_context(_model(base_model, options | {"lora": ()}, n_ctx))
         base = ModelBase(other, _windows(other.tokenizer, text, args))
     n = base.windows.n if args.chunks < 0 else min(args.chunks, base.windows.n)
     return _timed(measure_divergence(model, base, args.chunks), n)

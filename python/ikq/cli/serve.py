@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -74,6 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_chat(parser)
     _add_defaults(parser)
     add_loading(parser)
+    parser.add_argument(
+        "--lora-init-without-apply",
+        action="store_true",
+        help="adapters begin with the scale 0: requests (lora) or POST /lora-adapters change it",
+    )
     add_sampling(parser)
     add_speculation(parser)
     add_ignored(parser)
@@ -227,6 +233,8 @@ def run(args: argparse.Namespace) -> int:
     settings = _settings(args)
     speculation = Speculation(draft_model=args.draft_model, **speculation_options(args))
     options = load_options(args) | {"fit_sequences": settings.parallel}
+    if args.lora_init_without_apply:
+        options["lora"] = tuple(replace(adapter, scale=0.0) for adapter in options["lora"])
     print_ignored(args)
     if args.model is not None:
         with ikq.GGUFReader(args.model) as reader:

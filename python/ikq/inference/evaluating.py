@@ -14,6 +14,7 @@ from ikq import _ikq
 from ikq.errors import FormatError, RefusedError
 from ikq.files.gguf import GGUFReader
 from ikq.inference import sequence
+from ikq.inference.lora import LoraAdapter, Scales
 from ikq.inference.sequence import Want
 from ikq.models import ModelSpec
 from ikq.speculation.mtp import MtpHead
@@ -50,21 +51,53 @@ class EvaluatingModel(TextModel):
         self.spec: ModelSpec = spec
         """What was made of the file's metadata."""
 
-    def new_sequence(self) -> sequence.Sequence:
+    def new_sequence(self, *, lora: Iterable[float] | None = None) -> sequence.Sequence:
         """A sequence of no tokens. It takes memory as it grows.
 
+        Args:
+            lora: Scales of the model's adapters for all its tokens; `None`: those of `lora_adapters`.
+
         Raises:
+            RefusedError: `lora` is not a finite number for each adapter.
             ValueError: the model is closed.
         """
         self._check_open()
-        return sequence.Sequence(self._engine.new_sequence())
+        return sequence.Sequence(self._engine.new_sequence(None if lora is None else list(lora)))
+
+    @property
+    def lora_adapters(self) -> tuple[LoraAdapter, ...]:
+        """The LoRA adapters that the model was loaded with, and the scales that new sequences have."""
+        return tuple(LoraAdapter(*adapter) for adapter in self._engine.adapters)
+
+    def set_lora(self, scales: Iterable[float]) -> None:
+        """Sets the scales of the model's adapters, 0 for those that shall have no effect.
+
+        They hold for sequences that are made, and texts that begin, from now on; others keep theirs. The
+        model's own sequence is empty afterwards.
+
+        Args:
+            scales: One for each of `lora_adapters`, in their order.
+
+        Raises:
+            RefusedError: they are not a finite number for each adapter.
+            ValueError: the model is closed.
+        """
+        with self._lock:
+            self._check_open()
+            self._engine.set_scales(list(scales))
+            own, self._own = self._own, sequence.Sequence(self._engine.new_sequence())
+            own.close()
+
+    def _lora_scales(self) -> Scales:
+        return tuple(scale for _, scale in self._engine.adapters)
 
     def load_sequence(self, path: str | os.PathLike[str]) -> sequence.Sequence:
         """The sequence that `Sequence.save` wrote, with this file loaded and the same types of the cache.
 
         Raises:
             OSError: the file cannot be read.
-            FormatError: it holds no such sequence, is damaged, or is of another model or form of the cache.
+            FormatError: it holds no such sequence, is damaged, or is of another model, form of the cache, or
+                adapters.
             RefusedError: memory does not hold it.
             ValueError: the model is closed.
         """
@@ -147,10 +180,10 @@ class EvaluatingModel(TextModel):
                 self._load_head = None
             return self._mtp
 
-    def _head(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _head(self, hidden: NDArray[np.float32], lora: Scales | None = None) -> NDArray[np.float32]:
         with self._lock:
             self._check_open()
-            return self._engine.head(np.ascontiguousarray(hidden))
+            return self._engine.head(np.ascontiguousarray(hidden), None if lora is None else list(lora))
 
     def logits(self, tokens: ArrayLike) -> NDArray[np.float32]:
         """Logits after every token of a text.

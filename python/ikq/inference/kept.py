@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from ikq.errors import IkqError
 from ikq.inference.sequence import Sequence
 
-__all__ = ["KeptSequences", "common_length"]
+__all__ = ["KeptSequences", "common_length", "is_of"]
 
 _MOST = 4
 # Tokens that are compared at once.
@@ -50,18 +50,21 @@ class KeptSequences:
             sequence.close()
         return len(found)
 
-    def find(self, tokens: list[int], in_use: Iterable[Sequence]) -> tuple[Sequence | None, int]:
+    def find(
+        self, tokens: list[int], in_use: Iterable[Sequence], lora: tuple[float, ...] = ()
+    ) -> tuple[Sequence | None, int]:
         """The sequence that begins with most of these tokens, and with how many; `None` if none does.
 
         Args:
             tokens: Those that are wanted.
             in_use: Sequences that others work on.
+            lora: Scales of adapters that it was computed with.
         """
         with self._lock:
             kept = self._all[::-1]
         best, best_n = None, 0
         for sequence in (*kept, *in_use):
-            n = _usable(sequence, tokens)
+            n = _usable(sequence, tokens) if is_of(sequence, lora) else 0
             if n > best_n:
                 best, best_n = sequence, n
         return best, best_n
@@ -100,6 +103,14 @@ def common_length(a: list[int], b: list[int]) -> int:
         if a[at:end] != b[at:end]:
             return next(i for i in range(at, end) if a[i] != b[i])
     return n
+
+
+def is_of(sequence: Sequence, lora: tuple[float, ...]) -> bool:
+    """Whether a sequence was computed with these scales of adapters; one that is closed was not."""
+    try:
+        return sequence.lora == lora
+    except ValueError:
+        return False
 
 
 def _usable(sequence: Sequence, tokens: list[int]) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ikq import _ikq, cuda
 from ikq.files.gguf import GGUFReader
+from ikq.inference.lora import LoraAdapter, opened
 from ikq.models import ModelSpec, model_spec, mtp_spec
 
 __all__ = [
@@ -99,14 +101,31 @@ class LoadingOptions(PlacementOptions):
     expert_reduction: tuple[int, float] | None
     mmap: Literal["auto", "on", "off"]
 
-    def engine(self, reader: GGUFReader, spec: ModelSpec, n_ctx: int | None) -> _ikq.Engine:
-        """The engine of a file, for sequences of at most `n_ctx` tokens. Errors are those of `Model.load`."""
-        return _ikq.Engine.load(reader._opened(), spec.to_json(), n_ctx=n_ctx, isa_name=None, **vars(self))
+    def engine(
+        self,
+        reader: GGUFReader,
+        spec: ModelSpec,
+        n_ctx: int | None,
+        lora: Sequence[LoraAdapter] = (),
+    ) -> _ikq.Engine:
+        """The engine of a file, for sequences of at most `n_ctx` tokens, with adapters.
+
+        Errors are those of `Model.load`.
+        """
+        with ExitStack() as stack:
+            return _ikq.Engine.load(
+                reader._opened(),
+                spec.to_json(),
+                n_ctx=n_ctx,
+                isa_name=None,
+                adapters=opened(lora, stack),
+                **vars(self),
+            )
 
     def head_engine(
         self, path: Path, file_options: FileOptions, n_ctx: int
     ) -> tuple[_ikq.Engine, ModelSpec] | None:
-        """The engine of the file's head for further tokens; `None`: it has none."""
+        """The engine of the file's head for further tokens, without adapters; `None`: it has none."""
         with file_options.open(path) as reader:
             spec = file_options.mtp_spec(reader)
             return None if spec is None else (self.engine(reader, spec, n_ctx), spec)

@@ -27,6 +27,7 @@ from ikq.inference.loading import (
     share_of_experts,
     shares,
 )
+from ikq.inference.lora import Adapters, adapters_of
 from ikq.inference.planning import plan as plan_loading
 from ikq.models import ModelSpec
 from ikq.speculation.draft_model import DraftModels
@@ -108,6 +109,7 @@ class Model(EvaluatingModel):
         fit_sequences: int = 1,
         yarn_truncate: bool = True,
         override_kv: Mapping[str, bool | int | float | str] | None = None,
+        lora: Adapters = (),
     ) -> Model:
         """Loads a GGUF file, or the split set that it belongs to.
 
@@ -160,18 +162,24 @@ class Model(EvaluatingModel):
             yarn_truncate: Round the bounds of YaRN's ramp to integers, as GGUF engines do (gpt-oss was
                 published without that).
             override_kv: Metadata to be read instead of the file's.
+            lora: LoRA adapters (`LoraAdapter`, or only a file), which are added to the model's products; its
+                weights stay as they are. What they change is computed on the CPU. The head for further
+                tokens drafts without them.
 
         Raises:
             OSError: the file cannot be read.
-            FormatError: it is not GGUF, is damaged, or its metadata and tensors do not fit together.
+            FormatError: it is not GGUF, is damaged, or its metadata and tensors do not fit together; an adapter
+                is none, or is for another model.
             ShapeError: a tensor does not have the shape that the model needs.
-            UnsupportedError: the architecture, a tensor type or a cache type is not supported.
+            UnsupportedError: the architecture, a tensor type, a cache type or a kind of adapter is not
+                supported.
             RefusedError: memory does not hold the weights or the cache; a rule names no device;
                 `tensor_split` is not a proportion of each device; `fit` comes with other options that say
-                what goes where.
+                what goes where; an adapter changes what is on a GPU.
             DeviceError: a GPU is named or to be filled and none is usable, does not hold its part, or does
                 not compute it.
         """
+        adapters = adapters_of(lora)
         look_for_gpus(devices)
         file_options = FileOptions(yarn_truncate, override_kv)
         reader = file_options.open(path)
@@ -200,7 +208,7 @@ class Model(EvaluatingModel):
             found = fitted_to(reader, spec, n_ctx, options, FitOptions(fit_margin, fit_sequences, n_ubatch))
             n_ctx, options = found.n_ctx, replace(options, **found.placement)
         model = cls(
-            options.engine(reader, spec, n_ctx),
+            options.engine(reader, spec, n_ctx, adapters),
             spec,
             reader,
             n_ubatch=n_ubatch,
@@ -319,6 +327,7 @@ class Model(EvaluatingModel):
             FfnPlan(layer, role, plan, why, *(QuantType[t] for t in types))
             for layer, role, plan, why, types in self._engine.plans()
         )
+        adapters = [f"LoRA adapter {a.path}, scale {a.scale:g}" for a in self.lora_adapters]
         # nobody is known to know a type that ikq does not
         known = [set(t.known_to) if isinstance(t, QuantType) else set() for t in self._types]
         return Explanation(
@@ -328,7 +337,7 @@ class Model(EvaluatingModel):
             memory=self.memory,
             why_memory=self._engine.why_memory,
             loaded_by=tuple(sorted(set.intersection(*known))),
-            notes=(*self.spec.notes, *self._notes),
+            notes=(*self.spec.notes, *self._notes, *adapters),
         )
 
     def close(self) -> None:

@@ -77,6 +77,11 @@ class Sequence:
         """
         return min(self.n_past, self._n_straight)
 
+    @property
+    def lora(self) -> tuple[float, ...]:
+        """Scales of the model's LoRA adapters that its tokens are computed with."""
+        return tuple(self._core.scales)
+
     def fork(self) -> Sequence:
         """Another sequence of the same tokens.
 

@@ -33,6 +33,7 @@ from ikq.speculation.text import TextSpeculation
 from ikq.speculation.verify import Verified
 
 if TYPE_CHECKING:
+    from ikq.inference.lora import Scales
     from ikq.text.model import TextModel
 
 __all__ = ["Found", "Kept", "Outcome", "Part", "Prompt", "Share", "Steps", "Work", "evenly", "n_left"]
@@ -56,7 +57,9 @@ class Kept(Protocol):
     def clear(self) -> int:
         """See there."""
 
-    def find(self, tokens: list[int], in_use: Iterable[Sequence]) -> tuple[Sequence | None, int]:
+    def find(
+        self, tokens: list[int], in_use: Iterable[Sequence], lora: Scales = ()
+    ) -> tuple[Sequence | None, int]:
         """See there."""
 
     def take(self, found: Sequence, n: int, tokens: list[int]) -> Sequence | None:
@@ -74,6 +77,7 @@ class Work:
         seconds: Time of the steps that it took part in.
         speculation: What drafts it, if anything does.
         n_left: Tokens that are wanted at most; `None`: no limit.
+        lora: Scales of the model's adapters; `None` before the first step: those that the model then has.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class Work:
         self.sequence = sequence
         self.speculation = speculation
         self.n_left: int | None = None
+        self.lora: Scales | None = None if sequence is None else sequence.lora
         self.n_done = 0
         self.n_reused = 0
         self.seconds = 0.0
@@ -356,7 +361,7 @@ class Steps:
         assert model is not None, "a generation keeps its model alive"
         found = model.step([(p.sequence, p.tokens, p.want) for p in parts])
         # what is wanted of hidden states
-        rows: dict[int, NDArray[np.float32]] = {}
+        rows: dict[Scales, dict[int, NDArray[np.float32]]] = {}
         for i, part in enumerate(parts):
             hidden, work = found[i], part.work
             if not part.needs_hidden or hidden is None or work.speculation is None:
@@ -364,11 +369,13 @@ class Steps:
             work.speculation.drafter.observe(work.tokens, part.sequence.n_past - len(hidden), hidden)
             found[i] = None
             if part.is_last:
-                rows[i] = hidden[len(hidden) - 1 - part.n_draft :]
-        if rows:
-            logits = model._head(np.concatenate(list(rows.values())))
-            for i, n in zip(rows, np.cumsum([len(x) for x in rows.values()]), strict=True):
-                found[i] = logits[n - len(rows[i]) : n]
+                alike = rows.setdefault(part.sequence.lora, {})
+                alike[i] = hidden[len(hidden) - 1 - part.n_draft :]
+        for lora, alike in rows.items():
+            hidden = np.concatenate(list(alike.values()))
+            logits = model._head(hidden, lora) if lora else model._head(hidden)
+            for i, n in zip(alike, np.cumsum([len(x) for x in alike.values()]), strict=True):
+                found[i] = logits[n - len(alike[i]) : n]
         return found
 
     def _composed(self, works: list[Work], failed: list[tuple[Work, Outcome]]) -> list[Part]:
@@ -407,14 +414,15 @@ class Steps:
         """
         if work.sequence is None:
             wanted = work.tokens[:-1]
-            found, n = self.kept.find(wanted, self._in_use())
-            shared = [(common_length(w.tokens, wanted), at) for w, at in prompts]
+            lora = self._lora(work)
+            found, n = self.kept.find(wanted, self._in_use(), lora)
+            shared = [(common_length(w.tokens, wanted), at) for w, at in prompts if w.lora == lora]
             if any(common >= n + _WORTH_WAITING and at < common for common, at in shared):
                 return None
             if found is not None:
                 work.sequence = self.spared(partial(self.kept.take, found, n, wanted))
             if work.sequence is None:
-                work.sequence = self._new_sequence()
+                work.sequence = self._new_sequence(lora)
             work._version = work.sequence._version
         n = work.place()
         if not work._has_begun:
@@ -422,10 +430,18 @@ class Steps:
             work._has_begun = True
         return n
 
-    def _new_sequence(self) -> Sequence:
+    def _lora(self, work: Work) -> Scales:
+        """Scales of adapters for a work, which keeps them."""
+        if work.lora is None:
+            model = self._model()
+            assert model is not None, "a generation keeps its model alive"
+            work.lora = model._lora_scales()
+        return work.lora
+
+    def _new_sequence(self, lora: Scales) -> Sequence:
         model = self._model()
         assert model is not None, "a generation keeps its model alive"
-        return model.new_sequence()
+        return model.new_sequence(lora=lora) if lora else model.new_sequence()
 
     def _in_use(self) -> Iterable[Sequence]:
         """Sequences that somebody works on."""

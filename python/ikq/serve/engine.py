@@ -232,7 +232,7 @@ class Engine:
                 continue
             job = self._waiting.pop()
             try:
-                text = job.next_text(self._model.new_sequence)
+                text = job.next_text(lambda lora: self._model.new_sequence(lora=lora))
             except Exception as error:
                 self._end(job, _told(error))
                 continue

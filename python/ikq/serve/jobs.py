@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future, InvalidStateError
 from typing import Any, TypeAlias
 
+from ikq.inference.lora import Scales
 from ikq.inference.sequence import Sequence
 from ikq.serve.asking import Asker
 from ikq.serve.errors import ServiceError
@@ -112,9 +113,10 @@ class Job:
         self.texts: list[Text] = []
         self.is_cancelled = False
 
-    def next_text(self, new_sequence: Callable[[], Sequence]) -> Text:
-        """Makes the next text."""
-        text = Text(self.plan, len(self.texts), None if self.plan.shares else new_sequence())
+    def next_text(self, new_sequence: Callable[[Scales | None], Sequence]) -> Text:
+        """Makes the next text; `new_sequence` is given its scales of adapters."""
+        sequence = None if self.plan.shares else new_sequence(self.plan.lora)
+        text = Text(self.plan, len(self.texts), sequence)
         self.texts.append(text)
         return text
 

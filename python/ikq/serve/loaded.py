@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ikq.errors import IkqError, UnsupportedError
 from ikq.grammar import Constraint, compile_constraint
+from ikq.inference.lora import Scales
 from ikq.inference.model import Model
 from ikq.sampling.dry import breakers
 from ikq.serve.engine import Engine
@@ -231,7 +232,30 @@ class LoadedModel:
             new_speculation=new_speculation,
             shares=request.cache_prompt,
             slot=request.slot,
+            lora=self._lora(request),
         )
+
+    def _lora(self, request: TextRequest) -> Scales | None:
+        """Scales of the model's adapters for a request.
+
+        Raises:
+            ServiceError: it names an adapter that there is not.
+        """
+        return None if request.lora is None else self.lora_scales(request.lora)
+
+    def lora_scales(self, given: Mapping[int, float]) -> Scales:
+        """Scales of the model's adapters by their number; 0 for those that are not named.
+
+        Raises:
+            ServiceError: there is no such adapter.
+        """
+        n = len(self.model.lora_adapters)
+        unknown = [id for id in given if id >= n]
+        if unknown:
+            there = "there is none" if n == 0 else f"there are 0 to {n - 1}"
+            sentence = f"lora: there is no adapter {min(unknown)}; {there} (--lora)"
+            raise ServiceError("invalid_request", sentence, parameter="lora")
+        return tuple(given.get(id, 0.0) for id in range(n))
 
     # chores: in the engine's thread
 

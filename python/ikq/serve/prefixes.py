@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from ikq.errors import IkqError
-from ikq.inference.kept import common_length
+from ikq.inference.kept import common_length, is_of
+from ikq.inference.lora import Scales
 from ikq.inference.sequence import Sequence
 
 __all__ = ["PrefixCache"]
@@ -20,13 +21,15 @@ class _Entry:
     Attributes:
         sequence: See there.
         tokens: Its tokens.
+        lora: Scales of adapters that they were computed with.
         hashes: Of its tokens up to the end of each whole block.
     """
 
     def __init__(self, sequence: Sequence) -> None:
         self.sequence = sequence
         self.tokens = sequence.tokens
-        self.hashes = list(_hashes(self.tokens))
+        self.lora = sequence.lora
+        self.hashes = list(_hashes(self.tokens, self.lora))
 
     def usable(self, tokens: list[int]) -> int:
         """How many of these tokens the sequence can begin with; 0 if it is closed."""
@@ -115,28 +118,34 @@ class PrefixCache:
             self._drop(entry)
         return n
 
-    def forget(self, tokens: list[int]) -> int:
+    def forget(self, tokens: list[int], lora: Scales = ()) -> int:
         """Frees the sequences that hold a beginning of these tokens and nothing else; returns how many."""
-        found = [e for e in self._entries.values() if common_length(e.tokens, tokens) == len(e.tokens)]
+        alike = [e for e in self._entries.values() if e.lora == lora]
+        found = [e for e in alike if common_length(e.tokens, tokens) == len(e.tokens)]
         for entry in found:
             self._drop(entry)
         return len(found)
 
-    def find(self, tokens: list[int], in_use: Iterable[Sequence] = ()) -> tuple[Sequence | None, int]:
+    def find(
+        self, tokens: list[int], in_use: Iterable[Sequence] = (), lora: Scales = ()
+    ) -> tuple[Sequence | None, int]:
         """The sequence that begins with most of these tokens, and with how many; `None` if none does.
 
         Args:
             tokens: Those that are wanted.
             in_use: Sequences that others work on.
+            lora: Scales of adapters that it was computed with.
         """
         best, best_n = None, 0
-        for entry, most in self._candidates(tokens):
+        for entry, most in self._candidates(tokens, lora):
             if most <= best_n:
                 break
             n = entry.usable(tokens)
             if n > best_n:
                 best, best_n = entry.sequence, n
         for sequence in in_use:
+            if not is_of(sequence, lora):
+                continue
             try:
                 n = min(common_length(sequence.tokens, tokens), sequence.n_unshifted)
                 n = sequence.rewindable(n)
@@ -172,30 +181,32 @@ class PrefixCache:
             return None
         return copy
 
-    def _candidates(self, tokens: list[int]) -> Iterator[tuple[_Entry, int]]:
+    def _candidates(self, tokens: list[int], lora: Scales) -> Iterator[tuple[_Entry, int]]:
         """Entries with the most tokens that they may share, those that may share more first."""
-        levels = [found for digest in _hashes(tokens) if (found := self._by_hash.get(digest))]
+        levels = [found for digest in _hashes(tokens, lora) if (found := self._by_hash.get(digest))]
         seen: set[_Entry] = set()
         for i in range(len(levels) - 1, -1, -1):
             for entry in reversed(levels[i]):
-                if entry not in seen:
+                if entry not in seen and entry.lora == lora:
                     seen.add(entry)
                     yield entry, (i + 2) * _BLOCK - 1
         for entry in reversed(list(self._entries.values())):
-            if entry not in seen:
+            if entry not in seen and entry.lora == lora:
                 yield entry, _BLOCK - 1
 
     def _saying(self, entry: _Entry) -> Iterator[_Entry]:
         """Entries that begin with all tokens of another one, and can go back to its end."""
         alike = self._by_hash.get(entry.hashes[-1], {}) if entry.hashes else self._entries.values()
         n = len(entry.tokens)
+        alike = (e for e in alike if e.lora == entry.lora)
         return (e for e in alike if len(e.tokens) >= n and e.usable(entry.tokens) == n)
 
     def _said_by(self, entry: _Entry) -> list[_Entry]:
         """Entries all of whose tokens another one begins with."""
         alike = self._by_hash.get(entry.hashes[0], {}) if entry.hashes else {}
         short = [e for e in self._entries.values() if len(e.tokens) < _BLOCK]
-        return [e for e in (*alike, *short) if common_length(e.tokens, entry.tokens) == len(e.tokens)]
+        found = [e for e in (*alike, *short) if e.lora == entry.lora]
+        return [e for e in found if common_length(e.tokens, entry.tokens) == len(e.tokens)]
 
     def _remove(self, entry: _Entry) -> None:
         del self._entries[entry.sequence]
@@ -210,9 +221,9 @@ class PrefixCache:
         entry.sequence.close()
 
 
-def _hashes(tokens: list[int]) -> Iterator[int]:
+def _hashes(tokens: list[int], lora: Scales) -> Iterator[int]:
     """Hashes of the tokens up to the end of each whole block; equal ones are compared by who finds them."""
-    digest = 0
+    digest = hash(lora)
     for end in range(_BLOCK, len(tokens) + 1, _BLOCK):
         digest = hash((digest, *tokens[end - _BLOCK : end]))
         yield digest

@@ -85,6 +85,8 @@ class TextRequest:
         special: Show control tokens in the text.
         cache_prompt: Whether it may reuse the KV caches of other requests, and others its own.
         slot: Number of the slot that the text shall have, as programs for llama-server say it; `None`: any.
+        lora: Scales of the model's adapters by their number, 0 for those that are not named; `None`: as the
+            server has them.
         timeout: Seconds after which the text ends as an error; `None`: the server's limit.
         speculation: Options of speculative decoding that override those of the server. The text is the same.
     """
@@ -100,6 +102,7 @@ class TextRequest:
     special: bool = False
     cache_prompt: bool = True
     slot: int | None = None
+    lora: Mapping[int, float] | None = None
     timeout: float | None = None
     speculation: SpeculationKeywords | None = None
 

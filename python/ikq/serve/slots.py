@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ikq.inference.lora import Scales
 from ikq.serve.text import Text
 
 __all__ = ["Slot", "Slots"]
@@ -18,12 +19,14 @@ class Slot:
         text: The text that is computed in it.
         tokens: The tokens of the last text that was computed in it. The slot only remembers these; the KV
             cache is kept for all requests.
+        lora: Scales of adapters that these were computed with.
         n_texts: The number of texts that were computed in it.
     """
 
     id: int
     text: Text | None = None
     tokens: list[int] = field(default_factory=list)
+    lora: Scales = ()
     n_texts: int = 0
 
 
@@ -64,5 +67,5 @@ class Slots:
         """Remembers the tokens of a text that has ended, in its slot."""
         if text.slot is not None:
             slot = self._all[text.slot]
-            slot.tokens = tokens
+            slot.tokens, slot.lora = tokens, text.work.lora or ()
             slot.n_texts += 1

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ikq.grammar import Constraint
+from ikq.inference.lora import Scales
 from ikq.inference.sequence import Sequence
 from ikq.inference.steps import Work
 from ikq.sampling import Sampler, SamplingOptions, log_probability, top_logprobs
@@ -43,6 +44,7 @@ class TextPlan:
         new_speculation: Makes what drafts it.
         shares: Whether it may reuse the KV caches of other texts, and they its own.
         slot: The slot that it shall have.
+        lora: Scales of the model's adapters; `None`: those that the model has when it begins.
     """
 
     tokens: tuple[int, ...]
@@ -59,6 +61,7 @@ class TextPlan:
     new_speculation: Callable[[], TextSpeculation | None] = lambda: None
     shares: bool = True
     slot: int | None = None
+    lora: Scales | None = None
 
 
 class Text:
@@ -102,6 +105,8 @@ class Text:
         if speculation is not None and self._constraint is not None:
             speculation.n_allowed = self._constraint.n_allowed
         self.work = Work(list(plan.tokens), sequence, speculation)
+        if sequence is None:
+            self.work.lora = plan.lora
         self.work.n_left = plan.max_tokens
         self.n_prompt = len(plan.tokens)
         self.n_chosen = 0

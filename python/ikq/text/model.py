@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ikq.files.gguf import GGUFReader, Metadata
     from ikq.grammar import Constraint
     from ikq.inference import sequence
+    from ikq.inference.lora import Scales
 
 __all__ = ["GenerateKeywords", "TextModel"]
 
@@ -46,7 +47,7 @@ class TextModel(abc.ABC):
         self._batcher = Batcher(self, n_ubatch)
 
     @abc.abstractmethod
-    def new_sequence(self) -> sequence.Sequence:
+    def new_sequence(self, *, lora: Iterable[float] | None = None) -> sequence.Sequence:
         """As `Model.new_sequence`."""
 
     @abc.abstractmethod
@@ -61,8 +62,15 @@ class TextModel(abc.ABC):
         """As `Model.n_ctx`."""
 
     @abc.abstractmethod
-    def _head(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits `(n, n_vocab)` from hidden states `(n, n_embd)`, for drafters that need these."""
+    def _head(self, hidden: NDArray[np.float32], lora: Scales | None = None) -> NDArray[np.float32]:
+        """Logits `(n, n_vocab)` from hidden states `(n, n_embd)`, for drafters that need these.
+
+        `lora` are the scales of adapters that the states were computed with; `None`: the model's.
+        """
+
+    def _lora_scales(self) -> Scales:
+        """Scales of the model's adapters for texts that begin."""
+        return ()
 
     def _own_sequences(self) -> tuple[sequence.Sequence, ...]:
         """Sequences that are no generation's, but that a text may share a beginning with."""

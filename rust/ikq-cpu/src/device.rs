@@ -19,6 +19,7 @@ use crate::cache::{CacheForm, LayerCache};
 use crate::exec::{Exec, Forms, Product, ThreadScratch, room};
 use crate::ffn::{Experts, FfnBuffers};
 use crate::load::{self, Copies, Loaded, Mmap};
+use crate::low_rank::{self, Embedded, Scales};
 use crate::rope::{self, Angles};
 use crate::router::Router;
 use crate::stages::{self, Dense};
@@ -64,6 +65,8 @@ struct Parts {
     experts: Vec<Option<Experts>>,
     shared: Vec<Option<Dense>>,
     eh_proj: Option<Weight>,
+    /// What adapters add to embeddings.
+    embedded: Vec<Embedded>,
     head: Option<Weight>,
 }
 
@@ -74,6 +77,8 @@ struct Given {
     cuts: Cuts,
     angles: Vec<Angles>,
     all_columns: Vec<u32>,
+    /// Scales of adapters: adapter after adapter, one for each column.
+    scales: Vec<f32>,
 }
 
 /// Results and intermediate values of a step.
@@ -155,6 +160,8 @@ macro_rules! exec {
             cuts: &$self.given.cuts,
             threads: &$self.threads,
             all_columns: &$self.given.all_columns,
+            tokens: &$self.given.all_columns,
+            scales: Scales { values: &$self.given.scales, n: $self.given.batch.n() },
             angles: &$self.given.angles,
             collector: $step.collector,
         }
@@ -170,7 +177,7 @@ impl Device for Cpu {
         let network = Arc::clone(&loading.network);
         let n = network.layers.len();
         let mine: Vec<Stage> = loading.placement.of(loading.index).collect();
-        let weights: Vec<&network::Weight> = mine.iter().flat_map(|s| weights_of(&network, *s)).collect();
+        let weights: Vec<&network::Weight> = mine.iter().flat_map(|s| network.weights_of(*s)).collect();
         let Options { mmap, kind, cache, .. } = self.options;
         // what is not loaded again is let go of first
         self.parts = Parts::default();
@@ -188,6 +195,11 @@ impl Device for Cpu {
             }
         }
         self.parts = Parts::new(&network, &mine, &mut loaded);
+        if mine.contains(&Stage::Embed) {
+            let (embedded, bytes) = low_rank::load_embedded(kind, &network.token_embd_low_rank)?;
+            self.parts.embedded = embedded;
+            memory.copied_bytes += bytes;
+        }
         self.ropes = network.ropes.iter().map(RopeTable::new).collect();
         self.caches = (0..n).map(|_| None).collect();
         for stage in mine {
@@ -198,6 +210,10 @@ impl Device for Cpu {
         self.threads = (0..loading.pool.n_threads()).map(|_| Mutex::default()).collect();
         self.network = Some(network);
         Ok(memory)
+    }
+
+    fn takes_adapters(&self) -> bool {
+        true
     }
 
     fn page_bytes(&self, group: usize) -> usize {
@@ -316,6 +332,12 @@ impl Device for Cpu {
         given.cuts = Cuts::new(batch, network, self.threads.len());
         rope::angles(&self.ropes, &batch.positions, &mut given.angles);
         given.all_columns.extend(given.all_columns.len() as u32..n as u32);
+        given.scales.clear();
+        for adapter in 0..batch.scales.first().map_or(0, |s| s.len()) {
+            let runs = batch.runs.iter().zip(&batch.scales);
+            let of_columns = runs.flat_map(|(run, s)| std::iter::repeat_n(s[adapter], run.columns.len()));
+            given.scales.extend(of_columns);
+        }
         let step = &mut self.step;
         for values in [&mut step.hidden, &mut step.branch, &mut step.sum, &mut step.shared] {
             let values = room(values, n * n_embd);
@@ -414,6 +436,7 @@ impl Device for Cpu {
         if let (Some(weight), false) = (weight, batch.logits.is_empty()) {
             chosen(&batch.logits, branch);
             exec.norm(branch, norm, exec.norm_eps, acts, Forms::of(exec.compute, [weight]));
+            let exec = Exec { tokens: &batch.logits, ..exec };
             output(&exec, weight, acts, network.spec.final_softcap, logits);
         }
     }
@@ -426,7 +449,8 @@ impl Device for Cpu {
         let n_embd = network.spec.n_embd;
         let n = hidden.len() / n_embd;
         let all_columns: Vec<u32> = (0..n as u32).collect();
-        let exec = Exec { all_columns: &all_columns, ..exec };
+        let scales = Scales { values: step.scales, n: 0 };
+        let exec = Exec { all_columns: &all_columns, tokens: &all_columns, scales, ..exec };
         let acts = &mut self.step.acts;
         acts.resize(n_embd, n);
         acts.floats_mut().copy_from_slice(hidden);
@@ -457,12 +481,19 @@ impl Cpu {
         };
         let columns = hidden.chunks_exact_mut(n_embd).zip(&batch.tokens);
         let mut columns: Vec<_> = columns.collect();
+        let is_plain = self.parts.embedded.is_empty();
         step.team.for_each(&mut columns, |(x, token), _| {
             embeddings.decode_row(kind, **token as usize, x);
-            if scale != 1.0 {
+            if is_plain && scale != 1.0 {
                 x.iter_mut().for_each(|v| *v *= scale);
             }
         });
+        drop(columns);
+        if !is_plain {
+            let x = &mut hidden[..batch.n() * n_embd];
+            exec.add_embedded(&self.parts.embedded, x);
+            x.iter_mut().for_each(|v| *v *= scale);
+        }
         let (Some(nextn), Some(eh_proj)) = (&network.nextn, &self.parts.eh_proj) else { return };
         // a head's block reads both, normed, side by side
         let n = batch.n();
@@ -569,7 +600,7 @@ pub fn predict(
 ) -> Result<(usize, Vec<usize>, usize), Error> {
     let (mut weights, mut pages, mut state) = (0, vec![0; network.groups.len()], 0);
     for stage in placement.of(index) {
-        for weight in weights_of(network, stage) {
+        for weight in network.weights_of(stage) {
             weights += weight.n_experts() * load::matrix_bytes(weight)?;
         }
         if let Stage::Attention(l) = stage {
@@ -582,27 +613,6 @@ pub fn predict(
         }
     }
     Ok((weights, pages, state))
-}
-
-/// The matrices of a stage. Embeddings stay in the file.
-fn weights_of(network: &Network, stage: Stage) -> Vec<&network::Weight> {
-    let moe = |l: usize| match &network.layers[l].ffn {
-        Ffn::Moe(moe) => moe,
-        Ffn::Dense(_) => unreachable!("the placement knows which layers have experts"),
-    };
-    match stage {
-        Stage::Embed => network.nextn.iter().map(|n| &n.eh_proj).collect(),
-        Stage::Join(_) => Vec::new(),
-        Stage::Attention(l) => network.layers[l].attention.weights(),
-        Stage::Dense(l) => match &network.layers[l].ffn {
-            Ffn::Dense(dense) => dense.weights(),
-            Ffn::Moe(_) => unreachable!("the placement knows which layers have experts"),
-        },
-        Stage::Route(l) => vec![&moe(l).router],
-        Stage::Experts(l) => moe(l).experts.weights().to_vec(),
-        Stage::Shared(l) => moe(l).shared.iter().flat_map(|s| s.weights()).collect(),
-        Stage::Head => network.output.iter().collect(),
-    }
 }
 
 impl Parts {

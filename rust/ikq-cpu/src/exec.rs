@@ -14,6 +14,7 @@ use ikq_pool::Team;
 use ikq_simd::IsaKind;
 
 use crate::attention::Cuts;
+use crate::low_rank::{Addition, Scales};
 use crate::rope::Angles;
 use crate::weight::Weight;
 
@@ -24,6 +25,8 @@ pub struct ThreadScratch {
     /// Results of products before they are written out: those of gate, then those of up.
     pub first: Vec<f32>,
     pub second: Vec<f32>,
+    /// What adapters add to results, before it is added.
+    pub added: Vec<f32>,
     pub attention: ikq_kernels::attention::Scratch,
     pub delta: ikq_kernels::delta::Scratch,
 }
@@ -42,6 +45,10 @@ pub struct Exec<'a> {
     pub threads: &'a [Mutex<ThreadScratch>],
     /// The numbers 0, 1, 2, ...: the columns of a product that takes all tokens.
     pub all_columns: &'a [u32],
+    /// The token of each column of a product that is not of groups: the same numbers, but where columns were chosen.
+    pub tokens: &'a [u32],
+    /// Scales of adapters.
+    pub scales: Scales<'a>,
     /// Cosines and sines of this step's positions, for each of the model's ropes.
     pub angles: &'a [Angles],
     /// Collects statistics of what weights are multiplied with, if there is one.
@@ -150,28 +157,32 @@ impl Exec<'_> {
     pub fn multiply(&self, acts: &Activations, products: Vec<Product<'_>>) {
         let n = acts.n_columns();
         let n_rows = products.iter().map(|p| p.weight.n_rows).sum();
+        let weights: Vec<&Weight> = products.iter().map(|p| p.weight).collect();
+        let columns = (&self.all_columns[..n], self.tokens);
+        let additions = self.additions(&weights, &[(0, 0..n)], columns, acts);
         let mut units = Vec::new();
-        for p in products {
+        for (p, additions) in products.into_iter().zip(&additions) {
             let step = self.row_block(n_rows, n, p.weight.row_step());
             let all = std::iter::once(0..n);
             units.extend(
-                tiles(p.out, p.weight.n_rows, step, all).into_iter().map(|t| (p.weight, p.expert, t)),
+                tiles(p.out, p.weight.n_rows, step, all).into_iter().map(|t| (p.weight, additions, t)),
             );
         }
-        self.team.for_each(&mut units, |(weight, expert, tile), thread| {
+        self.team.for_each(&mut units, |(weight, additions, tile), thread| {
             let scratch = &mut *self.scratch(thread);
-            self.product(weight, *expert, tile.rows(), acts, &self.all_columns[..n], scratch);
+            let factors = (*weight, 0, &additions[..]);
+            self.product(factors, tile.rows(), acts, (&self.all_columns[..n], 0), scratch);
             store(tile, &scratch.first);
         });
     }
 
     /// One product per group (expert or head): columns `columns[range]` of `acts` with the group's matrix, into
-    /// columns `range` of `out`. Ranges ascend. The collector is told by the caller.
+    /// columns `range` of `out`. Ranges ascend; each column comes with its token. The collector is told by the caller.
     pub fn grouped(
         &self,
         weight: &Weight,
         groups: &[(usize, Range<usize>)],
-        columns: &[u32],
+        (columns, tokens): (&[u32], &[u32]),
         acts: &Activations,
         out: &mut [f32],
     ) {
@@ -179,24 +190,26 @@ impl Exec<'_> {
         let per_group = n_columns.div_ceil(groups.len().max(1));
         let step = self.row_block(weight.n_rows * groups.len(), per_group, weight.row_step());
         let n_blocks = weight.n_rows.div_ceil(step);
+        let additions = &self.additions(&[weight], groups, (columns, tokens), acts)[0];
         let ranges = groups.iter().map(|(_, range)| range.clone());
         let mut units: Vec<_> = tiles(out, weight.n_rows, step, ranges).into_iter().enumerate().collect();
         self.team.for_each(&mut units, |(i, tile), thread| {
             let (expert, range) = &groups[*i / n_blocks];
             let scratch = &mut *self.scratch(thread);
-            self.product(weight, *expert, tile.rows(), acts, &columns[range.clone()], scratch);
+            let columns = (&columns[range.clone()], range.start);
+            self.product((weight, *expert, additions), tile.rows(), acts, columns, scratch);
             store(tile, &scratch.first);
         });
     }
 
-    /// Computes some rows of a product, with scale and bias, into `scratch.first`, column after column.
+    /// Computes some rows of a product, with scale and bias and what adapters add, into `scratch.first`, column after
+    /// column. The columns are those from `first` on of the columns for which the additions were made.
     pub fn product(
         &self,
-        weight: &Weight,
-        expert: usize,
+        (weight, expert, additions): (&Weight, usize, &[Addition<'_>]),
         rows: Range<usize>,
         acts: &Activations,
-        columns: &[u32],
+        (columns, first): (&[u32], usize),
         scratch: &mut ThreadScratch,
     ) {
         let out = room(&mut scratch.first, rows.len() * columns.len());
@@ -213,6 +226,9 @@ impl Exec<'_> {
         );
         if !weight.is_plain() {
             out.chunks_exact_mut(rows.len()).for_each(|c| weight.finish(expert, rows.start, c));
+        }
+        if !additions.is_empty() {
+            self.add(additions, expert, rows, first, (&mut scratch.matmul, &mut scratch.added), out);
         }
     }
 }
@@ -236,7 +252,6 @@ pub fn room(v: &mut Vec<f32>, len: usize) -> &mut [f32] {
 /// One product of [`Exec::project`].
 pub struct Product<'a> {
     pub weight: &'a Weight,
-    pub expert: usize,
     /// Where the result goes: a column of `weight.n_rows` floats for each column of the input.
     pub out: &'a mut [f32],
 }
@@ -244,7 +259,7 @@ pub struct Product<'a> {
 impl<'a> Product<'a> {
     /// The product of `weight` with the input, to be written to `out`.
     pub fn new(weight: &'a Weight, out: &'a mut [f32]) -> Product<'a> {
-        Product { weight, expert: 0, out }
+        Product { weight, out }
     }
 }
 

@@ -204,15 +204,17 @@ fn fused(exec: &Exec<'_>, experts: &Experts, acts: &Activations, groups: &Groups
     let step = gate.row_step().max(up.row_step());
     let step = block(exec, groups, n_ff, step);
     let per_expert = n_ff.div_ceil(step);
+    let tokens = &groups.tokens[..];
+    let additions = exec.additions(&[gate, up], &groups.experts, (tokens, tokens), acts);
     let ranges = groups.experts.iter().map(|(_, pairs)| pairs.clone());
     let mut units: Vec<_> = tiles(mid.floats_mut(), n_ff, step, ranges).into_iter().enumerate().collect();
     exec.team.for_each(&mut units, |(i, tile), thread| {
         let (expert, pairs) = &groups.experts[*i / per_expert];
         let scratch = &mut *exec.scratch(thread);
-        let (rows, columns) = (tile.rows(), &groups.tokens[pairs.clone()]);
-        exec.product(up, *expert, rows.clone(), acts, columns, scratch);
+        let (rows, columns) = (tile.rows(), (&tokens[pairs.clone()], pairs.start));
+        exec.product((up, *expert, &additions[1]), rows.clone(), acts, columns, scratch);
         std::mem::swap(&mut scratch.first, &mut scratch.second);
-        exec.product(gate, *expert, rows.clone(), acts, columns, scratch);
+        exec.product((gate, *expert, &additions[0]), rows.clone(), acts, columns, scratch);
         let n = rows.len();
         let gates = scratch.first.chunks_exact(n);
         let ups = scratch.second.chunks_exact(n);
@@ -233,8 +235,9 @@ fn separate(
     let n_ff = experts.n_ff();
     let len = n_ff * groups.n_pairs();
     let [gates, ups] = buffers.map(|b| room(b, len));
-    exec.grouped(&experts.gate, &groups.experts, &groups.tokens, acts, gates);
-    exec.grouped(&experts.up, &groups.experts, &groups.tokens, acts, ups);
+    let tokens = (&groups.tokens[..], &groups.tokens[..]);
+    exec.grouped(&experts.gate, &groups.experts, tokens, acts, gates);
+    exec.grouped(&experts.up, &groups.experts, tokens, acts, ups);
     let columns = mid.floats_mut().chunks_exact_mut(n_ff);
     let mut units: Vec<_> = columns.zip(gates.chunks_exact(n_ff)).zip(ups.chunks_exact(n_ff)).collect();
     exec.team.for_each(&mut units, |((out, gate), up), _| {
@@ -254,12 +257,15 @@ fn down(
     let n_rows = weight.n_rows;
     let step = exec.row_block(n_rows, groups.n_pairs(), weight.row_step());
     let n_tokens = out.len() / n_rows;
+    let columns = (pairs_as_columns, &groups.tokens[..]);
+    let additions = &exec.additions(&[weight], &groups.experts, columns, mid)[0];
     let mut units = tiles(out, n_rows, step, std::iter::once(0..n_tokens));
     exec.team.for_each(&mut units, |tile, thread| {
         let scratch = &mut *exec.scratch(thread);
         let rows = tile.rows();
         for (expert, pairs) in &groups.experts {
-            exec.product(weight, *expert, rows.clone(), mid, &pairs_as_columns[pairs.clone()], scratch);
+            let columns = (&pairs_as_columns[pairs.clone()], pairs.start);
+            exec.product((weight, *expert, additions), rows.clone(), mid, columns, scratch);
             for (pair, values) in pairs.clone().zip(scratch.first.chunks_exact(rows.len())) {
                 let factor = groups.weights[pair];
                 let out = tile.column(groups.tokens[pair] as usize);

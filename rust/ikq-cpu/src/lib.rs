@@ -17,6 +17,7 @@ pub mod device;
 pub mod exec;
 pub mod ffn;
 pub mod load;
+mod low_rank;
 pub mod rope;
 pub mod router;
 pub mod speed;

@@ -15,6 +15,7 @@ use ikq_model::network;
 use ikq_pool::{Cancel, Pool, Stop, available_memory};
 use ikq_simd::IsaKind;
 
+use crate::low_rank::{self, LowRank};
 use crate::weight::Weight;
 
 /// Whether weights stay in the mapping of the file or are copied.
@@ -48,6 +49,7 @@ pub struct Loaded {
 struct Placed {
     matrices: Vec<Bytes>,
     in_lanes: bool,
+    low_rank: Vec<LowRank>,
 }
 
 impl Loaded {
@@ -58,7 +60,7 @@ impl Loaded {
     pub fn take(&mut self, weight: &network::Weight) -> Weight {
         let placed =
             self.matrices.remove(&std::ptr::from_ref(weight)).expect("a weight of this device's stages");
-        Weight::new(weight, placed.matrices, placed.in_lanes)
+        Weight::new(weight, placed.matrices, placed.in_lanes, placed.low_rank)
     }
 }
 
@@ -119,7 +121,10 @@ pub fn load(
         };
         kept_bytes += kept.iter().map(|m| m.len().next_multiple_of(ALIGNMENT)).sum::<usize>();
         copies.add(weight, &kept);
-        matrices.insert(std::ptr::from_ref(*weight), Placed { matrices: kept, in_lanes: true });
+        matrices.insert(
+            std::ptr::from_ref(*weight),
+            Placed { matrices: kept, in_lanes: true, low_rank: Vec::new() },
+        );
     }
     drop(before);
     let sizes = fresh.iter().map(|w| matrix_bytes(w)).collect::<Result<Vec<usize>, Error>>()?;
@@ -139,8 +144,15 @@ pub fn load(
             fresh.iter().map(|w| (0..w.n_experts()).map(|e| w.rows(e)).collect()).collect()
         }
     };
-    let loaded = loaded.into_iter().map(|matrices| Placed { matrices, in_lanes });
+    let loaded = loaded.into_iter().map(|matrices| Placed { matrices, in_lanes, low_rank: Vec::new() });
     matrices.extend(fresh.iter().map(|w| std::ptr::from_ref(*w)).zip(loaded));
+    let (low_rank, bytes) = low_rank::load(kind, weights)?;
+    memory.copied_bytes += bytes;
+    for (weight, low_rank) in weights.iter().zip(low_rank) {
+        if let Some(placed) = matrices.get_mut(&std::ptr::from_ref(*weight)) {
+            placed.low_rank = low_rank;
+        }
+    }
     Ok(Loaded { matrices, memory })
 }
 

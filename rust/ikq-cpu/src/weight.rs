@@ -6,6 +6,8 @@ use ikq_kernels::matmul::{self, Compute, Input, Matrix};
 use ikq_model::network;
 use ikq_model::statistics::Owner;
 
+use crate::low_rank::LowRank;
+
 /// A matrix, or one per expert, in the device's form or (mapped) in that of the file, with what follows the product.
 #[derive(Debug)]
 pub struct Weight {
@@ -20,12 +22,19 @@ pub struct Weight {
     scale: f32,
     bias: Option<Vec<f32>>,
     factors: Option<Vec<f32>>,
+    /// What adapters add to the product.
+    pub low_rank: Vec<LowRank>,
     owner: Owner,
 }
 
 impl Weight {
     /// `matrices` hold the rows of `weight`, expert after expert.
-    pub fn new(weight: &network::Weight, matrices: Vec<Bytes>, in_lanes: bool) -> Weight {
+    pub fn new(
+        weight: &network::Weight,
+        matrices: Vec<Bytes>,
+        in_lanes: bool,
+        low_rank: Vec<LowRank>,
+    ) -> Weight {
         Weight {
             name: weight.name.clone(),
             ty: weight.ty,
@@ -36,6 +45,7 @@ impl Weight {
             scale: weight.scale,
             bias: weight.bias.clone(),
             factors: weight.factors.clone(),
+            low_rank,
             owner: weight.owner(),
         }
     }

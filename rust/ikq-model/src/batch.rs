@@ -35,6 +35,8 @@ pub struct Batch {
     pub logits: Vec<u32>,
     /// Columns whose hidden states are wanted, ascending.
     pub hidden: Vec<u32>,
+    /// Of a model with adapters: the scales of each run, one per adapter.
+    pub scales: Vec<Arc<[f32]>>,
 }
 
 impl Batch {

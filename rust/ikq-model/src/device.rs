@@ -87,6 +87,8 @@ pub struct Step<'a> {
     pub team: &'a Team<'a>,
     /// Collects statistics of what weights are multiplied with, if there is one.
     pub collector: Option<&'a Collector>,
+    /// Scales of the adapters for what belongs to no sequence.
+    pub scales: &'a [f32],
 }
 
 /// What a device has to know to load its weights.
@@ -130,6 +132,11 @@ pub trait Device: Send {
     /// # Errors
     /// What memory, types and sizes stand against.
     fn load(&mut self, loading: &Loading<'_>) -> Result<Memory, Stop<Error>>;
+
+    /// Whether it computes what adapters add ([`crate::network::LowRank`]).
+    fn takes_adapters(&self) -> bool {
+        false
+    }
 
     // ---- caches: pages of a group's layers that this device has
 

@@ -99,6 +99,17 @@ pub enum Error {
     #[error("{0}")]
     Threads(String),
 
+    #[error("LoRA adapter {path}: {why}")]
+    Adapter { path: String, why: String },
+
+    #[error("LoRA adapter {path}: {why}")]
+    AdapterKind { path: String, why: String },
+
+    #[error(
+        "LoRA adapter {path}: `{tensor}` has the shape {found:?}, but the model's tensor needs {expected:?}"
+    )]
+    AdapterShape { path: String, tensor: String, found: Vec<u64>, expected: Vec<u64> },
+
     /// An error of a device that is not the CPU.
     #[error("{0}")]
     Device(String),

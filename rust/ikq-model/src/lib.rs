@@ -4,6 +4,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`spec`] | the description, as Python writes it |
+//! | [`adapter`] | LoRA adapters |
 //! | [`network`] | a spec's names made into checked matrices |
 //! | [`placement`] | which stage is on which device |
 //! | [`device`] | what a device can do |
@@ -15,6 +16,7 @@
 //! | [`model`] | all of it together |
 //! | [`statistics`] | what weights are multiplied with, collected on the way |
 
+pub mod adapter;
 pub mod batch;
 pub mod cache;
 pub mod covariance;
@@ -29,6 +31,7 @@ pub mod spec;
 pub mod statistics;
 pub mod step;
 
+pub use adapter::Adapter;
 pub use error::Error;
 pub use model::{Model, Options};
 pub use sequence::Sequence;

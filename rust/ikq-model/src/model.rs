@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ikq_pool::{Cancel, Pool, Stop, available_memory};
 
+use crate::adapter::Adapter;
 use crate::cache::Pools;
 use crate::device::{Device, Loading, Memory, Stage};
 use crate::error::Error;
@@ -26,6 +27,8 @@ pub struct Options {
     pub rules: Rules,
     /// Keep keys and values behind sliding windows, so that sequences can go back to any position.
     pub swa_full: bool,
+    /// Adapters beside the matrices.
+    pub adapters: Vec<Adapter>,
 }
 
 /// What all sequences of a model share: its description, options and pools.
@@ -35,6 +38,9 @@ pub struct Shared {
     pub(crate) swa_full: bool,
     pub(crate) sizes: Sizes,
     pub(crate) hash: u64,
+    /// Hashes of the adapters, and the scales that new sequences have.
+    adapters: Vec<u64>,
+    scales: Mutex<Arc<[f32]>>,
     pub(crate) n_ctx: usize,
     pub(crate) n_vocab: usize,
     /// Device of each layer's attention.
@@ -88,7 +94,7 @@ impl Model {
             return Err(Error::Option { option, value: "0".into(), why }.into());
         }
         let pool = Pool::new(options.n_threads).map_err(|e| Error::Threads(e.to_string()))?;
-        let network = Network::new(file, spec, options.plans)?;
+        let network = Network::with_adapters(file, spec, options.plans, &options.adapters)?;
         Model::start(network, devices, pool, options, cancel)
     }
 
@@ -99,7 +105,8 @@ impl Model {
     /// # Errors
     /// As [`Model::load`]; [`Error::Closed`].
     pub fn exchange(&self, file: &ikq_gguf::Model, cancel: &Cancel) -> Result<Model, Stop<Error>> {
-        let network = Network::new(file, self.network.spec.clone(), self.options.plans)?;
+        let Options { plans, adapters, .. } = &self.options;
+        let network = Network::with_adapters(file, self.network.spec.clone(), *plans, adapters)?;
         let runner = self.shared.runner.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Runner { devices, pool, .. } = runner.ok_or(Error::Closed)?;
         Model::start(network, devices, pool, &self.options, cancel)
@@ -116,6 +123,7 @@ impl Model {
         let network = Arc::new(network);
         let names = devices.iter().map(|d| d.name().to_string()).collect();
         let placement = Placement::new(&network, names, &options.rules)?;
+        check_adapters(&network, &placement, &devices, &options.adapters)?;
         let mut memory = Vec::new();
         for (index, device) in devices.iter_mut().enumerate() {
             let network = Arc::clone(&network);
@@ -134,6 +142,8 @@ impl Model {
             swa_full: options.swa_full,
             sizes,
             hash: network.hash,
+            adapters: options.adapters.iter().map(|a| a.hash).collect(),
+            scales: Mutex::new(options.adapters.iter().map(|a| a.scale).collect()),
             n_ctx,
             n_vocab: network.spec.n_vocab,
             attention: (0..network.layers.len()).map(|l| placement.device(Stage::Attention(l))).collect(),
@@ -156,6 +166,49 @@ impl Model {
     /// A new sequence, without tokens.
     pub fn new_sequence(&self) -> Sequence {
         Sequence::new(Arc::clone(&self.shared))
+    }
+
+    /// A new sequence with scales of its own for the model's adapters.
+    ///
+    /// # Errors
+    /// [`Error::Option`] where they are not one finite number for each adapter.
+    pub fn new_sequence_with(&self, scales: &[f32]) -> Result<Sequence, Error> {
+        let scales = self.checked_scales(scales)?;
+        let mut sequence = self.new_sequence();
+        sequence.scales = scales;
+        Ok(sequence)
+    }
+
+    /// Files of the adapters.
+    pub fn adapters(&self) -> impl Iterator<Item = &str> {
+        self.options.adapters.iter().map(|a| a.path.as_str())
+    }
+
+    /// The adapters' scales that new sequences have.
+    pub fn scales(&self) -> Arc<[f32]> {
+        self.shared.scales()
+    }
+
+    /// Says which scales sequences have that are made from now on; the others keep theirs.
+    ///
+    /// # Errors
+    /// As [`Model::new_sequence_with`].
+    pub fn set_scales(&self, scales: &[f32]) -> Result<(), Error> {
+        let scales = self.checked_scales(scales)?;
+        *self.shared.scales.lock().unwrap_or_else(PoisonError::into_inner) = scales;
+        Ok(())
+    }
+
+    pub(crate) fn checked_scales(&self, scales: &[f32]) -> Result<Arc<[f32]>, Error> {
+        let n = self.options.adapters.len();
+        match scales.len() == n && scales.iter().all(|s| s.is_finite()) {
+            true => Ok(scales.into()),
+            false => Err(Error::Option {
+                option: "lora",
+                value: format!("{scales:?}"),
+                why: format!("a finite scale for each of the model's {n} adapters is needed"),
+            }),
+        }
     }
 
     pub fn network(&self) -> &Network {
@@ -256,6 +309,18 @@ impl Shared {
         }
     }
 
+    /// The adapters' scales that new sequences have.
+    pub(crate) fn scales(&self) -> Arc<[f32]> {
+        Arc::clone(&self.scales.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What tells apart what was computed with these scales: the adapters that had any part in it.
+    pub(crate) fn applied(&self, scales: &[f32]) -> String {
+        let applied = self.adapters.iter().zip(scales).filter(|(_, scale)| **scale != 0.0);
+        let texts = applied.map(|(hash, scale)| format!("{hash:016x}*{scale}"));
+        texts.collect::<Vec<_>>().join(" + ")
+    }
+
     /// The earliest position that a recurrent state at `n_past` can go back to by itself.
     pub(crate) fn state_floor(&self, n_past: usize) -> usize {
         n_past / self.chunk * self.chunk
@@ -292,6 +357,33 @@ impl Runner {
         }
         Ok(state)
     }
+}
+
+/// Refuses adapters of matrices on devices that do not compute them.
+fn check_adapters(
+    network: &Network,
+    placement: &Placement,
+    devices: &[Box<dyn Device>],
+    adapters: &[Adapter],
+) -> Result<(), Error> {
+    for placed in &placement.stages {
+        let device = &devices[placed.device];
+        let weights = if device.takes_adapters() { Vec::new() } else { network.weights_of(placed.stage) };
+        for weight in weights {
+            if let Some(part) = weight.low_rank.first() {
+                return Err(Error::Option {
+                    option: "lora",
+                    value: adapters[part.adapter].path.clone(),
+                    why: format!(
+                        "`{}` is on {}, but adapters are computed on the CPU only: leave what they change there (n_gpu_layers, override_tensor)",
+                        weight.name,
+                        device.name()
+                    ),
+                });
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Bytes of a sequence of `n` positions; `None` when they are too many to count.

@@ -38,6 +38,9 @@ struct Header {
     /// The sequence's field of that name; 0 where there is none.
     #[serde(default)]
     shifted_at: usize,
+    /// Hashes and scales of the adapters that it was computed with.
+    #[serde(default)]
+    adapters: String,
 }
 
 impl Sequence {
@@ -96,6 +99,7 @@ impl Sequence {
             groups: groups.map(|(t, size)| (*size, t.iter().map(|p| *p != NO_PAGE).collect())).collect(),
             states,
             shifted_at: self.shifted_at,
+            adapters: shared.applied(&self.scales),
         };
         let header = serde_json::to_vec(&header).expect("plain numbers and texts");
         let mut bytes = MAGIC.to_vec();
@@ -220,6 +224,12 @@ fn fits(header: &Header, shared: &Shared, runner: &Runner, n_bytes: usize) -> Re
     let hash = format!("{:016x}", shared.hash);
     if header.model != hash {
         return Err(format!("it is of the model {}, not of {hash}", header.model));
+    }
+    let adapters = shared.applied(&shared.scales());
+    if header.adapters != adapters {
+        let name = |text: &str| if text.is_empty() { "none".to_string() } else { text.to_string() };
+        let (theirs, own) = (name(&header.adapters), name(&adapters));
+        return Err(format!("its LoRA adapters (hash*scale) are {theirs}, the model's are {own}"));
     }
     let cache = form(runner);
     if header.cache != cache {

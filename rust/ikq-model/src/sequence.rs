@@ -30,11 +30,14 @@ pub struct Sequence {
     /// Layers with a window that gave positions back hold, since the last shift, only what tokens from here on see;
     /// 0: there was no such shift.
     pub(crate) shifted_at: usize,
+    /// Scales of the model's adapters.
+    pub(crate) scales: Arc<[f32]>,
 }
 
 impl Sequence {
     pub(crate) fn new(shared: Arc<Shared>) -> Sequence {
         let n_groups = shared.groups.len();
+        let scales = shared.scales();
         Sequence {
             shared,
             tokens: Vec::new(),
@@ -43,7 +46,13 @@ impl Sequence {
             snapshots: Snapshots::default(),
             before: None,
             shifted_at: 0,
+            scales,
         }
+    }
+
+    /// Scales of the model's adapters, which hold for all its tokens.
+    pub fn scales(&self) -> &[f32] {
+        &self.scales
     }
 
     /// How many positions it holds.
@@ -84,6 +93,7 @@ impl Sequence {
         fork.snapshots = self.snapshots.clone();
         fork.before = self.before;
         fork.shifted_at = self.shifted_at;
+        fork.scales = Arc::clone(&self.scales);
         let pools = &mut *self.shared.pools();
         for (table, pages) in fork.tables.iter().zip(&mut pools.groups) {
             table.iter().filter(|p| **p != NO_PAGE).for_each(|p| pages.share(*p));

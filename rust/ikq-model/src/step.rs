@@ -146,11 +146,12 @@ impl Model {
         all
     }
 
-    /// Logits of hidden states as [`Want::Hidden`] gives them: `n_vocab` for every `n_embd` floats.
+    /// Logits of hidden states as [`Want::Hidden`] gives them: `n_vocab` for every `n_embd` floats. `scales` are those
+    /// of the adapters; `None`: as new sequences have them.
     ///
     /// # Errors
-    /// [`Error::Hidden`], [`Error::NoOutput`], [`Error::Overflow`], [`Error::Closed`].
-    pub fn head(&self, hidden: &[f32]) -> Result<Vec<f32>, Error> {
+    /// [`Error::Hidden`], [`Error::NoOutput`], [`Error::Overflow`], [`Error::Closed`]; [`Error::Option`] for scales.
+    pub fn head(&self, hidden: &[f32], scales: Option<&[f32]>) -> Result<Vec<f32>, Error> {
         let (n_embd, n_vocab) = (self.network.spec.n_embd, self.network.spec.n_vocab);
         let n = hidden.len() / n_embd;
         if n == 0 || !hidden.len().is_multiple_of(n_embd) {
@@ -159,11 +160,18 @@ impl Model {
         if self.network.output.is_none() {
             return Err(Error::NoOutput);
         }
+        let scales = match scales {
+            Some(scales) => self.checked_scales(scales)?,
+            None => self.scales(),
+        };
         let mut runner = self.shared.runner()?;
         let Runner { devices, pool, .. } = &mut *runner;
         let device = self.placement().device(Stage::Head);
         let mut logits = vec![0.0; n * n_vocab];
-        pool.step(|team| devices[device].project(Step { team, collector: None }, hidden, &mut logits));
+        pool.step(|team| {
+            let step = Step { team, collector: None, scales: &scales };
+            devices[device].project(step, hidden, &mut logits);
+        });
         if let Some(e) = devices[device].failure() {
             return Err(e);
         }
@@ -207,6 +215,7 @@ impl Model {
             }
             let tables = sequence.tables.iter().map(|t| Arc::from(t.as_slice())).collect();
             batch.runs.push(Run { columns, first, tables, state: sequence.state });
+            batch.scales.push(Arc::clone(&sequence.scales));
         }
         let (n_vocab, n_embd) = (self.network.spec.n_vocab, self.network.spec.n_embd);
         let mut logits = vec![0.0; batch.logits.len() * n_vocab];
@@ -214,9 +223,10 @@ impl Model {
         let Runner { devices, pool, collector } = runner;
         let collector = collector.as_deref();
         let placement = self.placement();
+        let scales = self.shared.scales();
         let result = pool.step(|team| {
-            let mut order =
-                Order { devices, placement, step: Step { team, collector }, network: &self.network, at: CPU };
+            let step = Step { team, collector, scales: &scales };
+            let mut order = Order { devices, placement, step, network: &self.network, at: CPU };
             order.run(&batch, &mut logits, &mut hidden)
         });
         // every device is asked, so that none keeps its failure for the next step

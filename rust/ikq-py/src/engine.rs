@@ -14,7 +14,7 @@ use ikq_model::model::{Sizes, sequence_bytes};
 use ikq_model::network::{Network, PlanOptions};
 use ikq_model::placement::{Placement, Rules};
 use ikq_model::spec::ModelSpec;
-use ikq_model::{Entry, Options, Want};
+use ikq_model::{Adapter, Entry, Options, Want};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -55,6 +55,9 @@ type Taken = (String, usize, usize, usize);
 /// The placement of a model: its stages, and what it takes on each device.
 type Predicted = (Vec<Placed>, Vec<Taken>);
 
+/// A LoRA adapter of a model: its file, what it is called, and its scale.
+type LoraAdapter = (Py<Model>, String, f32);
+
 /// One entry of a step: the sequence, its new tokens, which results are wanted, and the hidden states that a
 /// multi-token prediction head or a part of a model takes as input (`None` for all others).
 type StepEntry<'py> = (Py<Sequence>, Vec<i64>, String, Option<PyReadonlyArray2<'py, f32>>);
@@ -65,7 +68,7 @@ impl Engine {
     #[staticmethod]
     #[pyo3(signature = (model, spec, *, n_ctx, n_threads, n_ubatch, cache_type_k, cache_type_v, cache_rotation, swa_full,
                         compute, fused_up_gate, fused_moe, merge_up_gate_experts, expert_reduction, mmap, devices,
-                        n_gpu_layers, tensor_split, override_tensor, cpu_moe, n_cpu_moe, isa_name))]
+                        n_gpu_layers, tensor_split, override_tensor, cpu_moe, n_cpu_moe, isa_name, adapters=Vec::new()))]
     #[expect(clippy::too_many_arguments, reason = "the options of loading, named in Python")]
     fn load(
         py: Python<'_>,
@@ -91,6 +94,7 @@ impl Engine {
         cpu_moe: bool,
         n_cpu_moe: usize,
         isa_name: Option<&str>,
+        adapters: Vec<LoraAdapter>,
     ) -> PyResult<Engine> {
         if n_threads == Some(0) {
             return Err(PyValueError::new_err("n_threads must be at least 1"));
@@ -113,6 +117,15 @@ impl Engine {
             poison: devices.len() > 1,
         };
         let rules = parse_rules(py, n_gpu_layers, tensor_split, &override_tensor, cpu_moe, n_cpu_moe)?;
+        let devices = make_devices(py, &devices, &cpu)?;
+        refuse_made(model)?;
+        let spec = ModelSpec::from_json(spec).map_err(|e| e.raise(py))?;
+        let adapters = py.detach(|| {
+            let read = |(file, path, scale): &LoraAdapter| {
+                Adapter::new(&file.get().inner, path, &spec.architecture, *scale)
+            };
+            adapters.iter().map(read).collect::<Result<Vec<_>, _>>()
+        });
         let options = Options {
             n_ctx,
             n_threads: n_threads.unwrap_or(0),
@@ -120,10 +133,8 @@ impl Engine {
             plans: PlanOptions { fused_up_gate, fused_moe, merge_up_gate: merge_up_gate_experts },
             rules,
             swa_full,
+            adapters: adapters.map_err(|e| e.raise(py))?,
         };
-        let devices = make_devices(py, &devices, &cpu)?;
-        refuse_made(model)?;
-        let spec = ModelSpec::from_json(spec).map_err(|e| e.raise(py))?;
         let inner = enter(py, usize::MAX, |cancel| {
             ikq_model::Model::load(&model.inner, spec, devices, &options, cancel)
         })?;
@@ -203,9 +214,26 @@ impl Engine {
         Ok(Engine { inner })
     }
 
-    /// A new, empty sequence.
-    fn new_sequence(&self) -> Sequence {
-        Sequence { inner: Mutex::new(Some(self.inner.new_sequence())) }
+    /// A new, empty sequence. `scales` are those of the adapters for it; `None`: the model's.
+    #[pyo3(signature = (scales=None))]
+    fn new_sequence(&self, py: Python<'_>, scales: Option<Vec<f32>>) -> PyResult<Sequence> {
+        let sequence = match scales {
+            Some(scales) => self.inner.new_sequence_with(&scales).map_err(|e| e.raise(py))?,
+            None => self.inner.new_sequence(),
+        };
+        Ok(Sequence { inner: Mutex::new(Some(sequence)) })
+    }
+
+    /// The LoRA adapters, and the scales that new sequences have.
+    #[getter]
+    fn adapters(&self) -> Vec<(String, f32)> {
+        let scales = self.inner.scales();
+        self.inner.adapters().zip(scales.iter()).map(|(path, scale)| (path.to_string(), *scale)).collect()
+    }
+
+    /// Sets the scales of the adapters for new sequences; those that there are keep theirs.
+    fn set_scales(&self, py: Python<'_>, scales: Vec<f32>) -> PyResult<()> {
+        self.inner.set_scales(&scales).map_err(|e| e.raise(py))
     }
 
     /// Runs the new tokens of all entries, each after the tokens that its sequence holds. Returns for each entry
@@ -258,14 +286,17 @@ impl Engine {
         arrays.collect()
     }
 
-    /// Computes the logits `(n, n_vocab)` from the hidden states `(n, n_embd)` that a step returned.
+    /// Computes the logits `(n, n_vocab)` from the hidden states `(n, n_embd)` that a step returned. `scales` are those
+    /// of the adapters; `None`: the model's.
+    #[pyo3(signature = (hidden, scales=None))]
     fn head<'py>(
         &self,
         py: Python<'py>,
         hidden: PyReadonlyArray2<'py, f32>,
+        scales: Option<Vec<f32>>,
     ) -> PyResult<Bound<'py, PyArray2<f32>>> {
         let hidden = hidden.to_vec()?;
-        let logits = py.detach(|| self.inner.head(&hidden)).map_err(|e| e.raise(py))?;
+        let logits = py.detach(|| self.inner.head(&hidden, scales.as_deref())).map_err(|e| e.raise(py))?;
         let n_vocab = self.inner.network().spec.n_vocab;
         let n = logits.len() / n_vocab;
         PyArray1::from_vec(py, logits).reshape([n, n_vocab])
@@ -475,6 +506,12 @@ impl Sequence {
     #[getter]
     fn tokens(&self, py: Python<'_>) -> PyResult<Vec<u32>> {
         self.with(py, |s| Ok(s.tokens().to_vec()))
+    }
+
+    /// The scales of the model's adapters that it is computed with.
+    #[getter]
+    fn scales(&self, py: Python<'_>) -> PyResult<Vec<f32>> {
+        self.with(py, |s| Ok(s.scales().to_vec()))
     }
 
     /// The bytes of its KV-cache pages and recurrent states, including those that it shares with other sequences.

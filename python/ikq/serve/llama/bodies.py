@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, RootModel
 
-from ikq.serve.openai.bodies import TextBody
+from ikq.serve.openai.bodies import LoraScale, TextBody
 from ikq.serve.validation import Part
 
 __all__ = [
     "DetokenizeBody",
     "LlamaBody",
     "LlamaEmbeddingBody",
+    "LoraBody",
     "NameBody",
     "SlotBody",
     "TokenizeBody",
@@ -32,6 +33,10 @@ class LlamaEmbeddingBody(Part):
 
     model: str | None = None
     content: str | list[str] | list[int] | list[list[int]]
+
+
+class LoraBody(RootModel[list[LoraScale]]):
+    """`POST /lora-adapters`."""
 
 
 class NameBody(Part):

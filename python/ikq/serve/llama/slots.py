@@ -68,7 +68,7 @@ def save(model: LoadedModel, slot: int, file: Path) -> Generator[None, None, tup
     yield
     engine = model.engine
     tokens = engine.slots[slot].tokens
-    found, n = engine.prefixes.find(tokens)
+    found, n = engine.prefixes.find(tokens, lora=engine.slots[slot].lora)
     taken = None if found is None else engine.prefixes.copy(found, n)
     if taken is None:
         raise ServiceError("invalid_request", f"slot {slot} holds no text")
@@ -98,10 +98,10 @@ def restore(model: LoadedModel, slot: int, file: Path) -> Generator[None, None, 
         sentence = f"{file.name} cannot be read: {error.strerror}"
         raise ServiceError("invalid_request", sentence, parameter="filename") from None
     except IkqError:
-        sentence = f"{file.name} is damaged, or of another model or form of the cache"
+        sentence = f"{file.name} is damaged, or of another model, form of the cache or LoRA adapters"
         raise ServiceError("invalid_request", sentence, parameter="filename") from None
     tokens = sequence.tokens
-    engine.slots[slot].tokens = tokens
+    engine.slots[slot].tokens, engine.slots[slot].lora = tokens, sequence.lora
     engine.prefixes.add(sequence)
     return len(tokens), size
 
@@ -111,5 +111,5 @@ def erase(model: LoadedModel, slot: int) -> Generator[None, None, int]:
     yield
     engine = model.engine
     tokens, engine.slots[slot].tokens = engine.slots[slot].tokens, []
-    engine.prefixes.forget(tokens)
+    engine.prefixes.forget(tokens, engine.slots[slot].lora)
     return len(tokens)

@@ -53,6 +53,13 @@ class ResponseFormat(Part):
     schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
 
 
+class LoraScale(Part):
+    """An entry of `lora`: the scale of an adapter, by its number."""
+
+    id: int = Field(ge=0)
+    scale: float
+
+
 class TextBody(SamplingBody):
     """What chats and completions have in common."""
 
@@ -70,6 +77,7 @@ class TextBody(SamplingBody):
     ignore_eos: bool | None = None
     cache_prompt: bool | None = None
     id_slot: int | None = None
+    lora: list[LoraScale] | None = None
     timings_per_token: bool | None = None
     timeout: float | None = Field(None, gt=0)
 

@@ -50,6 +50,7 @@ class CommonFields(TypedDict):
     ignore_eos: bool
     cache_prompt: bool
     slot: int | None
+    lora: Mapping[int, float] | None
     timeout: float | None
 
 
@@ -236,6 +237,7 @@ def common_fields(body: TextBody, settings: Settings, limit: int | None) -> Comm
         "ignore_eos": bool(body.ignore_eos),
         "cache_prompt": settings.cache_prompt if body.cache_prompt is None else body.cache_prompt,
         "slot": body.id_slot if body.id_slot != -1 else None,
+        "lora": None if body.lora is None else {entry.id: entry.scale for entry in body.lora},
         "timeout": body.timeout,
     }
 

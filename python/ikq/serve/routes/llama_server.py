@@ -18,6 +18,7 @@ from ikq.serve.llama.bodies import (
     DetokenizeBody,
     LlamaBody,
     LlamaEmbeddingBody,
+    LoraBody,
     NameBody,
     SlotBody,
     TokenizeBody,
@@ -231,6 +232,23 @@ async def change_slot(call: Call) -> Response:
         return JSONResponse({**names, "n_restored": n, "n_read": size, **timings("restore_ms")})
 
 
+async def lora_adapters(call: Call) -> Response:
+    """The LoRA adapters of a model, and their scales for requests that say nothing else."""
+    async with _local(call).models.use(call.request.query_params.get("model")) as model:
+        found = model.model.lora_adapters
+    entries = [{"id": i, "path": str(a.path), "scale": a.scale} for i, a in enumerate(found)]
+    return JSONResponse(entries)
+
+
+async def set_lora_adapters(call: Call) -> Response:
+    """Sets these scales; those of adapters that are not named are 0 then. Texts that have begun keep theirs."""
+    body: LoraBody = call.body
+    async with _local(call).models.use(call.request.query_params.get("model")) as model:
+        scales = model.lora_scales({entry.id: entry.scale for entry in body.root})
+        await asyncio.to_thread(model.model.set_lora, scales)
+    return JSONResponse({"success": True})
+
+
 def _slot_id(text: str, model: LoadedModel) -> int:
     n = len(model.engine.slots)
     if not (text.isascii() and text.isdigit()) or len(text) > 9 or int(text) >= n:
@@ -273,6 +291,8 @@ ENDPOINTS = [
         query={"action": {"enum": ["save", "restore", "erase"]}},
         needs_query=True,
     ),
+    _get("/lora-adapters", lora_adapters, "model"),
+    replace(_post("/lora-adapters", set_lora_adapters, LoraBody), query={"model": {"type": "string"}}),
     _post("/completion", complete, LlamaBody),
     _post("/completions", complete, LlamaBody),
     _post("/embedding", embedding, LlamaEmbeddingBody),

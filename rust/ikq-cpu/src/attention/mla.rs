@@ -88,11 +88,12 @@ pub fn run(
     exec.quantize(inner, Forms::of(exec.compute, [&weights.k_b]));
     let by_head: Vec<(usize, Range<usize>)> = (0..n_head).map(|h| (h, h * n..(h + 1) * n)).collect();
     let columns: Vec<u32> = (0..(n * n_head) as u32).collect();
+    let tokens: Vec<u32> = columns.iter().map(|c| c % n as u32).map(|t| exec.tokens[t as usize]).collect();
     if !a.is_split() {
         exec.observe_groups(&[&weights.k_b], n_head, &by_head, (&columns, &columns), inner);
     }
     let absorbed = room(v, n * n_head * rank);
-    exec.grouped(&weights.k_b, &by_head, &columns, inner, absorbed);
+    exec.grouped(&weights.k_b, &by_head, (&columns, &tokens), inner, absorbed);
     let queries = room(z, n * n_head * (rank + n_rot));
     join_queries(exec, a, absorbed, all_q, n, queries);
 
@@ -117,7 +118,7 @@ pub fn run(
         exec.observe_groups(&[&weights.v_b], n_head, &by_head, (&columns, &columns), inner);
     }
     let results = room(k, n * n_head * a.head_dim_v);
-    exec.grouped(&weights.v_b, &by_head, &columns, inner, results);
+    exec.grouped(&weights.v_b, &by_head, (&columns, &tokens), inner, results);
     outer.resize(n_head * a.head_dim_v, n);
     join_heads(exec, results, n, n_head, a.head_dim_v, outer.floats_mut());
     exec.quantize(outer, Forms::of(exec.compute, [&weights.output]));

@@ -192,7 +192,7 @@ impl Mla {
             _ => None,
         };
         let q_in = q_a.as_ref().map_or(model.n_embd, |(q_a, _)| q_a.n_rows);
-        let (k_b, v_b) = match (&a.k_b, &a.v_b, &a.kv_b) {
+        let (mut k_b, mut v_b) = match (&a.k_b, &a.v_b, &a.kv_b) {
             (Some(k_b), Some(v_b), _) => (
                 weights.heads(k_b, a.n_nope, a.kv_rank, a.n_head)?,
                 weights.heads(v_b, a.kv_rank, a.head_dim_v, a.n_head)?,
@@ -200,6 +200,9 @@ impl Mla {
             (_, _, Some(kv_b)) => weights.split_kv_b(kv_b, a.kv_rank, a.n_nope, a.head_dim_v, a.n_head)?,
             _ => return Err(Error::Spec { why: "latent attention without k_b and v_b, or kv_b".into() }),
         };
+        if let (Some(_), Some(twin)) = (&a.k_b, &a.kv_b_twin) {
+            weights.add_twin(twin, &mut k_b, &mut v_b)?;
+        }
         Ok(Mla {
             n_head: a.n_head,
             kv_rank: a.kv_rank,

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`weights`] | matrices by role, views of the file |
 //! | [`attention`], [`ffn`] | the parts of a layer, and the plan of an FFN |
+//! | [`low_rank`] | what adapters add to products |
 //! | [`ropes`] | the distinct rotary embeddings |
 //! | [`angles`] | the angles that they turn by |
 //!
@@ -12,18 +13,23 @@
 mod angles;
 mod attention;
 mod ffn;
+mod low_rank;
 mod ropes;
 mod weights;
 
 pub use angles::RopeTable;
 pub use attention::{Attention, DeltaNet, Gqa, Mla};
 pub use ffn::{Dense, Experts, Ffn, Moe, Plan, PlanKind, PlanOptions, Routing};
+pub use low_rank::{Factor, LowRank};
 pub use ropes::{Rope, RopeId};
 pub use weights::{Weight, Weights};
 
 use xxhash_rust::xxh3::Xxh3;
 
+use crate::adapter::Adapter;
+use crate::device::Stage;
 use crate::error::Error;
+use crate::network::low_rank::Adapters;
 use crate::spec::{self, ModelSpec};
 
 /// One block.
@@ -63,6 +69,8 @@ pub struct Network {
     pub spec: ModelSpec,
     /// `None`: a part of a model, which is given hidden states.
     pub token_embd: Option<Weight>,
+    /// What adapters add to the embeddings: A has a row for every token.
+    pub token_embd_low_rank: Vec<LowRank>,
     /// What a multi-token prediction head has in front of its layer; `None` for other models.
     pub nextn: Option<Nextn>,
     pub layers: Vec<Layer>,
@@ -81,7 +89,21 @@ impl Network {
     /// # Errors
     /// What is missing or does not fit: see [`Error`].
     pub fn new(model: &ikq_gguf::Model, spec: ModelSpec, plans: PlanOptions) -> Result<Network, Error> {
-        let weights = Weights { model };
+        Network::with_adapters(model, spec, plans, &[])
+    }
+
+    /// The network with adapters beside its matrices.
+    ///
+    /// # Errors
+    /// As [`Network::new`]; [`Error::AdapterShape`], and [`Error::Adapter`] for a pair without a product.
+    pub fn with_adapters(
+        model: &ikq_gguf::Model,
+        spec: ModelSpec,
+        plans: PlanOptions,
+        adapters: &[Adapter],
+    ) -> Result<Network, Error> {
+        let embedding = spec.token_embd.clone();
+        let weights = Weights { model, adapters: Adapters::new(adapters, &embedding) };
         let n_embd = spec.n_embd;
         let is_whole = !spec.is_part;
         let output_norm = is_whole.then(|| weights.floats(&spec.output_norm, n_embd)).transpose()?;
@@ -114,8 +136,24 @@ impl Network {
             }
             layers.push(layer);
         }
+        let token_embd_low_rank = match &token_embd {
+            Some(_) => weights.adapters.of_embedding(spec.n_vocab, n_embd)?,
+            None => Vec::new(),
+        };
+        weights.adapters.check_used(model)?;
         let hash = hash(model);
-        Ok(Network { spec, token_embd, nextn, layers, output_norm, output, ropes, groups, hash })
+        Ok(Network {
+            spec,
+            token_embd,
+            token_embd_low_rank,
+            nextn,
+            layers,
+            output_norm,
+            output,
+            ropes,
+            groups,
+            hash,
+        })
     }
 
     /// Whether every token of a step comes with a hidden state.
@@ -125,6 +163,30 @@ impl Network {
 
     pub fn has_recurrent_layers(&self) -> bool {
         self.layers.iter().any(|l| l.group.is_none())
+    }
+
+    /// The matrices of a stage. Embeddings stay in the file.
+    ///
+    /// # Panics
+    /// For a stage that the model has not.
+    pub fn weights_of(&self, stage: Stage) -> Vec<&Weight> {
+        let ffn = |l: usize| &self.layers[l].ffn;
+        match stage {
+            Stage::Embed => self.nextn.iter().map(|n| &n.eh_proj).collect(),
+            Stage::Join(_) => Vec::new(),
+            Stage::Attention(l) => self.layers[l].attention.weights(),
+            Stage::Head => self.output.iter().collect(),
+            Stage::Dense(l) => match ffn(l) {
+                Ffn::Dense(dense) => dense.weights(),
+                Ffn::Moe(_) => unreachable!("the placement knows which layers have experts"),
+            },
+            Stage::Route(l) | Stage::Experts(l) | Stage::Shared(l) => match (stage, ffn(l)) {
+                (Stage::Route(_), Ffn::Moe(moe)) => vec![&moe.router],
+                (Stage::Experts(_), Ffn::Moe(moe)) => moe.experts.weights().to_vec(),
+                (_, Ffn::Moe(moe)) => moe.shared.iter().flat_map(Dense::weights).collect(),
+                (_, Ffn::Dense(_)) => unreachable!("the placement knows which layers have experts"),
+            },
+        }
     }
 
     /// All matrices.

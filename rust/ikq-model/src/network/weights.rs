@@ -9,6 +9,7 @@ use ikq_gguf::{Bytes, Model};
 use ikq_simd::IsaKind;
 
 use crate::error::Error;
+use crate::network::low_rank::{Adapters, LowRank, Rows};
 use crate::spec::{Linear, Names};
 use crate::statistics::Owner;
 
@@ -30,6 +31,8 @@ pub struct Weight {
     pub bias: Option<Vec<f32>>,
     /// A factor per expert that the product is multiplied with.
     pub factors: Option<Vec<f32>>,
+    /// What adapters add to the product, bias and factor being applied.
+    pub low_rank: Vec<LowRank>,
     /// Names of the experts' tensors, where each is one of its own.
     each: Vec<String>,
     /// The matrices of all heads are rows of one tensor of two axes.
@@ -55,6 +58,7 @@ impl Weight {
             first_row: 0,
             bias: self.bias.clone(),
             factors: self.factors.clone(),
+            low_rank: self.low_rank.clone(),
             each: self.each.clone(),
             ..*self
         }
@@ -142,6 +146,7 @@ struct Loaded {
 /// Makes weights from a file's tensors.
 pub struct Weights<'a> {
     pub model: &'a Model,
+    pub adapters: Adapters<'a>,
 }
 
 impl Weights<'_> {
@@ -210,10 +215,14 @@ impl Weights<'_> {
             let expected = format!("{} rows of {k} elements", n_rows.unwrap_or(0));
             return Err(Error::Shape { tensor: name, found: first.ne.to_vec(), expected });
         }
+        let taken = linear.first_row..last;
+        let rows = Rows { k, n_stored, taken, n_experts, is_pooled: false };
+        let low_rank = self.adapters.of(&linear.weight, &rows)?;
         Ok(Weight {
             ty,
             matrices,
             n_stored,
+            low_rank,
             first_row: linear.first_row,
             n_rows: wanted,
             k,
@@ -286,6 +295,8 @@ impl Weights<'_> {
         let mut matrices = Vec::new();
         let by_head = Loaded { ne: [k as u64, n_stored as u64, n_heads as u64, 1], ..tensor.clone() };
         let scale = self.split(name, &by_head, n_heads, &mut matrices)?;
+        let pooled = n_heads > 1 && tensor.ne[2] == 1;
+        let low_rank = self.of_heads(name, (k, n_stored), rows.clone(), n_heads, pooled)?;
         Ok(Weight {
             name: name.to_string(),
             ty,
@@ -297,9 +308,36 @@ impl Weights<'_> {
             scale,
             bias: None,
             factors: None,
+            low_rank,
             each: Vec::new(),
-            pooled: n_heads > 1 && tensor.ne[2] == 1,
+            pooled,
         })
+    }
+
+    /// What adapters add to the products of heads, whose matrices are rows of one tensor.
+    fn of_heads(
+        &self,
+        name: &str,
+        (k, n_stored): (usize, usize),
+        taken: Range<usize>,
+        n_heads: usize,
+        is_pooled: bool,
+    ) -> Result<Vec<LowRank>, Error> {
+        let rows = Rows { k, n_stored, taken, n_experts: n_heads, is_pooled };
+        self.adapters.of(&Names::One(name.to_string()), &rows)
+    }
+
+    /// Adds to `k_b` and `v_b` what adapters have for the tensor of older files with the rows of both, which stands
+    /// beside them in the file.
+    ///
+    /// # Errors
+    /// [`Error::AdapterShape`].
+    pub fn add_twin(&self, name: &str, k_b: &mut Weight, v_b: &mut Weight) -> Result<(), Error> {
+        let (sizes, n_heads) = ((v_b.k, k_b.k + v_b.n_rows), k_b.n_experts());
+        let keys = self.of_heads(name, sizes, 0..k_b.k, n_heads, true)?;
+        k_b.low_rank.extend(keys.iter().map(LowRank::transposed));
+        v_b.low_rank.extend(self.of_heads(name, sizes, k_b.k..sizes.1, n_heads, true)?);
+        Ok(())
     }
 
     /// `k_b` (per head `kv_rank` rows of `n_nope`) and `v_b` from the tensor of older files that holds, per head,
@@ -337,6 +375,7 @@ impl Weights<'_> {
             n_rows: kv_rank,
             k: n_nope,
             scale: 1.0,
+            low_rank: keys.low_rank.iter().map(LowRank::transposed).collect(),
             ..keys
         };
         Ok((keys, values))
