@@ -411,7 +411,8 @@ def test_shapes_are_refused_by_tensor(tmp_path, name, part):
     for tensor in ("token_embd.weight", *matrices(reader(name))):
         a, b = pairs_for(reader(name), [tensor])[tensor]
         whole = {"a": a, "b": b}
-        for wrong in (whole[part][..., :-1], whole[part][..., :-1, :], whole[part][np.newaxis]):
+        x = whole[part]
+        for wrong in (x[..., :-1], x[..., :-1, :], np.stack([x, x])):
             changed = whole | {part: np.ascontiguousarray(wrong)}
             file = write_adapter(
                 tmp_path / "a.gguf", architecture(name), {tensor: (changed["a"], changed["b"])}

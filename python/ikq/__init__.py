@@ -3,8 +3,8 @@
 Arrays: `dequantize`, `quantize`, `repack`, `pack`, `unpack`, `row_bytes`, `tensor_bytes`; types:
 `QuantType`; tensors: `QTensor`; files: `GGUFReader`, `GGUFWriter`; whole models: `quantize_file`,
 `plan_quantization`, `convert_checkpoint`, `convert_adapter`, `Imatrix`, `ActivationStatistics`; running:
-`Model`, `LoraAdapter`, `Sequence`, `Tokenizer`, `ChatTemplate`, `SamplingOptions`; serving: `Server`, with the extra
-`ikq[serve]`; exceptions: `ikq.errors`.
+`Model`, `LoraAdapter`, `Sequence`, `Tokenizer`, `ChatTemplate`, `SamplingOptions`; serving: `Server`,
+with the extra `ikq[serve]`; exceptions: `ikq.errors`.
 """
 
 from ikq import _starting

@@ -218,7 +218,7 @@ class Engine:
         cpu_moe: bool,
         n_cpu_moe: int,
         isa_name: str | None,
-        adapters: list[tuple[Model, str, float]] = [],
+        adapters: list[tuple[Model, str, float]] = ...,
     ) -> Engine: ...
     @staticmethod
     def plan(

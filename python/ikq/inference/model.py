@@ -168,8 +168,8 @@ class Model(EvaluatingModel):
 
         Raises:
             OSError: the file cannot be read.
-            FormatError: it is not GGUF, is damaged, or its metadata and tensors do not fit together; an adapter
-                is none, or is for another model.
+            FormatError: it is not GGUF, is damaged, or its metadata and tensors do not fit together; an
+                adapter is none, or is for another model.
             ShapeError: a tensor does not have the shape that the model needs.
             UnsupportedError: the architecture, a tensor type, a cache type or a kind of adapter is not
                 supported.

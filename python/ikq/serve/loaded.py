@@ -250,12 +250,12 @@ class LoadedModel:
             ServiceError: there is no such adapter.
         """
         n = len(self.model.lora_adapters)
-        unknown = [id for id in given if id >= n]
+        unknown = [number for number in given if number >= n]
         if unknown:
             there = "there is none" if n == 0 else f"there are 0 to {n - 1}"
             sentence = f"lora: there is no adapter {min(unknown)}; {there} (--lora)"
             raise ServiceError("invalid_request", sentence, parameter="lora")
-        return tuple(given.get(id, 0.0) for id in range(n))
+        return tuple(given.get(number, 0.0) for number in range(n))
 
     # chores: in the engine's thread
 

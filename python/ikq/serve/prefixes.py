@@ -198,8 +198,8 @@ class PrefixCache:
         """Entries that begin with all tokens of another one, and can go back to its end."""
         alike = self._by_hash.get(entry.hashes[-1], {}) if entry.hashes else self._entries.values()
         n = len(entry.tokens)
-        alike = (e for e in alike if e.lora == entry.lora)
-        return (e for e in alike if len(e.tokens) >= n and e.usable(entry.tokens) == n)
+        longer = (e for e in alike if e.lora == entry.lora and len(e.tokens) >= n)
+        return (e for e in longer if e.usable(entry.tokens) == n)
 
     def _said_by(self, entry: _Entry) -> list[_Entry]:
         """Entries all of whose tokens another one begins with."""

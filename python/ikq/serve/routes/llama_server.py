@@ -241,7 +241,7 @@ async def lora_adapters(call: Call) -> Response:
 
 
 async def set_lora_adapters(call: Call) -> Response:
-    """Sets these scales; those of adapters that are not named are 0 then. Texts that have begun keep theirs."""
+    """Sets these scales, and 0 for adapters that are not named. Texts that have begun keep theirs."""
     body: LoraBody = call.body
     async with _local(call).models.use(call.request.query_params.get("model")) as model:
         scales = model.lora_scales({entry.id: entry.scale for entry in body.root})
