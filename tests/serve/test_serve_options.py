@@ -38,7 +38,7 @@ def test_flags_that_mean_nothing_here_are_accepted(flags):
 @pytest.mark.parametrize(
     "flags",
     [
-        "--lora x.gguf",
+        "--control-vector x.gguf",
         "--mmproj x.gguf",
         "-hf a/b",
         "-mu http://x",
