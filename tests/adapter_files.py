@@ -72,7 +72,7 @@ def write_adapter(path, architecture, pairs, *, alpha=ALPHA, metadata=(), tensor
 
 def merged(reader, path, *adapters):
     """Writes the base with the sums of adapters, pairs and scale of each, in its weights, all in float32."""
-    with ikq.GGUFWriter(path, dict(reader.metadata)) as writer:
+    with ikq.GGUFWriter(path, reader.metadata) as writer:
         for name, tensor in reader.tensors.items():
             weight = tensor.dequantize().astype(np.float64)
             for pairs, scale in adapters:
