@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 from checkpoint_folders import hf_tensors, make_folder, to_bf16, write_safetensors
-from model_files import NAMES
+from engine_checks import EXACT, TOLERANCE, largest
+from model_files import NAMES, prompt
 
 import ikq
 from ikq.__main__ import main
@@ -100,6 +101,29 @@ def test_the_base_with_the_adapter_is_the_merged_model(tmp_path, architecture):
             changed += 1
         np.testing.assert_array_equal(was, expected, err_msg=tensor)
     assert changed == len(pairs) > 0
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mixtral", "gemma3"])
+def test_the_adapter_beside_the_base_is_the_merged_model(tmp_path, architecture):
+    """What the engine adds is what was converted: rows that change places, experts that are stacked, norms."""
+    name = fixture(architecture)
+    tensors = hf_tensors(name)
+    base = make_folder(tmp_path / "base", name, dtype="F32")
+    sums = write_adapter(tmp_path / "lora", tensors, modules(tensors))
+    # whole numbers are larger than weights
+    scale = 2.0**-7
+    small = {source: x * np.float32(scale) for source, x in sums.items()}
+    ikq.convert_adapter(tmp_path / "lora", tmp_path / "a.gguf", base)
+    ikq.convert_checkpoint(base, tmp_path / "base.gguf", "f32")
+    ikq.convert_checkpoint(merged(tmp_path / "merged", name, small), tmp_path / "merged.gguf", "f32")
+    with ikq.Model.load(tmp_path / "merged.gguf", **EXACT) as model:
+        wanted = model.logits(prompt(name, 1))
+    lora = ikq.LoraAdapter(tmp_path / "a.gguf", scale)
+    with ikq.Model.load(tmp_path / "base.gguf", **EXACT, lora=[lora]) as model:
+        # both are so far from the exact ones at most
+        assert largest(model.logits(prompt(name, 1)), wanted) < 2 * TOLERANCE
+        model.set_lora([0])
+        assert largest(model.logits(prompt(name, 1)), wanted) > 200 * TOLERANCE
 
 
 def test_names_and_keys(tmp_path):
