@@ -215,8 +215,8 @@ impl Model {
         let collector = collector.as_deref();
         let placement = self.placement();
         let result = pool.step(|team| {
-            let mut order =
-                Order { devices, placement, step: Step { team, collector }, network: &self.network, at: CPU };
+            let (step, network) = (Step { team, collector }, &self.network);
+            let mut order = Order { devices, placement, step, network, at: CPU, computing: CPU };
             order.run(&batch, &mut logits, &mut hidden)
         });
         // every device is asked, so that none keeps its failure for the next step
@@ -364,6 +364,8 @@ struct Order<'a> {
     network: &'a Network,
     /// The device that has the residual stream.
     at: usize,
+    /// The device that ran the last stage.
+    computing: usize,
 }
 
 impl Order<'_> {
@@ -396,6 +398,10 @@ impl Order<'_> {
     }
 
     fn stage(&mut self, stage: Stage, device: usize) -> Result<(), (usize, usize)> {
+        if self.computing != device {
+            self.devices[self.computing].start();
+            self.computing = device;
+        }
         let failed = self.devices[device].run(stage, self.step);
         failed.map_err(|e| (stage.layer().unwrap_or(0), e.column))
     }
