@@ -262,9 +262,7 @@ def add_placement(group: argparse._ActionsContainer, *, switches_have_values: bo
     )
     switch("--fallback-cpu", help="where no GPU is usable, layers of -ngl or --fit run on the CPU")
     switch("-cmoe", "--cpu-moe", help="all experts stay on the CPU")
-    switch(
-        "-nkvo", "--no-kv-offload", help="the cache stays in RAM, and the CPU computes attention"
-    )
+    switch("-nkvo", "--no-kv-offload", help="the cache stays in RAM, and the CPU computes attention")
     switch("--no-cache-rotation", help="cache types of 6 bits or less as they are, not rotated")
     switch("--swa-full", help="keep keys and values behind sliding windows")
 

@@ -15,6 +15,8 @@ pub struct Host {
     /// What is on its way to the device, and how many bytes of it are in use until the device was waited for.
     up: Option<Pinned>,
     used: usize,
+    /// Whether the device was waited for since something was launched.
+    is_idle: bool,
     /// What comes from the device.
     down: Option<Pinned>,
     /// The choices of a router, which come beside other values.
@@ -41,9 +43,16 @@ impl Host {
     /// # Errors
     /// Errors of the driver, including those of earlier launches.
     pub fn wait(&mut self, gpu: &Gpu) -> Result<(), Error> {
-        gpu.wait()?;
-        self.used = 0;
+        if !self.is_idle {
+            gpu.wait()?;
+        }
+        (self.used, self.is_idle) = (0, true);
         Ok(())
+    }
+
+    /// Notes that something is launched, for which the next wait is.
+    pub fn launches(&mut self) {
+        self.is_idle = false;
     }
 
     /// Copies bytes to the device, after everything that was launched before. The source can be used again when this
@@ -65,6 +74,7 @@ impl Host {
             let at = self.used;
             up.bytes_mut()[at..at + piece.len()].copy_from_slice(piece);
             self.used = (at + piece.len()).next_multiple_of(ALIGNMENT);
+            self.is_idle = false;
             // SAFETY: the caller promises the room; this part is not written again before the device was waited for
             unsafe { gpu.copy_in_later(to.offset(i * MOST), up, at, piece.len()) }?;
         }
@@ -81,6 +91,7 @@ impl Host {
     pub unsafe fn fetch(&mut self, gpu: &Gpu, bytes: &mut [u8], from: Address) -> Result<(), Error> {
         for (i, piece) in bytes.chunks_mut(MOST).enumerate() {
             self.make_room(gpu, piece.len())?;
+            self.is_idle = false;
             // SAFETY: the caller promises the bytes; they are waited for before they are read
             unsafe { gpu.copy_out_later(self.down()?, 0, from.offset(i * MOST), piece.len()) }?;
             self.wait(gpu)?;

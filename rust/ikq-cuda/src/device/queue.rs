@@ -32,6 +32,7 @@ impl Cuda {
         if self.queue.stages.is_empty() {
             return Ok(());
         }
+        self.host.launches();
         let (queue, mut graphs) = (std::mem::take(&mut self.queue), std::mem::take(&mut self.graphs));
         let done = graphs.run(&self.gpu, &queue, || self.launch(&queue));
         self.graphs = graphs;
