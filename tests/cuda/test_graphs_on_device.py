@@ -86,9 +86,11 @@ PLACES = {
     "fewer experts": ALL | {"expert_reduction": (1, 0.5)},
 }
 QUICK = [("qwen2moe/qwen2moe-bf16", "experts in RAM"), ("qwen3next/qwen3next-bf16", "all")]
+KINDS = ("qwen2moe/qwen2moe-bf16", "qwen3next/qwen3next-bf16", "deepseek3/deepseek3-bf16")
+CASES = [*((n, "all") for n in NAMES), *((n, p) for n in KINDS for p in PLACES if p != "all")]
 
 
-@pytest.mark.parametrize(("name", "places"), [(n, p) for n in NAMES for p in PLACES] if FULL else QUICK)
+@pytest.mark.parametrize(("name", "places"), CASES if FULL else QUICK)
 def test_the_same_bits(name, places, tmp_path):
     graphs, plain = both(name, PLACES[places], tmp_path, IKQ_STANDIN_DEVICES="2")
     # the third step of a shape replays what the second has recorded
