@@ -40,14 +40,22 @@ IKQ_DEV void attend(const float *q, const uint8_t *k, const uint8_t *v, const in
     IKQ_SHARED(float, totals, 4);
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, head = blockIdx.x, kv_head = head / (n_heads / n_kv);
     const int64_t column = blockIdx.z;
-    for (int i = threadIdx.x; i < 1024; i += blockDim.x)
-        query[i] = i < n_k ? q[(column * n_heads + head) * n_k + i] : 0.0f;
-    __syncthreads();
     pages += column * max_pages;
-
     const int splits = gridDim.y, last = end[column];
     const int64_t begin = first[column] + int64_t(span) * blockIdx.y;
     const int from = begin < last ? int(begin) : last, to = last - from < span ? last : from + span;
+    float *out = partial + ((column * n_heads + head) * splits + blockIdx.y) * (n_v + 2);
+    if (from >= to) { // the whole block: launches have more splits than texts need
+        for (int i = threadIdx.x; i < n_v; i += blockDim.x) out[i] = 0.0f;
+        if (threadIdx.x == 0) {
+            out[n_v] = -INFINITY;
+            out[n_v + 1] = 0.0f;
+        }
+        return;
+    }
+    for (int i = threadIdx.x; i < 1024; i += blockDim.x)
+        query[i] = i < n_k ? q[(column * n_heads + head) * n_k + i] : 0.0f;
+    __syncthreads();
     const int wide = n_k > n_v ? n_k : n_v;
     const int lanes = lanes_for(wide), rows = 32 / lanes, part = lane & (lanes - 1), group = lane / lanes;
     // the largest score, the sum of weights and the weighted sum of values over the rows that this lane's group saw; a
@@ -99,7 +107,6 @@ IKQ_DEV void attend(const float *q, const uint8_t *k, const uint8_t *v, const in
     __syncthreads();
     float best = mosts[0];
     for (int w = 1; w < 4; w++) best = fmaxf(best, mosts[w]);
-    float *out = partial + ((column * n_heads + head) * splits + blockIdx.y) * (n_v + 2);
     for (int i = threadIdx.x; i < n_v; i += blockDim.x) {
         float x = 0.0f;
         for (int w = 0; w < 4; w++) x += sums[1024 * w + i] * weight_of(mosts[w], best);

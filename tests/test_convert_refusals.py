@@ -117,6 +117,7 @@ def test_checkpoints_are_not_run(folders):
             override_tensor=[],
             cpu_moe=False,
             n_cpu_moe=0,
+            kv_offload=True,
         )
 
 

@@ -24,6 +24,7 @@ SPLITS = {
     "output": {"override_tensor": "^output|^token_embd=CPU1"},
     "all but experts": {"n_gpu_layers": 99, "cpu_moe": True},
     "last layer": {"n_gpu_layers": 1},
+    "cache": {"n_gpu_layers": 99, "kv_offload": False},
     "all": {"n_gpu_layers": 99},
     "experts of the first": {"n_gpu_layers": 99, "n_cpu_moe": 1},
 }

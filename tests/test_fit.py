@@ -64,14 +64,7 @@ def test_a_full_gpu_holds_nothing(tiny_moe, gpu):
 def test_what_fits_is_all_on_the_gpu(name, gpu):
     gpu(2**40)
     plan = fitted(path(name))
-    recurrent = [
-        f"layer {i}, attention"
-        for i, layer in enumerate(model_spec(reader(name)).layers)
-        if layer.attention.kind == "delta_net"
-    ]
-    # the embedding and what GPUs do not compute stay
-    assert stages_on(plan, "CPU") == ["embedding", *recurrent]
-    assert bool(recurrent) == (name in RECURRENT)
+    assert stages_on(plan, "CPU") == ["embedding"]
     # with as many bytes as it takes it fits, with one fewer it does not
     gpu(plan.fitted.needed)
     filled = (plan.fitted.devices[0]._replace(memory=plan.fitted.needed),)
@@ -125,6 +118,39 @@ def test_layers_of_dense_models_leave_from_the_first(name, gpu):
     gpu(needed - 1)
     with pytest.raises(ikq.DeviceError, match="even one layer"):
         fitted(path(name))
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_states_of_recurrent_layers_are_counted(name, gpu):
+    """A text has a state, the one before its last step, and snapshots: one per 512 positions, four, and one that is added."""
+    gpu(2**40)
+    page, states = {}, {}
+    for n_ctx in (256, 512, 1024, 2560, 8192):
+        plan = fitted(path(name), n_ctx=n_ctx)
+        with ikq.Model.load(path(name), n_ctx=n_ctx) as model:
+            assert ikq.Model.plan(path(name), n_ctx=n_ctx).cache == model.sequence_bytes(n_ctx)
+        states[n_ctx] = plan.cache
+        page[n_ctx] = n_ctx // 256
+    per_page = (states[8192] - states[2560]) // (page[8192] - page[2560])
+    state = (states[256] - per_page) // 2
+    for n_ctx, n_states in ((256, 2), (512, 3), (1024, 4), (2560, 7), (8192, 7)):
+        assert states[n_ctx] == page[n_ctx] * per_page + n_states * state
+
+
+@pytest.mark.parametrize("name", ["llama/llama-bf16", "qwen3next/qwen3next-bf16"])
+def test_a_cache_in_ram_is_not_counted(name, gpu):
+    gpu(2**40)
+    last = len(model_spec(reader(name)).layers) - 1
+    plan, all_there = fitted(path(name), kv_offload=False), fitted(path(name))
+    assert stages_on(plan, "CUDA0", "attention") == []
+    assert stages_on(plan, "CPU", "attention") == stages_on(all_there, "CUDA0", "attention")
+    assert plan.fitted.cache == 0 < plan.cache
+    assert plan.fitted.weights < all_there.fitted.weights
+    # what is said of single tensors goes before
+    names = {"devices": ["CPU", "CUDA0"], "n_gpu_layers": 99, "kv_offload": False}
+    some = ikq.Model.plan(path(name), **SMALL, **names, override_tensor=rf"blk\.{last}\.(attn|ssm)_=CUDA0")
+    assert stages_on(some, "CUDA0", "attention") == [f"layer {last}, attention"]
+    assert "the cache stays on the CPU, as asked for" in {p.why for p in some.placement}
 
 
 def test_what_is_counted(tiny_moe, gpu):

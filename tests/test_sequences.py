@@ -222,6 +222,18 @@ def test_bytes_are_counted():
         assert model.memory.cache == 0
 
 
+@pytest.mark.parametrize("name", RECURRENT)
+def test_states_take_no_more_than_was_told(name):
+    ids = long_text(3000)
+    with load(name, n_ctx=3100) as model, model.new_sequence() as sequence:
+        for i in range(0, 3000, 100):
+            model.step([(sequence, ids[i : i + 100], "none")])
+            assert sequence.n_bytes == model.memory.cache <= model.sequence_bytes(sequence.n_past)
+        # one more is there only while a snapshot replaces another
+        state = model.sequence_bytes(2) - model.sequence_bytes(1)
+        assert model.memory.cache == model.sequence_bytes(3000) - state
+
+
 @pytest.mark.parametrize("cache", ["f32", "f16", "q8_0", "q4_0"])
 def test_a_prompt_of_4096_tokens_shared_by_eight(cache):
     ids = long_text(4096)

@@ -9,7 +9,8 @@ a kernel ends the process's use of the GPU; results are written to one JSON file
 what failed first, then what falls farthest behind its target. Clocks and modes of the card are left as they are.
 
 Groups, the most telling first: `environment`; `compile`, kernels for this GPU; `weights`, every type decoded on the GPU;
-`products`, every type multiplied; `recurrent`, a model with recurrent layers, and rotated caches; `latency` of launches; `timings` of products against the memory's bandwidth; `model`, a
+`products`, every type multiplied; `recurrent`, a model with recurrent layers, and rotated caches; `latency` of launches; `steps` of many
+layers, launched one by one and replayed as graphs; `timings` of products against the memory's bandwidth; `model`, a
 random mixture of experts, logits against the CPU's, and tokens per second.
 """
 
@@ -61,6 +62,7 @@ class Shape(NamedTuple):
 
 
 SHAPES = {
+    "deep": Shape(32, 1024, 16, 4, 64, 8, 4, 512, 8192),
     "tiny": Shape(2, 256, 4, 2, 64, 8, 2, 256, 512),
     "small": Shape(2, 2048, 32, 4, 128, 128, 8, 768, 4096),
     "qwen3-30b-a3b": Shape(48, 2048, 32, 4, 128, 128, 8, 768, 151936),
@@ -191,6 +193,40 @@ def latency(args: argparse.Namespace) -> Iterator[Row]:
     x = rng.standard_normal((1, 256), dtype=np.float32)
     seconds = _per_replay(t, matrix(t, 4, 256, rng), x, 3 if args.emulated else 1000)
     yield {"name": "latency of a graph", "ok": True, "us": seconds * 1e6, "bound_us": 5.0, "target": 1.0}
+
+
+def steps(args: argparse.Namespace) -> Iterator[Row]:
+    """Steps of one text and of eight: replayed as graphs, and with every kernel launched; the bits are the same."""
+    s = SHAPES["tiny" if args.emulated else "deep"]
+    n_steps, ids = (2, [1, 2, 3]) if args.emulated else (64, list(range(1, 33)))
+    places: dict[str, Any] = {"devices": ["CPU", "CUDA0"], "n_gpu_layers": s.n_layer + 1}
+    found: dict[tuple[int, str], list[NDArray[np.float32] | None]] = {}
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        file = Path(folder) / "model.gguf"
+        write_model(file, s, "IQ4_KS")
+        for how, setting in (("replayed", "1"), ("launched", "0")):
+            os.environ["IKQ_CUDA_GRAPHS"] = setting
+            for n in (1, 8):
+                with ikq.Model.load(file, n_ctx=256, **places) as model:
+                    texts = [model.new_sequence() for _ in range(n)]
+                    model.step([(text, ids[: 2 + i % 2], "none") for i, text in enumerate(texts)])
+                    # kernels are loaded by the first step, and recorded in the second
+                    for _ in range(2):
+                        model.step([(text, ids[:1], "last") for text in texts])
+                    before, start = _ikq.cuda_counts(), time.perf_counter()
+                    for i in range(n_steps):
+                        last = model.step([(text, [ids[i % len(ids)]], "last") for text in texts])
+                    seconds = (time.perf_counter() - start) / n_steps
+                    counts = {k: (v - before[k]) / n_steps for k, v in _ikq.cuda_counts().items()}
+                found[n, how] = last
+                name = f"step of {n}, {s.n_layer} layers, {how}"
+                done = (counts["replays"] > 0) == (setting == "1") and counts["recorded"] == 0
+                yield {"name": name, "ok": done, "us": seconds * 1e6, **counts}
+    del os.environ["IKQ_CUDA_GRAPHS"]
+    for n in (1, 8):
+        pairs = zip(found[n, "replayed"], found[n, "launched"], strict=True)
+        same = all(a is not None and b is not None and np.array_equal(a, b) for a, b in pairs)
+        yield {"name": f"replayed steps of {n}: the same bits", "ok": same}
 
 
 def timings(args: argparse.Namespace) -> Iterator[Row]:
@@ -424,6 +460,7 @@ GROUPS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "products": products,
     "recurrent": recurrent,
     "latency": latency,
+    "steps": steps,
     "timings": timings,
     "model": model,
 }
@@ -451,6 +488,8 @@ def table(rows: list[Row]) -> list[str]:
             f"{row[k]:{w}}" if k in row else " " * len(w) for k, w in (("us", "12.1f"), ("target", "7.2f"))
         )
         error = f"{row['error']:.1e}" if "error" in row else row.get("why", "")[:60]
+        if "launches" in row:
+            error = f"{row['launches']:.0f} launches, {row['replays']:.0f} graphs, {row['copies']:.0f} copies"
         lines.append(
             f"{'ok' if row['ok'] else 'FAIL':4} {row['name'][:44]:44} {us:>12} {reached} {target:>7}  {error}"
         )

@@ -6,6 +6,7 @@
 //   - Device memory is filled with 0xFF (NaN), and is followed by a page that cannot be accessed.
 //   - Copies must lie within one allocation of the current context.
 //   - While a thread records a graph, it must not wait for anything, nor allocate or free memory.
+//   - A graph runs only while all memory that it was recorded with is there.
 //   - After a kernel has failed, everything in its context fails.
 //
 // Environment variables set what it reports: IKQ_STANDIN_DEVICES (number of GPUs), _CUDA (version, 13000), _SM (compute
@@ -16,6 +17,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -26,6 +28,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -72,6 +75,7 @@ struct Context;
 struct Allocation {
     Context *owner;
     size_t size;
+    uint64_t id; // no two have the same, wherever they lie
     void *mapping;
     size_t mapped;
 };
@@ -81,12 +85,20 @@ struct Context {
     int failed = SUCCESS;
 };
 using Work = std::function<int()>;
+struct Pinned {
+    size_t size;
+    uint64_t id;
+};
+struct Graph {
+    std::vector<Work> work;
+    std::set<uint64_t> uses; // ids of allocations
+};
 struct Stream {
     Context *context;
     std::deque<Work> queue;
     uint64_t queued = 0, done = 0;
     bool capturing = false, invalid = false;
-    std::vector<Work> recorded;
+    Graph recorded;
 };
 struct Event {
     Stream *stream = nullptr;
@@ -112,7 +124,8 @@ std::recursive_mutex mutex;
 bool initialized = false;
 std::map<int, Context> contexts;
 std::map<uint64_t, Allocation> allocations;
-std::map<char *, size_t> pinned;
+std::map<char *, Pinned> pinned;
+uint64_t n_allocations = 0;
 std::vector<Stream *> streams;
 std::map<std::pair<Module *, const ikq_emu_kernel *>, Function> functions;
 thread_local Context *current = nullptr;
@@ -156,7 +169,7 @@ int enqueue(Stream *stream, Work work) {
     if (const int bad = usable()) return bad;
     if (!stream || stream->context != current) return INVALID_HANDLE;
     if (stream->capturing) {
-        stream->recorded.push_back(std::move(work));
+        stream->recorded.work.push_back(std::move(work));
         return SUCCESS;
     }
     stream->queue.push_back(std::move(work));
@@ -176,7 +189,17 @@ bool is_pinned(const void *pointer) {
     auto it = pinned.upper_bound(static_cast<char *>(const_cast<void *>(pointer)));
     if (it == pinned.begin()) return false;
     --it;
-    return pointer < it->first + it->second;
+    return pointer < it->first + it->second.size;
+}
+
+// Notes the memory around an address (of a device, or pinned) for the graph that is being recorded.
+void note(Stream *stream, uint64_t address) {
+    if (!stream || !stream->capturing) return;
+    if (auto it = allocations.upper_bound(address); it != allocations.begin() && address < (--it)->first + it->second.size)
+        stream->recorded.uses.insert(it->second.id);
+    char *pointer = reinterpret_cast<char *>(address);
+    if (auto it = pinned.upper_bound(pointer); it != pinned.begin() && pointer < (--it)->first + it->second.size)
+        stream->recorded.uses.insert(it->second.id);
 }
 
 // The size of a shared object, which ends with its table of sections.
@@ -288,7 +311,7 @@ API cuMemAlloc_v2(uint64_t *address, size_t size) {
     if (mprotect(inside, pages, PROT_READ | PROT_WRITE)) return OUT_OF_MEMORY;
     memset(inside, 0xFF, pages);
     *address = reinterpret_cast<uint64_t>(inside + pages - held);
-    allocations[*address] = {current, size, mapping, mapped};
+    allocations[*address] = {current, size, ++n_allocations, mapping, mapped};
     current->used += size;
     return SUCCESS;
 }
@@ -308,7 +331,7 @@ API cuMemHostAlloc(void **pointer, size_t size, unsigned) {
     if (const int bad = waiting()) return bad;
     if (posix_memalign(pointer, PAGE, size ? size : 1)) return OUT_OF_MEMORY;
     memset(*pointer, 0xFF, size);
-    pinned[static_cast<char *>(*pointer)] = size;
+    pinned[static_cast<char *>(*pointer)] = {size, ++n_allocations};
     return SUCCESS;
 }
 API cuMemFreeHost(void *pointer) {
@@ -323,6 +346,7 @@ API cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t size, Stream *str
     Lock lock(mutex);
     if (const int bad = usable()) return bad;
     if (!is_device(to, size)) return INVALID_VALUE;
+    note(stream, to), note(stream, reinterpret_cast<uint64_t>(from));
     // the caller may change pageable memory as soon as the call returns, except while the copy is recorded
     if (is_pinned(from) || (stream && stream->capturing))
         return enqueue(stream, [=] { return memcpy(reinterpret_cast<void *>(to), from, size), SUCCESS; });
@@ -333,12 +357,14 @@ API cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t size, Stream *stream) {
     Lock lock(mutex);
     if (const int bad = usable()) return bad;
     if (!is_device(from, size)) return INVALID_VALUE;
+    note(stream, from), note(stream, reinterpret_cast<uint64_t>(to));
     return enqueue(stream, [=] { return memcpy(to, reinterpret_cast<void *>(from), size), SUCCESS; });
 }
 API cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t size, Stream *stream) {
     Lock lock(mutex);
     if (const int bad = usable()) return bad;
     if (!is_device(from, size) || !is_device(to, size)) return INVALID_VALUE;
+    note(stream, from), note(stream, to);
     return enqueue(stream, [=] {
         return memcpy(reinterpret_cast<void *>(to), reinterpret_cast<void *>(from), size), SUCCESS;
     });
@@ -347,6 +373,7 @@ API cuMemsetD8Async(uint64_t to, unsigned char value, size_t size, Stream *strea
     Lock lock(mutex);
     if (const int bad = usable()) return bad;
     if (!is_device(to, size)) return INVALID_VALUE;
+    note(stream, to);
     return enqueue(stream, [=] { return memset(reinterpret_cast<void *>(to), value, size), SUCCESS; });
 }
 
@@ -467,6 +494,8 @@ API cuLaunchKernel(Function *function, unsigned gx, unsigned gy, unsigned gz, un
     for (size_t i = 0; i < module->n_args(function->kernel); i++) {
         const char *bytes = static_cast<char *>(arguments[i]);
         values->emplace_back(bytes, bytes + module->arg_bytes(function->kernel, i));
+        uint64_t address = 0;
+        if (values->back().size() == sizeof address) memcpy(&address, bytes, sizeof address), note(stream, address);
     }
     return enqueue(stream, [=, kernel = function->kernel] {
         std::vector<void *> pointers;
@@ -482,34 +511,39 @@ API cuStreamBeginCapture_v2(Stream *stream, int) {
     if (const int bad = usable()) return bad;
     if (!stream || stream->capturing) return INVALID_VALUE;
     stream->capturing = true, stream->invalid = false;
-    stream->recorded.clear();
+    stream->recorded = {};
     capturing = stream;
     return SUCCESS;
 }
 API cuStreamIsCapturing(Stream *stream, int *status) {
     return *status = !stream->capturing ? 0 : stream->invalid ? 2 : 1, SUCCESS;
 }
-API cuStreamEndCapture(Stream *stream, std::vector<Work> **graph) {
+API cuStreamEndCapture(Stream *stream, Graph **graph) {
     Lock lock(mutex);
     if (!stream->capturing) return ILLEGAL_STATE;
     stream->capturing = false;
     capturing = nullptr;
     *graph = nullptr;
     if (stream->invalid) return CAPTURE_INVALIDATED;
-    *graph = new std::vector<Work>(std::move(stream->recorded));
+    *graph = new Graph(std::move(stream->recorded));
     return SUCCESS;
 }
-API cuGraphInstantiateWithFlags(std::vector<Work> **executable, std::vector<Work> *graph, unsigned long long) {
-    return *executable = new std::vector<Work>(*graph), SUCCESS;
+API cuGraphInstantiateWithFlags(Graph **executable, Graph *graph, unsigned long long) {
+    return *executable = new Graph(*graph), SUCCESS;
 }
-API cuGraphUpload(std::vector<Work> *, Stream *) { return SUCCESS; }
-API cuGraphLaunch(std::vector<Work> *executable, Stream *stream) {
+API cuGraphUpload(Graph *, Stream *) { return SUCCESS; }
+API cuGraphLaunch(Graph *executable, Stream *stream) {
     Lock lock(mutex);
-    return enqueue(stream, [work = *executable] {
+    std::set<uint64_t> there;
+    for (const auto &it : allocations) there.insert(it.second.id);
+    for (const auto &it : pinned) there.insert(it.second.id);
+    if (!std::includes(there.begin(), there.end(), executable->uses.begin(), executable->uses.end()))
+        return fprintf(stderr, "a graph uses memory that was freed\n"), INVALID_VALUE;
+    return enqueue(stream, [work = executable->work] {
         for (const Work &step : work)
             if (const int status = step()) return status;
         return int(SUCCESS);
     });
 }
-API cuGraphExecDestroy(std::vector<Work> *executable) { return delete executable, SUCCESS; }
-API cuGraphDestroy(std::vector<Work> *graph) { return delete graph, SUCCESS; }
+API cuGraphExecDestroy(Graph *executable) { return delete executable, SUCCESS; }
+API cuGraphDestroy(Graph *graph) { return delete graph, SUCCESS; }

@@ -108,6 +108,7 @@ print(json.dumps([plan.buffers["CUDA0"], taken]))
         ("deepseek3/deepseek3-bf16", 4),
         ("gpt-oss/gpt-oss-mxfp4", 4),
         ("gemma3/gemma3-bf16", 4),
+        ("qwen3next/qwen3next-bf16", 4),
         # two pages
         *([("llama/llama-bf16", 300), ("gemma3/gemma3-bf16", 300)] if FULL else []),
     ],

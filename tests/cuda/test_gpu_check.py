@@ -11,7 +11,7 @@ from standin import environment
 pytestmark = needs_gxx
 
 CHECK = Path(__file__).parents[2] / "tools/gpu_check.py"
-GROUPS = ("environment", "recurrent", "latency", "timings", "model")
+GROUPS = ("environment", "recurrent", "latency", "steps", "timings", "model")
 
 
 def check(env, out, *more):
@@ -27,6 +27,10 @@ def test_all_is_well_on_the_stand_in(tmp_path):
     assert all(row["ok"] for row in rows)
     assert {row["name"] for row in rows} >= {"logits IQ4_KS", "logits with rotated q4_0 caches"}
     assert f"{len(rows)} rows, 0 failed" in done.stdout
+    told = {row["name"]: row for row in rows}
+    replayed, launched = (told[f"step of 8, 2 layers, {how}"] for how in ("replayed", "launched"))
+    assert (replayed["launches"], replayed["replays"]) == (0, 1)
+    assert launched["launches"] > 20 > launched["replays"] == 0
 
 
 def test_without_a_gpu_it_says_so(tmp_path):

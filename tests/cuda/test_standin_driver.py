@@ -167,6 +167,11 @@ for value in (1, 7):
     cuda.cuMemcpyDtoHAsync_v2(y.ctypes.data, dy, 400, stream)
     assert cuda.cuStreamSynchronize(stream) == 0
     assert (y == 2 * value).all()
+# what was freed is no longer there for a graph, even if something else lies in its place
+assert cuda.cuMemFree_v2(dy) == 0
+assert cuda.cuGraphLaunch(executable, stream) == 1
+dy = alloc(400)
+assert cuda.cuGraphLaunch(executable, stream) == 1
 # waiting or allocating while calls are recorded spoils the graph
 for call, arguments in ((cuda.cuStreamSynchronize, (stream,)), (cuda.cuMemAlloc_v2, (ctypes.byref(u64()), 8))):
     assert cuda.cuStreamBeginCapture_v2(stream, 1) == 0

@@ -59,6 +59,8 @@ SPLITS = {
     "only shared experts": {"n_gpu_layers": 0, "override_tensor": "shexp=CUDA0"},
     "attention": {"override_tensor": "attn=CPU"},
     "separate": {"fused_up_gate": False},
+    "cache": {"kv_offload": False},
+    "merged": {"merge_up_gate_experts": True},
     "without small experts": {"expert_reduction": (1, 0.5)},
 }
 QUICK_SPLITS = ("experts of two", "without small experts")
@@ -79,9 +81,23 @@ def test_splits(name, tmp_path):
     assert distance(found["exact fewer whole"], found["exact whole"]) > allowed(name), "nothing was dropped"
 
 
-@pytest.mark.parametrize("ftype", ["IQ4_KS", *(["Q4_K_M", "IQ2_XXS", "Q8_0"] if FULL else [])])
+QUANTIZED = {
+    "IQ4_KS": {},
+    "Q4_K_M": {},
+    "IQ2_XXS": {},
+    "Q8_0": {},
+    # up and gate of types that one kernel takes together, and of types that it does not
+    "IQ4_NL": {"tensor_type": "ffn_up_exps=q8_0"},
+    "Q6_K": {"tensor_type": "ffn_gate_exps=f16"},
+    # a router of codes
+    "Q5_K": {"ffn_gate_inp_type": "q8_0"},
+}
+
+
+@pytest.mark.parametrize("ftype", QUANTIZED if FULL else ["IQ4_KS"])
 def test_quantized_mixtures(ftype, tmp_path):
-    ikq.quantize_file(path("qwen3moe/qwen3moe-bf16"), tmp_path / "model.gguf", ftype)
+    source = path("qwen3moe/qwen3moe-bf16")
+    ikq.quantize_file(source, tmp_path / "model.gguf", ftype, **QUANTIZED[ftype])
     found = results(tmp_path / "model.gguf", {"exact": EXACT, "cpu": {}, "gpu": ALL}, tmp_path)
     exact = found["exact whole"]
     # codes of 8 bits differ from float products as much as the CPU's own

@@ -44,7 +44,6 @@ _REARRANGED = "weights are re-arranged while loading in any case"
 _IGNORED: list[tuple[tuple[str, ...], str | int | None, str]] = [
     (("-sm", "--split-mode"), None, _GPU),
     (("-mg", "--main-gpu"), None, _GPU),
-    (("-nkvo", "--no-kv-offload"), 0, _GPU),
     (("-fa", "--flash-attn"), "?", _UNNEEDED),
     (("-mqkv", "--merge-qkv"), 0, _UNNEEDED),
     (("-mla", "--mla-use"), None, _UNNEEDED),
@@ -265,6 +264,7 @@ def add_placement(group: argparse._ActionsContainer, *, switches_have_values: bo
     )
     switch("--fallback-cpu", help="where no GPU is usable, layers of -ngl or --fit run on the CPU")
     switch("-cmoe", "--cpu-moe", help="all experts stay on the CPU")
+    switch("-nkvo", "--no-kv-offload", help="the cache stays in RAM, and the CPU computes attention")
     switch("--no-cache-rotation", help="cache types of 6 bits or less as they are, not rotated")
     switch("--swa-full", help="keep keys and values behind sliding windows")
 
@@ -292,6 +292,7 @@ def placement_options(args: argparse.Namespace) -> dict[str, Any]:
         "tensor_split": args.tensor_split if len(devices) > 1 else [],
         "override_tensor": args.override_tensor,
         "cpu_moe": args.cpu_moe,
+        "kv_offload": not args.no_kv_offload,
         "cache_rotation": not args.no_cache_rotation,
         "swa_full": args.swa_full,
     }

@@ -11,7 +11,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from typing import NamedTuple
 
 from ikq import _ikq, cuda
@@ -149,12 +148,6 @@ class _Search:
         self._taken: dict[tuple[_Level, tuple[int, ...], int], tuple[Filled, ...]] = {}
         self._splits: dict[_Level, tuple[int, ...] | None] = {}
 
-    @cached_property
-    def _recurrent(self) -> tuple[str, ...]:
-        """Rules that leave recurrent layers to the CPU: how many snapshots they will keep is not known."""
-        numbers = [i for i, layer in enumerate(self._spec.layers) if layer.attention.kind == "delta_net"]
-        return (rf"{_blocks(numbers)}\.(attn|ssm)_.*=CPU",) if numbers else ()
-
     def levels(self, most: int) -> list[_Level]:
         """Placements, the one with most on GPUs first."""
         n_layers = len(self._spec.layers)
@@ -165,9 +158,9 @@ class _Search:
         levels = []
         for n in range(len(experts)):
             rule = (rf"{_blocks(experts[-n:])}\.ffn_.*_exps=CPU",) if n else ()
-            levels.append(_Level(top, False, self._recurrent + rule))
+            levels.append(_Level(top, False, rule))
         for n in range(top, 0, -1):
-            levels.append(_Level(n, bool(experts), self._recurrent))
+            levels.append(_Level(n, bool(experts), ()))
         return levels
 
     def context(self) -> int:

@@ -40,6 +40,7 @@ PLANNED = (
     "override_tensor",
     "cpu_moe",
     "n_cpu_moe",
+    "kv_offload",
     "fit",
     "fit_margin",
     "fit_sequences",
@@ -89,6 +90,7 @@ class PlacementOptions:
     override_tensor: list[str]
     cpu_moe: bool
     n_cpu_moe: int
+    kv_offload: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,6 +104,7 @@ class Model(EvaluatingModel):
         override_tensor: str | Sequence[str] = (),
         cpu_moe: bool = False,
         n_cpu_moe: int = 0,
+        kv_offload: bool = True,
         fit: bool = False,
         fit_margin: int = MARGIN,
         fit_sequences: int = 1,
@@ -137,7 +138,7 @@ class Model(EvaluatingModel):
                 not; `on` keeps it, `off` copies.
             repack: No effect: weights are re-arranged while loading in any case.
             devices: The devices that compute, the CPU first. `CUDA0`, `CUDA1`, ... are GPUs (see `ikq.cuda`),
-                which so far compute all but recurrent layers; `CPU1`, `CPU2`, ... are the CPU again with
+                `CPU1`, `CPU2`, ... are the CPU again with
                 memory of their own, to see what a placement does.
             n_gpu_layers: This many layers, the last ones, go to the devices beside the CPU; with a larger
                 number than there are layers, the output does, too.
@@ -149,6 +150,9 @@ class Model(EvaluatingModel):
                 others.
             cpu_moe: Experts of all layers stay on the CPU.
             n_cpu_moe: Experts of this many layers, the first ones that have any, stay on the CPU.
+            kv_offload: Where it is false, the cache and the states of recurrent layers are in RAM, and the
+                CPU computes what reads them: attention and recurrent layers as a whole. Feed-forward networks
+                and the output go where the other options say.
             fit: Put as much on the GPUs that `devices` names (all that can be used, where it names none) as
                 their free memory holds with the cache and the buffers of a step; each is filled before the
                 next one. Experts of the last layers stay on the CPU first, then those of all layers, then
@@ -203,6 +207,7 @@ class Model(EvaluatingModel):
             override_tensor=rules(override_tensor),
             cpu_moe=cpu_moe,
             n_cpu_moe=n_cpu_moe,
+            kv_offload=kv_offload,
         )
         if fit:
             found = fitted_to(reader, spec, n_ctx, options, FitOptions(fit_margin, fit_sequences, n_ubatch))
@@ -260,6 +265,7 @@ class Model(EvaluatingModel):
         override_tensor: str | Sequence[str] = (),
         cpu_moe: bool = False,
         n_cpu_moe: int = 0,
+        kv_offload: bool = True,
         fit: bool = False,
         fit_margin: int = MARGIN,
         fit_sequences: int = 1,
@@ -285,6 +291,7 @@ class Model(EvaluatingModel):
             override_tensor: See there.
             cpu_moe: See there.
             n_cpu_moe: See there.
+            kv_offload: See there.
             fit: See there; `LoadingPlan.fitted` tells what was found.
             fit_margin: See there.
             fit_sequences: See there.
@@ -309,6 +316,7 @@ class Model(EvaluatingModel):
             override_tensor=rules(override_tensor),
             cpu_moe=cpu_moe,
             n_cpu_moe=n_cpu_moe,
+            kv_offload=kv_offload,
         )
         room = FitOptions(fit_margin, fit_sequences, n_ubatch) if fit else None
         return plan_loading(path, n_ctx, n_ubatch, FileOptions(yarn_truncate, override_kv), options, room)

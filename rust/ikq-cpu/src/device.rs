@@ -387,7 +387,7 @@ impl Device for Cpu {
         self.step.choices.clone_from(choices);
     }
 
-    fn choices(&self) -> &Choices {
+    fn choices(&mut self) -> &Choices {
         &self.step.choices
     }
 

@@ -1,4 +1,4 @@
-//! Copying floats and integers to and from a device.
+//! Floats and integers as bytes, and copying them to a device.
 
 use crate::error::Error;
 use crate::gpu::Gpu;
@@ -10,6 +10,18 @@ impl Number for f32 {}
 impl Number for i32 {}
 impl Number for u32 {}
 
+/// The bytes of numbers.
+pub fn as_bytes<T: Number>(numbers: &[T]) -> &[u8] {
+    // SAFETY: numbers are bytes
+    unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast::<u8>(), size_of_val(numbers)) }
+}
+
+/// The bytes of numbers, to be written.
+pub fn as_bytes_mut<T: Number>(numbers: &mut [T]) -> &mut [u8] {
+    // SAFETY: any four bytes are a number
+    unsafe { std::slice::from_raw_parts_mut(numbers.as_mut_ptr().cast::<u8>(), size_of_val(numbers)) }
+}
+
 impl Gpu {
     /// Copies numbers to the device. The source can be used again when this returns.
     ///
@@ -19,24 +31,7 @@ impl Gpu {
     /// # Safety
     /// There must be room for the numbers at `to`.
     pub unsafe fn copy_in_floats<T: Number>(&self, to: Address, from: &[T]) -> Result<(), Error> {
-        // SAFETY: numbers are bytes
-        let bytes = unsafe { std::slice::from_raw_parts(from.as_ptr().cast::<u8>(), size_of_val(from)) };
-        // SAFETY: the caller promises the room or the numbers
-        unsafe { self.copy_in(to, bytes) }
-    }
-
-    /// Copies numbers from the device, after everything that was launched before.
-    ///
-    /// # Errors
-    /// Errors of the driver, including those of earlier launches.
-    ///
-    /// # Safety
-    /// There must be as many numbers at `from`.
-    pub unsafe fn copy_out_floats<T: Number>(&self, to: &mut [T], from: Address) -> Result<(), Error> {
-        let n = size_of_val(to);
-        // SAFETY: any four bytes are a number
-        let bytes = unsafe { std::slice::from_raw_parts_mut(to.as_mut_ptr().cast::<u8>(), n) };
-        // SAFETY: the caller promises the room or the numbers
-        unsafe { self.copy_out(bytes, from) }
+        // SAFETY: the caller promises the room
+        unsafe { self.copy_in(to, as_bytes(from)) }
     }
 }

@@ -1,18 +1,20 @@
-//! [`Gpu`]: a device in use, with its context, one stream, compiled modules, copies, launches and recorded graphs.
+//! [`Gpu`]: a device in use, with its context, one stream, compiled modules, copies and launches.
 //!
 //! All work of a device goes through one stream, in order. Launches take raw addresses; the callers know
 //! which memory is in use at which time, not this module.
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaContext, DriverError, result, sys};
 
+use crate::counts::{Call, count};
 use crate::cubins::{self, Cubins};
 use crate::error::Error;
 use crate::loader::{Facts, Runtime};
-use crate::memory::Address;
+use crate::memory::{Address, Pinned};
 use crate::nvrtc::Nvrtc;
 use crate::plan::Kernel;
 use crate::sources::Specialisation;
@@ -23,6 +25,7 @@ pub struct Context {
     inner: Arc<CudaContext>,
     /// The device's name, such as `CUDA0`.
     name: String,
+    allocations: AtomicU64,
 }
 
 impl Context {
@@ -32,7 +35,7 @@ impl Context {
         let facts = runtime.devices.get(index).ok_or(Error::NoSuchDevice { index, n_devices })?;
         let name = format!("CUDA{index}");
         match CudaContext::new(facts.ordinal) {
-            Ok(inner) => Ok(Context { inner, name }),
+            Ok(inner) => Ok(Context { inner, name, allocations: AtomicU64::new(0) }),
             Err(source) => Err(Error::Driver { device: name, what: "making a context".into(), source }),
         }
     }
@@ -57,6 +60,15 @@ impl Context {
     /// The device's name in rules and reports.
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// How often memory was allocated. While this number stays, nothing has moved, and addresses stay what they are.
+    pub fn allocations(&self) -> u64 {
+        self.allocations.load(Relaxed)
+    }
+
+    pub(crate) fn count_allocation(&self) {
+        self.allocations.fetch_add(1, Relaxed);
     }
 
     pub(crate) fn failed(&self, what: &str, source: DriverError) -> Error {
@@ -149,29 +161,6 @@ impl Function {
     }
 }
 
-/// Launches and copies that were recorded, to be run again together.
-#[derive(Debug)]
-pub struct Graph {
-    context: Arc<Context>,
-    graph: sys::CUgraph,
-    executable: sys::CUgraphExec,
-}
-
-// SAFETY: used by one thread at a time, as `Gpu::replay` takes the device's own borrow
-unsafe impl Send for Graph {}
-
-impl Drop for Graph {
-    fn drop(&mut self) {
-        if self.context.bind().is_ok() {
-            // SAFETY: both were made by `Gpu::record`, and are destroyed once
-            unsafe {
-                let _ = result::graph::exec_destroy(self.executable);
-                let _ = result::graph::destroy(self.graph);
-            }
-        }
-    }
-}
-
 /// Bytes of shared memory that a block can have without a kernel attribute that allows more.
 const USUAL_SHARED_BYTES: u32 = 48 << 10;
 
@@ -193,6 +182,8 @@ pub struct Gpu {
     loaded: Mutex<Loaded>,
     /// Whether every launch is waited for, so that errors are reported for the right kernel (`IKQ_CUDA_SYNC=1`).
     waits: bool,
+    /// Whether launches are being recorded.
+    recording: AtomicBool,
 }
 
 // SAFETY: a stream may be used from any thread that has the context bound
@@ -227,6 +218,7 @@ impl Gpu {
             cubins: Cubins::of_environment(),
             loaded: Mutex::default(),
             waits: std::env::var("IKQ_CUDA_SYNC").is_ok_and(|v| v == "1"),
+            recording: AtomicBool::new(false),
         })
     }
 
@@ -236,6 +228,24 @@ impl Gpu {
 
     pub fn context(&self) -> &Arc<Context> {
         &self.context
+    }
+
+    pub(crate) fn stream(&self) -> sys::CUstream {
+        self.stream
+    }
+
+    /// Whether every launch is waited for (`IKQ_CUDA_SYNC=1`).
+    pub fn waits(&self) -> bool {
+        self.waits
+    }
+
+    /// Says whether launches are recorded from now on, or done.
+    pub(crate) fn set_recording(&self, on: bool) {
+        self.recording.store(on, Relaxed);
+    }
+
+    fn count_launch(&self) {
+        count(if self.recording.load(Relaxed) { Call::Recorded } else { Call::Launch });
     }
 
     /// A kernel, which is compiled and loaded at its first use.
@@ -313,19 +323,13 @@ impl Gpu {
             )
         }
         .map_err(failed)?;
-        if self.waits && !self.is_recording()? {
+        self.count_launch();
+        if self.waits && !self.recording.load(Relaxed) {
             // SAFETY: the stream is this device's own
             unsafe { result::stream::synchronize(self.stream) }
                 .map_err(|e| self.context.failed(&format!("running {}", function.kernel.name()), e))?;
         }
         Ok(())
-    }
-
-    fn is_recording(&self) -> Result<bool, Error> {
-        // SAFETY: the stream is this device's own
-        let status = unsafe { result::stream::is_capturing(self.stream) };
-        let status = status.map_err(|e| self.context.failed("asking whether calls are recorded", e))?;
-        Ok(status != sys::CUstreamCaptureStatus::CU_STREAM_CAPTURE_STATUS_NONE)
     }
 
     /// Copies to the device. The source can be used again when this returns.
@@ -340,6 +344,7 @@ impl Gpu {
         if bytes.is_empty() {
             return Ok(());
         }
+        count(Call::Copy);
         // SAFETY: the caller promises the room; the source lives until the stream has finished the copy
         unsafe { result::memcpy_htod_async(to.0, bytes, self.stream) }
             .map_err(|e| self.context.failed("copying to the device", e))?;
@@ -358,10 +363,60 @@ impl Gpu {
         if bytes.is_empty() {
             return Ok(());
         }
+        count(Call::Copy);
         // SAFETY: the caller promises the bytes; the target lives until the stream has finished the copy
         unsafe { result::memcpy_dtoh_async(bytes, from.0, self.stream) }
             .map_err(|e| self.context.failed("copying from the device", e))?;
         self.wait()
+    }
+
+    /// Copies `n` bytes of pinned memory from `at` on to the device, after everything that was launched before.
+    ///
+    /// # Errors
+    /// Errors of the driver.
+    ///
+    /// # Safety
+    /// There must be room for the bytes at `to`. The memory must stay, and not be written, until the device was waited
+    /// for.
+    pub unsafe fn copy_in_later(&self, to: Address, from: &Pinned, at: usize, n: usize) -> Result<(), Error> {
+        self.context.bind()?;
+        let Some(bytes) = from.bytes().get(at..at + n).filter(|_| n > 0) else { return Ok(()) };
+        count(Call::Copy);
+        // SAFETY: the caller promises the room, and leaves the source as it is
+        unsafe { result::memcpy_htod_async(to.0, bytes, self.stream) }
+            .map_err(|e| self.context.failed("copying to the device", e))
+    }
+
+    /// Copies `n` bytes from the device to pinned memory, from `at` on, after everything that was launched before.
+    ///
+    /// # Errors
+    /// Errors of the driver.
+    ///
+    /// # Safety
+    /// There must be as many bytes at `from`. The memory must stay, and not be read or written, until the device was
+    /// waited for.
+    pub unsafe fn copy_out_later(
+        &self,
+        to: &Pinned,
+        at: usize,
+        from: Address,
+        n: usize,
+    ) -> Result<(), Error> {
+        self.context.bind()?;
+        if n == 0 {
+            return Ok(());
+        }
+        let Some(target) = to.part(at, n) else {
+            let why = format!("{n} bytes at {at} do not fit pinned memory of {}", to.size());
+            return Err(Error::Plan { name: "copy".into(), why });
+        };
+        count(Call::Copy);
+        // SAFETY: the part lies in the memory, which the caller leaves alone until then
+        unsafe {
+            let target = std::slice::from_raw_parts_mut(target, n);
+            result::memcpy_dtoh_async(target, from.0, self.stream)
+        }
+        .map_err(|e| self.context.failed("copying from the device", e))
     }
 
     /// Copies within the device, after everything that was launched before.
@@ -376,6 +431,7 @@ impl Gpu {
         if bytes == 0 {
             return Ok(());
         }
+        self.count_launch();
         // SAFETY: the caller promises that the addresses are valid
         unsafe { result::memcpy_dtod_async(to.0, from.0, bytes, self.stream) }
             .map_err(|e| self.context.failed("copying on the device", e))
@@ -404,56 +460,9 @@ impl Gpu {
     /// Errors of what was launched.
     pub fn wait(&self) -> Result<(), Error> {
         self.context.bind()?;
+        count(Call::Wait);
         // SAFETY: the stream is this device's own
         unsafe { result::stream::synchronize(self.stream) }.map_err(|e| self.context.failed("computing", e))
-    }
-
-    /// Records what `calls` launches and copies, instead of running it. `calls` must not wait for anything.
-    ///
-    /// # Errors
-    /// Errors of the driver and of `calls`.
-    pub fn record(&self, calls: impl FnOnce(&Gpu) -> Result<(), Error>) -> Result<Graph, Error> {
-        self.context.bind()?;
-        let failed = |e| self.context.failed("recording a graph", e);
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
-        // SAFETY: the stream is this device's own
-        unsafe { result::stream::begin_capture(self.stream, mode) }.map_err(failed)?;
-        let done = calls(self);
-        // SAFETY: recording has begun, and is ended in any case
-        let graph = unsafe { result::stream::end_capture(self.stream) };
-        let destroy = |graph| {
-            // SAFETY: the graph was just made, and nothing else has it
-            unsafe { result::graph::destroy(graph) }
-        };
-        let graph = match (done, graph) {
-            (Ok(()), graph) => graph.map_err(failed)?,
-            (Err(e), graph) => {
-                let _ = graph.map(destroy);
-                return Err(e);
-            }
-        };
-        // SAFETY: the graph was recorded completely
-        match unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags_enum(0)) } {
-            Ok(executable) => Ok(Graph { context: self.context.clone(), graph, executable }),
-            Err(e) => {
-                let _ = destroy(graph);
-                Err(failed(e))
-            }
-        }
-    }
-
-    /// Runs a recorded graph, after everything that was launched before.
-    ///
-    /// # Errors
-    /// Errors of the driver.
-    ///
-    /// # Safety
-    /// The memory that the recorded calls use must still be allocated.
-    pub unsafe fn replay(&self, graph: &Graph) -> Result<(), Error> {
-        self.context.bind()?;
-        // SAFETY: the caller promises that the addresses are valid
-        unsafe { result::graph::launch(graph.executable, self.stream) }
-            .map_err(|e| self.context.failed("running a graph", e))
     }
 }
 

@@ -8,16 +8,20 @@
 //! | [`sources`], [`kernel_files`] | the text of the kernels, and which files have it |
 //! | [`cubins`] | compiled kernels, kept on disk |
 //! | [`gpu`] | a device in use: context, stream, modules, launches |
-//! | [`memory`] | arenas of device memory |
+//! | [`graph`], [`event`], [`counts`] | launches that are replayed together, points in the stream, counts of calls |
+//! | [`memory`] | arenas of device memory, pinned memory |
 //! | [`plan`] | how every kernel is launched |
 //! | [`device`] | [`Cuda`]: running stages of models |
-//! | [`weights`], [`products`] | matrices in the device's form, and products with them |
+//! | [`weights`], [`staging`], [`products`] | matrices in the device's form, and products with them |
 
+pub mod counts;
 pub mod cubins;
 pub mod device;
 pub mod error;
+pub mod event;
 mod floats;
 pub mod gpu;
+pub mod graph;
 pub mod kernel_files;
 pub mod loader;
 pub mod memory;
@@ -25,6 +29,7 @@ pub mod nvrtc;
 pub mod plan;
 pub mod products;
 pub mod sources;
+pub mod staging;
 pub mod weights;
 
 pub use device::{CacheForm, Cuda, Options};

@@ -46,7 +46,10 @@ impl Arena {
         }
         // SAFETY: a context is bound; the address is freed once, in `drop`
         match unsafe { result::malloc_sync(size) } {
-            Ok(base) => Ok(Arena { context, base: Address(base), size, used }),
+            Ok(base) => {
+                context.count_allocation();
+                Ok(Arena { context, base: Address(base), size, used })
+            }
             Err(e) if e.0 != CUresult::CUDA_ERROR_OUT_OF_MEMORY => {
                 Err(context.failed("allocating memory", e))
             }
@@ -134,9 +137,21 @@ impl Pinned {
         let pointer = unsafe { result::malloc_host(size.max(1), flags) }
             .map_err(|e| context.failed("allocating pinned memory", e))?
             .cast::<u8>();
+        context.count_allocation();
         // SAFETY: there are as many bytes
         unsafe { pointer.write_bytes(0, size) };
         Ok(Pinned { context: context.clone(), pointer, size })
+    }
+
+    /// Bytes of the memory.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Where `n` bytes from `at` on lie, if there are as many.
+    pub(crate) fn part(&self, at: usize, n: usize) -> Option<*mut u8> {
+        // SAFETY: the part is in the memory
+        at.checked_add(n).filter(|end| *end <= self.size).map(|_| unsafe { self.pointer.add(at) })
     }
 
     /// The bytes, to be read.

@@ -6,9 +6,10 @@ use ikq_formats::types::Family;
 
 use crate::error::Error;
 use crate::gpu::Gpu;
-use crate::memory::{Address, Arena};
+use crate::memory::Address;
 use crate::plan::{self, Call};
 use crate::products::launch;
+pub use crate::staging::Staging;
 
 /// About how many bytes in the file's form are on the device at a time.
 const PIECE: usize = 64 << 20;
@@ -33,36 +34,13 @@ pub fn matrix_bytes(ty: QuantType, n_rows: usize, n: usize) -> Result<usize, Err
     row.checked_mul(n_rows).ok_or_else(|| Error::Plan { name: ty.name().into(), why: "too large".into() })
 }
 
-/// Device memory for pieces in the file's form, before they are brought into the device's form.
-#[derive(Debug, Default)]
-pub struct Staging {
-    arena: Option<(Arena, Address)>,
-}
-
-impl Staging {
-    /// Makes room for `bytes`. Before memory is replaced, all work of the device is waited for.
-    fn room(&mut self, gpu: &Gpu, bytes: usize) -> Result<Address, Error> {
-        match &self.arena {
-            Some((arena, at)) if arena.size() >= bytes => Ok(*at),
-            _ => {
-                gpu.wait()?;
-                self.arena = None; // frees the old one before another is allocated
-                let mut arena = Arena::new(gpu.context(), "weights on the way", bytes)?;
-                let at = arena.take(bytes)?;
-                self.arena = Some((arena, at));
-                Ok(at)
-            }
-        }
-    }
-}
-
 /// Copies a matrix from the file's form (`file` has whole rows of type `ty`) to `at`, in device form.
 ///
 /// # Errors
 /// Errors of the planner, the compiler and the driver; [`Error::Plan`] when `file` is not as long as the rows.
 ///
 /// # Safety
-/// There must be room for [`matrix_bytes`] bytes at `at`.
+/// There must be room for [`matrix_bytes`] bytes at `at`. `staging` must live until the device was waited for.
 pub unsafe fn upload(
     gpu: &Gpu,
     staging: &mut Staging,
@@ -92,8 +70,9 @@ pub unsafe fn upload(
         _ => (PIECE / from_bytes).clamp(1, n_rows),
     };
     if plain.info().family == Family::Float {
+        // rows of floats only need padding, because rows begin at aligned places
         // SAFETY: the caller promises the room
-        unsafe { upload_floats(gpu, file, from_bytes, to_bytes, at_once, at) }?;
+        unsafe { staging.send_rows(gpu, at, file, (from_bytes, to_bytes)) }?;
         return Ok(matrix);
     }
     let piece = staging.room(gpu, file.len().min(at_once * from_bytes + 256))?;
@@ -107,36 +86,9 @@ pub unsafe fn upload(
         let buffers = [("file", piece), ("out", at.offset(first * to_bytes))];
         // SAFETY: the piece holds the rows, and the caller says that there is room for them
         unsafe {
-            gpu.copy_in(piece, bytes)?;
+            staging.send(gpu, piece, bytes)?;
             launch(gpu, &plan, &buffers)?;
         }
     }
     Ok(matrix)
-}
-
-/// Copies rows of floats, which only need padding, because rows begin at aligned places.
-///
-/// # Safety
-/// There must be room at `at` for all rows of `to_bytes`.
-unsafe fn upload_floats(
-    gpu: &Gpu,
-    file: &[u8],
-    from_bytes: usize,
-    to_bytes: usize,
-    at_once: usize,
-    at: Address,
-) -> Result<(), Error> {
-    if from_bytes == to_bytes {
-        // SAFETY: the caller promises the room
-        return unsafe { gpu.copy_in(at, file) };
-    }
-    for (i, rows) in file.chunks(at_once * from_bytes).enumerate() {
-        let mut padded = vec![0; rows.len() / from_bytes * to_bytes];
-        for (to, from) in padded.chunks_exact_mut(to_bytes).zip(rows.chunks_exact(from_bytes)) {
-            to[..from_bytes].copy_from_slice(from);
-        }
-        // SAFETY: the caller promises the room
-        unsafe { gpu.copy_in(at.offset(i * at_once * to_bytes), &padded) }?;
-    }
-    Ok(())
 }

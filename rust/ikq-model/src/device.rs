@@ -192,12 +192,15 @@ pub trait Device: Send {
     fn get(&mut self, value: Value) -> &[f32];
     /// Gives the device the choices of a router that another one made.
     fn put_choices(&mut self, choices: &Choices);
-    fn choices(&self) -> &Choices;
+    fn choices(&mut self) -> &Choices;
     /// Runs a stage of this device.
     ///
     /// # Errors
     /// [`RouterFailed`] of [`Stage::Route`].
     fn run(&mut self, stage: Stage, step: Step<'_>) -> Result<(), RouterFailed>;
+    /// Starts what stages have left to do: another device computes next. Only devices that work by themselves put stages
+    /// off, so that they can do several at once.
+    fn start(&mut self) {}
     /// Runs [`Stage::Head`]: logits of the batch's columns that want them, normed hidden states of those that
     /// want these.
     fn head(&mut self, step: Step<'_>, logits: &mut [f32], hidden: &mut [f32]);

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use ikq_pool::{Cancel, Pool, Stop, available_memory};
 
 use crate::adapter::Adapter;
-use crate::cache::Pools;
+use crate::cache::{Pools, most_states};
 use crate::device::{Device, Loading, Memory, Stage};
 use crate::error::Error;
 use crate::network::{Experts, Group, Network, PlanOptions};
@@ -238,7 +238,7 @@ impl Model {
         self.n_ubatch
     }
 
-    /// Bytes of the cache that a sequence of so many positions takes.
+    /// Bytes of the cache that a sequence of so many positions takes at most.
     pub fn sequence_bytes(&self, n: usize) -> usize {
         sequence_bytes(&self.network, &self.shared.sizes, n, self.shared.swa_full).unwrap_or(usize::MAX)
     }
@@ -386,17 +386,20 @@ fn check_adapters(
     Ok(())
 }
 
-/// Bytes of a sequence of `n` positions; `None` when they are too many to count.
+/// Most bytes of a sequence of `n` positions, snapshots of its states included; `None` when they are too many to count.
 pub fn sequence_bytes(network: &Network, sizes: &Sizes, n: usize, swa_full: bool) -> Option<usize> {
-    let state = if network.has_recurrent_layers() { sizes.state } else { 0 };
-    network.groups.iter().zip(&sizes.pages).try_fold(state, |sum, (group, size)| {
-        // a window lies across one page more than it fills, and a step writes before pages are given back
-        let seen = match group.window {
-            Some(window) if !swa_full => n.min(window.saturating_add(2 * crate::batch::PAGE)),
-            _ => n,
-        };
-        sum.checked_add(seen.div_ceil(crate::batch::PAGE).checked_mul(*size)?)
-    })
+    let states = if network.has_recurrent_layers() { most_states(n) } else { 0 };
+    network.groups.iter().zip(&sizes.pages).try_fold(
+        sizes.state.checked_mul(states)?,
+        |sum, (group, size)| {
+            // a window lies across one page more than it fills, and a step writes before pages are given back
+            let seen = match group.window {
+                Some(window) if !swa_full => n.min(window.saturating_add(2 * crate::batch::PAGE)),
+                _ => n,
+            };
+            sum.checked_add(seen.div_ceil(crate::batch::PAGE).checked_mul(*size)?)
+        },
+    )
 }
 
 /// The context that is asked for, or the trained one as far as a sequence takes a quarter of the memory.

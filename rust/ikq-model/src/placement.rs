@@ -22,6 +22,8 @@ pub struct Rules {
     pub cpu_moe: bool,
     /// Experts of the first so many layers that have experts stay there (`--n-cpu-moe`).
     pub n_cpu_moe: usize,
+    /// Attention and recurrent layers stay on the CPU, and so do the cache and the states (`--no-kv-offload`).
+    pub no_kv_offload: bool,
 }
 
 impl Rules {
@@ -150,21 +152,22 @@ impl Placement {
         }];
         let mut n_moe = 0;
         for (l, layer) in network.layers.iter().enumerate() {
-            stages.push(placer.place(Stage::Attention(l), &layer.attention.weights(), false));
+            let stays = rules.no_kv_offload.then_some(CACHE_STAYS);
+            stages.push(placer.place(Stage::Attention(l), &layer.attention.weights(), stays));
             match &layer.ffn {
-                Ffn::Dense(dense) => stages.push(placer.place(Stage::Dense(l), &dense.weights(), false)),
+                Ffn::Dense(dense) => stages.push(placer.place(Stage::Dense(l), &dense.weights(), None)),
                 Ffn::Moe(moe) => {
-                    let stays = rules.cpu_moe || n_moe < rules.n_cpu_moe;
+                    let stays = (rules.cpu_moe || n_moe < rules.n_cpu_moe).then_some(EXPERTS_STAY);
                     n_moe += 1;
-                    stages.push(placer.place(Stage::Route(l), &[&moe.router], false));
+                    stages.push(placer.place(Stage::Route(l), &[&moe.router], None));
                     stages.push(placer.place(Stage::Experts(l), &moe.experts.weights(), stays));
                     if let Some(shared) = &moe.shared {
-                        stages.push(placer.place(Stage::Shared(l), &shared.weights(), false));
+                        stages.push(placer.place(Stage::Shared(l), &shared.weights(), None));
                     }
                 }
             }
         }
-        stages.push(placer.place(Stage::Head, &network.output.iter().collect::<Vec<_>>(), false));
+        stages.push(placer.place(Stage::Head, &network.output.iter().collect::<Vec<_>>(), None));
         Ok(Placement { devices, stages })
     }
 
@@ -191,8 +194,13 @@ struct Placer<'a> {
     split: Split,
 }
 
+/// Why stages stay on the CPU whatever the number of layers for GPUs is.
+const EXPERTS_STAY: &str = "experts stay on the CPU, as asked for";
+const CACHE_STAYS: &str = "the cache stays on the CPU, as asked for";
+
 impl Placer<'_> {
-    fn place(&self, stage: Stage, weights: &[&Weight], stays: bool) -> Placed {
+    /// Places a stage; with `stays`, the reason for it, on the CPU unless a rule names its tensors.
+    fn place(&self, stage: Stage, weights: &[&Weight], stays: Option<&str>) -> Placed {
         let names: Vec<String> = weights.iter().flat_map(|w| w.owner().names).collect();
         let rule = |name: &String| self.overrides.iter().find(|(r, _)| r.is_match(name)).map(|(_, d)| *d);
         let wanted: Vec<Option<usize>> = names.iter().map(rule).collect();
@@ -215,9 +223,9 @@ impl Placer<'_> {
         Placed { stage, device, n_bytes: weights.iter().map(|w| w.n_bytes()).sum(), why }
     }
 
-    fn default(&self, stage: Stage, stays: bool) -> (usize, String) {
-        if stays {
-            return (CPU, "experts stay on the CPU, as asked for".into());
+    fn default(&self, stage: Stage, stays: Option<&str>) -> (usize, String) {
+        if let Some(why) = stays {
+            return (CPU, why.into());
         }
         // the output comes behind the last layer
         let (n, at) = (self.rules.n_gpu_layers, stage.layer().unwrap_or(self.n_layers));

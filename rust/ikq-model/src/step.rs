@@ -225,8 +225,8 @@ impl Model {
         let placement = self.placement();
         let scales = self.shared.scales();
         let result = pool.step(|team| {
-            let step = Step { team, collector, scales: &scales };
-            let mut order = Order { devices, placement, step, network: &self.network, at: CPU };
+            let (step, network) = (Step { team, collector, scales: &scales }, &self.network);
+            let mut order = Order { devices, placement, step, network, at: CPU, computing: CPU };
             order.run(&batch, &mut logits, &mut hidden)
         });
         // every device is asked, so that none keeps its failure for the next step
@@ -374,6 +374,8 @@ struct Order<'a> {
     network: &'a Network,
     /// The device that has the residual stream.
     at: usize,
+    /// The device that ran the last stage.
+    computing: usize,
 }
 
 impl Order<'_> {
@@ -406,6 +408,10 @@ impl Order<'_> {
     }
 
     fn stage(&mut self, stage: Stage, device: usize) -> Result<(), (usize, usize)> {
+        if self.computing != device {
+            self.devices[self.computing].start();
+            self.computing = device;
+        }
         let failed = self.devices[device].run(stage, self.step);
         failed.map_err(|e| (stage.layer().unwrap_or(0), e.column))
     }

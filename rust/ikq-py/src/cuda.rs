@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use ikq_cuda::counts;
 use ikq_cuda::cubins::Cubins;
 use ikq_cuda::gpu::{self, Argument, Gpu};
 use ikq_cuda::loader::{self, Facts, Search};
@@ -67,6 +68,15 @@ fn facts<'py>(py: Python<'py>, device: &Facts, free: Option<usize>) -> PyResult<
     row.set_item("n_multiprocessors", device.n_multiprocessors)?;
     row.set_item("usable", device.sm >= loader::OLDEST_SM)?;
     Ok(row)
+}
+
+/// How often this process has asked drivers of GPUs for what: `launches` of kernels and of copies within a device, those
+/// that were `recorded` for graphs, `replays` of graphs, `copies` to and from devices, and `waits` of the host.
+#[pyfunction]
+pub fn cuda_counts(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let found = PyDict::new(py);
+    counts::counts().into_iter().try_for_each(|(name, n)| found.set_item(name, n))?;
+    Ok(found)
 }
 
 /// The names of the CUDA source files.

@@ -68,7 +68,7 @@ impl Engine {
     #[staticmethod]
     #[pyo3(signature = (model, spec, *, n_ctx, n_threads, n_ubatch, cache_type_k, cache_type_v, cache_rotation, swa_full,
                         compute, fused_up_gate, fused_moe, merge_up_gate_experts, expert_reduction, mmap, devices,
-                        n_gpu_layers, tensor_split, override_tensor, cpu_moe, n_cpu_moe, isa_name, adapters=Vec::new()))]
+                        n_gpu_layers, tensor_split, override_tensor, cpu_moe, n_cpu_moe, kv_offload, isa_name, adapters=Vec::new()))]
     #[expect(clippy::too_many_arguments, reason = "the options of loading, named in Python")]
     fn load(
         py: Python<'_>,
@@ -93,6 +93,7 @@ impl Engine {
         override_tensor: Vec<String>,
         cpu_moe: bool,
         n_cpu_moe: usize,
+        kv_offload: bool,
         isa_name: Option<&str>,
         adapters: Vec<LoraAdapter>,
     ) -> PyResult<Engine> {
@@ -116,7 +117,15 @@ impl Engine {
             expert_reduction,
             poison: devices.len() > 1,
         };
-        let rules = parse_rules(py, n_gpu_layers, tensor_split, &override_tensor, cpu_moe, n_cpu_moe)?;
+        let rules = Rules {
+            n_gpu_layers,
+            tensor_split,
+            overrides: Vec::new(),
+            cpu_moe,
+            n_cpu_moe,
+            no_kv_offload: !kv_offload,
+        };
+        let rules = with_overrides(py, rules, &override_tensor)?;
         let devices = make_devices(py, &devices, &cpu)?;
         refuse_made(model)?;
         let spec = ModelSpec::from_json(spec).map_err(|e| e.raise(py))?;
@@ -146,7 +155,8 @@ impl Engine {
     /// device.
     #[staticmethod]
     #[pyo3(signature = (model, spec, *, n_ctx, n_ubatch, cache_type_k, cache_type_v, cache_rotation, swa_full,
-                        fused_up_gate, fused_moe, merge_up_gate_experts, devices, n_gpu_layers, tensor_split, override_tensor, cpu_moe, n_cpu_moe))]
+                        fused_up_gate, fused_moe, merge_up_gate_experts, devices, n_gpu_layers, tensor_split, override_tensor, cpu_moe, n_cpu_moe,
+                        kv_offload))]
     #[expect(clippy::too_many_arguments, reason = "the options of loading, named in Python")]
     fn plan(
         py: Python<'_>,
@@ -167,13 +177,22 @@ impl Engine {
         override_tensor: Vec<String>,
         cpu_moe: bool,
         n_cpu_moe: usize,
+        kv_offload: bool,
     ) -> PyResult<Predicted> {
         let form = CacheForm {
             keys: parse_cache(cache_type_k)?,
             values: parse_cache(cache_type_v)?,
             rotate: cache_rotation,
         };
-        let rules = parse_rules(py, n_gpu_layers, tensor_split, &override_tensor, cpu_moe, n_cpu_moe)?;
+        let rules = Rules {
+            n_gpu_layers,
+            tensor_split,
+            overrides: Vec::new(),
+            cpu_moe,
+            n_cpu_moe,
+            no_kv_offload: !kv_offload,
+        };
+        let rules = with_overrides(py, rules, &override_tensor)?;
         check_devices(&devices)?;
         let spec = ModelSpec::from_json(spec).map_err(|e| e.raise(py))?;
         refuse_made(model)?;
@@ -405,15 +424,7 @@ fn refuse_made(model: &Model) -> PyResult<()> {
     }
 }
 
-fn parse_rules(
-    py: Python<'_>,
-    n_gpu_layers: usize,
-    tensor_split: Vec<f64>,
-    override_tensor: &[String],
-    cpu_moe: bool,
-    n_cpu_moe: usize,
-) -> PyResult<Rules> {
-    let mut rules = Rules { n_gpu_layers, tensor_split, overrides: Vec::new(), cpu_moe, n_cpu_moe };
+fn with_overrides(py: Python<'_>, mut rules: Rules, override_tensor: &[String]) -> PyResult<Rules> {
     for text in override_tensor {
         rules.add_overrides(text).map_err(|e| e.raise(py))?;
     }

@@ -31,7 +31,8 @@ mod _ikq {
     };
     #[pymodule_export]
     use crate::cuda::{
-        cuda_compile, cuda_dequantize, cuda_files, cuda_plan, cuda_product, cuda_status, cuda_warm,
+        cuda_compile, cuda_counts, cuda_dequantize, cuda_files, cuda_plan, cuda_product, cuda_status,
+        cuda_warm,
     };
     #[pymodule_export]
     use crate::engine::{Engine, Sequence, kernel_name, kernel_self_test, product, product_speeds};

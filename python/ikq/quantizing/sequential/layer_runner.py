@@ -64,6 +64,7 @@ class LayerRunner:
                 override_tensor=[],
                 cpu_moe=False,
                 n_cpu_moe=0,
+                kv_offload=True,
                 isa_name=None,
             )
 

@@ -6,10 +6,13 @@ use std::sync::Arc;
 use ikq_model::batch::{Batch, NO_PAGE, PAGE, Run};
 use ikq_model::network::{Attention, Network, RopeTable};
 
+use super::graphs;
+use super::host::Host;
 use super::parts::Parts;
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::memory::{ALIGNMENT, Address, Arena};
+use crate::plan::MOST_GRID;
 
 /// Positions of a split of attention. How a column is split does not depend on the other columns of the step.
 pub const SPAN: usize = PAGE;
@@ -123,7 +126,7 @@ impl ColumnData {
     ///
     /// # Errors
     /// Errors of the driver.
-    pub fn send(&mut self, gpu: &Gpu, of: Of<'_>, batch: &Batch) -> Result<(), Error> {
+    pub fn send(&mut self, gpu: &Gpu, host: &mut Host, of: Of<'_>, batch: &Batch) -> Result<(), Error> {
         let (Packed(packed), pieces) = Packed::new(of, batch);
         if self.arena.as_ref().is_none_or(|(arena, _)| arena.size() < packed.len()) {
             self.arena = None; // frees the old one before another is allocated
@@ -133,7 +136,7 @@ impl ColumnData {
         }
         let Some((_, base)) = &self.arena else { return Ok(()) };
         // SAFETY: the arena is as large
-        unsafe { gpu.copy_in(*base, &packed) }?;
+        unsafe { host.send(gpu, *base, &packed) }?;
         self.pieces = pieces.moved(*base);
         let bytes = splits_bytes(of, &self.pieces.groups, batch.n());
         if self.partial.as_ref().map_or(0, |(arena, _)| arena.size()) < bytes {
@@ -147,9 +150,18 @@ impl ColumnData {
 
     /// Bytes that [`ColumnData::send`] allocates at most for `n` columns of texts of at most `n_ctx` tokens.
     pub fn most_bytes(of: Of<'_>, n: usize, n_ctx: usize) -> usize {
-        let batch = latest(n, n_ctx, of.0.groups.len());
-        let (Packed(packed), pieces) = Packed::new(of, &batch);
-        grown(packed.len()) + splits_bytes(of, &pieces.groups, n)
+        // a step that is recorded may have more page numbers and splits than a larger one
+        let sizes = [n, n.min(graphs::MOST_COLUMNS)].map(|n| {
+            let (Packed(packed), pieces) = Packed::new(of, &latest(n, n_ctx, of.0.groups.len()));
+            (grown(packed.len()), splits_bytes(of, &pieces.groups, n))
+        });
+        let most = |of: fn(&(usize, usize)) -> usize| sizes.iter().map(of).max().unwrap_or(0);
+        most(|s| s.0) + most(|s| s.1)
+    }
+
+    /// For each group the page numbers of a column, and the splits of attention.
+    pub fn shapes(&self) -> Vec<(usize, usize)> {
+        self.pieces.groups.iter().map(|g| (g.max_pages, g.n_splits)).collect()
     }
 
     pub fn group(&self, group: usize) -> &Group {
@@ -261,7 +273,10 @@ impl Group {
     /// Appends a group's data; the result has offsets instead of addresses.
     fn pack(packed: &mut Packed, batch: &Batch, group: usize, window: Option<usize>) -> Group {
         let tables = || batch.runs.iter().map(|run| (run, &run.tables[group]));
-        let max_pages = tables().map(|(_, t)| t.len()).max().unwrap_or(1).max(1);
+        // numbers that grow while texts do are rounded up, so that steps keep their shape
+        let is_recorded = batch.n() <= graphs::MOST_COLUMNS;
+        let rounded = |n: usize| if is_recorded { n.next_power_of_two() } else { n };
+        let max_pages = rounded(tables().map(|(_, t)| t.len()).max().unwrap_or(1).max(1));
         let (mut slots, mut first, mut end, mut pages) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut n_splits = 1;
         for (run, table) in tables() {
@@ -279,7 +294,7 @@ impl Group {
         }
         let mut add = |numbers: Vec<i32>| packed.add(numbers.into_iter().map(i32::to_le_bytes));
         let (slots, first, end, pages) = (add(slots), add(first), add(end), add(pages));
-        Group { slots, first, end, pages, max_pages, n_splits }
+        Group { slots, first, end, pages, max_pages, n_splits: rounded(n_splits).min(MOST_GRID) }
     }
 
     fn moved(self, base: Address) -> Group {

@@ -22,8 +22,8 @@ impl Cuda {
         }
     }
 
-    /// Computes the norm of the columns, and chooses the experts of each.
-    pub(super) fn route(&mut self, l: usize) -> Result<(), Error> {
+    /// Computes the norm of the columns, and chooses the experts of each. Returns how many each has.
+    pub(super) fn route(&self, l: usize) -> Result<usize, Error> {
         let router = self.parts.router[l].as_ref().expect("a stage of this device");
         let (n, scratch, rule) = (self.batch.n(), self.scratch(), &router.rule);
         let input = self.norm((scratch.hidden, None), router.norm, scratch.input, n)?;
@@ -50,31 +50,33 @@ impl Cuda {
             products::multiply(&self.gpu, &router.weight.matrix, &input, &to)?;
             launch(&self.gpu, &plan, &buffers)?;
         }
-        let (n_used, is_read) = (rule.n_used, router.is_read);
-        (self.n_used, self.has_routed) = (n_used, true);
-        if is_read { self.read_choices(n_used) } else { Ok(()) }
+        if router.is_read {
+            // SAFETY: room was made for the ids, and for the weights behind them, which the router wrote
+            unsafe { self.gpu.copy_out_later(self.host.choices()?, 0, ids, 8 * n * rule.n_used) }?;
+        }
+        Ok(rule.n_used)
     }
 
-    /// Copies the router's choices to the host, for another device that has the experts.
-    fn read_choices(&mut self, n_used: usize) -> Result<(), Error> {
-        let n_pairs = self.batch.n() * n_used;
-        let mut both = vec![0u32; 2 * n_pairs];
-        // SAFETY: the router wrote as many ids, and as many weights behind them
-        unsafe { self.gpu.copy_out_floats(&mut both, self.scratch().choices(n_pairs).0) }?;
-        let (ids, weights) = both.split_at(n_pairs);
+    /// Reads the router's choices, for another device that has the experts.
+    pub(super) fn read_choices(&mut self) -> Result<(), Error> {
+        self.start_queue()?;
+        self.host.wait(&self.gpu)?;
+        let (n_used, n_pairs) = (self.n_used, self.batch.n() * self.n_used);
+        let (numbers, _) = self.host.choices()?.bytes()[..8 * n_pairs].as_chunks::<4>();
+        let (ids, weights) = numbers.split_at(n_pairs);
         self.choices.clear();
         self.choices.extend(ids.chunks(n_used).zip(weights.chunks(n_used)).map(|(ids, weights)| {
-            let chosen = ids.iter().zip(weights).filter(|(id, _)| id.cast_signed() >= 0);
-            chosen.map(|(id, weight)| (*id, f32::from_bits(*weight))).collect()
+            let pairs = ids.iter().map(|b| i32::from_le_bytes(*b)).zip(weights);
+            let chosen = pairs.filter(|(id, _)| *id >= 0);
+            chosen.map(|(id, weight)| (id.cast_unsigned(), f32::from_le_bytes(*weight))).collect()
         }));
         Ok(())
     }
 
-    /// Computes the weighted sum of the chosen experts.
-    pub(super) fn experts(&self, l: usize) -> Result<(), Error> {
+    /// Computes the weighted sum of the chosen experts, `k` per column.
+    pub(super) fn experts(&self, l: usize, k: usize) -> Result<(), Error> {
         let ffn = self.parts.experts[l].as_ref().expect("a stage of this device");
         let (n, scratch) = (self.batch.n(), self.scratch());
-        let k = self.n_used;
         let (ids, weights) = scratch.choices(n * k);
         let chosen = Chosen { ids, pairs: Pairs { n_pairs: n * k, k } };
         let input = self.embeddings(scratch.input);

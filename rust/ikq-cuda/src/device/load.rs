@@ -13,6 +13,7 @@ use super::parts::{
     Attention, DeltaNet, Dense, Ffn, Gqa, Head, Kind, Linear, Mla, Parts, Router, latent_row,
 };
 use crate::error::Error;
+use crate::floats::as_bytes;
 use crate::gpu::Gpu;
 use crate::memory::{Address, Arena, arena_bytes};
 use crate::plan::{self, DeltaSizes, Glu, MOST_HEAD, reads_codes};
@@ -74,9 +75,9 @@ impl<'a> Loader<'a> {
 
     fn floats(&mut self, values: &[f32]) -> Result<Address, ModelError> {
         let at = self.take(4 * values.len()).map_err(model_error)?;
-        if let Some((gpu, ..)) = &self.to {
-            // SAFETY: the piece has room for the floats
-            unsafe { gpu.copy_in_floats(at, values) }.map_err(model_error)?;
+        if let Some((gpu, _, staging)) = &mut self.to {
+            // SAFETY: the piece has room for the floats; `into_arena` waits for the copy
+            unsafe { staging.send(gpu, at, as_bytes(values)) }.map_err(model_error)?;
         }
         Ok(at)
     }

@@ -6,7 +6,10 @@
 //! | [`parts`], [`load`] | the weights of stages, and loading them |
 //! | [`scratch`], [`columns`] | memory of a step, and data about its batch |
 //! | [`cache`], [`states`] | pages of the KV cache, and states of recurrent layers |
-//! | `attention`, `delta_net`, `ffn` | the stages |
+//! | `attention`, `delta_net`, `ffn`, `head` | the stages |
+//! | [`queue`], [`graphs`] | launching several at once, and again |
+//! | [`host`] | copies to and from the host |
+//! | [`predict`] | the memory that all this takes |
 //!
 //! An error of the driver in the middle of a step is kept, and reported when the step is over
 //! ([`Device::failure`]).
@@ -16,8 +19,13 @@ mod cache;
 mod columns;
 mod delta_net;
 mod ffn;
+mod graphs;
+mod head;
+mod host;
 mod load;
 mod parts;
+mod predict;
+mod queue;
 mod scratch;
 mod states;
 
@@ -29,22 +37,27 @@ use ikq_model::batch::Batch;
 use ikq_model::device::{Choices, Device, Loading, Memory, Move, RouterFailed, Stage, Step, Value};
 use ikq_model::error::Error as ModelError;
 use ikq_model::network::{self, Attention, Network, RopeId, RopeTable};
-use ikq_model::placement::Placement;
 use ikq_pool::Stop;
 
 pub use cache::CacheForm;
+pub use predict::{Extent, Needed, predict};
 
 use crate::error::Error;
+use crate::floats::{as_bytes, as_bytes_mut};
 use crate::gpu::Gpu;
 use crate::loader::Runtime;
 use crate::memory::{Address, Arena, arena_bytes};
-use crate::plan::{CHUNK, Call, MOST_COLUMNS};
-use crate::products::{self, Columns, Target, launch};
+use crate::plan::{CHUNK, Call};
+use crate::products::{self, Columns, launch};
 use attention::turn;
 use cache::{Back, LayerCache};
 use columns::ColumnData;
+use graphs::{Graphs, Shape};
+use host::Host;
 use load::Loader;
 use parts::Parts;
+use predict::counted;
+use queue::Queue;
 use scratch::{Scratch, Wide};
 use states::States;
 
@@ -76,11 +89,16 @@ pub struct Cuda {
     caches: Vec<Option<LayerCache>>,
     scratch: Option<Scratch>,
     columns: ColumnData,
+    host: Host,
+    queue: Queue,
+    graphs: Graphs,
     batch: Batch,
     /// Experts per column in the present choices.
     n_used: usize,
     /// Whether a router of this device has run in this step.
     has_routed: bool,
+    /// For each column the layer whose router gave no numbers, or -1, where it came with the results.
+    not_finite: Option<Vec<i32>>,
     /// Values that [`Device::get`] copied to the host.
     values: Vec<f32>,
     choices: Choices,
@@ -93,9 +111,11 @@ impl Cuda {
     /// # Errors
     /// If there is no such device, and errors of the driver.
     pub fn new(runtime: &'static Runtime, index: usize, options: Options) -> Result<Cuda, Error> {
+        let gpu = Gpu::open(runtime, index)?;
+        let graphs = Graphs::new(&gpu);
         Ok(Cuda {
             name: format!("CUDA{index}"),
-            gpu: Gpu::open(runtime, index)?,
+            gpu,
             options,
             network: None,
             parts: Parts::default(),
@@ -103,9 +123,13 @@ impl Cuda {
             caches: Vec::new(),
             scratch: None,
             columns: ColumnData::default(),
+            host: Host::default(),
+            queue: Queue::default(),
+            graphs,
             batch: Batch::default(),
             n_used: 1,
             has_routed: false,
+            not_finite: None,
             values: Vec::new(),
             choices: Choices::new(),
             failure: RefCell::default(),
@@ -215,42 +239,6 @@ impl Cuda {
         unsafe { launch(&self.gpu, &plan, &buffers) }
     }
 
-    /// Computes the logits of columns, and copies them to the host.
-    fn output(&self, columns: &Columns, logits: &mut [f32]) -> Result<(), Error> {
-        let head = self.parts.head.as_ref().expect("the output is on this device");
-        let n_vocab = head.output.n_rows();
-        let y = self.scratch().logits;
-        for (i, out) in logits.chunks_mut(MOST_COLUMNS * n_vocab).enumerate() {
-            let part = columns.part(i * MOST_COLUMNS, out.len() / n_vocab);
-            let to = Target { y, bias: head.output.bias, residual: None };
-            // SAFETY: there is room for the logits of so many columns
-            unsafe {
-                products::multiply(&self.gpu, &head.output.matrix, &part, &to)?;
-                self.gpu.copy_out_floats(out, y)?;
-            }
-        }
-        if let Some(cap) = self.network().spec.final_softcap {
-            logits.iter_mut().for_each(|v| *v = cap * (*v / cap).tanh());
-        }
-        Ok(())
-    }
-
-    /// Computes the output norm of some of the batch's columns.
-    fn chosen(&self, columns: &[u32]) -> Result<Columns, Error> {
-        let bytes = 4 * self.network().spec.n_embd;
-        let scratch = self.scratch();
-        let mut at = 0;
-        // neighbours are copied together
-        for run in columns.chunk_by(|a, b| a + 1 == *b) {
-            let from = scratch.hidden.offset(run[0] as usize * bytes);
-            // SAFETY: both have room for the batch's columns, of which these are some
-            unsafe { self.gpu.copy(scratch.chosen.offset(at * bytes), from, run.len() * bytes) }?;
-            at += run.len();
-        }
-        let head = self.parts.head.as_ref().expect("the output is on this device");
-        self.norm((scratch.chosen, None), head.norm, scratch.normed, columns.len())
-    }
-
     fn place(&self, value: Value) -> Address {
         let scratch = self.scratch();
         match value {
@@ -299,10 +287,16 @@ impl Cuda {
     }
 
     /// The error for a position where a router's scores were not finite, if there is one.
-    fn failed_router(&self) -> Result<Option<ModelError>, Error> {
-        let mut layers = vec![-1i32; self.batch.n()];
-        // SAFETY: there is a number per column
-        unsafe { self.gpu.copy_out_floats(&mut layers, self.columns.not_finite()) }?;
+    fn failed_router(&mut self) -> Result<Option<ModelError>, Error> {
+        let layers = match self.not_finite.take() {
+            Some(layers) => layers,
+            None => {
+                let mut layers = vec![-1i32; self.batch.n()];
+                // SAFETY: there is a number per column
+                unsafe { self.host.fetch(&self.gpu, as_bytes_mut(&mut layers), self.columns.not_finite()) }?;
+                layers
+            }
+        };
         let failed = layers.iter().zip(&self.batch.positions).find(|(layer, _)| **layer >= 0);
         Ok(failed.map(|(layer, position)| ModelError::Overflow {
             position: *position as usize,
@@ -337,73 +331,6 @@ fn memory_error(e: Error) -> ModelError {
     }
 }
 
-/// How much is computed at once.
-#[derive(Clone, Copy, Debug)]
-pub struct Extent {
-    /// Most tokens of a step.
-    pub n_ubatch: usize,
-    /// Most positions of a text.
-    pub n_ctx: usize,
-}
-
-/// Bytes of a GPU's memory that a model takes.
-#[derive(Clone, Debug, Default)]
-pub struct Needed {
-    pub weights: usize,
-    /// Of a page of every group.
-    pub pages: Vec<usize>,
-    /// Of a recurrent state.
-    pub state: usize,
-    /// Of the largest step's buffers: exactly, where the first step is the largest one; at most, where steps grow.
-    pub step: usize,
-}
-
-/// Computes the memory that a GPU would need, without loading anything.
-///
-/// # Errors
-/// [`ModelError::Device`] for stages that GPUs do not compute, [`ModelError::Cache`] for heads that do not fit the
-/// type of the cache.
-pub fn predict(
-    network: &Network,
-    placement: &Placement,
-    index: usize,
-    form: CacheForm,
-    extent: Extent,
-) -> Result<Needed, ModelError> {
-    let (weights, parts) = counted(network, placement, index)?;
-    let (mut pages, mut state) = (vec![0; network.groups.len()], 0);
-    for (layer, cache) in network.layers.iter().zip(make_caches(network, &parts, form)?) {
-        let Some(cache) = cache else { continue };
-        state += cache.states.as_ref().map_or(0, States::bytes);
-        if let Some(group) = layer.group {
-            pages[group] += cache.page_bytes();
-        }
-    }
-    let Extent { n_ubatch, n_ctx } = extent;
-    let step = match parts.is_empty() {
-        true => 0,
-        false => {
-            let ropes: Vec<RopeTable> = network.ropes.iter().map(RopeTable::new).collect();
-            Scratch::bytes(network, &parts, n_ubatch).saturating_add(ColumnData::most_bytes(
-                (network, &parts, &ropes),
-                n_ubatch,
-                n_ctx,
-            ))
-        }
-    };
-    Ok(Needed { weights, pages, state, step })
-}
-
-/// Bytes of the weights of a device, and its parts, without addresses.
-fn counted(network: &Network, placement: &Placement, index: usize) -> Result<(usize, Parts), ModelError> {
-    let mut loader = Loader::counting();
-    let mut parts = Parts::none(network.layers.len());
-    for stage in placement.of(index) {
-        loader.stage(network, placement, index, stage, &mut parts)?;
-    }
-    Ok((loader.n_bytes(), parts))
-}
-
 /// Empty caches of all layers of this device.
 fn make_caches(
     network: &Network,
@@ -430,6 +357,7 @@ impl Device for Cuda {
         self.parts = Parts::default();
         self.caches.clear();
         self.scratch = None;
+        self.graphs.clear();
         *self.failure.get_mut() = None;
         let (size, parts) = counted(network, loading.placement, loading.index)?;
         // a cache that is not offered is refused before anything is copied
@@ -551,7 +479,8 @@ impl Device for Cuda {
 
     fn begin(&mut self, batch: &Batch) {
         self.batch.clone_from(batch);
-        self.has_routed = false;
+        (self.has_routed, self.not_finite) = (false, None);
+        self.queue = Queue::default();
         for run in &batch.runs {
             let Some(state) = run.state else { continue };
             states_of(&mut self.caches).for_each(|s| s.set_n_past(state, run.first + run.columns.len()));
@@ -562,14 +491,23 @@ impl Device for Cuda {
         self.attempt(|it| {
             it.make_room(it.batch.n())?;
             let network = it.network.as_ref().expect("`load` comes first");
-            it.columns.send(&it.gpu, (network, &it.parts, &it.ropes), &it.batch)
+            it.columns.send(&it.gpu, &mut it.host, (network, &it.parts, &it.ropes), &it.batch)?;
+            if it.parts.router.iter().flatten().any(|router| router.is_read) {
+                it.host.make_room_for_choices(&it.gpu, 8 * it.batch.n() * it.parts.most_used)?;
+            }
+            let (logits, hidden) = (it.batch.logits.clone(), it.batch.hidden.clone());
+            let (n_columns, n_runs, groups) = (it.batch.n(), it.batch.runs.len(), it.columns.shapes());
+            it.graphs.begin(Shape { n_columns, n_runs, groups, logits, hidden });
+            Ok(())
         });
     }
 
     fn put(&mut self, value: Value, columns: &[f32]) {
         self.attempt(|it| {
+            it.start_queue()?;
+            let to = it.place(value);
             // SAFETY: there is room for the batch's columns
-            unsafe { it.gpu.copy_in_floats(it.place(value), columns) }?;
+            unsafe { it.host.send(&it.gpu, to, as_bytes(columns)) }?;
             match value {
                 Value::Input => {
                     let input = it.scratch().input.columns(it.network().spec.n_embd, it.batch.n());
@@ -586,14 +524,19 @@ impl Device for Cuda {
         let mut values = std::mem::take(&mut self.values);
         values.clear();
         values.resize(n, 0.0);
-        // SAFETY: there are the batch's columns
-        self.attempt(|it| unsafe { it.gpu.copy_out_floats(&mut values, it.place(value)) });
+        self.attempt(|it| {
+            it.start_queue()?;
+            let from = it.place(value);
+            // SAFETY: there are the batch's columns
+            unsafe { it.host.fetch(&it.gpu, as_bytes_mut(&mut values), from) }
+        });
         self.values = values;
         &self.values
     }
 
     fn put_choices(&mut self, choices: &Choices) {
         self.attempt(|it| {
+            it.start_queue()?;
             // -1 fills up the lists of tokens with fewer experts
             let k = choices.iter().map(Vec::len).max().unwrap_or(0).max(1);
             let n_pairs = k * choices.len();
@@ -608,26 +551,23 @@ impl Device for Cuda {
             it.n_used = k;
             let (to, _) = it.scratch().choices(n_pairs);
             // SAFETY: there is room for as many experts as a router chooses
-            unsafe { it.gpu.copy_in_floats(to, &both) }
+            unsafe { it.host.send(&it.gpu, to, as_bytes(&both)) }
         });
     }
 
-    fn choices(&self) -> &Choices {
+    fn choices(&mut self) -> &Choices {
+        self.attempt(Cuda::read_choices);
+        if self.failure.get_mut().is_some() {
+            self.choices = vec![Vec::new(); self.batch.n()];
+        }
         &self.choices
     }
 
     fn run(&mut self, stage: Stage, step: Step<'_>) -> Result<(), RouterFailed> {
         self.attempt(|it| {
             it.not_observed(step.collector.is_some())?;
-            match stage {
-                Stage::Attention(l) => it.attention(l),
-                Stage::Dense(l) => it.dense(l),
-                Stage::Route(l) => it.route(l),
-                Stage::Experts(l) => it.experts(l),
-                Stage::Shared(l) => it.shared(l),
-                Stage::Join(l) => it.join(l),
-                Stage::Embed | Stage::Head => unreachable!("`load` refuses the one, `head` runs the other"),
-            }
+            it.queue(stage);
+            Ok(())
         });
         Ok(())
     }
@@ -635,16 +575,12 @@ impl Device for Cuda {
     fn head(&mut self, step: Step<'_>, logits: &mut [f32], hidden: &mut [f32]) {
         self.attempt(|it| {
             it.not_observed(step.collector.is_some_and(|c| c.options().output))?;
-            if !it.batch.hidden.is_empty() {
-                let normed = it.chosen(&it.batch.hidden)?;
-                // SAFETY: these columns were normed a moment ago
-                unsafe { it.gpu.copy_out_floats(hidden, normed.floats) }?;
-            }
-            match it.batch.logits.is_empty() {
-                true => Ok(()),
-                false => it.output(&it.chosen(&it.batch.logits)?, logits),
-            }
+            it.results(logits, hidden)
         });
+    }
+
+    fn start(&mut self) {
+        self.attempt(Cuda::start_queue);
     }
 
     fn project(&mut self, _: Step<'_>, hidden: &[f32], logits: &mut [f32]) {
@@ -654,7 +590,7 @@ impl Device for Cuda {
             let columns = it.scratch().normed.columns(it.network().spec.n_embd, n);
             // SAFETY: there is room for as many columns
             unsafe {
-                it.gpu.copy_in_floats(columns.floats, hidden)?;
+                it.host.send(&it.gpu, columns.floats, as_bytes(hidden))?;
                 products::quantize(&it.gpu, &columns)?;
             }
             it.output(&columns, logits)
@@ -662,6 +598,7 @@ impl Device for Cuda {
     }
 
     fn failure(&mut self) -> Option<ModelError> {
+        self.attempt(Cuda::start_queue);
         if let Some(failure) = self.failure.get_mut().take() {
             return Some(model_error(failure));
         }

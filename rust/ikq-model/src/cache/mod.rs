@@ -4,4 +4,4 @@ mod pools;
 mod snapshots;
 
 pub use pools::{Pools, Slots};
-pub use snapshots::Snapshots;
+pub use snapshots::{Snapshots, most_states};

@@ -9,6 +9,13 @@ const INTERVAL: usize = 512;
 /// Snapshots that a sequence keeps.
 const MOST: usize = 4;
 
+/// The most states that a sequence of up to `n` positions holds at a time: its own, the one before its last step, and
+/// snapshots, with the one that is made before another is dropped for it.
+pub fn most_states(n: usize) -> usize {
+    // between two snapshots a multiple of the interval is passed
+    [n.min(1), usize::from(n > 1), (n / INTERVAL).min(MOST + 1)].into_iter().sum()
+}
+
 /// Snapshots of a sequence: position and state, ascending.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshots(Vec<(usize, u32)>);
@@ -79,6 +86,24 @@ mod tests {
             let (back, _) = all.nearest(n, |at| at).expect("a snapshot");
             assert!(back <= n && n - back <= 2 * (39_900 - n) + INTERVAL, "{n}: {back} of {at:?}");
         }
+    }
+
+    #[test]
+    fn no_sequence_holds_more_than_was_told() {
+        for steps in [1, 31, 100, 512, 700] {
+            let (mut all, mut most) = (Snapshots::default(), 0);
+            for n_past in (steps..6000).step_by(steps) {
+                if all.is_due(n_past) {
+                    let held = all.states().count() + 1;
+                    all.add(n_past, 0);
+                    most = most.max(held);
+                }
+                let states = 1 + usize::from(n_past > steps) + most;
+                assert!(states <= most_states(n_past), "{n_past} in steps of {steps}: {states}");
+            }
+            assert!(steps > INTERVAL || 2 + most == most_states(6000), "{steps}");
+        }
+        assert_eq!([0, 1, 2, 511, 512, 1 << 20].map(most_states), [0, 1, 2, 2, 3, 7]);
     }
 
     #[test]
