@@ -14,6 +14,8 @@ Keys of a case:
     stride: every so many columns of the logits are stored.
     logits: base64 of little-endian float32, [len(ids), ceil(n_vocab / stride)].
     tolerance: of the comparison, for logits whose spread is about 1.
+    loaded_as: `transformers` has the model only as a part of one that sees: the configuration around it.
+    oracle: where logits come from that `transformers` has no model for; `make_seeded` cannot make those.
     note: what else is worth saying.
 """
 

@@ -16,18 +16,28 @@ from ikq.checkpoint.target import Target
 from ikq.errors import FormatError, ShapeError, UnsupportedError
 from ikq.files.gguf import GGUFReader
 from ikq.models import (
+    bailingmoe2,
     deepseek2,
+    dots1,
+    ernie4_5,
     ernie4_5_moe,
     gemma3,
     glm4moe,
     gpt_oss,
+    granite,
+    hunyuan_moe,
+    laguna,
     llama,
+    mimo2,
+    minimax_m2,
     qwen2,
     qwen2moe,
     qwen3,
     qwen3moe,
     qwen3next,
     qwen35moe,
+    seed_oss,
+    step35,
 )
 from ikq.models.keys import Keys
 from ikq.models.source import Source
@@ -37,30 +47,53 @@ from ikq.models.tensors import Tensors
 __all__ = ["CHECKPOINTS", "SUPPORTED", "ModelSpec", "model_spec", "mtp_spec"]
 
 _ARCHITECTURES: dict[str, Callable[[Source], ModelSpec]] = {
+    "bailingmoe2": bailingmoe2.build,
     "deepseek2": deepseek2.build,
+    "dots1": dots1.build,
+    "ernie4_5": ernie4_5.build,
     "ernie4_5-moe": ernie4_5_moe.build,
     "gemma3": gemma3.build,
     "glm4moe": glm4moe.build,
     "gpt-oss": gpt_oss.build,
+    "granite": granite.build,
+    "granitemoe": granite.build,
+    "hunyuan-moe": hunyuan_moe.build,
+    "laguna": laguna.build,
     "llama": llama.build,
+    "mimo2": mimo2.build,
+    "minimax-m2": minimax_m2.build,
     "qwen2": qwen2.build,
     "qwen2moe": qwen2moe.build,
     "qwen3": qwen3.build,
     "qwen3moe": qwen3moe.build,
     "qwen3next": qwen3next.build,
     "qwen35moe": qwen35moe.build,
+    "seed_oss": seed_oss.build,
+    "step35": step35.build,
 }
 
 CHECKPOINTS: dict[str, tuple[str, Callable[[Target], None]]] = {
+    "BailingMoeV2ForCausalLM": ("bailingmoe2", bailingmoe2.convert),
     "DeepseekV2ForCausalLM": ("deepseek2", deepseek2.convert),
     "DeepseekV3ForCausalLM": ("deepseek2", deepseek2.convert),
+    "Dots1ForCausalLM": ("dots1", dots1.convert),
+    "Ernie4_5ForCausalLM": ("ernie4_5", ernie4_5.convert),
+    "Ernie4_5_ForCausalLM": ("ernie4_5", ernie4_5.convert),
     "Ernie4_5_MoEForCausalLM": ("ernie4_5-moe", ernie4_5_moe.convert),
     "Ernie4_5_MoeForCausalLM": ("ernie4_5-moe", ernie4_5_moe.convert),
     "Gemma3ForCausalLM": ("gemma3", gemma3.convert),
     "Gemma3ForConditionalGeneration": ("gemma3", gemma3.convert),
     "Glm4MoeForCausalLM": ("glm4moe", glm4moe.convert),
     "GptOssForCausalLM": ("gpt-oss", gpt_oss.convert),
+    "GraniteForCausalLM": ("granite", granite.convert),
+    "GraniteMoeForCausalLM": ("granitemoe", granite.convert),
+    "GraniteMoeSharedForCausalLM": ("granitemoe", granite.convert),
+    "HunYuanMoEV1ForCausalLM": ("hunyuan-moe", hunyuan_moe.convert),
+    "LagunaForCausalLM": ("laguna", laguna.convert),
     "LlamaForCausalLM": ("llama", llama.convert),
+    "MiMoV2FlashForCausalLM": ("mimo2", mimo2.convert),
+    "MiMoV2ForCausalLM": ("mimo2", mimo2.convert),
+    "MiniMaxM2ForCausalLM": ("minimax-m2", minimax_m2.convert),
     "MistralForCausalLM": ("llama", llama.convert),
     "MixtralForCausalLM": ("llama", llama.convert),
     "Qwen2ForCausalLM": ("qwen2", qwen2.convert),
@@ -70,6 +103,9 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Target], None]]] = {
     "Qwen3NextForCausalLM": ("qwen3next", qwen3next.convert),
     "Qwen3_5MoeForCausalLM": ("qwen35moe", qwen35moe.convert),
     "Qwen3_5MoeForConditionalGeneration": ("qwen35moe", qwen35moe.convert),
+    "SeedOssForCausalLM": ("seed_oss", seed_oss.convert),
+    "Step3p5ForCausalLM": ("step35", step35.convert),
+    "Step3p7ForConditionalGeneration": ("step35", step35.convert),
 }
 """By the class that `config.json` names: the architecture of the GGUF file, and what writes it."""
 

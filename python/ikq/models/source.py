@@ -78,8 +78,10 @@ class Source:
             self._flags[key] = self.keys.flags(key, self.n_block)
         return self._flags[key]
 
-    def model(self, make_layer: Callable[[Block], Layer], *, embd_scale: float = 1.0) -> ModelSpec:
-        """The part that is wanted, from a function that makes a layer.
+    def model(
+        self, make_layer: Callable[[Block], Layer], *, embd_scale: float = 1.0, logit_scale: float = 1.0
+    ) -> ModelSpec:
+        """The part that is wanted, from a function that makes a layer, with factors of embeddings and logits.
 
         Raises:
             FormatError: keys and tensors do not fit together.
@@ -113,6 +115,7 @@ class Source:
             output=output,
             layers=layers,
             embd_scale=embd_scale,
+            logit_scale=logit_scale,
             final_softcap=keys.number("final_logit_softcapping", 0.0) or None,
             nextn=nextn,
             notes=tuple(dict.fromkeys([*self.notes, *notes])),
@@ -120,8 +123,11 @@ class Source:
 
     @property
     def has_head(self) -> bool:
-        """Whether the file holds a head that predicts further tokens."""
-        return self.n_layer < self.n_block and Block(self, self.n_layer).has("nextn.eh_proj.weight")
+        """Whether the file holds a head that predicts further tokens, of a form that is known."""
+        if self.n_layer == self.n_block:
+            return False
+        block = Block(self, self.n_layer)
+        return block.has("nextn.eh_proj.weight") and not block.has("layer_output_norm.weight")
 
     def _head(
         self, block: Block, n_vocab: int, token_embd: str, output_norm: str

@@ -11,6 +11,7 @@ use ikq_model::device::{Choices, Device, Loading, Memory, Move, RouterFailed, St
 use ikq_model::error::Error;
 use ikq_model::network::{self, Ffn, Layer, Network, RopeTable};
 use ikq_model::placement::Placement;
+use ikq_model::spec::ModelSpec;
 use ikq_pool::{Stop, available_memory};
 use ikq_simd::IsaKind;
 
@@ -414,7 +415,7 @@ impl Device for Cpu {
         if let (Some(weight), false) = (weight, batch.logits.is_empty()) {
             chosen(&batch.logits, branch);
             exec.norm(branch, norm, exec.norm_eps, acts, Forms::of(exec.compute, [weight]));
-            output(&exec, weight, acts, network.spec.final_softcap, logits);
+            output(&exec, weight, acts, &network.spec, logits);
         }
     }
 
@@ -431,14 +432,18 @@ impl Device for Cpu {
         acts.resize(n_embd, n);
         acts.floats_mut().copy_from_slice(hidden);
         exec.quantize(acts, Forms::of(exec.compute, [weight]));
-        output(&exec, weight, acts, network.spec.final_softcap, logits);
+        output(&exec, weight, acts, &network.spec, logits);
     }
 }
 
 /// Logits of normed hidden states.
-fn output(exec: &Exec<'_>, weight: &Weight, acts: &Activations, softcap: Option<f32>, logits: &mut [f32]) {
+fn output(exec: &Exec<'_>, weight: &Weight, acts: &Activations, spec: &ModelSpec, logits: &mut [f32]) {
     exec.multiply(acts, vec![Product::new(weight, logits)]);
-    if let Some(cap) = softcap {
+    if spec.logit_scale != 1.0 {
+        let mut rows: Vec<_> = logits.chunks_mut(weight.n_rows).collect();
+        exec.team.for_each(&mut rows, |row, _| row.iter_mut().for_each(|v| *v *= spec.logit_scale));
+    }
+    if let Some(cap) = spec.final_softcap {
         let mut rows: Vec<_> = logits.chunks_mut(weight.n_rows).collect();
         exec.team.for_each(&mut rows, |row, _| ops::softcap(exec.kind, row, cap));
     }
@@ -491,7 +496,8 @@ impl Cpu {
         let (x, branch) = (&mut hidden[..n], room(branch, n));
         exec.norm(x, &layer.attention_norm, exec.norm_eps, acts, attention.input_forms(exec.compute));
         attention.run(&exec, layer, acts, cache, buffers, branch);
-        stages::add_branch(&exec, x, branch, layer.post_attention_norm.as_deref(), n_embd);
+        let post = (layer.post_attention_norm.as_deref(), layer.attention_factor);
+        stages::add_branch(&exec, x, branch, post, n_embd);
     }
 
     fn dense(&mut self, l: usize, step: Step<'_>) {
@@ -505,7 +511,8 @@ impl Cpu {
         let (x, branch) = (&mut hidden[..n], room(branch, n));
         exec.norm(x, &layer.ffn_norm, exec.norm_eps, acts, dense.input_forms(exec.compute));
         dense.run(&exec, acts, ffn, scores, branch);
-        stages::add_branch(&exec, x, branch, layer.post_ffn_norm.as_deref(), n_embd);
+        let post = (layer.post_ffn_norm.as_deref(), layer.ffn_factor);
+        stages::add_branch(&exec, x, branch, post, n_embd);
     }
 
     fn route(&mut self, l: usize, step: Step<'_>) -> Result<(), RouterFailed> {
@@ -552,7 +559,8 @@ impl Cpu {
         if matches!(&layer.ffn, Ffn::Moe(moe) if moe.shared.is_some()) {
             sum.iter_mut().zip(&shared[..n]).for_each(|(sum, shared)| *sum += shared);
         }
-        stages::add_branch(&exec, &mut hidden[..n], sum, layer.post_ffn_norm.as_deref(), n_embd);
+        let post = (layer.post_ffn_norm.as_deref(), layer.ffn_factor);
+        stages::add_branch(&exec, &mut hidden[..n], sum, post, n_embd);
     }
 }
 

@@ -41,7 +41,7 @@ impl Experts {
             up: loaded.take(&experts.up),
             down: loaded.take(&experts.down),
             activation: match experts.activation {
-                spec::Activation::Silu => Activation::Silu,
+                spec::Activation::Silu => experts.limit.map_or(Activation::Silu, Activation::SiluLimited),
                 spec::Activation::GeluTanh => Activation::GeluTanh,
                 spec::Activation::SwigluOai => Activation::SwigluOai,
             },

@@ -32,6 +32,7 @@ pub struct Options {
 pub struct Shared {
     pub(crate) groups: Vec<Group>,
     pub(crate) is_recurrent: bool,
+    pub(crate) can_shift: bool,
     pub(crate) swa_full: bool,
     pub(crate) sizes: Sizes,
     pub(crate) hash: u64,
@@ -131,6 +132,7 @@ impl Model {
         let shared = Shared {
             groups: network.groups.clone(),
             is_recurrent: network.has_recurrent_layers(),
+            can_shift: network.can_shift(),
             swa_full: options.swa_full,
             sizes,
             hash: network.hash,

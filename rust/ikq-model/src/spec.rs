@@ -69,6 +69,44 @@ pub enum Attention {
     DeltaNet(Box<DeltaNet>),
 }
 
+/// What the norms of queries and keys are taken over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QkNorm {
+    /// Each head, before it is rotated.
+    #[default]
+    Head,
+    /// Each head, after it is rotated.
+    RotatedHead,
+    /// All heads together, before they are rotated.
+    Row,
+}
+
+/// What a gate's numbers become before they are multiplied with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GateFunc {
+    #[default]
+    Sigmoid,
+    Softplus,
+}
+
+/// Queries are multiplied with `1 + scale ln(1 + floor((position + offset) / length))`.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+pub struct Temperature {
+    pub scale: f32,
+    pub length: u32,
+    pub offset: u32,
+}
+
+impl Temperature {
+    /// The factor of queries at a position.
+    pub fn at(self, position: u32) -> f32 {
+        let steps = (u64::from(position) + u64::from(self.offset)) / u64::from(self.length);
+        (1.0 + f64::from(self.scale) * ((1 + steps) as f64).ln()) as f32
+    }
+}
+
 #[derive(Clone, Debug, Deserialize)]
 pub struct Gqa {
     pub n_head: usize,
@@ -87,6 +125,15 @@ pub struct Gqa {
     pub softcap: Option<f32>,
     pub sinks: Option<String>,
     pub output_gate: bool,
+    #[serde(default)]
+    pub qk_norm: QkNorm,
+    /// One row per head, or per element of the values.
+    #[serde(default)]
+    pub gate: Option<Linear>,
+    #[serde(default)]
+    pub gate_func: GateFunc,
+    #[serde(default)]
+    pub temperature: Option<Temperature>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -108,6 +155,8 @@ pub struct Mla {
     pub v_b: Option<String>,
     pub kv_b: Option<String>,
     pub kv_b_twin: Option<String>,
+    #[serde(default)]
+    pub temperature: Option<Temperature>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -160,6 +209,9 @@ pub struct DenseFfn {
     pub down: Linear,
     pub activation: Activation,
     pub input_gate: Option<String>,
+    /// Of `silu`: what gate and up are limited to.
+    #[serde(default)]
+    pub limit: Option<f32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -191,6 +243,8 @@ pub struct Moe {
     pub down: Linear,
     pub activation: Activation,
     pub shared: Option<DenseFfn>,
+    #[serde(default)]
+    pub limit: Option<f32>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -201,6 +255,15 @@ pub struct Layer {
     pub ffn: Ffn,
     pub post_attention_norm: Option<String>,
     pub post_ffn_norm: Option<String>,
+    /// Factors of what the branches add.
+    #[serde(default = "one")]
+    pub attention_factor: f32,
+    #[serde(default = "one")]
+    pub ffn_factor: f32,
+}
+
+fn one() -> f32 {
+    1.0
 }
 
 /// What the block of a multi-token prediction head reads: `eh_proj [enorm(embedding); hnorm(hidden state)]`.
@@ -226,6 +289,8 @@ pub struct ModelSpec {
     #[serde(default)]
     pub nextn: Option<Nextn>,
     pub embd_scale: f32,
+    #[serde(default = "one")]
+    pub logit_scale: f32,
     pub final_softcap: Option<f32>,
     /// Some layers of a model: the first is given hidden states, and the last gives them, as they are. Embedding, last norm and
     /// output are not looked at.

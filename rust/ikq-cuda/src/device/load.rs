@@ -227,6 +227,13 @@ impl<'a> Loader<'a> {
             parts.head = Some(Head { norm: self.floats(norm)?, output: self.linear(output)? });
             return Ok(());
         };
+        let rare = match stage {
+            Stage::Attention(_) => layer.rare_attention(),
+            _ => layer.rare_ffn(),
+        };
+        if let Some(what) = rare {
+            return Err(self.not_yet(what));
+        }
         match (stage, &layer.ffn) {
             (Stage::Attention(_), _) => parts.attention[l] = Some(self.attention(layer)?),
             (Stage::Dense(_), network::Ffn::Dense(dense)) => {

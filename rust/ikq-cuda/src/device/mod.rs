@@ -229,6 +229,10 @@ impl Cuda {
                 self.gpu.copy_out_floats(out, y)?;
             }
         }
+        let scale = self.network().spec.logit_scale;
+        if scale != 1.0 {
+            logits.iter_mut().for_each(|v| *v *= scale);
+        }
         if let Some(cap) = self.network().spec.final_softcap {
             logits.iter_mut().for_each(|v| *v = cap * (*v / cap).tanh());
         }
