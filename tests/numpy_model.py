@@ -62,6 +62,10 @@ class NumpyModel:
     def vector(self, name):
         return self.tensor(name).ravel()
 
+    def stream_norm(self, x, name):
+        """A norm of the residual stream."""
+        return self.norm(x - x.mean(-1, keepdims=True) if self.spec.norm_kind == "layer" else x, name)
+
     def norm(self, x, name):
         w = 1 if name is None else self.vector(name)
         return w * x / np.sqrt((x * x).mean(-1, keepdims=True) + self.spec.norm_eps)
@@ -108,14 +112,17 @@ class NumpyModel:
         self.hidden, self.experts = [x], []
         for i, layer in enumerate(spec.layers):
             attention = {Gqa: self.gqa, Mla: self.mla, DeltaNet: self.delta_net}[type(layer.attention)]
-            y, self.past[i] = attention(layer.attention, self.norm(x, layer.attention_norm), self.past[i])
+            before = x
+            y, self.past[i] = attention(
+                layer.attention, self.stream_norm(x, layer.attention_norm), self.past[i]
+            )
             y = y if layer.post_attention_norm is None else self.norm(y, layer.post_attention_norm)
             x = x + layer.attention_factor * y
-            y = self.ffn(layer.ffn, self.norm(x, layer.ffn_norm))
+            y = self.ffn(layer.ffn, self.stream_norm(before if layer.parallel else x, layer.ffn_norm))
             y = y if layer.post_ffn_norm is None else self.norm(y, layer.post_ffn_norm)
             x = x + layer.ffn_factor * y
             self.hidden.append(x)
-        self.hidden.append(self.norm(x, spec.output_norm))
+        self.hidden.append(self.stream_norm(x, spec.output_norm))
         return self.hidden[-1] if spec.output is None else self.head(self.hidden[-1])
 
     def head(self, hidden):
@@ -180,7 +187,7 @@ class NumpyModel:
             q, k = (
                 self.norm(t.reshape(n, -1), w).reshape(t.shape) for t, w in ((q, a.q_norm), (k, a.k_norm))
             )
-        elif a.qk_norm == "head" and a.q_norm is not None:
+        elif a.qk_norm == "unit" or (a.qk_norm == "head" and a.q_norm is not None):
             q, k = self.norm(q, a.q_norm), self.norm(k, a.k_norm)
         if past is not None:
             k, v = np.concatenate([past[0], k]), np.concatenate([past[1], v])
@@ -281,9 +288,12 @@ class NumpyModel:
             tokens, slots = np.nonzero(chosen == expert)
             if len(tokens):
                 x = h[tokens]
+                weight = weights[tokens, slots][:, None]
+                if f.weighs_input:
+                    x, weight = weight * x, 1.0
                 gate, up = self.linear(f.gate, x, expert), self.linear(f.up, x, expert)
                 inner = activate(f.activation, gate, up, f.limit)
-                out[tokens] += weights[tokens, slots][:, None] * self.linear(f.down, inner, expert)
+                out[tokens] += weight * self.linear(f.down, inner, expert)
         return out if f.shared is None else out + self.dense(f.shared, h)
 
     def dense(self, f, h):

@@ -50,7 +50,8 @@ def loaded(folder, case):
         own, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     missing = [name for name in info.pop("missing_keys") if not sees(name)]
-    assert not any(info.values()) and not missing, (info, missing)
+    assert not any(info.values()), info
+    assert not missing, missing
     return model.eval()
 
 

@@ -87,13 +87,14 @@ def no_window(config: Config, *, by_flag: bool = False) -> None:
         )
 
 
-def common_keys(t: Target, n_block: int | None = None, *, activation: str = "silu") -> None:
+def common_keys(t: Target, n_block: int | None = None, *, activation: str = "silu", rms: bool = True) -> None:
     """Keys of all architectures: extents, heads, rotary base, epsilon.
 
     Args:
         t: what is written.
         n_block: layers, where not as many as `num_hidden_layers`.
         activation: the only one that the architecture has.
+        rms: norms are RMS norms, which do not subtract the mean.
 
     Raises:
         FormatError: `config.json` lacks one of them.
@@ -110,7 +111,10 @@ def common_keys(t: Target, n_block: int | None = None, *, activation: str = "sil
         t.count("feed_forward_length", c.integer("intermediate_size"))
     t.count("attention.head_count", n_head)
     t.count("attention.head_count_kv", c.integer("num_key_value_heads", default=n_head, low=1))
-    t.number("attention.layer_norm_rms_epsilon", c.number("rms_norm_eps", "layernorm_epsilon"))
+    if rms:
+        t.number("attention.layer_norm_rms_epsilon", c.number("rms_norm_eps", "layernorm_epsilon"))
+    else:
+        t.number("attention.layer_norm_epsilon", c.number("layer_norm_eps", default=1e-5))
     if c.has("head_dim"):
         t.count("attention.key_length", c.integer("head_dim", low=1))
         t.count("attention.value_length", c.integer("head_dim", low=1))
@@ -218,7 +222,8 @@ def attention(
         permute: rows of queries and keys are put side by side as they are rotated.
         gate: queries bring a gate of the same size.
         norm_plus: what the source adds to the weights of norms.
-        n_head, n_head_kv: heads of this layer, where not as many as `config.json` has for all.
+        n_head: query heads of this layer, where not as many as `config.json` has for all.
+        n_head_kv: the same of key/value heads.
         head_dim_v: elements of a value, where not as many as of a key.
 
     Raises:

@@ -17,6 +17,7 @@ from ikq.errors import FormatError, ShapeError, UnsupportedError
 from ikq.files.gguf import GGUFReader
 from ikq.models import (
     bailingmoe2,
+    cohere2moe,
     deepseek2,
     dots1,
     ernie4_5,
@@ -30,6 +31,7 @@ from ikq.models import (
     llama,
     mimo2,
     minimax_m2,
+    mistral4,
     qwen2,
     qwen2moe,
     qwen3,
@@ -48,6 +50,7 @@ __all__ = ["CHECKPOINTS", "SUPPORTED", "ModelSpec", "model_spec", "mtp_spec"]
 
 _ARCHITECTURES: dict[str, Callable[[Source], ModelSpec]] = {
     "bailingmoe2": bailingmoe2.build,
+    "cohere2moe": cohere2moe.build,
     "deepseek2": deepseek2.build,
     "dots1": dots1.build,
     "ernie4_5": ernie4_5.build,
@@ -62,6 +65,7 @@ _ARCHITECTURES: dict[str, Callable[[Source], ModelSpec]] = {
     "llama": llama.build,
     "mimo2": mimo2.build,
     "minimax-m2": minimax_m2.build,
+    "mistral4": mistral4.build,
     "qwen2": qwen2.build,
     "qwen2moe": qwen2moe.build,
     "qwen3": qwen3.build,
@@ -74,6 +78,7 @@ _ARCHITECTURES: dict[str, Callable[[Source], ModelSpec]] = {
 
 CHECKPOINTS: dict[str, tuple[str, Callable[[Target], None]]] = {
     "BailingMoeV2ForCausalLM": ("bailingmoe2", bailingmoe2.convert),
+    "Cohere2MoeForCausalLM": ("cohere2moe", cohere2moe.convert),
     "DeepseekV2ForCausalLM": ("deepseek2", deepseek2.convert),
     "DeepseekV3ForCausalLM": ("deepseek2", deepseek2.convert),
     "Dots1ForCausalLM": ("dots1", dots1.convert),
@@ -94,6 +99,8 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Target], None]]] = {
     "MiMoV2FlashForCausalLM": ("mimo2", mimo2.convert),
     "MiMoV2ForCausalLM": ("mimo2", mimo2.convert),
     "MiniMaxM2ForCausalLM": ("minimax-m2", minimax_m2.convert),
+    "Mistral3ForConditionalGeneration": ("mistral4", mistral4.convert),
+    "Mistral4ForCausalLM": ("mistral4", mistral4.convert),
     "MistralForCausalLM": ("llama", llama.convert),
     "MixtralForCausalLM": ("llama", llama.convert),
     "Qwen2ForCausalLM": ("qwen2", qwen2.convert),

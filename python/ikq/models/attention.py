@@ -9,14 +9,14 @@ from typing import Literal
 from ikq.models.source import Block
 from ikq.models.spec import Gqa, Linear, Rope, Temperature
 
-__all__ = ["gqa", "has_window", "note_unused_window", "score_scale"]
+__all__ = ["gqa", "has_window", "note_unused_window", "score_scale", "temperature"]
 
 
 def gqa(
     block: Block,
     make_rope: Callable[[Block, int], Rope | None],
     *,
-    qk_norm: bool | Literal["rotated_head", "row"] = False,
+    qk_norm: bool | Literal["rotated_head", "row", "unit"] = False,
     window: int | None = None,
     sinks: bool = False,
     output_gate: bool = False,
@@ -76,7 +76,7 @@ def gqa(
         raise tensors.wrong(source_v, f"values as long as the gates, {head_dim}")
     norms = tuple(block.name(f"attn_{x}_norm.weight") for x in "qk")
     q_norm, k_norm = None, None
-    if qk_norm or any(name in tensors for name in norms):
+    if qk_norm != "unit" and (qk_norm or any(name in tensors for name in norms)):
         heads = (n_head, n_head_kv) if qk_norm == "row" else (1, 1)
         q_norm, k_norm = (tensors.vector(name, n * head_dim) for name, n in zip(norms, heads, strict=True))
     gate = None
@@ -121,6 +121,19 @@ def _fused(block: Block, *counts: int) -> list[Linear]:
 def score_scale(block: Block, head_dim: int) -> float:
     """Factor of the scores."""
     return block.keys.number("attention.scale", 0.0) or 1 / math.sqrt(head_dim)
+
+
+def temperature(block: Block) -> Temperature | None:
+    """How queries grow with the position, where the file says so.
+
+    Raises:
+        FormatError: a key holds no number, or the length is missing.
+    """
+    keys = block.keys
+    scale = keys.number("attention.temperature_scale", 0.0)
+    if not scale:
+        return None
+    return Temperature(scale, keys.integer("attention.temperature_length", low=1))
 
 
 def has_window(block: Block, default_period: int) -> bool:

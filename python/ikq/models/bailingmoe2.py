@@ -1,4 +1,4 @@
-"""Ling and Ring 2 (BailingMoE V2): merged queries, keys and values, half of a head rotated, groups of experts.
+"""Ling and Ring 2 (BailingMoE V2): merged queries, keys and values, partial rotation, groups of experts.
 
 Experts are chosen by sigmoids with a bias; leading layers are dense.
 """

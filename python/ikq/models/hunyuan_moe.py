@@ -1,4 +1,4 @@
-"""Hunyuan-A13B: norms of queries and keys behind the rotation, experts beside an FFN that every token takes."""
+"""Hunyuan-A13B: norms of queries and keys behind the rotation, experts beside an FFN for all tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Laguna: gated attention, windows with heads and a rotation of their own, experts chosen by sigmoids with a bias."""
+"""Laguna: gated attention, windows with heads and a rotation of their own, experts chosen by sigmoids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MiMo-V2: values shorter than keys and scaled, windows with sinks and more key/value heads, sigmoid routing."""
+"""MiMo-V2: short, scaled values, windows with sinks and more key/value heads, sigmoid routing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MiniMax-M2: norms over all heads of queries and of keys, half of a head rotated, sigmoid routing with a bias."""
+"""MiniMax-M2: norms over all heads of queries and of keys, partial rotation, sigmoid routing with a bias."""
 
 from __future__ import annotations
 

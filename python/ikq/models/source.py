@@ -79,9 +79,20 @@ class Source:
         return self._flags[key]
 
     def model(
-        self, make_layer: Callable[[Block], Layer], *, embd_scale: float = 1.0, logit_scale: float = 1.0
+        self,
+        make_layer: Callable[[Block], Layer],
+        *,
+        embd_scale: float = 1.0,
+        logit_scale: float = 1.0,
+        norm_kind: Literal["rms", "layer"] = "rms",
     ) -> ModelSpec:
-        """The part that is wanted, from a function that makes a layer, with factors of embeddings and logits.
+        """The part that is wanted, from a function that makes a layer.
+
+        Args:
+            make_layer: gives the layer of a block.
+            embd_scale: factor of embeddings.
+            logit_scale: factor of logits.
+            norm_kind: of the residual stream's norms.
 
         Raises:
             FormatError: keys and tensors do not fit together.
@@ -109,7 +120,10 @@ class Source:
             n_vocab=n_vocab,
             n_embd=self.n_embd,
             n_ctx_train=self.n_ctx_train,
-            norm_eps=keys.number("attention.layer_norm_rms_epsilon", positive=True),
+            norm_eps=keys.number(
+                f"attention.layer_norm{'_rms' if norm_kind == 'rms' else ''}_epsilon", positive=True
+            ),
+            norm_kind=norm_kind,
             token_embd=token_embd,
             output_norm=output_norm,
             output=output,

@@ -128,7 +128,7 @@ class Gqa:
             `head_dim` gate rows: what attention gives is multiplied with `sigmoid(gate)` before `output`.
         q_norm, k_norm: RMS norm of each head (tensor of `head_dim` numbers), before the rotation.
         qk_norm: Where these are otherwise: `rotated_head` norms heads after the rotation, `row` all heads
-            together (tensors of as many numbers) before it.
+            together (tensors of as many numbers) before it, `unit` heads by weights of 1 (no tensors).
         rope: `None` leaves positions out.
         scale: Factor of the scores.
         window: A query sees this many positions, its own included; `None`: all before it.
@@ -155,7 +155,7 @@ class Gqa:
     softcap: float | None = None
     sinks: str | None = None
     output_gate: bool = False
-    qk_norm: Literal["head", "rotated_head", "row"] = "head"
+    qk_norm: Literal["head", "rotated_head", "row", "unit"] = "head"
     gate: Linear | None = None
     gate_func: Literal["sigmoid", "softplus"] = "sigmoid"
     temperature: Temperature | None = None
@@ -293,7 +293,10 @@ class Routing:
 
 @dataclass(frozen=True)
 class Moe:
-    """A mixture of experts, with an optional FFN that every token takes; `limit` as of `DenseFfn`."""
+    """A mixture of experts, with an optional FFN that every token takes; `limit` as of `DenseFfn`.
+
+    With `weighs_input` an expert's input is multiplied with its weight, not what it gives.
+    """
 
     routing: Routing
     gate: Linear
@@ -302,12 +305,16 @@ class Moe:
     activation: Activation = "silu"
     shared: DenseFfn | None = None
     limit: float | None = None
+    weighs_input: bool = False
     kind: Literal["moe"] = "moe"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One block; norms are tensor names, factors those of what the branches add."""
+    """One block; norms are tensor names, factors those of what the branches add.
+
+    In a `parallel` one, the FFN reads x, not a.
+    """
 
     attention_norm: str
     attention: Gqa | Mla | DeltaNet
@@ -317,6 +324,7 @@ class Layer:
     post_ffn_norm: str | None = None
     attention_factor: float = 1.0
     ffn_factor: float = 1.0
+    parallel: bool = False
 
 
 @dataclass(frozen=True)
@@ -343,6 +351,7 @@ class ModelSpec:
         n_vocab, n_embd: Rows and columns of the embedding.
         n_ctx_train: Context the model was trained for.
         norm_eps: Epsilon of every RMS norm.
+        norm_kind: `layer`: norms of the residual stream subtract the mean first.
         token_embd: Tensor of embeddings.
         embd_scale: Factor of embeddings.
         output_norm: Last norm.
@@ -367,6 +376,7 @@ class ModelSpec:
     layers: tuple[Layer, ...]
     embd_scale: float = 1.0
     logit_scale: float = 1.0
+    norm_kind: Literal["rms", "layer"] = "rms"
     final_softcap: float | None = None
     nextn: Nextn | None = None
     is_part: bool = False

@@ -81,6 +81,8 @@ struct Given {
 #[derive(Default)]
 struct StepState {
     hidden: Vec<f32>,
+    /// What attention has read, where the layer's FFN reads it too.
+    before: Vec<f32>,
     /// The result of a branch before it is added.
     branch: Vec<f32>,
     sum: Vec<f32>,
@@ -171,6 +173,15 @@ impl Device for Cpu {
         let network = Arc::clone(&loading.network);
         let n = network.layers.len();
         let mine: Vec<Stage> = loading.placement.of(loading.index).collect();
+        for stage in &mine {
+            let own = stage.layer().map(|l| (l, &network.layers[l]));
+            let Some((l, _)) = own.filter(|(_, layer)| layer.parallel) else { continue };
+            let reads = matches!(stage, Stage::Dense(_) | Stage::Route(_));
+            if reads && !mine.contains(&Stage::Attention(l)) {
+                let why = format!("layer {l}: an FFN beside attention is computed where attention is");
+                return Err(Stop::Failed(Error::Spec { why }));
+            }
+        }
         let weights: Vec<&network::Weight> = mine.iter().flat_map(|s| weights_of(&network, *s)).collect();
         let Options { mmap, kind, cache, .. } = self.options;
         // what is not loaded again is let go of first
@@ -390,7 +401,7 @@ impl Device for Cpu {
         let weight = self.parts.head.as_ref();
         let batch = exec.batch;
         let StepState { hidden: x, branch, acts, .. } = &mut self.step;
-        let n_embd = network.spec.n_embd;
+        let (n_embd, kind) = (network.spec.n_embd, network.spec.norm_kind);
         let n = batch.n() * n_embd;
         let Some(norm) = &network.output_norm else {
             // of a part of a model there is nothing but its hidden states
@@ -400,7 +411,7 @@ impl Device for Cpu {
         };
         if let (Some(weight), true) = (weight, exec.collector.is_some_and(|c| c.options().output)) {
             // of all positions, whichever logits are wanted
-            exec.norm(&x[..n], norm, exec.norm_eps, acts, Forms::default());
+            exec.norm_of(kind, &x[..n], norm, acts, Forms::default());
             exec.observe(&[weight], acts);
         }
         let chosen = |columns: &[u32], chosen: &mut Vec<f32>| {
@@ -409,12 +420,12 @@ impl Device for Cpu {
         };
         if !batch.hidden.is_empty() {
             chosen(&batch.hidden, branch);
-            exec.norm(branch, norm, exec.norm_eps, acts, Forms::default());
+            exec.norm_of(kind, branch, norm, acts, Forms::default());
             hidden.copy_from_slice(acts.floats_mut());
         }
         if let (Some(weight), false) = (weight, batch.logits.is_empty()) {
             chosen(&batch.logits, branch);
-            exec.norm(branch, norm, exec.norm_eps, acts, Forms::of(exec.compute, [weight]));
+            exec.norm_of(kind, branch, norm, acts, Forms::of(exec.compute, [weight]));
             output(&exec, weight, acts, &network.spec, logits);
         }
     }
@@ -489,12 +500,16 @@ impl Cpu {
         let network = self.network.as_ref().expect("`load` comes first");
         let layer = &network.layers[l];
         let batch = exec.batch;
-        let StepState { hidden, branch, acts, attention: buffers, .. } = &mut self.step;
+        let StepState { hidden, before, branch, acts, attention: buffers, .. } = &mut self.step;
         let (n_embd, n) = (network.spec.n_embd, batch.n() * network.spec.n_embd);
         let attention = self.parts.attention[l].as_ref().expect("a stage of this device");
         let cache = self.caches[l].as_mut().expect("a stage of this device");
         let (x, branch) = (&mut hidden[..n], room(branch, n));
-        exec.norm(x, &layer.attention_norm, exec.norm_eps, acts, attention.input_forms(exec.compute));
+        let forms = attention.input_forms(exec.compute);
+        exec.norm_of(network.spec.norm_kind, x, &layer.attention_norm, acts, forms);
+        if layer.parallel {
+            room(before, n).copy_from_slice(x);
+        }
         attention.run(&exec, layer, acts, cache, buffers, branch);
         let post = (layer.post_attention_norm.as_deref(), layer.attention_factor);
         stages::add_branch(&exec, x, branch, post, n_embd);
@@ -505,11 +520,13 @@ impl Cpu {
         let network = self.network.as_ref().expect("`load` comes first");
         let layer = &network.layers[l];
         let batch = exec.batch;
-        let StepState { hidden, branch, acts, ffn, scores, .. } = &mut self.step;
+        let StepState { hidden, before, branch, acts, ffn, scores, .. } = &mut self.step;
         let (n_embd, n) = (network.spec.n_embd, batch.n() * network.spec.n_embd);
         let dense = self.parts.dense[l].as_ref().expect("a stage of this device");
         let (x, branch) = (&mut hidden[..n], room(branch, n));
-        exec.norm(x, &layer.ffn_norm, exec.norm_eps, acts, dense.input_forms(exec.compute));
+        let (input, forms) =
+            (if layer.parallel { &before[..n] } else { &*x }, dense.input_forms(exec.compute));
+        exec.norm_of(network.spec.norm_kind, input, &layer.ffn_norm, acts, forms);
         dense.run(&exec, acts, ffn, scores, branch);
         let post = (layer.post_ffn_norm.as_deref(), layer.ffn_factor);
         stages::add_branch(&exec, x, branch, post, n_embd);
@@ -520,7 +537,7 @@ impl Cpu {
         let network = self.network.as_ref().expect("`load` comes first");
         let layer = &network.layers[l];
         let batch = exec.batch;
-        let StepState { hidden, input, choices, scores, .. } = &mut self.step;
+        let StepState { hidden, before, input, choices, scores, .. } = &mut self.step;
         let n = batch.n() * network.spec.n_embd;
         let router = self.parts.router[l].as_ref().expect("a stage of this device");
         // in all forms that this device's other stages of the layer read
@@ -528,7 +545,8 @@ impl Cpu {
         let mut q8 = Forms::of(compute, [&router.weight]).q8;
         q8 |= self.parts.experts[l].as_ref().is_some_and(|e| e.input_forms(compute).q8);
         q8 |= self.parts.shared[l].as_ref().is_some_and(|s| s.input_forms(compute).q8);
-        exec.norm(&hidden[..n], &layer.ffn_norm, exec.norm_eps, input, Forms { q8 });
+        let x = if layer.parallel { &before[..n] } else { &hidden[..n] };
+        exec.norm_of(network.spec.norm_kind, x, &layer.ffn_norm, input, Forms { q8 });
         router.run(&exec, input, self.options.expert_reduction, scores, choices)
     }
 

@@ -30,6 +30,8 @@ pub struct Experts {
     pub up: Weight,
     pub down: Weight,
     pub activation: Activation,
+    /// The input is multiplied with an expert's weight, not what it gives.
+    pub weighs_input: bool,
     pub plan: PlanKind,
 }
 
@@ -45,6 +47,7 @@ impl Experts {
                 spec::Activation::GeluTanh => Activation::GeluTanh,
                 spec::Activation::SwigluOai => Activation::SwigluOai,
             },
+            weighs_input: experts.weighs_input,
             plan: experts.plan.kind,
         }
     }
@@ -214,12 +217,24 @@ fn fused(exec: &Exec<'_>, experts: &Experts, acts: &Activations, groups: &Groups
         std::mem::swap(&mut scratch.first, &mut scratch.second);
         exec.product(gate, *expert, rows.clone(), acts, columns, scratch);
         let n = rows.len();
+        if experts.weighs_input {
+            let weights = &groups.weights[pairs.clone()];
+            weigh(weights, n, &mut scratch.first);
+            weigh(weights, n, &mut scratch.second);
+        }
         let gates = scratch.first.chunks_exact(n);
         let ups = scratch.second.chunks_exact(n);
         for ((pair, gate), up) in pairs.clone().zip(gates).zip(ups) {
             glu(exec.kind, experts.activation, gate, up, tile.column(pair));
         }
     });
+}
+
+/// Multiplies columns of `n` with the weights of their pairs: what products of weighed inputs are.
+fn weigh(weights: &[f32], n: usize, values: &mut [f32]) {
+    for (weight, column) in weights.iter().zip(values.chunks_exact_mut(n)) {
+        column.iter_mut().for_each(|v| *v *= weight);
+    }
 }
 
 fn separate(
@@ -235,6 +250,10 @@ fn separate(
     let [gates, ups] = buffers.map(|b| room(b, len));
     exec.grouped(&experts.gate, &groups.experts, &groups.tokens, acts, gates);
     exec.grouped(&experts.up, &groups.experts, &groups.tokens, acts, ups);
+    if experts.weighs_input {
+        weigh(&groups.weights, n_ff, gates);
+        weigh(&groups.weights, n_ff, ups);
+    }
     let columns = mid.floats_mut().chunks_exact_mut(n_ff);
     let mut units: Vec<_> = columns.zip(gates.chunks_exact(n_ff)).zip(ups.chunks_exact(n_ff)).collect();
     exec.team.for_each(&mut units, |((out, gate), up), _| {
@@ -261,7 +280,7 @@ fn down(
         for (expert, pairs) in &groups.experts {
             exec.product(weight, *expert, rows.clone(), mid, &pairs_as_columns[pairs.clone()], scratch);
             for (pair, values) in pairs.clone().zip(scratch.first.chunks_exact(rows.len())) {
-                let factor = groups.weights[pair];
+                let factor = if experts.weighs_input { 1.0 } else { groups.weights[pair] };
                 let out = tile.column(groups.tokens[pair] as usize);
                 out.iter_mut().zip(values).for_each(|(o, v)| *o += factor * v);
             }

@@ -59,6 +59,9 @@ pub struct Rope {
     pub linear: f64,
     pub factors: Option<String>,
     pub yarn: Option<Yarn>,
+    /// Numbers of `factors` where there are more than pairs: the first ones count.
+    #[serde(default)]
+    pub n_factors: Option<usize>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -80,6 +83,18 @@ pub enum QkNorm {
     RotatedHead,
     /// All heads together, before they are rotated.
     Row,
+    /// Each head, by weights of 1: it does not matter whether it is rotated before or after.
+    Unit,
+}
+
+/// The kind of all norms of the residual stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormKind {
+    #[default]
+    Rms,
+    /// The mean is subtracted first.
+    Layer,
 }
 
 /// What a gate's numbers become before they are multiplied with.
@@ -245,6 +260,9 @@ pub struct Moe {
     pub shared: Option<DenseFfn>,
     #[serde(default)]
     pub limit: Option<f32>,
+    /// An expert's input is multiplied with its weight, not what it gives.
+    #[serde(default)]
+    pub weighs_input: bool,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -260,6 +278,9 @@ pub struct Layer {
     pub attention_factor: f32,
     #[serde(default = "one")]
     pub ffn_factor: f32,
+    /// The FFN reads what attention reads, not what it made of it.
+    #[serde(default)]
+    pub parallel: bool,
 }
 
 fn one() -> f32 {
@@ -281,6 +302,8 @@ pub struct ModelSpec {
     pub n_embd: usize,
     pub n_ctx_train: usize,
     pub norm_eps: f32,
+    #[serde(default)]
+    pub norm_kind: NormKind,
     pub token_embd: String,
     pub output_norm: String,
     /// `None`: a head whose hidden states another model's output reads.

@@ -6,7 +6,7 @@ use ikq_model::device::Stage;
 use ikq_model::error::Error as ModelError;
 use ikq_model::network::{self, Network, PlanKind};
 use ikq_model::placement::Placement;
-use ikq_model::spec::ValueOrder;
+use ikq_model::spec::{NormKind, ValueOrder};
 
 use super::model_error;
 use super::parts::{
@@ -217,6 +217,9 @@ impl<'a> Loader<'a> {
         parts: &mut Parts,
     ) -> Result<(), ModelError> {
         self.stage = stage;
+        if network.spec.norm_kind != NormKind::Rms {
+            return Err(self.not_yet("a norm that subtracts the mean"));
+        }
         let Some((l, layer)) = stage.layer().map(|l| (l, &network.layers[l])) else {
             if stage == Stage::Embed {
                 return Err(self.not_yet("the embedding"));

@@ -125,7 +125,9 @@ impl Attention {
     pub fn rare_part(&self) -> Option<&'static str> {
         let temperature = match self {
             Attention::Gqa(a) => {
-                if a.qk_norm != QkNorm::Head && (a.q_norm.is_some() || a.k_norm.is_some()) {
+                if matches!(a.qk_norm, QkNorm::RotatedHead | QkNorm::Row)
+                    && (a.q_norm.is_some() || a.k_norm.is_some())
+                {
                     return Some("norms of queries and keys over whole rows, or after the rotation");
                 }
                 if a.gate.is_some() {
@@ -193,6 +195,7 @@ impl Gqa {
             return Err(Error::Spec { why: format!("more rotated elements than the head's {}", a.head_dim) });
         }
         let per_head = |name: &Option<String>, n| name.as_deref().map(|t| weights.floats(t, n)).transpose();
+        let ones = (a.qk_norm == QkNorm::Unit).then(|| vec![1.0; a.head_dim]);
         let normed = |n_head| if a.qk_norm == QkNorm::Row { n_head * a.head_dim } else { a.head_dim };
         let gate = a.gate.as_ref().map(|g| weights.linear(g, model.n_embd, None, 1)).transpose()?;
         if let Some(gate) = &gate
@@ -220,8 +223,8 @@ impl Gqa {
             output: weights.linear(&a.output, a.n_head * a.head_dim_v, Some(model.n_embd), 1)?,
             scale: a.scale,
             rope,
-            q_norm: per_head(&a.q_norm, normed(a.n_head))?,
-            k_norm: per_head(&a.k_norm, normed(a.n_head_kv))?,
+            q_norm: ones.clone().or(per_head(&a.q_norm, normed(a.n_head))?),
+            k_norm: ones.or(per_head(&a.k_norm, normed(a.n_head_kv))?),
             window: a.window,
             softcap: a.softcap,
             sinks: per_head(&a.sinks, a.n_head)?,

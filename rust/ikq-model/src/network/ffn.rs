@@ -50,6 +50,8 @@ pub struct Experts {
     pub activation: Activation,
     /// Of `silu`: what gate and up are limited to.
     pub limit: Option<f32>,
+    /// The input is multiplied with an expert's weight, not what it gives.
+    pub weighs_input: bool,
     pub plan: Plan,
 }
 
@@ -106,7 +108,7 @@ impl Experts {
         let up = weights.linear(up, n_embd, Some(gate.n_rows), n_experts)?;
         let down = weights.linear(down, up.n_rows, Some(n_embd), n_experts)?;
         let plan = Experts::plan(&gate, &up, is_moe, options);
-        Ok(Experts { gate, up, down, activation, limit, plan })
+        Ok(Experts { gate, up, down, activation, limit, weighs_input: false, plan })
     }
 
     /// Decides the plan.
@@ -202,6 +204,12 @@ impl Moe {
         if !in_range {
             return Err(Error::Spec { why: format!("impossible numbers of experts or groups: {r:?}") });
         }
+        let kind = (moe.activation, moe.limit);
+        let mut experts = Experts::new(weights, parts, r.n_expert, kind, n_embd, (plans, true))?;
+        experts.weighs_input = moe.weighs_input;
+        if moe.weighs_input && (experts.gate.bias.is_some() || experts.up.bias.is_some()) {
+            return Err(Error::Spec { why: "weighed inputs of experts with biases".into() });
+        }
         Ok(Moe {
             router: weights.linear(&r.router, n_embd, Some(r.n_expert), 1)?,
             routing: Routing {
@@ -217,14 +225,7 @@ impl Moe {
                 Some(name) => Some(weights.floats(name, r.n_expert)?),
                 None => None,
             },
-            experts: Experts::new(
-                weights,
-                parts,
-                r.n_expert,
-                (moe.activation, moe.limit),
-                n_embd,
-                (plans, true),
-            )?,
+            experts,
             shared: match &moe.shared {
                 Some(ffn) => Some(Dense::new(weights, ffn, n_embd, plans)?),
                 None => None,
