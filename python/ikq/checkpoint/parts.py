@@ -245,17 +245,17 @@ def attention(
             b.norm(f"self_attn.{part}_norm", f"attn_{part}_norm", norm_plus)
 
 
-def dense_ffn(b: BlockTarget, width: int | None = None) -> None:
-    """Gate, up and down.
+def dense_ffn(b: BlockTarget, width: int | None = None, source: str = "mlp") -> None:
+    """Gate, up and down of a module.
 
     Raises:
         FormatError: a matrix is missing, or its shape does not fit `config.json`.
     """
     n_embd = b.config.integer("hidden_size")
     n = b.config.integer("intermediate_size") if width is None else width
-    b.linear("mlp.gate_proj", "ffn_gate", (n, n_embd))
-    b.linear("mlp.up_proj", "ffn_up", (n, n_embd))
-    b.linear("mlp.down_proj", "ffn_down", (n_embd, n))
+    b.linear(f"{source}.gate_proj", "ffn_gate", (n, n_embd))
+    b.linear(f"{source}.up_proj", "ffn_up", (n, n_embd))
+    b.linear(f"{source}.down_proj", "ffn_down", (n_embd, n))
 
 
 def shared_ffn(b: BlockTarget, source: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ikq import _ikq, cuda
+from ikq.errors import UnsupportedError
 from ikq.files.gguf import GGUFReader
 from ikq.models import ModelSpec, model_spec, mtp_spec
 
@@ -101,6 +102,11 @@ class LoadingOptions(PlacementOptions):
 
     def engine(self, reader: GGUFReader, spec: ModelSpec, n_ctx: int | None) -> _ikq.Engine:
         """The engine of a file, for sequences of at most `n_ctx` tokens. Errors are those of `Model.load`."""
+        if spec.n_ctx_most is not None and (n_ctx or spec.n_ctx_train) > spec.n_ctx_most:
+            raise UnsupportedError(
+                f"architecture `{spec.architecture}`: contexts of more than {spec.n_ctx_most} positions are "
+                f"not supported: take n_ctx={spec.n_ctx_most}"
+            )
         return _ikq.Engine.load(reader._opened(), spec.to_json(), n_ctx=n_ctx, isa_name=None, **vars(self))
 
     def head_engine(

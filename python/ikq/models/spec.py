@@ -350,6 +350,7 @@ class ModelSpec:
         architecture: `general.architecture`.
         n_vocab, n_embd: Rows and columns of the embedding.
         n_ctx_train: Context the model was trained for.
+        n_ctx_most: Longest context that is computed as the model means it; `None`: any.
         norm_eps: Epsilon of every RMS norm.
         norm_kind: `layer`: norms of the residual stream subtract the mean first.
         token_embd: Tensor of embeddings.
@@ -379,6 +380,7 @@ class ModelSpec:
     norm_kind: Literal["rms", "layer"] = "rms"
     final_softcap: float | None = None
     nextn: Nextn | None = None
+    n_ctx_most: int | None = None
     is_part: bool = False
     notes: tuple[str, ...] = field(default=())
 

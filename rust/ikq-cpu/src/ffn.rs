@@ -172,7 +172,13 @@ fn middle(exec: &Exec<'_>, experts: &Experts, acts: &Activations, buffers: &mut 
     pairs.extend(pairs.len() as u32..n_pairs as u32);
     let n_experts = experts.up.n_experts();
     let tokens = &groups.tokens[..];
-    exec.observe_groups(&[&experts.gate, &experts.up], n_experts, &groups.experts, (tokens, tokens), acts);
+    let inputs = [&experts.gate, &experts.up];
+    if experts.weighs_input && exec.collector.is_some() {
+        let input = weighed(groups, acts);
+        exec.observe_groups(&inputs, n_experts, &groups.experts, (&pairs[..n_pairs], tokens), &input);
+    } else {
+        exec.observe_groups(&inputs, n_experts, &groups.experts, (tokens, tokens), acts);
+    }
     mid.resize(experts.n_ff(), n_pairs);
     match experts.plan {
         PlanKind::Fused | PlanKind::Merged => fused(exec, experts, acts, groups, mid),
@@ -228,6 +234,20 @@ fn fused(exec: &Exec<'_>, experts: &Experts, acts: &Activations, groups: &Groups
             glu(exec.kind, experts.activation, gate, up, tile.column(pair));
         }
     });
+}
+
+/// The input of every pair times its weight, for the collector. Weights of 0 are those of pairs that no router has chosen
+/// ([`Groups::all_to_all`]), whose input counts as it is.
+fn weighed(groups: &Groups, acts: &Activations) -> Activations {
+    let mut input = Activations::default();
+    input.resize(acts.k(), groups.n_pairs());
+    let columns = input.floats_mut().chunks_exact_mut(acts.k());
+    for ((column, token), weight) in columns.zip(&groups.tokens).zip(&groups.weights) {
+        let weight = if *weight == 0.0 { 1.0 } else { *weight };
+        let x = acts.floats(*token as usize);
+        column.iter_mut().zip(x).for_each(|(v, x)| *v = weight * x);
+    }
+    input
 }
 
 /// Multiplies columns of `n` with the weights of their pairs: what products of weighed inputs are.
