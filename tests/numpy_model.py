@@ -34,7 +34,9 @@ def softmax(x):
     return e / e.sum(-1, keepdims=True)
 
 
-def activate(kind, gate, up):
+def activate(kind, gate, up, limit=None):
+    if limit is not None:
+        return np.minimum(silu(gate), limit) * np.clip(up, -limit, limit)
     if kind == "swiglu_oai":
         return swiglu_oai(gate, up)
     return (silu if kind == "silu" else gelu_tanh)(gate) * up
@@ -59,6 +61,10 @@ class NumpyModel:
 
     def vector(self, name):
         return self.tensor(name).ravel()
+
+    def stream_norm(self, x, name):
+        """A norm of the residual stream."""
+        return self.norm(x - x.mean(-1, keepdims=True) if self.spec.norm_kind == "layer" else x, name)
 
     def norm(self, x, name):
         w = 1 if name is None else self.vector(name)
@@ -106,17 +112,22 @@ class NumpyModel:
         self.hidden, self.experts = [x], []
         for i, layer in enumerate(spec.layers):
             attention = {Gqa: self.gqa, Mla: self.mla, DeltaNet: self.delta_net}[type(layer.attention)]
-            y, self.past[i] = attention(layer.attention, self.norm(x, layer.attention_norm), self.past[i])
-            x = x + (y if layer.post_attention_norm is None else self.norm(y, layer.post_attention_norm))
-            y = self.ffn(layer.ffn, self.norm(x, layer.ffn_norm))
-            x = x + (y if layer.post_ffn_norm is None else self.norm(y, layer.post_ffn_norm))
+            before = x
+            y, self.past[i] = attention(
+                layer.attention, self.stream_norm(x, layer.attention_norm), self.past[i]
+            )
+            y = y if layer.post_attention_norm is None else self.norm(y, layer.post_attention_norm)
+            x = x + layer.attention_factor * y
+            y = self.ffn(layer.ffn, self.stream_norm(before if layer.parallel else x, layer.ffn_norm))
+            y = y if layer.post_ffn_norm is None else self.norm(y, layer.post_ffn_norm)
+            x = x + layer.ffn_factor * y
             self.hidden.append(x)
-        self.hidden.append(self.norm(x, spec.output_norm))
+        self.hidden.append(self.stream_norm(x, spec.output_norm))
         return self.hidden[-1] if spec.output is None else self.head(self.hidden[-1])
 
     def head(self, hidden):
         """Logits from what the last norm gives."""
-        logits = self.linear(self.spec.output, hidden)
+        logits = self.linear(self.spec.output, hidden) * self.spec.logit_scale
         cap = self.spec.final_softcap
         return logits if cap is None else cap * np.tanh(logits / cap)
 
@@ -126,7 +137,7 @@ class NumpyModel:
         i = np.arange(n // 2)
         freq = rope.base ** (-2 * i / n) / rope.linear
         if rope.factors is not None:
-            freq = freq / self.vector(rope.factors)
+            freq = freq / self.vector(rope.factors)[: n // 2]
         magnitude = 1
         if rope.yarn is not None:
             y = rope.yarn
@@ -172,17 +183,35 @@ class NumpyModel:
         k = self.linear(a.k, h).reshape(n, a.n_head_kv, a.head_dim)
         v = self.linear(a.v, h).reshape(n, a.n_head_kv, a.head_dim_v)
         q, gate = q[..., : a.head_dim], q[..., a.head_dim :]
-        if a.q_norm is not None:
+        if a.qk_norm == "row":
+            q, k = (
+                self.norm(t.reshape(n, -1), w).reshape(t.shape) for t, w in ((q, a.q_norm), (k, a.k_norm))
+            )
+        elif a.qk_norm == "unit" or (a.qk_norm == "head" and a.q_norm is not None):
             q, k = self.norm(q, a.q_norm), self.norm(k, a.k_norm)
         if past is not None:
             k, v = np.concatenate([past[0], k]), np.concatenate([past[1], v])
         past = k, v
         if a.rope is not None:
             q, k = self.rotate(a.rope, q, len(k) - n), self.rotate(a.rope, k)
+        if a.qk_norm == "rotated_head":
+            q, k = self.norm(q, a.q_norm), self.norm(k, a.k_norm)
+        q = self.tempered(a.temperature, q, len(k) - n)
         out = self.attend(q, k, v, a.scale, a.window, a.softcap, a.sinks)
         if a.output_gate:
             out = out * sigmoid(gate)
+        if a.gate is not None:
+            gate = self.linear(a.gate, h)
+            gate = sigmoid(gate) if a.gate_func == "sigmoid" else np.logaddexp(0, gate)
+            out = out.reshape(*gate.shape, -1) * gate[..., None]
         return self.linear(a.output, out.reshape(n, -1)), past
+
+    def tempered(self, temperature, q, first):
+        """Queries of positions `first` and on, times what their temperature says."""
+        if temperature is None:
+            return q
+        steps = (first + np.arange(len(q)) + temperature.offset) // temperature.length
+        return q * (1 + temperature.scale * np.log(1 + steps))[:, None, None]
 
     def mla(self, a, h, past):
         n = len(h)
@@ -204,6 +233,7 @@ class NumpyModel:
             k = np.einsum("tc,hcn->thn", c, self.tensor(a.k_b).reshape(a.n_head, a.kv_rank, a.n_nope))
             v = np.einsum("tc,hvc->thv", c, self.tensor(a.v_b).reshape(a.n_head, a.head_dim_v, a.kv_rank))
         k = np.concatenate([k, np.repeat(self.rotate(a.rope, shared[:, None]), a.n_head, axis=1)], -1)
+        q = self.tempered(a.temperature, q, n_all - n)
         return self.linear(a.output, self.attend(q, k, v, a.scale).reshape(n, -1)), past
 
     def delta_net(self, a, h, past):
@@ -258,12 +288,17 @@ class NumpyModel:
             tokens, slots = np.nonzero(chosen == expert)
             if len(tokens):
                 x = h[tokens]
-                inner = activate(f.activation, self.linear(f.gate, x, expert), self.linear(f.up, x, expert))
-                out[tokens] += weights[tokens, slots][:, None] * self.linear(f.down, inner, expert)
+                weight = weights[tokens, slots][:, None]
+                if f.weighs_input:
+                    x, weight = weight * x, 1.0
+                gate, up = self.linear(f.gate, x, expert), self.linear(f.up, x, expert)
+                inner = activate(f.activation, gate, up, f.limit)
+                out[tokens] += weight * self.linear(f.down, inner, expert)
         return out if f.shared is None else out + self.dense(f.shared, h)
 
     def dense(self, f, h):
-        y = self.linear(f.down, activate(f.activation, self.linear(f.gate, h), self.linear(f.up, h)))
+        inner = activate(f.activation, self.linear(f.gate, h), self.linear(f.up, h), f.limit)
+        y = self.linear(f.down, inner)
         return y if f.input_gate is None else y * sigmoid(h @ self.vector(f.input_gate))[:, None]
 
     def route(self, r, h):

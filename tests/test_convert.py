@@ -15,6 +15,7 @@ from checkpoint_folders import (
 )
 from engine_checks import EXACT, TOLERANCE, largest
 from model_files import NAMES, expected_logits, path, prompt, reader
+from seeded_models import CASES, case
 
 import ikq
 from ikq.__main__ import main
@@ -73,7 +74,8 @@ def test_every_architecture_has_a_fixture():
 
     assert set(TABLES) == set(SHORT)
     assert {architecture for architecture, _ in CHECKPOINTS.values()} == set(SUPPORTED)
-    assert {reader(name).metadata["general.architecture"] for name in FIXTURES} == set(SUPPORTED)
+    seeded = {CHECKPOINTS[case(name)["config"]["architectures"][0]][0] for name in CASES}
+    assert {reader(name).metadata["general.architecture"] for name in FIXTURES} | seeded == set(SUPPORTED)
 
 
 @pytest.mark.parametrize("name", SHORT)

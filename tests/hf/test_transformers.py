@@ -18,7 +18,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from checkpoint_folders import TABLES, write_tokenizer  # noqa: E402
 from engine_checks import EXACT, largest  # noqa: E402
+from make_seeded import loaded, logits  # noqa: E402
 from model_files import NAMES, info, reader  # noqa: E402
+from seeded_models import CASES, case, stored_logits, write_folder  # noqa: E402
+from seeded_models import write_tokenizer as write_bytes  # noqa: E402
 
 import ikq  # noqa: E402
 
@@ -67,3 +70,20 @@ def test_logits(name, tmp_path):
     assert expected.std() > 0.3
     # float32 on both sides; the deepest model has 26 layers
     assert largest(found, expected) < (2e-3 if name == "deepseek2-lite" else 5e-4) * max(1.0, expected.std())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_seeded(name, tmp_path):
+    """Stored logits are what `transformers` gives, and what it saves itself is converted to the same model."""
+    own = case(name)
+    if "oracle" in own:
+        pytest.skip(own["oracle"])
+    model = loaded(write_folder(tmp_path / "hf", own), own)
+    found = logits(model, own["ids"])
+    limit = own["tolerance"] * max(1.0, found.std())
+    assert largest(found[:, :: own["stride"]], stored_logits(own)) < limit
+    model.save_pretrained(tmp_path / "saved")
+    write_bytes(tmp_path / "saved")
+    ikq.convert_checkpoint(tmp_path / "saved", tmp_path / "x.gguf", "f32")
+    with ikq.Model.load(tmp_path / "x.gguf", **EXACT) as converted:
+        assert largest(converted.logits(np.array(own["ids"])), found) < limit

@@ -156,6 +156,41 @@ class Config:
             raise self.wrong(name, "a list of texts")
         return value
 
+    def numbers(self, name: str, none: float) -> list[float]:
+        """A list of finite numbers; `none` where it has null.
+
+        Raises:
+            FormatError: it is something else.
+        """
+        value = self._values.get(name)
+        if not isinstance(value, list) or not all(
+            v is None or (type(v) in (int, float) and math.isfinite(v)) for v in value
+        ):
+            raise self.wrong(name, "a list of numbers")
+        return [none if v is None else float(v) for v in value]
+
+    def per_kind(self, kind: str, index: int) -> Config:
+        """Rotary parameters of a kind of layers, which may stand in lists with a number for every layer.
+
+        Args:
+            kind: of layers, such as `full_attention`.
+            index: a layer of this kind.
+
+        Raises:
+            FormatError: a list is too short.
+        """
+        found = dict(self._values)
+        for name, listed in (
+            ("rope_theta", "rope_theta"),
+            ("partial_rotary_factor", "partial_rotary_factors"),
+        ):
+            values = found.get(listed)
+            if isinstance(values, list):
+                if index >= len(values):
+                    raise self.wrong(listed, "a number for every layer")
+                found[name] = values[index]
+        return Config(self.path, found).rope(kind)
+
     def rope(self, kind: str | None = None) -> Config:
         """What is said about rotary positions, in its newer form (`rope_parameters`) whichever the file has.
 

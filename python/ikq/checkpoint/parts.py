@@ -87,13 +87,14 @@ def no_window(config: Config, *, by_flag: bool = False) -> None:
         )
 
 
-def common_keys(t: Target, n_block: int | None = None, *, activation: str = "silu") -> None:
+def common_keys(t: Target, n_block: int | None = None, *, activation: str = "silu", rms: bool = True) -> None:
     """Keys of all architectures: extents, heads, rotary base, epsilon.
 
     Args:
         t: what is written.
         n_block: layers, where not as many as `num_hidden_layers`.
         activation: the only one that the architecture has.
+        rms: norms are RMS norms, which do not subtract the mean.
 
     Raises:
         FormatError: `config.json` lacks one of them.
@@ -110,7 +111,10 @@ def common_keys(t: Target, n_block: int | None = None, *, activation: str = "sil
         t.count("feed_forward_length", c.integer("intermediate_size"))
     t.count("attention.head_count", n_head)
     t.count("attention.head_count_kv", c.integer("num_key_value_heads", default=n_head, low=1))
-    t.number("attention.layer_norm_rms_epsilon", c.number("rms_norm_eps"))
+    if rms:
+        t.number("attention.layer_norm_rms_epsilon", c.number("rms_norm_eps", "layernorm_epsilon"))
+    else:
+        t.number("attention.layer_norm_epsilon", c.number("layer_norm_eps", default=1e-5))
     if c.has("head_dim"):
         t.count("attention.key_length", c.integer("head_dim", low=1))
         t.count("attention.value_length", c.integer("head_dim", low=1))
@@ -182,7 +186,7 @@ def embeddings(t: Target, plus: float = 0.0) -> None:
     """
     t.ignore(*_UNUSED)
     vocab = (t.config.integer("vocab_size", low=1), t.config.integer("hidden_size", low=1))
-    t.linear(f"{t.root}embed_tokens", "token_embd", vocab)
+    t.linear(f"{t.root}{t.embeddings}", "token_embd", vocab)
     t.norm(f"{t.root}norm.weight", "output_norm.weight", plus)
     head = next((h for h in ("lm_head", "language_model.lm_head") if t.weights.has(f"{h}.weight")), None)
     if head is not None and t.config.flag("tie_word_embeddings", default=False):
@@ -201,7 +205,16 @@ def interleaved_rope(n_head: int, head_dim: int) -> NDArray[np.intp]:
     return rows.swapaxes(1, 2).reshape(-1)
 
 
-def attention(b: BlockTarget, *, permute: bool = False, gate: bool = False, norm_plus: float = 0.0) -> None:
+def attention(
+    b: BlockTarget,
+    *,
+    permute: bool = False,
+    gate: bool = False,
+    norm_plus: float = 0.0,
+    n_head: int | None = None,
+    n_head_kv: int | None = None,
+    head_dim_v: int | None = None,
+) -> None:
     """Queries, keys, values and output, with biases and norms where the checkpoint has them.
 
     Args:
@@ -209,35 +222,40 @@ def attention(b: BlockTarget, *, permute: bool = False, gate: bool = False, norm
         permute: rows of queries and keys are put side by side as they are rotated.
         gate: queries bring a gate of the same size.
         norm_plus: what the source adds to the weights of norms.
+        n_head: query heads of this layer, where not as many as `config.json` has for all.
+        n_head_kv: the same of key/value heads.
+        head_dim_v: elements of a value, where not as many as of a key.
 
     Raises:
         FormatError: a matrix is missing, or its shape does not fit `config.json`.
     """
     c = b.config
-    n_embd, n_head = c.integer("hidden_size"), c.integer("num_attention_heads", low=1)
-    n_kv = c.integer("num_key_value_heads", default=n_head, low=1)
-    d = c.integer("head_dim", default=n_embd // n_head, low=1)
-    for part, heads in (("q", n_head), ("k", n_kv), ("v", n_kv)):
+    n_embd, all_heads = c.integer("hidden_size"), c.integer("num_attention_heads", low=1)
+    n_kv = n_head_kv or c.integer("num_key_value_heads", default=all_heads, low=1)
+    d = c.integer("head_dim", default=n_embd // all_heads, low=1)
+    d_v = head_dim_v or d
+    n_head = n_head or all_heads
+    for part, heads, length in (("q", n_head, d), ("k", n_kv, d), ("v", n_kv, d_v)):
         order = partial(interleaved_rope, heads, d) if permute and part != "v" else None
-        rows = heads * d * (2 if gate and part == "q" else 1)
+        rows = heads * length * (2 if gate and part == "q" else 1)
         b.linear(f"self_attn.{part}_proj", f"attn_{part}", (rows, n_embd), order)
-    b.linear("self_attn.o_proj", "attn_output", (n_embd, n_head * d))
+    b.linear("self_attn.o_proj", "attn_output", (n_embd, n_head * d_v))
     for part in ("q", "k"):
         if b.has(f"self_attn.{part}_norm.weight"):
             b.norm(f"self_attn.{part}_norm", f"attn_{part}_norm", norm_plus)
 
 
-def dense_ffn(b: BlockTarget, width: int | None = None) -> None:
-    """Gate, up and down.
+def dense_ffn(b: BlockTarget, width: int | None = None, source: str = "mlp") -> None:
+    """Gate, up and down of a module.
 
     Raises:
         FormatError: a matrix is missing, or its shape does not fit `config.json`.
     """
     n_embd = b.config.integer("hidden_size")
     n = b.config.integer("intermediate_size") if width is None else width
-    b.linear("mlp.gate_proj", "ffn_gate", (n, n_embd))
-    b.linear("mlp.up_proj", "ffn_up", (n, n_embd))
-    b.linear("mlp.down_proj", "ffn_down", (n_embd, n))
+    b.linear(f"{source}.gate_proj", "ffn_gate", (n, n_embd))
+    b.linear(f"{source}.up_proj", "ffn_up", (n, n_embd))
+    b.linear(f"{source}.down_proj", "ffn_down", (n_embd, n))
 
 
 def shared_ffn(b: BlockTarget, source: str) -> None:
@@ -335,13 +353,21 @@ def nextn(b: BlockTarget) -> None:
             b.linear(source, f"nextn.{name}")
 
 
-def llama3_factors(t: Target, n_rot: int) -> None:
+def llama3_factors(
+    t: Target, n_rot: int, rope: Config | None = None, *, n_factors: int | None = None
+) -> None:
     """The divisors of rotary frequencies that Llama 3.1 and later have, as a tensor.
+
+    Args:
+        t: where it goes.
+        n_rot: rotated elements of a head.
+        rope: parameters, where not those of the whole model.
+        n_factors: numbers of the tensor; those behind the rotated pairs are 1.
 
     Raises:
         FormatError: a number is missing.
     """
-    rope = t.config.rope()
+    rope = rope or t.config.rope()
     if rope.get("rope_type") != "llama3":
         return
     f32, one = np.float32, np.float32(1)
@@ -360,4 +386,6 @@ def llama3_factors(t: Target, n_rot: int) -> None:
     factors = np.where(
         waves < f32(n_orig / high), one, np.where(waves > f32(n_orig / low), f32(factor), between)
     )
-    t.add("rope_freqs.weight", Given(factors), (n_rot // 2,))
+    n = n_factors or n_rot // 2
+    factors = np.pad(factors, (0, n - n_rot // 2), constant_values=1.0)
+    t.add("rope_freqs.weight", Given(factors), (n,))

@@ -25,6 +25,7 @@ __all__ = ["BlockRows", "BlockTarget", "OutTensor", "Target"]
 # where the layers are, in models of text and in those that see as well
 _ROOTS = ("model.", "model.language_model.", "language_model.model.", "language_model.", "")
 
+_EMBEDDINGS = ("embed_tokens", "word_embeddings")
 
 _LAYERS = ("num_hidden_layers", "num_nextn_predict_layers")
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
@@ -91,6 +92,7 @@ class Target:
         keys: Metadata.
         tensors: By name.
         root: What names of layers begin with.
+        embeddings: What the module of embeddings is called behind that.
     """
 
     def __init__(self, architecture: str, config: Config, weights: Weights) -> None:
@@ -99,13 +101,13 @@ class Target:
         self.weights = weights
         self.keys: dict[str, object] = {}
         self.tensors: dict[str, OutTensor] = {}
-        roots = [r for r in _ROOTS if weights.has(f"{r}embed_tokens.weight")]
-        if not roots:
+        found = [(r, e) for e in _EMBEDDINGS for r in _ROOTS if weights.has(f"{r}{e}.weight")]
+        if not found:
             raise FormatError(
                 f"{config.path.parent}: tensor `model.embed_tokens.weight` is missing: the folder does "
                 "not hold a model of this architecture"
             )
-        self.root = roots[0]
+        self.root, self.embeddings = found[0]
         self._guard()
 
     def _guard(self) -> None:
@@ -282,6 +284,22 @@ class BlockTarget:
         """As `Target.linear`."""
         self.target.linear(self.source + source, self.name(name), shape, order)
 
+    def rows(self, source: str, name: str, shape: tuple[int, int], first: int, n: int) -> None:
+        """Adds rows `first` to `first + n` of a matrix without bias (`SOURCE.weight`) of this shape.
+
+        Raises:
+            FormatError: it is missing, or of another shape.
+        """
+        full = f"{self.source}{source}.weight"
+        matrix = self.weights.matrix(full)
+        if (matrix.n_rows, matrix.n_per_row) != shape:
+            raise FormatError(
+                f"{self.config.path.parent}: tensor `{full}` has the shape "
+                f"{[matrix.n_rows, matrix.n_per_row]}, {list(shape)} by config.json"
+            )
+        part = RowRange(matrix, first, n)
+        self.target.add(self.name(f"{name}.weight"), part, from_fp8=self.weights.is_fp8(full))
+
     def norm(self, source: str, name: str, plus: float = 0.0) -> None:
         """As `Target.norm`, with `.weight` behind both names."""
         self.target.norm(f"{self.source}{source}.weight", self.name(f"{name}.weight"), plus)
@@ -311,9 +329,8 @@ class BlockTarget:
         """
         if n_expert < 1:
             raise FormatError(f"{self.config.path}: `num_experts` is missing or 0, and layers have experts")
-        merged = f"{self.source}{source}.gate_up_proj"
-        if self.weights.has(merged):
-            self._merged_experts(merged, f"{self.source}{source}.down_proj", n_expert)
+        if self.has(f"{source}.gate_up_proj"):
+            self.merged_experts(f"{source}.gate_up_proj", f"{source}.down_proj", n_expert)
             return
         for part, name in zip(("gate", "up", "down"), names, strict=True):
             own = f"{name}_proj" if name == part else name
@@ -332,8 +349,29 @@ class BlockTarget:
         shape = (len(matrices), n_rows, n_per_row)
         self.target.add(self.name(f"ffn_{part}_exps.weight"), Stacked(matrices), shape, from_fp8=from_fp8)
 
-    def _merged_experts(self, gate_up: str, down: str, n_expert: int) -> None:
-        """[experts, rows of gate and then of up, columns]."""
+    def stacked_experts(self, source: str, n_expert: int) -> None:
+        """Adds experts whose matrices are stacked already (`SOURCE.gate_proj.weight` and so on).
+
+        Raises:
+            FormatError: one is missing, or does not have as many matrices.
+        """
+        for part in ("gate", "up", "down"):
+            name = f"{self.source}{source}.{part}_proj.weight"
+            matrix, shape = self.weights.matrix(name), self.weights.shape(name)
+            if len(shape) != 3 or shape[0] != n_expert:
+                raise FormatError(
+                    f"tensor `{name}` has the shape {list(shape)}, and there are {n_expert} experts"
+                )
+            fp8 = self.weights.is_fp8(name)
+            self.target.add(self.name(f"ffn_{part}_exps.weight"), matrix, tuple(shape), from_fp8=fp8)
+
+    def merged_experts(self, gate_up: str, down: str, n_expert: int) -> None:
+        """Adds stacked experts from [experts, rows of gate and then of up, columns], and their downs.
+
+        Raises:
+            FormatError: one is missing, or does not have as many matrices.
+        """
+        gate_up, down = self.source + gate_up, self.source + down
         fp8 = self.weights.is_fp8(gate_up)
         both, last = self.weights.matrix(gate_up), self.weights.matrix(down)
         for name, matrix, parts in ((gate_up, both, 2), (down, last, 1)):

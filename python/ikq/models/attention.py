@@ -4,32 +4,38 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 from ikq.models.source import Block
-from ikq.models.spec import Gqa, Linear, Rope
+from ikq.models.spec import Gqa, Linear, Rope, Temperature
 
-__all__ = ["gqa", "has_window", "note_unused_window", "score_scale"]
+__all__ = ["gqa", "has_window", "note_unused_window", "score_scale", "temperature"]
 
 
 def gqa(
     block: Block,
-    make_rope: Callable[[Block, int], Rope],
+    make_rope: Callable[[Block, int], Rope | None],
     *,
-    qk_norm: bool = False,
+    qk_norm: bool | Literal["rotated_head", "row", "unit"] = False,
     window: int | None = None,
     sinks: bool = False,
     output_gate: bool = False,
     scale: float | None = None,
+    gate_func: Literal["sigmoid", "softplus"] | None = None,
+    temperature: Temperature | None = None,
 ) -> Gqa:
     """Attention of a layer; projections may be separate or fused (`attn_qkv`).
 
     Args:
         block: the layer.
         make_rope: gives the rotation for heads of so many elements.
-        qk_norm: queries and keys must have norms; otherwise they have them where the tensors exist.
+        qk_norm: queries and keys must have norms, of each head, or as `Gqa.qk_norm` says; otherwise they have
+            them where the tensors exist.
         window: positions that a query sees.
         sinks: the layer has sinks.
         output_gate: `attn_q` holds gates as well.
+        gate_func: what becomes of gates in a tensor of their own, `attn_gate`; none: the layer has none.
+        temperature: factor of queries by position.
         scale: factor of the scores; else what the key says, or one over the root of the head's length.
 
     Raises:
@@ -70,8 +76,15 @@ def gqa(
         raise tensors.wrong(source_v, f"values as long as the gates, {head_dim}")
     norms = tuple(block.name(f"attn_{x}_norm.weight") for x in "qk")
     q_norm, k_norm = None, None
-    if qk_norm or any(name in tensors for name in norms):
-        q_norm, k_norm = (tensors.vector(name, head_dim) for name in norms)
+    if qk_norm != "unit" and (qk_norm or any(name in tensors for name in norms)):
+        heads = (n_head, n_head_kv) if qk_norm == "row" else (1, 1)
+        q_norm, k_norm = (tensors.vector(name, n * head_dim) for name, n in zip(norms, heads, strict=True))
+    gate = None
+    if gate_func is not None:
+        name = block.name("attn_gate")
+        gate = tensors.linear(name, block.n_embd)
+        if tensors.rows(f"{name}.weight") not in (n_head, n_head * head_dim_v):
+            raise tensors.wrong(f"{name}.weight", f"{n_head} rows, or {n_head * head_dim_v}")
     return Gqa(
         n_head=n_head,
         n_head_kv=n_head_kv,
@@ -89,6 +102,10 @@ def gqa(
         softcap=keys.number("attn_logit_softcapping", 0.0) or None,
         sinks=tensors.vector(block.name("attn_sinks.weight"), n_head) if sinks else None,
         output_gate=output_gate,
+        qk_norm=qk_norm if isinstance(qk_norm, str) else "head",
+        gate=gate,
+        gate_func=gate_func or "sigmoid",
+        temperature=temperature,
     )
 
 
@@ -104,6 +121,19 @@ def _fused(block: Block, *counts: int) -> list[Linear]:
 def score_scale(block: Block, head_dim: int) -> float:
     """Factor of the scores."""
     return block.keys.number("attention.scale", 0.0) or 1 / math.sqrt(head_dim)
+
+
+def temperature(block: Block) -> Temperature | None:
+    """How queries grow with the position, where the file says so.
+
+    Raises:
+        FormatError: a key holds no number, or the length is missing.
+    """
+    keys = block.keys
+    scale = keys.number("attention.temperature_scale", 0.0)
+    if not scale:
+        return None
+    return Temperature(scale, keys.integer("attention.temperature_length", low=1))
 
 
 def has_window(block: Block, default_period: int) -> bool:

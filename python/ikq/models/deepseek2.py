@@ -10,7 +10,7 @@ from ikq.checkpoint import parts
 from ikq.checkpoint.rows import RowRange, Stacked, Transposed
 from ikq.checkpoint.target import BlockTarget, Target
 from ikq.errors import UnsupportedError
-from ikq.models.attention import score_scale
+from ikq.models.attention import score_scale, temperature
 from ikq.models.ffn import RoutingFunc, dense_ffn, is_leading_dense, moe_ffn
 from ikq.models.layers import standard_layer
 from ikq.models.rope import log_growth, rope
@@ -89,6 +89,7 @@ def _attention(block: Block) -> Mla:
         v_b=v_b,
         kv_b=kv_b,
         kv_b_twin=twin,
+        temperature=temperature(block),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 from ikq.errors import UnsupportedError
@@ -16,8 +17,8 @@ SharedExpert = Literal["none", "plain", "gated"]
 _FUNCS: dict[int, RoutingFunc] = {1: "softmax", 2: "sigmoid", 3: "softmax_chosen"}
 
 
-def dense_ffn(block: Block, activation: Activation = "silu") -> DenseFfn:
-    """Every token's FFN.
+def dense_ffn(block: Block, activation: Activation = "silu", *, limit: float | None = None) -> DenseFfn:
+    """Every token's FFN, with a limit of gate and up if there is one.
 
     Raises:
         FormatError: a tensor is missing, or does not fit the others or the key.
@@ -28,7 +29,7 @@ def dense_ffn(block: Block, activation: Activation = "silu") -> DenseFfn:
         raise block.keys.wrong(
             key, block.integer(key), f"{width} as in tensor `{block.name('ffn_up.weight')}`"
         )
-    return ffn
+    return dataclasses.replace(ffn, limit=limit)
 
 
 def is_leading_dense(block: Block) -> bool:
@@ -49,6 +50,7 @@ def moe_ffn(
     shared_width: Literal["key", "count", "unknown"] = "key",
     activation: Activation = "silu",
     width_key: str = "expert_feed_forward_length",
+    limits: tuple[float | None, float | None] = (None, None),
 ) -> Moe:
     """A mixture of experts; keys override how the architecture routes.
 
@@ -60,6 +62,7 @@ def moe_ffn(
         shared_width: which key says how wide that is: its own, the number of shared experts, or none.
         activation: of the experts.
         width_key: which key says how wide an expert is.
+        limits: of the experts' gates and ups, and of those of the FFN that every token takes.
 
     Raises:
         FormatError: a tensor or key is missing, or they do not fit together.
@@ -74,7 +77,9 @@ def moe_ffn(
         raise keys.wrong(width_key, block.integer(width_key), keys_width)
     routing = _routing(block, n_expert, router, func, normalize)
     always = None if shared == "none" else _shared(block, shared, shared_width, width, activation)
-    return Moe(routing, gate, up, down, activation, always)
+    if always is not None:
+        always = dataclasses.replace(always, limit=limits[1])
+    return Moe(routing, gate, up, down, activation, always, limits[0])
 
 
 def _routing(block: Block, n_expert: int, router: Linear, func: RoutingFunc, normalize: bool) -> Routing:

@@ -75,6 +75,19 @@ class Keys:
             raise self.wrong(key, value, f"one number, or one per block ({n})")
         return tuple(self._check_integer(key, v, low, _LARGEST) for v in value)
 
+    def numbers(self, key: str, n: int, default: float) -> tuple[float, ...]:
+        """One value per block that is not negative: an array of `n`, or one number for all of them."""
+        if not self.has(key):
+            return (default,) * n
+        value = self._required(key)
+        if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+            return (self.number(key),) * n
+        if len(value) != n or not all(
+            isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v <= _FLOAT32_MAX for v in value
+        ):
+            raise self.wrong(key, value, f"one number that is not negative per block ({n})")
+        return tuple(float(v) for v in value)
+
     def flags(self, key: str, n: int) -> tuple[bool, ...] | None:
         """One truth value per block, `None` where the key is missing or holds no array."""
         value = self._find(key)

@@ -9,7 +9,12 @@ __all__ = ["standard_layer"]
 
 
 def standard_layer(
-    block: Block, attention: Gqa | Mla | DeltaNet, ffn: DenseFfn | Moe, *, ffn_norm: str = "ffn_norm"
+    block: Block,
+    attention: Gqa | Mla | DeltaNet,
+    ffn: DenseFfn | Moe,
+    *,
+    ffn_norm: str = "ffn_norm",
+    factors: tuple[float, float] = (1.0, 1.0),
 ) -> Layer:
     """Two branches with a norm before each.
 
@@ -18,5 +23,14 @@ def standard_layer(
         attention: its first branch.
         ffn: its second branch.
         ffn_norm: what the file calls the norm before the FFN.
+        factors: of what the branches add.
     """
-    return Layer(block.norm("attn_norm"), attention, block.norm(ffn_norm), ffn)
+    of_attention, of_ffn = factors
+    return Layer(
+        attention_norm=block.norm("attn_norm"),
+        attention=attention,
+        ffn_norm=block.norm(ffn_norm),
+        ffn=ffn,
+        attention_factor=of_attention,
+        ffn_factor=of_ffn,
+    )

@@ -30,6 +30,7 @@ def rope(
     base: float | None = None,
     scaled: bool = True,
     grows: bool = True,
+    n_factors: int | None = None,
     sections: Literal["contiguous", "interleaved"] = "contiguous",
 ) -> Rope:
     """The rotation of a layer's heads.
@@ -42,6 +43,7 @@ def rope(
         base: base of the frequencies; else what the key says.
         scaled: whether scaling and factors apply to this layer.
         grows: whether YaRN multiplies cos and sin with `log_growth`.
+        n_factors: numbers of the tensor of factors, where it has more than pairs are rotated.
         sections: how pairs are given to axes where the file has sections.
 
     Raises:
@@ -66,8 +68,10 @@ def rope(
                 f"architecture `{keys.architecture}`: longrope (tensor `{name}`) is not supported"
             )
     linear, yarn = _scaling(block, grows) if scaled else (1.0, None)
-    factors = block.tensors.optional_vector("rope_freqs.weight", n_rot // 2) if scaled else None
-    return Rope(pairing, n_rot, base, linear, factors, yarn)
+    factors = None
+    if scaled:
+        factors = block.tensors.optional_vector("rope_freqs.weight", n_factors or n_rot // 2)
+    return Rope(pairing, n_rot, base, linear, factors, yarn, n_factors if factors else None)
 
 
 def _scaling(block: Block, grows: bool) -> tuple[float, Yarn | None]:

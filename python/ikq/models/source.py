@@ -78,8 +78,21 @@ class Source:
             self._flags[key] = self.keys.flags(key, self.n_block)
         return self._flags[key]
 
-    def model(self, make_layer: Callable[[Block], Layer], *, embd_scale: float = 1.0) -> ModelSpec:
+    def model(
+        self,
+        make_layer: Callable[[Block], Layer],
+        *,
+        embd_scale: float = 1.0,
+        logit_scale: float = 1.0,
+        norm_kind: Literal["rms", "layer"] = "rms",
+    ) -> ModelSpec:
         """The part that is wanted, from a function that makes a layer.
+
+        Args:
+            make_layer: gives the layer of a block.
+            embd_scale: factor of embeddings.
+            logit_scale: factor of logits.
+            norm_kind: of the residual stream's norms.
 
         Raises:
             FormatError: keys and tensors do not fit together.
@@ -107,12 +120,16 @@ class Source:
             n_vocab=n_vocab,
             n_embd=self.n_embd,
             n_ctx_train=self.n_ctx_train,
-            norm_eps=keys.number("attention.layer_norm_rms_epsilon", positive=True),
+            norm_eps=keys.number(
+                f"attention.layer_norm{'_rms' if norm_kind == 'rms' else ''}_epsilon", positive=True
+            ),
+            norm_kind=norm_kind,
             token_embd=token_embd,
             output_norm=output_norm,
             output=output,
             layers=layers,
             embd_scale=embd_scale,
+            logit_scale=logit_scale,
             final_softcap=keys.number("final_logit_softcapping", 0.0) or None,
             nextn=nextn,
             notes=tuple(dict.fromkeys([*self.notes, *notes])),
@@ -120,8 +137,11 @@ class Source:
 
     @property
     def has_head(self) -> bool:
-        """Whether the file holds a head that predicts further tokens."""
-        return self.n_layer < self.n_block and Block(self, self.n_layer).has("nextn.eh_proj.weight")
+        """Whether the file holds a head that predicts further tokens, of a form that is known."""
+        if self.n_layer == self.n_block:
+            return False
+        block = Block(self, self.n_layer)
+        return block.has("nextn.eh_proj.weight") and not block.has("layer_output_norm.weight")
 
     def _head(
         self, block: Block, n_vocab: int, token_embd: str, output_norm: str

@@ -6,8 +6,8 @@ elements, `n_*` are counts. The engine (Rust, `ikq-model`) reads exactly these f
 
 The layer that every model shares (norms that are `None` are left out):
 
-    a = x + post_attention_norm( attention( attention_norm(x) ) )
-    x = a + post_ffn_norm( ffn( ffn_norm(a) ) )
+    a = x + attention_factor * post_attention_norm( attention( attention_norm(x) ) )
+    x = a + ffn_factor * post_ffn_norm( ffn( ffn_norm(a) ) )
 
 A head that predicts further tokens (`nextn`) is a spec of its own, of one layer, whose x at position i comes
 from the next token t and what the model's last norm gave there, h:
@@ -34,6 +34,7 @@ __all__ = [
     "Nextn",
     "Rope",
     "Routing",
+    "Temperature",
     "Yarn",
 ]
 
@@ -92,6 +93,7 @@ class Rope:
         base: Base of the frequencies, `base ** (-2i / n_rot)`.
         linear: Positions are divided by it.
         factors: Tensor of `n_rot / 2` numbers that angles are divided by.
+        n_factors: Numbers of that tensor where there are more, of which the first count.
         yarn: YaRN, where the model uses it.
     """
 
@@ -101,6 +103,16 @@ class Rope:
     linear: float = 1.0
     factors: str | None = None
     yarn: Yarn | None = None
+    n_factors: int | None = None
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """Queries are multiplied with `1 + scale * ln(1 + floor((position + offset) / length))`."""
+
+    scale: float
+    length: int
+    offset: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,11 +127,16 @@ class Gqa:
         q, k, v, output: Projections. With `output_gate`, each head of `q` has `head_dim` query rows, then
             `head_dim` gate rows: what attention gives is multiplied with `sigmoid(gate)` before `output`.
         q_norm, k_norm: RMS norm of each head (tensor of `head_dim` numbers), before the rotation.
+        qk_norm: Where these are otherwise: `rotated_head` norms heads after the rotation, `row` all heads
+            together (tensors of as many numbers) before it, `unit` heads by weights of 1 (no tensors).
         rope: `None` leaves positions out.
         scale: Factor of the scores.
         window: A query sees this many positions, its own included; `None`: all before it.
         softcap: Scores s become `softcap * tanh(s / softcap)`.
         sinks: Tensor of one extra logit per query head that has no value.
+        gate: One row per query head, or per element of all values, applied to the normed input: what
+            attention gives is multiplied with `gate_func` of it before `output`.
+        temperature: Factor of queries by position.
     """
 
     n_head: int
@@ -138,6 +155,10 @@ class Gqa:
     softcap: float | None = None
     sinks: str | None = None
     output_gate: bool = False
+    qk_norm: Literal["head", "rotated_head", "row", "unit"] = "head"
+    gate: Linear | None = None
+    gate_func: Literal["sigmoid", "softplus"] = "sigmoid"
+    temperature: Temperature | None = None
     kind: Literal["gqa"] = "gqa"
 
 
@@ -165,6 +186,7 @@ class Mla:
         output: Projection of all heads' values.
         rope: Rotation of queries' and keys' rotated part.
         scale: Factor of the scores.
+        temperature: Factor of queries by position.
     """
 
     n_head: int
@@ -184,6 +206,7 @@ class Mla:
     v_b: str | None = None
     kv_b: str | None = None
     kv_b_twin: str | None = None
+    temperature: Temperature | None = None
     kind: Literal["mla"] = "mla"
 
 
@@ -235,6 +258,7 @@ class DenseFfn:
     Attributes:
         input_gate: Tensor of one row: the result is multiplied with `sigmoid(input_gate . x)` (shared
             experts).
+        limit: `act(gate x)` is at most this, and `up x` between it and its negative (`silu` only).
     """
 
     gate: Linear
@@ -242,6 +266,7 @@ class DenseFfn:
     down: Linear
     activation: Activation = "silu"
     input_gate: str | None = None
+    limit: float | None = None
     kind: Literal["dense"] = "dense"
 
 
@@ -268,7 +293,10 @@ class Routing:
 
 @dataclass(frozen=True)
 class Moe:
-    """A mixture of experts, with an optional FFN that every token takes."""
+    """A mixture of experts, with an optional FFN that every token takes; `limit` as of `DenseFfn`.
+
+    With `weighs_input` an expert's input is multiplied with its weight, not what it gives.
+    """
 
     routing: Routing
     gate: Linear
@@ -276,12 +304,17 @@ class Moe:
     down: Linear
     activation: Activation = "silu"
     shared: DenseFfn | None = None
+    limit: float | None = None
+    weighs_input: bool = False
     kind: Literal["moe"] = "moe"
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One block; norms are tensor names."""
+    """One block; norms are tensor names, factors those of what the branches add.
+
+    In a `parallel` one, the FFN reads x, not a.
+    """
 
     attention_norm: str
     attention: Gqa | Mla | DeltaNet
@@ -289,6 +322,9 @@ class Layer:
     ffn: DenseFfn | Moe
     post_attention_norm: str | None = None
     post_ffn_norm: str | None = None
+    attention_factor: float = 1.0
+    ffn_factor: float = 1.0
+    parallel: bool = False
 
 
 @dataclass(frozen=True)
@@ -314,12 +350,15 @@ class ModelSpec:
         architecture: `general.architecture`.
         n_vocab, n_embd: Rows and columns of the embedding.
         n_ctx_train: Context the model was trained for.
+        n_ctx_most: Longest context that is computed as the model means it; `None`: any.
         norm_eps: Epsilon of every RMS norm.
+        norm_kind: `layer`: norms of the residual stream subtract the mean first.
         token_embd: Tensor of embeddings.
         embd_scale: Factor of embeddings.
         output_norm: Last norm.
         output: Projection to logits (the embedding's tensor where they are tied); `None`: of a head that
             shares the model's.
+        logit_scale: Factor of logits.
         final_softcap: Logits s become `softcap * tanh(s / softcap)`.
         nextn: Of a head that predicts further tokens: how its input is made.
         is_part: Some layers of a model: the first is given hidden states, and the last gives them, as they
@@ -337,8 +376,11 @@ class ModelSpec:
     output: Linear | None
     layers: tuple[Layer, ...]
     embd_scale: float = 1.0
+    logit_scale: float = 1.0
+    norm_kind: Literal["rms", "layer"] = "rms"
     final_softcap: float | None = None
     nextn: Nextn | None = None
+    n_ctx_most: int | None = None
     is_part: bool = False
     notes: tuple[str, ...] = field(default=())
 

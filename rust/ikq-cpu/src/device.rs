@@ -11,6 +11,7 @@ use ikq_model::device::{Choices, Device, Loading, Memory, Move, RouterFailed, St
 use ikq_model::error::Error;
 use ikq_model::network::{self, Ffn, Layer, Network, RopeTable};
 use ikq_model::placement::Placement;
+use ikq_model::spec::ModelSpec;
 use ikq_pool::{Stop, available_memory};
 use ikq_simd::IsaKind;
 
@@ -85,6 +86,8 @@ struct Given {
 #[derive(Default)]
 struct StepState {
     hidden: Vec<f32>,
+    /// What attention has read, where the layer's FFN reads it too.
+    before: Vec<f32>,
     /// The result of a branch before it is added.
     branch: Vec<f32>,
     sum: Vec<f32>,
@@ -177,6 +180,15 @@ impl Device for Cpu {
         let network = Arc::clone(&loading.network);
         let n = network.layers.len();
         let mine: Vec<Stage> = loading.placement.of(loading.index).collect();
+        for stage in &mine {
+            let own = stage.layer().map(|l| (l, &network.layers[l]));
+            let Some((l, _)) = own.filter(|(_, layer)| layer.parallel) else { continue };
+            let reads = matches!(stage, Stage::Dense(_) | Stage::Route(_));
+            if reads && !mine.contains(&Stage::Attention(l)) {
+                let why = format!("layer {l}: an FFN beside attention is computed where attention is");
+                return Err(Stop::Failed(Error::Spec { why }));
+            }
+        }
         let weights: Vec<&network::Weight> = mine.iter().flat_map(|s| network.weights_of(*s)).collect();
         let Options { mmap, kind, cache, .. } = self.options;
         // what is not loaded again is let go of first
@@ -411,7 +423,7 @@ impl Device for Cpu {
         let weight = self.parts.head.as_ref();
         let batch = exec.batch;
         let StepState { hidden: x, branch, acts, .. } = &mut self.step;
-        let n_embd = network.spec.n_embd;
+        let (n_embd, kind) = (network.spec.n_embd, network.spec.norm_kind);
         let n = batch.n() * n_embd;
         let Some(norm) = &network.output_norm else {
             // of a part of a model there is nothing but its hidden states
@@ -421,7 +433,7 @@ impl Device for Cpu {
         };
         if let (Some(weight), true) = (weight, exec.collector.is_some_and(|c| c.options().output)) {
             // of all positions, whichever logits are wanted
-            exec.norm(&x[..n], norm, exec.norm_eps, acts, Forms::default());
+            exec.norm_of(kind, &x[..n], norm, acts, Forms::default());
             exec.observe(&[weight], acts);
         }
         let chosen = |columns: &[u32], chosen: &mut Vec<f32>| {
@@ -430,14 +442,14 @@ impl Device for Cpu {
         };
         if !batch.hidden.is_empty() {
             chosen(&batch.hidden, branch);
-            exec.norm(branch, norm, exec.norm_eps, acts, Forms::default());
+            exec.norm_of(kind, branch, norm, acts, Forms::default());
             hidden.copy_from_slice(acts.floats_mut());
         }
         if let (Some(weight), false) = (weight, batch.logits.is_empty()) {
             chosen(&batch.logits, branch);
-            exec.norm(branch, norm, exec.norm_eps, acts, Forms::of(exec.compute, [weight]));
+            exec.norm_of(kind, branch, norm, acts, Forms::of(exec.compute, [weight]));
             let exec = Exec { tokens: &batch.logits, ..exec };
-            output(&exec, weight, acts, network.spec.final_softcap, logits);
+            output(&exec, weight, acts, &network.spec, logits);
         }
     }
 
@@ -455,14 +467,18 @@ impl Device for Cpu {
         acts.resize(n_embd, n);
         acts.floats_mut().copy_from_slice(hidden);
         exec.quantize(acts, Forms::of(exec.compute, [weight]));
-        output(&exec, weight, acts, network.spec.final_softcap, logits);
+        output(&exec, weight, acts, &network.spec, logits);
     }
 }
 
 /// Logits of normed hidden states.
-fn output(exec: &Exec<'_>, weight: &Weight, acts: &Activations, softcap: Option<f32>, logits: &mut [f32]) {
+fn output(exec: &Exec<'_>, weight: &Weight, acts: &Activations, spec: &ModelSpec, logits: &mut [f32]) {
     exec.multiply(acts, vec![Product::new(weight, logits)]);
-    if let Some(cap) = softcap {
+    if spec.logit_scale != 1.0 {
+        let mut rows: Vec<_> = logits.chunks_mut(weight.n_rows).collect();
+        exec.team.for_each(&mut rows, |row, _| row.iter_mut().for_each(|v| *v *= spec.logit_scale));
+    }
+    if let Some(cap) = spec.final_softcap {
         let mut rows: Vec<_> = logits.chunks_mut(weight.n_rows).collect();
         exec.team.for_each(&mut rows, |row, _| ops::softcap(exec.kind, row, cap));
     }
@@ -515,14 +531,19 @@ impl Cpu {
         let network = self.network.as_ref().expect("`load` comes first");
         let layer = &network.layers[l];
         let batch = exec.batch;
-        let StepState { hidden, branch, acts, attention: buffers, .. } = &mut self.step;
+        let StepState { hidden, before, branch, acts, attention: buffers, .. } = &mut self.step;
         let (n_embd, n) = (network.spec.n_embd, batch.n() * network.spec.n_embd);
         let attention = self.parts.attention[l].as_ref().expect("a stage of this device");
         let cache = self.caches[l].as_mut().expect("a stage of this device");
         let (x, branch) = (&mut hidden[..n], room(branch, n));
-        exec.norm(x, &layer.attention_norm, exec.norm_eps, acts, attention.input_forms(exec.compute));
+        let forms = attention.input_forms(exec.compute);
+        exec.norm_of(network.spec.norm_kind, x, &layer.attention_norm, acts, forms);
+        if layer.parallel {
+            room(before, n).copy_from_slice(x);
+        }
         attention.run(&exec, layer, acts, cache, buffers, branch);
-        stages::add_branch(&exec, x, branch, layer.post_attention_norm.as_deref(), n_embd);
+        let post = (layer.post_attention_norm.as_deref(), layer.attention_factor);
+        stages::add_branch(&exec, x, branch, post, n_embd);
     }
 
     fn dense(&mut self, l: usize, step: Step<'_>) {
@@ -530,13 +551,16 @@ impl Cpu {
         let network = self.network.as_ref().expect("`load` comes first");
         let layer = &network.layers[l];
         let batch = exec.batch;
-        let StepState { hidden, branch, acts, ffn, scores, .. } = &mut self.step;
+        let StepState { hidden, before, branch, acts, ffn, scores, .. } = &mut self.step;
         let (n_embd, n) = (network.spec.n_embd, batch.n() * network.spec.n_embd);
         let dense = self.parts.dense[l].as_ref().expect("a stage of this device");
         let (x, branch) = (&mut hidden[..n], room(branch, n));
-        exec.norm(x, &layer.ffn_norm, exec.norm_eps, acts, dense.input_forms(exec.compute));
+        let (input, forms) =
+            (if layer.parallel { &before[..n] } else { &*x }, dense.input_forms(exec.compute));
+        exec.norm_of(network.spec.norm_kind, input, &layer.ffn_norm, acts, forms);
         dense.run(&exec, acts, ffn, scores, branch);
-        stages::add_branch(&exec, x, branch, layer.post_ffn_norm.as_deref(), n_embd);
+        let post = (layer.post_ffn_norm.as_deref(), layer.ffn_factor);
+        stages::add_branch(&exec, x, branch, post, n_embd);
     }
 
     fn route(&mut self, l: usize, step: Step<'_>) -> Result<(), RouterFailed> {
@@ -544,7 +568,7 @@ impl Cpu {
         let network = self.network.as_ref().expect("`load` comes first");
         let layer = &network.layers[l];
         let batch = exec.batch;
-        let StepState { hidden, input, choices, scores, .. } = &mut self.step;
+        let StepState { hidden, before, input, choices, scores, .. } = &mut self.step;
         let n = batch.n() * network.spec.n_embd;
         let router = self.parts.router[l].as_ref().expect("a stage of this device");
         // in all forms that this device's other stages of the layer read
@@ -552,7 +576,8 @@ impl Cpu {
         let mut q8 = Forms::of(compute, [&router.weight]).q8;
         q8 |= self.parts.experts[l].as_ref().is_some_and(|e| e.input_forms(compute).q8);
         q8 |= self.parts.shared[l].as_ref().is_some_and(|s| s.input_forms(compute).q8);
-        exec.norm(&hidden[..n], &layer.ffn_norm, exec.norm_eps, input, Forms { q8 });
+        let x = if layer.parallel { &before[..n] } else { &hidden[..n] };
+        exec.norm_of(network.spec.norm_kind, x, &layer.ffn_norm, input, Forms { q8 });
         router.run(&exec, input, self.options.expert_reduction, scores, choices)
     }
 
@@ -583,7 +608,8 @@ impl Cpu {
         if matches!(&layer.ffn, Ffn::Moe(moe) if moe.shared.is_some()) {
             sum.iter_mut().zip(&shared[..n]).for_each(|(sum, shared)| *sum += shared);
         }
-        stages::add_branch(&exec, &mut hidden[..n], sum, layer.post_ffn_norm.as_deref(), n_embd);
+        let post = (layer.post_ffn_norm.as_deref(), layer.ffn_factor);
+        stages::add_branch(&exec, &mut hidden[..n], sum, post, n_embd);
     }
 }
 

@@ -9,6 +9,7 @@ use ikq_kernels::matmul::{self, Compute, Input, Scratch};
 use ikq_kernels::ops;
 use ikq_kernels::tiles::{Tile, tiles};
 use ikq_model::batch::Batch;
+use ikq_model::spec::NormKind;
 use ikq_model::statistics::{Collector, Observed};
 use ikq_pool::Team;
 use ikq_simd::IsaKind;
@@ -84,6 +85,27 @@ impl Exec<'_> {
     pub fn runs(&self, n: usize) -> impl Iterator<Item = Range<usize>> + use<> {
         let step = n.div_ceil(self.team.n_threads() * UNITS_PER_THREAD).max(1);
         (0..n).step_by(step).map(move |first| first..n.min(first + step))
+    }
+
+    /// Writes the norm of each column of `x` to `acts`, in the forms that the products to come read. A norm of the
+    /// kind `Layer` is the RMS norm of what is left when the mean is subtracted.
+    pub fn norm_of(&self, kind: NormKind, x: &[f32], weight: &[f32], acts: &mut Activations, forms: Forms) {
+        if kind == NormKind::Rms {
+            self.norm(x, weight, self.norm_eps, acts, forms);
+            return;
+        }
+        let k = weight.len();
+        acts.resize(k, x.len() / k);
+        let mut columns: Vec<_> = acts.columns_mut().into_iter().zip(x.chunks_exact(k)).collect();
+        self.team.for_each(&mut columns, |(column, x), _| {
+            let mean = x.iter().map(|v| f64::from(*v)).sum::<f64>() / k as f64;
+            let left = column.floats.iter_mut().zip(x.iter());
+            left.for_each(|(left, x)| *left = (f64::from(*x) - mean) as f32);
+            ops::rms_norm_in_place(self.kind, column.floats, weight, self.norm_eps);
+            if forms.q8 {
+                column.quantize(self.kind);
+            }
+        });
     }
 
     /// Writes the RMS norm of each column of `x` to `acts`, in the forms that the products to come read.

@@ -30,6 +30,8 @@ pub struct Experts {
     pub up: Weight,
     pub down: Weight,
     pub activation: Activation,
+    /// The input is multiplied with an expert's weight, not what it gives.
+    pub weighs_input: bool,
     pub plan: PlanKind,
 }
 
@@ -41,10 +43,11 @@ impl Experts {
             up: loaded.take(&experts.up),
             down: loaded.take(&experts.down),
             activation: match experts.activation {
-                spec::Activation::Silu => Activation::Silu,
+                spec::Activation::Silu => experts.limit.map_or(Activation::Silu, Activation::SiluLimited),
                 spec::Activation::GeluTanh => Activation::GeluTanh,
                 spec::Activation::SwigluOai => Activation::SwigluOai,
             },
+            weighs_input: experts.weighs_input,
             plan: experts.plan.kind,
         }
     }
@@ -169,7 +172,13 @@ fn middle(exec: &Exec<'_>, experts: &Experts, acts: &Activations, buffers: &mut 
     pairs.extend(pairs.len() as u32..n_pairs as u32);
     let n_experts = experts.up.n_experts();
     let tokens = &groups.tokens[..];
-    exec.observe_groups(&[&experts.gate, &experts.up], n_experts, &groups.experts, (tokens, tokens), acts);
+    let inputs = [&experts.gate, &experts.up];
+    if experts.weighs_input && exec.collector.is_some() {
+        let input = weighed(groups, acts);
+        exec.observe_groups(&inputs, n_experts, &groups.experts, (&pairs[..n_pairs], tokens), &input);
+    } else {
+        exec.observe_groups(&inputs, n_experts, &groups.experts, (tokens, tokens), acts);
+    }
     mid.resize(experts.n_ff(), n_pairs);
     match experts.plan {
         PlanKind::Fused | PlanKind::Merged => fused(exec, experts, acts, groups, mid),
@@ -216,12 +225,38 @@ fn fused(exec: &Exec<'_>, experts: &Experts, acts: &Activations, groups: &Groups
         std::mem::swap(&mut scratch.first, &mut scratch.second);
         exec.product((gate, *expert, &additions[0]), rows.clone(), acts, columns, scratch);
         let n = rows.len();
+        if experts.weighs_input {
+            let weights = &groups.weights[pairs.clone()];
+            weigh(weights, n, &mut scratch.first);
+            weigh(weights, n, &mut scratch.second);
+        }
         let gates = scratch.first.chunks_exact(n);
         let ups = scratch.second.chunks_exact(n);
         for ((pair, gate), up) in pairs.clone().zip(gates).zip(ups) {
             glu(exec.kind, experts.activation, gate, up, tile.column(pair));
         }
     });
+}
+
+/// The input of every pair times its weight, for the collector. Weights of 0 are those of pairs that no router has chosen
+/// ([`Groups::all_to_all`]), whose input counts as it is.
+fn weighed(groups: &Groups, acts: &Activations) -> Activations {
+    let mut input = Activations::default();
+    input.resize(acts.k(), groups.n_pairs());
+    let columns = input.floats_mut().chunks_exact_mut(acts.k());
+    for ((column, token), weight) in columns.zip(&groups.tokens).zip(&groups.weights) {
+        let weight = if *weight == 0.0 { 1.0 } else { *weight };
+        let x = acts.floats(*token as usize);
+        column.iter_mut().zip(x).for_each(|(v, x)| *v = weight * x);
+    }
+    input
+}
+
+/// Multiplies columns of `n` with the weights of their pairs: what products of weighed inputs are.
+fn weigh(weights: &[f32], n: usize, values: &mut [f32]) {
+    for (weight, column) in weights.iter().zip(values.chunks_exact_mut(n)) {
+        column.iter_mut().for_each(|v| *v *= weight);
+    }
 }
 
 fn separate(
@@ -238,6 +273,10 @@ fn separate(
     let tokens = (&groups.tokens[..], &groups.tokens[..]);
     exec.grouped(&experts.gate, &groups.experts, tokens, acts, gates);
     exec.grouped(&experts.up, &groups.experts, tokens, acts, ups);
+    if experts.weighs_input {
+        weigh(&groups.weights, n_ff, gates);
+        weigh(&groups.weights, n_ff, ups);
+    }
     let columns = mid.floats_mut().chunks_exact_mut(n_ff);
     let mut units: Vec<_> = columns.zip(gates.chunks_exact(n_ff)).zip(ups.chunks_exact(n_ff)).collect();
     exec.team.for_each(&mut units, |((out, gate), up), _| {
@@ -267,7 +306,7 @@ fn down(
             let columns = (&pairs_as_columns[pairs.clone()], pairs.start);
             exec.product((weight, *expert, additions), rows.clone(), mid, columns, scratch);
             for (pair, values) in pairs.clone().zip(scratch.first.chunks_exact(rows.len())) {
-                let factor = groups.weights[pair];
+                let factor = if experts.weighs_input { 1.0 } else { groups.weights[pair] };
                 let out = tile.column(groups.tokens[pair] as usize);
                 out.iter_mut().zip(values).for_each(|(o, v)| *o += factor * v);
             }

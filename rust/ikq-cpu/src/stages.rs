@@ -74,8 +74,14 @@ pub fn experts(
     ffn::run(if all { &unseen } else { exec }, experts, acts, buffers, out);
 }
 
-/// Adds a branch to the residual stream, normed first where the model says so.
-pub fn add_branch(exec: &Exec<'_>, x: &mut [f32], branch: &mut [f32], norm: Option<&[f32]>, n_embd: usize) {
+/// Adds a branch to the residual stream, normed first where the model says so, times a factor.
+pub fn add_branch(
+    exec: &Exec<'_>,
+    x: &mut [f32],
+    branch: &mut [f32],
+    (norm, factor): (Option<&[f32]>, f32),
+    n_embd: usize,
+) {
     let mut columns: Vec<_> = x.chunks_exact_mut(n_embd).zip(branch.chunks_exact_mut(n_embd)).collect();
     let step = exec.runs(columns.len()).next().map_or(1, |r| r.len());
     let mut units: Vec<_> = columns.chunks_mut(step).collect();
@@ -84,7 +90,10 @@ pub fn add_branch(exec: &Exec<'_>, x: &mut [f32], branch: &mut [f32], norm: Opti
             if let Some(norm) = norm {
                 ops::rms_norm_in_place(exec.kind, branch, norm, exec.norm_eps);
             }
-            x.iter_mut().zip(branch.iter()).for_each(|(x, b)| *x += b);
+            match factor == 1.0 {
+                true => x.iter_mut().zip(branch.iter()).for_each(|(x, b)| *x += b),
+                false => x.iter_mut().zip(branch.iter()).for_each(|(x, b)| *x += factor * b),
+            }
         }
     });
 }

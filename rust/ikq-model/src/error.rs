@@ -63,6 +63,11 @@ pub enum Error {
     Shift,
 
     #[error(
+        "positions cannot be removed: keys of this architecture are normed after they are turned, and cannot be turned again"
+    )]
+    Turn,
+
+    #[error(
         "{needed} bytes of cache are needed, but {free} are free; close sequences, or choose a smaller context or cache_type_k and cache_type_v of fewer bits"
     )]
     CacheMemory { needed: usize, free: usize },

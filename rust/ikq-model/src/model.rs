@@ -35,6 +35,7 @@ pub struct Options {
 pub struct Shared {
     pub(crate) groups: Vec<Group>,
     pub(crate) is_recurrent: bool,
+    pub(crate) can_shift: bool,
     pub(crate) swa_full: bool,
     pub(crate) sizes: Sizes,
     pub(crate) hash: u64,
@@ -139,6 +140,7 @@ impl Model {
         let shared = Shared {
             groups: network.groups.clone(),
             is_recurrent: network.has_recurrent_layers(),
+            can_shift: network.can_shift(),
             swa_full: options.swa_full,
             sizes,
             hash: network.hash,

@@ -207,12 +207,15 @@ impl Sequence {
     /// which pages happen to be there; the sequence cannot go back behind the shift then.
     ///
     /// # Errors
-    /// [`Error::Shift`] when a layer is recurrent, [`Error::Discard`] when there are not as many positions;
+    /// [`Error::Shift`] when a layer is recurrent, [`Error::Turn`] where keys cannot be turned, [`Error::Discard`] when there are not as many positions;
     /// [`Error::Rewind`] for the last ones; [`Error::CacheMemory`], [`Error::Closed`].
     pub fn shift(&mut self, n_keep: usize, n_discard: usize) -> Result<(), Error> {
         let n_past = self.n_past();
         if self.shared.is_recurrent {
             return Err(Error::Shift);
+        }
+        if !self.shared.can_shift {
+            return Err(Error::Turn);
         }
         let needed = n_keep.saturating_add(n_discard);
         if needed > n_past {

@@ -59,6 +59,9 @@ pub struct Rope {
     pub linear: f64,
     pub factors: Option<String>,
     pub yarn: Option<Yarn>,
+    /// Numbers of `factors` where there are more than pairs: the first ones count.
+    #[serde(default)]
+    pub n_factors: Option<usize>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -67,6 +70,56 @@ pub enum Attention {
     Gqa(Box<Gqa>),
     Mla(Box<Mla>),
     DeltaNet(Box<DeltaNet>),
+}
+
+/// What the norms of queries and keys are taken over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QkNorm {
+    /// Each head, before it is rotated.
+    #[default]
+    Head,
+    /// Each head, after it is rotated.
+    RotatedHead,
+    /// All heads together, before they are rotated.
+    Row,
+    /// Each head, by weights of 1: it does not matter whether it is rotated before or after.
+    Unit,
+}
+
+/// The kind of all norms of the residual stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NormKind {
+    #[default]
+    Rms,
+    /// The mean is subtracted first.
+    Layer,
+}
+
+/// What a gate's numbers become before they are multiplied with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GateFunc {
+    #[default]
+    Sigmoid,
+    Softplus,
+}
+
+/// Queries are multiplied with `1 + scale ln(1 + floor((position + offset) / length))`.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+pub struct Temperature {
+    pub scale: f32,
+    pub length: u32,
+    pub offset: u32,
+}
+
+impl Temperature {
+    /// The factor of queries at a position.
+    pub fn at(self, position: u32) -> f32 {
+        let steps = (u64::from(position) + u64::from(self.offset)) / u64::from(self.length);
+        (1.0 + f64::from(self.scale) * ((1 + steps) as f64).ln()) as f32
+    }
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -87,6 +140,15 @@ pub struct Gqa {
     pub softcap: Option<f32>,
     pub sinks: Option<String>,
     pub output_gate: bool,
+    #[serde(default)]
+    pub qk_norm: QkNorm,
+    /// One row per head, or per element of the values.
+    #[serde(default)]
+    pub gate: Option<Linear>,
+    #[serde(default)]
+    pub gate_func: GateFunc,
+    #[serde(default)]
+    pub temperature: Option<Temperature>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -108,6 +170,8 @@ pub struct Mla {
     pub v_b: Option<String>,
     pub kv_b: Option<String>,
     pub kv_b_twin: Option<String>,
+    #[serde(default)]
+    pub temperature: Option<Temperature>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -160,6 +224,9 @@ pub struct DenseFfn {
     pub down: Linear,
     pub activation: Activation,
     pub input_gate: Option<String>,
+    /// Of `silu`: what gate and up are limited to.
+    #[serde(default)]
+    pub limit: Option<f32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -191,6 +258,11 @@ pub struct Moe {
     pub down: Linear,
     pub activation: Activation,
     pub shared: Option<DenseFfn>,
+    #[serde(default)]
+    pub limit: Option<f32>,
+    /// An expert's input is multiplied with its weight, not what it gives.
+    #[serde(default)]
+    pub weighs_input: bool,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -201,6 +273,18 @@ pub struct Layer {
     pub ffn: Ffn,
     pub post_attention_norm: Option<String>,
     pub post_ffn_norm: Option<String>,
+    /// Factors of what the branches add.
+    #[serde(default = "one")]
+    pub attention_factor: f32,
+    #[serde(default = "one")]
+    pub ffn_factor: f32,
+    /// The FFN reads what attention reads, not what it made of it.
+    #[serde(default)]
+    pub parallel: bool,
+}
+
+fn one() -> f32 {
+    1.0
 }
 
 /// What the block of a multi-token prediction head reads: `eh_proj [enorm(embedding); hnorm(hidden state)]`.
@@ -218,6 +302,8 @@ pub struct ModelSpec {
     pub n_embd: usize,
     pub n_ctx_train: usize,
     pub norm_eps: f32,
+    #[serde(default)]
+    pub norm_kind: NormKind,
     pub token_embd: String,
     pub output_norm: String,
     /// `None`: a head whose hidden states another model's output reads.
@@ -226,6 +312,8 @@ pub struct ModelSpec {
     #[serde(default)]
     pub nextn: Option<Nextn>,
     pub embd_scale: f32,
+    #[serde(default = "one")]
+    pub logit_scale: f32,
     pub final_softcap: Option<f32>,
     /// Some layers of a model: the first is given hidden states, and the last gives them, as they are. Embedding, last norm and
     /// output are not looked at.

@@ -5,6 +5,7 @@ use ikq_kernels::act::Activations;
 use ikq_kernels::attention::Attention;
 use ikq_kernels::ops;
 use ikq_model::network::Gqa;
+use ikq_model::spec::{GateFunc, QkNorm};
 
 use super::AttentionBuffers;
 use super::paged::{self, LayerPages};
@@ -19,6 +20,7 @@ pub struct Weights {
     k: Weight,
     v: Weight,
     output: Weight,
+    gate: Option<Weight>,
 }
 
 impl Weights {
@@ -28,11 +30,12 @@ impl Weights {
             k: loaded.take(&a.k),
             v: loaded.take(&a.v),
             output: loaded.take(&a.output),
+            gate: a.gate.as_ref().map(|g| loaded.take(g)),
         }
     }
 
     pub fn inputs(&self) -> Vec<&Weight> {
-        vec![&self.q, &self.k, &self.v]
+        [&self.q, &self.k, &self.v].into_iter().chain(&self.gate).collect()
     }
 }
 
@@ -54,12 +57,14 @@ pub fn run(
     let LayerPages { group, keys, values } = pages;
     let values = values.expect("keys and values are stored apart");
     let n = acts.n_columns();
-    let AttentionBuffers { q, k, v, outer, partial, .. } = buffers;
+    let AttentionBuffers { q, k, v, z, outer, partial, .. } = buffers;
     let q = room(q, n * a.q.n_rows);
     let k = room(k, n * a.k.n_rows);
     let v = room(v, n * a.v.n_rows);
-    let products =
+    let mut products =
         vec![Product::new(&weights.q, q), Product::new(&weights.k, k), Product::new(&weights.v, v)];
+    let gates = room(z, weights.gate.as_ref().map_or(0, |g| n * g.n_rows));
+    products.extend(weights.gate.as_ref().map(|g| Product::new(g, &mut *gates)));
     exec.project(acts, products);
     position(exec, a, q, k);
     paged::store(exec, group, keys, k);
@@ -81,13 +86,16 @@ pub fn run(
     if a.output_gate {
         gate(exec, a, q, outer.floats_mut());
     }
+    if let Some(weight) = &weights.gate {
+        apply_gates(exec, a, weight.n_rows, gates, outer.floats_mut());
+    }
     exec.quantize(outer, Forms::of(exec.compute, [&weights.output]));
     exec.project(outer, vec![Product::new(&weights.output, out)]);
 }
 
 /// Applies the norms of heads and the rotary embedding to queries and keys, in place.
 fn position(exec: &Exec<'_>, a: &Gqa, q: &mut [f32], k: &mut [f32]) {
-    if a.rope.is_none() && a.q_norm.is_none() && a.k_norm.is_none() {
+    if a.rope.is_none() && a.q_norm.is_none() && a.k_norm.is_none() && a.temperature.is_none() {
         return;
     }
     let tokens = q.chunks_exact_mut(a.q.n_rows).zip(k.chunks_exact_mut(a.k.n_rows)).enumerate();
@@ -96,21 +104,56 @@ fn position(exec: &Exec<'_>, a: &Gqa, q: &mut [f32], k: &mut [f32]) {
     let mut units: Vec<_> = tokens.chunks_mut(step).collect();
     exec.team.for_each(&mut units, |tokens, _| {
         for (token, (q, k)) in tokens.iter_mut() {
-            let q = q.chunks_exact_mut(q_stride(a)).map(|q| &mut q[..a.head_dim]);
-            q.for_each(|q| head(exec, a, *token, q, a.q_norm.as_deref()));
-            let k = k.chunks_exact_mut(a.head_dim);
-            k.for_each(|k| head(exec, a, *token, k, a.k_norm.as_deref()));
+            let (mut q_norm, mut k_norm) = (a.q_norm.as_deref(), a.k_norm.as_deref());
+            if a.qk_norm == QkNorm::Row {
+                for (row, norm) in [(&mut **q, q_norm.take()), (&mut **k, k_norm.take())] {
+                    if let Some(norm) = norm {
+                        ops::rms_norm_in_place(exec.kind, row, norm, exec.norm_eps);
+                    }
+                }
+            }
+            let heads = q.chunks_exact_mut(q_stride(a)).map(|q| &mut q[..a.head_dim]);
+            heads.for_each(|q| head(exec, a, *token, q, q_norm));
+            let heads = k.chunks_exact_mut(a.head_dim);
+            heads.for_each(|k| head(exec, a, *token, k, k_norm));
+            if let Some(temperature) = a.temperature {
+                let factor = temperature.at(exec.batch.positions[*token]);
+                q.iter_mut().for_each(|q| *q *= factor);
+            }
         }
     });
 }
 
 fn head(exec: &Exec<'_>, a: &Gqa, token: usize, head: &mut [f32], norm: Option<&[f32]>) {
+    let rotate = |head: &mut [f32]| {
+        if let Some(rope) = a.rope {
+            ops::rotate(exec.kind, pairing(rope), exec.angles[rope.index].of(token), head);
+        }
+    };
+    if a.qk_norm == QkNorm::RotatedHead {
+        rotate(head);
+    }
     if let Some(norm) = norm {
         ops::rms_norm_in_place(exec.kind, head, norm, exec.norm_eps);
     }
-    if let Some(rope) = a.rope {
-        ops::rotate(exec.kind, pairing(rope), exec.angles[rope.index].of(token), head);
+    if a.qk_norm != QkNorm::RotatedHead {
+        rotate(head);
     }
+}
+
+/// Multiplies the result with what the layer's own gates give: one per head, or per element.
+fn apply_gates(exec: &Exec<'_>, a: &Gqa, n_gates: usize, gates: &[f32], out: &mut [f32]) {
+    let n_out = a.n_head * a.head_dim_v;
+    let mut tokens: Vec<_> = out.chunks_exact_mut(n_out).zip(gates.chunks_exact(n_gates)).collect();
+    exec.team.for_each(&mut tokens, |(out, gates), _| {
+        for (out, gate) in out.chunks_exact_mut(n_out / n_gates).zip(gates.iter()) {
+            let factor = match a.gate_func {
+                GateFunc::Sigmoid => ops::sigmoid(*gate),
+                GateFunc::Softplus => ops::softplus(*gate),
+            };
+            out.iter_mut().for_each(|v| *v *= factor);
+        }
+    });
 }
 
 /// Multiplies each head's result with the sigmoid of its gate.

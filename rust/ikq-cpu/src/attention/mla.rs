@@ -176,6 +176,10 @@ fn join_queries(exec: &Exec<'_>, a: &Mla, absorbed: &[f32], q: &[f32], n: usize,
             rotated.copy_from_slice(&q[head * per_head + a.n_nope..][..n_rot]);
             ops::rotate(exec.kind, pairing(a.rope), exec.angles[a.rope.index].of(*token), rotated);
         }
+        if let Some(temperature) = a.temperature {
+            let factor = temperature.at(exec.batch.positions[*token]);
+            out.iter_mut().for_each(|q| *q *= factor);
+        }
     });
 }
 

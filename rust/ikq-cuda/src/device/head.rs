@@ -100,6 +100,10 @@ impl Cuda {
     }
 
     fn cap(&self, logits: &mut [f32]) {
+        let scale = self.network().spec.logit_scale;
+        if scale != 1.0 {
+            logits.iter_mut().for_each(|v| *v *= scale);
+        }
         if let Some(cap) = self.network().spec.final_softcap {
             logits.iter_mut().for_each(|v| *v = cap * (*v / cap).tanh());
         }

@@ -6,7 +6,7 @@ use ikq_model::device::Stage;
 use ikq_model::error::Error as ModelError;
 use ikq_model::network::{self, Network, PlanKind};
 use ikq_model::placement::Placement;
-use ikq_model::spec::ValueOrder;
+use ikq_model::spec::{NormKind, ValueOrder};
 
 use super::model_error;
 use super::parts::{
@@ -218,6 +218,9 @@ impl<'a> Loader<'a> {
         parts: &mut Parts,
     ) -> Result<(), ModelError> {
         self.stage = stage;
+        if network.spec.norm_kind != NormKind::Rms {
+            return Err(self.not_yet("a norm that subtracts the mean"));
+        }
         let Some((l, layer)) = stage.layer().map(|l| (l, &network.layers[l])) else {
             if stage == Stage::Embed {
                 return Err(self.not_yet("the embedding"));
@@ -228,6 +231,13 @@ impl<'a> Loader<'a> {
             parts.head = Some(Head { norm: self.floats(norm)?, output: self.linear(output)? });
             return Ok(());
         };
+        let rare = match stage {
+            Stage::Attention(_) => layer.rare_attention(),
+            _ => layer.rare_ffn(),
+        };
+        if let Some(what) = rare {
+            return Err(self.not_yet(what));
+        }
         match (stage, &layer.ffn) {
             (Stage::Attention(_), _) => parts.attention[l] = Some(self.attention(layer)?),
             (Stage::Dense(_), network::Ffn::Dense(dense)) => {

@@ -5,10 +5,12 @@ use ikq_simd::{Isa, IsaKind, IsaOp, run};
 use super::{load_tail, math, store_tail};
 
 /// What a gated feed-forward network does with gate and up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {
     /// `silu(gate) * up`.
     Silu,
+    /// `g * u` with `g = silu(gate)` at most the limit, and `u = up` between it and its negative.
+    SiluLimited(f32),
     /// `gelu(gate) * up`, the form with tanh.
     GeluTanh,
     /// `g sigmoid(1.702 g) (u + 1)` with `g` at most 7 and `u` in -7..=7 (gpt-oss).
@@ -184,6 +186,20 @@ impl Binary for Oai {
     }
 }
 
+/// The limit of [`Activation::SiluLimited`].
+#[derive(Clone, Copy)]
+struct Limited(f32);
+
+impl Binary for Limited {
+    #[inline(always)]
+    fn of<I: Isa>(self, isa: I, up: I::F, gate: I::F) -> I::F {
+        let (low, high) = (isa.splat_f(-self.0), isa.splat_f(self.0));
+        // limits first: NaN stays
+        let gate = isa.min_f(high, math::silu(isa, gate));
+        isa.mul_f(gate, isa.min_f(high, isa.max_f(low, up)))
+    }
+}
+
 /// `x = silu(x)`.
 pub fn silu_in_place(kind: IsaKind, x: &mut [f32]) {
     run(kind, Replace { x, op: Silu });
@@ -220,6 +236,7 @@ pub fn glu(kind: IsaKind, activation: Activation, gate: &[f32], up: &[f32], out:
     assert!(gate.len() == out.len() && up.len() == out.len(), "gate, up and output are of one length");
     match activation {
         Activation::Silu => run(kind, Combine { a: up, b: gate, out, op: TimesSilu }),
+        Activation::SiluLimited(limit) => run(kind, Combine { a: up, b: gate, out, op: Limited(limit) }),
         Activation::GeluTanh => run(kind, Combine { a: up, b: gate, out, op: TimesGelu }),
         Activation::SwigluOai => run(kind, Combine { a: up, b: gate, out, op: Oai }),
     }
@@ -277,6 +294,8 @@ mod tests {
                 let mut y = vec![f32::NAN; n];
                 glu(kind, Activation::Silu, &x, &z, &mut y);
                 check("swiglu", &y, &|g, u| g * sigmoid64(g) * u);
+                glu(kind, Activation::SiluLimited(2.5), &x, &z, &mut y);
+                check("limited swiglu", &y, &|g, u| (g * sigmoid64(g)).min(2.5) * u.clamp(-2.5, 2.5));
                 glu(kind, Activation::GeluTanh, &x, &z, &mut y);
                 for (found, (g, u)) in y.iter().zip(&pairs) {
                     // the argument of exp carries its rounding: relative error grows with its size

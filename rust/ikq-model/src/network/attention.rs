@@ -3,7 +3,7 @@
 use crate::error::Error;
 use crate::network::ropes::{self, Rope, RopeId};
 use crate::network::{Weight, Weights};
-use crate::spec::{self, ModelSpec, ValueOrder};
+use crate::spec::{self, GateFunc, ModelSpec, QkNorm, Temperature, ValueOrder};
 
 /// The attention of a layer.
 #[derive(Debug)]
@@ -33,6 +33,11 @@ pub struct Gqa {
     pub softcap: Option<f32>,
     pub sinks: Option<Vec<f32>>,
     pub output_gate: bool,
+    pub qk_norm: QkNorm,
+    /// Gates of the values' sums: a row per head, or per element.
+    pub gate: Option<Weight>,
+    pub gate_func: GateFunc,
+    pub temperature: Option<Temperature>,
 }
 
 /// Latent attention, computed absorbed: scores and sums are over the compressed vector.
@@ -56,6 +61,7 @@ pub struct Mla {
     pub output: Weight,
     pub scale: f32,
     pub rope: RopeId,
+    pub temperature: Option<Temperature>,
 }
 
 /// A gated delta-net: a recurrent layer instead of attention.
@@ -106,10 +112,43 @@ impl Attention {
         matches!(self, Attention::DeltaNet(_))
     }
 
+    /// Whether keys in the cache can be turned to other positions: not where they were normed after they were turned.
+    pub fn can_turn(&self) -> bool {
+        match self {
+            Attention::Gqa(a) => a.k_norm.is_none() || a.qk_norm != QkNorm::RotatedHead,
+            Attention::Mla(_) => true,
+            Attention::DeltaNet(_) => false,
+        }
+    }
+
+    /// What only some models have: the parts that not every device computes, in words.
+    pub fn rare_part(&self) -> Option<&'static str> {
+        let temperature = match self {
+            Attention::Gqa(a) => {
+                if matches!(a.qk_norm, QkNorm::RotatedHead | QkNorm::Row)
+                    && (a.q_norm.is_some() || a.k_norm.is_some())
+                {
+                    return Some("norms of queries and keys over whole rows, or after the rotation");
+                }
+                if a.gate.is_some() {
+                    return Some("attention with a gate of its own");
+                }
+                a.temperature
+            }
+            Attention::Mla(a) => a.temperature,
+            Attention::DeltaNet(_) => None,
+        };
+        temperature.map(|_| "attention whose temperature depends on the position")
+    }
+
     /// The layer's matrices.
     pub fn weights(&self) -> Vec<&Weight> {
         match self {
-            Attention::Gqa(a) => vec![&a.q, &a.k, &a.v, &a.output],
+            Attention::Gqa(a) => {
+                let mut all = vec![&a.q, &a.k, &a.v, &a.output];
+                all.extend(&a.gate);
+                all
+            }
             Attention::Mla(a) => {
                 let mut all = vec![&a.q, &a.kv_a, &a.k_b, &a.v_b, &a.output];
                 all.extend(a.q_a.iter().map(|(q_a, _)| q_a));
@@ -121,6 +160,15 @@ impl Attention {
                 all
             }
         }
+    }
+}
+
+/// # Errors
+/// [`Error::Spec`] for a length of 0.
+fn check_temperature(temperature: Option<Temperature>) -> Result<(), Error> {
+    match temperature {
+        Some(t) if t.length == 0 => Err(Error::Spec { why: format!("{t:?}") }),
+        _ => Ok(()),
     }
 }
 
@@ -147,6 +195,19 @@ impl Gqa {
             return Err(Error::Spec { why: format!("more rotated elements than the head's {}", a.head_dim) });
         }
         let per_head = |name: &Option<String>, n| name.as_deref().map(|t| weights.floats(t, n)).transpose();
+        let ones = (a.qk_norm == QkNorm::Unit).then(|| vec![1.0; a.head_dim]);
+        let normed = |n_head| if a.qk_norm == QkNorm::Row { n_head * a.head_dim } else { a.head_dim };
+        let gate = a.gate.as_ref().map(|g| weights.linear(g, model.n_embd, None, 1)).transpose()?;
+        if let Some(gate) = &gate
+            && (a.output_gate || ![a.n_head, a.n_head * a.head_dim_v].contains(&gate.n_rows))
+        {
+            let why = format!("{} rows of gates for {} heads of {}", gate.n_rows, a.n_head, a.head_dim_v);
+            return Err(Error::Spec { why });
+        }
+        check_temperature(a.temperature)?;
+        if a.output_gate && (a.qk_norm == QkNorm::Row || a.temperature.is_some()) {
+            return Err(Error::Spec { why: "norms or a temperature of queries with gates in them".into() });
+        }
         let q_rows = a.n_head * a.head_dim * if a.output_gate { 2 } else { 1 };
         if a.output_gate && a.head_dim != a.head_dim_v {
             return Err(Error::Spec { why: "an output gate needs values as long as keys".into() });
@@ -162,12 +223,16 @@ impl Gqa {
             output: weights.linear(&a.output, a.n_head * a.head_dim_v, Some(model.n_embd), 1)?,
             scale: a.scale,
             rope,
-            q_norm: per_head(&a.q_norm, a.head_dim)?,
-            k_norm: per_head(&a.k_norm, a.head_dim)?,
+            q_norm: ones.clone().or(per_head(&a.q_norm, normed(a.n_head))?),
+            k_norm: ones.or(per_head(&a.k_norm, normed(a.n_head_kv))?),
             window: a.window,
             softcap: a.softcap,
             sinks: per_head(&a.sinks, a.n_head)?,
             output_gate: a.output_gate,
+            qk_norm: a.qk_norm,
+            gate,
+            gate_func: a.gate_func,
+            temperature: a.temperature,
         })
     }
 }
@@ -180,6 +245,7 @@ impl Mla {
         ropes: &mut Vec<Rope>,
     ) -> Result<Mla, Error> {
         let rope = ropes::add(ropes, weights, &a.rope)?;
+        check_temperature(a.temperature)?;
         if [a.n_head, a.kv_rank, a.n_nope, a.head_dim_v, a.n_rot].contains(&0) || rope.n_rot != a.n_rot {
             return Err(Error::Spec { why: format!("sizes of latent attention: {a:?}") });
         }
@@ -218,6 +284,7 @@ impl Mla {
             output: weights.linear(&a.output, a.n_head * a.head_dim_v, Some(model.n_embd), 1)?,
             scale: a.scale,
             rope,
+            temperature: a.temperature,
         })
     }
 

@@ -48,6 +48,10 @@ pub struct Experts {
     pub up: Weight,
     pub down: Weight,
     pub activation: Activation,
+    /// Of `silu`: what gate and up are limited to.
+    pub limit: Option<f32>,
+    /// The input is multiplied with an expert's weight, not what it gives.
+    pub weighs_input: bool,
     pub plan: Plan,
 }
 
@@ -93,15 +97,18 @@ impl Experts {
         weights: &Weights<'_>,
         [gate, up, down]: [&spec::Linear; 3],
         n_experts: usize,
-        activation: Activation,
+        (activation, limit): (Activation, Option<f32>),
         n_embd: usize,
         (options, is_moe): (PlanOptions, bool),
     ) -> Result<Experts, Error> {
+        if limit.is_some_and(|l| activation != Activation::Silu || l.is_nan() || l <= 0.0) {
+            return Err(Error::Spec { why: format!("a limit of {limit:?} for {activation:?}") });
+        }
         let gate = weights.linear(gate, n_embd, None, n_experts)?;
         let up = weights.linear(up, n_embd, Some(gate.n_rows), n_experts)?;
         let down = weights.linear(down, up.n_rows, Some(n_embd), n_experts)?;
         let plan = Experts::plan(&gate, &up, is_moe, options);
-        Ok(Experts { gate, up, down, activation, plan })
+        Ok(Experts { gate, up, down, activation, limit, weighs_input: false, plan })
     }
 
     /// Decides the plan.
@@ -173,7 +180,7 @@ impl Dense {
     ) -> Result<Dense, Error> {
         let parts = [&ffn.gate, &ffn.up, &ffn.down];
         Ok(Dense {
-            experts: Experts::new(weights, parts, 1, ffn.activation, n_embd, (plans, false))?,
+            experts: Experts::new(weights, parts, 1, (ffn.activation, ffn.limit), n_embd, (plans, false))?,
             input_gate: match &ffn.input_gate {
                 Some(name) => Some(weights.row(name, n_embd)?),
                 None => None,
@@ -197,6 +204,12 @@ impl Moe {
         if !in_range {
             return Err(Error::Spec { why: format!("impossible numbers of experts or groups: {r:?}") });
         }
+        let kind = (moe.activation, moe.limit);
+        let mut experts = Experts::new(weights, parts, r.n_expert, kind, n_embd, (plans, true))?;
+        experts.weighs_input = moe.weighs_input;
+        if moe.weighs_input && (experts.gate.bias.is_some() || experts.up.bias.is_some()) {
+            return Err(Error::Spec { why: "weighed inputs of experts with biases".into() });
+        }
         Ok(Moe {
             router: weights.linear(&r.router, n_embd, Some(r.n_expert), 1)?,
             routing: Routing {
@@ -212,7 +225,7 @@ impl Moe {
                 Some(name) => Some(weights.floats(name, r.n_expert)?),
                 None => None,
             },
-            experts: Experts::new(weights, parts, r.n_expert, moe.activation, n_embd, (plans, true))?,
+            experts,
             shared: match &moe.shared {
                 Some(ffn) => Some(Dense::new(weights, ffn, n_embd, plans)?),
                 None => None,

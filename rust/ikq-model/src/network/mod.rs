@@ -41,6 +41,11 @@ pub struct Layer {
     pub ffn_norm: Vec<f32>,
     pub ffn: Ffn,
     pub post_ffn_norm: Option<Vec<f32>>,
+    /// Factors of what the branches add.
+    pub attention_factor: f32,
+    pub ffn_factor: f32,
+    /// The FFN reads what attention reads.
+    pub parallel: bool,
     /// The layer's group; `None` for recurrent layers.
     pub group: Option<usize>,
 }
@@ -189,6 +194,11 @@ impl Network {
         }
     }
 
+    /// Whether positions of a sequence can be moved.
+    pub fn can_shift(&self) -> bool {
+        self.layers.iter().all(|l| l.attention.can_turn())
+    }
+
     /// All matrices.
     pub fn weights(&self) -> Vec<&Weight> {
         let mut all: Vec<&Weight> = self.token_embd.iter().collect();
@@ -215,8 +225,29 @@ impl Layer {
             ffn_norm: weights.floats(&layer.ffn_norm, n_embd)?,
             ffn: Ffn::new(weights, &layer.ffn, n_embd, plans)?,
             post_ffn_norm: norm(&layer.post_ffn_norm)?,
+            attention_factor: layer.attention_factor,
+            ffn_factor: layer.ffn_factor,
+            parallel: layer.parallel,
             group: None,
         })
+    }
+
+    /// What attention has in some models only, and not every device computes, in words.
+    pub fn rare_attention(&self) -> Option<&'static str> {
+        let parallel = self.parallel.then_some("attention beside its FFN");
+        let factor = (self.attention_factor != 1.0).then_some("a factor of what attention adds");
+        parallel.or(factor).or(self.attention.rare_part())
+    }
+
+    /// What the FFN has in some models only, and not every device computes, in words.
+    pub fn rare_ffn(&self) -> Option<&'static str> {
+        let factor = (self.ffn_factor != 1.0).then_some("a factor of what the FFN adds");
+        let parallel = self.parallel.then_some("an FFN beside attention");
+        let roles = self.ffn.roles();
+        let limited = roles.iter().any(|(_, experts)| experts.limit.is_some());
+        let weighs = roles.iter().any(|(_, experts)| experts.weighs_input);
+        let experts = weighs.then_some("experts whose input is weighed");
+        parallel.or(factor).or(limited.then_some("an FFN with limits")).or(experts)
     }
 
     /// The layer's matrices.

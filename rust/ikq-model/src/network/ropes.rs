@@ -34,7 +34,15 @@ pub(super) fn add(all: &mut Vec<Rope>, weights: &Weights<'_>, rope: &spec::Rope)
         return Err(Error::Spec { why: format!("{rope:?} is no rotation") });
     }
     let factors = match &rope.factors {
-        Some(name) => Some(weights.floats(name, rope.n_rot / 2)?),
+        Some(name) => {
+            let n_pairs = rope.n_rot / 2;
+            let mut factors = weights.floats(name, rope.n_factors.unwrap_or(n_pairs))?;
+            if factors.len() < n_pairs {
+                return Err(Error::Spec { why: format!("{} factors for {n_pairs} pairs", factors.len()) });
+            }
+            factors.truncate(n_pairs);
+            Some(factors)
+        }
         None => None,
     };
     all.push(Rope { spec: rope.clone(), factors });
