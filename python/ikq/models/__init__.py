@@ -27,6 +27,7 @@ from ikq.models import (
     qwen3,
     qwen3moe,
     qwen3next,
+    qwen35,
     qwen35moe,
 )
 from ikq.models.keys import Keys
@@ -48,6 +49,7 @@ _ARCHITECTURES: dict[str, Callable[[Source], ModelSpec]] = {
     "qwen3": qwen3.build,
     "qwen3moe": qwen3moe.build,
     "qwen3next": qwen3next.build,
+    "qwen35": qwen35.build,
     "qwen35moe": qwen35moe.build,
 }
 
@@ -68,6 +70,8 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Target], None]]] = {
     "Qwen3ForCausalLM": ("qwen3", qwen3.convert),
     "Qwen3MoeForCausalLM": ("qwen3moe", qwen3moe.convert),
     "Qwen3NextForCausalLM": ("qwen3next", qwen3next.convert),
+    "Qwen3_5ForCausalLM": ("qwen35", qwen35.convert),
+    "Qwen3_5ForConditionalGeneration": ("qwen35", qwen35.convert),
     "Qwen3_5MoeForCausalLM": ("qwen35moe", qwen35moe.convert),
     "Qwen3_5MoeForConditionalGeneration": ("qwen35moe", qwen35moe.convert),
 }
