@@ -100,6 +100,7 @@ class NumpyModel:
         """
         spec = self.spec
         x = self.tensor(spec.token_embd)[np.asarray(tokens)] * spec.embd_scale
+        per_layer = None if spec.per_layer is None else self.per_layer(spec.per_layer, x, tokens)
         if spec.nextn is not None:
             both = [self.norm(x, spec.nextn.enorm), self.norm(hidden, spec.nextn.hnorm)]
             x = self.linear(spec.nextn.eh_proj, np.concatenate(both, -1))
@@ -108,8 +109,14 @@ class NumpyModel:
             attention = {Gqa: self.gqa, Mla: self.mla, DeltaNet: self.delta_net}[type(layer.attention)]
             y, self.past[i] = attention(layer.attention, self.norm(x, layer.attention_norm), self.past[i])
             x = x + (y if layer.post_attention_norm is None else self.norm(y, layer.post_attention_norm))
-            y = self.ffn(layer.ffn, self.norm(x, layer.ffn_norm))
+            y = self.ffn(layer.ffn, self.norm(x, layer.ffn_norm), x)
             x = x + (y if layer.post_ffn_norm is None else self.norm(y, layer.post_ffn_norm))
+            if layer.embedding is not None:
+                e = layer.embedding
+                y = self.linear(e.proj, gelu_tanh(self.linear(e.gate, x)) * per_layer[:, i])
+                x = x + self.norm(y, e.norm)
+            if layer.scale is not None:
+                x = x * self.vector(layer.scale)
             self.hidden.append(x)
         self.hidden.append(self.norm(x, spec.output_norm))
         return self.hidden[-1] if spec.output is None else self.head(self.hidden[-1])
@@ -169,12 +176,20 @@ class NumpyModel:
     def gqa(self, a, h, past):
         n = len(h)
         q = self.linear(a.q, h).reshape(n, a.n_head, -1)
-        k = self.linear(a.k, h).reshape(n, a.n_head_kv, a.head_dim)
-        v = self.linear(a.v, h).reshape(n, a.n_head_kv, a.head_dim_v)
         q, gate = q[..., : a.head_dim], q[..., a.head_dim :]
         if a.q_norm is not None:
-            q, k = self.norm(q, a.q_norm), self.norm(k, a.k_norm)
-        if past is not None:
+            q = self.norm(q, a.q_norm)
+        if a.shares is not None:
+            # that layer has run, and its cache has these tokens too
+            k, v = self.past[a.shares]
+        else:
+            k = self.linear(a.k, h).reshape(n, a.n_head_kv, a.head_dim)
+            v = self.linear(a.v, h).reshape(n, a.n_head_kv, a.head_dim_v)
+        if a.k_norm is not None:
+            k = self.norm(k, a.k_norm)
+        if a.v_norm:
+            v = self.norm(v, None)
+        if past is not None and a.shares is None:
             k, v = np.concatenate([past[0], k]), np.concatenate([past[1], v])
         past = k, v
         if a.rope is not None:
@@ -247,19 +262,31 @@ class NumpyModel:
         y = self.norm(out, a.norm).reshape(n, n_values) * silu(z)
         return self.linear(a.output, y), (padded[n:], state)
 
-    def ffn(self, f, h):
+    def per_layer(self, p, x, tokens):
+        """Embeddings of layers: tokens x layers x elements."""
+        own = self.tensor(p.embd)[np.asarray(tokens)] * p.embd_scale
+        projected = (self.linear(p.proj, x) * p.proj_scale).reshape(len(x), -1, p.n)
+        return p.scale * (own.reshape(projected.shape) + self.norm(projected, p.norm))
+
+    def ffn(self, f, h, x):
+        """What the FFN gives for `h`, which is `x` normed."""
         if isinstance(f, DenseFfn):
             return self.dense(f, h)
         assert isinstance(f, Moe)
-        chosen, weights = self.route(f.routing, h)
+        read = h if f.norms is None else self.norm(x, f.norms.router) * f.norms.router_scale
+        chosen, weights = self.route(f.routing, read)
         self.experts.append(chosen)
         out = np.zeros_like(h)
         for expert in range(f.routing.n_expert):
             tokens, slots = np.nonzero(chosen == expert)
             if len(tokens):
-                x = h[tokens]
-                inner = activate(f.activation, self.linear(f.gate, x, expert), self.linear(f.up, x, expert))
+                some = h[tokens]
+                gate, up = self.linear(f.gate, some, expert), self.linear(f.up, some, expert)
+                inner = activate(f.activation, gate, up)
                 out[tokens] += weights[tokens, slots][:, None] * self.linear(f.down, inner, expert)
+        if f.norms is not None:
+            shared = self.dense(f.shared, self.norm(x, f.norms.shared))
+            return self.norm(out, f.norms.experts_output) + self.norm(shared, f.norms.shared_output)
         return out if f.shared is None else out + self.dense(f.shared, h)
 
     def dense(self, f, h):

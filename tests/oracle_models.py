@@ -62,5 +62,56 @@ def write_folder(folder, recipe, change=None):
         folder / "model.safetensors", {n: ("F32", x) for n, x in tensors.items()}, {"format": "pt"}
     )
     (folder / "config.json").write_text(json.dumps(recipe["config"]))
-    write_tokenizer(folder, reader(recipe["tokenizer"]).metadata, recipe["tokenizer"])
+    if recipe["tokenizer"] == "plain":
+        write_plain_tokenizer(folder)
+    else:
+        write_tokenizer(folder, reader(recipe["tokenizer"]).metadata, recipe["tokenizer"])
     return folder
+
+
+def write_plain_tokenizer(folder, n_vocab=512):
+    """BPE on plain text that falls back to bytes, as Gemma 4 has it: spaces are U+2581, and words are not parted."""
+    texts = ["<pad>", "<eos>", "<bos>", "<unk>", "<|channel>", "<turn|>"]
+    texts += [f"<0x{b:02X}>" for b in range(256)] + ["\n", "\n\n", "\u2581"]
+    merges = [["\n", "\n"]]
+    letters = "etaoinshrdlucmfwypvbgkqjxz,."
+    texts += letters
+    # pairs of what there is, in an order that scores of SentencePiece do not give
+    rng = np.random.default_rng(5)
+    parts = ["\u2581", *letters[:10]]
+    while len(texts) < n_vocab:
+        a, b = (str(x) for x in rng.choice(parts[: 11 if len(merges) < 100 else None], 2))
+        if a + b not in texts:
+            texts.append(a + b)
+            merges.append([a, b])
+            parts.append(a + b)
+    special = {0: True, 1: True, 2: True, 3: True, 4: True, 5: True}
+    whole = {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": i, "content": texts[i], "single_word": False, "lstrip": False, "rstrip": False}
+            | {"normalized": False, "special": s}
+            for i, s in special.items()
+        ],
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"String": " "},
+            "behavior": "MergedWithPrevious",
+            "invert": False,
+        },
+        "post_processor": None,
+        "decoder": None,
+        "model": {
+            "type": "BPE",
+            "unk_token": "<unk>",
+            "fuse_unk": True,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": {text: i for i, text in enumerate(texts)},
+            "merges": merges,
+        },
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    options = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(options))

@@ -9,6 +9,8 @@ The layer that every model shares (norms that are `None` are left out):
     a = x + post_attention_norm( attention( attention_norm(x) ) )
     x = a + post_ffn_norm( ffn( ffn_norm(a) ) )
 
+(some layers end with an `embedding` and a `scale` of their own).
+
 A head that predicts further tokens (`nextn`) is a spec of its own, of one layer, whose x at position i comes
 from the next token t and what the model's last norm gave there, h:
 
@@ -27,11 +29,14 @@ __all__ = [
     "DenseFfn",
     "Gqa",
     "Layer",
+    "LayerEmbedding",
     "Linear",
     "Mla",
     "ModelSpec",
     "Moe",
+    "MoeNorms",
     "Nextn",
+    "PerLayer",
     "Rope",
     "Routing",
     "Yarn",
@@ -112,14 +117,18 @@ class Gqa:
         n_head_kv: Key/value heads; query head h reads head `h // (n_head // n_head_kv)`.
         head_dim: Elements of a query or key head.
         head_dim_v: Elements of a value head.
-        q, k, v, output: Projections. With `output_gate`, each head of `q` has `head_dim` query rows, then
-            `head_dim` gate rows: what attention gives is multiplied with `sigmoid(gate)` before `output`.
+        q, k, v, output: Projections; `k` and `v` are `None` where the layer `shares`. With `output_gate`,
+            each head of `q` has `head_dim` query rows, then `head_dim` gate rows: what attention gives is
+            multiplied with `sigmoid(gate)` before `output`.
         q_norm, k_norm: RMS norm of each head (tensor of `head_dim` numbers), before the rotation.
+        v_norm: Each value head is divided by the root of its mean square.
         rope: `None` leaves positions out.
         scale: Factor of the scores.
         window: A query sees this many positions, its own included; `None`: all before it.
         softcap: Scores s become `softcap * tanh(s / softcap)`.
         sinks: Tensor of one extra logit per query head that has no value.
+        shares: An earlier layer with the same heads and window, whose keys and values this one reads instead
+            of its own.
     """
 
     n_head: int
@@ -127,8 +136,8 @@ class Gqa:
     head_dim: int
     head_dim_v: int
     q: Linear
-    k: Linear
-    v: Linear
+    k: Linear | None
+    v: Linear | None
     output: Linear
     scale: float
     rope: Rope | None = None
@@ -138,6 +147,8 @@ class Gqa:
     softcap: float | None = None
     sinks: str | None = None
     output_gate: bool = False
+    v_norm: bool = False
+    shares: int | None = None
     kind: Literal["gqa"] = "gqa"
 
 
@@ -267,8 +278,32 @@ class Routing:
 
 
 @dataclass(frozen=True)
+class MoeNorms:
+    """Norms of a mixture whose router, experts and shared FFN each read x normed in a way of their own.
+
+    The experts read the layer's `ffn_norm`; the layer's `post_ffn_norm` is of the sum of both outputs.
+
+    Attributes:
+        router: RMS norm of what the router reads.
+        router_scale: Factor of what the router reads.
+        shared: RMS norm of what the shared FFN reads.
+        shared_output, experts_output: RMS norms of what they give.
+    """
+
+    router: str
+    router_scale: float
+    shared: str
+    shared_output: str
+    experts_output: str
+
+
+@dataclass(frozen=True)
 class Moe:
-    """A mixture of experts, with an optional FFN that every token takes."""
+    """A mixture of experts, with an optional FFN that every token takes.
+
+    Attributes:
+        norms: Where the parts have norms of their own; there is a shared FFN then.
+    """
 
     routing: Routing
     gate: Linear
@@ -276,12 +311,35 @@ class Moe:
     down: Linear
     activation: Activation = "silu"
     shared: DenseFfn | None = None
+    norms: MoeNorms | None = None
     kind: Literal["moe"] = "moe"
 
 
 @dataclass(frozen=True)
+class LayerEmbedding:
+    """What a layer does last with its part e of the model's `PerLayer` input.
+
+        x = x + norm( proj( gelu(gate x) * e ) )
+
+    Attributes:
+        gate: From the residual stream to elements of e.
+        proj: Back.
+        norm: RMS norm.
+    """
+
+    gate: Linear
+    proj: Linear
+    norm: str
+
+
+@dataclass(frozen=True)
 class Layer:
-    """One block; norms are tensor names."""
+    """One block; norms are tensor names.
+
+    Attributes:
+        embedding: An embedding of the token of the layer's own, and how it is added.
+        scale: Tensor of one number that x is multiplied with at the end.
+    """
 
     attention_norm: str
     attention: Gqa | Mla | DeltaNet
@@ -289,6 +347,37 @@ class Layer:
     ffn: DenseFfn | Moe
     post_attention_norm: str | None = None
     post_ffn_norm: str | None = None
+    embedding: LayerEmbedding | None = None
+    scale: str | None = None
+
+
+@dataclass(frozen=True)
+class PerLayer:
+    """Embeddings that each layer has of its own, side by side in one tensor.
+
+    From token t and x, the scaled embedding, layer l gets its `n` numbers of
+
+        scale * ( embd_scale * embd(t) + norm( proj_scale * proj x ) )
+
+    where the norm is of the numbers of each layer.
+
+    Attributes:
+        n: Elements per layer.
+        embd: Tensor of rows of `n` elements for each layer.
+        embd_scale: Factor of them.
+        proj: Projection of x to as many.
+        proj_scale: Factor of it.
+        norm: RMS norm of `n` elements.
+        scale: Factor of the sum.
+    """
+
+    n: int
+    embd: str
+    embd_scale: float
+    proj: Linear
+    proj_scale: float
+    norm: str
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -322,6 +411,7 @@ class ModelSpec:
             shares the model's.
         final_softcap: Logits s become `softcap * tanh(s / softcap)`.
         nextn: Of a head that predicts further tokens: how its input is made.
+        per_layer: Embeddings of layers, for those that have an `embedding`.
         is_part: Some layers of a model: the first is given hidden states, and the last gives them, as they
             are. Embedding, last norm and output are not looked at.
         notes: Sentences for `explain` about what was assumed.
@@ -339,6 +429,7 @@ class ModelSpec:
     embd_scale: float = 1.0
     final_softcap: float | None = None
     nextn: Nextn | None = None
+    per_layer: PerLayer | None = None
     is_part: bool = False
     notes: tuple[str, ...] = field(default=())
 

@@ -76,8 +76,8 @@ pub struct Gqa {
     pub head_dim: usize,
     pub head_dim_v: usize,
     pub q: Linear,
-    pub k: Linear,
-    pub v: Linear,
+    pub k: Option<Linear>,
+    pub v: Option<Linear>,
     pub output: Linear,
     pub scale: f32,
     pub rope: Option<Rope>,
@@ -87,6 +87,10 @@ pub struct Gqa {
     pub softcap: Option<f32>,
     pub sinks: Option<String>,
     pub output_gate: bool,
+    #[serde(default)]
+    pub v_norm: bool,
+    #[serde(default)]
+    pub shares: Option<usize>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -184,6 +188,15 @@ pub struct Routing {
 }
 
 #[derive(Clone, Debug, Deserialize)]
+pub struct MoeNorms {
+    pub router: String,
+    pub router_scale: f32,
+    pub shared: String,
+    pub shared_output: String,
+    pub experts_output: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
 pub struct Moe {
     pub routing: Routing,
     pub gate: Linear,
@@ -191,6 +204,15 @@ pub struct Moe {
     pub down: Linear,
     pub activation: Activation,
     pub shared: Option<DenseFfn>,
+    #[serde(default)]
+    pub norms: Option<MoeNorms>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct LayerEmbedding {
+    pub gate: Linear,
+    pub proj: Linear,
+    pub norm: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -201,6 +223,22 @@ pub struct Layer {
     pub ffn: Ffn,
     pub post_attention_norm: Option<String>,
     pub post_ffn_norm: Option<String>,
+    #[serde(default)]
+    pub embedding: Option<LayerEmbedding>,
+    #[serde(default)]
+    pub scale: Option<String>,
+}
+
+/// Embeddings that each layer has of its own.
+#[derive(Clone, Debug, Deserialize)]
+pub struct PerLayer {
+    pub n: usize,
+    pub embd: String,
+    pub embd_scale: f32,
+    pub proj: Linear,
+    pub proj_scale: f32,
+    pub norm: String,
+    pub scale: f32,
 }
 
 /// What the block of a multi-token prediction head reads: `eh_proj [enorm(embedding); hnorm(hidden state)]`.
@@ -225,6 +263,8 @@ pub struct ModelSpec {
     pub layers: Vec<Layer>,
     #[serde(default)]
     pub nextn: Option<Nextn>,
+    #[serde(default)]
+    pub per_layer: Option<PerLayer>,
     pub embd_scale: f32,
     pub final_softcap: Option<f32>,
     /// Some layers of a model: the first is given hidden states, and the last gives them, as they are. Embedding, last norm and

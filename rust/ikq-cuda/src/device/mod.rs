@@ -626,7 +626,9 @@ impl Device for Cuda {
                 Stage::Experts(l) => it.experts(l),
                 Stage::Shared(l) => it.shared(l),
                 Stage::Join(l) => it.join(l),
-                Stage::Embed | Stage::Head => unreachable!("`load` refuses the one, `head` runs the other"),
+                Stage::Embed | Stage::End(_) | Stage::Head => {
+                    unreachable!("`load` refuses the one, the CPU has the next, `head` runs the last")
+                }
             }
         });
         Ok(())

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`weights`] | matrices by role, views of the file |
 //! | [`attention`], [`ffn`] | the parts of a layer, and the plan of an FFN |
+//! | [`per_layer`] | embeddings that layers have of their own |
 //! | [`ropes`] | the distinct rotary embeddings |
 //! | [`angles`] | the angles that they turn by |
 //!
@@ -12,12 +13,14 @@
 mod angles;
 mod attention;
 mod ffn;
+mod per_layer;
 mod ropes;
 mod weights;
 
 pub use angles::RopeTable;
 pub use attention::{Attention, DeltaNet, Gqa, Mla};
-pub use ffn::{Dense, Experts, Ffn, Moe, Plan, PlanKind, PlanOptions, Routing};
+pub use ffn::{Dense, Experts, Ffn, Moe, Norms, Plan, PlanKind, PlanOptions, Routing};
+pub use per_layer::{LayerEmbedding, PerLayer};
 pub use ropes::{Rope, RopeId};
 pub use weights::{Weight, Weights};
 
@@ -35,7 +38,11 @@ pub struct Layer {
     pub ffn_norm: Vec<f32>,
     pub ffn: Ffn,
     pub post_ffn_norm: Option<Vec<f32>>,
-    /// The layer's group; `None` for recurrent layers.
+    /// An embedding of the layer's own, and how it is added.
+    pub embedding: Option<LayerEmbedding>,
+    /// The factor of what the layer gives.
+    pub scale: Option<f32>,
+    /// The layer's group; `None` for recurrent layers. One that shares another's keys is not among the group's layers.
     pub group: Option<usize>,
 }
 
@@ -65,6 +72,7 @@ pub struct Network {
     pub token_embd: Option<Weight>,
     /// What a multi-token prediction head has in front of its layer; `None` for other models.
     pub nextn: Option<Nextn>,
+    pub per_layer: Option<PerLayer>,
     pub layers: Vec<Layer>,
     /// `None`: a part of a model, whose hidden states are given back as they are.
     pub output_norm: Option<Vec<f32>>,
@@ -99,7 +107,7 @@ impl Network {
             is_whole.then(|| weights.matrix(&spec.token_embd, n_embd, spec.n_vocab)).transpose()?;
         let mut ropes = Vec::new();
         let mut groups: Vec<Group> = Vec::new();
-        let mut layers = Vec::new();
+        let mut layers: Vec<Layer> = Vec::new();
         for (i, layer) in spec.layers.iter().enumerate() {
             let mut layer = Layer::new(&weights, layer, &spec, &mut ropes, plans)?;
             if !layer.attention.is_recurrent() {
@@ -109,13 +117,17 @@ impl Network {
                     groups.push(Group { window, layers: Vec::new() });
                     groups.len() - 1
                 });
-                groups[group].layers.push(i);
+                match layer.attention.shares() {
+                    None => groups[group].layers.push(i),
+                    Some(other) => check_shared(&layers, &layer, other)?,
+                }
                 layer.group = Some(group);
             }
             layers.push(layer);
         }
+        let per_layer = PerLayer::new(&weights, &spec)?;
         let hash = hash(model);
-        Ok(Network { spec, token_embd, nextn, layers, output_norm, output, ropes, groups, hash })
+        Ok(Network { spec, token_embd, nextn, per_layer, layers, output_norm, output, ropes, groups, hash })
     }
 
     /// Whether every token of a step comes with a hidden state.
@@ -131,6 +143,7 @@ impl Network {
     pub fn weights(&self) -> Vec<&Weight> {
         let mut all: Vec<&Weight> = self.token_embd.iter().collect();
         all.extend(self.output.iter().chain(self.nextn.iter().map(|n| &n.eh_proj)));
+        all.extend(self.per_layer.iter().flat_map(|p| [&p.embd, &p.proj]));
         self.layers.iter().for_each(|layer| all.extend(layer.weights()));
         all
     }
@@ -153,13 +166,24 @@ impl Layer {
             ffn_norm: weights.floats(&layer.ffn_norm, n_embd)?,
             ffn: Ffn::new(weights, &layer.ffn, n_embd, plans)?,
             post_ffn_norm: norm(&layer.post_ffn_norm)?,
+            embedding: LayerEmbedding::new(weights, layer, model)?,
+            scale: match &layer.scale {
+                Some(name) => Some(weights.floats(name, 1)?[0]),
+                None => None,
+            },
             group: None,
         })
+    }
+
+    /// Whether something is done with x after the FFN was added.
+    pub fn has_end(&self) -> bool {
+        self.embedding.is_some() || self.scale.is_some()
     }
 
     /// The layer's matrices.
     pub fn weights(&self) -> Vec<&Weight> {
         let mut all = self.attention.weights();
+        all.extend(self.embedding.iter().flat_map(LayerEmbedding::weights));
         match &self.ffn {
             Ffn::Dense(dense) => all.extend(dense.weights()),
             Ffn::Moe(moe) => {
@@ -169,6 +193,25 @@ impl Layer {
             }
         }
         all
+    }
+}
+
+/// Looks whether a layer can read the keys and values of layer `other`.
+///
+/// # Errors
+/// [`Error::Spec`].
+fn check_shared(before: &[Layer], layer: &Layer, other: usize) -> Result<(), Error> {
+    let shape = |a: &Attention| match a {
+        Attention::Gqa(a) => Some((a.n_head_kv, a.head_dim, a.head_dim_v, a.window)),
+        _ => None,
+    };
+    let found = before.get(other).filter(|l| l.attention.shares().is_none());
+    match found.is_some_and(|l| shape(&l.attention) == shape(&layer.attention)) {
+        true => Ok(()),
+        false => {
+            let why = format!("layer {} cannot read the keys and values of layer {other}", before.len());
+            Err(Error::Spec { why })
+        }
     }
 }
 
