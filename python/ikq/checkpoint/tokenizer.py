@@ -349,7 +349,7 @@ def _special_keys(
         for token in ends if isinstance(ends, list) else ():
             if type(token) is int and 0 <= token < len(texts) and token != found.get("eos_token_id"):
                 found.setdefault("eom_token_id" if texts[token] in _EOM else "eot_token_id", token)
-    if architecture == "glm4moe":
+    if architecture == "glm4moe" or _is_glm(config):
         # its prompts begin with this one, and it has no unknown token
         for key, text in (("bos_token_id", "[gMASK]"), ("unknown_token_id", "<|endoftext|>")):
             if text in ids:
@@ -358,6 +358,12 @@ def _special_keys(
             if text in ids:
                 found.setdefault(key, ids[text])
     return {f"{_PREFIX}{key}": Typed(token, "uint32") for key, token in found.items()}
+
+
+def _is_glm(config: Config) -> bool:
+    """Whether the checkpoint is a GLM of another architecture."""
+    names = config.whole.get("architectures")
+    return isinstance(names, list) and str(names[0] if names else "").startswith(("Glm4Moe", "GlmMoe"))
 
 
 def _begin_and_end(

@@ -17,10 +17,12 @@ from ikq.errors import FormatError, ShapeError, UnsupportedError
 from ikq.files.gguf import GGUFReader
 from ikq.models import (
     deepseek2,
+    deepseek32,
     ernie4_5_moe,
     gemma3,
     gemma4,
     glm4moe,
+    glm_dsa,
     gpt_oss,
     llama,
     qwen2,
@@ -40,9 +42,11 @@ __all__ = ["CHECKPOINTS", "SUPPORTED", "ModelSpec", "model_spec", "mtp_spec"]
 
 _ARCHITECTURES: dict[str, Callable[[Source], ModelSpec]] = {
     "deepseek2": deepseek2.build,
+    "deepseek32": deepseek32.build,
     "ernie4_5-moe": ernie4_5_moe.build,
     "gemma3": gemma3.build,
     "gemma4": gemma4.build,
+    "glm-dsa": glm_dsa.build,
     "glm4moe": glm4moe.build,
     "gpt-oss": gpt_oss.build,
     "llama": llama.build,
@@ -57,7 +61,8 @@ _ARCHITECTURES: dict[str, Callable[[Source], ModelSpec]] = {
 
 CHECKPOINTS: dict[str, tuple[str, Callable[[Target], None]]] = {
     "DeepseekV2ForCausalLM": ("deepseek2", deepseek2.convert),
-    "DeepseekV3ForCausalLM": ("deepseek2", deepseek2.convert),
+    "DeepseekV32ForCausalLM": ("deepseek32", deepseek32.convert),
+    "DeepseekV3ForCausalLM": ("deepseek2", deepseek2.convert_v3),
     "Ernie4_5_MoEForCausalLM": ("ernie4_5-moe", ernie4_5_moe.convert),
     "Ernie4_5_MoeForCausalLM": ("ernie4_5-moe", ernie4_5_moe.convert),
     "Gemma3ForCausalLM": ("gemma3", gemma3.convert),
@@ -65,7 +70,10 @@ CHECKPOINTS: dict[str, tuple[str, Callable[[Target], None]]] = {
     "Gemma4ForCausalLM": ("gemma4", gemma4.convert),
     "Gemma4ForConditionalGeneration": ("gemma4", gemma4.convert),
     "Glm4MoeForCausalLM": ("glm4moe", glm4moe.convert),
+    "Glm4MoeLiteForCausalLM": ("deepseek2", deepseek2.convert_v3),
+    "GlmMoeDsaForCausalLM": ("glm-dsa", glm_dsa.convert),
     "GptOssForCausalLM": ("gpt-oss", gpt_oss.convert),
+    "KimiK25ForConditionalGeneration": ("deepseek2", deepseek2.convert_v3),
     "LlamaForCausalLM": ("llama", llama.convert),
     "MistralForCausalLM": ("llama", llama.convert),
     "MixtralForCausalLM": ("llama", llama.convert),

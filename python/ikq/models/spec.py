@@ -410,6 +410,8 @@ class ModelSpec:
         output: Projection to logits (the embedding's tensor where they are tied); `None`: of a head that
             shares the model's.
         final_softcap: Logits s become `softcap * tanh(s / softcap)`.
+        n_ctx_most: Most positions for which what the engine computes is the model: with more, its attention
+            leaves some out that an index does not choose. The engine refuses longer contexts.
         nextn: Of a head that predicts further tokens: how its input is made.
         per_layer: Embeddings of layers, for those that have an `embedding`.
         is_part: Some layers of a model: the first is given hidden states, and the last gives them, as they
@@ -428,6 +430,7 @@ class ModelSpec:
     layers: tuple[Layer, ...]
     embd_scale: float = 1.0
     final_softcap: float | None = None
+    n_ctx_most: int | None = None
     nextn: Nextn | None = None
     per_layer: PerLayer | None = None
     is_part: bool = False

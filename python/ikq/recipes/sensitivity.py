@@ -270,7 +270,13 @@ class _Walk:
         energy, shares, passed = self._gated(f, layer.ffn_norm)
         energy *= self._weight_energy(f.routing, layer.ffn_norm)
         if f.shared is not None:
-            more, of_shared, through = self._gated(f.shared, layer.ffn_norm)
+            more, of_shared, through = self._gated(
+                f.shared, layer.ffn_norm if f.norms is None else f.norms.shared
+            )
+            if f.norms is not None:
+                # both are normed before they are added
+                energy = self._exact(f.norms.experts_output) or 0.0
+                more = self._exact(f.norms.shared_output) or 0.0
             total = energy + more
             passed = (passed * energy + through * more) / total
             shares = {n: s * energy / total for n, s in shares.items()}

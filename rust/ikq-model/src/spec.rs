@@ -267,6 +267,9 @@ pub struct ModelSpec {
     pub per_layer: Option<PerLayer>,
     pub embd_scale: f32,
     pub final_softcap: Option<f32>,
+    /// Most positions for which what is computed is the model: behind them its attention leaves some out.
+    #[serde(default)]
+    pub n_ctx_most: Option<usize>,
     /// Some layers of a model: the first is given hidden states, and the last gives them, as they are. Embedding, last norm and
     /// output are not looked at.
     #[serde(default)]
