@@ -106,6 +106,7 @@ class NumpyModel:
         """
         spec = self.spec
         x = self.tensor(spec.token_embd)[np.asarray(tokens)] * spec.embd_scale
+        per_layer = None if spec.per_layer is None else self.per_layer(spec.per_layer, x, tokens)
         if spec.nextn is not None:
             both = [self.norm(x, spec.nextn.enorm), self.norm(hidden, spec.nextn.hnorm)]
             x = self.linear(spec.nextn.eh_proj, np.concatenate(both, -1))
@@ -118,9 +119,15 @@ class NumpyModel:
             )
             y = y if layer.post_attention_norm is None else self.norm(y, layer.post_attention_norm)
             x = x + layer.attention_factor * y
-            y = self.ffn(layer.ffn, self.stream_norm(before if layer.parallel else x, layer.ffn_norm))
+            y = self.ffn(layer.ffn, self.stream_norm(before if layer.parallel else x, layer.ffn_norm), x)
             y = y if layer.post_ffn_norm is None else self.norm(y, layer.post_ffn_norm)
             x = x + layer.ffn_factor * y
+            if layer.embedding is not None:
+                e = layer.embedding
+                y = self.linear(e.proj, gelu_tanh(self.linear(e.gate, x)) * per_layer[:, i])
+                x = x + self.norm(y, e.norm)
+            if layer.scale is not None:
+                x = x * self.vector(layer.scale)
             self.hidden.append(x)
         self.hidden.append(self.stream_norm(x, spec.output_norm))
         return self.hidden[-1] if spec.output is None else self.head(self.hidden[-1])
@@ -177,19 +184,30 @@ class NumpyModel:
         p = softmax(scores)[..., : len(k)]
         return np.einsum("hij,jhd->ihd", p, v)
 
+    def norm_if(self, x, weight):
+        return x if weight is None else self.norm(x, weight)
+
+    def norm_of_rows(self, x, weight):
+        """All heads normed together."""
+        return self.norm(x.reshape(len(x), -1), weight).reshape(x.shape)
+
     def gqa(self, a, h, past):
         n = len(h)
         q = self.linear(a.q, h).reshape(n, a.n_head, -1)
-        k = self.linear(a.k, h).reshape(n, a.n_head_kv, a.head_dim)
-        v = self.linear(a.v, h).reshape(n, a.n_head_kv, a.head_dim_v)
         q, gate = q[..., : a.head_dim], q[..., a.head_dim :]
-        if a.qk_norm == "row":
-            q, k = (
-                self.norm(t.reshape(n, -1), w).reshape(t.shape) for t, w in ((q, a.q_norm), (k, a.k_norm))
-            )
-        elif a.qk_norm == "unit" or (a.qk_norm == "head" and a.q_norm is not None):
-            q, k = self.norm(q, a.q_norm), self.norm(k, a.k_norm)
-        if past is not None:
+        if a.shares is not None:
+            # that layer has run, and its cache has these tokens too
+            k, v = self.past[a.shares]
+        else:
+            k = self.linear(a.k, h).reshape(n, a.n_head_kv, a.head_dim)
+            v = self.linear(a.v, h).reshape(n, a.n_head_kv, a.head_dim_v)
+        norms = {"row": self.norm_of_rows, "head": self.norm_if, "unit": self.norm}.get(a.qk_norm)
+        if norms is not None:
+            q = norms(q, a.q_norm)
+            k = k if a.shares is not None else norms(k, a.k_norm)
+        if a.v_norm:
+            v = self.norm(v, None)
+        if past is not None and a.shares is None:
             k, v = np.concatenate([past[0], k]), np.concatenate([past[1], v])
         past = k, v
         if a.rope is not None:
@@ -277,23 +295,34 @@ class NumpyModel:
         y = self.norm(out, a.norm).reshape(n, n_values) * silu(z)
         return self.linear(a.output, y), (padded[n:], state)
 
-    def ffn(self, f, h):
+    def per_layer(self, p, x, tokens):
+        """Embeddings of layers: tokens x layers x elements."""
+        own = self.tensor(p.embd)[np.asarray(tokens)] * p.embd_scale
+        projected = (self.linear(p.proj, x) * p.proj_scale).reshape(len(x), -1, p.n)
+        return p.scale * (own.reshape(projected.shape) + self.norm(projected, p.norm))
+
+    def ffn(self, f, h, x):
+        """What the FFN gives for `h`, which is `x` normed."""
         if isinstance(f, DenseFfn):
             return self.dense(f, h)
         assert isinstance(f, Moe)
-        chosen, weights = self.route(f.routing, h)
+        read = h if f.norms is None else self.norm(x, f.norms.router) * f.norms.router_scale
+        chosen, weights = self.route(f.routing, read)
         self.experts.append(chosen)
         out = np.zeros_like(h)
         for expert in range(f.routing.n_expert):
             tokens, slots = np.nonzero(chosen == expert)
             if len(tokens):
-                x = h[tokens]
+                some = h[tokens]
                 weight = weights[tokens, slots][:, None]
                 if f.weighs_input:
-                    x, weight = weight * x, 1.0
-                gate, up = self.linear(f.gate, x, expert), self.linear(f.up, x, expert)
+                    some, weight = weight * some, 1.0
+                gate, up = self.linear(f.gate, some, expert), self.linear(f.up, some, expert)
                 inner = activate(f.activation, gate, up, f.limit)
                 out[tokens] += weight * self.linear(f.down, inner, expert)
+        if f.norms is not None:
+            shared = self.dense(f.shared, self.norm(x, f.norms.shared))
+            return self.norm(out, f.norms.experts_output) + self.norm(shared, f.norms.shared_output)
         return out if f.shared is None else out + self.dense(f.shared, h)
 
     def dense(self, f, h):

@@ -22,6 +22,9 @@ from make_seeded import loaded, logits  # noqa: E402
 from model_files import NAMES, info, reader  # noqa: E402
 from seeded_models import CASES, case, stored_logits, write_folder  # noqa: E402
 from seeded_models import write_tokenizer as write_bytes  # noqa: E402
+from oracle_models import NAMES as ORACLES  # noqa: E402
+from oracle_models import recipe
+from oracle_models import write_folder as write_oracle  # noqa: E402
 
 import ikq  # noqa: E402
 
@@ -87,3 +90,25 @@ def test_seeded(name, tmp_path):
     ikq.convert_checkpoint(tmp_path / "saved", tmp_path / "x.gguf", "f32")
     with ikq.Model.load(tmp_path / "x.gguf", **EXACT) as converted:
         assert largest(converted.logits(np.array(own["ids"])), found) < limit
+@pytest.mark.parametrize("name", ORACLES)
+def test_logits_of_oracles(name, tmp_path):
+    """Kept logits are what this version gives, and longer prompts too."""
+    r = recipe(name)
+    folder = write_folder(tmp_path / "hf", r)
+    model, report = getattr(transformers, r["class"]).from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(report.values())
+
+    def logits(ids):
+        with torch.no_grad():
+            return model.eval()(input_ids=torch.tensor(ids)[None], use_cache=False).logits[0].float().numpy()
+
+    kept = np.array(r["logits"])
+    assert largest(logits(r["ids"])[:, r["columns"]], kept) < 2e-5 * max(1.0, np.abs(kept).max())
+    ids = np.random.default_rng(2).integers(3, 500, 100)
+    expected = logits(ids)
+    ikq.convert_checkpoint(folder, tmp_path / "x.gguf", "f32")
+    with ikq.Model.load(tmp_path / "x.gguf", **EXACT) as loaded:
+        found = loaded.logits(ids)
+    assert largest(found, expected) < 5e-5 * max(1.0, np.abs(expected).max())

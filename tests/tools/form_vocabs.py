@@ -5,7 +5,7 @@ import re
 from small_vocabs import CONTROL, NORMAL, bpe
 
 import ikq
-from ikq.text.tools.spelling import Harmony, JsonCalls, NamedCalls, TaggedCalls
+from ikq.text.tools.spelling import Harmony, JsonCalls, NamedCalls, ObjectCalls, TaggedCalls
 
 MARK = re.compile(r"\]<\]minimax\[>\[|<[^<>\s\"=]+>|\[[A-Z_/]+\]")
 
@@ -16,6 +16,8 @@ def marks_of(form):
     texts = [*spelling.section, *spelling.call, *(form.reasoning or ()), *form.dropped]
     if isinstance(spelling, NamedCalls):
         texts += [spelling.before_name, spelling.arguments]
+    if isinstance(spelling, ObjectCalls):
+        return sorted({*(m for t in texts for m in MARK.findall(t)), spelling.quote})
     if isinstance(spelling, TaggedCalls):
         texts += [*spelling.name, *spelling.key, *spelling.value, spelling.end]
     if isinstance(spelling, Harmony):

@@ -11,7 +11,7 @@ from walks import text_of, walk
 import ikq
 from ikq.text.tools import form_of
 from ikq.text.tools.forms import FORMS, GENERIC
-from ikq.text.tools.spelling import Harmony, TaggedCalls
+from ikq.text.tools.spelling import Harmony, ObjectCalls, TaggedCalls
 
 jsonschema = pytest.importorskip("jsonschema")
 pytest.importorskip("llguidance")
@@ -23,6 +23,8 @@ def closers(form):
     """Texts that close something."""
     spelling = form.spelling
     texts = ['"', "}", "]", spelling.call[1], spelling.section[1], *(form.reasoning or ())[1:]]
+    if isinstance(spelling, ObjectCalls):
+        texts += [spelling.quote]
     if isinstance(spelling, TaggedCalls):
         texts += [spelling.end, *(spelling.value[1].replace("{key}", key) for key in WEATHER["properties"])]
     if isinstance(spelling, Harmony):

@@ -78,6 +78,36 @@ REPLIES = (
         [OSLO, NOW],
     ),
     (
+        "gemma4",
+        "",
+        '<|channel>thought\nHm.\n<channel|>I look.<|tool_call>call:get_weather{city:<|"|>Oslo<|"|>,days:2}<tool_call|>'
+        "<|tool_call>call:now{}<tool_call|>",
+        "I look.",
+        "Hm.",
+        [OSLO, NOW],
+    ),
+    # texts have all but their mark; keys have marks or none; values that are none are texts
+    (
+        "gemma4",
+        "",
+        '<|tool_call>call:get_weather{ city : <|"|>a "b", {c}:\n<|"|> ,where:{<|"|>x<|"|>:1.5,y:[<|"|>a<|"|>,true,[]]},'
+        'unit:C,"more":"d"}',
+        "",
+        "",
+        [
+            (
+                "get_weather",
+                {
+                    "city": 'a "b", {c}:\n',
+                    "where": {"x": 1.5, "y": ["a", True, []]},
+                    "unit": "C",
+                    "more": "d",
+                },
+            )
+        ],
+    ),
+    ("gemma4", "", "<|tool_call>what<tool_call|>", "<|tool_call>what<tool_call|>", "", []),
+    (
         "minimax_m2",
         "<think>\n",
         'Hm.\n</think>\n\n<minimax:tool_call>\n<invoke name="get_weather">\n<parameter name="city">Oslo</parameter>\n'

@@ -168,7 +168,7 @@ class Target:
                 f"{matrix.n_per_row}"
             )
         plain = len(shape) == 1 or not name.endswith(".weight") or name.endswith("_norm.weight")
-        float32 = plain or any(part in name for part in ("ffn_gate_inp", "ssm_conv1d"))
+        float32 = plain or any(part in name for part in ("ffn_gate_inp", "ssm_conv1d", "indexer.proj"))
         self.tensors[name] = OutTensor(name, shape, matrix, float32, blocks, from_fp8)
 
     def vector(

@@ -49,14 +49,16 @@ def tokenizer_keys(folder: Path, config: Config, architecture: str) -> dict[str,
     options = _read_if_there(folder / "tokenizer_config.json")
     whole = _read_if_there(folder / "tokenizer.json")
     n_vocab = config.integer("vocab_size", low=1)
-    stored = _sentencepiece(folder / "tokenizer.model", whole)
+    # Gemma 4's merges are no order of scores, as SentencePiece has them
+    stored = None if architecture == "gemma4" else _sentencepiece(folder / "tokenizer.model", whole)
     if stored is not None:
         pieces = _within(_with_added(stored, folder, whole, options, n_vocab), folder, n_vocab)
         keys, texts = _sentencepiece_keys(pieces, n_vocab)
     elif not whole:
         keys, texts = _from_ranks(folder, options, n_vocab)
     else:
-        keys, texts = _from_json(folder / "tokenizer.json", whole, n_vocab)
+        is_plain = architecture == "gemma4"
+        keys, texts = _from_json(folder / "tokenizer.json", whole, n_vocab, is_plain=is_plain)
     # what the tokenizer's own file says counts
     _add(keys, _special_keys(folder, config, options, texts, architecture))
     _add(keys, _begin_and_end(folder / "tokenizer.json", whole, options, keys))
@@ -168,8 +170,10 @@ def _fill(texts: list[str | None], kinds: list[int], n_vocab: int) -> list[str]:
     return [f"[PAD{i}]" if text is None else text for i, text in enumerate(texts)]
 
 
-def _from_json(path: Path, whole: Mapping[str, Any], n_vocab: int) -> tuple[dict[str, object], list[str]]:
-    """BPE, of bytes or of plain text, from `tokenizer.json`."""
+def _from_json(
+    path: Path, whole: Mapping[str, Any], n_vocab: int, *, is_plain: bool = False
+) -> tuple[dict[str, object], list[str]]:
+    """BPE, of bytes or of plain text, from `tokenizer.json`; `is_plain`: the latter with its merges."""
     model = whole.get("model")
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         kind = model.get("type") if isinstance(model, dict) else model
@@ -216,6 +220,12 @@ def _from_json(path: Path, whole: Mapping[str, Any], n_vocab: int) -> tuple[dict
         raise UnsupportedError(
             f"{path}: BPE that works neither on bytes nor falls back to them is not converted"
         )
+    if is_plain:
+        kinds = [
+            TokenType.USER_DEFINED if text in _SHOWN else kind
+            for text, kind in zip(filled, kinds, strict=True)
+        ]
+        return _plain_keys(filled, kinds, pairs), filled
     rank: dict[str, int] = {}
     for i, (a, b) in enumerate(pairs):
         rank.setdefault(a + b, i)
@@ -226,6 +236,34 @@ def _from_json(path: Path, whole: Mapping[str, Any], n_vocab: int) -> tuple[dict
     )
     return _sentencepiece_keys(SentencePieces(filled, scores, [int(k) for k in kinds], prefix), n_vocab)
 
+
+def _plain_keys(texts: list[str], kinds: list[int], pairs: list[tuple[str, str]]) -> dict[str, object]:
+    """BPE on plain text with its merges: Gemma 4, whose spaces are U+2581 and whose words are lines."""
+    return {
+        f"{_PREFIX}model": "gemma4",
+        # no other rule belongs to this model
+        f"{_PREFIX}pre": "gemma4",
+        f"{_PREFIX}tokens": texts,
+        f"{_PREFIX}scores": Typed([_ADDED_SCORE] * len(texts), "array[float32]"),
+        f"{_PREFIX}token_type": Typed([int(k) for k in kinds], "array[int32]"),
+        f"{_PREFIX}merges": [f"{a} {b}" for a, b in pairs],
+        f"{_PREFIX}add_space_prefix": False,
+        f"{_PREFIX}add_bos_token": True,
+    }
+
+
+# tokens of Gemma 4 that parsers of replies have to see, though they are control tokens
+_SHOWN = frozenset(
+    (
+        "<|channel>",
+        "<channel|>",
+        "<|tool_call>",
+        "<tool_call|>",
+        "<|tool_response>",
+        "<tool_response|>",
+        '<|"|>',
+    )
+)
 
 # how normalizers and pre-tokenizers say that a space is put before the text
 _PREPENDS = ('"Prepend"', '"prepend_scheme": "always"', '"prepend_scheme": "first"')
@@ -311,7 +349,7 @@ def _special_keys(
         for token in ends if isinstance(ends, list) else ():
             if type(token) is int and 0 <= token < len(texts) and token != found.get("eos_token_id"):
                 found.setdefault("eom_token_id" if texts[token] in _EOM else "eot_token_id", token)
-    if architecture == "glm4moe":
+    if architecture == "glm4moe" or _is_glm(config):
         # its prompts begin with this one, and it has no unknown token
         for key, text in (("bos_token_id", "[gMASK]"), ("unknown_token_id", "<|endoftext|>")):
             if text in ids:
@@ -320,6 +358,12 @@ def _special_keys(
             if text in ids:
                 found.setdefault(key, ids[text])
     return {f"{_PREFIX}{key}": Typed(token, "uint32") for key, token in found.items()}
+
+
+def _is_glm(config: Config) -> bool:
+    """Whether the checkpoint is a GLM of another architecture."""
+    names = config.whole.get("architectures")
+    return isinstance(names, list) and str(names[0] if names else "").startswith(("Glm4Moe", "GlmMoe"))
 
 
 def _begin_and_end(

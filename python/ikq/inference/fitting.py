@@ -19,6 +19,7 @@ from ikq.files.gguf import GGUFReader
 from ikq.inference.explaining import Filled, Fitted
 from ikq.inference.loading import PlacementOptions
 from ikq.models import ModelSpec
+from ikq.models.spec import DeltaNet, Gqa, Mla, Moe
 
 __all__ = ["MARGIN", "FitOptions", "fit"]
 
@@ -148,6 +149,15 @@ class _Search:
         self._taken: dict[tuple[_Level, tuple[int, ...], int], tuple[Filled, ...]] = {}
         self._splits: dict[_Level, tuple[int, ...] | None] = {}
 
+    @cached_property
+    def _on_cpu(self) -> tuple[str, ...]:
+        """Rules that leave to the CPU what GPUs do not compute."""
+        layers = list(enumerate(self._spec.layers))
+        attention = [i for i, layer in layers if _stays(layer.attention)]
+        mixtures = [i for i, layer in layers if isinstance(layer.ffn, Moe) and layer.ffn.norms is not None]
+        rules = ((attention, r"\.(attn|ssm)_.*=CPU"), (mixtures, r"\.ffn_.*=CPU"))
+        return tuple(_blocks(numbers) + rule for numbers, rule in rules if numbers)
+
     def levels(self, most: int) -> list[_Level]:
         """Placements, the one with most on GPUs first."""
         n_layers = len(self._spec.layers)
@@ -158,9 +168,9 @@ class _Search:
         levels = []
         for n in range(len(experts)):
             rule = (rf"{_blocks(experts[-n:])}\.ffn_.*_exps=CPU",) if n else ()
-            levels.append(_Level(top, False, rule))
+            levels.append(_Level(top, False, self._on_cpu + rule))
         for n in range(top, 0, -1):
-            levels.append(_Level(n, bool(experts), ()))
+            levels.append(_Level(n, bool(experts), self._on_cpu))
         return levels
 
     def context(self) -> int:
@@ -169,7 +179,7 @@ class _Search:
         # the cache does not depend on what of it is where
         split = self._all_to(0, everything)
         n_bytes = sum(gpu.free for gpu in self._gpus)
-        n_ctx = self._spec.n_ctx_train
+        n_ctx = min(self._spec.n_ctx_train, self._spec.n_ctx_most or self._spec.n_ctx_train)
         while n_ctx > _LEAST_CONTEXT and self._plan(everything, split, n_ctx)[0].cache > n_bytes // 4:
             n_ctx //= 2
         return n_ctx
@@ -243,6 +253,12 @@ class _Search:
             tensor_split=split if len(split) > 1 else (),
             is_all=is_all,
         )
+
+
+def _stays(attention: Gqa | Mla | DeltaNet) -> bool:
+    if isinstance(attention, Gqa):
+        return attention.v_norm or attention.shares is not None
+    return isinstance(attention, DeltaNet)
 
 
 def _blocks(layers: Sequence[int]) -> str:

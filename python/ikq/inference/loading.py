@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 from ikq import _ikq, cuda
-from ikq.errors import UnsupportedError
 from ikq.files.gguf import GGUFReader
 from ikq.inference.lora import LoraAdapter, opened
 from ikq.models import ModelSpec, model_spec, mtp_spec
@@ -115,11 +114,6 @@ class LoadingOptions(PlacementOptions):
 
         Errors are those of `Model.load`.
         """
-        if spec.n_ctx_most is not None and (n_ctx or spec.n_ctx_train) > spec.n_ctx_most:
-            raise UnsupportedError(
-                f"architecture `{spec.architecture}`: contexts of more than {spec.n_ctx_most} positions are "
-                f"not supported: take n_ctx={spec.n_ctx_most}"
-            )
         with ExitStack() as stack:
             return _ikq.Engine.load(
                 reader._opened(),

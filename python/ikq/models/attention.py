@@ -23,6 +23,9 @@ def gqa(
     scale: float | None = None,
     gate_func: Literal["sigmoid", "softplus"] | None = None,
     temperature: Temperature | None = None,
+    v_norm: bool = False,
+    shares: int | None = None,
+    lengths: Literal["", "_swa"] = "",
 ) -> Gqa:
     """Attention of a layer; projections may be separate or fused (`attn_qkv`).
 
@@ -37,6 +40,10 @@ def gqa(
         gate_func: what becomes of gates in a tensor of their own, `attn_gate`; none: the layer has none.
         temperature: factor of queries by position.
         scale: factor of the scores; else what the key says, or one over the root of the head's length.
+        v_norm: values are normed, and where the layer has no `attn_v` they are its keys before norm and
+            rotation.
+        shares: the layer whose keys and values are read; then this one has none.
+        lengths: what the keys of lengths of heads end with.
 
     Raises:
         FormatError: a tensor or key is missing, or they do not fit together.
@@ -48,11 +55,13 @@ def gqa(
     if n_head % n_head_kv:
         raise keys.wrong("attention.head_count_kv", n_head_kv, f"a divisor of the {n_head} query heads")
     q_parts = 2 if output_gate else 1
+    k: Linear | None
+    v: Linear | None
     if block.has("attn_qkv.weight"):
         n_rows = tensors.rows(block.name("attn_qkv.weight"))
         n_shares = q_parts * n_head + 2 * n_head_kv
-        if keys.has("attention.key_length"):
-            head_dim = keys.integer("attention.key_length", low=1)
+        if keys.has(f"attention.key_length{lengths}"):
+            head_dim = keys.integer(f"attention.key_length{lengths}", low=1)
             n_values = n_rows - (q_parts * n_head + n_head_kv) * head_dim
             if n_values <= 0:
                 raise tensors.wrong(block.name("attn_qkv.weight"), f"rows for {n_shares} heads of {head_dim}")
@@ -60,25 +69,36 @@ def gqa(
         else:
             head_dim = block.divide("attn_qkv.weight", n_rows, "attention.head_count", n_shares)
             head_dim_v = head_dim
-        q, k, v = _fused(block, q_parts * n_head * head_dim, n_head_kv * head_dim, n_head_kv * head_dim_v)
+        parts = _fused(block, q_parts * n_head * head_dim, n_head_kv * head_dim, n_head_kv * head_dim_v)
+        q, k, v = parts
         source_k = source_v = block.name("attn_qkv.weight")
+    elif shares is not None:
+        source_k, source_v = block.name("attn_q.weight"), block.name("attn_output.weight")
+        n_q, n_v = tensors.rows(source_k), tensors.ne(source_v)[0]
+        head_dim = block.divide("attn_q.weight", n_q, "attention.head_count", q_parts * n_head)
+        head_dim_v = block.divide("attn_output.weight", n_v, "attention.head_count", n_head)
+        q, k, v = tensors.linear(block.name("attn_q"), block.n_embd, n_q), None, None
     else:
-        source_k, source_v = block.name("attn_q.weight"), block.name("attn_v.weight")
+        part_v = "attn_k" if v_norm and not block.has("attn_v.weight") else "attn_v"
+        source_k, source_v = block.name("attn_q.weight"), block.name(f"{part_v}.weight")
         n_q, n_v = tensors.rows(source_k), tensors.rows(source_v)
         head_dim = block.divide("attn_q.weight", n_q, "attention.head_count", q_parts * n_head)
-        head_dim_v = block.divide("attn_v.weight", n_v, "attention.head_count_kv", n_head_kv)
+        head_dim_v = block.divide(f"{part_v}.weight", n_v, "attention.head_count_kv", n_head_kv)
         q = tensors.linear(block.name("attn_q"), block.n_embd, n_q)
         k = tensors.linear(block.name("attn_k"), block.n_embd, n_head_kv * head_dim)
-        v = tensors.linear(block.name("attn_v"), block.n_embd, n_v)
-    keys.check("attention.key_length", head_dim, source_k)
-    keys.check("attention.value_length", head_dim_v, source_v)
+        v = tensors.linear(block.name(part_v), block.n_embd, n_v)
+    keys.check(f"attention.key_length{lengths}", head_dim, source_k)
+    keys.check(f"attention.value_length{lengths}", head_dim_v, source_v)
     if output_gate and head_dim != head_dim_v:
         raise tensors.wrong(source_v, f"values as long as the gates, {head_dim}")
     norms = tuple(block.name(f"attn_{x}_norm.weight") for x in "qk")
     q_norm, k_norm = None, None
     if qk_norm != "unit" and (qk_norm or any(name in tensors for name in norms)):
         heads = (n_head, n_head_kv) if qk_norm == "row" else (1, 1)
-        q_norm, k_norm = (tensors.vector(name, n * head_dim) for name, n in zip(norms, heads, strict=True))
+        q_norm, k_norm = (
+            None if name == norms[1] and shares is not None else tensors.vector(name, n * head_dim)
+            for name, n in zip(norms, heads, strict=True)
+        )
     gate = None
     if gate_func is not None:
         name = block.name("attn_gate")
@@ -106,6 +126,8 @@ def gqa(
         gate=gate,
         gate_func=gate_func or "sigmoid",
         temperature=temperature,
+        v_norm=v_norm and shares is None,
+        shares=shares,
     )
 
 

@@ -1,12 +1,17 @@
 """DeepSeek V2-Lite, V2, V3, R1 and relatives: latent attention, leading dense layers, shared experts.
 
-Current files hold the two halves of the expansion as `attn_k_b` and `attn_v_b`; older ones as matrices of
-two axes beside, or only as, `attn_kv_b`. Whether queries are compressed shows in the tensors.
+Kimi K2 and GLM-4.7-Flash are such models too. Those whose attention reads the positions that an index chooses
+have names of their own (`deepseek32`, `glm_dsa`). Current files hold the two halves of the expansion as
+`attn_k_b` and `attn_v_b`; older ones as matrices of two axes beside, or only as, `attn_kv_b`. Whether queries
+are compressed shows in the tensors.
 """
 
 from __future__ import annotations
 
+import dataclasses
+
 from ikq.checkpoint import parts
+from ikq.checkpoint.config import Config
 from ikq.checkpoint.rows import RowRange, Stacked, Transposed
 from ikq.checkpoint.target import BlockTarget, Target
 from ikq.errors import UnsupportedError
@@ -17,7 +22,11 @@ from ikq.models.rope import log_growth, rope
 from ikq.models.source import Block, Source
 from ikq.models.spec import Layer, Linear, Mla, ModelSpec, Moe
 
-__all__ = ["build", "convert"]
+__all__ = ["build", "build_indexed", "convert", "convert_indexed", "convert_v3"]
+
+_INDEX = "attention.indexer."
+# parts of a layer's index: in files, in checkpoints
+_INDEX_PARTS = {"attn_q_b": "wq_b", "attn_k": "wk", "proj": "weights_proj"}
 
 
 def build(source: Source) -> ModelSpec:
@@ -28,6 +37,27 @@ def build(source: Source) -> ModelSpec:
         return standard_layer(block, _attention(block), ffn)
 
     return source.model(layer)
+
+
+def build_indexed(source: Source) -> ModelSpec:
+    """A model whose attention reads the positions that an index chooses, as far as these are all.
+
+    The index itself is not computed: up to the number that it chooses, attention reads every position, and no
+    longer context is run.
+
+    Raises:
+        FormatError: keys and tensors do not fit together.
+        UnsupportedError: as `build`.
+    """
+    most = source.keys.integer(f"{_INDEX}top_k", low=1)
+    for i in range(source.n_block):
+        block = Block(source, i)
+        for part in (*(f"{name}.weight" for name in _INDEX_PARTS), "k_norm.weight", "k_norm.bias"):
+            source.tensors.unused.discard(block.name(f"indexer.{part}"))
+    source.notes.append(
+        f"attention reads the {most} positions that an index chooses: all, as no longer context is run"
+    )
+    return dataclasses.replace(build(source), n_ctx_most=most)
 
 
 def _experts(block: Block) -> Moe:
@@ -126,12 +156,65 @@ def _expansion(
 
 
 def convert(t: Target) -> None:
-    """A checkpoint of DeepSeek V2, V3 and relatives: `kv_b_proj` is split, its keys transposed.
+    """A checkpoint of DeepSeek V2 and relatives: `kv_b_proj` is split, its keys transposed.
 
     Raises:
         FormatError: a tensor or a value of `config.json` is missing, or they do not fit together.
         UnsupportedError: a kind of rotary scaling that such files do not have.
     """
+    _convert(t)
+
+
+# of the models' classes: what `transformers` writes leaves these out
+_DEFAULTS = {"scoring_func": "sigmoid", "norm_topk_prob": True}
+
+
+def convert_v3(t: Target) -> None:
+    """A checkpoint of DeepSeek V3, Kimi K2, GLM-4.7-Flash: as `convert`, with a router of sigmoids.
+
+    Raises:
+        FormatError, UnsupportedError: as `convert`.
+    """
+    t.config = t.config.with_defaults(_DEFAULTS)
+    parts.only(t.config, "rope_interleave", True)
+    t.ignore("vision_tower.*", "mm_projector.*", "model.vision_tower.*", "model.mm_projector.*")
+    _convert(t)
+
+
+def convert_indexed(t: Target) -> None:
+    """A checkpoint whose attention reads positions that an index chooses: as `convert_v3`, with the index.
+
+    Raises:
+        FormatError, UnsupportedError: as `convert`.
+    """
+    c = t.config
+    t.count(f"{_INDEX}head_count", c.integer("index_n_heads", low=1))
+    t.count(f"{_INDEX}key_length", c.integer("index_head_dim", low=1))
+    t.count(f"{_INDEX}top_k", c.integer("index_topk", low=1))
+    kinds = c.texts("indexer_types")
+    if kinds:
+        t.key(f"{_INDEX}types", [kind == "full" for kind in kinds])
+    convert_v3(t)
+
+
+def _n_dense(c: Config, n_layer: int) -> int:
+    """Layers before the first mixture.
+
+    Raises:
+        UnsupportedError: there are such behind it.
+    """
+    kinds = c.texts("mlp_layer_types")
+    if not kinds:
+        return c.integer("first_k_dense_replace", default=0)
+    n = kinds.index("sparse") if "sparse" in kinds else len(kinds)
+    if kinds != ["dense"] * n + ["sparse"] * (n_layer - n):
+        raise UnsupportedError(
+            f"{c.path}: `mlp_layer_types` has layers without experts behind ones with them"
+        )
+    return n
+
+
+def _convert(t: Target) -> None:
     c = t.config
     n_layer, n_extra = c.integer("num_hidden_layers"), parts.n_further_blocks(t)
     parts.common_keys(t, n_layer + n_extra)
@@ -142,7 +225,7 @@ def convert(t: Target) -> None:
     if func not in ("softmax", "sigmoid"):
         raise c.wrong("scoring_func", "softmax or sigmoid")
     t.count("expert_gating_func", 2 if func == "sigmoid" else 1)
-    n_dense = c.integer("first_k_dense_replace", default=0)
+    n_dense = _n_dense(c, n_layer)
     t.count("leading_dense_block_count", n_dense)
     t.count("vocab_size", c.integer("vocab_size", low=1))
     t.count("expert_feed_forward_length", c.integer("moe_intermediate_size", low=1))
@@ -157,6 +240,8 @@ def convert(t: Target) -> None:
         b = t.block(i)
         b.norm("input_layernorm", "attn_norm")
         _convert_attention(b)
+        if b.has("self_attn.indexer.wk.weight"):
+            _convert_index(b)
         b.norm("post_attention_layernorm", "ffn_norm")
         if i < n_dense:
             parts.dense_ffn(b)
@@ -169,6 +254,13 @@ def convert(t: Target) -> None:
                 parts.shared_ffn(b, "mlp.shared_experts")
         if i >= n_layer:
             parts.nextn(b)
+
+
+def _convert_index(b: BlockTarget) -> None:
+    for name, source in _INDEX_PARTS.items():
+        b.linear(f"self_attn.indexer.{source}", f"indexer.{name}")
+    for part in ("weight", "bias"):
+        b.vector(f"self_attn.indexer.k_norm.{part}", f"indexer.k_norm.{part}")
 
 
 def _attention_keys(t: Target) -> None:

@@ -11,27 +11,38 @@ from ikq.checkpoint.target import BlockTarget, Target
 from ikq.errors import FormatError
 from ikq.files.gguf import Typed
 from ikq.models.attention import gqa
-from ikq.models.ffn import moe_ffn
+from ikq.models.ffn import dense_ffn, moe_ffn
 from ikq.models.layers import standard_layer
 from ikq.models.rope import rope
 from ikq.models.source import Block, Source
-from ikq.models.spec import DeltaNet, Layer, Linear, ModelSpec, Rope
+from ikq.models.spec import DeltaNet, DenseFfn, Gqa, Layer, Linear, ModelSpec, Moe, Rope
 
 __all__ = ["build_hybrid", "convert_hybrid", "delta_net"]
 
 
-def build_hybrid(source: Source) -> ModelSpec:
-    """Recurrent layers with gated full attention between them, a mixture of experts in each."""
+# of text models whose `config.json` does not give it
+_SECTIONS = [11, 11, 10]
+
+
+def build_hybrid(source: Source, *, dense: bool = False) -> ModelSpec:
+    """Recurrent layers with gated full attention between them.
+
+    Args:
+        source: the file.
+        dense: each layer has a plain FFN, not a mixture of experts.
+    """
 
     def rotation(block: Block, head_dim: int) -> Rope:
         return rope(block, "neox", head_dim, sections="interleaved")
 
     def layer(block: Block) -> Layer:
+        attention: DeltaNet | Gqa
         if _is_recurrent(block):
-            ffn = moe_ffn(block, normalize=True, shared="gated")
-            return standard_layer(block, delta_net(block), ffn, ffn_norm="post_attention_norm")
-        attention = gqa(block, rotation, qk_norm=True, output_gate=True)
-        ffn = moe_ffn(block, normalize=True, shared="gated")
+            attention = delta_net(block)
+        else:
+            attention = gqa(block, rotation, qk_norm=True, output_gate=True)
+        ffn: DenseFfn | Moe
+        ffn = dense_ffn(block) if dense else moe_ffn(block, normalize=True, shared="gated")
         return standard_layer(block, attention, ffn, ffn_norm="post_attention_norm")
 
     return source.model(layer)
@@ -105,12 +116,13 @@ def delta_net(block: Block) -> DeltaNet:
     )
 
 
-def convert_hybrid(t: Target, *, tiled: bool) -> None:
+def convert_hybrid(t: Target, *, tiled: bool, dense: bool = False) -> None:
     """A checkpoint with recurrent layers; norms get the 1 that the source adds when it runs.
 
     Args:
         t: what is written.
         tiled: value heads are put in the order of newer files, where key heads alternate.
+        dense: each layer has a plain FFN, not a mixture of experts.
 
     Raises:
         FormatError: a tensor or a value of `config.json` is missing, or they do not fit together.
@@ -121,18 +133,21 @@ def convert_hybrid(t: Target, *, tiled: bool) -> None:
     n_extra = 1 if t.weights.has("mtp.fc.weight") else 0
     parts.common_keys(t, n_layer + n_extra)
     parts.rope_keys(t)
-    parts.moe_keys(t)
-    parts.norm_key(t, default=True)
+    if not dense:
+        parts.moe_keys(t)
+        parts.norm_key(t, default=True)
+        t.count("expert_feed_forward_length", c.integer("moe_intermediate_size", low=1))
+        width = c.integer("shared_expert_intermediate_size", low=1)
+        t.count("expert_shared_feed_forward_length", width)
     rope = c.rope()
     head_dim = c.integer("head_dim", default=256, low=1)
     t.count("attention.key_length", head_dim)
     t.count("attention.value_length", head_dim)
     t.count("rope.dimension_count", int(head_dim * rope.number("partial_rotary_factor", default=0.25)))
     sections = rope.get("mrope_section")
-    if tiled and isinstance(sections, list):
+    if tiled:
+        sections = sections if isinstance(sections, list) else _SECTIONS
         t.key("rope.dimension_sections", Typed([*sections, 0, 0, 0, 0][:4], "array[int32]"))
-    t.count("expert_feed_forward_length", c.integer("moe_intermediate_size", low=1))
-    t.count("expert_shared_feed_forward_length", c.integer("shared_expert_intermediate_size", low=1))
     n_v = c.integer("linear_num_value_heads", low=1)
     t.count("ssm.conv_kernel", c.integer("linear_conv_kernel_dim", low=1))
     t.count("ssm.state_size", c.integer("linear_key_head_dim", low=1))
@@ -153,23 +168,26 @@ def convert_hybrid(t: Target, *, tiled: bool) -> None:
     t.ignore("*visual.*")
     parts.embeddings(t, plus=1.0)
     for i in range(n_layer):
-        _convert_layer(t.block(i), recurrent[i], tiled)
+        _convert_layer(t.block(i), recurrent[i], tiled, dense)
     if n_extra:
         b = t.block(n_layer, "mtp.layers.0.")
-        _convert_layer(b, False, tiled)
+        _convert_layer(b, False, tiled, dense)
         t.linear("mtp.fc", b.name("nextn.eh_proj"))
         t.norm("mtp.pre_fc_norm_embedding.weight", b.name("nextn.enorm.weight"), 1.0)
         t.norm("mtp.pre_fc_norm_hidden.weight", b.name("nextn.hnorm.weight"), 1.0)
         t.norm("mtp.norm.weight", b.name("nextn.shared_head_norm.weight"), 1.0)
 
 
-def _convert_layer(b: BlockTarget, recurrent: bool, tiled: bool) -> None:
+def _convert_layer(b: BlockTarget, recurrent: bool, tiled: bool, dense: bool) -> None:
     b.norm("input_layernorm", "attn_norm", 1.0)
     if recurrent:
         _convert_delta_net(b, tiled)
     else:
         parts.attention(b, gate=True, norm_plus=1.0)
     b.norm("post_attention_layernorm", "post_attention_norm", 1.0)
+    if dense:
+        parts.dense_ffn(b)
+        return
     b.linear("mlp.gate", "ffn_gate_inp")
     b.experts("mlp.experts", parts.n_expert(b.config))
     parts.shared_ffn(b, "mlp.shared_expert")

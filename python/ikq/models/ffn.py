@@ -7,7 +7,7 @@ from typing import Literal
 
 from ikq.errors import UnsupportedError
 from ikq.models.source import Block
-from ikq.models.spec import Activation, DenseFfn, Linear, Moe, Routing
+from ikq.models.spec import Activation, DenseFfn, Linear, Moe, MoeNorms, Routing
 
 __all__ = ["RoutingFunc", "SharedExpert", "dense_ffn", "is_leading_dense", "moe_ffn"]
 
@@ -51,6 +51,7 @@ def moe_ffn(
     activation: Activation = "silu",
     width_key: str = "expert_feed_forward_length",
     limits: tuple[float | None, float | None] = (None, None),
+    own_norms: bool = False,
 ) -> Moe:
     """A mixture of experts; keys override how the architecture routes.
 
@@ -63,6 +64,8 @@ def moe_ffn(
         activation: of the experts.
         width_key: which key says how wide an expert is.
         limits: of the experts' gates and ups, and of those of the FFN that every token takes.
+        own_norms: the layer's plain FFN is the shared one, and it, the router and the experts have norms of
+            their own.
 
     Raises:
         FormatError: a tensor or key is missing, or they do not fit together.
@@ -70,16 +73,29 @@ def moe_ffn(
     """
     keys, tensors = block.keys, block.tensors
     n_expert = keys.integer("expert_count", low=1)
-    router = tensors.linear(block.name("ffn_gate_inp"), block.n_embd, n_expert)
+    # `ffn_gate_inp.scale` is not of the product there
+    router = tensors.linear(block.name("ffn_gate_inp"), block.n_embd, n_expert, scaled=not own_norms)
     gate, up, down, width = _experts(block, n_expert)
     keys_width = f"{width} as in tensor `{up.weight if isinstance(up.weight, str) else up.weight[0]}`"
     if keys.has(width_key) and block.integer(width_key) != width:
         raise keys.wrong(width_key, block.integer(width_key), keys_width)
     routing = _routing(block, n_expert, router, func, normalize)
+    if own_norms:
+        return Moe(routing, gate, up, down, activation, dense_ffn(block, activation), _norms(block))
     always = None if shared == "none" else _shared(block, shared, shared_width, width, activation)
     if always is not None:
         always = dataclasses.replace(always, limit=limits[1])
     return Moe(routing, gate, up, down, activation, always, limits[0])
+
+
+def _norms(block: Block) -> MoeNorms:
+    return MoeNorms(
+        router=block.tensors.vector(block.name("ffn_gate_inp.scale"), block.n_embd),
+        router_scale=block.n_embd**-0.5,
+        shared=block.norm("ffn_norm"),
+        shared_output=block.norm("post_ffw_norm_1"),
+        experts_output=block.norm("post_ffw_norm_2"),
+    )
 
 
 def _routing(block: Block, n_expert: int, router: Linear, func: RoutingFunc, normalize: bool) -> Routing:

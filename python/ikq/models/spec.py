@@ -9,6 +9,8 @@ The layer that every model shares (norms that are `None` are left out):
     a = x + attention_factor * post_attention_norm( attention( attention_norm(x) ) )
     x = a + ffn_factor * post_ffn_norm( ffn( ffn_norm(a) ) )
 
+(some layers end with an `embedding` and a `scale` of their own).
+
 A head that predicts further tokens (`nextn`) is a spec of its own, of one layer, whose x at position i comes
 from the next token t and what the model's last norm gave there, h:
 
@@ -27,11 +29,14 @@ __all__ = [
     "DenseFfn",
     "Gqa",
     "Layer",
+    "LayerEmbedding",
     "Linear",
     "Mla",
     "ModelSpec",
     "Moe",
+    "MoeNorms",
     "Nextn",
+    "PerLayer",
     "Rope",
     "Routing",
     "Temperature",
@@ -124,11 +129,13 @@ class Gqa:
         n_head_kv: Key/value heads; query head h reads head `h // (n_head // n_head_kv)`.
         head_dim: Elements of a query or key head.
         head_dim_v: Elements of a value head.
-        q, k, v, output: Projections. With `output_gate`, each head of `q` has `head_dim` query rows, then
-            `head_dim` gate rows: what attention gives is multiplied with `sigmoid(gate)` before `output`.
+        q, k, v, output: Projections; `k` and `v` are `None` where the layer `shares`. With `output_gate`,
+            each head of `q` has `head_dim` query rows, then `head_dim` gate rows: what attention gives is
+            multiplied with `sigmoid(gate)` before `output`.
         q_norm, k_norm: RMS norm of each head (tensor of `head_dim` numbers), before the rotation.
         qk_norm: Where these are otherwise: `rotated_head` norms heads after the rotation, `row` all heads
             together (tensors of as many numbers) before it, `unit` heads by weights of 1 (no tensors).
+        v_norm: Each value head is divided by the root of its mean square.
         rope: `None` leaves positions out.
         scale: Factor of the scores.
         window: A query sees this many positions, its own included; `None`: all before it.
@@ -137,6 +144,8 @@ class Gqa:
         gate: One row per query head, or per element of all values, applied to the normed input: what
             attention gives is multiplied with `gate_func` of it before `output`.
         temperature: Factor of queries by position.
+        shares: An earlier layer with the same heads and window, whose keys and values this one reads instead
+            of its own.
     """
 
     n_head: int
@@ -144,8 +153,8 @@ class Gqa:
     head_dim: int
     head_dim_v: int
     q: Linear
-    k: Linear
-    v: Linear
+    k: Linear | None
+    v: Linear | None
     output: Linear
     scale: float
     rope: Rope | None = None
@@ -159,6 +168,8 @@ class Gqa:
     gate: Linear | None = None
     gate_func: Literal["sigmoid", "softplus"] = "sigmoid"
     temperature: Temperature | None = None
+    v_norm: bool = False
+    shares: int | None = None
     kind: Literal["gqa"] = "gqa"
 
 
@@ -292,10 +303,32 @@ class Routing:
 
 
 @dataclass(frozen=True)
+class MoeNorms:
+    """Norms of a mixture whose router, experts and shared FFN each read x normed in a way of their own.
+
+    The experts read the layer's `ffn_norm`; the layer's `post_ffn_norm` is of the sum of both outputs.
+
+    Attributes:
+        router: RMS norm of what the router reads.
+        router_scale: Factor of what the router reads.
+        shared: RMS norm of what the shared FFN reads.
+        shared_output, experts_output: RMS norms of what they give.
+    """
+
+    router: str
+    router_scale: float
+    shared: str
+    shared_output: str
+    experts_output: str
+
+
+@dataclass(frozen=True)
 class Moe:
     """A mixture of experts, with an optional FFN that every token takes; `limit` as of `DenseFfn`.
 
-    With `weighs_input` an expert's input is multiplied with its weight, not what it gives.
+    Attributes:
+        weighs_input: An expert's input is multiplied with its weight, not what it gives.
+        norms: Where the parts have norms of their own; there is a shared FFN then.
     """
 
     routing: Routing
@@ -306,14 +339,35 @@ class Moe:
     shared: DenseFfn | None = None
     limit: float | None = None
     weighs_input: bool = False
+    norms: MoeNorms | None = None
     kind: Literal["moe"] = "moe"
+
+
+@dataclass(frozen=True)
+class LayerEmbedding:
+    """What a layer does last with its part e of the model's `PerLayer` input.
+
+        x = x + norm( proj( gelu(gate x) * e ) )
+
+    Attributes:
+        gate: From the residual stream to elements of e.
+        proj: Back.
+        norm: RMS norm.
+    """
+
+    gate: Linear
+    proj: Linear
+    norm: str
 
 
 @dataclass(frozen=True)
 class Layer:
     """One block; norms are tensor names, factors those of what the branches add.
 
-    In a `parallel` one, the FFN reads x, not a.
+    Attributes:
+        parallel: The FFN reads x, not a.
+        embedding: An embedding of the token of the layer's own, and how it is added.
+        scale: Tensor of one number that x is multiplied with at the end.
     """
 
     attention_norm: str
@@ -325,6 +379,37 @@ class Layer:
     attention_factor: float = 1.0
     ffn_factor: float = 1.0
     parallel: bool = False
+    embedding: LayerEmbedding | None = None
+    scale: str | None = None
+
+
+@dataclass(frozen=True)
+class PerLayer:
+    """Embeddings that each layer has of its own, side by side in one tensor.
+
+    From token t and x, the scaled embedding, layer l gets its `n` numbers of
+
+        scale * ( embd_scale * embd(t) + norm( proj_scale * proj x ) )
+
+    where the norm is of the numbers of each layer.
+
+    Attributes:
+        n: Elements per layer.
+        embd: Tensor of rows of `n` elements for each layer.
+        embd_scale: Factor of them.
+        proj: Projection of x to as many.
+        proj_scale: Factor of it.
+        norm: RMS norm of `n` elements.
+        scale: Factor of the sum.
+    """
+
+    n: int
+    embd: str
+    embd_scale: float
+    proj: Linear
+    proj_scale: float
+    norm: str
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -350,7 +435,6 @@ class ModelSpec:
         architecture: `general.architecture`.
         n_vocab, n_embd: Rows and columns of the embedding.
         n_ctx_train: Context the model was trained for.
-        n_ctx_most: Longest context that is computed as the model means it; `None`: any.
         norm_eps: Epsilon of every RMS norm.
         norm_kind: `layer`: norms of the residual stream subtract the mean first.
         token_embd: Tensor of embeddings.
@@ -360,7 +444,10 @@ class ModelSpec:
             shares the model's.
         logit_scale: Factor of logits.
         final_softcap: Logits s become `softcap * tanh(s / softcap)`.
+        n_ctx_most: Most positions for which what the engine computes is the model: with more, its attention
+            leaves some out that an index or chunks do not choose. The engine refuses longer contexts.
         nextn: Of a head that predicts further tokens: how its input is made.
+        per_layer: Embeddings of layers, for those that have an `embedding`.
         is_part: Some layers of a model: the first is given hidden states, and the last gives them, as they
             are. Embedding, last norm and output are not looked at.
         notes: Sentences for `explain` about what was assumed.
@@ -379,8 +466,9 @@ class ModelSpec:
     logit_scale: float = 1.0
     norm_kind: Literal["rms", "layer"] = "rms"
     final_softcap: float | None = None
-    nextn: Nextn | None = None
     n_ctx_most: int | None = None
+    nextn: Nextn | None = None
+    per_layer: PerLayer | None = None
     is_part: bool = False
     notes: tuple[str, ...] = field(default=())
 

@@ -91,6 +91,7 @@ class Tensors:
         n_expert: int = 1,
         *,
         rows: tuple[int, int] | None = None,
+        scaled: bool = True,
     ) -> Linear:
         """A matrix of rows of `n_in`, or one per expert, with the bias and scale that the file has for it.
 
@@ -100,6 +101,7 @@ class Tensors:
             n_out: rows of the tensor, where they are known.
             n_expert: matrices of the tensor.
             rows: take rows `first..first + n` only.
+            scaled: a tensor `NAME.scale` is a factor of the product.
 
         Raises:
             FormatError: the tensor is missing, or one of them has another shape.
@@ -111,7 +113,7 @@ class Tensors:
             of = f" of {n_expert} experts" if n_expert > 1 else ""
             raise self.wrong(weight, f"rows of {n_in}, {n_out or 'any number'} of them{of}")
         bias = self.optional_vector(f"{name}.bias", n_rows * n_expert)
-        scale = self.optional_vector(f"{name}.scale", n_expert)
+        scale = self.optional_vector(f"{name}.scale", n_expert) if scaled else None
         if rows is None:
             return Linear(weight, bias, scale)
         first, n = rows

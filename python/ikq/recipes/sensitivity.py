@@ -242,14 +242,21 @@ class _Walk:
         """Energy of results over that of values: the sum of squared weights, of unrelated values."""
         rows, _ = self._statistics.rows(a.output)
         results = self._statistics.inputs(a.output, rows.shape[0], rows.shape[2])
+        if a.v is None:
+            return 0.5  # those are another layer's, normed with what it reads
         values, _ = self._statistics.row_energies(a.v, norm)
         return min(1.0, float(results.mean()) / max(float(values.mean()), 1e-30))
 
     def _score_variance(self, a: Gqa, norm: str) -> float:
         """Of the scores, for queries and keys that have nothing to do with one another."""
+        if a.q_norm is not None and a.k is None:
+            q = np.square(self._statistics.vector(a.q_norm))
+            return float(a.scale**2 * q.sum())
         if a.q_norm is not None and a.k_norm is not None:
             q, k = (np.square(self._statistics.vector(name)) for name in (a.q_norm, a.k_norm))
             return float(a.scale**2 * (q * k).sum())
+        if a.k is None:
+            return 1.0
         q_energy, _ = self._statistics.row_energies(a.q, norm)
         k_energy, _ = self._statistics.row_energies(a.k, norm)
         return float(a.scale**2 * a.head_dim * q_energy.mean() * k_energy.mean())
@@ -263,7 +270,13 @@ class _Walk:
         energy, shares, passed = self._gated(f, layer.ffn_norm)
         energy *= self._weight_energy(f.routing, layer.ffn_norm)
         if f.shared is not None:
-            more, of_shared, through = self._gated(f.shared, layer.ffn_norm)
+            more, of_shared, through = self._gated(
+                f.shared, layer.ffn_norm if f.norms is None else f.norms.shared
+            )
+            if f.norms is not None:
+                # both are normed before they are added
+                energy = self._exact(f.norms.experts_output) or 0.0
+                more = self._exact(f.norms.shared_output) or 0.0
             total = energy + more
             passed = (passed * energy + through * more) / total
             shares = {n: s * energy / total for n, s in shares.items()}

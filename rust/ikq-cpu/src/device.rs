@@ -23,7 +23,7 @@ use crate::load::{self, Copies, Loaded, Mmap};
 use crate::low_rank::{self, Embedded, Scales};
 use crate::rope::{self, Angles};
 use crate::router::Router;
-use crate::stages::{self, Dense};
+use crate::stages::{self, Dense, End};
 use crate::weight::Weight;
 
 /// How the CPU computes.
@@ -50,6 +50,8 @@ pub struct Cpu {
     copies: Copies,
     /// The embeddings where they are not read from the file's mapping.
     embeddings: Option<network::Weight>,
+    /// The same of the embeddings of layers.
+    layer_embeddings: Option<network::Weight>,
     ropes: Vec<RopeTable>,
     caches: Vec<Option<LayerCache>>,
     threads: Vec<Mutex<ThreadScratch>>,
@@ -68,6 +70,9 @@ struct Parts {
     eh_proj: Option<Weight>,
     /// What adapters add to embeddings.
     embedded: Vec<Embedded>,
+    /// What the embeddings of layers are projected with, and what each layer does with its own.
+    per_layer: Option<Weight>,
+    ends: Vec<Option<End>>,
     head: Option<Weight>,
 }
 
@@ -92,9 +97,13 @@ struct StepState {
     branch: Vec<f32>,
     sum: Vec<f32>,
     shared: Vec<f32>,
+    /// The embeddings of all layers, side by side for each token.
+    per_layer: Vec<f32>,
     /// The normed input of attention and dense networks, and that of mixtures of experts.
     acts: Activations,
     input: Activations,
+    /// That of the shared expert, where it is normed in a way of its own.
+    shared_input: Activations,
     choices: Choices,
     scores: Vec<f32>,
     attention: AttentionBuffers,
@@ -111,6 +120,7 @@ impl Cpu {
             parts: Parts::default(),
             copies: Copies::default(),
             embeddings: None,
+            layer_embeddings: None,
             ropes: Vec::new(),
             caches: Vec::new(),
             threads: Vec::new(),
@@ -205,6 +215,12 @@ impl Device for Cpu {
                 (Some(token_embd), _) => memory.mapped_bytes += token_embd.n_bytes(),
                 (None, _) => {}
             }
+            if let Some(per_layer) = &network.per_layer {
+                let copied = mmap == Mmap::Off;
+                self.layer_embeddings = copied.then(|| per_layer.embd.copied());
+                let bytes = if copied { &mut memory.copied_bytes } else { &mut memory.mapped_bytes };
+                *bytes += per_layer.embd.n_bytes();
+            }
         }
         self.parts = Parts::new(&network, &mine, &mut loaded);
         if mine.contains(&Stage::Embed) {
@@ -215,7 +231,9 @@ impl Device for Cpu {
         self.ropes = network.ropes.iter().map(RopeTable::new).collect();
         self.caches = (0..n).map(|_| None).collect();
         for stage in mine {
-            if let Stage::Attention(l) = stage {
+            if let Stage::Attention(l) = stage
+                && network.layers[l].attention.shares().is_none()
+            {
                 self.caches[l] = Some(LayerCache::new(&network.layers[l], cache)?);
             }
         }
@@ -412,6 +430,7 @@ impl Device for Cpu {
             Stage::Experts(l) => self.experts(l, step),
             Stage::Shared(l) => self.shared(l, step),
             Stage::Join(l) => self.join(l, step),
+            Stage::End(l) => self.end(l, step),
             Stage::Head => unreachable!("`head` runs it"),
         }
         Ok(())
@@ -489,7 +508,7 @@ impl Cpu {
         let exec = exec!(self, step);
         let network = self.network.as_ref().expect("`load` comes first");
         let batch = exec.batch;
-        let StepState { hidden, acts, .. } = &mut self.step;
+        let StepState { hidden, acts, branch, per_layer: all_layers, .. } = &mut self.step;
         let (n_embd, scale, kind) = (network.spec.n_embd, network.spec.embd_scale, self.options.kind);
         let Some(embeddings) = self.embeddings.as_ref().or(network.token_embd.as_ref()) else {
             hidden[..batch.given.len()].copy_from_slice(&batch.given);
@@ -509,6 +528,11 @@ impl Cpu {
             let x = &mut hidden[..batch.n() * n_embd];
             exec.add_embedded(&self.parts.embedded, x);
             x.iter_mut().for_each(|v| *v *= scale);
+        }
+        if let (Some(per_layer), Some(proj)) = (&network.per_layer, &self.parts.per_layer) {
+            let embd = self.layer_embeddings.as_ref().unwrap_or(&per_layer.embd);
+            let x = &hidden[..batch.n() * n_embd];
+            stages::layer_embeddings(&exec, (per_layer, embd, proj), x, (acts, branch), all_layers);
         }
         let (Some(nextn), Some(eh_proj)) = (&network.nextn, &self.parts.eh_proj) else { return };
         // a head's block reads both, normed, side by side
@@ -534,7 +558,8 @@ impl Cpu {
         let StepState { hidden, before, branch, acts, attention: buffers, .. } = &mut self.step;
         let (n_embd, n) = (network.spec.n_embd, batch.n() * network.spec.n_embd);
         let attention = self.parts.attention[l].as_ref().expect("a stage of this device");
-        let cache = self.caches[l].as_mut().expect("a stage of this device");
+        let with_cache = layer.attention.shares().unwrap_or(l);
+        let cache = self.caches[with_cache].as_mut().expect("a stage of this device");
         let (x, branch) = (&mut hidden[..n], room(branch, n));
         let forms = attention.input_forms(exec.compute);
         exec.norm_of(network.spec.norm_kind, x, &layer.attention_norm, acts, forms);
@@ -568,13 +593,25 @@ impl Cpu {
         let network = self.network.as_ref().expect("`load` comes first");
         let layer = &network.layers[l];
         let batch = exec.batch;
-        let StepState { hidden, before, input, choices, scores, .. } = &mut self.step;
+        let StepState { hidden, before, input, shared_input, acts, choices, scores, .. } = &mut self.step;
         let n = batch.n() * network.spec.n_embd;
         let router = self.parts.router[l].as_ref().expect("a stage of this device");
         // in all forms that this device's other stages of the layer read
         let compute = exec.compute;
-        let mut q8 = Forms::of(compute, [&router.weight]).q8;
-        q8 |= self.parts.experts[l].as_ref().is_some_and(|e| e.input_forms(compute).q8);
+        let forms = Forms::of(compute, [&router.weight]);
+        let of_experts = self.parts.experts[l].as_ref().is_some_and(|e| e.input_forms(compute).q8);
+        if let Ffn::Moe(moe) = &layer.ffn
+            && let Some(norms) = &moe.norms
+        {
+            let x = &hidden[..n];
+            if let Some(shared) = &self.parts.shared[l] {
+                exec.norm(x, &norms.shared, exec.norm_eps, shared_input, shared.input_forms(compute));
+            }
+            exec.norm(x, &layer.ffn_norm, exec.norm_eps, input, Forms { q8: of_experts });
+            exec.norm(x, &norms.router, exec.norm_eps, acts, forms);
+            return router.run(&exec, acts, self.options.expert_reduction, scores, choices);
+        }
+        let mut q8 = forms.q8 || of_experts;
         q8 |= self.parts.shared[l].as_ref().is_some_and(|s| s.input_forms(compute).q8);
         let x = if layer.parallel { &before[..n] } else { &hidden[..n] };
         exec.norm_of(network.spec.norm_kind, x, &layer.ffn_norm, input, Forms { q8 });
@@ -592,8 +629,11 @@ impl Cpu {
     fn shared(&mut self, l: usize, step: Step<'_>) {
         let exec = exec!(self, step);
         let n = exec.batch.n() * self.network.as_ref().expect("`load` comes first").spec.n_embd;
-        let StepState { input, ffn, scores, shared, .. } = &mut self.step;
+        let StepState { input, shared_input, ffn, scores, shared, .. } = &mut self.step;
         let dense = self.parts.shared[l].as_ref().expect("a stage of this device");
+        let network = self.network.as_ref().expect("`load` comes first");
+        let has_norms = matches!(&network.layers[l].ffn, Ffn::Moe(moe) if moe.norms.is_some());
+        let input = if has_norms { shared_input } else { input };
         dense.run(&exec, input, ffn, scores, &mut shared[..n]);
     }
 
@@ -604,12 +644,33 @@ impl Cpu {
         let batch = exec.batch;
         let StepState { hidden, sum, shared, .. } = &mut self.step;
         let (n_embd, n) = (network.spec.n_embd, batch.n() * network.spec.n_embd);
-        let sum = &mut sum[..n];
-        if matches!(&layer.ffn, Ffn::Moe(moe) if moe.shared.is_some()) {
-            sum.iter_mut().zip(&shared[..n]).for_each(|(sum, shared)| *sum += shared);
+        let (sum, shared) = (&mut sum[..n], &mut shared[..n]);
+        if let Ffn::Moe(moe) = &layer.ffn
+            && moe.shared.is_some()
+        {
+            if let Some(norms) = &moe.norms {
+                stages::norm_in_place(&exec, sum, &norms.experts_output);
+                stages::norm_in_place(&exec, shared, &norms.shared_output);
+            }
+            sum.iter_mut().zip(shared.iter()).for_each(|(sum, shared)| *sum += shared);
         }
         let post = (layer.post_ffn_norm.as_deref(), layer.ffn_factor);
         stages::add_branch(&exec, &mut hidden[..n], sum, post, n_embd);
+    }
+
+    fn end(&mut self, l: usize, step: Step<'_>) {
+        let exec = exec!(self, step);
+        let network = self.network.as_ref().expect("`load` comes first");
+        let layer = &network.layers[l];
+        let StepState { hidden, branch, acts, ffn, per_layer, .. } = &mut self.step;
+        let x = &mut hidden[..exec.batch.n() * network.spec.n_embd];
+        if let (Some(end), Some(all), Some(e)) = (&self.parts.ends[l], &network.per_layer, &layer.embedding) {
+            end.run(&exec, (all, l), per_layer, x, (acts, ffn.mid_mut(), branch));
+            stages::add_branch(&exec, x, branch, Some(&e.norm), network.spec.n_embd);
+        }
+        if let Some(scale) = layer.scale {
+            x.iter_mut().for_each(|v| *v *= scale);
+        }
     }
 }
 
@@ -631,6 +692,9 @@ pub fn predict(
         }
         if let Stage::Attention(l) = stage {
             let layer = &network.layers[l];
+            if layer.attention.shares().is_some() {
+                continue;
+            }
             let cache = LayerCache::new(layer, form)?;
             state += cache.state_bytes();
             if let Some(group) = layer.group {
@@ -650,6 +714,7 @@ impl Parts {
         parts.router.resize_with(n, || None);
         parts.experts.resize_with(n, || None);
         parts.shared.resize_with(n, || None);
+        parts.ends.resize_with(n, || None);
         for stage in stages {
             match (*stage, stage.layer().map(|l| &network.layers[l])) {
                 (Stage::Attention(l), Some(layer)) => {
@@ -668,7 +733,13 @@ impl Parts {
                     parts.shared[l] = moe.shared.as_ref().map(|s| Dense::new(s, loaded));
                 }
                 (Stage::Head, _) => parts.head = network.output.as_ref().map(|w| loaded.take(w)),
-                (Stage::Embed, _) => parts.eh_proj = network.nextn.as_ref().map(|n| loaded.take(&n.eh_proj)),
+                (Stage::End(l), Some(layer)) => {
+                    parts.ends[l] = layer.embedding.as_ref().map(|e| End::new(e, loaded));
+                }
+                (Stage::Embed, _) => {
+                    parts.eh_proj = network.nextn.as_ref().map(|n| loaded.take(&n.eh_proj));
+                    parts.per_layer = network.per_layer.as_ref().map(|p| loaded.take(&p.proj));
+                }
                 _ => {}
             }
         }

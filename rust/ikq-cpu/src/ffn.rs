@@ -150,6 +150,13 @@ pub struct FfnBuffers {
     pairs: Vec<u32>,
 }
 
+impl FfnBuffers {
+    /// The buffer between products, for others that have two of them.
+    pub fn mid_mut(&mut self) -> &mut Activations {
+        &mut self.mid
+    }
+}
+
 /// Runs the experts of `buffers.groups` on `acts` and adds the weighted results to `out` (columns of
 /// `down.n_rows`, one per token).
 pub fn run(

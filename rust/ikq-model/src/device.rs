@@ -24,6 +24,8 @@ pub enum Stage {
     Experts(usize),
     Shared(usize),
     Join(usize),
+    /// What a layer does after its FFN: an embedding of its own, a factor.
+    End(usize),
     Head,
 }
 
@@ -37,7 +39,8 @@ impl Stage {
             | Stage::Route(l)
             | Stage::Experts(l)
             | Stage::Shared(l)
-            | Stage::Join(l) => Some(l),
+            | Stage::Join(l)
+            | Stage::End(l) => Some(l),
         }
     }
 }
@@ -52,6 +55,7 @@ impl std::fmt::Display for Stage {
             Stage::Experts(l) => write!(f, "layer {l}, experts"),
             Stage::Shared(l) => write!(f, "layer {l}, shared expert"),
             Stage::Join(l) => write!(f, "layer {l}, sum of experts"),
+            Stage::End(l) => write!(f, "layer {l}, its own embedding and factor"),
             Stage::Head => write!(f, "output"),
         }
     }

@@ -36,6 +36,8 @@ pub struct Shared {
     pub(crate) groups: Vec<Group>,
     pub(crate) is_recurrent: bool,
     pub(crate) can_shift: bool,
+    /// Layers that have a state.
+    pub(crate) recurrent: Vec<usize>,
     pub(crate) swa_full: bool,
     pub(crate) sizes: Sizes,
     pub(crate) hash: u64,
@@ -141,6 +143,7 @@ impl Model {
             groups: network.groups.clone(),
             is_recurrent: network.has_recurrent_layers(),
             can_shift: network.can_shift(),
+            recurrent: (0..network.layers.len()).filter(|l| network.layers[*l].group.is_none()).collect(),
             swa_full: options.swa_full,
             sizes,
             hash: network.hash,
@@ -408,7 +411,15 @@ pub fn sequence_bytes(network: &Network, sizes: &Sizes, n: usize, swa_full: bool
 fn context(network: &Network, sizes: &Sizes, options: &Options) -> Result<usize, Error> {
     let bytes = |n_ctx: usize| sequence_bytes(network, sizes, n_ctx, options.swa_full);
     let free = available_memory().map_or(usize::MAX, |b| b as usize);
+    let most = network.spec.n_ctx_most.unwrap_or(usize::MAX);
     if let Some(n_ctx) = options.n_ctx {
+        if n_ctx > most {
+            let why = format!(
+                "with more than {most} positions, attention of `{}` leaves some out (an index or chunks choose them), which is not computed yet",
+                network.spec.architecture
+            );
+            return Err(Error::Option { option: "n_ctx", value: n_ctx.to_string(), why });
+        }
         return match bytes(n_ctx) {
             Some(needed) if needed <= free && n_ctx <= u32::MAX as usize => Ok(n_ctx),
             needed => Err(Error::Option {
@@ -421,7 +432,7 @@ fn context(network: &Network, sizes: &Sizes, options: &Options) -> Result<usize,
             }),
         };
     }
-    let mut n_ctx = network.spec.n_ctx_train.clamp(1, u32::MAX as usize);
+    let mut n_ctx = network.spec.n_ctx_train.min(most).clamp(1, u32::MAX as usize);
     while n_ctx > 512 && bytes(n_ctx).is_none_or(|needed| needed > free / 4) {
         n_ctx /= 2;
     }

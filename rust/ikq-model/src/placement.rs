@@ -6,7 +6,7 @@ use regex::Regex;
 
 use crate::device::Stage;
 use crate::error::Error;
-use crate::network::{Ffn, Network, Weight};
+use crate::network::{Ffn, LayerEmbedding, Network, Weight};
 
 /// What the user's options say about where tensors go.
 #[derive(Clone, Debug, Default)]
@@ -147,7 +147,8 @@ impl Placement {
             stage: Stage::Embed,
             device: CPU,
             n_bytes: network.token_embd.iter().map(|t| t.n_bytes()).sum::<usize>()
-                + network.nextn.iter().map(|n| n.eh_proj.n_bytes()).sum::<usize>(),
+                + network.nextn.iter().map(|n| n.eh_proj.n_bytes()).sum::<usize>()
+                + network.per_layer.iter().map(|p| p.embd.n_bytes() + p.proj.n_bytes()).sum::<usize>(),
             why: "rows are gathered where the file is mapped".into(),
         }];
         let mut n_moe = 0;
@@ -162,13 +163,40 @@ impl Placement {
                     stages.push(placer.place(Stage::Route(l), &[&moe.router], None));
                     stages.push(placer.place(Stage::Experts(l), &moe.experts.weights(), stays));
                     if let Some(shared) = &moe.shared {
-                        stages.push(placer.place(Stage::Shared(l), &shared.weights(), None));
+                        let mut placed = placer.place(Stage::Shared(l), &shared.weights(), None);
+                        if moe.norms.is_some() {
+                            // what it reads is made with what the router reads, and is not moved
+                            let router = stages.iter().find(|p| p.stage == Stage::Route(l));
+                            placed.device = router.map_or(CPU, |p| p.device);
+                            placed.why = "where the router is, which norms its input".into();
+                        }
+                        stages.push(placed);
                     }
                 }
             }
+            if layer.has_end() {
+                let weights = layer.embedding.iter().flat_map(LayerEmbedding::weights);
+                stages.push(Placed {
+                    stage: Stage::End(l),
+                    device: CPU,
+                    n_bytes: weights.map(Weight::n_bytes).sum(),
+                    why: "where the embeddings are".into(),
+                });
+            }
         }
         stages.push(placer.place(Stage::Head, &network.output.iter().collect::<Vec<_>>(), None));
-        Ok(Placement { devices, stages })
+        let placement = Placement { devices, stages };
+        for (l, layer) in network.layers.iter().enumerate() {
+            let Some(other) = layer.attention.shares() else { continue };
+            let [a, b] = [l, other].map(|l| &placement.devices[placement.device(Stage::Attention(l))]);
+            if a != b {
+                let why = format!(
+                    "layer {l} reads the keys and values of layer {other}: they cannot be on {a} and {b}"
+                );
+                return Err(Error::Spec { why });
+            }
+        }
+        Ok(placement)
     }
 
     /// The device that runs a stage. Joining is done where routing is.

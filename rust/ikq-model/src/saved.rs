@@ -184,8 +184,7 @@ impl Model {
 
 /// Layers that have a state.
 fn recurrent(shared: &Shared) -> impl Iterator<Item = usize> + '_ {
-    let grouped = |l: &usize| shared.groups.iter().any(|g| g.layers.contains(l));
-    (0..shared.attention.len()).filter(move |l| !grouped(l))
+    shared.recurrent.iter().copied()
 }
 
 fn form(runner: &Runner) -> String {

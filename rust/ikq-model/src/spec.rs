@@ -129,8 +129,8 @@ pub struct Gqa {
     pub head_dim: usize,
     pub head_dim_v: usize,
     pub q: Linear,
-    pub k: Linear,
-    pub v: Linear,
+    pub k: Option<Linear>,
+    pub v: Option<Linear>,
     pub output: Linear,
     pub scale: f32,
     pub rope: Option<Rope>,
@@ -149,6 +149,10 @@ pub struct Gqa {
     pub gate_func: GateFunc,
     #[serde(default)]
     pub temperature: Option<Temperature>,
+    #[serde(default)]
+    pub v_norm: bool,
+    #[serde(default)]
+    pub shares: Option<usize>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -251,6 +255,15 @@ pub struct Routing {
 }
 
 #[derive(Clone, Debug, Deserialize)]
+pub struct MoeNorms {
+    pub router: String,
+    pub router_scale: f32,
+    pub shared: String,
+    pub shared_output: String,
+    pub experts_output: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
 pub struct Moe {
     pub routing: Routing,
     pub gate: Linear,
@@ -263,6 +276,15 @@ pub struct Moe {
     /// An expert's input is multiplied with its weight, not what it gives.
     #[serde(default)]
     pub weighs_input: bool,
+    #[serde(default)]
+    pub norms: Option<MoeNorms>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct LayerEmbedding {
+    pub gate: Linear,
+    pub proj: Linear,
+    pub norm: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -281,10 +303,26 @@ pub struct Layer {
     /// The FFN reads what attention reads, not what it made of it.
     #[serde(default)]
     pub parallel: bool,
+    #[serde(default)]
+    pub embedding: Option<LayerEmbedding>,
+    #[serde(default)]
+    pub scale: Option<String>,
 }
 
 fn one() -> f32 {
     1.0
+}
+
+/// Embeddings that each layer has of its own.
+#[derive(Clone, Debug, Deserialize)]
+pub struct PerLayer {
+    pub n: usize,
+    pub embd: String,
+    pub embd_scale: f32,
+    pub proj: Linear,
+    pub proj_scale: f32,
+    pub norm: String,
+    pub scale: f32,
 }
 
 /// What the block of a multi-token prediction head reads: `eh_proj [enorm(embedding); hnorm(hidden state)]`.
@@ -311,10 +349,15 @@ pub struct ModelSpec {
     pub layers: Vec<Layer>,
     #[serde(default)]
     pub nextn: Option<Nextn>,
+    #[serde(default)]
+    pub per_layer: Option<PerLayer>,
     pub embd_scale: f32,
     #[serde(default = "one")]
     pub logit_scale: f32,
     pub final_softcap: Option<f32>,
+    /// Most positions for which what is computed is the model: behind them its attention leaves some out.
+    #[serde(default)]
+    pub n_ctx_most: Option<usize>,
     /// Some layers of a model: the first is given hidden states, and the last gives them, as they are. Embedding, last norm and
     /// output are not looked at.
     #[serde(default)]

@@ -393,6 +393,9 @@ impl Order<'_> {
                 Ffn::Dense(_) => self.on_hidden(Stage::Dense(l))?,
                 Ffn::Moe(moe) => self.mixture(l, moe.shared.is_some())?,
             }
+            if layer.has_end() {
+                self.on_hidden(Stage::End(l))?;
+            }
             if let (Some(c), Some(before), Some(between)) = (compared, before, between) {
                 self.compare(c, l, &before, &between);
             }

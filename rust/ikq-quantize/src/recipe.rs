@@ -85,6 +85,7 @@ const KEPT: &[(&str, &str)] = &[
     ("ssm_x.weight", "state-space input"),
     ("ssm_dt.weight", "state-space step"),
     ("attn_rel_b.weight", "relative positions"),
+    ("per_layer_model_proj", "projection of layers' embeddings"),
 ];
 
 /// Decides for all tensors of a model. Rules may count on statistics with `has_imatrix`.

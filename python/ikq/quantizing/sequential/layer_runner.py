@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ikq import _ikq
+from ikq.errors import UnsupportedError
 from ikq.files.gguf import GGUFReader
 from ikq.models import ModelSpec
+from ikq.models.spec import Gqa
 
 __all__ = ["LayerRunner"]
 
@@ -40,6 +42,13 @@ class LayerRunner:
         n_ctx: int,
         n_threads: int | None = None,
     ) -> None:
+        attentions = [each.attention for each in spec.layers]
+        share = any(isinstance(a, Gqa) and a.shares is not None for a in attentions)
+        if spec.per_layer is not None or share:
+            raise UnsupportedError(
+                f"architecture `{spec.architecture}`: layers with embeddings of their own, or with the keys "
+                "and values of others, are not run one at a time; quantize this model without --sequential"
+            )
         part = replace(spec, layers=(spec.layers[layer],), is_part=True, output=None, nextn=None)
         with GGUFReader(path) as reader:
             self._engine = _ikq.Engine.load(

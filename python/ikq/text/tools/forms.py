@@ -11,7 +11,15 @@ from ikq.errors import FormatError, GrammarError
 from ikq.text.chat import ChatTemplate
 from ikq.text.tools.functions import function_of
 from ikq.text.tools.parser import ReplyParser, new_call_id
-from ikq.text.tools.spelling import Harmony, JsonCalls, JsonReply, NamedCalls, Spelling, TaggedCalls
+from ikq.text.tools.spelling import (
+    Harmony,
+    JsonCalls,
+    JsonReply,
+    NamedCalls,
+    ObjectCalls,
+    Spelling,
+    TaggedCalls,
+)
 from ikq.text.tools.writing import written
 
 if TYPE_CHECKING:
@@ -253,6 +261,14 @@ FORMS: tuple[ReplyForm, ...] = (
         name="harmony",
         spelling=Harmony(),
         signs=("<|channel|>", "<|message|>", "analysis"),
+    ),
+    ReplyForm(
+        name="gemma4",
+        spelling=ObjectCalls(
+            call=("<|tool_call>", "<tool_call|>"), between="", before_name="call:", quote='<|"|>'
+        ),
+        signs=("<|tool_call>call:",),
+        reasoning=("<|channel>thought", "<channel|>"),
     ),
     ReplyForm(
         name="kimi_k3",

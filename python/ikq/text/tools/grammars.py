@@ -15,8 +15,18 @@ from ikq.grammar.schema import compact, prepared
 from ikq.grammar.vocabulary import words_of
 from ikq.text.tools.functions import function_of
 from ikq.text.tools.harmony import begun_channel
+from ikq.text.tools.object_calls import argument_rules, value_rules
+from ikq.text.tools.object_calls import check_enforced as check_object
 from ikq.text.tools.raw_values import check_enforced, is_limited, text_patterns
-from ikq.text.tools.spelling import Harmony, JsonCalls, JsonReply, NamedCalls, TaggedCalls
+from ikq.text.tools.spelling import (
+    Harmony,
+    JsonCalls,
+    JsonReply,
+    NamedCalls,
+    ObjectCalls,
+    Spelling,
+    TaggedCalls,
+)
 from ikq.text.tools.values import is_text
 
 if TYPE_CHECKING:
@@ -79,8 +89,7 @@ def calls_grammar(
 
     With `loose` arguments are free.
     """
-    is_tagged = isinstance(form.spelling, TaggedCalls)
-    functions = [_Function.of(tool, i, loose=loose, is_tagged=is_tagged) for i, tool in enumerate(tools)]
+    functions = [_Function.of(tool, i, form.spelling, loose=loose) for i, tool in enumerate(tools)]
     if name is not None:
         # who names a function wants one call of it
         parallel = False
@@ -110,16 +119,14 @@ class _Function:
         self.is_strict = is_strict
 
     @classmethod
-    def of(
-        cls, tool: Mapping[str, Any], i: int, *, loose: bool = False, is_tagged: bool = False
-    ) -> _Function:
+    def of(cls, tool: Mapping[str, Any], i: int, spelling: Spelling, *, loose: bool = False) -> _Function:
         """From OpenAI's form.
 
         Args:
             tool: See there.
             i: Which of the tools.
+            spelling: How arguments are written.
             loose: Arguments are free.
-            is_tagged: They are written between tags.
 
         Raises:
             FormatError: it is malformed.
@@ -133,8 +140,10 @@ class _Function:
         if function.get("strict"):
             try:
                 compiled = _compiled(schema)
-                if is_tagged:
+                if isinstance(spelling, TaggedCalls):
                     check_enforced(compiled)
+                if isinstance(spelling, ObjectCalls):
+                    check_object(compiled)
                 return cls(name, compiled, is_strict=True)
             except GrammarError as e:
                 place = f"tools/{i}/function/parameters{e.place or ''}"
@@ -259,6 +268,8 @@ class _Writer:
             inner = self._json_call(spelling, function)
             if spelling.is_bare:
                 return f"({self._text(before)}){'' if self._needs_mark else '?'} {inner}"
+        elif isinstance(spelling, ObjectCalls):
+            inner = f"{self._text(spelling.before_name + function.name)} {self._object(spelling, function)}"
         elif isinstance(spelling, NamedCalls):
             name = self._numbered(spelling.before_name + function.name + spelling.after_name)
             inner = f"{name} {self._text(spelling.arguments)} {self._json(function.schema)}"
@@ -282,6 +293,12 @@ class _Writer:
             else ""
         )
         return f"{self._numbered('{' + head)} {arguments} {tail} {self._text('}')}"
+
+    def _object(self, spelling: ObjectCalls, function: _Function) -> str:
+        self._rules |= value_rules(spelling, self._text, self._until)
+        if function.is_free:
+            return "object_object"
+        return argument_rules(spelling, function.schema, self._text)
 
     def _tagged(self, spelling: TaggedCalls, function: _Function, i: int) -> str:
         parts = [self._named(spelling, function)]

@@ -12,9 +12,10 @@ from ikq.text.tools.delta import Delta
 from ikq.text.tools.functions import parameters_of
 from ikq.text.tools.harmony import read_harmony
 from ikq.text.tools.json_reply import read_json_reply
+from ikq.text.tools.object_calls import read_object_call
 from ikq.text.tools.readers import Calls, read_json_calls, read_named_call, read_tagged_call
 from ikq.text.tools.scanning import Scanner, Steps
-from ikq.text.tools.spelling import Harmony, JsonCalls, JsonReply, NamedCalls, Spelling
+from ikq.text.tools.spelling import Harmony, JsonCalls, JsonReply, NamedCalls, ObjectCalls, Spelling
 
 __all__ = ["ReplyParser", "new_call_id"]
 
@@ -229,6 +230,8 @@ class ReplyParser:
         form = self._spelling
         if isinstance(form, NamedCalls):
             return (yield from read_named_call(self._text, form, self._calls))
+        if isinstance(form, ObjectCalls):
+            return (yield from read_object_call(self._text, form, self._calls))
         assert not isinstance(form, (JsonCalls, Harmony))
         return (yield from read_tagged_call(self._text, form, self._calls))
 

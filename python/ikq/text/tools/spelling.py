@@ -1,4 +1,4 @@
-"""How calls of tools are written: `JsonCalls`, `JsonReply`, `NamedCalls`, `TaggedCalls`, `Harmony`.
+"""How calls of tools are written: one class for each way, from `JsonCalls` to `Harmony`.
 
 All have marks around the calls together (`section`), around each (`call`), and between them. White space in
 marks is what a model writes; a reader does without. Marks may be control tokens.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TypeAlias
 
-__all__ = ["Harmony", "JsonCalls", "JsonReply", "NamedCalls", "Spelling", "TaggedCalls"]
+__all__ = ["Harmony", "JsonCalls", "JsonReply", "NamedCalls", "ObjectCalls", "Spelling", "TaggedCalls"]
 
 Marks: TypeAlias = tuple[str, str]
 """What opens something, and what closes it."""
@@ -89,6 +89,19 @@ class NamedCalls(_Calls):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ObjectCalls(_Calls):
+    """A name, then the arguments as an object whose texts have marks: `call:f{x:<|"|>a<|"|>,n:1}`.
+
+    Attributes:
+        before_name: What is before the name, within the call.
+        quote: Around texts, in which nothing is escaped.
+    """
+
+    before_name: str
+    quote: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class TaggedCalls(_Calls):
     """A name, then each argument between tags: `<function=f><parameter=x>1</parameter></function>`.
 
@@ -121,4 +134,4 @@ class Harmony(_Calls):
     """Messages on channels, of which one is the answer, and a call is a message to a function."""
 
 
-Spelling: TypeAlias = JsonCalls | NamedCalls | TaggedCalls | Harmony
+Spelling: TypeAlias = JsonCalls | NamedCalls | ObjectCalls | TaggedCalls | Harmony

@@ -17,8 +17,8 @@ use crate::weight::Weight;
 /// The layer's weights.
 pub struct Weights {
     q: Weight,
-    k: Weight,
-    v: Weight,
+    /// `None` where the layer reads another's keys and values.
+    kv: Option<(Weight, Weight)>,
     output: Weight,
     gate: Option<Weight>,
 }
@@ -27,15 +27,15 @@ impl Weights {
     pub fn new(a: &Gqa, loaded: &mut Loaded) -> Weights {
         Weights {
             q: loaded.take(&a.q),
-            k: loaded.take(&a.k),
-            v: loaded.take(&a.v),
+            kv: a.kv.as_ref().map(|(k, v)| (loaded.take(k), loaded.take(v))),
             output: loaded.take(&a.output),
             gate: a.gate.as_ref().map(|g| loaded.take(g)),
         }
     }
 
     pub fn inputs(&self) -> Vec<&Weight> {
-        [&self.q, &self.k, &self.v].into_iter().chain(&self.gate).collect()
+        let kv = self.kv.iter().flat_map(|(k, v)| [k, v]);
+        std::iter::once(&self.q).chain(kv).chain(&self.gate).collect()
     }
 }
 
@@ -59,16 +59,26 @@ pub fn run(
     let n = acts.n_columns();
     let AttentionBuffers { q, k, v, z, outer, partial, .. } = buffers;
     let q = room(q, n * a.q.n_rows);
-    let k = room(k, n * a.k.n_rows);
-    let v = room(v, n * a.v.n_rows);
-    let mut products =
-        vec![Product::new(&weights.q, q), Product::new(&weights.k, k), Product::new(&weights.v, v)];
     let gates = room(z, weights.gate.as_ref().map_or(0, |g| n * g.n_rows));
-    products.extend(weights.gate.as_ref().map(|g| Product::new(g, &mut *gates)));
-    exec.project(acts, products);
-    position(exec, a, q, k);
-    paged::store(exec, group, keys, k);
-    paged::store(exec, group, values, v);
+    let of_gates = weights.gate.as_ref().map(|g| Product::new(g, &mut *gates));
+    match &weights.kv {
+        // the layer that has them has run, and stored those of this batch too
+        None => {
+            exec.project(acts, [Product::new(&weights.q, q)].into_iter().chain(of_gates).collect());
+            position(exec, a, q, &mut [], &mut []);
+        }
+        Some((of_keys, of_values)) => {
+            let k = room(k, n * of_keys.n_rows);
+            let v = room(v, n * of_values.n_rows);
+            let mut products =
+                vec![Product::new(&weights.q, q), Product::new(of_keys, k), Product::new(of_values, v)];
+            products.extend(of_gates);
+            exec.project(acts, products);
+            position(exec, a, q, k, v);
+            paged::store(exec, group, keys, k);
+            paged::store(exec, group, values, v);
+        }
+    }
 
     outer.resize(a.n_head * a.head_dim_v, n);
     let attention = Attention {
@@ -93,17 +103,21 @@ pub fn run(
     exec.project(outer, vec![Product::new(&weights.output, out)]);
 }
 
-/// Applies the norms of heads and the rotary embedding to queries and keys, in place.
-fn position(exec: &Exec<'_>, a: &Gqa, q: &mut [f32], k: &mut [f32]) {
-    if a.rope.is_none() && a.q_norm.is_none() && a.k_norm.is_none() && a.temperature.is_none() {
+/// Applies the norms of heads, and to queries and keys the rotary embedding, in place. Keys and values are empty where the
+/// layer has none.
+fn position(exec: &Exec<'_>, a: &Gqa, q: &mut [f32], k: &mut [f32], v: &mut [f32]) {
+    if a.rope.is_none() && a.q_norm.is_none() && a.k_norm.is_none() && a.v_norm.is_none() && a.temperature.is_none() {
         return;
     }
-    let tokens = q.chunks_exact_mut(a.q.n_rows).zip(k.chunks_exact_mut(a.k.n_rows)).enumerate();
-    let mut tokens: Vec<_> = tokens.collect();
+    let mut k = k.chunks_exact_mut(a.n_head_kv * a.head_dim);
+    let mut v = v.chunks_exact_mut(a.n_head_kv * a.head_dim_v);
+    let tokens = q.chunks_exact_mut(a.q.n_rows);
+    let tokens = tokens.map(|q| (q, k.next().unwrap_or_default(), v.next().unwrap_or_default()));
+    let mut tokens: Vec<_> = tokens.enumerate().collect();
     let step = exec.runs(tokens.len()).next().map_or(1, |r| r.len());
     let mut units: Vec<_> = tokens.chunks_mut(step).collect();
     exec.team.for_each(&mut units, |tokens, _| {
-        for (token, (q, k)) in tokens.iter_mut() {
+        for (token, (q, k, v)) in tokens.iter_mut() {
             let (mut q_norm, mut k_norm) = (a.q_norm.as_deref(), a.k_norm.as_deref());
             if a.qk_norm == QkNorm::Row {
                 for (row, norm) in [(&mut **q, q_norm.take()), (&mut **k, k_norm.take())] {
@@ -119,6 +133,10 @@ fn position(exec: &Exec<'_>, a: &Gqa, q: &mut [f32], k: &mut [f32]) {
             if let Some(temperature) = a.temperature {
                 let factor = temperature.at(exec.batch.positions[*token]);
                 q.iter_mut().for_each(|q| *q *= factor);
+            }
+            if let Some(norm) = &a.v_norm {
+                let v = v.chunks_exact_mut(a.head_dim_v);
+                v.for_each(|v| ops::rms_norm_in_place(exec.kind, v, norm, exec.norm_eps));
             }
         }
     });

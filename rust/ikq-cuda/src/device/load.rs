@@ -153,10 +153,16 @@ impl<'a> Loader<'a> {
         if a.head_dim > MOST_HEAD || a.head_dim_v > MOST_HEAD {
             return Err(self.not_yet(&format!("a head of more than {MOST_HEAD} elements")));
         }
+        let Some((k, v)) = &a.kv else {
+            return Err(self.not_yet("a layer that reads the keys and values of another"));
+        };
+        if a.v_norm.is_some() {
+            return Err(self.not_yet("a norm of values"));
+        }
         Ok(Gqa {
             q: self.linear(&a.q)?,
-            k: self.linear(&a.k)?,
-            v: self.linear(&a.v)?,
+            k: self.linear(k)?,
+            v: self.linear(v)?,
             output: self.linear(&a.output)?,
             q_norm: self.optional(a.q_norm.as_deref())?,
             k_norm: self.optional(a.k_norm.as_deref())?,
@@ -248,6 +254,9 @@ impl<'a> Loader<'a> {
                 });
             }
             (Stage::Route(_), network::Ffn::Moe(moe)) => {
+                if moe.norms.is_some() {
+                    return Err(self.not_yet("a router with a norm of its own"));
+                }
                 parts.most_used = parts.most_used.max(moe.routing.n_used);
                 parts.router[l] = Some(Router {
                     norm: self.floats(&layer.ffn_norm)?,

@@ -75,7 +75,8 @@ impl Sizes {
         let (q, k, v, queries, inner, outer) = match (attention, kind) {
             (network::Attention::Gqa(a), _) => {
                 let queries = a.n_head * a.head_dim;
-                (a.q.n_rows, a.k.n_rows, a.v.n_rows, queries, 0, a.n_head * a.head_dim_v)
+                let (k, v) = a.kv.as_ref().map_or((0, 0), |(k, v)| (k.n_rows, v.n_rows));
+                (a.q.n_rows, k, v, queries, 0, a.n_head * a.head_dim_v)
             }
             (network::Attention::Mla(a), _) => {
                 let compressed = a.q_a.as_ref().map_or(0, |(q_a, _)| q_a.n_rows);

@@ -22,13 +22,17 @@ pub struct Gqa {
     pub head_dim_v: usize,
     /// With `output_gate`, each head's query rows are followed by as many gate rows.
     pub q: Weight,
-    pub k: Weight,
-    pub v: Weight,
+    /// Of keys and values; `None` where the layer reads those of `shares`.
+    pub kv: Option<(Weight, Weight)>,
+    /// The layer whose keys and values this one reads.
+    pub shares: Option<usize>,
     pub output: Weight,
     pub scale: f32,
     pub rope: Option<RopeId>,
     pub q_norm: Option<Vec<f32>>,
     pub k_norm: Option<Vec<f32>>,
+    /// A norm of value heads without numbers of its own, which are all 1.
+    pub v_norm: Option<Vec<f32>>,
     pub window: Option<usize>,
     pub softcap: Option<f32>,
     pub sinks: Option<Vec<f32>>,
@@ -108,6 +112,14 @@ impl Attention {
         }
     }
 
+    /// The layer whose keys and values are read instead of the layer's own, if it has none.
+    pub fn shares(&self) -> Option<usize> {
+        match self {
+            Attention::Gqa(a) => a.shares,
+            _ => None,
+        }
+    }
+
     pub fn is_recurrent(&self) -> bool {
         matches!(self, Attention::DeltaNet(_))
     }
@@ -145,9 +157,8 @@ impl Attention {
     pub fn weights(&self) -> Vec<&Weight> {
         match self {
             Attention::Gqa(a) => {
-                let mut all = vec![&a.q, &a.k, &a.v, &a.output];
-                all.extend(&a.gate);
-                all
+                let kv = a.kv.iter().flat_map(|(k, v)| [k, v]);
+                std::iter::once(&a.q).chain(kv).chain([&a.output]).chain(&a.gate).collect()
             }
             Attention::Mla(a) => {
                 let mut all = vec![&a.q, &a.kv_a, &a.k_b, &a.v_b, &a.output];
@@ -212,19 +223,28 @@ impl Gqa {
         if a.output_gate && a.head_dim != a.head_dim_v {
             return Err(Error::Spec { why: "an output gate needs values as long as keys".into() });
         }
+        let kv = match (&a.k, &a.v, a.shares) {
+            (Some(k), Some(v), None) => Some((
+                weights.linear(k, model.n_embd, Some(a.n_head_kv * a.head_dim), 1)?,
+                weights.linear(v, model.n_embd, Some(a.n_head_kv * a.head_dim_v), 1)?,
+            )),
+            (None, None, Some(_)) => None,
+            _ => return Err(Error::Spec { why: "attention with keys and values of its own and of another layer, or neither".into() }),
+        };
         Ok(Gqa {
             n_head: a.n_head,
             n_head_kv: a.n_head_kv,
             head_dim: a.head_dim,
             head_dim_v: a.head_dim_v,
             q: weights.linear(&a.q, model.n_embd, Some(q_rows), 1)?,
-            k: weights.linear(&a.k, model.n_embd, Some(a.n_head_kv * a.head_dim), 1)?,
-            v: weights.linear(&a.v, model.n_embd, Some(a.n_head_kv * a.head_dim_v), 1)?,
+            kv,
+            shares: a.shares,
             output: weights.linear(&a.output, a.n_head * a.head_dim_v, Some(model.n_embd), 1)?,
             scale: a.scale,
             rope,
             q_norm: ones.clone().or(per_head(&a.q_norm, normed(a.n_head))?),
             k_norm: ones.or(per_head(&a.k_norm, normed(a.n_head_kv))?),
+            v_norm: a.v_norm.then(|| vec![1.0; a.head_dim_v]),
             window: a.window,
             softcap: a.softcap,
             sinks: per_head(&a.sinks, a.n_head)?,

@@ -78,6 +78,17 @@ pub struct Moe {
     pub selection_bias: Option<Vec<f32>>,
     pub experts: Experts,
     pub shared: Option<Dense>,
+    pub norms: Option<Norms>,
+}
+
+/// Norms of a mixture whose router and shared FFN read x normed in a way of their own; the experts read the layer's.
+#[derive(Debug)]
+pub struct Norms {
+    /// Of what the router reads, its factor included.
+    pub router: Vec<f32>,
+    pub shared: Vec<f32>,
+    pub shared_output: Vec<f32>,
+    pub experts_output: Vec<f32>,
 }
 
 /// The rule by which a token chooses experts; see `Routing` in `python/ikq/models/spec.py`.
@@ -204,6 +215,20 @@ impl Moe {
         if !in_range {
             return Err(Error::Spec { why: format!("impossible numbers of experts or groups: {r:?}") });
         }
+        let norms = match &moe.norms {
+            Some(norms) if moe.shared.is_some() => {
+                let mut router = weights.floats(&norms.router, n_embd)?;
+                router.iter_mut().for_each(|w| *w *= norms.router_scale);
+                Some(Norms {
+                    router,
+                    shared: weights.floats(&norms.shared, n_embd)?,
+                    shared_output: weights.floats(&norms.shared_output, n_embd)?,
+                    experts_output: weights.floats(&norms.experts_output, n_embd)?,
+                })
+            }
+            Some(_) => return Err(Error::Spec { why: "norms of a shared expert that is not there".into() }),
+            None => None,
+        };
         let kind = (moe.activation, moe.limit);
         let mut experts = Experts::new(weights, parts, r.n_expert, kind, n_embd, (plans, true))?;
         experts.weighs_input = moe.weighs_input;
@@ -211,6 +236,7 @@ impl Moe {
             return Err(Error::Spec { why: "weighed inputs of experts with biases".into() });
         }
         Ok(Moe {
+            norms,
             router: weights.linear(&r.router, n_embd, Some(r.n_expert), 1)?,
             routing: Routing {
                 func: r.func,

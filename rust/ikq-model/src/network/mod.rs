@@ -5,6 +5,7 @@
 //! | [`weights`] | matrices by role, views of the file |
 //! | [`attention`], [`ffn`] | the parts of a layer, and the plan of an FFN |
 //! | [`low_rank`] | what adapters add to products |
+//! | [`per_layer`] | embeddings that layers have of their own |
 //! | [`ropes`] | the distinct rotary embeddings |
 //! | [`angles`] | the angles that they turn by |
 //!
@@ -14,13 +15,15 @@ mod angles;
 mod attention;
 mod ffn;
 mod low_rank;
+mod per_layer;
 mod ropes;
 mod weights;
 
 pub use angles::RopeTable;
 pub use attention::{Attention, DeltaNet, Gqa, Mla};
-pub use ffn::{Dense, Experts, Ffn, Moe, Plan, PlanKind, PlanOptions, Routing};
+pub use ffn::{Dense, Experts, Ffn, Moe, Norms, Plan, PlanKind, PlanOptions, Routing};
 pub use low_rank::{Factor, LowRank};
+pub use per_layer::{LayerEmbedding, PerLayer};
 pub use ropes::{Rope, RopeId};
 pub use weights::{Weight, Weights};
 
@@ -46,7 +49,11 @@ pub struct Layer {
     pub ffn_factor: f32,
     /// The FFN reads what attention reads.
     pub parallel: bool,
-    /// The layer's group; `None` for recurrent layers.
+    /// An embedding of the layer's own, and how it is added.
+    pub embedding: Option<LayerEmbedding>,
+    /// The factor of what the layer gives.
+    pub scale: Option<f32>,
+    /// The layer's group; `None` for recurrent layers. One that shares another's keys is not among the group's layers.
     pub group: Option<usize>,
 }
 
@@ -78,6 +85,7 @@ pub struct Network {
     pub token_embd_low_rank: Vec<LowRank>,
     /// What a multi-token prediction head has in front of its layer; `None` for other models.
     pub nextn: Option<Nextn>,
+    pub per_layer: Option<PerLayer>,
     pub layers: Vec<Layer>,
     /// `None`: a part of a model, whose hidden states are given back as they are.
     pub output_norm: Option<Vec<f32>>,
@@ -126,7 +134,7 @@ impl Network {
             is_whole.then(|| weights.matrix(&spec.token_embd, n_embd, spec.n_vocab)).transpose()?;
         let mut ropes = Vec::new();
         let mut groups: Vec<Group> = Vec::new();
-        let mut layers = Vec::new();
+        let mut layers: Vec<Layer> = Vec::new();
         for (i, layer) in spec.layers.iter().enumerate() {
             let mut layer = Layer::new(&weights, layer, &spec, &mut ropes, plans)?;
             if !layer.attention.is_recurrent() {
@@ -136,7 +144,10 @@ impl Network {
                     groups.push(Group { window, layers: Vec::new() });
                     groups.len() - 1
                 });
-                groups[group].layers.push(i);
+                match layer.attention.shares() {
+                    None => groups[group].layers.push(i),
+                    Some(other) => check_shared(&layers, &layer, other)?,
+                }
                 layer.group = Some(group);
             }
             layers.push(layer);
@@ -146,12 +157,14 @@ impl Network {
             None => Vec::new(),
         };
         weights.adapters.check_used(model)?;
+        let per_layer = PerLayer::new(&weights, &spec)?;
         let hash = hash(model);
         Ok(Network {
             spec,
             token_embd,
             token_embd_low_rank,
             nextn,
+            per_layer,
             layers,
             output_norm,
             output,
@@ -177,7 +190,11 @@ impl Network {
     pub fn weights_of(&self, stage: Stage) -> Vec<&Weight> {
         let ffn = |l: usize| &self.layers[l].ffn;
         match stage {
-            Stage::Embed => self.nextn.iter().map(|n| &n.eh_proj).collect(),
+            Stage::Embed => {
+                let nextn = self.nextn.iter().map(|n| &n.eh_proj);
+                nextn.chain(self.per_layer.iter().map(|p| &p.proj)).collect()
+            }
+            Stage::End(l) => self.layers[l].embedding.iter().flat_map(LayerEmbedding::weights).collect(),
             Stage::Join(_) => Vec::new(),
             Stage::Attention(l) => self.layers[l].attention.weights(),
             Stage::Head => self.output.iter().collect(),
@@ -203,6 +220,7 @@ impl Network {
     pub fn weights(&self) -> Vec<&Weight> {
         let mut all: Vec<&Weight> = self.token_embd.iter().collect();
         all.extend(self.output.iter().chain(self.nextn.iter().map(|n| &n.eh_proj)));
+        all.extend(self.per_layer.iter().flat_map(|p| [&p.embd, &p.proj]));
         self.layers.iter().for_each(|layer| all.extend(layer.weights()));
         all
     }
@@ -228,6 +246,11 @@ impl Layer {
             attention_factor: layer.attention_factor,
             ffn_factor: layer.ffn_factor,
             parallel: layer.parallel,
+            embedding: LayerEmbedding::new(weights, layer, model)?,
+            scale: match &layer.scale {
+                Some(name) => Some(weights.floats(name, 1)?[0]),
+                None => None,
+            },
             group: None,
         })
     }
@@ -250,9 +273,15 @@ impl Layer {
         parallel.or(factor).or(limited.then_some("an FFN with limits")).or(experts)
     }
 
+    /// Whether something is done with x after the FFN was added.
+    pub fn has_end(&self) -> bool {
+        self.embedding.is_some() || self.scale.is_some()
+    }
+
     /// The layer's matrices.
     pub fn weights(&self) -> Vec<&Weight> {
         let mut all = self.attention.weights();
+        all.extend(self.embedding.iter().flat_map(LayerEmbedding::weights));
         match &self.ffn {
             Ffn::Dense(dense) => all.extend(dense.weights()),
             Ffn::Moe(moe) => {
@@ -262,6 +291,25 @@ impl Layer {
             }
         }
         all
+    }
+}
+
+/// Looks whether a layer can read the keys and values of layer `other`.
+///
+/// # Errors
+/// [`Error::Spec`].
+fn check_shared(before: &[Layer], layer: &Layer, other: usize) -> Result<(), Error> {
+    let shape = |a: &Attention| match a {
+        Attention::Gqa(a) => Some((a.n_head_kv, a.head_dim, a.head_dim_v, a.window)),
+        _ => None,
+    };
+    let found = before.get(other).filter(|l| l.attention.shares().is_none());
+    match found.is_some_and(|l| shape(&l.attention) == shape(&layer.attention)) {
+        true => Ok(()),
+        false => {
+            let why = format!("layer {} cannot read the keys and values of layer {other}", before.len());
+            Err(Error::Spec { why })
+        }
     }
 }
 
