@@ -666,7 +666,7 @@ impl Cpu {
         let x = &mut hidden[..exec.batch.n() * network.spec.n_embd];
         if let (Some(end), Some(all), Some(e)) = (&self.parts.ends[l], &network.per_layer, &layer.embedding) {
             end.run(&exec, (all, l), per_layer, x, (acts, ffn.mid_mut(), branch));
-            stages::add_branch(&exec, x, branch, Some(&e.norm), network.spec.n_embd);
+            stages::add_branch(&exec, x, branch, (Some(&e.norm), 1.0), network.spec.n_embd);
         }
         if let Some(scale) = layer.scale {
             x.iter_mut().for_each(|v| *v *= scale);

@@ -50,7 +50,7 @@ impl Cuda {
                 Stage::Shared(l) => self.shared(l)?,
                 Stage::Join(l) => self.join(l)?,
                 Stage::Head => self.launch_head()?,
-                Stage::Embed => unreachable!("`load` refuses it"),
+                Stage::Embed | Stage::End(_) => unreachable!("the CPU has these"),
             }
         }
         Ok(())
