@@ -37,7 +37,7 @@ pub struct Shared {
     pub(crate) hash: u64,
     pub(crate) n_ctx: usize,
     pub(crate) n_vocab: usize,
-    /// Device of each layer's attention.
+    /// Device of each layer's cache.
     pub(crate) attention: Vec<usize>,
     chunk: usize,
     pub(crate) pools: Mutex<Pools>,
@@ -136,7 +136,7 @@ impl Model {
             hash: network.hash,
             n_ctx,
             n_vocab: network.spec.n_vocab,
-            attention: (0..network.layers.len()).map(|l| placement.device(Stage::Attention(l))).collect(),
+            attention: (0..network.layers.len()).map(|l| placement.device(Stage::Attend(l))).collect(),
             chunk: devices.iter().map(|d| d.state_chunk()).max().unwrap_or(1),
             pools: Mutex::new(pools),
             runner: Mutex::new(Some(Runner { devices, pool, collector: None })),

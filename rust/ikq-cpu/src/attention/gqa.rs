@@ -41,26 +41,32 @@ fn q_stride(a: &Gqa) -> usize {
     a.head_dim * if a.output_gate { 2 } else { 1 }
 }
 
-/// Runs the layer on the normed input `acts`: projections, attention over its pages, and the output projection to `out`.
-pub fn run(
+/// Computes queries, keys and values of the normed input `acts`.
+pub fn project(
     exec: &Exec<'_>,
     a: &Gqa,
     weights: &Weights,
     acts: &Activations,
-    pages: LayerPages<'_>,
     buffers: &mut AttentionBuffers,
-    out: &mut [f32],
 ) {
+    let n = acts.n_columns();
+    let AttentionBuffers { q, k, v, .. } = buffers;
+    let products = vec![
+        Product::new(&weights.q, room(q, n * a.q.n_rows)),
+        Product::new(&weights.k, room(k, n * a.k.n_rows)),
+        Product::new(&weights.v, room(v, n * a.v.n_rows)),
+    ];
+    exec.project(acts, products);
+}
+
+/// Stores keys and values of `n` columns, and computes attention over the layer's pages.
+pub fn attend(exec: &Exec<'_>, a: &Gqa, pages: LayerPages<'_>, buffers: &mut AttentionBuffers, n: usize) {
     let LayerPages { group, keys, values } = pages;
     let values = values.expect("keys and values are stored apart");
-    let n = acts.n_columns();
     let AttentionBuffers { q, k, v, outer, partial, .. } = buffers;
     let q = room(q, n * a.q.n_rows);
     let k = room(k, n * a.k.n_rows);
     let v = room(v, n * a.v.n_rows);
-    let products =
-        vec![Product::new(&weights.q, q), Product::new(&weights.k, k), Product::new(&weights.v, v)];
-    exec.project(acts, products);
     position(exec, a, q, k);
     paged::store(exec, group, keys, k);
     paged::store(exec, group, values, v);
@@ -81,8 +87,12 @@ pub fn run(
     if a.output_gate {
         gate(exec, a, q, outer.floats_mut());
     }
-    exec.quantize(outer, Forms::of(exec.compute, [&weights.output]));
-    exec.project(outer, vec![Product::new(&weights.output, out)]);
+}
+
+/// Computes the output projection of the heads' results to `out`.
+pub fn output(exec: &Exec<'_>, weights: &Weights, buffers: &mut AttentionBuffers, out: &mut [f32]) {
+    exec.quantize(&mut buffers.outer, Forms::of(exec.compute, [&weights.output]));
+    exec.project(&buffers.outer, vec![Product::new(&weights.output, out)]);
 }
 
 /// Applies the norms of heads and the rotary embedding to queries and keys, in place.
