@@ -137,20 +137,31 @@ def test_states_of_recurrent_layers_are_counted(name, gpu):
         assert states[n_ctx] == page[n_ctx] * per_page + n_states * state
 
 
-@pytest.mark.parametrize("name", ["llama/llama-bf16", "qwen3next/qwen3next-bf16"])
+@pytest.mark.parametrize(
+    "name", ["llama/llama-bf16", "qwen3next/qwen3next-bf16", "deepseek2-lite/deepseek2-lite-bf16"]
+)
 def test_a_cache_in_ram_is_not_counted(name, gpu):
+    """Its layers' matrices are on the GPU; latent attention and recurrent layers stay in RAM as a whole."""
     gpu(2**40)
-    last = len(model_spec(reader(name)).layers) - 1
-    plan, all_there = fitted(path(name), kv_offload=False), fitted(path(name))
-    assert stages_on(plan, "CUDA0", "attention") == []
-    assert stages_on(plan, "CPU", "attention") == stages_on(all_there, "CUDA0", "attention")
+    kinds = [layer.attention.kind for layer in model_spec(reader(name)).layers]
+    plan, everything = fitted(path(name), kv_offload=False), fitted(path(name))
+    parted = [i for i, kind in enumerate(kinds) if kind == "gqa"]
+    assert stages_on(plan, "CUDA0", "attention") == [f"layer {i}, attention" for i in parted]
+    assert stages_on(plan, "CPU", "cache") == [f"layer {i}, cache" for i in parted]
+    assert stages_on(plan, "CPU", "attention") == [
+        f"layer {i}, attention" for i in range(len(kinds)) if i not in parted
+    ]
     assert plan.fitted.cache == 0 < plan.cache
-    assert plan.fitted.weights < all_there.fitted.weights
-    # what is said of single tensors goes before
-    names = {"devices": ["CPU", "CUDA0"], "n_gpu_layers": 99, "kv_offload": False}
-    some = ikq.Model.plan(path(name), **SMALL, **names, override_tensor=rf"blk\.{last}\.(attn|ssm)_=CUDA0")
-    assert stages_on(some, "CUDA0", "attention") == [f"layer {last}, attention"]
-    assert "the cache stays on the CPU, as asked for" in {p.why for p in some.placement}
+    is_parted = len(parted) == len(kinds)
+    assert (plan.fitted.weights == everything.fitted.weights) == is_parted
+    assert plan.fitted.step <= everything.fitted.step
+    assert {p.why for p in plan.placement if p.stage.endswith("cache")} <= {
+        "the cache stays on the CPU, as asked for"
+    }
+    # where the matrices are in RAM there is nothing to part
+    some = ikq.Model.plan(path(name), **SMALL, devices=["CPU", "CUDA0"], n_gpu_layers=1, kv_offload=False)
+    last = len(kinds) - 1
+    assert stages_on(some, "CPU", "cache") == [f"layer {i}, cache" for i in parted if i == last]
 
 
 def test_what_is_counted(tiny_moe, gpu):

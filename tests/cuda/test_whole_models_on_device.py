@@ -63,7 +63,7 @@ SPLITS = {
     "merged": {"merge_up_gate_experts": True},
     "without small experts": {"expert_reduction": (1, 0.5)},
 }
-QUICK_SPLITS = ("experts of two", "without small experts")
+QUICK_SPLITS = ("cache", "without small experts")
 
 
 @pytest.mark.parametrize("name", ["qwen2moe/qwen2moe-bf16", *(["deepseek3/deepseek3-bf16"] if FULL else [])])

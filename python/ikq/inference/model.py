@@ -150,9 +150,9 @@ class Model(EvaluatingModel):
                 others.
             cpu_moe: Experts of all layers stay on the CPU.
             n_cpu_moe: Experts of this many layers, the first ones that have any, stay on the CPU.
-            kv_offload: Where it is false, the cache and the states of recurrent layers are in RAM, and the
-                CPU computes what reads them: attention and recurrent layers as a whole. Feed-forward networks
-                and the output go where the other options say.
+            kv_offload: Where it is false, the cache is in RAM, and the CPU computes attention over it;
+                matrices are where the other options say. Latent attention and recurrent layers stay on the
+                CPU as a whole, unless `override_tensor` names their tensors.
             fit: Put as much on the GPUs that `devices` names (all that can be used, where it names none) as
                 their free memory holds with the cache and the buffers of a step; each is filled before the
                 next one. Experts of the last layers stay on the CPU first, then those of all layers, then

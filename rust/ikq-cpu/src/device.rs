@@ -15,7 +15,7 @@ use ikq_model::spec::ModelSpec;
 use ikq_pool::{Stop, available_memory};
 use ikq_simd::IsaKind;
 
-use crate::attention::{Attention, AttentionBuffers, Cuts};
+use crate::attention::{Attention, AttentionBuffers, Cuts, parted};
 use crate::cache::{CacheForm, LayerCache};
 use crate::exec::{Exec, Forms, Product, ThreadScratch, room};
 use crate::ffn::{Experts, FfnBuffers};
@@ -106,6 +106,8 @@ struct StepState {
     shared_input: Activations,
     choices: Choices,
     scores: Vec<f32>,
+    /// Queries, keys and values on their way to another device.
+    projected: Vec<f32>,
     attention: AttentionBuffers,
     ffn: FfnBuffers,
 }
@@ -230,12 +232,8 @@ impl Device for Cpu {
         }
         self.ropes = network.ropes.iter().map(RopeTable::new).collect();
         self.caches = (0..n).map(|_| None).collect();
-        for stage in mine {
-            if let Stage::Attention(l) = stage
-                && network.layers[l].attention.shares().is_none()
-            {
-                self.caches[l] = Some(LayerCache::new(&network.layers[l], cache)?);
-            }
+        for l in cached(&network, loading.placement, loading.index) {
+            self.caches[l] = Some(LayerCache::new(&network.layers[l], cache)?);
         }
         self.threads = (0..loading.pool.n_threads()).map(|_| Mutex::default()).collect();
         self.network = Some(network);
@@ -391,6 +389,11 @@ impl Device for Cpu {
                 step.input.floats_mut().copy_from_slice(columns);
                 step.input.columns_mut().iter_mut().for_each(|c| c.quantize(self.options.kind));
             }
+            Value::Projected(l) => {
+                let network = self.network.as_ref().expect("`load` comes first");
+                step.attention.put_projected(&network.layers[l], self.given.batch.n(), columns);
+            }
+            Value::Attended(_) => step.attention.put_attended(self.given.batch.n(), columns),
         }
     }
 
@@ -410,6 +413,12 @@ impl Device for Cpu {
             Value::Sum => &step.sum[..n],
             Value::Shared => &step.shared[..n],
             Value::Input => &step.input.floats_mut()[..n],
+            Value::Projected(l) => {
+                let network = self.network.as_ref().expect("`load` comes first");
+                step.projected = step.attention.projected(&network.layers[l], self.given.batch.n());
+                &step.projected
+            }
+            Value::Attended(_) => step.attention.outer.floats_mut(),
         }
     }
 
@@ -425,6 +434,9 @@ impl Device for Cpu {
         match stage {
             Stage::Embed => self.embed(step),
             Stage::Attention(l) => self.attention(l, step),
+            Stage::Project(l) => self.project_heads(l, step),
+            Stage::Attend(l) => self.attend(l, step),
+            Stage::Output(l) => self.attention_output(l, step),
             Stage::Dense(l) => self.dense(l, step),
             Stage::Route(l) => return self.route(l, step),
             Stage::Experts(l) => self.experts(l, step),
@@ -571,6 +583,38 @@ impl Cpu {
         stages::add_branch(&exec, x, branch, post, n_embd);
     }
 
+    fn project_heads(&mut self, l: usize, step: Step<'_>) {
+        let exec = exec!(self, step);
+        let network = self.network.as_ref().expect("`load` comes first");
+        let layer = &network.layers[l];
+        let StepState { hidden, acts, attention: buffers, .. } = &mut self.step;
+        let attention = self.parts.attention[l].as_ref().expect("a stage of this device");
+        let x = &hidden[..exec.batch.n() * network.spec.n_embd];
+        let forms = attention.input_forms(exec.compute);
+        exec.norm_of(network.spec.norm_kind, x, &layer.attention_norm, acts, forms);
+        attention.project(&exec, layer, acts, buffers);
+    }
+
+    fn attend(&mut self, l: usize, step: Step<'_>) {
+        let exec = exec!(self, step);
+        let network = self.network.as_ref().expect("`load` comes first");
+        let cache = self.caches[l].as_mut().expect("a stage of this device");
+        parted::attend(&exec, &network.layers[l], cache, &mut self.step.attention, exec.batch.n());
+    }
+
+    fn attention_output(&mut self, l: usize, step: Step<'_>) {
+        let exec = exec!(self, step);
+        let network = self.network.as_ref().expect("`load` comes first");
+        let StepState { hidden, branch, attention: buffers, .. } = &mut self.step;
+        let (n_embd, n) = (network.spec.n_embd, exec.batch.n() * network.spec.n_embd);
+        let attention = self.parts.attention[l].as_ref().expect("a stage of this device");
+        let (x, branch) = (&mut hidden[..n], room(branch, n));
+        attention.output(&exec, buffers, branch);
+        let layer = &network.layers[l];
+        let post = (layer.post_attention_norm.as_deref(), layer.attention_factor);
+        stages::add_branch(&exec, x, branch, post, n_embd);
+    }
+
     fn dense(&mut self, l: usize, step: Step<'_>) {
         let exec = exec!(self, step);
         let network = self.network.as_ref().expect("`load` comes first");
@@ -690,19 +734,23 @@ pub fn predict(
         for weight in network.weights_of(stage) {
             weights += weight.n_experts() * load::matrix_bytes(weight)?;
         }
-        if let Stage::Attention(l) = stage {
-            let layer = &network.layers[l];
-            if layer.attention.shares().is_some() {
-                continue;
-            }
-            let cache = LayerCache::new(layer, form)?;
-            state += cache.state_bytes();
-            if let Some(group) = layer.group {
-                pages[group] += cache.page_bytes();
-            }
+    }
+    for l in cached(network, placement, index) {
+        let layer = &network.layers[l];
+        let cache = LayerCache::new(layer, form)?;
+        state += cache.state_bytes();
+        if let Some(group) = layer.group {
+            pages[group] += cache.page_bytes();
         }
     }
     Ok((weights, pages, state))
+}
+
+/// The layers whose cache a device has.
+fn cached(network: &Network, placement: &Placement, index: usize) -> impl Iterator<Item = usize> {
+    (0..network.layers.len()).filter(move |l| {
+        placement.device(Stage::Attend(*l)) == index && network.layers[*l].attention.shares().is_none()
+    })
 }
 
 impl Parts {

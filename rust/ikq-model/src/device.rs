@@ -18,7 +18,11 @@ use crate::statistics::Collector;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Stage {
     Embed,
+    /// The whole of it, where the cache is on the device that has the weights; else these are three stages.
     Attention(usize),
+    Project(usize),
+    Attend(usize),
+    Output(usize),
     Dense(usize),
     Route(usize),
     Experts(usize),
@@ -35,6 +39,9 @@ impl Stage {
         match self {
             Stage::Embed | Stage::Head => None,
             Stage::Attention(l)
+            | Stage::Project(l)
+            | Stage::Attend(l)
+            | Stage::Output(l)
             | Stage::Dense(l)
             | Stage::Route(l)
             | Stage::Experts(l)
@@ -50,6 +57,9 @@ impl std::fmt::Display for Stage {
         match self {
             Stage::Embed => write!(f, "embedding"),
             Stage::Attention(l) => write!(f, "layer {l}, attention"),
+            Stage::Project(l) => write!(f, "layer {l}, projections"),
+            Stage::Attend(l) => write!(f, "layer {l}, cache"),
+            Stage::Output(l) => write!(f, "layer {l}, output of attention"),
             Stage::Dense(l) => write!(f, "layer {l}, FFN"),
             Stage::Route(l) => write!(f, "layer {l}, router"),
             Stage::Experts(l) => write!(f, "layer {l}, experts"),
@@ -61,7 +71,7 @@ impl std::fmt::Display for Stage {
     }
 }
 
-/// A value between stages: `n_embd` floats per column of the batch.
+/// A value between stages: `n_embd` floats per column of the batch, but for those of attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Value {
     /// The residual stream.
@@ -72,6 +82,10 @@ pub enum Value {
     Sum,
     /// What the shared expert gives.
     Shared,
+    /// What the products of a layer's attention give: queries (with their gates) of all columns, then keys, then values.
+    Projected(usize),
+    /// The results of all heads.
+    Attended(usize),
 }
 
 /// Experts and weights of every column, as the router chose them.

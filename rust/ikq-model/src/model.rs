@@ -46,7 +46,7 @@ pub struct Shared {
     scales: Mutex<Arc<[f32]>>,
     pub(crate) n_ctx: usize,
     pub(crate) n_vocab: usize,
-    /// Device of each layer's attention.
+    /// Device of each layer's cache.
     pub(crate) attention: Vec<usize>,
     chunk: usize,
     pub(crate) pools: Mutex<Pools>,
@@ -151,7 +151,7 @@ impl Model {
             scales: Mutex::new(options.adapters.iter().map(|a| a.scale).collect()),
             n_ctx,
             n_vocab: network.spec.n_vocab,
-            attention: (0..network.layers.len()).map(|l| placement.device(Stage::Attention(l))).collect(),
+            attention: (0..network.layers.len()).map(|l| placement.device(Stage::Attend(l))).collect(),
             chunk: devices.iter().map(|d| d.state_chunk()).max().unwrap_or(1),
             pools: Mutex::new(pools),
             runner: Mutex::new(Some(Runner { devices, pool, collector: None })),

@@ -6,7 +6,7 @@ use regex::Regex;
 
 use crate::device::Stage;
 use crate::error::Error;
-use crate::network::{Ffn, LayerEmbedding, Network, Weight};
+use crate::network::{Attention, Ffn, LayerEmbedding, Network, Weight};
 
 /// What the user's options say about where tensors go.
 #[derive(Clone, Debug, Default)]
@@ -22,7 +22,8 @@ pub struct Rules {
     pub cpu_moe: bool,
     /// Experts of the first so many layers that have experts stay there (`--n-cpu-moe`).
     pub n_cpu_moe: usize,
-    /// Attention and recurrent layers stay on the CPU, and so do the cache and the states (`--no-kv-offload`).
+    /// The cache stays on the CPU, which computes attention over it (`--no-kv-offload`). Layers with latent attention
+    /// and recurrent ones stay there as a whole.
     pub no_kv_offload: bool,
 }
 
@@ -153,8 +154,20 @@ impl Placement {
         }];
         let mut n_moe = 0;
         for (l, layer) in network.layers.iter().enumerate() {
-            let stays = rules.no_kv_offload.then_some(CACHE_STAYS);
-            stages.push(placer.place(Stage::Attention(l), &layer.attention.weights(), stays));
+            let can_part = matches!(&layer.attention, Attention::Gqa(a) if a.kv.is_some() && a.v_norm.is_none());
+            let is_parted = rules.no_kv_offload && can_part && layer.rare_attention().is_none();
+            let stays = (rules.no_kv_offload && !is_parted).then_some(CACHE_STAYS);
+            let attention = placer.place(Stage::Attention(l), &layer.attention.weights(), stays);
+            let is_there = attention.device != CPU;
+            stages.push(attention);
+            if is_parted && is_there {
+                stages.push(Placed {
+                    stage: Stage::Attend(l),
+                    device: CPU,
+                    n_bytes: 0,
+                    why: CACHE_STAYS.into(),
+                });
+            }
             match &layer.ffn {
                 Ffn::Dense(dense) => stages.push(placer.place(Stage::Dense(l), &dense.weights(), None)),
                 Ffn::Moe(moe) => {
@@ -199,13 +212,19 @@ impl Placement {
         Ok(placement)
     }
 
-    /// The device that runs a stage. Joining is done where routing is.
+    /// The device that runs a stage. Joining is done where routing is; a layer's cache is where its attention is, unless
+    /// it has a place of its own.
     ///
     /// # Panics
     /// For a stage that the model has not.
     pub fn device(&self, stage: Stage) -> usize {
-        let stage = if let Stage::Join(l) = stage { Stage::Route(l) } else { stage };
-        let placed = self.stages.iter().find(|p| p.stage == stage);
+        let of = |stage: Stage| self.stages.iter().find(|p| p.stage == stage);
+        let placed = match stage {
+            Stage::Join(l) => of(Stage::Route(l)),
+            Stage::Project(l) | Stage::Output(l) => of(Stage::Attention(l)),
+            Stage::Attend(l) => of(stage).or_else(|| of(Stage::Attention(l))),
+            _ => of(stage),
+        };
         placed.map(|p| p.device).expect("a stage of the model")
     }
 

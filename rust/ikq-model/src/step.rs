@@ -387,7 +387,7 @@ impl Order<'_> {
         let compared = self.step.collector.filter(|c| c.options().similarity);
         for (l, layer) in self.network.layers.iter().enumerate() {
             let before = compared.map(|_| self.hidden());
-            self.on_hidden(Stage::Attention(l))?;
+            self.attention(l)?;
             let between = compared.map(|_| self.hidden());
             match &layer.ffn {
                 Ffn::Dense(_) => self.on_hidden(Stage::Dense(l))?,
@@ -424,6 +424,19 @@ impl Order<'_> {
         let device = self.placement.device(stage);
         self.move_hidden(device);
         self.stage(stage, device)
+    }
+
+    fn attention(&mut self, l: usize) -> Result<(), (usize, usize)> {
+        let (device, cache) =
+            (self.placement.device(Stage::Attention(l)), self.placement.device(Stage::Attend(l)));
+        if device == cache {
+            return self.on_hidden(Stage::Attention(l));
+        }
+        self.on_hidden(Stage::Project(l))?;
+        self.transfer(Value::Projected(l), device, cache);
+        self.stage(Stage::Attend(l), cache)?;
+        self.transfer(Value::Attended(l), cache, device);
+        self.stage(Stage::Output(l), device)
     }
 
     fn mixture(&mut self, l: usize, has_shared: bool) -> Result<(), (usize, usize)> {

@@ -44,36 +44,37 @@ fn q_stride(a: &Gqa) -> usize {
     a.head_dim * if a.output_gate { 2 } else { 1 }
 }
 
-/// Runs the layer on the normed input `acts`: projections, attention over its pages, and the output projection to `out`.
-pub fn run(
+/// Computes queries, keys, values and gates of the normed input `acts`, as far as the layer has them.
+pub fn project(
     exec: &Exec<'_>,
     a: &Gqa,
     weights: &Weights,
     acts: &Activations,
-    pages: LayerPages<'_>,
     buffers: &mut AttentionBuffers,
-    out: &mut [f32],
 ) {
+    let n = acts.n_columns();
+    let AttentionBuffers { q, k, v, z, .. } = buffers;
+    let mut products = vec![Product::new(&weights.q, room(q, n * a.q.n_rows))];
+    if let Some((of_keys, of_values)) = &weights.kv {
+        products.push(Product::new(of_keys, room(k, n * of_keys.n_rows)));
+        products.push(Product::new(of_values, room(v, n * of_values.n_rows)));
+    }
+    products.extend(weights.gate.as_ref().map(|g| Product::new(g, room(z, n * g.n_rows))));
+    exec.project(acts, products);
+}
+
+/// Stores keys and values of `n` columns, and computes attention over the layer's pages.
+pub fn attend(exec: &Exec<'_>, a: &Gqa, pages: LayerPages<'_>, buffers: &mut AttentionBuffers, n: usize) {
     let LayerPages { group, keys, values } = pages;
     let values = values.expect("keys and values are stored apart");
-    let n = acts.n_columns();
     let AttentionBuffers { q, k, v, z, outer, partial, .. } = buffers;
     let q = room(q, n * a.q.n_rows);
-    let gates = room(z, weights.gate.as_ref().map_or(0, |g| n * g.n_rows));
-    let of_gates = weights.gate.as_ref().map(|g| Product::new(g, &mut *gates));
-    match &weights.kv {
+    match &a.kv {
         // the layer that has them has run, and stored those of this batch too
-        None => {
-            exec.project(acts, [Product::new(&weights.q, q)].into_iter().chain(of_gates).collect());
-            position(exec, a, q, &mut [], &mut []);
-        }
+        None => position(exec, a, q, &mut [], &mut []),
         Some((of_keys, of_values)) => {
             let k = room(k, n * of_keys.n_rows);
             let v = room(v, n * of_values.n_rows);
-            let mut products =
-                vec![Product::new(&weights.q, q), Product::new(of_keys, k), Product::new(of_values, v)];
-            products.extend(of_gates);
-            exec.project(acts, products);
             position(exec, a, q, k, v);
             paged::store(exec, group, keys, k);
             paged::store(exec, group, values, v);
@@ -96,11 +97,15 @@ pub fn run(
     if a.output_gate {
         gate(exec, a, q, outer.floats_mut());
     }
-    if let Some(weight) = &weights.gate {
-        apply_gates(exec, a, weight.n_rows, gates, outer.floats_mut());
+    if let Some(weight) = &a.gate {
+        apply_gates(exec, a, weight.n_rows, room(z, n * weight.n_rows), outer.floats_mut());
     }
-    exec.quantize(outer, Forms::of(exec.compute, [&weights.output]));
-    exec.project(outer, vec![Product::new(&weights.output, out)]);
+}
+
+/// Computes the output projection of the heads' results to `out`.
+pub fn output(exec: &Exec<'_>, weights: &Weights, buffers: &mut AttentionBuffers, out: &mut [f32]) {
+    exec.quantize(&mut buffers.outer, Forms::of(exec.compute, [&weights.output]));
+    exec.project(&buffers.outer, vec![Product::new(&weights.output, out)]);
 }
 
 /// Applies the norms of heads, and to queries and keys the rotary embedding, in place. Keys and values are empty where the

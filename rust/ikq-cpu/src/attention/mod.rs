@@ -7,6 +7,7 @@ mod delta_net;
 mod gqa;
 mod mla;
 mod paged;
+pub mod parted;
 
 use ikq_kernels::act::Activations;
 use ikq_kernels::attention::Partial;
@@ -76,7 +77,9 @@ impl Attention {
         match (self, &layer.attention, cache) {
             (Attention::Gqa(w), network::Attention::Gqa(a), LayerCache::KeysValues(keys, values)) => {
                 let pages = LayerPages { group: group(), keys, values: Some(values) };
-                gqa::run(exec, a, w, acts, pages, buffers, out);
+                gqa::project(exec, a, w, acts, buffers);
+                gqa::attend(exec, a, pages, buffers, acts.n_columns());
+                gqa::output(exec, w, buffers, out);
             }
             (Attention::Mla(w), network::Attention::Mla(a), LayerCache::Latent(keys)) => {
                 let pages = LayerPages { group: group(), keys, values: None };

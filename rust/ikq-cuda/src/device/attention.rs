@@ -7,7 +7,7 @@ use ikq_model::spec::Pairing;
 
 use super::Cuda;
 use super::cache::Rows;
-use super::parts::{Gqa, Kind, Linear, Mla, latent_row};
+use super::parts::{self, Gqa, Kind, Linear, Mla, latent_row};
 use crate::error::Error;
 use crate::memory::Address;
 use crate::plan::{Attend, Call, Combine, Heads, Pairs, Runs, Turn, TurnRows, reads_codes};
@@ -49,25 +49,73 @@ impl Cuda {
             }
             _ => unreachable!("weights are loaded by the network"),
         };
+        self.add_attention(attention, output, &results)
+    }
+
+    /// Computes the output projection of the heads' results, and adds it to the residual stream.
+    fn add_attention(
+        &self,
+        attention: &parts::Attention,
+        output: &Linear,
+        results: &Columns,
+    ) -> Result<(), Error> {
+        let scratch = self.scratch();
         let (y, residual) = match attention.post_norm {
             None => (scratch.hidden, Some(scratch.hidden)),
             Some(_) => (scratch.branch, None),
         };
         let to = Target { y, bias: output.bias, residual };
         // SAFETY: scratch memory has room for the batch's columns
-        unsafe { products::multiply(&self.gpu, &output.matrix, &results, &to) }?;
+        unsafe { products::multiply(&self.gpu, &output.matrix, results, &to) }?;
         match attention.post_norm {
             None => Ok(()),
             Some(norm) => self.add_branch((scratch.branch, None), Some(norm)),
         }
     }
 
+    /// A layer whose cache is on another device, which parts those with grouped heads only.
+    fn grouped(&self, l: usize) -> (&parts::Attention, &Gqa, &network::Gqa) {
+        let attention = self.parts.attention[l].as_ref().expect("a stage of this device");
+        match (&attention.kind, &self.network().layers[l].attention) {
+            (Kind::Gqa(w), network::Attention::Gqa(a)) => (attention, w, a),
+            _ => unreachable!("the placement parts layers with grouped heads only"),
+        }
+    }
+
+    /// Floats per column of the queries, keys and values of a layer whose cache is on another device.
+    pub(super) fn projected(&self, l: usize) -> Vec<usize> {
+        let (_, w, _) = self.grouped(l);
+        [w.q, w.k, w.v].map(|weight| weight.n_rows()).to_vec()
+    }
+
+    /// Computes queries, keys and values for the device that has the cache.
+    pub(super) fn project_heads(&self, l: usize) -> Result<(), Error> {
+        let ((attention, w, _), scratch) = (self.grouped(l), self.scratch());
+        let input = self.norm((scratch.hidden, None), attention.norm, scratch.normed, self.batch.n())?;
+        self.project(w, &input)
+    }
+
+    /// Adds the output projection of the results that the device with the cache gave.
+    pub(super) fn attention_output(&self, l: usize) -> Result<(), Error> {
+        let (attention, w, a) = self.grouped(l);
+        let results = self.scratch().outer.columns(a.n_head * a.head_dim_v, self.batch.n());
+        if reads_codes(w.output.ty()) {
+            // SAFETY: the floats were copied before
+            unsafe { products::quantize(&self.gpu, &results) }?;
+        }
+        self.add_attention(attention, &w.output, &results)
+    }
+
+    fn project(&self, w: &Gqa, input: &Columns) -> Result<(), Error> {
+        let scratch = self.scratch();
+        let products = [(&w.q, scratch.q), (&w.k, scratch.k), (&w.v, scratch.v)];
+        products.into_iter().try_for_each(|(weight, y)| self.product(weight, input, y))
+    }
+
     fn gqa(&self, l: usize, a: &network::Gqa, w: &Gqa, input: &Columns) -> Result<Columns, Error> {
         let scratch = self.scratch();
         let [keys, values] = self.rows(l) else { unreachable!("`LayerCache::new` made both") };
-        for (weight, y) in [(&w.q, scratch.q), (&w.k, scratch.k), (&w.v, scratch.v)] {
-            self.product(weight, input, y)?;
-        }
+        self.project(w, input)?;
         // gates follow the queries of each head
         let d = a.head_dim;
         let q_stride = if a.output_gate { 2 * d } else { d };

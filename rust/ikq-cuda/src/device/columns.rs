@@ -107,13 +107,13 @@ impl Packed {
 /// A network, the parts of it that a device has, and the tables of its rotary embeddings.
 pub type Of<'a> = (&'a Network, &'a Parts, &'a [RopeTable]);
 
-/// The attention of a device's layers, and the group of each.
+/// The attention of the layers whose cache a device has, and the group of each.
 fn attention_of<'a>(
     network: &'a Network,
     parts: &'a Parts,
 ) -> impl Iterator<Item = (&'a Attention, Option<usize>)> {
     let layers = parts.attention.iter().zip(&network.layers);
-    layers.filter(|(a, _)| a.is_some()).map(|(_, layer)| (&layer.attention, layer.group))
+    layers.filter(|(a, _)| a.is_some_and(|a| a.is_cached)).map(|(_, layer)| (&layer.attention, layer.group))
 }
 
 /// Bytes that are allocated where so many are needed: more, so that memory is allocated seldom while texts grow.

@@ -100,6 +100,42 @@ impl Host {
         Ok(())
     }
 
+    /// [`Host::fetch`] for parts, each with the number of its bytes, which come one behind the other.
+    ///
+    /// # Errors
+    /// As [`Host::fetch`].
+    ///
+    /// # Safety
+    /// There must be as many bytes at each address.
+    pub unsafe fn fetch_all(
+        &mut self,
+        gpu: &Gpu,
+        bytes: &mut [u8],
+        parts: &[(Address, usize)],
+    ) -> Result<(), Error> {
+        if bytes.len() > MOST {
+            let mut rest = bytes;
+            for (from, n) in parts {
+                let (part, behind) = rest.split_at_mut(*n);
+                // SAFETY: the caller promises the bytes
+                unsafe { self.fetch(gpu, part, *from) }?;
+                rest = behind;
+            }
+            return Ok(());
+        }
+        self.make_room(gpu, bytes.len())?;
+        self.is_idle = false;
+        let mut at = 0;
+        for (from, n) in parts {
+            // SAFETY: the caller promises the bytes; they are waited for before they are read
+            unsafe { gpu.copy_out_later(self.down()?, at, *from, *n) }?;
+            at += n;
+        }
+        self.wait(gpu)?;
+        bytes.copy_from_slice(&self.down()?.bytes()[..bytes.len()]);
+        Ok(())
+    }
+
     /// Makes room for `n` bytes that come from the device.
     ///
     /// # Errors

@@ -136,7 +136,7 @@ impl<'a> Loader<'a> {
         })
     }
 
-    fn attention(&mut self, layer: &network::Layer) -> Result<Attention, ModelError> {
+    fn attention(&mut self, layer: &network::Layer, is_cached: bool) -> Result<Attention, ModelError> {
         let kind = match &layer.attention {
             network::Attention::Gqa(a) => Kind::Gqa(self.gqa(a)?),
             network::Attention::Mla(a) => Kind::Mla(self.mla(a)?),
@@ -146,6 +146,7 @@ impl<'a> Loader<'a> {
             norm: self.floats(&layer.attention_norm)?,
             post_norm: self.optional(layer.post_attention_norm.as_deref())?,
             kind,
+            is_cached,
         })
     }
 
@@ -245,7 +246,10 @@ impl<'a> Loader<'a> {
             return Err(self.not_yet(what));
         }
         match (stage, &layer.ffn) {
-            (Stage::Attention(_), _) => parts.attention[l] = Some(self.attention(layer)?),
+            (Stage::Attention(_), _) => {
+                let is_cached = placement.device(Stage::Attend(l)) == index;
+                parts.attention[l] = Some(self.attention(layer, is_cached)?);
+            }
             (Stage::Dense(_), network::Ffn::Dense(dense)) => {
                 parts.dense[l] = Some(Dense {
                     norm: self.floats(&layer.ffn_norm)?,

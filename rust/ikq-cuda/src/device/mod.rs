@@ -246,6 +246,8 @@ impl Cuda {
             Value::Input => scratch.input.floats(),
             Value::Sum => scratch.sum,
             Value::Shared => scratch.shared,
+            Value::Projected(_) => scratch.q,
+            Value::Attended(_) => scratch.outer.floats(),
         }
     }
 
@@ -339,7 +341,8 @@ fn make_caches(
 ) -> Result<Vec<Option<LayerCache>>, ModelError> {
     let layers = parts.attention.iter().zip(&network.layers);
     let cache = |(part, layer): (&Option<parts::Attention>, &network::Layer)| {
-        part.as_ref().map(|part| LayerCache::new(&layer.attention, &part.kind, form)).transpose()
+        let part = part.as_ref().filter(|part| part.is_cached);
+        part.map(|part| LayerCache::new(&layer.attention, &part.kind, form)).transpose()
     };
     let caches: Result<Vec<_>, Error> = layers.map(cache).collect();
     let name = format!("{}, {}", form.keys.name(), form.values.name()).to_lowercase();
@@ -520,15 +523,24 @@ impl Device for Cuda {
     }
 
     fn get(&mut self, value: Value) -> &[f32] {
-        let n = self.batch.n() * self.network().spec.n_embd;
+        let n = self.batch.n();
+        let widths = match value {
+            Value::Projected(l) => self.projected(l),
+            Value::Attended(_) => unreachable!("the CPU computes attention over caches in RAM"),
+            _ => vec![self.network().spec.n_embd],
+        };
         let mut values = std::mem::take(&mut self.values);
         values.clear();
-        values.resize(n, 0.0);
+        values.resize(n * widths.iter().sum::<usize>(), 0.0);
         self.attempt(|it| {
             it.start_queue()?;
-            let from = it.place(value);
+            let from = match value {
+                Value::Projected(_) => vec![it.scratch().q, it.scratch().k, it.scratch().v],
+                _ => vec![it.place(value)],
+            };
+            let parts: Vec<_> = from.into_iter().zip(widths.iter().map(|width| 4 * n * width)).collect();
             // SAFETY: there are the batch's columns
-            unsafe { it.host.fetch(&it.gpu, as_bytes_mut(&mut values), from) }
+            unsafe { it.host.fetch_all(&it.gpu, as_bytes_mut(&mut values), &parts) }
         });
         self.values = values;
         &self.values

@@ -65,6 +65,8 @@ pub struct Attention {
     pub norm: Address,
     pub post_norm: Option<Address>,
     pub kind: Kind,
+    /// Whether this device has the cache, too; otherwise it computes the products only.
+    pub is_cached: bool,
 }
 
 /// The kind of a layer's attention.

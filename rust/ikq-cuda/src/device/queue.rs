@@ -44,13 +44,15 @@ impl Cuda {
         for stage in &queue.stages {
             match *stage {
                 Stage::Attention(l) => self.attention(l)?,
+                Stage::Project(l) => self.project_heads(l)?,
+                Stage::Output(l) => self.attention_output(l)?,
                 Stage::Dense(l) => self.dense(l)?,
                 Stage::Route(l) => n_used = self.route(l)?,
                 Stage::Experts(l) => self.experts(l, n_used)?,
                 Stage::Shared(l) => self.shared(l)?,
                 Stage::Join(l) => self.join(l)?,
                 Stage::Head => self.launch_head()?,
-                Stage::Embed | Stage::End(_) => unreachable!("the CPU has these"),
+                Stage::Embed | Stage::Attend(_) | Stage::End(_) => unreachable!("the CPU has these"),
             }
         }
         Ok(())

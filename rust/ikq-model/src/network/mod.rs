@@ -195,7 +195,7 @@ impl Network {
                 nextn.chain(self.per_layer.iter().map(|p| &p.proj)).collect()
             }
             Stage::End(l) => self.layers[l].embedding.iter().flat_map(LayerEmbedding::weights).collect(),
-            Stage::Join(_) => Vec::new(),
+            Stage::Join(_) | Stage::Project(_) | Stage::Attend(_) | Stage::Output(_) => Vec::new(),
             Stage::Attention(l) => self.layers[l].attention.weights(),
             Stage::Head => self.output.iter().collect(),
             Stage::Dense(l) => match ffn(l) {
