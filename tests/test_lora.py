@@ -5,6 +5,7 @@ import pytest
 from adapter_files import ALPHA, RANK, matrices, merged, pairs_for, write_adapter
 from engine_checks import EXACT, TOLERANCE, largest
 from model_files import NAMES, Changed, path, prompt, reader
+from mtp_files import HEADS, with_head
 
 import ikq
 from ikq import LoraAdapter
@@ -309,6 +310,32 @@ def test_texts_share_what_was_computed_with_the_same_scales(adapter):
         assert generation.tokens == first
     with ikq.Model.load(path(LLAMA), n_ctx=128) as model:
         assert text(model)[0] == plain
+
+
+def test_drafts_do_not_change_texts(tmp_path, adapter):
+    """Logits made of hidden states have the scales of their text, whatever the model's are by then."""
+    name = next(n for n in HEADS if n.startswith("glm4moe/"))
+    file, _ = adapter(name)
+    whole = tmp_path / "with-head.gguf"
+    with_head(name).write(whole)
+    tokens = [int(t) for t in prompt(name, 1)]
+    options = {"max_tokens": 12, "temperature": 0, "ignore_eos": True}
+    with ikq.Model.load(whole, n_ctx=128, lora=[file]) as model:
+        assert model.mtp is not None
+
+        def text(scale, **drafts):
+            model.set_lora([scale])
+            generation = model.generate(tokens, **options, **drafts)
+            next(generation)
+            model.set_lora([3 - scale])
+            list(generation)
+            return generation.tokens
+
+        for scale in (1, 0.5, 0):
+            plain = text(scale)
+            model._batcher.forget()
+            assert text(scale, mtp=True) == plain
+            assert text(scale, lookup=2) == plain
 
 
 def test_saved_sequences_belong_to_their_adapters(tmp_path, adapter):

@@ -40,7 +40,7 @@ def check(args: argparse.Namespace) -> None:
         if args.path_map:
             raise ikq.RefusedError("--path-map is for --cluster")
         return
-    if args.lora:
+    if getattr(args, "lora", None):  # of verbs that load models as a whole
         raise ikq.RefusedError("--lora is not for --cluster: nodes load models as their files have them")
     check_address(args.cluster)
     args.path_map = [parse_path_rule(text) for text in args.path_map]
