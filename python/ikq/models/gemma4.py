@@ -19,7 +19,7 @@ from ikq.checkpoint import parts
 from ikq.checkpoint.config import Config
 from ikq.checkpoint.rows import Given
 from ikq.checkpoint.target import BlockTarget, Target
-from ikq.errors import UnsupportedError
+from ikq.errors import FormatError, UnsupportedError
 from ikq.models.attention import gqa, has_window
 from ikq.models.ffn import dense_ffn, moe_ffn
 from ikq.models.rope import rope
@@ -283,8 +283,26 @@ def _convert_attention(b: BlockTarget, n_kv: int, length: int, *, shares: bool) 
 def _convert_experts(b: BlockTarget) -> None:
     b.linear("router.proj", "ffn_gate_inp")
     b.vector("router.scale", "ffn_gate_inp.scale")
-    b.experts("experts", parts.n_expert(b.config))
+    _merged_experts(b, parts.n_expert(b.config))
     b.vector("router.per_expert_scale", "ffn_down_exps.scale")
     b.norm("pre_feedforward_layernorm_2", "pre_ffw_norm_2")
     b.norm("post_feedforward_layernorm_1", "post_ffw_norm_1")
     b.norm("post_feedforward_layernorm_2", "post_ffw_norm_2")
+
+
+def _merged_experts(b: BlockTarget, n_expert: int) -> None:
+    """Gate and up stay in one tensor, as files of this architecture have them."""
+    name = f"{b.source}experts.gate_up_proj"
+    if not b.weights.has(name):
+        b.experts("experts", n_expert)
+        return
+    for source, part in (("gate_up_proj", "gate_up"), ("down_proj", "down")):
+        name = f"{b.source}experts.{source}"
+        matrix = b.weights.matrix(name)
+        if len(b.weights.shape(name)) != 3 or b.weights.shape(name)[0] != n_expert:
+            raise FormatError(
+                f"tensor `{name}` has the shape {list(b.weights.shape(name))}, expected one matrix for "
+                f"each of {n_expert} experts"
+            )
+        shape = (n_expert, matrix.n_rows // n_expert, matrix.n_per_row)
+        b.target.add(b.name(f"ffn_{part}_exps.weight"), matrix, shape, from_fp8=b.weights.is_fp8(name))

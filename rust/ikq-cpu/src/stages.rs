@@ -101,8 +101,7 @@ pub fn add_branch(
 /// Norms all columns.
 pub fn norm_in_place(exec: &Exec<'_>, x: &mut [f32], norm: &[f32]) {
     let mut columns: Vec<_> = x.chunks_exact_mut(norm.len()).collect();
-    exec.team
-        .for_each(&mut columns, |x, _| ops::rms_norm_in_place(exec.kind, x, norm, exec.norm_eps));
+    exec.team.for_each(&mut columns, |x, _| ops::rms_norm_in_place(exec.kind, x, norm, exec.norm_eps));
 }
 
 /// The embeddings of all layers for the batch's tokens, whose scaled embeddings are `x`: columns of those of all layers,

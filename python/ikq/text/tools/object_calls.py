@@ -117,6 +117,12 @@ def _elements(text: Scanner, quote: str, calls: Calls, depth: int) -> Steps[bool
             return True
         if n:
             yield from text.take(",")
+            yield from text.space()
+            c = yield from text.peek()
+            if not c:
+                return (yield from _cut_short(text, calls, "]"))
+            if c == "]":
+                continue
             yield calls.arguments(", ")
         n += 1
         if not (yield from _value(text, quote, calls, depth + 1)):

@@ -229,7 +229,11 @@ impl Gqa {
                 weights.linear(v, model.n_embd, Some(a.n_head_kv * a.head_dim_v), 1)?,
             )),
             (None, None, Some(_)) => None,
-            _ => return Err(Error::Spec { why: "attention with keys and values of its own and of another layer, or neither".into() }),
+            _ => {
+                return Err(Error::Spec {
+                    why: "attention with keys and values of its own and of another layer, or neither".into(),
+                });
+            }
         };
         Ok(Gqa {
             n_head: a.n_head,
