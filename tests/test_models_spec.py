@@ -416,7 +416,8 @@ def shapes_of(name):
 def names_in(value):
     """All strings of a spec that name tensors."""
     if isinstance(value, dict):
-        skipped = ("architecture", "notes", "kind", "pairing", "func", "activation", "value_order")
+        kinds = ("kind", "norm_kind", "qk_norm", "gate_func", "pairing", "func", "activation", "value_order")
+        skipped = ("architecture", "notes", *kinds)
         return {n for k, v in value.items() if k not in skipped for n in names_in(v)}
     if isinstance(value, (list, tuple)):
         return {n for v in value for n in names_in(v)}
