@@ -9,7 +9,6 @@ weights, cache and buffers of a placement take is what the core says of it; here
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from ikq import _ikq, cuda
 from ikq.errors import DeviceError, RefusedError
 from ikq.files.gguf import GGUFReader
 from ikq.inference.explaining import Filled, Fitted
+from ikq.inference.gpu_parts import blocks, rules_for_the_cpu
 from ikq.inference.loading import PlacementOptions
 from ikq.models import ModelSpec
 
@@ -150,10 +150,9 @@ class _Search:
         self._splits: dict[_Level, tuple[int, ...] | None] = {}
 
     @cached_property
-    def _recurrent(self) -> tuple[str, ...]:
-        """Rules that leave recurrent layers to the CPU: how many snapshots they will keep is not known."""
-        numbers = [i for i, layer in enumerate(self._spec.layers) if layer.attention.kind == "delta_net"]
-        return (rf"{_blocks(numbers)}\.(attn|ssm)_.*=CPU",) if numbers else ()
+    def _staying(self) -> tuple[str, ...]:
+        """Rules that leave to the CPU what GPUs do not compute."""
+        return rules_for_the_cpu(self._spec)
 
     def levels(self, most: int) -> list[_Level]:
         """Placements, the one with most on GPUs first."""
@@ -164,10 +163,10 @@ class _Search:
         ]
         levels = []
         for n in range(len(experts)):
-            rule = (rf"{_blocks(experts[-n:])}\.ffn_.*_exps=CPU",) if n else ()
-            levels.append(_Level(top, False, self._recurrent + rule))
+            rule = (rf"{blocks(experts[-n:])}\.ffn_.*_exps=CPU",) if n else ()
+            levels.append(_Level(top, False, self._staying + rule))
         for n in range(top, 0, -1):
-            levels.append(_Level(n, bool(experts), self._recurrent))
+            levels.append(_Level(n, bool(experts), self._staying))
         return levels
 
     def context(self) -> int:
@@ -250,9 +249,3 @@ class _Search:
             tensor_split=split if len(split) > 1 else (),
             is_all=is_all,
         )
-
-
-def _blocks(layers: Sequence[int]) -> str:
-    """An expression for the names of tensors of these layers."""
-    numbers = "|".join(map(str, layers))
-    return rf"blk\.({numbers})" if len(layers) > 1 else rf"blk\.{numbers}"

@@ -143,7 +143,9 @@ impl Raise for ikq_model::Error {
             | Context { .. }
             | Discard { .. }
             | Hidden { .. } => ShapeError::new_err(message),
-            Cache { .. } | Rewind { .. } | Shift | NotWeights { .. } => UnsupportedError::new_err(message),
+            Cache { .. } | Rewind { .. } | Shift | Turn | NotWeights { .. } => {
+                UnsupportedError::new_err(message)
+            }
             Memory { .. } | CacheMemory { .. } | Option { .. } | Threads(_) => RefusedError::new_err(message),
             Device(_) => DeviceError::new_err(message),
             Closed | SameSequence | OtherModel => PyValueError::new_err(message),
