@@ -175,7 +175,7 @@ class _Search:
         # the cache does not depend on what of it is where
         split = self._all_to(0, everything)
         n_bytes = sum(gpu.free for gpu in self._gpus)
-        n_ctx = self._spec.n_ctx_train
+        n_ctx = min(self._spec.n_ctx_train, self._spec.n_ctx_most or self._spec.n_ctx_train)
         while n_ctx > _LEAST_CONTEXT and self._plan(everything, split, n_ctx)[0].cache > n_bytes // 4:
             n_ctx //= 2
         return n_ctx

@@ -102,10 +102,12 @@ class LoadingOptions(PlacementOptions):
 
     def engine(self, reader: GGUFReader, spec: ModelSpec, n_ctx: int | None) -> _ikq.Engine:
         """The engine of a file, for sequences of at most `n_ctx` tokens. Errors are those of `Model.load`."""
-        if spec.n_ctx_most is not None and (n_ctx or spec.n_ctx_train) > spec.n_ctx_most:
+        most = spec.n_ctx_most
+        if most is not None and n_ctx is None:
+            n_ctx = min(spec.n_ctx_train, most)
+        if most is not None and n_ctx is not None and n_ctx > most:
             raise UnsupportedError(
-                f"architecture `{spec.architecture}`: contexts of more than {spec.n_ctx_most} positions are "
-                f"not supported: take n_ctx={spec.n_ctx_most}"
+                f"architecture `{spec.architecture}`: contexts of more than {most} positions are not computed"
             )
         return _ikq.Engine.load(reader._opened(), spec.to_json(), n_ctx=n_ctx, isa_name=None, **vars(self))
 

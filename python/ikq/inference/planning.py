@@ -27,7 +27,7 @@ def plan(
         found = None if room is None else fit(reader, spec, n_ctx, options, room)
         if found is not None:
             n_ctx, options = found.n_ctx, replace(options, **found.placement)
-        n_ctx = spec.n_ctx_train if n_ctx is None else n_ctx
+        n_ctx = min(spec.n_ctx_train, spec.n_ctx_most or spec.n_ctx_train) if n_ctx is None else n_ctx
         placement, taken = _ikq.Engine.plan(
             reader._opened(), spec.to_json(), n_ctx=n_ctx, n_ubatch=n_ubatch, **vars(options)
         )
