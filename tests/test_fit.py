@@ -6,6 +6,7 @@ import shlex
 
 import pytest
 from model_files import NAMES, RECURRENT, path, reader
+from seeded_models import case, write_folder
 
 import ikq
 import ikq.cuda
@@ -22,6 +23,22 @@ MIXTURES = (
     "deepseek3/deepseek3-bf16",
     "gpt-oss/gpt-oss-mxfp4",
 )
+
+
+# small models without parts that GPUs lack, and what stays of others
+WHOLE = ("bailingmoe2", "seed_oss")
+MIXTURE = {"router", "experts", "shared expert"}
+STAYING = {
+    "cohere2moe": {"attention", "FFN", "output", *MIXTURE},
+    "granite": {"attention", "FFN"},
+    "hunyuan-moe": {"attention"},
+    "laguna": {"attention"},
+    "llama4": {"attention", *MIXTURE},
+    "mimo2": {"attention"},
+    "minimax-m2": {"attention"},
+    "mistral4": {"attention"},
+    "step35": {"attention", *MIXTURE},
+}
 
 
 @pytest.fixture
@@ -71,6 +88,22 @@ def test_what_fits_is_all_on_the_gpu(name, gpu):
     assert fitted(path(name)) == plan._replace(fitted=plan.fitted._replace(devices=filled))
     gpu(plan.fitted.needed - 1)
     assert len(stages_on(fitted(path(name)), "CPU")) > len(stages_on(plan, "CPU"))
+
+
+@pytest.mark.parametrize("name", STAYING | dict.fromkeys(WHOLE))
+def test_what_gpus_do_not_compute_stays(name, gpu, tmp_path):
+    """And is refused by name where it shall go there: of new architectures by their small models."""
+    file = tmp_path / "x.gguf"
+    ikq.convert_checkpoint(write_folder(tmp_path / "hf", case(name)), file, "f32")
+    gpu(2**40)
+    plan = fitted(file)
+    staying = {stage.split(", ")[-1] for stage in stages_on(plan, "CPU") if stage != "embedding"}
+    if name in WHOLE:
+        assert not staying
+        return
+    assert staying == STAYING[name]
+    with pytest.raises(ikq.DeviceError, match="is not computed on GPUs yet; leave it on the CPU"):
+        ikq.Model.plan(file, **SMALL, devices=["CPU", "CUDA0"], n_gpu_layers=99)
 
 
 @pytest.mark.parametrize("name", MIXTURES)

@@ -9,7 +9,6 @@ weights, cache and buffers of a placement take is what the core says of it; here
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
@@ -17,9 +16,9 @@ from ikq import _ikq, cuda
 from ikq.errors import DeviceError, RefusedError
 from ikq.files.gguf import GGUFReader
 from ikq.inference.explaining import Filled, Fitted
+from ikq.inference.gpu_parts import blocks, rules_for_the_cpu
 from ikq.inference.loading import PlacementOptions
 from ikq.models import ModelSpec
-from ikq.models.spec import DeltaNet, Gqa, Mla, Moe
 
 __all__ = ["MARGIN", "FitOptions", "fit"]
 
@@ -150,13 +149,9 @@ class _Search:
         self._splits: dict[_Level, tuple[int, ...] | None] = {}
 
     @cached_property
-    def _on_cpu(self) -> tuple[str, ...]:
+    def _staying(self) -> tuple[str, ...]:
         """Rules that leave to the CPU what GPUs do not compute."""
-        layers = list(enumerate(self._spec.layers))
-        attention = [i for i, layer in layers if _stays(layer.attention)]
-        mixtures = [i for i, layer in layers if isinstance(layer.ffn, Moe) and layer.ffn.norms is not None]
-        rules = ((attention, r"\.(attn|ssm)_.*=CPU"), (mixtures, r"\.ffn_.*=CPU"))
-        return tuple(_blocks(numbers) + rule for numbers, rule in rules if numbers)
+        return rules_for_the_cpu(self._spec)
 
     def levels(self, most: int) -> list[_Level]:
         """Placements, the one with most on GPUs first."""
@@ -167,10 +162,10 @@ class _Search:
         ]
         levels = []
         for n in range(len(experts)):
-            rule = (rf"{_blocks(experts[-n:])}\.ffn_.*_exps=CPU",) if n else ()
-            levels.append(_Level(top, False, self._on_cpu + rule))
+            rule = (rf"{blocks(experts[-n:])}\.ffn_.*_exps=CPU",) if n else ()
+            levels.append(_Level(top, False, self._staying + rule))
         for n in range(top, 0, -1):
-            levels.append(_Level(n, bool(experts), self._on_cpu))
+            levels.append(_Level(n, bool(experts), self._staying))
         return levels
 
     def context(self) -> int:
@@ -253,15 +248,3 @@ class _Search:
             tensor_split=split if len(split) > 1 else (),
             is_all=is_all,
         )
-
-
-def _stays(attention: Gqa | Mla | DeltaNet) -> bool:
-    if isinstance(attention, Gqa):
-        return attention.v_norm or attention.shares is not None
-    return isinstance(attention, DeltaNet)
-
-
-def _blocks(layers: Sequence[int]) -> str:
-    """An expression for the names of tensors of these layers."""
-    numbers = "|".join(map(str, layers))
-    return rf"blk\.({numbers})" if len(layers) > 1 else rf"blk\.{numbers}"

@@ -118,7 +118,7 @@ class Sequence:
         """Makes room: drops `n_discard` positions after the first `n_keep`; the later ones move down.
 
         Raises:
-            UnsupportedError: the model has recurrent layers.
+            UnsupportedError: the model has recurrent layers, or norms its keys behind the rotation.
             ShapeError: there are not as many positions.
             RefusedError: memory does not hold what is moved.
         """

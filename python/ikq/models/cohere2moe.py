@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from ikq.checkpoint import parts
 from ikq.checkpoint.target import Target
-from ikq.errors import UnsupportedError
 from ikq.files.gguf import Typed
 from ikq.models.attention import gqa
 from ikq.models.ffn import dense_ffn, is_leading_dense, moe_ffn
@@ -75,8 +74,8 @@ def convert(t: Target) -> None:
     n_dense = kinds.count("dense")
     if kinds[:n_dense] != ["dense"] * n_dense:
         raise c.wrong("mlp_layer_types", "dense layers and then sparse ones")
-    if n_dense and c.integer("prefix_dense_sliding_window_pattern", default=1) != 1:
-        raise UnsupportedError(f"{c.path}: leading dense layers with windows are not known in such files")
+    if n_dense:
+        parts.only(c, "prefix_dense_sliding_window_pattern", 1)
     windows = c.texts("layer_types")
     if len(windows) != n:
         raise c.wrong("layer_types", f"a kind for each of {n} layers")

@@ -144,7 +144,7 @@ impl Raise for ikq_model::Error {
             | Discard { .. }
             | Hidden { .. }
             | AdapterShape { .. } => ShapeError::new_err(message),
-            Cache { .. } | Rewind { .. } | Shift | NotWeights { .. } | AdapterKind { .. } => {
+            Cache { .. } | Rewind { .. } | Shift | Turn | NotWeights { .. } | AdapterKind { .. } => {
                 UnsupportedError::new_err(message)
             }
             Memory { .. } | CacheMemory { .. } | Option { .. } | Threads(_) => RefusedError::new_err(message),

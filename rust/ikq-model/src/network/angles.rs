@@ -87,7 +87,15 @@ mod tests {
 
     fn rope(n_rot: usize, base: f64, linear: f64, factors: Option<Vec<f32>>, yarn: Option<Yarn>) -> Rope {
         Rope {
-            spec: spec::Rope { pairing: Pairing::Neox, n_rot, base, linear, factors: None, yarn },
+            spec: spec::Rope {
+                pairing: Pairing::Neox,
+                n_rot,
+                base,
+                linear,
+                factors: None,
+                yarn,
+                n_factors: None,
+            },
             factors,
         }
     }
