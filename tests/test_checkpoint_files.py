@@ -413,7 +413,8 @@ def test_folders_that_do_not_fit_together(tmp_path, change, error, says):
         ("tokenizer.json", '{"model": {"vocab": {"a": 99999999}, "merges": []}}', "no number"),
         ("tokenizer.json", '{"model": {"vocab": {"a": 9999999}, "merges": []}}', "ids go up to"),
         ("tokenizer.json", '{"model": {"vocab": {"a": 0}, "merges": ["a"]}}', "'a' is not two tokens"),
-        ("tokenizer.json", '{"model": {"type": "Unigram"}}', "of kind 'Unigram'"),
+        ("tokenizer.json", '{"model": {"type": "Unigram"}}', "the vocabulary is missing"),
+        ("tokenizer.json", '{"model": {"type": "WordLevel"}}', "of kind 'WordLevel'"),
     ],
 )
 def test_damaged_texts(tmp_path, file, content, says):
