@@ -417,13 +417,15 @@ def _field(number, wire, value):
     return head + (varint(len(value)) if wire == 2 else b"") + value
 
 
-def write_sentencepiece(path, texts, scores, kinds, space_prefix, model_type=2):
+def write_sentencepiece(
+    path, texts, scores, kinds, space_prefix, model_type=2, more_trainer=b"", more_rules=b""
+):
     pieces = b""
     for text, score, kind in zip(texts, scores, kinds, strict=True):
         piece = _field(1, 2, text.encode()) + _field(2, 5, struct.pack("<f", score))
         # normal pieces have no kind, as in files of the library
         piece += b"" if kind == 1 else _field(3, 0, kind)
         pieces += _field(1, 2, piece)
-    trainer = _field(2, 2, _field(3, 0, model_type))
-    normalizer = _field(3, 2, _field(1, 2, b"identity") + _field(3, 0, int(space_prefix)))
+    trainer = _field(2, 2, _field(3, 0, model_type) + more_trainer)
+    normalizer = _field(3, 2, _field(1, 2, b"identity") + _field(3, 0, int(space_prefix)) + more_rules)
     path.write_bytes(pieces + trainer + normalizer)

@@ -255,13 +255,13 @@ def test_damaged_sentencepiece(tmp_path):
         path.write_bytes(data)
         with pytest.raises(FormatError, match="no model of SentencePiece"):
             read_sentencepiece(path)
-    write_sentencepiece(path, ["<unk>", "a"], [0.0, -1.0], [2, 1], True, model_type=1)
-    with pytest.raises(UnsupportedError, match=r"other than BPE \(unigram\) .* likeliest split"):
+    write_sentencepiece(path, ["<unk>", "a"], [0.0, -1.0], [2, 1], True, model_type=3)
+    with pytest.raises(UnsupportedError, match=r"other than BPE and unigram \(words\) are not"):
         read_sentencepiece(path)
 
 
 def test_another_file_beside_tokenizer_json(tmp_path):
-    """`tokenizer.model` that is no BPE of SentencePiece does not stand in the way of tokenizer.json."""
+    """`tokenizer.model` that is no model of SentencePiece does not stand in the way of tokenizer.json."""
     folder = write(tmp_path, BPE)
     (folder / "tokenizer.model").write_bytes(b"IQ== 0\nIg== 1\n")
     assert keys_of(folder)["tokenizer.ggml.model"] == "gpt2"

@@ -81,6 +81,14 @@ def test_every_architecture_has_a_fixture_or_an_oracle():
     assert fixtures | oracles | seeded == set(SUPPORTED)
 
 
+@pytest.mark.parametrize("name", ["llama", "mixtral", "gpt-oss", "deepseek3", "qwen35moe"])
+def test_plans_make_no_weights(folders, tmp_path, name, monkeypatch):
+    """Of large checkpoints nobody waits for that; rows that change places, experts that are stacked, sums."""
+    monkeypatch.setattr(Checkpoint, "_make", lambda *_: pytest.fail("weights were made"))
+    plan = ikq.plan_conversion(folders(name), tmp_path / "x.gguf")
+    assert sum(t.bytes_out for t in plan.tensors) > 0
+
+
 @pytest.mark.parametrize("name", SHORT)
 def test_fixtures_come_back(folders, tmp_path, name):
     folder, out = folders(name), tmp_path / "out.gguf"

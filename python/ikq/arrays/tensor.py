@@ -64,18 +64,11 @@ class QTensor:
             ShapeError: the type cannot have this shape, or `raw` has another number of bytes.
         """
         t = as_type(type)
-        size = tensor_bytes(t, shape)
+        size, stored = stored_shape(t, shape)
         array = as_bytes(raw)
         if array.size != size:
             raise ShapeError(f"{t} data of shape {tuple(shape)} has {size} bytes, got {array.size}")
-        extents = tuple(int(n) for n in shape)
-        flat = t is QuantType.I2_S or not extents
-        stored = (size,) if flat else (*extents[:-1], row_bytes(t, extents[-1]))
-        try:
-            rows = array.reshape(stored)
-        except ValueError:  # no bytes, but axes whose product no array can have
-            raise ShapeError(f"shape {tuple(shape)} is too large for an array") from None
-        self._set(rows, t, extents, name)
+        self._set(array.reshape(stored), t, tuple(int(n) for n in shape), name)
 
     def _set(
         self, raw: NDArray[np.uint8], type: QuantType | int, shape: tuple[int, ...], name: str | None
@@ -227,6 +220,27 @@ def _restore(
     raw = np.frombuffer(data, np.uint8).reshape(raw_shape)
     tensor._set(raw, QuantType(type_id) if known else type_id, shape, name)
     return tensor
+
+
+def stored_shape(type: QuantType, shape: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+    """Bytes of a tensor, and the shape of the array that holds them: its last axis is bytes.
+
+    Args:
+        type: the tensor type.
+        shape: as numpy has it, the elements of a row last.
+
+    Raises:
+        ShapeError: the type cannot have this shape, or an array could not.
+    """
+    size = tensor_bytes(type, shape)
+    flat = type is QuantType.I2_S or not len(shape)
+    stored = (size,) if flat else (*(int(n) for n in shape[:-1]), row_bytes(type, int(shape[-1])))
+    if size == 0:
+        try:
+            np.empty(0, np.uint8).reshape(stored)
+        except ValueError:  # axes whose product no array can have
+            raise ShapeError(f"shape {tuple(shape)} is too large for an array") from None
+    return size, stored
 
 
 def _check_groups(type: QuantType, key: Index, n_rows: int) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ikq.checkpoint.config import Config, read_json, read_limited
 from ikq.checkpoint.sentencepiece import SentencePieces, read_sentencepiece
+from ikq.checkpoint.unigram import read_unigram, unigram_keys
 from ikq.errors import FormatError, UnsupportedError
 from ikq.files.gguf import Typed
 from ikq.tokenizer.vocab import TokenType
@@ -72,7 +74,9 @@ def _sentencepiece(path: Path, whole: Mapping[str, Any]) -> SentencePieces | Non
     if not path.exists():
         return None
     try:
-        return read_sentencepiece(path)
+        pieces = read_sentencepiece(path)
+        # what the model's own library runs, which may treat spaces in another way, is in tokenizer.json
+        return None if pieces.is_unigram and whole else pieces
     except (FormatError, UnsupportedError):
         from ikq.checkpoint.tiktoken import find_ranks
 
@@ -125,7 +129,7 @@ def _within(pieces: SentencePieces, folder: Path, n_vocab: int) -> SentencePiece
     for token in range(n_vocab, len(pieces.kinds)):
         if pieces.kinds[token] in beyond:
             raise _no_row(folder, pieces.texts[token], token, n_vocab)
-    return SentencePieces(pieces.texts[:n_vocab], pieces.scores[:n_vocab], kinds, pieces.space_prefix)
+    return replace(pieces, texts=pieces.texts[:n_vocab], scores=pieces.scores[:n_vocab], kinds=kinds)
 
 
 def _no_row(path: Path, text: str, token: int, n_vocab: int) -> FormatError:
@@ -173,11 +177,16 @@ def _fill(texts: list[str | None], kinds: list[int], n_vocab: int) -> list[str]:
 def _from_json(
     path: Path, whole: Mapping[str, Any], n_vocab: int, *, is_plain: bool = False
 ) -> tuple[dict[str, object], list[str]]:
-    """BPE, of bytes or of plain text, from `tokenizer.json`; `is_plain`: the latter with its merges."""
-    model = whole.get("model")
-    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
-        kind = model.get("type") if isinstance(model, dict) else model
-        raise UnsupportedError(f"{path}: tokenizers of kind {kind!r:.40} are not converted; BPE is")
+    """BPE, of bytes or of plain text, or a unigram model, from `tokenizer.json`; `is_plain`: plain text with its merges."""
+    kind = _kind_of_json(whole)
+    if kind == "Unigram":
+        pieces = read_unigram(path, whole, _load, n_vocab, _added(path, whole, {}))
+        return _sentencepiece_keys(pieces, n_vocab)
+    if kind != "BPE":
+        raise UnsupportedError(
+            f"{path}: tokenizers of kind {kind!r:.40} are not converted; BPE and Unigram are"
+        )
+    model = whole["model"]
     vocab, merges = model.get("vocab"), model.get("merges")
     if not isinstance(vocab, dict) or not isinstance(merges, list):
         raise FormatError(f"{path}: the vocabulary or the merges are missing")
@@ -265,6 +274,11 @@ _SHOWN = frozenset(
     )
 )
 
+def _kind_of_json(whole: Mapping[str, Any]) -> object:
+    model = whole.get("model")
+    return model.get("type", "BPE") if isinstance(model, dict) else model
+
+
 # how normalizers and pre-tokenizers say that a space is put before the text
 _PREPENDS = ('"Prepend"', '"prepend_scheme": "always"', '"prepend_scheme": "first"')
 
@@ -307,7 +321,7 @@ def _with_added(
         texts += [f"[PAD{len(texts) + i}]" for i in range(gap)] + [text]
         scores += [_ADDED_SCORE] * (gap + 1)
         kinds += [int(TokenType.UNUSED)] * gap + [int(_kind_of_added(text, special))]
-    return SentencePieces(texts, scores, kinds, pieces.space_prefix)
+    return replace(pieces, texts=texts, scores=scores, kinds=kinds)
 
 
 def _sentencepiece_keys(pieces: SentencePieces, n_vocab: int) -> tuple[dict[str, object], list[str]]:
@@ -316,13 +330,15 @@ def _sentencepiece_keys(pieces: SentencePieces, n_vocab: int) -> tuple[dict[str,
     texts = _fill(given, kinds, n_vocab)
     scores = [*pieces.scores, *([_ADDED_SCORE] * (len(texts) - len(pieces.scores)))]
     keys: dict[str, object] = {
-        f"{_PREFIX}model": "llama",
+        f"{_PREFIX}model": "t5" if pieces.is_unigram else "llama",
         f"{_PREFIX}pre": "default",
         f"{_PREFIX}tokens": texts,
         f"{_PREFIX}scores": Typed(scores, "array[float32]"),
         f"{_PREFIX}token_type": Typed([int(k) for k in kinds], "array[int32]"),
     }
-    if not pieces.space_prefix:
+    if pieces.is_unigram:
+        keys |= unigram_keys(pieces)
+    elif not pieces.space_prefix:
         keys[f"{_PREFIX}add_space_prefix"] = False
     return keys, texts
 
@@ -370,7 +386,7 @@ def _begin_and_end(
     path: Path, whole: Mapping[str, Any], options: Mapping[str, Any], keys: Mapping[str, object]
 ) -> dict[str, object]:
     """Whether prompts get BOS and EOS: as tokenizer_config.json says, else by what the tokenizer does."""
-    is_plain = keys[f"{_PREFIX}model"] == "llama"
+    is_plain = keys[f"{_PREFIX}model"] in ("llama", "t5")
     found = {"bos": is_plain, "eos": False}
     if whole:
         encoded = _load(path).encode("a", add_special_tokens=True).ids

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from ikq import _ikq
 from ikq.arrays.quant_types import QuantType
-from ikq.arrays.tensor import QTensor
+from ikq.arrays.tensor import QTensor, stored_shape
 from ikq.errors import FormatError, IkqError, ShapeError
 
 __all__ = ["GGUFReader", "GGUFWriter", "Metadata", "Shard", "Typed"]
@@ -215,6 +215,24 @@ class GGUFReader:
     def nbytes(self) -> int:
         """Bytes of all files."""
         return sum(s.nbytes for s in self.shards)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all tensors, in file order; no tensor's bytes are looked at, or made.
+
+        Raises:
+            ShapeError: a tensor's type cannot have its shape.
+            ValueError: the reader is closed.
+        """
+        found = {}
+        for name, extents, type_id, _ in self._opened().tensors():
+            shape = tuple(extents)
+            if type_id in QuantType._value2member_map_:
+                try:
+                    stored_shape(QuantType(type_id), shape)
+                except ShapeError as e:
+                    raise ShapeError(f"tensor `{name}`: {e}") from None
+            found[name] = shape
+        return found
 
     def close(self) -> None:
         """Closes the file. Tensors taken from the reader keep it mapped as long as they live."""

@@ -188,10 +188,7 @@ def _source(
 
 
 def _shapes(reader: GGUFReader) -> dict[str, tuple[int, ...]]:
-    shapes = {}
-    for name in reader.tensors:
-        try:
-            shapes[name] = reader.tensors[name].shape
-        except ShapeError as e:
-            raise FormatError(f"tensor `{name}`: {e}") from e
-    return shapes
+    try:
+        return reader.shapes()
+    except ShapeError as e:
+        raise FormatError(str(e)) from e

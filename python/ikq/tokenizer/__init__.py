@@ -5,6 +5,8 @@ special.py         special tokens: ids, ends of texts, finding them in a prompt
 pre_tokenizers.py  how text is split before merging: one table
 bpe.py             byte-level BPE ("gpt2") and BPE on plain text ("gemma4")
 spm.py             SentencePiece with scores ("llama")
+unigram.py         SentencePiece's unigram models ("t5")
+charsmap.py        what they replace in a text
 wpm.py             WordPiece ("bert")
 stream.py          text of tokens one by one
 """
@@ -28,6 +30,7 @@ __all__ = ["PRE_TOKENIZERS", "PreTokenizer", "StreamDecoder", "TokenType", "Toke
 _MODEL_KEY, _PRE_KEY = "tokenizer.ggml.model", "tokenizer.ggml.pre"
 # ids that models of this kind have where the file names none
 _SPM_IDS = {"bos": 1, "eos": 2, "unk": 0}
+_UNIGRAM_IDS = {"eos": 1, "unk": 2, "pad": 0}
 _WPM_IDS = {"bos": 101, "sep": 102, "unk": 100, "pad": 0}
 
 
@@ -39,10 +42,12 @@ class Tokenizer:
     """A model's tokenizer. May be used from several threads.
 
     Text is taken as it is: it is not normalized (NFC), and decoding cleans up no spaces, so that what
-    was encoded comes back.
+    was encoded comes back. Of unigram models the replacements of characters and spaces that the file
+    names are made, as the models want it.
 
     Attributes:
-        model: Kind of vocabulary: `gpt2` (byte-level BPE), `llama` (SentencePiece), `gemma4`, `bert`.
+        model: Kind of vocabulary: `gpt2` (byte-level BPE), `llama` (SentencePiece), `t5` (unigram),
+            `gemma4`, `bert`.
         pre: Name of the pre-tokenizer; empty where there is none.
         special: Ids of special tokens.
         end_ids: Tokens after which a text ends (end of text, of turn, of message, ...).
@@ -72,16 +77,20 @@ class Tokenizer:
                 f"the file has no tokenizer (`{_MODEL_KEY}` is no_vocab); token ids still work: "
                 "Model.logits, Model.eval and Model.generate take them, ikq bench makes its own"
             )
-        if model not in ("gpt2", "llama", "gemma4", "bert"):
+        if model not in ("gpt2", "llama", "t5", "gemma4", "bert"):
             raise UnsupportedError(
                 f"tokenizer model {model!r} is not supported; ikq knows gpt2 (byte-level BPE), llama"
-                " (SentencePiece), gemma4 and bert (WordPiece)"
+                " (SentencePiece), t5 (unigram), gemma4 and bert (WordPiece)"
             )
-        from ikq.tokenizer import bpe, wpm  # with the `tokenizers` library, which most programs do without
+        from ikq.tokenizer import (
+            bpe,
+            unigram,
+            wpm,
+        )  # with the `tokenizers` library, which most programs do without
 
         self.model = model
         self._vocab = vocab = Vocab.read(metadata)
-        defaults = {"llama": _SPM_IDS, "bert": _WPM_IDS}.get(model, {})
+        defaults = {"llama": _SPM_IDS, "t5": _UNIGRAM_IDS, "bert": _WPM_IDS}.get(model, {})
         self.special = special = special_ids(metadata, vocab, defaults)
         self._shown = shown_ids(vocab)
         self.end_ids = end_ids(metadata, vocab, special)
@@ -91,6 +100,10 @@ class Tokenizer:
         if model == "llama":
             space_prefix = read_bool(metadata, "add_space_prefix", True)
             self._encoder = spm.SpmEncoder(vocab, special.unk, space_prefix)
+        elif model == "t5":
+            rules = unigram.Rules.read(metadata)
+            space_prefix = rules.space_prefix
+            self._encoder = unigram.UnigramEncoder(vocab, special.unk, rules)
         elif model == "bert":
             space_prefix = True  # each word is written with one
             self._encoder = wpm.WpmEncoder(vocab, special.unk)
@@ -106,7 +119,9 @@ class Tokenizer:
         if model == "gemma4":
             self.add_bos = special.bos is not None  # files say false, and the model is lost without
         self._last = special.sep if model == "bert" else special.eos
-        self.add_eos = read_bool(metadata, "add_eos_token", model == "bert") and self._last is not None
+        self.add_eos = (
+            read_bool(metadata, "add_eos_token", model in ("bert", "t5")) and self._last is not None
+        )
         self._splitter = SpecialSplitter(vocab, _stripping(metadata, vocab))
 
     @classmethod

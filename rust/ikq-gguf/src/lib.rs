@@ -56,7 +56,7 @@ mod disk;
 pub mod error;
 mod header;
 mod made;
-// the only module of this crate with `unsafe` code
+// with `write_out`, the only modules of this crate with `unsafe` code
 #[allow(unsafe_code)]
 mod mapping;
 mod metadata;
@@ -70,6 +70,8 @@ mod tensor;
 mod testing;
 mod value;
 mod write;
+#[allow(unsafe_code)]
+mod write_out;
 
 pub use array::Array;
 pub use bytes::Bytes;

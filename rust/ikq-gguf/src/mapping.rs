@@ -1,4 +1,4 @@
-//! Memory maps: the only `unsafe` code of this crate.
+//! Memory maps.
 
 use std::fs::{self, File};
 use std::path::Path;

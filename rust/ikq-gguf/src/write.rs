@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::plan::{Layout, Place, ShardLayout};
 use crate::ranges::Ranges;
 use crate::split::{parse_shard_name, shard_file_name};
+use crate::write_out;
 
 /// With more shards than this, files are opened for each write, so that no output needs many file descriptors.
 const MAX_OPEN_FILES: usize = 64;
@@ -219,6 +220,22 @@ impl Writer {
         for out in self.files.iter().filter(|f| !f.in_place) {
             out.with_file(File::sync_data)
                 .map_err(|e| Error::io(&out.target, "write", self.layout.total_size(), e))?;
+        }
+        Ok(())
+    }
+
+    /// Has the system begin to write what was written so far to the disk, without waiting: the disk works while
+    /// other bytes are made, and whoever waits for it in the end waits for the rest only.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for a file that can no longer be opened.
+    pub fn begin_sync(&self) -> Result<(), Error> {
+        for out in self.files.iter().filter(|f| !f.in_place) {
+            out.with_file(|file| {
+                write_out::begin(file);
+                Ok(())
+            })
+            .map_err(|e| Error::io(&out.target, "write", self.layout.total_size(), e))?;
         }
         Ok(())
     }

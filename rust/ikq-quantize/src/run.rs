@@ -4,7 +4,7 @@
 //! before   what a journal, an older output or finished shards have of the result is looked up and seen to be good
 //! reader   asks the system for the pages of coming units, at most READ_AHEAD bytes early
 //! pool     takes units in order: decode -> encode -> into the partial file -> into the journal   (n threads)
-//! keeper   makes the disk catch up every few seconds
+//! keeper   has the disk begin with what is there, and makes it catch up every few seconds
 //! teller   reports progress, in order of tensors
 //! after    hashes into the header, files to their final names, the journal goes
 //! ```
@@ -41,6 +41,8 @@ pub use crate::tally::{Event, Origin, TensorDone};
 
 /// How far the reader runs in front of the workers.
 const READ_AHEAD_BYTES: usize = 64 << 20;
+/// How long what is done may wait until the system begins to write it to the disk.
+const WRITE_INTERVAL: Duration = Duration::from_millis(200);
 /// How long what is done may wait for the disk.
 pub(crate) const SYNC_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -318,9 +320,15 @@ impl Job<'_> {
 
     /// Makes the disk catch up from time to time, until the run ends.
     fn keep(&self, stop: &Receiver<()>) -> Result<(), Error> {
-        while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(SYNC_INTERVAL) {
+        let mut synced = Instant::now();
+        while let Err(RecvTimeoutError::Timeout) = stop.recv_timeout(WRITE_INTERVAL) {
+            if synced.elapsed() < SYNC_INTERVAL {
+                self.writer.begin_sync()?;
+                continue;
+            }
             self.writer.sync()?;
             self.journal.sync()?;
+            synced = Instant::now();
         }
         Ok(())
     }
