@@ -4,6 +4,9 @@
 
 constexpr uint32_t ONES = 0x01010101u, LOW_NIBBLES = 0x0f0f0f0fu, CRUMBS = 0x03030303u, SIGN_BITS = 0x80808080u;
 
+// The arguments of `bitwise`, for writing its functions.
+constexpr unsigned ARG_A = 0xf0, ARG_B = 0xcc, ARG_C = 0xaa;
+
 IKQ_DEV uint32_t word(const uint2 &w, int i) { return i == 0 ? w.x : w.y; }
 IKQ_DEV uint32_t word(const uint4 &w, int i) { return i == 0 ? w.x : i == 1 ? w.y : i == 2 ? w.z : w.w; }
 
@@ -37,11 +40,23 @@ IKQ_DEV uint32_t look_up_4(uint32_t index, uint32_t upper, const Table16 &t) {
 
 // Looks up the eight nibbles of a word in a table: `low` gets the values of the low nibbles of its bytes, `high` those
 // of the high nibbles.
+IKQ_OPAQUE uint32_t HALF_OF_TABLE[2] = {0x44444444u, 0x32103210u};
 IKQ_DEV void look_up(uint32_t nibbles, const Table16 &t, uint32_t &low, uint32_t &high) {
-    const uint32_t index = nibbles & 0x77777777u, upper = (nibbles >> 1 & 0x44444444u) | 0x32103210u;
+    const uint32_t index = nibbles & 0x77777777u, upper = (nibbles >> 1 & HALF_OF_TABLE[0]) | HALF_OF_TABLE[1];
     const uint32_t x = look_up_4(index, upper, t), y = look_up_4(index >> 16, upper >> 16, t);
     low = permute(x, y, 0x6420u);
     high = permute(x, y, 0x7531u);
+}
+
+// The same for nibbles in order (types/form.cuh): `first` gets the values of the lower four, `second` those of the others,
+// which have a table of their own.
+IKQ_DEV void look_up_in_order(uint32_t nibbles, const Table16 &of_first, const Table16 &of_second, int &first, int &second) {
+    const uint32_t index = nibbles & 0x77777777u, upper = (nibbles >> 1 & HALF_OF_TABLE[0]) | HALF_OF_TABLE[1];
+    first = int(look_up_4(index, upper, of_first));
+    second = int(look_up_4(index >> 16, upper >> 16, of_second));
+}
+IKQ_DEV void look_up_in_order(uint32_t nibbles, const Table16 &t, int &first, int &second) {
+    look_up_in_order(nibbles, t, t, first, second);
 }
 
 IKQ_DEV int look_up_1(uint32_t nibble, const Table16 &t) { return int8_t(look_up_4(nibble & 7u, (nibble >> 1 & 4u) | 0x3210u, t) & 255u); }

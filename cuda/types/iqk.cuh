@@ -9,10 +9,6 @@ constexpr uint32_t IQ2_SHIFT = 5, IQ3_SHIFT = 4, IQ4_SHIFT = 4, IQ5_SHIFT = 2, I
 // The tables have values plus 128, so that adding the constant causes no carry into another byte.
 constexpr uint32_t IQ2_VALUES = 0x1101f3e1u ^ SIGN_BITS;                                             // -31 -13 1 17
 constexpr uint32_t IQ3_VALUES = 0xf6e9d8c1u ^ SIGN_BITS, IQ3_VALUES_UPPER = 0x2f1c0d01u ^ SIGN_BITS; // -63 -40 -23 -10, 1 13 28 47
-IKQ_DEV Table16 plus_128(const Table16 &t) {
-    return {t.a ^ SIGN_BITS, t.b ^ SIGN_BITS, t.c ^ SIGN_BITS, t.d ^ SIGN_BITS};
-}
-
 // Adds the constant of the second variant to codes if `second` is odd, and removes the 128 from them.
 IKQ_DEV int shifted(uint32_t codes, uint32_t second, uint32_t shift) {
     return int((codes + (second & 1u) * (shift * ONES)) ^ SIGN_BITS);
@@ -57,11 +53,11 @@ IKQ_DEV void codes_of_three_bits(const uint2 &q, const uint2 &high, int n, const
 
 struct iq2_k : QuartersOf128 {
     using Form = Planes<Seg<12, 64>, Seg<4, 8>, Seg<0, 4>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         const Quarter at = quarter(l);
-        const uint2 q = load_8(Form::field<0>(row, nb, u) + 32 * at.n + 8 * at.t);
-        const uint32_t scales = load_u32(Form::field<1>(row, nb, u) + 4 * at.n) >> (4 * (at.t >> 1));
-        const uint32_t head = load_u32(Form::field<2>(row, nb, u));
+        const uint2 q = load_8(unit.field<0>() + 32 * at.n + 8 * at.t);
+        const uint32_t scales = load_u32(unit.field<1>() + 4 * at.n) >> (4 * (at.t >> 1));
+        const uint32_t head = load_u32(unit.field<2>());
         const uint32_t extra = head >> (16 + 8 * at.n + (at.t >> 1));
         const uint32_t second[4] = {extra, extra >> 2, extra >> 4, extra >> 6};
         Result f;
@@ -74,12 +70,12 @@ struct iq2_k : QuartersOf128 {
 
 struct iq3_k : QuartersOf128 {
     using Form = Planes<Seg<14, 64>, Seg<78, 32>, Seg<6, 8>, Seg<0, 6>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         const Quarter at = quarter(l);
-        const uint2 q = load_8(Form::field<0>(row, nb, u) + 32 * at.n + 8 * at.t);
-        const uint2 high = load_8(Form::field<1>(row, nb, u) + 8 * at.t);
-        const uint32_t scales = load_u32(Form::field<2>(row, nb, u) + 4 * at.n) >> (4 * (at.t >> 1));
-        const uint8_t *head = Form::field<3>(row, nb, u);
+        const uint2 q = load_8(unit.field<0>() + 32 * at.n + 8 * at.t);
+        const uint2 high = load_8(unit.field<1>() + 8 * at.t);
+        const uint32_t scales = load_u32(unit.field<2>() + 4 * at.n) >> (4 * (at.t >> 1));
+        const uint8_t *head = unit.field<3>();
         const int k = 8 * at.n + (at.t >> 1);
         const uint32_t extra = load_u16(head + 2) >> k, minus = load_u16(head + 4) >> k;
         const uint32_t second[4] = {extra, extra >> 2, extra >> 4, extra >> 6};
@@ -95,36 +91,102 @@ struct iq3_k : QuartersOf128 {
     }
 };
 
-// Scale k of IQ4_K and IQ5_K. head.x is d and the bits of the variants, head.y the upper two bits of the sixteen
-// scales, head.z and head.w their lower four bits.
-IKQ_DEV float six_bit_scale(const uint4 &head, int k) {
-    const uint32_t low = (k < 8 ? head.z : head.w) >> (4 * (k & 7)) & 15u;
-    return h2f(uint16_t(head.x)) * float(int(low | (head.y >> (2 * k) & 3u) << 4) - 32);
+// Scales k and k + DISTANCE (1 or 2) of IQ4_K and IQ5_K; k modulo 2 * DISTANCE is less than DISTANCE. head.x is d and the
+// bits of the variants, head.y the upper two bits of the sixteen scales, head.z and head.w their lower four bits.
+template <int DISTANCE> IKQ_DEV void six_bit_scales(const uint4 &head, int k, int (&scale)[2]) {
+    // the two nibbles, 4 bits apart (then they are in one byte) or 8
+    const uint32_t low = DISTANCE == 1 ? permute(head.z, head.w, unsigned(k >> 1))
+                                       : permute(head.z, head.w, unsigned(k >> 1) * 0x11u + 0x10u) >> (4 * (k & 1));
+    const uint32_t high = head.y >> (2 * k);
+    scale[0] = int((low & 15u) | (high << 4 & 48u)) - 32;
+    scale[1] = int((low >> (4 * DISTANCE) & 15u) | (high << (4 - 2 * DISTANCE) & 48u)) - 32;
+}
+
+// The table of IQ4_K in the variant that bit 0 of `second` chooses. Adding the constant causes no carry into another byte.
+IKQ_DEV Table16 iq4_values_plus(uint32_t second) {
+    const Table16 t = iq4_values();
+    const uint32_t shift = (second & 1u) * (IQ4_SHIFT * ONES);
+    return {t.a + shift, t.b + shift, t.c + shift, t.d + shift};
 }
 
 struct iq4_k : Neighbours<16> {
-    using Form = Planes<Seg<16, 128>, Seg<0, 16>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    using Form = Planes<Seg<16, 128, Order::NIBBLES>, Seg<0, 16>>;
+    using Result = IntegerFragment<16>;
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
-        values_of_16(load_16(Form::field<0>(row, nb, u) + 16 * l), plus_128(iq4_values()), f.code);
-        const uint4 head = load_16(Form::field<1>(row, nb, u));
+        const uint4 w = load_16(unit.field<0>() + 16 * l);
+        const uint4 head = load_16(unit.field<1>());
+        f.d = h2f(uint16_t(head.x));
+        const uint32_t second = head.x >> (16 + 2 * l);
+        const Table16 of_low = iq4_values_plus(second), of_high = iq4_values_plus(second >> 1);
 #pragma unroll
-        for (int r = 0; r < 2; r++) {
-            const uint32_t second = head.x >> (16 + 2 * l + r);
-#pragma unroll
-            for (int i = 0; i < 4; i++) f.code[4 * r + i] = shifted(uint32_t(f.code[4 * r + i]), second, IQ4_SHIFT);
-            f.scale[r] = six_bit_scale(head, 2 * l + r);
-        }
+        for (int i = 0; i < 4; i++) look_up_in_order(word(w, i), of_low, of_high, f.code[i], f.code[4 + i]);
+        six_bit_scales<1>(head, 2 * l, f.scale);
         return f;
     }
 };
 
-// The tables of 32 and 64 bytes, in parts of sixteen.
-IKQ_DEV Table16 iq5_values(int part) {
-    // -126 -114 -103 -92 -83 -74 -65 -57 -50 -43 -36 -30 -24 -18 -12 -6; -1 5 11 17 23 29 36 43 51 59 68 77 87 97 109 121
-    return part == 0 ? Table16{0xa4998e82u, 0xc7bfb6adu, 0xe2dcd5ceu, 0xfaf4eee8u}
-                     : Table16{0x110b05ffu, 0x2b241d17u, 0x4d443b33u, 0x796d6157u};
+// The table of IQ5_K is -126 -114 -103 -92 -83 -74 -65 -57 -50 -43 -36 -30 -24 -18 -12 -6, -1 5 11 17 23 29 36 43 51 59 68
+// 77 87 97 109 121. Looked up in four parts, it would take four byte permutes for four values, and more that choose between
+// them. The device form has other codes, for which three are enough: a value is the sum of some of three numbers, which
+// the lower three bits of a code choose; the upper two choose which of the three are added (tools/sum_tables.py).
+//
+//     bits 4 and 3    11     10      01      00
+//     value + 127     x      x + z   x + y   y + z
+IKQ_OPAQUE uint32_t IQ5_X[2] = {0x2c014d79u, 0x73235b0du}, IQ5_Y[2] = {0x3b176d05u, 0x234a2f28u},
+                    IQ5_Z[2] = {0x773d7f7fu, 0x6d797b39u};
+IKQ_OPAQUE uint32_t FOURTH_BITS = 0x88888888u;
+// the device form's code for each of the file's
+IKQ_CONST uint8_t IQ5_CODES[32] = {26, 28, 18, 30, 27, 20, 10, 12, 25, 2, 29, 4, 19, 22, 31, 24, 16, 0, 21, 7, 23, 14, 11, 5, 3, 17, 6, 9, 13, 15, 1, 8};
+
+// The values of eight codes of five bits, whose fifth bits are bits 3 of the nibbles of `fifth`; both are in order
+// (form.cuh). `plus` is added to the values of each half. A permute gives 0 where bit 3 of the selector is set, because
+// all numbers are below 128, and no sum is above 255.
+IKQ_DEV void values_of_five_bits(uint32_t nibbles, uint32_t fifth, const uint32_t (&plus)[2], int &first, int &second) {
+    // which of bits 3 are set where a number is not added
+    const uint32_t x = bitwise<(ARG_A & ~ARG_C) | (~(ARG_A | ARG_B) & ARG_C)>(nibbles, fifth, FOURTH_BITS);
+    const uint32_t y = nibbles, z = bitwise<(ARG_A & ~ARG_C) | (ARG_B & ARG_C)>(nibbles, fifth, FOURTH_BITS);
+    const auto four = [](uint32_t x, uint32_t y, uint32_t z, uint32_t plus) {
+        const uint32_t sum = permute(IQ5_X[0], IQ5_X[1], x) + permute(IQ5_Y[0], IQ5_Y[1], y) + permute(IQ5_Z[0], IQ5_Z[1], z);
+        return int((sum + plus) ^ SIGN_BITS);
+    };
+    first = four(x, y, z, plus[0]);
+    second = four(x >> 16, y >> 16, z >> 16, plus[1]);
 }
+// What makes 128 of the 127 in four values, and is added in the variant that bit 0 of `second` chooses.
+IKQ_DEV uint32_t iq5_plus(uint32_t second) { return second & 1u ? (1 + IQ5_SHIFT) * ONES : ONES; }
+
+// The values of a lane of HalvesOf64: the halves of words are for its two runs. Bits i of the nibbles of `fifth` belong to
+// word i.
+template <class Result>
+IKQ_DEV void values_of_five_bits(const uint4 &w, uint32_t fifth, const uint32_t (&plus)[2], Result &f) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) values_of_five_bits(word(w, i), fifth << (3 - i), plus, f.code[i], f.code[4 + i]);
+}
+
+struct FiveBits : HalvesOf64 {
+    static constexpr bool RECODED = true;
+    using Result = IntegerFragment<16>;
+};
+struct iq5_k : FiveBits {
+    using Form = Planes<Seg<16, 128>, Seg<144, 32>, Seg<0, 16>>;
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
+        Result f;
+        const int k = 4 * (l >> 1) + (l & 1);
+        const uint4 head = load_16(unit.field<2>());
+        const uint32_t second = head.x >> (16 + k);
+        values_of_five_bits(load_16(unit.field<0>() + 16 * l), load_u32(unit.field<1>() + 4 * l),
+                            {iq5_plus(second), iq5_plus(second >> 2)}, f);
+        f.d = h2f(uint16_t(head.x));
+        six_bit_scales<2>(head, k, f.scale);
+        return f;
+    }
+};
+
+IKQ_DEV Table16 plus_128(const Table16 &t) {
+    return {t.a ^ SIGN_BITS, t.b ^ SIGN_BITS, t.c ^ SIGN_BITS, t.d ^ SIGN_BITS};
+}
+// The table of 64 bytes, in parts of sixteen.
 IKQ_DEV Table16 iq6_values(int part) {
     switch (part) {
     case 0: return {0x938d8781u, 0xa8a39e98u, 0xbab6b1acu, 0xcac6c2beu};  // -127 -121 -115 -109 ... -54
@@ -139,49 +201,15 @@ IKQ_DEV uint32_t choose(uint32_t a, uint32_t b, uint32_t where) {
     return (a & ~mask) | (b & mask);
 }
 
-// The values of a lane of HalvesOf64 with codes of five bits: sixteen bytes of nibbles, whose fifth bits are bits 2 c
-// (of the low nibbles) and 2 c + 1 (of the high ones) of another sixteen bytes.
-template <class Result> IKQ_DEV void values_of_five_bits(const uint4 &w, const uint4 &bits, int c, Result &f) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        uint32_t low[2], high[2];
-#pragma unroll
-        for (int p = 0; p < 2; p++) look_up(word(w, i), plus_128(iq5_values(p)), low[p], high[p]);
-        const uint32_t fifth = word(bits, i) >> (2 * c);
-        f.code[i] = int(choose(low[0], low[1], fifth));
-        f.code[4 + i] = int(choose(high[0], high[1], fifth >> 1));
-    }
-}
-
-struct iq5_k : HalvesOf64 {
-    using Form = Planes<Seg<16, 128>, Seg<144, 32>, Seg<0, 16>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
-        Result f;
-        const int c = l >> 1;
-        values_of_five_bits(load_16(Form::field<0>(row, nb, u) + 16 * l),
-                            load_16(Form::field<1>(row, nb, u) + 16 * (l & 1)), c, f);
-        const uint4 head = load_16(Form::field<2>(row, nb, u));
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            const int k = 4 * c + (l & 1) + 2 * r;
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                f.code[4 * r + i] = shifted(uint32_t(f.code[4 * r + i]), head.x >> (16 + k), IQ5_SHIFT);
-            f.scale[r] = six_bit_scale(head, k);
-        }
-        return f;
-    }
-};
-
 struct iq6_k : HalvesOf64 {
     using Form = Planes<Seg<20, 128>, Seg<148, 64>, Seg<4, 16>, Seg<0, 4>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
         const int c = l >> 1;
-        const uint4 w = load_16(Form::field<0>(row, nb, u) + 16 * l);
-        const uint4 high_bits = load_16(Form::field<1>(row, nb, u) + 32 * (c >> 1) + 16 * (l & 1));
-        const uint4 scales = load_16(Form::field<2>(row, nb, u));
-        const uint32_t head = load_u32(Form::field<3>(row, nb, u));
+        const uint4 w = load_16(unit.field<0>() + 16 * l);
+        const uint4 high_bits = load_16(unit.field<1>() + 32 * (c >> 1) + 16 * (l & 1));
+        const uint4 scales = load_16(unit.field<2>());
+        const uint32_t head = load_u32(unit.field<3>());
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             uint32_t low[4], high[4];

@@ -25,17 +25,17 @@ IKQ_DEV void eight_values(uint32_t code, int &first, int &second) {
 
 struct iq1_kt : Neighbours<32> {
     using Form = Planes<Seg<8, 32>, Seg<40, 16>, Seg<0, 8>, Head<4>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
-        const uint32_t low = load_u32(Form::field<0>(row, nb, u) + 4 * l);
-        const uint32_t high = load_u32(Form::field<1>(row, nb, u) + 4 * (l & 3)) >> (4 * (l >> 2));
-        const uint32_t s = load_u8(Form::field<2>(row, nb, u) + l);
+        const uint32_t low = load_u32(unit.field<0>() + 4 * l);
+        const uint32_t high = load_u32(unit.field<1>() + 4 * (l & 3)) >> (4 * (l >> 2));
+        const uint32_t s = load_u8(unit.field<2>() + l);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             const uint32_t code = (low >> (8 * i) & 255u) | (high >> (8 * i) & 15u) << 8 | (s >> (4 + i) & 1u) << 12;
             eight_values(code, f.code[2 * i], f.code[2 * i + 1]);
         }
-        f.scale[0] = load_f32(Form::field<3>(row, nb, 0)) * float(look_up_1(s, iq4_values()));
+        f.scale[0] = load_f32(unit.field<3>()) * float(look_up_1(s, iq4_values()));
         return f;
     }
 };
@@ -43,14 +43,14 @@ struct iq1_kt : Neighbours<32> {
 struct iq2_kt : Neighbours<32> {
     static constexpr float FACTOR = 1.05f;
     using Form = Planes<Seg<4, 64>, Seg<0, 4>, Head<4>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
-        const uint2 w = load_8(Form::field<0>(row, nb, u) + 8 * l);
+        const uint2 w = load_8(unit.field<0>() + 8 * l);
 #pragma unroll
         for (int i = 0; i < 4; i++)
             eight_values(word(w, i >> 1) >> (16 * (i & 1)) & 0xffffu, f.code[2 * i], f.code[2 * i + 1]);
-        const uint32_t s = load_u32(Form::field<1>(row, nb, u)) >> (8 * (l & 3) + 4 * (l >> 2));
-        f.scale[0] = load_f32(Form::field<2>(row, nb, 0)) * float(look_up_1(s, iq4_values()));
+        const uint32_t s = load_u32(unit.field<1>()) >> (8 * (l & 3) + 4 * (l >> 2));
+        f.scale[0] = load_f32(unit.field<2>()) * float(look_up_1(s, iq4_values()));
         return f;
     }
 };
@@ -58,10 +58,10 @@ struct iq2_kt : Neighbours<32> {
 struct iq3_kt : Neighbours<32> {
     static constexpr float FACTOR = 1.01f;
     using Form = Planes<Seg<4, 64>, Seg<68, 32>, Seg<0, 4>, Head<4>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
-        const uint2 w = load_8(Form::field<0>(row, nb, u) + 8 * l);
-        const uint4 signs[2] = {load_16(Form::field<1>(row, nb, u)), load_16(Form::field<1>(row, nb, u) + 16)};
+        const uint2 w = load_8(unit.field<0>() + 8 * l);
+        const uint4 signs[2] = {load_16(unit.field<1>()), load_16(unit.field<1>() + 16)};
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             uint32_t x = (word(w, i >> 2) >> (16 * (i >> 1 & 1)) & 0xffffu) + 4096u;
@@ -77,19 +77,19 @@ struct iq3_kt : Neighbours<32> {
             const uint32_t minus = word(signs[i >> 2], i & 3) >> l & ONES;
             f.code[i] = int(add_bytes(four_bytes(t[0], t[1], t[2], t[3]) ^ (minus * 255u), minus));
         }
-        const uint32_t s = load_u32(Form::field<2>(row, nb, u)) >> (8 * (l & 3) + 4 * (l >> 2)) & 15u;
-        f.scale[0] = load_f32(Form::field<3>(row, nb, 0)) * float(int(s));
+        const uint32_t s = load_u32(unit.field<2>()) >> (8 * (l & 3) + 4 * (l >> 2)) & 15u;
+        f.scale[0] = load_f32(unit.field<3>()) * float(int(s));
         return f;
     }
 };
 
 struct iq4_kt : Neighbours<32> {
     using Form = Planes<Seg<0, 32>, Seg<32, 64>, Seg<96, 32>, Head<4>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
-        const uint32_t sb = load_u32(Form::field<0>(row, nb, u) + 4 * l);
-        const uint2 low = load_8(Form::field<1>(row, nb, u) + 8 * l);
-        const uint2 high = load_8(Form::field<2>(row, nb, u) + 8 * (l & 3));
+        const uint32_t sb = load_u32(unit.field<0>() + 4 * l);
+        const uint2 low = load_8(unit.field<1>() + 8 * l);
+        const uint2 high = load_8(unit.field<2>() + 8 * (l & 3));
         const uint32_t offset = 4096u + ((sb & 1u) << 15);
 #pragma unroll
         for (int i = 0; i < 8; i++) {
@@ -98,7 +98,7 @@ struct iq4_kt : Neighbours<32> {
             x += (sb >> (8 + 3 * i) & 7u) << 12;
             f.code[i] = int(next_four(x));
         }
-        f.scale[0] = load_f32(Form::field<3>(row, nb, 0)) * float(int(sb >> 1 & 127u) - 64);
+        f.scale[0] = load_f32(unit.field<3>()) * float(int(sb >> 1 & 127u) - 64);
         return f;
     }
 };
