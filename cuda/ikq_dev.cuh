@@ -46,6 +46,13 @@ template <unsigned LUT> IKQ_DEV uint32_t bitwise(uint32_t a, uint32_t b, uint32_
         if (LUT >> i & 1) out |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
     return out;
 }
+// a * b + c for each of the two halves of words, rounded once
+IKQ_DEV uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t out = 0;
+    for (int i = 0; i < 32; i += 16)
+        out |= uint32_t(emu::fma_half(uint16_t(a >> i), uint16_t(b >> i), uint16_t(c >> i))) << i;
+    return out;
+}
 // the GPU's fast exponential is an approximation; this one is exact
 IKQ_DEV float fast_exp(float x) { return std::exp(x); }
 
@@ -97,6 +104,11 @@ template <unsigned LUT> IKQ_DEV uint32_t bitwise(uint32_t a, uint32_t b, uint32_
     asm("lop3.b32 %0, %1, %2, %3, %4;" : "=r"(out) : "r"(a), "r"(b), "r"(c), "n"(LUT));
     return out;
 }
+IKQ_DEV uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t out;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(out) : "r"(a), "r"(b), "r"(c));
+    return out;
+}
 IKQ_DEV float fast_exp(float x) { return __expf(x); }
 #endif
 
@@ -112,6 +124,7 @@ IKQ_DEV float not_a_number() { return __int_as_float(0x7fc00000); }
 
 // Loads from read-only memory; p must be aligned to the number of bytes loaded.
 IKQ_DEV uint32_t load_u8(const void *p) { return __ldg(static_cast<const unsigned char *>(p)); }
+IKQ_DEV int load_s8(const void *p) { return __ldg(static_cast<const signed char *>(p)); }
 IKQ_DEV uint32_t load_u16(const void *p) { return __ldg(static_cast<const unsigned short *>(p)); }
 IKQ_DEV uint32_t load_u32(const void *p) { return __ldg(static_cast<const unsigned int *>(p)); }
 IKQ_DEV uint2 load_8(const void *p) { return __ldg(static_cast<const uint2 *>(p)); }

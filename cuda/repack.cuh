@@ -33,28 +33,49 @@ IKQ_DEV uint32_t nibbles_in_order(uint32_t x) {
     return inner_exchanged(inner_exchanged(x, 0x00f000f0u, 4), 0x0000ff00u, 8);
 }
 
-// Sixteen bytes of the first two planes of a row with codes of five bits, which get the codes of the device form
-// (types/iqk.cuh): the nibbles of a lane, or the fifth bits of four lanes. `chunk` is their number in the row.
-template <class T> IKQ_DEV void recoded(const uint8_t *blocks, int n_blocks, int64_t chunk, uint32_t (&words)[4]) {
+// Code j (0 to 15) of run r of lane l of a block with nibbles in its first plane and upper bits in the second.
+template <class T> IKQ_DEV uint32_t code_of_file(const uint8_t *block, int l, int r, int j) {
     constexpr int low_at = T::Form::First::source, high_at = T::Form::Others::First::source;
-    const bool nibbles = chunk < 8 * int64_t(n_blocks);
-    if (!nibbles) chunk -= 8 * int64_t(n_blocks);
-    const uint8_t *block = blocks + chunk / (nibbles ? 8 : 2) * T::Form::block_bytes;
-    for (int w = 0; w < 4; w++) {
-        const int lane = nibbles ? int(chunk & 7) : 4 * int(chunk & 1) + w;
-        uint32_t lower[4], fifth = 0;
-        for (int v = 0; v < 4; v++) {
-            lower[v] = 0;
+    const uint32_t low = load_u8(block + low_at + 16 * l + j) >> (4 * r) & 15u;
+    if constexpr (T::RECODED_BITS == 5) {
+        const uint32_t high = load_u8(block + high_at + 16 * (l & 1) + j) >> (2 * (l >> 1) + r) & 1u;
+        return low | high << 4;
+    } else {
+        const uint32_t high = load_u8(block + high_at + 32 * (l >> 2) + 16 * (l & 1) + j) >> (4 * (l >> 1 & 1) + 2 * r) & 3u;
+        return low | high << 4;
+    }
+}
+// Word w of a lane in device form (types/iqk.cuh): words 0 to 3 are in the first plane, the others in the second.
+template <class T> IKQ_DEV uint32_t word_of_lane(const uint8_t *block, int l, int w) {
+    uint32_t out = 0;
+    if constexpr (T::RECODED_BITS == 5) {
+        // the lower four bits of eight codes, or bit 4 of all, of those of word v in bits v of nibbles
+        for (int v = w < 4 ? w : 0; v < (w < 4 ? w + 1 : 4); v++)
             for (int i = 0; i < 8; i++) {
-                const int byte = 4 * v + (i & 3);
-                const uint32_t low = load_u8(block + low_at + 16 * lane + byte) >> (4 * (i >> 2)) & 15u;
-                const uint32_t high = load_u8(block + high_at + 16 * (lane & 1) + byte) >> (2 * (lane >> 1) + (i >> 2)) & 1u;
-                const uint32_t code = load_u8(IQ5_CODES + (low | high << 4));
-                lower[v] |= (code & 15u) << (4 * i);
-                fifth |= (code >> 4) << (4 * i + v);
+                const uint32_t code = load_u8(IQ5_CODES + code_of_file<T>(block, l, i >> 2, 4 * v + (i & 3)));
+                out |= w < 4 ? (code & 15u) << (4 * i) : (code >> 4) << (4 * i + v);
             }
+    } else {
+        for (int half = 0; half < 2; half++) {
+            // code `half` of a pair; eight pairs are a run
+            const auto pair = [&](int p) { return code_of_file<T>(block, l, p >> 3, 2 * (p & 7) + half); };
+            const uint32_t low = w < 4 ? pair(12 + w) & 15u : pair(4 + 2 * w) >> 4 | pair(5 + 2 * w) >> 4 << 2;
+            out |= (low | pair(w) << 4 | pair(6 + w) << 10) << (16 * half);
         }
-        words[w] = !nibbles ? fifth : w == 0 ? lower[0] : w == 1 ? lower[1] : w == 2 ? lower[2] : lower[3];
+    }
+    return out;
+}
+
+// Sixteen bytes of the first two planes of a row whose codes are recoded: chunk `chunk` of the row. A lane has sixteen
+// bytes in the first plane, and 4 or 8 in the second.
+template <class T> IKQ_DEV void recoded(const uint8_t *blocks, int n_blocks, int64_t chunk, uint32_t (&out)[4]) {
+    constexpr int more = T::RECODED_BITS == 5 ? 1 : 2; // words of a lane in the second plane
+    const bool first = chunk < 8 * int64_t(n_blocks);
+    if (!first) chunk -= 8 * int64_t(n_blocks);
+    const uint8_t *block = blocks + chunk / (first ? 8 : 2 * more) * T::Form::block_bytes;
+    for (int w = 0; w < 4; w++) {
+        const int l = first ? int(chunk & 7) : (4 * int(chunk & (2 * more - 1)) + w) / more;
+        out[w] = word_of_lane<T>(block, l, first ? w : 4 + w % more);
     }
 }
 
@@ -65,8 +86,8 @@ template <class T> IKQ_DEV void repack_row(const uint8_t *row, const uint8_t *he
     const int n_blocks = n / T::BLOCK;
     for (int64_t i = threadIdx.x; 16 * i < row_bytes<T>(n); i += blockDim.x) {
         uint32_t words[4];
-        if constexpr (T::RECODED) {
-            if (i < 10 * int64_t(n_blocks)) {
+        if constexpr (T::RECODED_BITS != 0) {
+            if (i < (T::RECODED_BITS == 5 ? 10 : 12) * int64_t(n_blocks)) {
                 recoded<T>(row + header_bytes, n_blocks, i, words);
                 reinterpret_cast<uint4 *>(out)[i] = {words[0], words[1], words[2], words[3]};
                 continue;

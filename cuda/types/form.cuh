@@ -116,8 +116,8 @@ struct Type {
     static constexpr Mins MINS = Mins::NONE;
     static constexpr float FACTOR = 1.0f;
     static constexpr bool FLOAT = false;
-    // whether the device form has other codes than the file
-    static constexpr bool RECODED = false;
+    // if the device form has other codes than the file, in the first two planes: how many bits they have (repack.cuh)
+    static constexpr int RECODED_BITS = 0;
 };
 
 // The elements of a lane are 32 neighbours, divided into runs.

@@ -165,7 +165,7 @@ IKQ_DEV void values_of_five_bits(const uint4 &w, uint32_t fifth, const uint32_t 
 }
 
 struct FiveBits : HalvesOf64 {
-    static constexpr bool RECODED = true;
+    static constexpr int RECODED_BITS = 5;
     using Result = IntegerFragment<16>;
 };
 struct iq5_k : FiveBits {
@@ -183,51 +183,62 @@ struct iq5_k : FiveBits {
     }
 };
 
-IKQ_DEV Table16 plus_128(const Table16 &t) {
-    return {t.a ^ SIGN_BITS, t.b ^ SIGN_BITS, t.c ^ SIGN_BITS, t.d ^ SIGN_BITS};
-}
-// The table of 64 bytes, in parts of sixteen.
-IKQ_DEV Table16 iq6_values(int part) {
-    switch (part) {
-    case 0: return {0x938d8781u, 0xa8a39e98u, 0xbab6b1acu, 0xcac6c2beu};  // -127 -121 -115 -109 ... -54
-    case 1: return {0xd8d4d1cdu, 0xe4e1dedbu, 0xf0edeae7u, 0xfbf8f5f3u};  // -51 -47 -44 -40 ... -5
-    case 2: return {0x060300feu, 0x110e0c09u, 0x1e1b1714u, 0x2c282421u};  // -2 0 3 6 ... 44
-    default: return {0x3b37332fu, 0x4d48443fu, 0x625c5752u, 0x79736d67u}; // 47 51 55 59 ... 121
-    }
-}
-// The bytes of b where the byte of `where` is odd, and those of a elsewhere.
-IKQ_DEV uint32_t choose(uint32_t a, uint32_t b, uint32_t where) {
-    const uint32_t mask = (where & ONES) * 255u;
-    return (a & ~mask) | (b & mask);
+// The table of IQ6_K is -127 -121 -115 -109 -104 -98 -93 -88 ... 87 92 98 103 109 115 121, which are roundings of a
+// polynomial. It is computed in halves, two codes at a time, because a table of 64 takes more instructions. The
+// coefficients (tools/half_polynomial.py) are such that the result is right for each code. Words have two halves:
+// SIX_X, SIX_X_SHIFTED: 1024 in front of a code, or of 16 times a code, to 1.0009765625 code - 34
+IKQ_OPAQUE uint32_t SIX_X[2] = {0x3c013c01u, 0xe423e423u}, SIX_X_SHIFTED[2] = {0x2c012c01u, 0xd621d621u};
+IKQ_OPAQUE uint32_t SIX_COEFFICIENTS[3] = {0x418c418cu, 0x210f210fu, 0x14ea14eau};
+// 1536 + 3, the constant term; in halves from 1024 to 2047 the bits of integers are those of their lowest mantissa bits
+constexpr uint32_t SIX_FIRST = 0x66036603u;
+IKQ_OPAQUE uint32_t SIX_1024[1] = {0x64006400u};
+
+// The values of two codes in the lower bytes of halves; `x` are the codes minus 34, `plus` is the constant term.
+IKQ_DEV uint32_t six_bit_values(uint32_t x, uint32_t plus) {
+    const uint32_t square = fma_halves(SIX_COEFFICIENTS[2], x, SIX_COEFFICIENTS[1]);
+    return fma_halves(fma_halves(square, x, SIX_COEFFICIENTS[0]), x, plus);
 }
 
+// The device form has six words for the 32 codes of a lane (repack.cuh). Their halves have 16 pairs of codes: pair i in
+// bits 4 to 9 of word i, pair 6 + i in bits 10 to 15; pair 12 + i has its lower four bits in bits 0 to 3 of word i, and
+// the upper two in those of words 4 and 5.
 struct iq6_k : HalvesOf64 {
+    static constexpr int RECODED_BITS = 6;
+    using Result = IntegerFragment<16>;
     using Form = Planes<Seg<20, 128>, Seg<148, 64>, Seg<4, 16>, Seg<0, 4>>;
     IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
-        const int c = l >> 1;
-        const uint4 w = load_16(unit.field<0>() + 16 * l);
-        const uint4 high_bits = load_16(unit.field<1>() + 32 * (c >> 1) + 16 * (l & 1));
-        const uint4 scales = load_16(unit.field<2>());
+        const uint4 lower = load_16(unit.field<0>() + 16 * l);
+        const uint2 upper = load_8(unit.field<1>() + 8 * l);
+        const uint32_t words[6] = {lower.x, lower.y, lower.z, lower.w, upper.x, upper.y};
         const uint32_t head = load_u32(unit.field<3>());
+        const int k = 4 * (l >> 1) + (l & 1);
+        const uint32_t second = head >> (16 + k);
+        const uint32_t plus[2] = {second & 1u ? SIX_FIRST + IQ6_SHIFT * 0x00010001u : SIX_FIRST,
+                                  second & 4u ? SIX_FIRST + IQ6_SHIFT * 0x00010001u : SIX_FIRST};
+        uint32_t values[16];
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            uint32_t low[4], high[4];
-#pragma unroll
-            for (int p = 0; p < 4; p++) look_up(word(w, i), plus_128(iq6_values(p)), low[p], high[p]);
-            const uint32_t x = word(high_bits, i) >> (4 * (c & 1)), y = x >> 2;
-            f.code[i] = int(choose(choose(low[0], low[1], x), choose(low[2], low[3], x), x >> 1));
-            f.code[4 + i] = int(choose(choose(high[0], high[1], y), choose(high[2], high[3], y), y >> 1));
+        for (int i = 0; i < 16; i++) {
+            uint32_t x;
+            if (i < 6) {
+                x = (words[i] & 0x03f003f0u) | SIX_1024[0];
+                x = fma_halves(x, SIX_X_SHIFTED[0], SIX_X_SHIFTED[1]);
+            } else {
+                if (i < 12) {
+                    x = (words[i - 6] >> 10 & 0x003f003fu) | SIX_1024[0];
+                } else {
+                    x = (words[i - 12] & 0x000f000fu) | SIX_1024[0];
+                    x |= words[4 + (i - 12) / 2] << (i & 1 ? 2 : 4) & 0x00300030u;
+                }
+                x = fma_halves(x, SIX_X[0], SIX_X[1]);
+            }
+            values[i] = six_bit_values(x, plus[i / 8]);
         }
 #pragma unroll
-        for (int r = 0; r < 2; r++) {
-            const int k = 4 * c + (l & 1) + 2 * r;
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                f.code[4 * r + i] = shifted(uint32_t(f.code[4 * r + i]), head >> (16 + k), IQ6_SHIFT);
-            const uint32_t s = word(scales, c) >> (8 * (k & 3)) & 255u;
-            f.scale[r] = h2f(uint16_t(head)) * float(int(int8_t(s)));
-        }
+        for (int i = 0; i < 8; i++) f.code[i] = int(permute(values[2 * i], values[2 * i + 1], 0x6420u));
+        f.d = h2f(uint16_t(head));
+        f.scale[0] = load_s8(unit.field<2>() + k);
+        f.scale[1] = load_s8(unit.field<2>() + k + 2);
         return f;
     }
 };

@@ -52,6 +52,15 @@ def test_dequantize_golden_vectors(name):
             assert same_floats(got.reshape(want.shape), want), key
 
 
+@pytest.mark.parametrize("name", ["nvfp4", "mxfp4", "iq4_k", "iq4_ks", "iq4_kss", "iq5_k", "iq5_ks", "iq6_k"])
+def test_every_code_and_every_byte_of_scales(name):
+    """So many random rows that each byte occurs in each place of a block, and each code with each byte of a scale."""
+    rng = np.random.default_rng(9)
+    n = 8192
+    data = random_rows(name, 40, n, rng)
+    assert same_floats(dequantized(name, data, 40, n), as_floats(name, data, n))
+
+
 @pytest.mark.parametrize("name", ["q4_k", "iq4_ks", "mxfp4"])
 def test_chosen_rows_as_halves(name):
     rng = np.random.default_rng(3)
@@ -70,7 +79,7 @@ def test_chosen_rows_as_halves(name):
 
 # types whose nibbles the device form orders anew, and those that it gives other codes
 NIBBLES = ["mxfp4", "nvfp4", "iq4_xs", "iq4_k", "iq4_ks"]
-RECODED = ["iq5_k", "iq5_ks"]
+RECODED = {"iq5_k": 160, "iq5_ks": 160, "iq6_k": 192}  # and how many bytes per block the codes take
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -84,11 +93,11 @@ def test_the_device_form_keeps_all_bits(name):
     assert len(w) == device_row_bytes(name, n)
     assert not w[len(row) :].any()
     kept = w[: len(row)]
-    if name in RECODED:  # the first 160 bytes per block are codes, which are the last ones of a block in the file
-        t = ikq.QuantType(name)
+    if name in RECODED:  # codes come first, and last in a block of the file
+        t, size = ikq.QuantType(name), RECODED[name]
         blocks = row[t.row_header_bytes :].reshape(-1, t.block_bytes)
-        row = np.concatenate([row[: t.row_header_bytes], blocks[:, :-160].reshape(-1)])
-        kept = kept[160 * len(blocks) :]
+        row = np.concatenate([row[: t.row_header_bytes], blocks[:, :-size].reshape(-1)])
+        kept = kept[size * len(blocks) :]
     if name in NIBBLES:
         assert sorted(kept) != sorted(row)
         row, kept = (np.concatenate([a & 15, a >> 4]) for a in (row, kept))
