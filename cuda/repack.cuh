@@ -1,7 +1,8 @@
 // Converts rows from the layout of the file to the device form (types/form.cuh).
 #pragma once
 #include "rows.cuh"
-#include "types/iqk.cuh"
+#include "types/iqks.cuh"
+#include "types/trellis.cuh"
 
 // Where byte `at` of a device row is in the file's row, or -1 for padding. The recursion goes through the planes, while
 // `block_bytes` and `header_bytes` stay those of the whole type. In the file, the blocks follow the row header.
@@ -33,49 +34,70 @@ IKQ_DEV uint32_t nibbles_in_order(uint32_t x) {
     return inner_exchanged(inner_exchanged(x, 0x00f000f0u, 4), 0x0000ff00u, 8);
 }
 
-// Code j (0 to 15) of run r of lane l of a block with nibbles in its first plane and upper bits in the second.
+// Code j (0 to 15) of run r of lane l of a block of IQ5_K, IQ5_KS or IQ6_K, which has nibbles and then upper bits.
 template <class T> IKQ_DEV uint32_t code_of_file(const uint8_t *block, int l, int r, int j) {
     constexpr int low_at = T::Form::First::source, high_at = T::Form::Others::First::source;
     const uint32_t low = load_u8(block + low_at + 16 * l + j) >> (4 * r) & 15u;
-    if constexpr (T::RECODED_BITS == 5) {
-        const uint32_t high = load_u8(block + high_at + 16 * (l & 1) + j) >> (2 * (l >> 1) + r) & 1u;
-        return low | high << 4;
-    } else {
-        const uint32_t high = load_u8(block + high_at + 32 * (l >> 2) + 16 * (l & 1) + j) >> (4 * (l >> 1 & 1) + 2 * r) & 3u;
-        return low | high << 4;
-    }
+    const uint8_t *high = block + high_at + 16 * (l & 1) + j;
+    if constexpr (T::RECODED_BYTES == 160) return low | (load_u8(high) >> (2 * (l >> 1) + r) & 1u) << 4;
+    return low | (load_u8(high + 32 * (l >> 2)) >> (4 * (l >> 1 & 1) + 2 * r) & 3u) << 4;
 }
-// Word w of a lane in device form (types/iqk.cuh): words 0 to 3 are in the first plane, the others in the second.
-template <class T> IKQ_DEV uint32_t word_of_lane(const uint8_t *block, int l, int w) {
-    uint32_t out = 0;
-    if constexpr (T::RECODED_BITS == 5) {
+
+// Word w of the codes of a lane in device form, of which the struct of the type says what it has. Words 0 to 3 are in the
+// first plane, others in the second.
+template <class T> struct Recoded;
+template <class T> struct RecodedFive {
+    IKQ_MEMBER uint32_t word(const uint8_t *block, int l, int w) {
         // the lower four bits of eight codes, or bit 4 of all, of those of word v in bits v of nibbles
+        uint32_t out = 0;
         for (int v = w < 4 ? w : 0; v < (w < 4 ? w + 1 : 4); v++)
             for (int i = 0; i < 8; i++) {
                 const uint32_t code = load_u8(IQ5_CODES + code_of_file<T>(block, l, i >> 2, 4 * v + (i & 3)));
                 out |= w < 4 ? (code & 15u) << (4 * i) : (code >> 4) << (4 * i + v);
             }
-    } else {
+        return out;
+    }
+};
+template <> struct Recoded<iq5_k> : RecodedFive<iq5_k> {};
+template <> struct Recoded<iq5_ks> : RecodedFive<iq5_ks> {};
+template <> struct Recoded<iq6_k> {
+    IKQ_MEMBER uint32_t word(const uint8_t *block, int l, int w) {
+        uint32_t out = 0;
         for (int half = 0; half < 2; half++) {
             // code `half` of a pair; eight pairs are a run
-            const auto pair = [&](int p) { return code_of_file<T>(block, l, p >> 3, 2 * (p & 7) + half); };
+            const auto pair = [&](int p) { return code_of_file<iq6_k>(block, l, p >> 3, 2 * (p & 7) + half); };
             const uint32_t low = w < 4 ? pair(12 + w) & 15u : pair(4 + 2 * w) >> 4 | pair(5 + 2 * w) >> 4 << 2;
             out |= (low | pair(w) << 4 | pair(6 + w) << 10) << (16 * half);
         }
+        return out;
     }
-    return out;
-}
+};
+template <> struct Recoded<iq4_kt> {
+    IKQ_MEMBER uint32_t word(const uint8_t *block, int l, int w) {
+        // the lower byte has the scale; above it are the upper three bits of eight seeds
+        uint32_t scale = 0, seeds[2];
+        for (int i = 0; i < 4; i++) scale |= load_u8(block + 4 * l + i) << (8 * i);
+        for (int i = 0; i < 2; i++) {
+            const int k = 2 * w + i;
+            seeds[i] = load_u8(block + 32 + 8 * l + k) | (load_u8(block + 96 + 8 * (l & 3) + k) >> (4 * (l >> 2)) & 15u) << 8 |
+                       (scale >> (8 + 3 * k) & 7u) << 12;
+        }
+        return seeds[0] | (scale >> (2 * w) & 3u) << 15 | seeds[1] << 17;
+    }
+};
 
-// Sixteen bytes of the first two planes of a row whose codes are recoded: chunk `chunk` of the row. A lane has sixteen
-// bytes in the first plane, and 4 or 8 in the second.
+// Sixteen bytes of the planes of a row whose codes are recoded: chunk `chunk` of the row. A lane has sixteen bytes in the
+// first plane, and in the second, if there is one, a whole number of words.
 template <class T> IKQ_DEV void recoded(const uint8_t *blocks, int n_blocks, int64_t chunk, uint32_t (&out)[4]) {
-    constexpr int more = T::RECODED_BITS == 5 ? 1 : 2; // words of a lane in the second plane
-    const bool first = chunk < 8 * int64_t(n_blocks);
+    constexpr bool has_second = T::RECODED_BYTES > 128;
+    constexpr int more = has_second ? T::RECODED_BYTES / 32 - 4 : 1; // words of a lane in the second plane
+    const bool first = !has_second || chunk < 8 * int64_t(n_blocks);
     if (!first) chunk -= 8 * int64_t(n_blocks);
-    const uint8_t *block = blocks + chunk / (first ? 8 : 2 * more) * T::Form::block_bytes;
+    const int per_block = first ? 8 : 2 * more, in_block = int(chunk % per_block);
+    const uint8_t *block = blocks + chunk / per_block * T::Form::block_bytes;
     for (int w = 0; w < 4; w++) {
-        const int l = first ? int(chunk & 7) : (4 * int(chunk & (2 * more - 1)) + w) / more;
-        out[w] = word_of_lane<T>(block, l, first ? w : 4 + w % more);
+        const int k = 4 * in_block + w; // of the words of the plane in a block
+        out[w] = first ? Recoded<T>::word(block, in_block, w) : Recoded<T>::word(block, k / more, 4 + k % more);
     }
 }
 
@@ -86,8 +108,8 @@ template <class T> IKQ_DEV void repack_row(const uint8_t *row, const uint8_t *he
     const int n_blocks = n / T::BLOCK;
     for (int64_t i = threadIdx.x; 16 * i < row_bytes<T>(n); i += blockDim.x) {
         uint32_t words[4];
-        if constexpr (T::RECODED_BITS != 0) {
-            if (i < (T::RECODED_BITS == 5 ? 10 : 12) * int64_t(n_blocks)) {
+        if constexpr (T::RECODED_BYTES != 0) {
+            if (i < T::RECODED_BYTES / 16 * int64_t(n_blocks)) {
                 recoded<T>(row + header_bytes, n_blocks, i, words);
                 reinterpret_cast<uint4 *>(out)[i] = {words[0], words[1], words[2], words[3]};
                 continue;

@@ -61,11 +61,12 @@ IKQ_DEV void look_up_in_order(uint32_t nibbles, const Table16 &t, int &first, in
 
 IKQ_DEV int look_up_1(uint32_t nibble, const Table16 &t) { return int8_t(look_up_4(nibble & 7u, (nibble >> 1 & 4u) | 0x3210u, t) & 255u); }
 
-// Looks up all sixteen pairs of bits of a word in a table of four bytes: byte i of out[j] is for pair j of byte i.
-IKQ_DEV void look_up_crumbs(uint32_t x, uint32_t table, uint32_t (&out)[4]) {
-    const uint32_t even = x & 0x33333333u, odd = x >> 2 & 0x33333333u;
-    const uint32_t e0 = permute(table, table, even), e1 = permute(table, table, even >> 16);
-    const uint32_t o0 = permute(table, table, odd), o1 = permute(table, table, odd >> 16);
+// Looks up all sixteen pairs of bits of a word in tables of four bytes: byte i of out[j] is for pair j of byte i, which
+// has tables[j].
+IKQ_DEV void look_up_crumbs(uint32_t x, const uint32_t (&tables)[4], uint32_t (&out)[4]) {
+    const uint32_t even = (x & 0x33333333u) | 0x40404040u, odd = (x >> 2 & 0x33333333u) | 0x40404040u;
+    const uint32_t e0 = permute(tables[0], tables[2], even), e1 = permute(tables[0], tables[2], even >> 16);
+    const uint32_t o0 = permute(tables[1], tables[3], odd), o1 = permute(tables[1], tables[3], odd >> 16);
     out[0] = permute(e0, e1, 0x6420u);
     out[1] = permute(o0, o1, 0x6420u);
     out[2] = permute(e0, e1, 0x7531u);

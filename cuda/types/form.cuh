@@ -116,8 +116,9 @@ struct Type {
     static constexpr Mins MINS = Mins::NONE;
     static constexpr float FACTOR = 1.0f;
     static constexpr bool FLOAT = false;
-    // if the device form has other codes than the file, in the first two planes: how many bits they have (repack.cuh)
-    static constexpr int RECODED_BITS = 0;
+    // how many bytes of a block have other codes in the device form than in the file (repack.cuh); they are whole planes,
+    // the first ones
+    static constexpr int RECODED_BYTES = 0;
 };
 
 // The elements of a lane are 32 neighbours, divided into runs.

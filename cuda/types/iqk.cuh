@@ -6,13 +6,12 @@
 #include "types/kquants.cuh"
 
 constexpr uint32_t IQ2_SHIFT = 5, IQ3_SHIFT = 4, IQ4_SHIFT = 4, IQ5_SHIFT = 2, IQ6_SHIFT = 1;
-// The tables have values plus 128, so that adding the constant causes no carry into another byte.
-constexpr uint32_t IQ2_VALUES = 0x1101f3e1u ^ SIGN_BITS;                                             // -31 -13 1 17
-constexpr uint32_t IQ3_VALUES = 0xf6e9d8c1u ^ SIGN_BITS, IQ3_VALUES_UPPER = 0x2f1c0d01u ^ SIGN_BITS; // -63 -40 -23 -10, 1 13 28 47
-// Adds the constant of the second variant to codes if `second` is odd, and removes the 128 from them.
-IKQ_DEV int shifted(uint32_t codes, uint32_t second, uint32_t shift) {
-    return int((codes + (second & 1u) * (shift * ONES)) ^ SIGN_BITS);
-}
+constexpr uint32_t IQ2_VALUES = 0x1101f3e1u;                                 // -31 -13 1 17
+constexpr uint32_t IQ3_VALUES = 0xf6e9d8c1u, IQ3_VALUES_UPPER = 0x2f1c0d01u; // -63 -40 -23 -10, 1 13 28 47
+
+// What the variant that bit 0 of `second` chooses adds to four values. No value changes its sign, so there is no carry into
+// another byte.
+IKQ_DEV uint32_t shift_of(uint32_t second, uint32_t shift) { return (second & 1u) * (shift * ONES); }
 
 // Looks up codes of three bits in the table. The lower two bits are the pairs of bits of x; the third bit of pair j of
 // a byte is bit j of that byte of `high`. Byte i of out[j] is for pair j of byte i.
@@ -31,13 +30,15 @@ IKQ_DEV void look_up_three_bits(uint32_t x, uint32_t high, uint32_t (&out)[4]) {
 
 // The codes of eight bytes of pairs of bits, which are four runs; bit 0 of second[j] is the variant of run j.
 IKQ_DEV void codes_of_two_bits(const uint2 &q, const uint32_t (&second)[4], int (&code)[8]) {
-    uint32_t a[4], b[4];
-    look_up_crumbs(q.x, IQ2_VALUES, a);
-    look_up_crumbs(q.y, IQ2_VALUES, b);
+    uint32_t tables[4];
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-        code[2 * j] = shifted(a[j], second[j], IQ2_SHIFT);
-        code[2 * j + 1] = shifted(b[j], second[j], IQ2_SHIFT);
+    for (int j = 0; j < 4; j++) tables[j] = IQ2_VALUES + shift_of(second[j], IQ2_SHIFT);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        uint32_t out[4];
+        look_up_crumbs(word(q, i), tables, out);
+#pragma unroll
+        for (int j = 0; j < 4; j++) code[2 * j + i] = int(out[j]);
     }
 }
 IKQ_DEV void codes_of_three_bits(const uint2 &q, const uint2 &high, int n, const uint32_t (&second)[4], int (&code)[8]) {
@@ -46,12 +47,14 @@ IKQ_DEV void codes_of_three_bits(const uint2 &q, const uint2 &high, int n, const
     look_up_three_bits(q.y, high.y >> (4 * n), b);
 #pragma unroll
     for (int j = 0; j < 4; j++) {
-        code[2 * j] = shifted(a[j], second[j], IQ3_SHIFT);
-        code[2 * j + 1] = shifted(b[j], second[j], IQ3_SHIFT);
+        const uint32_t shift = shift_of(second[j], IQ3_SHIFT);
+        code[2 * j] = int(a[j] + shift);
+        code[2 * j + 1] = int(b[j] + shift);
     }
 }
 
 struct iq2_k : QuartersOf128 {
+    using Result = IntegerFragment<8>;
     using Form = Planes<Seg<12, 64>, Seg<4, 8>, Seg<0, 4>>;
     IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         const Quarter at = quarter(l);
@@ -63,12 +66,14 @@ struct iq2_k : QuartersOf128 {
         Result f;
         codes_of_two_bits(q, second, f.code);
 #pragma unroll
-        for (int j = 0; j < 4; j++) f.scale[j] = h2f(uint16_t(head)) * float(int(scales >> (8 * j) & 15u) - 8);
+        for (int j = 0; j < 4; j++) f.scale[j] = int(scales >> (8 * j) & 15u) - 8;
+        f.d = h2f(uint16_t(head));
         return f;
     }
 };
 
 struct iq3_k : QuartersOf128 {
+    using Result = IntegerFragment<8>;
     using Form = Planes<Seg<14, 64>, Seg<78, 32>, Seg<6, 8>, Seg<0, 6>>;
     IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         const Quarter at = quarter(l);
@@ -79,13 +84,13 @@ struct iq3_k : QuartersOf128 {
         const int k = 8 * at.n + (at.t >> 1);
         const uint32_t extra = load_u16(head + 2) >> k, minus = load_u16(head + 4) >> k;
         const uint32_t second[4] = {extra, extra >> 2, extra >> 4, extra >> 6};
-        const float d = load_half(head);
         Result f;
+        f.d = load_half(head);
         codes_of_three_bits(q, high, at.n, second, f.code);
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             const int s = int(2 * (scales >> (8 * j) & 15u) + 1);
-            f.scale[j] = d * float(minus >> (2 * j) & 1u ? -s : s);
+            f.scale[j] = minus >> (2 * j) & 1u ? -s : s;
         }
         return f;
     }
@@ -102,10 +107,10 @@ template <int DISTANCE> IKQ_DEV void six_bit_scales(const uint4 &head, int k, in
     scale[1] = int((low >> (4 * DISTANCE) & 15u) | (high << (4 - 2 * DISTANCE) & 48u)) - 32;
 }
 
-// The table of IQ4_K in the variant that bit 0 of `second` chooses. Adding the constant causes no carry into another byte.
+// The table of IQ4_K in the variant that bit 0 of `second` chooses.
 IKQ_DEV Table16 iq4_values_plus(uint32_t second) {
     const Table16 t = iq4_values();
-    const uint32_t shift = (second & 1u) * (IQ4_SHIFT * ONES);
+    const uint32_t shift = shift_of(second, IQ4_SHIFT);
     return {t.a + shift, t.b + shift, t.c + shift, t.d + shift};
 }
 
@@ -165,7 +170,7 @@ IKQ_DEV void values_of_five_bits(const uint4 &w, uint32_t fifth, const uint32_t 
 }
 
 struct FiveBits : HalvesOf64 {
-    static constexpr int RECODED_BITS = 5;
+    static constexpr int RECODED_BYTES = 160;
     using Result = IntegerFragment<16>;
 };
 struct iq5_k : FiveBits {
@@ -203,7 +208,7 @@ IKQ_DEV uint32_t six_bit_values(uint32_t x, uint32_t plus) {
 // bits 4 to 9 of word i, pair 6 + i in bits 10 to 15; pair 12 + i has its lower four bits in bits 0 to 3 of word i, and
 // the upper two in those of words 4 and 5.
 struct iq6_k : HalvesOf64 {
-    static constexpr int RECODED_BITS = 6;
+    static constexpr int RECODED_BYTES = 192;
     using Result = IntegerFragment<16>;
     using Form = Planes<Seg<20, 128>, Seg<148, 64>, Seg<4, 16>, Seg<0, 4>>;
     IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {

@@ -64,24 +64,26 @@ struct iq4_kss : Neighbours<32> {
 };
 
 struct iq2_ks : QuartersOf128 {
+    using Result = IntegerFragment<8>;
     using Form = Planes<Seg<6, 64>, Seg<2, 4>, Seg<0, 2>, Head<2>>;
     IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         const Quarter at = quarter(l);
         const uint2 q = load_8(unit.field<0>() + 32 * at.n + 8 * at.t);
         const uint32_t scales = load_u32(unit.field<1>()) >> (16 * at.n);
         const uint32_t extra = load_u16(unit.field<2>()) >> (4 * at.n);
-        const float d = load_half(unit.field<3>());
         const uint32_t second[4] = {extra, extra >> 1, extra >> 2, extra >> 3};
         Result f;
+        f.d = load_half(unit.field<3>());
         codes_of_two_bits(q, second, f.code);
 #pragma unroll
         for (int j = 0; j < 4; j++)
-            f.scale[j] = d * float(int((scales >> (4 * j) & 15u) | (extra >> (8 + j) & 1u) << 4) - 16);
+            f.scale[j] = int((scales >> (4 * j) & 15u) | (extra >> (8 + j) & 1u) << 4) - 16;
         return f;
     }
 };
 
 struct iq3_ks : QuartersOf128 {
+    using Result = IntegerFragment<8>;
     using Form = Planes<Seg<6, 64>, Seg<70, 32>, Seg<2, 4>, Seg<0, 2>, Head<2>>;
     IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         const Quarter at = quarter(l);
@@ -89,19 +91,20 @@ struct iq3_ks : QuartersOf128 {
         const uint2 high = load_8(unit.field<1>() + 8 * at.t);
         const uint32_t scales = load_u32(unit.field<2>()) >> (4 * at.n);
         const uint32_t extra = load_u16(unit.field<3>()) >> (4 * at.n);
-        const float d = load_half(unit.field<4>());
         const uint32_t second[4] = {extra >> 8, extra >> 9, extra >> 10, extra >> 11};
         Result f;
+        f.d = load_half(unit.field<4>());
         codes_of_three_bits(q, high, at.n, second, f.code);
 #pragma unroll
         for (int j = 0; j < 4; j++)
-            f.scale[j] = d * float(int((scales >> (8 * j) & 15u) | (extra >> j & 1u) << 4) - 16);
+            f.scale[j] = int((scales >> (8 * j) & 15u) | (extra >> j & 1u) << 4) - 16;
         return f;
     }
 };
 
 // Five bits are the index of a pair of values, for two neighbouring elements.
 struct iq2_kl : Neighbours<32> {
+    using Result = IntegerFragment<32>;
     using Form = Planes<Seg<6, 64>, Seg<70, 16>, Seg<2, 4>, Seg<0, 2>, Head<2>>;
     IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
@@ -117,7 +120,8 @@ struct iq2_kl : Neighbours<32> {
         }
         const uint32_t scales = load_u32(unit.field<2>()), upper = load_u16(unit.field<3>());
         const uint32_t s = (scales >> (8 * (l & 3) + 4 * (l >> 2)) & 15u) | (upper >> (2 * l) & 3u) << 4;
-        f.scale[0] = load_half(unit.field<4>()) * float(int(s) - 32);
+        f.scale[0] = int(s) - 32;
+        f.d = load_half(unit.field<4>());
         return f;
     }
 };

@@ -17,6 +17,7 @@ IKQ_DEV void entry_of_8(uint32_t entry, uint32_t signs, int &first, int &second)
 }
 
 struct iq2_xxs : Neighbours<32> {
+    using Result = IntegerFragment<32>;
     using Form = Planes<Seg<2, 64>, Seg<0, 2>>;
     IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
@@ -26,12 +27,14 @@ struct iq2_xxs : Neighbours<32> {
             const uint32_t entry = load_u16(IQ2XXS_GRID + (w.x >> (8 * i) & 255u));
             entry_of_8(entry, even_signs(w.y >> (7 * i) & 127u), f.code[2 * i], f.code[2 * i + 1]);
         }
-        f.scale[0] = load_half(unit.field<1>()) * 0.125f * float(int(2 * (w.y >> 28) + 1));
+        f.scale[0] = int(2 * (w.y >> 28) + 1);
+        f.d = load_half(unit.field<1>()) * 0.125f;
         return f;
     }
 };
 
 struct iq2_xs : Neighbours<16> {
+    using Result = IntegerFragment<16>;
     using Form = Planes<Seg<2, 64>, Seg<66, 8>, Seg<0, 2>>;
     IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
@@ -42,14 +45,15 @@ struct iq2_xs : Neighbours<16> {
             entry_of_8(load_u16(IQ2XS_GRID + (v & 511u)), even_signs(v >> 9), f.code[2 * i], f.code[2 * i + 1]);
         }
         const uint32_t s = load_u8(unit.field<1>() + l);
-        const float d = load_half(unit.field<2>()) * 0.125f;
-        f.scale[0] = d * float(int(2 * (s & 15u) + 1));
-        f.scale[1] = d * float(int(2 * (s >> 4) + 1));
+        f.d = load_half(unit.field<2>()) * 0.125f;
+        f.scale[0] = int(2 * (s & 15u) + 1);
+        f.scale[1] = int(2 * (s >> 4) + 1);
         return f;
     }
 };
 
 struct iq2_s : Neighbours<16> {
+    using Result = IntegerFragment<16>;
     using Form = Planes<Seg<2, 32>, Seg<34, 32>, Seg<66, 8>, Seg<74, 8>, Seg<0, 2>>;
     IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
@@ -62,14 +66,15 @@ struct iq2_s : Neighbours<16> {
             entry_of_8(load_u16(IQ2S_GRID + index), signs >> (8 * i), f.code[2 * i], f.code[2 * i + 1]);
         }
         const uint32_t s = load_u8(unit.field<3>() + l);
-        const float d = load_half(unit.field<4>()) * 0.125f;
-        f.scale[0] = d * float(int(2 * (s & 15u) + 1));
-        f.scale[1] = d * float(int(2 * (s >> 4) + 1));
+        f.d = load_half(unit.field<4>()) * 0.125f;
+        f.scale[0] = int(2 * (s & 15u) + 1);
+        f.scale[1] = int(2 * (s >> 4) + 1);
         return f;
     }
 };
 
 struct iq3_xxs : Neighbours<32> {
+    using Result = IntegerFragment<32>;
     using Form = Planes<Seg<2, 64>, Seg<66, 32>, Seg<0, 2>>;
     IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
@@ -83,12 +88,14 @@ struct iq3_xxs : Neighbours<32> {
             const uint32_t signs = even_signs(a >> (7 * (i >> 1)) & 127u);
             f.code[i] = int(negated(x, spread(signs >> (4 * (i & 1)))));
         }
-        f.scale[0] = load_half(unit.field<2>()) * 0.25f * float(int(2 * (a >> 28) + 1));
+        f.scale[0] = int(2 * (a >> 28) + 1);
+        f.d = load_half(unit.field<2>()) * 0.25f;
         return f;
     }
 };
 
 struct iq3_s : Neighbours<32> {
+    using Result = IntegerFragment<32>;
     using Form = Planes<Seg<2, 64>, Seg<74, 32>, Seg<66, 8>, Seg<106, 4>, Seg<0, 2>>;
     IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
@@ -103,7 +110,8 @@ struct iq3_s : Neighbours<32> {
             f.code[i] = int(negated(permute(0x07050301u, 0x0f0d0b09u, entry), spread(signs >> (4 * i))));
         }
         const uint32_t s = load_u8(unit.field<3>() + (l >> 1)) >> (4 * (l & 1)) & 15u;
-        f.scale[0] = load_half(unit.field<4>()) * float(int(2 * s + 1));
+        f.scale[0] = int(2 * s + 1);
+        f.d = load_half(unit.field<4>());
         return f;
     }
 };
@@ -117,6 +125,7 @@ IKQ_DEV void entry_of_ternary(uint32_t entry, bool minus, int &first, int &secon
 }
 
 struct iq1_s : Neighbours<32> {
+    using Result = IntegerFragment<32>;
     using Form = Planes<Seg<2, 32>, Seg<34, 16>, Seg<0, 2>>;
     IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
@@ -127,12 +136,14 @@ struct iq1_s : Neighbours<32> {
             const uint32_t index = (low >> (8 * i) & 255u) | (h >> (3 * i) & 7u) << 8;
             entry_of_ternary(load_u16(IQ1S_GRID + index), h >> 15, f.code[2 * i], f.code[2 * i + 1]);
         }
-        f.scale[0] = load_half(unit.field<2>()) * 0.125f * float(int(2 * (h >> 12 & 7u) + 1));
+        f.scale[0] = int(2 * (h >> 12 & 7u) + 1);
+        f.d = load_half(unit.field<2>()) * 0.125f;
         return f;
     }
 };
 
 struct iq1_m : Neighbours<16> {
+    using Result = IntegerFragment<16>;
     using Form = Planes<Seg<0, 32>, Seg<32, 16>, Seg<48, 8>>;
     IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
@@ -146,10 +157,10 @@ struct iq1_m : Neighbours<16> {
         // the half-precision scale is spread over the top four bits of the four 16-bit words that have the other scales
         const uint2 s = load_8(unit.field<2>());
         const uint32_t half = (s.x >> 12 & 15u) | (s.x >> 28) << 4 | (s.y >> 12 & 15u) << 8 | (s.y >> 28) << 12;
-        const float d = h2f(uint16_t(half)) * 0.125f;
+        f.d = h2f(uint16_t(half)) * 0.125f;
         const uint32_t three = word(s, l >> 2) >> (16 * (l >> 1 & 1) + 6 * (l & 1));
-        f.scale[0] = d * float(int(2 * (three & 7u) + 1));
-        f.scale[1] = d * float(int(2 * (three >> 3 & 7u) + 1));
+        f.scale[0] = int(2 * (three & 7u) + 1);
+        f.scale[1] = int(2 * (three >> 3 & 7u) + 1);
         return f;
     }
 };

@@ -36,6 +36,7 @@ struct q2_k : QuartersOf128 {
 };
 
 struct q3_k : QuartersOf128 {
+    using Result = IntegerFragment<8>;
     using Form = Planes<Seg<32, 64>, Seg<0, 32>, Seg<96, 12>, Seg<108, 2>>;
     IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         const Quarter at = quarter(l);
@@ -44,8 +45,8 @@ struct q3_k : QuartersOf128 {
         const uint8_t *scales = unit.field<2>();
         const uint2 low = {load_u32(scales), load_u32(scales + 4)};
         const uint32_t upper = load_u32(scales + 8);
-        const float d = load_half(unit.field<3>());
         Result f;
+        f.d = load_half(unit.field<3>());
 #pragma unroll
         for (int j = 0; j < 4; j++) {
 #pragma unroll
@@ -57,7 +58,7 @@ struct q3_k : QuartersOf128 {
             const int byte = 8 * (at.t >> 1) + 16 * (j & 1);
             const uint32_t s = (word(low, j >> 1) >> (byte + 4 * at.n) & 15u) |
                                (upper >> (byte + 4 * at.n + 2 * (j >> 1)) & 3u) << 4;
-            f.scale[j] = d * float(int(s) - 32);
+            f.scale[j] = int(s) - 32;
         }
         return f;
     }
@@ -124,6 +125,7 @@ struct q5_k : HalvesOf64 {
 };
 
 struct q6_k : QuartersOf128 {
+    using Result = IntegerFragment<8>;
     using Form = Planes<Seg<0, 128>, Seg<128, 64>, Seg<192, 16>, Seg<208, 2>>;
     IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         const Quarter at = quarter(l);
@@ -131,8 +133,8 @@ struct q6_k : QuartersOf128 {
         const uint2 q[2] = {load_8(low), load_8(low + 32)};
         const uint2 high = load_8(unit.field<1>() + 32 * at.n + 8 * at.t);
         const uint2 scales = load_8(unit.field<2>() + 8 * at.n);
-        const float d = load_half(unit.field<3>());
         Result f;
+        f.d = load_half(unit.field<3>());
 #pragma unroll
         for (int j = 0; j < 4; j++) {
 #pragma unroll
@@ -141,7 +143,7 @@ struct q6_k : QuartersOf128 {
                                    (word(high, i) >> (2 * j) & CRUMBS) << 4;
                 f.code[2 * j + i] = int(less(x, 32));
             }
-            f.scale[j] = d * float(int(int8_t(byte_of_run(scales, at, j))));
+            f.scale[j] = int8_t(byte_of_run(scales, at, j));
         }
         return f;
     }

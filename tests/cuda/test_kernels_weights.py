@@ -52,7 +52,7 @@ def test_dequantize_golden_vectors(name):
             assert same_floats(got.reshape(want.shape), want), key
 
 
-@pytest.mark.parametrize("name", ["nvfp4", "mxfp4", "iq4_k", "iq4_ks", "iq4_kss", "iq5_k", "iq5_ks", "iq6_k"])
+@pytest.mark.parametrize("name", ["nvfp4", "mxfp4", "iq4_k", "iq4_ks", "iq4_kss", "iq4_kt", "iq5_k", "iq5_ks", "iq6_k"])
 def test_every_code_and_every_byte_of_scales(name):
     """So many random rows that each byte occurs in each place of a block, and each code with each byte of a scale."""
     rng = np.random.default_rng(9)
@@ -79,7 +79,7 @@ def test_chosen_rows_as_halves(name):
 
 # types whose nibbles the device form orders anew, and those that it gives other codes
 NIBBLES = ["mxfp4", "nvfp4", "iq4_xs", "iq4_k", "iq4_ks"]
-RECODED = {"iq5_k": 160, "iq5_ks": 160, "iq6_k": 192}  # and how many bytes per block the codes take
+RECODED = {"iq4_kt": 128, "iq5_k": 160, "iq5_ks": 160, "iq6_k": 192}  # and how many bytes per block the codes take
 
 
 @pytest.mark.parametrize("name", TYPES)
