@@ -114,8 +114,9 @@ IKQ_DEV void add_floats(const uint8_t *row, const Columns &x, const int (&offset
     }
 }
 
-// The products of a row in device form and C columns; all lanes of the warp get them.
-template <class T, int C>
+// The products of a row in device form and C columns; all lanes of the warp get them. The loop over units is unrolled
+// UNROLL times, which shares its addresses and has more loads under way, but takes registers.
+template <class T, int C, int UNROLL = C <= 2 ? 2 : 1>
 IKQ_DEV void row_products(const uint8_t *row, const Columns &x, const int (&offset)[C], float (&sum)[C]) {
     const int lane = threadIdx.x & 31;
 #pragma unroll
@@ -131,7 +132,7 @@ IKQ_DEV void row_products(const uint8_t *row, const Columns &x, const int (&offs
         const int8_t *codes = static_cast<const int8_t *>(x.x) + first;
         const float2 *ds = x.ds + (first >> 5);
         constexpr int UNITS = 4; // of a warp at a time
-#pragma unroll(C <= 2 ? 2 : 1)
+#pragma unroll UNROLL
         for (int i = first; i < x.n; i += 256 * UNITS) {
             add_fragment<T>(T::decode(unit, l), codes, ds, from, l, sum);
             unit.skip(UNITS * 256 / T::BLOCK);

@@ -34,6 +34,8 @@ IKQ_DEV uint32_t nibbles_in_order(uint32_t x) {
     return inner_exchanged(inner_exchanged(x, 0x00f000f0u, 4), 0x0000ff00u, 8);
 }
 
+IKQ_DEV uint32_t nibbles_of_pairs(uint32_t x) { return (x >> 1 & 0x77777777u) | (~x << 3 & 0x88888888u); }
+
 // Code j (0 to 15) of run r of lane l of a block of IQ5_K, IQ5_KS or IQ6_K, which has nibbles and then upper bits.
 template <class T> IKQ_DEV uint32_t code_of_file(const uint8_t *block, int l, int r, int j) {
     constexpr int low_at = T::Form::First::source, high_at = T::Form::Others::First::source;
@@ -70,6 +72,21 @@ template <> struct Recoded<iq6_k> {
             out |= (low | pair(w) << 4 | pair(6 + w) << 10) << (16 * half);
         }
         return out;
+    }
+};
+template <> struct Recoded<iq4_kss> {
+    IKQ_MEMBER uint32_t word(const uint8_t *block, int l, int w) {
+        uint32_t x = 0;
+        for (int i = 0; i < 4; i++) x |= load_u8(block + 16 * l + 4 * w + i) << (8 * i);
+        const uint32_t of_scale = x & 0x00010001u;
+        x ^= of_scale;
+        // the Gray code is undone, and made again for nibbles in another order
+        x = inner_exchanged(nibbles_of_pairs(x ^ x >> 1), 0x00f000f0u, 4);
+        x ^= x >> 1 & 0x7fff7fffu;
+        x ^= x >> 2 & 0x3fff3fffu;
+        x ^= x >> 4 & 0x0fff0fffu;
+        x ^= x >> 8 & 0x00ff00ffu;
+        return x | of_scale;
     }
 };
 template <> struct Recoded<iq4_kt> {
@@ -124,7 +141,9 @@ template <class T> IKQ_DEV void repack_row(const uint8_t *row, const uint8_t *he
                 const uint8_t *from = at < header_bytes ? header + at : row + at - skipped;
                 if (at >= 0) words[w] |= load_u8(from) << (8 * b);
             }
-            if (Source<typename T::Form>::order(16 * i, n_blocks) == Order::NIBBLES) words[w] = nibbles_in_order(words[w]);
+            const Order order = Source<typename T::Form>::order(16 * i, n_blocks);
+            if (order == Order::PAIRS) words[w] = nibbles_of_pairs(words[w]);
+            if (order != Order::FILE) words[w] = nibbles_in_order(words[w]);
         }
         reinterpret_cast<uint4 *>(out)[i] = {words[0], words[1], words[2], words[3]};
     }

@@ -48,15 +48,24 @@ IKQ_DEV void look_up(uint32_t nibbles, const Table16 &t, uint32_t &low, uint32_t
     high = permute(x, y, 0x7531u);
 }
 
-// The same for nibbles in order (types/form.cuh): `first` gets the values of the lower four, `second` those of the others,
-// which have a table of their own.
-IKQ_DEV void look_up_in_order(uint32_t nibbles, const Table16 &of_first, const Table16 &of_second, int &first, int &second) {
-    const uint32_t index = nibbles & 0x77777777u, upper = (nibbles >> 1 & HALF_OF_TABLE[0]) | HALF_OF_TABLE[1];
-    first = int(look_up_4(index, upper, of_first));
-    second = int(look_up_4(index >> 16, upper >> 16, of_second));
-}
+// The same for nibbles in order (types/form.cuh): `first` gets the values of the lower four, `second` those of the others.
 IKQ_DEV void look_up_in_order(uint32_t nibbles, const Table16 &t, int &first, int &second) {
-    look_up_in_order(nibbles, t, t, first, second);
+    const uint32_t index = nibbles & 0x77777777u, upper = (nibbles >> 1 & HALF_OF_TABLE[0]) | HALF_OF_TABLE[1];
+    first = int(look_up_4(index, upper, t));
+    second = int(look_up_4(index >> 16, upper >> 16, t));
+}
+
+// A table of sixteen bytes in which both values of a pair of neighbours have the same sign: the first value of each pair,
+// and what it must be increased by for the second one.
+struct Pairs16 {
+    uint32_t a, b, more_a, more_b;
+};
+// Looks up nibbles in order whose lower three bits are the pair, and whose bit 3 is set for the first one of it: permutes
+// give 0 for it, because what is to be added is below 128. The sum causes no carry into another byte.
+IKQ_DEV void look_up_pairs(uint32_t nibbles, const Pairs16 &of_first, const Pairs16 &of_second, int &first, int &second) {
+    const uint32_t pair = nibbles & 0x77777777u;
+    first = int(permute(of_first.a, of_first.b, pair) + permute(of_first.more_a, of_first.more_b, nibbles));
+    second = int(permute(of_second.a, of_second.b, pair >> 16) + permute(of_second.more_a, of_second.more_b, nibbles >> 16));
 }
 
 IKQ_DEV int look_up_1(uint32_t nibble, const Table16 &t) { return int8_t(look_up_4(nibble & 7u, (nibble >> 1 & 4u) | 0x3210u, t) & 255u); }

@@ -24,7 +24,8 @@
 
 // The order of the bits of a word in a plane: that of the file, or another one, which byte permutes take as it is.
 // NIBBLES: the low nibbles of the four bytes are the lower half, and the high nibbles the upper half.
-enum class Order { FILE, NIBBLES };
+// PAIRS: the same, and bit 0 of each nibble, inverted, is bit 3 behind the upper three (types/bits.cuh).
+enum class Order { FILE, NIBBLES, PAIRS };
 
 // A field of SIZE bytes of every block, which begins at byte SOURCE of the block in the file. If it has another order
 // than the file, SIZE is a multiple of 16.

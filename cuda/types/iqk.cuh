@@ -108,14 +108,14 @@ template <int DISTANCE> IKQ_DEV void six_bit_scales(const uint4 &head, int k, in
 }
 
 // The table of IQ4_K in the variant that bit 0 of `second` chooses.
-IKQ_DEV Table16 iq4_values_plus(uint32_t second) {
-    const Table16 t = iq4_values();
+IKQ_DEV Pairs16 iq4_pairs_of(uint32_t second) {
+    const Pairs16 t = iq4_pairs();
     const uint32_t shift = shift_of(second, IQ4_SHIFT);
-    return {t.a + shift, t.b + shift, t.c + shift, t.d + shift};
+    return {t.a + shift, t.b + shift, t.more_a, t.more_b};
 }
 
 struct iq4_k : Neighbours<16> {
-    using Form = Planes<Seg<16, 128, Order::NIBBLES>, Seg<0, 16>>;
+    using Form = Planes<Seg<16, 128, Order::PAIRS>, Seg<0, 16>>;
     using Result = IntegerFragment<16>;
     IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
@@ -123,9 +123,9 @@ struct iq4_k : Neighbours<16> {
         const uint4 head = load_16(unit.field<1>());
         f.d = h2f(uint16_t(head.x));
         const uint32_t second = head.x >> (16 + 2 * l);
-        const Table16 of_low = iq4_values_plus(second), of_high = iq4_values_plus(second >> 1);
+        const Pairs16 of_low = iq4_pairs_of(second), of_high = iq4_pairs_of(second >> 1);
 #pragma unroll
-        for (int i = 0; i < 4; i++) look_up_in_order(word(w, i), of_low, of_high, f.code[i], f.code[4 + i]);
+        for (int i = 0; i < 4; i++) look_up_pairs(word(w, i), of_low, of_high, f.code[i], f.code[4 + i]);
         six_bit_scales<1>(head, 2 * l, f.scale);
         return f;
     }

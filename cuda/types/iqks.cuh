@@ -6,20 +6,13 @@
 // The scale in the upper seven bits of a byte, which is always odd; bit 0 chooses the variant of the table.
 IKQ_DEV int odd_scale(uint32_t byte) { return int(byte & 254u) - 127; }
 
-// The variant of the table that bit 0 of a scale byte chooses. The second has the values
-// -123 -100 -79 -61, -45 -31 -18 -6, 5 17 29 42, 57 73 93 117.
-IKQ_DEV Table16 iq4_values_of(uint32_t byte) {
-    const Table16 first = iq4_values(), second = {0xc3b19c85u, 0xfaeee1d3u, 0x2a1d1105u, 0x755d4939u};
-    return byte & 1u ? second : first;
-}
-
 struct iq4_ks : Neighbours<32> {
     using Result = IntegerFragment<32>;
-    using Form = Planes<Seg<8, 128, Order::NIBBLES>, Seg<0, 8>, Head<4>>;
+    using Form = Planes<Seg<8, 128, Order::PAIRS>, Seg<0, 8>, Head<4>>;
     IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
         const uint32_t c = load_u8(unit.field<1>() + l);
-        values_in_order(load_16(unit.field<0>() + 16 * l), iq4_values_of(c), f.code);
+        values_of_pairs(load_16(unit.field<0>() + 16 * l), iq4_pairs_of(c), f.code);
         f.scale[0] = odd_scale(c);
         f.d = load_f32(unit.field<2>());
         return f;
@@ -41,8 +34,11 @@ struct iq5_ks : FiveBits {
 };
 
 // The sixteen bits of four codes have even parity, so fifteen bits are enough: they are stored as a Gray code in the
-// upper fifteen bits of a 16-bit word. The lowest bits of eight such words are the scale byte.
+// upper fifteen bits of a 16-bit word. The lowest bits of eight such words are the scale byte. In the device form
+// (repack.cuh) it is so, too, for nibbles as Order::PAIRS has them; the four of bytes 0 and 1, the low ones first, share a
+// 16-bit word, and those of bytes 2 and 3.
 struct iq4_kss : Neighbours<32> {
+    static constexpr int RECODED_BYTES = 128;
     using Result = IntegerFragment<32>;
     using Form = Planes<Seg<0, 128>, Head<4>>;
     IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
@@ -52,11 +48,12 @@ struct iq4_kss : Neighbours<32> {
         // in the scale. The negated values fit into bytes; bit 0, which has no value, chooses the table.
         const auto lowest = [](uint32_t a, uint32_t b) { return int(permute(a, b, 0x6240u) & ONES); };
         const int minus = __dp4a(lowest(w.x, w.y), int(0xf8fefc00u), __dp4a(lowest(w.z, w.w), int(0x80e0c0f0u), 127));
-        const auto gray = [](uint32_t x) {
+        const auto nibbles = [](uint32_t x) {
             x &= 0xfffefffeu;
-            return x ^ x >> 1;
+            x ^= x >> 1;
+            return permute(x, x, 0x3120u);
         };
-        values_of_16({gray(w.x), gray(w.y), gray(w.z), gray(w.w)}, iq4_values_of(w.x), f.code);
+        values_of_pairs({nibbles(w.x), nibbles(w.y), nibbles(w.z), nibbles(w.w)}, iq4_pairs_of(w.x), f.code);
         f.scale[0] = -minus;
         f.d = load_f32(unit.field<1>());
         return f;

@@ -179,9 +179,13 @@ IKQ_DEV void values_of_16(const uint4 &w, const Table16 &table, int (&code)[8]) 
     }
 }
 
-IKQ_DEV void values_in_order(const uint4 &w, const Table16 &table, int (&code)[8]) {
+// The same table as pairs.
+IKQ_OPAQUE uint32_t IQ4_PAIRS[4] = {0xeacfad81u, 0x59351901u, 0x0c0e1217u, 0x18100d0cu};
+IKQ_DEV Pairs16 iq4_pairs() { return {IQ4_PAIRS[0], IQ4_PAIRS[1], IQ4_PAIRS[2], IQ4_PAIRS[3]}; }
+
+IKQ_DEV void values_of_pairs(const uint4 &w, const Pairs16 &table, int (&code)[8]) {
 #pragma unroll
-    for (int i = 0; i < 4; i++) look_up_in_order(word(w, i), table, code[i], code[4 + i]);
+    for (int i = 0; i < 4; i++) look_up_pairs(word(w, i), table, table, code[i], code[4 + i]);
 }
 
 // Its nibbles have the order of the file, because caches of this type are written on the device (cache.cuh).
@@ -198,10 +202,10 @@ struct iq4_nl : Neighbours<32> {
 
 struct iq4_xs : Neighbours<32> {
     using Result = IntegerFragment<32>;
-    using Form = Planes<Seg<8, 128, Order::NIBBLES>, Seg<0, 8>>;
+    using Form = Planes<Seg<8, 128, Order::PAIRS>, Seg<0, 8>>;
     IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
-        values_in_order(load_16(unit.field<0>() + 16 * l), iq4_values(), f.code);
+        values_of_pairs(load_16(unit.field<0>() + 16 * l), iq4_pairs(), f.code);
         const uint2 head = load_8(unit.field<1>());
         const uint32_t s = (head.y >> (4 * l) & 15u) | (head.x >> (16 + 2 * l) & 3u) << 4;
         f.scale[0] = int(s) - 32;
