@@ -14,7 +14,9 @@
 // declares words that the compiler must keep in registers
 #define IKQ_OPAQUE static const
 // declares a kernel with at most `threads` threads per block; `args` are the parameters in parentheses
+// (and `blocks` of them side by side on a multiprocessor)
 #define IKQ_KERNEL(threads, name, args) IKQ_KERNEL_(threads, name, args)
+#define IKQ_KERNEL_OF(threads, blocks, name, args) IKQ_KERNEL_(threads, name, args)
 #define IKQ_KERNEL_(threads, name, args)                                                                              \
     static void name args;                                                                                            \
     static const emu::Entry entry_of_##name = emu::Bound<&name>::entry(#name, threads);                               \
@@ -77,8 +79,9 @@ typedef unsigned long long uint64_t;
 #define IKQ_CONST static __device__ const
 #define IKQ_OPAQUE static __constant__
 // requiring only one block per multiprocessor keeps ptxas from spilling registers to make more blocks fit
-#define IKQ_KERNEL(threads, name, args) IKQ_KERNEL_(threads, name, args)
-#define IKQ_KERNEL_(threads, name, args) extern "C" __global__ void __launch_bounds__(threads, 1) name args
+#define IKQ_KERNEL(threads, name, args) IKQ_KERNEL_OF(threads, 1, name, args)
+#define IKQ_KERNEL_OF(threads, blocks, name, args) IKQ_KERNEL_(threads, blocks, name, args)
+#define IKQ_KERNEL_(threads, blocks, name, args) extern "C" __global__ void __launch_bounds__(threads, blocks) name args
 #define IKQ_SHARED(type, name, count) __shared__ __align__(16) type name[count]
 #define IKQ_DYNAMIC_SHARED(type, name) extern __shared__ __align__(16) type name[]
 

@@ -59,7 +59,7 @@ IKQ_DEV void upgate(const uint8_t *up, const uint8_t *gate, int64_t expert_bytes
         store_activation(values[32 * warp + lane], 32 * blockIdx.x + lane, to + warp, n_rows, y, q, q_ds);
 }
 #define IKQ_UPGATE(C)                                                                                                 \
-    IKQ_KERNEL(256, IKQ_NAME_4(upgate, IKQ_TYPE, IKQ_GATE, c##C),                                                     \
+    IKQ_KERNEL_OF(256, C <= 2 ? 2 : 1, IKQ_NAME_4(upgate, IKQ_TYPE, IKQ_GATE, c##C),                                  \
                (const uint8_t *up, const uint8_t *gate, int64_t expert_bytes_up, int64_t expert_bytes_gate,           \
                 const int *ids, int k, const void *x, const float2 *ds, const float *bias_up, const float *bias_gate, \
                 int act, float alpha, float limit, float *y, int8_t *q, float2 *q_ds, int n_rows, int n,              \

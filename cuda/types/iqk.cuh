@@ -134,10 +134,10 @@ struct iq4_k : Neighbours<16> {
 // The table of IQ5_K is -126 -114 -103 -92 -83 -74 -65 -57 -50 -43 -36 -30 -24 -18 -12 -6, -1 5 11 17 23 29 36 43 51 59 68
 // 77 87 97 109 121. Looked up in four parts, it would take four byte permutes for four values, and more that choose between
 // them. The device form has other codes, for which three are enough: a value is the sum of some of three numbers, which
-// the lower three bits of a code choose; the upper two choose which of the three are added (tools/sum_tables.py).
+// the lower three bits of a code choose; the upper two choose which of the three are added (tools/make_cuda_codes.py).
 //
 //     bits 4 and 3    11     10      01      00
-//     value + 127     x      x + z   x + y   y + z
+//     value + 127     x      x + y   x + z   y + z
 IKQ_OPAQUE uint32_t IQ5_X[2] = {0x2c014d79u, 0x73235b0du}, IQ5_Y[2] = {0x3b176d05u, 0x234a2f28u},
                     IQ5_Z[2] = {0x773d7f7fu, 0x6d797b39u};
 IKQ_OPAQUE uint32_t FOURTH_BITS = 0x88888888u;
@@ -189,16 +189,16 @@ struct iq5_k : FiveBits {
 };
 
 // The table of IQ6_K is -127 -121 -115 -109 -104 -98 -93 -88 ... 87 92 98 103 109 115 121, which are roundings of a
-// polynomial. It is computed in halves, two codes at a time, because a table of 64 takes more instructions. The
-// coefficients (tools/half_polynomial.py) are such that the result is right for each code. Words have two halves:
-// SIX_X, SIX_X_SHIFTED: 1024 in front of a code, or of 16 times a code, to 1.0009765625 code - 34
-IKQ_OPAQUE uint32_t SIX_X[2] = {0x3c013c01u, 0xe423e423u}, SIX_X_SHIFTED[2] = {0x2c012c01u, 0xd621d621u};
-IKQ_OPAQUE uint32_t SIX_COEFFICIENTS[3] = {0x418c418cu, 0x210f210fu, 0x14ea14eau};
-// 1536 + 3, the constant term; in halves from 1024 to 2047 the bits of integers are those of their lowest mantissa bits
-constexpr uint32_t SIX_FIRST = 0x66036603u;
+// polynomial. It is computed in half precision, two codes at a time, because a table of 64 takes more instructions. The
+// constants (tools/make_cuda_codes.py) are such that the result is right for each code. They are in both halves of words.
+// A factor and a summand, which make x = 0.9990234375 code - 35 of 1024 plus a code, and the same of 1024 plus 16 codes:
+IKQ_OPAQUE uint32_t SIX_X[2] = {0x3bfe3bfeu, 0xe422e422u}, SIX_X_16[2] = {0x2bfe2bfeu, 0xd62fd62fu};
+IKQ_OPAQUE uint32_t SIX_COEFFICIENTS[3] = {0x419b419bu, 0x23082308u, 0x14f714f7u};
+// 1536 plus the constant term; the lower byte of a half from 1024 to 2047 is that of the integer
+constexpr uint32_t SIX_FIRST = 0x66066606u;
 IKQ_OPAQUE uint32_t SIX_1024[1] = {0x64006400u};
 
-// The values of two codes in the lower bytes of halves; `x` are the codes minus 34, `plus` is the constant term.
+// The values of two codes in the lower bytes of halves; `plus` is the constant term.
 IKQ_DEV uint32_t six_bit_values(uint32_t x, uint32_t plus) {
     const uint32_t square = fma_halves(SIX_COEFFICIENTS[2], x, SIX_COEFFICIENTS[1]);
     return fma_halves(fma_halves(square, x, SIX_COEFFICIENTS[0]), x, plus);
@@ -227,7 +227,7 @@ struct iq6_k : HalvesOf64 {
             uint32_t x;
             if (i < 6) {
                 x = (words[i] & 0x03f003f0u) | SIX_1024[0];
-                x = fma_halves(x, SIX_X_SHIFTED[0], SIX_X_SHIFTED[1]);
+                x = fma_halves(x, SIX_X_16[0], SIX_X_16[1]);
             } else {
                 if (i < 12) {
                     x = (words[i - 6] >> 10 & 0x003f003fu) | SIX_1024[0];

@@ -123,5 +123,14 @@ def test_the_table_file_is_what_its_program_writes(tmp_path):
     assert (CUDA / "types/grids.cuh").read_text() == make_cuda_tables.text()
 
 
+def test_codes_are_what_their_program_finds():
+    sys.path.append(str(Path(__file__).parents[2] / "tools"))
+    import make_cuda_codes
+
+    text = " ".join((CUDA / "types/iqk.cuh").read_text().split())
+    for constant in make_cuda_codes.constants():
+        assert constant in text
+
+
 def test_ids_of_types_are_those_of_files():
     assert {ikq.QuantType(name).rows for name in TYPES} == {1}
