@@ -27,7 +27,7 @@ template <class T> IKQ_DEV void read_part(const uint8_t *row, int n, int part, f
         }
     } else {
         static_assert(T::BLOCK == 32 && T::RUN == 32, "rows of a cache have blocks of 32");
-        const auto f = T::decode(row, n / 32, part >> 3, part & 7);
+        const auto f = T::decode(fields_of<T>(row, n, part >> 3), part & 7);
 #pragma unroll
         for (int i = 0; i < 32; i++) {
             const float x = f.scale[0] * float(int(int8_t(f.code[i / 4] >> (8 * (i & 3)))));

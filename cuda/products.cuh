@@ -41,35 +41,48 @@ template <int N> IKQ_DEV void load_codes(const int8_t *p, int (&word)[N / 4]) {
     }
 }
 
-// Adds the products of the 32 elements of unit u that this lane decodes (types/form.cuh).
+// Adds the products of the 32 elements that this lane decodes (types/form.cuh). `codes` and `ds` are where the first
+// column has the first of them, and columns begin `offset` elements behind that.
 template <class T, int C>
-IKQ_DEV void add_fragment(const typename T::Result &f, const Columns &x, const int (&offset)[C], int u, int l,
-                          float (&sum)[C]) {
+IKQ_DEV void add_fragment(const typename T::Result &f, const int8_t *x, const float2 *ds, const unsigned (&offset)[C],
+                          int l, float (&sum)[C]) {
     constexpr int RUN = T::RUN;
+    // runs are at the same distances for all lanes
+    constexpr auto distance = [](int run) { return T::at(0, run); };
 #pragma unroll
     for (int c = 0; c < C; c++) {
+        float total = 0.0f;
+        int so_far = 0; // in the current 32 activations
 #pragma unroll
         for (int r = 0; r < 32 / RUN; r++) {
-            const unsigned at = unsigned(offset[c] + 256 * u + T::at(l, r));
             int codes[RUN / 4];
-            load_codes<RUN>(static_cast<const int8_t *>(x.x) + at, codes);
-            const uint2 raw = load_8(x.ds + (at >> 5));
-            const float d = __int_as_float(int(raw.x)), ds = __int_as_float(int(raw.y));
+            load_codes<RUN>(x + offset[c] + distance(r), codes);
+            const uint2 raw = load_8(ds + (offset[c] >> 5) + (distance(r) >> 5));
+            const float d = __int_as_float(int(raw.x)), d_sum = __int_as_float(int(raw.y));
             int dot = 0;
 #pragma unroll
             for (int i = 0; i < RUN / 4; i++) dot = __dp4a(f.code[r * RUN / 4 + i], codes[i], dot);
-            sum[c] += f.scale[r] * d * float(dot);
+            if constexpr (T::Result::INTEGERS) {
+                so_far += f.scale[r] * dot;
+                if (r + 1 == 32 / RUN || distance(r) >> 5 != distance(r + 1) >> 5) {
+                    total += d * float(so_far);
+                    so_far = 0;
+                }
+            } else {
+                sum[c] += f.scale[r] * d * float(dot);
+            }
             if constexpr (T::MINS == Mins::WHOLE) {
                 // the stored sum is that of all 32 elements, so only the run with the first of them subtracts
-                if (RUN == 32 || (T::at(l, r) & 31) == 0) sum[c] -= f.min[r] * ds;
+                if (RUN == 32 || (T::at(l, r) & 31) == 0) sum[c] -= f.min[r] * d_sum;
             }
             if constexpr (T::MINS == Mins::RUNS) {
-                int total = 0;
+                int ones = 0;
 #pragma unroll
-                for (int i = 0; i < RUN / 4; i++) total = __dp4a(0x01010101, codes[i], total);
-                sum[c] -= f.min[r] * d * float(total);
+                for (int i = 0; i < RUN / 4; i++) ones = __dp4a(0x01010101, codes[i], ones);
+                sum[c] -= f.min[r] * d * float(ones);
             }
         }
+        if constexpr (T::Result::INTEGERS) sum[c] += f.d * total;
     }
 }
 
@@ -101,8 +114,9 @@ IKQ_DEV void add_floats(const uint8_t *row, const Columns &x, const int (&offset
     }
 }
 
-// The products of a row in device form and C columns; all lanes of the warp get them.
-template <class T, int C>
+// The products of a row in device form and C columns; all lanes of the warp get them. The loop over units is unrolled
+// UNROLL times, which shares its addresses and has more loads under way, but takes registers.
+template <class T, int C, int UNROLL = C <= 2 ? 2 : 1>
 IKQ_DEV void row_products(const uint8_t *row, const Columns &x, const int (&offset)[C], float (&sum)[C]) {
     const int lane = threadIdx.x & 31;
 #pragma unroll
@@ -110,9 +124,21 @@ IKQ_DEV void row_products(const uint8_t *row, const Columns &x, const int (&offs
     if constexpr (T::FLOAT) {
         add_floats<T>(row, x, offset, lane, sum);
     } else {
-        const int l = lane & 7;
-        for (int u = lane >> 3; 256 * u < x.n; u += 4)
-            if (has_fragment<T>(u, l, x.n)) add_fragment<T>(T::decode(row, x.n / T::BLOCK, u, l), x, offset, u, l, sum);
+        const int l = lane & 7, first = 256 * (lane >> 3) + T::at(l, 0);
+        unsigned from[C];
+#pragma unroll
+        for (int c = 0; c < C; c++) from[c] = unsigned(offset[c]);
+        auto unit = fields_of<T>(row, x.n, lane >> 3);
+        const int8_t *codes = static_cast<const int8_t *>(x.x) + first;
+        const float2 *ds = x.ds + (first >> 5);
+        constexpr int UNITS = 4; // of a warp at a time
+#pragma unroll UNROLL
+        for (int i = first; i < x.n; i += 256 * UNITS) {
+            add_fragment<T>(T::decode(unit, l), codes, ds, from, l, sum);
+            unit.skip(UNITS * 256 / T::BLOCK);
+            codes += 256 * UNITS;
+            ds += 8 * UNITS;
+        }
     }
 #pragma unroll
     for (int c = 0; c < C; c++) sum[c] = warp_sum(sum[c]) * T::FACTOR;

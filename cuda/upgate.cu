@@ -33,6 +33,8 @@ IKQ_DEV void upgate(const uint8_t *up, const uint8_t *gate, int64_t expert_bytes
         expert = ids[to];
         n_columns = 1;
     }
+    // with more columns, registers would let only one block run
+    constexpr int UNROLL = C == 1 ? 2 : 1;
     int offset[C];
     column_offsets(n, n_columns, offset);
     const Columns columns = columns_from(x, ds, n, from, U::FLOAT);
@@ -41,8 +43,8 @@ IKQ_DEV void upgate(const uint8_t *up, const uint8_t *gate, int64_t expert_bytes
         const int row = 32 * int(blockIdx.x) + i;
         if (row < n_rows && expert >= 0) {
             float u[C], g[C];
-            row_products<U>(up + expert * expert_bytes_up + row * row_bytes<U>(n), columns, offset, u);
-            row_products<G>(gate + expert * expert_bytes_gate + row * row_bytes<G>(n), columns, offset, g);
+            row_products<U, C, UNROLL>(up + expert * expert_bytes_up + row * row_bytes<U>(n), columns, offset, u);
+            row_products<G, C, UNROLL>(gate + expert * expert_bytes_gate + row * row_bytes<G>(n), columns, offset, g);
             const int64_t at = int64_t(expert) * n_rows + row;
             const float bu = bias_up ? bias_up[at] : 0.0f, bg = bias_gate ? bias_gate[at] : 0.0f;
 #pragma unroll
@@ -57,7 +59,7 @@ IKQ_DEV void upgate(const uint8_t *up, const uint8_t *gate, int64_t expert_bytes
         store_activation(values[32 * warp + lane], 32 * blockIdx.x + lane, to + warp, n_rows, y, q, q_ds);
 }
 #define IKQ_UPGATE(C)                                                                                                 \
-    IKQ_KERNEL(256, IKQ_NAME_4(upgate, IKQ_TYPE, IKQ_GATE, c##C),                                                     \
+    IKQ_KERNEL_OF(256, C <= 2 ? 2 : 1, IKQ_NAME_4(upgate, IKQ_TYPE, IKQ_GATE, c##C),                                  \
                (const uint8_t *up, const uint8_t *gate, int64_t expert_bytes_up, int64_t expert_bytes_gate,           \
                 const int *ids, int k, const void *x, const float2 *ds, const float *bias_up, const float *bias_gate, \
                 int act, float alpha, float limit, float *y, int8_t *q, float2 *q_ds, int n_rows, int n,              \

@@ -40,14 +40,15 @@ IKQ_DEV void dequantize_row(const uint8_t *__restrict__ w, const int *rows, Out 
         const int l = threadIdx.x & 7;
         for (int u = threadIdx.x >> 3; 256 * u < n; u += blockDim.x >> 3) {
             if (!has_fragment<T>(u, l, n)) continue;
-            const auto f = T::decode(row, n / T::BLOCK, u, l);
+            const auto f = T::decode(fields_of<T>(row, n, u), l);
 #pragma unroll
             for (int r = 0; r < 32 / T::RUN; r++)
 #pragma unroll
                 for (int i = 0; i < T::RUN; i++) {
                     const int code = f.code[r * T::RUN / 4 + i / 4];
-                    const float x = f.scale[r] * float(int(int8_t(code >> (8 * (i & 3)))));
-                    put(out, 256 * u + T::at(l, r) + i, T::MINS == Mins::NONE ? x : x - f.min[r]);
+                    float x = scale_of(f, r) * float(int(int8_t(code >> (8 * (i & 3)))));
+                    if constexpr (T::MINS != Mins::NONE) x -= f.min[r];
+                    put(out, 256 * u + T::at(l, r) + i, x);
                 }
         }
     }

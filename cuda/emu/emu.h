@@ -72,6 +72,25 @@ inline unsigned permute(unsigned low, unsigned high, unsigned selector) {
     return out;
 }
 
+// a * b + c of halves, rounded once. The product is exact as a double. The sum may not be; it is rounded to odd, so that
+// rounding it again gives what rounding once would.
+inline uint16_t fma_half(uint16_t a, uint16_t b, uint16_t c) {
+    _Float16 x, y, z;
+    std::memcpy(&x, &a, 2);
+    std::memcpy(&y, &b, 2);
+    std::memcpy(&z, &c, 2);
+    const double product = double(x) * double(y), addend = double(z);
+    double sum = product + addend;
+    const double other = sum - product, error = (product - (sum - other)) + (addend - other);
+    uint64_t word;
+    std::memcpy(&word, &sum, 8);
+    if (std::isfinite(sum) && error != 0 && (word & 1) == 0) sum = std::nextafter(sum, error > 0 ? INFINITY : -INFINITY);
+    const _Float16 rounded = _Float16(sum);
+    uint16_t out;
+    std::memcpy(&out, &rounded, 2);
+    return out;
+}
+
 // A kernel in the module's table; `call` takes the pointers to its arguments that a launch passes.
 struct Entry {
     const char *name;

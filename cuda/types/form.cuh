@@ -16,32 +16,42 @@
 //     FACTOR          a factor of products, which dequantizing does not apply
 //     Form            the planes
 //     at(l, r)        where the runs of a lane begin
-//     decode(row, n_blocks, u, l) -> Fragment: value = scale * code - min
+//     decode(unit, l) -> Fragment: value = scale * code - min
 //
 // Types of plain floats (floats.cuh) have AT_ONCE, one() and some() instead of runs and decode().
 #pragma once
 #include "ikq_dev.cuh"
 
-// A field of SIZE bytes of every block, which begins at byte SOURCE of the block in the file.
-template <int SOURCE, int SIZE> struct Seg {
+// The order of the bits of a word in a plane: that of the file, or another one, which byte permutes take as it is.
+// NIBBLES: the low nibbles of the four bytes are the lower half, and the high nibbles the upper half.
+// PAIRS: the same, and bit 0 of each nibble, inverted, is bit 3 behind the upper three (types/bits.cuh).
+enum class Order { FILE, NIBBLES, PAIRS };
+
+// A field of SIZE bytes of every block, which begins at byte SOURCE of the block in the file. If it has another order
+// than the file, SIZE is a multiple of 16.
+template <int SOURCE, int SIZE, Order ORDER = Order::FILE> struct Seg {
+    static_assert(ORDER == Order::FILE || SIZE % 16 == 0, "words of a plane are reordered in groups of four");
     static constexpr int source = SOURCE, size = SIZE;
+    static constexpr Order order = ORDER;
     static constexpr bool head = false;
 };
 // The row header, of SIZE bytes.
 template <int SIZE> struct Head {
     static constexpr int source = 0, size = SIZE;
+    static constexpr Order order = Order::FILE;
     static constexpr bool head = true;
 };
 
 template <class... P> struct Planes;
 template <> struct Planes<> {
-    static constexpr int block_bytes = 0, header_bytes = 0;
+    static constexpr int block_bytes = 0, header_bytes = 0, planes = 0;
 };
 template <class P, class... Rest> struct Planes<P, Rest...> {
     using First = P;
     using Others = Planes<Rest...>;
     static constexpr int block_bytes = (P::head ? 0 : P::size) + Others::block_bytes;
     static constexpr int header_bytes = (P::head ? P::size : 0) + Others::header_bytes;
+    static constexpr int planes = 1 + Others::planes;
 
     // The bytes of the row in front of plane K; unsigned, because adding that to an address takes fewer instructions.
     template <int K> IKQ_MEMBER unsigned offset(int n_blocks) {
@@ -50,11 +60,8 @@ template <class P, class... Rest> struct Planes<P, Rest...> {
         else
             return (P::head ? P::size : P::size * unsigned(n_blocks)) + Others::template offset<K - 1>(n_blocks);
     }
-    // The address of field K of a block, or of the row header if that is plane K.
-    template <int K> IKQ_MEMBER const uint8_t *field(const uint8_t *row, int n_blocks, int block) {
-        return row + (offset<K>(n_blocks) + size<K>() * unsigned(block));
-    }
-    template <int K> IKQ_MEMBER unsigned size() {
+    // The bytes that plane K has per block; a row header has none.
+    template <int K> IKQ_MEMBER constexpr unsigned size() {
         if constexpr (K == 0)
             return P::head ? 0 : P::size;
         else
@@ -62,13 +69,47 @@ template <class P, class... Rest> struct Planes<P, Rest...> {
     }
 };
 
+// Where a unit has its fields: an address in each plane. Loops over units move all of them by the same number of blocks,
+// so that what a load adds to them is a constant.
+template <class Form> struct Fields {
+    const uint8_t *plane[Form::planes];
+
+    // the field of a block of the unit in plane K, or the row header if plane K has that
+    template <int K> IKQ_METHOD const uint8_t *field(int block = 0) const {
+        return plane[K] + Form::template size<K>() * unsigned(block);
+    }
+    template <int K = 0> IKQ_METHOD void skip(unsigned blocks) {
+        if constexpr (K < Form::planes) {
+            plane[K] += Form::template size<K>() * blocks;
+            skip<K + 1>(blocks);
+        }
+    }
+    template <int K = 0> IKQ_METHOD void begin(const uint8_t *row, int n_blocks) {
+        if constexpr (K < Form::planes) {
+            plane[K] = row + Form::template offset<K>(n_blocks);
+            begin<K + 1>(row, n_blocks);
+        }
+    }
+};
+
 enum class Mins { NONE, WHOLE, RUNS };
 
 template <int RUN> struct Fragment {
+    static constexpr bool INTEGERS = false;
     int code[8];
     float scale[32 / RUN];
     float min[32 / RUN];
 };
+// The same for types whose scales are integers times d; products multiply with the integers before they use floats. They
+// have no mins.
+template <int RUN> struct IntegerFragment {
+    static constexpr bool INTEGERS = true;
+    int code[8];
+    int scale[32 / RUN]; // -128 to 127
+    float d;
+};
+template <int RUN> IKQ_DEV float scale_of(const Fragment<RUN> &f, int r) { return f.scale[r]; }
+template <int RUN> IKQ_DEV float scale_of(const IntegerFragment<RUN> &f, int r) { return f.d * float(f.scale[r]); }
 
 // The properties of most types; a type overrides those that differ.
 struct Type {
@@ -76,6 +117,9 @@ struct Type {
     static constexpr Mins MINS = Mins::NONE;
     static constexpr float FACTOR = 1.0f;
     static constexpr bool FLOAT = false;
+    // how many bytes of a block have other codes in the device form than in the file (repack.cuh); they are whole planes,
+    // the first ones
+    static constexpr int RECODED_BYTES = 0;
 };
 
 // The elements of a lane are 32 neighbours, divided into runs.
@@ -97,6 +141,14 @@ struct QuartersOf128 : Type {
     using Result = Fragment<8>;
     IKQ_MEMBER int at(int l, int r) { return 128 * (l >> 2) + 8 * (l & 3) + 32 * r; }
 };
+
+// The fields of unit u of a row of n elements.
+template <class T> IKQ_DEV Fields<typename T::Form> fields_of(const uint8_t *row, int n, int u) {
+    Fields<typename T::Form> unit;
+    unit.begin(row, n / T::BLOCK);
+    unit.skip(256 / T::BLOCK * unsigned(u));
+    return unit;
+}
 
 // Whether lane l of unit u has elements to decode: the last unit of a row of n elements may be shorter.
 template <class T> IKQ_DEV bool has_fragment(int u, int l, int n) {

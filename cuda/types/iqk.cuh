@@ -6,17 +6,12 @@
 #include "types/kquants.cuh"
 
 constexpr uint32_t IQ2_SHIFT = 5, IQ3_SHIFT = 4, IQ4_SHIFT = 4, IQ5_SHIFT = 2, IQ6_SHIFT = 1;
-// The tables have values plus 128, so that adding the constant causes no carry into another byte.
-constexpr uint32_t IQ2_VALUES = 0x1101f3e1u ^ SIGN_BITS;                                             // -31 -13 1 17
-constexpr uint32_t IQ3_VALUES = 0xf6e9d8c1u ^ SIGN_BITS, IQ3_VALUES_UPPER = 0x2f1c0d01u ^ SIGN_BITS; // -63 -40 -23 -10, 1 13 28 47
-IKQ_DEV Table16 plus_128(const Table16 &t) {
-    return {t.a ^ SIGN_BITS, t.b ^ SIGN_BITS, t.c ^ SIGN_BITS, t.d ^ SIGN_BITS};
-}
+constexpr uint32_t IQ2_VALUES = 0x1101f3e1u;                                 // -31 -13 1 17
+constexpr uint32_t IQ3_VALUES = 0xf6e9d8c1u, IQ3_VALUES_UPPER = 0x2f1c0d01u; // -63 -40 -23 -10, 1 13 28 47
 
-// Adds the constant of the second variant to codes if `second` is odd, and removes the 128 from them.
-IKQ_DEV int shifted(uint32_t codes, uint32_t second, uint32_t shift) {
-    return int((codes + (second & 1u) * (shift * ONES)) ^ SIGN_BITS);
-}
+// What the variant that bit 0 of `second` chooses adds to four values. No value changes its sign, so there is no carry into
+// another byte.
+IKQ_DEV uint32_t shift_of(uint32_t second, uint32_t shift) { return (second & 1u) * (shift * ONES); }
 
 // Looks up codes of three bits in the table. The lower two bits are the pairs of bits of x; the third bit of pair j of
 // a byte is bit j of that byte of `high`. Byte i of out[j] is for pair j of byte i.
@@ -35,13 +30,15 @@ IKQ_DEV void look_up_three_bits(uint32_t x, uint32_t high, uint32_t (&out)[4]) {
 
 // The codes of eight bytes of pairs of bits, which are four runs; bit 0 of second[j] is the variant of run j.
 IKQ_DEV void codes_of_two_bits(const uint2 &q, const uint32_t (&second)[4], int (&code)[8]) {
-    uint32_t a[4], b[4];
-    look_up_crumbs(q.x, IQ2_VALUES, a);
-    look_up_crumbs(q.y, IQ2_VALUES, b);
+    uint32_t tables[4];
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-        code[2 * j] = shifted(a[j], second[j], IQ2_SHIFT);
-        code[2 * j + 1] = shifted(b[j], second[j], IQ2_SHIFT);
+    for (int j = 0; j < 4; j++) tables[j] = IQ2_VALUES + shift_of(second[j], IQ2_SHIFT);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        uint32_t out[4];
+        look_up_crumbs(word(q, i), tables, out);
+#pragma unroll
+        for (int j = 0; j < 4; j++) code[2 * j + i] = int(out[j]);
     }
 }
 IKQ_DEV void codes_of_three_bits(const uint2 &q, const uint2 &high, int n, const uint32_t (&second)[4], int (&code)[8]) {
@@ -50,156 +47,203 @@ IKQ_DEV void codes_of_three_bits(const uint2 &q, const uint2 &high, int n, const
     look_up_three_bits(q.y, high.y >> (4 * n), b);
 #pragma unroll
     for (int j = 0; j < 4; j++) {
-        code[2 * j] = shifted(a[j], second[j], IQ3_SHIFT);
-        code[2 * j + 1] = shifted(b[j], second[j], IQ3_SHIFT);
+        const uint32_t shift = shift_of(second[j], IQ3_SHIFT);
+        code[2 * j] = int(a[j] + shift);
+        code[2 * j + 1] = int(b[j] + shift);
     }
 }
 
 struct iq2_k : QuartersOf128 {
+    using Result = IntegerFragment<8>;
     using Form = Planes<Seg<12, 64>, Seg<4, 8>, Seg<0, 4>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         const Quarter at = quarter(l);
-        const uint2 q = load_8(Form::field<0>(row, nb, u) + 32 * at.n + 8 * at.t);
-        const uint32_t scales = load_u32(Form::field<1>(row, nb, u) + 4 * at.n) >> (4 * (at.t >> 1));
-        const uint32_t head = load_u32(Form::field<2>(row, nb, u));
+        const uint2 q = load_8(unit.field<0>() + 32 * at.n + 8 * at.t);
+        const uint32_t scales = load_u32(unit.field<1>() + 4 * at.n) >> (4 * (at.t >> 1));
+        const uint32_t head = load_u32(unit.field<2>());
         const uint32_t extra = head >> (16 + 8 * at.n + (at.t >> 1));
         const uint32_t second[4] = {extra, extra >> 2, extra >> 4, extra >> 6};
         Result f;
         codes_of_two_bits(q, second, f.code);
 #pragma unroll
-        for (int j = 0; j < 4; j++) f.scale[j] = h2f(uint16_t(head)) * float(int(scales >> (8 * j) & 15u) - 8);
+        for (int j = 0; j < 4; j++) f.scale[j] = int(scales >> (8 * j) & 15u) - 8;
+        f.d = h2f(uint16_t(head));
         return f;
     }
 };
 
 struct iq3_k : QuartersOf128 {
+    using Result = IntegerFragment<8>;
     using Form = Planes<Seg<14, 64>, Seg<78, 32>, Seg<6, 8>, Seg<0, 6>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         const Quarter at = quarter(l);
-        const uint2 q = load_8(Form::field<0>(row, nb, u) + 32 * at.n + 8 * at.t);
-        const uint2 high = load_8(Form::field<1>(row, nb, u) + 8 * at.t);
-        const uint32_t scales = load_u32(Form::field<2>(row, nb, u) + 4 * at.n) >> (4 * (at.t >> 1));
-        const uint8_t *head = Form::field<3>(row, nb, u);
+        const uint2 q = load_8(unit.field<0>() + 32 * at.n + 8 * at.t);
+        const uint2 high = load_8(unit.field<1>() + 8 * at.t);
+        const uint32_t scales = load_u32(unit.field<2>() + 4 * at.n) >> (4 * (at.t >> 1));
+        const uint8_t *head = unit.field<3>();
         const int k = 8 * at.n + (at.t >> 1);
         const uint32_t extra = load_u16(head + 2) >> k, minus = load_u16(head + 4) >> k;
         const uint32_t second[4] = {extra, extra >> 2, extra >> 4, extra >> 6};
-        const float d = load_half(head);
         Result f;
+        f.d = load_half(head);
         codes_of_three_bits(q, high, at.n, second, f.code);
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             const int s = int(2 * (scales >> (8 * j) & 15u) + 1);
-            f.scale[j] = d * float(minus >> (2 * j) & 1u ? -s : s);
+            f.scale[j] = minus >> (2 * j) & 1u ? -s : s;
         }
         return f;
     }
 };
 
-// Scale k of IQ4_K and IQ5_K. head.x is d and the bits of the variants, head.y the upper two bits of the sixteen
-// scales, head.z and head.w their lower four bits.
-IKQ_DEV float six_bit_scale(const uint4 &head, int k) {
-    const uint32_t low = (k < 8 ? head.z : head.w) >> (4 * (k & 7)) & 15u;
-    return h2f(uint16_t(head.x)) * float(int(low | (head.y >> (2 * k) & 3u) << 4) - 32);
+// Scales k and k + DISTANCE (1 or 2) of IQ4_K and IQ5_K; k modulo 2 * DISTANCE is less than DISTANCE. head.x is d and the
+// bits of the variants, head.y the upper two bits of the sixteen scales, head.z and head.w their lower four bits.
+template <int DISTANCE> IKQ_DEV void six_bit_scales(const uint4 &head, int k, int (&scale)[2]) {
+    // the two nibbles, 4 bits apart (then they are in one byte) or 8
+    const uint32_t low = DISTANCE == 1 ? permute(head.z, head.w, unsigned(k >> 1))
+                                       : permute(head.z, head.w, unsigned(k >> 1) * 0x11u + 0x10u) >> (4 * (k & 1));
+    const uint32_t high = head.y >> (2 * k);
+    scale[0] = int((low & 15u) | (high << 4 & 48u)) - 32;
+    scale[1] = int((low >> (4 * DISTANCE) & 15u) | (high << (4 - 2 * DISTANCE) & 48u)) - 32;
+}
+
+// The table of IQ4_K in the variant that bit 0 of `second` chooses.
+IKQ_DEV Pairs16 iq4_pairs_of(uint32_t second) {
+    const Pairs16 t = iq4_pairs();
+    const uint32_t shift = shift_of(second, IQ4_SHIFT);
+    return {t.a + shift, t.b + shift, t.more_a, t.more_b};
 }
 
 struct iq4_k : Neighbours<16> {
-    using Form = Planes<Seg<16, 128>, Seg<0, 16>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    using Form = Planes<Seg<16, 128, Order::PAIRS>, Seg<0, 16>>;
+    using Result = IntegerFragment<16>;
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
-        values_of_16(load_16(Form::field<0>(row, nb, u) + 16 * l), plus_128(iq4_values()), f.code);
-        const uint4 head = load_16(Form::field<1>(row, nb, u));
+        const uint4 w = load_16(unit.field<0>() + 16 * l);
+        const uint4 head = load_16(unit.field<1>());
+        f.d = h2f(uint16_t(head.x));
+        const uint32_t second = head.x >> (16 + 2 * l);
+        const Pairs16 of_low = iq4_pairs_of(second), of_high = iq4_pairs_of(second >> 1);
 #pragma unroll
-        for (int r = 0; r < 2; r++) {
-            const uint32_t second = head.x >> (16 + 2 * l + r);
-#pragma unroll
-            for (int i = 0; i < 4; i++) f.code[4 * r + i] = shifted(uint32_t(f.code[4 * r + i]), second, IQ4_SHIFT);
-            f.scale[r] = six_bit_scale(head, 2 * l + r);
-        }
+        for (int i = 0; i < 4; i++) look_up_pairs(word(w, i), of_low, of_high, f.code[i], f.code[4 + i]);
+        six_bit_scales<1>(head, 2 * l, f.scale);
         return f;
     }
 };
 
-// The tables of 32 and 64 bytes, in parts of sixteen.
-IKQ_DEV Table16 iq5_values(int part) {
-    // -126 -114 -103 -92 -83 -74 -65 -57 -50 -43 -36 -30 -24 -18 -12 -6; -1 5 11 17 23 29 36 43 51 59 68 77 87 97 109 121
-    return part == 0 ? Table16{0xa4998e82u, 0xc7bfb6adu, 0xe2dcd5ceu, 0xfaf4eee8u}
-                     : Table16{0x110b05ffu, 0x2b241d17u, 0x4d443b33u, 0x796d6157u};
+// The table of IQ5_K is -126 -114 -103 -92 -83 -74 -65 -57 -50 -43 -36 -30 -24 -18 -12 -6, -1 5 11 17 23 29 36 43 51 59 68
+// 77 87 97 109 121. Looked up in four parts, it would take four byte permutes for four values, and more that choose between
+// them. The device form has other codes, for which three are enough: a value is the sum of some of three numbers, which
+// the lower three bits of a code choose; the upper two choose which of the three are added (tools/make_cuda_codes.py).
+//
+//     bits 4 and 3    11     10      01      00
+//     value + 127     x      x + y   x + z   y + z
+IKQ_OPAQUE uint32_t IQ5_X[2] = {0x2c014d79u, 0x73235b0du}, IQ5_Y[2] = {0x3b176d05u, 0x234a2f28u},
+                    IQ5_Z[2] = {0x773d7f7fu, 0x6d797b39u};
+IKQ_OPAQUE uint32_t FOURTH_BITS = 0x88888888u;
+// the device form's code for each of the file's
+IKQ_CONST uint8_t IQ5_CODES[32] = {26, 28, 18, 30, 27, 20, 10, 12, 25, 2, 29, 4, 19, 22, 31, 24, 16, 0, 21, 7, 23, 14, 11, 5, 3, 17, 6, 9, 13, 15, 1, 8};
+
+// The values of eight codes of five bits, whose fifth bits are bits 3 of the nibbles of `fifth`; both are in order
+// (form.cuh). `plus` is added to the values of each half. A permute gives 0 where bit 3 of the selector is set, because
+// all numbers are below 128, and no sum is above 255.
+IKQ_DEV void values_of_five_bits(uint32_t nibbles, uint32_t fifth, const uint32_t (&plus)[2], int &first, int &second) {
+    // which of bits 3 are set where a number is not added
+    const uint32_t x = bitwise<(ARG_A & ~ARG_C) | (~(ARG_A | ARG_B) & ARG_C)>(nibbles, fifth, FOURTH_BITS);
+    const uint32_t y = nibbles, z = bitwise<(ARG_A & ~ARG_C) | (ARG_B & ARG_C)>(nibbles, fifth, FOURTH_BITS);
+    const auto four = [](uint32_t x, uint32_t y, uint32_t z, uint32_t plus) {
+        const uint32_t sum = permute(IQ5_X[0], IQ5_X[1], x) + permute(IQ5_Y[0], IQ5_Y[1], y) + permute(IQ5_Z[0], IQ5_Z[1], z);
+        return int((sum + plus) ^ SIGN_BITS);
+    };
+    first = four(x, y, z, plus[0]);
+    second = four(x >> 16, y >> 16, z >> 16, plus[1]);
 }
-IKQ_DEV Table16 iq6_values(int part) {
-    switch (part) {
-    case 0: return {0x938d8781u, 0xa8a39e98u, 0xbab6b1acu, 0xcac6c2beu};  // -127 -121 -115 -109 ... -54
-    case 1: return {0xd8d4d1cdu, 0xe4e1dedbu, 0xf0edeae7u, 0xfbf8f5f3u};  // -51 -47 -44 -40 ... -5
-    case 2: return {0x060300feu, 0x110e0c09u, 0x1e1b1714u, 0x2c282421u};  // -2 0 3 6 ... 44
-    default: return {0x3b37332fu, 0x4d48443fu, 0x625c5752u, 0x79736d67u}; // 47 51 55 59 ... 121
-    }
-}
-// The bytes of b where the byte of `where` is odd, and those of a elsewhere.
-IKQ_DEV uint32_t choose(uint32_t a, uint32_t b, uint32_t where) {
-    const uint32_t mask = (where & ONES) * 255u;
-    return (a & ~mask) | (b & mask);
+// What makes 128 of the 127 in four values, and is added in the variant that bit 0 of `second` chooses.
+IKQ_DEV uint32_t iq5_plus(uint32_t second) { return second & 1u ? (1 + IQ5_SHIFT) * ONES : ONES; }
+
+// The values of a lane of HalvesOf64: the halves of words are for its two runs. Bits i of the nibbles of `fifth` belong to
+// word i.
+template <class Result>
+IKQ_DEV void values_of_five_bits(const uint4 &w, uint32_t fifth, const uint32_t (&plus)[2], Result &f) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) values_of_five_bits(word(w, i), fifth << (3 - i), plus, f.code[i], f.code[4 + i]);
 }
 
-// The values of a lane of HalvesOf64 with codes of five bits: sixteen bytes of nibbles, whose fifth bits are bits 2 c
-// (of the low nibbles) and 2 c + 1 (of the high ones) of another sixteen bytes.
-template <class Result> IKQ_DEV void values_of_five_bits(const uint4 &w, const uint4 &bits, int c, Result &f) {
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        uint32_t low[2], high[2];
-#pragma unroll
-        for (int p = 0; p < 2; p++) look_up(word(w, i), plus_128(iq5_values(p)), low[p], high[p]);
-        const uint32_t fifth = word(bits, i) >> (2 * c);
-        f.code[i] = int(choose(low[0], low[1], fifth));
-        f.code[4 + i] = int(choose(high[0], high[1], fifth >> 1));
-    }
-}
-
-struct iq5_k : HalvesOf64 {
+struct FiveBits : HalvesOf64 {
+    static constexpr int RECODED_BYTES = 160;
+    using Result = IntegerFragment<16>;
+};
+struct iq5_k : FiveBits {
     using Form = Planes<Seg<16, 128>, Seg<144, 32>, Seg<0, 16>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
-        const int c = l >> 1;
-        values_of_five_bits(load_16(Form::field<0>(row, nb, u) + 16 * l),
-                            load_16(Form::field<1>(row, nb, u) + 16 * (l & 1)), c, f);
-        const uint4 head = load_16(Form::field<2>(row, nb, u));
-#pragma unroll
-        for (int r = 0; r < 2; r++) {
-            const int k = 4 * c + (l & 1) + 2 * r;
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                f.code[4 * r + i] = shifted(uint32_t(f.code[4 * r + i]), head.x >> (16 + k), IQ5_SHIFT);
-            f.scale[r] = six_bit_scale(head, k);
-        }
+        const int k = 4 * (l >> 1) + (l & 1);
+        const uint4 head = load_16(unit.field<2>());
+        const uint32_t second = head.x >> (16 + k);
+        values_of_five_bits(load_16(unit.field<0>() + 16 * l), load_u32(unit.field<1>() + 4 * l),
+                            {iq5_plus(second), iq5_plus(second >> 2)}, f);
+        f.d = h2f(uint16_t(head.x));
+        six_bit_scales<2>(head, k, f.scale);
         return f;
     }
 };
 
+// The table of IQ6_K is -127 -121 -115 -109 -104 -98 -93 -88 ... 87 92 98 103 109 115 121, which are roundings of a
+// polynomial. It is computed in half precision, two codes at a time, because a table of 64 takes more instructions. The
+// constants (tools/make_cuda_codes.py) are such that the result is right for each code. They are in both halves of words.
+// A factor and a summand, which make x = 0.9990234375 code - 35 of 1024 plus a code, and the same of 1024 plus 16 codes:
+IKQ_OPAQUE uint32_t SIX_X[2] = {0x3bfe3bfeu, 0xe422e422u}, SIX_X_16[2] = {0x2bfe2bfeu, 0xd62fd62fu};
+IKQ_OPAQUE uint32_t SIX_COEFFICIENTS[3] = {0x419b419bu, 0x23082308u, 0x14f714f7u};
+// 1536 plus the constant term; the lower byte of a half from 1024 to 2047 is that of the integer
+constexpr uint32_t SIX_FIRST = 0x66066606u;
+IKQ_OPAQUE uint32_t SIX_1024[1] = {0x64006400u};
+
+// The values of two codes in the lower bytes of halves; `plus` is the constant term.
+IKQ_DEV uint32_t six_bit_values(uint32_t x, uint32_t plus) {
+    const uint32_t square = fma_halves(SIX_COEFFICIENTS[2], x, SIX_COEFFICIENTS[1]);
+    return fma_halves(fma_halves(square, x, SIX_COEFFICIENTS[0]), x, plus);
+}
+
+// The device form has six words for the 32 codes of a lane (repack.cuh). Their halves have 16 pairs of codes: pair i in
+// bits 4 to 9 of word i, pair 6 + i in bits 10 to 15; pair 12 + i has its lower four bits in bits 0 to 3 of word i, and
+// the upper two in those of words 4 and 5.
 struct iq6_k : HalvesOf64 {
+    static constexpr int RECODED_BYTES = 192;
+    using Result = IntegerFragment<16>;
     using Form = Planes<Seg<20, 128>, Seg<148, 64>, Seg<4, 16>, Seg<0, 4>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
-        const int c = l >> 1;
-        const uint4 w = load_16(Form::field<0>(row, nb, u) + 16 * l);
-        const uint4 high_bits = load_16(Form::field<1>(row, nb, u) + 32 * (c >> 1) + 16 * (l & 1));
-        const uint4 scales = load_16(Form::field<2>(row, nb, u));
-        const uint32_t head = load_u32(Form::field<3>(row, nb, u));
+        const uint4 lower = load_16(unit.field<0>() + 16 * l);
+        const uint2 upper = load_8(unit.field<1>() + 8 * l);
+        const uint32_t words[6] = {lower.x, lower.y, lower.z, lower.w, upper.x, upper.y};
+        const uint32_t head = load_u32(unit.field<3>());
+        const int k = 4 * (l >> 1) + (l & 1);
+        const uint32_t second = head >> (16 + k);
+        const uint32_t plus[2] = {second & 1u ? SIX_FIRST + IQ6_SHIFT * 0x00010001u : SIX_FIRST,
+                                  second & 4u ? SIX_FIRST + IQ6_SHIFT * 0x00010001u : SIX_FIRST};
+        uint32_t values[16];
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            uint32_t low[4], high[4];
-#pragma unroll
-            for (int p = 0; p < 4; p++) look_up(word(w, i), plus_128(iq6_values(p)), low[p], high[p]);
-            const uint32_t x = word(high_bits, i) >> (4 * (c & 1)), y = x >> 2;
-            f.code[i] = int(choose(choose(low[0], low[1], x), choose(low[2], low[3], x), x >> 1));
-            f.code[4 + i] = int(choose(choose(high[0], high[1], y), choose(high[2], high[3], y), y >> 1));
+        for (int i = 0; i < 16; i++) {
+            uint32_t x;
+            if (i < 6) {
+                x = (words[i] & 0x03f003f0u) | SIX_1024[0];
+                x = fma_halves(x, SIX_X_16[0], SIX_X_16[1]);
+            } else {
+                if (i < 12) {
+                    x = (words[i - 6] >> 10 & 0x003f003fu) | SIX_1024[0];
+                } else {
+                    x = (words[i - 12] & 0x000f000fu) | SIX_1024[0];
+                    x |= words[4 + (i - 12) / 2] << (i & 1 ? 2 : 4) & 0x00300030u;
+                }
+                x = fma_halves(x, SIX_X[0], SIX_X[1]);
+            }
+            values[i] = six_bit_values(x, plus[i / 8]);
         }
 #pragma unroll
-        for (int r = 0; r < 2; r++) {
-            const int k = 4 * c + (l & 1) + 2 * r;
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-                f.code[4 * r + i] = shifted(uint32_t(f.code[4 * r + i]), head >> (16 + k), IQ6_SHIFT);
-            const uint32_t s = word(scales, c) >> (8 * (k & 3)) & 255u;
-            f.scale[r] = h2f(uint16_t(head)) * float(int(int8_t(s)));
-        }
+        for (int i = 0; i < 8; i++) f.code[i] = int(permute(values[2 * i], values[2 * i + 1], 0x6420u));
+        f.d = h2f(uint16_t(head));
+        f.scale[0] = load_s8(unit.field<2>() + k);
+        f.scale[1] = load_s8(unit.field<2>() + k + 2);
         return f;
     }
 };

@@ -16,11 +16,11 @@ IKQ_DEV uint32_t byte_of_run(const uint2 &bytes, Quarter at, int j) {
 struct q2_k : QuartersOf128 {
     static constexpr Mins MINS = Mins::RUNS;
     using Form = Planes<Seg<16, 64>, Seg<0, 16>, Seg<80, 4>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         const Quarter at = quarter(l);
-        const uint2 q = load_8(Form::field<0>(row, nb, u) + 32 * at.n + 8 * at.t);
-        const uint2 scales = load_8(Form::field<1>(row, nb, u) + 8 * at.n);
-        const uint32_t dm = load_u32(Form::field<2>(row, nb, u));
+        const uint2 q = load_8(unit.field<0>() + 32 * at.n + 8 * at.t);
+        const uint2 scales = load_8(unit.field<1>() + 8 * at.n);
+        const uint32_t dm = load_u32(unit.field<2>());
         const float d = h2f(uint16_t(dm)), m = h2f(uint16_t(dm >> 16));
         Result f;
 #pragma unroll
@@ -36,16 +36,17 @@ struct q2_k : QuartersOf128 {
 };
 
 struct q3_k : QuartersOf128 {
+    using Result = IntegerFragment<8>;
     using Form = Planes<Seg<32, 64>, Seg<0, 32>, Seg<96, 12>, Seg<108, 2>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         const Quarter at = quarter(l);
-        const uint2 q = load_8(Form::field<0>(row, nb, u) + 32 * at.n + 8 * at.t);
-        const uint2 high = load_8(Form::field<1>(row, nb, u) + 8 * at.t);
-        const uint8_t *scales = Form::field<2>(row, nb, u);
+        const uint2 q = load_8(unit.field<0>() + 32 * at.n + 8 * at.t);
+        const uint2 high = load_8(unit.field<1>() + 8 * at.t);
+        const uint8_t *scales = unit.field<2>();
         const uint2 low = {load_u32(scales), load_u32(scales + 4)};
         const uint32_t upper = load_u32(scales + 8);
-        const float d = load_half(Form::field<3>(row, nb, u));
         Result f;
+        f.d = load_half(unit.field<3>());
 #pragma unroll
         for (int j = 0; j < 4; j++) {
 #pragma unroll
@@ -57,7 +58,7 @@ struct q3_k : QuartersOf128 {
             const int byte = 8 * (at.t >> 1) + 16 * (j & 1);
             const uint32_t s = (word(low, j >> 1) >> (byte + 4 * at.n) & 15u) |
                                (upper >> (byte + 4 * at.n + 2 * (j >> 1)) & 3u) << 4;
-            f.scale[j] = d * float(int(s) - 32);
+            f.scale[j] = int(s) - 32;
         }
         return f;
     }
@@ -103,10 +104,10 @@ IKQ_DEV void with_bits_of_64(const uint4 &bits, int c, int (&code)[8]) {
 struct q4_k : HalvesOf64 {
     static constexpr Mins MINS = Mins::WHOLE;
     using Form = Planes<Seg<16, 128>, Seg<0, 16>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
-        nibbles_of_64(load_16(Form::field<0>(row, nb, u) + 16 * l), f.code);
-        scales_and_mins(load_16(Form::field<1>(row, nb, u)), l >> 1, f);
+        nibbles_of_64(load_16(unit.field<0>() + 16 * l), f.code);
+        scales_and_mins(load_16(unit.field<1>()), l >> 1, f);
         return f;
     }
 };
@@ -114,25 +115,26 @@ struct q4_k : HalvesOf64 {
 struct q5_k : HalvesOf64 {
     static constexpr Mins MINS = Mins::WHOLE;
     using Form = Planes<Seg<48, 128>, Seg<16, 32>, Seg<0, 16>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
-        nibbles_of_64(load_16(Form::field<0>(row, nb, u) + 16 * l), f.code);
-        with_bits_of_64(load_16(Form::field<1>(row, nb, u) + 16 * (l & 1)), l >> 1, f.code);
-        scales_and_mins(load_16(Form::field<2>(row, nb, u)), l >> 1, f);
+        nibbles_of_64(load_16(unit.field<0>() + 16 * l), f.code);
+        with_bits_of_64(load_16(unit.field<1>() + 16 * (l & 1)), l >> 1, f.code);
+        scales_and_mins(load_16(unit.field<2>()), l >> 1, f);
         return f;
     }
 };
 
 struct q6_k : QuartersOf128 {
+    using Result = IntegerFragment<8>;
     using Form = Planes<Seg<0, 128>, Seg<128, 64>, Seg<192, 16>, Seg<208, 2>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         const Quarter at = quarter(l);
-        const uint8_t *low = Form::field<0>(row, nb, u) + 64 * at.n + 8 * at.t;
+        const uint8_t *low = unit.field<0>() + 64 * at.n + 8 * at.t;
         const uint2 q[2] = {load_8(low), load_8(low + 32)};
-        const uint2 high = load_8(Form::field<1>(row, nb, u) + 32 * at.n + 8 * at.t);
-        const uint2 scales = load_8(Form::field<2>(row, nb, u) + 8 * at.n);
-        const float d = load_half(Form::field<3>(row, nb, u));
+        const uint2 high = load_8(unit.field<1>() + 32 * at.n + 8 * at.t);
+        const uint2 scales = load_8(unit.field<2>() + 8 * at.n);
         Result f;
+        f.d = load_half(unit.field<3>());
 #pragma unroll
         for (int j = 0; j < 4; j++) {
 #pragma unroll
@@ -141,7 +143,7 @@ struct q6_k : QuartersOf128 {
                                    (word(high, i) >> (2 * j) & CRUMBS) << 4;
                 f.code[2 * j + i] = int(less(x, 32));
             }
-            f.scale[j] = d * float(int(int8_t(byte_of_run(scales, at, j))));
+            f.scale[j] = int8_t(byte_of_run(scales, at, j));
         }
         return f;
     }

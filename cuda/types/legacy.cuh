@@ -25,10 +25,10 @@ IKQ_DEV void with_fifth_bits(uint32_t bits, int (&code)[8]) {
 struct q4_0 : Blocks32 {
     static constexpr Mins MINS = Mins::WHOLE;
     using Form = Planes<Seg<2, 16>, Seg<0, 2>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
-        nibbles_of_16(load_16(Form::field<0>(row, nb, 8 * u + l)), f.code);
-        f.scale[0] = load_half(Form::field<1>(row, nb, 8 * u + l));
+        nibbles_of_16(load_16(unit.field<0>(l)), f.code);
+        f.scale[0] = load_half(unit.field<1>(l));
         f.min[0] = 8.0f * f.scale[0];
         return f;
     }
@@ -37,10 +37,10 @@ struct q4_0 : Blocks32 {
 struct q4_1 : Blocks32 {
     static constexpr Mins MINS = Mins::WHOLE;
     using Form = Planes<Seg<4, 16>, Seg<0, 4>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
-        nibbles_of_16(load_16(Form::field<0>(row, nb, 8 * u + l)), f.code);
-        const uint32_t dm = load_u32(Form::field<1>(row, nb, 8 * u + l));
+        nibbles_of_16(load_16(unit.field<0>(l)), f.code);
+        const uint32_t dm = load_u32(unit.field<1>(l));
         f.scale[0] = h2f(uint16_t(dm));
         f.min[0] = -h2f(uint16_t(dm >> 16));
         return f;
@@ -50,11 +50,11 @@ struct q4_1 : Blocks32 {
 struct q5_0 : Blocks32 {
     static constexpr Mins MINS = Mins::WHOLE;
     using Form = Planes<Seg<6, 16>, Seg<2, 4>, Seg<0, 2>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
-        nibbles_of_16(load_16(Form::field<0>(row, nb, 8 * u + l)), f.code);
-        with_fifth_bits(load_u32(Form::field<1>(row, nb, 8 * u + l)), f.code);
-        f.scale[0] = load_half(Form::field<2>(row, nb, 8 * u + l));
+        nibbles_of_16(load_16(unit.field<0>(l)), f.code);
+        with_fifth_bits(load_u32(unit.field<1>(l)), f.code);
+        f.scale[0] = load_half(unit.field<2>(l));
         f.min[0] = 16.0f * f.scale[0];
         return f;
     }
@@ -63,11 +63,11 @@ struct q5_0 : Blocks32 {
 struct q5_1 : Blocks32 {
     static constexpr Mins MINS = Mins::WHOLE;
     using Form = Planes<Seg<8, 16>, Seg<4, 4>, Seg<0, 4>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
-        nibbles_of_16(load_16(Form::field<0>(row, nb, 8 * u + l)), f.code);
-        with_fifth_bits(load_u32(Form::field<1>(row, nb, 8 * u + l)), f.code);
-        const uint32_t dm = load_u32(Form::field<2>(row, nb, 8 * u + l));
+        nibbles_of_16(load_16(unit.field<0>(l)), f.code);
+        with_fifth_bits(load_u32(unit.field<1>(l)), f.code);
+        const uint32_t dm = load_u32(unit.field<2>(l));
         f.scale[0] = h2f(uint16_t(dm));
         f.min[0] = -h2f(uint16_t(dm >> 16));
         return f;
@@ -77,17 +77,17 @@ struct q5_1 : Blocks32 {
 struct q6_0 : Blocks32 {
     static constexpr Mins MINS = Mins::WHOLE;
     using Form = Planes<Seg<10, 16>, Seg<2, 8>, Seg<0, 2>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
-        nibbles_of_16(load_16(Form::field<0>(row, nb, 8 * u + l)), f.code);
+        nibbles_of_16(load_16(unit.field<0>(l)), f.code);
         // byte t has the upper two bits of elements t, t + 16, t + 8, t + 24
-        const uint2 high = load_8(Form::field<1>(row, nb, 8 * u + l));
+        const uint2 high = load_8(unit.field<1>(l));
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             const int shift = 4 * (i >> 1 & 1) + 2 * (i >> 2);
             f.code[i] |= int((word(high, i & 1) >> shift & CRUMBS) << 4);
         }
-        f.scale[0] = load_half(Form::field<2>(row, nb, 8 * u + l));
+        f.scale[0] = load_half(unit.field<2>(l));
         f.min[0] = 32.0f * f.scale[0];
         return f;
     }
@@ -104,20 +104,20 @@ IKQ_DEV void bytes_of_32(const uint8_t *p, int (&code)[8]) {
 
 struct q8_0 : Blocks32 {
     using Form = Planes<Seg<2, 32>, Seg<0, 2>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
-        bytes_of_32(Form::field<0>(row, nb, 8 * u + l), f.code);
-        f.scale[0] = load_half(Form::field<1>(row, nb, 8 * u + l));
+        bytes_of_32(unit.field<0>(l), f.code);
+        f.scale[0] = load_half(unit.field<1>(l));
         return f;
     }
 };
 
 struct q8_kv : Blocks32 {
     using Form = Planes<Seg<0, 32>, Head<8>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
-        bytes_of_32(Form::field<0>(row, nb, 8 * u + l), f.code);
-        f.scale[0] = load_f32(Form::field<1>(row, nb, 0));
+        bytes_of_32(unit.field<0>(l), f.code);
+        f.scale[0] = load_f32(unit.field<1>());
         return f;
     }
 };

@@ -18,11 +18,11 @@ struct iq1_bn : Neighbours<32> {
     static constexpr int BLOCK = 64;
     static constexpr Mins MINS = Mins::WHOLE;
     using Form = Planes<Seg<0, 12>, Head<2>, Seg<12, 1>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
-        const int block = 4 * u + (l >> 1), half = l & 1;
-        const uint8_t *p = Form::field<0>(row, nb, block) + 6 * half;
-        const uint32_t extra = load_u8(Form::field<2>(row, nb, block));
+        const int block = l >> 1, half = l & 1;
+        const uint8_t *p = unit.field<0>(block) + 6 * half;
+        const uint32_t extra = load_u8(unit.field<2>(block));
         // there are two groups of 16 elements; fifteen of each are in three bytes, the last one is in `extra`
         const uint32_t low = load_u16(p), middle = load_u16(p + 2), high = load_u16(p + 4);
         const uint32_t bytes[6] = {low & 255u, low >> 8, middle & 255u, middle >> 8, high & 255u, high >> 8};
@@ -39,7 +39,7 @@ struct iq1_bn : Neighbours<32> {
             }
             f.code[i] = int(w);
         }
-        f.scale[0] = f.min[0] = load_half(Form::field<1>(row, nb, 0));
+        f.scale[0] = f.min[0] = load_half(unit.field<1>());
         return f;
     }
 };
@@ -47,12 +47,12 @@ struct iq1_bn : Neighbours<32> {
 struct iq2_bn : Neighbours<32> {
     static constexpr int BLOCK = 64;
     using Form = Planes<Seg<0, 16>, Head<4>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
-        const uint4 w = load_16(Form::field<0>(row, nb, 4 * u + (l >> 1)));
+        const uint4 w = load_16(unit.field<0>(l >> 1));
 #pragma unroll
         for (int i = 0; i < 8; i++) f.code[i] = int(less(word(w, i & 3) >> (4 * (l & 1) + 2 * (i >> 2)) & CRUMBS, 1));
-        f.scale[0] = load_f32(Form::field<1>(row, nb, 0));
+        f.scale[0] = load_f32(unit.field<1>());
         return f;
     }
 };
@@ -61,10 +61,10 @@ struct iq2_bn : Neighbours<32> {
 struct i2_s : QuartersOf128 {
     static constexpr int BLOCK = 128;
     using Form = Planes<Seg<0, 32>, Head<4>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
-        const uint2 q = load_8(Form::field<0>(row, nb, 2 * u + (l >> 2)) + 8 * (l & 3));
-        const float d = load_f32(Form::field<1>(row, nb, 0));
+        const uint2 q = load_8(unit.field<0>(l >> 2) + 8 * (l & 3));
+        const float d = load_f32(unit.field<1>());
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             f.code[2 * j] = int(less(q.x >> (6 - 2 * j) & CRUMBS, 1));
@@ -80,10 +80,10 @@ struct i2_s : QuartersOf128 {
 struct tq1_0 : Neighbours<32> {
     static constexpr Mins MINS = Mins::WHOLE;
     using Form = Planes<Seg<0, 48>, Seg<48, 4>, Seg<52, 2>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
-        const uint8_t *q = Form::field<0>(row, nb, u);
-        const uint32_t four = load_u32(Form::field<1>(row, nb, u));
+        const uint8_t *q = unit.field<0>();
+        const uint32_t four = load_u32(unit.field<1>());
         const uint4 first = load_16(q + (l < 5 ? 0 : 32)), second = load_16(q + (l < 5 ? 16 : 32));
         constexpr auto power = [](int k) { return k == 0 ? 1u : k == 1 ? 3u : k == 2 ? 9u : k == 3 ? 27u : 81u; };
         const uint32_t a = power(l < 5 ? l : 2 * (l - 5)), b = power(l < 5 ? l : 2 * (l - 5) + 1);
@@ -92,7 +92,7 @@ struct tq1_0 : Neighbours<32> {
             f.code[i] = int(trits(word(first, i), a));
             f.code[4 + i] = int(trits(l < 7 ? word(second, i) : four, l < 7 ? b : power(i)));
         }
-        f.scale[0] = f.min[0] = load_half(Form::field<2>(row, nb, u));
+        f.scale[0] = f.min[0] = load_half(unit.field<2>());
         return f;
     }
 };
@@ -100,10 +100,10 @@ struct tq1_0 : Neighbours<32> {
 struct tq2_0 : QuartersOf128 {
     static constexpr Mins MINS = Mins::WHOLE;
     using Form = Planes<Seg<0, 64>, Seg<64, 2>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
-        const uint2 q = load_8(Form::field<0>(row, nb, u) + 32 * (l >> 2) + 8 * (l & 3));
-        const float d = load_half(Form::field<1>(row, nb, u));
+        const uint2 q = load_8(unit.field<0>() + 32 * (l >> 2) + 8 * (l & 3));
+        const float d = load_half(unit.field<1>());
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             f.code[2 * j] = int(q.x >> (2 * j) & CRUMBS);
@@ -119,13 +119,13 @@ struct q1_0_g128 : Neighbours<32> {
     static constexpr int BLOCK = 128;
     static constexpr Mins MINS = Mins::WHOLE;
     using Form = Planes<Seg<2, 16>, Seg<0, 2>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
-        const int block = 2 * u + (l >> 2);
-        const uint32_t bits = load_u32(Form::field<0>(row, nb, block) + 4 * (l & 3));
+        const int block = l >> 2;
+        const uint32_t bits = load_u32(unit.field<0>(block) + 4 * (l & 3));
 #pragma unroll
         for (int i = 0; i < 8; i++) f.code[i] = int(spread(bits >> (4 * i)));
-        f.min[0] = load_half(Form::field<1>(row, nb, block));
+        f.min[0] = load_half(unit.field<1>(block));
         f.scale[0] = 2.0f * f.min[0];
         return f;
     }
@@ -135,16 +135,16 @@ struct q2_0 : Neighbours<32> {
     static constexpr int BLOCK = 64;
     static constexpr Mins MINS = Mins::WHOLE;
     using Form = Planes<Seg<2, 16>, Seg<0, 2>>;
-    IKQ_MEMBER Result decode(const uint8_t *row, int nb, int u, int l) {
+    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
-        const int block = 4 * u + (l >> 1);
-        const uint2 w = load_8(Form::field<0>(row, nb, block) + 8 * (l & 1));
+        const int block = l >> 1;
+        const uint2 w = load_8(unit.field<0>(block) + 8 * (l & 1));
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             const uint32_t x = word(w, i >> 2) >> (8 * (i & 3)) & 255u;
             f.code[i] = int((x | x << 6 | x << 12 | x << 18) & CRUMBS);
         }
-        f.scale[0] = f.min[0] = load_half(Form::field<1>(row, nb, block));
+        f.scale[0] = f.min[0] = load_half(unit.field<1>(block));
         return f;
     }
 };

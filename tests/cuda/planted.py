@@ -31,7 +31,7 @@ BARRIER_NOT_REACHED = (
     "    if (lane == 0) __syncthreads();\n    __syncwarp();\n",
 )
 WRONG_OFFSET = ("types/kquants.cuh", "less(x, 32)", "less(x, 31)")
-MIN_FORGOTTEN = ("products.cuh", "sum[c] -= f.min[r] * ds;", "sum[c] -= 0.0f * ds;")
+MIN_FORGOTTEN = ("products.cuh", "sum[c] -= f.min[r] * d_sum;", "sum[c] -= 0.0f * d_sum;")
 COLUMN_MIXED_UP = ("products.cuh", "n * (c < count ? c : count - 1)", "n * (c < count ? 0 : count - 1)")
 
 SIGN_FORGOTTEN = ("hadamard.cuh", "return (x ^ x >> 12) & 1 ? -size : size;", "return size;")
@@ -62,8 +62,8 @@ def planted(error):
         if file == "types/legacy.cuh":  # the file's planes are named by number
             swap(
                 folder / file,
-                "Form::field<0>(row, nb, 8 * u + l)",
-                "Form::field<1>(row, nb, 8 * u + l)",
+                "unit.field<0>(l)",
+                "unit.field<1>(l)",
                 behind="struct q6_0",
             )
         swap(folder / file, there, instead)

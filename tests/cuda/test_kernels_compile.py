@@ -11,18 +11,21 @@ pytestmark = pytest.mark.skipif(
 # the most registers of a thread: what lets as many blocks run side by side as a kernel's speed needs
 CAPS = {
     "quantize_act": 32, "glu_act": 32, "add_to": 32, "sigmoid_of": 32, "router": 64, "moe_sort": 40,
-    "rms_norm": 40, "rope_table": 64, "argmax": 32, "top_k": 32, "heads": 80, "attend": 128, "repack": 80, "dequant": 128, "down": 112,
+    "rms_norm": 40, "rope_table": 64, "argmax": 32, "top_k": 32, "heads": 80, "attend": 128, "repack": 80, "dequant": 128, "down": 128,
     "delta_chunks": 160, "delta": 96, "turn_rows": 40,
 }  # fmt: skip
-# products hold sums and columns: the more columns, the more
-OF_COLUMNS = {"c1": 96, "c2": 128, "c4": 160, "c8": 200}
+# Products hold sums and columns: the more columns, the more. A multiprocessor has 65536 registers, so these let five,
+# four, three and two blocks of `mmv` run side by side, and two, two, one and one of `upgate`, which are twice as large.
+# With one column, that is 20 and 16 warps, each of which has two loads of weights per lane under way: what memory needs.
+MMV = {"c1": 96, "c2": 128, "c4": 168, "c8": 255}
+UPGATE = {"c1": 128, "c2": 128, "c4": 255, "c8": 255}
 
 
 def cap(name: str) -> int:
     if name.startswith(("mmv", "upgate", "down")) and name.split("_")[1] in FLOATS:
         return 200  # their loops are unrolled for more loads at a time
     if name.startswith(("mmv", "upgate")):
-        return OF_COLUMNS[name.rsplit("_", 1)[1]] + (40 if name.startswith("upgate") else 0)
+        return (MMV if name.startswith("mmv") else UPGATE)[name.rsplit("_", 1)[1]]
     return next(n for start, n in CAPS.items() if name.startswith(start))
 
 
