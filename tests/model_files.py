@@ -110,6 +110,9 @@ class Changed:
     def drop(self, key):
         del self.metadata[f"{self.architecture}.{key}"]
 
+    def shapes(self):
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
+
     def array(self, name):
         return self.tensors[name].dequantize()
 

@@ -154,7 +154,7 @@ def test_contexts_longer_than_an_index_chooses_are_refused(files, name):
         assert model.n_ctx == 128
     with ikq.Model.load(files(name), **(exact | {"n_ctx": None})) as model:
         assert model.n_ctx == 128
-    with pytest.raises(ikq.RefusedError, match=r"n_ctx=129.*index is not computed yet"):
+    with pytest.raises(ikq.RefusedError, match=r"n_ctx=129.*which is not computed yet"):
         ikq.Model.load(files(name), **(exact | {"n_ctx": 129}))
 
 

@@ -90,7 +90,11 @@ def search(seed: int = 1) -> tuple[Half, int, tuple[Half, Half, Half], int]:
     rng = np.random.default_rng(seed)
     table = np.array(IQ6)
     while True:
-        factor, minus, first = Half(1 + rng.integers(-10, 11) / 1024), int(rng.integers(1053, 1062)), int(rng.integers(-9, 9))
+        factor, minus, first = (
+            Half(1 + rng.integers(-10, 11) / 1024),
+            int(rng.integers(1053, 1062)),
+            int(rng.integers(-9, 9)),
+        )
         x = fma(np.arange(1024, 1088), factor, -minus).astype(np.float64)
         powers = np.stack([x, x**2, x**3], 1)
         fit = np.linalg.lstsq(powers, table - first, rcond=None)[0]

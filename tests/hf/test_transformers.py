@@ -22,11 +22,11 @@ from make_oracle import head_logits, load  # noqa: E402
 from make_oracle import logits as oracle_logits  # noqa: E402
 from make_seeded import loaded, logits  # noqa: E402
 from model_files import NAMES, info, reader  # noqa: E402
-from seeded_models import CASES, case, stored_logits, write_folder  # noqa: E402
-from seeded_models import write_tokenizer as write_bytes  # noqa: E402
 from oracle_models import NAMES as ORACLES  # noqa: E402
 from oracle_models import recipe  # noqa: E402
 from oracle_models import write_folder as write_oracle  # noqa: E402
+from seeded_models import CASES, case, stored_logits, write_folder  # noqa: E402
+from seeded_models import write_tokenizer as write_bytes  # noqa: E402
 
 import ikq  # noqa: E402
 
@@ -92,6 +92,8 @@ def test_seeded(name, tmp_path):
     ikq.convert_checkpoint(tmp_path / "saved", tmp_path / "x.gguf", "f32")
     with ikq.Model.load(tmp_path / "x.gguf", **EXACT) as converted:
         assert largest(converted.logits(np.array(own["ids"])), found) < limit
+
+
 @pytest.mark.parametrize("name", ORACLES)
 def test_logits_of_oracles(name, tmp_path):
     """Kept logits are what this version gives, and longer prompts too."""

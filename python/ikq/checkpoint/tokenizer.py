@@ -177,7 +177,7 @@ def _fill(texts: list[str | None], kinds: list[int], n_vocab: int) -> list[str]:
 def _from_json(
     path: Path, whole: Mapping[str, Any], n_vocab: int, *, is_plain: bool = False
 ) -> tuple[dict[str, object], list[str]]:
-    """BPE, of bytes or of plain text, or a unigram model, from `tokenizer.json`; `is_plain`: plain text with its merges."""
+    """BPE (of bytes, or of plain text: `is_plain` with its merges), or unigram, from `tokenizer.json`."""
     kind = _kind_of_json(whole)
     if kind == "Unigram":
         pieces = read_unigram(path, whole, _load, n_vocab, _added(path, whole, {}))
@@ -273,6 +273,7 @@ _SHOWN = frozenset(
         '<|"|>',
     )
 )
+
 
 def _kind_of_json(whole: Mapping[str, Any]) -> object:
     model = whole.get("model")

@@ -81,7 +81,7 @@ def moe_ffn(
         raise keys.wrong(width_key, block.integer(width_key), keys_width)
     routing = _routing(block, n_expert, router, func, normalize)
     if own_norms:
-        return Moe(routing, gate, up, down, activation, dense_ffn(block, activation), _norms(block))
+        return Moe(routing, gate, up, down, activation, dense_ffn(block, activation), norms=_norms(block))
     always = None if shared == "none" else _shared(block, shared, shared_width, width, activation)
     if always is not None:
         always = dataclasses.replace(always, limit=limits[1])
