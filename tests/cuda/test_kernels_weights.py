@@ -52,7 +52,9 @@ def test_dequantize_golden_vectors(name):
             assert same_floats(got.reshape(want.shape), want), key
 
 
-@pytest.mark.parametrize("name", ["nvfp4", "mxfp4", "iq4_k", "iq4_ks", "iq4_kss", "iq4_kt", "iq5_k", "iq5_ks", "iq6_k"])
+@pytest.mark.parametrize(
+    "name", ["nvfp4", "mxfp4", "iq4_k", "iq4_ks", "iq4_kss", "iq4_kt", "iq5_k", "iq5_ks", "iq6_k"]
+)
 def test_every_code_and_every_byte_of_scales(name):
     """So many random rows that each byte occurs in each place of a block, and each code with each byte of a scale."""
     rng = np.random.default_rng(9)
@@ -107,7 +109,9 @@ def test_the_device_form_keeps_all_bits(name):
         blocks = row[t.row_header_bytes :].reshape(-1, t.block_bytes)
         start, size = ORDERED[name][:2] if name in ORDERED else (t.block_bytes - RECODED[name], RECODED[name])
         codes, new = blocks[:, start : start + size].reshape(-1), kept[: size * len(blocks)]
-        row = np.concatenate([row[: t.row_header_bytes], np.delete(blocks, slice(start, start + size), 1).reshape(-1)])
+        row = np.concatenate(
+            [row[: t.row_header_bytes], np.delete(blocks, slice(start, start + size), 1).reshape(-1)]
+        )
         kept = kept[size * len(blocks) :]
         if name in ORDERED:
             codes, new = (np.concatenate([a & 15, a >> 4]) for a in (codes, new))
