@@ -53,6 +53,7 @@ template <class T> struct RecodedFive {
         // the lower four bits of eight codes, or bit 4 of all, of those of word v in bits v of nibbles
         uint32_t out = 0;
         for (int v = w < 4 ? w : 0; v < (w < 4 ? w + 1 : 4); v++)
+#pragma unroll 1 // all at once would take too many registers
             for (int i = 0; i < 8; i++) {
                 const uint32_t code = load_u8(IQ5_CODES + code_of_file<T>(block, l, i >> 2, 4 * v + (i & 3)));
                 out |= w < 4 ? (code & 15u) << (4 * i) : (code >> 4) << (4 * i + v);

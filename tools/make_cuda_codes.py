@@ -12,6 +12,7 @@ in the file against what this program prints.
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 
 IQ5 = (-126, -114, -103, -92, -83, -74, -65, -57, -50, -43, -36, -30, -24, -18, -12, -6,
        -1, 5, 11, 17, 23, 29, 36, 43, 51, 59, 68, 77, 87, 97, 109, 121)  # fmt: skip
@@ -71,14 +72,18 @@ def words(numbers: list[int]) -> str:
 
 
 Half = np.float16
+Halves = np.ndarray[tuple[int, ...], np.dtype[np.float16]]
 
 
-def fma(a: object, b: object, c: object) -> np.ndarray:
+def fma(a: npt.ArrayLike, b: npt.ArrayLike, c: npt.ArrayLike) -> Halves:
     """a * b + c of halves, rounded once: doubles hold it exactly, as the numbers here are of similar sizes."""
-    return (np.float64(a) * np.float64(b) + np.float64(c)).astype(Half)  # type: ignore[arg-type]
+    x, y, z = (np.asarray(v, np.float64) for v in (a, b, c))
+    return np.asarray(x * y + z, Half)
 
 
-def polynomial(factor: Half, minus: int, coefficients: tuple[Half, Half, Half], first: int) -> np.ndarray:
+def polynomial(
+    factor: Half, minus: int, coefficients: tuple[Half, Half, Half], first: int
+) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     """What the kernels compute for codes 0 to 63: the values that their bits have in the end."""
     x = fma(np.arange(1024, 1088), factor, -minus)
     y = fma(fma(coefficients[2], x, coefficients[1]), x, coefficients[0])

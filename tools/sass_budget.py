@@ -2,11 +2,12 @@
 """Instructions per weight of the matrix-vector kernels, counted in their machine code; no GPU is needed.
 
     pip install nvidia-cuda-nvrtc nvidia-cuda-nvdisasm
-    python tools/sass_budget.py [--arch 90] [--columns 1] [--json OUT] [TYPE ...]
+    python tools/sass_budget.py [--arch 90] [--columns 1] [--json OUT] [--classes] [TYPE ...]
 
 A GPU that reads weights at its full bandwidth can spend so many instructions on each; what needs more is slower than
-memory. Counted is the loop over units: its instructions, divided by the weights that a lane decodes in a turn. What
-stands outside the loop is not in it. The table says where a type stands against the budget of an H200 (4.3 TB/s,
+memory. Counted is the loop over units: its instructions, divided by the weights that a lane decodes in a turn (of which
+there are two in a loop that is unrolled). What stands outside the loop is not in it. --classes also prints how many
+instructions of which kind a lane needs for 32 weights. The table says where a type stands against the budget of an H200 (4.3 TB/s,
 132 multiprocessors at 1.98 GHz, four instructions a clock for 32 lanes each), of which it should take 0.7 at most.
 """
 
@@ -20,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / "tests/cuda")]
@@ -79,8 +81,13 @@ def is_dot(instruction: str) -> bool:
     return "IDP" in instruction
 
 
-def per_weight(name: str, architecture: int, columns: int) -> tuple[float, int]:
-    """Instructions per weight, and registers."""
+def class_of(instruction: str) -> str:
+    """The name of an instruction without its predicate and its variants."""
+    return re.sub(r"^@!?U?P\w+\s+", "", instruction).split()[0].split(".")[0]
+
+
+def per_weight(name: str, architecture: int, columns: int) -> tuple[float, int, dict[str, float]]:
+    """Instructions per weight, registers, and instructions per 32 weights by class, the most frequent first."""
     kernels, cubin = compile_(("mmv.cu", (f"IKQ_TYPE={name}",)), architecture)
     kernel = f"mmv_{name}_c{columns}"
     per_turn = DOTS.get(name, 8)
@@ -90,8 +97,13 @@ def per_weight(name: str, architecture: int, columns: int) -> tuple[float, int]:
         raise SystemExit(f"no loop with products in {kernel}")
     loop = min(with_dots, key=len)
     turns = sum(map(is_dot, loop)) / per_turn
+    if turns != int(turns):
+        raise SystemExit(
+            f"{kernel} has {sum(map(is_dot, loop))} dot instructions, which are not {per_turn} per turn"
+        )
     useful = [x for x in loop if not x.startswith("NOP")]
-    return len(useful) / (32 * turns), next(k.registers for k in kernels if k.name == kernel)
+    classes = {c: n / turns for c, n in Counter(map(class_of, useful)).most_common()}
+    return len(useful) / (32 * turns), next(k.registers for k in kernels if k.name == kernel), classes
 
 
 def main() -> None:
@@ -102,6 +114,7 @@ def main() -> None:
     parser.add_argument("--arch", type=int, default=90)
     parser.add_argument("--columns", type=int, default=1, choices=(1, 2, 4, 8))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--classes", action="store_true")
     arguments = parser.parse_args()
     if library() is None:
         raise SystemExit("NVRTC is missing: pip install nvidia-cuda-nvrtc")
@@ -109,7 +122,7 @@ def main() -> None:
     print("| type | bits | instructions per weight | budget | share | registers |\n|---|--:|--:|--:|--:|--:|")
     for name in sorted(arguments.types, key=lambda t: ikq.QuantType(t).bpw):
         bits = ikq.QuantType(name).bpw
-        count, registers = per_weight(name, arguments.arch, arguments.columns)
+        count, registers, classes = per_weight(name, arguments.arch, arguments.columns)
         budget = H200_PER_BIT * bits
         rows.append(
             {"type": name, "bits": bits, "instructions": count, "budget": budget, "registers": registers}
@@ -119,6 +132,8 @@ def main() -> None:
             f"| {name} | {bits:.3f} | {count:.2f} | {budget:.2f} | {count / budget:.2f}{mark} | {registers} |",
             flush=True,
         )
+        if arguments.classes:
+            print("  " + ", ".join(f"{c} {n:g}" for c, n in classes.items()), flush=True)
     if arguments.json:
         arguments.json.write_text(
             json.dumps({"arch": arguments.arch, "columns": arguments.columns, "rows": rows}, indent=1) + "\n"

@@ -4,7 +4,8 @@
 // side. Planes follow one another in the order of the type's `Form`, and rows begin at multiples of 16 bytes.
 // So a row takes as many bytes as in the file, rounded up to 16 (I2_S: plus the tensor's scale). Every field can be
 // read with aligned loads, because planes whose field is a multiple of 16 bytes come first, then those of 8, 4, 2
-// and 1. The kernel `repack` (weights.cu) converts to this form.
+// and 1. The kernel `repack` (weights.cu) converts to this form; where a plane says so, it also moves bits in words or
+// gives other codes (Order, RECODED_BYTES).
 //
 // A unit is 256 elements of a row, which eight lanes decode together. Lane l of a unit decodes 32 elements, as
 // 32 / RUN runs of RUN neighbours: run r begins at element `T::at(l, r)` of the unit, has one scale, and its codes
@@ -16,7 +17,7 @@
 //     FACTOR          a factor of products, which dequantizing does not apply
 //     Form            the planes
 //     at(l, r)        where the runs of a lane begin
-//     decode(unit, l) -> Fragment: value = scale * code - min
+//     decode(unit, l) -> Fragment: value = scale * code - min; or IntegerFragment: value = d * scale * code
 //
 // Types of plain floats (floats.cuh) have AT_ONCE, one() and some() instead of runs and decode().
 #pragma once

@@ -15,9 +15,9 @@ CAPS = {
     "delta_chunks": 160, "delta": 96, "turn_rows": 40,
 }  # fmt: skip
 # Products hold sums and columns: the more columns, the more. A multiprocessor has 65536 registers, so these let five,
-# four, three and two blocks of `mmv` run side by side, and two, two, one and one of `upgate`, which are twice as large.
-# With one column, that is 20 and 16 warps, each of which has two loads of weights per lane under way: what memory needs.
-MMV = {"c1": 96, "c2": 128, "c4": 168, "c8": 255}
+# four, four and two blocks of `mmv` run side by side, and two, two, one and one of `upgate`, which are twice as large.
+# With one column, that is 20 and 16 warps, and each lane has two loads of weights under way: what memory needs.
+MMV = {"c1": 96, "c2": 128, "c4": 128, "c8": 255}
 UPGATE = {"c1": 128, "c2": 128, "c4": 255, "c8": 255}
 
 

@@ -104,13 +104,13 @@ def test_divergence_fails_a_launch():
     [(planted.WRONG_OFFSET, "q6_k"), (planted.MIN_FORGOTTEN, "q4_k"), (planted.COLUMN_MIXED_UP, "q6_k")],
 )
 def test_wrong_arithmetic_changes_results(error, name):
-    """The value checks compare with doubles to about 1e-6; these errors are far larger."""
+    """The value checks compare each result with doubles to about 1e-6; these errors are far larger."""
     text = for_types("mmv.cu", [name])
     want = run_mmv(made(text), name)[1]
     with planted.planted(error) as folder:
         got = run_mmv(made(text, folder=folder), name)[1]
     assert np.isfinite(want).all()
-    assert np.linalg.norm(got - want) > 1e-3 * np.linalg.norm(want)
+    assert (np.abs(got - want) > 1e-3 * np.abs(want)).any()
 
 
 def test_launches_that_a_driver_refuses():
