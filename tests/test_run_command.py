@@ -262,6 +262,7 @@ def test_loading_options(tiny_moe, capsys):
         "n_cpu_moe": 1,
         "fit": False,
         "fit_margin": 1024,
+        "lora": (),
         "fit_sequences": 1,
         "cache_rotation": False,
         "swa_full": True,
