@@ -264,6 +264,7 @@ def test_loading_options(tiny_moe, capsys):
         "kv_offload": False,
         "fit": False,
         "fit_margin": 1024,
+        "lora": (),
         "fit_sequences": 1,
         "cache_rotation": False,
         "swa_full": True,
