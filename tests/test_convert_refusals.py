@@ -14,6 +14,7 @@ from test_convert import SHORT, folders
 import ikq
 from ikq.__main__ import main
 from ikq._ikq import Engine
+from ikq.checkpoint.describe import describe
 from ikq.checkpoint.opening import Checkpoint
 from ikq.errors import FormatError, RefusedError, UnsupportedError
 from ikq.models import model_spec
@@ -195,3 +196,20 @@ def test_what_is_no_folder_of_a_checkpoint(tmp_path, capsys):
     ):
         assert main(["convert", str(tmp_path / name), str(tmp_path / "x.gguf")]) == 1
         assert f"{name}: {message}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlanguage: en\nlicense: apache-2.0\n---\n# Model\n", "apache-2.0"),
+        ("---\r\nlicense: 'mit'\r\n---\r\n", "mit"),
+        ("---\nlicense:\n- mit\n---\n", None),
+        ("# Model\nlicense: mit\n", None),
+        ("---\nlicense_name: x\n---\nlicense: mit\n", None),
+        ("---\nlicense: mit\n", None),
+    ],
+)
+def test_the_licence_of_the_model_card(tmp_path, card, licence):
+    (tmp_path / "README.md").write_bytes(card.encode())
+    assert describe(tmp_path, []).get("general.license") == licence
+    assert "general.license" not in describe(tmp_path / "none", [])
