@@ -14,6 +14,7 @@ from test_convert import SHORT, folders
 import ikq
 from ikq.__main__ import main
 from ikq._ikq import Engine
+from ikq.checkpoint.describe import describe
 from ikq.checkpoint.opening import Checkpoint
 from ikq.errors import FormatError, RefusedError, UnsupportedError
 from ikq.models import model_spec
@@ -175,3 +176,41 @@ def test_texts_of_config_are_not_trusted(tmp_path):
             else:
                 outcomes.add("opened")
     assert outcomes == {"refused", "opened"}
+
+
+def test_what_is_no_folder_of_a_checkpoint(tmp_path, capsys):
+    """Names of the Hub, GGUF files, folders without a configuration or with files of PyTorch only."""
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    (tmp_path / "empty").mkdir()
+    torch = make_folder(tmp_path / "torch", "qwen3/qwen3-bf16")
+    for path in torch.glob("*.safetensors*"):
+        path.unlink()
+    (torch / "pytorch_model.bin").write_bytes(b"")
+    for name, message in (
+        ("Qwen/Qwen3-0.6B", "no such folder (what is on the Hub has to be downloaded first: `hf download`)"),
+        ("a.gguf", "a file, not the folder of a checkpoint with config.json"),
+        ("empty", "no config.json in this folder: it is no checkpoint"),
+        (
+            "torch",
+            "no safetensors file in this folder; pytorch_model.bin is not read, only *.safetensors are",
+        ),
+    ):
+        assert main(["convert", str(tmp_path / name), str(tmp_path / "x.gguf")]) == 1
+        assert f"{name}: {message}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlanguage: en\nlicense: apache-2.0\n---\n# Model\n", "apache-2.0"),
+        ("---\r\nlicense: 'mit'\r\n---\r\n", "mit"),
+        ("---\nlicense:\n- mit\n---\n", None),
+        ("# Model\nlicense: mit\n", None),
+        ("---\nlicense_name: x\n---\nlicense: mit\n", None),
+        ("---\nlicense: mit\n", None),
+    ],
+)
+def test_the_licence_of_the_model_card(tmp_path, card, licence):
+    (tmp_path / "README.md").write_bytes(card.encode())
+    assert describe(tmp_path, []).get("general.license") == licence
+    assert "general.license" not in describe(tmp_path / "none", [])

@@ -72,9 +72,21 @@ class Config:
 
         Raises:
             FormatError: it is no JSON object.
-            OSError: it cannot be read.
+            OSError: it cannot be read, or the folder is none of a checkpoint.
         """
         path = folder / "config.json"
+        if not folder.exists():
+            raise FileNotFoundError(
+                2,
+                "no such folder (what is on the Hub has to be downloaded first: `hf download`)",
+                str(folder),
+            )
+        if not folder.is_dir():
+            raise NotADirectoryError(
+                20, "a file, not the folder of a checkpoint with config.json", str(folder)
+            )
+        if not path.exists():
+            raise FileNotFoundError(2, "no config.json in this folder: it is no checkpoint", str(folder))
         return cls(path, read_json(path))
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> Config:

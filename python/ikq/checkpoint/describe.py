@@ -12,16 +12,36 @@ __all__ = ["describe", "size_label"]
 
 # `v2`, `7b`: written as they are
 _VERSION = re.compile(r"v?\d")
+# the head of a model card, and the line in it that names the licence by its identifier
+_CARD, _LICENCE = (
+    re.compile(r"---\s*\n(.*?\n)---\s*(?:\n|$)", re.DOTALL),
+    re.compile(r"^license:[ \t]*([\"']?)([\w.+-]+)\1[ \t\r]*$", re.MULTILINE),
+)
+_CARD_BYTES = 1 << 16
 
 
 def describe(folder: Path, tensors: list[OutTensor]) -> dict[str, object]:
-    """Type, name (that of the folder) and size of a model."""
+    """Type, name (that of the folder), size and licence (that of the model card) of a model."""
     words = folder.resolve().name.replace("-", " ").split()
     name = " ".join(w.title() if w.islower() and not _VERSION.match(w) else w for w in words)
     found: dict[str, object] = {"general.type": "model"}
     if name:
         found["general.name"] = name
-    return {**found, "general.size_label": size_label(tensors)}
+    found["general.size_label"] = size_label(tensors)
+    licence = _licence(folder / "README.md")
+    return {**found, "general.license": licence} if licence else found
+
+
+def _licence(card: Path) -> str:
+    """The identifier of a licence, such as `apache-2.0`; nothing where the card does not name one."""
+    try:
+        with card.open("rb") as file:
+            head = file.read(_CARD_BYTES).decode(errors="replace")
+    except OSError:  # no card, or none that can be read: it says nothing that a file needs
+        return ""
+    front = _CARD.match(head)
+    line = _LICENCE.search(front[1]) if front else None
+    return line[2] if line else ""
 
 
 def size_label(tensors: Iterable[OutTensor]) -> str:

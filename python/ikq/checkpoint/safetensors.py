@@ -217,7 +217,9 @@ class Shards(Mapping[str, SafeTensor]):
                 # beside it, some folders have files of adapters or of other parts
                 names = ["model.safetensors"]
         if not names:
-            raise FileNotFoundError(2, "no safetensors file in this folder", str(folder))
+            others = [p.name for end in ("bin", "pt", "pth", "gguf") for p in sorted(folder.glob(f"*.{end}"))]
+            more = f"; {others[0]} is not read, only *.safetensors are" if others else ""
+            raise FileNotFoundError(2, f"no safetensors file in this folder{more}", str(folder))
         missing = [name for name in names if not (folder / name).exists()]
         if missing:
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
