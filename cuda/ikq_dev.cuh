@@ -42,8 +42,8 @@ IKQ_DEV float fast_exp(float x) { return std::exp(x); }
 
 // Tensor cores and asynchronous copies; emu/tensor.h says what they do.
 template <int N> IKQ_DEV void load_matrices(const void *row, uint32_t (&out)[N]) { emu::load_matrices(row, out); }
-IKQ_DEV void mma_s8_k32(int (&c)[4], const uint32_t *a, const uint32_t *b) { emu::mma_s8<32>(c, a, b); }
-IKQ_DEV void mma_s8_k16(int (&c)[4], const uint32_t *a, const uint32_t *b) { emu::mma_s8<16>(c, a, b); }
+IKQ_DEV void mma_s8_k32(int (&d)[4], const uint32_t *a, const uint32_t *b, const int (&c)[4]) { emu::mma_s8<32>(d, a, b, c); }
+IKQ_DEV void mma_s8_k16(int (&d)[4], const uint32_t *a, const uint32_t *b, const int (&c)[4]) { emu::mma_s8<16>(d, a, b, c); }
 IKQ_DEV void mma_tf32_k8(float (&c)[4], const uint32_t *a, const uint32_t *b) { emu::mma_tf32(c, a, b); }
 IKQ_DEV void copy_async_16(void *to, const void *from) { emu::copy_async(to, from); }
 IKQ_DEV void copy_async_commit() { emu::commit_copies(); }
@@ -111,30 +111,33 @@ IKQ_DEV void load_matrices(const void *row, uint32_t (&out)[4]) {
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
 // the registers of larger products are those of the smaller ones side by side
-IKQ_DEV void mma_s8_8x8(int &c0, int &c1, uint32_t a, uint32_t b) {
-    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};" : "+r"(c0), "+r"(c1) : "r"(a), "r"(b));
+IKQ_DEV void mma_s8_8x8(int *d, uint32_t a, uint32_t b, const int *c) {
+    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%4, %5};"
+        : "=r"(d[0]), "=r"(d[1])
+        : "r"(a), "r"(b), "r"(c[0]), "r"(c[1]));
 }
-IKQ_DEV void mma_s8_k16(int (&c)[4], const uint32_t *a, const uint32_t *b) {
-    mma_s8_8x8(c[0], c[1], a[0], b[0]);
-    mma_s8_8x8(c[2], c[3], a[1], b[0]);
+IKQ_DEV void mma_s8_k16(int (&d)[4], const uint32_t *a, const uint32_t *b, const int (&c)[4]) {
+    mma_s8_8x8(d, a[0], b[0], c);
+    mma_s8_8x8(d + 2, a[1], b[0], c + 2);
 }
-IKQ_DEV void mma_s8_k32(int (&c)[4], const uint32_t *a, const uint32_t *b) {
-    mma_s8_k16(c, a, b);
-    mma_s8_k16(c, a + 2, b + 1);
+IKQ_DEV void mma_s8_k32(int (&d)[4], const uint32_t *a, const uint32_t *b, const int (&c)[4]) {
+    int half[4];
+    mma_s8_k16(half, a, b, c);
+    mma_s8_k16(d, a + 2, b + 1, half);
 }
 IKQ_DEV void copy_async_16(void *to, const void *from) { *static_cast<uint4 *>(to) = *static_cast<const uint4 *>(from); }
 IKQ_DEV void copy_async_commit() {}
 template <int N> IKQ_DEV void copy_async_wait() {}
 #else
-IKQ_DEV void mma_s8_k32(int (&c)[4], const uint32_t *a, const uint32_t *b) {
-    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+IKQ_DEV void mma_s8_k32(int (&d)[4], const uint32_t *a, const uint32_t *b, const int (&c)[4]) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
 }
-IKQ_DEV void mma_s8_k16(int (&c)[4], const uint32_t *a, const uint32_t *b) {
-    asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(b[0]));
+IKQ_DEV void mma_s8_k16(int (&d)[4], const uint32_t *a, const uint32_t *b, const int (&c)[4]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b[0]), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
 }
 IKQ_DEV void mma_tf32_k8(float (&c)[4], const uint32_t *a, const uint32_t *b) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"

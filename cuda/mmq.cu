@@ -1,7 +1,8 @@
 // Products of quantized weights of one type (-DIKQ_TYPE) and many columns on tensor cores: y = w x + bias + residual.
+// With -DIKQ_TILE, only kernels for tiles of so many columns are compiled.
 //
 //   mmq_T_tC(w, expert_bytes, bounds, list, n_experts, k, x, ds, bias, residual, y, n_rows, n, n_columns, y_stride)
-//       C is 32, 64 or 128, the columns of a tile; grid (ceil(n_rows / 128), tiles of columns), block 256, dynamic
+//       C is 32 or 64, the columns of a tile; grid (ceil(n_rows / 128), tiles of columns), block 512, dynamic
 //       shared memory 384 C + 49152. A result has the same bits for every C, and whatever other columns there are.
 //   w             rows in device form (types/form.cuh)
 //   x, ds         columns (products.cuh)
@@ -35,12 +36,10 @@ IKQ_DEV void mmq(const uint8_t *w, int64_t expert_bytes, const int *bounds, cons
     }
     __syncthreads();
     const int first_row = TILE_ROWS * int(blockIdx.x);
-    const auto row_at = [&](int row) {
-        return w + group.expert * expert_bytes + (row < n_rows ? row : n_rows - 1) * row_bytes<T>(n);
-    };
-    const int own = first_row + int(threadIdx.x >> 2);
+    const int own = first_row + int(row_of_thread()), row = own < n_rows ? own : n_rows - 1;
     Results<N> results;
-    multiply<T, T, false, C>({row_at(own), row_at(own + 64)}, {x, ds, blocks, n}, reinterpret_cast<Tile<C> *>(shared), results);
+    multiply<T, T, false, C>(w + group.expert * expert_bytes + row * row_bytes<T>(n), {x, ds, blocks, n},
+                             reinterpret_cast<Tile<C> *>(shared), results);
 
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
 #pragma unroll
@@ -51,10 +50,10 @@ IKQ_DEV void mmq(const uint8_t *w, int64_t expert_bytes, const int *bounds, cons
             if (column >= group.count) continue;
             const int64_t to = (bounds ? list[group.first + column] : group.first + column) * y_stride;
 #pragma unroll
-            for (int m = 0; m < 4; m++)
+            for (int m = 0; m < 2; m++)
 #pragma unroll
                 for (int half = 0; half < 2; half++) {
-                    const int row = first_row + 64 * (warp >> 2) + 16 * m + 8 * half + (lane >> 2);
+                    const int row = first_row + 32 * (warp >> 2) + 16 * m + 8 * half + (lane >> 2);
                     if (row >= n_rows) continue;
                     float sum = results.value[m][c][2 * half + side] * T::FACTOR;
                     if (bias) sum += bias[int64_t(group.expert) * n_rows + row];
@@ -62,7 +61,8 @@ IKQ_DEV void mmq(const uint8_t *w, int64_t expert_bytes, const int *bounds, cons
                 }
         }
 }
-#define IKQ_MMQ(C)                                                                                                    \
+#define IKQ_MMQ(C) IKQ_MMQ_(C)
+#define IKQ_MMQ_(C)                                                                                                   \
     IKQ_KERNEL(TILE_THREADS, IKQ_NAME_3(mmq, IKQ_TYPE, t##C),                                                         \
                (const uint8_t *w, int64_t expert_bytes, const int *bounds, const int *list, int n_experts, int k,     \
                 const int8_t *x, const float2 *ds, const float *bias, const float *residual, float *y, int n_rows,    \
@@ -72,6 +72,9 @@ IKQ_DEV void mmq(const uint8_t *w, int64_t expert_bytes, const int *bounds, cons
     }
 #endif
 
+#ifdef IKQ_TILE
+IKQ_MMQ(IKQ_TILE)
+#else
 IKQ_MMQ(32)
 IKQ_MMQ(64)
-IKQ_MMQ(128)
+#endif

@@ -2,12 +2,12 @@
 //
 // A block goes through 128 rows of weights and some columns in steps of 128 elements (half a unit). Codes are int8, 128
 // bytes for each row and column; of row r, the 16 bytes of chunk c are at chunk c ^ (r & 7), so that neither stores
-// nor ldmatrix meet in a bank. Scales and mins of a step are floats in front of which stands the run: those of the
-// eight rows that a lane needs are neighbours (`place_of_row`).
+// nor ldmatrix meet in a bank. Scales and mins are floats, those of all rows for one run of elements side by side: the
+// four that a lane needs are neighbours (`place_of_row`).
 #pragma once
 #include "products.cuh"
 
-constexpr int STEP = 128, TILE_ROWS = 128, TILE_THREADS = 256;
+constexpr int STEP = 128, TILE_ROWS = 128, TILE_THREADS = 512;
 
 // What a type's decoder does not say: how many elements have the same scale (32 or 16: a decoder's runs may be shorter
 // than that), and the constant that is subtracted from codes where a decoder calls it a min.
@@ -44,14 +44,23 @@ template <int C> struct Tile {
 };
 
 IKQ_DEV unsigned chunk_of_row(unsigned row, unsigned chunk) { return STEP * row + ((chunk ^ (row & 7u)) << 4); }
-// Where the scale of a row of the tile stands. A warp computes 64 rows, and lane 4 g + t of it those that end in g.
-IKQ_DEV unsigned place_of_row(unsigned row) { return (row & 64u) + ((row & 7u) << 3) + (row >> 3 & 7u); }
+// Where the scale of a row of the tile stands. A warp computes 32 rows, and lane 4 g + t of it rows g, g + 8, g + 16, g + 24.
+IKQ_DEV unsigned place_of_row(unsigned row) { return (row & 96u) + ((row & 7u) << 2) + (row >> 3 & 3u); }
 
-// The 32 elements that lane l of 4 decodes in a step; where a row has ended, scales are 0.
+// The 32 elements that lane l of 4 decodes in a step. Where the row has ended, they are the row's first ones with scales
+// and mins of 0: that takes no branch.
 template <class T> IKQ_DEV typename T::Result fetched(const uint8_t *row, int n, int step, int l) {
-    const int u = step >> 1, of_unit = 4 * (step & 1) + l;
-    if (has_fragment<T>(u, of_unit, n)) return T::decode(row, n / T::BLOCK, u, of_unit);
-    return typename T::Result{};
+    int u = step >> 1, of_unit = 4 * (step & 1) + l;
+    const bool there = has_fragment<T>(u, of_unit, n);
+    u = there ? u : 0;
+    of_unit = there ? of_unit : 0;
+    typename T::Result f = T::decode(row, n / T::BLOCK, u, of_unit);
+#pragma unroll
+    for (int r = 0; r < 32 / T::RUN; r++) {
+        f.scale[r] = there ? f.scale[r] : 0.0f;
+        if (MIN_RUN<T> != 0) f.min[r] = there ? f.min[r] : 0.0f;
+    }
+    return f;
 }
 
 template <class T, int C> IKQ_DEV void store_fragment(const typename T::Result &f, Tile<C> &tile, unsigned row, int l) {
@@ -100,8 +109,7 @@ template <int C> IKQ_DEV void copy_columns(const Source &from, Tile<C> &tile, in
     copy_async_commit();
 }
 
-// The scales of a step that a thread fetches, for one or more columns and 32 elements each. SUMS says which sums are
-// needed besides: 32 for those of the columns, 16 for sums of 16 elements.
+// The scales of a step that a thread fetches, for 32 elements of a column each, and with SUMS_16 sums of 16 elements.
 template <int C, bool SUMS_16> struct ColumnScales {
     static constexpr int COUNT = (4 * C + TILE_THREADS - 1) / TILE_THREADS;
     float2 ds[COUNT];
@@ -119,13 +127,12 @@ template <int C, bool SUMS_16> IKQ_DEV void fetch_scales(const Source &from, int
     for (int i = 0; i < s.COUNT; i++) {
         unsigned column, block;
         s.places(i, column, block);
-        s.ds[i] = {0.0f, 0.0f};
-        if constexpr (SUMS_16) s.sums[2 * i] = s.sums[2 * i + 1] = 0.0f;
         const int at = STEP * step + 32 * int(block);
-        if (column >= unsigned(C) || at >= from.n) continue;
-        const int64_t at_block = int64_t(from.blocks[column]) + at / 32;
+        // threads without a column do as the first one, and blocks behind the end as the first block, with scales of 0
+        const bool there = column < unsigned(C) && at < from.n;
+        const int64_t at_block = int64_t(from.blocks[column < unsigned(C) ? column : 0]) + (there ? at / 32 : 0);
         const uint2 raw = load_8(from.ds + at_block);
-        s.ds[i] = {__int_as_float(int(raw.x)), __int_as_float(int(raw.y))};
+        s.ds[i] = {there ? __int_as_float(int(raw.x)) : 0.0f, there ? __int_as_float(int(raw.y)) : 0.0f};
         if constexpr (SUMS_16) {
             int codes[8], total[2] = {};
             load_codes<32>(from.x + 32 * at_block, codes);

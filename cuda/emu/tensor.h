@@ -26,25 +26,28 @@ template <int N> void load_matrices(const void *row, uint32_t (&out)[N]) {
     all_have_seen();
 }
 
-// The product of a tile A of 16 rows and a tile B of 8 columns, K elements of int8 each (16 or 32), is added to C.
+// The product of a tile A of 16 rows and a tile B of 8 columns, K elements of int8 each (16 or 32), plus C becomes D.
 // Register i of A has elements 16 (i >> 1) + 4 t to + 3 of row g + 8 (i & 1); register i of B has elements 16 i + 4 t to
 // + 3 of column g; C has elements (g, 2 t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1).
-template <int K> void mma_s8(int (&c)[4], const uint32_t *a, const uint32_t *b) {
+template <int K> void mma_s8(int (&d)[4], const uint32_t *a, const uint32_t *b, const int (&c)[4]) {
     uint32_t mine[SLOT_WORDS] = {};
     for (int i = 0; i < K / 8; i++) mine[i] = a[i];
     for (int i = 0; i < K / 16; i++) mine[4 + i] = b[i];
     const Slot *all = show(mine);
     const unsigned g = lane() / 4, t = lane() & 3;
-    for (unsigned i = 0; i < 4; i++)
+    for (unsigned i = 0; i < 4; i++) {
+        int sum = c[i];
         for (unsigned k = 0; k < K / 4; k++) {
             const uint32_t x = all[4 * g + (k & 3)].words[2 * (k >> 2) + (i >> 1)];
             const uint32_t y = all[4 * (2 * t + (i & 1)) + (k & 3)].words[4 + (k >> 2)];
-            c[i] = __dp4a(int(x), int(y), c[i]);
+            sum = __dp4a(int(x), int(y), sum);
         }
+        d[i] = sum;
+    }
     all_have_seen();
 }
 
-// The same for tf32 and K = 8: register i of A is element t + 4 (i >> 1) of row g + 8 (i & 1), register i of B element
+// A product with tf32 and K = 8, added to C: register i of A is element t + 4 (i >> 1) of row g + 8 (i & 1), register i of B element
 // t + 4 i of column g. The lower 13 bits of operands are ignored. The GPU does not say in which order it adds, or how
 // it rounds sums; here it is in double precision and rounded once.
 inline void mma_tf32(float (&c)[4], const uint32_t *a, const uint32_t *b) {

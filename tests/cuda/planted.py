@@ -54,12 +54,12 @@ BARRIER_OF_A_CHUNK = (
 COPY_NOT_AWAITED = ("matrix.cuh", "        copy_async_wait<0>();\n", "")
 COPY_OVER_WHAT_IS_READ = (
     "matrix.cuh",
-    "copy_columns(x, tiles[(step + 1) & 1], step + 1);",
-    "copy_columns(x, tile, step + 1);",
+    "copy_columns(x, other, step + 1);",
+    "copy_columns(x, tiles[step & 1], step + 1);",
 )
 BARRIER_OF_A_STEP = (
     "matrix.cuh",
-    "        // now the step's tile is whole, and nobody reads that of the step before any more\n        __syncthreads();\n",
+    "        // now the step's tile is whole, and nobody reads the other one any more\n        __syncthreads();\n",
     "",
 )
 BARRIER_OF_RESULTS = (
@@ -71,11 +71,11 @@ COLUMN_TOO_MANY = ("mmq.cu", "            if (column >= group.count) continue;\n
 ROW_OF_A_TILE_TOO_MANY = ("mmq.cu", "                    if (row >= n_rows) continue;\n", "")
 BLOCKS_BEHIND_A_ROW = (
     "tile.cuh",
-    "if (column >= unsigned(C) || at >= from.n) continue;",
-    "if (column >= unsigned(C)) continue;",
+    "(there ? at / 32 : 0)",
+    "at / 32",
 )
 CODES_BEHIND_A_ROW = ("tile.cuh", "if (column < unsigned(C) && at < from.n)", "if (column < unsigned(C))")
-SCALE_OF_A_NEIGHBOUR = ("tile.cuh", "(row & 64u) + ((row & 7u) << 3)", "(row & 64u) + ((row & 6u) << 3)")
+SCALE_OF_A_NEIGHBOUR = ("tile.cuh", "((row & 7u) << 2)", "((row & 6u) << 2)")
 SCALES_OF_TOO_MANY = (
     "tile.cuh",
     "template <> struct Tiled<q4_k> : Sharing<32> {};",

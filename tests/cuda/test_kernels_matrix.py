@@ -16,7 +16,7 @@ from weights import TYPES, row_lengths
 pytestmark = needs_gxx
 
 U = 2.0**-24
-TILES = (32, 64, 128)
+TILES = (32, 64)
 # one of each way that tiles are made: scales of 32 and 16 elements, mins of 32, 16 and none, constants, runs of 8, 16, 32
 SOME = ["q4_0", "q8_0", "q4_k", "q6_k", "q2_k", "iq2_ks", "iq4_ks", "iq2_xs"]
 PAIRS = [("q4_k", "q4_k"), ("iq4_ks", "q6_k"), ("q2_k", "q4_0")]
@@ -27,7 +27,7 @@ def shared_bytes(tile: int) -> int:
 
 
 def tile_for(n_columns: int) -> int:
-    return next((c for c in TILES if c >= n_columns), 128)
+    return next((c for c in TILES if c >= n_columns), 64)
 
 
 def bound(w: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -55,7 +55,7 @@ def run(module_, name, device, columns, n_rows, y, tile=None, bias=None, residua
     n_columns, n = q.shape
     tile = tile or tile_for(n_columns)
     module_.run(
-        f"mmq_{name}_t{tile}", (-(-n_rows // 128), -(-n_columns // tile)), 256, device, 0, None, None, 0, 1, q, ds, bias,
+        f"mmq_{name}_t{tile}", (-(-n_rows // 128), -(-n_columns // tile)), 512, device, 0, None, None, 0, 1, q, ds, bias,
         y if residual else None, y, n_rows, n, n_columns, y.shape[1], shared=shared_bytes(tile), order=order,
     )  # fmt: skip
 
@@ -90,7 +90,7 @@ def test_products_of_many_columns(name):
 @pytest.mark.parametrize("name", ["q4_k", "q6_k", "q2_k", "q5_0"])
 def test_tails(name, n_columns):
     rng = np.random.default_rng(n_columns)
-    for n_rows, n, tile in ((127, 256, 32), (128, 512, 64), (129, 768, 128), (1, 256, None)):
+    for n_rows, n, tile in ((127, 256, 32), (128, 512, 64), (129, 768, 64), (1, 256, None)):
         products_of(name, n_rows, n, n_columns, rng, tile)
 
 
@@ -103,7 +103,7 @@ def test_bits_depend_on_no_other_column(name):
     device, _ = weights(name, n_rows, n, rng)
     q, ds, _ = quantized(rng.normal(size=(70, n)).astype(np.float32))
     found = []
-    for first, count, tile in ((0, 70, 128), (0, 70, 64), (37, 1, 32), (20, 33, 64), (6, 32, 32)):
+    for first, count, tile in ((0, 70, 64), (0, 70, 32), (37, 1, 32), (20, 33, 64), (6, 32, 32)):
         y = aligned((count, n_rows), np.float32)
         some = slice(first, first + count)
         run(matrices, name, device, (on_device(q[some]), on_device(ds[some])), n_rows, y, tile)
@@ -133,7 +133,7 @@ def test_up_gate_and_activation_in_one(up, gate, act):
         scales = aligned((n_columns, n_rows // 32, 2), np.float32)
         tile = tile_for(n_columns)
         fused_module().run(
-            f"mmq_upgate_{up}_{gate}_t{tile}", (-(-n_rows // 64), -(-n_columns // tile)), 256, wu, wg, 0, 0, None, None, 0,
+            f"mmq_upgate_{up}_{gate}_t{tile}", (-(-n_rows // 64), -(-n_columns // tile)), 512, wu, wg, 0, 0, None, None, 0,
             1, q, ds, *bias, act, 1.702, 7.0, y, codes, scales, n_rows, 512, n_columns, shared=shared_bytes(tile),
             order=ORDERS[act],
         )  # fmt: skip
@@ -173,13 +173,13 @@ def experts(up, gate, counts, n_dropped, k, tile, rng):
     scales = aligned((n_pairs, n_hidden // 32, 2), np.float32)
     grid_y, modules = -(-n_pairs // tile) + n_experts, fused_module()
     modules.run(
-        f"mmq_upgate_{up}_{gate}_t{tile}", (1, grid_y), 256, wu, wg, n_hidden * wu.shape[1], n_hidden * wg.shape[1], bounds,
+        f"mmq_upgate_{up}_{gate}_t{tile}", (1, grid_y), 512, wu, wg, n_hidden * wu.shape[1], n_hidden * wg.shape[1], bounds,
         order, n_experts, k, q, ds, bias_up, bias_gate, 2, 1.702, 7.0, y, codes, scales, n_hidden, n, n_pairs,
         shared=shared_bytes(tile), order=5,
     )  # fmt: skip
     made = aligned((n_pairs, 40), np.float32)
     modules.run(
-        f"mmq_q4_0_t{tile}", (1, grid_y), 256, wd, 40 * wd.shape[1], bounds, order, n_experts, 1, codes, scales, bias_down,
+        f"mmq_q4_0_t{tile}", (1, grid_y), 512, wd, 40 * wd.shape[1], bounds, order, n_experts, 1, codes, scales, bias_down,
         None, made, 40, n_hidden, n_pairs, 40, shared=shared_bytes(tile), order=1,
     )  # fmt: skip
     hidden = dequantized(codes, scales)
@@ -229,7 +229,7 @@ def test_many_experts_are_searched_in_order():
 
 def test_a_column_that_is_not_finite_shows():
     rng = np.random.default_rng(2)
-    device, exact = weights("q4_k", 4, 256, rng)
+    device, _ = weights("q4_k", 4, 256, rng)
     x = rng.normal(size=(9, 256)).astype(np.float32)
     x[3, 40] = np.inf
     q, ds, _ = quantized(x)

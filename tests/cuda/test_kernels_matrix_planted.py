@@ -27,13 +27,13 @@ def plausible(name, n_rows, n, n_columns):
 def run_mmq(module_, name, order=0, n_rows=40, n=256, n_columns=9):
     w, q, ds, y = plausible(name, n_rows, n, n_columns)
     args = (w, 0, None, None, 0, 1, q, ds, None, None, y, n_rows, n, n_columns, n_rows)
-    return module_.launch(f"mmq_{name}_t32", 1, 256, *args, shared=61440, order=order), y
+    return module_.launch(f"mmq_{name}_t32", 1, 512, *args, shared=61440, order=order), y
 
 
 def run_upgate(module_, order=0):
     w, q, ds, y = plausible("q8_0", 64, 320, 5)
     args = (w, w, 0, 0, None, None, 0, 1, q, ds, None, None, 0, 1.0, 1.0, y, None, None, 64, 320, 5)
-    return module_.launch("mmq_upgate_q8_0_q8_0_t32", 1, 256, *args, shared=61440, order=order), y
+    return module_.launch("mmq_upgate_q8_0_q8_0_t32", 1, 512, *args, shared=61440, order=order), y
 
 
 def wrong_values(error, name, n=512):
@@ -55,7 +55,6 @@ def wrong_values(error, name, n=512):
     [
         (planted.COPY_NOT_AWAITED, "q8_0"),
         pytest.param(planted.COPY_OVER_WHAT_IS_READ, "q8_0", marks=only_in_full),
-        pytest.param(planted.BARRIER_OF_A_STEP, "q8_0", marks=only_in_full),
         pytest.param(planted.SCALE_OF_A_NEIGHBOUR, "q8_0", marks=only_in_full),
         pytest.param(planted.SCALES_OF_TOO_MANY, "q6_k", marks=only_in_full),
         pytest.param(planted.SCALE_OF_24_BITS, "q8_0", marks=only_in_full),

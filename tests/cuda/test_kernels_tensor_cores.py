@@ -14,16 +14,16 @@ KERNELS = """
 #include "ikq_dev.cuh"
 IKQ_KERNEL(32, s8_k32, (const uint32_t *a, const uint32_t *b, int *c)) {
     const int i = threadIdx.x;
-    int sum[4];
-    for (int k = 0; k < 4; k++) sum[k] = c[4 * i + k];
-    mma_s8_k32(sum, a + 4 * i, b + 2 * i);
+    int before[4], sum[4];
+    for (int k = 0; k < 4; k++) before[k] = c[4 * i + k];
+    mma_s8_k32(sum, a + 4 * i, b + 2 * i, before);
     for (int k = 0; k < 4; k++) c[4 * i + k] = sum[k];
 }
 IKQ_KERNEL(32, s8_k16, (const uint32_t *a, const uint32_t *b, int *c)) {
     const int i = threadIdx.x;
-    int sum[4];
-    for (int k = 0; k < 4; k++) sum[k] = c[4 * i + k];
-    mma_s8_k16(sum, a + 2 * i, b + i);
+    int before[4], sum[4];
+    for (int k = 0; k < 4; k++) before[k] = c[4 * i + k];
+    mma_s8_k16(sum, a + 2 * i, b + i, before);
     for (int k = 0; k < 4; k++) c[4 * i + k] = sum[k];
 }
 IKQ_KERNEL(32, tf32_k8, (const uint32_t *a, const uint32_t *b, float *c)) {
