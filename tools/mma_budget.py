@@ -58,8 +58,9 @@ def per_mma(name: str, architecture: int, tile: int) -> tuple[float, float, int]
     n_mma = sum(
         0.5 if re.search(r"IMMA\.16816", x) else 0.25 if "IMMA.8816" in x else 1.0 for x in inner if is_mma(x)
     )
-    # on the way through the loop over steps, a warp passes the multiplying part four times
-    step = counted(outer) + (PARTS - 1) * counted(inner)
+    # a warp passes the multiplying part four times in a step; the compiler may have put more than one copy of it there
+    copies = sum(map(is_mma, outer)) // sum(map(is_mma, inner))
+    step = counted(outer) + (PARTS - copies) * counted(inner)
     return step / (PARTS * n_mma), counted(inner) / n_mma, kernel.registers
 
 
