@@ -6,6 +6,7 @@
 
 #ifdef IKQ_EMU
 #include "emu/emu.h"
+#include "emu/tensor.h"
 #define IKQ_DEV static inline
 #define IKQ_MEMBER static inline
 #define IKQ_METHOD inline
@@ -57,6 +58,15 @@ IKQ_DEV uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
 }
 // the GPU's fast exponential is an approximation; this one is exact
 IKQ_DEV float fast_exp(float x) { return std::exp(x); }
+
+// Tensor cores and asynchronous copies; emu/tensor.h says what they do.
+template <int N> IKQ_DEV void load_matrices(const void *row, uint32_t (&out)[N]) { emu::load_matrices(row, out); }
+IKQ_DEV void mma_s8_k32(int (&d)[4], const uint32_t *a, const uint32_t *b, const int (&c)[4]) { emu::mma_s8<32>(d, a, b, c); }
+IKQ_DEV void mma_s8_k16(int (&d)[4], const uint32_t *a, const uint32_t *b, const int (&c)[4]) { emu::mma_s8<16>(d, a, b, c); }
+IKQ_DEV void mma_tf32_k8(float (&c)[4], const uint32_t *a, const uint32_t *b) { emu::mma_tf32(c, a, b); }
+IKQ_DEV void copy_async_16(void *to, const void *from) { emu::copy_async(to, from); }
+IKQ_DEV void copy_async_commit() { emu::commit_copies(); }
+template <int N> IKQ_DEV void copy_async_wait() { emu::wait_for_copies<N>(); }
 
 #else // NVRTC, or nvcc when somebody inspects a single file
 
@@ -113,6 +123,68 @@ IKQ_DEV uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
     return out;
 }
 IKQ_DEV float fast_exp(float x) { return __expf(x); }
+
+// Tensor cores (sm_75 and later) and asynchronous copies (sm_80 and later). Addresses of shared memory are those of
+// its own address space, 32 bits. emu/tensor.h says which elements the registers of a lane have.
+IKQ_DEV uint32_t shared_address(const void *p) { return uint32_t(__cvta_generic_to_shared(p)); }
+
+// Loads 2 or 4 matrices of eight rows of 16 bytes from shared memory; lanes 8 m to 8 m + 7 pass the rows of matrix m.
+IKQ_DEV void load_matrices(const void *row, uint32_t (&out)[2]) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0, %1}, [%2];"
+                 : "=r"(out[0]), "=r"(out[1])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+IKQ_DEV void load_matrices(const void *row, uint32_t (&out)[4]) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+// the registers of larger products are those of the smaller ones side by side
+IKQ_DEV void mma_s8_8x8(int *d, uint32_t a, uint32_t b, const int *c) {
+    asm("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {%0, %1}, {%2}, {%3}, {%4, %5};"
+        : "=r"(d[0]), "=r"(d[1])
+        : "r"(a), "r"(b), "r"(c[0]), "r"(c[1]));
+}
+IKQ_DEV void mma_s8_k16(int (&d)[4], const uint32_t *a, const uint32_t *b, const int (&c)[4]) {
+    mma_s8_8x8(d, a[0], b[0], c);
+    mma_s8_8x8(d + 2, a[1], b[0], c + 2);
+}
+IKQ_DEV void mma_s8_k32(int (&d)[4], const uint32_t *a, const uint32_t *b, const int (&c)[4]) {
+    int half[4];
+    mma_s8_k16(half, a, b, c);
+    mma_s8_k16(d, a + 2, b + 1, half);
+}
+IKQ_DEV void copy_async_16(void *to, const void *from) { *static_cast<uint4 *>(to) = *static_cast<const uint4 *>(from); }
+IKQ_DEV void copy_async_commit() {}
+template <int N> IKQ_DEV void copy_async_wait() {}
+#else
+IKQ_DEV void mma_s8_k32(int (&d)[4], const uint32_t *a, const uint32_t *b, const int (&c)[4]) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
+}
+IKQ_DEV void mma_s8_k16(int (&d)[4], const uint32_t *a, const uint32_t *b, const int (&c)[4]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%7, %8, %9, %10};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b[0]), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
+}
+IKQ_DEV void mma_tf32_k8(float (&c)[4], const uint32_t *a, const uint32_t *b) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// Copies 16 bytes from global to shared memory; both addresses are multiples of 16.
+IKQ_DEV void copy_async_16(void *to, const void *from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
+}
+IKQ_DEV void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// Waits until at most N groups of this thread's copies are under way. Other threads see what landed behind a barrier.
+template <int N> IKQ_DEV void copy_async_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+#endif
 #endif
 
 // bfloat16 is the upper half of a float; it is rounded to nearest even, and NaN stays NaN

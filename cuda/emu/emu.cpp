@@ -108,6 +108,7 @@ std::vector<Fiber> fibers;
 std::vector<Barrier> warp_barriers;
 Barrier the_block_barrier;
 std::vector<uint64_t> words; // one per thread: the word that it passes to an exchange
+std::vector<Slot> slots;     // one per thread: the words that it shows to its warp
 std::vector<Shared> shared;
 alignas(256) unsigned char arena[ARENA];
 size_t arena_used;
@@ -164,6 +165,8 @@ void make_ready(Fiber &f, unsigned i, char *stack) {
     f.linear = i;
     f.index = {i % block_dim.x, i / block_dim.x % block_dim.y, i / (block_dim.x * block_dim.y)};
     f.done = false;
+    f.copies.clear();
+    f.group = 0;
     __asan_unpoison_memory_region(stack, STACK_BYTES);
     void **top = reinterpret_cast<void **>((reinterpret_cast<uintptr_t>(stack) + STACK_BYTES) & ~uintptr_t(63));
     *--top = nullptr; // the return address of thread_main, which does not return
@@ -241,14 +244,24 @@ unsigned ballot(bool vote) {
     return votes;
 }
 
+const Slot *show(const uint32_t (&mine)[SLOT_WORDS]) {
+    std::memcpy(slots[self->linear].words, mine, sizeof mine);
+    arrive<false>(warp_barriers[self->linear / 32]);
+    return &slots[self->linear & ~31u];
+}
+
+void all_have_seen() { arrive<false>(warp_barriers[self->linear / 32]); }
+
+void refuse(const char *why) {
+    fail(why, running());
+    give_way(); // does not return: the launch is over
+}
+
 void *shared_array(const void *tag, size_t bytes) {
     for (Shared &s : shared)
         if (s.tag == tag) return s.data;
     const size_t begin = arena_used + GAP;
-    if (begin + bytes > ARENA) {
-        fail("more static shared memory than a block may have", running());
-        give_way(); // does not return: the launch is over
-    }
+    if (begin + bytes > ARENA) refuse("more static shared memory than a block may have");
     // nothing is written here, so that for the sanitizer it was the scheduler that initialized the array
     shared.push_back({tag, bytes, arena + begin});
     arena_used = (begin + bytes + GAP - 1) / GAP * GAP;
@@ -301,6 +314,7 @@ int ikq_emu_launch(const ikq_emu_kernel *kernel, ikq_emu_dim3 grid, ikq_emu_dim3
     dynamic_bytes = dynamic_shared_bytes;
     fibers.assign(n, Fiber());
     words.assign((n + 31) / 32 * 32, 0);
+    slots.assign((n + 31) / 32 * 32, Slot());
     warp_barriers.assign((n + 31) / 32, Barrier());
     scheduler_tsan = __tsan_get_current_fiber();
     for (Fiber &f : fibers) f.tsan = __tsan_create_fiber(0);

@@ -8,6 +8,7 @@
 #include <cstring>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 struct dim3 {
     unsigned x, y, z;
@@ -33,10 +34,19 @@ struct alignas(16) float4 {
 
 namespace emu {
 
+// An asynchronous copy of 16 bytes that has not landed yet.
+struct Copy {
+    void *to;
+    const void *from;
+    unsigned group;
+};
+
 // A CUDA thread; `self` is the running one, which the scheduler sets.
 struct Thread {
     dim3 index;
     unsigned linear;
+    std::vector<Copy> copies;
+    unsigned group; // the one that the next copies belong to
 };
 extern Thread *self;
 extern dim3 block_index, block_dim, grid_dim;
@@ -46,6 +56,15 @@ void warp_barrier();
 // Each lane passes a word and gets the word of lane `source` of its warp.
 uint64_t exchange(uint64_t word, unsigned source);
 unsigned ballot(bool vote);
+// Each lane shows some words to all lanes of its warp, which are done with them when they call all_have_seen.
+constexpr int SLOT_WORDS = 8;
+struct Slot {
+    uint32_t words[SLOT_WORDS];
+};
+const Slot *show(const uint32_t (&words)[SLOT_WORDS]);
+void all_have_seen();
+// Ends the launch with an error.
+void refuse(const char *why);
 // The block's copy of a shared array, which `tag` identifies.
 void *shared_array(const void *tag, size_t bytes);
 void *dynamic_shared();

@@ -15,7 +15,7 @@ ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 FLOATS = ("f32", "f16", "bf16")
 CACHES = ("f32", "f16", "bf16", "q8_0", "q6_0", "q4_0", "q4_1", "iq4_nl")
 # sources that do not depend on a type
-WHOLE = ("activations.cu", "combine.cu", "delta.cu", "norm.cu", "router.cu", "turn.cu")
+WHOLE = ("activations.cu", "combine.cu", "delta.cu", "norm.cu", "router.cu", "slots.cu", "turn.cu")
 # one module per line: source and defines
 Specialisation = tuple[str, tuple[str, ...]]
 
@@ -52,7 +52,7 @@ def headers() -> dict[str, str]:
 
 def per_type(source: str, types) -> list[Specialisation]:
     return [
-        (source, (f"IKQ_TYPE={t}", f"IKQ_GATE={t}") if source == "upgate.cu" else (f"IKQ_TYPE={t}",))
+        (source, (f"IKQ_TYPE={t}", f"IKQ_GATE={t}") if source.endswith("upgate.cu") else (f"IKQ_TYPE={t}",))
         for t in types
     ]
 
@@ -62,10 +62,10 @@ def specialisations() -> list[Specialisation]:
     types = (*FLOATS, *TYPES)
     out: list[Specialisation] = [(f, ()) for f in WHOLE]
     out += [s for f in ("weights.cu", "mmv.cu", "down.cu", "upgate.cu") for s in per_type(f, types)]
-    out += [
-        ("upgate.cu", ("IKQ_TYPE=iq4_ks", "IKQ_GATE=q6_k")),
-        ("upgate.cu", ("IKQ_TYPE=q8_0", "IKQ_GATE=iq1_m")),
-    ]
+    out += [s for f in ("mmq.cu", "mmq_upgate.cu") for s in per_type(f, TYPES)]
+    for f in ("upgate.cu", "mmq_upgate.cu"):
+        out.append((f, ("IKQ_TYPE=iq4_ks", "IKQ_GATE=q6_k")))
+        out.append((f, ("IKQ_TYPE=q8_0", "IKQ_GATE=iq1_m")))
     out += per_type("heads.cu", CACHES)
     out += [("attention.cu", (f"IKQ_TYPE={k}", f"IKQ_VALUES={v}")) for k in CACHES for v in CACHES]
     return out

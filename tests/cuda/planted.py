@@ -51,6 +51,38 @@ BARRIER_OF_A_CHUNK = (
     "        for (int i = first + warp; i < end; i += 4) {\n            float o",
 )
 
+COPY_NOT_AWAITED = ("matrix.cuh", "        copy_async_wait<0>();\n", "")
+COPY_OVER_WHAT_IS_READ = (
+    "matrix.cuh",
+    "copy_columns(x, other, step + 1);",
+    "copy_columns(x, tiles[step & 1], step + 1);",
+)
+BARRIER_OF_A_STEP = (
+    "matrix.cuh",
+    "        // now the step's tile is whole, and nobody reads the other one any more\n        __syncthreads();\n",
+    "",
+)
+BARRIER_OF_RESULTS = (
+    "mmq_upgate.cu",
+    "    // now nobody reads the tiles any more, in whose place results are stored\n    __syncthreads();\n",
+    "",
+)
+COLUMN_TOO_MANY = ("mmq.cu", "            if (column >= group.count) continue;\n", "")
+ROW_OF_A_TILE_TOO_MANY = ("mmq.cu", "                    if (row >= n_rows) continue;\n", "")
+BLOCKS_BEHIND_A_ROW = (
+    "tile.cuh",
+    "(there ? at / 32 : 0)",
+    "at / 32",
+)
+CODES_BEHIND_A_ROW = ("tile.cuh", "if (column < unsigned(C) && at < from.n)", "if (column < unsigned(C))")
+SCALE_OF_A_NEIGHBOUR = ("tile.cuh", "((row & 7u) << 2)", "((row & 6u) << 2)")
+SCALES_OF_TOO_MANY = (
+    "tile.cuh",
+    "template <> struct Tiled<q4_k> : Sharing<32> {};",
+    "template <> struct Tiled<q4_k> : Sharing<32> {};\ntemplate <> struct Tiled<q6_k> : Sharing<32> {};",
+)
+SCALE_OF_24_BITS = ("tile.cuh", "(uint32_t(__float_as_int(x)) + 2u) & ~3u", "uint32_t(__float_as_int(x))")
+
 
 @contextmanager
 def planted(error):

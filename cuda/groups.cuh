@@ -1,0 +1,40 @@
+// Tiles of columns: of a matrix, or of experts whose columns stand in one list.
+#pragma once
+#include "ikq_dev.cuh"
+
+// Some neighbours in the list of columns, which belong to one expert.
+struct Group {
+    int expert, first, count;
+};
+
+// Tile number `tile` of C columns. The columns of expert e are bounds[e] to bounds[e + 1] - 1 of the list, and a tile has
+// columns of one expert only; `count` is 0 if there are fewer tiles. All lanes of a warp take part.
+template <int C> IKQ_DEV Group group_of_tile(const int *bounds, int n_experts, int tile) {
+    const int lane = threadIdx.x & 31;
+    int before = 0; // tiles of the experts before these 32
+    for (int e0 = 0; e0 < n_experts; e0 += 32) {
+        const int e = e0 + lane;
+        const int begin = e < n_experts ? bounds[e] : 0, end = e < n_experts ? bounds[e + 1] : 0;
+        const int own = (end - begin + C - 1) / C;
+        int up_to = own;
+#pragma unroll
+        for (unsigned o = 1; o < 32; o <<= 1) {
+            const int other = __shfl_up_sync(ALL_LANES, up_to, o);
+            if (lane >= int(o)) up_to += other;
+        }
+        const unsigned behind = __ballot_sync(ALL_LANES, before + up_to > tile);
+        if (behind) {
+            const int at = __popc((behind & (0u - behind)) - 1u);
+            const int in_group = tile - before - __shfl_sync(ALL_LANES, up_to - own, at);
+            const int first = __shfl_sync(ALL_LANES, begin, at) + C * in_group;
+            const int left = __shfl_sync(ALL_LANES, end, at) - first;
+            return {e0 + at, first, left < C ? left : C};
+        }
+        before += __shfl_sync(ALL_LANES, up_to, 31);
+    }
+    return {0, 0, 0};
+}
+template <int C> IKQ_DEV Group group_of_matrix(int n_columns, int tile) {
+    const int first = C * tile;
+    return {0, first, n_columns - first < C ? n_columns - first : C};
+}

@@ -1,0 +1,94 @@
+#!/usr/bin/env python3
+"""Issue slots per tensor core instruction of the matrix products, counted in their machine code; no GPU is needed.
+
+    pip install nvidia-cuda-nvrtc nvidia-cuda-nvdisasm
+    python tools/mma_budget.py [--arch 80] [--tile 64] [--json OUT] [TYPE ...]
+
+A scheduler issues one instruction per clock, and its tensor core takes several clocks for an int8 `mma` of 16 x 8 x 32
+products. So the share of the tensor core's rate that a loop can reach is those clocks, divided by the instructions that
+are issued for each such `mma`, if nothing waits. Counted is the loop over steps of 128 elements; the part that multiplies
+32 of them runs four times in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+sys.path[:0] = [
+    str(Path(__file__).resolve().parent.parent / "tests/cuda"),
+    str(Path(__file__).resolve().parent),
+]
+from nvrtc import TYPES, compile_, library  # noqa: E402
+from sass_budget import loops, machine_code  # noqa: E402
+
+import ikq  # noqa: E402
+
+CLOCKS = {80: 8, 86: 16, 89: 16, 90: 4}
+"""Clocks of an int8 m16n8k32 per scheduler at the data sheet's rate. On sm_90 that is the rate of wgmma; what `mma` reaches
+of it is to be measured."""
+PARTS = 4  # of a step
+
+
+def is_mma(instruction: str) -> bool:
+    return "IMMA" in instruction
+
+
+def counted(loop: list[str]) -> int:
+    return sum(not x.startswith("NOP") for x in loop)
+
+
+def per_mma(name: str, architecture: int, tile: int) -> tuple[float, float, int]:
+    """Instructions per m16n8k32: all of a step's, those of the part that multiplies; and registers.
+
+    Raises:
+        SystemExit: if the loops are not there.
+    """
+    kernels, cubin = compile_(("mmq.cu", (f"IKQ_TYPE={name}", f"IKQ_TILE={tile}")), architecture)
+    (kernel,) = kernels
+    found = sorted(loops(machine_code(cubin, kernel.name)), key=len)
+    with_mma = [loop for loop in found if any(map(is_mma, loop))]
+    if len(with_mma) < 2:
+        raise SystemExit(f"no loop over steps in {kernel.name}")
+    inner, outer = with_mma[0], with_mma[-1]
+    # smaller instructions count as the part of m16n8k32 that they are
+    n_mma = sum(
+        0.5 if re.search(r"IMMA\.16816", x) else 0.25 if "IMMA.8816" in x else 1.0 for x in inner if is_mma(x)
+    )
+    # a warp passes the multiplying part four times in a step; the compiler may have put more than one copy of it there
+    copies = sum(map(is_mma, outer)) // sum(map(is_mma, inner))
+    step = counted(outer) + (PARTS - copies) * counted(inner)
+    return step / (PARTS * n_mma), counted(inner) / n_mma, kernel.registers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("types", nargs="*", metavar="TYPE", default=TYPES)
+    parser.add_argument("--arch", type=int, default=80, choices=sorted(CLOCKS))
+    parser.add_argument("--tile", type=int, default=64, choices=(32, 64))
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    if library() is None:
+        raise SystemExit("NVRTC is missing: pip install nvidia-cuda-nvrtc")
+    rows = []
+    print(
+        "| type | bits | instructions per mma | of them multiplying | share | registers |\n|---|--:|--:|--:|--:|--:|"
+    )
+    for name in sorted(arguments.types, key=lambda t: ikq.QuantType(t).bpw):
+        count, inner, registers = per_mma(name, arguments.arch, arguments.tile)
+        share = min(1.0, CLOCKS[arguments.arch] / count)
+        rows.append({"type": name, "instructions": count, "multiplying": inner, "share": share})
+        bits = ikq.QuantType(name).bpw
+        print(f"| {name} | {bits:.3f} | {count:.1f} | {inner:.1f} | {share:.2f} | {registers} |", flush=True)
+    if arguments.json:
+        document = {"arch": arguments.arch, "tile": arguments.tile, "rows": rows}
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
