@@ -54,11 +54,15 @@ template <class T> IKQ_DEV typename T::Result fetched(const uint8_t *row, int n,
     const bool there = has_fragment<T>(u, of_unit, n);
     u = there ? u : 0;
     of_unit = there ? of_unit : 0;
-    typename T::Result f = T::decode(row, n / T::BLOCK, u, of_unit);
+    typename T::Result f = T::decode(fields_of<T>(row, n, u), of_unit);
+    if constexpr (T::Result::INTEGERS) {
+        f.d = there ? f.d : 0.0f;
+    } else {
 #pragma unroll
-    for (int r = 0; r < 32 / T::RUN; r++) {
-        f.scale[r] = there ? f.scale[r] : 0.0f;
-        if (MIN_RUN<T> != 0) f.min[r] = there ? f.min[r] : 0.0f;
+        for (int r = 0; r < 32 / T::RUN; r++) {
+            f.scale[r] = there ? f.scale[r] : 0.0f;
+            if (MIN_RUN<T> != 0) f.min[r] = there ? f.min[r] : 0.0f;
+        }
     }
     return f;
 }
@@ -83,7 +87,7 @@ template <class T, int C> IKQ_DEV void store_fragment(const typename T::Result &
             if constexpr (RUN == 32)
                 *reinterpret_cast<uint4 *>(tile.weights + chunk_of_row(row, (at >> 4) + 1)) = {word[4], word[5], word[6], word[7]};
         }
-        if (RUN >= SCALE || (at & (SCALE - 1)) == 0) tile.scales[at / SCALE * TILE_ROWS + place] = f.scale[r];
+        if (RUN >= SCALE || (at & (SCALE - 1)) == 0) tile.scales[at / SCALE * TILE_ROWS + place] = scale_of(f, r);
         if constexpr (MIN != 0)
             if (RUN >= MIN || (at & (MIN - 1)) == 0) tile.mins[at / MIN * TILE_ROWS + place] = f.min[r];
     }
