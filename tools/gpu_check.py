@@ -105,6 +105,12 @@ def distance(a: NDArray[Any], b: NDArray[Any]) -> float:
     return float(np.linalg.norm(a.astype(np.float64) - b) / np.linalg.norm(b))
 
 
+def usual_distance(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """The median of the relative distances of rows; NaN where one is not finite."""
+    apart = np.linalg.norm(a.astype(np.float64) - b, axis=1) / np.linalg.norm(b, axis=1)
+    return float(np.median(apart))
+
+
 def environment(_: argparse.Namespace) -> Iterator[Row]:
     """What there is."""
     found = cuda.status()
@@ -449,7 +455,9 @@ def recurrent(args: argparse.Namespace) -> Iterator[Row]:
         yield {"name": "the same bits in pieces", "ok": same}
         for t in ("q6_0", "q4_0", "iq4_nl"):
             types: dict[str, Any] = {"cache_type_k": t, "cache_type_v": t}
-            rounded, error = distance(logits(**types), exact), distance(logits(**types, **places), exact)
+            # two draws of the same roundings; of a few tokens in hundreds either may be far off
+            here, there = logits(**types), logits(**types, **places)
+            rounded, error = usual_distance(here, exact), usual_distance(there, exact)
             yield {"name": f"logits with rotated {t} caches", "ok": error <= 2 * rounded, "error": error}
 
 
