@@ -189,7 +189,7 @@ def test_what_is_no_folder_of_a_checkpoint(tmp_path, capsys):
     for name, message in (
         ("Qwen/Qwen3-0.6B", "no such folder (what is on the Hub has to be downloaded first: `hf download`)"),
         ("a.gguf", "a file, not the folder of a checkpoint with config.json"),
-        ("empty", "no config.json in this folder: it is no checkpoint"),
+        ("empty", "a directory without config.json: no checkpoint"),
         (
             "torch",
             "no safetensors file in this folder; pytorch_model.bin is not read, only *.safetensors are",

@@ -86,7 +86,7 @@ class Config:
                 20, "a file, not the folder of a checkpoint with config.json", str(folder)
             )
         if not path.exists():
-            raise FileNotFoundError(2, "no config.json in this folder: it is no checkpoint", str(folder))
+            raise FileNotFoundError(2, "a directory without config.json: no checkpoint", str(folder))
         return cls(path, read_json(path))
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> Config:

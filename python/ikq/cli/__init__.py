@@ -158,7 +158,9 @@ def run_command(arguments: Sequence[str]) -> int:
 
 def _os_sentence(e: OSError) -> str:
     reason = e.strerror or str(e)
-    if e.filename is None or str(e.filename) in reason:
+    forms = (f"{e.filename}:", f"'{e.filename}'", f"`{e.filename}`")
+    # a path such as `folder` may also be a word of the sentence
+    if e.filename is None or any(form in reason for form in forms):
         return reason
     return f"{e.filename}: {reason[:1].lower()}{reason[1:]}"
 
