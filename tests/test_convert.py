@@ -7,7 +7,6 @@ files were made by another converter from the same checkpoints.
 import json
 
 import numpy as np
-import oracle_models
 import pytest
 from checkpoint_folders import (
     TABLES,
@@ -70,15 +69,14 @@ def folders(tmp_path_factory):
     return get
 
 
-def test_every_architecture_has_a_fixture_or_an_oracle():
+def test_every_architecture_has_a_fixture_or_a_seeded_model():
     from ikq.models import CHECKPOINTS, SUPPORTED
 
     assert set(TABLES) == set(SHORT)
     assert {architecture for architecture, _ in CHECKPOINTS.values()} == set(SUPPORTED)
     seeded = {CHECKPOINTS[case(name)["config"]["architectures"][0]][0] for name in CASES}
     fixtures = {reader(name).metadata["general.architecture"] for name in FIXTURES}
-    oracles = {CHECKPOINTS[oracle_models.recipe(name)["class"]][0] for name in oracle_models.NAMES}
-    assert fixtures | oracles | seeded == set(SUPPORTED)
+    assert fixtures | seeded == set(SUPPORTED)
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral", "gpt-oss", "deepseek3", "qwen35moe"])

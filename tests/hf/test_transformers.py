@@ -18,15 +18,11 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 from checkpoint_folders import TABLES, write_tokenizer  # noqa: E402
 from engine_checks import EXACT, largest  # noqa: E402
-from make_oracle import head_logits, load  # noqa: E402
-from make_oracle import logits as oracle_logits  # noqa: E402
 from make_seeded import loaded, logits  # noqa: E402
 from model_files import NAMES, info, reader  # noqa: E402
-from oracle_models import NAMES as ORACLES  # noqa: E402
-from oracle_models import recipe  # noqa: E402
-from oracle_models import write_folder as write_oracle  # noqa: E402
-from seeded_models import CASES, case, stored_logits, write_folder  # noqa: E402
-from seeded_models import write_tokenizer as write_bytes  # noqa: E402
+from seeded_heads import head_logits  # noqa: E402
+from seeded_models import CASES, case, limit, stored_logits, write_folder  # noqa: E402
+from seeded_tokenizers import write_for  # noqa: E402
 
 import ikq  # noqa: E402
 
@@ -79,36 +75,25 @@ def test_logits(name, tmp_path):
 
 @pytest.mark.parametrize("name", CASES)
 def test_seeded(name, tmp_path):
-    """Stored logits are what `transformers` gives, and what it saves itself is converted to the same model."""
+    """Stored logits are what `transformers` gives, also for a longer prompt, and for what it saves itself."""
     own = case(name)
     if "oracle" in own:
         pytest.skip(own["oracle"])
     model = loaded(write_folder(tmp_path / "hf", own), own)
-    found = logits(model, own["ids"])
-    limit = own["tolerance"] * max(1.0, found.std())
-    assert largest(found[:, :: own["stride"]], stored_logits(own)) < limit
-    model.save_pretrained(tmp_path / "saved")
-    write_bytes(tmp_path / "saved")
-    ikq.convert_checkpoint(tmp_path / "saved", tmp_path / "x.gguf", "f32")
-    with ikq.Model.load(tmp_path / "x.gguf", **EXACT) as converted:
-        assert largest(converted.logits(np.array(own["ids"])), found) < limit
-
-
-@pytest.mark.parametrize("name", ORACLES)
-def test_logits_of_oracles(name, tmp_path):
-    """Kept logits are what this version gives, and longer prompts too."""
-    r = recipe(name)
-    folder = write_oracle(tmp_path / "hf", r)
-    model = load(folder, r["class"], has_head="head_logits" in r)
-    computed = {"logits": logits}
-    if "head_logits" in r:
-        computed["head_logits"] = head_logits
-    for key, compute in computed.items():
-        kept = np.array(r[key])
-        assert largest(compute(model, r["ids"])[:, r["columns"]], kept) < 2e-5 * max(1.0, np.abs(kept).max())
-    ids = np.random.default_rng(2).integers(3, 500, 100)
-    expected = oracle_logits(model, ids)
-    ikq.convert_checkpoint(folder, tmp_path / "x.gguf", "f32")
-    with ikq.Model.load(tmp_path / "x.gguf", **EXACT) as loaded:
-        found = loaded.logits(ids)
-    assert largest(found, expected) < 1e-4 * max(1.0, np.abs(expected).max())
+    for key, compute in (("logits", logits), ("head_logits", head_logits)):
+        if key in own:
+            stored = stored_logits(own, key)
+            # the same library, on another machine or of another version
+            assert largest(compute(model, own["ids"])[:, :: own["stride"]], stored) < limit(own, stored) / 2
+    ids = np.random.default_rng(2).integers(3, 250, 100)
+    expected = logits(model, ids)
+    folders = [tmp_path / "hf"]
+    # `transformers` does not save the head, which the configuration says is there
+    if "head" not in own:
+        folders.append(tmp_path / "saved")
+        model.save_pretrained(folders[1])
+        write_for(folders[1], own)
+    for folder in folders:
+        ikq.convert_checkpoint(folder, folder / "x.gguf", "f32")
+        with ikq.Model.load(folder / "x.gguf", **EXACT) as converted:
+            assert largest(converted.logits(ids), expected) < limit(own, expected)
