@@ -112,6 +112,7 @@ class SafetensorsFile:
             self.tensors, self.metadata = self._parse()
         except FormatError as e:
             raise FormatError(f"{path}: {e}") from None
+        self.release(0, 8)  # and the rest of the header with it, where the system maps large pages
 
     @property
     def nbytes(self) -> int:

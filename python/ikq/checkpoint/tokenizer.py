@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ikq.checkpoint.config import Config, read_json, read_limited
 from ikq.checkpoint.sentencepiece import SentencePieces, read_sentencepiece
 from ikq.checkpoint.tokenizer_file import ById, Joined, TokenizerFile, pairs, read_tokenizer_file
+from ikq.checkpoint.tokenizer_rules import ends, pre_name
 from ikq.checkpoint.unigram import read_unigram, unigram_keys
 from ikq.errors import FormatError, UnsupportedError
 from ikq.files.gguf import Typed
@@ -393,8 +394,8 @@ def _special_keys(
         elif type(number) is int and 0 <= number < len(texts):
             found[key] = number
     generation = _read_if_there(folder / "generation_config.json")
-    for ends in (config.get("eos_token_id"), generation.get("eos_token_id")):
-        for token in ends if isinstance(ends, list) else ():
+    for more in (config.get("eos_token_id"), generation.get("eos_token_id")):
+        for token in more if isinstance(more, list) else ():
             if type(token) is int and 0 <= token < len(texts) and token != found.get("eos_token_id"):
                 found.setdefault("eom_token_id" if texts[token] in _EOM else "eot_token_id", token)
     if architecture == "glm4moe" or _is_glm(config):
@@ -421,25 +422,34 @@ def _begin_and_end(
     is_plain = keys[f"{_PREFIX}model"] in ("llama", "t5")
     found = {"bos": is_plain, "eos": False}
     if file.whole:
-        encoded = _rules(path, file).encode("a", add_special_tokens=True).ids
-        for name, at in (("bos", 0), ("eos", -1)):
-            token = keys.get(f"{_PREFIX}{name}_token_id")
-            found[name] = isinstance(token, Typed) and len(encoded) > 1 and encoded[at] == token.value
+        for name, token in zip(found, _ends(path, file), strict=True):
+            own = keys.get(f"{_PREFIX}{name}_token_id")
+            found[name] = token is not None and isinstance(own, Typed) and own.value == token
     for name in found:
         if isinstance(options.get(f"add_{name}_token"), bool):
             found[name] = options[f"add_{name}_token"]
     return {f"{_PREFIX}add_{name}_token": value for name, value in found.items()}
 
 
+def _ends(path: Path, file: TokenizerFile) -> tuple[int | None, int | None]:
+    """The first and the last of the tokens of a text, where they are not of the text itself."""
+    known = None if file.texts is None else ends(file.whole)
+    if known is not None:
+        return known
+    encoded = _rules(path, file).encode("a", add_special_tokens=True).ids
+    return (encoded[0], encoded[-1]) if len(encoded) > 1 else (None, None)
+
+
 def _pre_name(path: Path, file: TokenizerFile, keys: Mapping[str, object]) -> str:
-    from ikq.checkpoint.pre_tokenizer import recognise
+    whole_words = file.whole["model"].get("ignore_merges") is True
+    add_bos = keys[f"{_PREFIX}add_bos_token"] is True
+    known = None if file.texts is None else pre_name(file.whole, whole_words=whole_words, add_bos=add_bos)
+    if known is not None:
+        return known
+    from ikq.checkpoint.pre_tokenizer import recognise  # with the library
 
     try:
-        return recognise(
-            _rules(path, file).pre_tokenizer,
-            whole_words=file.whole["model"].get("ignore_merges") is True,
-            add_bos=keys[f"{_PREFIX}add_bos_token"] is True,
-        )
+        return recognise(_rules(path, file).pre_tokenizer, whole_words=whole_words, add_bos=add_bos)
     except UnsupportedError as e:
         raise UnsupportedError(f"{path}: {e}") from None
 

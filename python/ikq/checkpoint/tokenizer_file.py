@@ -12,6 +12,7 @@ import re
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, overload
 
@@ -23,7 +24,6 @@ from ikq.checkpoint.config import MAX_JSON_BYTES, check_file, read_json
 __all__ = ["ById", "Joined", "Texts", "TokenizerFile", "pairs", "read_tokenizer_file"]
 
 _PART = 1 << 18
-_AT_A_TIME = 1 << 12
 # what is longer than this is no token
 _MAX_ITEM = 1 << 20
 _MAX_REST = 20_000_000
@@ -56,27 +56,25 @@ _MERGE = re.compile(
 class Texts(Sequence[str]):
     """Texts that are kept as bytes of UTF-8, and made when they are asked for."""
 
-    def __init__(self, raw: bytes | bytearray, starts: NDArray[np.uint32], ends: NDArray[np.uint32]) -> None:
-        """Takes the bytes of all texts, and where each begins and ends in them."""
-        self._raw, self._starts, self._ends = raw, starts, ends
+    def __init__(self, raw: bytes | bytearray, bounds: Sequence[int]) -> None:
+        """Takes the bytes of all texts, and where each begins in them, with the end of the last."""
+        self._raw, self._bounds = raw, bounds
 
     @overload
     def __getitem__(self, at: int) -> str: ...
     @overload
-    def __getitem__(self, at: slice) -> Texts: ...
-    def __getitem__(self, at: int | slice) -> str | Texts:
+    def __getitem__(self, at: slice) -> list[str]: ...
+    def __getitem__(self, at: int | slice) -> str | list[str]:
         if isinstance(at, slice):
-            return Texts(self._raw, self._starts[at], self._ends[at])
-        return self._raw[self._starts[at] : self._ends[at]].decode()
+            return [self[i] for i in range(*at.indices(len(self)))]
+        at = range(len(self))[at]
+        return self._raw[self._bounds[at] : self._bounds[at + 1]].decode()
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._bounds) - 1
 
     def __iter__(self) -> Iterator[str]:
-        for at in range(0, len(self), _AT_A_TIME):
-            end = at + _AT_A_TIME
-            for start, stop in zip(self._starts[at:end].tolist(), self._ends[at:end].tolist(), strict=True):
-                yield self._raw[start:stop].decode()
+        return (self._raw[start:end].decode() for start, end in pairwise(self._bounds))
 
 
 class ById(Sequence[str]):
@@ -171,14 +169,14 @@ class _Strings:
     """Collects texts."""
 
     def __init__(self) -> None:
-        self.raw, self.ends, self.hashes = bytearray(), array("I"), array("q")
+        self.raw, self.bounds, self.hashes = bytearray(), array("I", [0]), array("q")
 
     def add(self, text: bytes) -> bytes:
         """Adds what stands between quotes in a file of JSON; returns the bytes of the text."""
         if b"\\" in text:
             text = json.loads(b'"%s"' % text).encode()
         self.raw += text
-        self.ends.append(len(self.raw))
+        self.bounds.append(len(self.raw))
         self.hashes.append(hash(text))
         return text
 
@@ -188,8 +186,7 @@ class _Strings:
         Raises:
             UnicodeDecodeError: one is no UTF-8.
         """
-        ends = np.frombuffer(self.ends, np.uint32)
-        found = Texts(self.raw, np.concatenate([np.zeros(1, np.uint32), ends[:-1]]), ends)
+        found = Texts(self.raw, self.bounds)
         for _ in found:
             pass
         return found
@@ -214,7 +211,7 @@ class _Reader:
             self._more()
             while (found := _BEGIN.search(self._part, self._at)) is not None:
                 is_vocab = found[1] is not None
-                if len(vocab.ends if is_vocab else merges.ends):
+                if len(vocab.hashes if is_vocab else merges.hashes):
                     raise _UnusualError
                 rest += self._part[self._at : found.end() - 1] + b"0"
                 self._at = found.end()
