@@ -11,17 +11,18 @@ from typing import Any
 
 from ikq.errors import FormatError
 
-__all__ = ["Config", "read_json", "read_limited"]
+__all__ = ["MAX_JSON_BYTES", "Config", "check_file", "read_json", "read_limited"]
 
-_MAX_BYTES = 200_000_000
+MAX_JSON_BYTES = 200_000_000
+"""Longest file of JSON accepted."""
 
 
-def read_limited(path: Path, max_bytes: int) -> bytes:
-    """All of a small file.
+def check_file(path: Path, max_bytes: int) -> int:
+    """Size of a small file.
 
     Raises:
         FormatError: it is longer than `max_bytes`, or no file (a pipe or device, which may never end).
-        OSError: it cannot be read.
+        OSError: it is not there.
     """
     # looked at before opening: opening a pipe would wait for its other end
     found = path.stat()
@@ -29,8 +30,19 @@ def read_limited(path: Path, max_bytes: int) -> bytes:
         raise FormatError(f"{path} is not a regular file")
     if found.st_size > max_bytes:
         raise FormatError(f"{path}: {found.st_size} bytes are more than {max_bytes}")
+    return found.st_size
+
+
+def read_limited(path: Path, max_bytes: int) -> bytes:
+    """All of a small file.
+
+    Raises:
+        FormatError: as `check_file`.
+        OSError: it cannot be read.
+    """
+    n = check_file(path, max_bytes)
     with path.open("rb") as f:
-        return f.read(found.st_size)
+        return f.read(n)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -40,7 +52,7 @@ def read_json(path: Path) -> dict[str, Any]:
         FormatError: the file holds something else.
         OSError: it cannot be read.
     """
-    text = read_limited(path, _MAX_BYTES)
+    text = read_limited(path, MAX_JSON_BYTES)
     try:
         loaded = json.loads(text)
     except (ValueError, RecursionError) as e:

@@ -11,6 +11,7 @@ read before it is asked for.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import stat
@@ -106,12 +107,17 @@ class SafetensorsFile:
         """
         self.path = path
         self._map = _map(path)
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):
+            # a huge page counts whole when a row in it is read
+            with contextlib.suppress(OSError):  # kernels without huge pages
+                self._map.madvise(mmap.MADV_NOHUGEPAGE)
         self._data = np.frombuffer(self._map, np.uint8)
         self._address: int = self._data.ctypes.data
         try:
             self.tensors, self.metadata = self._parse()
         except FormatError as e:
             raise FormatError(f"{path}: {e}") from None
+        self.release(0, 8)  # and the rest of the header with it, where the system maps large pages
 
     @property
     def nbytes(self) -> int:

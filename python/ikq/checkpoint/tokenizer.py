@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ikq.checkpoint.config import Config, read_json, read_limited
 from ikq.checkpoint.sentencepiece import SentencePieces, read_sentencepiece
+from ikq.checkpoint.tokenizer_file import ById, Joined, TokenizerFile, pairs, read_tokenizer_file
+from ikq.checkpoint.tokenizer_rules import ends, pre_name
 from ikq.checkpoint.unigram import read_unigram, unigram_keys
 from ikq.errors import FormatError, UnsupportedError
 from ikq.files.gguf import Typed
@@ -31,6 +36,12 @@ _SPECIAL = {
 }
 # ends of messages to tools, apart from ends of turns
 _EOM = ("<|eom_id|>", "<|observation|>")
+_GLM = {
+    "bos_token_id": "[gMASK]",
+    "unknown_token_id": "<|endoftext|>",
+    "eot_token_id": "<|user|>",
+    "eom_token_id": "<|observation|>",
+}
 _ADDED_SCORE = -1000.0
 _MAX_TEMPLATE_BYTES = 10_000_000
 
@@ -49,7 +60,10 @@ def tokenizer_keys(folder: Path, config: Config, architecture: str) -> dict[str,
         OSError: there is no tokenizer.
     """
     options = _read_if_there(folder / "tokenizer_config.json")
-    whole = _read_if_there(folder / "tokenizer.json")
+    path = folder / "tokenizer.json"
+    file = read_tokenizer_file(path) if path.exists() else TokenizerFile({})
+    whole = file.whole
+    texts: Sequence[str]
     n_vocab = config.integer("vocab_size", low=1)
     # Gemma 4's merges are no order of scores, as SentencePiece has them
     stored = None if architecture == "gemma4" else _sentencepiece(folder / "tokenizer.model", whole)
@@ -60,12 +74,12 @@ def tokenizer_keys(folder: Path, config: Config, architecture: str) -> dict[str,
         keys, texts = _from_ranks(folder, options, n_vocab)
     else:
         is_plain = architecture == "gemma4"
-        keys, texts = _from_json(folder / "tokenizer.json", whole, n_vocab, is_plain=is_plain)
+        keys, texts = _from_json(path, file, n_vocab, is_plain=is_plain)
     # what the tokenizer's own file says counts
     _add(keys, _special_keys(folder, config, options, texts, architecture))
-    _add(keys, _begin_and_end(folder / "tokenizer.json", whole, options, keys))
+    _add(keys, _begin_and_end(path, file, options, keys))
     if f"{_PREFIX}pre" not in keys:
-        keys[f"{_PREFIX}pre"] = _pre_name(folder / "tokenizer.json", whole, keys)
+        keys[f"{_PREFIX}pre"] = _pre_name(path, file, keys)
     return {**_in_order(keys), **_templates(folder, options)}
 
 
@@ -175,9 +189,10 @@ def _fill(texts: list[str | None], kinds: list[int], n_vocab: int) -> list[str]:
 
 
 def _from_json(
-    path: Path, whole: Mapping[str, Any], n_vocab: int, *, is_plain: bool = False
-) -> tuple[dict[str, object], list[str]]:
+    path: Path, file: TokenizerFile, n_vocab: int, *, is_plain: bool = False
+) -> tuple[dict[str, object], Sequence[str]]:
     """BPE (of bytes, or of plain text: `is_plain` with its merges), or unigram, from `tokenizer.json`."""
+    whole = file.whole
     kind = _kind_of_json(whole)
     if kind == "Unigram":
         pieces = read_unigram(path, whole, _load, n_vocab, _added(path, whole, {}))
@@ -187,44 +202,36 @@ def _from_json(
             f"{path}: tokenizers of kind {kind!r:.40} are not converted; BPE and Unigram are"
         )
     model = whole["model"]
-    vocab, merges = model.get("vocab"), model.get("merges")
-    if not isinstance(vocab, dict) or not isinstance(merges, list):
-        raise FormatError(f"{path}: the vocabulary or the merges are missing")
-    pairs = [_pair(path, merge) for merge in merges]
+    vocab, numbers, halves = _vocabulary(path, file)
     added = _added(path, whole, {})
-    if any(type(token) is not int or not 0 <= token < 2**24 for token in vocab.values()):
+    if ((numbers < 0) | (numbers >= 2**24)).any():
         raise FormatError(f"{path}: an token in the vocabulary is no number")
-    n = max([n_vocab, *(token + 1 for token in vocab.values()), *(token + 1 for token in added)])
+    n = max([n_vocab, int(numbers.max(initial=-1)) + 1, *(token + 1 for token in added)])
     if n > 16 * (len(vocab) + len(added)) + n_vocab:
         raise FormatError(f"{path}: ids go up to {n}, for {len(vocab) + len(added)} tokens")
-    for text, token in vocab.items():
-        if token >= n_vocab and token not in added:
-            raise _no_row(path, text, token, n_vocab)
+    for place in np.flatnonzero(numbers >= n_vocab).tolist():
+        if int(numbers[place]) not in added:
+            raise _no_row(path, vocab[place], int(numbers[place]), n_vocab)
     # added tokens that the embedding has no row for cannot be run
     added = {token: entry for token, entry in added.items() if token < n_vocab}
-    texts: list[str | None] = [None] * n_vocab
-    kinds: list[int] = [TokenType.UNUSED] * n_vocab
-    for text, token in vocab.items():
-        if token >= n_vocab:
-            continue
-        texts[token], kinds[token] = text, TokenType.NORMAL
+    texts = ById(vocab, numbers, n_vocab)
+    kinds: list[int] = [TokenType.NORMAL if has else TokenType.UNUSED for has in texts.has().tolist()]
     is_bytes = "ByteLevel" in json.dumps(whole.get("pre_tokenizer"))
     if not is_bytes:
         _plain_kinds(texts, kinds, model)
     for token, (text, special) in added.items():
-        texts[token] = text
+        texts.added[token] = text
         if kinds[token] not in (TokenType.UNKNOWN, TokenType.BYTE):
             kinds[token] = _kind_of_added(text, special)
-    filled = _fill(texts, kinds, n_vocab)
     if is_bytes:
         keys: dict[str, object] = {
             f"{_PREFIX}model": "gpt2",
-            f"{_PREFIX}tokens": filled,
+            f"{_PREFIX}tokens": Typed(texts, "array[string]"),
             f"{_PREFIX}token_type": Typed([int(k) for k in kinds], "array[int32]"),
             # a space within a token would be taken for the one between two
-            f"{_PREFIX}merges": [f"{a} {b}" for a, b in pairs],
+            f"{_PREFIX}merges": Typed(Joined(halves), "array[string]"),
         }
-        return keys, filled
+        return keys, texts
     if not model.get("byte_fallback"):
         raise UnsupportedError(
             f"{path}: BPE that works neither on bytes nor falls back to them is not converted"
@@ -232,30 +239,46 @@ def _from_json(
     if is_plain:
         kinds = [
             TokenType.USER_DEFINED if text in _SHOWN else kind
-            for text, kind in zip(filled, kinds, strict=True)
+            for text, kind in zip(texts, kinds, strict=True)
         ]
-        return _plain_keys(filled, kinds, pairs), filled
+        return _plain_keys(texts, kinds, halves), texts
     rank: dict[str, int] = {}
-    for i, (a, b) in enumerate(pairs):
+    for i, (a, b) in enumerate(pairs(halves)):
         rank.setdefault(a + b, i)
-    scores = [0.0 if text is None else -float(rank.get(text, len(pairs))) for text in texts]
-    scores = [s if k == TokenType.NORMAL else 0.0 for s, k in zip(scores, kinds, strict=True)]
+    scores = [
+        -float(rank.get(text, len(halves) // 2)) if kind == TokenType.NORMAL else 0.0
+        for text, kind in zip(texts, kinds, strict=True)
+    ]
     prefix = any(
         word in json.dumps([whole.get("normalizer"), whole.get("pre_tokenizer")]) for word in _PREPENDS
     )
-    return _sentencepiece_keys(SentencePieces(filled, scores, [int(k) for k in kinds], prefix), n_vocab)
+    return _sentencepiece_keys(SentencePieces(list(texts), scores, [int(k) for k in kinds], prefix), n_vocab)
 
 
-def _plain_keys(texts: list[str], kinds: list[int], pairs: list[tuple[str, str]]) -> dict[str, object]:
+def _vocabulary(path: Path, file: TokenizerFile) -> tuple[Sequence[str], NDArray[np.int64], Sequence[str]]:
+    """Tokens of BPE, their ids, and the two parts of every merge."""
+    if file.texts is not None and file.ids is not None and file.halves is not None:
+        return file.texts, file.ids, file.halves
+    model = file.whole["model"]
+    vocab, merges = model.get("vocab"), model.get("merges")
+    if not isinstance(vocab, dict) or not isinstance(merges, list):
+        raise FormatError(f"{path}: the vocabulary or the merges are missing")
+    halves = [part for merge in merges for part in _pair(path, merge)]
+    if any(type(token) is not int or not 0 <= token < 2**24 for token in vocab.values()):
+        raise FormatError(f"{path}: an token in the vocabulary is no number")
+    return list(vocab), np.fromiter(vocab.values(), np.int64, len(vocab)), halves
+
+
+def _plain_keys(texts: Sequence[str], kinds: list[int], halves: Sequence[str]) -> dict[str, object]:
     """BPE on plain text with its merges: Gemma 4, whose spaces are U+2581 and whose words are lines."""
     return {
         f"{_PREFIX}model": "gemma4",
         # no other rule belongs to this model
         f"{_PREFIX}pre": "gemma4",
-        f"{_PREFIX}tokens": texts,
+        f"{_PREFIX}tokens": Typed(texts, "array[string]"),
         f"{_PREFIX}scores": Typed([_ADDED_SCORE] * len(texts), "array[float32]"),
         f"{_PREFIX}token_type": Typed([int(k) for k in kinds], "array[int32]"),
-        f"{_PREFIX}merges": [f"{a} {b}" for a, b in pairs],
+        f"{_PREFIX}merges": Typed(Joined(halves), "array[string]"),
         f"{_PREFIX}add_space_prefix": False,
         f"{_PREFIX}add_bos_token": True,
     }
@@ -291,11 +314,17 @@ def _pair(path: Path, merge: object) -> tuple[str, str]:
     return parts[0], parts[1]
 
 
-def _plain_kinds(texts: list[str | None], kinds: list[int], model: Mapping[str, Any]) -> None:
+def _is_byte(text: str) -> bool:
+    return len(text) == 6 and text.startswith("<0x") and text.endswith(">")
+
+
+def _plain_kinds(texts: Sequence[str], kinds: list[int], model: Mapping[str, Any]) -> None:
     for token, text in enumerate(texts):
-        if text is not None and len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+        if kinds[token] == TokenType.UNUSED:
+            continue
+        if _is_byte(text):
             kinds[token] = TokenType.BYTE
-        elif text is not None and text == model.get("unk_token"):
+        elif text == model.get("unk_token"):
             kinds[token] = TokenType.UNKNOWN
 
 
@@ -345,16 +374,19 @@ def _sentencepiece_keys(pieces: SentencePieces, n_vocab: int) -> tuple[dict[str,
 
 
 def _special_keys(
-    folder: Path, config: Config, options: Mapping[str, Any], texts: list[str], architecture: str
+    folder: Path, config: Config, options: Mapping[str, Any], texts: Sequence[str], architecture: str
 ) -> dict[str, object]:
     """Ids of special tokens: as tokenizer_config.json names them, else as config.json numbers them."""
+    named = {name: options.get(f"{name}_token") for name in _SPECIAL}
+    contents = {name: n.get("content") if isinstance(n, dict) else n for name, n in named.items()}
+    wanted = {*_GLM.values(), *(c for c in contents.values() if isinstance(c, str))}
     ids: dict[str, int] = {}
     for token, text in enumerate(texts):
-        ids.setdefault(text, token)
+        if text in wanted:
+            ids.setdefault(text, token)
     found: dict[str, int] = {}
     for name, key in _SPECIAL.items():
-        named = options.get(f"{name}_token")
-        content = named.get("content") if isinstance(named, dict) else named
+        content = contents[name]
         number = config.get(f"{name}_token_id")
         number = number[0] if isinstance(number, list) and number else number
         if isinstance(content, str) and content in ids:
@@ -362,18 +394,18 @@ def _special_keys(
         elif type(number) is int and 0 <= number < len(texts):
             found[key] = number
     generation = _read_if_there(folder / "generation_config.json")
-    for ends in (config.get("eos_token_id"), generation.get("eos_token_id")):
-        for token in ends if isinstance(ends, list) else ():
+    for more in (config.get("eos_token_id"), generation.get("eos_token_id")):
+        for token in more if isinstance(more, list) else ():
             if type(token) is int and 0 <= token < len(texts) and token != found.get("eos_token_id"):
                 found.setdefault("eom_token_id" if texts[token] in _EOM else "eot_token_id", token)
     if architecture == "glm4moe" or _is_glm(config):
         # its prompts begin with this one, and it has no unknown token
-        for key, text in (("bos_token_id", "[gMASK]"), ("unknown_token_id", "<|endoftext|>")):
-            if text in ids:
-                found[key] = ids[text]
-        for key, text in (("eot_token_id", "<|user|>"), ("eom_token_id", "<|observation|>")):
-            if text in ids:
-                found.setdefault(key, ids[text])
+        for key in ("bos_token_id", "unknown_token_id"):
+            if _GLM[key] in ids:
+                found[key] = ids[_GLM[key]]
+        for key in ("eot_token_id", "eom_token_id"):
+            if _GLM[key] in ids:
+                found.setdefault(key, ids[_GLM[key]])
     return {f"{_PREFIX}{key}": Typed(token, "uint32") for key, token in found.items()}
 
 
@@ -384,33 +416,65 @@ def _is_glm(config: Config) -> bool:
 
 
 def _begin_and_end(
-    path: Path, whole: Mapping[str, Any], options: Mapping[str, Any], keys: Mapping[str, object]
+    path: Path, file: TokenizerFile, options: Mapping[str, Any], keys: Mapping[str, object]
 ) -> dict[str, object]:
     """Whether prompts get BOS and EOS: as tokenizer_config.json says, else by what the tokenizer does."""
     is_plain = keys[f"{_PREFIX}model"] in ("llama", "t5")
     found = {"bos": is_plain, "eos": False}
-    if whole:
-        encoded = _load(path).encode("a", add_special_tokens=True).ids
-        for name, at in (("bos", 0), ("eos", -1)):
-            token = keys.get(f"{_PREFIX}{name}_token_id")
-            found[name] = isinstance(token, Typed) and len(encoded) > 1 and encoded[at] == token.value
+    if file.whole:
+        for name, token in zip(found, _ends(path, file), strict=True):
+            own = keys.get(f"{_PREFIX}{name}_token_id")
+            found[name] = token is not None and isinstance(own, Typed) and own.value == token
     for name in found:
         if isinstance(options.get(f"add_{name}_token"), bool):
             found[name] = options[f"add_{name}_token"]
     return {f"{_PREFIX}add_{name}_token": value for name, value in found.items()}
 
 
-def _pre_name(path: Path, whole: Mapping[str, Any], keys: Mapping[str, object]) -> str:
-    from ikq.checkpoint.pre_tokenizer import recognise
+def _ends(path: Path, file: TokenizerFile) -> tuple[int | None, int | None]:
+    """The first and the last of the tokens of a text, where they are not of the text itself."""
+    known = None if file.texts is None else ends(file.whole)
+    if known is not None:
+        return known
+    encoded = _rules(path, file).encode("a", add_special_tokens=True).ids
+    return (encoded[0], encoded[-1]) if len(encoded) > 1 else (None, None)
+
+
+def _pre_name(path: Path, file: TokenizerFile, keys: Mapping[str, object]) -> str:
+    whole_words = file.whole["model"].get("ignore_merges") is True
+    add_bos = keys[f"{_PREFIX}add_bos_token"] is True
+    known = None if file.texts is None else pre_name(file.whole, whole_words=whole_words, add_bos=add_bos)
+    if known is not None:
+        return known
+    from ikq.checkpoint.pre_tokenizer import recognise  # with the library
 
     try:
-        return recognise(
-            _load(path).pre_tokenizer,
-            whole_words=whole["model"].get("ignore_merges") is True,
-            add_bos=keys[f"{_PREFIX}add_bos_token"] is True,
-        )
+        return recognise(_rules(path, file).pre_tokenizer, whole_words=whole_words, add_bos=add_bos)
     except UnsupportedError as e:
         raise UnsupportedError(f"{path}: {e}") from None
+
+
+def _rules(path: Path, file: TokenizerFile) -> Any:  # noqa: ANN401  # of `tokenizers`
+    """The tokenizer of the library, or one with its rules but without most of its vocabulary.
+
+    What stands before and behind a text, and where it is split, does not depend on tokens of several letters.
+    """
+    if file.texts is None or file.ids is None:
+        return _load(path)
+    from tokenizers import Tokenizer  # most programs do without
+
+    model = file.whole["model"]
+    kept = {model.get("unk_token"), *(text for text, _ in _added(path, file.whole, {}).values())}
+    vocab = {
+        text: int(file.ids[place])
+        for place, text in enumerate(file.texts)
+        if len(text) == 1 or text in kept or _is_byte(text)
+    }
+    small = {**file.whole, "model": {**model, "vocab": vocab, "merges": []}}
+    try:
+        return Tokenizer.from_str(json.dumps(small))
+    except Exception as e:  # the library raises nothing narrower
+        raise FormatError(f"{path} is no tokenizer: {e}") from None
 
 
 def _load(path: Path) -> Any:  # noqa: ANN401  # of `tokenizers`

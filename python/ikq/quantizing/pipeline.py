@@ -17,6 +17,7 @@ from ikq.arrays.quant_types import QuantType
 from ikq.errors import IkqError, RefusedError
 from ikq.files.outputs import is_same_file
 from ikq.quantizing.coverage import ImatrixCoverage
+from ikq.quantizing.heap import give_back
 from ikq.quantizing.options import (
     PathLike,
     QuantizeFileOptions,
@@ -389,6 +390,9 @@ def _plan_model(
     ):
         if file is not None and is_same_file(Path(destination), Path(file)):
             raise RefusedError(f"the output {destination} is the file of {what}; choose another name")
+    if source.is_dir():
+        # the buffers in which its vocabulary was read have the size of a run's
+        give_back()
     return QuantizePlan(
         source=source,
         destination=Path(destination),

@@ -56,6 +56,13 @@ impl Array {
         Array { element_type: ValueType::String, len, raw: raw.into() }
     }
 
+    /// The same array as a view of `encoded`, which ends with its elements, so that they are not kept twice.
+    pub(crate) fn within(self, encoded: &Bytes) -> Array {
+        let n = encoded.len();
+        let raw = encoded.slice(n - self.raw.len()..n).filter(|view| **view == *self.raw);
+        Array { raw: raw.unwrap_or(self.raw), ..self }
+    }
+
     pub fn element_type(&self) -> ValueType {
         self.element_type
     }

@@ -16,6 +16,10 @@ impl Kv {
     pub fn new(key: impl Into<String>, value: impl Into<Value>) -> Kv {
         let (key, value) = (key.into(), value.into());
         let raw = Bytes::from(encode_kv(&key, &value));
+        let value = match value {
+            Value::Array(array) => Value::Array(array.within(&raw)),
+            other => other,
+        };
         Kv { key, value, raw }
     }
 

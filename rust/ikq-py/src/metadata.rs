@@ -162,9 +162,21 @@ fn from_python(py: Python<'_>, ty: &Type, value: &Bound<'_, PyAny>) -> PyResult<
             Err(_) => Bytes::from(value.extract::<String>()?.into_bytes()),
         }),
         Type::Array(inner) => {
-            let items: Vec<Value> =
-                value.try_iter()?.map(|v| from_python(py, inner, &v?)).collect::<PyResult<_>>()?;
-            Value::Array(Array::new(inner.value_type(), items).map_err(|e| e.raise(py))?)
+            // one item at a time: those of a vocabulary would take many times the memory of their bytes
+            let (mut items, mut failed) = (value.try_iter()?, None);
+            let values =
+                std::iter::from_fn(|| match items.next()?.and_then(|v| from_python(py, inner, &v)) {
+                    Ok(value) => Some(value),
+                    Err(e) => {
+                        failed = Some(e);
+                        None
+                    }
+                });
+            let array = Array::new(inner.value_type(), values);
+            match failed {
+                Some(e) => return Err(e),
+                None => Value::Array(array.map_err(|e| e.raise(py))?),
+            }
         }
     })
 }
