@@ -121,7 +121,8 @@ IKQ_DEV void attend(const float *q, const uint8_t *k, const uint8_t *v, const in
 }
 #endif
 
-IKQ_KERNEL(128, IKQ_NAME_3(attend, IKQ_TYPE, IKQ_VALUES),
+// four blocks on a multiprocessor: without that, the compiler takes up to 137 registers for sm_120
+IKQ_KERNEL_OF(128, 4, IKQ_NAME_3(attend, IKQ_TYPE, IKQ_VALUES),
            (const float *q, const uint8_t *k, const uint8_t *v, const int *pages, const int *first, const int *end,
             float *partial, int n_heads, int n_kv, int n_k, int n_v, int n_v_row, int max_pages, int span,
             float scale, float cap)) {

@@ -154,7 +154,8 @@ impl Placement {
         }];
         let mut n_moe = 0;
         for (l, layer) in network.layers.iter().enumerate() {
-            let can_part = matches!(&layer.attention, Attention::Gqa(a) if a.kv.is_some() && a.v_norm.is_none());
+            let can_part =
+                matches!(&layer.attention, Attention::Gqa(a) if a.kv.is_some() && a.v_norm.is_none());
             let is_parted = rules.no_kv_offload && can_part && layer.rare_attention().is_none();
             let stays = (rules.no_kv_offload && !is_parted).then_some(CACHE_STAYS);
             let attention = placer.place(Stage::Attention(l), &layer.attention.weights(), stays);

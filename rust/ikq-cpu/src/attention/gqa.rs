@@ -111,7 +111,12 @@ pub fn output(exec: &Exec<'_>, weights: &Weights, buffers: &mut AttentionBuffers
 /// Applies the norms of heads, and to queries and keys the rotary embedding, in place. Keys and values are empty where the
 /// layer has none.
 fn position(exec: &Exec<'_>, a: &Gqa, q: &mut [f32], k: &mut [f32], v: &mut [f32]) {
-    if a.rope.is_none() && a.q_norm.is_none() && a.k_norm.is_none() && a.v_norm.is_none() && a.temperature.is_none() {
+    if a.rope.is_none()
+        && a.q_norm.is_none()
+        && a.k_norm.is_none()
+        && a.v_norm.is_none()
+        && a.temperature.is_none()
+    {
         return;
     }
     let mut k = k.chunks_exact_mut(a.n_head_kv * a.head_dim);
