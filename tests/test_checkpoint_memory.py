@@ -135,6 +135,29 @@ def test_what_is_unusual_is_left_to_the_reader_of_json(tmp_path, old, new):
     assert (found.texts, found.whole) == (None, expected)
 
 
+TAKEN = '"vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]'
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # objects of these names elsewhere, and numbers where the model's should be
+        f'{{"other": {{{TAKEN}}}, "model": {{"vocab": 0, "merges": 0}}}}',
+        f'{{"model": {{{TAKEN}}}, "model": {{"vocab": 0, "merges": 0}}}}',
+        f'{{"model": {{{TAKEN}, "vocab": false, "merges": 0.0}}}}',
+        '{"model": {"vocab": 0, "merges": 0}}',
+        # the numbers that stand for what was taken out
+        f'{{"other": {{{TAKEN}}}, "model": {{"vocab": %d, "merges": %d}}}}'
+        % (tokenizer_file._VOCAB, tokenizer_file._MERGES),
+        # merges of both forms
+        '{"model": {"vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b", ["a", "b"]]}}',
+    ],
+)
+def test_a_vocabulary_elsewhere_is_not_the_models(tmp_path, text):
+    found = read(tmp_path / "t.json", text)
+    assert (found.texts, found.whole) == (None, json.loads(text))
+
+
 @pytest.mark.parametrize("name", [name for name, rule in PRE_TOKENIZERS.items() if not rule.raw])
 @pytest.mark.parametrize("add_bos", [True, False])
 def test_names_are_those_that_trying_finds(name, add_bos):

@@ -27,6 +27,8 @@ _PART = 1 << 18
 # what is longer than this is no token
 _MAX_ITEM = 1 << 20
 _MAX_REST = 20_000_000
+# stand for what was taken out; integers, for a number of JSON without fraction is spelled in one way only
+_VOCAB, _MERGES = 7_150_461_390_275_518_833, 7_150_461_390_275_518_834
 _GAP, _TEXT = rb"[ \t\r\n]*", rb'"([^"\\\x00-\x1f]*(?:\\.[^"\\\x00-\x1f]*)*)"'
 _BEGIN = re.compile(
     rb'(?<!\\)"(?:(vocab)"' + _GAP + b":" + _GAP + rb'\{|(merges)"' + _GAP + b":" + _GAP + rb"\[)"
@@ -213,7 +215,7 @@ class _Reader:
                 is_vocab = found[1] is not None
                 if len(vocab.hashes if is_vocab else merges.hashes):
                     raise _UnusualError
-                rest += self._part[self._at : found.end() - 1] + b"0"
+                rest += self._part[self._at : found.end() - 1] + b"%d" % (_VOCAB if is_vocab else _MERGES)
                 self._at = found.end()
                 if is_vocab:
                     self._vocab(vocab, ids)
@@ -227,8 +229,13 @@ class _Reader:
                 raise _UnusualError
         whole = json.loads(rest)
         model = whole.get("model") if isinstance(whole, dict) else None
-        if not isinstance(model, dict) or model.get("vocab") != 0 or model.get("merges") != 0:
+        if not isinstance(model, dict):
             raise _UnusualError
+        for key, stand_in in (("vocab", _VOCAB), ("merges", _MERGES)):
+            # what was taken out may have been elsewhere, or of a `model` that another one replaces
+            if type(model.get(key)) is not int or model[key] != stand_in or rest.count(b"%d" % stand_in) != 1:
+                raise _UnusualError
+            model[key] = 0
         if model.get("type", "BPE") != "BPE" or model.get("continuing_subword_prefix"):
             raise _UnusualError
         known = np.sort(np.frombuffer(vocab.hashes, np.int64))
@@ -247,8 +254,13 @@ class _Reader:
                 return
 
     def _merges(self, halves: _Strings, joined: array[int]) -> None:
+        # the `tokenizers` library reads no list of both forms
+        are_texts: bool | None = None
         while True:
             item = self._item(_MERGE)
+            if are_texts not in (None, item[1] is not None):
+                raise _UnusualError
+            are_texts = item[1] is not None
             a, b = item[2], item[3]
             if item[1] is not None:
                 a, separator, b = item[1].partition(b" ")
