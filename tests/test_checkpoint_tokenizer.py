@@ -315,3 +315,14 @@ def test_the_folder_that_the_tiny_model_came_from(tmp_path):
     config = Config.read(source)
     keys = Metadata(tokenizer_keys(source, config, "qwen3moe"))
     assert dict(keys) == {k: v for k, v in expected.items() if k.startswith("tokenizer.")}
+
+
+@pytest.mark.parametrize("key", ["continuing_subword_prefix", "end_of_word_suffix"])
+def test_marks_within_words_are_refused(tmp_path, key):
+    folder = write(tmp_path / "a", BPE)
+    path = folder / "tokenizer.json"
+    whole = json.loads(path.read_text())
+    whole["model"][key] = "##"
+    path.write_text(json.dumps(whole))
+    with pytest.raises(UnsupportedError, match=f"tokenizer.json: `{key}` is '##'"):
+        keys_of(folder)

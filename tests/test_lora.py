@@ -455,10 +455,19 @@ def test_shapes_are_refused_by_tensor(tmp_path, name, part):
 def test_numbers_that_are_none(tmp_path, value):
     a = np.ones((3, 4), np.float32)
     a[1, 2] = value
-    refused(tmp_path, ikq.FormatError, "`x.weight.lora_a` holds", tensors={"x.weight.lora_a": a})
+    says = r"LoRA adapter .*a\.gguf: `x.weight.lora_a` holds"
+    refused(tmp_path, ikq.FormatError, says, tensors={"x.weight.lora_a": a})
 
 
-@pytest.mark.parametrize("scale", [float("nan"), float("inf")])
+def test_a_rank_of_0(tmp_path):
+    none = {
+        f"blk.0.attn_q.weight.lora_{p}": np.zeros(s, np.float32) for p, s in (("a", (0, 4)), ("b", (4, 0)))
+    }
+    says = r"a\.gguf: `blk.0.attn_q.weight.lora_a` has the shape \[0, 4\], which holds no number"
+    refused(tmp_path, ikq.FormatError, says, tensors=none)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -1e39])
 def test_scales_that_are_none(tmp_path, scale, adapter):
     file, _ = adapter(LLAMA)
     with pytest.raises(ikq.RefusedError, match="a scale of"):
@@ -481,3 +490,11 @@ def test_files_that_cannot_be_read(tmp_path, adapter):
         ikq.Model.load(path(LLAMA), lora=[damaged])
     with pytest.raises(ikq.FormatError, match=r"general.type is .*`adapter` is needed"):
         ikq.Model.load(path(LLAMA), lora=[path(LLAMA)])
+    file, _ = adapter(LLAMA)
+    with pytest.raises(ikq.FormatError, match="is an adapter, not a model: name it with --lora"):
+        ikq.Model.load(file)
+    with (
+        ikq.GGUFReader(file) as base,
+        pytest.raises(ikq.FormatError, match="is an adapter, which has no tok"),
+    ):
+        ikq.Tokenizer.from_reader(base)

@@ -58,6 +58,10 @@ def test_spellings(tmp_path):
         (["--lora-scaled", "a.gguf", "nan"], "a scale of nan"),
         (["--lora-scaled", "a.gguf", "1", "2"], "expected FILE:SCALE,... or FILE SCALE"),
         (["--lora-scaled", ":1"], "expected FILE:SCALE"),
+        (["--lora-scaled", "a.gguf:1,"], "'': expected FILE:SCALE"),
+        (["--lora-scaled", "a.gguf:1e39"], r"a.gguf: a scale of 1e\+39"),
+        (["--lora", ""], "without the name of its file"),
+        (["--lora", "a.gguf,"], "without the name of its file"),
     ],
 )
 def test_what_is_no_adapter(words, says):

@@ -202,6 +202,12 @@ def _from_json(
             f"{path}: tokenizers of kind {kind!r:.40} are not converted; BPE and Unigram are"
         )
     model = whole["model"]
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        # the library may even end the process over those
+        if model.get(key):
+            raise UnsupportedError(
+                f"{path}: `{key}` is {model[key]!r:.40}, and GGUF files have no form for marks within words"
+            )
     vocab, numbers, halves = _vocabulary(path, file)
     added = _added(path, whole, {})
     if ((numbers < 0) | (numbers >= 2**24)).any():

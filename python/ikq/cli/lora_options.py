@@ -67,7 +67,7 @@ def _scaled(words: list[str]) -> list[LoraAdapter]:
     for part in words[0].split(","):
         file, colon, scale = part.rpartition(":")
         if not (file and colon):
-            raise ValueError(f"{part}: expected FILE:SCALE")
+            raise ValueError(f"{part!r}: expected FILE:SCALE")
         found.append(LoraAdapter(file, _scale(scale)))
     return found
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from ikq import _ikq, cuda
+from ikq.errors import FormatError
 from ikq.files.gguf import GGUFReader
-from ikq.inference.lora import LoraAdapter, opened
+from ikq.inference.lora import LoraAdapter, opened, with_file
 from ikq.models import ModelSpec, model_spec, mtp_spec
 
 __all__ = [
@@ -115,14 +116,18 @@ class LoadingOptions(PlacementOptions):
         Errors are those of `Model.load`.
         """
         with ExitStack() as stack:
-            return _ikq.Engine.load(
-                reader._opened(),
-                spec.to_json(),
-                n_ctx=n_ctx,
-                isa_name=None,
-                adapters=opened(lora, stack),
-                **vars(self),
-            )
+            adapters = opened(lora, stack)
+            try:
+                return _ikq.Engine.load(
+                    reader._opened(),
+                    spec.to_json(),
+                    n_ctx=n_ctx,
+                    isa_name=None,
+                    adapters=adapters,
+                    **vars(self),
+                )
+            except FormatError as error:
+                raise with_file(error, lora) from None
 
     def head_engine(
         self, path: Path, file_options: FileOptions, n_ctx: int

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
+
 from ikq import _ikq
-from ikq.errors import RefusedError
+from ikq.errors import FormatError, RefusedError
 from ikq.files.gguf import GGUFReader
 
 __all__ = ["Adapters", "LoraAdapter", "Scales", "adapters_of"]
+
+_MAX_SCALE = float(np.finfo(np.float32).max)
+_NO_NUMBER = re.compile(r"`(.+\.lora_[ab])` holds ")
 
 Scales: TypeAlias = tuple[float, ...]
 """A scale for each of a model's adapters, in their order."""
@@ -35,7 +41,10 @@ class LoraAdapter:
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.scale, bool) or not math.isfinite(self.scale):
+        if not os.fspath(self.path):
+            raise RefusedError("a LoRA adapter without the name of its file")
+        # products are scaled in float32
+        if isinstance(self.scale, bool) or math.isnan(self.scale) or abs(self.scale) > _MAX_SCALE:
             raise RefusedError(f"LoRA adapter {os.fspath(self.path)}: a scale of {self.scale}")
 
 
@@ -59,10 +68,28 @@ def opened(adapters: Iterable[LoraAdapter], stack: ExitStack) -> list[tuple[_ikq
 
     Raises:
         OSError: a file cannot be read.
-        FormatError: it is not GGUF, or damaged.
+        FormatError: it is not GGUF, or damaged, or has a pair of the rank 0.
     """
     found = []
     for adapter in adapters:
         reader = stack.enter_context(GGUFReader(adapter.path))
+        for name, tensor in reader.tensors.items():
+            if 0 in tensor.shape:
+                raise FormatError(
+                    f"LoRA adapter {os.fspath(adapter.path)}: `{name}` has the shape {list(tensor.shape)}, "
+                    "which holds no number"
+                )
         found.append((reader._opened(), os.fspath(adapter.path), float(adapter.scale)))
     return found
+
+
+def with_file(error: FormatError, adapters: Iterable[LoraAdapter]) -> FormatError:
+    """The same error with the adapter's file, where it is of a number in one of its matrices."""
+    said = _NO_NUMBER.match(str(error))
+    for adapter in adapters if said else ():
+        assert said is not None
+        with GGUFReader(adapter.path) as reader:
+            tensor = reader.tensors.get(said[1])
+            if tensor is not None and not np.isfinite(tensor.dequantize()).all():
+                return FormatError(f"LoRA adapter {os.fspath(adapter.path)}: {error}")
+    return error

@@ -173,6 +173,8 @@ def _source(
     reader: GGUFReader, *, yarn_truncate: bool, part: Literal["model", "head"] = "model"
 ) -> tuple[Source, Callable[[Source], ModelSpec]]:
     """The file as its architecture sees it, and the architecture."""
+    if reader.metadata.get("general.type") == "adapter":
+        raise FormatError("the file is an adapter, not a model: name it with --lora beside its model")
     name = reader.metadata.get("general.architecture")
     if name is None:
         raise FormatError("key `general.architecture` is missing: the file holds no model")

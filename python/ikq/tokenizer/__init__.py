@@ -70,6 +70,8 @@ class Tokenizer:
             UnsupportedError: the kind of tokenizer or the pre-tokenizer is not known.
         """
         model = read_text(metadata, _MODEL_KEY)
+        if model is None and metadata.get("general.type") == "adapter":
+            raise FormatError("the file is an adapter, which has no tokenizer: that of its model counts")
         if model is None:
             raise FormatError(f"the file has no tokenizer (`{_MODEL_KEY}` is missing)")
         if model == "no_vocab":
