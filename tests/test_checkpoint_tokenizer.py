@@ -13,7 +13,7 @@ import ikq
 from ikq.checkpoint.config import Config
 from ikq.checkpoint.pre_tokenizer import PROBE, recognise, splits
 from ikq.checkpoint.sentencepiece import read_sentencepiece
-from ikq.checkpoint.tokenizer import tokenizer_keys
+from ikq.checkpoint.tokenizer import _load, tokenizer_keys
 from ikq.errors import FormatError, UnsupportedError
 from ikq.files.gguf import Metadata
 from ikq.tokenizer.pre_tokenizers import PRE_TOKENIZERS
@@ -315,6 +315,18 @@ def test_the_folder_that_the_tiny_model_came_from(tmp_path):
     config = Config.read(source)
     keys = Metadata(tokenizer_keys(source, config, "qwen3moe"))
     assert dict(keys) == {k: v for k, v in expected.items() if k.startswith("tokenizer.")}
+
+
+def test_a_panic_of_the_library_is_an_error(tmp_path, monkeypatch):
+    class PanicException(BaseException):  # as the library calls it
+        pass
+
+    def panic(path):
+        raise PanicException("slice index starts at 3 but ends at 2")
+
+    monkeypatch.setattr(Tokenizer, "from_file", panic)
+    with pytest.raises(FormatError, match="t.json is no tokenizer: slice index"):
+        _load(tmp_path / "t.json")
 
 
 @pytest.mark.parametrize("key", ["continuing_subword_prefix", "end_of_word_suffix"])

@@ -123,6 +123,7 @@ def test_slots_remember_the_scales(server, texts):
         ([{"id": -1, "scale": 1}], "lora"),
         ([{"id": 0}], "scale"),
         ([{"id": 0, "scale": "much"}], "scale"),
+        ([{"id": 0, "scale": 1e39}], "scale"),
         ({"id": 0, "scale": 1}, "lora"),
     ],
 )

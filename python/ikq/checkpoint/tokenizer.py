@@ -194,6 +194,8 @@ def _from_json(
     """BPE (of bytes, or of plain text: `is_plain` with its merges), or unigram, from `tokenizer.json`."""
     whole = file.whole
     kind = _kind_of_json(whole)
+    if kind in ("BPE", "Unigram"):
+        _refuse_marks(path, whole["model"])
     if kind == "Unigram":
         pieces = read_unigram(path, whole, _load, n_vocab, _added(path, whole, {}))
         return _sentencepiece_keys(pieces, n_vocab)
@@ -202,12 +204,6 @@ def _from_json(
             f"{path}: tokenizers of kind {kind!r:.40} are not converted; BPE and Unigram are"
         )
     model = whole["model"]
-    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
-        # the library may even end the process over those
-        if model.get(key):
-            raise UnsupportedError(
-                f"{path}: `{key}` is {model[key]!r:.40}, and GGUF files have no form for marks within words"
-            )
     vocab, numbers, halves = _vocabulary(path, file)
     added = _added(path, whole, {})
     if ((numbers < 0) | (numbers >= 2**24)).any():
@@ -259,6 +255,15 @@ def _from_json(
         word in json.dumps([whole.get("normalizer"), whole.get("pre_tokenizer")]) for word in _PREPENDS
     )
     return _sentencepiece_keys(SentencePieces(list(texts), scores, [int(k) for k in kinds], prefix), n_vocab)
+
+
+def _refuse_marks(path: Path, model: Mapping[str, Any]) -> None:
+    for key in ("continuing_subword_prefix", "end_of_word_suffix"):
+        # the library may even end the process over those
+        if model.get(key):
+            raise UnsupportedError(
+                f"{path}: `{key}` is {model[key]!r:.40}, and GGUF files have no form for marks within words"
+            )
 
 
 def _vocabulary(path: Path, file: TokenizerFile) -> tuple[Sequence[str], NDArray[np.int64], Sequence[str]]:
@@ -479,7 +484,9 @@ def _rules(path: Path, file: TokenizerFile) -> Any:  # noqa: ANN401  # of `token
     small = {**file.whole, "model": {**model, "vocab": vocab, "merges": []}}
     try:
         return Tokenizer.from_str(json.dumps(small))
-    except Exception as e:  # the library raises nothing narrower
+    except BaseException as e:  # the library raises nothing narrower, and panics in places
+        if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
+            raise
         raise FormatError(f"{path} is no tokenizer: {e}") from None
 
 
@@ -488,7 +495,9 @@ def _load(path: Path) -> Any:  # noqa: ANN401  # of `tokenizers`
 
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as e:  # the library raises nothing narrower
+    except BaseException as e:  # the library raises nothing narrower, and panics in places
+        if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
+            raise
         raise FormatError(f"{path} is no tokenizer: {e}") from None
 
 

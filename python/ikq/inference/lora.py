@@ -16,9 +16,10 @@ from ikq import _ikq
 from ikq.errors import FormatError, RefusedError
 from ikq.files.gguf import GGUFReader
 
-__all__ = ["Adapters", "LoraAdapter", "Scales", "adapters_of"]
+__all__ = ["MAX_SCALE", "Adapters", "LoraAdapter", "Scales", "adapters_of"]
 
-_MAX_SCALE = float(np.finfo(np.float32).max)
+MAX_SCALE = float(np.finfo(np.float32).max)
+"""The largest scale of an adapter."""
 _NO_NUMBER = re.compile(r"`(.+\.lora_[ab])` holds ")
 
 Scales: TypeAlias = tuple[float, ...]
@@ -44,7 +45,7 @@ class LoraAdapter:
         if not os.fspath(self.path):
             raise RefusedError("a LoRA adapter without the name of its file")
         # products are scaled in float32
-        if isinstance(self.scale, bool) or math.isnan(self.scale) or abs(self.scale) > _MAX_SCALE:
+        if isinstance(self.scale, bool) or math.isnan(self.scale) or abs(self.scale) > MAX_SCALE:
             raise RefusedError(f"LoRA adapter {os.fspath(self.path)}: a scale of {self.scale}")
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, WithJsonSchema
 
+from ikq.inference.lora import MAX_SCALE
 from ikq.serve.openai.sampling import SamplingBody
 from ikq.serve.validation import Part
 from ikq.text.templates.fitting import ROLES
@@ -57,7 +58,8 @@ class LoraScale(Part):
     """An entry of `lora`: the scale of an adapter, by its number."""
 
     id: int = Field(ge=0)
-    scale: float
+    # products are scaled in float32
+    scale: float = Field(ge=-MAX_SCALE, le=MAX_SCALE)
 
 
 class TextBody(SamplingBody):
