@@ -28,14 +28,8 @@ IKQ_DEV void mmq_upgate(const uint8_t *up, const uint8_t *gate, int64_t expert_b
     constexpr int N = C / 32;
     IKQ_DYNAMIC_SHARED(uint8_t, shared);
     IKQ_SHARED(unsigned, blocks, C);
-    const Group group =
-        bounds ? group_of_tile<C>(bounds, n_experts, int(blockIdx.y)) : group_of_matrix<C>(n_columns, int(blockIdx.y));
+    const Group group = find_columns<C>(bounds, list, n_experts, k, n, n_columns, blocks);
     if (group.count <= 0) return; // the whole block
-    // columns that are missing read the last one
-    if (threadIdx.x < unsigned(C)) {
-        const int c = group.first + (int(threadIdx.x) < group.count ? int(threadIdx.x) : group.count - 1);
-        blocks[threadIdx.x] = unsigned(n / 32) * (bounds ? unsigned(list[c]) / unsigned(k) : unsigned(c));
-    }
     __syncthreads();
     const int first_row = PAIRED_ROWS * int(blockIdx.x);
     const int own = first_row + int(row_of_thread() & (PAIRED_ROWS - 1)), row = own < n_rows ? own : n_rows - 1;

@@ -158,18 +158,23 @@ def temperature(block: Block) -> Temperature | None:
     return Temperature(scale, keys.integer("attention.temperature_length", low=1))
 
 
-def has_window(block: Block, default_period: int) -> bool:
+def has_window(block: Block, default_period: int, *, whole: Literal["first", "last"] = "last") -> bool:
     """Whether the layer sees a window only.
 
-    `attention.sliding_window_pattern` is a period, all layers but the last of which have the window (0: all
+    `attention.sliding_window_pattern` is a period, all layers of which but one have the window (0: all
     layers), or one truth value per block.
+
+    Args:
+        block: the layer.
+        default_period: where the key is missing.
+        whole: which layer of a period sees all positions.
     """
     keys, key = block.keys, "attention.sliding_window_pattern"
     flag = block.flag(key)
     if flag is not None:
         return flag
     period = keys.integer(key, default_period)
-    return period == 0 or block.index % period < period - 1
+    return period == 0 or block.index % period != (0 if whole == "first" else period - 1)
 
 
 def note_unused_window(block: Block) -> None:

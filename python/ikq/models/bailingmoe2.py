@@ -7,29 +7,9 @@ from __future__ import annotations
 
 from ikq.checkpoint import parts
 from ikq.checkpoint.target import Target
-from ikq.models.attention import gqa
-from ikq.models.ffn import dense_ffn, is_leading_dense, moe_ffn
-from ikq.models.layers import standard_layer
-from ikq.models.rope import rope
-from ikq.models.source import Block, Source
-from ikq.models.spec import DenseFfn, Layer, ModelSpec, Moe
+from ikq.models.dots1 import build
 
 __all__ = ["build", "convert"]
-
-
-def build(source: Source) -> ModelSpec:
-    """The model of a file of architecture `bailingmoe2`."""
-
-    def layer(block: Block) -> Layer:
-        attention = gqa(block, lambda b, head_dim: rope(b, "neox", head_dim), qk_norm=True)
-        ffn: DenseFfn | Moe
-        if is_leading_dense(block):
-            ffn = dense_ffn(block)
-        else:
-            ffn = moe_ffn(block, func="sigmoid", normalize=False, shared="plain", shared_width="count")
-        return standard_layer(block, attention, ffn)
-
-    return source.model(layer)
 
 
 def convert(t: Target) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ikq.checkpoint import parts
 from ikq.checkpoint.target import Target
 from ikq.files.gguf import Typed
-from ikq.models.attention import gqa
+from ikq.models.attention import gqa, has_window
 from ikq.models.ffn import dense_ffn, is_leading_dense, moe_ffn
 from ikq.models.rope import rope
 from ikq.models.source import Block, Source
@@ -24,7 +24,7 @@ def build(source: Source) -> ModelSpec:
     window = keys.integer("attention.sliding_window", low=1)
 
     def layer(block: Block) -> Layer:
-        windowed = _has_window(block)
+        windowed = has_window(block, 4, whole="first")
         dense = is_leading_dense(block)
 
         def rotation(block: Block, head_dim: int) -> Rope | None:
@@ -47,16 +47,6 @@ def build(source: Source) -> ModelSpec:
         logit_scale=keys.number("logit_scale", 0.0) or 1.0,
         norm_kind="rms" if is_rms else "layer",
     )
-
-
-def _has_window(block: Block) -> bool:
-    """As the array says; else all but every n-th layer, beginning with the first."""
-    key = "attention.sliding_window_pattern"
-    flag = block.flag(key)
-    if flag is not None:
-        return flag
-    period = block.keys.integer(key, 4)
-    return period == 0 or block.index % period != 0
 
 
 def convert(t: Target) -> None:

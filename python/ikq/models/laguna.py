@@ -6,7 +6,7 @@ from ikq.checkpoint import parts
 from ikq.checkpoint.config import Config
 from ikq.checkpoint.target import Target
 from ikq.files.gguf import Typed
-from ikq.models.attention import gqa
+from ikq.models.attention import gqa, has_window
 from ikq.models.ffn import dense_ffn, is_leading_dense, moe_ffn
 from ikq.models.layers import standard_layer
 from ikq.models.rope import rope
@@ -24,7 +24,7 @@ def build(source: Source) -> ModelSpec:
     window = keys.integer("attention.sliding_window", 0)
 
     def layer(block: Block) -> Layer:
-        windowed = window > 0 and _has_window(block)
+        windowed = window > 0 and has_window(block, 4, whole="first")
 
         def rotation(block: Block, head_dim: int) -> Rope:
             if not windowed:
@@ -51,16 +51,6 @@ def build(source: Source) -> ModelSpec:
         return standard_layer(block, attention, ffn)
 
     return source.model(layer)
-
-
-def _has_window(block: Block) -> bool:
-    """As the array says; else all but every n-th layer, beginning with the first."""
-    key = "attention.sliding_window_pattern"
-    flag = block.flag(key)
-    if flag is not None:
-        return flag
-    period = block.keys.integer(key, 4)
-    return period == 0 or block.index % period != 0
 
 
 def convert(t: Target) -> None:

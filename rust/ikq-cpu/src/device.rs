@@ -5,26 +5,21 @@ use std::sync::{Arc, Mutex};
 use ikq_kernels::act::Activations;
 use ikq_kernels::attention::CacheType;
 use ikq_kernels::matmul::Compute;
-use ikq_kernels::ops;
 use ikq_model::batch::Batch;
 use ikq_model::device::{Choices, Device, Loading, Memory, Move, RouterFailed, Stage, Step, Value};
 use ikq_model::error::Error;
-use ikq_model::network::{self, Ffn, Layer, Network, RopeTable};
+use ikq_model::network::{self, Layer, Network, RopeTable};
 use ikq_model::placement::Placement;
-use ikq_model::spec::ModelSpec;
 use ikq_pool::{Stop, available_memory};
 use ikq_simd::IsaKind;
 
-use crate::attention::{Attention, AttentionBuffers, Cuts, parted};
+use crate::attention::{AttentionBuffers, Cuts};
 use crate::cache::{CacheForm, LayerCache};
-use crate::exec::{Exec, Forms, Product, ThreadScratch, room};
-use crate::ffn::{Experts, FfnBuffers};
-use crate::load::{self, Copies, Loaded, Mmap};
-use crate::low_rank::{self, Embedded, Scales};
+use crate::exec::{Exec, Forms, ThreadScratch, room};
+use crate::ffn::FfnBuffers;
+use crate::load::{self, Copies, Mmap};
+use crate::low_rank::{self, Scales};
 use crate::rope::{self, Angles};
-use crate::router::Router;
-use crate::stages::{self, Dense, End};
-use crate::weight::Weight;
 
 /// How the CPU computes.
 #[derive(Clone, Debug)]
@@ -57,23 +52,6 @@ pub struct Cpu {
     threads: Vec<Mutex<ThreadScratch>>,
     given: Given,
     step: StepState,
-}
-
-/// The weights of this device's stages, by layer.
-#[derive(Default)]
-struct Parts {
-    attention: Vec<Option<Attention>>,
-    dense: Vec<Option<Dense>>,
-    router: Vec<Option<Router>>,
-    experts: Vec<Option<Experts>>,
-    shared: Vec<Option<Dense>>,
-    eh_proj: Option<Weight>,
-    /// What adapters add to embeddings.
-    embedded: Vec<Embedded>,
-    /// What the embeddings of layers are projected with, and what each layer does with its own.
-    per_layer: Option<Weight>,
-    ends: Vec<Option<End>>,
-    head: Option<Weight>,
 }
 
 /// The inputs of a step: its batch, its angles, and how its attention is cut.
@@ -182,6 +160,12 @@ macro_rules! exec {
         }
     };
 }
+
+mod parts;
+mod run;
+
+use parts::Parts;
+use run::output;
 
 impl Device for Cpu {
     fn name(&self) -> &str {
@@ -502,222 +486,6 @@ impl Device for Cpu {
     }
 }
 
-/// Logits of normed hidden states.
-fn output(exec: &Exec<'_>, weight: &Weight, acts: &Activations, spec: &ModelSpec, logits: &mut [f32]) {
-    exec.multiply(acts, vec![Product::new(weight, logits)]);
-    if spec.logit_scale != 1.0 {
-        let mut rows: Vec<_> = logits.chunks_mut(weight.n_rows).collect();
-        exec.team.for_each(&mut rows, |row, _| row.iter_mut().for_each(|v| *v *= spec.logit_scale));
-    }
-    if let Some(cap) = spec.final_softcap {
-        let mut rows: Vec<_> = logits.chunks_mut(weight.n_rows).collect();
-        exec.team.for_each(&mut rows, |row, _| ops::softcap(exec.kind, row, cap));
-    }
-}
-
-impl Cpu {
-    fn embed(&mut self, step: Step<'_>) {
-        let exec = exec!(self, step);
-        let network = self.network.as_ref().expect("`load` comes first");
-        let batch = exec.batch;
-        let StepState { hidden, acts, branch, per_layer: all_layers, .. } = &mut self.step;
-        let (n_embd, scale, kind) = (network.spec.n_embd, network.spec.embd_scale, self.options.kind);
-        let Some(embeddings) = self.embeddings.as_ref().or(network.token_embd.as_ref()) else {
-            hidden[..batch.given.len()].copy_from_slice(&batch.given);
-            return;
-        };
-        let columns = hidden.chunks_exact_mut(n_embd).zip(&batch.tokens);
-        let mut columns: Vec<_> = columns.collect();
-        let is_plain = self.parts.embedded.is_empty();
-        step.team.for_each(&mut columns, |(x, token), _| {
-            embeddings.decode_row(kind, **token as usize, x);
-            if is_plain && scale != 1.0 {
-                x.iter_mut().for_each(|v| *v *= scale);
-            }
-        });
-        drop(columns);
-        if !is_plain {
-            let x = &mut hidden[..batch.n() * n_embd];
-            exec.add_embedded(&self.parts.embedded, x);
-            x.iter_mut().for_each(|v| *v *= scale);
-        }
-        if let (Some(per_layer), Some(proj)) = (&network.per_layer, &self.parts.per_layer) {
-            let embd = self.layer_embeddings.as_ref().unwrap_or(&per_layer.embd);
-            let x = &hidden[..batch.n() * n_embd];
-            stages::layer_embeddings(&exec, (per_layer, embd, proj), x, (acts, branch), all_layers);
-        }
-        let (Some(nextn), Some(eh_proj)) = (&network.nextn, &self.parts.eh_proj) else { return };
-        // a head's block reads both, normed, side by side
-        let n = batch.n();
-        acts.resize(2 * n_embd, n);
-        let both = acts.floats_mut().chunks_exact_mut(2 * n_embd);
-        let inputs = hidden.chunks_exact(n_embd).zip(batch.given.chunks_exact(n_embd));
-        let mut columns: Vec<_> = both.zip(inputs).collect();
-        step.team.for_each(&mut columns, |(both, (embedding, given)), _| {
-            let (e, h) = both.split_at_mut(n_embd);
-            ops::rms_norm(kind, embedding, &nextn.enorm, exec.norm_eps, e);
-            ops::rms_norm(kind, given, &nextn.hnorm, exec.norm_eps, h);
-        });
-        exec.quantize(acts, Forms::of(exec.compute, [eh_proj]));
-        exec.project(acts, vec![Product::new(eh_proj, &mut hidden[..n * n_embd])]);
-    }
-
-    fn attention(&mut self, l: usize, step: Step<'_>) {
-        let exec = exec!(self, step);
-        let network = self.network.as_ref().expect("`load` comes first");
-        let layer = &network.layers[l];
-        let batch = exec.batch;
-        let StepState { hidden, before, branch, acts, attention: buffers, .. } = &mut self.step;
-        let (n_embd, n) = (network.spec.n_embd, batch.n() * network.spec.n_embd);
-        let attention = self.parts.attention[l].as_ref().expect("a stage of this device");
-        let with_cache = layer.attention.shares().unwrap_or(l);
-        let cache = self.caches[with_cache].as_mut().expect("a stage of this device");
-        let (x, branch) = (&mut hidden[..n], room(branch, n));
-        let forms = attention.input_forms(exec.compute);
-        exec.norm_of(network.spec.norm_kind, x, &layer.attention_norm, acts, forms);
-        if layer.parallel {
-            room(before, n).copy_from_slice(x);
-        }
-        attention.run(&exec, layer, acts, cache, buffers, branch);
-        let post = (layer.post_attention_norm.as_deref(), layer.attention_factor);
-        stages::add_branch(&exec, x, branch, post, n_embd);
-    }
-
-    fn project_heads(&mut self, l: usize, step: Step<'_>) {
-        let exec = exec!(self, step);
-        let network = self.network.as_ref().expect("`load` comes first");
-        let layer = &network.layers[l];
-        let StepState { hidden, acts, attention: buffers, .. } = &mut self.step;
-        let attention = self.parts.attention[l].as_ref().expect("a stage of this device");
-        let x = &hidden[..exec.batch.n() * network.spec.n_embd];
-        let forms = attention.input_forms(exec.compute);
-        exec.norm_of(network.spec.norm_kind, x, &layer.attention_norm, acts, forms);
-        attention.project(&exec, layer, acts, buffers);
-    }
-
-    fn attend(&mut self, l: usize, step: Step<'_>) {
-        let exec = exec!(self, step);
-        let network = self.network.as_ref().expect("`load` comes first");
-        let cache = self.caches[l].as_mut().expect("a stage of this device");
-        parted::attend(&exec, &network.layers[l], cache, &mut self.step.attention, exec.batch.n());
-    }
-
-    fn attention_output(&mut self, l: usize, step: Step<'_>) {
-        let exec = exec!(self, step);
-        let network = self.network.as_ref().expect("`load` comes first");
-        let StepState { hidden, branch, attention: buffers, .. } = &mut self.step;
-        let (n_embd, n) = (network.spec.n_embd, exec.batch.n() * network.spec.n_embd);
-        let attention = self.parts.attention[l].as_ref().expect("a stage of this device");
-        let (x, branch) = (&mut hidden[..n], room(branch, n));
-        attention.output(&exec, buffers, branch);
-        let layer = &network.layers[l];
-        let post = (layer.post_attention_norm.as_deref(), layer.attention_factor);
-        stages::add_branch(&exec, x, branch, post, n_embd);
-    }
-
-    fn dense(&mut self, l: usize, step: Step<'_>) {
-        let exec = exec!(self, step);
-        let network = self.network.as_ref().expect("`load` comes first");
-        let layer = &network.layers[l];
-        let batch = exec.batch;
-        let StepState { hidden, before, branch, acts, ffn, scores, .. } = &mut self.step;
-        let (n_embd, n) = (network.spec.n_embd, batch.n() * network.spec.n_embd);
-        let dense = self.parts.dense[l].as_ref().expect("a stage of this device");
-        let (x, branch) = (&mut hidden[..n], room(branch, n));
-        let (input, forms) =
-            (if layer.parallel { &before[..n] } else { &*x }, dense.input_forms(exec.compute));
-        exec.norm_of(network.spec.norm_kind, input, &layer.ffn_norm, acts, forms);
-        dense.run(&exec, acts, ffn, scores, branch);
-        let post = (layer.post_ffn_norm.as_deref(), layer.ffn_factor);
-        stages::add_branch(&exec, x, branch, post, n_embd);
-    }
-
-    fn route(&mut self, l: usize, step: Step<'_>) -> Result<(), RouterFailed> {
-        let exec = exec!(self, step);
-        let network = self.network.as_ref().expect("`load` comes first");
-        let layer = &network.layers[l];
-        let batch = exec.batch;
-        let StepState { hidden, before, input, shared_input, acts, choices, scores, .. } = &mut self.step;
-        let n = batch.n() * network.spec.n_embd;
-        let router = self.parts.router[l].as_ref().expect("a stage of this device");
-        // in all forms that this device's other stages of the layer read
-        let compute = exec.compute;
-        let forms = Forms::of(compute, [&router.weight]);
-        let of_experts = self.parts.experts[l].as_ref().is_some_and(|e| e.input_forms(compute).q8);
-        if let Ffn::Moe(moe) = &layer.ffn
-            && let Some(norms) = &moe.norms
-        {
-            let x = &hidden[..n];
-            if let Some(shared) = &self.parts.shared[l] {
-                exec.norm(x, &norms.shared, exec.norm_eps, shared_input, shared.input_forms(compute));
-            }
-            exec.norm(x, &layer.ffn_norm, exec.norm_eps, input, Forms { q8: of_experts });
-            exec.norm(x, &norms.router, exec.norm_eps, acts, forms);
-            return router.run(&exec, acts, self.options.expert_reduction, scores, choices);
-        }
-        let mut q8 = forms.q8 || of_experts;
-        q8 |= self.parts.shared[l].as_ref().is_some_and(|s| s.input_forms(compute).q8);
-        let x = if layer.parallel { &before[..n] } else { &hidden[..n] };
-        exec.norm_of(network.spec.norm_kind, x, &layer.ffn_norm, input, Forms { q8 });
-        router.run(&exec, input, self.options.expert_reduction, scores, choices)
-    }
-
-    fn experts(&mut self, l: usize, step: Step<'_>) {
-        let exec = exec!(self, step);
-        let n = exec.batch.n() * self.network.as_ref().expect("`load` comes first").spec.n_embd;
-        let StepState { input, choices, ffn, sum, .. } = &mut self.step;
-        let experts = self.parts.experts[l].as_ref().expect("a stage of this device");
-        stages::experts(&exec, experts, input, choices, ffn, &mut sum[..n]);
-    }
-
-    fn shared(&mut self, l: usize, step: Step<'_>) {
-        let exec = exec!(self, step);
-        let n = exec.batch.n() * self.network.as_ref().expect("`load` comes first").spec.n_embd;
-        let StepState { input, shared_input, ffn, scores, shared, .. } = &mut self.step;
-        let dense = self.parts.shared[l].as_ref().expect("a stage of this device");
-        let network = self.network.as_ref().expect("`load` comes first");
-        let has_norms = matches!(&network.layers[l].ffn, Ffn::Moe(moe) if moe.norms.is_some());
-        let input = if has_norms { shared_input } else { input };
-        dense.run(&exec, input, ffn, scores, &mut shared[..n]);
-    }
-
-    fn join(&mut self, l: usize, step: Step<'_>) {
-        let exec = exec!(self, step);
-        let network = self.network.as_ref().expect("`load` comes first");
-        let layer = &network.layers[l];
-        let batch = exec.batch;
-        let StepState { hidden, sum, shared, .. } = &mut self.step;
-        let (n_embd, n) = (network.spec.n_embd, batch.n() * network.spec.n_embd);
-        let (sum, shared) = (&mut sum[..n], &mut shared[..n]);
-        if let Ffn::Moe(moe) = &layer.ffn
-            && moe.shared.is_some()
-        {
-            if let Some(norms) = &moe.norms {
-                stages::norm_in_place(&exec, sum, &norms.experts_output);
-                stages::norm_in_place(&exec, shared, &norms.shared_output);
-            }
-            sum.iter_mut().zip(shared.iter()).for_each(|(sum, shared)| *sum += shared);
-        }
-        let post = (layer.post_ffn_norm.as_deref(), layer.ffn_factor);
-        stages::add_branch(&exec, &mut hidden[..n], sum, post, n_embd);
-    }
-
-    fn end(&mut self, l: usize, step: Step<'_>) {
-        let exec = exec!(self, step);
-        let network = self.network.as_ref().expect("`load` comes first");
-        let layer = &network.layers[l];
-        let StepState { hidden, branch, acts, ffn, per_layer, .. } = &mut self.step;
-        let x = &mut hidden[..exec.batch.n() * network.spec.n_embd];
-        if let (Some(end), Some(all), Some(e)) = (&self.parts.ends[l], &network.per_layer, &layer.embedding) {
-            end.run(&exec, (all, l), per_layer, x, (acts, ffn.mid_mut(), branch));
-            stages::add_branch(&exec, x, branch, (Some(&e.norm), 1.0), network.spec.n_embd);
-        }
-        if let Some(scale) = layer.scale {
-            x.iter_mut().for_each(|v| *v *= scale);
-        }
-    }
-}
-
 /// What a CPU device would hold, without loading it: bytes of its weights in the device's form, of a page of every
 /// group, and of a recurrent state.
 ///
@@ -751,46 +519,4 @@ fn cached(network: &Network, placement: &Placement, index: usize) -> impl Iterat
     (0..network.layers.len()).filter(move |l| {
         placement.device(Stage::Attend(*l)) == index && network.layers[*l].attention.shares().is_none()
     })
-}
-
-impl Parts {
-    fn new(network: &Network, stages: &[Stage], loaded: &mut Loaded) -> Parts {
-        let n = network.layers.len();
-        let mut parts = Parts::default();
-        parts.attention.resize_with(n, || None);
-        parts.dense.resize_with(n, || None);
-        parts.router.resize_with(n, || None);
-        parts.experts.resize_with(n, || None);
-        parts.shared.resize_with(n, || None);
-        parts.ends.resize_with(n, || None);
-        for stage in stages {
-            match (*stage, stage.layer().map(|l| &network.layers[l])) {
-                (Stage::Attention(l), Some(layer)) => {
-                    parts.attention[l] = Some(Attention::new(&layer.attention, loaded));
-                }
-                (Stage::Dense(l), Some(Layer { ffn: Ffn::Dense(dense), .. })) => {
-                    parts.dense[l] = Some(Dense::new(dense, loaded));
-                }
-                (Stage::Route(l), Some(Layer { ffn: Ffn::Moe(moe), .. })) => {
-                    parts.router[l] = Some(Router::new(moe, loaded));
-                }
-                (Stage::Experts(l), Some(Layer { ffn: Ffn::Moe(moe), .. })) => {
-                    parts.experts[l] = Some(Experts::new(&moe.experts, loaded));
-                }
-                (Stage::Shared(l), Some(Layer { ffn: Ffn::Moe(moe), .. })) => {
-                    parts.shared[l] = moe.shared.as_ref().map(|s| Dense::new(s, loaded));
-                }
-                (Stage::Head, _) => parts.head = network.output.as_ref().map(|w| loaded.take(w)),
-                (Stage::End(l), Some(layer)) => {
-                    parts.ends[l] = layer.embedding.as_ref().map(|e| End::new(e, loaded));
-                }
-                (Stage::Embed, _) => {
-                    parts.eh_proj = network.nextn.as_ref().map(|n| loaded.take(&n.eh_proj));
-                    parts.per_layer = network.per_layer.as_ref().map(|p| loaded.take(&p.proj));
-                }
-                _ => {}
-            }
-        }
-        parts
-    }
 }

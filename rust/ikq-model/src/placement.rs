@@ -8,6 +8,9 @@ use crate::device::Stage;
 use crate::error::Error;
 use crate::network::{Attention, Ffn, LayerEmbedding, Network, Weight};
 
+/// Names of tensors, and the device that they go to.
+pub type Override = (Regex, String);
+
 /// What the user's options say about where tensors go.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
@@ -17,7 +20,7 @@ pub struct Rules {
     /// to the first of them.
     pub tensor_split: Vec<f64>,
     /// Tensors whose name the expression is found in go to that device; the first that fits holds (`-ot`).
-    pub overrides: Vec<(Regex, String)>,
+    pub overrides: Vec<Override>,
     /// Experts of all layers stay on the CPU (`--cpu-moe`).
     pub cpu_moe: bool,
     /// Experts of the first so many layers that have experts stay there (`--n-cpu-moe`).

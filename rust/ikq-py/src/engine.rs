@@ -12,7 +12,7 @@ use ikq_kernels::matmul::{Compute, Matrix, Scratch, check, multiply};
 use ikq_model::device::Device;
 use ikq_model::model::{Sizes, sequence_bytes};
 use ikq_model::network::{Network, PlanOptions};
-use ikq_model::placement::{Placement, Rules};
+use ikq_model::placement::{Override, Placement, Rules};
 use ikq_model::spec::ModelSpec;
 use ikq_model::{Adapter, Entry, Options, Want};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
@@ -117,15 +117,9 @@ impl Engine {
             expert_reduction,
             poison: devices.len() > 1,
         };
-        let rules = Rules {
-            n_gpu_layers,
-            tensor_split,
-            overrides: Vec::new(),
-            cpu_moe,
-            n_cpu_moe,
-            no_kv_offload: !kv_offload,
-        };
-        let rules = with_overrides(py, rules, &override_tensor)?;
+        let overrides = parse_overrides(py, &override_tensor)?;
+        let rules =
+            Rules { n_gpu_layers, tensor_split, overrides, cpu_moe, n_cpu_moe, no_kv_offload: !kv_offload };
         let devices = make_devices(py, &devices, &cpu)?;
         refuse_made(model)?;
         let spec = ModelSpec::from_json(spec).map_err(|e| e.raise(py))?;
@@ -184,15 +178,9 @@ impl Engine {
             values: parse_cache(cache_type_v)?,
             rotate: cache_rotation,
         };
-        let rules = Rules {
-            n_gpu_layers,
-            tensor_split,
-            overrides: Vec::new(),
-            cpu_moe,
-            n_cpu_moe,
-            no_kv_offload: !kv_offload,
-        };
-        let rules = with_overrides(py, rules, &override_tensor)?;
+        let overrides = parse_overrides(py, &override_tensor)?;
+        let rules =
+            Rules { n_gpu_layers, tensor_split, overrides, cpu_moe, n_cpu_moe, no_kv_offload: !kv_offload };
         check_devices(&devices)?;
         let spec = ModelSpec::from_json(spec).map_err(|e| e.raise(py))?;
         refuse_made(model)?;
@@ -424,11 +412,12 @@ fn refuse_made(model: &Model) -> PyResult<()> {
     }
 }
 
-fn with_overrides(py: Python<'_>, mut rules: Rules, override_tensor: &[String]) -> PyResult<Rules> {
+fn parse_overrides(py: Python<'_>, override_tensor: &[String]) -> PyResult<Vec<Override>> {
+    let mut rules = Rules::default();
     for text in override_tensor {
         rules.add_overrides(text).map_err(|e| e.raise(py))?;
     }
-    Ok(rules)
+    Ok(rules.overrides)
 }
 
 /// The same KV-cache options in the form that the GPU crate takes.
