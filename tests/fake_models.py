@@ -116,7 +116,7 @@ class FakeModel(TextModel):
     def n_ctx(self):
         return self._n_ctx
 
-    def new_sequence(self):
+    def new_sequence(self, lora=()):
         self.made.append(Core(self.chunk))
         return ikq.Sequence(self.made[-1])
 
@@ -145,7 +145,7 @@ class FakeModel(TextModel):
             for core in cores:
                 core.is_busy.release()
 
-    def _head(self, hidden):
+    def _head(self, hidden, lora=()):
         return np.stack([logits_after(text_of(row)) for row in hidden])
 
     @property

@@ -390,7 +390,7 @@ class Scripted(TextModel):
 
     n_ctx = 1000
 
-    def new_sequence(self):
+    def new_sequence(self, lora=()):
         return ikq.Sequence(Core())
 
     def step(self, entries):
@@ -402,7 +402,7 @@ class Scripted(TextModel):
         logits[0, self._answer[min(sequence.n_past - self._start, len(self._answer) - 1)]] = 50
         return [logits]
 
-    def _head(self, hidden):
+    def _head(self, hidden, lora=()):
         raise AssertionError("nothing here drafts from hidden states")
 
 

@@ -35,7 +35,7 @@ class FakeHead:
         self.is_right, self.refuses = is_right, refuses
         self.steps, self.made, self.n_head = [], [], 0
 
-    def new_sequence(self):
+    def new_sequence(self, lora=()):
         self.made.append(Core())
         return self.made[-1]
 

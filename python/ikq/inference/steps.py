@@ -373,7 +373,7 @@ class Steps:
                 alike[i] = hidden[len(hidden) - 1 - part.n_draft :]
         for lora, alike in rows.items():
             hidden = np.concatenate(list(alike.values()))
-            logits = model._head(hidden, lora) if lora else model._head(hidden)
+            logits = model._head(hidden, lora)
             for i, n in zip(alike, np.cumsum([len(x) for x in alike.values()]), strict=True):
                 found[i] = logits[n - len(alike[i]) : n]
         return found
@@ -441,7 +441,7 @@ class Steps:
     def _new_sequence(self, lora: Scales) -> Sequence:
         model = self._model()
         assert model is not None, "a generation keeps its model alive"
-        return model.new_sequence(lora=lora) if lora else model.new_sequence()
+        return model.new_sequence(lora=lora)
 
     def _in_use(self) -> Iterable[Sequence]:
         """Sequences that somebody works on."""
