@@ -19,7 +19,7 @@ from seeded_models import CASES, case
 
 import ikq
 from ikq.__main__ import main
-from ikq.checkpoint.opening import Checkpoint
+from ikq.checkpoint.opening import Checkpoint, Maker
 from ikq.checkpoint.rows import RowRange
 from ikq.errors import FormatError
 from ikq.models import model_spec
@@ -82,7 +82,7 @@ def test_every_architecture_has_a_fixture_or_a_seeded_model():
 @pytest.mark.parametrize("name", ["llama", "mixtral", "gpt-oss", "deepseek3", "qwen35moe"])
 def test_plans_make_no_weights(folders, tmp_path, name, monkeypatch):
     """Of large checkpoints nobody waits for that; rows that change places, experts that are stacked, sums."""
-    monkeypatch.setattr(Checkpoint, "_make", lambda *_: pytest.fail("weights were made"))
+    monkeypatch.setattr(Maker, "make", lambda *_: pytest.fail("weights were made"))
     plan = ikq.plan_conversion(folders(name), tmp_path / "x.gguf")
     assert sum(t.bytes_out for t in plan.tensors) > 0
 

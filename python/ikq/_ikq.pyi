@@ -184,7 +184,14 @@ class Model:
     def made(
         files: list[str],
         metadata: Metadata,
-        tensors: list[tuple[str, list[int], int, list[tuple[int, int, int]] | None]],
+        tensors: list[
+            tuple[
+                str,
+                list[int],
+                int,
+                tuple[list[tuple[int, int, int]], NDArray[np.uint32] | None] | None,
+            ]
+        ],
         maker: Callable[[int, int, int], NDArray[np.uint8]],
     ) -> Model: ...
     def metadata(self) -> Metadata: ...

@@ -121,7 +121,7 @@ def _places(name: str, matrix: Matrix) -> Iterator[tuple[str, Place]]:
     elif isinstance(matrix, Permuted) and isinstance(matrix.of, _Named):
         of = matrix.of
         if len(matrix.order) == of.n_rows:
-            yield of.name, Place(name, (of.n_rows, of.n_per_row), rows=matrix.order)
+            yield of.name, Place(name, (of.n_rows, of.n_per_row), rows=matrix.order.astype(np.intp))
     elif isinstance(matrix, Stacked):
         parts = [part for part in matrix.parts if isinstance(part, _Named)]
         if len(parts) == len(matrix.parts):

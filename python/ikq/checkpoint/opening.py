@@ -23,10 +23,13 @@ from ikq.errors import FormatError, ShapeError, UnsupportedError
 from ikq.files.gguf import GGUFReader, Metadata, Typed
 from ikq.models import CHECKPOINTS, model_spec, mtp_spec
 
-__all__ = ["Checkpoint", "OutType", "architecture", "is_checkpoint"]
+__all__ = ["Checkpoint", "Maker", "OutType", "architecture", "is_checkpoint"]
 
 OutType = Literal["auto", "bf16", "f16", "f32"]
 """What matrices of floats become; `auto` keeps what the checkpoint has."""
+
+# name, shape, type, and where the data lie: runs of bytes, and the order of their rows
+_Entry = tuple[str, list[int], int, tuple[list[tuple[int, int, int]], NDArray[np.uint32] | None] | None]
 
 _KINDS: dict[str, FloatKind] = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 # numbers of `general.file_type`
@@ -122,14 +125,20 @@ class Checkpoint:
             OSError: a file became shorter meanwhile.
         """
         files = {str(f.path): i for i, f in enumerate(self._shards.files)}
-        entries = []
+        entries: list[_Entry] = []
+        computed = {}
         for t, kind in zip(self._order, self._types, strict=True):
-            found = t.matrix.pieces() if kind.name == t.matrix.kind else None
-            pieces = None if found is None else [(files[str(p.file.path)], p.offset, p.nbytes) for p in found]
-            entries.append((t.name, list(t.shape), int(kind), pieces))
+            found = t.matrix.runs() if kind.name == t.matrix.kind else None
+            runs = None
+            if found is not None:
+                pieces = [(files[str(p.file.path)], p.offset, p.nbytes) for p in found.pieces]
+                runs = pieces, None if found.order is None else np.ascontiguousarray(found.order)
+            else:
+                computed[len(entries)] = t, kind
+            entries.append((t.name, list(t.shape), int(kind), runs))
         # the journal looks at the files' times, and outputs may not take their places
         names = [*files, str(self.folder / "config.json")]
-        return _ikq.Model.made(names, self.metadata._pairs, entries, self._make)
+        return _ikq.Model.made(names, self.metadata._pairs, entries, Maker(computed).make)
 
     def reader(self) -> GGUFReader:
         """The same as a reader; a tensor that is asked for is made whole."""
@@ -161,9 +170,21 @@ class Checkpoint:
             return QuantType.MXFP4
         return QuantType[self.out_type]
 
-    def _make(self, number: int, start: int, end: int) -> NDArray[np.uint8]:
-        """Bytes `start` to `end` of a tensor; called from any thread."""
-        t, kind = self._order[number], self._types[number]
+
+class Maker:
+    """Computes tensors for a model that is read, and holds no more than that takes."""
+
+    def __init__(self, tensors: Mapping[int, tuple[OutTensor, QuantType]]) -> None:
+        """Takes tensors by their numbers, with their types."""
+        self._tensors = tensors
+
+    def make(self, number: int, start: int, end: int) -> NDArray[np.uint8]:
+        """Bytes `start` to `end` of a tensor; called from any thread.
+
+        Raises:
+            FormatError: a number that the type cannot hold.
+        """
+        t, kind = self._tensors[number]
         row_bytes = t.matrix.n_per_row // kind.block_size * kind.block_bytes
         first, last = start // row_bytes, -(-end // row_bytes)
         rows: NDArray[np.generic]

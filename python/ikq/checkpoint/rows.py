@@ -2,8 +2,8 @@
 
 A `Matrix` stands for a tensor of the output: matrices (experts) one behind the other, as rows. `rows`
 gives some of them as numbers; nothing is read before. What only changes places (`Stored`, `Stacked`,
-`Columns`, `Permuted`) keeps the bits. `pieces` says where the bytes lie when rows are runs of bytes of
-files, which are then copied without a detour through Python.
+`Columns`, `Permuted`) keeps the bits. `runs` says where the bytes lie when rows are runs of bytes of
+files, in whatever order, which are then copied without a detour through Python.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ __all__ = [
     "Piece",
     "RowRange",
     "Rows",
+    "Runs",
     "Stacked",
     "Stored",
     "Transposed",
@@ -55,6 +56,18 @@ class Piece(NamedTuple):
     nbytes: int
 
 
+class Runs(NamedTuple):
+    """Rows that are runs of bytes of files.
+
+    Attributes:
+        pieces: The bytes, to be joined.
+        order: Row `i` is row `order[i]` of what is joined; None is its own order.
+    """
+
+    pieces: list[Piece]
+    order: NDArray[np.uint32] | None = None
+
+
 class Matrix(Protocol):
     """Rows of numbers.
 
@@ -72,7 +85,7 @@ class Matrix(Protocol):
         """Rows `first` to `first + n`, [n, n_per_row]; float32, float16 or uint16 as `kind` says."""
         ...
 
-    def pieces(self) -> list[Piece] | None:
+    def runs(self) -> Runs | None:
         """Where the rows lie, if they are runs of bytes of files."""
         ...
 
@@ -84,7 +97,7 @@ class Matrix(Protocol):
 class Rows:
     """What most matrices have in common: rows that are computed."""
 
-    def pieces(self) -> list[Piece] | None:
+    def runs(self) -> Runs | None:
         """Computed rows lie nowhere."""
         return None
 
@@ -123,6 +136,11 @@ def to_float32(rows: NDArray[np.generic], kind: FloatKind) -> NDArray[np.float32
     return np.ascontiguousarray(rows, np.float32)
 
 
+def _own_order(n: int) -> NDArray[np.uint32]:
+    """Rows one behind the other."""
+    return np.arange(n, dtype=np.uint32)
+
+
 class Stored:
     """A float tensor as a checkpoint has it; its last axis is a row."""
 
@@ -153,9 +171,9 @@ class Stored:
         raw = self.tensor.file.view(self.tensor.offset + first * size, n * size)
         return raw.view(dtype).reshape(n, self.n_per_row)
 
-    def pieces(self) -> list[Piece] | None:
-        """As `Matrix.pieces`."""
-        return [Piece(self.tensor.file, self.tensor.offset, self.tensor.nbytes)]
+    def runs(self) -> Runs | None:
+        """As `Matrix.runs`."""
+        return Runs([Piece(self.tensor.file, self.tensor.offset, self.tensor.nbytes)])
 
     def release(self, first: int, n: int) -> None:
         """As `Matrix.release`."""
@@ -190,12 +208,27 @@ class Stacked:
             return found[0]
         return np.concatenate(found) if found else self.parts[0].rows(0, 0)
 
-    def pieces(self) -> list[Piece] | None:
-        """As `Matrix.pieces`."""
+    def runs(self) -> Runs | None:
+        """As `Matrix.runs`."""
         if any(p.kind != self.kind for p in self.parts):
             return None
-        found = [p.pieces() for p in self.parts]
-        return [piece for pieces in found for piece in pieces or ()] if all(found) else None
+        pieces: list[Piece] = []
+        orders: list[NDArray[np.uint32] | None] = []
+        for part in self.parts:
+            found = part.runs()
+            if found is None:
+                return None
+            pieces += found.pieces
+            orders.append(found.order)
+        if all(order is None for order in orders):
+            return Runs(pieces)
+        size = self.n_per_row * _NUMPY[self.kind].itemsize
+        joined, at = [], 0
+        for part, order in zip(self.parts, orders, strict=True):
+            joined.append((_own_order(part.n_rows) if order is None else order) + np.uint32(at))
+            found = part.runs()
+            at += sum(piece.nbytes for piece in found.pieces) // size if found else 0
+        return Runs(pieces, np.concatenate(joined))
 
     def release(self, first: int, n: int) -> None:
         """As `Matrix.release`."""
@@ -222,14 +255,17 @@ class RowRange:
         span = (n - 1) * self.step + 1
         return self.of.rows(self.first + first * self.step, span)[:: self.step]
 
-    def pieces(self) -> list[Piece] | None:
-        """As `Matrix.pieces`."""
-        whole = self.of.pieces() if self.step == 1 else None
-        if whole is None or len(whole) != 1:
+    def runs(self) -> Runs | None:
+        """As `Matrix.runs`."""
+        whole = self.of.runs()
+        if whole is None:
             return None
-        file, offset, _ = whole[0]
-        size = self.n_per_row * _NUMPY[self.kind].itemsize
-        return [Piece(file, offset + self.first * size, self.n_rows * size)]
+        if whole.order is None and self.step == 1 and len(whole.pieces) == 1:
+            file, offset, _ = whole.pieces[0]
+            size = self.n_per_row * _NUMPY[self.kind].itemsize
+            return Runs([Piece(file, offset + self.first * size, self.n_rows * size)])
+        order = _own_order(self.of.n_rows) if whole.order is None else whole.order
+        return Runs(whole.pieces, order[self.first :: self.step][: self.n_rows])
 
     def release(self, first: int, n: int) -> None:
         """As `Matrix.release`."""
@@ -237,12 +273,19 @@ class RowRange:
             self.of.release(self.first + first * self.step, (n - 1) * self.step + 1)
 
 
-class Permuted(Rows):
+class Permuted:
     """The rows of a matrix in another order (those named, the rest is left out)."""
 
     def __init__(self, of: Matrix, order: NDArray[np.intp]) -> None:
-        self.of, self.order = of, order
+        self.of, self.order = of, order.astype(np.uint32)
         self.n_rows, self.n_per_row, self.kind = len(order), of.n_per_row, of.kind
+
+    def runs(self) -> Runs | None:
+        """As `Matrix.runs`."""
+        whole = self.of.runs()
+        if whole is None:
+            return None
+        return Runs(whole.pieces, self.order if whole.order is None else whole.order[self.order])
 
     def rows(self, first: int, n: int) -> NDArray[np.generic]:
         """As `Matrix.rows`."""
@@ -312,9 +355,10 @@ class Flat:
         every = self.of.rows(0, self.of.n_rows).reshape(-1, self.n_per_row)
         return every[first : first + n]
 
-    def pieces(self) -> list[Piece] | None:
-        """As `Matrix.pieces`."""
-        return self.of.pieces()
+    def runs(self) -> Runs | None:
+        """As `Matrix.runs`."""
+        whole = self.of.runs()
+        return whole if whole is None or whole.order is None else None
 
     def release(self, first: int, n: int) -> None:
         """As `Matrix.release`."""

@@ -160,6 +160,9 @@ class QuantizePlan:
         measure_errors, on_note = options.get("measure_errors", False), options.get("on_note")
         workers, _ = self._memory(options.get("n_threads"), options.get("max_ram"), measure_errors)
         self.destination.parent.mkdir(parents=True, exist_ok=True)
+        if self.source.is_dir():
+            # the buffers in which its vocabulary was read have the size of a run's
+            give_back()
         with self._telling_what_is_left(on_note):
             ran = self._core.run(
                 self.destination,
@@ -390,9 +393,6 @@ def _plan_model(
     ):
         if file is not None and is_same_file(Path(destination), Path(file)):
             raise RefusedError(f"the output {destination} is the file of {what}; choose another name")
-    if source.is_dir():
-        # the buffers in which its vocabulary was read have the size of a run's
-        give_back()
     return QuantizePlan(
         source=source,
         destination=Path(destination),

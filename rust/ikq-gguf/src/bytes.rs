@@ -1,6 +1,7 @@
 //! [`Bytes`]: a view of mapped or owned memory that keeps the memory alive.
 
 use std::fmt;
+use std::io;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
@@ -45,9 +46,16 @@ impl Bytes {
         self.backing.release(self.start, self.len);
     }
 
+    /// Copies bytes from `start` on, which must lie within. They are read from the file, not by way of the mapping, if
+    /// its descriptor was kept.
+    pub(crate) fn read_into(&self, start: usize, out: &mut [u8]) -> io::Result<()> {
+        assert!(start + out.len() <= self.len, "{} bytes from {start} of {}", out.len(), self.len);
+        self.backing.read_into(self.start + start, out)
+    }
+
     /// Whether the bytes are a mapped file (not owned memory).
     pub fn is_mapped(&self) -> bool {
-        matches!(*self.backing, Backing::Mapped(_))
+        matches!(*self.backing, Backing::Mapped(..))
     }
 }
 

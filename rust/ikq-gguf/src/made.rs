@@ -2,6 +2,7 @@
 //! converted.
 
 use std::fmt;
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -25,14 +26,18 @@ pub enum Made {
     /// Several runs of bytes of files, to be joined in order; a checkpoint may store each expert separately, for
     /// example.
     Pieces { pieces: Arc<[Bytes]>, len: usize },
-    /// Data that `maker` computes on demand.
-    Computed { maker: Arc<dyn Maker>, tensor: usize, len: usize },
+    /// Rows of `row` bytes of joined runs, in another order: row `i` is their row `order[i]`. Tensors of the same
+    /// shape may share an order.
+    Ordered { pieces: Arc<[Bytes]>, order: Arc<[u32]>, row: usize },
+    /// Data that `maker` computes on demand, in rows of `row` bytes.
+    Computed { maker: Arc<dyn Maker>, tensor: usize, len: usize, row: usize },
 }
 
 impl fmt::Debug for Made {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Made::Pieces { pieces, len } => write!(f, "Pieces({} of {len} bytes)", pieces.len()),
+            Made::Ordered { order, row, .. } => write!(f, "Ordered({} rows of {row} bytes)", order.len()),
             Made::Computed { tensor, len, .. } => write!(f, "Computed({tensor}, {len} bytes)"),
         }
     }
@@ -45,10 +50,21 @@ impl Made {
         Made::Pieces { pieces: pieces.into(), len }
     }
 
+    /// Rows of `row` bytes of these pieces, joined, in this order.
+    ///
+    /// Returns `None` if the pieces have no such row, or rows of no bytes.
+    pub fn of_ordered(pieces: Vec<Bytes>, order: Arc<[u32]>, row: usize) -> Option<Made> {
+        let len: usize = pieces.iter().map(|p| p.len()).sum();
+        let n_rows = len.checked_div(row)?;
+        let all_there = order.iter().all(|&from| (from as usize) < n_rows);
+        all_there.then(|| Made::Ordered { pieces: pieces.into(), order, row })
+    }
+
     /// Number of bytes.
     pub fn len(&self) -> usize {
         match self {
             Made::Pieces { len, .. } | Made::Computed { len, .. } => *len,
+            Made::Ordered { order, row, .. } => order.len() * row,
         }
     }
 
@@ -56,40 +72,108 @@ impl Made {
         self.len() == 0
     }
 
-    /// The bytes `range`, which must lie within the data. This is a view, not a copy, where they are one run of a
-    /// file.
+    /// The bytes `range`, which must lie within the data. This is a view, not a copy, where they are one long run of
+    /// a file.
     pub(crate) fn read(&self, range: Range<usize>) -> Result<Bytes, MakeError> {
         match self {
-            Made::Computed { maker, tensor, .. } => {
-                let bytes = maker.make(*tensor, range.clone())?;
-                match bytes.len() == range.len() {
-                    true => Ok(bytes),
-                    false => {
-                        Err(format!("{} bytes were made instead of {}", bytes.len(), range.len()).into())
-                    }
-                }
-            }
+            Made::Computed { maker, tensor, row, .. } => compute(&**maker, *tensor, range, *row),
             Made::Pieces { pieces, .. } => {
                 let parts = parts(pieces, range.clone());
-                if let [one] = &parts[..] {
-                    return Ok(one.clone());
+                match &parts[..] {
+                    [one] if range.len() > COPIED => Ok(one.clone()),
+                    _ => Ok(Bytes::from(joined(&parts)?)),
                 }
-                let mut all = Vec::with_capacity(range.len());
-                for part in parts {
-                    all.extend_from_slice(&part);
-                    part.release();
-                }
-                Ok(Bytes::from(all))
             }
+            Made::Ordered { pieces, order, row } => Ok(Bytes::from(gather(pieces, order, *row, range)?)),
         }
     }
 
     /// Asks the system to read these bytes ahead, where they are in files.
     pub(crate) fn will_need(&self, range: Range<usize>) {
-        if let Made::Pieces { pieces, .. } = self {
-            parts(pieces, range).iter().for_each(Bytes::will_need);
+        match self {
+            Made::Pieces { pieces, .. } => parts(pieces, range).iter().for_each(Bytes::will_need),
+            Made::Ordered { pieces, order, row } => {
+                if let Some(span) = span(&order[rows_of(&range, *row)], *row) {
+                    parts(pieces, span).iter().for_each(Bytes::will_need);
+                }
+            }
+            Made::Computed { .. } => {}
         }
     }
+}
+
+/// Up to so many bytes are copied rather than mapped, even where they are one run of a file.
+const COPIED: usize = 64 << 10;
+
+/// These parts one behind the other.
+fn joined(parts: &[Bytes]) -> io::Result<Vec<u8>> {
+    let mut all = vec![0; parts.iter().map(|part| part.len()).sum()];
+    let mut to = &mut all[..];
+    for part in parts {
+        let (here, rest) = to.split_at_mut(part.len());
+        part.read_into(0, here)?;
+        to = rest;
+    }
+    Ok(all)
+}
+
+/// The bytes `range` of rows in another order; rows that follow each other in the files are read together.
+fn gather(pieces: &[Bytes], order: &[u32], row: usize, range: Range<usize>) -> io::Result<Vec<u8>> {
+    let wanted = rows_of(&range, row);
+    let (first, order) = (wanted.start, &order[wanted]);
+    let mut places: Vec<u32> = (0..order.len() as u32).collect();
+    places.sort_unstable_by_key(|&place| order[place as usize]);
+    let mut all = vec![0; range.len()];
+    for stretch in places.chunk_by(|&a, &b| order[b as usize] - order[a as usize] <= 1) {
+        let from = order[stretch[0] as usize] as usize * row;
+        let last = order[stretch[stretch.len() - 1] as usize] as usize * row;
+        let found = joined(&parts(pieces, from..last + row))?;
+        for &place in stretch {
+            let begin = (first + place as usize) * row;
+            let (start, end) = (begin.max(range.start), (begin + row).min(range.end));
+            let at = order[place as usize] as usize * row - from + start - begin;
+            all[start - range.start..end - range.start].copy_from_slice(&found[at..at + end - start]);
+        }
+    }
+    Ok(all)
+}
+
+/// The most bytes that are asked of a maker at a time. It needs room for what it computes and for steps on the way,
+/// for each thread, so this is less than a unit of work.
+const COMPUTED_AT_A_TIME: usize = 128 << 10;
+
+/// Has `range` of a tensor computed, whole rows at a time.
+fn compute(maker: &dyn Maker, tensor: usize, range: Range<usize>, row: usize) -> Result<Bytes, MakeError> {
+    let step = (COMPUTED_AT_A_TIME / row.max(1)).max(1) * row.max(1);
+    let mut all = Vec::new();
+    let mut at = range.start;
+    while at < range.end {
+        let end = ((at / step + 1) * step).min(range.end);
+        let bytes = maker.make(tensor, at..end)?;
+        if bytes.len() != end - at {
+            return Err(format!("{} bytes were made instead of {}", bytes.len(), end - at).into());
+        }
+        if end - at == range.len() {
+            return Ok(bytes);
+        }
+        if all.is_empty() {
+            all.reserve_exact(range.len());
+        }
+        all.extend_from_slice(&bytes);
+        at = end;
+    }
+    Ok(Bytes::from(all))
+}
+
+/// The rows of `row` bytes in which a range of bytes lies.
+fn rows_of(range: &Range<usize>, row: usize) -> Range<usize> {
+    range.start / row..range.end.div_ceil(row)
+}
+
+/// The bytes from the first of these rows to the last, unless other rows are most of them.
+fn span(order: &[u32], row: usize) -> Option<Range<usize>> {
+    let (low, high) = (*order.iter().min()? as usize, *order.iter().max()? as usize + 1);
+    (high - low <= 8 * order.len()).then(|| low * row..high * row)
 }
 
 /// The parts of the pieces that lie in `range` of all of them joined.
@@ -126,6 +210,41 @@ mod tests {
     }
 
     #[test]
+    fn rows_in_another_order() {
+        let pieces =
+            vec![Bytes::from((0..5u8).collect::<Vec<_>>()), Bytes::from((5..12u8).collect::<Vec<_>>())];
+        let order: Arc<[u32]> = Arc::from([2, 0, 3]);
+        let made = Made::of_ordered(pieces.clone(), order, 3).expect("rows that are there");
+        let whole = [6u8, 7, 8, 0, 1, 2, 9, 10, 11];
+        assert_eq!(made.len(), whole.len());
+        for start in 0..whole.len() {
+            for end in start..=whole.len() {
+                assert_eq!(*made.read(start..end).expect("in range"), whole[start..end], "{start}..{end}");
+                made.will_need(start..end);
+            }
+        }
+        assert!(Made::of_ordered(pieces.clone(), Arc::from([4]), 3).is_none());
+        assert!(Made::of_ordered(pieces, Arc::from([0]), 0).is_none());
+    }
+
+    #[test]
+    fn what_is_computed_is_asked_for_in_whole_rows() {
+        struct Count;
+        impl Maker for Count {
+            fn make(&self, tensor: usize, range: Range<usize>) -> Result<Bytes, MakeError> {
+                assert!(range.start == 5 || range.start.is_multiple_of(30_000), "{range:?}");
+                assert!(range.len() <= COMPUTED_AT_A_TIME, "{range:?}");
+                Ok(Bytes::from(range.map(|i| (i % 251 + tensor) as u8).collect::<Vec<_>>()))
+            }
+        }
+        let made = Made::Computed { maker: Arc::new(Count), tensor: 3, len: 600_000, row: 30_000 };
+        for range in [5..5, 5..8, 5..300_000, 30_000..600_000] {
+            let expected: Vec<u8> = range.clone().map(|i| (i % 251 + 3) as u8).collect();
+            assert_eq!(*made.read(range).expect("in range"), expected);
+        }
+    }
+
+    #[test]
     fn what_is_made_must_have_the_length_asked_for() {
         struct Short;
         impl Maker for Short {
@@ -133,7 +252,7 @@ mod tests {
                 Ok(Bytes::from(vec![0; range.len() / 2]))
             }
         }
-        let made = Made::Computed { maker: Arc::new(Short), tensor: 0, len: 8 };
+        let made = Made::Computed { maker: Arc::new(Short), tensor: 0, len: 8, row: 8 };
         let error = made.read(0..8).expect_err("too short");
         assert_eq!(error.to_string(), "4 bytes were made instead of 8");
     }

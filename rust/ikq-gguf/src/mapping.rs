@@ -1,6 +1,8 @@
 //! Memory maps.
 
 use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use memmap2::{Advice, Mmap, UncheckedAdvice};
@@ -14,7 +16,8 @@ const FAULT_AROUND: usize = 2 << 20;
 
 /// The memory that [`Bytes`] are views of.
 pub(crate) enum Backing {
-    Mapped(Mmap),
+    /// A file, whose descriptor is kept where parts of it are to be read without mapping them.
+    Mapped(Mmap, Option<File>),
     /// Anonymous memory of whole pages.
     Pages(Mmap),
     Owned(Vec<u8>),
@@ -23,13 +26,13 @@ pub(crate) enum Backing {
 impl Backing {
     pub(crate) fn as_slice(&self) -> &[u8] {
         match self {
-            Backing::Mapped(map) | Backing::Pages(map) => map,
+            Backing::Mapped(map, _) | Backing::Pages(map) => map,
             Backing::Owned(bytes) => bytes,
         }
     }
 
     pub(crate) fn will_need(&self, start: usize, len: usize) {
-        if let Backing::Mapped(map) = self
+        if let Backing::Mapped(map, _) = self
             && len > 0
         {
             // only advice: where the kernel refuses it, reading is slower but still correct
@@ -37,8 +40,19 @@ impl Backing {
         }
     }
 
+    /// Copies bytes from `start` on, from the file if its descriptor was kept.
+    pub(crate) fn read_into(&self, start: usize, out: &mut [u8]) -> io::Result<()> {
+        match self {
+            Backing::Mapped(_, Some(file)) => file.read_exact_at(out, start as u64),
+            _ => {
+                out.copy_from_slice(&self.as_slice()[start..start + out.len()]);
+                Ok(())
+            }
+        }
+    }
+
     pub(crate) fn release(&self, start: usize, len: usize) {
-        if let Backing::Mapped(map) = self
+        if let Backing::Mapped(map, _) = self
             && len > 0
         {
             // whole page tables, because accessing a page has mapped neighbours too, even some that were released
@@ -59,6 +73,21 @@ impl Backing {
 /// # Errors
 /// [`Error::Io`], [`Error::IsDirectory`], [`Error::NotRegularFile`], [`Error::Empty`].
 pub(crate) fn map_file(path: &Path) -> Result<Bytes, Error> {
+    let (map, _) = mapped(path)?;
+    Ok(Bytes::whole(Backing::Mapped(map, None)))
+}
+
+/// Maps a regular file as a whole and keeps its descriptor, so that [`Bytes::read_into`] reads the file: a page that
+/// is touched in a mapping brings up to 2 MiB around it into the process.
+///
+/// # Errors
+/// As [`map_file`].
+pub(crate) fn map_open_file(path: &Path) -> Result<Bytes, Error> {
+    let (map, file) = mapped(path)?;
+    Ok(Bytes::whole(Backing::Mapped(map, Some(file))))
+}
+
+fn mapped(path: &Path) -> Result<(Mmap, File), Error> {
     let io = |action| move |e| Error::io(path, action, 0, e);
     // checked before opening, because opening a pipe would wait for its other end
     let found = fs::metadata(path).map_err(io("open"))?;
@@ -76,5 +105,5 @@ pub(crate) fn map_file(path: &Path) -> Result<Bytes, Error> {
     // the file meanwhile cannot be enforced on Linux; `Bytes` documents it. All parsing is checked
     // anew against the bytes as they are, and nothing caches a claim about them (such as "is UTF-8").
     let map = unsafe { Mmap::map(&file) }.map_err(io("map"))?;
-    Ok(Bytes::whole(Backing::Mapped(map)))
+    Ok((map, file))
 }

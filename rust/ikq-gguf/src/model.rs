@@ -7,11 +7,14 @@ use crate::bytes::Bytes;
 use crate::error::Error;
 use crate::header::Header;
 use crate::made::Made;
-use crate::mapping::map_file;
+use crate::mapping::{map_file, map_open_file};
 use crate::metadata::Metadata;
 use crate::split;
 use crate::tensor::{Tensor, TensorSpec, extents};
 use crate::{DEFAULT_ALIGNMENT, WRITTEN_VERSION};
+
+/// The number of files of a made model whose descriptors are kept; processes may often have 1024.
+const MOST_OPEN: usize = 256;
 
 /// A GGUF model that was opened, with the metadata of its first file and the tensors of all. Cloning is
 /// cheap because clones share everything; views of tensor data outlive the model.
@@ -127,7 +130,11 @@ impl Model {
         metadata: Metadata,
         tensors: impl FnOnce(&[Bytes]) -> Result<Vec<(TensorSpec, Made)>, Error>,
     ) -> Result<Model, Error> {
-        let mapped = files.iter().map(|path| map_file(path)).collect::<Result<Vec<_>, _>>()?;
+        let open = |(number, path): (usize, &PathBuf)| match number < MOST_OPEN {
+            true => map_open_file(path),
+            false => map_file(path),
+        };
+        let mapped = files.iter().enumerate().map(open).collect::<Result<Vec<_>, _>>()?;
         let tensors = tensors(&mapped)?.into_iter().map(|(spec, made)| {
             let Some(ne) = extents(&spec.dims) else {
                 return Err(Error::PlanDims { tensor: spec.name, dims: spec.dims });
@@ -182,6 +189,16 @@ impl Model {
             }
         }
         Ok(Model { inner: Arc::new(Inner { shards, tensors, by_name }) })
+    }
+
+    /// This model without its metadata, for work that needs only tensors: those of a file are in the file, but a model
+    /// that is made holds them in memory.
+    #[must_use]
+    pub fn without_metadata(&self) -> Model {
+        let bare = |shard: &Shard| Shard { metadata: Metadata::new(), ..shard.clone() };
+        let Inner { shards, tensors, by_name } = &*self.inner;
+        let shards = shards.iter().map(bare).collect();
+        Model { inner: Arc::new(Inner { shards, tensors: tensors.clone(), by_name: by_name.clone() }) }
     }
 
     /// This model, except that the tensors `names` are those of `other` (as views of its files). Metadata and the

@@ -128,6 +128,13 @@ impl Tensor {
         }
     }
 
+    /// Tells the system that these bytes are not needed soon, where [`Tensor::read`] gave views of a GGUF file.
+    pub fn release(&self, range: Range<usize>) {
+        if let Some(bytes) = self.data.slice(range) {
+            bytes.release();
+        }
+    }
+
     /// The type, if ikq knows it, so that the tensor can be decoded.
     ///
     /// # Errors

@@ -32,9 +32,12 @@ type TensorInfo = (String, Vec<u64>, u32, u32);
 /// A file of a model: its path, format version, alignment, number of tensors, and size in bytes.
 type ShardInfo = (PathBuf, u32, u64, usize, usize);
 
+/// Ranges of bytes of files (number of the file, offset, length), and the order in which their rows are taken, if it
+/// is another.
+type Ranges<'py> = (Vec<(usize, usize, usize)>, Option<PyReadonlyArray1<'py, u32>>);
 /// A tensor of a made model: its name, its shape as numpy has it, its type id, and the ranges of bytes it consists
-/// of (number of the file, offset, length), or `None` if it is computed.
-type MadeTensor = (String, Vec<u64>, u32, Option<Vec<(usize, usize, usize)>>);
+/// of, or `None` if it is computed.
+type MadeTensor<'py> = (String, Vec<u64>, u32, Option<Ranges<'py>>);
 
 /// A Python function that computes the bytes of tensors.
 struct PyMaker(Py<PyAny>);
@@ -68,6 +71,21 @@ fn views(
     pieces.iter().map(view).collect()
 }
 
+/// Orders of rows. Layers have the same few, each of which is held once.
+#[derive(Default)]
+struct Orders(Vec<Arc<[u32]>>);
+
+impl Orders {
+    /// This order, the one that is there if there is such a one.
+    fn shared(&mut self, order: &[u32]) -> Arc<[u32]> {
+        if let Some(found) = self.0.iter().find(|known| known[..] == *order) {
+            return found.clone();
+        }
+        self.0.push(order.into());
+        self.0[self.0.len() - 1].clone()
+    }
+}
+
 #[pymethods]
 impl Model {
     /// Opens a file, or all shards of the split model that the file belongs to.
@@ -81,31 +99,49 @@ impl Model {
     /// are computed by `maker`.
     ///
     /// A tensor is given by its name, its shape as numpy has it, its type id, and the ranges of bytes that it
-    /// consists of (number of a file, offset, length). For a tensor that is computed, `None` stands in place of the
-    /// ranges, and `maker(number, start, end)` returns its bytes from `start` to `end`.
+    /// consists of (number of a file, offset, length) with the order in which their rows are taken (`None` is
+    /// theirs). For a tensor that is computed, `None` stands in place of the ranges, and `maker(number, start, end)`
+    /// returns its bytes from `start` to `end`.
     #[staticmethod]
     fn made(
         py: Python<'_>,
         files: Vec<PathBuf>,
         metadata: &Metadata,
-        tensors: Vec<MadeTensor>,
+        tensors: Vec<MadeTensor<'_>>,
         maker: Py<PyAny>,
     ) -> PyResult<Model> {
         let maker: Arc<dyn Maker> = Arc::new(PyMaker(maker));
         let metadata = metadata.inner.clone();
+        let mut orders = Orders::default();
+        let mut sources = Vec::with_capacity(tensors.len());
+        for (name, shape, id, ranges) in tensors {
+            let ranges = match ranges {
+                None => None,
+                Some((pieces, None)) => Some((pieces, None)),
+                Some((pieces, Some(order))) => Some((pieces, Some(orders.shared(order.as_slice()?)))),
+            };
+            sources.push((name, shape, id, ranges));
+        }
         let made = py.detach(|| {
             ikq_gguf::Model::of_made(&files, metadata, |mapped| {
-                let made = tensors.into_iter().enumerate().map(|(number, (name, shape, id, pieces))| {
+                let made = sources.into_iter().enumerate().map(|(number, (name, shape, id, ranges))| {
                     let dims: Vec<u64> = shape.iter().rev().copied().collect();
                     let Some(ty) = TensorType::from_id(id).known() else {
                         return Err(ikq_gguf::Error::UnknownType { tensor: name, id });
                     };
                     let spec = TensorSpec::new(name, &dims, ty)?;
-                    let made = match pieces {
-                        Some(pieces) => Made::of_pieces(views(mapped, &files, &pieces)?),
-                        None => {
-                            Made::Computed { maker: maker.clone(), tensor: number, len: spec.size as usize }
+                    let len = spec.size as usize;
+                    let row = len.checked_div(dims.iter().skip(1).product::<u64>() as usize).unwrap_or(0);
+                    let made = match ranges {
+                        Some((pieces, None)) => Made::of_pieces(views(mapped, &files, &pieces)?),
+                        Some((pieces, Some(order))) => {
+                            let views = views(mapped, &files, &pieces)?;
+                            let found = views.iter().map(|view| view.len() as u64).sum();
+                            let (tensor, expected) = (spec.name.clone(), spec.size);
+                            let missing = ikq_gguf::Error::MadeSize { tensor, found, expected };
+                            Made::of_ordered(views, order, row).ok_or(missing)?
                         }
+                        None => Made::Computed { maker: maker.clone(), tensor: number, len, row },
                     };
                     Ok((spec, made))
                 });

@@ -272,6 +272,9 @@ pub fn plan_quantize(
     let (recipe, options) = (wishes.recipe(py, ftype)?, wishes.options(py)?);
     let (model, imatrix) = (model.inner.clone(), imatrix.map(|m| &m.inner));
     let plan = py.detach(|| Plan::new(&model, &recipe, imatrix, &options));
+    // what is written of a vocabulary is in the plan
+    let is_made = model.tensors().iter().any(|t| t.made.is_some());
+    let model = if is_made { model.without_metadata() } else { model };
     plan.map(|plan| QuantizePlan { plan: Arc::new(plan), model }).map_err(|e| e.raise(py))
 }
 

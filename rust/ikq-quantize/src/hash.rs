@@ -19,6 +19,23 @@ pub(crate) fn of(bytes: &[u8]) -> u64 {
     xxh3_64(bytes)
 }
 
+/// Hash of bytes that come in parts: that of all of them joined.
+pub(crate) struct OfParts(Xxh3);
+
+impl OfParts {
+    pub fn new() -> OfParts {
+        OfParts(Xxh3::new())
+    }
+
+    pub fn part(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    pub fn end(&self) -> u64 {
+        self.0.digest()
+    }
+}
+
 /// Hash of several things, each told from the next.
 pub(crate) struct Hasher(Xxh3);
 
@@ -58,6 +75,18 @@ pub(crate) fn joined(parts: impl IntoIterator<Item = u64>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn parts_are_one_run_of_bytes() {
+        let bytes: Vec<u8> = (0..3000u32).map(|i| (i * i % 253) as u8).collect();
+        for n in [0, 1, 240, 241, 1000, 3000] {
+            for step in [1, 7, 512, 4000] {
+                let mut hash = OfParts::new();
+                bytes[..n].chunks(step).for_each(|part| hash.part(part));
+                assert_eq!(hash.end(), of(&bytes[..n]), "{n} bytes, {step} at a time");
+            }
+        }
+    }
 
     #[test]
     fn what_is_told_apart() {

@@ -1,5 +1,6 @@
 //! Carries out one unit of work: takes the source's bytes of some rows and makes the output's bytes.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ikq_covariance::{Factors, NotPositive};
@@ -105,15 +106,27 @@ pub(crate) fn work_off(
     how: How<'_>,
     buffers: &Buffers,
 ) -> Result<(Payload, Record), Error> {
-    let source = t.read(unit.source.clone())?;
-    let outcome = carry_out(&unit.work, source.clone(), (planned, t), how, buffers)?;
-    let source_hash = hash::of(&source);
+    let (source_hash, outcome) = match unit.work {
+        Work::Encode { from, to, rows } if lies_in_rows(from) => {
+            let mut x = take(&buffers.floats);
+            let source_hash = decode_in_parts(from, unit.source.clone(), rows, t, how.isa, &mut x)?;
+            let done = encode(to, rows, &x, (planned, t), how, buffers);
+            give(&buffers.floats, x);
+            (source_hash, done?)
+        }
+        _ => {
+            let source = t.read(unit.source.clone())?;
+            let outcome = carry_out(&unit.work, source.clone(), (planned, t), how, buffers)?;
+            let source_hash = hash::of(&source);
+            if let Payload::Buffer(_) = outcome.bytes {
+                source.release();
+            }
+            (source_hash, outcome)
+        }
+    };
     let content = match &outcome.bytes {
         Payload::Mapped(_) => source_hash,
-        Payload::Buffer(bytes) => {
-            source.release();
-            hash::of(bytes)
-        }
+        Payload::Buffer(bytes) => hash::of(bytes),
     };
     let record = Record {
         source: source_hash,
@@ -124,6 +137,41 @@ pub(crate) fn work_off(
         errors: outcome.errors,
     };
     Ok((outcome.bytes, record))
+}
+
+/// The most bytes of a source that are read at a time: bytes that are made, or put in another order, need memory
+/// until they are numbers.
+const READ_AT_A_TIME: usize = 64 << 10;
+
+/// Whether some rows of a type can be decoded without the others.
+fn lies_in_rows(ty: QuantType) -> bool {
+    !ty.is_interleaved() && ty != QuantType::I2_S
+}
+
+/// Decodes rows a few at a time, so that their bytes are not held while they are encoded. Returns the hash of the
+/// bytes.
+fn decode_in_parts(
+    from: QuantType,
+    source: Range<usize>,
+    rows: Rows,
+    t: &Tensor,
+    isa: IsaKind,
+    x: &mut Vec<f32>,
+) -> Result<u64, Error> {
+    x.resize(rows.n_rows * rows.n_per_row, 0.0);
+    let row_bytes = ikq_formats::row_bytes(from, rows.n_per_row)?;
+    let step = (READ_AT_A_TIME / row_bytes.max(1)).max(1);
+    let mut hash = hash::OfParts::new();
+    for first in (0..rows.n_rows).step_by(step) {
+        let n_rows = step.min(rows.n_rows - first);
+        let start = source.start + first * row_bytes;
+        let bytes = t.read(start..start + n_rows * row_bytes)?;
+        hash.part(&bytes);
+        let x = &mut x[first * rows.n_per_row..][..n_rows * rows.n_per_row];
+        ikq_decode::dequantize(isa, from, &bytes, n_rows, rows.n_per_row, x)?;
+    }
+    t.release(source);
+    Ok(hash.end())
 }
 
 /// Carries out a unit.
