@@ -372,9 +372,9 @@ def test_a_closed_model():
     sequence.close()
 
 
-@pytest.mark.parametrize("name", ["qwen3/qwen3-bf16", *RECURRENT])
+@pytest.mark.parametrize("name", ["qwen3/qwen3-bf16", "gemma3/gemma3-bf16", *RECURRENT])
 def test_an_interrupted_step(name):
-    """Ctrl-C in a long step: sequences hold what they held, or, recurrent ones, nothing."""
+    """Ctrl-C in a long step: sequences hold what they held, also pages that it gave back; recurrent ones may hold nothing."""
     ids = long_text(20_000)
     with load(name, n_ctx=30_000, n_ubatch=64, n_threads=1) as model:
         sequence, other = model.new_sequence(), model.new_sequence()

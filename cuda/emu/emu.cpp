@@ -73,6 +73,8 @@ namespace emu {
 namespace {
 
 constexpr size_t STACK_BYTES = 64 * 1024;
+// From one stack to the next: some lines of a cache more, as with a power of two all stacks would share a few of its sets.
+constexpr size_t STACK_STRIDE = STACK_BYTES + 5 * 64;
 constexpr unsigned MAX_THREADS = 1024;
 constexpr size_t MAX_STATIC_SHARED = 48 * 1024, MAX_SHARED = 99 * 1024; // the smallest of all architectures: sm_120
 
@@ -86,7 +88,10 @@ struct Barrier {
 struct Fiber : Thread {
     void *stack_pointer = nullptr;
     void *tsan = nullptr;
+    const Barrier *waits_at = nullptr; // until its generation is another
+    unsigned generation = 0;
     bool done = false;
+    bool can_run() const { return !done && !(waits_at && waits_at->generation == generation); }
 };
 
 struct Shared {
@@ -107,7 +112,7 @@ std::vector<Entry> &table() {
 std::vector<Fiber> fibers;
 std::vector<Barrier> warp_barriers;
 Barrier the_block_barrier;
-std::vector<uint64_t> words; // one per thread: the word that it passes to an exchange
+std::vector<uint64_t> words; // two per thread, for collectives by turns: the word that it passes to one
 std::vector<Slot> slots;     // one per thread: the words that it shows to its warp
 std::vector<Shared> shared;
 alignas(256) unsigned char arena[ARENA];
@@ -149,8 +154,12 @@ template <bool ORDERS> void arrive(Barrier &b) {
     if (ORDERS) __tsan_release(b.order[generation & 1]);
     if (++b.arrived == b.need)
         open(b);
-    else
-        while (b.generation == generation) give_way();
+    else {
+        Fiber &f = running();
+        f.waits_at = &b, f.generation = generation;
+        give_way();
+        f.waits_at = nullptr;
+    }
     if (ORDERS) __tsan_acquire(b.order[generation & 1]);
 }
 
@@ -165,6 +174,7 @@ void make_ready(Fiber &f, unsigned i, char *stack) {
     f.linear = i;
     f.index = {i % block_dim.x, i / block_dim.x % block_dim.y, i / (block_dim.x * block_dim.y)};
     f.done = false;
+    f.waits_at = nullptr;
     f.copies.clear();
     f.group = 0;
     __asan_unpoison_memory_region(stack, STACK_BYTES);
@@ -194,20 +204,23 @@ void run_block(std::vector<unsigned> &order, char *stacks) {
     }
     for (Shared &s : shared) std::memset(s.data, 0xff, s.bytes);
     if (dynamic_bytes) std::memset(dynamic.get(), 0xff, dynamic_bytes);
-    for (unsigned i = 0; i < n; i++) make_ready(fibers[i], i, stacks + STACK_BYTES * i);
+    for (unsigned i = 0; i < n; i++) make_ready(fibers[i], i, stacks + STACK_STRIDE * i);
     __tsan_release(launch_begin);
     for (unsigned left = n; left && !failed;) {
         const unsigned long before = progress;
         for (const unsigned i : order) {
             Fiber &f = fibers[i];
-            if (f.done) continue;
+            if (!f.can_run()) continue;
             self = &f;
             __tsan_switch_to_fiber(f.tsan, 1);
             ikq_emu_switch(&scheduler_stack, f.stack_pointer);
             if (f.done) left--, ended(f);
             if (failed) return;
         }
-        if (progress == before) return fail("no thread can go on: a barrier that not all reach", *static_cast<Fiber *>(self));
+        if (progress == before) {
+            const auto waits = std::find_if(fibers.begin(), fibers.end(), [](const Fiber &f) { return !f.done; });
+            return fail("no thread can go on: a barrier that not all reach", *waits);
+        }
     }
     __tsan_acquire(thread_end);
 }
@@ -225,22 +238,27 @@ Entry::Entry(const char *name, unsigned max_threads, size_t n_args, const size_t
 void block_barrier() { arrive<true>(the_block_barrier); }
 void warp_barrier() { arrive<true>(warp_barriers[self->linear / 32]); }
 
+// The words of a warp's next collective. They are not those of the one before, which lanes may still have to read; all have
+// read them when the next collective is over.
+static uint64_t *next_words(const Barrier &warp) {
+    return &words[(warp.generation & 1) * (words.size() / 2) + (self->linear & ~31u)];
+}
+
 uint64_t exchange(uint64_t word, unsigned source) {
     Barrier &warp = warp_barriers[self->linear / 32];
-    words[self->linear] = word;
+    uint64_t *of_lanes = next_words(warp);
+    of_lanes[self->linear & 31] = word;
     arrive<false>(warp);
-    word = words[(self->linear & ~31u) | (source & 31)];
-    arrive<false>(warp);
-    return word;
+    return of_lanes[source & 31];
 }
 
 unsigned ballot(bool vote) {
     Barrier &warp = warp_barriers[self->linear / 32];
-    words[self->linear] = vote;
+    uint64_t *of_lanes = next_words(warp);
+    of_lanes[self->linear & 31] = vote;
     arrive<false>(warp);
     unsigned votes = 0;
-    for (unsigned l = 0; l < 32; l++) votes |= unsigned(words[(self->linear & ~31u) | l] & 1) << l;
-    arrive<false>(warp);
+    for (unsigned l = 0; l < 32; l++) votes |= unsigned(of_lanes[l] & 1) << l;
     return votes;
 }
 
@@ -313,12 +331,12 @@ int ikq_emu_launch(const ikq_emu_kernel *kernel, ikq_emu_dim3 grid, ikq_emu_dim3
     dynamic.reset(new unsigned char[dynamic_shared_bytes + 1]);
     dynamic_bytes = dynamic_shared_bytes;
     fibers.assign(n, Fiber());
-    words.assign((n + 31) / 32 * 32, 0);
+    words.assign((n + 31) / 32 * 64, 0);
     slots.assign((n + 31) / 32 * 32, Slot());
     warp_barriers.assign((n + 31) / 32, Barrier());
     scheduler_tsan = __tsan_get_current_fiber();
     for (Fiber &f : fibers) f.tsan = __tsan_create_fiber(0);
-    std::unique_ptr<char[]> stacks(new char[STACK_BYTES * n]);
+    std::unique_ptr<char[]> stacks(new char[STACK_STRIDE * n]);
 
     std::vector<unsigned> threads(n);
     for (unsigned i = 0; i < n; i++) threads[i] = i;

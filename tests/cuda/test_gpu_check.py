@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from emulator import needs_gxx
+import pytest
+from emulator import needs_gxx, only_in_full
 from standin import environment
+from weights import TYPES
 
 pytestmark = needs_gxx
 
@@ -14,9 +16,9 @@ CHECK = Path(__file__).parents[2] / "tools/gpu_check.py"
 GROUPS = ("environment", "recurrent", "latency", "steps", "timings", "model")
 
 
-def check(env, out, *more):
+def check(env, out, *more, timeout=600):
     command = [sys.executable, str(CHECK), "--out", str(out), "--only", ",".join(GROUPS), *more]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout)
     return done, json.loads(out.read_text())["rows"]
 
 
@@ -31,6 +33,24 @@ def test_all_is_well_on_the_stand_in(tmp_path):
     replayed, launched = (told[f"step of 8, 2 layers, {how}"] for how in ("replayed", "launched"))
     assert (replayed["launches"], replayed["replays"]) == (0, 1)
     assert launched["launches"] > 20 > launched["replays"] == 0
+
+
+@only_in_full
+@pytest.mark.timeout(3600)
+def test_every_type_is_well(tmp_path):
+    """Groups whose kernels the stand-in compiles for minutes."""
+    done, rows = check(
+        environment(),
+        tmp_path / "out.json",
+        "--only",
+        "compile,weights,products",
+        "--budget-s",
+        "3000",
+        timeout=3300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {row["name"].split()[1] for row in rows} >= {name.upper() for name in TYPES}
+    assert all(row["ok"] for row in rows), [row for row in rows if not row["ok"]]
 
 
 def test_without_a_gpu_it_says_so(tmp_path):

@@ -155,3 +155,24 @@ def test_texts_that_grow(name, tmp_path):
     with np.load(out) as f:
         for i in range(len(f.files) // 2):
             assert np.array_equal(f[f"1 {i}"], f[f"0 {i}"]), i
+
+
+COPIED = """
+import os, sys
+import ikq
+from ikq import _ikq
+launches = []
+with ikq.Model.load(sys.argv[1], n_ctx=64, n_threads=2, devices=["CPU", "CUDA0"], n_gpu_layers=99) as model:
+    sequence = model.new_sequence()
+    for token in (3, 4, 5, 6):
+        before = _ikq.cuda_counts()
+        model.step([(sequence, [token], "last")])
+        launches.append(_ikq.cuda_counts()["launches"] - before["launches"])
+print(*launches)
+"""
+
+
+def test_windows_copy_nothing():
+    """A step writes on the page that a sequence alone has, also in layers with a window: copies would be launches."""
+    told = run(COPIED, environment(IKQ_CUDA_GRAPHS="0"), str(path("gemma3/gemma3-bf16")), timeout=1500)
+    assert len(set(told.split())) == 1, told

@@ -143,7 +143,7 @@ def same_on_both(program, name, tmp_path):
 
 
 @only_in_full
-@pytest.mark.parametrize("name", ["llama/llama-bf16", "deepseek2-lite/deepseek2-lite-bf16"])
+@pytest.mark.parametrize("name", ["llama/llama-bf16", "deepseek3/deepseek3-bf16"])
 def test_rotated_keys_are_moved(name, tmp_path):
     """Shifts turn keys back, rotate them and turn them again: as near to the floats as the CPU comes."""
     gpu = {"devices": ["CPU", "CUDA0"], "n_gpu_layers": 99}

@@ -9,14 +9,14 @@ import json
 
 import numpy as np
 import pytest
-from emulator import Module, build, for_types, needs_gxx
+from emulator import FULL, Module, build, for_types, needs_gxx
 from standin import environment, run
-from weights import random_rows
+from weights import TYPES, random_rows
 
 import ikq
 
 # of each family, with row headers, mins, halves, and rows that end inside a unit of 256
-TYPES = [
+SOME = [
     "q4_k",
     "q6_k",
     "q8_0",
@@ -31,6 +31,7 @@ TYPES = [
     "f32",
     "bf16",
 ]
+OTHERS = [name for name in TYPES if name not in SOME]
 
 PROGRAM = """
 import json, sys
@@ -74,7 +75,7 @@ def computed(names, work, env, tmp_path):
 
 
 @needs_gxx
-@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("name", SOME + OTHERS if FULL else SOME)
 def test_decoding_and_products(name, tmp_path):
     rng = np.random.default_rng(5)
     # ten columns: a launch of eight and one of two

@@ -1,10 +1,13 @@
 """Whole models on a GPU (the stand-in), and models of which it has some: logits against the CPU's."""
 
+import re
+
 import numpy as np
 import pytest
 from emulator import FULL, needs_gxx
 from model_files import NAMES, path, reader
 from model_runs import IDS, LENGTHS, distance, results
+from standin import environment, run
 
 import ikq
 from ikq.models import model_spec
@@ -84,7 +87,8 @@ def test_splits(name, tmp_path):
 QUANTIZED = {
     "IQ4_KS": {},
     "Q4_K_M": {},
-    "IQ2_XXS": {},
+    # made without an imatrix: it is the decoder that counts here
+    "IQ2_XXS": {"ignore_imatrix_rules": True},
     "Q8_0": {},
     # up and gate of types that one kernel takes together, and of types that it does not
     "IQ4_NL": {"tensor_type": "ffn_up_exps=q8_0"},
@@ -126,7 +130,7 @@ def test_splits_of_recurrent_models(name, tmp_path):
         assert np.array_equal(found[f"{split} eight"], found[f"{split} whole"][list(LENGTHS)]), split
 
 
-ROTATED = [("llama/llama-bf16", "q6_0", "q4_0"), ("deepseek2-lite/deepseek2-lite-bf16", "q4_0", "q4_0")]
+ROTATED = [("llama/llama-bf16", "q6_0", "q4_0"), ("deepseek3/deepseek3-bf16", "q4_0", "q4_0")]
 
 
 @pytest.mark.parametrize("rotation", [True, *([False] if FULL else [])])
@@ -148,3 +152,23 @@ def test_types_of_caches(name, keys, values, rotation, tmp_path):
     for case in ("pieces", "eight"):
         want = found["gpu whole"] if case == "pieces" else found["gpu whole"][list(LENGTHS)]
         assert np.array_equal(found[f"gpu {case}"], want)
+
+
+REFUSED = """
+import sys, ikq
+types = dict(cache_type_k="q4_0", cache_type_v="q4_0")
+for rotation in (True, False):
+    for devices in ({}, dict(devices=["CPU", "CUDA0"], n_gpu_layers=99)):
+        try:
+            ikq.Model.load(sys.argv[1], n_ctx=64, n_threads=2, cache_rotation=rotation, **types, **devices)
+        except ikq.UnsupportedError as e:
+            print(e)
+"""
+
+
+def test_heads_that_blocks_do_not_divide_are_refused():
+    """Latent rows of 48 elements in blocks of 32: on either device, rotated or not, with a way out."""
+    told = run(REFUSED, environment(), str(path("deepseek2-lite/deepseek2-lite-bf16"))).splitlines()
+    assert len(told) == 4
+    for line in told:
+        assert re.search(r"a cache of q4_0.* 48 .*multiple of 32 .*; use f16", line, re.IGNORECASE), line

@@ -286,16 +286,18 @@ impl Sequence {
         Ok(())
     }
 
-    /// What a step that fails goes back to: while it runs, pages that it might give back are held.
-    pub(crate) fn start(&self) -> Start {
+    /// What a step of `n` tokens that fails goes back to: while it runs, pages that it might give back are held.
+    /// Others are not: the page that it writes on would be copied because it is shared.
+    pub(crate) fn start(&self, n: usize) -> Start {
         let n_past = self.n_past();
         let mut held = Vec::new();
         let pools = &mut *self.shared.pools();
         for (group, (table, pages)) in self.tables.iter().zip(&mut pools.groups).enumerate() {
-            if self.shared.groups[group].window.is_none() || self.shared.swa_full {
-                continue;
-            }
-            for (index, page) in table.iter().enumerate().filter(|(_, p)| **p != NO_PAGE) {
+            let window = self.shared.groups[group].window.filter(|_| !self.shared.swa_full);
+            let Some(window) = window else { continue };
+            // none of the pages that the last of these tokens sees is given back
+            let unseen = (n_past + n).saturating_sub(window) / PAGE;
+            for (index, page) in table.iter().enumerate().take(unseen).filter(|(_, p)| **p != NO_PAGE) {
                 pages.share(*page);
                 held.push((group, index, *page));
             }

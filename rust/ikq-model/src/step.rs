@@ -53,7 +53,7 @@ impl Model {
     pub fn step(&self, entries: &mut [Entry<'_>], cancel: &Cancel) -> Result<Vec<Vec<f32>>, Stop<Error>> {
         let ids = self.check(entries)?;
         let mut runner = self.shared.runner()?;
-        let starts: Vec<Start> = entries.iter().map(|e| e.sequence.start()).collect();
+        let starts: Vec<Start> = entries.iter().map(|e| e.sequence.start(e.tokens.len())).collect();
         let mut out = vec![Vec::new(); entries.len()];
         for pieces in self.pieces(entries) {
             let done = match cancel.is_cancelled() {
