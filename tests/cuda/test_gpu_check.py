@@ -11,12 +11,22 @@ from standin import environment
 pytestmark = needs_gxx
 
 CHECK = Path(__file__).parents[2] / "tools/gpu_check.py"
-GROUPS = ("environment", "recurrent", "latency", "steps", "timings", "model")
+GROUPS = ("environment", "recurrent", "latency", "steps", "experts", "timings", "prompts", "model")
 
 
 def check(env, out, *more):
-    command = [sys.executable, str(CHECK), "--out", str(out), "--only", ",".join(GROUPS), *more]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600)
+    command = [
+        sys.executable,
+        str(CHECK),
+        "--out",
+        str(out),
+        "--only",
+        ",".join(GROUPS),
+        "--budget-s",
+        "1100",
+        *more,
+    ]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1200)
     return done, json.loads(out.read_text())["rows"]
 
 
@@ -27,6 +37,11 @@ def test_all_is_well_on_the_stand_in(tmp_path):
     assert all(row["ok"] for row in rows)
     assert {row["name"] for row in rows} >= {"logits IQ4_KS", "logits with rotated q4_0 caches"}
     assert f"{len(rows)} rows, 0 failed" in done.stdout
+    # every expert's tokens, in groups around the sizes of tiles, have the bits that they have alone
+    assert {row["name"] for row in rows if row["group"] == "experts"} == {
+        "experts IQ4_KS/Q6_K/Q4_0, the bits of single tokens",
+        "experts IQ4_KS/Q6_K/Q4_0, against vectors",
+    }
     told = {row["name"]: row for row in rows}
     replayed, launched = (told[f"step of 8, 2 layers, {how}"] for how in ("replayed", "launched"))
     assert (replayed["launches"], replayed["replays"]) == (0, 1)
