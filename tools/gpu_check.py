@@ -267,7 +267,7 @@ def timings(args: argparse.Namespace) -> Iterator[Row]:
             row |= {"bound_us": w.nbytes / bandwidth * 1e6, "target": TARGET}
         yield row
     n_rows, n, n_columns = (128, 512, 64) if args.emulated else (16384, 4096, MANY)
-    for name in TIMED:
+    for name in TIMED[: 1 if args.emulated else None]:
         if (t := ikq.QuantType[name]).family == "float":
             continue
         x = rng.standard_normal((n_columns, n), dtype=np.float32)
@@ -460,7 +460,7 @@ def prompts(args: argparse.Namespace) -> Iterator[Row]:
     ids = [int(i) for i in np.random.default_rng(_seed()).integers(0, s.n_vocab, n)]
     heads = s.head_dim * (s.n_head + 2 * s.n_head_kv) + s.n_head * s.head_dim
     operations = 2.0 * n * s.n_layer * s.n_embd * (heads + 3 * s.n_used * s.n_ff)
-    for type_name in ("IQ4_KS", "Q4_K"):
+    for type_name in ("IQ4_KS", "Q4_K")[: 1 if args.emulated else None]:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             file = Path(folder) / "model.gguf"
             write_model(file, s, type_name)
