@@ -177,28 +177,58 @@ IKQ_KERNEL(32, router, (const float *logits, const float *bias, int *ids, float 
     }
 }
 
+// Each warp sorts a part of the list: first it counts how many pairs of each expert are in its part, then it stores them
+// behind those of the experts before, and those of the same expert in the parts before.
 IKQ_KERNEL(256, moe_sort, (const int *ids, int *bounds, int *rows, int n, int n_experts)) {
-    IKQ_SHARED(int, begin, MAX_EXPERTS + 1);
-    for (int e = threadIdx.x; e <= n_experts; e += blockDim.x) begin[e] = 0;
+    constexpr int WARPS = 8;
+    // counts, then places, of [expert][warp]
+    IKQ_SHARED(int, at, WARPS * MAX_EXPERTS);
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    const int part = (n + 32 * WARPS - 1) / (32 * WARPS) * 32;
+    const int begin = warp * part, end = begin + part < n ? begin + part : n;
+    for (int i = threadIdx.x; i < WARPS * n_experts; i += blockDim.x) at[i] = 0;
     __syncthreads();
-    for (int i = threadIdx.x; i < n; i += blockDim.x)
-        if (ids[i] >= 0) atomicAdd(&begin[ids[i] + 1], 1);
+    for (int i = begin + lane; i < end; i += 32)
+        if (ids[i] >= 0) atomicAdd(&at[WARPS * ids[i] + warp], 1);
     __syncthreads();
-    if (threadIdx.x == 0)
-        for (int e = 0; e < n_experts; e++) begin[e + 1] += begin[e];
-    __syncthreads();
-    for (int e = threadIdx.x; e <= n_experts; e += blockDim.x) bounds[e] = begin[e];
-    // one warp per expert goes through the whole list, so that rows stay in order
-    const int lane = threadIdx.x & 31;
-    for (int e = threadIdx.x >> 5; e < n_experts; e += blockDim.x >> 5) {
-        int at = begin[e];
-        if (begin[e + 1] == at) continue; // the same in all lanes
-        for (int first = 0; first < n; first += 32) {
-            const int i = first + lane;
-            const bool hit = i < n && ids[i] == e;
-            const unsigned hits = __ballot_sync(ALL_LANES, hit);
-            if (hit) rows[at + __popc(hits & ((1u << lane) - 1u))] = i;
-            at += __popc(hits);
+    if (warp == 0) {
+        int before = 0; // pairs of the experts before these 32
+        for (int e0 = 0; e0 < n_experts; e0 += 32) {
+            const int e = e0 + lane;
+            int own = 0;
+            for (int w = 0; w < WARPS; w++) own += e < n_experts ? at[WARPS * e + w] : 0;
+            int up_to = own;
+#pragma unroll
+            for (unsigned o = 1; o < 32; o <<= 1) {
+                const int other = __shfl_up_sync(ALL_LANES, up_to, o);
+                if (lane >= int(o)) up_to += other;
+            }
+            if (e < n_experts) {
+                int place = before + up_to - own;
+                bounds[e] = place;
+                for (int w = 0; w < WARPS; w++) {
+                    const int count = at[WARPS * e + w];
+                    at[WARPS * e + w] = place;
+                    place += count;
+                }
+            }
+            before += __shfl_sync(ALL_LANES, up_to, 31);
         }
+        if (lane == 0) bounds[n_experts] = before;
+    }
+    __syncthreads();
+    for (int first = begin; first < end; first += 32) { // the same in all lanes
+        const int i = first + lane, e = i < end ? ids[i] : -1;
+        int rank = 0, last = lane; // pairs of the expert in the lanes before, and the last lane with one
+        for (int o = 0; o < 32; o++)
+            if (__shfl_sync(ALL_LANES, e, o) == e) {
+                rank += o < lane;
+                last = o;
+            }
+        const int place = e >= 0 ? at[WARPS * e + warp] + rank : 0;
+        if (e >= 0) rows[place] = i;
+        __syncwarp();
+        if (e >= 0 && last == lane) at[WARPS * e + warp] = place + 1;
+        __syncwarp();
     }
 }

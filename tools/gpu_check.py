@@ -10,7 +10,8 @@ what failed first, then what falls farthest behind its target. Clocks and modes 
 
 Groups, the most telling first: `environment`; `compile`, kernels for this GPU; `weights`, every type decoded on the GPU;
 `products`, every type multiplied; `recurrent`, a model with recurrent layers, and rotated caches; `latency` of launches; `steps` of many
-layers, launched one by one and replayed as graphs; `timings` of products against the memory's bandwidth; `model`, a
+layers, launched one by one and replayed as graphs; `experts`, groups of tokens of many sizes; `timings` of products against the
+memory's bandwidth, and of many columns against the tensor cores; `prompts`, tokens per second of whole prompts; `model`, a
 random mixture of experts, logits against the CPU's, and tokens per second.
 """
 
@@ -46,6 +47,10 @@ RECURRENT = 1e-4
 BANDWIDTH = {"H200": 4.3e12, "H100": 3.0e12, "RTX 3090": 0.9e12, "A100": 1.7e12, "RTX 4090": 0.95e12}
 """Bytes per second of a copy, of GPUs whose name has this."""
 TARGET = 0.75
+INT8 = {"H200": 1979e12, "H100": 1979e12, "RTX 3090": 284e12, "A100": 624e12, "RTX 4090": 660e12}
+"""Operations per second of tensor cores with integers of 8 bits, by data sheet; `mma` reaches some 0.6 of Hopper's."""
+TARGET_INT8 = 0.2
+MANY = 512  # columns of products, and tokens of prompts, that are timed
 TIMED = ("IQ4_KS", "IQ2_XXS", "Q4_K", "Q6_K", "Q8_0", "IQ3_XXS", "MXFP4", "BF16")
 
 
@@ -168,7 +173,7 @@ def products(_: argparse.Namespace) -> Iterator[Row]:
     """Products of one to eight columns and more, rows that are no multiple of the tile, launched and replayed."""
     places, rng = cuda.places_of_nvrtc(), np.random.default_rng(_seed())
     for t in weight_types():
-        for n_rows, n, n_columns in ((37, 512, 1), (13, 1024, 3), (5, 512, 13)):
+        for n_rows, n, n_columns in ((37, 512, 1), (13, 1024, 3), (5, 512, 13), (130, 512, 70)):
             w = matrix(t, n_rows, n, rng)
             x = rng.standard_normal((n_columns, n), dtype=np.float32)
             raw = np.ascontiguousarray(w.raw).reshape(-1)
@@ -237,23 +242,43 @@ def steps(args: argparse.Namespace) -> Iterator[Row]:
         yield {"name": f"replayed steps of {n}: the same bits", "ok": same}
 
 
-def timings(args: argparse.Namespace) -> Iterator[Row]:
-    """Products with matrices that no cache holds, of one column."""
-    rng = np.random.default_rng(_seed())
+def _of_device(table: dict[str, float]) -> float | None:
     device = cuda.require()["devices"][0]["name"]
-    bandwidth = next((b for name, b in BANDWIDTH.items() if name in device), None)
+    return next((value for name, value in table.items() if name in device), None)
+
+
+def tall(t: ikq.QuantType, n_rows: int, n: int, rng: np.random.Generator) -> ikq.QTensor:
+    """A matrix of random rows that come again and again."""
+    some = np.asarray(matrix(t, min(n_rows, 1024), n, rng).raw).reshape(min(n_rows, 1024), -1)
+    return ikq.QTensor(np.tile(some, (n_rows // len(some), 1)), t, (n_rows, n))
+
+
+def timings(args: argparse.Namespace) -> Iterator[Row]:
+    """Products with matrices that no cache holds, of one column; and of many columns."""
+    rng = np.random.default_rng(_seed())
+    bandwidth, int8 = _of_device(BANDWIDTH), _of_device(INT8)
     n_rows, n = (64, 512) if args.emulated else (65536, 8192)
     for name in TIMED:
         t = ikq.QuantType[name]
-        some = matrix(t, min(n_rows, 1024), n, rng)
-        many = np.tile(np.asarray(some.raw).reshape(some.shape[0], -1), (n_rows // some.shape[0], 1))
-        w = ikq.QTensor(many, t, (n_rows, n))
+        w = tall(t, n_rows, n, rng)
         x = rng.standard_normal((1, n), dtype=np.float32)
         seconds = _per_replay(t, w, x, 1 if args.emulated else 20)
         row: Row = {"name": f"product {t} {n_rows}x{n}", "ok": True, "us": seconds * 1e6}
         row |= {"gb_per_s": w.nbytes / seconds / 1e9, "weights_per_s": n_rows * n / seconds}
         if bandwidth:
             row |= {"bound_us": w.nbytes / bandwidth * 1e6, "target": TARGET}
+        yield row
+    n_rows, n, n_columns = (128, 512, 64) if args.emulated else (16384, 4096, MANY)
+    for name in TIMED[: 1 if args.emulated else None]:
+        if (t := ikq.QuantType[name]).family == "float":
+            continue
+        x = rng.standard_normal((n_columns, n), dtype=np.float32)
+        seconds = _per_replay(t, tall(t, n_rows, n, rng), x, 1 if args.emulated else 20)
+        operations = 2.0 * n_rows * n * n_columns
+        row = {"name": f"product {t} {n_rows}x{n}, {n_columns} columns", "ok": True, "us": seconds * 1e6}
+        row |= {"tops": operations / seconds / 1e12}
+        if int8:
+            row |= {"bound_us": operations / int8 * 1e6, "target": TARGET_INT8}
         yield row
 
 
@@ -319,8 +344,7 @@ def write_model(path: Path, s: Shape, type_name: str) -> None:
 def model(args: argparse.Namespace) -> Iterator[Row]:
     """Logits of a whole model against the CPU's, and tokens per second."""
     s = SHAPES["tiny" if args.emulated else args.shape]
-    device = cuda.require()["devices"][0]["name"]
-    bandwidth = next((b for name, b in BANDWIDTH.items() if name in device), None)
+    bandwidth = _of_device(BANDWIDTH)
     n_prompt, n_decoded = (6, 2) if args.emulated else (64, 64)
     ids = list(np.random.default_rng(_seed()).integers(0, s.n_vocab, n_prompt))
     for type_name in ("IQ4_KS", "IQ2_XXS"):
@@ -356,6 +380,116 @@ def model(args: argparse.Namespace) -> Iterator[Row]:
             if bandwidth:
                 row |= {"bound_us": active / bandwidth * 1e6, "target": 0.4}
             yield from [*rows, row]
+
+
+GROUP_SIZES = (0, 1, 7, 8, 9, 127, 128, 129, 300)  # tokens of each expert in the group `experts`
+
+
+def write_chosen(path: Path, up: str, gate: str, down: str) -> None:
+    """A layer whose attention adds nothing and whose expert e gets the tokens of id e alone."""
+    rng = np.random.default_rng(_seed())
+    a, e, n = "qwen3moe", 256, len(GROUP_SIZES)
+    sizes = {
+        "vocab_size": n, "context_length": 1024, "embedding_length": e, "block_count": 1, "feed_forward_length": e,
+        "attention.head_count": 1, "attention.head_count_kv": 1, "attention.key_length": 32,
+        "attention.value_length": 32, "rope.dimension_count": 32, "expert_count": n, "expert_used_count": 1,
+        "expert_feed_forward_length": e,
+    }  # fmt: skip
+    metadata = ikq.Metadata(
+        {"general.architecture": a, "tokenizer.ggml.model": "no_vocab"}
+        | {f"{a}.{k}": v for k, v in sizes.items()}
+        | {f"{a}.attention.layer_norm_rms_epsilon": 1e-6}
+    )
+    tokens = rng.standard_normal((n, e), dtype=np.float32)
+
+    def some(of: str, n_rows: int, n_in: int, n_experts: int = 1) -> ikq.QTensor:
+        all_rows = matrix(ikq.QuantType[of], n_experts * n_rows, n_in, rng)
+        raw = np.asarray(all_rows.raw).reshape(n_experts, -1)
+        return ikq.QTensor(raw, of, (n_experts, n_rows, n_in) if n_experts > 1 else (n_rows, n_in))
+
+    tensors: dict[str, ikq.QTensor | NDArray[np.float32]] = {
+        "token_embd": tokens,
+        "output": rng.standard_normal((n, e), dtype=np.float32),
+        "output_norm": np.ones(e, np.float32),
+        "blk.0.attn_norm": np.ones(e, np.float32),
+        "blk.0.ffn_norm": np.ones(e, np.float32),
+        "blk.0.attn_q_norm": np.ones(32, np.float32),
+        "blk.0.attn_k_norm": np.ones(32, np.float32),
+        "blk.0.attn_q": some("Q8_0", 32, e),
+        "blk.0.attn_k": some("Q8_0", 32, e),
+        "blk.0.attn_v": some("Q8_0", 32, e),
+        "blk.0.attn_output": np.zeros((e, 32), np.float32),
+        # random directions of 256 numbers have a cosine of a sixteenth or so
+        "blk.0.ffn_gate_inp": tokens,
+        "blk.0.ffn_up_exps": some(up, e, e, n),
+        "blk.0.ffn_gate_exps": some(gate, e, e, n),
+        "blk.0.ffn_down_exps": some(down, e, e, n),
+    }
+    with ikq.GGUFWriter(path, metadata) as writer:
+        for name, tensor in tensors.items():
+            writer.add_tensor(f"{name}.weight", tensor)
+
+
+def experts(args: argparse.Namespace) -> Iterator[Row]:
+    """Groups of many sizes in one launch: the bits of a token hang on no other one, and are near a vector product's."""
+    rng = np.random.default_rng(_seed())
+    ids = rng.permutation(np.repeat(np.arange(len(GROUP_SIZES)), GROUP_SIZES))
+    cases = [("IQ4_KS", "Q6_K", "Q4_0"), ("Q4_K", "Q4_K", "Q6_K"), ("IQ2_XXS", "IQ2_XXS", "IQ4_XS")]
+    for types in cases[: 1 if args.emulated else None]:
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            file = Path(folder) / "model.gguf"
+            write_chosen(file, *types)
+            alone: dict[str, NDArray[np.float32]] = {}
+            places: dict[str, Any] = {"devices": ["CPU", "CUDA0"], "n_gpu_layers": 99, "n_ubatch": 1024}
+            for how, first in (("vectors", "1000000"), ("tiles", "1")):
+                os.environ["IKQ_CUDA_MMQ_FROM"] = first
+                with ikq.Model.load(file, n_ctx=1024, **places) as on_gpu:
+                    alone[how] = np.concatenate([on_gpu.logits([i]) for i in range(len(GROUP_SIZES))])
+                    together = on_gpu.logits(ids.tolist()) if how == "tiles" else None
+            del os.environ["IKQ_CUDA_MMQ_FROM"]
+            name = f"experts {'/'.join(types)}"
+            same = together is not None and np.array_equal(together, alone["tiles"][ids])
+            yield {"name": f"{name}, the bits of single tokens", "ok": same}
+            # codes of activations are the same but where a number lies between two
+            error = usual_distance(alone["tiles"], alone["vectors"])
+            yield {"name": f"{name}, against vectors", "ok": error <= INTEGER_PRODUCTS, "error": error}
+
+
+def prompts(args: argparse.Namespace) -> Iterator[Row]:
+    """Tokens per second of prompts, by the operations of their products."""
+    s = SHAPES["tiny" if args.emulated else args.shape]
+    int8, n = _of_device(INT8), 40 if args.emulated else MANY
+    ids = [int(i) for i in np.random.default_rng(_seed()).integers(0, s.n_vocab, n)]
+    heads = s.head_dim * (s.n_head + 2 * s.n_head_kv) + s.n_head * s.head_dim
+    operations = 2.0 * n * s.n_layer * s.n_embd * (heads + 3 * s.n_used * s.n_ff)
+    for type_name in ("IQ4_KS", "Q4_K")[: 1 if args.emulated else None]:
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            file = Path(folder) / "model.gguf"
+            write_model(file, s, type_name)
+            for how, options in (("fused", {}), ("separate", {"fused_up_gate": False}))[
+                : 1 if args.emulated else 2
+            ]:
+                places: dict[str, Any] = {
+                    "devices": ["CPU", "CUDA0"],
+                    "n_gpu_layers": s.n_layer + 1,
+                    **options,
+                }
+                with ikq.Model.load(file, n_ctx=n, n_ubatch=n, **places) as on_gpu:
+                    seconds = []
+                    for _ in range(2 if args.emulated else 6):
+                        sequence, start = on_gpu.new_sequence(), time.perf_counter()
+                        (last,) = on_gpu.step([(sequence, ids, "last")])
+                        seconds.append(time.perf_counter() - start)
+                        sequence.close()
+                took = float(np.median(seconds[1:]))
+                row: Row = {
+                    "name": f"prompt of {n}, {type_name}, {s.n_layer} layers, {how}",
+                    "us": took * 1e6,
+                }
+                row |= {"ok": last is not None and bool(np.isfinite(last).all()), "tokens_per_s": n / took}
+                if int8:
+                    row |= {"bound_us": operations / int8 * 1e6, "target": TARGET_INT8}
+                yield row
 
 
 def write_recurrent(path: Path, head: int) -> None:
@@ -471,7 +605,9 @@ GROUPS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "recurrent": recurrent,
     "latency": latency,
     "steps": steps,
+    "experts": experts,
     "timings": timings,
+    "prompts": prompts,
     "model": model,
 }
 

@@ -10,9 +10,9 @@
 //   - After a kernel has failed, everything in its context fails.
 //
 // Environment variables set what it reports: IKQ_STANDIN_DEVICES (number of GPUs), _CUDA (version, 13000), _SM (compute
-// capability, 90), _MEMORY (bytes), _USED (bytes of them that other programs have) and _INIT (what cuInit returns). _MEMORY
-// and _USED may be lists, with a number for each GPU; the last holds for all further ones. It has only the functions that
-// ikq calls.
+// capability, 90), _SHARED (bytes of shared memory that a block may ask for), _MEMORY (bytes), _USED (bytes of them that
+// other programs have) and _INIT (what cuInit returns). _MEMORY and _USED may be lists, with a number for each GPU; the
+// last holds for all further ones. It has only the functions that ikq calls.
 #include <dlfcn.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -257,7 +257,7 @@ API cuDeviceGetAttribute(int *value, int attribute, int) {
     case 16: *value = 4; break;               // multiprocessors
     case 75: *value = sm / 10; break;         // compute capability
     case 76: *value = sm % 10; break;
-    case 97: *value = int(MOST_SHARED); break; // shared memory of a block, when asked for
+    case 97: *value = int(setting("IKQ_STANDIN_SHARED", MOST_SHARED)); break; // shared memory of a block, when asked for
     case 115: *value = 0; break;              // no memory pools
     default: return INVALID_VALUE;
     }
@@ -475,7 +475,7 @@ API cuModuleGetFunction(Function **function, Module *module, const char *name) {
 API cuFuncGetAttribute(int *value, int, Function *) { return *value = 0, SUCCESS; }
 API cuFuncSetAttribute(Function *function, int attribute, int value) {
     if (attribute != 8) return INVALID_VALUE; // largest dynamic shared memory
-    if (value < 0 || unsigned(value) > MOST_SHARED) return INVALID_VALUE;
+    if (value < 0 || value > setting("IKQ_STANDIN_SHARED", MOST_SHARED)) return INVALID_VALUE;
     function->shared = unsigned(value);
     return SUCCESS;
 }

@@ -17,7 +17,17 @@ GROUPS = ("environment", "recurrent", "latency", "steps", "timings", "model")
 
 
 def check(env, out, *more, timeout=600):
-    command = [sys.executable, str(CHECK), "--out", str(out), "--only", ",".join(GROUPS), *more]
+    command = [
+        sys.executable,
+        str(CHECK),
+        "--out",
+        str(out),
+        "--only",
+        ",".join(GROUPS),
+        "--budget-s",
+        "1100",
+        *more,
+    ]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout)
     return done, json.loads(out.read_text())["rows"]
 
@@ -51,6 +61,20 @@ def test_every_type_is_well(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert {row["name"].split()[1] for row in rows} >= {name.upper() for name in TYPES}
     assert all(row["ok"] for row in rows), [row for row in rows if not row["ok"]]
+
+
+@pytest.mark.timeout(1800)
+def test_many_columns_on_the_stand_in(tmp_path):
+    """Every expert's tokens, in groups around the sizes of tiles, have the bits that they have alone."""
+    more = ("--only", "experts,prompts", "--budget-s", "1700")
+    done, rows = check(environment(), tmp_path / "out.json", *more, timeout=1750)
+    assert done.returncode == 0, done.stdout + done.stderr
+    experts = "experts IQ4_KS/Q6_K/Q4_0"
+    assert {row["name"] for row in rows} == {
+        f"{experts}, the bits of single tokens",
+        f"{experts}, against vectors",
+        "prompt of 40, IQ4_KS, 2 layers, fused",
+    }
 
 
 def test_without_a_gpu_it_says_so(tmp_path):

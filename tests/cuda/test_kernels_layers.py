@@ -113,13 +113,15 @@ def test_equal_scores_and_scores_that_are_not_finite():
 @pytest.mark.parametrize("order", ORDERS)
 def test_sort_by_expert(order):
     rng = np.random.default_rng(4)
-    ids = rng.integers(-1, 11, 77).astype(np.int32)
-    bounds, rows = aligned(13, np.int32), aligned(77, np.int32)
-    router_module().run("moe_sort", 1, 256, on_device(ids), bounds, rows, 77, 12, order=order)
-    want = [np.flatnonzero(ids == e) for e in range(12)]
-    assert bounds.tolist() == np.cumsum([0, *map(len, want)]).tolist()
-    assert rows[: bounds[-1]].tolist() == np.concatenate(want).tolist()
-    assert bounds[12] == bounds[11], "an expert without rows"
+    # fewer pairs than threads, and more; more experts than a warp has lanes
+    for n, n_experts in ((77, 12), (1, 2), (257, 3), (900, 70)):
+        ids = rng.integers(-1, n_experts - 1, n).astype(np.int32)
+        bounds, rows = aligned(n_experts + 1, np.int32), aligned(n, np.int32)
+        router_module().run("moe_sort", 1, 256, on_device(ids), bounds, rows, n, n_experts, order=order)
+        want = [np.flatnonzero(ids == e) for e in range(n_experts)]
+        assert bounds.tolist() == np.cumsum([0, *map(len, want)]).tolist()
+        assert rows[: bounds[-1]].tolist() == np.concatenate(want).tolist()
+        assert bounds[-1] == bounds[-2], "an expert without rows"
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -197,9 +197,24 @@ def test_plans_have_the_arguments_of_kernels():
             "residual": False,
         },
     }
+    products = shapes["products"]
+    experts = {"n_pairs": 6, "k": 2, "n_experts": 3}
+    shapes["mmq"] = products | experts | {"tile": 32}
+    up_gate = products | {
+        "up": ty,
+        "gate": ty,
+        "act": "silu",
+        "bias_up": False,
+        "bias_gate": True,
+        "codes": False,
+    }
+    shapes["mmq_upgate"] = up_gate | experts | {"tile": 64}
+    shapes["sort"] = {"n_pairs": 6, "n_experts": 3}
+    shapes["sum_slots"] = {"n_rows": 4, "n_tokens": 3, "k": 2, "residual": True}
     for kernel, shape in shapes.items():
         plan = ikq._ikq.cuda_plan(kernel, shape)
-        text = for_types(plan["file"], ["q4_k"]) if plan["defines"] else f'#include "{plan["file"]}"\n'
+        defines = "".join(f"#define {name} {value}\n" for name, value in plan["defines"])
+        text = f'{defines}#include "{plan["file"]}"\n'
         library = Module(build(text)).library
         found = library.ikq_emu_find(plan["kernel"].encode())
         assert found, plan["kernel"]

@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::loader::{Facts, Runtime};
 use crate::memory::{Address, Pinned};
 use crate::nvrtc::Nvrtc;
-use crate::plan::Kernel;
+use crate::plan::{Kernel, MOST_COLUMNS};
 use crate::sources::Specialisation;
 
 /// A context of the driver, which is bound to each thread that makes a call.
@@ -106,6 +106,13 @@ pub struct Geometry {
     pub shared_bytes: u32,
 }
 
+impl Geometry {
+    /// The same with so many bytes of dynamic shared memory.
+    pub fn with_shared(self, shared_bytes: u32) -> Geometry {
+        Geometry { shared_bytes, ..self }
+    }
+}
+
 /// A kernel of a loaded module.
 #[derive(Clone, Debug)]
 pub struct Function {
@@ -161,6 +168,15 @@ impl Function {
     }
 }
 
+/// A matrix-vector kernel takes at most [`MOST_COLUMNS`] columns at a time, and reads and decodes the weights again for
+/// the next ones. With one column more, a tile decodes them once where two launches would decode them twice.
+const MANY_COLUMNS: usize = MOST_COLUMNS + 1;
+
+/// What a user's number of columns means.
+fn tiles_from(says: Option<&str>) -> usize {
+    says.and_then(|n| n.parse().ok()).unwrap_or(MANY_COLUMNS)
+}
+
 /// Bytes of shared memory that a block can have without a kernel attribute that allows more.
 const USUAL_SHARED_BYTES: u32 = 48 << 10;
 
@@ -182,6 +198,8 @@ pub struct Gpu {
     loaded: Mutex<Loaded>,
     /// Whether every launch is waited for, so that errors are reported for the right kernel (`IKQ_CUDA_SYNC=1`).
     waits: bool,
+    /// From how many columns on products of quantized weights are computed in tiles; see [`Gpu::tiles_from`].
+    tiles_from: usize,
     /// Whether launches are being recorded.
     recording: AtomicBool,
 }
@@ -218,6 +236,7 @@ impl Gpu {
             cubins: Cubins::of_environment(),
             loaded: Mutex::default(),
             waits: std::env::var("IKQ_CUDA_SYNC").is_ok_and(|v| v == "1"),
+            tiles_from: tiles_from(std::env::var("IKQ_CUDA_MMQ_FROM").ok().as_deref()),
             recording: AtomicBool::new(false),
         })
     }
@@ -237,6 +256,13 @@ impl Gpu {
     /// Whether every launch is waited for (`IKQ_CUDA_SYNC=1`).
     pub fn waits(&self) -> bool {
         self.waits
+    }
+
+    /// From how many columns on products of quantized weights are computed in tiles, on tensor cores:
+    /// [`MANY_COLUMNS`], or what `IKQ_CUDA_MMQ_FROM` says. With 1 all of them are, so that no bit depends on how many
+    /// columns a step has.
+    pub fn tiles_from(&self) -> usize {
+        self.tiles_from
     }
 
     /// Says whether launches are recorded from now on, or done.

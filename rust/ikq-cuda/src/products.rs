@@ -1,12 +1,14 @@
 //! Products of matrices with columns: makes the columns' codes, and launches kernels for at most eight columns
-//! each.
+//! each, or for tiles of many.
 
 use ikq_formats::QuantType;
 
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::memory::{Address, arena_bytes};
-use crate::plan::{Call, MOST_COLUMNS, MOST_GRID, Pairs, Plan, Products, reads_codes};
+use crate::plan::{
+    Call, Grouped, MOST_COLUMNS, MOST_GRID, Mmq, Pairs, Plan, Products, TiledColumns, reads_codes,
+};
 use crate::weights::Matrix;
 
 /// Columns in the forms that products read.
@@ -82,6 +84,12 @@ pub unsafe fn quantize(gpu: &Gpu, columns: &Columns) -> Result<(), Error> {
     unsafe { launch(gpu, &plan, &[("x", columns.floats), ("q", codes), ("ds", scales)]) }
 }
 
+/// Whether products of so many columns are computed in tiles, on tensor cores. Weights of floats never are: their
+/// columns are floats, of which tensor cores would drop bits.
+pub fn is_tiled(gpu: &Gpu, ty: QuantType, n_columns: usize) -> bool {
+    reads_codes(ty) && n_columns >= gpu.tiles_from()
+}
+
 /// Computes `y[c][r] = sum of matrix[r] * columns[c] (+ bias[r]) (+ residual[c][r])`, after everything that was
 /// launched before.
 ///
@@ -97,8 +105,12 @@ pub unsafe fn multiply(gpu: &Gpu, matrix: &Matrix, columns: &Columns, to: &Targe
     if matrix.n != columns.n {
         return Err(wrong(format!("rows of {} elements and columns of {}", matrix.n, columns.n)));
     }
-    if matrix.n_rows == 0 {
+    if matrix.n_rows == 0 || columns.n_columns == 0 {
         return Ok(());
+    }
+    if is_tiled(gpu, matrix.ty, columns.n_columns) {
+        // SAFETY: the caller's promises
+        return unsafe { multiply_tiles(gpu, matrix, columns, to, None, matrix.n_rows) };
     }
     for first in (0..columns.n_columns).step_by(MOST_COLUMNS) {
         let n_columns = MOST_COLUMNS.min(columns.n_columns - first);
@@ -125,29 +137,85 @@ pub unsafe fn multiply(gpu: &Gpu, matrix: &Matrix, columns: &Columns, to: &Targe
     Ok(())
 }
 
+/// A matrix, or those of experts, times all columns in one launch.
+///
+/// # Safety
+/// As for [`multiply`] and [`multiply_chosen`].
+unsafe fn multiply_tiles(
+    gpu: &Gpu,
+    matrix: &Matrix,
+    columns: &Columns,
+    to: &Target,
+    sorted: Option<(Sorted, Pairs)>,
+    stride: usize,
+) -> Result<(), Error> {
+    let tiled =
+        sorted.map_or(TiledColumns::Plain(columns.n_columns), |(sorted, pairs)| sorted.columns(pairs));
+    let plan = Call::Mmq(Mmq {
+        ty: matrix.ty,
+        n_rows: matrix.n_rows,
+        n: matrix.n,
+        columns: tiled,
+        tile: tiled.tile(gpu.facts().shared_bytes),
+        stride,
+        bias: to.bias.is_some(),
+        residual: to.residual.is_some(),
+    })
+    .plan()?;
+    let mut buffers = vec![("w", matrix.at), ("y", to.y)];
+    buffers.extend(to.bias.map(|a| ("bias", a)));
+    buffers.extend(to.residual.map(|a| ("residual", a)));
+    buffers.extend(columns.read_by(matrix.ty)?);
+    buffers.extend(sorted.into_iter().flat_map(|(sorted, _)| sorted.buffers()));
+    // SAFETY: the arguments are the planner's, and the caller promises the buffers
+    unsafe { launch(gpu, &plan, &buffers) }
+}
+
 /// A list of chosen experts.
 #[derive(Clone, Copy, Debug)]
 pub struct Chosen {
     /// The id of the expert of each pair; a pair with a negative id is skipped.
     pub ids: Address,
     pub pairs: Pairs,
+    /// The pairs by expert, where products of quantized weights are computed in tiles.
+    pub sorted: Option<Sorted>,
+}
+
+/// Pairs sorted by expert: those of expert e are `list[bounds[e]]` to `list[bounds[e + 1] - 1]`.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sorted {
+    pub bounds: Address,
+    pub list: Address,
+    pub n_experts: usize,
+}
+
+impl Sorted {
+    /// The columns of these pairs, for plans.
+    pub fn columns(self, Pairs { n_pairs, k }: Pairs) -> TiledColumns {
+        TiledColumns::Grouped(Grouped { n_pairs, k, n_experts: self.n_experts })
+    }
+
+    pub fn buffers(self) -> [(&'static str, Address); 2] {
+        [("bounds", self.bounds), ("list", self.list)]
+    }
 }
 
 impl Chosen {
-    /// Divides the list into parts of whole tokens that fit a launch; each comes with its first token.
+    /// Divides the list into parts of whole tokens that fit a launch, not sorted; each comes with its first token.
     pub fn parts(self) -> impl Iterator<Item = (usize, Chosen)> {
         let Pairs { n_pairs, k } = self.pairs;
         let at_once = (MOST_GRID / k).max(1);
         let n_tokens = n_pairs / k;
         (0..n_tokens).step_by(at_once).map(move |first| {
             let pairs = Pairs { n_pairs: at_once.min(n_tokens - first) * k, k };
-            (first, Chosen { ids: self.ids.offset(4 * first * k), pairs })
+            (first, Chosen { ids: self.ids.offset(4 * first * k), pairs, sorted: None })
         })
     }
 }
 
 /// Computes `y[p * stride + r] = sum of matrix[ids[p]][r] * columns[p / k] (+ bias[ids[p]][r])` for every pair p,
-/// after everything that was launched before. `matrix` is that of the first expert.
+/// after everything that was launched before. `matrix` is that of the first expert. Pairs without an expert get no result
+/// if they are sorted, else zeros.
 ///
 /// # Errors
 /// As [`multiply`].
@@ -161,7 +229,12 @@ pub unsafe fn multiply_chosen(
     columns: &Columns,
     (y, stride): (Address, usize),
 ) -> Result<(), Error> {
-    for (first, Chosen { ids, pairs }) in chosen.parts() {
+    if let Some(sorted) = chosen.sorted.filter(|_| reads_codes(matrix.ty)) {
+        let to = Target { y, bias, residual: None };
+        // SAFETY: the caller's promises
+        return unsafe { multiply_tiles(gpu, matrix, columns, &to, Some((sorted, chosen.pairs)), stride) };
+    }
+    for (first, Chosen { ids, pairs, .. }) in chosen.parts() {
         let plan = Call::Products(Products {
             ty: matrix.ty,
             n_rows: matrix.n_rows,

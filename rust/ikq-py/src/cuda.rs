@@ -8,7 +8,9 @@ use ikq_cuda::cubins::Cubins;
 use ikq_cuda::gpu::{self, Argument, Gpu};
 use ikq_cuda::loader::{self, Facts, Search};
 use ikq_cuda::memory::{Arena, arena_bytes};
-use ikq_cuda::plan::{self, Call, FloatType, Glu, Plan, Products, UpGate};
+use ikq_cuda::plan::{
+    self, Call, FloatType, Glu, Grouped, Mmq, MmqUpGate, Plan, Products, SumSlots, Tile, TiledColumns, UpGate,
+};
 use ikq_cuda::products::{self, Columns, Target};
 use ikq_cuda::sources::{self, Specialisation};
 use ikq_cuda::{Error, weights};
@@ -139,6 +141,10 @@ pub fn cuda_warm(
 /// | `products` | `type`, `n_rows`, `n`, `n_columns`, `stride`, `bias`, `residual` |
 /// | `norm` | `n`, `n_columns`, `eps`, `codes` |
 /// | `upgate` | `up`, `gate` (types), `n_rows`, `n`, `n_columns`, `act`, `bias_up`, `bias_gate`, `codes` |
+/// | `mmq` | those of `products`, `tile` (32 or 64), and for experts `n_pairs`, `k`, `n_experts` |
+/// | `mmq_upgate` | those of `upgate`, `tile`, and for experts `n_pairs`, `k`, `n_experts` |
+/// | `sort` | `n_pairs`, `n_experts` |
+/// | `sum_slots` | `n_rows`, `n_tokens`, `k`, `residual` |
 #[pyfunction]
 pub fn cuda_plan<'py>(
     py: Python<'py>,
@@ -151,17 +157,38 @@ pub fn cuda_plan<'py>(
     };
     let size = |name: &str| item(name)?.extract::<usize>();
     let flag = |name: &str| item(name)?.extract::<bool>();
-    let ty = || quant_type(item("type")?.extract()?);
+    let ty = |name: &str| quant_type(item(name)?.extract()?);
+    let glu = || match item("act")?.extract::<String>()?.as_str() {
+        "silu" => Ok(Glu::Silu),
+        "gelu_tanh" => Ok(Glu::GeluTanh),
+        "swiglu_oai" => Ok(Glu::SwigluOai),
+        other => {
+            let expected = "silu, gelu_tanh or swiglu_oai";
+            Err(PyValueError::new_err(format!("act={other:?}: expected {expected}")))
+        }
+    };
+    let tile = || match size("tile")? {
+        32 => Ok(Tile::Narrow),
+        64 => Ok(Tile::Wide),
+        other => Err(PyValueError::new_err(format!("tile={other}: expected 32 or 64"))),
+    };
+    let columns = || match shape.contains("n_experts")? {
+        false => Ok(TiledColumns::Plain(size("n_columns")?)),
+        true => {
+            let (n_pairs, k, n_experts) = (size("n_pairs")?, size("k")?, size("n_experts")?);
+            Ok::<_, PyErr>(TiledColumns::Grouped(Grouped { n_pairs, k, n_experts }))
+        }
+    };
     let call = match kernel {
-        "repack" => Call::Repack { ty: ty()?, n_rows: size("n_rows")?, n: size("n")? },
+        "repack" => Call::Repack { ty: ty("type")?, n_rows: size("n_rows")?, n: size("n")? },
         "dequantize" => {
             let to = float_type(&item("to")?.extract::<String>()?)?;
             let (n_rows, n) = (size("n_rows")?, size("n")?);
-            Call::Dequantize { ty: ty()?, to, n_rows, n, chosen: flag("chosen")? }
+            Call::Dequantize { ty: ty("type")?, to, n_rows, n, chosen: flag("chosen")? }
         }
         "quantize" => Call::Quantize { n: size("n")? },
         "products" => Call::Products(Products {
-            ty: ty()?,
+            ty: ty("type")?,
             n_rows: size("n_rows")?,
             n: size("n")?,
             n_columns: size("n_columns")?,
@@ -175,27 +202,49 @@ pub fn cuda_plan<'py>(
             Call::Norm { n, n_columns, eps: item("eps")?.extract()?, add: false, codes: flag("codes")? }
         }
         "upgate" => Call::UpGate(UpGate {
-            up: quant_type(item("up")?.extract()?)?,
-            gate: quant_type(item("gate")?.extract()?)?,
+            up: ty("up")?,
+            gate: ty("gate")?,
             n_rows: size("n_rows")?,
             n: size("n")?,
             n_columns: size("n_columns")?,
             pairs: None,
-            glu: match item("act")?.extract::<String>()?.as_str() {
-                "silu" => Glu::Silu,
-                "gelu_tanh" => Glu::GeluTanh,
-                "swiglu_oai" => Glu::SwigluOai,
-                other => {
-                    let expected = "silu, gelu_tanh or swiglu_oai";
-                    return Err(PyValueError::new_err(format!("act={other:?}: expected {expected}")));
-                }
-            },
+            glu: glu()?,
             bias_up: flag("bias_up")?,
             bias_gate: flag("bias_gate")?,
             codes: flag("codes")?,
         }),
+        "mmq" => Call::Mmq(Mmq {
+            ty: ty("type")?,
+            n_rows: size("n_rows")?,
+            n: size("n")?,
+            columns: columns()?,
+            tile: tile()?,
+            stride: size("stride")?,
+            bias: flag("bias")?,
+            residual: flag("residual")?,
+        }),
+        "mmq_upgate" => Call::MmqUpGate(MmqUpGate {
+            up: ty("up")?,
+            gate: ty("gate")?,
+            n_rows: size("n_rows")?,
+            n: size("n")?,
+            columns: columns()?,
+            tile: tile()?,
+            glu: glu()?,
+            bias_up: flag("bias_up")?,
+            bias_gate: flag("bias_gate")?,
+            codes: flag("codes")?,
+        }),
+        "sort" => Call::Sort { n_pairs: size("n_pairs")?, n_experts: size("n_experts")? },
+        "sum_slots" => Call::SumSlots(SumSlots {
+            n_rows: size("n_rows")?,
+            n_tokens: size("n_tokens")?,
+            k: size("k")?,
+            residual: flag("residual")?,
+        }),
         other => {
-            let known = "repack, dequantize, quantize, products, norm, upgate";
+            let known =
+                "repack, dequantize, quantize, products, norm, upgate, mmq, mmq_upgate, sort, sum_slots";
             return Err(PyValueError::new_err(format!("no kernel {other:?}; there are {known}")));
         }
     };

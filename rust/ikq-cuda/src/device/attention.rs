@@ -10,7 +10,7 @@ use super::cache::Rows;
 use super::parts::{self, Gqa, Kind, Linear, Mla, latent_row};
 use crate::error::Error;
 use crate::memory::Address;
-use crate::plan::{Attend, Call, Combine, Heads, Pairs, Runs, Turn, TurnRows, reads_codes};
+use crate::plan::{Attend, Call, Combine, Grouped, Heads, Pairs, Runs, Turn, TurnRows, reads_codes};
 use crate::products::{self, Chosen, Columns, Target, launch};
 
 /// Sizes and options of attention over pages.
@@ -159,7 +159,13 @@ impl Cuda {
         // queries of all heads for products with the compressed vectors: [k_b q | the rotated part]
         let (n_head, width) = (a.n_head, latent_row(a));
         let q_stride = a.n_nope + a.rope.n_rot;
-        let chosen = Chosen { ids: self.columns.heads(), pairs: Pairs { n_pairs: n * n_head, k: 1 } };
+        // where there are many columns, those of a head are computed together
+        let pairs = Pairs { n_pairs: n * n_head, k: 1 };
+        let by_head = self.columns.by_head();
+        let is_tiled = |weight: &Linear| products::is_tiled(&self.gpu, weight.ty(), n);
+        let sorted = (is_tiled(&w.k_b) || is_tiled(&w.v_b)).then_some(by_head);
+        let sorted = sorted.filter(|_| Grouped { n_pairs: n * n_head, k: 1, n_experts: n_head }.fits());
+        let chosen = Chosen { ids: self.columns.heads(), pairs, sorted };
         let plain = scratch.inner.columns(a.n_nope, n * n_head);
         self.queries((scratch.q, q_stride), (n_head, a.n_nope), Ready::default(), (plain.floats, a.n_nope))?;
         self.by_head(&w.k_b, chosen, &plain, (scratch.queries, width))?;

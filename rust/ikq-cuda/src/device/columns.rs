@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::memory::{ALIGNMENT, Address, Arena};
 use crate::plan::MOST_GRID;
+use crate::products::Sorted;
 
 /// Positions of a split of attention. How a column is split does not depend on the other columns of the step.
 pub const SPAN: usize = PAGE;
@@ -50,6 +51,7 @@ struct Pieces {
     angles: Vec<Address>,
     zeros: Address,
     heads: Address,
+    by_head: Sorted,
     not_finite: Address,
 }
 
@@ -78,10 +80,16 @@ impl Packed {
         let runs = runs.chain(std::iter::repeat(0)).take(4 * n);
         let run_of = batch.runs.iter().enumerate();
         let run_of = run_of.flat_map(|(i, run)| run.columns.clone().map(move |_| i as i32));
+        let n_heads = latent_heads(attention_of(network, parts));
+        let (heads, bounds, list) = heads_of_columns(n, n_heads);
+        let mut add = |numbers: Vec<i32>| packed.add(numbers.into_iter().map(i32::to_le_bytes));
+        let heads = add(heads);
+        let by_head = Sorted { bounds: add(bounds), list: add(list), n_experts: n_heads };
         let mut pieces = Pieces {
+            heads,
+            by_head,
             zeros: packed.add((0..n).map(|_| 0i32.to_le_bytes())),
             not_finite: packed.add((0..n).map(|_| (-1i32).to_le_bytes())),
-            heads: packed.add(latent_heads(n, attention_of(network, parts))),
             runs: packed.add(runs.map(|n| (n as i32).to_le_bytes())),
             run_of: packed.add(run_of.map(i32::to_le_bytes)),
             ..Pieces::default()
@@ -194,6 +202,11 @@ impl ColumnData {
         self.pieces.heads
     }
 
+    /// For latent attention: pairs of a column and a head, sorted by head.
+    pub fn by_head(&self) -> Sorted {
+        self.pieces.by_head
+    }
+
     /// For each column the number of a layer whose router's scores were not finite, or -1.
     pub fn not_finite(&self) -> Address {
         self.pieces.not_finite
@@ -242,16 +255,21 @@ fn latest(n: usize, n_ctx: usize, n_groups: usize) -> Batch {
     batch
 }
 
-/// The numbers of all heads, for each of `n` columns. All layers of a model with latent attention have as many
-/// heads.
-fn latent_heads<'a>(
-    n: usize,
-    attention: impl Iterator<Item = (&'a Attention, Option<usize>)>,
-) -> impl Iterator<Item = [u8; 4]> {
+/// The heads of latent attention, of which all layers of a model have as many; 0 if there is none.
+fn latent_heads<'a>(attention: impl Iterator<Item = (&'a Attention, Option<usize>)>) -> usize {
     let n_heads =
         attention.filter_map(|(a, _)| if let Attention::Mla(a) = a { Some(a.n_head) } else { None });
-    let n_heads = n_heads.max().unwrap_or(0);
-    (0..n * n_heads).map(move |i| ((i % n_heads) as i32).to_le_bytes())
+    n_heads.max().unwrap_or(0)
+}
+
+/// For `n` columns of so many heads each, pairs of a column and a head: the head of each pair, and the pairs sorted by
+/// head, as bounds and a list.
+fn heads_of_columns(n: usize, n_heads: usize) -> (Vec<i32>, Vec<i32>, Vec<i32>) {
+    let number = |n: usize| n as i32;
+    let heads = (0..n * n_heads).map(|pair| number(pair % n_heads)).collect();
+    let bounds = (0..=n_heads).map(|head| number(head * n)).collect();
+    let list = (0..n_heads).flat_map(|head| (0..n).map(move |column| number(column * n_heads + head)));
+    (heads, bounds, list.collect())
 }
 
 impl Pieces {
@@ -264,6 +282,7 @@ impl Pieces {
             angles: self.angles.into_iter().map(at).collect(),
             zeros: at(self.zeros),
             heads: at(self.heads),
+            by_head: Sorted { bounds: at(self.by_head.bounds), list: at(self.by_head.list), ..self.by_head },
             not_finite: at(self.not_finite),
         }
     }

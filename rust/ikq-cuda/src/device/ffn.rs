@@ -4,8 +4,11 @@ use super::Cuda;
 use super::parts::{Ffn, Linear};
 use crate::error::Error;
 use crate::memory::Address;
-use crate::plan::{Call, Down, GluCall, MOST_COLUMNS, Pairs, Router, UpGate, reads_codes};
-use crate::products::{self, Chosen, Columns, Target, launch};
+use crate::plan::{
+    Call, Down, GluCall, Grouped, MOST_COLUMNS, MOST_GRID, MmqUpGate, Pairs, Router, SumSlots, TiledColumns,
+    UpGate, reads_codes,
+};
+use crate::products::{self, Chosen, Columns, Sorted, Target, launch};
 
 impl Cuda {
     /// Computes the FFN of a dense layer, and adds it to the residual stream.
@@ -78,10 +81,29 @@ impl Cuda {
         let ffn = self.parts.experts[l].as_ref().expect("a stage of this device");
         let (n, scratch) = (self.batch.n(), self.scratch());
         let (ids, weights) = scratch.choices(n * k);
-        let chosen = Chosen { ids, pairs: Pairs { n_pairs: n * k, k } };
+        let pairs = Pairs { n_pairs: n * k, k };
+        let chosen = Chosen { ids, pairs, sorted: self.sorted(ffn, ids, pairs)? };
         let input = self.embeddings(scratch.input);
         let activated = self.up_gate(ffn, &input, Some(chosen))?;
         self.down(&ffn.down, &activated, chosen, weights, scratch.sum)
+    }
+
+    /// Sorts pairs by expert, if there are so many columns that a matrix of these experts is read in tiles.
+    fn sorted(&self, ffn: &Ffn, ids: Address, pairs: Pairs) -> Result<Option<Sorted>, Error> {
+        let Pairs { n_pairs, k } = pairs;
+        let (n_experts, n_tokens) = (ffn.n_experts, n_pairs / k);
+        let is_tiled = |weight: &Linear| products::is_tiled(&self.gpu, weight.ty(), n_tokens);
+        let fits = Grouped { n_pairs, k, n_experts }.fits() && n_tokens <= MOST_GRID;
+        if !fits || ![&ffn.up, &ffn.gate, &ffn.down].into_iter().any(is_tiled) {
+            return Ok(None);
+        }
+        let scratch = self.scratch();
+        let sorted = Sorted { bounds: scratch.bounds, list: scratch.list, n_experts };
+        let plan = Call::Sort { n_pairs, n_experts }.plan()?;
+        let buffers = [("ids", ids), ("bounds", sorted.bounds), ("rows", sorted.list)];
+        // SAFETY: scratch memory has room for the batch's pairs, and for a bound per expert
+        unsafe { launch(&self.gpu, &plan, &buffers) }?;
+        Ok(Some(sorted))
     }
 
     /// Computes the shared expert.
@@ -121,7 +143,13 @@ impl Cuda {
             products::multiply(&self.gpu, &gate.matrix, input, &to)?;
             launch(&self.gpu, &sigmoid, &[("x", scratch.input_gates)])?;
         }
-        let chosen = Chosen { ids: self.columns.zeros(), pairs: Pairs { n_pairs: n, k: 1 } };
+        let chosen = Chosen { ids: self.columns.zeros(), pairs: Pairs { n_pairs: n, k: 1 }, sorted: None };
+        if products::is_tiled(&self.gpu, ffn.down.ty(), n) && n <= MOST_GRID {
+            let to = Target { y: scratch.slots, bias: ffn.down.bias, residual: None };
+            // SAFETY: as above
+            unsafe { products::multiply(&self.gpu, &ffn.down.matrix, &activated, &to) }?;
+            return self.sum_slots(ffn.down.n_rows(), chosen, scratch.input_gates, (y, residual));
+        }
         self.down(&ffn.down, &activated, chosen, scratch.input_gates, y)?;
         match residual {
             None => Ok(()),
@@ -135,8 +163,16 @@ impl Cuda {
         let n_ff = ffn.up.n_rows();
         let n = chosen.map_or(input.n_columns, |c| c.pairs.n_pairs);
         let activated = self.scratch().activated.columns(n_ff, n);
+        let sorted = chosen.and_then(|c| Some((c.sorted?, c.pairs)));
+        let is_tiled = |weight: &Linear| match chosen {
+            Some(_) => sorted.is_some() && reads_codes(weight.ty()),
+            None => products::is_tiled(&self.gpu, weight.ty(), n),
+        };
         match (ffn.apart, chosen) {
             (true, _) => self.apart(ffn, input, chosen, &activated)?,
+            (false, _) if is_tiled(&ffn.up) && is_tiled(&ffn.gate) => {
+                self.fused_tiles(ffn, input, &activated, sorted)?;
+            }
             (false, None) => {
                 for first in (0..n).step_by(MOST_COLUMNS) {
                     let n_columns = MOST_COLUMNS.min(n - first);
@@ -189,6 +225,40 @@ impl Cuda {
         unsafe { launch(&self.gpu, &plan, &buffers) }
     }
 
+    /// Computes up, gate and activation of all columns in one launch.
+    fn fused_tiles(
+        &self,
+        ffn: &Ffn,
+        from: &Columns,
+        to: &Columns,
+        sorted: Option<(Sorted, Pairs)>,
+    ) -> Result<(), Error> {
+        let (up, gate) = (&ffn.up, &ffn.gate);
+        let codes = reads_codes(ffn.down.ty());
+        let columns = sorted.map_or(TiledColumns::Plain(from.n_columns), |(s, pairs)| s.columns(pairs));
+        let plan = Call::MmqUpGate(MmqUpGate {
+            up: up.ty(),
+            gate: gate.ty(),
+            n_rows: up.n_rows(),
+            n: up.matrix.n,
+            columns,
+            tile: columns.tile(self.gpu.facts().shared_bytes),
+            glu: ffn.glu,
+            bias_up: up.bias.is_some(),
+            bias_gate: gate.bias.is_some(),
+            codes,
+        })
+        .plan()?;
+        let mut buffers = vec![("up", up.matrix.at), ("gate", gate.matrix.at)];
+        buffers.extend(up.bias.map(|a| ("bias_up", a)));
+        buffers.extend(gate.bias.map(|a| ("bias_gate", a)));
+        buffers.extend(sorted.into_iter().flat_map(|(sorted, _)| sorted.buffers()));
+        buffers.extend(from.read_by(up.ty())?);
+        buffers.extend(made(to, codes));
+        // SAFETY: scratch memory has room for these columns
+        unsafe { launch(&self.gpu, &plan, &buffers) }
+    }
+
     /// Computes up and gate as two products, then the activation.
     fn apart(
         &self,
@@ -212,7 +282,7 @@ impl Cuda {
             }
         }
         let codes = reads_codes(ffn.down.ty());
-        let at_once = crate::plan::MOST_GRID;
+        let at_once = MOST_GRID;
         for first in (0..activated.n_columns).step_by(at_once) {
             let n_columns = at_once.min(activated.n_columns - first);
             let glu = GluCall { n_rows: n_ff, n_columns, glu: ffn.glu, ids: chosen.is_some(), codes };
@@ -236,7 +306,16 @@ impl Cuda {
         weights: Address,
         y: Address,
     ) -> Result<(), Error> {
-        for (first, Chosen { ids, pairs }) in chosen.parts() {
+        if chosen.sorted.is_some() && reads_codes(down.ty()) {
+            // a result for each pair, which reads a column of its own
+            let pairs = Pairs { k: 1, ..chosen.pairs };
+            let (slots, each) = (self.scratch().slots, Chosen { pairs, ..chosen });
+            let to = (slots, down.n_rows());
+            // SAFETY: scratch memory has room for the batch's pairs
+            unsafe { products::multiply_chosen(&self.gpu, (&down.matrix, down.bias), each, activated, to) }?;
+            return self.sum_slots(down.n_rows(), chosen, weights, (y, None));
+        }
+        for (first, Chosen { ids, pairs, .. }) in chosen.parts() {
             let Pairs { n_pairs, k } = pairs;
             let plan = Call::Down(Down {
                 ty: down.ty(),
@@ -259,6 +338,24 @@ impl Cuda {
             unsafe { launch(&self.gpu, &plan, &buffers) }?;
         }
         Ok(())
+    }
+
+    /// Weighs the results of pairs, which are in [`Scratch::slots`](super::scratch::Scratch::slots), and sums up those of
+    /// each token.
+    fn sum_slots(
+        &self,
+        n_rows: usize,
+        chosen: Chosen,
+        weights: Address,
+        (y, residual): (Address, Option<Address>),
+    ) -> Result<(), Error> {
+        let Pairs { n_pairs, k } = chosen.pairs;
+        let sum = SumSlots { n_rows, n_tokens: n_pairs / k, k, residual: residual.is_some() };
+        let mut buffers = vec![("products", self.scratch().slots), ("ids", chosen.ids)];
+        buffers.extend([("weights", weights), ("y", y)]);
+        buffers.extend(residual.map(|a| ("residual", a)));
+        // SAFETY: scratch memory has room for the batch's columns
+        unsafe { launch(&self.gpu, &Call::SumSlots(sum).plan()?, &buffers) }
     }
 }
 

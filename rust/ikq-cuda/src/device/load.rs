@@ -130,6 +130,7 @@ impl<'a> Loader<'a> {
             gate,
             up,
             down: self.linear(&experts.down)?,
+            n_experts: experts.down.n_experts(),
             glu: Glu::from(experts.activation),
             apart: experts.plan.kind == PlanKind::Separate || reads_codes(gate.ty()) != reads_codes(up.ty()),
             input_gate: input_gate.map(|w| self.linear(w)).transpose()?,

@@ -31,6 +31,7 @@ pub struct Ffn {
     pub gate: Linear,
     pub up: Linear,
     pub down: Linear,
+    pub n_experts: usize,
     pub glu: Glu,
     /// Whether gate and up are computed as two products and an activation, instead of in one launch.
     pub apart: bool,

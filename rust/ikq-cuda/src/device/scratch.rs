@@ -6,7 +6,7 @@ use super::parts::{Ffn, Kind, Parts, latent_row};
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::memory::{Address, Arena, arena_bytes};
-use crate::plan::MOST_COLUMNS;
+use crate::plan::{MOST_COLUMNS, reads_codes};
 use crate::products::{Columns, code_bytes};
 
 /// A place for columns and their codes, of any width up to the one that it was made for.
@@ -34,8 +34,12 @@ struct Sizes {
     /// Activations of FFNs, and those of FFNs whose gate and up are computed separately.
     ff: usize,
     apart: usize,
+    /// Results of an FFN, and of pairs, that are weighed before they are added.
+    slots: usize,
     scores: usize,
     used: usize,
+    /// The most experts of a layer; this one is not per column.
+    experts: usize,
     q: usize,
     k: usize,
     v: usize,
@@ -49,10 +53,10 @@ impl Sizes {
     fn new(network: &Network, parts: &Parts) -> Sizes {
         let mut s = Sizes { used: parts.most_used, ..Sizes::default() };
         for dense in parts.dense.iter().flatten() {
-            s.add_ffn(&dense.ffn, 1);
+            s.add_ffn(&dense.ffn, None);
         }
-        parts.shared.iter().flatten().for_each(|ffn| s.add_ffn(ffn, 1));
-        parts.experts.iter().flatten().for_each(|ffn| s.add_ffn(ffn, parts.most_used));
+        parts.shared.iter().flatten().for_each(|ffn| s.add_ffn(ffn, None));
+        parts.experts.iter().flatten().for_each(|ffn| s.add_ffn(ffn, Some(parts.most_used)));
         for router in parts.router.iter().flatten() {
             s.scores = s.scores.max(router.weight.n_rows());
         }
@@ -65,10 +69,16 @@ impl Sizes {
         s
     }
 
-    fn add_ffn(&mut self, ffn: &Ffn, n_used: usize) {
+    /// Adds what an FFN needs, or experts of which a token has `used`.
+    fn add_ffn(&mut self, ffn: &Ffn, used: Option<usize>) {
+        let n_used = used.unwrap_or(1);
         let n = ffn.up.n_rows() * n_used;
         self.ff = self.ff.max(n);
         self.apart = self.apart.max(if ffn.apart { n } else { 0 });
+        if reads_codes(ffn.down.ty()) && (used.is_some() || ffn.input_gate.is_some()) {
+            self.slots = self.slots.max(ffn.down.n_rows() * n_used);
+        }
+        self.experts = self.experts.max(ffn.n_experts);
     }
 
     fn add_attention(&mut self, attention: &network::Attention, kind: &Kind) {
@@ -123,6 +133,10 @@ pub struct Scratch {
     pub input_gates: Address,
     /// Ids and weights of the experts that are chosen; see [`Scratch::choices`].
     choices: Address,
+    /// Pairs of a column and an expert by expert, where each expert's begin, and what each pair's expert made.
+    pub list: Address,
+    pub bounds: Address,
+    pub slots: Address,
     /// Products of attention, prepared queries, and inputs of later products.
     pub q: Address,
     pub k: Address,
@@ -184,12 +198,15 @@ impl Scratch {
             scores: floats(s.scores)?,
             input_gates: floats(1)?,
             choices: floats(2 * s.used)?,
+            list: floats(s.used)?,
+            slots: floats(s.slots)?,
             q: floats(s.q)?,
             k: floats(s.k)?,
             v: floats(s.v)?,
             queries: floats(s.queries)?,
             inner,
             outer,
+            bounds: take(4 * (s.experts + 1))?,
             logits: take(4 * s.vocab * MOST_COLUMNS)?,
         })
     }

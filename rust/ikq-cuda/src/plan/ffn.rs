@@ -30,7 +30,7 @@ impl From<Activation> for Glu {
 
 impl Glu {
     /// The arguments of kernels: the activation, and slope and limit of [`Glu::SwigluOai`].
-    fn arguments(self) -> [(&'static str, Option<Argument>); 3] {
+    pub(super) fn arguments(self) -> [(&'static str, Option<Argument>); 3] {
         [
             ("act", Some(Argument::I32(self as i32))),
             ("alpha", Some(Argument::F32(1.702))),
@@ -187,7 +187,7 @@ impl Down {
 }
 
 /// The most experts, and the most chosen experts per token, that the router kernel takes.
-const MOST_EXPERTS: usize = 1024;
+pub(super) const MOST_EXPERTS: usize = 1024;
 const MOST_USED: usize = 32;
 
 /// Sizes and rule of [`Call::Router`](super::Call::Router).

@@ -16,13 +16,16 @@ mod ffn;
 mod hadamard;
 mod heads;
 mod kernel;
+mod mmq;
 mod products;
 
 pub use delta::{CHUNK, Delta, DeltaKernel, DeltaSizes};
+use ffn::GATE;
 pub use ffn::{Down, Glu, GluCall, Router, UpGate};
 pub use hadamard::{Runs, TurnRows};
 pub use heads::{Attend, Combine, Heads, MOST_HEAD, Turn};
 pub use kernel::Kernel;
+pub use mmq::{Columns as TiledColumns, Grouped, Mmq, MmqUpGate, SumSlots, Tile};
 pub use products::{Pairs, Products};
 
 /// Rows in device form begin at multiples of this many bytes.
@@ -42,8 +45,10 @@ pub enum Call {
     Dequantize { ty: QuantType, to: FloatType, n_rows: usize, n: usize, chosen: bool },
     /// Makes codes of `n` floats, in blocks of 32, as products read them.
     Quantize { n: usize },
-    /// Multiplies a matrix with columns.
+    /// Multiplies a matrix with a few columns.
     Products(Products),
+    /// Multiplies a matrix, or those of experts, with many columns, in tiles.
+    Mmq(Mmq),
     /// Computes the RMS norm of columns of `n` floats, as floats, and with `codes` also as products read them. With
     /// `add`, other columns are added first.
     Norm { n: usize, n_columns: usize, eps: f32, add: bool, codes: bool },
@@ -53,12 +58,18 @@ pub enum Call {
     Sigmoid { n: usize },
     /// Computes up, gate and the activation together.
     UpGate(UpGate),
+    /// The same for many columns, in tiles.
+    MmqUpGate(MmqUpGate),
     /// Computes the activation of up and gate that were computed separately.
     Glu(GluCall),
     /// Computes the down projections of chosen experts, weighed and summed.
     Down(Down),
+    /// Weighs and sums what the chosen experts of tokens made.
+    SumSlots(SumSlots),
     /// Chooses the experts of tokens.
     Router(Router),
+    /// Sorts pairs of a token and an expert by expert.
+    Sort { n_pairs: usize, n_experts: usize },
     /// Prepares heads (norm and rotary embedding), and writes them to an output or to the KV cache.
     Heads(Heads),
     /// Computes attention in splits of the positions.
@@ -170,6 +181,7 @@ impl Call {
                 })
             }
             Call::Products(products) => products.plan(),
+            Call::Mmq(mmq) => mmq.plan(),
             Call::Norm { n, n_columns, eps, add, codes } => {
                 if codes && !n.is_multiple_of(32) {
                     let why = format!("{n} numbers are no whole blocks of 32");
@@ -202,9 +214,12 @@ impl Call {
                 arguments: vec![("x", None), ("n", Some(i64_of(n)?))],
             }),
             Call::UpGate(upgate) => upgate.plan(),
+            Call::MmqUpGate(upgate) => upgate.plan(),
             Call::Glu(glu) => glu.plan(),
             Call::Down(down) => down.plan(),
+            Call::SumSlots(sum) => sum.plan(),
             Call::Router(router) => router.plan(),
+            Call::Sort { n_pairs, n_experts } => mmq::sort(n_pairs, n_experts),
             Call::Heads(heads) => heads.plan(),
             Call::Attend(attend) => attend.plan(),
             Call::Combine(combine) => combine.plan(),
@@ -273,7 +288,7 @@ pub fn reads_codes(ty: QuantType) -> bool {
 /// As [`device_type`].
 pub fn specialisations(types: &[QuantType]) -> Result<Vec<Specialisation>, Error> {
     // one kernel of each file
-    let whole = ["activations.cu", "combine.cu", "delta.cu", "norm.cu", "router.cu"];
+    let whole = ["activations.cu", "combine.cu", "delta.cu", "norm.cu", "router.cu", "slots.cu"];
     let mut all: Vec<Specialisation> = whole.iter().map(|file| Kernel::whole(file, "").of()).collect();
     for cached in [QuantType::F16, QuantType::F32] {
         all.push(Kernel::of_type("heads.cu", "", cached)?.of());
@@ -283,11 +298,13 @@ pub fn specialisations(types: &[QuantType]) -> Result<Vec<Specialisation>, Error
         let ty = device_type(*ty)?;
         if ty.info().family != Family::Float {
             all.push(Kernel::of_type("weights.cu", "", ty)?.of());
+            all.push(Kernel::of_type("mmq.cu", "", ty)?.of());
+            all.push(Kernel::of_type("mmq_upgate.cu", "", ty)?.and(GATE, ty)?.of());
         }
         all.push(Kernel::of_type("mmv.cu", "", ty)?.of());
         all.push(Kernel::of_type("down.cu", "", ty)?.of());
         // pairs of different types are compiled when they are used
-        all.push(Kernel::of_type("upgate.cu", "", ty)?.and(ffn::GATE, ty)?.of());
+        all.push(Kernel::of_type("upgate.cu", "", ty)?.and(GATE, ty)?.of());
     }
     all.sort();
     all.dedup();

@@ -1,0 +1,176 @@
+"""Prompts on a GPU (the stand-in), whose products run in tiles: logits against the CPU's, and what bits do not depend on."""
+
+import json
+
+import numpy as np
+import pytest
+from emulator import FULL, needs_gxx, only_in_full
+from model_files import NAMES, path
+from model_runs import distance
+from standin import environment, run
+from test_whole_models_on_device import ALL, EXACT, allowed
+
+import ikq
+
+pytestmark = [needs_gxx, pytest.mark.timeout(1800)]
+
+LAST = 12
+"""Tokens whose logits are compared; more than a matrix-vector kernel takes."""
+
+PROGRAM = """
+import json, os, sys
+import numpy as np, ikq
+path, cases, n, n_last, out = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+ids = [3 + i * i % 500 for i in range(n)]
+found = {}
+for name, options in cases.items():
+    with ikq.Model.load(path, n_ctx=512, n_ubatch=512, n_threads=2, **options) as model:
+        if not any(p.device == "CUDA0" for p in model.explain().placement):
+            found[name] = model.logits(ids)[-n_last:]
+            continue
+        sequence = model.new_sequence()
+        model.step([(sequence, ids[:-n_last], "none")])
+        found[name] = model.step([(sequence, ids[-n_last:], "all")])[0]
+        if name == "whole":
+            found["at once"] = model.step([(model.new_sequence(), ids, "last")])[0]
+np.savez(out, **found)
+"""
+
+
+def prompt(file, cases, n, tmp_path, **more):
+    """Logits of the last tokens of a prompt of `n` tokens; `whole` also computes it in one step."""
+    out = tmp_path / "found.npz"
+    run(PROGRAM, environment(**more), str(file), json.dumps(cases), str(n), str(LAST), str(out), timeout=1700)
+    with np.load(out) as f:
+        return dict(f)
+
+
+def quantized(name, ftype, tmp_path, **options):
+    """A fixture in another type."""
+    if ftype is None:
+        return path(name)
+    ikq.quantize_file(path(name), tmp_path / "model.gguf", ftype, **options)
+    return tmp_path / "model.gguf"
+
+
+def check(found, case, name):
+    """As near to exact logits as the CPU, whose codes of 8 bits are as many."""
+    exact = found["exact"]
+    rounded = distance(found["cpu"], exact)
+    assert distance(found[case], exact) <= 2 * rounded + allowed(name), case
+
+
+CASES = [
+    # a shared expert with a gate; biases and clamps; latent attention
+    ("qwen2moe/qwen2moe-bf16", "IQ4_KS", 300),
+    ("gpt-oss/gpt-oss-mxfp4", None, 26),
+    ("deepseek2-lite/deepseek2-lite-bf16", "IQ4_KS", 26),
+]
+ALL_CASES = [
+    (name, None if name.endswith("mxfp4") else ftype, 300) for name in NAMES for ftype in ("IQ4_KS", "Q8_0")
+]
+
+
+@pytest.mark.parametrize(("name", "ftype", "n"), ALL_CASES if FULL else CASES)
+def test_a_prompt(name, ftype, n, tmp_path):
+    file = quantized(name, ftype, tmp_path)
+    found = prompt(file, {"exact": EXACT, "cpu": {}, "whole": ALL}, n, tmp_path)
+    check(found, "whole", name)
+    # how a prompt is cut does not show while its pieces are of many tokens
+    assert np.array_equal(found["at once"][0], found["whole"][-1])
+
+
+@only_in_full
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prompt_of_floats(name, tmp_path):
+    found = prompt(path(name), {"exact": EXACT, "cpu": {}, "whole": ALL}, 300, tmp_path)
+    check(found, "whole", name)
+    assert np.array_equal(found["at once"][0], found["whole"][-1])
+
+
+PLACES = {
+    "experts in RAM": {"cpu_moe": True},
+    "cache in RAM": {"kv_offload": False},
+    "separate": {"fused_up_gate": False},
+    "merged": {"merge_up_gate_experts": True},
+    "only experts": {"n_gpu_layers": 0, "override_tensor": "exps=CUDA0"},
+    "only shared experts": {"n_gpu_layers": 0, "override_tensor": "shexp=CUDA0"},
+}
+
+
+@only_in_full
+@pytest.mark.parametrize("name", ["qwen2moe/qwen2moe-bf16", "deepseek3/deepseek3-bf16"])
+def test_a_prompt_on_two_devices(name, tmp_path):
+    file = quantized(name, "IQ4_KS", tmp_path)
+    cases = {place: ALL | options for place, options in PLACES.items()}
+    found = prompt(file, {"exact": EXACT, "cpu": {}, **cases}, 300, tmp_path)
+    for place in PLACES:
+        check(found, place, name)
+
+
+@only_in_full
+def test_a_prompt_without_small_experts(tmp_path):
+    """Pairs without an expert are in no group."""
+    name, fewer = "qwen2moe/qwen2moe-bf16", {"expert_reduction": (1, 0.5)}
+    file = quantized(name, "IQ4_KS", tmp_path)
+    cases = {"exact": EXACT | fewer, "cpu": fewer, "whole": ALL | fewer}
+    check(prompt(file, cases, 300, tmp_path), "whole", name)
+
+
+MIXED = {
+    "up of another type": ("IQ4_NL", {"tensor_type": "ffn_up_exps=q8_0"}),
+    "a gate of floats": ("Q6_K", {"tensor_type": "ffn_gate_exps=f16"}),
+    "down of floats": ("Q4_K_M", {"tensor_type": "ffn_down_exps=f16"}),
+    "only down": ("BF16", {"tensor_type": "ffn_down_exps=q8_0"}),
+    "a router of codes": ("Q5_K", {"ffn_gate_inp_type": "q8_0"}),
+}
+
+
+@only_in_full
+@pytest.mark.parametrize("kind", MIXED)
+def test_a_prompt_of_mixed_types(kind, tmp_path):
+    name, (ftype, options) = "qwen3moe/qwen3moe-bf16", MIXED[kind]
+    file = quantized(name, ftype, tmp_path, **options)
+    check(prompt(file, {"exact": EXACT, "cpu": {}, "whole": ALL}, 300, tmp_path), "whole", name)
+
+
+@only_in_full
+def test_a_gpu_with_little_shared_memory(tmp_path):
+    """Turing has tiles of one size, and gives the same bits."""
+    file = quantized("qwen3moe/qwen3moe-bf16", "IQ4_KS", tmp_path)
+    found = [
+        prompt(file, {"whole": ALL}, 80, tmp_path, IKQ_STANDIN_SHARED=bytes_) for bytes_ in (None, "65536")
+    ]
+    assert np.array_equal(found[0]["whole"], found[1]["whole"])
+
+
+STEPS = """
+import json, os, sys
+import numpy as np, ikq
+from ikq import _ikq
+path, options, out = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+found, counts = {}, {}
+for graphs in ("1", "0"):
+    os.environ["IKQ_CUDA_GRAPHS"] = graphs
+    with ikq.Model.load(path, n_ctx=64, n_threads=2, **options) as model:
+        texts = [model.new_sequence() for _ in range(12)]
+        model.step([(text, [3 + i, 40 - i, 7][: 1 + i % 3], "none") for i, text in enumerate(texts)])
+        before = _ikq.cuda_counts()
+        for i in range(4):
+            logits = model.step([(text, [5 + i + j], "last") for j, text in enumerate(texts)])
+            found[f"{graphs} {i}"] = np.concatenate(logits)
+        counts[graphs] = {name: n - before[name] for name, n in _ikq.cuda_counts().items()}
+np.savez(out, **found)
+print(json.dumps(counts))
+"""
+
+
+def test_steps_of_many_texts_are_graphs(tmp_path):
+    """Twelve texts at once: recorded, replayed, and the bits of launches."""
+    file, out = quantized("qwen3moe/qwen3moe-bf16", "IQ4_KS", tmp_path), tmp_path / "found.npz"
+    told = json.loads(run(STEPS, environment(), str(file), json.dumps(ALL), str(out), timeout=1500))
+    assert told["1"]["replays"] == 3 > told["0"]["replays"] == 0
+    with np.load(out) as f:
+        for i in range(4):
+            assert np.isfinite(f[f"1 {i}"]).all()
+            assert np.array_equal(f[f"1 {i}"], f[f"0 {i}"]), i
