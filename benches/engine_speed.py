@@ -2,7 +2,8 @@
 
     python benches/engine_speed.py --reference PATH/llama-bench --types Q8_0 Q4_K IQ4_KS --least 1.0
     python benches/engine_speed.py --reference PATH/llama-bench --shape llama-3-8b --layers 4 --types IQ4_KS
-    python benches/engine_speed.py --reference PATH/AVX2/llama-bench --isa avx2 --types Q4_K
+    python benches/engine_speed.py --reference PATH/llama-bench --reference-avx2 PATH/AVX2/llama-bench --types Q4_K \\
+        --table engine.md --plot engine.svg
     python benches/engine_speed.py --reference PATH/llama-bench --llama PATH/llama-bench --layers 2 4 --prompt 512 \\
         --gen 128 --plans fused separate merged --types Q8_0 Q4_K IQ4_KS IQ2_XXS
 
@@ -12,11 +13,16 @@ reference (ik_llama.cpp) runs with its default settings, on huge pages without m
 counts is the best of the three, per figure; llama.cpp runs with its defaults. Medians of `--repeat` rounds; a round is
 one process of each program, with a warm-up of its own. With `--least R` the exit code is 1 if ikq has less than R
 times the best of the reference in any figure.
+
+`--reference` is a build for this machine, beside which ikq uses the machine's best instruction set; `--reference-avx2` is
+a build for AVX2 without AVX-512, beside which it uses AVX2. With both, each type is measured with both. `--table` and
+`--plot` write what is printed, and the ratios as a picture.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import math
@@ -25,6 +31,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from engine_plot import Ratio, draw
 from side_by_side import (
     SETTINGS,
     add_model_options,
@@ -71,11 +78,13 @@ with ikq.Model.load(path, n_ctx=max(prompts + [n_gen]), n_threads=threads, **opt
 """
 
 
-def ours(args: argparse.Namespace, model: Path, options: dict[str, bool]) -> dict[str, float]:
+def ours(
+    args: argparse.Namespace, isa: str | None, model: Path, options: dict[str, bool]
+) -> dict[str, float]:
     """One round of ikq: tokens per second of each figure."""
     facts = [json.dumps(x) for x in (args.threads, args.prompt, args.gen, options)]
     words = [sys.executable, "-c", MEASURE, str(model), *facts]
-    environment = isa_environment(args.isa)
+    environment = isa_environment(isa)
     found: dict[str, float] = json.loads(
         subprocess.run(words, check=True, stdout=subprocess.PIPE, env=environment).stdout
     )
@@ -96,53 +105,88 @@ def theirs(args: argparse.Namespace, program: str, model: Path, setting: list[st
     }
 
 
-def one_round(args: argparse.Namespace, model: Path) -> dict[str, dict[str, float]]:
+def one_round(
+    args: argparse.Namespace, isa: str | None, reference: str | None, model: Path
+) -> dict[str, dict[str, float]]:
     """Every program once."""
-    row = {f"ikq {p}": ours(args, model, PLANS[p]) for p in args.plans}
-    for s in args.settings if args.reference else ():
-        row[f"ik {s}"] = theirs(args, args.reference, model, SETTINGS[s])
+    row = {f"ikq {p}": ours(args, isa, model, PLANS[p]) for p in args.plans}
+    for s in args.settings if reference else ():
+        row[f"ik {s}"] = theirs(args, str(reference), model, SETTINGS[s])
     if args.llama:
         row["llama.cpp"] = theirs(args, args.llama, model, [])
     return row
 
 
-def main() -> int:
+def say(table: Path | None, line: str) -> None:
+    """Prints a line, and adds it to a file."""
+    print(line, flush=True)
+    if table is not None:
+        with table.open("a", encoding="utf-8") as f:
+            f.write(line + "\n")
+
+
+def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--reference", help="ik_llama.cpp's llama-bench")
+    parser.add_argument("--reference-avx2", help="the same, built for AVX2 without AVX-512")
     parser.add_argument("--llama", help="llama.cpp's llama-bench")
     add_model_options(parser, shape="qwen3-30b-a3b", layers=2, types=["Q8_0", "Q4_K", "IQ4_KS"])
     parser.add_argument("--prompt", type=int, nargs="*", default=[128, 512], help="lengths of prompts")
     parser.add_argument("--gen", type=int, default=64, help="tokens generated one at a time; 0: none")
     parser.add_argument("--plans", nargs="+", choices=PLANS, default=["fused"])
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--isa", choices=["scalar", "avx2", "avx512"], help="instruction set that ikq uses")
+    parser.add_argument(
+        "--isa", choices=["scalar", "avx2", "avx512"], help="what ikq uses beside --reference"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--least", type=float, default=0.0, help="bound of each ratio, for the exit code")
-    args = parser.parse_args()
-    others = [f"ik {s}" for s in args.settings] if args.reference else []
+    parser.add_argument("--table", type=Path, help="file for the tables (Markdown)")
+    parser.add_argument("--plot", type=Path, help="file for the picture of the ratios (SVG)")
+    return parser
+
+
+def compare(args: argparse.Namespace, isa: str | None, reference: str | None) -> list[Ratio]:
+    """Every type and test with one instruction set: a table, and the ratios over the reference's best."""
+    tell = functools.partial(say, args.table)
+    others = [f"ik {s}" for s in args.settings] if reference else []
     others += ["llama.cpp"] if args.llama else []
-    print(f"{machine()}, {args.threads} threads, {args.isa or 'best'} instruction set, {args.shape}\n")
+    tell(f"{machine()}, {args.threads} threads, {isa or 'best'} instruction set, {args.shape}\n")
     columns = [*(f"ikq {p}" for p in args.plans), *others, "over ik's best"]
-    print(table_head(["type", "layers", "test"], columns), flush=True)
+    tell(table_head(["type", "layers", "test"], columns))
     tests = [*(f"pp{n}" for n in args.prompt), *([f"tg{args.gen}"] if args.gen else [])]
-    ratios: dict[str, list[float]] = {test: [] for test in tests}
+    ratios: list[Ratio] = []
     for n_layers, name in itertools.product(args.layers, args.types):
         with synthetic_model(args.shape, n_layers, name, args.models) as model:
-            rounds = [one_round(args, model) for _ in range(args.repeat)]
+            rounds = [one_round(args, isa, reference, model) for _ in range(args.repeat)]
         for test in tests:
             median = {
                 program: statistics.median(r[program].get(test, math.nan) for r in rounds)
                 for program in rounds[0]
             }
             known = [v for p, v in median.items() if p.startswith("ik ") and not math.isnan(v)]
-            ratios[test].append(median[f"ikq {args.plans[0]}"] / max(known, default=math.nan))
-            cells = [*(figure(v) for v in median.values()), figure(ratios[test][-1], 2)]
-            print(table_row([name, str(n_layers), test, *cells]), flush=True)
-    print()
-    for test, values in ratios.items():
-        print(f"{test}: geometric mean of ratios {figure(geometric_mean(values), 2)}")
-    return exit_code([r for values in ratios.values() for r in values], args.least)
+            ratio = median[f"ikq {args.plans[0]}"] / max(known, default=math.nan)
+            ratios.append(Ratio(isa or "best", name, n_layers, test, ratio))
+            cells = [*(figure(v) for v in median.values()), figure(ratio, 2)]
+            tell(table_row([name, str(n_layers), test, *cells]))
+    tell("")
+    for test in tests:
+        values = [r.over_best for r in ratios if r.test == test]
+        tell(f"{test}: geometric mean of ratios {figure(geometric_mean(values), 2)}")
+    tell("")
+    return ratios
+
+
+def main() -> int:
+    args = options().parse_args()
+    ratios: list[Ratio] = []
+    if args.reference or not args.reference_avx2:
+        ratios += compare(args, args.isa, args.reference)
+    if args.reference_avx2:
+        ratios += compare(args, "avx2", args.reference_avx2)
+    if args.plot:
+        args.plot.write_text(draw(ratios), encoding="utf-8")
+    return exit_code([r.over_best for r in ratios], args.least)
 
 
 if __name__ == "__main__":

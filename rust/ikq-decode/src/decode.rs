@@ -111,7 +111,7 @@ pub trait Decode<I: Isa>: Sized + 'static {
     const LANE_CODES: LaneCodes = if Self::UNSIGNED { LaneCodes::Plain } else { LaneCodes::Biased };
 
     /// How many of the vectors that [`Decode::lanes`] gives have codes so small that their products may be added in
-    /// 16 bits (`ikq_simd::Products::dots_of_small`): 1, 2, 4 or 8; 1 where codes are biased.
+    /// 16 bits (`ikq_simd::Products::pair_products`): 1, 2, 4 or 8; 1 where codes are biased.
     const SMALL: usize = Self::LANE_CODES.small(Self::MAX_ABS_CODE);
 
     /// How much work [`Decode::lanes`] is.

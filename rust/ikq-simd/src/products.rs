@@ -13,11 +13,15 @@ use crate::{Arith, Avx2, Avx512, Scalar, array};
 pub trait Products: Arith {
     /// 64 bytes, read as `u8` or `i8` by each operation; byte 0 belongs to element 0.
     type B64: Copy;
+    /// Sums of products of two neighbouring bytes, 16 bits each; sets whose dot instruction adds up four have those.
+    type Pairs: Copy;
 
     /// What [`Products::biased`] adds to every code.
     const CODE_BIAS: i32;
     /// How many values of sixteen lanes the registers hold.
     const REGISTERS: usize;
+    /// Whether products of signed codes with many columns are faster from 16-bit numbers ([`Products::dot2`]).
+    const IS_FAST_WIDE: bool = false;
 
     /// Makes codes the weights of [`Products::dot4`].
     fn biased(self, codes: Self::B64) -> Self::B64;
@@ -29,21 +33,17 @@ pub trait Products: Arith {
     fn dot4(self, acc: Self::I, weights: Self::B64, x: Self::B64) -> Self::I;
     /// [`Products::dot4`] with weights in 0..=127 that are not biased.
     fn dot4_unsigned(self, acc: Self::I, weights: Self::B64, x: Self::B64) -> Self::I;
-    /// [`Products::dot4_unsigned`] of each vector of weights with its four codes, added up. Weights are at most
-    /// `2^14 / (127 N)`, so that sets that add products in 16 bits can add all of them there.
-    #[inline(always)]
-    fn dots_of_small<const N: usize>(
-        self,
-        acc: Self::I,
-        weights: &[Self::B64; N],
-        x: &[[i8; 4]; N],
-    ) -> Self::I {
-        let mut acc = acc;
-        for (w, x) in weights.iter().zip(x) {
-            acc = self.dot4_unsigned(acc, *w, self.splat_4_codes(x));
-        }
-        acc
-    }
+    /// Products of bytes, two neighbouring ones added up, with weights in 0..=127 that are not biased. `N` such values
+    /// may be added by [`Products::add_pairs`] if no weight is above `2^14 / (127 N)`, so that sets that add products in
+    /// 16 bits can do so; [`Products::sum_pairs`] then makes sums of four of them.
+    fn pair_products(self, weights: Self::B64, x: Self::B64) -> Self::Pairs;
+    fn add_pairs(self, a: Self::Pairs, b: Self::Pairs) -> Self::Pairs;
+    /// `acc` and the two pairs of each lane.
+    fn sum_pairs(self, acc: Self::I, pairs: Self::Pairs) -> Self::I;
+    /// Signed bytes as 16-bit numbers: those of bytes 0 and 2 of each lane, and those of bytes 1 and 3.
+    fn widened(self, codes: Self::B64) -> [Self::B64; 2];
+    /// `acc` and the products of the two 16-bit numbers of each lane, exactly.
+    fn dot2(self, acc: Self::I, weights: Self::B64, x: Self::B64) -> Self::I;
     /// Lane i is the sum of lanes `4 (i % 4)..4 (i % 4) + 4` of `v[i / 4]`.
     fn sums_of_4(self, v: [Self::I; 4]) -> Self::I;
     fn add_i(self, a: Self::I, b: Self::I) -> Self::I;
@@ -74,6 +74,7 @@ const fn last<const N: usize>() -> i32 {
 
 impl Products for Scalar {
     type B64 = [u8; 64];
+    type Pairs = [i32; 16];
     const CODE_BIAS: i32 = 0;
     const REGISTERS: usize = 4;
 
@@ -97,6 +98,32 @@ impl Products for Scalar {
     #[inline(always)]
     fn dot4_unsigned(self, acc: [i32; 16], weights: [u8; 64], x: [u8; 64]) -> [i32; 16] {
         self.dot4(acc, weights, x)
+    }
+    #[inline(always)]
+    fn pair_products(self, weights: [u8; 64], x: [u8; 64]) -> [i32; 16] {
+        self.dot4([0; 16], weights, x)
+    }
+    #[inline(always)]
+    fn add_pairs(self, a: [i32; 16], b: [i32; 16]) -> [i32; 16] {
+        self.add_i(a, b)
+    }
+    #[inline(always)]
+    fn sum_pairs(self, acc: [i32; 16], pairs: [i32; 16]) -> [i32; 16] {
+        self.add_i(acc, pairs)
+    }
+    #[inline(always)]
+    fn widened(self, codes: [u8; 64]) -> [[u8; 64]; 2] {
+        let half = |h: usize| {
+            let code = |i: usize| i16::from(codes[4 * (i / 4) + 2 * (i % 4 / 2) + h] as i8);
+            array(|i| code(i).to_le_bytes()[i % 2])
+        };
+        [half(0), half(1)]
+    }
+    #[inline(always)]
+    fn dot2(self, acc: [i32; 16], weights: [u8; 64], x: [u8; 64]) -> [i32; 16] {
+        let number = |v: &[u8; 64], i: usize| i32::from(i16::from_le_bytes([v[2 * i], v[2 * i + 1]]));
+        let product = |i: usize| number(&weights, i) * number(&x, i);
+        array(|i| acc[i] + product(2 * i) + product(2 * i + 1))
     }
     #[inline(always)]
     fn sums_of_4(self, v: [[i32; 16]; 4]) -> [i32; 16] {
@@ -166,8 +193,10 @@ type Pair = [__m256i; 2];
 
 impl Products for Avx2 {
     type B64 = Pair;
+    type Pairs = Pair;
     const CODE_BIAS: i32 = 0;
     const REGISTERS: usize = 8;
+    const IS_FAST_WIDE: bool = true;
 
     #[inline(always)]
     fn biased(self, codes: Pair) -> Pair {
@@ -197,18 +226,37 @@ impl Products for Avx2 {
         [dot_32(acc[0], w[0], x[0]), dot_32(acc[1], w[1], x[1])]
     }
     #[inline(always)]
-    fn dots_of_small<const N: usize>(self, acc: Pair, weights: &[Pair; N], x: &[[i8; 4]; N]) -> Pair {
+    fn pair_products(self, w: Pair, x: Pair) -> Pair {
+        isa! { [_mm256_maddubs_epi16(w[0], x[0]), _mm256_maddubs_epi16(w[1], x[1])] }
+    }
+    #[inline(always)]
+    fn add_pairs(self, a: Pair, b: Pair) -> Pair {
+        isa! { [_mm256_add_epi16(a[0], b[0]), _mm256_add_epi16(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn sum_pairs(self, acc: Pair, pairs: Pair) -> Pair {
         isa! {
-            let mut pairs = [_mm256_setzero_si256(); 2];
-            for (w, x) in weights.iter().zip(x) {
-                let x = self.splat_4_codes(x);
-                pairs[0] = _mm256_add_epi16(pairs[0], _mm256_maddubs_epi16(w[0], x[0]));
-                pairs[1] = _mm256_add_epi16(pairs[1], _mm256_maddubs_epi16(w[1], x[1]));
-            }
             let ones = _mm256_set1_epi16(1);
             [
                 _mm256_add_epi32(acc[0], _mm256_madd_epi16(pairs[0], ones)),
                 _mm256_add_epi32(acc[1], _mm256_madd_epi16(pairs[1], ones)),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn widened(self, codes: Pair) -> [Pair; 2] {
+        isa! {
+            let odd = [_mm256_srai_epi16::<8>(codes[0]), _mm256_srai_epi16::<8>(codes[1])];
+            let up = [_mm256_slli_epi16::<8>(codes[0]), _mm256_slli_epi16::<8>(codes[1])];
+            [[_mm256_srai_epi16::<8>(up[0]), _mm256_srai_epi16::<8>(up[1])], odd]
+        }
+    }
+    #[inline(always)]
+    fn dot2(self, acc: Pair, w: Pair, x: Pair) -> Pair {
+        isa! {
+            [
+                _mm256_add_epi32(acc[0], _mm256_madd_epi16(w[0], x[0])),
+                _mm256_add_epi32(acc[1], _mm256_madd_epi16(w[1], x[1])),
             ]
         }
     }
@@ -294,6 +342,7 @@ impl Products for Avx2 {
 
 impl Products for Avx512 {
     type B64 = __m512i;
+    type Pairs = __m512i;
     const CODE_BIAS: i32 = 128;
     const REGISTERS: usize = 32;
 
@@ -317,6 +366,29 @@ impl Products for Avx512 {
     #[inline(always)]
     fn dot4_unsigned(self, acc: __m512i, w: __m512i, x: __m512i) -> __m512i {
         isa! { _mm512_dpbusd_epi32(acc, w, x) }
+    }
+    #[inline(always)]
+    fn pair_products(self, w: __m512i, x: __m512i) -> __m512i {
+        isa! { _mm512_dpbusd_epi32(_mm512_setzero_si512(), w, x) }
+    }
+    #[inline(always)]
+    fn add_pairs(self, a: __m512i, b: __m512i) -> __m512i {
+        self.add_i(a, b)
+    }
+    #[inline(always)]
+    fn sum_pairs(self, acc: __m512i, pairs: __m512i) -> __m512i {
+        self.add_i(acc, pairs)
+    }
+    #[inline(always)]
+    fn widened(self, codes: __m512i) -> [__m512i; 2] {
+        isa! {
+            let even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(codes));
+            [even, _mm512_srai_epi16::<8>(codes)]
+        }
+    }
+    #[inline(always)]
+    fn dot2(self, acc: __m512i, w: __m512i, x: __m512i) -> __m512i {
+        isa! { _mm512_add_epi32(acc, _mm512_madd_epi16(w, x)) }
     }
     #[inline(always)]
     fn sums_of_4(self, v: [__m512i; 4]) -> __m512i {

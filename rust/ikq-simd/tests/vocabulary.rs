@@ -253,10 +253,19 @@ impl IsaOp for Sums {
         // for two vectors
         let small = |mask| isa.and(vw, isa.splat(mask));
         let fours: [[i8; 4]; 8] = std::array::from_fn(|i| four(2 * i));
-        let eight = isa.dots_of_small(isa.load_i(&acc), &[small(16); 8], &fours);
-        let some = isa.dots_of_small(isa.load_i(&acc), &[small(32), small(15)], &[four(1), four(7)]);
-        let lanes =
-            [dots, splat, unsigned, moved, sums, isa.add_i(dots, sums), twice, eight, some].map(|v| {
+        let pair = |weights, x: &[i8; 4]| isa.pair_products(weights, isa.splat_4_codes(x));
+        let mut eight = pair(small(16), &fours[0]);
+        for x in &fours[1..] {
+            eight = isa.add_pairs(eight, pair(small(16), x));
+        }
+        let eight = isa.sum_pairs(isa.load_i(&acc), eight);
+        let some = isa.add_pairs(pair(small(32), &four(1)), pair(small(15), &four(7)));
+        let some = isa.sum_pairs(isa.load_i(&acc), some);
+        let (wide_w, wide_x) = (isa.widened(vw), isa.widened(vx));
+        let wide = isa.dot2(isa.load_i(&acc), wide_w[0], wide_x[0]);
+        let wide = isa.dot2(wide, wide_w[1], wide_x[1]);
+        let lanes = [dots, splat, unsigned, moved, sums, isa.add_i(dots, sums), twice, eight, some, wide]
+            .map(|v| {
                 let mut out = [0; 16];
                 isa.store_i(v, &mut out);
                 out

@@ -4,6 +4,7 @@
 //! codes    line (64 unit + i) * n_bands + band     codes 4 i..4 i + 4 of the unit, of each of 16 rows
 //! scales   line (S unit + g) * n_bands + band      scale of sub-block g of each of 16 rows
 //! mins     likewise
+//! wide     line (128 unit + 2 i + h) * n_bands + band   codes as 16-bit numbers, instead of `codes`: `Products::widened`
 //! rows     line band                               what sums of the rows are multiplied by at the end
 //! ```
 //! One or two bands stand side by side. S is 16 or 8: scales belong to 16 or 32 elements.
@@ -15,6 +16,7 @@ use ikq_decode::{BlockType, Decode, LaneCodes, LaneScales};
 use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
 use super::bands::{Bands, Tail};
+use crate::act::Activations;
 
 /// Sixty-four bytes that start a cache line.
 #[derive(Clone, Copy)]
@@ -33,9 +35,65 @@ pub(super) struct Panel {
     pub row_scales: Vec<Floats>,
 }
 
+/// Whether panels of these weights hold 16-bit numbers: signed codes, where that is faster.
+pub(super) fn is_wide<I: Isa>(codes: LaneCodes) -> bool {
+    I::IS_FAST_WIDE && codes == LaneCodes::Biased
+}
+
+/// 256 codes of a column as 16-bit numbers, two in each word: of each four codes the two that
+/// [`ikq_simd::Products::widened`] gives first, then the others.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct WideUnit(pub [i32; 128]);
+
+/// Columns of a product as 16-bit numbers: some units of each, column after column.
+pub(super) fn widen(
+    kind: IsaKind,
+    acts: &Activations,
+    columns: &[u32],
+    units: Range<usize>,
+    out: &mut Vec<WideUnit>,
+) {
+    run(kind, Widen { acts, columns, units, out });
+}
+
+struct Widen<'a> {
+    acts: &'a Activations,
+    columns: &'a [u32],
+    units: Range<usize>,
+    out: &'a mut Vec<WideUnit>,
+}
+
+impl IsaOp for Widen<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let n = self.columns.len() * self.units.len();
+        if self.out.len() < n {
+            self.out.resize(n, WideUnit([0; 128]));
+        }
+        let columns = self.columns.iter().flat_map(|c| &self.acts.units(*c as usize)[self.units.clone()]);
+        for (unit, out) in columns.zip(self.out.iter_mut()) {
+            for (codes, out) in unit.codes.as_chunks().0.iter().zip(out.0.as_chunks_mut::<32>().0) {
+                let wide = isa.widened(isa.load_codes(codes));
+                let mut words = [[0; 16]; 2];
+                for (wide, words) in wide.into_iter().zip(&mut words) {
+                    isa.store_i(isa.ints(wide), words);
+                }
+                for (t, out) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+                    *out = [words[0][t], words[1][t]];
+                }
+            }
+        }
+    }
+}
+
 impl Panel {
     /// Makes room for `n_units` units of `n_bands` bands.
     pub fn reserve(&mut self, n_units: usize, n_bands: usize) {
+        // codes may be 16-bit numbers
+        let n_codes = 2 * 64 * n_units * n_bands;
         let grow = |v: &mut Vec<Floats>, n| {
             if v.len() < n {
                 v.resize(n, Line([0.0; 16]));
@@ -44,8 +102,8 @@ impl Panel {
         grow(&mut self.scales, 16 * n_units * n_bands);
         grow(&mut self.mins, 16 * n_units * n_bands);
         grow(&mut self.row_scales, n_bands);
-        if self.codes.len() < 64 * n_units * n_bands {
-            self.codes.resize(64 * n_units * n_bands, Line([0; 64]));
+        if self.codes.len() < n_codes {
+            self.codes.resize(n_codes, Line([0; 64]));
         }
     }
 }
@@ -110,6 +168,15 @@ fn fill_band<I: Isa, D: Decode<I>>(isa: I, op: Fill<'_, impl BlockType>) {
                 band.ask_words::<I, D>(u, b, ahead);
             }
             let codes = D::lanes(isa, &unit, b);
+            if is_wide::<I>(D::LANE_CODES) {
+                let lines = 2 * (64 * (u - first) + 8 * b) * op.n_bands + op.band;
+                for (i, codes) in codes.into_iter().enumerate() {
+                    for (h, codes) in isa.widened(codes).into_iter().enumerate() {
+                        isa.store(codes, &mut op.panel.codes[lines + (2 * i + h) * op.n_bands].0);
+                    }
+                }
+                continue;
+            }
             let lines = (64 * (u - first) + 8 * b) * op.n_bands + op.band;
             for (i, codes) in codes.into_iter().enumerate() {
                 // one form of codes where the dot instruction takes them with the bias

@@ -9,8 +9,8 @@ use ikq_decode::{DecodeFacts, LaneCodes};
 use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
 use super::bands::BAND;
-use super::direct::{SumDebt, SumScale, add_16, add_32, reads_floats, small_dots, starts_of_unit};
-use super::panel::{Codes, Floats, Panel};
+use super::direct::{SumDebt, SumScale, add_16, add_32, reads_floats, starts_of_unit, x_4};
+use super::panel::{Codes, Floats, Panel, WideUnit, is_wide};
 use crate::act::{ActUnit, Activations};
 
 /// Operands of a product of a panel with some columns.
@@ -20,6 +20,8 @@ pub(super) struct Tile<'a> {
     /// Facts of the weights' type.
     pub facts: &'a DecodeFacts,
     pub acts: &'a Activations,
+    /// The units of the columns as 16-bit numbers, column after column, if the panel [`is_wide`].
+    pub wide: &'a [WideUnit],
     pub columns: &'a [u32],
     /// Which units of the columns the panel covers.
     pub units: Range<usize>,
@@ -40,6 +42,19 @@ pub(super) fn max_bands(kind: IsaKind) -> usize {
     }
 }
 
+/// Whether the micro-kernel of an instruction set reads 16-bit numbers for a type.
+pub(super) fn reads_wide(kind: IsaKind, facts: &DecodeFacts) -> bool {
+    struct Wide(LaneCodes);
+    impl IsaOp for Wide {
+        type Output = bool;
+        #[inline(always)]
+        fn run<I: Isa>(self, _: I) -> bool {
+            is_wide::<I>(self.0)
+        }
+    }
+    run(kind, Wide(facts.lane_codes))
+}
+
 /// Computes the tile.
 pub(super) fn multiply(kind: IsaKind, tile: Tile<'_>) {
     match (tile.facts.per_16, tile.facts.has_min) {
@@ -58,20 +73,26 @@ impl<const PER_16: bool, const MIN: bool> IsaOp for Kernel<'_, PER_16, MIN> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let mut tile = self.0;
-        if I::CODE_BIAS != 0 || tile.facts.lane_codes == LaneCodes::Biased {
+        if is_wide::<I>(tile.facts.lane_codes) {
+            all::<I, PER_16, MIN, WIDE>(isa, &mut tile);
+        } else if I::CODE_BIAS != 0 || tile.facts.lane_codes == LaneCodes::Biased {
             all::<I, PER_16, MIN, 0>(isa, &mut tile);
         } else {
             match tile.facts.small {
                 8 => all::<I, PER_16, MIN, 8>(isa, &mut tile),
                 4 => all::<I, PER_16, MIN, 4>(isa, &mut tile),
+                2 => all::<I, PER_16, MIN, 2>(isa, &mut tile),
                 _ => all::<I, PER_16, MIN, 1>(isa, &mut tile),
             }
         }
     }
 }
 
-/// All columns, as many at a time as registers hold. `SMALL`: 0 if codes are biased; else they are 0..=127, and as many
-/// values may be multiplied together (`DecodeFacts::small`).
+/// What `SMALL` is where the panel has 16-bit numbers.
+const WIDE: usize = 16;
+
+/// All columns, as many at a time as registers hold. `SMALL`: 0 if codes are biased, [`WIDE`] if they have 16 bits; else they
+/// are 0..=127, and as many products may be added in 16 bits (`DecodeFacts::small`).
 #[inline(always)]
 fn all<I: Isa, const PER_16: bool, const MIN: bool, const SMALL: usize>(isa: I, tile: &mut Tile<'_>) {
     let mut first = 0;
@@ -122,7 +143,14 @@ fn block<I: Isa, const R: usize, const C: usize, const PER_16: bool, const MIN: 
         _ => SumDebt::None,
     };
     let n_scales = if PER_16 { 16 } else { 8 };
-    let codes = &tile.panel.codes[..64 * R * n];
+    let code_lines = if SMALL == WIDE { 2 } else { 1 };
+    let codes = &tile.panel.codes[..code_lines * 64 * R * n];
+    let mut wide: [&[WideUnit]; C] = [&[]; C];
+    if SMALL == WIDE {
+        for (c, wide) in wide.iter_mut().enumerate() {
+            *wide = &tile.wide[(first + c.min(numbers.len() - 1)) * n..][..n];
+        }
+    }
     let scales = &tile.panel.scales[..n_scales * R * n];
     let mins = if MIN { &tile.panel.mins[..n_scales * R * n] } else { &[] };
     for u in 0..n {
@@ -130,15 +158,23 @@ fn block<I: Isa, const R: usize, const C: usize, const PER_16: bool, const MIN: 
         for (x, column) in x.iter_mut().zip(&columns) {
             *x = &column[u];
         }
+        let mut wide_x = [&NO_WIDE; C];
+        if SMALL == WIDE {
+            for (x, wide) in wide_x.iter_mut().zip(&wide) {
+                *x = &wide[u];
+            }
+        }
+        let x = Columns { units: x, wide: wide_x };
         let mut starts = [[0; 16]; C];
-        for (starts, x) in starts.iter_mut().zip(&x) {
+        for (starts, x) in starts.iter_mut().zip(&x.units) {
             starts_of_unit(isa, x, PER_16, debt, reads_floats(C), starts);
         }
         for b in 0..8 {
             let at = (8 * u + b) * R;
             // the two halves of per-16 sums side by side: more sums that do not wait for one another
             if PER_16 {
-                let [first, second] = sums::<I, R, C, 2, 4, SMALL>(isa, &codes[8 * at..], &x, b, &starts);
+                let [first, second] =
+                    sums::<I, R, C, 2, 4, SMALL>(isa, &codes[code_lines * 8 * at..], &x, b, &starts);
                 for r in 0..R {
                     let load = |lines: &[Floats]| {
                         [isa.load_f(&lines[2 * at + r].0), isa.load_f(&lines[2 * at + R + r].0)]
@@ -150,18 +186,18 @@ fn block<I: Isa, const R: usize, const C: usize, const PER_16: bool, const MIN: 
                     for c in 0..C {
                         let product = scale[0].product(isa, first[c][r]);
                         let product = scale[1].add_product(isa, second[c][r], product);
-                        acc[c][r] = add_16(isa, product, &min, MIN, x[c], b, acc[c][r]);
+                        acc[c][r] = add_16(isa, product, &min, MIN, x.units[c], b, acc[c][r]);
                     }
                 }
             } else {
-                let [sums] = sums::<I, R, C, 1, 8, SMALL>(isa, &codes[8 * at..], &x, b, &starts);
+                let [sums] = sums::<I, R, C, 1, 8, SMALL>(isa, &codes[code_lines * 8 * at..], &x, b, &starts);
                 for r in 0..R {
                     let scale = isa.load_f(&scales[at + r].0);
                     let min = if MIN { isa.load_f(&mins[at + r].0) } else { scale };
                     let scale = SumScale::new(isa, scale, reads_floats(C));
                     for c in 0..C {
                         let product = scale.product(isa, sums[c][r]);
-                        acc[c][r] = add_32(isa, product, min, MIN, x[c], b, acc[c][r]);
+                        acc[c][r] = add_32(isa, product, min, MIN, x.units[c], b, acc[c][r]);
                     }
                 }
             }
@@ -180,12 +216,22 @@ fn block<I: Isa, const R: usize, const C: usize, const PER_16: bool, const MIN: 
     C
 }
 
+/// A unit of each of `C` columns.
+struct Columns<'a, const C: usize> {
+    units: [&'a ActUnit; C],
+    /// The same as 16-bit numbers, if the panel has those.
+    wide: [&'a WideUnit; C],
+}
+
+/// What [`Columns::wide`] holds otherwise.
+static NO_WIDE: WideUnit = WideUnit([0; 128]);
+
 /// Sums of products of the `H` parts, `4 N` elements each, of 32 elements `b`.
 #[inline(always)]
 fn sums<I: Isa, const R: usize, const C: usize, const H: usize, const N: usize, const SMALL: usize>(
     isa: I,
     codes: &[Codes],
-    x: &[&ActUnit; C],
+    x: &Columns<'_, C>,
     b: usize,
     starts: &[[i32; 16]; C],
 ) -> [[[I::I; R]; C]; H] {
@@ -195,45 +241,98 @@ fn sums<I: Isa, const R: usize, const C: usize, const H: usize, const N: usize, 
             sums[c] = [isa.splat_i(starts[c][H * b + h]); R];
         }
     }
-    let codes = &codes[..H * N * R];
-    if SMALL > 1 {
-        for h in 0..H {
-            let mut w = [[isa.splat(0); N]; R];
-            for i in 0..N {
-                for r in 0..R {
-                    w[r][i] = isa.load(&codes[(h * N + i) * R + r].0);
-                }
-            }
-            for c in 0..C {
-                let x = x[c].codes.as_chunks::<4>().0[8 * b + h * N..]
-                    .first_chunk()
-                    .expect("the codes of a group");
-                for r in 0..R {
-                    sums[h][c][r] = match SMALL {
-                        8 => isa.dots_of_small::<N>(sums[h][c][r], &w[r], x),
-                        _ => small_dots::<I, N, 4>(isa, sums[h][c][r], &w[r], x),
-                    };
-                }
+    if I::REGISTERS >= 32 {
+        for i in 0..N {
+            for (h, sums) in sums.iter_mut().enumerate() {
+                let codes = &codes[(h * N + i) * R..][..R];
+                products::<I, R, C, SMALL>(isa, codes, x, 8 * b + h * N + i, sums);
             }
         }
         return sums;
     }
-    for i in 0..N {
-        for h in 0..H {
-            let mut w = [isa.splat(0); R];
-            for r in 0..R {
-                w[r] = isa.load(&codes[(h * N + i) * R + r].0);
-            }
-            for c in 0..C {
-                let four = isa.splat_4_codes(&x[c].codes.as_chunks::<4>().0[8 * b + h * N + i]);
-                for r in 0..R {
-                    sums[h][c][r] = match SMALL {
-                        0 => isa.dot4(sums[h][c][r], w[r], four),
-                        _ => isa.dot4_unsigned(sums[h][c][r], w[r], four),
-                    };
+    for (h, sums) in sums.iter_mut().enumerate() {
+        let first = 8 * b + h * N;
+        if SMALL == WIDE {
+            let codes = &codes[2 * h * N * R..2 * (h + 1) * N * R];
+            for (i, codes) in codes[..2 * R * opaque(N)].chunks_exact(2 * R).enumerate() {
+                let four = (first + i) % 64;
+                for odd in 0..2 {
+                    for r in 0..R {
+                        let w = isa.load(&codes[odd * R + r].0);
+                        for (sums, x) in sums.iter_mut().zip(&x.wide) {
+                            let two = isa.of_ints(isa.splat_i(x.0[2 * four + odd]));
+                            sums[r] = isa.dot2(sums[r], w, two);
+                        }
+                    }
                 }
+            }
+        } else if SMALL > 1 {
+            let step = SMALL.min(N);
+            for g in 0..N / step {
+                let codes = &codes[(h * N + g * step) * R..(h * N + (g + 1) * step) * R];
+                let first = first + g * step;
+                let mut pairs = [[isa.pair_products(isa.splat(0), isa.splat(0)); R]; C];
+                for r in 0..R {
+                    let w = isa.load(&codes[r].0);
+                    for (pairs, x) in pairs.iter_mut().zip(&x.units) {
+                        pairs[r] = isa.pair_products(w, x_4(isa, x, first));
+                    }
+                }
+                for (i, codes) in codes[R..R * opaque(step)].chunks_exact(R).enumerate() {
+                    for r in 0..R {
+                        let w = isa.load(&codes[r].0);
+                        for (pairs, x) in pairs.iter_mut().zip(&x.units) {
+                            let two = isa.pair_products(w, x_4(isa, x, (first + 1 + i) % 64));
+                            pairs[r] = isa.add_pairs(pairs[r], two);
+                        }
+                    }
+                }
+                for (sums, pairs) in sums.iter_mut().zip(&pairs) {
+                    for r in 0..R {
+                        sums[r] = isa.sum_pairs(sums[r], pairs[r]);
+                    }
+                }
+            }
+        } else {
+            let codes = &codes[h * N * R..(h + 1) * N * R];
+            for (i, codes) in codes[..R * opaque(N)].chunks_exact(R).enumerate() {
+                products::<I, R, C, SMALL>(isa, codes, x, (first + i) % 64, sums);
             }
         }
     }
     sums
+}
+
+/// Adds the products of a line of codes of each band with the columns' codes `four`.
+#[inline(always)]
+fn products<I: Isa, const R: usize, const C: usize, const SMALL: usize>(
+    isa: I,
+    codes: &[Codes],
+    x: &Columns<'_, C>,
+    four: usize,
+    sums: &mut [[I::I; R]; C],
+) {
+    let mut w = [isa.splat(0); R];
+    for r in 0..R {
+        w[r] = isa.load(&codes[r].0);
+    }
+    for (sums, x) in sums.iter_mut().zip(&x.units) {
+        let four = x_4(isa, x, four);
+        for r in 0..R {
+            sums[r] = match SMALL {
+                0 => isa.dot4(sums[r], w[r], four),
+                _ => isa.dot4_unsigned(sums[r], w[r], four),
+            };
+        }
+    }
+}
+
+/// `n`, which the compiler takes for unknown, so that a loop stays one. Written out, it would be put in another order: all
+/// products first, then their sums, which sixteen registers do not hold.
+#[inline(always)]
+fn opaque(n: usize) -> usize {
+    let mut n = n;
+    // SAFETY: no instruction at all.
+    unsafe { std::arch::asm!("/* {0} */", inout(reg) n, options(pure, nomem, nostack, preserves_flags)) };
+    n
 }

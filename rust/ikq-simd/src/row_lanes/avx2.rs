@@ -2,7 +2,7 @@
 
 use core::arch::x86_64::*;
 
-use super::{Codebook8, RowLanes};
+use super::{Codebook4, Codebook8, RowLanes};
 use crate::Avx2;
 use crate::lane_bits::count;
 
@@ -89,13 +89,20 @@ impl RowLanes for Avx2 {
                 _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12)),
                 _mm256_set1_epi8(i as i8 / 2),
             );
-            let bit = _mm256_set1_epi32(if i.is_multiple_of(2) { 0x0804_0201 } else { 0x8040_2010_u32 as i32 });
+            let is_even = i.is_multiple_of(2);
             let value = _mm256_set1_epi8((1u8 << to) as i8);
             let mut out = v;
             for half in &mut out {
-                let v = *half;
-                let set = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(v, byte), bit), bit);
-                *half = _mm256_and_si256(set, value);
+                *half = if to <= 4 {
+                    // even nibbles are moved up, so that every bit is at least `value`, which is then the least of both
+                    let bit = _mm256_set1_epi32(0x0804_0201 << if is_even { to } else { 4 });
+                    let v = _mm256_sll_epi32(*half, count(if is_even { to } else { 0 }));
+                    _mm256_min_epu8(_mm256_and_si256(_mm256_shuffle_epi8(v, byte), bit), value)
+                } else {
+                    let bit = _mm256_set1_epi32(if is_even { 0x0804_0201 } else { 0x8040_2010_u32 as i32 });
+                    let set = _mm256_cmpeq_epi8(_mm256_and_si256(_mm256_shuffle_epi8(*half, byte), bit), bit);
+                    _mm256_and_si256(set, value)
+                };
             }
             out
         }
@@ -192,16 +199,18 @@ impl RowLanes for Avx2 {
             let mut out = seeds;
             for half in &mut out {
                 let seeds = *half;
-                let mut sums = [_mm256_setzero_si256(); 4];
-                for (sum, m) in sums.iter_mut().zip(multipliers) {
+                // sums of two bytes each
+                let mut pairs = [_mm256_setzero_si256(); 4];
+                for (pairs, m) in pairs.iter_mut().zip(multipliers) {
                     let x = _mm256_mullo_epi32(seeds, _mm256_set1_epi32(*m as i32));
                     let x = _mm256_and_si256(x, _mm256_set1_epi32(0x3f3f_3f3f));
-                    let pairs = _mm256_maddubs_epi16(x, _mm256_set1_epi8(1));
-                    *sum = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+                    *pairs = _mm256_maddubs_epi16(x, _mm256_set1_epi8(1));
                 }
+                // they fit a byte: two multipliers at a time are summed up once more
+                let ones = _mm256_set1_epi8(1);
+                let lo = _mm256_maddubs_epi16(_mm256_packus_epi16(pairs[0], pairs[1]), ones);
+                let hi = _mm256_maddubs_epi16(_mm256_packus_epi16(pairs[2], pairs[3]), ones);
                 // quarters hold the sums of four seeds, one multiplier after another; they are transposed
-                let lo = _mm256_packs_epi32(sums[0], sums[1]);
-                let hi = _mm256_packs_epi32(sums[2], sums[3]);
                 let bytes = _mm256_packus_epi16(lo, hi);
                 let turn = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
                 let bytes = _mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(turn));
@@ -221,6 +230,9 @@ impl RowLanes for Avx2 {
         let (mut lows, mut highs) = ([0; 64], [0; 64]);
         crate::Isa::store(self, low, &mut lows);
         crate::Isa::store(self, high, &mut highs);
+        // read as bytes from memory: taken out of the registers that were stored they would take twice as long
+        let lows = std::hint::black_box(&lows);
+        let highs = if N > 256 { std::hint::black_box(&highs) } else { &[0; 64] };
         let mut out = [low; 8];
         for (l, [first, last]) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
             for (half, (first, last)) in first.iter_mut().zip(last).enumerate() {
@@ -247,6 +259,29 @@ impl RowLanes for Avx2 {
         }
         for (i, out) in out.iter_mut().enumerate() {
             let levels = crate::Isa::or(self, *out, self.spread_bits(signs, i, 2));
+            *out = crate::Isa::lut16(self, book.values.first_chunk().expect("64 values"), levels);
+        }
+        out
+    }
+    #[inline(always)]
+    fn codebook_4<const N: usize>(self, book: &Codebook4<N>, index: [Pair; 8], signs: Pair) -> [Pair; 8] {
+        let mut at = [[0; 16]; 8];
+        for (at, index) in at.iter_mut().zip(index) {
+            crate::LaneBits::store_i(self, index, at);
+        }
+        // single loads are faster than gathering, and faster from memory than out of registers, as in `codebook_8`
+        let at = std::hint::black_box(&at);
+        let mut out = index;
+        for (i, (out, at)) in out.iter_mut().zip(at).enumerate() {
+            for (half, at) in out.iter_mut().zip(at.as_chunks::<8>().0) {
+                let entry = |r: usize| book.bytes[at[r] as usize & (N - 1)] as i32;
+                isa! {
+                    *half = _mm256_setr_epi32(
+                        entry(0), entry(1), entry(2), entry(3), entry(4), entry(5), entry(6), entry(7),
+                    );
+                }
+            }
+            let levels = crate::Isa::or(self, *out, self.spread_bits(signs, i, 3));
             *out = crate::Isa::lut16(self, book.values.first_chunk().expect("64 values"), levels);
         }
         out

@@ -99,6 +99,9 @@ impl IsaOp for Same {
         // the generator's values without the bias of weights
         let values = isa.trellis(isa.and_i(int, isa.splat_i(0xffff)), &[3, 0x1234_5671, 77, 0x8000_0001]);
         put(if I::CODE_BIAS == 0 { values } else { isa.xor(values, isa.splat(0x80)) });
+        for k in 0..64 {
+            put(isa.spread_bits(int, k % 8, k as u32 / 8));
+        }
         out
     }
 }
