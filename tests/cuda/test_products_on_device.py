@@ -9,7 +9,7 @@ import json
 
 import numpy as np
 import pytest
-from emulator import FULL, Module, build, for_types, needs_gxx
+from emulator import FULL, Module, build, needs_gxx
 from standin import environment, run
 from weights import TYPES, random_rows
 
