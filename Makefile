@@ -3,7 +3,7 @@
 # make test-page  the web page of `ikq serve` in headless Chromium
 # make test-cluster  whole commands on a Ray cluster of this machine, where nodes and drivers die; minutes
 # make test-hf    conversions against transformers' own logits; installs PyTorch (gigabytes) in .venv
-# make test-cuda  kernels for GPUs without one: every specialisation compiled, all of them under sanitizers; about an hour
+# make test-cuda  kernels for GPUs without one: every specialisation compiled, all of them under sanitizers; an hour or two
 # make bench  speed of decoders and encoders on this machine; one part: make bench PART=plots or PART=type-speed
 # Needs Python 3.10 or later with pip and venv, and cargo. All else goes into .venv.
 
