@@ -115,7 +115,7 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
             // without a loop around them the parts share what they read, and their shifts are constants
             let is_apart = match I::REGISTERS {
                 32.. => C <= 4 || D::DECODING != Decoding::Heavy || D::TOGETHER == 8,
-                _ => C == 1 && I::REGISTERS >= 8,
+                _ => C <= 2 && I::REGISTERS >= 8,
             };
             let together = if is_apart { D::TOGETHER } else { 1 };
             let ask = op.bands.ask_ahead && (D::ASKS_AHEAD || C >= COLUMNS_THAT_ASK);
