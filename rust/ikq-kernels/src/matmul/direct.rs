@@ -115,7 +115,7 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
             // without a loop around them the parts share what they read, and their shifts are constants
             let is_apart = match I::REGISTERS {
                 32.. => C <= 4 || D::DECODING != Decoding::Heavy || D::TOGETHER == 8,
-                _ => C == 1 && I::REGISTERS >= 8,
+                _ => C <= 2 && I::REGISTERS >= 8,
             };
             let together = if is_apart { D::TOGETHER } else { 1 };
             let ask = op.bands.ask_ahead && (D::ASKS_AHEAD || C >= COLUMNS_THAT_ASK);
@@ -329,17 +329,21 @@ fn dots<I: Isa, D: Decode<I>, const C: usize, const N: usize>(
         }
     }
     if I::CODE_BIAS == 0 && D::SMALL > 1 {
-        return match D::SMALL {
-            8 => small_dots::<I, C, N, 8>(isa, sums, codes, x, N * g),
-            4 => small_dots::<I, C, N, 4>(isa, sums, codes, x, N * g),
-            _ => small_dots::<I, C, N, 2>(isa, sums, codes, x, N * g),
-        };
+        for (sum, x) in sums.iter_mut().zip(x) {
+            let x = x.codes.as_chunks::<4>().0[N * g..].first_chunk().expect("the codes of a group");
+            *sum = match D::SMALL {
+                8 => small_dots::<I, N, N>(isa, *sum, codes, x),
+                4 => small_dots::<I, N, 4>(isa, *sum, codes, x),
+                _ => small_dots::<I, N, 2>(isa, *sum, codes, x),
+            };
+        }
+        return sums;
     }
     // a second sum where there is one column, so that not every product waits for the one before
     let mut others = [isa.splat_i(0); C];
     for (i, codes) in codes.iter().enumerate() {
         for c in 0..C {
-            let four = x_4(isa, x[c], N * g + i);
+            let four = isa.splat_4_codes(&x[c].codes.as_chunks::<4>().0[N * g + i]);
             let sum = if C == 1 && i % 2 == 1 { &mut others[c] } else { &mut sums[c] };
             *sum = match D::LANE_CODES {
                 LaneCodes::Biased => isa.dot4(*sum, *codes, four),
@@ -353,27 +357,24 @@ fn dots<I: Isa, D: Decode<I>, const C: usize, const N: usize>(
     sums
 }
 
-/// Adds the products of `N` values of codes with those of the columns from the four `first` on; so many as `G` are added
-/// in 16 bits ([`ikq_simd::Products::pair_products`]).
+/// Adds the products of `N` values of codes with four codes each; so many as `G` are added in 16 bits
+/// ([`ikq_simd::Products::pair_products`]).
 #[inline(always)]
-fn small_dots<I: Isa, const C: usize, const N: usize, const G: usize>(
+fn small_dots<I: Isa, const N: usize, const G: usize>(
     isa: I,
-    mut sums: [I::I; C],
+    sum: I::I,
     codes: &[I::B64; N],
-    x: &[&ActUnit; C],
-    first: usize,
-) -> [I::I; C] {
-    for c in 0..C {
-        for (g, codes) in codes.chunks(G).enumerate() {
-            let at = first + G * g;
-            let mut pairs = isa.pair_products(codes[0], x_4(isa, x[c], at));
-            for (i, codes) in codes.iter().enumerate().skip(1) {
-                pairs = isa.add_pairs(pairs, isa.pair_products(*codes, x_4(isa, x[c], at + i)));
-            }
-            sums[c] = isa.sum_pairs(sums[c], pairs);
+    x: &[[i8; 4]; N],
+) -> I::I {
+    let mut sum = sum;
+    for (codes, x) in codes.as_chunks::<G>().0.iter().zip(x.as_chunks::<G>().0) {
+        let mut pairs = isa.pair_products(codes[0], isa.splat_4_codes(&x[0]));
+        for i in 1..G {
+            pairs = isa.add_pairs(pairs, isa.pair_products(codes[i], isa.splat_4_codes(&x[i])));
         }
+        sum = isa.sum_pairs(sum, pairs);
     }
-    sums
+    sum
 }
 
 /// Four codes of a column, for all rows.
