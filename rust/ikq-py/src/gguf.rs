@@ -139,6 +139,8 @@ impl Model {
                             let found = views.iter().map(|view| view.len() as u64).sum();
                             let (tensor, expected) = (spec.name.clone(), spec.size);
                             let missing = ikq_gguf::Error::MadeSize { tensor, found, expected };
+                            // a vector's numbers are rows of one each
+                            let row = len.checked_div(order.len()).unwrap_or(0);
                             Made::of_ordered(views, order, row).ok_or(missing)?
                         }
                         None => Made::Computed { maker: maker.clone(), tensor: number, len, row },
