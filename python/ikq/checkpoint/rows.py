@@ -212,23 +212,19 @@ class Stacked:
         """As `Matrix.runs`."""
         if any(p.kind != self.kind for p in self.parts):
             return None
-        pieces: list[Piece] = []
-        orders: list[NDArray[np.uint32] | None] = []
-        for part in self.parts:
-            found = part.runs()
-            if found is None:
-                return None
-            pieces += found.pieces
-            orders.append(found.order)
-        if all(order is None for order in orders):
+        found = [part.runs() for part in self.parts]
+        runs = [r for r in found if r is not None]
+        if len(runs) < len(found):
+            return None
+        pieces = [piece for r in runs for piece in r.pieces]
+        if all(r.order is None for r in runs):
             return Runs(pieces)
         size = self.n_per_row * _NUMPY[self.kind].itemsize
-        joined, at = [], 0
-        for part, order in zip(self.parts, orders, strict=True):
-            joined.append((_own_order(part.n_rows) if order is None else order) + np.uint32(at))
-            found = part.runs()
-            at += sum(piece.nbytes for piece in found.pieces) // size if found else 0
-        return Runs(pieces, np.concatenate(joined))
+        orders, at = [], 0
+        for part, r in zip(self.parts, runs, strict=True):
+            orders.append((_own_order(part.n_rows) if r.order is None else r.order) + np.uint32(at))
+            at += sum(piece.nbytes for piece in r.pieces) // size
+        return Runs(pieces, np.concatenate(orders))
 
     def release(self, first: int, n: int) -> None:
         """As `Matrix.release`."""

@@ -215,12 +215,8 @@ impl Cuda {
             codes,
         })
         .plan()?;
-        let mut buffers = vec![("up", up.matrix.at), ("gate", gate.matrix.at)];
-        buffers.extend(up.bias.map(|a| ("bias_up", a)));
-        buffers.extend(gate.bias.map(|a| ("bias_gate", a)));
+        let mut buffers = fused_buffers(ffn, from, to)?;
         buffers.extend(chosen.map(|c| ("ids", c.ids)));
-        buffers.extend(from.read_by(up.ty())?);
-        buffers.extend(made(to, codes));
         // SAFETY: scratch memory has room for these columns
         unsafe { launch(&self.gpu, &plan, &buffers) }
     }
@@ -249,12 +245,8 @@ impl Cuda {
             codes,
         })
         .plan()?;
-        let mut buffers = vec![("up", up.matrix.at), ("gate", gate.matrix.at)];
-        buffers.extend(up.bias.map(|a| ("bias_up", a)));
-        buffers.extend(gate.bias.map(|a| ("bias_gate", a)));
+        let mut buffers = fused_buffers(ffn, from, to)?;
         buffers.extend(sorted.into_iter().flat_map(|(sorted, _)| sorted.buffers()));
-        buffers.extend(from.read_by(up.ty())?);
-        buffers.extend(made(to, codes));
         // SAFETY: scratch memory has room for these columns
         unsafe { launch(&self.gpu, &plan, &buffers) }
     }
@@ -357,6 +349,17 @@ impl Cuda {
         // SAFETY: scratch memory has room for the batch's columns
         unsafe { launch(&self.gpu, &Call::SumSlots(sum).plan()?, &buffers) }
     }
+}
+
+/// What a kernel reads and writes that computes up, gate and activation, beside the list of experts.
+fn fused_buffers(ffn: &Ffn, from: &Columns, to: &Columns) -> Result<Vec<(&'static str, Address)>, Error> {
+    let (up, gate) = (&ffn.up, &ffn.gate);
+    let mut buffers = vec![("up", up.matrix.at), ("gate", gate.matrix.at)];
+    buffers.extend(up.bias.map(|a| ("bias_up", a)));
+    buffers.extend(gate.bias.map(|a| ("bias_gate", a)));
+    buffers.extend(from.read_by(up.ty())?);
+    buffers.extend(made(to, reads_codes(ffn.down.ty())));
+    Ok(buffers)
 }
 
 /// The buffers of the activation's results: codes, or floats.

@@ -42,6 +42,23 @@ impl Glu {
 /// The macro that tells the type of the gate.
 pub(super) const GATE: &str = "IKQ_GATE";
 
+/// The last arguments of kernels that compute up, gate and activation: where the results go, as codes or as floats, and
+/// the sizes of the matrices (rows, and elements of a row).
+pub(super) fn results(
+    codes: bool,
+    (n_rows, n): (usize, usize),
+    n_columns: usize,
+) -> Result<[(&'static str, Option<Argument>); 6], Error> {
+    Ok([
+        ("y", optional(!codes)),
+        ("q", optional(codes)),
+        ("q_ds", optional(codes)),
+        ("n_rows", Some(i32_of(n_rows)?)),
+        ("n", Some(i32_of(n)?)),
+        ("n_columns", Some(i32_of(n_columns)?)),
+    ])
+}
+
 /// Sizes and options of [`Call::UpGate`](super::Call::UpGate).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct UpGate {
@@ -89,14 +106,7 @@ impl UpGate {
             ("bias_gate", optional(self.bias_gate)),
         ];
         arguments.extend(self.glu.arguments());
-        arguments.extend([
-            ("y", optional(!self.codes)),
-            ("q", optional(self.codes)),
-            ("q_ds", optional(self.codes)),
-            ("n_rows", Some(i32_of(self.n_rows)?)),
-            ("n", Some(i32_of(self.n)?)),
-            ("n_columns", Some(i32_of(self.n_columns)?)),
-        ]);
+        arguments.extend(results(self.codes, (self.n_rows, self.n), self.n_columns)?);
         Ok(Plan {
             kernel: kernel.ending(compiled),
             geometry: geometry([self.n_rows.div_ceil(32), by_expert.grid_y, 1], 256)?,

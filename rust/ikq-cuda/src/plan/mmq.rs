@@ -3,6 +3,7 @@
 
 use ikq_formats::QuantType;
 
+use super::ffn::results;
 use super::products::expert_bytes;
 use super::{GATE, Glu, Kernel, MOST_GRID, Plan, check_row, geometry, i32_of, i64_of, optional, reads_codes};
 use crate::error::Error;
@@ -223,14 +224,7 @@ impl MmqUpGate {
             ("bias_gate", optional(self.bias_gate)),
         ]);
         arguments.extend(self.glu.arguments());
-        arguments.extend([
-            ("y", optional(!self.codes)),
-            ("q", optional(self.codes)),
-            ("q_ds", optional(self.codes)),
-            ("n_rows", Some(i32_of(self.n_rows)?)),
-            ("n", Some(i32_of(self.n)?)),
-            ("n_columns", Some(i32_of(self.columns.n())?)),
-        ]);
+        arguments.extend(results(self.codes, (self.n_rows, self.n), self.columns.n())?);
         let grid = [self.n_rows.div_ceil(PAIRED_ROWS), self.columns.grid_y(self.tile), 1];
         let kernel = Kernel::of_type("mmq_upgate.cu", name, self.up)?.and(GATE, self.gate)?;
         Ok(Plan {
