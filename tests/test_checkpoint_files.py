@@ -12,7 +12,7 @@ from checkpoint_folders import make_folder, write_safetensors, write_shards
 from model_files import NAMES
 
 from ikq.checkpoint.opening import Checkpoint
-from ikq.checkpoint.safetensors import SafetensorsFile, Shards, _depth
+from ikq.checkpoint.safetensors import SafetensorsFile, Shards, _is_deeper
 from ikq.errors import FormatError, IkqError, UnsupportedError
 
 TENSORS = {
@@ -217,14 +217,16 @@ def test_mutants_of_an_index(tmp_path):
     ],
 )
 def test_depth_of_brackets(text, depth):
-    assert _depth(text) == depth
+    for most in range(depth + 2):
+        assert _is_deeper(text, most) == (depth > most), most
 
 
 def test_strings_without_an_end_take_linear_time():
     """2 MB of quotes with a backslash would take hours where each is tried as a beginning."""
     before = time.monotonic()
     for text in (b'["' + rb"\"" * 1_000_000, b'["' + rb"\\" * 1_000_000, b'["' + b"a" * 2_000_000):
-        assert _depth(text) == 1
+        assert _is_deeper(text, 0)
+        assert not _is_deeper(text, 1)
     assert time.monotonic() - before < 5
 
 

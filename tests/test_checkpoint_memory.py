@@ -19,10 +19,9 @@ from ikq.tokenizer.pre_tokenizers import PRE_TOKENIZERS
 
 LETTERS = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 324))]
 MIB = 1 << 20
-# a page that is touched in a mapping of a file may bring 2 MiB around it, in one run and not in the next; rows that
-# change places are copied, 64 KiB at a time for each of 2 threads; and the plan of a folder runs 1.2 MiB of numpy's
-# code that the plan of a file does not
-ALLOWED = 2 * MIB + 2 * (64 << 10) + 5 * MIB // 4
+# neither source has a reason to take more; what threads hold at the same moment is chance (runs from the same source
+# are up to 1.5 MiB apart)
+CHANCE = 1 * MIB
 
 
 def vocabulary(n):
@@ -80,9 +79,9 @@ def peak(source, out):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is of Linux")
-@pytest.mark.parametrize(("n_tokens", "width"), [(50_000, 32), (320, 2048)])
+@pytest.mark.parametrize(("n_tokens", "width"), [(50_000, 32), (320, 2048), (320, 32)])
 def test_peak_is_that_from_a_gguf_file(tmp_path, n_tokens, width):
-    """Of a model that is mostly vocabulary, and of one that is mostly rows that change places."""
+    """Of a model that is mostly vocabulary, one that is mostly rows that change places, and one of next to nothing."""
     folder = write(tmp_path / "model", n_tokens, width)
     ikq.convert_checkpoint(folder, tmp_path / "model.gguf", "bf16")
     # the least of three, by turns: whether threads hold most at the same moment is chance
@@ -90,7 +89,7 @@ def test_peak_is_that_from_a_gguf_file(tmp_path, n_tokens, width):
     runs = [[peak(source, tmp_path / out) for out, source in sources.items()] for _ in range(3)]
     from_folder, from_gguf = (min(peaks) for peaks in zip(*runs, strict=True))
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
-    assert from_folder <= from_gguf + ALLOWED, (from_folder / MIB, from_gguf / MIB)
+    assert from_folder <= from_gguf + CHANCE, (from_folder / MIB, from_gguf / MIB)
 
 
 def read(path, text):
@@ -111,7 +110,7 @@ def test_arrays_hold_what_the_file_says(tmp_path, monkeypatch, part, indent, asc
         found = read(tmp_path / "t.json", json.dumps(whole, ensure_ascii=ascii_only, indent=indent))
         assert list(found.texts) == tokens
         assert (found.texts[-1], found.texts[3:5]) == (tokens[-1], tokens[3:5])
-        assert found.ids.tolist() == list(range(len(tokens)))
+        assert list(found.ids) == list(range(len(tokens)))
         assert [f"{a} {b}" for a, b in tokenizer_file.pairs(found.halves)] == merges
         rest = {**whole, "model": {**whole["model"], "vocab": 0, "merges": 0}}
         assert found.whole == rest

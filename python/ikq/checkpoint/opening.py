@@ -28,8 +28,9 @@ __all__ = ["Checkpoint", "Maker", "OutType", "architecture", "is_checkpoint"]
 OutType = Literal["auto", "bf16", "f16", "f32"]
 """What matrices of floats become; `auto` keeps what the checkpoint has."""
 
-# name, shape, type, and where the data lie: runs of bytes, and the order of their rows
-_Entry = tuple[str, list[int], int, tuple[list[tuple[int, int, int]], NDArray[np.uint32] | None] | None]
+# name, shape, type, and where the data lie: runs of bytes, their type, and the order of their rows
+_Runs = tuple[list[tuple[int, int, int]], int, NDArray[np.uint32] | None]
+_Entry = tuple[str, list[int], int, _Runs | None]
 
 _KINDS: dict[str, FloatKind] = {"bf16": "BF16", "f16": "F16", "f32": "F32"}
 # numbers of `general.file_type`
@@ -128,11 +129,12 @@ class Checkpoint:
         entries: list[_Entry] = []
         computed = {}
         for t, kind in zip(self._order, self._types, strict=True):
-            found = t.matrix.runs() if kind.name == t.matrix.kind else None
-            runs = None
+            found = t.matrix.runs() if kind.name in (t.matrix.kind, "F32") else None
+            runs: _Runs | None = None
             if found is not None:
                 pieces = [(files[str(p.file.path)], p.offset, p.nbytes) for p in found.pieces]
-                runs = pieces, None if found.order is None else np.ascontiguousarray(found.order)
+                order = None if found.order is None else np.ascontiguousarray(found.order)
+                runs = pieces, int(QuantType[t.matrix.kind]), order
             else:
                 computed[len(entries)] = t, kind
             entries.append((t.name, list(t.shape), int(kind), runs))

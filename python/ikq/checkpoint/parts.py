@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from functools import partial
+from array import array
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -199,10 +200,15 @@ def embeddings(t: Target, plus: float = 0.0) -> None:
         )
 
 
-def interleaved_rope(n_head: int, head_dim: int) -> NDArray[np.intp]:
+@lru_cache(8)
+def interleaved_rope(n_head: int, head_dim: int) -> NDArray[np.uint32]:
     """Order of rows that turns a rotation of halves into one of neighbours."""
-    rows = np.arange(n_head * head_dim).reshape(n_head, 2, head_dim // 2)
-    return rows.swapaxes(1, 2).reshape(-1)
+    half = head_dim // 2
+    order = array("I")
+    for head in range(n_head):
+        for row in range(head * 2 * half, (head * 2 + 1) * half):
+            order.extend((row, row + half))
+    return np.frombuffer(order, np.uint32)
 
 
 def attention(

@@ -8,8 +8,10 @@ files, in whatever order, which are then copied without a detour through Python.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -159,7 +161,7 @@ class Stored:
         self.kind: FloatKind = tensor.dtype  # type: ignore[assignment]  # just checked
         self.tensor = tensor
         n_per_row = tensor.shape[-1] if tensor.shape else 1
-        n_elements = int(np.prod(tensor.shape, dtype=object))
+        n_elements = math.prod(tensor.shape)
         self.n_rows, self.n_per_row = shape or (n_elements // n_per_row if n_per_row else 0, n_per_row)
         if self.n_rows * self.n_per_row != n_elements:
             raise FormatError(f"tensor `{tensor.name}` has the shape {tensor.shape}, not {shape}")
@@ -189,7 +191,7 @@ class Stacked:
         self.n_per_row = parts[0].n_per_row
         kinds = {p.kind for p in parts}
         self.kind: FloatKind = parts[0].kind if len(kinds) == 1 else "F32"
-        self._ends = np.cumsum([p.n_rows for p in parts]).tolist()
+        self._ends = list(accumulate(p.n_rows for p in parts))
         self.n_rows: int = self._ends[-1]
 
     def rows(self, first: int, n: int) -> NDArray[np.generic]:
@@ -272,8 +274,8 @@ class RowRange:
 class Permuted:
     """The rows of a matrix in another order (those named, the rest is left out)."""
 
-    def __init__(self, of: Matrix, order: NDArray[np.intp]) -> None:
-        self.of, self.order = of, order.astype(np.uint32)
+    def __init__(self, of: Matrix, order: NDArray[np.intp] | NDArray[np.uint32]) -> None:
+        self.of, self.order = of, np.asarray(order, np.uint32)
         self.n_rows, self.n_per_row, self.kind = len(order), of.n_per_row, of.kind
 
     def runs(self) -> Runs | None:

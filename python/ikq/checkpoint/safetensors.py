@@ -58,10 +58,9 @@ MAX_INDEX_BYTES = 500_000_000
 _FAULT_AROUND = 2 << 20
 _MAX_DIMS = 8
 _MAX_NESTING = 8
-_STEPS = np.zeros(256, np.int8)
-_STEPS[list(b"[{")] = 1
-_STEPS[list(b"]}")] = -1
-_DEPTH_CHUNK = 1 << 20
+_DEPTH_CHUNK = 1 << 16
+_ONE_KIND = bytes.maketrans(b"{}", b"[]")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ class SafetensorsFile:
             with contextlib.suppress(OSError):  # kernels without huge pages
                 self._map.madvise(mmap.MADV_NOHUGEPAGE)
         self._data = np.frombuffer(self._map, np.uint8)
-        self._address: int = self._data.ctypes.data
+        self._address: int = self._data.__array_interface__["data"][0]
         try:
             self.tensors, self.metadata = self._parse()
         except FormatError as e:
@@ -290,7 +289,7 @@ def _load_json(text: bytes, what: str) -> dict[str, Any]:
     Raises:
         FormatError: It is something else, or nested deeper than anything that is meant.
     """
-    if _depth(text) > _MAX_NESTING:
+    if _is_deeper(text, _MAX_NESTING):
         raise FormatError(f"{what} is nested deeper than {_MAX_NESTING} levels")
     try:
         loaded = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_integer)
@@ -303,18 +302,23 @@ def _load_json(text: bytes, what: str) -> dict[str, Any]:
     return loaded
 
 
-def _depth(text: bytes) -> int:
-    """How deep brackets outside of strings are nested; takes linear time for any text."""
+def _is_deeper(text: bytes, most: int) -> bool:
+    """Whether brackets outside of strings are nested more than `most` deep; takes linear time for any text.
+
+    Where brackets are not closed, which is no JSON, this may say no if they are up to twice as deep.
+    """
     # without escapes every quote begins or ends a string; pairs of backslashes first, as they are read
     plain = text.replace(b"\\\\", b"").replace(b'\\"', b"")
-    deepest = depth = 0
-    within = False
+    brackets = bytearray()
+    within = 0
     for at in range(0, len(plain), _DEPTH_CHUNK):
-        part = np.frombuffer(plain, np.uint8, min(_DEPTH_CHUNK, len(plain) - at), at)
-        inside = np.logical_xor.accumulate(part == ord('"')) ^ within
-        depths = depth + np.cumsum(_STEPS[part] * ~inside, dtype=np.int64)
-        deepest, depth, within = max(deepest, int(depths.max())), int(depths[-1]), bool(inside[-1])
-    return deepest
+        parts = plain[at : at + _DEPTH_CHUNK].split(b'"')
+        for part in parts[within::2]:
+            brackets += part.translate(_ONE_KIND, _NO_BRACKETS)
+        within = (within + len(parts) - 1) % 2
+    for _ in range(most):
+        brackets = brackets.replace(b"[]", b"")  # the innermost level
+    return b"[]" in brackets or brackets.count(b"[") > most
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

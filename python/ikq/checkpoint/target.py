@@ -7,6 +7,7 @@ known to be of no use.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -162,7 +163,7 @@ class Target:
             FormatError: the shape does not have as many elements.
         """
         shape = shape or (matrix.n_rows, matrix.n_per_row)
-        if int(np.prod(shape, dtype=object)) != matrix.n_rows * matrix.n_per_row:
+        if math.prod(shape) != matrix.n_rows * matrix.n_per_row:
             raise FormatError(
                 f"tensor `{name}` would have the shape {list(shape)}, and there are {matrix.n_rows} rows of "
                 f"{matrix.n_per_row}"
@@ -199,7 +200,7 @@ class Target:
         source: str,
         name: str,
         shape: tuple[int, ...] | None = None,
-        order: Callable[[], NDArray[np.intp]] | None = None,
+        order: Callable[[], NDArray[np.uint32]] | None = None,
     ) -> None:
         """Adds a matrix and its bias, if it has one (`SOURCE.weight`, `SOURCE.bias`).
 
@@ -279,7 +280,7 @@ class BlockTarget:
         source: str,
         name: str,
         shape: tuple[int, ...] | None = None,
-        order: Callable[[], NDArray[np.intp]] | None = None,
+        order: Callable[[], NDArray[np.uint32]] | None = None,
     ) -> None:
         """As `Target.linear`."""
         self.target.linear(self.source + source, self.name(name), shape, order)

@@ -8,9 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ikq.checkpoint.config import Config, read_json, read_limited
 from ikq.checkpoint.sentencepiece import SentencePieces, read_sentencepiece
 from ikq.checkpoint.tokenizer_file import ById, Joined, TokenizerFile, pairs, read_tokenizer_file
@@ -206,18 +203,18 @@ def _from_json(
     model = whole["model"]
     vocab, numbers, halves = _vocabulary(path, file)
     added = _added(path, whole, {})
-    if ((numbers < 0) | (numbers >= 2**24)).any():
+    if any(not 0 <= number < 2**24 for number in numbers):
         raise FormatError(f"{path}: an token in the vocabulary is no number")
-    n = max([n_vocab, int(numbers.max(initial=-1)) + 1, *(token + 1 for token in added)])
+    n = max([n_vocab, max(numbers, default=-1) + 1, *(token + 1 for token in added)])
     if n > 16 * (len(vocab) + len(added)) + n_vocab:
         raise FormatError(f"{path}: ids go up to {n}, for {len(vocab) + len(added)} tokens")
-    for place in np.flatnonzero(numbers >= n_vocab).tolist():
-        if int(numbers[place]) not in added:
-            raise _no_row(path, vocab[place], int(numbers[place]), n_vocab)
+    for place, number in enumerate(numbers):
+        if number >= n_vocab and number not in added:
+            raise _no_row(path, vocab[place], number, n_vocab)
     # added tokens that the embedding has no row for cannot be run
     added = {token: entry for token, entry in added.items() if token < n_vocab}
     texts = ById(vocab, numbers, n_vocab)
-    kinds: list[int] = [TokenType.NORMAL if has else TokenType.UNUSED for has in texts.has().tolist()]
+    kinds: list[int] = [TokenType.NORMAL if has else TokenType.UNUSED for has in texts.has()]
     is_bytes = "ByteLevel" in json.dumps(whole.get("pre_tokenizer"))
     if not is_bytes:
         _plain_kinds(texts, kinds, model)
@@ -266,7 +263,7 @@ def _refuse_marks(path: Path, model: Mapping[str, Any]) -> None:
             )
 
 
-def _vocabulary(path: Path, file: TokenizerFile) -> tuple[Sequence[str], NDArray[np.int64], Sequence[str]]:
+def _vocabulary(path: Path, file: TokenizerFile) -> tuple[Sequence[str], Sequence[int], Sequence[str]]:
     """Tokens of BPE, their ids, and the two parts of every merge."""
     if file.texts is not None and file.ids is not None and file.halves is not None:
         return file.texts, file.ids, file.halves
@@ -277,7 +274,7 @@ def _vocabulary(path: Path, file: TokenizerFile) -> tuple[Sequence[str], NDArray
     halves = [part for merge in merges for part in _pair(path, merge)]
     if any(type(token) is not int or not 0 <= token < 2**24 for token in vocab.values()):
         raise FormatError(f"{path}: an token in the vocabulary is no number")
-    return list(vocab), np.fromiter(vocab.values(), np.int64, len(vocab)), halves
+    return list(vocab), list(vocab.values()), halves
 
 
 def _plain_keys(texts: Sequence[str], kinds: list[int], halves: Sequence[str]) -> dict[str, object]:
@@ -477,7 +474,7 @@ def _rules(path: Path, file: TokenizerFile) -> Any:  # noqa: ANN401  # of `token
     model = file.whole["model"]
     kept = {model.get("unk_token"), *(text for text, _ in _added(path, file.whole, {}).values())}
     vocab = {
-        text: int(file.ids[place])
+        text: file.ids[place]
         for place, text in enumerate(file.texts)
         if len(text) == 1 or text in kept or _is_byte(text)
     }

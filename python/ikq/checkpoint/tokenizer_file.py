@@ -10,15 +10,15 @@ from __future__ import annotations
 import json
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
+from ikq import _ikq
 from ikq.checkpoint.config import MAX_JSON_BYTES, check_file, read_json
 
 __all__ = ["ById", "Joined", "Texts", "TokenizerFile", "pairs", "read_tokenizer_file"]
@@ -86,13 +86,14 @@ class ById(Sequence[str]):
         added: Texts that stand in place of those of the vocabulary.
     """
 
-    def __init__(self, texts: Sequence[str], ids: NDArray[np.int64], n_vocab: int) -> None:
+    def __init__(self, texts: Sequence[str], ids: Iterable[int], n_vocab: int) -> None:
         """Takes the tokens of a vocabulary and the id of each; those from `n_vocab` on are left out."""
         self.added: dict[int, str] = {}
-        self._texts, self._places = texts, np.full(n_vocab, -1, np.int32)
-        within = np.flatnonzero(ids < n_vocab)
-        # of texts with the same id the last one counts
-        self._places[ids[within]] = within
+        self._texts, self._places = texts, array("i", [-1]) * n_vocab
+        for place, token in enumerate(ids):
+            # of texts with the same id the last one counts
+            if token < n_vocab:
+                self._places[token] = place
 
     @overload
     def __getitem__(self, at: int) -> str: ...
@@ -101,7 +102,7 @@ class ById(Sequence[str]):
     def __getitem__(self, at: int | slice) -> str | list[str]:
         if isinstance(at, slice):
             return [self[i] for i in range(*at.indices(len(self)))]
-        place = int(self._places[at])
+        place = self._places[at]
         if at in self.added:
             return self.added[at]
         return f"[PAD{at}]" if place < 0 else self._texts[place]
@@ -109,9 +110,9 @@ class ById(Sequence[str]):
     def __len__(self) -> int:
         return len(self._places)
 
-    def has(self) -> NDArray[np.bool_]:
-        """Which ids the vocabulary has a token for."""
-        return self._places >= 0
+    def has(self) -> Iterator[bool]:
+        """Which ids the vocabulary has a token for, from 0 on."""
+        return (place >= 0 for place in self._places)
 
 
 class Joined:
@@ -138,13 +139,13 @@ class TokenizerFile:
     Attributes:
         whole: Its object; without vocabulary and merges where these are below.
         texts: Tokens in order of the file; None where all is in `whole`.
-        ids: Their ids, int64.
+        ids: Their ids.
         halves: Parts of merges, two of each.
     """
 
     whole: dict[str, Any]
     texts: Texts | None = None
-    ids: NDArray[np.int64] | None = None
+    ids: Sequence[int] | None = None
     halves: Texts | None = None
 
 
@@ -238,12 +239,10 @@ class _Reader:
             model[key] = 0
         if model.get("type", "BPE") != "BPE" or model.get("continuing_subword_prefix"):
             raise _UnusualError
-        known = np.sort(np.frombuffer(vocab.hashes, np.int64))
-        if (known[1:] == known[:-1]).any() or not all(
-            _all_in(np.frombuffer(part, np.int64), known) for part in (merges.hashes, joined)
-        ):
+        known, *parts = (np.frombuffer(values, np.int64) for values in (vocab.hashes, merges.hashes, joined))
+        if not _ikq.distinct_and_hold(known, parts):
             raise _UnusualError
-        return TokenizerFile(whole, vocab.texts(), np.frombuffer(ids, np.int64), merges.texts())
+        return TokenizerFile(whole, vocab.texts(), ids, merges.texts())
 
     def _vocab(self, texts: _Strings, ids: array[int]) -> None:
         while True:
@@ -285,9 +284,3 @@ class _Reader:
         part = self._file.read(_PART)
         self._is_over = not part
         self._part, self._at = self._part[self._at :] + part, 0
-
-
-def _all_in(values: NDArray[np.int64], known: NDArray[np.int64]) -> bool:
-    """Whether all values are among known ones, which are sorted."""
-    places = np.searchsorted(known, values)
-    return bool((known[np.minimum(places, len(known) - 1)] == values).all())

@@ -77,7 +77,7 @@ pub use array::Array;
 pub use bytes::Bytes;
 pub use disk::{free_bytes, reserve, write_rate};
 pub use error::{Error, Fault};
-pub use made::{Made, MakeError, Maker};
+pub use made::{Half, Made, MakeError, Maker};
 pub use metadata::{Kv, Metadata, encode_kv};
 pub use model::{Model, Shard};
 pub use pages::PageBuffer;

@@ -6,6 +6,8 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
+use half::{bf16, f16};
+
 use crate::bytes::Bytes;
 
 /// The reason why data could not be made.
@@ -29,8 +31,28 @@ pub enum Made {
     /// Rows of `row` bytes of joined runs, in another order: row `i` is their row `order[i]`. Tensors of the same
     /// shape may share an order.
     Ordered { pieces: Arc<[Bytes]>, order: Arc<[u32]>, row: usize },
+    /// Floats of 16 bits as F32.
+    Widened { of: Arc<Made>, half: Half },
     /// Data that `maker` computes on demand, in rows of `row` bytes.
     Computed { maker: Arc<dyn Maker>, tensor: usize, len: usize, row: usize },
+}
+
+/// A type of floats of 16 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Half {
+    F16,
+    BF16,
+}
+
+impl Half {
+    /// The number that two bytes hold.
+    fn widen(self, bytes: [u8; 2]) -> f32 {
+        let bits = u16::from_le_bytes(bytes);
+        match self {
+            Half::F16 => f16::from_bits(bits).to_f32(),
+            Half::BF16 => bf16::from_bits(bits).to_f32(),
+        }
+    }
 }
 
 impl fmt::Debug for Made {
@@ -38,6 +60,7 @@ impl fmt::Debug for Made {
         match self {
             Made::Pieces { pieces, len } => write!(f, "Pieces({} of {len} bytes)", pieces.len()),
             Made::Ordered { order, row, .. } => write!(f, "Ordered({} rows of {row} bytes)", order.len()),
+            Made::Widened { of, half } => write!(f, "Widened({of:?} of {half:?})"),
             Made::Computed { tensor, len, .. } => write!(f, "Computed({tensor}, {len} bytes)"),
         }
     }
@@ -65,6 +88,7 @@ impl Made {
         match self {
             Made::Pieces { len, .. } | Made::Computed { len, .. } => *len,
             Made::Ordered { order, row, .. } => order.len() * row,
+            Made::Widened { of, .. } => 2 * of.len(),
         }
     }
 
@@ -85,6 +109,7 @@ impl Made {
                 }
             }
             Made::Ordered { pieces, order, row } => Ok(Bytes::from(gather(pieces, order, *row, range)?)),
+            Made::Widened { of, half } => Ok(Bytes::from(widened(of, *half, range)?)),
         }
     }
 
@@ -97,6 +122,7 @@ impl Made {
                     parts(pieces, span).iter().for_each(Bytes::will_need);
                 }
             }
+            Made::Widened { of, .. } => of.will_need(narrow(&range)),
             Made::Computed { .. } => {}
         }
     }
@@ -137,6 +163,28 @@ fn gather(pieces: &[Bytes], order: &[u32], row: usize, range: Range<usize>) -> i
     }
     Ok(all)
 }
+
+/// The bytes of 16-bit floats that a range of bytes of the same numbers as F32 is made of.
+fn narrow(range: &Range<usize>) -> Range<usize> {
+    range.start / 4 * 2..range.end.div_ceil(4) * 2
+}
+
+/// The bytes `range` of 16-bit floats as F32.
+fn widened(of: &Made, half: Half, range: Range<usize>) -> Result<Vec<u8>, MakeError> {
+    let mut all = Vec::with_capacity(range.len());
+    let mut at = range.start;
+    while at < range.end {
+        let end = (at / 4 * 4 + WIDENED_AT_A_TIME).min(range.end);
+        let found = of.read(narrow(&(at..end)))?;
+        let floats = found.as_chunks::<2>().0.iter().flat_map(|&bytes| half.widen(bytes).to_le_bytes());
+        all.extend(floats.skip(at % 4).take(end - at));
+        at = end;
+    }
+    Ok(all)
+}
+
+/// So many bytes of F32 are made from what is read at a time, so that it does not take room of its own.
+const WIDENED_AT_A_TIME: usize = 2 * COPIED;
 
 /// The most bytes that are asked of a maker at a time. It needs room for what it computes and for steps on the way,
 /// for each thread, so this is less than a unit of work.
@@ -225,6 +273,39 @@ mod tests {
         }
         assert!(Made::of_ordered(pieces.clone(), Arc::from([4]), 3).is_none());
         assert!(Made::of_ordered(pieces, Arc::from([0]), 0).is_none());
+    }
+
+    #[test]
+    fn sixteen_bits_as_thirty_two() {
+        let numbers = [1.5f32, -0.25, 3.0, 0.0, -65504.0, 2.0f32.powi(-24)];
+        for half in [Half::F16, Half::BF16] {
+            let narrow = numbers.iter().flat_map(|&x| match half {
+                Half::F16 => f16::from_f32(x).to_le_bytes(),
+                Half::BF16 => bf16::from_f32(x).to_le_bytes(),
+            });
+            let exact = numbers.map(|x| if half == Half::BF16 { bf16::from_f32(x).to_f32() } else { x });
+            let whole: Vec<u8> = exact.iter().flat_map(|x| x.to_le_bytes()).collect();
+            let of = Arc::new(Made::of_pieces(vec![Bytes::from(narrow.collect::<Vec<_>>())]));
+            let made = Made::Widened { of, half };
+            assert_eq!(made.len(), whole.len());
+            for start in 0..whole.len() {
+                for end in start..=whole.len() {
+                    assert_eq!(
+                        *made.read(start..end).expect("in range"),
+                        whole[start..end],
+                        "{start}..{end}"
+                    );
+                    made.will_need(start..end);
+                }
+            }
+        }
+        // more than is made at a time, from the middle of a number
+        let n = WIDENED_AT_A_TIME;
+        let narrow: Vec<u8> = (0..n).flat_map(|i| (i as u16).to_le_bytes()).collect();
+        let whole: Vec<u8> = (0..n).flat_map(|i| bf16::from_bits(i as u16).to_f32().to_le_bytes()).collect();
+        let made =
+            Made::Widened { of: Arc::new(Made::of_pieces(vec![Bytes::from(narrow)])), half: Half::BF16 };
+        assert_eq!(*made.read(3..4 * n - 1).expect("in range"), whole[3..4 * n - 1]);
     }
 
     #[test]

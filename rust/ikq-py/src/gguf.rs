@@ -4,7 +4,10 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ikq_gguf::{Bytes, Layout, Made, MakeError, Maker, Options, SplitBy, TensorSpec, TensorType, Writer};
+use ikq_formats::QuantType;
+use ikq_gguf::{
+    Bytes, Half, Layout, Made, MakeError, Maker, Options, SplitBy, TensorSpec, TensorType, Writer,
+};
 use ikq_pool::Stop;
 use numpy::ndarray::ArrayView1;
 use numpy::{PyArray1, PyArrayMethods, PyReadonlyArray1};
@@ -32,9 +35,9 @@ type TensorInfo = (String, Vec<u64>, u32, u32);
 /// A file of a model: its path, format version, alignment, number of tensors, and size in bytes.
 type ShardInfo = (PathBuf, u32, u64, usize, usize);
 
-/// Ranges of bytes of files (number of the file, offset, length), and the order in which their rows are taken, if it
-/// is another.
-type Ranges<'py> = (Vec<(usize, usize, usize)>, Option<PyReadonlyArray1<'py, u32>>);
+/// Ranges of bytes of files (number of the file, offset, length), the type id of what they hold, and the order in which
+/// their rows are taken, if it is another.
+type Ranges<'py> = (Vec<(usize, usize, usize)>, u32, Option<PyReadonlyArray1<'py, u32>>);
 /// A tensor of a made model: its name, its shape as numpy has it, its type id, and the ranges of bytes it consists
 /// of, or `None` if it is computed.
 type MadeTensor<'py> = (String, Vec<u64>, u32, Option<Ranges<'py>>);
@@ -71,6 +74,24 @@ fn views(
     pieces.iter().map(view).collect()
 }
 
+/// The type of 16-bit floats of data of type `stored` that a tensor of type `id` has as F32.
+fn half(stored: u32, id: u32) -> Option<Half> {
+    let known = |id| TensorType::from_id(id).known();
+    match (known(stored)?, known(id)?) {
+        (QuantType::F16, QuantType::F32) => Some(Half::F16),
+        (QuantType::BF16, QuantType::F32) => Some(Half::BF16),
+        _ => None,
+    }
+}
+
+/// Data of type `stored` as those of a tensor of type `id`.
+fn widened(made: Made, stored: u32, id: u32) -> Made {
+    match half(stored, id) {
+        Some(half) => Made::Widened { of: Arc::new(made), half },
+        None => made,
+    }
+}
+
 /// Orders of rows. Layers have the same few, each of which is held once.
 #[derive(Default)]
 struct Orders(Vec<Arc<[u32]>>);
@@ -99,8 +120,9 @@ impl Model {
     /// are computed by `maker`.
     ///
     /// A tensor is given by its name, its shape as numpy has it, its type id, and the ranges of bytes that it
-    /// consists of (number of a file, offset, length) with the order in which their rows are taken (`None` is
-    /// theirs). For a tensor that is computed, `None` stands in place of the ranges, and `maker(number, start, end)`
+    /// consists of (number of a file, offset, length) with the type id of what they hold, which is the tensor's or one
+    /// of 16-bit floats if the tensor is F32, and the order in which their rows are taken (`None` is theirs). For a
+    /// tensor that is computed, `None` stands in place of the ranges, and `maker(number, start, end)`
     /// returns its bytes from `start` to `end`.
     #[staticmethod]
     fn made(
@@ -117,8 +139,10 @@ impl Model {
         for (name, shape, id, ranges) in tensors {
             let ranges = match ranges {
                 None => None,
-                Some((pieces, None)) => Some((pieces, None)),
-                Some((pieces, Some(order))) => Some((pieces, Some(orders.shared(order.as_slice()?)))),
+                Some((pieces, stored, None)) => Some((pieces, stored, None)),
+                Some((pieces, stored, Some(order))) => {
+                    Some((pieces, stored, Some(orders.shared(order.as_slice()?))))
+                }
             };
             sources.push((name, shape, id, ranges));
         }
@@ -133,15 +157,18 @@ impl Model {
                     let len = spec.size as usize;
                     let row = len.checked_div(dims.iter().skip(1).product::<u64>() as usize).unwrap_or(0);
                     let made = match ranges {
-                        Some((pieces, None)) => Made::of_pieces(views(mapped, &files, &pieces)?),
-                        Some((pieces, Some(order))) => {
+                        Some((pieces, stored, None)) => {
+                            widened(Made::of_pieces(views(mapped, &files, &pieces)?), stored, id)
+                        }
+                        Some((pieces, stored, Some(order))) => {
                             let views = views(mapped, &files, &pieces)?;
                             let found = views.iter().map(|view| view.len() as u64).sum();
                             let (tensor, expected) = (spec.name.clone(), spec.size);
                             let missing = ikq_gguf::Error::MadeSize { tensor, found, expected };
                             // a vector's numbers are rows of one each
                             let row = len.checked_div(order.len()).unwrap_or(0);
-                            Made::of_ordered(views, order, row).ok_or(missing)?
+                            let row = if half(stored, id).is_some() { row / 2 } else { row };
+                            widened(Made::of_ordered(views, order, row).ok_or(missing)?, stored, id)
                         }
                         None => Made::Computed { maker: maker.clone(), tensor: number, len, row },
                     };

@@ -16,6 +16,7 @@ mod remote;
 mod simd;
 mod threads;
 mod types;
+mod vocabulary;
 
 use pyo3::prelude::*;
 
@@ -53,6 +54,8 @@ mod _ikq {
     use crate::simd::{available_isas, selected_isa};
     #[pymodule_export]
     use crate::types::{TypeFacts, parse_type, row_bytes, tensor_bytes, type_facts};
+    #[pymodule_export]
+    use crate::vocabulary::distinct_and_hold;
 
     use super::*;
 
