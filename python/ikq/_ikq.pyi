@@ -35,6 +35,7 @@ __all__ = [
     "cuda_status",
     "cuda_warm",
     "dequantize",
+    "distinct_and_hold",
     "ftype_of_type",
     "ftypes",
     "kernel_name",
