@@ -20,8 +20,9 @@ LAST = 12
 PROGRAM = """
 import json, os, sys
 import numpy as np, ikq
-path, cases, n, n_last, out = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
-ids = [3 + i * i % 500 for i in range(n)]
+path, cases, out = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+n, n_last, shift = map(int, sys.argv[4:])
+ids = [3 + (i * i + shift) % 500 for i in range(n)]
 found = {}
 for name, options in cases.items():
     with ikq.Model.load(path, n_ctx=512, n_ubatch=512, n_threads=2, **options) as model:
@@ -37,10 +38,11 @@ np.savez(out, **found)
 """
 
 
-def prompt(file, cases, n, tmp_path, **more):
+def prompt(file, cases, n, tmp_path, shift=0, **more):
     """Logits of the last tokens of a prompt of `n` tokens; `whole` also computes it in one step."""
     out = tmp_path / "found.npz"
-    run(PROGRAM, environment(**more), str(file), json.dumps(cases), str(n), str(LAST), str(out), timeout=1700)
+    numbers = (str(number) for number in (n, LAST, shift))
+    run(PROGRAM, environment(**more), str(file), json.dumps(cases), str(out), *numbers, timeout=1700)
     with np.load(out) as f:
         return dict(f)
 
@@ -53,11 +55,29 @@ def quantized(name, ftype, tmp_path, **options):
     return tmp_path / "model.gguf"
 
 
-def check(found, case, name):
-    """As near to exact logits as the CPU, whose codes of 8 bits are as many."""
-    exact = found["exact"]
-    rounded = distance(found["cpu"], exact)
-    assert distance(found[case], exact) <= 2 * rounded + allowed(name), case
+def check(file, cases, n, tmp_path, name):
+    """Cases are as near to exact logits as the CPU, whose codes of 8 bits are as many; returns the logits.
+
+    Where two experts are nearly as good for a token, rounding decides which one it takes. So one token may be off,
+    if none is so in another text: a fault of the kernels would be in the same column again.
+    """
+    found = prompt(file, {"exact": EXACT, "cpu": {}, **cases}, n, tmp_path)
+    off = [case for case in cases if not is_near(found, case, name)]
+    if off:
+        for case in off:
+            by_token = [distance(found[case][i], found["exact"][i]) for i in range(LAST)]
+            assert is_near(found, case, name, leaving_out=int(np.argmax(by_token))), (case, by_token)
+        again = prompt(file, {"exact": EXACT, "cpu": {}, **{c: cases[c] for c in off}}, n, tmp_path, shift=1)
+        assert all(is_near(again, case, name) for case in off), off
+    return found
+
+
+def is_near(found, case, name, leaving_out=None):
+    """Whether logits are within twice the CPU's distance from exact ones."""
+    kept = [i for i in range(LAST) if i != leaving_out]
+    exact = found["exact"][kept]
+    rounded = distance(found["cpu"][kept], exact)
+    return distance(found[case][kept], exact) <= 2 * rounded + allowed(name)
 
 
 CASES = [
@@ -74,8 +94,7 @@ ALL_CASES = [
 @pytest.mark.parametrize(("name", "ftype", "n"), ALL_CASES if FULL else CASES)
 def test_a_prompt(name, ftype, n, tmp_path):
     file = quantized(name, ftype, tmp_path)
-    found = prompt(file, {"exact": EXACT, "cpu": {}, "whole": ALL}, n, tmp_path)
-    check(found, "whole", name)
+    found = check(file, {"whole": ALL}, n, tmp_path, name)
     # how a prompt is cut does not show while its pieces are of many tokens
     assert np.array_equal(found["at once"][0], found["whole"][-1])
 
@@ -83,8 +102,7 @@ def test_a_prompt(name, ftype, n, tmp_path):
 @only_in_full
 @pytest.mark.parametrize("name", NAMES)
 def test_a_prompt_of_floats(name, tmp_path):
-    found = prompt(path(name), {"exact": EXACT, "cpu": {}, "whole": ALL}, 300, tmp_path)
-    check(found, "whole", name)
+    found = check(path(name), {"whole": ALL}, 300, tmp_path, name)
     assert np.array_equal(found["at once"][0], found["whole"][-1])
 
 
@@ -102,10 +120,7 @@ PLACES = {
 @pytest.mark.parametrize("name", ["qwen2moe/qwen2moe-bf16", "deepseek3/deepseek3-bf16"])
 def test_a_prompt_on_two_devices(name, tmp_path):
     file = quantized(name, "IQ4_KS", tmp_path)
-    cases = {place: ALL | options for place, options in PLACES.items()}
-    found = prompt(file, {"exact": EXACT, "cpu": {}, **cases}, 300, tmp_path)
-    for place in PLACES:
-        check(found, place, name)
+    check(file, {place: ALL | options for place, options in PLACES.items()}, 300, tmp_path, name)
 
 
 @only_in_full
@@ -114,7 +129,7 @@ def test_a_prompt_without_small_experts(tmp_path):
     name, fewer = "qwen2moe/qwen2moe-bf16", {"expert_reduction": (1, 0.5)}
     file = quantized(name, "IQ4_KS", tmp_path)
     cases = {"exact": EXACT | fewer, "cpu": fewer, "whole": ALL | fewer}
-    check(prompt(file, cases, 300, tmp_path), "whole", name)
+    assert is_near(prompt(file, cases, 300, tmp_path), "whole", name)
 
 
 MIXED = {
@@ -131,7 +146,7 @@ MIXED = {
 def test_a_prompt_of_mixed_types(kind, tmp_path):
     name, (ftype, options) = "qwen3moe/qwen3moe-bf16", MIXED[kind]
     file = quantized(name, ftype, tmp_path, **options)
-    check(prompt(file, {"exact": EXACT, "cpu": {}, "whole": ALL}, 300, tmp_path), "whole", name)
+    check(file, {"whole": ALL}, 300, tmp_path, name)
 
 
 @only_in_full
