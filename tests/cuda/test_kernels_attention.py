@@ -29,15 +29,15 @@ CASES = {
 QUICK = ("f16", "codes", "windows", "caps and gates", "wide", "latent")
 
 
-def attention_module(k, v):
-    text = f'#include "combine.cu"\n#define IKQ_TYPE {k}\n#define IKQ_VALUES {v}\n#include "attention_tiles.cu"\n'
-    return module(text)
+def text_of(k, v):
+    """Of a module with attention over caches of these types."""
+    return f'#include "combine.cu"\n#define IKQ_TYPE {k}\n#define IKQ_VALUES {v}\n#include "attention_tiles.cu"\n'
 
 
 @pytest.mark.parametrize("name", CASES if FULL else QUICK)
 def test_attention_in_tiles(name):
     case = CASES[name]
-    step, kernels = Step(case), attention_module(case.k, case.v)
+    step, kernels = Step(case), module(text_of(case.k, case.v))
     want, slack = step.expected()
     # the bound is no excuse: it is far below what attention is about
     assert slack.max() < 0.05 * np.abs(want).max()
