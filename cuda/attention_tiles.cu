@@ -31,6 +31,7 @@
 
 #ifndef IKQ_ONCE_ATTEND_TILES
 #define IKQ_ONCE_ATTEND_TILES
+constexpr int ATTEND_THREADS = 128;
 constexpr float LOG2_E = 1.44269504f, LN_2 = 0.69314718f, SHIFT = 12.0f;
 constexpr uint32_t TWO_ONES = 0x3c003c00u; // halves
 
@@ -100,21 +101,39 @@ IKQ_DEV void score(const uint8_t *queries, unsigned first_row, const uint8_t *ke
     for (int c = 0; c < COUNT; c++)
 #pragma unroll
         for (int i = 0; i < 4; i++) scores[c][i] = 0.0f;
-// not unrolled further: the compiler would load more at a time than it has registers for
+    // eight neighbouring rows begin at a multiple of eight, so all rows that a lane passes move their chunks alike
+    const unsigned turn = lane & rows.turn, next_8 = 128 * rows.stride;
+    const uint8_t *const of_queries = queries + 16 * rows.stride * (first_row + (lane & 15u));
+    if constexpr (COUNT == 1) {
+        const uint8_t *const of_keys = keys + 16 * rows.stride * (first_key + (lane & 7u));
+        int step = 0;
+// not unrolled: the compiler would load more at a time than it has registers for
 #pragma unroll 1
-    for (int step = 0; step < steps; step++) {
-        uint32_t a[4];
-        load_matrices(queries + chunk_at(rows, first_row + (lane & 15u), unsigned(2 * step) + (lane >> 4)), a);
-        if constexpr (COUNT == 1) {
-            uint32_t b[2];
-            load_matrices(keys + chunk_at(rows, first_key + (lane & 7u), unsigned(2 * step) + (lane >> 3 & 1u)), b);
+        for (; step + 1 < steps; step += 2) {
+            uint32_t a[4], b[4];
+            load_matrices(of_keys + 16 * ((unsigned(2 * step) + (lane >> 3)) ^ turn), b);
+            load_matrices(of_queries + 16 * ((unsigned(2 * step) + (lane >> 4)) ^ turn), a);
             mma_f16_k16(scores[0], a, b);
-        } else {
+            load_matrices(of_queries + 16 * ((unsigned(2 * step + 2) + (lane >> 4)) ^ turn), a);
+            mma_f16_k16(scores[0], a, b + 2);
+        }
+        if (step < steps) {
+            uint32_t a[4], b[2];
+            load_matrices(of_keys + 16 * ((unsigned(2 * step) + (lane >> 3 & 1u)) ^ turn), b);
+            load_matrices(of_queries + 16 * ((unsigned(2 * step) + (lane >> 4)) ^ turn), a);
+            mma_f16_k16(scores[0], a, b);
+        }
+    } else {
+        const uint8_t *const of_keys = keys + 16 * rows.stride * (first_key + 8 * (lane >> 4) + (lane & 7u));
+#pragma unroll 1
+        for (int step = 0; step < steps; step++) {
+            uint32_t a[4];
+            load_matrices(of_queries + 16 * ((unsigned(2 * step) + (lane >> 4)) ^ turn), a);
+            const uint8_t *const at = of_keys + 16 * ((unsigned(2 * step) + (lane >> 3 & 1u)) ^ turn);
 #pragma unroll
             for (int c = 0; c < COUNT; c += 2) {
                 uint32_t b[4];
-                const unsigned key = first_key + 8 * unsigned(c) + 8 * (lane >> 4) + (lane & 7u);
-                load_matrices(keys + chunk_at(rows, key, unsigned(2 * step) + (lane >> 3 & 1u)), b);
+                load_matrices(at + next_8 * unsigned(c), b);
                 mma_f16_k16(scores[c], a, b);
                 mma_f16_k16(scores[c + 1], a, b + 2);
             }
@@ -135,6 +154,7 @@ IKQ_DEV void attend_tiles(const float *q, const uint8_t *k, const uint8_t *v, co
     IKQ_DYNAMIC_SHARED(uint8_t, shared);
     IKQ_SHARED(float, tops, PARTS == 1 ? 4 : ROWS * PARTS);
     IKQ_SHARED(uint8_t, weights, PARTS == 1 ? 16 : ROWS * WEIGHT_BYTES);
+    IKQ_SHARED(int2, sees, ROWS);
     const int per_column = n_heads / n_kv, kv_head = blockIdx.y, split = blockIdx.z, n_splits = gridDim.z;
     // a text's last tiles see most: they begin first
     const TileOfRows tile = tile_of_runs<ROWS>(runs, n_runs, column_0, n_columns, per_column, int(gridDim.x - 1 - blockIdx.x));
@@ -147,14 +167,10 @@ IKQ_DEV void attend_tiles(const float *q, const uint8_t *k, const uint8_t *v, co
 
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
     const int part = warp & (PARTS - 1), first_row = 16 * (warp / PARTS);
-    // the positions that the lane's two rows see; none for rows that are not there
-    int sees_from[2], sees_to[2];
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const int row = first_row + g + 8 * half;
+    // the positions that rows see; none for rows that are not there
+    for (int row = threadIdx.x; row < ROWS; row += ATTEND_THREADS) {
         const int column = tile.column + (tile.first + (row < tile.count ? row : 0)) / per_column;
-        sees_from[half] = first[column];
-        sees_to[half] = row < tile.count ? end[column] : 0;
+        sees[row] = {first[column], row < tile.count ? end[column] : 0};
     }
     // the elements of values that this warp sums, in groups of eight; two groups are read together
     const int groups_v = n_v / 8, per_part = ((groups_v + PARTS - 1) / PARTS + 1) & ~1, first_group = part * per_part;
@@ -166,7 +182,7 @@ IKQ_DEV void attend_tiles(const float *q, const uint8_t *k, const uint8_t *v, co
         const HalfRows rows_k = half_rows(n_k), rows_v = latent ? rows_k : half_rows(n_v);
         const int bytes_k = 16 * KEYS * int(rows_k.stride);
         uint8_t *const queries = shared, *const keys = shared + 16 * ROWS * rows_k.stride, *const values = keys + bytes_k;
-        const int64_t stride_k = row_bytes<K>(n_k), stride_v = row_bytes<V>(n_v_row);
+        const unsigned stride_k = unsigned(row_bytes<K>(n_k)), stride_v = unsigned(row_bytes<V>(n_v_row));
         pages += int64_t(first_column) * max_pages;
         // the row of a position in the cache; KEYS neighbours from a multiple of KEYS on are in one page
         const auto place = [&](int position) { return (int64_t(pages[position / PAGE]) * n_kv + kv_head) * PAGE + position % PAGE; };
@@ -179,39 +195,50 @@ IKQ_DEV void attend_tiles(const float *q, const uint8_t *k, const uint8_t *v, co
         const int begin = from & ~(KEYS - 1);
         stage_keys(begin, keys);
         stage_queries<ROWS>(q, tile, per_column, kv_head, n_heads, n_k, rows_k, queries);
-        const float factor = cap > 0.0f ? scale / cap : scale * LOG2_E, cap_2 = cap * LOG2_E;
+        // of scores as logarithms to base 2; a soft cap gives such ones
+        const float factor = cap > 0.0f ? 1.0f : scale * LOG2_E;
         // positions that all rows see
         const int all_from = first[last_column], all_to = end[first_column];
         int turn = 0; // which of the two places of latent rows has the keys
         for (int at = begin; at < to; at += KEYS) {
             copy_async_wait<0>();
             __syncthreads(); // the keys are there, and nobody reads the values before them any more
-            const bool more = at + KEYS < to;
+            const bool goes_on = at + KEYS < to;
             const uint8_t *const now_keys = latent && turn ? values : keys;
             if (!latent) {
                 stage_rows<V, KEYS>(v + place(at) * stride_v, stride_v, from - at, to - at, n_v_row, n_v, rows_v, values);
                 copy_async_commit();
-            } else if (more) {
+            } else if (goes_on) {
                 stage_keys(at + KEYS, turn ? keys : values);
             }
             float scores[GROUPS][4];
             score<GROUPS>(queries, unsigned(first_row), now_keys, unsigned(8 * GROUPS * part), rows_k, (n_k + 15) / 16, scores);
 
-            const bool all_seen = at >= all_from && at + KEYS <= all_to;
+            if (cap > 0.0f) {
+                const float of_cap = scale / cap, cap_2 = cap * LOG2_E;
+#pragma unroll
+                for (int c = 0; c < GROUPS; c++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) scores[c][i] = cap_2 * tanhf(scores[c][i] * of_cap);
+            }
+            if (at < all_from || at + KEYS > all_to) {
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    const int2 seen = sees[first_row + g + 8 * half];
+#pragma unroll
+                    for (int c = 0; c < GROUPS; c++)
+#pragma unroll
+                        for (int side = 0; side < 2; side++) {
+                            const int position = at + 8 * (GROUPS * part + c) + 2 * t + side;
+                            if (position < seen.x || position >= seen.y) scores[c][2 * half + side] = -INFINITY;
+                        }
+                }
+            }
             float top[2] = {-INFINITY, -INFINITY};
 #pragma unroll
             for (int c = 0; c < GROUPS; c++)
 #pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    float x = scores[c][i] * factor;
-                    if (cap > 0.0f) x = cap_2 * tanhf(x);
-                    if (!all_seen) {
-                        const int position = at + 8 * (GROUPS * part + c) + 2 * t + (i & 1);
-                        if (position < sees_from[i >> 1] || position >= sees_to[i >> 1]) x = -INFINITY;
-                    }
-                    scores[c][i] = x;
-                    top[i >> 1] = fmaxf(top[i >> 1], x);
-                }
+                for (int i = 0; i < 4; i++) top[i >> 1] = fmaxf(top[i >> 1], scores[c][i]);
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 top[half] = fmaxf(top[half], __shfl_xor_sync(ALL_LANES, top[half], 1));
@@ -225,12 +252,12 @@ IKQ_DEV void attend_tiles(const float *q, const uint8_t *k, const uint8_t *v, co
 #pragma unroll
                     for (int p = 0; p < PARTS; p++) top[half] = fmaxf(top[half], tops[PARTS * (first_row + g + 8 * half) + p]);
             }
-            float keep[2], less[2];
+            float keep[2], lift[2];
 #pragma unroll
             for (int half = 0; half < 2; half++) {
-                const float now = fmaxf(most[half], top[half]);
+                const float now = fmaxf(most[half], top[half] * factor);
                 keep[half] = most[half] > -INFINITY ? fast_exp2(most[half] - now) : 0.0f;
-                less[half] = now > -INFINITY ? now - SHIFT : 0.0f;
+                lift[half] = now > -INFINITY ? SHIFT - now : 0.0f;
                 most[half] = now;
             }
             uint32_t word[GROUPS][2];
@@ -238,7 +265,8 @@ IKQ_DEV void attend_tiles(const float *q, const uint8_t *k, const uint8_t *v, co
             for (int c = 0; c < GROUPS; c++)
 #pragma unroll
                 for (int half = 0; half < 2; half++)
-                    word[c][half] = halves_of(fast_exp2(scores[c][2 * half] - less[half]), fast_exp2(scores[c][2 * half + 1] - less[half]));
+                    word[c][half] = halves_of(fast_exp2(fmaf(scores[c][2 * half], factor, lift[half])),
+                                              fast_exp2(fmaf(scores[c][2 * half + 1], factor, lift[half])));
             if constexpr (PARTS > 1) {
 #pragma unroll
                 for (int c = 0; c < GROUPS; c++)
@@ -258,9 +286,10 @@ IKQ_DEV void attend_tiles(const float *q, const uint8_t *k, const uint8_t *v, co
             }
             if (!latent) copy_async_wait<0>();
             __syncthreads(); // the values (and weights) are there, and nobody reads the keys any more
-            if (!latent && more) stage_keys(at + KEYS, keys);
+            if (!latent && goes_on) stage_keys(at + KEYS, keys);
 
-            const uint8_t *const now_values = latent ? now_keys : values;
+            const unsigned turned = unsigned(lane) & rows_v.turn;
+            const uint8_t *const of_values = (latent ? now_keys : values) + 16 * rows_v.stride * unsigned(lane & 15);
 #pragma unroll
             for (int step = 0; step < KEYS / 16; step++) {
                 uint32_t a[4];
@@ -271,12 +300,12 @@ IKQ_DEV void attend_tiles(const float *q, const uint8_t *k, const uint8_t *v, co
                     for (int i = 0; i < 4; i++) a[i] = word[2 * step + (i >> 1)][i & 1];
                 const uint32_t ones[2] = {TWO_ONES, TWO_ONES};
                 mma_f16_k16(sums, a, ones);
-                const unsigned row = 16 * unsigned(step) + unsigned(lane & 15);
+                const uint8_t *const at_step = of_values + 256 * rows_v.stride * unsigned(step);
 #pragma unroll
                 for (int d = 0; d < SUMMED; d += 2)
                     if (d < own_groups) {
                         uint32_t b[4];
-                        load_transposed(now_values + chunk_at(rows_v, row, unsigned(first_group + d) + unsigned(lane >> 4)), b);
+                        load_transposed(at_step + 16 * ((unsigned(first_group + d) + unsigned(lane >> 4)) ^ turned), b);
                         mma_f16_k16(acc[d], a, b);
                         mma_f16_k16(acc[d + 1], a, b + 2);
                     }
@@ -302,14 +331,16 @@ IKQ_DEV void attend_tiles(const float *q, const uint8_t *k, const uint8_t *v, co
     }
 }
 
-#define IKQ_ATTEND_TILES(end_of_name, row_warps, keys)                                                                          \
-    IKQ_KERNEL_OF(TILE_THREADS_HALF, 2, IKQ_NAME_4(attend_tiles, IKQ_TYPE, IKQ_VALUES, end_of_name),                             \
-                  (const float *q, const uint8_t *k, const uint8_t *v, const int *pages, const int *first, const int *end,     \
-                   const int *runs, float *partial, int n_runs, int column_0, int n_columns, int n_heads, int n_kv, int n_k,   \
-                   int n_v, int n_v_row, int max_pages, int span, float scale, float cap)) {                                   \
-        attend_tiles<IKQ_TYPE, IKQ_VALUES, row_warps, keys>(q, k, v, pages, first, end, runs, partial, n_runs, column_0,        \
-                                                            n_columns, n_heads, n_kv, n_k, n_v, n_v_row, max_pages, span,      \
-                                                            scale, cap);                                                       \
+// three blocks on a multiprocessor; decoding takes more registers than leave room for so many
+#define IKQ_ATTEND_TILES(end_of_name, row_warps, keys)                                                                        \
+    IKQ_KERNEL_OF(ATTEND_THREADS, (IS_HALF<IKQ_TYPE> && IS_HALF<IKQ_VALUES> ? 3 : 2),                                      \
+                  IKQ_NAME_4(attend_tiles, IKQ_TYPE, IKQ_VALUES, end_of_name),                                                \
+                  (const float *q, const uint8_t *k, const uint8_t *v, const int *pages, const int *first, const int *end,   \
+                   const int *runs, float *partial, int n_runs, int column_0, int n_columns, int n_heads, int n_kv, int n_k, \
+                   int n_v, int n_v_row, int max_pages, int span, float scale, float cap)) {                                 \
+        attend_tiles<IKQ_TYPE, IKQ_VALUES, row_warps, keys>(q, k, v, pages, first, end, runs, partial, n_runs, column_0,      \
+                                                            n_columns, n_heads, n_kv, n_k, n_v, n_v_row, max_pages, span,    \
+                                                            scale, cap);                                                     \
     }
 #endif
 

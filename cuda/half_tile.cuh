@@ -2,8 +2,6 @@
 #pragma once
 #include "cache.cuh"
 
-constexpr int TILE_THREADS_HALF = 128;
-
 // How rows of n halves stand in shared memory, in chunks of 16 bytes; n is a multiple of 8. ldmatrix reads the same chunk of
 // eight neighbouring rows, which must not meet in a bank: rows of a multiple of eight chunks have chunk c of row r in
 // place c ^ (r & 7), others are an odd number of chunks apart.
@@ -22,20 +20,21 @@ IKQ_DEV unsigned chunk_at(HalfRows rows, unsigned row, unsigned chunk) {
 template <class T> constexpr bool IS_HALF = false;
 template <> constexpr bool IS_HALF<f16> = true;
 
-// Brings ROWS neighbouring rows of a cache, of which `from` is the first, into shared memory: n elements of each. Rows below
-// `first` and from `end` on are zeros, and are not read. Halves are copied, and arrive when the caller's asynchronous copies
-// have; others are decoded.
+// A block of 128 threads brings ROWS neighbouring rows of a cache, of which `from` is the first and which are `stride` bytes apart,
+// into shared memory: n elements of each. Rows below `first` and from `end` on are zeros, and are not read. Halves are copied,
+// and arrive when the caller's asynchronous copies have; others are decoded.
 template <class T, int ROWS>
-IKQ_DEV void stage_rows(const uint8_t *from, int64_t stride, int first, int end, int n_row, int n, HalfRows rows, uint8_t *to) {
+IKQ_DEV void stage_rows(const uint8_t *from, unsigned stride, int first, int end, int n_row, int n, HalfRows rows, uint8_t *to) {
     if constexpr (IS_HALF<T>) {
-#pragma unroll
+// not unrolled: addresses of several rows take registers that sums need
+#pragma unroll 1
         for (int i = 0; i < ROWS / 16; i++) {
             const int row = 16 * i + int(threadIdx.x >> 3);
             const bool there = row >= first && row < end;
             for (int chunk = int(threadIdx.x & 7u); 8 * chunk < n; chunk += 8) {
                 uint8_t *at = to + chunk_at(rows, unsigned(row), unsigned(chunk));
                 if (there)
-                    copy_async_16(at, from + row * stride + 16 * chunk);
+                    copy_async_16(at, from + (unsigned(row) * stride + 16 * unsigned(chunk)));
                 else
                     *reinterpret_cast<uint4 *>(at) = {0u, 0u, 0u, 0u};
             }
@@ -46,7 +45,7 @@ IKQ_DEV void stage_rows(const uint8_t *from, int64_t stride, int first, int end,
             const bool there = row >= first && row < end;
             for (int part = int(threadIdx.x & 3u); 32 * part < n; part += 4) {
                 float x[32] = {};
-                if (there) read_part<T>(from + row * stride, n_row, part, x);
+                if (there) read_part<T>(from + unsigned(row) * stride, n_row, part, x);
 #pragma unroll
                 for (int c = 0; c < 4; c++)
                     *reinterpret_cast<uint4 *>(to + chunk_at(rows, unsigned(row), unsigned(4 * part + c))) = {

@@ -106,9 +106,9 @@ LATENT_KEYS_OVER_THE_SAME = (
     "stage_keys(at + KEYS, turn ? keys : values);",
     "stage_keys(at + KEYS, turn ? values : keys);",
 )
-POSITION_TOO_MANY = (ATTEND, "position >= sees_to[i >> 1]", "position > sees_to[i >> 1]")
-POSITION_BEFORE_A_WINDOW = (ATTEND, "position < sees_from[i >> 1]", "position + 1 < sees_from[i >> 1]")
-MASK_NOT_APPLIED = (ATTEND, "at + KEYS <= all_to", "at < all_to")
+POSITION_TOO_MANY = (ATTEND, "position >= seen.y", "position > seen.y")
+POSITION_BEFORE_A_WINDOW = (ATTEND, "position < seen.x", "position + 1 < seen.x")
+MASK_NOT_APPLIED = (ATTEND, "at + KEYS > all_to", "at >= all_to")
 NOT_ALIGNED_TO_A_PAGE = (ATTEND, "from & ~(KEYS - 1)", "from")
 SUMS_NOT_SCALED = (ATTEND, "acc[d][i] *= keep[i >> 1];", "acc[d][i] *= 1.0f;")
 SPLITS_OF_THE_FIRST_COLUMN = (ATTEND, "tile_begin / span * span + split * span", "tile_begin + split * span")

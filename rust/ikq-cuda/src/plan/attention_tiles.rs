@@ -60,10 +60,8 @@ impl HeadTile {
 
     /// Bytes that the kernel's own arrays take beside them.
     fn fixed_bytes(self) -> usize {
-        match self {
-            Rows64 => 32,
-            _ => self.rows() * (4 * 4 + 2 * self.keys() + 16),
-        }
+        let exchanged = if self == Rows64 { 0 } else { 4 * 4 + 2 * self.keys() + 16 };
+        32 + self.rows() * (8 + exchanged)
     }
 
     /// The tile for `attend` with columns of `n_runs` texts, where blocks can have `shared_bytes` bytes of shared memory;
