@@ -58,12 +58,17 @@ IKQ_DEV uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
 }
 // the GPU's fast exponential is an approximation; this one is exact
 IKQ_DEV float fast_exp(float x) { return std::exp(x); }
+IKQ_DEV float fast_exp2(float x) { return std::exp2(x); }
+// two floats as halves, the first one in the lower half of the word
+IKQ_DEV uint32_t halves_of(float low, float high) { return uint32_t(f2h(low)) | uint32_t(f2h(high)) << 16; }
 
 // Tensor cores and asynchronous copies; emu/tensor.h says what they do.
 template <int N> IKQ_DEV void load_matrices(const void *row, uint32_t (&out)[N]) { emu::load_matrices(row, out); }
+IKQ_DEV void load_transposed(const void *row, uint32_t (&out)[4]) { emu::load_transposed(row, out); }
 IKQ_DEV void mma_s8_k32(int (&d)[4], const uint32_t *a, const uint32_t *b, const int (&c)[4]) { emu::mma_s8<32>(d, a, b, c); }
 IKQ_DEV void mma_s8_k16(int (&d)[4], const uint32_t *a, const uint32_t *b, const int (&c)[4]) { emu::mma_s8<16>(d, a, b, c); }
 IKQ_DEV void mma_tf32_k8(float (&c)[4], const uint32_t *a, const uint32_t *b) { emu::mma_tf32(c, a, b); }
+IKQ_DEV void mma_f16_k16(float (&c)[4], const uint32_t *a, const uint32_t *b) { emu::mma_f16(c, a, b); }
 IKQ_DEV void copy_async_16(void *to, const void *from) { emu::copy_async(to, from); }
 IKQ_DEV void copy_async_commit() { emu::commit_copies(); }
 template <int N> IKQ_DEV void copy_async_wait() { emu::wait_for_copies<N>(); }
@@ -123,6 +128,12 @@ IKQ_DEV uint32_t fma_halves(uint32_t a, uint32_t b, uint32_t c) {
     return out;
 }
 IKQ_DEV float fast_exp(float x) { return __expf(x); }
+// 2^x to two units in the last place; results below the normal numbers are zeros
+IKQ_DEV float fast_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
 
 // Tensor cores (sm_75 and later) and asynchronous copies (sm_80 and later). Addresses of shared memory are those of
 // its own address space, 32 bits. emu/tensor.h says which elements the registers of a lane have.
@@ -137,6 +148,14 @@ IKQ_DEV void load_matrices(const void *row, uint32_t (&out)[2]) {
 }
 IKQ_DEV void load_matrices(const void *row, uint32_t (&out)[4]) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(shared_address(row))
+                 : "memory");
+}
+
+// The same for four matrices of halves that are transposed on the way.
+IKQ_DEV void load_transposed(const void *row, uint32_t (&out)[4]) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
                  : "r"(shared_address(row))
                  : "memory");
@@ -158,6 +177,16 @@ IKQ_DEV void mma_s8_k32(int (&d)[4], const uint32_t *a, const uint32_t *b, const
     mma_s8_k16(half, a, b, c);
     mma_s8_k16(d, a + 2, b + 1, half);
 }
+IKQ_DEV void mma_f16_k8(float (&c)[4], const uint32_t *a, uint32_t b) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b));
+}
+IKQ_DEV void mma_f16_k16(float (&c)[4], const uint32_t *a, const uint32_t *b) {
+    mma_f16_k8(c, a, b[0]);
+    mma_f16_k8(c, a + 2, b[1]);
+}
+IKQ_DEV uint32_t halves_of(float low, float high) { return uint32_t(f2h(low)) | uint32_t(f2h(high)) << 16; }
 IKQ_DEV void copy_async_16(void *to, const void *from) { *static_cast<uint4 *>(to) = *static_cast<const uint4 *>(from); }
 IKQ_DEV void copy_async_commit() {}
 template <int N> IKQ_DEV void copy_async_wait() {}
@@ -176,6 +205,17 @@ IKQ_DEV void mma_tf32_k8(float (&c)[4], const uint32_t *a, const uint32_t *b) {
     asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+IKQ_DEV void mma_f16_k16(float (&c)[4], const uint32_t *a, const uint32_t *b) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+// two floats as halves, the first one in the lower half of the word
+IKQ_DEV uint32_t halves_of(float low, float high) {
+    uint32_t word;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
 }
 // Copies 16 bytes from global to shared memory; both addresses are multiples of 16.
 IKQ_DEV void copy_async_16(void *to, const void *from) {

@@ -10,7 +10,7 @@ what failed first, then what falls farthest behind its target. Clocks and modes 
 
 Groups, the most telling first: `environment`; `compile`, kernels for this GPU; `weights`, every type decoded on the GPU;
 `products`, every type multiplied; `recurrent`, a model with recurrent layers, and rotated caches; `latency` of launches; `steps` of many
-layers, launched one by one and replayed as graphs; `experts`, groups of tokens of many sizes; `timings` of products against the
+layers, launched one by one and replayed as graphs; `experts`, groups of tokens of many sizes; `attention` over caches of some types, at a depth; `timings` of products against the
 memory's bandwidth, and of many columns against the tensor cores; `prompts`, tokens per second of whole prompts; `model`, a
 random mixture of experts, logits against the CPU's, and tokens per second.
 """
@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from gpu_attention import attention
 from numpy.typing import NDArray
 
 import ikq
@@ -606,6 +607,7 @@ GROUPS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "latency": latency,
     "steps": steps,
     "experts": experts,
+    "attention": attention,
     "timings": timings,
     "prompts": prompts,
     "model": model,

@@ -57,7 +57,7 @@ void warp_barrier();
 uint64_t exchange(uint64_t word, unsigned source);
 unsigned ballot(bool vote);
 // Each lane shows some words to all lanes of its warp, which are done with them when they call all_have_seen.
-constexpr int SLOT_WORDS = 8;
+constexpr int SLOT_WORDS = 12;
 struct Slot {
     uint32_t words[SLOT_WORDS];
 };

@@ -26,6 +26,29 @@ template <int N> void load_matrices(const void *row, uint32_t (&out)[N]) {
     all_have_seen();
 }
 
+inline uint16_t half_at(uint64_t address) {
+    uint16_t half;
+    std::memcpy(&half, reinterpret_cast<const void *>(address), 2);
+    return half;
+}
+
+// The same for four matrices of halves that are transposed on the way: a lane gets half g of rows 2 t and 2 t + 1.
+inline void load_transposed(const void *row, uint32_t (&out)[4]) {
+    const uint64_t address = reinterpret_cast<uint64_t>(row);
+    if (address & 15) refuse("ldmatrix of a row that is not at a multiple of 16 bytes");
+    const uint32_t mine[SLOT_WORDS] = {uint32_t(address), uint32_t(address >> 32)};
+    const Slot *all = show(mine);
+    const unsigned g = lane() / 4, t = lane() & 3;
+    for (unsigned m = 0; m < 4; m++) {
+        out[m] = 0;
+        for (unsigned i = 0; i < 2; i++) {
+            const uint32_t *at = all[8 * m + 2 * t + i].words;
+            out[m] |= uint32_t(half_at((uint64_t(at[1]) << 32 | at[0]) + 2 * g)) << (16 * i);
+        }
+    }
+    all_have_seen();
+}
+
 // The product of a tile A of 16 rows and a tile B of 8 columns, K elements of int8 each (16 or 32), plus C becomes D.
 // Register i of A has elements 16 (i >> 1) + 4 t to + 3 of row g + 8 (i & 1); register i of B has elements 16 i + 4 t to
 // + 3 of column g; C has elements (g, 2 t), (g, 2 t + 1), (g + 8, 2 t), (g + 8, 2 t + 1).
@@ -60,6 +83,34 @@ inline void mma_tf32(float (&c)[4], const uint32_t *a, const uint32_t *b) {
         for (unsigned k = 0; k < 8; k++)
             sum += value(all[4 * g + (k & 3)].words[2 * (k >> 2) + (i >> 1)]) *
                    value(all[4 * (2 * t + (i & 1)) + (k & 3)].words[4 + (k >> 2)]);
+        c[i] = float(sum);
+    }
+    all_have_seen();
+}
+
+// A product of halves with K = 16, added to C: register i of A has elements 8 (i >> 1) + 2 t and 2 t + 1 behind it, of row
+// g + 8 (i & 1); register i of B has elements 8 i + 2 t and the next of column g. Sums are those of mma_tf32. Lanes show
+// halves as floats, so that each is converted once.
+inline void mma_f16(float (&c)[4], const uint32_t *a, const uint32_t *b) {
+    const uint32_t words[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
+    uint32_t mine[SLOT_WORDS];
+    for (int i = 0; i < 12; i++) {
+        const uint16_t half = uint16_t(words[i / 2] >> (16 * (i & 1)));
+        _Float16 x;
+        std::memcpy(&x, &half, 2);
+        mine[i] = uint32_t(__float_as_int(float(x)));
+    }
+    const Slot *all = show(mine);
+    const auto value = [](uint32_t word) { return __int_as_float(int(word)); };
+    const unsigned g = lane() / 4, t = lane() & 3;
+    for (unsigned i = 0; i < 4; i++) {
+        double sum = double(c[i]);
+        for (unsigned k = 0; k < 8; k++) {
+            const uint32_t *x = all[4 * g + (k & 3)].words + 4 * (k >> 2) + 2 * (i >> 1);
+            const uint32_t *y = all[4 * (2 * t + (i & 1)) + (k & 3)].words + 8 + 2 * (k >> 2);
+            // a product of halves is exact as a float
+            sum += double(value(x[0]) * value(y[0])) + double(value(x[1]) * value(y[1]));
+        }
         c[i] = float(sum);
     }
     all_have_seen();

@@ -9,7 +9,8 @@ Environment: `IKQ_CUDA=0` switches GPUs off, `IKQ_NVRTC` is a file or folder to 
 this package, `IKQ_CUDA_SYNC=1` waits for every kernel, so that an error is reported where it arises,
 `IKQ_CUDA_GRAPHS=0` launches every kernel by itself instead of replaying steps as CUDA graphs, and
 `IKQ_CUDA_MMQ_FROM` is the number of tokens of a step from which on quantized weights are multiplied on tensor
-cores: 9, if it is not set; 1 gives bits that do not depend on how many there are.
+cores, and attention is cut as for prompts: 9, if it is not set; 1 gives bits that do not depend on how many
+there are.
 """
 
 from __future__ import annotations

@@ -68,6 +68,9 @@ def specialisations() -> list[Specialisation]:
         out.append((f, ("IKQ_TYPE=q8_0", "IKQ_GATE=iq1_m")))
     out += per_type("heads.cu", CACHES)
     out += [("attention.cu", (f"IKQ_TYPE={k}", f"IKQ_VALUES={v}")) for k in CACHES for v in CACHES]
+    # caches of floats with more bits than halves have are not computed in tiles
+    tiled = [cache for cache in CACHES if cache not in ("f32", "bf16")]
+    out += [("attention_tiles.cu", (f"IKQ_TYPE={k}", f"IKQ_VALUES={v}")) for k in tiled for v in tiled]
     return out
 
 

@@ -83,6 +83,46 @@ SCALES_OF_TOO_MANY = (
 )
 SCALE_OF_24_BITS = ("tile.cuh", "(uint32_t(__float_as_int(x)) + 2u) & ~3u", "uint32_t(__float_as_int(x))")
 
+ATTEND = "attention_tiles.cu"
+KEYS_NOT_AWAITED = (
+    ATTEND,
+    "            copy_async_wait<0>();\n            __syncthreads(); // the keys",
+    "            __syncthreads(); // the keys",
+)
+VALUES_NOT_AWAITED = (ATTEND, "            if (!latent) copy_async_wait<0>();\n", "")
+BARRIER_OF_KEYS = (
+    ATTEND,
+    "            __syncthreads(); // the keys are there",
+    "            // the keys are there",
+)
+BARRIER_OF_VALUES = (ATTEND, "            __syncthreads(); // the values", "            // the values")
+BARRIER_OF_LARGEST_SCORES = (
+    ATTEND,
+    "            if constexpr (PARTS > 1) {\n                __syncthreads();\n",
+    "            if constexpr (PARTS > 1) {\n",
+)
+LATENT_KEYS_OVER_THE_SAME = (
+    ATTEND,
+    "stage_keys(at + KEYS, turn ? keys : values);",
+    "stage_keys(at + KEYS, turn ? values : keys);",
+)
+POSITION_TOO_MANY = (ATTEND, "position >= seen.y", "position > seen.y")
+POSITION_BEFORE_A_WINDOW = (ATTEND, "position < seen.x", "position + 1 < seen.x")
+MASK_NOT_APPLIED = (ATTEND, "at + KEYS > all_to", "at >= all_to")
+NOT_ALIGNED_TO_A_PAGE = (ATTEND, "from & ~(KEYS - 1)", "from")
+SUMS_NOT_SCALED = (ATTEND, "acc[d][i] *= keep[i >> 1];", "acc[d][i] *= 1.0f;")
+SPLITS_OF_THE_FIRST_COLUMN = (ATTEND, "tile_begin / span * span + split * span", "tile_begin + split * span")
+HEAD_MIXED_UP = (ATTEND, "kv_head * per_column + of_run % per_column) * n_k", "kv_head * per_column) * n_k")
+PART_OF_KEYS_MIXED_UP = (ATTEND, "at + 8 * (GROUPS * part + c)", "at + 8 * c")
+CAP_NOT_SCALED = (ATTEND, "cap_2 = cap * LOG2_E", "cap_2 = cap")
+ROWS_OF_OTHERS = (ATTEND, "if (row >= tile.count) continue; // no", "// no")
+ROWS_THAT_ARE_NOT_SEEN = (
+    "half_tile.cuh",
+    "const bool there = row >= first && row < end;\n            for (int chunk",
+    "const bool there = row >= first;\n            for (int chunk",
+)
+ENDS_NOT_CLEARED = (ATTEND, "        clear_ends<KEYS>(n_k, rows_k, keys);\n", "")
+
 
 @contextmanager
 def planted(error):

@@ -77,6 +77,23 @@ def test_many_columns_on_the_stand_in(tmp_path):
     }
 
 
+@pytest.mark.timeout(1800)
+def test_attention_on_the_stand_in(tmp_path):
+    done, rows = check(
+        environment(), tmp_path / "out.json", "--only", "attention", "--budget-s", "1700", timeout=1750
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert {row["name"] for row in rows} == {
+        "attention f16, a prompt",
+        "attention f16, pieces and tokens",
+        "attention f16, a prompt, all in tiles",
+        "attention f16, pieces and tokens, all in tiles",
+        "attention f16, the same bits in pieces",
+        "attention f16, 28 more positions, prompt of 12",
+        "attention f16, 28 more positions, token",
+    }
+
+
 def test_without_a_gpu_it_says_so(tmp_path):
     env = environment(IKQ_NVRTC="/nowhere/libnvrtc.so")
     env.pop("LD_LIBRARY_PATH")

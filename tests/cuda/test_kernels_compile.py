@@ -11,6 +11,8 @@ pytestmark = pytest.mark.skipif(
 # the most registers of a thread: what lets as many blocks run side by side as a kernel's speed needs
 CAPS = {
     "quantize_act": 32, "glu_act": 32, "add_to": 32, "sigmoid_of": 32, "router": 64, "moe_sort": 40,
+    # three blocks of a multiprocessor, and two
+    "attend_tiles_f16_f16": 168, "attend_tiles": 255,
     "rms_norm": 40, "rope_table": 64, "argmax": 32, "top_k": 32, "heads": 80, "attend": 128, "repack": 80, "dequant": 128, "down": 128,
     "delta_chunks": 160, "delta": 96, "turn_rows": 40,
     "mmq": 128, "sum_slots": 64,
@@ -43,6 +45,7 @@ QUICK = [
     ("mmv.cu", ("IKQ_TYPE=iq4_ks",)),
     ("upgate.cu", ("IKQ_TYPE=q4_k", "IKQ_GATE=q6_k")),
     ("attention.cu", ("IKQ_TYPE=f16", "IKQ_VALUES=q8_0")),
+    ("attention_tiles.cu", ("IKQ_TYPE=q4_0", "IKQ_VALUES=f16")),
     ("norm.cu", ()),
     ("delta.cu", ()),
     ("turn.cu", ()),

@@ -33,6 +33,22 @@ IKQ_KERNEL(32, tf32_k8, (const uint32_t *a, const uint32_t *b, float *c)) {
     mma_tf32_k8(sum, a + 4 * i, b + 2 * i);
     for (int k = 0; k < 4; k++) c[4 * i + k] = sum[k];
 }
+IKQ_KERNEL(32, f16_k16, (const uint32_t *a, const uint32_t *b, float *c)) {
+    const int i = threadIdx.x;
+    float sum[4];
+    for (int k = 0; k < 4; k++) sum[k] = c[4 * i + k];
+    mma_f16_k16(sum, a + 4 * i, b + 2 * i);
+    for (int k = 0; k < 4; k++) c[4 * i + k] = sum[k];
+}
+IKQ_KERNEL(32, transposed, (const uint4 *rows, uint32_t *four, int skew)) {
+    IKQ_SHARED(uint4, shared, 33);
+    const int i = threadIdx.x;
+    shared[i] = rows[i];
+    __syncthreads();
+    uint32_t words[4];
+    load_transposed(reinterpret_cast<const uint8_t *>(shared + (7 * i & 31)) + skew, words);
+    for (int k = 0; k < 4; k++) four[4 * i + k] = words[k];
+}
 IKQ_KERNEL(64, matrices, (const uint4 *rows, uint32_t *four, uint32_t *two, int skew)) {
     IKQ_SHARED(uint4, shared, 65);
     shared[threadIdx.x] = rows[threadIdx.x];
@@ -127,6 +143,41 @@ def test_float_products():
 
     want = (cut(a) @ cut(b) + c).astype(np.float32)
     assert np.abs(of_c - fragments(want, place_c, 4)).max() <= 2.0**-22 * np.abs(want).max()
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_products_of_halves(order):
+    rng = np.random.default_rng(6)
+    a, b = (rng.normal(size=size).astype(np.float16) for size in ((16, 16), (16, 8)))
+    c = rng.normal(size=(16, 8)).astype(np.float32)
+
+    def place_a(lane, i):
+        group, thread = lane_of(lane)
+        row = group if (0 <= i < 2) or (4 <= i < 6) else group + 8
+        return row, thread * 2 + (i & 1) + (0 if i < 4 else 8)
+
+    def place_b(lane, i):
+        group, thread = lane_of(lane)
+        return thread * 2 + (i & 1) + (0 if i < 2 else 8), group
+
+    of_a, of_b, of_c = fragments(a, place_a, 8), fragments(b, place_b, 4), fragments(c, place_c, 4)
+    module(KERNELS).run("f16_k16", 1, 32, of_a, of_b, of_c, order=order)
+    want = a.astype(np.float64) @ b.astype(np.float64) + c
+    assert (
+        np.abs(of_c - fragments(want.astype(np.float32), place_c, 4)).max() <= 2.0**-22 * np.abs(want).max()
+    )
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_matrices_that_are_transposed(order):
+    """A lane gets what it would of the transposed matrix: halves 2 (i % 4) and the next of row i / 4 of that."""
+    rows = np.random.default_rng(2).integers(0, 1 << 16, (32, 8), dtype=np.uint16)
+    four = aligned((32, 4), np.uint32)
+    module(KERNELS).run("transposed", 1, 32, on_device(rows), four, 0, order=order)
+    for m in range(4):
+        matrix = rows[[7 * (8 * m + r) % 32 for r in range(8)]].T.copy()
+        assert (four[:, m] == matrix.view(np.uint32).ravel()).all()
+    assert module(KERNELS).launch("transposed", 1, 32, on_device(rows), four, 4) != 0
 
 
 @pytest.mark.parametrize("order", ORDERS)

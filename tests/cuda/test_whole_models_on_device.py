@@ -37,8 +37,8 @@ def test_logits(name, tmp_path):
     floats = stored | ALL
     cases = {"exact": EXACT, "cpu": {}, "cpu floats": stored, "floats": floats, "gpu": ALL}
     coded = name.endswith("mxfp4")
-    # products of codes have the same bits for one column and for many where all of them are computed in tiles
-    found = results(path(name), cases, tmp_path, **({"IKQ_CUDA_MMQ_FROM": "1"} if coded else {}))
+    # products of codes, and attention, have the same bits for one column and for many where all are computed in tiles
+    found = results(path(name), cases, tmp_path, IKQ_CUDA_MMQ_FROM="1")
     assert "CUDA0" in found["gpu devices"]
     exact = found["exact whole"]
     rounded = distance(found["cpu whole"], exact)

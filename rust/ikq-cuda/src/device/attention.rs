@@ -10,7 +10,9 @@ use super::cache::Rows;
 use super::parts::{self, Gqa, Kind, Linear, Mla, latent_row};
 use crate::error::Error;
 use crate::memory::Address;
-use crate::plan::{Attend, Call, Combine, Grouped, Heads, Pairs, Runs, Turn, TurnRows, reads_codes};
+use crate::plan::{
+    Attend, AttendTiles, Call, Combine, Grouped, HeadTile, Heads, Pairs, Runs, Turn, TurnRows, reads_codes,
+};
 use crate::products::{self, Chosen, Columns, Target, launch};
 
 /// Sizes and options of attention over pages.
@@ -293,6 +295,14 @@ impl Cuda {
         self.network().layers[l].group.expect("layers with keys belong to a group")
     }
 
+    /// The tile in which attention is computed, if it is. Steps of many columns are, and so are heads that share their
+    /// keys: each key is read once for all of them.
+    fn tile(&self, attend: &Attend, latent: bool) -> Option<HeadTile> {
+        let is_tiled = attend.n_columns >= self.gpu.tiles_from() || attend.n_heads > attend.n_kv;
+        let (n_runs, shared_bytes) = (self.batch.runs.len(), self.gpu.facts().shared_bytes);
+        HeadTile::of(attend, latent, n_runs, shared_bytes).filter(|_| is_tiled)
+    }
+
     /// Computes the attention of `scratch.queries` over the pages, some columns at a time, in the form that
     /// products with type `reader` read.
     fn attend(
@@ -304,36 +314,39 @@ impl Cuda {
         reader: QuantType,
     ) -> Result<(), Error> {
         let (scratch, group) = (self.scratch(), self.columns.group(self.group_of(l)));
-        let Sums { n_head, n_v, .. } = *sums;
-        let (partial, at_once) = self.columns.partial(n_head, n_v, group.n_splits);
+        let (n_head, n_v, n) = (sums.n_head, sums.n_v, self.batch.n());
+        let all = Attend {
+            keys: keys.ty,
+            values: values.ty,
+            n_columns: n,
+            n_heads: n_head,
+            n_kv: keys.n_heads,
+            n_k: keys.n,
+            n_v,
+            n_v_row: values.n,
+            max_pages: group.max_pages,
+            span: super::columns::SPAN,
+            n_splits: group.n_splits,
+            scale: sums.scale,
+            softcap: sums.softcap,
+        };
+        let tile = self.tile(&all, std::ptr::eq(keys, values));
+        let all = match tile {
+            Some(_) => Attend { span: group.tile_span, n_splits: group.tile_splits, ..all },
+            None => all,
+        };
+        let (partial, at_once) = self.columns.partial(n_head, n_v, all.n_splits);
         let at_once = at_once.clamp(1, crate::plan::MOST_GRID);
-        let n = self.batch.n();
         // the kernel makes codes in blocks of 32; heads of other sizes get theirs afterwards
         let codes = to.codes.filter(|_| reads_codes(reader) && n_v.is_multiple_of(32));
         for first in (0..n).step_by(at_once) {
             let n_columns = at_once.min(n - first);
-            let attend = Call::Attend(Attend {
-                keys: keys.ty,
-                values: values.ty,
-                n_columns,
-                n_heads: n_head,
-                n_kv: keys.n_heads,
-                n_k: keys.n,
-                n_v,
-                n_v_row: values.n,
-                max_pages: group.max_pages,
-                span: super::columns::SPAN,
-                n_splits: group.n_splits,
-                scale: sums.scale,
-                softcap: sums.softcap,
-            })
-            .plan()?;
-            let number = |at: Address| at.offset(4 * first);
+            let attend = Attend { n_columns, ..all };
             let combine = Call::Combine(Combine {
                 n_columns,
                 n_heads: n_head,
                 n_v,
-                n_splits: group.n_splits,
+                n_splits: all.n_splits,
                 sinks: sums.sinks.is_some(),
                 gate: sums.gate.map(|(_, stride)| stride),
                 codes: codes.is_some(),
@@ -347,18 +360,29 @@ impl Cuda {
                 let at = first * n_head * n_v;
                 results.extend([("q", q.offset(at)), ("ds", ds.offset(at / 32 * 8))]);
             }
-            let seen = [
-                ("q", scratch.queries.offset(4 * first * n_head * keys.n)),
+            let (call, at, runs) = match tile {
+                Some(tile) => {
+                    let (latent, n_runs) = (std::ptr::eq(keys, values), self.batch.runs.len());
+                    let tiles = AttendTiles { attend, tile, latent, n_runs, first_column: first };
+                    // this kernel finds the columns itself
+                    (Call::AttendTiles(tiles), 0, Some(("runs", self.columns.runs())))
+                }
+                None => (Call::Attend(attend), first, None),
+            };
+            let mut seen = vec![
+                ("q", scratch.queries.offset(4 * at * n_head * keys.n)),
                 ("k", keys.at()),
                 ("v", values.at()),
-                ("pages", group.pages.offset(4 * first * group.max_pages)),
-                ("first", number(group.first)),
-                ("end", number(group.end)),
+                ("pages", group.pages.offset(4 * at * group.max_pages)),
+                ("first", group.first.offset(4 * at)),
+                ("end", group.end.offset(4 * at)),
                 ("partial", partial),
             ];
+            seen.extend(runs);
+            let plan = call.plan()?;
             // SAFETY: pages were reserved; there is room for the splits of so many columns
             unsafe {
-                launch(&self.gpu, &attend, &seen)?;
+                launch(&self.gpu, &plan, &seen)?;
                 launch(&self.gpu, &combine, &results)?;
             }
         }

@@ -12,11 +12,14 @@ use super::parts::Parts;
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::memory::{ALIGNMENT, Address, Arena};
-use crate::plan::MOST_GRID;
+use crate::plan::{HeadTile, MOST_GRID};
 use crate::products::Sorted;
 
 /// Positions of a split of attention. How a column is split does not depend on the other columns of the step.
 pub const SPAN: usize = PAGE;
+/// The same in tiles, where a step has so many columns that products are computed in tiles: then there are enough blocks
+/// without short splits, whose results are written and read again.
+const LONG_SPAN: usize = 4 * PAGE;
 /// About how many bytes the results of splits may take at a time.
 const PARTIAL: usize = 64 << 20;
 
@@ -32,6 +35,9 @@ pub struct Group {
     pub pages: Address,
     pub max_pages: usize,
     pub n_splits: usize,
+    /// Splits of attention in tiles: how many, and the positions of each, which begin at multiples of that number.
+    pub tile_splits: usize,
+    pub tile_span: usize,
 }
 
 /// The columns of a step.
@@ -69,7 +75,7 @@ impl Packed {
     }
 
     /// All that the stages of `parts` need to know about a batch.
-    fn new((network, parts, ropes): Of<'_>, batch: &Batch) -> (Packed, Pieces) {
+    fn new((network, parts, ropes): Of<'_>, batch: &Batch, tile_span: usize) -> (Packed, Pieces) {
         let n = batch.n();
         let mut packed = Packed::default();
         let runs = batch.runs.iter().flat_map(|run| {
@@ -96,7 +102,8 @@ impl Packed {
         };
         if attention_of(network, parts).next().is_some() {
             let groups = network.groups.iter().enumerate();
-            pieces.groups = groups.map(|(g, x)| Group::pack(&mut packed, batch, g, x.window)).collect();
+            pieces.groups =
+                groups.map(|(g, x)| Group::pack(&mut packed, batch, (g, x.window), tile_span)).collect();
             let mut row = Vec::new();
             for rope in ropes {
                 row.resize(rope.n_rot(), 0.0);
@@ -135,7 +142,8 @@ impl ColumnData {
     /// # Errors
     /// Errors of the driver.
     pub fn send(&mut self, gpu: &Gpu, host: &mut Host, of: Of<'_>, batch: &Batch) -> Result<(), Error> {
-        let (Packed(packed), pieces) = Packed::new(of, batch);
+        let tile_span = if batch.n() >= gpu.tiles_from() { LONG_SPAN } else { SPAN };
+        let (Packed(packed), pieces) = Packed::new(of, batch, tile_span);
         if self.arena.as_ref().is_none_or(|(arena, _)| arena.size() < packed.len()) {
             self.arena = None; // frees the old one before another is allocated
             let mut arena = Arena::new(gpu.context(), "columns", grown(packed.len()))?;
@@ -160,16 +168,16 @@ impl ColumnData {
     pub fn most_bytes(of: Of<'_>, n: usize, n_ctx: usize) -> usize {
         // a step that is recorded may have more page numbers and splits than a larger one
         let sizes = [n, n.min(graphs::MOST_COLUMNS)].map(|n| {
-            let (Packed(packed), pieces) = Packed::new(of, &latest(n, n_ctx, of.0.groups.len()));
+            let (Packed(packed), pieces) = Packed::new(of, &latest(n, n_ctx, of.0.groups.len()), SPAN);
             (grown(packed.len()), splits_bytes(of, &pieces.groups, n))
         });
         let most = |of: fn(&(usize, usize)) -> usize| sizes.iter().map(of).max().unwrap_or(0);
         most(|s| s.0) + most(|s| s.1)
     }
 
-    /// For each group the page numbers of a column, and the splits of attention.
-    pub fn shapes(&self) -> Vec<(usize, usize)> {
-        self.pieces.groups.iter().map(|g| (g.max_pages, g.n_splits)).collect()
+    /// For each group the page numbers of a column, and the splits of attention without tiles and in tiles.
+    pub fn shapes(&self) -> Vec<[usize; 3]> {
+        self.pieces.groups.iter().map(|g| [g.max_pages, g.n_splits, g.tile_splits]).collect()
     }
 
     pub fn group(&self, group: usize) -> &Group {
@@ -228,7 +236,7 @@ fn partial_bytes(n_head: usize, n_v: usize, n_splits: usize) -> usize {
 /// Bytes of the results of splits: of all columns, or of as many as fit [`PARTIAL`], but at least of one.
 fn splits_bytes((network, parts, _): Of<'_>, groups: &[Group], n: usize) -> usize {
     let per_column = attention_of(network, parts).filter_map(|(attention, group)| {
-        let n_splits = groups[group?].n_splits;
+        let n_splits = groups[group?].most_splits();
         match attention {
             Attention::Gqa(a) => Some(partial_bytes(a.n_head, a.head_dim_v, n_splits)),
             Attention::Mla(a) => Some(partial_bytes(a.n_head, a.kv_rank, n_splits)),
@@ -290,14 +298,22 @@ impl Pieces {
 
 impl Group {
     /// Appends a group's data; the result has offsets instead of addresses.
-    fn pack(packed: &mut Packed, batch: &Batch, group: usize, window: Option<usize>) -> Group {
+    fn pack(
+        packed: &mut Packed,
+        batch: &Batch,
+        (group, window): (usize, Option<usize>),
+        tile_span: usize,
+    ) -> Group {
         let tables = || batch.runs.iter().map(|run| (run, &run.tables[group]));
         // numbers that grow while texts do are rounded up, so that steps keep their shape
         let is_recorded = batch.n() <= graphs::MOST_COLUMNS;
         let rounded = |n: usize| if is_recorded { n.next_power_of_two() } else { n };
         let max_pages = rounded(tables().map(|(_, t)| t.len()).max().unwrap_or(1).max(1));
         let (mut slots, mut first, mut end, mut pages) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut n_splits = 1;
+        let (mut n_splits, mut tile_splits) = (1, 1);
+        // so many positions that begin anywhere lie in at most as many splits
+        let seen_by_tile = window.map_or(usize::MAX, |window| window + HeadTile::MOST_COLUMNS - 1);
+        let most_of_tile = (seen_by_tile - 1) / tile_span + 2;
         for (run, table) in tables() {
             let row: Vec<i32> = (0..max_pages)
                 .map(|i| table.get(i).filter(|p| **p != NO_PAGE).map_or(-1, |p| *p as i32))
@@ -309,11 +325,17 @@ impl Group {
                 end.push(position as i32 + 1);
                 pages.extend_from_slice(&row);
                 n_splits = n_splits.max((position + 1 - seen_from).div_ceil(SPAN));
+                tile_splits = tile_splits.max((position / tile_span + 1).min(most_of_tile));
             }
         }
         let mut add = |numbers: Vec<i32>| packed.add(numbers.into_iter().map(i32::to_le_bytes));
         let (slots, first, end, pages) = (add(slots), add(first), add(end), add(pages));
-        Group { slots, first, end, pages, max_pages, n_splits: rounded(n_splits).min(MOST_GRID) }
+        let [n_splits, tile_splits] = [n_splits, tile_splits].map(|n| rounded(n).min(MOST_GRID));
+        Group { slots, first, end, pages, max_pages, n_splits, tile_splits, tile_span }
+    }
+
+    fn most_splits(&self) -> usize {
+        self.n_splits.max(self.tile_splits)
     }
 
     fn moved(self, base: Address) -> Group {

@@ -25,8 +25,8 @@ const MOST_SEEN: usize = 64;
 pub struct Shape {
     pub n_columns: usize,
     pub n_runs: usize,
-    /// For each group of layers the page numbers of a column, and the splits of attention.
-    pub groups: Vec<(usize, usize)>,
+    /// For each group of layers the page numbers of a column, and the splits of attention without tiles and in tiles.
+    pub groups: Vec<[usize; 3]>,
     /// Columns whose logits, and whose hidden states, are wanted.
     pub logits: Vec<u32>,
     pub hidden: Vec<u32>,
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     fn shape(n_columns: usize) -> Shape {
-        Shape { n_columns, n_runs: 1, groups: vec![(1, 1)], logits: vec![0], hidden: Vec::new() }
+        Shape { n_columns, n_runs: 1, groups: vec![[1; 3]], logits: vec![0], hidden: Vec::new() }
     }
 
     fn columns(graphs: &Graphs) -> Vec<usize> {

@@ -103,34 +103,50 @@ pub struct Attend {
 impl Attend {
     /// The plan of the kernel that computes splits; [`Combine`] joins them.
     pub(super) fn plan(&self) -> Result<Plan, Error> {
-        check_head("attend", self.keys, self.n_k)?;
-        check_head("attend", self.values, self.n_v_row)?;
-        if self.n_v > self.n_v_row || self.n_kv == 0 || !self.n_heads.is_multiple_of(self.n_kv) {
-            let why = format!("{} heads, {} of the cache; values of {}", self.n_heads, self.n_kv, self.n_v);
-            return Err(Error::Plan { name: "attend".into(), why });
-        }
+        self.check("attend")?;
+        let mut arguments = vec![
+            ("q", None),
+            ("k", None),
+            ("v", None),
+            ("pages", None),
+            ("first", None),
+            ("end", None),
+            ("partial", None),
+        ];
+        arguments.extend(self.sizes()?);
         Ok(Plan {
             kernel: Kernel::of_type("attention.cu", "attend", self.keys)?.and(VALUES, self.values)?,
             geometry: geometry([self.n_heads, self.n_splits, self.n_columns], 128)?,
-            arguments: vec![
-                ("q", None),
-                ("k", None),
-                ("v", None),
-                ("pages", None),
-                ("first", None),
-                ("end", None),
-                ("partial", None),
-                ("n_heads", Some(i32_of(self.n_heads)?)),
-                ("n_kv", Some(i32_of(self.n_kv)?)),
-                ("n_k", Some(i32_of(self.n_k)?)),
-                ("n_v", Some(i32_of(self.n_v)?)),
-                ("n_v_row", Some(i32_of(self.n_v_row)?)),
-                ("max_pages", Some(i32_of(self.max_pages)?)),
-                ("span", Some(i32_of(self.span)?)),
-                ("scale", Some(Argument::F32(self.scale))),
-                ("cap", Some(Argument::F32(self.softcap.unwrap_or(0.0)))),
-            ],
+            arguments,
         })
+    }
+
+    pub(super) fn check(&self, kernel: &str) -> Result<(), Error> {
+        check_head(kernel, self.keys, self.n_k)?;
+        check_head(kernel, self.values, self.n_v_row)?;
+        match self.n_v <= self.n_v_row && self.n_kv > 0 && self.n_heads.is_multiple_of(self.n_kv) {
+            true => Ok(()),
+            false => {
+                let why =
+                    format!("{} heads, {} of the cache; values of {}", self.n_heads, self.n_kv, self.n_v);
+                Err(Error::Plan { name: kernel.into(), why })
+            }
+        }
+    }
+
+    /// The arguments at the end of both kernels' lists.
+    pub(super) fn sizes(&self) -> Result<[(&'static str, Option<Argument>); 9], Error> {
+        Ok([
+            ("n_heads", Some(i32_of(self.n_heads)?)),
+            ("n_kv", Some(i32_of(self.n_kv)?)),
+            ("n_k", Some(i32_of(self.n_k)?)),
+            ("n_v", Some(i32_of(self.n_v)?)),
+            ("n_v_row", Some(i32_of(self.n_v_row)?)),
+            ("max_pages", Some(i32_of(self.max_pages)?)),
+            ("span", Some(i32_of(self.span)?)),
+            ("scale", Some(Argument::F32(self.scale))),
+            ("cap", Some(Argument::F32(self.softcap.unwrap_or(0.0)))),
+        ])
     }
 }
 

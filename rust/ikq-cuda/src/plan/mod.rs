@@ -11,6 +11,7 @@ use crate::gpu::{Argument, Geometry};
 use crate::memory::Address;
 use crate::sources::Specialisation;
 
+mod attention_tiles;
 mod delta;
 mod ffn;
 mod hadamard;
@@ -19,6 +20,7 @@ mod kernel;
 mod mmq;
 mod products;
 
+pub use attention_tiles::{AttendTiles, HeadTile};
 pub use delta::{CHUNK, Delta, DeltaKernel, DeltaSizes};
 use ffn::GATE;
 pub use ffn::{Down, Glu, GluCall, Router, UpGate};
@@ -74,6 +76,8 @@ pub enum Call {
     Heads(Heads),
     /// Computes attention in splits of the positions.
     Attend(Attend),
+    /// The same in tiles of queries, on tensor cores.
+    AttendTiles(AttendTiles),
     /// Combines the results of splits.
     Combine(Combine),
     /// Turns rows by a Hadamard matrix, or back.
@@ -222,6 +226,7 @@ impl Call {
             Call::Sort { n_pairs, n_experts } => mmq::sort(n_pairs, n_experts),
             Call::Heads(heads) => heads.plan(),
             Call::Attend(attend) => attend.plan(),
+            Call::AttendTiles(attend) => attend.plan(),
             Call::Combine(combine) => combine.plan(),
             Call::TurnRows(turn) => turn.plan(),
             Call::Delta(delta) => delta.plan(),
@@ -293,7 +298,9 @@ pub fn specialisations(types: &[QuantType]) -> Result<Vec<Specialisation>, Error
     for cached in [QuantType::F16, QuantType::F32] {
         all.push(Kernel::of_type("heads.cu", "", cached)?.of());
     }
-    all.push(Kernel::of_type("attention.cu", "", QuantType::F16)?.and(heads::VALUES, QuantType::F16)?.of());
+    for file in ["attention.cu", "attention_tiles.cu"] {
+        all.push(Kernel::of_type(file, "", QuantType::F16)?.and(heads::VALUES, QuantType::F16)?.of());
+    }
     for ty in types {
         let ty = device_type(*ty)?;
         if ty.info().family != Family::Float {
