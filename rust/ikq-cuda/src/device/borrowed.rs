@@ -249,3 +249,35 @@ impl Cuda {
         self.sum_slots(ffn.down.n_rows(), all, weights, (sum, None))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(parts: &[Part]) -> Vec<(Vec<usize>, Vec<i32>, bool)> {
+        parts.iter().map(|p| (p.experts.clone(), p.bounds.clone(), p.is_copied)).collect()
+    }
+
+    #[test]
+    fn parts_have_those_that_were_chosen() {
+        let counts = [0, 3, 0, 0, 2, 1, 7, 0];
+        let found = told(&parts(&counts, 3, 0));
+        assert_eq!(found, [(vec![1, 4, 5], vec![0, 3, 5, 6], false), (vec![6], vec![6, 13], false)]);
+        assert!(parts(&[0, 0], 2, 0).is_empty());
+    }
+
+    #[test]
+    fn those_that_were_copied_before_come_first() {
+        let found = told(&parts(&[0, 3, 0, 0, 2], 2, 2));
+        assert_eq!(found, [(vec![0, 1], vec![0, 0, 3], true), (vec![4], vec![3, 5], false)]);
+        let found = told(&parts(&[0, 0, 4], 2, 2));
+        assert_eq!(found, [(vec![0, 1], vec![0, 0, 0], true), (vec![2], vec![0, 4], false)]);
+    }
+
+    #[test]
+    fn users_say_from_when_on_or_never() {
+        assert_eq!(wanted(None, 512), Some(512));
+        assert_eq!(wanted(Some("many"), 512), Some(512));
+        assert_eq!((wanted(Some("40"), 512), wanted(Some("0"), 512)), (Some(40), None));
+    }
+}

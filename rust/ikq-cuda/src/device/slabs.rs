@@ -20,7 +20,7 @@ const SLAB: usize = 128 << 20;
 const PIECE: usize = 16 << 20;
 /// About how many bytes a thread reads at once.
 const UNIT: usize = 256 << 10;
-/// Numbers of a piece in a thread's unit are rows of one matrix; of this many bytes at least there is room.
+/// Least bytes of a piece.
 const LEAST_PIECE: usize = 64 << 10;
 
 /// Most bytes of the experts in a slab, unless one expert has more: [`SLAB`], or what `IKQ_CUDA_SLAB_KIB` says.
