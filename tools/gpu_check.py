@@ -12,7 +12,13 @@ Groups, the most telling first: `environment`; `compile`, kernels for this GPU; 
 `products`, every type multiplied; `recurrent`, a model with recurrent layers, and rotated caches; `latency` of launches; `steps` of many
 layers, launched one by one and replayed as graphs; `experts`, groups of tokens of many sizes; `attention` over caches of some types, at a depth; `timings` of products against the
 memory's bandwidth, and of many columns against the tensor cores; `prompts`, tokens per second of whole prompts; `model`, a
-random mixture of experts, logits against the CPU's, and tokens per second.
+random mixture of experts, logits against the CPU's, and tokens per second; `hybrid`, prompts with the experts in RAM, and from
+how many tokens on they are computed on the GPU.
+
+    python tools/gpu_check.py --only environment --compare .../llama-bench --shape qwen3-30b-a3b --budget-s 1800
+
+`--compare LLAMA_BENCH` (not among the others otherwise) times a llama-bench of ik_llama.cpp or llama.cpp on the same card and the
+same model files, by turns with ikq, and prints a table of both.
 """
 
 from __future__ import annotations
@@ -28,10 +34,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from gpu_attention import attention
+from gpu_models import SHAPES, matrix, seed, write_model
+from gpu_whole import compare, compared, hybrid
 from numpy.typing import NDArray
 
 import ikq
@@ -55,28 +63,6 @@ MANY = 512  # columns of products, and tokens of prompts, that are timed
 TIMED = ("IQ4_KS", "IQ2_XXS", "Q4_K", "Q6_K", "Q8_0", "IQ3_XXS", "MXFP4", "BF16")
 
 
-class Shape(NamedTuple):
-    """A mixture of experts as Qwen3's."""
-
-    n_layer: int
-    n_embd: int
-    n_head: int
-    n_head_kv: int
-    head_dim: int
-    n_expert: int
-    n_used: int
-    n_ff: int
-    n_vocab: int
-
-
-SHAPES = {
-    "deep": Shape(32, 1024, 16, 4, 64, 8, 4, 512, 8192),
-    "tiny": Shape(2, 256, 4, 2, 64, 8, 2, 256, 512),
-    "small": Shape(2, 2048, 32, 4, 128, 128, 8, 768, 4096),
-    "qwen3-30b-a3b": Shape(48, 2048, 32, 4, 128, 128, 8, 768, 151936),
-}
-
-
 def weight_types() -> list[ikq.QuantType]:
     """Types that weights can have and kernels read."""
     out = []
@@ -92,11 +78,6 @@ def weight_types() -> list[ikq.QuantType]:
 def _product_sizes(t: ikq.QuantType, n_rows: int, n: int, n_columns: int) -> dict[str, Any]:
     sizes = {"type": t.id, "n_rows": n_rows, "n": n, "n_columns": n_columns, "stride": n_rows}
     return sizes | {"bias": False, "residual": False}
-
-
-def matrix(t: ikq.QuantType, n_rows: int, n: int, rng: np.random.Generator) -> ikq.QTensor:
-    """Random weights of a type."""
-    return ikq.QTensor.quantize(rng.standard_normal((n_rows, n), dtype=np.float32) / np.sqrt(n), t)
 
 
 def codes(x: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -158,7 +139,7 @@ def compile_(_: argparse.Namespace) -> Iterator[Row]:
 
 def weights(_: argparse.Namespace) -> Iterator[Row]:
     """Rows decoded on the GPU from its own form: bit for bit the CPU's, but for the sign of zeros."""
-    places, rng = cuda.places_of_nvrtc(), np.random.default_rng(_seed())
+    places, rng = cuda.places_of_nvrtc(), np.random.default_rng(seed())
     for t in weight_types():
         if t.family == "float":
             continue
@@ -172,7 +153,7 @@ def weights(_: argparse.Namespace) -> Iterator[Row]:
 
 def products(_: argparse.Namespace) -> Iterator[Row]:
     """Products of one to eight columns and more, rows that are no multiple of the tile, launched and replayed."""
-    places, rng = cuda.places_of_nvrtc(), np.random.default_rng(_seed())
+    places, rng = cuda.places_of_nvrtc(), np.random.default_rng(seed())
     for t in weight_types():
         for n_rows, n, n_columns in ((37, 512, 1), (13, 1024, 3), (5, 512, 13), (130, 512, 70)):
             w = matrix(t, n_rows, n, rng)
@@ -203,7 +184,7 @@ def _per_replay(t: ikq.QuantType, w: ikq.QTensor, x: NDArray[np.float32], n: int
 
 def latency(args: argparse.Namespace) -> Iterator[Row]:
     """A graph of two tiny kernels, and a fill: what any launch costs."""
-    t, rng = ikq.QuantType.Q8_0, np.random.default_rng(_seed())
+    t, rng = ikq.QuantType.Q8_0, np.random.default_rng(seed())
     x = rng.standard_normal((1, 256), dtype=np.float32)
     seconds = _per_replay(t, matrix(t, 4, 256, rng), x, 3 if args.emulated else 1000)
     yield {"name": "latency of a graph", "ok": True, "us": seconds * 1e6, "bound_us": 5.0, "target": 1.0}
@@ -256,7 +237,7 @@ def tall(t: ikq.QuantType, n_rows: int, n: int, rng: np.random.Generator) -> ikq
 
 def timings(args: argparse.Namespace) -> Iterator[Row]:
     """Products with matrices that no cache holds, of one column; and of many columns."""
-    rng = np.random.default_rng(_seed())
+    rng = np.random.default_rng(seed())
     bandwidth, int8 = _of_device(BANDWIDTH), _of_device(INT8)
     n_rows, n = (64, 512) if args.emulated else (65536, 8192)
     for name in TIMED:
@@ -283,71 +264,12 @@ def timings(args: argparse.Namespace) -> Iterator[Row]:
         yield row
 
 
-def write_model(path: Path, s: Shape, type_name: str) -> None:
-    """A mixture of random experts."""
-    rng = np.random.default_rng(_seed())
-    a = "qwen3moe"
-    metadata = ikq.Metadata(
-        {
-            "general.architecture": a,
-            "tokenizer.ggml.model": "no_vocab",
-            f"{a}.vocab_size": s.n_vocab,
-            f"{a}.context_length": 4096,
-            f"{a}.embedding_length": s.n_embd,
-            f"{a}.block_count": s.n_layer,
-            f"{a}.feed_forward_length": s.n_ff,
-            f"{a}.attention.head_count": s.n_head,
-            f"{a}.attention.head_count_kv": s.n_head_kv,
-            f"{a}.attention.key_length": s.head_dim,
-            f"{a}.attention.value_length": s.head_dim,
-            f"{a}.attention.layer_norm_rms_epsilon": 1e-6,
-            f"{a}.rope.dimension_count": s.head_dim,
-            f"{a}.expert_count": s.n_expert,
-            f"{a}.expert_used_count": s.n_used,
-            f"{a}.expert_feed_forward_length": s.n_ff,
-        }
-    )
-
-    def some(n_rows: int, n: int, of: str = type_name) -> ikq.QTensor:
-        return matrix(ikq.QuantType[of], n_rows, n, rng)
-
-    def experts(n_rows: int, n: int) -> ikq.QTensor:
-        # eight that differ, over and over: making codes takes longer than computing with them
-        eight = [np.asarray(some(n_rows, n).raw).reshape(1, -1) for _ in range(min(8, s.n_expert))]
-        raw = np.concatenate([eight[i % len(eight)] for i in range(s.n_expert)])
-        return ikq.QTensor(raw, type_name, (s.n_expert, n_rows, n))
-
-    e, q, kv = s.n_embd, s.n_head * s.head_dim, s.n_head_kv * s.head_dim
-    ones, head_ones = np.ones(e, np.float32), np.ones(s.head_dim, np.float32)
-    layer: dict[str, ikq.QTensor | NDArray[np.float32]] = {
-        "attn_norm": ones,
-        "ffn_norm": ones,
-        "attn_q_norm": head_ones,
-        "attn_k_norm": head_ones,
-        "attn_q": some(q, e),
-        "attn_k": some(kv, e),
-        "attn_v": some(kv, e),
-        "attn_output": some(e, q),
-        "ffn_gate_inp": some(s.n_expert, e, "F32"),
-        "ffn_gate_exps": experts(s.n_ff, e),
-        "ffn_up_exps": experts(s.n_ff, e),
-        "ffn_down_exps": experts(e, s.n_ff),
-    }
-    with ikq.GGUFWriter(path, metadata) as writer:
-        writer.add_tensor("token_embd.weight", some(s.n_vocab, e, "Q8_0"))
-        writer.add_tensor("output.weight", some(s.n_vocab, e, "Q8_0"))
-        writer.add_tensor("output_norm.weight", ones)
-        for i in range(s.n_layer):
-            for name, tensor in layer.items():
-                writer.add_tensor(f"blk.{i}.{name}.weight", tensor)
-
-
 def model(args: argparse.Namespace) -> Iterator[Row]:
     """Logits of a whole model against the CPU's, and tokens per second."""
     s = SHAPES["tiny" if args.emulated else args.shape]
     bandwidth = _of_device(BANDWIDTH)
     n_prompt, n_decoded = (6, 2) if args.emulated else (64, 64)
-    ids = list(np.random.default_rng(_seed()).integers(0, s.n_vocab, n_prompt))
+    ids = list(np.random.default_rng(seed()).integers(0, s.n_vocab, n_prompt))
     for type_name in ("IQ4_KS", "IQ2_XXS"):
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             file = Path(folder) / "model.gguf"
@@ -388,7 +310,7 @@ GROUP_SIZES = (0, 1, 7, 8, 9, 127, 128, 129, 300)  # tokens of each expert in th
 
 def write_chosen(path: Path, up: str, gate: str, down: str) -> None:
     """A layer whose attention adds nothing and whose expert e gets the tokens of id e alone."""
-    rng = np.random.default_rng(_seed())
+    rng = np.random.default_rng(seed())
     a, e, n = "qwen3moe", 256, len(GROUP_SIZES)
     sizes = {
         "vocab_size": n, "context_length": 1024, "embedding_length": e, "block_count": 1, "feed_forward_length": e,
@@ -433,7 +355,7 @@ def write_chosen(path: Path, up: str, gate: str, down: str) -> None:
 
 def experts(args: argparse.Namespace) -> Iterator[Row]:
     """Groups of many sizes in one launch: the bits of a token hang on no other one, and are near a vector product's."""
-    rng = np.random.default_rng(_seed())
+    rng = np.random.default_rng(seed())
     ids = rng.permutation(np.repeat(np.arange(len(GROUP_SIZES)), GROUP_SIZES))
     cases = [("IQ4_KS", "Q6_K", "Q4_0"), ("Q4_K", "Q4_K", "Q6_K"), ("IQ2_XXS", "IQ2_XXS", "IQ4_XS")]
     for types in cases[: 1 if args.emulated else None]:
@@ -460,7 +382,7 @@ def prompts(args: argparse.Namespace) -> Iterator[Row]:
     """Tokens per second of prompts, by the operations of their products."""
     s = SHAPES["tiny" if args.emulated else args.shape]
     int8, n = _of_device(INT8), 40 if args.emulated else MANY
-    ids = [int(i) for i in np.random.default_rng(_seed()).integers(0, s.n_vocab, n)]
+    ids = [int(i) for i in np.random.default_rng(seed()).integers(0, s.n_vocab, n)]
     heads = s.head_dim * (s.n_head + 2 * s.n_head_kv) + s.n_head * s.head_dim
     operations = 2.0 * n * s.n_layer * s.n_embd * (heads + 3 * s.n_used * s.n_ff)
     for type_name in ("IQ4_KS", "Q4_K")[: 1 if args.emulated else None]:
@@ -495,7 +417,7 @@ def prompts(args: argparse.Namespace) -> Iterator[Row]:
 
 def write_recurrent(path: Path, head: int) -> None:
     """A model of a recurrent layer and one with attention, with heads of so many elements and weights of floats."""
-    rng = np.random.default_rng(_seed())
+    rng = np.random.default_rng(seed())
     a, e, n_vocab, n_k, n_v, n_ff, n_expert = "qwen3next", 8 * head, 512, 2, 4, 64, 4
     channels = (2 * n_k + n_v) * head
     metadata = ikq.Metadata(
@@ -570,7 +492,7 @@ def write_recurrent(path: Path, head: int) -> None:
 
 def recurrent(args: argparse.Namespace) -> Iterator[Row]:
     """Logits of a model with a recurrent layer against the CPU's, whole and in pieces; and with rotated caches."""
-    ids = [int(i) for i in np.random.default_rng(_seed()).integers(0, 512, 40 if args.emulated else 200)]
+    ids = [int(i) for i in np.random.default_rng(seed()).integers(0, 512, 40 if args.emulated else 200)]
     places: dict[str, Any] = {"devices": ["CPU", "CUDA0"], "n_gpu_layers": 99}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         file = Path(folder) / "model.gguf"
@@ -611,11 +533,9 @@ GROUPS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "timings": timings,
     "prompts": prompts,
     "model": model,
+    "hybrid": hybrid,
+    "compare": compare,
 }
-
-
-def _seed() -> int:
-    return int(os.environ.get("IKQ_CHECK_SEED", "0"))
 
 
 def behind(row: Row) -> float:
@@ -654,14 +574,17 @@ def run_group(args: argparse.Namespace) -> None:
 
 def check(args: argparse.Namespace) -> int:
     """All groups, each in a process of its own, within the budget."""
-    seed = os.environ.setdefault("IKQ_CHECK_SEED", str(int(time.time()) % 100_000))
+    drawn = os.environ.setdefault("IKQ_CHECK_SEED", str(int(time.time()) % 100_000))
     rows: list[Row] = []
     end = time.monotonic() + args.budget_s
-    wanted = args.only.split(",") if args.only else list(GROUPS)
+    wanted = args.only.split(",") if args.only else [g for g in GROUPS if g != "compare"]
+    wanted += ["compare"] if args.compare and "compare" not in wanted else []
     for group in wanted:
         left = end - time.monotonic()
         command = [sys.executable, __file__, "--group", group, "--shape", args.shape]
         command += ["--folder", args.folder] if args.folder else []
+        command += ["--compare", args.compare] if args.compare else []
+        command += [f"--compare-args={args.compare_args}", "--compare-types", args.compare_types]
         lines, why = "", ""
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, left))
@@ -675,8 +598,8 @@ def check(args: argparse.Namespace) -> int:
         ]
         if why:
             rows.append({"group": group, "name": f"group {group}", "ok": False, "why": why})
-        Path(args.out).write_text(json.dumps({"seed": seed, "rows": rows}, indent=1))
-    print("\n".join(table(rows)))
+        Path(args.out).write_text(json.dumps({"seed": drawn, "rows": rows}, indent=1))
+    print("\n".join([*table(rows), *compared(rows)]))
     return int(any(not row["ok"] for row in rows))
 
 
@@ -690,6 +613,11 @@ def main() -> int:
     parser.add_argument("--shape", choices=list(SHAPES), default="small", help="shape of the model")
     parser.add_argument("--only", help="groups, joined by commas")
     parser.add_argument("--folder", help="where the model is written")
+    parser.add_argument("--compare", metavar="LLAMA_BENCH", help="also time this program on the same models")
+    parser.add_argument("--compare-args", default="-fa 1", help="further options of that program")
+    parser.add_argument(
+        "--compare-types", default="IQ4_KS,Q4_K", help="types of the models that both are timed with"
+    )
     parser.add_argument("--group", choices=list(GROUPS), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.group:

@@ -13,6 +13,11 @@
 // capability, 90), _SHARED (bytes of shared memory that a block may ask for), _MEMORY (bytes), _USED (bytes of them that
 // other programs have) and _INIT (what cuInit returns). _MEMORY and _USED may be lists, with a number for each GPU; the
 // last holds for all further ones. It has only the functions that ikq calls.
+//
+// The order in which streams run is free but for events. Streams of a context are numbered as they are made, those that
+// were destroyed not counted; IKQ_STANDIN_EAGER=N has stream N run its work as soon as it gets it, so that it overtakes
+// the others wherever no event keeps it back; IKQ_STANDIN_DEAF=N leaves out its waits for events. IKQ_STANDIN_LOG names a
+// file, to which a line is written for all that streams get and that the host waits for.
 #include <dlfcn.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -95,12 +100,14 @@ struct Graph {
 };
 struct Stream {
     Context *context;
+    int number;
     std::deque<Work> queue;
     uint64_t queued = 0, done = 0;
     bool capturing = false, invalid = false;
     Graph recorded;
 };
 struct Event {
+    int number;
     Stream *stream = nullptr;
     uint64_t at = 0;
     std::chrono::steady_clock::time_point time;
@@ -117,6 +124,7 @@ struct Module {
 struct Function {
     Module *module;
     const ikq_emu_kernel *kernel;
+    std::string name;
     unsigned shared = USUAL_SHARED;
 };
 
@@ -130,6 +138,8 @@ std::vector<Stream *> streams;
 std::map<std::pair<Module *, const ikq_emu_kernel *>, Function> functions;
 thread_local Context *current = nullptr;
 thread_local Stream *capturing = nullptr;
+
+int n_events = 0;
 
 using Lock = std::lock_guard<std::recursive_mutex>;
 
@@ -145,6 +155,12 @@ int waiting() {
     if (!capturing) return SUCCESS;
     capturing->invalid = true;
     return CAPTURE_UNSUPPORTED;
+}
+
+// Writes a line, if somebody wants to read it.
+template <class... T> void tell(const char *format, T... values) {
+    static FILE *file = getenv("IKQ_STANDIN_LOG") ? fopen(getenv("IKQ_STANDIN_LOG"), "a") : nullptr;
+    if (file) fprintf(file, format, values...), fflush(file);
 }
 
 // Runs the work of a stream up to number `until`.
@@ -174,6 +190,8 @@ int enqueue(Stream *stream, Work work) {
     }
     stream->queue.push_back(std::move(work));
     stream->queued++;
+    // an error is found by whoever waits
+    if (stream->number == setting("IKQ_STANDIN_EAGER", -1)) drain(stream, stream->queued);
     return SUCCESS;
 }
 
@@ -347,6 +365,7 @@ API cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t size, Stream *str
     if (const int bad = usable()) return bad;
     if (!is_device(to, size)) return INVALID_VALUE;
     note(stream, to), note(stream, reinterpret_cast<uint64_t>(from));
+    if (stream) tell("copy %d %llu %zu\n", stream->number, static_cast<unsigned long long>(to), size);
     // the caller may change pageable memory as soon as the call returns, except while the copy is recorded
     if (is_pinned(from) || (stream && stream->capturing))
         return enqueue(stream, [=] { return memcpy(reinterpret_cast<void *>(to), from, size), SUCCESS; });
@@ -365,6 +384,9 @@ API cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t size, Stream *stream
     if (const int bad = usable()) return bad;
     if (!is_device(from, size) || !is_device(to, size)) return INVALID_VALUE;
     note(stream, from), note(stream, to);
+    if (stream)
+        tell("kernel %d move %llu %llu\n", stream->number, static_cast<unsigned long long>(to),
+             static_cast<unsigned long long>(from));
     return enqueue(stream, [=] {
         return memcpy(reinterpret_cast<void *>(to), reinterpret_cast<void *>(from), size), SUCCESS;
     });
@@ -382,7 +404,8 @@ API cuMemsetD8Async(uint64_t to, unsigned char value, size_t size, Stream *strea
 API cuStreamCreate(Stream **stream, unsigned) {
     Lock lock(mutex);
     if (const int bad = usable()) return bad;
-    *stream = new Stream{current, {}, 0, 0, false, false, {}};
+    const auto own = std::count_if(streams.begin(), streams.end(), [](Stream *s) { return s->context == current; });
+    *stream = new Stream{current, int(own), {}, 0, 0, false, false, {}};
     streams.push_back(*stream);
     return SUCCESS;
 }
@@ -398,17 +421,19 @@ API cuStreamSynchronize(Stream *stream) {
     // this applies to any thread that waits, not only to the one that records
     if (stream && stream->capturing) return stream->invalid = true, CAPTURE_UNSUPPORTED;
     if (const int bad = waiting()) return bad;
+    if (stream) tell("finish %d\n", stream->number);
     return stream ? drain(stream, stream->queued) : drain_all(current);
 }
 API cuStreamWaitEvent(Stream *stream, Event *event, unsigned) {
     Lock lock(mutex);
-    if (!event->stream) return SUCCESS;
+    if (!event->stream || stream->number == setting("IKQ_STANDIN_DEAF", -1)) return SUCCESS;
+    tell("wait %d %d\n", stream->number, event->number);
     return enqueue(stream, [from = event->stream, at = event->at] { return drain(from, at); });
 }
 API cuEventCreate(Event **event, unsigned) {
     Lock lock(mutex);
     if (const int bad = usable()) return bad;
-    *event = new Event;
+    *event = new Event{n_events++, nullptr, 0, {}};
     return SUCCESS;
 }
 API cuEventDestroy_v2(Event *event) {
@@ -417,6 +442,7 @@ API cuEventDestroy_v2(Event *event) {
 }
 API cuEventRecord(Event *event, Stream *stream) {
     Lock lock(mutex);
+    if (stream) tell("record %d %d\n", stream->number, event->number);
     const int status = enqueue(stream, [=] { return event->time = std::chrono::steady_clock::now(), SUCCESS; });
     if (status == SUCCESS && !stream->capturing) event->stream = stream, event->at = stream->queued;
     return status;
@@ -424,6 +450,7 @@ API cuEventRecord(Event *event, Stream *stream) {
 API cuEventSynchronize(Event *event) {
     Lock lock(mutex);
     if (const int bad = waiting()) return bad;
+    if (event->stream) tell("finish-event %d\n", event->number);
     return event->stream ? drain(event->stream, event->at) : SUCCESS;
 }
 API cuEventElapsedTime(float *milliseconds, Event *from, Event *to) {
@@ -469,7 +496,7 @@ API cuModuleGetFunction(Function **function, Module *module, const char *name) {
     Lock lock(mutex);
     const ikq_emu_kernel *kernel = module->find(name);
     if (!kernel) return NOT_FOUND;
-    *function = &functions.insert({{module, kernel}, {module, kernel}}).first->second;
+    *function = &functions.insert({{module, kernel}, {module, kernel, name}}).first->second;
     return SUCCESS;
 }
 API cuFuncGetAttribute(int *value, int, Function *) { return *value = 0, SUCCESS; }
@@ -490,13 +517,15 @@ API cuLaunchKernel(Function *function, unsigned gx, unsigned gy, unsigned gz, un
     if (shared > function->shared) return INVALID_VALUE;
     if (threads > module->max_threads(function->kernel)) return LAUNCH_OUT_OF_RESOURCES;
     // arguments are copied now, because the launch happens later
+    std::string told;
     auto values = std::make_shared<std::vector<std::vector<char>>>();
     for (size_t i = 0; i < module->n_args(function->kernel); i++) {
         const char *bytes = static_cast<char *>(arguments[i]);
         values->emplace_back(bytes, bytes + module->arg_bytes(function->kernel, i));
         uint64_t address = 0;
-        if (values->back().size() == sizeof address) memcpy(&address, bytes, sizeof address), note(stream, address);
+        if (values->back().size() == sizeof address) memcpy(&address, bytes, sizeof address), note(stream, address), told += " " + std::to_string(address);
     }
+    if (stream) tell("kernel %d %s%s\n", stream->number, function->name.c_str(), told.c_str());
     return enqueue(stream, [=, kernel = function->kernel] {
         std::vector<void *> pointers;
         for (auto &value : *values) pointers.push_back(value.data());

@@ -123,6 +123,19 @@ def test_buffers_are_what_was_told(name, n):
     assert [told for told, _ in found] == sorted({told for told, _ in found})
 
 
+@pytest.mark.parametrize("options", [{}, {"fused_up_gate": False}])
+def test_buffers_of_borrowed_experts_are_what_was_told(options):
+    """Where steps have so many tokens that experts in RAM are computed on the GPU, it needs memory for them."""
+    program = (str(path("gpt-oss/gpt-oss-mxfp4")), "16", json.dumps(options | {"cpu_moe": True}))
+    told = []
+    for first in ("1", "0"):
+        found = run(BUFFERS, environment(IKQ_CUDA_STREAM_FROM=first, IKQ_CUDA_SLAB_KIB="4"), *program)
+        promised, taken = json.loads(found)
+        assert promised == taken
+        told.append(promised)
+    assert told[0] > told[1]
+
+
 def test_the_command(tiny_moe):
     """The GPU's free memory is what the driver says."""
     env = environment(IKQ_STANDIN_MEMORY=str(28 * 2**20), IKQ_STANDIN_USED=str(10 * 2**20))

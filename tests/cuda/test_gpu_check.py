@@ -1,6 +1,7 @@
 """`tools/gpu_check.py`, the command that whoever has a GPU runs, with the stand-ins in front."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,82 @@ def test_attention_on_the_stand_in(tmp_path):
         "attention f16, 28 more positions, prompt of 12",
         "attention f16, 28 more positions, token",
     }
+
+
+def test_experts_in_ram_on_the_stand_in(tmp_path):
+    done, rows = check(environment(), tmp_path / "out.json", "--only", "hybrid")
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = {row["name"]: row for row in rows}
+    assert told["copied experts: the bits of those on the GPU"]["ok"]
+    assert {"prompt of 16, experts in RAM, copied", "prompt of 16, experts in RAM, on the CPU"} <= set(told)
+    assert any(name.startswith("copying is quicker from: ") for name in told)
+
+
+LLAMA_BENCH = """#!{python}
+import json, sys
+from pathlib import Path
+calls = Path({calls!r})
+calls.write_text(calls.read_text() + json.dumps(sys.argv[1:]) + "\\n")
+def of(option):
+    return sys.argv[sys.argv.index(option) + 1]
+assert Path(of("-m")).read_bytes()[:4] == b"GGUF"
+if len(calls.read_text().splitlines()) > {works}:
+    sys.exit("error: unknown type of a tensor")
+print("found 1 device:\\n  Device 0: a card")
+tests = [(int(n), 0) for n in of("-p").split(",")] + [(0, int(n)) for n in of("-n").split(",")]
+print(json.dumps([dict(n_prompt=p, n_gen=g, avg_ns=1, avg_ts=100.0 + p + g, stddev_ts=0.5) for p, g in tests]))
+"""
+
+
+def reference(folder, works):
+    """A script that answers as llama-bench does, so many times, and a list of what it was asked."""
+    calls, script = folder / "calls", folder / "llama-bench"
+    calls.write_text("")
+    script.write_text(LLAMA_BENCH.format(python=sys.executable, calls=str(calls), works=works))
+    script.chmod(0o755)
+    return script, lambda: [json.loads(line) for line in calls.read_text().splitlines()]
+
+
+def test_a_reference_on_the_same_models(tmp_path):
+    script, calls = reference(tmp_path, 3)
+    more = ("--only", "compare", "--compare", str(script), "--compare-args", "-fa 1 -fmoe 1")
+    done, rows = check(environment(), tmp_path / "out.json", *more)
+    # it reads one type of two, and fails at the second model's second place
+    assert done.returncode == 1
+    assert [row["name"] for row in rows] == [
+        f"{test} {t}{where}"
+        for t in ("IQ4_KS", "Q4_K")
+        for where in ("", ", experts in RAM")
+        for test in ("pp12", "tg3")
+    ]
+    assert [row["ok"] for row in rows] == [True] * 6 + [False] * 2
+    for row in rows[:6]:
+        assert row["reference"] == 100 + int(row["name"][2:].split()[0])
+        assert row["ikq"] > 0
+        assert row["us"] / row["bound_us"] == pytest.approx(row["reference"] / row["ikq"])
+    assert all("unknown type of a tensor" in row["why"] and "reference" not in row for row in rows[6:])
+    asked = calls()
+    assert [call[call.index("-ngl") + 1 :][-2:] for call in asked] == [
+        ["-fmoe", "1"],
+        ["-ot", "exps=CPU"],
+        ["-fmoe", "1"],
+        ["-ot", "exps=CPU"],
+    ]
+    assert all(call[2:6] == ["-p", "12", "-n", "3"] for call in asked)
+    lines = done.stdout.splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith("tokens per second"))
+    assert re.fullmatch(r"pp12 IQ4_KS +[0-9.]+ +112\.0 +[0-9.]+", lines[at + 1])
+    assert re.fullmatch(r"tg3 Q4_K, experts in RAM +[0-9.]+ +- +-  the reference: .*", lines[at + 8])
+
+
+def test_a_reference_that_is_not_there(tmp_path):
+    done, rows = check(
+        environment(), tmp_path / "out.json", "--only", "compare", "--compare", str(tmp_path / "none"),
+        "--compare-types", "Q8_0",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert rows
+    assert all(not row["ok"] and "No such file" in row["why"] for row in rows)
 
 
 def test_without_a_gpu_it_says_so(tmp_path):

@@ -6,7 +6,9 @@ use ikq_kernels::act::Activations;
 use ikq_kernels::attention::CacheType;
 use ikq_kernels::matmul::Compute;
 use ikq_model::batch::Batch;
-use ikq_model::device::{Choices, Device, Loading, Memory, Move, RouterFailed, Stage, Step, Value};
+use ikq_model::device::{
+    Choices, Device, Lent, Loading, Matrix, Memory, Move, RouterFailed, Stage, Step, Value,
+};
 use ikq_model::error::Error;
 use ikq_model::network::{self, Layer, Network, RopeTable};
 use ikq_model::placement::Placement;
@@ -430,6 +432,18 @@ impl Device for Cpu {
             Stage::Head => unreachable!("`head` runs it"),
         }
         Ok(())
+    }
+
+    fn lends(&self, layer: usize) -> Option<Lent<'_>> {
+        let experts = self.parts.experts[layer].as_ref()?;
+        Some(Box::new(move |matrix, expert, rows, out| {
+            let weight = match matrix {
+                Matrix::Gate => &experts.gate,
+                Matrix::Up => &experts.up,
+                Matrix::Down => &experts.down,
+            };
+            weight.read_rows(expert, rows, out);
+        }))
     }
 
     fn head(&mut self, step: Step<'_>, logits: &mut [f32], hidden: &mut [f32]) {

@@ -1,6 +1,9 @@
 //! [`Weight`]: the matrices of a weight in memory, where products read them.
 
+use std::ops::Range;
+
 use ikq_formats::QuantType;
+use ikq_formats::lanes::LANES;
 use ikq_gguf::Bytes;
 use ikq_kernels::matmul::{self, Compute, Input, Matrix};
 use ikq_model::network;
@@ -58,6 +61,19 @@ impl Weight {
                 .expect("made when it was loaded"),
             false => Matrix::of_rows(self.ty, self.n_rows, self.k, data, self.scale),
         }
+    }
+
+    /// Reads rows of an expert's matrix in the form of the file. They begin where a band does, and are no rows of a type
+    /// that files store interleaved.
+    pub fn read_rows(&self, expert: usize, rows: Range<usize>, out: &mut [u8]) {
+        let data = &self.matrices[expert];
+        if !self.in_lanes {
+            let row = data.len() / self.n_rows;
+            return out.copy_from_slice(&data[rows.start * row..rows.end * row]);
+        }
+        let band = data.len() / self.n_rows.div_ceil(LANES);
+        let bands = rows.start / LANES * band..rows.end.div_ceil(LANES) * band;
+        matmul::unpack(self.ty, self.k, &data[bands], out);
     }
 
     pub fn n_experts(&self) -> usize {

@@ -177,6 +177,11 @@ fn tiles_from(says: Option<&str>) -> usize {
     says.and_then(|n| n.parse().ok()).unwrap_or(MANY_COLUMNS)
 }
 
+/// What [`Gpu::tiles_from`] gives for a device that is opened now.
+pub fn tiles_from_of_environment() -> usize {
+    tiles_from(std::env::var("IKQ_CUDA_MMQ_FROM").ok().as_deref())
+}
+
 /// Bytes of shared memory that a block can have without a kernel attribute that allows more.
 const USUAL_SHARED_BYTES: u32 = 48 << 10;
 
@@ -236,7 +241,7 @@ impl Gpu {
             cubins: Cubins::of_environment(),
             loaded: Mutex::default(),
             waits: std::env::var("IKQ_CUDA_SYNC").is_ok_and(|v| v == "1"),
-            tiles_from: tiles_from(std::env::var("IKQ_CUDA_MMQ_FROM").ok().as_deref()),
+            tiles_from: tiles_from_of_environment(),
             recording: AtomicBool::new(false),
         })
     }

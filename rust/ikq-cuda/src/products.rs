@@ -187,11 +187,15 @@ pub struct Sorted {
     pub bounds: Address,
     pub list: Address,
     pub n_experts: usize,
+    /// How many pairs these experts have, where they are not all of the list.
+    pub n_pairs: Option<usize>,
 }
 
 impl Sorted {
     /// The columns of these pairs, for plans.
     pub fn columns(self, Pairs { n_pairs, k }: Pairs) -> TiledColumns {
+        // launches have whole tokens
+        let n_pairs = self.n_pairs.map_or(n_pairs, |n| n.next_multiple_of(k));
         TiledColumns::Grouped(Grouped { n_pairs, k, n_experts: self.n_experts })
     }
 

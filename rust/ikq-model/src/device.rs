@@ -4,6 +4,7 @@
 //! step needs, [`Device::begin`], and stages with the values that they read moved in where another device made
 //! them. Positions, page tables and references are kept by the caller; devices only see page numbers.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use ikq_pool::{Cancel, Pool, Stop, Team};
@@ -108,6 +109,21 @@ pub struct Step<'a> {
     /// Scales of the adapters for what belongs to no sequence.
     pub scales: &'a [f32],
 }
+
+/// A matrix of a mixture of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Matrix {
+    Gate,
+    Up,
+    Down,
+}
+
+/// Reads rows of an expert's matrix into memory for as many, in the form that files have. Ranges begin at multiples of
+/// [`LENT_ROWS`]. Threads may call it at the same time.
+pub type Lent<'a> = Box<dyn Fn(Matrix, usize, Range<usize>, &mut [u8]) + Sync + 'a>;
+
+/// Rows that [`Lent`] reads together.
+pub const LENT_ROWS: usize = 16;
 
 /// What a device has to know to load its weights.
 pub struct Loading<'a> {
@@ -216,6 +232,17 @@ pub trait Device: Send {
     /// # Errors
     /// [`RouterFailed`] of [`Stage::Route`].
     fn run(&mut self, stage: Stage, step: Step<'_>) -> Result<(), RouterFailed>;
+    /// Lends the weights of [`Stage::Experts`] of a layer to another device, if this one has them.
+    fn lends(&self, _layer: usize) -> Option<Lent<'_>> {
+        None
+    }
+    /// Whether this device computes the experts of a layer in the present step, although another one has them: that
+    /// pays where so many tokens take them that copying weights is quicker than computing where they are.
+    fn borrows(&self, _layer: usize) -> bool {
+        false
+    }
+    /// Runs [`Stage::Experts`] of a layer, whose router it ran, with weights that another device lends.
+    fn run_borrowed(&mut self, _layer: usize, _lent: &Lent<'_>, _step: Step<'_>) {}
     /// Starts what stages have left to do: another device computes next. Only devices that work by themselves put stages
     /// off, so that they can do several at once.
     fn start(&mut self) {}

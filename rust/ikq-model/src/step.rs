@@ -443,7 +443,9 @@ impl Order<'_> {
         let router = self.placement.device(Stage::Route(l));
         self.on_hidden(Stage::Route(l))?;
         let experts = self.placement.device(Stage::Experts(l));
-        if experts != router {
+        let borrows =
+            experts != router && self.devices[router].borrows(l) && self.devices[experts].lends(l).is_some();
+        if experts != router && !borrows {
             self.transfer(Value::Input, router, experts);
             let choices = self.devices[router].choices().clone();
             self.devices[experts].put_choices(&choices);
@@ -459,11 +461,26 @@ impl Order<'_> {
                 self.transfer(Value::Shared, shared, router);
             }
         }
+        if borrows {
+            self.borrowed(l, router, experts);
+            return self.stage(Stage::Join(l), router);
+        }
         self.stage(Stage::Experts(l), experts)?;
         if experts != router {
             self.transfer(Value::Sum, experts, router);
         }
         self.stage(Stage::Join(l), router)
+    }
+
+    /// Has the experts of a layer computed on `device`, with the weights that `owner` has.
+    fn borrowed(&mut self, l: usize, device: usize, owner: usize) {
+        if self.computing != device {
+            self.devices[self.computing].start();
+            self.computing = device;
+        }
+        let [device, owner] = self.devices.get_disjoint_mut([device, owner]).expect("two devices");
+        let lent = owner.lends(l).expect("a device whose experts are borrowed lends them");
+        device.run_borrowed(l, &lent, self.step);
     }
 
     fn transfer(&mut self, value: Value, from: usize, to: usize) {

@@ -9,10 +9,10 @@ use ikq_cuda::device::Extent;
 use ikq_kernels::act::Activations;
 use ikq_kernels::attention::CacheType;
 use ikq_kernels::matmul::{Compute, Matrix, Scratch, check, multiply};
-use ikq_model::device::Device;
+use ikq_model::device::{Device, Stage};
 use ikq_model::model::{Sizes, sequence_bytes};
 use ikq_model::network::{Network, PlanOptions};
-use ikq_model::placement::{Override, Placement, Rules};
+use ikq_model::placement::{self, Override, Placement, Rules};
 use ikq_model::spec::ModelSpec;
 use ikq_model::{Adapter, Entry, Options, Want};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
@@ -208,7 +208,7 @@ impl Engine {
                 Ok((name.clone(), weights, cache, step))
             });
             let taken = taken.collect::<Result<Vec<_>, ikq_model::Error>>()?;
-            Ok::<_, ikq_model::Error>((placed(&placement), taken))
+            Ok::<_, ikq_model::Error>((placed(&network, &placement), taken))
         });
         predicted.map_err(|e| e.raise(py))
     }
@@ -369,7 +369,7 @@ impl Engine {
 
     /// For each stage the device that computes it, and the reason.
     fn placement(&self) -> Vec<Placed> {
-        placed(self.inner.placement())
+        placed(self.inner.network(), self.inner.placement())
     }
 
     /// Frees the weights and the KV caches; neither the engine nor its sequences can be used any more.
@@ -390,10 +390,19 @@ impl Engine {
     }
 }
 
-fn placed(placement: &Placement) -> Vec<Placed> {
+fn placed(network: &Network, placement: &Placement) -> Vec<Placed> {
     let device = |i: usize| placement.devices[i].clone();
+    let why = |p: &placement::Placed| match p.stage {
+        Stage::Experts(layer) => match ikq_cuda::device::borrows(network, placement, layer) {
+            Some((to, from)) => {
+                format!("{}; computed on {} in steps of {from} tokens or more", p.why, device(to))
+            }
+            None => p.why.clone(),
+        },
+        _ => p.why.clone(),
+    };
     let rows = placement.stages.iter();
-    rows.map(|p| (p.stage.to_string(), device(p.device), p.n_bytes, p.why.clone())).collect()
+    rows.map(|p| (p.stage.to_string(), device(p.device), p.n_bytes, why(p))).collect()
 }
 
 fn parse_cache(name: &str) -> PyResult<CacheType> {

@@ -90,7 +90,7 @@ impl Packed {
         let (heads, bounds, list) = heads_of_columns(n, n_heads);
         let mut add = |numbers: Vec<i32>| packed.add(numbers.into_iter().map(i32::to_le_bytes));
         let heads = add(heads);
-        let by_head = Sorted { bounds: add(bounds), list: add(list), n_experts: n_heads };
+        let by_head = Sorted { bounds: add(bounds), list: add(list), n_experts: n_heads, n_pairs: None };
         let mut pieces = Pieces {
             heads,
             by_head,

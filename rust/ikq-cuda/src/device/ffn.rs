@@ -89,7 +89,7 @@ impl Cuda {
     }
 
     /// Sorts pairs by expert, if there are so many columns that a matrix of these experts is read in tiles.
-    fn sorted(&self, ffn: &Ffn, ids: Address, pairs: Pairs) -> Result<Option<Sorted>, Error> {
+    pub(super) fn sorted(&self, ffn: &Ffn, ids: Address, pairs: Pairs) -> Result<Option<Sorted>, Error> {
         let Pairs { n_pairs, k } = pairs;
         let (n_experts, n_tokens) = (ffn.n_experts, n_pairs / k);
         let is_tiled = |weight: &Linear| products::is_tiled(&self.gpu, weight.ty(), n_tokens);
@@ -98,7 +98,7 @@ impl Cuda {
             return Ok(None);
         }
         let scratch = self.scratch();
-        let sorted = Sorted { bounds: scratch.bounds, list: scratch.list, n_experts };
+        let sorted = Sorted { bounds: scratch.bounds, list: scratch.list, n_experts, n_pairs: None };
         let plan = Call::Sort { n_pairs, n_experts }.plan()?;
         let buffers = [("ids", ids), ("bounds", sorted.bounds), ("rows", sorted.list)];
         // SAFETY: scratch memory has room for the batch's pairs, and for a bound per expert
@@ -122,7 +122,7 @@ impl Cuda {
     }
 
     /// The columns of the batch at a place, with the width of the residual stream.
-    fn embeddings(&self, place: super::scratch::Wide) -> Columns {
+    pub(super) fn embeddings(&self, place: super::scratch::Wide) -> Columns {
         place.columns(self.network().spec.n_embd, self.batch.n())
     }
 
@@ -159,7 +159,12 @@ impl Cuda {
     }
 
     /// Computes `act(gate) * up` of columns, or of pairs of a column and a chosen expert.
-    fn up_gate(&self, ffn: &Ffn, input: &Columns, chosen: Option<Chosen>) -> Result<Columns, Error> {
+    pub(super) fn up_gate(
+        &self,
+        ffn: &Ffn,
+        input: &Columns,
+        chosen: Option<Chosen>,
+    ) -> Result<Columns, Error> {
         let n_ff = ffn.up.n_rows();
         let n = chosen.map_or(input.n_columns, |c| c.pairs.n_pairs);
         let activated = self.scratch().activated.columns(n_ff, n);
@@ -334,7 +339,7 @@ impl Cuda {
 
     /// Weighs the results of pairs, which are in [`Scratch::slots`](super::scratch::Scratch::slots), and sums up those of
     /// each token.
-    fn sum_slots(
+    pub(super) fn sum_slots(
         &self,
         n_rows: usize,
         chosen: Chosen,

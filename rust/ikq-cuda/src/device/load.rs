@@ -8,6 +8,7 @@ use ikq_model::network::{self, Network, PlanKind};
 use ikq_model::placement::Placement;
 use ikq_model::spec::{NormKind, ValueOrder};
 
+use super::borrowed::Borrowed;
 use super::model_error;
 use super::parts::{
     Attention, DeltaNet, Dense, Ffn, Gqa, Head, Kind, Linear, Mla, Parts, Router, latent_row,
@@ -272,6 +273,7 @@ impl<'a> Loader<'a> {
                     post_norm: self.optional(layer.post_ffn_norm.as_deref())?,
                     is_read: placement.device(Stage::Experts(l)) != index,
                 });
+                parts.borrowed[l] = Borrowed::new(network, placement, index, l).map_err(model_error)?;
             }
             (Stage::Experts(_), network::Ffn::Moe(moe)) => {
                 parts.most_used = parts.most_used.max(moe.routing.n_used);

@@ -7,6 +7,7 @@
 //! | [`scratch`], [`columns`] | memory of a step, and data about its batch |
 //! | [`cache`], [`states`] | pages of the KV cache, and states of recurrent layers |
 //! | `attention`, `delta_net`, `ffn`, `head` | the stages |
+//! | [`borrowed`], [`slabs`] | experts that the CPU has, in steps of many tokens |
 //! | [`queue`], [`graphs`] | launching several at once, and again |
 //! | [`host`] | copies to and from the host |
 //! | [`predict`] | the memory that all this takes |
@@ -15,6 +16,7 @@
 //! ([`Device::failure`]).
 
 mod attention;
+mod borrowed;
 mod cache;
 mod columns;
 mod delta_net;
@@ -27,6 +29,7 @@ mod parts;
 mod predict;
 mod queue;
 mod scratch;
+mod slabs;
 mod states;
 
 use std::cell::RefCell;
@@ -34,11 +37,12 @@ use std::sync::Arc;
 
 use ikq_formats::QuantType;
 use ikq_model::batch::Batch;
-use ikq_model::device::{Choices, Device, Loading, Memory, Move, RouterFailed, Stage, Step, Value};
+use ikq_model::device::{Choices, Device, Lent, Loading, Memory, Move, RouterFailed, Stage, Step, Value};
 use ikq_model::error::Error as ModelError;
 use ikq_model::network::{self, Attention, Network, RopeId, RopeTable};
 use ikq_pool::Stop;
 
+pub use borrowed::borrows;
 pub use cache::CacheForm;
 pub use predict::{Extent, Needed, predict};
 
@@ -59,6 +63,7 @@ use parts::Parts;
 use predict::counted;
 use queue::Queue;
 use scratch::{Scratch, Wide};
+use slabs::Slabs;
 use states::States;
 
 /// Options of a GPU.
@@ -88,6 +93,7 @@ pub struct Cuda {
     ropes: Vec<RopeTable>,
     caches: Vec<Option<LayerCache>>,
     scratch: Option<Scratch>,
+    slabs: Option<Slabs>,
     columns: ColumnData,
     host: Host,
     queue: Queue,
@@ -122,6 +128,7 @@ impl Cuda {
             ropes: Vec::new(),
             caches: Vec::new(),
             scratch: None,
+            slabs: None,
             columns: ColumnData::default(),
             host: Host::default(),
             queue: Queue::default(),
@@ -158,6 +165,10 @@ impl Cuda {
 
     /// Makes sure that there is scratch memory for so many columns.
     fn make_room(&mut self, n_columns: usize) -> Result<(), Error> {
+        if self.slabs.is_none() && self.parts.layouts(n_columns).next().is_some() {
+            // all that there may be in later steps
+            self.slabs = Some(Slabs::new(&self.gpu, self.parts.layouts(usize::MAX))?);
+        }
         if self.scratch.as_ref().is_some_and(|s| s.n_columns >= n_columns) {
             return Ok(());
         }
@@ -359,7 +370,7 @@ impl Device for Cuda {
         // frees an earlier model
         self.parts = Parts::default();
         self.caches.clear();
-        self.scratch = None;
+        (self.scratch, self.slabs) = (None, None);
         self.graphs.clear();
         *self.failure.get_mut() = None;
         let (size, parts) = counted(network, loading.placement, loading.index)?;
@@ -582,6 +593,17 @@ impl Device for Cuda {
             Ok(())
         });
         Ok(())
+    }
+
+    fn borrows(&self, layer: usize) -> bool {
+        self.failure.borrow().is_none() && self.is_borrowed(layer)
+    }
+
+    fn run_borrowed(&mut self, layer: usize, lent: &Lent<'_>, step: Step<'_>) {
+        self.attempt(|it| {
+            it.not_observed(step.collector.is_some())?;
+            it.borrowed_experts(layer, lent, step.team)
+        });
     }
 
     fn head(&mut self, step: Step<'_>, logits: &mut [f32], hidden: &mut [f32]) {

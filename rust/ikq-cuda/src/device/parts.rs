@@ -3,6 +3,8 @@
 use ikq_formats::QuantType;
 use ikq_model::network;
 
+use super::borrowed::Borrowed;
+use super::slabs::Layout;
 use crate::memory::{Address, Arena};
 use crate::plan::{DeltaSizes, Glu};
 use crate::weights::Matrix;
@@ -140,6 +142,8 @@ pub struct Parts {
     pub dense: Vec<Option<Dense>>,
     pub router: Vec<Option<Router>>,
     pub experts: Vec<Option<Ffn>>,
+    /// Experts that the CPU has, and that are computed here in large steps.
+    pub borrowed: Vec<Option<Borrowed>>,
     pub shared: Vec<Option<Ffn>>,
     pub head: Option<Head>,
     /// The most experts that a token takes in any layer.
@@ -154,14 +158,25 @@ impl Parts {
             dense: vec![None; n_layers],
             router: vec![None; n_layers],
             experts: vec![None; n_layers],
+            borrowed: vec![None; n_layers],
             shared: vec![None; n_layers],
             ..Parts::default()
         }
     }
 
+    /// The experts that are computed here though the CPU has them, in a step of so many columns.
+    pub fn borrowed_of(&self, n_columns: usize) -> impl Iterator<Item = &Borrowed> + Clone {
+        self.borrowed.iter().flatten().filter(move |b| n_columns >= b.from)
+    }
+
+    /// How the parts of those lie in memory.
+    pub fn layouts(&self, n_columns: usize) -> impl Iterator<Item = &Layout> + Clone {
+        self.borrowed_of(n_columns).map(|b| &b.layout)
+    }
+
     /// Whether there is no stage at all.
     pub fn is_empty(&self) -> bool {
-        let Parts { attention, dense, router, experts, shared, head, .. } = self;
+        let Parts { attention, dense, router, experts, shared, head, .. } = self; // those borrowed come with a router
         head.is_none()
             && attention.iter().all(Option::is_none)
             && dense.iter().all(Option::is_none)

@@ -10,6 +10,7 @@ use super::load::Loader;
 use super::make_caches;
 use super::parts::Parts;
 use super::scratch::Scratch;
+use super::slabs;
 use super::states::States;
 
 /// How much is computed at once.
@@ -59,11 +60,12 @@ pub fn predict(
         true => 0,
         false => {
             let ropes: Vec<RopeTable> = network.ropes.iter().map(RopeTable::new).collect();
-            Scratch::bytes(network, &parts, n_ubatch).saturating_add(ColumnData::most_bytes(
-                (network, &parts, &ropes),
-                n_ubatch,
-                n_ctx,
-            ))
+            let columns = ColumnData::most_bytes((network, &parts, &ropes), n_ubatch, n_ctx);
+            let slabs = match parts.layouts(n_ubatch).next() {
+                Some(_) => slabs::bytes(parts.layouts(usize::MAX)),
+                None => 0,
+            };
+            Scratch::bytes(network, &parts, n_ubatch).saturating_add(columns).saturating_add(slabs)
         }
     };
     Ok(Needed { weights, pages, state, step })

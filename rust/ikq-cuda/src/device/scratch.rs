@@ -38,6 +38,8 @@ struct Sizes {
     slots: usize,
     scores: usize,
     used: usize,
+    /// Experts of a column in a part of them.
+    part_ids: usize,
     /// The most experts of a layer; this one is not per column.
     experts: usize,
     q: usize,
@@ -50,13 +52,17 @@ struct Sizes {
 }
 
 impl Sizes {
-    fn new(network: &Network, parts: &Parts) -> Sizes {
+    fn new(network: &Network, parts: &Parts, n_columns: usize) -> Sizes {
         let mut s = Sizes { used: parts.most_used, ..Sizes::default() };
         for dense in parts.dense.iter().flatten() {
             s.add_ffn(&dense.ffn, None);
         }
         parts.shared.iter().flatten().for_each(|ffn| s.add_ffn(ffn, None));
         parts.experts.iter().flatten().for_each(|ffn| s.add_ffn(ffn, Some(parts.most_used)));
+        for borrowed in parts.borrowed_of(n_columns) {
+            s.add_ffn(&borrowed.ffn, Some(parts.most_used));
+            s.part_ids = s.part_ids.max(if borrowed.ffn.apart { parts.most_used } else { 0 });
+        }
         for router in parts.router.iter().flatten() {
             s.scores = s.scores.max(router.weight.n_rows());
         }
@@ -137,6 +143,8 @@ pub struct Scratch {
     pub list: Address,
     pub bounds: Address,
     pub slots: Address,
+    /// Ids of chosen experts, or -1 where they are not in the part that is computed.
+    pub part_ids: Address,
     /// Products of attention, prepared queries, and inputs of later products.
     pub q: Address,
     pub k: Address,
@@ -174,7 +182,7 @@ impl Scratch {
         n_columns: usize,
         mut take: impl FnMut(usize) -> Result<Address, Error>,
     ) -> Result<Scratch, Error> {
-        let (s, n_embd) = (Sizes::new(network, parts), network.spec.n_embd);
+        let (s, n_embd) = (Sizes::new(network, parts, n_columns), network.spec.n_embd);
         let mut wide = |n: usize| {
             let [codes, scales] = code_bytes(n.next_multiple_of(32), n_columns);
             Ok::<_, Error>(Wide { floats: take(4 * n * n_columns)?, codes: (take(codes)?, take(scales)?) })
@@ -200,6 +208,7 @@ impl Scratch {
             choices: floats(2 * s.used)?,
             list: floats(s.used)?,
             slots: floats(s.slots)?,
+            part_ids: floats(s.part_ids)?,
             q: floats(s.q)?,
             k: floats(s.k)?,
             v: floats(s.v)?,
