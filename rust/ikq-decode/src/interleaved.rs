@@ -87,7 +87,7 @@ impl<I: Isa> Decode<I> for IQ1_S_R4 {
     #[inline(always)]
     fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
         let high = unit.half(isa, 2 * b);
-        ternary_lanes(isa, unit.int(isa, b), three_bits(isa, high), isa.where_bit(high, 15, -1))
+        ternary_lanes(isa, &unit.words[b], three_bits(isa, high), isa.where_bit(high, 15, -1))
     }
 
     #[inline(always)]
@@ -135,7 +135,7 @@ impl<I: Isa> Decode<I> for IQ1_M_R4 {
 
     #[inline(always)]
     fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
-        nibble_lanes(isa, unit.int(isa, b), unit.half(isa, 3 * b))
+        nibble_lanes(isa, &unit.words[b], unit.half(isa, 3 * b))
     }
 
     #[inline(always)]

@@ -47,12 +47,6 @@ fn odd_nibbles(b: &[u8; 8]) -> [i16; 16] {
     map(nibbles_in_turn(b), |s| 2 * i16::from(s) + 1)
 }
 
-/// The four bytes of each lane, as integers.
-#[inline(always)]
-fn bytes_of<I: Isa>(isa: I, v: I::I) -> [I::I; 4] {
-    [isa.byte(v, 0), isa.byte(v, 1), isa.byte(v, 2), isa.byte(v, 3)]
-}
-
 /// Sign bits of 32 elements from four 7-bit codes in the low 28 bits.
 #[inline(always)]
 fn seven_bit_signs<I: Isa>(isa: I, v: I::I) -> I::I {
@@ -76,13 +70,13 @@ pub(crate) fn three_bits<I: Isa>(isa: I, v: I::I) -> I::I {
 /// Codes of IQ1 types from the low bytes of the indices, their upper bits, and a mask of the elements whose shift
 /// is negative.
 #[inline(always)]
-pub(crate) fn ternary_lanes<I: Isa>(isa: I, low: I::I, high: I::I, negative: I::I) -> [I::B64; 8] {
+pub(crate) fn ternary_lanes<I: Isa>(isa: I, low: &[u8; 64], high: I::I, negative: I::I) -> [I::B64; 8] {
     isa.codebook_8(&IQ1_BOOK, low, high, negative)
 }
 
 /// [`ternary_lanes`] where a nibble has the upper three index bits and, as bit 3, the shift's sign.
 #[inline(always)]
-pub(crate) fn nibble_lanes<I: Isa>(isa: I, low: I::I, nibbles: I::I) -> [I::B64; 8] {
+pub(crate) fn nibble_lanes<I: Isa>(isa: I, low: &[u8; 64], nibbles: I::I) -> [I::B64; 8] {
     let mut bytes = isa.and_i(nibbles, isa.splat_i(15));
     for l in 1..4 {
         bytes = isa.or_i(bytes, isa.and_i(isa.shl_i(nibbles, 4 * l), isa.splat_i(15 << (8 * l))));
@@ -189,7 +183,7 @@ impl<I: Isa> Decode<I> for IQ2_XXS {
     #[inline(always)]
     fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
         let signs = seven_bit_signs(isa, unit.int(isa, 2 * b + 1));
-        isa.codebook_8(&IQ2XXS_BOOK, unit.int(isa, 2 * b), isa.splat_i(0), signs)
+        isa.codebook_8(&IQ2XXS_BOOK, &unit.words[2 * b], isa.splat_i(0), signs)
     }
 
     #[inline(always)]
@@ -247,7 +241,9 @@ impl<I: Isa> Decode<I> for IQ2_XS {
         let upper = isa.or_i(isa.and_i(x, isa.splat_i(0xffff)), isa.shl_i(y, 16));
         let high = isa.and_i(upper, isa.splat_i(0x0101_0101));
         let signs = isa.with_parity(isa.and_i(isa.shr_i(upper, 1), isa.splat_i(0x7f7f_7f7f)));
-        isa.codebook_8(&IQ2XS_BOOK, low, high, signs)
+        let mut lows = [0; 64];
+        isa.store(isa.of_ints(low), &mut lows);
+        isa.codebook_8(&IQ2XS_BOOK, &lows, high, signs)
     }
 
     #[inline(always)]
@@ -289,7 +285,7 @@ impl<I: Isa> Decode<I> for IQ2_S {
     fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
         let high = isa.shr_i(unit.int(isa, 16 + b / 4), 8 * (b as u32 % 4));
         let high = isa.ints(isa.spread_crumbs(high, 0));
-        isa.codebook_8(&IQ2S_BOOK, unit.int(isa, b), high, unit.int(isa, 8 + b))
+        isa.codebook_8(&IQ2S_BOOK, &unit.words[b], high, unit.int(isa, 8 + b))
     }
 
     #[inline(always)]
@@ -329,9 +325,8 @@ impl<I: Isa> Decode<I> for IQ3_XXS {
 
     #[inline(always)]
     fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
-        let (x, y) = (bytes_of(isa, unit.int(isa, 2 * b)), bytes_of(isa, unit.int(isa, 2 * b + 1)));
-        let index = [x[0], x[1], x[2], x[3], y[0], y[1], y[2], y[3]];
-        isa.codebook_4(&IQ3XXS_BOOK, index, seven_bit_signs(isa, unit.int(isa, 16 + b)))
+        let low = [&unit.words[2 * b], &unit.words[2 * b + 1]];
+        isa.codebook_4(&IQ3XXS_BOOK, low, isa.splat_i(0), seven_bit_signs(isa, unit.int(isa, 16 + b)))
     }
 
     #[inline(always)]
@@ -372,13 +367,9 @@ impl<I: Isa> Decode<I> for IQ3_S {
 
     #[inline(always)]
     fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
-        let (x, y) = (bytes_of(isa, unit.int(isa, 2 * b)), bytes_of(isa, unit.int(isa, 2 * b + 1)));
+        let low = [&unit.words[2 * b], &unit.words[2 * b + 1]];
         let high = isa.shr_i(unit.int(isa, 16 + b / 4), 8 * (b as u32 % 4));
-        let mut index = [x[0], x[1], x[2], x[3], y[0], y[1], y[2], y[3]];
-        for (l, index) in index.iter_mut().enumerate() {
-            *index = isa.or_i(*index, isa.shl_i(field(isa, high, l as u32, 1), 8));
-        }
-        isa.codebook_4(&IQ3S_BOOK, index, unit.int(isa, 18 + b))
+        isa.codebook_4(&IQ3S_BOOK, low, high, unit.int(isa, 18 + b))
     }
 
     #[inline(always)]
@@ -437,7 +428,7 @@ impl<I: Isa> Decode<I> for IQ1_S {
     #[inline(always)]
     fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
         let high = isa.shr_i(unit.int(isa, 8 + b / 2), 16 * (b as u32 % 2));
-        ternary_lanes(isa, unit.int(isa, b), three_bits(isa, high), isa.where_bit(high, 15, -1))
+        ternary_lanes(isa, &unit.words[b], three_bits(isa, high), isa.where_bit(high, 15, -1))
     }
 
     #[inline(always)]
@@ -482,7 +473,7 @@ impl<I: Isa> Decode<I> for IQ1_M {
     #[inline(always)]
     fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
         let high = isa.shr_i(unit.int(isa, 8 + b / 2), 16 * (b as u32 % 2));
-        nibble_lanes(isa, unit.int(isa, b), high)
+        nibble_lanes(isa, &unit.words[b], high)
     }
 
     #[inline(always)]

@@ -27,6 +27,12 @@ pub struct ActUnit {
     pub debts_32: [i32; 8],
 }
 
+/// The codes of an [`ActUnit`] as 16-bit numbers, two in each word: of each four codes the two that
+/// [`ikq_simd::Products::widened`] gives first, then the others.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub struct WideUnit(pub [i32; 128]);
+
 /// The bias that [`ActUnit::debts`] makes up for: that of the instruction sets which need one.
 pub const CODE_BIAS: i32 = 128;
 
@@ -56,12 +62,16 @@ pub struct Activations {
     n_columns: usize,
     floats: Aligned,
     units: Vec<ActUnit>,
+    /// Each column's codes as 16-bit numbers, where the instruction set has products that read those: they are made
+    /// once here, because blocks of few rows that each made their own would take as long as their products.
+    wide: Vec<Vec<WideUnit>>,
 }
 
 /// One column of [`Activations`], to be written by one thread.
 pub struct ColumnMut<'a> {
     pub floats: &'a mut [f32],
     units: &'a mut [ActUnit],
+    wide: &'a mut Vec<WideUnit>,
 }
 
 impl Activations {
@@ -73,6 +83,9 @@ impl Activations {
         self.floats.reserve(n_floats);
         if self.units.len() < n_units {
             self.units.resize(n_units, ActUnit::default());
+        }
+        if self.wide.len() < n_columns {
+            self.wide.resize(n_columns, Vec::new());
         }
     }
 
@@ -92,7 +105,8 @@ impl Activations {
         }
         let floats = self.floats.get_mut().chunks_exact_mut(self.k);
         let units = self.units.chunks_exact_mut(units_per_column(self.k));
-        floats.zip(units).take(self.n_columns).map(|(floats, units)| ColumnMut { floats, units }).collect()
+        let columns = floats.zip(units).zip(&mut self.wide).take(self.n_columns);
+        columns.map(|((floats, units), wide)| ColumnMut { floats, units, wide }).collect()
     }
 
     /// The floats of all columns, for callers that write blocks of rows.
@@ -109,23 +123,26 @@ impl Activations {
     pub fn units(&self, column: usize) -> &[ActUnit] {
         &self.units[column * units_per_column(self.k)..][..self.k.div_ceil(UNIT)]
     }
+
+    /// The codes of [`Activations::units`] as 16-bit numbers, on instruction sets with
+    /// [`ikq_simd::Products::IS_FAST_WIDE`].
+    pub fn wide(&self, column: usize) -> &[WideUnit] {
+        &self.wide[column][..self.k.div_ceil(UNIT)]
+    }
 }
 
 impl ColumnMut<'_> {
     /// Makes the 8-bit form from the floats.
     pub fn quantize(&mut self, kind: IsaKind) {
-        quantize(kind, self.floats, self.units);
+        run(kind, Quantize { x: self.floats, units: self.units, wide: self.wide });
     }
 }
 
 /// `codes = round(x / d)` with `d = max |x| / 127` of each 32 elements; the same bytes on every instruction set.
-pub fn quantize(kind: IsaKind, x: &[f32], units: &mut [ActUnit]) {
-    run(kind, Quantize { x, units });
-}
-
 struct Quantize<'a> {
     x: &'a [f32],
     units: &'a mut [ActUnit],
+    wide: &'a mut Vec<WideUnit>,
 }
 
 impl IsaOp for Quantize<'_> {
@@ -141,6 +158,30 @@ impl IsaOp for Quantize<'_> {
             let mut x = [0.0; UNIT];
             x[..tail.len()].copy_from_slice(tail);
             quantize_unit(isa, &x, unit);
+        }
+        if I::IS_FAST_WIDE {
+            let n = self.x.len().div_ceil(UNIT);
+            if self.wide.len() < n {
+                self.wide.resize(n, WideUnit([0; 128]));
+            }
+            for (unit, wide) in self.units.iter().zip(&mut self.wide[..n]) {
+                widen(isa, unit, wide);
+            }
+        }
+    }
+}
+
+/// Makes 16-bit numbers of a unit's codes.
+#[inline(always)]
+fn widen<I: Isa>(isa: I, unit: &ActUnit, out: &mut WideUnit) {
+    for (codes, out) in unit.codes.as_chunks().0.iter().zip(out.0.as_chunks_mut::<32>().0) {
+        let wide = isa.widened(isa.load_codes(codes));
+        let mut words = [[0; 16]; 2];
+        for (wide, words) in wide.into_iter().zip(&mut words) {
+            isa.store_i(isa.ints(wide), words);
+        }
+        for (t, out) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            *out = [words[0][t], words[1][t]];
         }
     }
 }

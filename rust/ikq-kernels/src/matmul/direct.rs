@@ -109,7 +109,7 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
             }
             let mut starts = [[0; 16]; C];
             for (starts, x) in starts.iter_mut().zip(&units) {
-                sum_starts::<I, D>(isa, x, reads_floats(C), starts);
+                sum_starts::<I, D>(isa, x, reads_floats::<I>(C), starts);
             }
             let pair = Units::<I, C> { unit: &unit, scales: &scales, columns: &units, starts: &starts };
             // without a loop around them the parts share what they read, and their shifts are constants
@@ -189,7 +189,8 @@ impl<I: Isa, const C: usize> Units<'_, I, C> {
         let codes = D::lanes(isa, unit, b);
         if D::PER_16 {
             let (scale, min) = (&scales.scale[2 * b..2 * b + 2], &scales.min[2 * b..2 * b + 2]);
-            let scale = [SumScale::new(isa, scale[0], reads_floats(C)), SumScale::new(isa, scale[1], false)];
+            let scale =
+                [SumScale::new(isa, scale[0], reads_floats::<I>(C)), SumScale::new(isa, scale[1], false)];
             let sums = [
                 dots::<I, D, C, 4>(isa, codes.first_chunk().expect("eight"), columns, starts, 2 * b),
                 dots::<I, D, C, 4>(isa, codes.last_chunk().expect("eight"), columns, starts, 2 * b + 1),
@@ -199,7 +200,7 @@ impl<I: Isa, const C: usize> Units<'_, I, C> {
                 acc[c] = add_16::<I>(isa, product, min, D::HAS_MIN, columns[c], b, acc[c]);
             }
         } else {
-            let scale = SumScale::new(isa, scales.scale[b], reads_floats(C));
+            let scale = SumScale::new(isa, scales.scale[b], reads_floats::<I>(C));
             let sums = dots::<I, D, C, 8>(isa, &codes, columns, starts, b);
             for c in 0..C {
                 let product = scale.product(isa, sums[c]);
@@ -217,9 +218,10 @@ impl<I: Isa, const C: usize> Units<'_, I, C> {
 const FLOAT_START: f32 = 12_582_912.0;
 
 /// Whether a kernel of so many columns has sums that start from [`FLOAT_START`]: one more operation for the scale must be
-/// less than one for each column. Results are the same.
-pub(super) const fn reads_floats(columns: usize) -> bool {
-    columns >= 4
+/// less than one for each column. Where pairs are added in 16 bits ([`ikq_simd::Products::pair_products`]) the start is one
+/// more operation for each column, and converting is faster. Results are the same.
+pub(super) const fn reads_floats<I: Isa>(columns: usize) -> bool {
+    I::REGISTERS >= 32 && columns >= 4
 }
 
 /// [`FLOAT_START`] as the integer that sums start from, or 0.
@@ -316,12 +318,14 @@ fn dots<I: Isa, D: Decode<I>, const C: usize, const N: usize>(
     g: usize,
 ) -> [I::I; C] {
     // where codes have nothing to be taken away, all columns start alike
-    let start = float_start(reads_floats(C) && (N == 8 || g.is_multiple_of(2)));
+    let start = float_start(reads_floats::<I>(C) && (N == 8 || g.is_multiple_of(2)));
     let mut sums = [isa.splat_i(start); C];
     for c in 0..C {
         match D::LANE_CODES {
             LaneCodes::Offset(_) => sums[c] = isa.splat_i(starts[c][g]),
-            LaneCodes::Biased if I::CODE_BIAS != 0 && reads_floats(C) => sums[c] = isa.splat_i(starts[c][g]),
+            LaneCodes::Biased if I::CODE_BIAS != 0 && reads_floats::<I>(C) => {
+                sums[c] = isa.splat_i(starts[c][g])
+            }
             LaneCodes::Biased if I::CODE_BIAS != 0 => {
                 sums[c] = isa.splat_i(if N == 4 { x[c].debts[g] } else { x[c].debts_32[g] });
             }

@@ -38,7 +38,7 @@ pub use check::{kernel_name, self_test};
 use float::Lines;
 use kernels::Bodies;
 pub use pack::{lane_bytes, pack, unpack};
-use panel::{Panel, WideUnit};
+use panel::Panel;
 use tile::Tile;
 
 /// How products are computed.
@@ -186,8 +186,6 @@ pub struct Scratch {
     /// A band decoded to floats.
     floats: Aligned<u8>,
     panel: Panel,
-    /// Columns as 16-bit numbers.
-    wide: Vec<WideUnit>,
     /// Products with the rows that fill up the last band, for which the output has no place.
     spill: Vec<f32>,
 }
@@ -283,11 +281,10 @@ const WIDE_UNITS: usize = 2;
 /// Computes the product by panels: some units of a band are decoded once, then multiplied with all columns.
 fn panel_products(kind: IsaKind, bodies: &Bodies, product: Product<'_>, scratch: &mut Scratch) {
     let Product { bands, acts, columns, out, stride } = product;
-    let Scratch { panel, wide, spill, .. } = scratch;
+    let Scratch { panel, spill, .. } = scratch;
     let n_units = bands::n_units(bands.k);
     let max_bands = tile::max_bands(kind);
-    let reads_wide = tile::reads_wide(kind, &bodies.facts);
-    let panel_units = if reads_wide { WIDE_UNITS } else { PANEL_UNITS };
+    let panel_units = if tile::reads_wide(kind, &bodies.facts) { WIDE_UNITS } else { PANEL_UNITS };
     panel.reserve(PANEL_UNITS, max_bands);
     // rows of a band that is not full have no place in the output
     let n_whole = bands.n_rows / BAND;
@@ -297,9 +294,6 @@ fn panel_products(kind: IsaKind, bodies: &Bodies, product: Product<'_>, scratch:
     // part after part of the columns, so that a part stays in a near cache for all rows
     for first_unit in (0..n_units).step_by(panel_units) {
         let units = first_unit..n_units.min(first_unit + panel_units);
-        if reads_wide {
-            panel::widen(kind, acts, columns, units.clone(), wide);
-        }
         let mut first = 0;
         while first < bands.n() {
             let n_bands = n_whole.saturating_sub(first).clamp(1, max_bands);
@@ -315,7 +309,6 @@ fn panel_products(kind: IsaKind, bodies: &Bodies, product: Product<'_>, scratch:
                 n_bands,
                 facts: &bodies.facts,
                 acts,
-                wide,
                 columns,
                 units: units.clone(),
                 out,

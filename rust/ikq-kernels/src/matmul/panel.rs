@@ -16,7 +16,6 @@ use ikq_decode::{BlockType, Decode, LaneCodes, LaneScales};
 use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
 use super::bands::{Bands, Tail};
-use crate::act::Activations;
 
 /// Sixty-four bytes that start a cache line.
 #[derive(Clone, Copy)]
@@ -38,55 +37,6 @@ pub(super) struct Panel {
 /// Whether panels of these weights hold 16-bit numbers: signed codes, where that is faster.
 pub(super) fn is_wide<I: Isa>(codes: LaneCodes) -> bool {
     I::IS_FAST_WIDE && codes == LaneCodes::Biased
-}
-
-/// 256 codes of a column as 16-bit numbers, two in each word: of each four codes the two that
-/// [`ikq_simd::Products::widened`] gives first, then the others.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-pub(super) struct WideUnit(pub [i32; 128]);
-
-/// Columns of a product as 16-bit numbers: some units of each, column after column.
-pub(super) fn widen(
-    kind: IsaKind,
-    acts: &Activations,
-    columns: &[u32],
-    units: Range<usize>,
-    out: &mut Vec<WideUnit>,
-) {
-    run(kind, Widen { acts, columns, units, out });
-}
-
-struct Widen<'a> {
-    acts: &'a Activations,
-    columns: &'a [u32],
-    units: Range<usize>,
-    out: &'a mut Vec<WideUnit>,
-}
-
-impl IsaOp for Widen<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        let n = self.columns.len() * self.units.len();
-        if self.out.len() < n {
-            self.out.resize(n, WideUnit([0; 128]));
-        }
-        let columns = self.columns.iter().flat_map(|c| &self.acts.units(*c as usize)[self.units.clone()]);
-        for (unit, out) in columns.zip(self.out.iter_mut()) {
-            for (codes, out) in unit.codes.as_chunks().0.iter().zip(out.0.as_chunks_mut::<32>().0) {
-                let wide = isa.widened(isa.load_codes(codes));
-                let mut words = [[0; 16]; 2];
-                for (wide, words) in wide.into_iter().zip(&mut words) {
-                    isa.store_i(isa.ints(wide), words);
-                }
-                for (t, out) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-                    *out = [words[0][t], words[1][t]];
-                }
-            }
-        }
-    }
 }
 
 impl Panel {

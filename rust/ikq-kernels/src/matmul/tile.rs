@@ -9,9 +9,9 @@ use ikq_decode::{DecodeFacts, LaneCodes};
 use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
 use super::bands::BAND;
-use super::direct::{SumDebt, SumScale, add_16, add_32, reads_floats, starts_of_unit, x_4};
-use super::panel::{Codes, Floats, Panel, WideUnit, is_wide};
-use crate::act::{ActUnit, Activations};
+use super::direct::{SumDebt, SumScale, add_16, add_32, float_start, reads_floats, starts_of_unit, x_4};
+use super::panel::{Codes, Floats, Panel, is_wide};
+use crate::act::{ActUnit, Activations, WideUnit};
 
 /// Operands of a product of a panel with some columns.
 pub(super) struct Tile<'a> {
@@ -20,8 +20,6 @@ pub(super) struct Tile<'a> {
     /// Facts of the weights' type.
     pub facts: &'a DecodeFacts,
     pub acts: &'a Activations,
-    /// The units of the columns as 16-bit numbers, column after column, if the panel [`is_wide`].
-    pub wide: &'a [WideUnit],
     pub columns: &'a [u32],
     /// Which units of the columns the panel covers.
     pub units: Range<usize>,
@@ -74,15 +72,18 @@ impl<const PER_16: bool, const MIN: bool> IsaOp for Kernel<'_, PER_16, MIN> {
     fn run<I: Isa>(self, isa: I) {
         let mut tile = self.0;
         if is_wide::<I>(tile.facts.lane_codes) {
-            all::<I, PER_16, MIN, WIDE>(isa, &mut tile);
+            all::<I, PER_16, MIN, WIDE, false>(isa, &mut tile);
         } else if I::CODE_BIAS != 0 || tile.facts.lane_codes == LaneCodes::Biased {
-            all::<I, PER_16, MIN, 0>(isa, &mut tile);
+            all::<I, PER_16, MIN, 0, true>(isa, &mut tile);
         } else {
-            match tile.facts.small {
-                8 => all::<I, PER_16, MIN, 8>(isa, &mut tile),
-                4 => all::<I, PER_16, MIN, 4>(isa, &mut tile),
-                2 => all::<I, PER_16, MIN, 2>(isa, &mut tile),
-                _ => all::<I, PER_16, MIN, 1>(isa, &mut tile),
+            match (tile.facts.small, tile.facts.lane_codes) {
+                (8, LaneCodes::Plain) => all::<I, PER_16, MIN, 8, false>(isa, &mut tile),
+                (8, _) => all::<I, PER_16, MIN, 8, true>(isa, &mut tile),
+                (4, LaneCodes::Plain) => all::<I, PER_16, MIN, 4, false>(isa, &mut tile),
+                (4, _) => all::<I, PER_16, MIN, 4, true>(isa, &mut tile),
+                (2, LaneCodes::Plain) => all::<I, PER_16, MIN, 2, false>(isa, &mut tile),
+                (2, _) => all::<I, PER_16, MIN, 2, true>(isa, &mut tile),
+                _ => all::<I, PER_16, MIN, 1, true>(isa, &mut tile),
             }
         }
     }
@@ -92,31 +93,48 @@ impl<const PER_16: bool, const MIN: bool> IsaOp for Kernel<'_, PER_16, MIN> {
 const WIDE: usize = 16;
 
 /// All columns, as many at a time as registers hold. `SMALL`: 0 if codes are biased, [`WIDE`] if they have 16 bits; else they
-/// are 0..=127, and as many products may be added in 16 bits (`DecodeFacts::small`).
+/// are 0..=127, and as many products may be added in 16 bits (`DecodeFacts::small`). `DEBT`: codes may have something that
+/// is taken away from sums of their products.
 #[inline(always)]
-fn all<I: Isa, const PER_16: bool, const MIN: bool, const SMALL: usize>(isa: I, tile: &mut Tile<'_>) {
+fn all<I: Isa, const PER_16: bool, const MIN: bool, const SMALL: usize, const DEBT: bool>(
+    isa: I,
+    tile: &mut Tile<'_>,
+) {
     let mut first = 0;
     while first < tile.columns.len() {
         let left = tile.columns.len() - first;
         first += if I::REGISTERS >= 32 && tile.n_bands == 2 {
             if left >= 2 {
-                block::<I, 2, 4, PER_16, MIN, SMALL>(isa, tile, first)
+                block::<I, 2, 4, PER_16, MIN, SMALL, DEBT>(isa, tile, first)
             } else {
-                block::<I, 2, 1, PER_16, MIN, SMALL>(isa, tile, first)
+                block::<I, 2, 1, PER_16, MIN, SMALL, DEBT>(isa, tile, first)
             }
         } else if I::REGISTERS >= 32 && left >= 8 {
-            block::<I, 1, 8, PER_16, MIN, SMALL>(isa, tile, first)
+            block::<I, 1, 8, PER_16, MIN, SMALL, DEBT>(isa, tile, first)
         } else if I::REGISTERS >= 8 && left >= 3 {
-            block::<I, 1, 4, PER_16, MIN, SMALL>(isa, tile, first)
+            block::<I, 1, 4, PER_16, MIN, SMALL, DEBT>(isa, tile, first)
         } else {
-            block::<I, 1, 1, PER_16, MIN, SMALL>(isa, tile, first)
+            block::<I, 1, 1, PER_16, MIN, SMALL, DEBT>(isa, tile, first)
         };
     }
 }
 
+/// Whether sums are read as floats: as [`reads_floats`] says, and where sums of 16-bit products start from a constant.
+const fn floats<I: Isa, const C: usize, const SMALL: usize>() -> bool {
+    SMALL == WIDE && C >= 4 || reads_floats::<I>(C)
+}
+
 /// `R` bands times `C` columns from `first` on, a column more than once where there are fewer; returns `C`.
 #[inline(always)]
-fn block<I: Isa, const R: usize, const C: usize, const PER_16: bool, const MIN: bool, const SMALL: usize>(
+fn block<
+    I: Isa,
+    const R: usize,
+    const C: usize,
+    const PER_16: bool,
+    const MIN: bool,
+    const SMALL: usize,
+    const DEBT: bool,
+>(
     isa: I,
     tile: &mut Tile<'_>,
     first: usize,
@@ -138,8 +156,8 @@ fn block<I: Isa, const R: usize, const C: usize, const PER_16: bool, const MIN: 
         }
     }
     let debt = match tile.facts.lane_codes {
-        LaneCodes::Offset(n) if SMALL > 0 => SumDebt::Offset(n),
-        _ if SMALL == 0 && I::CODE_BIAS != 0 => SumDebt::Bias,
+        LaneCodes::Offset(n) if DEBT && SMALL > 0 => SumDebt::Offset(n),
+        _ if DEBT && SMALL == 0 && I::CODE_BIAS != 0 => SumDebt::Bias,
         _ => SumDebt::None,
     };
     let n_scales = if PER_16 { 16 } else { 8 };
@@ -148,7 +166,7 @@ fn block<I: Isa, const R: usize, const C: usize, const PER_16: bool, const MIN: 
     let mut wide: [&[WideUnit]; C] = [&[]; C];
     if SMALL == WIDE {
         for (c, wide) in wide.iter_mut().enumerate() {
-            *wide = &tile.wide[(first + c.min(numbers.len() - 1)) * n..][..n];
+            *wide = &tile.acts.wide(numbers[c.min(numbers.len() - 1)] as usize)[tile.units.clone()];
         }
     }
     let scales = &tile.panel.scales[..n_scales * R * n];
@@ -166,23 +184,27 @@ fn block<I: Isa, const R: usize, const C: usize, const PER_16: bool, const MIN: 
         }
         let x = Columns { units: x, wide: wide_x };
         let mut starts = [[0; 16]; C];
-        for (starts, x) in starts.iter_mut().zip(&x.units) {
-            starts_of_unit(isa, x, PER_16, debt, reads_floats(C), starts);
+        if DEBT {
+            for (starts, x) in starts.iter_mut().zip(&x.units) {
+                starts_of_unit(isa, x, PER_16, debt, floats::<I, C, SMALL>(), starts);
+            }
         }
         for b in 0..8 {
             let at = (8 * u + b) * R;
             // the two halves of per-16 sums side by side: more sums that do not wait for one another
             if PER_16 {
                 let [first, second] =
-                    sums::<I, R, C, 2, 4, SMALL>(isa, &codes[code_lines * 8 * at..], &x, b, &starts);
+                    sums::<I, R, C, 2, 4, SMALL, DEBT>(isa, &codes[code_lines * 8 * at..], &x, b, &starts);
                 for r in 0..R {
                     let load = |lines: &[Floats]| {
                         [isa.load_f(&lines[2 * at + r].0), isa.load_f(&lines[2 * at + R + r].0)]
                     };
                     let scale = load(scales);
                     let min = if MIN { load(mins) } else { scale };
-                    let scale =
-                        [SumScale::new(isa, scale[0], reads_floats(C)), SumScale::new(isa, scale[1], false)];
+                    let scale = [
+                        SumScale::new(isa, scale[0], floats::<I, C, SMALL>()),
+                        SumScale::new(isa, scale[1], false),
+                    ];
                     for c in 0..C {
                         let product = scale[0].product(isa, first[c][r]);
                         let product = scale[1].add_product(isa, second[c][r], product);
@@ -190,11 +212,12 @@ fn block<I: Isa, const R: usize, const C: usize, const PER_16: bool, const MIN: 
                     }
                 }
             } else {
-                let [sums] = sums::<I, R, C, 1, 8, SMALL>(isa, &codes[code_lines * 8 * at..], &x, b, &starts);
+                let [sums] =
+                    sums::<I, R, C, 1, 8, SMALL, DEBT>(isa, &codes[code_lines * 8 * at..], &x, b, &starts);
                 for r in 0..R {
                     let scale = isa.load_f(&scales[at + r].0);
                     let min = if MIN { isa.load_f(&mins[at + r].0) } else { scale };
-                    let scale = SumScale::new(isa, scale, reads_floats(C));
+                    let scale = SumScale::new(isa, scale, floats::<I, C, SMALL>());
                     for c in 0..C {
                         let product = scale.product(isa, sums[c][r]);
                         acc[c][r] = add_32(isa, product, min, MIN, x.units[c], b, acc[c][r]);
@@ -228,7 +251,15 @@ static NO_WIDE: WideUnit = WideUnit([0; 128]);
 
 /// Sums of products of the `H` parts, `4 N` elements each, of 32 elements `b`.
 #[inline(always)]
-fn sums<I: Isa, const R: usize, const C: usize, const H: usize, const N: usize, const SMALL: usize>(
+fn sums<
+    I: Isa,
+    const R: usize,
+    const C: usize,
+    const H: usize,
+    const N: usize,
+    const SMALL: usize,
+    const DEBT: bool,
+>(
     isa: I,
     codes: &[Codes],
     x: &Columns<'_, C>,
@@ -238,7 +269,12 @@ fn sums<I: Isa, const R: usize, const C: usize, const H: usize, const N: usize, 
     let mut sums = [[[isa.splat_i(0); R]; C]; H];
     for c in 0..C {
         for (h, sums) in sums.iter_mut().enumerate() {
-            sums[c] = [isa.splat_i(starts[c][H * b + h]); R];
+            let start = match DEBT {
+                true => starts[c][H * b + h],
+                false if h == 0 => float_start(floats::<I, C, SMALL>()),
+                false => 0,
+            };
+            sums[c] = [isa.splat_i(start); R];
         }
     }
     if I::REGISTERS >= 32 {

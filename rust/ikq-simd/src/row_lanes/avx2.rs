@@ -223,60 +223,80 @@ impl RowLanes for Avx2 {
     fn codebook_8<const N: usize>(
         self,
         book: &Codebook8<N>,
-        low: Pair,
+        low: &[u8; 64],
         high: Pair,
         signs: Pair,
     ) -> [Pair; 8] {
-        let (mut lows, mut highs) = ([0; 64], [0; 64]);
-        crate::Isa::store(self, low, &mut lows);
-        crate::Isa::store(self, high, &mut highs);
-        // read as bytes from memory: taken out of the registers that were stored they would take twice as long
-        let lows = std::hint::black_box(&lows);
-        let highs = if N > 256 { std::hint::black_box(&highs) } else { &[0; 64] };
-        let mut out = [low; 8];
-        for (l, [first, last]) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-            for (half, (first, last)) in first.iter_mut().zip(last).enumerate() {
+        let mut words = [[[0u16; 16]; 2]; 2];
+        if N > 256 {
+            let high = crate::Isa::and(self, high, crate::Isa::splat(self, ((N - 1) >> 8) as u8));
+            for ((low, high), out) in crate::Isa::load(self, low).into_iter().zip(high).zip(&mut words) {
+                isa! {
+                    // within 128 bits: two rows, then two more
+                    _mm256_storeu_si256(out[0].as_mut_ptr().cast(), _mm256_unpacklo_epi8(low, high));
+                    _mm256_storeu_si256(out[1].as_mut_ptr().cast(), _mm256_unpackhi_epi8(low, high));
+                }
+            }
+        }
+        // read from memory: taken out of the registers that were stored they would take twice as long
+        let words = if N > 256 { std::hint::black_box(&words) } else { &[[[0; 16]; 2]; 2] };
+        let mut out = [high; 8];
+        for (l, out) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            for half in 0..2 {
                 // entries of eight rows are loaded from the table two by two; gathering them in memory first would
                 // be slower, because memory that was just written in parts is slow to read as a whole
-                let mut at = [&book.bytes[0]; 8];
-                for (r, at) in at.iter_mut().enumerate() {
-                    let i = 4 * (8 * half + r) + l;
-                    *at = &book.bytes[(usize::from(lows[i]) | usize::from(highs[i]) << 8) & (N - 1)];
-                }
+                let entry = |r: usize| {
+                    let i = match N {
+                        ..=256 => usize::from(low[4 * (8 * half + r) + l]) & (N - 1),
+                        _ => usize::from(words[half][r % 4 / 2][8 * (r / 4) + 4 * (r % 2) + l]),
+                    };
+                    // SAFETY: no index has bits above those of `N - 1`.
+                    unsafe { book.bytes.get_unchecked(i) }
+                };
                 isa! {
-                    let (a, b) = (two_entries(at[0], at[1]), two_entries(at[2], at[3]));
-                    let (c, d) = (two_entries(at[4], at[5]), two_entries(at[6], at[7]));
-                    *first = _mm256_castps_si256(_mm256_set_m128(
+                    let (a, b) = (two_entries(entry(0), entry(1)), two_entries(entry(2), entry(3)));
+                    let (c, d) = (two_entries(entry(4), entry(5)), two_entries(entry(6), entry(7)));
+                    out[0][half] = _mm256_castps_si256(_mm256_set_m128(
                         _mm_shuffle_ps::<0x88>(c, d),
                         _mm_shuffle_ps::<0x88>(a, b),
                     ));
-                    *last = _mm256_castps_si256(_mm256_set_m128(
+                    out[1][half] = _mm256_castps_si256(_mm256_set_m128(
                         _mm_shuffle_ps::<0xdd>(c, d),
                         _mm_shuffle_ps::<0xdd>(a, b),
                     ));
                 }
             }
-        }
-        for (i, out) in out.iter_mut().enumerate() {
-            let levels = crate::Isa::or(self, *out, self.spread_bits(signs, i, 2));
-            *out = crate::Isa::lut16(self, book.values.first_chunk().expect("64 values"), levels);
+            for (i, out) in out.iter_mut().enumerate() {
+                let levels = crate::Isa::or(self, *out, self.spread_bits(signs, 2 * l + i, 2));
+                *out = crate::Isa::lut16(self, book.values.first_chunk().expect("64 values"), levels);
+            }
         }
         out
     }
     #[inline(always)]
-    fn codebook_4<const N: usize>(self, book: &Codebook4<N>, index: [Pair; 8], signs: Pair) -> [Pair; 8] {
-        let mut at = [[0; 16]; 8];
-        for (at, index) in at.iter_mut().zip(index) {
-            crate::LaneBits::store_i(self, index, at);
+    fn codebook_4<const N: usize>(
+        self,
+        book: &Codebook4<N>,
+        low: [&[u8; 64]; 2],
+        high: Pair,
+        signs: Pair,
+    ) -> [Pair; 8] {
+        let mut at = [[0i32; 16]; 8];
+        for (i, at) in at.iter_mut().enumerate() {
+            crate::LaneBits::store_i(self, super::index_of::<Avx2, N>(self, low, high, i), at);
         }
-        // single loads are faster than gathering, and faster from memory than out of registers, as in `codebook_8`
+        // single loads are faster than gathering, and faster from memory than out of registers, as in `codebook_8`;
+        // indices of 32 bits are faster than shorter ones, which take fewer instructions to make
         let at = std::hint::black_box(&at);
-        let mut out = index;
-        for (i, (out, at)) in out.iter_mut().zip(at).enumerate() {
-            for (half, at) in out.iter_mut().zip(at.as_chunks::<8>().0) {
-                let entry = |r: usize| book.bytes[at[r] as usize & (N - 1)] as i32;
+        let mut out = [high; 8];
+        for (i, out) in out.iter_mut().enumerate() {
+            for (half, out) in out.iter_mut().enumerate() {
+                let entry = |r: usize| {
+                    // SAFETY: `index_of` gives indices of as many bits as `N - 1` has.
+                    unsafe { *book.bytes.get_unchecked(at[i][8 * half + r] as usize) as i32 }
+                };
                 isa! {
-                    *half = _mm256_setr_epi32(
+                    *out = _mm256_setr_epi32(
                         entry(0), entry(1), entry(2), entry(3), entry(4), entry(5), entry(6), entry(7),
                     );
                 }

@@ -163,10 +163,11 @@ impl RowLanes for Avx512 {
     fn codebook_8<const N: usize>(
         self,
         book: &Codebook8<N>,
-        low: __m512i,
+        low: &[u8; 64],
         high: __m512i,
         signs: __m512i,
     ) -> [__m512i; 8] {
+        let low = crate::Isa::load(self, low);
         isa! {
             // the levels of elements 0..4 and of elements 4..8 of the four entries of a row, two bits each
             let levels = [lut_u8(&book.levels[0], low, high), lut_u8(&book.levels[1], low, high)];
@@ -185,14 +186,16 @@ impl RowLanes for Avx512 {
     fn codebook_4<const N: usize>(
         self,
         book: &Codebook4<N>,
-        index: [__m512i; 8],
+        low: [&[u8; 64]; 2],
+        high: __m512i,
         signs: __m512i,
     ) -> [__m512i; 8] {
         isa! {
             let values = _mm512_loadu_si512(book.values.as_ptr().cast());
             let mut out = [values; 8];
             for i in 0..4 {
-                let pair = _mm512_or_si512(index[i], _mm512_slli_epi32::<16>(index[i + 4]));
+                let index = [i, i + 4].map(|i| super::index_of::<Avx512, N>(self, low, high, i));
+                let pair = _mm512_or_si512(index[0], _mm512_slli_epi32::<16>(index[1]));
                 let levels = lut_u16(&book.levels, pair);
                 for h in 0..2 {
                     let level = spread(levels, 16 * h, 3, 0);
