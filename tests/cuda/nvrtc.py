@@ -15,7 +15,16 @@ ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
 FLOATS = ("f32", "f16", "bf16")
 CACHES = ("f32", "f16", "bf16", "q8_0", "q6_0", "q4_0", "q4_1", "iq4_nl")
 # sources that do not depend on a type
-WHOLE = ("activations.cu", "combine.cu", "delta.cu", "norm.cu", "router.cu", "slots.cu", "turn.cu")
+WHOLE = (
+    "activations.cu",
+    "bands.cu",
+    "combine.cu",
+    "delta.cu",
+    "norm.cu",
+    "router.cu",
+    "slots.cu",
+    "turn.cu",
+)
 # one module per line: source and defines
 Specialisation = tuple[str, tuple[str, ...]]
 

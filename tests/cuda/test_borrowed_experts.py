@@ -14,6 +14,7 @@ from model_files import NAMES, path, reader
 from standin import environment, run
 from test_prompts_on_device import quantized
 from test_whole_models_on_device import ALL
+from weights import TYPES
 
 import ikq
 from ikq.models import model_spec
@@ -88,13 +89,29 @@ def test_the_bits_of_experts_that_stay(name, ftype, options, n, tmp_path):
         for where, of in (("stay", ALL), ("ram", RAM))
     }
     cases["never"] = RAM | {"from": 0}
+    cases["mapped"] = RAM | {"mmap": "on"}  # the CPU has them as they stand in the file
     found, told = logits(file, cases, n, tmp_path)
     assert all("computed on CUDA0 in steps of 9 tokens or more" in why for why in told["ram fused"]), told
     assert not any("computed on" in why for why in [*told["never"], *told["stay fused"]])
     for plan in plans:
         assert np.isfinite(found[f"ram {plan}"]).all()
         assert np.array_equal(found[f"ram {plan}"], found[f"stay {plan}"]), plan
+    assert np.array_equal(found["mapped"], found["stay fused"])
     assert not np.array_equal(found["never"], found["stay fused"])  # those are computed on the CPU
+
+
+@only_in_full
+@pytest.mark.parametrize("t", [t for t in TYPES if t != "i2_s"])
+def test_every_type(t, tmp_path):
+    """The GPU makes rows of what the CPU has side by side."""
+    options = {"tensor_type": f"exps={t}"}
+    file = quantized("qwen2moe/qwen2moe-bf16", "Q8_0", tmp_path, **options)
+    types = {w.type.name for n, w in ikq.GGUFReader(file).tensors.items() if "_exps" in n}
+    found, told = logits(file, {"stay": ALL, "ram": RAM, "mapped": RAM | {"mmap": "on"}}, 20, tmp_path)
+    assert t.upper() in types, types
+    assert all("computed on" in why for why in told["ram"])
+    assert np.array_equal(found["ram"], found["stay"])
+    assert np.array_equal(found["mapped"], found["stay"])
 
 
 def test_types_that_are_not_copied(tmp_path):
@@ -209,7 +226,7 @@ def test_copies_overlap_and_never_meet(tmp_path):
     readers = [
         (i, {int(a) for a in words[1:]} & targets)
         for i, (kind, _, words, _) in enumerate(clocks.work)
-        if kind == "kernel" and (words[0].startswith("repack_") or words[0] == "move")
+        if kind == "kernel" and (words[0] in ("rows_of_bands", "move") or words[0].startswith("repack_"))
     ]
     places = sorted(set().union(*(read for _, read in readers)))
     uses = defaultdict(list)  # of each place: who writes or reads it

@@ -22,6 +22,7 @@ use crate::ffn::FfnBuffers;
 use crate::load::{self, Copies, Mmap};
 use crate::low_rank::{self, Scales};
 use crate::rope::{self, Angles};
+use crate::weight::Weight;
 
 /// How the CPU computes.
 #[derive(Clone, Debug)]
@@ -436,14 +437,16 @@ impl Device for Cpu {
 
     fn lends(&self, layer: usize) -> Option<Lent<'_>> {
         let experts = self.parts.experts[layer].as_ref()?;
-        Some(Box::new(move |matrix, expert, rows, out| {
+        let in_bands = [&experts.gate, &experts.up, &experts.down].map(Weight::in_lanes);
+        let read = move |matrix, expert, rows, out: &mut [u8]| {
             let weight = match matrix {
                 Matrix::Gate => &experts.gate,
                 Matrix::Up => &experts.up,
                 Matrix::Down => &experts.down,
             };
-            weight.read_rows(expert, rows, out);
-        }))
+            out.copy_from_slice(weight.stored(expert, rows));
+        };
+        Some(Lent { in_bands, read: Box::new(read) })
     }
 
     fn head(&mut self, step: Step<'_>, logits: &mut [f32], hidden: &mut [f32]) {

@@ -63,17 +63,24 @@ impl Weight {
         }
     }
 
-    /// Reads rows of an expert's matrix in the form of the file. They begin where a band does, and are no rows of a type
-    /// that files store interleaved.
-    pub fn read_rows(&self, expert: usize, rows: Range<usize>, out: &mut [u8]) {
+    /// Whether matrices are in the device's form.
+    pub fn in_lanes(&self) -> bool {
+        self.in_lanes
+    }
+
+    /// The bytes of rows of an expert's matrix, whole bands where they are in the device's form.
+    pub fn stored(&self, expert: usize, rows: Range<usize>) -> &[u8] {
         let data = &self.matrices[expert];
-        if !self.in_lanes {
-            let row = data.len() / self.n_rows;
-            return out.copy_from_slice(&data[rows.start * row..rows.end * row]);
+        match self.in_lanes {
+            true => {
+                let band = data.len() / self.n_rows.div_ceil(LANES);
+                &data[rows.start / LANES * band..rows.end.div_ceil(LANES) * band]
+            }
+            false => {
+                let row = data.len() / self.n_rows;
+                &data[rows.start * row..rows.end * row]
+            }
         }
-        let band = data.len() / self.n_rows.div_ceil(LANES);
-        let bands = rows.start / LANES * band..rows.end.div_ceil(LANES) * band;
-        matmul::unpack(self.ty, self.k, &data[bands], out);
     }
 
     pub fn n_experts(&self) -> usize {

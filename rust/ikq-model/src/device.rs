@@ -118,12 +118,18 @@ pub enum Matrix {
     Down,
 }
 
-/// Reads rows of an expert's matrix into memory for as many, in the form that files have. Ranges begin at multiples of
-/// [`LENT_ROWS`]. Threads may call it at the same time.
-pub type Lent<'a> = Box<dyn Fn(Matrix, usize, Range<usize>, &mut [u8]) + Sync + 'a>;
+/// The weights of a mixture of experts that a device lends.
+pub struct Lent<'a> {
+    /// Whether gate, up and down are in bands of [`LANES`](ikq_formats::lanes::LANES) rows (see
+    /// [`lane_form`](ikq_formats::lane_form)), instead of rows as files have them.
+    pub in_bands: [bool; 3],
+    /// Reads rows of an expert's matrix, which begin with a band and end with one or with the matrix, into memory for as
+    /// many bytes. Threads may call it at the same time.
+    pub read: Box<ReadRows<'a>>,
+}
 
-/// Rows that [`Lent`] reads together.
-pub const LENT_ROWS: usize = 16;
+/// Reads rows of an expert's matrix.
+pub type ReadRows<'a> = dyn Fn(Matrix, usize, Range<usize>, &mut [u8]) + Sync + 'a;
 
 /// What a device has to know to load its weights.
 pub struct Loading<'a> {

@@ -226,9 +226,11 @@ impl Cuda {
                 false => ids,
                 true => {
                     // the activation is that of the part's pairs only
-                    let mine = |id: &i32| part.experts.iter().any(|e| *e as i32 == *id);
+                    let mut is_here = vec![false; ffn.n_experts];
+                    part.experts.iter().for_each(|e| is_here[*e] = true);
+                    let mine = |id: i32| usize::try_from(id).is_ok_and(|e| is_here[e]);
                     let list: Vec<i32> =
-                        chosen_ids.iter().map(|id| if mine(id) { *id } else { -1 }).collect();
+                        chosen_ids.iter().map(|id| if mine(*id) { *id } else { -1 }).collect();
                     // SAFETY: there is room for all pairs
                     unsafe { self.host.send(&self.gpu, part_ids, as_bytes(&list)) }?;
                     part_ids

@@ -1,6 +1,7 @@
 //! [`Slabs`]: memory of a GPU through which experts go that another device has.
 
-use ikq_model::device::{LENT_ROWS, Lent, Matrix};
+use ikq_formats::lanes::LANES;
+use ikq_model::device::{Lent, Matrix};
 use ikq_model::network::{Experts, Weight};
 use ikq_pool::Team;
 
@@ -10,7 +11,7 @@ use crate::event::{Event, Stream};
 use crate::floats::as_bytes;
 use crate::gpu::Gpu;
 use crate::memory::{Address, Arena, HostUse, Pinned, arena_bytes};
-use crate::plan::Call;
+use crate::plan::{self, Call};
 use crate::products::launch;
 use crate::weights;
 
@@ -29,16 +30,24 @@ pub fn most_bytes() -> usize {
     says.map_or(SLAB, |kib| kib << 10)
 }
 
-/// Bytes of the matrix of an expert in the file, and in the device's form, and of its bias.
+/// Bytes of the matrix of an expert in the file, in the CPU's bands, and in the device's form, and of its bias.
 #[derive(Clone, Copy, Debug)]
 struct Sizes {
     file: usize,
+    bands: usize,
     device: usize,
     bias: usize,
 }
 
-/// Where gate, up and down of so many experts lie, one matrix behind the other: in a slab, as in the file, and in the
-/// device's form.
+impl Sizes {
+    /// As it is copied, in either form.
+    fn copied(&self) -> usize {
+        self.file.max(self.bands)
+    }
+}
+
+/// Where gate, up and down of so many experts lie, one matrix behind the other: in a slab, as they are copied, in rows as
+/// the file has them, and in the device's form.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
     pub n_experts: usize,
@@ -57,22 +66,24 @@ impl Layout {
                 .map_err(|e| Error::Plan { name: matrix.ty.name().into(), why: e.to_string() })?;
             Ok::<_, Error>(Sizes {
                 file: row * matrix.n_rows,
+                bands: plan::band_bytes(matrix.ty, matrix.n_rows, matrix.n)?,
                 device: weights::matrix_bytes(matrix.ty, matrix.n_rows, matrix.n)?,
                 bias: linear.bias.map_or(0, |_| 4 * matrix.n_rows),
             })
         };
         let sizes = [of(&ffn.gate)?, of(&ffn.up)?, of(&ffn.down)?];
-        let each: usize = sizes.iter().map(|s| s.file + s.bias).sum();
+        let each: usize = sizes.iter().map(|s| s.copied() + s.bias).sum();
         let n_experts = (most / each.max(1)).clamp(1, ffn.n_experts.max(1));
         Ok(Layout { n_experts, sizes })
     }
 
-    /// Bytes of a slab, and of the place for the device's form.
-    fn bytes(&self) -> (usize, usize) {
+    /// Bytes of a slab, and of the places for a matrix in rows and for all in the device's form.
+    fn bytes(&self) -> [usize; 3] {
         let all = |of: fn(&Sizes) -> [usize; 2]| {
             arena_bytes(self.sizes.iter().flat_map(of).map(|n| n * self.n_experts))
         };
-        (all(|s| [s.file, s.bias]), all(|s| [s.device, s.bias]))
+        let rows = self.sizes.iter().map(|s| s.file * self.n_experts).max().unwrap_or(0);
+        [all(|s| [s.copied(), s.bias]), arena_bytes([rows]), all(|s| [s.device, s.bias])]
     }
 
     /// Where matrix and bias of gate, up and down begin.
@@ -89,12 +100,12 @@ impl Layout {
 
 /// Bytes of the device that [`Slabs::new`] allocates for these layouts.
 pub fn bytes<'a>(layouts: impl Iterator<Item = &'a Layout>) -> usize {
-    let (slab, form) = most(layouts);
-    2 * slab + form
+    let [slab, rows, form] = most(layouts);
+    2 * slab + rows + form
 }
 
-fn most<'a>(layouts: impl Iterator<Item = &'a Layout>) -> (usize, usize) {
-    layouts.map(Layout::bytes).fold((0, 0), |a, b| (a.0.max(b.0), a.1.max(b.1)))
+fn most<'a>(layouts: impl Iterator<Item = &'a Layout>) -> [usize; 3] {
+    layouts.map(Layout::bytes).fold([0; 3], |a, b| std::array::from_fn(|i| a[i].max(b[i])))
 }
 
 /// Where experts come from.
@@ -111,6 +122,8 @@ struct Slab {
     /// When a part was copied to it, and when it has left it.
     copied: Event,
     left: Event,
+    /// Whether gate, up and down of the part are in bands.
+    in_bands: [bool; 3],
 }
 
 /// Pinned memory that is being filled or copied from.
@@ -127,11 +140,12 @@ impl Drop for Piece {
     }
 }
 
-/// Two slabs, which take turns, and one place for the device's form.
+/// Two slabs, which take turns, and a place for rows and one for the device's form.
 #[derive(Debug)]
 pub struct Slabs {
     copies: Stream,
     slabs: [Slab; 2],
+    rows: Address,
     form: Address,
     pieces: [Piece; 2],
     next_piece: usize,
@@ -155,14 +169,14 @@ impl Slabs {
     /// # Errors
     /// [`Error::Memory`], and errors of the driver.
     pub fn new<'a>(gpu: &Gpu, layouts: impl Iterator<Item = &'a Layout> + Clone) -> Result<Slabs, Error> {
-        let (slab, form) = most(layouts.clone());
+        let [slab, rows, form] = most(layouts.clone());
         let mut arena = Arena::new(gpu.context(), "experts on the way", bytes(layouts))?;
         let mut one = || {
             let (copied, left) = (Event::new(gpu.context())?, Event::new(gpu.context())?);
-            Ok::<_, Error>(Slab { at: arena.take(slab)?, copied, left })
+            Ok::<_, Error>(Slab { at: arena.take(slab)?, copied, left, in_bands: [false; 3] })
         };
         let slabs = [one()?, one()?];
-        let form = arena.take(form)?;
+        let (rows, form) = (arena.take(rows)?, arena.take(form)?);
         let piece = || {
             let pinned = Pinned::new(gpu.context(), slab.clamp(LEAST_PIECE, PIECE), HostUse::Writes)?;
             Ok::<_, Error>(Piece { pinned, copied: Event::new(gpu.context())? })
@@ -170,6 +184,7 @@ impl Slabs {
         Ok(Slabs {
             copies: Stream::new(gpu.context())?,
             slabs,
+            rows,
             form,
             pieces: [piece()?, piece()?],
             next_piece: 0,
@@ -191,13 +206,17 @@ impl Slabs {
         source: &Source<'_>,
         experts: &[usize],
     ) -> Result<(), Error> {
-        let slab = &self.slabs[self.next];
+        let slab = &mut self.slabs[self.next];
         self.copies.wait_for(&slab.left)?;
-        let places = layout.places(slab.at, |s| s.file);
-        for ((matrix, weight), (sizes, (at, bias))) in
-            each(source.experts).into_iter().zip(layout.sizes.iter().zip(places))
-        {
-            self.send_rows(gpu, source, (matrix, weight), sizes.file, experts, at)?;
+        slab.in_bands = source.lent.in_bands;
+        let places = layout.places(slab.at, Sizes::copied);
+        for (i, (matrix, weight)) in each(source.experts).into_iter().enumerate() {
+            let (sizes, (at, bias)) = (layout.sizes[i], places[i]);
+            let unit = match source.lent.in_bands[i] {
+                true => (LANES, sizes.bands / weight.n_rows.div_ceil(LANES).max(1)),
+                false => (1, sizes.file / weight.n_rows.max(1)),
+            };
+            self.send_rows(gpu, source, (matrix, weight), unit, experts, at)?;
             if let Some(all) = &weight.bias {
                 let of = |e: &usize| &all[e * weight.n_rows..(e + 1) * weight.n_rows];
                 let list: Vec<f32> = experts.iter().flat_map(of).copied().collect();
@@ -207,47 +226,47 @@ impl Slabs {
         self.copies.mark(&self.slabs[self.next].copied)
     }
 
-    /// Copies the matrices of experts, one behind the other.
+    /// Copies the matrices of experts, one behind the other. `bytes` are those of `step` rows.
     fn send_rows(
         &mut self,
         gpu: &Gpu,
         source: &Source<'_>,
         (matrix, weight): (Matrix, &Weight),
-        bytes: usize,
+        (step, bytes): (usize, usize),
         experts: &[usize],
         at: Address,
     ) -> Result<(), Error> {
-        let row = bytes / weight.n_rows.max(1);
-        let rows_of_unit = (UNIT / row.max(1)).next_multiple_of(LENT_ROWS).max(LENT_ROWS);
+        let rows_of_unit = (UNIT * step / bytes.max(1)).next_multiple_of(LANES).max(LANES);
         let of_expert = |e: &usize| {
             let e = *e;
             (0..weight.n_rows).step_by(rows_of_unit).map(move |first| (e, first))
         };
         let units: Vec<(usize, usize)> = experts.iter().flat_map(of_expert).collect();
         let n_rows = |first: usize| rows_of_unit.min(weight.n_rows - first);
-        let most = self.pieces[0].pinned.size().max(rows_of_unit * row);
+        let bytes_of = |first: usize| n_rows(first).div_ceil(step) * bytes;
+        let most = self.pieces[0].pinned.size().max(rows_of_unit / step * bytes);
         let (mut at, mut rest) = (at, units.as_slice());
         while !rest.is_empty() {
             let mut n_bytes = 0;
             let fits = |(_, first): &&(usize, usize)| {
-                n_bytes += n_rows(*first) * row;
+                n_bytes += bytes_of(*first);
                 n_bytes <= most
             };
             let n = rest.iter().take_while(fits).count();
             let (now, behind) = rest.split_at(n);
             rest = behind;
-            let n_bytes: usize = now.iter().map(|(_, first)| n_rows(*first) * row).sum();
+            let n_bytes: usize = now.iter().map(|(_, first)| bytes_of(*first)).sum();
             self.send_piece(gpu, at, n_bytes, |mut to| {
                 let mut work = Vec::with_capacity(now.len());
                 for &(expert, first) in now {
                     let n_rows = n_rows(first);
-                    let (mine, behind) = to.split_at_mut(n_rows * row);
+                    let (mine, behind) = to.split_at_mut(bytes_of(first));
                     to = behind;
                     work.push(Unit { matrix, expert, first, n_rows, to: mine });
                 }
                 source.team.for_each(&mut work, |unit, _| {
                     let rows = unit.first..unit.first + unit.n_rows;
-                    (source.lent)(unit.matrix, unit.expert, rows, unit.to);
+                    (source.lent.read)(unit.matrix, unit.expert, rows, unit.to);
                 });
             })?;
             at = at.offset(n_bytes);
@@ -283,17 +302,23 @@ impl Slabs {
         let slab = &self.slabs[self.next];
         self.next = 1 - self.next;
         gpu.wait_for(&slab.copied)?;
-        let from = layout.places(slab.at, |s| s.file);
+        let from = layout.places(slab.at, Sizes::copied);
         let to = layout.places(self.form, |s| s.device);
         let mut here = Ffn { n_experts: n, ..*ffn };
         let linears = [&mut here.gate, &mut here.up, &mut here.down];
-        for (linear, ((from, to), sizes)) in linears.into_iter().zip(from.iter().zip(&to).zip(&layout.sizes))
-        {
+        for (i, linear) in linears.into_iter().enumerate() {
+            let (from, to, sizes) = (from[i], to[i], layout.sizes[i]);
+            let weights::Matrix { ty, n_rows, n: n_row, .. } = linear.matrix;
             linear.matrix.at = to.0;
-            let n_rows = n * linear.matrix.n_rows;
-            let plan = Call::Repack { ty: linear.matrix.ty, n_rows, n: linear.matrix.n }.plan()?;
-            // SAFETY: the slab has the rows, and there is room for as many experts
-            unsafe { launch(gpu, &plan, &[("file", from.0), ("out", to.0)]) }?;
+            let rows = if slab.in_bands[i] { self.rows } else { from.0 };
+            if slab.in_bands[i] {
+                let plan = Call::RowsOfBands { ty, n_matrices: n, n_rows, n: n_row }.plan()?;
+                // SAFETY: the slab has the bands, and there is room for the rows of as many experts
+                unsafe { launch(gpu, &plan, &[("bands", from.0), ("rows", rows)]) }?;
+            }
+            let plan = Call::Repack { ty, n_rows: n * n_rows, n: n_row }.plan()?;
+            // SAFETY: the rows are there, and there is room for as many experts
+            unsafe { launch(gpu, &plan, &[("file", rows), ("out", to.0)]) }?;
             if linear.bias.is_some() {
                 linear.bias = Some(to.1);
                 // SAFETY: as above

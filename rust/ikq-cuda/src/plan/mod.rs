@@ -12,6 +12,7 @@ use crate::memory::Address;
 use crate::sources::Specialisation;
 
 mod attention_tiles;
+mod bands;
 mod delta;
 mod ffn;
 mod hadamard;
@@ -21,6 +22,7 @@ mod mmq;
 mod products;
 
 pub use attention_tiles::{AttendTiles, HeadTile};
+pub use bands::band_bytes;
 pub use delta::{CHUNK, Delta, DeltaKernel, DeltaSizes};
 use ffn::GATE;
 pub use ffn::{Down, Glu, GluCall, Router, UpGate};
@@ -43,6 +45,8 @@ pub const MOST_GRID: usize = 65535;
 pub enum Call {
     /// Brings `n_rows` rows of `n` elements from the file's form to the device's.
     Repack { ty: QuantType, n_rows: usize, n: usize },
+    /// Makes rows as files have them, for [`Call::Repack`], of the bands of `n_matrices` matrices that a CPU has.
+    RowsOfBands { ty: QuantType, n_matrices: usize, n_rows: usize, n: usize },
     /// Decodes rows in device form to floats: all in order, or (`chosen`) those of a list.
     Dequantize { ty: QuantType, to: FloatType, n_rows: usize, n: usize, chosen: bool },
     /// Makes codes of `n` floats, in blocks of 32, as products read them.
@@ -155,6 +159,7 @@ impl Call {
                     ],
                 })
             }
+            Call::RowsOfBands { ty, n_matrices, n_rows, n } => bands::plan(ty, n_matrices, n_rows, n),
             Call::Dequantize { ty, to, n_rows, n, chosen } => {
                 let to = match to {
                     FloatType::F32 => "_f32",
@@ -293,7 +298,7 @@ pub fn reads_codes(ty: QuantType) -> bool {
 /// As [`device_type`].
 pub fn specialisations(types: &[QuantType]) -> Result<Vec<Specialisation>, Error> {
     // one kernel of each file
-    let whole = ["activations.cu", "combine.cu", "delta.cu", "norm.cu", "router.cu", "slots.cu"];
+    let whole = ["activations.cu", "bands.cu", "combine.cu", "delta.cu", "norm.cu", "router.cu", "slots.cu"];
     let mut all: Vec<Specialisation> = whole.iter().map(|file| Kernel::whole(file, "").of()).collect();
     for cached in [QuantType::F16, QuantType::F32] {
         all.push(Kernel::of_type("heads.cu", "", cached)?.of());
