@@ -278,6 +278,9 @@ void refuse(const char *why) {
 void *shared_array(const void *tag, size_t bytes) {
     for (Shared &s : shared)
         if (s.tag == tag) return s.data;
+    size_t of_block = dynamic_bytes + bytes;
+    for (const Shared &s : shared) of_block += s.bytes;
+    if (of_block > MAX_SHARED) refuse("more shared memory than a block may have");
     const size_t begin = arena_used + GAP;
     if (begin + bytes > ARENA) refuse("more static shared memory than a block may have");
     // nothing is written here, so that for the sanitizer it was the scheduler that initialized the array

@@ -172,18 +172,14 @@ impl Function {
 /// the next ones. With one column more, a tile decodes them once where two launches would decode them twice.
 const MANY_COLUMNS: usize = MOST_COLUMNS + 1;
 
-/// What a user's number of columns means.
-fn tiles_from(says: Option<&str>) -> usize {
-    says.and_then(|n| n.parse().ok()).unwrap_or(MANY_COLUMNS)
+/// What `IKQ_CUDA_MMQ_FROM` says; see [`Gpu::tiles_from`].
+pub(crate) fn tiles_from() -> usize {
+    std::env::var("IKQ_CUDA_MMQ_FROM").ok().and_then(|n| n.parse().ok()).unwrap_or(MANY_COLUMNS)
 }
 
-/// What [`Gpu::tiles_from`] gives for a device that is opened now.
-pub fn tiles_from_of_environment() -> usize {
-    tiles_from(std::env::var("IKQ_CUDA_MMQ_FROM").ok().as_deref())
-}
-
-/// Bytes of shared memory that a block can have without a kernel attribute that allows more.
-const USUAL_SHARED_BYTES: u32 = 48 << 10;
+/// Bytes of dynamic shared memory that any kernel's blocks can have without an attribute that allows more: a block has 48 KiB
+/// without, of which kernels' own arrays take some.
+const USUAL_SHARED_BYTES: u32 = 16 << 10;
 
 /// What was compiled and loaded so far. Launches find their kernel by a key that is only compared.
 #[derive(Debug, Default)]
@@ -241,7 +237,7 @@ impl Gpu {
             cubins: Cubins::of_environment(),
             loaded: Mutex::default(),
             waits: std::env::var("IKQ_CUDA_SYNC").is_ok_and(|v| v == "1"),
-            tiles_from: tiles_from_of_environment(),
+            tiles_from: tiles_from(),
             recording: AtomicBool::new(false),
         })
     }

@@ -83,7 +83,7 @@ pub fn borrows(network: &Network, placement: &Placement, layer: usize) -> Option
     let says = std::env::var("IKQ_CUDA_STREAM_FROM").ok();
     let from = wanted(says.as_deref(), modelled(&moe.experts, moe.routing.n_used))?;
     // with fewer columns there are no tiles
-    Some((router, from.max(gpu::tiles_from_of_environment())))
+    Some((router, from.max(gpu::tiles_from())))
 }
 
 impl Borrowed {

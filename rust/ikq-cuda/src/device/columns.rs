@@ -10,7 +10,7 @@ use super::graphs;
 use super::host::Host;
 use super::parts::Parts;
 use crate::error::Error;
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, tiles_from};
 use crate::memory::{ALIGNMENT, Address, Arena};
 use crate::plan::{HeadTile, MOST_GRID};
 use crate::products::Sorted;
@@ -142,8 +142,7 @@ impl ColumnData {
     /// # Errors
     /// Errors of the driver.
     pub fn send(&mut self, gpu: &Gpu, host: &mut Host, of: Of<'_>, batch: &Batch) -> Result<(), Error> {
-        let tile_span = if batch.n() >= gpu.tiles_from() { LONG_SPAN } else { SPAN };
-        let (Packed(packed), pieces) = Packed::new(of, batch, tile_span);
+        let (Packed(packed), pieces) = Packed::new(of, batch, tile_span(batch.n(), gpu.tiles_from()));
         if self.arena.as_ref().is_none_or(|(arena, _)| arena.size() < packed.len()) {
             self.arena = None; // frees the old one before another is allocated
             let mut arena = Arena::new(gpu.context(), "columns", grown(packed.len()))?;
@@ -168,7 +167,8 @@ impl ColumnData {
     pub fn most_bytes(of: Of<'_>, n: usize, n_ctx: usize) -> usize {
         // a step that is recorded may have more page numbers and splits than a larger one
         let sizes = [n, n.min(graphs::MOST_COLUMNS)].map(|n| {
-            let (Packed(packed), pieces) = Packed::new(of, &latest(n, n_ctx, of.0.groups.len()), SPAN);
+            let batch = latest(n, n_ctx, of.0.groups.len());
+            let (Packed(packed), pieces) = Packed::new(of, &batch, tile_span(n, tiles_from()));
             (grown(packed.len()), splits_bytes(of, &pieces.groups, n))
         });
         let most = |of: fn(&(usize, usize)) -> usize| sizes.iter().map(of).max().unwrap_or(0);
@@ -227,6 +227,11 @@ impl ColumnData {
             None => (Address::default(), 0),
         }
     }
+}
+
+/// Positions of a split of attention in tiles, in steps of `n` columns.
+fn tile_span(n: usize, tiles_from: usize) -> usize {
+    if n >= tiles_from { LONG_SPAN } else { SPAN }
 }
 
 fn partial_bytes(n_head: usize, n_v: usize, n_splits: usize) -> usize {
