@@ -47,6 +47,12 @@ fn odd_nibbles(b: &[u8; 8]) -> [i16; 16] {
     map(nibbles_in_turn(b), |s| 2 * i16::from(s) + 1)
 }
 
+/// The four bytes of each lane, as integers.
+#[inline(always)]
+fn bytes_of<I: Isa>(isa: I, v: I::I) -> [I::I; 4] {
+    [isa.byte(v, 0), isa.byte(v, 1), isa.byte(v, 2), isa.byte(v, 3)]
+}
+
 /// Sign bits of 32 elements from four 7-bit codes in the low 28 bits.
 #[inline(always)]
 fn seven_bit_signs<I: Isa>(isa: I, v: I::I) -> I::I {
@@ -325,8 +331,9 @@ impl<I: Isa> Decode<I> for IQ3_XXS {
 
     #[inline(always)]
     fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
-        let low = [&unit.words[2 * b], &unit.words[2 * b + 1]];
-        isa.codebook_4(&IQ3XXS_BOOK, low, isa.splat_i(0), seven_bit_signs(isa, unit.int(isa, 16 + b)))
+        let (x, y) = (bytes_of(isa, unit.int(isa, 2 * b)), bytes_of(isa, unit.int(isa, 2 * b + 1)));
+        let index = [x[0], x[1], x[2], x[3], y[0], y[1], y[2], y[3]];
+        isa.codebook_4(&IQ3XXS_BOOK, index, seven_bit_signs(isa, unit.int(isa, 16 + b)))
     }
 
     #[inline(always)]
@@ -367,9 +374,13 @@ impl<I: Isa> Decode<I> for IQ3_S {
 
     #[inline(always)]
     fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
-        let low = [&unit.words[2 * b], &unit.words[2 * b + 1]];
+        let (x, y) = (bytes_of(isa, unit.int(isa, 2 * b)), bytes_of(isa, unit.int(isa, 2 * b + 1)));
         let high = isa.shr_i(unit.int(isa, 16 + b / 4), 8 * (b as u32 % 4));
-        isa.codebook_4(&IQ3S_BOOK, low, high, unit.int(isa, 18 + b))
+        let mut index = [x[0], x[1], x[2], x[3], y[0], y[1], y[2], y[3]];
+        for (l, index) in index.iter_mut().enumerate() {
+            *index = isa.or_i(*index, isa.shl_i(field(isa, high, l as u32, 1), 8));
+        }
+        isa.codebook_4(&IQ3S_BOOK, index, unit.int(isa, 18 + b))
     }
 
     #[inline(always)]

@@ -274,29 +274,19 @@ impl RowLanes for Avx2 {
         out
     }
     #[inline(always)]
-    fn codebook_4<const N: usize>(
-        self,
-        book: &Codebook4<N>,
-        low: [&[u8; 64]; 2],
-        high: Pair,
-        signs: Pair,
-    ) -> [Pair; 8] {
-        let mut at = [[0i32; 16]; 8];
-        for (i, at) in at.iter_mut().enumerate() {
-            crate::LaneBits::store_i(self, super::index_of::<Avx2, N>(self, low, high, i), at);
+    fn codebook_4<const N: usize>(self, book: &Codebook4<N>, index: [Pair; 8], signs: Pair) -> [Pair; 8] {
+        let mut at = [[0; 16]; 8];
+        for (at, index) in at.iter_mut().zip(index) {
+            crate::LaneBits::store_i(self, index, at);
         }
-        // single loads are faster than gathering, and faster from memory than out of registers, as in `codebook_8`;
-        // indices of 32 bits are faster than shorter ones, which take fewer instructions to make
+        // single loads are faster than gathering, and faster from memory than out of registers, as in `codebook_8`
         let at = std::hint::black_box(&at);
-        let mut out = [high; 8];
-        for (i, out) in out.iter_mut().enumerate() {
-            for (half, out) in out.iter_mut().enumerate() {
-                let entry = |r: usize| {
-                    // SAFETY: `index_of` gives indices of as many bits as `N - 1` has.
-                    unsafe { *book.bytes.get_unchecked(at[i][8 * half + r] as usize) as i32 }
-                };
+        let mut out = index;
+        for (i, (out, at)) in out.iter_mut().zip(at).enumerate() {
+            for (half, at) in out.iter_mut().zip(at.as_chunks::<8>().0) {
+                let entry = |r: usize| book.bytes[at[r] as usize & (N - 1)] as i32;
                 isa! {
-                    *out = _mm256_setr_epi32(
+                    *half = _mm256_setr_epi32(
                         entry(0), entry(1), entry(2), entry(3), entry(4), entry(5), entry(6), entry(7),
                     );
                 }

@@ -186,16 +186,14 @@ impl RowLanes for Avx512 {
     fn codebook_4<const N: usize>(
         self,
         book: &Codebook4<N>,
-        low: [&[u8; 64]; 2],
-        high: __m512i,
+        index: [__m512i; 8],
         signs: __m512i,
     ) -> [__m512i; 8] {
         isa! {
             let values = _mm512_loadu_si512(book.values.as_ptr().cast());
             let mut out = [values; 8];
             for i in 0..4 {
-                let index = [i, i + 4].map(|i| super::index_of::<Avx512, N>(self, low, high, i));
-                let pair = _mm512_or_si512(index[0], _mm512_slli_epi32::<16>(index[1]));
+                let pair = _mm512_or_si512(index[i], _mm512_slli_epi32::<16>(index[i + 4]));
                 let levels = lut_u16(&book.levels, pair);
                 for h in 0..2 {
                     let level = spread(levels, 16 * h, 3, 0);

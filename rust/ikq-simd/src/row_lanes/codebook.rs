@@ -10,7 +10,7 @@ pub struct Codebook8<const N: usize> {
     pub values: [i8; 64],
 }
 
-/// A codebook of entries of four elements, each one of eight levels. `N` is 256 or 512.
+/// A codebook of entries of four elements, each one of eight levels. `N` is a power of two, at least 64.
 pub struct Codebook4<const N: usize> {
     /// The levels of the entries, that of element j in the three bits from bit `3 j` on.
     pub levels: [u16; N],
@@ -48,7 +48,7 @@ impl<const N: usize> Codebook8<N> {
 impl<const N: usize> Codebook4<N> {
     /// The codebook of entries whose byte j is the level of element j.
     pub const fn new(bytes: [u32; N], values: [i8; 16]) -> Codebook4<N> {
-        assert!(N == 256 || N == 512);
+        assert!(N.is_power_of_two() && N >= 64);
         let mut book = Codebook4 { levels: [0; N], bytes, values: [0; 64] };
         let mut i = 0;
         while i < N {

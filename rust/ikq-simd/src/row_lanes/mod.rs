@@ -73,7 +73,8 @@ pub trait RowLanes: Products {
 
     /// Looks up four entries of eight elements for each row. Vector i of the result has the values of elements `4
     /// i..4 i + 4`, which belong to entry i / 2; its index has its low eight bits in byte i / 2 of the row's four of
-    /// `low`, which are best where they stand in memory, and the others in that byte of `high`. The sign of element j is bit j of `signs`. Indices must be below `N`.
+    /// `low`, which are best where they stand in memory, and the others in that byte of `high`. The sign of element j
+    /// is bit j of `signs`. Indices must be below `N`.
     #[inline(always)]
     fn codebook_8<const N: usize>(
         self,
@@ -105,38 +106,25 @@ pub trait RowLanes: Products {
     }
 
     /// Looks up eight entries of four elements for each row, with signs as for [`RowLanes::codebook_8`]: vector i
-    /// of the result has the values of entry i, whose index has its low eight bits in byte i % 4 of `low[i / 4]` and,
-    /// where `N` is above 256, the ninth in bit i of `high`. Indices must be below `N`.
+    /// of the result has the values of entry `index[i]`.
     #[inline(always)]
     fn codebook_4<const N: usize>(
         self,
         book: &Codebook4<N>,
-        low: [&[u8; 64]; 2],
-        high: Self::I,
+        index: [Self::I; 8],
         signs: Self::I,
     ) -> [Self::B64; 8]
     where
         Self: crate::Isa,
     {
         let mut out = [self.splat(0); 8];
-        for (i, out) in out.iter_mut().enumerate() {
+        for (i, (out, index)) in out.iter_mut().zip(index).enumerate() {
             let mut at = [0; 16];
-            self.store_i(index_of::<Self, N>(self, low, high, i), &mut at);
+            self.store_i(index, &mut at);
             let levels = self.gather_u32(&book.bytes, array(|r| at[r] as u32));
             let levels = self.or(levels, self.spread_bits(signs, i, 3));
             *out = self.lut16(book.values.first_chunk().expect("64 values"), levels);
         }
         out
-    }
-}
-
-/// The indices of entry `i` as [`RowLanes::codebook_4`] takes them.
-#[inline(always)]
-fn index_of<I: crate::Isa, const N: usize>(isa: I, low: [&[u8; 64]; 2], high: I::I, i: usize) -> I::I {
-    const { assert!(N == 256 || N == 512) };
-    let byte = isa.byte(isa.ints(isa.load(low[i / 4])), i % 4);
-    match N {
-        ..=256 => byte,
-        _ => isa.or_i(byte, isa.where_bit(high, i as u32, 256)),
     }
 }

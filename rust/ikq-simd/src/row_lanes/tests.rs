@@ -84,7 +84,11 @@ impl IsaOp for Same {
         put(isa.of_ints(isa.with_parity(int)));
         put(isa.trits(v, [81, 27, 9, 3]));
         put(isa.trits(w, [1, 81, 1, 27]));
-        for v in isa.codebook_4(&BOOK_4, [&bytes(90), &bytes(7)], isa.shr_i(isa.ints(w), 11), int) {
+        let mut index = [int; 8];
+        for (i, index) in index.iter_mut().enumerate() {
+            *index = isa.and_i(isa.shr_i(isa.ints(w), 3 * i as u32), isa.splat_i(511));
+        }
+        for v in isa.codebook_4(&BOOK_4, index, int) {
             put(v);
         }
         // upper index bits of 0 and 1
