@@ -26,6 +26,15 @@ def allowed(name):
     return FLOATS * len(model_spec(reader(name)).layers)
 
 
+def nearest(logits, *references):
+    """For each token those of the references that are nearest.
+
+    Where two experts are nearly as good for a token, the CPU takes one or the other as its settings round.
+    """
+    apart = [[distance(row, of[i]) for of in references] for i, row in enumerate(logits)]
+    return np.stack([references[np.argmin(row)][i] for i, row in enumerate(apart)])
+
+
 # the emulator takes half a minute and more for the others
 QUICK = ("qwen2moe/qwen2moe-bf16", "qwen3next/qwen3next-bf16")
 
@@ -46,7 +55,9 @@ def test_logits(name, tmp_path):
     # than for exact ones
     same, apart = (found["cpu floats whole"], rounded) if coded else (exact, 0.0)
     assert distance(found["floats whole"], same) <= apart + allowed(name)
-    assert distance(found["gpu whole"], exact) <= 2 * rounded + allowed(name)
+    gpu = found["gpu whole"]
+    right = nearest(gpu, exact, found["cpu floats whole"])
+    assert distance(gpu, right) <= 2 * rounded + allowed(name)
     for case in ("floats", "gpu"):
         whole = found[f"{case} whole"]
         # what stands beside a sequence, and how it is cut, does not show
