@@ -109,6 +109,10 @@ def test_every_type(t, tmp_path):
     types = {w.type.name for n, w in ikq.GGUFReader(file).tensors.items() if "_exps" in n}
     found, told = logits(file, {"stay": ALL, "ram": RAM, "mapped": RAM | {"mmap": "on"}}, 20, tmp_path)
     assert t.upper() in types, types
+    # rows of 64 elements hold no block of Q1_0: `down` is F16 then, and experts with floats are not copied
+    if "F16" in types:
+        assert not any("computed on" in why for why in told["ram"])
+        return
     assert all("computed on" in why for why in told["ram"])
     assert np.array_equal(found["ram"], found["stay"])
     assert np.array_equal(found["mapped"], found["stay"])

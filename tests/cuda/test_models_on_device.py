@@ -75,6 +75,10 @@ def distance(a, b) -> float:
     return float(np.linalg.norm(a.astype(np.float64) - b) / np.linalg.norm(b))
 
 
+def by_token(a, b):
+    return np.array([distance(x, y) for x, y in zip(a, b, strict=True)])
+
+
 def test_devices_that_are_not_there_are_refused(tiny_moe):
     env = environment()
     arguments = ("run", "-m", str(tiny_moe), "-p", "import", "-n", "1")
@@ -155,8 +159,12 @@ def test_rotated_keys_are_moved(name, tmp_path):
         run(MOVED, environment(), str(fixture(name)), json.dumps(options), str(folder), timeout=1200)
         found[case] = np.load(folder / "out.npz")
     for key in found["exact"].files:
-        rounded = distance(found["cpu"][key], found["exact"][key])
-        assert distance(found["gpu"][key], found["exact"][key]) <= 2 * rounded + 1e-4, key
+        gpu, cpu = (by_token(found[case][key], found["exact"][key]) for case in ("gpu", "cpu"))
+        usual = np.median(cpu)
+        assert np.median(gpu) <= 2 * usual + 1e-4, key
+        # where two experts are nearly as good for a token, rounding decides which one it takes, on the CPU too
+        n_others = 0 if name.startswith("llama") else max(1, int((cpu > 4 * usual).sum()))
+        assert (gpu > 4 * usual + 1e-4).sum() <= n_others, (key, gpu, cpu)
 
 
 @only_in_full
