@@ -54,20 +54,12 @@ IKQ_DEV TileOfRows tile_of_runs(const int *runs, int n_runs, int column_0, int n
         }
         const int n_rows = end > begin ? (end - begin) * per_column : 0;
         const int own = (n_rows + R - 1) / R;
-        int up_to = own;
-#pragma unroll
-        for (unsigned o = 1; o < 32; o <<= 1) {
-            const int other = __shfl_up_sync(ALL_LANES, up_to, o);
-            if (lane >= int(o)) up_to += other;
+        const LaneItem found = item_of_lanes(own, tile, before);
+        if (found.lane >= 0) {
+            const int first = R * found.number;
+            const int left = __shfl_sync(ALL_LANES, n_rows, found.lane) - first;
+            return {__shfl_sync(ALL_LANES, begin, found.lane), first, left < R ? left : R};
         }
-        const unsigned behind = __ballot_sync(ALL_LANES, before + up_to > tile);
-        if (behind) {
-            const int at = __popc((behind & (0u - behind)) - 1u);
-            const int first = R * (tile - before - __shfl_sync(ALL_LANES, up_to - own, at));
-            const int left = __shfl_sync(ALL_LANES, n_rows, at) - first;
-            return {__shfl_sync(ALL_LANES, begin, at), first, left < R ? left : R};
-        }
-        before += __shfl_sync(ALL_LANES, up_to, 31);
     }
     return {0, 0, 0};
 }

@@ -16,21 +16,12 @@ template <int C> IKQ_DEV Group group_of_tile(const int *bounds, int n_experts, i
         const int e = e0 + lane;
         const int begin = e < n_experts ? bounds[e] : 0, end = e < n_experts ? bounds[e + 1] : 0;
         const int own = (end - begin + C - 1) / C;
-        int up_to = own;
-#pragma unroll
-        for (unsigned o = 1; o < 32; o <<= 1) {
-            const int other = __shfl_up_sync(ALL_LANES, up_to, o);
-            if (lane >= int(o)) up_to += other;
+        const LaneItem found = item_of_lanes(own, tile, before);
+        if (found.lane >= 0) {
+            const int first = __shfl_sync(ALL_LANES, begin, found.lane) + C * found.number;
+            const int left = __shfl_sync(ALL_LANES, end, found.lane) - first;
+            return {e0 + found.lane, first, left < C ? left : C};
         }
-        const unsigned behind = __ballot_sync(ALL_LANES, before + up_to > tile);
-        if (behind) {
-            const int at = __popc((behind & (0u - behind)) - 1u);
-            const int in_group = tile - before - __shfl_sync(ALL_LANES, up_to - own, at);
-            const int first = __shfl_sync(ALL_LANES, begin, at) + C * in_group;
-            const int left = __shfl_sync(ALL_LANES, end, at) - first;
-            return {e0 + at, first, left < C ? left : C};
-        }
-        before += __shfl_sync(ALL_LANES, up_to, 31);
     }
     return {0, 0, 0};
 }

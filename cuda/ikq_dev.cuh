@@ -264,3 +264,28 @@ IKQ_DEV int warp_sum(int v) {
     for (int o = 16; o > 0; o >>= 1) v += __shfl_xor_sync(ALL_LANES, v, o);
     return v;
 }
+// The sum of the lanes up to this one.
+IKQ_DEV int warp_sum_up_to(int v) {
+    const int lane = threadIdx.x & 31;
+#pragma unroll
+    for (unsigned o = 1; o < 32; o <<= 1) {
+        const int other = __shfl_up_sync(ALL_LANES, v, o);
+        if (lane >= int(o)) v += other;
+    }
+    return v;
+}
+struct LaneItem {
+    int lane, number;
+};
+// Items stand one lane's behind the other's, each lane's `own` of them, and `before` in front of all: which lane has item
+// `item`, and which of its items that is. The lane is -1 if the item is behind them all; `before` counts them then.
+IKQ_DEV LaneItem item_of_lanes(int own, int item, int &before) {
+    const int up_to = warp_sum_up_to(own);
+    const unsigned behind = __ballot_sync(ALL_LANES, before + up_to > item);
+    if (behind) {
+        const int lane = __popc((behind & (0u - behind)) - 1u);
+        return {lane, item - before - __shfl_sync(ALL_LANES, up_to - own, lane)};
+    }
+    before += __shfl_sync(ALL_LANES, up_to, 31);
+    return {-1, 0};
+}

@@ -197,12 +197,7 @@ IKQ_KERNEL(256, moe_sort, (const int *ids, int *bounds, int *rows, int n, int n_
             const int e = e0 + lane;
             int own = 0;
             for (int w = 0; w < WARPS; w++) own += e < n_experts ? at[WARPS * e + w] : 0;
-            int up_to = own;
-#pragma unroll
-            for (unsigned o = 1; o < 32; o <<= 1) {
-                const int other = __shfl_up_sync(ALL_LANES, up_to, o);
-                if (lane >= int(o)) up_to += other;
-            }
+            const int up_to = warp_sum_up_to(own);
             if (e < n_experts) {
                 int place = before + up_to - own;
                 bounds[e] = place;

@@ -12,17 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from gpu_cards import BANDWIDTH, F16, of_device
+from gpu_models import seed
 from numpy.typing import NDArray
 
 import ikq
-from ikq import cuda
 
 Row = dict[str, Any]
 
-BANDWIDTH = {"H200": 4.3e12, "H100": 3.0e12, "RTX 3090": 0.9e12, "A100": 1.7e12, "RTX 4090": 0.95e12}
-"""Bytes per second of a copy, of GPUs whose name has this."""
-F16 = {"H200": 989e12, "H100": 989e12, "RTX 3090": 71e12, "A100": 312e12, "RTX 4090": 165e12}
-"""Operations per second of tensor cores with halves that are summed in floats, by data sheet."""
 TARGET_PROMPT, TARGET_TOKEN = 0.35, 0.6
 CACHES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
 """Types of the cache, and bytes of an element."""
@@ -45,7 +42,7 @@ SHAPES = {"emulated": Shape(1, 8, 2, 64, 12, 40), "card": Shape(4, 32, 4, 128, 2
 
 def write_model(path: Path, s: Shape, n_vocab: int = 512) -> None:
     """Random weights of narrow layers."""
-    rng = np.random.default_rng(int(os.environ.get("IKQ_CHECK_SEED", "0")))
+    rng = np.random.default_rng(seed())
     a, e, q, kv = "qwen3", 256, s.n_head * s.head_dim, s.n_head_kv * s.head_dim
     sizes = {
         "vocab_size": n_vocab, "context_length": 1 << 16, "embedding_length": e, "block_count": s.n_layer,
@@ -130,7 +127,6 @@ def timings(
     file: Path, s: Shape, ids: list[int], places: dict[str, Any], cache: str, times: int
 ) -> Iterator[Row]:
     """What a depth of `s.depth` tokens adds to a piece of a prompt, and to a token."""
-    device = cuda.require()["devices"][0]["name"]
     n_ctx = s.depth + 2 * s.n_prompt
     types: dict[str, Any] = {"cache_type_k": cache, "cache_type_v": cache, "n_ubatch": s.n_prompt}
     with ikq.Model.load(file, n_ctx=n_ctx, **types, **places) as on_gpu:
@@ -160,7 +156,7 @@ def timings(
     ):
         row: Row = {"name": f"attention {cache}, {more} more positions, {name}", "ok": True, "us": took * 1e6}
         row["per_s"] = work / took if took > 0 else 0.0
-        ceiling = next((value for card, value in ceilings.items() if card in device), None)
+        ceiling = of_device(ceilings)
         if ceiling:
             row |= {"bound_us": work / ceiling * 1e6, "target": target}
         yield row
@@ -169,7 +165,7 @@ def timings(
 def attention(args: argparse.Namespace) -> Iterator[Row]:
     """Attention over caches of some types: prompts and single tokens."""
     s = SHAPES["emulated" if args.emulated else "card"]
-    rng = np.random.default_rng(int(os.environ.get("IKQ_CHECK_SEED", "0")))
+    rng = np.random.default_rng(seed())
     ids = [int(i) for i in rng.integers(0, 512, 40 if args.emulated else 300)]
     places: dict[str, Any] = {"devices": ["CPU", "CUDA0"], "n_gpu_layers": 99}
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:

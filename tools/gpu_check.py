@@ -38,6 +38,7 @@ from typing import Any
 
 import numpy as np
 from gpu_attention import attention
+from gpu_cards import BANDWIDTH, INT8, of_device
 from gpu_models import SHAPES, matrix, seed, write_model
 from gpu_whole import compare, compared, hybrid
 from numpy.typing import NDArray
@@ -53,11 +54,7 @@ INTEGER_PRODUCTS = 1e-6
 FACTORS = {"IQ2_KT": 1.05, "IQ3_KT": 1.01}
 # layers of a few hundred sums each, whose terms are added in another order
 RECURRENT = 1e-4
-BANDWIDTH = {"H200": 4.3e12, "H100": 3.0e12, "RTX 3090": 0.9e12, "A100": 1.7e12, "RTX 4090": 0.95e12}
-"""Bytes per second of a copy, of GPUs whose name has this."""
 TARGET = 0.75
-INT8 = {"H200": 1979e12, "H100": 1979e12, "RTX 3090": 284e12, "A100": 624e12, "RTX 4090": 660e12}
-"""Operations per second of tensor cores with integers of 8 bits, by data sheet; `mma` reaches some 0.6 of Hopper's."""
 TARGET_INT8 = 0.2
 MANY = 512  # columns of products, and tokens of prompts, that are timed
 TIMED = ("IQ4_KS", "IQ2_XXS", "Q4_K", "Q6_K", "Q8_0", "IQ3_XXS", "MXFP4", "BF16")
@@ -224,11 +221,6 @@ def steps(args: argparse.Namespace) -> Iterator[Row]:
         yield {"name": f"replayed steps of {n}: the same bits", "ok": same}
 
 
-def _of_device(table: dict[str, float]) -> float | None:
-    device = cuda.require()["devices"][0]["name"]
-    return next((value for name, value in table.items() if name in device), None)
-
-
 def tall(t: ikq.QuantType, n_rows: int, n: int, rng: np.random.Generator) -> ikq.QTensor:
     """A matrix of random rows that come again and again."""
     some = np.asarray(matrix(t, min(n_rows, 1024), n, rng).raw).reshape(min(n_rows, 1024), -1)
@@ -238,7 +230,7 @@ def tall(t: ikq.QuantType, n_rows: int, n: int, rng: np.random.Generator) -> ikq
 def timings(args: argparse.Namespace) -> Iterator[Row]:
     """Products with matrices that no cache holds, of one column; and of many columns."""
     rng = np.random.default_rng(seed())
-    bandwidth, int8 = _of_device(BANDWIDTH), _of_device(INT8)
+    bandwidth, int8 = of_device(BANDWIDTH), of_device(INT8)
     n_rows, n = (64, 512) if args.emulated else (65536, 8192)
     for name in TIMED:
         t = ikq.QuantType[name]
@@ -267,7 +259,7 @@ def timings(args: argparse.Namespace) -> Iterator[Row]:
 def model(args: argparse.Namespace) -> Iterator[Row]:
     """Logits of a whole model against the CPU's, and tokens per second."""
     s = SHAPES["tiny" if args.emulated else args.shape]
-    bandwidth = _of_device(BANDWIDTH)
+    bandwidth = of_device(BANDWIDTH)
     n_prompt, n_decoded = (6, 2) if args.emulated else (64, 64)
     ids = list(np.random.default_rng(seed()).integers(0, s.n_vocab, n_prompt))
     for type_name in ("IQ4_KS", "IQ2_XXS"):
@@ -381,7 +373,7 @@ def experts(args: argparse.Namespace) -> Iterator[Row]:
 def prompts(args: argparse.Namespace) -> Iterator[Row]:
     """Tokens per second of prompts, by the operations of their products."""
     s = SHAPES["tiny" if args.emulated else args.shape]
-    int8, n = _of_device(INT8), 40 if args.emulated else MANY
+    int8, n = of_device(INT8), 40 if args.emulated else MANY
     ids = [int(i) for i in np.random.default_rng(seed()).integers(0, s.n_vocab, n)]
     heads = s.head_dim * (s.n_head + 2 * s.n_head_kv) + s.n_head * s.head_dim
     operations = 2.0 * n * s.n_layer * s.n_embd * (heads + 3 * s.n_used * s.n_ff)

@@ -111,7 +111,7 @@ class SafetensorsFile:
             with contextlib.suppress(OSError):  # kernels without huge pages
                 self._map.madvise(mmap.MADV_NOHUGEPAGE)
         self._data = np.frombuffer(self._map, np.uint8)
-        self._address: int = self._data.__array_interface__["data"][0]
+        self._address: int = self._data.ctypes.data
         try:
             self.tensors, self.metadata = self._parse()
         except FormatError as e:

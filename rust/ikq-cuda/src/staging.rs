@@ -19,11 +19,12 @@ pub struct Staging {
     arena: Option<(Arena, Address)>,
 }
 
+/// Pinned memory that is being filled, or that the device copies from.
 #[derive(Debug)]
-struct Piece {
-    pinned: Pinned,
+pub(crate) struct Piece {
+    pub pinned: Pinned,
     /// When the device has copied what is there.
-    copied: Event,
+    pub copied: Event,
 }
 
 impl Drop for Piece {

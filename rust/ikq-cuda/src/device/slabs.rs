@@ -13,6 +13,7 @@ use crate::gpu::Gpu;
 use crate::memory::{Address, Arena, HostUse, Pinned, arena_bytes};
 use crate::plan::{self, Call};
 use crate::products::launch;
+use crate::staging::Piece;
 use crate::weights;
 
 /// About how many bytes a slab has: the time to copy it is long beside that of a launch, and short beside a layer's.
@@ -124,20 +125,6 @@ struct Slab {
     left: Event,
     /// Whether gate, up and down of the part are in bands.
     in_bands: [bool; 3],
-}
-
-/// Pinned memory that is being filled or copied from.
-#[derive(Debug)]
-struct Piece {
-    pinned: Pinned,
-    copied: Event,
-}
-
-impl Drop for Piece {
-    fn drop(&mut self) {
-        // the device may still copy from it
-        let _ = self.copied.wait();
-    }
 }
 
 /// Two slabs, which take turns, and a place for rows and one for the device's form.
