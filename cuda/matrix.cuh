@@ -29,19 +29,36 @@ template <int N> struct ColumnPart {
     float scale[N][2], minus_magic[N][2]; // -M times the scale
 };
 
-template <int C, int N> IKQ_DEV void load_columns(const Tile<C> &tile, unsigned first, int j, ColumnPart<N> &part) {
-    const unsigned lane = threadIdx.x & 31, row = lane & 7u, chunk = 2 * j + (lane >> 3 & 1u);
+// Where a lane reads a tile: `weights` and `columns` are offsets of the codes of elements 0 to 31 in the arrays, as ldmatrix
+// takes them from a lane; those of elements 32 j to 32 j + 31 are at the offset ^ 32 j. `scales` and `column` are where its
+// numbers of rows and of columns begin.
+struct Places {
+    unsigned weights, columns, scales, column;
+};
+IKQ_DEV unsigned first_row_of_warp() { return 32 * (threadIdx.x >> 7); }
+template <int N> IKQ_DEV Places places_of_lane() {
+    const unsigned lane = threadIdx.x & 31, first_row = first_row_of_warp(), first_column = 8 * N * (threadIdx.x >> 5 & 3u);
+    return {chunk_of_row(first_row + (lane & 15u), lane >> 4),
+            chunk_of_row(first_column + (N == 1 ? 0 : 8 * (lane >> 4)) + (lane & 7u), lane >> 3 & 1u),
+            first_row + 4 * (lane >> 2), first_column + 2 * (lane & 3u)};
+}
+
+template <int C, int N> IKQ_DEV void load_columns(const Tile<C> &tile, const Places &at, unsigned j, ColumnPart<N> &part) {
+    const int8_t *codes = tile.columns + (at.columns ^ 32 * j);
     if constexpr (N == 1) {
-        load_matrices(tile.columns + chunk_of_row(first + row, chunk), part.codes[0]);
+        load_matrices(codes, part.codes[0]);
     } else {
-        uint32_t four[4];
-        load_matrices(tile.columns + chunk_of_row(first + 8 * (lane >> 4) + row, chunk), four);
 #pragma unroll
-        for (int i = 0; i < 4; i++) part.codes[i >> 1][i & 1] = four[i];
+        for (int c = 0; c < N; c += 2) {
+            uint32_t four[4];
+            load_matrices(codes + 8 * STEP * c, four);
+#pragma unroll
+            for (int i = 0; i < 4; i++) part.codes[c + (i >> 1)][i & 1] = four[i];
+        }
     }
 #pragma unroll
     for (int c = 0; c < N; c++) {
-        const float2 s = *reinterpret_cast<const float2 *>(tile.column_scales + C * j + first + 8 * c + 2 * (lane & 3u));
+        const float2 s = *reinterpret_cast<const float2 *>(tile.column_scales + C * j + at.column + 8 * c);
         part.scale[c][0] = s.x;
         part.scale[c][1] = s.y;
         part.minus_magic[c][0] = -MAGIC * s.x;
@@ -71,29 +88,25 @@ template <class T, int FIRST, int COUNT> struct RowPart {
     float scale[PARTS][2 * COUNT];
 };
 
-IKQ_DEV unsigned first_row_of_warp() { return 32 * (threadIdx.x >> 7); }
-
 template <class T, int FIRST, int COUNT, int C>
-IKQ_DEV void load_rows(const Tile<C> &tile, int j, RowPart<T, FIRST, COUNT> &part) {
-    const unsigned lane = threadIdx.x & 31, row = first_row_of_warp() + 16 * FIRST + (lane & 15u);
+IKQ_DEV void load_rows(const Tile<C> &tile, const Places &at, unsigned j, RowPart<T, FIRST, COUNT> &part) {
+    constexpr int PARTS = RowPart<T, FIRST, COUNT>::PARTS;
+    const int8_t *codes = tile.weights + (at.weights ^ 32 * j);
 #pragma unroll
-    for (int m = 0; m < COUNT; m++)
-        load_matrices(tile.weights + chunk_of_row(row + 16 * m, 2 * j + (lane >> 4)), part.codes[m]);
-    const unsigned place = first_row_of_warp() + 4 * (lane >> 2) + 2 * FIRST;
+    for (int m = 0; m < COUNT; m++) load_matrices(codes + 16 * STEP * (FIRST + m), part.codes[m]);
 #pragma unroll
-    for (int p = 0; p < RowPart<T, FIRST, COUNT>::PARTS; p++)
-        load_of_rows<COUNT>(tile.scales + TILE_ROWS * (RowPart<T, FIRST, COUNT>::PARTS * j + p) + place, part.scale[p]);
+    for (int p = 0; p < PARTS; p++)
+        load_of_rows<COUNT>(tile.scales + TILE_ROWS * (PARTS * j + p) + at.scales + 2 * FIRST, part.scale[p]);
 }
 
 // Subtracts mins times sums of columns.
 template <int FIRST, int COUNT, int N>
-IKQ_DEV void subtract_mins(const float *mins, const float *sums, Results<N> &results) {
-    const unsigned lane = threadIdx.x & 31;
+IKQ_DEV void subtract_mins(const float *mins, const float *sums, const Places &at, Results<N> &results) {
     float min[2 * COUNT];
-    load_of_rows<COUNT>(mins + first_row_of_warp() + 4 * (lane >> 2) + 2 * FIRST, min);
+    load_of_rows<COUNT>(mins + at.scales + 2 * FIRST, min);
 #pragma unroll
     for (int c = 0; c < N; c++) {
-        const float2 sum = *reinterpret_cast<const float2 *>(sums + 8 * c + 2 * (lane & 3u));
+        const float2 sum = *reinterpret_cast<const float2 *>(sums + at.column + 8 * c);
 #pragma unroll
         for (int m = 0; m < COUNT; m++)
 #pragma unroll
@@ -104,13 +117,11 @@ IKQ_DEV void subtract_mins(const float *mins, const float *sums, Results<N> &res
     }
 }
 
-// Adds the products of elements 32 j to 32 j + 31 of the step. The first of the lane's columns is number `column` of the
-// tile.
+// Adds the products of elements 32 j to 32 j + 31 of the step.
 template <class T, int FIRST, int COUNT, int C, int N>
-IKQ_DEV void add_products(const Tile<C> &tile, int j, const RowPart<T, FIRST, COUNT> &w, const ColumnPart<N> &x,
-                          unsigned column, Results<N> &results) {
+IKQ_DEV void add_products(const Tile<C> &tile, const Places &at, unsigned j, const RowPart<T, FIRST, COUNT> &w,
+                          const ColumnPart<N> &x, const int (&magic)[4], Results<N> &results) {
     constexpr int PARTS = RowPart<T, FIRST, COUNT>::PARTS, MIN = MIN_RUN<T>;
-    const int magic[4] = {MAGIC_BITS, MAGIC_BITS, MAGIC_BITS, MAGIC_BITS};
 #pragma unroll
     for (int p = 0; p < PARTS; p++) {
 #pragma unroll
@@ -130,10 +141,10 @@ IKQ_DEV void add_products(const Tile<C> &tile, int j, const RowPart<T, FIRST, CO
                 }
             }
         if constexpr (MIN == 16)
-            subtract_mins<FIRST, COUNT>(tile.mins + TILE_ROWS * (2 * j + p), tile.sums_16 + C * (2 * j + p) + column, results);
+            subtract_mins<FIRST, COUNT>(tile.mins + TILE_ROWS * (2 * j + p), tile.sums_16 + C * (2 * j + p), at, results);
     }
     if constexpr (MIN == 32)
-        subtract_mins<FIRST, COUNT>(tile.mins + TILE_ROWS * j, tile.sums_32 + C * j + column, results);
+        subtract_mins<FIRST, COUNT>(tile.mins + TILE_ROWS * j, tile.sums_32 + C * j, at, results);
 }
 
 // The rows of a tile: 128 rows of one matrix, or 64 rows each of two. A thread decodes one of them (`row`), with three
@@ -150,10 +161,15 @@ template <class A, class B, bool TWO, int C>
 IKQ_DEV void multiply(const uint8_t *row, const Source &x, Tile<C> *tiles, Results<C / 32> &results) {
     constexpr int N = C / 32;
     constexpr bool SUMS_16 = MIN_RUN<A> == 16 || MIN_RUN<B> == 16;
-    const unsigned first_column = 8 * N * (threadIdx.x >> 5 & 3u);
+    const Places at = places_of_lane<N>();
     const unsigned own = TWO ? place_of_two(row_of_thread()) : row_of_thread();
     const int l = threadIdx.x & 3;
     const int n_steps = (x.n + STEP - 1) / STEP;
+    // The compiler writes a constant into the registers of each sum, four copies of a variable too. Of four variables it
+    // keeps each in a register: it does not know that nothing is added here, as n is small.
+    int magic[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) magic[i] = MAGIC_BITS + int((uint32_t(x.n) + uint32_t(i)) >> 31);
 #pragma unroll
     for (int m = 0; m < 2; m++)
 #pragma unroll
@@ -191,16 +207,16 @@ IKQ_DEV void multiply(const uint8_t *row, const Source &x, Tile<C> *tiles, Resul
                 continue;
             }
 // not unrolled: the compiler would begin with all four at once, and have too few registers
-#pragma unroll 1
-            for (int j = 0; j < 4; j++) {
+#pragma unroll(N == 4 ? 1 : 2)
+            for (unsigned j = 0; j < 4; j++) {
                 RowPart<A, 0, TWO ? 1 : 2> w;
                 RowPart<B, 1, 1> second; // not used if there is one matrix
-                load_rows(tile, j, w);
-                if constexpr (TWO) load_rows(tile, j, second);
+                load_rows(tile, at, j, w);
+                if constexpr (TWO) load_rows(tile, at, j, second);
                 ColumnPart<N> columns;
-                load_columns(tile, first_column, j, columns);
-                add_products(tile, j, w, columns, first_column, results);
-                if constexpr (TWO) add_products(tile, j, second, columns, first_column, results);
+                load_columns(tile, at, j, columns);
+                add_products(tile, at, j, w, columns, magic, results);
+                if constexpr (TWO) add_products(tile, at, j, second, columns, magic, results);
             }
         }
     }

@@ -58,10 +58,12 @@ def per_mma(name: str, architecture: int, tile: int) -> tuple[float, float, int]
     n_mma = sum(
         0.5 if re.search(r"IMMA\.16816", x) else 0.25 if "IMMA.8816" in x else 1.0 for x in inner if is_mma(x)
     )
-    # a warp passes the multiplying part four times in a step; the compiler may have put more than one copy of it there
-    copies = sum(map(is_mma, outer)) // sum(map(is_mma, inner))
-    step = counted(outer) + (PARTS - copies) * counted(inner)
-    return step / (PARTS * n_mma), counted(inner) / n_mma, kernel.registers
+    # what a warp's 32 rows and its fourth of the columns take in a step
+    of_step = 2 * (tile // 32) * PARTS
+    # the multiplying part may be written out for more than 32 elements, and before the loop as well
+    turns, copies = of_step / n_mma, sum(map(is_mma, outer)) // sum(map(is_mma, inner))
+    step = counted(outer) + (turns - copies) * counted(inner)
+    return step / of_step, counted(inner) / n_mma, kernel.registers
 
 
 def main() -> None:
@@ -70,7 +72,7 @@ def main() -> None:
     )
     parser.add_argument("types", nargs="*", metavar="TYPE", default=TYPES)
     parser.add_argument("--arch", type=int, default=80, choices=sorted(CLOCKS))
-    parser.add_argument("--tile", type=int, default=64, choices=(32, 64))
+    parser.add_argument("--tile", type=int, default=64, choices=(32, 64, 128))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if library() is None:
