@@ -1,4 +1,4 @@
-// Products of 128 rows of weights and 32 or 64 columns, computed by a block of 512 threads on int8 tensor cores.
+// Products of 128 rows of weights and 32, 64 or 128 columns, computed by a block of 512 threads on int8 tensor cores.
 //
 // The sixteen warps are four by four: a warp has 32 rows and a fourth of the columns. Decoding of a step's weights, and
 // copies of its columns, go on while the step before is multiplied.
@@ -23,10 +23,11 @@ template <int N> struct Results {
     float value[2][N][4];
 };
 
-// What a lane knows of 32 elements of its groups of eight columns.
-template <int N> struct ColumnPart {
-    uint32_t codes[N][2];
-    float scale[N][2], minus_magic[N][2]; // -M times the scale
+// What a lane knows of 32 elements of G of its groups of eight columns: of two at a time, if it has as many, so that
+// registers are enough.
+template <int G> struct ColumnPart {
+    uint32_t codes[G][2];
+    float scale[G][2], minus_magic[G][2]; // -M times the scale
 };
 
 // Where a lane reads a tile: `weights` and `columns` are offsets of the codes of elements 0 to 31 in the arrays, as ldmatrix
@@ -43,22 +44,21 @@ template <int N> IKQ_DEV Places places_of_lane() {
             first_row + 4 * (lane >> 2), first_column + 2 * (lane & 3u)};
 }
 
-template <int C, int N> IKQ_DEV void load_columns(const Tile<C> &tile, const Places &at, unsigned j, ColumnPart<N> &part) {
-    const int8_t *codes = tile.columns + (at.columns ^ 32 * j);
-    if constexpr (N == 1) {
+// Loads elements 32 j to 32 j + 31 of the groups from number `first` on.
+template <int C, int G>
+IKQ_DEV void load_columns(const Tile<C> &tile, const Places &at, unsigned j, int first, ColumnPart<G> &part) {
+    const int8_t *codes = tile.columns + (at.columns ^ 32 * j) + 8 * STEP * first;
+    if constexpr (G == 1) {
         load_matrices(codes, part.codes[0]);
     } else {
+        uint32_t four[4];
+        load_matrices(codes, four);
 #pragma unroll
-        for (int c = 0; c < N; c += 2) {
-            uint32_t four[4];
-            load_matrices(codes + 8 * STEP * c, four);
-#pragma unroll
-            for (int i = 0; i < 4; i++) part.codes[c + (i >> 1)][i & 1] = four[i];
-        }
+        for (int i = 0; i < 4; i++) part.codes[i >> 1][i & 1] = four[i];
     }
 #pragma unroll
-    for (int c = 0; c < N; c++) {
-        const float2 s = *reinterpret_cast<const float2 *>(tile.column_scales + C * j + at.column + 8 * c);
+    for (int c = 0; c < G; c++) {
+        const float2 s = *reinterpret_cast<const float2 *>(tile.column_scales + C * j + at.column + 8 * (first + c));
         part.scale[c][0] = s.x;
         part.scale[c][1] = s.y;
         part.minus_magic[c][0] = -MAGIC * s.x;
@@ -99,33 +99,33 @@ IKQ_DEV void load_rows(const Tile<C> &tile, const Places &at, unsigned j, RowPar
         load_of_rows<COUNT>(tile.scales + TILE_ROWS * (PARTS * j + p) + at.scales + 2 * FIRST, part.scale[p]);
 }
 
-// Subtracts mins times sums of columns.
-template <int FIRST, int COUNT, int N>
-IKQ_DEV void subtract_mins(const float *mins, const float *sums, const Places &at, Results<N> &results) {
+// Subtracts mins times sums of columns, of G groups from number `first` on.
+template <int FIRST, int COUNT, int G, int N>
+IKQ_DEV void subtract_mins(const float *mins, const float *sums, const Places &at, int first, Results<N> &results) {
     float min[2 * COUNT];
     load_of_rows<COUNT>(mins + at.scales + 2 * FIRST, min);
 #pragma unroll
-    for (int c = 0; c < N; c++) {
-        const float2 sum = *reinterpret_cast<const float2 *>(sums + at.column + 8 * c);
+    for (int c = 0; c < G; c++) {
+        const float2 sum = *reinterpret_cast<const float2 *>(sums + at.column + 8 * (first + c));
 #pragma unroll
         for (int m = 0; m < COUNT; m++)
 #pragma unroll
             for (int i = 0; i < 4; i++) {
-                float &to = results.value[FIRST + m][c][i];
+                float &to = results.value[FIRST + m][first + c][i];
                 to = fmaf(-min[2 * m + (i >> 1)], i & 1 ? sum.y : sum.x, to);
             }
     }
 }
 
-// Adds the products of elements 32 j to 32 j + 31 of the step.
-template <class T, int FIRST, int COUNT, int C, int N>
-IKQ_DEV void add_products(const Tile<C> &tile, const Places &at, unsigned j, const RowPart<T, FIRST, COUNT> &w,
-                          const ColumnPart<N> &x, const int (&magic)[4], Results<N> &results) {
+// Adds the products of elements 32 j to 32 j + 31 of the step with the groups of columns from number `first` on.
+template <class T, int FIRST, int COUNT, int C, int G, int N>
+IKQ_DEV void add_products(const Tile<C> &tile, const Places &at, unsigned j, const RowPart<T, FIRST, COUNT> &w, int first,
+                          const ColumnPart<G> &x, const int (&magic)[4], Results<N> &results) {
     constexpr int PARTS = RowPart<T, FIRST, COUNT>::PARTS, MIN = MIN_RUN<T>;
 #pragma unroll
     for (int p = 0; p < PARTS; p++) {
 #pragma unroll
-        for (int c = 0; c < N; c++)
+        for (int c = 0; c < G; c++)
 #pragma unroll
             for (int m = 0; m < COUNT; m++) {
                 int sum[4];
@@ -136,15 +136,15 @@ IKQ_DEV void add_products(const Tile<C> &tile, const Places &at, unsigned j, con
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     const float scaled = fmaf(__int_as_float(sum[i]), x.scale[c][i & 1], x.minus_magic[c][i & 1]);
-                    float &to = results.value[FIRST + m][c][i];
+                    float &to = results.value[FIRST + m][first + c][i];
                     to = fmaf(scaled, w.scale[p][2 * m + (i >> 1)], to);
                 }
             }
         if constexpr (MIN == 16)
-            subtract_mins<FIRST, COUNT>(tile.mins + TILE_ROWS * (2 * j + p), tile.sums_16 + C * (2 * j + p), at, results);
+            subtract_mins<FIRST, COUNT, G>(tile.mins + TILE_ROWS * (2 * j + p), tile.sums_16 + C * (2 * j + p), at, first, results);
     }
     if constexpr (MIN == 32)
-        subtract_mins<FIRST, COUNT>(tile.mins + TILE_ROWS * j, tile.sums_32 + C * j, at, results);
+        subtract_mins<FIRST, COUNT, G>(tile.mins + TILE_ROWS * j, tile.sums_32 + C * j, at, first, results);
 }
 
 // The rows of a tile: 128 rows of one matrix, or 64 rows each of two. A thread decodes one of them (`row`), with three
@@ -159,17 +159,19 @@ IKQ_DEV unsigned place_of_two(unsigned row) { return 32 * (row >> 4 & 3u) + 16 *
 
 template <class A, class B, bool TWO, int C>
 IKQ_DEV void multiply(const uint8_t *row, const Source &x, Tile<C> *tiles, Results<C / 32> &results) {
-    constexpr int N = C / 32;
+    constexpr int N = C / 32, GROUPS = N < 2 ? N : 2;
     constexpr bool SUMS_16 = MIN_RUN<A> == 16 || MIN_RUN<B> == 16;
     const Places at = places_of_lane<N>();
     const unsigned own = TWO ? place_of_two(row_of_thread()) : row_of_thread();
     const int l = threadIdx.x & 3;
     const int n_steps = (x.n + STEP - 1) / STEP;
-    // The compiler writes a constant into the registers of each sum, four copies of a variable too. Of four variables it
-    // keeps each in a register: it does not know that nothing is added here, as n is small.
+    // What sums start from. The compiler of some architectures writes a constant, and copies of one variable, into the
+    // registers of each sum again; of four variables it keeps each in a register, since it does not know that nothing is added
+    // (n is small). With the widest tiles and scales of 16 elements there are no registers for that.
+    constexpr bool IN_REGISTERS = N < 4 || (RowPart<A, 0, 1>::PARTS == 1 && RowPart<B, 0, 1>::PARTS == 1);
     int magic[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) magic[i] = MAGIC_BITS + int((uint32_t(x.n) + uint32_t(i)) >> 31);
+    for (int i = 0; i < 4; i++) magic[i] = MAGIC_BITS + (IN_REGISTERS ? int((uint32_t(x.n) + uint32_t(i)) >> 31) : 0);
 #pragma unroll
     for (int m = 0; m < 2; m++)
 #pragma unroll
@@ -206,17 +208,20 @@ IKQ_DEV void multiply(const uint8_t *row, const Source &x, Tile<C> *tiles, Resul
                 if (!last) decode(step + 1, other);
                 continue;
             }
-// not unrolled: the compiler would begin with all four at once, and have too few registers
-#pragma unroll(N == 4 ? 1 : 2)
+// unrolled further, the compiler would begin with more at once, and have too few registers
+#pragma unroll(N < 4 ? 2 : 1)
             for (unsigned j = 0; j < 4; j++) {
                 RowPart<A, 0, TWO ? 1 : 2> w;
                 RowPart<B, 1, 1> second; // not used if there is one matrix
                 load_rows(tile, at, j, w);
                 if constexpr (TWO) load_rows(tile, at, j, second);
-                ColumnPart<N> columns;
-                load_columns(tile, at, j, columns);
-                add_products(tile, at, j, w, columns, magic, results);
-                if constexpr (TWO) add_products(tile, at, j, second, columns, magic, results);
+#pragma unroll
+                for (int c = 0; c < N; c += GROUPS) {
+                    ColumnPart<GROUPS> columns;
+                    load_columns(tile, at, j, c, columns);
+                    add_products(tile, at, j, w, c, columns, magic, results);
+                    if constexpr (TWO) add_products(tile, at, j, second, c, columns, magic, results);
+                }
             }
         }
     }

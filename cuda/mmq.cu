@@ -2,7 +2,7 @@
 // With -DIKQ_TILE, only kernels for tiles of so many columns are compiled.
 //
 //   mmq_T_tC(w, expert_bytes, bounds, list, n_experts, k, x, ds, bias, residual, y, n_rows, n, n_columns, y_stride)
-//       C is 32 or 64, the columns of a tile; grid (ceil(n_rows / 128), tiles of columns), block 512, dynamic
+//       C is 32, 64 or 128, the columns of a tile; grid (ceil(n_rows / 128), tiles of columns), block 512, dynamic
 //       shared memory 384 C + 49152. A result has the same bits for every C, and whatever other columns there are.
 //   w             rows in device form (types/form.cuh)
 //   x, ds         columns (products.cuh)
@@ -71,4 +71,5 @@ IKQ_MMQ(IKQ_TILE)
 #else
 IKQ_MMQ(32)
 IKQ_MMQ(64)
+IKQ_MMQ(128)
 #endif

@@ -3,7 +3,7 @@
 //
 //   mmq_upgate_U_G_tC(up, gate, expert_bytes_up, expert_bytes_gate, bounds, list, n_experts, k, x, ds, bias_up, bias_gate,
 //                     act, alpha, limit, y, q, q_ds, n_rows, n, n_columns)
-//       C is 32 or 64, the columns of a tile; grid (ceil(n_rows / 64), tiles of columns), block 512, dynamic
+//       C is 32, 64 or 128, the columns of a tile; grid (ceil(n_rows / 64), tiles of columns), block 512, dynamic
 //       shared memory and tiles of columns as in mmq.cu. A block has 64 rows of up and the same of gate.
 //   up, gate        rows in device form (types/form.cuh); if both are in one tensor, two addresses in it
 //   bounds, list    as in mmq.cu, or null for a single matrix; pair p reads column p / k and writes column p. A pair that
@@ -84,4 +84,5 @@ IKQ_MMQ_UPGATE(IKQ_TILE)
 #else
 IKQ_MMQ_UPGATE(32)
 IKQ_MMQ_UPGATE(64)
+IKQ_MMQ_UPGATE(128)
 #endif

@@ -16,7 +16,7 @@ from weights import TYPES, row_lengths
 pytestmark = needs_gxx
 
 U = 2.0**-24
-TILES = (32, 64)
+TILES = (32, 64, 128)
 # one of each way that tiles are made: scales of 32 and 16 elements, mins of 32, 16 and none, constants, runs of 8, 16, 32
 SOME = ["q4_0", "q8_0", "q4_k", "q6_k", "q2_k", "iq2_ks", "iq4_ks", "iq2_xs"]
 PAIRS = [("q4_k", "q4_k"), ("iq4_ks", "q6_k"), ("q2_k", "q4_0")]
@@ -27,7 +27,7 @@ def shared_bytes(tile: int) -> int:
 
 
 def tile_for(n_columns: int) -> int:
-    return next((c for c in TILES if c >= n_columns), 64)
+    return next((c for c in TILES if c >= n_columns), TILES[-1])
 
 
 def bound(w: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -90,7 +90,7 @@ def test_products_of_many_columns(name):
 @pytest.mark.parametrize("name", ["q4_k", "q6_k", "q2_k", "q5_0"])
 def test_tails(name, n_columns):
     rng = np.random.default_rng(n_columns)
-    for n_rows, n, tile in ((127, 256, 32), (128, 512, 64), (129, 768, 64), (1, 256, None)):
+    for n_rows, n, tile in ((127, 256, 32), (128, 512, 64), (129, 768, 128), (1, 256, None)):
         products_of(name, n_rows, n, n_columns, rng, tile)
 
 
@@ -103,7 +103,7 @@ def test_bits_depend_on_no_other_column(name):
     device, _ = weights(name, n_rows, n, rng)
     q, ds, _ = quantized(rng.normal(size=(70, n)).astype(np.float32))
     found = []
-    for first, count, tile in ((0, 70, 64), (0, 70, 32), (37, 1, 32), (20, 33, 64), (6, 32, 32)):
+    for first, count, tile in ((0, 70, 64), (0, 70, 32), (0, 70, 128), (37, 1, 32), (20, 33, 64), (6, 32, 32), (3, 65, 128)):
         y = aligned((count, n_rows), np.float32)
         some = slice(first, first + count)
         run(matrices, name, device, (on_device(q[some]), on_device(ds[some])), n_rows, y, tile)
@@ -124,7 +124,7 @@ def fused_module():
 @pytest.mark.parametrize(("up", "gate"), PAIRS if FULL else PAIRS[1:2])
 def test_up_gate_and_activation_in_one(up, gate, act):
     rng = np.random.default_rng(act)
-    for n_rows, n_columns in ((96, 9), (64, 65))[: 2 if FULL else 1]:
+    for n_rows, n_columns in ((96, 9), (64, 33), (64, 65))[: 3 if FULL else 1]:
         (wu, u), (wg, g) = weights(up, n_rows, 512, rng), weights(gate, n_rows, 512, rng)
         bias = [on_device(rng.normal(size=n_rows).astype(np.float32)) for _ in range(2)]
         bias = bias if act == 2 else [None, None]

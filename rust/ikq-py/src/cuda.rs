@@ -170,7 +170,8 @@ pub fn cuda_plan<'py>(
     let tile = || match size("tile")? {
         32 => Ok(Tile::Narrow),
         64 => Ok(Tile::Wide),
-        other => Err(PyValueError::new_err(format!("tile={other}: expected 32 or 64"))),
+        128 => Ok(Tile::Widest),
+        other => Err(PyValueError::new_err(format!("tile={other}: expected 32, 64 or 128"))),
     };
     let columns = || match shape.contains("n_experts")? {
         false => Ok(TiledColumns::Plain(size("n_columns")?)),

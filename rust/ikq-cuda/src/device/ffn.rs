@@ -243,7 +243,7 @@ impl Cuda {
             n_rows: up.n_rows(),
             n: up.matrix.n,
             columns,
-            tile: columns.tile(self.gpu.facts().shared_bytes),
+            tile: columns.tile(up.n_rows(), self.gpu.facts()),
             glu: ffn.glu,
             bias_up: up.bias.is_some(),
             bias_gate: gate.bias.is_some(),

@@ -8,27 +8,22 @@ use super::products::expert_bytes;
 use super::{GATE, Glu, Kernel, MOST_GRID, Plan, check_row, geometry, i32_of, i64_of, optional, reads_codes};
 use crate::error::Error;
 use crate::gpu::Argument;
+use crate::loader::Facts;
 
 /// Threads of a block, the rows of one matrix that it computes, and those of each of up and gate.
 const THREADS: u32 = 512;
 const ROWS: usize = 128;
 const PAIRED_ROWS: usize = 64;
 
-/// How many columns a block computes; results have the same bits for either.
+/// How many columns a block computes; results have the same bits for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tile {
     Narrow = 32,
     Wide = 64,
+    Widest = 128,
 }
 
 impl Tile {
-    /// The tile for groups of about `n` columns each, where blocks can have `shared_bytes` bytes of shared memory:
-    /// every tile decodes the weights again, so the fewest are best.
-    pub fn of_groups(n: usize, shared_bytes: usize) -> Tile {
-        let is_wide = n > Tile::Narrow.columns() && Tile::Wide.shared_bytes() as usize <= shared_bytes;
-        if is_wide { Tile::Wide } else { Tile::Narrow }
-    }
-
     fn columns(self) -> usize {
         self as usize
     }
@@ -41,6 +36,7 @@ impl Tile {
         match self {
             Tile::Narrow => "_t32",
             Tile::Wide => "_t64",
+            Tile::Widest => "_t128",
         }
     }
 }
@@ -70,13 +66,23 @@ pub enum Columns {
 }
 
 impl Columns {
-    /// The tile for these columns; see [`Tile::of_groups`].
-    pub fn tile(self, shared_bytes: usize) -> Tile {
-        let n = match self {
-            Columns::Plain(n) => n,
-            Columns::Grouped(g) => g.n_pairs.div_ceil(g.n_experts.max(1)),
+    /// The tile for these columns and `n_rows` rows on a device. Every tile decodes the weights again, so the fewest are
+    /// best: that of all columns (of each expert, on average), or the widest, of which a block takes the least time for a
+    /// column. But with so few blocks that multiprocessors would have none, narrower tiles make more of them.
+    pub fn tile(self, n_rows: usize, device: &Facts) -> Tile {
+        let (n, n_groups) = match self {
+            Columns::Plain(n) => (n, 1),
+            Columns::Grouped(g) => (g.n_pairs.div_ceil(g.n_experts.max(1)), g.n_experts.max(1)),
         };
-        Tile::of_groups(n, shared_bytes)
+        let fits = |tile: Tile| tile.shared_bytes() as usize <= device.shared_bytes;
+        let n_blocks = n_rows.div_ceil(ROWS) * n_groups * n.div_ceil(Tile::Widest.columns());
+        if n > Tile::Wide.columns() && fits(Tile::Widest) && n_blocks >= device.n_multiprocessors {
+            Tile::Widest
+        } else if n > Tile::Narrow.columns() && fits(Tile::Wide) {
+            Tile::Wide
+        } else {
+            Tile::Narrow
+        }
     }
 
     fn grid_y(self, tile: Tile) -> usize {
@@ -287,21 +293,49 @@ mod tests {
     use super::*;
     use crate::plan::Call;
 
-    const HOPPER: usize = 227 << 10;
+    /// A device with 100 multiprocessors.
+    fn device(shared_bytes: usize) -> Facts {
+        Facts {
+            ordinal: 0,
+            name: String::new(),
+            sm: 80,
+            memory_bytes: 0,
+            n_multiprocessors: 100,
+            shared_bytes,
+        }
+    }
 
     #[test]
     fn tiles_are_as_wide_as_columns_and_the_device_allow() {
+        let (hopper, ada, turing) = (227 << 10, 99 << 10, 64 << 10);
         for (n, shared_bytes, tile) in [
-            (9, HOPPER, Tile::Narrow),
-            (32, HOPPER, Tile::Narrow),
-            (33, HOPPER, Tile::Wide),
-            // Turing has 64 KiB
-            (512, 64 << 10, Tile::Narrow),
+            (9, hopper, Tile::Narrow),
+            (32, hopper, Tile::Narrow),
+            (33, hopper, Tile::Wide),
+            (64, hopper, Tile::Wide),
+            (65, hopper, Tile::Widest),
+            (512, ada, Tile::Widest),
+            (512, turing, Tile::Narrow),
         ] {
-            assert_eq!(Columns::Plain(n).tile(shared_bytes), tile, "{n}");
+            assert_eq!(Columns::Plain(n).tile(12800, &device(shared_bytes)), tile, "{n}");
             let grouped = Grouped { n_pairs: 16 * n, k: 4, n_experts: 16 };
-            assert_eq!(Columns::Grouped(grouped).tile(shared_bytes), tile, "{n} of each expert");
+            assert_eq!(
+                Columns::Grouped(grouped).tile(896, &device(shared_bytes)),
+                tile,
+                "{n} of each expert"
+            );
         }
+    }
+
+    #[test]
+    fn every_multiprocessor_has_a_block_before_tiles_are_the_widest() {
+        let device = device(99 << 10);
+        // 25 tiles of rows by four of columns are 100 blocks
+        assert_eq!(Columns::Plain(512).tile(25 * 128, &device), Tile::Widest);
+        assert_eq!(Columns::Plain(512).tile(24 * 128, &device), Tile::Wide);
+        let experts = |n_experts| Columns::Grouped(Grouped { n_pairs: 100 * n_experts, k: 1, n_experts });
+        assert_eq!(experts(17).tile(768, &device), Tile::Widest);
+        assert_eq!(experts(16).tile(768, &device), Tile::Wide);
     }
 
     #[test]
