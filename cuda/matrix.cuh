@@ -165,13 +165,6 @@ IKQ_DEV void multiply(const uint8_t *row, const Source &x, Tile<C> *tiles, Resul
     const unsigned own = TWO ? place_of_two(row_of_thread()) : row_of_thread();
     const int l = threadIdx.x & 3;
     const int n_steps = (x.n + STEP - 1) / STEP;
-    // What sums start from. The compiler of some architectures writes a constant, and copies of one variable, into the
-    // registers of each sum again; of four variables it keeps each in a register, since it does not know that nothing is added
-    // (n is small). With the widest tiles and scales of 16 elements there are no registers for that.
-    constexpr bool IN_REGISTERS = N < 4 || (RowPart<A, 0, 1>::PARTS == 1 && RowPart<B, 0, 1>::PARTS == 1);
-    int magic[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) magic[i] = MAGIC_BITS + (IN_REGISTERS ? int((uint32_t(x.n) + uint32_t(i)) >> 31) : 0);
 #pragma unroll
     for (int m = 0; m < 2; m++)
 #pragma unroll
@@ -208,6 +201,14 @@ IKQ_DEV void multiply(const uint8_t *row, const Source &x, Tile<C> *tiles, Resul
                 if (!last) decode(step + 1, other);
                 continue;
             }
+            // What sums start from. The compiler of some architectures writes a constant, and copies of one variable, into the
+            // registers of each sum again; of four variables it keeps each in a register, since it does not know that nothing
+            // is added (there are not as many steps). They are made in each step, so that decoding has those registers.
+            int magic[4];
+            uint32_t length = uint32_t(x.n);
+            asm volatile("" : "+r"(length));
+#pragma unroll
+            for (int i = 0; i < 4; i++) magic[i] = MAGIC_BITS + int((length + uint32_t(i)) >> 31);
 // unrolled further, the compiler would begin with more at once, and have too few registers
 #pragma unroll(N < 4 ? 2 : 1)
             for (unsigned j = 0; j < 4; j++) {
