@@ -61,8 +61,9 @@ IKQ_DEV void mmq(const uint8_t *w, int64_t expert_bytes, const int *bounds, cons
                (const uint8_t *w, int64_t expert_bytes, const int *bounds, const int *list, int n_experts, int k,     \
                 const int8_t *x, const float2 *ds, const float *bias, const float *residual, float *y, int n_rows,    \
                 int n, int n_columns, int64_t y_stride)) {                                                            \
-        mmq<IKQ_TYPE, C>(w, expert_bytes, bounds, list, n_experts, k, x, ds, bias, residual, y, n_rows, n, n_columns, \
-                         y_stride);                                                                                   \
+        if constexpr (C <= MOST_COLUMNS<IKQ_TYPE>)                                                                    \
+            mmq<IKQ_TYPE, C>(w, expert_bytes, bounds, list, n_experts, k, x, ds, bias, residual, y, n_rows, n,        \
+                             n_columns, y_stride);                                                                    \
     }
 #endif
 

@@ -73,9 +73,10 @@ IKQ_DEV void mmq_upgate(const uint8_t *up, const uint8_t *gate, int64_t expert_b
                 const int *bounds, const int *list, int n_experts, int k, const int8_t *x, const float2 *ds,          \
                 const float *bias_up, const float *bias_gate, int act, float alpha, float limit, float *y, int8_t *q, \
                 float2 *q_ds, int n_rows, int n, int n_columns)) {                                                    \
-        mmq_upgate<IKQ_TYPE, IKQ_GATE, C>(up, gate, expert_bytes_up, expert_bytes_gate, bounds, list, n_experts, k,   \
-                                          x, ds, bias_up, bias_gate, act, alpha, limit, y, q, q_ds, n_rows, n,        \
-                                          n_columns);                                                                 \
+        if constexpr (C <= MOST_COLUMNS<IKQ_TYPE> && C <= MOST_COLUMNS<IKQ_GATE>)                                     \
+            mmq_upgate<IKQ_TYPE, IKQ_GATE, C>(up, gate, expert_bytes_up, expert_bytes_gate, bounds, list, n_experts,  \
+                                              k, x, ds, bias_up, bias_gate, act, alpha, limit, y, q, q_ds, n_rows, n, \
+                                              n_columns);                                                             \
     }
 #endif
 

@@ -13,12 +13,16 @@ from test_kernels_products import (
 )
 from weights import TYPES, row_lengths
 
+import ikq
+
 pytestmark = needs_gxx
 
 U = 2.0**-24
 TILES = (32, 64, 128)
 # one of each way that tiles are made: scales of 32 and 16 elements, mins of 32, 16 and none, constants, runs of 8, 16, 32
 SOME = ["q4_0", "q8_0", "q4_k", "q6_k", "q2_k", "iq2_ks", "iq4_ks", "iq2_xs"]
+# types of these with scales of 16 elements
+NOT_WIDEST = ("q6_k", "q2_k", "iq2_xs")
 PAIRS = [("q4_k", "q4_k"), ("iq4_ks", "q6_k"), ("q2_k", "q4_0")]
 
 
@@ -26,8 +30,13 @@ def shared_bytes(tile: int) -> int:
     return 384 * tile + 49152
 
 
-def tile_for(n_columns: int) -> int:
-    return next((c for c in TILES if c >= n_columns), TILES[-1])
+def widest(*names: str) -> int:
+    """The widest tile that all these types have."""
+    return 64 if any(name in NOT_WIDEST for name in names) else TILES[-1]
+
+
+def tile_for(n_columns: int, *names: str) -> int:
+    return next((c for c in TILES if n_columns <= c <= widest(*names)), widest(*names))
 
 
 def bound(w: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -53,7 +62,7 @@ def run(module_, name, device, columns, n_rows, y, tile=None, bias=None, residua
     """Launches products of a matrix; `columns` are codes and scales."""
     q, ds = columns
     n_columns, n = q.shape
-    tile = tile or tile_for(n_columns)
+    tile = tile or tile_for(n_columns, name)
     module_.run(
         f"mmq_{name}_t{tile}", (-(-n_rows // 128), -(-n_columns // tile)), 512, device, 0, None, None, 0, 1, q, ds, bias,
         y if residual else None, y, n_rows, n, n_columns, y.shape[1], shared=shared_bytes(tile), order=order,
@@ -85,12 +94,32 @@ def test_products_of_many_columns(name):
     products_of(name, 130, 256, 33, rng, bias=bias, residual=True, order=5)
 
 
+@pytest.mark.parametrize("name", TYPES if FULL else ["q4_0", "q6_k", "iq2_xs"])
+def test_the_widest_tiles_are_there_where_they_are_launched(name):
+    """The planner knows by a list for which types the kernels are not empty."""
+    shape = {"type": ikq.QuantType(name).id, "n_rows": 5, "n": 256, "n_columns": 9, "stride": 5, "tile": 128}
+    shape |= {"bias": False, "residual": False}
+    rng = np.random.default_rng(6)
+    matrices = module(for_types("mmq.cu", TYPES if FULL else SOME))
+    device, exact = weights(name, 5, 256, rng)
+    q, ds, x = quantized(rng.normal(size=(9, 256)).astype(np.float32))
+    y = aligned((9, 5), np.float32)
+    run(matrices, name, device, (q, ds), 5, y, 128)
+    try:
+        ikq._ikq.cuda_plan("mmq", shape)
+    except ikq.IkqError as refusal:
+        assert name.upper() in str(refusal)
+        assert np.isnan(y).all()
+    else:
+        check(y, exact, x, what=name)
+
+
 @only_in_full
 @pytest.mark.parametrize("n_columns", [1, 7, 8, 9, 63, 64, 65, 127, 128, 129])
 @pytest.mark.parametrize("name", ["q4_k", "q6_k", "q2_k", "q5_0"])
 def test_tails(name, n_columns):
     rng = np.random.default_rng(n_columns)
-    for n_rows, n, tile in ((127, 256, 32), (128, 512, 64), (129, 768, 128), (1, 256, None)):
+    for n_rows, n, tile in ((127, 256, 32), (128, 512, 64), (129, 768, widest(name)), (1, 256, None)):
         products_of(name, n_rows, n, n_columns, rng, tile)
 
 
@@ -103,7 +132,7 @@ def test_bits_depend_on_no_other_column(name):
     device, _ = weights(name, n_rows, n, rng)
     q, ds, _ = quantized(rng.normal(size=(70, n)).astype(np.float32))
     found = []
-    for first, count, tile in ((0, 70, 64), (0, 70, 32), (0, 70, 128), (37, 1, 32), (20, 33, 64), (6, 32, 32), (3, 65, 128)):
+    for first, count, tile in ((0, 70, 64), (0, 70, 32), (0, 70, widest(name)), (37, 1, 32), (20, 33, 64), (6, 32, 32), (3, 65, widest(name))):
         y = aligned((count, n_rows), np.float32)
         some = slice(first, first + count)
         run(matrices, name, device, (on_device(q[some]), on_device(ds[some])), n_rows, y, tile)
@@ -131,7 +160,7 @@ def test_up_gate_and_activation_in_one(up, gate, act):
         q, ds, x = quantized((rng.normal(size=(n_columns, 512)) * 2).astype(np.float32))
         y, codes = aligned((n_columns, n_rows), np.float32), aligned((n_columns, n_rows), np.int8)
         scales = aligned((n_columns, n_rows // 32, 2), np.float32)
-        tile = tile_for(n_columns)
+        tile = tile_for(n_columns, up, gate)
         fused_module().run(
             f"mmq_upgate_{up}_{gate}_t{tile}", (-(-n_rows // 64), -(-n_columns // tile)), 512, wu, wg, 0, 0, None, None, 0,
             1, q, ds, *bias, act, 1.702, 7.0, y, codes, scales, n_rows, 512, n_columns, shared=shared_bytes(tile),
@@ -215,6 +244,8 @@ def test_experts_have_groups_of_any_size():
 @pytest.mark.parametrize(("up", "gate"), PAIRS)
 @pytest.mark.parametrize("tile", TILES)
 def test_experts_have_groups_of_many_sizes(up, gate, tile):
+    if tile > widest(up, gate):
+        pytest.skip("no such tile for these types")
     rng = np.random.default_rng(tile)
     experts(up, gate, [0, 1, 7, 8, 9, 0, 127, 128, 129, 300, 0], 1, 2, tile, rng)
     # more experts than a warp has lanes; the last ones have none

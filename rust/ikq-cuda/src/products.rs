@@ -156,7 +156,7 @@ unsafe fn multiply_tiles(
         n_rows: matrix.n_rows,
         n: matrix.n,
         columns: tiled,
-        tile: tiled.tile(matrix.n_rows, gpu.facts()),
+        tile: tiled.tile(&[matrix.ty], matrix.n_rows, gpu.facts()),
         stride,
         bias: to.bias.is_some(),
         residual: to.residual.is_some(),

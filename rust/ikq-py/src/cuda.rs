@@ -141,7 +141,7 @@ pub fn cuda_warm(
 /// | `products` | `type`, `n_rows`, `n`, `n_columns`, `stride`, `bias`, `residual` |
 /// | `norm` | `n`, `n_columns`, `eps`, `codes` |
 /// | `upgate` | `up`, `gate` (types), `n_rows`, `n`, `n_columns`, `act`, `bias_up`, `bias_gate`, `codes` |
-/// | `mmq` | those of `products`, `tile` (32 or 64), and for experts `n_pairs`, `k`, `n_experts` |
+/// | `mmq` | those of `products`, `tile` (32, 64 or 128), and for experts `n_pairs`, `k`, `n_experts` |
 /// | `mmq_upgate` | those of `upgate`, `tile`, and for experts `n_pairs`, `k`, `n_experts` |
 /// | `sort` | `n_pairs`, `n_experts` |
 /// | `sum_slots` | `n_rows`, `n_tokens`, `k`, `residual` |

@@ -243,7 +243,7 @@ impl Cuda {
             n_rows: up.n_rows(),
             n: up.matrix.n,
             columns,
-            tile: columns.tile(up.n_rows(), self.gpu.facts()),
+            tile: columns.tile(&[up.ty(), gate.ty()], up.n_rows(), self.gpu.facts()),
             glu: ffn.glu,
             bias_up: up.bias.is_some(),
             bias_gate: gate.bias.is_some(),

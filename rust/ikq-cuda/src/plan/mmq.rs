@@ -15,6 +15,23 @@ const THREADS: u32 = 512;
 const ROWS: usize = 128;
 const PAIRED_ROWS: usize = 64;
 
+/// Types with a scale for every 16 elements. A tile of 128 columns would take more registers than a thread can have, so the
+/// kernels for it are empty (`MOST_COLUMNS` in `tile.cuh`).
+const SCALES_OF_16: [QuantType; 12] = [
+    QuantType::Q2_K,
+    QuantType::Q3_K,
+    QuantType::Q6_K,
+    QuantType::IQ1_M,
+    QuantType::IQ2_XS,
+    QuantType::IQ2_S,
+    QuantType::IQ2_K,
+    QuantType::IQ3_K,
+    QuantType::IQ4_K,
+    QuantType::IQ5_K,
+    QuantType::IQ6_K,
+    QuantType::NVFP4,
+];
+
 /// How many columns a block computes; results have the same bits for each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tile {
@@ -26,6 +43,22 @@ pub enum Tile {
 impl Tile {
     fn columns(self) -> usize {
         self as usize
+    }
+
+    /// Whether there are kernels with this tile for weights of these types.
+    fn computes(self, types: &[QuantType]) -> bool {
+        self != Tile::Widest || !types.iter().any(|ty| SCALES_OF_16.contains(ty))
+    }
+
+    fn check(self, kernel: &str, types: &[QuantType]) -> Result<(), Error> {
+        match self.computes(types) {
+            true => Ok(()),
+            false => {
+                let names: Vec<_> = types.iter().map(|ty| ty.name()).collect();
+                let why = format!("no tiles of {} columns for {}", self.columns(), names.join(" and "));
+                Err(Error::Plan { name: kernel.into(), why })
+            }
+        }
     }
 
     fn shared_bytes(self) -> u32 {
@@ -66,15 +99,15 @@ pub enum Columns {
 }
 
 impl Columns {
-    /// The tile for these columns and `n_rows` rows on a device. Every tile decodes the weights again, so the fewest are
+    /// The tile for these columns and `n_rows` rows of these types on a device. Every tile decodes the weights again, so the fewest are
     /// best: that of all columns (of each expert, on average), or the widest, of which a block takes the least time for a
     /// column. But with so few blocks that multiprocessors would have none, narrower tiles make more of them.
-    pub fn tile(self, n_rows: usize, device: &Facts) -> Tile {
+    pub fn tile(self, types: &[QuantType], n_rows: usize, device: &Facts) -> Tile {
         let (n, n_groups) = match self {
             Columns::Plain(n) => (n, 1),
             Columns::Grouped(g) => (g.n_pairs.div_ceil(g.n_experts.max(1)), g.n_experts.max(1)),
         };
-        let fits = |tile: Tile| tile.shared_bytes() as usize <= device.shared_bytes;
+        let fits = |tile: Tile| tile.computes(types) && tile.shared_bytes() as usize <= device.shared_bytes;
         let n_blocks = n_rows.div_ceil(ROWS) * n_groups * n.div_ceil(Tile::Widest.columns());
         if n > Tile::Wide.columns() && fits(Tile::Widest) && n_blocks >= device.n_multiprocessors {
             Tile::Widest
@@ -165,6 +198,7 @@ impl Mmq {
     pub(super) fn plan(&self) -> Result<Plan, Error> {
         check_codes("mmq", self.ty, self.n)?;
         self.columns.check("mmq")?;
+        self.tile.check("mmq", &[self.ty])?;
         let bytes = self.columns.expert_bytes(self.ty, self.n_rows, self.n)?;
         let mut arguments = vec![("w", None), ("expert_bytes", bytes)];
         arguments.extend(self.columns.arguments()?);
@@ -211,6 +245,7 @@ impl MmqUpGate {
         check_codes(name, self.up, self.n)?;
         check_codes(name, self.gate, self.n)?;
         self.columns.check(name)?;
+        self.tile.check(name, &[self.up, self.gate])?;
         if self.codes && !self.n_rows.is_multiple_of(32) {
             let why = format!("{} rows are no whole blocks of 32", self.n_rows);
             return Err(Error::Plan { name: name.into(), why });
@@ -317,10 +352,10 @@ mod tests {
             (512, ada, Tile::Widest),
             (512, turing, Tile::Narrow),
         ] {
-            assert_eq!(Columns::Plain(n).tile(12800, &device(shared_bytes)), tile, "{n}");
+            assert_eq!(Columns::Plain(n).tile(&[QuantType::Q4_K], 12800, &device(shared_bytes)), tile, "{n}");
             let grouped = Grouped { n_pairs: 16 * n, k: 4, n_experts: 16 };
             assert_eq!(
-                Columns::Grouped(grouped).tile(896, &device(shared_bytes)),
+                Columns::Grouped(grouped).tile(&[QuantType::Q4_K], 896, &device(shared_bytes)),
                 tile,
                 "{n} of each expert"
             );
@@ -330,12 +365,22 @@ mod tests {
     #[test]
     fn every_multiprocessor_has_a_block_before_tiles_are_the_widest() {
         let device = device(99 << 10);
+        let tile =
+            |columns: Columns, n_rows| columns.tile(&[QuantType::IQ4_KS, QuantType::Q4_K], n_rows, &device);
         // 25 tiles of rows by four of columns are 100 blocks
-        assert_eq!(Columns::Plain(512).tile(25 * 128, &device), Tile::Widest);
-        assert_eq!(Columns::Plain(512).tile(24 * 128, &device), Tile::Wide);
+        assert_eq!(tile(Columns::Plain(512), 25 * 128), Tile::Widest);
+        assert_eq!(tile(Columns::Plain(512), 24 * 128), Tile::Wide);
         let experts = |n_experts| Columns::Grouped(Grouped { n_pairs: 100 * n_experts, k: 1, n_experts });
-        assert_eq!(experts(17).tile(768, &device), Tile::Widest);
-        assert_eq!(experts(16).tile(768, &device), Tile::Wide);
+        assert_eq!(tile(experts(17), 768), Tile::Widest);
+        assert_eq!(tile(experts(16), 768), Tile::Wide);
+    }
+
+    #[test]
+    fn the_widest_tiles_are_not_for_scales_of_16_elements() {
+        let types = [QuantType::IQ4_KS, QuantType::Q6_K];
+        assert_eq!(Columns::Plain(512).tile(&types, 12800, &device(99 << 10)), Tile::Wide);
+        let why = Tile::Widest.check("mmq_upgate", &types).expect_err("no kernel").to_string();
+        assert!(why.contains("IQ4_KS and Q6_K"), "{why}");
     }
 
     #[test]
