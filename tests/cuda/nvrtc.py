@@ -72,6 +72,7 @@ def specialisations() -> list[Specialisation]:
     out: list[Specialisation] = [(f, ()) for f in WHOLE]
     out += [s for f in ("weights.cu", "mmv.cu", "down.cu", "upgate.cu") for s in per_type(f, types)]
     out += [s for f in ("mmq.cu", "mmq_upgate.cu") for s in per_type(f, TYPES)]
+    out += per_type("mmf.cu", FLOATS)
     for f in ("upgate.cu", "mmq_upgate.cu"):
         out.append((f, ("IKQ_TYPE=iq4_ks", "IKQ_GATE=q6_k")))
         out.append((f, ("IKQ_TYPE=q8_0", "IKQ_GATE=iq1_m")))

@@ -15,7 +15,7 @@ CAPS = {
     "attend_tiles_f16_f16": 168, "attend_tiles": 255,
     "rms_norm": 40, "rope_table": 64, "argmax": 32, "top_k": 32, "heads": 80, "attend": 128, "repack": 80, "dequant": 128, "down": 128,
     "delta_chunks": 160, "delta": 96, "turn_rows": 40,
-    "mmq": 128, "sum_slots": 64, "rows_of_bands": 64,
+    "mmq": 128, "mmf": 168, "sum_slots": 64, "rows_of_bands": 64,
 }  # fmt: skip
 # Products hold sums and columns: the more columns, the more. A multiprocessor has 65536 registers, so these let five,
 # four, four and two blocks of `mmv` run side by side, and two, two, one and one of `upgate`, which are twice as large.

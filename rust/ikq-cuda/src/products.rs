@@ -84,10 +84,14 @@ pub unsafe fn quantize(gpu: &Gpu, columns: &Columns) -> Result<(), Error> {
     unsafe { launch(gpu, &plan, &[("x", columns.floats), ("q", codes), ("ds", scales)]) }
 }
 
-/// Whether products of so many columns are computed in tiles, on tensor cores. Weights of floats never are: their
-/// columns are floats, of which tensor cores would drop bits.
+/// Whether products of so many columns are computed in tiles, on tensor cores.
 pub fn is_tiled(gpu: &Gpu, ty: QuantType, n_columns: usize) -> bool {
-    reads_codes(ty) && n_columns >= gpu.tiles_from()
+    has_tiles(gpu, ty) && n_columns >= gpu.tiles_from()
+}
+
+/// Whether products with weights of a type can be: floats need tensor cores that multiply tf32.
+pub fn has_tiles(gpu: &Gpu, ty: QuantType) -> bool {
+    reads_codes(ty) || gpu.facts().sm >= 80
 }
 
 /// Computes `y[c][r] = sum of matrix[r] * columns[c] (+ bias[r]) (+ residual[c][r])`, after everything that was
@@ -177,7 +181,7 @@ pub struct Chosen {
     /// The id of the expert of each pair; a pair with a negative id is skipped.
     pub ids: Address,
     pub pairs: Pairs,
-    /// The pairs by expert, where products of quantized weights are computed in tiles.
+    /// The pairs by expert, where products are computed in tiles.
     pub sorted: Option<Sorted>,
 }
 
@@ -233,7 +237,7 @@ pub unsafe fn multiply_chosen(
     columns: &Columns,
     (y, stride): (Address, usize),
 ) -> Result<(), Error> {
-    if let Some(sorted) = chosen.sorted.filter(|_| reads_codes(matrix.ty)) {
+    if let Some(sorted) = chosen.sorted.filter(|_| has_tiles(gpu, matrix.ty)) {
         let to = Target { y, bias, residual: None };
         // SAFETY: the caller's promises
         return unsafe { multiply_tiles(gpu, matrix, columns, &to, Some((sorted, chosen.pairs)), stride) };

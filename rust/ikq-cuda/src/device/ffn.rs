@@ -170,14 +170,17 @@ impl Cuda {
         let activated = self.scratch().activated.columns(n_ff, n);
         let sorted = chosen.and_then(|c| Some((c.sorted?, c.pairs)));
         let is_tiled = |weight: &Linear| match chosen {
-            Some(_) => sorted.is_some() && reads_codes(weight.ty()),
+            Some(_) => sorted.is_some() && products::has_tiles(&self.gpu, weight.ty()),
             None => products::is_tiled(&self.gpu, weight.ty(), n),
         };
+        let in_tiles = is_tiled(&ffn.up) && is_tiled(&ffn.gate);
         match (ffn.apart, chosen) {
             (true, _) => self.apart(ffn, input, chosen, &activated)?,
-            (false, _) if is_tiled(&ffn.up) && is_tiled(&ffn.gate) => {
+            (false, _) if in_tiles && reads_codes(ffn.up.ty()) => {
                 self.fused_tiles(ffn, input, &activated, sorted)?;
             }
+            // floats have no tiles for both at once
+            (false, _) if in_tiles => self.apart(ffn, input, chosen, &activated)?,
             (false, None) => {
                 for first in (0..n).step_by(MOST_COLUMNS) {
                     let n_columns = MOST_COLUMNS.min(n - first);
@@ -303,7 +306,7 @@ impl Cuda {
         weights: Address,
         y: Address,
     ) -> Result<(), Error> {
-        if chosen.sorted.is_some() && reads_codes(down.ty()) {
+        if chosen.sorted.is_some() && products::has_tiles(&self.gpu, down.ty()) {
             // a result for each pair, which reads a column of its own
             let pairs = Pairs { k: 1, ..chosen.pairs };
             let (slots, each) = (self.scratch().slots, Chosen { pairs, ..chosen });

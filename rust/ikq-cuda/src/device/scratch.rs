@@ -80,8 +80,9 @@ impl Sizes {
         let n_used = used.unwrap_or(1);
         let n = ffn.up.n_rows() * n_used;
         self.ff = self.ff.max(n);
-        self.apart = self.apart.max(if ffn.apart { n } else { 0 });
-        if reads_codes(ffn.down.ty()) && (used.is_some() || ffn.input_gate.is_some()) {
+        // products of floats in tiles are apart, too
+        self.apart = self.apart.max(if ffn.apart || !reads_codes(ffn.up.ty()) { n } else { 0 });
+        if used.is_some() || ffn.input_gate.is_some() {
             self.slots = self.slots.max(ffn.down.n_rows() * n_used);
         }
         self.experts = self.experts.max(ffn.n_experts);

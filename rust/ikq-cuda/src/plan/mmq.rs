@@ -1,4 +1,4 @@
-//! Launches of matrix products (`mmq.cu`, `mmq_upgate.cu`), which compute tiles of columns on tensor cores, and what
+//! Launches of matrix products (`mmq.cu`, `mmq_upgate.cu`, and `mmf.cu` for floats), which compute tiles of columns on tensor cores, and what
 //! experts need beside them.
 
 use ikq_formats::QuantType;
@@ -14,6 +14,10 @@ use crate::loader::Facts;
 const THREADS: u32 = 512;
 const ROWS: usize = 128;
 const PAIRED_ROWS: usize = 64;
+
+/// The same of `mmf.cu`, whose tiles have 64 columns.
+const FLOAT_THREADS: u32 = 128;
+const FLOAT_ROWS: usize = 64;
 
 /// Types with a scale for every 16 elements. A tile of 128 columns would take more registers than a thread can have, so the
 /// kernels for it are empty (`MOST_COLUMNS` in `tile.cuh`).
@@ -47,7 +51,10 @@ impl Tile {
 
     /// Whether there are kernels with this tile for weights of these types.
     fn computes(self, types: &[QuantType]) -> bool {
-        self != Tile::Widest || !types.iter().any(|ty| SCALES_OF_16.contains(ty))
+        match types.iter().all(|ty| reads_codes(*ty)) {
+            true => self != Tile::Widest || !types.iter().any(|ty| SCALES_OF_16.contains(ty)),
+            false => self == Tile::Wide,
+        }
     }
 
     fn check(self, kernel: &str, types: &[QuantType]) -> Result<(), Error> {
@@ -107,6 +114,9 @@ impl Columns {
             Columns::Plain(n) => (n, 1),
             Columns::Grouped(g) => (g.n_pairs.div_ceil(g.n_experts.max(1)), g.n_experts.max(1)),
         };
+        if !types.iter().all(|ty| reads_codes(*ty)) {
+            return Tile::Wide;
+        }
         let fits = |tile: Tile| tile.computes(types) && tile.shared_bytes() as usize <= device.shared_bytes;
         let n_blocks = n_rows.div_ceil(ROWS) * n_groups * n.div_ceil(Tile::Widest.columns());
         if n > Tile::Wide.columns() && fits(Tile::Widest) && n_blocks >= device.n_multiprocessors {
@@ -196,15 +206,19 @@ pub struct Mmq {
 
 impl Mmq {
     pub(super) fn plan(&self) -> Result<Plan, Error> {
-        check_codes("mmq", self.ty, self.n)?;
+        let codes = reads_codes(self.ty);
+        match codes {
+            true => check_codes("mmq", self.ty, self.n)?,
+            false => check_row(self.ty, self.n)?,
+        }
         self.columns.check("mmq")?;
         self.tile.check("mmq", &[self.ty])?;
         let bytes = self.columns.expert_bytes(self.ty, self.n_rows, self.n)?;
         let mut arguments = vec![("w", None), ("expert_bytes", bytes)];
         arguments.extend(self.columns.arguments()?);
+        arguments.push(("x", None));
+        arguments.extend(codes.then_some(("ds", None)));
         arguments.extend([
-            ("x", None),
-            ("ds", None),
             ("bias", optional(self.bias)),
             ("residual", optional(self.residual)),
             ("y", None),
@@ -213,12 +227,15 @@ impl Mmq {
             ("n_columns", Some(i32_of(self.columns.n())?)),
             ("y_stride", Some(i64_of(self.stride)?)),
         ]);
-        let grid = [self.n_rows.div_ceil(ROWS), self.columns.grid_y(self.tile), 1];
-        Ok(Plan {
-            kernel: Kernel::of_type("mmq.cu", "mmq", self.ty)?.ending(self.tile.ending()),
-            geometry: geometry(grid, THREADS)?.with_shared(self.tile.shared_bytes()),
-            arguments,
-        })
+        let grid = |rows| [self.n_rows.div_ceil(rows), self.columns.grid_y(self.tile), 1];
+        let (kernel, geometry) = match codes {
+            true => (
+                Kernel::of_type("mmq.cu", "mmq", self.ty)?.ending(self.tile.ending()),
+                geometry(grid(ROWS), THREADS)?.with_shared(self.tile.shared_bytes()),
+            ),
+            false => (Kernel::of_type("mmf.cu", "mmf", self.ty)?, geometry(grid(FLOAT_ROWS), FLOAT_THREADS)?),
+        };
+        Ok(Plan { kernel, geometry, arguments })
     }
 }
 
@@ -399,7 +416,10 @@ mod tests {
         let plan = Call::Mmq(mmq).plan().expect("a plan");
         assert_eq!(plan.kernel.name(), "mmq_q4_k_t32");
         assert_eq!((plan.geometry.grid, plan.geometry.shared_bytes), ([2, 4 + 5, 1], 61440));
-        assert!(Call::Mmq(Mmq { ty: QuantType::F16, ..mmq }).plan().is_err(), "floats have no codes");
+        let floats = Mmq { ty: QuantType::F16, ..mmq };
+        assert!(Call::Mmq(floats).plan().is_err(), "floats have tiles of 64 columns");
+        let plan = Call::Mmq(Mmq { tile: Tile::Wide, ..floats }).plan().expect("a plan");
+        assert_eq!((plan.kernel.name(), plan.geometry.grid), ("mmf_f16".into(), [3, 2 + 5, 1]));
         let odd = Columns::Grouped(Grouped { n_pairs: 101, k: 2, n_experts: 5 });
         assert!(Call::Mmq(Mmq { columns: odd, ..mmq }).plan().is_err());
         let many = Grouped { n_pairs: 32 * MOST_GRID, k: 1, n_experts: 1 };

@@ -312,6 +312,8 @@ pub fn specialisations(types: &[QuantType]) -> Result<Vec<Specialisation>, Error
             all.push(Kernel::of_type("weights.cu", "", ty)?.of());
             all.push(Kernel::of_type("mmq.cu", "", ty)?.of());
             all.push(Kernel::of_type("mmq_upgate.cu", "", ty)?.and(GATE, ty)?.of());
+        } else {
+            all.push(Kernel::of_type("mmf.cu", "", ty)?.of());
         }
         all.push(Kernel::of_type("mmv.cu", "", ty)?.of());
         all.push(Kernel::of_type("down.cu", "", ty)?.of());
