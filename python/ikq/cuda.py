@@ -8,7 +8,7 @@ Environment: `IKQ_CUDA=0` switches GPUs off, `IKQ_NVRTC` is a file or folder to 
 `IKQ_CACHE_DIR` the folder of caches, `IKQ_CUDA_SRC` a folder of kernel files to be used instead of those of
 this package, `IKQ_CUDA_SYNC=1` waits for every kernel, so that an error is reported where it arises,
 `IKQ_CUDA_GRAPHS=0` launches every kernel by itself instead of replaying steps as CUDA graphs, and
-`IKQ_CUDA_MMQ_FROM` is the number of tokens of a step from which on quantized weights are multiplied on tensor
+`IKQ_CUDA_MMQ_FROM` is the number of tokens of a step from which on weights are multiplied on tensor
 cores, and attention is cut as for prompts: 9, if it is not set; 1 gives bits that do not depend on how many
 there are.
 """

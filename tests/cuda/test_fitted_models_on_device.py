@@ -119,8 +119,10 @@ def test_buffers_are_what_was_told(name, n):
     found = [json.loads(run(BUFFERS, environment(), str(path(name)), str(n), json.dumps(c))) for c in cases]
     for told, taken in found:
         assert told == taken
-    # the separate plan has two buffers more
-    assert [told for told, _ in found] == sorted({told for told, _ in found})
+    if len(found) == 2:
+        # the separate plan has two buffers more, which prompts with weights of floats need, too
+        (fused, _), (separate, _) = found
+        assert (separate > fused) == ("bf16" not in name)
 
 
 @pytest.mark.parametrize("options", [{}, {"fused_up_gate": False}])

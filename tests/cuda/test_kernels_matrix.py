@@ -132,7 +132,15 @@ def test_bits_depend_on_no_other_column(name):
     device, _ = weights(name, n_rows, n, rng)
     q, ds, _ = quantized(rng.normal(size=(70, n)).astype(np.float32))
     found = []
-    for first, count, tile in ((0, 70, 64), (0, 70, 32), (0, 70, widest(name)), (37, 1, 32), (20, 33, 64), (6, 32, 32), (3, 65, widest(name))):
+    for first, count, tile in (
+        (0, 70, 64),
+        (0, 70, 32),
+        (0, 70, widest(name)),
+        (37, 1, 32),
+        (20, 33, 64),
+        (6, 32, 32),
+        (3, 65, widest(name)),
+    ):
         y = aligned((count, n_rows), np.float32)
         some = slice(first, first + count)
         run(matrices, name, device, (on_device(q[some]), on_device(ds[some])), n_rows, y, tile)

@@ -13,7 +13,9 @@ U = 2.0**-24
 
 def rows(name: str, n_rows: int, n: int, rng):
     """Rows as the kernel reads them, each padded to sixteen bytes, and their values."""
-    values = rng.normal(size=(n_rows, n)).astype(np.float32) * np.float32(2.0) ** rng.integers(-3, 4, (n_rows, 1))
+    values = rng.normal(size=(n_rows, n)).astype(np.float32) * np.float32(2.0) ** rng.integers(
+        -3, 4, (n_rows, 1)
+    )
     values = values.astype(np.float32)
     if name == "f16":
         stored = values.astype(np.float16)
@@ -40,7 +42,9 @@ def check(y, w, x, extra, what):
 
 
 @pytest.mark.parametrize("name", FLOATS)
-@pytest.mark.parametrize(("n_rows", "n", "n_columns"), [(5, 64, 9), (70, 100, 65), (64, 37, 64), (1, 32, 1), (3, 4, 2)])
+@pytest.mark.parametrize(
+    ("n_rows", "n", "n_columns"), [(5, 64, 9), (70, 100, 65), (64, 37, 64), (1, 32, 1), (3, 4, 2)]
+)
 def test_products_of_floats(name, n_rows, n, n_columns):
     rng = np.random.default_rng(n)
     device, w = rows(name, n_rows, n, rng)

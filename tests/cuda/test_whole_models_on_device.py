@@ -87,7 +87,9 @@ def test_splits(name, tmp_path):
     splits = SPLITS if FULL else {k: SPLITS[k] for k in QUICK_SPLITS}
     cases = {split: ALL | floats | options for split, options in splits.items()}
     fewer = EXACT | {"expert_reduction": (1, 0.5)}
-    found = results(path(name), {"exact": EXACT, "exact fewer": fewer, **cases}, tmp_path)
+    found = results(
+        path(name), {"exact": EXACT, "exact fewer": fewer, **cases}, tmp_path, IKQ_CUDA_MMQ_FROM="1"
+    )
     for split in splits:
         assert "CUDA0" in found[f"{split} devices"], split
         exact = found["exact fewer whole" if split == "without small experts" else "exact whole"]
@@ -138,7 +140,7 @@ def test_splits_of_recurrent_models(name, tmp_path):
     }
     splits = splits if FULL else {"only recurrent": splits["only recurrent"]}
     cases = {split: ALL | floats | options for split, options in splits.items()}
-    found = results(path(name), {"exact": EXACT, **cases}, tmp_path)
+    found = results(path(name), {"exact": EXACT, **cases}, tmp_path, IKQ_CUDA_MMQ_FROM="1")
     for split in splits:
         assert "CUDA0" in found[f"{split} devices"], split
         assert distance(found[f"{split} whole"], found["exact whole"]) <= allowed(name), split
@@ -158,7 +160,9 @@ ROTATED = [("llama/llama-bf16", "q6_0", "q4_0"), ("deepseek3/deepseek3-bf16", "q
 )  # fmt: skip
 def test_types_of_caches(name, keys, values, rotation, tmp_path):
     types = {"cache_type_k": keys, "cache_type_v": values, "cache_rotation": rotation}
-    found = results(path(name), {"exact": EXACT, "cpu": types, "gpu": ALL | types}, tmp_path)
+    found = results(
+        path(name), {"exact": EXACT, "cpu": types, "gpu": ALL | types}, tmp_path, IKQ_CUDA_MMQ_FROM="1"
+    )
     exact = found["exact whole"]
     # the CPU looks for better scales
     rounded = distance(found["cpu whole"], exact)

@@ -199,7 +199,7 @@ pub struct Gpu {
     loaded: Mutex<Loaded>,
     /// Whether every launch is waited for, so that errors are reported for the right kernel (`IKQ_CUDA_SYNC=1`).
     waits: bool,
-    /// From how many columns on products of quantized weights are computed in tiles; see [`Gpu::tiles_from`].
+    /// From how many columns on products are computed in tiles; see [`Gpu::tiles_from`].
     tiles_from: usize,
     /// Whether launches are being recorded.
     recording: AtomicBool,
@@ -259,7 +259,7 @@ impl Gpu {
         self.waits
     }
 
-    /// From how many columns on products of quantized weights are computed in tiles, on tensor cores:
+    /// From how many columns on products are computed in tiles, on tensor cores:
     /// [`MANY_COLUMNS`], or what `IKQ_CUDA_MMQ_FROM` says. With 1 all of them are, so that no bit depends on how many
     /// columns a step has.
     pub fn tiles_from(&self) -> usize {
