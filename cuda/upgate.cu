@@ -13,7 +13,7 @@
 // Both types read the same columns, so either both are floats or neither is.
 #include "glu.cuh"
 #include "names.cuh"
-#include "products.cuh"
+#include "together.cuh"
 
 #ifndef IKQ_ONCE_UPGATE
 #define IKQ_ONCE_UPGATE
@@ -33,25 +33,53 @@ IKQ_DEV void upgate(const uint8_t *up, const uint8_t *gate, int64_t expert_bytes
         expert = ids[to];
         n_columns = 1;
     }
-    // with more columns, registers would let only one block run
-    constexpr int UNROLL = C == 1 ? 2 : 1;
-    int offset[C];
-    column_offsets(n, n_columns, offset);
     const Columns columns = columns_from(x, ds, n, from, U::FLOAT);
-    // each of the eight warps computes four of the block's 32 rows
-    for (int i = warp; i < 32; i += 8) {
-        const int row = 32 * int(blockIdx.x) + i;
-        if (row < n_rows && expert >= 0) {
-            float u[C], g[C];
-            row_products<U, C, UNROLL>(up + expert * expert_bytes_up + row * row_bytes<U>(n), columns, offset, u);
-            row_products<G, C, UNROLL>(gate + expert * expert_bytes_gate + row * row_bytes<G>(n), columns, offset, g);
-            const int64_t at = int64_t(expert) * n_rows + row;
-            const float bu = bias_up ? bias_up[at] : 0.0f, bg = bias_gate ? bias_gate[at] : 0.0f;
+    const uint8_t *up_rows = up + expert * expert_bytes_up, *gate_rows = gate + expert * expert_bytes_gate;
+    const auto result = [&](float u, float g, int row) {
+        const int64_t at = int64_t(expert) * n_rows + row;
+        const float bu = bias_up ? bias_up[at] : 0.0f, bg = bias_gate ? bias_gate[at] : 0.0f;
+        return activated(u + bu, g + bg, act, alpha, limit);
+    };
+    if constexpr (C == 1 && U::TOGETHER && G::TOGETHER) {
+        // four warps compute up, and four gate; then each row has four lanes of either
+        IKQ_SHARED(Together, shared, 2);
+        const int first = 32 * int(blockIdx.x), half = warp >> 2, i = int(threadIdx.x & 127u) >> 2, t = lane & 3;
+        up_rows += first * row_bytes<U>(n);
+        gate_rows += first * row_bytes<G>(n);
+        if (expert >= 0) {
+            if (half == 0)
+                add_together<U>(up_rows, n_rows - first, columns, warp, shared[0]);
+            else
+                add_together<G>(gate_rows, n_rows - first, columns, warp - 4, shared[1]);
+        }
+        __syncthreads();
+        if (half == 0) {
+            float value = 0.0f;
+            if (expert >= 0) {
+                const float u = product_together<U>(shared[0], up_rows, n_rows - first, n, i, t);
+                const float g = product_together<G>(shared[1], gate_rows, n_rows - first, n, i, t);
+                if (first + i < n_rows) value = result(u, g, first + i);
+            }
+            if (t == 0) values[i] = value;
+        }
+    } else {
+        // with more columns, registers would let only one block run
+        constexpr int UNROLL = C == 1 ? 2 : 1;
+        int offset[C];
+        column_offsets(n, n_columns, offset);
+        // each of the eight warps computes four of the block's 32 rows
+        for (int i = warp; i < 32; i += 8) {
+            const int row = 32 * int(blockIdx.x) + i;
+            if (row < n_rows && expert >= 0) {
+                float u[C], g[C];
+                row_products<U, C, UNROLL>(up_rows + row * row_bytes<U>(n), columns, offset, u);
+                row_products<G, C, UNROLL>(gate_rows + row * row_bytes<G>(n), columns, offset, g);
 #pragma unroll
-            for (int c = 0; c < C; c++)
-                if (lane == c) values[32 * c + i] = activated(u[c] + bu, g[c] + bg, act, alpha, limit);
-        } else if (lane < C) {
-            values[32 * lane + i] = 0.0f;
+                for (int c = 0; c < C; c++)
+                    if (lane == c) values[32 * c + i] = result(u[c], g[c], row);
+            } else if (lane < C) {
+                values[32 * lane + i] = 0.0f;
+            }
         }
     }
     __syncthreads();

@@ -118,6 +118,11 @@ struct Type {
     static constexpr Mins MINS = Mins::NONE;
     static constexpr float FACTOR = 1.0f;
     static constexpr bool FLOAT = false;
+    // whether d of integer scales is that of the row (decode()'s `d` is the same for all units): products multiply with it at
+    // their end
+    static constexpr bool ROW_SCALE = false;
+    // whether the rows of a block are multiplied with a single column together (together.cuh)
+    static constexpr bool TOGETHER = false;
     // how many bytes of a block have other codes in the device form than in the file (repack.cuh); they are whole planes,
     // the first ones
     static constexpr int RECODED_BYTES = 0;

@@ -8,7 +8,7 @@ from pathlib import Path
 from emulator import CUDA
 
 # what it is, file, what stands there, what stands there instead
-MISSING_BARRIER = ("upgate.cu", "    __syncthreads();\n", "")
+MISSING_BARRIER = ("upgate.cu", "    __syncthreads();\n    if (warp", "    if (warp")
 MISSING_WARP_BARRIER = (
     "router.cu",
     "        __syncwarp();\n        if (lane == 0) choice[at] = -INFINITY;\n",
@@ -27,8 +27,8 @@ DIVERGENT_COLLECTIVE = (
 )
 BARRIER_NOT_REACHED = (
     "upgate.cu",
-    "    __syncthreads();\n",
-    "    if (lane == 0) __syncthreads();\n    __syncwarp();\n",
+    "    __syncthreads();\n    if (warp",
+    "    if (lane == 0) __syncthreads();\n    __syncwarp();\n    if (warp",
 )
 WRONG_OFFSET = ("types/kquants.cuh", "less(x, 32)", "less(x, 31)")
 MIN_FORGOTTEN = ("products.cuh", "sum[c] -= f.min[r] * d_sum;", "sum[c] -= 0.0f * d_sum;")
