@@ -20,7 +20,7 @@ constexpr int ROWS_TOGETHER = 32, WARPS_TOGETHER = 4;
 constexpr unsigned ONCE_BYTES = 32, RUN_BYTES = 128 + ONCE_BYTES + 16, ZEROS = 8 * RUN_BYTES, UNIT_BYTES = 9 * RUN_BYTES;
 
 struct Together {
-    uint8_t columns[WARPS_TOGETHER][UNIT_BYTES];
+    uint8_t columns[WARPS_TOGETHER][2][UNIT_BYTES]; // of two units by turns
     // sums of the units of a warp, of each row and run
     float sums[WARPS_TOGETHER][ROWS_TOGETHER][8];
 };
@@ -48,14 +48,18 @@ template <class T> struct NextUnit {
     const int8_t *codes;
     const float2 *ds;
 
-    IKQ_METHOD void load(UnitTogether<T> &unit, int t) const {
+    // `ahead` is a constant number of units
+    IKQ_METHOD void load(UnitTogether<T> &unit, unsigned ahead) const {
 #pragma unroll
-        for (int r = 0; r < 4; r++)
+        for (int r = 0; r < 4; r++) {
+            auto row = rows[r];
+            row.skip(ahead);
 #pragma unroll
-            for (int run = 0; run < 2; run++) unit.weights[r][run] = T::packed(rows[r], t + 4 * run);
-        unit.codes = load_8(codes);
-        unit.scales[0] = load_f32(ds);
-        unit.scales[1] = load_f32(ds + 4);
+            for (int run = 0; run < 2; run++) unit.weights[r][run] = T::packed(row, run);
+        }
+        unit.codes = load_8(codes + 256 * ahead);
+        unit.scales[0] = load_f32(ds + 8 * ahead);
+        unit.scales[1] = load_f32(ds + 8 * ahead + 4);
     }
     IKQ_METHOD void skip(unsigned units) {
 #pragma unroll
@@ -65,27 +69,83 @@ template <class T> struct NextUnit {
     }
 };
 
-// Stores the lane's activations where all lanes of the warp find them.
-IKQ_DEV void store_codes(const uint2 &codes, uint8_t *columns, int lane) {
-    uint8_t *run = columns + RUN_BYTES * unsigned(lane >> 2);
-    uint4 *four = reinterpret_cast<uint4 *>(run) + 2 * (lane & 3);
-    four[0] = four_of_each(codes.x);
-    four[1] = four_of_each(codes.y);
-    reinterpret_cast<uint2 *>(run + 128)[lane & 3] = codes;
+// Where a lane stores its activations, so that all lanes of the warp find them, and where it finds its own.
+struct Places {
+    shared_t four, once, own;
+    IKQ_METHOD Places(shared_t columns, int lane) {
+        const unsigned g = unsigned(lane) >> 2, t = unsigned(lane) & 3u;
+        four = kept(columns + RUN_BYTES * g + 32 * t);
+        once = kept(columns + RUN_BYTES * g + 128 + 8 * t);
+        // lanes of column g whose states are those of the column's run; others read zeros
+        own = kept(columns + (g >> 1 == t ? RUN_BYTES * (t + 4 * (g & 1u)) : ZEROS));
+    }
+    // `turn`, a constant, is which of both units
+    IKQ_METHOD void store(unsigned turn, const uint2 &codes) const {
+        store_shared_16(four + UNIT_BYTES * turn, four_of_each(codes.x));
+        store_shared_16(four + UNIT_BYTES * turn + 16, four_of_each(codes.y));
+        store_shared_8(once + UNIT_BYTES * turn, codes);
+    }
+    // four activations four times each, and sixteen once each
+    IKQ_METHOD void load(unsigned turn, int i, uint32_t (&out)[4]) const {
+        words_of(load_shared_16(own + UNIT_BYTES * turn + 16 * i), out);
+    }
+    IKQ_METHOD void load_once(unsigned turn, int i, uint32_t (&out)[4]) const { load(turn, 8 + i, out); }
+};
+
+// Constants that the compiler would otherwise load again for each unit: powers of the generator's step, SCALE_BYTE of IQ4_KT, and
+// four words of STATE_OFFSET, each a register of an operand.
+constexpr uint32_t FOUR_OFFSETS = uint32_t(STATE_OFFSET & 255) * ONES;
+IKQ_OPAQUE uint32_t CONSTANTS[13] = {power_of_step(1), power_of_step(2), power_of_step(3), power_of_step(4),   power_of_step(5),
+                                     power_of_step(6), power_of_step(7), power_of_step(8), iq4_kt::SCALE_BYTE, FOUR_OFFSETS,
+                                     FOUR_OFFSETS,     FOUR_OFFSETS,     FOUR_OFFSETS};
+template <class T> struct KeptConstants {
+    uint32_t offsets[4], powers[T::VALUES], scale_factors[2], scale_byte;
+    IKQ_METHOD KeptConstants(int lane) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) offsets[i] = kept(CONSTANTS[9 + i]);
+#pragma unroll
+        for (int i = 0; i < T::VALUES; i++) powers[i] = kept(CONSTANTS[i]);
+        if constexpr (T::SCALES_ARE_SUMS) {
+            // in column 2 t for the words of lane t
+            const bool own = lane >> 2 == 2 * (lane & 3);
+#pragma unroll
+            for (int i = 0; i < 2; i++) scale_factors[i] = kept(own ? T::SCALE_FACTORS[i] : 0u);
+            scale_byte = kept(CONSTANTS[8]);
+        }
+    }
+};
+
+// The scales of both rows of a lane in 16, for a run.
+template <class T>
+IKQ_DEV void scales_of(const typename T::Packed &first, const typename T::Packed &second, int l, const KeptConstants<T> &constants,
+                       int (&scale)[2]) {
+    if constexpr (T::SCALES_ARE_SUMS) {
+        uint32_t a[4];
+        T::words_of_scale(first, constants.scale_byte, a[0], a[2]);
+        T::words_of_scale(second, constants.scale_byte, a[1], a[3]);
+        const int zeros[4] = {0, 0, 0, 0};
+        int sums[4];
+        mma_s8_k32(sums, a, constants.scale_factors, zeros);
+        scale[0] = sums[0];
+        scale[1] = sums[2];
+    } else {
+        scale[0] = T::scaled(first, l);
+        scale[1] = T::scaled(second, l);
+    }
 }
 
-// Adds the products of a unit; `own` is where this lane has its activations, or zeros.
-template <class T> IKQ_DEV void add_unit(const UnitTogether<T> &unit, const uint8_t *own, int t, float (&sum)[4][2]) {
-    const uint4 *b = reinterpret_cast<const uint4 *>(own);
+// Adds the products of a unit, whose activations are stored.
+template <class T>
+IKQ_DEV void add_unit(const UnitTogether<T> &unit, const Places &places, unsigned turn, const KeptConstants<T> &constants,
+                      int t, float (&sum)[4][2]) {
     // STATE_OFFSET times the sum of activations, with which all products begin
     int start[4] = {0, 0, 0, 0};
-    const uint32_t offset = uint32_t(STATE_OFFSET & 255) * ONES, offsets[4] = {offset, offset, offset, offset};
 #pragma unroll
     for (int i = 0; i < 2; i++) {
         uint32_t codes[4];
-        words_of(b[8 + i], codes);
-        mma_s8_k32(start, offsets, codes, start);
-        mma_s8_k32(start, offsets, codes + 2, start);
+        places.load_once(turn, i, codes);
+        mma_s8_k32(start, constants.offsets, codes, start);
+        mma_s8_k32(start, constants.offsets, codes + 2, start);
     }
     int dot[2][2][4]; // of each 16 rows and each run
 #pragma unroll
@@ -104,7 +164,7 @@ template <class T> IKQ_DEV void add_unit(const UnitTogether<T> &unit, const uint
 #pragma unroll
         for (int k = 0; k < T::VALUES; k += 4) {
             uint32_t x[4];
-            words_of(b[(s * T::VALUES + k) / 4], x);
+            places.load(turn, (s * T::VALUES + k) / 4, x);
 #pragma unroll
             for (int half = 0; half < 4; half += 2)
 #pragma unroll
@@ -113,56 +173,61 @@ template <class T> IKQ_DEV void add_unit(const UnitTogether<T> &unit, const uint
                     for (int run = 0; run < 2; run++) {
                         uint32_t a[4];
 #pragma unroll
-                        for (int i = 0; i < 4; i++) a[i] = state(seed[2 * tile + (i & 1)][run], k + half + (i >> 1) + 1);
+                        for (int i = 0; i < 4; i++) {
+                            const int v = k + half + (i >> 1);
+                            a[i] = state(seed[2 * tile + (i & 1)][run], v + 1, constants.powers[v]);
+                        }
                         mma_s8_k32(dot[tile][run], a, x + half, dot[tile][run]);
                     }
         }
     }
 #pragma unroll
-    for (int r = 0; r < 4; r++)
+    for (int tile = 0; tile < 2; tile++)
 #pragma unroll
         for (int run = 0; run < 2; run++) {
-            const int scale = T::scaled(unit.weights[r][run], t + 4 * run);
-            sum[r][run] = with_run(sum[r][run], scale * dot[r >> 1][run][2 * (r & 1) + run], unit.scales[run]);
+            int scale[2];
+            scales_of<T>(unit.weights[2 * tile][run], unit.weights[2 * tile + 1][run], t + 4 * run, constants, scale);
+#pragma unroll
+            for (int i = 0; i < 2; i++)
+                sum[2 * tile + i][run] =
+                    with_run(sum[2 * tile + i][run], scale[i] * dot[tile][run][2 * i + run], unit.scales[run]);
         }
 }
 
 // Computes the sums of a warp, of four that do the same: of 32 rows, of which `count` are there, and column 0.
 template <class T> IKQ_DEV void add_together(const uint8_t *rows, int count, const Columns &x, int warp, Together &shared) {
     const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-    uint8_t *columns = shared.columns[warp];
     NextUnit<T> next;
 #pragma unroll
     for (int r = 0; r < 4; r++) {
         const int row = 8 * r + g;
         next.rows[r] = fields_of<T>(rows + (row < count ? row : count - 1) * row_bytes<T>(x.n), x.n, warp);
+        T::of_lanes(next.rows[r], t);
     }
     next.codes = static_cast<const int8_t *>(x.x) + 256 * warp + 8 * lane;
     next.ds = x.ds + 8 * warp + t;
-    if (lane < int(RUN_BYTES / 16)) reinterpret_cast<uint4 *>(columns + ZEROS)[lane] = {0, 0, 0, 0};
-    // lanes of column g whose states are those of the column's run; others begin where they are in no bank of these
-    const uint8_t *own = columns + (g >> 1 == t ? RUN_BYTES * unsigned(t + 4 * (g & 1)) : ZEROS);
+    const shared_t columns = shared_address(shared.columns[warp]);
+    for (unsigned turn = 0; turn < 2; turn++)
+        if (lane < int(RUN_BYTES / 16)) store_shared_16(columns + UNIT_BYTES * turn + ZEROS + 16 * lane, {0, 0, 0, 0});
+    const Places places(columns, lane);
+    const KeptConstants<T> constants(lane);
     float sum[4][2] = {};
-    int left = (x.n / 256 + WARPS_TOGETHER - 1 - warp) / WARPS_TOGETHER; // units of this warp
-    UnitTogether<T> even, odd; // by turns, so that a unit stays in the registers that it was loaded into
-    const auto multiply = [&](const UnitTogether<T> &unit, UnitTogether<T> &other) {
-        store_codes(unit.codes, columns, lane);
+    // two by turns, so that a unit stays in the registers that it was loaded into, while another one is multiplied
+    UnitTogether<T> even = {}, odd = {};
+    const auto multiply = [&](unsigned turn, const UnitTogether<T> &unit) {
+        places.store(turn, unit.codes);
+        // activations of this turn are there now, and nobody reads those of the other one any more
         __syncwarp();
-        // the last unit is loaded again, which takes no branch
-        left--;
-        next.skip(left ? WARPS_TOGETHER : 0);
-        next.load(other, t);
-        add_unit(unit, own, t, sum);
-        __syncwarp(); // nobody reads the activations any more
+        add_unit(unit, places, turn, constants, t, sum);
     };
-    if (left) {
-        next.load(even, t);
-        for (;;) {
-            multiply(even, odd);
-            if (!left) break;
-            multiply(odd, even);
-            if (!left) break;
-        }
+    int left = (x.n / 256 + WARPS_TOGETHER - 1 - warp) / WARPS_TOGETHER; // units of this warp
+    if (left > 0) next.load(even, 0);
+    for (; left > 0; left -= 2) {
+        if (left > 1) next.load(odd, WARPS_TOGETHER);
+        multiply(0, even);
+        next.skip(2 * WARPS_TOGETHER);
+        if (left > 2) next.load(even, 0);
+        if (left > 1) multiply(1, odd);
     }
 #pragma unroll
     for (int r = 0; r < 4; r++)

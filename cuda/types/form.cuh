@@ -79,6 +79,7 @@ template <class Form> struct Fields {
     template <int K> IKQ_METHOD const uint8_t *field(int block = 0) const {
         return plane[K] + Form::template size<K>() * unsigned(block);
     }
+    template <int K> IKQ_METHOD void move(unsigned bytes) { plane[K] += bytes; }
     template <int K = 0> IKQ_METHOD void skip(unsigned blocks) {
         if constexpr (K < Form::planes) {
             plane[K] += Form::template size<K>() * blocks;

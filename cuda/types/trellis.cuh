@@ -6,7 +6,7 @@
 
 constexpr uint32_t TRELLIS_STEP = 0xcbac1fedu, STATE_BYTES = 0x3f3f3f3fu;
 constexpr int STATE_OFFSET = -126;
-IKQ_DEV uint32_t power_of_step(int k) {
+IKQ_DEV constexpr uint32_t power_of_step(int k) {
     uint32_t power = 1;
 #pragma unroll
     for (int i = 0; i < 8; i++) power *= i < k ? TRELLIS_STEP : 1u;
@@ -14,8 +14,9 @@ IKQ_DEV uint32_t power_of_step(int k) {
 }
 // State k (from 1 on) of the generator that begins with a seed, without the bits that its value does not have. The value, from
 // -126 to 126, is the sum of its bytes plus STATE_OFFSET. Each state is computed from the seed: so they do not wait for one
-// another, and what is added to seeds takes no instruction.
-IKQ_DEV uint32_t state(uint32_t seed, int k) { return (seed * power_of_step(k) + 4096u * power_of_step(k)) & STATE_BYTES; }
+// another, and what is added to seeds takes no instruction. `power` is power_of_step(k).
+IKQ_DEV uint32_t state(uint32_t seed, int k, uint32_t power) { return (seed * power + 4096u * power_of_step(k)) & STATE_BYTES; }
+IKQ_DEV uint32_t state(uint32_t seed, int k) { return state(seed, k, power_of_step(k)); }
 IKQ_DEV int value(uint32_t seed, int k) { return __dp4a(int(state(seed, k)), int(ONES), STATE_OFFSET); }
 IKQ_DEV uint32_t four_bytes(int a, int b, int c, int d) {
     const uint32_t low = permute(uint32_t(a), uint32_t(b), 0x0040u);
@@ -30,18 +31,23 @@ IKQ_DEV int four_values(uint32_t seed, int i) {
 // What the types have in common that are computed together (together.cuh). They also have
 //
 //     VALUES            the number of values of a seed
-//     Packed            the bits of the 32 elements of lane l of a unit
-//     packed(unit, l)   loads them
+//     of_lanes(unit, t) moves the addresses to what lanes t and 4 + t have of a unit
+//     Packed            the bits of the 32 elements of lane t + 4 run
+//     packed(unit, run) loads them from where of_lanes() has moved to
 //     seed(packed, i)   seed i of them
-//     scaled(packed, l) 2^SCALE_BITS times their scale
+//     scaled(packed, l) 2^SCALE_BITS times their scale; if SCALES_ARE_SUMS, that is a sum of the bytes of
+//                       words_of_scale(packed, SCALE_BYTE) times those of SCALE_FACTORS
 //     row_scale(unit)   d of the row
 template <class T> struct Trellis : Neighbours<32> {
     static constexpr bool ROW_SCALE = true, TOGETHER = true;
     static constexpr int SCALE_BITS = 0;
+    static constexpr bool SCALES_ARE_SUMS = false;
     using Result = IntegerFragment<32>;
     template <class Fields> IKQ_MEMBER Result decode(const Fields &unit, int l) {
         Result f;
-        const auto packed = T::packed(unit, l);
+        Fields lanes = unit;
+        T::of_lanes(lanes, l & 3);
+        const auto packed = T::packed(lanes, l >> 2);
 #pragma unroll
         for (int i = 0; i < 8; i++) f.code[i] = four_values(T::seed(packed, 4 * i / T::VALUES), i % (T::VALUES / 4));
         f.scale[0] = T::scaled(packed, l) >> T::SCALE_BITS;
@@ -56,9 +62,14 @@ struct iq1_kt : Trellis<iq1_kt> {
     struct Packed {
         uint32_t low, high, s;
     };
-    IKQ_MEMBER Packed packed(const Fields<Form> &unit, int l) {
-        return {load_u32(unit.field<0>() + 4 * l), load_u32(unit.field<1>() + 4 * (l & 3)) >> (4 * (l >> 2)),
-                load_u8(unit.field<2>() + l)};
+    IKQ_MEMBER void of_lanes(Fields<Form> &unit, int t) {
+        unit.move<0>(4 * t);
+        unit.move<1>(4 * t);
+        unit.move<2>(t);
+    }
+    IKQ_MEMBER Packed packed(const Fields<Form> &unit, int run) {
+        return {load_u32(unit.field<0>() + 16 * run), load_u32(unit.field<1>()) >> (4 * run),
+                load_u8(unit.field<2>() + 4 * run)};
     }
     IKQ_MEMBER uint32_t seed(const Packed &p, int i) {
         return (p.low >> (8 * i) & 255u) | (p.high >> (8 * i) & 15u) << 8 | (p.s >> (4 + i) & 1u) << 12;
@@ -75,8 +86,9 @@ struct iq2_kt : Trellis<iq2_kt> {
         uint2 seeds;
         uint32_t scales;
     };
-    IKQ_MEMBER Packed packed(const Fields<Form> &unit, int l) {
-        return {load_8(unit.field<0>() + 8 * l), load_u32(unit.field<1>())};
+    IKQ_MEMBER void of_lanes(Fields<Form> &unit, int t) { unit.move<0>(8 * t); }
+    IKQ_MEMBER Packed packed(const Fields<Form> &unit, int run) {
+        return {load_8(unit.field<0>() + 32 * run), load_u32(unit.field<1>())};
     }
     IKQ_MEMBER uint32_t seed(const Packed &p, int i) { return word(p.seeds, i >> 1) >> (16 * (i & 1)) & 0xffffu; }
     IKQ_MEMBER int scaled(const Packed &p, int l) {
@@ -121,15 +133,24 @@ struct iq4_kt : Trellis<iq4_kt> {
     static constexpr int RECODED_BYTES = 128, VALUES = 4, SCALE_BITS = 3;
     using Form = Planes<Seg<0, 128>, Head<4>>;
     using Packed = uint4;
-    IKQ_MEMBER Packed packed(const Fields<Form> &unit, int l) { return load_16(unit.field<0>() + 16 * l); }
+    IKQ_MEMBER void of_lanes(Fields<Form> &unit, int t) { unit.move<0>(16 * t); }
+    IKQ_MEMBER Packed packed(const Fields<Form> &unit, int run) { return load_16(unit.field<0>() + 64 * run); }
     IKQ_MEMBER uint32_t seed(const Packed &p, int i) {
         const uint32_t w = word(p, i >> 1), highest = p.x & 0x8000u;
         return i & 1 ? (w >> 17) + highest : (w & 0x7fffu) | highest;
     }
+    static constexpr bool SCALES_ARE_SUMS = true;
+    static constexpr uint32_t SCALE_FACTORS[2] = {0x10ff0808u, 0x40fc20feu}, SCALE_BYTE = 0xc0u;
+    // Bytes with bits 15, which make them -128 or 0, and bits 16. In the place of the highest bit of seeds is SCALE_BYTE, of
+    // which 8 are subtracted.
+    IKQ_MEMBER void words_of_scale(const Packed &p, uint32_t scale_byte, uint32_t &first, uint32_t &second) {
+        first = bitwise<(ARG_A & ARG_B) | ARG_C>(permute(p.x, p.y, 0x6521u), 0x01800100u, scale_byte);
+        second = permute(p.z, p.w, 0x6521u) & 0x01800180u;
+    }
     IKQ_MEMBER int scaled(const Packed &p, int) {
-        // bytes with bits 15, which make them -128 or 0, and bits 16
-        const uint32_t first = permute(p.x, p.y, 0x6521u) & 0x01800100u, second = permute(p.z, p.w, 0x6521u) & 0x01800180u;
-        return __dp4a(int(second), int(0x40fc20feu), __dp4a(int(first), int(0x10ff0800u), -(64 << SCALE_BITS)));
+        uint32_t first, second;
+        words_of_scale(p, SCALE_BYTE, first, second);
+        return __dp4a(int(second), int(SCALE_FACTORS[1]), __dp4a(int(first), int(SCALE_FACTORS[0]), 0));
     }
     IKQ_MEMBER float row_scale(const Fields<Form> &unit) { return load_f32(unit.field<1>()); }
 };
