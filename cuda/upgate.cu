@@ -17,6 +17,9 @@
 
 #ifndef IKQ_ONCE_UPGATE
 #define IKQ_ONCE_UPGATE
+// Whether four warps compute 32 rows of up, and four those of gate (together.cuh); that takes both types.
+template <class U, class G, int C> constexpr bool IN_HALVES = C == 1 && U::TOGETHER && G::TOGETHER;
+
 template <class U, class G, int C>
 IKQ_DEV void upgate(const uint8_t *up, const uint8_t *gate, int64_t expert_bytes_up, int64_t expert_bytes_gate,
                     const int *ids, int k, const void *x, const float2 *ds, const float *bias_up, const float *bias_gate,
@@ -40,17 +43,16 @@ IKQ_DEV void upgate(const uint8_t *up, const uint8_t *gate, int64_t expert_bytes
         const float bu = bias_up ? bias_up[at] : 0.0f, bg = bias_gate ? bias_gate[at] : 0.0f;
         return activated(u + bu, g + bg, act, alpha, limit);
     };
-    if constexpr (C == 1 && U::TOGETHER && G::TOGETHER) {
-        // four warps compute up, and four gate; then each row has four lanes of either
+    if constexpr (IN_HALVES<U, G, C>) {
         IKQ_SHARED(Together, shared, 2);
         const int first = 32 * int(blockIdx.x), half = warp >> 2, i = int(threadIdx.x & 127u) >> 2, t = lane & 3;
         up_rows += first * row_bytes<U>(n);
         gate_rows += first * row_bytes<G>(n);
         if (expert >= 0) {
-            if (half == 0)
-                add_together<U>(up_rows, n_rows - first, columns, warp, shared[0]);
+            if (SAME_TYPE<U, G> || half == 0)
+                add_together<U>(half == 0 ? up_rows : gate_rows, n_rows - first, columns, warp & 3, shared[half]);
             else
-                add_together<G>(gate_rows, n_rows - first, columns, warp - 4, shared[1]);
+                add_together<G>(gate_rows, n_rows - first, columns, warp & 3, shared[half]);
         }
         __syncthreads();
         if (half == 0) {
@@ -87,7 +89,8 @@ IKQ_DEV void upgate(const uint8_t *up, const uint8_t *gate, int64_t expert_bytes
         store_activation(values[32 * warp + lane], 32 * blockIdx.x + lane, to + warp, n_rows, y, q, q_ds);
 }
 #define IKQ_UPGATE(C)                                                                                                 \
-    IKQ_KERNEL_OF(256, C <= 2 ? 2 : 1, IKQ_NAME_4(upgate, IKQ_TYPE, IKQ_GATE, c##C),                                  \
+    IKQ_KERNEL_OF(256, (C <= 2 && !IN_HALVES<IKQ_TYPE, IKQ_GATE, C> ? 2 : 1),                                         \
+                  IKQ_NAME_4(upgate, IKQ_TYPE, IKQ_GATE, c##C),                                                       \
                (const uint8_t *up, const uint8_t *gate, int64_t expert_bytes_up, int64_t expert_bytes_gate,           \
                 const int *ids, int k, const void *x, const float2 *ds, const float *bias_up, const float *bias_gate, \
                 int act, float alpha, float limit, float *y, int8_t *q, float2 *q_ds, int n_rows, int n,              \

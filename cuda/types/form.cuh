@@ -129,6 +129,9 @@ struct Type {
     static constexpr int RECODED_BYTES = 0;
 };
 
+template <class A, class B> constexpr bool SAME_TYPE = false;
+template <class A> constexpr bool SAME_TYPE<A, A> = true;
+
 // The elements of a lane are 32 neighbours, divided into runs.
 template <int R> struct Neighbours : Type {
     static constexpr int RUN = R;
