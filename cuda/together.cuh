@@ -225,9 +225,9 @@ template <class T> IKQ_DEV void add_together(const uint8_t *rows, int count, con
     for (; left > 0; left -= 2) {
         if (left > 1) next.load(odd, WARPS_TOGETHER);
         multiply(0, even);
-        next.skip(2 * WARPS_TOGETHER);
-        if (left > 2) next.load(even, 0);
+        if (left > 2) next.load(even, 2 * WARPS_TOGETHER);
         if (left > 1) multiply(1, odd);
+        next.skip(2 * WARPS_TOGETHER);
     }
 #pragma unroll
     for (int r = 0; r < 4; r++)

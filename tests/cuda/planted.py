@@ -34,6 +34,20 @@ WRONG_OFFSET = ("types/kquants.cuh", "less(x, 32)", "less(x, 31)")
 MIN_FORGOTTEN = ("products.cuh", "sum[c] -= f.min[r] * d_sum;", "sum[c] -= 0.0f * d_sum;")
 COLUMN_MIXED_UP = ("products.cuh", "n * (c < count ? c : count - 1)", "n * (c < count ? 0 : count - 1)")
 
+ROW_TOGETHER_TOO_MANY = ("together.cuh", "rows + (row < count ? row : count - 1)", "rows + row")
+BARRIER_OF_ACTIVATIONS = (
+    "together.cuh",
+    "        __syncwarp();\n        add_unit",
+    "        add_unit",
+)
+BARRIER_OF_ROW_SUMS = (
+    "together.cuh",
+    "    __syncthreads();\n    return product_together",
+    "    return product_together",
+)
+SCALE_OF_A_NEIGHBOUR_RUN = ("together.cuh", "unit.scales[run]);", "unit.scales[0]);")
+ACTIVATIONS_OF_A_NEIGHBOUR = ("together.cuh", "RUN_BYTES * (t + 4 * (g & 1u))", "RUN_BYTES * t")
+
 SIGN_FORGOTTEN = ("hadamard.cuh", "return (x ^ x >> 12) & 1 ? -size : size;", "return size;")
 BARRIER_OF_A_TURN = (
     "hadamard.cuh",

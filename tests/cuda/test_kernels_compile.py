@@ -32,9 +32,8 @@ OF_ROWS_TOGETHER = 200
 
 def together(name: str) -> bool:
     """Whether a kernel of products computes rows of a single column together."""
-    first, *types = [part for part in re.split(r"_(?=iq|q\d|mx|nv|tq|i2|f|bf|c\d)", name)]
-    columns = types.pop() if first != "down" else "c1"
-    return columns == "c1" and all(t in TOGETHER for t in types)
+    types = f"({'|'.join(TOGETHER)})"
+    return re.fullmatch(f"mmv_{types}_c1|down_{types}|upgate_{types}_{types}_c1", name) is not None
 
 
 def cap(name: str) -> int:
