@@ -27,7 +27,7 @@ MMV = {"c1": 96, "c2": 128, "c4": 128, "c8": 255}
 UPGATE = {"c1": 128, "c2": 128, "c4": 255, "c8": 255}
 # Where rows are computed together, a lane has eight loads of sixteen bytes under way and eight more in registers: two blocks
 # of `mmv` and `down`, and one of `upgate`.
-OF_ROWS_TOGETHER = 200
+OF_ROWS_TOGETHER = 255
 
 
 def together(name: str) -> bool:
