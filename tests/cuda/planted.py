@@ -34,7 +34,7 @@ WRONG_OFFSET = ("types/kquants.cuh", "less(x, 32)", "less(x, 31)")
 MIN_FORGOTTEN = ("products.cuh", "sum[c] -= f.min[r] * d_sum;", "sum[c] -= 0.0f * d_sum;")
 COLUMN_MIXED_UP = ("products.cuh", "n * (c < count ? c : count - 1)", "n * (c < count ? 0 : count - 1)")
 
-ROW_TOGETHER_TOO_MANY = ("together.cuh", "rows + (row < count ? row : count - 1)", "rows + row")
+ROW_TOGETHER_TOO_MANY = ("together.cuh", "(row < count ? row : count - 1)", "(row < count ? row : row)")
 BARRIER_OF_ACTIVATIONS = (
     "together.cuh",
     "        __syncwarp();\n        add_unit",
