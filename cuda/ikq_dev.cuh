@@ -73,6 +73,12 @@ IKQ_DEV void copy_async_16(void *to, const void *from) { emu::copy_async(to, fro
 IKQ_DEV void copy_async_commit() { emu::commit_copies(); }
 template <int N> IKQ_DEV void copy_async_wait() { emu::wait_for_copies<N>(); }
 
+typedef uint64_t shared_t;
+IKQ_DEV shared_t shared_address(const void *p) { return reinterpret_cast<shared_t>(p); }
+IKQ_DEV uint4 load_shared_16(shared_t p) { return *reinterpret_cast<const uint4 *>(p); }
+IKQ_DEV void store_shared_16(shared_t p, const uint4 &v) { *reinterpret_cast<uint4 *>(p) = v; }
+IKQ_DEV void store_shared_8(shared_t p, const uint2 &v) { *reinterpret_cast<uint2 *>(p) = v; }
+
 #else // NVRTC, or nvcc when somebody inspects a single file
 
 #ifdef __CUDACC_RTC__
@@ -137,7 +143,20 @@ IKQ_DEV float fast_exp2(float x) {
 
 // Tensor cores (sm_75 and later) and asynchronous copies (sm_80 and later). Addresses of shared memory are those of
 // its own address space, 32 bits. emu/tensor.h says which elements the registers of a lane have.
-IKQ_DEV uint32_t shared_address(const void *p) { return uint32_t(__cvta_generic_to_shared(p)); }
+typedef uint32_t shared_t;
+IKQ_DEV shared_t shared_address(const void *p) { return uint32_t(__cvta_generic_to_shared(p)); }
+// Loads and stores at addresses of shared memory, which are multiples of their size.
+IKQ_DEV uint4 load_shared_16(shared_t p) {
+    uint4 v;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(p) : "memory");
+    return v;
+}
+IKQ_DEV void store_shared_16(shared_t p, const uint4 &v) {
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+IKQ_DEV void store_shared_8(shared_t p, const uint2 &v) {
+    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(p), "r"(v.x), "r"(v.y) : "memory");
+}
 
 // Loads 2 or 4 matrices of eight rows of 16 bytes from shared memory; lanes 8 m to 8 m + 7 pass the rows of matrix m.
 IKQ_DEV void load_matrices(const void *row, uint32_t (&out)[2]) {
@@ -248,6 +267,10 @@ IKQ_DEV float load_f32(const void *p) { return __ldg(static_cast<const float *>(
 IKQ_DEV float load_half(const void *p) { return h2f(uint16_t(load_u16(p))); }
 
 constexpr unsigned ALL_LANES = 0xffffffffu;
+
+// A value that the compiler keeps in a register: where it has few left, it would compute addresses again in each turn of a
+// loop. It cannot know what comes from a lane. All lanes of a warp must take part.
+template <class V> IKQ_DEV V kept(V value) { return __shfl_sync(ALL_LANES, value, int(threadIdx.x & 31)); }
 
 IKQ_DEV float warp_sum(float v) {
 #pragma unroll

@@ -150,9 +150,6 @@ IKQ_DEV void add_products(const Tile<C> &tile, const Places &at, unsigned j, con
 // The rows of a tile: 128 rows of one matrix, or 64 rows each of two. A thread decodes one of them (`row`), with three
 // neighbours: of the first matrix, or, in the upper half of the block, of the second. A warp computes the same 16 rows of
 // either matrix: value [0] of a lane's results belongs to the row of the first that value [1] belongs to of the second.
-template <class A, class B> constexpr bool SAME_TYPE = false;
-template <class A> constexpr bool SAME_TYPE<A, A> = true;
-
 IKQ_DEV unsigned row_of_thread() { return threadIdx.x >> 2; }
 IKQ_DEV bool decodes_second() { return threadIdx.x >= TILE_THREADS / 2; }
 IKQ_DEV unsigned place_of_two(unsigned row) { return 32 * (row >> 4 & 3u) + 16 * (row >> 6) + (row & 15u); }

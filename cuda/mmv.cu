@@ -1,7 +1,8 @@
 // Matrix-vector products (GEMV) with weights of one type (-DIKQ_TYPE) and 1 to 8 columns: y = w x + bias + residual.
 //
 //   mmv_T_cC(w, expert_bytes, ids, k, x, ds, bias, residual, y, n_rows, n, n_columns, y_stride)
-//       C is 1, 2, 4 or 8, the largest number of columns; grid (ceil(n_rows / 4), 1 or number of pairs), block 128
+//       C is 1, 2, 4 or 8, the largest number of columns; grid (ceil(n_rows / 4), 1 or number of pairs), block 128.
+//       With one column and types that are computed together (together.cuh), a block has 32 rows, not 4
 //   w             rows in device form (types/form.cuh)
 //   x, ds         columns (products.cuh)
 //   bias          n_rows floats (for experts: n_rows for each expert), or null
@@ -11,15 +12,19 @@
 //                 pair, with k slots for each token. Expert e begins at w + e * expert_bytes. Pair p uses expert
 //                 ids[p], reads column p / k and writes column p; if ids[p] is negative, its products are 0
 #include "names.cuh"
-#include "products.cuh"
+#include "together.cuh"
 
 #ifndef IKQ_ONCE_MMV
 #define IKQ_ONCE_MMV
 template <class T, int C>
 IKQ_DEV void mmv(const uint8_t *w, int64_t expert_bytes, const int *ids, int k, const void *x, const float2 *ds,
                  const float *bias, const float *residual, float *y, int n_rows, int n, int n_columns, int64_t y_stride) {
-    const int row = 4 * blockIdx.x + (threadIdx.x >> 5), lane = threadIdx.x & 31;
-    if (row >= n_rows) return; // a whole warp
+    constexpr bool TOGETHER = C == 1 && T::TOGETHER;
+    constexpr int LANES = TOGETHER ? 4 : 32; // that get the products of a row
+    const int row = int(128 / LANES * blockIdx.x + threadIdx.x / LANES), lane = threadIdx.x % LANES;
+    if constexpr (!TOGETHER) {
+        if (row >= n_rows) return; // a whole warp
+    }
     int expert = 0;
     int64_t from = 0, to = 0;
     if (C == 1 && ids) {
@@ -30,11 +35,17 @@ IKQ_DEV void mmv(const uint8_t *w, int64_t expert_bytes, const int *ids, int k, 
     }
     float sum[C] = {};
     if (expert >= 0) {
-        int offset[C];
-        column_offsets(n, n_columns, offset);
+        const uint8_t *rows = w + expert * expert_bytes;
         const Columns columns = columns_from(x, ds, n, from, T::FLOAT);
-        row_products<T>(w + expert * expert_bytes + row * row_bytes<T>(n), columns, offset, sum);
-        if (bias) {
+        if constexpr (TOGETHER) {
+            IKQ_SHARED(Together, shared, 1);
+            sum[0] = block_product<T>(rows, n_rows, columns, *shared);
+        } else {
+            int offset[C];
+            column_offsets(n, n_columns, offset);
+            row_products<T>(rows + row * row_bytes<T>(n), columns, offset, sum);
+        }
+        if (bias && row < n_rows) {
 #pragma unroll
             for (int c = 0; c < C; c++) sum[c] += bias[int64_t(expert) * n_rows + row];
         }
@@ -43,7 +54,7 @@ IKQ_DEV void mmv(const uint8_t *w, int64_t expert_bytes, const int *ids, int k, 
 #pragma unroll
     for (int c = 0; c < C; c++) {
         const int64_t at = (to + c) * y_stride + row;
-        if (lane == c && c < n_columns) y[at] = sum[c] + (residual ? residual[at] : 0.0f);
+        if (lane == c && c < n_columns && row < n_rows) y[at] = sum[c] + (residual ? residual[at] : 0.0f);
     }
 }
 #define IKQ_MMV(C)                                                                                                    \

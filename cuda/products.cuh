@@ -41,6 +41,16 @@ template <int N> IKQ_DEV void load_codes(const int8_t *p, int (&word)[N / 4]) {
     }
 }
 
+// A sum of a lane and the integer product of 32 elements whose activations have scale d. It is rounded once: kernels that
+// add the same have the same bits.
+IKQ_DEV float with_run(float sum, int product, float d) { return fmaf(d, float(product), sum); }
+
+// The product of a row from the sum of its lanes.
+template <class T> IKQ_DEV float scaled_by_row(float sum, const uint8_t *row, int n) {
+    if constexpr (T::ROW_SCALE) sum *= T::row_scale(fields_of<T>(row, n, 0));
+    return sum * T::FACTOR;
+}
+
 // Adds the products of the 32 elements that this lane decodes (types/form.cuh). `codes` and `ds` are where the first
 // column has the first of them, and columns begin `offset` elements behind that.
 template <class T, int C>
@@ -64,7 +74,10 @@ IKQ_DEV void add_fragment(const typename T::Result &f, const int8_t *x, const fl
             for (int i = 0; i < RUN / 4; i++) dot = __dp4a(f.code[r * RUN / 4 + i], codes[i], dot);
             if constexpr (T::Result::INTEGERS) {
                 so_far += f.scale[r] * dot;
-                if (r + 1 == 32 / RUN || distance(r) >> 5 != distance(r + 1) >> 5) {
+                if constexpr (T::ROW_SCALE) {
+                    static_assert(RUN == 32, "one scale for all activations with the same scale");
+                    sum[c] = with_run(sum[c], so_far, d);
+                } else if (r + 1 == 32 / RUN || distance(r) >> 5 != distance(r + 1) >> 5) {
                     total += d * float(so_far);
                     so_far = 0;
                 }
@@ -82,7 +95,7 @@ IKQ_DEV void add_fragment(const typename T::Result &f, const int8_t *x, const fl
                 sum[c] -= f.min[r] * d * float(ones);
             }
         }
-        if constexpr (T::Result::INTEGERS) sum[c] += f.d * total;
+        if constexpr (T::Result::INTEGERS && !T::ROW_SCALE) sum[c] += f.d * total;
     }
 }
 
@@ -141,5 +154,5 @@ IKQ_DEV void row_products(const uint8_t *row, const Columns &x, const int (&offs
         }
     }
 #pragma unroll
-    for (int c = 0; c < C; c++) sum[c] = warp_sum(sum[c]) * T::FACTOR;
+    for (int c = 0; c < C; c++) sum[c] = scaled_by_row<T>(warp_sum(sum[c]), row, x.n);
 }

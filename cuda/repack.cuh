@@ -92,7 +92,7 @@ template <> struct Recoded<iq4_kss> {
 };
 template <> struct Recoded<iq4_kt> {
     IKQ_MEMBER uint32_t word(const uint8_t *block, int l, int w) {
-        // the lower byte has the scale; above it are the upper three bits of eight seeds
+        // the lower byte has the scale above the highest bit of seeds; above it are the next three bits of eight seeds
         uint32_t scale = 0, seeds[2];
         for (int i = 0; i < 4; i++) scale |= load_u8(block + 4 * l + i) << (8 * i);
         for (int i = 0; i < 2; i++) {
@@ -100,7 +100,7 @@ template <> struct Recoded<iq4_kt> {
             seeds[i] = load_u8(block + 32 + 8 * l + k) | (load_u8(block + 96 + 8 * (l & 3) + k) >> (4 * (l >> 2)) & 15u) << 8 |
                        (scale >> (8 + 3 * k) & 7u) << 12;
         }
-        return seeds[0] | (scale >> (2 * w) & 3u) << 15 | seeds[1] << 17;
+        return seeds[0] | (scale >> (w ? 4 + w : 0) & 1u) << 15 | (scale >> (1 + w) & 1u) << 16 | seeds[1] << 17;
     }
 };
 

@@ -6,7 +6,10 @@
 
 A GPU that reads weights at its full bandwidth can spend so many instructions on each; what needs more is slower than
 memory. Counted is the loop over units: its instructions, divided by the weights that a lane decodes in a turn (of which
-there are two in a loop that is unrolled). What stands outside the loop is not in it. --classes also prints how many
+there are two in a loop that is unrolled). What stands outside the loop is not in it. Types whose rows are computed together
+(cuda/together.cuh) are counted in the same way: a turn of the loop is a unit of 32 rows, of which a lane decodes 256 weights
+on the tensor cores, and everything that a lane executes in it counts, also what brings activations into shared memory,
+addresses, and barriers of the warp. --classes also prints how many
 instructions of which kind a lane needs for 32 weights. The table says where a type stands against the budget of an H200 (4.3 TB/s,
 132 multiprocessors at 1.98 GHz, four instructions a clock for 32 lanes each), of which it should take 0.7 at most.
 """
@@ -32,7 +35,10 @@ import ikq  # noqa: E402
 H200_PER_BIT = 4 * 32 * 132 * 1.98e9 / (8 * 4.3e12)
 SHARE = 0.7
 # dot instructions of a lane's 32 weights, where they are more than the eight of the product
-DOTS = {"q2_k": 16, "iq4_kss": 10, "iq1_kt": 40, "iq2_kt": 40, "iq3_kt": 40, "iq4_kt": 40}
+DOTS = {"q2_k": 16, "iq4_kss": 10, "iq1_kt": 40, "iq2_kt": 40, "iq3_kt": 40, "iq4_kt": 42}
+# tensor instructions of a lane's 256 weights, for types of which rows are computed together: 64 with weights, four with sums
+# of activations, and four with scales
+TENSOR = {"iq1_kt": 68, "iq2_kt": 68, "iq4_kt": 72}
 
 
 def nvdisasm() -> str:
@@ -77,8 +83,8 @@ def loops(code: list[str]) -> list[list[str]]:
     return found
 
 
-def is_dot(instruction: str) -> bool:
-    return "IDP" in instruction
+def turns_of(loop: list[str], instruction: str, per_turn: int) -> float:
+    return sum(instruction in line for line in loop) / per_turn
 
 
 def class_of(instruction: str) -> str:
@@ -90,20 +96,27 @@ def per_weight(name: str, architecture: int, columns: int) -> tuple[float, int, 
     """Instructions per weight, registers, and instructions per 32 weights by class, the most frequent first."""
     kernels, cubin = compile_(("mmv.cu", (f"IKQ_TYPE={name}",)), architecture)
     kernel = f"mmv_{name}_c{columns}"
-    per_turn = DOTS.get(name, 8)
-    per_turn += (per_turn if name == "q2_k" else 8) * (columns - 1)
-    with_dots = [loop for loop in loops(machine_code(cubin, kernel)) if sum(map(is_dot, loop)) >= per_turn]
-    if not with_dots:
+    if columns == 1 and name in TENSOR:
+        # sm_75 has tensor instructions of a fourth of the size
+        instruction, per_turn, weights = "IMMA", TENSOR[name] * (4 if architecture < 80 else 1), 256
+    else:
+        instruction, per_turn, weights = "IDP", DOTS.get(name, 8), 32
+        per_turn += (per_turn if name == "q2_k" else 8) * (columns - 1)
+    found = [
+        loop for loop in loops(machine_code(cubin, kernel)) if turns_of(loop, instruction, per_turn) >= 1
+    ]
+    if not found:
         raise SystemExit(f"no loop with products in {kernel}")
-    loop = min(with_dots, key=len)
-    turns = sum(map(is_dot, loop)) / per_turn
+    # loops that have the same products and more are around it, or are parts that compilers place behind the kernel's end
+    loop = min(found, key=lambda loop: len(loop) / turns_of(loop, instruction, per_turn))
+    turns = turns_of(loop, instruction, per_turn)
     if turns != int(turns):
         raise SystemExit(
-            f"{kernel} has {sum(map(is_dot, loop))} dot instructions, which are not {per_turn} per turn"
+            f"{kernel} has {turns * per_turn:g} {instruction}, which are not {per_turn} per turn"
         )
     useful = [x for x in loop if not x.startswith("NOP")]
-    classes = {c: n / turns for c, n in Counter(map(class_of, useful)).most_common()}
-    return len(useful) / (32 * turns), next(k.registers for k in kernels if k.name == kernel), classes
+    classes = {c: 32 * n / (weights * turns) for c, n in Counter(map(class_of, useful)).most_common()}
+    return len(useful) / (weights * turns), next(k.registers for k in kernels if k.name == kernel), classes
 
 
 def main() -> None:

@@ -79,6 +79,7 @@ template <class Form> struct Fields {
     template <int K> IKQ_METHOD const uint8_t *field(int block = 0) const {
         return plane[K] + Form::template size<K>() * unsigned(block);
     }
+    template <int K> IKQ_METHOD void move(unsigned bytes) { plane[K] += bytes; }
     template <int K = 0> IKQ_METHOD void skip(unsigned blocks) {
         if constexpr (K < Form::planes) {
             plane[K] += Form::template size<K>() * blocks;
@@ -118,10 +119,18 @@ struct Type {
     static constexpr Mins MINS = Mins::NONE;
     static constexpr float FACTOR = 1.0f;
     static constexpr bool FLOAT = false;
+    // whether d of integer scales is that of the row (decode()'s `d` is the same for all units): products multiply with it at
+    // their end
+    static constexpr bool ROW_SCALE = false;
+    // whether the rows of a block are multiplied with a single column together (together.cuh)
+    static constexpr bool TOGETHER = false;
     // how many bytes of a block have other codes in the device form than in the file (repack.cuh); they are whole planes,
     // the first ones
     static constexpr int RECODED_BYTES = 0;
 };
+
+template <class A, class B> constexpr bool SAME_TYPE = false;
+template <class A> constexpr bool SAME_TYPE<A, A> = true;
 
 // The elements of a lane are 32 neighbours, divided into runs.
 template <int R> struct Neighbours : Type {

@@ -4,66 +4,103 @@
 #include "types/form.cuh"
 #include "types/iquants.cuh"
 
-constexpr uint32_t TRELLIS_STEP = 0xcbac1fedu;
-// The value of a state of the generator, from -126 to 126: the sum of four six-bit numbers in it, minus 126.
-IKQ_DEV int value_of_state(uint32_t x) { return __dp4a(int(x & 0x3f3f3f3fu), int(ONES), -126); }
-IKQ_DEV int next_value(uint32_t &x) {
-    x *= TRELLIS_STEP;
-    return value_of_state(x);
+constexpr uint32_t TRELLIS_STEP = 0xcbac1fedu, STATE_BYTES = 0x3f3f3f3fu;
+constexpr int STATE_OFFSET = -126;
+IKQ_DEV constexpr uint32_t power_of_step(int k) {
+    uint32_t power = 1;
+#pragma unroll
+    for (int i = 0; i < 8; i++) power *= i < k ? TRELLIS_STEP : 1u;
+    return power; // a constant, as loops over k are unrolled
 }
+// State k (from 1 on) of the generator that begins with a seed, without the bits that its value does not have. The value, from
+// -126 to 126, is the sum of its bytes plus STATE_OFFSET. Each state is computed from the seed: so they do not wait for one
+// another, and what is added to seeds takes no instruction. `power` is power_of_step(k).
+IKQ_DEV uint32_t state(uint32_t seed, int k, uint32_t power) { return (seed * power + 4096u * power_of_step(k)) & STATE_BYTES; }
+IKQ_DEV uint32_t state(uint32_t seed, int k) { return state(seed, k, power_of_step(k)); }
+IKQ_DEV int value(uint32_t seed, int k) { return __dp4a(int(state(seed, k)), int(ONES), STATE_OFFSET); }
 IKQ_DEV uint32_t four_bytes(int a, int b, int c, int d) {
     const uint32_t low = permute(uint32_t(a), uint32_t(b), 0x0040u);
     return permute(low, permute(uint32_t(c), uint32_t(d), 0x0040u), 0x5410u);
 }
-IKQ_DEV uint32_t next_four(uint32_t &x) {
-    const int a = next_value(x), b = next_value(x), c = next_value(x), d = next_value(x);
-    return four_bytes(a, b, c, d);
-}
-IKQ_DEV void eight_values(uint32_t code, int &first, int &second) {
-    uint32_t x = code + 4096u;
-    first = int(next_four(x));
-    second = int(next_four(x));
+// Values 4 i to 4 i + 3 of a seed.
+IKQ_DEV int four_values(uint32_t seed, int i) {
+    const int k = 4 * i + 1;
+    return int(four_bytes(value(seed, k), value(seed, k + 1), value(seed, k + 2), value(seed, k + 3)));
 }
 
-struct iq1_kt : Neighbours<32> {
+// What the types have in common that are computed together (together.cuh). They also have
+//
+//     VALUES            the number of values of a seed
+//     of_lanes(unit, t) moves the addresses to what lanes t and 4 + t have of a unit
+//     Packed            the bits of the 32 elements of lane t + 4 run
+//     packed(unit, run) loads them from where of_lanes() has moved to
+//     seed(packed, i)   seed i of them
+//     scaled(packed, l) 2^SCALE_BITS times their scale; if SCALES_ARE_SUMS, that is a sum of the bytes of
+//                       words_of_scale(packed, SCALE_BYTE) times those of SCALE_FACTORS
+//     row_scale(unit)   d of the row
+template <class T> struct Trellis : Neighbours<32> {
+    static constexpr bool ROW_SCALE = true, TOGETHER = true;
+    static constexpr int SCALE_BITS = 0;
+    static constexpr bool SCALES_ARE_SUMS = false;
     using Result = IntegerFragment<32>;
-    using Form = Planes<Seg<8, 32>, Seg<40, 16>, Seg<0, 8>, Head<4>>;
-    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
+    template <class Fields> IKQ_MEMBER Result decode(const Fields &unit, int l) {
         Result f;
-        const uint32_t low = load_u32(unit.field<0>() + 4 * l);
-        const uint32_t high = load_u32(unit.field<1>() + 4 * (l & 3)) >> (4 * (l >> 2));
-        const uint32_t s = load_u8(unit.field<2>() + l);
+        Fields lanes = unit;
+        T::of_lanes(lanes, l & 3);
+        const auto packed = T::packed(lanes, l >> 2);
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            const uint32_t code = (low >> (8 * i) & 255u) | (high >> (8 * i) & 15u) << 8 | (s >> (4 + i) & 1u) << 12;
-            eight_values(code, f.code[2 * i], f.code[2 * i + 1]);
-        }
-        f.scale[0] = look_up_1(s, iq4_values());
-        f.d = load_f32(unit.field<3>());
+        for (int i = 0; i < 8; i++) f.code[i] = four_values(T::seed(packed, 4 * i / T::VALUES), i % (T::VALUES / 4));
+        f.scale[0] = T::scaled(packed, l) >> T::SCALE_BITS;
+        f.d = T::row_scale(unit);
         return f;
     }
 };
 
-struct iq2_kt : Neighbours<32> {
-    using Result = IntegerFragment<32>;
+struct iq1_kt : Trellis<iq1_kt> {
+    static constexpr int VALUES = 8;
+    using Form = Planes<Seg<8, 32>, Seg<40, 16>, Seg<0, 8>, Head<4>>;
+    struct Packed {
+        uint32_t low, high, s;
+    };
+    IKQ_MEMBER void of_lanes(Fields<Form> &unit, int t) {
+        unit.move<0>(4 * t);
+        unit.move<1>(4 * t);
+        unit.move<2>(t);
+    }
+    IKQ_MEMBER Packed packed(const Fields<Form> &unit, int run) {
+        return {load_u32(unit.field<0>() + 16 * run), load_u32(unit.field<1>()) >> (4 * run),
+                load_u8(unit.field<2>() + 4 * run)};
+    }
+    IKQ_MEMBER uint32_t seed(const Packed &p, int i) {
+        return (p.low >> (8 * i) & 255u) | (p.high >> (8 * i) & 15u) << 8 | (p.s >> (4 + i) & 1u) << 12;
+    }
+    IKQ_MEMBER int scaled(const Packed &p, int) { return look_up_1(p.s, iq4_values()); }
+    IKQ_MEMBER float row_scale(const Fields<Form> &unit) { return load_f32(unit.field<3>()); }
+};
+
+struct iq2_kt : Trellis<iq2_kt> {
+    static constexpr int VALUES = 8;
     static constexpr float FACTOR = 1.05f;
     using Form = Planes<Seg<4, 64>, Seg<0, 4>, Head<4>>;
-    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
-        Result f;
-        const uint2 w = load_8(unit.field<0>() + 8 * l);
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            eight_values(word(w, i >> 1) >> (16 * (i & 1)) & 0xffffu, f.code[2 * i], f.code[2 * i + 1]);
-        const uint32_t s = load_u32(unit.field<1>()) >> (8 * (l & 3) + 4 * (l >> 2));
-        f.scale[0] = look_up_1(s, iq4_values());
-        f.d = load_f32(unit.field<2>());
-        return f;
+    struct Packed {
+        uint2 seeds;
+        uint32_t scales;
+    };
+    IKQ_MEMBER void of_lanes(Fields<Form> &unit, int t) { unit.move<0>(8 * t); }
+    IKQ_MEMBER Packed packed(const Fields<Form> &unit, int run) {
+        return {load_8(unit.field<0>() + 32 * run), load_u32(unit.field<1>())};
     }
+    IKQ_MEMBER uint32_t seed(const Packed &p, int i) { return word(p.seeds, i >> 1) >> (16 * (i & 1)) & 0xffffu; }
+    IKQ_MEMBER int scaled(const Packed &p, int l) {
+        return look_up_1(p.scales >> (8 * (l & 3) + 4 * (l >> 2)), iq4_values());
+    }
+    IKQ_MEMBER float row_scale(const Fields<Form> &unit) { return load_f32(unit.field<2>()); }
 };
 
 struct iq3_kt : Neighbours<32> {
     using Result = IntegerFragment<32>;
     static constexpr float FACTOR = 1.01f;
+    static constexpr bool ROW_SCALE = true;
     using Form = Planes<Seg<4, 64>, Seg<68, 32>, Seg<0, 4>, Head<4>>;
     IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
         Result f;
@@ -71,14 +108,11 @@ struct iq3_kt : Neighbours<32> {
         const uint4 signs[2] = {load_16(unit.field<1>()), load_16(unit.field<1>() + 16)};
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            uint32_t x = (word(w, i >> 2) >> (16 * (i >> 1 & 1)) & 0xffffu) + 4096u;
-            // the second four values of a group of eight continue after the first four, which are skipped by
-            // multiplying with the fourth power of the multiplier
-            if (i & 1) x *= 0xe50c7d11u;
+            const uint32_t seed = word(w, i >> 2) >> (16 * (i >> 1 & 1)) & 0xffffu;
             int t[4];
 #pragma unroll
             for (int k = 0; k < 4; k++) {
-                const int v = next_value(x);
+                const int v = value(seed, 4 * (i & 1) + k + 1);
                 t[k] = v < 0 ? -v : v;
             }
             const uint32_t minus = word(signs[i >> 2], i & 3) >> l & ONES;
@@ -86,33 +120,37 @@ struct iq3_kt : Neighbours<32> {
         }
         const uint32_t s = load_u32(unit.field<2>()) >> (8 * (l & 3) + 4 * (l >> 2)) & 15u;
         f.scale[0] = int(s);
-        f.d = load_f32(unit.field<3>());
+        f.d = row_scale(unit);
         return f;
     }
+    IKQ_MEMBER float row_scale(const Fields<Form> &unit) { return load_f32(unit.field<3>()); }
 };
 
-// In the device form (repack.cuh), each of a lane's four words has two seeds, in bits 0 to 14 and 17 to 31, and between
-// them two bits of the byte that has the scale and, in its lowest bit, the choice between two numbers that are added to
-// seeds.
-struct iq4_kt : Neighbours<32> {
-    static constexpr int RECODED_BYTES = 128;
-    using Result = IntegerFragment<32>;
+// In the device form (repack.cuh), each of a lane's four words has two seeds, in bits 0 to 14 and 17 to 31. The eight bits
+// that are left are, in bits 15, the highest bit of all seeds and the upper three of the scale, and in bits 16 the lower
+// four of it. So the scale is a sum of bytes times powers of two.
+struct iq4_kt : Trellis<iq4_kt> {
+    static constexpr int RECODED_BYTES = 128, VALUES = 4, SCALE_BITS = 3;
     using Form = Planes<Seg<0, 128>, Head<4>>;
-    IKQ_MEMBER Result decode(const Fields<Form> &unit, int l) {
-        Result f;
-        const uint4 w = load_16(unit.field<0>() + 16 * l);
-        // what is added is multiplied beforehand, so that the first step of a seed is one multiplication and addition
-        const uint32_t offset = w.x & 0x8000u ? (4096u + 32768u) * TRELLIS_STEP : 4096u * TRELLIS_STEP;
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            const uint32_t seed = i & 1 ? word(w, i >> 1) >> 17 : word(w, i >> 1) & 0x7fffu;
-            uint32_t x = seed * TRELLIS_STEP + offset;
-            const int a = value_of_state(x), b = next_value(x), c = next_value(x), d = next_value(x);
-            f.code[i] = int(four_bytes(a, b, c, d));
-        }
-        const uint32_t byte = (w.x >> 15 & 3u) | (w.y >> 13 & 12u) | (w.z >> 11 & 48u) | (w.w >> 9 & 192u);
-        f.scale[0] = int(byte >> 1) - 64;
-        f.d = load_f32(unit.field<1>());
-        return f;
+    using Packed = uint4;
+    IKQ_MEMBER void of_lanes(Fields<Form> &unit, int t) { unit.move<0>(16 * t); }
+    IKQ_MEMBER Packed packed(const Fields<Form> &unit, int run) { return load_16(unit.field<0>() + 64 * run); }
+    IKQ_MEMBER uint32_t seed(const Packed &p, int i) {
+        const uint32_t w = word(p, i >> 1), highest = p.x & 0x8000u;
+        return i & 1 ? (w >> 17) + highest : (w & 0x7fffu) | highest;
     }
+    static constexpr bool SCALES_ARE_SUMS = true;
+    static constexpr uint32_t SCALE_FACTORS[2] = {0x10ff0808u, 0x40fc20feu}, SCALE_BYTE = 0xc0u;
+    // Bytes with bits 15, which make them -128 or 0, and bits 16. In the place of the highest bit of seeds is SCALE_BYTE, of
+    // which 8 are subtracted.
+    IKQ_MEMBER void words_of_scale(const Packed &p, uint32_t scale_byte, uint32_t &first, uint32_t &second) {
+        first = bitwise<(ARG_A & ARG_B) | ARG_C>(permute(p.x, p.y, 0x6521u), 0x01800100u, scale_byte);
+        second = permute(p.z, p.w, 0x6521u) & 0x01800180u;
+    }
+    IKQ_MEMBER int scaled(const Packed &p, int) {
+        uint32_t first, second;
+        words_of_scale(p, SCALE_BYTE, first, second);
+        return __dp4a(int(second), int(SCALE_FACTORS[1]), __dp4a(int(first), int(SCALE_FACTORS[0]), 0));
+    }
+    IKQ_MEMBER float row_scale(const Fields<Form> &unit) { return load_f32(unit.field<1>()); }
 };

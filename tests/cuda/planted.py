@@ -8,7 +8,7 @@ from pathlib import Path
 from emulator import CUDA
 
 # what it is, file, what stands there, what stands there instead
-MISSING_BARRIER = ("upgate.cu", "    __syncthreads();\n", "")
+MISSING_BARRIER = ("upgate.cu", "    __syncthreads();\n    if (warp", "    if (warp")
 MISSING_WARP_BARRIER = (
     "router.cu",
     "        __syncwarp();\n        if (lane == 0) choice[at] = -INFINITY;\n",
@@ -27,12 +27,26 @@ DIVERGENT_COLLECTIVE = (
 )
 BARRIER_NOT_REACHED = (
     "upgate.cu",
-    "    __syncthreads();\n",
-    "    if (lane == 0) __syncthreads();\n    __syncwarp();\n",
+    "    __syncthreads();\n    if (warp",
+    "    if (lane == 0) __syncthreads();\n    __syncwarp();\n    if (warp",
 )
 WRONG_OFFSET = ("types/kquants.cuh", "less(x, 32)", "less(x, 31)")
 MIN_FORGOTTEN = ("products.cuh", "sum[c] -= f.min[r] * d_sum;", "sum[c] -= 0.0f * d_sum;")
 COLUMN_MIXED_UP = ("products.cuh", "n * (c < count ? c : count - 1)", "n * (c < count ? 0 : count - 1)")
+
+ROW_TOGETHER_TOO_MANY = ("together.cuh", "(row < count ? row : count - 1)", "(row < count ? row : row)")
+BARRIER_OF_ACTIVATIONS = (
+    "together.cuh",
+    "        __syncwarp();\n        add_unit",
+    "        add_unit",
+)
+BARRIER_OF_ROW_SUMS = (
+    "together.cuh",
+    "    __syncthreads();\n    return product_together",
+    "    return product_together",
+)
+SCALE_OF_A_NEIGHBOUR_RUN = ("together.cuh", "unit.scales[run]);", "unit.scales[0]);")
+ACTIVATIONS_OF_A_NEIGHBOUR = ("together.cuh", "RUN_BYTES * (t + 4 * (g & 1u))", "RUN_BYTES * t")
 
 SIGN_FORGOTTEN = ("hadamard.cuh", "return (x ^ x >> 12) & 1 ? -size : size;", "return size;")
 BARRIER_OF_A_TURN = (

@@ -1,8 +1,11 @@
 """NVRTC accepts every kernel for every architecture, without spilled registers and within a number of them."""
 
+import re
+
 import pytest
 from emulator import FULL
 from nvrtc import ARCHITECTURES, FLOATS, compile_, kernels_of, library, specialisations
+from weights import TOGETHER
 
 pytestmark = pytest.mark.skipif(
     library() is None, reason="NVRTC is not installed (pip install nvidia-cuda-nvrtc)"
@@ -22,11 +25,22 @@ CAPS = {
 # With one column, that is 20 and 16 warps, and each lane has two loads of weights under way: what memory needs.
 MMV = {"c1": 96, "c2": 128, "c4": 128, "c8": 255}
 UPGATE = {"c1": 128, "c2": 128, "c4": 255, "c8": 255}
+# Where rows are computed together, a lane has eight loads of sixteen bytes under way and eight more in registers: two blocks
+# of `mmv` and `down`, and one of `upgate`.
+OF_ROWS_TOGETHER = 255
+
+
+def together(name: str) -> bool:
+    """Whether a kernel of products computes rows of a single column together."""
+    types = f"({'|'.join(TOGETHER)})"
+    return re.fullmatch(f"mmv_{types}_c1|down_{types}|upgate_{types}_{types}_c1", name) is not None
 
 
 def cap(name: str) -> int:
     if name.startswith(("mmv", "upgate", "down")) and name.split("_")[1] in FLOATS:
         return 200  # their loops are unrolled for more loads at a time
+    if name.startswith(("mmv", "upgate", "down")) and together(name):
+        return OF_ROWS_TOGETHER
     if name.startswith(("mmv", "upgate")):
         return (MMV if name.startswith("mmv") else UPGATE)[name.rsplit("_", 1)[1]]
     return next(n for start, n in CAPS.items() if name.startswith(start))

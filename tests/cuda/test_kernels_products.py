@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from emulator import ORDERS, aligned, for_types, module, needs_gxx, on_device
-from weights import TYPES, as_floats, device_form, random_rows, row_lengths
+from weights import TOGETHER, TYPES, as_floats, blocks_of_rows, device_form, random_rows, row_lengths
 
 pytestmark = needs_gxx
 
@@ -84,21 +84,23 @@ def test_quantized_activations(order):
     assert (ds[..., 1] == sums).all()
 
 
-def mmv(name, module_, device, exact, n_columns, rng, order=0, bias=None, residual=None):
+def mmv(name, module_, device, exact, n_columns, rng, order=0, bias=None, residual=None, x=None):
     n_rows, n = exact.shape
-    x = rng.normal(size=(n_columns, n)).astype(np.float32)
+    if x is None:
+        x = rng.normal(size=(n_columns, n)).astype(np.float32)
     arg, ds, x = columns_for(name, x)
     c = next(c for c in (1, 2, 4, 8) if c >= n_columns)
     y = aligned((n_columns, n_rows + 3), np.float32)
     y[:, :n_rows] = 0 if residual is None else residual
     module_.run(
-        f"mmv_{name}_c{c}", -(-n_rows // 4), 128, device, 0, None, 1, arg, ds, bias,
+        f"mmv_{name}_c{c}", blocks_of_rows(name, n_rows, n_columns), 128, device, 0, None, 1, arg, ds, bias,
         None if residual is None else y, y, n_rows, n, n_columns, n_rows + 3, order=order,
     )  # fmt: skip
     assert np.isnan(y[:, n_rows:]).all(), "written behind a column"
     want = x @ exact.T + (0 if bias is None else bias) + (0 if residual is None else residual)
     error = np.abs(y[:, :n_rows] - want)
     assert (error <= bound(exact, x) + 3 * U * np.abs(want) + 1e-30).all(), (name, n_columns, n, error.max())
+    return y[:, :n_rows]
 
 
 @pytest.mark.parametrize("name", FLOATS + TYPES)
@@ -113,9 +115,25 @@ def test_matrix_vector_products(name):
         mmv(name, products, device, exact, 8, rng, residual=rng.normal(size=(8, 6)).astype(np.float32))
 
 
-PAIRS = [(t, t) for t in ("q4_k", "iq4_ks", "iq2_xxs", "q2_k", "mxfp4", "bf16")] + [
+@pytest.mark.parametrize("name", TOGETHER)
+@pytest.mark.parametrize(("n_rows", "n"), [(70, 256), (33, 2304), (31, 1024)])
+def test_rows_together_have_the_bits_of_several_columns(name, n_rows, n):
+    """Blocks with all rows and with some, warps with units and without, an odd and an even number of them."""
+    rng = np.random.default_rng(n)
+    device, exact = weights(name, n_rows, n, rng)
+    products = module(for_types("mmv.cu", FLOATS + TYPES))
+    bias = on_device(rng.normal(size=n_rows).astype(np.float32))
+    x = rng.normal(size=(2, n)).astype(np.float32)
+    residual = rng.normal(size=(2, n_rows)).astype(np.float32)
+    both, one = (mmv(name, products, device, exact, c, rng, c, bias, residual[:c], x[:c]) for c in (2, 1))
+    assert (both[:1] == one).all()
+
+
+PAIRS = [(t, t) for t in ("q4_k", "iq4_ks", "iq2_xxs", "q2_k", "mxfp4", "bf16", "iq4_kt")] + [
     ("iq4_ks", "q6_k"),
     ("q8_0", "iq1_m"),
+    ("iq2_kt", "iq4_kt"),
+    ("iq4_kt", "q6_k"),
 ]
 
 
@@ -186,7 +204,7 @@ def test_up_gate_and_activation_in_one(up, gate, act):
         check_quantized(q, q_ds, y)
 
 
-@pytest.mark.parametrize("name", ["q4_k", "iq2_xxs", "bf16"])
+@pytest.mark.parametrize("name", ["q4_k", "iq2_xxs", "bf16", "iq4_kt"])
 def test_experts_of_pairs(name):
     """Two tokens with three slots of five experts, one slot empty: up and gate, then down with router weights."""
     rng = np.random.default_rng(8)
@@ -230,7 +248,7 @@ def test_experts_of_pairs(name):
     residual = rng.normal(size=(2, n)).astype(np.float32)
     out = on_device(residual)
     fused_module().run(
-        f"down_{name}", (n // 4, 2), 128, wd, n * wd.shape[1], ids, router, k, y if name in FLOATS else q, q_ds,
+        f"down_{name}", (blocks_of_rows(name, n), 2), 128, wd, n * wd.shape[1], ids, router, k, y if name in FLOATS else q, q_ds,
         bias_down, out, out, n, n_hidden,
     )  # fmt: skip
     assert (np.abs(out - want - residual) <= slack + 8 * U * (np.abs(want) + 1)).all()

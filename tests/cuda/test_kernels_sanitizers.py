@@ -11,6 +11,7 @@ from weights import device_row_bytes
 
 pytestmark = needs_gxx
 
+TOGETHER = for_types("mmv.cu", ["iq2_kt"])
 UPGATE = '#define IKQ_TYPE q8_0\n#define IKQ_GATE q8_0\n#include "upgate.cu"\n'
 ROUTER = '#include "router.cu"\n'
 
@@ -34,6 +35,13 @@ def run_mmv(module_, name, n_rows=5, n=256, n_columns=2, order=0):
     w, q, ds, y = products(name, n_rows, n, n_columns)
     args = (w, 0, None, 1, q, ds, None, None, y, n_rows, n, n_columns, n_rows)
     return module_.launch(f"mmv_{name}_c2", -(-n_rows // 4), 128, *args, order=order), y
+
+
+def run_together(module_, order=0):
+    """Two blocks, one with a single row; a warp with two units, others with one."""
+    w, q, ds, y = products("iq2_kt", 33, 1280, 1)
+    args = (w, 0, None, 1, q, ds, None, None, y, 33, 1280, 1, 33)
+    return module_.launch("mmv_iq2_kt_c1", 2, 128, *args, order=order), y
 
 
 def run_upgate(module_, order=0):
@@ -85,6 +93,37 @@ def test_rows_that_are_not_there_are_seen():
         wrong = made(text, "address", folder)
         assert run_mmv(wrong, "q6_0", n=96)[0]
         assert "misaligned address" in wrong.report
+
+
+@only_in_full
+def test_barriers_of_rows_together():
+    right = made(TOGETHER, "thread")
+    for order in (0, 1, 5):
+        assert run_together(right, order)[0] == 0, right.report
+    for error in (planted.BARRIER_OF_ACTIVATIONS, planted.BARRIER_OF_ROW_SUMS):
+        with planted.planted(error) as folder:
+            wrong = made(TOGETHER, "thread", folder)
+            assert run_together(wrong)[0], error
+            assert "data race" in wrong.report
+
+
+@only_in_full
+def test_rows_together_that_are_not_there_are_seen():
+    right = made(TOGETHER, "address")
+    assert run_together(right)[0] == 0, right.report
+    with planted.planted(planted.ROW_TOGETHER_TOO_MANY) as folder:
+        wrong = made(TOGETHER, "address", folder)
+        assert run_together(wrong)[0]
+        assert "heap-buffer-overflow" in wrong.report
+
+
+@pytest.mark.parametrize("error", [planted.SCALE_OF_A_NEIGHBOUR_RUN, planted.ACTIVATIONS_OF_A_NEIGHBOUR])
+def test_wrong_runs_together_change_results(error):
+    want = run_together(made(TOGETHER))[1]
+    with planted.planted(error) as folder:
+        got = run_together(made(TOGETHER, folder=folder))[1]
+    assert np.isfinite(want).all()
+    assert (np.abs(got - want) > 1e-3 * np.abs(want)).any()
 
 
 @only_in_full

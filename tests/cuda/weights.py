@@ -15,6 +15,14 @@ HALVES = {
     "iq6_k": [0], "tq1_0": [52], "tq2_0": [64], "q1_0_g128": [0], "q2_0": [0],
 }  # fmt: skip
 
+# types of which a block of `mmv` and `down` computes 32 rows of a single column together
+TOGETHER = ("iq1_kt", "iq2_kt", "iq4_kt")
+
+
+def blocks_of_rows(name: str, n_rows: int, n_columns: int = 1) -> int:
+    """The blocks that `mmv` and `down` need for the rows of a matrix."""
+    return -(-n_rows // (32 if name in TOGETHER and n_columns == 1 else 4))
+
 
 def random_scales(rng, shape) -> np.ndarray:
     return (rng.normal(size=shape) * 0.02).astype(np.float32)

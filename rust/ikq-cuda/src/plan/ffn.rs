@@ -6,6 +6,7 @@ use ikq_model::spec::{Activation, Func};
 use super::products::{Experts, expert_bytes};
 use super::{
     Kernel, NULL, Pairs, Plan, check_row, compiled_columns, geometry, i32_of, optional, reads_codes,
+    rows_of_block,
 };
 use crate::error::Error;
 use crate::gpu::Argument;
@@ -175,9 +176,10 @@ impl Down {
             let why = format!("rows of {} elements, {n_pairs} pairs of {k} experts each", self.n);
             return Err(Error::Plan { name: "down".into(), why });
         }
+        let n_blocks = self.n_rows.div_ceil(rows_of_block(self.ty, 1));
         Ok(Plan {
             kernel: Kernel::of_type("down.cu", "down", self.ty)?,
-            geometry: geometry([self.n_rows.div_ceil(4), n_pairs / k, 1], 128)?,
+            geometry: geometry([n_blocks, n_pairs / k, 1], 128)?,
             arguments: vec![
                 ("w", None),
                 ("expert_bytes", Some(expert_bytes(self.ty, self.n_rows, self.n)?)),

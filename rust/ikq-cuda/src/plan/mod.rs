@@ -292,6 +292,13 @@ pub fn reads_codes(ty: QuantType) -> bool {
     ty.info().family != Family::Float
 }
 
+/// Rows that a block of `mmv` or `down` computes. Of types that `cuda/together.cuh` is for, rows are multiplied with a
+/// single column together; otherwise each of four warps has a row.
+fn rows_of_block(ty: QuantType, n_columns: usize) -> usize {
+    let together = matches!(ty, QuantType::IQ1_KT | QuantType::IQ2_KT | QuantType::IQ4_KT);
+    if together && n_columns == 1 { 32 } else { 4 }
+}
+
 /// All specialisations that models with weights of these types need, with a KV cache of f16.
 ///
 /// # Errors
@@ -379,6 +386,20 @@ mod tests {
         }
         for n_columns in [0, 9] {
             assert!(Call::Products(products(QuantType::Q4_K, n_columns)).plan().is_err());
+        }
+    }
+
+    #[test]
+    fn rows_of_trellis_types_are_computed_together() {
+        for (ty, n_columns, blocks) in [
+            (QuantType::IQ4_KT, 1, 2),
+            (QuantType::IQ2_KT, 1, 2),
+            (QuantType::IQ4_KT, 2, 9),
+            (QuantType::IQ3_KT, 1, 9),
+        ] {
+            let call = Products { n_rows: 33, stride: 33, ..products(ty, n_columns) };
+            let plan = Call::Products(call).plan().expect("a plan");
+            assert_eq!((plan.geometry.grid, plan.geometry.block), ([blocks, 1, 1], [128, 1, 1]), "{ty:?}");
         }
     }
 

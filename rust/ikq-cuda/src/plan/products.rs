@@ -3,7 +3,7 @@
 use ikq_formats::QuantType;
 
 use super::{Kernel, Plan, check_row, compiled_columns, device_row_bytes, geometry, i32_of, i64_of};
-use super::{NULL, optional, reads_codes};
+use super::{NULL, optional, reads_codes, rows_of_block};
 use crate::error::Error;
 use crate::gpu::Argument;
 
@@ -41,9 +41,10 @@ impl Products {
             return Err(Error::Plan { name: "mmv".into(), why });
         }
         let by_expert = Experts::new("mmv", self.pairs, self.n_columns)?;
+        let n_blocks = self.n_rows.div_ceil(rows_of_block(self.ty, self.n_columns));
         Ok(Plan {
             kernel: Kernel::of_type("mmv.cu", "mmv", self.ty)?.ending(compiled),
-            geometry: geometry([self.n_rows.div_ceil(4), by_expert.grid_y, 1], 128)?,
+            geometry: geometry([n_blocks, by_expert.grid_y, 1], 128)?,
             arguments: vec![
                 ("w", None),
                 ("expert_bytes", Some(by_expert.bytes(self.ty, self.n_rows, self.n)?)),
