@@ -273,10 +273,10 @@ impl Cuda {
             return Ok(());
         }
         self.start_queue()?;
-        let scratch = self.scratch();
-        let head = self.parts.head.as_ref().expect("the output is on this device");
-        let input = self.norm((scratch.hidden, None), head.norm, scratch.normed, self.batch.n())?;
-        let weight = self.network().output.as_ref().expect("a head has its matrix");
+        let (scratch, head) =
+            (self.scratch(), self.parts.head.as_ref().expect("the output is on this device"));
+        let (Some(norm), Some(weight)) = (head.norm, &self.network().output) else { return Ok(()) };
+        let input = self.norm((scratch.hidden, None), norm, scratch.normed, self.batch.n())?;
         self.observe(&[weight], &input)
     }
 }
