@@ -108,12 +108,22 @@ def print_ignored(args: argparse.Namespace, n_gpu_layers: int | None = None) -> 
     wants_gpu = args.fit or (args.n_gpu_layers if n_gpu_layers is None else n_gpu_layers)
     if args.tensor_split and not wants_gpu:
         print("note: -ts ignored: it divides the layers of -ngl, and there are none", file=sys.stderr)
-    if wants_gpu and len(_devices(args)) == 1:
-        option = "--fit" if args.fit else "-ngl"
-        reason = f"no GPU is usable: {cuda.status(memory=False)['reason']}"
-        if not args.fallback_cpu:
-            raise ikq.DeviceError(f"{option}: {reason}; --fallback-cpu runs all layers on the CPU")
-        print(f"note: {option}: {reason}; all layers run on the CPU", file=sys.stderr)
+    if wants_gpu:
+        _note_without_gpu(args, "--fit" if args.fit else "-ngl", _devices(args))
+
+
+def _note_without_gpu(args: argparse.Namespace, option: str, devices: Sequence[str]) -> None:
+    """One line on standard error where an option wants GPUs, and the devices are the CPU alone.
+
+    Raises:
+        DeviceError: the CPU may not take the layers.
+    """
+    if len(devices) > 1:
+        return
+    reason = f"no GPU is usable: {cuda.status(memory=False)['reason']}"
+    if not args.fallback_cpu:
+        raise ikq.DeviceError(f"{option}: {reason}; --fallback-cpu runs all layers on the CPU")
+    print(f"note: {option}: {reason}; all layers run on the CPU", file=sys.stderr)
 
 
 def print_unused_rules(args: argparse.Namespace, names: Iterable[str]) -> None:
@@ -312,12 +322,25 @@ def fitted(path: str | os.PathLike[str], options: dict[str, Any]) -> dict[str, A
     return options | plan.fitted.keywords
 
 
-def _devices(args: argparse.Namespace) -> tuple[str, ...]:
+def draft_placement(args: argparse.Namespace) -> dict[str, Any]:
+    """What is computed where of a draft model, as keywords of `Model.load`.
+
+    Raises:
+        DeviceError: layers are to go to a GPU, there is none to use, and the CPU may not take them.
+    """
+    if not args.n_gpu_layers_draft:
+        return {}
+    devices = _devices(args, wants_gpu=True)
+    _note_without_gpu(args, "-ngld", devices)
+    return {"devices": devices, "n_gpu_layers": args.n_gpu_layers_draft}
+
+
+def _devices(args: argparse.Namespace, *, wants_gpu: bool = False) -> tuple[str, ...]:
     """Names of devices: the CPU always, and all usable GPUs where layers are to go and none is named."""
     names = [name.strip() for name in args.device.split(",") if name.strip()]
     names = [*(() if names and names[0].upper() == "CPU" else ("CPU",)), *names]
     wanted = args.n_gpu_layers
-    wants_gpu = args.fit or (any(wanted) if isinstance(wanted, list) else bool(wanted))
+    wants_gpu |= args.fit or (any(wanted) if isinstance(wanted, list) else bool(wanted))
     if len(names) == 1 and wants_gpu:
         names += cuda.usable_devices(memory=False)
     return tuple(names)

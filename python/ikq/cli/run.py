@@ -27,7 +27,13 @@ from ikq.cli.placement_table import placement_lines
 from ikq.cli.progress import prompt_progress, waiting
 from ikq.cli.prompt_cache import PromptCache, add_prompt_cache
 from ikq.cli.sampling_options import add_predict, add_sampling, sampling_options
-from ikq.cli.speculation_options import add_speculation, check_files, load_draft, speculation_options
+from ikq.cli.speculation_options import (
+    add_draft_placement,
+    add_speculation,
+    check_files,
+    load_draft,
+    speculation_options,
+)
 from ikq.cli.timings import print_timings
 from ikq.files.text_files import decode_literally, read_literally
 from ikq.grammar.keywords import GrammarKeywords, constraint_of
@@ -114,6 +120,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sampling(parser)
     add_grammar(parser)
     add_speculation(parser)
+    add_draft_placement(parser)
     add_ignored(parser)
     parser.add_argument("-co", "--color", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--log-disable", action="store_true", help=argparse.SUPPRESS)

@@ -6,11 +6,12 @@ import argparse
 from typing import Any
 
 import ikq
+from ikq.cli.model_options import draft_placement, n_layers
 from ikq.cli.numbers import number, whole_number
 from ikq.models import model_spec, mtp_spec
 from ikq.speculation import Speculation, check_same_vocabulary
 
-__all__ = ["add_speculation", "check_files", "load_draft", "speculation_options"]
+__all__ = ["add_draft_placement", "add_speculation", "check_files", "load_draft", "speculation_options"]
 
 
 def add_speculation(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +68,20 @@ def add_speculation(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_draft_placement(parser: argparse.ArgumentParser) -> None:
+    """Adds what says where a draft model is computed."""
+    parser.add_argument(
+        "-ngld",
+        "--gpu-layers-draft",
+        "--n-gpu-layers-draft",
+        dest="n_gpu_layers_draft",
+        type=n_layers,
+        default=0,
+        metavar="N",
+        help="the last N layers of the draft model go to GPUs, or to what -dev names (0)",
+    )
+
+
 def speculation_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keywords of `Model.generate` but `draft_model`, which `args` has as a file.
 
@@ -102,8 +117,15 @@ def check_files(args: argparse.Namespace, reader: ikq.GGUFReader) -> None:
 
 
 def load_draft(args: argparse.Namespace, model: ikq.Model) -> ikq.Model | None:
-    """The draft model, if one is given, loaded as the model is but for its placement."""
+    """The draft model, if one is given, loaded as the model is but for its placement.
+
+    Raises:
+        DeviceError: layers of it are to go to a GPU, and there is none to use.
+        OSError, IkqError: as `Model.load`.
+    """
     if args.draft_model is None:
         return None
     same = {name: getattr(args, name) for name in ("cache_type_k", "cache_type_v", "compute", "mmap")}
-    return ikq.Model.load(args.draft_model, n_ctx=model.n_ctx, n_threads=model.n_threads, **same)
+    return ikq.Model.load(
+        args.draft_model, n_ctx=model.n_ctx, n_threads=model.n_threads, **same, **draft_placement(args)
+    )

@@ -443,8 +443,12 @@ impl Order<'_> {
         let router = self.placement.device(Stage::Route(l));
         self.on_hidden(Stage::Route(l))?;
         let experts = self.placement.device(Stage::Experts(l));
-        let borrows =
-            experts != router && self.devices[router].borrows(l) && self.devices[experts].lends(l).is_some();
+        // statistics of all experts take more than those that the tokens chose
+        let takes_all = self.step.collector.is_some_and(|c| c.options().all_experts);
+        let borrows = experts != router
+            && !takes_all
+            && self.devices[router].borrows(l)
+            && self.devices[experts].lends(l).is_some();
         if experts != router && !borrows {
             self.transfer(Value::Input, router, experts);
             let choices = self.devices[router].choices().clone();

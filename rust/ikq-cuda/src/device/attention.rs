@@ -51,6 +51,7 @@ impl Cuda {
             }
             _ => unreachable!("weights are loaded by the network"),
         };
+        self.observe(&[output_of(&self.network().layers[l].attention)], &results)?;
         self.add_attention(attention, output, &results)
     }
 
@@ -92,9 +93,9 @@ impl Cuda {
 
     /// Computes queries, keys and values for the device that has the cache.
     pub(super) fn project_heads(&self, l: usize) -> Result<(), Error> {
-        let ((attention, w, _), scratch) = (self.grouped(l), self.scratch());
+        let ((attention, w, a), scratch) = (self.grouped(l), self.scratch());
         let input = self.norm((scratch.hidden, None), attention.norm, scratch.normed, self.batch.n())?;
-        self.project(w, &input)
+        self.project(a, w, &input)
     }
 
     /// Adds the output projection of the results that the device with the cache gave.
@@ -105,11 +106,14 @@ impl Cuda {
             // SAFETY: the floats were copied before
             unsafe { products::quantize(&self.gpu, &results) }?;
         }
+        self.observe(&[&a.output], &results)?;
         self.add_attention(attention, &w.output, &results)
     }
 
-    fn project(&self, w: &Gqa, input: &Columns) -> Result<(), Error> {
+    fn project(&self, a: &network::Gqa, w: &Gqa, input: &Columns) -> Result<(), Error> {
         let scratch = self.scratch();
+        let weights: Vec<_> = std::iter::once(&a.q).chain(a.kv.iter().flat_map(|(k, v)| [k, v])).collect();
+        self.observe(&weights, input)?;
         let products = [(&w.q, scratch.q), (&w.k, scratch.k), (&w.v, scratch.v)];
         products.into_iter().try_for_each(|(weight, y)| self.product(weight, input, y))
     }
@@ -117,7 +121,7 @@ impl Cuda {
     fn gqa(&self, l: usize, a: &network::Gqa, w: &Gqa, input: &Columns) -> Result<Columns, Error> {
         let scratch = self.scratch();
         let [keys, values] = self.rows(l) else { unreachable!("`LayerCache::new` made both") };
-        self.project(w, input)?;
+        self.project(a, w, input)?;
         // gates follow the queries of each head
         let d = a.head_dim;
         let q_stride = if a.output_gate { 2 * d } else { d };
@@ -146,17 +150,28 @@ impl Cuda {
     fn mla(&self, l: usize, a: &network::Mla, w: &Mla, input: &Columns) -> Result<Columns, Error> {
         let (scratch, n) = (self.scratch(), input.n_columns);
         let [rows] = self.rows(l) else { unreachable!("`LayerCache::new` made one") };
+        let first = a.q_a.as_ref().map_or(&a.q, |(q_a, _)| q_a);
+        self.observe(&[first, &a.kv_a], input)?;
         match &w.q_a {
             None => self.product(&w.q, input, scratch.q)?,
             Some((q_a, norm)) => {
                 self.product(q_a, input, scratch.v)?;
                 let compressed = self.norm_of((scratch.v, None), *norm, scratch.inner, (q_a.n_rows(), n))?;
+                self.observe(&[&a.q], &compressed)?;
                 self.product(&w.q, &compressed, scratch.q)?;
             }
         }
         self.product(&w.kv_a, input, scratch.k)?;
         let rope = Some((a.rope, a.kv_rank));
-        self.store(l, rows, scratch.k, Ready { norm: Some((w.kv_a_norm, a.kv_rank)), rope, runs: None })?;
+        let norm = Some((w.kv_a_norm, a.kv_rank));
+        self.store(l, rows, scratch.k, Ready { norm, rope, runs: None })?;
+        if self.watched().is_some() {
+            // the cache has them in its own type
+            let compressed = scratch.inner.columns(a.kv_rank, n);
+            let (from, to) = ((scratch.k, latent_row(a)), (compressed.floats, a.kv_rank));
+            self.queries(from, (1, a.kv_rank), Ready { norm, ..Ready::default() }, to)?;
+            self.observe_compressed(a, &compressed)?;
+        }
 
         // queries of all heads for products with the compressed vectors: [k_b q | the rotated part]
         let (n_head, width) = (a.n_head, latent_row(a));
@@ -170,6 +185,9 @@ impl Cuda {
         let chosen = Chosen { ids: self.columns.heads(), pairs, sorted };
         let plain = scratch.inner.columns(a.n_nope, n * n_head);
         self.queries((scratch.q, q_stride), (n_head, a.n_nope), Ready::default(), (plain.floats, a.n_nope))?;
+        if !a.is_split() {
+            self.observe_heads(&a.k_b, &plain, n_head)?;
+        }
         self.by_head(&w.k_b, chosen, &plain, (scratch.queries, width))?;
         let (from, to) = (scratch.q.offset(4 * a.n_nope), scratch.queries.offset(4 * a.kv_rank));
         let turned = Ready { rope: Some((a.rope, 0)), ..Ready::default() };
@@ -184,6 +202,9 @@ impl Cuda {
         let sums = Sums { n_head, n_v, scale, softcap: None, sinks: None, gate: None };
         let compressed = scratch.inner.columns(n_v, n * n_head);
         self.attend(l, &sums, (rows, rows), &compressed, w.v_b.ty())?;
+        if !a.is_split() {
+            self.observe_heads(&a.v_b, &compressed, n_head)?;
+        }
         let results = scratch.outer.columns(n_head * a.head_dim_v, n);
         let by_head = scratch.outer.columns(a.head_dim_v, n * n_head);
         self.multiply_by_head(&w.v_b, chosen, &compressed, (by_head.floats, a.head_dim_v))?;
@@ -391,6 +412,15 @@ impl Cuda {
             true => unsafe { products::quantize(&self.gpu, to) },
             false => Ok(()),
         }
+    }
+}
+
+/// The matrix that the results of a layer's heads are multiplied with.
+fn output_of(attention: &network::Attention) -> &network::Weight {
+    match attention {
+        network::Attention::Gqa(a) => &a.output,
+        network::Attention::Mla(a) => &a.output,
+        network::Attention::DeltaNet(a) => &a.output,
     }
 }
 

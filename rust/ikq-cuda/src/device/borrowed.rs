@@ -207,6 +207,11 @@ impl Cuda {
             name: "experts".into(),
             why: "borrowed experts are computed in tiles".into(),
         })?;
+        let (input, groups) = (
+            self.embeddings(self.scratch().input),
+            self.groups_of(Chosen { ids, pairs, sorted: None }, ffn.n_experts)?,
+        );
+        self.observe_up_gate(&moe.experts, &input, groups.as_ref())?;
         let (part_ids, slots, sum) = {
             let scratch = self.scratch();
             (scratch.part_ids, scratch.slots, scratch.sum)
@@ -238,7 +243,7 @@ impl Cuda {
             };
             let sorted = Sorted { n_experts: part.experts.len(), n_pairs: Some(n_pairs), ..sorted };
             let chosen = Chosen { ids, pairs, sorted: Some(sorted) };
-            let activated = self.up_gate(&here, &self.embeddings(self.scratch().input), Some(chosen))?;
+            let activated = self.up_gate(&here, &input, Some(chosen))?;
             let each = Chosen { pairs: Pairs { k: 1, ..pairs }, ..chosen };
             let down = (&here.down.matrix, here.down.bias);
             // SAFETY: scratch memory has room for the batch's pairs
@@ -247,6 +252,9 @@ impl Cuda {
             }?;
         }
         self.host.launches();
+        // each part has written the columns of its pairs
+        let activated = self.scratch().activated.columns(ffn.up.n_rows(), pairs.n_pairs);
+        self.observe_down(&moe.experts, &activated, groups)?;
         let all = Chosen { ids, pairs, sorted: None };
         self.sum_slots(ffn.down.n_rows(), all, weights, (sum, None))
     }

@@ -1,5 +1,7 @@
 //! Gated delta-net layers on a GPU.
 
+use ikq_model::network;
+
 use super::Cuda;
 use super::parts::DeltaNet;
 use crate::error::Error;
@@ -31,6 +33,12 @@ impl Cuda {
         let beta = scratch.v;
         let alpha = beta.offset(4 * n * a.beta.n_rows());
         let gates = alpha.offset(4 * n * a.alpha.map_or(0, |a| a.n_rows()));
+        let network::Attention::DeltaNet(of) = &self.network().layers[l].attention else {
+            unreachable!("weights are loaded by the network")
+        };
+        let alpha_of = (!of.ba_grouped).then_some(&of.alpha);
+        let weights: Vec<_> = [&of.qkv, &of.beta].into_iter().chain(alpha_of).chain(&of.z).collect();
+        self.observe(&weights, input)?;
         self.product(&a.qkv, input, u)?;
         self.product(&a.beta, input, beta)?;
         if let Some(weight) = &a.alpha {

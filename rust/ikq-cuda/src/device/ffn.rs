@@ -1,12 +1,14 @@
 //! Stages of feed-forward networks on a GPU.
 
+use ikq_model::network;
+
 use super::Cuda;
 use super::parts::{Ffn, Linear};
 use crate::error::Error;
 use crate::memory::Address;
 use crate::plan::{
-    Call, Down, GluCall, Grouped, MOST_COLUMNS, MOST_GRID, MmqUpGate, Pairs, Router, SumSlots, TiledColumns,
-    UpGate, reads_codes,
+    Call, Down, GluCall, Grouped, MOST_COLUMNS, MOST_GRID, MmqUpGate, Pairs, Plan, Router, SumSlots,
+    TiledColumns, UpGate, reads_codes,
 };
 use crate::products::{self, Chosen, Columns, Sorted, Target, launch};
 
@@ -16,10 +18,13 @@ impl Cuda {
         let dense = self.parts.dense[l].as_ref().expect("a stage of this device");
         let (n, scratch) = (self.batch.n(), self.scratch());
         let input = self.norm((scratch.hidden, None), dense.norm, scratch.normed, n)?;
+        let network::Ffn::Dense(of) = &self.network().layers[l].ffn else {
+            unreachable!("weights are loaded by the network")
+        };
         match dense.post_norm {
-            None => self.one(&dense.ffn, &input, scratch.hidden, Some(scratch.hidden)),
+            None => self.one((&dense.ffn, of), &input, scratch.hidden, Some(scratch.hidden)),
             Some(norm) => {
-                self.one(&dense.ffn, &input, scratch.branch, None)?;
+                self.one((&dense.ffn, of), &input, scratch.branch, None)?;
                 self.add_branch((scratch.branch, None), Some(norm))
             }
         }
@@ -30,6 +35,8 @@ impl Cuda {
         let router = self.parts.router[l].as_ref().expect("a stage of this device");
         let (n, scratch, rule) = (self.batch.n(), self.scratch(), &router.rule);
         let input = self.norm((scratch.hidden, None), router.norm, scratch.input, n)?;
+        let moe = self.moe(l);
+        self.observe(&[&moe.router], &input)?;
         let to = Target { y: scratch.scores, bias: router.weight.bias, residual: None };
         let plan = Call::Router(Router {
             n_tokens: n,
@@ -53,6 +60,8 @@ impl Cuda {
             products::multiply(&self.gpu, &router.weight.matrix, &input, &to)?;
             launch(&self.gpu, &plan, &buffers)?;
         }
+        let pairs = Pairs { n_pairs: n * rule.n_used, k: rule.n_used };
+        self.observe_choices(&moe.router, Chosen { ids, pairs, sorted: None }, weights)?;
         if router.is_read {
             // SAFETY: room was made for the ids, and for the weights behind them, which the router wrote
             unsafe { self.gpu.copy_out_later(self.host.choices()?, 0, ids, 8 * n * rule.n_used) }?;
@@ -82,9 +91,20 @@ impl Cuda {
         let (n, scratch) = (self.batch.n(), self.scratch());
         let (ids, weights) = scratch.choices(n * k);
         let pairs = Pairs { n_pairs: n * k, k };
-        let chosen = Chosen { ids, pairs, sorted: self.sorted(ffn, ids, pairs)? };
-        let input = self.embeddings(scratch.input);
+        let chosen = Chosen { ids, pairs, sorted: None };
+        let (input, of) = (self.embeddings(scratch.input), &self.moe(l).experts);
+        let groups = match self.watched() {
+            Some(options) if options.all_experts => {
+                self.observe_all_experts(ffn, of, &input, chosen)?;
+                None
+            }
+            _ => self.groups_of(chosen, ffn.n_experts)?,
+        };
+        // the others, if there were any, have used the list
+        let chosen = Chosen { sorted: self.sorted(ffn, ids, pairs)?, ..chosen };
+        self.observe_up_gate(of, &input, groups.as_ref())?;
         let activated = self.up_gate(ffn, &input, Some(chosen))?;
+        self.observe_down(of, &activated, groups)?;
         self.down(&ffn.down, &activated, chosen, weights, scratch.sum)
     }
 
@@ -109,8 +129,8 @@ impl Cuda {
     /// Computes the shared expert.
     pub(super) fn shared(&self, l: usize) -> Result<(), Error> {
         let ffn = self.parts.shared[l].as_ref().expect("a stage of this device");
-        let scratch = self.scratch();
-        self.one(ffn, &self.embeddings(scratch.input), scratch.shared, None)
+        let (scratch, of) = (self.scratch(), self.moe(l).shared.as_ref().expect("a stage of this device"));
+        self.one((ffn, of), &self.embeddings(scratch.input), scratch.shared, None)
     }
 
     /// Adds the results of the experts to the residual stream.
@@ -121,15 +141,34 @@ impl Cuda {
         self.add_branch((scratch.sum, shared), router.post_norm)
     }
 
+    /// The mixture of experts of a layer.
+    pub(super) fn moe(&self, l: usize) -> &network::Moe {
+        match &self.network().layers[l].ffn {
+            network::Ffn::Moe(moe) => moe,
+            network::Ffn::Dense(_) => unreachable!("weights are loaded by the network"),
+        }
+    }
+
     /// The columns of the batch at a place, with the width of the residual stream.
     pub(super) fn embeddings(&self, place: super::scratch::Wide) -> Columns {
         place.columns(self.network().spec.n_embd, self.batch.n())
     }
 
     /// Computes an FFN of all columns, adds `residual` if there is one, and writes the result to `y`.
-    fn one(&self, ffn: &Ffn, input: &Columns, y: Address, residual: Option<Address>) -> Result<(), Error> {
+    fn one(
+        &self,
+        (ffn, of): (&Ffn, &network::Dense),
+        input: &Columns,
+        y: Address,
+        residual: Option<Address>,
+    ) -> Result<(), Error> {
         let (n, scratch) = (input.n_columns, self.scratch());
+        if let Some(gate) = &of.input_gate {
+            self.observe(&[gate], input)?;
+        }
+        self.observe(&[&of.experts.gate, &of.experts.up], input)?;
         let activated = self.up_gate(ffn, input, None)?;
+        self.observe(&[&of.experts.down], &activated)?;
         let Some(gate) = &ffn.input_gate else {
             let to = Target { y, bias: ffn.down.bias, residual };
             // SAFETY: scratch memory has room for the columns
@@ -223,7 +262,8 @@ impl Cuda {
             codes,
         })
         .plan()?;
-        let mut buffers = fused_buffers(ffn, from, to)?;
+        let (plan, results) = self.made(plan, to, codes);
+        let mut buffers = fused_buffers(ffn, from, results)?;
         buffers.extend(chosen.map(|c| ("ids", c.ids)));
         // SAFETY: scratch memory has room for these columns
         unsafe { launch(&self.gpu, &plan, &buffers) }
@@ -253,7 +293,8 @@ impl Cuda {
             codes,
         })
         .plan()?;
-        let mut buffers = fused_buffers(ffn, from, to)?;
+        let (plan, results) = self.made(plan, to, codes);
+        let mut buffers = fused_buffers(ffn, from, results)?;
         buffers.extend(sorted.into_iter().flat_map(|(sorted, _)| sorted.buffers()));
         // SAFETY: scratch memory has room for these columns
         unsafe { launch(&self.gpu, &plan, &buffers) }
@@ -286,13 +327,14 @@ impl Cuda {
         for first in (0..activated.n_columns).step_by(at_once) {
             let n_columns = at_once.min(activated.n_columns - first);
             let glu = GluCall { n_rows: n_ff, n_columns, glu: ffn.glu, ids: chosen.is_some(), codes };
+            let (plan, results) = self.made(Call::Glu(glu).plan()?, &activated.part(first, n_columns), codes);
             let skipped = 4 * first * n_ff;
             let mut buffers =
                 vec![("up", scratch.up.offset(skipped)), ("gate", scratch.gate.offset(skipped))];
             buffers.extend(chosen.map(|c| ("ids", c.ids.offset(4 * first))));
-            buffers.extend(made(&activated.part(first, n_columns), codes));
+            buffers.extend(results);
             // SAFETY: as above
-            unsafe { launch(&self.gpu, &Call::Glu(glu).plan()?, &buffers) }?;
+            unsafe { launch(&self.gpu, &plan, &buffers) }?;
         }
         Ok(())
     }
@@ -357,23 +399,29 @@ impl Cuda {
         // SAFETY: scratch memory has room for the batch's columns
         unsafe { launch(&self.gpu, &Call::SumSlots(sum).plan()?, &buffers) }
     }
+
+    /// A launch that makes activations, and the buffers for them: codes or floats. While inputs are collected, codes come
+    /// with the floats of which they are made.
+    fn made(&self, plan: Plan, to: &Columns, codes: bool) -> (Plan, Vec<(&'static str, Address)>) {
+        match to.codes.filter(|_| codes) {
+            None => (plan, vec![("y", to.floats)]),
+            Some((q, ds)) if self.watched().is_none() => (plan, vec![("q", q), ("q_ds", ds)]),
+            Some((q, ds)) => (plan.with("y"), vec![("y", to.floats), ("q", q), ("q_ds", ds)]),
+        }
+    }
 }
 
 /// What a kernel reads and writes that computes up, gate and activation, beside the list of experts.
-fn fused_buffers(ffn: &Ffn, from: &Columns, to: &Columns) -> Result<Vec<(&'static str, Address)>, Error> {
+fn fused_buffers(
+    ffn: &Ffn,
+    from: &Columns,
+    results: Vec<(&'static str, Address)>,
+) -> Result<Vec<(&'static str, Address)>, Error> {
     let (up, gate) = (&ffn.up, &ffn.gate);
     let mut buffers = vec![("up", up.matrix.at), ("gate", gate.matrix.at)];
     buffers.extend(up.bias.map(|a| ("bias_up", a)));
     buffers.extend(gate.bias.map(|a| ("bias_gate", a)));
     buffers.extend(from.read_by(up.ty())?);
-    buffers.extend(made(to, reads_codes(ffn.down.ty())));
+    buffers.extend(results);
     Ok(buffers)
-}
-
-/// The buffers of the activation's results: codes, or floats.
-fn made(to: &Columns, codes: bool) -> Vec<(&'static str, Address)> {
-    match (codes, to.codes) {
-        (true, Some((q, ds))) => vec![("q", q), ("q_ds", ds)],
-        _ => vec![("y", to.floats)],
-    }
 }

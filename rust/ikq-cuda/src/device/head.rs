@@ -46,7 +46,7 @@ impl Cuda {
         }
         if !self.batch.logits.is_empty() {
             let columns = self.chosen(&self.batch.logits)?;
-            let n_vocab = self.head().output.n_rows();
+            let n_vocab = self.output_matrix().n_rows();
             for first in (0..columns.n_columns).step_by(MOST_COLUMNS) {
                 let part = columns.part(first, MOST_COLUMNS.min(columns.n_columns - first));
                 self.multiply_output(&part)?;
@@ -81,7 +81,7 @@ impl Cuda {
 
     /// Computes the logits of columns, and copies them to the host.
     pub(super) fn output(&mut self, columns: &Columns, logits: &mut [f32]) -> Result<(), Error> {
-        let n_vocab = self.head().output.n_rows();
+        let n_vocab = self.output_matrix().n_rows();
         for (i, out) in logits.chunks_mut(MOST_COLUMNS * n_vocab).enumerate() {
             self.multiply_output(&columns.part(i * MOST_COLUMNS, out.len() / n_vocab))?;
             let y = self.scratch().logits;
@@ -93,7 +93,7 @@ impl Cuda {
     }
 
     fn multiply_output(&self, columns: &Columns) -> Result<(), Error> {
-        let output = &self.head().output;
+        let output = self.output_matrix();
         let to = Target { y: self.scratch().logits, bias: output.bias, residual: None };
         // SAFETY: there is room for the logits of so many columns
         unsafe { products::multiply(&self.gpu, &output.matrix, columns, &to) }
@@ -113,7 +113,11 @@ impl Cuda {
         self.parts.head.as_ref().expect("the output is on this device")
     }
 
-    /// Computes the output norm of some of the batch's columns.
+    fn output_matrix(&self) -> &super::parts::Linear {
+        self.head().output.as_ref().expect("without it no logits are wanted")
+    }
+
+    /// Computes the output norm, if there is one, of some of the batch's columns.
     fn chosen(&self, columns: &[u32]) -> Result<Columns, Error> {
         let bytes = 4 * self.network().spec.n_embd;
         let scratch = self.scratch();
@@ -125,6 +129,13 @@ impl Cuda {
             unsafe { self.gpu.copy(scratch.chosen.offset(at * bytes), from, run.len() * bytes) }?;
             at += run.len();
         }
-        self.norm((scratch.chosen, None), self.head().norm, scratch.normed, columns.len())
+        match self.head().norm {
+            Some(norm) => self.norm((scratch.chosen, None), norm, scratch.normed, columns.len()),
+            // of a part of a model there is nothing but its hidden states
+            None => {
+                let n = self.network().spec.n_embd;
+                Ok(Columns { n, n_columns: columns.len(), floats: scratch.chosen, codes: None })
+            }
+        }
     }
 }

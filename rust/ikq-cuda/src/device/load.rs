@@ -234,10 +234,10 @@ impl<'a> Loader<'a> {
             if stage == Stage::Embed {
                 return Err(self.not_yet("the embedding"));
             }
-            let (Some(norm), Some(output)) = (&network.output_norm, &network.output) else {
-                return Err(self.not_yet("a part of a model without its output matrix"));
-            };
-            parts.head = Some(Head { norm: self.floats(norm)?, output: self.linear(output)? });
+            parts.head = Some(Head {
+                norm: self.optional(network.output_norm.as_deref())?,
+                output: network.output.as_ref().map(|w| self.linear(w)).transpose()?,
+            });
             return Ok(());
         };
         let rare = match stage {

@@ -10,6 +10,7 @@
 //! | [`borrowed`], [`slabs`] | experts that the CPU has, in steps of many tokens |
 //! | [`queue`], [`graphs`] | launching several at once, and again |
 //! | [`host`] | copies to and from the host |
+//! | [`observed`] | what weights are multiplied with, for statistics |
 //! | [`predict`] | the memory that all this takes |
 //!
 //! An error of the driver in the middle of a step is kept, and reported when the step is over
@@ -25,6 +26,7 @@ mod graphs;
 mod head;
 mod host;
 mod load;
+mod observed;
 mod parts;
 mod predict;
 mod queue;
@@ -59,6 +61,7 @@ use columns::ColumnData;
 use graphs::{Graphs, Shape};
 use host::Host;
 use load::Loader;
+use observed::Watch;
 use parts::Parts;
 use predict::counted;
 use queue::Queue;
@@ -108,6 +111,8 @@ pub struct Cuda {
     /// Values that [`Device::get`] copied to the host.
     values: Vec<f32>,
     choices: Choices,
+    /// What a collector is told of after the present stage.
+    watch: RefCell<Watch>,
     failure: RefCell<Option<Error>>,
 }
 
@@ -139,6 +144,7 @@ impl Cuda {
             not_finite: None,
             values: Vec::new(),
             choices: Choices::new(),
+            watch: RefCell::default(),
             failure: RefCell::default(),
         })
     }
@@ -175,17 +181,6 @@ impl Cuda {
         self.scratch = None; // frees the old one before another is allocated
         self.scratch = Some(Scratch::new(&self.gpu, self.network(), &self.parts, n_columns)?);
         Ok(())
-    }
-
-    /// Refuses to collect statistics of inputs, which only the CPU does.
-    fn not_observed(&self, is_observed: bool) -> Result<(), Error> {
-        match is_observed {
-            true => Err(Error::Plan {
-                name: self.name.clone(),
-                why: "activations are collected on the CPU only; load the model without this device".into(),
-            }),
-            false => Ok(()),
-        }
     }
 
     fn scratch(&self) -> &Scratch {
@@ -588,9 +583,11 @@ impl Device for Cuda {
 
     fn run(&mut self, stage: Stage, step: Step<'_>) -> Result<(), RouterFailed> {
         self.attempt(|it| {
-            it.not_observed(step.collector.is_some())?;
             it.queue(stage);
-            Ok(())
+            match step.collector {
+                None => Ok(()),
+                Some(_) => it.observed(step, Cuda::start_queue),
+            }
         });
         Ok(())
     }
@@ -600,15 +597,12 @@ impl Device for Cuda {
     }
 
     fn run_borrowed(&mut self, layer: usize, lent: &Lent<'_>, step: Step<'_>) {
-        self.attempt(|it| {
-            it.not_observed(step.collector.is_some())?;
-            it.borrowed_experts(layer, lent, step.team)
-        });
+        self.attempt(|it| it.observed(step, |it| it.borrowed_experts(layer, lent, step.team)));
     }
 
     fn head(&mut self, step: Step<'_>, logits: &mut [f32], hidden: &mut [f32]) {
         self.attempt(|it| {
-            it.not_observed(step.collector.is_some_and(|c| c.options().output))?;
+            it.observed(step, Cuda::observe_head)?;
             it.results(logits, hidden)
         });
     }

@@ -127,11 +127,12 @@ pub struct DeltaNet {
     pub output: Linear,
 }
 
-/// The output norm and matrix.
+/// The output norm and matrix. Parts of models, and heads for further tokens, may have no matrix of their own, or neither:
+/// then there are only hidden states.
 #[derive(Clone, Copy, Debug)]
 pub struct Head {
-    pub norm: Address,
-    pub output: Linear,
+    pub norm: Option<Address>,
+    pub output: Option<Linear>,
 }
 
 /// The weights of stages; those of layers are indexed by layer, and `None` where another device has the stage.

@@ -33,7 +33,11 @@ impl Cuda {
             return Ok(());
         }
         self.host.launches();
-        let (queue, mut graphs) = (std::mem::take(&mut self.queue), std::mem::take(&mut self.graphs));
+        let queue = std::mem::take(&mut self.queue);
+        if self.watched().is_some() {
+            return self.launch(&queue); // what it reads is copied in between, which a graph cannot do
+        }
+        let mut graphs = std::mem::take(&mut self.graphs);
         let done = graphs.run(&self.gpu, &queue, || self.launch(&queue));
         self.graphs = graphs;
         done

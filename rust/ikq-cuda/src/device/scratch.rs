@@ -71,7 +71,7 @@ impl Sizes {
                 s.add_attention(&layer.attention, &attention.kind);
             }
         }
-        s.vocab = parts.head.map_or(0, |h| h.output.n_rows());
+        s.vocab = parts.head.and_then(|h| h.output).map_or(0, |w| w.n_rows());
         s
     }
 

@@ -130,6 +130,13 @@ impl Plan {
         });
         bound.collect()
     }
+
+    /// The same launch with a buffer that it would do without.
+    #[must_use]
+    pub fn with(mut self, buffer: &str) -> Plan {
+        self.arguments.iter_mut().filter(|(name, _)| *name == buffer).for_each(|(_, value)| *value = None);
+        self
+    }
 }
 
 const NULL: Option<Argument> = Some(Argument::Address(Address(0)));

@@ -1,0 +1,81 @@
+"""Speculation with models on a GPU (the stand-in): the text is the same without."""
+
+import json
+
+import pytest
+from emulator import FULL, needs_gxx
+from model_files import Changed, reader
+from mtp_files import HEADS, add_head, chain, cut_to_what_follows, with_head
+from standin import environment, run
+from test_whole_models_on_device import ALL
+
+pytestmark = [needs_gxx, pytest.mark.timeout(1800)]
+
+PROGRAM = """
+import json, sys
+import ikq
+path, other, text, cases = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
+always = {"draft_adapt": False, "draft_p_min": 0.0, "draft_max": 4}
+
+def told(generation):
+    tokens = [piece.token for piece in generation if piece.token is not None]
+    return tokens, generation.stats.n_drafted, generation.stats.n_accepted
+
+found = {}
+for name, (target, draft) in cases.items():
+    with ikq.Model.load(path, n_ctx=96, n_threads=2, **target) as model:
+        def generated(**options):
+            return told(model.generate(text, max_tokens=25, temperature=0, ignore_eos=True, **options))
+
+        found[name] = {"plain": generated(), "mtp": generated(mtp=True, **always)}
+        found[name]["lookup"] = generated(lookup=1, **always)
+        with ikq.Model.load(other, n_ctx=96, n_threads=2, **draft) as small:
+            found[name]["draft"] = generated(draft_model=small, **always)
+print(json.dumps(found))
+"""
+
+PLACES = {
+    "both": (ALL, ALL),
+    "target": (ALL, {}),
+    "draft": ({}, ALL),
+    "experts in RAM": (ALL | {"cpu_moe": True}, {}),
+}
+QUICK = ("both",)
+
+
+def spoken(file, other, text, tmp_path):
+    cases = {name: PLACES[name] for name in (PLACES if FULL else QUICK)}
+    arguments = (str(file), str(other), json.dumps(text), json.dumps(cases))
+    return json.loads(run(PROGRAM, environment(), *arguments, timeout=1700))
+
+
+@pytest.mark.parametrize("name", HEADS if FULL else HEADS[1:2])
+def test_texts_are_those_without_drafts(name, tmp_path):
+    """Heads whose drafts are mostly wrong, and draft models that are always right or never."""
+    file = tmp_path / "model.gguf"
+    with_head(name).write(file)
+    found = spoken(file, file, list(range(3, 20)), tmp_path)
+    for case, by_drafter in found.items():
+        plain, *_ = by_drafter["plain"]
+        assert len(plain) == 25
+        for drafter, (tokens, n_drafted, n_accepted) in by_drafter.items():
+            assert tokens == plain, (case, drafter)
+            assert n_accepted <= n_drafted
+        _, n_drafted, n_accepted = by_drafter["draft"]
+        # the model drafts for itself; two devices may differ where two tokens are as likely
+        assert n_accepted == n_drafted > 0 or case in ("target", "draft", "experts in RAM"), case
+
+
+@pytest.mark.parametrize("name", HEADS if FULL else HEADS[1:2])
+def test_a_head_that_knows_what_follows(name, tmp_path):
+    """All that is drafted is accepted: the hidden states that a GPU gives are those of their tokens."""
+    changed = cut_to_what_follows(add_head(Changed(reader(name))), from_hidden=True)
+    file = tmp_path / "model.gguf"
+    changed.write(file)
+    n_vocab, n_embd = changed.array("token_embd.weight").shape
+    text = [3, *chain(3, 60, min(n_vocab, n_embd))]
+    for case, by_drafter in spoken(file, file, text[:17], tmp_path).items():
+        for drafter, (tokens, n_drafted, n_accepted) in by_drafter.items():
+            assert tokens == text[17:42], (case, drafter)
+            assert n_accepted == n_drafted, (case, drafter)
+        assert all(by_drafter[d][1] > 0 for d in ("mtp", "draft")), case
