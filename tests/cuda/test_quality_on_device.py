@@ -21,7 +21,9 @@ def test_both_devices_say_the_same(tiny_moe, tmp_path):
     env = environment()
 
     def told(verb, *options):
-        done = ikq_command(env, verb, "-m", tiny_moe, "-c", 32, "--json", "-ctk", "f32", "-ctv", "f32", *options)
+        done = ikq_command(
+            env, verb, "-m", tiny_moe, "-c", 32, "--json", "-ctk", "f32", "-ctv", "f32", *options
+        )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 

@@ -6,7 +6,7 @@ import pytest
 from emulator import FULL, needs_gxx, only_in_full
 from model_files import Changed, reader
 from mtp_files import HEADS, add_head, chain, cut_to_what_follows, with_head
-from standin import environment, run
+from standin import environment, ikq_command, run
 from test_whole_models_on_device import ALL
 
 pytestmark = [needs_gxx, pytest.mark.timeout(1800)]
@@ -82,3 +82,20 @@ def test_a_head_that_knows_what_follows(name, tmp_path):
             assert tokens == text[17 : 17 + N_TOKENS], (case, drafter)
             assert n_accepted == n_drafted, (case, drafter)
         assert all(by_drafter[d][1] > 0 for d in ("mtp", "draft")), case
+
+
+def test_the_command(tiny_moe):
+    """The model's own file drafts on the GPU; without a GPU that is refused."""
+    arguments = ("run", "-m", tiny_moe, "-p", "import sys", "-n", "8", "--temp", "0", "--no-perf")
+    drafts = ("-md", tiny_moe, "-ngld", "99", "--draft-max", "3", "--draft-p-min", "0", "--no-draft-adapt")
+    there = ikq_command(environment(), *arguments, *drafts, "-ngl", "99")
+    assert there.returncode == 0, there.stderr
+    assert there.stdout == ikq_command(environment(), *arguments).stdout
+    without = {k: v for k, v in environment().items() if k != "LD_LIBRARY_PATH"} | {"IKQ_CUDA": "0"}
+    done = ikq_command(without, *arguments, *drafts)
+    assert done.returncode == 1
+    assert "-ngld: no GPU is usable" in done.stderr
+    done = ikq_command(without, *arguments, *drafts, "--fallback-cpu")
+    assert done.returncode == 0, done.stderr
+    assert "-ngld: no GPU is usable" in done.stderr
+    assert done.stdout == there.stdout
