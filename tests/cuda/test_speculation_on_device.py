@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from emulator import FULL, needs_gxx
+from emulator import FULL, needs_gxx, only_in_full
 from model_files import Changed, reader
 from mtp_files import HEADS, add_head, chain, cut_to_what_follows, with_head
-from standin import environment, run
+from standin import environment, ikq_command, run
 from test_whole_models_on_device import ALL
 
 pytestmark = [needs_gxx, pytest.mark.timeout(1800)]
@@ -15,6 +15,7 @@ PROGRAM = """
 import json, sys
 import ikq
 path, other, text, cases = sys.argv[1], sys.argv[2], json.loads(sys.argv[3]), json.loads(sys.argv[4])
+n_tokens = int(sys.argv[5])
 always = {"draft_adapt": False, "draft_p_min": 0.0, "draft_max": 4}
 
 def told(generation):
@@ -25,7 +26,7 @@ found = {}
 for name, (target, draft) in cases.items():
     with ikq.Model.load(path, n_ctx=96, n_threads=2, **target) as model:
         def generated(**options):
-            return told(model.generate(text, max_tokens=25, temperature=0, ignore_eos=True, **options))
+            return told(model.generate(text, max_tokens=n_tokens, temperature=0, ignore_eos=True, **options))
 
         found[name] = {"plain": generated(), "mtp": generated(mtp=True, **always)}
         found[name]["lookup"] = generated(lookup=1, **always)
@@ -41,15 +42,17 @@ PLACES = {
     "experts in RAM": (ALL | {"cpu_moe": True}, {}),
 }
 QUICK = ("both",)
+N_TOKENS = 25 if FULL else 9
 
 
 def spoken(file, other, text, tmp_path):
     cases = {name: PLACES[name] for name in (PLACES if FULL else QUICK)}
-    arguments = (str(file), str(other), json.dumps(text), json.dumps(cases))
+    arguments = (str(file), str(other), json.dumps(text), json.dumps(cases), str(N_TOKENS))
     return json.loads(run(PROGRAM, environment(), *arguments, timeout=1700))
 
 
-@pytest.mark.parametrize("name", HEADS if FULL else HEADS[1:2])
+@only_in_full
+@pytest.mark.parametrize("name", HEADS)
 def test_texts_are_those_without_drafts(name, tmp_path):
     """Heads whose drafts are mostly wrong, and draft models that are always right or never."""
     file = tmp_path / "model.gguf"
@@ -57,7 +60,7 @@ def test_texts_are_those_without_drafts(name, tmp_path):
     found = spoken(file, file, list(range(3, 20)), tmp_path)
     for case, by_drafter in found.items():
         plain, *_ = by_drafter["plain"]
-        assert len(plain) == 25
+        assert len(plain) == N_TOKENS
         for drafter, (tokens, n_drafted, n_accepted) in by_drafter.items():
             assert tokens == plain, (case, drafter)
             assert n_accepted <= n_drafted
@@ -76,6 +79,23 @@ def test_a_head_that_knows_what_follows(name, tmp_path):
     text = [3, *chain(3, 60, min(n_vocab, n_embd))]
     for case, by_drafter in spoken(file, file, text[:17], tmp_path).items():
         for drafter, (tokens, n_drafted, n_accepted) in by_drafter.items():
-            assert tokens == text[17:42], (case, drafter)
+            assert tokens == text[17 : 17 + N_TOKENS], (case, drafter)
             assert n_accepted == n_drafted, (case, drafter)
         assert all(by_drafter[d][1] > 0 for d in ("mtp", "draft")), case
+
+
+def test_the_command(tiny_moe):
+    """The model's own file drafts on the GPU; without a GPU that is refused."""
+    arguments = ("run", "-m", tiny_moe, "-p", "import sys", "-n", "8", "--temp", "0", "--no-perf")
+    drafts = ("-md", tiny_moe, "-ngld", "99", "--draft-max", "3", "--draft-p-min", "0", "--no-draft-adapt")
+    there = ikq_command(environment(), *arguments, *drafts, "-ngl", "99")
+    assert there.returncode == 0, there.stderr
+    assert there.stdout == ikq_command(environment(), *arguments).stdout
+    without = {k: v for k, v in environment().items() if k != "LD_LIBRARY_PATH"} | {"IKQ_CUDA": "0"}
+    done = ikq_command(without, *arguments, *drafts)
+    assert done.returncode == 1
+    assert "-ngld: no GPU is usable" in done.stderr
+    done = ikq_command(without, *arguments, *drafts, "--fallback-cpu")
+    assert done.returncode == 0, done.stderr
+    assert "-ngld: no GPU is usable" in done.stderr
+    assert done.stdout == there.stdout

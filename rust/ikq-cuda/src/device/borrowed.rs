@@ -252,10 +252,15 @@ impl Cuda {
             }?;
         }
         self.host.launches();
-        // each part has written the columns of its pairs
-        let activated = self.scratch().activated.columns(ffn.up.n_rows(), pairs.n_pairs);
-        self.observe_down(&moe.experts, &activated, groups)?;
         let all = Chosen { ids, pairs, sorted: None };
+        if groups.is_some() {
+            // each part has written the columns of its pairs, but a separate activation also zeros in the others
+            let activated = self.scratch().activated.columns(ffn.up.n_rows(), pairs.n_pairs);
+            if ffn.apart {
+                self.activate(&ffn, Some(all), &activated)?;
+            }
+            self.observe_down(&moe.experts, &activated, groups)?;
+        }
         self.sum_slots(ffn.down.n_rows(), all, weights, (sum, None))
     }
 }

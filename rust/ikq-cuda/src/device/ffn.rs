@@ -322,6 +322,17 @@ impl Cuda {
                 }?,
             }
         }
+        self.activate(ffn, chosen, activated)
+    }
+
+    /// Computes the activation of up and gate that were computed as two products.
+    pub(super) fn activate(
+        &self,
+        ffn: &Ffn,
+        chosen: Option<Chosen>,
+        activated: &Columns,
+    ) -> Result<(), Error> {
+        let (scratch, n_ff) = (self.scratch(), ffn.up.n_rows());
         let codes = reads_codes(ffn.down.ty());
         let at_once = MOST_GRID;
         for first in (0..activated.n_columns).step_by(at_once) {
@@ -333,7 +344,7 @@ impl Cuda {
                 vec![("up", scratch.up.offset(skipped)), ("gate", scratch.gate.offset(skipped))];
             buffers.extend(chosen.map(|c| ("ids", c.ids.offset(4 * first))));
             buffers.extend(results);
-            // SAFETY: as above
+            // SAFETY: scratch memory has room for all columns
             unsafe { launch(&self.gpu, &plan, &buffers) }?;
         }
         Ok(())
