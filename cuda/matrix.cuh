@@ -154,9 +154,16 @@ IKQ_DEV unsigned row_of_thread() { return threadIdx.x >> 2; }
 IKQ_DEV bool decodes_second() { return threadIdx.x >= TILE_THREADS / 2; }
 IKQ_DEV unsigned place_of_two(unsigned row) { return 32 * (row >> 4 & 3u) + 16 * (row >> 6) + (row & 15u); }
 
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+constexpr bool STARTS_ARE_KEPT = false;
+#else
+constexpr bool STARTS_ARE_KEPT = true;
+#endif
+
 template <class A, class B, bool TWO, int C>
 IKQ_DEV void multiply(const uint8_t *row, const Source &x, Tile<C> *tiles, Results<C / 32> &results) {
     constexpr int N = C / 32, GROUPS = N < 2 ? N : 2;
+    constexpr bool ONE_SCALE = RowPart<A, 0, 1>::PARTS == 1 && RowPart<B, 0, 1>::PARTS == 1; // of 32 elements
     constexpr bool SUMS_16 = MIN_RUN<A> == 16 || MIN_RUN<B> == 16;
     const Places at = places_of_lane<N>();
     const unsigned own = TWO ? place_of_two(row_of_thread()) : row_of_thread();
@@ -198,16 +205,18 @@ IKQ_DEV void multiply(const uint8_t *row, const Source &x, Tile<C> *tiles, Resul
                 if (!last) decode(step + 1, other);
                 continue;
             }
-            // What sums start from. The compiler of some architectures writes a constant, and copies of one variable, into the
-            // registers of each sum again; of four variables it keeps each in a register, since it does not know that nothing
-            // is added (there are not as many steps). They are made in each step, so that decoding has those registers.
-            int magic[4];
-            uint32_t length = uint32_t(x.n);
-            asm volatile("" : "+r"(length));
+            // What sums start from. Before sm_90, the compiler writes a constant, and copies of one variable, into the registers
+            // of each sum again; of four variables it keeps each in a register, since it does not know that nothing is added
+            // (n is small). They are made in each step, so that decoding has those registers.
+            int magic[4] = {MAGIC_BITS, MAGIC_BITS, MAGIC_BITS, MAGIC_BITS};
+            if constexpr (STARTS_ARE_KEPT) {
+                uint32_t length = uint32_t(x.n);
+                asm volatile("" : "+r"(length));
 #pragma unroll
-            for (int i = 0; i < 4; i++) magic[i] = MAGIC_BITS + int((length + uint32_t(i)) >> 31);
-// unrolled further, the compiler would begin with more at once, and have too few registers
-#pragma unroll(N < 4 ? 2 : 1)
+                for (int i = 0; i < 4; i++) magic[i] += int((length + uint32_t(i)) >> 31);
+            }
+// written out for more, the compiler would begin with all at once, and have too few registers
+#pragma unroll(N < 4 && ONE_SCALE ? 2 : 1)
             for (unsigned j = 0; j < 4; j++) {
                 RowPart<A, 0, TWO ? 1 : 2> w;
                 RowPart<B, 1, 1> second; // not used if there is one matrix
