@@ -207,7 +207,7 @@ def test_the_command(tiny_moe, tmp_path):
         "".join(f"The function number {i} returns a list of module {i % 7}.\n" for i in range(12))
     )
     env = environment()
-    arguments = ("-m", tiny_moe, "-f", text, "-c", 32, "--chunks", 2)
+    arguments = ("-m", tiny_moe, "-f", text, "-c", 32, "--chunks", 1)
     found = {}
     for device, options in {"cpu": (), "gpu": ("-ngl", "99")}.items():
         out = tmp_path / f"{device}.gguf"
