@@ -200,9 +200,8 @@ fn column_by_column<I: Isa, C: InLanes<I, N>, const N: usize>(
                 let (e, codes) = coder.nearest(isa, target, *scales, j, seen);
                 for (n, e) in e.into_iter().enumerate() {
                     isa.store_f(e, &mut errors[j + n]);
-                    for later in i + N..SIDE_BY_SIDE {
-                        let factor = isa.splat_f(factors(j + n)[later]);
-                        x[later] = isa.sub_f(x[later], isa.mul_f(e, factor));
+                    for (x, factor) in x.iter_mut().zip(factors(j + n)).skip(i + N) {
+                        *x = isa.sub_f(*x, isa.mul_f(e, isa.splat_f(*factor)));
                     }
                 }
                 found(choice, j, own, e, codes);
