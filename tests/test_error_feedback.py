@@ -79,6 +79,35 @@ def test_long_rows(tmp_path: Path, type: str) -> None:
     assert product_error(held_out, weights, quantized(source, type, cov)) < 0.85 * plain
 
 
+def test_no_code_of_a_column_could_be_better(tmp_path: Path) -> None:
+    """When codes have been chosen again, changing any one by a step makes the error of products larger."""
+    k, n = 256, 4096
+    weights = np.random.default_rng(3).standard_normal((32, k), dtype=np.float32) / 8
+    source = model(tmp_path / "m.gguf", weights)
+    x = inputs(k, n)
+    cov = covariances(tmp_path / "m.cov", x)
+    h = (x.T @ x).astype(np.float64)
+    h = h / np.diag(h).mean() + (0.05 + k / n) * np.eye(k)
+
+    def better(cov: Path | None) -> float:
+        """The share of codes for which a neighbour would gain more than rounding explains."""
+        y = quantized(source, "Q4_0", cov, biased=True)
+        with ikq.GGUFReader(tmp_path / "out.gguf") as reader:
+            blocks = np.array(reader.tensors[NAME].raw).reshape(len(weights), k // 32, 18)
+        d = np.repeat(
+            np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0].astype(np.float64), 32, axis=1
+        )
+        g, level = (weights - y) @ h, np.rint(y / d)
+        found = np.zeros(y.shape, bool)
+        for step in (-1, 1):
+            cost = np.square(d) * np.diag(h)
+            found |= (2 * step * d * g - cost > 0.02 * cost) & (level + step >= -8) & (level + step <= 7)
+        return float(found.mean())
+
+    assert better(None) > 0.05
+    assert better(cov) < 1e-3
+
+
 def test_types_without_feedback_and_interleaved_ones(tmp_path: Path, weights: np.ndarray) -> None:
     source = model(tmp_path / "m.gguf", weights)
     cov = covariances(tmp_path / "m.cov", inputs(K, 4096))

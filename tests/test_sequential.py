@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from covariance_files import write_covariances
 
 import ikq
 from ikq.evaluate import Windows
 from ikq.models import model_spec
 from ikq.quantizing.sequential import quantize_layers
+from ikq.quantizing.sequential.in_order import take_first_inputs
 from ikq.quantizing.sequential.layer_runner import LayerRunner
 from ikq.quantizing.sequential.states import embedded, new_states
 from ikq.statistics.calibrate import windows_of
@@ -127,6 +129,35 @@ def test_what_is_there_of_another_run_is_not_taken(
     assert layers(TYPE) == [True, True, False, True]
     assert layers("Q4_0") == [False] * 4
     assert layers("Q4_0", rounds=1) == [False] * 4
+
+
+def test_inputs_are_taken_in_their_order(tmp_path: Path) -> None:
+    def written(name: str, value: float, *inputs: str) -> Path:
+        sums = np.full((1, 4, 4), value, np.float32)
+        return write_covariances(tmp_path / name, {each: (sums, [value]) for each in inputs})
+
+    def taken(newer: Path, n: int | None) -> list[float]:
+        old = written("old.cov", 1.0, "blk.0.a.weight", "blk.0.b.weight")
+        take_first_inputs(old, newer, n)
+        assert not newer.exists()
+        found = ikq.Covariances(old)
+        assert all((site.sums == site.counts[0]).all() for site in found)
+        return [float(site.counts[0]) for site in found]
+
+    both = "blk.0.a.weight", "blk.0.b.weight"
+    assert taken(written("new.cov", 2.0, *both), 1) == [2.0, 1.0]
+    assert taken(written("new.cov", 2.0, *both), 2) == [2.0, 2.0]
+    assert taken(written("new.cov", 2.0, *both), 3) == [2.0, 2.0]
+    assert taken(written("new.cov", 2.0, *both), None) == [2.0, 2.0]
+    assert taken(written("new.cov", 2.0, "blk.0.a.weight"), 1) == [2.0]
+
+
+def test_rounds_beyond_the_inputs_change_nothing(
+    tiny_moe: Path, windows: Windows, made: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.gguf"
+    ikq.quantize_sequentially(tiny_moe, out, TYPE, windows, rounds=8, **OPTIONS)
+    assert sha256(out) == sha256(made)
 
 
 def test_the_command(tiny_moe: Path, tmp_path: Path) -> None:

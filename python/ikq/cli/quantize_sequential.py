@@ -43,7 +43,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--effort",
         choices=list(ROUNDS_OF_EFFORT),
         default="normal",
-        help="max: go through each layer again until nothing of it changes any more",
+        help="max: up to eight rounds of a layer, not four, for layers with more inputs one after another",
     )
 
 

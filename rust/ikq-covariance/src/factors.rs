@@ -34,6 +34,10 @@ pub fn damping(k: usize, n: f64) -> f64 {
 /// Factors on the damping, tried in turn. Those above 1 are for matrices that are not positive because of rounding.
 const MORE: [f64; 3] = [1.0, 10.0, 100.0];
 
+/// Columns of a *unit*, within which codes are chosen again with all of the unit's other codes known. Every block of
+/// every type is inside one.
+pub const UNIT: usize = 256;
+
 /// The error for a matrix that cannot be a covariance: no sum of outer products gives it, even with rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotPositive;
@@ -48,6 +52,9 @@ pub struct Factors {
     pub spread: Strips,
     /// The factor R of the module's comment.
     pub root: Strips,
+    /// For each column p, how the errors of its unit's columns count together with its own, if later units are
+    /// adjusted for all of them: `sum over m of R_pm R_jm`, where m runs over the unit, at the place of j in it.
+    pub inner: Vec<[f32; UNIT]>,
     /// `D H^-1`, `k` rows of `k`, where rows are aimed.
     aim: Option<Vec<f32>>,
 }
@@ -105,6 +112,7 @@ impl Factors {
                 let weights = (0..k).map(|j| a[at(j, j)].powi(2) as f32).collect();
                 let spread = Strips::new(k, |p, j| (inverse[at(p, j)] / inverse[at(p, p)]) as f32);
                 let root = Strips::new(k, |p, j| a[at(p, j)] as f32);
+                let inner = inner(k, |p, j| a[at(p, j)]);
                 let aim = cross.map(|cross| {
                     // reversed as `a` is
                     let turned = |i: usize| cross[k * k - 1 - i];
@@ -112,7 +120,7 @@ impl Factors {
                     run(kind, Divide { inverse: &inverse, rows: &mut rows, k });
                     rows.iter().rev().map(|v| *v as f32).collect()
                 });
-                return Ok(Factors { k, weights, spread, root, aim });
+                return Ok(Factors { k, weights, spread, root, inner, aim });
             }
         }
         Err(NotPositive)
@@ -144,7 +152,7 @@ impl Factors {
 
     /// Bytes that the factors of `k` columns take.
     pub fn bytes(k: usize, has_aim: bool) -> usize {
-        4 * (2 * Strips::floats(k) + k + if has_aim { k * k } else { 0 })
+        4 * (2 * Strips::floats(k) + k + UNIT * k + if has_aim { k * k } else { 0 })
     }
 
     /// Bytes of memory that computing the factors takes besides the factors themselves.
@@ -152,6 +160,25 @@ impl Factors {
         // the factor and its inverse; with an aim also the rows that are divided, and the transposed inverse
         (if has_aim { 32 } else { 16 }) * k * k
     }
+}
+
+/// [`Factors::inner`] of the factor with `root(row, column)` at `row <= column`.
+fn inner(k: usize, root: impl Fn(usize, usize) -> f64) -> Vec<[f32; UNIT]> {
+    let mut out = vec![[0.0; UNIT]; k];
+    for first in (0..k).step_by(UNIT) {
+        let end = k.min(first + UNIT);
+        let rows: Vec<Vec<f64>> = (first..end)
+            .map(|p| (first..end).map(|m| if p <= m { root(p, m) } else { 0.0 }).collect())
+            .collect();
+        for (p, a) in rows.iter().enumerate() {
+            for (j, b) in rows[..=p].iter().enumerate() {
+                let sum: f64 = a[p..].iter().zip(&b[p..]).map(|(a, b)| a * b).sum();
+                out[first + p][j] = sum as f32;
+                out[first + j][p] = sum as f32;
+            }
+        }
+    }
+    out
 }
 
 /// An upper triangle, stored in strips of sixteen columns. A strip has its columns of row 0, of row 1, and so on,

@@ -11,7 +11,7 @@ mod factors;
 mod products;
 
 pub use cross::add_cross_products;
-pub use factors::{Factors, NotPositive, Strips, damping};
+pub use factors::{Factors, NotPositive, Strips, UNIT, damping};
 pub use products::add_products;
 
 /// Floats of the lower triangle of a matrix of `k` columns.

@@ -2,11 +2,12 @@
 
 use std::marker::PhantomData;
 
-use ikq_covariance::Factors;
+use ikq_covariance::{Factors, UNIT};
 use ikq_encode::{EncodeOptions, Error, undoes_bias};
 use ikq_formats::{Layout, QuantType, check_matrix, interleave_group, layout, row_bytes};
 use ikq_simd::{IsaKind, run};
 
+use crate::descent::Descend;
 use crate::form::float;
 use crate::passes::{Gains, LANES, Lane, Move, Settle};
 use crate::types::{Columns, ForType, for_type};
@@ -61,7 +62,7 @@ pub fn encode_rows(
 /// Bytes of working memory that [`encode_rows`] takes for rows of `n_per_row` floats.
 pub fn working_bytes(n_per_row: usize) -> usize {
     // floats and errors of the rows that are encoded together; their adjusted blocks, and the numbers of blocks
-    ROWS * (2 * 4 * n_per_row + 3 * 4 * 512)
+    ROWS * (2 * 4 * n_per_row + 5 * 4 * 512)
 }
 
 struct Rows<'a> {
@@ -109,52 +110,109 @@ impl Rows<'_> {
         }
         let of_rows: Vec<f32> = out.chunks_exact(row_size).map(|row| of_row(&row[..header])).collect();
         let mut errors = vec![[0.0; LANES]; n_groups * k];
+        let unit = UNIT.min(k);
+        // columns of a unit adjusted for earlier units, those of a block adjusted for earlier blocks of the unit too,
+        // and what codes of the unit decode to
+        let mut of_unit = vec![[0.0; LANES]; n_groups * unit];
         let mut moved = vec![[0.0; LANES]; n_groups * n];
-        let mut values = vec![0; n_rows * n_values];
+        let mut decoded = vec![[0.0; LANES]; n_groups * unit];
+        let mut values = vec![0; unit / n * n_rows * n_values];
         let mut fits = vec![true; n_rows];
         let mut floats = vec![0.0; n_rows * n];
         let mut bytes = vec![0; n_rows * layout.bytes];
-        for (block, first) in (0..k).step_by(n).enumerate() {
-            let op = Move { x: &lanes, errors: &errors, factors, first, out: &mut moved, n };
+        let at = |row: usize, column: usize| row * row_size + header + column / n * layout.bytes;
+        for start in (0..k).step_by(UNIT) {
+            let width = UNIT.min(k - start);
+            let of_unit = &mut of_unit[..n_groups * width];
+            let decoded = &mut decoded[..n_groups * width];
+            let values = &mut values[..width / n * n_rows * n_values];
+            let op = Move {
+                x: &lanes,
+                of_x: k,
+                in_x: start,
+                errors: &errors,
+                from: 0,
+                factors,
+                first: start,
+                out: of_unit,
+                n: width,
+            };
             run(kind, op);
-            for (row, floats) in floats.chunks_exact_mut(n).enumerate() {
-                let lane = row % LANES;
-                let moved = &mut moved[row / LANES * n..][..n];
-                floats.iter_mut().zip(&*moved).for_each(|(x, m)| *x = m[lane]);
-                if !floats.iter().all(|x| x.is_finite()) {
-                    fits[row] = false;
-                    floats.fill(0.0);
-                    moved.iter_mut().for_each(|m| m[lane] = 0.0);
-                }
-            }
-            let at = |row: usize| row * row_size + header + block * layout.bytes;
-            if header == 0 {
-                let weights = Some(&factors.weights[first..first + n]);
-                ikq_encode::encode_rows(kind, T::TYPE, &floats, n, weights, fitted, &mut bytes)?;
-            }
-            for (row, values) in values.chunks_exact_mut(n_values).enumerate() {
-                let bytes = match header {
-                    0 => &bytes[row * layout.bytes..],
-                    _ => &out[at(row)..],
+            let blocks = (start..start + width).step_by(n).zip(values.chunks_exact_mut(n_rows * n_values));
+            for (first, values) in blocks {
+                let op = Move {
+                    x: of_unit,
+                    of_x: width,
+                    in_x: first - start,
+                    errors: &errors,
+                    from: start,
+                    factors,
+                    first,
+                    out: &mut moved,
+                    n,
                 };
-                layout.unpack(&bytes[..layout.bytes], values);
+                run(kind, op);
+                for (row, floats) in floats.chunks_exact_mut(n).enumerate() {
+                    let lane = row % LANES;
+                    let moved = &mut moved[row / LANES * n..][..n];
+                    floats.iter_mut().zip(&*moved).for_each(|(x, m)| *x = m[lane]);
+                    if !floats.iter().all(|x| x.is_finite()) {
+                        fits[row] = false;
+                        floats.fill(0.0);
+                        moved.iter_mut().for_each(|m| m[lane] = 0.0);
+                    }
+                }
+                if header == 0 {
+                    let weights = Some(&factors.weights[first..first + n]);
+                    ikq_encode::encode_rows(kind, T::TYPE, &floats, n, weights, fitted, &mut bytes)?;
+                }
+                for (row, values) in values.chunks_exact_mut(n_values).enumerate() {
+                    let bytes = match header {
+                        0 => &bytes[row * layout.bytes..],
+                        _ => &out[at(row, first)..],
+                    };
+                    layout.unpack(&bytes[..layout.bytes], values);
+                }
+                let settle = Settle {
+                    moved: &mut moved,
+                    decoded: &mut *decoded,
+                    of_unit: width,
+                    in_unit: first - start,
+                    errors: &mut errors,
+                    factors,
+                    first,
+                    n,
+                    values,
+                    n_values,
+                    places,
+                    of_rows: &of_rows,
+                    options,
+                    of_type: PhantomData::<T>,
+                };
+                run(kind, settle);
             }
-            let settle = Settle {
-                moved: &mut moved,
+            let descend = Descend {
+                moved: of_unit,
+                decoded,
                 errors: &mut errors,
                 factors,
-                first,
-                n,
-                values: &mut values,
+                first: start,
+                n: width,
+                values: &mut *values,
                 n_values,
+                block: n,
+                n_rows,
                 places,
                 of_rows: &of_rows,
                 options,
                 of_type: PhantomData::<T>,
             };
-            run(kind, settle);
-            for (row, values) in values.chunks_exact(n_values).enumerate() {
-                layout.pack(values, &mut out[at(row)..][..layout.bytes]);
+            run(kind, descend);
+            let blocks = (start..start + width).step_by(n).zip(values.chunks_exact(n_rows * n_values));
+            for (first, values) in blocks {
+                for (row, values) in values.chunks_exact(n_values).enumerate() {
+                    layout.pack(values, &mut out[at(row, first)..][..layout.bytes]);
+                }
             }
         }
         if undoes_bias(T::TYPE) && !options.biased {

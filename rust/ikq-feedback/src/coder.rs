@@ -9,6 +9,7 @@
 use ikq_covariance::Factors;
 use ikq_simd::Isa;
 
+use crate::descent::{Replaces, Unit};
 use crate::form::Choice;
 use crate::passes::{LANES, Lane};
 
@@ -33,6 +34,8 @@ pub(crate) struct Coded<'a> {
     pub kept: [Choice; LANES],
     /// The error e of each column: the adjusted element less the value that its code decodes to.
     pub errors: &'a mut [Lane],
+    /// What the codes of each column decode to.
+    pub decoded: &'a mut [Lane],
     /// The numbers of the field of codes, and of the field beside it (signs or shifts), as many as a sub-block of
     /// the type has.
     pub codes: [[u16; LANES]; MOST_SUB],
@@ -44,4 +47,10 @@ pub(crate) trait Coder<I: Isa> {
     /// Finds the choice of scale with the least sum of `e^2 w`, with error feedback inside the sub-block too, and
     /// its codes. Of equal choices it is the first.
     fn code(&self, isa: I, sub: &SubBlock<'_>, out: &mut Coded<'_>);
+
+    /// What changes of codes by [`Coder::descend`] replace; `None` if codes are never chosen again.
+    fn replaces(&self) -> Option<Replaces>;
+
+    /// Chooses codes of a unit again ([`crate::descent`]).
+    fn descend(&self, isa: I, unit: Unit<'_>);
 }

@@ -132,22 +132,18 @@ impl Form {
     }
 
     /// Writes the choices for sub-block `sub` of a block whose numbers are `values`: its present scale first, then
-    /// neighbouring ones. `of_row` is the row's float scale, where it has one.
-    pub fn choices(
-        self,
-        values: &[u32],
-        places: Places,
-        sub: usize,
-        of_row: f32,
-        out: &mut [Choice; MOST_CHOICES],
-    ) {
+    /// neighbouring ones, as many as `out` takes. `of_row` is the row's float scale, where it has one.
+    pub fn choices(self, values: &[u32], places: Places, sub: usize, of_row: f32, out: &mut [Choice]) {
         let d = places.d.map_or(of_row, |at| float(values[at]));
         let (first, second) = (values[places.first + sub], places.second.map_or(0, |at| values[at + sub]));
-        let mut out = out.iter_mut();
+        let mut n = 0;
+        // false if there is no room for another one
         let mut put = |choice| {
-            if let Some(out) = out.next() {
+            if let Some(out) = out.get_mut(n) {
                 *out = choice;
             }
+            n += 1;
+            n < out.len()
         };
         match self.scale {
             Scale::Integer { grid, unit, shift, from, by } => {
@@ -165,14 +161,19 @@ impl Form {
                             Shift::LowestBit => [(grid.stored)(k) | row, 0],
                             _ => [(grid.stored)(k), row],
                         };
-                        put(Choice { a, b: a * (from + by * row as f32), stored });
+                        if !put(Choice { a, b: a * (from + by * row as f32), stored }) {
+                            return;
+                        }
                     }
                 }
             }
             Scale::Table { values } => {
                 for change in [0, -1, 1] {
                     let at = (first as i32 + change).clamp(0, 15);
-                    put(Choice { a: d * f32::from(values[at as usize]), b: 0.0, stored: [at as u32, 0] });
+                    if !put(Choice { a: d * f32::from(values[at as usize]), b: 0.0, stored: [at as u32, 0] })
+                    {
+                        return;
+                    }
                 }
             }
             Scale::Affine { top } => {
@@ -182,14 +183,18 @@ impl Form {
                     for change in [0, -1, 1] {
                         let m = (second as i32 + change).clamp(0, top - 1);
                         let stored = [k as u32, m as u32];
-                        put(Choice { a: d * k as f32, b: -(dmin * m as f32), stored });
+                        if !put(Choice { a: d * k as f32, b: -(dmin * m as f32), stored }) {
+                            return;
+                        }
                     }
                 }
             }
             Scale::Float => {
                 for factor in FACTORS {
                     let bits = half(d * factor);
-                    put(Choice { a: float(bits), b: 0.0, stored: [bits, 0] });
+                    if !put(Choice { a: float(bits), b: 0.0, stored: [bits, 0] }) {
+                        return;
+                    }
                 }
             }
             Scale::FloatAffine => {
@@ -198,7 +203,9 @@ impl Form {
                     let d = half(d * factor);
                     for offset in OFFSETS {
                         let m = half(m + offset * float(d));
-                        put(Choice { a: float(d), b: float(m), stored: [d, m] });
+                        if !put(Choice { a: float(d), b: float(m), stored: [d, m] }) {
+                            return;
+                        }
                     }
                 }
             }

@@ -8,11 +8,15 @@ use ikq_encode::weights::normalizer;
 use ikq_simd::Isa;
 
 use crate::coder::{Coded, Coder, MOST_SUB, SubBlock};
+use crate::descent::{Change, LEAST_GAIN, OfRow, Replaces, SWEEPS, Unit};
 use crate::form::Choice;
 use crate::passes::LANES;
 
 /// The largest number of columns in a group.
 pub(crate) const MOST: usize = 8;
+
+/// How often the columns of a group are gone through to find the numbers that would be best for them.
+const ROUNDS: usize = 2;
 
 /// Codes of a group.
 #[derive(Clone, Copy, Default)]
@@ -84,11 +88,49 @@ impl<I: Isa, P: Points<I>> Coder<I> for InGroups<P> {
             out.kept[lane] = kept;
             out.errors.iter_mut().zip(best.errors).for_each(|(out, e)| out[lane] = e * up);
             for (g, point) in best.points[..n_groups].iter().enumerate() {
+                let decoded = out.decoded[g * P::COLUMNS..].iter_mut();
+                decoded.zip(&point.values[..P::COLUMNS]).for_each(|(out, y)| out[lane] = y * up);
                 for (i, code) in point.codes[..P::CODES].iter().enumerate() {
                     out.codes[g * P::CODES + i][lane] = *code;
                 }
                 for (i, beside) in point.beside[..P::BESIDE].iter().enumerate() {
                     out.beside[g * P::BESIDE + i][lane] = *beside;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn replaces(&self) -> Option<Replaces> {
+        Some(Replaces { columns: P::COLUMNS, codes: P::CODES, beside: P::BESIDE })
+    }
+
+    #[inline(always)]
+    fn descend(&self, isa: I, unit: Unit<'_>) {
+        let Unit { rows, inner, diagonal, sub, scales, changes } = unit;
+        let n = P::COLUMNS;
+        for at in (0..SWEEPS).flat_map(|_| (0..inner.len()).step_by(n)) {
+            let mut h = [[0.0; MOST]; MOST];
+            let mut w = [1.0; MOST];
+            for i in 0..n {
+                h[i][..n].copy_from_slice(&inner[at + i][at..at + n]);
+                w[i] = diagonal[at + i];
+            }
+            let weights = self.0.weights(isa, &w);
+            for (number, row) in rows.iter_mut().enumerate() {
+                let choice = &scales[at / sub][number];
+                if let Some(point) = self.other(isa, row, at, &h, &weights, choice) {
+                    for i in 0..n {
+                        let change = point.values[i] - row.y[at + i];
+                        row.y[at + i] = point.values[i];
+                        row.change(isa, at + i, change, inner);
+                    }
+                    changes.push(Change {
+                        row: number,
+                        column: at,
+                        codes: point.codes,
+                        beside: point.beside,
+                    });
                 }
             }
         }
@@ -136,6 +178,50 @@ impl<P> InGroups<P> {
             }
         }
         out
+    }
+
+    /// Finds a point that makes the error of a unit smaller than the one that the columns from `at` on have now. `h`
+    /// is the covariance of these columns.
+    #[inline(always)]
+    fn other<I: Isa>(
+        &self,
+        isa: I,
+        row: &OfRow,
+        at: usize,
+        h: &[[f32; MOST]; MOST],
+        weights: &P::Weights,
+        choice: &Choice,
+    ) -> Option<Point>
+    where
+        P: Points<I>,
+    {
+        let n = P::COLUMNS;
+        let (y, g) = (&row.y[at..at + n], &row.g[at..at + n]);
+        // the numbers that would be best if all were allowed: g = z H, approximately
+        let mut target = [0.0; MOST];
+        target[..n].copy_from_slice(y);
+        let mut left = [0.0; MOST];
+        left[..n].copy_from_slice(g);
+        for _ in 0..ROUNDS {
+            for i in 0..n {
+                let step = left[i] / h[i][i];
+                target[i] += step;
+                left[..n].iter_mut().zip(&h[i]).for_each(|(left, h)| *left -= step * h);
+            }
+        }
+        let (down, up) = normalizer(&target);
+        target.iter_mut().for_each(|x| *x *= down);
+        let normal = Choice { a: choice.a * down, b: choice.b * down, ..*choice };
+        let mut point = self.0.nearest(isa, &target, weights, &normal);
+        point.values.iter_mut().for_each(|y| *y *= up);
+        let (mut cost, mut gain) = (0.0, 0.0);
+        for i in 0..n {
+            let change = point.values[i] - y[i];
+            let along: f32 = (0..n).map(|j| (point.values[j] - y[j]) * h[i][j]).sum();
+            cost += change * along;
+            gain += 2.0 * change * g[i];
+        }
+        (gain - cost > LEAST_GAIN * cost).then_some(point)
     }
 
     /// Finds the point of a group. Returns it with the errors of its columns and their loss.

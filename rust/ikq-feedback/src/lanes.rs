@@ -5,8 +5,9 @@ use ikq_formats::codebook::{IQ2KL_VALUES, IQ4K_VALUES};
 use ikq_simd::Isa;
 
 use crate::coder::{Coded, Coder, MOST_SUB, SubBlock};
+use crate::descent::{Replaces, Unit, descend_in_columns};
 use crate::form::{Choice, MOST_CHOICES};
-use crate::passes::LANES;
+use crate::passes::{LANES, Lane, SIDE_BY_SIDE};
 
 /// Quotients are clamped to this: beyond it, every type has its last level, and rounding only works for small
 /// numbers.
@@ -22,7 +23,7 @@ pub(crate) struct Scales<F> {
 
 impl<F: Copy> Scales<F> {
     #[inline(always)]
-    fn new<I: Isa<F = F>>(isa: I, choices: &[Choice; LANES]) -> Self {
+    pub fn new<I: Isa<F = F>>(isa: I, choices: &[Choice; LANES]) -> Self {
         let a = isa.load_f(&choices.map(|c| c.a));
         let b = isa.load_f(&choices.map(|c| c.b));
         let (zero, least) = (isa.splat_f(0.0), isa.splat_f(f32::MIN_POSITIVE));
@@ -30,16 +31,23 @@ impl<F: Copy> Scales<F> {
         Scales { a, b, inverse }
     }
 
+    /// The same choice in all lanes.
+    #[inline(always)]
+    pub fn splat<I: Isa<F = F>>(isa: I, choice: &Choice) -> Self {
+        let inverse = if choice.a.abs() > f32::MIN_POSITIVE { 1.0 / choice.a } else { 0.0 };
+        Scales { a: isa.splat_f(choice.a), b: isa.splat_f(choice.b), inverse: isa.splat_f(inverse) }
+    }
+
     /// `x` in units of the scale, clamped for rounding.
     #[inline(always)]
-    fn target<I: Isa<F = F>>(self, isa: I, x: F) -> F {
+    pub fn target<I: Isa<F = F>>(self, isa: I, x: F) -> F {
         let t = isa.mul_f(isa.sub_f(x, self.b), self.inverse);
         isa.max_f(isa.min_f(t, isa.splat_f(LARGE)), isa.splat_f(-LARGE))
     }
 
     /// The number that a level decodes to.
     #[inline(always)]
-    fn value<I: Isa<F = F>>(self, isa: I, level: F) -> F {
+    pub fn value<I: Isa<F = F>>(self, isa: I, level: F) -> F {
         isa.mul_add_f(self.a, level, self.b)
     }
 }
@@ -66,6 +74,8 @@ pub(crate) trait InLanes<I: Isa, const N: usize>: Copy {
     /// How far ahead the columns are whose choice is restricted by codes of the first half of a sub-block; 0 if
     /// there are none.
     const AHEAD: usize = 0;
+    /// Whether every column has a level of its own, which [`InLanes::level`] finds.
+    const FREE: bool = false;
 
     fn nothing_seen(self, isa: I) -> Self::Seen;
 
@@ -79,6 +89,12 @@ pub(crate) trait InLanes<I: Isa, const N: usize>: Copy {
         at: usize,
         seen: &mut Self::Seen,
     ) -> ([I::F; N], [I::F; N]);
+
+    /// The level nearest to `t`, and its code as a slot, where levels are [free](InLanes::FREE).
+    #[inline(always)]
+    fn level(self, _: I, t: I::F) -> (I::F, I::F) {
+        (t, t)
+    }
 }
 
 /// Makes [`InLanes`] a [`Coder`].
@@ -93,7 +109,7 @@ impl<I: Isa, C: InLanes<I, N>, const N: usize> Coder<I> for BesideEachOther<C, N
             *scales = Scales::new(isa, choices);
         }
         let mut losses = [isa.splat_f(0.0); MOST_CHOICES];
-        column_by_column(isa, self.0, sub, &scales[..sub.choices.len()], |choice, at, errors, _| {
+        column_by_column(isa, self.0, sub, &scales[..sub.choices.len()], |choice, at, _, errors, _| {
             for (j, e) in errors.into_iter().enumerate() {
                 let w = isa.splat_f(sub.factors.weights[sub.at + at + j]);
                 losses[choice] = isa.mul_add_f(isa.mul_f(e, e), w, losses[choice]);
@@ -111,10 +127,11 @@ impl<I: Isa, C: InLanes<I, N>, const N: usize> Coder<I> for BesideEachOther<C, N
             }
         }
         let scales = Scales::new(isa, &out.kept);
-        let (errors, codes) = (&mut *out.errors, &mut out.codes);
-        column_by_column(isa, self.0, sub, &[scales], |_, at, e, found| {
-            for (j, e) in e.into_iter().enumerate() {
+        let (errors, decoded, codes) = (&mut *out.errors, &mut *out.decoded, &mut out.codes);
+        column_by_column(isa, self.0, sub, &[scales], |_, at, x, e, found| {
+            for (j, (x, e)) in x.into_iter().zip(e).enumerate() {
                 isa.store_f(e, &mut errors[at + j]);
+                isa.store_f(isa.sub_f(x, e), &mut decoded[at + j]);
             }
             for (j, code) in found.into_iter().enumerate() {
                 let place = if C::PER_COLUMN { at + j } else { at / N };
@@ -125,51 +142,93 @@ impl<I: Isa, C: InLanes<I, N>, const N: usize> Coder<I> for BesideEachOther<C, N
             }
         });
     }
+
+    #[inline(always)]
+    fn replaces(&self) -> Option<Replaces> {
+        C::FREE.then_some(Replaces { columns: 1, codes: 1, beside: 0 })
+    }
+
+    #[inline(always)]
+    fn descend(&self, isa: I, unit: Unit<'_>) {
+        descend_in_columns(isa, unit, self.0);
+    }
 }
 
 /// Goes through the columns of a sub-block, `N` at a time, with several scales at once, so that their chains of
-/// operations overlap. `found` is given the number of the scale, the first column, errors and codes.
+/// operations overlap. `found` is given the number of the scale, the first column, targets, errors and codes.
 #[inline(always)]
 fn column_by_column<I: Isa, C: InLanes<I, N>, const N: usize>(
     isa: I,
     coder: C,
     sub: &SubBlock<'_>,
     scales: &[Scales<I::F>],
-    mut found: impl FnMut(usize, usize, [I::F; N], [I::F; N]),
+    mut found: impl FnMut(usize, usize, [I::F; N], [I::F; N], [I::F; N]),
 ) {
     let spread = &sub.factors.spread;
     let mut errors = [[[0.0; LANES]; MOST_SUB]; MOST_CHOICES];
     let mut seen = [coder.nothing_seen(isa); MOST_CHOICES];
-    for j in (0..sub.x.len()).step_by(N) {
-        // both columns of a pair are in the same strip
-        let last = sub.at + j + N - 1;
-        let to_other = if N > 1 { spread.strip(last / LANES)[last - 1][last % LANES] } else { 0.0 };
-        let looks_ahead = C::AHEAD > 0 && j < C::AHEAD;
+    for start in (0..sub.x.len()).step_by(SIDE_BY_SIDE) {
+        let column = sub.at + start;
+        // the factors of these columns: rows of the sub-block up to and with them
+        let half = column % LANES / SIDE_BY_SIDE;
+        let strip = &spread.strip(column / LANES)[sub.at..column + SIDE_BY_SIDE];
+        let factors = |row: usize| &strip[row].as_chunks::<SIDE_BY_SIDE>().0[half];
         for (choice, scales) in scales.iter().enumerate() {
             let (errors, seen) = (&mut errors[choice], &mut seen[choice]);
-            let columns = |first: usize| {
-                let (mut x, mut w) = ([isa.splat_f(0.0); N], [isa.splat_f(0.0); N]);
-                for i in 0..N {
-                    let column = sub.at + first + i;
-                    x[i] = isa.load_f(&sub.x[first + i]);
-                    let strip = &spread.strip(column / LANES)[sub.at..sub.at + j];
-                    for (e, row) in errors.iter().zip(strip) {
-                        x[i] = isa.sub_f(x[i], isa.mul_f(isa.load_f(e), isa.splat_f(row[column % LANES])));
-                    }
-                    w[i] = isa.splat_f(sub.factors.weights[column]);
+            // eight chains of operations side by side, first for the errors of columns before these
+            let mut x: [I::F; SIDE_BY_SIDE] = std::array::from_fn(|i| isa.load_f(&sub.x[start + i]));
+            for (p, e) in errors[..start].iter().enumerate() {
+                let e = isa.load_f(e);
+                for (x, factor) in x.iter_mut().zip(factors(p)) {
+                    *x = isa.sub_f(*x, isa.mul_f(e, isa.splat_f(*factor)));
                 }
-                (x, w)
-            };
-            let (x, w) = columns(j);
-            let (ahead, ahead_w) = if looks_ahead { columns(j + C::AHEAD) } else { (x, w) };
-            let target = Target { x, w, spread: isa.splat_f(to_other), ahead, ahead_w };
-            let (e, codes) = coder.nearest(isa, target, *scales, j, seen);
-            for (e, out) in e.into_iter().zip(&mut errors[j..]) {
-                isa.store_f(e, out);
             }
-            found(choice, j, e, codes);
+            for i in (0..SIDE_BY_SIDE).step_by(N) {
+                let j = start + i;
+                let (mut own, mut w) = ([isa.splat_f(0.0); N], [isa.splat_f(0.0); N]);
+                for n in 0..N {
+                    own[n] = x[i + n];
+                    w[n] = isa.splat_f(sub.factors.weights[sub.at + j + n]);
+                }
+                let to_other = if N > 1 { factors(j)[i + 1] } else { 0.0 };
+                let (ahead, ahead_w) = if C::AHEAD > 0 && j < C::AHEAD {
+                    columns(isa, sub, &errors[..j], j + C::AHEAD)
+                } else {
+                    (own, w)
+                };
+                let target = Target { x: own, w, spread: isa.splat_f(to_other), ahead, ahead_w };
+                let (e, codes) = coder.nearest(isa, target, *scales, j, seen);
+                for (n, e) in e.into_iter().enumerate() {
+                    isa.store_f(e, &mut errors[j + n]);
+                    for (x, factor) in x.iter_mut().zip(factors(j + n)).skip(i + N) {
+                        *x = isa.sub_f(*x, isa.mul_f(e, isa.splat_f(*factor)));
+                    }
+                }
+                found(choice, j, own, e, codes);
+            }
         }
     }
+}
+
+/// `N` columns of a sub-block, adjusted for `errors`, which are those of its first columns; and their weights.
+#[inline(always)]
+fn columns<I: Isa, const N: usize>(
+    isa: I,
+    sub: &SubBlock<'_>,
+    errors: &[Lane],
+    first: usize,
+) -> ([I::F; N], [I::F; N]) {
+    let (mut x, mut w) = ([isa.splat_f(0.0); N], [isa.splat_f(0.0); N]);
+    for i in 0..N {
+        let column = sub.at + first + i;
+        x[i] = isa.load_f(&sub.x[first + i]);
+        let strip = &sub.factors.spread.strip(column / LANES)[sub.at..][..errors.len()];
+        for (e, row) in errors.iter().zip(strip) {
+            x[i] = isa.sub_f(x[i], isa.mul_f(isa.load_f(e), isa.splat_f(row[column % LANES])));
+        }
+        w[i] = isa.splat_f(sub.factors.weights[column]);
+    }
+    (x, w)
 }
 
 /// The codes of types in which every column has a level of its own.
@@ -178,9 +237,15 @@ pub(crate) struct Each<L>(pub L);
 
 impl<I: Isa, L: Levels<I>> InLanes<I, 1> for Each<L> {
     type Seen = ();
+    const FREE: bool = true;
 
     #[inline(always)]
     fn nothing_seen(self, _: I) {}
+
+    #[inline(always)]
+    fn level(self, isa: I, t: I::F) -> (I::F, I::F) {
+        (self.0.nearest(isa, t), self.0.code(isa, t))
+    }
 
     #[inline(always)]
     fn nearest(

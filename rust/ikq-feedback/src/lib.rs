@@ -8,6 +8,7 @@
 //!     for every sub-block: a few scales around that one are tried
 //!         codes column by column, or group by group,                the scale with the least e^2 w is kept
 //!         with feedback inside the sub-block too
+//!     after every 256 columns: codes chosen again, with all others known
 //! scales of the row divided by its gain under the covariance        g = sum(x H y) / sum(x H x)
 //! ```
 //! [`Factors`] has N, w and R of a covariance. [`encode_rows`] is the entry point; [`has_feedback`] tells which
@@ -19,6 +20,7 @@
 
 mod body;
 mod coder;
+mod descent;
 mod form;
 mod groups;
 mod lanes;

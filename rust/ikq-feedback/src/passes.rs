@@ -15,7 +15,7 @@ use crate::types::Columns;
 pub(crate) const LANES: usize = 16;
 pub(crate) type Lane = [f32; LANES];
 /// Columns that are computed together, in registers.
-const SIDE_BY_SIDE: usize = 8;
+pub(crate) const SIDE_BY_SIDE: usize = 8;
 
 /// `columns -= errors * factor` for columns from `first` on; `first` and their number are multiples of eight.
 /// `errors` belong to rows `from..from + errors.len()` of the factor.
@@ -45,17 +45,22 @@ pub(crate) fn pull<I: Isa>(
     }
 }
 
-/// Adjusts the columns of a block for all earlier errors, for each group of sixteen rows.
+/// Adjusts columns for earlier errors, for each group of sixteen rows.
 pub(crate) struct Move<'a> {
-    /// All columns of the rows, `k` for each group of sixteen rows, group after group; and their errors so far.
+    /// Columns of the rows, `of_x` for each group of sixteen rows, group after group; those to be adjusted begin at
+    /// `in_x`.
     pub x: &'a [Lane],
+    pub of_x: usize,
+    pub in_x: usize,
+    /// The errors of all columns of the rows, of which those in `from..first` count.
     pub errors: &'a [Lane],
+    pub from: usize,
     pub factors: &'a Factors,
-    /// The block's first column.
+    /// The first column that is adjusted.
     pub first: usize,
     /// The result, one group of sixteen rows after another.
     pub out: &'a mut [Lane],
-    /// The number of columns in the block.
+    /// The number of columns that are adjusted.
     pub n: usize,
 }
 
@@ -67,12 +72,12 @@ impl IsaOp for Move<'_> {
         let k = self.factors.k();
         // eight columns of all groups, then the next eight, so that their part of the factor stays in the cache
         for at in (0..self.n).step_by(SIDE_BY_SIDE) {
-            let column = self.first + at;
-            let groups = self.x.chunks_exact(k).zip(self.errors.chunks_exact(k));
+            let groups = self.x.chunks_exact(self.of_x).zip(self.errors.chunks_exact(k));
             for ((x, errors), out) in groups.zip(self.out.chunks_exact_mut(self.n)) {
                 let out = &mut out[at..at + SIDE_BY_SIDE];
-                out.copy_from_slice(&x[column..column + SIDE_BY_SIDE]);
-                pull(isa, out, &errors[..self.first], &self.factors.spread, column, 0);
+                out.copy_from_slice(&x[self.in_x + at..][..SIDE_BY_SIDE]);
+                let errors = &errors[self.from..self.first];
+                pull(isa, out, errors, &self.factors.spread, self.first + at, self.from);
             }
         }
     }
@@ -82,6 +87,11 @@ impl IsaOp for Move<'_> {
 pub(crate) struct Settle<'a, T> {
     /// The block's columns, adjusted by [`Move`].
     pub moved: &'a mut [Lane],
+    /// What codes decode to, for each group of rows the columns of a unit, `of_unit` in number; the block's begin at
+    /// `in_unit`.
+    pub decoded: &'a mut [Lane],
+    pub of_unit: usize,
+    pub in_unit: usize,
     pub errors: &'a mut [Lane],
     pub factors: &'a Factors,
     pub first: usize,
@@ -102,13 +112,14 @@ impl<T: Columns> IsaOp for Settle<'_, T> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Settle { moved, errors, factors, first, n, values, n_values, places, of_rows, options, .. } =
-            self;
+        let Settle { moved, decoded, of_unit, in_unit, errors, factors, first, n, values, .. } = self;
+        let Settle { n_values, places, of_rows, options, .. } = self;
         let (k, sub) = (factors.k(), T::FORM.sub);
         let coder = T::coder(isa, options);
         let groups = moved.chunks_exact_mut(n).zip(errors.chunks_exact_mut(k));
+        let groups = groups.zip(decoded.chunks_exact_mut(of_unit));
         let rows = values.chunks_mut(LANES * n_values).zip(of_rows.chunks(LANES));
-        for ((moved, errors), (values, of_rows)) in groups.zip(rows) {
+        for (((moved, errors), decoded), (values, of_rows)) in groups.zip(rows) {
             for s in 0..n / sub {
                 let at = first + s * sub;
                 let x = &mut moved[s * sub..][..sub];
@@ -129,6 +140,7 @@ impl<T: Columns> IsaOp for Settle<'_, T> {
                 let mut coded = Coded {
                     kept: choices[0],
                     errors: &mut errors[at..at + sub],
+                    decoded: &mut decoded[in_unit + s * sub..][..sub],
                     codes: [[0; LANES]; MOST_SUB],
                     beside: [[0; LANES]; MOST_SUB],
                 };
@@ -147,7 +159,7 @@ impl<T: Columns> IsaOp for Settle<'_, T> {
 }
 
 /// About how many columns of `x R` are used to measure a gain; with so many the result is accurate enough.
-const OF_GAIN: usize = 512;
+const OF_GAIN: usize = 256;
 
 /// Computes `sum x H y` and `sum x H x` of each row, where H is the covariance that the factors are of. For long
 /// rows, both sums run over the same part of the columns of `x R`.

@@ -254,9 +254,11 @@ mod tests {
                 form.choices(&values, places, sub, of_row, &mut choices);
                 for choice in &choices[..form.n_choices()] {
                     let mut errors = vec![[0.0; LANES]; form.sub];
+                    let mut decoded = errors.clone();
                     let mut coded = Coded {
                         kept: [Choice::default(); LANES],
                         errors: &mut errors,
+                        decoded: &mut decoded,
                         codes: [[0; LANES]; MOST_SUB],
                         beside: [[0; LANES]; MOST_SUB],
                     };

@@ -27,6 +27,7 @@ from ikq.quantizing.options import (
 )
 from ikq.quantizing.pipeline import QuantizeResult, plan_quantization
 from ikq.quantizing.sequential.done import contents, described, read_done, write_done
+from ikq.quantizing.sequential.in_order import take_first_inputs
 from ikq.quantizing.sequential.layer_runner import LayerRunner
 from ikq.quantizing.sequential.states import embedded, new_states
 from ikq.statistics.calibrate.state import run_identity
@@ -43,12 +44,12 @@ __all__ = [
     "quantize_sequentially",
 ]
 
-# After so many rounds nothing of a layer changes any more: queries, keys and values read what the one before
-# it gives; the output of attention reads what these give; up and gate what that gives; down what those give.
-MOST_ROUNDS = 4
-ROUNDS = 2
+# Most layers have four inputs one after another: of attention, of its output, of gate and up, of down. Each
+# has a round.
+ROUNDS = 4
+MOST_ROUNDS = 8
 ROUNDS_OF_EFFORT = {"normal": ROUNDS, "max": MOST_ROUNDS}
-"""How often a layer is made, by `--effort`."""
+"""Most rounds of a layer, by `--effort`."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,9 @@ class SequentialOptions(QuantizeOptions, WorkOptions, total=False):
     dataset: str
     """Name of the text."""
     rounds: int
-    """How often a layer is made, 1 to 4, by default 2: from the second round on its own matrices are
-    quantized before covariances of what they give are taken."""
+    """Most rounds of a layer, 1 to 8, by default 4. Every round takes the covariances of one more input
+    behind matrices that are final. Layers with fewer inputs end earlier; the last round takes all that are
+    left."""
 
 
 _OWN = keywords_of(SequentialOptions) - keywords_of(QuantizeOptions)
@@ -179,34 +181,58 @@ def quantize_layers(
 def _check(rounds: int, options: QuantizeOptions) -> None:
     """Refuses what does not go together."""
     if not 1 <= rounds <= MOST_ROUNDS:
-        raise RefusedError(f"{rounds} rounds: a layer is made 1 to {MOST_ROUNDS} times")
+        raise RefusedError(f"{rounds} rounds: a layer has 1 to {MOST_ROUNDS}")
     for name in ("error_feedback", "repack", "unrepack", "only_layer"):
         if (value := options.get(name)) is not None and value is not False:
             raise RefusedError(f"--sequential goes without --{name.replace('_', '-')}")
 
 
 def _make(run: _Run, layer: int, states: tuple[NDArray[np.float32], NDArray[np.float32]]) -> None:
-    """Makes the file of a layer, in as many rounds as the run has: first from the source's matrices."""
+    """Makes the file of a layer, in as many rounds as the run has: first from the source's matrices.
+
+    In every round one more input is that of quantized matrices which will not change any more. Matrices that
+    read later ones wait for the round of their input, so nothing is made more than twice.
+    """
+    file, cov = run.file(layer), run.cov(layer)
+    before, newer = file.with_suffix(".before.gguf"), cov.with_suffix(".newer.cov")
     for number in range(run.rounds):
-        current = run.source if number == 0 else run.file(layer)
-        _collect(run, layer, states, current)
+        _collect(run, layer, states, file if number else run.source, newer)
+        n_inputs = len(Covariances(newer))
+        if number == 0:
+            newer.replace(cov)
+        else:
+            take_first_inputs(cov, newer, number + 1 if number + 1 < run.rounds else None)
+            file.replace(before)
         of_layer: QuantizeOptions = {
             **run.options,
             "only_layer": layer,
-            "error_feedback": run.cov(layer),
+            "error_feedback": cov,
             "keep_split": False,
             "split_max_size": None,
             "split_max_tensors": None,
             "no_tensor_first_split": False,
         }
-        plan = plan_quantization(run.source, run.file(layer), run.type, **of_layer)
-        plan.run(n_threads=run.n_threads, max_ram=run.max_ram, clamp=run.clamp, restart=True)
+        plan = plan_quantization(run.source, file, run.type, **of_layer)
+        plan.run(
+            n_threads=run.n_threads,
+            max_ram=run.max_ram,
+            clamp=run.clamp,
+            restart=True,
+            reuse=[before] if number else [],
+        )
+        if number + 1 >= n_inputs:
+            break
+    before.unlink(missing_ok=True)
 
 
 def _collect(
-    run: _Run, layer: int, states: tuple[NDArray[np.float32], NDArray[np.float32]], current: Path
+    run: _Run,
+    layer: int,
+    states: tuple[NDArray[np.float32], NDArray[np.float32]],
+    current: Path,
+    out: Path,
 ) -> None:
-    """Writes the covariances of a layer's inputs, of which `current` has the matrices."""
+    """Writes the covariances of a layer's inputs, of which `current` has the matrices, to `out`."""
     windows, n_threads, spec = run.windows, run.n_threads, run.spec
 
     def new() -> _ikq.StatisticsCollector:
@@ -231,9 +257,7 @@ def _collect(
             for runner, hidden in zip(runners, states, strict=True):
                 runner.run(windows[i].tokens, hidden[i])
             collectors[1].commit(collectors[0])
-    collectors[1].write_covariances(
-        str(run.cov(layer)), [run.dataset], windows.n, windows.n_ctx, run.origin, None
-    )
+    collectors[1].write_covariances(str(out), [run.dataset], windows.n, windows.n_ctx, run.origin, None)
 
 
 def _advance(run: _Run, layer: int, wanted: NDArray[np.float32], met: NDArray[np.float32]) -> float:
