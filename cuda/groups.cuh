@@ -30,16 +30,19 @@ template <int C> IKQ_DEV Group group_of_matrix(int n_columns, int tile) {
     return {0, first, n_columns - first < C ? n_columns - first : C};
 }
 
-// The columns of a block, which has C of them at most (blockIdx.y says which): their group, and in `blocks` (C of them, in
-// shared memory, for which the caller has to wait) the first block of 32 of each. Columns that are missing are the last one.
+// Finds the columns of a block, which has C of them at most (blockIdx.y says which), and whether there are any: their group,
+// and in `blocks` the first block of 32 of each. Columns that are missing are the last one. Both are in shared memory, for
+// which the caller has to wait: registers are few while products are computed.
 // Without bounds they are those of a matrix, else entry c of the list is a pair, which reads column list[c] / k.
 template <int C>
-IKQ_DEV Group find_columns(const int *bounds, const int *list, int n_experts, int k, int n, int n_columns, unsigned *blocks) {
+IKQ_DEV bool find_columns(const int *bounds, const int *list, int n_experts, int k, int n, int n_columns, unsigned *blocks,
+                          Group *found) {
     const Group group =
         bounds ? group_of_tile<C>(bounds, n_experts, int(blockIdx.y)) : group_of_matrix<C>(n_columns, int(blockIdx.y));
     if (group.count > 0 && threadIdx.x < unsigned(C)) {
         const int c = group.first + (int(threadIdx.x) < group.count ? int(threadIdx.x) : group.count - 1);
         blocks[threadIdx.x] = unsigned(n / 32) * (bounds ? unsigned(list[c]) / unsigned(k) : unsigned(c));
+        if (threadIdx.x == 0) *found = group;
     }
-    return group;
+    return group.count > 0;
 }

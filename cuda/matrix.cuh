@@ -160,10 +160,14 @@ constexpr bool STARTS_ARE_KEPT = false;
 constexpr bool STARTS_ARE_KEPT = true;
 #endif
 
+// How many times 32 elements are written out one after another. With more, the compiler would begin with all of them at once,
+// and have too few registers.
+template <class A, class B, int N>
+constexpr int WRITTEN_OUT = N < 4 && RowPart<A, 0, 1>::PARTS == 1 && RowPart<B, 0, 1>::PARTS == 1 ? 2 : 1;
+
 template <class A, class B, bool TWO, int C>
 IKQ_DEV void multiply(const uint8_t *row, const Source &x, Tile<C> *tiles, Results<C / 32> &results) {
     constexpr int N = C / 32, GROUPS = N < 2 ? N : 2;
-    constexpr bool ONE_SCALE = RowPart<A, 0, 1>::PARTS == 1 && RowPart<B, 0, 1>::PARTS == 1; // of 32 elements
     constexpr bool SUMS_16 = MIN_RUN<A> == 16 || MIN_RUN<B> == 16;
     const Places at = places_of_lane<N>();
     const unsigned own = TWO ? place_of_two(row_of_thread()) : row_of_thread();
@@ -215,8 +219,7 @@ IKQ_DEV void multiply(const uint8_t *row, const Source &x, Tile<C> *tiles, Resul
 #pragma unroll
                 for (int i = 0; i < 4; i++) magic[i] += int((length + uint32_t(i)) >> 31);
             }
-// written out for more, the compiler would begin with all at once, and have too few registers
-#pragma unroll(N < 4 && ONE_SCALE ? 2 : 1)
+#pragma unroll(WRITTEN_OUT<A, B, N>)
             for (unsigned j = 0; j < 4; j++) {
                 RowPart<A, 0, TWO ? 1 : 2> w;
                 RowPart<B, 1, 1> second; // not used if there is one matrix

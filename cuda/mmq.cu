@@ -26,15 +26,16 @@ IKQ_DEV void mmq(const uint8_t *w, int64_t expert_bytes, const int *bounds, cons
     constexpr int N = C / 32;
     IKQ_DYNAMIC_SHARED(uint8_t, shared);
     IKQ_SHARED(unsigned, blocks, C);
-    const Group group = find_columns<C>(bounds, list, n_experts, k, n, n_columns, blocks);
-    if (group.count <= 0) return; // the whole block
+    IKQ_SHARED(Group, found, 1);
+    if (!find_columns<C>(bounds, list, n_experts, k, n, n_columns, blocks, found)) return; // the whole block
     __syncthreads();
     const int first_row = TILE_ROWS * int(blockIdx.x);
     const int own = first_row + int(row_of_thread()), row = own < n_rows ? own : n_rows - 1;
     Results<N> results;
-    multiply<T, T, false, C>(w + group.expert * expert_bytes + row * row_bytes<T>(n), {x, ds, blocks, n},
+    multiply<T, T, false, C>(w + found->expert * expert_bytes + row * row_bytes<T>(n), {x, ds, blocks, n},
                              reinterpret_cast<Tile<C> *>(shared), results);
 
+    const Group group = *found;
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
 #pragma unroll
     for (int c = 0; c < N; c++)

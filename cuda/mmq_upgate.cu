@@ -28,16 +28,17 @@ IKQ_DEV void mmq_upgate(const uint8_t *up, const uint8_t *gate, int64_t expert_b
     constexpr int N = C / 32;
     IKQ_DYNAMIC_SHARED(uint8_t, shared);
     IKQ_SHARED(unsigned, blocks, C);
-    const Group group = find_columns<C>(bounds, list, n_experts, k, n, n_columns, blocks);
-    if (group.count <= 0) return; // the whole block
+    IKQ_SHARED(Group, found, 1);
+    if (!find_columns<C>(bounds, list, n_experts, k, n, n_columns, blocks, found)) return; // the whole block
     __syncthreads();
     const int first_row = PAIRED_ROWS * int(blockIdx.x);
     const int own = first_row + int(row_of_thread() & (PAIRED_ROWS - 1)), row = own < n_rows ? own : n_rows - 1;
-    const uint8_t *const at_row = decodes_second() ? gate + group.expert * expert_bytes_gate + row * row_bytes<G>(n)
-                                                   : up + group.expert * expert_bytes_up + row * row_bytes<U>(n);
+    const uint8_t *const at_row = decodes_second() ? gate + found->expert * expert_bytes_gate + row * row_bytes<G>(n)
+                                                   : up + found->expert * expert_bytes_up + row * row_bytes<U>(n);
     Results<N> results;
     multiply<U, G, true, C>(at_row, {x, ds, blocks, n}, reinterpret_cast<Tile<C> *>(shared), results);
 
+    const Group group = *found;
     float *values = reinterpret_cast<float *>(shared);
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     // now nobody reads the tiles any more, in whose place results are stored

@@ -30,8 +30,10 @@ template <> struct Tiled<q5_0> : Sharing<32, 16> {};
 template <> struct Tiled<q6_0> : Sharing<32, 32> {};
 
 // The most columns that a tile may have. With scales of 16 elements, of which twice as many are held, 128 columns would take
-// more registers than a thread can have: the kernel for them is empty then, and the planner (plan/mmq.rs) does not launch it.
+// more registers than a thread can have, and with IQ3_S on some GPUs: the kernel for them is empty then, and the planner
+// (plan/mmq.rs) does not launch it.
 template <class T> constexpr int MOST_COLUMNS = Tiled<T>::SCALE == 32 ? 128 : 64;
+template <> constexpr int MOST_COLUMNS<iq3_s> = 64;
 
 // The elements that have a min of their own, or 0 if none is left to subtract.
 template <class T>

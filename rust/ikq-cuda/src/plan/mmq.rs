@@ -19,9 +19,9 @@ const PAIRED_ROWS: usize = 64;
 const FLOAT_THREADS: u32 = 128;
 const FLOAT_ROWS: usize = 64;
 
-/// Types with a scale for every 16 elements. A tile of 128 columns would take more registers than a thread can have, so the
-/// kernels for it are empty (`MOST_COLUMNS` in `tile.cuh`).
-const SCALES_OF_16: [QuantType; 12] = [
+/// Types with a scale for every 16 elements, and IQ3_S. A tile of 128 columns would take more registers than a thread can
+/// have, so the kernels for it are empty (`MOST_COLUMNS` in `tile.cuh`).
+const NOT_WIDEST: [QuantType; 13] = [
     QuantType::Q2_K,
     QuantType::Q3_K,
     QuantType::Q6_K,
@@ -29,6 +29,7 @@ const SCALES_OF_16: [QuantType; 12] = [
     QuantType::IQ2_XS,
     QuantType::IQ2_S,
     QuantType::IQ2_K,
+    QuantType::IQ3_S,
     QuantType::IQ3_K,
     QuantType::IQ4_K,
     QuantType::IQ5_K,
@@ -52,7 +53,7 @@ impl Tile {
     /// Whether there are kernels with this tile for weights of these types.
     fn computes(self, types: &[QuantType]) -> bool {
         match types.iter().all(|ty| reads_codes(*ty)) {
-            true => self != Tile::Widest || !types.iter().any(|ty| SCALES_OF_16.contains(ty)),
+            true => self != Tile::Widest || !types.iter().any(|ty| NOT_WIDEST.contains(ty)),
             false => self == Tile::Wide,
         }
     }
