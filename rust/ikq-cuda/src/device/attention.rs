@@ -112,8 +112,11 @@ impl Cuda {
 
     fn project(&self, a: &network::Gqa, w: &Gqa, input: &Columns) -> Result<(), Error> {
         let scratch = self.scratch();
-        let weights: Vec<_> = std::iter::once(&a.q).chain(a.kv.iter().flat_map(|(k, v)| [k, v])).collect();
-        self.observe(&weights, input)?;
+        if self.watched().is_some() {
+            let keys_and_values = a.kv.iter().flat_map(|(k, v)| [k, v]);
+            let weights: Vec<_> = std::iter::once(&a.q).chain(keys_and_values).collect();
+            self.observe(&weights, input)?;
+        }
         let products = [(&w.q, scratch.q), (&w.k, scratch.k), (&w.v, scratch.v)];
         products.into_iter().try_for_each(|(weight, y)| self.product(weight, input, y))
     }

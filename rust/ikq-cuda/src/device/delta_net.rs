@@ -33,12 +33,7 @@ impl Cuda {
         let beta = scratch.v;
         let alpha = beta.offset(4 * n * a.beta.n_rows());
         let gates = alpha.offset(4 * n * a.alpha.map_or(0, |a| a.n_rows()));
-        let network::Attention::DeltaNet(of) = &self.network().layers[l].attention else {
-            unreachable!("weights are loaded by the network")
-        };
-        let alpha_of = (!of.ba_grouped).then_some(&of.alpha);
-        let weights: Vec<_> = [&of.qkv, &of.beta].into_iter().chain(alpha_of).chain(&of.z).collect();
-        self.observe(&weights, input)?;
+        self.observe_delta_net(l, input)?;
         self.product(&a.qkv, input, u)?;
         self.product(&a.beta, input, beta)?;
         if let Some(weight) = &a.alpha {
@@ -84,5 +79,18 @@ impl Cuda {
             unsafe { products::quantize(&self.gpu, &results) }?;
         }
         Ok(results)
+    }
+
+    /// Notes what the first matrices of the layer read, if statistics are collected.
+    fn observe_delta_net(&self, l: usize, input: &Columns) -> Result<(), Error> {
+        if self.watched().is_none() {
+            return Ok(());
+        }
+        let network::Attention::DeltaNet(a) = &self.network().layers[l].attention else {
+            unreachable!("weights are loaded by the network")
+        };
+        let alpha = (!a.ba_grouped).then_some(&a.alpha);
+        let weights: Vec<_> = [&a.qkv, &a.beta].into_iter().chain(alpha).chain(&a.z).collect();
+        self.observe(&weights, input)
     }
 }
