@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -154,7 +155,8 @@ def test_growing_arrays() -> None:
 def test_rates_of_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A node's rate is that of the time in which it ran chunks."""
     now = [0.0]
-    monkeypatch.setattr("ikq.cluster.rates.time.monotonic", lambda: now[0])
+    # the module's own clock: event loops of other threads would sleep for ever by one that stands still
+    monkeypatch.setattr("ikq.cluster.rates.time", SimpleNamespace(monotonic=lambda: now[0]))
     notes: list[str] = []
     rates = ChunkRates(100, notes.append)
     assert rates.summary() is None
