@@ -1,7 +1,7 @@
 """What error feedback is worth: KL divergence of single types with it and without.
 
     python benches/error_feedback.py --out benches/results/error_feedback [--types Q2_K IQ4_KS ...] [--chunks 40] [--resume]
-                                     [--ways feedback sequential max]
+                                     [--ways feedback sequential max] [--program PATH/llama-perplexity]
 
 The bundled model becomes every TYPE (all block matrices of it, `token_embd` and `output` BF16 as in the source, the router
 F32), without feedback and in each of the ways, with an imatrix and covariances of the first 40 windows of the calibration
@@ -12,6 +12,8 @@ A file is measured by its weights alone: decoded to F32, so that ikq's engine co
 unquantized model. Before, files were measured as they are, with `token_embd` and `output` Q8_0; but both of these, and
 activations of eight bits, add a divergence of 0.0002 to every file, which is a quarter of what IQ6_K has in all, and no
 choice of codes changes it. For the types of `AS_STORED` that measurement is shown too.
+
+`--program` has another engine's perplexity of the same files; the error of a ratio is that of the windows' paired losses.
 
 `--out NAME` writes NAME.md and NAME.jsonl, a row as soon as it is there; `--resume` keeps what NAME.jsonl has, and adds
 types and ways that it has not.
@@ -29,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from file_perplexity import window_losses
 from held_out_error import held_out_errors
 from quality_table import MODELS, SOURCE, measured
 
@@ -102,6 +105,7 @@ def rows(
     chunks: int,
     folder: Path,
     there: dict[str, dict[str, Any]],
+    program: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
     """One row per type, with the ways that are there and those that are wanted."""
     imatrix, covariances, others = calibrated(folder)
@@ -120,6 +124,9 @@ def rows(
         plain, errors = measuring.weights(plain_file), held_out_errors(SOURCE, plain_file, others)
         row = there.get(name, {}) | {"type": name, "windows": windows.n}
         row |= {"kld": plain.mean.value, "ppl": plain.ppl.value}
+        elsewhere = window_losses(program, plain_file, text) if program else None
+        if elsewhere is not None:
+            row["ppl_elsewhere"] = float(np.exp(elsewhere.mean()))
         for way in ways:
             if way in row:
                 continue
@@ -134,6 +141,12 @@ def rows(
                 "error_mean": float(np.exp(np.mean([np.log(fed[at] / errors[at]) for at in errors]))),
                 "error_worst": max(fed[at] / errors[at] for at in errors),
             }
+            if program and elsewhere is not None:
+                lower = window_losses(program, out, text) - elsewhere
+                row[way] |= {
+                    "elsewhere": float(np.exp(lower.mean())),
+                    "elsewhere_error": float(lower.std() / np.sqrt(len(lower))),
+                }
         if name in AS_STORED and "as_stored" not in row:
             ikq.quantize_file(SOURCE, plain_file, name, restart=True, **stored)
             ikq.quantize_file(SOURCE, out, name, restart=True, error_feedback=covariances, **stored)
@@ -182,6 +195,21 @@ def document(found: list[dict[str, Any]]) -> str:
                     mean = np.exp(np.mean(np.log(ratios)))
                     shown.append(f"{WAYS[way]} {mean:.3f} ({len(ratios)} types)")
             lines += ["", f"Geometric mean of {what}: {', '.join(shown)}."]
+    if measured_elsewhere := [r for r in found if "ppl_elsewhere" in r]:
+        lines += [
+            "",
+            "Perplexity of the files in ik_llama.cpp's engine (`llama-perplexity -c 512`), and its ratio to that of the file without feedback, with",
+            "the standard error of the windows' paired losses:",
+            "",
+            "| TYPE | PPL |" + "".join(f" {WAYS[way]} |" for way in ways),
+            "| --- | --: |" + " --: |" * len(ways),
+        ]
+        for r in measured_elsewhere:
+            cells = [r["type"], f"{r['ppl_elsewhere']:.4f}"]
+            for w in (r.get(way, {}) for way in ways):
+                has = "elsewhere" in w
+                cells.append(f"{w['elsewhere']:.4f} ± {w['elsewhere_error']:.4f}" if has else "-")
+            lines.append(f"| {' | '.join(cells)} |")
     if stored := [r for r in found if "as_stored" in r]:
         lines += [
             "",
@@ -205,6 +233,7 @@ def main() -> int:
     parser.add_argument("--chunks", type=int, default=-1, help="most windows (-1: all 147)")
     parser.add_argument("--out", type=Path, help="names of the files that are written, without suffix")
     parser.add_argument("--resume", action="store_true", help="keep the rows that are there")
+    parser.add_argument("--program", type=Path, help="llama-perplexity, for the files in another engine")
     args = parser.parse_args()
     raw = args.out.with_suffix(".jsonl") if args.out else None
     found: list[dict[str, Any]] = []
@@ -215,7 +244,7 @@ def main() -> int:
     there = {r["type"]: r for r in found}
     wanted = [name for name in args.types if not set(args.ways) <= set(there.get(name, {}))]
     with tempfile.TemporaryDirectory() as folder:
-        rest = args.ways, args.text, args.chunks, Path(folder), there
+        rest = args.ways, args.text, args.chunks, Path(folder), there, args.program
         for row in rows(wanted, *rest) if wanted else ():
             there[row["type"]] = row
             print(json.dumps(row), flush=True)
