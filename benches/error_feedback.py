@@ -47,6 +47,8 @@ TYPES = [
     *("Q4_0", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "IQ4_K", "IQ4_KS", "IQ4_KSS", "IQ4_KT"),
     *("Q5_0", "Q5_1", "Q5_K", "IQ5_K", "IQ5_KS", "Q6_0", "Q6_K", "IQ6_K"),
 ]
+# TYPEs of the command line under which matrices get a type of another name.
+ALIASES = {"IQ2_S": "IQ2_M"}
 AS_STORED = {"Q4_K", "IQ4_KS", "IQ5_K", "Q6_K", "IQ3_K", "IQ2_K"}
 WAYS = {"feedback": "with feedback", "sequential": "layer by layer", "max": "`--effort max`"}
 GROUPS = {"4 bits and more": "456", "3 bits": "3", "2 bits and less": "12"}
@@ -120,7 +122,8 @@ def rows(
     stored = options | {"token_embedding_type": "q8_0", "output_tensor_type": "q8_0"}
     options |= {"token_embedding_type": "bf16", "output_tensor_type": "bf16"}
     for name in types:
-        ikq.quantize_file(SOURCE, plain_file, name, restart=True, **options)
+        ftype = ALIASES.get(name, name)
+        ikq.quantize_file(SOURCE, plain_file, ftype, restart=True, **options)
         plain, errors = measuring.weights(plain_file), held_out_errors(SOURCE, plain_file, others)
         row = there.get(name, {}) | {"type": name, "windows": windows.n}
         row |= {"kld": plain.mean.value, "ppl": plain.ppl.value}
@@ -131,10 +134,10 @@ def rows(
             if way in row:
                 continue
             if way == "feedback":
-                ikq.quantize_file(SOURCE, out, name, restart=True, error_feedback=covariances, **options)
+                ikq.quantize_file(SOURCE, out, ftype, restart=True, error_feedback=covariances, **options)
             else:
                 rounds = ROUNDS_OF_EFFORT["max" if way == "max" else "normal"]
-                ikq.quantize_sequentially(SOURCE, out, name, calibration, rounds=rounds, **options)
+                ikq.quantize_sequentially(SOURCE, out, ftype, calibration, rounds=rounds, **options)
             fed = held_out_errors(SOURCE, out, others)
             row[way] = compared(measuring.weights(out), plain) | {
                 "error": sum(fed.values()) / sum(errors.values()),
@@ -148,8 +151,8 @@ def rows(
                     "elsewhere_error": float(lower.std() / np.sqrt(len(lower))),
                 }
         if name in AS_STORED and "as_stored" not in row:
-            ikq.quantize_file(SOURCE, plain_file, name, restart=True, **stored)
-            ikq.quantize_file(SOURCE, out, name, restart=True, error_feedback=covariances, **stored)
+            ikq.quantize_file(SOURCE, plain_file, ftype, restart=True, **stored)
+            ikq.quantize_file(SOURCE, out, ftype, restart=True, error_feedback=covariances, **stored)
             with_all = measuring.as_stored(plain_file)
             row["as_stored"] = compared(measuring.as_stored(out), with_all) | {"plain": with_all.mean.value}
         yield row

@@ -149,11 +149,15 @@ def test_inputs_that_say_little_do_no_harm(tmp_path: Path, weights: np.ndarray, 
         tmp_path / "a.cov", {NAME: (1e4 * np.eye(K, dtype=np.float32)[np.newaxis], [1e4])}
     )
     assert product_error(white, weights, quantized(source, type, cov)) <= 1.01 * plain
-    # few tokens, which look as if there were few directions
-    few = covariances(tmp_path / "b.cov", inputs(K, K // 4))
+    # few tokens, which look as if there were few directions; of fewer nothing can be said
     held_out = inputs(K, 1024, seed=1)
-    plain = product_error(held_out, weights, quantized(source, type, None))
-    assert product_error(held_out, weights, quantized(source, type, few)) <= plain
+    unfed = quantized(source, type, None)
+    plain = product_error(held_out, weights, unfed)
+    few = quantized(source, type, covariances(tmp_path / "b.cov", inputs(K, K // 2)))
+    assert not np.array_equal(few, unfed)
+    assert product_error(held_out, weights, few) <= plain
+    fewer = quantized(source, type, covariances(tmp_path / "e.cov", inputs(K, K // 2 - 1)))
+    assert np.array_equal(fewer, unfed)
     # one direction, and no token at all
     one = covariances(tmp_path / "c.cov", np.ones((4096, K), np.float32))
     assert np.isfinite(quantized(source, type, one)).all()
@@ -178,6 +182,22 @@ def test_experts_have_their_own(tmp_path: Path) -> None:
     source = model(tmp_path / "m.gguf", w, "blk.0.ffn_up_exps.weight")
     stream = covariances(tmp_path / "s.cov", x[0], "blk.0.ffn_gate_exps.weight")
     assert np.array_equal(quantized(source, "IQ3_K", stream)[0], found[0])
+
+
+def test_experts_that_few_tokens_reached_are_named(tmp_path: Path) -> None:
+    w = np.random.default_rng(3).standard_normal((3, 32, 256), dtype=np.float32)
+    x = inputs(256, 2048, seed=5)
+    name = "blk.0.ffn_down_exps.weight"
+    source = model(tmp_path / "m.gguf", w, name)
+    counts = [127, 2048, 0]
+    sums = np.stack([x[:n].T @ x[:n] for n in counts])
+    cov = write_covariances(tmp_path / "m.cov", {name: (sums, counts)})
+    found, plain = (quantized(source, "IQ3_K", c) for c in (cov, None))
+    assert [np.array_equal(a, b) for a, b in zip(found, plain, strict=True)] == [True, False, True]
+    command = [sys.executable, "-m", "ikq", "quantize", "--pure", "--dry-run", "--ignore-imatrix-rules"]
+    command += ["--error-feedback", str(cov), str(source), str(tmp_path / "o.gguf"), "IQ3_K"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"without, because fewer than 128 tokens reached them: 2 of 3 experts of {name}" in done.stdout
 
 
 def test_rows_are_aimed_at_the_products_that_are_wanted(tmp_path: Path, weights: np.ndarray) -> None:

@@ -86,6 +86,13 @@ def feedback_lines(plan: QuantizePlan, covariances: object) -> list[str]:
     for label in sorted({type_label(t.to_type) for t in others}):
         of_type = [t for t in others if type_label(t.to_type) == label]
         lines.append(f"  without, because of their type, {label}: {_some(of_type)}")
+    for t in used:
+        if t.without_feedback:
+            n_matrices = max(1, t.shape[0] if len(t.shape) == 3 else 1)
+            which = f"{len(t.without_feedback)} of {n_matrices} experts of " if n_matrices > 1 else ""
+            lines.append(
+                f"  without, because fewer than {t.shape[-1] // 2} tokens reached them: {which}{t.name}"
+            )
     if missing:
         lines.append(f"  without, because {covariances} has nothing about their input: {_some(missing)}")
     return lines

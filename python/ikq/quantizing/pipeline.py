@@ -88,6 +88,9 @@ class PlannedTensor:
     feedback: Literal["used", "missing", "not used"]
     """Whether it is encoded with error feedback; `missing` if its type would use a covariance but there is
     none."""
+    without_feedback: tuple[int, ...]
+    """Its matrices (experts) that are encoded without feedback all the same: fewer than half as many tokens
+    reached them as they have columns."""
     reason: str
     """Why it gets its type, or why it is copied unchanged."""
     fallback_from: QuantType | None
@@ -500,6 +503,7 @@ def _planned(t: _ikq.TensorPlan) -> PlannedTensor:
         repacked=t.repacked,
         unbiased=t.unbiased,
         feedback=cast("Literal['used', 'missing', 'not used']", t.feedback),
+        without_feedback=tuple(t.without_feedback),
         reason=t.reason,
         fallback_from=None if t.fallback_from is None else QuantType(t.fallback_from),
         bytes_in=t.bytes_in,

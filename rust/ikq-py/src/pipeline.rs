@@ -111,6 +111,8 @@ pub struct TensorPlan {
     unbiased: bool,
     /// "used", "missing" or "not used".
     feedback: &'static str,
+    /// Matrices that are encoded without feedback, as too few tokens reached them.
+    without_feedback: Vec<usize>,
     reason: String,
     fallback_from: Option<u32>,
     bytes_in: u64,
@@ -294,7 +296,8 @@ pub fn ftype_of_type(ty: u32) -> PyResult<Option<&'static str>> {
 #[pymethods]
 impl QuantizePlan {
     fn tensors(&self) -> Vec<TensorPlan> {
-        self.plan.tensors.iter().map(describe).collect()
+        let covariances = self.plan.covariances.as_deref();
+        self.plan.tensors.iter().map(|t| describe(t, covariances)).collect()
     }
 
     /// Which tensors the imatrix has data for; `None` without an imatrix.
@@ -488,7 +491,7 @@ impl From<Done> for QuantizeRun {
     }
 }
 
-fn describe(t: &ikq_quantize::plan::TensorPlan) -> TensorPlan {
+fn describe(t: &ikq_quantize::plan::TensorPlan, covariances: Option<&Covariances>) -> TensorPlan {
     let (statistics, unseen_experts) = match &t.statistics {
         Statistics::NotUsed => ("not used".to_string(), Vec::new()),
         Statistics::Missing => ("missing".to_string(), Vec::new()),
@@ -509,6 +512,9 @@ fn describe(t: &ikq_quantize::plan::TensorPlan) -> TensorPlan {
             Feedback::Missing => "missing",
             Feedback::NotUsed => "not used",
         },
+        without_feedback: covariances
+            .map(|c| c.too_few(t.feedback, (t.dims.iter().skip(2).product::<u64>()) as usize))
+            .unwrap_or_default(),
         reason: t.reason.clone(),
         fallback_from: t.fallback_from.map(QuantType::id),
         bytes_in: t.bytes_in,

@@ -37,12 +37,12 @@ impl FactorCache {
         n_threads + 2
     }
 
-    /// The factors of a group; `None` where no token has reached it.
+    /// The factors of a group; `None` where too few tokens have reached it.
     ///
     /// # Errors
     /// [`NotPositive`].
     pub fn get(&self, site: usize, group: usize) -> Result<Option<Arc<Factors>>, NotPositive> {
-        if self.covariances.sites[site].counts[group] <= 0.0 {
+        if !self.covariances.sites[site].is_known(group) {
             return Ok(None);
         }
         let key = (site, group);
