@@ -57,12 +57,12 @@ CALIBRATION, HELD_OUT = 40, 20
 TEXT = MODELS / "text" / "calibration.txt"
 
 
-def calibrated(folder: Path) -> tuple[Path, Path, Path]:
+def calibrated(folder: Path, source: Path) -> tuple[Path, Path, Path]:
     """An imatrix, covariances, and those of other windows."""
 
     def collect(name: str, skip: int, chunks: int) -> tuple[Path, Path]:
         imatrix, covariances = folder / f"{name}.gguf", folder / f"{name}.cov"
-        command = [sys.executable, "-m", "ikq", "imatrix", "-m", SOURCE, "-f", TEXT, "--chunk", skip]
+        command = [sys.executable, "-m", "ikq", "imatrix", "-m", source, "-f", TEXT, "--chunk", skip]
         command += ["--chunks", chunks, "-c", 512, "--no-ppl", "-o", imatrix, "--covariance", covariances]
         subprocess.run([str(word) for word in command], check=True, capture_output=True)
         return imatrix, covariances
@@ -107,11 +107,12 @@ def rows(
     chunks: int,
     folder: Path,
     there: dict[str, dict[str, Any]],
+    source: Path = SOURCE,
     program: Path | None = None,
 ) -> Iterator[dict[str, Any]]:
     """One row per type, with the ways that are there and those that are wanted."""
-    imatrix, covariances, others = calibrated(folder)
-    with ikq.Model.load(SOURCE, n_ctx=512) as model:
+    imatrix, covariances, others = calibrated(folder, source)
+    with ikq.Model.load(source, n_ctx=512) as model:
         windows = cut(text_tokens(model.tokenizer, text.read_text()), chunks=chunks)
         calibration = windows_of(model.tokenizer, TEXT.read_text(), chunks=CALIBRATION)
         with base_writer(folder / "base", windows, model.spec.n_vocab) as sink:
@@ -123,8 +124,8 @@ def rows(
     options |= {"token_embedding_type": "bf16", "output_tensor_type": "bf16"}
     for name in types:
         ftype = ALIASES.get(name, name)
-        ikq.quantize_file(SOURCE, plain_file, ftype, restart=True, **options)
-        plain, errors = measuring.weights(plain_file), held_out_errors(SOURCE, plain_file, others)
+        ikq.quantize_file(source, plain_file, ftype, restart=True, **options)
+        plain, errors = measuring.weights(plain_file), held_out_errors(source, plain_file, others)
         row = there.get(name, {}) | {"type": name, "windows": windows.n}
         row |= {"kld": plain.mean.value, "ppl": plain.ppl.value}
         elsewhere = window_losses(program, plain_file, text) if program else None
@@ -134,11 +135,11 @@ def rows(
             if way in row:
                 continue
             if way == "feedback":
-                ikq.quantize_file(SOURCE, out, ftype, restart=True, error_feedback=covariances, **options)
+                ikq.quantize_file(source, out, ftype, restart=True, error_feedback=covariances, **options)
             else:
                 rounds = ROUNDS_OF_EFFORT["max" if way == "max" else "normal"]
-                ikq.quantize_sequentially(SOURCE, out, ftype, calibration, rounds=rounds, **options)
-            fed = held_out_errors(SOURCE, out, others)
+                ikq.quantize_sequentially(source, out, ftype, calibration, rounds=rounds, **options)
+            fed = held_out_errors(source, out, others)
             row[way] = compared(measuring.weights(out), plain) | {
                 "error": sum(fed.values()) / sum(errors.values()),
                 "error_mean": float(np.exp(np.mean([np.log(fed[at] / errors[at]) for at in errors]))),
@@ -151,25 +152,25 @@ def rows(
                     "elsewhere_error": float(lower.std() / np.sqrt(len(lower))),
                 }
         if name in AS_STORED and "as_stored" not in row:
-            ikq.quantize_file(SOURCE, plain_file, ftype, restart=True, **stored)
-            ikq.quantize_file(SOURCE, out, ftype, restart=True, error_feedback=covariances, **stored)
+            ikq.quantize_file(source, plain_file, ftype, restart=True, **stored)
+            ikq.quantize_file(source, out, ftype, restart=True, error_feedback=covariances, **stored)
             with_all = measuring.as_stored(plain_file)
             row["as_stored"] = compared(measuring.as_stored(out), with_all) | {"plain": with_all.mean.value}
         yield row
 
 
-def document(found: list[dict[str, Any]]) -> str:
+def document(found: list[dict[str, Any]], model: Path, text: Path) -> str:
     """All of the page."""
     n = found[0]["windows"]
     ways = [way for way in WAYS if any(way in r for r in found)]
     lines = [
         "# Error feedback",
         "",
-        f"`python benches/error_feedback.py --ways {' '.join(ways)} --out benches/results/error_feedback`",
+        f"`python benches/error_feedback.py --ways {' '.join(ways)} --out ...`, with text `{text.name}`",
         "",
-        "The tiny MoE of `tests/data` as every type (all block matrices of one type, embedding and output BF16, router F32), with an imatrix and",
+        f"`{model.name}` as every type (all block matrices of one type, embedding and output BF16, router F32), with an imatrix and",
         f"covariances of the first {CALIBRATION} windows of the calibration text; KL divergence from the unquantized model on {n} windows of 512 of the",
-        "held-out text, of the weights alone (decoded, with activations in floats), as a ratio to that of the file without feedback, with its",
+        "text, of the weights alone (decoded, with activations in floats), as a ratio to that of the file without feedback, with its",
         "standard error. *Error* is tr(dW H dW^T), H of the next",
         f"{HELD_OUT} windows of the calibration text: the geometric mean of the ratios of all matrices (experts by themselves), and the worst.",
         "",
@@ -231,6 +232,7 @@ def document(found: list[dict[str, Any]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--text", type=Path, default=MODELS / "text" / "heldout.txt")
+    parser.add_argument("--model", type=Path, default=SOURCE, help="the bundled one, if not given")
     parser.add_argument("--types", nargs="+", default=TYPES, help="only these types")
     parser.add_argument("--ways", nargs="+", default=["feedback"], choices=list(WAYS))
     parser.add_argument("--chunks", type=int, default=-1, help="most windows (-1: all 147)")
@@ -247,13 +249,13 @@ def main() -> int:
     there = {r["type"]: r for r in found}
     wanted = [name for name in args.types if not set(args.ways) <= set(there.get(name, {}))]
     with tempfile.TemporaryDirectory() as folder:
-        rest = args.ways, args.text, args.chunks, Path(folder), there, args.program
+        rest = args.ways, args.text, args.chunks, Path(folder), there, args.model, args.program
         for row in rows(wanted, *rest) if wanted else ():
             there[row["type"]] = row
             print(json.dumps(row), flush=True)
             if raw:
                 raw.write_text("".join(json.dumps(r) + "\n" for r in there.values()))
-    text = document(list(there.values()))
+    text = document(list(there.values()), args.model, args.text)
     if args.out:
         args.out.with_suffix(".md").write_text(text)
     else:
