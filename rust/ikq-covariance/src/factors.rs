@@ -22,6 +22,7 @@ use std::borrow::Cow;
 use ikq_simd::{IsaKind, run};
 
 use crate::cholesky::{Divide, Factor, Inverse};
+use crate::steps::Steps;
 use crate::{add_cross_products, triangle};
 
 /// The damping: what is added to the diagonal of a covariance of `k` columns from `n` tokens, as a share of the
@@ -50,8 +51,12 @@ pub struct Factors {
     pub weights: Vec<f32>,
     /// The factor N of the module's comment.
     pub spread: Strips,
+    /// N between units as integers, in the order of [`crate::steps::between`].
+    pub spread_steps: Steps,
     /// The factor R of the module's comment.
     pub root: Strips,
+    /// The transpose of R within units as integers: a part has eight rows of R.
+    pub turned_root_steps: Steps,
     /// For each column p, how the errors of its unit's columns count together with its own, if later units are
     /// adjusted for all of them: `sum over m of R_pm R_jm`, where m runs over the unit, at the place of j in it.
     pub inner: Vec<[f32; UNIT]>,
@@ -111,7 +116,9 @@ impl Factors {
                 let at = |p: usize, j: usize| (k - 1 - p) * k + k - 1 - j;
                 let weights = (0..k).map(|j| a[at(j, j)].powi(2) as f32).collect();
                 let spread = Strips::new(k, |p, j| (inverse[at(p, j)] / inverse[at(p, p)]) as f32);
+                let spread_steps = Steps::between(k, |p, j| spread.get(p, j));
                 let root = Strips::new(k, |p, j| a[at(p, j)] as f32);
+                let turned_root_steps = Steps::within(k, |m, p| if p <= m { root.get(p, m) } else { 0.0 });
                 let inner = inner(k, |p, j| a[at(p, j)]);
                 let aim = cross.map(|cross| {
                     // reversed as `a` is
@@ -120,7 +127,7 @@ impl Factors {
                     run(kind, Divide { inverse: &inverse, rows: &mut rows, k });
                     rows.iter().rev().map(|v| *v as f32).collect()
                 });
-                return Ok(Factors { k, weights, spread, root, inner, aim });
+                return Ok(Factors { k, weights, spread, spread_steps, root, turned_root_steps, inner, aim });
             }
         }
         Err(NotPositive)
@@ -152,7 +159,7 @@ impl Factors {
 
     /// Bytes that the factors of `k` columns take.
     pub fn bytes(k: usize, has_aim: bool) -> usize {
-        4 * (2 * Strips::floats(k) + k + UNIT * k + if has_aim { k * k } else { 0 })
+        4 * (2 * Strips::floats(k) + k + UNIT * k + if has_aim { k * k } else { 0 }) + Steps::bytes(k)
     }
 
     /// Bytes of memory that computing the factors takes besides the factors themselves.

@@ -9,7 +9,8 @@ use ikq_simd::{IsaKind, run};
 
 use crate::descent::Descend;
 use crate::form::float;
-use crate::passes::{Gains, LANES, Lane, Move, Settle};
+use crate::integers::{Integers, MoveUnit, Round};
+use crate::passes::{Gains, LANES, Lane, Move, OfUnit, Settle};
 use crate::types::{Columns, ForType, for_type};
 
 /// Rows that are encoded together, so that each part of the factors is read once for all of them.
@@ -62,7 +63,7 @@ pub fn encode_rows(
 /// Bytes of working memory that [`encode_rows`] takes for rows of `n_per_row` floats.
 pub fn working_bytes(n_per_row: usize) -> usize {
     // floats and errors of the rows that are encoded together; their adjusted blocks, and the numbers of blocks
-    ROWS * (2 * 4 * n_per_row + 5 * 4 * 512)
+    ROWS * (2 * 4 * n_per_row + 5 * 4 * 512) + Integers::bytes(ROWS, n_per_row)
 }
 
 struct Rows<'a> {
@@ -94,7 +95,7 @@ impl Rows<'_> {
     fn chunk<T: Columns>(&self, layout: &Layout, x: &[f32], out: &mut [u8]) -> Result<(), Error> {
         let Rows { kind, n_per_row: k, options, factors, .. } = *self;
         // codes are chosen with scales of the least error; the gain is undone afterwards
-        let fitted = EncodeOptions { biased: true, ..options };
+        let fitted = EncodeOptions { biased: true, scales_only: true, ..options };
         let (n_rows, n, n_values) = (x.len() / k, layout.block_size, layout.n_values());
         let (row_size, header) = (row_bytes(T::TYPE, k)?, T::TYPE.info().row_header_bytes);
         let n_groups = n_rows.div_ceil(LANES);
@@ -110,6 +111,7 @@ impl Rows<'_> {
         }
         let of_rows: Vec<f32> = out.chunks_exact(row_size).map(|row| of_row(&row[..header])).collect();
         let mut errors = vec![[0.0; LANES]; n_groups * k];
+        let mut integers = Integers::new(n_groups, k);
         let unit = UNIT.min(k);
         // columns of a unit adjusted for earlier units, those of a block adjusted for earlier blocks of the unit too,
         // and what codes of the unit decode to
@@ -126,28 +128,33 @@ impl Rows<'_> {
             let of_unit = &mut of_unit[..n_groups * width];
             let decoded = &mut decoded[..n_groups * width];
             let values = &mut values[..width / n * n_rows * n_values];
-            let op = Move {
-                x: &lanes,
-                of_x: k,
-                in_x: start,
-                errors: &errors,
-                from: 0,
-                factors,
-                first: start,
-                out: of_unit,
-                n: width,
-            };
+            let op = MoveUnit { x: &lanes, errors: &integers, factors, first: start, out: of_unit, n: width };
             run(kind, op);
-            let blocks = (start..start + width).step_by(n).zip(values.chunks_exact_mut(n_rows * n_values));
-            for (first, values) in blocks {
+            let mut unit = OfUnit {
+                factors,
+                options,
+                first: start,
+                n: width,
+                block: n,
+                moved: of_unit,
+                decoded,
+                errors: &mut errors,
+                values,
+                n_values,
+                n_rows,
+                places,
+                of_rows: &of_rows,
+                of_type: PhantomData::<T>,
+            };
+            for (block, in_unit) in (0..width).step_by(n).enumerate() {
+                let first = start + in_unit;
                 let op = Move {
-                    x: of_unit,
-                    of_x: width,
-                    in_x: first - start,
-                    errors: &errors,
-                    from: start,
+                    x: unit.moved,
+                    width,
+                    at: in_unit,
+                    errors: unit.errors,
                     factors,
-                    first,
+                    first: start,
                     out: &mut moved,
                     n,
                 };
@@ -166,6 +173,7 @@ impl Rows<'_> {
                     let weights = Some(&factors.weights[first..first + n]);
                     ikq_encode::encode_rows(kind, T::TYPE, &floats, n, weights, fitted, &mut bytes)?;
                 }
+                let values = &mut unit.values[block * n_rows * n_values..][..n_rows * n_values];
                 for (row, values) in values.chunks_exact_mut(n_values).enumerate() {
                     let bytes = match header {
                         0 => &bytes[row * layout.bytes..],
@@ -173,41 +181,13 @@ impl Rows<'_> {
                     };
                     layout.unpack(&bytes[..layout.bytes], values);
                 }
-                let settle = Settle {
-                    moved: &mut moved,
-                    decoded: &mut *decoded,
-                    of_unit: width,
-                    in_unit: first - start,
-                    errors: &mut errors,
-                    factors,
-                    first,
-                    n,
-                    values,
-                    n_values,
-                    places,
-                    of_rows: &of_rows,
-                    options,
-                    of_type: PhantomData::<T>,
-                };
-                run(kind, settle);
+                run(kind, Settle { unit: &mut unit, moved: &moved, at: in_unit });
             }
-            let descend = Descend {
-                moved: of_unit,
-                decoded,
-                errors: &mut errors,
-                factors,
-                first: start,
-                n: width,
-                values: &mut *values,
-                n_values,
-                block: n,
-                n_rows,
-                places,
-                of_rows: &of_rows,
-                options,
-                of_type: PhantomData::<T>,
-            };
-            run(kind, descend);
+            run(kind, Descend(&mut unit));
+            let (errors, values) = (&*unit.errors, &*unit.values);
+            if width == UNIT {
+                run(kind, Round { x: errors, k, unit: start / UNIT, out: &mut integers });
+            }
             let blocks = (start..start + width).step_by(n).zip(values.chunks_exact(n_rows * n_values));
             for (first, values) in blocks {
                 for (row, values) in values.chunks_exact(n_values).enumerate() {

@@ -107,14 +107,14 @@ impl<I: Isa, P: Points<I>> Coder<I> for InGroups<P> {
 
     #[inline(always)]
     fn descend(&self, isa: I, unit: Unit<'_>) {
-        let Unit { rows, inner, diagonal, sub, scales, changes } = unit;
+        let Unit { rows, of, sub, scales, changes } = unit;
         let n = P::COLUMNS;
-        for at in (0..SWEEPS).flat_map(|_| (0..inner.len()).step_by(n)) {
+        for at in (0..SWEEPS).flat_map(|_| (0..of.inner.len()).step_by(n)) {
             let mut h = [[0.0; MOST]; MOST];
             let mut w = [1.0; MOST];
             for i in 0..n {
-                h[i][..n].copy_from_slice(&inner[at + i][at..at + n]);
-                w[i] = diagonal[at + i];
+                h[i][..n].copy_from_slice(&of.inner[at + i][at..at + n]);
+                w[i] = of.diagonal[at + i];
             }
             let weights = self.0.weights(isa, &w);
             for (number, row) in rows.iter_mut().enumerate() {
@@ -123,7 +123,7 @@ impl<I: Isa, P: Points<I>> Coder<I> for InGroups<P> {
                     for i in 0..n {
                         let change = point.values[i] - row.y[at + i];
                         row.y[at + i] = point.values[i];
-                        row.change(isa, at + i, change, inner);
+                        row.change(isa, at + i, change, of);
                     }
                     changes.push(Change {
                         row: number,

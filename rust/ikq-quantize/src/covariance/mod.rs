@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::imatrix::same_inputs;
 
 /// Number of what error feedback writes, as [`crate::ENCODERS`] is of encoders.
-pub const FEEDBACK: u64 = 2;
+pub const FEEDBACK: u64 = 3;
 
 /// A tensor that reads a site.
 #[derive(Clone, Debug, PartialEq, Eq)]
