@@ -32,6 +32,14 @@ pub fn between(column: usize, unit: usize) -> usize {
     per_unit * (own * own.saturating_sub(1) / 2) + column % UNIT / SIDE_BY_SIDE * own + unit
 }
 
+/// About how many columns of `x R` are used to measure the gain of a row x; with so many the result is accurate enough.
+const OF_GAIN: usize = 256;
+
+/// The first of each eight columns of R in which gains are measured, among `k`.
+pub fn measured(k: usize) -> impl Iterator<Item = usize> {
+    (0..k).step_by(SIDE_BY_SIDE * (k / OF_GAIN).max(1))
+}
+
 /// Pairs of rows in a unit.
 pub const PER_UNIT: usize = UNIT / 2;
 
@@ -61,6 +69,19 @@ impl Steps {
         steps
     }
 
+    /// The parts of an upper triangle in the columns from each of [`measured`] on, in all units up to the columns' own.
+    pub(crate) fn of_measured(k: usize, value: impl Fn(usize, usize) -> f32) -> Steps {
+        let mut steps = Steps { pairs: Vec::new(), sizes: Vec::new() };
+        for first in measured(k) {
+            for unit in 0..=first / UNIT {
+                steps.push(UNIT * unit, |p, j| {
+                    if p <= first + j && first + j < k { value(p, first + j) } else { 0.0 }
+                });
+            }
+        }
+        steps
+    }
+
     /// Adds a part, whose rows begin with `first`.
     fn push(&mut self, first: usize, value: impl Fn(usize, usize) -> f32) {
         let most = MOST_OF_FACTOR as f32;
@@ -86,11 +107,13 @@ impl Steps {
         (&self.pairs[number * PER_UNIT..][..PER_UNIT], &self.sizes[number])
     }
 
-    /// Bytes of both kinds for `k` columns.
+    /// Bytes of all three kinds for `k` columns.
     pub(crate) fn bytes(k: usize) -> usize {
         let n = k.div_ceil(SIDE_BY_SIDE);
         let last = SIDE_BY_SIDE * n.saturating_sub(1);
-        (n + between(last, last / UNIT)) * (PER_UNIT * size_of::<Pairs>() + size_of::<[f32; SIDE_BY_SIDE]>())
+        let n_measured: usize = measured(k).map(|first| first / UNIT + 1).sum();
+        (n + between(last, last / UNIT) + n_measured)
+            * (PER_UNIT * size_of::<Pairs>() + size_of::<[f32; SIDE_BY_SIDE]>())
     }
 }
 
@@ -103,24 +126,32 @@ mod tests {
         for k in [64, 256, 264, 800] {
             let value = |p: usize, j: usize| ((p * 31 + j * 17) % 101) as f32 / 7.0 - 6.0;
             let (units, own) = (Steps::between(k, value), Steps::within(k, value));
+            let some = Steps::of_measured(k, value);
             let n = |steps: &Steps| size_of_val(&steps.pairs[..]) + size_of_val(&steps.sizes[..]);
-            assert_eq!(n(&units) + n(&own), Steps::bytes(k));
-            for column in 0..k {
-                let j = column % SIDE_BY_SIDE;
-                for unit in 0..=column / UNIT {
-                    let (pairs, sizes) = match unit == column / UNIT {
-                        true => own.part(column / SIDE_BY_SIDE),
-                        false => units.part(between(column - j, unit)),
-                    };
+            assert_eq!(n(&units) + n(&own) + n(&some), Steps::bytes(k));
+            let check =
+                |(pairs, sizes): (&[Pairs], &[f32; SIDE_BY_SIDE]), unit: usize, column: usize, is_upper| {
+                    let j = column % SIDE_BY_SIDE;
                     for p in 0..UNIT {
                         let [a, b] = [pairs[p / 2][j][p % 2 * 2], pairs[p / 2][j][p % 2 * 2 + 1]];
                         let number = f32::from(i16::from_le_bytes([a as u8, b as u8]));
                         let row = UNIT * unit + p;
-                        let wanted = if row < k { value(row, column) } else { 0.0 };
+                        let is_there = row < k && !(is_upper && row > column);
+                        let wanted = if is_there { value(row, column) } else { 0.0 };
                         assert!((number * sizes[j] - wanted).abs() <= 0.501 * sizes[j], "{row}, {column}");
                         assert!(number.abs() <= MOST_OF_FACTOR as f32);
                     }
+                };
+            for column in 0..k {
+                let first = column / SIDE_BY_SIDE * SIDE_BY_SIDE;
+                for unit in 0..column / UNIT {
+                    check(units.part(between(first, unit)), unit, column, false);
                 }
+                check(own.part(first / SIDE_BY_SIDE), column / UNIT, column, false);
+            }
+            let all = measured(k).flat_map(|first| (0..=first / UNIT).map(move |unit| (first, unit)));
+            for (number, (first, unit)) in all.enumerate() {
+                (first..first + SIDE_BY_SIDE).for_each(|column| check(some.part(number), unit, column, true));
             }
         }
     }

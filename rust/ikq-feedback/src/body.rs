@@ -185,7 +185,7 @@ impl Rows<'_> {
             }
             run(kind, Descend(&mut unit));
             let (errors, values) = (&*unit.errors, &*unit.values);
-            if width == UNIT {
+            if start + width < k {
                 run(kind, Round { x: errors, k, unit: start / UNIT, out: &mut integers });
             }
             let blocks = (start..start + width).step_by(n).zip(values.chunks_exact(n_rows * n_values));
@@ -196,7 +196,11 @@ impl Rows<'_> {
             }
         }
         if undoes_bias(T::TYPE) && !options.biased {
-            self.undo_gains::<T>(layout, &lanes, &errors, out);
+            // errors as integers are not needed any more
+            for unit in 0..k.div_ceil(UNIT) {
+                run(kind, Round { x: &lanes, k, unit, out: &mut integers });
+            }
+            self.undo_gains::<T>(layout, &integers, &errors, out);
         }
         for ((x, out), _) in x.chunks(k).zip(out.chunks_mut(row_size)).zip(&fits).filter(|(_, fits)| !**fits)
         {
@@ -206,10 +210,10 @@ impl Rows<'_> {
     }
 
     /// Divides the float scales of each row by its gain.
-    fn undo_gains<T: Columns>(&self, layout: &Layout, lanes: &[Lane], errors: &[Lane], out: &mut [u8]) {
+    fn undo_gains<T: Columns>(&self, layout: &Layout, x: &Integers, errors: &[Lane], out: &mut [u8]) {
         let (k, factors) = (self.n_per_row, self.factors);
-        let mut gains = vec![([0.0; LANES], [0.0; LANES]); lanes.len() / k];
-        run(self.kind, Gains { x: lanes, errors, factors, out: &mut gains });
+        let mut gains = vec![([0.0; LANES], [0.0; LANES]); errors.len() / k];
+        run(self.kind, Gains { x, errors, factors, out: &mut gains });
         let places = T::FORM.places(layout);
         let header = T::TYPE.info().row_header_bytes;
         let row_size = header + k / layout.block_size * layout.bytes;

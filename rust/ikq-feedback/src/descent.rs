@@ -60,7 +60,7 @@ impl OfRow {
         // R is 0 before its diagonal
         let less = self.less.as_chunks_mut::<LANES>().0.iter_mut().enumerate();
         for (s, less) in less.take(n).skip(column / LANES) {
-            let root = isa.load_f(&of.root.strip(of.first / LANES + s)[of.first + column]);
+            let root = isa.load_f(&of.root.strip(of.first / LANES + s)[column]);
             isa.store_f(isa.mul_add_f(by, root, isa.load_f(less)), less);
         }
     }

@@ -10,7 +10,7 @@ use crate::passes::{LANES, Lane};
 /// Numbers of sixteen rows in two columns: for each row, two integers of 16 bits, little-endian.
 pub(crate) type TwoColumns = [i8; 4 * LANES];
 
-/// Numbers of rows as integers, for all whole units of their columns.
+/// Numbers of rows as integers, for all units of their columns; behind the last column they are 0.
 pub(crate) struct Integers {
     /// For each unit, each group of sixteen rows: its columns, two by two.
     pairs: Vec<TwoColumns>,
@@ -22,13 +22,20 @@ pub(crate) struct Integers {
 impl Integers {
     /// Room for groups of sixteen rows of `k` columns.
     pub fn new(n_groups: usize, k: usize) -> Self {
-        let n = k / UNIT * n_groups;
+        let n = k.div_ceil(UNIT) * n_groups;
         Integers { pairs: vec![[0; 4 * LANES]; n * PER_UNIT], sizes: vec![[0.0; LANES]; n], n_groups }
     }
 
     /// Bytes for `n_rows` rows of `k` columns.
     pub const fn bytes(n_rows: usize, k: usize) -> usize {
-        2 * n_rows * k + 4 * n_rows * (k / UNIT)
+        (2 * UNIT + 4) * n_rows * k.div_ceil(UNIT)
+    }
+
+    /// The columns of a unit of a group of rows, two by two, and what their integers are multiples of.
+    #[inline(always)]
+    pub fn of(&self, unit: usize, group: usize) -> (&[TwoColumns], &Lane) {
+        let at = unit * self.n_groups + group;
+        (&self.pairs[at * PER_UNIT..][..PER_UNIT], &self.sizes[at])
     }
 }
 
@@ -50,7 +57,8 @@ impl IsaOp for Round<'_> {
         let groups = pairs[self.unit * *n_groups * PER_UNIT..].chunks_exact_mut(PER_UNIT);
         let groups = groups.zip(&mut sizes[self.unit * *n_groups..]);
         for (x, (pairs, size)) in self.x.chunks_exact(self.k).zip(groups) {
-            round(isa, &x[self.unit * UNIT..][..UNIT], pairs, size);
+            let x = &x[self.unit * UNIT..];
+            round(isa, &x[..x.len().min(UNIT)], pairs, size);
         }
     }
 }
@@ -109,11 +117,9 @@ impl IsaOp for MoveUnit<'_> {
         }
         // errors of one unit stay in the cache while all columns take their part of them
         for unit in 0..first / UNIT {
-            let at = unit * errors.n_groups;
-            let (pairs, sizes) = (&errors.pairs[at * PER_UNIT..], &errors.sizes[at..]);
             for column in (0..n).step_by(SIDE_BY_SIDE) {
                 let part = factors.spread_steps.part(between(first + column, unit));
-                let group = |g: usize| (&pairs[g * PER_UNIT..][..PER_UNIT], &sizes[g]);
+                let group = |g: usize| errors.of(unit, g);
                 let mut g = 0;
                 // registers hold the sums of two groups, or of one
                 if I::REGISTERS >= 32 {
@@ -186,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_adjusted_up_to_half_steps_of_errors_and_factors() {
+    fn columns_are_adjusted_up_to_half_steps_of_errors() {
         let factors = factors(K);
         let (x, mut errors) = (lanes(1), lanes(2));
         // rows of all sizes, with a column of larger errors; and a row without
@@ -209,13 +215,12 @@ mod tests {
                     let column = first + j;
                     let (mut wanted, mut bound) = (f64::from(x[column][lane]), 1e-30);
                     for p in 0..first {
-                        let part = factors.spread_steps.part(between(column / 8 * 8, p / UNIT));
-                        let of_factor = f64::from(part.1[column % 8]);
-                        let (e, factor) =
-                            (f64::from(errors[p][lane]), f64::from(factors.spread.get(p, column)));
-                        wanted -= e * factor;
-                        let (a, b) = (0.501 * steps[p / UNIT], 0.501 * of_factor);
-                        bound += a * factor.abs() + b * e.abs() + a * b;
+                        let (rows, sizes) = factors.spread_steps.part(between(column / 8 * 8, p / UNIT));
+                        let pair = rows[p % UNIT / 2][column % 8].map(|b| b as u8);
+                        let number = i16::from_le_bytes([pair[p % 2 * 2], pair[p % 2 * 2 + 1]]);
+                        let factor = f64::from(number) * f64::from(sizes[column % 8]);
+                        wanted -= f64::from(errors[p][lane]) * factor;
+                        bound += 0.501 * steps[p / UNIT] * factor.abs();
                     }
                     let found = f64::from(found[g * n + j][lane]);
                     // and the rounding of three floats

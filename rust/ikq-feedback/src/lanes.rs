@@ -1,5 +1,6 @@
 //! Codes that stand for one or two columns. They are found for sixteen rows at a time, one row per lane.
 
+use ikq_covariance::UNIT;
 use ikq_encode::search::levels::{Levels, Table4};
 use ikq_formats::codebook::{IQ2KL_VALUES, IQ4K_VALUES};
 use ikq_simd::Isa;
@@ -172,7 +173,7 @@ fn column_by_column<I: Isa, C: InLanes<I, N>, const N: usize>(
         let column = sub.at + start;
         // the factors of these columns: rows of the sub-block up to and with them
         let half = column % LANES / SIDE_BY_SIDE;
-        let strip = &spread.strip(column / LANES)[sub.at..column + SIDE_BY_SIDE];
+        let strip = &spread.strip(column / LANES)[sub.at % UNIT..];
         let factors = |row: usize| &strip[row].as_chunks::<SIDE_BY_SIDE>().0[half];
         // first, all are adjusted for the errors of columns before these
         for (errors, eight) in errors.iter().zip(&mut eight).take(scales.len()) {
@@ -188,8 +189,8 @@ fn column_by_column<I: Isa, C: InLanes<I, N>, const N: usize>(
         for i in (0..SIDE_BY_SIDE).step_by(N) {
             let j = start + i;
             let mut w = [isa.splat_f(0.0); N];
-            for n in 0..N {
-                w[n] = isa.splat_f(sub.factors.weights[sub.at + j + n]);
+            for (w, weight) in w.iter_mut().zip(&sub.factors.weights[sub.at + j..]) {
+                *w = isa.splat_f(*weight);
             }
             let to_other = isa.splat_f(if N > 1 { factors(j)[i + 1] } else { 0.0 });
             for (choice, scales) in scales.iter().enumerate() {
@@ -230,7 +231,7 @@ fn columns<I: Isa, const N: usize>(
     for i in 0..N {
         let column = sub.at + first + i;
         x[i] = isa.load_f(&sub.x[first + i]);
-        let strip = &sub.factors.spread.strip(column / LANES)[sub.at..][..errors.len()];
+        let strip = &sub.factors.spread.strip(column / LANES)[sub.at % UNIT..][..errors.len()];
         for (e, row) in errors.iter().zip(strip) {
             x[i] = isa.sub_f(x[i], isa.mul_f(isa.load_f(e), isa.splat_f(row[column % LANES])));
         }

@@ -47,17 +47,21 @@ mod tests {
         (0..n).map(|_| next()).collect()
     }
 
-    /// Factors for columns that are each correlated with the ones before.
-    pub fn factors(k: usize) -> Factors {
-        let n = 2 * k;
-        let mut x = noise(5, n * k);
+    /// Tokens in whose inputs columns are each correlated with the ones before.
+    pub fn tokens(k: usize) -> Vec<f32> {
+        let mut x = noise(5, 2 * k * k);
         for token in x.chunks_exact_mut(k) {
             for j in 1..k {
                 token[j] += 0.8 * token[j - 1];
             }
         }
+        x
+    }
+
+    /// Factors for these inputs.
+    pub fn factors(k: usize) -> Factors {
         let mut sums = vec![0.0; triangle(k)];
-        add_products(IsaKind::Scalar, &x, k, 0..k, &mut sums);
+        add_products(IsaKind::Scalar, &tokens(k), k, 0..k, &mut sums);
         Factors::new(IsaKind::Scalar, &sums, k, 1e6).expect("a covariance")
     }
 }

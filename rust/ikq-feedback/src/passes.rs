@@ -3,12 +3,14 @@
 
 use std::marker::PhantomData;
 
-use ikq_covariance::{Factors, Strips};
+use ikq_covariance::steps::measured;
+use ikq_covariance::{Factors, Strips, UNIT};
 use ikq_encode::EncodeOptions;
 use ikq_simd::{Isa, IsaOp};
 
 use crate::coder::{Coded, Coder, MOST_SUB, SubBlock};
 use crate::form::{Choice, MOST_CHOICES, Places};
+use crate::integers::{Integers, pull_part};
 use crate::types::Columns;
 
 /// Rows that are worked on side by side, one per lane.
@@ -18,7 +20,7 @@ pub(crate) type Lane = [f32; LANES];
 pub(crate) const SIDE_BY_SIDE: usize = 8;
 
 /// `columns -= errors * factor` for columns from `first` on; `first` and their number are multiples of eight.
-/// `errors` belong to rows `from..from + errors.len()` of the factor.
+/// `errors` belong to rows `from..from + errors.len()` of the factor, in the unit of these columns.
 #[inline(always)]
 pub(crate) fn pull<I: Isa>(
     isa: I,
@@ -32,7 +34,7 @@ pub(crate) fn pull<I: Isa>(
         let column = first + i * SIDE_BY_SIDE;
         let half = column % LANES / SIDE_BY_SIDE;
         let mut sums: [I::F; SIDE_BY_SIDE] = std::array::from_fn(|j| isa.load_f(&columns[j]));
-        for (e, row) in errors.iter().zip(&factor.strip(column / LANES)[from..]) {
+        for (e, row) in errors.iter().zip(&factor.strip(column / LANES)[from % UNIT..]) {
             let e = isa.load_f(e);
             let row = &row.as_chunks::<SIDE_BY_SIDE>().0[half];
             for (sum, n) in sums.iter_mut().zip(row) {
@@ -166,13 +168,11 @@ impl<T: Columns> IsaOp for Settle<'_, '_, T> {
     }
 }
 
-/// About how many columns of `x R` are used to measure a gain; with so many the result is accurate enough.
-const OF_GAIN: usize = 256;
-
 /// Computes `sum x H y` and `sum x H x` of each row, where H is the covariance that the factors are of. For long
 /// rows, both sums run over the same part of the columns of `x R`.
 pub(crate) struct Gains<'a> {
-    pub x: &'a [Lane],
+    pub x: &'a Integers,
+    /// The errors of all columns of the rows.
     pub errors: &'a [Lane],
     pub factors: &'a Factors,
     /// Both sums, for each group of sixteen rows.
@@ -186,14 +186,18 @@ impl IsaOp for Gains<'_> {
     fn run<I: Isa>(self, isa: I) {
         let k = self.factors.k();
         self.out.fill(([0.0; LANES], [0.0; LANES]));
-        for first in (0..k).step_by(SIDE_BY_SIDE * (k / OF_GAIN).max(1)) {
-            let groups = self.x.chunks_exact(k).zip(self.errors.chunks_exact(k));
-            for ((x, errors), out) in groups.zip(&mut *self.out) {
+        let mut part = 0;
+        for first in measured(k) {
+            let (n_units, n) = (first / UNIT + 1, SIDE_BY_SIDE.min(k - first));
+            for (group, (errors, out)) in self.errors.chunks_exact(k).zip(&mut *self.out).enumerate() {
                 let (mut xy, mut xx) = (isa.load_f(&out.0), isa.load_f(&out.1));
                 // v is -x R in these columns; d R is the error e times the root of w
                 let mut v = [[0.0; LANES]; SIDE_BY_SIDE];
-                pull(isa, &mut v, &x[..first + SIDE_BY_SIDE], &self.factors.root, first, 0);
-                for (j, v) in v.iter().enumerate() {
+                for unit in 0..n_units {
+                    let numbers = self.x.of(unit, group);
+                    pull_part(isa, self.factors.measured.part(part + unit), [numbers], [&mut v]);
+                }
+                for (j, v) in v[..n].iter().enumerate() {
                     let v = isa.load_f(v);
                     let root = self.factors.weights[first + j].sqrt();
                     let d = isa.mul_f(isa.load_f(&errors[first + j]), isa.splat_f(root));
@@ -204,6 +208,7 @@ impl IsaOp for Gains<'_> {
                 isa.store_f(xy, &mut out.0);
                 isa.store_f(xx, &mut out.1);
             }
+            part += n_units;
         }
     }
 }

@@ -201,7 +201,7 @@ mod tests {
     use crate::coder::{Coded, MOST_SUB, SubBlock};
     use crate::form::{Choice, MOST_CHOICES};
     use crate::passes::LANES;
-    use crate::tests::{factors, noise};
+    use crate::tests::{factors, noise, tokens};
 
     struct Check;
 
@@ -279,17 +279,16 @@ mod tests {
         for ty in TYPES {
             let factors = if layout(*ty).expect("a layout").block_size < 256 { &odd } else { &even };
             let k = factors.k();
-            let x = noise(3, 20 * k);
+            let (x, inputs) = (noise(3, 20 * k), tokens(k));
             let bytes = matrix_bytes(*ty, 20, k).expect("rows");
             let error = |rows: &[u8]| -> f64 {
                 let mut y = vec![0.0; x.len()];
                 dequantize(IsaKind::Scalar, *ty, rows, 20, k, &mut y).expect("rows");
                 let d: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x - y).collect();
-                let column = |d: &[f32], j: usize| -> f64 {
-                    let sum: f32 = (0..=j).map(|p| d[p] * factors.root.get(p, j)).sum();
-                    f64::from(sum).powi(2)
-                };
-                d.chunks_exact(k).map(|d| (0..k).map(|j| column(d, j)).sum::<f64>()).sum()
+                let product = |d: &[f32], token: &[f32]| d.iter().zip(token).map(|(d, x)| d * x).sum::<f32>();
+                let square = |d: &[f32], token: &[f32]| f64::from(product(d, token)).powi(2);
+                let tokens = inputs.chunks_exact(k).step_by(7);
+                d.chunks_exact(k).map(|d| tokens.clone().map(|token| square(d, token)).sum::<f64>()).sum()
             };
             let options = EncodeOptions::default();
             let mut plain = vec![0; bytes];
