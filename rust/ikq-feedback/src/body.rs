@@ -66,6 +66,9 @@ pub fn working_bytes(n_per_row: usize) -> usize {
     ROWS * (2 * 4 * n_per_row + 5 * 4 * 512) + Integers::bytes(ROWS, n_per_row)
 }
 
+/// Up to so many bits per weight, scales that the feedback's own are next to are searched with fewer trials.
+const MOST_BITS: usize = 5;
+
 struct Rows<'a> {
     kind: IsaKind,
     x: &'a [f32],
@@ -95,8 +98,10 @@ impl Rows<'_> {
     fn chunk<T: Columns>(&self, layout: &Layout, x: &[f32], out: &mut [u8]) -> Result<(), Error> {
         let Rows { kind, n_per_row: k, options, factors, .. } = *self;
         // codes are chosen with scales of the least error; the gain is undone afterwards
-        let fitted = EncodeOptions { biased: true, scales_only: true, ..options };
         let (n_rows, n, n_values) = (x.len() / k, layout.block_size, layout.n_values());
+        // with more levels, a scale that is a little better counts for more
+        let scales_only = 8 * layout.bytes <= MOST_BITS * n;
+        let fitted = EncodeOptions { biased: true, scales_only, ..options };
         let (row_size, header) = (row_bytes(T::TYPE, k)?, T::TYPE.info().row_header_bytes);
         let n_groups = n_rows.div_ceil(LANES);
         let places = T::FORM.places(layout);
