@@ -22,6 +22,7 @@ use std::borrow::Cow;
 use ikq_simd::{IsaKind, run};
 
 use crate::cholesky::{Divide, Factor, Inverse};
+use crate::steps::Steps;
 use crate::{add_cross_products, triangle};
 
 /// The damping: what is added to the diagonal of a covariance of `k` columns from `n` tokens, as a share of the
@@ -48,10 +49,16 @@ pub struct Factors {
     k: usize,
     /// The weights w_j of the columns' errors.
     pub weights: Vec<f32>,
-    /// The factor N of the module's comment.
+    /// The factor N of the module's comment, within units.
     pub spread: Strips,
-    /// The factor R of the module's comment.
+    /// N between units as integers, in the order of [`crate::steps::between`].
+    pub spread_steps: Steps,
+    /// The factor R of the module's comment, within units.
     pub root: Strips,
+    /// The transpose of R within units as integers: a part has eight rows of R.
+    pub turned_root_steps: Steps,
+    /// The columns of R in which gains are measured, as integers, in all units: [`crate::steps::measured`].
+    pub measured: Steps,
     /// For each column p, how the errors of its unit's columns count together with its own, if later units are
     /// adjusted for all of them: `sum over m of R_pm R_jm`, where m runs over the unit, at the place of j in it.
     pub inner: Vec<[f32; UNIT]>,
@@ -110,8 +117,12 @@ impl Factors {
                 run(kind, Inverse { l: &a, inverse: &mut inverse, k });
                 let at = |p: usize, j: usize| (k - 1 - p) * k + k - 1 - j;
                 let weights = (0..k).map(|j| a[at(j, j)].powi(2) as f32).collect();
-                let spread = Strips::new(k, |p, j| (inverse[at(p, j)] / inverse[at(p, p)]) as f32);
-                let root = Strips::new(k, |p, j| a[at(p, j)] as f32);
+                let spread = |p: usize, j: usize| (inverse[at(p, j)] / inverse[at(p, p)]) as f32;
+                let root = |p: usize, j: usize| a[at(p, j)] as f32;
+                let turned = |m: usize, p: usize| if p <= m { root(p, m) } else { 0.0 };
+                let (spread_steps, turned_root_steps) = (Steps::between(k, spread), Steps::within(k, turned));
+                let (spread, measured) = (Strips::new(k, spread), Steps::of_measured(k, root));
+                let root = Strips::new(k, root);
                 let inner = inner(k, |p, j| a[at(p, j)]);
                 let aim = cross.map(|cross| {
                     // reversed as `a` is
@@ -120,7 +131,17 @@ impl Factors {
                     run(kind, Divide { inverse: &inverse, rows: &mut rows, k });
                     rows.iter().rev().map(|v| *v as f32).collect()
                 });
-                return Ok(Factors { k, weights, spread, root, inner, aim });
+                return Ok(Factors {
+                    k,
+                    weights,
+                    spread,
+                    spread_steps,
+                    root,
+                    turned_root_steps,
+                    measured,
+                    inner,
+                    aim,
+                });
             }
         }
         Err(NotPositive)
@@ -152,7 +173,7 @@ impl Factors {
 
     /// Bytes that the factors of `k` columns take.
     pub fn bytes(k: usize, has_aim: bool) -> usize {
-        4 * (2 * Strips::floats(k) + k + UNIT * k + if has_aim { k * k } else { 0 })
+        4 * (2 * Strips::floats(k) + k + UNIT * k + if has_aim { k * k } else { 0 }) + Steps::bytes(k)
     }
 
     /// Bytes of memory that computing the factors takes besides the factors themselves.
@@ -181,22 +202,31 @@ fn inner(k: usize, root: impl Fn(usize, usize) -> f64) -> Vec<[f32; UNIT]> {
     out
 }
 
-/// An upper triangle, stored in strips of sixteen columns. A strip has its columns of row 0, of row 1, and so on,
-/// so that the elements of a column in all rows above it are read from one run of memory.
+/// An upper triangle within units of columns, stored in strips of sixteen columns. A strip has its columns of the unit's
+/// first row, of the next one, and so on, so that the elements of a column in all rows above it are read from one run of
+/// memory.
 #[derive(Debug)]
 pub struct Strips {
-    values: Vec<[f32; 16]>,
+    values: Vec<[f32; LANES]>,
+}
+
+/// Columns of a strip, and strips of a unit.
+const LANES: usize = 16;
+const PER_UNIT: usize = UNIT / LANES;
+
+/// Rows of `n` strips in a unit.
+const fn rows(n: usize) -> usize {
+    LANES * (n * (n + 1) / 2)
 }
 
 impl Strips {
-    /// The triangle with `value(row, column)` at `row <= column`, 0 elsewhere.
+    /// The triangle with `value(row, column)` at `row <= column` in the same unit, 0 elsewhere.
     fn new(k: usize, value: impl Fn(usize, usize) -> f32) -> Strips {
-        let n_strips = k.div_ceil(16);
-        let mut values = Vec::with_capacity(Strips::floats(k) / 16);
-        for strip in 0..n_strips {
-            for row in 0..16 * (strip + 1) {
+        let mut values = Vec::with_capacity(Strips::floats(k) / LANES);
+        for first in (0..k).step_by(LANES) {
+            for row in first / UNIT * UNIT..first + LANES {
                 values.push(std::array::from_fn(|i| {
-                    let column = 16 * strip + i;
+                    let column = first + i;
                     if row <= column && column < k { value(row, column) } else { 0.0 }
                 }));
             }
@@ -205,19 +235,22 @@ impl Strips {
     }
 
     fn floats(k: usize) -> usize {
-        let n = k.div_ceil(16);
-        16 * 16 * (n * (n + 1) / 2)
+        let n = k.div_ceil(LANES);
+        LANES * (n / PER_UNIT * rows(PER_UNIT) + rows(n % PER_UNIT))
     }
 
-    /// Columns `16 strip..16 strip + 16` of the first `16 (strip + 1)` rows; below them the triangle is 0.
+    /// Columns `16 strip..16 strip + 16` in the rows of their unit up to the last of them; below these the triangle is
+    /// 0.
     #[inline(always)]
-    pub fn strip(&self, strip: usize) -> &[[f32; 16]] {
-        &self.values[16 * (strip * (strip + 1) / 2)..][..16 * (strip + 1)]
+    pub fn strip(&self, strip: usize) -> &[[f32; LANES]] {
+        let (unit, own) = (strip / PER_UNIT, strip % PER_UNIT);
+        &self.values[unit * rows(PER_UNIT) + rows(own)..][..LANES * (own + 1)]
     }
 
-    /// The element at (row, column).
+    /// The element at a row and a column of the same unit.
     pub fn get(&self, row: usize, column: usize) -> f32 {
-        self.strip(column / 16)[row][column % 16]
+        assert!(row / UNIT == column / UNIT, "row and column of one unit");
+        self.strip(column / LANES)[row % UNIT][column % LANES]
     }
 }
 
@@ -318,7 +351,7 @@ mod tests {
     fn what_is_singular_is_damped_and_what_is_none_is_refused() {
         let nothing = Factors::new(IsaKind::Scalar, &[0.0; triangle(32)], 32, 9.0).expect("zeros");
         for p in 0..32 {
-            assert_eq!(nothing.spread.strip(p / 16)[p][p % 16], 1.0);
+            assert_eq!(nothing.spread.get(p, p), 1.0);
         }
         assert!((0..31).all(|p| nothing.spread.get(p, 31) == 0.0));
         // a covariance of a single direction

@@ -9,6 +9,7 @@ mod cholesky;
 mod cross;
 mod factors;
 mod products;
+pub mod steps;
 
 pub use cross::add_cross_products;
 pub use factors::{Factors, NotPositive, Strips, UNIT, damping};

@@ -2,10 +2,10 @@
 //! thread.
 //!
 //! ```text
-//! cargo run --release -p ikq-feedback --example feedback_speed -- 2048 IQ4_KS Q4_K IQ2_XXS ...
+//! cargo run --release -p ikq-feedback --example feedback_speed -- 2048 iq4_ks q4_k iq2_xxs ...
 //! ```
 //! The first argument is the number of columns; types follow, or none for all types with feedback. Times are the
-//! best of five, for 128 rows; the last column is the time with feedback over that of IQ4_KS's own encoder.
+//! medians of some for 128 rows, measured in turn; the last column is the time with feedback over that of IQ4_KS's own encoder.
 
 #![expect(clippy::print_stdout, reason = "a program that measures")]
 
@@ -19,7 +19,7 @@ use ikq_formats::{QuantType, matrix_bytes};
 use ikq_simd::best;
 
 const ROWS: usize = 128;
-const TRIES: usize = 5;
+const TRIES: usize = 21;
 
 fn noise(seed: u32, n: usize) -> Vec<f32> {
     let mut state = seed;
@@ -30,15 +30,16 @@ fn noise(seed: u32, n: usize) -> Vec<f32> {
     (0..n).map(|_| next()).collect()
 }
 
-/// Nanoseconds per weight.
-fn time(k: usize, mut work: impl FnMut()) -> f64 {
-    let mut least = f64::INFINITY;
-    for _ in 0..TRIES {
-        let start = Instant::now();
-        work();
-        least = least.min(start.elapsed().as_secs_f64());
-    }
-    1e9 * least / (ROWS * k) as f64
+/// Nanoseconds per weight of one run of `work`.
+fn time(k: usize, work: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    work();
+    1e9 * start.elapsed().as_secs_f64() / (ROWS * k) as f64
+}
+
+fn median(times: &mut [f64]) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
 }
 
 fn main() {
@@ -58,22 +59,28 @@ fn main() {
     println!("{k} columns; factors in {:.2} s", start.elapsed().as_secs_f64());
     let importance: Vec<f32> = (0..k).map(|i| sums[triangle(i) + i]).collect();
     let x = noise(2, ROWS * k);
-    let own = |ty: QuantType| {
-        let mut out = vec![0; matrix_bytes(ty, ROWS, k).expect("whole blocks")];
+    let own = |ty: QuantType, out: &mut [u8]| {
         time(k, || {
-            ikq_encode::encode_rows(kind, ty, &x, k, Some(&importance), options, &mut out).expect("floats");
-            black_box(&out);
+            ikq_encode::encode_rows(kind, ty, &x, k, Some(&importance), options, out).expect("floats");
+            black_box(out);
         })
     };
-    let iq4_ks = own(QuantType::IQ4_KS);
+    let mut measure = vec![0; matrix_bytes(QuantType::IQ4_KS, ROWS, k).expect("whole blocks")];
     for ty in QuantType::ALL.iter().filter(|ty| is_wanted(ty)) {
         let mut out = vec![0; matrix_bytes(*ty, ROWS, k).expect("whole blocks")];
-        let with = time(k, || {
-            let importance = Some(&importance[..]);
-            ikq_feedback::encode_rows(kind, *ty, &x, importance, options, &factors, &mut out)
-                .expect("floats");
-            black_box(&out);
-        });
-        println!("{ty}: {:.1} ns, with feedback {with:.1} ns, {:.2} of IQ4_KS", own(*ty), with / iq4_ks);
+        let mut times: [Vec<f64>; 4] = Default::default();
+        for _ in 0..TRIES {
+            let iq4_ks = own(QuantType::IQ4_KS, &mut measure);
+            let with = time(k, || {
+                let importance = Some(&importance[..]);
+                ikq_feedback::encode_rows(kind, *ty, &x, importance, options, &factors, &mut out)
+                    .expect("floats");
+                black_box(&out);
+            });
+            let own = own(*ty, &mut out);
+            times.iter_mut().zip([own, with, iq4_ks, with / iq4_ks]).for_each(|(all, one)| all.push(one));
+        }
+        let [own, with, iq4_ks, ratio] = times.each_mut().map(|times| median(times));
+        println!("{ty}: {own:.1} ns, with feedback {with:.1} ns, {ratio:.2} of the {iq4_ks:.1} ns of IQ4_KS");
     }
 }

@@ -9,7 +9,8 @@ use ikq_simd::{IsaKind, run};
 
 use crate::descent::Descend;
 use crate::form::float;
-use crate::passes::{Gains, LANES, Lane, Move, Settle};
+use crate::integers::{Integers, MoveUnit, Round};
+use crate::passes::{Gains, LANES, Lane, Move, OfUnit, Settle};
 use crate::types::{Columns, ForType, for_type};
 
 /// Rows that are encoded together, so that each part of the factors is read once for all of them.
@@ -62,8 +63,11 @@ pub fn encode_rows(
 /// Bytes of working memory that [`encode_rows`] takes for rows of `n_per_row` floats.
 pub fn working_bytes(n_per_row: usize) -> usize {
     // floats and errors of the rows that are encoded together; their adjusted blocks, and the numbers of blocks
-    ROWS * (2 * 4 * n_per_row + 5 * 4 * 512)
+    ROWS * (2 * 4 * n_per_row + 5 * 4 * 512) + Integers::bytes(ROWS, n_per_row)
 }
+
+/// Up to so many bits per weight, scales that the feedback's own are next to are searched with fewer trials.
+const MOST_BITS: usize = 5;
 
 struct Rows<'a> {
     kind: IsaKind,
@@ -94,8 +98,10 @@ impl Rows<'_> {
     fn chunk<T: Columns>(&self, layout: &Layout, x: &[f32], out: &mut [u8]) -> Result<(), Error> {
         let Rows { kind, n_per_row: k, options, factors, .. } = *self;
         // codes are chosen with scales of the least error; the gain is undone afterwards
-        let fitted = EncodeOptions { biased: true, ..options };
         let (n_rows, n, n_values) = (x.len() / k, layout.block_size, layout.n_values());
+        // with more levels, a scale that is a little better counts for more
+        let scales_only = 8 * layout.bytes <= MOST_BITS * n;
+        let fitted = EncodeOptions { biased: true, scales_only, ..options };
         let (row_size, header) = (row_bytes(T::TYPE, k)?, T::TYPE.info().row_header_bytes);
         let n_groups = n_rows.div_ceil(LANES);
         let places = T::FORM.places(layout);
@@ -110,6 +116,7 @@ impl Rows<'_> {
         }
         let of_rows: Vec<f32> = out.chunks_exact(row_size).map(|row| of_row(&row[..header])).collect();
         let mut errors = vec![[0.0; LANES]; n_groups * k];
+        let mut integers = Integers::new(n_groups, k);
         let unit = UNIT.min(k);
         // columns of a unit adjusted for earlier units, those of a block adjusted for earlier blocks of the unit too,
         // and what codes of the unit decode to
@@ -126,28 +133,33 @@ impl Rows<'_> {
             let of_unit = &mut of_unit[..n_groups * width];
             let decoded = &mut decoded[..n_groups * width];
             let values = &mut values[..width / n * n_rows * n_values];
-            let op = Move {
-                x: &lanes,
-                of_x: k,
-                in_x: start,
-                errors: &errors,
-                from: 0,
-                factors,
-                first: start,
-                out: of_unit,
-                n: width,
-            };
+            let op = MoveUnit { x: &lanes, errors: &integers, factors, first: start, out: of_unit, n: width };
             run(kind, op);
-            let blocks = (start..start + width).step_by(n).zip(values.chunks_exact_mut(n_rows * n_values));
-            for (first, values) in blocks {
+            let mut unit = OfUnit {
+                factors,
+                options,
+                first: start,
+                n: width,
+                block: n,
+                moved: of_unit,
+                decoded,
+                errors: &mut errors,
+                values,
+                n_values,
+                n_rows,
+                places,
+                of_rows: &of_rows,
+                of_type: PhantomData::<T>,
+            };
+            for (block, in_unit) in (0..width).step_by(n).enumerate() {
+                let first = start + in_unit;
                 let op = Move {
-                    x: of_unit,
-                    of_x: width,
-                    in_x: first - start,
-                    errors: &errors,
-                    from: start,
+                    x: unit.moved,
+                    width,
+                    at: in_unit,
+                    errors: unit.errors,
                     factors,
-                    first,
+                    first: start,
                     out: &mut moved,
                     n,
                 };
@@ -166,6 +178,7 @@ impl Rows<'_> {
                     let weights = Some(&factors.weights[first..first + n]);
                     ikq_encode::encode_rows(kind, T::TYPE, &floats, n, weights, fitted, &mut bytes)?;
                 }
+                let values = &mut unit.values[block * n_rows * n_values..][..n_rows * n_values];
                 for (row, values) in values.chunks_exact_mut(n_values).enumerate() {
                     let bytes = match header {
                         0 => &bytes[row * layout.bytes..],
@@ -173,41 +186,13 @@ impl Rows<'_> {
                     };
                     layout.unpack(&bytes[..layout.bytes], values);
                 }
-                let settle = Settle {
-                    moved: &mut moved,
-                    decoded: &mut *decoded,
-                    of_unit: width,
-                    in_unit: first - start,
-                    errors: &mut errors,
-                    factors,
-                    first,
-                    n,
-                    values,
-                    n_values,
-                    places,
-                    of_rows: &of_rows,
-                    options,
-                    of_type: PhantomData::<T>,
-                };
-                run(kind, settle);
+                run(kind, Settle { unit: &mut unit, moved: &moved, at: in_unit });
             }
-            let descend = Descend {
-                moved: of_unit,
-                decoded,
-                errors: &mut errors,
-                factors,
-                first: start,
-                n: width,
-                values: &mut *values,
-                n_values,
-                block: n,
-                n_rows,
-                places,
-                of_rows: &of_rows,
-                options,
-                of_type: PhantomData::<T>,
-            };
-            run(kind, descend);
+            run(kind, Descend(&mut unit));
+            let (errors, values) = (&*unit.errors, &*unit.values);
+            if start + width < k {
+                run(kind, Round { x: errors, k, unit: start / UNIT, out: &mut integers });
+            }
             let blocks = (start..start + width).step_by(n).zip(values.chunks_exact(n_rows * n_values));
             for (first, values) in blocks {
                 for (row, values) in values.chunks_exact(n_values).enumerate() {
@@ -216,7 +201,11 @@ impl Rows<'_> {
             }
         }
         if undoes_bias(T::TYPE) && !options.biased {
-            self.undo_gains::<T>(layout, &lanes, &errors, out);
+            // errors as integers are not needed any more
+            for unit in 0..k.div_ceil(UNIT) {
+                run(kind, Round { x: &lanes, k, unit, out: &mut integers });
+            }
+            self.undo_gains::<T>(layout, &integers, &errors, out);
         }
         for ((x, out), _) in x.chunks(k).zip(out.chunks_mut(row_size)).zip(&fits).filter(|(_, fits)| !**fits)
         {
@@ -226,10 +215,10 @@ impl Rows<'_> {
     }
 
     /// Divides the float scales of each row by its gain.
-    fn undo_gains<T: Columns>(&self, layout: &Layout, lanes: &[Lane], errors: &[Lane], out: &mut [u8]) {
+    fn undo_gains<T: Columns>(&self, layout: &Layout, x: &Integers, errors: &[Lane], out: &mut [u8]) {
         let (k, factors) = (self.n_per_row, self.factors);
-        let mut gains = vec![([0.0; LANES], [0.0; LANES]); lanes.len() / k];
-        run(self.kind, Gains { x: lanes, errors, factors, out: &mut gains });
+        let mut gains = vec![([0.0; LANES], [0.0; LANES]); errors.len() / k];
+        run(self.kind, Gains { x, errors, factors, out: &mut gains });
         let places = T::FORM.places(layout);
         let header = T::TYPE.info().row_header_bytes;
         let row_size = header + k / layout.block_size * layout.bytes;

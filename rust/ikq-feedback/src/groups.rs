@@ -4,6 +4,7 @@
 //! they are, weighed by w. So a group first gets the point nearest to its columns. Then the columns are adjusted
 //! for the errors of that point, and the point nearest to the adjusted columns replaces it if its loss is smaller.
 
+use ikq_covariance::UNIT;
 use ikq_encode::weights::normalizer;
 use ikq_simd::Isa;
 
@@ -107,14 +108,14 @@ impl<I: Isa, P: Points<I>> Coder<I> for InGroups<P> {
 
     #[inline(always)]
     fn descend(&self, isa: I, unit: Unit<'_>) {
-        let Unit { rows, inner, diagonal, sub, scales, changes } = unit;
+        let Unit { rows, of, sub, scales, changes } = unit;
         let n = P::COLUMNS;
-        for at in (0..SWEEPS).flat_map(|_| (0..inner.len()).step_by(n)) {
+        for at in (0..SWEEPS).flat_map(|_| (0..of.inner.len()).step_by(n)) {
             let mut h = [[0.0; MOST]; MOST];
             let mut w = [1.0; MOST];
             for i in 0..n {
-                h[i][..n].copy_from_slice(&inner[at + i][at..at + n]);
-                w[i] = diagonal[at + i];
+                h[i][..n].copy_from_slice(&of.inner[at + i][at..at + n]);
+                w[i] = of.diagonal[at + i];
             }
             let weights = self.0.weights(isa, &w);
             for (number, row) in rows.iter_mut().enumerate() {
@@ -123,7 +124,7 @@ impl<I: Isa, P: Points<I>> Coder<I> for InGroups<P> {
                     for i in 0..n {
                         let change = point.values[i] - row.y[at + i];
                         row.y[at + i] = point.values[i];
-                        row.change(isa, at + i, change, inner);
+                        row.change(isa, at + i, change, of);
                     }
                     changes.push(Change {
                         row: number,
@@ -172,7 +173,7 @@ impl<P> InGroups<P> {
             for (p, e) in errors[..n].iter().enumerate() {
                 let (row, e) = (sub.at + first + p, isa.splat_f(*e));
                 for (s, moved) in moved.iter_mut().enumerate().take(sub.x.len() / LANES).skip(first / LANES) {
-                    let factor = isa.load_f(&sub.factors.spread.strip(sub.at / LANES + s)[row]);
+                    let factor = isa.load_f(&sub.factors.spread.strip(sub.at / LANES + s)[row % UNIT]);
                     isa.store_f(isa.sub_f(isa.load_f(moved), isa.mul_f(e, factor)), moved);
                 }
             }
@@ -260,7 +261,7 @@ fn group_errors(
     point: &Point,
 ) -> ([f32; MOST], f32) {
     let at = sub.at + first;
-    let strip = &sub.factors.spread.strip(at / LANES)[at..at + n];
+    let strip = &sub.factors.spread.strip(at / LANES)[at % UNIT..][..n];
     let mut left = *own;
     let (mut out, mut loss) = ([0.0; MOST], 0.0);
     for (p, row) in strip.iter().enumerate() {

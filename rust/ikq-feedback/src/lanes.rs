@@ -1,5 +1,6 @@
 //! Codes that stand for one or two columns. They are found for sixteen rows at a time, one row per lane.
 
+use ikq_covariance::UNIT;
 use ikq_encode::search::levels::{Levels, Table4};
 use ikq_formats::codebook::{IQ2KL_VALUES, IQ4K_VALUES};
 use ikq_simd::Isa;
@@ -154,7 +155,7 @@ impl<I: Isa, C: InLanes<I, N>, const N: usize> Coder<I> for BesideEachOther<C, N
     }
 }
 
-/// Goes through the columns of a sub-block, `N` at a time, with several scales at once, so that their chains of
+/// Goes through the columns of a sub-block, `N` at a time, with several scales in turn, so that their chains of
 /// operations overlap. `found` is given the number of the scale, the first column, targets, errors and codes.
 #[inline(always)]
 fn column_by_column<I: Isa, C: InLanes<I, N>, const N: usize>(
@@ -166,16 +167,16 @@ fn column_by_column<I: Isa, C: InLanes<I, N>, const N: usize>(
 ) {
     let spread = &sub.factors.spread;
     let mut errors = [[[0.0; LANES]; MOST_SUB]; MOST_CHOICES];
+    let mut eight = [[[0.0; LANES]; SIDE_BY_SIDE]; MOST_CHOICES];
     let mut seen = [coder.nothing_seen(isa); MOST_CHOICES];
     for start in (0..sub.x.len()).step_by(SIDE_BY_SIDE) {
         let column = sub.at + start;
         // the factors of these columns: rows of the sub-block up to and with them
         let half = column % LANES / SIDE_BY_SIDE;
-        let strip = &spread.strip(column / LANES)[sub.at..column + SIDE_BY_SIDE];
+        let strip = &spread.strip(column / LANES)[sub.at % UNIT..];
         let factors = |row: usize| &strip[row].as_chunks::<SIDE_BY_SIDE>().0[half];
-        for (choice, scales) in scales.iter().enumerate() {
-            let (errors, seen) = (&mut errors[choice], &mut seen[choice]);
-            // eight chains of operations side by side, first for the errors of columns before these
+        // first, all are adjusted for the errors of columns before these
+        for (errors, eight) in errors.iter().zip(&mut eight).take(scales.len()) {
             let mut x: [I::F; SIDE_BY_SIDE] = std::array::from_fn(|i| isa.load_f(&sub.x[start + i]));
             for (p, e) in errors[..start].iter().enumerate() {
                 let e = isa.load_f(e);
@@ -183,28 +184,36 @@ fn column_by_column<I: Isa, C: InLanes<I, N>, const N: usize>(
                     *x = isa.sub_f(*x, isa.mul_f(e, isa.splat_f(*factor)));
                 }
             }
-            for i in (0..SIDE_BY_SIDE).step_by(N) {
-                let j = start + i;
-                let (mut own, mut w) = ([isa.splat_f(0.0); N], [isa.splat_f(0.0); N]);
+            x.into_iter().zip(eight).for_each(|(x, out)| isa.store_f(x, out));
+        }
+        for i in (0..SIDE_BY_SIDE).step_by(N) {
+            let j = start + i;
+            let mut w = [isa.splat_f(0.0); N];
+            for (w, weight) in w.iter_mut().zip(&sub.factors.weights[sub.at + j..]) {
+                *w = isa.splat_f(*weight);
+            }
+            let to_other = isa.splat_f(if N > 1 { factors(j)[i + 1] } else { 0.0 });
+            for (choice, scales) in scales.iter().enumerate() {
+                let (errors, seen) = (&mut errors[choice], &mut seen[choice]);
+                let mut x = [isa.splat_f(0.0); N];
                 for n in 0..N {
-                    own[n] = x[i + n];
-                    w[n] = isa.splat_f(sub.factors.weights[sub.at + j + n]);
+                    x[n] = isa.load_f(&eight[choice][i + n]);
+                    for (p, e) in errors[start..j].iter().enumerate() {
+                        let factor = isa.splat_f(factors(start + p)[i + n]);
+                        x[n] = isa.sub_f(x[n], isa.mul_f(isa.load_f(e), factor));
+                    }
                 }
-                let to_other = if N > 1 { factors(j)[i + 1] } else { 0.0 };
                 let (ahead, ahead_w) = if C::AHEAD > 0 && j < C::AHEAD {
                     columns(isa, sub, &errors[..j], j + C::AHEAD)
                 } else {
-                    (own, w)
+                    (x, w)
                 };
-                let target = Target { x: own, w, spread: isa.splat_f(to_other), ahead, ahead_w };
+                let target = Target { x, w, spread: to_other, ahead, ahead_w };
                 let (e, codes) = coder.nearest(isa, target, *scales, j, seen);
                 for (n, e) in e.into_iter().enumerate() {
                     isa.store_f(e, &mut errors[j + n]);
-                    for (x, factor) in x.iter_mut().zip(factors(j + n)).skip(i + N) {
-                        *x = isa.sub_f(*x, isa.mul_f(e, isa.splat_f(*factor)));
-                    }
                 }
-                found(choice, j, own, e, codes);
+                found(choice, j, x, e, codes);
             }
         }
     }
@@ -222,7 +231,7 @@ fn columns<I: Isa, const N: usize>(
     for i in 0..N {
         let column = sub.at + first + i;
         x[i] = isa.load_f(&sub.x[first + i]);
-        let strip = &sub.factors.spread.strip(column / LANES)[sub.at..][..errors.len()];
+        let strip = &sub.factors.spread.strip(column / LANES)[sub.at % UNIT..][..errors.len()];
         for (e, row) in errors.iter().zip(strip) {
             x[i] = isa.sub_f(x[i], isa.mul_f(isa.load_f(e), isa.splat_f(row[column % LANES])));
         }

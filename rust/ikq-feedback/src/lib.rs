@@ -23,6 +23,7 @@ mod coder;
 mod descent;
 mod form;
 mod groups;
+mod integers;
 mod lanes;
 mod passes;
 mod points;
@@ -30,3 +31,37 @@ mod types;
 
 pub use body::{encode_rows, working_bytes};
 pub use types::has_feedback;
+
+#[cfg(test)]
+mod tests {
+    use ikq_covariance::{Factors, add_products, triangle};
+    use ikq_simd::IsaKind;
+
+    /// Numbers in -1..1, the same everywhere.
+    pub fn noise(seed: u32, n: usize) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / 8_388_608.0 - 1.0
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    /// Tokens in whose inputs columns are each correlated with the ones before.
+    pub fn tokens(k: usize) -> Vec<f32> {
+        let mut x = noise(5, 2 * k * k);
+        for token in x.chunks_exact_mut(k) {
+            for j in 1..k {
+                token[j] += 0.8 * token[j - 1];
+            }
+        }
+        x
+    }
+
+    /// Factors for these inputs.
+    pub fn factors(k: usize) -> Factors {
+        let mut sums = vec![0.0; triangle(k)];
+        add_products(IsaKind::Scalar, &tokens(k), k, 0..k, &mut sums);
+        Factors::new(IsaKind::Scalar, &sums, k, 1e6).expect("a covariance")
+    }
+}

@@ -3,12 +3,14 @@
 
 use std::marker::PhantomData;
 
-use ikq_covariance::{Factors, Strips};
+use ikq_covariance::steps::measured;
+use ikq_covariance::{Factors, Strips, UNIT};
 use ikq_encode::EncodeOptions;
 use ikq_simd::{Isa, IsaOp};
 
 use crate::coder::{Coded, Coder, MOST_SUB, SubBlock};
 use crate::form::{Choice, MOST_CHOICES, Places};
+use crate::integers::{Integers, pull_part};
 use crate::types::Columns;
 
 /// Rows that are worked on side by side, one per lane.
@@ -18,7 +20,7 @@ pub(crate) type Lane = [f32; LANES];
 pub(crate) const SIDE_BY_SIDE: usize = 8;
 
 /// `columns -= errors * factor` for columns from `first` on; `first` and their number are multiples of eight.
-/// `errors` belong to rows `from..from + errors.len()` of the factor.
+/// `errors` belong to rows `from..from + errors.len()` of the factor, in the unit of these columns.
 #[inline(always)]
 pub(crate) fn pull<I: Isa>(
     isa: I,
@@ -32,7 +34,7 @@ pub(crate) fn pull<I: Isa>(
         let column = first + i * SIDE_BY_SIDE;
         let half = column % LANES / SIDE_BY_SIDE;
         let mut sums: [I::F; SIDE_BY_SIDE] = std::array::from_fn(|j| isa.load_f(&columns[j]));
-        for (e, row) in errors.iter().zip(&factor.strip(column / LANES)[from..]) {
+        for (e, row) in errors.iter().zip(&factor.strip(column / LANES)[from % UNIT..]) {
             let e = isa.load_f(e);
             let row = &row.as_chunks::<SIDE_BY_SIDE>().0[half];
             for (sum, n) in sums.iter_mut().zip(row) {
@@ -45,18 +47,17 @@ pub(crate) fn pull<I: Isa>(
     }
 }
 
-/// Adjusts columns for earlier errors, for each group of sixteen rows.
+/// Adjusts columns of a unit for the errors of its earlier ones, for each group of sixteen rows.
 pub(crate) struct Move<'a> {
-    /// Columns of the rows, `of_x` for each group of sixteen rows, group after group; those to be adjusted begin at
-    /// `in_x`.
+    /// Columns of the unit, `width` for each group of sixteen rows, group after group; those to be adjusted begin at
+    /// `at`.
     pub x: &'a [Lane],
-    pub of_x: usize,
-    pub in_x: usize,
-    /// The errors of all columns of the rows, of which those in `from..first` count.
+    pub width: usize,
+    pub at: usize,
+    /// The errors of all columns of the rows, of which those of the unit before `at` count.
     pub errors: &'a [Lane],
-    pub from: usize,
     pub factors: &'a Factors,
-    /// The first column that is adjusted.
+    /// The unit's first column.
     pub first: usize,
     /// The result, one group of sixteen rows after another.
     pub out: &'a mut [Lane],
@@ -70,59 +71,68 @@ impl IsaOp for Move<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let k = self.factors.k();
-        // eight columns of all groups, then the next eight, so that their part of the factor stays in the cache
-        for at in (0..self.n).step_by(SIDE_BY_SIDE) {
-            let groups = self.x.chunks_exact(self.of_x).zip(self.errors.chunks_exact(k));
-            for ((x, errors), out) in groups.zip(self.out.chunks_exact_mut(self.n)) {
-                let out = &mut out[at..at + SIDE_BY_SIDE];
-                out.copy_from_slice(&x[self.in_x + at..][..SIDE_BY_SIDE]);
-                let errors = &errors[self.from..self.first];
-                pull(isa, out, errors, &self.factors.spread, self.first + at, self.from);
-            }
+        let groups = self.x.chunks_exact(self.width).zip(self.errors.chunks_exact(k));
+        for ((x, errors), out) in groups.zip(self.out.chunks_exact_mut(self.n)) {
+            out.copy_from_slice(&x[self.at..][..self.n]);
+            let errors = &errors[self.first..][..self.at];
+            pull(isa, out, errors, &self.factors.spread, self.first + self.at, self.first);
         }
     }
 }
 
-/// Chooses scales and codes of one block of every row, and records the errors.
-pub(crate) struct Settle<'a, T> {
-    /// The block's columns, adjusted by [`Move`].
-    pub moved: &'a mut [Lane],
-    /// What codes decode to, for each group of rows the columns of a unit, `of_unit` in number; the block's begin at
-    /// `in_unit`.
-    pub decoded: &'a mut [Lane],
-    pub of_unit: usize,
-    pub in_unit: usize,
-    pub errors: &'a mut [Lane],
+/// One unit of up to 64 rows: what choosing scales and codes reads and writes. Rows are sixteen side by side, one group
+/// after another.
+pub(crate) struct OfUnit<'a, T> {
     pub factors: &'a Factors,
+    pub options: EncodeOptions,
+    /// The unit's first column, the number of its columns, and that of a block's.
     pub first: usize,
     pub n: usize,
-    /// The numbers of the block of each row, row after row; they have the encoder's scales, which are the first
-    /// choice.
+    pub block: usize,
+    /// The unit's columns, adjusted for the errors of earlier units, and what their codes decode to.
+    pub moved: &'a [Lane],
+    pub decoded: &'a mut [Lane],
+    /// The errors of all columns of the rows.
+    pub errors: &'a mut [Lane],
+    /// The numbers of the unit's blocks: for each block, those of each row.
     pub values: &'a mut [u32],
     pub n_values: usize,
+    pub n_rows: usize,
     pub places: Places,
     /// The float scale of each row, where the type has one.
     pub of_rows: &'a [f32],
-    pub options: EncodeOptions,
     pub of_type: PhantomData<T>,
 }
 
-impl<T: Columns> IsaOp for Settle<'_, T> {
+/// Chooses scales and codes of one block of every row, and records the errors. The block's numbers have the encoder's
+/// scales, which are the first choice.
+pub(crate) struct Settle<'a, 'b, T> {
+    pub unit: &'a mut OfUnit<'b, T>,
+    /// The block's columns, adjusted by [`Move`], and its place in the unit.
+    pub moved: &'a [Lane],
+    pub at: usize,
+}
+
+impl<T: Columns> IsaOp for Settle<'_, '_, T> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let Settle { moved, decoded, of_unit, in_unit, errors, factors, first, n, values, .. } = self;
-        let Settle { n_values, places, of_rows, options, .. } = self;
-        let (k, sub) = (factors.k(), T::FORM.sub);
+        let OfUnit { factors, options, first, n, block, n_values, n_rows, places, of_rows, .. } = *self.unit;
+        let OfUnit { decoded, errors, values, .. } = self.unit;
+        let (k, sub, in_block) = (factors.k(), T::FORM.sub, n_rows * n_values);
         let coder = T::coder(isa, options);
-        let groups = moved.chunks_exact_mut(n).zip(errors.chunks_exact_mut(k));
-        let groups = groups.zip(decoded.chunks_exact_mut(of_unit));
+        let groups = self.moved.chunks_exact(block).zip(errors.chunks_exact_mut(k));
+        let groups = groups.zip(decoded.chunks_exact_mut(n));
+        let values = &mut values[self.at / block * in_block..][..in_block];
         let rows = values.chunks_mut(LANES * n_values).zip(of_rows.chunks(LANES));
+        let first = first + self.at;
         for (((moved, errors), decoded), (values, of_rows)) in groups.zip(rows) {
-            for s in 0..n / sub {
+            for s in 0..block / sub {
                 let at = first + s * sub;
-                let x = &mut moved[s * sub..][..sub];
+                let mut x = [[0.0; LANES]; MOST_SUB];
+                let x = &mut x[..sub];
+                x.copy_from_slice(&moved[s * sub..][..sub]);
                 // adjusts for errors of this block's own columns
                 pull(isa, x, &errors[first..at], &factors.spread, at, first);
                 let mut choices = [[Choice::default(); LANES]; MOST_CHOICES];
@@ -140,7 +150,7 @@ impl<T: Columns> IsaOp for Settle<'_, T> {
                 let mut coded = Coded {
                     kept: choices[0],
                     errors: &mut errors[at..at + sub],
-                    decoded: &mut decoded[in_unit + s * sub..][..sub],
+                    decoded: &mut decoded[self.at + s * sub..][..sub],
                     codes: [[0; LANES]; MOST_SUB],
                     beside: [[0; LANES]; MOST_SUB],
                 };
@@ -158,13 +168,11 @@ impl<T: Columns> IsaOp for Settle<'_, T> {
     }
 }
 
-/// About how many columns of `x R` are used to measure a gain; with so many the result is accurate enough.
-const OF_GAIN: usize = 256;
-
 /// Computes `sum x H y` and `sum x H x` of each row, where H is the covariance that the factors are of. For long
 /// rows, both sums run over the same part of the columns of `x R`.
 pub(crate) struct Gains<'a> {
-    pub x: &'a [Lane],
+    pub x: &'a Integers,
+    /// The errors of all columns of the rows.
     pub errors: &'a [Lane],
     pub factors: &'a Factors,
     /// Both sums, for each group of sixteen rows.
@@ -178,14 +186,18 @@ impl IsaOp for Gains<'_> {
     fn run<I: Isa>(self, isa: I) {
         let k = self.factors.k();
         self.out.fill(([0.0; LANES], [0.0; LANES]));
-        for first in (0..k).step_by(SIDE_BY_SIDE * (k / OF_GAIN).max(1)) {
-            let groups = self.x.chunks_exact(k).zip(self.errors.chunks_exact(k));
-            for ((x, errors), out) in groups.zip(&mut *self.out) {
+        let mut part = 0;
+        for first in measured(k) {
+            let (n_units, n) = (first / UNIT + 1, SIDE_BY_SIDE.min(k - first));
+            for (group, (errors, out)) in self.errors.chunks_exact(k).zip(&mut *self.out).enumerate() {
                 let (mut xy, mut xx) = (isa.load_f(&out.0), isa.load_f(&out.1));
                 // v is -x R in these columns; d R is the error e times the root of w
                 let mut v = [[0.0; LANES]; SIDE_BY_SIDE];
-                pull(isa, &mut v, &x[..first + SIDE_BY_SIDE], &self.factors.root, first, 0);
-                for (j, v) in v.iter().enumerate() {
+                for unit in 0..n_units {
+                    let numbers = self.x.of(unit, group);
+                    pull_part(isa, self.factors.measured.part(part + unit), [numbers], [&mut v]);
+                }
+                for (j, v) in v[..n].iter().enumerate() {
                     let v = isa.load_f(v);
                     let root = self.factors.weights[first + j].sqrt();
                     let d = isa.mul_f(isa.load_f(&errors[first + j]), isa.splat_f(root));
@@ -196,6 +208,7 @@ impl IsaOp for Gains<'_> {
                 isa.store_f(xy, &mut out.0);
                 isa.store_f(xx, &mut out.1);
             }
+            part += n_units;
         }
     }
 }

@@ -193,7 +193,6 @@ const EVEN: Grid =
 
 #[cfg(test)]
 mod tests {
-    use ikq_covariance::{Factors, add_products, triangle};
     use ikq_decode::dequantize;
     use ikq_formats::{layout, matrix_bytes, row_bytes};
     use ikq_simd::{IsaKind, Scalar, available};
@@ -202,30 +201,7 @@ mod tests {
     use crate::coder::{Coded, MOST_SUB, SubBlock};
     use crate::form::{Choice, MOST_CHOICES};
     use crate::passes::LANES;
-
-    /// Numbers in -1..1, the same everywhere.
-    fn noise(seed: u32, n: usize) -> Vec<f32> {
-        let mut state = seed;
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / 8_388_608.0 - 1.0
-        };
-        (0..n).map(|_| next()).collect()
-    }
-
-    /// Factors for columns that are each correlated with the ones before.
-    fn factors(k: usize) -> Factors {
-        let n = 2 * k;
-        let mut x = noise(5, n * k);
-        for token in x.chunks_exact_mut(k) {
-            for j in 1..k {
-                token[j] += 0.8 * token[j - 1];
-            }
-        }
-        let mut sums = vec![0.0; triangle(k)];
-        add_products(IsaKind::Scalar, &x, k, 0..k, &mut sums);
-        Factors::new(IsaKind::Scalar, &sums, k, 1e6).expect("a covariance")
-    }
+    use crate::tests::{factors, noise, tokens};
 
     struct Check;
 
@@ -298,30 +274,31 @@ mod tests {
 
     #[test]
     fn the_same_bytes_on_every_instruction_set_and_a_smaller_error_of_products() {
-        let k = 256;
-        let (factors, x) = (factors(k), noise(3, 20 * k));
+        // two whole units, and a part of one where blocks are small
+        let (even, odd) = (factors(512), factors(544));
         for ty in TYPES {
+            let factors = if layout(*ty).expect("a layout").block_size < 256 { &odd } else { &even };
+            let k = factors.k();
+            let (x, inputs) = (noise(3, 20 * k), tokens(k));
             let bytes = matrix_bytes(*ty, 20, k).expect("rows");
             let error = |rows: &[u8]| -> f64 {
                 let mut y = vec![0.0; x.len()];
                 dequantize(IsaKind::Scalar, *ty, rows, 20, k, &mut y).expect("rows");
                 let d: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x - y).collect();
-                let column = |d: &[f32], j: usize| -> f64 {
-                    let sum: f32 = (0..=j).map(|p| d[p] * factors.root.get(p, j)).sum();
-                    f64::from(sum).powi(2)
-                };
-                d.chunks_exact(k).map(|d| (0..k).map(|j| column(d, j)).sum::<f64>()).sum()
+                let product = |d: &[f32], token: &[f32]| d.iter().zip(token).map(|(d, x)| d * x).sum::<f32>();
+                let square = |d: &[f32], token: &[f32]| f64::from(product(d, token)).powi(2);
+                let tokens = inputs.chunks_exact(k).step_by(7);
+                d.chunks_exact(k).map(|d| tokens.clone().map(|token| square(d, token)).sum::<f64>()).sum()
             };
             let options = EncodeOptions::default();
             let mut plain = vec![0; bytes];
             ikq_encode::encode_rows(IsaKind::Scalar, *ty, &x, k, None, options, &mut plain).expect("floats");
             let mut first = vec![0; bytes];
-            crate::encode_rows(IsaKind::Scalar, *ty, &x, None, options, &factors, &mut first)
-                .expect("floats");
+            crate::encode_rows(IsaKind::Scalar, *ty, &x, None, options, factors, &mut first).expect("floats");
             assert!(error(&first) < 0.8 * error(&plain), "{ty:?}: {} of {}", error(&first), error(&plain));
             for kind in available() {
                 let mut other = vec![0; bytes];
-                crate::encode_rows(kind, *ty, &x, None, options, &factors, &mut other).expect("floats");
+                crate::encode_rows(kind, *ty, &x, None, options, factors, &mut other).expect("floats");
                 assert!(other == first, "{ty:?} on {}", kind.name());
             }
         }

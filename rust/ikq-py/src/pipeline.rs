@@ -237,7 +237,11 @@ impl Wishes {
             hide_imatrix: self.hide_imatrix,
             extra_output_tensor: known(self.extra_output_tensor)?,
             overrides: overrides.map_err(|e| e.raise(py))?,
-            encode: EncodeOptions { symmetric_q40: self.symmetric_q40, biased: self.biased },
+            encode: EncodeOptions {
+                symmetric_q40: self.symmetric_q40,
+                biased: self.biased,
+                ..EncodeOptions::default()
+            },
             output: Options {
                 split,
                 no_tensor_first_split: self.no_tensor_first_split,

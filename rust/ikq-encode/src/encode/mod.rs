@@ -59,6 +59,9 @@ pub struct EncodeOptions {
     /// Store scales as fitted, which gives the least squared error but makes results of products too small on
     /// average. By default scales undo that ([`crate::search::gain`]).
     pub biased: bool,
+    /// Only scales are wanted, as fitted, and the caller tries others next to them: types with ladders of scales try
+    /// fewer, and leave some codes at anything.
+    pub scales_only: bool,
 }
 
 /// The encoder of one type. Interleaved types need none where a plain type has the same codes; one without such a

@@ -109,7 +109,7 @@ fn encode_row<I: Isa, C: Coder<I>, const ROWS: usize>(
 ) {
     let header = search.header;
     let (down, up) = normalizer(x);
-    let energies = fit_row(isa, s, &search, (x, w), (down, up));
+    let energies = fit_row(isa, s, &search, (x, w), (down, up), stored_as);
     let limit = isa.splat_f(LARGEST * down);
     // the nearest d that can be stored, normalised as the tiles are
     let storable = |d: I::F| match header {
@@ -137,6 +137,7 @@ fn fit_row<I: Isa, C: Coder<I>, const ROWS: usize>(
     search: &Search<C, ROWS>,
     (x, w): (&[f32], &[f32]),
     factors: (f32, f32),
+    stored_as: Scales,
 ) -> Energies {
     s.resize(x.len().div_ceil(LANES * N));
     let mut energies = Energies { all: 0.0, left: 0.0 };
@@ -147,7 +148,7 @@ fn fit_row<I: Isa, C: Coder<I>, const ROWS: usize>(
         let peak = tile.peak(isa);
         let mut fit = Fit::nothing(isa);
         for coder in search.rows {
-            fit = scale::best_scale(isa, tile, coder, peak, search.ladder, fit);
+            fit = scale::best_scale(isa, tile, coder, peak, (search.ladder, stored_as), fit);
         }
         let tile_energy = tile.energy(isa);
         energies.all += isa.sum(tile_energy);
@@ -224,7 +225,9 @@ fn write_blocks<I: Isa, C: Coder<I>, const ROWS: usize>(
     for (i, out) in blocks.chunks_mut(LANES / PER_BLOCK * layout.bytes).enumerate() {
         let dk = isa.mul_f(isa.splat_f(d), isa.load_f(&s.k[i]));
         for (coder, codes) in rows.into_iter().zip(&mut codes) {
-            scale::codes(isa, &s.tiles[i], coder, dk, codes);
+            if stored_as != Scales::Only {
+                scale::codes(isa, &s.tiles[i], coder, dk, codes);
+            }
         }
         if stored_as == Scales::Unbiased {
             let (inverse, row) = (scale::inverse(isa, dk), isa.load_f(&s.table_row[i]));

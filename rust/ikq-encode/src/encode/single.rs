@@ -81,7 +81,7 @@ fn best_half<I: Isa, L: Levels<I>, const N: usize>(
     scales: Scales,
 ) -> (I::F, I::F) {
     let peak = tile.peak(isa);
-    let fit = scale::best_scale(isa, tile, levels, peak, ladder, Fit::nothing(isa));
+    let fit = scale::best_scale(isa, tile, levels, peak, (ladder, scales), Fit::nothing(isa));
     let energy = tile.energy(isa);
     // the fit's sums serve, because codes at the rounded scale differ from the fit's in few elements
     let factor = scales.factors(isa, fit.gain, energy);

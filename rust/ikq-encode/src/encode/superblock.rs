@@ -77,7 +77,7 @@ fn encode_row<I: Isa, L: Levels<I>, const ROWS: usize, const N: usize>(
         let peak = tile.peak(isa);
         let mut fit = Fit::nothing(isa);
         for levels in rows {
-            fit = scale::best_scale(isa, tile, levels, peak, ladder, fit);
+            fit = scale::best_scale(isa, tile, levels, peak, (ladder, stored_as), fit);
         }
         let (scales, curvatures) = (isa.array(fit.scale), isa.array(fit.curvature));
         let mut d = [0.0; LANES];
@@ -97,7 +97,9 @@ fn encode_row<I: Isa, L: Levels<I>, const ROWS: usize, const N: usize>(
         (d, settled) = lucky(isa, tile, &search, fit, (d, settled));
         let by = isa.mul_f(settled.row, isa.splat_f(shift));
         let (levels, dk) = (Shifted { levels: rows[0], by }, isa.mul_f(d, settled.k));
-        scale::codes(isa, tile, levels, dk, codes);
+        if stored_as != Scales::Only {
+            scale::codes(isa, tile, levels, dk, codes);
+        }
         if stored_as == Scales::Unbiased {
             let xv = levels.sums(isa, tile, inverse(isa, dk)).xv;
             let xy = totals(isa, isa.mul_f(dk, xv), per_super);

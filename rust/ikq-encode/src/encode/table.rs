@@ -26,9 +26,10 @@ macro_rules! encoders {
             w: &[f32],
             out: &mut [u8],
         ) -> bool {
-            let scales = match options.biased || !undoes_bias(ty) {
-                true => Scales::LeastSquares,
-                false => Scales::Unbiased,
+            let scales = match (options.scales_only, options.biased || !undoes_bias(ty)) {
+                (true, _) => Scales::Only,
+                (_, true) => Scales::LeastSquares,
+                _ => Scales::Unbiased,
             };
             match ty {
                 QuantType::Q4_0 if options.symmetric_q40 => {

@@ -16,6 +16,8 @@ use ikq_simd::Isa;
 pub enum Scales {
     /// As fitted, which gives the least squared error.
     LeastSquares,
+    /// As fitted, by fewer trials; codes are not wanted.
+    Only,
     /// Divided by the gain.
     Unbiased,
 }
@@ -34,7 +36,7 @@ impl Scales {
     #[inline(always)]
     pub fn factors<I: Isa>(self, isa: I, xy: I::F, xx: I::F) -> I::F {
         let one = isa.splat_f(1.0);
-        if self == Scales::LeastSquares {
+        if self != Scales::Unbiased {
             return one;
         }
         let zero = isa.splat_f(0.0);

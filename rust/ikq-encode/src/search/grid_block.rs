@@ -437,7 +437,7 @@ impl GridSearch<'_> {
         match scales {
             // among the smallest halves, a step is more than bias and gain
             _ if (fitted * up).abs() < COARSE_HALF => fitted,
-            Scales::LeastSquares => self.scale_bias * sums.xy / sums.yy,
+            Scales::LeastSquares | Scales::Only => self.scale_bias * sums.xy / sums.yy,
             Scales::Unbiased => fitted * scales.factor(fitted * sums.xy, sums.xx),
         }
     }

@@ -8,6 +8,7 @@
 
 use ikq_simd::Isa;
 
+use super::gain::Scales;
 use super::levels::Levels;
 use super::tile::{Codes, LANES, Tile, Weighing};
 
@@ -164,6 +165,20 @@ pub struct Ladder {
     pub rounds: usize,
 }
 
+impl Ladder {
+    /// Of how many anchors one is tried where only scales are wanted.
+    const COARSE: usize = 2;
+
+    /// How many anchors lead from one that is tried to the next, the stretches and the rounds.
+    #[inline(always)]
+    fn trials(self, scales: Scales) -> (usize, &'static [f32], usize) {
+        match scales {
+            Scales::Only => (Ladder::COARSE, &[], 1),
+            _ => (1, self.stretches, self.rounds),
+        }
+    }
+}
+
 /// Anchors around the last levels of both sides (`lo` below 0, `hi` above) and beyond: the first half is
 /// `lo`, `lo * ratio`, `lo * ratio^2`, ..., the second half is the same from `hi` on.
 pub const fn two_sided<const N: usize>(lo: f32, hi: f32, ratio: f32) -> [f32; N] {
@@ -186,22 +201,23 @@ pub fn best_scale<I: Isa, C: Coder<I>, const N: usize>(
     tile: &Tile<N>,
     coder: C,
     peak: I::F,
-    ladder: Ladder,
+    (ladder, scales): (Ladder, Scales),
     start: Fit<I::F>,
 ) -> Fit<I::F> {
+    let (every, stretches, rounds) = ladder.trials(scales);
     let mut best = start;
     let per_peak = inverse(isa, peak);
     let mut rung = inverse(isa, start.scale);
-    for anchor in ladder.anchors {
+    for anchor in ladder.anchors.iter().step_by(every) {
         let inverse = isa.mul_f(per_peak, isa.splat_f(*anchor));
         let before = best.gain;
         best.improve(isa, coder.sums(isa, tile, inverse));
         rung = isa.if_gt(best.gain, before, inverse, rung);
     }
-    for stretch in ladder.stretches {
+    for stretch in stretches {
         best.improve(isa, coder.sums(isa, tile, isa.mul_f(rung, isa.splat_f(*stretch))));
     }
-    for _ in 0..ladder.rounds {
+    for _ in 0..rounds {
         best.improve(isa, coder.sums(isa, tile, inverse(isa, best.scale)));
     }
     best

@@ -189,7 +189,7 @@ impl<L, const PAIRS: usize> RowSearch<'_, L, PAIRS> {
         }
         if denominator > 0.0 {
             fit.d = match scales {
-                Scales::LeastSquares => self.scale_bias * numerator / denominator,
+                Scales::LeastSquares | Scales::Only => self.scale_bias * numerator / denominator,
                 Scales::Unbiased => {
                     let fitted = numerator / denominator;
                     fitted * scales.factor(fitted * numerator, energy)
