@@ -100,6 +100,11 @@ class Measuring:
         return measured(path, self._base, self._chunks)
 
 
+def is_measured(row: dict[str, Any], way: str, program: Path | None) -> bool:
+    """Whether a row has all that is wanted of a way."""
+    return way in row and (program is None or "elsewhere" in row[way])
+
+
 def rows(
     types: list[str],
     ways: list[str],
@@ -132,7 +137,7 @@ def rows(
         if elsewhere is not None:
             row["ppl_elsewhere"] = float(np.exp(elsewhere.mean()))
         for way in ways:
-            if way in row:
+            if is_measured(row, way, program):
                 continue
             if way == "feedback":
                 ikq.quantize_file(source, out, ftype, restart=True, error_feedback=covariances, **options)
@@ -140,7 +145,7 @@ def rows(
                 rounds = ROUNDS_OF_EFFORT["max" if way == "max" else "normal"]
                 ikq.quantize_sequentially(source, out, ftype, calibration, rounds=rounds, **options)
             fed = held_out_errors(source, out, others)
-            row[way] = compared(measuring.weights(out), plain) | {
+            row[way] = row.get(way) or compared(measuring.weights(out), plain) | {
                 "error": sum(fed.values()) / sum(errors.values()),
                 "error_mean": float(np.exp(np.mean([np.log(fed[at] / errors[at]) for at in errors]))),
                 "error_worst": max(fed[at] / errors[at] for at in errors),
@@ -247,7 +252,11 @@ def main() -> int:
     elif raw:
         raw.write_text("")
     there = {r["type"]: r for r in found}
-    wanted = [name for name in args.types if not set(args.ways) <= set(there.get(name, {}))]
+    wanted = [
+        name
+        for name in args.types
+        if not all(is_measured(there.get(name, {}), way, args.program) for way in args.ways)
+    ]
     with tempfile.TemporaryDirectory() as folder:
         rest = args.ways, args.text, args.chunks, Path(folder), there, args.model, args.program
         for row in rows(wanted, *rest) if wanted else ():
