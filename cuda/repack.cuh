@@ -134,11 +134,11 @@ template <class T> IKQ_DEV void recoded(const uint8_t *blocks, int n_blocks, int
         out[1] = words.y;
         out[2] = words.z;
         out[3] = words.w;
-        return;
-    } else
-    for (int w = 0; w < 4; w++) {
-        const int k = 4 * in_block + w; // of the words of the plane in a block
-        out[w] = first ? Recoded<T>::word(block, in_block, w) : Recoded<T>::word(block, k / more, 4 + k % more);
+    } else {
+        for (int w = 0; w < 4; w++) {
+            const int k = 4 * in_block + w; // of the words of the plane in a block
+            out[w] = first ? Recoded<T>::word(block, in_block, w) : Recoded<T>::word(block, k / more, 4 + k % more);
+        }
     }
 }
 

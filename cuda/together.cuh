@@ -104,11 +104,11 @@ constexpr float OF_HALVES = 1 << 29;
 constexpr uint32_t FOUR_OFFSETS = uint32_t(STATE_OFFSET & 255) * ONES, START_BITS = 0x4b400000u;
 constexpr uint32_t SCALE_START = 0xb4000000u /* -2^-23 */, MAGIC_START = 0x3fc00000u /* 1.5 */;
 IKQ_OPAQUE uint32_t POWERS[8] = {power_of_step(1), power_of_step(2), power_of_step(3), power_of_step(4),
-                              power_of_step(5), power_of_step(6), power_of_step(7), power_of_step(8)};
+                                 power_of_step(5), power_of_step(6), power_of_step(7), power_of_step(8)};
 IKQ_OPAQUE uint32_t OPERANDS[4][4] = {{FOUR_OFFSETS, FOUR_OFFSETS, FOUR_OFFSETS, FOUR_OFFSETS},
-                                   {START_BITS, START_BITS, START_BITS, START_BITS},
-                                   {SCALE_START, SCALE_START, SCALE_START, SCALE_START},
-                                   {MAGIC_START, MAGIC_START, MAGIC_START, MAGIC_START}};
+                                      {START_BITS, START_BITS, START_BITS, START_BITS},
+                                      {SCALE_START, SCALE_START, SCALE_START, SCALE_START},
+                                      {MAGIC_START, MAGIC_START, MAGIC_START, MAGIC_START}};
 template <class T> struct KeptConstants {
     uint32_t powers[T::VALUES], offsets[4], scale_factors[2], scale_halves[2], magic_halves[2];
     int start[4];
@@ -253,14 +253,19 @@ template <class T> IKQ_DEV void add_together(const uint8_t *rows, int count, con
         __syncwarp();
         add_unit(unit, places, turn, constants, t, sum);
     };
-    int left = (x.n / 256 + WARPS_TOGETHER - 1 - warp) / WARPS_TOGETHER; // units of this warp
-    if (left > 0) next.load(even, 0);
-    for (; left > 0; left -= 2) {
-        if (left > 1) next.load(odd, WARPS_TOGETHER);
-        multiply(0, even);
-        if (left > 2) next.load(even, 2 * WARPS_TOGETHER);
-        if (left > 1) multiply(1, odd);
-        next.skip(2 * WARPS_TOGETHER);
+    // units of this warp; as one lane tells it to all, the compiler knows that they stay together
+    int left = __shfl_sync(ALL_LANES, (x.n / 256 + WARPS_TOGETHER - 1 - warp) / WARPS_TOGETHER, 0);
+    if (left > 0) {
+        next.load(even, 0);
+        for (;; left -= 2) {
+            if (left > 1) next.load(odd, WARPS_TOGETHER);
+            multiply(0, even);
+            if (left < 2) break;
+            if (left > 2) next.load(even, 2 * WARPS_TOGETHER);
+            multiply(1, odd);
+            if (left < 3) break;
+            next.skip(2 * WARPS_TOGETHER);
+        }
     }
 #pragma unroll
     for (int r = 0; r < 4; r++)
