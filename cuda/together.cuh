@@ -92,48 +92,45 @@ struct Places {
     }
 };
 
-// A sum S of products of integers that begins with MAGIC_BITS is the float M + S (matrix.cuh says why). So with a scale s, and
+// A sum S of products of integers that begins with START_BITS is the float M + S (matrix.cuh says why). So with a scale s, and
 // with - M s, one multiplication and addition makes s S, rounded once, as if it were converted: M s is exact, as scales are
-// small integers. Tensor cores make both floats of a scale that is in SCALE_BITS (types/trellis.cuh): as the mantissa of a half
-// without an exponent they are 8 2^-24 times the scale. Floats are 2^-29 times scales, so that factors are halves, too.
-constexpr uint32_t SCALE_HALF = 0x1c00u /* 2^-8 */, MAGIC_HALF = 0xfa00u /* -1.5 2^15 */;
+// small integers. Tensor cores make both floats of a scale that is in SCALE_BITS (types/trellis.cuh): these are the mantissa of a
+// half without an exponent, 8 2^-24 times the scale and SCALE_ZERO; the other half of the word is 2^-14, which takes the latter
+// away. They are multiplied with pairs of halves, -2^-9 and 2^-8, and 1.5 2^14 and -1.5 2^15: floats are 2^-29 times scales.
+constexpr uint32_t SCALE_HALVES = 0x98001c00u, MAGIC_HALVES = 0x7600fa00u;
 constexpr float OF_HALVES = 1 << 29;
+// What the two sums begin with whose exclusive or has the scale: their upper halves stay as they are.
+constexpr uint32_t FIRST_SUM = 0x04008000u, SECOND_SUM = 0x00008000u;
 
-// Constants that the compiler would otherwise load again for each unit: powers of the generator's step, and what registers of
-// operands begin with.
+// Constants that the compiler would otherwise load again for each unit: powers of the generator's step, and whole operands.
 constexpr uint32_t FOUR_OFFSETS = uint32_t(STATE_OFFSET & 255) * ONES, START_BITS = 0x4b400000u;
-constexpr uint32_t SCALE_START = 0xb4000000u /* -2^-23 */, MAGIC_START = 0x3fc00000u /* 1.5 */;
 IKQ_OPAQUE uint32_t POWERS[8] = {power_of_step(1), power_of_step(2), power_of_step(3), power_of_step(4),
                                  power_of_step(5), power_of_step(6), power_of_step(7), power_of_step(8)};
-IKQ_OPAQUE uint32_t OPERANDS[4][4] = {{FOUR_OFFSETS, FOUR_OFFSETS, FOUR_OFFSETS, FOUR_OFFSETS},
+IKQ_OPAQUE uint32_t OPERANDS[3][4] = {{FOUR_OFFSETS, FOUR_OFFSETS, FOUR_OFFSETS, FOUR_OFFSETS},
                                       {START_BITS, START_BITS, START_BITS, START_BITS},
-                                      {SCALE_START, SCALE_START, SCALE_START, SCALE_START},
-                                      {MAGIC_START, MAGIC_START, MAGIC_START, MAGIC_START}};
+                                      {FIRST_SUM, 0, 0, SECOND_SUM}};
 template <class T> struct KeptConstants {
     uint32_t powers[T::VALUES], offsets[4], scale_factors[2], scale_halves[2], magic_halves[2];
-    int start[4];
-    float scale_start[4], magic_start[4];
+    int start[4], scale_start[4];
     IKQ_METHOD KeptConstants(int lane) {
+        // compilers see through the shuffle of what is the same for all lanes; they cannot know that this is
+        const uint32_t zero = (gridDim.x + unsigned(lane)) >> 31;
 #pragma unroll
-        for (int i = 0; i < T::VALUES; i++) powers[i] = kept(POWERS[i]);
+        for (int i = 0; i < T::VALUES; i++) powers[i] = kept(POWERS[i] + zero);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            offsets[i] = kept(OPERANDS[0][i]);
-            start[i] = T::SCALE_IN_SUMS ? int(kept(OPERANDS[1][i])) : 0;
+            offsets[i] = kept(OPERANDS[0][i] + zero);
+            start[i] = T::SCALE_IN_SUMS ? int(kept(OPERANDS[1][i] + zero)) : 0;
+            scale_start[i] = T::SCALE_IN_SUMS ? int(kept(OPERANDS[2][i] + zero)) : 0;
         }
         if constexpr (T::SCALE_IN_SUMS) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                scale_start[i] = __int_as_float(int(kept(OPERANDS[2][i])));
-                magic_start[i] = __int_as_float(int(kept(OPERANDS[3][i])));
-            }
             // columns 2 t and 2 t + 1 are for what lane t has
-            const int g = lane >> 2, own = g - 2 * (lane & 3);
+            const int own = (lane >> 2) - 2 * (lane & 3);
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 scale_factors[i] = kept(own == 0 ? T::SCALE_FACTORS[2 * i] : own == 1 ? T::SCALE_FACTORS[2 * i + 1] : 0u);
-                scale_halves[i] = kept(own == i ? SCALE_HALF : 0u);
-                magic_halves[i] = kept(own == i ? MAGIC_HALF : 0u);
+                scale_halves[i] = kept(own == i ? SCALE_HALVES : 0u);
+                magic_halves[i] = kept(own == i ? MAGIC_HALVES : 0u);
             }
         }
     }
@@ -151,16 +148,12 @@ IKQ_DEV void scales_of(const typename T::Packed (&first)[2], const typename T::P
         // 2 t, and the others as those of row g + 8, in column 2 t + 1
         uint32_t words[4];
         words_of(i & 1 ? second[i >> 1] : first[i >> 1], words);
-        const int zeros[4] = {0, 0, 0, 0};
         int sums[4];
-        mma_s8_k32(sums, words, constants.scale_factors, zeros);
-        halves[i] = uint32_t(sums[0] ^ sums[3]) & T::SCALE_BITS;
+        mma_s8_k32(sums, words, constants.scale_factors, constants.scale_start);
+        halves[i] = uint32_t(sums[0] ^ sums[3]) & (0xffff0000u | T::SCALE_BITS);
     }
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        scale[i] = constants.scale_start[i];
-        minus_magic[i] = constants.magic_start[i];
-    }
+    for (int i = 0; i < 4; i++) scale[i] = minus_magic[i] = 0.0f;
     mma_f16_k16(scale, halves, constants.scale_halves);
     mma_f16_k16(minus_magic, halves, constants.magic_halves);
 }
@@ -261,10 +254,10 @@ template <class T> IKQ_DEV void add_together(const uint8_t *rows, int count, con
             if (left > 1) next.load(odd, WARPS_TOGETHER);
             multiply(0, even);
             if (left < 2) break;
-            if (left > 2) next.load(even, 2 * WARPS_TOGETHER);
+            next.skip(2 * WARPS_TOGETHER);
+            if (left > 2) next.load(even, 0);
             multiply(1, odd);
             if (left < 3) break;
-            next.skip(2 * WARPS_TOGETHER);
         }
     }
 #pragma unroll
