@@ -77,7 +77,6 @@ typedef uint64_t shared_t;
 IKQ_DEV shared_t shared_address(const void *p) { return reinterpret_cast<shared_t>(p); }
 IKQ_DEV uint4 load_shared_16(shared_t p) { return *reinterpret_cast<const uint4 *>(p); }
 IKQ_DEV void store_shared_16(shared_t p, const uint4 &v) { *reinterpret_cast<uint4 *>(p) = v; }
-IKQ_DEV void store_shared_8(shared_t p, const uint2 &v) { *reinterpret_cast<uint2 *>(p) = v; }
 
 #else // NVRTC, or nvcc when somebody inspects a single file
 
@@ -153,9 +152,6 @@ IKQ_DEV uint4 load_shared_16(shared_t p) {
 }
 IKQ_DEV void store_shared_16(shared_t p, const uint4 &v) {
     asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(p), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
-}
-IKQ_DEV void store_shared_8(shared_t p, const uint2 &v) {
-    asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(p), "r"(v.x), "r"(v.y) : "memory");
 }
 
 // Loads 2 or 4 matrices of eight rows of 16 bytes from shared memory; lanes 8 m to 8 m + 7 pass the rows of matrix m.

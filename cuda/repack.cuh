@@ -91,16 +91,31 @@ template <> struct Recoded<iq4_kss> {
     }
 };
 template <> struct Recoded<iq4_kt> {
-    IKQ_MEMBER uint32_t word(const uint8_t *block, int l, int w) {
+    IKQ_MEMBER uint4 words(const uint8_t *block, int l) {
         // the lower byte has the scale above the highest bit of seeds; above it are the next three bits of eight seeds
-        uint32_t scale = 0, seeds[2];
+        uint32_t scale = 0;
         for (int i = 0; i < 4; i++) scale |= load_u8(block + 4 * l + i) << (8 * i);
-        for (int i = 0; i < 2; i++) {
-            const int k = 2 * w + i;
-            seeds[i] = load_u8(block + 32 + 8 * l + k) | (load_u8(block + 96 + 8 * (l & 3) + k) >> (4 * (l >> 2)) & 15u) << 8 |
-                       (scale >> (8 + 3 * k) & 7u) << 12;
+        uint32_t w[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            w[i] = i == 0 ? (scale & 1u) << 15 : 0u;
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                const int k = 2 * i + j;
+                w[i] |= (load_u8(block + 32 + 8 * l + k) |
+                         (load_u8(block + 96 + 8 * (l & 3) + k) >> (4 * (l >> 2)) & 15u) << 8 | (scale >> (8 + 3 * k) & 7u) << 12)
+                        << (17 * j);
+            }
         }
-        return seeds[0] | (scale >> (w ? 4 + w : 0) & 1u) << 15 | (scale >> (1 + w) & 1u) << 16 | seeds[1] << 17;
+        // From the lowest bit of the scale to the highest: sums have it as the scale has, or a bit of a word changes it, which
+        // is not set before.
+        const uint32_t wanted = (scale >> 1 & 127u) << iq4_kt::SCALE_SHIFT;
+#pragma unroll
+        for (int i = 0; i < 7; i++) {
+            const uint32_t wrong = iq4_kt::scale_bits({w[0], w[1], w[2], w[3]}) ^ wanted;
+            w[i < 4 ? i : i - 3] |= (wrong >> (iq4_kt::SCALE_SHIFT + i) & 1u) << (i < 4 ? 16 : 15);
+        }
+        return {w[0], w[1], w[2], w[3]};
     }
 };
 
@@ -113,9 +128,17 @@ template <class T> IKQ_DEV void recoded(const uint8_t *blocks, int n_blocks, int
     if (!first) chunk -= 8 * int64_t(n_blocks);
     const int per_block = first ? 8 : 2 * more, in_block = int(chunk % per_block);
     const uint8_t *block = blocks + chunk / per_block * T::Form::block_bytes;
-    for (int w = 0; w < 4; w++) {
-        const int k = 4 * in_block + w; // of the words of the plane in a block
-        out[w] = first ? Recoded<T>::word(block, in_block, w) : Recoded<T>::word(block, k / more, 4 + k % more);
+    if constexpr (SAME_TYPE<T, iq4_kt>) {
+        const uint4 words = Recoded<T>::words(block, in_block);
+        out[0] = words.x;
+        out[1] = words.y;
+        out[2] = words.z;
+        out[3] = words.w;
+    } else {
+        for (int w = 0; w < 4; w++) {
+            const int k = 4 * in_block + w; // of the words of the plane in a block
+            out[w] = first ? Recoded<T>::word(block, in_block, w) : Recoded<T>::word(block, k / more, 4 + k % more);
+        }
     }
 }
 

@@ -15,9 +15,9 @@
 
 constexpr int ROWS_TOGETHER = 32, WARPS_TOGETHER = 4;
 
-// Of a run: its activations four times each, and behind them once; 16 bytes more keep runs t and 4 + t in different banks.
-// Behind the eight runs are zeros, which lanes read that have no activations.
-constexpr unsigned ONCE_BYTES = 32, RUN_BYTES = 128 + ONCE_BYTES + 16, ZEROS = 8 * RUN_BYTES, UNIT_BYTES = 9 * RUN_BYTES;
+// Of a run: its activations four times each; 16 bytes more keep runs t and 4 + t in different banks. Behind the eight runs
+// are zeros, which lanes read that have no activations.
+constexpr unsigned RUN_BYTES = 128 + 16, ZEROS = 8 * RUN_BYTES, UNIT_BYTES = 9 * RUN_BYTES;
 
 struct Together {
     uint8_t columns[WARPS_TOGETHER][2][UNIT_BYTES]; // of two units by turns
@@ -39,7 +39,7 @@ IKQ_DEV void words_of(const uint4 &v, uint32_t (&out)[4]) {
 template <class T> struct UnitTogether {
     typename T::Packed weights[4][2]; // of each row and run
     float scales[2];                  // of activations
-    uint2 codes;                      // eight activations, for all lanes
+    uint2 codes;                      // activations 8 t to 8 t + 7 of the run of column g
 };
 
 // Where the next unit of a warp is.
@@ -69,13 +69,15 @@ template <class T> struct NextUnit {
     }
 };
 
+// The run of column g of operand B.
+IKQ_DEV unsigned run_of_column(unsigned g) { return (g >> 1) + 4 * (g & 1u); }
+
 // Where a lane stores its activations, so that all lanes of the warp find them, and where it finds its own.
 struct Places {
-    shared_t four, once, own;
+    shared_t four, own;
     IKQ_METHOD Places(shared_t columns, int lane) {
         const unsigned g = unsigned(lane) >> 2, t = unsigned(lane) & 3u;
-        four = kept(columns + RUN_BYTES * g + 32 * t);
-        once = kept(columns + RUN_BYTES * g + 128 + 8 * t);
+        four = kept(columns + RUN_BYTES * run_of_column(g) + 32 * t);
         // lanes of column g whose states are those of the column's run; others read zeros
         own = kept(columns + (g >> 1 == t ? RUN_BYTES * (t + 4 * (g & 1u)) : ZEROS));
     }
@@ -83,55 +85,77 @@ struct Places {
     IKQ_METHOD void store(unsigned turn, const uint2 &codes) const {
         store_shared_16(four + UNIT_BYTES * turn, four_of_each(codes.x));
         store_shared_16(four + UNIT_BYTES * turn + 16, four_of_each(codes.y));
-        store_shared_8(once + UNIT_BYTES * turn, codes);
     }
-    // four activations four times each, and sixteen once each
+    // four activations four times each
     IKQ_METHOD void load(unsigned turn, int i, uint32_t (&out)[4]) const {
         words_of(load_shared_16(own + UNIT_BYTES * turn + 16 * i), out);
     }
-    IKQ_METHOD void load_once(unsigned turn, int i, uint32_t (&out)[4]) const { load(turn, 8 + i, out); }
 };
 
-// Constants that the compiler would otherwise load again for each unit: powers of the generator's step, SCALE_BYTE of IQ4_KT, and
-// four words of STATE_OFFSET, each a register of an operand.
-constexpr uint32_t FOUR_OFFSETS = uint32_t(STATE_OFFSET & 255) * ONES;
-IKQ_OPAQUE uint32_t CONSTANTS[13] = {power_of_step(1), power_of_step(2), power_of_step(3), power_of_step(4),   power_of_step(5),
-                                     power_of_step(6), power_of_step(7), power_of_step(8), iq4_kt::SCALE_BYTE, FOUR_OFFSETS,
-                                     FOUR_OFFSETS,     FOUR_OFFSETS,     FOUR_OFFSETS};
+// A sum S of products of integers that begins with START_BITS is the float M + S (matrix.cuh says why). So with a scale s, and
+// with - M s, one multiplication and addition makes s S, rounded once, as if it were converted: M s is exact, as scales are
+// small integers. Tensor cores make both floats of a scale that is in SCALE_BITS (types/trellis.cuh): these are the mantissa of a
+// half without an exponent, 8 2^-24 times the scale and SCALE_ZERO; the other half of the word is 2^-14, which takes the latter
+// away. They are multiplied with pairs of halves, -2^-9 and 2^-8, and 1.5 2^14 and -1.5 2^15: floats are 2^-29 times scales.
+constexpr uint32_t SCALE_HALVES = 0x98001c00u, MAGIC_HALVES = 0x7600fa00u;
+constexpr float OF_HALVES = 1 << 29;
+// What the two sums begin with whose exclusive or has the scale: their upper halves stay as they are.
+constexpr uint32_t FIRST_SUM = 0x04008000u, SECOND_SUM = 0x00008000u;
+
+// Constants that the compiler would otherwise load again for each unit: powers of the generator's step, and whole operands.
+constexpr uint32_t FOUR_OFFSETS = uint32_t(STATE_OFFSET & 255) * ONES, START_BITS = 0x4b400000u;
+IKQ_OPAQUE uint32_t POWERS[8] = {power_of_step(1), power_of_step(2), power_of_step(3), power_of_step(4),
+                                 power_of_step(5), power_of_step(6), power_of_step(7), power_of_step(8)};
+IKQ_OPAQUE uint32_t OPERANDS[3][4] = {{FOUR_OFFSETS, FOUR_OFFSETS, FOUR_OFFSETS, FOUR_OFFSETS},
+                                      {START_BITS, START_BITS, START_BITS, START_BITS},
+                                      {FIRST_SUM, 0, 0, SECOND_SUM}};
 template <class T> struct KeptConstants {
-    uint32_t offsets[4], powers[T::VALUES], scale_factors[2], scale_byte;
+    uint32_t powers[T::VALUES], offsets[4], scale_factors[2], scale_halves[2], magic_halves[2];
+    int start[4], scale_start[4];
     IKQ_METHOD KeptConstants(int lane) {
+        // compilers see through the shuffle of what is the same for all lanes; they cannot know that this is
+        const uint32_t zero = (gridDim.x + unsigned(lane)) >> 31;
 #pragma unroll
-        for (int i = 0; i < 4; i++) offsets[i] = kept(CONSTANTS[9 + i]);
+        for (int i = 0; i < T::VALUES; i++) powers[i] = kept(POWERS[i] + zero);
 #pragma unroll
-        for (int i = 0; i < T::VALUES; i++) powers[i] = kept(CONSTANTS[i]);
-        if constexpr (T::SCALES_ARE_SUMS) {
-            // in column 2 t for the words of lane t
-            const bool own = lane >> 2 == 2 * (lane & 3);
+        for (int i = 0; i < 4; i++) {
+            offsets[i] = kept(OPERANDS[0][i] + zero);
+            start[i] = T::SCALE_IN_SUMS ? int(kept(OPERANDS[1][i] + zero)) : 0;
+            scale_start[i] = T::SCALE_IN_SUMS ? int(kept(OPERANDS[2][i] + zero)) : 0;
+        }
+        if constexpr (T::SCALE_IN_SUMS) {
+            // columns 2 t and 2 t + 1 are for what lane t has
+            const int own = (lane >> 2) - 2 * (lane & 3);
 #pragma unroll
-            for (int i = 0; i < 2; i++) scale_factors[i] = kept(own ? T::SCALE_FACTORS[i] : 0u);
-            scale_byte = kept(CONSTANTS[8]);
+            for (int i = 0; i < 2; i++) {
+                scale_factors[i] = kept(own == 0 ? T::SCALE_FACTORS[2 * i] : own == 1 ? T::SCALE_FACTORS[2 * i + 1] : 0u);
+                scale_halves[i] = kept(own == i ? SCALE_HALVES : 0u);
+                magic_halves[i] = kept(own == i ? MAGIC_HALVES : 0u);
+            }
         }
     }
 };
 
-// The scales of both rows of a lane in 16, for a run.
+// The scales of both rows of a lane in 16 and of both runs, and what the float of a sum is too large by: value 2 i + run of
+// the results is that of row i.
 template <class T>
-IKQ_DEV void scales_of(const typename T::Packed &first, const typename T::Packed &second, int l, const KeptConstants<T> &constants,
-                       int (&scale)[2]) {
-    if constexpr (T::SCALES_ARE_SUMS) {
-        uint32_t a[4];
-        T::words_of_scale(first, constants.scale_byte, a[0], a[2]);
-        T::words_of_scale(second, constants.scale_byte, a[1], a[3]);
-        const int zeros[4] = {0, 0, 0, 0};
+IKQ_DEV void scales_of(const typename T::Packed (&first)[2], const typename T::Packed (&second)[2], const KeptConstants<T> &constants,
+                       float (&scale)[4], float (&minus_magic)[4]) {
+    uint32_t halves[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        // the four words of a row are an operand as they were loaded: the first and the third as those of row g, in column
+        // 2 t, and the others as those of row g + 8, in column 2 t + 1
+        uint32_t words[4];
+        words_of(i & 1 ? second[i >> 1] : first[i >> 1], words);
         int sums[4];
-        mma_s8_k32(sums, a, constants.scale_factors, zeros);
-        scale[0] = sums[0];
-        scale[1] = sums[2];
-    } else {
-        scale[0] = T::scaled(first, l);
-        scale[1] = T::scaled(second, l);
+        mma_s8_k32(sums, words, constants.scale_factors, constants.scale_start);
+        halves[i] = uint32_t(sums[0] ^ sums[3]) & (0xffff0000u | T::SCALE_BITS);
     }
+#pragma unroll
+    for (int i = 0; i < 4; i++) scale[i] = minus_magic[i] = 0.0f;
+    mma_f16_k16(scale, halves, constants.scale_halves);
+    mma_f16_k16(minus_magic, halves, constants.magic_halves);
 }
 
 // Adds the products of a unit, whose activations are stored.
@@ -139,14 +163,9 @@ template <class T>
 IKQ_DEV void add_unit(const UnitTogether<T> &unit, const Places &places, unsigned turn, const KeptConstants<T> &constants,
                       int t, float (&sum)[4][2]) {
     // STATE_OFFSET times the sum of activations, with which all products begin
-    int start[4] = {0, 0, 0, 0};
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        uint32_t codes[4];
-        places.load_once(turn, i, codes);
-        mma_s8_k32(start, constants.offsets, codes, start);
-        mma_s8_k32(start, constants.offsets, codes + 2, start);
-    }
+    int start[4];
+    const uint32_t codes[2] = {unit.codes.x, unit.codes.y};
+    mma_s8_k32(start, constants.offsets, codes, constants.start);
     int dot[2][2][4]; // of each 16 rows and each run
 #pragma unroll
     for (int tile = 0; tile < 2; tile++)
@@ -182,16 +201,23 @@ IKQ_DEV void add_unit(const UnitTogether<T> &unit, const Places &places, unsigne
         }
     }
 #pragma unroll
-    for (int tile = 0; tile < 2; tile++)
+    for (int tile = 0; tile < 2; tile++) {
+        float scale[4], minus_magic[4];
+        if constexpr (T::SCALE_IN_SUMS)
+            scales_of<T>(unit.weights[2 * tile], unit.weights[2 * tile + 1], constants, scale, minus_magic);
 #pragma unroll
-        for (int run = 0; run < 2; run++) {
-            int scale[2];
-            scales_of<T>(unit.weights[2 * tile][run], unit.weights[2 * tile + 1][run], t + 4 * run, constants, scale);
+        for (int run = 0; run < 2; run++)
 #pragma unroll
-            for (int i = 0; i < 2; i++)
-                sum[2 * tile + i][run] =
-                    with_run(sum[2 * tile + i][run], scale[i] * dot[tile][run][2 * i + run], unit.scales[run]);
-        }
+            for (int i = 0; i < 2; i++) {
+                const int row = 2 * tile + i, product = dot[tile][run][2 * i + run];
+                if constexpr (T::SCALE_IN_SUMS) {
+                    const float scaled = fmaf(__int_as_float(product), scale[2 * i + run], minus_magic[2 * i + run]);
+                    sum[row][run] = fmaf(unit.scales[run], scaled, sum[row][run]);
+                } else {
+                    sum[row][run] = with_run(sum[row][run], T::scaled(unit.weights[row][run], t + 4 * run) * product, unit.scales[run]);
+                }
+            }
+    }
 }
 
 // Computes the sums of a warp, of four that do the same: of 32 rows, of which `count` are there, and column 0.
@@ -204,7 +230,7 @@ template <class T> IKQ_DEV void add_together(const uint8_t *rows, int count, con
         next.rows[r] = fields_of<T>(rows + (row < count ? row : count - 1) * row_bytes<T>(x.n), x.n, warp);
         T::of_lanes(next.rows[r], t);
     }
-    next.codes = static_cast<const int8_t *>(x.x) + 256 * warp + 8 * lane;
+    next.codes = static_cast<const int8_t *>(x.x) + 256 * warp + 32 * run_of_column(g) + 8 * t;
     next.ds = x.ds + 8 * warp + t;
     const shared_t columns = shared_address(shared.columns[warp]);
     for (unsigned turn = 0; turn < 2; turn++)
@@ -220,14 +246,19 @@ template <class T> IKQ_DEV void add_together(const uint8_t *rows, int count, con
         __syncwarp();
         add_unit(unit, places, turn, constants, t, sum);
     };
-    int left = (x.n / 256 + WARPS_TOGETHER - 1 - warp) / WARPS_TOGETHER; // units of this warp
-    if (left > 0) next.load(even, 0);
-    for (; left > 0; left -= 2) {
-        if (left > 1) next.load(odd, WARPS_TOGETHER);
-        multiply(0, even);
-        if (left > 2) next.load(even, 2 * WARPS_TOGETHER);
-        if (left > 1) multiply(1, odd);
-        next.skip(2 * WARPS_TOGETHER);
+    // units of this warp; as one lane tells it to all, the compiler knows that they stay together
+    int left = __shfl_sync(ALL_LANES, (x.n / 256 + WARPS_TOGETHER - 1 - warp) / WARPS_TOGETHER, 0);
+    if (left > 0) {
+        next.load(even, 0);
+        for (;; left -= 2) {
+            if (left > 1) next.load(odd, WARPS_TOGETHER);
+            multiply(0, even);
+            if (left < 2) break;
+            next.skip(2 * WARPS_TOGETHER);
+            if (left > 2) next.load(even, 0);
+            multiply(1, odd);
+            if (left < 3) break;
+        }
     }
 #pragma unroll
     for (int r = 0; r < 4; r++)
@@ -249,7 +280,7 @@ IKQ_DEV float product_together(const Together &shared, const uint8_t *rows, int 
     sum += __shfl_xor_sync(ALL_LANES, sum, 2);
     sum += __shfl_xor_sync(ALL_LANES, sum, 1);
     const uint8_t *row = rows + (number < count ? number : count - 1) * row_bytes<T>(n);
-    return scaled_by_row<T>(sum * (1.0f / (1 << T::SCALE_BITS)), row, n);
+    return scaled_by_row<T>(T::SCALE_IN_SUMS ? sum * OF_HALVES : sum, row, n);
 }
 
 // The product of the row that is number threadIdx.x / 4 of the block's 32, which has 128 threads.

@@ -35,10 +35,10 @@ import ikq  # noqa: E402
 H200_PER_BIT = 4 * 32 * 132 * 1.98e9 / (8 * 4.3e12)
 SHARE = 0.7
 # dot instructions of a lane's 32 weights, where they are more than the eight of the product
-DOTS = {"q2_k": 16, "iq4_kss": 10, "iq1_kt": 40, "iq2_kt": 40, "iq3_kt": 40, "iq4_kt": 42}
-# tensor instructions of a lane's 256 weights, for types of which rows are computed together: 64 with weights, four with sums
-# of activations, and four with scales
-TENSOR = {"iq1_kt": 68, "iq2_kt": 68, "iq4_kt": 72}
+DOTS = {"q2_k": 16, "iq4_kss": 10, "iq1_kt": 40, "iq2_kt": 40, "iq3_kt": 40, "iq4_kt": 44}
+# integer tensor instructions of a lane's 256 weights, for types of which rows are computed together: 64 with weights, one with sums
+# of activations, and eight with scales
+TENSOR = {"iq1_kt": 65, "iq2_kt": 65, "iq4_kt": 73}
 
 
 def nvdisasm() -> str:

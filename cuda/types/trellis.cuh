@@ -35,13 +35,11 @@ IKQ_DEV int four_values(uint32_t seed, int i) {
 //     Packed            the bits of the 32 elements of lane t + 4 run
 //     packed(unit, run) loads them from where of_lanes() has moved to
 //     seed(packed, i)   seed i of them
-//     scaled(packed, l) 2^SCALE_BITS times their scale; if SCALES_ARE_SUMS, that is a sum of the bytes of
-//                       words_of_scale(packed, SCALE_BYTE) times those of SCALE_FACTORS
+//     scaled(packed, l) their scale; if SCALE_IN_SUMS, together.cuh computes it from words' sums
 //     row_scale(unit)   d of the row
 template <class T> struct Trellis : Neighbours<32> {
     static constexpr bool ROW_SCALE = true, TOGETHER = true;
-    static constexpr int SCALE_BITS = 0;
-    static constexpr bool SCALES_ARE_SUMS = false;
+    static constexpr bool SCALE_IN_SUMS = false;
     using Result = IntegerFragment<32>;
     template <class Fields> IKQ_MEMBER Result decode(const Fields &unit, int l) {
         Result f;
@@ -50,7 +48,7 @@ template <class T> struct Trellis : Neighbours<32> {
         const auto packed = T::packed(lanes, l >> 2);
 #pragma unroll
         for (int i = 0; i < 8; i++) f.code[i] = four_values(T::seed(packed, 4 * i / T::VALUES), i % (T::VALUES / 4));
-        f.scale[0] = T::scaled(packed, l) >> T::SCALE_BITS;
+        f.scale[0] = T::scaled(packed, l);
         f.d = T::row_scale(unit);
         return f;
     }
@@ -126,11 +124,13 @@ struct iq3_kt : Neighbours<32> {
     IKQ_MEMBER float row_scale(const Fields<Form> &unit) { return load_f32(unit.field<3>()); }
 };
 
-// In the device form (repack.cuh), each of a lane's four words has two seeds, in bits 0 to 14 and 17 to 31. The eight bits
-// that are left are, in bits 15, the highest bit of all seeds and the upper three of the scale, and in bits 16 the lower
-// four of it. So the scale is a sum of bytes times powers of two.
+// In the device form (repack.cuh), each of a lane's four words has two seeds, in bits 0 to 14 and 17 to 31. Bit 15 of the
+// first word is the highest bit of all seeds. The seven bits that are left, 15 and 16 of words, are such that SCALE_BITS have
+// the scale in the exclusive or of two sums: of the bytes of the first and the third word times SCALE_FACTORS, and of those of
+// the second and the fourth. Whatever seeds add to the sums, each of the seven changes a bit of the scale and none below it. So
+// tensor cores gather it from words as they are.
 struct iq4_kt : Trellis<iq4_kt> {
-    static constexpr int RECODED_BYTES = 128, VALUES = 4, SCALE_BITS = 3;
+    static constexpr int RECODED_BYTES = 128, VALUES = 4;
     using Form = Planes<Seg<0, 128>, Head<4>>;
     using Packed = uint4;
     IKQ_MEMBER void of_lanes(Fields<Form> &unit, int t) { unit.move<0>(16 * t); }
@@ -139,18 +139,17 @@ struct iq4_kt : Trellis<iq4_kt> {
         const uint32_t w = word(p, i >> 1), highest = p.x & 0x8000u;
         return i & 1 ? (w >> 17) + highest : (w & 0x7fffu) | highest;
     }
-    static constexpr bool SCALES_ARE_SUMS = true;
-    static constexpr uint32_t SCALE_FACTORS[2] = {0x10ff0808u, 0x40fc20feu}, SCALE_BYTE = 0xc0u;
-    // Bytes with bits 15, which make them -128 or 0, and bits 16. In the place of the highest bit of seeds is SCALE_BYTE, of
-    // which 8 are subtracted.
-    IKQ_MEMBER void words_of_scale(const Packed &p, uint32_t scale_byte, uint32_t &first, uint32_t &second) {
-        first = bitwise<(ARG_A & ARG_B) | ARG_C>(permute(p.x, p.y, 0x6521u), 0x01800100u, scale_byte);
-        second = permute(p.z, p.w, 0x6521u) & 0x01800180u;
+    static constexpr bool SCALE_IN_SUMS = true;
+    // bits 16 change bits 3 to 6 of the sum, bits 15 (-128 as a byte has them) bits 7 to 9
+    static constexpr uint32_t SCALE_FACTORS[4] = {0x00080000u, 0x00100100u, 0x00200200u, 0x00400400u};
+    static constexpr uint32_t SCALE_BITS = 0x3f8u;
+    static constexpr int SCALE_SHIFT = 3, SCALE_ZERO = 64;
+    IKQ_MEMBER int sum_of_scale(uint32_t first, uint32_t second, int i) {
+        return __dp4a(int(second), int(SCALE_FACTORS[i + 2]), __dp4a(int(first), int(SCALE_FACTORS[i]), 0));
     }
-    IKQ_MEMBER int scaled(const Packed &p, int) {
-        uint32_t first, second;
-        words_of_scale(p, SCALE_BYTE, first, second);
-        return __dp4a(int(second), int(SCALE_FACTORS[1]), __dp4a(int(first), int(SCALE_FACTORS[0]), 0));
+    IKQ_MEMBER uint32_t scale_bits(const Packed &p) {
+        return uint32_t(sum_of_scale(p.x, p.z, 0) ^ sum_of_scale(p.y, p.w, 1)) & SCALE_BITS;
     }
+    IKQ_MEMBER int scaled(const Packed &p, int) { return int(scale_bits(p) >> SCALE_SHIFT) - SCALE_ZERO; }
     IKQ_MEMBER float row_scale(const Fields<Form> &unit) { return load_f32(unit.field<1>()); }
 };
