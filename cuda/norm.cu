@@ -10,7 +10,7 @@
 //       cos_sin   for each column n_pairs cosines, then n_pairs sines, all times magnitude
 //   cap_logits(logits, n, scale, cap)                           grid n/256, block 256
 //       times scale, and unless cap is 0 then cap * tanh(that / cap)
-//   argmax(logits, ids, values, n)                              grid columns, block 1024
+//   argmax(logits, ids, values, n)                              grid columns, block 32 to 1024 threads
 //   top_k(logits, ids, values, n, k)                            the same grid; k results per column, the largest first
 //       Of equal logits the one with the lower id comes first. One that is infinite or NaN counts as larger than all
 //       others, so that the first result shows it. If there are fewer than k, the other ids are -1

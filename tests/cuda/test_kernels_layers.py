@@ -382,11 +382,11 @@ def test_best_logits():
         norm_module().run("argmax", 3, 1024, f32(logits), one, value, n, order=order)
         assert one.tolist() == ids[:, 0].tolist()
         assert value.tolist() == values[:, 0].tolist()
-    norm_module().run("top_k", 1, 1024, f32(logits[:1, :3]), ids, values, 3, 5)
+    norm_module().run("top_k", 1, 32, f32(logits[:1, :3]), ids, values, 3, 5)
     assert ids[0, :3].tolist() == np.argsort(-logits[0, :3], kind="stable").tolist()
     assert ids[0, 3:5].tolist() == [-1, -1]
     zeros = f32([[-1, -0.0, 0.0, -0.0]])
-    norm_module().run("top_k", 1, 1024, zeros, ids, values, 4, 4)
+    norm_module().run("top_k", 1, 96, zeros, ids, values, 4, 4)
     assert ids[0, :4].tolist() == [1, 2, 3, 0]
 
 

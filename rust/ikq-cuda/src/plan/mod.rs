@@ -249,9 +249,11 @@ impl Call {
                 if k != 1 {
                     arguments.push(("k", Some(i32_of(k)?)));
                 }
+                // a thread has some logits to look at, so that few are the result of another
+                let threads = (n / 16).next_multiple_of(32).clamp(32, 1024) as u32;
                 Ok(Plan {
                     kernel: Kernel::whole("norm.cu", if k == 1 { "argmax" } else { "top_k" }),
-                    geometry: geometry([n_columns, 1, 1], 1024)?,
+                    geometry: geometry([n_columns, 1, 1], threads)?,
                     arguments,
                 })
             }
