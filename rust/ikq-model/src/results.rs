@@ -116,30 +116,30 @@ impl Computed {
 /// as many logits as results.
 ///
 /// A logit that is infinite or no number counts as larger than all others: if there is one, the first result has it.
+#[expect(clippy::neg_cmp_op_on_partial_ord, reason = "NaN is of interest")]
 pub fn best(logits: &[f32], out: &mut [Best]) {
-    // Blocks hold nothing of interest if none of them reaches the last of those that were found so far. Integers have
-    // the order of the floats that they are the bits of, but for two zeros, and can be compared many at a time.
+    // blocks are skipped whose logits all come behind those that were found: what is asked of each is the same, and can be
+    // asked of many at a time
     const BLOCK: usize = 64;
-    let (mut n, mut bound) = (0, i32::MIN);
+    let (mut n, mut bound) = (0, f32::NAN);
     for (block, values) in logits.chunks(BLOCK).enumerate() {
-        let largest = values.iter().fold(i32::MIN, |largest, v| largest.max(ordered(*v)));
-        if n == out.len() && largest <= bound {
+        let may_be_better = |v: &f32| !(*v <= bound) | (*v == f32::NEG_INFINITY);
+        if values.iter().fold(0, |any, v| any | u32::from(may_be_better(v))) == 0 {
             continue;
         }
         for (i, logit) in values.iter().enumerate() {
-            if n == out.len() && ordered(*logit) <= bound {
+            // later ones have higher ids: of equal ones they come last
+            let (id, rank) = ((block * BLOCK + i) as u32, rank(*logit));
+            if rank <= bound {
                 continue;
             }
-            let (id, rank) = ((block * BLOCK + i) as u32, rank(*logit));
-            // later ones have higher ids: of equal ones they come last
             let before = out[..n].partition_point(|b| self::rank(b.logit) >= rank);
-            if before == out.len() {
-                continue; // two zeros
-            }
             n = (n + 1).min(out.len());
             out.copy_within(before..n - 1, before + 1);
             out[before] = Best { id, logit: *logit };
-            bound = ordered(out[n - 1].logit);
+            if n == out.len() {
+                bound = self::rank(out[n - 1].logit);
+            }
         }
     }
 }
@@ -147,16 +147,6 @@ pub fn best(logits: &[f32], out: &mut [Best]) {
 /// Where a logit stands among others.
 fn rank(logit: f32) -> f32 {
     if logit.is_finite() { logit } else { f32::INFINITY }
-}
-
-/// An integer that is as large among others as the logit's rank is; the negative zero is below the other.
-fn ordered(logit: f32) -> i32 {
-    let bits = logit.to_bits().cast_signed();
-    let size = bits & i32::MAX;
-    match size >= f32::INFINITY.to_bits().cast_signed() {
-        true => i32::MAX,
-        false => size ^ (bits >> 31),
-    }
 }
 
 /// Where the first infinity or NaN is.
@@ -266,13 +256,5 @@ mod tests {
                 assert_eq!(ids(&logits, n)[0], 130);
             }
         }
-    }
-
-    #[test]
-    fn integers_have_the_order_of_logits() {
-        let values =
-            [-f32::MAX, -2.5, -f32::MIN_POSITIVE, -1e-45, -0.0, 0.0, 1e-45, 1.0, f32::MAX, f32::INFINITY];
-        assert!(values.windows(2).all(|w| ordered(w[0]) < ordered(w[1])));
-        assert_eq!(ordered(f32::NAN), ordered(f32::NEG_INFINITY));
     }
 }
