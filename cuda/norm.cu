@@ -1,4 +1,4 @@
-// RMS norm, the tables for rotary positions (RoPE), and the largest logits.
+// RMS norm, the tables for rotary positions (RoPE), caps of logits, and the largest logits.
 //
 //   rms_norm(x, add, weight, sum, y, q, ds, n, eps)             grid columns, block 256
 //       x, add    n floats per column; add may be null
@@ -8,10 +8,12 @@
 //   rope_table(positions, angles, cos_sin, n_pairs, magnitude)  grid columns, block 64
 //       angles    the angle (double) by which pair i is rotated per position
 //       cos_sin   for each column n_pairs cosines, then n_pairs sines, all times magnitude
-//   argmax(logits, ids, values, n)                              grid columns, block 1024
+//   cap_logits(logits, n, scale, cap)                           grid n/256, block 256
+//       times scale, and unless cap is 0 then cap * tanh(that / cap)
+//   argmax(logits, ids, values, n)                              grid columns, block 32 to 1024 threads
 //   top_k(logits, ids, values, n, k)                            the same grid; k results per column, the largest first
-//       Of equal logits the one with the lower id comes first; NaN is never chosen. If there are fewer than k, the
-//       other ids are -1
+//       Of equal logits the one with the lower id comes first. One that is infinite or NaN counts as larger than all
+//       others, so that the first result shows it. If there are fewer than k, the other ids are -1
 #include "quantized.cuh"
 
 // The sum over all threads of a block (at most 32 warps); all threads get it.
@@ -56,49 +58,69 @@ IKQ_KERNEL(64, rope_table, (const int *positions, const double *angles, float *c
     }
 }
 
+IKQ_KERNEL(256, cap_logits, (float *logits, int64_t n, float scale, float cap)) {
+    const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    const float v = logits[i] * scale;
+    logits[i] = cap == 0.0f ? v : cap * tanhf(v / cap);
+}
+
 struct Best {
-    float value;
+    float rank;
     int id;
 };
-IKQ_DEV bool before(Best a, Best b) { return a.value > b.value || (a.value == b.value && a.id < b.id); }
-
-// The best of n logits that comes after `last` in the order of `before`, or {-INFINITY, n} if there is none. All
-// threads get it.
-IKQ_DEV Best best_behind(const float *logits, int n, Best last) {
-    IKQ_SHARED(float, values, 32);
-    IKQ_SHARED(int, ids, 32);
-    Best best = {-INFINITY, n};
-    for (int i = threadIdx.x; i < n; i += blockDim.x) {
-        const Best here = {logits[i], i};
-        if (before(here, best) && before(last, here)) best = here;
-    }
+IKQ_DEV bool before(Best a, Best b) { return a.rank > b.rank || (a.rank == b.rank && a.id < b.id); }
+IKQ_DEV Best ranked(const float *logits, int id) {
+    const float v = logits[id];
+    return {fabsf(v) < INFINITY ? v : INFINITY, id};
+}
+IKQ_DEV Best best_of_warp(Best best) {
 #pragma unroll
     for (int o = 16; o > 0; o >>= 1) {
-        const Best other = {__shfl_xor_sync(ALL_LANES, best.value, o), __shfl_xor_sync(ALL_LANES, best.id, o)};
-        if (before(other, best)) best = other;
-    }
-    __syncthreads(); // wait until all threads have read the results of the previous call
-    if ((threadIdx.x & 31) == 0) {
-        values[threadIdx.x >> 5] = best.value;
-        ids[threadIdx.x >> 5] = best.id;
-    }
-    __syncthreads();
-    for (unsigned w = 0; w < blockDim.x >> 5; w++) {
-        const Best other = {values[w], ids[w]};
+        const Best other = {__shfl_xor_sync(ALL_LANES, best.rank, o), __shfl_xor_sync(ALL_LANES, best.id, o)};
         if (before(other, best)) best = other;
     }
     return best;
 }
 
+// Every thread knows the best one of every blockDim.x-th logit, from its own number on. When that is the block's best,
+// its warp looks for the next one of them.
 IKQ_DEV void best_logits(const float *logits, int *ids, float *values, int n, int k) {
+    IKQ_SHARED(float, ranks, 64); // of each warp, in two halves that results use by turns
+    IKQ_SHARED(int, places, 64);
     logits += int64_t(blockIdx.x) * n;
-    Best last = {INFINITY, -1};
+    ids += int64_t(blockIdx.x) * k;
+    values += int64_t(blockIdx.x) * k;
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, n_threads = blockDim.x;
+    const Best none = {-INFINITY, n};
+    Best mine = none;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < n; i += n_threads) {
+        const Best here = ranked(logits, i);
+        if (before(here, mine)) mine = here;
+    }
     for (int i = 0; i < k; i++) {
-        last = best_behind(logits, n, last);
-        if (threadIdx.x == 0) {
-            ids[int64_t(blockIdx.x) * k + i] = last.id < n ? last.id : -1;
-            values[int64_t(blockIdx.x) * k + i] = last.value;
+        const int half = 32 * (i & 1);
+        const Best of_warp = best_of_warp(mine);
+        if (lane == 0) {
+            ranks[half + warp] = of_warp.rank;
+            places[half + warp] = of_warp.id;
         }
+        __syncthreads();
+        const Best best = best_of_warp(lane < n_threads >> 5 ? Best{ranks[half + lane], places[half + lane]} : none);
+        if (threadIdx.x == 0) {
+            ids[i] = best.id < n ? best.id : -1;
+            values[i] = best.id < n ? logits[best.id] : -INFINITY;
+        }
+        const int owner = best.id % n_threads;
+        if (best.id >= n || owner >> 5 != warp) continue;
+        Best next = none;
+        for (int j = owner + lane * n_threads; j < n; j += 32 * n_threads) {
+            const Best here = ranked(logits, j);
+            if (before(best, here) && before(here, next)) next = here;
+        }
+        next = best_of_warp(next);
+        if (lane == (owner & 31)) mine = next;
     }
 }
 IKQ_KERNEL(1024, argmax, (const float *logits, int *ids, float *values, int n)) { best_logits(logits, ids, values, n, 1); }

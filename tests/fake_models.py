@@ -9,6 +9,8 @@ import time
 import numpy as np
 
 import ikq
+from ikq.inference.sequence import Best
+from ikq.sampling import Candidates
 from ikq.text.model import TextModel
 
 N_VOCAB = 40
@@ -94,6 +96,12 @@ class Core:
         self.is_closed = True
 
 
+def narrowed(rows, n):
+    """The candidates of logits."""
+    order = np.argsort(-rows, axis=-1, kind="stable")[:, :n]
+    return [Candidates(ids, row[ids], is_sorted=True) for ids, row in zip(order, rows, strict=True)]
+
+
 class FakeModel(TextModel):
     """Notes its steps: of each entry the positions before, the number of tokens, what was wanted.
 
@@ -121,7 +129,16 @@ class FakeModel(TextModel):
         return ikq.Sequence(self.made[-1])
 
     def step(self, entries):
+        """What `computed` gives, or the largest of these logits."""
         entries = list(entries)
+        plain = [(s, t, ("all" if w.each else "last") if isinstance(w, Best) else w) for s, t, w in entries]
+        found = self.computed(plain)
+        return [
+            narrowed(x, w.n) if isinstance(w, Best) else x
+            for x, (_, _, w) in zip(found, entries, strict=True)
+        ]
+
+    def computed(self, entries):
         cores = [s._core for s, _, _ in entries]
         assert len(set(map(id, cores))) == len(cores)
         for core in cores:

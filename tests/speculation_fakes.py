@@ -29,10 +29,9 @@ class SpeculativeFake(FakeModel):
     def n_ubatch(self):
         return self._batcher._n_ubatch
 
-    def step(self, entries):
-        entries = list(entries)
+    def computed(self, entries):
         texts = [list(s._core._tokens) for s, _, _ in entries]
-        found = super().step(entries)
+        found = super().computed(entries)
         for i, (before, (_, tokens, want)) in enumerate(zip(texts, entries, strict=True)):
             after = [before + tokens[: n + 1] for n in range(len(tokens))]
             if want == "all":

@@ -38,10 +38,9 @@ class Counting(SpeculativeFake):
         super().__init__(READER, **options)
         self.agrees, self.certain = agrees, certain
 
-    def step(self, entries):
-        entries = list(entries)
+    def computed(self, entries):
         texts = [[*s._core._tokens, *tokens] for s, tokens, _ in entries]
-        found = super().step(entries)
+        found = super().computed(entries)
         for i, text in enumerate(texts):
             if found[i] is not None:
                 best = int(logits_after(text).argmax())

@@ -3,12 +3,13 @@
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "MOST_BEST",
     "CovarianceFile",
     "Coverage",
     "Engine",
@@ -62,6 +63,7 @@ __all__ = [
     "write_statistics",
 ]
 
+MOST_BEST: int
 __version__: str
 
 @final
@@ -259,9 +261,14 @@ class Engine:
     @property
     def adapters(self) -> list[tuple[str, float]]: ...
     def set_scales(self, scales: list[float]) -> None: ...
+    @overload
     def step(
         self, entries: list[tuple[Sequence, list[int], str, NDArray[np.float32] | None]]
     ) -> list[NDArray[np.float32] | None]: ...
+    @overload
+    def step(
+        self, entries: list[tuple[Sequence, list[int], str | tuple[int, bool], NDArray[np.float32] | None]]
+    ) -> list[NDArray[np.float32] | tuple[NDArray[np.int64], NDArray[np.float32]] | None]: ...
     def head(self, hidden: NDArray[np.float32], scales: list[float] | None = None) -> NDArray[np.float32]: ...
     def load_sequence(self, path: str | os.PathLike[str]) -> Sequence: ...
     @property

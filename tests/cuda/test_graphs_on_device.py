@@ -99,7 +99,11 @@ def test_the_same_bits(name, places, tmp_path):
     assert graphs[3]["recorded"] == 0 < graphs[3]["replays"]
     assert graphs[3]["launches"] <= graphs[2]["launches"]
     if places == "all":
-        assert graphs[3] == {"launches": 0, "recorded": 0, "replays": 1, "copies": 2, "waits": 1}
+        assert {k: n for k, n in graphs[3].items() if k != "bytes_out"} == {
+            "launches": 0, "recorded": 0, "replays": 1, "copies": 2, "waits": 1
+        }  # fmt: skip
+        # a replayed copy brings as much as a launched one
+        assert [step["bytes_out"] for step in graphs] == [step["bytes_out"] for step in plain]
     if places == "experts in RAM":
         # the device is waited for once per layer with experts, for their input and for who gets it, and for the results
         n_mixtures = sum(layer.ffn.kind == "moe" for layer in model_spec(reader(name)).layers)

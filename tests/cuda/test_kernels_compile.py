@@ -16,7 +16,7 @@ CAPS = {
     "quantize_act": 32, "glu_act": 32, "add_to": 32, "sigmoid_of": 32, "router": 64, "moe_sort": 40,
     # three blocks of a multiprocessor, and two
     "attend_tiles_f16_f16": 168, "attend_tiles": 255,
-    "rms_norm": 40, "rope_table": 64, "argmax": 32, "top_k": 32, "heads": 80, "attend": 128, "repack": 80, "dequant": 128, "down": 128,
+    "rms_norm": 40, "rope_table": 64, "cap_logits": 32, "argmax": 32, "top_k": 32, "heads": 80, "attend": 128, "repack": 80, "dequant": 128, "down": 128,
     "delta_chunks": 160, "delta": 96, "turn_rows": 40,
     "mmq": 128, "mmf": 168, "sum_slots": 64, "rows_of_bands": 64,
 }  # fmt: skip

@@ -363,20 +363,52 @@ def test_attention(k, v, n_heads, n_kv, n_k, n_v, more):
 
 def test_best_logits():
     rng = np.random.default_rng(12)
-    logits = rng.normal(size=(2, 3000)).astype(np.float32)
+    n = 70_000  # a thread has more than two rounds of a warp's
+    logits = rng.normal(size=(3, n)).astype(np.float32)
     logits[0, [40, 2000]] = 9
-    logits[1, 7] = np.nan
-    ids, values = aligned((2, 5), np.int32), aligned((2, 5), np.float32)
-    norm_module().run("top_k", 2, 1024, f32(logits), ids, values, 3000, 5)
-    for t in range(2):
-        want = np.argsort(-np.nan_to_num(logits[t], nan=-np.inf), kind="stable")[:5]
-        assert ids[t].tolist() == want.tolist()
-        assert (values[t] == logits[t][want]).all()
-    one, value = aligned(2, np.int32), aligned(2, np.float32)
-    norm_module().run("argmax", 2, 1024, f32(logits), one, value, 3000)
-    assert one.tolist() == ids[:, 0].tolist()
-    norm_module().run("top_k", 1, 1024, f32(logits[:1, :3]), ids, values, 3, 5)
-    assert ids[0, 3:].tolist() == [-1, -1]
+    # many of one thread, and of one warp; many equal ones
+    logits[1, 5::1024] = np.arange(len(logits[1, 5::1024])) % 7 + 10
+    logits[2] = np.round(logits[2])
+    logits[2, 123:150] = 5, *[4] * 26
+    logits[2, [0, 9, 11]] = 0.0, -0.0, 0.0
+    for order in ORDERS:
+        ids, values = aligned((3, 40), np.int32), aligned((3, 40), np.float32)
+        norm_module().run("top_k", 3, 1024, f32(logits), ids, values, n, 40, order=order)
+        for t in range(3):
+            want = np.argsort(-logits[t], kind="stable")[:40]
+            assert ids[t].tolist() == want.tolist()
+            assert (values[t] == logits[t][want]).all()
+        one, value = aligned(3, np.int32), aligned(3, np.float32)
+        norm_module().run("argmax", 3, 1024, f32(logits), one, value, n, order=order)
+        assert one.tolist() == ids[:, 0].tolist()
+        assert value.tolist() == values[:, 0].tolist()
+    norm_module().run("top_k", 1, 32, f32(logits[:1, :3]), ids, values, 3, 5)
+    assert ids[0, :3].tolist() == np.argsort(-logits[0, :3], kind="stable").tolist()
+    assert ids[0, 3:5].tolist() == [-1, -1]
+    zeros = f32([[-1, -0.0, 0.0, -0.0]])
+    norm_module().run("top_k", 1, 96, zeros, ids, values, 4, 4)
+    assert ids[0, :4].tolist() == [1, 2, 3, 0]
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_the_first_best_logit_shows_what_is_not_finite(wrong):
+    logits = np.linspace(-5, 5, 3000, dtype=np.float32)[np.newaxis]
+    logits[0, [777, 1500]] = wrong, np.nan
+    for kernel, k in ("argmax", []), ("top_k", [3]):
+        ids, values = aligned(3, np.int32), aligned(3, np.float32)
+        norm_module().run(kernel, 1, 1024, f32(logits), ids, values, 3000, *k)
+        assert ids[0] == 777
+        assert np.array_equal(values[0], wrong, equal_nan=True)
+
+
+def test_logits_are_scaled_and_capped():
+    x = np.random.default_rng(4).normal(size=1000).astype(np.float32) * 50
+    for scale, cap in (0.3, 0.0), (1.0, 30.0), (0.3, 30.0):
+        logits = f32(x)
+        norm_module().run("cap_logits", 4, 256, logits, 1000, scale, cap)
+        want = x.astype(np.float64) * np.float64(np.float32(scale))
+        # a rounding each of scale, quotient, tanh (2 ulp) and product; the slope of what follows is at most 1
+        assert (np.abs(logits - (cap * np.tanh(want / cap) if cap else want)) <= 6 * U * np.abs(want)).all()
 
 
 @pytest.mark.parametrize("cache", ["f16", "bf16", "q8_0", "q6_0", "q4_0", "q4_1", "iq4_nl"])

@@ -17,10 +17,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ikq.inference.steps import Outcome, Steps, Work
+from ikq.sampling.candidates import Scores
 
 if TYPE_CHECKING:
     from ikq.text.model import TextModel
@@ -72,8 +70,8 @@ class Batcher(Steps):
         """Lets a work go when its owner is gone."""
         weakref.finalize(owner, self._left.append, work).atexit = False
 
-    def logits(self, work: Work, progress: Callable[[int, int], object] | None = None) -> NDArray[np.float32]:
-        """Logits after the last token of a work: float32 `(n_vocab,)`. `chosen` must follow.
+    def logits(self, work: Work, progress: Callable[[int, int], object] | None = None) -> Scores:
+        """Logits after the last token of a work, those that it needs. `chosen` must follow.
 
         Args:
             work: The work; its sequence holds all its tokens afterwards.

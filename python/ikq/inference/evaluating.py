@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,8 +16,9 @@ from ikq.errors import FormatError, RefusedError
 from ikq.files.gguf import GGUFReader
 from ikq.inference import sequence
 from ikq.inference.lora import LoraAdapter, Scales
-from ikq.inference.sequence import Want
+from ikq.inference.sequence import Best, Want, Wanted
 from ikq.models import ModelSpec
+from ikq.sampling import Candidates
 from ikq.speculation.mtp import MtpHead
 from ikq.statistics.activations import ActivationCollector
 from ikq.text.model import TextModel
@@ -104,9 +106,17 @@ class EvaluatingModel(TextModel):
         self._check_open()
         return sequence.Sequence(self._batcher.spared(lambda: self._engine.load_sequence(os.fspath(path))))
 
+    @overload
     def step(
         self, entries: Iterable[tuple[sequence.Sequence, ArrayLike, Want]]
-    ) -> list[NDArray[np.float32] | None]:
+    ) -> list[NDArray[np.float32] | None]: ...
+
+    @overload
+    def step(
+        self, entries: Iterable[tuple[sequence.Sequence, ArrayLike, Want | Best]]
+    ) -> Sequence[Wanted]: ...
+
+    def step(self, entries: Iterable[tuple[sequence.Sequence, ArrayLike, Want | Best]]) -> Sequence[Wanted]:
         """Runs tokens of several sequences at once, each after what its sequence holds.
 
         Args:
@@ -114,13 +124,15 @@ class EvaluatingModel(TextModel):
 
         Returns:
             One per entry: for `last` float32 `(1, n_vocab)`, for `all` `(n_tokens, n_vocab)`, for `hidden`
-            the states that the output matrix reads, `(n_tokens, n_embd)`; `None` for `none`.
+            the states that the output matrix reads, `(n_tokens, n_embd)`; `None` for `none`. For `Best` the
+            candidates after the last token or after each: as many of the largest logits, sorted.
 
         Raises:
             FormatError: a token is not in the vocabulary, or a weight is not finite.
             ShapeError: an entry has no tokens, or more than the context holds.
             RefusedError: memory does not hold the cache.
-            ValueError: a sequence is closed, stands twice, or is of another model; the model is closed.
+            ValueError: a sequence is closed, stands twice, or is of another model; the model is closed;
+                `Best` wants too many.
                 After any error sequences hold what they held before, but recurrent ones may have lost all:
                 see `n_past`.
 
@@ -137,7 +149,7 @@ class EvaluatingModel(TextModel):
             self._check_open()
             before = [s.n_past for s, _, _ in checked]
             collector = self._collector
-            core: list[tuple[_ikq.Sequence, list[int], str, NDArray[np.float32] | None]]
+            core: list[tuple[_ikq.Sequence, list[int], str | tuple[int, bool], NDArray[np.float32] | None]]
             core = [(s._core, ids, want, None) for s, ids, want in checked]
             try:
                 try:
@@ -156,7 +168,7 @@ class EvaluatingModel(TextModel):
                     s._version += 1
             if collector is not None:
                 collector._evaluated(sum(len(ids) for _, ids, _ in checked))
-            return found
+            return [_candidates(*x) if isinstance(x, tuple) else x for x in found]
 
     @property
     def mtp(self) -> MtpHead | None:
@@ -358,3 +370,8 @@ def _ids(tokens: ArrayLike) -> list[int]:
         raise FormatError(f"tokens are a flat sequence of integers, not {ids.dtype} of shape {ids.shape}")
     found: list[int] = ids.tolist()
     return found
+
+
+def _candidates(ids: NDArray[np.int64], logits: NDArray[np.float32]) -> list[Candidates]:
+    rows = zip(ids.astype(np.intp, copy=False), logits, strict=True)
+    return [Candidates(places, row, is_sorted=True) for places, row in rows]

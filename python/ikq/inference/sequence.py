@@ -6,17 +6,39 @@ import os
 import sys
 import weakref
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from ikq import _ikq
+from ikq.sampling.candidates import Candidates
 
 if TYPE_CHECKING:
     from ikq.text.generate import Generation
 
-__all__ = ["Sequence", "Want"]
+__all__ = ["MOST_BEST", "Best", "Sequence", "Want", "Wanted"]
 
 Want: TypeAlias = Literal["last", "all", "none", "hidden"]
 """What is wanted of tokens: logits after the last or after all, nothing, or hidden states of all."""
+
+
+class Best(NamedTuple):
+    """Wants only the largest logits, which a GPU finds itself: the others need not be copied from there.
+
+    Attributes:
+        n: How many of them, at most `MOST_BEST`.
+        each: After every token instead of the last one.
+    """
+
+    n: int
+    each: bool = False
+
+
+MOST_BEST: int = _ikq.MOST_BEST
+
+Wanted: TypeAlias = NDArray[np.float32] | list[Candidates] | None
+"""What a step gives: logits or hidden states; or for each position the largest logits, sorted."""
 
 
 class Sequence:

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from ikq.errors import RefusedError
 from ikq.inference.kept import KeptSequences, common_length
-from ikq.inference.sequence import Sequence, Want
+from ikq.inference.sequence import MOST_BEST, Best, Sequence, Want
+from ikq.sampling.candidates import Scores
 from ikq.speculation.depth import StepTimes
 from ikq.speculation.drafter import Drafting, draft_together
 from ikq.speculation.experience import Experiences
@@ -77,6 +78,7 @@ class Work:
         seconds: Time of the steps that it took part in.
         speculation: What drafts it, if anything does.
         n_left: Tokens that are wanted at most; `None`: no limit.
+        n_best: How many of the largest logits its tokens are chosen from; `None`: all logits are needed.
         lora: Scales of the model's adapters; `None` before the first step: those that the model then has.
     """
 
@@ -90,6 +92,7 @@ class Work:
         self.sequence = sequence
         self.speculation = speculation
         self.n_left: int | None = None
+        self.n_best: int | None = None
         self.lora: Scales | None = None if sequence is None else sequence.lora
         self.n_done = 0
         self.n_reused = 0
@@ -103,7 +106,7 @@ class Work:
         self._is_waited_for = False
         self._is_choosing = False
         # logits that were not chosen from, and those of the step that they belong to
-        self._logits: NDArray[np.float32] | None = None
+        self._logits: Scores | None = None
         self._verified: Found | None = None
         self._error: Exception | None = None
 
@@ -149,7 +152,7 @@ class Work:
         self.n_done = len(self.tokens)
 
     @property
-    def logits(self) -> NDArray[np.float32] | None:
+    def logits(self) -> Scores | None:
         """Logits after the last token; `None`: a step is needed."""
         return self._logits
 
@@ -196,12 +199,15 @@ class Part(NamedTuple):
         return self.work.speculation is not None and self.work.speculation.drafter.needs_hidden
 
     @property
-    def want(self) -> Want:
+    def want(self) -> Want | Best:
         """The results that the step must return."""
         if self.needs_hidden:
             return "hidden"
         if not self.is_last:
             return "none"
+        n_best = self.work.n_best
+        if n_best is not None and n_best <= MOST_BEST:
+            return Best(n_best, each=self.n_draft > 0)
         return "all" if self.n_draft else "last"
 
 
@@ -353,18 +359,19 @@ class Steps:
             for i, part in enumerate(parts)
         ]
 
-    def _step(self, parts: list[Part]) -> list[NDArray[np.float32] | None]:
+    def _step(self, parts: list[Part]) -> list[list[Scores] | None]:
         """Logits behind the last token of each part and behind its draft; `None` for parts of prompts."""
         if not parts:
             return []
         model = self._model()
         assert model is not None, "a generation keeps its model alive"
-        found = model.step([(p.sequence, p.tokens, p.want) for p in parts])
+        given = model.step([(p.sequence, p.tokens, p.want) for p in parts])
+        found: list[list[Scores] | None] = [None if x is None else list(x) for x in given]
         # what is wanted of hidden states
         rows: dict[Scales, dict[int, NDArray[np.float32]]] = {}
         for i, part in enumerate(parts):
-            hidden, work = found[i], part.work
-            if not part.needs_hidden or hidden is None or work.speculation is None:
+            hidden, work = given[i], part.work
+            if not part.needs_hidden or not isinstance(hidden, np.ndarray) or work.speculation is None:
                 continue
             work.speculation.drafter.observe(work.tokens, part.sequence.n_past - len(hidden), hidden)
             found[i] = None
@@ -375,7 +382,7 @@ class Steps:
             hidden = np.concatenate(list(alike.values()))
             logits = model._head(hidden, lora)
             for i, n in zip(alike, np.cumsum([len(x) for x in alike.values()]), strict=True):
-                found[i] = logits[n - len(alike[i]) : n]
+                found[i] = list(logits[n - len(alike[i]) : n])
         return found
 
     def _composed(self, works: list[Work], failed: list[tuple[Work, Outcome]]) -> list[Part]:

@@ -5,7 +5,7 @@ step by step in the order of `SamplingOptions.samplers`, and draws one. One file
 step takes and gives `Candidates`.
 """
 
-from ikq.sampling.candidates import Candidates, log_probability, top_logprobs
+from ikq.sampling.candidates import Candidates, Scores, log_probability, top_logprobs
 from ikq.sampling.chain import Sampler
 from ikq.sampling.options import DEFAULT_ORDER, SamplingKeywords, SamplingOptions, parse_samplers
 
@@ -15,6 +15,7 @@ __all__ = [
     "Sampler",
     "SamplingKeywords",
     "SamplingOptions",
+    "Scores",
     "log_probability",
     "parse_samplers",
     "top_logprobs",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Candidates", "largest", "log_probability", "softmax", "top_logprobs"]
+__all__ = ["Candidates", "Scores", "largest", "log_probability", "softmax", "top_logprobs"]
 
 Floats = NDArray[np.float64]
 Logits = NDArray[np.float32] | NDArray[np.float64]
@@ -63,6 +63,10 @@ class Candidates(NamedTuple):
         return softmax(self.logits)
 
 
+Scores: TypeAlias = NDArray[np.float32] | Candidates
+"""What a token is chosen from: the logits of all, float32 `(n_vocab,)`; or only the largest ones, sorted."""
+
+
 @lru_cache(maxsize=4)
 def _places(n: int) -> Indices:
     places = np.arange(n)
@@ -98,12 +102,12 @@ def largest(keys: Logits, k: int) -> Indices:
     return np.argsort(-keys, kind="stable")[:k]
 
 
-def _log_sum(logits: NDArray[np.float32]) -> float:
+def _log_sum(logits: Logits) -> float:
     top = logits.max()
     return float(top) + float(np.log(np.exp(logits - top).sum(dtype=np.float64)))
 
 
-def log_probability(logits: NDArray[np.float32], token: int) -> float:
+def log_probability(logits: Logits, token: int) -> float:
     """Log of the probability that the model itself gives a token, before any sampler."""
     return float(logits[token]) - _log_sum(logits)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ikq.errors import FormatError
 from ikq.sampling import dry, penalties, temperature, truncation
-from ikq.sampling.candidates import Candidates, Floats, Indices, log_probability
+from ikq.sampling.candidates import Candidates, Floats, Indices, Scores, log_probability
 from ikq.sampling.feedback import AdaptiveP, Mirostat2
 from ikq.sampling.history import History
 from ikq.sampling.options import SamplingOptions
@@ -33,6 +33,7 @@ class Sampler:
     Attributes:
         options: How tokens are chosen.
         seed: The seed in use, also where none was given.
+        n_best: How many of the largest logits `sample` needs; `None`: all logits. That does not change.
 
     Examples:
         >>> import numpy as np
@@ -73,6 +74,7 @@ class Sampler:
         )
         self._steps = [step for step in o.samplers if step not in _PER_TOKEN]
         self._min_keep = max(1, o.min_keep)
+        self.n_best: int | None = self._enough()
         self.reset()
 
     def reset(self, tokens: ArrayLike = ()) -> None:
@@ -92,20 +94,28 @@ class Sampler:
         if self._constraint is not None:
             self._constraint.accept(token)
 
-    def sample(self, logits: NDArray[np.float32]) -> int:
+    def sample(self, logits: Scores) -> int:
         """Chooses a token; does not `accept` it.
 
         Args:
-            logits: float32 `(n_vocab,)`; not changed.
+            logits: float32 `(n_vocab,)`; not changed. Or only the largest ones, sorted, at least `n_best` of
+                them (or all that there are): the token is the same.
 
         Raises:
             FormatError: a logit is NaN, or no token is possible.
             GrammarError: the constraint is too complex to go on with.
+            ValueError: only the largest logits are given, but all are needed.
         """
         o = self.options
-        changed = self._per_token(logits)
+        if not isinstance(logits, Candidates):
+            changed = Candidates.all(self._per_token(logits))
+        elif self.n_best is None:
+            raise ValueError("these options need the logits of all tokens, not only the largest ones")
+        else:
+            changed = logits
+            _check_largest(changed.logits[0])
         if o.temperature == 0:
-            return int(changed.argmax())
+            return int(changed.ids[changed.logits.argmax()])
         c = self._narrowed(changed)
         p = c.probabilities()
         place = self._draw(p)
@@ -116,7 +126,7 @@ class Sampler:
             self._adaptive.learn(
                 float(self._adaptive.current[place])
                 if o.adaptive_update_with_current
-                else math.exp(log_probability(changed, token))
+                else math.exp(log_probability(changed.logits, token))
             )
         return token
 
@@ -128,7 +138,7 @@ class Sampler:
         changed = self._per_token(logits)
         if self.options.temperature == 0:
             return np.array([changed.argmax()]), np.ones(1)
-        c = self._narrowed(changed)
+        c = self._narrowed(Candidates.all(changed))
         return c.ids, c.probabilities()
 
     @property
@@ -164,15 +174,34 @@ class Sampler:
                 allowed_length=o.dry_allowed_length,
                 breakers=self._breakers,
             )
-        top = logits.max(initial=-np.inf)
-        if not np.isfinite(top):
-            what = "is NaN or infinite" if top != -np.inf else "allows no token: all are banned"
-            raise FormatError(f"the model's output {what}")
+        _check_largest(logits.max(initial=-np.inf))
         return logits
 
-    def _narrowed(self, logits: NDArray[np.float32]) -> Candidates:
+    def _enough(self) -> int | None:
+        """See `n_best`: what is done before that many are kept must not depend on the others."""
         o = self.options
-        c = Candidates.all(logits)
+        changes = self._constraint is not None or o.logit_bias or self._uses_penalties or self._uses_dry
+        if changes:
+            return None
+        if o.temperature == 0:
+            return 1
+        if o.mirostat == 2 or (self._is_adaptive and not o.adaptive_update_with_current):
+            return None
+        is_idle = {
+            "top_k": o.top_k == 0,
+            "top_p": o.top_p == 1,
+            "min_p": o.min_p == 0,
+            "typical_p": o.typical_p == 1,
+            "top_n_sigma": o.top_n_sigma <= 0,
+            "xtc": o.xtc_probability == 0 or o.xtc_threshold > 0.5,
+            "temperature": o.temperature == 1 and o.dynatemp_range == 0,
+            "adaptive_p": True,  # the last one, wherever it stands
+        }
+        first = next((step for step in self._steps if not is_idle[step]), None)
+        return max(o.top_k, self._min_keep) if first == "top_k" else None
+
+    def _narrowed(self, c: Candidates) -> Candidates:
+        o = self.options
         if o.mirostat == 2:
             return self._mirostat.narrow(temperature.scale(c, o.temperature))
         for step in self._steps:
@@ -213,6 +242,13 @@ class Sampler:
     def _uniform(self) -> float:
         """A number from 0 up to, not including, 1. Raw words: their stream is the same in every numpy."""
         return float(self._random.random_raw() >> 11) * 2.0**-53
+
+
+def _check_largest(logit: float | np.floating[Any]) -> None:
+    """Refuses logits from which nothing can be chosen, by the largest of them."""
+    if not np.isfinite(logit):
+        what = "is NaN or infinite" if logit != -np.inf else "allows no token: all are banned"
+        raise FormatError(f"the model's output {what}")
 
 
 def _masked(logits: NDArray[np.float32], allowed: NDArray[np.bool_]) -> NDArray[np.float32]:

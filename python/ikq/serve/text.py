@@ -7,14 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ikq.grammar import Constraint
 from ikq.inference.lora import Scales
 from ikq.inference.sequence import Sequence
 from ikq.inference.steps import Work
-from ikq.sampling import Sampler, SamplingOptions, log_probability, top_logprobs
+from ikq.sampling import Candidates, Sampler, SamplingOptions, Scores, log_probability, top_logprobs
 from ikq.serve.ahead import Ahead
 from ikq.serve.events import Event, Finished, FinishReason, Piece, TokenLogprob
 from ikq.serve.replies import PlainParser, ReplyParser
@@ -108,6 +105,7 @@ class Text:
         if sequence is None:
             self.work.lora = plan.lora
         self.work.n_left = plan.max_tokens
+        self.work.n_best = self._sampler.n_best if plan.logprobs is None else None
         self.n_prompt = len(plan.tokens)
         self.n_chosen = 0
         self.n_reasoning = 0
@@ -131,11 +129,11 @@ class Text:
             return [self._finished("length")]
         return []
 
-    def choose(self, logits: NDArray[np.float32]) -> list[Event]:
+    def choose(self, logits: Scores) -> list[Event]:
         """Chooses the next token.
 
         Args:
-            logits: float32 `(n_vocab,)`.
+            logits: Those that its work needs.
 
         Raises:
             FormatError: no token is possible.
@@ -148,6 +146,7 @@ class Text:
             self.first = self.last
         self._new_ids.append(token)
         if self._plan.logprobs is not None:
+            assert not isinstance(logits, Candidates), "all were asked for"
             top = top_logprobs(logits, self._plan.logprobs) if self._plan.logprobs else ()
             logprob = TokenLogprob(token=token, logprob=log_probability(logits, token), top=top)
             self._new_logprobs.append(logprob)

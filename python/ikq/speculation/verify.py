@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
+from ikq.sampling.candidates import Scores
 
 __all__ = ["Verified"]
 
@@ -24,11 +23,11 @@ class Verified:
         n_accepted: Those of them that were the drafted ones.
 
     Args:
-        logits: float32 `(1 + len(draft), n_vocab)`.
+        logits: Of the positions, one more than are in the draft.
         draft: Tokens.
     """
 
-    def __init__(self, logits: NDArray[np.float32], draft: Sequence[int] = ()) -> None:
+    def __init__(self, logits: Sequence[Scores], draft: Sequence[int] = ()) -> None:
         assert len(logits) == 1 + len(draft)
         self.draft = list(draft)
         self.n_chosen = 0
@@ -36,8 +35,8 @@ class Verified:
         self._logits = logits
 
     @property
-    def logits(self) -> NDArray[np.float32] | None:
-        """Logits `(n_vocab,)` of the position whose token is to be chosen; `None`: a step is needed."""
+    def logits(self) -> Scores | None:
+        """Logits of the position whose token is to be chosen; `None`: a step is needed."""
         return self._logits[self.n_chosen] if self.n_chosen == self.n_accepted <= len(self.draft) else None
 
     def choose(self, token: int) -> None:

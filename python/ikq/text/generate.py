@@ -9,12 +9,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, TypedDict
 
-import numpy as np
-from numpy.typing import NDArray
-
 from ikq.errors import ShapeError, UnsupportedError
 from ikq.inference.batching import Work
-from ikq.sampling import Sampler, SamplingOptions, log_probability, top_logprobs
+from ikq.sampling import Candidates, Sampler, SamplingOptions, Scores, log_probability, top_logprobs
 from ikq.text.stopping import StopTexts
 from ikq.tokenizer import StreamDecoder, Tokenizer
 
@@ -186,6 +183,7 @@ class Generation(Iterator[Piece]):
             speculation.n_allowed = constraint.n_allowed
         self._work = Work(self.tokens, sequence, speculation)
         self._work.n_left = max_tokens
+        self._work.n_best = self._sampler.n_best if logprobs is None else None
         self._batcher.watch(self, self._work)
         if sequence is not None:
             sequence._lend(self)
@@ -228,7 +226,7 @@ class Generation(Iterator[Piece]):
             raise StopIteration
         return self._waiting.popleft()
 
-    def _choose(self, logits: NDArray[np.float32]) -> None:
+    def _choose(self, logits: Scores) -> None:
         """Chooses the next token; its pieces wait."""
         start = time.perf_counter()
         token = self._sampler.sample(logits)
@@ -239,7 +237,7 @@ class Generation(Iterator[Piece]):
         self.stats.sample_seconds += time.perf_counter() - start
         self._waiting.extend(self._pieces(token, logits))
 
-    def _pieces(self, token: int, logits: NDArray[np.float32]) -> Iterator[Piece]:
+    def _pieces(self, token: int, logits: Scores) -> Iterator[Piece]:
         text = ""
         reason: Reason | None = None
         if token in self._ends:
@@ -261,6 +259,7 @@ class Generation(Iterator[Piece]):
         logprob: float | None = None
         top: tuple[tuple[int, float], ...] = ()
         if self._logprobs is not None:
+            assert not isinstance(logits, Candidates), "all were asked for"
             logprob = log_probability(logits, token)
             top = top_logprobs(logits, self._logprobs) if self._logprobs else ()
         parts = self._split(text)
@@ -280,7 +279,7 @@ class Generation(Iterator[Piece]):
             parts += self._splitter.flush()
         return [(part.text, part.reasoning) for part in parts] or [("", False)]
 
-    def _logits(self) -> NDArray[np.float32]:
+    def _logits(self) -> Scores:
         """Logits after the last token."""
         logits = self._batcher.logits(self._work, None if self._is_prompt_done else self._progress)
         if self._is_prompt_done:

@@ -6,7 +6,7 @@ import abc
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -50,10 +50,22 @@ class TextModel(abc.ABC):
     def new_sequence(self, *, lora: Iterable[float] | None = None) -> sequence.Sequence:
         """As `Model.new_sequence`."""
 
+    @overload
     @abc.abstractmethod
     def step(
         self, entries: Iterable[tuple[sequence.Sequence, ArrayLike, sequence.Want]]
-    ) -> list[NDArray[np.float32] | None]:
+    ) -> list[NDArray[np.float32] | None]: ...
+
+    @overload
+    @abc.abstractmethod
+    def step(
+        self, entries: Iterable[tuple[sequence.Sequence, ArrayLike, sequence.Want | sequence.Best]]
+    ) -> Sequence[sequence.Wanted]: ...
+
+    @abc.abstractmethod
+    def step(
+        self, entries: Iterable[tuple[sequence.Sequence, ArrayLike, sequence.Want | sequence.Best]]
+    ) -> Sequence[sequence.Wanted]:
         """As `Model.step`."""
 
     @property

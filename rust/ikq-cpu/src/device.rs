@@ -12,6 +12,7 @@ use ikq_model::device::{
 use ikq_model::error::Error;
 use ikq_model::network::{self, Layer, Network, RopeTable};
 use ikq_model::placement::Placement;
+use ikq_model::results::{self, Results};
 use ikq_pool::{Stop, available_memory};
 use ikq_simd::IsaKind;
 
@@ -449,7 +450,7 @@ impl Device for Cpu {
         Some(Lent { in_bands, read: Box::new(read) })
     }
 
-    fn head(&mut self, step: Step<'_>, logits: &mut [f32], hidden: &mut [f32]) {
+    fn head(&mut self, step: Step<'_>, results: Results<'_>) {
         let exec = exec!(self, step);
         let network = self.network.as_ref().expect("`load` comes first");
         let weight = self.parts.head.as_ref();
@@ -459,7 +460,7 @@ impl Device for Cpu {
         let n = batch.n() * n_embd;
         let Some(norm) = &network.output_norm else {
             // of a part of a model there is nothing but its hidden states
-            let columns = hidden.chunks_exact_mut(n_embd).zip(&batch.hidden);
+            let columns = results.hidden.chunks_exact_mut(n_embd).zip(&batch.hidden);
             columns.for_each(|(out, c)| out.copy_from_slice(&x[*c as usize * n_embd..][..n_embd]));
             return;
         };
@@ -475,14 +476,24 @@ impl Device for Cpu {
         if !batch.hidden.is_empty() {
             chosen(&batch.hidden, branch);
             exec.norm_of(kind, branch, norm, acts, Forms::default());
-            hidden.copy_from_slice(acts.floats_mut());
+            results.hidden.copy_from_slice(acts.floats_mut());
         }
-        if let (Some(weight), false) = (weight, batch.logits.is_empty()) {
-            chosen(&batch.logits, branch);
-            exec.norm_of(kind, branch, norm, acts, Forms::of(exec.compute, [weight]));
-            let exec = Exec { tokens: &batch.logits, ..exec };
-            output(&exec, weight, acts, &network.spec, logits);
+        let columns: Vec<u32> = batch.logits.iter().chain(&batch.best).copied().collect();
+        let (Some(weight), false) = (weight, columns.is_empty()) else { return };
+        chosen(&columns, branch);
+        exec.norm_of(kind, branch, norm, acts, Forms::of(exec.compute, [weight]));
+        let exec = Exec { tokens: &columns, ..exec };
+        if batch.best.is_empty() {
+            output(&exec, weight, acts, &network.spec, results.logits);
+            return;
         }
+        let mut logits = vec![0.0; columns.len() * weight.n_rows];
+        output(&exec, weight, acts, &network.spec, &mut logits);
+        let (whole, others) = logits.split_at(results.logits.len());
+        results.logits.copy_from_slice(whole);
+        let others = others.chunks_exact(weight.n_rows);
+        let mut units: Vec<_> = others.zip(results.best.chunks_exact_mut(batch.n_best)).collect();
+        exec.team.for_each(&mut units, |(logits, best), _| results::best(logits, best));
     }
 
     fn project(&mut self, step: Step<'_>, hidden: &[f32], logits: &mut [f32]) {

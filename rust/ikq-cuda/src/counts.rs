@@ -15,20 +15,27 @@ pub enum Call {
     Copy,
     /// Times that the host waited for a device.
     Wait,
+    /// Bytes that were copied from devices.
+    BytesOut,
 }
 
-const ALL: [(Call, &str); 5] = [
+const ALL: [(Call, &str); 6] = [
     (Call::Launch, "launches"),
     (Call::Recorded, "recorded"),
     (Call::Replay, "replays"),
     (Call::Copy, "copies"),
     (Call::Wait, "waits"),
+    (Call::BytesOut, "bytes_out"),
 ];
 
 static COUNTS: [AtomicU64; ALL.len()] = [const { AtomicU64::new(0) }; ALL.len()];
 
 pub(crate) fn count(call: Call) {
-    COUNTS[call as usize].fetch_add(1, Relaxed);
+    count_more(call, 1);
+}
+
+pub(crate) fn count_more(call: Call, n: u64) {
+    COUNTS[call as usize].fetch_add(n, Relaxed);
 }
 
 /// Names and numbers, of all devices since this process began.

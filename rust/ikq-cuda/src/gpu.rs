@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaContext, DriverError, result, sys};
 
-use crate::counts::{Call, count};
+use crate::counts::{Call, count, count_more};
 use crate::cubins::{self, Cubins};
 use crate::error::Error;
 use crate::loader::{Facts, Runtime};
@@ -201,8 +201,9 @@ pub struct Gpu {
     waits: bool,
     /// From how many columns on products are computed in tiles; see [`Gpu::tiles_from`].
     tiles_from: usize,
-    /// Whether launches are being recorded.
+    /// Whether launches are being recorded, and the bytes that recorded copies bring to the host.
     recording: AtomicBool,
+    recorded_out: AtomicU64,
 }
 
 // SAFETY: a stream may be used from any thread that has the context bound
@@ -239,6 +240,7 @@ impl Gpu {
             waits: std::env::var("IKQ_CUDA_SYNC").is_ok_and(|v| v == "1"),
             tiles_from: tiles_from(),
             recording: AtomicBool::new(false),
+            recorded_out: AtomicU64::new(0),
         })
     }
 
@@ -266,9 +268,19 @@ impl Gpu {
         self.tiles_from
     }
 
-    /// Says whether launches are recorded from now on, or done.
-    pub(crate) fn set_recording(&self, on: bool) {
+    /// Says whether launches are recorded from now on, or done. Gives the bytes that copies which were recorded bring to
+    /// the host.
+    pub(crate) fn set_recording(&self, on: bool) -> u64 {
         self.recording.store(on, Relaxed);
+        self.recorded_out.swap(0, Relaxed)
+    }
+
+    fn count_out(&self, n: usize) {
+        count(Call::Copy);
+        match self.recording.load(Relaxed) {
+            true => drop(self.recorded_out.fetch_add(n as u64, Relaxed)),
+            false => count_more(Call::BytesOut, n as u64),
+        }
     }
 
     fn count_launch(&self) {
@@ -390,7 +402,7 @@ impl Gpu {
         if bytes.is_empty() {
             return Ok(());
         }
-        count(Call::Copy);
+        self.count_out(bytes.len());
         // SAFETY: the caller promises the bytes; the target lives until the stream has finished the copy
         unsafe { result::memcpy_dtoh_async(bytes, from.0, self.stream) }
             .map_err(|e| self.context.failed("copying from the device", e))?;
@@ -437,7 +449,7 @@ impl Gpu {
             let why = format!("{n} bytes at {at} do not fit pinned memory of {}", to.size());
             return Err(Error::Plan { name: "copy".into(), why });
         };
-        count(Call::Copy);
+        self.count_out(n);
         // SAFETY: the part lies in the memory, which the caller leaves alone until then
         unsafe {
             let target = std::slice::from_raw_parts_mut(target, n);

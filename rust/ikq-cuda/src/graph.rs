@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cudarc::driver::{result, sys};
 
-use crate::counts::{Call, count};
+use crate::counts::{Call, count, count_more};
 use crate::error::Error;
 use crate::gpu::{Context, Gpu};
 
@@ -14,6 +14,8 @@ pub struct Graph {
     context: Arc<Context>,
     graph: sys::CUgraph,
     executable: sys::CUgraphExec,
+    /// Bytes that its copies bring to the host.
+    bytes_out: u64,
 }
 
 // SAFETY: used by one thread at a time, as `Gpu::replay` takes the device's own borrow
@@ -44,7 +46,7 @@ impl Gpu {
         unsafe { result::stream::begin_capture(self.stream(), mode) }.map_err(failed)?;
         self.set_recording(true);
         let done = calls(self);
-        self.set_recording(false);
+        let bytes_out = self.set_recording(false);
         // SAFETY: recording has begun, and is ended in any case
         let graph = unsafe { result::stream::end_capture(self.stream()) };
         let destroy = |graph| {
@@ -60,7 +62,7 @@ impl Gpu {
         };
         // SAFETY: the graph was recorded completely
         match unsafe { result::graph::instantiate(graph, sys::CUgraphInstantiate_flags_enum(0)) } {
-            Ok(executable) => Ok(Graph { context: self.context().clone(), graph, executable }),
+            Ok(executable) => Ok(Graph { context: self.context().clone(), graph, executable, bytes_out }),
             Err(e) => {
                 let _ = destroy(graph);
                 Err(failed(e))
@@ -78,6 +80,7 @@ impl Gpu {
     pub unsafe fn replay(&self, graph: &Graph) -> Result<(), Error> {
         self.context().bind()?;
         count(Call::Replay);
+        count_more(Call::BytesOut, graph.bytes_out);
         // SAFETY: the caller promises that the addresses are valid
         unsafe { result::graph::launch(graph.executable, self.stream()) }
             .map_err(|e| self.context().failed("running a graph", e))

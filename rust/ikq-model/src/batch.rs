@@ -35,6 +35,10 @@ pub struct Batch {
     pub logits: Vec<u32>,
     /// Columns whose hidden states are wanted, ascending.
     pub hidden: Vec<u32>,
+    /// Columns of which only the largest logits are wanted, ascending, and how many of each: at most
+    /// [`MOST_BEST`](crate::results::MOST_BEST), and no more than there are.
+    pub best: Vec<u32>,
+    pub n_best: usize,
     /// Of a model with adapters: the scales of each run, one per adapter.
     pub scales: Vec<Arc<[f32]>>,
 }

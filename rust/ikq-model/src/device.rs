@@ -13,6 +13,7 @@ use crate::batch::Batch;
 use crate::error::Error;
 use crate::network::Network;
 use crate::placement::Placement;
+use crate::results::Results;
 use crate::statistics::Collector;
 
 /// A part of a step; see section 3 of docs/design.md. The number is the layer.
@@ -252,9 +253,8 @@ pub trait Device: Send {
     /// Starts what stages have left to do: another device computes next. Only devices that work by themselves put stages
     /// off, so that they can do several at once.
     fn start(&mut self) {}
-    /// Runs [`Stage::Head`]: logits of the batch's columns that want them, normed hidden states of those that
-    /// want these.
-    fn head(&mut self, step: Step<'_>, logits: &mut [f32], hidden: &mut [f32]);
+    /// Runs [`Stage::Head`]: logits, the largest logits or normed hidden states of the batch's columns that want them.
+    fn head(&mut self, step: Step<'_>, results: Results<'_>);
     /// What went wrong on the device since it was asked last, for those that work by themselves: all values since then
     /// are void.
     fn failure(&mut self) -> Option<Error> {

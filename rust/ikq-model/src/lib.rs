@@ -13,6 +13,7 @@
 //! | [`sequence`] | tokens that were read |
 //! | [`saved`] | sequences in files |
 //! | [`step`] | the order of stages |
+//! | [`results`] | what a step gives |
 //! | [`model`] | all of it together |
 //! | [`statistics`] | what weights are multiplied with, collected on the way |
 
@@ -25,6 +26,7 @@ pub mod error;
 pub mod model;
 pub mod network;
 pub mod placement;
+pub mod results;
 pub mod saved;
 pub mod sequence;
 pub mod spec;
@@ -34,5 +36,6 @@ pub mod step;
 pub use adapter::Adapter;
 pub use error::Error;
 pub use model::{Model, Options};
+pub use results::{Best, MOST_BEST, Output};
 pub use sequence::Sequence;
 pub use step::{Entry, Want};

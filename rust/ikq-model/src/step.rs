@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::model::{Model, Runner, Shared};
 use crate::network::{Ffn, Network};
 use crate::placement::{CPU, Placement};
+use crate::results::{Computed, MOST_BEST, Output, Results, Share, first_not_finite};
 use crate::sequence::{Sequence, Start};
 use crate::statistics::Collector;
 
@@ -22,6 +23,10 @@ pub enum Want {
     Last,
     /// Logits after every token.
     All,
+    /// So many of the largest logits after the last token, at most [`MOST_BEST`]; all, if there are fewer.
+    Best(usize),
+    /// The same after every token.
+    BestOfAll(usize),
     /// The normed hidden state after every token: what the output matrix reads. Of a part of a model without a norm.
     Hidden,
 }
@@ -42,19 +47,34 @@ struct Piece {
     want: Want,
 }
 
+impl Piece {
+    /// What its entry gets of what a step computes.
+    fn share(&self) -> Option<(usize, Share)> {
+        let n = self.tokens.len();
+        let share = match self.want {
+            Want::Nothing => return None,
+            Want::Last => Share::Logits(1),
+            Want::All => Share::Logits(n),
+            Want::Best(each) => Share::Best(1, each),
+            Want::BestOfAll(each) => Share::Best(n, each),
+            Want::Hidden => Share::Hidden(n),
+        };
+        Some((self.entry, share))
+    }
+}
+
 impl Model {
-    /// Runs the tokens of all entries after what their sequences hold. Gives floats per entry: `n_vocab` per position
-    /// wanted, or `n_embd`. On an error the sequences hold what they held, but for recurrent ones that cannot go
+    /// Runs the tokens of all entries after what their sequences hold, and gives what each wants. On an error the sequences hold what they held, but for recurrent ones that cannot go
     /// back, which then start anew.
     ///
     /// # Errors
     /// [`Error::Token`], [`Error::NoTokens`], [`Error::Context`], [`Error::SameSequence`], [`Error::OtherModel`],
     /// [`Error::CacheMemory`], [`Error::NotFinite`], [`Error::Overflow`], [`Error::Closed`]; [`Stop::Cancelled`].
-    pub fn step(&self, entries: &mut [Entry<'_>], cancel: &Cancel) -> Result<Vec<Vec<f32>>, Stop<Error>> {
+    pub fn step(&self, entries: &mut [Entry<'_>], cancel: &Cancel) -> Result<Vec<Output>, Stop<Error>> {
         let ids = self.check(entries)?;
         let mut runner = self.shared.runner()?;
         let starts: Vec<Start> = entries.iter().map(|e| e.sequence.start(e.tokens.len())).collect();
-        let mut out = vec![Vec::new(); entries.len()];
+        let mut out = vec![Output::default(); entries.len()];
         for pieces in self.pieces(entries) {
             let done = match cancel.is_cancelled() {
                 true => Err(Stop::Cancelled),
@@ -102,8 +122,14 @@ impl Model {
             if entry.hidden.len() != expected {
                 return Err(Error::Hidden { found: entry.hidden.len(), n, expected });
             }
-            if self.network.output.is_none() && matches!(entry.want, Want::Last | Want::All) {
+            if self.network.output.is_none() && !matches!(entry.want, Want::Nothing | Want::Hidden) {
                 return Err(Error::NoOutput);
+            }
+            if let Want::Best(n) | Want::BestOfAll(n) = entry.want
+                && !(1..=MOST_BEST).contains(&n)
+            {
+                let why = format!("1 to {MOST_BEST} can be wanted");
+                return Err(Error::Option { option: "best", value: n.to_string(), why });
             }
             let mut ids = Vec::with_capacity(entry.tokens.len());
             for (index, &token) in entry.tokens.iter().enumerate() {
@@ -124,6 +150,7 @@ impl Model {
     /// Cuts the entries into ubatches, in order.
     fn pieces(&self, entries: &[Entry<'_>]) -> Vec<Vec<Piece>> {
         let mut all: Vec<Vec<Piece>> = Vec::new();
+        let n_vocab = self.network.spec.n_vocab;
         let mut room = 0;
         for (entry, e) in entries.iter().enumerate() {
             let n = e.tokens.len();
@@ -135,7 +162,9 @@ impl Model {
                 }
                 let to = n.min(from + room);
                 let want = match e.want {
-                    Want::Last if to < n => Want::Nothing,
+                    Want::Last | Want::Best(_) if to < n => Want::Nothing,
+                    Want::Best(each) => Want::Best(each.min(n_vocab)),
+                    Want::BestOfAll(each) => Want::BestOfAll(each.min(n_vocab)),
                     want => want,
                 };
                 all.last_mut().expect("one was pushed").push(Piece { entry, tokens: from..to, want });
@@ -190,7 +219,7 @@ impl Model {
         entries: &mut [Entry<'_>],
         ids: &[Vec<u32>],
         pieces: &[Piece],
-        out: &mut [Vec<f32>],
+        out: &mut [Output],
     ) -> Result<(), Error> {
         let mut batch = Batch::default();
         for piece in pieces {
@@ -211,15 +240,19 @@ impl Model {
                 Want::Nothing => {}
                 Want::Last => batch.logits.push(all.end - 1),
                 Want::All => batch.logits.extend(all),
+                Want::Best(_) => batch.best.push(all.end - 1),
+                Want::BestOfAll(_) => batch.best.extend(all),
                 Want::Hidden => batch.hidden.extend(all),
+            }
+            if let Want::Best(each) | Want::BestOfAll(each) = piece.want {
+                // one number for all columns: those who want fewer get the first ones
+                batch.n_best = batch.n_best.max(each);
             }
             let tables = sequence.tables.iter().map(|t| Arc::from(t.as_slice())).collect();
             batch.runs.push(Run { columns, first, tables, state: sequence.state });
             batch.scales.push(Arc::clone(&sequence.scales));
         }
-        let (n_vocab, n_embd) = (self.network.spec.n_vocab, self.network.spec.n_embd);
-        let mut logits = vec![0.0; batch.logits.len() * n_vocab];
-        let mut hidden = vec![0.0; batch.hidden.len() * n_embd];
+        let mut computed = Computed::new(&batch, self.network.spec.n_vocab, self.network.spec.n_embd);
         let Runner { devices, pool, collector } = runner;
         let collector = collector.as_deref();
         let placement = self.placement();
@@ -227,7 +260,7 @@ impl Model {
         let result = pool.step(|team| {
             let (step, network) = (Step { team, collector, scales: &scales }, &self.network);
             let mut order = Order { devices, placement, step, network, at: CPU, computing: CPU };
-            order.run(&batch, &mut logits, &mut hidden)
+            order.run(&batch, computed.results())
         });
         // every device is asked, so that none keeps its failure for the next step
         let failures: Vec<Error> = devices.iter_mut().filter_map(|d| d.failure()).collect();
@@ -236,21 +269,14 @@ impl Model {
         }
         let failed = match result {
             Err((layer, column)) => Some((column, format!("the router of layer {layer} gave no numbers"))),
-            Ok(()) => {
-                let logits = logits.chunks_exact(n_vocab).zip(&batch.logits);
-                let hidden = hidden.chunks_exact(n_embd).zip(&batch.hidden);
-                logits.chain(hidden).find_map(|(values, column)| {
-                    let index = first_not_finite(values)?;
-                    Some((*column as usize, format!("number {index} is {}", values[index])))
-                })
-            }
+            Ok(()) => computed.not_finite(&batch),
         };
         if let Some((column, what)) = failed {
             let position = batch.positions[column] as usize;
             let bad = self.network.weights().into_iter().find_map(|w| w.not_finite(self.kind));
             return Err(bad.unwrap_or(Error::Overflow { position, what }));
         }
-        hand_out(pieces, logits, hidden, (n_vocab, n_embd), out);
+        computed.hand_out(pieces.iter().filter_map(Piece::share), out);
         for piece in pieces {
             let sequence = &mut *entries[piece.entry].sequence;
             let first = sequence.n_past();
@@ -260,44 +286,6 @@ impl Model {
             runner.snapshot(&self.shared, sequence)?;
         }
         Ok(())
-    }
-}
-
-/// Appends what was computed for the pieces, in their order, to what their entries get.
-fn hand_out(
-    pieces: &[Piece],
-    logits: Vec<f32>,
-    hidden: Vec<f32>,
-    (n_vocab, n_embd): (usize, usize),
-    out: &mut [Vec<f32>],
-) {
-    let (mut n_logits, mut n_hidden) = (0, 0);
-    for piece in pieces {
-        let n = piece.tokens.len();
-        let (from, at, len) = match piece.want {
-            Want::Nothing => continue,
-            Want::Last => (&logits, &mut n_logits, n_vocab),
-            Want::All => (&logits, &mut n_logits, n * n_vocab),
-            Want::Hidden => (&hidden, &mut n_hidden, n * n_embd),
-        };
-        let to = &mut out[piece.entry];
-        if len == logits.len() && to.is_empty() && hidden.is_empty() {
-            // a generated token's logits are all there is: nothing is copied
-            *to = logits;
-            return;
-        }
-        to.extend_from_slice(&from[*at..*at + len]);
-        *at += len;
-    }
-}
-
-/// Where the first infinity or NaN is.
-fn first_not_finite(values: &[f32]) -> Option<usize> {
-    // the largest bits without the sign, many at a time: nearly always there is none to look for
-    let largest = values.iter().fold(0, |largest: i32, v| largest.max((v.to_bits() & 0x7fff_ffff) as i32));
-    match largest < f32::INFINITY.to_bits() as i32 {
-        true => None,
-        false => values.iter().position(|v| !v.is_finite()),
     }
 }
 
@@ -381,7 +369,7 @@ struct Order<'a> {
 impl Order<'_> {
     /// # Errors
     /// Layer and column of a router that gave no numbers.
-    fn run(&mut self, batch: &Batch, logits: &mut [f32], hidden: &mut [f32]) -> Result<(), (usize, usize)> {
+    fn run(&mut self, batch: &Batch, results: Results<'_>) -> Result<(), (usize, usize)> {
         self.devices.iter_mut().for_each(|d| d.begin(batch));
         self.stage(Stage::Embed, CPU)?;
         let compared = self.step.collector.filter(|c| c.options().similarity);
@@ -402,11 +390,11 @@ impl Order<'_> {
         }
         let device = self.placement.device(Stage::Head);
         let observed = self.step.collector.is_some_and(|c| c.options().output);
-        if batch.logits.is_empty() && batch.hidden.is_empty() && !observed {
+        if batch.logits.is_empty() && batch.best.is_empty() && batch.hidden.is_empty() && !observed {
             return Ok(());
         }
         self.move_hidden(device);
-        self.devices[device].head(self.step, logits, hidden);
+        self.devices[device].head(self.step, results);
         Ok(())
     }
 

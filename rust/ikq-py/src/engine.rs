@@ -14,7 +14,7 @@ use ikq_model::model::{Sizes, sequence_bytes};
 use ikq_model::network::{Network, PlanOptions};
 use ikq_model::placement::{self, Override, Placement, Rules};
 use ikq_model::spec::ModelSpec;
-use ikq_model::{Adapter, Entry, Options, Want};
+use ikq_model::{Adapter, Entry, MOST_BEST, Options, Output, Want};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -60,7 +60,22 @@ type LoraAdapter = (Py<Model>, String, f32);
 
 /// One entry of a step: the sequence, its new tokens, which results are wanted, and the hidden states that a
 /// multi-token prediction head or a part of a model takes as input (`None` for all others).
-type StepEntry<'py> = (Py<Sequence>, Vec<i64>, String, Option<PyReadonlyArray2<'py, f32>>);
+type StepEntry<'py> = (Py<Sequence>, Vec<i64>, GivenWant, Option<PyReadonlyArray2<'py, f32>>);
+
+/// What is wanted of an entry.
+#[derive(FromPyObject)]
+enum GivenWant {
+    Name(String),
+    /// So many of the largest logits, after the last token or after every token.
+    Best(usize, bool),
+}
+
+/// Logits or hidden states of the positions wanted, or ids and values of their largest logits.
+#[derive(IntoPyObject)]
+enum Found<'py> {
+    Floats(Bound<'py, PyArray2<f32>>),
+    Best(Bound<'py, PyArray2<i64>>, Bound<'py, PyArray2<f32>>),
+}
 
 #[pymethods]
 impl Engine {
@@ -244,16 +259,12 @@ impl Engine {
     }
 
     /// Runs the new tokens of all entries, each after the tokens that its sequence holds. Returns for each entry
-    /// the logits `(n, n_vocab)`, the hidden states `(n, n_embd)`, or `None`, depending on what it wants.
-    fn step<'py>(
-        &self,
-        py: Python<'py>,
-        entries: Vec<StepEntry<'py>>,
-    ) -> PyResult<Vec<Option<Bound<'py, PyArray2<f32>>>>> {
+    /// the logits `(n, n_vocab)`, the ids and the values of the largest ones, the hidden states `(n, n_embd)`, or
+    /// `None`, depending on what it wants.
+    fn step<'py>(&self, py: Python<'py>, entries: Vec<StepEntry<'py>>) -> PyResult<Vec<Option<Found<'py>>>> {
         let wants = entries.iter().map(|e| parse_want(&e.2)).collect::<PyResult<Vec<_>>>()?;
         let hidden = entries.iter().map(|e| e.3.as_ref().map_or(Ok(Vec::new()), |h| h.to_vec()));
         let hidden: Vec<Vec<f32>> = hidden.collect::<Result<_, _>>()?;
-        let spec = &self.inner.network().spec;
         let handles: Vec<&Sequence> = entries.iter().map(|e| e.0.get()).collect();
         let tokens: Vec<&[i64]> = entries.iter().map(|e| e.1.as_slice()).collect();
         // every thread locks in the same order, so that no two threads wait for each other
@@ -281,16 +292,7 @@ impl Engine {
             self.inner.step(&mut steps, cancel).map(Some)
         })?;
         let out = out.ok_or_else(closed_sequence)?;
-        let arrays = out.into_iter().zip(&wants).map(|(values, want)| {
-            let width = match want {
-                Want::Nothing => return Ok(None),
-                Want::Hidden => spec.n_embd,
-                Want::Last | Want::All => spec.n_vocab,
-            };
-            let n = values.len() / width;
-            PyArray1::from_vec(py, values).reshape([n, width]).map(Some)
-        });
-        arrays.collect()
+        out.into_iter().zip(&wants).map(|(output, want)| self.found(py, output, *want)).collect()
     }
 
     /// Computes the logits `(n, n_vocab)` from the hidden states `(n, n_embd)` that a step returned. `scales` are those
@@ -379,6 +381,25 @@ impl Engine {
 }
 
 impl Engine {
+    /// What an entry of a step gets.
+    fn found<'py>(&self, py: Python<'py>, output: Output, want: Want) -> PyResult<Option<Found<'py>>> {
+        let spec = &self.inner.network().spec;
+        let width = match want {
+            Want::Nothing => return Ok(None),
+            Want::Hidden => spec.n_embd,
+            Want::Last | Want::All => spec.n_vocab,
+            Want::Best(n) | Want::BestOfAll(n) => n.min(spec.n_vocab),
+        };
+        if let Want::Best(_) | Want::BestOfAll(_) = want {
+            let n = output.best.len() / width;
+            let ids = PyArray1::from_iter(py, output.best.iter().map(|b| i64::from(b.id)));
+            let values = PyArray1::from_iter(py, output.best.iter().map(|b| b.logit));
+            return Ok(Some(Found::Best(ids.reshape([n, width])?, values.reshape([n, width])?)));
+        }
+        let n = output.floats.len() / width;
+        Ok(Some(Found::Floats(PyArray1::from_vec(py, output.floats).reshape([n, width])?)))
+    }
+
     /// The size that makes [`enter`] watch a step for Ctrl-C or not. The engine checks for cancellation only
     /// between ubatches, so a step of a single ubatch would gain nothing, and every generated token would pay for a
     /// helper thread.
@@ -561,7 +582,17 @@ fn closed_sequence() -> PyErr {
     PyValueError::new_err("the sequence is closed")
 }
 
-fn parse_want(name: &str) -> PyResult<Want> {
+fn parse_want(given: &GivenWant) -> PyResult<Want> {
+    let name = match given {
+        GivenWant::Name(name) => name.as_str(),
+        GivenWant::Best(n, each) if (1..=MOST_BEST).contains(n) => {
+            return Ok(if *each { Want::BestOfAll(*n) } else { Want::Best(*n) });
+        }
+        GivenWant::Best(n, _) => {
+            let what = format!("the {n} largest logits are wanted: expected 1 to {MOST_BEST}");
+            return Err(PyValueError::new_err(what));
+        }
+    };
     match name {
         "all" => Ok(Want::All),
         "last" => Ok(Want::Last),

@@ -61,6 +61,7 @@ mod _ikq {
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("MOST_BEST", ikq_model::MOST_BEST)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

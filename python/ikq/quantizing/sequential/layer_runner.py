@@ -89,7 +89,8 @@ class LayerRunner:
         """
         sequence = self._engine.new_sequence()
         try:
-            (found,) = self._engine.step([(sequence, tokens.tolist(), "hidden", hidden)])
+            text: list[int] = tokens.tolist()
+            (found,) = self._engine.step([(sequence, text, "hidden", hidden)])
         finally:
             sequence.close()
         assert found is not None

@@ -27,9 +27,11 @@ pub struct Shape {
     pub n_runs: usize,
     /// For each group of layers the page numbers of a column, and the splits of attention without tiles and in tiles.
     pub groups: Vec<[usize; 3]>,
-    /// Columns whose logits, and whose hidden states, are wanted.
+    /// Columns whose logits, whose hidden states, and whose largest logits are wanted, and how many of these.
     pub logits: Vec<u32>,
     pub hidden: Vec<u32>,
+    pub best: Vec<u32>,
+    pub n_best: usize,
 }
 
 type Recorded = HashMap<Queue, Graph>;
@@ -126,7 +128,8 @@ mod tests {
     use super::*;
 
     fn shape(n_columns: usize) -> Shape {
-        Shape { n_columns, n_runs: 1, groups: vec![[1; 3]], logits: vec![0], hidden: Vec::new() }
+        let (hidden, best) = (Vec::new(), Vec::new());
+        Shape { n_columns, n_runs: 1, groups: vec![[1; 3]], logits: vec![0], hidden, best, n_best: 0 }
     }
 
     fn columns(graphs: &Graphs) -> Vec<usize> {

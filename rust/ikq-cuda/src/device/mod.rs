@@ -42,6 +42,7 @@ use ikq_model::batch::Batch;
 use ikq_model::device::{Choices, Device, Lent, Loading, Memory, Move, RouterFailed, Stage, Step, Value};
 use ikq_model::error::Error as ModelError;
 use ikq_model::network::{self, Attention, Network, RopeId, RopeTable};
+use ikq_model::results::Results;
 use ikq_pool::Stop;
 
 pub use borrowed::borrows;
@@ -504,9 +505,11 @@ impl Device for Cuda {
             if it.parts.router.iter().flatten().any(|router| router.is_read) {
                 it.host.make_room_for_choices(&it.gpu, 8 * it.batch.n() * it.parts.most_used)?;
             }
-            let (logits, hidden) = (it.batch.logits.clone(), it.batch.hidden.clone());
-            let (n_columns, n_runs, groups) = (it.batch.n(), it.batch.runs.len(), it.columns.shapes());
-            it.graphs.begin(Shape { n_columns, n_runs, groups, logits, hidden });
+            let batch = &it.batch;
+            let (logits, hidden, best) = (batch.logits.clone(), batch.hidden.clone(), batch.best.clone());
+            let (n_columns, n_runs, n_best) = (batch.n(), batch.runs.len(), batch.n_best);
+            let groups = it.columns.shapes();
+            it.graphs.begin(Shape { n_columns, n_runs, groups, logits, hidden, best, n_best });
             Ok(())
         });
     }
@@ -600,10 +603,10 @@ impl Device for Cuda {
         self.attempt(|it| it.observed(step, |it| it.borrowed_experts(layer, lent, step.team)));
     }
 
-    fn head(&mut self, step: Step<'_>, logits: &mut [f32], hidden: &mut [f32]) {
+    fn head(&mut self, step: Step<'_>, results: Results<'_>) {
         self.attempt(|it| {
             it.observed(step, Cuda::observe_head)?;
-            it.results(logits, hidden)
+            it.results(results)
         });
     }
 

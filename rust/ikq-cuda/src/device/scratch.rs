@@ -1,6 +1,7 @@
 //! [`Scratch`]: memory for the values of a step, which is as large as the largest batch so far needs.
 
 use ikq_model::network::{self, Network};
+use ikq_model::results::MOST_BEST;
 
 use super::parts::{Ffn, Kind, Parts, latent_row};
 use crate::error::Error;
@@ -154,6 +155,8 @@ pub struct Scratch {
     pub inner: Wide,
     pub outer: Wide,
     pub logits: Address,
+    /// The largest logits of columns: ids, then values; see [`Scratch::best`].
+    best: Address,
 }
 
 impl Scratch {
@@ -210,6 +213,7 @@ impl Scratch {
             list: floats(s.used)?,
             slots: floats(s.slots)?,
             part_ids: floats(s.part_ids)?,
+            best: floats(if s.vocab > 0 { 2 * MOST_BEST } else { 0 })?,
             q: floats(s.q)?,
             k: floats(s.k)?,
             v: floats(s.v)?,
@@ -225,5 +229,10 @@ impl Scratch {
     /// moves both.
     pub fn choices(&self, n_pairs: usize) -> (Address, Address) {
         (self.choices, self.choices.offset(4 * n_pairs))
+    }
+
+    /// The places of the ids and of the values of `n` logits, which follow one another, too.
+    pub fn best(&self, n: usize) -> (Address, Address) {
+        (self.best, self.best.offset(4 * n))
     }
 }

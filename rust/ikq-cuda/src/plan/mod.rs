@@ -62,6 +62,10 @@ pub enum Call {
     Add { n: usize, second: bool },
     /// Replaces `n` floats with their sigmoids.
     Sigmoid { n: usize },
+    /// Multiplies `n` logits with a factor and, with a cap other than 0, brings them below that.
+    Cap { n: usize, scale: f32, cap: f32 },
+    /// Finds the `k` largest of `n` logits of each column.
+    Best { n: usize, n_columns: usize, k: usize },
     /// Computes up, gate and the activation together.
     UpGate(UpGate),
     /// The same for many columns, in tiles.
@@ -229,6 +233,30 @@ impl Call {
                 geometry: geometry([n.div_ceil(256), 1, 1], 256)?,
                 arguments: vec![("x", None), ("n", Some(i64_of(n)?))],
             }),
+            Call::Cap { n, scale, cap } => Ok(Plan {
+                kernel: Kernel::whole("norm.cu", "cap_logits"),
+                geometry: geometry([n.div_ceil(256), 1, 1], 256)?,
+                arguments: vec![
+                    ("logits", None),
+                    ("n", Some(i64_of(n)?)),
+                    ("scale", Some(Argument::F32(scale))),
+                    ("cap", Some(Argument::F32(cap))),
+                ],
+            }),
+            Call::Best { n, n_columns, k } => {
+                let mut arguments =
+                    vec![("logits", None), ("ids", None), ("values", None), ("n", Some(i32_of(n)?))];
+                if k != 1 {
+                    arguments.push(("k", Some(i32_of(k)?)));
+                }
+                // a thread has some logits to look at, so that few are the result of another
+                let threads = (n / 16).next_multiple_of(32).clamp(32, 1024) as u32;
+                Ok(Plan {
+                    kernel: Kernel::whole("norm.cu", if k == 1 { "argmax" } else { "top_k" }),
+                    geometry: geometry([n_columns, 1, 1], threads)?,
+                    arguments,
+                })
+            }
             Call::UpGate(upgate) => upgate.plan(),
             Call::MmqUpGate(upgate) => upgate.plan(),
             Call::Glu(glu) => glu.plan(),
