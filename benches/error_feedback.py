@@ -1,7 +1,7 @@
 """What error feedback is worth: KL divergence of single types with it and without.
 
     python benches/error_feedback.py --out benches/results/error_feedback [--types Q2_K IQ4_KS ...] [--chunks 40] [--resume]
-                                     [--ways feedback sequential max] [--program PATH/llama-perplexity]
+                                     [--ways feedback sequential max] [--stored] [--program PATH/llama-perplexity]
 
 The bundled model becomes every TYPE (all block matrices of it, `token_embd` and `output` BF16 as in the source, the router
 F32), without feedback and in each of the ways, with an imatrix and covariances of the first 40 windows of the calibration
@@ -11,7 +11,7 @@ Errors of products are those for windows 41 to 60 of the calibration text.
 A file is measured by its weights alone: decoded to F32, so that ikq's engine computes with float activations, against the
 unquantized model. Before, files were measured as they are, with `token_embd` and `output` Q8_0; but both of these, and
 activations of eight bits, add a divergence of 0.0002 to every file, which is a quarter of what IQ6_K has in all, and no
-choice of codes changes it. For the types of `AS_STORED` that measurement is shown too.
+choice of codes changes it. `--stored` has that measurement, too.
 
 `--program` has another engine's perplexity of the same files; the error of a ratio is that of the windows' paired losses.
 
@@ -49,7 +49,6 @@ TYPES = [
 ]
 # TYPEs of the command line under which matrices get a type of another name.
 ALIASES = {"IQ2_S": "IQ2_M"}
-AS_STORED = {"Q4_K", "IQ4_KS", "IQ5_K", "Q6_K", "IQ3_K", "IQ2_K"}
 WAYS = {"feedback": "with feedback", "sequential": "layer by layer", "max": "`--effort max`"}
 GROUPS = {"4 bits and more": "456", "3 bits": "3", "2 bits and less": "12"}
 # Windows that covariances are of, and those behind them that errors are measured with.
@@ -114,6 +113,7 @@ def rows(
     there: dict[str, dict[str, Any]],
     source: Path = SOURCE,
     program: Path | None = None,
+    also_stored: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """One row per type, with the ways that are there and those that are wanted."""
     imatrix, covariances, others = calibrated(folder, source)
@@ -129,12 +129,13 @@ def rows(
     options |= {"token_embedding_type": "bf16", "output_tensor_type": "bf16"}
     for name in types:
         ftype = ALIASES.get(name, name)
-        ikq.quantize_file(source, plain_file, ftype, restart=True, **options)
-        plain, errors = measuring.weights(plain_file), held_out_errors(source, plain_file, others)
         row = there.get(name, {}) | {"type": name, "windows": windows.n}
-        row |= {"kld": plain.mean.value, "ppl": plain.ppl.value}
-        elsewhere = window_losses(program, plain_file, text) if program else None
-        if elsewhere is not None:
+        ikq.quantize_file(source, plain_file, ftype, restart=True, **options)
+        if not all(way in row for way in ways):
+            plain, errors = measuring.weights(plain_file), held_out_errors(source, plain_file, others)
+            row |= {"kld": plain.mean.value, "ppl": plain.ppl.value}
+        if program and not all(is_measured(row, way, program) for way in ways):
+            elsewhere = window_losses(program, plain_file, text)
             row["ppl_elsewhere"] = float(np.exp(elsewhere.mean()))
         for way in ways:
             if is_measured(row, way, program):
@@ -144,19 +145,20 @@ def rows(
             else:
                 rounds = ROUNDS_OF_EFFORT["max" if way == "max" else "normal"]
                 ikq.quantize_sequentially(source, out, ftype, calibration, rounds=rounds, **options)
-            fed = held_out_errors(source, out, others)
-            row[way] = row.get(way) or compared(measuring.weights(out), plain) | {
-                "error": sum(fed.values()) / sum(errors.values()),
-                "error_mean": float(np.exp(np.mean([np.log(fed[at] / errors[at]) for at in errors]))),
-                "error_worst": max(fed[at] / errors[at] for at in errors),
-            }
-            if program and elsewhere is not None:
+            if way not in row:
+                fed = held_out_errors(source, out, others)
+                row[way] = compared(measuring.weights(out), plain) | {
+                    "error": sum(fed.values()) / sum(errors.values()),
+                    "error_mean": float(np.exp(np.mean([np.log(fed[at] / errors[at]) for at in errors]))),
+                    "error_worst": max(fed[at] / errors[at] for at in errors),
+                }
+            if program:
                 lower = window_losses(program, out, text) - elsewhere
                 row[way] |= {
                     "elsewhere": float(np.exp(lower.mean())),
                     "elsewhere_error": float(lower.std() / np.sqrt(len(lower))),
                 }
-        if name in AS_STORED and "as_stored" not in row:
+        if also_stored and "as_stored" not in row:
             ikq.quantize_file(source, plain_file, ftype, restart=True, **stored)
             ikq.quantize_file(source, out, ftype, restart=True, error_feedback=covariances, **stored)
             with_all = measuring.as_stored(plain_file)
@@ -231,6 +233,11 @@ def document(found: list[dict[str, Any]], model: Path, text: Path) -> str:
         for r in stored:
             w = r["as_stored"]
             lines.append(f"| {r['type']} | {w['plain']:.5f} | {w['ratio']:.3f} ± {w['ratio_error']:.3f} |")
+        for what, ends in GROUPS.items():
+            ratios = [r["as_stored"]["ratio"] for r in stored if r["type"].lstrip("IQ")[0] in ends]
+            if ratios:
+                mean = np.exp(np.mean(np.log(ratios)))
+                lines += ["", f"Geometric mean of {what}: {mean:.3f} ({len(ratios)} types)."]
     return "\n".join(lines) + "\n"
 
 
@@ -243,6 +250,7 @@ def main() -> int:
     parser.add_argument("--chunks", type=int, default=-1, help="most windows (-1: all 147)")
     parser.add_argument("--out", type=Path, help="names of the files that are written, without suffix")
     parser.add_argument("--resume", action="store_true", help="keep the rows that are there")
+    parser.add_argument("--stored", action="store_true", help="also measure files as they are stored")
     parser.add_argument("--program", type=Path, help="llama-perplexity, for the files in another engine")
     args = parser.parse_args()
     raw = args.out.with_suffix(".jsonl") if args.out else None
@@ -256,9 +264,10 @@ def main() -> int:
         name
         for name in args.types
         if not all(is_measured(there.get(name, {}), way, args.program) for way in args.ways)
+        or (args.stored and "as_stored" not in there.get(name, {}))
     ]
     with tempfile.TemporaryDirectory() as folder:
-        rest = args.ways, args.text, args.chunks, Path(folder), there, args.model, args.program
+        rest = args.ways, args.text, args.chunks, Path(folder), there, args.model, args.program, args.stored
         for row in rows(wanted, *rest) if wanted else ():
             there[row["type"]] = row
             print(json.dumps(row), flush=True)
