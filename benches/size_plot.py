@@ -86,7 +86,7 @@ def draw(table: list[dict[str, Any]], recipes: list[dict[str, Any]], feedback: l
     panels = (
         ("types and mixes, imatrix, 147 windows", pairs_of_table(table), "ikq", "ik_llama.cpp", 1),
         ("mixes and recipes, 20 windows", pairs_of_recipes(recipes, table), "ikq, mix with a name", "ikq recipe", 2),
-        ("error feedback, 40 windows", pairs_of_feedback(feedback, table), "ikq, without", "with error feedback", 3),
+        ("error feedback", pairs_of_feedback(feedback, table), "ikq, without", "with error feedback", 3),
     )  # fmt: skip
     at_y = Axis(_BOTTOM, _TOP, *_DIVERGENCE, is_log=True)
     out = [svg_text(8, 16, "mean KL divergence from the unquantized model (tiny MoE of tests/data)")]
