@@ -198,6 +198,13 @@ def test_experts_that_few_tokens_reached_are_named(tmp_path: Path) -> None:
     command += ["--error-feedback", str(cov), str(source), str(tmp_path / "o.gguf"), "IQ3_K"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert f"without, because fewer than 128 tokens reached them: 2 of 3 experts of {name}" in done.stdout
+    assert "error feedback: 1 of 1 tensors" in done.stdout
+    # one matrix, which has none then
+    model(source, w[0], NAME.replace("0", "1", 1))
+    covariances(cov, x[:127], NAME.replace("0", "1", 1))
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "error feedback: 0 of 1 tensors" in done.stdout
+    assert "without, because fewer than 128 tokens reached them: blk.1." in done.stdout
 
 
 def test_rows_are_aimed_at_the_products_that_are_wanted(tmp_path: Path, weights: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import shutil
 from pathlib import Path
@@ -43,7 +44,7 @@ def _describe(t: PlannedTensor) -> str:
         notes.append("no imatrix data")
     elif t.imatrix not in (None, t.name):
         notes.append(f"imatrix of {t.imatrix}")
-    if t.feedback == "used":
+    if _has_feedback(t):
         notes.append("error feedback")
     if t.unseen_experts:
         notes.append(f"{len(t.unseen_experts)} experts without imatrix data lean on the others'")
@@ -74,22 +75,32 @@ def coverage_lines(plan: QuantizePlan) -> list[str]:
     return lines
 
 
+def _n_matrices(t: PlannedTensor) -> int:
+    return math.prod(t.shape[:-2])
+
+
+def _has_feedback(t: PlannedTensor) -> bool:
+    """Whether any of its matrices is encoded with error feedback."""
+    return t.feedback == "used" and len(t.without_feedback) < _n_matrices(t)
+
+
 def feedback_lines(plan: QuantizePlan, covariances: object) -> list[str]:
     """Which tensors are encoded with error feedback, and why others are not; nothing without covariances."""
     if covariances is None:
         return []
     encoded = [t for t in plan.tensors if not t.copied and not t.repacked]
-    used = [t for t in encoded if t.feedback == "used"]
+    known = [t for t in encoded if t.feedback == "used"]
+    used = [t for t in known if _has_feedback(t)]
     missing = [t for t in encoded if t.feedback == "missing"]
     lines = [f"error feedback: {len(used)} of {len(encoded)} tensors"]
     others = [t for t in encoded if t.feedback == "not used"]
     for label in sorted({type_label(t.to_type) for t in others}):
         of_type = [t for t in others if type_label(t.to_type) == label]
         lines.append(f"  without, because of their type, {label}: {_some(of_type)}")
-    for t in used:
+    for t in known:
         if t.without_feedback:
-            n_matrices = max(1, t.shape[0] if len(t.shape) == 3 else 1)
-            which = f"{len(t.without_feedback)} of {n_matrices} experts of " if n_matrices > 1 else ""
+            n = _n_matrices(t)
+            which = f"{len(t.without_feedback)} of {n} experts of " if n > 1 else ""
             lines.append(
                 f"  without, because fewer than {t.shape[-1] // 2} tokens reached them: {which}{t.name}"
             )

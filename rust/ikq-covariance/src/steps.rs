@@ -46,38 +46,31 @@ pub const PER_UNIT: usize = UNIT / 2;
 impl Steps {
     /// The parts of a matrix of `k` columns in all units before those of the columns, in the order of [`between`].
     pub(crate) fn between(k: usize, value: impl Fn(usize, usize) -> f32) -> Steps {
-        let mut steps = Steps { pairs: Vec::new(), sizes: Vec::new() };
-        for first in (UNIT..k).step_by(SIDE_BY_SIDE) {
-            for unit in 0..first / UNIT {
-                steps.push(UNIT * unit, |p, j| if first + j < k { value(p, first + j) } else { 0.0 });
-            }
-        }
-        steps
+        let parts = (UNIT..k).step_by(SIDE_BY_SIDE);
+        Steps::new(k, parts.flat_map(|first| (0..first / UNIT).map(move |unit| (first, unit))), value)
     }
 
     /// The parts of a matrix of `k` columns within units, one for every eight columns.
     pub(crate) fn within(k: usize, value: impl Fn(usize, usize) -> f32) -> Steps {
-        let mut steps = Steps { pairs: Vec::new(), sizes: Vec::new() };
-        for first in (0..k).step_by(SIDE_BY_SIDE) {
-            steps.push(
-                first / UNIT * UNIT,
-                |p, j| {
-                    if p < k && first + j < k { value(p, first + j) } else { 0.0 }
-                },
-            );
-        }
-        steps
+        Steps::new(k, (0..k).step_by(SIDE_BY_SIDE).map(|first| (first, first / UNIT)), value)
     }
 
     /// The parts of an upper triangle in the columns from each of [`measured`] on, in all units up to the columns' own.
     pub(crate) fn of_measured(k: usize, value: impl Fn(usize, usize) -> f32) -> Steps {
+        let parts = measured(k).flat_map(|first| (0..=first / UNIT).map(move |unit| (first, unit)));
+        Steps::new(k, parts, |p, j| if p <= j { value(p, j) } else { 0.0 })
+    }
+
+    /// Parts of a matrix of `k` columns, each in the eight columns from the first number on and a unit of rows.
+    fn new(
+        k: usize,
+        parts: impl Iterator<Item = (usize, usize)>,
+        value: impl Fn(usize, usize) -> f32,
+    ) -> Steps {
         let mut steps = Steps { pairs: Vec::new(), sizes: Vec::new() };
-        for first in measured(k) {
-            for unit in 0..=first / UNIT {
-                steps.push(UNIT * unit, |p, j| {
-                    if p <= first + j && first + j < k { value(p, first + j) } else { 0.0 }
-                });
-            }
+        for (first, unit) in parts {
+            let inside = |p, j| if p < k && first + j < k { value(p, first + j) } else { 0.0 };
+            steps.push(UNIT * unit, inside);
         }
         steps
     }
