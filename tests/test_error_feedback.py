@@ -117,6 +117,29 @@ def test_types_without_feedback_and_interleaved_ones(tmp_path: Path, weights: np
         assert np.array_equal(quantized(source, f"{name}_R4", cov), quantized(source, name, cov))
 
 
+def test_the_documentation_names_all_types_without_it(tmp_path: Path) -> None:
+    source = model(tmp_path / "m.gguf", np.zeros((16, K), np.float32))
+    cov = covariances(tmp_path / "m.cov", inputs(K, K))
+
+    options = {"error_feedback": cov, "ignore_imatrix_rules": True}
+
+    def has_it(type: ikq.QuantType) -> bool:
+        rule = f"{NAME}={type.name}"
+        plan = ikq.plan_quantization(source, tmp_path / "o.gguf", "Q8_0", custom_q=rule, **options)
+        (tensor,) = plan.tensors
+        assert tensor.to_type == type
+        return tensor.feedback == "used"
+
+    page = (Path(__file__).parents[1] / "docs" / "encoders.md").read_text()
+    section = page.partition("### Types without error feedback\n")[2].partition("\n## ")[0]
+    table = [line.split("|")[1] for line in section.splitlines() if line.startswith("| ")]
+    # without the head and the rule under it
+    named = [name.strip() for cell in table[2:] for name in cell.split(",")]
+    without = {each.name for each in ikq.QuantType if each.can_encode and not has_it(each)}
+    assert len(named) == len(set(named))
+    assert set(named) == without
+
+
 @pytest.mark.parametrize("type", TYPES)
 def test_zero_rows_dead_columns_and_large_numbers(tmp_path: Path, weights: np.ndarray, type: str) -> None:
     odd = weights.copy()
