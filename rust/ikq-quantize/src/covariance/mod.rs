@@ -1,4 +1,5 @@
-//! Covariances of inputs, for error feedback: their files (`file.rs`), and what a run makes of them (`factors.rs`).
+//! Covariances of inputs, for error feedback: their files (`file.rs`), what first tokens count (`starts.rs`), and what a run
+//! makes of them (`factors.rs`).
 //!
 //! An input (*site*) is stored once, whatever the number of matrices that read it. Sites of experts have a covariance per
 //! expert (*group*) or one for all. An expert that few tokens reached is not believed to the letter, as
@@ -7,6 +8,7 @@
 mod factors;
 mod file;
 mod origin;
+mod starts;
 
 use std::path::PathBuf;
 
@@ -16,6 +18,7 @@ use ikq_gguf::{Bytes, Tensor};
 pub(crate) use factors::FactorCache;
 pub use file::{SiteSums, Written, merge, restore, write};
 pub use origin::origin;
+pub use starts::Starts;
 
 use crate::error::Error;
 use crate::imatrix::same_inputs;
@@ -49,7 +52,9 @@ pub struct Site {
     sums: Bytes,
     /// Where products of other inputs are wanted: sums of (wanted - met) met^T, matrix after matrix.
     cross: Option<Bytes>,
-    /// Hash of counts and sums.
+    /// Inputs of the first tokens of texts; none in older files.
+    pub starts: Starts,
+    /// Hash of counts, sums and starts.
     pub(crate) hash: u64,
 }
 
