@@ -65,8 +65,7 @@ impl FactorCache {
 
     fn make(&self, site: usize, group: usize) -> Result<Factors, NotPositive> {
         let site = &self.covariances.sites[site];
-        let lower: Vec<f32> = site.triangle(group).collect();
-        let cross: Option<Vec<f32>> = site.cross(group).map(Iterator::collect);
+        let (lower, cross) = site.weighed(group);
         Factors::with_aim(self.kind, &lower, cross.as_deref(), site.k, f64::from(site.counts[group]))
     }
 }

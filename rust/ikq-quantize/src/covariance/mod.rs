@@ -1,5 +1,5 @@
-//! Covariances of inputs, for error feedback: their files (`file.rs`), what a run makes of them (`factors.rs`), and whether
-//! they are of the model (`origin.rs`) and of the imatrix's inputs (`likeness.rs`).
+//! Covariances of inputs, for error feedback: their files (`file.rs`), what first tokens count (`starts.rs`), what a run makes of
+//! them (`factors.rs`), and whether they are of the model (`origin.rs`) and of the imatrix's inputs (`likeness.rs`).
 //!
 //! An input (*site*) is stored once, whatever the number of matrices that read it. Sites of experts have a covariance per
 //! expert (*group*) or one for all. An expert that few tokens reached is not believed to the letter, as
@@ -9,6 +9,7 @@ mod factors;
 mod file;
 mod likeness;
 mod origin;
+mod starts;
 
 use std::path::PathBuf;
 
@@ -19,6 +20,7 @@ pub(crate) use factors::FactorCache;
 pub use file::{SiteSums, Written, merge, restore, write};
 pub use likeness::{Foreign, Likeness};
 pub use origin::origin;
+pub use starts::Starts;
 
 use crate::error::Error;
 use crate::imatrix::same_inputs;
@@ -52,7 +54,9 @@ pub struct Site {
     sums: Bytes,
     /// Where products of other inputs are wanted: sums of (wanted - met) met^T, matrix after matrix.
     cross: Option<Bytes>,
-    /// Hash of counts and sums.
+    /// Inputs of the first tokens of texts; none in older files.
+    pub starts: Starts,
+    /// Hash of counts, sums and starts.
     pub(crate) hash: u64,
 }
 
