@@ -54,10 +54,12 @@ def add_ways(
         beside = measured(theirs, base, chunks)
         if not np.isclose(beside.mean.value, row["reference"]["kld"], rtol=1e-3):
             raise SystemExit(f"{case.name}: the reference's file is another one than the row's")
-        options = case.options() | {"imatrix": imatrix, "restart": True}
+        options = case.options() | {"imatrix": imatrix}
         for way in lacks(row):
             if way == "feedback":
-                ikq.quantize_file(SOURCE, ours, case.type, error_feedback=covariances, **options)
+                ikq.quantize_file(
+                    SOURCE, ours, case.type, error_feedback=covariances, restart=True, **options
+                )
             else:
                 ikq.quantize_sequentially(SOURCE, ours, case.type, calibration, **options)
             divergence = measured(ours, base, chunks)
