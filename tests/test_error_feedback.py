@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 import subprocess
 import sys
@@ -51,6 +52,12 @@ def quantized(source: Path, type: str, covariances: Path | None, **options: obje
 
 def covariances(path: Path, x: np.ndarray, name: str = NAME) -> Path:
     return write_covariances(path, {name: ((x.T @ x)[np.newaxis], [len(x)])})
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    files = sorted(Path(ikq.__file__).parent.joinpath("evaluate").glob("*.py"))
+    return " ".join(path.read_text() for path in files)
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +124,29 @@ def test_types_without_feedback_and_interleaved_ones(tmp_path: Path, weights: np
         assert np.array_equal(quantized(source, f"{name}_R4", cov), quantized(source, name, cov))
 
 
+def test_the_documentation_names_all_types_without_it(tmp_path: Path) -> None:
+    source = model(tmp_path / "m.gguf", np.zeros((16, K), np.float32))
+    cov = covariances(tmp_path / "m.cov", inputs(K, K))
+
+    options = {"error_feedback": cov, "ignore_imatrix_rules": True}
+
+    def has_it(type: ikq.QuantType) -> bool:
+        rule = f"{NAME}={type.name}"
+        plan = ikq.plan_quantization(source, tmp_path / "o.gguf", "Q8_0", custom_q=rule, **options)
+        (tensor,) = plan.tensors
+        assert tensor.to_type == type
+        return tensor.feedback == "used"
+
+    page = (Path(__file__).parents[1] / "docs" / "encoders.md").read_text()
+    section = page.partition("### Types without error feedback\n")[2].partition("\n## ")[0]
+    table = [line.split("|")[1] for line in section.splitlines() if line.startswith("| ")]
+    # without the head and the rule under it
+    named = [name.strip() for cell in table[2:] for name in cell.split(",")]
+    without = {each.name for each in ikq.QuantType if each.can_encode and not has_it(each)}
+    assert len(named) == len(set(named))
+    assert set(named) == without
+
+
 @pytest.mark.parametrize("type", TYPES)
 def test_zero_rows_dead_columns_and_large_numbers(tmp_path: Path, weights: np.ndarray, type: str) -> None:
     odd = weights.copy()
@@ -158,11 +188,53 @@ def test_inputs_that_say_little_do_no_harm(tmp_path: Path, weights: np.ndarray, 
     assert product_error(held_out, weights, few) <= plain
     fewer = quantized(source, type, covariances(tmp_path / "e.cov", inputs(K, K // 2 - 1)))
     assert np.array_equal(fewer, unfed)
-    # one direction, and no token at all
-    one = covariances(tmp_path / "c.cov", np.ones((4096, K), np.float32))
-    assert np.isfinite(quantized(source, type, one)).all()
+    # no token at all
     none = write_covariances(tmp_path / "d.cov", {NAME: (np.zeros((1, K, K), np.float32), [0.0])})
     assert np.array_equal(quantized(source, type, none), quantized(source, type, None))
+
+
+def singular(name: str, k: int, n: int) -> np.ndarray:
+    """Inputs with fewer directions than columns."""
+    rng = np.random.default_rng(5)
+    x = inputs(k, n)
+    match name:
+        case "one direction":
+            x = np.outer(rng.standard_normal(n), rng.standard_normal(k))
+        case "half as many directions":
+            x = rng.standard_normal((n, k // 2)) @ rng.standard_normal((k // 2, k))
+        case "dead columns":
+            x[:, ::3] = 0
+        case "columns twice":
+            x[:, 1::2] = x[:, ::2]
+        case "columns twice, far apart, one turned":
+            x[:, k // 2 :] = -x[:, : k // 2]
+        case "one token":
+            x[:] = x[:1]
+        case "one token of two loud columns":
+            x[:] = 0
+            x[:, 7], x[:, 8] = 100, 50
+    return x.astype(np.float32)
+
+
+SINGULAR = [
+    *("one direction", "half as many directions", "dead columns", "columns twice"),
+    *("columns twice, far apart, one turned", "one token", "one token of two loud columns"),
+]
+
+
+@pytest.mark.parametrize("name", SINGULAR)
+@pytest.mark.parametrize("type", ["Q4_0", "Q2_K", "IQ2_XXS", "IQ2_KT"])
+def test_singular_covariances_do_no_harm(tmp_path: Path, type: str, name: str) -> None:
+    """Where there are fewer directions than columns, errors are put where no input is: at most half of them is left."""
+    k = 256
+    x = singular(name, k, 1024)
+    assert np.linalg.matrix_rank(x) < 0.7 * k
+    w = np.random.default_rng(5).standard_normal((32, k), dtype=np.float32) / 8
+    source = model(tmp_path / "m.gguf", w)
+    plain = product_error(x, w, quantized(source, type, None))
+    found = product_error(x, w, quantized(source, type, covariances(tmp_path / "m.cov", x)))
+    # asked is not to be worse than 1.01 of it
+    assert found <= 0.5 * plain
 
 
 def test_experts_have_their_own(tmp_path: Path) -> None:
@@ -277,11 +349,69 @@ def test_damaged_and_foreign_files(tmp_path: Path, weights: np.ndarray) -> None:
     refused(ikq.RefusedError, "256 columns.*has 512 columns", narrow)
     foreign = covariances(tmp_path / "foreign.cov", x, "blk.0.ffn_foreign.weight")
     refused(ikq.RefusedError, "no covariance for any tensor", foreign)
-    # sums of squares are those of an imatrix
-    loud = np.full((1, K), 1e-3)
-    loud[0, :4] = 1e3
-    ikq.ActivationStatistics({NAME: ikq.ActivationEntry(loud, np.array([1024.0]))}).write(tmp_path / "i.gguf")
-    refused(ikq.RefusedError, "of another model", tmp_path / "good.cov", imatrix=tmp_path / "i.gguf")
+
+
+def test_covariances_and_an_imatrix_of_other_inputs(tmp_path: Path, weights: np.ndarray) -> None:
+    """Fewer tokens are accepted; what has nothing to do with the imatrix is refused, by its figures."""
+    source = model(tmp_path / "m.gguf", weights)
+    # columns of their own loudness, and a few tokens that are far louder than all others, as what `ffn_down` reads
+    loudness = np.exp(0.6 * np.random.default_rng(1).standard_normal(K))
+
+    def tokens(n: int, seed: int) -> np.ndarray:
+        x = inputs(K, n, seed) * loudness
+        at = np.random.default_rng(seed).integers(0, K, n // 100)
+        x[np.arange(len(at)), at] *= 100
+        return x.astype(np.float32)
+
+    def imatrix(x: np.ndarray) -> Path:
+        entry = ikq.ActivationEntry(np.square(x, dtype=np.float64).sum(0)[np.newaxis], np.array([len(x)]))
+        ikq.ActivationStatistics({NAME: entry}).write(tmp_path / "i.gguf")
+        return tmp_path / "i.gguf"
+
+    whole = imatrix(tokens(8192, 0))
+    for n in (K // 2, K, 1024):
+        quantized(source, "IQ4_KS", covariances(tmp_path / "few.cov", tokens(n, n)), imatrix=whole)
+    other = covariances(tmp_path / "other.cov", tokens(1024, 1)[:, ::-1])
+    with pytest.raises(ikq.RefusedError) as refused:
+        quantized(source, "IQ4_KS", other, imatrix=whole)
+    for words in (
+        rf"covariances of {tmp_path}/other.cov \(1024 tokens of the input of `{NAME}`\)",
+        rf"imatrix {whole} \(8192 tokens\)",
+        r"typically \d+\.\d times apart.* correlation of -?0\.\d",
+        r"one of both is of another model, or changed",
+        r"the same run: `ikq imatrix -m MODEL -f TEXT -o IMATRIX --covariance COVARIANCES`",
+    ):
+        assert re.search(words, str(refused.value)), words
+    # of so few tokens nothing is used
+    unused = covariances(tmp_path / "other.cov", tokens(K // 2 - 1, 1)[:, ::-1])
+    quantized(source, "IQ4_KS", unused, imatrix=whole)
+
+
+def test_an_imatrix_of_another_run(tiny_moe: Path, tmp_path: Path, text: str) -> None:
+    """Covariances of the model are told from those of another one by its norms, so it must be the imatrix."""
+    with ikq.Model.load(tiny_moe, n_ctx=512, n_threads=2) as loaded:
+        ids = loaded.tokenize(text)
+        with loaded.collect_activations() as collector:
+            for at in range(0, 2048, 512):
+                loaded.truncate(0)
+                loaded.logits(ids[at : at + 512])
+        statistics = collector.statistics()
+        with loaded.collect_activations(covariance_layers=range(4)) as collector:
+            loaded.truncate(0)
+            loaded.logits(ids[2048:2560])
+        collector.write_covariances(tmp_path / "m.cov")
+    options = {"pure": True, "restart": True, "error_feedback": tmp_path / "m.cov"}
+    statistics.write(tmp_path / "i.gguf")
+    ikq.quantize_file(tiny_moe, tmp_path / "o.gguf", "Q4_0", imatrix=tmp_path / "i.gguf", **options)
+    mixed = {
+        name: ikq.ActivationEntry(entry.sums[:, ::-1].copy(), entry.counts)
+        for name, entry in statistics.items()
+    }
+    ikq.ActivationStatistics(mixed, n_chunks=4).write(tmp_path / "i.gguf")
+    with pytest.raises(
+        ikq.RefusedError, match="of a model with this one's norms, so the imatrix is of another model"
+    ):
+        ikq.quantize_file(tiny_moe, tmp_path / "o.gguf", "Q4_0", imatrix=tmp_path / "i.gguf", **options)
 
 
 def test_covariances_of_another_model_are_refused(tiny_moe: Path, tmp_path: Path) -> None:

@@ -94,8 +94,8 @@ class QuantizeOptions(TypedDict, total=False):
     """Activation statistics: an imatrix file (`.dat` or GGUF) or an `Imatrix`."""
     error_feedback: PathLike | None
     """A covariance file (`ikq imatrix --covariance`): the error of each column is compensated by the columns
-    after it, as far as their inputs are correlated. Types of 8 bits, ternary ones and those whose scales are
-    powers of two or 8-bit floats are encoded as without."""
+    after it, as far as their inputs are correlated. Types of 8 bits, ternary ones, those whose scales are powers
+    of two or 8-bit floats, IQ1_S_R4 and IQ1_M_R4 are encoded as without."""
     include_weights: Sequence[str]
     """Use only the statistics of tensors whose names contain one of these."""
     exclude_weights: Sequence[str]
