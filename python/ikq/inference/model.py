@@ -8,11 +8,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from ikq import _ikq
 from ikq.arrays.quant_types import QuantType
 from ikq.files.gguf import GGUFReader
+from ikq.inference.drafts import SHARED, DraftOptions, last_device
 from ikq.inference.evaluating import EvaluatingModel
 from ikq.inference.explaining import Explanation, FfnPlan, Filled, Fitted, LoadingPlan, Memory, Placed
 from ikq.inference.fitting import MARGIN, FitOptions
@@ -73,9 +74,10 @@ class Model(EvaluatingModel):
         n_ubatch: int = 512,
         notes: Iterable[str] = (),
         load_head: Callable[[int], tuple[_ikq.Engine, ModelSpec] | None] | None = None,
+        draft_options: DraftOptions | None = None,
     ) -> None:
         super().__init__(engine, spec, reader, n_ubatch=n_ubatch, load_head=load_head)
-        self._draft_models = DraftModels()
+        self._draft_models = DraftModels(draft_options or DraftOptions())
         self._types = frozenset(t.type for t in reader.tensors.values())
         self._notes = tuple(notes)
 
@@ -111,6 +113,7 @@ class Model(EvaluatingModel):
         yarn_truncate: bool = True,
         override_kv: Mapping[str, bool | int | float | str] | None = None,
         lora: Adapters = (),
+        draft_options: Mapping[str, Any] | None = None,
     ) -> Model:
         """Loads a GGUF file, or the split set that it belongs to.
 
@@ -169,6 +172,10 @@ class Model(EvaluatingModel):
             lora: LoRA adapters (`LoraAdapter`, or only a file), which are added to the model's products; its
                 weights stay as they are. What they change is computed on the CPU. The head for further
                 tokens drafts without them.
+            draft_options: Keywords of this method, but `fit`, for draft models of which only the file is
+                given. Positions, threads, types of the cache, `n_ubatch`, `compute` and `mmap` are those of
+                this model unless they are among them; without `devices` and `n_gpu_layers` a draft model goes
+                as a whole to the device that has the last of this model's layers.
 
         Raises:
             OSError: the file cannot be read.
@@ -212,13 +219,19 @@ class Model(EvaluatingModel):
         if fit:
             found = fitted_to(reader, spec, n_ctx, options, FitOptions(fit_margin, fit_sequences, n_ubatch))
             n_ctx, options = found.n_ctx, replace(options, **found.placement)
+        engine = options.engine(reader, spec, n_ctx, adapters)
+        shared = {name: getattr(options, name) for name in SHARED}
+        shared |= {"n_ctx": engine.n_ctx, "n_threads": engine.n_threads}
         model = cls(
-            options.engine(reader, spec, n_ctx, adapters),
+            engine,
             spec,
             reader,
             n_ubatch=n_ubatch,
             notes=[_REPACK] if repack else [],
             load_head=partial(options.head_engine, Path(path).absolute(), file_options),
+            draft_options=DraftOptions(
+                shared, last_device(p[1] for p in engine.placement()), draft_options or {}
+            ),
         )
         reader.close()  # its metadata stay
         return model
@@ -245,7 +258,14 @@ class Model(EvaluatingModel):
                 engine = self._engine.exchange(reader._opened())
             finally:
                 self.close()
-        return Model(engine, self.spec, reader, n_ubatch=self._n_ubatch, notes=self._notes)
+        return Model(
+            engine,
+            self.spec,
+            reader,
+            n_ubatch=self._n_ubatch,
+            notes=self._notes,
+            draft_options=self._draft_models.options,
+        )
 
     @staticmethod
     def plan(

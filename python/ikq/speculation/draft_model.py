@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ikq.errors import RefusedError, UnsupportedError
+from ikq.errors import DeviceError, RefusedError, UnsupportedError
+from ikq.inference.drafts import DraftOptions
 from ikq.inference.sequence import Want
 from ikq.speculation.drafter import MANY_UNREAD, Ask, Drafting, most_probable
 from ikq.speculation.vocabulary import check_same_vocabulary
@@ -140,9 +141,17 @@ class _Runner:
 
 
 class DraftModels:
-    """Models that draft for a model: those whose files were given are loaded once, and closed with it."""
+    """Models that draft for a model: those whose files were given are loaded once, and closed with it.
 
-    def __init__(self) -> None:
+    Attributes:
+        options: How files are loaded.
+
+    Args:
+        options: See there.
+    """
+
+    def __init__(self, options: DraftOptions) -> None:
+        self.options = options
         self._lock = threading.Lock()
         self._by_path: dict[Path, Model] = {}
         self._checked: weakref.WeakSet[Model] = weakref.WeakSet()
@@ -151,7 +160,7 @@ class DraftModels:
         """The draft model that was given, or of whose file the name was.
 
         Args:
-            given: See there. A file is loaded with as many threads and positions as the model has.
+            given: See there.
             model: The model whose texts it is to draft.
 
         Raises:
@@ -163,15 +172,26 @@ class DraftModels:
             if isinstance(given, (str, os.PathLike)):
                 path, name = Path(given).resolve(), str(given)
                 if path not in self._by_path:
-                    self._by_path[path] = type(model).load(
-                        given, n_ctx=model.n_ctx, n_threads=model.n_threads
-                    )
+                    self._by_path[path] = self._loaded(given, type(model))
                 given = self._by_path[path]
             if given not in self._checked:
                 n_vocab = model.spec.n_vocab, given.spec.n_vocab
                 check_same_vocabulary(model.metadata, given.metadata, n_vocab, name)
                 self._checked.add(given)
             return given
+
+    def _loaded(self, path: str | os.PathLike[str], kind: type[Model]) -> Model:
+        options = self.options.of(path)
+        try:
+            return kind.load(path, **options)
+        except DeviceError as error:
+            # nobody has asked for this device
+            if self.options.device not in options.get("devices", ()) or self.options.given:
+                raise
+            raise DeviceError(
+                f"the draft model {path} goes where its model is: {error}; draft_options (-devd, -ngld) "
+                "place it elsewhere, -ngld 0 on the CPU"
+            ) from None
 
     def close(self) -> None:
         """Frees those that were loaded for it."""
