@@ -410,8 +410,15 @@ def load_options(args: argparse.Namespace) -> dict[str, Any]:
         "fit_sequences": 1,
         "override_kv": dict(args.override_kv),
         "lora": tuple(args.lora),
-        **({} if getattr(args, "draft_model", None) is None else {"draft_options": draft_placement(args)}),
+        **_drafts(args),
     }
+
+
+def _drafts(args: argparse.Namespace) -> dict[str, Any]:
+    """What drafts, as keywords of `Model.load`; nothing where a verb has no such options."""
+    if getattr(args, "draft_model", None) is not None:
+        return {"draft_model": args.draft_model, "draft_options": draft_placement(args)}
+    return {"mtp": True} if getattr(args, "mtp", False) else {}
 
 
 def reduction(text: str) -> tuple[int, float]:

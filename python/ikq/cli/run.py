@@ -34,7 +34,7 @@ from ikq.cli.speculation_options import (
 from ikq.cli.timings import print_timings
 from ikq.files.text_files import decode_literally, read_literally
 from ikq.grammar.keywords import GrammarKeywords, constraint_of
-from ikq.inference.model import PLANNED
+from ikq.inference.model import PLANNED, LoadingPlan
 from ikq.speculation import Speculation
 from ikq.text.generate import Stats
 
@@ -197,17 +197,25 @@ def run(args: argparse.Namespace) -> int:
 def _dry_run(args: argparse.Namespace) -> int:
     """Shows the placement and the memory."""
     options = fitted(args.model, load_options(args))
-    plan = ikq.Model.plan(args.model, **{k: options[k] for k in PLANNED})
+    plan = ikq.Model.plan(args.model, **{k: options[k] for k in PLANNED if k in options})
     if args.override_tensor:
         with ikq.GGUFReader(args.model) as reader:
             print_unused_rules(args, reader.tensors)
+    _print_plan(plan)
+    for name, drafting in (("head for further tokens", plan.mtp), ("draft model", plan.draft_model)):
+        if drafting is not None:
+            print(f"{name}:")
+            _print_plan(drafting)
+    return 0
+
+
+def _print_plan(plan: LoadingPlan) -> None:
     print("\n".join(placement_lines(plan.placement)))
     weights = sum(plan.weights.values())
     print(f"weights: {weights / 2**30:.3f} GiB ({weights} bytes)")
     print(f"cache: {plan.cache / 2**30:.3f} GiB ({plan.cache} bytes) for a text of {plan.n_ctx} tokens")
     for device, n in plan.buffers.items():
         print(f"buffers of a step on {device}: {n / 2**30:.3f} GiB ({n} bytes)")
-    return 0
 
 
 def _is_chat(args: argparse.Namespace) -> bool:

@@ -11,7 +11,7 @@ from ikq.cli.numbers import number, whole_number
 from ikq.models import model_spec, mtp_spec
 from ikq.speculation import Speculation, check_same_vocabulary
 
-__all__ = ["add_speculation", "check_files", "speculation_options"]
+__all__ = ["add_drafters", "add_speculation", "check_files", "speculation_options"]
 
 
 def add_speculation(parser: argparse.ArgumentParser) -> None:
@@ -19,13 +19,7 @@ def add_speculation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "speculation", "Drafts of several tokens that the model checks at once. The text is the same without."
     )
-    group.add_argument(
-        "-md",
-        "--draft-model",
-        "--model-draft",
-        metavar="FILE",
-        help="a smaller model of the same vocabulary drafts",
-    )
+    _add_drafters(group)
     group.add_argument(
         "--lookup",
         nargs="?",
@@ -35,7 +29,6 @@ def add_speculation(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="draft what followed the last (at least N) tokens earlier in the text",
     )
-    group.add_argument("--mtp", action="store_true", help="the model's own head for further tokens drafts")
     group.add_argument(
         "--draft-max",
         "--draft",
@@ -66,11 +59,23 @@ def add_speculation(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="always draft --draft-max tokens, not as many as gain time",
     )
-    _add_draft_placement(group)
 
 
-def _add_draft_placement(group: argparse._ArgumentGroup) -> None:
-    """Adds what says where a draft model is computed."""
+def add_drafters(parser: argparse.ArgumentParser) -> None:
+    """Adds what takes memory beside a model, and where."""
+    group = parser.add_argument_group("speculation", "What drafts the texts of the model.")
+    _add_drafters(group)
+
+
+def _add_drafters(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "-md",
+        "--draft-model",
+        "--model-draft",
+        metavar="FILE",
+        help="a smaller model of the same vocabulary drafts",
+    )
+    group.add_argument("--mtp", action="store_true", help="the model's own head for further tokens drafts")
     group.add_argument(
         "-ngld",
         "--gpu-layers-draft",

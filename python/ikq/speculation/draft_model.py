@@ -180,6 +180,12 @@ class DraftModels:
                 self._checked.add(given)
             return given
 
+    @property
+    def loaded(self) -> list[Model]:
+        """Those whose files were given."""
+        with self._lock:
+            return list(self._by_path.values())
+
     def _loaded(self, path: str | os.PathLike[str], kind: type[Model]) -> Model:
         options = self.options.of(path)
         try:

@@ -101,6 +101,14 @@ class MtpHead:
         """Bytes, as in `Model.memory`."""
         return self._engine.memory
 
+    def placement(self) -> list[tuple[str, str, int, str]]:
+        """Where its stages are computed, as in `Model.explain`."""
+        return self._engine.placement()
+
+    def sequence_bytes(self, n: int) -> int:
+        """Bytes of the cache of a text of so many tokens."""
+        return self._engine.sequence_bytes(n)
+
     def set_collector(self, collector: _ikq.StatisticsCollector | None) -> None:
         """Lets a collector (or none) see what the weights are multiplied with."""
         self._engine.set_collector(collector)
