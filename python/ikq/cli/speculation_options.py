@@ -51,7 +51,7 @@ def add_speculation(parser: argparse.ArgumentParser) -> None:
         type=number,
         default=0.5,
         metavar="P",
-        help="end a draft before a token that is less probable to who drafts (0.5)",
+        help="end a draft before a token that is less probable, of the 16 best to who drafts (0.5)",
     )
     group.add_argument(
         "--no-draft-adapt",

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from ikq.errors import DeviceError, RefusedError, UnsupportedError
 from ikq.inference.drafts import DraftOptions
-from ikq.inference.sequence import Want
-from ikq.speculation.drafter import MANY_UNREAD, Ask, Drafting, most_probable
+from ikq.inference.sequence import Best, Want
+from ikq.sampling.candidates import Candidates
+from ikq.speculation.drafter import MANY_UNREAD, N_COMPARED, Ask, Drafting, most_probable, n_compared
 from ikq.speculation.vocabulary import check_same_vocabulary
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ class DraftModel:
         self._model = model
         self._n_vocab = n_vocab
         self._p_min = p_min
+        # a vocabulary may be padded by tokens that the text's model has not
+        is_larger = model.spec.n_vocab > n_vocab
+        self._n_best = max(n_compared(p_min), N_COMPARED if is_larger else 1)
         self._sequence: ModelSequence | None = None
         # beginning of the text that the sequence holds
         self._n_held = 0
@@ -58,7 +62,7 @@ class DraftModel:
             sequence, step = self._placed(tokens), self._model.n_ubatch
             while self._n_held < n:
                 part = list(tokens[self._n_held : min(n, self._n_held + step)])
-                yield Ask(_Runner(self._model), sequence, part, wants_logits=False)
+                yield Ask(_Runner(self._model), sequence, part, n_best=0)
                 self._n_held += len(part)
         return []
 
@@ -68,17 +72,20 @@ class DraftModel:
         if n <= 0:
             return []
         sequence = self._placed(tokens)
-        logits = yield Ask(_Runner(self._model), sequence, list(tokens[self._n_held :]))
+        best = yield Ask(_Runner(self._model), sequence, list(tokens[self._n_held :]), self._n_best)
         self._n_held = len(tokens)
         draft: list[int] = []
         while True:
-            token, p = most_probable(logits[: self._n_vocab])
+            best = best.take(np.flatnonzero(best.ids < self._n_vocab), is_sorted=True)
+            if len(best.ids) == 0:
+                break
+            token, p = most_probable(best)
             if p < self._p_min:
                 break
             draft.append(token)
             if len(draft) == n:
                 break
-            logits = yield Ask(_Runner(self._model), sequence, [token])
+            best = yield Ask(_Runner(self._model), sequence, [token], self._n_best)
             self._n_held += 1
         return draft
 
@@ -131,13 +138,13 @@ class _Runner:
 
     model: Model
 
-    def run(self, asks: Sequence[Ask]) -> list[NDArray[np.float32] | None]:
-        """As `Runner.run`: logits `(n_vocab,)`."""
-        entries: list[tuple[ModelSequence, list[int], Want]] = [
-            (a.sequence, a.tokens, "last" if a.wants_logits else "none") for a in asks
+    def run(self, asks: Sequence[Ask]) -> list[Candidates | None]:
+        """As `Runner.run`: the largest logits."""
+        entries: list[tuple[ModelSequence, list[int], Want | Best]] = [
+            (a.sequence, a.tokens, Best(a.n_best) if a.n_best else "none") for a in asks
         ]
         found = self.model._batcher.spared(lambda: self.model.step(entries))
-        return [None if logits is None else logits[-1] for logits in found]
+        return [best[-1] if isinstance(best, list) else None for best in found]
 
 
 class DraftModels:
