@@ -14,7 +14,7 @@ use ikq_model::model::{Sizes, sequence_bytes};
 use ikq_model::network::{Network, PlanOptions};
 use ikq_model::placement::{self, Override, Placement, Rules};
 use ikq_model::spec::ModelSpec;
-use ikq_model::{Adapter, Entry, MOST_BEST, Options, Output, Want};
+use ikq_model::{Adapter, Best, Entry, MOST_BEST, Options, Output, Want};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -74,8 +74,10 @@ enum GivenWant {
 #[derive(IntoPyObject)]
 enum Found<'py> {
     Floats(Bound<'py, PyArray2<f32>>),
-    Best(Bound<'py, PyArray2<i64>>, Bound<'py, PyArray2<f32>>),
+    Best(BestRows<'py>),
 }
+
+type BestRows<'py> = (Bound<'py, PyArray2<i64>>, Bound<'py, PyArray2<f32>>);
 
 #[pymethods]
 impl Engine {
@@ -311,6 +313,20 @@ impl Engine {
         PyArray1::from_vec(py, logits).reshape([n, n_vocab])
     }
 
+    /// The same, but only the `n` largest ones of each, the largest first: their ids and values `(n_states, n)`.
+    #[pyo3(signature = (hidden, n, scales=None))]
+    fn head_best<'py>(
+        &self,
+        py: Python<'py>,
+        hidden: PyReadonlyArray2<'py, f32>,
+        n: usize,
+        scales: Option<Vec<f32>>,
+    ) -> PyResult<BestRows<'py>> {
+        let hidden = hidden.to_vec()?;
+        let best = py.detach(|| self.inner.head_best(&hidden, n, scales.as_deref()));
+        best_rows(py, &best.map_err(|e| e.raise(py))?, n.min(self.inner.network().spec.n_vocab))
+    }
+
     /// Loads a sequence that `Sequence.save` wrote.
     fn load_sequence(&self, py: Python<'_>, path: PathBuf) -> PyResult<Sequence> {
         let sequence = py.detach(|| self.inner.load_sequence(&path)).map_err(|e| e.raise(py))?;
@@ -391,10 +407,7 @@ impl Engine {
             Want::Best(n) | Want::BestOfAll(n) => n.min(spec.n_vocab),
         };
         if let Want::Best(_) | Want::BestOfAll(_) = want {
-            let n = output.best.len() / width;
-            let ids = PyArray1::from_iter(py, output.best.iter().map(|b| i64::from(b.id)));
-            let values = PyArray1::from_iter(py, output.best.iter().map(|b| b.logit));
-            return Ok(Some(Found::Best(ids.reshape([n, width])?, values.reshape([n, width])?)));
+            return Ok(Some(Found::Best(best_rows(py, &output.best, width)?)));
         }
         let n = output.floats.len() / width;
         Ok(Some(Found::Floats(PyArray1::from_vec(py, output.floats).reshape([n, width])?)))
@@ -576,6 +589,14 @@ impl Sequence {
     fn close(&self, py: Python<'_>) {
         py.detach(|| drop(self.lock().take()));
     }
+}
+
+/// Ids and values of the largest logits, `width` in a row.
+fn best_rows<'py>(py: Python<'py>, best: &[Best], width: usize) -> PyResult<BestRows<'py>> {
+    let n = best.len() / width;
+    let ids = PyArray1::from_iter(py, best.iter().map(|b| i64::from(b.id)));
+    let values = PyArray1::from_iter(py, best.iter().map(|b| b.logit));
+    Ok((ids.reshape([n, width])?, values.reshape([n, width])?))
 }
 
 fn closed_sequence() -> PyErr {
