@@ -31,9 +31,9 @@ class InputCovariance(NamedTuple):
         counts: Tokens of each group (expert), float32 `(n_group,)`.
         sums: Sums over tokens of x x^T, float32 `(n_group, k, k)`.
         start_groups: Of the first token of each text the groups that it reached, uint32 `(n_start,)`.
-        starts: What it was there, float32 `(n_start, k)`; a part of `sums`, too. Error feedback has them count
-            as often as a text has tokens where keys and values are made of them, and at most as much as 16 other
-            tokens elsewhere (`docs/encoders.md`). Files of older versions have none.
+        starts: What it was there, float32 `(n_start, k)`; a part of `sums`, too. Error feedback has what they
+            have in common count as often as a text has tokens where keys and values are made of it, and each at
+            most as much as 16 other tokens elsewhere. Files of older versions have none.
     """
 
     tensors: tuple[tuple[str, int | None], ...]
