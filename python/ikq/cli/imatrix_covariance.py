@@ -79,7 +79,8 @@ class CovarianceParts:
             wanted = wanted_tensors(reader.tensors)
             shapes = {name: reader.tensors[name].shape for name in wanted if name in reader.tensors}
             architecture = str(reader.metadata.get("general.architecture"))
-            used = reader.metadata.get(f"{architecture}.expert_used_count", 1)
+            key = "expert_count" if args.all_experts else "expert_used_count"
+            used = reader.metadata.get(f"{architecture}.{key}", 1)
         n_used = used if isinstance(used, int) and used else 1
         layers = covariance_bytes(shapes, windows.n_ctx, n_used, windows.n)
         if not layers:
