@@ -1,7 +1,7 @@
 """What error feedback is worth: KL divergence of single types with it and without.
 
     python benches/error_feedback.py --out benches/results/error_feedback [--types Q2_K IQ4_KS ...] [--chunks 40] [--resume]
-                                     [--ways feedback sequential max] [--stored] [--program PATH/llama-perplexity]
+                                     [--ways feedback feedback-max sequential max] [--stored] [--program PATH/llama-perplexity]
 
 The bundled model becomes every TYPE (all block matrices of it, `token_embd` and `output` BF16 as in the source, the router
 F32), without feedback and in each of the ways, with an imatrix and covariances of the first 40 windows of the calibration
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -31,13 +30,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from calibrated import CALIBRATION, HELD_OUT, collected
 from file_perplexity import window_losses
 from held_out_error import held_out_errors
-from quality_table import MODELS, SOURCE, measured
+from quality_table import ALIASES, MODELS, SOURCE, measured
 
 import ikq
 from ikq.evaluate import BaseFile, Divergence, base_writer, cut, measure_perplexity, text_tokens
-from ikq.quantizing.sequential import ROUNDS_OF_EFFORT
 from ikq.statistics.calibrate import windows_of
 
 TYPES = [
@@ -47,26 +46,20 @@ TYPES = [
     *("Q4_0", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "IQ4_K", "IQ4_KS", "IQ4_KSS", "IQ4_KT"),
     *("Q5_0", "Q5_1", "Q5_K", "IQ5_K", "IQ5_KS", "Q6_0", "Q6_K", "IQ6_K"),
 ]
-# TYPEs of the command line under which matrices get a type of another name.
-ALIASES = {"IQ2_S": "IQ2_M"}
-WAYS = {"feedback": "with feedback", "sequential": "layer by layer", "max": "`--effort max`"}
+WAYS = {
+    "feedback": "with feedback",
+    "feedback-max": "feedback, `--effort max`",
+    "sequential": "layer by layer",
+    "max": "layer by layer, `--effort max`",
+}
 GROUPS = {"4 bits and more": "456", "3 bits": "3", "2 bits and less": "12"}
-# Windows that covariances are of, and those behind them that errors are measured with.
-CALIBRATION, HELD_OUT = 40, 20
 TEXT = MODELS / "text" / "calibration.txt"
 
 
 def calibrated(folder: Path, source: Path) -> tuple[Path, Path, Path]:
     """An imatrix, covariances, and those of other windows."""
-
-    def collect(name: str, skip: int, chunks: int) -> tuple[Path, Path]:
-        imatrix, covariances = folder / f"{name}.gguf", folder / f"{name}.cov"
-        command = [sys.executable, "-m", "ikq", "imatrix", "-m", source, "-f", TEXT, "--chunk", skip]
-        command += ["--chunks", chunks, "-c", 512, "--no-ppl", "-o", imatrix, "--covariance", covariances]
-        subprocess.run([str(word) for word in command], check=True, capture_output=True)
-        return imatrix, covariances
-
-    return *collect("model", 0, CALIBRATION), collect("other", CALIBRATION, HELD_OUT)[1]
+    _, others = collected(folder, "other", source, TEXT, CALIBRATION, HELD_OUT)
+    return *collected(folder, "model", source, TEXT, 0, CALIBRATION), others
 
 
 def compared(found: Divergence, plain: Divergence) -> dict[str, float]:
@@ -140,11 +133,11 @@ def rows(
         for way in ways:
             if is_measured(row, way, program):
                 continue
-            if way == "feedback":
-                ikq.quantize_file(source, out, ftype, restart=True, error_feedback=covariances, **options)
+            more = options | {"effort": "max" if way.endswith("max") else "normal"}
+            if way.startswith("feedback"):
+                ikq.quantize_file(source, out, ftype, restart=True, error_feedback=covariances, **more)
             else:
-                rounds = ROUNDS_OF_EFFORT["max" if way == "max" else "normal"]
-                ikq.quantize_sequentially(source, out, ftype, calibration, rounds=rounds, **options)
+                ikq.quantize_sequentially(source, out, ftype, calibration, **more)
             if way not in row:
                 fed = held_out_errors(source, out, others)
                 row[way] = compared(measuring.weights(out), plain) | {

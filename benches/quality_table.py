@@ -4,7 +4,7 @@
 
 The bundled model becomes every type of the stored figures (all block matrices of that type, `token_embd` and `output`
 Q8_0, the router F32) and ten mixes as cookers use them, without and with an imatrix; a type or mix that needs one has
-only the latter. Every file is measured in ikq's engine against the unquantized model: windows of 512 of the held-out
+only the latter. A type's row is of matrices of that type, for whatever TYPE both programs make them. Every file is measured in ikq's engine against the unquantized model: windows of 512 of the held-out
 text, read literally. Files of both programs are measured one after the other at the same positions, so the error of
 the ratio of their divergences counts only what differs.
 
@@ -47,6 +47,8 @@ RECIPE = (
     r"blk\..*\.attn_.*=q8_0,blk\..*\.ffn_down_exps=iq4_ks,blk\..*\.ffn_(gate|up)_exps=iq3_k,"
     r"token_embd=q6_K,^output\.weight=q6_K"
 )
+# TYPEs of the command line under which all matrices get a type of another name: IQ2_S makes ones of IQ2_XS.
+ALIASES = {"IQ2_S": "IQ2_M"}
 MIXES = ["Q5_K_M", "Q4_K_M", "IQ4_XS", "IQ4_KSS", "Q3_K_M", "IQ3_M", "IQ2_KL", "Q2_K", "IQ2_M", "recipe"]
 BOUND = 1.01
 
@@ -70,15 +72,17 @@ class Case(NamedTuple):
     is_mix: bool
     imatrix: bool
 
+    def options(self) -> dict[str, Any]:
+        """What decides about its types."""
+        if not self.is_mix:
+            return {"pure": True, "token_embedding_type": "q8_0", "output_tensor_type": "q8_0"}
+        return {"custom_q": RECIPE} if self.name == "recipe" else {}
+
     def write(self, out: Path, source: Path = SOURCE, *, biased: bool = False) -> bool:
         """Makes it with ikq; False if it needs an imatrix."""
-        options: dict[str, Any] = {"imatrix": IMATRIX if self.imatrix else None, "biased": biased}
-        if not self.is_mix:
-            options |= {"pure": True, "token_embedding_type": "q8_0", "output_tensor_type": "q8_0"}
-        elif self.name == "recipe":
-            options["custom_q"] = RECIPE
+        imatrix = IMATRIX if self.imatrix else None
         try:
-            ikq.quantize_file(source, out, self.type, **options)
+            ikq.quantize_file(source, out, self.type, imatrix=imatrix, biased=biased, **self.options())
         except ikq.MissingImatrixError:
             return False
         return True
@@ -99,7 +103,9 @@ class Case(NamedTuple):
     @property
     def type(self) -> str:
         """TYPE on the command line."""
-        return "IQ3_K" if self.name == "recipe" else self.name
+        if self.is_mix:
+            return "IQ3_K" if self.name == "recipe" else self.name
+        return ALIASES.get(self.name, self.name)
 
 
 def cases(stored: Path) -> list[Case]:
@@ -126,6 +132,16 @@ def figures(path: Path, found: Divergence) -> dict[str, float]:
     }
 
 
+def ratio(ours: Divergence, theirs: Divergence) -> dict[str, float]:
+    """The divergence of a file over another's, with its standard error."""
+    a, b = ours.divergence, theirs.divergence
+    found = a.mean() / b.mean()
+    return {
+        "kld_ratio": float(found),
+        "kld_ratio_error": float((a - found * b).std() / np.sqrt(len(a)) / b.mean()),
+    }
+
+
 def measured(path: Path, base: BaseFile, chunks: int) -> Divergence:
     """Distance of a file from the base."""
     with ikq.Model.load(path, n_ctx=512) as model:
@@ -133,19 +149,22 @@ def measured(path: Path, base: BaseFile, chunks: int) -> Divergence:
     return found
 
 
+def unquantized_model(text: Path, chunks: int, folder: Path) -> tuple[BaseFile, dict[str, float]]:
+    """The base that files are compared with, and what rows say of it."""
+    with ikq.Model.load(SOURCE, n_ctx=512) as model:
+        windows = cut(text_tokens(model.tokenizer, text.read_text()), chunks=chunks)
+        with base_writer(folder / "base", windows, model.spec.n_vocab) as sink:
+            *_, found = measure_perplexity(model, windows, sink)
+    return BaseFile(folder / "base"), {"windows": windows.n, "ppl_unquantized": found.value}
+
+
 def rows(
     wanted: list[Case], reference: str | None, text: Path, chunks: int, folder: Path
 ) -> Iterator[dict[str, Any]]:
     """One row per case: ikq's file and, where there is one, the reference's."""
-    with ikq.Model.load(SOURCE, n_ctx=512) as model:
-        windows = cut(text_tokens(model.tokenizer, text.read_text()), chunks=chunks)
-        with base_writer(folder / "base", windows, model.spec.n_vocab) as sink:
-            *_, unquantized = measure_perplexity(model, windows, sink)
-    base = BaseFile(folder / "base")
+    base, unquantized = unquantized_model(text, chunks, folder)
     for case in wanted:
-        row: dict[str, Any] = case._asdict() | {
-            "windows": windows.n, "ppl_unquantized": unquantized.value
-        }  # fmt: skip
+        row: dict[str, Any] = case._asdict() | unquantized
         ours, theirs = folder / "ours.gguf", folder / "theirs.gguf"
         divergences = {}
         if case.write(ours):
@@ -155,9 +174,7 @@ def rows(
             divergences["reference"] = measured(theirs, base, chunks)
             row["reference"] = figures(theirs, divergences["reference"])
         if len(divergences) == 2:
-            a, b = (divergences[k].divergence for k in ("ikq", "reference"))
-            row["kld_ratio"] = a.mean() / b.mean()
-            row["kld_ratio_error"] = (a - row["kld_ratio"] * b).std() / np.sqrt(len(a)) / b.mean()
+            row |= ratio(divergences["ikq"], divergences["reference"])
         if divergences:
             yield row
 

@@ -74,6 +74,17 @@ def test_they_are_sums_of_products(tiny_moe: Path, tmp_path: Path) -> None:
                 assert np.array_equal(sums, sums.T)
                 # the engine rounds activations to 8 bits where numpy does not
                 assert np.abs(sums - other).max() <= 0.02 * max(np.abs(other).max(), 1e-6)
+        # the first token has two experts
+        assert len(site.start_groups) == (1 if len(site.counts) == 1 else 2)
+    alone = Sums(reader, model_spec(reader))
+    alone.logits(ids[:1])
+    for site in found:
+        tensor = site.tensors[0][0]
+        for group, start in zip(site.start_groups, site.starts, strict=True):
+            is_stream = len(site.counts) == 1 and "_exps" in tensor
+            expected = sum(alone.sums.get((tensor, e), 0) for e in range(8)) / 2 if is_stream else None
+            expected = alone.sums[tensor, int(group)] if expected is None else expected
+            assert np.abs(np.outer(start, start) - expected).max() <= 0.02 * np.abs(expected).max()
 
 
 def test_ubatches_do_not_show(tiny_moe: Path, tmp_path: Path, text_file: Path) -> None:
@@ -146,6 +157,8 @@ def test_files_add_up(
     assert found.n_chunks == 4
     for a, b in zip(found, expected, strict=True):
         assert np.array_equal(a.counts, b.counts)
+        assert np.array_equal(a.starts, b.starts)
+        assert np.array_equal(a.start_groups, b.start_groups)
         assert np.abs(a.sums - b.sums).max() <= 1e-5 * np.abs(b.sums).max()
     assert imatrix(*words) == 2
     assert "where to?" in capsys.readouterr().err

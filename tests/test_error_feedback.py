@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
 import subprocess
 import sys
@@ -51,6 +52,12 @@ def quantized(source: Path, type: str, covariances: Path | None, **options: obje
 
 def covariances(path: Path, x: np.ndarray, name: str = NAME) -> Path:
     return write_covariances(path, {name: ((x.T @ x)[np.newaxis], [len(x)])})
+
+
+@pytest.fixture(scope="module")
+def text() -> str:
+    files = sorted(Path(ikq.__file__).parent.joinpath("evaluate").glob("*.py"))
+    return " ".join(path.read_text() for path in files)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +115,42 @@ def test_no_code_of_a_column_could_be_better(tmp_path: Path) -> None:
     assert better(cov) < 1e-3
 
 
+ROUNDS = ["Q4_0", "Q4_1", "Q4_K", "IQ3_K", "IQ4_KS", "IQ2_XXS", "IQ1_S", "IQ4_KT", "IQ4_KSS", "IQ2_KL"]
+
+
+@pytest.mark.parametrize("type", ROUNDS)
+def test_rounds_make_the_error_of_every_row_smaller(tmp_path: Path, weights: np.ndarray, type: str) -> None:
+    source = model(tmp_path / "m.gguf", weights)
+    x = inputs(K, 4096)
+    cov = covariances(tmp_path / "m.cov", x)
+    h = (x.T @ x).astype(np.float64)
+    h = h / np.diag(h).mean() + (0.05 + K / len(x)) * np.eye(K)
+
+    def errors(**options: object) -> np.ndarray:
+        d = weights - quantized(source, type, cov, **options).astype(np.float64)
+        return ((d @ h) * d).sum(1)
+
+    normal, most = errors(biased=True), errors(biased=True, effort="max")
+    # products of integers say what is smaller; they have errors of a thousandth
+    assert (most < 1.001 * normal).all()
+    assert most.sum() < 0.995 * normal.sum()
+    # and scales are without bias again
+    y = quantized(source, type, cov, effort="max").astype(np.float64)
+    xh = weights @ h
+    gains = (xh * y).sum(1) / (xh * weights).sum(1)
+    assert np.abs(gains - 1).max() < 0.01
+    assert errors(effort="max").sum() < 0.998 * errors().sum()
+
+
+def test_rounds_go_with_error_feedback(tmp_path: Path, weights: np.ndarray) -> None:
+    source = model(tmp_path / "m.gguf", weights)
+    with pytest.raises(ikq.RefusedError, match="--effort max goes with --error-feedback or --sequential"):
+        quantized(source, "Q4_K", None, effort="max")
+    cov = covariances(tmp_path / "m.cov", inputs(K, 1024))
+    with pytest.raises(ikq.RefusedError, match="expected one of normal, max"):
+        quantized(source, "Q4_K", cov, effort="most")
+
+
 def test_types_without_feedback_and_interleaved_ones(tmp_path: Path, weights: np.ndarray) -> None:
     source = model(tmp_path / "m.gguf", weights)
     cov = covariances(tmp_path / "m.cov", inputs(K, 4096))
@@ -115,6 +158,29 @@ def test_types_without_feedback_and_interleaved_ones(tmp_path: Path, weights: np
         assert np.array_equal(quantized(source, name, cov), quantized(source, name, None))
     for name in ("IQ4_KS", "Q4_K", "IQ2_XXS", "IQ3_S"):
         assert np.array_equal(quantized(source, f"{name}_R4", cov), quantized(source, name, cov))
+
+
+def test_the_documentation_names_all_types_without_it(tmp_path: Path) -> None:
+    source = model(tmp_path / "m.gguf", np.zeros((16, K), np.float32))
+    cov = covariances(tmp_path / "m.cov", inputs(K, K))
+
+    options = {"error_feedback": cov, "ignore_imatrix_rules": True}
+
+    def has_it(type: ikq.QuantType) -> bool:
+        rule = f"{NAME}={type.name}"
+        plan = ikq.plan_quantization(source, tmp_path / "o.gguf", "Q8_0", custom_q=rule, **options)
+        (tensor,) = plan.tensors
+        assert tensor.to_type == type
+        return tensor.feedback == "used"
+
+    page = (Path(__file__).parents[1] / "docs" / "encoders.md").read_text()
+    section = page.partition("### Types without error feedback\n")[2].partition("\n## ")[0]
+    table = [line.split("|")[1] for line in section.splitlines() if line.startswith("| ")]
+    # without the head and the rule under it
+    named = [name.strip() for cell in table[2:] for name in cell.split(",")]
+    without = {each.name for each in ikq.QuantType if each.can_encode and not has_it(each)}
+    assert len(named) == len(set(named))
+    assert set(named) == without
 
 
 @pytest.mark.parametrize("type", TYPES)
@@ -158,11 +224,53 @@ def test_inputs_that_say_little_do_no_harm(tmp_path: Path, weights: np.ndarray, 
     assert product_error(held_out, weights, few) <= plain
     fewer = quantized(source, type, covariances(tmp_path / "e.cov", inputs(K, K // 2 - 1)))
     assert np.array_equal(fewer, unfed)
-    # one direction, and no token at all
-    one = covariances(tmp_path / "c.cov", np.ones((4096, K), np.float32))
-    assert np.isfinite(quantized(source, type, one)).all()
+    # no token at all
     none = write_covariances(tmp_path / "d.cov", {NAME: (np.zeros((1, K, K), np.float32), [0.0])})
     assert np.array_equal(quantized(source, type, none), quantized(source, type, None))
+
+
+def singular(name: str, k: int, n: int) -> np.ndarray:
+    """Inputs with fewer directions than columns."""
+    rng = np.random.default_rng(5)
+    x = inputs(k, n)
+    match name:
+        case "one direction":
+            x = np.outer(rng.standard_normal(n), rng.standard_normal(k))
+        case "half as many directions":
+            x = rng.standard_normal((n, k // 2)) @ rng.standard_normal((k // 2, k))
+        case "dead columns":
+            x[:, ::3] = 0
+        case "columns twice":
+            x[:, 1::2] = x[:, ::2]
+        case "columns twice, far apart, one turned":
+            x[:, k // 2 :] = -x[:, : k // 2]
+        case "one token":
+            x[:] = x[:1]
+        case "one token of two loud columns":
+            x[:] = 0
+            x[:, 7], x[:, 8] = 100, 50
+    return x.astype(np.float32)
+
+
+SINGULAR = [
+    *("one direction", "half as many directions", "dead columns", "columns twice"),
+    *("columns twice, far apart, one turned", "one token", "one token of two loud columns"),
+]
+
+
+@pytest.mark.parametrize("name", SINGULAR)
+@pytest.mark.parametrize("type", ["Q4_0", "Q2_K", "IQ2_XXS", "IQ2_KT"])
+def test_singular_covariances_do_no_harm(tmp_path: Path, type: str, name: str) -> None:
+    """Where there are fewer directions than columns, errors are put where no input is: at most half of them is left."""
+    k = 256
+    x = singular(name, k, 1024)
+    assert np.linalg.matrix_rank(x) < 0.7 * k
+    w = np.random.default_rng(5).standard_normal((32, k), dtype=np.float32) / 8
+    source = model(tmp_path / "m.gguf", w)
+    plain = product_error(x, w, quantized(source, type, None))
+    found = product_error(x, w, quantized(source, type, covariances(tmp_path / "m.cov", x)))
+    # asked is not to be worse than 1.01 of it
+    assert found <= 0.5 * plain
 
 
 def test_experts_have_their_own(tmp_path: Path) -> None:
@@ -277,11 +385,69 @@ def test_damaged_and_foreign_files(tmp_path: Path, weights: np.ndarray) -> None:
     refused(ikq.RefusedError, "256 columns.*has 512 columns", narrow)
     foreign = covariances(tmp_path / "foreign.cov", x, "blk.0.ffn_foreign.weight")
     refused(ikq.RefusedError, "no covariance for any tensor", foreign)
-    # sums of squares are those of an imatrix
-    loud = np.full((1, K), 1e-3)
-    loud[0, :4] = 1e3
-    ikq.ActivationStatistics({NAME: ikq.ActivationEntry(loud, np.array([1024.0]))}).write(tmp_path / "i.gguf")
-    refused(ikq.RefusedError, "of another model", tmp_path / "good.cov", imatrix=tmp_path / "i.gguf")
+
+
+def test_covariances_and_an_imatrix_of_other_inputs(tmp_path: Path, weights: np.ndarray) -> None:
+    """Fewer tokens are accepted; what has nothing to do with the imatrix is refused, by its figures."""
+    source = model(tmp_path / "m.gguf", weights)
+    # columns of their own loudness, and a few tokens that are far louder than all others, as what `ffn_down` reads
+    loudness = np.exp(0.6 * np.random.default_rng(1).standard_normal(K))
+
+    def tokens(n: int, seed: int) -> np.ndarray:
+        x = inputs(K, n, seed) * loudness
+        at = np.random.default_rng(seed).integers(0, K, n // 100)
+        x[np.arange(len(at)), at] *= 100
+        return x.astype(np.float32)
+
+    def imatrix(x: np.ndarray) -> Path:
+        entry = ikq.ActivationEntry(np.square(x, dtype=np.float64).sum(0)[np.newaxis], np.array([len(x)]))
+        ikq.ActivationStatistics({NAME: entry}).write(tmp_path / "i.gguf")
+        return tmp_path / "i.gguf"
+
+    whole = imatrix(tokens(8192, 0))
+    for n in (K // 2, K, 1024):
+        quantized(source, "IQ4_KS", covariances(tmp_path / "few.cov", tokens(n, n)), imatrix=whole)
+    other = covariances(tmp_path / "other.cov", tokens(1024, 1)[:, ::-1])
+    with pytest.raises(ikq.RefusedError) as refused:
+        quantized(source, "IQ4_KS", other, imatrix=whole)
+    for words in (
+        rf"covariances of {tmp_path}/other.cov \(1024 tokens of the input of `{NAME}`\)",
+        rf"imatrix {whole} \(8192 tokens\)",
+        r"typically \d+\.\d times apart.* correlation of -?0\.\d",
+        r"one of both is of another model, or changed",
+        r"the same run: `ikq imatrix -m MODEL -f TEXT -o IMATRIX --covariance COVARIANCES`",
+    ):
+        assert re.search(words, str(refused.value)), words
+    # of so few tokens nothing is used
+    unused = covariances(tmp_path / "other.cov", tokens(K // 2 - 1, 1)[:, ::-1])
+    quantized(source, "IQ4_KS", unused, imatrix=whole)
+
+
+def test_an_imatrix_of_another_run(tiny_moe: Path, tmp_path: Path, text: str) -> None:
+    """Covariances of the model are told from those of another one by its norms, so it must be the imatrix."""
+    with ikq.Model.load(tiny_moe, n_ctx=512, n_threads=2) as loaded:
+        ids = loaded.tokenize(text)
+        with loaded.collect_activations() as collector:
+            for at in range(0, 2048, 512):
+                loaded.truncate(0)
+                loaded.logits(ids[at : at + 512])
+        statistics = collector.statistics()
+        with loaded.collect_activations(covariance_layers=range(4)) as collector:
+            loaded.truncate(0)
+            loaded.logits(ids[2048:2560])
+        collector.write_covariances(tmp_path / "m.cov")
+    options = {"pure": True, "restart": True, "error_feedback": tmp_path / "m.cov"}
+    statistics.write(tmp_path / "i.gguf")
+    ikq.quantize_file(tiny_moe, tmp_path / "o.gguf", "Q4_0", imatrix=tmp_path / "i.gguf", **options)
+    mixed = {
+        name: ikq.ActivationEntry(entry.sums[:, ::-1].copy(), entry.counts)
+        for name, entry in statistics.items()
+    }
+    ikq.ActivationStatistics(mixed, n_chunks=4).write(tmp_path / "i.gguf")
+    with pytest.raises(
+        ikq.RefusedError, match="of a model with this one's norms, so the imatrix is of another model"
+    ):
+        ikq.quantize_file(tiny_moe, tmp_path / "o.gguf", "Q4_0", imatrix=tmp_path / "i.gguf", **options)
 
 
 def test_covariances_of_another_model_are_refused(tiny_moe: Path, tmp_path: Path) -> None:
@@ -341,19 +507,21 @@ def is_begun(journal: Path) -> bool:
         return False
 
 
-@pytest.mark.parametrize("type", ["IQ4_KS", "IQ2_XXS"])
-def test_threads_and_kills_do_not_show(large: tuple[Path, Path], tmp_path: Path, type: str) -> None:
+@pytest.mark.parametrize(("type", "effort"), [("IQ4_KS", "normal"), ("IQ2_XXS", "normal"), ("Q4_K", "max")])
+def test_threads_and_kills_do_not_show(
+    large: tuple[Path, Path], tmp_path: Path, type: str, effort: str
+) -> None:
     source, cov = large
     hashes = set()
     for n in (1, 2, 3):
         out = tmp_path / f"{n}.gguf"
         options = {"pure": True, "n_threads": n, "ignore_imatrix_rules": True}
-        ikq.quantize_file(source, out, type, error_feedback=cov, **options)
+        ikq.quantize_file(source, out, type, error_feedback=cov, effort=effort, **options)
         hashes.add(sha256(out))
     assert len(hashes) == 1
     out = tmp_path / "killed.gguf"
     command = [sys.executable, "-m", "ikq", "quantize", "--pure", "--error-feedback", str(cov)]
-    command += ["--ignore-imatrix-rules", str(source), str(out), type, "1"]
+    command += ["--effort", effort, "--ignore-imatrix-rules", str(source), str(out), type, "1"]
     for _ in range(20):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         # something is done
@@ -376,14 +544,15 @@ def test_what_is_reused_has_the_same_covariances(large: tuple[Path, Path], tmp_p
     options = {"pure": True, "n_threads": 2}
     ikq.quantize_file(source, old, "Q3_K", error_feedback=cov, **options)
 
-    def reused(covariances: Path | None) -> list[str]:
-        result = ikq.quantize_file(
-            source, out, "Q3_K", error_feedback=covariances, reuse=old, restart=True, **options
-        )
+    def reused(covariances: Path | None, **more: object) -> list[str]:
+        more = {"error_feedback": covariances, "reuse": old, "restart": True} | options | more
+        result = ikq.quantize_file(source, out, "Q3_K", **more)
         return [outcome.how for outcome in result.outcomes]
 
     assert reused(cov) == ["reused"] * 3
     assert reused(None) == ["encoded"] * 3
+    assert reused(cov, effort="max") == ["encoded"] * 3
+    assert reused(cov, effort="max", reuse=out.rename(tmp_path / "max.gguf")) == ["reused"] * 3
     # one of three inputs has changed
     sites = {
         name: (site.sums, list(site.counts)) for site in ikq.Covariances(cov) for name, _ in site.tensors

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ import ikq
 from ikq.evaluate import Windows
 from ikq.models import model_spec
 from ikq.quantizing.sequential import quantize_layers
+from ikq.quantizing.sequential.done import read_done
 from ikq.quantizing.sequential.in_order import take_first_inputs
 from ikq.quantizing.sequential.layer_runner import LayerRunner
 from ikq.quantizing.sequential.states import embedded, new_states
@@ -160,6 +164,65 @@ def test_rounds_beyond_the_inputs_change_nothing(
     assert sha256(out) == sha256(made)
 
 
+def test_kills_do_not_show(tiny_moe: Path, tmp_path: Path) -> None:
+    """Killed wherever it may be, while layers are made or the output is written: it goes on to the same bytes."""
+    (tmp_path / "text").write_text(
+        "It returns an object which can be read line by line, or written to. " * 60
+    )
+    out = tmp_path / "out.gguf"
+
+    def command(destination: Path) -> list[str]:
+        words = ["quantize", "--sequential", "-f", tmp_path / "text", "-c", 64, "--chunks", 4]
+        return [sys.executable, "-m", "ikq", *map(str, [*words, tiny_moe, destination, "Q4_0", 2])]
+
+    def started(destination: Path) -> subprocess.Popen[bytes]:
+        """The command, as soon as it makes layers."""
+        folder = destination.with_name(f"{destination.name}.layers")
+        there = folder.exists()
+        process = subprocess.Popen(command(destination), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        assert process.stdout is not None
+        # when it goes on, the folder is there before it starts
+        while not there and not folder.exists() and process.poll() is None:
+            time.sleep(0.002)
+        return process
+
+    with started(tmp_path / "whole.gguf") as process:
+        begun = time.monotonic()
+        printed, _ = process.communicate()
+    assert process.returncode == 0, printed
+    duration, expected = time.monotonic() - begun, sha256(tmp_path / "whole.gguf")
+    rng = random.Random(3)
+    n_kills = n_ended = n_layers = 0
+    # the last kill leaves something to go on with
+    while n_kills < 6 or n_layers == 0:
+        with started(out) as process:
+            time.sleep(rng.uniform(0.0, duration))
+            process.kill()
+            printed, _ = process.communicate()
+        if process.returncode == 0:
+            assert sha256(out) == expected
+            out.unlink()
+            n_ended, n_layers = n_ended + 1, 0
+            assert n_ended < 6, "it ends before it can be killed"
+            continue
+        assert process.returncode == -signal.SIGKILL, printed
+        assert not out.exists()
+        n_kills += 1
+        assert n_kills < 20, "no layer is done before a kill"
+        n_layers = len(read_done(tmp_path / "out.gguf.layers"))
+    done = subprocess.run(command(out), capture_output=True, text=True, check=True)
+    assert done.stdout.count("is there already") == n_layers
+    assert done.stdout.count("is done") == 4 - n_layers
+    assert sha256(out) == expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.gguf", "text", "whole.gguf"]
+
+
+def test_more_effort_goes_nearer(tiny_moe: Path, windows: Windows, made: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    ikq.quantize_sequentially(tiny_moe, out, TYPE, windows, effort="max", **OPTIONS)
+    assert error(tiny_moe, out, windows) < error(tiny_moe, made, windows)
+
+
 def test_the_command(tiny_moe: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("The module provides a function to open a file. " * 40)
     command = [sys.executable, "-m", "ikq", "quantize", "--sequential", "-f", str(tmp_path / "text")]
@@ -170,7 +233,7 @@ def test_the_command(tiny_moe: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["o.gguf", "text"]
     for words, match in (
         (["--sequential"], "needs a text"),
-        (["--effort", "max"], "for --sequential"),
+        (["--effort", "max"], "goes with --error-feedback or --sequential"),
         (["--sequential", "-f", str(tmp_path / "text"), "--error-feedback", "x"], "x"),
     ):
         refused = [

@@ -30,11 +30,17 @@ class InputCovariance(NamedTuple):
             all of them the only one.
         counts: Tokens of each group (expert), float32 `(n_group,)`.
         sums: Sums over tokens of x x^T, float32 `(n_group, k, k)`.
+        start_groups: Of the first token of each text the groups that it reached, uint32 `(n_start,)`.
+        starts: What it was there, float32 `(n_start, k)`; a part of `sums`, too. Error feedback has what they
+            have in common count as often as a text has tokens where keys and values are made of it, and each at
+            most as much as 16 other tokens elsewhere. Files of older versions have none.
     """
 
     tensors: tuple[tuple[str, int | None], ...]
     counts: NDArray[np.float32]
     sums: NDArray[np.float32]
+    start_groups: NDArray[np.uint32]
+    starts: NDArray[np.float32]
 
 
 class Covariances(Sequence[InputCovariance]):
@@ -74,13 +80,13 @@ class Covariances(Sequence[InputCovariance]):
         return self._site(index % len(self))
 
     def _site(self, index: int) -> InputCovariance:
-        tensors, counts, triangles = self._core.site(index)
+        tensors, counts, triangles, start_groups, starts = self._core.site(index)
         k = (int((8 * triangles.shape[1] + 1) ** 0.5) - 1) // 2
         sums = np.zeros((len(counts), k, k), np.float32)
         rows, columns = np.tril_indices(k)
         sums[:, rows, columns] = triangles
         sums[:, columns, rows] = triangles
-        return InputCovariance(tuple(tensors), counts, sums)
+        return InputCovariance(tuple(tensors), counts, sums, start_groups, starts)
 
     @staticmethod
     def merge(paths: Iterable[str | os.PathLike[str]], out: str | os.PathLike[str]) -> None:

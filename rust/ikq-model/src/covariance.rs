@@ -9,6 +9,7 @@
 //! them, the sums of (wanted - met) met^T, over the tokens that an input has in both models.
 //! Inputs of gate and up projections of experts are one stream, of which a token is a part once, whatever the number of its
 //! experts: they have one covariance. All other inputs of several groups (hidden units of experts, heads) have one for each.
+//! The first token of each chunk is kept besides ([`Starts`]): it is unlike all others, and what it should count is decided later.
 //! Tokens are added in ascending order, an element by one thread: neither threads nor the tokens of a step show.
 
 use std::ops::Range;
@@ -20,6 +21,9 @@ use ikq_simd::IsaKind;
 
 use crate::statistics::{Observed, Owner};
 
+/// Step and number of a chunk's first token.
+const FIRST: (u32, u32) = (0, 0);
+
 /// Rows of a triangle that are a unit of work.
 const ROWS: usize = 64;
 
@@ -28,6 +32,42 @@ const ROWS: usize = 64;
 pub struct InputReader {
     pub tensor: String,
     pub group: Option<usize>,
+}
+
+/// The inputs of the first tokens of chunks. They are part of the sums, too.
+#[derive(Clone, Debug, Default)]
+pub struct Starts {
+    /// The group that each has reached.
+    pub groups: Vec<u32>,
+    /// What was met, `k` floats each.
+    pub met: Vec<f32>,
+    /// Wanted less met, `k` floats each; empty where that was never said.
+    pub missing: Vec<f32>,
+}
+
+impl Starts {
+    /// Adds what a chunk's first token was for a group, if it has reached it.
+    fn add(&mut self, group: usize, pending: &Pending, k: usize) {
+        if pending.tokens.first() == Some(&FIRST) {
+            self.groups.push(group as u32);
+            self.met.extend_from_slice(&pending.floats[..k]);
+            if !self.missing.is_empty() {
+                let n = self.missing.len().max(self.met.len());
+                self.missing.resize(n, 0.0);
+            }
+        }
+    }
+
+    /// Adds what it should have been. Where it did not reach the group, nothing is asked for.
+    fn add_missing(&mut self, pending: &Pending, wanted: &Pending, k: usize) {
+        if pending.tokens.first() == Some(&FIRST) {
+            let n = self.missing.len().max(self.met.len());
+            self.missing.resize(n, 0.0);
+            let is_there = wanted.tokens.first() == Some(&FIRST);
+            let missing = |i: usize| if is_there { wanted.floats[i] - pending.floats[i] } else { 0.0 };
+            self.missing.extend((0..k).map(missing));
+        }
+    }
 }
 
 /// The covariance of an input.
@@ -42,6 +82,7 @@ pub struct InputSums {
     pub sums: Vec<Vec<f32>>,
     /// Matrix of each group, `k` rows of `k`: sums with what was wanted; empty where that was never said.
     pub cross: Vec<Vec<f32>>,
+    pub starts: Starts,
     pending: Vec<Pending>,
     /// In how many steps of the chunk it was observed.
     n_steps: u32,
@@ -84,10 +125,16 @@ impl Pending {
 
 impl InputSums {
     /// The sums of an input, to which more is added.
-    pub fn new(readers: Vec<InputReader>, k: usize, counts: Vec<u64>, sums: Vec<Vec<f32>>) -> InputSums {
+    pub fn new(
+        readers: Vec<InputReader>,
+        k: usize,
+        counts: Vec<u64>,
+        sums: Vec<Vec<f32>>,
+        starts: Starts,
+    ) -> InputSums {
         let n = counts.len();
         let (cross, pending) = (vec![Vec::new(); n], vec![Pending::default(); n]);
-        InputSums { readers, k, counts, sums, cross, pending, n_steps: 0 }
+        InputSums { readers, k, counts, sums, cross, starts, pending, n_steps: 0 }
     }
 
     fn clear(&mut self) {
@@ -134,7 +181,8 @@ impl CovarianceCollector {
         let mut sites = self.lock();
         let index = sites.iter().position(|s| s.readers[0] == *first).unwrap_or_else(|| {
             let n_groups = if is_stream { 1 } else { input.n_groups };
-            sites.push(InputSums::new(readers, input.k, vec![0; n_groups], vec![Vec::new(); n_groups]));
+            let sums = vec![Vec::new(); n_groups];
+            sites.push(InputSums::new(readers, input.k, vec![0; n_groups], sums, Starts::default()));
             sites.len() - 1
         });
         let site = &mut sites[index];
@@ -170,6 +218,7 @@ impl CovarianceCollector {
             let Some(other) = other.filter(|o| o.pending.len() == site.pending.len()) else { continue };
             for ((cross, met), wanted) in site.cross.iter_mut().zip(&site.pending).zip(&other.pending) {
                 cross.resize(k * k, 0.0);
+                site.starts.add_missing(met, wanted, k);
                 let (missing, met) = met.beside(wanted, k);
                 let units = cross.chunks_mut(ROWS * k).enumerate();
                 let units = units.map(|(i, part)| (i * ROWS..k.min((i + 1) * ROWS), part));
@@ -185,6 +234,9 @@ impl CovarianceCollector {
     fn add(&self, sites: &mut [InputSums]) {
         for site in sites {
             let k = site.k;
+            for (group, pending) in site.pending.iter().enumerate() {
+                site.starts.add(group, pending, k);
+            }
             let mut units = Vec::new();
             let groups = site.sums.iter_mut().zip(&mut site.counts).zip(&site.pending);
             for ((sums, count), pending) in groups.filter(|(_, p)| !p.tokens.is_empty()) {
@@ -329,6 +381,29 @@ mod tests {
         // nothing is left of the chunk
         met.commit_for(&wanted);
         assert_eq!(met.look(|sites| sites[0].cross.clone()), cross);
+    }
+
+    #[test]
+    fn first_tokens_of_chunks_are_kept() {
+        let new = || CovarianceCollector::new(1..2, ikq_simd::best(), 2).expect("threads");
+        let (met, wanted) = (new(), new());
+        let down = [owner(&["blk.1.ffn_down_exps.weight"], false)];
+        let starts = |c: &CovarianceCollector| {
+            c.look(|s| (s[0].starts.groups.clone(), s[0].starts.met.clone(), s[0].starts.missing.clone()))
+        };
+        // token 0 reaches expert 1; in the second step of the chunk, and in a chunk of its own where it was discarded, it is none
+        observe(&met, &down, &[(0, 1..3), (1, 0..1)], &[0, 1, 2]);
+        observe(&met, &down, &[(0, 0..1)], &[0]);
+        met.commit();
+        assert_eq!(starts(&met), (vec![1], vec![1.0, 2.0], vec![]));
+        observe(&met, &down, &[(0, 0..1)], &[0]);
+        met.discard();
+        // the next chunk's is in both experts, and wanted in one; of the first nothing is wanted
+        observe(&met, &down, &[(0, 0..1), (1, 0..1)], &[0]);
+        observe_of(&wanted, &down, &[(1, 0..1)], &[0], &[0], &[[2.0, 1.0], [0.0; 2], [0.0; 2]]);
+        met.commit_for(&wanted);
+        let floats = [1.0, 2.0].repeat(3);
+        assert_eq!(starts(&met), (vec![1, 0, 1], floats, vec![0.0, 0.0, 0.0, 0.0, 1.0, -1.0]));
     }
 
     #[test]

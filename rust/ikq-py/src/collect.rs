@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ikq_covariance::triangle;
-use ikq_model::covariance::{CovarianceCollector, InputReader, InputSums};
+use ikq_model::covariance::{self, CovarianceCollector, InputReader, InputSums};
 use ikq_model::statistics::{CollectOptions, Collector, Entry, Owner, Similarity, Site};
 use ikq_pool::Stop;
-use ikq_quantize::covariance::{Covariances, Reader, SiteSums, Written, merge, origin, restore, write};
+use ikq_quantize::covariance::{
+    Covariances, Reader, SiteSums, Starts, Written, merge, origin, restore, write,
+};
 use ikq_quantize::imatrix::{Form, SumEntry, Sums};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::exceptions::{PyIndexError, PyOSError, PyValueError};
@@ -87,10 +89,12 @@ impl StatisticsCollector {
     fn restore_covariances(&self, py: Python<'_>, file: &CovarianceFile) -> PyResult<()> {
         py.detach(|| {
             if let Some(covariances) = self.inner.covariances() {
-                let inputs = restore(&file.inner).map(|(readers, k, counts, sums)| {
+                let inputs = restore(&file.inner).map(|(site, sums)| {
                     let reader = |r: &Reader| InputReader { tensor: r.tensor.clone(), group: r.group };
-                    let readers = readers.iter().map(reader).collect();
-                    InputSums::new(readers, k, counts.iter().map(|n| *n as u64).collect(), sums)
+                    let readers = site.readers.iter().map(reader).collect();
+                    let counts = site.counts.iter().map(|n| *n as u64).collect();
+                    let Starts { groups, met, missing } = site.starts.clone();
+                    InputSums::new(readers, site.k, counts, sums, covariance::Starts { groups, met, missing })
                 });
                 covariances.restore(inputs.collect());
             }
@@ -193,6 +197,10 @@ fn written(input: &InputSums) -> SiteSums<'_> {
                 sums => sums.to_vec(),
             })
         }),
+        starts: {
+            let covariance::Starts { groups, met, missing } = input.starts.clone();
+            Starts { groups, met, missing }
+        },
     }
 }
 
@@ -202,9 +210,15 @@ pub struct CovarianceFile {
     inner: Covariances,
 }
 
-/// The tensors with the group that each reads, the token counts, and the lower triangles `[groups, elements]`.
-type SiteTriangles<'py> =
-    (Vec<(String, Option<usize>)>, Bound<'py, PyArray1<f32>>, Bound<'py, PyArray2<f32>>);
+/// The tensors with the group that each reads, the token counts, the lower triangles `[groups, elements]`, and of the
+/// first tokens of texts the groups that they reached and what they were, `[tokens, columns]`.
+type SiteTriangles<'py> = (
+    Vec<(String, Option<usize>)>,
+    Bound<'py, PyArray1<f32>>,
+    Bound<'py, PyArray2<f32>>,
+    Bound<'py, PyArray1<u32>>,
+    Bound<'py, PyArray2<f32>>,
+);
 
 #[pymethods]
 impl CovarianceFile {
@@ -247,13 +261,15 @@ impl CovarianceFile {
     /// The covariance matrices of one input.
     fn site<'py>(&self, py: Python<'py>, index: usize) -> PyResult<SiteTriangles<'py>> {
         let found = restore(&self.inner).nth(index);
-        let (readers, _, counts, sums) =
-            found.ok_or_else(|| PyIndexError::new_err(format!("there is no site {index}")))?;
-        let readers = readers.iter().map(|r| (r.tensor.clone(), r.group)).collect();
+        let (site, sums) = found.ok_or_else(|| PyIndexError::new_err(format!("there is no site {index}")))?;
+        let readers = site.readers.iter().map(|r| (r.tensor.clone(), r.group)).collect();
         let n = sums.len();
         let sums = PyArray1::from_vec(py, sums.concat());
         let columns = sums.len()? / n.max(1);
-        Ok((readers, PyArray1::from_slice(py, counts), sums.reshape([n, columns])?))
+        let groups = PyArray1::from_slice(py, &site.starts.groups);
+        let starts =
+            PyArray1::from_slice(py, &site.starts.met).reshape([site.starts.groups.len(), site.k])?;
+        Ok((readers, PyArray1::from_slice(py, &site.counts), sums.reshape([n, columns])?, groups, starts))
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use ikq_encode::writable;
 use ikq_formats::QuantType;
 
+use crate::covariance::Foreign;
 use crate::coverage::Coverage;
 use crate::imatrix::ImatrixError;
 
@@ -145,11 +146,8 @@ pub enum Error {
         n_matrices: usize,
     },
 
-    #[error(
-        "the covariances of {path} have nothing to do with the imatrix (`{tensor}`: cosine {cosine:.2} between the sums of squares \
-         of both): one of the files is of another model"
-    )]
-    ForeignCovariance { tensor: String, path: PathBuf, cosine: f64 },
+    #[error("{0}")]
+    ForeignCovariance(Box<Foreign>),
 
     #[error(
         "the covariances of {path} are of another model: the norms of its layers differ from this one's; compute them with \
@@ -201,7 +199,7 @@ impl Error {
                 | Error::NoSuchLayer { .. }
                 | Error::Memory { .. }
                 | Error::CovarianceShape { .. }
-                | Error::ForeignCovariance { .. }
+                | Error::ForeignCovariance(_)
                 | Error::OtherOrigin { .. }
                 | Error::UnusedCovariances { .. }
                 | Error::Format(ikq_formats::Error::UnknownType { .. })

@@ -7,11 +7,11 @@ use ikq_gguf::{Metadata, Model, Options, SplitBy, Tensor, TensorSpec, TensorType
 
 use std::sync::Arc;
 
-use crate::covariance::{Covariances, Feedback, origin};
+use crate::covariance::{Covariances, Feedback, Foreign, Likeness, origin};
 use crate::coverage::Coverage;
 use crate::error::Error;
 use crate::ftype::Ftype;
-use crate::imatrix::Imatrix;
+use crate::imatrix::{Entry, Imatrix};
 use crate::mix::facts::Facts;
 use crate::overrides::Override;
 use crate::recipe::{Decision, Recipe, decide};
@@ -49,6 +49,8 @@ pub struct PlanOptions {
     pub repack: Option<Repack>,
     /// Covariances of inputs: encode with error feedback where they and the type allow it.
     pub covariances: Option<Arc<Covariances>>,
+    /// Choose codes and scales of rows with error feedback again when they are done.
+    pub in_rounds: bool,
     /// Only the tensors of this block. Types and statistics are those that they have in a plan for the whole model.
     pub only_layer: Option<u32>,
 }
@@ -92,6 +94,8 @@ pub struct Plan {
     pub encode: EncodeOptions,
     /// What tensors with [`Feedback::Site`] are encoded by.
     pub covariances: Option<Arc<Covariances>>,
+    /// Whether they are encoded in rounds.
+    pub in_rounds: bool,
 }
 
 impl Plan {
@@ -155,7 +159,7 @@ impl Plan {
                 file: imatrix.map(|m| m.path.clone()),
             });
         }
-        check_feedback(model, &tensors, options)?;
+        check_feedback(model, &tensors, imatrix, options)?;
         let specs = tensors.iter().map(|p| p.spec(model)).collect::<Result<_, _>>()?;
         let mut metadata = output_metadata(&metadata, recipe.ftype, imatrix.zip(coverage.as_ref()), options);
         let is_biased = |t: &TensorPlan| t.encode.is_some_and(undoes_bias) && !t.repack && !t.unbiased;
@@ -169,7 +173,8 @@ impl Plan {
         };
         let layout = ikq_gguf::Layout::new(&metadata, specs, &output)?;
         let covariances = options.covariances.clone();
-        Ok(Plan { tensors, layout, coverage, encode: options.encode, covariances })
+        let (encode, in_rounds) = (options.encode, options.in_rounds);
+        Ok(Plan { tensors, layout, coverage, encode, covariances, in_rounds })
     }
 }
 
@@ -276,28 +281,52 @@ fn extra_output(
     Ok(None)
 }
 
-/// Least cosine between the sums of squares of both files: those of two texts have above 0.9.
-const ALIKE: f64 = 0.7;
-
-/// That the covariances are of this model, as far as can be told.
-fn check_feedback(model: &Model, tensors: &[TensorPlan], options: &PlanOptions) -> Result<(), Error> {
+/// That the covariances are of this model and of the imatrix's inputs, as far as can be told.
+fn check_feedback(
+    model: &Model,
+    tensors: &[TensorPlan],
+    imatrix: Option<&Imatrix>,
+    options: &PlanOptions,
+) -> Result<(), Error> {
     let Some(covariances) = &options.covariances else { return Ok(()) };
-    if let (Some(of), Some(here)) = (&covariances.origin, origin(model))
-        && *of != here
-    {
+    let here = covariances.origin.as_ref().and_then(|of| Some(*of == origin(model)?));
+    if here == Some(false) {
         return Err(Error::OtherOrigin { path: covariances.path.clone() });
     }
     let mut is_used = false;
+    let mut worst: Option<(&TensorPlan, Likeness, &Entry)> = None;
     for t in tensors {
         let Feedback::Site { index, group } = t.feedback else { continue };
         is_used = true;
-        if let (Statistics::Found { values, .. }, true) = (&t.statistics, group.unwrap_or(0) == 0) {
-            let cosine = covariances.likeness(index, values);
-            if cosine < ALIKE {
-                let (tensor, path) = (t.name.clone(), covariances.path.clone());
-                return Err(Error::ForeignCovariance { tensor, path, cosine });
-            }
+        if !matches!(t.statistics, Statistics::Found { .. }) {
+            continue;
         }
+        // as it stands in the file: what is planned for experts that few tokens reached is drawn to the others
+        let Some((entry, _)) = imatrix.and_then(|m| m.find(&t.name)) else { continue };
+        if let Some(likeness) = covariances.likeness(index, group, &entry.values).filter(|l| !l.is_same())
+            && worst.is_none_or(|(_, least, _)| likeness.correlation < least.correlation)
+        {
+            worst = Some((t, likeness, entry));
+        }
+    }
+    if let (Some((t, likeness, entry)), Some(imatrix)) = (worst, imatrix) {
+        let counts = entry.counts.iter().map(|n| f64::from(*n));
+        // where experts read one input, a token counts once for each of its experts
+        let is_shared = counts.len() > 1 && matches!(t.feedback, Feedback::Site { group: Some(_), .. });
+        let (counted, are_chunks) = match (imatrix.counts_are_calls, imatrix.n_chunks) {
+            (true, _) => (counts.fold(0.0, f64::max), true),
+            (false, Some(n)) if is_shared => (f64::from(n), true),
+            _ => (counts.sum(), false),
+        };
+        return Err(Error::ForeignCovariance(Box::new(Foreign {
+            tensor: t.name.clone(),
+            covariances: covariances.path.clone(),
+            imatrix: imatrix.path.clone(),
+            likeness,
+            counted,
+            are_chunks,
+            is_of_model: here == Some(true),
+        })));
     }
     let is_wanted = tensors.iter().any(|t| t.feedback == Feedback::Missing);
     match is_wanted && !is_used {

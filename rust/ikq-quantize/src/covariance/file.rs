@@ -1,6 +1,8 @@
 //! Files of covariances: GGUF with tensors `NAME.in_cov` [k (k + 1) / 2, groups] and `NAME.counts` [1, groups] for every site,
 //! NAME being the first tensor that reads it, and in the header, site by site, the names of all of them. Where products of other
 //! inputs are wanted than those that were met, `NAME.in_cross` [k k, groups] has the sums of (wanted - met) met^T.
+//! `NAME.in_start` [k, n] has what the first tokens of texts were, which are in the sums, too, `NAME.start_groups` [1, n] the groups
+//! that they reached, and `NAME.in_start_missing` [k, n] what they lacked, where others are wanted.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +10,7 @@ use ikq_covariance::triangle;
 use ikq_formats::QuantType;
 use ikq_gguf::{Array, Layout, Metadata, Model, Options, TensorSpec, TensorType, Value, ValueType, Writer};
 
-use super::{Covariances, Reader, Site};
+use super::{Covariances, Reader, Site, Starts};
 use crate::error::Error;
 use crate::hash::Hasher;
 
@@ -22,6 +24,9 @@ const ORIGIN: &str = "covariance.origin";
 const SUMS: &str = ".in_cov";
 const COUNTS: &str = ".counts";
 const CROSS: &str = ".in_cross";
+const STARTS: &str = ".in_start";
+const START_GROUPS: &str = ".start_groups";
+const MISSING: &str = ".in_start_missing";
 
 /// Key of the names of the tensors that read site `i`, and of the group of each (-1: one for each matrix).
 fn tensors_key(i: usize) -> String {
@@ -41,6 +46,7 @@ pub struct SiteSums<'a> {
     pub group: Box<dyn Fn(usize) -> Vec<f32> + 'a>,
     /// The matrix of a group of an input that others are wanted for.
     pub cross: Option<Box<dyn Fn(usize) -> Vec<f32> + 'a>>,
+    pub starts: Starts,
 }
 
 impl Covariances {
@@ -96,7 +102,8 @@ impl Covariances {
                 return Err(wrong(format!("the sums `{name}{CROSS}` are not those of {k} columns")));
             }
             let cross = cross.map(|t| t.data.clone());
-            let mut site = Site { readers, k, counts, sums: t.data.clone(), cross, hash: 0 };
+            let starts = starts(&model, name, k, counts.len()).map_err(wrong)?;
+            let mut site = Site { readers, k, counts, sums: t.data.clone(), cross, starts, hash: 0 };
             check(&site).map_err(|what| wrong(format!("{what} of `{name}`")))?;
             let mut hasher = Hasher::new("covariance");
             hasher.floats(&site.counts);
@@ -104,6 +111,7 @@ impl Covariances {
             if let Some(cross) = &site.cross {
                 hasher.bytes(cross);
             }
+            site.starts.hash(&mut hasher);
             site.hash = hasher.end();
             sites.push(site);
         }
@@ -120,6 +128,32 @@ impl Covariances {
             identity: metadata.get(IDENTITY).and_then(Value::as_str).map(str::to_string),
         })
     }
+}
+
+/// First tokens of the site `name`; none where the file has none.
+fn starts(model: &Model, name: &str, k: usize, n_groups: usize) -> Result<Starts, String> {
+    let part = |suffix: &str, columns: usize| -> Result<Option<Vec<f32>>, String> {
+        let Some(t) = model.tensor(&format!("{name}{suffix}")) else { return Ok(None) };
+        if t.ty.known() != Some(QuantType::F32) || t.ne[0] != columns as u64 || t.ne[2] * t.ne[3] != 1 {
+            return Err(format!("`{}` does not have {columns} floats for each first token", t.name));
+        }
+        let floats: Vec<f32> = t.data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        match floats.iter().find(|v| !v.is_finite()) {
+            Some(v) => Err(format!("there is a {v} in `{}`", t.name)),
+            None => Ok(Some(floats)),
+        }
+    };
+    let (Some(met), Some(groups)) = (part(STARTS, k)?, part(START_GROUPS, 1)?) else {
+        return Ok(Starts::default());
+    };
+    let missing = part(MISSING, k)?.unwrap_or_default();
+    if let Some(group) = groups.iter().find(|g| g.fract() != 0.0 || **g < 0.0 || **g >= n_groups as f32) {
+        return Err(format!("a first token of `{name}` is in group {group} of {n_groups}"));
+    }
+    if met.len() != k * groups.len() || !(missing.is_empty() || missing.len() == met.len()) {
+        return Err(format!("the parts of the first tokens of `{name}` do not fit together"));
+    }
+    Ok(Starts { groups: groups.iter().map(|g| *g as u32).collect(), met, missing })
 }
 
 /// The number of columns whose triangle has so many elements.
@@ -184,30 +218,42 @@ pub fn write(path: &Path, sites: &[SiteSums<'_>], written: &Written) -> Result<(
         metadata.set(&groups_key(i), Array::new(ValueType::I32, groups)?);
         let name = names.first().copied().unwrap_or_default();
         let n_groups = site.counts.len() as u64;
-        let cross = site.cross.as_ref().map(|_| (CROSS, (site.k * site.k) as u64));
-        for (suffix, columns) in [(SUMS, triangle(site.k) as u64), (COUNTS, 1)].into_iter().chain(cross) {
+        let cross = site.cross.as_ref().map(|_| (CROSS, site.k * site.k, n_groups));
+        let n_starts = site.starts.groups.len() as u64;
+        let starts = [(STARTS, site.k, n_starts), (START_GROUPS, 1, n_starts), (MISSING, site.k, n_starts)];
+        let n_parts = if n_starts == 0 { 0 } else { 2 + usize::from(!site.starts.missing.is_empty()) };
+        let sums = [(SUMS, triangle(site.k), n_groups), (COUNTS, 1, n_groups)];
+        for (suffix, columns, rows) in sums.into_iter().chain(cross).chain(starts.into_iter().take(n_parts)) {
             specs.push(TensorSpec {
                 name: format!("{name}{suffix}"),
-                dims: vec![columns, n_groups],
+                dims: vec![columns as u64, rows],
                 ty: TensorType::from_id(QuantType::F32.id()),
-                size: 4 * columns * n_groups,
+                size: 4 * columns as u64 * rows,
             });
         }
     }
     let writer = Writer::create(path, Layout::new(&metadata, specs, &Options::default())?)?;
     let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-    let mut tensor = 0;
+    // in the order of the specs
+    let mut tensors = 0..;
+    let mut next = || tensors.next().unwrap_or_default();
     for site in sites {
+        let (sums, counts) = (next(), next());
+        let cross = site.cross.as_ref().map(|cross| (cross, next()));
         for group in 0..site.counts.len() {
-            let sums = bytes(&(site.group)(group));
-            writer.write_at(tensor, (group * sums.len()) as u64, &sums)?;
-            if let Some(cross) = &site.cross {
-                let sums = bytes(&cross(group));
-                writer.write_at(tensor + 2, (group * sums.len()) as u64, &sums)?;
+            let triangle = bytes(&(site.group)(group));
+            writer.write_at(sums, (group * triangle.len()) as u64, &triangle)?;
+            if let Some((cross, tensor)) = &cross {
+                let matrix = bytes(&cross(group));
+                writer.write_at(*tensor, (group * matrix.len()) as u64, &matrix)?;
             }
         }
-        writer.write_at(tensor + 1, 0, &bytes(&site.counts))?;
-        tensor += if site.cross.is_some() { 3 } else { 2 };
+        writer.write_at(counts, 0, &bytes(&site.counts))?;
+        let Starts { groups, met, missing } = &site.starts;
+        let groups: Vec<f32> = groups.iter().map(|g| *g as f32).collect();
+        for part in [met, &groups, missing].into_iter().filter(|part| !part.is_empty()) {
+            writer.write_at(next(), 0, &bytes(part))?;
+        }
     }
     writer.finish()?;
     Ok(())
@@ -262,6 +308,7 @@ pub fn merge(paths: &[PathBuf], out: &Path) -> Result<(), Error> {
                     sums
                 })
             }),
+            starts: same.iter().map(|s| &s.starts).collect(),
         })
         .collect();
     let mut datasets: Vec<String> = Vec::new();
@@ -283,10 +330,10 @@ fn is_alike(a: &Site, b: &Site) -> bool {
     a.k == b.k && a.n_groups() == b.n_groups() && a.cross.is_some() == b.cross.is_some()
 }
 
-/// The sums of a file, to go on from: readers, columns, counts and triangles of each site.
-pub fn restore(file: &Covariances) -> impl Iterator<Item = (&[Reader], usize, &[f32], Vec<Vec<f32>>)> {
-    file.sites.iter().map(|s| {
-        let triangles = (0..s.n_groups()).map(|g| s.triangle(g).collect()).collect();
-        (&s.readers[..], s.k, &s.counts[..], triangles)
-    })
+/// A site, and the triangles of its groups.
+pub type Restored<'a> = (&'a Site, Vec<Vec<f32>>);
+
+/// The sums of a file, to go on from.
+pub fn restore(file: &Covariances) -> impl Iterator<Item = Restored<'_>> {
+    file.sites.iter().map(|s| (s, (0..s.n_groups()).map(|g| s.triangle(g).collect()).collect()))
 }

@@ -1,4 +1,5 @@
-//! Covariances of inputs, for error feedback: their files (`file.rs`), and what a run makes of them (`factors.rs`).
+//! Covariances of inputs, for error feedback: their files (`file.rs`), what first tokens count (`starts.rs`), what a run makes of
+//! them (`factors.rs`), and whether they are of the model (`origin.rs`) and of the imatrix's inputs (`likeness.rs`).
 //!
 //! An input (*site*) is stored once, whatever the number of matrices that read it. Sites of experts have a covariance per
 //! expert (*group*) or one for all. An expert that few tokens reached is not believed to the letter, as
@@ -6,7 +7,9 @@
 
 mod factors;
 mod file;
+mod likeness;
 mod origin;
+mod starts;
 
 use std::path::PathBuf;
 
@@ -15,13 +18,18 @@ use ikq_gguf::{Bytes, Tensor};
 
 pub(crate) use factors::FactorCache;
 pub use file::{SiteSums, Written, merge, restore, write};
+pub use likeness::{Foreign, Likeness};
 pub use origin::origin;
+pub use starts::Starts;
 
 use crate::error::Error;
 use crate::imatrix::same_inputs;
 
 /// Number of what error feedback writes, as [`crate::ENCODERS`] is of encoders.
 pub const FEEDBACK: u64 = 3;
+
+/// The version of the rounds in which `ikq_feedback` chooses codes and scales again.
+pub const ROUNDS: u64 = 1;
 
 /// Tokens for each column that a covariance has to be of to be used. Of fewer, what it says of how columns go together
 /// is chance: on text that nothing was chosen by, experts with a quarter to half as many tokens as columns had up to 3 %
@@ -49,7 +57,9 @@ pub struct Site {
     sums: Bytes,
     /// Where products of other inputs are wanted: sums of (wanted - met) met^T, matrix after matrix.
     cross: Option<Bytes>,
-    /// Hash of counts and sums.
+    /// Inputs of the first tokens of texts; none in older files.
+    pub starts: Starts,
+    /// Hash of counts, sums and starts.
     pub(crate) hash: u64,
 }
 
@@ -152,23 +162,5 @@ impl Covariances {
     pub fn too_few(&self, feedback: Feedback, n_matrices: usize) -> Vec<usize> {
         let Feedback::Site { index, group } = feedback else { return Vec::new() };
         (0..n_matrices).filter(|e| !self.sites[index].is_known(group.unwrap_or(*e))).collect()
-    }
-
-    /// Whether the sums of squares of a site and importances of a tensor that reads it can be of the same model: the cosine between
-    /// both, over all columns (of all groups together where `values` are those of one matrix).
-    pub(crate) fn likeness(&self, index: usize, values: &[f32]) -> f64 {
-        let site = &self.sites[index];
-        let mut sums = vec![0.0; site.k];
-        for group in 0..site.n_groups() {
-            sums.iter_mut().zip(site.diagonal(group)).for_each(|(s, d)| *s += f64::from(d));
-        }
-        let mut others = vec![0.0; site.k];
-        for values in values.chunks_exact(site.k) {
-            others.iter_mut().zip(values).for_each(|(o, v)| *o += f64::from(*v));
-        }
-        let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
-        let lengths = (dot(&sums, &sums) * dot(&others, &others)).sqrt();
-        // of nothing nothing can be said
-        if lengths > 0.0 { dot(&sums, &others) / lengths } else { 1.0 }
     }
 }

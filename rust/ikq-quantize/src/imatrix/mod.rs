@@ -78,6 +78,8 @@ pub struct Imatrix {
     pub n_chunks: Option<u32>,
     /// Every token counted for every expert.
     pub all_experts: bool,
+    /// Counts of entries are calls (chunks of text), not tokens: `.dat` files have no others.
+    pub counts_are_calls: bool,
 }
 
 /// Names of tensors that read the same input, as (part of a name, parts to look under instead).
@@ -120,6 +122,7 @@ impl Imatrix {
             datasets: sums.datasets,
             n_chunks: sums.n_chunks,
             all_experts: sums.all_experts,
+            counts_are_calls: sums.counts_are_calls,
             entries: Vec::with_capacity(sums.entries.len()),
         };
         for SumEntry { name, sums: mut values, counts } in sums.entries {
