@@ -126,10 +126,17 @@ def test_buffers_are_what_was_told(name, n):
         assert (separate > fused) == ("bf16" not in name)
 
 
-@pytest.mark.parametrize("options", [{}, {"fused_up_gate": False}])
-def test_buffers_of_borrowed_experts_are_what_was_told(options):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("gpt-oss/gpt-oss-mxfp4", {}),
+        ("gpt-oss/gpt-oss-mxfp4", {"fused_up_gate": False}),
+        ("qwen3moe/qwen3moe-bf16", {}),
+    ],
+)
+def test_buffers_of_borrowed_experts_are_what_was_told(name, options):
     """Where steps have so many tokens that experts in RAM are computed on the GPU, it needs memory for them."""
-    program = (str(path("gpt-oss/gpt-oss-mxfp4")), "16", json.dumps(options | {"cpu_moe": True}))
+    program = (str(path(name)), "16", json.dumps(options | {"cpu_moe": True}))
     told = []
     for first in ("1", "0"):
         found = run(BUFFERS, environment(IKQ_CUDA_STREAM_FROM=first, IKQ_CUDA_SLAB_KIB="4"), *program)

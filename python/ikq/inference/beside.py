@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 
 from ikq import _ikq
 from ikq.errors import RefusedError
@@ -43,6 +44,8 @@ class Beside:
 
     head: ModelSpec | None
     drafts: Drafts
+    # of draft models: a search asks for the same ones again and again, and reading a vocabulary takes long
+    _planned: dict[tuple[str, int, int], LoadingPlan] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, reader: GGUFReader, file_options: FileOptions, drafts: Drafts) -> Beside:
@@ -71,16 +74,24 @@ class Beside:
         if self.head is not None:
             mtp = planned(reader, self.head, model.n_ctx, n_ubatch, options)
         if (path := self.drafts.draft_model) is not None:
-            # it is a model like any other
-            from ikq.inference.model import Model
-
-            shared = {
-                "n_ctx": model.n_ctx,
-                "n_ubatch": n_ubatch,
-                "cache_type_k": options.cache_type_k,
-                "cache_type_v": options.cache_type_v,
-            }
             device = last_device(p.device for p in model.placement)
-            keywords = DraftOptions(shared, device, self.drafts.draft_options or {}).of(path)
-            draft_model = Model.plan(path, **{k: v for k, v in keywords.items() if k in PLANNED})
+            key = device, model.n_ctx, n_ubatch
+            if key not in self._planned:
+                self._planned[key] = self._plan(path, *key, options)
+            draft_model = self._planned[key]
         return model._replace(mtp=mtp, draft_model=draft_model)
+
+    def _plan(
+        self, path: str | os.PathLike[str], device: str, n_ctx: int, n_ubatch: int, options: PlacementOptions
+    ) -> LoadingPlan:
+        """The draft model's plan: it is a model like any other."""
+        from ikq.inference.model import Model
+
+        shared = {
+            "n_ctx": n_ctx,
+            "n_ubatch": n_ubatch,
+            "cache_type_k": options.cache_type_k,
+            "cache_type_v": options.cache_type_v,
+        }
+        keywords = DraftOptions(shared, device, self.drafts.draft_options or {}).of(path)
+        return Model.plan(path, **{k: v for k, v in keywords.items() if k in PLANNED})

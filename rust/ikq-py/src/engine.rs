@@ -14,7 +14,7 @@ use ikq_model::model::{Sizes, sequence_bytes};
 use ikq_model::network::{Network, PlanOptions};
 use ikq_model::placement::{self, Override, Placement, Rules};
 use ikq_model::spec::ModelSpec;
-use ikq_model::{Adapter, Best, Entry, MOST_BEST, Options, Output, Want};
+use ikq_model::{Adapter, Entry, MOST_BEST, Options, Output, Want};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -23,6 +23,7 @@ use crate::collect::StatisticsCollector;
 use crate::enter::enter;
 use crate::errors::{Raise, UnsupportedError};
 use crate::gguf::Model;
+use crate::results::{BestRows, best_rows};
 use crate::simd::isa;
 use crate::threads::pool;
 use crate::types::quant_type;
@@ -76,8 +77,6 @@ enum Found<'py> {
     Floats(Bound<'py, PyArray2<f32>>),
     Best(BestRows<'py>),
 }
-
-type BestRows<'py> = (Bound<'py, PyArray2<i64>>, Bound<'py, PyArray2<f32>>);
 
 #[pymethods]
 impl Engine {
@@ -427,12 +426,10 @@ impl Engine {
 fn placed(network: &Network, placement: &Placement) -> Vec<Placed> {
     let device = |i: usize| placement.devices[i].clone();
     let why = |p: &placement::Placed| match p.stage {
-        Stage::Experts(layer) => match ikq_cuda::device::borrows(network, placement, layer) {
-            Some((to, from)) => {
-                format!("{}; computed on {} in steps of {from} tokens or more", p.why, device(to))
-            }
-            None => p.why.clone(),
-        },
+        Stage::Experts(layer) => {
+            let elsewhere = ikq_cuda::device::told(network, placement, layer);
+            elsewhere.map_or_else(|| p.why.clone(), |told| format!("{}; {told}", p.why))
+        }
         _ => p.why.clone(),
     };
     let rows = placement.stages.iter();
@@ -589,14 +586,6 @@ impl Sequence {
     fn close(&self, py: Python<'_>) {
         py.detach(|| drop(self.lock().take()));
     }
-}
-
-/// Ids and values of the largest logits, `width` in a row.
-fn best_rows<'py>(py: Python<'py>, best: &[Best], width: usize) -> PyResult<BestRows<'py>> {
-    let n = best.len() / width;
-    let ids = PyArray1::from_iter(py, best.iter().map(|b| i64::from(b.id)));
-    let values = PyArray1::from_iter(py, best.iter().map(|b| b.logit));
-    Ok((ids.reshape([n, width])?, values.reshape([n, width])?))
 }
 
 fn closed_sequence() -> PyErr {

@@ -45,7 +45,7 @@ use ikq_model::network::{self, Attention, Network, RopeId, RopeTable};
 use ikq_model::results::{Best, Results};
 use ikq_pool::Stop;
 
-pub use borrowed::borrows;
+pub use borrowed::told;
 pub use cache::CacheForm;
 pub use predict::{Extent, Needed, predict};
 
@@ -382,6 +382,8 @@ impl Device for Cuda {
             loader.stage(network, loading.placement, loading.index, stage, &mut parts)?;
         }
         parts._arena = loader.into_arena().map_err(model_error)?;
+        let gpu = &self.gpu;
+        parts.borrowed.iter_mut().for_each(|b| *b = b.take().filter(|b| b.has_tiles(gpu)));
         self.caches = caches;
         self.parts = parts;
         self.ropes = network.ropes.iter().map(RopeTable::new).collect();
