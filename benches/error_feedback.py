@@ -1,7 +1,7 @@
 """What error feedback is worth: KL divergence of single types with it and without.
 
     python benches/error_feedback.py --out benches/results/error_feedback [--types Q2_K IQ4_KS ...] [--chunks 40] [--resume]
-                                     [--ways feedback sequential max] [--stored] [--program PATH/llama-perplexity]
+                                     [--ways feedback feedback-max sequential max] [--stored] [--program PATH/llama-perplexity]
 
 The bundled model becomes every TYPE (all block matrices of it, `token_embd` and `output` BF16 as in the source, the router
 F32), without feedback and in each of the ways, with an imatrix and covariances of the first 40 windows of the calibration
@@ -37,7 +37,6 @@ from quality_table import ALIASES, MODELS, SOURCE, measured
 
 import ikq
 from ikq.evaluate import BaseFile, Divergence, base_writer, cut, measure_perplexity, text_tokens
-from ikq.quantizing.sequential import ROUNDS_OF_EFFORT
 from ikq.statistics.calibrate import windows_of
 
 TYPES = [
@@ -47,7 +46,12 @@ TYPES = [
     *("Q4_0", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "IQ4_K", "IQ4_KS", "IQ4_KSS", "IQ4_KT"),
     *("Q5_0", "Q5_1", "Q5_K", "IQ5_K", "IQ5_KS", "Q6_0", "Q6_K", "IQ6_K"),
 ]
-WAYS = {"feedback": "with feedback", "sequential": "layer by layer", "max": "`--effort max`"}
+WAYS = {
+    "feedback": "with feedback",
+    "feedback-max": "feedback, `--effort max`",
+    "sequential": "layer by layer",
+    "max": "layer by layer, `--effort max`",
+}
 GROUPS = {"4 bits and more": "456", "3 bits": "3", "2 bits and less": "12"}
 TEXT = MODELS / "text" / "calibration.txt"
 
@@ -129,11 +133,11 @@ def rows(
         for way in ways:
             if is_measured(row, way, program):
                 continue
-            if way == "feedback":
-                ikq.quantize_file(source, out, ftype, restart=True, error_feedback=covariances, **options)
+            more = options | {"effort": "max" if way.endswith("max") else "normal"}
+            if way.startswith("feedback"):
+                ikq.quantize_file(source, out, ftype, restart=True, error_feedback=covariances, **more)
             else:
-                rounds = ROUNDS_OF_EFFORT["max" if way == "max" else "normal"]
-                ikq.quantize_sequentially(source, out, ftype, calibration, rounds=rounds, **options)
+                ikq.quantize_sequentially(source, out, ftype, calibration, **more)
             if way not in row:
                 fed = held_out_errors(source, out, others)
                 row[way] = compared(measuring.weights(out), plain) | {

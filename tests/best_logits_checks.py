@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 
 import numpy as np
+import pytest
 
 import ikq
 from ikq import _ikq
@@ -72,6 +73,18 @@ def check_prompts(model, ids):
     (each,) = model.step([(model.new_sequence(), ids, Best(4, each=True))])
     check(last, rows[-1:], 4)
     check(each, rows, 4)
+
+
+def check_heads(model, ids):
+    """Of hidden states that come back, as heads for further tokens and those who draft with them ask."""
+    for n_states in (1, len(ids)):
+        (hidden,) = model.step([(model.new_sequence(), ids[:n_states], "hidden")])
+        rows = model._head(hidden)
+        for n in (1, 5, _ikq.MOST_BEST):
+            check(model._head_best(hidden, n), rows, n)
+    for n in (0, _ikq.MOST_BEST + 1):
+        with pytest.raises(ikq.RefusedError, match="1 to 64 can be wanted"):
+            model._head_best(hidden, n)
 
 
 @contextmanager

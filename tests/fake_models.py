@@ -165,6 +165,9 @@ class FakeModel(TextModel):
     def _head(self, hidden, lora=()):
         return np.stack([logits_after(text_of(row)) for row in hidden])
 
+    def _head_best(self, hidden, n, lora=()):
+        return narrowed(self._head(hidden), n)
+
     @property
     def n_computed(self):
         return sum(n for step in self.steps for _, n, _ in step)

@@ -2,7 +2,16 @@
 
 import numpy as np
 import pytest
-from best_logits_checks import check_prompts, check_steps, errors, from_all_logits, texts, too_large, twins
+from best_logits_checks import (
+    check_heads,
+    check_prompts,
+    check_steps,
+    errors,
+    from_all_logits,
+    texts,
+    too_large,
+    twins,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from model_files import Changed, path, reader
@@ -22,6 +31,7 @@ def test_they_are_the_largest_of_all(name, n_ubatch):
     with ikq.Model.load(path(name), n_ctx=64, n_ubatch=n_ubatch) as model:
         check_steps(model, IDS, n_rounds=2)
         check_prompts(model, IDS)
+        check_heads(model, IDS)
 
 
 def test_the_output_on_another_device():
@@ -47,6 +57,10 @@ def test_the_errors_are_those_of_all_logits(tmp_path):
         assert len(said) == 4
         assert "number 77 is" in said[0]
         assert set(said) == {said[0]}
+        (hidden,) = model.step([(model.new_sequence(), IDS[:1], "hidden")])
+        for n in (1, 9):
+            with pytest.raises(ikq.FormatError, match="number 77 is"):
+                model._head_best(hidden, n)
         with pytest.raises(ikq.FormatError, match="number 77 is"):
             model.generate(IDS[:1], temperature=0, max_tokens=1).text()
 

@@ -177,9 +177,9 @@ def test_bytes_are_known_before() -> None:
         "blk.0.ffn_down_exps.weight": (128, 2048, 768),
         "output.weight": (1000, 2048),
     }
-    (layer,) = covariance_bytes(shapes, 512, 8)
+    (layer,) = covariance_bytes(shapes, 512, 8, 40)
     triangles = 2 * 2048 * 2049 // 2 + 4096 * 4097 // 2 + 128 * 768 * 769 // 2
-    assert layer.file == 4 * triangles
+    assert layer.file == 4 * triangles + 4 * 40 * (2 * 2048 + 4096 + 8 * 768)
     assert layer.memory == layer.file + 4 * 512 * (2 * 2048 + 4096 + 8 * 768)
     layers = [LayerBytes(0, 3), LayerBytes(0, 4), LayerBytes(0, 5), LayerBytes(0, 1)]
     assert covariance_passes(layers, None) == [range(4)]

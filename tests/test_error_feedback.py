@@ -115,6 +115,42 @@ def test_no_code_of_a_column_could_be_better(tmp_path: Path) -> None:
     assert better(cov) < 1e-3
 
 
+ROUNDS = ["Q4_0", "Q4_1", "Q4_K", "IQ3_K", "IQ4_KS", "IQ2_XXS", "IQ1_S", "IQ4_KT", "IQ4_KSS", "IQ2_KL"]
+
+
+@pytest.mark.parametrize("type", ROUNDS)
+def test_rounds_make_the_error_of_every_row_smaller(tmp_path: Path, weights: np.ndarray, type: str) -> None:
+    source = model(tmp_path / "m.gguf", weights)
+    x = inputs(K, 4096)
+    cov = covariances(tmp_path / "m.cov", x)
+    h = (x.T @ x).astype(np.float64)
+    h = h / np.diag(h).mean() + (0.05 + K / len(x)) * np.eye(K)
+
+    def errors(**options: object) -> np.ndarray:
+        d = weights - quantized(source, type, cov, **options).astype(np.float64)
+        return ((d @ h) * d).sum(1)
+
+    normal, most = errors(biased=True), errors(biased=True, effort="max")
+    # products of integers say what is smaller; they have errors of a thousandth
+    assert (most < 1.001 * normal).all()
+    assert most.sum() < 0.995 * normal.sum()
+    # and scales are without bias again
+    y = quantized(source, type, cov, effort="max").astype(np.float64)
+    xh = weights @ h
+    gains = (xh * y).sum(1) / (xh * weights).sum(1)
+    assert np.abs(gains - 1).max() < 0.01
+    assert errors(effort="max").sum() < 0.998 * errors().sum()
+
+
+def test_rounds_go_with_error_feedback(tmp_path: Path, weights: np.ndarray) -> None:
+    source = model(tmp_path / "m.gguf", weights)
+    with pytest.raises(ikq.RefusedError, match="--effort max goes with --error-feedback or --sequential"):
+        quantized(source, "Q4_K", None, effort="max")
+    cov = covariances(tmp_path / "m.cov", inputs(K, 1024))
+    with pytest.raises(ikq.RefusedError, match="expected one of normal, max"):
+        quantized(source, "Q4_K", cov, effort="most")
+
+
 def test_types_without_feedback_and_interleaved_ones(tmp_path: Path, weights: np.ndarray) -> None:
     source = model(tmp_path / "m.gguf", weights)
     cov = covariances(tmp_path / "m.cov", inputs(K, 4096))
@@ -471,19 +507,21 @@ def is_begun(journal: Path) -> bool:
         return False
 
 
-@pytest.mark.parametrize("type", ["IQ4_KS", "IQ2_XXS"])
-def test_threads_and_kills_do_not_show(large: tuple[Path, Path], tmp_path: Path, type: str) -> None:
+@pytest.mark.parametrize(("type", "effort"), [("IQ4_KS", "normal"), ("IQ2_XXS", "normal"), ("Q4_K", "max")])
+def test_threads_and_kills_do_not_show(
+    large: tuple[Path, Path], tmp_path: Path, type: str, effort: str
+) -> None:
     source, cov = large
     hashes = set()
     for n in (1, 2, 3):
         out = tmp_path / f"{n}.gguf"
         options = {"pure": True, "n_threads": n, "ignore_imatrix_rules": True}
-        ikq.quantize_file(source, out, type, error_feedback=cov, **options)
+        ikq.quantize_file(source, out, type, error_feedback=cov, effort=effort, **options)
         hashes.add(sha256(out))
     assert len(hashes) == 1
     out = tmp_path / "killed.gguf"
     command = [sys.executable, "-m", "ikq", "quantize", "--pure", "--error-feedback", str(cov)]
-    command += ["--ignore-imatrix-rules", str(source), str(out), type, "1"]
+    command += ["--effort", effort, "--ignore-imatrix-rules", str(source), str(out), type, "1"]
     for _ in range(20):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         # something is done
@@ -506,14 +544,15 @@ def test_what_is_reused_has_the_same_covariances(large: tuple[Path, Path], tmp_p
     options = {"pure": True, "n_threads": 2}
     ikq.quantize_file(source, old, "Q3_K", error_feedback=cov, **options)
 
-    def reused(covariances: Path | None) -> list[str]:
-        result = ikq.quantize_file(
-            source, out, "Q3_K", error_feedback=covariances, reuse=old, restart=True, **options
-        )
+    def reused(covariances: Path | None, **more: object) -> list[str]:
+        more = {"error_feedback": covariances, "reuse": old, "restart": True} | options | more
+        result = ikq.quantize_file(source, out, "Q3_K", **more)
         return [outcome.how for outcome in result.outcomes]
 
     assert reused(cov) == ["reused"] * 3
     assert reused(None) == ["encoded"] * 3
+    assert reused(cov, effort="max") == ["encoded"] * 3
+    assert reused(cov, effort="max", reuse=out.rename(tmp_path / "max.gguf")) == ["reused"] * 3
     # one of three inputs has changed
     sites = {
         name: (site.sums, list(site.counts)) for site in ikq.Covariances(cov) for name, _ in site.tensors

@@ -6,6 +6,7 @@ import shlex
 
 import pytest
 from model_files import NAMES, RECURRENT, path, reader
+from mtp_files import with_head
 from seeded_models import case, write_folder
 
 import ikq
@@ -394,3 +395,103 @@ def test_the_command_without_a_gpu(tiny_moe, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         main(["run", "-m", str(tiny_moe), "--fit", "perhaps"])
     assert "expected on or off" in capsys.readouterr().err
+
+
+# What drafts
+
+
+@pytest.fixture
+def with_a_head(tmp_path):
+    file = tmp_path / "head.gguf"
+    with_head("glm4moe/glm4moe-bf16").write(file)
+    return file
+
+
+def kinds(plan, gpu="CUDA0"):
+    """What a plan takes of a GPU, its cache grown by a quarter."""
+    return plan.weights[gpu] + plan.caches[gpu] * 5 // 4 + plan.buffers[gpu]
+
+
+def test_a_draft_model_takes_its_room(gpu):
+    """As much as it would by itself with the model's context; with a byte less, less of the model is there."""
+    file, small = path("qwen3moe/qwen3moe-bf16"), path("llama/llama-bf16")
+    gpu(2**40)
+    alone = fitted(file)
+    draft = ikq.Model.plan(small, **SMALL, devices=["CPU", "CUDA0"], n_gpu_layers=99)
+    plan = fitted(file, draft_model=small)
+    assert plan.draft_model == draft._replace(placement=plan.draft_model.placement)
+    assert [p[:3] for p in plan.draft_model.placement] == [p[:3] for p in draft.placement]
+    assert plan.placement == alone.placement
+    assert plan.fitted.drafts == kinds(draft) > 0 == alone.fitted.drafts
+    needed = plan.fitted.needed
+    assert needed == alone.fitted.needed + kinds(draft)
+    assert "what drafts of" in plan.fitted.sentence
+    assert "drafts" not in alone.fitted.sentence
+    gpu(needed)
+    assert fitted(file, draft_model=small).placement == plan.placement
+    gpu(needed - 1)
+    assert len(stages_on(fitted(file, draft_model=small), "CPU")) > len(stages_on(plan, "CPU"))
+    assert fitted(file).placement == plan.placement
+    # each text has one of its own
+    gpu(2**40)
+    three = fitted(file, draft_model=small, fit_sequences=3)
+    assert three.fitted.drafts - plan.fitted.drafts == 2 * (draft.caches["CUDA0"] * 5 // 4)
+
+
+def test_a_draft_model_elsewhere_takes_none(gpu):
+    file, small = path("qwen3moe/qwen3moe-bf16"), path("llama/llama-bf16")
+    gpu(2**40, 2**40)
+    for options in ({"devices": ["CPU"], "n_gpu_layers": 0}, {"n_gpu_layers": 0}):
+        plan = fitted(file, draft_model=small, draft_options=options)
+        assert plan.fitted.drafts == 0
+        assert {p.device for p in plan.draft_model.placement} == {"CPU"}
+    there = fitted(file, draft_model=small, draft_options={"devices": ["CPU", "CUDA1"], "n_gpu_layers": 99})
+    assert [d.drafts > 0 for d in there.fitted.devices] == [False, True]
+    with pytest.raises(ikq.RefusedError, match="fit is an option of the model that is drafted for"):
+        fitted(file, draft_model=small, draft_options={"fit": True})
+
+
+def test_it_is_where_the_last_layers_are(gpu):
+    """Of two GPUs the second one, if the first does not hold all."""
+    file, small = path("qwen3moe/qwen3moe-bf16"), path("llama/llama-bf16")
+    gpu(2**40, 2**40)
+    whole = fitted(file, draft_model=small)
+    assert [d.drafts > 0 for d in whole.fitted.devices] == [True, False]
+    gpu(whole.fitted.devices[0].needed - 1, 2**40)
+    parted = fitted(file, draft_model=small)
+    assert [d.drafts > 0 for d in parted.fitted.devices] == [False, True]
+    assert {p.device for p in parted.draft_model.placement} == {"CPU", "CUDA1"}
+
+
+def test_a_head_takes_its_room(gpu, with_a_head):
+    gpu(2**40)
+    alone, plan = fitted(with_a_head), fitted(with_a_head, mtp=True)
+    assert plan.fitted.drafts == kinds(plan.mtp) == plan.fitted.needed - alone.fitted.needed > 0
+    gpu(plan.fitted.needed - 1)
+    assert len(stages_on(fitted(with_a_head, mtp=True), "CPU")) > len(stages_on(plan, "CPU"))
+    assert fitted(with_a_head).placement == plan.placement
+    with pytest.raises(ikq.RefusedError, match="has no head for further tokens"):
+        fitted(path("llama/llama-bf16"), mtp=True)
+
+
+def test_commands_tell_what_drafts_take(gpu, with_a_head, tiny_moe, capsys):
+    gpu(2**40)
+    small = ["-c", "300", "-ub", "8"]
+    assert main(["run", "-m", str(with_a_head), "--mtp", "--dry-run", "--fit", *small]) == 0
+    told = capsys.readouterr()
+    plan = fitted(with_a_head, mtp=True, fit_margin=1024)
+    assert f"what drafts of {plan.fitted.drafts / 2**30:.3f} GiB" in told.err
+    model, head = told.out.split("head for further tokens:\n")
+    assert f"({plan.buffers['CUDA0']} bytes)" in model
+    assert f"({plan.mtp.buffers['CUDA0']} bytes)" in head
+    assert f"({plan.mtp.cache} bytes)" in head
+    assert main(["run", "-m", str(tiny_moe), "-md", str(tiny_moe), "--dry-run", "-ngl", "99", *small]) == 0
+    model, draft = capsys.readouterr().out.split("draft model:\n")
+    assert model.replace("n_gpu_layers=99", "n_gpu_layers=all") == draft
+    assert main(["explain", str(tiny_moe), "-md", str(tiny_moe), *small]) == 0
+    told = capsys.readouterr().out
+    assert told.count("for 300 positions") == 2
+    assert "draft model, architecture" in told
+    assert main(["explain", str(with_a_head), "--mtp", "--json", *small]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {p["device"] for p in found["mtp"]} == {"CPU"}

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from fake_models import Core, hidden_after, logits_after, text_of
+from fake_models import Core, hidden_after, logits_after, narrowed, text_of
 from speculation_fakes import SpeculativeFake, prompt, tokens_of
 
 import ikq
@@ -72,6 +72,10 @@ class FakeHead:
     def head(self, hidden):
         self.n_head += 1
         return np.stack([logits_after(text_of(row)) * 10 for row in hidden])
+
+    def head_best(self, hidden, n):
+        best = narrowed(self.head(hidden), n)
+        return np.stack([x.ids for x in best]), np.stack([x.logits for x in best])
 
     def set_collector(self, collector):
         pass

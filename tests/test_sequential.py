@@ -217,6 +217,12 @@ def test_kills_do_not_show(tiny_moe: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.gguf", "text", "whole.gguf"]
 
 
+def test_more_effort_goes_nearer(tiny_moe: Path, windows: Windows, made: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.gguf"
+    ikq.quantize_sequentially(tiny_moe, out, TYPE, windows, effort="max", **OPTIONS)
+    assert error(tiny_moe, out, windows) < error(tiny_moe, made, windows)
+
+
 def test_the_command(tiny_moe: Path, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("The module provides a function to open a file. " * 40)
     command = [sys.executable, "-m", "ikq", "quantize", "--sequential", "-f", str(tmp_path / "text")]
@@ -227,7 +233,7 @@ def test_the_command(tiny_moe: Path, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["o.gguf", "text"]
     for words, match in (
         (["--sequential"], "needs a text"),
-        (["--effort", "max"], "for --sequential"),
+        (["--effort", "max"], "goes with --error-feedback or --sequential"),
         (["--sequential", "-f", str(tmp_path / "text"), "--error-feedback", "x"], "x"),
     ):
         refused = [

@@ -7,6 +7,7 @@ import pytest
 from best_logits_checks import too_large, twins
 from emulator import FULL, needs_gxx, only_in_full
 from model_files import NAMES, Changed, path, reader
+from mtp_files import with_head
 from standin import environment, run
 from test_whole_models_on_device import ALL
 
@@ -29,6 +30,7 @@ STEPS = (
 with ikq.Model.load(path, n_ctx=64, n_threads=2, **options) as model:
     check_steps(model, ids, n_rounds=3)
     check_prompts(model, ids)
+    check_heads(model, ids)
 print(json.dumps(_ikq.cuda_counts()))
 """
 )
@@ -101,6 +103,43 @@ def test_texts_are_those_from_all_logits(places):
     if places == "all":
         # an id and a value, and for each column of steps and prompts a layer whose router failed
         assert told["greedy"]["best"] == 8 * told["greedy"]["n"] + 4 * (told["greedy"]["n"] - 2 + 7)
+
+
+DRAFTS = (
+    BEGIN
+    + """
+told = {}
+said = {"max_tokens": 8, "temperature": 0, "draft_adapt": False, "draft_max": 3}
+with ikq.Model.load(path, n_ctx=64, n_threads=2, **options) as model:
+    for name, drafter in {"mtp": {"mtp": True}, "draft": {"draft_model": path}}.items():
+        for p_min in (0.0, 1e-9):
+            model.generate(ids[:2], **said, **drafter).text  # what is loaded is there
+            before = _ikq.cuda_counts()["bytes_out"]
+            generation = model.generate(ids[:3], draft_p_min=p_min, **said, **drafter)
+            tokens = [piece.token for piece in generation]
+            n = _ikq.cuda_counts()["bytes_out"] - before
+            told[f"{name} {p_min > 0}"] = {"tokens": tokens, "bytes": n, "drafted": generation.stats.n_drafted}
+    told["n_embd"] = model.spec.n_embd
+print(json.dumps(told))
+"""
+)
+
+
+def test_drafts_are_of_the_largest(tmp_path):
+    """No step of a draft model, a head, or a model that checks their drafts has all logits copied."""
+    file = tmp_path / "model.gguf"
+    with_head("glm4moe/glm4moe-bf16").write(file)
+    told = program(DRAFTS, file, ALL)
+    n_embd = told.pop("n_embd")
+    assert len({tuple(x["tokens"]) for x in told.values()}) == 1
+    for name, x in told.items():
+        drafter, is_sure = name.split()
+        n_best = 16 if is_sure == "True" else 1
+        assert x["drafted"] > 0
+        # rounds have at most four tokens of the model and as many of the drafter: results, numbers of two failed routers
+        # each, and hidden states that a head reads and says
+        n_tokens = 3 + 8 * len(x["tokens"])
+        assert x["bytes"] <= n_tokens * (8 * n_best + 8 + (4 * n_embd if drafter == "mtp" else 0))
 
 
 ERRORS = (

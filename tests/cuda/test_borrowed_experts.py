@@ -70,9 +70,15 @@ CASES = [
     # biases, another activation, and gate and up of their own types
     ("gpt-oss/gpt-oss-mxfp4", None, {}, 26),
     ("qwen3moe/qwen3moe-bf16", "IQ4_NL", {"tensor_type": "ffn_up_exps=q8_0"}, 26),
+    # floats, of one type; and beside codes, where up and gate are apart, or down alone
+    ("qwen2moe/qwen2moe-bf16", None, {}, 40),
+    ("qwen3moe/qwen3moe-bf16", "IQ4_NL", {"tensor_type": ["ffn_up_exps=f16", "ffn_down_exps=f32"]}, 26),
 ]
 ALL_CASES = [
     *((name, None if name.endswith("mxfp4") else "IQ4_KS", {}, 40) for name in MOE),
+    *((name, None, {}, 40) for name in MOE if name.endswith("bf16")),
+    ("qwen3moe/qwen3moe-bf16", "IQ4_NL", {"tensor_type": ["ffn_up_exps=f16", "ffn_down_exps=f32"]}, 300),
+    ("qwen3moe/qwen3moe-bf16", "IQ4_NL", {"tensor_type": "ffn_gate_exps=bf16"}, 40),
     ("qwen3moe/qwen3moe-bf16", "IQ4_NL", {"tensor_type": "ffn_up_exps=q8_0"}, 300),
     ("mixtral/mixtral-bf16", "Q4_K_M", {}, 40),
     ("deepseek3/deepseek3-bf16", "IQ2_KT", {"ignore_imatrix_rules": True}, 40),
@@ -109,20 +115,24 @@ def test_every_type(t, tmp_path):
     types = {w.type.name for n, w in ikq.GGUFReader(file).tensors.items() if "_exps" in n}
     found, told = logits(file, {"stay": ALL, "ram": RAM, "mapped": RAM | {"mmap": "on"}}, 20, tmp_path)
     assert t.upper() in types, types
-    # rows of 64 elements hold no block of Q1_0: `down` is F16 then, and experts with floats are not copied
-    if "F16" in types:
-        assert not any("computed on" in why for why in told["ram"])
-        return
     assert all("computed on" in why for why in told["ram"])
     assert np.array_equal(found["ram"], found["stay"])
     assert np.array_equal(found["mapped"], found["stay"])
 
 
 def test_types_that_are_not_copied(tmp_path):
-    """Experts of floats, and interleaved ones, stay with the CPU: what it computes is as before."""
+    """Interleaved experts stay with the CPU: what it computes is as before."""
+    file = quantized("qwen2moe/qwen2moe-bf16", "Q4_0_R8", tmp_path, ignore_imatrix_rules=True)
     cases = {"ram": RAM, "never": RAM | {"from": 0}}
-    found, told = logits(path("qwen2moe/qwen2moe-bf16"), cases, 20, tmp_path)
+    found, told = logits(file, cases, 20, tmp_path)
     assert not any("computed on" in why for why in told["ram"])
+    assert np.array_equal(found["ram"], found["never"])
+
+
+def test_floats_need_tiles(tmp_path):
+    """A GPU of before sm_80 has none for floats, and leaves their experts to the CPU."""
+    cases = {"ram": RAM, "never": RAM | {"from": 0}}
+    found, _ = logits(path("qwen2moe/qwen2moe-bf16"), cases, 20, tmp_path, IKQ_STANDIN_SM="75")
     assert np.array_equal(found["ram"], found["never"])
 
 
@@ -149,6 +159,14 @@ def test_from_how_many_tokens(monkeypatch):
     expected = math.ceil(sum(t.nbytes for t in tensors) * 57 / of_token)
     stays = "experts stay on the CPU, as asked for"
     assert expected > 9
+    # floats take the CPU 1 / 0.38 times as long
+    floats = ikq.Model.plan(
+        path("qwen3moe/qwen3moe-bf16"), devices=["CPU", "CUDA0"], n_gpu_layers=99, cpu_moe=True
+    )
+    layer = next(layer for layer in model_spec(reader("qwen3moe/qwen3moe-bf16")).layers)
+    n_tokens = math.ceil(2 * 57 * 0.38 * layer.ffn.routing.n_expert / layer.ffn.routing.n_used)
+    (why,) = {p.why for p in floats.placement if p.stage.endswith(" experts")}
+    assert f"in steps of {n_tokens} tokens or more, if its compute capability is 8.0 or more" in why
     assert reasons(None) == f"{stays}; computed on CUDA0 in steps of {expected} tokens or more"
     assert reasons("70") == f"{stays}; computed on CUDA0 in steps of 70 tokens or more"
     assert (

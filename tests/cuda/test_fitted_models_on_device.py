@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from emulator import FULL, needs_gxx
 from model_files import path
+from mtp_files import with_head
 from standin import environment, ikq_command, run
 
 pytestmark = [needs_gxx, pytest.mark.timeout(1800)]
@@ -125,10 +126,17 @@ def test_buffers_are_what_was_told(name, n):
         assert (separate > fused) == ("bf16" not in name)
 
 
-@pytest.mark.parametrize("options", [{}, {"fused_up_gate": False}])
-def test_buffers_of_borrowed_experts_are_what_was_told(options):
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("gpt-oss/gpt-oss-mxfp4", {}),
+        ("gpt-oss/gpt-oss-mxfp4", {"fused_up_gate": False}),
+        ("qwen3moe/qwen3moe-bf16", {}),
+    ],
+)
+def test_buffers_of_borrowed_experts_are_what_was_told(name, options):
     """Where steps have so many tokens that experts in RAM are computed on the GPU, it needs memory for them."""
-    program = (str(path("gpt-oss/gpt-oss-mxfp4")), "16", json.dumps(options | {"cpu_moe": True}))
+    program = (str(path(name)), "16", json.dumps(options | {"cpu_moe": True}))
     told = []
     for first in ("1", "0"):
         found = run(BUFFERS, environment(IKQ_CUDA_STREAM_FROM=first, IKQ_CUDA_SLAB_KIB="4"), *program)
@@ -136,6 +144,59 @@ def test_buffers_of_borrowed_experts_are_what_was_told(options):
         assert promised == taken
         told.append(promised)
     assert told[0] > told[1]
+
+
+DRAFTING = (
+    USED
+    + """
+import json, sys
+import ikq
+path, drafter = sys.argv[1:]
+drafts = {"mtp": dict(mtp=True), "draft_model": dict(draft_model=path), "both": dict(mtp=True, draft_model=path)}
+how = drafts[drafter]
+room = dict(fit=True, fit_margin=0, n_ctx=64, n_ubatch=4, **how)
+plan = ikq.Model.plan(path, **room)
+with ikq.Model.load(path, n_threads=2, **room) as model:
+    assert used() == plan.weights["CUDA0"] == plan.fitted.weights
+    plans = [plan]
+    if "mtp" in how:
+        plans.append(plan.mtp)
+        assert model.mtp is not None and model.explain().mtp == plan.mtp.placement
+    if "draft_model" in how:
+        plans.append(plan.draft_model)
+        assert model.draft_model(path) is model.draft_model(path)
+        (draft,) = model.explain().draft_models
+        assert draft.placement == plan.draft_model.placement
+    assert used() == sum(p.weights["CUDA0"] for p in plans)
+    text = []
+    if len(how) == 1:
+        always = dict(max_tokens=6, temperature=0, ignore_eos=True, draft_adapt=False, draft_p_min=0.0, draft_max=3)
+        generation = model.generate([3, 4, 5, 6], **always, **how)
+        text = [p.token for p in generation]
+        assert generation.stats.n_drafted > 0
+    taken = used()
+assert used() == 0
+print(json.dumps([text, taken, plan.fitted.needed, plan.fitted.drafts]))
+"""
+)
+
+
+def test_drafts_find_the_room_that_was_left(tmp_path):
+    """A head or a draft model beside a model, on a GPU that has no byte more than all are said to take."""
+    file = tmp_path / "model.gguf"
+    with_head("glm4moe/glm4moe-bf16").write(file)
+    found = {
+        d: json.loads(run(DRAFTING, environment(), str(file), d)) for d in ("both", "mtp", "draft_model")
+    }
+    assert found["both"][3] == found["mtp"][3] + found["draft_model"][3]
+    for drafter in ("mtp", "draft_model"):
+        text, _, needed, drafts = found[drafter]
+        env = environment(IKQ_STANDIN_MEMORY=str(needed))
+        same, taken, *numbers = json.loads(run(DRAFTING, env, str(file), drafter))
+        assert (same, numbers) == (text, [needed, drafts])
+        # what was left to the model alone is not enough
+        assert needed - drafts < taken <= needed
+    assert found["mtp"][0] == found["draft_model"][0]
 
 
 def test_the_command(tiny_moe):

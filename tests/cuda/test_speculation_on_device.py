@@ -84,6 +84,64 @@ def test_a_head_that_knows_what_follows(name, tmp_path):
         assert all(by_drafter[d][1] > 0 for d in ("mtp", "draft")), case
 
 
+SERVED = """
+import http.client, json, sys
+from ikq.__main__ import main
+from ikq.speculation.draft_model import DraftModels
+import ikq
+
+path = sys.argv[1]
+got, get = {}, DraftModels.get
+
+def noted(self, given, model):
+    draft = get(self, given, model)
+    got[model] = draft
+    return draft
+
+DraftModels.get = noted
+
+class Asked(ikq.Server):
+    def run(self):
+        with self:
+            host, _, port = self.url.split("/")[2].rpartition(":")
+            connection = http.client.HTTPConnection(host, int(port))
+            request = {"prompt": "import sys", "max_tokens": 6, "temperature": 0, "ignore_eos": True}
+            connection.request("POST", "/v1/completions", json.dumps(request), {"Content-Type": "application/json"})
+            said = json.loads(connection.getresponse().read())
+            ((model, draft),) = got.items()
+            places = {name: sorted({p.device for p in m.explain().placement if p.stage != "embedding"}) for name, m in (("model", model), ("draft", draft))}
+            print(json.dumps(places | {"text": said["choices"][0]["text"], "n_ctx": draft.n_ctx}))
+
+ikq.Server = Asked
+always = ["--draft-max", "3", "--draft-p-min", "0", "--no-draft-adapt", "--port", "0", "--no-log", "-t", "2", "-c", "64"]
+sys.exit(main(["serve", "-m", path, "-md", path, *always, *sys.argv[2:]]))
+"""
+
+
+def test_a_servers_draft_model_is_where_its_model_is(tiny_moe):
+    """Whole on the GPU that has the last layers, unless it is said where."""
+    env = environment(IKQ_STANDIN_DEVICES="2")
+    gpus = ("-ngl", "99", "-ts", "1,1")
+    cases = {
+        (): (["CPU"], ["CPU"]),
+        ("-dev", "CUDA0", "-ngl", "99"): (["CUDA0"], ["CUDA0"]),
+        gpus: (["CUDA0", "CUDA1"], ["CUDA1"]),
+        (*gpus, "-devd", "CUDA0"): (["CUDA0", "CUDA1"], ["CUDA0"]),
+        (*gpus, "-ngld", "0"): (["CUDA0", "CUDA1"], ["CPU"]),
+        (*gpus, "-devd", "none"): (["CUDA0", "CUDA1"], ["CPU"]),
+        ("-devd", "CUDA1", "-ngld", "1"): (["CPU"], ["CPU", "CUDA1"]),
+    }
+    if not FULL:
+        cases = {key: cases[key] for key in (gpus, (*gpus, "-ngld", "0"), ("-devd", "CUDA1", "-ngld", "1"))}
+    texts = set()
+    for options, (model, draft) in cases.items():
+        found = json.loads(run(SERVED, env, str(tiny_moe), *options))
+        assert (found["model"], found["draft"]) == (model, draft), options
+        assert found["n_ctx"] == 64
+        texts.add(found["text"])
+    assert len(texts) == 1
+
+
 def test_the_command(tiny_moe):
     """The model's own file drafts on the GPU; without a GPU that is refused."""
     arguments = ("run", "-m", tiny_moe, "-p", "import sys", "-n", "8", "--temp", "0", "--no-perf")

@@ -79,8 +79,10 @@ class CovarianceParts:
             wanted = wanted_tensors(reader.tensors)
             shapes = {name: reader.tensors[name].shape for name in wanted if name in reader.tensors}
             architecture = str(reader.metadata.get("general.architecture"))
-            used = reader.metadata.get(f"{architecture}.expert_used_count", 1)
-        layers = covariance_bytes(shapes, windows.n_ctx, used if isinstance(used, int) and used else 1)
+            key = "expert_count" if args.all_experts else "expert_used_count"
+            used = reader.metadata.get(f"{architecture}.{key}", 1)
+        n_used = used if isinstance(used, int) and used else 1
+        layers = covariance_bytes(shapes, windows.n_ctx, n_used, windows.n)
         if not layers:
             raise ikq.RefusedError(f"--covariance: {args.model} has no layers whose names are known")
         passes = covariance_passes(layers, args.max_ram or _half_of_memory())

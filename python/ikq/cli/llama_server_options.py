@@ -21,7 +21,7 @@ _LINES = "the log is one line for each request; --log-json, --log-file and --no-
 _PULSE = "streams that stay silent get a comment every 15 seconds"
 _LOADED = "models of a folder are loaded when they are asked for, and checked before"
 _PLACES = "threads run where the system puts them; taskset and nice change that"
-_DRAFTS = "a draft model has the model's threads and context, and runs on the CPU"
+_DRAFTS = "a draft model has the model's threads, context and types of the cache; -ngld and -devd place it"
 _TREES = "drafts are no trees"
 _FITS = "--fit and --fit-margin say what goes to a GPU; contexts are not made smaller"
 _READS = "--mmap and --no-mmap say how files are read"
@@ -59,7 +59,6 @@ _EXPLAINED: tuple[tuple[tuple[str, ...], str | int | None, str], ...] = (
     (("--prio-batch", "--poll-batch"), 1, _PLACES),
     (("-td", "--threads-draft", "-tbd", "--threads-batch-draft", "-cd", "--ctx-size-draft"), 1, _DRAFTS),
     (("-ctkd", "--cache-type-k-draft", "-ctvd", "--cache-type-v-draft"), 1, _DRAFTS),
-    (("-devd", "--device-draft", "-ngld", "--gpu-layers-draft", "--n-gpu-layers-draft"), 1, _DRAFTS),
     (("-otd", "--override-tensor-draft", "-ncmoed", "--n-cpu-moe-draft"), 1, _DRAFTS),
     (("-cmoed", "--cpu-moe-draft"), 0, _DRAFTS),
     (("--draft-p-split",), 1, _TREES),

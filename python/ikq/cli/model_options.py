@@ -13,7 +13,7 @@ import ikq
 from ikq import cuda
 from ikq.cli.lora_options import add_lora
 from ikq.cli.numbers import whole_number
-from ikq.cli.placement_table import ALL_LAYERS
+from ikq.inference.drafts import ALL_LAYERS
 from ikq.inference.fitting import MARGIN
 from ikq.inference.model import PLANNED
 
@@ -24,6 +24,7 @@ __all__ = [
     "add_ignored",
     "add_loading",
     "add_placement",
+    "draft_placement",
     "fitted",
     "load_options",
     "n_layers",
@@ -323,27 +324,38 @@ def fitted(path: str | os.PathLike[str], options: dict[str, Any]) -> dict[str, A
 
 
 def draft_placement(args: argparse.Namespace) -> dict[str, Any]:
-    """What is computed where of a draft model, as keywords of `Model.load`.
+    """What is computed where of a draft model, as keywords of `Model.load`: none where nothing is asked for.
 
     Raises:
         DeviceError: layers are to go to a GPU, there is none to use, and the CPU may not take them.
     """
-    if not args.n_gpu_layers_draft:
+    n, names = args.n_gpu_layers_draft, args.device_draft
+    if n is None and names is None:
         return {}
-    devices = _devices(args, wants_gpu=True)
+    if n == 0 or (names is not None and _named(names) == ["CPU"]):
+        return {"devices": ["CPU"], "n_gpu_layers": 0}
+    devices = _with_gpus(_named(args.device if names is None else names), wants_gpu=True)
     _note_without_gpu(args, "-ngld", devices)
-    return {"devices": devices, "n_gpu_layers": args.n_gpu_layers_draft}
+    return {"devices": devices, "n_gpu_layers": ALL_LAYERS if n is None else n}
 
 
-def _devices(args: argparse.Namespace, *, wants_gpu: bool = False) -> tuple[str, ...]:
+def _devices(args: argparse.Namespace) -> tuple[str, ...]:
     """Names of devices: the CPU always, and all usable GPUs where layers are to go and none is named."""
-    names = [name.strip() for name in args.device.split(",") if name.strip()]
-    names = [*(() if names and names[0].upper() == "CPU" else ("CPU",)), *names]
     wanted = args.n_gpu_layers
-    wants_gpu |= args.fit or (any(wanted) if isinstance(wanted, list) else bool(wanted))
-    if len(names) == 1 and wants_gpu:
-        names += cuda.usable_devices(memory=False)
-    return tuple(names)
+    wants_gpu = args.fit or (any(wanted) if isinstance(wanted, list) else bool(wanted))
+    return _with_gpus(_named(args.device), wants_gpu=wants_gpu)
+
+
+def _named(text: str) -> list[str]:
+    """Names of devices, the CPU first; `none` are those that there are beside it."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if [name.lower() for name in names] == ["none"]:
+        names = []
+    return [*(() if names and names[0].upper() == "CPU" else ("CPU",)), *names]
+
+
+def _with_gpus(names: list[str], *, wants_gpu: bool) -> tuple[str, ...]:
+    return (*names, *(cuda.usable_devices(memory=False) if len(names) == 1 and wants_gpu else ()))
 
 
 def n_layers(text: str) -> int:
@@ -398,7 +410,15 @@ def load_options(args: argparse.Namespace) -> dict[str, Any]:
         "fit_sequences": 1,
         "override_kv": dict(args.override_kv),
         "lora": tuple(args.lora),
+        **_drafts(args),
     }
+
+
+def _drafts(args: argparse.Namespace) -> dict[str, Any]:
+    """What drafts, as keywords of `Model.load`; nothing where a verb has no such options."""
+    if getattr(args, "draft_model", None) is not None:
+        return {"draft_model": args.draft_model, "draft_options": draft_placement(args)}
+    return {"mtp": True} if getattr(args, "mtp", False) else {}
 
 
 def reduction(text: str) -> tuple[int, float]:

@@ -6,12 +6,10 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from ikq.inference.drafts import ALL_LAYERS
 from ikq.inference.model import Placed
 
-__all__ = ["ALL_LAYERS", "PlacedLayers", "joined_layers", "placement_lines"]
-
-ALL_LAYERS = 2**31 - 1
-"""More layers than there are: what `-ngl all` and negative numbers mean."""
+__all__ = ["PlacedLayers", "joined_layers", "placement_lines"]
 
 _GIB = 2**30
 

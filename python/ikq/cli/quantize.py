@@ -21,7 +21,7 @@ from ikq.cli.quantize_lines import (
     tensor_lines,
     type_label,
 )
-from ikq.quantizing.options import QuantizeOptions
+from ikq.quantizing.options import EFFORTS, QuantizeOptions
 from ikq.quantizing.pipeline import PlannedTensor, QuantizePlan, QuantizeResult
 from ikq.recipes.files import recipe_type
 
@@ -137,6 +137,13 @@ def _add_statistics(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="covariances (ikq imatrix --covariance): columns make good the errors of earlier ones",
     )
+    statistics.add_argument(
+        "--effort",
+        choices=EFFORTS,
+        default="normal",
+        help="max, with --error-feedback or --sequential: codes and scales are chosen again when a row is "
+        "done, in up to four rounds; and layers of --sequential are made in up to eight, not four",
+    )
     for option, what in [("--include-weights", "only"), ("--exclude-weights", "no")]:
         statistics.add_argument(
             option,
@@ -232,7 +239,11 @@ def run(args: argparse.Namespace) -> int:
     source, destination, type_name, n_threads = words
     quantize_sequential.check(args)
     quantize_cluster.check(args)
-    plan = _plan(source, destination, type_name, options(args))
+    given_first = options(args)
+    if args.sequential:
+        # there are no covariances yet, which effort is about
+        given_first["effort"] = "normal"
+    plan = _plan(source, destination, type_name, given_first)
     if args.sequential and not args.dry_run:
         quantize_sequential.prepare(args, plan, type_name, n_threads, options(args))
         plan = _plan(source, destination, type_name, options(args))

@@ -12,7 +12,7 @@ from ikq.cli.numbers import at_least, whole_number
 from ikq.files.text_files import read_literally
 from ikq.quantizing.options import QuantizeOptions
 from ikq.quantizing.pipeline import QuantizePlan
-from ikq.quantizing.sequential import ROUNDS_OF_EFFORT, layers_folder, quantize_layers
+from ikq.quantizing.sequential import layers_folder, quantize_layers
 from ikq.statistics.calibrate import windows_of
 
 __all__ = ["add_options", "check", "prepare", "tidy"]
@@ -39,12 +39,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--chunks", metavar="N", type=whole_number, default=-1, help="most chunks, default all of the text"
     )
-    group.add_argument(
-        "--effort",
-        choices=list(ROUNDS_OF_EFFORT),
-        default="normal",
-        help="max: up to eight rounds of a layer, not four, for layers with more inputs one after another",
-    )
 
 
 def check(args: argparse.Namespace) -> None:
@@ -59,8 +53,8 @@ def check(args: argparse.Namespace) -> None:
         raise ikq.RefusedError(
             "--sequential runs the source, which must be a GGUF file: ikq convert makes one"
         )
-    if not args.sequential and (args.file or args.effort != "normal"):
-        raise ikq.RefusedError("-f and --effort are for --sequential")
+    if not args.sequential and args.file:
+        raise ikq.RefusedError("-f is for --sequential")
 
 
 def prepare(
@@ -89,7 +83,6 @@ def prepare(
         type_name,
         windows,
         dataset=args.file,
-        rounds=ROUNDS_OF_EFFORT[args.effort],
         n_threads=n_threads,
         max_ram=args.max_ram,
         clamp=args.clamp,

@@ -8,7 +8,6 @@ import json
 import re
 import sys
 import time
-from contextlib import nullcontext
 from typing import Any, cast
 
 import ikq
@@ -28,16 +27,15 @@ from ikq.cli.progress import prompt_progress, waiting
 from ikq.cli.prompt_cache import PromptCache, add_prompt_cache
 from ikq.cli.sampling_options import add_predict, add_sampling, sampling_options
 from ikq.cli.speculation_options import (
-    add_draft_placement,
     add_speculation,
     check_files,
-    load_draft,
     speculation_options,
 )
 from ikq.cli.timings import print_timings
 from ikq.files.text_files import decode_literally, read_literally
 from ikq.grammar.keywords import GrammarKeywords, constraint_of
-from ikq.inference.model import PLANNED
+from ikq.inference.model import PLANNED, LoadingPlan
+from ikq.speculation import Speculation
 from ikq.text.generate import Stats
 
 NAME = "run"
@@ -120,7 +118,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sampling(parser)
     add_grammar(parser)
     add_speculation(parser)
-    add_draft_placement(parser)
     add_ignored(parser)
     parser.add_argument("-co", "--color", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--log-disable", action="store_true", help=argparse.SUPPRESS)
@@ -140,9 +137,11 @@ def run(args: argparse.Namespace) -> int:
         "context_shift": args.context_shift,
         "n_keep": args.keep,
         "progress": prompt_progress,
+        "draft_model": args.draft_model,
         **speculation_options(args),
         **grammar_options(args),
     }
+    speculation = Speculation(draft_model=args.draft_model, **speculation_options(args))
     print_ignored(args)
     if args.dry_run:
         return _dry_run(args)
@@ -161,10 +160,9 @@ def run(args: argparse.Namespace) -> int:
             check_files(args, reader)
             print_unused_rules(args, reader.tensors)
         model = ikq.Model.load(args.model, **fitted(args.model, loading))
-        draft = load_draft(args, model)
-    with model, draft or nullcontext():
+        speculation.text(model)  # loads what drafts
+    with model:
         model.tokenizer = tokenizer
-        options["draft_model"] = draft
         cache = PromptCache(model, args)
         options["sequence"] = cache.sequence
         load_seconds = time.perf_counter() - start
@@ -199,17 +197,25 @@ def run(args: argparse.Namespace) -> int:
 def _dry_run(args: argparse.Namespace) -> int:
     """Shows the placement and the memory."""
     options = fitted(args.model, load_options(args))
-    plan = ikq.Model.plan(args.model, **{k: options[k] for k in PLANNED})
+    plan = ikq.Model.plan(args.model, **{k: options[k] for k in PLANNED if k in options})
     if args.override_tensor:
         with ikq.GGUFReader(args.model) as reader:
             print_unused_rules(args, reader.tensors)
+    _print_plan(plan)
+    for name, drafting in (("head for further tokens", plan.mtp), ("draft model", plan.draft_model)):
+        if drafting is not None:
+            print(f"{name}:")
+            _print_plan(drafting)
+    return 0
+
+
+def _print_plan(plan: LoadingPlan) -> None:
     print("\n".join(placement_lines(plan.placement)))
     weights = sum(plan.weights.values())
     print(f"weights: {weights / 2**30:.3f} GiB ({weights} bytes)")
     print(f"cache: {plan.cache / 2**30:.3f} GiB ({plan.cache} bytes) for a text of {plan.n_ctx} tokens")
     for device, n in plan.buffers.items():
         print(f"buffers of a step on {device}: {n / 2**30:.3f} GiB ({n} bytes)")
-    return 0
 
 
 def _is_chat(args: argparse.Namespace) -> bool:

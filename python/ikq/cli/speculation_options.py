@@ -6,12 +6,12 @@ import argparse
 from typing import Any
 
 import ikq
-from ikq.cli.model_options import draft_placement, n_layers
+from ikq.cli.model_options import n_layers
 from ikq.cli.numbers import number, whole_number
 from ikq.models import model_spec, mtp_spec
 from ikq.speculation import Speculation, check_same_vocabulary
 
-__all__ = ["add_draft_placement", "add_speculation", "check_files", "load_draft", "speculation_options"]
+__all__ = ["add_drafters", "add_speculation", "check_files", "speculation_options"]
 
 
 def add_speculation(parser: argparse.ArgumentParser) -> None:
@@ -19,13 +19,7 @@ def add_speculation(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "speculation", "Drafts of several tokens that the model checks at once. The text is the same without."
     )
-    group.add_argument(
-        "-md",
-        "--draft-model",
-        "--model-draft",
-        metavar="FILE",
-        help="a smaller model of the same vocabulary drafts",
-    )
+    _add_drafters(group)
     group.add_argument(
         "--lookup",
         nargs="?",
@@ -35,7 +29,6 @@ def add_speculation(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="draft what followed the last (at least N) tokens earlier in the text",
     )
-    group.add_argument("--mtp", action="store_true", help="the model's own head for further tokens drafts")
     group.add_argument(
         "--draft-max",
         "--draft",
@@ -58,7 +51,7 @@ def add_speculation(parser: argparse.ArgumentParser) -> None:
         type=number,
         default=0.5,
         metavar="P",
-        help="end a draft before a token that is less probable to who drafts (0.5)",
+        help="end a draft before a token that is less probable, of the 16 best to who drafts (0.5)",
     )
     group.add_argument(
         "--no-draft-adapt",
@@ -68,17 +61,36 @@ def add_speculation(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_draft_placement(parser: argparse.ArgumentParser) -> None:
-    """Adds what says where a draft model is computed."""
-    parser.add_argument(
+def add_drafters(parser: argparse.ArgumentParser) -> None:
+    """Adds what takes memory beside a model, and where."""
+    group = parser.add_argument_group("speculation", "What drafts the texts of the model.")
+    _add_drafters(group)
+
+
+def _add_drafters(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "-md",
+        "--draft-model",
+        "--model-draft",
+        metavar="FILE",
+        help="a smaller model of the same vocabulary drafts",
+    )
+    group.add_argument("--mtp", action="store_true", help="the model's own head for further tokens drafts")
+    group.add_argument(
         "-ngld",
         "--gpu-layers-draft",
         "--n-gpu-layers-draft",
         dest="n_gpu_layers_draft",
         type=n_layers,
-        default=0,
         metavar="N",
-        help="the last N layers of the draft model go to GPUs, or to what -dev names (0)",
+        help="the last N layers of the draft model go to GPUs, or to what -devd names (all, to the GPU that "
+        "has the last of the model's layers)",
+    )
+    group.add_argument(
+        "-devd",
+        "--device-draft",
+        metavar="NAME,...",
+        help="what computes the draft model (as -dev; none: the CPU)",
     )
 
 
@@ -114,18 +126,3 @@ def check_files(args: argparse.Namespace, reader: ikq.GGUFReader) -> None:
         with ikq.GGUFReader(args.draft_model) as draft:
             n_vocab = model_spec(reader).n_vocab, model_spec(draft).n_vocab
             check_same_vocabulary(reader.metadata, draft.metadata, n_vocab, args.draft_model)
-
-
-def load_draft(args: argparse.Namespace, model: ikq.Model) -> ikq.Model | None:
-    """The draft model, if one is given, loaded as the model is but for its placement.
-
-    Raises:
-        DeviceError: layers of it are to go to a GPU, and there is none to use.
-        OSError, IkqError: as `Model.load`.
-    """
-    if args.draft_model is None:
-        return None
-    same = {name: getattr(args, name) for name in ("cache_type_k", "cache_type_v", "compute", "mmap")}
-    return ikq.Model.load(
-        args.draft_model, n_ctx=model.n_ctx, n_threads=model.n_threads, **same, **draft_placement(args)
-    )

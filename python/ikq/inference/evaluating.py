@@ -19,6 +19,7 @@ from ikq.inference.lora import LoraAdapter, Scales
 from ikq.inference.sequence import Best, Want, Wanted
 from ikq.models import ModelSpec
 from ikq.sampling import Candidates
+from ikq.sampling.candidates import candidates
 from ikq.speculation.mtp import MtpHead
 from ikq.statistics.activations import ActivationCollector
 from ikq.text.model import TextModel
@@ -168,7 +169,7 @@ class EvaluatingModel(TextModel):
                     s._version += 1
             if collector is not None:
                 collector._evaluated(sum(len(ids) for _, ids, _ in checked))
-            return [_candidates(*x) if isinstance(x, tuple) else x for x in found]
+            return [candidates(*x) if isinstance(x, tuple) else x for x in found]
 
     @property
     def mtp(self) -> MtpHead | None:
@@ -196,6 +197,12 @@ class EvaluatingModel(TextModel):
         with self._lock:
             self._check_open()
             return self._engine.head(np.ascontiguousarray(hidden), None if lora is None else list(lora))
+
+    def _head_best(self, hidden: NDArray[np.float32], n: int, lora: Scales | None = None) -> list[Candidates]:
+        scales = None if lora is None else list(lora)
+        with self._lock:
+            self._check_open()
+            return candidates(*self._engine.head_best(np.ascontiguousarray(hidden), n, scales))
 
     def logits(self, tokens: ArrayLike) -> NDArray[np.float32]:
         """Logits after every token of a text.
@@ -370,8 +377,3 @@ def _ids(tokens: ArrayLike) -> list[int]:
         raise FormatError(f"tokens are a flat sequence of integers, not {ids.dtype} of shape {ids.shape}")
     found: list[int] = ids.tolist()
     return found
-
-
-def _candidates(ids: NDArray[np.int64], logits: NDArray[np.float32]) -> list[Candidates]:
-    rows = zip(ids.astype(np.intp, copy=False), logits, strict=True)
-    return [Candidates(places, row, is_sorted=True) for places, row in rows]

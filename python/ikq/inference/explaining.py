@@ -72,6 +72,7 @@ class Filled(NamedTuple):
         weights: Bytes of weights.
         cache: Bytes of the cache, for as many texts of full length as were asked for, as it grows.
         step: Bytes that a step takes at most.
+        drafts: Bytes that a draft model and a head for further tokens take, of all these kinds.
     """
 
     device: str
@@ -79,16 +80,18 @@ class Filled(NamedTuple):
     weights: int
     cache: int
     step: int
+    drafts: int = 0
 
     @property
     def needed(self) -> int:
-        """All that the model takes."""
-        return self.weights + self.cache + self.step
+        """All that the model takes, with what drafts its texts."""
+        return self.weights + self.cache + self.step + self.drafts
 
     @property
     def sentence(self) -> str:
         """The same in words."""
-        parts = (("weights", self.weights), ("cache", self.cache), ("buffers", self.step))
+        parts = [("weights", self.weights), ("cache", self.cache), ("buffers", self.step)]
+        parts += [("what drafts", self.drafts)] if self.drafts else []
         held = ", ".join(f"{name} of {n / _GIB:.3f} GiB" for name, n in parts)
         return (
             f"{self.device} holds {held}, together {self.needed / _GIB:.3f} of {self.memory / _GIB:.3f} GiB"
@@ -136,8 +139,13 @@ class Fitted(NamedTuple):
         return sum(d.step for d in self.devices)
 
     @property
+    def drafts(self) -> int:
+        """Bytes that a draft model and a head for further tokens take on all GPUs."""
+        return sum(d.drafts for d in self.devices)
+
+    @property
     def needed(self) -> int:
-        """Bytes that the model takes on all GPUs."""
+        """Bytes that all this takes on all GPUs."""
         return sum(d.needed for d in self.devices)
 
     @property
@@ -181,18 +189,27 @@ class LoadingPlan(NamedTuple):
     Attributes:
         placement: Where every stage of every layer would be computed, in order.
         weights: Bytes of weights by device, except those of the embedding, which stay mapped.
-        cache: Bytes of the KV cache of one text of `n_ctx` tokens.
+        caches: Bytes of the KV cache of one text of `n_ctx` tokens by device.
         n_ctx: As asked for, or the trained context; with `fit` what was chosen.
         fitted: What `fit` found; `None` without it.
         buffers: Bytes that a step of `n_ubatch` tokens takes at most on each GPU, besides weights and cache.
+        mtp: The same of the head for further tokens, if it was asked for.
+        draft_model: The same of the draft model, if one was named.
     """
 
     placement: tuple[Placed, ...]
     weights: dict[str, int]
-    cache: int
+    caches: dict[str, int]
     n_ctx: int
     fitted: Fitted | None
     buffers: dict[str, int]
+    mtp: LoadingPlan | None = None
+    draft_model: LoadingPlan | None = None
+
+    @property
+    def cache(self) -> int:
+        """Bytes of the KV cache of one text of `n_ctx` tokens."""
+        return sum(self.caches.values())
 
 
 class Explanation(NamedTuple):
@@ -206,6 +223,8 @@ class Explanation(NamedTuple):
         why_memory: Why they were copied or not.
         loaded_by: Programs that know every tensor type of the file.
         notes: What was assumed because the file does not say it, and options that have no effect.
+        mtp: Where every stage of the head for further tokens is computed; none while it is not loaded.
+        draft_models: The same of draft models that were loaded for it.
     """
 
     architecture: str
@@ -215,3 +234,5 @@ class Explanation(NamedTuple):
     why_memory: str
     loaded_by: tuple[str, ...]
     notes: tuple[str, ...]
+    mtp: tuple[Placed, ...] = ()
+    draft_models: tuple[Explanation, ...] = ()

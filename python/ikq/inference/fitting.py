@@ -13,10 +13,11 @@ from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from ikq import _ikq, cuda
+from ikq import cuda
 from ikq.errors import DeviceError, RefusedError
 from ikq.files.gguf import GGUFReader
-from ikq.inference.explaining import Filled, Fitted
+from ikq.inference.beside import Beside, planned
+from ikq.inference.explaining import Filled, Fitted, LoadingPlan
 from ikq.inference.gpu_parts import blocks, rules_for_the_cpu
 from ikq.inference.loading import PlacementOptions
 from ikq.models import ModelSpec
@@ -69,7 +70,12 @@ class _Level:
 
 
 def fit(
-    reader: GGUFReader, spec: ModelSpec, n_ctx: int | None, options: PlacementOptions, room: FitOptions
+    reader: GGUFReader,
+    spec: ModelSpec,
+    n_ctx: int | None,
+    options: PlacementOptions,
+    room: FitOptions,
+    beside: Beside,
 ) -> Fitted:
     """The placement with most on GPUs that fits their free memory.
 
@@ -81,6 +87,7 @@ def fit(
         options: As for loading; nothing may be said of where tensors go. `n_gpu_layers` but 0 is the most
             layers that may go to GPUs.
         room: What must be left.
+        beside: What drafts the model's texts, for which there must be room as well.
 
     Raises:
         RefusedError: the options say already what goes where, or name another device than GPUs.
@@ -92,7 +99,7 @@ def fit(
     deciding = PlacementOptions(
         **{name: getattr(options, name) for name in names} | {"devices": ["CPU", *(gpu.name for gpu in gpus)]}
     )
-    search = _Search(reader, spec, deciding, room, gpus)
+    search = _Search(reader, spec, deciding, room, gpus, beside)
     search.n_ctx = search.context() if n_ctx is None else n_ctx
     levels = search.levels(options.n_gpu_layers)
     # less is needed from level to level
@@ -142,10 +149,10 @@ class _Search:
         options: PlacementOptions,
         room: FitOptions,
         gpus: tuple[_Gpu, ...],
+        beside: Beside,
     ) -> None:
         self._reader, self._spec, self._gpus = reader, spec, gpus
-        self._options, self._room = options, room
-        self._json = spec.to_json()
+        self._options, self._room, self._beside = options, room, beside
         self._taken: dict[tuple[_Level, tuple[int, ...], int], tuple[Filled, ...]] = {}
         self._splits: dict[_Level, tuple[int, ...] | None] = {}
 
@@ -225,15 +232,20 @@ class _Search:
                 tensor_split=[float(n) for n in split],
             )
             n_ubatch = self._room.n_ubatch
-            _, taken = _ikq.Engine.plan(
-                self._reader._opened(), self._json, n_ctx=n_ctx, n_ubatch=n_ubatch, **vars(options)
-            )
-            grown = _GROWTH * self._room.n_sequences
+            model = planned(self._reader, self._spec, n_ctx, n_ubatch, options)
+            plan = self._beside.added(self._reader, model, n_ubatch, options)
+            drafts = [p for p in (plan.mtp, plan.draft_model) if p is not None]
             self._taken[key] = tuple(
-                Filled(gpu.name, gpu.free, weights, int(grown * cache), step)
-                for gpu, (_, weights, cache, step) in zip(self._gpus, taken[1:], strict=True)
+                Filled(gpu.name, gpu.free, *taken, sum(sum(self._of(p, gpu.name)) for p in drafts))
+                for gpu in self._gpus
+                for taken in [self._of(plan, gpu.name)]
             )
         return self._taken[key]
+
+    def _of(self, plan: LoadingPlan, gpu: str) -> tuple[int, int, int]:
+        """Bytes of weights, cache and buffers of a GPU."""
+        cache = int(_GROWTH * self._room.n_sequences * plan.caches.get(gpu, 0))
+        return plan.weights.get(gpu, 0), cache, plan.buffers.get(gpu, 0)
 
     def fitted(self, level: _Level, is_all: bool) -> Fitted:
         """A placement that fits, with what it takes."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ikq import _ikq, cuda
 from ikq.errors import FormatError
@@ -17,6 +17,7 @@ from ikq.models import ModelSpec, model_spec, mtp_spec
 
 __all__ = [
     "PLANNED",
+    "Drafts",
     "FileOptions",
     "LoadingOptions",
     "PlacementOptions",
@@ -47,9 +48,21 @@ PLANNED = (
     "fit_sequences",
     "n_ubatch",
     "override_kv",
+    "mtp",
+    "draft_model",
+    "draft_options",
 )
 """Options of `Model.load` that command lines hand to `Model.plan` as well: they decide what goes where, and
 how much memory it takes there."""
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """What is to draft a model's texts, see `Model.load`."""
+
+    mtp: bool
+    draft_model: str | os.PathLike[str] | None
+    draft_options: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from ikq import _ikq
 from ikq.arrays.quant_types import QuantType
 from ikq.files.gguf import GGUFReader
+from ikq.inference.beside import Beside
+from ikq.inference.drafts import SHARED, DraftOptions, last_device
 from ikq.inference.evaluating import EvaluatingModel
 from ikq.inference.explaining import Explanation, FfnPlan, Filled, Fitted, LoadingPlan, Memory, Placed
 from ikq.inference.fitting import MARGIN, FitOptions
 from ikq.inference.fitting import fit as fitted_to
 from ikq.inference.loading import (
     PLANNED,
+    Drafts,
     FileOptions,
     LoadingOptions,
     PlacementOptions,
@@ -73,9 +76,10 @@ class Model(EvaluatingModel):
         n_ubatch: int = 512,
         notes: Iterable[str] = (),
         load_head: Callable[[int], tuple[_ikq.Engine, ModelSpec] | None] | None = None,
+        draft_options: DraftOptions | None = None,
     ) -> None:
         super().__init__(engine, spec, reader, n_ubatch=n_ubatch, load_head=load_head)
-        self._draft_models = DraftModels()
+        self._draft_models = DraftModels(draft_options or DraftOptions())
         self._types = frozenset(t.type for t in reader.tensors.values())
         self._notes = tuple(notes)
 
@@ -111,6 +115,9 @@ class Model(EvaluatingModel):
         yarn_truncate: bool = True,
         override_kv: Mapping[str, bool | int | float | str] | None = None,
         lora: Adapters = (),
+        mtp: bool = False,
+        draft_model: str | os.PathLike[str] | None = None,
+        draft_options: Mapping[str, Any] | None = None,
     ) -> Model:
         """Loads a GGUF file, or the split set that it belongs to.
 
@@ -169,6 +176,13 @@ class Model(EvaluatingModel):
             lora: LoRA adapters (`LoraAdapter`, or only a file), which are added to the model's products; its
                 weights stay as they are. What they change is computed on the CPU. The head for further
                 tokens drafts without them.
+            mtp: The head for further tokens is to draft: `fit` leaves room for it.
+            draft_model: The file of a model that is to draft, for which `fit` leaves room. Who drafts a text
+                is said when it is generated.
+            draft_options: Keywords of this method, but `fit`, for draft models of which only the file is
+                given. Positions, threads, types of the cache, `n_ubatch`, `compute` and `mmap` are those of
+                this model unless they are among them; without `devices` and `n_gpu_layers` a draft model goes
+                as a whole to the device that has the last of this model's layers.
 
         Raises:
             OSError: the file cannot be read.
@@ -210,15 +224,23 @@ class Model(EvaluatingModel):
             kv_offload=kv_offload,
         )
         if fit:
-            found = fitted_to(reader, spec, n_ctx, options, FitOptions(fit_margin, fit_sequences, n_ubatch))
+            beside = Beside.of(reader, file_options, Drafts(mtp, draft_model, draft_options))
+            room = FitOptions(fit_margin, fit_sequences, n_ubatch)
+            found = fitted_to(reader, spec, n_ctx, options, room, beside)
             n_ctx, options = found.n_ctx, replace(options, **found.placement)
+        engine = options.engine(reader, spec, n_ctx, adapters)
+        shared = {name: getattr(options, name) for name in SHARED}
+        shared |= {"n_ctx": engine.n_ctx, "n_threads": engine.n_threads}
         model = cls(
-            options.engine(reader, spec, n_ctx, adapters),
+            engine,
             spec,
             reader,
             n_ubatch=n_ubatch,
             notes=[_REPACK] if repack else [],
             load_head=partial(options.head_engine, Path(path).absolute(), file_options),
+            draft_options=DraftOptions(
+                shared, last_device(p[1] for p in engine.placement()), draft_options or {}
+            ),
         )
         reader.close()  # its metadata stay
         return model
@@ -245,7 +267,14 @@ class Model(EvaluatingModel):
                 engine = self._engine.exchange(reader._opened())
             finally:
                 self.close()
-        return Model(engine, self.spec, reader, n_ubatch=self._n_ubatch, notes=self._notes)
+        return Model(
+            engine,
+            self.spec,
+            reader,
+            n_ubatch=self._n_ubatch,
+            notes=self._notes,
+            draft_options=self._draft_models.options,
+        )
 
     @staticmethod
     def plan(
@@ -272,6 +301,9 @@ class Model(EvaluatingModel):
         n_ubatch: int = 512,
         yarn_truncate: bool = True,
         override_kv: Mapping[str, bool | int | float | str] | None = None,
+        mtp: bool = False,
+        draft_model: str | os.PathLike[str] | None = None,
+        draft_options: Mapping[str, Any] | None = None,
     ) -> LoadingPlan:
         """Where `load` with these options would place what, and the memory it would take; loads nothing.
 
@@ -298,6 +330,9 @@ class Model(EvaluatingModel):
             n_ubatch: See there; the buffers of a step depend on it.
             yarn_truncate: See there.
             override_kv: See there.
+            mtp: The head for further tokens is to draft: `LoadingPlan.mtp` tells what it takes.
+            draft_model: The file of a model that is to draft: `LoadingPlan.draft_model` tells what it takes.
+            draft_options: See there.
 
         Raises:
             OSError: as `load`, like all other errors but those of memory.
@@ -319,7 +354,9 @@ class Model(EvaluatingModel):
             kv_offload=kv_offload,
         )
         room = FitOptions(fit_margin, fit_sequences, n_ubatch) if fit else None
-        return plan_loading(path, n_ctx, n_ubatch, FileOptions(yarn_truncate, override_kv), options, room)
+        drafts = Drafts(mtp, draft_model, draft_options)
+        file_options = FileOptions(yarn_truncate, override_kv)
+        return plan_loading(path, n_ctx, n_ubatch, file_options, options, room, drafts)
 
     @property
     def memory(self) -> Memory:
@@ -346,7 +383,23 @@ class Model(EvaluatingModel):
             why_memory=self._engine.why_memory,
             loaded_by=tuple(sorted(set.intersection(*known))),
             notes=(*self.spec.notes, *self._notes, *adapters),
+            mtp=() if self._mtp is None else tuple(Placed(*p) for p in self._mtp.placement()),
+            draft_models=tuple(model.explain() for model in self._draft_models.loaded),
         )
+
+    def draft_model(self, path: str | os.PathLike[str]) -> Model:
+        """The draft model of a file, which is loaded once and closed with this one.
+
+        Texts are drafted by it when they are generated with the same path.
+
+        Args:
+            path: Its file, which is loaded as `draft_options` says.
+
+        Raises:
+            RefusedError: it has another vocabulary.
+            OSError, FormatError, ShapeError, UnsupportedError, DeviceError: as `load`.
+        """
+        return self._draft_models.get(path, self)
 
     def close(self) -> None:
         """Frees weights and cache; its sequences cannot be used any more."""

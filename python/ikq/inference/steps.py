@@ -205,10 +205,15 @@ class Part(NamedTuple):
             return "hidden"
         if not self.is_last:
             return "none"
-        n_best = self.work.n_best
-        if n_best is not None and n_best <= MOST_BEST:
-            return Best(n_best, each=self.n_draft > 0)
+        if self.n_best is not None:
+            return Best(self.n_best, each=self.n_draft > 0)
         return "all" if self.n_draft else "last"
+
+    @property
+    def n_best(self) -> int | None:
+        """How many of the largest logits are enough; `None`: all are needed."""
+        n = self.work.n_best
+        return None if n is None or n > MOST_BEST else n
 
 
 class Found(NamedTuple):
@@ -368,7 +373,7 @@ class Steps:
         given = model.step([(p.sequence, p.tokens, p.want) for p in parts])
         found: list[list[Scores] | None] = [None if x is None else list(x) for x in given]
         # what is wanted of hidden states
-        rows: dict[Scales, dict[int, NDArray[np.float32]]] = {}
+        rows: dict[tuple[Scales, int | None], dict[int, NDArray[np.float32]]] = {}
         for i, part in enumerate(parts):
             hidden, work = given[i], part.work
             if not part.needs_hidden or not isinstance(hidden, np.ndarray) or work.speculation is None:
@@ -376,11 +381,12 @@ class Steps:
             work.speculation.drafter.observe(work.tokens, part.sequence.n_past - len(hidden), hidden)
             found[i] = None
             if part.is_last:
-                alike = rows.setdefault(part.sequence.lora, {})
+                alike = rows.setdefault((part.sequence.lora, part.n_best), {})
                 alike[i] = hidden[len(hidden) - 1 - part.n_draft :]
-        for lora, alike in rows.items():
+        for (lora, n_best), alike in rows.items():
             hidden = np.concatenate(list(alike.values()))
-            logits = model._head(hidden, lora)
+            largest = None if n_best is None else model._head_best(hidden, n_best, lora)
+            logits = model._head(hidden, lora) if largest is None else largest
             for i, n in zip(alike, np.cumsum([len(x) for x in alike.values()]), strict=True):
                 found[i] = list(logits[n - len(alike[i]) : n])
         return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict, cast
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 from ikq import _ikq
 from ikq.arrays.quant_types import TypeLike, as_type
@@ -16,11 +16,13 @@ if TYPE_CHECKING:
     from ikq.quantizing.pipeline import PlannedTensor
 
 __all__ = [
+    "EFFORTS",
     "QuantizeFileOptions",
     "QuantizeOptions",
     "RunOptions",
     "WorkOptions",
     "check_run_options",
+    "effort_of",
     "keywords_of",
     "parse_size",
     "quantize_options",
@@ -29,6 +31,8 @@ __all__ = [
 ]
 
 PathLike = str | os.PathLike[str]
+
+EFFORTS = ("normal", "max")
 
 _MOST_BYTES = 2**63
 _MOST_LAYERS = 2**31
@@ -94,8 +98,11 @@ class QuantizeOptions(TypedDict, total=False):
     """Activation statistics: an imatrix file (`.dat` or GGUF) or an `Imatrix`."""
     error_feedback: PathLike | None
     """A covariance file (`ikq imatrix --covariance`): the error of each column is compensated by the columns
-    after it, as far as their inputs are correlated. Types of 8 bits, ternary ones, those whose scales are powers
-    of two or 8-bit floats, IQ1_S_R4 and IQ1_M_R4 are encoded as without."""
+    after it, as far as their inputs are correlated. Types of 8 bits, ternary ones, those whose scales are
+    powers of two or 8-bit floats, IQ1_S_R4 and IQ1_M_R4 are encoded as without."""
+    effort: Literal["normal", "max"]
+    """With `max`, codes and scales of rows with error feedback are chosen again when the row is done, in a
+    few rounds in which the errors of all its columns are known. This takes several times as long."""
     include_weights: Sequence[str]
     """Use only the statistics of tensors whose names contain one of these."""
     exclude_weights: Sequence[str]
@@ -272,6 +279,7 @@ def wishes(options: QuantizeOptions, recipe_rules: Iterable[str] = ()) -> dict[s
         "error_feedback": None
         if (covariances := options.get("error_feedback")) is None
         else os.fspath(covariances),
+        "in_rounds": _is_in_rounds(options),
         "only_layer": only_layer,
     }
 
@@ -291,6 +299,25 @@ def _is_biased(options: QuantizeOptions) -> bool:
     if options.get("biased") and options.get("unbiased"):
         raise RefusedError("--biased and --unbiased exclude each other: the latter is the default")
     return options.get("biased", False)
+
+
+def effort_of(options: QuantizeOptions) -> str:
+    """The effort.
+
+    Raises:
+        ikq.errors.RefusedError: One that there is not.
+    """
+    effort: str = options.get("effort", "normal")
+    if effort not in EFFORTS:
+        raise RefusedError(f"--effort {effort}: expected one of {', '.join(EFFORTS)}")
+    return effort
+
+
+def _is_in_rounds(options: QuantizeOptions) -> bool:
+    effort = effort_of(options)
+    if effort == "max" and options.get("error_feedback") is None:
+        raise RefusedError("--effort max goes with --error-feedback or --sequential")
+    return effort == "max"
 
 
 def _check_repack(options: QuantizeOptions) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Candidates", "Scores", "largest", "log_probability", "softmax", "top_logprobs"]
+__all__ = ["Candidates", "Scores", "candidates", "largest", "log_probability", "softmax", "top_logprobs"]
 
 Floats = NDArray[np.float64]
 Logits = NDArray[np.float32] | NDArray[np.float64]
@@ -65,6 +65,12 @@ class Candidates(NamedTuple):
 
 Scores: TypeAlias = NDArray[np.float32] | Candidates
 """What a token is chosen from: the logits of all, float32 `(n_vocab,)`; or only the largest ones, sorted."""
+
+
+def candidates(ids: NDArray[np.int64], logits: NDArray[np.float32]) -> list[Candidates]:
+    """The largest logits of several positions, sorted in each row."""
+    rows = zip(ids.astype(np.intp, copy=False), logits, strict=True)
+    return [Candidates(places, row, is_sorted=True) for places, row in rows]
 
 
 @lru_cache(maxsize=4)

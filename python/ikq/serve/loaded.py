@@ -63,9 +63,9 @@ class LoadedModel:
 
     @property
     def held(self) -> int:
-        """Bytes of memory that are free when it is closed."""
-        memory = self.model.memory
-        return memory.copied + memory.cache
+        """Bytes of memory that are free when it is closed, with what was loaded to draft for it."""
+        models = [self.model, *self.model._draft_models.loaded]
+        return sum(m.memory.copied + m.memory.cache for m in models)
 
     # requests made ready: in any thread, the model is not touched
 

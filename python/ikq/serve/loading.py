@@ -44,6 +44,7 @@ def load_model(
     Raises:
         OSError, IkqError: as `Model.load`.
     """
+    options = {**_drafting(speculation), **options}
     if options.get("fit"):
         found = Model.plan(path, **{name: options[name] for name in PLANNED if name in options}).fitted
         assert found is not None
@@ -90,6 +91,7 @@ def check_model(path: Path, options: dict[str, Any], settings: Settings, specula
     Raises:
         OSError, IkqError: as `Model.load`.
     """
+    options = {**_drafting(speculation), **options}
     plan = Model.plan(path, **{name: options[name] for name in PLANNED if name in options})
     with GGUFReader(path) as reader:
         reader.metadata.update(options.get("override_kv") or {})
@@ -100,6 +102,14 @@ def check_model(path: Path, options: dict[str, Any], settings: Settings, specula
     # weights that are mapped need none; a context that nobody asked for is made as small as need be
     weights = sum(plan.weights.values()) if options.get("mmap") == "off" else 0
     return weights + (plan.cache if options.get("n_ctx") is not None else 0)
+
+
+def _drafting(speculation: Speculation) -> dict[str, Any]:
+    """What is to draft, as keywords of `Model.load`."""
+    draft = speculation.draft_model
+    if isinstance(draft, (str, os.PathLike)):
+        return {"draft_model": draft}
+    return {"mtp": speculation.mtp}
 
 
 def _check_drafts(path: Path, reader: GGUFReader, speculation: Speculation) -> None:

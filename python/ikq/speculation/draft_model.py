@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from ikq.errors import RefusedError, UnsupportedError
-from ikq.inference.sequence import Want
-from ikq.speculation.drafter import MANY_UNREAD, Ask, Drafting, most_probable
+from ikq.errors import DeviceError, RefusedError, UnsupportedError
+from ikq.inference.drafts import DraftOptions
+from ikq.inference.sequence import Best, Want
+from ikq.sampling.candidates import Candidates
+from ikq.speculation.drafter import MANY_UNREAD, N_COMPARED, Ask, Drafting, most_probable, n_compared
 from ikq.speculation.vocabulary import check_same_vocabulary
 
 if TYPE_CHECKING:
@@ -42,6 +44,9 @@ class DraftModel:
         self._model = model
         self._n_vocab = n_vocab
         self._p_min = p_min
+        # a vocabulary may be padded by tokens that the text's model has not
+        is_larger = model.spec.n_vocab > n_vocab
+        self._n_best = max(n_compared(p_min), N_COMPARED if is_larger else 1)
         self._sequence: ModelSequence | None = None
         # beginning of the text that the sequence holds
         self._n_held = 0
@@ -57,7 +62,7 @@ class DraftModel:
             sequence, step = self._placed(tokens), self._model.n_ubatch
             while self._n_held < n:
                 part = list(tokens[self._n_held : min(n, self._n_held + step)])
-                yield Ask(_Runner(self._model), sequence, part, wants_logits=False)
+                yield Ask(_Runner(self._model), sequence, part, n_best=0)
                 self._n_held += len(part)
         return []
 
@@ -67,17 +72,20 @@ class DraftModel:
         if n <= 0:
             return []
         sequence = self._placed(tokens)
-        logits = yield Ask(_Runner(self._model), sequence, list(tokens[self._n_held :]))
+        best = yield Ask(_Runner(self._model), sequence, list(tokens[self._n_held :]), self._n_best)
         self._n_held = len(tokens)
         draft: list[int] = []
         while True:
-            token, p = most_probable(logits[: self._n_vocab])
+            best = best.take(np.flatnonzero(best.ids < self._n_vocab), is_sorted=True)
+            if len(best.ids) == 0:
+                break
+            token, p = most_probable(best)
             if p < self._p_min:
                 break
             draft.append(token)
             if len(draft) == n:
                 break
-            logits = yield Ask(_Runner(self._model), sequence, [token])
+            best = yield Ask(_Runner(self._model), sequence, [token], self._n_best)
             self._n_held += 1
         return draft
 
@@ -130,19 +138,27 @@ class _Runner:
 
     model: Model
 
-    def run(self, asks: Sequence[Ask]) -> list[NDArray[np.float32] | None]:
-        """As `Runner.run`: logits `(n_vocab,)`."""
-        entries: list[tuple[ModelSequence, list[int], Want]] = [
-            (a.sequence, a.tokens, "last" if a.wants_logits else "none") for a in asks
+    def run(self, asks: Sequence[Ask]) -> list[Candidates | None]:
+        """As `Runner.run`: the largest logits."""
+        entries: list[tuple[ModelSequence, list[int], Want | Best]] = [
+            (a.sequence, a.tokens, Best(a.n_best) if a.n_best else "none") for a in asks
         ]
         found = self.model._batcher.spared(lambda: self.model.step(entries))
-        return [None if logits is None else logits[-1] for logits in found]
+        return [best[-1] if isinstance(best, list) else None for best in found]
 
 
 class DraftModels:
-    """Models that draft for a model: those whose files were given are loaded once, and closed with it."""
+    """Models that draft for a model: those whose files were given are loaded once, and closed with it.
 
-    def __init__(self) -> None:
+    Attributes:
+        options: How files are loaded.
+
+    Args:
+        options: See there.
+    """
+
+    def __init__(self, options: DraftOptions) -> None:
+        self.options = options
         self._lock = threading.Lock()
         self._by_path: dict[Path, Model] = {}
         self._checked: weakref.WeakSet[Model] = weakref.WeakSet()
@@ -151,7 +167,7 @@ class DraftModels:
         """The draft model that was given, or of whose file the name was.
 
         Args:
-            given: See there. A file is loaded with as many threads and positions as the model has.
+            given: See there.
             model: The model whose texts it is to draft.
 
         Raises:
@@ -163,15 +179,32 @@ class DraftModels:
             if isinstance(given, (str, os.PathLike)):
                 path, name = Path(given).resolve(), str(given)
                 if path not in self._by_path:
-                    self._by_path[path] = type(model).load(
-                        given, n_ctx=model.n_ctx, n_threads=model.n_threads
-                    )
+                    self._by_path[path] = self._loaded(given, type(model))
                 given = self._by_path[path]
             if given not in self._checked:
                 n_vocab = model.spec.n_vocab, given.spec.n_vocab
                 check_same_vocabulary(model.metadata, given.metadata, n_vocab, name)
                 self._checked.add(given)
             return given
+
+    @property
+    def loaded(self) -> list[Model]:
+        """Those whose files were given."""
+        with self._lock:
+            return list(self._by_path.values())
+
+    def _loaded(self, path: str | os.PathLike[str], kind: type[Model]) -> Model:
+        options = self.options.of(path)
+        try:
+            return kind.load(path, **options)
+        except DeviceError as error:
+            # nobody has asked for this device
+            if self.options.device not in options.get("devices", ()) or self.options.given:
+                raise
+            raise DeviceError(
+                f"the draft model {path} goes where its model is: {error}; draft_options (-devd, -ngld) "
+                "place it elsewhere, -ngld 0 on the CPU"
+            ) from None
 
     def close(self) -> None:
         """Frees those that were loaded for it."""

@@ -9,7 +9,19 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MANY_UNREAD", "Ask", "Drafter", "Drafting", "Runner", "draft_together", "most_probable"]
+from ikq.sampling.candidates import Candidates
+
+__all__ = [
+    "MANY_UNREAD",
+    "N_COMPARED",
+    "Ask",
+    "Drafter",
+    "Drafting",
+    "Runner",
+    "draft_together",
+    "most_probable",
+    "n_compared",
+]
 
 
 class Runner(Hashable, Protocol):
@@ -27,14 +39,14 @@ class Ask:
         runner: Who computes it.
         sequence: A sequence of the runner's.
         tokens: Tokens to be computed behind what the sequence holds.
-        wants_logits: Logits after the last of them are wanted.
+        n_best: How many of the largest logits after the last of them are wanted; 0: none.
         hidden: For a head: hidden states, float32 `(len(tokens), n_embd)`.
     """
 
     runner: Runner
     sequence: Any
     tokens: list[int]
-    wants_logits: bool = True
+    n_best: int = 1
     hidden: NDArray[np.float32] | None = None
 
 
@@ -95,6 +107,10 @@ class Drafter(Protocol):
 MANY_UNREAD = 64
 """Tokens that are much to read."""
 
+N_COMPARED = 16
+"""A token's probability is that among so many of the most probable ones. The others need not be copied from a
+GPU, and are not worth summing up: who is sure of a token gives them nearly nothing."""
+
 
 def draft_together(draftings: Sequence[Drafting]) -> list[list[int]]:
     """Completes drafts; what they ask of the same runner at the same time is computed in one step."""
@@ -121,7 +137,11 @@ def draft_together(draftings: Sequence[Drafting]) -> list[list[int]]:
     return drafts
 
 
-def most_probable(logits: NDArray[np.float32]) -> tuple[int, float]:
-    """The most probable token, and its probability."""
-    token = int(logits.argmax())
-    return token, 1 / float(np.exp(logits - logits[token]).sum(dtype=np.float64))
+def n_compared(p_min: float) -> int:
+    """How many of the largest logits tell whether a token is as probable as that."""
+    return 1 if p_min == 0 else N_COMPARED
+
+
+def most_probable(best: Candidates) -> tuple[int, float]:
+    """The most probable token, and its probability among these candidates."""
+    return int(best.ids[0]), 1 / float(np.exp(best.logits - best.logits[0]).sum(dtype=np.float64))

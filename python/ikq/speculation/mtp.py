@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from ikq.errors import IkqError, RefusedError
 from ikq.inference.kept import common_length
-from ikq.speculation.drafter import MANY_UNREAD, Ask, Drafting, most_probable
+from ikq.sampling.candidates import Candidates, candidates
+from ikq.speculation.drafter import MANY_UNREAD, Ask, Drafting, most_probable, n_compared
 
 if TYPE_CHECKING:
     from ikq import _ikq
@@ -28,11 +29,11 @@ class Predicted(NamedTuple):
 
     Attributes:
         hidden: What its last norm gives, float32 `(n_embd,)`: its input for drafting one token more.
-        logits: Of the token after the next one, float32 `(n_vocab,)`.
+        best: The largest logits of the token after the next one.
     """
 
     hidden: NDArray[np.float32]
-    logits: NDArray[np.float32]
+    best: Candidates
 
 
 @dataclass
@@ -101,6 +102,14 @@ class MtpHead:
         """Bytes, as in `Model.memory`."""
         return self._engine.memory
 
+    def placement(self) -> list[tuple[str, str, int, str]]:
+        """Where its stages are computed, as in `Model.explain`."""
+        return self._engine.placement()
+
+    def sequence_bytes(self, n: int) -> int:
+        """Bytes of the cache of a text of so many tokens."""
+        return self._engine.sequence_bytes(n)
+
     def set_collector(self, collector: _ikq.StatisticsCollector | None) -> None:
         """Lets a collector (or none) see what the weights are multiplied with."""
         self._engine.set_collector(collector)
@@ -119,7 +128,7 @@ class MtpHead:
 
     def run(self, asks: Sequence[Ask]) -> list[Predicted | None]:
         """As `Runner.run`: what it says behind the tokens of each."""
-        entries = [(a.sequence, a.tokens, "hidden" if a.wants_logits else "none", a.hidden) for a in asks]
+        entries = [(a.sequence, a.tokens, "hidden" if a.n_best else "none", a.hidden) for a in asks]
         try:
             found = self._engine.step(entries)
         except RefusedError:
@@ -127,8 +136,14 @@ class MtpHead:
                 raise
             found = self._engine.step(entries)
         rows = [hidden[-1] for hidden in found if hidden is not None]
-        logits = iter(self._output.head(np.stack(rows)) if rows else ())
-        return [None if hidden is None else Predicted(hidden[-1], next(logits)) for hidden in found]
+        if not rows:
+            return [None for _ in found]
+        ids, logits = self._output.head_best(np.stack(rows), max(a.n_best for a in asks))
+        best = iter(candidates(ids, logits))
+        return [
+            None if hidden is None else Predicted(hidden[-1], next(best).first(a.n_best))
+            for a, hidden in zip(asks, found, strict=True)
+        ]
 
     def past(self, tokens: Sequence[int], n: int) -> _Past:
         """What is known of the first `n` positions of a text."""
@@ -181,6 +196,7 @@ class Mtp:
     def __init__(self, head: MtpHead, p_min: float) -> None:
         self._head = head
         self._p_min = p_min
+        self._n_best = n_compared(p_min)
         self._past: _Past | None = None
         self._tokens: Sequence[int] = ()
 
@@ -203,7 +219,7 @@ class Mtp:
         """As `Drafter.read`; hidden states do not pile up."""
         past = self._past
         if past is not None and len(past.rows) >= MANY_UNREAD:
-            ask, n_rows = self._ask(past, tokens, wants_logits=False)
+            ask, n_rows = self._ask(past, tokens, n_best=0)
             if n_rows:
                 yield ask
                 self._was_read(past, n_rows)
@@ -214,7 +230,7 @@ class Mtp:
         past = self._past
         if past is None:
             return []
-        ask, n_rows = self._ask(past, tokens, wants_logits=True)
+        ask, n_rows = self._ask(past, tokens, n_best=self._n_best)
         n = min(n, self._head.n_ctx - (past.n_known - past.first))
         if n_rows == 0 or n <= 0 or past.n_known < len(tokens) - 1:
             return []  # nothing is new, there is no room, or it would guess from the wrong place
@@ -222,23 +238,24 @@ class Mtp:
         self._was_read(past, n_rows)
         draft: list[int] = []
         while True:
-            token, p = most_probable(said.logits)
+            token, p = most_probable(said.best)
             if p < self._p_min:
                 break
             draft.append(token)
             if len(draft) == n:
                 break
-            said = yield Ask(self._head, past.sequence, [token], hidden=said.hidden[np.newaxis])
+            hidden = said.hidden[np.newaxis]
+            said = yield Ask(self._head, past.sequence, [token], self._n_best, hidden)
         return draft
 
-    def _ask(self, past: _Past, tokens: Sequence[int], *, wants_logits: bool) -> tuple[Ask, int]:
+    def _ask(self, past: _Past, tokens: Sequence[int], *, n_best: int) -> tuple[Ask, int]:
         """To have the hidden states computed whose next tokens are there; and how many they are."""
         # the last token's hidden state is what the model's next step gives
         past.cut(len(tokens) - 1)
         past.sequence.truncate(past.end - past.first)
         n_rows = len(past.rows)
         inputs = list(tokens[past.end + 1 : past.end + 1 + n_rows])
-        return Ask(self._head, past.sequence, inputs, wants_logits, past.rows), n_rows
+        return Ask(self._head, past.sequence, inputs, n_best, past.rows), n_rows
 
     def _was_read(self, past: _Past, n_rows: int) -> None:
         past.end += n_rows

@@ -45,8 +45,8 @@ class Speculation:
         mtp: Draft with the model's own multi-token prediction head (`nextn`), if its file has one.
         draft_max: The largest number of tokens of a draft.
         draft_min: Shorter drafts are not used.
-        draft_p_min: A draft ends before a token that its model gives less than this probability; not for
-            `lookup`.
+        draft_p_min: A draft ends before a token that its model gives less than this probability among its 16
+            most probable ones; not for `lookup`.
         draft_adapt: Draft as many tokens as save time by what is measured; otherwise always `draft_max`.
 
     Raises:

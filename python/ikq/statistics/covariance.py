@@ -31,9 +31,9 @@ class InputCovariance(NamedTuple):
         counts: Tokens of each group (expert), float32 `(n_group,)`.
         sums: Sums over tokens of x x^T, float32 `(n_group, k, k)`.
         start_groups: Of the first token of each text the groups that it reached, uint32 `(n_start,)`.
-        starts: What it was there, float32 `(n_start, k)`; a part of `sums`, too. Error feedback has them count
-            as often as a text has tokens where keys and values are made of them, and at most as much as 16 other
-            tokens elsewhere (`docs/encoders.md`). Files of older versions have none.
+        starts: What it was there, float32 `(n_start, k)`; a part of `sums`, too. Error feedback has what they
+            have in common count as often as a text has tokens where keys and values are made of it, and each
+            at most as much as 16 other tokens elsewhere. Files of older versions have none.
     """
 
     tensors: tuple[tuple[str, int | None], ...]
@@ -116,7 +116,7 @@ class LayerBytes(NamedTuple):
 
 
 def covariance_bytes(
-    shapes: Mapping[str, tuple[int, ...]], chunk_size: int, n_expert_used: int
+    shapes: Mapping[str, tuple[int, ...]], chunk_size: int, n_expert_used: int, n_chunks: int
 ) -> list[LayerBytes]:
     """Most bytes that the covariances of each layer can have.
 
@@ -124,6 +124,7 @@ def covariance_bytes(
         shapes: Of the matrices that something is multiplied with, by name, as numpy has them.
         chunk_size: Tokens of a chunk.
         n_expert_used: Experts of a token.
+        n_chunks: Chunks of the text; what each one's first token was is kept.
     """
     inputs: dict[int, dict[tuple[str, int], int]] = {}
     for name, shape in shapes.items():
@@ -142,9 +143,10 @@ def covariance_bytes(
     for layer in range(max(inputs, default=-1) + 1):
         file = memory = 0
         for (_, k), n_group in inputs.get(layer, {}).items():
-            sums = 2 * k * (k + 1) * n_group
+            n_reached = min(n_group, n_expert_used)
+            sums = 2 * k * (k + 1) * n_group + 4 * k * n_chunks * n_reached
             file += sums
-            memory += sums + 4 * k * chunk_size * min(n_group, n_expert_used)
+            memory += sums + 4 * k * chunk_size * n_reached
         layers.append(LayerBytes(file, memory))
     return layers
 

@@ -15,6 +15,7 @@ from ikq.errors import FormatError, UnsupportedError
 from ikq.grammar.keywords import GrammarKeywords, constraint_of
 from ikq.inference.batching import Batcher
 from ikq.sampling import SamplingKeywords, SamplingOptions
+from ikq.sampling.candidates import Candidates
 from ikq.speculation.options import Speculation, SpeculationKeywords
 from ikq.text.asynchronous import in_thread
 from ikq.text.chat import ChatTemplate
@@ -79,6 +80,10 @@ class TextModel(abc.ABC):
 
         `lora` are the scales of adapters that the states were computed with; `None`: the model's.
         """
+
+    @abc.abstractmethod
+    def _head_best(self, hidden: NDArray[np.float32], n: int, lora: Scales | None = None) -> list[Candidates]:
+        """The `n` largest of these logits, of each hidden state."""
 
     def _lora_scales(self) -> Scales:
         """Scales of the model's adapters for texts that begin."""

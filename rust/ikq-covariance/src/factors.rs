@@ -23,6 +23,7 @@ use ikq_simd::{IsaKind, run};
 
 use crate::cholesky::{Divide, Factor, Inverse};
 use crate::steps::Steps;
+use crate::whole::Whole;
 use crate::{add_cross_products, triangle};
 
 /// The damping: what is added to the diagonal of a covariance of `k` columns from `n` tokens, as a share of the
@@ -62,8 +63,19 @@ pub struct Factors {
     /// For each column p, how the errors of its unit's columns count together with its own, if later units are
     /// adjusted for all of them: `sum over m of R_pm R_jm`, where m runs over the unit, at the place of j in it.
     pub inner: Vec<[f32; UNIT]>,
+    /// H itself, where codes and scales are chosen again with all other columns known.
+    pub whole: Option<Whole>,
     /// `D H^-1`, `k` rows of `k`, where rows are aimed.
     aim: Option<Vec<f32>>,
+}
+
+/// What [`Factors`] have besides the factors.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted<'a> {
+    /// D, `k` rows of `k` in the scale of the covariance, for aiming rows.
+    pub cross: Option<&'a [f32]>,
+    /// H, for choosing codes and scales again.
+    pub whole: bool,
 }
 
 impl Factors {
@@ -76,22 +88,22 @@ impl Factors {
     /// # Panics
     /// If the triangle has another size.
     pub fn new(kind: IsaKind, lower: &[f32], k: usize, n: f64) -> Result<Factors, NotPositive> {
-        Factors::with_aim(kind, lower, None, k, n)
+        Factors::with(kind, lower, k, n, Wanted::default())
     }
 
-    /// [`Factors::new`], also for aiming rows if `cross` has D, `k` rows of `k`, in the scale of the covariance.
+    /// [`Factors::new`] with more.
     ///
     /// # Errors
     /// [`NotPositive`] for a matrix that is not a covariance.
     ///
     /// # Panics
     /// If the triangle or the matrix has another size.
-    pub fn with_aim(
+    pub fn with(
         kind: IsaKind,
         lower: &[f32],
-        cross: Option<&[f32]>,
         k: usize,
         n: f64,
+        Wanted { cross, whole }: Wanted<'_>,
     ) -> Result<Factors, NotPositive> {
         assert_eq!(lower.len(), triangle(k), "floats of the triangle");
         assert!(cross.is_none_or(|c| c.len() == k * k), "floats of the matrix");
@@ -131,6 +143,13 @@ impl Factors {
                     run(kind, Divide { inverse: &inverse, rows: &mut rows, k });
                     rows.iter().rev().map(|v| *v as f32).collect()
                 });
+                let whole = whole.then(|| {
+                    Whole::new(k, |p, j| {
+                        let (a, b) = (p.max(j), p.min(j));
+                        let damped = if p == j { damping(k, n) * more } else { 0.0 };
+                        (f64::from(lower[triangle(a) + b]) * per_mean + damped) as f32
+                    })
+                });
                 return Ok(Factors {
                     k,
                     weights,
@@ -140,6 +159,7 @@ impl Factors {
                     turned_root_steps,
                     measured,
                     inner,
+                    whole,
                     aim,
                 });
             }
@@ -172,8 +192,10 @@ impl Factors {
     }
 
     /// Bytes that the factors of `k` columns take.
-    pub fn bytes(k: usize, has_aim: bool) -> usize {
-        4 * (2 * Strips::floats(k) + k + UNIT * k + if has_aim { k * k } else { 0 }) + Steps::bytes(k)
+    pub fn bytes(k: usize, has_aim: bool, has_whole: bool) -> usize {
+        4 * (2 * Strips::floats(k) + k + UNIT * k + if has_aim { k * k } else { 0 })
+            + Steps::bytes(k)
+            + if has_whole { Whole::bytes(k) } else { 0 }
     }
 
     /// Bytes of memory that computing the factors takes besides the factors themselves.
@@ -310,7 +332,8 @@ mod tests {
         let (lower, n) = (covariance(k, 300), 1e9);
         let mean = (0..k).map(|i| f64::from(lower[triangle(i) + i])).sum::<f64>() / k as f64;
         let cross: Vec<f32> = (0..k * k).map(|i| ((i * 37 % 101) as f32 - 50.0) * 3.0).collect();
-        let f = Factors::with_aim(IsaKind::Scalar, &lower, Some(&cross), k, n).expect("a covariance");
+        let wanted = Wanted { cross: Some(&cross), whole: false };
+        let f = Factors::with(IsaKind::Scalar, &lower, k, n, wanted).expect("a covariance");
         let x: Vec<f32> = (0..3 * k).map(|i| (i * 7 % 11) as f32 / 5.0 - 1.0).collect();
         let aimed = f.aimed(IsaKind::Scalar, &x);
         for (aimed, x) in aimed.chunks_exact(k).zip(x.chunks_exact(k)) {
@@ -327,7 +350,7 @@ mod tests {
             }
         }
         for kind in available() {
-            let other = Factors::with_aim(kind, &lower, Some(&cross), k, n).expect("a covariance");
+            let other = Factors::with(kind, &lower, k, n, wanted).expect("a covariance");
             assert_eq!(other.aimed(kind, &x), aimed, "{kind:?}");
         }
         let none = Factors::new(IsaKind::Scalar, &lower, k, n).expect("a covariance");

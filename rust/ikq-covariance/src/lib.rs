@@ -10,10 +10,12 @@ mod cross;
 mod factors;
 mod products;
 pub mod steps;
+mod whole;
 
 pub use cross::add_cross_products;
-pub use factors::{Factors, NotPositive, Strips, UNIT, damping};
+pub use factors::{Factors, NotPositive, Strips, UNIT, Wanted, damping};
 pub use products::add_products;
+pub use whole::Whole;
 
 /// Floats of the lower triangle of a matrix of `k` columns.
 pub const fn triangle(k: usize) -> usize {

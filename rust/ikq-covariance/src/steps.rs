@@ -43,6 +43,9 @@ pub fn measured(k: usize) -> impl Iterator<Item = usize> {
 /// Pairs of rows in a unit.
 pub const PER_UNIT: usize = UNIT / 2;
 
+/// Bytes of a part.
+const BYTES: usize = PER_UNIT * size_of::<Pairs>() + size_of::<[f32; SIDE_BY_SIDE]>();
+
 impl Steps {
     /// The parts of a matrix of `k` columns in all units before those of the columns, in the order of [`between`].
     pub(crate) fn between(k: usize, value: impl Fn(usize, usize) -> f32) -> Steps {
@@ -59,6 +62,13 @@ impl Steps {
     pub(crate) fn of_measured(k: usize, value: impl Fn(usize, usize) -> f32) -> Steps {
         let parts = measured(k).flat_map(|first| (0..=first / UNIT).map(move |unit| (first, unit)));
         Steps::new(k, parts, |p, j| if p <= j { value(p, j) } else { 0.0 })
+    }
+
+    /// All parts of a matrix of `k` columns: those of the first eight columns in all units first.
+    pub(crate) fn all(k: usize, value: impl Fn(usize, usize) -> f32) -> Steps {
+        let units = k.div_ceil(UNIT);
+        let parts = (0..k).step_by(SIDE_BY_SIDE);
+        Steps::new(k, parts.flat_map(|first| (0..units).map(move |unit| (first, unit))), value)
     }
 
     /// Parts of a matrix of `k` columns, each in the eight columns from the first number on and a unit of rows.
@@ -105,8 +115,18 @@ impl Steps {
         let n = k.div_ceil(SIDE_BY_SIDE);
         let last = SIDE_BY_SIDE * n.saturating_sub(1);
         let n_measured: usize = measured(k).map(|first| first / UNIT + 1).sum();
-        (n + between(last, last / UNIT) + n_measured)
-            * (PER_UNIT * size_of::<Pairs>() + size_of::<[f32; SIDE_BY_SIDE]>())
+        (n + between(last, last / UNIT) + n_measured) * BYTES
+    }
+
+    /// Bytes that it takes.
+    #[cfg(test)]
+    pub(crate) fn n_bytes(&self) -> usize {
+        size_of_val(&self.pairs[..]) + size_of_val(&self.sizes[..])
+    }
+
+    /// Bytes of [`Steps::all`] for `k` columns.
+    pub(crate) fn bytes_of_all(k: usize) -> usize {
+        k.div_ceil(SIDE_BY_SIDE) * k.div_ceil(UNIT) * BYTES
     }
 }
 
@@ -120,8 +140,7 @@ mod tests {
             let value = |p: usize, j: usize| ((p * 31 + j * 17) % 101) as f32 / 7.0 - 6.0;
             let (units, own) = (Steps::between(k, value), Steps::within(k, value));
             let some = Steps::of_measured(k, value);
-            let n = |steps: &Steps| size_of_val(&steps.pairs[..]) + size_of_val(&steps.sizes[..]);
-            assert_eq!(n(&units) + n(&own) + n(&some), Steps::bytes(k));
+            assert_eq!(units.n_bytes() + own.n_bytes() + some.n_bytes(), Steps::bytes(k));
             let check =
                 |(pairs, sizes): (&[Pairs], &[f32; SIDE_BY_SIDE]), unit: usize, column: usize, is_upper| {
                     let j = column % SIDE_BY_SIDE;

@@ -12,7 +12,7 @@ use ikq_model::device::{
 use ikq_model::error::Error;
 use ikq_model::network::{self, Layer, Network, RopeTable};
 use ikq_model::placement::Placement;
-use ikq_model::results::{self, Results};
+use ikq_model::results::{self, Best, Results};
 use ikq_pool::{Stop, available_memory};
 use ikq_simd::IsaKind;
 
@@ -491,12 +491,10 @@ impl Device for Cpu {
         output(&exec, weight, acts, &network.spec, &mut logits);
         let (whole, others) = logits.split_at(results.logits.len());
         results.logits.copy_from_slice(whole);
-        let others = others.chunks_exact(weight.n_rows);
-        let mut units: Vec<_> = others.zip(results.best.chunks_exact_mut(batch.n_best)).collect();
-        exec.team.for_each(&mut units, |(logits, best), _| results::best(logits, best));
+        find_best(&exec, others, weight.n_rows, results.best, batch.n_best);
     }
 
-    fn project(&mut self, step: Step<'_>, hidden: &[f32], logits: &mut [f32]) {
+    fn project(&mut self, step: Step<'_>, hidden: &[f32], logits: &mut [f32], best: &mut [Best]) {
         let exec = exec!(self, step);
         let network = self.network.as_ref().expect("`load` comes first");
         let weight = self.parts.head.as_ref().expect("the output is on this device");
@@ -510,8 +508,21 @@ impl Device for Cpu {
         acts.resize(n_embd, n);
         acts.floats_mut().copy_from_slice(hidden);
         exec.quantize(acts, Forms::of(exec.compute, [weight]));
-        output(&exec, weight, acts, &network.spec, logits);
+        if best.is_empty() {
+            output(&exec, weight, acts, &network.spec, logits);
+            return;
+        }
+        let mut logits = vec![0.0; n * weight.n_rows];
+        output(&exec, weight, acts, &network.spec, &mut logits);
+        find_best(&exec, &logits, weight.n_rows, best, best.len() / n);
     }
+}
+
+/// Finds the `each` largest of every `n_vocab` logits.
+fn find_best(exec: &Exec<'_>, logits: &[f32], n_vocab: usize, best: &mut [Best], each: usize) {
+    let columns = logits.chunks_exact(n_vocab);
+    let mut units: Vec<_> = columns.zip(best.chunks_exact_mut(each)).collect();
+    exec.team.for_each(&mut units, |(logits, best), _| results::best(logits, best));
 }
 
 /// What a CPU device would hold, without loading it: bytes of its weights in the device's form, of a page of every

@@ -2,15 +2,17 @@
 
 use std::marker::PhantomData;
 
-use ikq_covariance::{Factors, UNIT};
+use ikq_covariance::{Factors, UNIT, Whole};
 use ikq_encode::{EncodeOptions, Error, undoes_bias};
 use ikq_formats::{Layout, QuantType, check_matrix, interleave_group, layout, row_bytes};
-use ikq_simd::{IsaKind, run};
+use ikq_simd::{IsaKind, Scalar, run};
 
-use crate::descent::Descend;
+use crate::coder::Coder;
+use crate::descent::{Descend, InUnit, Unit};
 use crate::form::float;
-use crate::integers::{Integers, MoveUnit, Round};
-use crate::passes::{Gains, LANES, Lane, Move, OfUnit, Settle};
+use crate::integers::{Integers, MoveUnit, Round, TimesWhole};
+use crate::passes::{Errors, Gains, LANES, Lane, Move, OfUnit, Settle};
+use crate::rounds::{Again, ROUNDS};
 use crate::types::{Columns, ForType, for_type};
 
 /// Rows that are encoded together, so that each part of the factors is read once for all of them.
@@ -60,14 +62,27 @@ pub fn encode_rows(
     Ok(())
 }
 
-/// Bytes of working memory that [`encode_rows`] takes for rows of `n_per_row` floats.
-pub fn working_bytes(n_per_row: usize) -> usize {
-    // floats and errors of the rows that are encoded together; their adjusted blocks, and the numbers of blocks
-    ROWS * (2 * 4 * n_per_row + 5 * 4 * 512) + Integers::bytes(ROWS, n_per_row)
+/// Bytes of working memory that [`encode_rows`] takes for rows of `n_per_row` floats; `in_rounds`: with factors that
+/// have the whole covariance.
+pub fn working_bytes(n_per_row: usize, in_rounds: bool) -> usize {
+    // floats and errors of the rows that are encoded together, and what they decode to; their adjusted blocks, and the
+    // numbers of blocks
+    let columns = if in_rounds { 3 } else { 2 };
+    ROWS * (columns * 4 * n_per_row + 5 * 4 * 512) + Integers::bytes(ROWS, n_per_row)
 }
 
 /// Up to so many bits per weight, scales that the feedback's own are next to are searched with fewer trials.
 const MOST_BITS: usize = 5;
+
+/// Rows that have all codes.
+struct Done<'a> {
+    layout: &'a Layout,
+    /// The rows, and what their codes decode to.
+    x: &'a [Lane],
+    decoded: &'a mut [Lane],
+    /// The float scale of each row, where the type has one.
+    of_rows: &'a [f32],
+}
 
 struct Rows<'a> {
     kind: IsaKind,
@@ -123,6 +138,7 @@ impl Rows<'_> {
         let mut of_unit = vec![[0.0; LANES]; n_groups * unit];
         let mut moved = vec![[0.0; LANES]; n_groups * n];
         let mut decoded = vec![[0.0; LANES]; n_groups * unit];
+        let mut all_decoded = vec![[0.0; LANES]; if factors.whole.is_some() { n_groups * k } else { 0 }];
         let mut values = vec![0; unit / n * n_rows * n_values];
         let mut fits = vec![true; n_rows];
         let mut floats = vec![0.0; n_rows * n];
@@ -190,6 +206,9 @@ impl Rows<'_> {
             }
             run(kind, Descend(&mut unit));
             let (errors, values) = (&*unit.errors, &*unit.values);
+            for (all, decoded) in all_decoded.chunks_exact_mut(k).zip(unit.decoded.chunks_exact(width)) {
+                all[start..start + width].copy_from_slice(decoded);
+            }
             if start + width < k {
                 run(kind, Round { x: errors, k, unit: start / UNIT, out: &mut integers });
             }
@@ -199,6 +218,10 @@ impl Rows<'_> {
                     layout.pack(values, &mut out[at(row, first)..][..layout.bytes]);
                 }
             }
+        }
+        if let Some(whole) = &factors.whole {
+            let rows = Done { layout, x: &lanes, decoded: &mut all_decoded, of_rows: &of_rows };
+            self.go_round::<T>(whole, rows, &mut errors, &mut integers, out);
         }
         if undoes_bias(T::TYPE) && !options.biased {
             // errors as integers are not needed any more
@@ -212,6 +235,83 @@ impl Rows<'_> {
             ikq_encode::encode_rows(kind, T::TYPE, x, k, self.importance, options, out)?;
         }
         Ok(())
+    }
+
+    /// Chooses codes and scales of rows that are done again, and their errors; the integers are used up.
+    fn go_round<T: Columns>(
+        &self,
+        whole: &Whole,
+        rows: Done<'_>,
+        errors: &mut [Lane],
+        integers: &mut Integers,
+        out: &mut [u8],
+    ) {
+        let Rows { kind, n_per_row: k, options, factors, .. } = *self;
+        let Done { layout, x, decoded, of_rows } = rows;
+        let (n, n_values, n_rows, n_groups) =
+            (layout.block_size, layout.n_values(), of_rows.len(), x.len() / k);
+        let header = T::TYPE.info().row_header_bytes;
+        let row_size = out.len() / n_rows;
+        let at = |row: usize, column: usize| row * row_size + header + column / n * layout.bytes;
+        // errors are not needed any more
+        for ((d, y), x) in errors.iter_mut().zip(&*decoded).zip(x) {
+            *d = std::array::from_fn(|lane| y[lane] - x[lane]);
+        }
+        for unit in 0..k.div_ceil(UNIT) {
+            run(kind, Round { x: errors, k, unit, out: integers });
+        }
+        let replaces = T::coder(Scalar, options).replaces();
+        let descend: &dyn Fn(Unit<'_>) =
+            &|unit| run(kind, InUnit { options, unit, of_type: PhantomData::<T> });
+        let width = UNIT.min(k);
+        let mut gradients = vec![[0.0; LANES]; n_groups * width];
+        let mut values = vec![0; width / n * n_rows * n_values];
+        for _ in 0..ROUNDS {
+            let mut any = false;
+            for first in (0..k).step_by(UNIT) {
+                let width = UNIT.min(k - first);
+                let gradients = &mut gradients[..n_groups * width];
+                run(kind, TimesWhole { minus: integers, whole, first, out: gradients, n: width });
+                let values = &mut values[..width / n * n_rows * n_values];
+                let blocks = (first..first + width).step_by(n);
+                for (column, values) in blocks.clone().zip(values.chunks_exact_mut(n_rows * n_values)) {
+                    for (row, values) in values.chunks_exact_mut(n_values).enumerate() {
+                        layout.unpack(&out[at(row, column)..][..layout.bytes], values);
+                    }
+                }
+                let again = Again {
+                    whole,
+                    form: T::FORM,
+                    descent: replaces.map(|replaces| (descend, replaces)),
+                    first,
+                    n: width,
+                    block: n,
+                    gradients,
+                    x,
+                    decoded,
+                    differences: errors,
+                    values,
+                    n_values,
+                    n_rows,
+                    places: T::FORM.places(layout),
+                    of_rows,
+                };
+                if !run(kind, again) {
+                    continue;
+                }
+                any = true;
+                run(kind, Round { x: errors, k, unit: first / UNIT, out: integers });
+                for (column, values) in blocks.zip(values.chunks_exact(n_rows * n_values)) {
+                    for (row, values) in values.chunks_exact(n_values).enumerate() {
+                        layout.pack(values, &mut out[at(row, column)..][..layout.bytes]);
+                    }
+                }
+            }
+            if !any {
+                break;
+            }
+        }
+        run(kind, Errors { differences: integers, factors, errors });
     }
 
     /// Divides the float scales of each row by its gain.

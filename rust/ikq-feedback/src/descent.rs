@@ -5,8 +5,11 @@
 //! in terms of the whole error of the unit, `d H d^T` with `d = m - y` and [`Factors::inner`] as H, and replaced where
 //! that becomes smaller. With `g = d H`, changing column j by c changes the error by `c^2 H_jj - 2 c g_j`.
 
+use std::marker::PhantomData;
+
 use ikq_covariance::steps::PER_UNIT;
 use ikq_covariance::{Factors, Strips, UNIT};
+use ikq_encode::EncodeOptions;
 use ikq_simd::{Isa, IsaOp};
 
 use crate::coder::{Coder, MOST_SUB};
@@ -40,13 +43,12 @@ pub(crate) struct Matrices<'a> {
     pub inner: &'a [[f32; UNIT]],
     /// The diagonal of H.
     pub diagonal: &'a [f32; UNIT],
-    /// The factor R, and the unit's first column in it.
-    pub root: &'a Strips,
-    pub first: usize,
+    /// The factor R, and the unit's first column in it; `None` if nothing needs `less`.
+    pub root: Option<(&'a Strips, usize)>,
 }
 
 impl OfRow {
-    const NOTHING: OfRow = OfRow { y: [0.0; UNIT], g: [0.0; UNIT], less: [0.0; UNIT] };
+    pub const NOTHING: OfRow = OfRow { y: [0.0; UNIT], g: [0.0; UNIT], less: [0.0; UNIT] };
 
     /// Makes `y` in column `column` larger by `change`.
     #[inline(always)]
@@ -57,10 +59,11 @@ impl OfRow {
         for (g, h) in g.zip(of.inner[column].as_chunks::<LANES>().0).take(n) {
             isa.store_f(isa.sub_f(isa.load_f(g), isa.mul_f(by, isa.load_f(h))), g);
         }
+        let Some((root, first)) = of.root else { return };
         // R is 0 before its diagonal
         let less = self.less.as_chunks_mut::<LANES>().0.iter_mut().enumerate();
         for (s, less) in less.take(n).skip(column / LANES) {
-            let root = isa.load_f(&of.root.strip(of.first / LANES + s)[column]);
+            let root = isa.load_f(&root.strip(first / LANES + s)[column]);
             isa.store_f(isa.mul_add_f(by, root, isa.load_f(less)), less);
         }
     }
@@ -94,6 +97,22 @@ pub(crate) struct Replaces {
     pub beside: usize,
 }
 
+/// [`Coder::descend`] of a type, compiled once for all places that need it.
+pub(crate) struct InUnit<'a, T> {
+    pub options: EncodeOptions,
+    pub unit: Unit<'a>,
+    pub of_type: PhantomData<T>,
+}
+
+impl<T: Columns> IsaOp for InUnit<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        T::coder(isa, self.options).descend(isa, self.unit);
+    }
+}
+
 /// Chooses codes again for one unit of every row, and corrects the errors.
 pub(crate) struct Descend<'a, 'b, T>(pub &'a mut OfUnit<'b, T>);
 
@@ -104,19 +123,18 @@ impl<T: Columns> IsaOp for Descend<'_, '_, T> {
     fn run<I: Isa>(self, isa: I) {
         let OfUnit { factors, options, first, n, block, n_values, n_rows, places, of_rows, .. } = *self.0;
         let OfUnit { decoded, errors, values, .. } = self.0;
-        let coder = T::coder(isa, options);
-        let Some(replaces) = coder.replaces() else { return };
+        let Some(replaces) = T::coder(isa, options).replaces() else { return };
         let (k, sub) = (factors.k(), T::FORM.sub);
         let inner = &factors.inner[first..first + n];
         let mut diagonal = [1.0; UNIT];
         diagonal.iter_mut().zip(inner).enumerate().for_each(|(j, (d, row))| *d = row[j]);
-        let of = Matrices { inner, diagonal: &diagonal, root: &factors.root, first };
+        let of = Matrices { inner, diagonal: &diagonal, root: Some((&factors.root, first)) };
         let mut rows = [OfRow::NOTHING; LANES];
         let mut scales = [[Choice::default(); LANES]; UNIT / LANES];
         let mut changes = Vec::new();
         let mut lanes = [[0.0; LANES]; UNIT];
         let lanes = &mut lanes[..n];
-        let groups = decoded.chunks_exact(n).zip(errors.chunks_exact_mut(k));
+        let groups = decoded.chunks_exact_mut(n).zip(errors.chunks_exact_mut(k));
         for (group, (decoded, errors)) in groups.enumerate() {
             let at = group * LANES;
             let in_group = LANES.min(n_rows - at);
@@ -135,10 +153,8 @@ impl<T: Columns> IsaOp for Descend<'_, '_, T> {
             rows.iter_mut().for_each(|row| row.less = [0.0; UNIT]);
             changes.clear();
             let of_rows = &mut rows[..in_group];
-            coder.descend(
-                isa,
-                Unit { rows: of_rows, of, sub, scales: &scales[..n / sub], changes: &mut changes },
-            );
+            let unit = Unit { rows: of_rows, of, sub, scales: &scales[..n / sub], changes: &mut changes };
+            isa.apart(InUnit { options, unit, of_type: PhantomData::<T> });
             if changes.is_empty() {
                 continue;
             }
@@ -151,13 +167,14 @@ impl<T: Columns> IsaOp for Descend<'_, '_, T> {
                 out.iter_mut().zip(beside).for_each(|(out, beside)| *out = u32::from(*beside));
             }
             correct(isa, &rows, &factors.weights[first..], errors);
+            turn_back(isa, &rows, |row| &row.y, decoded);
         }
     }
 }
 
 /// Writes columns of sixteen rows to each of the rows.
 #[inline(always)]
-fn turn<I: Isa>(
+pub(crate) fn turn<I: Isa>(
     isa: I,
     columns: &[Lane],
     rows: &mut [OfRow; LANES],
@@ -168,6 +185,20 @@ fn turn<I: Isa>(
         for (row, turned) in rows.iter_mut().zip(turned) {
             isa.store_f(turned, &mut to(row).as_chunks_mut::<LANES>().0[s]);
         }
+    }
+}
+
+/// Writes what [`turn`] reads.
+#[inline(always)]
+pub(crate) fn turn_back<I: Isa>(
+    isa: I,
+    rows: &[OfRow; LANES],
+    of: impl Fn(&OfRow) -> &[f32; UNIT],
+    columns: &mut [Lane],
+) {
+    for (s, columns) in columns.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+        let turned = isa.transpose(rows.each_ref().map(|row| &of(row).as_chunks::<LANES>().0[s]));
+        columns.iter_mut().zip(turned).for_each(|(column, turned)| isa.store_f(turned, column));
     }
 }
 
@@ -300,7 +331,7 @@ mod tests {
         // changes of two columns of a row
         let mut diagonal = [1.0; UNIT];
         diagonal.iter_mut().zip(inner).enumerate().for_each(|(j, (d, row))| *d = row[j]);
-        let of = Matrices { inner, diagonal: &diagonal, root: &factors.root, first };
+        let of = Matrices { inner, diagonal: &diagonal, root: Some((&factors.root, first)) };
         let mut rows = [OfRow::NOTHING; LANES];
         turn(Scalar, &g, &mut rows, |row| &mut row.g);
         rows[5].change(Scalar, 40, 0.5, of);

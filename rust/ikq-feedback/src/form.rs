@@ -212,6 +212,14 @@ impl Form {
         }
     }
 
+    /// Whether codes mean the same numbers, but for a factor and an offset, with both choices, which are not the same.
+    pub fn rescales(self, present: &Choice, other: &Choice) -> bool {
+        // two tables that have nothing to do with each other
+        let apart = matches!(self.scale, Scale::Integer { shift: Shift::Field, by: 0.0, .. });
+        let is_like = !apart || present.stored[1] == other.stored[1];
+        is_like && present.stored != other.stored && present.a != 0.0 && other.a != 0.0
+    }
+
     /// Writes a choice into the fields of its sub-block.
     pub fn keep(self, values: &mut [u32], places: Places, sub: usize, choice: &Choice) {
         values[places.first + sub] = choice.stored[0];

@@ -2,7 +2,7 @@
 //! time of sums of floats. So columns of a unit are adjusted for the errors of earlier units.
 
 use ikq_covariance::steps::{MOST_OF_ERROR, PER_UNIT, Pairs, SIDE_BY_SIDE, between};
-use ikq_covariance::{Factors, UNIT};
+use ikq_covariance::{Factors, UNIT, Whole};
 use ikq_simd::{Isa, IsaOp};
 
 use crate::passes::{LANES, Lane};
@@ -115,24 +115,62 @@ impl IsaOp for MoveUnit<'_> {
         for (x, out) in x.chunks_exact(factors.k()).zip(out.chunks_exact_mut(n)) {
             out.copy_from_slice(&x[first..first + n]);
         }
-        // errors of one unit stay in the cache while all columns take their part of them
-        for unit in 0..first / UNIT {
-            for column in (0..n).step_by(SIDE_BY_SIDE) {
-                let part = factors.spread_steps.part(between(first + column, unit));
-                let group = |g: usize| errors.of(unit, g);
-                let mut g = 0;
-                // registers hold the sums of two groups, or of one
-                if I::REGISTERS >= 32 {
-                    while g + 2 <= errors.n_groups {
-                        let (one, other) = out[g * n..].split_at_mut(n);
-                        let out = [one, other].map(|out| &mut out[column..column + SIDE_BY_SIDE]);
-                        pull_part(isa, part, [group(g), group(g + 1)], out);
-                        g += 2;
-                    }
+        let part = |column, unit| factors.spread_steps.part(between(first + column, unit));
+        pull_units(isa, errors, first / UNIT, part, out, n);
+    }
+}
+
+/// Adds the products of rows and a covariance, `x H` for the columns of a unit.
+pub(crate) struct TimesWhole<'a> {
+    /// The rows with the other sign.
+    pub minus: &'a Integers,
+    pub whole: &'a Whole,
+    /// The unit's first column.
+    pub first: usize,
+    /// The result, `n` columns for each group.
+    pub out: &'a mut [Lane],
+    pub n: usize,
+}
+
+impl IsaOp for TimesWhole<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let TimesWhole { minus, whole, first, out, n } = self;
+        out.fill([0.0; LANES]);
+        let part = |column, unit| whole.steps.part(whole.part(first + column, unit));
+        pull_units(isa, minus, whole.k().div_ceil(UNIT), part, out, n);
+    }
+}
+
+/// `columns -= numbers * matrix` for the first units of the numbers, and `n` columns of each group.
+#[inline(always)]
+fn pull_units<'a, I: Isa>(
+    isa: I,
+    numbers: &Integers,
+    n_units: usize,
+    part: impl Fn(usize, usize) -> (&'a [Pairs], &'a [f32; SIDE_BY_SIDE]),
+    out: &mut [Lane],
+    n: usize,
+) {
+    // numbers of one unit stay in the cache while all columns take their part of them
+    for unit in 0..n_units {
+        for column in (0..n).step_by(SIDE_BY_SIDE) {
+            let part = part(column, unit);
+            let group = |g: usize| numbers.of(unit, g);
+            let mut g = 0;
+            // registers hold the sums of two groups, or of one
+            if I::REGISTERS >= 32 {
+                while g + 2 <= numbers.n_groups {
+                    let (one, other) = out[g * n..].split_at_mut(n);
+                    let out = [one, other].map(|out| &mut out[column..column + SIDE_BY_SIDE]);
+                    pull_part(isa, part, [group(g), group(g + 1)], out);
+                    g += 2;
                 }
-                for g in g..errors.n_groups {
-                    pull_part(isa, part, [group(g)], [&mut out[g * n + column..][..SIDE_BY_SIDE]]);
-                }
+            }
+            for g in g..numbers.n_groups {
+                pull_part(isa, part, [group(g)], [&mut out[g * n + column..][..SIDE_BY_SIDE]]);
             }
         }
     }

@@ -9,6 +9,7 @@
 //!         codes column by column, or group by group,                the scale with the least e^2 w is kept
 //!         with feedback inside the sub-block too
 //!     after every 256 columns: codes chosen again, with all others known
+//! if the factors have the covariance itself: rounds over the whole row, in which scales and codes are chosen again
 //! scales of the row divided by its gain under the covariance        g = sum(x H y) / sum(x H x)
 //! ```
 //! [`Factors`] has N, w and R of a covariance. [`encode_rows`] is the entry point; [`has_feedback`] tells which
@@ -27,6 +28,7 @@ mod integers;
 mod lanes;
 mod passes;
 mod points;
+mod rounds;
 mod types;
 
 pub use body::{encode_rows, working_bytes};
@@ -34,7 +36,7 @@ pub use types::has_feedback;
 
 #[cfg(test)]
 mod tests {
-    use ikq_covariance::{Factors, add_products, triangle};
+    use ikq_covariance::{Factors, Wanted, add_products, triangle};
     use ikq_simd::IsaKind;
 
     /// Numbers in -1..1, the same everywhere.
@@ -63,5 +65,13 @@ mod tests {
         let mut sums = vec![0.0; triangle(k)];
         add_products(IsaKind::Scalar, &tokens(k), k, 0..k, &mut sums);
         Factors::new(IsaKind::Scalar, &sums, k, 1e6).expect("a covariance")
+    }
+
+    /// The same, for further rounds.
+    pub fn whole_factors(k: usize) -> Factors {
+        let mut sums = vec![0.0; triangle(k)];
+        add_products(IsaKind::Scalar, &tokens(k), k, 0..k, &mut sums);
+        let wanted = Wanted { whole: true, cross: None };
+        Factors::with(IsaKind::Scalar, &sums, k, 1e6, wanted).expect("a covariance")
     }
 }

@@ -168,6 +168,39 @@ impl<T: Columns> IsaOp for Settle<'_, '_, T> {
     }
 }
 
+/// Computes the errors of rows anew, from what their codes decode to, in the columns that [`Gains`] reads.
+pub(crate) struct Errors<'a> {
+    /// What codes decode to, less the rows.
+    pub differences: &'a Integers,
+    pub factors: &'a Factors,
+    pub errors: &'a mut [Lane],
+}
+
+impl IsaOp for Errors<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let k = self.factors.k();
+        let mut part = 0;
+        for first in measured(k) {
+            let (n_units, n) = (first / UNIT + 1, SIDE_BY_SIDE.min(k - first));
+            for (group, errors) in self.errors.chunks_exact_mut(k).enumerate() {
+                let mut products = [[0.0; LANES]; SIDE_BY_SIDE];
+                for unit in 0..n_units {
+                    let numbers = self.differences.of(unit, group);
+                    pull_part(isa, self.factors.measured.part(part + unit), [numbers], [&mut products]);
+                }
+                for (j, d) in products[..n].iter().enumerate() {
+                    let root = isa.splat_f(self.factors.weights[first + j].sqrt());
+                    isa.store_f(isa.div_f(isa.load_f(d), root), &mut errors[first + j]);
+                }
+            }
+            part += n_units;
+        }
+    }
+}
+
 /// Computes `sum x H y` and `sum x H x` of each row, where H is the covariance that the factors are of. For long
 /// rows, both sums run over the same part of the columns of `x R`.
 pub(crate) struct Gains<'a> {

@@ -193,6 +193,7 @@ const EVEN: Grid =
 
 #[cfg(test)]
 mod tests {
+    use ikq_covariance::{Factors, Whole};
     use ikq_decode::dequantize;
     use ikq_formats::{layout, matrix_bytes, row_bytes};
     use ikq_simd::{IsaKind, Scalar, available};
@@ -201,7 +202,7 @@ mod tests {
     use crate::coder::{Coded, MOST_SUB, SubBlock};
     use crate::form::{Choice, MOST_CHOICES};
     use crate::passes::LANES;
-    use crate::tests::{factors, noise, tokens};
+    use crate::tests::{factors, noise, tokens, whole_factors};
 
     struct Check;
 
@@ -301,6 +302,53 @@ mod tests {
                 crate::encode_rows(kind, *ty, &x, None, options, factors, &mut other).expect("floats");
                 assert!(other == first, "{ty:?} on {}", kind.name());
             }
+        }
+    }
+
+    /// Rows, and `d H d^T` of each, H as the factors have it.
+    fn encoded(
+        ty: QuantType,
+        kind: IsaKind,
+        x: &[f32],
+        factors: &Factors,
+        whole: &Whole,
+    ) -> (Vec<u8>, Vec<f64>) {
+        let k = factors.k();
+        let options = EncodeOptions { biased: true, ..EncodeOptions::default() };
+        let mut rows = vec![0; matrix_bytes(ty, x.len() / k, k).expect("rows")];
+        crate::encode_rows(kind, ty, x, None, options, factors, &mut rows).expect("floats");
+        let mut y = vec![0.0; x.len()];
+        dequantize(IsaKind::Scalar, ty, &rows, x.len() / k, k, &mut y).expect("rows");
+        let d: Vec<f64> = x.iter().zip(&y).map(|(x, y)| f64::from(*x) - f64::from(*y)).collect();
+        let h = |p: usize, j: usize| f64::from(whole.get(p, j));
+        let product = |d: &[f64], j: usize| (0..k).map(|p| d[p] * h(p, j)).sum::<f64>();
+        let error = |d: &[f64]| (0..k).map(|j| product(d, j) * d[j]).sum();
+        (rows, d.chunks_exact(k).map(error).collect())
+    }
+
+    #[test]
+    fn rounds_make_the_error_of_each_row_smaller_and_give_the_same_bytes_everywhere() {
+        let sizes = [512, 544].map(|k| (factors(k), whole_factors(k)));
+        for ty in TYPES {
+            let odd = layout(*ty).expect("a layout").block_size < 256;
+            let (normal, most) = &sizes[usize::from(odd)];
+            let (k, whole) = (normal.k(), most.whole.as_ref().expect("the covariance"));
+            let x = noise(3, 20 * k);
+            let kinds = available();
+            let (_, before) = encoded(*ty, kinds[0], &x, normal, whole);
+            let (rows, after) = encoded(*ty, kinds[0], &x, most, whole);
+            for (row, (before, after)) in before.iter().zip(&after).enumerate() {
+                // what gets smaller is computed from integers, with errors of a thousandth
+                assert!(*after < 1.001 * before, "{ty:?}, row {row}: {after}, it was {before}");
+            }
+            let ratio = after.iter().sum::<f64>() / before.iter().sum::<f64>();
+            assert!(ratio < 0.995, "{ty:?}: {ratio}");
+            for kind in kinds {
+                assert!(encoded(*ty, kind, &x, most, whole).0 == rows, "{ty:?} on {}", kind.name());
+            }
+            // a row does not depend on those beside it
+            let alone = encoded(*ty, available()[0], &x[17 * k..18 * k], most, whole).0;
+            assert!(rows.chunks_exact(alone.len()).nth(17) == Some(&alone[..]), "{ty:?}");
         }
     }
 

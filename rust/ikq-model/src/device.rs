@@ -13,7 +13,7 @@ use crate::batch::Batch;
 use crate::error::Error;
 use crate::network::Network;
 use crate::placement::Placement;
-use crate::results::Results;
+use crate::results::{Best, Results};
 use crate::statistics::Collector;
 
 /// A part of a step; see section 3 of docs/design.md. The number is the layer.
@@ -260,6 +260,7 @@ pub trait Device: Send {
     fn failure(&mut self) -> Option<Error> {
         None
     }
-    /// The product of [`Stage::Head`] alone: logits of normed hidden states.
-    fn project(&mut self, step: Step<'_>, hidden: &[f32], logits: &mut [f32]);
+    /// The product of [`Stage::Head`] alone, for normed hidden states: logits; or, where `best` has room for some of each,
+    /// the largest ones, in the order of [`best`](crate::results::best).
+    fn project(&mut self, step: Step<'_>, hidden: &[f32], logits: &mut [f32], best: &mut [Best]);
 }

@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::model::{Model, Runner, Shared};
 use crate::network::{Ffn, Network};
 use crate::placement::{CPU, Placement};
-use crate::results::{Computed, MOST_BEST, Output, Results, Share, first_not_finite};
+use crate::results::{Best, Computed, MOST_BEST, Output, Results, Share, first_not_finite};
 use crate::sequence::{Sequence, Start};
 use crate::statistics::Collector;
 
@@ -125,11 +125,8 @@ impl Model {
             if self.network.output.is_none() && !matches!(entry.want, Want::Nothing | Want::Hidden) {
                 return Err(Error::NoOutput);
             }
-            if let Want::Best(n) | Want::BestOfAll(n) = entry.want
-                && !(1..=MOST_BEST).contains(&n)
-            {
-                let why = format!("1 to {MOST_BEST} can be wanted");
-                return Err(Error::Option { option: "best", value: n.to_string(), why });
+            if let Want::Best(n) | Want::BestOfAll(n) = entry.want {
+                check_best(n)?;
             }
             let mut ids = Vec::with_capacity(entry.tokens.len());
             for (index, &token) in entry.tokens.iter().enumerate() {
@@ -181,11 +178,50 @@ impl Model {
     /// # Errors
     /// [`Error::Hidden`], [`Error::NoOutput`], [`Error::Overflow`], [`Error::Closed`]; [`Error::Option`] for scales.
     pub fn head(&self, hidden: &[f32], scales: Option<&[f32]>) -> Result<Vec<f32>, Error> {
-        let (n_embd, n_vocab) = (self.network.spec.n_embd, self.network.spec.n_vocab);
-        let n = hidden.len() / n_embd;
-        if n == 0 || !hidden.len().is_multiple_of(n_embd) {
-            return Err(Error::Hidden { found: hidden.len(), n, expected: n.max(1) * n_embd });
+        let n_vocab = self.network.spec.n_vocab;
+        let mut logits = vec![0.0; self.n_states(hidden)? * n_vocab];
+        self.project(hidden, scales, &mut logits, &mut [])?;
+        match first_not_finite(&logits) {
+            None => Ok(logits),
+            Some(at) => Err(overflow(at / n_vocab, at % n_vocab, logits[at])),
         }
+    }
+
+    /// The same, but only the `each` largest logits (all, if there are fewer) for every `n_embd` floats, the largest
+    /// first.
+    ///
+    /// # Errors
+    /// As [`Model::head`]; [`Error::Option`] also where more than [`MOST_BEST`] are wanted, or none.
+    pub fn head_best(&self, hidden: &[f32], each: usize, scales: Option<&[f32]>) -> Result<Vec<Best>, Error> {
+        check_best(each)?;
+        let each = each.min(self.network.spec.n_vocab);
+        let mut best = vec![Best::default(); self.n_states(hidden)? * each];
+        self.project(hidden, scales, &mut [], &mut best)?;
+        let first = best.chunks_exact(each.max(1)).map(|best| best[0]);
+        match first.enumerate().find(|(_, best)| !best.logit.is_finite()) {
+            None => Ok(best),
+            Some((position, best)) => Err(overflow(position, best.id as usize, best.logit)),
+        }
+    }
+
+    /// How many hidden states these are, of which there is one at least.
+    fn n_states(&self, hidden: &[f32]) -> Result<usize, Error> {
+        let n_embd = self.network.spec.n_embd;
+        let n = hidden.len() / n_embd;
+        match n > 0 && hidden.len().is_multiple_of(n_embd) {
+            true => Ok(n),
+            false => Err(Error::Hidden { found: hidden.len(), n, expected: n.max(1) * n_embd }),
+        }
+    }
+
+    /// As [`Device::project`](crate::device::Device::project), on the device that has the output.
+    fn project(
+        &self,
+        hidden: &[f32],
+        scales: Option<&[f32]>,
+        logits: &mut [f32],
+        best: &mut [Best],
+    ) -> Result<(), Error> {
         if self.network.output.is_none() {
             return Err(Error::NoOutput);
         }
@@ -196,21 +232,11 @@ impl Model {
         let mut runner = self.shared.runner()?;
         let Runner { devices, pool, .. } = &mut *runner;
         let device = self.placement().device(Stage::Head);
-        let mut logits = vec![0.0; n * n_vocab];
         pool.step(|team| {
             let step = Step { team, collector: None, scales: &scales };
-            devices[device].project(step, hidden, &mut logits);
+            devices[device].project(step, hidden, logits, best);
         });
-        if let Some(e) = devices[device].failure() {
-            return Err(e);
-        }
-        match first_not_finite(&logits) {
-            None => Ok(logits),
-            Some(at) => {
-                let what = format!("number {} is {}", at % n_vocab, logits[at]);
-                Err(Error::Overflow { position: at / n_vocab, what })
-            }
-        }
+        devices[device].failure().map_or(Ok(()), Err)
     }
 
     fn pieces_step(
@@ -501,4 +527,17 @@ impl Order<'_> {
         collector.compare(team, l, 2, between, &after, n_embd);
         collector.compare(team, l, 0, before, &after, n_embd);
     }
+}
+
+/// Refuses numbers of largest logits that devices do not find.
+fn check_best(n: usize) -> Result<(), Error> {
+    if (1..=MOST_BEST).contains(&n) {
+        return Ok(());
+    }
+    let why = format!("1 to {MOST_BEST} can be wanted");
+    Err(Error::Option { option: "best", value: n.to_string(), why })
+}
+
+fn overflow(position: usize, index: usize, value: f32) -> Error {
+    Error::Overflow { position, what: format!("number {index} is {value}") }
 }

@@ -23,6 +23,7 @@ use crate::collect::StatisticsCollector;
 use crate::enter::enter;
 use crate::errors::{Raise, UnsupportedError};
 use crate::gguf::Model;
+use crate::results::{BestRows, best_rows};
 use crate::simd::isa;
 use crate::threads::pool;
 use crate::types::quant_type;
@@ -74,7 +75,7 @@ enum GivenWant {
 #[derive(IntoPyObject)]
 enum Found<'py> {
     Floats(Bound<'py, PyArray2<f32>>),
-    Best(Bound<'py, PyArray2<i64>>, Bound<'py, PyArray2<f32>>),
+    Best(BestRows<'py>),
 }
 
 #[pymethods]
@@ -311,6 +312,20 @@ impl Engine {
         PyArray1::from_vec(py, logits).reshape([n, n_vocab])
     }
 
+    /// The same, but only the `n` largest ones of each, the largest first: their ids and values `(n_states, n)`.
+    #[pyo3(signature = (hidden, n, scales=None))]
+    fn head_best<'py>(
+        &self,
+        py: Python<'py>,
+        hidden: PyReadonlyArray2<'py, f32>,
+        n: usize,
+        scales: Option<Vec<f32>>,
+    ) -> PyResult<BestRows<'py>> {
+        let hidden = hidden.to_vec()?;
+        let best = py.detach(|| self.inner.head_best(&hidden, n, scales.as_deref()));
+        best_rows(py, &best.map_err(|e| e.raise(py))?, n.min(self.inner.network().spec.n_vocab))
+    }
+
     /// Loads a sequence that `Sequence.save` wrote.
     fn load_sequence(&self, py: Python<'_>, path: PathBuf) -> PyResult<Sequence> {
         let sequence = py.detach(|| self.inner.load_sequence(&path)).map_err(|e| e.raise(py))?;
@@ -391,10 +406,7 @@ impl Engine {
             Want::Best(n) | Want::BestOfAll(n) => n.min(spec.n_vocab),
         };
         if let Want::Best(_) | Want::BestOfAll(_) = want {
-            let n = output.best.len() / width;
-            let ids = PyArray1::from_iter(py, output.best.iter().map(|b| i64::from(b.id)));
-            let values = PyArray1::from_iter(py, output.best.iter().map(|b| b.logit));
-            return Ok(Some(Found::Best(ids.reshape([n, width])?, values.reshape([n, width])?)));
+            return Ok(Some(Found::Best(best_rows(py, &output.best, width)?)));
         }
         let n = output.floats.len() / width;
         Ok(Some(Found::Floats(PyArray1::from_vec(py, output.floats).reshape([n, width])?)))
@@ -414,12 +426,10 @@ impl Engine {
 fn placed(network: &Network, placement: &Placement) -> Vec<Placed> {
     let device = |i: usize| placement.devices[i].clone();
     let why = |p: &placement::Placed| match p.stage {
-        Stage::Experts(layer) => match ikq_cuda::device::borrows(network, placement, layer) {
-            Some((to, from)) => {
-                format!("{}; computed on {} in steps of {from} tokens or more", p.why, device(to))
-            }
-            None => p.why.clone(),
-        },
+        Stage::Experts(layer) => {
+            let elsewhere = ikq_cuda::device::told(network, placement, layer);
+            elsewhere.map_or_else(|| p.why.clone(), |told| format!("{}; {told}", p.why))
+        }
         _ => p.why.clone(),
     };
     let rows = placement.stages.iter();

@@ -13,6 +13,7 @@ mod gguf;
 mod metadata;
 mod pipeline;
 mod remote;
+mod results;
 mod simd;
 mod threads;
 mod types;

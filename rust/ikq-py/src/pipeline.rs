@@ -179,6 +179,7 @@ pub struct Wishes {
     unrepack: bool,
     repack_pattern: Vec<String>,
     error_feedback: Option<PathBuf>,
+    in_rounds: bool,
     only_layer: Option<u32>,
 }
 
@@ -251,6 +252,7 @@ impl Wishes {
             allow_missing: self.allow_missing,
             repack: self.repacking().transpose().map_err(|e| e.raise(py))?,
             covariances: self.covariances(py)?,
+            in_rounds: self.in_rounds,
             only_layer: self.only_layer,
         })
     }

@@ -49,6 +49,8 @@ pub struct PlanOptions {
     pub repack: Option<Repack>,
     /// Covariances of inputs: encode with error feedback where they and the type allow it.
     pub covariances: Option<Arc<Covariances>>,
+    /// Choose codes and scales of rows with error feedback again when they are done.
+    pub in_rounds: bool,
     /// Only the tensors of this block. Types and statistics are those that they have in a plan for the whole model.
     pub only_layer: Option<u32>,
 }
@@ -92,6 +94,8 @@ pub struct Plan {
     pub encode: EncodeOptions,
     /// What tensors with [`Feedback::Site`] are encoded by.
     pub covariances: Option<Arc<Covariances>>,
+    /// Whether they are encoded in rounds.
+    pub in_rounds: bool,
 }
 
 impl Plan {
@@ -169,7 +173,8 @@ impl Plan {
         };
         let layout = ikq_gguf::Layout::new(&metadata, specs, &output)?;
         let covariances = options.covariances.clone();
-        Ok(Plan { tensors, layout, coverage, encode: options.encode, covariances })
+        let (encode, in_rounds) = (options.encode, options.in_rounds);
+        Ok(Plan { tensors, layout, coverage, encode, covariances, in_rounds })
     }
 }
 

@@ -77,8 +77,9 @@ fn feedback_memory(plan: &Plan, tensor: usize) -> u64 {
             let has_cross = plan.covariances.as_ref().is_some_and(|c| c.sites[index].has_cross());
             // rows turned, and aimed
             let aimed = if has_cross { 8 * PIECE_ELEMENTS.max(16 * k) } else { 0 };
-            let factors = 3 * Factors::bytes(k, has_cross) + Factors::working_bytes(k, has_cross);
-            (factors + aimed + ikq_feedback::working_bytes(k)) as u64
+            let factors =
+                3 * Factors::bytes(k, has_cross, plan.in_rounds) + Factors::working_bytes(k, has_cross);
+            (factors + aimed + ikq_feedback::working_bytes(k, plan.in_rounds)) as u64
         }
         Feedback::NotUsed | Feedback::Missing => 0,
     }
@@ -125,7 +126,7 @@ fn working_seconds(
             .or_default()
             .push(index);
     }
-    let factors = plan.covariances.as_ref().map(|c| FactorCache::new(c.clone(), isa, pool.n_threads()));
+    let factors = FactorCache::new(plan, isa, pool.n_threads());
     let how = How { isa, encode: plan.encode, measure_errors, clamp: true, factors: factors.as_ref() };
     let buffers = Buffers::default();
     let mut total = 0.0;

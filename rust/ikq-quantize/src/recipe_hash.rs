@@ -3,7 +3,7 @@
 use ikq_formats::QuantType;
 use ikq_gguf::{Model, PerTensor, TensorType};
 
-use crate::covariance::{FEEDBACK, Feedback};
+use crate::covariance::{FEEDBACK, Feedback, ROUNDS};
 use crate::hash::{self, ENCODERS, Hasher};
 use crate::journal::RunId;
 use crate::plan::{Plan, Statistics, TensorPlan};
@@ -53,6 +53,10 @@ pub(crate) fn of_tensor(planned: &TensorPlan, plan: &Plan) -> u64 {
             hasher.number(FEEDBACK);
             hasher.number(covariances.sites[index].hash);
             hasher.number(group.map_or(u64::MAX, |group| group as u64));
+            if plan.in_rounds {
+                hasher.bytes(b"rounds");
+                hasher.number(ROUNDS);
+            }
         }
     }
     hasher.end()

@@ -79,7 +79,7 @@ impl Worker {
         let units = Units::new(&plan, model.tensors())?;
         let recipes: Vec<u64> = plan.tensors.iter().map(|t| recipe_hash::of_tensor(t, &plan)).collect();
         let id = work_id(&model, &units, &recipes)?;
-        let factors = plan.covariances.as_ref().map(|c| FactorCache::new(c.clone(), isa, 1));
+        let factors = FactorCache::new(&plan, isa, 1);
         let buffers = Buffers::default();
         Ok(Worker { plan, model, units, id, isa, measure_errors, clamp, factors, buffers })
     }

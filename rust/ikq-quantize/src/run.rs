@@ -130,7 +130,7 @@ pub fn run(
     let outside = outside.map(|o| remote::work_id(model, &units, &recipes).map(|id| (o, id))).transpose()?;
     let what =
         Job { plan, tensors, units: &units, reused: &reused, writer: &writer, journal: &journal, outside };
-    let factors = plan.covariances.as_ref().map(|c| FactorCache::new(c.clone(), isa, pool.n_threads()));
+    let factors = FactorCache::new(plan, isa, pool.n_threads());
     let RunOptions { measure_errors, clamp, .. } = *options;
     let how = How { isa, encode: plan.encode, measure_errors, clamp, factors: factors.as_ref() };
     let n_new = AtomicUsize::new(0);

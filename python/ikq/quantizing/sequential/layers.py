@@ -21,6 +21,7 @@ from ikq.quantizing.options import (
     PathLike,
     QuantizeOptions,
     WorkOptions,
+    effort_of,
     keywords_of,
     parse_size,
     quantize_options,
@@ -75,9 +76,9 @@ class SequentialOptions(QuantizeOptions, WorkOptions, total=False):
     dataset: str
     """Name of the text."""
     rounds: int
-    """Most rounds of a layer, 1 to 8, by default 4. Every round takes the covariances of one more input
-    behind matrices that are final. Layers with fewer inputs end earlier; the last round takes all that are
-    left."""
+    """Most rounds of a layer, 1 to 8, by default 4, or 8 with `effort="max"`. Every round takes the
+    covariances of one more input behind matrices that are final. Layers with fewer inputs end earlier; the
+    last round takes all that are left."""
 
 
 _OWN = keywords_of(SequentialOptions) - keywords_of(QuantizeOptions)
@@ -132,7 +133,8 @@ def quantize_layers(
         RefusedError: `rounds` or options that do not go with it; else as `quantize_file`.
     """
     types = quantize_options(options, _OWN)
-    rounds, max_ram, on_note = options.get("rounds", ROUNDS), options.get("max_ram"), options.get("on_note")
+    rounds = options.get("rounds", ROUNDS_OF_EFFORT[effort_of(types)])
+    max_ram, on_note = options.get("max_ram"), options.get("on_note")
     _check(rounds, types)
     source, folder = Path(source), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

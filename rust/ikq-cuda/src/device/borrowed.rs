@@ -11,6 +11,7 @@
 use std::sync::Arc;
 
 use ikq_formats::QuantType;
+use ikq_formats::row::row_bytes;
 use ikq_model::device::{Lent, Stage};
 use ikq_model::network::{self, Network, PlanKind, Weight};
 use ikq_model::placement::{CPU, Placement};
@@ -21,9 +22,9 @@ use super::parts::{Ffn, Linear};
 use super::slabs::{self, Layout, Slabs};
 use crate::error::Error;
 use crate::floats::as_bytes;
-use crate::gpu;
+use crate::gpu::{self, Gpu};
 use crate::memory::Address;
-use crate::plan::{self, Glu, Grouped, MOST_GRID, Pairs, reads_codes};
+use crate::plan::{self, Glu, Grouped, MOST_GRID, Pairs, ROW_ALIGNMENT, reads_codes};
 use crate::products::{self, Chosen, Sorted};
 use crate::weights;
 
@@ -41,6 +42,10 @@ pub struct Borrowed {
 /// Multiply-adds that the CPU is taken to do in the time in which a byte is copied to the device: 1.4 * 10^12 per second
 /// beside 25 * 10^9 bytes per second. With it experts of 4.5 bits are copied for 32 tokens each.
 const MULTIPLY_ADDS_PER_BYTE: f64 = 57.0;
+
+/// The same of floats, which CPUs multiply 0.38 times as fast (`benches/results/types_one_thread.md`): BF16 is copied for 44
+/// tokens each.
+const OF_FLOATS: f64 = 0.38 * MULTIPLY_ADDS_PER_BYTE;
 
 /// Where this share of the experts of the layer before was chosen, those of the first part are copied before it is known
 /// whether they are.
@@ -60,19 +65,31 @@ fn wanted(says: Option<&str>, modelled: usize) -> Option<usize> {
 fn modelled(experts: &network::Experts, n_used: usize) -> usize {
     let weights = experts.weights();
     let bytes: usize = weights.iter().map(|w| w.n_bytes()).sum();
-    let of_token: usize = weights.iter().map(|w| w.n_rows * w.k * n_used).sum();
-    ((bytes as f64 * MULTIPLY_ADDS_PER_BYTE / of_token.max(1) as f64).ceil() as usize).max(1)
+    // bytes that could be copied while the CPU computes a token
+    let of_token = |w: &&Weight| {
+        let at_once = if reads_codes(w.ty) { MULTIPLY_ADDS_PER_BYTE } else { OF_FLOATS };
+        (w.n_rows * w.k * n_used) as f64 / at_once
+    };
+    let of_token: f64 = weights.iter().map(of_token).sum();
+    ((bytes as f64 / of_token.max(1e-9)).ceil() as usize).max(1)
 }
 
 fn has_kernels(weight: &Weight) -> bool {
     let ty = weight.ty;
     let is_plain = ty != QuantType::I2_S && plan::device_type(ty).is_ok_and(|device| device == ty);
     let is_alone = weight.factors.is_none() && weight.low_rank.is_empty();
-    is_plain && is_alone && reads_codes(ty) && weight.k.is_multiple_of(32)
+    let has_form = match ty {
+        // rows are the device's as they stand
+        QuantType::F32 | QuantType::F16 | QuantType::BF16 => {
+            row_bytes(ty, weight.k).is_ok_and(|n| n.is_multiple_of(ROW_ALIGNMENT))
+        }
+        _ => reads_codes(ty) && weight.k.is_multiple_of(32),
+    };
+    is_plain && is_alone && has_form
 }
 
 /// The device that computes a layer's experts, which are on the CPU, in steps of so many tokens and more.
-pub fn borrows(network: &Network, placement: &Placement, layer: usize) -> Option<(usize, usize)> {
+fn borrows(network: &Network, placement: &Placement, layer: usize) -> Option<(usize, usize)> {
     let (layer, l) = (&network.layers[layer], layer);
     let network::Ffn::Moe(moe) = &layer.ffn else { return None };
     let (router, experts) = (placement.device(Stage::Route(l)), placement.device(Stage::Experts(l)));
@@ -84,6 +101,15 @@ pub fn borrows(network: &Network, placement: &Placement, layer: usize) -> Option
     let from = wanted(says.as_deref(), modelled(&moe.experts, moe.routing.n_used))?;
     // with fewer columns there are no tiles
     Some((router, from.max(gpu::tiles_from())))
+}
+
+/// Says so to users; `None` where the CPU computes them in all steps.
+pub fn told(network: &Network, placement: &Placement, layer: usize) -> Option<String> {
+    let (device, from) = borrows(network, placement, layer)?;
+    let network::Ffn::Moe(moe) = &network.layers[layer].ffn else { return None };
+    let has_floats = moe.experts.weights().into_iter().any(|w| !reads_codes(w.ty));
+    let if_new = if has_floats { ", if its compute capability is 8.0 or more" } else { "" };
+    Some(format!("computed on {} in steps of {from} tokens or more{if_new}", placement.devices[device]))
 }
 
 impl Borrowed {
@@ -112,10 +138,17 @@ impl Borrowed {
             down: linear(&experts.down),
             n_experts: experts.down.n_experts(),
             glu: Glu::from(experts.activation),
-            apart: experts.plan.kind == PlanKind::Separate,
+            apart: experts.plan.kind == PlanKind::Separate
+                || reads_codes(experts.gate.ty) != reads_codes(experts.up.ty),
             input_gate: None,
         };
         Ok(Some(Borrowed { ffn, from, layout: Layout::new(&ffn, slabs::most_bytes())? }))
+    }
+
+    /// Whether the device has tiles for all of their types.
+    pub fn has_tiles(&self, gpu: &Gpu) -> bool {
+        let Ffn { gate, up, down, .. } = &self.ffn;
+        [gate, up, down].into_iter().all(|w| products::has_tiles(gpu, w.ty()))
     }
 }
 
@@ -227,7 +260,7 @@ impl Cuda {
             }
             // SAFETY: there is room for as many bounds as there are experts; kernels of the part before have read theirs
             unsafe { self.host.send(&self.gpu, sorted.bounds, as_bytes(&part.bounds)) }?;
-            let ids = match ffn.apart {
+            let ids = match ffn.is_apart_in_tiles() {
                 false => ids,
                 true => {
                     // the activation is that of the part's pairs only
@@ -256,7 +289,7 @@ impl Cuda {
         if groups.is_some() {
             // each part has written the columns of its pairs, but a separate activation also zeros in the others
             let activated = self.scratch().activated.columns(ffn.up.n_rows(), pairs.n_pairs);
-            if ffn.apart {
+            if ffn.is_apart_in_tiles() {
                 self.activate(&ffn, Some(all), &activated)?;
             }
             self.observe_down(&moe.experts, &activated, groups)?;

@@ -64,7 +64,8 @@ impl Cuda {
                 unsafe { gpu.copy_out_later(down, at, self.scratch().logits, n) }?;
                 at += n;
                 if whole < part.n_columns {
-                    self.find_best(whole..part.n_columns, first + whole - n_whole)?;
+                    let sizes = (self.batch.n_best, self.batch.best.len());
+                    self.find_best(whole..part.n_columns, first + whole - n_whole, sizes)?;
                 }
             }
             let n = 8 * self.batch.n_best * self.batch.best.len();
@@ -92,17 +93,24 @@ impl Cuda {
         }
         if !self.batch.best.is_empty() {
             let columns = self.chosen(&self.batch.best)?;
-            for first in (0..columns.n_columns).step_by(MOST_COLUMNS) {
-                let part = columns.part(first, MOST_COLUMNS.min(columns.n_columns - first));
-                self.multiply_output(&part)?;
-                self.find_best(0..part.n_columns, first)?;
-            }
-            let mut bytes = vec![0; 8 * results.best.len()];
-            let from = self.scratch().best(0).0;
-            // SAFETY: that many were found
-            unsafe { self.host.fetch(&self.gpu, &mut bytes, from) }?;
-            read_best(&bytes, results.best);
+            self.best_of(&columns, results.best)?;
         }
+        Ok(())
+    }
+
+    /// Finds the largest logits of columns, and copies them to the host: as many of each as there is room for.
+    pub(super) fn best_of(&mut self, columns: &Columns, best: &mut [Best]) -> Result<(), Error> {
+        let sizes = (best.len() / columns.n_columns, columns.n_columns);
+        for first in (0..columns.n_columns).step_by(MOST_COLUMNS) {
+            let part = columns.part(first, MOST_COLUMNS.min(columns.n_columns - first));
+            self.multiply_output(&part)?;
+            self.find_best(0..part.n_columns, first, sizes)?;
+        }
+        let mut bytes = vec![0; 8 * best.len()];
+        let from = self.scratch().best(0).0;
+        // SAFETY: that many were found
+        unsafe { self.host.fetch(&self.gpu, &mut bytes, from) }?;
+        read_best(&bytes, best);
         Ok(())
     }
 
@@ -134,11 +142,16 @@ impl Cuda {
         unsafe { launch(&self.gpu, &plan, &[("logits", logits)]) }
     }
 
-    /// Finds the largest logits of columns that were just computed, which are the batch's `first` one of those that want
-    /// them and the next ones.
-    fn find_best(&self, columns: Range<usize>, first: usize) -> Result<(), Error> {
-        let (k, n) = (self.batch.n_best, self.output_matrix().n_rows());
-        let (ids, values) = self.scratch().best(k * self.batch.best.len());
+    /// Finds the `k` largest logits of columns that were just computed, which are the `first` one of all that want them
+    /// and the next ones.
+    fn find_best(
+        &self,
+        columns: Range<usize>,
+        first: usize,
+        (k, n_columns): (usize, usize),
+    ) -> Result<(), Error> {
+        let n = self.output_matrix().n_rows();
+        let (ids, values) = self.scratch().best(k * n_columns);
         let behind = |address: Address, n: usize| address.offset(4 * n);
         let logits = behind(self.scratch().logits, columns.start * n);
         let plan = Call::Best { n, n_columns: columns.len(), k }.plan()?;

@@ -42,10 +42,10 @@ use ikq_model::batch::Batch;
 use ikq_model::device::{Choices, Device, Lent, Loading, Memory, Move, RouterFailed, Stage, Step, Value};
 use ikq_model::error::Error as ModelError;
 use ikq_model::network::{self, Attention, Network, RopeId, RopeTable};
-use ikq_model::results::Results;
+use ikq_model::results::{Best, Results};
 use ikq_pool::Stop;
 
-pub use borrowed::borrows;
+pub use borrowed::told;
 pub use cache::CacheForm;
 pub use predict::{Extent, Needed, predict};
 
@@ -382,6 +382,8 @@ impl Device for Cuda {
             loader.stage(network, loading.placement, loading.index, stage, &mut parts)?;
         }
         parts._arena = loader.into_arena().map_err(model_error)?;
+        let gpu = &self.gpu;
+        parts.borrowed.iter_mut().for_each(|b| *b = b.take().filter(|b| b.has_tiles(gpu)));
         self.caches = caches;
         self.parts = parts;
         self.ropes = network.ropes.iter().map(RopeTable::new).collect();
@@ -614,7 +616,7 @@ impl Device for Cuda {
         self.attempt(Cuda::start_queue);
     }
 
-    fn project(&mut self, _: Step<'_>, hidden: &[f32], logits: &mut [f32]) {
+    fn project(&mut self, _: Step<'_>, hidden: &[f32], logits: &mut [f32], best: &mut [Best]) {
         self.attempt(|it| {
             let n = hidden.len() / it.network().spec.n_embd;
             it.make_room(n)?;
@@ -624,7 +626,10 @@ impl Device for Cuda {
                 it.host.send(&it.gpu, columns.floats, as_bytes(hidden))?;
                 products::quantize(&it.gpu, &columns)?;
             }
-            it.output(&columns, logits)
+            match best.is_empty() {
+                true => it.output(&columns, logits),
+                false => it.best_of(&columns, best),
+            }
         });
     }
 

@@ -6,7 +6,7 @@ use ikq_model::network;
 use super::borrowed::Borrowed;
 use super::slabs::Layout;
 use crate::memory::{Address, Arena};
-use crate::plan::{DeltaSizes, Glu};
+use crate::plan::{DeltaSizes, Glu, reads_codes};
 use crate::weights::Matrix;
 
 /// A matrix, or one per expert, with the bias of its products.
@@ -39,6 +39,13 @@ pub struct Ffn {
     pub apart: bool,
     /// A matrix of one row; the result is multiplied with the sigmoid of its product with the input.
     pub input_gate: Option<Linear>,
+}
+
+impl Ffn {
+    /// Whether up, gate and activation are computed apart in steps of many columns: floats have no tiles for both at once.
+    pub fn is_apart_in_tiles(&self) -> bool {
+        self.apart || !reads_codes(self.up.ty())
+    }
 }
 
 /// A dense layer's FFN.

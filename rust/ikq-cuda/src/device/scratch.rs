@@ -7,7 +7,7 @@ use super::parts::{Ffn, Kind, Parts, latent_row};
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::memory::{Address, Arena, arena_bytes};
-use crate::plan::{MOST_COLUMNS, reads_codes};
+use crate::plan::MOST_COLUMNS;
 use crate::products::{Columns, code_bytes};
 
 /// A place for columns and their codes, of any width up to the one that it was made for.
@@ -62,7 +62,7 @@ impl Sizes {
         parts.experts.iter().flatten().for_each(|ffn| s.add_ffn(ffn, Some(parts.most_used)));
         for borrowed in parts.borrowed_of(n_columns) {
             s.add_ffn(&borrowed.ffn, Some(parts.most_used));
-            s.part_ids = s.part_ids.max(if borrowed.ffn.apart { parts.most_used } else { 0 });
+            s.part_ids = s.part_ids.max(if borrowed.ffn.is_apart_in_tiles() { parts.most_used } else { 0 });
         }
         for router in parts.router.iter().flatten() {
             s.scores = s.scores.max(router.weight.n_rows());
@@ -81,8 +81,7 @@ impl Sizes {
         let n_used = used.unwrap_or(1);
         let n = ffn.up.n_rows() * n_used;
         self.ff = self.ff.max(n);
-        // products of floats in tiles are apart, too
-        self.apart = self.apart.max(if ffn.apart || !reads_codes(ffn.up.ty()) { n } else { 0 });
+        self.apart = self.apart.max(if ffn.is_apart_in_tiles() { n } else { 0 });
         if used.is_some() || ffn.input_gate.is_some() {
             self.slots = self.slots.max(ffn.down.n_rows() * n_used);
         }

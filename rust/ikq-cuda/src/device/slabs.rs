@@ -38,6 +38,8 @@ struct Sizes {
     bands: usize,
     device: usize,
     bias: usize,
+    /// Whether the device has rows as the file has them.
+    is_file: bool,
 }
 
 impl Sizes {
@@ -70,6 +72,7 @@ impl Layout {
                 bands: plan::band_bytes(matrix.ty, matrix.n_rows, matrix.n)?,
                 device: weights::matrix_bytes(matrix.ty, matrix.n_rows, matrix.n)?,
                 bias: linear.bias.map_or(0, |_| 4 * matrix.n_rows),
+                is_file: !plan::reads_codes(matrix.ty),
             })
         };
         let sizes = [of(&ffn.gate)?, of(&ffn.up)?, of(&ffn.down)?];
@@ -83,7 +86,8 @@ impl Layout {
         let all = |of: fn(&Sizes) -> [usize; 2]| {
             arena_bytes(self.sizes.iter().flat_map(of).map(|n| n * self.n_experts))
         };
-        let rows = self.sizes.iter().map(|s| s.file * self.n_experts).max().unwrap_or(0);
+        let rows = self.sizes.iter().filter(|s| !s.is_file).map(|s| s.file * self.n_experts);
+        let rows = rows.max().unwrap_or(0);
         [all(|s| [s.copied(), s.bias]), arena_bytes([rows]), all(|s| [s.device, s.bias])]
     }
 
@@ -297,15 +301,26 @@ impl Slabs {
             let (from, to, sizes) = (from[i], to[i], layout.sizes[i]);
             let weights::Matrix { ty, n_rows, n: n_row, .. } = linear.matrix;
             linear.matrix.at = to.0;
-            let rows = if slab.in_bands[i] { self.rows } else { from.0 };
+            let rows = match (sizes.is_file, slab.in_bands[i]) {
+                (_, false) => from.0,
+                (false, true) => self.rows,
+                (true, true) => to.0,
+            };
             if slab.in_bands[i] {
                 let plan = Call::RowsOfBands { ty, n_matrices: n, n_rows, n: n_row }.plan()?;
                 // SAFETY: the slab has the bands, and there is room for the rows of as many experts
                 unsafe { launch(gpu, &plan, &[("bands", from.0), ("rows", rows)]) }?;
             }
-            let plan = Call::Repack { ty, n_rows: n * n_rows, n: n_row }.plan()?;
-            // SAFETY: the rows are there, and there is room for as many experts
-            unsafe { launch(gpu, &plan, &[("file", rows), ("out", to.0)]) }?;
+            if sizes.is_file {
+                if rows != to.0 {
+                    // SAFETY: the rows are there, and there is room for as many experts
+                    unsafe { gpu.copy(to.0, rows, n * sizes.file) }?;
+                }
+            } else {
+                let plan = Call::Repack { ty, n_rows: n * n_rows, n: n_row }.plan()?;
+                // SAFETY: as above
+                unsafe { launch(gpu, &plan, &[("file", rows), ("out", to.0)]) }?;
+            }
             if linear.bias.is_some() {
                 linear.bias = Some(to.1);
                 // SAFETY: as above

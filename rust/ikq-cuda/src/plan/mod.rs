@@ -33,7 +33,7 @@ pub use mmq::{Columns as TiledColumns, Grouped, Mmq, MmqUpGate, SumSlots, Tile};
 pub use products::{Pairs, Products};
 
 /// Rows in device form begin at multiples of this many bytes.
-const ROW_ALIGNMENT: usize = 16;
+pub const ROW_ALIGNMENT: usize = 16;
 /// Most columns of one matrix-vector product.
 pub const MOST_COLUMNS: usize = 8;
 

@@ -4,10 +4,11 @@ use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use ikq_covariance::{Factors, NotPositive};
+use ikq_covariance::{Factors, NotPositive, Wanted};
 use ikq_simd::IsaKind;
 
 use super::Covariances;
+use crate::plan::Plan;
 
 type Key = (usize, usize);
 type Made = Arc<OnceLock<Result<Arc<Factors>, NotPositive>>>;
@@ -16,15 +17,18 @@ type Made = Arc<OnceLock<Result<Arc<Factors>, NotPositive>>>;
 pub(crate) struct FactorCache {
     covariances: Arc<Covariances>,
     kind: IsaKind,
+    /// Whether they are for further rounds, too.
+    whole: bool,
     capacity: usize,
     /// The cached factors, the last used at the end.
     slots: Mutex<VecDeque<(Key, Made)>>,
 }
 
 impl FactorCache {
-    /// A cache that holds as many factors as `n_threads` threads need.
-    pub fn new(covariances: Arc<Covariances>, kind: IsaKind, n_threads: usize) -> FactorCache {
-        FactorCache { covariances, kind, capacity: FactorCache::capacity(n_threads), slots: Mutex::default() }
+    /// A cache that holds as many factors as `n_threads` threads need; `None` for a plan without covariances.
+    pub fn new(plan: &Plan, kind: IsaKind, n_threads: usize) -> Option<FactorCache> {
+        let (covariances, capacity) = (plan.covariances.clone()?, FactorCache::capacity(n_threads));
+        Some(FactorCache { covariances, kind, whole: plan.in_rounds, capacity, slots: Mutex::default() })
     }
 
     /// The file of covariances that the factors are made from.
@@ -66,6 +70,7 @@ impl FactorCache {
     fn make(&self, site: usize, group: usize) -> Result<Factors, NotPositive> {
         let site = &self.covariances.sites[site];
         let (lower, cross) = site.weighed(group);
-        Factors::with_aim(self.kind, &lower, cross.as_deref(), site.k, f64::from(site.counts[group]))
+        let wanted = Wanted { cross: cross.as_deref(), whole: self.whole };
+        Factors::with(self.kind, &lower, site.k, f64::from(site.counts[group]), wanted)
     }
 }

@@ -28,6 +28,9 @@ use crate::imatrix::same_inputs;
 /// Number of what error feedback writes, as [`crate::ENCODERS`] is of encoders.
 pub const FEEDBACK: u64 = 3;
 
+/// The version of the rounds in which `ikq_feedback` chooses codes and scales again.
+pub const ROUNDS: u64 = 1;
+
 /// Tokens for each column that a covariance has to be of to be used. Of fewer, what it says of how columns go together
 /// is chance: on text that nothing was chosen by, experts with a quarter to half as many tokens as columns had up to 3 %
 /// more error of products with it than without, those with fewer up to 16 %; from a half on none had more. Drawing
