@@ -5,7 +5,8 @@
 The encoder damps a covariance of k columns from n tokens by (1/20 + k / n) of its mean diagonal. Other shares than 1/20 are had by
 adding the difference to the diagonals in the file of covariances, or taking it from them, with k / n added there, too. The bundled
 model becomes every TYPE with covariances of so many windows of its calibration text; errors are tr(dW H dW^T) for windows 41 to
-60, the geometric mean over matrices (experts by themselves) of the ratio to the error with 1/20.
+60, the geometric mean over matrices (experts by themselves) of the ratio to the error with 1/20. All tokens count once,
+first ones too.
 """
 
 from __future__ import annotations
