@@ -52,6 +52,8 @@ WAYS = {
     "sequential": "layer by layer",
     "max": "layer by layer, `--effort max`",
 }
+# The way that takes less effort.
+NORMAL = {"feedback-max": "feedback", "max": "sequential"}
 GROUPS = {"4 bits and more": "456", "3 bits": "3", "2 bits and less": "12"}
 TEXT = MODELS / "text" / "calibration.txt"
 
@@ -130,6 +132,8 @@ def rows(
         if program and not all(is_measured(row, way, program) for way in ways):
             elsewhere = window_losses(program, plain_file, text)
             row["ppl_elsewhere"] = float(np.exp(elsewhere.mean()))
+        # what was measured now, and its held-out errors
+        now: dict[str, tuple[Divergence, dict[tuple[str, int], float]]] = {}
         for way in ways:
             if is_measured(row, way, program):
                 continue
@@ -140,11 +144,19 @@ def rows(
                 ikq.quantize_sequentially(source, out, ftype, calibration, **more)
             if way not in row:
                 fed = held_out_errors(source, out, others)
-                row[way] = compared(measuring.weights(out), plain) | {
+                now[way] = measuring.weights(out), fed
+                row[way] = compared(now[way][0], plain) | {
                     "error": sum(fed.values()) / sum(errors.values()),
                     "error_mean": float(np.exp(np.mean([np.log(fed[at] / errors[at]) for at in errors]))),
                     "error_worst": max(fed[at] / errors[at] for at in errors),
                 }
+                if (normal := NORMAL.get(way)) in now:
+                    of_normal, errors_of_normal = now[normal]
+                    ratios = [fed[at] / errors_of_normal[at] for at in errors_of_normal]
+                    row[way]["to_normal"] = compared(now[way][0], of_normal) | {
+                        "error_mean": float(np.exp(np.mean(np.log(ratios)))),
+                        "error_worst": max(ratios),
+                    }
             if program:
                 lower = window_losses(program, out, text) - elsewhere
                 row[way] |= {
@@ -199,6 +211,20 @@ def document(found: list[dict[str, Any]], model: Path, text: Path) -> str:
                     mean = np.exp(np.mean(np.log(ratios)))
                     shown.append(f"{WAYS[way]} {mean:.3f} ({len(ratios)} types)")
             lines += ["", f"Geometric mean of {what}: {', '.join(shown)}."]
+    for way, normal in NORMAL.items():
+        if both := [r for r in found if "to_normal" in r.get(way, {})]:
+            lines += [
+                "",
+                f"{WAYS[way]}, as a ratio to {WAYS[normal]}, with the standard error of the windows' paired differences:",
+                "",
+                "| TYPE | KLD | error | worst |",
+                "| --- | --: | --: | --: |",
+            ]
+            for r in both:
+                w = r[way]["to_normal"]
+                cells = [r["type"], f"{w['ratio']:.3f} ± {w['ratio_error']:.3f}"]
+                cells += [f"{w[part]:.3f}" for part in ("error_mean", "error_worst")]
+                lines.append(f"| {' | '.join(cells)} |")
     if measured_elsewhere := [r for r in found if "ppl_elsewhere" in r]:
         lines += [
             "",

@@ -138,7 +138,10 @@ def test_rounds_make_the_error_of_every_row_smaller(tmp_path: Path, weights: np.
     y = quantized(source, type, cov, effort="max").astype(np.float64)
     xh = weights @ h
     gains = (xh * y).sum(1) / (xh * weights).sum(1)
-    assert np.abs(gains - 1).max() < 0.01
+    # gains are measured by half of the columns of x R; in the others errors go with x by chance, in 256 of them
+    chance = np.sqrt(errors(effort="max") / (xh * weights).sum(1) / 256)
+    assert (np.abs(gains - 1) < 5 * chance).all()
+    assert abs(gains.mean() - 1) < 5 * chance.mean() / len(gains) ** 0.5
     assert errors(effort="max").sum() < 0.998 * errors().sum()
 
 

@@ -212,6 +212,10 @@ fn column_by_column<I: Isa, C: InLanes<I, N>, const N: usize>(
                 let (e, codes) = coder.nearest(isa, target, *scales, j, seen);
                 for (n, e) in e.into_iter().enumerate() {
                     isa.store_f(e, &mut errors[j + n]);
+                    if n > 0 {
+                        // the error of the first is part of what the second was chosen for
+                        x[n] = isa.sub_f(x[n], isa.mul_f(isa.load_f(&errors[j]), to_other));
+                    }
                 }
                 found(choice, j, x, e, codes);
             }

@@ -24,12 +24,14 @@ use crate::passes::{LANES, Lane};
 /// How often all columns of a row are gone through at most.
 pub(crate) const ROUNDS: usize = 4;
 
+type Descent<'a> = &'a dyn Fn(Unit<'_>);
+
 /// One unit of up to 64 rows that are done.
 pub(crate) struct Again<'a> {
     pub whole: &'a Whole,
     pub form: Form,
     /// How codes are chosen again, and what is replaced then; `None` if codes stay.
-    pub descent: Option<(&'a dyn Fn(Unit<'_>), Replaces)>,
+    pub descent: Option<(Descent<'a>, Replaces)>,
     /// The unit's first column, the number of its columns, and that of a block's.
     pub first: usize,
     pub n: usize,
@@ -185,8 +187,8 @@ impl Again<'_> {
                     tried[0].g[..sub].copy_from_slice(g);
                     if !is_present {
                         let by = choice.a / present.a;
-                        for i in 0..sub {
-                            let change = choice.b + (y[i] - present.b) * by - y[i];
+                        for (i, y) in y.iter().enumerate() {
+                            let change = choice.b + (y - present.b) * by - y;
                             tried[0].y[i] += change;
                             tried[0].change(isa, i, change, own);
                         }
@@ -239,10 +241,9 @@ impl Again<'_> {
                 for s in start / sub..(start + block) / sub {
                     let mut present = [Choice::default()];
                     self.choices(number, s, &mut present);
-                    for i in s * sub..(s + 1) * sub {
-                        parts[0][i] -= present[0].b;
-                        parts[1][i] = present[0].b;
-                    }
+                    let [of_scale, of_minimum] = parts.each_mut().map(|part| &mut part[s * sub..][..sub]);
+                    of_scale.iter_mut().for_each(|y| *y -= present[0].b);
+                    of_minimum.fill(present[0].b);
                 }
             }
             let mut products = [[0.0; UNIT]; 2];
@@ -275,7 +276,8 @@ impl Again<'_> {
             }
             let [a, b] = shares;
             let cost = a * a * pp + 2.0 * a * b * pm + b * b * mm;
-            if !(2.0 * (a * pg + b * mg) - cost > LEAST_GAIN * cost) {
+            let is_better = 2.0 * (a * pg + b * mg) - cost > LEAST_GAIN * cost;
+            if !is_better {
                 continue;
             }
             for i in 0..UNIT {

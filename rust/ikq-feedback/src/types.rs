@@ -260,6 +260,8 @@ mod tests {
                         let found = x[at + j] - spread - errors[j][0];
                         let y = y[at + j];
                         assert!((found - y).abs() <= 1e-5, "{:?}: {found}, not {y}", T::TYPE);
+                        let decoded = decoded[j][0];
+                        assert!((decoded - y).abs() <= 1e-5, "{:?}: {decoded}, not {y}", T::TYPE);
                     }
                 }
             }
