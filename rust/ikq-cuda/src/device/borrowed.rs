@@ -94,7 +94,9 @@ fn borrows(network: &Network, placement: &Placement, layer: usize) -> Option<(us
     let network::Ffn::Moe(moe) = &layer.ffn else { return None };
     let (router, experts) = (placement.device(Stage::Route(l)), placement.device(Stage::Experts(l)));
     let is_rare = layer.rare_ffn().is_some() || moe.norms.is_some();
-    if experts != CPU || router == CPU || is_rare || !moe.experts.weights().into_iter().all(has_kernels) {
+    // the CPU may be there again, by another name
+    let is_gpu = placement.devices[router].to_ascii_uppercase().starts_with("CUDA");
+    if experts != CPU || !is_gpu || is_rare || !moe.experts.weights().into_iter().all(has_kernels) {
         return None;
     }
     let says = std::env::var("IKQ_CUDA_STREAM_FROM").ok();
