@@ -405,6 +405,9 @@ class Scripted(TextModel):
     def _head(self, hidden, lora=()):
         raise AssertionError("nothing here drafts from hidden states")
 
+    def _head_best(self, hidden, n, lora=()):
+        raise AssertionError("nothing here drafts from hidden states")
+
 
 @pytest.mark.parametrize("stop", [(), ["<never>"]])
 def test_reasoning_is_told_from_the_answer(tiny_moe, stop):
