@@ -141,12 +141,13 @@ impl Site {
             .collect()
     }
 
-    /// Whether keys and values of softmax attention are made of it.
+    /// Whether keys and values of softmax attention are made of it, token by token. (`attn_k_b` and `attn_v_b` are absorbed: they read
+    /// queries, and what attention has already summed up.)
     fn is_read_by_attention(&self) -> bool {
         let roles = || self.readers.iter().filter_map(|r| r.tensor.split('.').nth(2));
         let makes_keys = |role: &str| {
             let role = role.strip_prefix("attn_");
-            matches!(role, Some("k" | "v" | "qkv" | "kv_a_mqa" | "kv_b" | "k_b"))
+            matches!(role, Some("k" | "v" | "qkv" | "kv_a_mqa" | "kv_b"))
         };
         roles().any(makes_keys) && !roles().any(|role| role.starts_with("ssm_"))
     }
@@ -193,7 +194,13 @@ mod tests {
         let unlike = [[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]];
         assert_eq!(site("blk.0.attn_k.weight", &unlike, 2).weighed(0).0, [2.0, 1.0, 2.0]);
         assert_eq!(site("blk.0.attn_v.weight", &[[0.0; 2]; 3], 2).weighed(0).0, [0.0; 3]);
-        for others in ["blk.0.attn_output.weight", "blk.0.ffn_up.weight", "blk.0.ssm_in.weight"] {
+        let others = [
+            "blk.0.attn_output.weight",
+            "blk.0.ffn_up.weight",
+            "blk.0.ssm_in.weight",
+            "blk.0.attn_k_b.weight",
+        ];
+        for others in others {
             assert_eq!(site(others, &tokens, 2).weighed(0).0, [15.0, 9.0, 14.0], "{others}");
         }
     }
