@@ -9,12 +9,14 @@ mod cholesky;
 mod cross;
 mod factors;
 mod products;
+mod starts;
 pub mod steps;
 mod whole;
 
 pub use cross::add_cross_products;
 pub use factors::{Factors, NotPositive, Strips, UNIT, Wanted, damping};
 pub use products::add_products;
+pub use starts::Starts;
 pub use whole::Whole;
 
 /// Floats of the lower triangle of a matrix of `k` columns.

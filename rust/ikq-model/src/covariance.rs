@@ -15,7 +15,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ikq_covariance::{add_cross_products, add_products, triangle};
+use ikq_covariance::{Starts, add_cross_products, add_products, triangle};
 use ikq_pool::{Cancel, Pool, StartError};
 use ikq_simd::IsaKind;
 
@@ -32,42 +32,6 @@ const ROWS: usize = 64;
 pub struct InputReader {
     pub tensor: String,
     pub group: Option<usize>,
-}
-
-/// The inputs of the first tokens of chunks. They are part of the sums, too.
-#[derive(Clone, Debug, Default)]
-pub struct Starts {
-    /// The group that each has reached.
-    pub groups: Vec<u32>,
-    /// What was met, `k` floats each.
-    pub met: Vec<f32>,
-    /// Wanted less met, `k` floats each; empty where that was never said.
-    pub missing: Vec<f32>,
-}
-
-impl Starts {
-    /// Adds what a chunk's first token was for a group, if it has reached it.
-    fn add(&mut self, group: usize, pending: &Pending, k: usize) {
-        if pending.tokens.first() == Some(&FIRST) {
-            self.groups.push(group as u32);
-            self.met.extend_from_slice(&pending.floats[..k]);
-            if !self.missing.is_empty() {
-                let n = self.missing.len().max(self.met.len());
-                self.missing.resize(n, 0.0);
-            }
-        }
-    }
-
-    /// Adds what it should have been. Where it did not reach the group, nothing is asked for.
-    fn add_missing(&mut self, pending: &Pending, wanted: &Pending, k: usize) {
-        if pending.tokens.first() == Some(&FIRST) {
-            let n = self.missing.len().max(self.met.len());
-            self.missing.resize(n, 0.0);
-            let is_there = wanted.tokens.first() == Some(&FIRST);
-            let missing = |i: usize| if is_there { wanted.floats[i] - pending.floats[i] } else { 0.0 };
-            self.missing.extend((0..k).map(missing));
-        }
-    }
 }
 
 /// The covariance of an input.
@@ -120,6 +84,29 @@ impl Pending {
             }
         }
         (missing, met)
+    }
+}
+
+/// Keeps what a chunk's first token was for a group, if it has reached it.
+fn add_start(starts: &mut Starts, group: usize, pending: &Pending, k: usize) {
+    if pending.tokens.first() == Some(&FIRST) {
+        starts.groups.push(group as u32);
+        starts.met.extend_from_slice(&pending.floats[..k]);
+        if !starts.missing.is_empty() {
+            let n = starts.missing.len().max(starts.met.len());
+            starts.missing.resize(n, 0.0);
+        }
+    }
+}
+
+/// Keeps what it lacks. Where `wanted` does not reach the group, nothing is asked for.
+fn add_missing_start(starts: &mut Starts, pending: &Pending, wanted: &Pending, k: usize) {
+    if pending.tokens.first() == Some(&FIRST) {
+        let n = starts.missing.len().max(starts.met.len());
+        starts.missing.resize(n, 0.0);
+        let is_there = wanted.tokens.first() == Some(&FIRST);
+        let missing = |i: usize| if is_there { wanted.floats[i] - pending.floats[i] } else { 0.0 };
+        starts.missing.extend((0..k).map(missing));
     }
 }
 
@@ -218,7 +205,7 @@ impl CovarianceCollector {
             let Some(other) = other.filter(|o| o.pending.len() == site.pending.len()) else { continue };
             for ((cross, met), wanted) in site.cross.iter_mut().zip(&site.pending).zip(&other.pending) {
                 cross.resize(k * k, 0.0);
-                site.starts.add_missing(met, wanted, k);
+                add_missing_start(&mut site.starts, met, wanted, k);
                 let (missing, met) = met.beside(wanted, k);
                 let units = cross.chunks_mut(ROWS * k).enumerate();
                 let units = units.map(|(i, part)| (i * ROWS..k.min((i + 1) * ROWS), part));
@@ -235,7 +222,7 @@ impl CovarianceCollector {
         for site in sites {
             let k = site.k;
             for (group, pending) in site.pending.iter().enumerate() {
-                site.starts.add(group, pending, k);
+                add_start(&mut site.starts, group, pending, k);
             }
             let mut units = Vec::new();
             let groups = site.sums.iter_mut().zip(&mut site.counts).zip(&site.pending);

@@ -5,12 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ikq_covariance::triangle;
-use ikq_model::covariance::{self, CovarianceCollector, InputReader, InputSums};
+use ikq_model::covariance::{CovarianceCollector, InputReader, InputSums};
 use ikq_model::statistics::{CollectOptions, Collector, Entry, Owner, Similarity, Site};
 use ikq_pool::Stop;
-use ikq_quantize::covariance::{
-    Covariances, Reader, SiteSums, Starts, Written, merge, origin, restore, write,
-};
+use ikq_quantize::covariance::{Covariances, Reader, SiteSums, Written, merge, origin, restore, write};
 use ikq_quantize::imatrix::{Form, SumEntry, Sums};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::exceptions::{PyIndexError, PyOSError, PyValueError};
@@ -93,8 +91,7 @@ impl StatisticsCollector {
                     let reader = |r: &Reader| InputReader { tensor: r.tensor.clone(), group: r.group };
                     let readers = site.readers.iter().map(reader).collect();
                     let counts = site.counts.iter().map(|n| *n as u64).collect();
-                    let Starts { groups, met, missing } = site.starts.clone();
-                    InputSums::new(readers, site.k, counts, sums, covariance::Starts { groups, met, missing })
+                    InputSums::new(readers, site.k, counts, sums, site.starts.clone())
                 });
                 covariances.restore(inputs.collect());
             }
@@ -197,10 +194,7 @@ fn written(input: &InputSums) -> SiteSums<'_> {
                 sums => sums.to_vec(),
             })
         }),
-        starts: {
-            let covariance::Starts { groups, met, missing } = input.starts.clone();
-            Starts { groups, met, missing }
-        },
+        starts: input.starts.clone(),
     }
 }
 

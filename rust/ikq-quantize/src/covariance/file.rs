@@ -6,11 +6,11 @@
 
 use std::path::{Path, PathBuf};
 
-use ikq_covariance::triangle;
+use ikq_covariance::{Starts, triangle};
 use ikq_formats::QuantType;
 use ikq_gguf::{Array, Layout, Metadata, Model, Options, TensorSpec, TensorType, Value, ValueType, Writer};
 
-use super::{Covariances, Reader, Site, Starts};
+use super::{Covariances, Reader, Site, starts};
 use crate::error::Error;
 use crate::hash::Hasher;
 
@@ -102,7 +102,7 @@ impl Covariances {
                 return Err(wrong(format!("the sums `{name}{CROSS}` are not those of {k} columns")));
             }
             let cross = cross.map(|t| t.data.clone());
-            let starts = starts(&model, name, k, counts.len()).map_err(wrong)?;
+            let starts = read_starts(&model, name, k, counts.len()).map_err(wrong)?;
             let mut site = Site { readers, k, counts, sums: t.data.clone(), cross, starts, hash: 0 };
             check(&site).map_err(|what| wrong(format!("{what} of `{name}`")))?;
             let mut hasher = Hasher::new("covariance");
@@ -111,7 +111,7 @@ impl Covariances {
             if let Some(cross) = &site.cross {
                 hasher.bytes(cross);
             }
-            site.starts.hash(&mut hasher);
+            starts::hash(&site.starts, &mut hasher);
             site.hash = hasher.end();
             sites.push(site);
         }
@@ -131,7 +131,7 @@ impl Covariances {
 }
 
 /// First tokens of the site `name`; none where the file has none.
-fn starts(model: &Model, name: &str, k: usize, n_groups: usize) -> Result<Starts, String> {
+fn read_starts(model: &Model, name: &str, k: usize, n_groups: usize) -> Result<Starts, String> {
     let part = |suffix: &str, columns: usize| -> Result<Option<Vec<f32>>, String> {
         let Some(t) = model.tensor(&format!("{name}{suffix}")) else { return Ok(None) };
         if t.ty.known() != Some(QuantType::F32) || t.ne[0] != columns as u64 || t.ne[2] * t.ne[3] != 1 {

@@ -13,6 +13,7 @@ mod starts;
 
 use std::path::PathBuf;
 
+use ikq_covariance::Starts;
 use ikq_formats::QuantType;
 use ikq_gguf::{Bytes, Tensor};
 
@@ -20,7 +21,6 @@ pub(crate) use factors::FactorCache;
 pub use file::{SiteSums, Written, merge, restore, write};
 pub use likeness::{Foreign, Likeness};
 pub use origin::origin;
-pub use starts::Starts;
 
 use crate::error::Error;
 use crate::imatrix::same_inputs;

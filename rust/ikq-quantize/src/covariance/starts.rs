@@ -9,7 +9,7 @@
 //! an input would be all that the covariance has, and errors of all other tokens would not count; so outside attention's inputs
 //! a first token counts at most as [`MOST`] others.
 
-use ikq_covariance::triangle;
+use ikq_covariance::{Starts, triangle};
 
 use super::Site;
 use crate::hash::Hasher;
@@ -23,42 +23,18 @@ const MOST: f64 = 16.0;
 /// No first token counts less than this, so that what was rounded in its sums stays small beside what is left.
 const LEAST: f64 = 1.0 / 4096.0;
 
-/// The inputs of the first tokens of texts.
-#[derive(Clone, Debug, Default)]
-pub struct Starts {
-    /// The group that each has reached.
-    pub groups: Vec<u32>,
-    /// What was met, `k` floats each.
-    pub met: Vec<f32>,
-    /// Wanted less met, `k` floats each; empty where no others are wanted.
-    pub missing: Vec<f32>,
-}
-
-impl Starts {
-    pub(super) fn hash(&self, hasher: &mut Hasher) {
-        if !self.groups.is_empty() {
-            self.groups.iter().for_each(|g| hasher.bytes(&g.to_le_bytes()));
-            hasher.floats(&self.met);
-            hasher.floats(&self.missing);
-        }
+/// Adds them to a hash; nothing where there are none, so that files without keep theirs.
+pub(super) fn hash(Starts { groups, met, missing }: &Starts, hasher: &mut Hasher) {
+    if !groups.is_empty() {
+        groups.iter().for_each(|g| hasher.bytes(&g.to_le_bytes()));
+        hasher.floats(met);
+        hasher.floats(missing);
     }
 }
 
 /// Adds a row to the start of which floats stand.
 fn add(floats: &mut [f32], row: &[f64]) {
     floats.iter_mut().zip(row).for_each(|(sum, more)| *sum = (f64::from(*sum) + more) as f32);
-}
-
-impl<'a> FromIterator<&'a Starts> for Starts {
-    fn from_iter<I: IntoIterator<Item = &'a Starts>>(all: I) -> Starts {
-        let mut sum = Starts::default();
-        for each in all {
-            sum.groups.extend(&each.groups);
-            sum.met.extend(&each.met);
-            sum.missing.extend(&each.missing);
-        }
-        sum
-    }
 }
 
 /// A token that a group's sums get more of, or less.
