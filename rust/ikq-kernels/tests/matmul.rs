@@ -6,7 +6,7 @@
 
 use ikq_decode::{BlockType, Decode, UNIT, Visitor, dequantize, with_type};
 use ikq_formats::{Family, QuantType, RowForm, deinterleave_group, lane_form, row_form};
-use ikq_kernels::act::Activations;
+use ikq_kernels::act::{ActBlock, Activations};
 use ikq_kernels::matmul::check::{random_columns, random_matrix};
 use ikq_kernels::matmul::{
     Compute, Input, Matrix, Scratch, input, kernel_name, lane_bytes, multiply, pack, self_test, unpack,
@@ -82,8 +82,8 @@ fn column(acts: &Activations, column: usize, form: Input) -> Vec<f64> {
         Input::Floats => acts.floats(column).iter().map(|x| f64::from(*x)).collect(),
         Input::Q8 => {
             let value = |i: usize| {
-                let unit = &acts.units(column)[i / UNIT];
-                f64::from(unit.codes[i % UNIT]) * f64::from(unit.d[i % UNIT / 16])
+                let block = &acts.units(column)[i / UNIT][i % UNIT / 32];
+                f64::from(block.codes[i % 32]) * f64::from(block.d)
             };
             (0..acts.k()).map(value).collect()
         }
@@ -323,7 +323,8 @@ fn extreme_codes_do_not_saturate() {
                     }
                     column.quantize(kind);
                 }
-                assert!(acts.units(0)[0].codes == [127; UNIT] && acts.units(2)[0].codes == [-127; UNIT]);
+                let all = |c: usize, code| acts.units(c)[0].iter().all(|block| block.codes == [code; 32]);
+                assert!(all(0, 127) && all(2, -127));
                 let file = Matrix::new(ty, n_rows, k, &data).expect("a matrix");
                 let bands = bands(kind, &file);
                 let mut case = Case::new(kind, Compute::Auto, &acts, file, &bands, &weights);
@@ -342,26 +343,34 @@ fn activations_have_the_same_bytes_on_every_set() {
         for kind in available() {
             let acts = random_columns(kind, k, 5, 8);
             for c in 0..5 {
-                for (a, b) in acts.units(c).iter().zip(scalar.units(c)) {
-                    assert_eq!((a.codes, a.debts, a.debts_32), (b.codes, b.debts, b.debts_32));
-                    let bits = |v: &[f32]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
-                    assert_eq!(bits(&a.d), bits(&b.d));
-                    assert_eq!(bits(&a.sums), bits(&b.sums));
-                    assert_eq!(bits(&a.sums_32), bits(&b.sums_32));
+                assert_eq!(acts.debts(c), scalar.debts(c));
+                let blocks = acts.units(c).as_flattened();
+                for (a, b) in blocks.iter().zip(scalar.units(c).as_flattened()) {
+                    assert_eq!((a.codes, a.start, a.starts), (b.codes, b.start, b.starts));
+                    let bits = |v: &ActBlock| [v.d, v.sum, v.sums[0], v.sums[1]].map(f32::to_bits);
+                    assert_eq!(bits(a), bits(b));
                 }
                 // codes are the nearest ones, and the sums theirs
                 for (i, x) in acts.floats(c).iter().enumerate() {
-                    let unit = &acts.units(c)[i / UNIT];
-                    let (code, d) = (f64::from(unit.codes[i % UNIT]), f64::from(unit.d[i % UNIT / 16]));
+                    let (code, d) = (f64::from(blocks[i / 32].codes[i % 32]), f64::from(blocks[i / 32].d));
                     let error = (f64::from(*x) - code * d).abs();
                     assert!(error <= 0.5 * d * (1.0 + 64.0 * HALF_ULP) + 1e-36, "{x} as {code} * {d}");
                 }
-                for unit in acts.units(c) {
-                    for (h, codes) in unit.codes.chunks_exact(16).enumerate() {
-                        let sum: i32 = codes.iter().map(|c| i32::from(*c)).sum();
-                        assert_eq!(unit.debts[h], -128 * sum);
-                        assert_eq!(unit.sums[h], unit.d[h] * sum as f32);
-                    }
+                for (i, block) in blocks.iter().enumerate() {
+                    let sum = |codes: &[i8]| codes.iter().map(|c| i32::from(*c)).sum::<i32>();
+                    let halves = [sum(&block.codes[..16]), sum(&block.codes[16..])];
+                    let (unit, b) = (acts.debts(c)[i / 8], i % 8);
+                    assert_eq!(unit.per_16[2 * b..2 * b + 2], halves.map(|s| -128 * s));
+                    assert_eq!(unit.per_32[b], -128 * (halves[0] + halves[1]));
+                    assert_eq!(block.sums, halves.map(|s| block.d * s as f32));
+                    assert_eq!(block.sum, block.d * (halves[0] + halves[1]) as f32);
+                    // 1.5 * 2^23 as bits, and what the bias takes away
+                    assert_eq!(f32::from_bits(block.start as u32), 12_582_912.0 + unit.per_32[b] as f32);
+                    assert_eq!(
+                        f32::from_bits(block.starts[0] as u32),
+                        12_582_912.0 + unit.per_16[2 * b] as f32
+                    );
+                    assert_eq!(block.starts[1], unit.per_16[2 * b + 1]);
                 }
             }
         }

@@ -239,8 +239,8 @@ fn integer_sums(matrix: &Matrix<'_>, acts: &Activations) -> Result<Vec<(f64, f64
         for c in 0..acts.n_columns() {
             let (mut sum, mut size) = (0.0, 0.0);
             for (i, (weight, magnitude)) in weights.iter().enumerate() {
-                let x = &acts.units(c)[i / UNIT];
-                let x = f64::from(x.codes[i % UNIT]) * f64::from(x.d[i % UNIT / 16]);
+                let x = &acts.units(c)[i / UNIT][i % UNIT / 32];
+                let x = f64::from(x.codes[i % 32]) * f64::from(x.d);
                 sum += weight * x;
                 size += magnitude * x.abs();
             }

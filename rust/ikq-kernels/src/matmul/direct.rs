@@ -11,7 +11,7 @@ use ikq_decode::{BlockType, Decode, Decoding, LaneCodes, LaneScales, LaneUnit};
 use ikq_simd::{Isa, IsaKind, IsaOp, array, run};
 
 use super::bands::{AHEAD, BAND, Product, Tail, n_units};
-use crate::act::ActUnit;
+use crate::act::{ActBlock, ActUnit, Debts, FLOAT_START};
 
 /// Computes the product from the 8-bit form of the columns.
 pub(super) fn multiply<T: BlockType>(kind: IsaKind, op: Product<'_>) {
@@ -89,8 +89,11 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
     let columns = &op.columns[first..];
     let columns = &columns[..C.min(columns.len())];
     let mut x: [&[ActUnit]; C] = [&[]; C];
-    for (c, x) in x.iter_mut().enumerate() {
-        *x = &op.acts.units(columns[c.min(columns.len() - 1)] as usize)[..n_units];
+    let mut debts: [&[Debts]; C] = [&[]; C];
+    for (c, (x, debts)) in x.iter_mut().zip(&mut debts).enumerate() {
+        let column = columns[c.min(columns.len() - 1)] as usize;
+        *x = &op.acts.units(column)[..n_units];
+        *debts = &op.acts.debts(column)[..n_units];
     }
     let mut scales = LaneScales::new(isa);
     for b in bands {
@@ -108,8 +111,8 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
                 *unit = &x[u];
             }
             let mut starts = [[0; 16]; C];
-            for (starts, x) in starts.iter_mut().zip(&units) {
-                sum_starts::<I, D>(isa, x, reads_floats::<I>(C), starts);
+            for (starts, debts) in starts.iter_mut().zip(&debts) {
+                sum_starts::<I, D>(isa, &debts[u], reads_floats::<I>(C), starts);
             }
             let pair = Units::<I, C> { unit: &unit, scales: &scales, columns: &units, starts: &starts };
             // without a loop around them the parts share what they read, and their shifts are constants
@@ -197,25 +200,18 @@ impl<I: Isa, const C: usize> Units<'_, I, C> {
             ];
             for c in 0..C {
                 let product = scale[1].add_product(isa, sums[1][c], scale[0].product(isa, sums[0][c]));
-                acc[c] = add_16::<I>(isa, product, min, D::HAS_MIN, columns[c], b, acc[c]);
+                acc[c] = add_16::<I>(isa, product, min, D::HAS_MIN, &columns[c][b], acc[c]);
             }
         } else {
             let scale = SumScale::new(isa, scales.scale[b], reads_floats::<I>(C));
             let sums = dots::<I, D, C, 8>(isa, &codes, columns, starts, b);
             for c in 0..C {
                 let product = scale.product(isa, sums[c]);
-                acc[c] = add_32::<I>(isa, product, scales.min[b], D::HAS_MIN, columns[c], b, acc[c]);
+                acc[c] = add_32::<I>(isa, product, scales.min[b], D::HAS_MIN, &columns[c][b], acc[c]);
             }
         }
     }
 }
-
-/// What a sum of products may start from so that it need not be converted: 1.5 * 2^23. The bits of this float plus an
-/// integer below 2^22 are the bits of the float that is larger by this integer, and a sum of 32 products of two codes is
-/// below 2^20. Scales are small integers, or halves times small integers (a scale of a whole row is applied at its end), and
-/// have at most 22 bits. So `FLOAT_START * scale`, three times a power of two, is exact, and `(FLOAT_START + sum) * scale -
-/// FLOAT_START * scale`, one fused operation, is rounded just as `sum * scale` is.
-const FLOAT_START: f32 = 12_582_912.0;
 
 /// Whether a kernel of so many columns has sums that start from [`FLOAT_START`]: one more operation for the scale must be
 /// less than one for each column. Where pairs are added in 16 bits ([`ikq_simd::Products::pair_products`]) the start is one
@@ -260,50 +256,34 @@ impl<F: Copy> SumScale<F> {
     }
 }
 
-/// What sums of products start from, per 16 elements or 32: what an offset or bias of codes takes away, and
+/// What sums of products start from where codes have 2^`n` added: minus as many times the sum of the activations' codes, and
 /// [`FLOAT_START`]; of each two sums that are joined, only the first has that. It is made for a whole unit, as one vector.
 #[inline(always)]
 pub(super) fn starts_of_unit<I: Isa>(
     isa: I,
-    x: &ActUnit,
+    debts: &Debts,
     per_16: bool,
-    codes: SumDebt,
+    n: u32,
     reads_floats: bool,
     out: &mut [i32; 16],
 ) {
     let base = float_start(reads_floats);
-    let base =
-        if per_16 { isa.load_i(&array(|g| if g % 2 == 0 { base } else { 0 })) } else { isa.splat_i(base) };
-    let debts = || if per_16 { isa.load_i(&x.debts) } else { isa.load_i(&array(|b| x.debts_32[b % 8])) };
-    let start = match codes {
-        SumDebt::None => base,
-        SumDebt::Bias => isa.add_i(debts(), base),
-        SumDebt::Offset(n) => isa.add_i(isa.sra_i(debts(), 7 - n), base),
+    let (base, debts) = match per_16 {
+        true => (isa.load_i(&array(|g| if g % 2 == 0 { base } else { 0 })), isa.load_i(&debts.per_16)),
+        false => (isa.splat_i(base), isa.load_i(&array(|b| debts.per_32[b % 8]))),
     };
-    isa.store_i(start, out);
+    isa.store_i(isa.add_i(isa.sra_i(debts, 7 - n), base), out);
 }
 
-/// What codes have besides their values, which is taken away from sums of their products.
-#[derive(Clone, Copy)]
-pub(super) enum SumDebt {
-    None,
-    /// [`Isa::CODE_BIAS`](ikq_simd::Products::CODE_BIAS).
-    Bias,
-    /// 2^n.
-    Offset(u32),
-}
-
-/// The starts that [`dots`] takes from a unit's vector: where all columns start alike, or from the debts as they are, there
-/// is none.
+/// The starts that [`dots`] takes from a unit's vector, if the codes have an offset.
 #[inline(always)]
-fn sum_starts<I: Isa, D: Decode<I>>(isa: I, x: &ActUnit, reads_floats: bool, out: &mut [i32; 16]) {
+fn sum_starts<I: Isa, D: Decode<I>>(isa: I, debts: &Debts, reads_floats: bool, out: &mut [i32; 16]) {
     match D::LANE_CODES {
-        LaneCodes::Offset(n) => {
-            starts_of_unit(isa, x, D::PER_16, SumDebt::Offset(n), reads_floats, out);
-        }
-        LaneCodes::Biased if I::CODE_BIAS != 0 && reads_floats => {
-            starts_of_unit(isa, x, D::PER_16, SumDebt::Bias, reads_floats, out);
-        }
+        LaneCodes::Offset(n) => starts_of_unit(isa, debts, D::PER_16, n, reads_floats, out),
+        LaneCodes::Biased if I::CODE_BIAS != 0 && !reads_floats => match D::PER_16 {
+            true => *out = debts.per_16,
+            false => *out = array(|b| debts.per_32[b % 8]),
+        },
         _ => {}
     }
 }
@@ -322,19 +302,17 @@ fn dots<I: Isa, D: Decode<I>, const C: usize, const N: usize>(
     let mut sums = [isa.splat_i(start); C];
     for c in 0..C {
         match D::LANE_CODES {
-            LaneCodes::Offset(_) => sums[c] = isa.splat_i(starts[c][g]),
             LaneCodes::Biased if I::CODE_BIAS != 0 && reads_floats::<I>(C) => {
-                sums[c] = isa.splat_i(starts[c][g])
+                sums[c] = isa.splat_i(if N == 4 { x[c][g / 2].starts[g % 2] } else { x[c][g].start });
             }
-            LaneCodes::Biased if I::CODE_BIAS != 0 => {
-                sums[c] = isa.splat_i(if N == 4 { x[c].debts[g] } else { x[c].debts_32[g] });
-            }
+            LaneCodes::Offset(_) => sums[c] = isa.splat_i(starts[c][g]),
+            LaneCodes::Biased if I::CODE_BIAS != 0 => sums[c] = isa.splat_i(starts[c][g]),
             _ => {}
         }
     }
     if I::CODE_BIAS == 0 && D::SMALL > 1 {
         for (sum, x) in sums.iter_mut().zip(x) {
-            let x = x.codes.as_chunks::<4>().0[N * g..].first_chunk().expect("the codes of a group");
+            let x = fours(&x[N * g / 8])[N * g % 8..].first_chunk().expect("the codes of a group");
             *sum = match D::SMALL {
                 8 => small_dots::<I, N, N>(isa, *sum, codes, x),
                 4 => small_dots::<I, N, 4>(isa, *sum, codes, x),
@@ -347,7 +325,7 @@ fn dots<I: Isa, D: Decode<I>, const C: usize, const N: usize>(
     let mut others = [isa.splat_i(0); C];
     for (i, codes) in codes.iter().enumerate() {
         for c in 0..C {
-            let four = isa.splat_4_codes(&x[c].codes.as_chunks::<4>().0[N * g + i]);
+            let four = isa.splat_4_codes(&fours(&x[c][N * g / 8])[N * g % 8 + i]);
             let sum = if C == 1 && i % 2 == 1 { &mut others[c] } else { &mut sums[c] };
             *sum = match D::LANE_CODES {
                 LaneCodes::Biased => isa.dot4(*sum, *codes, four),
@@ -381,10 +359,10 @@ fn small_dots<I: Isa, const N: usize, const G: usize>(
     sum
 }
 
-/// Four codes of a column, for all rows.
+/// The codes of 32 elements of a column, by four.
 #[inline(always)]
-pub(super) fn x_4<I: Isa>(isa: I, x: &ActUnit, four: usize) -> I::B64 {
-    isa.splat_4_codes(&x.codes.as_chunks::<4>().0[four])
+pub(super) fn fours(x: &ActBlock) -> &[[i8; 4]; 8] {
+    x.codes.as_chunks().0.as_array().expect("eight times four codes")
 }
 
 /// Adds the products of 32 elements with one scale.
@@ -394,13 +372,12 @@ pub(super) fn add_32<I: Isa>(
     product: I::F,
     min: I::F,
     has_min: bool,
-    x: &ActUnit,
-    b: usize,
+    x: &ActBlock,
     acc: I::F,
 ) -> I::F {
-    let acc = isa.fused_add(product, isa.splat_f(x.d[2 * b]), acc);
+    let acc = isa.fused_add(product, isa.splat_f(x.d), acc);
     match has_min {
-        true => isa.fused_sub(min, isa.splat_f(x.sums_32[b]), acc),
+        true => isa.fused_sub(min, isa.splat_f(x.sum), acc),
         false => acc,
     }
 }
@@ -412,15 +389,14 @@ pub(super) fn add_16<I: Isa>(
     product: I::F,
     min: &[I::F],
     has_min: bool,
-    x: &ActUnit,
-    b: usize,
+    x: &ActBlock,
     acc: I::F,
 ) -> I::F {
-    let acc = isa.fused_add(product, isa.splat_f(x.d[2 * b]), acc);
+    let acc = isa.fused_add(product, isa.splat_f(x.d), acc);
     match has_min {
         true => {
-            let acc = isa.fused_sub(min[0], isa.splat_f(x.sums[2 * b]), acc);
-            isa.fused_sub(min[1], isa.splat_f(x.sums[2 * b + 1]), acc)
+            let acc = isa.fused_sub(min[0], isa.splat_f(x.sums[0]), acc);
+            isa.fused_sub(min[1], isa.splat_f(x.sums[1]), acc)
         }
         false => acc,
     }

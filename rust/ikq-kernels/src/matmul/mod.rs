@@ -185,7 +185,7 @@ pub struct Scratch {
     bands: Aligned<u8>,
     /// A band decoded to floats.
     floats: Aligned<u8>,
-    panel: Panel,
+    panels: Vec<Panel>,
     /// Products with the rows that fill up the last band, for which the output has no place.
     spill: Vec<f32>,
 }
@@ -278,46 +278,64 @@ const PANEL_UNITS: usize = 4;
 /// The same where codes have 16 bits.
 const WIDE_UNITS: usize = 2;
 
-/// Computes the product by panels: some units of a band are decoded once, then multiplied with all columns.
+/// Bands of which panels are held at a time, so that a part of the columns is multiplied with all of them while it is near.
+const PANEL_BANDS: usize = 4;
+
+/// Columns of such a part: of each, up to 2 KiB.
+const PANEL_COLUMNS: usize = 128;
+
+/// Computes the product by panels: some units of some bands are decoded once, then multiplied with all columns.
 fn panel_products(kind: IsaKind, bodies: &Bodies, product: Product<'_>, scratch: &mut Scratch) {
     let Product { bands, acts, columns, out, stride } = product;
-    let Scratch { panel, spill, .. } = scratch;
+    let Scratch { panels, spill, .. } = scratch;
     let n_units = bands::n_units(bands.k);
     let max_bands = tile::max_bands(kind);
     let panel_units = if tile::reads_wide(kind, &bodies.facts) { WIDE_UNITS } else { PANEL_UNITS };
-    panel.reserve(PANEL_UNITS, max_bands);
     // rows of a band that is not full have no place in the output
     let n_whole = bands.n_rows / BAND;
     if n_whole < bands.n() {
         spill.resize(spill.len().max(BAND * columns.len()), 0.0);
     }
-    // part after part of the columns, so that a part stays in a near cache for all rows
-    for first_unit in (0..n_units).step_by(panel_units) {
-        let units = first_unit..n_units.min(first_unit + panel_units);
-        let mut first = 0;
-        while first < bands.n() {
-            let n_bands = n_whole.saturating_sub(first).clamp(1, max_bands);
-            for band in 0..n_bands {
-                (bodies.fill)(kind, bands, first + band, units.clone(), panel, (band, n_bands));
+    // the bands of each panel
+    let mut groups = Vec::new();
+    while let first = groups.last().map_or(0, |g: &Range<usize>| g.end)
+        && first < bands.n()
+    {
+        groups.push(first..first + n_whole.saturating_sub(first).clamp(1, max_bands));
+    }
+    for groups in groups.chunks(PANEL_BANDS / max_bands) {
+        panels.resize_with(panels.len().max(groups.len()), Panel::default);
+        // part after part of the rows' elements, so that a part of the columns stays in a near cache for all rows
+        for first_unit in (0..n_units).step_by(panel_units) {
+            let units = first_unit..n_units.min(first_unit + panel_units);
+            for (panel, group) in panels.iter_mut().zip(groups) {
+                panel.reserve(PANEL_UNITS, max_bands);
+                for (i, band) in group.clone().enumerate() {
+                    (bodies.fill)(kind, bands, band, units.clone(), panel, (i, group.len()));
+                }
             }
-            let (out, stride) = match first < n_whole {
-                true => (&mut out[BAND * first..], stride),
-                false => (&mut spill[..], BAND),
-            };
-            let tile = Tile {
-                panel,
-                n_bands,
-                facts: &bodies.facts,
-                acts,
-                columns,
-                units: units.clone(),
-                out,
-                stride,
-                add: first_unit > 0,
-                is_end: units.end == n_units,
-            };
-            tile::multiply(kind, tile);
-            first += n_bands;
+            for first in (0..columns.len()).step_by(PANEL_COLUMNS) {
+                let columns = &columns[first..columns.len().min(first + PANEL_COLUMNS)];
+                for (panel, group) in panels.iter().zip(groups) {
+                    let (out, stride) = match group.start < n_whole {
+                        true => (&mut out[stride * first + BAND * group.start..], stride),
+                        false => (&mut spill[BAND * first..], BAND),
+                    };
+                    let tile = Tile {
+                        panel,
+                        n_bands: group.len(),
+                        facts: &bodies.facts,
+                        acts,
+                        columns,
+                        units: units.clone(),
+                        out,
+                        stride,
+                        add: first_unit > 0,
+                        is_end: units.end == n_units,
+                    };
+                    tile::multiply(kind, tile);
+                }
+            }
         }
     }
     if n_whole < bands.n() {

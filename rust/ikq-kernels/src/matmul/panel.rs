@@ -1,13 +1,14 @@
 //! [`Panel`]: some units of one or two bands, decoded once for many columns.
 //!
+//! A panel is a run of cache lines that products read from the first to the last. For each 32 elements, one after another:
+//!
 //! ```text
-//! codes    line (64 unit + i) * n_bands + band     codes 4 i..4 i + 4 of the unit, of each of 16 rows
-//! scales   line (S unit + g) * n_bands + band      scale of sub-block g of each of 16 rows
-//! mins     likewise
-//! wide     line (128 unit + 2 i + h) * n_bands + band   codes as 16-bit numbers, instead of `codes`: `Products::widened`
-//! rows     line band                               what sums of the rows are multiplied by at the end
+//! codes    eight lines per band: codes 4 i..4 i + 4 of each of 16 rows (sixteen lines if they are 16-bit numbers:
+//!          `Products::widened`); line i of every band, then line i + 1
+//! scales   one line per band, or two where scales belong to 16 elements
+//! mins     as many, if the type has mins
 //! ```
-//! One or two bands stand side by side. S is 16 or 8: scales belong to 16 or 32 elements.
+//! One or two bands stand side by side.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -17,43 +18,57 @@ use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
 use super::bands::{Bands, Tail};
 
-/// Sixty-four bytes that start a cache line.
+/// Sixty-four bytes that start a cache line: codes, four of each of sixteen rows, or a float of each.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Line<T>(pub T);
+pub(super) struct Line(pub [u8; 64]);
 
-pub(super) type Codes = Line<[u8; 64]>;
-pub(super) type Floats = Line<[f32; 16]>;
+/// A scale of each row of a band.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct RowScales(pub [f32; 16]);
 
 /// Memory of a panel.
 #[derive(Default)]
 pub(super) struct Panel {
-    pub codes: Vec<Codes>,
-    pub scales: Vec<Floats>,
-    pub mins: Vec<Floats>,
-    pub row_scales: Vec<Floats>,
+    pub lines: Vec<Line>,
+    /// Of each band, what sums of the rows are multiplied by at the end.
+    pub row_scales: Vec<RowScales>,
+}
+
+/// Lines of one band for 32 elements.
+#[derive(Clone, Copy)]
+pub(super) struct Shape {
+    pub n_codes: usize,
+    pub n_scales: usize,
+    pub n_mins: usize,
+}
+
+impl Shape {
+    pub const fn new(is_wide: bool, per_16: bool, has_min: bool) -> Shape {
+        let n_scales = if per_16 { 2 } else { 1 };
+        Shape { n_codes: if is_wide { 16 } else { 8 }, n_scales, n_mins: if has_min { n_scales } else { 0 } }
+    }
+
+    pub const fn n_lines(self) -> usize {
+        self.n_codes + self.n_scales + self.n_mins
+    }
 }
 
 /// Whether panels of these weights hold 16-bit numbers: signed codes, where that is faster.
-pub(super) fn is_wide<I: Isa>(codes: LaneCodes) -> bool {
-    I::IS_FAST_WIDE && codes == LaneCodes::Biased
+pub(super) const fn is_wide<I: Isa>(codes: LaneCodes) -> bool {
+    I::IS_FAST_WIDE && matches!(codes, LaneCodes::Biased)
 }
 
 impl Panel {
-    /// Makes room for `n_units` units of `n_bands` bands.
+    /// Makes room for `n_units` units of `n_bands` bands of any type.
     pub fn reserve(&mut self, n_units: usize, n_bands: usize) {
-        // codes may be 16-bit numbers
-        let n_codes = 2 * 64 * n_units * n_bands;
-        let grow = |v: &mut Vec<Floats>, n| {
-            if v.len() < n {
-                v.resize(n, Line([0.0; 16]));
-            }
-        };
-        grow(&mut self.scales, 16 * n_units * n_bands);
-        grow(&mut self.mins, 16 * n_units * n_bands);
-        grow(&mut self.row_scales, n_bands);
-        if self.codes.len() < n_codes {
-            self.codes.resize(n_codes, Line([0; 64]));
+        let n_lines = 8 * Shape::new(true, true, true).n_lines() * n_units * n_bands;
+        if self.lines.len() < n_lines {
+            self.lines.resize(n_lines, Line([0; 64]));
+        }
+        if self.row_scales.len() < n_bands {
+            self.row_scales.resize(n_bands, RowScales([0.0; 16]));
         }
     }
 }
@@ -98,7 +113,7 @@ fn fill_band<I: Isa, D: Decode<I>>(isa: I, op: Fill<'_, impl BlockType>) {
     // the bands that the panel holds next
     let ahead = op.n_bands * op.bands.form.band_bytes(op.bands.k);
     let mut scales = LaneScales::new(isa);
-    let n_scales = if D::PER_16 { 16 } else { 8 };
+    let shape = const { Shape::new(is_wide::<I>(D::LANE_CODES), D::PER_16, D::HAS_MIN) };
     let first = op.units.start;
     for u in op.units {
         let unit = band.unit::<I, D>(u, &tail);
@@ -106,29 +121,20 @@ fn fill_band<I: Isa, D: Decode<I>>(isa: I, op: Fill<'_, impl BlockType>) {
             band.ask_smalls::<I, D>(u, ahead);
         }
         D::lane_scales(isa, isa.splat_f(1.0), &unit, &mut scales);
-        let lines = n_scales * (u - first) * op.n_bands + op.band;
-        for k in 0..n_scales {
-            isa.store_f(scales.scale[k], &mut op.panel.scales[lines + k * op.n_bands].0);
-            if D::HAS_MIN {
-                isa.store_f(scales.min[k], &mut op.panel.mins[lines + k * op.n_bands].0);
-            }
-        }
         for b in 0..8 {
             if op.bands.ask_ahead {
                 band.ask_words::<I, D>(u, b, ahead);
             }
-            let codes = D::lanes(isa, &unit, b);
-            if is_wide::<I>(D::LANE_CODES) {
-                let lines = 2 * (64 * (u - first) + 8 * b) * op.n_bands + op.band;
-                for (i, codes) in codes.into_iter().enumerate() {
+            let step = op.n_bands;
+            let lines = &mut op.panel.lines[(8 * (u - first) + b) * shape.n_lines() * step + op.band..];
+            let lines = &mut lines[..(shape.n_lines() - 1) * step + 1];
+            for (i, codes) in D::lanes(isa, &unit, b).into_iter().enumerate() {
+                if is_wide::<I>(D::LANE_CODES) {
                     for (h, codes) in isa.widened(codes).into_iter().enumerate() {
-                        isa.store(codes, &mut op.panel.codes[lines + (2 * i + h) * op.n_bands].0);
+                        isa.store(codes, &mut lines[(2 * i + h) * step].0);
                     }
+                    continue;
                 }
-                continue;
-            }
-            let lines = (64 * (u - first) + 8 * b) * op.n_bands + op.band;
-            for (i, codes) in codes.into_iter().enumerate() {
                 // one form of codes where the dot instruction takes them with the bias
                 let codes = match D::LANE_CODES {
                     LaneCodes::Plain if I::CODE_BIAS != 0 => isa.biased(codes),
@@ -137,7 +143,16 @@ fn fill_band<I: Isa, D: Decode<I>>(isa: I, op: Fill<'_, impl BlockType>) {
                     }
                     _ => codes,
                 };
-                isa.store(codes, &mut op.panel.codes[lines + i * op.n_bands].0);
+                isa.store(codes, &mut lines[i * step].0);
+            }
+            let floats = |v| isa.of_ints(isa.bits_i(v));
+            for k in 0..shape.n_scales {
+                let at = shape.n_scales * b + k;
+                isa.store(floats(scales.scale[at]), &mut lines[(shape.n_codes + k) * step].0);
+                if D::HAS_MIN {
+                    let line = shape.n_codes + shape.n_scales + k;
+                    isa.store(floats(scales.min[at]), &mut lines[line * step].0);
+                }
             }
         }
     }

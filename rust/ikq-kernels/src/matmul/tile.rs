@@ -9,9 +9,9 @@ use ikq_decode::{DecodeFacts, LaneCodes};
 use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
 use super::bands::BAND;
-use super::direct::{SumDebt, SumScale, add_16, add_32, float_start, reads_floats, starts_of_unit, x_4};
-use super::panel::{Codes, Floats, Panel, is_wide};
-use crate::act::{ActUnit, Activations, WideUnit};
+use super::direct::{SumScale, add_16, add_32, float_start, fours, reads_floats, starts_of_unit};
+use super::panel::{Line, Panel, Shape, is_wide};
+use crate::act::{ActBlock, Activations, Debts, WideBlock};
 
 /// Operands of a product of a panel with some columns.
 pub(super) struct Tile<'a> {
@@ -119,9 +119,10 @@ fn all<I: Isa, const PER_16: bool, const MIN: bool, const SMALL: usize, const DE
     }
 }
 
-/// Whether sums are read as floats: as [`reads_floats`] says, and where sums of 16-bit products start from a constant.
+/// Whether sums are read as floats: as [`reads_floats`] says, and where codes are biased, as columns have the starts of such
+/// sums.
 const fn floats<I: Isa, const C: usize, const SMALL: usize>() -> bool {
-    SMALL == WIDE && C >= 4 || reads_floats::<I>(C)
+    SMALL == 0 && I::CODE_BIAS != 0 || reads_floats::<I>(C)
 }
 
 /// `R` bands times `C` columns from `first` on, a column more than once where there are fewer; returns `C`.
@@ -139,13 +140,9 @@ fn block<
     tile: &mut Tile<'_>,
     first: usize,
 ) -> usize {
-    let n = tile.units.len();
     let numbers = &tile.columns[first..];
     let numbers = &numbers[..C.min(numbers.len())];
-    let mut columns: [&[ActUnit]; C] = [&[]; C];
-    for (c, x) in columns.iter_mut().enumerate() {
-        *x = &tile.acts.units(numbers[c.min(numbers.len() - 1)] as usize)[tile.units.clone()];
-    }
+    let number = |c: usize| numbers[c.min(numbers.len() - 1)] as usize;
     let mut acc = [[isa.splat_f(0.0); R]; C];
     if tile.add {
         for (c, acc) in acc.iter_mut().enumerate().take(numbers.len()) {
@@ -155,76 +152,36 @@ fn block<
             }
         }
     }
-    let debt = match tile.facts.lane_codes {
-        LaneCodes::Offset(n) if DEBT && SMALL > 0 => SumDebt::Offset(n),
-        _ if DEBT && SMALL == 0 && I::CODE_BIAS != 0 => SumDebt::Bias,
-        _ => SumDebt::None,
-    };
-    let n_scales = if PER_16 { 16 } else { 8 };
-    let code_lines = if SMALL == WIDE { 2 } else { 1 };
-    let codes = &tile.panel.codes[..code_lines * 64 * R * n];
-    let mut wide: [&[WideUnit]; C] = [&[]; C];
-    if SMALL == WIDE {
-        for (c, wide) in wide.iter_mut().enumerate() {
-            *wide = &tile.acts.wide(numbers[c.min(numbers.len() - 1)] as usize)[tile.units.clone()];
+    let mut x: [&[ActBlock]; C] = [&[]; C];
+    let mut wide: [&[WideBlock]; C] = [&[]; C];
+    for c in 0..C {
+        x[c] = tile.acts.units(number(c))[tile.units.clone()].as_flattened();
+        if SMALL == WIDE {
+            wide[c] = &tile.acts.wide(number(c))[8 * tile.units.start..8 * tile.units.end];
         }
     }
-    let scales = &tile.panel.scales[..n_scales * R * n];
-    let mins = if MIN { &tile.panel.mins[..n_scales * R * n] } else { &[] };
-    for u in 0..n {
-        let mut x = [&columns[0][u]; C];
-        for (x, column) in x.iter_mut().zip(&columns) {
-            *x = &column[u];
+    let offset = match tile.facts.lane_codes {
+        LaneCodes::Offset(n) if DEBT && SMALL > 0 => Some(n),
+        _ => None,
+    };
+    let n = 8 * tile.units.len();
+    if let Some(offset) = offset {
+        // the starts of a unit are made at once
+        let mut debts: [&[Debts]; C] = [&[]; C];
+        for (c, debts) in debts.iter_mut().enumerate() {
+            *debts = &tile.acts.debts(number(c))[tile.units.clone()];
         }
-        let mut wide_x = [&NO_WIDE; C];
-        if SMALL == WIDE {
-            for (x, wide) in wide_x.iter_mut().zip(&wide) {
-                *x = &wide[u];
+        for u in 0..tile.units.len() {
+            let mut starts = [[0; 16]; C];
+            for (starts, debts) in starts.iter_mut().zip(&debts) {
+                starts_of_unit(isa, &debts[u], PER_16, offset, floats::<I, C, SMALL>(), starts);
             }
+            let columns = Columns { blocks: &x, wide: &wide, starts: Some(&starts) };
+            blocks::<I, R, C, PER_16, MIN, SMALL>(isa, tile.panel, 8 * u..8 * u + 8, &columns, &mut acc);
         }
-        let x = Columns { units: x, wide: wide_x };
-        let mut starts = [[0; 16]; C];
-        if DEBT {
-            for (starts, x) in starts.iter_mut().zip(&x.units) {
-                starts_of_unit(isa, x, PER_16, debt, floats::<I, C, SMALL>(), starts);
-            }
-        }
-        for b in 0..8 {
-            let at = (8 * u + b) * R;
-            // the two halves of per-16 sums side by side: more sums that do not wait for one another
-            if PER_16 {
-                let [first, second] =
-                    sums::<I, R, C, 2, 4, SMALL, DEBT>(isa, &codes[code_lines * 8 * at..], &x, b, &starts);
-                for r in 0..R {
-                    let load = |lines: &[Floats]| {
-                        [isa.load_f(&lines[2 * at + r].0), isa.load_f(&lines[2 * at + R + r].0)]
-                    };
-                    let scale = load(scales);
-                    let min = if MIN { load(mins) } else { scale };
-                    let scale = [
-                        SumScale::new(isa, scale[0], floats::<I, C, SMALL>()),
-                        SumScale::new(isa, scale[1], false),
-                    ];
-                    for c in 0..C {
-                        let product = scale[0].product(isa, first[c][r]);
-                        let product = scale[1].add_product(isa, second[c][r], product);
-                        acc[c][r] = add_16(isa, product, &min, MIN, x.units[c], b, acc[c][r]);
-                    }
-                }
-            } else {
-                let [sums] =
-                    sums::<I, R, C, 1, 8, SMALL, DEBT>(isa, &codes[code_lines * 8 * at..], &x, b, &starts);
-                for r in 0..R {
-                    let scale = isa.load_f(&scales[at + r].0);
-                    let min = if MIN { isa.load_f(&mins[at + r].0) } else { scale };
-                    let scale = SumScale::new(isa, scale, floats::<I, C, SMALL>());
-                    for c in 0..C {
-                        let product = scale.product(isa, sums[c][r]);
-                        acc[c][r] = add_32(isa, product, min, MIN, x.units[c], b, acc[c][r]);
-                    }
-                }
-            }
-        }
+    } else {
+        let columns = Columns { blocks: &x, wide: &wide, starts: None };
+        blocks::<I, R, C, PER_16, MIN, SMALL>(isa, tile.panel, 0..n, &columns, &mut acc);
     }
     for (c, acc) in acc.iter().enumerate().take(numbers.len()) {
         for (r, acc) in acc.iter().enumerate() {
@@ -239,59 +196,141 @@ fn block<
     C
 }
 
-/// A unit of each of `C` columns.
+/// `C` columns, from the panel's first elements on.
 struct Columns<'a, const C: usize> {
-    units: [&'a ActUnit; C],
+    blocks: &'a [&'a [ActBlock]; C],
     /// The same as 16-bit numbers, if the panel has those.
-    wide: [&'a WideUnit; C],
+    wide: &'a [&'a [WideBlock]; C],
+    /// What sums of a unit start from, where codes have an offset.
+    starts: Option<&'a [[i32; 16]; C]>,
 }
 
-/// What [`Columns::wide`] holds otherwise.
-static NO_WIDE: WideUnit = WideUnit([0; 128]);
-
-/// Sums of products of the `H` parts, `4 N` elements each, of 32 elements `b`.
+/// Adds the products of some of the panel's blocks of 32 elements; a unit's where sums have [`Columns::starts`].
 #[inline(always)]
-fn sums<
-    I: Isa,
-    const R: usize,
-    const C: usize,
-    const H: usize,
-    const N: usize,
-    const SMALL: usize,
-    const DEBT: bool,
->(
+fn blocks<I: Isa, const R: usize, const C: usize, const PER_16: bool, const MIN: bool, const SMALL: usize>(
     isa: I,
-    codes: &[Codes],
-    x: &Columns<'_, C>,
-    b: usize,
-    starts: &[[i32; 16]; C],
+    panel: &Panel,
+    range: Range<usize>,
+    columns: &Columns<'_, C>,
+    acc: &mut [[I::F; R]; C],
+) {
+    let shape = const { Shape::new(SMALL == WIDE, PER_16, MIN) };
+    let n_lines = shape.n_lines() * R;
+    let lines = &panel.lines[range.start * n_lines..range.end * n_lines];
+    let mut x = *columns.blocks;
+    let mut wide = *columns.wide;
+    for c in 0..C {
+        x[c] = &x[c][range.clone()];
+        if SMALL == WIDE {
+            wide[c] = &wide[c][range.clone()];
+        }
+    }
+    for (b, lines) in lines.chunks_exact(n_lines).enumerate() {
+        let mut here = Here { blocks: [&x[0][b]; C], wide: [&NO_WIDE; C] };
+        for c in 0..C {
+            here.blocks[c] = &x[c][b];
+            if SMALL == WIDE {
+                here.wide[c] = &wide[c][b];
+            }
+        }
+        let (codes, factors) = lines.split_at(shape.n_codes * R);
+        let (scales, mins) = factors.split_at(shape.n_scales * R);
+        // the two halves of per-16 sums side by side: more sums that do not wait for one another
+        if PER_16 {
+            let starts = here.starts::<I, 2, SMALL>(columns.starts, b);
+            let [first, second] = sums::<I, R, C, 2, 4, SMALL>(isa, codes, &here, &starts);
+            for r in 0..R {
+                let load = |lines: &[Line]| [isa.load_f32(&lines[r].0), isa.load_f32(&lines[R + r].0)];
+                let scale = load(scales);
+                let min = if MIN { load(mins) } else { scale };
+                let scale = [
+                    SumScale::new(isa, scale[0], floats::<I, C, SMALL>()),
+                    SumScale::new(isa, scale[1], false),
+                ];
+                for c in 0..C {
+                    let product = scale[0].product(isa, first[c][r]);
+                    let product = scale[1].add_product(isa, second[c][r], product);
+                    acc[c][r] = add_16(isa, product, &min, MIN, here.blocks[c], acc[c][r]);
+                }
+            }
+        } else {
+            let starts = here.starts::<I, 1, SMALL>(columns.starts, b);
+            let [sums] = sums::<I, R, C, 1, 8, SMALL>(isa, codes, &here, &starts);
+            for r in 0..R {
+                let scale = isa.load_f32(&scales[r].0);
+                let min = if MIN { isa.load_f32(&mins[r].0) } else { scale };
+                let scale = SumScale::new(isa, scale, floats::<I, C, SMALL>());
+                for c in 0..C {
+                    let product = scale.product(isa, sums[c][r]);
+                    acc[c][r] = add_32(isa, product, min, MIN, here.blocks[c], acc[c][r]);
+                }
+            }
+        }
+    }
+}
+
+/// 32 elements of each of `C` columns.
+struct Here<'a, const C: usize> {
+    blocks: [&'a ActBlock; C],
+    wide: [&'a WideBlock; C],
+}
+
+/// What [`Here::wide`] holds where the panel has no 16-bit numbers.
+static NO_WIDE: WideBlock = WideBlock([0; 16]);
+
+impl<const C: usize> Here<'_, C> {
+    /// What the sums of each of `H` parts start from.
+    #[inline(always)]
+    fn starts<I: Isa, const H: usize, const SMALL: usize>(
+        &self,
+        offset: Option<&[[i32; 16]; C]>,
+        b: usize,
+    ) -> [[i32; H]; C] {
+        let mut starts = [[0; H]; C];
+        for c in 0..C {
+            for h in 0..H {
+                starts[c][h] = match offset {
+                    Some(starts) => starts[c][(H * b + h) % 16],
+                    None if SMALL == 0 && I::CODE_BIAS != 0 && H == 2 => self.blocks[c].starts[h],
+                    None if SMALL == 0 && I::CODE_BIAS != 0 => self.blocks[c].start,
+                    None if h == 0 => float_start(floats::<I, C, SMALL>()),
+                    None => 0,
+                };
+            }
+        }
+        starts
+    }
+}
+
+/// Sums of products of the `H` parts, `4 N` elements each, of 32 elements.
+#[inline(always)]
+fn sums<I: Isa, const R: usize, const C: usize, const H: usize, const N: usize, const SMALL: usize>(
+    isa: I,
+    codes: &[Line],
+    x: &Here<'_, C>,
+    starts: &[[i32; H]; C],
 ) -> [[[I::I; R]; C]; H] {
     let mut sums = [[[isa.splat_i(0); R]; C]; H];
     for c in 0..C {
         for (h, sums) in sums.iter_mut().enumerate() {
-            let start = match DEBT {
-                true => starts[c][H * b + h],
-                false if h == 0 => float_start(floats::<I, C, SMALL>()),
-                false => 0,
-            };
-            sums[c] = [isa.splat_i(start); R];
+            sums[c] = [isa.splat_i(starts[c][h]); R];
         }
     }
     if I::REGISTERS >= 32 {
         for i in 0..N {
             for (h, sums) in sums.iter_mut().enumerate() {
                 let codes = &codes[(h * N + i) * R..][..R];
-                products::<I, R, C, SMALL>(isa, codes, x, 8 * b + h * N + i, sums);
+                products::<I, R, C, SMALL>(isa, codes, x, h * N + i, sums);
             }
         }
         return sums;
     }
     for (h, sums) in sums.iter_mut().enumerate() {
-        let first = 8 * b + h * N;
+        let first = h * N;
         if SMALL == WIDE {
             let codes = &codes[2 * h * N * R..2 * (h + 1) * N * R];
             for (i, codes) in codes[..2 * R * opaque(N)].chunks_exact(2 * R).enumerate() {
-                let four = (first + i) % 64;
+                let four = (first + i) % 8;
                 for odd in 0..2 {
                     for r in 0..R {
                         let w = isa.load(&codes[odd * R + r].0);
@@ -310,15 +349,15 @@ fn sums<
                 let mut pairs = [[isa.pair_products(isa.splat(0), isa.splat(0)); R]; C];
                 for r in 0..R {
                     let w = isa.load(&codes[r].0);
-                    for (pairs, x) in pairs.iter_mut().zip(&x.units) {
-                        pairs[r] = isa.pair_products(w, x_4(isa, x, first));
+                    for (pairs, x) in pairs.iter_mut().zip(&x.blocks) {
+                        pairs[r] = isa.pair_products(w, four(isa, x, first));
                     }
                 }
                 for (i, codes) in codes[R..R * opaque(step)].chunks_exact(R).enumerate() {
                     for r in 0..R {
                         let w = isa.load(&codes[r].0);
-                        for (pairs, x) in pairs.iter_mut().zip(&x.units) {
-                            let two = isa.pair_products(w, x_4(isa, x, (first + 1 + i) % 64));
+                        for (pairs, x) in pairs.iter_mut().zip(&x.blocks) {
+                            let two = isa.pair_products(w, four(isa, x, (first + 1 + i) % 8));
                             pairs[r] = isa.add_pairs(pairs[r], two);
                         }
                     }
@@ -332,28 +371,28 @@ fn sums<
         } else {
             let codes = &codes[h * N * R..(h + 1) * N * R];
             for (i, codes) in codes[..R * opaque(N)].chunks_exact(R).enumerate() {
-                products::<I, R, C, SMALL>(isa, codes, x, (first + i) % 64, sums);
+                products::<I, R, C, SMALL>(isa, codes, x, (first + i) % 8, sums);
             }
         }
     }
     sums
 }
 
-/// Adds the products of a line of codes of each band with the columns' codes `four`.
+/// Adds the products of a line of codes of each band with the columns' codes `i`, four of them.
 #[inline(always)]
 fn products<I: Isa, const R: usize, const C: usize, const SMALL: usize>(
     isa: I,
-    codes: &[Codes],
-    x: &Columns<'_, C>,
-    four: usize,
+    codes: &[Line],
+    x: &Here<'_, C>,
+    i: usize,
     sums: &mut [[I::I; R]; C],
 ) {
     let mut w = [isa.splat(0); R];
     for r in 0..R {
         w[r] = isa.load(&codes[r].0);
     }
-    for (sums, x) in sums.iter_mut().zip(&x.units) {
-        let four = x_4(isa, x, four);
+    for (sums, x) in sums.iter_mut().zip(&x.blocks) {
+        let four = four(isa, x, i);
         for r in 0..R {
             sums[r] = match SMALL {
                 0 => isa.dot4(sums[r], w[r], four),
@@ -361,6 +400,12 @@ fn products<I: Isa, const R: usize, const C: usize, const SMALL: usize>(
             };
         }
     }
+}
+
+/// Four codes of a column, for all rows.
+#[inline(always)]
+fn four<I: Isa>(isa: I, x: &ActBlock, i: usize) -> I::B64 {
+    isa.splat_4_codes(&fours(x)[i])
 }
 
 /// `n`, which the compiler takes for unknown, so that a loop stays one. Written out, it would be put in another order: all
