@@ -40,6 +40,7 @@
 #include <elf.h>
 
 #include "../emu/registry.h"
+#include "work.h"
 
 namespace {
 
@@ -576,3 +577,26 @@ API cuGraphLaunch(Graph *executable, Stream *stream) {
 }
 API cuGraphExecDestroy(Graph *executable) { return delete executable, SUCCESS; }
 API cuGraphDestroy(Graph *graph) { return delete graph, SUCCESS; }
+
+// ---- other stand-in libraries
+
+namespace {
+const ikq_standin_work offered = {
+    [] {
+        Lock lock(mutex);
+        return usable() == SUCCESS;
+    },
+    [](uint64_t address, size_t bytes) {
+        Lock lock(mutex);
+        return is_device(address, bytes);
+    },
+    [](void *stream) { return static_cast<Stream *>(stream)->capturing; },
+    [](void *stream, const char *told, const std::function<int()> &work) {
+        Lock lock(mutex);
+        tell("blas %d %s\n", static_cast<Stream *>(stream)->number, told);
+        return enqueue(static_cast<Stream *>(stream), work);
+    },
+};
+} // namespace
+
+extern "C" __attribute__((visibility("default"))) const ikq_standin_work *ikq_standin_work_of_driver() { return &offered; }

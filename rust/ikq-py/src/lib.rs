@@ -5,6 +5,7 @@
 mod arrays;
 mod collect;
 mod cuda;
+mod cuda_blas;
 mod engine;
 mod enter;
 mod errors;
@@ -36,6 +37,8 @@ mod _ikq {
         cuda_compile, cuda_counts, cuda_dequantize, cuda_files, cuda_plan, cuda_product, cuda_status,
         cuda_warm,
     };
+    #[pymodule_export]
+    use crate::cuda_blas::{cuda_blas_offers, cuda_blas_product, cuda_blas_seconds, cuda_blas_version};
     #[pymodule_export]
     use crate::engine::{Engine, Sequence, kernel_name, kernel_self_test, product, product_speeds};
     #[pymodule_export]

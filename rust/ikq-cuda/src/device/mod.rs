@@ -49,6 +49,7 @@ pub use borrowed::told;
 pub use cache::CacheForm;
 pub use predict::{Extent, Needed, predict};
 
+use crate::blas::Blas;
 use crate::error::Error;
 use crate::floats::{as_bytes, as_bytes_mut};
 use crate::gpu::Gpu;
@@ -123,7 +124,8 @@ impl Cuda {
     /// # Errors
     /// If there is no such device, and errors of the driver.
     pub fn new(runtime: &'static Runtime, index: usize, options: Options) -> Result<Cuda, Error> {
-        let gpu = Gpu::open(runtime, index)?;
+        let mut gpu = Gpu::open(runtime, index)?;
+        gpu.use_blas_of_environment()?;
         let graphs = Graphs::new(&gpu);
         Ok(Cuda {
             name: format!("CUDA{index}"),
@@ -179,9 +181,24 @@ impl Cuda {
         if self.scratch.as_ref().is_some_and(|s| s.n_columns >= n_columns) {
             return Ok(());
         }
-        self.scratch = None; // frees the old one before another is allocated
-        self.scratch = Some(Scratch::new(&self.gpu, self.network(), &self.parts, n_columns)?);
+        self.drop_scratch()?; // before another is allocated
+        let scratch = Scratch::new(&self.gpu, self.network(), &self.parts, n_columns)?;
+        if let Some(blas) = self.gpu.blas() {
+            // SAFETY: the memory is there until `drop_scratch`
+            unsafe { blas.set_room(Some(scratch.blas)) }?;
+        }
+        self.scratch = Some(scratch);
         Ok(())
+    }
+
+    /// Frees the memory of steps.
+    fn drop_scratch(&mut self) -> Result<(), Error> {
+        self.scratch = None;
+        match self.gpu.blas() {
+            // SAFETY: there is none
+            Some(blas) => unsafe { blas.set_room(None) },
+            None => Ok(()),
+        }
     }
 
     fn scratch(&self) -> &Scratch {
@@ -366,7 +383,8 @@ impl Device for Cuda {
         // frees an earlier model
         self.parts = Parts::default();
         self.caches.clear();
-        (self.scratch, self.slabs) = (None, None);
+        self.slabs = None;
+        self.drop_scratch().map_err(model_error)?;
         self.graphs.clear();
         *self.failure.get_mut() = None;
         let (size, parts) = counted(network, loading.placement, loading.index)?;
@@ -388,7 +406,10 @@ impl Device for Cuda {
         self.parts = parts;
         self.ropes = network.ropes.iter().map(RopeTable::new).collect();
         self.network = Some(network.clone());
-        let why = format!("copied to {} ({})", self.name, self.gpu.facts().name);
+        let mut why = format!("copied to {} ({})", self.name, self.gpu.facts().name);
+        if let Some(table) = self.gpu.blas().and_then(Blas::table) {
+            why += &format!(", cuBLAS for {}", table.told());
+        }
         Ok(Memory { mapped_bytes: 0, copied_bytes: size, why })
     }
 
