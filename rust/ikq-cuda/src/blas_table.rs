@@ -110,12 +110,6 @@ impl Table {
         let is_wide = self.from.get(&ty).is_some_and(|from| n_columns >= *from);
         is_wide && n_columns > MOST_RECORDED && n_rows >= self.smallest[0] && n >= self.smallest[1]
     }
-
-    /// The types and numbers of columns, for people: `IQ4_KS from 512 columns on`.
-    pub fn told(&self) -> String {
-        let each = self.from.iter().map(|(ty, n)| format!("{} from {n} columns on", ty.name()));
-        each.collect::<Vec<_>>().join(", ")
-    }
 }
 
 /// Steps of up to so many columns are recorded as graphs, which have kernels of this program only.
@@ -149,7 +143,6 @@ mod tests {
         assert!(!takes(QuantType::Q4_K, 64, 128, 1 << 20), "never");
         assert!(!takes(QuantType::Q8_0, 64, 128, 1 << 20), "not measured");
         assert!(takes(QuantType::BF16, 64, 128, 65) && !takes(QuantType::BF16, 64, 128, 64), "graphs");
-        assert_eq!(table.told(), "BF16 from 1 columns on, IQ4_KS from 128 columns on");
     }
 
     #[test]

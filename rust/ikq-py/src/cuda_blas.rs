@@ -122,7 +122,6 @@ pub fn cuda_blas_offers(type_id: u32) -> PyResult<bool> {
 #[pyfunction]
 #[pyo3(signature = (nvrtc, cublas, device, type_id, data, n_rows, x, counts, turns, repeats))]
 #[expect(clippy::too_many_arguments, reason = "a product, where it is computed and how it is measured")]
-#[expect(clippy::type_complexity, reason = "for each number of columns, seconds of two ways")]
 pub fn cuda_blas_seconds(
     py: Python<'_>,
     nvrtc: Vec<PathBuf>,

@@ -49,7 +49,6 @@ pub use borrowed::told;
 pub use cache::CacheForm;
 pub use predict::{Extent, Needed, predict};
 
-use crate::blas::Blas;
 use crate::error::Error;
 use crate::floats::{as_bytes, as_bytes_mut};
 use crate::gpu::Gpu;
@@ -406,10 +405,7 @@ impl Device for Cuda {
         self.parts = parts;
         self.ropes = network.ropes.iter().map(RopeTable::new).collect();
         self.network = Some(network.clone());
-        let mut why = format!("copied to {} ({})", self.name, self.gpu.facts().name);
-        if let Some(table) = self.gpu.blas().and_then(Blas::table) {
-            why += &format!(", cuBLAS for {}", table.told());
-        }
+        let why = format!("copied to {} ({})", self.name, self.gpu.facts().name);
         Ok(Memory { mapped_bytes: 0, copied_bytes: size, why })
     }
 
