@@ -17,7 +17,8 @@
 // The order in which streams run is free but for events. Streams of a context are numbered as they are made, those that
 // were destroyed not counted; IKQ_STANDIN_EAGER=N has stream N run its work as soon as it gets it, so that it overtakes
 // the others wherever no event keeps it back; IKQ_STANDIN_DEAF=N leaves out its waits for events. IKQ_STANDIN_LOG names a
-// file, to which a line is written for all that streams get and that the host waits for.
+// file, to which a line is written for all that streams get and that the host waits for; with IKQ_STANDIN_TIMES=1 it begins with the
+// nanosecond at which the host asked for it, and the end of a wait is a line (`finished`), too.
 #include <dlfcn.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -161,7 +162,10 @@ int waiting() {
 // Writes a line, if somebody wants to read it.
 template <class... T> void tell(const char *format, T... values) {
     static FILE *file = getenv("IKQ_STANDIN_LOG") ? fopen(getenv("IKQ_STANDIN_LOG"), "a") : nullptr;
-    if (file) fprintf(file, format, values...), fflush(file);
+    if (!file) return;
+    const std::chrono::nanoseconds now = std::chrono::steady_clock::now().time_since_epoch();
+    if (getenv("IKQ_STANDIN_TIMES")) fprintf(file, "%lld ", static_cast<long long>(now.count()));
+    fprintf(file, format, values...), fflush(file);
 }
 
 // Runs the work of a stream up to number `until`.
@@ -423,7 +427,9 @@ API cuStreamSynchronize(Stream *stream) {
     if (stream && stream->capturing) return stream->invalid = true, CAPTURE_UNSUPPORTED;
     if (const int bad = waiting()) return bad;
     if (stream) tell("finish %d\n", stream->number);
-    return stream ? drain(stream, stream->queued) : drain_all(current);
+    const int status = stream ? drain(stream, stream->queued) : drain_all(current);
+    if (stream && getenv("IKQ_STANDIN_TIMES")) tell("finished %d\n", stream->number);
+    return status;
 }
 API cuStreamWaitEvent(Stream *stream, Event *event, unsigned) {
     Lock lock(mutex);
@@ -569,6 +575,7 @@ API cuGraphLaunch(Graph *executable, Stream *stream) {
     for (const auto &it : pinned) there.insert(it.second.id);
     if (!std::includes(there.begin(), there.end(), executable->uses.begin(), executable->uses.end()))
         return fprintf(stderr, "a graph uses memory that was freed\n"), INVALID_VALUE;
+    tell("graph %d\n", stream->number);
     return enqueue(stream, [work = executable->work] {
         for (const Work &step : work)
             if (const int status = step()) return status;
