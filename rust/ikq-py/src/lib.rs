@@ -15,6 +15,7 @@ mod metadata;
 mod pipeline;
 mod remote;
 mod results;
+mod room;
 mod simd;
 mod threads;
 mod types;
@@ -54,6 +55,8 @@ mod _ikq {
     };
     #[pymodule_export]
     use crate::remote::{PlanWorker, partial_files};
+    #[pymodule_export]
+    use crate::room::limit_caches;
     #[pymodule_export]
     use crate::simd::{available_isas, selected_isa};
     #[pymodule_export]
