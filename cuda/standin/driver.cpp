@@ -14,6 +14,8 @@
 // other programs have) and _INIT (what cuInit returns). _MEMORY and _USED may be lists, with a number for each GPU; the
 // last holds for all further ones. It has only the functions that ikq calls.
 //
+// IKQ_STANDIN_ORDER is the order in which threads and blocks run: 0 ascending, 1 descending, else random from that seed on.
+//
 // The order in which streams run is free but for events. Streams of a context are numbered as they are made, those that
 // were destroyed not counted; IKQ_STANDIN_EAGER=N has stream N run its work as soon as it gets it, so that it overtakes
 // the others wherever no event keeps it back; IKQ_STANDIN_DEAF=N leaves out its waits for events. IKQ_STANDIN_LOG names a
@@ -122,6 +124,7 @@ struct Module {
     decltype(&ikq_emu_n_args) n_args;
     decltype(&ikq_emu_arg_bytes) arg_bytes;
     decltype(&ikq_emu_max_threads) max_threads;
+    decltype(&ikq_emu_set_order) set_order;
 };
 struct Function {
     Module *module;
@@ -178,6 +181,13 @@ int drain(Stream *stream, uint64_t until) {
         if (status) stream->context->failed = status;
     }
     return stream->context->failed;
+}
+
+// The order of a launch's threads and blocks (emu/registry.h). A random one is another for each launch.
+unsigned thread_order() {
+    static unsigned n_launches = 0;
+    const long order = setting("IKQ_STANDIN_ORDER", 0);
+    return order < 2 ? unsigned(order) : unsigned(order) + n_launches++;
 }
 
 int drain_all(Context *context) {
@@ -479,12 +489,12 @@ API cuModuleLoadData(Module **module, const void *image) {
     if (file < 0 || write(file, image, size) != ssize_t(size)) return OUT_OF_MEMORY;
     void *library = dlopen(("/proc/self/fd/" + std::to_string(file)).c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!library) return fprintf(stderr, "%s\n", dlerror()), close(file), INVALID_IMAGE;
-    Module it{library, file, nullptr, nullptr, nullptr, nullptr, nullptr};
+    Module it{library, file, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
     const char *arch = static_cast<const char *>(dlsym(library, "ikq_standin_arch"));
     const std::string wanted = "sm_" + std::to_string(setting("IKQ_STANDIN_SM", 90));
     if (!arch || wanted != arch || !find(library, "ikq_emu_find", it.find) || !find(library, "ikq_emu_launch", it.launch) ||
         !find(library, "ikq_emu_n_args", it.n_args) || !find(library, "ikq_emu_arg_bytes", it.arg_bytes) ||
-        !find(library, "ikq_emu_max_threads", it.max_threads))
+        !find(library, "ikq_emu_max_threads", it.max_threads) || !find(library, "ikq_emu_set_order", it.set_order))
         return dlclose(library), close(file), NO_BINARY_FOR_GPU;
     *module = new Module(it);
     return SUCCESS;
@@ -536,6 +546,7 @@ API cuLaunchKernel(Function *function, unsigned gx, unsigned gy, unsigned gz, un
     return enqueue(stream, [=, kernel = function->kernel] {
         std::vector<void *> pointers;
         for (auto &value : *values) pointers.push_back(value.data());
+        module->set_order(thread_order());
         return module->launch(kernel, {gx, gy, gz}, {bx, by, bz}, shared, pointers.data());
     });
 }
