@@ -14,6 +14,7 @@ from test_products_on_device import matrix
 from weights import TYPES
 
 import ikq
+import ikq.cuda
 from ikq.speed.cuda_blas import Measured, columns_from
 
 pytestmark = needs_gxx
@@ -203,3 +204,14 @@ def test_a_library_that_is_not_cublas(tmp_path):
     done = ikq_command(environment(IKQ_CUBLAS=str(tmp_path)), *BENCH, "--types", "q8_0")
     assert done.returncode == 1
     assert f"found, but not usable: {tmp_path}/libcublas.so.13: " in done.stderr
+
+
+def test_a_real_cublas_is_opened():
+    """Needs NVIDIA's package, but no GPU: all functions are found, and what it says of a driver that is none is told."""
+    there = [p for p in ikq.cuda.places_of_cublas() if list(p.glob("libcublas.so.*"))]
+    if not there:
+        pytest.skip("cuBLAS is not installed (`pip install ikq[cublas]`)")
+    done = ikq_command(environment(IKQ_CUBLAS=str(there[0])), *BENCH, "--types", "q8_0")
+    assert done.returncode == 1
+    assert f"cuBLAS at {there[0]}/libcublas.so" in done.stderr
+    assert "not initialized" in done.stderr
