@@ -13,7 +13,7 @@ Groups, the most telling first: `environment`; `compile`, kernels for this GPU; 
 layers, launched one by one and replayed as graphs; `experts`, groups of tokens of many sizes; `attention` over caches of some types, at a depth; `timings` of products against the
 memory's bandwidth, and of many columns against the tensor cores; `prompts`, tokens per second of whole prompts; `model`, a
 random mixture of experts, logits against the CPU's, and tokens per second; `hybrid`, prompts with the experts in RAM, and from
-how many tokens on they are computed on the GPU.
+how many tokens on they are computed on the GPU; `cublas`, products by cuBLAS where it is installed (`nvidia-cublas`), beside tiles.
 
     python tools/gpu_check.py --only environment --compare .../llama-bench --shape qwen3-30b-a3b --budget-s 1800
 
@@ -38,6 +38,7 @@ from typing import Any
 
 import numpy as np
 from gpu_attention import attention
+from gpu_blas import cublas
 from gpu_cards import BANDWIDTH, INT8, of_device
 from gpu_models import SHAPES, matrix, seed, write_model
 from gpu_whole import compare, compared, hybrid
@@ -529,6 +530,7 @@ GROUPS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "prompts": prompts,
     "model": model,
     "hybrid": hybrid,
+    "cublas": cublas,
     "compare": compare,
 }
 

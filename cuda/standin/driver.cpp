@@ -14,10 +14,13 @@
 // other programs have) and _INIT (what cuInit returns). _MEMORY and _USED may be lists, with a number for each GPU; the
 // last holds for all further ones. It has only the functions that ikq calls.
 //
+// IKQ_STANDIN_ORDER is the order in which threads and blocks run: 0 ascending, 1 descending, else random from that seed on.
+//
 // The order in which streams run is free but for events. Streams of a context are numbered as they are made, those that
 // were destroyed not counted; IKQ_STANDIN_EAGER=N has stream N run its work as soon as it gets it, so that it overtakes
 // the others wherever no event keeps it back; IKQ_STANDIN_DEAF=N leaves out its waits for events. IKQ_STANDIN_LOG names a
-// file, to which a line is written for all that streams get and that the host waits for.
+// file, to which a line is written for all that streams get and that the host waits for; with IKQ_STANDIN_TIMES=1 it begins with the
+// nanosecond at which the host asked for it, and the end of a wait is a line (`finished`), too.
 #include <dlfcn.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -40,6 +43,7 @@
 #include <elf.h>
 
 #include "../emu/registry.h"
+#include "work.h"
 
 namespace {
 
@@ -120,6 +124,7 @@ struct Module {
     decltype(&ikq_emu_n_args) n_args;
     decltype(&ikq_emu_arg_bytes) arg_bytes;
     decltype(&ikq_emu_max_threads) max_threads;
+    decltype(&ikq_emu_set_order) set_order;
 };
 struct Function {
     Module *module;
@@ -160,7 +165,10 @@ int waiting() {
 // Writes a line, if somebody wants to read it.
 template <class... T> void tell(const char *format, T... values) {
     static FILE *file = getenv("IKQ_STANDIN_LOG") ? fopen(getenv("IKQ_STANDIN_LOG"), "a") : nullptr;
-    if (file) fprintf(file, format, values...), fflush(file);
+    if (!file) return;
+    const std::chrono::nanoseconds now = std::chrono::steady_clock::now().time_since_epoch();
+    if (getenv("IKQ_STANDIN_TIMES")) fprintf(file, "%lld ", static_cast<long long>(now.count()));
+    fprintf(file, format, values...), fflush(file);
 }
 
 // Runs the work of a stream up to number `until`.
@@ -173,6 +181,13 @@ int drain(Stream *stream, uint64_t until) {
         if (status) stream->context->failed = status;
     }
     return stream->context->failed;
+}
+
+// The order of a launch's threads and blocks (emu/registry.h). A random one is another for each launch.
+unsigned thread_order() {
+    static unsigned n_launches = 0;
+    const long order = setting("IKQ_STANDIN_ORDER", 0);
+    return order < 2 ? unsigned(order) : unsigned(order) + n_launches++;
 }
 
 int drain_all(Context *context) {
@@ -422,7 +437,9 @@ API cuStreamSynchronize(Stream *stream) {
     if (stream && stream->capturing) return stream->invalid = true, CAPTURE_UNSUPPORTED;
     if (const int bad = waiting()) return bad;
     if (stream) tell("finish %d\n", stream->number);
-    return stream ? drain(stream, stream->queued) : drain_all(current);
+    const int status = stream ? drain(stream, stream->queued) : drain_all(current);
+    if (stream && getenv("IKQ_STANDIN_TIMES")) tell("finished %d\n", stream->number);
+    return status;
 }
 API cuStreamWaitEvent(Stream *stream, Event *event, unsigned) {
     Lock lock(mutex);
@@ -472,12 +489,12 @@ API cuModuleLoadData(Module **module, const void *image) {
     if (file < 0 || write(file, image, size) != ssize_t(size)) return OUT_OF_MEMORY;
     void *library = dlopen(("/proc/self/fd/" + std::to_string(file)).c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!library) return fprintf(stderr, "%s\n", dlerror()), close(file), INVALID_IMAGE;
-    Module it{library, file, nullptr, nullptr, nullptr, nullptr, nullptr};
+    Module it{library, file, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
     const char *arch = static_cast<const char *>(dlsym(library, "ikq_standin_arch"));
     const std::string wanted = "sm_" + std::to_string(setting("IKQ_STANDIN_SM", 90));
     if (!arch || wanted != arch || !find(library, "ikq_emu_find", it.find) || !find(library, "ikq_emu_launch", it.launch) ||
         !find(library, "ikq_emu_n_args", it.n_args) || !find(library, "ikq_emu_arg_bytes", it.arg_bytes) ||
-        !find(library, "ikq_emu_max_threads", it.max_threads))
+        !find(library, "ikq_emu_max_threads", it.max_threads) || !find(library, "ikq_emu_set_order", it.set_order))
         return dlclose(library), close(file), NO_BINARY_FOR_GPU;
     *module = new Module(it);
     return SUCCESS;
@@ -529,6 +546,7 @@ API cuLaunchKernel(Function *function, unsigned gx, unsigned gy, unsigned gz, un
     return enqueue(stream, [=, kernel = function->kernel] {
         std::vector<void *> pointers;
         for (auto &value : *values) pointers.push_back(value.data());
+        module->set_order(thread_order());
         return module->launch(kernel, {gx, gy, gz}, {bx, by, bz}, shared, pointers.data());
     });
 }
@@ -568,6 +586,7 @@ API cuGraphLaunch(Graph *executable, Stream *stream) {
     for (const auto &it : pinned) there.insert(it.second.id);
     if (!std::includes(there.begin(), there.end(), executable->uses.begin(), executable->uses.end()))
         return fprintf(stderr, "a graph uses memory that was freed\n"), INVALID_VALUE;
+    tell("graph %d\n", stream->number);
     return enqueue(stream, [work = executable->work] {
         for (const Work &step : work)
             if (const int status = step()) return status;
@@ -576,3 +595,26 @@ API cuGraphLaunch(Graph *executable, Stream *stream) {
 }
 API cuGraphExecDestroy(Graph *executable) { return delete executable, SUCCESS; }
 API cuGraphDestroy(Graph *graph) { return delete graph, SUCCESS; }
+
+// ---- other stand-in libraries
+
+namespace {
+const ikq_standin_work offered = {
+    [] {
+        Lock lock(mutex);
+        return usable() == SUCCESS;
+    },
+    [](uint64_t address, size_t bytes) {
+        Lock lock(mutex);
+        return is_device(address, bytes);
+    },
+    [](void *stream) { return static_cast<Stream *>(stream)->capturing; },
+    [](void *stream, const char *told, const std::function<int()> &work) {
+        Lock lock(mutex);
+        tell("blas %d %s\n", static_cast<Stream *>(stream)->number, told);
+        return enqueue(static_cast<Stream *>(stream), work);
+    },
+};
+} // namespace
+
+extern "C" __attribute__((visibility("default"))) const ikq_standin_work *ikq_standin_work_of_driver() { return &offered; }

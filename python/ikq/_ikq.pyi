@@ -27,6 +27,10 @@ __all__ = [
     "__version__",
     "available_isas",
     "changed_tensors",
+    "cuda_blas_offers",
+    "cuda_blas_product",
+    "cuda_blas_seconds",
+    "cuda_blas_version",
     "cuda_compile",
     "cuda_counts",
     "cuda_dequantize",
@@ -42,6 +46,7 @@ __all__ = [
     "kernel_name",
     "kernel_self_test",
     "layout_fields",
+    "limit_caches",
     "merge_covariances",
     "model_origin",
     "pack",
@@ -104,7 +109,34 @@ def distinct_and_hold(numbers: NDArray[np.int64], parts: list[NDArray[np.int64]]
 def parse_type(name: str) -> int: ...
 def row_bytes(ty: int, n_per_row: int) -> int: ...
 def tensor_bytes(ty: int, shape: list[int]) -> int: ...
-def cuda_status(nvrtc: list[Path], memory: bool) -> dict[str, Any]: ...
+def limit_caches(engine: Engine, rooms: list[tuple[str, int, int]]) -> None: ...
+def cuda_status(nvrtc: list[Path], cublas: list[Path], memory: bool) -> dict[str, Any]: ...
+def cuda_blas_version(nvrtc: list[Path], cublas: list[Path], device: int) -> tuple[Path, str]: ...
+def cuda_blas_offers(type_id: int) -> bool: ...
+def cuda_blas_seconds(
+    nvrtc: list[Path],
+    cublas: list[Path],
+    device: int,
+    type_id: int,
+    data: NDArray[np.uint8],
+    n_rows: int,
+    x: NDArray[np.float32],
+    counts: list[int],
+    turns: int,
+    repeats: int,
+) -> list[tuple[list[float], list[float]]]: ...
+def cuda_blas_product(
+    nvrtc: list[Path],
+    cublas: list[Path],
+    device: int,
+    type_id: int,
+    data: NDArray[np.uint8],
+    n_rows: int,
+    x: NDArray[np.float32],
+    bias: NDArray[np.float32] | None = None,
+    residual: NDArray[np.float32] | None = None,
+    in_place: bool = False,
+) -> NDArray[np.float32]: ...
 def cuda_counts() -> dict[str, int]: ...
 def cuda_files() -> list[str]: ...
 def cuda_compile(

@@ -10,7 +10,9 @@ this package, `IKQ_CUDA_SYNC=1` waits for every kernel, so that an error is repo
 `IKQ_CUDA_GRAPHS=0` launches every kernel by itself instead of replaying steps as CUDA graphs, and
 `IKQ_CUDA_MMQ_FROM` is the number of tokens of a step from which on weights are multiplied on tensor
 cores, and attention is cut as for prompts: 9, if it is not set; 1 gives bits that do not depend on how many
-there are.
+there are. `IKQ_CUDA_BLAS` is a file of `ikq bench cuda -o`, by which products of many tokens are computed by
+NVIDIA's cuBLAS where that is quicker; without it none are. `IKQ_CUBLAS` is a file or folder to take cuBLAS
+from.
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ def status(*, memory: bool = True) -> Status:
         memory: Ask how much memory is free at the moment. The driver makes a context on each GPU for that,
             which takes a part of a second.
     """
-    found = _ikq.cuda_status(places_of_nvrtc(), memory)
+    found = _ikq.cuda_status(places_of_nvrtc(), places_of_cublas(), memory)
     return Status(
         usable=found["usable"],
         reason=found["reason"],
@@ -155,7 +157,17 @@ def places_of_nvrtc() -> list[Path]:
     What `IKQ_NVRTC` names and nothing else, or NVIDIA's packages that are installed and the toolkit that
     `CUDA_HOME` or `CUDA_PATH` names.
     """
-    if named := os.environ.get("IKQ_NVRTC"):
+    return _places("IKQ_NVRTC", "cuda_nvrtc")
+
+
+def places_of_cublas() -> list[Path]:
+    """The same of cuBLAS; `IKQ_CUBLAS` names it."""
+    return _places("IKQ_CUBLAS", "cublas")
+
+
+def _places(variable: str, package: str) -> list[Path]:
+    """Of a library that a variable names, and whose folder in packages of CUDA 12 has this name."""
+    if named := os.environ.get(variable):
         return [Path(named).absolute()]
     places = []
     # a namespace of folders, which is found without importing anything
@@ -164,7 +176,7 @@ def places_of_nvrtc() -> list[Path]:
     except (ImportError, ValueError):
         spec = None
     for folder in (spec and spec.submodule_search_locations) or ():
-        places += [Path(folder, "cu13", "lib"), Path(folder, "cuda_nvrtc", "lib")]
+        places += [Path(folder, "cu13", "lib"), Path(folder, package, "lib")]
     for name in ("CUDA_HOME", "CUDA_PATH"):
         if toolkit := os.environ.get(name):
             places.append(Path(toolkit, "lib64"))

@@ -18,6 +18,7 @@ CACHES = ("f32", "f16", "bf16", "q8_0", "q6_0", "q4_0", "q4_1", "iq4_nl")
 WHOLE = (
     "activations.cu",
     "bands.cu",
+    "blas.cu",
     "combine.cu",
     "delta.cu",
     "norm.cu",

@@ -1,4 +1,4 @@
-"""The stand-in driver and compiler (`cuda/standin`), and programs that run with them in front.
+"""The stand-in driver, compiler and cuBLAS (`cuda/standin`), and programs that run with them in front.
 
 The loader decides at the first call which driver it is, for the whole process, so every case is a process of its own.
 """
@@ -21,24 +21,18 @@ STANDIN = CUDA / "standin"
 
 @functools.cache
 def libraries() -> Path:
-    """A folder with `driver/libcuda.so`, `libnvrtc.so.13` and what the latter needs; built when first asked for."""
-    texts = b"".join((STANDIN / f).read_bytes() for f in ("driver.cpp", "nvrtc.cpp"))
+    """A folder with `driver/libcuda.so`, `cublas/libcublas.so.13`, `libnvrtc.so.13` and what the latter needs; built when first asked for."""
+    texts = b"".join((STANDIN / f).read_bytes() for f in ("driver.cpp", "nvrtc.cpp", "cublas.cpp", "work.h"))
     key = hashlib.sha256(texts + sources_hash(CUDA).encode() + str(CUDA).encode()).hexdigest()[:24]
     folder = cache_folder() / f"standin-{key}"
     if not folder.exists():
         scratch = cache_folder() / f"standin-{key}-{os.getpid()}"
         (scratch / "driver").mkdir(parents=True)
+        (scratch / "cublas").mkdir()
         flags = ("-O1", "-Wall", "-Wextra", "-Werror", "-fPIC")
-        run_gxx(
-            "-std=c++20",
-            *flags,
-            "-shared",
-            str(STANDIN / "driver.cpp"),
-            "-o",
-            str(scratch / "driver/libcuda.so"),
-            "-ldl",
-            "-pthread",
-        )
+        for source, out in (("driver.cpp", "driver/libcuda.so"), ("cublas.cpp", "cublas/libcublas.so.13")):
+            files = (str(STANDIN / source), "-o", str(scratch / out))
+            run_gxx("-std=c++20", *flags, "-shared", *files, "-ldl", "-pthread")
         folder_of_kernels = f'-DIKQ_CUDA_FOLDER="{CUDA}"'
         run_gxx(
             "-std=c++17",
@@ -74,6 +68,7 @@ def environment(cache: Path | None = None, **more: str | None) -> dict[str, str]
     env |= {
         "LD_LIBRARY_PATH": str(folder / "driver"),
         "IKQ_NVRTC": str(folder / "libnvrtc.so.13"),
+        "IKQ_CUBLAS": str(folder / "cublas"),
         "IKQ_CACHE_DIR": str(cache or folder / "cubins"),  # a module has parts of the emulator in it
         "PYTHONPATH": os.pathsep.join([str(Path(ikq.__file__).parents[1]), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
     }  # fmt: skip

@@ -199,6 +199,48 @@ def test_drafts_find_the_room_that_was_left(tmp_path):
     assert found["mtp"][0] == found["draft_model"][0]
 
 
+KEEPING = (
+    USED
+    + """
+import json, sys
+import ikq
+path, drafter = sys.argv[1:]
+how = {"mtp": dict(mtp=True), "draft_model": dict(draft_model=path)}[drafter]
+room = dict(fit=True, fit_margin=0, n_ctx=64, n_ubatch=4, **how)
+plan = ikq.Model.plan(path, **room)
+with ikq.Model.load(path, n_threads=2, **room) as model:
+    def texts(first, **more):
+        always = dict(max_tokens=4, temperature=0, ignore_eos=True)
+        return [[p.token for p in model.generate([i, 4, 5, 6], **always, **more)] for i in range(first, first + 4)]
+    # what was computed of each is kept, as far as there is room
+    alone = texts(10)
+    kept = model.memory.cache
+    drafting = dict(draft_adapt=False, draft_p_min=0.0, draft_max=3, **how)
+    drafted = texts(10, **drafting)
+    # caches of what drafts are kept, too
+    texts(20, **drafting)
+    texts(30)
+    taken = used()
+print(json.dumps([alone, drafted, kept, taken, plan.fitted.needed]))
+"""
+)
+
+
+@pytest.mark.parametrize("drafter", ["mtp", "draft_model"])
+def test_caches_that_are_kept_take_no_room_of_others(drafter, tmp_path):
+    """On a GPU that has no byte more than was counted: what drafts comes after texts whose caches could have filled it."""
+    file = tmp_path / "model.gguf"
+    with_head("glm4moe/glm4moe-bf16").write(file)
+    alone, drafted, kept, taken, needed = json.loads(run(KEEPING, environment(), str(file), drafter))
+    assert alone == drafted
+    env = environment(IKQ_STANDIN_MEMORY=str(needed))
+    *same, little, taken_there, _ = json.loads(run(KEEPING, env, str(file), drafter))
+    assert same == [alone, drafted]
+    # where memory is free beside all that was counted, more is kept
+    assert little < kept
+    assert taken_there <= needed < taken
+
+
 def test_the_command(tiny_moe):
     """The GPU's free memory is what the driver says."""
     env = environment(IKQ_STANDIN_MEMORY=str(28 * 2**20), IKQ_STANDIN_USED=str(10 * 2**20))

@@ -106,6 +106,22 @@ def test_experts_in_ram_on_the_stand_in(tmp_path):
     assert any(name.startswith("copying is quicker from: ") for name in told)
 
 
+def test_cublas_on_the_stand_in(tmp_path):
+    done, rows = check(environment(), tmp_path / "out.json", "--only", "cublas")
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = {row["name"]: row for row in rows}
+    assert {"cuBLAS 13.1.2", "logits by cuBLAS, against tiles", "IQ4_KS 64x256, 65 columns, tiles"} <= set(
+        told
+    )
+    # two roundings of a sum
+    assert all(
+        row["error"] < 1e-7 for name, row in told.items() if name.startswith("cuBLAS") and "error" in row
+    )
+    done, rows = check(environment(IKQ_CUBLAS="/nowhere"), tmp_path / "out.json", "--only", "cublas")
+    assert (done.returncode, len(rows)) == (0, 1)
+    assert "not checked: there is no cuBLAS" in rows[0]["why"]
+
+
 LLAMA_BENCH = """#!{python}
 import json, sys
 from pathlib import Path

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.skipif(
 
 # the most registers of a thread: what lets as many blocks run side by side as a kernel's speed needs
 CAPS = {
-    "quantize_act": 32, "glu_act": 32, "add_to": 32, "sigmoid_of": 32, "router": 64, "moe_sort": 40,
+    "bf16_of": 32, "begin_sums": 32, "quantize_act": 32, "glu_act": 32, "add_to": 32, "sigmoid_of": 32, "router": 64, "moe_sort": 40,
     # three blocks of a multiprocessor, and two
     "attend_tiles_f16_f16": 168, "attend_tiles": 255,
     "rms_norm": 40, "rope_table": 64, "cap_logits": 32, "argmax": 32, "top_k": 32, "heads": 80, "attend": 128, "repack": 80, "dequant": 128, "down": 128,

@@ -245,6 +245,8 @@ def experts(up, gate, counts, n_dropped, k, tile, rng):
 
 def test_experts_have_groups_of_any_size():
     experts("iq4_ks", "q6_k", [3, 0, 33, 1], 2, 3, 32, np.random.default_rng(1))
+    # none, one, and around the sizes of tiles
+    experts("iq4_ks", "q6_k", [0, 1, 7, 8, 9, 127, 128, 129, 300], 1, 2, 64, np.random.default_rng(2))
 
 
 @only_in_full

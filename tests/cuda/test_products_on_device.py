@@ -209,6 +209,8 @@ def test_plans_have_the_arguments_of_kernels():
         "codes": False,
     }
     shapes["mmq_upgate"] = up_gate | experts | {"tile": 64}
+    shapes["to_bf16"] = {"n": 64, "codes": True}
+    shapes["begin_sums"] = {"n_rows": 4, "n_columns": 2, "residual": True}
     shapes["sort"] = {"n_pairs": 6, "n_experts": 3}
     shapes["sum_slots"] = {"n_rows": 4, "n_tokens": 3, "k": 2, "residual": True}
     for kernel, shape in shapes.items():

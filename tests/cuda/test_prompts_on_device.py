@@ -159,6 +159,18 @@ def test_a_gpu_with_little_shared_memory(tmp_path):
     assert np.array_equal(found[0]["whole"], found[1]["whole"])
 
 
+@pytest.mark.parametrize(
+    "name", [n for n in NAMES if not n.endswith("mxfp4")] if FULL else ["qwen2moe/qwen2moe-bf16"]
+)
+def test_the_order_of_threads_does_not_show(name, tmp_path):
+    """Nor that of blocks: forwards, backwards, and another random one for each launch, in a prompt and a step of one token."""
+    file, orders = quantized(name, "IQ4_KS", tmp_path), ("0", "2024", "1")[: 3 if FULL else 2]
+    found = [prompt(file, {"whole": ALL}, 26, tmp_path, IKQ_STANDIN_ORDER=order) for order in orders]
+    for other in found[1:]:
+        assert np.array_equal(other["whole"], found[0]["whole"])
+        assert np.array_equal(other["at once"], found[0]["at once"])
+
+
 STEPS = """
 import json, os, sys
 import numpy as np, ikq

@@ -1,5 +1,7 @@
 """The stand-in driver by itself: it finds the mistakes that it is there to find."""
 
+import json
+
 import pytest
 from emulator import needs_gxx
 from standin import environment, run
@@ -15,6 +17,9 @@ IKQ_KERNEL(64, scale, (const float *x, float *y, float f, int n)) {
 IKQ_KERNEL(64, unequal, (float *y)) {
     if (threadIdx.x < 5) y[0] = __shfl_sync(ALL_LANES, 1.0f, 0);
     y[threadIdx.x] = 0.0f;
+}
+IKQ_KERNEL(64, first, (int *y)) {
+    if (*y < 0) *y = int(blockIdx.x * blockDim.x + threadIdx.x);
 }
 """
 
@@ -213,6 +218,26 @@ assert cuda.cuStreamSynchronize(stream) == 719
 assert cuda.cuMemAlloc_v2(ctypes.byref(u64()), 8) == 719
 """,
     )
+
+
+def test_threads_run_in_the_order_that_is_asked_for(tmp_path):
+    """The first thread writes its number; a random one is another for each launch."""
+    text = """
+module = made(cuda.cuModuleLoadData, cubin(KERNELS))
+f = made(cuda.cuModuleGetFunction, module, b"first")
+d, found = alloc(4), []
+for _ in range(8):
+    y = np.full(1, -1, np.int32)
+    assert cuda.cuMemcpyHtoDAsync_v2(d, y.ctypes.data, 4, stream) == 0
+    assert launch(f, 4, 64, u64(d)) == 0
+    assert cuda.cuMemcpyDtoHAsync_v2(y.ctypes.data, d, 4, stream) == 0 == cuda.cuStreamSynchronize(stream)
+    found.append(int(y[0]))
+print(found)
+"""
+    first = {order: json.loads(program(tmp_path, text, IKQ_STANDIN_ORDER=order)) for order in ("0", "1", "7")}
+    assert first["0"] == [0] * 8
+    assert first["1"] == [255] * 8
+    assert len(set(first["7"])) > 3
 
 
 @pytest.mark.parametrize(("arch", "status"), [("sm_90", 0), ("sm_80", 209)])

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import ikq
-from ikq.cli import bench_types
+from ikq.cli import bench_cuda, bench_types
 from ikq.cli.lora_options import add_lora
 from ikq.cli.model_options import (
     CPU_MOE_LAYERS,
@@ -34,6 +34,7 @@ HELP = "measure speed: prompt and generation, several settings, as a table, CSV 
 EXAMPLES = (
     "ikq bench -m model.gguf -p 512 -n 128",
     "ikq bench types --types Q4_K,IQ4_KS",
+    "ikq bench cuda -o cublas.json",
 )
 
 MIB = 1024 * 1024
@@ -98,7 +99,10 @@ _SETTINGS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's options; names are those that users of llama-bench know."""
-    parser.usage = "ikq bench -m FILE.gguf [-p N,...] [-n N,...] [options]\n       ikq bench types [options]"
+    parser.usage = (
+        "ikq bench -m FILE.gguf [-p N,...] [-n N,...] [options]\n"
+        "       ikq bench types [options]\n       ikq bench cuda [options]"
+    )
     parser.description = (
         "Measures tokens per second. Options take several values joined by commas, and may be repeated; "
         "all combinations are measured. The tokens are random, the same ones in each repetition. With -np, "
@@ -163,16 +167,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-tgb", "--threads-gen-batch", help=argparse.SUPPRESS)
     add_ignored(parser, switches_have_values=True)
     parser.set_defaults(wrong_usage=parser.error)
-    others = parser.add_subparsers(title="instead of a model", metavar="types", prog="ikq bench")
+    others = parser.add_subparsers(title="instead of a model", metavar="types, cuda", prog="ikq bench")
     types = others.add_parser("types", help=bench_types.HELP, allow_abbrev=False)
     bench_types.add_arguments(types)
     types.set_defaults(run=bench_types.run)
+    gpu = others.add_parser("cuda", help=bench_cuda.HELP, allow_abbrev=False)
+    bench_cuda.add_arguments(gpu)
+    gpu.set_defaults(run=bench_cuda.run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns the exit code."""
     if args.model is None:
-        args.wrong_usage("the following arguments are required: -m/--model (or `types`)")
+        args.wrong_usage("the following arguments are required: -m/--model (or `types`, `cuda`)")
     if args.repetitions < 1:
         raise ikq.RefusedError(f"-r {args.repetitions}: expected 1 or more")
     if args.ctx_size < 0:

@@ -32,11 +32,13 @@ class DraftOptions:
         shared: Keywords of `Model.load` that are those of the model.
         device: Where it is computed.
         given: Keywords that come before all these.
+        rooms: How large their caches may become on GPUs, see `CacheRooms`.
     """
 
     shared: Mapping[str, Any] = field(default_factory=dict)
     device: str = "CPU"
     given: Mapping[str, Any] = field(default_factory=dict)
+    rooms: tuple[tuple[str, int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if "fit" in self.given:

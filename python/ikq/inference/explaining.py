@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 
 from ikq.arrays.quant_types import QuantType
 
-__all__ = ["Explanation", "FfnPlan", "Filled", "Fitted", "LoadingPlan", "Memory", "Placed"]
+__all__ = [
+    "CacheRooms",
+    "Explanation",
+    "FfnPlan",
+    "Filled",
+    "Fitted",
+    "LoadingPlan",
+    "Memory",
+    "Placed",
+]
 
 _GIB = 2**30
 
@@ -98,6 +107,23 @@ class Filled(NamedTuple):
         )
 
 
+class CacheRooms(NamedTuple):
+    """How large caches may become on GPUs that `fit=True` has filled, so that nobody takes what others need.
+
+    Each is a device, the bytes that were counted for its cache, and the bytes that must stay free when the
+    cache becomes larger than that: for what others were promised, larger steps, and the margin.
+
+    Attributes:
+        model: The model's own cache.
+        mtp: That of its head for further tokens, if it was to draft.
+        draft_model: That of a draft model, if one was to draft.
+    """
+
+    model: tuple[tuple[str, int, int], ...] = ()
+    mtp: tuple[tuple[str, int, int], ...] = ()
+    draft_model: tuple[tuple[str, int, int], ...] = ()
+
+
 class Fitted(NamedTuple):
     """The placement that `fit=True` found for GPUs, and what it takes of their memory.
 
@@ -107,6 +133,7 @@ class Fitted(NamedTuple):
         n_ctx: Most positions of a sequence.
         n_gpu_layers, cpu_moe, override_tensor, tensor_split: Options of `Model.load` that say the same.
         is_all: The GPUs are all that can be used here.
+        rooms: How large caches may become.
     """
 
     devices: tuple[Filled, ...]
@@ -117,6 +144,7 @@ class Fitted(NamedTuple):
     override_tensor: tuple[str, ...]
     tensor_split: tuple[int, ...]
     is_all: bool
+    rooms: CacheRooms = CacheRooms()
 
     @property
     def memory(self) -> int:

@@ -17,7 +17,7 @@ from ikq import cuda
 from ikq.errors import DeviceError, RefusedError
 from ikq.files.gguf import GGUFReader
 from ikq.inference.beside import Beside, planned
-from ikq.inference.explaining import Filled, Fitted, LoadingPlan
+from ikq.inference.explaining import CacheRooms, Filled, Fitted, LoadingPlan
 from ikq.inference.gpu_parts import blocks, rules_for_the_cpu
 from ikq.inference.loading import PlacementOptions
 from ikq.models import ModelSpec
@@ -154,6 +154,7 @@ class _Search:
         self._reader, self._spec, self._gpus = reader, spec, gpus
         self._options, self._room, self._beside = options, room, beside
         self._taken: dict[tuple[_Level, tuple[int, ...], int], tuple[Filled, ...]] = {}
+        self._plans: dict[tuple[_Level, tuple[int, ...], int], LoadingPlan] = {}
         self._splits: dict[_Level, tuple[int, ...] | None] = {}
 
     @cached_property
@@ -233,7 +234,7 @@ class _Search:
             )
             n_ubatch = self._room.n_ubatch
             model = planned(self._reader, self._spec, n_ctx, n_ubatch, options)
-            plan = self._beside.added(self._reader, model, n_ubatch, options)
+            plan = self._plans[key] = self._beside.added(self._reader, model, n_ubatch, options)
             drafts = [p for p in (plan.mtp, plan.draft_model) if p is not None]
             self._taken[key] = tuple(
                 Filled(gpu.name, gpu.free, *taken, sum(sum(self._of(p, gpu.name)) for p in drafts))
@@ -260,4 +261,23 @@ class _Search:
             override_tensor=level.override_tensor,
             tensor_split=split if len(split) > 1 else (),
             is_all=is_all,
+            rooms=self._rooms(self._plans[level, split, self.n_ctx]),
         )
+
+    def _rooms(self, plan: LoadingPlan) -> CacheRooms:
+        """How large caches may become, so that everybody finds what was counted for it."""
+        rooms: dict[str, list[tuple[str, int, int]]] = {}
+        parts = {"model": plan, "mtp": plan.mtp, "draft_model": plan.draft_model}
+        there = {name: part for name, part in parts.items() if part is not None}
+        for gpu in self._gpus:
+            sizes = {name: self._of(part, gpu.name) for name, part in there.items()}
+            for name, (_, cache, step) in sizes.items():
+                # the model's weights are there when any cache grows; those of what drafts may come later
+                others = [
+                    sum(size) - (size[0] if other == "model" else 0)
+                    for other, size in sizes.items()
+                    if other != name
+                ]
+                left = self._room.margin * _MIB + step + sum(others)
+                rooms.setdefault(name, []).append((gpu.name, cache, left))
+        return CacheRooms(**{name: tuple(found) for name, found in rooms.items()})

@@ -143,12 +143,21 @@ class LoadingOptions(PlacementOptions):
                 raise with_file(error, lora) from None
 
     def head_engine(
-        self, path: Path, file_options: FileOptions, n_ctx: int
+        self,
+        path: Path,
+        file_options: FileOptions,
+        rooms: Sequence[tuple[str, int, int]],
+        n_ctx: int,
     ) -> tuple[_ikq.Engine, ModelSpec] | None:
         """The engine of the file's head for further tokens, without adapters; `None`: it has none."""
         with file_options.open(path) as reader:
             spec = file_options.mtp_spec(reader)
-            return None if spec is None else (self.engine(reader, spec, n_ctx), spec)
+            if spec is None:
+                return None
+            engine = self.engine(reader, spec, n_ctx)
+            if rooms:
+                _ikq.limit_caches(engine, list(rooms))
+            return engine, spec
 
 
 def share_of_experts(reduction: tuple[int, float] | None) -> tuple[int, float] | None:

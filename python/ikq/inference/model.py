@@ -16,7 +16,16 @@ from ikq.files.gguf import GGUFReader
 from ikq.inference.beside import Beside
 from ikq.inference.drafts import SHARED, DraftOptions, last_device
 from ikq.inference.evaluating import EvaluatingModel
-from ikq.inference.explaining import Explanation, FfnPlan, Filled, Fitted, LoadingPlan, Memory, Placed
+from ikq.inference.explaining import (
+    CacheRooms,
+    Explanation,
+    FfnPlan,
+    Filled,
+    Fitted,
+    LoadingPlan,
+    Memory,
+    Placed,
+)
 from ikq.inference.fitting import MARGIN, FitOptions
 from ikq.inference.fitting import fit as fitted_to
 from ikq.inference.loading import (
@@ -223,12 +232,15 @@ class Model(EvaluatingModel):
             n_cpu_moe=n_cpu_moe,
             kv_offload=kv_offload,
         )
+        rooms = CacheRooms()
         if fit:
             beside = Beside.of(reader, file_options, Drafts(mtp, draft_model, draft_options))
             room = FitOptions(fit_margin, fit_sequences, n_ubatch)
             found = fitted_to(reader, spec, n_ctx, options, room, beside)
-            n_ctx, options = found.n_ctx, replace(options, **found.placement)
+            n_ctx, options, rooms = found.n_ctx, replace(options, **found.placement), found.rooms
         engine = options.engine(reader, spec, n_ctx, adapters)
+        if rooms.model:
+            _ikq.limit_caches(engine, list(rooms.model))
         shared = {name: getattr(options, name) for name in SHARED}
         shared |= {"n_ctx": engine.n_ctx, "n_threads": engine.n_threads}
         model = cls(
@@ -237,9 +249,12 @@ class Model(EvaluatingModel):
             reader,
             n_ubatch=n_ubatch,
             notes=[_REPACK] if repack else [],
-            load_head=partial(options.head_engine, Path(path).absolute(), file_options),
+            load_head=partial(options.head_engine, Path(path).absolute(), file_options, rooms.mtp),
             draft_options=DraftOptions(
-                shared, last_device(p[1] for p in engine.placement()), draft_options or {}
+                shared,
+                last_device(p[1] for p in engine.placement()),
+                draft_options or {},
+                rooms.draft_model,
             ),
         )
         reader.close()  # its metadata stay

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from ikq import _ikq
 from ikq.errors import DeviceError, RefusedError, UnsupportedError
 from ikq.inference.drafts import DraftOptions
 from ikq.inference.sequence import Best, Want
@@ -196,7 +197,10 @@ class DraftModels:
     def _loaded(self, path: str | os.PathLike[str], kind: type[Model]) -> Model:
         options = self.options.of(path)
         try:
-            return kind.load(path, **options)
+            model = kind.load(path, **options)
+            if self.options.rooms:
+                _ikq.limit_caches(model._engine, list(self.options.rooms))
+            return model
         except DeviceError as error:
             # nobody has asked for this device
             if self.options.device not in options.get("devices", ()) or self.options.given:

@@ -237,7 +237,8 @@ impl Device for Cpu {
     }
 
     fn reserve(&mut self, group: usize, n: usize) -> Result<(), Error> {
-        let has = self.group(group).next().and_then(|c| c.pages().first().map(|p| p.n_pages()));
+        // a reservation that failed may have reached some of them
+        let has = self.group(group).flat_map(|c| c.pages()).map(|p| p.n_pages()).min();
         if has.is_none_or(|has| has >= n) {
             return Ok(());
         }

@@ -17,15 +17,18 @@ pub enum Call {
     Wait,
     /// Bytes that were copied from devices.
     BytesOut,
+    /// Products that cuBLAS computed.
+    Blas,
 }
 
-const ALL: [(Call, &str); 6] = [
+const ALL: [(Call, &str); 7] = [
     (Call::Launch, "launches"),
     (Call::Recorded, "recorded"),
     (Call::Replay, "replays"),
     (Call::Copy, "copies"),
     (Call::Wait, "waits"),
     (Call::BytesOut, "bytes_out"),
+    (Call::Blas, "blas_products"),
 ];
 
 static COUNTS: [AtomicU64; ALL.len()] = [const { AtomicU64::new(0) }; ALL.len()];

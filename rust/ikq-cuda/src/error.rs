@@ -122,6 +122,18 @@ pub enum Error {
     #[error("NVRTC at {path}: {why}")]
     Nvrtc { path: PathBuf, why: String },
 
+    #[error(
+        "there is no cuBLAS of CUDA {major} or older: `pip install ikq[{}]`, or say where it is by IKQ_CUBLAS{}",
+        if *major >= 13 { "cublas" } else { "cublas12" }, looked(tried)
+    )]
+    NoCublas { major: i32, tried: Vec<String> },
+
+    #[error("cuBLAS at {path}: {why}")]
+    Cublas { path: PathBuf, why: String },
+
+    #[error("IKQ_CUDA_BLAS={path}: {why}")]
+    Table { path: PathBuf, why: String },
+
     #[error("{name}: {why}")]
     Plan { name: String, why: String },
 }

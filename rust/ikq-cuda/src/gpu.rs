@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaContext, DriverError, result, sys};
 
+use crate::blas::Blas;
+use crate::blas_table::Table;
 use crate::counts::{Call, count, count_more};
 use crate::cubins::{self, Cubins};
 use crate::error::Error;
@@ -201,6 +203,8 @@ pub struct Gpu {
     waits: bool,
     /// From how many columns on products are computed in tiles; see [`Gpu::tiles_from`].
     tiles_from: usize,
+    /// cuBLAS, where the user wants some products to be its.
+    blas: Option<Blas>,
     /// Whether launches are being recorded, and the bytes that recorded copies bring to the host.
     recording: AtomicBool,
     recorded_out: AtomicU64,
@@ -212,6 +216,7 @@ unsafe impl Send for Gpu {}
 impl Drop for Gpu {
     fn drop(&mut self) {
         if self.context.bind().is_ok() {
+            self.blas = None; // it uses the stream
             // SAFETY: the stream was made in `open`; all work is waited for before it is destroyed
             unsafe {
                 let _ = result::stream::synchronize(self.stream);
@@ -239,6 +244,7 @@ impl Gpu {
             loaded: Mutex::default(),
             waits: std::env::var("IKQ_CUDA_SYNC").is_ok_and(|v| v == "1"),
             tiles_from: tiles_from(),
+            blas: None,
             recording: AtomicBool::new(false),
             recorded_out: AtomicU64::new(0),
         })
@@ -250,6 +256,27 @@ impl Gpu {
 
     pub fn context(&self) -> &Arc<Context> {
         &self.context
+    }
+
+    /// The major version of CUDA that the driver has.
+    pub(crate) fn major(&self) -> i32 {
+        self.runtime.cuda / 1000
+    }
+
+    /// Takes cuBLAS for the products that the table of `IKQ_CUDA_BLAS` names, if there is one.
+    ///
+    /// # Errors
+    /// As [`Table::of_environment`] and [`Blas::new`].
+    pub fn use_blas_of_environment(&mut self) -> Result<(), Error> {
+        if let Some(table) = Table::of_environment()? {
+            self.blas = Some(Blas::new(self, &self.runtime.cublas, Some(table))?);
+        }
+        Ok(())
+    }
+
+    /// cuBLAS, where it was taken.
+    pub fn blas(&self) -> Option<&Blas> {
+        self.blas.as_ref()
     }
 
     pub(crate) fn stream(&self) -> sys::CUstream {
@@ -281,6 +308,10 @@ impl Gpu {
             true => drop(self.recorded_out.fetch_add(n as u64, Relaxed)),
             false => count_more(Call::BytesOut, n as u64),
         }
+    }
+
+    pub(crate) fn count_product_by_blas(&self) {
+        count(Call::Blas);
     }
 
     fn count_launch(&self) {

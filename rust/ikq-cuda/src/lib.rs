@@ -4,7 +4,8 @@
 //! | module | what |
 //! |---|---|
 //! | [`loader`] | [`runtime`]: driver, devices and NVRTC of this machine, or why there are none |
-//! | [`nvrtc`] | finding, opening and calling the compiler |
+//! | [`libraries`], [`nvrtc`] | finding NVIDIA's libraries; opening and calling the compiler |
+//! | [`cublas`], [`blas`], [`blas_table`] | cuBLAS; products with it where a user's table says so |
 //! | [`sources`], [`kernel_files`] | the text of the kernels, and which files have it |
 //! | [`cubins`] | compiled kernels, kept on disk |
 //! | [`gpu`] | a device in use: context, stream, modules, launches |
@@ -14,8 +15,11 @@
 //! | [`device`] | [`Cuda`]: running stages of models |
 //! | [`weights`], [`staging`], [`products`] | matrices in the device's form, and products with them |
 
+pub mod blas;
+pub mod blas_table;
 pub mod counts;
 pub mod cubins;
+pub mod cublas;
 pub mod device;
 pub mod error;
 pub mod event;
@@ -23,6 +27,7 @@ mod floats;
 pub mod gpu;
 pub mod graph;
 pub mod kernel_files;
+pub mod libraries;
 pub mod loader;
 pub mod memory;
 pub mod nvrtc;

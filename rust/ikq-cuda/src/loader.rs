@@ -16,6 +16,8 @@ use crate::nvrtc::{self, Nvrtc};
 pub struct Search {
     /// Files that may be NVRTC and folders that may have it, the preferred ones first.
     pub nvrtc: Vec<PathBuf>,
+    /// The same of cuBLAS, which is looked for when products by it are wanted.
+    pub cublas: Vec<PathBuf>,
 }
 
 /// A GPU, as its driver describes it.
@@ -52,6 +54,8 @@ pub struct Runtime {
     /// The usable devices; `CUDA0` is the first of them.
     pub devices: Vec<Facts>,
     pub nvrtc: Nvrtc,
+    /// Where to look for cuBLAS.
+    pub cublas: Vec<PathBuf>,
     /// Id of the process that looked for them.
     process: u32,
 }
@@ -128,7 +132,8 @@ fn probe(search: &Search, found: &mut Found) -> Result<Runtime, Unavailable> {
         major,
         tried,
     })?;
-    Ok(Runtime { cuda, devices, nvrtc, process: std::process::id() })
+    let cublas = search.cublas.clone();
+    Ok(Runtime { cuda, devices, nvrtc, cublas, process: std::process::id() })
 }
 
 /// Every function of the driver that this crate calls. cudarc panics where one is missing, so all are checked

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use libloading::Library;
 
 use crate::error::Error;
+use crate::libraries::{self, Wanted, files, numbers};
 
 /// An opened NVRTC.
 pub struct Nvrtc {
@@ -219,91 +220,18 @@ unsafe fn take(
     Ok(bytes)
 }
 
-/// Opens the newest NVRTC among files and folders whose major version is at most `major`; of several with the same
-/// version, the first. The system's library search comes last, and is not used if `IKQ_NVRTC` names the library.
+/// The newest NVRTC among files and folders whose major version is at most `major`; see [`libraries::find`].
 ///
 /// # Errors
 /// The files that were found but cannot be used, and why.
 pub fn find(places: &[PathBuf], major: i32) -> Result<Nvrtc, Vec<String>> {
-    let mut candidates: Vec<PathBuf> = Vec::new();
-    for place in places {
-        match place.is_dir() {
-            true => candidates.extend(files(place, "libnvrtc.so")),
-            false => candidates.extend(place.is_file().then(|| place.clone())),
-        }
-    }
-    if std::env::var_os("IKQ_NVRTC").is_none() {
-        candidates.extend(candidates_of_loader(major));
-    }
-    let mut tried = Vec::new();
-    // opening maps 100 MB, so files are first sorted out by the version in their names
-    let named = |path: &Path| numbers(path).unwrap_or((major, 0));
-    candidates.retain(|path| {
-        let (found, _) = named(path);
-        if found > major {
-            tried.push(format!("{} needs a driver of CUDA {found}", path.display()));
-        }
-        found <= major
-    });
-    candidates.sort_by_key(|path| std::cmp::Reverse(named(path)));
-    for path in candidates {
-        match Nvrtc::open(&path) {
-            Ok(nvrtc) if nvrtc.version.0 <= major => return Ok(nvrtc),
-            Ok(nvrtc) => {
-                tried.push(format!("{} needs a driver of CUDA {}", path.display(), nvrtc.version.0));
-            }
-            // a name that the system's search does not find is not reported
-            Err(_) if path.parent().is_some_and(|p| p.as_os_str().is_empty()) => {}
-            Err(why) => tried.push(format!("{}: {why}", path.display())),
-        }
-    }
-    Err(tried)
-}
-
-/// Names for the system's library search, newest first.
-fn candidates_of_loader(major: i32) -> impl Iterator<Item = PathBuf> {
-    (12..=major).rev().map(|n| PathBuf::from(format!("libnvrtc.so.{n}")))
-}
-
-/// Files of a folder that are a shared library with this name, with or without a version; sorted.
-fn files(folder: &Path, name: &str) -> Vec<PathBuf> {
-    let is_it = |path: &PathBuf| {
-        let file = path.file_name().and_then(|f| f.to_str()).unwrap_or_default();
-        let rest = file.strip_prefix(name).map(|r| r.strip_prefix('.').unwrap_or(r));
-        rest.is_some_and(|r| r.chars().all(|c| c.is_ascii_digit() || c == '.'))
-    };
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-    let mut found: Vec<PathBuf> = entries.filter(is_it).collect();
-    found.sort();
-    found
-}
-
-/// Major and minor version in a file's name, or in the name of the file that a link leads to.
-fn numbers(path: &Path) -> Option<(i32, i32)> {
-    let resolved = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    let of = |path: &Path| {
-        let file = path.file_name()?.to_str()?;
-        let mut parts = file.split_once(".so.")?.1.split('.').map(|n| n.parse::<i32>().ok());
-        Some((parts.next()??, parts.next().flatten().unwrap_or(0)))
-    };
-    of(&resolved).or_else(|| of(path))
+    let wanted = Wanted { file: "libnvrtc.so", variable: "IKQ_NVRTC" };
+    libraries::find(wanted, places, major, Nvrtc::open, |nvrtc| nvrtc.version.0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_tell_versions() {
-        for (name, version) in [
-            ("libnvrtc.so.13", Some((13, 0))),
-            ("libnvrtc.so.12.8.93", Some((12, 8))),
-            ("libnvrtc.so", None),
-            ("libnvrtc.so.x", None),
-        ] {
-            assert_eq!(numbers(Path::new(name)), version, "{name}");
-        }
-    }
 
     #[test]
     fn what_is_too_new_or_no_library_is_told() {

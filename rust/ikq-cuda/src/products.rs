@@ -112,6 +112,10 @@ pub unsafe fn multiply(gpu: &Gpu, matrix: &Matrix, columns: &Columns, to: &Targe
     if matrix.n_rows == 0 || columns.n_columns == 0 {
         return Ok(());
     }
+    if let Some(blas) = gpu.blas().filter(|blas| blas.takes(matrix, columns.n_columns)) {
+        // SAFETY: the caller's promises
+        return unsafe { blas.multiply(gpu, matrix, columns, to) };
+    }
     if is_tiled(gpu, matrix.ty, columns.n_columns) {
         // SAFETY: the caller's promises
         return unsafe { multiply_tiles(gpu, matrix, columns, to, None, matrix.n_rows) };

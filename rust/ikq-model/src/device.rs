@@ -162,6 +162,15 @@ pub struct Move {
     pub turn_back: usize,
 }
 
+/// How large the caches of a device may become, where its memory was divided among several beforehand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheRoom {
+    /// Bytes that were counted for them.
+    pub counted: usize,
+    /// Bytes of free memory that must be left when they become larger than that: for others, and for larger steps.
+    pub left: usize,
+}
+
 /// A place where stages are computed.
 pub trait Device: Send {
     /// Name in rules and reports: `CPU`, `CUDA0`.
@@ -188,6 +197,8 @@ pub trait Device: Send {
     /// # Errors
     /// [`Error::CacheMemory`].
     fn reserve(&mut self, group: usize, n: usize) -> Result<(), Error>;
+    /// Says how large caches may become; without, as large as memory allows.
+    fn limit_cache(&mut self, _: CacheRoom) {}
     fn copy_page(&mut self, group: usize, from: u32, to: u32);
     /// Moves rows between pages; see [`Move`].
     fn move_rows(&mut self, group: usize, moves: &[Move]);

@@ -6,7 +6,7 @@ use ikq_pool::{Cancel, Pool, Stop, available_memory};
 
 use crate::adapter::Adapter;
 use crate::cache::{Pools, most_states};
-use crate::device::{Device, Loading, Memory, Stage};
+use crate::device::{CacheRoom, Device, Loading, Memory, Stage};
 use crate::error::Error;
 use crate::network::{Experts, Group, Network, PlanOptions};
 use crate::placement::{Placement, Rules};
@@ -271,6 +271,16 @@ impl Model {
         Ok(())
     }
 
+    /// Says how large the caches of a device may become.
+    ///
+    /// # Errors
+    /// [`Error::Closed`].
+    pub fn limit_cache(&self, device: &str, room: CacheRoom) -> Result<(), Error> {
+        let mut runner = self.shared.runner()?;
+        runner.devices.iter_mut().filter(|d| d.name() == device).for_each(|d| d.limit_cache(room));
+        Ok(())
+    }
+
     /// Every feed-forward network: layer, role, weights and plan.
     pub fn plans(&self) -> Vec<(usize, &'static str, &Experts)> {
         let layers = self.network.layers.iter().enumerate();
@@ -341,7 +351,7 @@ impl Runner {
         };
         for device in &mut self.devices {
             if let Err(e) = device.reserve(group, n) {
-                shared.pools().groups[group].give_back(page);
+                shared.pools().groups[group].withdraw(page);
                 return Err(e);
             }
         }
@@ -356,7 +366,7 @@ impl Runner {
         };
         for device in &mut self.devices {
             if let Err(e) = device.reserve_states(n) {
-                shared.pools().states.give_back(state);
+                shared.pools().states.withdraw(state);
                 return Err(e);
             }
         }

@@ -35,11 +35,17 @@ impl Raise for Error {
 }
 
 /// Reports the driver, the GPUs and the compiler that were found. `nvrtc` lists files and folders in which to look
-/// for the compiler library NVRTC. Only the first call in a process searches; later calls return what it found. With
-/// `memory`, the driver is asked for the free memory of every usable GPU, and makes a context there for the answer.
+/// for the compiler library NVRTC, `cublas` those in which models look for cuBLAS if they use it. Only the first call in a
+/// process searches; later calls return what it found. With `memory`, the driver is asked for the free memory of every usable
+/// GPU, and makes a context there for the answer.
 #[pyfunction]
-pub fn cuda_status(py: Python<'_>, nvrtc: Vec<PathBuf>, memory: bool) -> PyResult<Bound<'_, PyDict>> {
-    let (found, runtime) = py.detach(|| loader::look(&Search { nvrtc }));
+pub fn cuda_status(
+    py: Python<'_>,
+    nvrtc: Vec<PathBuf>,
+    cublas: Vec<PathBuf>,
+    memory: bool,
+) -> PyResult<Bound<'_, PyDict>> {
+    let (found, runtime) = py.detach(|| loader::look(&Search { nvrtc, cublas }));
     let free_bytes = |device: &Facts| {
         let runtime = runtime.as_ref().ok().filter(|_| memory)?;
         let index = runtime.devices.iter().position(|d| d.ordinal == device.ordinal)?;
@@ -138,6 +144,8 @@ pub fn cuda_warm(
 /// | `repack` | `type`, `n_rows`, `n` |
 /// | `dequantize` | `type`, `to` (f32, f16, bf16), `n_rows`, `n`, `chosen` |
 /// | `quantize` | `n` |
+/// | `to_bf16` | `n`, `codes` |
+/// | `begin_sums` | `n_rows`, `n_columns`, `residual` |
 /// | `products` | `type`, `n_rows`, `n`, `n_columns`, `stride`, `bias`, `residual` |
 /// | `norm` | `n`, `n_columns`, `eps`, `codes` |
 /// | `upgate` | `up`, `gate` (types), `n_rows`, `n`, `n_columns`, `act`, `bias_up`, `bias_gate`, `codes` |
@@ -188,6 +196,11 @@ pub fn cuda_plan<'py>(
             Call::Dequantize { ty: ty("type")?, to, n_rows, n, chosen: flag("chosen")? }
         }
         "quantize" => Call::Quantize { n: size("n")? },
+        "to_bf16" => Call::ToBf16 { n: size("n")?, codes: flag("codes")? },
+        "begin_sums" => {
+            let (n_rows, n_columns) = (size("n_rows")?, size("n_columns")?);
+            Call::BeginSums { n_rows, n_columns, residual: flag("residual")? }
+        }
         "products" => Call::Products(Products {
             ty: ty("type")?,
             n_rows: size("n_rows")?,
@@ -244,8 +257,8 @@ pub fn cuda_plan<'py>(
             residual: flag("residual")?,
         }),
         other => {
-            let known =
-                "repack, dequantize, quantize, products, norm, upgate, mmq, mmq_upgate, sort, sum_slots";
+            let known = "repack, dequantize, quantize, to_bf16, begin_sums, products, norm, upgate, mmq, \
+                         mmq_upgate, sort, sum_slots";
             return Err(PyValueError::new_err(format!("no kernel {other:?}; there are {known}")));
         }
     };
@@ -302,7 +315,7 @@ pub fn cuda_product<'py>(
     let (data, [n_columns, n]) = (data.as_slice()?, [x.as_array().nrows(), x.as_array().ncols()]);
     let x = x.as_slice()?;
     let y = py.detach(|| {
-        let runtime = loader::runtime(&Search { nvrtc })?;
+        let runtime = loader::runtime(&Search { nvrtc, ..Search::default() })?;
         product(&Gpu::open(runtime, device)?, ty, data, n_rows, (x, n, n_columns), replays)
     });
     PyArray1::from_vec(py, y.map_err(|e| e.raise(py))?).reshape([n_columns, n_rows])
@@ -369,7 +382,7 @@ pub fn cuda_dequantize<'py>(
 ) -> PyResult<Bound<'py, PyArray2<f32>>> {
     let (ty, data) = (quant_type(type_id)?, data.as_slice()?);
     let rows = py.detach(|| {
-        let gpu = Gpu::open(loader::runtime(&Search { nvrtc })?, device)?;
+        let gpu = Gpu::open(loader::runtime(&Search { nvrtc, ..Search::default() })?, device)?;
         let (matrix_bytes, out_bytes) = (weights::matrix_bytes(ty, n_rows, n)?, 4 * n_rows * n);
         let mut arena = Arena::new(gpu.context(), "rows", arena_bytes([matrix_bytes, out_bytes]))?;
         let (at, to) = (arena.take(matrix_bytes)?, arena.take(out_bytes)?);

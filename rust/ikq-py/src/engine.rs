@@ -31,7 +31,7 @@ use crate::types::quant_type;
 /// A loaded model. It computes one step at a time; calls from other threads wait for their turn.
 #[pyclass(frozen, module = "ikq._ikq")]
 pub struct Engine {
-    inner: ikq_model::Model,
+    pub(crate) inner: ikq_model::Model,
 }
 
 /// A sequence of tokens that a model has processed, with its KV cache. Calls from other threads wait for their

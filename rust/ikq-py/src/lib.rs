@@ -5,6 +5,7 @@
 mod arrays;
 mod collect;
 mod cuda;
+mod cuda_blas;
 mod engine;
 mod enter;
 mod errors;
@@ -14,6 +15,7 @@ mod metadata;
 mod pipeline;
 mod remote;
 mod results;
+mod room;
 mod simd;
 mod threads;
 mod types;
@@ -37,6 +39,8 @@ mod _ikq {
         cuda_warm,
     };
     #[pymodule_export]
+    use crate::cuda_blas::{cuda_blas_offers, cuda_blas_product, cuda_blas_seconds, cuda_blas_version};
+    #[pymodule_export]
     use crate::engine::{Engine, Sequence, kernel_name, kernel_self_test, product, product_speeds};
     #[pymodule_export]
     use crate::fields::{layout_fields, pack, unpack};
@@ -51,6 +55,8 @@ mod _ikq {
     };
     #[pymodule_export]
     use crate::remote::{PlanWorker, partial_files};
+    #[pymodule_export]
+    use crate::room::limit_caches;
     #[pymodule_export]
     use crate::simd::{available_isas, selected_isa};
     #[pymodule_export]

@@ -145,8 +145,14 @@ impl LayerCache {
         self.rows.iter().map(Rows::page_bytes).sum()
     }
 
+    /// Bytes that its pages and states take.
+    pub fn bytes(&self) -> usize {
+        let pages: usize = self.rows.iter().map(|rows| rows.n_pages() * rows.page_bytes()).sum();
+        pages + self.states.as_ref().map_or(0, |s| s.n() * s.bytes())
+    }
+
     pub fn n_pages(&self) -> usize {
-        self.rows.first().map_or(0, Rows::n_pages)
+        self.rows.iter().map(Rows::n_pages).min().unwrap_or(0)
     }
 
     pub fn reserve(&mut self, gpu: &Gpu, n: usize) -> Result<(), Error> {

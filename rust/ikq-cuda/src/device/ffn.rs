@@ -4,6 +4,7 @@ use ikq_model::network;
 
 use super::Cuda;
 use super::parts::{Ffn, Linear};
+use crate::blas::Blas;
 use crate::error::Error;
 use crate::memory::Address;
 use crate::plan::{
@@ -213,7 +214,9 @@ impl Cuda {
             None => products::is_tiled(&self.gpu, weight.ty(), n),
         };
         let in_tiles = is_tiled(&ffn.up) && is_tiled(&ffn.gate);
-        match (ffn.apart, chosen) {
+        let table = self.gpu.blas().and_then(Blas::table).filter(|_| chosen.is_none());
+        let by_blas = table.is_some_and(|table| ffn.is_apart_for(table, n));
+        match (ffn.apart || by_blas, chosen) {
             (true, _) => self.apart(ffn, input, chosen, &activated)?,
             (false, _) if in_tiles && reads_codes(ffn.up.ty()) => {
                 self.fused_tiles(ffn, input, &activated, sorted)?;

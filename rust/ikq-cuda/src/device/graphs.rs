@@ -8,13 +8,14 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::queue::Queue;
+use crate::blas_table::MOST_RECORDED;
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::graph::Graph;
 
 /// Most columns of a step that is recorded. Larger ones are pieces of prompts, whose kernels run longer than it takes to
 /// launch them, and which hardly come twice in the same shape.
-pub const MOST_COLUMNS: usize = 64;
+pub const MOST_COLUMNS: usize = MOST_RECORDED;
 /// Shapes whose graphs are kept; the one that was not used for longest goes.
 const MOST_SHAPES: usize = 16;
 /// Shapes that are remembered because they came once.

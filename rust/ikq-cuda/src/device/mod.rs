@@ -5,7 +5,7 @@
 //! |---|---|
 //! | [`parts`], [`load`] | the weights of stages, and loading them |
 //! | [`scratch`], [`columns`] | memory of a step, and data about its batch |
-//! | [`cache`], [`states`] | pages of the KV cache, and states of recurrent layers |
+//! | [`cache`], [`states`], [`room`] | pages of the KV cache, and states of recurrent layers; how many there may be |
 //! | `attention`, `delta_net`, `ffn`, `head` | the stages |
 //! | [`borrowed`], [`slabs`] | experts that the CPU has, in steps of many tokens |
 //! | [`queue`], [`graphs`] | launching several at once, and again |
@@ -30,6 +30,7 @@ mod observed;
 mod parts;
 mod predict;
 mod queue;
+mod room;
 mod scratch;
 mod slabs;
 mod states;
@@ -39,7 +40,9 @@ use std::sync::Arc;
 
 use ikq_formats::QuantType;
 use ikq_model::batch::Batch;
-use ikq_model::device::{Choices, Device, Lent, Loading, Memory, Move, RouterFailed, Stage, Step, Value};
+use ikq_model::device::{
+    CacheRoom, Choices, Device, Lent, Loading, Memory, Move, RouterFailed, Stage, Step, Value,
+};
 use ikq_model::error::Error as ModelError;
 use ikq_model::network::{self, Attention, Network, RopeId, RopeTable};
 use ikq_model::results::{Best, Results};
@@ -96,6 +99,7 @@ pub struct Cuda {
     parts: Parts,
     ropes: Vec<RopeTable>,
     caches: Vec<Option<LayerCache>>,
+    room: Option<CacheRoom>,
     scratch: Option<Scratch>,
     slabs: Option<Slabs>,
     columns: ColumnData,
@@ -123,7 +127,8 @@ impl Cuda {
     /// # Errors
     /// If there is no such device, and errors of the driver.
     pub fn new(runtime: &'static Runtime, index: usize, options: Options) -> Result<Cuda, Error> {
-        let gpu = Gpu::open(runtime, index)?;
+        let mut gpu = Gpu::open(runtime, index)?;
+        gpu.use_blas_of_environment()?;
         let graphs = Graphs::new(&gpu);
         Ok(Cuda {
             name: format!("CUDA{index}"),
@@ -133,6 +138,7 @@ impl Cuda {
             parts: Parts::default(),
             ropes: Vec::new(),
             caches: Vec::new(),
+            room: None,
             scratch: None,
             slabs: None,
             columns: ColumnData::default(),
@@ -179,9 +185,24 @@ impl Cuda {
         if self.scratch.as_ref().is_some_and(|s| s.n_columns >= n_columns) {
             return Ok(());
         }
-        self.scratch = None; // frees the old one before another is allocated
-        self.scratch = Some(Scratch::new(&self.gpu, self.network(), &self.parts, n_columns)?);
+        self.drop_scratch()?; // before another is allocated
+        let scratch = Scratch::new(&self.gpu, self.network(), &self.parts, n_columns)?;
+        if let Some(blas) = self.gpu.blas() {
+            // SAFETY: the memory is there until `drop_scratch`
+            unsafe { blas.set_room(Some(scratch.blas)) }?;
+        }
+        self.scratch = Some(scratch);
         Ok(())
+    }
+
+    /// Frees the memory of steps.
+    fn drop_scratch(&mut self) -> Result<(), Error> {
+        self.scratch = None;
+        match self.gpu.blas() {
+            // SAFETY: there is none
+            Some(blas) => unsafe { blas.set_room(None) },
+            None => Ok(()),
+        }
     }
 
     fn scratch(&self) -> &Scratch {
@@ -366,7 +387,8 @@ impl Device for Cuda {
         // frees an earlier model
         self.parts = Parts::default();
         self.caches.clear();
-        (self.scratch, self.slabs) = (None, None);
+        self.slabs = None;
+        self.drop_scratch().map_err(model_error)?;
         self.graphs.clear();
         *self.failure.get_mut() = None;
         let (size, parts) = counted(network, loading.placement, loading.index)?;
@@ -397,18 +419,11 @@ impl Device for Cuda {
     }
 
     fn reserve(&mut self, group: usize, n: usize) -> Result<(), ModelError> {
-        let has = self.group(group).next().map(LayerCache::n_pages);
-        if has.is_none_or(|has| has >= n) {
-            return Ok(());
-        }
-        let network = self.network.clone().expect("`load` comes first");
-        let gpu = &self.gpu;
-        for l in &network.groups[group].layers {
-            let Some(cache) = &mut self.caches[*l] else { continue };
-            // rounded up, so that memory is allocated seldom
-            cache.reserve(gpu, n + n / 4).map_err(memory_error)?;
-        }
-        Ok(())
+        self.reserve_pages(group, n)
+    }
+
+    fn limit_cache(&mut self, room: CacheRoom) {
+        self.room = Some(room);
     }
 
     fn copy_page(&mut self, group: usize, from: u32, to: u32) {
@@ -451,8 +466,7 @@ impl Device for Cuda {
     }
 
     fn reserve_states(&mut self, n: usize) -> Result<(), ModelError> {
-        let gpu = &self.gpu;
-        states_of(&mut self.caches).try_for_each(|s| s.reserve(gpu, n)).map_err(memory_error)
+        self.reserve_all_states(n)
     }
 
     fn clear_state(&mut self, state: u32) {

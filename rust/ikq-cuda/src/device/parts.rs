@@ -5,6 +5,8 @@ use ikq_model::network;
 
 use super::borrowed::Borrowed;
 use super::slabs::Layout;
+use crate::blas::is_taken;
+use crate::blas_table::Table;
 use crate::memory::{Address, Arena};
 use crate::plan::{DeltaSizes, Glu, reads_codes};
 use crate::weights::Matrix;
@@ -24,6 +26,11 @@ impl Linear {
 
     pub fn n_rows(&self) -> usize {
         self.matrix.n_rows
+    }
+
+    /// Rows, and elements of a row.
+    pub fn sizes(&self) -> [usize; 2] {
+        [self.matrix.n_rows, self.matrix.n]
     }
 }
 
@@ -45,6 +52,16 @@ impl Ffn {
     /// Whether up, gate and activation are computed apart in steps of many columns: floats have no tiles for both at once.
     pub fn is_apart_in_tiles(&self) -> bool {
         self.apart || !reads_codes(self.up.ty())
+    }
+
+    /// Whether they are because both are products by cuBLAS, with so many columns. This is not for experts.
+    pub fn is_apart_for(&self, blas: &Table, n_columns: usize) -> bool {
+        [&self.up, &self.gate].into_iter().all(|w| is_taken(blas, w.ty(), w.sizes(), n_columns))
+    }
+
+    /// The matrices that all columns are multiplied with.
+    fn matrices(&self) -> impl Iterator<Item = &Linear> {
+        [&self.gate, &self.up, &self.down].into_iter().chain(&self.input_gate)
     }
 }
 
@@ -134,6 +151,22 @@ pub struct DeltaNet {
     pub output: Linear,
 }
 
+impl Kind {
+    /// The matrices that all columns are multiplied with.
+    fn matrices(&self) -> Vec<&Linear> {
+        match self {
+            Kind::Gqa(a) => vec![&a.q, &a.k, &a.v, &a.output],
+            Kind::Mla(a) => {
+                let compressed = a.q_a.as_ref().map(|(q_a, _)| q_a);
+                [&a.q, &a.kv_a, &a.output].into_iter().chain(compressed).collect()
+            }
+            Kind::DeltaNet(a) => {
+                [&a.qkv, &a.beta, &a.output].into_iter().chain(&a.z).chain(&a.alpha).collect()
+            }
+        }
+    }
+}
+
 /// The output norm and matrix. Parts of models, and heads for further tokens, may have no matrix of their own, or neither:
 /// then there are only hidden states.
 #[derive(Clone, Copy, Debug)]
@@ -170,6 +203,16 @@ impl Parts {
             shared: vec![None; n_layers],
             ..Parts::default()
         }
+    }
+
+    /// Type and sizes of the matrices that all columns of a step are multiplied with: not those of experts, nor the output,
+    /// which is multiplied with a few at a time.
+    pub fn multiplied(&self) -> impl Iterator<Item = (QuantType, [usize; 2])> {
+        let attention = self.attention.iter().flatten().flat_map(|a| a.kind.matrices());
+        let dense = self.dense.iter().flatten().flat_map(|dense| dense.ffn.matrices());
+        let routers = self.router.iter().flatten().map(|router| &router.weight);
+        let shared = self.shared.iter().flatten().flat_map(Ffn::matrices);
+        attention.chain(dense).chain(routers).chain(shared).map(|w| (w.ty(), w.sizes()))
     }
 
     /// The experts that are computed here though the CPU has them, in a step of so many columns.

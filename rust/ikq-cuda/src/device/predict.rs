@@ -12,6 +12,7 @@ use super::parts::Parts;
 use super::scratch::Scratch;
 use super::slabs;
 use super::states::States;
+use crate::blas_table::Table;
 
 /// How much is computed at once.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +66,9 @@ pub fn predict(
                 Some(_) => slabs::bytes(parts.layouts(usize::MAX)),
                 None => 0,
             };
-            Scratch::bytes(network, &parts, n_ubatch).saturating_add(columns).saturating_add(slabs)
+            let blas = Table::of_environment().map_err(super::model_error)?;
+            let scratch = Scratch::bytes(network, &parts, blas.as_ref(), n_ubatch);
+            scratch.saturating_add(columns).saturating_add(slabs)
         }
     };
     Ok(Needed { weights, pages, state, step })

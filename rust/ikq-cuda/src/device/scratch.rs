@@ -4,6 +4,8 @@ use ikq_model::network::{self, Network};
 use ikq_model::results::MOST_BEST;
 
 use super::parts::{Ffn, Kind, Parts, latent_row};
+use crate::blas::{Blas, Room, RoomBytes};
+use crate::blas_table::Table;
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::memory::{Address, Arena, arena_bytes};
@@ -50,15 +52,23 @@ struct Sizes {
     inner: usize,
     outer: usize,
     vocab: usize,
+    /// What products by cuBLAS need, in bytes of all columns.
+    blas: RoomBytes,
 }
 
 impl Sizes {
-    fn new(network: &Network, parts: &Parts, n_columns: usize) -> Sizes {
+    fn new(network: &Network, parts: &Parts, blas: Option<&Table>, n_columns: usize) -> Sizes {
         let mut s = Sizes { used: parts.most_used, ..Sizes::default() };
-        for dense in parts.dense.iter().flatten() {
-            s.add_ffn(&dense.ffn, None);
+        let dense = parts.dense.iter().flatten().map(|dense| &dense.ffn);
+        for ffn in dense.chain(parts.shared.iter().flatten()) {
+            s.add_ffn(ffn, None);
+            if blas.is_some_and(|table| ffn.is_apart_for(table, n_columns)) {
+                s.apart = s.apart.max(ffn.up.n_rows());
+            }
         }
-        parts.shared.iter().flatten().for_each(|ffn| s.add_ffn(ffn, None));
+        if let Some(table) = blas {
+            s.blas = RoomBytes::of(table, parts.multiplied(), n_columns);
+        }
         parts.experts.iter().flatten().for_each(|ffn| s.add_ffn(ffn, Some(parts.most_used)));
         for borrowed in parts.borrowed_of(n_columns) {
             s.add_ffn(&borrowed.ffn, Some(parts.most_used));
@@ -156,22 +166,25 @@ pub struct Scratch {
     pub logits: Address,
     /// The largest logits of columns: ids, then values; see [`Scratch::best`].
     best: Address,
+    /// Memory of products by cuBLAS.
+    pub blas: Room,
 }
 
 impl Scratch {
     /// # Errors
     /// Errors of the driver, such as too little memory.
     pub fn new(gpu: &Gpu, network: &Network, parts: &Parts, n_columns: usize) -> Result<Scratch, Error> {
-        let size = Scratch::bytes(network, parts, n_columns);
+        let table = gpu.blas().and_then(Blas::table);
+        let size = Scratch::bytes(network, parts, table, n_columns);
         let mut arena = Arena::new(gpu.context(), "a step", size)?;
-        let scratch = Scratch::placed(network, parts, n_columns, |bytes| arena.take(bytes))?;
+        let scratch = Scratch::placed((network, parts, table), n_columns, |bytes| arena.take(bytes))?;
         Ok(Scratch { _arena: Some(arena), ..scratch })
     }
 
-    /// Bytes that [`Scratch::new`] allocates.
-    pub fn bytes(network: &Network, parts: &Parts, n_columns: usize) -> usize {
+    /// Bytes that [`Scratch::new`] allocates, where products are cuBLAS's by this table.
+    pub fn bytes(network: &Network, parts: &Parts, blas: Option<&Table>, n_columns: usize) -> usize {
         let mut size = 0;
-        let counted = Scratch::placed(network, parts, n_columns, |bytes| {
+        let counted = Scratch::placed((network, parts, blas), n_columns, |bytes| {
             size += arena_bytes([bytes]);
             Ok(Address::default())
         });
@@ -180,12 +193,11 @@ impl Scratch {
 
     /// The values at places that `take` gives for their bytes.
     fn placed(
-        network: &Network,
-        parts: &Parts,
+        (network, parts, blas): (&Network, &Parts, Option<&Table>),
         n_columns: usize,
         mut take: impl FnMut(usize) -> Result<Address, Error>,
     ) -> Result<Scratch, Error> {
-        let (s, n_embd) = (Sizes::new(network, parts, n_columns), network.spec.n_embd);
+        let (s, n_embd) = (Sizes::new(network, parts, blas, n_columns), network.spec.n_embd);
         let mut wide = |n: usize| {
             let [codes, scales] = code_bytes(n.next_multiple_of(32), n_columns);
             Ok::<_, Error>(Wide { floats: take(4 * n * n_columns)?, codes: (take(codes)?, take(scales)?) })
@@ -221,6 +233,12 @@ impl Scratch {
             outer,
             bounds: take(4 * (s.experts + 1))?,
             logits: take(4 * s.vocab * MOST_COLUMNS)?,
+            blas: Room {
+                bytes: s.blas,
+                workspace: take(s.blas.workspace)?,
+                weights: take(s.blas.weights)?,
+                columns: take(s.blas.columns)?,
+            },
         })
     }
 

@@ -28,6 +28,11 @@ impl States {
         4 * self.sizes.parts().iter().sum::<usize>()
     }
 
+    /// How many there is room for.
+    pub fn n(&self) -> usize {
+        self.n_past.len()
+    }
+
     /// The address of the first state.
     pub fn at(&self) -> Address {
         self.at

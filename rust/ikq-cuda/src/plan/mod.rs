@@ -51,6 +51,10 @@ pub enum Call {
     Dequantize { ty: QuantType, to: FloatType, n_rows: usize, n: usize, chosen: bool },
     /// Makes codes of `n` floats, in blocks of 32, as products read them.
     Quantize { n: usize },
+    /// Makes bf16 of `n` floats, or of codes of so many.
+    ToBf16 { n: usize, codes: bool },
+    /// Writes for all columns what their sums begin with: a bias, and with `residual` other columns.
+    BeginSums { n_rows: usize, n_columns: usize, residual: bool },
     /// Multiplies a matrix with a few columns.
     Products(Products),
     /// Multiplies a matrix, or those of experts, with many columns, in tiles.
@@ -200,6 +204,25 @@ impl Call {
                     arguments: vec![("x", None), ("q", None), ("ds", None), ("n", Some(i64_of(n)?))],
                 })
             }
+            Call::ToBf16 { n, codes } => {
+                let kernel = if codes { "bf16_of_codes" } else { "bf16_of_floats" };
+                let mut arguments = vec![("x", None), ("out", None), ("n", Some(i64_of(n)?))];
+                if codes {
+                    arguments.insert(1, ("ds", None));
+                }
+                let geometry = geometry([n.div_ceil(256), 1, 1], 256)?;
+                Ok(Plan { kernel: Kernel::whole("blas.cu", kernel), geometry, arguments })
+            }
+            Call::BeginSums { n_rows, n_columns, residual } => Ok(Plan {
+                kernel: Kernel::whole("blas.cu", "begin_sums"),
+                geometry: geometry([n_columns, n_rows.div_ceil(256), 1], 256)?,
+                arguments: vec![
+                    ("bias", None),
+                    ("residual", optional(residual)),
+                    ("y", None),
+                    ("n_rows", Some(i32_of(n_rows)?)),
+                ],
+            }),
             Call::Products(products) => products.plan(),
             Call::Mmq(mmq) => mmq.plan(),
             Call::Norm { n, n_columns, eps, add, codes } => {
@@ -325,6 +348,15 @@ pub fn device_type(ty: QuantType) -> Result<QuantType, Error> {
 /// Whether products with the type read quantized columns (8-bit codes); otherwise they read floats.
 pub fn reads_codes(ty: QuantType) -> bool {
     ty.info().family != Family::Float
+}
+
+/// What products with a type are multiplied with beside the decoded weights: `FACTOR` of the decoders in `cuda/types`.
+pub fn product_factor(ty: QuantType) -> f32 {
+    match ty {
+        QuantType::IQ2_KT => 1.05,
+        QuantType::IQ3_KT => 1.01,
+        _ => 1.0,
+    }
 }
 
 /// Rows that a block of `mmv` or `down` computes. Of types that `cuda/together.cuh` is for, rows are multiplied with a

@@ -33,6 +33,14 @@ impl Slots {
         }
     }
 
+    /// Takes back a number that was just taken and for which there is no memory: it was not handed out.
+    pub fn withdraw(&mut self, slot: u32) {
+        match slot as usize + 1 == self.holders.len() {
+            true => drop(self.holders.pop()),
+            false => self.give_back(slot),
+        }
+    }
+
     /// Whether more than one holds it.
     pub fn is_shared(&self, slot: u32) -> bool {
         self.holders[slot as usize] > 1
@@ -75,5 +83,18 @@ mod tests {
         assert_eq!((slots.n_held(), slots.take(), slots.len()), (2, 2, 3));
         slots.give_back(a);
         assert_eq!((slots.n_held(), slots.take(), slots.len()), (2, a, 3));
+    }
+
+    #[test]
+    fn what_is_withdrawn_needs_no_memory() {
+        let mut slots = Slots::default();
+        let (a, b) = (slots.take(), slots.take());
+        slots.withdraw(b);
+        assert_eq!((slots.n_held(), slots.len()), (1, 1));
+        // a number that has memory stays one
+        slots.give_back(a);
+        assert_eq!((slots.take(), slots.take()), (a, b));
+        slots.withdraw(a);
+        assert_eq!((slots.n_held(), slots.len(), slots.take()), (1, 2, a));
     }
 }
