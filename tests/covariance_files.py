@@ -15,8 +15,12 @@ def write_covariances(
     sites: dict[str, tuple[NDArray[np.float32], list[float]]],
     kind: str = "covariance",
     cross: dict[str, NDArray[np.float32]] | None = None,
+    products: dict[str, NDArray[np.float32]] | None = None,
 ) -> Path:
-    """Writes for each tensor the sums `(n_group, k, k)` and counts of its input, and those with what is wanted."""
+    """Writes for each tensor the sums `(n_group, k, k)` and counts of its input, and those with what is wanted.
+
+    `cross` is of what inputs lack, `products` of what products do.
+    """
     names = list(sites)
     metadata = {"general.type": kind, "covariance.chunk_count": 1, "covariance.chunk_size": 512}
     for i, name in enumerate(names):
@@ -27,9 +31,10 @@ def write_covariances(
             rows, columns = np.tril_indices(sums.shape[-1])
             writer.add_tensor(f"{name}.in_cov", np.ascontiguousarray(sums[:, rows, columns], np.float32))
             writer.add_tensor(f"{name}.counts", np.asarray(counts, np.float32)[:, np.newaxis])
-            if cross is not None and name in cross:
-                flat = np.ascontiguousarray(cross[name], np.float32).reshape(len(cross[name]), -1)
-                writer.add_tensor(f"{name}.in_cross", flat)
+            for suffix, missing in (("in_cross", cross), ("out_cross", products)):
+                if missing is not None and name in missing:
+                    flat = np.ascontiguousarray(missing[name], np.float32).reshape(len(missing[name]), -1)
+                    writer.add_tensor(f"{name}.{suffix}", flat)
     return path
 
 

@@ -353,6 +353,52 @@ def test_rows_are_aimed_at_the_products_that_are_wanted(tmp_path: Path, weights:
         ikq.Covariances.merge([halves[0], cov], tmp_path / "e.cov")
 
 
+def test_what_products_lack_is_made_good(tmp_path: Path, weights: np.ndarray) -> None:
+    source = model(tmp_path / "m.gguf", weights)
+    rng = np.random.default_rng(2)
+    before = (0.2 * np.abs(weights).mean() * rng.standard_normal(weights.shape)).astype(np.float32)
+
+    def both(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs, and the error of what the products are added to: a part goes with the inputs, a part does not."""
+        met = inputs(K, n, seed=seed)
+        noise = np.random.default_rng(seed).standard_normal((n, len(weights)))
+        return met, (met @ before.T + 0.1 * noise).astype(np.float32)
+
+    def error(y: np.ndarray) -> float:
+        met, missing = both(1024, 1)
+        return float(np.square(met @ (weights - y).T + missing, dtype=np.float64).sum())
+
+    met, missing = both(8192, 0)
+    sums, products = (met.T @ met)[np.newaxis], (missing.T @ met)[np.newaxis]
+    plain = quantized(source, "IQ4_K", write_covariances(tmp_path / "a.cov", {NAME: (sums, [8192])}))
+    cov = write_covariances(tmp_path / "b.cov", {NAME: (sums, [8192])}, products={NAME: products})
+    aimed = quantized(source, "IQ4_K", cov)
+    assert error(aimed) < 0.5 * error(plain)
+    assert np.array_equal(quantized(source, "IQ4_K", cov, n_threads=3), aimed)
+    halves = [
+        write_covariances(tmp_path / f"{i}.cov", {NAME: (sums / 2, [4096])}, products={NAME: products / 2})
+        for i in range(2)
+    ]
+    ikq.Covariances.merge(halves, tmp_path / "c.cov")
+    assert np.array_equal(quantized(source, "IQ4_K", tmp_path / "c.cov"), aimed)
+    cross = write_covariances(tmp_path / "d.cov", {NAME: (sums, [8192])}, cross={NAME: 0 * sums})
+    with pytest.raises(ikq.FormatError, match="another form"):
+        ikq.Covariances.merge([halves[0], cross], tmp_path / "e.cov")
+    for wrong, match in (
+        (products[:, :-1], f"products of `{NAME}` have"),
+        (products.reshape(1, -1)[:, :-1], "out_cross. are not those of 512 columns"),
+        (np.full_like(products, np.nan), "what is wanted is NaN"),
+    ):
+        bad = write_covariances(tmp_path / "bad.cov", {NAME: (sums, [8192])}, products={NAME: wrong})
+        with pytest.raises(ikq.FormatError, match=match):
+            quantized(source, "IQ4_K", bad)
+    bad = write_covariances(
+        tmp_path / "bad.cov", {NAME: (sums, [8192])}, cross={NAME: sums}, products={NAME: products}
+    )
+    with pytest.raises(ikq.FormatError, match="both .* are there"):
+        quantized(source, "IQ4_K", bad)
+
+
 def test_damaged_and_foreign_files(tmp_path: Path, weights: np.ndarray) -> None:
     source = model(tmp_path / "m.gguf", weights)
     x = inputs(K, 1024)

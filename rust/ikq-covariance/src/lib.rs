@@ -8,6 +8,7 @@
 mod cholesky;
 mod cross;
 mod factors;
+mod missing;
 mod products;
 mod starts;
 pub mod steps;
@@ -15,6 +16,7 @@ mod whole;
 
 pub use cross::add_cross_products;
 pub use factors::{Factors, NotPositive, Strips, UNIT, Wanted, damping};
+pub use missing::Missing;
 pub use products::add_products;
 pub use starts::Starts;
 pub use whole::Whole;

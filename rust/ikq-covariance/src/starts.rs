@@ -7,7 +7,7 @@ pub struct Starts {
     pub groups: Vec<u32>,
     /// What was met, `k` floats each.
     pub met: Vec<f32>,
-    /// Wanted less met, `k` floats each; empty where no others are wanted.
+    /// What each lacks ([`crate::Missing`]), all of them the same number of floats; empty where nothing else is wanted.
     pub missing: Vec<f32>,
 }
 

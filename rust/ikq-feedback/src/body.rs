@@ -20,7 +20,8 @@ const ROWS: usize = 64;
 
 /// Encodes rows with error feedback. A row has as many floats as the factors have columns; shapes are otherwise
 /// those of [`ikq_encode::encode_rows`]. Rows whose adjusted weights would leave the range of floats are encoded
-/// without feedback, with the column weights `importance`.
+/// without feedback, with the column weights `importance`. Where rows are aimed, they are given as [`Factors::aimed`]
+/// has them.
 ///
 /// # Errors
 /// As [`ikq_encode::encode_rows`]; [`Error::NoEncoder`] for types without feedback ([`crate::has_feedback`]).
@@ -42,8 +43,6 @@ pub fn encode_rows(
     if let Some(at) = x.iter().position(|v| !v.is_finite()) {
         return Err(Error::NotFinite { row: at / n_per_row, column: at % n_per_row, value: x[at] });
     }
-    let aimed = factors.aimed(kind, x);
-    let x = &*aimed;
     let plain = ty.info().base.unwrap_or(ty);
     let row_size = row_bytes(plain, n_per_row)?;
     let group = ty.info().rows;

@@ -6,7 +6,8 @@
 //! discard   forgets the floats: an interrupted chunk leaves nothing
 //! ```
 //! Where a model that is quantized in part meets other inputs than the whole one, [`CovarianceCollector::commit_for`] adds, beside
-//! them, the sums of (wanted - met) met^T, over the tokens that an input has in both models.
+//! them, the sums of (wanted - met) met^T, over the tokens that an input has in both models; of matrices of which it is known what
+//! their products lack ([`Products`]), the sums of that times met^T.
 //! Inputs of gate and up projections of experts are one stream, of which a token is a part once, whatever the number of its
 //! experts: they have one covariance. All other inputs of several groups (hidden units of experts, heads) have one for each.
 //! The first token of each chunk is kept besides ([`Starts`]): it is unlike all others, and what it should count is decided later.
@@ -15,7 +16,7 @@
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ikq_covariance::{Starts, add_cross_products, add_products, triangle};
+use ikq_covariance::{Missing, Starts, add_cross_products, add_products, triangle};
 use ikq_pool::{Cancel, Pool, StartError};
 use ikq_simd::IsaKind;
 
@@ -44,8 +45,9 @@ pub struct InputSums {
     pub counts: Vec<u64>,
     /// Lower triangle of each group; empty where there was no token.
     pub sums: Vec<Vec<f32>>,
-    /// Matrix of each group, `k` rows of `k`: sums with what was wanted; empty where that was never said.
+    /// Matrix of each group, of rows of `k`: sums with what was `missing`; empty where that was never said.
     pub cross: Vec<Vec<f32>>,
+    pub missing: Missing,
     pub starts: Starts,
     pending: Vec<Pending>,
     /// In how many steps of the chunk it was observed.
@@ -87,27 +89,53 @@ impl Pending {
     }
 }
 
+/// What products of matrices lack, token by token of a chunk that is a single step.
+#[derive(Clone, Copy, Debug)]
+pub struct Products<'a> {
+    /// The matrices, by the first tensor that reads their input.
+    pub tensors: &'a [String],
+    /// Floats of a token.
+    pub n_rows: usize,
+    /// Floats, token after token.
+    pub missing: &'a [f32],
+}
+
+impl Products<'_> {
+    /// What a token lacks.
+    fn of(&self, (step, token): (u32, u32)) -> &[f32] {
+        assert_eq!(step, 0, "what products lack is known of a single step");
+        &self.missing[token as usize * self.n_rows..][..self.n_rows]
+    }
+}
+
 /// Keeps what a chunk's first token was for a group, if it has reached it.
-fn add_start(starts: &mut Starts, group: usize, pending: &Pending, k: usize) {
+fn add_start(starts: &mut Starts, group: usize, pending: &Pending, (k, n_missing): (usize, usize)) {
     if pending.tokens.first() == Some(&FIRST) {
         starts.groups.push(group as u32);
         starts.met.extend_from_slice(&pending.floats[..k]);
         if !starts.missing.is_empty() {
-            let n = starts.missing.len().max(starts.met.len());
+            let n = starts.missing.len().max(n_missing * starts.groups.len());
             starts.missing.resize(n, 0.0);
         }
     }
 }
 
-/// Keeps what it lacks. Where `wanted` does not reach the group, nothing is asked for.
-fn add_missing_start(starts: &mut Starts, pending: &Pending, wanted: &Pending, k: usize) {
+/// Keeps what it lacks: all zeros, if it lacks nothing.
+fn add_missing_start(starts: &mut Starts, pending: &Pending, n: usize, missing: impl FnOnce() -> Vec<f32>) {
     if pending.tokens.first() == Some(&FIRST) {
-        let n = starts.missing.len().max(starts.met.len());
-        starts.missing.resize(n, 0.0);
-        let is_there = wanted.tokens.first() == Some(&FIRST);
-        let missing = |i: usize| if is_there { wanted.floats[i] - pending.floats[i] } else { 0.0 };
-        starts.missing.extend((0..k).map(missing));
+        let missing = missing();
+        let before = starts.missing.len().max(n * starts.groups.len());
+        starts.missing.resize(before, 0.0);
+        starts.missing.extend(missing);
+        starts.missing.resize(before + n, 0.0);
     }
+}
+
+/// What the input of a chunk's first token lacks. Where `wanted` does not reach the group, nothing is asked for.
+fn missing_start(pending: &Pending, wanted: &Pending, k: usize) -> Vec<f32> {
+    let is_there = wanted.tokens.first() == Some(&FIRST);
+    let n = if is_there { k } else { 0 };
+    wanted.floats.iter().zip(&pending.floats).take(n).map(|(wanted, met)| wanted - met).collect()
 }
 
 impl InputSums {
@@ -121,7 +149,8 @@ impl InputSums {
     ) -> InputSums {
         let n = counts.len();
         let (cross, pending) = (vec![Vec::new(); n], vec![Pending::default(); n]);
-        InputSums { readers, k, counts, sums, cross, starts, pending, n_steps: 0 }
+        let missing = Missing::Inputs;
+        InputSums { readers, k, counts, sums, cross, missing, starts, pending, n_steps: 0 }
     }
 
     fn clear(&mut self) {
@@ -195,34 +224,56 @@ impl CovarianceCollector {
         self.add(&mut self.lock());
     }
 
-    /// The same beside what `wanted` has observed of the same steps, which it forgets.
-    pub(crate) fn commit_for(&self, wanted: &CovarianceCollector) {
+    /// The same beside what `wanted` has observed of the same steps, which it forgets. Of some matrices it may be known
+    /// what their products lack; then that counts, and not what their inputs lack.
+    pub(crate) fn commit_for(&self, wanted: &CovarianceCollector, products: Option<Products<'_>>) {
         let mut sites = self.lock();
         let mut others = wanted.lock();
         for site in sites.iter_mut() {
             let k = site.k;
+            if let Some(products) = products.filter(|p| p.tensors.contains(&site.readers[0].tensor)) {
+                self.add_products_for(site, products);
+                continue;
+            }
             let other = others.iter().find(|o| o.readers == site.readers && o.k == k);
             let Some(other) = other.filter(|o| o.pending.len() == site.pending.len()) else { continue };
             for ((cross, met), wanted) in site.cross.iter_mut().zip(&site.pending).zip(&other.pending) {
                 cross.resize(k * k, 0.0);
-                add_missing_start(&mut site.starts, met, wanted, k);
+                add_missing_start(&mut site.starts, met, k, || missing_start(met, wanted, k));
                 let (missing, met) = met.beside(wanted, k);
-                let units = cross.chunks_mut(ROWS * k).enumerate();
-                let units = units.map(|(i, part)| (i * ROWS..k.min((i + 1) * ROWS), part));
-                self.for_each(units.collect(), |(rows, part)| {
-                    add_cross_products(self.kind, (&missing, k), (&met, k), rows, part);
-                });
+                self.add_cross((&missing, k), (&met, k), cross);
             }
         }
         others.iter_mut().for_each(InputSums::clear);
         self.add(&mut sites);
     }
 
+    /// Adds what products with an input lack.
+    fn add_products_for(&self, site: &mut InputSums, products: Products<'_>) {
+        let (k, n) = (site.k, products.n_rows);
+        site.missing = Missing::Products(n);
+        for (cross, met) in site.cross.iter_mut().zip(&site.pending) {
+            cross.resize(n * k, 0.0);
+            add_missing_start(&mut site.starts, met, n, || products.of(FIRST).to_vec());
+            let missing: Vec<f32> = met.tokens.iter().flat_map(|t| products.of(*t)).copied().collect();
+            self.add_cross((&missing, n), (&met.floats, k), cross);
+        }
+    }
+
+    /// Adds the products of what tokens lack and what was met to a matrix.
+    fn add_cross(&self, (missing, n): (&[f32], usize), (met, k): (&[f32], usize), cross: &mut [f32]) {
+        let units = cross.chunks_mut(ROWS * k).enumerate();
+        let units = units.map(|(i, part)| (i * ROWS..n.min((i + 1) * ROWS), part));
+        self.for_each(units.collect(), |(rows, part)| {
+            add_cross_products(self.kind, (missing, n), (met, k), rows, part);
+        });
+    }
+
     fn add(&self, sites: &mut [InputSums]) {
         for site in sites {
             let k = site.k;
             for (group, pending) in site.pending.iter().enumerate() {
-                add_start(&mut site.starts, group, pending, k);
+                add_start(&mut site.starts, group, pending, (k, site.missing.n_rows(k)));
             }
             let mut units = Vec::new();
             let groups = site.sums.iter_mut().zip(&mut site.counts).zip(&site.pending);
@@ -360,14 +411,44 @@ mod tests {
         let x = [[9.0, 9.0], [2.0, 2.0], [0.0, 0.0]];
         observe_of(&wanted, &down, &[(0, 0..2), (1, 2..3)], &[1, 2, 0], &[0, 2, 2], &x);
         observe_of(&wanted, &down, &[(0, 0..1)], &[0], &[2], &x);
-        met.commit_for(&wanted);
+        met.commit_for(&wanted, None);
         let cross = met.look(|sites| sites[0].cross.clone());
         // (2 - 1, 2 - 2) times (1, 2)
         assert_eq!(cross, [vec![1.0, 2.0, 0.0, 0.0], vec![0.0; 4]]);
         assert_eq!(found(&met), [(vec![2, 1], vec![vec![10.0, -1.0, 5.0], vec![0.25, 0.0, 0.0]])]);
         // nothing is left of the chunk
-        met.commit_for(&wanted);
+        met.commit_for(&wanted, None);
         assert_eq!(met.look(|sites| sites[0].cross.clone()), cross);
+    }
+
+    #[test]
+    fn what_products_lack_is_set_beside_what_was_met() {
+        let new = || CovarianceCollector::new(1..2, ikq_simd::best(), 2).expect("threads");
+        let (met, wanted) = (new(), new());
+        let name = "blk.1.ffn_down_exps.weight".to_string();
+        let down = [owner(&[&name], false)];
+        observe(&met, &down, &[(0, 0..2), (1, 2..3)], &[0, 1, 2]);
+        // another expert's tokens: what products lack does not depend on them
+        observe(&wanted, &down, &[(1, 0..1)], &[0]);
+        let tensors = [name];
+        let missing = [1.0, 0.0, 2.0, 0.0, 1.0, -1.0, 4.0, 0.0, 0.0];
+        met.commit_for(&wanted, Some(Products { tensors: &tensors, n_rows: 3, missing: &missing }));
+        // inputs are (1, 2), (3, -1), and (0.5, 0) of the other expert
+        let of_first = vec![1.0, 2.0, 3.0, -1.0, -1.0, 5.0];
+        met.look(|sites| {
+            assert_eq!(sites[0].cross, [of_first, vec![2.0, 0.0, 0.0, 0.0, 0.0, 0.0]]);
+            assert_eq!(sites[0].missing, Missing::Products(3));
+            let Starts { groups, met, missing } = &sites[0].starts;
+            assert_eq!((groups, met, missing), (&vec![0], &vec![1.0, 2.0], &vec![1.0, 0.0, 2.0]));
+        });
+        assert_eq!(found(&met)[0].0, [2, 1]);
+        // the next text begins in both experts
+        observe(&met, &down, &[(0, 0..1), (1, 1..2)], &[0, 0]);
+        met.commit_for(&wanted, Some(Products { tensors: &tensors, n_rows: 3, missing: &missing[3..6] }));
+        met.look(|sites| {
+            assert_eq!(sites[0].starts.groups, [0, 0, 1]);
+            assert_eq!(sites[0].starts.missing, [1.0, 0.0, 2.0, 0.0, 1.0, -1.0, 0.0, 1.0, -1.0]);
+        });
     }
 
     #[test]
@@ -388,7 +469,7 @@ mod tests {
         // the next chunk's is in both experts, and wanted in one; of the first nothing is wanted
         observe(&met, &down, &[(0, 0..1), (1, 0..1)], &[0]);
         observe_of(&wanted, &down, &[(1, 0..1)], &[0], &[0], &[[2.0, 1.0], [0.0; 2], [0.0; 2]]);
-        met.commit_for(&wanted);
+        met.commit_for(&wanted, None);
         let floats = [1.0, 2.0].repeat(3);
         assert_eq!(starts(&met), (vec![1, 0, 1], floats, vec![0.0, 0.0, 0.0, 0.0, 1.0, -1.0]));
     }

@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use ikq_pool::Team;
 
-use crate::covariance::CovarianceCollector;
+use crate::covariance::{CovarianceCollector, Products};
 
 /// What is collected besides the inputs of all layers' matrices.
 #[derive(Clone, Copy, Debug, Default)]
@@ -277,9 +277,9 @@ impl Collector {
     }
 
     /// The same, covariances beside those inputs that `wanted` has collected of the same steps; it forgets them.
-    pub fn commit_for(&self, wanted: &Collector) {
+    pub fn commit_for(&self, wanted: &Collector, products: Option<Products<'_>>) {
         if let (Some(covariances), Some(wanted)) = (&self.covariances, &wanted.covariances) {
-            covariances.commit_for(wanted);
+            covariances.commit_for(wanted, products);
         }
         wanted.discard();
         self.commit_statistics();

@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use ikq_covariance::triangle;
-use ikq_model::covariance::{CovarianceCollector, InputReader, InputSums};
+use ikq_model::covariance::{CovarianceCollector, InputReader, InputSums, Products};
 use ikq_model::statistics::{CollectOptions, Collector, Entry, Owner, Similarity, Site};
 use ikq_pool::Stop;
-use ikq_quantize::covariance::{Covariances, Reader, SiteSums, Written, merge, origin, restore, write};
+use ikq_quantize::covariance::{
+    Covariances, Cross, Reader, SiteSums, Written, merge, origin, restore, write,
+};
 use ikq_quantize::imatrix::{Form, SumEntry, Sums};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
 use pyo3::exceptions::{PyIndexError, PyOSError, PyValueError};
@@ -103,14 +105,29 @@ impl StatisticsCollector {
     ///
     /// `wanted` is a collector that saw the same steps with the inputs that are wanted, such as those of the
     /// unquantized model. With it, the products of the differences and the own inputs are added up, too, and
-    /// `wanted` discards what it collected.
-    #[pyo3(signature = (wanted=None))]
-    fn commit(&self, py: Python<'_>, wanted: Option<&StatisticsCollector>) -> PyResult<()> {
+    /// `wanted` discards what it collected. `products` are names of tensors, and what the products with these
+    /// lack, `[tokens, rows]`, of a chunk that was a single step: that counts for them then, and not what their
+    /// inputs lack.
+    #[pyo3(signature = (wanted=None, products=None))]
+    fn commit(
+        &self,
+        py: Python<'_>,
+        wanted: Option<&StatisticsCollector>,
+        products: Option<(Vec<String>, PyReadonlyArray2<'_, f32>)>,
+    ) -> PyResult<()> {
         match wanted {
             Some(wanted) if Arc::ptr_eq(&wanted.inner, &self.inner) => {
                 return Err(PyValueError::new_err("a collector cannot want what it has met itself"));
             }
-            Some(wanted) => py.detach(|| self.inner.commit_for(&wanted.inner)),
+            Some(wanted) => {
+                let products = products.as_ref();
+                let products = products.map(|(tensors, missing)| {
+                    let n_rows = missing.as_array().ncols();
+                    missing.as_slice().map(|missing| Products { tensors, n_rows, missing })
+                });
+                let products = products.transpose()?;
+                py.detach(|| self.inner.commit_for(&wanted.inner, products));
+            }
             None => py.detach(|| self.inner.commit()),
         }
         Ok(())
@@ -188,11 +205,12 @@ fn written(input: &InputSums) -> SiteSums<'_> {
             [] => vec![0.0; n],
             sums => sums.to_vec(),
         }),
-        cross: input.cross.iter().any(|c| !c.is_empty()).then(|| -> Box<dyn Fn(usize) -> Vec<f32> + '_> {
-            Box::new(|group| match input.cross[group].as_slice() {
-                [] => vec![0.0; input.k * input.k],
+        cross: input.cross.iter().any(|c| !c.is_empty()).then(|| -> Cross<'_> {
+            let of_group = |group: usize| match input.cross[group].as_slice() {
+                [] => vec![0.0; input.missing.n_rows(input.k) * input.k],
                 sums => sums.to_vec(),
-            })
+            };
+            (input.missing, Box::new(of_group))
         }),
         starts: input.starts.clone(),
     }

@@ -74,11 +74,10 @@ fn feedback_memory(plan: &Plan, tensor: usize) -> u64 {
     match plan.tensors[tensor].feedback {
         Feedback::Site { index, .. } => {
             let k = plan.tensors[tensor].dims[0] as usize;
-            let has_cross = plan.covariances.as_ref().is_some_and(|c| c.sites[index].has_cross());
+            let missing = plan.covariances.as_ref().and_then(|c| c.sites[index].missing());
             // rows turned, and aimed
-            let aimed = if has_cross { 8 * PIECE_ELEMENTS.max(16 * k) } else { 0 };
-            let factors =
-                3 * Factors::bytes(k, has_cross, plan.in_rounds) + Factors::working_bytes(k, has_cross);
+            let aimed = if missing.is_some() { 8 * PIECE_ELEMENTS.max(16 * k) } else { 0 };
+            let factors = 3 * Factors::bytes(k, missing, plan.in_rounds) + Factors::working_bytes(k, missing);
             (factors + aimed + ikq_feedback::working_bytes(k, plan.in_rounds)) as u64
         }
         Feedback::NotUsed | Feedback::Missing => 0,

@@ -260,7 +260,8 @@ fn encode(
     let encoded = match factors(planned, matrix, how)? {
         Some(factors) => {
             assert_eq!(factors.k(), n_per_row, "covariances of another shape are refused");
-            ikq_feedback::encode_rows(how.isa, to, x, importance, how.encode, &factors, &mut out)
+            let x = factors.aimed(how.isa, x, first_row);
+            ikq_feedback::encode_rows(how.isa, to, &x, importance, how.encode, &factors, &mut out)
         }
         None => encode_rows(how.isa, to, x, n_per_row, importance, how.encode, &mut out),
     };

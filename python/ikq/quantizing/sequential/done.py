@@ -14,6 +14,9 @@ from ikq.statistics.imatrix import Imatrix
 
 __all__ = ["contents", "described", "read_done", "write_done"]
 
+WAY = 2
+"""Number of the way in which layers are made; folders of another are not gone on with."""
+
 
 def described(type: str | QuantType, n_ctx: int, rounds: int, options: QuantizeOptions) -> dict[str, object]:
     """What decides the layers, besides model and text; files by their contents.
@@ -28,7 +31,7 @@ def described(type: str | QuantType, n_ctx: int, rounds: int, options: QuantizeO
         if name in ("imatrix", "recipe", "tensor_type_file") and isinstance(value, (str, Path)):
             value = hashlib.sha256(Path(value).read_bytes()).hexdigest()
         given[name] = str(value)
-    return {"type": str(type), "n_ctx": n_ctx, "rounds": rounds, "options": given}
+    return {"way": WAY, "type": str(type), "n_ctx": n_ctx, "rounds": rounds, "options": given}
 
 
 def contents(file: Path) -> str:

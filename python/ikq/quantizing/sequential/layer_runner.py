@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
 
@@ -27,6 +29,7 @@ class LayerRunner:
         layer: Index of the layer.
         n_ctx: Tokens of a text.
         n_threads: Threads; `None`: one per CPU.
+        instead: Another file, and tensors that are taken from it.
 
     Raises:
         OSError: The file cannot be read.
@@ -41,6 +44,7 @@ class LayerRunner:
         *,
         n_ctx: int,
         n_threads: int | None = None,
+        instead: tuple[str | os.PathLike[str], Sequence[str]] | None = None,
     ) -> None:
         attentions = [each.attention for each in spec.layers]
         share = any(isinstance(a, Gqa) and a.shares is not None for a in attentions)
@@ -50,7 +54,11 @@ class LayerRunner:
                 "and values of others, are not run one at a time; quantize this model without --sequential"
             )
         part = replace(spec, layers=(spec.layers[layer],), is_part=True, output=None, nextn=None)
-        with GGUFReader(path) as reader:
+        with ExitStack() as opened:
+            reader = opened.enter_context(GGUFReader(path))
+            if instead is not None:
+                other, names = instead
+                reader = reader.with_tensors_of(opened.enter_context(GGUFReader(other)), names)
             self._engine = _ikq.Engine.load(
                 reader._opened(),
                 part.to_json(),

@@ -29,6 +29,7 @@ from ikq.quantizing.options import (
 from ikq.quantizing.pipeline import QuantizeResult, plan_quantization
 from ikq.quantizing.sequential.done import contents, described, read_done, write_done
 from ikq.quantizing.sequential.in_order import take_first_inputs
+from ikq.quantizing.sequential.last_product import LastProduct, last_product
 from ikq.quantizing.sequential.layer_runner import LayerRunner
 from ikq.quantizing.sequential.states import embedded, new_states
 from ikq.statistics.calibrate.state import run_identity
@@ -120,7 +121,8 @@ def quantize_layers(
 
     The covariances of a layer are those of its input in the model as it is quantized so far, and the wanted
     result is that for its input in the unquantized model. So each layer corrects errors of those before it.
-    Files in `folder` that belong to this run are not made again.
+    The last matrices of a layer correct the error of the states that their product is added to, as far as it
+    goes with their input. Files in `folder` that belong to this run are not made again.
 
     Args:
         source: The model.
@@ -197,8 +199,12 @@ def _make(run: _Run, layer: int, states: tuple[NDArray[np.float32], NDArray[np.f
     """
     file, cov = run.file(layer), run.cov(layer)
     before, newer = file.with_suffix(".before.gguf"), cov.with_suffix(".newer.cov")
+    n_inputs: int | None = None
     for number in range(run.rounds):
-        _collect(run, layer, states, file if number else run.source, newer)
+        # what the last product lacks is known when all inputs before it are final
+        all_final = n_inputs is not None and number + 1 >= n_inputs
+        last = last_product(run.spec.layers[layer]) if all_final else None
+        _collect(run, layer, states, file if number else run.source, newer, last)
         n_inputs = len(Covariances(newer))
         if number == 0:
             newer.replace(cov)
@@ -233,8 +239,13 @@ def _collect(
     states: tuple[NDArray[np.float32], NDArray[np.float32]],
     current: Path,
     out: Path,
+    last: LastProduct | None,
 ) -> None:
-    """Writes the covariances of a layer's inputs, of which `current` has the matrices, to `out`."""
+    """Writes the covariances of a layer's inputs, of which `current` has the matrices, to `out`.
+
+    With `last`, its matrices are those of the source, so that the states behind the layer say what its
+    products lack.
+    """
     windows, n_threads, spec = run.windows, run.n_threads, run.spec
 
     def new() -> _ikq.StatisticsCollector:
@@ -250,15 +261,24 @@ def _collect(
     collectors = new(), new()
     with (
         LayerRunner(run.source, spec, layer, n_ctx=windows.n_ctx, n_threads=n_threads) as whole,
-        LayerRunner(current, spec, layer, n_ctx=windows.n_ctx, n_threads=n_threads) as quantized,
+        LayerRunner(
+            current,
+            spec,
+            layer,
+            n_ctx=windows.n_ctx,
+            n_threads=n_threads,
+            instead=None if last is None else (run.source, last.tensors),
+        ) as quantized,
     ):
         runners = whole, quantized
         for runner, collector in zip(runners, collectors, strict=True):
             runner.set_collector(collector)
         for i in range(windows.n):
-            for runner, hidden in zip(runners, states, strict=True):
-                runner.run(windows[i].tokens, hidden[i])
-            collectors[1].commit(collectors[0])
+            wanted, met = (r.run(windows[i].tokens, s[i]) for r, s in zip(runners, states, strict=True))
+            products = None
+            if last is not None:
+                products = list(last.tensors), (wanted - met) / np.float32(last.factor)
+            collectors[1].commit(collectors[0], products)
     collectors[1].write_covariances(str(out), [run.dataset], windows.n, windows.n_ctx, run.origin, None)
 
 

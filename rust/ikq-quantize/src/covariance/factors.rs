@@ -70,7 +70,7 @@ impl FactorCache {
     fn make(&self, site: usize, group: usize) -> Result<Factors, NotPositive> {
         let site = &self.covariances.sites[site];
         let (lower, cross) = site.weighed(group);
-        let wanted = Wanted { cross: cross.as_deref(), whole: self.whole };
+        let wanted = Wanted { cross: site.missing().zip(cross.as_deref()), whole: self.whole };
         Factors::with(self.kind, &lower, site.k, f64::from(site.counts[group]), wanted)
     }
 }

@@ -1,14 +1,17 @@
 //! Files of covariances: GGUF with tensors `NAME.in_cov` [k (k + 1) / 2, groups] and `NAME.counts` [1, groups] for every site,
 //! NAME being the first tensor that reads it, and in the header, site by site, the names of all of them. Where products of other
-//! inputs are wanted than those that were met, `NAME.in_cross` [k k, groups] has the sums of (wanted - met) met^T.
+//! inputs are wanted than those that were met, `NAME.in_cross` [k k, groups] has the sums of (wanted - met) met^T; where it is known
+//! what the products with the matrix as it is lack, `NAME.out_cross` [rows k, groups] has the sums of that times met^T.
 //! `NAME.in_start` [k, n] has what the first tokens of texts were, which are in the sums, too, `NAME.start_groups` [1, n] the groups
-//! that they reached, and `NAME.in_start_missing` [k, n] what they lacked, where others are wanted.
+//! that they reached, and `NAME.in_start_missing` [k, n] (or [rows, n]) what they lacked, where more is wanted.
 
 use std::path::{Path, PathBuf};
 
-use ikq_covariance::{Starts, triangle};
+use ikq_covariance::{Missing, Starts, triangle};
 use ikq_formats::QuantType;
-use ikq_gguf::{Array, Layout, Metadata, Model, Options, TensorSpec, TensorType, Value, ValueType, Writer};
+use ikq_gguf::{
+    Array, Bytes, Layout, Metadata, Model, Options, TensorSpec, TensorType, Value, ValueType, Writer,
+};
 
 use super::{Covariances, Reader, Site, starts};
 use crate::error::Error;
@@ -24,6 +27,7 @@ const ORIGIN: &str = "covariance.origin";
 const SUMS: &str = ".in_cov";
 const COUNTS: &str = ".counts";
 const CROSS: &str = ".in_cross";
+const PRODUCTS_CROSS: &str = ".out_cross";
 const STARTS: &str = ".in_start";
 const START_GROUPS: &str = ".start_groups";
 const MISSING: &str = ".in_start_missing";
@@ -44,10 +48,13 @@ pub struct SiteSums<'a> {
     pub counts: Vec<f32>,
     /// The triangle of a group.
     pub group: Box<dyn Fn(usize) -> Vec<f32> + 'a>,
-    /// The matrix of a group of an input that others are wanted for.
-    pub cross: Option<Box<dyn Fn(usize) -> Vec<f32> + 'a>>,
+    /// What is missing where more is wanted than was met, and the matrix of a group.
+    pub cross: Option<Cross<'a>>,
     pub starts: Starts,
 }
+
+/// What is missing, and the sums of it for a group.
+pub type Cross<'a> = (Missing, Box<dyn Fn(usize) -> Vec<f32> + 'a>);
 
 impl Covariances {
     /// Opens a file and reads all of it: that it is whole and can be believed is known before anything is encoded.
@@ -94,21 +101,18 @@ impl Covariances {
             if readers.iter().any(|r| r.group.is_some_and(|g| g >= counts.len())) {
                 return Err(wrong(format!("a tensor reads a group of `{name}` that is not there")));
             }
-            let cross = model.tensor(&format!("{name}{CROSS}"));
-            if let Some(cross) = cross
-                && (cross.ty.known() != Some(QuantType::F32)
-                    || cross.ne != [(k * k) as u64, counts.len() as u64, 1, 1])
-            {
-                return Err(wrong(format!("the sums `{name}{CROSS}` are not those of {k} columns")));
-            }
-            let cross = cross.map(|t| t.data.clone());
-            let starts = read_starts(&model, name, k, counts.len()).map_err(wrong)?;
+            let cross = read_cross(&model, name, k, counts.len()).map_err(wrong)?;
+            let n_missing = cross.as_ref().map_or(k, |(missing, _)| missing.n_rows(k));
+            let starts = read_starts(&model, name, (k, n_missing), counts.len()).map_err(wrong)?;
             let mut site = Site { readers, k, counts, sums: t.data.clone(), cross, starts, hash: 0 };
             check(&site).map_err(|what| wrong(format!("{what} of `{name}`")))?;
             let mut hasher = Hasher::new("covariance");
             hasher.floats(&site.counts);
             hasher.bytes(&site.sums);
-            if let Some(cross) = &site.cross {
+            if let Some((missing, cross)) = &site.cross {
+                if let Missing::Products(n_rows) = missing {
+                    hasher.number(*n_rows as u64);
+                }
                 hasher.bytes(cross);
             }
             starts::hash(&site.starts, &mut hasher);
@@ -130,8 +134,36 @@ impl Covariances {
     }
 }
 
+/// What tokens of the site `name` lack, if the file has that.
+fn read_cross(
+    model: &Model,
+    name: &str,
+    k: usize,
+    n_groups: usize,
+) -> Result<Option<(Missing, Bytes)>, String> {
+    let of = |suffix: &str| model.tensor(&format!("{name}{suffix}"));
+    let (t, missing) = match (of(CROSS), of(PRODUCTS_CROSS)) {
+        (None, None) => return Ok(None),
+        (Some(t), None) => (t, Missing::Inputs),
+        (None, Some(t)) => (t, Missing::Products(usize::try_from(t.ne[0]).unwrap_or(usize::MAX) / k)),
+        (Some(_), Some(_)) => {
+            return Err(format!("both `{name}{CROSS}` and `{name}{PRODUCTS_CROSS}` are there"));
+        }
+    };
+    let is_whole = missing.n_rows(k).checked_mul(k).is_some_and(|n| n > 0 && n as u64 == t.ne[0]);
+    match t.ty.known() == Some(QuantType::F32) && is_whole && t.ne[1..] == [n_groups as u64, 1, 1] {
+        true => Ok(Some((missing, t.data.clone()))),
+        false => Err(format!("the sums `{}` are not those of {k} columns", t.name)),
+    }
+}
+
 /// First tokens of the site `name`; none where the file has none.
-fn read_starts(model: &Model, name: &str, k: usize, n_groups: usize) -> Result<Starts, String> {
+fn read_starts(
+    model: &Model,
+    name: &str,
+    (k, n_missing): (usize, usize),
+    n_groups: usize,
+) -> Result<Starts, String> {
     let part = |suffix: &str, columns: usize| -> Result<Option<Vec<f32>>, String> {
         let Some(t) = model.tensor(&format!("{name}{suffix}")) else { return Ok(None) };
         if t.ty.known() != Some(QuantType::F32) || t.ne[0] != columns as u64 || t.ne[2] * t.ne[3] != 1 {
@@ -146,11 +178,12 @@ fn read_starts(model: &Model, name: &str, k: usize, n_groups: usize) -> Result<S
     let (Some(met), Some(groups)) = (part(STARTS, k)?, part(START_GROUPS, 1)?) else {
         return Ok(Starts::default());
     };
-    let missing = part(MISSING, k)?.unwrap_or_default();
+    let missing = part(MISSING, n_missing)?.unwrap_or_default();
     if let Some(group) = groups.iter().find(|g| g.fract() != 0.0 || **g < 0.0 || **g >= n_groups as f32) {
         return Err(format!("a first token of `{name}` is in group {group} of {n_groups}"));
     }
-    if met.len() != k * groups.len() || !(missing.is_empty() || missing.len() == met.len()) {
+    let fits = missing.is_empty() || missing.len() == n_missing * groups.len();
+    if met.len() != k * groups.len() || !fits {
         return Err(format!("the parts of the first tokens of `{name}` do not fit together"));
     }
     Ok(Starts { groups: groups.iter().map(|g| *g as u32).collect(), met, missing })
@@ -218,9 +251,14 @@ pub fn write(path: &Path, sites: &[SiteSums<'_>], written: &Written) -> Result<(
         metadata.set(&groups_key(i), Array::new(ValueType::I32, groups)?);
         let name = names.first().copied().unwrap_or_default();
         let n_groups = site.counts.len() as u64;
-        let cross = site.cross.as_ref().map(|_| (CROSS, site.k * site.k, n_groups));
+        let cross = site.cross.as_ref().map(|(missing, _)| {
+            let suffix = if *missing == Missing::Inputs { CROSS } else { PRODUCTS_CROSS };
+            (suffix, missing.n_rows(site.k) * site.k, n_groups)
+        });
         let n_starts = site.starts.groups.len() as u64;
-        let starts = [(STARTS, site.k, n_starts), (START_GROUPS, 1, n_starts), (MISSING, site.k, n_starts)];
+        let n_missing = site.cross.as_ref().map_or(site.k, |(missing, _)| missing.n_rows(site.k));
+        let starts =
+            [(STARTS, site.k, n_starts), (START_GROUPS, 1, n_starts), (MISSING, n_missing, n_starts)];
         let n_parts = if n_starts == 0 { 0 } else { 2 + usize::from(!site.starts.missing.is_empty()) };
         let sums = [(SUMS, triangle(site.k), n_groups), (COUNTS, 1, n_groups)];
         for (suffix, columns, rows) in sums.into_iter().chain(cross).chain(starts.into_iter().take(n_parts)) {
@@ -239,7 +277,7 @@ pub fn write(path: &Path, sites: &[SiteSums<'_>], written: &Written) -> Result<(
     let mut next = || tensors.next().unwrap_or_default();
     for site in sites {
         let (sums, counts) = (next(), next());
-        let cross = site.cross.as_ref().map(|cross| (cross, next()));
+        let cross = site.cross.as_ref().map(|(_, cross)| (cross, next()));
         for group in 0..site.counts.len() {
             let triangle = bytes(&(site.group)(group));
             writer.write_at(sums, (group * triangle.len()) as u64, &triangle)?;
@@ -299,14 +337,15 @@ pub fn merge(paths: &[PathBuf], out: &Path) -> Result<(), Error> {
                 }
                 sums
             }),
-            cross: same[0].cross.as_ref().map(|_| -> Box<dyn Fn(usize) -> Vec<f32>> {
-                Box::new(|group| {
-                    let mut sums = vec![0.0; same[0].k * same[0].k];
+            cross: same[0].missing().map(|missing| -> Cross<'_> {
+                let sum = move |group: usize| {
+                    let mut sums = vec![0.0; missing.n_rows(same[0].k) * same[0].k];
                     for cross in same.iter().filter_map(|s| s.cross(group)) {
                         sums.iter_mut().zip(cross).for_each(|(sum, v)| *sum += v);
                     }
                     sums
-                })
+                };
+                (missing, Box::new(sum))
             }),
             starts: same.iter().map(|s| &s.starts).collect(),
         })
@@ -327,7 +366,7 @@ pub fn merge(paths: &[PathBuf], out: &Path) -> Result<(), Error> {
 
 /// Whether sums of both can be added.
 fn is_alike(a: &Site, b: &Site) -> bool {
-    a.k == b.k && a.n_groups() == b.n_groups() && a.cross.is_some() == b.cross.is_some()
+    a.k == b.k && a.n_groups() == b.n_groups() && a.missing() == b.missing()
 }
 
 /// A site, and the triangles of its groups.

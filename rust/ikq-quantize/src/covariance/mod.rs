@@ -13,12 +13,12 @@ mod starts;
 
 use std::path::PathBuf;
 
-use ikq_covariance::Starts;
+use ikq_covariance::{Missing, Starts};
 use ikq_formats::QuantType;
 use ikq_gguf::{Bytes, Tensor};
 
 pub(crate) use factors::FactorCache;
-pub use file::{SiteSums, Written, merge, restore, write};
+pub use file::{Cross, SiteSums, Written, merge, restore, write};
 pub use likeness::{Foreign, Likeness};
 pub use origin::origin;
 
@@ -55,8 +55,9 @@ pub struct Site {
     pub counts: Vec<f32>,
     /// Lower triangles of sums of products, group after group: floats, little endian.
     sums: Bytes,
-    /// Where products of other inputs are wanted: sums of (wanted - met) met^T, matrix after matrix.
-    cross: Option<Bytes>,
+    /// Where more is wanted than products of the inputs that were met: sums of what each token lacks times met^T,
+    /// matrix after matrix.
+    cross: Option<(Missing, Bytes)>,
     /// Inputs of the first tokens of texts; none in older files.
     pub starts: Starts,
     /// Hash of counts, sums and starts.
@@ -105,15 +106,16 @@ impl Site {
         self.sums[group * n..(group + 1) * n].as_chunks().0.iter().map(|b| f32::from_le_bytes(*b))
     }
 
-    /// Whether products of other inputs are wanted than those that were met.
-    pub fn has_cross(&self) -> bool {
-        self.cross.is_some()
+    /// What tokens lack beside the inputs that were met, if that is known.
+    pub fn missing(&self) -> Option<Missing> {
+        self.cross.as_ref().map(|(missing, _)| *missing)
     }
 
-    /// The matrix of a group's sums with other inputs, if there are any.
+    /// The matrix of a group's sums with what is missing, if there is anything.
     fn cross(&self, group: usize) -> Option<impl Iterator<Item = f32>> {
-        let n = 4 * self.k * self.k;
-        let bytes = &self.cross.as_ref()?[group * n..(group + 1) * n];
+        let (missing, bytes) = self.cross.as_ref()?;
+        let n = 4 * missing.n_rows(self.k) * self.k;
+        let bytes = &bytes[group * n..(group + 1) * n];
         Some(bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)))
     }
 
@@ -145,6 +147,12 @@ impl Covariances {
         let (site, n_matrices) = (&self.sites[index], (t.ne[2] * t.ne[3]) as usize);
         let group = group.or((site.n_groups() == 1).then_some(0));
         let fits = group.map_or(site.n_groups() == n_matrices, |group| group < site.n_groups());
+        if let Some(Missing::Products(n_rows)) = site.missing()
+            && n_rows as u64 != t.ne[1]
+        {
+            let what = format!("the products of `{}` have {} floats, and not {n_rows}", t.name, t.ne[1]);
+            return Err(Error::NoCovariances { path: self.path.clone(), what });
+        }
         if site.k as u64 != t.ne[0] || !fits {
             return Err(Error::CovarianceShape {
                 tensor: t.name.clone(),

@@ -42,7 +42,7 @@ struct Change {
     /// How many times more than once it counts.
     more: f64,
     met: Vec<f64>,
-    /// Empty where no others are wanted.
+    /// Empty where nothing else is wanted.
     missing: Vec<f64>,
 }
 
@@ -64,14 +64,14 @@ impl Site {
                 row[..=i].iter_mut().zip(met).for_each(|(sum, v)| *sum += factor * v);
             }
             add(&mut lower[triangle(i)..][..=i], &row);
-            if let Some(cross) = &mut cross {
-                row.fill(0.0);
-                for Change { more, met, missing } in changes.iter().filter(|c| !c.missing.is_empty()) {
-                    let factor = more * missing[i];
-                    row.iter_mut().zip(met).for_each(|(sum, v)| *sum += factor * v);
-                }
-                add(&mut cross[i * k..][..k], &row);
+        }
+        for (i, cross) in cross.iter_mut().flat_map(|cross| cross.chunks_exact_mut(k)).enumerate() {
+            row.fill(0.0);
+            for Change { more, met, missing } in changes.iter().filter(|c| !c.missing.is_empty()) {
+                let factor = more * missing[i];
+                row.iter_mut().zip(met).for_each(|(sum, v)| *sum += factor * v);
             }
+            add(cross, &row);
         }
         (lower, cross)
     }
@@ -85,15 +85,22 @@ impl Site {
         if at.is_empty() || n <= n_starts {
             return Vec::new();
         }
+        // of as many floats as there are for each of all first tokens
         let of = |all: &[f32], i: usize| -> Vec<f64> {
-            all.get(i * k..(i + 1) * k).unwrap_or_default().iter().copied().map(f64::from).collect()
+            all.chunks_exact((all.len() / groups.len()).max(1))
+                .nth(i)
+                .unwrap_or_default()
+                .iter()
+                .copied()
+                .map(f64::from)
+                .collect()
         };
         let square = |x: &[f64]| x.iter().map(|v| v * v).sum::<f64>();
         let squares: Vec<f64> = at.iter().map(|i| square(&of(met, *i))).collect();
         let sum_of_squares = squares.iter().sum::<f64>();
         if self.is_read_by_attention() {
             let mean = |all: &[f32]| -> Vec<f64> {
-                let mut sum = vec![0.0; if all.is_empty() { 0 } else { k }];
+                let mut sum = vec![0.0; all.len() / groups.len()];
                 at.iter().for_each(|i| sum.iter_mut().zip(of(all, *i)).for_each(|(sum, v)| *sum += v));
                 sum.iter().map(|v| v / n_starts).collect()
             };
@@ -131,6 +138,8 @@ impl Site {
 
 #[cfg(test)]
 mod tests {
+    use ikq_covariance::Missing;
+
     use super::super::Reader;
     use super::*;
 
@@ -149,7 +158,7 @@ mod tests {
             k: 2,
             counts: vec![tokens.len() as f32],
             sums: floats(&sums).into(),
-            cross: Some(floats(&[0.0; 4]).into()),
+            cross: Some((Missing::Inputs, floats(&[0.0; 4]).into())),
             starts,
             hash: 0,
         }
@@ -194,6 +203,18 @@ mod tests {
         // with squares a hundred million times those of the others, something has to be left
         let (lower, _) = site(down, &[[1e4, 0.0], [1.0, 0.0], [0.0, 1.0]], 1).weighed(0);
         assert!((lower[0] - 1e8 * LEAST as f32).abs() < 1e-6 * 1e8, "{lower:?}");
+    }
+
+    #[test]
+    fn what_their_products_lack_counts_as_much() {
+        let mut down = site("blk.0.ffn_down.weight", &[[100.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], 1);
+        let floats = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        down.cross = Some((Missing::Products(3), floats(&[50.0, 0.0, 0.0, 7.0, 25.0, 0.0]).into()));
+        down.starts.missing = vec![0.5, 0.0, 0.25];
+        let cross = down.weighed(0).1.expect("wanted");
+        let share = MOST as f32 / 1e4;
+        let expected = [50.0 * share, 0.0, 0.0, 7.0, 25.0 * share, 0.0];
+        assert!(cross.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-3), "{cross:?}");
     }
 
     #[test]
