@@ -214,6 +214,7 @@ def test_a_real_nvrtc_compiles(tmp_path):
     code = "import ikq.cuda; print(ikq.cuda.warm(['Q4_K', 'F16'], 'sm_90'))"
     assert "mmv.cu [IKQ_TYPE=q4_k]" in run(code, env)
     assert all(f.read_bytes()[16:20] == b"\x7fELF" for f in (tmp_path / "cubin").iterdir())
-    # five files that know no type, heads of floats and of the cache, attention; of both types products, fused up and gate,
-    # and down; decoding of the one that is no float
-    assert len(list((tmp_path / "cubin").iterdir())) == 15
+    # seven files that know no type, heads of floats and of the cache, attention by two kernels; of both types products with
+    # few columns, fused up and gate, and down; products with many columns, also fused, and decoding of the one that is no
+    # float; products with many columns of the one that is
+    assert len(list((tmp_path / "cubin").iterdir())) == 7 + 2 + 2 + 2 * 3 + 3 + 1
