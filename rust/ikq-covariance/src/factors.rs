@@ -317,12 +317,24 @@ mod tests {
         sums
     }
 
+    /// The diagonal's mean.
+    fn mean(lower: &[f32], k: usize) -> f64 {
+        (0..k).map(|i| f64::from(lower[triangle(i) + i])).sum::<f64>() / k as f64
+    }
+
+    /// An entry of the damped covariance of `n` tokens.
+    fn damped(lower: &[f32], k: usize, n: f64, i: usize, j: usize) -> f64 {
+        let (a, b) = (i.max(j), i.min(j));
+        let more = if i == j { damping(k, n) * mean(lower, k) } else { 0.0 };
+        f64::from(lower[triangle(a) + b]) + more
+    }
+
     #[test]
     fn factors_give_back_the_damped_covariance() {
         for (k, n) in [(16, 40), (80, 20), (200, 500)] {
             let lower = covariance(k, n);
             let f = Factors::new(IsaKind::Scalar, &lower, k, n as f64).expect("a covariance");
-            let mean = (0..k).map(|i| f64::from(lower[triangle(i) + i])).sum::<f64>() / k as f64;
+            let mean = mean(&lower, k);
             for i in 0..k {
                 for j in 0..=i {
                     let sum: f64 =
@@ -355,7 +367,6 @@ mod tests {
     fn aimed_rows_times_the_covariance_are_what_is_asked_for() {
         let k = 40;
         let (lower, n) = (covariance(k, 300), 1e9);
-        let mean = (0..k).map(|i| f64::from(lower[triangle(i) + i])).sum::<f64>() / k as f64;
         let cross: Vec<f32> = (0..k * k).map(|i| ((i * 37 % 101) as f32 - 50.0) * 3.0).collect();
         let wanted = Wanted { cross: Some((Missing::Inputs, &cross)), whole: false };
         let f = Factors::with(IsaKind::Scalar, &lower, k, n, wanted).expect("a covariance");
@@ -364,12 +375,7 @@ mod tests {
         for (aimed, x) in aimed.chunks_exact(k).zip(x.chunks_exact(k)) {
             // (aimed - x) H = x D
             for j in 0..k {
-                let h = |i: usize| {
-                    let (a, b) = (i.max(j), i.min(j));
-                    let damped = if i == j { damping(k, n) * mean } else { 0.0 };
-                    f64::from(lower[triangle(a) + b]) + damped
-                };
-                let left: f64 = (0..k).map(|i| f64::from(aimed[i] - x[i]) * h(i)).sum();
+                let left: f64 = (0..k).map(|i| f64::from(aimed[i] - x[i]) * damped(&lower, k, n, i, j)).sum();
                 let right: f64 = (0..k).map(|i| f64::from(x[i]) * f64::from(cross[i * k + j])).sum();
                 assert!((left - right).abs() < 1e-3 * (1.0 + right.abs()), "column {j}: {left}, not {right}");
             }
@@ -386,7 +392,7 @@ mod tests {
     fn rows_are_aimed_at_what_their_products_lack() {
         let k = 40;
         let (lower, n) = (covariance(k, 300), 1e9);
-        let mean = (0..k).map(|i| f64::from(lower[triangle(i) + i])).sum::<f64>() / k as f64;
+        let mean = mean(&lower, k);
         // more rows than columns, of which some are encoded together
         let e: Vec<f32> = (0..50 * k).map(|i| ((i * 37 % 101) as f32 - 50.0) * 3.0).collect();
         let of = |missing, e| {
@@ -404,12 +410,7 @@ mod tests {
         for (row, (aimed, x)) in aimed.chunks_exact(k).zip(x.chunks_exact(k)).enumerate() {
             // (aimed - x) H = e - damping e H^-1, as it is drawn once
             for j in 0..k {
-                let h = |i: usize| {
-                    let (a, b) = (i.max(j), i.min(j));
-                    let damped = if i == j { damping(k, n) * mean } else { 0.0 };
-                    f64::from(lower[triangle(a) + b]) + damped
-                };
-                let left: f64 = (0..k).map(|i| f64::from(aimed[i] - x[i]) * h(i)).sum();
+                let left: f64 = (0..k).map(|i| f64::from(aimed[i] - x[i]) * damped(&lower, k, n, i, j)).sum();
                 let drawn = f64::from(whole[row * k + j] - units[row * k + j]) * damping(k, n) * mean;
                 let right = f64::from(e[(45 + row) * k + j]) - drawn;
                 assert!((left - right).abs() < 1e-3 * (1.0 + right.abs()), "column {j}: {left}, not {right}");

@@ -10,7 +10,7 @@ use libloading::Library;
 
 use crate::error::Error;
 use crate::gpu::Gpu;
-use crate::libraries::{self, Wanted, files, numbers};
+use crate::libraries::{self, Wanted, function, numbers, open_beside};
 use crate::memory::Address;
 
 /// An opened cuBLAS.
@@ -82,24 +82,18 @@ const NO_ATOMICS: c_int = 0;
 
 impl Functions {
     fn of(library: &Library) -> Result<Functions, libloading::Error> {
-        /// # Safety
-        /// `F` must be the type of the function with that name.
-        unsafe fn get<F: Copy>(library: &Library, name: &str) -> Result<F, libloading::Error> {
-            // SAFETY: the caller promises the type
-            unsafe { library.get::<F>(name.as_bytes()) }.map(|f| *f)
-        }
         // SAFETY: the types are those of cublas_api.h, the same in all versions of 12 and 13
         Ok(unsafe {
             Functions {
-                property: get(library, "cublasGetProperty")?,
-                sentence: get(library, "cublasGetStatusString")?,
-                create: get(library, "cublasCreate_v2")?,
-                destroy: get(library, "cublasDestroy_v2")?,
-                set_stream: get(library, "cublasSetStream_v2")?,
-                set_workspace: get(library, "cublasSetWorkspace_v2")?,
-                set_math_mode: get(library, "cublasSetMathMode")?,
-                set_atomics_mode: get(library, "cublasSetAtomicsMode")?,
-                gemm: get(library, "cublasGemmEx")?,
+                property: function(library, "cublasGetProperty")?,
+                sentence: function(library, "cublasGetStatusString")?,
+                create: function(library, "cublasCreate_v2")?,
+                destroy: function(library, "cublasDestroy_v2")?,
+                set_stream: function(library, "cublasSetStream_v2")?,
+                set_workspace: function(library, "cublasSetWorkspace_v2")?,
+                set_math_mode: function(library, "cublasSetMathMode")?,
+                set_atomics_mode: function(library, "cublasSetAtomicsMode")?,
+                gemm: function(library, "cublasGemmEx")?,
             }
         })
     }
@@ -116,19 +110,14 @@ pub fn find(places: &[PathBuf], major: i32) -> Result<Cublas, Error> {
 }
 
 impl Cublas {
-    /// Opens the library at `path`, and before it the one beside it that has its kernels, which the loader does not find
-    /// by itself in some packages.
+    /// Opens the library at `path`, and before it the one beside it that has its kernels.
     ///
     /// # Errors
     /// The reason why it cannot be used.
     pub fn open(path: &Path) -> Result<Cublas, String> {
         let reason = |e: libloading::Error| e.to_string();
-        let mut kernels = path.parent().map_or_else(Vec::new, |folder| files(folder, "libcublasLt.so"));
-        // a folder may have the files of several toolkits
-        kernels.sort_by_key(|file| numbers(file) != numbers(path));
+        let kernels = open_beside(path, "libcublasLt.so", numbers(path));
         // SAFETY: the initializers are those of NVIDIA's libraries, or of files that the user put there
-        let kernels = kernels.into_iter().next().and_then(|file| unsafe { Library::new(file) }.ok());
-        // SAFETY: as above
         let library = unsafe { Library::new(path) }.map_err(reason)?;
         let functions = Functions::of(&library).map_err(reason)?;
         let mut version = [0; 3];

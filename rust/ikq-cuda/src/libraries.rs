@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use libloading::Library;
+
 /// A library that is looked for.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
@@ -56,6 +58,27 @@ pub fn find<T>(
         }
     }
     Err(tried)
+}
+
+/// A function of a library.
+///
+/// # Errors
+/// There is none of this name.
+///
+/// # Safety
+/// `F` must be the type of the function with that name.
+pub unsafe fn function<F: Copy>(library: &Library, name: &str) -> Result<F, libloading::Error> {
+    // SAFETY: the caller promises the type
+    unsafe { library.get::<F>(name.as_bytes()) }.map(|f| *f)
+}
+
+/// Opens the library of another name in the same folder, if there is one, which the loader does not find by itself in some
+/// packages. A folder may have the files of several toolkits, so one of this version comes first.
+pub fn open_beside(path: &Path, name: &str, version: Option<(i32, i32)>) -> Option<Library> {
+    let mut found = path.parent().map_or_else(Vec::new, |folder| files(folder, name));
+    found.sort_by_key(|file| numbers(file) != version);
+    // SAFETY: the initializers are those of NVIDIA's libraries, or of files that the user put there
+    found.first().and_then(|file| unsafe { Library::new(file) }.ok())
 }
 
 /// Files of a folder that are a shared library with this name, with or without a version; sorted.

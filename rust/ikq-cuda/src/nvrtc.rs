@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use libloading::Library;
 
 use crate::error::Error;
-use crate::libraries::{self, Wanted, files, numbers};
+use crate::libraries::{self, Wanted, function, open_beside};
 
 /// An opened NVRTC.
 pub struct Nvrtc {
@@ -51,24 +51,18 @@ struct Functions {
 
 impl Functions {
     fn of(library: &Library) -> Result<Functions, libloading::Error> {
-        /// # Safety
-        /// `F` must be the type of the function with that name.
-        unsafe fn get<F: Copy>(library: &Library, name: &str) -> Result<F, libloading::Error> {
-            // SAFETY: the caller promises the type
-            unsafe { library.get::<F>(name.as_bytes()) }.map(|f| *f)
-        }
         // SAFETY: the types are those of nvrtc.h, the same in all versions of 12 and 13
         Ok(unsafe {
             Functions {
-                version: get(library, "nvrtcVersion")?,
-                error: get(library, "nvrtcGetErrorString")?,
-                create: get(library, "nvrtcCreateProgram")?,
-                destroy: get(library, "nvrtcDestroyProgram")?,
-                compile: get(library, "nvrtcCompileProgram")?,
-                cubin_size: get(library, "nvrtcGetCUBINSize")?,
-                cubin: get(library, "nvrtcGetCUBIN")?,
-                log_size: get(library, "nvrtcGetProgramLogSize")?,
-                log: get(library, "nvrtcGetProgramLog")?,
+                version: function(library, "nvrtcVersion")?,
+                error: function(library, "nvrtcGetErrorString")?,
+                create: function(library, "nvrtcCreateProgram")?,
+                destroy: function(library, "nvrtcDestroyProgram")?,
+                compile: function(library, "nvrtcCompileProgram")?,
+                cubin_size: function(library, "nvrtcGetCUBINSize")?,
+                cubin: function(library, "nvrtcGetCUBIN")?,
+                log_size: function(library, "nvrtcGetProgramLogSize")?,
+                log: function(library, "nvrtcGetProgramLog")?,
             }
         })
     }
@@ -93,8 +87,7 @@ pub struct Compiled {
 }
 
 impl Nvrtc {
-    /// Opens the library at `path`, and the file beside it from which it reads built-in declarations, because
-    /// NVRTC does not find that by itself in some packages.
+    /// Opens the library at `path`, and the one beside it from which it reads built-in declarations.
     ///
     /// # Errors
     /// The reason why it cannot be used.
@@ -109,12 +102,7 @@ impl Nvrtc {
             0 => {}
             error => return Err(format!("nvrtcVersion gives error {error}")),
         }
-        // a folder may have the files of several toolkits, so the one of this version comes first
-        let mut builtins =
-            path.parent().map_or_else(Vec::new, |folder| files(folder, "libnvrtc-builtins.so"));
-        builtins.sort_by_key(|file| numbers(file) != Some((major, minor)));
-        // SAFETY: as above
-        let builtins = builtins.into_iter().next().and_then(|file| unsafe { Library::new(file) }.ok());
+        let builtins = open_beside(path, "libnvrtc-builtins.so", Some((major, minor)));
         Ok(Nvrtc { path: path.into(), version: (major, minor), functions, _libraries: (library, builtins) })
     }
 
@@ -232,6 +220,7 @@ pub fn find(places: &[PathBuf], major: i32) -> Result<Nvrtc, Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::libraries::files;
 
     #[test]
     fn what_is_too_new_or_no_library_is_told() {

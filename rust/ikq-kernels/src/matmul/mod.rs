@@ -305,11 +305,11 @@ fn panel_products(kind: IsaKind, bodies: &Bodies, product: Product<'_>, scratch:
     }
     for groups in groups.chunks(PANEL_BANDS / max_bands) {
         panels.resize_with(panels.len().max(groups.len()), Panel::default);
+        panels.iter_mut().for_each(|panel| panel.reserve(PANEL_UNITS, max_bands));
         // part after part of the rows' elements, so that a part of the columns stays in a near cache for all rows
         for first_unit in (0..n_units).step_by(panel_units) {
             let units = first_unit..n_units.min(first_unit + panel_units);
             for (panel, group) in panels.iter_mut().zip(groups) {
-                panel.reserve(PANEL_UNITS, max_bands);
                 for (i, band) in group.clone().enumerate() {
                     (bodies.fill)(kind, bands, band, units.clone(), panel, (i, group.len()));
                 }

@@ -74,7 +74,7 @@ impl<const PER_16: bool, const MIN: bool> IsaOp for Kernel<'_, PER_16, MIN> {
         if is_wide::<I>(tile.facts.lane_codes) {
             all::<I, PER_16, MIN, WIDE, false>(isa, &mut tile);
         } else if I::CODE_BIAS != 0 || tile.facts.lane_codes == LaneCodes::Biased {
-            all::<I, PER_16, MIN, 0, true>(isa, &mut tile);
+            all::<I, PER_16, MIN, 0, false>(isa, &mut tile);
         } else {
             match (tile.facts.small, tile.facts.lane_codes) {
                 (8, LaneCodes::Plain) => all::<I, PER_16, MIN, 8, false>(isa, &mut tile),
@@ -93,8 +93,8 @@ impl<const PER_16: bool, const MIN: bool> IsaOp for Kernel<'_, PER_16, MIN> {
 const WIDE: usize = 16;
 
 /// All columns, as many at a time as registers hold. `SMALL`: 0 if codes are biased, [`WIDE`] if they have 16 bits; else they
-/// are 0..=127, and as many products may be added in 16 bits (`DecodeFacts::small`). `DEBT`: codes may have something that
-/// is taken away from sums of their products.
+/// are 0..=127, and as many products may be added in 16 bits (`DecodeFacts::small`). `DEBT`: codes may have an
+/// offset, whose products sums start without.
 #[inline(always)]
 fn all<I: Isa, const PER_16: bool, const MIN: bool, const SMALL: usize, const DEBT: bool>(
     isa: I,
@@ -161,7 +161,7 @@ fn block<
         }
     }
     let offset = match tile.facts.lane_codes {
-        LaneCodes::Offset(n) if DEBT && SMALL > 0 => Some(n),
+        LaneCodes::Offset(n) if DEBT => Some(n),
         _ => None,
     };
     let n = 8 * tile.units.len();
