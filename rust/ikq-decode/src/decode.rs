@@ -1,6 +1,6 @@
 //! [`Decode`]: the trait by which every block type gives its codes and scales.
 
-use ikq_simd::{Isa, array};
+use ikq_simd::{Isa, LaneIndices, TakeLanes, array};
 
 use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit, by_rows};
 
@@ -150,7 +150,38 @@ pub trait Decode<I: Isa>: Sized + 'static {
     /// them: those of row r in its bytes `4 r..4 r + 4`, in the form that [`Decode::LANE_CODES`] says.
     #[inline(always)]
     fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
-        by_rows::lanes::<I, Self>(isa, unit, b)
+        if !Self::IN_TURN {
+            return by_rows::lanes::<I, Self>(isa, unit, b);
+        }
+        let mut indices = LaneIndices::default();
+        Self::lane_indices(isa, unit, b, &mut indices);
+        let mut out = [isa.splat(0); 8];
+        // sets of few registers read them from memory: taken out of the registers that were stored they would take twice as long
+        let indices = if I::REGISTERS < 32 { std::hint::black_box(&indices) } else { &indices };
+        Self::lanes_in_turn(isa, unit, b, indices, &mut out);
+        out
+    }
+
+    /// Whether [`Decode::lanes_in_turn`] is implemented, and [`Decode::lanes`] by it.
+    const IN_TURN: bool = false;
+
+    /// Puts the indices of a codebook together that [`Decode::lanes_in_turn`] reads, where they have more than eight bits.
+    #[inline(always)]
+    fn lane_indices(_: I, _unit: &LaneUnit<'_>, _b: usize, _out: &mut LaneIndices) {}
+
+    /// Passes the vectors of [`Decode::lanes`] on one after another, for types whose vectors are so much work that it pays to
+    /// use each before the next is made.
+    #[inline(always)]
+    fn lanes_in_turn(
+        isa: I,
+        unit: &LaneUnit<'_>,
+        b: usize,
+        _indices: &LaneIndices,
+        take: &mut impl TakeLanes<I>,
+    ) {
+        for (i, codes) in Self::lanes(isa, unit, b).into_iter().enumerate() {
+            take.take(isa, i, codes);
+        }
     }
 
     /// The factors of a unit of sixteen rows; `header` holds what [`Decode::header`] gives for each.

@@ -12,12 +12,12 @@
 //! | Q8_KV_R8 | f32 d | 32 codes |
 
 use ikq_formats::{Error, QuantType, deinterleave_group};
-use ikq_simd::{Isa, array, map};
+use ikq_simd::{Isa, LaneIndices, TakeLanes, array, map};
 
 use crate::decode::{Decode, Scales, bytes, nib, u16_at};
 use crate::iqks::{f16_header, f32_header};
 use crate::iquants::{delta_byte, nibble_deltas, ternary_entries};
-use crate::iquants::{nibble_lanes, ternary_lanes, three_bits};
+use crate::iquants::{nibble_lanes, ternary_lanes, three_bits, upper_bits};
 use crate::lane_planes::{eight, same_scale};
 use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 
@@ -84,10 +84,24 @@ impl<I: Isa> Decode<I> for IQ1_S_R4 {
         ternary_entries(isa, array(index), isa.splat_4x16([a, a, b, b]))
     }
 
+    const IN_TURN: bool = true;
+
     #[inline(always)]
-    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+    fn lane_indices(isa: I, unit: &LaneUnit<'_>, b: usize, out: &mut LaneIndices) {
+        isa.indices_8(&unit.words[b], three_bits(isa, unit.half(isa, 2 * b)), out);
+    }
+
+    #[inline(always)]
+    fn lanes_in_turn(
+        isa: I,
+        unit: &LaneUnit<'_>,
+        b: usize,
+        indices: &LaneIndices,
+        take: &mut impl TakeLanes<I>,
+    ) {
         let high = unit.half(isa, 2 * b);
-        ternary_lanes(isa, &unit.words[b], three_bits(isa, high), isa.where_bit(high, 15, -1))
+        let index = (&unit.words[b], three_bits(isa, high));
+        ternary_lanes(isa, index, indices, isa.where_bit(high, 15, -1), take);
     }
 
     #[inline(always)]
@@ -133,9 +147,22 @@ impl<I: Isa> Decode<I> for IQ1_M_R4 {
         ternary_entries(isa, array(index), nibble_deltas(isa, h))
     }
 
+    const IN_TURN: bool = true;
+
     #[inline(always)]
-    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
-        nibble_lanes(isa, &unit.words[b], unit.half(isa, 3 * b))
+    fn lane_indices(isa: I, unit: &LaneUnit<'_>, b: usize, out: &mut LaneIndices) {
+        isa.indices_8(&unit.words[b], upper_bits(isa, unit.half(isa, 3 * b)), out);
+    }
+
+    #[inline(always)]
+    fn lanes_in_turn(
+        isa: I,
+        unit: &LaneUnit<'_>,
+        b: usize,
+        indices: &LaneIndices,
+        take: &mut impl TakeLanes<I>,
+    ) {
+        nibble_lanes(isa, &unit.words[b], unit.half(isa, 3 * b), indices, take);
     }
 
     #[inline(always)]

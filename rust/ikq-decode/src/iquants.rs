@@ -10,7 +10,7 @@ use ikq_formats::codebook::{
     IQ1S_GRID, IQ2S_GRID, IQ2S_LEVELS, IQ2XS_GRID, IQ2XS_LEVELS, IQ2XXS_GRID, IQ2XXS_LEVELS, IQ3S_GRID,
     IQ3S_LEVELS, IQ3XXS_GRID, IQ3XXS_LEVELS, IQ4NL_VALUES,
 };
-use ikq_simd::{Codebook4, Codebook8, Isa, array, map};
+use ikq_simd::{Codebook4, Codebook8, Isa, LaneIndices, TakeLanes, array, map};
 
 use crate::decode::{Decode, Scales, bytes, nib, u16_at, u32_at};
 use crate::lane_planes::{field, lut16, nibble_and_high, nibbles_16 as nibbles_16_lanes, plus};
@@ -47,19 +47,13 @@ fn odd_nibbles(b: &[u8; 8]) -> [i16; 16] {
     map(nibbles_in_turn(b), |s| 2 * i16::from(s) + 1)
 }
 
-/// The four bytes of each lane, as integers.
-#[inline(always)]
-fn bytes_of<I: Isa>(isa: I, v: I::I) -> [I::I; 4] {
-    [isa.byte(v, 0), isa.byte(v, 1), isa.byte(v, 2), isa.byte(v, 3)]
-}
-
 /// Sign bits of 32 elements from four 7-bit codes in the low 28 bits.
 #[inline(always)]
 fn seven_bit_signs<I: Isa>(isa: I, v: I::I) -> I::I {
-    let mut codes = isa.and_i(v, isa.splat_i(0x7f));
-    for l in 1..4 {
-        codes = isa.or_i(codes, isa.and_i(isa.shl_i(v, l), isa.splat_i(0x7f << (8 * l))));
-    }
+    // two codes in each 16 bits; adding the upper one once more moves it up by a bit
+    let two =
+        isa.or_i(isa.and_i(v, isa.splat_i(0x3fff)), isa.and_i(isa.shl_i(v, 2), isa.splat_i(0x3fff << 16)));
+    let codes = isa.add_i(two, isa.and_i(two, isa.splat_i(0x3f80_3f80)));
     isa.with_parity(codes)
 }
 
@@ -76,22 +70,47 @@ pub(crate) fn three_bits<I: Isa>(isa: I, v: I::I) -> I::I {
 /// Codes of IQ1 types from the low bytes of the indices, their upper bits, and a mask of the elements whose shift
 /// is negative.
 #[inline(always)]
-pub(crate) fn ternary_lanes<I: Isa>(isa: I, low: &[u8; 64], high: I::I, negative: I::I) -> [I::B64; 8] {
-    isa.codebook_8(&IQ1_BOOK, low, high, negative)
+pub(crate) fn ternary_lanes<I: Isa>(
+    isa: I,
+    (low, high): (&[u8; 64], I::I),
+    indices: &LaneIndices,
+    negative: I::I,
+    take: &mut impl TakeLanes<I>,
+) {
+    isa.codebook_8(&IQ1_BOOK, low, high, indices, negative, take);
 }
 
-/// [`ternary_lanes`] where a nibble has the upper three index bits and, as bit 3, the shift's sign.
+/// The upper three bits of four indices and, as bit 3, the sign of a shift, from nibbles to a byte each.
 #[inline(always)]
-pub(crate) fn nibble_lanes<I: Isa>(isa: I, low: &[u8; 64], nibbles: I::I) -> [I::B64; 8] {
+fn nibble_bytes<I: Isa>(isa: I, nibbles: I::I) -> I::I {
     let mut bytes = isa.and_i(nibbles, isa.splat_i(15));
     for l in 1..4 {
         bytes = isa.or_i(bytes, isa.and_i(isa.shl_i(nibbles, 4 * l), isa.splat_i(15 << (8 * l))));
     }
+    bytes
+}
+
+/// The upper three bits of four indices, a byte each, from nibbles.
+#[inline(always)]
+pub(crate) fn upper_bits<I: Isa>(isa: I, nibbles: I::I) -> I::I {
+    isa.and_i(nibble_bytes(isa, nibbles), isa.splat_i(0x0707_0707))
+}
+
+/// [`ternary_lanes`] where a nibble has the upper three index bits and, as bit 3, the shift's sign.
+#[inline(always)]
+pub(crate) fn nibble_lanes<I: Isa>(
+    isa: I,
+    low: &[u8; 64],
+    nibbles: I::I,
+    indices: &LaneIndices,
+    take: &mut impl TakeLanes<I>,
+) {
+    let bytes = nibble_bytes(isa, nibbles);
     // 0 - 1 is a byte of ones
     let bit = isa.and_i(isa.shr_i(bytes, 3), isa.splat_i(0x0101_0101));
     let negative = isa.ints(isa.sub(isa.splat(0), isa.of_ints(bit)));
     let high = isa.and_i(bytes, isa.splat_i(0x0707_0707));
-    ternary_lanes(isa, low, high, negative)
+    ternary_lanes(isa, (low, high), indices, negative, take);
 }
 
 /// The entries of a grid of eight magnitudes, each magnitude replaced by its index in `values`.
@@ -186,10 +205,18 @@ impl<I: Isa> Decode<I> for IQ2_XXS {
         isa.negate_where(grid, signs_of_64(u32_at(unit, at + 4), u32_at(unit, at + 12)))
     }
 
+    const IN_TURN: bool = true;
+
     #[inline(always)]
-    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+    fn lanes_in_turn(
+        isa: I,
+        unit: &LaneUnit<'_>,
+        b: usize,
+        indices: &LaneIndices,
+        take: &mut impl TakeLanes<I>,
+    ) {
         let signs = seven_bit_signs(isa, unit.int(isa, 2 * b + 1));
-        isa.codebook_8(&IQ2XXS_BOOK, &unit.words[2 * b], isa.splat_i(0), signs)
+        isa.codebook_8(&IQ2XXS_BOOK, &unit.words[2 * b], isa.splat_i(0), indices, signs, take);
     }
 
     #[inline(always)]
@@ -199,6 +226,23 @@ impl<I: Isa> Decode<I> for IQ2_XXS {
             out.scale[b] = isa.mul_f(d, isa.linear::<4, 2, 1>(unit.int(isa, 2 * b + 1), 28));
         }
     }
+}
+
+/// The low bytes of the indices of IQ2_XS of 32 elements, and what stands above them: the ninth bit and the sign code.
+#[inline(always)]
+fn iq2_xs_bytes<I: Isa>(isa: I, unit: &LaneUnit<'_>, b: usize) -> ([u8; 64], I::I) {
+    let (x, y) = (unit.int(isa, 2 * b), unit.int(isa, 2 * b + 1));
+    // four u16 of nine and seven bits: low index bytes, the ninth bits, and the sign codes, a byte each
+    let pair = isa.splat_i(0x00ff_00ff);
+    let low = isa.or_i(isa.and_i(x, isa.splat_i(0xff)), isa.and_i(isa.shr_i(x, 8), isa.splat_i(0xff00)));
+    let low_y = isa.or_i(isa.and_i(y, isa.splat_i(0xff)), isa.and_i(isa.shr_i(y, 8), isa.splat_i(0xff00)));
+    let low = isa.or_i(low, isa.shl_i(low_y, 16));
+    let (x, y) = (isa.and_i(isa.shr_i(x, 8), pair), isa.and_i(isa.shr_i(y, 8), pair));
+    let (x, y) = (isa.or_i(x, isa.shr_i(x, 8)), isa.or_i(y, isa.shr_i(y, 8)));
+    let upper = isa.or_i(isa.and_i(x, isa.splat_i(0xffff)), isa.shl_i(y, 16));
+    let mut lows = [0; 64];
+    isa.store(isa.of_ints(low), &mut lows);
+    (lows, upper)
 }
 
 /// f16 d, u16[32] (grid index and sign code), eight bytes of scales.
@@ -233,23 +277,26 @@ impl<I: Isa> Decode<I> for IQ2_XS {
         isa.negate_where(grid, even(four(at) | four(at + 8) << 32))
     }
 
+    const IN_TURN: bool = true;
+
     #[inline(always)]
-    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
-        let (x, y) = (unit.int(isa, 2 * b), unit.int(isa, 2 * b + 1));
-        // four u16 of nine and seven bits: low index bytes, the ninth bits, and the sign codes, a byte each
-        let pair = isa.splat_i(0x00ff_00ff);
-        let low = isa.or_i(isa.and_i(x, isa.splat_i(0xff)), isa.and_i(isa.shr_i(x, 8), isa.splat_i(0xff00)));
-        let low_y =
-            isa.or_i(isa.and_i(y, isa.splat_i(0xff)), isa.and_i(isa.shr_i(y, 8), isa.splat_i(0xff00)));
-        let low = isa.or_i(low, isa.shl_i(low_y, 16));
-        let (x, y) = (isa.and_i(isa.shr_i(x, 8), pair), isa.and_i(isa.shr_i(y, 8), pair));
-        let (x, y) = (isa.or_i(x, isa.shr_i(x, 8)), isa.or_i(y, isa.shr_i(y, 8)));
-        let upper = isa.or_i(isa.and_i(x, isa.splat_i(0xffff)), isa.shl_i(y, 16));
+    fn lane_indices(isa: I, unit: &LaneUnit<'_>, b: usize, out: &mut LaneIndices) {
+        let (lows, upper) = iq2_xs_bytes(isa, unit, b);
+        isa.indices_8(&lows, isa.and_i(upper, isa.splat_i(0x0101_0101)), out);
+    }
+
+    #[inline(always)]
+    fn lanes_in_turn(
+        isa: I,
+        unit: &LaneUnit<'_>,
+        b: usize,
+        indices: &LaneIndices,
+        take: &mut impl TakeLanes<I>,
+    ) {
+        let (lows, upper) = iq2_xs_bytes(isa, unit, b);
         let high = isa.and_i(upper, isa.splat_i(0x0101_0101));
         let signs = isa.with_parity(isa.and_i(isa.shr_i(upper, 1), isa.splat_i(0x7f7f_7f7f)));
-        let mut lows = [0; 64];
-        isa.store(isa.of_ints(low), &mut lows);
-        isa.codebook_8(&IQ2XS_BOOK, &lows, high, signs)
+        isa.codebook_8(&IQ2XS_BOOK, &lows, high, indices, signs, take);
     }
 
     #[inline(always)]
@@ -259,6 +306,13 @@ impl<I: Isa> Decode<I> for IQ2_XS {
             out.scale[k] = isa.mul_f(d, isa.linear::<4, 2, 1>(unit.int(isa, 16 + k / 8), 4 * (k as u32 % 8)));
         }
     }
+}
+
+/// The upper two bits of the indices of IQ2_S of 32 elements, a byte each.
+#[inline(always)]
+fn iq2_s_upper_bits<I: Isa>(isa: I, unit: &LaneUnit<'_>, b: usize) -> I::I {
+    let high = isa.shr_i(unit.int(isa, 16 + b / 4), 8 * (b as u32 % 4));
+    isa.ints(isa.spread_crumbs(high, 0))
 }
 
 /// f16 d, qs[32], signs[32], qh[8] (two index bits per entry), eight bytes of scales.
@@ -287,11 +341,23 @@ impl<I: Isa> Decode<I> for IQ2_S {
         isa.negate_where(isa.gather_u64(&IQ2S_GRID, array(index)), u64_at(unit, 34 + 8 * j))
     }
 
+    const IN_TURN: bool = true;
+
     #[inline(always)]
-    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
-        let high = isa.shr_i(unit.int(isa, 16 + b / 4), 8 * (b as u32 % 4));
-        let high = isa.ints(isa.spread_crumbs(high, 0));
-        isa.codebook_8(&IQ2S_BOOK, &unit.words[b], high, unit.int(isa, 8 + b))
+    fn lane_indices(isa: I, unit: &LaneUnit<'_>, b: usize, out: &mut LaneIndices) {
+        isa.indices_8(&unit.words[b], iq2_s_upper_bits(isa, unit, b), out);
+    }
+
+    #[inline(always)]
+    fn lanes_in_turn(
+        isa: I,
+        unit: &LaneUnit<'_>,
+        b: usize,
+        indices: &LaneIndices,
+        take: &mut impl TakeLanes<I>,
+    ) {
+        let high = iq2_s_upper_bits(isa, unit, b);
+        isa.codebook_8(&IQ2S_BOOK, &unit.words[b], high, indices, unit.int(isa, 8 + b), take);
     }
 
     #[inline(always)]
@@ -329,11 +395,19 @@ impl<I: Isa> Decode<I> for IQ3_XXS {
         isa.negate_where(grid, signs_of_64(u32_at(unit, 66 + 8 * j), u32_at(unit, 70 + 8 * j)))
     }
 
+    const IN_TURN: bool = true;
+
     #[inline(always)]
-    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
-        let (x, y) = (bytes_of(isa, unit.int(isa, 2 * b)), bytes_of(isa, unit.int(isa, 2 * b + 1)));
-        let index = [x[0], x[1], x[2], x[3], y[0], y[1], y[2], y[3]];
-        isa.codebook_4(&IQ3XXS_BOOK, index, seven_bit_signs(isa, unit.int(isa, 16 + b)))
+    fn lanes_in_turn(
+        isa: I,
+        unit: &LaneUnit<'_>,
+        b: usize,
+        indices: &LaneIndices,
+        take: &mut impl TakeLanes<I>,
+    ) {
+        let low = unit.words[2 * b..].first_chunk().expect("two words of indices");
+        let signs = seven_bit_signs(isa, unit.int(isa, 16 + b));
+        isa.codebook_4(&IQ3XXS_BOOK, low, isa.splat_i(0), indices, signs, take);
     }
 
     #[inline(always)]
@@ -372,15 +446,25 @@ impl<I: Isa> Decode<I> for IQ3_S {
         isa.negate_where(isa.gather_u32(&IQ3S_GRID, array(index)), u64_at(unit, 74 + 8 * j))
     }
 
+    const IN_TURN: bool = true;
+
     #[inline(always)]
-    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
-        let (x, y) = (bytes_of(isa, unit.int(isa, 2 * b)), bytes_of(isa, unit.int(isa, 2 * b + 1)));
+    fn lane_indices(isa: I, unit: &LaneUnit<'_>, b: usize, out: &mut LaneIndices) {
+        let low = unit.words[2 * b..].first_chunk().expect("two words of indices");
+        isa.indices_4(low, isa.shr_i(unit.int(isa, 16 + b / 4), 8 * (b as u32 % 4)), out);
+    }
+
+    #[inline(always)]
+    fn lanes_in_turn(
+        isa: I,
+        unit: &LaneUnit<'_>,
+        b: usize,
+        indices: &LaneIndices,
+        take: &mut impl TakeLanes<I>,
+    ) {
+        let low = unit.words[2 * b..].first_chunk().expect("two words of indices");
         let high = isa.shr_i(unit.int(isa, 16 + b / 4), 8 * (b as u32 % 4));
-        let mut index = [x[0], x[1], x[2], x[3], y[0], y[1], y[2], y[3]];
-        for (l, index) in index.iter_mut().enumerate() {
-            *index = isa.or_i(*index, isa.shl_i(field(isa, high, l as u32, 1), 8));
-        }
-        isa.codebook_4(&IQ3S_BOOK, index, unit.int(isa, 18 + b))
+        isa.codebook_4(&IQ3S_BOOK, low, high, indices, unit.int(isa, 18 + b), take);
     }
 
     #[inline(always)]
@@ -436,10 +520,25 @@ impl<I: Isa> Decode<I> for IQ1_S {
         ternary_entries(isa, array(index), isa.splat_4x16([a, a, b, b]))
     }
 
+    const IN_TURN: bool = true;
+
     #[inline(always)]
-    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+    fn lane_indices(isa: I, unit: &LaneUnit<'_>, b: usize, out: &mut LaneIndices) {
         let high = isa.shr_i(unit.int(isa, 8 + b / 2), 16 * (b as u32 % 2));
-        ternary_lanes(isa, &unit.words[b], three_bits(isa, high), isa.where_bit(high, 15, -1))
+        isa.indices_8(&unit.words[b], three_bits(isa, high), out);
+    }
+
+    #[inline(always)]
+    fn lanes_in_turn(
+        isa: I,
+        unit: &LaneUnit<'_>,
+        b: usize,
+        indices: &LaneIndices,
+        take: &mut impl TakeLanes<I>,
+    ) {
+        let high = isa.shr_i(unit.int(isa, 8 + b / 2), 16 * (b as u32 % 2));
+        let index = (&unit.words[b], three_bits(isa, high));
+        ternary_lanes(isa, index, indices, isa.where_bit(high, 15, -1), take);
     }
 
     #[inline(always)]
@@ -481,10 +580,24 @@ impl<I: Isa> Decode<I> for IQ1_M {
         ternary_entries(isa, array(index), nibble_deltas(isa, h))
     }
 
+    const IN_TURN: bool = true;
+
     #[inline(always)]
-    fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+    fn lane_indices(isa: I, unit: &LaneUnit<'_>, b: usize, out: &mut LaneIndices) {
         let high = isa.shr_i(unit.int(isa, 8 + b / 2), 16 * (b as u32 % 2));
-        nibble_lanes(isa, &unit.words[b], high)
+        isa.indices_8(&unit.words[b], upper_bits(isa, high), out);
+    }
+
+    #[inline(always)]
+    fn lanes_in_turn(
+        isa: I,
+        unit: &LaneUnit<'_>,
+        b: usize,
+        indices: &LaneIndices,
+        take: &mut impl TakeLanes<I>,
+    ) {
+        let high = isa.shr_i(unit.int(isa, 8 + b / 2), 16 * (b as u32 % 2));
+        nibble_lanes(isa, &unit.words[b], high, indices, take);
     }
 
     #[inline(always)]

@@ -34,6 +34,6 @@ pub use isa::{Isa, IsaOp};
 pub use lane_bits::LaneBits;
 pub use lanes::{Lanes, pair};
 pub use products::Products;
-pub use row_lanes::{Codebook4, Codebook8, RowLanes};
+pub use row_lanes::{Codebook4, Codebook8, LaneIndices, RowLanes, TakeLanes};
 pub use scalar::Scalar;
 pub use select::{IsaKind, available, best, run, selected};

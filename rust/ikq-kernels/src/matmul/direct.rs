@@ -8,7 +8,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use ikq_decode::{BlockType, Decode, Decoding, LaneCodes, LaneScales, LaneUnit};
-use ikq_simd::{Isa, IsaKind, IsaOp, array, run};
+use ikq_simd::{Isa, IsaKind, IsaOp, LaneIndices, TakeLanes, array, run};
 
 use super::bands::{AHEAD, BAND, Product, Tail, n_units};
 use crate::act::{ActBlock, ActUnit, Debts, FLOAT_START};
@@ -96,6 +96,7 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
         *debts = &op.acts.debts(column)[..n_units];
     }
     let mut scales = LaneScales::new(isa);
+    let mut indices = [LaneIndices::default(); 8];
     for b in bands {
         let band = op.bands.band(b);
         tail.fill::<I, D>(&band);
@@ -114,7 +115,18 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
             for (starts, debts) in starts.iter_mut().zip(&debts) {
                 sum_starts::<I, D>(isa, &debts[u], reads_floats::<I>(C), starts);
             }
-            let pair = Units::<I, C> { unit: &unit, scales: &scales, columns: &units, starts: &starts };
+            if is_in_turn::<I, D>() {
+                for (b, indices) in indices.iter_mut().enumerate() {
+                    D::lane_indices(isa, &unit, b, indices);
+                }
+            }
+            let pair = Units::<I, C> {
+                unit: &unit,
+                scales: &scales,
+                columns: &units,
+                starts: &starts,
+                indices: &indices,
+            };
             // without a loop around them the parts share what they read, and their shifts are constants
             let is_apart = match I::REGISTERS {
                 32.. => C <= 4 || D::DECODING != Decoding::Heavy || D::TOGETHER == 8,
@@ -176,19 +188,45 @@ fn store<I: Isa, const C: usize>(
     }
 }
 
+/// Whether each vector of codes is multiplied before the next is made: registers do not hold all of them.
+const fn is_in_turn<I: Isa, D: Decode<I>>() -> bool {
+    D::IN_TURN && I::REGISTERS < 32
+}
+
 /// A unit of a band, and the same unit of `C` columns.
 struct Units<'a, I: Isa, const C: usize> {
     unit: &'a LaneUnit<'a>,
     scales: &'a LaneScales<I::F>,
     columns: &'a [&'a ActUnit; C],
     starts: &'a [[i32; 16]; C],
+    indices: &'a [LaneIndices; 8],
 }
 
 impl<I: Isa, const C: usize> Units<'_, I, C> {
     /// Adds the products of the 32 elements `b`.
     #[inline(always)]
     fn add<D: Decode<I>>(&self, isa: I, b: usize, acc: &mut [I::F; C]) {
-        let Units { unit, scales, columns, starts } = self;
+        let Units { unit, scales, columns, starts, indices } = self;
+        if is_in_turn::<I, D>() {
+            let mut sums = InTurn::<I, D, C>::new(isa, columns, starts, b);
+            D::lanes_in_turn(isa, unit, b, &indices[b], &mut sums);
+            let sums = sums.sums;
+            for c in 0..C {
+                let product = match D::PER_16 {
+                    true => isa.mul_f(isa.float_i(sums[0][c]), scales.scale[2 * b]),
+                    false => {
+                        let sum = if C == 1 { isa.add_i(sums[0][c], sums[1][c]) } else { sums[0][c] };
+                        isa.mul_f(isa.float_i(sum), scales.scale[b])
+                    }
+                };
+                let product = match D::PER_16 {
+                    true => isa.fused_add(isa.float_i(sums[1][c]), scales.scale[2 * b + 1], product),
+                    false => product,
+                };
+                acc[c] = add_32::<I>(isa, product, scales.min[b], false, &columns[c][b], acc[c]);
+            }
+            return;
+        }
         let codes = D::lanes(isa, unit, b);
         if D::PER_16 {
             let (scale, min) = (&scales.scale[2 * b..2 * b + 2], &scales.min[2 * b..2 * b + 2]);
@@ -208,6 +246,67 @@ impl<I: Isa, const C: usize> Units<'_, I, C> {
             for c in 0..C {
                 let product = scale.product(isa, sums[c]);
                 acc[c] = add_32::<I>(isa, product, scales.min[b], D::HAS_MIN, &columns[c][b], acc[c]);
+            }
+        }
+    }
+}
+
+/// Sums of products of 32 elements, for types whose vectors of codes come one after another ([`Decode::lanes_in_turn`]): what
+/// [`dots`] computes, in two sums, which are those of 16 elements each where scales are per 16.
+struct InTurn<'a, I: Isa, D, const C: usize> {
+    sums: [[I::I; C]; 2],
+    /// What is added in 16 bits meanwhile ([`ikq_simd::Products::pair_products`]).
+    pairs: Option<[I::Pairs; C]>,
+    x: [&'a [[i8; 4]; 8]; C],
+    types: PhantomData<D>,
+}
+
+impl<'a, I: Isa, D: Decode<I>, const C: usize> InTurn<'a, I, D, C> {
+    #[inline(always)]
+    fn new(isa: I, columns: &[&'a ActUnit; C], starts: &[[i32; 16]; C], b: usize) -> Self {
+        let mut sums = [[isa.splat_i(0); C]; 2];
+        let mut x = [fours(&columns[0][b]); C];
+        for c in 0..C {
+            x[c] = fours(&columns[c][b]);
+            let at = if D::PER_16 { 2 * b } else { b };
+            sums[0][c] = isa.splat_i(starts[c][at]);
+            if D::PER_16 {
+                sums[1][c] = isa.splat_i(starts[c][at + 1]);
+            }
+        }
+        InTurn { sums, pairs: None, x, types: PhantomData }
+    }
+}
+
+impl<I: Isa, D: Decode<I>, const C: usize> TakeLanes<I> for InTurn<'_, I, D, C> {
+    #[inline(always)]
+    fn take(&mut self, isa: I, i: usize, codes: I::B64) {
+        let together = if D::PER_16 && D::SMALL > 4 { 4 } else { D::SMALL };
+        let is_last = i % together == together - 1;
+        // a second sum where there is one column, so that not every product waits for the one before
+        let half = match D::PER_16 {
+            true => i / 4,
+            false if C == 1 => i / together % 2,
+            false => 0,
+        };
+        for c in 0..C {
+            let four = isa.splat_4_codes(&self.x[c][i]);
+            let sum = &mut self.sums[half][c];
+            if together == 1 {
+                *sum = isa.dot4_unsigned(*sum, codes, four);
+                continue;
+            }
+            let mut product = isa.pair_products(codes, four);
+            match &mut self.pairs {
+                Some(pairs) if i % together != 0 => {
+                    product = isa.add_pairs(pairs[c], product);
+                    pairs[c] = product;
+                }
+                Some(pairs) => pairs[c] = product,
+                None => self.pairs = Some([product; C]),
+            }
+            if is_last {
+                *sum = isa.sum_pairs(*sum, product);
             }
         }
     }

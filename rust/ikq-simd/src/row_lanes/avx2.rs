@@ -2,7 +2,7 @@
 
 use core::arch::x86_64::*;
 
-use super::{Codebook4, Codebook8, RowLanes};
+use super::{Codebook4, Codebook8, LaneIndices, RowLanes, TakeLanes};
 use crate::Avx2;
 use crate::lane_bits::count;
 
@@ -164,11 +164,10 @@ impl RowLanes for Avx2 {
             let (odd, low) = (_mm256_broadcastsi128_si256(odd), _mm256_set1_epi8(15));
             let mut out = v;
             for half in &mut out {
-                let v = *half;
-                let v = _mm256_and_si256(v, _mm256_set1_epi8(0x7f));
-                let high = _mm256_and_si256(_mm256_srli_epi16::<4>(v), low);
-                let (a, b) = (_mm256_shuffle_epi8(odd, _mm256_and_si256(v, low)), _mm256_shuffle_epi8(odd, high));
-                *half = _mm256_xor_si256(v, _mm256_xor_si256(a, b));
+                let v = _mm256_and_si256(*half, _mm256_set1_epi8(0x7f));
+                // both nibbles have as many ones, but for pairs of them, as the bits in which they differ
+                let differ = _mm256_and_si256(_mm256_xor_si256(v, _mm256_srli_epi16::<4>(v)), low);
+                *half = _mm256_xor_si256(v, _mm256_shuffle_epi8(odd, differ));
             }
             out
         }
@@ -220,82 +219,122 @@ impl RowLanes for Avx2 {
         }
     }
     #[inline(always)]
+    fn indices_8(self, low: &[u8; 64], high: Pair, out: &mut LaneIndices) {
+        join_indices(crate::Isa::load(self, low), high, out.0.first_chunk_mut().expect("four of eight"));
+    }
+    #[inline(always)]
+    fn indices_4(self, low: &[[u8; 64]; 2], high: Pair, out: &mut LaneIndices) {
+        for (line, out) in out.0.as_chunks_mut().0.iter_mut().enumerate() {
+            join_indices(crate::Isa::load(self, &low[line]), self.spread_bits(high, line, 0), out);
+        }
+    }
+    #[inline(always)]
     fn codebook_8<const N: usize>(
         self,
         book: &Codebook8<N>,
         low: &[u8; 64],
         high: Pair,
+        indices: &LaneIndices,
         signs: Pair,
-    ) -> [Pair; 8] {
-        let mut words = [[[0u16; 16]; 2]; 2];
-        if N > 256 {
-            let high = crate::Isa::and(self, high, crate::Isa::splat(self, ((N - 1) >> 8) as u8));
-            for ((low, high), out) in crate::Isa::load(self, low).into_iter().zip(high).zip(&mut words) {
-                isa! {
-                    // within 128 bits: two rows, then two more
-                    _mm256_storeu_si256(out[0].as_mut_ptr().cast(), _mm256_unpacklo_epi8(low, high));
-                    _mm256_storeu_si256(out[1].as_mut_ptr().cast(), _mm256_unpackhi_epi8(low, high));
-                }
-            }
-        }
-        // read from memory: taken out of the registers that were stored they would take twice as long
-        let words = if N > 256 { std::hint::black_box(&words) } else { &[[[0; 16]; 2]; 2] };
-        let mut out = [high; 8];
-        for (l, out) in out.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-            for half in 0..2 {
-                // entries of eight rows are loaded from the table two by two; gathering them in memory first would
-                // be slower, because memory that was just written in parts is slow to read as a whole
-                let entry = |r: usize| {
-                    let i = match N {
-                        ..=256 => usize::from(low[4 * (8 * half + r) + l]) & (N - 1),
-                        _ => usize::from(words[half][r % 4 / 2][8 * (r / 4) + 4 * (r % 2) + l]),
+        take: &mut impl TakeLanes<Self>,
+    ) {
+        let values = book.values.first_chunk().expect("64 values");
+        // written out, so that vectors are taken as they come
+        macro_rules! entries {
+            ($l:expr) => {
+                let mut out = [high; 2];
+                for half in 0..2 {
+                    // entries of eight rows are loaded from the table two by two; gathering them in memory first would
+                    // be slower, because memory that was just written in parts is slow to read as a whole
+                    let entry = |r: usize| {
+                        let i = match N {
+                            ..=256 => usize::from(low[4 * (8 * half + r) + $l]),
+                            _ => joined_index(&indices.0, half, r, $l),
+                        };
+                        &book.bytes[i & (N - 1)]
                     };
-                    // SAFETY: no index has bits above those of `N - 1`.
-                    unsafe { book.bytes.get_unchecked(i) }
-                };
-                isa! {
-                    let (a, b) = (two_entries(entry(0), entry(1)), two_entries(entry(2), entry(3)));
-                    let (c, d) = (two_entries(entry(4), entry(5)), two_entries(entry(6), entry(7)));
-                    out[0][half] = _mm256_castps_si256(_mm256_set_m128(
-                        _mm_shuffle_ps::<0x88>(c, d),
-                        _mm_shuffle_ps::<0x88>(a, b),
-                    ));
-                    out[1][half] = _mm256_castps_si256(_mm256_set_m128(
-                        _mm_shuffle_ps::<0xdd>(c, d),
-                        _mm_shuffle_ps::<0xdd>(a, b),
-                    ));
+                    isa! {
+                        // rows 0, 1, 4, 5 and 2, 3, 6, 7
+                        let a = _mm256_set_m128(two_entries(entry(4), entry(5)), two_entries(entry(0), entry(1)));
+                        let b = _mm256_set_m128(two_entries(entry(6), entry(7)), two_entries(entry(2), entry(3)));
+                        out[0][half] = _mm256_castps_si256(_mm256_shuffle_ps::<0x88>(a, b));
+                        out[1][half] = _mm256_castps_si256(_mm256_shuffle_ps::<0xdd>(a, b));
+                    }
                 }
-            }
-            for (i, out) in out.iter_mut().enumerate() {
-                let levels = crate::Isa::or(self, *out, self.spread_bits(signs, 2 * l + i, 2));
-                *out = crate::Isa::lut16(self, book.values.first_chunk().expect("64 values"), levels);
-            }
+                for (i, levels) in out.into_iter().enumerate() {
+                    let i = 2 * $l + i;
+                    let levels = crate::Isa::or(self, levels, self.spread_bits(signs, i, 2));
+                    take.take(self, i, crate::Isa::lut16(self, values, levels));
+                }
+            };
         }
-        out
+        entries!(0);
+        entries!(1);
+        entries!(2);
+        entries!(3);
     }
     #[inline(always)]
-    fn codebook_4<const N: usize>(self, book: &Codebook4<N>, index: [Pair; 8], signs: Pair) -> [Pair; 8] {
-        let mut at = [[0; 16]; 8];
-        for (at, index) in at.iter_mut().zip(index) {
-            crate::LaneBits::store_i(self, index, at);
-        }
-        // single loads are faster than gathering, and faster from memory than out of registers, as in `codebook_8`
-        let at = std::hint::black_box(&at);
-        let mut out = index;
-        for (i, (out, at)) in out.iter_mut().zip(at).enumerate() {
-            for (half, at) in out.iter_mut().zip(at.as_chunks::<8>().0) {
-                let entry = |r: usize| book.bytes[at[r] as usize & (N - 1)] as i32;
-                isa! {
-                    *half = _mm256_setr_epi32(
-                        entry(0), entry(1), entry(2), entry(3), entry(4), entry(5), entry(6), entry(7),
-                    );
+    fn codebook_4<const N: usize>(
+        self,
+        book: &Codebook4<N>,
+        low: &[[u8; 64]; 2],
+        _: Pair,
+        indices: &LaneIndices,
+        signs: Pair,
+        take: &mut impl TakeLanes<Self>,
+    ) {
+        let values = book.values.first_chunk().expect("64 values");
+        // written out, so that vectors are taken as they come
+        macro_rules! entries {
+            ($i:expr) => {
+                let mut levels = signs;
+                for (half, levels) in levels.iter_mut().enumerate() {
+                    let l = $i % 4;
+                    let entry = |r: usize| {
+                        let i = match N {
+                            ..=256 => usize::from(low[$i / 4][4 * (8 * half + r) + l]),
+                            _ => joined_index(&indices.0[4 * ($i / 4)..], half, r, l),
+                        };
+                        book.bytes[i & (N - 1)] as i32
+                    };
+                    isa! {
+                        // single loads are faster than gathering
+                        *levels = _mm256_setr_epi32(
+                            entry(0), entry(1), entry(2), entry(3), entry(4), entry(5), entry(6), entry(7),
+                        );
+                    }
                 }
-            }
-            let levels = crate::Isa::or(self, *out, self.spread_bits(signs, i, 3));
-            *out = crate::Isa::lut16(self, book.values.first_chunk().expect("64 values"), levels);
+                let levels = crate::Isa::or(self, levels, self.spread_bits(signs, $i, 3));
+                take.take(self, $i, crate::Isa::lut16(self, values, levels));
+            };
         }
-        out
+        entries!(0);
+        entries!(1);
+        entries!(2);
+        entries!(3);
+        entries!(4);
+        entries!(5);
+        entries!(6);
+        entries!(7);
     }
+}
+
+/// Joins the low bytes of four indices of each row with their upper bits.
+#[inline(always)]
+fn join_indices(low: Pair, high: Pair, out: &mut [[u16; 16]; 4]) {
+    for ((low, high), out) in low.into_iter().zip(high).zip(out.as_chunks_mut::<2>().0) {
+        isa! {
+            // within 128 bits: two rows, then two more
+            _mm256_storeu_si256(out[0].as_mut_ptr().cast(), _mm256_unpacklo_epi8(low, high));
+            _mm256_storeu_si256(out[1].as_mut_ptr().cast(), _mm256_unpackhi_epi8(low, high));
+        }
+    }
+}
+
+/// Index `l` of row `8 half + r`, as [`join_indices`] leaves them.
+#[inline(always)]
+fn joined_index(words: &[[u16; 16]], half: usize, r: usize, l: usize) -> usize {
+    usize::from(words[2 * half + r % 4 / 2][8 * (r / 4) + 4 * (r % 2) + l])
 }
 
 /// Loads two entries of eight bytes.

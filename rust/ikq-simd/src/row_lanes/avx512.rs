@@ -2,7 +2,7 @@
 
 use core::arch::x86_64::*;
 
-use super::{Codebook4, Codebook8, RowLanes};
+use super::{Codebook4, Codebook8, LaneIndices, RowLanes, TakeLanes};
 use crate::lane_bits::count;
 use crate::{Avx512, LaneBits, array};
 
@@ -165,35 +165,39 @@ impl RowLanes for Avx512 {
         book: &Codebook8<N>,
         low: &[u8; 64],
         high: __m512i,
+        _: &LaneIndices,
         signs: __m512i,
-    ) -> [__m512i; 8] {
+        take: &mut impl TakeLanes<Self>,
+    ) {
         let low = crate::Isa::load(self, low);
         isa! {
             // the levels of elements 0..4 and of elements 4..8 of the four entries of a row, two bits each
             let levels = [lut_u8(&book.levels[0], low, high), lut_u8(&book.levels[1], low, high)];
             let values = _mm512_loadu_si512(book.values.as_ptr().cast());
-            let mut out = [values; 8];
-            for (i, out) in out.iter_mut().enumerate() {
+            for i in 0..8 {
                 let level = spread(levels[i % 2], 8 * (i / 2), 2, 0);
                 // bits above the sign do not matter, because the values repeat
                 let at = either(_mm512_set1_epi8(3), level, self.spread_bits(signs, i, 2));
-                *out = _mm512_permutexvar_epi8(at, values);
+                take.take(self, i, _mm512_permutexvar_epi8(at, values));
             }
-            out
         }
     }
     #[inline(always)]
     fn codebook_4<const N: usize>(
         self,
         book: &Codebook4<N>,
-        index: [__m512i; 8],
+        low: &[[u8; 64]; 2],
+        high: __m512i,
+        _: &LaneIndices,
         signs: __m512i,
-    ) -> [__m512i; 8] {
+        take: &mut impl TakeLanes<Self>,
+    ) {
+        let index = |i| super::index_of_4::<Self, N>(self, low, high, i);
         isa! {
             let values = _mm512_loadu_si512(book.values.as_ptr().cast());
             let mut out = [values; 8];
             for i in 0..4 {
-                let pair = _mm512_or_si512(index[i], _mm512_slli_epi32::<16>(index[i + 4]));
+                let pair = _mm512_or_si512(index(i), _mm512_slli_epi32::<16>(index(i + 4)));
                 let levels = lut_u16(&book.levels, pair);
                 for h in 0..2 {
                     let level = spread(levels, 16 * h, 3, 0);
@@ -201,7 +205,9 @@ impl RowLanes for Avx512 {
                     out[i + 4 * h] = _mm512_permutexvar_epi8(at, values);
                 }
             }
-            out
+            for (i, codes) in out.into_iter().enumerate() {
+                take.take(self, i, codes);
+            }
         }
     }
 }

@@ -20,6 +20,12 @@ pub struct Codebook4<const N: usize> {
     pub values: [i8; 64],
 }
 
+/// Indices of more than eight bits of the entries that 32 elements of sixteen rows have, in the order in which an instruction set
+/// reads them; of use only to sets that read each entry from memory.
+#[derive(Clone, Copy, Default)]
+#[repr(align(64))]
+pub struct LaneIndices(pub(super) [[u16; 16]; 8]);
+
 impl<const N: usize> Codebook8<N> {
     /// The codebook of entries whose byte j is the level of element j.
     pub const fn new(bytes: [u64; N], values: [i8; 8]) -> Codebook8<N> {

@@ -14,7 +14,21 @@ mod tests;
 
 use crate::{Products, array};
 
-pub use codebook::{Codebook4, Codebook8};
+pub use codebook::{Codebook4, Codebook8, LaneIndices};
+
+/// Takes vectors of codes one after another. What is taken at once need not be kept, which matters to sets of few registers.
+pub trait TakeLanes<I: Products> {
+    /// Takes vector `i`. Vectors come in order.
+    fn take(&mut self, isa: I, i: usize, codes: I::B64);
+}
+
+/// Keeps them.
+impl<I: Products<B64 = B>, B: Copy> TakeLanes<I> for [B; 8] {
+    #[inline(always)]
+    fn take(&mut self, _: I, i: usize, codes: B) {
+        self[i] = codes;
+    }
+}
 
 /// Operations on words of sixteen rows.
 pub trait RowLanes: Products {
@@ -71,19 +85,29 @@ pub trait RowLanes: Products {
         self.fused_add(self.float_i(x), self.splat_f(MUL as f32), self.splat_f(ADD as f32))
     }
 
-    /// Looks up four entries of eight elements for each row. Vector i of the result has the values of elements `4
+    /// Puts the indices that [`RowLanes::codebook_8`] takes as `low` and `high` together, on sets which read them from memory. Memory
+    /// that was just written is slow to read, so it pays to do so some time before they are looked up.
+    #[inline(always)]
+    fn indices_8(self, _low: &[u8; 64], _high: Self::I, _out: &mut LaneIndices) {}
+
+    /// The same for [`RowLanes::codebook_4`].
+    #[inline(always)]
+    fn indices_4(self, _low: &[[u8; 64]; 2], _high: Self::I, _out: &mut LaneIndices) {}
+
+    /// Looks up four entries of eight elements for each row. Vector i that `take` gets has the values of elements `4
     /// i..4 i + 4`, which belong to entry i / 2; its index has its low eight bits in byte i / 2 of the row's four of
     /// `low`, which are best where they stand in memory, and the others in that byte of `high`. The sign of element j
-    /// is bit j of `signs`. Indices must be below `N`.
+    /// is bit j of `signs`. Indices must be below `N`; if that is above 256, `indices` has them, too.
     #[inline(always)]
     fn codebook_8<const N: usize>(
         self,
         book: &Codebook8<N>,
         low: &[u8; 64],
         high: Self::I,
+        _indices: &LaneIndices,
         signs: Self::I,
-    ) -> [Self::B64; 8]
-    where
+        take: &mut impl TakeLanes<Self>,
+    ) where
         Self: crate::Isa,
     {
         let mut highs = [0; 16];
@@ -97,34 +121,44 @@ pub trait RowLanes: Products {
             }
         }
         let turned = self.transpose_fours(rows.each_ref());
-        let mut out = [self.splat(0); 8];
-        for (i, out) in out.iter_mut().enumerate() {
-            let levels = self.or(turned[i], self.spread_bits(signs, i, 2));
-            *out = self.lut16(book.values.first_chunk().expect("64 values"), levels);
+        for (i, levels) in turned.into_iter().take(8).enumerate() {
+            let levels = self.or(levels, self.spread_bits(signs, i, 2));
+            take.take(self, i, self.lut16(book.values.first_chunk().expect("64 values"), levels));
         }
-        out
     }
 
     /// Looks up eight entries of four elements for each row, with signs as for [`RowLanes::codebook_8`]: vector i
-    /// of the result has the values of entry `index[i]`.
+    /// has the values of entry i, whose index has its low eight bits in byte `i % 4` of the row's four of `low[i / 4]`,
+    /// and a ninth, if `N` is above 256, in bit i of the row's `high`.
     #[inline(always)]
     fn codebook_4<const N: usize>(
         self,
         book: &Codebook4<N>,
-        index: [Self::I; 8],
+        low: &[[u8; 64]; 2],
+        high: Self::I,
+        _indices: &LaneIndices,
         signs: Self::I,
-    ) -> [Self::B64; 8]
-    where
+        take: &mut impl TakeLanes<Self>,
+    ) where
         Self: crate::Isa,
     {
-        let mut out = [self.splat(0); 8];
-        for (i, (out, index)) in out.iter_mut().zip(index).enumerate() {
+        for i in 0..8 {
             let mut at = [0; 16];
-            self.store_i(index, &mut at);
+            self.store_i(index_of_4::<Self, N>(self, low, high, i), &mut at);
             let levels = self.gather_u32(&book.bytes, array(|r| at[r] as u32));
             let levels = self.or(levels, self.spread_bits(signs, i, 3));
-            *out = self.lut16(book.values.first_chunk().expect("64 values"), levels);
+            take.take(self, i, self.lut16(book.values.first_chunk().expect("64 values"), levels));
         }
-        out
     }
+}
+
+/// Index i of [`RowLanes::codebook_4`] of each row.
+#[inline(always)]
+fn index_of_4<I: crate::Isa, const N: usize>(isa: I, low: &[[u8; 64]; 2], high: I::I, i: usize) -> I::I {
+    let low = isa.byte(isa.ints(isa.load(&low[i / 4])), i % 4);
+    if N <= 256 {
+        return low;
+    }
+    let ninth = isa.and_i(isa.shr_i(high, i as u32), isa.splat_i(1));
+    isa.or_i(low, isa.shl_i(ninth, 8))
 }

@@ -1,4 +1,4 @@
-use super::{Codebook4, Codebook8};
+use super::{Codebook4, Codebook8, LaneIndices};
 use crate::{Isa, IsaOp, available, run};
 
 /// Sixty-four irregular bytes.
@@ -84,18 +84,16 @@ impl IsaOp for Same {
         put(isa.of_ints(isa.with_parity(int)));
         put(isa.trits(v, [81, 27, 9, 3]));
         put(isa.trits(w, [1, 81, 1, 27]));
-        let mut index = [int; 8];
-        for (i, index) in index.iter_mut().enumerate() {
-            *index = isa.and_i(isa.shr_i(isa.ints(w), 3 * i as u32), isa.splat_i(511));
-        }
-        for v in isa.codebook_4(&BOOK_4, index, int) {
-            put(v);
-        }
+        let (mut indices, mut out) = (LaneIndices::default(), [v; 8]);
+        let low = [bytes(90), bytes(33)];
+        isa.indices_4(&low, isa.ints(w), &mut indices);
+        isa.codebook_4(&BOOK_4, &low, isa.ints(w), &indices, int, &mut out);
+        out.into_iter().for_each(&mut put);
         // upper index bits of 0 and 1
         let high = isa.and_i(isa.shr_i(isa.ints(w), 1), isa.splat_i(0x0101_0101));
-        for v in isa.codebook_8(&BOOK_8, &bytes(90), high, int) {
-            put(v);
-        }
+        isa.indices_8(&low[0], high, &mut indices);
+        isa.codebook_8(&BOOK_8, &low[0], high, &indices, int, &mut out);
+        out.into_iter().for_each(&mut put);
         // the generator's values without the bias of weights
         let values = isa.trellis(isa.and_i(int, isa.splat_i(0xffff)), &[3, 0x1234_5671, 77, 0x8000_0001]);
         put(if I::CODE_BIAS == 0 { values } else { isa.xor(values, isa.splat(0x80)) });
