@@ -96,7 +96,7 @@ class Weights:
     """Random matrices of a type: a tile of quantized rows per row length, repeated."""
 
     def __init__(self, type_name: str, seed: int) -> None:
-        self.type = ikq.QuantType[type_name]
+        self.type = ikq.QuantType[type_name.upper()]
         self.rng = np.random.default_rng(seed)
         self.rows: dict[tuple[int, str, float], np.ndarray[Any, Any]] = {}
 

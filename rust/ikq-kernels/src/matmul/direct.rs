@@ -210,20 +210,18 @@ impl<I: Isa, const C: usize> Units<'_, I, C> {
         if is_in_turn::<I, D>() {
             let mut sums = InTurn::<I, D, C>::new(isa, columns, starts, b);
             D::lanes_in_turn(isa, unit, b, &indices[b], &mut sums);
-            let sums = sums.sums;
             for c in 0..C {
-                let product = match D::PER_16 {
-                    true => isa.mul_f(isa.float_i(sums[0][c]), scales.scale[2 * b]),
-                    false => {
-                        let sum = if C == 1 { isa.add_i(sums[0][c], sums[1][c]) } else { sums[0][c] };
-                        isa.mul_f(isa.float_i(sum), scales.scale[b])
-                    }
-                };
-                let product = match D::PER_16 {
-                    true => isa.fused_add(isa.float_i(sums[1][c]), scales.scale[2 * b + 1], product),
-                    false => product,
-                };
-                acc[c] = add_32::<I>(isa, product, scales.min[b], false, &columns[c][b], acc[c]);
+                let [first, second] = [sums.sums[0][c], sums.sums[1][c]];
+                if D::PER_16 {
+                    let (scale, min) = (&scales.scale[2 * b..2 * b + 2], &scales.min[2 * b..2 * b + 2]);
+                    let product = isa.mul_f(isa.float_i(first), scale[0]);
+                    let product = isa.fused_add(isa.float_i(second), scale[1], product);
+                    acc[c] = add_16::<I>(isa, product, min, D::HAS_MIN, &columns[c][b], acc[c]);
+                } else {
+                    let sum = if C == 1 { isa.add_i(first, second) } else { first };
+                    let product = isa.mul_f(isa.float_i(sum), scales.scale[b]);
+                    acc[c] = add_32::<I>(isa, product, scales.min[b], D::HAS_MIN, &columns[c][b], acc[c]);
+                }
             }
             return;
         }
@@ -268,10 +266,12 @@ impl<'a, I: Isa, D: Decode<I>, const C: usize> InTurn<'a, I, D, C> {
         let mut x = [fours(&columns[0][b]); C];
         for c in 0..C {
             x[c] = fours(&columns[c][b]);
-            let at = if D::PER_16 { 2 * b } else { b };
-            sums[0][c] = isa.splat_i(starts[c][at]);
-            if D::PER_16 {
-                sums[1][c] = isa.splat_i(starts[c][at + 1]);
+            if let LaneCodes::Offset(_) = D::LANE_CODES {
+                let at = if D::PER_16 { 2 * b } else { b };
+                sums[0][c] = isa.splat_i(starts[c][at]);
+                if D::PER_16 {
+                    sums[1][c] = isa.splat_i(starts[c][at + 1]);
+                }
             }
         }
         InTurn { sums, pairs: None, x, types: PhantomData }
@@ -293,7 +293,10 @@ impl<I: Isa, D: Decode<I>, const C: usize> TakeLanes<I> for InTurn<'_, I, D, C> 
             let four = isa.splat_4_codes(&self.x[c][i]);
             let sum = &mut self.sums[half][c];
             if together == 1 {
-                *sum = isa.dot4_unsigned(*sum, codes, four);
+                *sum = match D::LANE_CODES {
+                    LaneCodes::Biased => isa.dot4(*sum, codes, four),
+                    _ => isa.dot4_unsigned(*sum, codes, four),
+                };
                 continue;
             }
             let mut product = isa.pair_products(codes, four);

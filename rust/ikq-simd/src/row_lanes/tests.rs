@@ -84,16 +84,20 @@ impl IsaOp for Same {
         put(isa.of_ints(isa.with_parity(int)));
         put(isa.trits(v, [81, 27, 9, 3]));
         put(isa.trits(w, [1, 81, 1, 27]));
-        let (mut indices, mut out) = (LaneIndices::default(), [v; 8]);
+        let (mut indices, mut codes) = (LaneIndices::default(), [v; 8]);
         let low = [bytes(90), bytes(33)];
         isa.indices_4(&low, isa.ints(w), &mut indices);
-        isa.codebook_4(&BOOK_4, &low, isa.ints(w), &indices, int, &mut out);
-        out.into_iter().for_each(&mut put);
+        isa.codebook_4(&BOOK_4, &low, isa.ints(w), &indices, int, &mut codes);
+        for v in codes {
+            put(v);
+        }
         // upper index bits of 0 and 1
         let high = isa.and_i(isa.shr_i(isa.ints(w), 1), isa.splat_i(0x0101_0101));
         isa.indices_8(&low[0], high, &mut indices);
-        isa.codebook_8(&BOOK_8, &low[0], high, &indices, int, &mut out);
-        out.into_iter().for_each(&mut put);
+        isa.codebook_8(&BOOK_8, &low[0], high, &indices, int, &mut codes);
+        for v in codes {
+            put(v);
+        }
         // the generator's values without the bias of weights
         let values = isa.trellis(isa.and_i(int, isa.splat_i(0xffff)), &[3, 0x1234_5671, 77, 0x8000_0001]);
         put(if I::CODE_BIAS == 0 { values } else { isa.xor(values, isa.splat(0x80)) });
