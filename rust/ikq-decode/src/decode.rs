@@ -150,20 +150,21 @@ pub trait Decode<I: Isa>: Sized + 'static {
     /// them: those of row r in its bytes `4 r..4 r + 4`, in the form that [`Decode::LANE_CODES`] says.
     #[inline(always)]
     fn lanes(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
-        if !Self::IN_TURN {
+        if Self::CODEBOOK == 0 {
             return by_rows::lanes::<I, Self>(isa, unit, b);
         }
         let mut indices = LaneIndices::default();
         Self::lane_indices(isa, unit, b, &mut indices);
         let mut out = [isa.splat(0); 8];
-        // sets of few registers read them from memory: taken out of the registers that were stored they would take twice as long
-        let indices = if I::REGISTERS < 32 { std::hint::black_box(&indices) } else { &indices };
+        // taken out of the registers that were stored they would take twice as long
+        let indices = if Self::CODEBOOK > I::LOOKED_UP { std::hint::black_box(&indices) } else { &indices };
         Self::lanes_in_turn(isa, unit, b, indices, &mut out);
         out
     }
 
-    /// Whether [`Decode::lanes_in_turn`] is implemented, and [`Decode::lanes`] by it.
-    const IN_TURN: bool = false;
+    /// Entries of the type's codebook; 0 for types that have none. Those that have one implement [`Decode::lanes_in_turn`] and get
+    /// [`Decode::lanes`] from it.
+    const CODEBOOK: usize = 0;
 
     /// Puts the indices of a codebook together that [`Decode::lanes_in_turn`] reads, where they have more than eight bits.
     #[inline(always)]

@@ -84,7 +84,7 @@ impl<I: Isa> Decode<I> for IQ1_S_R4 {
         ternary_entries(isa, array(index), isa.splat_4x16([a, a, b, b]))
     }
 
-    const IN_TURN: bool = true;
+    const CODEBOOK: usize = 2048;
 
     #[inline(always)]
     fn lane_indices(isa: I, unit: &LaneUnit<'_>, b: usize, out: &mut LaneIndices) {
@@ -147,7 +147,7 @@ impl<I: Isa> Decode<I> for IQ1_M_R4 {
         ternary_entries(isa, array(index), nibble_deltas(isa, h))
     }
 
-    const IN_TURN: bool = true;
+    const CODEBOOK: usize = 2048;
 
     #[inline(always)]
     fn lane_indices(isa: I, unit: &LaneUnit<'_>, b: usize, out: &mut LaneIndices) {

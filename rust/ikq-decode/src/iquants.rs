@@ -205,7 +205,7 @@ impl<I: Isa> Decode<I> for IQ2_XXS {
         isa.negate_where(grid, signs_of_64(u32_at(unit, at + 4), u32_at(unit, at + 12)))
     }
 
-    const IN_TURN: bool = true;
+    const CODEBOOK: usize = 256;
 
     #[inline(always)]
     fn lanes_in_turn(
@@ -277,7 +277,7 @@ impl<I: Isa> Decode<I> for IQ2_XS {
         isa.negate_where(grid, even(four(at) | four(at + 8) << 32))
     }
 
-    const IN_TURN: bool = true;
+    const CODEBOOK: usize = 512;
 
     #[inline(always)]
     fn lane_indices(isa: I, unit: &LaneUnit<'_>, b: usize, out: &mut LaneIndices) {
@@ -341,7 +341,7 @@ impl<I: Isa> Decode<I> for IQ2_S {
         isa.negate_where(isa.gather_u64(&IQ2S_GRID, array(index)), u64_at(unit, 34 + 8 * j))
     }
 
-    const IN_TURN: bool = true;
+    const CODEBOOK: usize = 1024;
 
     #[inline(always)]
     fn lane_indices(isa: I, unit: &LaneUnit<'_>, b: usize, out: &mut LaneIndices) {
@@ -395,7 +395,7 @@ impl<I: Isa> Decode<I> for IQ3_XXS {
         isa.negate_where(grid, signs_of_64(u32_at(unit, 66 + 8 * j), u32_at(unit, 70 + 8 * j)))
     }
 
-    const IN_TURN: bool = true;
+    const CODEBOOK: usize = 256;
 
     #[inline(always)]
     fn lanes_in_turn(
@@ -446,7 +446,7 @@ impl<I: Isa> Decode<I> for IQ3_S {
         isa.negate_where(isa.gather_u32(&IQ3S_GRID, array(index)), u64_at(unit, 74 + 8 * j))
     }
 
-    const IN_TURN: bool = true;
+    const CODEBOOK: usize = 512;
 
     #[inline(always)]
     fn lane_indices(isa: I, unit: &LaneUnit<'_>, b: usize, out: &mut LaneIndices) {
@@ -520,7 +520,7 @@ impl<I: Isa> Decode<I> for IQ1_S {
         ternary_entries(isa, array(index), isa.splat_4x16([a, a, b, b]))
     }
 
-    const IN_TURN: bool = true;
+    const CODEBOOK: usize = 2048;
 
     #[inline(always)]
     fn lane_indices(isa: I, unit: &LaneUnit<'_>, b: usize, out: &mut LaneIndices) {
@@ -580,7 +580,7 @@ impl<I: Isa> Decode<I> for IQ1_M {
         ternary_entries(isa, array(index), nibble_deltas(isa, h))
     }
 
-    const IN_TURN: bool = true;
+    const CODEBOOK: usize = 2048;
 
     #[inline(always)]
     fn lane_indices(isa: I, unit: &LaneUnit<'_>, b: usize, out: &mut LaneIndices) {

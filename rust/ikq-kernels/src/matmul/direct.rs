@@ -119,6 +119,8 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
                 for (b, indices) in indices.iter_mut().enumerate() {
                     D::lane_indices(isa, &unit, b, indices);
                 }
+                // taken out of the registers that were stored they would take twice as long
+                std::hint::black_box(&indices);
             }
             let pair = Units::<I, C> {
                 unit: &unit,
@@ -188,9 +190,9 @@ fn store<I: Isa, const C: usize>(
     }
 }
 
-/// Whether each vector of codes is multiplied before the next is made: registers do not hold all of them.
+/// Whether each vector of codes is multiplied before the next is made: entries of the codebook are read one by one.
 const fn is_in_turn<I: Isa, D: Decode<I>>() -> bool {
-    D::IN_TURN && I::REGISTERS < 32
+    D::CODEBOOK > I::LOOKED_UP
 }
 
 /// A unit of a band, and the same unit of `C` columns.
@@ -214,12 +216,13 @@ impl<I: Isa, const C: usize> Units<'_, I, C> {
                 let [first, second] = [sums.sums[0][c], sums.sums[1][c]];
                 if D::PER_16 {
                     let (scale, min) = (&scales.scale[2 * b..2 * b + 2], &scales.min[2 * b..2 * b + 2]);
-                    let product = isa.mul_f(isa.float_i(first), scale[0]);
-                    let product = isa.fused_add(isa.float_i(second), scale[1], product);
+                    let product = SumScale::new(isa, scale[0], reads_floats::<I>(C)).product(isa, first);
+                    let product = SumScale::new(isa, scale[1], false).add_product(isa, second, product);
                     acc[c] = add_16::<I>(isa, product, min, D::HAS_MIN, &columns[c][b], acc[c]);
                 } else {
                     let sum = if C == 1 { isa.add_i(first, second) } else { first };
-                    let product = isa.mul_f(isa.float_i(sum), scales.scale[b]);
+                    let scale = SumScale::new(isa, scales.scale[b], reads_floats::<I>(C));
+                    let product = scale.product(isa, sum);
                     acc[c] = add_32::<I>(isa, product, scales.min[b], D::HAS_MIN, &columns[c][b], acc[c]);
                 }
             }
@@ -281,7 +284,11 @@ impl<'a, I: Isa, D: Decode<I>, const C: usize> InTurn<'a, I, D, C> {
 impl<I: Isa, D: Decode<I>, const C: usize> TakeLanes<I> for InTurn<'_, I, D, C> {
     #[inline(always)]
     fn take(&mut self, isa: I, i: usize, codes: I::B64) {
-        let together = if D::PER_16 && D::SMALL > 4 { 4 } else { D::SMALL };
+        let together = match D::SMALL {
+            _ if I::CODE_BIAS != 0 => 1,
+            5.. if D::PER_16 => 4,
+            n => n,
+        };
         let is_last = i % together == together - 1;
         // a second sum where there is one column, so that not every product waits for the one before
         let half = match D::PER_16 {

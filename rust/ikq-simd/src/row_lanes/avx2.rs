@@ -2,6 +2,7 @@
 
 use core::arch::x86_64::*;
 
+use super::entries::eight_rows;
 use super::{Codebook4, Codebook8, LaneIndices, RowLanes, TakeLanes};
 use crate::Avx2;
 use crate::lane_bits::count;
@@ -10,6 +11,8 @@ use crate::lane_bits::count;
 type Pair = [__m256i; 2];
 
 impl RowLanes for Avx2 {
+    const LOOKED_UP: usize = 0;
+
     #[inline(always)]
     fn ints(self, v: Pair) -> Pair {
         v
@@ -220,12 +223,12 @@ impl RowLanes for Avx2 {
     }
     #[inline(always)]
     fn indices_8(self, low: &[u8; 64], high: Pair, out: &mut LaneIndices) {
-        join_indices(crate::Isa::load(self, low), high, out.0.first_chunk_mut().expect("four of eight"));
+        out.join(0, crate::Isa::load(self, low), high);
     }
     #[inline(always)]
     fn indices_4(self, low: &[[u8; 64]; 2], high: Pair, out: &mut LaneIndices) {
-        for (line, out) in out.0.as_chunks_mut().0.iter_mut().enumerate() {
-            join_indices(crate::Isa::load(self, &low[line]), self.spread_bits(high, line, 0), out);
+        for (line, low) in low.iter().enumerate() {
+            out.join(4 * line, crate::Isa::load(self, low), self.spread_bits(high, line, 0));
         }
     }
     #[inline(always)]
@@ -242,25 +245,13 @@ impl RowLanes for Avx2 {
         // written out, so that vectors are taken as they come
         macro_rules! entries {
             ($l:expr) => {
-                let mut out = [high; 2];
-                for half in 0..2 {
-                    // entries of eight rows are loaded from the table two by two; gathering them in memory first would
-                    // be slower, because memory that was just written in parts is slow to read as a whole
-                    let entry = |r: usize| {
-                        let i = match N {
-                            ..=256 => usize::from(low[4 * (8 * half + r) + $l]),
-                            _ => joined_index(&indices.0, half, r, $l),
-                        };
-                        &book.bytes[i & (N - 1)]
-                    };
-                    isa! {
-                        // rows 0, 1, 4, 5 and 2, 3, 6, 7
-                        let a = _mm256_set_m128(two_entries(entry(4), entry(5)), two_entries(entry(0), entry(1)));
-                        let b = _mm256_set_m128(two_entries(entry(6), entry(7)), two_entries(entry(2), entry(3)));
-                        out[0][half] = _mm256_castps_si256(_mm256_shuffle_ps::<0x88>(a, b));
-                        out[1][half] = _mm256_castps_si256(_mm256_shuffle_ps::<0xdd>(a, b));
-                    }
-                }
+                let index = |r: usize| match N {
+                    ..=256 => usize::from(low[4 * r + $l]),
+                    _ => indices.at(r, $l),
+                };
+                let (a, b) =
+                    (eight_rows(&book.bytes, |r| index(r)), eight_rows(&book.bytes, |r| index(8 + r)));
+                let out = [[a[0], b[0]], [a[1], b[1]]];
                 for (i, levels) in out.into_iter().enumerate() {
                     let i = 2 * $l + i;
                     let levels = crate::Isa::or(self, levels, self.spread_bits(signs, i, 2));
@@ -289,11 +280,10 @@ impl RowLanes for Avx2 {
             ($i:expr) => {
                 let mut levels = signs;
                 for (half, levels) in levels.iter_mut().enumerate() {
-                    let l = $i % 4;
                     let entry = |r: usize| {
                         let i = match N {
-                            ..=256 => usize::from(low[$i / 4][4 * (8 * half + r) + l]),
-                            _ => joined_index(&indices.0[4 * ($i / 4)..], half, r, l),
+                            ..=256 => usize::from(low[$i / 4][4 * (8 * half + r) + $i % 4]),
+                            _ => indices.at(8 * half + r, $i),
                         };
                         book.bytes[i & (N - 1)] as i32
                     };
@@ -316,33 +306,5 @@ impl RowLanes for Avx2 {
         entries!(5);
         entries!(6);
         entries!(7);
-    }
-}
-
-/// Joins the low bytes of four indices of each row with their upper bits.
-#[inline(always)]
-fn join_indices(low: Pair, high: Pair, out: &mut [[u16; 16]; 4]) {
-    for ((low, high), out) in low.into_iter().zip(high).zip(out.as_chunks_mut::<2>().0) {
-        isa! {
-            // within 128 bits: two rows, then two more
-            _mm256_storeu_si256(out[0].as_mut_ptr().cast(), _mm256_unpacklo_epi8(low, high));
-            _mm256_storeu_si256(out[1].as_mut_ptr().cast(), _mm256_unpackhi_epi8(low, high));
-        }
-    }
-}
-
-/// Index `l` of row `8 half + r`, as [`join_indices`] leaves them.
-#[inline(always)]
-fn joined_index(words: &[[u16; 16]], half: usize, r: usize, l: usize) -> usize {
-    usize::from(words[2 * half + r % 4 / 2][8 * (r / 4) + 4 * (r % 2) + l])
-}
-
-/// Loads two entries of eight bytes.
-#[inline(always)]
-fn two_entries(a: &u64, b: &u64) -> __m128 {
-    // SAFETY: SSE2 is part of x86-64; eight bytes are read from each.
-    unsafe {
-        let low = _mm_castsi128_ps(_mm_loadl_epi64(std::ptr::from_ref(a).cast()));
-        _mm_castpd_ps(_mm_loadh_pd(_mm_castps_pd(low), std::ptr::from_ref(b).cast()))
     }
 }

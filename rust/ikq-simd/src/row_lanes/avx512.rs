@@ -2,6 +2,7 @@
 
 use core::arch::x86_64::*;
 
+use super::entries::eight_rows;
 use super::{Codebook4, Codebook8, LaneIndices, RowLanes, TakeLanes};
 use crate::lane_bits::count;
 use crate::{Avx512, LaneBits, array};
@@ -19,6 +20,8 @@ const fn lines<const BITS: u32, const MUL: i32, const ADD: i32>() -> [f32; 16] {
 }
 
 impl RowLanes for Avx512 {
+    const LOOKED_UP: usize = 1024;
+
     #[inline(always)]
     fn ints(self, v: __m512i) -> __m512i {
         v
@@ -160,15 +163,25 @@ impl RowLanes for Avx512 {
         }
     }
     #[inline(always)]
+    fn indices_8(self, low: &[u8; 64], high: __m512i, out: &mut LaneIndices) {
+        isa! {
+            let halves = |v| [_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64::<1>(v)];
+            out.join(0, halves(crate::Isa::load(self, low)), halves(high));
+        }
+    }
+    #[inline(always)]
     fn codebook_8<const N: usize>(
         self,
         book: &Codebook8<N>,
         low: &[u8; 64],
         high: __m512i,
-        _: &LaneIndices,
+        indices: &LaneIndices,
         signs: __m512i,
         take: &mut impl TakeLanes<Self>,
     ) {
+        if N > Self::LOOKED_UP {
+            return read_8(self, book, indices, signs, take);
+        }
         let low = crate::Isa::load(self, low);
         isa! {
             // the levels of elements 0..4 and of elements 4..8 of the four entries of a row, two bits each
@@ -192,25 +205,67 @@ impl RowLanes for Avx512 {
         signs: __m512i,
         take: &mut impl TakeLanes<Self>,
     ) {
-        let index = |i| super::index_of_4::<Self, N>(self, low, high, i);
         isa! {
             let values = _mm512_loadu_si512(book.values.as_ptr().cast());
-            let mut out = [values; 8];
-            for i in 0..4 {
-                let pair = _mm512_or_si512(index(i), _mm512_slli_epi32::<16>(index(i + 4)));
-                let levels = lut_u16(&book.levels, pair);
-                for h in 0..2 {
-                    let level = spread(levels, 16 * h, 3, 0);
-                    let at = either(_mm512_set1_epi8(7), level, self.spread_bits(signs, i + 4 * h, 3));
-                    out[i + 4 * h] = _mm512_permutexvar_epi8(at, values);
+            for (line, low) in low.iter().enumerate() {
+                let low = crate::Isa::load(self, low);
+                let high = if N > 256 { self.spread_bits(high, line, 0) } else { high };
+                // the levels of elements 0 and 1 and of elements 2 and 3 of the four entries of a row, three bits each
+                let halves = [lut_u8(&book.levels[0], low, high), lut_u8(&book.levels[1], low, high)];
+                for l in 0..4 {
+                    // both bytes of an entry, each twice: one for each element
+                    let from = |e: usize| (l + 64 * (e / 2)) as i32 * (1 << (8 * e));
+                    let each = _mm512_set1_epi32(from(0) + from(1) + from(2) + from(3));
+                    let rows = _mm512_loadu_si512(const { &ROW_BYTES }.as_ptr().cast());
+                    let levels = _mm512_permutex2var_epi8(halves[0], _mm512_add_epi8(rows, each), halves[1]);
+                    let shifts = |k: usize| ((8 * (k % 8) + 3 * (k % 2)) as i64) << (8 * k);
+                    let shifts: i64 = (0..8).map(shifts).sum();
+                    let level = _mm512_multishift_epi64_epi8(_mm512_set1_epi64(shifts), levels);
+                    let at = either(_mm512_set1_epi8(7), level, self.spread_bits(signs, 4 * line + l, 3));
+                    take.take(self, 4 * line + l, _mm512_permutexvar_epi8(at, values));
                 }
-            }
-            for (i, codes) in out.into_iter().enumerate() {
-                take.take(self, i, codes);
             }
         }
     }
 }
+
+/// [`RowLanes::codebook_8`] from memory.
+#[inline(always)]
+fn read_8<const N: usize>(
+    isa: Avx512,
+    book: &Codebook8<N>,
+    indices: &LaneIndices,
+    signs: __m512i,
+    take: &mut impl TakeLanes<Avx512>,
+) {
+    // written out, so that vectors are taken as they come
+    macro_rules! entries {
+        ($($l:literal)*) => {$(
+            let a = eight_rows(&book.bytes, |r| indices.read(r, $l));
+            let b = eight_rows(&book.bytes, |r| indices.read(8 + r, $l));
+            for i in 0..2 {
+                isa! {
+                    let levels = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(a[i]), b[i]);
+                    let at = _mm512_or_si512(levels, isa.spread_bits(signs, 2 * $l + i, 2));
+                    let values = _mm512_loadu_si512(book.values.as_ptr().cast());
+                    take.take(isa, 2 * $l + i, _mm512_permutexvar_epi8(at, values));
+                }
+            }
+        )*};
+    }
+    entries!(0 1 2 3);
+}
+
+/// The byte of each lane's first byte, four times.
+const ROW_BYTES: [u8; 64] = {
+    let mut out = [0; 64];
+    let mut i = 0;
+    while i < 64 {
+        out[i] = (i / 4 * 4) as u8;
+        i += 1;
+    }
+    out
+};
 
 /// For each seven bits: these, and above them the bit that makes the number of one bits even.
 static EVEN: [u8; 128] = {
@@ -288,33 +343,6 @@ fn lut_u8<const N: usize>(table: &[u8; N], low: __m512i, high: __m512i) -> __m51
                 parts[p] = _mm512_mask_blend_epi8(set, parts[2 * p], parts[2 * p + 1]);
             }
             bit += 1;
-        }
-        parts[0]
-    }
-}
-
-/// Looks up thirty-two entries of a table; indices are below `N`.
-#[inline(always)]
-fn lut_u16<const N: usize>(table: &[u16; N], index: __m512i) -> __m512i {
-    // SAFETY: called from methods of `Avx512` only, whose token proves AVX-512; a load is of 32 entries of the table.
-    unsafe {
-        const { assert!(N.is_multiple_of(64) && N <= 2048) };
-        // chooses by the low six bits of the index in each 64 entries, then among these by one bit after another
-        let mut parts = [index; 32];
-        let mut n = N / 64;
-        for (part, table) in parts.iter_mut().zip(table.as_chunks::<64>().0) {
-            let lo = _mm512_loadu_si512(table.as_ptr().cast());
-            let hi = _mm512_loadu_si512(table[32..].as_ptr().cast());
-            *part = _mm512_permutex2var_epi16(lo, index, hi);
-        }
-        let mut bit = 64;
-        while n > 1 {
-            n /= 2;
-            let set = _mm512_test_epi16_mask(index, _mm512_set1_epi16(bit));
-            for p in 0..n {
-                parts[p] = _mm512_mask_blend_epi16(set, parts[2 * p], parts[2 * p + 1]);
-            }
-            bit <<= 1;
         }
         parts[0]
     }

@@ -10,21 +10,15 @@ pub struct Codebook8<const N: usize> {
     pub values: [i8; 64],
 }
 
-/// A codebook of entries of four elements, each one of eight levels. `N` is a power of two, at least 64.
+/// A codebook of entries of four elements, each one of eight levels. `N` is a power of two, at least 128.
 pub struct Codebook4<const N: usize> {
-    /// The levels of the entries, that of element j in the three bits from bit `3 j` on.
-    pub levels: [u16; N],
+    /// The levels of the entries in two halves: that of element `2 h + j` is in the three bits from bit `3 j` of half h on.
+    pub levels: [[u8; N]; 2],
     /// The levels of the entries, that of element j in byte j.
     pub bytes: [u32; N],
     /// The value of level l with sign bit s is at `l + 8 s`; all values repeat after that.
     pub values: [i8; 64],
 }
-
-/// Indices of more than eight bits of the entries that 32 elements of sixteen rows have, in the order in which an instruction set
-/// reads them; of use only to sets that read each entry from memory.
-#[derive(Clone, Copy, Default)]
-#[repr(align(64))]
-pub struct LaneIndices(pub(super) [[u16; 16]; 8]);
 
 impl<const N: usize> Codebook8<N> {
     /// The codebook of entries whose byte j is the level of element j.
@@ -54,15 +48,15 @@ impl<const N: usize> Codebook8<N> {
 impl<const N: usize> Codebook4<N> {
     /// The codebook of entries whose byte j is the level of element j.
     pub const fn new(bytes: [u32; N], values: [i8; 16]) -> Codebook4<N> {
-        assert!(N.is_power_of_two() && N >= 64);
-        let mut book = Codebook4 { levels: [0; N], bytes, values: [0; 64] };
+        assert!(N.is_power_of_two() && N >= 128);
+        let mut book = Codebook4 { levels: [[0; N]; 2], bytes, values: [0; 64] };
         let mut i = 0;
         while i < N {
             let mut j = 0;
             while j < 4 {
                 let level = bytes[i] >> (8 * j) & 0xff;
                 assert!(level < 8);
-                book.levels[i] |= (level as u16) << (3 * j);
+                book.levels[j / 2][i] |= (level as u8) << (3 * (j % 2));
                 j += 1;
             }
             i += 1;

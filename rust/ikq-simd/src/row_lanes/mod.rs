@@ -8,13 +8,15 @@ mod intrinsics;
 mod avx2;
 mod avx512;
 mod codebook;
+mod entries;
 mod scalar;
 #[cfg(test)]
 mod tests;
 
 use crate::{Products, array};
 
-pub use codebook::{Codebook4, Codebook8, LaneIndices};
+pub use codebook::{Codebook4, Codebook8};
+pub use entries::LaneIndices;
 
 /// Takes vectors of codes one after another. What is taken at once need not be kept, which matters to sets of few registers.
 pub trait TakeLanes<I: Products> {
@@ -32,6 +34,9 @@ impl<I: Products<B64 = B>, B: Copy> TakeLanes<I> for [B; 8] {
 
 /// Operations on words of sixteen rows.
 pub trait RowLanes: Products {
+    /// Codebooks of more entries are read from memory, entry by entry; others are looked up in registers.
+    const LOOKED_UP: usize;
+
     /// The four bytes of each lane as a little-endian integer.
     fn ints(self, v: Self::B64) -> Self::I;
     /// The inverse of [`RowLanes::ints`].

@@ -4,6 +4,8 @@ use super::RowLanes;
 use crate::{Scalar, array};
 
 impl RowLanes for Scalar {
+    const LOOKED_UP: usize = usize::MAX;
+
     #[inline(always)]
     fn ints(self, v: [u8; 64]) -> [i32; 16] {
         let words = v.as_chunks::<4>().0;
