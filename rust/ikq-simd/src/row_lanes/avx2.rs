@@ -236,7 +236,7 @@ impl RowLanes for Avx2 {
         self,
         book: &Codebook8<N>,
         low: &[u8; 64],
-        high: Pair,
+        _: Pair,
         indices: &LaneIndices,
         signs: Pair,
         take: &mut impl TakeLanes<Self>,
