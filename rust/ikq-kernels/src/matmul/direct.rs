@@ -308,11 +308,11 @@ impl<I: Isa, D: Decode<I>, const C: usize> TakeLanes<I> for InTurn<'_, I, D, C> 
             }
             let mut product = isa.pair_products(codes, four);
             match &mut self.pairs {
-                Some(pairs) if i % together != 0 => {
+                Some(pairs) if i.is_multiple_of(together) => pairs[c] = product,
+                Some(pairs) => {
                     product = isa.add_pairs(pairs[c], product);
                     pairs[c] = product;
                 }
-                Some(pairs) => pairs[c] = product,
                 None => self.pairs = Some([product; C]),
             }
             if is_last {
