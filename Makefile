@@ -67,7 +67,8 @@ python-test: $(VENV)/.testable sdists
 	$(BIN)/python -m pytest --doctest-glob="*.md" README.md docs
 
 # kernels on the emulator and through NVRTC; needs g++, and the network for NVRTC
-KERNEL_TESTS := $(addprefix tests/cuda/test_kernels_, weights.py products.py layers.py turn.py delta.py)
+KERNEL_TESTS := $(addprefix tests/cuda/test_kernels_, weights.py products.py layers.py turn.py delta.py matrix.py mmf.py \
+	attention.py bands.py)
 test-cuda: $(VENV)/.testable
 	$(BIN)/python -m pip install --quiet 'nvidia-cuda-nvrtc==13.0.*'
 	IKQ_CUDA_TESTS=all $(BIN)/python -m pytest tests/cuda

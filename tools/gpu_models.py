@@ -101,3 +101,14 @@ def write_model(path: Path, s: Shape, type_name: str) -> None:
         for i in range(s.n_layer):
             for name, tensor in layer.items():
                 writer.add_tensor(f"blk.{i}.{name}.weight", tensor)
+
+
+def bytes_of_a_token(path: Path, s: Shape) -> int:
+    """Bytes of weights that a token reads: all but the embedding of other tokens and the experts that it does not use."""
+    n = 0
+    with ikq.GGUFReader(path) as reader:
+        for tensor in reader.tensors.values():
+            if tensor.name == "token_embd.weight":
+                continue
+            n += tensor.nbytes * s.n_used // s.n_expert if "_exps." in tensor.name else tensor.nbytes
+    return n

@@ -41,18 +41,15 @@ def counted(loop: list[str]) -> int:
     return sum(not x.startswith("NOP") for x in loop)
 
 
-def per_mma(name: str, architecture: int, tile: int) -> tuple[float, float, int]:
-    """Instructions per m16n8k32: all of a step's, those of the part that multiplies; and registers.
-
-    Raises:
-        SystemExit: if the loops are not there.
-    """
+def per_mma(name: str, architecture: int, tile: int) -> tuple[float, float, int] | None:
+    """Instructions per m16n8k32: all of a step's, those of the part that multiplies; and registers. None where a type has no
+    such tile."""
     kernels, cubin = compile_(("mmq.cu", (f"IKQ_TYPE={name}", f"IKQ_TILE={tile}")), architecture)
     (kernel,) = kernels
     found = sorted(loops(machine_code(cubin, kernel.name)), key=len)
     with_mma = [loop for loop in found if any(map(is_mma, loop))]
     if len(with_mma) < 2:
-        raise SystemExit(f"no loop over steps in {kernel.name}")
+        return None
     inner, outer = with_mma[0], with_mma[-1]
     # smaller instructions count as the part of m16n8k32 that they are
     n_mma = sum(
@@ -70,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("types", nargs="*", metavar="TYPE", default=TYPES)
+    parser.add_argument("types", nargs="*", metavar="TYPE", default=TYPES, type=str.lower)
     parser.add_argument("--arch", type=int, default=80, choices=sorted(CLOCKS))
     parser.add_argument("--tile", type=int, default=64, choices=(32, 64, 128))
     parser.add_argument("--json", type=Path)
@@ -79,14 +76,28 @@ def main() -> None:
         raise SystemExit("NVRTC is missing: pip install nvidia-cuda-nvrtc")
     rows = []
     print(
-        "| type | bits | instructions per mma | of them multiplying | share | registers |\n|---|--:|--:|--:|--:|--:|"
+        "| type | bits | instructions per mma | share | of them multiplying | share | registers |\n"
+        "|---|--:|--:|--:|--:|--:|--:|"
     )
     for name in sorted(arguments.types, key=lambda t: ikq.QuantType(t).bpw):
-        count, inner, registers = per_mma(name, arguments.arch, arguments.tile)
-        share = min(1.0, CLOCKS[arguments.arch] / count)
-        rows.append({"type": name, "instructions": count, "multiplying": inner, "share": share})
         bits = ikq.QuantType(name).bpw
-        print(f"| {name} | {bits:.3f} | {count:.1f} | {inner:.1f} | {share:.2f} | {registers} |", flush=True)
+        found = per_mma(name, arguments.arch, arguments.tile)
+        if found is None:
+            print(f"| {name} | {bits:.3f} | - | - | - | - | - |", flush=True)
+            continue
+        count, inner, registers = found
+        share, multiplying = (min(1.0, CLOCKS[arguments.arch] / n) for n in (count, inner))
+        rows.append(
+            {
+                "type": name,
+                "instructions": count,
+                "multiplying": inner,
+                "share": share,
+                "share_multiplying": multiplying,
+            }
+        )
+        cells = [f"{count:.1f}", f"{share:.2f}", f"{inner:.1f}", f"{multiplying:.2f}", str(registers)]
+        print(f"| {name} | {bits:.3f} | {' | '.join(cells)} |", flush=True)
     if arguments.json:
         document = {"arch": arguments.arch, "tile": arguments.tile, "rows": rows}
         arguments.json.write_text(json.dumps(document, indent=1) + "\n")

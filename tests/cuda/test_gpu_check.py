@@ -194,6 +194,21 @@ def test_without_a_gpu_it_says_so(tmp_path):
     env.pop("LD_LIBRARY_PATH")
     done, rows = check(env, tmp_path / "out.json")
     assert done.returncode == 1
-    failed = {row["group"] for row in rows if not row["ok"]}
-    assert failed == set(GROUPS), "nothing can be checked"
-    assert f"{len(failed)} failed" in done.stdout
+    assert [row["name"] for row in rows if not row["ok"]] == ["environment"]
+    (told,) = (line for line in done.stdout.splitlines() if line.startswith("FAIL environment"))
+    assert "pip install" in told, "the reason and the way out"
+    assert f"Not started, as no GPU can be used: {', '.join(GROUPS[1:])}." in done.stdout
+
+
+def test_a_group_that_is_none(tmp_path):
+    command = [
+        sys.executable,
+        str(CHECK),
+        "--only",
+        "environment,nonsense",
+        "--out",
+        str(tmp_path / "out.json"),
+    ]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("--only nonsense: no such group; there are environment, compile, ")
