@@ -107,8 +107,8 @@ def bytes_of_a_token(path: Path, s: Shape) -> int:
     """Bytes of weights that a token reads: all but the embedding of other tokens and the experts that it does not use."""
     n = 0
     with ikq.GGUFReader(path) as reader:
-        for tensor in reader.tensors.values():
-            if tensor.name == "token_embd.weight":
+        for name, tensor in reader.tensors.items():
+            if name == "token_embd.weight":
                 continue
-            n += tensor.nbytes * s.n_used // s.n_expert if "_exps." in tensor.name else tensor.nbytes
+            n += tensor.nbytes * s.n_used // s.n_expert if "_exps." in name else tensor.nbytes
     return n
