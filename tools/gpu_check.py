@@ -40,6 +40,7 @@ import numpy as np
 from gpu_attention import attention
 from gpu_blas import cublas
 from gpu_cards import BANDWIDTH, INT8, of_device
+from gpu_figures import figures
 from gpu_models import SHAPES, bytes_of_a_token, matrix, seed, write_model
 from gpu_whole import compare, compared, hybrid
 from numpy.typing import NDArray
@@ -531,6 +532,7 @@ GROUPS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "model": model,
     "hybrid": hybrid,
     "cublas": cublas,
+    "figures": figures,
     "compare": compare,
 }
 
@@ -552,7 +554,7 @@ def reason(row: Row) -> str:
 
 def table(rows: list[Row]) -> list[str]:
     """At most 60 lines, and a line for each failure that does not fit its own."""
-    lines = [f"{'':4} {'what':44} {'us':>12} {'of bound':>9} {'target':>7}  error"]
+    lines = [f"{'':4} {'what':50} {'us':>12} {'of bound':>9} {'target':>7}  error"]
     for row in sorted(rows, key=behind, reverse=True)[:57]:
         reached = f"{row['bound_us'] / row['us']:9.2f}" if "bound_us" in row else " " * 9
         us, target = (
@@ -562,7 +564,7 @@ def table(rows: list[Row]) -> list[str]:
         if "launches" in row:
             error = f"{row['launches']:.0f} launches, {row['replays']:.0f} graphs, {row['copies']:.0f} copies"
         lines.append(
-            f"{'ok' if row['ok'] else 'FAIL':4} {row['name'][:44]:44} {us:>12} {reached} {target:>7}  {error}"
+            f"{'ok' if row['ok'] else 'FAIL':4} {row['name'][:50]:50} {us:>12} {reached} {target:>7}  {error}"
         )
     failed = sum(not row["ok"] for row in rows)
     return [*lines, f"{len(rows)} rows, {failed} failed"]
@@ -588,6 +590,7 @@ def check(args: argparse.Namespace) -> int:
     for group in wanted:
         left = end - time.monotonic()
         command = [sys.executable, __file__, "--group", group, "--shape", args.shape]
+        command += ["--layers", str(args.layers)]
         command += ["--folder", args.folder] if args.folder else []
         command += ["--compare", args.compare] if args.compare else []
         command += [f"--compare-args={args.compare_args}", "--compare-types", args.compare_types]
@@ -621,6 +624,9 @@ def main() -> int:
     parser.add_argument("--out", default="gpu_check.json", help="file of results")
     parser.add_argument("--budget-s", type=float, default=480.0, help="seconds for all of it")
     parser.add_argument("--shape", choices=list(SHAPES), default="small", help="shape of the model")
+    parser.add_argument(
+        "--layers", type=int, default=4, help="of the models of `figures`; 0: all that the real ones have"
+    )
     parser.add_argument("--only", help="groups, joined by commas")
     parser.add_argument("--folder", help="where the model is written")
     parser.add_argument("--compare", metavar="LLAMA_BENCH", help="also time this program on the same models")

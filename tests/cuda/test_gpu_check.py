@@ -1,9 +1,11 @@
 """`tools/gpu_check.py`, the command that whoever has a GPU runs, with the stand-ins in front."""
 
+import importlib
 import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,47 @@ def test_experts_in_ram_on_the_stand_in(tmp_path):
     assert told["copied experts: the bits of those on the GPU"]["ok"]
     assert {"prompt of 16, experts in RAM, copied", "prompt of 16, experts in RAM, on the CPU"} <= set(told)
     assert any(name.startswith("copying is quicker from: ") for name in told)
+
+
+@pytest.mark.timeout(1800)
+def test_figures_on_the_stand_in(tmp_path):
+    """Both shapes, with few and small layers: every plan, with the experts in RAM, and behind a text."""
+    more = ("--only", "figures", "--layers", "2", "--budget-s", "1700")
+    done, rows = check(environment(), tmp_path / "out.json", *more, timeout=1750)
+    assert done.returncode == 0, done.stdout + done.stderr
+    models = ("qwen3-30b-a3b IQ4_KS x2", "gpt-oss-20b MXFP4 x2")
+    places = ("fused", "separate", "merged", "experts in RAM")
+    assert [row["name"] for row in rows] == [
+        name
+        for model in models
+        for name in (
+            *(f"{test} {model}, {place}" for place in places for test in ("pp12", "tg")),
+            f"pp12 {model}, behind 24",
+            f"tg {model}, behind 36",
+        )
+    ]
+    assert all(row["tokens_per_s"] > 0 for row in rows)
+
+
+def test_what_a_token_reads_and_computes(tmp_path, monkeypatch):
+    """Of experts only those that are used; no embedding but the token's own."""
+    monkeypatch.syspath_prepend(str(CHECK.parent))
+    figures, models = importlib.import_module("gpu_figures"), importlib.import_module("gpu_models")
+    shape = figures.SHAPES["gpt-oss-20b"]
+    small = replace(
+        shape, n_embd=256, n_head=4, n_head_kv=2, head_dim=64, n_ff=256, n_expert=8, n_used=2, n_ff_expert=256
+    )
+    figures.write(tmp_path / "model.gguf", small, 2, 512, "Q8_0")
+    attention, experts = 256 * 256 * 2 + 2 * 128 * 256, 2 * 3 * 256 * 256
+    assert figures.products_of_a_token(tmp_path / "model.gguf", small) == 2 * 2 * (
+        attention + experts + 8 * 256
+    )
+    weights = (2 * (attention + experts) + 512 * 256) * 34 // 32 + 2 * 4 * 8 * 256
+    n_bytes = models.bytes_of_a_token(tmp_path / "model.gguf", small)
+    # norms, biases and sinks besides
+    assert weights < n_bytes < 1.03 * weights
+    # a window of 128 positions in every other layer; keys and values of two heads of 64 halves
+    assert figures.cache_bytes(small, 2, 1000) == (128 + 1000) * 2 * 2 * 64 * 2
 
 
 def test_cublas_on_the_stand_in(tmp_path):
