@@ -60,7 +60,8 @@ def cache_bytes(s: Shape, n_layers: int, depth: int) -> int:
     """Bytes of keys and values that a token reads, in halves; every other layer of GPT-OSS sees a window only."""
     window = int(s.keys.get("attention.sliding_window", depth))
     seen: list[int] = [min(window, depth) if i % 2 == 0 else depth for i in range(n_layers)]
-    return sum(seen) * 2 * s.n_head_kv * s.head_dim * 2
+    n_bytes: int = sum(seen) * 2 * s.n_head_kv * s.head_dim * 2
+    return n_bytes
 
 
 def of_generated(model: ikq.Model, sequence: ikq.Sequence, ids: list[int]) -> float:
