@@ -40,6 +40,7 @@ import numpy as np
 from gpu_attention import attention
 from gpu_blas import cublas
 from gpu_cards import BANDWIDTH, INT8, of_device
+from gpu_features import features
 from gpu_figures import figures
 from gpu_models import SHAPES, bytes_of_a_token, matrix, seed, write_model
 from gpu_whole import compare, compared, hybrid
@@ -532,6 +533,7 @@ GROUPS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "model": model,
     "hybrid": hybrid,
     "cublas": cublas,
+    "features": features,
     "figures": figures,
     "compare": compare,
 }
@@ -561,6 +563,8 @@ def table(rows: list[Row]) -> list[str]:
             f"{row[k]:{w}}" if k in row else " " * len(w) for k, w in (("us", "12.1f"), ("target", "7.2f"))
         )
         error = f"{row['error']:.1e}" if "error" in row else reason(row)
+        if "usual_us" in row:
+            error = f"{row['us'] / row['usual_us']:.2f} of what it takes else"
         if "launches" in row:
             error = f"{row['launches']:.0f} launches, {row['replays']:.0f} graphs, {row['copies']:.0f} copies"
         lines.append(

@@ -109,6 +109,23 @@ def test_experts_in_ram_on_the_stand_in(tmp_path):
 
 
 @pytest.mark.timeout(1800)
+@pytest.mark.parametrize("n_gpus", [1, 2])
+def test_features_on_the_stand_in(tmp_path, n_gpus):
+    env = environment(IKQ_STANDIN_DEVICES=str(n_gpus))
+    done, rows = check(env, tmp_path / "out.json", "--only", "features", "--budget-s", "1700", timeout=1750)
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = {row["name"]: row for row in rows}
+    assert list(told) == [
+        "the 8 largest logits of each token",
+        "a text with drafts",
+        "step of 1, bits that depend on no step",
+        "step of 4, bits that depend on no step",
+        "two GPUs: the bits of one",
+    ]
+    assert ("why" in told["two GPUs: the bits of one"]) == (n_gpus == 1)
+
+
+@pytest.mark.timeout(1800)
 def test_figures_on_the_stand_in(tmp_path):
     """Both shapes, with few and small layers: every plan, with the experts in RAM, and behind a text."""
     more = ("--only", "figures", "--layers", "2", "--budget-s", "1700")
