@@ -1,5 +1,5 @@
 # make demo   build, quantize the bundled model, show what came out, let it write
-# make test   everything that must hold; under 30 minutes from scratch on two cores
+# make test   everything that must hold; under 40 minutes from scratch on two cores
 # make test-page  the web page of `ikq serve` in headless Chromium
 # make test-cluster  whole commands on a Ray cluster of this machine, where nodes and drivers die; minutes
 # make test-hf    conversions against transformers' own logits; installs PyTorch (gigabytes) in .venv

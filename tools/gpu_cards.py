@@ -7,7 +7,8 @@ from ikq import cuda
 BANDWIDTH = {"H200": 4.3e12, "H100": 3.0e12, "RTX 3090": 0.9e12, "A100": 1.7e12, "RTX 4090": 0.95e12}
 """Bytes per second of a copy."""
 INT8 = {"H200": 1979e12, "H100": 1979e12, "RTX 3090": 284e12, "A100": 624e12, "RTX 4090": 660e12}
-"""Operations per second of tensor cores with integers of 8 bits, by data sheet; `mma` reaches some 0.6 of Hopper's."""
+"""Operations per second of tensor cores with integers of 8 bits, by data sheet. Hopper's is that of `wgmma`; what `mma` reaches of
+it is not known here (from its instructions half, `benches/results/cuda_mma.md`)."""
 F16 = {"H200": 989e12, "H100": 989e12, "RTX 3090": 71e12, "A100": 312e12, "RTX 4090": 165e12}
 """Operations per second of tensor cores with halves that are summed in floats, by data sheet."""
 
