@@ -107,7 +107,7 @@ struct Stream {
     int number;
     std::deque<Work> queue;
     uint64_t queued = 0, done = 0;
-    bool capturing = false, invalid = false;
+    bool capturing = false, invalid = false, ended = false;
     Graph recorded;
 };
 struct Event {
@@ -198,7 +198,7 @@ int drain_all(Context *context) {
 
 int enqueue(Stream *stream, Work work) {
     if (const int bad = usable()) return bad;
-    if (!stream || stream->context != current) return INVALID_HANDLE;
+    if (!stream || stream->ended || stream->context != current) return INVALID_HANDLE;
     if (stream->capturing) {
         stream->recorded.work.push_back(std::move(work));
         return SUCCESS;
@@ -420,7 +420,7 @@ API cuStreamCreate(Stream **stream, unsigned) {
     Lock lock(mutex);
     if (const int bad = usable()) return bad;
     const auto own = std::count_if(streams.begin(), streams.end(), [](Stream *s) { return s->context == current; });
-    *stream = new Stream{current, int(own), {}, 0, 0, false, false, {}};
+    *stream = new Stream{current, int(own), {}, 0, 0, false, false, false, {}};
     streams.push_back(*stream);
     return SUCCESS;
 }
@@ -428,7 +428,7 @@ API cuStreamDestroy_v2(Stream *stream) {
     Lock lock(mutex);
     drain(stream, stream->queued);
     std::erase(streams, stream);
-    delete stream;
+    stream->ended = true; // it stays in memory: events that were recorded in it may be waited for
     return SUCCESS;
 }
 API cuStreamSynchronize(Stream *stream) {

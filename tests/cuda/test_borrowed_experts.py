@@ -287,3 +287,22 @@ def test_a_prompt_of_another_text_beside(tmp_path):
     found, told = logits(file, cases, 120, tmp_path)
     assert sum("computed on" in why for why in told["ram"]) == 1
     assert np.array_equal(found["stay"], found["ram"])
+
+
+EXCHANGED = """
+import sys
+import numpy as np, ikq
+path = sys.argv[1]
+ids = list(range(3, 43))
+model = ikq.Model.load(path, n_ctx=128, n_threads=2, devices=["CPU", "CUDA0"], n_gpu_layers=99, cpu_moe=True)
+found = model.logits(ids)
+model = model.exchange(ikq.GGUFReader(path))
+print(np.array_equal(found, model.logits(ids)))
+model.close()
+"""
+
+
+def test_models_that_borrowed_experts_are_exchanged_and_closed():
+    """What is freed is filled, so that nobody reads it again: copies are waited for before their stream goes."""
+    filled = environment(IKQ_CUDA_STREAM_FROM="9", MALLOC_PERTURB_="165")
+    assert run(EXCHANGED, filled, str(path("gpt-oss/gpt-oss-mxfp4"))).strip() == "True"

@@ -134,11 +134,12 @@ struct Slab {
 /// Two slabs, which take turns, and a place for rows and one for the device's form.
 #[derive(Debug)]
 pub struct Slabs {
-    copies: Stream,
     slabs: [Slab; 2],
     rows: Address,
     form: Address,
     pieces: [Piece; 2],
+    /// Goes behind what waits for events of it.
+    copies: Stream,
     next_piece: usize,
     /// The slab of the next part.
     next: usize,
