@@ -42,7 +42,7 @@ from gpu_blas import cublas
 from gpu_cards import BANDWIDTH, INT8, of_device
 from gpu_features import features
 from gpu_figures import figures
-from gpu_models import SHAPES, bytes_of_a_token, matrix, seed, write_model
+from gpu_models import SHAPES, bytes_of_a_token, matrix, products_of_a_token, seed, write_model
 from gpu_whole import compare, compared, hybrid
 from numpy.typing import NDArray
 
@@ -378,12 +378,11 @@ def prompts(args: argparse.Namespace) -> Iterator[Row]:
     s = SHAPES["tiny" if args.emulated else args.shape]
     int8, n = of_device(INT8), 40 if args.emulated else MANY
     ids = [int(i) for i in np.random.default_rng(seed()).integers(0, s.n_vocab, n)]
-    heads = s.head_dim * (s.n_head + 2 * s.n_head_kv) + s.n_head * s.head_dim
-    operations = 2.0 * n * s.n_layer * s.n_embd * (heads + 3 * s.n_used * s.n_ff)
     for type_name in ("IQ4_KS", "Q4_K")[: 1 if args.emulated else None]:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             file = Path(folder) / "model.gguf"
             write_model(file, s, type_name)
+            operations = n * products_of_a_token(file, s)
             for how, options in (("fused", {}), ("separate", {"fused_up_gate": False}))[
                 : 1 if args.emulated else 2
             ]:
@@ -555,7 +554,7 @@ def reason(row: Row) -> str:
 
 
 def table(rows: list[Row]) -> list[str]:
-    """At most 60 lines, and a line for each failure that does not fit its own."""
+    """At most 60 lines."""
     lines = [f"{'':4} {'what':50} {'us':>12} {'of bound':>9} {'target':>7}  error"]
     for row in sorted(rows, key=behind, reverse=True)[:57]:
         reached = f"{row['bound_us'] / row['us']:9.2f}" if "bound_us" in row else " " * 9

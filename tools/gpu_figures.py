@@ -8,7 +8,6 @@ the cache's among them.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import tempfile
 import time
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from gpu_cards import BANDWIDTH, INT8, of_device
-from gpu_models import bytes_of_a_token, seed
+from gpu_models import bytes_of_a_token, products_of_a_token, seed
 from gpu_whole import of_prompt
 
 import ikq
@@ -42,18 +41,6 @@ DEPTHS = (2048, 8192, 32768 - 1024)
 """Positions in the cache before a prompt of 512 and tokens are timed."""
 PROMPT_TARGET = 0.35
 DECODE_TARGET = 0.5
-
-
-def products_of_a_token(path: Path, s: Shape) -> int:
-    """Multiplications and additions of a token's products in a prompt: only the last token reaches the output matrix."""
-    n = 0
-    with ikq.GGUFReader(path) as reader:
-        for name, tensor in reader.tensors.items():
-            is_matrix = tensor.ndim > 1 and name.endswith(".weight")
-            if is_matrix and name not in ("token_embd.weight", "output.weight"):
-                elements = math.prod(tensor.shape)
-                n += elements * s.n_used // s.n_expert if "_exps." in name else elements
-    return 2 * n
 
 
 def cache_bytes(s: Shape, n_layers: int, depth: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -112,3 +113,15 @@ def bytes_of_a_token(path: Path, s: Shape) -> int:
                 continue
             n += tensor.nbytes * s.n_used // s.n_expert if "_exps." in name else tensor.nbytes
     return n
+
+
+def products_of_a_token(path: Path, s: Shape) -> int:
+    """Multiplications and additions of a token's products in a prompt: only the last token reaches the output matrix."""
+    n = 0
+    with ikq.GGUFReader(path) as reader:
+        for name, tensor in reader.tensors.items():
+            is_matrix = tensor.ndim > 1 and name.endswith(".weight")
+            if is_matrix and name not in ("token_embd.weight", "output.weight"):
+                elements = math.prod(tensor.shape)
+                n += elements * s.n_used // s.n_expert if "_exps." in name else elements
+    return 2 * n

@@ -155,7 +155,7 @@ def test_what_a_token_reads_and_computes(tmp_path, monkeypatch):
     )
     figures.write(tmp_path / "model.gguf", small, 2, 512, "Q8_0")
     attention, experts = 256 * 256 * 2 + 2 * 128 * 256, 2 * 3 * 256 * 256
-    assert figures.products_of_a_token(tmp_path / "model.gguf", small) == 2 * 2 * (
+    assert models.products_of_a_token(tmp_path / "model.gguf", small) == 2 * 2 * (
         attention + experts + 8 * 256
     )
     weights = (2 * (attention + experts) + 512 * 256) * 34 // 32 + 2 * 4 * 8 * 256

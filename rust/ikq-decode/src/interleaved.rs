@@ -15,9 +15,10 @@ use ikq_formats::{Error, QuantType, deinterleave_group};
 use ikq_simd::{Isa, LaneIndices, TakeLanes, array, map};
 
 use crate::decode::{Decode, Scales, bytes, nib, u16_at};
+use crate::iq1::{
+    delta_byte, nibble_deltas, nibble_lanes, ternary_entries, ternary_lanes, three_bits, upper_bits,
+};
 use crate::iqks::{f16_header, f32_header};
-use crate::iquants::{delta_byte, nibble_deltas, ternary_entries};
-use crate::iquants::{nibble_lanes, ternary_lanes, three_bits, upper_bits};
 use crate::lane_planes::{eight, same_scale};
 use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 

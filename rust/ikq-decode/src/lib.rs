@@ -32,6 +32,8 @@ mod activation;
 mod floats;
 mod fp4;
 mod interleaved;
+mod iq1;
+mod iq4;
 mod iqk;
 mod iqks;
 mod iquants;

@@ -43,7 +43,9 @@ macro_rules! decoders {
 decoders! {
     legacy: Q4_0 Q4_1 Q5_0 Q5_1 Q6_0 Q8_0 Q8_KV;
     kquants: Q2_K Q3_K Q4_K Q5_K Q6_K;
-    iquants: IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S IQ4_NL IQ4_XS;
+    iq1: IQ1_S IQ1_M;
+    iquants: IQ2_XXS IQ2_XS IQ2_S IQ3_XXS IQ3_S;
+    iq4: IQ4_NL IQ4_XS;
     iqk: IQ2_K IQ3_K IQ4_K IQ5_K IQ6_K;
     iqks: IQ2_KS IQ3_KS IQ4_KS IQ5_KS IQ4_KSS IQ2_KL;
     trellis: IQ1_KT IQ2_KT IQ3_KT IQ4_KT;

@@ -212,19 +212,17 @@ impl<I: Isa, const C: usize> Units<'_, I, C> {
         if is_in_turn::<I, D>() {
             let mut sums = InTurn::<I, D, C>::new(isa, columns, starts, b);
             D::lanes_in_turn(isa, unit, b, &indices[b], &mut sums);
+            let scale = &scales.scale[if D::PER_16 { 2 * b } else { b }..];
+            let first = SumScale::new(isa, scale[0], reads_floats::<I>(C));
+            let second = SumScale::new(isa, scale[1], false);
             for c in 0..C {
-                let [first, second] = [sums.sums[0][c], sums.sums[1][c]];
-                if D::PER_16 {
-                    let (scale, min) = (&scales.scale[2 * b..2 * b + 2], &scales.min[2 * b..2 * b + 2]);
-                    let product = SumScale::new(isa, scale[0], reads_floats::<I>(C)).product(isa, first);
-                    let product = SumScale::new(isa, scale[1], false).add_product(isa, second, product);
-                    acc[c] = add_16::<I>(isa, product, min, D::HAS_MIN, &columns[c][b], acc[c]);
-                } else {
-                    let sum = if C == 1 { isa.add_i(first, second) } else { first };
-                    let scale = SumScale::new(isa, scales.scale[b], reads_floats::<I>(C));
-                    let product = scale.product(isa, sum);
-                    acc[c] = add_32::<I>(isa, product, scales.min[b], D::HAS_MIN, &columns[c][b], acc[c]);
-                }
+                let [sum, other] = [sums.sums[0][c], sums.sums[1][c]];
+                let product = match D::PER_16 {
+                    true => second.add_product(isa, other, first.product(isa, sum)),
+                    false if C == 1 => first.product(isa, isa.add_i(sum, other)),
+                    false => first.product(isa, sum),
+                };
+                acc[c] = isa.fused_add(product, isa.splat_f(columns[c][b].d), acc[c]);
             }
             return;
         }
@@ -253,7 +251,8 @@ impl<I: Isa, const C: usize> Units<'_, I, C> {
 }
 
 /// Sums of products of 32 elements, for types whose vectors of codes come one after another ([`Decode::lanes_in_turn`]): what
-/// [`dots`] computes, in two sums, which are those of 16 elements each where scales are per 16.
+/// [`dots`] computes, in two sums, which are those of 16 elements each where scales are per 16. Codes have an offset, and there are no
+/// mins, in all types with codebooks.
 struct InTurn<'a, I: Isa, D, const C: usize> {
     sums: [[I::I; C]; 2],
     /// What is added in 16 bits meanwhile ([`ikq_simd::Products::pair_products`]).
@@ -265,16 +264,15 @@ struct InTurn<'a, I: Isa, D, const C: usize> {
 impl<'a, I: Isa, D: Decode<I>, const C: usize> InTurn<'a, I, D, C> {
     #[inline(always)]
     fn new(isa: I, columns: &[&'a ActUnit; C], starts: &[[i32; 16]; C], b: usize) -> Self {
+        const { assert!(D::CODEBOOK == 0 || matches!(D::LANE_CODES, LaneCodes::Offset(_)) && !D::HAS_MIN) };
         let mut sums = [[isa.splat_i(0); C]; 2];
         let mut x = [fours(&columns[0][b]); C];
+        let at = if D::PER_16 { 2 * b } else { b };
         for c in 0..C {
             x[c] = fours(&columns[c][b]);
-            if let LaneCodes::Offset(_) = D::LANE_CODES {
-                let at = if D::PER_16 { 2 * b } else { b };
-                sums[0][c] = isa.splat_i(starts[c][at]);
-                if D::PER_16 {
-                    sums[1][c] = isa.splat_i(starts[c][at + 1]);
-                }
+            sums[0][c] = isa.splat_i(starts[c][at]);
+            if D::PER_16 {
+                sums[1][c] = isa.splat_i(starts[c][at + 1]);
             }
         }
         InTurn { sums, pairs: None, x, types: PhantomData }
@@ -300,10 +298,7 @@ impl<I: Isa, D: Decode<I>, const C: usize> TakeLanes<I> for InTurn<'_, I, D, C> 
             let four = isa.splat_4_codes(&self.x[c][i]);
             let sum = &mut self.sums[half][c];
             if together == 1 {
-                *sum = match D::LANE_CODES {
-                    LaneCodes::Biased => isa.dot4(*sum, codes, four),
-                    _ => isa.dot4_unsigned(*sum, codes, four),
-                };
+                *sum = isa.dot4_unsigned(*sum, codes, four);
                 continue;
             }
             let mut product = isa.pair_products(codes, four);

@@ -148,22 +148,16 @@ pub trait RowLanes: Products {
         Self: crate::Isa,
     {
         for i in 0..8 {
+            let mut index = self.byte(self.ints(self.load(&low[i / 4])), i % 4);
+            if N > 256 {
+                let ninth = self.and_i(self.shr_i(high, i as u32), self.splat_i(1));
+                index = self.or_i(index, self.shl_i(ninth, 8));
+            }
             let mut at = [0; 16];
-            self.store_i(index_of_4::<Self, N>(self, low, high, i), &mut at);
+            self.store_i(index, &mut at);
             let levels = self.gather_u32(&book.bytes, array(|r| at[r] as u32));
             let levels = self.or(levels, self.spread_bits(signs, i, 3));
             take.take(self, i, self.lut16(book.values.first_chunk().expect("64 values"), levels));
         }
     }
-}
-
-/// Index i of [`RowLanes::codebook_4`] of each row.
-#[inline(always)]
-fn index_of_4<I: crate::Isa, const N: usize>(isa: I, low: &[[u8; 64]; 2], high: I::I, i: usize) -> I::I {
-    let low = isa.byte(isa.ints(isa.load(&low[i / 4])), i % 4);
-    if N <= 256 {
-        return low;
-    }
-    let ninth = isa.and_i(isa.shr_i(high, i as u32), isa.splat_i(1));
-    isa.or_i(low, isa.shl_i(ninth, 8))
 }
