@@ -61,7 +61,8 @@ pub fn predict(
         true => 0,
         false => {
             let ropes: Vec<RopeTable> = network.ropes.iter().map(RopeTable::new).collect();
-            let columns = ColumnData::most_bytes((network, &parts, &ropes), n_ubatch, n_ctx);
+            let columns = ColumnData::most_bytes((network, &parts, &ropes), n_ubatch, n_ctx)
+                .map_err(super::model_error)?;
             let slabs = match parts.layouts(n_ubatch).next() {
                 Some(_) => slabs::bytes(parts.layouts(usize::MAX)),
                 None => 0,
