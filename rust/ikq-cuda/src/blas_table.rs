@@ -170,7 +170,7 @@ mod tests {
     #[test]
     fn what_is_no_table_is_refused() {
         for (text, why) in [
-            ("{".to_string(), "EOF"),
+            ("{".to_string(), "the file is cut"),
             (text(r#"{"Q9_9": 128}"#), "no type Q9_9"),
             (text(r#"{"F16": 128}"#), "F16 is not multiplied"),
             (text(r#"{"Q4_K_R4": 128}"#), "Q4_K_R4 is not multiplied"),

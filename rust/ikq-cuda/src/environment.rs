@@ -18,6 +18,23 @@ pub const GRAPHS: &str = "IKQ_CUDA_GRAPHS";
 /// 0: no GPU is used.
 pub const CUDA: &str = "IKQ_CUDA";
 
+/// Reads all of them, so that a mistyped one is told of whether this model uses it or not.
+///
+/// # Errors
+/// [`Error::Variable`].
+pub fn check() -> Result<(), Error> {
+    for name in [MMQ_FROM, STREAM_FROM] {
+        whole_number(name, 0)?;
+    }
+    for name in [SLAB_KIB, BLAS_KIB] {
+        kib(name)?;
+    }
+    for name in [SYNC, GRAPHS] {
+        switch(name)?;
+    }
+    Ok(())
+}
+
 /// A whole number of at least `least`; `None` where the variable is not set, or empty.
 ///
 /// # Errors

@@ -52,6 +52,7 @@ pub use borrowed::told;
 pub use cache::CacheForm;
 pub use predict::{Extent, Needed, predict};
 
+use crate::environment;
 use crate::error::Error;
 use crate::floats::{as_bytes, as_bytes_mut};
 use crate::gpu::Gpu;
@@ -125,8 +126,9 @@ impl Cuda {
     /// Opens the device `CUDA{index}`.
     ///
     /// # Errors
-    /// If there is no such device, and errors of the driver.
+    /// If there is no such device, or an environment variable cannot be read, and errors of the driver.
     pub fn new(runtime: &'static Runtime, index: usize, options: Options) -> Result<Cuda, Error> {
+        environment::check()?;
         let mut gpu = Gpu::open(runtime, index)?;
         gpu.use_blas_of_environment()?;
         let graphs = Graphs::new(&gpu)?;

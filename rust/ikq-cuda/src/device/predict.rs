@@ -13,6 +13,7 @@ use super::scratch::Scratch;
 use super::slabs;
 use super::states::States;
 use crate::blas_table::Table;
+use crate::environment;
 
 /// How much is computed at once.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +48,7 @@ pub fn predict(
     form: CacheForm,
     extent: Extent,
 ) -> Result<Needed, ModelError> {
+    environment::check()?;
     let (weights, parts) = counted(network, placement, index)?;
     let (mut pages, mut state) = (vec![0; network.groups.len()], 0);
     for (layer, cache) in network.layers.iter().zip(make_caches(network, &parts, form)?) {
