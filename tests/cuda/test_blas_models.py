@@ -196,7 +196,7 @@ def test_files_and_libraries_that_are_not_there(tmp_path, tiny_moe):
     (tmp_path / "cut.json").write_text('{"ikq_cuda_blas": 1, "dev')
     for name, words in (
         ("none.json", "No such file"),
-        ("cut.json", "the file is cut: it ends at line 1, column 27"),
+        ("cut.json", "the file is cut: it ends at line 1, column 25"),
         ("none", "no JSON text"),
     ):
         done = ikq_command(environment(IKQ_CUDA_BLAS=str(tmp_path / name)), *command)
