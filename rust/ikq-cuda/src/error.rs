@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use cudarc::driver::DriverError;
-use ikq_model::error::MORE_ROOM;
 
 /// The oldest driver that is accepted, by its CUDA version (12.0), and by its own version.
 pub const OLDEST_CUDA: i32 = 12000;
@@ -112,10 +111,7 @@ pub enum Error {
     #[error("there is no device CUDA{index}; there are CPU, {}", names(*n_devices))]
     NoSuchDevice { index: usize, n_devices: usize },
 
-    #[error(
-        "{device}: {needed} bytes of GPU memory are needed for {what}, and {free} are free; {}",
-        MORE_ROOM
-    )]
+    #[error("{device}: {needed} bytes of GPU memory are needed for {what}, and {free} are free")]
     Memory { device: String, what: String, needed: usize, free: usize },
 
     #[error("kernel source {name} cannot be read: {why}")]

@@ -1,7 +1,7 @@
 //! What can go wrong between a file and its logits.
 
 /// How there is more room on a GPU.
-pub const MORE_ROOM: &str = "leave more to the CPU (fewer layers: n_gpu_layers, -ngl; or experts: n_cpu_moe, --n-cpu-moe, \
+const MORE_ROOM: &str = "leave more to the CPU (fewer layers: n_gpu_layers, -ngl; or experts: n_cpu_moe, --n-cpu-moe, \
      -ot exps=CPU), choose a smaller context (n_ctx, -c) or smaller steps (n_ubatch, -ub), or let fit (--fit) choose what \
      goes there; other programs and open sequences take memory, too";
 
