@@ -214,6 +214,8 @@ def round_of_tiles(architecture: int, cache: str, row_warps: int) -> tuple[Way, 
         return 1
 
     way = turn_of(machine_code(cubin, kernel), r"HMMA|LDGSTS|STS\.128", trips)
+    # keys and values, 16 bytes of halves at a time, by 128 threads
+    assert way.count("LDGSTS" if cache == "f16" else r"STS\.128") == 2 * KEYS * HEAD / 8 / 128
     # with ones for the sum of weights
     assert way.count("HMMA") == groups * HEAD / 16 + KEYS / 16 * (HEAD / 8 * row_warps / 4 + 1)
     return way, scores[-1] / groups

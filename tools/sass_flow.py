@@ -4,7 +4,6 @@ for (multiplies, loads), and of these the shortest. Loops inside count as often 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -31,10 +30,11 @@ class Way:
 
     def classes(self) -> dict[str, float]:
         """Instructions by the first part of their names, the most frequent first."""
-        found: Counter[str] = Counter()
+        found: dict[str, float] = {}
         for x, n in self.issued:
-            found[re.sub(r"^@!?U?P\w+\s+", "", x).split()[0].split(".")[0]] += n  # type: ignore[assignment]
-        return dict(found.most_common())
+            name = re.sub(r"^@!?U?P\w+\s+", "", x).split()[0].split(".")[0]
+            found[name] = found.get(name, 0.0) + n
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import importlib
 
 import pytest
-from budgets import needs_machine_code, near, table
+from budgets import near, needs_machine_code, table
 from emulator import FULL
 
 kernel_model = importlib.import_module("kernel_model")
