@@ -70,7 +70,7 @@ python-test: $(VENV)/.testable sdists
 KERNEL_TESTS := $(addprefix tests/cuda/test_kernels_, weights.py products.py layers.py turn.py delta.py matrix.py mmf.py \
 	attention.py bands.py)
 test-cuda: $(VENV)/.testable
-	$(BIN)/python -m pip install --quiet 'nvidia-cuda-nvrtc==13.0.*'
+	$(BIN)/python -m pip install --quiet 'nvidia-cuda-nvrtc==13.0.*' 'nvidia-cuda-nvdisasm==13.*'
 	IKQ_CUDA_TESTS=all $(BIN)/python -m pytest tests/cuda
 	IKQ_EMULATOR=thread $(BIN)/python -m pytest $(KERNEL_TESTS)
 	IKQ_EMULATOR=address $(BIN)/python -m pytest $(KERNEL_TESTS)

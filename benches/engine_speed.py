@@ -4,11 +4,13 @@
     python benches/engine_speed.py --reference PATH/llama-bench --shape llama-3-8b --layers 4 --types IQ4_KS
     python benches/engine_speed.py --reference PATH/llama-bench --reference-avx2 PATH/AVX2/llama-bench --types Q4_K \\
         --table engine.md --plot engine.svg
+    python benches/engine_speed.py --reference PATH/llama-bench --types Q4_K BF16 --prompt 2048 --ubatch 2048 --gen 0
     python benches/engine_speed.py --reference PATH/llama-bench --llama PATH/llama-bench --layers 2 4 --prompt 512 \\
         --gen 128 --plans fused separate merged --types Q8_0 Q4_K IQ4_KS IQ2_XXS
 
 The model has the shape of Qwen3-30B-A3B with 2 layers and random weights (`synthetic_models.py`), all block matrices of
-one type. pp128, pp512: one prompt of so many tokens; tg64: 64 tokens, one at a time, from an empty cache. The
+one type. pp128, pp512: one prompt of so many tokens; tg64: 64 tokens, one at a time, from an empty cache; tg64@8192: behind
+a prompt of 8192 tokens, which is not counted. The
 reference (ik_llama.cpp) runs with its default settings, on huge pages without mapping, and repacked at load time; what
 counts is the best of the three, per figure; llama.cpp runs with its defaults. Medians of `--repeat` rounds; a round is
 one process of each program, with a warm-up of its own. With `--least R` the exit code is 1 if ikq has less than R
@@ -53,16 +55,18 @@ PLANS: dict[str, dict[str, bool]] = {
 
 MEASURE = """
 import json, sys, time, ikq
-path, threads, prompts, n_gen, options = sys.argv[1], *map(json.loads, sys.argv[2:])
-with ikq.Model.load(path, n_ctx=max(prompts + [n_gen]), n_threads=threads, **options) as model:
+path, threads, prompts, n_gen, depths, options = sys.argv[1], *map(json.loads, sys.argv[2:])
+with ikq.Model.load(path, n_ctx=max(prompts + [0]) + max(depths + [0]) + n_gen, n_threads=threads, **options) as model:
     def pp(n):
         model.truncate(0)
         tokens = [(7919 * i) % 32000 for i in range(n)]
         start = time.perf_counter()
         model.eval(tokens, want="last")
         return n / (time.perf_counter() - start)
-    def tg():
+    def tg(depth):
         model.truncate(0)
+        if depth:
+            model.eval([(7919 * i) % 32000 for i in range(depth)], want="last")
         start = time.perf_counter()
         for i in range(n_gen):
             model.eval([(104729 * i) % 32000], want="last")
@@ -71,9 +75,11 @@ with ikq.Model.load(path, n_ctx=max(prompts + [n_gen]), n_threads=threads, **opt
     for n in prompts:
         pp(n)
         speeds[f"pp{n}"] = pp(n)
-    if n_gen:
-        tg()
-        speeds[f"tg{n_gen}"] = tg()
+    if n_gen and not depths:
+        tg(0)
+        speeds[f"tg{n_gen}"] = tg(0)
+    for depth in depths:
+        speeds[f"tg{n_gen}@{depth}"] = tg(depth)
     print(json.dumps(speeds))
 """
 
@@ -82,7 +88,10 @@ def ours(
     args: argparse.Namespace, isa: str | None, model: Path, options: dict[str, bool]
 ) -> dict[str, float]:
     """One round of ikq: tokens per second of each figure."""
-    facts = [json.dumps(x) for x in (args.threads, args.prompt, args.gen, options)]
+    all_options: dict[str, object] = options | {"cache_type_k": args.cache, "cache_type_v": args.cache}
+    if args.ubatch:
+        all_options["n_ubatch"] = args.ubatch
+    facts = [json.dumps(x) for x in (args.threads, args.prompt, args.gen, args.depth, all_options)]
     words = [sys.executable, "-c", MEASURE, str(model), *facts]
     environment = isa_environment(isa)
     found: dict[str, float] = json.loads(
@@ -93,16 +102,25 @@ def ours(
 
 def theirs(args: argparse.Namespace, program: str, model: Path, setting: list[str]) -> dict[str, float]:
     """One round of another program; nothing when it cannot load the type."""
-    words = [program, "-m", str(model), "-n", str(args.gen), "-t", str(args.threads), "-r", "1", "-o", "json"]
-    for n in args.prompt:
-        words += ["-p", str(n)]
+    words = [program, "-m", str(model), "-t", str(args.threads), "-r", "1", "-o", "json"]
+    words += ["-ctk", args.cache, "-ctv", args.cache, "-n", "0" if args.depth else str(args.gen)]
+    words += ["-p", ",".join(map(str, args.prompt or [0]))]
+    for depth in args.depth:
+        words += ["-gp", f"{depth},{args.gen}"]
+    if args.ubatch:
+        words += ["-b", str(args.ubatch), "-ub", str(args.ubatch)]
     done = subprocess.run([*words, *setting], capture_output=True, text=True)
     if done.returncode or "[" not in done.stdout:
         return {}
     rows = json.loads(done.stdout[done.stdout.index("[") :])
-    return {
-        (f"pp{row['n_prompt']}" if row["n_prompt"] else f"tg{row['n_gen']}"): row["avg_ts"] for row in rows
-    }
+    return {test_name(row["n_prompt"], row["n_gen"]): row["avg_ts"] for row in rows}
+
+
+def test_name(n_prompt: int, n_gen: int) -> str:
+    """What a test is called: a prompt, tokens from an empty cache, or tokens behind a prompt that is not counted."""
+    if not n_gen:
+        return f"pp{n_prompt}"
+    return f"tg{n_gen}@{n_prompt}" if n_prompt else f"tg{n_gen}"
 
 
 def one_round(
@@ -133,6 +151,11 @@ def options() -> argparse.ArgumentParser:
     add_model_options(parser, shape="qwen3-30b-a3b", layers=2, types=["Q8_0", "Q4_K", "IQ4_KS"])
     parser.add_argument("--prompt", type=int, nargs="*", default=[128, 512], help="lengths of prompts")
     parser.add_argument("--gen", type=int, default=64, help="tokens generated one at a time; 0: none")
+    parser.add_argument(
+        "--depth", type=int, nargs="*", default=[], help="generate behind prompts of so many tokens"
+    )
+    parser.add_argument("--cache", default="f16", help="type of the KV cache, of every program")
+    parser.add_argument("--ubatch", type=int, help="tokens of a step of a prompt, of every program")
     parser.add_argument("--plans", nargs="+", choices=PLANS, default=["fused"])
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
     parser.add_argument(
@@ -154,7 +177,8 @@ def compare(args: argparse.Namespace, isa: str | None, reference: str | None) ->
     tell(f"{machine()}, {args.threads} threads, {isa or 'best'} instruction set, {args.shape}\n")
     columns = [*(f"ikq {p}" for p in args.plans), *others, "over ik's best"]
     tell(table_head(["type", "layers", "test"], columns))
-    tests = [*(f"pp{n}" for n in args.prompt), *([f"tg{args.gen}"] if args.gen else [])]
+    tests = [test_name(n, 0) for n in args.prompt]
+    tests += [test_name(n, args.gen) for n in args.depth or [0] if args.gen]
     ratios: list[Ratio] = []
     for n_layers, name in itertools.product(args.layers, args.types):
         with synthetic_model(args.shape, n_layers, name, args.models) as model:

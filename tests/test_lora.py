@@ -90,6 +90,13 @@ def test_bits_do_not_depend_on_what_is_computed_together(name, options, adapter)
         together = model.step([(s, tokens[:k], "all") for s, k in zip(sequences, n, strict=True)])
         for logits, whole, k in zip(together, alone, n, strict=True):
             assert np.array_equal(logits, whole[:k])
+        # of some of them nothing is wanted, of others what the last token gives
+        wants = ["last", "none", "all", "last", "last", "none", "last", "last"]
+        others = [model.new_sequence(lora=scale) for scale in scales]
+        entries = [(s, tokens[:k], want) for s, k, want in zip(others, n, wants, strict=True)]
+        for logits, whole, k, want in zip(model.step(entries), alone, n, wants, strict=True):
+            if want != "none":
+                assert np.array_equal(logits, whole[k - len(logits) : k])
         for step in range(3):
             at = [k + step for k in n]
             entries = [(s, tokens[k : k + 1], "last") for s, k in zip(sequences, at, strict=True)]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from gpu_cards import BANDWIDTH, F16, of_device
+from gpu_cards import bound
 from gpu_models import seed
 from numpy.typing import NDArray
 
@@ -150,16 +150,13 @@ def timings(
     more = s.depth - s.n_prompt
     operations = 4.0 * s.n_layer * s.n_prompt * more * s.n_head * s.head_dim
     n_bytes = 2.0 * s.n_layer * more * s.n_head_kv * s.head_dim * CACHES[cache]
-    for name, took, ceilings, work, target in (
-        (f"prompt of {s.n_prompt}", prompt, F16, operations, TARGET_PROMPT),
-        ("token", token, BANDWIDTH, n_bytes, TARGET_TOKEN),
+    for name, took, what, work, target in (
+        (f"prompt of {s.n_prompt}", prompt, "f16", operations, TARGET_PROMPT),
+        ("token", token, "bandwidth", n_bytes, TARGET_TOKEN),
     ):
         row: Row = {"name": f"attention {cache}, {more} more positions, {name}", "ok": True, "us": took * 1e6}
         row["per_s"] = work / took if took > 0 else 0.0
-        ceiling = of_device(ceilings)
-        if ceiling:
-            row |= {"bound_us": work / ceiling * 1e6, "target": target}
-        yield row
+        yield row | bound(what, work, target)
 
 
 def attention(args: argparse.Namespace) -> Iterator[Row]:

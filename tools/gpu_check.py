@@ -8,12 +8,13 @@ Needs numpy and ikq; no network, no compiler, no other package. Groups run in pr
 a kernel ends the process's use of the GPU; results are written to one JSON file as they come. The last lines are a table:
 what failed first, then what falls farthest behind its target. Clocks and modes of the card are left as they are.
 
-Groups, the most telling first: `environment`; `compile`, kernels for this GPU; `weights`, every type decoded on the GPU;
+Groups, the most telling first: `environment`; `peaks`, what tensor cores and copies reach on this card, of which others take shares; `compile`, kernels for this GPU; `weights`, every type decoded on the GPU;
 `products`, every type multiplied; `recurrent`, a model with recurrent layers, and rotated caches; `latency` of launches; `steps` of many
 layers, launched one by one and replayed as graphs; `experts`, groups of tokens of many sizes; `attention` over caches of some types, at a depth; `timings` of products against the
 memory's bandwidth, and of many columns against the tensor cores; `prompts`, tokens per second of whole prompts; `model`, a
 random mixture of experts, logits against the CPU's, and tokens per second; `hybrid`, prompts with the experts in RAM, and from
-how many tokens on they are computed on the GPU; `cublas`, products by cuBLAS where it is installed (`nvidia-cublas`), beside tiles.
+how many tokens on they are computed on the GPU; `cublas`, products by cuBLAS where it is installed (`nvidia-cublas`), beside tiles;
+`statistics`, an imatrix collected there, and `quality`, perplexity and KL divergence there, beside the CPU's; `features`; `figures`.
 
     python tools/gpu_check.py --only environment --compare .../llama-bench --shape qwen3-30b-a3b --budget-s 1800
 
@@ -39,10 +40,12 @@ from typing import Any
 import numpy as np
 from gpu_attention import attention
 from gpu_blas import cublas
-from gpu_cards import BANDWIDTH, INT8, of_device
+from gpu_cards import MEASURED, Sheet, bound
 from gpu_features import features
 from gpu_figures import figures
 from gpu_models import SHAPES, bytes_of_a_token, matrix, products_of_a_token, seed, write_model
+from gpu_peaks import peaks
+from gpu_quality import quality, statistics
 from gpu_whole import compare, compared, hybrid
 from numpy.typing import NDArray
 
@@ -234,7 +237,6 @@ def tall(t: ikq.QuantType, n_rows: int, n: int, rng: np.random.Generator) -> ikq
 def timings(args: argparse.Namespace) -> Iterator[Row]:
     """Products with matrices that no cache holds, of one column; and of many columns."""
     rng = np.random.default_rng(seed())
-    bandwidth, int8 = of_device(BANDWIDTH), of_device(INT8)
     n_rows, n = (64, 512) if args.emulated else (65536, 8192)
     for name in TIMED:
         t = ikq.QuantType[name]
@@ -243,9 +245,7 @@ def timings(args: argparse.Namespace) -> Iterator[Row]:
         seconds = _per_replay(t, w, x, 1 if args.emulated else 20)
         row: Row = {"name": f"product {t} {n_rows}x{n}", "ok": True, "us": seconds * 1e6}
         row |= {"gb_per_s": w.nbytes / seconds / 1e9, "weights_per_s": n_rows * n / seconds}
-        if bandwidth:
-            row |= {"bound_us": w.nbytes / bandwidth * 1e6, "target": TARGET}
-        yield row
+        yield row | bound("bandwidth", w.nbytes, TARGET)
     n_rows, n, n_columns = (128, 512, 64) if args.emulated else (16384, 4096, MANY)
     for name in TIMED[: 1 if args.emulated else None]:
         if (t := ikq.QuantType[name]).family == "float":
@@ -255,15 +255,12 @@ def timings(args: argparse.Namespace) -> Iterator[Row]:
         operations = 2.0 * n_rows * n * n_columns
         row = {"name": f"product {t} {n_rows}x{n}, {n_columns} columns", "ok": True, "us": seconds * 1e6}
         row |= {"tops": operations / seconds / 1e12}
-        if int8:
-            row |= {"bound_us": operations / int8 * 1e6, "target": TARGET_INT8}
-        yield row
+        yield row | bound("int8", operations, TARGET_INT8)
 
 
 def model(args: argparse.Namespace) -> Iterator[Row]:
     """Logits of a whole model against the CPU's, and tokens per second."""
     s = SHAPES["tiny" if args.emulated else args.shape]
-    bandwidth = of_device(BANDWIDTH)
     n_prompt, n_decoded = (6, 2) if args.emulated else (64, 64)
     ids = list(np.random.default_rng(seed()).integers(0, s.n_vocab, n_prompt))
     for type_name in ("IQ4_KS", "IQ2_XXS"):
@@ -295,9 +292,7 @@ def model(args: argparse.Namespace) -> Iterator[Row]:
                 "ok": bool(np.isfinite(found).all()),
             }
             row |= {"us": seconds * 1e6, "tokens_per_s": 1 / seconds}
-            if bandwidth:
-                row |= {"bound_us": active / bandwidth * 1e6, "target": 0.5}
-            yield from [*rows, row]
+            yield from [*rows, row | bound("bandwidth", active, 0.5)]
 
 
 GROUP_SIZES = (0, 1, 7, 8, 9, 127, 128, 129, 300)  # tokens of each expert in the group `experts`
@@ -376,7 +371,7 @@ def experts(args: argparse.Namespace) -> Iterator[Row]:
 def prompts(args: argparse.Namespace) -> Iterator[Row]:
     """Tokens per second of prompts, by the operations of their products."""
     s = SHAPES["tiny" if args.emulated else args.shape]
-    int8, n = of_device(INT8), 40 if args.emulated else MANY
+    n = 40 if args.emulated else MANY
     ids = [int(i) for i in np.random.default_rng(seed()).integers(0, s.n_vocab, n)]
     for type_name in ("IQ4_KS", "Q4_K")[: 1 if args.emulated else None]:
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
@@ -404,9 +399,7 @@ def prompts(args: argparse.Namespace) -> Iterator[Row]:
                     "us": took * 1e6,
                 }
                 row |= {"ok": last is not None and bool(np.isfinite(last).all()), "tokens_per_s": n / took}
-                if int8:
-                    row |= {"bound_us": operations / int8 * 1e6, "target": TARGET_INT8}
-                yield row
+                yield row | bound("int8", operations, TARGET_INT8)
 
 
 def write_recurrent(path: Path, head: int) -> None:
@@ -519,6 +512,7 @@ def recurrent(args: argparse.Namespace) -> Iterator[Row]:
 
 GROUPS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "environment": environment,
+    "peaks": peaks,
     "compile": compile_,
     "weights": weights,
     "products": products,
@@ -532,6 +526,8 @@ GROUPS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
     "model": model,
     "hybrid": hybrid,
     "cublas": cublas,
+    "statistics": statistics,
+    "quality": quality,
     "features": features,
     "figures": figures,
     "compare": compare,
@@ -555,9 +551,11 @@ def reason(row: Row) -> str:
 
 def table(rows: list[Row]) -> list[str]:
     """At most 60 lines."""
-    lines = [f"{'':4} {'what':50} {'us':>12} {'of bound':>9} {'target':>7}  error"]
+    lines = [f"{'':4} {'what':50} {'us':>12} {'of bound':>9} {'of sheet':>9} {'target':>7}  error"]
     for row in sorted(rows, key=behind, reverse=True)[:57]:
-        reached = f"{row['bound_us'] / row['us']:9.2f}" if "bound_us" in row else " " * 9
+        reached = " ".join(
+            f"{row[k] / row['us']:9.2f}" if k in row else " " * 9 for k in ("bound_us", "sheet_us")
+        )
         us, target = (
             f"{row[k]:{w}}" if k in row else " " * len(w) for k, w in (("us", "12.1f"), ("target", "7.2f"))
         )
@@ -570,7 +568,37 @@ def table(rows: list[Row]) -> list[str]:
             f"{'ok' if row['ok'] else 'FAIL':4} {row['name'][:50]:50} {us:>12} {reached} {target:>7}  {error}"
         )
     failed = sum(not row["ok"] for row in rows)
-    return [*lines, f"{len(rows)} rows, {failed} failed"]
+    return [*lines, *ceilings(rows), f"{len(rows)} rows, {failed} failed"]
+
+
+BOUNDED = ("attention", "timings", "prompts", "model", "figures")
+"""Groups with times beside what the card could do at most."""
+
+
+def ceilings(rows: list[Row]) -> list[str]:
+    """What `of bound` and `of sheet` are shares of."""
+    if not any(row.get("group") in BOUNDED for row in rows):
+        return []
+    bounds = {row["ceiling"] for row in rows if "ceiling" in row}
+    said = {
+        frozenset(): "Neither was anything measured, nor is a data sheet of this card known here: no row has a bound.",
+        frozenset({"measured"}): "Bounds: what this card's own kernels reached (group peaks).",
+        frozenset({"data sheet"}): "Bounds: the data sheet's figures, as nothing was measured (group peaks).",
+    }.get(
+        frozenset(bounds),
+        "Bounds: what was measured (group peaks), and where nothing was, the data sheet's figures.",
+    )
+    if not any("sheet_us" in row for row in rows):
+        return [
+            said,
+            "No data sheet of this card is known here (tools/gpu_cards.py), so there are no shares of one.",
+        ]
+    return [said, "Of sheet: shares of its data sheet's rates, which on Hopper are those of wgmma."]
+
+
+def measured_in(rows: list[Row]) -> dict[str, float]:
+    """What was measured of the card, by the names of a data sheet."""
+    return {what: row[what] for row in rows if row["ok"] for what in Sheet._fields if what in row}
 
 
 def run_group(args: argparse.Namespace) -> None:
@@ -587,6 +615,9 @@ def check(args: argparse.Namespace) -> int:
     end = time.monotonic() + args.budget_s
     wanted = args.only.split(",") if args.only else [g for g in GROUPS if g != "compare"]
     wanted += ["compare"] if args.compare and "compare" not in wanted else []
+    # what others are bounded by
+    if "peaks" not in wanted and any(group in BOUNDED for group in wanted):
+        wanted.insert(wanted.index("environment") + 1 if "environment" in wanted else 0, "peaks")
     if unknown := [group for group in wanted if group not in GROUPS]:
         print(f"--only {','.join(unknown)}: no such group; there are {', '.join(GROUPS)}", file=sys.stderr)
         return 2
@@ -600,7 +631,9 @@ def check(args: argparse.Namespace) -> int:
         lines, why = "", ""
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=max(1.0, left))
-            lines, why = done.stdout, "" if done.returncode == 0 else done.stderr[-2000:]
+            # a process that is killed says nothing
+            died = "" if done.returncode == 0 else done.stderr[-2000:].strip() or f"status {done.returncode}"
+            lines, why = done.stdout, died
         except subprocess.TimeoutExpired as e:
             output = e.stdout or b""
             lines = output.decode() if isinstance(output, bytes) else output
@@ -608,6 +641,8 @@ def check(args: argparse.Namespace) -> int:
         rows += [
             json.loads(line) for line in lines.splitlines() if line.startswith("{") and line.endswith("}")
         ]
+        if group == "peaks":
+            os.environ[MEASURED] = json.dumps(measured_in(rows))
         if why:
             rows.append({"group": group, "name": f"group {group}", "ok": False, "why": why})
         Path(args.out).write_text(json.dumps({"seed": drawn, "rows": rows}, indent=1))

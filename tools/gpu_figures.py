@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gpu_cards import BANDWIDTH, INT8, of_device
+from gpu_cards import bound
 from gpu_models import bytes_of_a_token, products_of_a_token, seed
 from gpu_whole import of_prompt
 
@@ -90,7 +90,6 @@ class Timed:
         write(self.path, self.shape, self.n_layers, vocabulary, self.type)
         self.n_bytes = bytes_of_a_token(self.path, self.shape)
         self.operations = products_of_a_token(self.path, self.shape)
-        self.int8, self.bandwidth = of_device(INT8), of_device(BANDWIDTH)
 
     def tokens(self, n: int) -> list[int]:
         """Random ones."""
@@ -109,8 +108,8 @@ class Timed:
             "us": seconds * 1e6,
             "tokens_per_s": n / seconds,
         }
-        if self.int8 and bounded:
-            row |= {"bound_us": n * self.operations / self.int8 * 1e6, "target": PROMPT_TARGET}
+        if bounded:
+            row |= bound("int8", n * self.operations, PROMPT_TARGET)
         return row
 
     def token(self, what: str, depth: int, seconds: float, bounded: bool = True) -> Row:
@@ -121,9 +120,9 @@ class Timed:
             "us": seconds * 1e6,
             "tokens_per_s": 1 / seconds,
         }
-        if self.bandwidth and bounded:
+        if bounded:
             n_bytes = self.n_bytes + cache_bytes(self.shape, self.n_layers, depth)
-            row |= {"bound_us": n_bytes / self.bandwidth * 1e6, "target": DECODE_TARGET}
+            row |= bound("bandwidth", n_bytes, DECODE_TARGET)
         return row
 
     def plans(self) -> Iterator[Row]:

@@ -45,8 +45,8 @@ def matrix(t: ikq.QuantType, n_rows: int, n: int, rng: np.random.Generator) -> i
     return ikq.QTensor.quantize(rng.standard_normal((n_rows, n), dtype=np.float32) / np.sqrt(n), t)
 
 
-def write_model(path: Path, s: Shape, type_name: str) -> None:
-    """A mixture of random experts."""
+def write_model(path: Path, s: Shape, type_name: str, ends: str = "Q8_0") -> None:
+    """A mixture of random experts; `ends` is the type of the embedding and of the output."""
     rng = np.random.default_rng(seed())
     a = "qwen3moe"
     metadata = ikq.Metadata(
@@ -96,8 +96,8 @@ def write_model(path: Path, s: Shape, type_name: str) -> None:
         "ffn_down_exps": experts(e, s.n_ff),
     }
     with ikq.GGUFWriter(path, metadata) as writer:
-        writer.add_tensor("token_embd.weight", some(s.n_vocab, e, "Q8_0"))
-        writer.add_tensor("output.weight", some(s.n_vocab, e, "Q8_0"))
+        writer.add_tensor("token_embd.weight", some(s.n_vocab, e, ends))
+        writer.add_tensor("output.weight", some(s.n_vocab, e, ends))
         writer.add_tensor("output_norm.weight", ones)
         for i in range(s.n_layer):
             for name, tensor in layer.items():

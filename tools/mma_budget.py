@@ -22,8 +22,9 @@ sys.path[:0] = [
     str(Path(__file__).resolve().parent.parent / "tests/cuda"),
     str(Path(__file__).resolve().parent),
 ]
-from nvrtc import TYPES, compile_, library  # noqa: E402
-from sass_budget import loops, machine_code  # noqa: E402
+from nvrtc import TYPES, Specialisation, compile_, library  # noqa: E402
+from sass_budget import machine_code  # noqa: E402
+from sass_flow import blocks_of, loops_of  # noqa: E402
 
 import ikq  # noqa: E402
 
@@ -44,10 +45,16 @@ def counted(loop: list[str]) -> int:
 def per_mma(name: str, architecture: int, tile: int) -> tuple[float, float, int] | None:
     """Instructions per m16n8k32: all of a step's, those of the part that multiplies; and registers. None where a type has no
     such tile."""
-    kernels, cubin = compile_(("mmq.cu", (f"IKQ_TYPE={name}", f"IKQ_TILE={tile}")), architecture)
+    return per_mma_of(("mmq.cu", (f"IKQ_TYPE={name}", f"IKQ_TILE={tile}")), architecture, tile)
+
+
+def per_mma_of(special: Specialisation, architecture: int, tile: int) -> tuple[float, float, int] | None:
+    """The same of a kernel with the loop over steps of `matrix.cuh`."""
+    kernels, cubin = compile_(special, architecture)
     (kernel,) = kernels
-    found = sorted(loops(machine_code(cubin, kernel.name)), key=len)
-    with_mma = [loop for loop in found if any(map(is_mma, loop))]
+    blocks = blocks_of(machine_code(cubin, kernel.name))
+    found = [[x for i in sorted(loop.body) for x in blocks[i].issued] for loop in loops_of(blocks)]
+    with_mma = [loop for loop in sorted(found, key=len) if any(map(is_mma, loop))]
     if len(with_mma) < 2:
         return None
     inner, outer = with_mma[0], with_mma[-1]

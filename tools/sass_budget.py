@@ -28,7 +28,7 @@ from collections import Counter
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / "tests/cuda")]
-from nvrtc import TYPES, compile_, library  # noqa: E402
+from nvrtc import TYPES, candidates, compile_, library  # noqa: E402
 
 import ikq  # noqa: E402
 
@@ -41,15 +41,20 @@ DOTS = {"q2_k": 16, "iq4_kss": 10, "iq1_kt": 40, "iq2_kt": 40, "iq3_kt": 40, "iq
 TENSOR = {"iq1_kt": 65, "iq2_kt": 65, "iq4_kt": 73}
 
 
-def nvdisasm() -> str:
+def found_nvdisasm() -> str | None:
+    """In NVIDIA's packages, those that IKQ_NVRTC names among them, or on the path."""
     spec = importlib.util.find_spec("nvidia")
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        for found in Path(place).glob("*/bin/nvdisasm"):
-            return str(found)
-    found_in_path = shutil.which("nvdisasm")
-    if found_in_path is None:
+    packages = [Path(p) for p in (spec.submodule_search_locations or ())] if spec else []
+    folders = [f for p in packages for f in p.glob("*/bin")] + [f.parents[1] / "bin" for f in candidates()]
+    beside = (str(f / "nvdisasm") for f in folders if (f / "nvdisasm").is_file())
+    return next(beside, None) or shutil.which("nvdisasm")
+
+
+def nvdisasm() -> str:
+    found = found_nvdisasm()
+    if found is None:
         raise SystemExit("nvdisasm is missing: pip install nvidia-cuda-nvdisasm")
-    return found_in_path
+    return found
 
 
 def machine_code(cubin: bytes, kernel: str) -> list[str]:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What the last wave of a matrix product's tiles costs, and what dividing rows among blocks (split k) would gain.
 
-    python tools/tail_model.py [--model qwen3-30b-a3b] [--tokens 512] [--card "RTX 4090"] [--type iq4_ks] [--json OUT]
+    python tools/tail_model.py [--model qwen3-30b-a3b] [--tokens 512] [--card "RTX 4090"] [--type iq4_ks] [--products TOKENS] [--json OUT]
 
 A block of `mmq` has a multiprocessor to itself (512 threads of 72 to 118 registers). All tiles of a launch take as long, so a
 launch takes as many rounds (waves) as tiles for each multiprocessor, rounded up; in the last one some have none. Compared are
@@ -195,6 +195,58 @@ def joined(matrices: tuple[Matrix, ...]) -> list[Matrix]:
     return found
 
 
+def times_of(x: Launch, n_fixed: int) -> tuple[list[float], int]:
+    """Seconds undivided, in `n_fixed` parts, in the best number of parts, and if nothing ever waited; and that best number."""
+    free = min(x.parts, key=x.seconds)
+    return [x.seconds(1), x.seconds(n_fixed), x.seconds(free), x.bound], free
+
+
+class Model:
+    """A layer's products on a card, for steps of all these numbers of tokens."""
+
+    def __init__(self, name: str, card: str, type_: str, tokens: list[int]) -> None:
+        self.matrices, self.name, self.card, self.type = MODELS[name], card, CARDS[card], type_
+        self.fixed = {m: fixed_parts(m, tokens, self.card, type_) for m in self.matrices}
+
+    def of_layer(self, n_tokens: int) -> tuple[float, list[float]]:
+        """Seconds of all products, and what the other ways take of that."""
+        sums = [0.0] * 4
+        for matrix in self.matrices:
+            found, _ = times_of(launch(matrix, n_tokens, self.card, self.type), self.fixed[matrix])
+            sums = [a + b for a, b in zip(sums, found, strict=True)]
+        sums.append(sum(launch(m, n_tokens, self.card, self.type).seconds(1) for m in joined(self.matrices)))
+        return sums[0], [t / sums[0] for t in sums[1:]]
+
+    def summary(self, n_tokens: int) -> str:
+        """A row of the first table."""
+        seconds, shares = self.of_layer(n_tokens)
+        cells = [self.name, str(n_tokens), f"{1e6 * seconds:.0f}", *(f"{x:.2f}" for x in shares)]
+        return f"| {' | '.join(cells)} |"
+
+    def products(self, n_tokens: int) -> list[str]:
+        """Rows of the second table."""
+        rows = []
+        for matrix in self.matrices:
+            x = launch(matrix, n_tokens, self.card, self.type)
+            found, free = times_of(x, self.fixed[matrix])
+            told = [f"{1e6 * t:.0f}" for t in found]
+            told[1] += f" ({self.fixed[matrix]})"
+            told[2] += f" ({free})"
+            rounds = math.ceil(x.n_tiles / self.card.n)
+            cells = [self.name, n_tokens, matrix.name, x.tile, x.n_tiles, rounds, f"{x.fill:.2f}", *told]
+            rows.append(f"| {' | '.join(map(str, cells))} |")
+        return rows
+
+
+SUMMARY = """\
+| card | tokens | us of a layer's products | fixed | free | bound | together |
+| --- | --: | --: | --: | --: | --: | --: |"""
+PRODUCTS = """\
+| card | tokens | product | tile | tiles | rounds | fill | us | fixed | free | bound |
+| --- | --: | --- | --: | --: | --: | --: | --: | --: | --: | --: |"""
+TOKENS = [16, 32, 64, 128, 256, 512, 1024, 2048]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -203,40 +255,24 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, action="append", help="tokens of a step; may be repeated")
     parser.add_argument("--card", choices=list(CARDS), action="append", help="may be repeated (all)")
     parser.add_argument("--type", choices=sorted(INSTRUCTIONS), default="iq4_ks")
+    parser.add_argument("--products", type=int, metavar="TOKENS", help="each product of a step, instead")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    tokens = arguments.tokens or [16, 32, 64, 128, 256, 512, 1024, 2048]
-    rows = []
-    print("| card | tokens | product | tile | tiles | rounds | fill | us | fixed | free | bound | together |")
-    print("| --- | --: | --- | --: | --: | --: | --: | --: | --: | --: | --: | --: |")
-    for name in arguments.card or CARDS:
-        card = CARDS[name]
-        fixed = {m: fixed_parts(m, tokens, card, arguments.type) for m in MODELS[arguments.model]}
-        for n_tokens in tokens:
-            sums = [0.0] * 4
-            for matrix in MODELS[arguments.model]:
-                x = launch(matrix, n_tokens, card, arguments.type)
-                free = min(x.parts, key=x.seconds)
-                times = [x.seconds(1), x.seconds(fixed[matrix]), x.seconds(free), x.bound]
-                sums = [a + b for a, b in zip(sums, times, strict=True)]
-                rounds = math.ceil(x.n_tiles / card.n)
-                told = [f"{1e6 * t:.0f}" for t in times]
-                told[1] += f" ({fixed[matrix]})"
-                told[2] += f" ({free})"
-                print(
-                    f"| {name} | {n_tokens} | {matrix.name} | {x.tile} | {x.n_tiles} | {rounds} | {x.fill:.2f} | "
-                    + " | ".join(told)
-                    + " | |"
-                )
-                rows.append(
-                    {"card": name, "tokens": n_tokens, "product": matrix.name, "tile": x.tile}
-                    | {"tiles": x.n_tiles, "fill": x.fill, "parts": [fixed[matrix], free], "seconds": times}
-                )
-            together = joined(MODELS[arguments.model])
-            sums.append(sum(launch(m, n_tokens, card, arguments.type).seconds(1) for m in together))
-            shares = " | ".join(f"{t / sums[0]:.2f}" for t in sums[1:])
-            print(f"| {name} | {n_tokens} | **all, of a layer** | | | | | {1e6 * sums[0]:.0f} | {shares} |")
+    tokens = arguments.tokens or TOKENS
+    models = [Model(arguments.model, name, arguments.type, tokens) for name in arguments.card or CARDS]
+    if arguments.products:
+        print("\n".join([PRODUCTS, *(row for m in models for row in m.products(arguments.products))]))
+    else:
+        print("\n".join([SUMMARY, *(m.summary(n) for m in models for n in tokens)]))
     if arguments.json:
+        rows = []
+        for m in models:
+            for n in tokens:
+                seconds, shares = m.of_layer(n)
+                names = ("fixed", "free", "bound", "together")
+                rows.append(
+                    {"card": m.name, "tokens": n, "seconds": seconds} | dict(zip(names, shares, strict=True))
+                )
         arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 

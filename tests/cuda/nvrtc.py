@@ -55,6 +55,14 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
+def version() -> tuple[int, int]:
+    """Of the compiler, which has to be there."""
+    lib, major, minor = library(), ctypes.c_int(), ctypes.c_int()
+    assert lib is not None
+    assert not lib.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    return major.value, minor.value
+
+
 @functools.cache
 def headers() -> dict[str, str]:
     return {str(p.relative_to(CUDA)): p.read_text() for p in CUDA.rglob("*.cuh")}

@@ -365,6 +365,33 @@ impl Device for Cpu {
         step.choices.clear();
     }
 
+    fn narrows(&self) -> bool {
+        true
+    }
+
+    fn narrow(&mut self, batch: &Batch, columns: &[u32]) {
+        let n = self.given.batch.n();
+        let kept = |values: &mut Vec<f32>, width: usize| {
+            if values.len() < n * width {
+                return; // this model, or this device, has none
+            }
+            for (to, from) in columns.iter().enumerate() {
+                let from = *from as usize * width;
+                values.copy_within(from..from + width, to * width);
+            }
+        };
+        let network = self.network.as_ref().expect("`load` comes first");
+        kept(&mut self.step.hidden, network.spec.n_embd);
+        kept(&mut self.step.before, network.spec.n_embd);
+        if let Some(per_layer) = &network.per_layer {
+            kept(&mut self.step.per_layer, per_layer.n_all());
+        }
+        let scales = self.given.scales.chunks_exact(n);
+        let scales = scales.flat_map(|of_all| columns.iter().map(|c| of_all[*c as usize]));
+        self.given.scales = scales.collect();
+        self.given.batch.clone_from(batch);
+    }
+
     fn put(&mut self, value: Value, columns: &[f32]) {
         let n_embd = self.n_embd();
         let step = &mut self.step;

@@ -272,6 +272,13 @@ pub trait Device: Send {
     /// Starts what stages have left to do: another device computes next. Only devices that work by themselves put stages
     /// off, so that they can do several at once.
     fn start(&mut self) {}
+    /// Whether [`Device::narrow`] does something.
+    fn narrows(&self) -> bool {
+        false
+    }
+    /// Behind the attention of the last layer: the step goes on with these of its columns, of which `batch` tells. What the
+    /// device has for each column, the residual stream and what else later stages read, it keeps for these alone.
+    fn narrow(&mut self, _batch: &Batch, _columns: &[u32]) {}
     /// Runs [`Stage::Head`]: logits, the largest logits or normed hidden states of the batch's columns that want them.
     fn head(&mut self, step: Step<'_>, results: Results<'_>);
     /// What went wrong on the device since it was asked last, for those that work by themselves: all values since then

@@ -9,7 +9,7 @@ use crate::batch::{Batch, PAGE, Run};
 use crate::device::{Device, Stage, Step, Value};
 use crate::error::Error;
 use crate::model::{Model, Runner, Shared};
-use crate::network::{Ffn, Network};
+use crate::network::{Ffn, Layer, Network};
 use crate::placement::{CPU, Placement};
 use crate::results::{Best, Computed, MOST_BEST, Output, Results, Share, first_not_finite};
 use crate::sequence::{Sequence, Start};
@@ -399,29 +399,57 @@ impl Order<'_> {
         self.devices.iter_mut().for_each(|d| d.begin(batch));
         self.stage(Stage::Embed, CPU)?;
         let compared = self.step.collector.filter(|c| c.options().similarity);
+        let wanted = self.narrows(batch);
         for (l, layer) in self.network.layers.iter().enumerate() {
             let before = compared.map(|_| self.hidden());
             self.attention(l)?;
             let between = compared.map(|_| self.hidden());
-            match &layer.ffn {
-                Ffn::Dense(_) => self.on_hidden(Stage::Dense(l))?,
-                Ffn::Moe(moe) => self.mixture(l, moe.shared.is_some())?,
+            if let Some(wanted) = wanted.as_ref().filter(|_| l + 1 == self.network.layers.len()) {
+                if wanted.is_empty() {
+                    return Ok(());
+                }
+                let some = batch.of_columns(wanted);
+                self.devices.iter_mut().for_each(|d| d.narrow(&some, wanted));
+                let done = self.ffn(l, layer);
+                done.map_err(|(layer, column)| (layer, wanted[column] as usize))?;
+                self.head(results);
+                return Ok(());
             }
-            if layer.has_end() {
-                self.on_hidden(Stage::End(l))?;
-            }
+            self.ffn(l, layer)?;
             if let (Some(c), Some(before), Some(between)) = (compared, before, between) {
                 self.compare(c, l, &before, &between);
             }
         }
-        let device = self.placement.device(Stage::Head);
         let observed = self.step.collector.is_some_and(|c| c.options().output);
-        if batch.logits.is_empty() && batch.best.is_empty() && batch.hidden.is_empty() && !observed {
-            return Ok(());
+        if !batch.wanted().is_empty() || observed {
+            self.head(results);
         }
+        Ok(())
+    }
+
+    /// The columns that the last layer goes on with behind its attention, where those are fewer than the batch has: nothing
+    /// reads the others any more, unless statistics are collected.
+    fn narrows(&self, batch: &Batch) -> Option<Vec<u32>> {
+        let can = self.step.collector.is_none() && self.devices.iter().all(|d| d.narrows());
+        can.then(|| batch.wanted()).filter(|wanted| wanted.len() < batch.n())
+    }
+
+    /// What a layer does behind its attention.
+    fn ffn(&mut self, l: usize, layer: &Layer) -> Result<(), (usize, usize)> {
+        match &layer.ffn {
+            Ffn::Dense(_) => self.on_hidden(Stage::Dense(l))?,
+            Ffn::Moe(moe) => self.mixture(l, moe.shared.is_some())?,
+        }
+        if layer.has_end() {
+            self.on_hidden(Stage::End(l))?;
+        }
+        Ok(())
+    }
+
+    fn head(&mut self, results: Results<'_>) {
+        let device = self.placement.device(Stage::Head);
         self.move_hidden(device);
         self.devices[device].head(self.step, results);
-        Ok(())
     }
 
     fn stage(&mut self, stage: Stage, device: usize) -> Result<(), (usize, usize)> {

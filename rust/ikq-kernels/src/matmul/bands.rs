@@ -144,12 +144,25 @@ impl<'a> Band<'a> {
     ///
     /// They are brought to the second cache. The first takes so few requests at a time that asking for it there
     /// is slower than not asking (figures in docs/kernels.md).
+    ///
+    /// [`Band::take_words`] asks for the same eighth of the next unit, which is in the second cache by then, for the first.
     #[inline(always)]
     pub fn ask_words<I: Isa, D: Decode<I>>(&self, u: usize, eighth: usize, ahead: usize) {
         let n = if D::BY_UNIT { unit_bytes::<I, D>() / 64 } else { D::UNIT_WORDS };
         let lines = self.data.as_ptr().wrapping_add(64 * u * n + ahead);
         for line in eighth * n / 8..(eighth + 1) * n / 8 {
             prefetch(lines.wrapping_add(64 * line));
+        }
+    }
+
+    /// Asks for an eighth of the next unit's lines, which [`Band::ask_words`] has brought to the second cache, for the first: where
+    /// there is one column, products otherwise wait for lines that they do not read in order.
+    #[inline(always)]
+    pub fn take_words<I: Isa, D: Decode<I>>(&self, u: usize, eighth: usize) {
+        let n = if D::BY_UNIT { unit_bytes::<I, D>() / 64 } else { D::UNIT_WORDS };
+        let lines = self.data.as_ptr().wrapping_add(64 * (u + 1) * n);
+        for line in eighth * n / 8..(eighth + 1) * n / 8 {
+            prefetch_near(lines.wrapping_add(64 * line));
         }
     }
 
@@ -185,6 +198,14 @@ fn prefetch(line: *const u8) {
     use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
     // SAFETY: a prefetch touches no memory as far as the language is concerned; any address will do.
     unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
+}
+
+/// The same for the first cache.
+#[inline(always)]
+fn prefetch_near(line: *const u8) {
+    use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    // SAFETY: as above.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
 }
 
 /// Units of a row of `k` elements.

@@ -141,6 +141,9 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
                 ($b:expr) => {
                     if ask {
                         band.ask_words::<I, D>(u, $b, AHEAD);
+                        if C < COLUMNS_THAT_ASK {
+                            band.take_words::<I, D>(u, $b);
+                        }
                     }
                     pair.add::<D>(isa, $b, &mut acc);
                 };
