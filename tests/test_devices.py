@@ -16,12 +16,12 @@ from ikq.inference.model import Placed
 
 TWO = ("CPU", "CPU1")
 SPLITS = {
-    "layers": {"override_tensor": r"blk\.[13]\.=CPU1"},
-    "experts": {"override_tensor": "exps=CPU1"},
-    "shared experts": {"override_tensor": "shexp=CPU1"},
-    "routers": {"override_tensor": "ffn_gate_inp=CPU1"},
-    "attention": {"override_tensor": ["attn=CPU1", "ssm=CPU1"]},
-    "output": {"override_tensor": "^output|^token_embd=CPU1"},
+    "layers": {"n_gpu_layers": 0, "override_tensor": r"blk\.[13]\.=CPU1"},
+    "experts": {"n_gpu_layers": 0, "override_tensor": "exps=CPU1"},
+    "shared experts": {"n_gpu_layers": 0, "override_tensor": "shexp=CPU1"},
+    "routers": {"n_gpu_layers": 0, "override_tensor": "ffn_gate_inp=CPU1"},
+    "attention": {"n_gpu_layers": 0, "override_tensor": ["attn=CPU1", "ssm=CPU1"]},
+    "output": {"n_gpu_layers": 0, "override_tensor": "^output|^token_embd=CPU1"},
     "all but experts": {"n_gpu_layers": 99, "cpu_moe": True},
     "last layer": {"n_gpu_layers": 1},
     "cache": {"n_gpu_layers": 99, "kv_offload": False},
@@ -59,7 +59,7 @@ def test_splits(name, compute):
 def test_sequences_on_two_devices(name, tmp_path):
     """Forked, taken back, shifted, saved on one device and loaded on two, and the other way round."""
     ids, others = prompt(name, 1), prompt(name, 0)
-    places = {"devices": TWO, "override_tensor": [r"blk\.[13]\.=CPU1", "blk.0.*exps=CPU1"]}
+    places = {"override_tensor": [r"blk\.[13]\.=CPU1", "blk.0.*exps=CPU1"]}
     with load(name, n_ctx=128) as one, load(name, n_ctx=128, **places) as two:
         found = []
         for i, model in enumerate((one, two)):
@@ -128,7 +128,7 @@ def test_the_plan_says_what_is_where():
     name = "qwen2moe/qwen2moe-bf16"
     roles = ["attention", "router", "experts", "shared expert"]
     stages = ["embedding", *(f"layer {i}, {role}" for i in range(2) for role in roles), "output"]
-    with load(name, n_ctx=64, devices=TWO, override_tensor="blk.1.*exps=CPU1") as model:
+    with load(name, n_ctx=64, override_tensor="blk.1.*exps=CPU1") as model:
         placement = model.explain().placement
         assert [p.stage for p in placement] == stages
         assert [p.stage for p in placement if p.device == "CPU1"] == ["layer 1, experts"]
@@ -139,7 +139,7 @@ def test_the_plan_says_what_is_where():
         )
         assert moved.why == "override_tensor"
         assert all(p.why for p in placement)
-    with load(name, n_ctx=64, devices=TWO, override_tensor="ffn_up_exps=CPU1") as model:
+    with load(name, n_ctx=64, override_tensor="ffn_up_exps=CPU1") as model:
         # a stage is whole: where rules part it, it goes to the CPU, and that is said
         moved = model.explain().placement[stages.index("layer 1, experts")]
         assert moved.device == "CPU"
@@ -155,9 +155,19 @@ def test_the_plan_says_what_is_where():
         # rules go before all others
         on_cpu = [p.stage for p in model.explain().placement if p.device == "CPU"]
         assert on_cpu == ["embedding", "layer 0, experts"]
+    # devices that are named get all layers, unless it is said how many
+    with load(name, n_ctx=64, devices=["cpu1"]) as model:
+        assert [p.stage for p in model.explain().placement if p.device == "CPU"] == ["embedding"]
+        assert model.explain().placement[-1].why == "n_gpu_layers=all"
+    with load(name, n_ctx=64, devices=TWO, n_gpu_layers=-1, override_tensor="exps=CPU2") as model:
+        assert {s: d for s, d in devices_of(model).items() if d != "CPU1"} == {
+            "embedding": "CPU",
+            **{f"layer {i}, experts": "CPU2" for i in range(2)},
+        }
     # without another device all stays
-    with load(name, n_ctx=64, n_gpu_layers=99) as model:
-        assert set(devices_of(model).values()) == {"CPU"}
+    for devices in (["CPU"], ["none"], ["Cpu0"], []):
+        with load(name, n_ctx=64, devices=devices, n_gpu_layers=99) as model:
+            assert set(devices_of(model).values()) == {"CPU"}
 
 
 THREE = ("CPU", "CPU1", "CPU2")
@@ -215,8 +225,12 @@ def test_layers_are_divided_by_free_memory(tiny_moe, monkeypatch):
     [
         (THREE, [1], "tensor_split=1: one number per device is needed, for 2 devices: CPU1, CPU2"),
         (THREE, [1, 2, 3], "tensor_split=1,2,3: one number per device is needed"),
-        (THREE, [1, -0.5], "tensor_split=1,-0.5: -0.5 is no share; a share is 0 or more"),
-        (THREE, [0, 0], "tensor_split=0,0: no device has a share"),
+        (
+            THREE,
+            [1, -0.5],
+            "tensor_split=1,-0.5: -0.5 is no share; a share is a number of 0 or more, as in 3,1",
+        ),
+        (THREE, [0, 0], "tensor_split=0,0: no device has a share; a share above 0 is needed"),
         (THREE, [float("inf"), 1], "inf is no share"),
         (TWO, [1, 1], "for 1 device: CPU1"),
         (("CPU",), [1], "tensor_split=1: there is no GPU over which layers could be divided"),
@@ -261,6 +275,147 @@ def test_layers_are_joined():
     ]
 
 
+@pytest.mark.parametrize("function", [ikq.Model.plan, ikq.Model.load])
+def test_numbers_of_layers_that_are_none(tiny_moe, function):
+    for name, value, error in (
+        ("n_gpu_layers", -2, ValueError),
+        ("n_gpu_layers", -(2**70), ValueError),
+        ("n_gpu_layers", 1.5, TypeError),
+        ("n_gpu_layers", "all", TypeError),
+        ("n_cpu_moe", -1, ValueError),
+        ("n_cpu_moe", 0.5, TypeError),
+    ):
+        with pytest.raises(error, match=re.escape(f"{name}={value!r}: expected a number of layers")):
+            function(tiny_moe, n_ctx=64, devices=TWO, **{name: value})
+
+
+def test_large_numbers_of_layers_are_all(tiny_moe):
+    options = {"n_ctx": 64, "devices": TWO}
+    placement = ikq.Model.plan(tiny_moe, **options, n_gpu_layers=-1).placement
+    assert {p.device for p in placement[1:]} == {"CPU1"}
+    assert ikq.Model.plan(tiny_moe, **options, n_gpu_layers=2**70).placement == placement
+    experts = ikq.Model.plan(tiny_moe, **options, n_cpu_moe=2**70).placement
+    assert {p.device for p in experts if "experts" in p.stage} == {"CPU"}
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["GPU0"], "devices=GPU0: there is no device GPU0; there are CPU, CPU1, ..., and GPUs, CUDA0, ..."),
+        (["CPU", "CUDA+0"], "there is no device CUDA+0"),
+        (["CPU1", "CUDA"], "there is no device CUDA;"),
+        (["CPU1", "cpu01"], "devices=CPU1,cpu01: CPU1 stands there twice"),
+        (["CUDA0", "cuda00"], "CUDA0 stands there twice"),
+        (["CPU1", "none"], "there is no device none"),
+    ],
+)
+def test_names_that_are_none(names, words, tiny_moe, capsys):
+    for function in (ikq.Model.plan, ikq.Model.load):
+        with pytest.raises(ikq.RefusedError) as error:
+            function(tiny_moe, n_ctx=64, devices=names)
+        assert words in str(error.value)
+    for more in ([], ["--dry-run"]):
+        assert main(["run", "-m", str(tiny_moe), "-p", "a", "-n", "1", "-dev", ",".join(names), *more]) == 2
+        assert words in capsys.readouterr().err
+
+
+def without_gpus(monkeypatch):
+    found = {"usable": False, "reason": "no driver", "reason_code": "no-driver", "devices": []}
+    monkeypatch.setattr(ikq.cuda, "status", lambda **_: found)
+
+
+def with_gpus(monkeypatch, n):
+    gpu = {"compute_capability": "9.0", "memory_bytes": 2**40, "free_bytes": 2**39, "usable": True}
+    found = {"usable": True, "reason": None, "devices": [gpu] * n}
+    monkeypatch.setattr(ikq.cuda, "status", lambda **_: found)
+
+
+def test_plans_of_gpus_that_are_not_there(tiny_moe, monkeypatch, capsys):
+    """Where no GPU is usable those that are named are taken to be there, and that is said; loading refuses them."""
+    without_gpus(monkeypatch)
+    for options, names in (
+        ({"devices": ["cuda07"]}, {"CUDA7"}),
+        ({"devices": ["CUDA0"], "n_gpu_layers": 2}, {"CUDA0"}),
+        ({"override_tensor": "exps=cuda1"}, {"CUDA1"}),
+        ({"devices": ["CUDA0"], "override_tensor": ["exps=CUDA1"]}, {"CUDA0", "CUDA1"}),
+    ):
+        plan = ikq.Model.plan(tiny_moe, n_ctx=64, **options)
+        assert {p.device for p in plan.placement} == {"CPU", *names}
+        assert set(plan.assumed) == names
+        assert set(plan.buffers) == names
+        with pytest.raises(ikq.DeviceError, match=r"^CUDA.*: no GPU is usable: no driver$"):
+            ikq.Model.load(tiny_moe, n_ctx=64, **options)
+    with pytest.raises(ikq.DeviceError, match=r"^n_gpu_layers=99: no GPU is usable: no driver$"):
+        ikq.Model.plan(tiny_moe, n_ctx=64, n_gpu_layers=99)
+    run = ["run", "-m", str(tiny_moe), "-p", "a", "-n", "1", "-c", "64"]
+    for flags, name in ((["-dev", "cuda7"], "CUDA7"), (["-ot", "exps=CUDA07"], "CUDA7")):
+        assert main([*run, *flags, "--dry-run"]) == 0
+        out, err = capsys.readouterr()
+        assert err == (
+            f"note: the plan takes {name} to be there, with memory for all that goes there: no GPU is usable: no driver\n"
+        )
+        assert re.search(rf"experts +{name} ", out)
+        assert main([*run, *flags]) == 1
+        assert capsys.readouterr().err == f"error: {name}: no GPU is usable: no driver\n"
+    # where none is named, nothing is taken to be there
+    assert main([*run, "-ngl", "99", "--dry-run"]) == 1
+    assert capsys.readouterr().err == (
+        "error: -ngl: no GPU is usable: no driver; --fallback-cpu runs all layers on the CPU; "
+        "-dev CUDA0 plans for a GPU that is not there\n"
+    )
+
+
+def test_gpus_among_others_that_are_not_there(tiny_moe, monkeypatch, capsys):
+    with_gpus(monkeypatch, 2)
+    words = "there is no device CUDA7; there are CPU, CUDA0, CUDA1"
+    for options in (
+        {"devices": ["CUDA7"]},
+        {"devices": ["CPU", "CUDA0", "cuda07"]},
+        {"override_tensor": "exps=CUDA7"},
+    ):
+        for function in (ikq.Model.plan, ikq.Model.load):
+            with pytest.raises(ikq.DeviceError, match=words):
+                function(tiny_moe, n_ctx=64, **options)
+    for more in ([], ["--dry-run"]):
+        assert main(["run", "-m", str(tiny_moe), "-p", "a", "-dev", "CUDA0,CUDA7", *more]) == 1
+        assert words in capsys.readouterr().err
+
+
+def test_which_gpus_get_layers(tiny_moe, monkeypatch, capsys):
+    with_gpus(monkeypatch, 2)
+
+    def placed(**options):
+        placement = ikq.Model.plan(tiny_moe, n_ctx=64, **options).placement
+        return [p.device for p in placement if "attention" in p.stage or p.stage == "output"]
+
+    both = ["CUDA0"] * 3 + ["CUDA1"] * 2
+    assert placed() == ["CPU"] * 5
+    assert placed(n_gpu_layers=-1) == placed(devices=["CUDA0", "CUDA1"]) == both
+    assert placed(devices=["cuda1"]) == ["CUDA1"] * 5
+    assert placed(devices=["CUDA1"], n_gpu_layers=0) == ["CPU"] * 5
+    for alone in (["CPU"], ["none"]):
+        assert placed(devices=alone, n_gpu_layers=99) == ["CPU"] * 5
+    # a device that only a rule names gets no layers, and no share
+    assert placed(devices=["CUDA0"], override_tensor="exps=CUDA1") == ["CUDA0"] * 5
+    assert placed(devices=["CUDA0"], override_tensor="exps=CUDA1", tensor_split=[1]) == ["CUDA0"] * 5
+    assert placed(override_tensor="exps=CUDA1") == ["CPU"] * 5
+    run = ["run", "-m", str(tiny_moe), "--dry-run", "-c", "64"]
+    for flags, names, note in (
+        (["-dev", "cuda1"], {"CPU", "CUDA1"}, ""),
+        (["-ngl", str(2**70)], {"CPU", "CUDA0", "CUDA1"}, ""),
+        (["-dev", "none", "-ngl", "9"], {"CPU"}, "note: -ngl ignored: -dev none is the CPU alone\n"),
+        (["-dev", "cpu", "--fit"], {"CPU"}, "note: --fit ignored: -dev cpu is the CPU alone\n"),
+        (["-ot", "exps=CUDA0"], {"CPU", "CUDA0"}, ""),
+        (["-dev", "CUDA1", "-ngl", "0"], {"CPU"}, ""),
+    ):
+        assert main([*run, *flags]) == 0
+        out, err = capsys.readouterr()
+        assert (set(re.findall(r"^.{2,30}?  +(C[A-Z]+\d?) ", out, re.M)), err) == (names, note), flags
+
+
 # The command line
 
 
@@ -295,9 +450,15 @@ def test_shares_on_the_command_line(tiny_moe, capsys):
         assert re.search(r"^layer 3, experts +CPU2 ", out, re.M)
     assert main([*arguments, "-ngl", "all", "-ts", "3"]) == 2
     assert "tensor_split=3: one number per device is needed" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main([*arguments, "-ts", "3,x"])
-    assert "expected numbers joined by commas" in capsys.readouterr().err
+    for text in ("3,x", "nan", "1,inf", "-1,2", "0,0", ""):
+        with pytest.raises(SystemExit) as error:
+            main([*arguments, f"-ts={text}"])
+        assert error.value.code == 2
+        err = capsys.readouterr().err
+        assert f"argument -ts/--tensor-split: {text!r}: expected numbers joined by commas, such as 3,1" in err
+    # of any size, as they are proportions
+    assert main([*arguments, "-ts", "1e308,1e308"]) == 0
+    assert re.search(r"^layers 0-2, experts +CPU1 ", capsys.readouterr().out, re.M)
     # without layers to divide it says nothing
     assert main(["run", "-m", str(tiny_moe), "--dry-run", "-c", "64", "-ts", "3,2"]) == 0
     out, err = capsys.readouterr()
@@ -306,7 +467,7 @@ def test_shares_on_the_command_line(tiny_moe, capsys):
 
 
 def test_explain(tiny_moe, capsys):
-    assert main(["explain", str(tiny_moe), "-dev", "CPU,CPU1", "-ot", "exps=CPU1", "-rtr"]) == 0
+    assert main(["explain", str(tiny_moe), "-ot", "exps=cpu1", "-rtr"]) == 0
     out, err = capsys.readouterr()
     assert re.search(r"^layers 0-3, experts +CPU1 .*override_tensor$", out, re.M)
     assert err == "note: -rtr ignored: weights are re-arranged while loading in any case\n"
@@ -319,7 +480,7 @@ def test_explain(tiny_moe, capsys):
 def test_text_from_two_devices(tiny_moe, capsys):
     arguments = ["run", "-m", str(tiny_moe), "-p", "import sys", "-n", "20", "-s", "1", "--no-perf"]
     texts = []
-    for options in ([], ["-dev", "CPU1", "-ngl", "2"], ["-dev", "CPU,CPU1", "-ot", "exps=CPU1,attn=CPU1"]):
+    for options in ([], ["-dev", "CPU1", "-ngl", "2"], ["-ot", "exps=CPU1,attn=CPU1"]):
         assert main([*arguments, *options]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] == texts[2]

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from functools import partial
 
 import pytest
 from model_files import NAMES, RECURRENT, path, reader
@@ -307,11 +308,15 @@ def test_options_that_do_not_go_together(tiny_moe, gpu):
     for devices in (["CPU", "CPU1"], ["CPU", "CUDA0", "CPU1"]):
         with pytest.raises(ikq.RefusedError, match="fit is for GPUs, such as CUDA0, not for CPU1"):
             fitted(tiny_moe, devices=devices)
-    with pytest.raises(ikq.DeviceError, match="there is no GPU 3; there are 1"):
+    with pytest.raises(ikq.DeviceError, match="there is no device CUDA3; there are CPU, CUDA0"):
         fitted(tiny_moe, devices=["CPU", "CUDA3"])
     for options in ({"fit_margin": -1}, {"fit_sequences": 0}):
         with pytest.raises(ikq.RefusedError, match="expected"):
             fitted(tiny_moe, **options)
+    for name, what in (("fit_margin", "MiB"), ("fit_sequences", "texts")):
+        for function in (fitted, partial(ikq.Model.load, fit=True)):
+            with pytest.raises(TypeError, match=f"{name}=1.5: expected a whole number of {what}"):
+                function(tiny_moe, **{name: 1.5})
 
 
 def test_without_a_gpu(tiny_moe, monkeypatch):
@@ -373,7 +378,7 @@ def test_the_command(tiny_moe, gpu, capsys):
         assert main(["run", "--dry-run", *map(str, common), "--fit", *more]) == 2
         assert capsys.readouterr().err.startswith("error: --fit")
     # the margin is all of the memory
-    assert main(["run", "--dry-run", *map(str, common), "--fit"]) == 1
+    assert main(["run", "--dry-run", *map(str, common), "--fit"]) == 2
     assert "beside the margin of 1024 MiB" in capsys.readouterr().err
     assert main(["bench", "-m", str(tiny_moe), "--fit", "-ncmoe", "1"]) == 2
     assert "--fit decides what goes where" in capsys.readouterr().err

@@ -42,13 +42,12 @@ def test_in_pieces_shifted_and_saved(file, tmp_path):
 
 def test_on_one_device(file):
     ids = case("gemma4")["ids"]
-    two = {"devices": ("CPU", "CPU1"), **EXACT}
     with ikq.Model.load(file, **EXACT) as model:
         whole = model.logits(ids)
     # layer 4 reads the keys of 2, and 5 those of 3
-    with ikq.Model.load(file, **two, override_tensor=r"blk\.[24]\.=CPU1") as model:
+    with ikq.Model.load(file, **EXACT, override_tensor=r"blk\.[24]\.=CPU1") as model:
         assert same(model.logits(ids), whole)
     with pytest.raises(
         ikq.FormatError, match=r"layer 5 reads the keys and values of layer 3: they cannot be on"
     ):
-        ikq.Model.load(file, **two, override_tensor=r"blk\.5\.=CPU1")
+        ikq.Model.load(file, **EXACT, override_tensor=r"blk\.5\.=CPU1")

@@ -24,6 +24,7 @@ from ikq.checkpoint.adapter import convert_adapter
 from ikq.checkpoint.converting import convert_checkpoint, plan_conversion
 from ikq.errors import (
     DeviceError,
+    DeviceMemoryError,
     FormatError,
     GrammarError,
     IkqError,
@@ -76,6 +77,7 @@ __all__ = [
     "ChatTemplate",
     "Covariances",
     "DeviceError",
+    "DeviceMemoryError",
     "Field",
     "FormatError",
     "Ftype",

@@ -12,7 +12,7 @@ this package, `IKQ_CUDA_SYNC=1` waits for every kernel, so that an error is repo
 cores, and attention is cut as for prompts: 9, if it is not set; 1 gives bits that do not depend on how many
 there are. `IKQ_CUDA_BLAS` is a file of `ikq bench cuda -o`, by which products of many tokens are computed by
 NVIDIA's cuBLAS where that is quicker; without it none are. `IKQ_CUBLAS` is a file or folder to take cuBLAS
-from.
+from. A value that is no number, or no switch, is an error that names the variable.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import TypedDict
 from ikq import _ikq
 from ikq.errors import DeviceError
 
-__all__ = ["Device", "Status", "architectures", "require", "status", "usable_devices", "warm"]
+__all__ = ["Device", "Status", "architecture", "architectures", "require", "status", "usable_devices", "warm"]
 
 _NEWEST = 13
 """CUDA of the newest NVRTC that is asked for where there is no driver to fit."""
@@ -55,7 +55,7 @@ class Status(TypedDict):
     """Why none can be used, and what to do about it."""
     reason_code: str | None
     """The reason as a single word: `disabled`, `no-driver`, `not-a-driver`, `stub`, `old-driver`, `init`,
-    `no-device`, `old-devices`, `no-nvrtc` or `forked`."""
+    `no-device`, `old-devices`, `no-nvrtc`, `forked`, or `variable` for a value of `IKQ_CUDA` that is none."""
     driver: str | None
     """Version of the driver, where the system tells it."""
     cuda_version: str | None
@@ -135,20 +135,36 @@ def warm(types: Iterable[int | str], arch: str) -> list[tuple[str, bool]]:
 
     Args:
         types: Types of weights.
-        arch: The compiler's name of an architecture, such as `sm_90`.
+        arch: An architecture: `sm_90`, `90` or `9.0`.
 
     Returns:
         The name of each kernel module, and whether it had been compiled before.
 
     Raises:
-        DeviceError: there is no NVRTC, or it does not know the architecture.
+        DeviceError: there is no NVRTC.
+        UsageError: there is no such architecture; the message has those that there are.
         FormatError: there is no such type.
         IkqError: kernels do not read a type.
     """
-    version = status(memory=False)["cuda_version"]
-    major = _NEWEST if version is None else int(version.split(".")[0])
     ids = [_ikq.parse_type(t) if isinstance(t, str) else int(t) for t in types]
-    return _ikq.cuda_warm(places_of_nvrtc(), major, ids, arch)
+    return _ikq.cuda_warm(places_of_nvrtc(), _major(), ids, architecture(arch))
+
+
+def architecture(text: str) -> str:
+    """The compiler's name of an architecture, `sm_90`, which may also be written as `90` or `9.0`.
+
+    Raises:
+        DeviceError: there is no NVRTC.
+        UsageError: kernels are not written for it, or NVRTC does not know it; the message has those that
+            there are.
+    """
+    return _ikq.cuda_architecture(places_of_nvrtc(), _major(), text)
+
+
+def _major() -> int:
+    """The newest CUDA that an NVRTC may have."""
+    version = status(memory=False)["cuda_version"]
+    return _NEWEST if version is None else int(version.split(".")[0])
 
 
 def places_of_nvrtc() -> list[Path]:

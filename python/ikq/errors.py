@@ -7,6 +7,7 @@ They mirror the errors of the Rust crates. Errors of the operating system keep t
 
 __all__ = [
     "DeviceError",
+    "DeviceMemoryError",
     "FormatError",
     "GrammarError",
     "IkqError",
@@ -71,6 +72,10 @@ class UsageError(RefusedError, FormatError):
 
 class DeviceError(IkqError):
     """A compute device is missing or failed."""
+
+
+class DeviceMemoryError(DeviceError, RefusedError):
+    """The memory of a GPU does not hold what is to go there; the message says what may be done."""
 
 
 class NotTernaryWarning(UserWarning):

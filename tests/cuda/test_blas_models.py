@@ -167,7 +167,7 @@ def test_fit_leaves_the_room(tmp_path):
         told[blas] = ikq_command(env, *command, "--fit-margin", "0", "--dry-run")
     assert told[None].returncode == 0, told[None].stderr
     assert "CUDA0" in told[None].stdout
-    assert told[table].returncode == 1
+    assert told[table].returncode == 2
     assert "CUDA0 has 24.0 MiB free" in told[table].stderr, told[table].stderr
 
 
@@ -179,7 +179,7 @@ def test_fit_leaves_the_room(tmp_path):
         ({"ikq_cuda_blas": 2}, "it has form 2"),
         ({"from": {"Q9_9": 100}}, "there is no type Q9_9"),
         ({"from": {"F16": 100}}, "F16 is not multiplied by cuBLAS"),
-        ({"from": "Q8_0"}, "invalid type"),
+        ({"from": "Q8_0"}, "JSON, but no table of `ikq bench cuda`: invalid type"),
     ],
 )
 def test_tables_that_are_refused(other, words, tmp_path, tiny_moe):
@@ -192,10 +192,17 @@ def test_tables_that_are_refused(other, words, tmp_path, tiny_moe):
 
 def test_files_and_libraries_that_are_not_there(tmp_path, tiny_moe):
     command = ("run", "-m", str(tiny_moe), "-p", "a", "-n", "1", "-ngl", "99")
+    (tmp_path / "none").write_text("a: 1")
     (tmp_path / "cut.json").write_text('{"ikq_cuda_blas": 1, "dev')
-    for name, words in (("none.json", "No such file"), ("cut.json", "EOF while parsing")):
+    for name, words in (
+        ("none.json", "No such file"),
+        ("cut.json", "the file is cut: it ends at line 1, column 25"),
+        ("none", "no JSON text"),
+    ):
         done = ikq_command(environment(IKQ_CUDA_BLAS=str(tmp_path / name)), *command)
         assert (done.returncode, words in done.stderr) == (1, True), done.stderr
+        assert f"IKQ_CUDA_BLAS={tmp_path}/{name}: " in done.stderr
+        assert f"`ikq bench cuda -o {tmp_path}/{name}` measures a new table" in done.stderr
     table = str(write_table(tmp_path, {"BF16": 65}))
     done = ikq_command(environment(IKQ_CUDA_BLAS=table, IKQ_CUBLAS="/nowhere"), *command)
     assert (done.returncode, "pip install ikq[cublas]" in done.stderr) == (1, True), done.stderr

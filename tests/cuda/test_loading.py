@@ -107,8 +107,8 @@ def test_free_memory_is_told():
 import ikq, ikq.cuda, json, numpy as np, sys
 def told(**how): return [[d["memory_bytes"], d["free_bytes"]] for d in ikq.cuda.status(**how)["devices"]]
 found = [told(memory=False), told()]
-with ikq.Model.load(sys.argv[1], n_ctx=64, devices=["CPU", "CUDA1"], override_tensor="output=CUDA1") as model:
-    weights = ikq.Model.plan(sys.argv[1], devices=["CPU", "CUDA1"], override_tensor="output=CUDA1").weights
+with ikq.Model.load(sys.argv[1], n_ctx=64, override_tensor="output=CUDA1") as model:
+    weights = ikq.Model.plan(sys.argv[1], override_tensor="output=CUDA1").weights
     held = told()
     model.logits([1, 2, 3])
 print(json.dumps([*found, held, told(), weights["CUDA1"]]))
@@ -194,9 +194,11 @@ def test_warming(tiny_moe, tmp_path):
     assert "sm_90: 1 compiled" in ikq_command(env, *arguments).stdout
     # another architecture is other code, and an unknown one an error
     assert ": compiled" in ikq_command(env, *arguments, "--arch", "sm_80").stdout
+    for same in ("90", "9.0", "SM_90"):
+        assert "sm_90: 0 compiled" in ikq_command(env, *arguments, "--arch", same).stdout
     wrong = ikq_command(env, *arguments, "--arch", "sm_1")
-    assert wrong.returncode == 1
-    assert "invalid value for --gpu-architecture" in wrong.stderr
+    assert wrong.returncode == 2
+    assert "there is no architecture `sm_1`" in wrong.stderr
     (tmp_path / "file").write_text("")
     nowhere = ikq_command(environment(tmp_path / "file"), *arguments)
     assert (nowhere.returncode, ": compiled" in nowhere.stdout) == (0, True)

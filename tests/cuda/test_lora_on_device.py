@@ -34,9 +34,8 @@ def test_layers_with_adapters_stay_on_the_cpu(tmp_path):
     with ikq.GGUFReader(model) as reader:
         names = [n for n in matrices(reader) if "attn" in n]
         file = write_adapter(tmp_path / "a.gguf", "llama", pairs_for(reader, names))
-    devices = {"devices": ["CPU", "CUDA0"]}
-    refused = devices | {"n_gpu_layers": 1}
-    allowed = devices | {"override_tensor": [r"ffn_(up|gate|down)\.=CUDA0"]}
+    refused = {"devices": ["CUDA0"], "n_gpu_layers": 1}
+    allowed = {"override_tensor": [r"ffn_(up|gate|down)\.=CUDA0"]}
     out = run(PROGRAM, environment(), str(model), str(file), json.dumps(refused), json.dumps(allowed))
     said, numbers = out.strip().splitlines()
     assert f"lora={file}" in said

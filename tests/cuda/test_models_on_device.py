@@ -58,7 +58,7 @@ def test_dense_models(name, ftype, tmp_path):
     if ftype:
         ikq.quantize_file(path, tmp_path / "model.gguf", ftype)
         path = tmp_path / "model.gguf"
-    gpu = results(path, {"devices": ["CPU", "CUDA0"], "override_tensor": PLACES}, tmp_path, "gpu")
+    gpu = results(path, {"override_tensor": PLACES}, tmp_path, "gpu")
     cpu = results(path, {}, tmp_path, "cpu")
     exact = results(path, {"compute": "f32"}, tmp_path, "exact")
     assert set(gpu["devices"]) == {"CPU", "CUDA0"}
@@ -84,13 +84,13 @@ def test_devices_that_are_not_there_are_refused(tiny_moe):
     arguments = ("run", "-m", str(tiny_moe), "-p", "import", "-n", "1")
     done = ikq_command(env, *arguments, "-dev", "CUDA7", "-ot", "^output=CUDA7")
     assert done.returncode == 1
-    assert "there is no GPU 7; there are 1" in done.stderr
+    assert "there is no device CUDA7; there are CPU, CUDA0" in done.stderr
     done = ikq_command(env, *arguments, "-dev", "CUDA+0", "-ngl", "99")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "there is no device CUDA+0" in done.stderr
     done = ikq_command(env, *arguments, "-dev", "CUDA0,cuda0", "-ngl", "99")
-    assert done.returncode == 1
-    assert "cuda0 stands there twice" in done.stderr
+    assert done.returncode == 2
+    assert "CUDA0 stands there twice" in done.stderr
 
 
 def test_layers_go_to_the_gpu_that_is_there(tiny_moe):
@@ -219,10 +219,10 @@ def test_the_output_of_a_mixture_of_experts(tiny_moe):
     """The text of a model whose output is on the GPU; and the plan tells the bytes."""
     env = environment()
     arguments = ("run", "-m", str(tiny_moe), "-p", "import sys", "-n", "12", "--temp", "0", "--no-perf")
-    there = ikq_command(env, *arguments, "-dev", "CUDA0", "-ot", "^output|^token_embd=CUDA0")
+    there = ikq_command(env, *arguments, "-ot", "^output|^token_embd=CUDA0")
     assert there.returncode == 0, there.stderr
     assert there.stdout == ikq_command(env, *arguments).stdout
-    plan = ikq_command(env, *arguments, "-dev", "CUDA0", "-ot", "^output|^token_embd=CUDA0", "--dry-run")
+    plan = ikq_command(env, *arguments, "-ot", "^output|^token_embd=CUDA0", "--dry-run")
     assert plan.returncode == 0
     assert "CUDA0" in plan.stdout
 
@@ -238,13 +238,11 @@ def test_a_gpu_without_memory(tiny_moe):
             "a",
             "-n",
             "1",
-            "-dev",
-            "CUDA0",
             "-ot",
             "^output|^token_embd=CUDA0",
         ),
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "bytes of GPU memory are needed for weights, and 1000000 are free" in done.stderr
 
 

@@ -133,7 +133,7 @@ except ikq.DeviceError as e:
     memory, device = run(code, environment(IKQ_STANDIN_MEMORY="1000000")).splitlines()
     assert "CUDA0: 10" in memory
     assert memory.endswith("and 1000000 are free")
-    assert device == "there is no GPU 3; there are 1"
+    assert device == "there is no device CUDA3; there are CPU, CUDA0"
 
 
 @needs_gxx

@@ -27,6 +27,7 @@ from ikq.cli.model_options import (
     reduction,
 )
 from ikq.cli.numbers import at_least, whole_number
+from ikq.inference.devices import chosen_devices
 from ikq.speed.measure import Timings, Workload, bench
 
 NAME = "bench"
@@ -90,11 +91,15 @@ _SETTINGS = (
         "0: copy weights, 1: keep them mapped, auto: copy them to huge pages if memory allows",
         "mmap",
     ),
-    _Setting(GPU_LAYERS, "n_gpu_layers", 0, n_layers, "layers on GPUs, or on what -dev names", "ngl"),
+    _Setting(GPU_LAYERS, "n_gpu_layers", None, n_layers, "layers on GPUs, or on what -dev names", "ngl"),
     _Setting(
         CPU_MOE_LAYERS, "n_cpu_moe", 0, at_least(0), "layers whose experts stay on the CPU", "n_cpu_moe"
     ),
 )
+
+
+_WITHOUT_DEFAULT = {"n_threads": "one per CPU", "n_gpu_layers": "all with -dev, else 0"}
+"""What options without a default do."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -150,7 +155,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("-o", "--output", choices=("md", "csv", "json", "jsonl"), default="md", help="form (md)")
     for s in _SETTINGS:
-        shown = "one per CPU" if s.default is None else str(s.default)
+        shown = _WITHOUT_DEFAULT.get(s.key, str(s.default))
         add(
             *s.flags,
             dest=s.key,
@@ -186,7 +191,8 @@ def run(args: argparse.Namespace) -> int:
         raise ikq.RefusedError(f"-c {args.ctx_size}: expected 0 or more")
     workloads = _workloads(args)
     settings = [{s.key: v for s, v in zip(_SETTINGS, vs, strict=True)} for vs in _combinations(args)]
-    print_ignored(args, max(x["n_gpu_layers"] for x in settings))
+    layers = [n for x in settings if (n := x["n_gpu_layers"]) is not None]
+    print_ignored(args, max(layers, default=None))
     rows = _rows(args, workloads, settings)
     # columns that say something: key and heading
     varied = [(s.key, s.column) for s in _SETTINGS[1:] if {x[s.key] for x in settings} != {s.default}]
@@ -248,6 +254,9 @@ def _rows(
                 "lora": tuple(args.lora),
             }
             options = fitted(path, wanted)
+            if not options["fit"]:
+                names = [options[name] for name in ("devices", "n_gpu_layers", "override_tensor")]
+                options |= chosen_devices(*names).keywords
             placing = {name: options[name] for name in _PLACING}
             chosen = {name: options[name] for name in setting}
             with ikq.Model.load(path, **options) as model:

@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--arch",
         action="append",
         metavar="sm_XY",
-        help="an architecture, here or not; may be repeated; unless given, those of this machine",
+        help="an architecture, here or not, such as sm_90 or 90; may be repeated; unless given, those of "
+        "this machine",
     )
     parser.set_defaults(json=False)
 
@@ -53,7 +54,9 @@ def run(args: argparse.Namespace) -> int:
 def _warm(args: argparse.Namespace) -> int:
     with ikq.GGUFReader(args.model) as reader:
         types = sorted({t.type for t in reader.tensors.values() if len(t.shape) > 1})
-    for arch in args.arch or cuda.architectures():
+    # all are read before anything is compiled, which takes long
+    archs = [cuda.architecture(text) for text in args.arch] if args.arch else cuda.architectures()
+    for arch in dict.fromkeys(archs):
         start, n_compiled = time.perf_counter(), 0
         for name, was_there in cuda.warm(types, arch):
             n_compiled += not was_there

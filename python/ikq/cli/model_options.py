@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import sys
@@ -10,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import ikq
-from ikq import cuda
+from ikq import _ikq, cuda
 from ikq.cli.lora_options import add_lora
 from ikq.cli.numbers import whole_number
-from ikq.inference.drafts import ALL_LAYERS
+from ikq.inference.devices import ALL_LAYERS
+from ikq.inference.explaining import LoadingPlan
 from ikq.inference.fitting import MARGIN
 from ikq.inference.model import PLANNED
 
@@ -30,6 +32,7 @@ __all__ = [
     "n_layers",
     "override",
     "placement_options",
+    "print_assumed",
     "print_ignored",
     "print_unused_rules",
     "reduction",
@@ -106,25 +109,43 @@ def print_ignored(args: argparse.Namespace, n_gpu_layers: int | None = None) -> 
     threads = getattr(args, "threads", None)
     if getattr(args, "threads_batch", None) not in (None, threads):
         print("note: -tb ignored: one set of threads (-t) does both prompt and generation", file=sys.stderr)
-    wants_gpu = args.fit or (args.n_gpu_layers if n_gpu_layers is None else n_gpu_layers)
-    if args.tensor_split and not wants_gpu:
+    n = args.n_gpu_layers if n_gpu_layers is None else n_gpu_layers
+    named = None if args.device is None else _named(args.device)
+    is_cpu = named == ["CPU"]
+    if args.tensor_split and not args.fit and (is_cpu or not (n or (n is None and named is not None))):
         print("note: -ts ignored: it divides the layers of -ngl, and there are none", file=sys.stderr)
-    if wants_gpu:
-        _note_without_gpu(args, "--fit" if args.fit else "-ngl", _devices(args))
+    option = "--fit" if args.fit else "-ngl"
+    if (args.fit or n) and is_cpu:
+        print(f"note: {option} ignored: -dev {args.device} is the CPU alone", file=sys.stderr)
+    elif (args.fit or n) and named is None:
+        _note_without_gpu(args, option)
 
 
-def _note_without_gpu(args: argparse.Namespace, option: str, devices: Sequence[str]) -> None:
-    """One line on standard error where an option wants GPUs, and the devices are the CPU alone.
+def _note_without_gpu(args: argparse.Namespace, option: str) -> None:
+    """One line on standard error where an option wants GPUs, and none can be used.
 
     Raises:
         DeviceError: the CPU may not take the layers.
     """
-    if len(devices) > 1:
+    if cuda.usable_devices(memory=False):
         return
     reason = f"no GPU is usable: {cuda.status(memory=False)['reason']}"
     if not args.fallback_cpu:
-        raise ikq.DeviceError(f"{option}: {reason}; --fallback-cpu runs all layers on the CPU")
+        ways = "--fallback-cpu runs all layers on the CPU"
+        if getattr(args, "dry_run", False) and not args.fit:
+            ways += "; -dev CUDA0 plans for a GPU that is not there"
+        raise ikq.DeviceError(f"{option}: {reason}; {ways}")
     print(f"note: {option}: {reason}; all layers run on the CPU", file=sys.stderr)
+
+
+def print_assumed(plan: LoadingPlan) -> None:
+    """One line on standard error for the GPUs of a plan that are not there."""
+    parts = [part for part in (plan, plan.mtp, plan.draft_model) if part is not None]
+    names = dict.fromkeys(name for part in parts for name in part.assumed)
+    if names:
+        reason = f"no GPU is usable: {cuda.status(memory=False)['reason']}"
+        text = f"the plan takes {', '.join(names)} to be there, with memory for all that goes there"
+        print(f"note: {text}: {reason}", file=sys.stderr)
 
 
 def print_unused_rules(args: argparse.Namespace, names: Iterable[str]) -> None:
@@ -205,14 +226,15 @@ def add_loading(parser: argparse.ArgumentParser) -> None:
     )
     add_lora(group)
     add_placement(group)
-    group.add_argument(
-        *GPU_LAYERS, dest="n_gpu_layers", type=n_layers, default=0, metavar="N", help=GPU_LAYERS_HELP
-    )
+    group.add_argument(*GPU_LAYERS, dest="n_gpu_layers", type=n_layers, metavar="N", help=GPU_LAYERS_HELP)
     group.add_argument(*CPU_MOE_LAYERS, type=whole_number, default=0, metavar="N", help=CPU_MOE_LAYERS_HELP)
 
 
 GPU_LAYERS = ("-ngl", "--gpu-layers", "--n-gpu-layers")
-GPU_LAYERS_HELP = "the last N layers go to GPUs, or to what -dev names; more than there are: the output too"
+GPU_LAYERS_HELP = (
+    "the last N layers go to GPUs, or to what -dev names; more than there are, or all: the output too "
+    "(all with -dev, else 0)"
+)
 CPU_MOE_LAYERS = ("-ncmoe", "--n-cpu-moe")
 CPU_MOE_LAYERS_HELP = "experts of the first N layers that have any stay on the CPU"
 
@@ -234,9 +256,9 @@ def add_placement(group: argparse._ActionsContainer, *, switches_have_values: bo
     group.add_argument(
         "-dev",
         "--device",
-        default="CPU",
         metavar="NAME,...",
-        help="what computes (CPU); CUDA0, ... are GPUs; CPU1, ... the CPU again, with memory of its own",
+        help="what layers go to, all of them unless -ngl is given: CUDA0, ... are GPUs; CPU1, ... the CPU "
+        "again, with memory of its own; CPU or none: the CPU alone (with -ngl all GPUs, else the CPU)",
     )
     group.add_argument(
         "-ts",
@@ -253,7 +275,8 @@ def add_placement(group: argparse._ActionsContainer, *, switches_have_values: bo
         action="append",
         default=[],
         metavar="REGEX=NAME,...",
-        help="tensors in whose names REGEX is found go to that device; the first rule that fits holds",
+        help="tensors in whose names REGEX is found go to that device, which -dev need not name; the first "
+        "rule that fits holds",
     )
     group.add_argument(
         "--fit",
@@ -297,16 +320,27 @@ def placement_options(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "devices": devices,
         # where there is no GPU, `print_ignored` has its word
-        "fit": args.fit and len(devices) > 1,
+        "fit": args.fit and devices != ["CPU"],
         "fit_margin": args.fit_margin,
         # where no layers go anywhere there is nothing to divide
-        "tensor_split": args.tensor_split if len(devices) > 1 else [],
+        "tensor_split": args.tensor_split if _has_layers(args, devices) else [],
         "override_tensor": args.override_tensor,
         "cpu_moe": args.cpu_moe,
         "kv_offload": not args.no_kv_offload,
         "cache_rotation": not args.no_cache_rotation,
         "swa_full": args.swa_full,
     }
+
+
+def _has_layers(args: argparse.Namespace, devices: list[str] | None) -> bool:
+    """Whether layers may go to devices beside the CPU."""
+    return devices != ["CPU"] and (devices is not None or _wants_gpu(args))
+
+
+def _wants_gpu(args: argparse.Namespace) -> bool:
+    """Whether layers are to go to GPUs; a verb may have lists of several numbers."""
+    n = args.n_gpu_layers
+    return bool(args.fit or (any(map(any, n)) if isinstance(n, list) else n))
 
 
 def fitted(path: str | os.PathLike[str], options: dict[str, Any]) -> dict[str, Any]:
@@ -332,30 +366,26 @@ def draft_placement(args: argparse.Namespace) -> dict[str, Any]:
     n, names = args.n_gpu_layers_draft, args.device_draft
     if n is None and names is None:
         return {}
-    if n == 0 or (names is not None and _named(names) == ["CPU"]):
+    text = args.device if names is None else names
+    named = None if text is None else _named(text)
+    if n == 0 or named == ["CPU"]:
         return {"devices": ["CPU"], "n_gpu_layers": 0}
-    devices = _with_gpus(_named(args.device if names is None else names), wants_gpu=True)
-    _note_without_gpu(args, "-ngld", devices)
-    return {"devices": devices, "n_gpu_layers": ALL_LAYERS if n is None else n}
+    if named is None:
+        _note_without_gpu(args, "-ngld")
+        named = ["CPU", *cuda.usable_devices(memory=False)]
+    return {"devices": named, "n_gpu_layers": ALL_LAYERS if n is None else n}
 
 
-def _devices(args: argparse.Namespace) -> tuple[str, ...]:
-    """Names of devices: the CPU always, and all usable GPUs where layers are to go and none is named."""
-    wanted = args.n_gpu_layers
-    wants_gpu = args.fit or (any(wanted) if isinstance(wanted, list) else bool(wanted))
-    return _with_gpus(_named(args.device), wants_gpu=wants_gpu)
+def _devices(args: argparse.Namespace) -> list[str] | None:
+    """Names of devices; `None` where none are named. The CPU, where GPUs are wanted and none is usable."""
+    if args.device is not None:
+        return _named(args.device)
+    return ["CPU"] if _wants_gpu(args) and not cuda.usable_devices(memory=False) else None
 
 
 def _named(text: str) -> list[str]:
-    """Names of devices, the CPU first; `none` are those that there are beside it."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    if [name.lower() for name in names] == ["none"]:
-        names = []
-    return [*(() if names and names[0].upper() == "CPU" else ("CPU",)), *names]
-
-
-def _with_gpus(names: list[str], *, wants_gpu: bool) -> tuple[str, ...]:
-    return (*names, *(cuda.usable_devices(memory=False) if len(names) == 1 and wants_gpu else ()))
+    """Names of devices, the CPU first."""
+    return _ikq.named_devices([name for name in text.split(",") if name.strip()], [])
 
 
 def n_layers(text: str) -> int:
@@ -364,7 +394,7 @@ def n_layers(text: str) -> int:
         n = -1 if text in ("all", "auto") else int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number of layers, or all") from None
-    return n if n >= 0 else ALL_LAYERS
+    return min(n, ALL_LAYERS) if n >= 0 else ALL_LAYERS
 
 
 def _zero_or_one(text: str) -> bool:
@@ -433,11 +463,14 @@ def reduction(text: str) -> tuple[int, float]:
 def shares(text: str) -> list[float]:
     """The numbers of `N,...`, which may be separated by slashes, too."""
     try:
-        return [float(part) for part in text.replace("/", ",").split(",")]
+        found = [float(part) for part in text.replace("/", ",").split(",")]
     except ValueError:
+        found = []
+    if not any(found) or not all(0 <= share < math.inf for share in found):
         raise argparse.ArgumentTypeError(
-            f"{text!r}: expected numbers joined by commas, such as 3,1"
-        ) from None
+            f"{text!r}: expected numbers joined by commas, such as 3,1, each 0 or more and some above 0"
+        )
+    return found
 
 
 def override(text: str) -> tuple[str, bool | int | float | str]:

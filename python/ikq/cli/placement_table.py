@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from ikq.inference.drafts import ALL_LAYERS
 from ikq.inference.model import Placed
 
 __all__ = ["PlacedLayers", "joined_layers", "placement_lines"]
@@ -61,10 +60,7 @@ def joined_layers(placement: Iterable[Placed]) -> list[PlacedLayers]:
 def placement_lines(placement: Sequence[Placed]) -> list[str]:
     """The table, and below it the sum of each device."""
     cells = [("stage", "device", "GiB", "why")]
-    cells += [
-        (r.name, r.device, f"{r.bytes / _GIB:.3f}", r.why.replace(f"={ALL_LAYERS}", "=all"))
-        for r in joined_layers(placement)
-    ]
+    cells += [(r.name, r.device, f"{r.bytes / _GIB:.3f}", r.why) for r in joined_layers(placement)]
     devices = dict.fromkeys(p.device for p in placement)
     for device in devices:
         total = sum(p.bytes for p in placement if p.device == device)

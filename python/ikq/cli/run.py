@@ -17,6 +17,7 @@ from ikq.cli.model_options import (
     add_loading,
     fitted,
     load_options,
+    print_assumed,
     print_ignored,
     print_unused_rules,
 )
@@ -201,6 +202,7 @@ def _dry_run(args: argparse.Namespace) -> int:
     if args.override_tensor:
         with ikq.GGUFReader(args.model) as reader:
             print_unused_rules(args, reader.tensors)
+    print_assumed(plan)
     _print_plan(plan)
     for name, drafting in (("head for further tokens", plan.mtp), ("draft model", plan.draft_model)):
         if drafting is not None:

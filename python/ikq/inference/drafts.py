@@ -9,13 +9,11 @@ from typing import Any
 
 from ikq.errors import RefusedError
 from ikq.files.gguf import GGUFReader
+from ikq.inference.devices import ALL_LAYERS
 from ikq.inference.gpu_parts import rules_for_the_cpu
 from ikq.models import model_spec
 
-__all__ = ["ALL_LAYERS", "SHARED", "DraftOptions", "last_device"]
-
-ALL_LAYERS = 2**31 - 1
-"""More layers than there are."""
+__all__ = ["SHARED", "DraftOptions", "last_device"]
 
 SHARED = ("n_ubatch", "cache_type_k", "cache_type_v", "compute", "mmap")
 """Options of `Model.load` that a draft model has from its model, besides positions and threads."""

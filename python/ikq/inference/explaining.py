@@ -223,6 +223,7 @@ class LoadingPlan(NamedTuple):
         buffers: Bytes that a step of `n_ubatch` tokens takes at most on each GPU, besides weights and cache.
         mtp: The same of the head for further tokens, if it was asked for.
         draft_model: The same of the draft model, if one was named.
+        assumed: GPUs that are named and taken to be there, though this machine has none that can be used.
     """
 
     placement: tuple[Placed, ...]
@@ -233,6 +234,7 @@ class LoadingPlan(NamedTuple):
     buffers: dict[str, int]
     mtp: LoadingPlan | None = None
     draft_model: LoadingPlan | None = None
+    assumed: tuple[str, ...] = ()
 
     @property
     def cache(self) -> int:

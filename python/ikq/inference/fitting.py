@@ -11,10 +11,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 from ikq import cuda
-from ikq.errors import DeviceError, RefusedError
+from ikq.errors import DeviceMemoryError, RefusedError
 from ikq.files.gguf import GGUFReader
 from ikq.inference.beside import Beside, planned
 from ikq.inference.explaining import CacheRooms, Filled, Fitted, LoadingPlan
@@ -48,7 +48,12 @@ class FitOptions:
     n_ubatch: int
 
     def __post_init__(self) -> None:
-        for name, value, low in (("fit_margin", self.margin, 0), ("fit_sequences", self.n_sequences, 1)):
+        for name, value, low, what in (
+            ("fit_margin", self.margin, 0, "MiB"),
+            ("fit_sequences", self.n_sequences, 1, "texts"),
+        ):
+            if not isinstance(value, SupportsIndex):
+                raise TypeError(f"{name}={value!r}: expected a whole number of {what}")
             if value < low:
                 raise RefusedError(f"{name}={value}: expected {low} or more")
 
@@ -91,7 +96,8 @@ def fit(
 
     Raises:
         RefusedError: the options say already what goes where, or name another device than GPUs.
-        DeviceError: no GPU is usable, none holds even one layer, or GPUs do not compute the model.
+        DeviceError: no GPU is usable, or GPUs do not compute the model.
+        DeviceMemoryError: none holds even one layer.
     """
     gpus, is_all = _gpus(options)
     # of the options of loading those that decide
@@ -107,7 +113,7 @@ def fit(
     if at == len(levels):
         least = search.taken(levels[-1], (1, *(0 for _ in gpus[1:])))[0].needed / _MIB
         there = " and ".join(f"{gpu.name} has {gpu.free / _MIB:.1f} MiB free" for gpu in gpus)
-        raise DeviceError(
+        raise DeviceMemoryError(
             f"fit: {there}, and even one layer takes {least:.1f} MiB with its cache and buffers, beside the "
             f"margin of {room.margin} MiB; make the margin (--fit-margin) or the context (-c) smaller, or "
             "leave all layers on the CPU"
@@ -122,14 +128,11 @@ def _gpus(options: PlacementOptions) -> tuple[tuple[_Gpu, ...], bool]:
             "fit decides what goes where: leave out override_tensor (-ot), tensor_split (-ts), cpu_moe "
             "(--cpu-moe) and n_cpu_moe (--n-cpu-moe), or fit (--fit)"
         )
-    names = [name.upper() for name in options.devices if name.upper() != "CPU"]
+    names = [name for name in options.devices if name != "CPU"]
     if others := [name for name in names if not name.startswith("CUDA")]:
         raise RefusedError(f"fit is for GPUs, such as CUDA0, not for {', '.join(others)}")
     cuda.require(memory=False)
     there = cuda.usable_devices()
-    for name in names:
-        if name not in there:
-            raise DeviceError(f"there is no GPU {name.removeprefix('CUDA')}; there are {len(there)}")
     chosen = names or list(there)
     # a driver that does not tell what is free counts as one with nothing else on it; a full GPU is full
     free = {name: device["free_bytes"] for name, device in there.items()}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ikq import _ikq, cuda
+from ikq import _ikq
 from ikq.errors import FormatError
 from ikq.files.gguf import GGUFReader
 from ikq.inference.lora import LoraAdapter, opened, with_file
@@ -21,10 +21,8 @@ __all__ = [
     "FileOptions",
     "LoadingOptions",
     "PlacementOptions",
-    "look_for_gpus",
     "rules",
     "share_of_experts",
-    "shares",
 ]
 
 PLANNED = (
@@ -172,38 +170,6 @@ def share_of_experts(reduction: tuple[int, float] | None) -> tuple[int, float] |
     if k < 1 or not 0 <= t <= 1:
         raise ValueError(f"expert_reduction={reduction}: at least 1 expert, a share of 0 to 1")
     return int(k), float(t)
-
-
-def look_for_gpus(devices: Sequence[str]) -> None:
-    """Has GPUs looked for where one is named.
-
-    Raises:
-        DeviceError: none is usable.
-    """
-    if any(name.upper().startswith("CUDA") for name in devices):
-        cuda.require(memory=False)
-
-
-def shares(devices: Sequence[str], n_gpu_layers: int, tensor_split: Sequence[float]) -> list[float]:
-    """In which proportions layers are divided over the devices beside the CPU.
-
-    Args:
-        devices: Their names, the CPU first.
-        n_gpu_layers: How many layers there are to divide.
-        tensor_split: As asked for. Where there is nothing, it is the MiB of each device that are free.
-    """
-    others = devices[1:]
-    if tensor_split or len(others) < 2 or not n_gpu_layers:
-        return [float(share) for share in tensor_split]
-    gpus = cuda.usable_devices() if any(name.upper().startswith("CUDA") for name in others) else {}
-    return [float(max(_free_bytes(gpus.get(name.upper())) >> 20, 1)) for name in others]
-
-
-def _free_bytes(gpu: cuda.Device | None) -> int:
-    """Of a GPU's memory, or of this machine's."""
-    if gpu is None:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return gpu["memory_bytes"] if gpu["free_bytes"] is None else gpu["free_bytes"]
 
 
 def rules(override_tensor: str | Sequence[str]) -> list[str]:

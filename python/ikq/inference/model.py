@@ -14,6 +14,7 @@ from ikq import _ikq
 from ikq.arrays.quant_types import QuantType
 from ikq.files.gguf import GGUFReader
 from ikq.inference.beside import Beside
+from ikq.inference.devices import chosen_devices, layer_count, shares
 from ikq.inference.drafts import SHARED, DraftOptions, last_device
 from ikq.inference.evaluating import EvaluatingModel
 from ikq.inference.explaining import (
@@ -34,10 +35,8 @@ from ikq.inference.loading import (
     FileOptions,
     LoadingOptions,
     PlacementOptions,
-    look_for_gpus,
     rules,
     share_of_experts,
-    shares,
 )
 from ikq.inference.lora import Adapters, adapters_of
 from ikq.inference.planning import plan as plan_loading
@@ -111,8 +110,8 @@ class Model(EvaluatingModel):
         expert_reduction: tuple[int, float] | None = None,
         mmap: Literal["auto", "on", "off"] = "auto",
         repack: bool = False,
-        devices: Sequence[str] = ("CPU",),
-        n_gpu_layers: int = 0,
+        devices: Sequence[str] | None = None,
+        n_gpu_layers: int | None = None,
         tensor_split: Sequence[float] = (),
         override_tensor: str | Sequence[str] = (),
         cpu_moe: bool = False,
@@ -133,8 +132,8 @@ class Model(EvaluatingModel):
         Args:
             path: The file, or any shard.
             n_ctx: The largest number of positions of a sequence, which takes memory as it grows. `None`: the
-                trained context, or the largest half, quarter, ... of it that takes at most a quarter of the
-                free memory.
+                trained context, or the largest half, quarter, ... of it whose cache takes at most a quarter
+                of the free memory of each device (RAM for the CPU) that has a part of it.
             n_threads: Threads; `None`: one per CPU.
             n_ubatch: The largest number of tokens that are computed at once.
             cache_type_k: Type of cached keys: f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl or q6_0.
@@ -153,17 +152,19 @@ class Model(EvaluatingModel):
             mmap: `auto` copies weights to huge pages when memory allows and keeps the mapping where it does
                 not; `on` keeps it, `off` copies.
             repack: No effect: weights are re-arranged while loading in any case.
-            devices: The devices that compute, the CPU first. `CUDA0`, `CUDA1`, ... are GPUs (see `ikq.cuda`),
-                `CPU1`, `CPU2`, ... are the CPU again with
-                memory of their own, to see what a placement does.
+            devices: What computes beside the CPU, in order: `CUDA0`, `CUDA1`, ... are GPUs (see `ikq.cuda`),
+                `CPU1`, `CPU2`, ... are the CPU again with memory of their own, to see what a placement does.
+                The CPU need not be named; `CPU` or `none` alone is the CPU alone. `None`: all GPUs that can
+                be used where `n_gpu_layers` is given, else the CPU. Letters of either case mean the same.
             n_gpu_layers: This many layers, the last ones, go to the devices beside the CPU; with a larger
-                number than there are layers, the output does, too.
+                number than there are layers, the output does, too, and -1 means all of these. `None`: all
+                where `devices` names any beside the CPU, else none.
             tensor_split: In which proportions these layers are divided over the devices beside the CPU: a
                 number for each, in their order. Unless given, with several devices, the MiB of their memory
                 that are free.
             override_tensor: Rules `REGEX=DEVICE`, several joined by commas or in a list: tensors in whose
                 names the expression is found go to that device. The first rule that fits holds, before all
-                others.
+                others. A device that only rules name gets nothing else.
             cpu_moe: Experts of all layers stay on the CPU.
             n_cpu_moe: Experts of this many layers, the first ones that have any, stay on the CPU.
             kv_offload: Where it is false, the cache is in RAM, and the CPU computes attention over it;
@@ -200,14 +201,17 @@ class Model(EvaluatingModel):
             ShapeError: a tensor does not have the shape that the model needs.
             UnsupportedError: the architecture, a tensor type, a cache type or a kind of adapter is not
                 supported.
-            RefusedError: memory does not hold the weights or the cache; a rule names no device;
+            RefusedError: memory does not hold the weights or the cache; a name or a rule is no device;
                 `tensor_split` is not a proportion of each device; `fit` comes with other options that say
                 what goes where; an adapter changes what is on a GPU.
-            DeviceError: a GPU is named or to be filled and none is usable, does not hold its part, or does
-                not compute it.
+            DeviceError: a GPU is named, wanted or to be filled and there is none, or it does not compute its
+                part.
+            DeviceMemoryError: the memory of a GPU does not hold its part. It is a `RefusedError`, too.
+            ValueError: `n_gpu_layers` or `n_cpu_moe` is no number of layers.
         """
         adapters = adapters_of(lora)
-        look_for_gpus(devices)
+        placing = rules(override_tensor)
+        chosen = chosen_devices(devices, n_gpu_layers, placing, fit=fit)
         file_options = FileOptions(yarn_truncate, override_kv)
         reader = file_options.open(path)
         spec = file_options.spec(reader)
@@ -224,12 +228,12 @@ class Model(EvaluatingModel):
             merge_up_gate_experts=merge_up_gate_experts,
             expert_reduction=share_of_experts(expert_reduction),
             mmap=mmap,
-            devices=list(devices),
-            n_gpu_layers=n_gpu_layers,
-            tensor_split=shares(() if fit else devices, n_gpu_layers, tensor_split),
-            override_tensor=rules(override_tensor),
+            devices=chosen.names,
+            n_gpu_layers=chosen.n_gpu_layers,
+            tensor_split=shares([] if fit else chosen.names, chosen.n_gpu_layers, tensor_split),
+            override_tensor=placing,
             cpu_moe=cpu_moe,
-            n_cpu_moe=n_cpu_moe,
+            n_cpu_moe=layer_count("n_cpu_moe", n_cpu_moe),
             kv_offload=kv_offload,
         )
         rooms = CacheRooms()
@@ -303,8 +307,8 @@ class Model(EvaluatingModel):
         fused_up_gate: bool = True,
         fused_moe: bool = True,
         merge_up_gate_experts: bool = False,
-        devices: Sequence[str] = ("CPU",),
-        n_gpu_layers: int = 0,
+        devices: Sequence[str] | None = None,
+        n_gpu_layers: int | None = None,
         tensor_split: Sequence[float] = (),
         override_tensor: str | Sequence[str] = (),
         cpu_moe: bool = False,
@@ -321,6 +325,9 @@ class Model(EvaluatingModel):
         draft_options: Mapping[str, Any] | None = None,
     ) -> LoadingPlan:
         """Where `load` with these options would place what, and the memory it would take; loads nothing.
+
+        GPUs that are named need not be there if this machine has none that can be used: the plan is then that
+        of a GPU with memory for everything, and `LoadingPlan.assumed` names it.
 
         Args:
             path: As for `load`, which has the other options, too.
@@ -352,6 +359,8 @@ class Model(EvaluatingModel):
         Raises:
             OSError: as `load`, like all other errors but those of memory.
         """
+        placing = rules(override_tensor)
+        chosen = chosen_devices(devices, n_gpu_layers, placing, fit=fit, is_plan=True)
         options = PlacementOptions(
             cache_type_k=cache_type_k,
             cache_type_v=cache_type_v,
@@ -360,18 +369,18 @@ class Model(EvaluatingModel):
             fused_up_gate=fused_up_gate,
             fused_moe=fused_moe,
             merge_up_gate_experts=merge_up_gate_experts,
-            devices=list(devices),
-            n_gpu_layers=n_gpu_layers,
-            tensor_split=shares(() if fit else devices, n_gpu_layers, tensor_split),
-            override_tensor=rules(override_tensor),
+            devices=chosen.names,
+            n_gpu_layers=chosen.n_gpu_layers,
+            tensor_split=shares([] if fit else chosen.names, chosen.n_gpu_layers, tensor_split),
+            override_tensor=placing,
             cpu_moe=cpu_moe,
-            n_cpu_moe=n_cpu_moe,
+            n_cpu_moe=layer_count("n_cpu_moe", n_cpu_moe),
             kv_offload=kv_offload,
         )
         room = FitOptions(fit_margin, fit_sequences, n_ubatch) if fit else None
         drafts = Drafts(mtp, draft_model, draft_options)
         file_options = FileOptions(yarn_truncate, override_kv)
-        return plan_loading(path, n_ctx, n_ubatch, file_options, options, room, drafts)
+        return plan_loading(path, n_ctx, n_ubatch, file_options, options, room, drafts, chosen.assumed)
 
     @property
     def memory(self) -> Memory:

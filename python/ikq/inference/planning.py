@@ -21,8 +21,9 @@ def plan(
     options: PlacementOptions,
     room: FitOptions | None,
     drafts: Drafts,
+    assumed: tuple[str, ...] = (),
 ) -> LoadingPlan:
-    """As `Model.plan`; without `room` nothing is fitted."""
+    """As `Model.plan`; without `room` nothing is fitted. `assumed` are GPUs that there are not."""
     with file_options.open(path) as reader:
         spec = file_options.spec(reader)
         beside = Beside.of(reader, file_options, drafts)
@@ -30,5 +31,5 @@ def plan(
         if found is not None:
             n_ctx, options = found.n_ctx, replace(options, **found.placement)
         n_ctx = min(spec.n_ctx_train, spec.n_ctx_most or spec.n_ctx_train) if n_ctx is None else n_ctx
-        model = planned(reader, spec, n_ctx, n_ubatch, options)._replace(fitted=found)
+        model = planned(reader, spec, n_ctx, n_ubatch, options)._replace(fitted=found, assumed=assumed)
         return beside.added(reader, model, n_ubatch, options)

@@ -203,7 +203,7 @@ class DraftModels:
             return model
         except DeviceError as error:
             # nobody has asked for this device
-            if self.options.device not in options.get("devices", ()) or self.options.given:
+            if self.options.device not in (options.get("devices") or ()) or self.options.given:
                 raise
             raise DeviceError(
                 f"the draft model {path} goes where its model is: {error}; draft_options (-devd, -ngld) "

@@ -147,9 +147,10 @@ def measure_blas(
     if wrong := [t for t in chosen if t not in offered]:
         raise RefusedError(f"{wrong[0].name}: cuBLAS is not used for it: its values have more bits than bf16")
     found, usable = cuda.require(memory=False), cuda.usable_devices(memory=False)
-    if device.upper() not in usable:
-        raise DeviceError(f"there is no GPU {device}; there are {', '.join(usable)}")
-    index, facts = list(usable).index(device.upper()), usable[device.upper()]
+    name = (_ikq.named_devices([device], [])[1:] or [device])[0]
+    if name not in usable:
+        raise DeviceError(f"there is no GPU {name}; there are {', '.join(usable)}")
+    index, facts = list(usable).index(name), usable[name]
     places = (cuda.places_of_nvrtc(), cuda.places_of_cublas())
     _, version = _ikq.cuda_blas_version(*places, index)
     rng, counts = np.random.default_rng(0), sorted(set(columns))

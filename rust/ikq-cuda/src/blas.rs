@@ -11,6 +11,7 @@ use ikq_formats::QuantType;
 
 use crate::blas_table::{Table, is_offered};
 use crate::cublas::{self, Handle, Product};
+use crate::environment;
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::memory::Address;
@@ -20,7 +21,7 @@ use crate::weights::Matrix;
 
 /// Bytes of memory that cuBLAS has for itself, as much as it takes for the GPUs that need most.
 const WORKSPACE: usize = 32 << 20;
-/// Most bytes of decoded weights at a time, unless one row has more.
+/// Most bytes of decoded weights at a time, unless one row has more or the user says how many.
 const PIECE: usize = 64 << 20;
 /// Tensor cores read operands that begin, and whose rows begin, at multiples of so many numbers.
 const MULTIPLE: usize = 8;
@@ -28,9 +29,11 @@ const MULTIPLE: usize = 8;
 const OLDEST_SM: u32 = 80;
 
 /// Most bytes of decoded weights: [`PIECE`], or what `IKQ_CUDA_BLAS_KIB` says.
-fn most_bytes() -> usize {
-    let says = std::env::var("IKQ_CUDA_BLAS_KIB").ok().and_then(|n| n.parse::<usize>().ok());
-    says.map_or(PIECE, |kib| kib << 10)
+///
+/// # Errors
+/// [`Error::Variable`].
+pub fn most_bytes() -> Result<usize, Error> {
+    Ok(environment::kib(environment::BLAS_KIB)?.unwrap_or(PIECE))
 }
 
 /// Bytes of the memory that products by cuBLAS need; there is none where none is.
@@ -49,14 +52,16 @@ impl RoomBytes {
         n_columns: usize,
     ) -> RoomBytes {
         let taken = matrices.filter(|(ty, sizes)| is_taken(table, *ty, *sizes, n_columns));
-        taken.fold(RoomBytes::default(), |room, (ty, sizes)| room.max(RoomBytes::one(ty, sizes, n_columns)))
+        taken.fold(RoomBytes::default(), |room, (ty, sizes)| {
+            room.max(RoomBytes::one(ty, sizes, n_columns, table.piece()))
+        })
     }
 
-    /// What a matrix needs.
-    pub fn one(ty: QuantType, [n_rows, n]: [usize; 2], n_columns: usize) -> RoomBytes {
+    /// What a matrix needs, of which at most `piece` bytes are decoded at a time.
+    pub fn one(ty: QuantType, [n_rows, n]: [usize; 2], n_columns: usize, piece: usize) -> RoomBytes {
         let weights = match ty {
             QuantType::BF16 => 0,
-            _ => 2 * n * n_rows.min((most_bytes() / (2 * n)).max(1)),
+            _ => 2 * n * n_rows.min((piece / (2 * n)).max(1)),
         };
         RoomBytes { workspace: WORKSPACE, weights, columns: 2 * n * n_columns }
     }

@@ -8,7 +8,9 @@ use std::path::PathBuf;
 
 use ikq_formats::QuantType;
 use serde::Deserialize;
+use serde_json::error::Category;
 
+use crate::blas;
 use crate::error::Error;
 use crate::loader::Facts;
 
@@ -37,16 +39,20 @@ pub struct Table {
     /// The rows and the elements of a row that the smallest matrix had that was measured.
     smallest: [usize; 2],
     from: BTreeMap<QuantType, usize>,
+    /// Most bytes of weights that are decoded at a time.
+    piece: usize,
 }
 
 impl Table {
     /// The table that `IKQ_CUDA_BLAS` names, if it names one.
     ///
     /// # Errors
-    /// [`Error::Table`] for files that cannot be read, or are no tables.
+    /// [`Error::Table`] for files that cannot be read, or are no tables; [`Error::Variable`].
     pub fn of_environment() -> Result<Option<Table>, Error> {
         let named = std::env::var_os("IKQ_CUDA_BLAS").filter(|name| !name.is_empty());
-        named.map(|name| Table::read(PathBuf::from(name))).transpose()
+        let Some(name) = named else { return Ok(None) };
+        let table = Table::read(PathBuf::from(name))?;
+        Ok(Some(Table { piece: blas::most_bytes()?, ..table }))
     }
 
     fn read(path: PathBuf) -> Result<Table, Error> {
@@ -57,7 +63,7 @@ impl Table {
     }
 
     fn parse(text: &str) -> Result<Table, String> {
-        let file: File = serde_json::from_str(text).map_err(|e| e.to_string())?;
+        let file: File = serde_json::from_str(text).map_err(|e| told(&e))?;
         if file.ikq_cuda_blas != FORMAT {
             return Err(format!("it has form {}, and this version reads {FORMAT}", file.ikq_cuda_blas));
         }
@@ -83,7 +89,13 @@ impl Table {
             n_multiprocessors: file.n_multiprocessors,
             smallest: file.smallest,
             from,
+            piece: 0,
         })
+    }
+
+    /// Most bytes of weights that are decoded at a time.
+    pub fn piece(&self) -> usize {
+        self.piece
     }
 
     /// Checks that the table was measured on such a device.
@@ -100,7 +112,7 @@ impl Table {
         let told = |(name, capability, n): (&String, &String, usize)| {
             format!("{name} (compute capability {capability}, {n} multiprocessors)")
         };
-        let why = format!("it is of {}, and this is {}; measure this one", told(there), told(here));
+        let why = format!("it is of {}, and this is {}", told(there), told(here));
         Err(Error::Table { path: self.path.clone(), why })
     }
 
@@ -109,6 +121,16 @@ impl Table {
     pub fn takes(&self, ty: QuantType, [n_rows, n]: [usize; 2], n_columns: usize) -> bool {
         let is_wide = self.from.get(&ty).is_some_and(|from| n_columns >= *from);
         is_wide && n_columns > MOST_RECORDED && n_rows >= self.smallest[0] && n >= self.smallest[1]
+    }
+}
+
+/// What is wrong with a file that is no table.
+fn told(error: &serde_json::Error) -> String {
+    let at = format!("line {}, column {}", error.line(), error.column());
+    match error.classify() {
+        Category::Eof => format!("the file is cut: it ends at {at}, in the middle of the table"),
+        Category::Syntax | Category::Io => format!("the file is no JSON text (at {at})"),
+        Category::Data => format!("the file is JSON, but no table of `ikq bench cuda`: {error}"),
     }
 }
 
@@ -148,7 +170,7 @@ mod tests {
     #[test]
     fn what_is_no_table_is_refused() {
         for (text, why) in [
-            ("{".to_string(), "EOF"),
+            ("{".to_string(), "the file is cut"),
             (text(r#"{"Q9_9": 128}"#), "no type Q9_9"),
             (text(r#"{"F16": 128}"#), "F16 is not multiplied"),
             (text(r#"{"Q4_K_R4": 128}"#), "Q4_K_R4 is not multiplied"),

@@ -15,6 +15,9 @@ pub enum Unavailable {
     #[error("GPUs are switched off by IKQ_CUDA=0; unset it to use one")]
     Disabled,
 
+    #[error("{0}")]
+    Variable(String),
+
     #[error(
         "no NVIDIA driver was found (there is no libcuda.so.1); with an NVIDIA GPU, install its driver, \
          {OLDEST_DRIVER} or newer, then `pip install ikq[cuda]`"
@@ -64,6 +67,7 @@ impl Unavailable {
     pub fn word(&self) -> &'static str {
         match self {
             Unavailable::Disabled => "disabled",
+            Unavailable::Variable(_) => "variable",
             Unavailable::NoDriver => "no-driver",
             Unavailable::NotADriver { .. } => "not-a-driver",
             Unavailable::Stub => "stub",
@@ -104,7 +108,7 @@ pub enum Error {
     #[error("{device}: {what}: {}", code(source))]
     Driver { device: String, what: String, source: DriverError },
 
-    #[error("there is no GPU {index}; there are {n_devices}")]
+    #[error("there is no device CUDA{index}; there are CPU, {}", names(*n_devices))]
     NoSuchDevice { index: usize, n_devices: usize },
 
     #[error("{device}: {needed} bytes of GPU memory are needed for {what}, and {free} are free")]
@@ -131,11 +135,36 @@ pub enum Error {
     #[error("cuBLAS at {path}: {why}")]
     Cublas { path: PathBuf, why: String },
 
-    #[error("IKQ_CUDA_BLAS={path}: {why}")]
+    #[error("{name}={value}: expected {expected}")]
+    Variable { name: &'static str, value: String, expected: String },
+
+    #[error("there is no architecture `{text}` that kernels are compiled for; there are {}", known.join(", "))]
+    Architecture { text: String, known: Vec<String> },
+
+    #[error("IKQ_CUDA_BLAS={path}: {why}; `ikq bench cuda -o {path}` measures a new table")]
     Table { path: PathBuf, why: String },
 
     #[error("{name}: {why}")]
     Plan { name: String, why: String },
+}
+
+impl From<Error> for ikq_model::Error {
+    fn from(e: Error) -> ikq_model::Error {
+        match e {
+            Error::Memory { device, what, needed, free } => {
+                ikq_model::Error::DeviceMemory { device, what, needed, free }
+            }
+            Error::Variable { name, value, expected } => {
+                ikq_model::Error::Option { option: name, value, why: format!("expected {expected}") }
+            }
+            e => ikq_model::Error::Device(e.to_string()),
+        }
+    }
+}
+
+/// Names of so many GPUs.
+fn names(n_devices: usize) -> String {
+    (0..n_devices).map(|i| format!("CUDA{i}")).collect::<Vec<_>>().join(", ")
 }
 
 /// The driver's name for an error, such as `CUDA_ERROR_ILLEGAL_ADDRESS`.

@@ -10,10 +10,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::{CudaContext, DriverError, result, sys};
 
+use crate::architecture::arch;
 use crate::blas::Blas;
 use crate::blas_table::Table;
 use crate::counts::{Call, count, count_more};
 use crate::cubins::{self, Cubins};
+use crate::environment;
 use crate::error::Error;
 use crate::loader::{Facts, Runtime};
 use crate::memory::{Address, Pinned};
@@ -175,8 +177,11 @@ impl Function {
 const MANY_COLUMNS: usize = MOST_COLUMNS + 1;
 
 /// What `IKQ_CUDA_MMQ_FROM` says; see [`Gpu::tiles_from`].
-pub(crate) fn tiles_from() -> usize {
-    std::env::var("IKQ_CUDA_MMQ_FROM").ok().and_then(|n| n.parse().ok()).unwrap_or(MANY_COLUMNS)
+///
+/// # Errors
+/// [`Error::Variable`].
+pub(crate) fn tiles_from() -> Result<usize, Error> {
+    Ok(environment::whole_number(environment::MMQ_FROM, 0)?.unwrap_or(MANY_COLUMNS))
 }
 
 /// Bytes of dynamic shared memory that any kernel's blocks can have without an attribute that allows more: a block has 48 KiB
@@ -230,8 +235,10 @@ impl Gpu {
     /// Opens the device `CUDA{index}`.
     ///
     /// # Errors
-    /// [`Error::NoSuchDevice`], and errors of the driver.
+    /// [`Error::NoSuchDevice`], [`Error::Variable`], and errors of the driver.
     pub fn open(runtime: &'static Runtime, index: usize) -> Result<Gpu, Error> {
+        let waits = environment::switch(environment::SYNC)?.unwrap_or(false);
+        let tiles_from = tiles_from()?;
         let context = Context::open(runtime, index)?;
         let stream = result::stream::create(result::stream::StreamKind::NonBlocking);
         let stream = stream.map_err(|e| context.failed("making a stream", e))?;
@@ -242,8 +249,8 @@ impl Gpu {
             stream,
             cubins: Cubins::of_environment(),
             loaded: Mutex::default(),
-            waits: std::env::var("IKQ_CUDA_SYNC").is_ok_and(|v| v == "1"),
-            tiles_from: tiles_from(),
+            waits,
+            tiles_from,
             blas: None,
             recording: AtomicBool::new(false),
             recorded_out: AtomicU64::new(0),
@@ -550,11 +557,6 @@ pub fn memory(runtime: &'static Runtime, index: usize) -> Result<(usize, usize),
         source,
     })?;
     memory
-}
-
-/// The compiler's name for a compute capability.
-pub fn arch(sm: u32) -> String {
-    format!("sm_{sm}")
 }
 
 /// The cubin of a specialisation for an architecture, and whether it was found on disk. Otherwise it is compiled,

@@ -4,6 +4,8 @@
 //! | module | what |
 //! |---|---|
 //! | [`loader`] | [`runtime`]: driver, devices and NVRTC of this machine, or why there are none |
+//! | [`environment`] | numbers and switches in environment variables |
+//! | [`architecture`] | names of architectures |
 //! | [`libraries`], [`nvrtc`] | finding NVIDIA's libraries; opening and calling the compiler |
 //! | [`cublas`], [`blas`], [`blas_table`] | cuBLAS; products with it where a user's table says so |
 //! | [`sources`], [`kernel_files`] | the text of the kernels, and which files have it |
@@ -15,12 +17,14 @@
 //! | [`device`] | [`Cuda`]: running stages of models |
 //! | [`weights`], [`staging`], [`products`] | matrices in the device's form, and products with them |
 
+pub mod architecture;
 pub mod blas;
 pub mod blas_table;
 pub mod counts;
 pub mod cubins;
 pub mod cublas;
 pub mod device;
+pub mod environment;
 pub mod error;
 pub mod event;
 mod floats;

@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 
 use cudarc::driver::{DriverError, result, sys};
 
+use crate::environment;
 use crate::error::{self, Error, OLDEST_CUDA, Unavailable, code};
 use crate::nvrtc::{self, Nvrtc};
 
@@ -93,8 +94,10 @@ pub fn look(search: &Search) -> (&'static Found, Result<&'static Runtime, Unavai
 }
 
 fn probe(search: &Search, found: &mut Found) -> Result<Runtime, Unavailable> {
-    if std::env::var("IKQ_CUDA").is_ok_and(|v| v == "0") {
-        return Err(Unavailable::Disabled);
+    match environment::switch(environment::CUDA) {
+        Ok(Some(false)) => return Err(Unavailable::Disabled),
+        Ok(_) => {}
+        Err(e) => return Err(Unavailable::Variable(e.to_string())),
     }
     // SAFETY: this opens libraries by the names of the driver's, whose initializers have to be trusted
     if !unsafe { sys::is_culib_present() } {

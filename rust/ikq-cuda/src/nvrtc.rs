@@ -1,4 +1,4 @@
-//! [`Nvrtc`]: the library that compiles kernels. It is found among files and called through nine functions.
+//! [`Nvrtc`]: the library that compiles kernels. It is found among files and called through a few functions.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ impl std::fmt::Debug for Nvrtc {
 
 type Program = *mut c_void;
 
-/// The nine functions. All but `error`, which describes an error, return 0 or the number of an error.
+/// The functions. All but `error`, which describes an error, return 0 or the number of an error.
 struct Functions {
     version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int,
     error: unsafe extern "C" fn(c_int) -> *const c_char,
@@ -47,6 +47,8 @@ struct Functions {
     cubin: unsafe extern "C" fn(Program, *mut c_char) -> c_int,
     log_size: unsafe extern "C" fn(Program, *mut usize) -> c_int,
     log: unsafe extern "C" fn(Program, *mut c_char) -> c_int,
+    /// How many architectures it knows, and which.
+    known: Option<(unsafe extern "C" fn(*mut c_int) -> c_int, unsafe extern "C" fn(*mut c_int) -> c_int)>,
 }
 
 impl Functions {
@@ -63,6 +65,10 @@ impl Functions {
                 cubin: function(library, "nvrtcGetCUBIN")?,
                 log_size: function(library, "nvrtcGetProgramLogSize")?,
                 log: function(library, "nvrtcGetProgramLog")?,
+                known: match function(library, "nvrtcGetNumSupportedArchs") {
+                    Ok(count) => function(library, "nvrtcGetSupportedArchs").ok().map(|list| (count, list)),
+                    Err(_) => None,
+                },
             }
         })
     }
@@ -159,6 +165,20 @@ impl Nvrtc {
             true => Err(wrong("it gives no cubin")),
             false => Ok(Compiled { cubin, log }),
         }
+    }
+
+    /// The architectures that it compiles for, such as 90; none where it does not tell.
+    pub fn architectures(&self) -> Vec<u32> {
+        let Some((count, list)) = self.functions.known else { return Vec::new() };
+        let mut n = 0;
+        // SAFETY: it writes an integer
+        let status = unsafe { count(&mut n) };
+        let mut found = vec![0; usize::try_from(n).unwrap_or(0)];
+        // SAFETY: it writes as many integers as it said
+        if status != 0 || found.is_empty() || unsafe { list(found.as_mut_ptr()) } != 0 {
+            return Vec::new();
+        }
+        found.into_iter().filter_map(|sm| u32::try_from(sm).ok()).collect()
     }
 
     fn sentence(&self, status: c_int) -> String {

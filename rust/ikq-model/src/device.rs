@@ -183,6 +183,14 @@ pub trait Device: Send {
     /// What memory, types and sizes stand against.
     fn load(&mut self, loading: &Loading<'_>) -> Result<Memory, Stop<Error>>;
 
+    /// Bytes that are free of a memory that the device has for itself; `None`: it has its weights and caches in RAM.
+    ///
+    /// # Errors
+    /// [`Error::Device`] where its driver does not tell.
+    fn free_memory(&self) -> Result<Option<usize>, Error> {
+        Ok(None)
+    }
+
     /// Whether it computes what adapters add ([`crate::network::LowRank`]).
     fn takes_adapters(&self) -> bool {
         false
@@ -195,7 +203,7 @@ pub trait Device: Send {
     /// Makes room for pages `0..n` of a group.
     ///
     /// # Errors
-    /// [`Error::CacheMemory`].
+    /// [`Error::CacheMemory`], [`Error::DeviceMemory`].
     fn reserve(&mut self, group: usize, n: usize) -> Result<(), Error>;
     /// Says how large caches may become; without, as large as memory allows.
     fn limit_cache(&mut self, _: CacheRoom) {}
@@ -218,7 +226,7 @@ pub trait Device: Send {
     /// Makes room for states `0..n`; new ones have seen no token.
     ///
     /// # Errors
-    /// [`Error::CacheMemory`].
+    /// [`Error::CacheMemory`], [`Error::DeviceMemory`].
     fn reserve_states(&mut self, n: usize) -> Result<(), Error>;
     fn clear_state(&mut self, state: u32);
     fn copy_state(&mut self, from: u32, to: u32);

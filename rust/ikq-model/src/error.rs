@@ -1,5 +1,10 @@
 //! What can go wrong between a file and its logits.
 
+/// How there is more room on a GPU.
+const MORE_ROOM: &str = "leave more to the CPU (fewer layers: n_gpu_layers, -ngl; or experts: n_cpu_moe, --n-cpu-moe, \
+     -ot exps=CPU), choose a smaller context (n_ctx, -c) or smaller steps (n_ubatch, -ub), or let fit (--fit) choose what \
+     goes there; other programs and open sequences take memory, too";
+
 /// Errors of loading and running.
 #[non_exhaustive]
 #[derive(Debug, thiserror::Error)]
@@ -68,9 +73,16 @@ pub enum Error {
     Turn,
 
     #[error(
-        "{needed} bytes of cache are needed, but {free} are free; close sequences, or choose a smaller context or cache_type_k and cache_type_v of fewer bits"
+        "{needed} bytes of cache are needed, but {free} are free in RAM; close sequences, or choose a smaller context (-c) or cache_type_k and cache_type_v (-ctk, -ctv) of fewer bits"
     )]
     CacheMemory { needed: usize, free: usize },
+
+    /// A device other than the CPU has too little memory of its own.
+    #[error(
+        "{device}: {needed} bytes of GPU memory are needed for {what}, and {free} are free; {}",
+        MORE_ROOM
+    )]
+    DeviceMemory { device: String, what: String, needed: usize, free: usize },
 
     #[error("a sequence stands twice in the batch; join its tokens to one entry")]
     SameSequence,

@@ -7,6 +7,7 @@
 //! | [`adapter`] | LoRA adapters |
 //! | [`network`] | a spec's names made into checked matrices |
 //! | [`placement`] | which stage is on which device |
+//! | [`device_name`] | names of devices, as users write them |
 //! | [`device`] | what a device can do |
 //! | [`batch`] | the tokens of a step |
 //! | [`cache`] | bookkeeping of pages and states |
@@ -14,14 +15,17 @@
 //! | [`saved`] | sequences in files |
 //! | [`step`] | the order of stages |
 //! | [`results`] | what a step gives |
+//! | [`context`] | how long sequences may be |
 //! | [`model`] | all of it together |
 //! | [`statistics`] | what weights are multiplied with, collected on the way |
 
 pub mod adapter;
 pub mod batch;
 pub mod cache;
+pub mod context;
 pub mod covariance;
 pub mod device;
+pub mod device_name;
 pub mod error;
 pub mod model;
 pub mod network;

@@ -2,10 +2,11 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ikq_pool::{Cancel, Pool, Stop, available_memory};
+use ikq_pool::{Cancel, Pool, Stop};
 
 use crate::adapter::Adapter;
-use crate::cache::{Pools, most_states};
+use crate::cache::Pools;
+use crate::context::{context, sequence_bytes};
 use crate::device::{CacheRoom, Device, Loading, Memory, Stage};
 use crate::error::Error;
 use crate::network::{Experts, Group, Network, PlanOptions};
@@ -17,7 +18,7 @@ use crate::statistics::Collector;
 /// How a model is loaded and run, whatever its devices.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Most positions of a sequence; `None`: the trained context, or what memory allows.
+    /// Most positions of a sequence; `None`: the trained context, or what the memory allows in which caches are.
     pub n_ctx: Option<usize>,
     /// Threads; 0 is one per CPU.
     pub n_threads: usize,
@@ -58,6 +59,14 @@ pub struct Shared {
 pub struct Sizes {
     pub pages: Vec<usize>,
     pub state: usize,
+}
+
+impl Sizes {
+    /// Adds those of another device of the same model.
+    pub fn add(&mut self, other: &Sizes) {
+        self.pages.iter_mut().zip(&other.pages).for_each(|(sum, n)| *sum += n);
+        self.state += other.state;
+    }
 }
 
 /// The threads and devices, which compute one step at a time.
@@ -136,7 +145,7 @@ impl Model {
         let sum = |f: &dyn Fn(&dyn Device) -> usize| devices.iter().map(|d| f(d.as_ref())).sum::<usize>();
         let pages = (0..network.groups.len()).map(|g| sum(&|d| d.page_bytes(g))).collect();
         let sizes = Sizes { pages, state: sum(&|d| d.state_bytes()) };
-        let n_ctx = context(&network, &sizes, options)?;
+        let n_ctx = context(&network, &devices, options)?;
         let mut pools = Pools::default();
         pools.groups.resize_with(network.groups.len(), Default::default);
         let shared = Shared {
@@ -399,52 +408,4 @@ fn check_adapters(
         }
     }
     Ok(())
-}
-
-/// Most bytes of a sequence of `n` positions, snapshots of its states included; `None` when they are too many to count.
-pub fn sequence_bytes(network: &Network, sizes: &Sizes, n: usize, swa_full: bool) -> Option<usize> {
-    let states = if network.has_recurrent_layers() { most_states(n) } else { 0 };
-    network.groups.iter().zip(&sizes.pages).try_fold(
-        sizes.state.checked_mul(states)?,
-        |sum, (group, size)| {
-            // a window lies across one page more than it fills, and a step writes before pages are given back
-            let seen = match group.window {
-                Some(window) if !swa_full => n.min(window.saturating_add(2 * crate::batch::PAGE)),
-                _ => n,
-            };
-            sum.checked_add(seen.div_ceil(crate::batch::PAGE).checked_mul(*size)?)
-        },
-    )
-}
-
-/// The context that is asked for, or the trained one as far as a sequence takes a quarter of the memory.
-fn context(network: &Network, sizes: &Sizes, options: &Options) -> Result<usize, Error> {
-    let bytes = |n_ctx: usize| sequence_bytes(network, sizes, n_ctx, options.swa_full);
-    let free = available_memory().map_or(usize::MAX, |b| b as usize);
-    let most = network.spec.n_ctx_most.unwrap_or(usize::MAX);
-    if let Some(n_ctx) = options.n_ctx {
-        if n_ctx > most {
-            let why = format!(
-                "with more than {most} positions, attention of `{}` leaves some out (an index or chunks choose them), which is not computed yet",
-                network.spec.architecture
-            );
-            return Err(Error::Option { option: "n_ctx", value: n_ctx.to_string(), why });
-        }
-        return match bytes(n_ctx) {
-            Some(needed) if needed <= free && n_ctx <= u32::MAX as usize => Ok(n_ctx),
-            needed => Err(Error::Option {
-                option: "n_ctx",
-                value: n_ctx.to_string(),
-                why: format!(
-                    "the cache would take {} bytes of the {free} that are free; choose a smaller context or cache_type_k and cache_type_v of fewer bits",
-                    needed.map_or("too many".to_string(), |n| n.to_string())
-                ),
-            }),
-        };
-    }
-    let mut n_ctx = network.spec.n_ctx_train.min(most).clamp(1, u32::MAX as usize);
-    while n_ctx > 512 && bytes(n_ctx).is_none_or(|needed| needed > free / 4) {
-        n_ctx /= 2;
-    }
-    Ok(n_ctx)
 }

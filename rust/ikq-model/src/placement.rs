@@ -5,19 +5,25 @@
 use regex::Regex;
 
 use crate::device::Stage;
+use crate::device_name::DeviceName;
 use crate::error::Error;
 use crate::network::{Attention, Ffn, LayerEmbedding, Network, Weight};
 
 /// Names of tensors, and the device that they go to.
-pub type Override = (Regex, String);
+pub type Override = (Regex, DeviceName);
+
+/// A number of layers that no model has: all of them, and the output.
+pub const ALL_LAYERS: usize = i32::MAX as usize;
 
 /// What the user's options say about where tensors go.
 #[derive(Clone, Debug, Default)]
 pub struct Rules {
     /// The last so many layers go to the devices beside the CPU; more than there are: the output too (`-ngl`).
     pub n_gpu_layers: usize,
-    /// In which proportions these layers are divided over the devices beside the CPU, in order (`-ts`); empty: all go
-    /// to the first of them.
+    /// The last so many devices get none of them, but only what `overrides` say.
+    pub n_of_rules: usize,
+    /// In which proportions these layers are divided over the other devices beside the CPU, in order (`-ts`); empty: all
+    /// go to the first of them.
     pub tensor_split: Vec<f64>,
     /// Tensors whose name the expression is found in go to that device; the first that fits holds (`-ot`).
     pub overrides: Vec<Override>,
@@ -34,14 +40,25 @@ impl Rules {
     /// Adds the rules of a text `REGEX=DEVICE[,REGEX=DEVICE ...]`.
     ///
     /// # Errors
-    /// [`Error::Option`] for a rule without `=` or an expression that cannot be read.
+    /// [`Error::Option`] for a rule without an expression or a device, and for those that cannot be read.
     pub fn add_overrides(&mut self, text: &str) -> Result<(), Error> {
         for rule in text.split(',') {
-            let wrong =
-                |why: String| Error::Option { option: "override_tensor", value: rule.to_string(), why };
-            let Some((pattern, device)) = rule.split_once('=') else {
-                return Err(wrong("a rule is REGEX=DEVICE, such as exps=CPU".into()));
+            let wrong = |why: String| {
+                let rule = if rule == text { String::new() } else { format!("rule {rule:?}: ") };
+                Error::Option {
+                    option: "override_tensor",
+                    value: text.to_string(),
+                    why: format!("{rule}{why}"),
+                }
             };
+            let expected = "expected REGEX=DEVICE (-ot), such as exps=CPU, or several joined by commas";
+            let Some((pattern, device)) = rule.split_once('=') else {
+                return Err(wrong(format!("there is no `=`; {expected}")));
+            };
+            if pattern.trim().is_empty() || device.trim().is_empty() {
+                let missing = if pattern.trim().is_empty() { "expression" } else { "device" };
+                return Err(wrong(format!("the {missing} is missing; {expected}")));
+            }
             // the last line of the message is the reason
             let reason = |e: regex::Error| {
                 let message = e.to_string();
@@ -49,7 +66,7 @@ impl Rules {
                 last.strip_prefix("error: ").unwrap_or(last).to_string()
             };
             let pattern = Regex::new(pattern).map_err(|e| wrong(reason(e)))?;
-            self.overrides.push((pattern, device.trim().to_string()));
+            self.overrides.push((pattern, DeviceName::parse(device).map_err(wrong)?));
         }
         Ok(())
     }
@@ -83,18 +100,20 @@ impl Split {
             return Err(wrong(format!("one number per device is needed, for {devices}: {names}")));
         }
         if let Some(share) = shares.iter().find(|s| !s.is_finite() || **s < 0.0) {
-            return Err(wrong(format!("{share} is no share; a share is 0 or more")));
+            return Err(wrong(format!("{share} is no share; a share is a number of 0 or more, as in 3,1")));
         }
+        // a power of two changes no proportion; without, sums of large shares could be infinite
+        let scale = if shares.iter().sum::<f64>().is_finite() { 1.0 } else { (-64f64).exp2() };
         let ends: Vec<f64> = shares
             .iter()
             .scan(0.0, |sum, share| {
-                *sum += share;
+                *sum += share * scale;
                 Some(*sum)
             })
             .collect();
-        match ends.last().is_some_and(|sum| sum.is_finite() && *sum > 0.0) {
+        match ends.last().is_some_and(|sum| *sum > 0.0) {
             true => Ok(Split { ends, text: format!(", tensor_split={list}") }),
-            false => Err(wrong("no device has a share".into())),
+            false => Err(wrong("no device has a share; a share above 0 is needed, as in 3,1".into())),
         }
     }
 
@@ -135,17 +154,17 @@ impl Placement {
     /// # Errors
     /// [`Error::Option`] for a device that there is not, and for shares that do not fit the devices.
     pub fn new(network: &Network, devices: Vec<String>, rules: &Rules) -> Result<Placement, Error> {
-        let find = |name: &str| devices.iter().position(|d| d.eq_ignore_ascii_case(name));
+        let find = |name: DeviceName| devices.iter().position(|d| DeviceName::parse(d) == Ok(name));
         let mut overrides = Vec::new();
         for (pattern, name) in &rules.overrides {
-            let device = find(name).ok_or_else(|| Error::Option {
+            let device = find(*name).ok_or_else(|| Error::Option {
                 option: "override_tensor",
                 value: format!("{pattern}={name}"),
                 why: format!("there is no device {name}; there are {}", devices.join(", ")),
             })?;
             overrides.push((pattern, device));
         }
-        let split = Split::new(&rules.tensor_split, &devices[1..])?;
+        let split = Split::new(&rules.tensor_split, &devices[1..devices.len() - rules.n_of_rules])?;
         let placer = Placer { overrides, rules, n_layers: network.layers.len(), split };
         let mut stages = vec![Placed {
             stage: Stage::Embed,
@@ -285,7 +304,10 @@ impl Placer<'_> {
         // the output goes there only if all layers do
         let there = at >= first && at - first < n_there;
         match self.split.device(at.saturating_sub(first), n_there) {
-            device if there && device != CPU => (device, format!("n_gpu_layers={n}{}", self.split.text)),
+            device if there && device != CPU => {
+                let n = if n >= ALL_LAYERS { "all".to_string() } else { n.to_string() };
+                (device, format!("n_gpu_layers={n}{}", self.split.text))
+            }
             _ => (CPU, "the CPU, as nothing else is said".into()),
         }
     }
@@ -300,7 +322,7 @@ mod tests {
         let mut rules = Rules::default();
         rules.add_overrides(r"blk\.[13]\.=CPU1,exps=CPU").expect("two rules");
         rules.add_overrides("output=CPU1").expect("one more");
-        let names: Vec<&str> = rules.overrides.iter().map(|(_, d)| d.as_str()).collect();
+        let names: Vec<String> = rules.overrides.iter().map(|(_, d)| d.to_string()).collect();
         assert_eq!(names, ["CPU1", "CPU", "CPU1"]);
         assert!(rules.overrides[0].0.is_match("blk.3.attn_q.weight"));
         assert!(!rules.overrides[0].0.is_match("blk.13.attn_q.weight"));
@@ -308,7 +330,16 @@ mod tests {
 
     #[test]
     fn rules_that_cannot_be_read_are_named() {
-        for (text, named) in [("exps", "exps"), ("ok=CPU,(=CPU1", "(=CPU1"), ("", "")] {
+        for (text, named) in [
+            ("exps", "there is no `=`; expected REGEX=DEVICE (-ot), such as exps=CPU"),
+            ("ok=CPU,(=CPU1", "rule \"(=CPU1\": unclosed group"),
+            ("", "override_tensor=: there is no `=`"),
+            ("exps=", "override_tensor=exps=: the device is missing; expected REGEX=DEVICE"),
+            ("exps= ,attn=CPU", "override_tensor=exps= ,attn=CPU: rule \"exps= \": the device is missing"),
+            ("exps=CPU,", "override_tensor=exps=CPU,: rule \"\": there is no `=`"),
+            ("=CPU", "the expression is missing"),
+            ("exps=GPU", "there is no device GPU; there are CPU"),
+        ] {
             let error = Rules::default().add_overrides(text).expect_err("no rule").to_string();
             assert!(error.contains("override_tensor") && error.contains(named), "{error}");
         }
@@ -328,6 +359,9 @@ mod tests {
         assert_eq!(devices(&[3.0, 1.0], 8), [1, 1, 1, 1, 1, 1, 2, 2]);
         assert_eq!(devices(&[0.0, 2.5], 3), [2, 2, 2]);
         assert_eq!(devices(&[2.0, 0.0, 1.0], 3), [1, 1, 3]);
+        // whatever their sum is
+        assert_eq!(devices(&[1e308, 1e308], 4), [1, 1, 2, 2]);
+        assert_eq!(devices(&[f64::MAX, 0.0, f64::MAX], 4), [1, 1, 3, 3]);
         // numbers of layers are shares that give just these numbers
         for counts in [[3.0, 2.0, 6.0], [1.0, 9.0, 1.0], [7.0, 0.0, 4.0]] {
             let found = devices(&counts, 11);

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use ikq_cuda::architecture::parse_arch;
 use ikq_cuda::counts;
 use ikq_cuda::cubins::Cubins;
 use ikq_cuda::gpu::{self, Argument, Gpu};
@@ -20,7 +21,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use crate::errors::{DeviceError, FormatError, IkqError, Raise};
+use crate::errors::{DeviceError, DeviceMemoryError, FormatError, IkqError, Raise, UsageError};
 use crate::types::quant_type;
 
 impl Raise for Error {
@@ -29,6 +30,8 @@ impl Raise for Error {
         match self {
             Error::Plan { .. } => IkqError::new_err(message),
             Error::Source { .. } => FormatError::new_err(message),
+            Error::Memory { .. } => DeviceMemoryError::new_err(message),
+            Error::Variable { .. } | Error::Architecture { .. } => UsageError::new_err(message),
             _ => DeviceError::new_err(message),
         }
     }
@@ -113,6 +116,14 @@ pub fn cuda_compile(
         compiler.compile(&of.source()?, arch, &[of.options(), options].concat())
     });
     compiled.map(|c| (c.cubin, c.log)).map_err(|e| e.raise(py))
+}
+
+/// The compiler's name of an architecture that users write as `sm_90`, `90` or `9.0`. It is one that kernels are written for,
+/// and that an NVRTC from the files and folders `nvrtc`, whose CUDA version is at most `major`, knows.
+#[pyfunction]
+pub fn cuda_architecture(py: Python<'_>, nvrtc: Vec<PathBuf>, major: i32, text: &str) -> PyResult<String> {
+    let found = py.detach(|| parse_arch(&loader::compiler(&nvrtc, major)?, text));
+    found.map_err(|e| e.raise(py))
 }
 
 /// Compiles the kernels that models with weights of these types use, for an architecture such as `sm_90`, and

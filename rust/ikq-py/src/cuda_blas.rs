@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use ikq_cuda::blas::{Blas, Room, RoomBytes};
+use ikq_cuda::blas::{self, Blas, Room, RoomBytes};
 use ikq_cuda::gpu::Gpu;
 use ikq_cuda::loader::{self, Search};
 use ikq_cuda::memory::{Address, Arena, arena_bytes};
@@ -37,8 +37,9 @@ impl Operands {
         more: usize,
     ) -> Result<Operands, Error> {
         let gpu = Gpu::open(loader::runtime(search)?, device)?;
+        let piece = blas::most_bytes()?;
         let blas = Blas::new(&gpu, &search.cublas, None)?;
-        let room = RoomBytes::one(ty, [n_rows, n], n_columns);
+        let room = RoomBytes::one(ty, [n_rows, n], n_columns, piece);
         let matrix_bytes = weights::matrix_bytes(ty, n_rows, n)?;
         let [code_bytes, scale_bytes] = products::code_bytes(n, n_columns);
         let y_bytes = 4 * n_rows * n_columns;

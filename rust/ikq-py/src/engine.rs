@@ -9,10 +9,12 @@ use ikq_cuda::device::Extent;
 use ikq_kernels::act::Activations;
 use ikq_kernels::attention::CacheType;
 use ikq_kernels::matmul::{Compute, Matrix, Scratch, check, multiply};
+use ikq_model::context::sequence_bytes;
 use ikq_model::device::{Device, Stage};
-use ikq_model::model::{Sizes, sequence_bytes};
+use ikq_model::device_name::{DeviceName, Devices};
+use ikq_model::model::Sizes;
 use ikq_model::network::{Network, PlanOptions};
-use ikq_model::placement::{self, Override, Placement, Rules};
+use ikq_model::placement::{self, Placement, Rules};
 use ikq_model::spec::ModelSpec;
 use ikq_model::{Adapter, Entry, MOST_BEST, Options, Output, Want};
 use numpy::{PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1, PyReadonlyArray2};
@@ -131,12 +133,18 @@ impl Engine {
                 other => return Err(one_of("mmap", other, "auto, on, off")),
             },
             expert_reduction,
-            poison: devices.len() > 1,
+            poison: false,
         };
-        let overrides = parse_overrides(py, &override_tensor)?;
-        let rules =
-            Rules { n_gpu_layers, tensor_split, overrides, cpu_moe, n_cpu_moe, no_kv_offload: !kv_offload };
-        let devices = make_devices(py, &devices, &cpu)?;
+        let rules = Rules {
+            n_gpu_layers,
+            tensor_split,
+            cpu_moe,
+            n_cpu_moe,
+            no_kv_offload: !kv_offload,
+            ..Rules::default()
+        };
+        let (names, rules) = with_overrides(py, &devices, &override_tensor, rules)?;
+        let devices = make_devices(py, &names, &ikq_cpu::Options { poison: names.len() > 1, ..cpu })?;
         refuse_made(model)?;
         let spec = ModelSpec::from_json(spec).map_err(|e| e.raise(py))?;
         let adapters = py.detach(|| {
@@ -194,10 +202,15 @@ impl Engine {
             values: parse_cache(cache_type_v)?,
             rotate: cache_rotation,
         };
-        let overrides = parse_overrides(py, &override_tensor)?;
-        let rules =
-            Rules { n_gpu_layers, tensor_split, overrides, cpu_moe, n_cpu_moe, no_kv_offload: !kv_offload };
-        check_devices(&devices)?;
+        let rules = Rules {
+            n_gpu_layers,
+            tensor_split,
+            cpu_moe,
+            n_cpu_moe,
+            no_kv_offload: !kv_offload,
+            ..Rules::default()
+        };
+        let (names, rules) = with_overrides(py, &devices, &override_tensor, rules)?;
         let spec = ModelSpec::from_json(spec).map_err(|e| e.raise(py))?;
         refuse_made(model)?;
         if n_ubatch == 0 {
@@ -206,10 +219,11 @@ impl Engine {
         let plans = PlanOptions { fused_up_gate, fused_moe, merge_up_gate: merge_up_gate_experts };
         let predicted = py.detach(|| {
             let network = Network::new(&model.inner, spec, plans)?;
-            let placement = Placement::new(&network, devices, &rules)?;
+            let texts = names.iter().map(DeviceName::to_string).collect();
+            let placement = Placement::new(&network, texts, &rules)?;
             let extent = Extent { n_ubatch, n_ctx };
-            let taken = placement.devices.iter().enumerate().map(|(i, name)| {
-                let (weights, sizes, step) = match cuda_index(name) {
+            let taken = names.iter().enumerate().map(|(i, name)| {
+                let (weights, sizes, step) = match name.gpu() {
                     Some(_) => {
                         let form = gpu_cache(form);
                         let gpu = ikq_cuda::device::predict(&network, &placement, i, form, extent)?;
@@ -221,10 +235,10 @@ impl Engine {
                     }
                 };
                 let cache = sequence_bytes(&network, &sizes, n_ctx, swa_full).unwrap_or(usize::MAX);
-                Ok((name.clone(), weights, cache, step))
+                Ok((name.to_string(), weights, cache, step))
             });
             let taken = taken.collect::<Result<Vec<_>, ikq_model::Error>>()?;
-            Ok::<_, ikq_model::Error>((placed(&network, &placement), taken))
+            Ok::<_, ikq_model::Error>((placed(&network, &placement)?, taken))
         });
         predicted.map_err(|e| e.raise(py))
     }
@@ -385,8 +399,8 @@ impl Engine {
     }
 
     /// For each stage the device that computes it, and the reason.
-    fn placement(&self) -> Vec<Placed> {
-        placed(self.inner.network(), self.inner.placement())
+    fn placement(&self, py: Python<'_>) -> PyResult<Vec<Placed>> {
+        placed(self.inner.network(), self.inner.placement()).map_err(|e| e.raise(py))
     }
 
     /// Frees the weights and the KV caches; neither the engine nor its sequences can be used any more.
@@ -423,17 +437,18 @@ impl Engine {
     }
 }
 
-fn placed(network: &Network, placement: &Placement) -> Vec<Placed> {
+fn placed(network: &Network, placement: &Placement) -> Result<Vec<Placed>, ikq_model::Error> {
     let device = |i: usize| placement.devices[i].clone();
-    let why = |p: &placement::Placed| match p.stage {
-        Stage::Experts(layer) => {
-            let elsewhere = ikq_cuda::device::told(network, placement, layer);
-            elsewhere.map_or_else(|| p.why.clone(), |told| format!("{}; {told}", p.why))
-        }
-        _ => p.why.clone(),
+    let why = |p: &placement::Placed| {
+        let elsewhere = match p.stage {
+            Stage::Experts(layer) => ikq_cuda::device::told(network, placement, layer)?,
+            _ => None,
+        };
+        let why = elsewhere.map_or_else(|| p.why.clone(), |told| format!("{}; {told}", p.why));
+        Ok::<_, ikq_model::Error>(why)
     };
     let rows = placement.stages.iter();
-    rows.map(|p| (p.stage.to_string(), device(p.device), p.n_bytes, why(p))).collect()
+    rows.map(|p| Ok((p.stage.to_string(), device(p.device), p.n_bytes, why(p)?))).collect()
 }
 
 fn parse_cache(name: &str) -> PyResult<CacheType> {
@@ -452,12 +467,28 @@ fn refuse_made(model: &Model) -> PyResult<()> {
     }
 }
 
-fn parse_overrides(py: Python<'_>, override_tensor: &[String]) -> PyResult<Vec<Override>> {
-    let mut rules = Rules::default();
-    for text in override_tensor {
-        rules.add_overrides(text).map_err(|e| e.raise(py))?;
-    }
-    Ok(rules.overrides)
+/// The devices that options name, and the rules with those of `override_tensor`.
+fn with_overrides(
+    py: Python<'_>,
+    devices: &[String],
+    override_tensor: &[String],
+    mut rules: Rules,
+) -> PyResult<(Vec<DeviceName>, Rules)> {
+    let found = override_tensor.iter().try_for_each(|text| rules.add_overrides(text));
+    let found = found.and_then(|()| Devices::new(devices, &rules.overrides)).map_err(|e| e.raise(py))?;
+    rules.n_of_rules = found.n_of_rules;
+    Ok((found.names, rules))
+}
+
+/// The devices that a list of devices and rules of `override_tensor` name, the CPU first, as reports write them.
+#[pyfunction]
+pub fn named_devices(
+    py: Python<'_>,
+    devices: Vec<String>,
+    override_tensor: Vec<String>,
+) -> PyResult<Vec<String>> {
+    let (names, _) = with_overrides(py, &devices, &override_tensor, Rules::default())?;
+    Ok(names.iter().map(DeviceName::to_string).collect())
 }
 
 /// The same KV-cache options in the form that the GPU crate takes.
@@ -470,42 +501,14 @@ fn gpu_cache(form: CacheForm) -> ikq_cuda::CacheForm {
     }
 }
 
-/// The number in a GPU's name, such as 0 for `CUDA0`; `None` if this is no name of a GPU.
-fn cuda_index(name: &str) -> Option<usize> {
-    let number = name.get(..4).filter(|n| n.eq_ignore_ascii_case("CUDA")).map(|_| &name[4..])?;
-    // `parse` would accept a sign, too
-    number.chars().all(|c| c.is_ascii_digit()).then(|| number.parse().ok())?
-}
-
-/// Checks the names of devices: `CPU`, which must be first; `CPU1`, `CPU2`, ..., which compute on the same CPU but
-/// keep memory of their own; and the GPUs `CUDA0`, `CUDA1`, ....
-fn check_devices(names: &[String]) -> PyResult<()> {
-    let is_cpu = |name: &String| {
-        let number = name.get(..3).filter(|n| n.eq_ignore_ascii_case("CPU")).map(|_| &name[3..]);
-        number.is_some_and(|n| n.chars().all(|c| c.is_ascii_digit()))
-    };
-    match names.first() {
-        Some(first) if first.eq_ignore_ascii_case("CPU") => {}
-        _ => return Err(PyValueError::new_err(format!("devices={names:?}: the first is the CPU"))),
-    }
-    let is_twice = |i: usize| names[..i].iter().any(|n| n.eq_ignore_ascii_case(&names[i]));
-    if let Some(i) = (0..names.len()).find(|i| is_twice(*i)) {
-        return Err(PyValueError::new_err(format!("devices={names:?}: {} stands there twice", names[i])));
-    }
-    match names.iter().find(|n| !is_cpu(n) && cuda_index(n).is_none()) {
-        Some(other) => {
-            let known = "CPU, CPU1, ..., and GPUs, CUDA0, ...";
-            Err(UnsupportedError::new_err(format!("there is no device {other}; there are {known}")))
-        }
-        None => Ok(()),
-    }
-}
-
-fn make_devices(py: Python<'_>, names: &[String], cpu: &ikq_cpu::Options) -> PyResult<Vec<Box<dyn Device>>> {
-    check_devices(names)?;
-    let make = |name: &String| -> PyResult<Box<dyn Device>> {
-        let Some(index) = cuda_index(name) else {
-            return Ok(Box::new(Cpu::new(name.to_uppercase(), cpu.clone())));
+fn make_devices(
+    py: Python<'_>,
+    names: &[DeviceName],
+    cpu: &ikq_cpu::Options,
+) -> PyResult<Vec<Box<dyn Device>>> {
+    let make = |name: &DeviceName| -> PyResult<Box<dyn Device>> {
+        let Some(index) = name.gpu() else {
+            return Ok(Box::new(Cpu::new(name.to_string(), cpu.clone())));
         };
         // `ikq.cuda` has called `cuda_status` with the places of NVRTC before, and only the first search counts
         let opened = py.detach(|| {

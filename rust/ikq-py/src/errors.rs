@@ -7,11 +7,13 @@ use pyo3::prelude::*;
 
 pyo3::import_exception!(ikq.errors, IkqError);
 pyo3::import_exception!(ikq.errors, DeviceError);
+pyo3::import_exception!(ikq.errors, DeviceMemoryError);
 pyo3::import_exception!(ikq.errors, FormatError);
 pyo3::import_exception!(ikq.errors, MissingImatrixError);
 pyo3::import_exception!(ikq.errors, RefusedError);
 pyo3::import_exception!(ikq.errors, ShapeError);
 pyo3::import_exception!(ikq.errors, UnsupportedError);
+pyo3::import_exception!(ikq.errors, UsageError);
 
 /// An error that can be turned into a Python exception.
 pub trait Raise {
@@ -148,6 +150,7 @@ impl Raise for ikq_model::Error {
                 UnsupportedError::new_err(message)
             }
             Memory { .. } | CacheMemory { .. } | Option { .. } | Threads(_) => RefusedError::new_err(message),
+            DeviceMemory { .. } => DeviceMemoryError::new_err(message),
             Device(_) => DeviceError::new_err(message),
             Closed | SameSequence | OtherModel => PyValueError::new_err(message),
             Io { path, source } => os_error(py, source.raw_os_error(), reason(&source), Some(path.into())),

@@ -35,13 +35,15 @@ mod _ikq {
     };
     #[pymodule_export]
     use crate::cuda::{
-        cuda_compile, cuda_counts, cuda_dequantize, cuda_files, cuda_plan, cuda_product, cuda_status,
-        cuda_warm,
+        cuda_architecture, cuda_compile, cuda_counts, cuda_dequantize, cuda_files, cuda_plan, cuda_product,
+        cuda_status, cuda_warm,
     };
     #[pymodule_export]
     use crate::cuda_blas::{cuda_blas_offers, cuda_blas_product, cuda_blas_seconds, cuda_blas_version};
     #[pymodule_export]
-    use crate::engine::{Engine, Sequence, kernel_name, kernel_self_test, product, product_speeds};
+    use crate::engine::{
+        Engine, Sequence, kernel_name, kernel_self_test, named_devices, product, product_speeds,
+    };
     #[pymodule_export]
     use crate::fields::{layout_fields, pack, unpack};
     #[pymodule_export]

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use ikq_formats::QuantType;
 use ikq_formats::row::row_bytes;
 use ikq_model::device::{Lent, Stage};
+use ikq_model::device_name::DeviceName;
 use ikq_model::network::{self, Network, PlanKind, Weight};
 use ikq_model::placement::{CPU, Placement};
 use ikq_pool::Team;
@@ -20,6 +21,7 @@ use ikq_pool::Team;
 use super::Cuda;
 use super::parts::{Ffn, Linear};
 use super::slabs::{self, Layout, Slabs};
+use crate::environment;
 use crate::error::Error;
 use crate::floats::as_bytes;
 use crate::gpu::{self, Gpu};
@@ -52,8 +54,8 @@ const OF_FLOATS: f64 = 0.38 * MULTIPLY_ADDS_PER_BYTE;
 const LIKELY: f64 = 0.9;
 
 /// What a user's number of tokens means: `None` for never.
-fn wanted(says: Option<&str>, modelled: usize) -> Option<usize> {
-    match says.and_then(|n| n.parse::<usize>().ok()) {
+fn wanted(says: Option<usize>, modelled: usize) -> Option<usize> {
+    match says {
         None => Some(modelled),
         Some(0) => None,
         Some(n) => Some(n),
@@ -89,36 +91,42 @@ fn has_kernels(weight: &Weight) -> bool {
 }
 
 /// The device that computes a layer's experts, which are on the CPU, in steps of so many tokens and more.
-fn borrows(network: &Network, placement: &Placement, layer: usize) -> Option<(usize, usize)> {
+///
+/// # Errors
+/// [`Error::Variable`].
+fn borrows(network: &Network, placement: &Placement, layer: usize) -> Result<Option<(usize, usize)>, Error> {
     let (layer, l) = (&network.layers[layer], layer);
-    let network::Ffn::Moe(moe) = &layer.ffn else { return None };
+    let network::Ffn::Moe(moe) = &layer.ffn else { return Ok(None) };
     let (router, experts) = (placement.device(Stage::Route(l)), placement.device(Stage::Experts(l)));
     let is_rare = layer.rare_ffn().is_some() || moe.norms.is_some();
     // the CPU may be there again, by another name
-    let is_gpu = placement.devices[router].to_ascii_uppercase().starts_with("CUDA");
+    let is_gpu = DeviceName::parse(&placement.devices[router]).is_ok_and(|name| name.gpu().is_some());
     if experts != CPU || !is_gpu || is_rare || !moe.experts.weights().into_iter().all(has_kernels) {
-        return None;
+        return Ok(None);
     }
-    let says = std::env::var("IKQ_CUDA_STREAM_FROM").ok();
-    let from = wanted(says.as_deref(), modelled(&moe.experts, moe.routing.n_used))?;
+    let says = environment::whole_number(environment::STREAM_FROM, 0)?;
     // with fewer columns there are no tiles
-    Some((router, from.max(gpu::tiles_from())))
+    let tiles_from = gpu::tiles_from()?;
+    Ok(wanted(says, modelled(&moe.experts, moe.routing.n_used)).map(|from| (router, from.max(tiles_from))))
 }
 
 /// Says so to users; `None` where the CPU computes them in all steps.
-pub fn told(network: &Network, placement: &Placement, layer: usize) -> Option<String> {
-    let (device, from) = borrows(network, placement, layer)?;
-    let network::Ffn::Moe(moe) = &network.layers[layer].ffn else { return None };
+///
+/// # Errors
+/// [`Error::Variable`].
+pub fn told(network: &Network, placement: &Placement, layer: usize) -> Result<Option<String>, Error> {
+    let Some((device, from)) = borrows(network, placement, layer)? else { return Ok(None) };
+    let network::Ffn::Moe(moe) = &network.layers[layer].ffn else { return Ok(None) };
     let has_floats = moe.experts.weights().into_iter().any(|w| !reads_codes(w.ty));
     let if_new = if has_floats { ", if its compute capability is 8.0 or more" } else { "" };
-    Some(format!("computed on {} in steps of {from} tokens or more{if_new}", placement.devices[device]))
+    Ok(Some(format!("computed on {} in steps of {from} tokens or more{if_new}", placement.devices[device])))
 }
 
 impl Borrowed {
     /// The experts of a layer, if device `index` borrows them.
     ///
     /// # Errors
-    /// [`Error::Plan`] for types and row lengths that kernels do not take.
+    /// [`Error::Plan`] for types and row lengths that kernels do not take; [`Error::Variable`].
     pub fn new(
         network: &Network,
         placement: &Placement,
@@ -126,7 +134,7 @@ impl Borrowed {
         l: usize,
     ) -> Result<Option<Borrowed>, Error> {
         let network::Ffn::Moe(moe) = &network.layers[l].ffn else { return Ok(None) };
-        let Some((_, from)) = borrows(network, placement, l).filter(|(device, _)| *device == index) else {
+        let Some((_, from)) = borrows(network, placement, l)?.filter(|(device, _)| *device == index) else {
             return Ok(None);
         };
         let experts = &moe.experts;
@@ -144,7 +152,7 @@ impl Borrowed {
                 || reads_codes(experts.gate.ty) != reads_codes(experts.up.ty),
             input_gate: None,
         };
-        Ok(Some(Borrowed { ffn, from, layout: Layout::new(&ffn, slabs::most_bytes())? }))
+        Ok(Some(Borrowed { ffn, from, layout: Layout::new(&ffn, slabs::most_bytes()?)? }))
     }
 
     /// Whether the device has tiles for all of their types.
@@ -327,7 +335,6 @@ mod tests {
     #[test]
     fn users_say_from_when_on_or_never() {
         assert_eq!(wanted(None, 512), Some(512));
-        assert_eq!(wanted(Some("many"), 512), Some(512));
-        assert_eq!((wanted(Some("40"), 512), wanted(Some("0"), 512)), (Some(40), None));
+        assert_eq!((wanted(Some(40), 512), wanted(Some(0), 512)), (Some(40), None));
     }
 }

@@ -164,15 +164,19 @@ impl ColumnData {
     }
 
     /// Bytes that [`ColumnData::send`] allocates at most for `n` columns of texts of at most `n_ctx` tokens.
-    pub fn most_bytes(of: Of<'_>, n: usize, n_ctx: usize) -> usize {
+    ///
+    /// # Errors
+    /// [`Error::Variable`].
+    pub fn most_bytes(of: Of<'_>, n: usize, n_ctx: usize) -> Result<usize, Error> {
+        let tiles_from = tiles_from()?;
         // a step that is recorded may have more page numbers and splits than a larger one
         let sizes = [n, n.min(graphs::MOST_COLUMNS)].map(|n| {
             let batch = latest(n, n_ctx, of.0.groups.len());
-            let (Packed(packed), pieces) = Packed::new(of, &batch, tile_span(n, tiles_from()));
+            let (Packed(packed), pieces) = Packed::new(of, &batch, tile_span(n, tiles_from));
             (grown(packed.len()), splits_bytes(of, &pieces.groups, n))
         });
         let most = |of: fn(&(usize, usize)) -> usize| sizes.iter().map(of).max().unwrap_or(0);
-        most(|s| s.0) + most(|s| s.1)
+        Ok(most(|s| s.0) + most(|s| s.1))
     }
 
     /// For each group the page numbers of a column, and the splits of attention without tiles and in tiles.

@@ -9,6 +9,7 @@ use std::collections::{HashMap, VecDeque};
 
 use super::queue::Queue;
 use crate::blas_table::MOST_RECORDED;
+use crate::environment;
 use crate::error::Error;
 use crate::gpu::Gpu;
 use crate::graph::Graph;
@@ -53,9 +54,12 @@ pub struct Graphs {
 
 impl Graphs {
     /// Graphs of a device, which are off with `IKQ_CUDA_GRAPHS=0`, and where every kernel is waited for.
-    pub fn new(gpu: &Gpu) -> Graphs {
-        let is_off = gpu.waits() || std::env::var("IKQ_CUDA_GRAPHS").is_ok_and(|v| v == "0");
-        Graphs { is_off, ..Graphs::default() }
+    ///
+    /// # Errors
+    /// [`Error::Variable`].
+    pub fn new(gpu: &Gpu) -> Result<Graphs, Error> {
+        let is_on = environment::switch(environment::GRAPHS)?.unwrap_or(true);
+        Ok(Graphs { is_off: gpu.waits() || !is_on, ..Graphs::default() })
     }
 
     /// Drops all graphs.

@@ -52,6 +52,7 @@ pub use borrowed::told;
 pub use cache::CacheForm;
 pub use predict::{Extent, Needed, predict};
 
+use crate::environment;
 use crate::error::Error;
 use crate::floats::{as_bytes, as_bytes_mut};
 use crate::gpu::Gpu;
@@ -125,11 +126,12 @@ impl Cuda {
     /// Opens the device `CUDA{index}`.
     ///
     /// # Errors
-    /// If there is no such device, and errors of the driver.
+    /// If there is no such device, or an environment variable cannot be read, and errors of the driver.
     pub fn new(runtime: &'static Runtime, index: usize, options: Options) -> Result<Cuda, Error> {
+        environment::check()?;
         let mut gpu = Gpu::open(runtime, index)?;
         gpu.use_blas_of_environment()?;
-        let graphs = Graphs::new(&gpu);
+        let graphs = Graphs::new(&gpu)?;
         Ok(Cuda {
             name: format!("CUDA{index}"),
             gpu,
@@ -336,7 +338,7 @@ impl Cuda {
 }
 
 fn model_error(e: Error) -> ModelError {
-    ModelError::Device(e.to_string())
+    e.into()
 }
 
 /// The rotary embedding of the rows that a layer caches as keys, and the first element that it rotates.
@@ -351,14 +353,6 @@ fn turned(attention: &Attention) -> Option<(RopeId, usize)> {
 /// The states of all recurrent layers that a device has.
 fn states_of(caches: &mut [Option<LayerCache>]) -> impl Iterator<Item = &mut States> {
     caches.iter_mut().flatten().filter_map(|c| c.states.as_mut())
-}
-
-/// The error of reserving pages or states.
-fn memory_error(e: Error) -> ModelError {
-    match e {
-        Error::Memory { needed, free, .. } => ModelError::CacheMemory { needed, free },
-        e => model_error(e),
-    }
 }
 
 /// Empty caches of all layers of this device.
@@ -412,6 +406,10 @@ impl Device for Cuda {
         self.network = Some(network.clone());
         let why = format!("copied to {} ({})", self.name, self.gpu.facts().name);
         Ok(Memory { mapped_bytes: 0, copied_bytes: size, why })
+    }
+
+    fn free_memory(&self) -> Result<Option<usize>, ModelError> {
+        self.gpu.context().memory().map(|(free, _)| Some(free)).map_err(model_error)
     }
 
     fn page_bytes(&self, group: usize) -> usize {

@@ -13,6 +13,7 @@ use super::scratch::Scratch;
 use super::slabs;
 use super::states::States;
 use crate::blas_table::Table;
+use crate::environment;
 
 /// How much is computed at once.
 #[derive(Clone, Copy, Debug)]
@@ -47,6 +48,7 @@ pub fn predict(
     form: CacheForm,
     extent: Extent,
 ) -> Result<Needed, ModelError> {
+    environment::check()?;
     let (weights, parts) = counted(network, placement, index)?;
     let (mut pages, mut state) = (vec![0; network.groups.len()], 0);
     for (layer, cache) in network.layers.iter().zip(make_caches(network, &parts, form)?) {
@@ -61,7 +63,8 @@ pub fn predict(
         true => 0,
         false => {
             let ropes: Vec<RopeTable> = network.ropes.iter().map(RopeTable::new).collect();
-            let columns = ColumnData::most_bytes((network, &parts, &ropes), n_ubatch, n_ctx);
+            let columns = ColumnData::most_bytes((network, &parts, &ropes), n_ubatch, n_ctx)
+                .map_err(super::model_error)?;
             let slabs = match parts.layouts(n_ubatch).next() {
                 Some(_) => slabs::bytes(parts.layouts(usize::MAX)),
                 None => 0,

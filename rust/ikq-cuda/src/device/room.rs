@@ -5,7 +5,7 @@ use ikq_model::device::CacheRoom;
 use ikq_model::error::Error as ModelError;
 
 use super::states::States;
-use super::{Cuda, LayerCache, memory_error, model_error, states_of};
+use super::{Cuda, LayerCache, model_error, states_of};
 use crate::error::Error;
 
 impl Cuda {
@@ -23,7 +23,12 @@ impl Cuda {
         let (free, _) = self.gpu.context().memory().map_err(model_error)?;
         match more.saturating_add(left) <= free {
             true => Ok(()),
-            false => Err(ModelError::CacheMemory { needed: more, free: free.saturating_sub(left) }),
+            false => Err(ModelError::DeviceMemory {
+                device: self.name.clone(),
+                what: "the cache beside what others were promised".into(),
+                needed: more,
+                free: free.saturating_sub(left),
+            }),
         }
     }
 
@@ -49,10 +54,10 @@ impl Cuda {
             // while a cache grows, it is there twice
             if let Err(e) = cache.reserve(gpu, wanted) {
                 if !matches!(e, Error::Memory { .. }) || wanted == n {
-                    return Err(memory_error(e));
+                    return Err(model_error(e));
                 }
                 wanted = n;
-                cache.reserve(gpu, n).map_err(memory_error)?;
+                cache.reserve(gpu, n).map_err(model_error)?;
             }
         }
         Ok(())
@@ -67,6 +72,6 @@ impl Cuda {
         let bytes: usize = states_of(&mut self.caches).map(|s| States::bytes(s)).sum();
         self.check_room((n - has) * bytes)?;
         let gpu = &self.gpu;
-        states_of(&mut self.caches).try_for_each(|s| s.reserve(gpu, n)).map_err(memory_error)
+        states_of(&mut self.caches).try_for_each(|s| s.reserve(gpu, n)).map_err(model_error)
     }
 }

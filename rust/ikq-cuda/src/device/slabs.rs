@@ -6,6 +6,7 @@ use ikq_model::network::{Experts, Weight};
 use ikq_pool::Team;
 
 use super::parts::{Ffn, Linear};
+use crate::environment;
 use crate::error::Error;
 use crate::event::{Event, Stream};
 use crate::floats::as_bytes;
@@ -26,9 +27,11 @@ const UNIT: usize = 256 << 10;
 const LEAST_PIECE: usize = 64 << 10;
 
 /// Most bytes of the experts in a slab, unless one expert has more: [`SLAB`], or what `IKQ_CUDA_SLAB_KIB` says.
-pub fn most_bytes() -> usize {
-    let says = std::env::var("IKQ_CUDA_SLAB_KIB").ok().and_then(|n| n.parse::<usize>().ok());
-    says.map_or(SLAB, |kib| kib << 10)
+///
+/// # Errors
+/// [`Error::Variable`].
+pub fn most_bytes() -> Result<usize, Error> {
+    Ok(environment::kib(environment::SLAB_KIB)?.unwrap_or(SLAB))
 }
 
 /// Bytes of the matrix of an expert in the file, in the CPU's bands, and in the device's form, and of its bias.
