@@ -250,7 +250,7 @@ def test_the_command(tiny_moe):
     assert done.stdout == ikq_command(env, *same, "-c", "64").stdout
     assert r"note: --fit: the same as -c 64 -ngl 5 -ot 'blk\.3\.ffn_.*_exps=CPU': CUDA0 holds" in done.stderr
     none = ikq_command(env, *same, "--fit")
-    assert (none.returncode, none.stdout) == (1, "")
+    assert (none.returncode, none.stdout) == (2, "")
     assert "CUDA0 has 18.0 MiB free" in none.stderr
 
 
