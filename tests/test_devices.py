@@ -484,3 +484,21 @@ def test_text_from_two_devices(tiny_moe, capsys):
         assert main([*arguments, *options]) == 0
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1] == texts[2]
+
+
+@pytest.mark.parametrize("function", [ikq.Model.load, ikq.Model.plan])
+def test_what_is_no_number_or_no_name_is_told(tiny_moe, function):
+    for options, words in (
+        ({"n_ctx": -1}, "n_ctx=-1: expected"),
+        ({"n_ctx": 10**30}, "is too large"),
+        ({"n_ubatch": -7}, "n_ubatch=-7: expected"),
+        ({"n_ctx": 1.5}, "n_ctx=1.5: expected a whole number"),
+        ({"devices": 1}, "devices=1: expected names of devices"),
+        ({"devices": ["CPU1"], "tensor_split": "31"}, "tensor_split='31': expected numbers"),
+        ({"cache_type_k": "q9"}, "cache_type_k=q9: there is no cache of this type; there are f32"),
+    ):
+        with pytest.raises((ValueError, TypeError, ikq.IkqError), match=re.escape(words)):
+            function(tiny_moe, **({"n_ctx": 64} | options))
+    # names in a text are those of the command line
+    plan = ikq.Model.plan(tiny_moe, n_ctx=64, devices="CPU,CPU1")
+    assert {p.device for p in plan.placement} == {"CPU", "CPU1"}

@@ -29,6 +29,7 @@ import itertools
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -613,13 +614,24 @@ def check(args: argparse.Namespace) -> int:
     drawn = os.environ.setdefault("IKQ_CHECK_SEED", str(int(time.time()) % 100_000))
     rows: list[Row] = []
     end = time.monotonic() + args.budget_s
-    wanted = args.only.split(",") if args.only else [g for g in GROUPS if g != "compare"]
+    named = [group.strip() for group in (args.only or "").split(",")]
+    wanted = [g for g in GROUPS if g != "compare"] if args.only is None else named
     wanted += ["compare"] if args.compare and "compare" not in wanted else []
     # what others are bounded by
     if "peaks" not in wanted and any(group in BOUNDED for group in wanted):
         wanted.insert(wanted.index("environment") + 1 if "environment" in wanted else 0, "peaks")
     if unknown := [group for group in wanted if group not in GROUPS]:
         print(f"--only {','.join(unknown)}: no such group; there are {', '.join(GROUPS)}", file=sys.stderr)
+        return 2
+    # what would only be found when minutes of a GPU are spent
+    try:
+        with Path(args.out).open("a"):
+            pass
+    except OSError as e:
+        print(f"--out {args.out}: {e.strerror}", file=sys.stderr)
+        return 2
+    if args.compare and shutil.which(args.compare) is None:
+        print(f"--compare {args.compare}: there is no such program", file=sys.stderr)
         return 2
     for group in wanted:
         left = end - time.monotonic()

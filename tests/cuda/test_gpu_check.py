@@ -313,16 +313,6 @@ def test_a_reference_on_the_same_models(tmp_path):
     assert re.fullmatch(r"tg3 Q4_K, experts in RAM +[0-9.]+ +- +-  the reference: .*", lines[at + 8])
 
 
-def test_a_reference_that_is_not_there(tmp_path):
-    done, rows = check(
-        environment(), tmp_path / "out.json", "--only", "compare", "--compare", str(tmp_path / "none"),
-        "--compare-types", "Q8_0",
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert rows
-    assert all(not row["ok"] and "No such file" in row["why"] for row in rows)
-
-
 def test_without_a_gpu_it_says_so(tmp_path):
     env = environment(IKQ_NVRTC="/nowhere/libnvrtc.so")
     env.pop("LD_LIBRARY_PATH")
@@ -345,4 +335,16 @@ def test_a_group_that_is_none(tmp_path):
     ]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
-    assert done.stderr.startswith("--only nonsense: no such group; there are environment, compile, ")
+    assert done.stderr.startswith("--only nonsense: no such group; there are environment, peaks, compile, ")
+
+
+@pytest.mark.parametrize(
+    "flags", [("--out", "/nonexistent/x.json"), ("--compare", "/nonexistent/llama-bench"), ("--only", "")]
+)
+def test_what_cannot_be_is_told_at_once(tmp_path, flags):
+    """Before a minute of a GPU is spent."""
+    out = () if flags[0] == "--out" else ("--out", str(tmp_path / "out.json"))
+    done = subprocess.run([sys.executable, str(CHECK), *out, *flags], capture_output=True, text=True)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert flags[0] in done.stderr
+    assert "Traceback" not in done.stderr

@@ -193,3 +193,40 @@ def test_architectures_that_there_are_not(arch, tiny_moe):
     assert (
         f"there is no architecture `{arch}` that kernels are compiled for; there are sm_75, " in done.stderr
     )
+
+
+FILLS = """
+import sys, ikq
+found = []
+for options in eval(sys.argv[2]):
+    options = dict(n_ctx=64, fit=True, fit_margin=10) | options
+    plan = ikq.Model.plan(sys.argv[1], **options)
+    with ikq.Model.load(sys.argv[1], **options) as model:
+        loaded = model.explain().placement
+    assert [p.device for p in plan.placement] == [p.device for p in loaded]
+    found.append(sum(p.device == "CUDA0" for p in loaded))
+print(*found)
+"""
+
+
+def test_nothing_is_filled_where_the_cpu_or_no_layer_is_asked_for(tiny_moe):
+    """13 stages of 14 are on a GPU that is filled: all but the embedding."""
+    asked = "[{}, {'n_gpu_layers': 0}, {'devices': ['CPU']}, {'devices': 'none'}, {'devices': []}, {'devices': 'CUDA0'}]"
+    assert run(FILLS, environment(), str(tiny_moe), asked).split() == ["13", "0", "0", "0", "0", "13"]
+
+
+def test_plans_of_what_no_memory_holds(tiny_moe):
+    """Nothing of that size is laid out to tell how large it would be."""
+    for flags in (("-c", "999999999999"), ("-c", "64", "-ub", "100000000000"), ("-c", "4000000000")):
+        asked = ("run", "-m", tiny_moe, "-p", "x", "-n", "1", "-ngl", "99", "--dry-run", *flags)
+        done = ikq_command(environment(), *asked)
+        assert done.returncode == 0, done.stderr
+        buffers = re.search(r"buffers of a step on CUDA0: [0-9.]+ GiB \(([0-9]+) bytes\)", done.stdout)
+        assert int(buffers[1]) > 2**30
+
+
+def test_a_bench_names_its_backend(tiny_moe):
+    done = ikq_command(
+        environment(), "bench", "-m", tiny_moe, "-p", "4", "-n", "0", "-r", "1", "-ngl", "0,2", "-o", "json"
+    )
+    assert [row["backend"] for row in json.loads(done.stdout)] == ["CPU", "CUDA"]

@@ -260,6 +260,8 @@ def _rows(
             placing = {name: options[name] for name in _PLACING}
             chosen = {name: options[name] for name in setting}
             with ikq.Model.load(path, **options) as model:
+                placed = {p.device for p in model.explain().placement}
+                facts["backend"] = "CUDA" if any(name.startswith("CUDA") for name in placed) else "CPU"
                 memory = {
                     "n_threads": model.n_threads,
                     **model.memory._asdict(),

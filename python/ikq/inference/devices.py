@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from ikq import _ikq, cuda
 from ikq.errors import DeviceError
 
-__all__ = ["ALL_LAYERS", "Devices", "chosen_devices", "layer_count", "shares"]
+__all__ = ["ALL_LAYERS", "Devices", "chosen_devices", "count", "layer_count", "shares"]
 
 ALL_LAYERS = 2**31 - 1
 """More layers than there are; reports write it as `all`."""
@@ -26,11 +26,13 @@ class Devices(NamedTuple):
         names: Those that layers go to, the CPU first; the core adds those that only rules name.
         n_gpu_layers: How many layers, the last ones, go to those beside the CPU.
         assumed: GPUs that this machine does not have, or cannot use.
+        fit: Whether the memory of GPUs is to be filled: neither the CPU alone is named, nor no layers.
     """
 
     names: list[str]
     n_gpu_layers: int
     assumed: tuple[str, ...] = ()
+    fit: bool = False
 
     @property
     def keywords(self) -> dict[str, Any]:
@@ -39,7 +41,7 @@ class Devices(NamedTuple):
 
 
 def chosen_devices(
-    devices: Sequence[str] | None,
+    devices: Sequence[str] | str | None,
     n_gpu_layers: int | None,
     override_tensor: Sequence[str] = (),
     *,
@@ -64,7 +66,12 @@ def chosen_devices(
         ValueError, TypeError: `n_gpu_layers` is no number of layers.
     """
     n = None if n_gpu_layers is None else layer_count("n_gpu_layers", n_gpu_layers, least=-1)
-    named = _ikq.named_devices([*devices] if devices is not None else [], [])
+    if devices is not None and not isinstance(devices, (str, Sequence)):
+        raise TypeError(f"devices={devices!r}: expected names of devices, such as ['CUDA0']")
+    given = devices.split(",") if isinstance(devices, str) else [*(devices or ())]
+    named = _ikq.named_devices(given, [])
+    # what is to be filled is no CPU
+    fit = fit and n != 0 and (devices is None or named != ["CPU"])
     if devices is None and n and not fit:
         try:
             cuda.require(memory=False)
@@ -74,7 +81,7 @@ def chosen_devices(
     assumed = _missing(_ikq.named_devices(named, [*override_tensor]), is_plan=is_plan)
     if n is None:
         n = ALL_LAYERS if len(named) > 1 and not fit else 0
-    return Devices(named, n, assumed)
+    return Devices(named, n, assumed, fit)
 
 
 def _missing(names: Sequence[str], *, is_plan: bool) -> tuple[str, ...]:
@@ -113,6 +120,25 @@ def layer_count(option: str, value: int, *, least: int = 0) -> int:
     return ALL_LAYERS if n < 0 else min(n, ALL_LAYERS)
 
 
+def count(option: str, value: int | None, *, least: int = 1) -> None:
+    """Refuses what is no number of so many things.
+
+    Raises:
+        ValueError: it is less than `least`, or larger than any machine holds.
+        TypeError: it is no whole number.
+    """
+    if value is None:
+        return
+    try:
+        n = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{option}={value!r}: expected a whole number") from None
+    if not least <= n < 2**63:
+        raise ValueError(
+            f"{option}={n}: expected {least} or more" if n < least else f"{option}={n} is too large"
+        )
+
+
 def shares(devices: Sequence[str], n_gpu_layers: int, tensor_split: Sequence[float]) -> list[float]:
     """In which proportions layers are divided over the devices beside the CPU.
 
@@ -121,6 +147,8 @@ def shares(devices: Sequence[str], n_gpu_layers: int, tensor_split: Sequence[flo
         n_gpu_layers: How many layers there are to divide.
         tensor_split: As asked for. Where there is nothing, it is the MiB of each device that are free.
     """
+    if isinstance(tensor_split, str):
+        raise TypeError(f"tensor_split={tensor_split!r}: expected numbers, such as [3, 1]")
     others = devices[1:]
     if tensor_split or len(others) < 2 or not n_gpu_layers:
         return [float(share) for share in tensor_split]

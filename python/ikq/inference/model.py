@@ -14,7 +14,7 @@ from ikq import _ikq
 from ikq.arrays.quant_types import QuantType
 from ikq.files.gguf import GGUFReader
 from ikq.inference.beside import Beside
-from ikq.inference.devices import chosen_devices, layer_count, shares
+from ikq.inference.devices import chosen_devices, count, layer_count, shares
 from ikq.inference.drafts import SHARED, DraftOptions, last_device
 from ikq.inference.evaluating import EvaluatingModel
 from ikq.inference.explaining import (
@@ -110,7 +110,7 @@ class Model(EvaluatingModel):
         expert_reduction: tuple[int, float] | None = None,
         mmap: Literal["auto", "on", "off"] = "auto",
         repack: bool = False,
-        devices: Sequence[str] | None = None,
+        devices: Sequence[str] | str | None = None,
         n_gpu_layers: int | None = None,
         tensor_split: Sequence[float] = (),
         override_tensor: str | Sequence[str] = (),
@@ -210,6 +210,8 @@ class Model(EvaluatingModel):
             ValueError: `n_gpu_layers` or `n_cpu_moe` is no number of layers.
         """
         adapters = adapters_of(lora)
+        for name, value in (("n_ctx", n_ctx), ("n_ubatch", n_ubatch), ("n_threads", n_threads)):
+            count(name, value, least=0)
         placing = rules(override_tensor)
         chosen = chosen_devices(devices, n_gpu_layers, placing, fit=fit)
         file_options = FileOptions(yarn_truncate, override_kv)
@@ -230,14 +232,14 @@ class Model(EvaluatingModel):
             mmap=mmap,
             devices=chosen.names,
             n_gpu_layers=chosen.n_gpu_layers,
-            tensor_split=shares([] if fit else chosen.names, chosen.n_gpu_layers, tensor_split),
+            tensor_split=shares([] if chosen.fit else chosen.names, chosen.n_gpu_layers, tensor_split),
             override_tensor=placing,
             cpu_moe=cpu_moe,
             n_cpu_moe=layer_count("n_cpu_moe", n_cpu_moe),
             kv_offload=kv_offload,
         )
         rooms = CacheRooms()
-        if fit:
+        if chosen.fit:
             beside = Beside.of(reader, file_options, Drafts(mtp, draft_model, draft_options))
             room = FitOptions(fit_margin, fit_sequences, n_ubatch)
             found = fitted_to(reader, spec, n_ctx, options, room, beside)
@@ -307,7 +309,7 @@ class Model(EvaluatingModel):
         fused_up_gate: bool = True,
         fused_moe: bool = True,
         merge_up_gate_experts: bool = False,
-        devices: Sequence[str] | None = None,
+        devices: Sequence[str] | str | None = None,
         n_gpu_layers: int | None = None,
         tensor_split: Sequence[float] = (),
         override_tensor: str | Sequence[str] = (),
@@ -359,6 +361,8 @@ class Model(EvaluatingModel):
         Raises:
             OSError: as `load`, like all other errors but those of memory.
         """
+        count("n_ctx", n_ctx)
+        count("n_ubatch", n_ubatch, least=0)
         placing = rules(override_tensor)
         chosen = chosen_devices(devices, n_gpu_layers, placing, fit=fit, is_plan=True)
         options = PlacementOptions(
@@ -371,13 +375,13 @@ class Model(EvaluatingModel):
             merge_up_gate_experts=merge_up_gate_experts,
             devices=chosen.names,
             n_gpu_layers=chosen.n_gpu_layers,
-            tensor_split=shares([] if fit else chosen.names, chosen.n_gpu_layers, tensor_split),
+            tensor_split=shares([] if chosen.fit else chosen.names, chosen.n_gpu_layers, tensor_split),
             override_tensor=placing,
             cpu_moe=cpu_moe,
             n_cpu_moe=layer_count("n_cpu_moe", n_cpu_moe),
             kv_offload=kv_offload,
         )
-        room = FitOptions(fit_margin, fit_sequences, n_ubatch) if fit else None
+        room = FitOptions(fit_margin, fit_sequences, n_ubatch) if chosen.fit else None
         drafts = Drafts(mtp, draft_model, draft_options)
         file_options = FileOptions(yarn_truncate, override_kv)
         return plan_loading(path, n_ctx, n_ubatch, file_options, options, room, drafts, chosen.assumed)

@@ -122,8 +122,8 @@ impl Engine {
             kind: isa(isa_name)?,
             compute: parse_compute(compute)?,
             cache: CacheForm {
-                keys: parse_cache(cache_type_k)?,
-                values: parse_cache(cache_type_v)?,
+                keys: parse_cache("cache_type_k", cache_type_k)?,
+                values: parse_cache("cache_type_v", cache_type_v)?,
                 rotate: cache_rotation,
             },
             mmap: match mmap {
@@ -198,8 +198,8 @@ impl Engine {
         kv_offload: bool,
     ) -> PyResult<Predicted> {
         let form = CacheForm {
-            keys: parse_cache(cache_type_k)?,
-            values: parse_cache(cache_type_v)?,
+            keys: parse_cache("cache_type_k", cache_type_k)?,
+            values: parse_cache("cache_type_v", cache_type_v)?,
             rotate: cache_rotation,
         };
         let rules = Rules {
@@ -451,10 +451,12 @@ fn placed(network: &Network, placement: &Placement) -> Result<Vec<Placed>, ikq_m
     rows.map(|p| Ok((p.stage.to_string(), device(p.device), p.n_bytes, why(p)?))).collect()
 }
 
-fn parse_cache(name: &str) -> PyResult<CacheType> {
+fn parse_cache(option: &str, name: &str) -> PyResult<CacheType> {
     CacheType::parse(name).ok_or_else(|| {
         let known = CacheType::ALL.map(CacheType::name).join(", ");
-        UnsupportedError::new_err(format!("no cache of type `{name}`; there are {known}"))
+        UnsupportedError::new_err(format!(
+            "{option}={name}: there is no cache of this type; there are {known}"
+        ))
     })
 }
 

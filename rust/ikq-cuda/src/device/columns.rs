@@ -169,6 +169,11 @@ impl ColumnData {
     /// [`Error::Variable`].
     pub fn most_bytes(of: Of<'_>, n: usize, n_ctx: usize) -> Result<usize, Error> {
         let tiles_from = tiles_from()?;
+        // of what no memory holds only the size of the page numbers is told, at least: laying it out would take as much
+        let numbers = n.saturating_mul(n_ctx.div_ceil(PAGE).saturating_mul(of.0.groups.len().max(1)).max(1));
+        if numbers > 1 << 28 {
+            return Ok(numbers.saturating_mul(size_of::<u32>()));
+        }
         // a step that is recorded may have more page numbers and splits than a larger one
         let sizes = [n, n.min(graphs::MOST_COLUMNS)].map(|n| {
             let batch = latest(n, n_ctx, of.0.groups.len());
