@@ -225,6 +225,20 @@ def test_plans_of_what_no_memory_holds(tiny_moe):
         assert int(buffers[1]) > 2**30
 
 
+def test_a_dry_run_says_what_does_not_fit(tiny_moe):
+    """What loading would refuse; and no word where all fits."""
+    asked = ("run", "-m", tiny_moe, "-p", "x", "-n", "1", "--dry-run", "-c", "64")
+    small = environment(IKQ_STANDIN_MEMORY=str(8 * MIB))
+    done = ikq_command(small, *asked, "-ngl", "99")
+    assert done.returncode == 0
+    assert re.search(
+        r"note: it does not fit: [0-9.]+ MiB are planned for CUDA0, and 8\.0 MiB are free", done.stderr
+    )
+    assert "does not fit" not in ikq_command(environment(), *asked, "-ngl", "99").stderr
+    done = ikq_command(environment(), *asked[:-1], "999999999999")
+    assert re.search("does not fit: .* planned for CPU", done.stderr)
+
+
 def test_a_bench_names_its_backend(tiny_moe):
     done = ikq_command(
         environment(), "bench", "-m", tiny_moe, "-p", "4", "-n", "0", "-r", "1", "-ngl", "0,2", "-o", "json"

@@ -18,6 +18,7 @@ from ikq.inference.devices import ALL_LAYERS
 from ikq.inference.explaining import LoadingPlan
 from ikq.inference.fitting import MARGIN
 from ikq.inference.model import PLANNED
+from ikq.serve.memory import available_memory
 
 __all__ = [
     "CPU_MOE_LAYERS",
@@ -34,6 +35,7 @@ __all__ = [
     "placement_options",
     "print_assumed",
     "print_ignored",
+    "print_shortages",
     "print_unused_rules",
     "reduction",
     "shares",
@@ -146,6 +148,26 @@ def print_assumed(plan: LoadingPlan) -> None:
         reason = f"no GPU is usable: {cuda.status(memory=False)['reason']}"
         text = f"the plan takes {', '.join(names)} to be there, with memory for all that goes there"
         print(f"note: {text}: {reason}", file=sys.stderr)
+
+
+def print_shortages(plan: LoadingPlan) -> None:
+    """One line on standard error for each device whose free memory a plan does not fit."""
+    parts = [part for part in (plan, plan.mtp, plan.draft_model) if part is not None]
+    free = {name: gpu["free_bytes"] for name, gpu in cuda.usable_devices().items()}
+    # weights of the CPU may stay in the file's mapping
+    free["CPU"] = available_memory()
+    for name, n_free in free.items():
+        sizes = [part.caches.get(name, 0) for part in parts]
+        if name != "CPU":
+            sizes += [part.weights.get(name, 0) + part.buffers.get(name, 0) for part in parts]
+        if n_free is not None and sum(sizes) > n_free:
+            ways = "a smaller context (-c)"
+            if name != "CPU":
+                ways += ", fewer layers (-ngl) or experts there (--n-cpu-moe), or --fit"
+            taken = (
+                f"{sum(sizes) / 2**20:.1f} MiB are planned for {name}, and {n_free / 2**20:.1f} MiB are free"
+            )
+            print(f"note: it does not fit: {taken}; {ways} would help", file=sys.stderr)
 
 
 def print_unused_rules(args: argparse.Namespace, names: Iterable[str]) -> None:

@@ -19,6 +19,7 @@ from ikq.cli.model_options import (
     load_options,
     print_assumed,
     print_ignored,
+    print_shortages,
     print_unused_rules,
 )
 from ikq.cli.notes import note_on_stderr
@@ -203,6 +204,7 @@ def _dry_run(args: argparse.Namespace) -> int:
         with ikq.GGUFReader(args.model) as reader:
             print_unused_rules(args, reader.tensors)
     print_assumed(plan)
+    print_shortages(plan)
     _print_plan(plan)
     for name, drafting in (("head for further tokens", plan.mtp), ("draft model", plan.draft_model)):
         if drafting is not None:
