@@ -240,6 +240,8 @@ def test_kills_do_not_show(tiny_moe: Path, tmp_path: Path) -> None:
             out.unlink()
             shutil.rmtree(tmp_path / "out.gguf.layers", ignore_errors=True)
             n_ended, n_layers = n_ended + 1, 0
+            if process.returncode == 0:
+                duration /= 2  # the machine was busier when it was measured
             assert n_ended < 6, "it ends before it can be killed"
             continue
         assert process.returncode == -signal.SIGKILL, printed
