@@ -135,14 +135,7 @@ impl Engine {
             expert_reduction,
             poison: false,
         };
-        let rules = Rules {
-            n_gpu_layers,
-            tensor_split,
-            cpu_moe,
-            n_cpu_moe,
-            no_kv_offload: !kv_offload,
-            ..Rules::default()
-        };
+        let rules = rules_of(n_gpu_layers, tensor_split, (cpu_moe, n_cpu_moe), kv_offload);
         let (names, rules) = with_overrides(py, &devices, &override_tensor, rules)?;
         let devices = make_devices(py, &names, &ikq_cpu::Options { poison: names.len() > 1, ..cpu })?;
         refuse_made(model)?;
@@ -202,14 +195,7 @@ impl Engine {
             values: parse_cache("cache_type_v", cache_type_v)?,
             rotate: cache_rotation,
         };
-        let rules = Rules {
-            n_gpu_layers,
-            tensor_split,
-            cpu_moe,
-            n_cpu_moe,
-            no_kv_offload: !kv_offload,
-            ..Rules::default()
-        };
+        let rules = rules_of(n_gpu_layers, tensor_split, (cpu_moe, n_cpu_moe), kv_offload);
         let (names, rules) = with_overrides(py, &devices, &override_tensor, rules)?;
         let spec = ModelSpec::from_json(spec).map_err(|e| e.raise(py))?;
         refuse_made(model)?;
@@ -467,6 +453,17 @@ fn refuse_made(model: &Model) -> PyResult<()> {
         true => Err(UnsupportedError::new_err("a checkpoint cannot be run: convert it first (ikq convert)")),
         false => Ok(()),
     }
+}
+
+/// What the options of loading say of where layers go, but for `override_tensor`.
+fn rules_of(
+    n_gpu_layers: usize,
+    tensor_split: Vec<f64>,
+    (cpu_moe, n_cpu_moe): (bool, usize),
+    kv_offload: bool,
+) -> Rules {
+    let no_kv_offload = !kv_offload;
+    Rules { n_gpu_layers, tensor_split, cpu_moe, n_cpu_moe, no_kv_offload, ..Rules::default() }
 }
 
 /// The devices that options name, and the rules with those of `override_tensor`.
