@@ -152,6 +152,9 @@ def test_layers_for_a_gpu_that_is_not_there(tiny_moe):
     done = ikq_command(env, *arguments, "-ngl", "99", "--fallback-cpu")
     assert done.returncode == 0
     assert "note: -ngl: no GPU is usable" in done.stderr
+    done = ikq_command(env, *arguments, "-dev", "CUDA0", "--fallback-cpu")
+    assert done.returncode == 0
+    assert "note: -dev CUDA0: no GPU is usable" in done.stderr
     # a second CPU takes them, whatever GPUs there are
     assert ikq_command(env, *arguments, "-ngl", "99", "-dev", "CPU1").returncode == 0
 

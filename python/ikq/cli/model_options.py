@@ -121,6 +121,8 @@ def print_ignored(args: argparse.Namespace, n_gpu_layers: int | None = None) -> 
         print(f"note: {option} ignored: -dev {args.device} is the CPU alone", file=sys.stderr)
     elif (args.fit or n) and named is None:
         _note_without_gpu(args, option)
+    elif named is not None and _falls_back(args, named):
+        _note_without_gpu(args, f"-dev {args.device}")
 
 
 def _note_without_gpu(args: argparse.Namespace, option: str) -> None:
@@ -318,7 +320,7 @@ def add_placement(group: argparse._ActionsContainer, *, switches_have_values: bo
         metavar="MIB",
         help=f"memory of each GPU that --fit leaves free ({MARGIN})",
     )
-    switch("--fallback-cpu", help="where no GPU is usable, layers of -ngl or --fit run on the CPU")
+    switch("--fallback-cpu", help="where no GPU is usable, layers of -dev, -ngl or --fit run on the CPU")
     switch("-cmoe", "--cpu-moe", help="all experts stay on the CPU")
     switch("-nkvo", "--no-kv-offload", help="the cache stays in RAM, and the CPU computes attention")
     switch("--no-cache-rotation", help="cache types of 6 bits or less as they are, not rotated")
@@ -401,8 +403,15 @@ def draft_placement(args: argparse.Namespace) -> dict[str, Any]:
 def _devices(args: argparse.Namespace) -> list[str] | None:
     """Names of devices; `None` where none are named. The CPU, where GPUs are wanted and none is usable."""
     if args.device is not None:
-        return _named(args.device)
+        named = _named(args.device)
+        return ["CPU"] if _falls_back(args, named) else named
     return ["CPU"] if _wants_gpu(args) and not cuda.usable_devices(memory=False) else None
+
+
+def _falls_back(args: argparse.Namespace, named: Sequence[str]) -> bool:
+    """Whether the CPU takes what GPUs that are named would compute: none is usable, and it may."""
+    is_gpu = any(name.startswith("CUDA") for name in named)
+    return bool(args.fallback_cpu and is_gpu and not cuda.usable_devices(memory=False))
 
 
 def _named(text: str) -> list[str]:
