@@ -260,12 +260,13 @@ def _rows(
             placing = {name: options[name] for name in _PLACING}
             chosen = {name: options[name] for name in setting}
             with ikq.Model.load(path, **options) as model:
-                placed = {p.device for p in model.explain().placement}
+                explained = model.explain()
+                placed = {p.device for p in explained.placement}
                 facts["backend"] = "CUDA" if any(name.startswith("CUDA") for name in placed) else "CPU"
                 memory = {
                     "n_threads": model.n_threads,
                     **model.memory._asdict(),
-                    "why_memory": model.explain().why_memory,
+                    "why_memory": explained.why_memory,
                 }
                 for workload in workloads:
                     found = bench(model, workload, repetitions=args.repetitions, warm_up=bool(args.warmup))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import ikq
 from ikq.evaluate import Windows
+from ikq.inference.memory import available_memory
 from ikq.statistics.calibrate import wanted_tensors
 from ikq.statistics.covariance import covariance_bytes, covariance_passes
 
@@ -85,7 +86,7 @@ class CovarianceParts:
         layers = covariance_bytes(shapes, windows.n_ctx, n_used, windows.n)
         if not layers:
             raise ikq.RefusedError(f"--covariance: {args.model} has no layers whose names are known")
-        passes = covariance_passes(layers, args.max_ram or _half_of_memory())
+        passes = covariance_passes(layers, args.max_ram or available_memory() // 2)
         most = max(sum(layers[i].memory for i in p) for p in passes)
         file = sum(layer.file for layer in layers)
         print(
@@ -151,13 +152,3 @@ class CovarianceParts:
         except (OSError, ikq.FormatError):
             return False
         return core.identity == self.identity(layers)
-
-
-def _half_of_memory() -> int | None:
-    """Half of the memory that is available; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    kib = next((int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
-    return None if kib is None else kib * 512

@@ -17,8 +17,8 @@ from ikq.cli.numbers import whole_number
 from ikq.inference.devices import ALL_LAYERS
 from ikq.inference.explaining import LoadingPlan
 from ikq.inference.fitting import MARGIN
+from ikq.inference.memory import available_memory
 from ikq.inference.model import PLANNED
-from ikq.serve.memory import available_memory
 
 __all__ = [
     "CPU_MOE_LAYERS",

@@ -9,11 +9,11 @@ from typing import Any
 
 from ikq.errors import RefusedError
 from ikq.files.gguf import GGUFReader
+from ikq.inference.memory import available_memory
 from ikq.inference.model import PLANNED, Model
 from ikq.models import model_spec, mtp_spec
 from ikq.serve.engine import Engine
 from ikq.serve.loaded import LoadedModel
-from ikq.serve.memory import available_memory
 from ikq.serve.request_log import LOG
 from ikq.serve.saved import folder_of, load_prefixes
 from ikq.serve.settings import Settings

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ikq.errors import RefusedError
+from ikq.inference.memory import available_memory
 from ikq.serve.arrivals import Arrival, closing
 from ikq.serve.asking import Asker, current_asker, within
 from ikq.serve.errors import ServiceError
 from ikq.serve.failures import Failures, unexpected, unloadable
 from ikq.serve.folder import Stamp, is_whole
 from ikq.serve.loaded import LoadedModel
-from ikq.serve.memory import available_memory
 from ikq.serve.request_log import LOG
 from ikq.serve.settings import Settings
 

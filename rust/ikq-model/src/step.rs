@@ -399,39 +399,39 @@ impl Order<'_> {
         self.devices.iter_mut().for_each(|d| d.begin(batch));
         self.stage(Stage::Embed, CPU)?;
         let compared = self.step.collector.filter(|c| c.options().similarity);
-        let wanted = self.narrows(batch);
+        let wanted = batch.wanted();
+        let narrows = wanted.len() < batch.n() && self.narrows();
         for (l, layer) in self.network.layers.iter().enumerate() {
             let before = compared.map(|_| self.hidden());
             self.attention(l)?;
             let between = compared.map(|_| self.hidden());
-            if let Some(wanted) = wanted.as_ref().filter(|_| l + 1 == self.network.layers.len()) {
+            let is_narrow = narrows && l + 1 == self.network.layers.len();
+            if is_narrow {
                 if wanted.is_empty() {
                     return Ok(());
                 }
-                let some = batch.of_columns(wanted);
-                self.devices.iter_mut().for_each(|d| d.narrow(&some, wanted));
-                let done = self.ffn(l, layer);
-                done.map_err(|(layer, column)| (layer, wanted[column] as usize))?;
-                self.head(results);
-                return Ok(());
+                let some = batch.of_columns(&wanted);
+                self.devices.iter_mut().for_each(|d| d.narrow(&some, &wanted));
             }
-            self.ffn(l, layer)?;
+            let column = |c: usize| if is_narrow { wanted[c] as usize } else { c };
+            self.ffn(l, layer).map_err(|(l, c)| (l, column(c)))?;
             if let (Some(c), Some(before), Some(between)) = (compared, before, between) {
                 self.compare(c, l, &before, &between);
             }
         }
         let observed = self.step.collector.is_some_and(|c| c.options().output);
-        if !batch.wanted().is_empty() || observed {
-            self.head(results);
+        if !wanted.is_empty() || observed {
+            let device = self.placement.device(Stage::Head);
+            self.move_hidden(device);
+            self.devices[device].head(self.step, results);
         }
         Ok(())
     }
 
-    /// The columns that the last layer goes on with behind its attention, where those are fewer than the batch has: nothing
+    /// Whether the last layer goes on behind its attention with those columns alone of which something is wanted: nothing
     /// reads the others any more, unless statistics are collected.
-    fn narrows(&self, batch: &Batch) -> Option<Vec<u32>> {
-        let can = self.step.collector.is_none() && self.devices.iter().all(|d| d.narrows());
-        can.then(|| batch.wanted()).filter(|wanted| wanted.len() < batch.n())
+    fn narrows(&self) -> bool {
+        self.step.collector.is_none() && self.devices.iter().all(|d| d.narrows())
     }
 
     /// What a layer does behind its attention.
@@ -444,12 +444,6 @@ impl Order<'_> {
             self.on_hidden(Stage::End(l))?;
         }
         Ok(())
-    }
-
-    fn head(&mut self, results: Results<'_>) {
-        let device = self.placement.device(Stage::Head);
-        self.move_hidden(device);
-        self.devices[device].head(self.step, results);
     }
 
     fn stage(&mut self, stage: Stage, device: usize) -> Result<(), (usize, usize)> {

@@ -1,5 +1,7 @@
 //! Weights as products read them: bands of sixteen rows side by side (`ikq_formats::lanes`).
 
+use core::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
+
 use ikq_decode::lanes::lane_header;
 use ikq_decode::{Decode, LaneUnit, UNIT};
 use ikq_formats::{LANES, LaneForm};
@@ -127,14 +129,14 @@ impl<'a> Band<'a> {
     pub fn ask_smalls<I: Isa, D: Decode<I>>(&self, u: usize, ahead: usize) {
         let next = |part: *const u8, line: usize| part.wrapping_add(ahead + 64 * line);
         if u == 0 {
-            prefetch(next(self.headers.as_ptr(), 0));
+            prefetch::<_MM_HINT_T1>(next(self.headers.as_ptr(), 0));
         }
         if D::BY_UNIT {
             return;
         }
         let smalls = BAND * D::UNIT_SMALLS;
         for line in 0..smalls.div_ceil(64) {
-            prefetch(next(self.data.as_ptr().wrapping_add(self.smalls_at + u * smalls), line));
+            prefetch::<_MM_HINT_T1>(next(self.data.as_ptr().wrapping_add(self.smalls_at + u * smalls), line));
         }
     }
 
@@ -144,25 +146,25 @@ impl<'a> Band<'a> {
     ///
     /// They are brought to the second cache. The first takes so few requests at a time that asking for it there
     /// is slower than not asking (figures in docs/kernels.md).
-    ///
-    /// [`Band::take_words`] asks for the same eighth of the next unit, which is in the second cache by then, for the first.
     #[inline(always)]
     pub fn ask_words<I: Isa, D: Decode<I>>(&self, u: usize, eighth: usize, ahead: usize) {
-        let n = if D::BY_UNIT { unit_bytes::<I, D>() / 64 } else { D::UNIT_WORDS };
-        let lines = self.data.as_ptr().wrapping_add(64 * u * n + ahead);
-        for line in eighth * n / 8..(eighth + 1) * n / 8 {
-            prefetch(lines.wrapping_add(64 * line));
-        }
+        self.ask_eighth::<I, D, _MM_HINT_T1>(u, eighth, ahead);
     }
 
     /// Asks for an eighth of the next unit's lines, which [`Band::ask_words`] has brought to the second cache, for the first: where
     /// there is one column, products otherwise wait for lines that they do not read in order.
     #[inline(always)]
     pub fn take_words<I: Isa, D: Decode<I>>(&self, u: usize, eighth: usize) {
+        self.ask_eighth::<I, D, _MM_HINT_T0>(u + 1, eighth, 0);
+    }
+
+    /// Asks for an eighth of the lines that stand `ahead` bytes behind unit `u`.
+    #[inline(always)]
+    fn ask_eighth<I: Isa, D: Decode<I>, const HINT: i32>(&self, u: usize, eighth: usize, ahead: usize) {
         let n = if D::BY_UNIT { unit_bytes::<I, D>() / 64 } else { D::UNIT_WORDS };
-        let lines = self.data.as_ptr().wrapping_add(64 * (u + 1) * n);
+        let lines = self.data.as_ptr().wrapping_add(64 * u * n + ahead);
         for line in eighth * n / 8..(eighth + 1) * n / 8 {
-            prefetch_near(lines.wrapping_add(64 * line));
+            prefetch::<HINT>(lines.wrapping_add(64 * line));
         }
     }
 
@@ -192,20 +194,11 @@ impl<'a> Band<'a> {
 /// Bytes from a line of a band to the one that is asked for meanwhile; bands follow one another.
 pub(super) const AHEAD: usize = 64 * 128;
 
-/// Asks for a cache line that is needed soon, for the second cache.
+/// Asks for a cache line that is needed soon; the hint says for which cache.
 #[inline(always)]
-fn prefetch(line: *const u8) {
-    use core::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+fn prefetch<const HINT: i32>(line: *const u8) {
     // SAFETY: a prefetch touches no memory as far as the language is concerned; any address will do.
-    unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
-}
-
-/// The same for the first cache.
-#[inline(always)]
-fn prefetch_near(line: *const u8) {
-    use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-    // SAFETY: as above.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
+    unsafe { _mm_prefetch::<HINT>(line.cast()) };
 }
 
 /// Units of a row of `k` elements.
