@@ -2,6 +2,7 @@
 
 use ikq_simd::{Isa, LaneIndices, TakeLanes, array};
 
+use crate::lane_integers::{Integers, LaneIntegers};
 use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit, by_rows};
 
 /// Elements per unit, the number that is decoded at a time: one super-block, or 256 elements of small blocks.
@@ -190,6 +191,15 @@ pub trait Decode<I: Isa>: Sized + 'static {
     fn lane_scales(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         by_rows::lane_scales::<I, Self>(isa, header, unit, out);
     }
+
+    /// The integer scales that [`Decode::lane_integers`] gives; `None` for types of small blocks, which have float scales alone, and for
+    /// those whose products are not faster with them (figures in docs/kernels.md).
+    const INTEGERS: Option<Integers> = None;
+
+    /// The factors of [`Decode::lane_scales`] as integers and floats apart: [`Scales::s`], [`Scales::m`], [`Scales::d`] and
+    /// [`Scales::dm`].
+    #[inline(always)]
+    fn lane_integers(_: I, _unit: &LaneUnit<'_>, _out: &mut LaneIntegers<I::I, I::F>) {}
 }
 
 /// `N` bytes of a unit from `at` on.

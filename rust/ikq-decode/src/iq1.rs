@@ -8,6 +8,7 @@ use ikq_simd::{Codebook8, Isa, LaneIndices, TakeLanes, array, map};
 
 use crate::decode::{Decode, Scales, bytes, u16_at, u32_at};
 use crate::iquants::levels_8;
+use crate::lane_integers::{Integers, LaneIntegers, Place, odd_bytes};
 use crate::lane_planes::field;
 use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 
@@ -146,11 +147,34 @@ impl<I: Isa> Decode<I> for IQ1_S {
                 isa.mul_f(d, isa.linear::<3, 2, 1>(unit.int(isa, 8 + b / 2), 16 * (b as u32 % 2) + 12));
         }
     }
+
+    const INTEGERS: Option<Integers> = Integers::unsigned(Place::UpperBytes);
+
+    #[inline(always)]
+    fn lane_integers(isa: I, unit: &LaneUnit<'_>, out: &mut LaneIntegers<I::I, I::F>) {
+        out.d = isa.mul_f(unit.half_float(isa, 0), isa.splat_f(0.125));
+        for j in 0..4 {
+            let s = isa.and_i(isa.shr_i(unit.int(isa, 8 + j), 3), isa.splat_i(0x0e0e_0e0e));
+            out.scale[j] = isa.or_i(s, isa.splat_i(0x0101_0101));
+        }
+    }
 }
 
 /// qs[32], qh[16] (nibbles: upper index part and the shift's sign), u16[4]: sixteen 3-bit scales
 /// and, in their top nibbles, the f16 d.
 pub struct IQ1_M;
+
+impl IQ1_M {
+    /// The float scale of sixteen rows: an eighth of the half that is in the top nibbles of four u16.
+    #[inline(always)]
+    fn float_scale<I: Isa>(isa: I, s: [I::I; 2]) -> I::F {
+        let mut d = isa.shr_i(s[1], 28);
+        d = isa.or_i(isa.shl_i(d, 4), field(isa, s[1], 12, 4));
+        d = isa.or_i(isa.shl_i(d, 4), isa.shr_i(s[0], 28));
+        d = isa.or_i(isa.shl_i(d, 4), field(isa, s[0], 12, 4));
+        isa.mul_f(isa.float_of_f16(d), isa.splat_f(0.125))
+    }
+}
 
 impl<I: Isa> Decode<I> for IQ1_M {
     const UNIT_BYTES: usize = 56;
@@ -200,15 +224,22 @@ impl<I: Isa> Decode<I> for IQ1_M {
     #[inline(always)]
     fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let s = [unit.int(isa, 12), unit.int(isa, 13)];
-        // the half is in the top nibbles of four u16
-        let mut d = isa.shr_i(s[1], 28);
-        d = isa.or_i(isa.shl_i(d, 4), field(isa, s[1], 12, 4));
-        d = isa.or_i(isa.shl_i(d, 4), isa.shr_i(s[0], 28));
-        d = isa.or_i(isa.shl_i(d, 4), field(isa, s[0], 12, 4));
-        let d = isa.mul_f(isa.float_of_f16(d), isa.splat_f(0.125));
+        let d = Self::float_scale(isa, s);
         for k in 0..16 {
             out.scale[k] =
                 isa.mul_f(d, isa.linear::<3, 2, 1>(s[k / 8], 16 * (k as u32 / 4 % 2) + 3 * (k as u32 % 4)));
+        }
+    }
+
+    const INTEGERS: Option<Integers> = Integers::unsigned(Place::InOrder);
+
+    #[inline(always)]
+    fn lane_integers(isa: I, unit: &LaneUnit<'_>, out: &mut LaneIntegers<I::I, I::F>) {
+        let s = [unit.int(isa, 12), unit.int(isa, 13)];
+        out.d = Self::float_scale(isa, s);
+        for q in 0..4 {
+            let three = three_bits(isa, isa.shr_i(s[q / 2], 16 * (q as u32 % 2)));
+            out.scale[q] = odd_bytes(isa, three);
         }
     }
 }

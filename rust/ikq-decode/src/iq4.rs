@@ -4,6 +4,7 @@ use ikq_formats::codebook::IQ4NL_VALUES;
 use ikq_simd::{Isa, array};
 
 use crate::decode::{Decode, Scales, bytes, u16_at, u32_at};
+use crate::lane_integers::{Integers, LaneIntegers, Place, six_bits_in_turn};
 use crate::lane_planes::{lut16, nibble_and_high, nibbles_16 as nibbles_16_lanes, plus};
 use crate::lanes::{Decoding, LaneScales, LaneUnit};
 use crate::legacy::{blocks_of_half, f16_of_blocks};
@@ -81,5 +82,14 @@ impl<I: Isa> Decode<I> for IQ4_XS {
             let s = nibble_and_high::<I, 2, -32>(isa, (low, 4 * b as u32), (head, 16 + 2 * b as u32));
             out.scale[b] = isa.mul_f(d, s);
         }
+    }
+
+    const INTEGERS: Option<Integers> = Integers::signed(Place::InTurn);
+
+    #[inline(always)]
+    fn lane_integers(isa: I, unit: &LaneUnit<'_>, out: &mut LaneIntegers<I::I, I::F>) {
+        let head = unit.int(isa, 0);
+        out.d = isa.float_of_f16(head);
+        [out.scale[0], out.scale[1]] = six_bits_in_turn(isa, unit.int(isa, 1), head, 16);
     }
 }

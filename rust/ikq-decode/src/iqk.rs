@@ -8,6 +8,9 @@ use ikq_formats::codebook::{IQ2NL_VALUES, IQ3NL_VALUES, IQ4K_VALUES, IQ5NL_VALUE
 use ikq_simd::{Isa, array, map};
 
 use crate::decode::{Decode, Scales, bytes, u16_at, u32_at};
+use crate::lane_integers::{
+    Integers, LaneIntegers, Place, less_bytes, nibble_words, odd_bytes, six_bits_in_turn,
+};
 use crate::lane_planes::{
     both, crumbs as crumbs_lanes, crumbs_and_bits, eight, every_byte, lut16_of_2, lut32_of_2,
     nibble_and_high, nibbles_16 as nibbles_16_lanes, nibbles_and_bits, nibbles_and_crumbs, plus, second,
@@ -79,6 +82,16 @@ fn six_bit_lanes<I: Isa>(isa: I, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>
     }
 }
 
+/// The same as integers.
+#[inline(always)]
+fn six_bit_integers<I: Isa>(isa: I, unit: &LaneUnit<'_>, out: &mut LaneIntegers<I::I, I::F>) {
+    out.d = isa.float_of_f16(unit.int(isa, 0));
+    for q in 0..2 {
+        [out.scale[2 * q], out.scale[2 * q + 1]] =
+            six_bits_in_turn(isa, unit.int(isa, 2 + q), unit.int(isa, 1), 16 * q as u32);
+    }
+}
+
 /// f16 d, u16 extra, eight bytes of scales, qs[64].
 pub struct IQ2_K;
 
@@ -119,6 +132,18 @@ impl<I: Isa> Decode<I> for IQ2_K {
         for k in 0..16 {
             let s = isa.linear::<4, 1, -8>(unit.int(isa, 1 + k / 8), 4 * (k as u32 % 8));
             out.scale[k] = isa.mul_f(d, s);
+        }
+    }
+
+    const INTEGERS: Option<Integers> = Integers::signed(Place::InTurn);
+
+    #[inline(always)]
+    fn lane_integers(isa: I, unit: &LaneUnit<'_>, out: &mut LaneIntegers<I::I, I::F>) {
+        out.d = isa.float_of_f16(unit.int(isa, 0));
+        for q in 0..2 {
+            for (h, s) in nibble_words(isa, unit.int(isa, 1 + q)).into_iter().enumerate() {
+                out.scale[2 * q + h] = less_bytes(isa, s, 8);
+            }
         }
     }
 }
@@ -172,6 +197,21 @@ impl<I: Isa> Decode<I> for IQ3_K {
             out.scale[k] = isa.of_bits(isa.xor_i(scale, negative));
         }
     }
+
+    const INTEGERS: Option<Integers> = Integers::signed(Place::InTurn);
+
+    #[inline(always)]
+    fn lane_integers(isa: I, unit: &LaneUnit<'_>, out: &mut LaneIntegers<I::I, I::F>) {
+        out.d = unit.half_float(isa, 0);
+        for q in 0..2 {
+            // bits 0 of these bytes are the signs of even scales, bits 1 those of odd ones
+            let signs = isa.spread_crumbs(unit.int(isa, 0), 2 + q);
+            for (h, s) in nibble_words(isa, unit.int(isa, 1 + q)).into_iter().enumerate() {
+                let s = isa.of_ints(odd_bytes(isa, s));
+                out.scale[2 * q + h] = isa.ints(isa.negate_where_bit(s, signs, h as u32));
+            }
+        }
+    }
 }
 
 /// Scales of IQ4_K and IQ5_K: six bits less 32, of which the upper two are in the four bytes at 4.
@@ -221,6 +261,13 @@ impl<I: Isa> Decode<I> for IQ4_K {
     fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         six_bit_lanes(isa, unit, out);
     }
+
+    const INTEGERS: Option<Integers> = Integers::signed(Place::InTurn);
+
+    #[inline(always)]
+    fn lane_integers(isa: I, unit: &LaneUnit<'_>, out: &mut LaneIntegers<I::I, I::F>) {
+        six_bit_integers(isa, unit, out);
+    }
 }
 
 /// The fields of IQ4_K, then qh[32], the fifth bits; 64 elements share 32 bytes of qs.
@@ -254,6 +301,13 @@ impl<I: Isa> Decode<I> for IQ5_K {
     #[inline(always)]
     fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         six_bit_lanes(isa, unit, out);
+    }
+
+    const INTEGERS: Option<Integers> = Integers::signed(Place::InTurn);
+
+    #[inline(always)]
+    fn lane_integers(isa: I, unit: &LaneUnit<'_>, out: &mut LaneIntegers<I::I, I::F>) {
+        six_bit_integers(isa, unit, out);
     }
 }
 
@@ -298,6 +352,16 @@ impl<I: Isa> Decode<I> for IQ6_K {
         let d = isa.float_of_f16(unit.int(isa, 0));
         for k in 0..16 {
             out.scale[k] = times(isa, d, signed_byte(isa, unit.int(isa, 1 + k / 4), k as u32 % 4));
+        }
+    }
+
+    const INTEGERS: Option<Integers> = Integers::signed(Place::InOrder);
+
+    #[inline(always)]
+    fn lane_integers(isa: I, unit: &LaneUnit<'_>, out: &mut LaneIntegers<I::I, I::F>) {
+        out.d = isa.float_of_f16(unit.int(isa, 0));
+        for q in 0..4 {
+            out.scale[q] = unit.int(isa, 1 + q);
         }
     }
 }

@@ -7,6 +7,7 @@ use ikq_simd::{Isa, array, map};
 
 use crate::decode::{Decode, Scales, bytes, nib, u16_at, u32_at};
 use crate::iqk::{IQ2_SHIFT, IQ2_TABLE, IQ3_SHIFT, IQ3_TABLE, IQ4_SHIFT, IQ5_SHIFT, max_abs};
+use crate::lane_integers::{Integers, LaneIntegers, Place, less_bytes};
 use crate::lane_planes::{
     both, crumbs as crumbs_lanes, crumbs_and_bits, eight, field, lut16_of_2, lut32_of_2, nibble_and_high,
     nibbles_16 as nibbles_16_lanes, nibbles_and_bits, plus, second, times_less,
@@ -51,6 +52,20 @@ fn odd_byte_lanes<I: Isa>(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut L
         let s = isa.shr_i(unit.int(isa, b / 4), 8 * (b as u32 % 4));
         out.scale[b] = times_less(isa, header, isa.and_i(s, isa.splat_i(254)), 127);
     }
+}
+
+/// [`odd_scale`] of the eight scale bytes of sixteen rows.
+#[inline(always)]
+fn odd_byte_integers<I: Isa>(isa: I, unit: &LaneUnit<'_>, out: &mut LaneIntegers<I::I, I::F>) {
+    for q in 0..2 {
+        out.scale[q] = odd_scales(isa, unit.int(isa, q));
+    }
+}
+
+/// [`odd_scale`] of each byte.
+#[inline(always)]
+fn odd_scales<I: Isa>(isa: I, v: I::I) -> I::I {
+    less_bytes(isa, isa.and_i(v, isa.splat_i(0xfefe_fefe_u32 as i32)), 127)
 }
 
 /// u16 extra (shift bits, then upper scale bits), four bytes of scales, qs[64]. Header f16.
@@ -200,6 +215,13 @@ impl<I: Isa> Decode<I> for IQ4_KS {
     fn lane_scales(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         odd_byte_lanes(isa, header, unit, out);
     }
+
+    const INTEGERS: Option<Integers> = Integers::signed(Place::InOrder);
+
+    #[inline(always)]
+    fn lane_integers(isa: I, unit: &LaneUnit<'_>, out: &mut LaneIntegers<I::I, I::F>) {
+        odd_byte_integers(isa, unit, out);
+    }
 }
 
 /// Eight scale bytes (bit 0: shift), qs[128], qh[32]. Header f32.
@@ -241,6 +263,13 @@ impl<I: Isa> Decode<I> for IQ5_KS {
     fn lane_scales(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         odd_byte_lanes(isa, header, unit, out);
     }
+
+    const INTEGERS: Option<Integers> = Integers::signed(Place::InOrder);
+
+    #[inline(always)]
+    fn lane_integers(isa: I, unit: &LaneUnit<'_>, out: &mut LaneIntegers<I::I, I::F>) {
+        odd_byte_integers(isa, unit, out);
+    }
 }
 
 /// Sixty-four u16, eight per 32 elements: bit 0 is a bit of the sub-block's scale byte, the others
@@ -252,6 +281,18 @@ impl IQ4_KSS {
     #[inline(always)]
     fn words(unit: &[u8], b: usize) -> [u64; 2] {
         [u64::from_le_bytes(*bytes(unit, 16 * b)), u64::from_le_bytes(*bytes(unit, 16 * b + 8))]
+    }
+
+    /// The scale byte of sub-block `b` of sixteen rows: bits 0 of the eight u16, the first of which is not part of the scale.
+    #[inline(always)]
+    fn scale_byte<I: Isa>(isa: I, unit: &LaneUnit<'_>, b: usize) -> I::I {
+        let mut s = isa.splat_i(0);
+        for j in 0..4 {
+            let word = unit.int(isa, 4 * b + j);
+            let both = isa.or_i(field(isa, word, 0, 1), isa.and_i(isa.shr_i(word, 15), isa.splat_i(2)));
+            s = isa.or_i(s, isa.shl_i(both, 2 * j as u32));
+        }
+        s
     }
 }
 
@@ -311,14 +352,17 @@ impl<I: Isa> Decode<I> for IQ4_KSS {
     #[inline(always)]
     fn lane_scales(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         for b in 0..8 {
-            // bits 0 of the eight u16; the first is not part of the scale
-            let mut s = isa.splat_i(0);
-            for j in 0..4 {
-                let word = unit.int(isa, 4 * b + j);
-                let both = isa.or_i(field(isa, word, 0, 1), isa.and_i(isa.shr_i(word, 15), isa.splat_i(2)));
-                s = isa.or_i(s, isa.shl_i(both, 2 * j as u32));
-            }
-            out.scale[b] = times_less(isa, header, isa.and_i(s, isa.splat_i(254)), 127);
+            let s = isa.and_i(Self::scale_byte(isa, unit, b), isa.splat_i(254));
+            out.scale[b] = times_less(isa, header, s, 127);
+        }
+    }
+
+    const INTEGERS: Option<Integers> = Integers::signed(Place::Own);
+
+    #[inline(always)]
+    fn lane_integers(isa: I, unit: &LaneUnit<'_>, out: &mut LaneIntegers<I::I, I::F>) {
+        for b in 0..8 {
+            out.scale[b] = odd_scales(isa, Self::scale_byte(isa, unit, b));
         }
     }
 }

@@ -11,6 +11,7 @@ use ikq_formats::codebook::{
 use ikq_simd::{Codebook4, Codebook8, Isa, LaneIndices, TakeLanes, array, map};
 
 use crate::decode::{Decode, Scales, bytes, nib, u16_at, u32_at};
+use crate::lane_integers::{Integers, LaneIntegers, Place, nibble_words, odd_bytes};
 use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 use crate::planes::nibbles_in_turn;
 
@@ -41,6 +42,13 @@ fn signs_of_64(a: u32, b: u32) -> u64 {
 #[inline(always)]
 fn odd_nibbles(b: &[u8; 8]) -> [i16; 16] {
     map(nibbles_in_turn(b), |s| 2 * i16::from(s) + 1)
+}
+
+/// `2 s + 1` of the nibbles of a word's bytes, the low ones and the high ones.
+#[inline(always)]
+fn odd_nibble_words<I: Isa>(isa: I, v: I::I) -> [I::I; 2] {
+    let [low, high] = nibble_words(isa, v);
+    [odd_bytes(isa, low), odd_bytes(isa, high)]
 }
 
 /// Sign bits of 32 elements from four 7-bit codes in the low 28 bits.
@@ -240,6 +248,16 @@ impl<I: Isa> Decode<I> for IQ2_XS {
             out.scale[k] = isa.mul_f(d, isa.linear::<4, 2, 1>(unit.int(isa, 16 + k / 8), 4 * (k as u32 % 8)));
         }
     }
+
+    const INTEGERS: Option<Integers> = Integers::unsigned(Place::InTurn);
+
+    #[inline(always)]
+    fn lane_integers(isa: I, unit: &LaneUnit<'_>, out: &mut LaneIntegers<I::I, I::F>) {
+        out.d = isa.mul_f(unit.half_float(isa, 0), isa.splat_f(0.125));
+        for q in 0..2 {
+            [out.scale[2 * q], out.scale[2 * q + 1]] = odd_nibble_words(isa, unit.int(isa, 16 + q));
+        }
+    }
 }
 
 /// The upper two bits of the indices of IQ2_S of 32 elements, a byte each.
@@ -299,6 +317,16 @@ impl<I: Isa> Decode<I> for IQ2_S {
         let d = isa.mul_f(unit.half_float(isa, 0), isa.splat_f(0.125));
         for k in 0..16 {
             out.scale[k] = isa.mul_f(d, isa.linear::<4, 2, 1>(unit.int(isa, 18 + k / 8), 4 * (k as u32 % 8)));
+        }
+    }
+
+    const INTEGERS: Option<Integers> = Integers::unsigned(Place::InTurn);
+
+    #[inline(always)]
+    fn lane_integers(isa: I, unit: &LaneUnit<'_>, out: &mut LaneIntegers<I::I, I::F>) {
+        out.d = isa.mul_f(unit.half_float(isa, 0), isa.splat_f(0.125));
+        for q in 0..2 {
+            [out.scale[2 * q], out.scale[2 * q + 1]] = odd_nibble_words(isa, unit.int(isa, 18 + q));
         }
     }
 }
@@ -407,5 +435,13 @@ impl<I: Isa> Decode<I> for IQ3_S {
         for b in 0..8 {
             out.scale[b] = isa.mul_f(d, isa.linear::<4, 2, 1>(unit.int(isa, 26), 4 * b as u32));
         }
+    }
+
+    const INTEGERS: Option<Integers> = Integers::unsigned(Place::InTurn);
+
+    #[inline(always)]
+    fn lane_integers(isa: I, unit: &LaneUnit<'_>, out: &mut LaneIntegers<I::I, I::F>) {
+        out.d = unit.half_float(isa, 0);
+        [out.scale[0], out.scale[1]] = odd_nibble_words(isa, unit.int(isa, 26));
     }
 }

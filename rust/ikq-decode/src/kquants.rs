@@ -4,6 +4,7 @@
 use ikq_simd::{Isa, array, map};
 
 use crate::decode::{Decode, Scales, bytes, u16_at, u32_at};
+use crate::lane_integers::{Integers, LaneIntegers, Place, nibble_words};
 use crate::lane_planes::{
     crumbs as crumbs_lanes, crumbs_and_bits, eight, nibbles_32 as nibbles_32_lanes, nibbles_and_bits,
     signed_byte, times, times_less,
@@ -33,16 +34,23 @@ fn two_halves<I: Isa>(isa: I, unit: &LaneUnit<'_>, at: usize) -> (I::F, I::F) {
     (isa.float_of_f16(both), isa.float_of_f16(isa.shr_i(both, 16)))
 }
 
-/// Scales and mins of Q4_K and Q5_K for sixteen rows, one row per lane.
+/// Scales and mins of Q4_K and Q5_K for sixteen rows, one row per lane: four bytes in a word.
 #[inline(always)]
-fn six_bit_lanes<I: Isa>(isa: I, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
-    let (d, dmin) = two_halves(isa, unit, 0);
+fn six_bit_bytes<I: Isa>(isa: I, unit: &LaneUnit<'_>) -> [[I::I; 2]; 2] {
     let (a, b, c) = (unit.int(isa, 1), unit.int(isa, 2), unit.int(isa, 3));
     let (six, low, high) = (isa.splat_i(0x3f3f_3f3f), isa.splat_i(0x0f0f_0f0f), isa.splat_i(0x3030_3030));
     let mut s = [isa.and_i(a, six), isa.and_i(c, low)];
     let mut m = [isa.and_i(b, six), isa.and_i(isa.shr_i(c, 4), low)];
     s[1] = isa.or_i(s[1], isa.and_i(isa.shr_i(a, 2), high));
     m[1] = isa.or_i(m[1], isa.and_i(isa.shr_i(b, 2), high));
+    [s, m]
+}
+
+/// Scales and mins of Q4_K and Q5_K for sixteen rows, one row per lane.
+#[inline(always)]
+fn six_bit_lanes<I: Isa>(isa: I, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
+    let (d, dmin) = two_halves(isa, unit, 0);
+    let [s, m] = six_bit_bytes(isa, unit);
     for k in 0..8 {
         out.scale[k] = times(isa, d, isa.byte(s[k / 4], k % 4));
         out.min[k] = times(isa, dmin, isa.byte(m[k / 4], k % 4));
@@ -86,6 +94,16 @@ impl<I: Isa> Decode<I> for Q2_K {
             let at = 8 * (k as u32 % 4);
             out.scale[k] = isa.mul_f(d, isa.linear::<4, 1, 0>(s, at));
             out.min[k] = isa.mul_f(dmin, isa.linear::<4, 1, 0>(s, at + 4));
+        }
+    }
+
+    const INTEGERS: Option<Integers> = Integers::unsigned(Place::InOrder);
+
+    #[inline(always)]
+    fn lane_integers(isa: I, unit: &LaneUnit<'_>, out: &mut LaneIntegers<I::I, I::F>) {
+        (out.d, out.dmin) = two_halves(isa, unit, 20);
+        for q in 0..4 {
+            [out.scale[q], out.min[q]] = nibble_words(isa, unit.int(isa, q));
         }
     }
 }
@@ -241,6 +259,16 @@ impl<I: Isa> Decode<I> for Q5_K {
     #[inline(always)]
     fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         six_bit_lanes(isa, unit, out);
+    }
+
+    const INTEGERS: Option<Integers> = Integers::unsigned(Place::InOrder);
+
+    #[inline(always)]
+    fn lane_integers(isa: I, unit: &LaneUnit<'_>, out: &mut LaneIntegers<I::I, I::F>) {
+        (out.d, out.dmin) = two_halves(isa, unit, 0);
+        let [s, m] = six_bit_bytes(isa, unit);
+        [out.scale[0], out.scale[1]] = s;
+        [out.min[0], out.min[1]] = m;
     }
 }
 

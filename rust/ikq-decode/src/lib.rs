@@ -38,6 +38,7 @@ mod iqk;
 mod iqks;
 mod iquants;
 mod kquants;
+mod lane_integers;
 mod lane_planes;
 mod legacy;
 mod planes;
@@ -46,6 +47,7 @@ mod ternary;
 mod trellis;
 
 pub use decode::{Decode, Scales, UNIT};
+pub use lane_integers::{Integers, LaneIntegers, Place};
 pub use lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 pub use rows::BlockType;
 pub use table::{DecodeFacts, Visitor, dequantize, dequantize_i2_s, facts, with_type};

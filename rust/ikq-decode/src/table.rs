@@ -77,6 +77,10 @@ pub struct DecodeFacts {
     pub small: usize,
     /// How much work [`Decode::lanes`] is.
     pub decoding: Decoding,
+    /// Whether there are integer scales: [`Decode::INTEGERS`].
+    pub has_integers: bool,
+    /// Whether the float scale is the row's, in its header.
+    pub has_header: bool,
 }
 
 /// The facts of the decoder of a type's rows; `None` for the types for which [`with_type`] gives `None`.
@@ -97,6 +101,8 @@ pub fn facts(ty: QuantType) -> Option<DecodeFacts> {
                     lane_codes: D::LANE_CODES,
                     small: D::SMALL,
                     decoding: D::DECODING,
+                    has_integers: D::INTEGERS.is_some(),
+                    has_header: D::HEADER_BYTES > 0,
                 }
             }
             of::<T::Decoder<Scalar>>()

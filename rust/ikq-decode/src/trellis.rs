@@ -11,6 +11,7 @@ use ikq_simd::{Isa, array, map};
 use crate::decode::{Decode, Scales, bytes, nib, u16_at, u32_at};
 use crate::iqks::f32_header;
 use crate::iqks::low_high;
+use crate::lane_integers::{Integers, LaneIntegers, Place, less_bytes, nibble_words};
 use crate::lane_planes::{eight, field, times_less};
 use crate::lanes::{Decoding, LaneScales, LaneUnit};
 use crate::planes::{nibbles_low_high, plane};
@@ -58,6 +59,12 @@ fn u16_lanes<I: Isa>(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::I; 4] {
 #[inline(always)]
 fn table_scale_lanes<I: Isa>(isa: I, nibbles: I::I) -> I::F {
     isa.lut16_f(isa.load_f(const { &floats(&IQ4NL_VALUES) }), nibbles)
+}
+
+/// Scales that are entries of the non-linear table, as bytes.
+#[inline(always)]
+fn table_scales<I: Isa>(isa: I, nibbles: I::I) -> I::I {
+    isa.ints(isa.lut16(&IQ4NL_VALUES, isa.of_ints(nibbles)))
 }
 
 /// A table as floats.
@@ -125,6 +132,16 @@ impl<I: Isa> Decode<I> for IQ1_KT {
             out.scale[b] = isa.mul_f(header, table_scale_lanes(isa, s));
         }
     }
+
+    const INTEGERS: Option<Integers> = Integers::signed(Place::InOrder);
+
+    #[inline(always)]
+    fn lane_integers(isa: I, unit: &LaneUnit<'_>, out: &mut LaneIntegers<I::I, I::F>) {
+        for q in 0..2 {
+            let [s, _] = nibble_words(isa, unit.int(isa, q));
+            out.scale[q] = table_scales(isa, s);
+        }
+    }
 }
 
 /// Four bytes of scales, u16[32]: codes of eight elements.
@@ -165,6 +182,15 @@ impl<I: Isa> Decode<I> for IQ2_KT {
         for b in 0..8 {
             let s = field(isa, s, low_high(b), 4);
             out.scale[b] = isa.mul_f(header, table_scale_lanes(isa, s));
+        }
+    }
+
+    const INTEGERS: Option<Integers> = Integers::signed(Place::InOrder);
+
+    #[inline(always)]
+    fn lane_integers(isa: I, unit: &LaneUnit<'_>, out: &mut LaneIntegers<I::I, I::F>) {
+        for (q, s) in nibble_words(isa, unit.int(isa, 0)).into_iter().enumerate() {
+            out.scale[q] = table_scales(isa, s);
         }
     }
 }
@@ -212,6 +238,13 @@ impl<I: Isa> Decode<I> for IQ3_KT {
         for b in 0..8 {
             out.scale[b] = isa.mul_f(header, isa.linear::<4, 1, 0>(s, low_high(b)));
         }
+    }
+
+    const INTEGERS: Option<Integers> = Integers::unsigned(Place::InOrder);
+
+    #[inline(always)]
+    fn lane_integers(isa: I, unit: &LaneUnit<'_>, out: &mut LaneIntegers<I::I, I::F>) {
+        [out.scale[0], out.scale[1]] = nibble_words(isa, unit.int(isa, 0));
     }
 }
 
@@ -274,6 +307,16 @@ impl<I: Isa> Decode<I> for IQ4_KT {
     fn lane_scales(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         for b in 0..8 {
             out.scale[b] = times_less(isa, header, field(isa, unit.int(isa, b), 1, 7), 64);
+        }
+    }
+
+    const INTEGERS: Option<Integers> = Integers::signed(Place::Own);
+
+    #[inline(always)]
+    fn lane_integers(isa: I, unit: &LaneUnit<'_>, out: &mut LaneIntegers<I::I, I::F>) {
+        for b in 0..8 {
+            let s = isa.and_i(isa.shr_i(unit.int(isa, b), 1), isa.splat_i(0x7f));
+            out.scale[b] = less_bytes(isa, s, 64);
         }
     }
 }

@@ -4,7 +4,7 @@
 use std::marker::PhantomData;
 
 use ikq_decode::lanes::{by_rows, lane_header};
-use ikq_decode::{BlockType, Decode, LaneScales, LaneUnit, UNIT, Visitor, with_type};
+use ikq_decode::{BlockType, Decode, LaneIntegers, LaneScales, LaneUnit, Scales, UNIT, Visitor, with_type};
 use ikq_formats::{LANES, LaneForm, QuantType, lane_form};
 use ikq_simd::{Isa, IsaKind, IsaOp, Scalar, available, run};
 
@@ -136,6 +136,88 @@ fn lanes_are_those_of_single_rows() {
     let n = QuantType::ALL.iter().filter(|ty| !ty.is_interleaved() || ty.info().base.is_none());
     let n = n.filter(|ty| with_type(**ty, OwnLanes(**ty)).is_some()).count();
     assert_eq!(n, 50);
+}
+
+/// The integer factors of a unit of sixteen rows.
+struct Integers<'a, T>(LaneUnit<'a>, PhantomData<T>);
+
+impl<T: BlockType> IsaOp for Integers<'_, T> {
+    /// Words of scales and of mins, and both float scales.
+    type Output = ([[i32; 16]; 8], [[i32; 16]; 4], [[f32; 16]; 2]);
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Self::Output {
+        let mut found = LaneIntegers::new(isa);
+        T::Decoder::<I>::lane_integers(isa, &self.0, &mut found);
+        let ints = |v: I::I| {
+            let mut out = [0; 16];
+            isa.store_i(v, &mut out);
+            out
+        };
+        (found.scale.map(ints), found.min.map(ints), [isa.array(found.d), isa.array(found.dmin)])
+    }
+}
+
+struct OwnIntegers(QuantType);
+
+impl Visitor for OwnIntegers {
+    type Output = bool;
+
+    fn visit<T: BlockType>(self) -> bool {
+        let ty = self.0;
+        let shape = shape::<T>();
+        let Some(integers) = <T::Decoder<Scalar> as Decode<Scalar>>::INTEGERS else { return false };
+        let (n, step) = if shape.per_16 { (16, 1) } else { (8, 2) };
+        let byte =
+            |words: &[[i32; 16]], (word, at): (usize, usize), r: usize| (words[word][r] >> (8 * at)) as u8;
+        for seed in 0..20 {
+            let words = random_bytes(64 * shape.unit_words, seed);
+            let smalls = random_bytes(LANES * shape.unit_smalls, seed + 100);
+            let unit = LaneUnit { words: words.as_chunks().0, smalls: &smalls };
+            for kind in available() {
+                let (scales, mins, floats) = run(kind, Integers::<T>(unit, PhantomData));
+                for (r, (d, dmin)) in floats[0].into_iter().zip(floats[1]).enumerate() {
+                    let mut row = [0; 272];
+                    by_rows::row::<Scalar, T::Decoder<Scalar>>(&unit, r, &mut row);
+                    let expected = run(IsaKind::Scalar, OfRow::<T>(&row[..shape.unit_bytes], PhantomData));
+                    for k in 0..n {
+                        let place = format!("{ty} on {}: factor {k} of row {r}", kind.name());
+                        let s = byte(&scales, integers.at(k), r);
+                        let s = if integers.signed { i16::from(s as i8) } else { i16::from(s) };
+                        assert!(integers.signed || s < 128, "{place}: scale {s}");
+                        assert_eq!(s, expected.s[step * k], "{place}");
+                        if shape.has_min {
+                            let m = i16::from(byte(&mins, (k / 4, k % 4), r));
+                            assert!(m < 128 && m == expected.m[step * k], "{place}: min {m}");
+                        }
+                    }
+                    assert!(shape.header_bytes > 0 || same(d, expected.d[0]), "{ty}, row {r}");
+                    assert!(!shape.has_min || same(dmin, expected.dm[0]), "{ty}, row {r}: mins");
+                    assert!(expected.d.iter().all(|d| same(*d, expected.d[0])), "{ty}");
+                }
+            }
+        }
+        true
+    }
+}
+
+/// The scales of a unit of one row, with 1 as its header's.
+struct OfRow<'a, T>(&'a [u8], PhantomData<T>);
+
+impl<T: BlockType> IsaOp for OfRow<'_, T> {
+    type Output = Scales;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Scales {
+        T::Decoder::<I>::scales(isa, 1.0, self.0)
+    }
+}
+
+#[test]
+fn integer_scales_are_those_of_single_rows() {
+    let types = QuantType::ALL.iter().filter(|ty| with_type(**ty, OwnIntegers(**ty)) == Some(true));
+    let plain = types.filter(|ty| !ty.is_interleaved()).count();
+    assert_eq!(plain, 20);
 }
 
 /// Packs rows with `ikq_formats` and compares them with what decoders find in the units of the band.

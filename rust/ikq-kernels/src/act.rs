@@ -25,6 +25,8 @@ pub struct ActBlock {
     pub start: i32,
     /// The same per 16; only the first has [`FLOAT_START`], as the two sums are joined.
     pub starts: [i32; 2],
+    /// Minus the sum of the codes, per 16.
+    pub less: [i16; 2],
 }
 
 /// 256 elements.
@@ -249,6 +251,8 @@ fn quantize_unit<I: Isa>(isa: I, x: &[f32; UNIT], unit: &mut ActUnit, debts: &mu
             sums: sums.map(|s| block.d * s as f32),
             start: float_start - CODE_BIAS * both,
             starts: [float_start - CODE_BIAS * sums[0], -CODE_BIAS * sums[1]],
+            // 16 codes of at most 127
+            less: sums.map(|s| -s as i16),
         };
     }
     debts.per_16 = array(|k| -CODE_BIAS * sums[k]);

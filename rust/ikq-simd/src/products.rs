@@ -22,6 +22,8 @@ pub trait Products: Arith {
     const REGISTERS: usize;
     /// Whether products of signed codes with many columns are faster from 16-bit numbers ([`Products::dot2`]).
     const IS_FAST_WIDE: bool = false;
+    /// Whether integer scales come for free where pairs of products are added up ([`Products::scaled_pairs`]).
+    const SCALES_PAIRS: bool = false;
 
     /// Makes codes the weights of [`Products::dot4`].
     fn biased(self, codes: Self::B64) -> Self::B64;
@@ -40,6 +42,16 @@ pub trait Products: Arith {
     fn add_pairs(self, a: Self::Pairs, b: Self::Pairs) -> Self::Pairs;
     /// `acc` and the two pairs of each lane.
     fn sum_pairs(self, acc: Self::I, pairs: Self::Pairs) -> Self::I;
+    /// [`Products::pair_products`] of weights that are [`Products::biased`] codes.
+    fn biased_pair_products(self, weights: Self::B64, x: Self::B64) -> Self::Pairs;
+    /// `acc` and the two pairs of each lane, multiplied by the lane's scale, which both 16-bit halves of `scale` hold.
+    fn scaled_pairs(self, acc: Self::I, pairs: Self::Pairs, scale: Self::I) -> Self::I;
+    /// Products of the 16-bit numbers, as 16-bit numbers; they must fit.
+    fn mul_16(self, a: Self::B64, b: Self::B64) -> Self::B64;
+    /// The 16-bit numbers shifted left.
+    fn shl_16(self, v: Self::I, by: u32) -> Self::I;
+    /// The lower 16 bits of each lane of `low`, and the upper 16 of `high`.
+    fn join_16(self, low: Self::I, high: Self::I) -> Self::I;
     /// Signed bytes as 16-bit numbers: those of bytes 0 and 2 of each lane, and those of bytes 1 and 3.
     fn widened(self, codes: Self::B64) -> [Self::B64; 2];
     /// `acc` and the products of the two 16-bit numbers of each lane, exactly.
@@ -110,6 +122,27 @@ impl Products for Scalar {
     #[inline(always)]
     fn sum_pairs(self, acc: [i32; 16], pairs: [i32; 16]) -> [i32; 16] {
         self.add_i(acc, pairs)
+    }
+    #[inline(always)]
+    fn biased_pair_products(self, weights: [u8; 64], x: [u8; 64]) -> [i32; 16] {
+        self.dot4([0; 16], weights, x)
+    }
+    #[inline(always)]
+    fn scaled_pairs(self, acc: [i32; 16], pairs: [i32; 16], scale: [i32; 16]) -> [i32; 16] {
+        array(|i| acc[i] + pairs[i] * i32::from(scale[i] as i16))
+    }
+    #[inline(always)]
+    fn mul_16(self, a: [u8; 64], b: [u8; 64]) -> [u8; 64] {
+        let number = |v: &[u8; 64], i: usize| i16::from_le_bytes([v[2 * i], v[2 * i + 1]]);
+        array(|i| number(&a, i / 2).wrapping_mul(number(&b, i / 2)).to_le_bytes()[i % 2])
+    }
+    #[inline(always)]
+    fn shl_16(self, v: [i32; 16], by: u32) -> [i32; 16] {
+        array(|i| (v[i] & 0xffff) << by & 0xffff | (v[i] >> 16) << (16 + by))
+    }
+    #[inline(always)]
+    fn join_16(self, low: [i32; 16], high: [i32; 16]) -> [i32; 16] {
+        array(|i| low[i] & 0xffff | high[i] & !0xffff)
     }
     #[inline(always)]
     fn widened(self, codes: [u8; 64]) -> [[u8; 64]; 2] {
@@ -197,6 +230,7 @@ impl Products for Avx2 {
     const CODE_BIAS: i32 = 0;
     const REGISTERS: usize = 8;
     const IS_FAST_WIDE: bool = true;
+    const SCALES_PAIRS: bool = true;
 
     #[inline(always)]
     fn biased(self, codes: Pair) -> Pair {
@@ -242,6 +276,35 @@ impl Products for Avx2 {
                 _mm256_add_epi32(acc[1], _mm256_madd_epi16(pairs[1], ones)),
             ]
         }
+    }
+    #[inline(always)]
+    fn biased_pair_products(self, w: Pair, x: Pair) -> Pair {
+        // as in dot4
+        isa! {
+            [
+                _mm256_maddubs_epi16(_mm256_abs_epi8(w[0]), _mm256_sign_epi8(x[0], w[0])),
+                _mm256_maddubs_epi16(_mm256_abs_epi8(w[1]), _mm256_sign_epi8(x[1], w[1])),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn scaled_pairs(self, acc: Pair, pairs: Pair, scale: Pair) -> Pair {
+        self.dot2(acc, pairs, scale)
+    }
+    #[inline(always)]
+    fn mul_16(self, a: Pair, b: Pair) -> Pair {
+        isa! { [_mm256_mullo_epi16(a[0], b[0]), _mm256_mullo_epi16(a[1], b[1])] }
+    }
+    #[inline(always)]
+    fn shl_16(self, v: Pair, by: u32) -> Pair {
+        isa! {
+            let by = crate::lane_bits::count(by);
+            [_mm256_sll_epi16(v[0], by), _mm256_sll_epi16(v[1], by)]
+        }
+    }
+    #[inline(always)]
+    fn join_16(self, low: Pair, high: Pair) -> Pair {
+        isa! { [_mm256_blend_epi16::<0xaa>(low[0], high[0]), _mm256_blend_epi16::<0xaa>(low[1], high[1])] }
     }
     #[inline(always)]
     fn widened(self, codes: Pair) -> [Pair; 2] {
@@ -378,6 +441,26 @@ impl Products for Avx512 {
     #[inline(always)]
     fn sum_pairs(self, acc: __m512i, pairs: __m512i) -> __m512i {
         self.add_i(acc, pairs)
+    }
+    #[inline(always)]
+    fn biased_pair_products(self, w: __m512i, x: __m512i) -> __m512i {
+        self.pair_products(w, x)
+    }
+    #[inline(always)]
+    fn scaled_pairs(self, acc: __m512i, pairs: __m512i, scale: __m512i) -> __m512i {
+        isa! { _mm512_add_epi32(acc, _mm512_mullo_epi32(pairs, _mm512_srai_epi32::<16>(scale))) }
+    }
+    #[inline(always)]
+    fn mul_16(self, a: __m512i, b: __m512i) -> __m512i {
+        isa! { _mm512_mullo_epi16(a, b) }
+    }
+    #[inline(always)]
+    fn shl_16(self, v: __m512i, by: u32) -> __m512i {
+        isa! { _mm512_sll_epi16(v, crate::lane_bits::count(by)) }
+    }
+    #[inline(always)]
+    fn join_16(self, low: __m512i, high: __m512i) -> __m512i {
+        isa! { _mm512_mask_blend_epi16(0xaaaa_aaaa, low, high) }
     }
     #[inline(always)]
     fn widened(self, codes: __m512i) -> [__m512i; 2] {

@@ -11,6 +11,7 @@ use ikq_decode::{BlockType, Decode, Decoding, LaneCodes, LaneScales, LaneUnit};
 use ikq_simd::{Isa, IsaKind, IsaOp, LaneIndices, TakeLanes, array, run};
 
 use super::bands::{AHEAD, BAND, Product, Tail, n_units};
+use super::integers::{self, Factors, UnitSums, scales_integers};
 use crate::act::{ActBlock, ActUnit, Debts, FLOAT_START};
 
 /// Computes the product from the 8-bit form of the columns.
@@ -96,6 +97,7 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
         *debts = &op.acts.debts(column)[..n_units];
     }
     let mut scales = LaneScales::new(isa);
+    let mut factors = Factors::new(isa);
     let mut indices = [LaneIndices::default(); 8];
     for b in bands {
         let band = op.bands.band(b);
@@ -106,14 +108,20 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
             if op.bands.ask_ahead {
                 band.ask_smalls::<I, D>(u, band_bytes);
             }
-            D::lane_scales(isa, isa.splat_f(1.0), &unit, &mut scales);
+            if scales_integers::<I, D>() {
+                factors.set::<D>(isa, &unit);
+            } else {
+                D::lane_scales(isa, isa.splat_f(1.0), &unit, &mut scales);
+            }
             let mut units = [&x[0][u]; C];
             for (unit, x) in units.iter_mut().zip(&x) {
                 *unit = &x[u];
             }
             let mut starts = [[0; 16]; C];
-            for (starts, debts) in starts.iter_mut().zip(&debts) {
-                sum_starts::<I, D>(isa, &debts[u], reads_floats::<I>(C), starts);
+            if !scales_integers::<I, D>() {
+                for (starts, debts) in starts.iter_mut().zip(&debts) {
+                    sum_starts::<I, D>(isa, &debts[u], reads_floats::<I>(C), starts);
+                }
             }
             if is_in_turn::<I, D>() {
                 for (b, indices) in indices.iter_mut().enumerate() {
@@ -125,6 +133,7 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
             let pair = Units::<I, C> {
                 unit: &unit,
                 scales: &scales,
+                factors: &factors,
                 columns: &units,
                 starts: &starts,
                 indices: &indices,
@@ -135,6 +144,7 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
                 _ => C <= 2 && I::REGISTERS >= 8,
             };
             let together = if is_apart { D::TOGETHER } else { 1 };
+            let mut sums = Sums { rows: acc, unit: UnitSums::begin(isa, D::HEADER_BYTES > 0, &acc) };
             let ask = op.bands.ask_ahead && (D::ASKS_AHEAD || C >= COLUMNS_THAT_ASK);
             // a macro, because what a closure does is not certain to be inlined
             macro_rules! part {
@@ -145,7 +155,7 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
                             band.take_words::<I, D>(u, $b);
                         }
                     }
-                    pair.add::<D>(isa, $b, &mut acc);
+                    pair.add::<D>(isa, $b, &mut sums);
                 };
             }
             for b in (0..8).step_by(together) {
@@ -163,6 +173,10 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
                     part!(b + 6);
                     part!(b + 7);
                 }
+            }
+            acc = sums.rows;
+            if scales_integers::<I, D>() {
+                sums.unit.end(isa, D::HEADER_BYTES > 0, D::HAS_MIN, factors.d, factors.dmin, &mut acc);
             }
         }
         let row_scales = op.bands.row_scales::<I, D>(isa, &band);
@@ -201,17 +215,55 @@ const fn is_in_turn<I: Isa, D: Decode<I>>() -> bool {
 /// A unit of a band, and the same unit of `C` columns.
 struct Units<'a, I: Isa, const C: usize> {
     unit: &'a LaneUnit<'a>,
+    /// The unit's factors as floats, or, if the set [`scales_integers`], as integers.
     scales: &'a LaneScales<I::F>,
+    factors: &'a Factors<I>,
     columns: &'a [&'a ActUnit; C],
     starts: &'a [[i32; 16]; C],
     indices: &'a [LaneIndices; 8],
 }
 
+/// Sums of `C` columns: the rows', and those of the unit if the set [`scales_integers`].
+struct Sums<I: Isa, const C: usize> {
+    rows: [I::F; C],
+    unit: UnitSums<I, C>,
+}
+
 impl<I: Isa, const C: usize> Units<'_, I, C> {
     /// Adds the products of the 32 elements `b`.
     #[inline(always)]
-    fn add<D: Decode<I>>(&self, isa: I, b: usize, acc: &mut [I::F; C]) {
-        let Units { unit, scales, columns, starts, indices } = self;
+    fn add<D: Decode<I>>(&self, isa: I, b: usize, sums: &mut Sums<I, C>) {
+        let Units { unit, scales, factors, columns, starts, indices } = self;
+        let acc = &mut sums.rows;
+        if scales_integers::<I, D>() {
+            let found = if is_in_turn::<I, D>() {
+                let mut found = InTurn::<I, D, C>::new(isa, columns, starts, b);
+                found.sums[0] = integers::starts::<I, D, C>(isa, columns, factors, b);
+                found.scales = match D::PER_16 {
+                    true => [factors.scale[2 * b], factors.scale[2 * b + 1]],
+                    false => [factors.scale[b]; 2],
+                };
+                D::lanes_in_turn(isa, unit, b, &indices[b], &mut found);
+                let mut both = found.sums[0];
+                if D::PER_16 || C == 1 {
+                    for (both, other) in both.iter_mut().zip(&found.sums[1]) {
+                        *both = isa.add_i(*both, *other);
+                    }
+                }
+                both
+            } else {
+                integers::sums::<I, D, C>(isa, &D::lanes(isa, unit, b), columns, factors, b)
+            };
+            for c in 0..C {
+                let min = D::HAS_MIN.then_some(factors.min[b]);
+                let x = &columns[c][b];
+                match D::PER_16 {
+                    true => sums.unit.add::<true>(isa, c, found[c], min, x),
+                    false => sums.unit.add::<false>(isa, c, found[c], min, x),
+                }
+            }
+            return;
+        }
         if is_in_turn::<I, D>() {
             let mut sums = InTurn::<I, D, C>::new(isa, columns, starts, b);
             D::lanes_in_turn(isa, unit, b, &indices[b], &mut sums);
@@ -260,6 +312,8 @@ struct InTurn<'a, I: Isa, D, const C: usize> {
     sums: [[I::I; C]; 2],
     /// What is added in 16 bits meanwhile ([`ikq_simd::Products::pair_products`]).
     pairs: Option<[I::Pairs; C]>,
+    /// The integer scales of both halves, if the set [`scales_integers`].
+    scales: [I::I; 2],
     x: [&'a [[i8; 4]; 8]; C],
     types: PhantomData<D>,
 }
@@ -278,7 +332,7 @@ impl<'a, I: Isa, D: Decode<I>, const C: usize> InTurn<'a, I, D, C> {
                 sums[1][c] = isa.splat_i(starts[c][at + 1]);
             }
         }
-        InTurn { sums, pairs: None, x, types: PhantomData }
+        InTurn { sums, pairs: None, scales: [isa.splat_i(0); 2], x, types: PhantomData }
     }
 }
 
@@ -301,7 +355,10 @@ impl<I: Isa, D: Decode<I>, const C: usize> TakeLanes<I> for InTurn<'_, I, D, C> 
             let four = isa.splat_4_codes(&self.x[c][i]);
             let sum = &mut self.sums[half][c];
             if together == 1 {
-                *sum = isa.dot4_unsigned(*sum, codes, four);
+                *sum = match scales_integers::<I, D>() {
+                    true => isa.scaled_pairs(*sum, isa.pair_products(codes, four), self.scales[half]),
+                    false => isa.dot4_unsigned(*sum, codes, four),
+                };
                 continue;
             }
             let mut product = isa.pair_products(codes, four);
@@ -314,7 +371,10 @@ impl<I: Isa, D: Decode<I>, const C: usize> TakeLanes<I> for InTurn<'_, I, D, C> 
                 None => self.pairs = Some([product; C]),
             }
             if is_last {
-                *sum = isa.sum_pairs(*sum, product);
+                *sum = match scales_integers::<I, D>() {
+                    true => isa.scaled_pairs(*sum, product, self.scales[half]),
+                    false => isa.sum_pairs(*sum, product),
+                };
             }
         }
     }

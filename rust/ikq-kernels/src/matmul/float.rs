@@ -87,6 +87,10 @@ impl<E: Element> IsaOp for OfElement<'_, E> {
             let left = op.columns.len() - first;
             first += if I::REGISTERS >= 32 && left > 2 {
                 columns::<I, E, 4>(isa, &mut op, first)
+            } else if I::REGISTERS == 8 && left > 4 {
+                sums_in_turn::<I, E, 6>(isa, &mut op, first)
+            } else if I::REGISTERS == 8 && left > 2 {
+                sums_in_turn::<I, E, 4>(isa, &mut op, first)
             } else if I::REGISTERS >= 8 && left > 1 {
                 columns::<I, E, 2>(isa, &mut op, first)
             } else {
@@ -96,15 +100,77 @@ impl<E: Element> IsaOp for OfElement<'_, E> {
     }
 }
 
-/// `C` columns from `first` on, a column more than once where there are fewer; returns `C`.
+/// The floats of `C` columns from `first` on, of a column more than once where there are fewer, and how many there are.
 #[inline(always)]
-fn columns<I: Isa, E: Element, const C: usize>(isa: I, op: &mut Product<'_>, first: usize) -> usize {
+fn floats<'a, const C: usize>(op: &Product<'a>, first: usize) -> ([&'a [f32]; C], usize) {
     let columns = &op.columns[first..];
     let columns = &columns[..C.min(columns.len())];
     let mut x: [&[f32]; C] = [&[]; C];
     for (c, x) in x.iter_mut().enumerate() {
         *x = op.acts.floats(columns[c.min(columns.len() - 1)] as usize);
     }
+    (x, columns.len())
+}
+
+/// Elements for which [`sums_in_turn`] goes on with one of the four sums before it takes the next.
+const TURN: usize = 128;
+
+/// [`columns`] for sets whose registers hold one sum of each of many columns, but not all four.
+#[inline(always)]
+fn sums_in_turn<I: Isa, E: Element, const C: usize>(isa: I, op: &mut Product<'_>, first: usize) -> usize {
+    let (x, n_columns) = floats::<C>(op, first);
+    let k = op.acts.k();
+    let mut acc = [[isa.splat_f(0.0); C]; 4];
+    let mut turns: [&[[f32; TURN]]; C] = [&[]; C];
+    for c in 0..C {
+        turns[c] = x[c].as_chunks().0;
+    }
+    for (t, lines) in op.lines[..k * E::LINE_BYTES].chunks_exact(TURN * E::LINE_BYTES).enumerate() {
+        let mut x = [&[0.0; TURN]; C];
+        for c in 0..C {
+            x[c] = &turns[c][t];
+        }
+        for (e, sums) in acc.iter_mut().enumerate() {
+            let mut here = *sums;
+            for i in (e..TURN).step_by(4) {
+                let w = E::load(isa, &lines[i * E::LINE_BYTES..]);
+                for c in 0..C {
+                    here[c] = isa.fused_add(w, isa.splat_f(x[c][i]), here[c]);
+                }
+            }
+            *sums = here;
+        }
+    }
+    for i in k / TURN * TURN..k {
+        let w = E::load(isa, &op.lines[i * E::LINE_BYTES..]);
+        for c in 0..C {
+            acc[i % 4][c] = isa.fused_add(w, isa.splat_f(x[c][i]), acc[i % 4][c]);
+        }
+    }
+    let [a, b, third, fourth] = acc;
+    for (c, (((a, b), third), fourth)) in
+        a.into_iter().zip(b).zip(third).zip(fourth).enumerate().take(n_columns)
+    {
+        store(isa, op, first + c, [a, b, third, fourth]);
+    }
+    C
+}
+
+/// Writes the four sums of a column.
+#[inline(always)]
+fn store<I: Isa>(isa: I, op: &mut Product<'_>, column: usize, acc: [I::F; 4]) {
+    let sum = isa.add_f(isa.add_f(acc[0], acc[1]), isa.add_f(acc[2], acc[3]));
+    let out = &mut op.out[column * op.stride..];
+    match out.first_chunk_mut() {
+        Some(out) if op.n_rows == BAND => isa.store_f(sum, out),
+        _ => out[..op.n_rows].copy_from_slice(&isa.array(sum)[..op.n_rows]),
+    }
+}
+
+/// `C` columns from `first` on, a column more than once where there are fewer; returns `C`.
+#[inline(always)]
+fn columns<I: Isa, E: Element, const C: usize>(isa: I, op: &mut Product<'_>, first: usize) -> usize {
+    let (x, n_columns) = floats::<C>(op, first);
     let mut acc = [[isa.splat_f(0.0); 4]; C];
     let k = op.acts.k();
     let lines = &op.lines[..k * E::LINE_BYTES];
@@ -122,13 +188,8 @@ fn columns<I: Isa, E: Element, const C: usize>(isa: I, op: &mut Product<'_>, fir
             acc[c][e] = isa.fused_add(w, isa.splat_f(x[c][k / 4 * 4 + e]), acc[c][e]);
         }
     }
-    for (c, acc) in acc.into_iter().enumerate().take(columns.len()) {
-        let sum = isa.add_f(isa.add_f(acc[0], acc[1]), isa.add_f(acc[2], acc[3]));
-        let out = &mut op.out[(first + c) * op.stride..];
-        match out.first_chunk_mut() {
-            Some(out) if op.n_rows == BAND => isa.store_f(sum, out),
-            _ => out[..op.n_rows].copy_from_slice(&isa.array(sum)[..op.n_rows]),
-        }
+    for (c, acc) in acc.into_iter().enumerate().take(n_columns) {
+        store(isa, op, first + c, acc);
     }
     C
 }

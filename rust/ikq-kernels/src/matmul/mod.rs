@@ -27,6 +27,8 @@ mod bands;
 pub mod check;
 mod direct;
 mod float;
+mod integer_tile;
+mod integers;
 mod kernels;
 mod pack;
 mod panel;

@@ -9,6 +9,9 @@
 //! mins     as many, if the type has mins
 //! ```
 //! One or two bands stand side by side.
+//!
+//! Where sums are scaled while they are integers ([`super::integers`]), scales are 16-bit numbers, each twice, and there is one line of
+//! mins, those of both halves. 16-bit codes are multiplied by their scales here, and no line has those. Float scales of units stand apart.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -17,6 +20,7 @@ use ikq_decode::{BlockType, Decode, LaneCodes, LaneScales};
 use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
 use super::bands::{Bands, Tail};
+use super::integers::{Factors, scales_integers};
 
 /// Sixty-four bytes that start a cache line: codes, four of each of sixteen rows, or a float of each.
 #[derive(Clone, Copy)]
@@ -34,6 +38,8 @@ pub(super) struct Panel {
     pub lines: Vec<Line>,
     /// Of each band, what sums of the rows are multiplied by at the end.
     pub row_scales: Vec<RowScales>,
+    /// Of each unit, and of each band, the float scale of the rows and that of their mins, where integer scales are apart from them.
+    pub factors: Vec<[RowScales; 2]>,
 }
 
 /// Lines of one band for 32 elements.
@@ -45,8 +51,16 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    pub const fn new(is_wide: bool, per_16: bool, has_min: bool) -> Shape {
+    pub const fn new(is_wide: bool, per_16: bool, has_min: bool, is_integer: bool) -> Shape {
         let n_scales = if per_16 { 2 } else { 1 };
+        if is_integer {
+            let n_scales = if is_wide { 0 } else { n_scales };
+            return Shape {
+                n_codes: if is_wide { 16 } else { 8 },
+                n_scales,
+                n_mins: if has_min { 1 } else { 0 },
+            };
+        }
         Shape { n_codes: if is_wide { 16 } else { 8 }, n_scales, n_mins: if has_min { n_scales } else { 0 } }
     }
 
@@ -63,12 +77,15 @@ pub(super) const fn is_wide<I: Isa>(codes: LaneCodes) -> bool {
 impl Panel {
     /// Makes room for `n_units` units of `n_bands` bands of any type.
     pub fn reserve(&mut self, n_units: usize, n_bands: usize) {
-        let n_lines = 8 * Shape::new(true, true, true).n_lines() * n_units * n_bands;
+        let n_lines = 8 * Shape::new(true, true, true, false).n_lines() * n_units * n_bands;
         if self.lines.len() < n_lines {
             self.lines.resize(n_lines, Line([0; 64]));
         }
         if self.row_scales.len() < n_bands {
             self.row_scales.resize(n_bands, RowScales([0.0; 16]));
+        }
+        if self.factors.len() < n_units * n_bands {
+            self.factors.resize(n_units * n_bands, [RowScales([0.0; 16]); 2]);
         }
     }
 }
@@ -113,14 +130,23 @@ fn fill_band<I: Isa, D: Decode<I>>(isa: I, op: Fill<'_, impl BlockType>) {
     // the bands that the panel holds next
     let ahead = op.n_bands * op.bands.form.band_bytes(op.bands.k);
     let mut scales = LaneScales::new(isa);
-    let shape = const { Shape::new(is_wide::<I>(D::LANE_CODES), D::PER_16, D::HAS_MIN) };
+    let mut integers = Factors::new(isa);
+    let shape =
+        const { Shape::new(is_wide::<I>(D::LANE_CODES), D::PER_16, D::HAS_MIN, scales_integers::<I, D>()) };
     let first = op.units.start;
     for u in op.units {
         let unit = band.unit::<I, D>(u, &tail);
         if op.bands.ask_ahead {
             band.ask_smalls::<I, D>(u, ahead);
         }
-        D::lane_scales(isa, isa.splat_f(1.0), &unit, &mut scales);
+        if scales_integers::<I, D>() {
+            integers.set::<D>(isa, &unit);
+            let [d, dmin] = &mut op.panel.factors[(u - first) * op.n_bands + op.band];
+            isa.store_f(integers.d, &mut d.0);
+            isa.store_f(integers.dmin, &mut dmin.0);
+        } else {
+            D::lane_scales(isa, isa.splat_f(1.0), &unit, &mut scales);
+        }
         for b in 0..8 {
             if op.bands.ask_ahead {
                 band.ask_words::<I, D>(u, b, ahead);
@@ -130,7 +156,12 @@ fn fill_band<I: Isa, D: Decode<I>>(isa: I, op: Fill<'_, impl BlockType>) {
             let lines = &mut lines[..(shape.n_lines() - 1) * step + 1];
             for (i, codes) in D::lanes(isa, &unit, b).into_iter().enumerate() {
                 if is_wide::<I>(D::LANE_CODES) {
-                    for (h, codes) in isa.widened(codes).into_iter().enumerate() {
+                    let per = if D::PER_16 { 2 } else { 1 };
+                    let scale = isa.of_ints(integers.scale[per * b + i * per / 8]);
+                    for (h, mut codes) in isa.widened(codes).into_iter().enumerate() {
+                        if scales_integers::<I, D>() {
+                            codes = isa.mul_16(codes, scale);
+                        }
                         isa.store(codes, &mut lines[(2 * i + h) * step].0);
                     }
                     continue;
@@ -144,6 +175,17 @@ fn fill_band<I: Isa, D: Decode<I>>(isa: I, op: Fill<'_, impl BlockType>) {
                     _ => codes,
                 };
                 isa.store(codes, &mut lines[i * step].0);
+            }
+            if scales_integers::<I, D>() {
+                for k in 0..shape.n_scales {
+                    let scale = isa.of_ints(integers.scale[shape.n_scales * b + k]);
+                    isa.store(scale, &mut lines[(shape.n_codes + k) * step].0);
+                }
+                if D::HAS_MIN {
+                    let line = shape.n_codes + shape.n_scales;
+                    isa.store(isa.of_ints(integers.min[b]), &mut lines[line * step].0);
+                }
+                continue;
             }
             let floats = |v| isa.of_ints(isa.bits_i(v));
             for k in 0..shape.n_scales {

@@ -10,6 +10,8 @@ use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
 use super::bands::BAND;
 use super::direct::{SumScale, add_16, add_32, float_start, fours, reads_floats, starts_of_unit};
+use super::integer_tile;
+use super::integers::is_integer;
 use super::panel::{Line, Panel, Shape, is_wide};
 use crate::act::{ActBlock, Activations, Debts, WideBlock};
 
@@ -90,7 +92,7 @@ impl<const PER_16: bool, const MIN: bool> IsaOp for Kernel<'_, PER_16, MIN> {
 }
 
 /// What `SMALL` is where the panel has 16-bit numbers.
-const WIDE: usize = 16;
+pub(super) const WIDE: usize = 16;
 
 /// All columns, as many at a time as registers hold. `SMALL`: 0 if codes are biased, [`WIDE`] if they have 16 bits; else they
 /// are 0..=127, and as many products may be added in 16 bits (`DecodeFacts::small`). `DEBT`: codes may have an
@@ -165,7 +167,14 @@ fn block<
         _ => None,
     };
     let n = 8 * tile.units.len();
-    if let Some(offset) = offset {
+    // what is said of the set keeps kernels out of the code that it never takes
+    if I::SCALES_PAIRS && is_integer::<I>(tile.facts.has_integers) {
+        let columns = Columns { blocks: &x, wide: &wide, starts: None };
+        let facts = (tile.facts.has_header, offset);
+        for u in 0..tile.units.len() {
+            integer_tile::unit::<I, R, C, PER_16, MIN, SMALL>(isa, tile.panel, u, &columns, facts, &mut acc);
+        }
+    } else if let Some(offset) = offset {
         // the starts of a unit are made at once
         let mut debts: [&[Debts]; C] = [&[]; C];
         for (c, debts) in debts.iter_mut().enumerate() {
@@ -197,12 +206,27 @@ fn block<
 }
 
 /// `C` columns, from the panel's first elements on.
-struct Columns<'a, const C: usize> {
+pub(super) struct Columns<'a, const C: usize> {
     blocks: &'a [&'a [ActBlock]; C],
     /// The same as 16-bit numbers, if the panel has those.
     wide: &'a [&'a [WideBlock]; C],
     /// What sums of a unit start from, where codes have an offset.
     starts: Option<&'a [[i32; 16]; C]>,
+}
+
+impl<const C: usize> Columns<'_, C> {
+    /// The 32 elements `b` of the columns.
+    #[inline(always)]
+    pub fn at<const SMALL: usize>(&self, b: usize) -> Here<'_, C> {
+        let mut here = Here { blocks: [&self.blocks[0][b]; C], wide: [&NO_WIDE; C] };
+        for c in 0..C {
+            here.blocks[c] = &self.blocks[c][b];
+            if SMALL == WIDE {
+                here.wide[c] = &self.wide[c][b];
+            }
+        }
+        here
+    }
 }
 
 /// Adds the products of some of the panel's blocks of 32 elements; a unit's where sums have [`Columns::starts`].
@@ -214,7 +238,7 @@ fn blocks<I: Isa, const R: usize, const C: usize, const PER_16: bool, const MIN:
     columns: &Columns<'_, C>,
     acc: &mut [[I::F; R]; C],
 ) {
-    let shape = const { Shape::new(SMALL == WIDE, PER_16, MIN) };
+    let shape = const { Shape::new(SMALL == WIDE, PER_16, MIN, false) };
     let n_lines = shape.n_lines() * R;
     let lines = &panel.lines[range.start * n_lines..range.end * n_lines];
     let mut x = *columns.blocks;
@@ -270,8 +294,8 @@ fn blocks<I: Isa, const R: usize, const C: usize, const PER_16: bool, const MIN:
 }
 
 /// 32 elements of each of `C` columns.
-struct Here<'a, const C: usize> {
-    blocks: [&'a ActBlock; C],
+pub(super) struct Here<'a, const C: usize> {
+    pub blocks: [&'a ActBlock; C],
     wide: [&'a WideBlock; C],
 }
 
@@ -304,7 +328,14 @@ impl<const C: usize> Here<'_, C> {
 
 /// Sums of products of the `H` parts, `4 N` elements each, of 32 elements.
 #[inline(always)]
-fn sums<I: Isa, const R: usize, const C: usize, const H: usize, const N: usize, const SMALL: usize>(
+pub(super) fn sums<
+    I: Isa,
+    const R: usize,
+    const C: usize,
+    const H: usize,
+    const N: usize,
+    const SMALL: usize,
+>(
     isa: I,
     codes: &[Line],
     x: &Here<'_, C>,
@@ -404,14 +435,14 @@ fn products<I: Isa, const R: usize, const C: usize, const SMALL: usize>(
 
 /// Four codes of a column, for all rows.
 #[inline(always)]
-fn four<I: Isa>(isa: I, x: &ActBlock, i: usize) -> I::B64 {
+pub(super) fn four<I: Isa>(isa: I, x: &ActBlock, i: usize) -> I::B64 {
     isa.splat_4_codes(&fours(x)[i])
 }
 
 /// `n`, which the compiler takes for unknown, so that a loop stays one. Written out, it would be put in another order: all
 /// products first, then their sums, which sixteen registers do not hold.
 #[inline(always)]
-fn opaque(n: usize) -> usize {
+pub(super) fn opaque(n: usize) -> usize {
     let mut n = n;
     // SAFETY: no instruction at all.
     unsafe { std::arch::asm!("/* {0} */", inout(reg) n, options(pure, nomem, nostack, preserves_flags)) };

@@ -3,7 +3,7 @@
 use core::arch::x86_64::*;
 
 use super::entries::eight_rows;
-use super::{Codebook4, Codebook8, LaneIndices, RowLanes, TakeLanes};
+use super::{Codebook4, Codebook8, LaneIndices, RowLanes, TakeLanes, two_bytes_from};
 use crate::Avx2;
 use crate::lane_bits::count;
 
@@ -143,6 +143,17 @@ impl RowLanes for Avx2 {
             );
             let from = _mm256_broadcastsi128_si256(from);
             [_mm256_shuffle_epi8(v[0], from), _mm256_shuffle_epi8(v[1], from)]
+        }
+    }
+    #[inline(always)]
+    fn two_bytes<const SIGNED: bool>(self, v: Pair, k: [usize; 2]) -> Pair {
+        isa! {
+            let from = _mm256_broadcastsi128_si256(two_bytes_from::<SIGNED>(k));
+            let two = [_mm256_shuffle_epi8(v[0], from), _mm256_shuffle_epi8(v[1], from)];
+            match SIGNED {
+                true => [_mm256_srai_epi16::<8>(two[0]), _mm256_srai_epi16::<8>(two[1])],
+                false => two,
+            }
         }
     }
     #[inline(always)]

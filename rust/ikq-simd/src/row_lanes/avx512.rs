@@ -3,7 +3,7 @@
 use core::arch::x86_64::*;
 
 use super::entries::eight_rows;
-use super::{Codebook4, Codebook8, LaneIndices, RowLanes, TakeLanes};
+use super::{Codebook4, Codebook8, LaneIndices, RowLanes, TakeLanes, two_bytes_from};
 use crate::lane_bits::count;
 use crate::{Avx512, LaneBits, array};
 
@@ -112,6 +112,13 @@ impl RowLanes for Avx512 {
                 _mm_and_si128(_mm_set1_epi32(0xff), _mm_set1_epi8(k as i8)),
             );
             _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(from))
+        }
+    }
+    #[inline(always)]
+    fn two_bytes<const SIGNED: bool>(self, v: __m512i, k: [usize; 2]) -> __m512i {
+        isa! {
+            let two = _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(two_bytes_from::<SIGNED>(k)));
+            if SIGNED { _mm512_srai_epi16::<8>(two) } else { two }
         }
     }
     #[inline(always)]

@@ -13,6 +13,8 @@ mod scalar;
 #[cfg(test)]
 mod tests;
 
+use core::arch::x86_64::*;
+
 use crate::{Products, array};
 
 pub use codebook::{Codebook4, Codebook8};
@@ -29,6 +31,19 @@ impl<I: Products<B64 = B>, B: Copy> TakeLanes<I> for [B; 8] {
     #[inline(always)]
     fn take(&mut self, _: I, i: usize, codes: B) {
         self[i] = codes;
+    }
+}
+
+/// The bytes that [`RowLanes::two_bytes`] takes in 128 bits, those that become zeros negative. Signed numbers are shifted down from
+/// the upper byte.
+#[inline(always)]
+fn two_bytes_from<const SIGNED: bool>(k: [usize; 2]) -> __m128i {
+    let [a, b] = [k[0] as u8, k[1] as u8];
+    let from = if SIGNED { [0x80, a, 0x80, b] } else { [a, 0x80, b, 0x80] };
+    // SAFETY: these instructions are part of every x86-64.
+    unsafe {
+        let starts = _mm_setr_epi32(0, 0x0404_0404, 0x0808_0808, 0x0c0c_0c0c);
+        _mm_add_epi8(starts, _mm_set1_epi32(i32::from_le_bytes(from)))
     }
 }
 
@@ -72,6 +87,8 @@ pub trait RowLanes: Products {
     fn pick(self, v: Self::B64, from: [u8; 4]) -> Self::B64;
     /// Byte `k` of each lane as an integer.
     fn byte(self, v: Self::I, k: usize) -> Self::I;
+    /// Bytes `k[0]` and `k[1]` of each lane as its lower and its upper 16-bit number.
+    fn two_bytes<const SIGNED: bool>(self, v: Self::I, k: [usize; 2]) -> Self::I;
     /// `-v` in bytes for which bit `bit` of the byte of `bits` is set, else `v`.
     fn negate_where_bit(self, v: Self::B64, bits: Self::B64, bit: u32) -> Self::B64;
     /// The low seven bits of each byte, and above them the bit that makes the number of one bits even.

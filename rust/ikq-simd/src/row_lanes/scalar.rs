@@ -64,6 +64,14 @@ impl RowLanes for Scalar {
         array(|i| v[i] >> (8 * k) & 0xff)
     }
     #[inline(always)]
+    fn two_bytes<const SIGNED: bool>(self, v: [i32; 16], k: [usize; 2]) -> [i32; 16] {
+        let number = |v: i32, k: usize| {
+            let byte = (v >> (8 * k)) as u8;
+            if SIGNED { i32::from(byte as i8) } else { i32::from(byte) }
+        };
+        array(|i| number(v[i], k[0]) & 0xffff | number(v[i], k[1]) << 16)
+    }
+    #[inline(always)]
     fn negate_where_bit(self, v: [u8; 64], bits: [u8; 64], bit: u32) -> [u8; 64] {
         array(|i| if bits[i] >> bit & 1 == 1 { v[i].wrapping_neg() } else { v[i] })
     }

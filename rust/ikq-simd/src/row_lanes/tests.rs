@@ -104,6 +104,28 @@ impl IsaOp for Same {
         for k in 0..64 {
             put(isa.spread_bits(int, k % 8, k as u32 / 8));
         }
+        for k in [[0, 0], [1, 3], [2, 1], [3, 3]] {
+            put(isa.of_ints(isa.two_bytes::<false>(int, k)));
+            put(isa.of_ints(isa.two_bytes::<true>(int, k)));
+        }
+        put(isa.of_ints(isa.join_16(int, isa.ints(w))));
+        put(isa.of_ints(isa.shl_16(int, 5)));
+        put(isa.mul_16(v, w));
+        // activations are above -128
+        let x = isa.load(&bytes(33).map(|x| if x == 0x80 { 0x81 } else { x }));
+        let scale = isa.two_bytes::<true>(int, [2; 2]);
+        put(isa.of_ints(isa.scaled_pairs(
+            int,
+            isa.pair_products(isa.load(&bytes(7).map(|w| w / 2)), x),
+            scale,
+        )));
+        let pairs = isa.biased_pair_products(isa.biased(w), x);
+        let mut sum = isa.scaled_pairs(isa.splat_i(-77), pairs, scale);
+        if I::CODE_BIAS != 0 {
+            let less = isa.two_bytes::<true>(isa.ints(isa.sub(isa.splat(0), isa.of_ints(int))), [2; 2]);
+            sum = isa.scaled_pairs(sum, isa.pair_products(isa.splat(I::CODE_BIAS as u8), x), less);
+        }
+        put(isa.of_ints(sum));
         out
     }
 }
@@ -120,6 +142,12 @@ fn every_set_gives_the_bits_of_the_scalar_one() {
     let x = bytes(7);
     assert_eq!(expected[2][9], x[9] >> 4);
     assert_eq!(expected[6][3], x[0] >> 3 & 1);
+    // lane 3 of the last one
+    let (x, w) = (bytes(33).map(|x| if x == 0x80 { -127 } else { x as i8 }), bytes(90).map(|w| w as i8));
+    let sum: i32 = (12..16).map(|i| i32::from(w[i]) * i32::from(x[i])).sum();
+    let scale = i32::from(bytes(7)[14] as i8);
+    let found = expected.last().expect("results");
+    assert_eq!(i32::from_le_bytes(*found[12..].first_chunk().expect("a lane")), sum * scale - 77);
 }
 
 #[test]

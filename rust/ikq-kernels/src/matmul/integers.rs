@@ -1,0 +1,193 @@
+//! Sums of products that are scaled while they are integers, on instruction sets where that is free: those which add up pairs of
+//! products by multiplying them with 16-bit numbers ([`ikq_simd::Products::scaled_pairs`]).
+//!
+//! A sum of 32 products is multiplied by the integer scales of its elements, and added, times the activations' scale, to the
+//! unit's sum of floats; that is multiplied by the unit's float scale when all of the unit is there. Mins go the same way. Integer
+//! sums are exact, so [`super::direct`] and [`super::tile`] may add them up in any order.
+
+use ikq_decode::{Decode, Integers, LaneCodes, LaneIntegers, LaneUnit};
+use ikq_simd::Isa;
+
+use super::direct::fours;
+use crate::act::{ActBlock, ActUnit};
+
+/// Whether an instruction set scales sums of a type that has integer scales while they are integers.
+pub(super) const fn is_integer<I: Isa>(has_integers: bool) -> bool {
+    I::SCALES_PAIRS && has_integers
+}
+
+/// The same for the type of a decoder.
+pub(super) const fn scales_integers<I: Isa, D: Decode<I>>() -> bool {
+    is_integer::<I>(D::INTEGERS.is_some())
+}
+
+/// Factors of a unit of sixteen rows, as products take them: each lane has two 16-bit numbers.
+pub(super) struct Factors<I: Isa> {
+    /// Twice the scale of each 16 or 32 elements.
+    pub scale: [I::I; 16],
+    /// The mins of each 32 elements: those of both halves, or, where they have one, that as a float.
+    pub min: [I::I; 8],
+    /// Float scales of the unit and its mins.
+    pub d: I::F,
+    pub dmin: I::F,
+}
+
+impl<I: Isa> Factors<I> {
+    /// Zeros, to be overwritten.
+    #[inline(always)]
+    pub fn new(isa: I) -> Factors<I> {
+        let d = isa.splat_f(0.0);
+        Factors { scale: [isa.splat_i(0); 16], min: [isa.splat_i(0); 8], d, dmin: d }
+    }
+
+    /// Makes those of `unit`.
+    #[inline(always)]
+    pub fn set<D: Decode<I>>(&mut self, isa: I, unit: &LaneUnit<'_>) {
+        let Some(integers) = D::INTEGERS else { return };
+        let mut bytes = LaneIntegers::new(isa);
+        D::lane_integers(isa, unit, &mut bytes);
+        (self.d, self.dmin) = (bytes.d, bytes.dmin);
+        for k in 0..if D::PER_16 { 16 } else { 8 } {
+            self.scale[k] = twice(isa, integers, &bytes.scale, k);
+        }
+        if D::HAS_MIN {
+            for b in 0..8 {
+                self.min[b] = match D::PER_16 {
+                    true => isa.two_bytes::<false>(bytes.min[b / 2], [2 * b % 4, 2 * b % 4 + 1]),
+                    false => isa.bits_i(isa.float_i(isa.byte(bytes.min[b / 4], b % 4))),
+                };
+            }
+        }
+    }
+
+    /// What the activations' codes count too often where weights have 2^`n` added: as many times the scales of both halves.
+    #[inline(always)]
+    fn offset<D: Decode<I>>(&self, isa: I, b: usize, n: u32) -> I::I {
+        let both = match D::PER_16 {
+            true => isa.join_16(self.scale[2 * b], self.scale[2 * b + 1]),
+            false => self.scale[b],
+        };
+        isa.shl_16(both, n)
+    }
+}
+
+/// Scale `k` as both 16-bit numbers of each lane.
+#[inline(always)]
+fn twice<I: Isa>(isa: I, integers: Integers, words: &[I::I; 8], k: usize) -> I::I {
+    let (word, at) = integers.at(k);
+    match integers.signed {
+        true => isa.two_bytes::<true>(words[word], [at; 2]),
+        false => isa.two_bytes::<false>(words[word], [at; 2]),
+    }
+}
+
+/// Two 16-bit numbers of each lane times minus the sums of the activations' codes: of the first and of the second 16 elements.
+#[inline(always)]
+pub(super) fn times_sums<I: Isa>(isa: I, numbers: I::I, x: &ActBlock) -> I::I {
+    let [low, high] = x.less;
+    let less = isa.splat_i(i32::from(low as u16) | i32::from(high) << 16);
+    isa.dot2(isa.splat_i(0), isa.of_ints(numbers), isa.of_ints(less))
+}
+
+/// Sums of a unit of `C` columns, of which the activations' scales are part, but not yet the unit's.
+#[derive(Clone, Copy)]
+pub(super) struct UnitSums<I: Isa, const C: usize> {
+    pub products: [I::F; C],
+    pub mins: [I::F; C],
+}
+
+impl<I: Isa, const C: usize> UnitSums<I, C> {
+    /// Begins a unit: types whose float scale is the row's go on with the rows' sums.
+    #[inline(always)]
+    pub fn begin(isa: I, has_header: bool, rows: &[I::F; C]) -> UnitSums<I, C> {
+        let zeros = [isa.splat_f(0.0); C];
+        UnitSums { products: if has_header { *rows } else { zeros }, mins: zeros }
+    }
+
+    /// Adds the scaled sum of 32 elements of column `c`, and what [`Factors::min`] has for them.
+    #[inline(always)]
+    pub fn add<const PER_16: bool>(&mut self, isa: I, c: usize, sum: I::I, min: Option<I::I>, x: &ActBlock) {
+        let d = isa.splat_f(x.d);
+        self.products[c] = isa.fused_add(isa.float_i(sum), d, self.products[c]);
+        let Some(min) = min else { return };
+        self.mins[c] = match PER_16 {
+            true => isa.fused_add(isa.float_i(times_sums(isa, min, x)), d, self.mins[c]),
+            false => isa.fused_sub(isa.of_bits(min), isa.splat_f(x.sum), self.mins[c]),
+        };
+    }
+
+    /// Adds the unit to the rows' sums.
+    #[inline(always)]
+    pub fn end(&self, isa: I, has_header: bool, has_min: bool, d: I::F, dmin: I::F, rows: &mut [I::F; C]) {
+        for ((row, products), mins) in rows.iter_mut().zip(&self.products).zip(&self.mins) {
+            *row = match has_header {
+                true => *products,
+                false => isa.fused_add(*products, d, *row),
+            };
+            if has_min {
+                *row = isa.fused_add(*mins, dmin, *row);
+            }
+        }
+    }
+}
+
+/// Scaled sums of products of the 32 elements `b`.
+#[inline(always)]
+pub(super) fn sums<I: Isa, D: Decode<I>, const C: usize>(
+    isa: I,
+    codes: &[I::B64; 8],
+    columns: &[&ActUnit; C],
+    factors: &Factors<I>,
+    b: usize,
+) -> [I::I; C] {
+    let (n_scales, n) = if D::PER_16 { (2, 4) } else { (1, 8) };
+    let together = if D::SMALL < n { D::SMALL } else { n };
+    let mut sums = starts::<I, D, C>(isa, columns, factors, b);
+    // a second sum where there is one column, so that not every product waits for the one before
+    let mut others = [isa.splat_i(0); C];
+    for g in 0..8 / together {
+        let scale = factors.scale[n_scales * b + g * together / n];
+        for c in 0..C {
+            let x = fours(&columns[c][b]);
+            let mut pairs = pairs::<I, D>(isa, codes[g * together], &x[g * together]);
+            for i in 1..together {
+                let i = g * together + i;
+                pairs = isa.add_pairs(pairs, self::pairs::<I, D>(isa, codes[i], &x[i]));
+            }
+            let sum = if C == 1 && g % 2 == 1 { &mut others[c] } else { &mut sums[c] };
+            *sum = isa.scaled_pairs(*sum, pairs, scale);
+        }
+    }
+    if C == 1 {
+        sums[0] = isa.add_i(sums[0], others[0]);
+    }
+    sums
+}
+
+/// What sums of the 32 elements `b` start from.
+#[inline(always)]
+pub(super) fn starts<I: Isa, D: Decode<I>, const C: usize>(
+    isa: I,
+    columns: &[&ActUnit; C],
+    factors: &Factors<I>,
+    b: usize,
+) -> [I::I; C] {
+    let mut starts = [isa.splat_i(0); C];
+    if let LaneCodes::Offset(n) = D::LANE_CODES {
+        let offset = factors.offset::<D>(isa, b, n);
+        for c in 0..C {
+            starts[c] = times_sums(isa, offset, &columns[c][b]);
+        }
+    }
+    starts
+}
+
+/// Products of four codes of each row, two added up.
+#[inline(always)]
+fn pairs<I: Isa, D: Decode<I>>(isa: I, codes: I::B64, x: &[i8; 4]) -> I::Pairs {
+    let x = isa.splat_4_codes(x);
+    match D::LANE_CODES {
+        LaneCodes::Biased => isa.biased_pair_products(codes, x),
+        _ => isa.pair_products(codes, x),
+    }
+}
