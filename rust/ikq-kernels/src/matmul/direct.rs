@@ -256,11 +256,7 @@ impl<I: Isa, const C: usize> Units<'_, I, C> {
             };
             for c in 0..C {
                 let min = D::HAS_MIN.then_some(factors.min[b]);
-                let x = &columns[c][b];
-                match D::PER_16 {
-                    true => sums.unit.add::<true>(isa, c, found[c], min, x),
-                    false => sums.unit.add::<false>(isa, c, found[c], min, x),
-                }
+                sums.unit.add(isa, c, found[c], min, D::PER_16, &columns[c][b]);
             }
             return;
         }

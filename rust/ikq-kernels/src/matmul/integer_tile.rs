@@ -1,11 +1,16 @@
 //! The part of the micro-kernel ([`super::tile`]) that scales sums while they are integers ([`super::integers`]): the operations of
 //! [`super::direct`], from a panel.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "with other loops than counted ones sums do not stay in registers"
+)]
+
 use ikq_simd::Isa;
 
 use super::integers::{UnitSums, times_sums};
 use super::panel::{Line, Panel, Shape};
-use super::tile::{Columns, Here, WIDE, four, opaque, sums};
+use super::tile::{Columns, Here, WIDE, four, opaque, pairs_of_lines, sums};
 
 /// Adds the products of unit `u` of the panel. `offset` is what codes have added, as a power of two.
 #[inline(always)]
@@ -32,7 +37,7 @@ pub(super) fn unit<
     }
     let lines = &panel.lines[8 * u * n_lines..8 * (u + 1) * n_lines];
     for (b, lines) in lines.chunks_exact(n_lines).enumerate() {
-        let here = columns.at::<SMALL>(8 * u + b);
+        let here = Here::at::<SMALL>(columns.blocks, columns.wide, 8 * u + b);
         let (codes, factors) = lines.split_at(shape.n_codes * R);
         let (scales, mins) = factors.split_at(shape.n_scales * R);
         let found = match SMALL {
@@ -43,8 +48,8 @@ pub(super) fn unit<
         };
         for (r, unit) in units.iter_mut().enumerate() {
             let min = MIN.then(|| isa.ints(isa.load(&mins[r].0)));
-            for (c, (found, x)) in found.iter().zip(here.blocks).enumerate() {
-                unit.add::<PER_16>(isa, c, found[r], min, x);
+            for c in 0..C {
+                unit.add(isa, c, found[c][r], min, PER_16, here.blocks[c]);
             }
         }
     }
@@ -85,13 +90,14 @@ fn scaled_sums<I: Isa, const R: usize, const C: usize, const H: usize, const N: 
 ) -> [[I::I; R]; C] {
     let mut sums = [[isa.splat_i(0); R]; C];
     if let Some(n) = offset {
-        for (sums, x) in sums.iter_mut().zip(x.blocks) {
-            for (r, sum) in sums.iter_mut().enumerate() {
-                let both = match H {
-                    2 => isa.join_16(numbers(isa, &scales[r]), numbers(isa, &scales[R + r])),
-                    _ => numbers(isa, &scales[r]),
-                };
-                *sum = times_sums(isa, isa.shl_16(both, n), x);
+        for r in 0..R {
+            let both = match H {
+                2 => isa.join_16(numbers(isa, &scales[r]), numbers(isa, &scales[R + r])),
+                _ => numbers(isa, &scales[r]),
+            };
+            let both = isa.shl_16(both, n);
+            for c in 0..C {
+                sums[c][r] = times_sums(isa, both, x.blocks[c]);
             }
         }
     }
@@ -112,23 +118,7 @@ fn scaled_sums<I: Isa, const R: usize, const C: usize, const H: usize, const N: 
     let step = if SMALL < N { SMALL } else { N };
     for g in 0..8 / step {
         let first = g * step;
-        let codes = &codes[first * R..(first + step) * R];
-        let mut pairs = [[isa.pair_products(isa.splat(0), isa.splat(0)); R]; C];
-        for r in 0..R {
-            let w = isa.load(&codes[r].0);
-            for (pairs, x) in pairs.iter_mut().zip(&x.blocks) {
-                pairs[r] = isa.pair_products(w, four(isa, x, first));
-            }
-        }
-        for (i, codes) in codes[R..R * opaque(step)].chunks_exact(R).enumerate() {
-            for r in 0..R {
-                let w = isa.load(&codes[r].0);
-                for (pairs, x) in pairs.iter_mut().zip(&x.blocks) {
-                    let two = isa.pair_products(w, four(isa, x, (first + 1 + i) % 8));
-                    pairs[r] = isa.add_pairs(pairs[r], two);
-                }
-            }
-        }
+        let pairs = pairs_of_lines::<I, R, C>(isa, codes, x, first, step);
         for r in 0..R {
             let scale = numbers(isa, &scales[first / N * R + r]);
             for (sums, pairs) in sums.iter_mut().zip(&pairs) {

@@ -5,6 +5,11 @@
 //! unit's sum of floats; that is multiplied by the unit's float scale when all of the unit is there. Mins go the same way. Integer
 //! sums are exact, so [`super::direct`] and [`super::tile`] may add them up in any order.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "with other loops than counted ones sums do not stay in registers"
+)]
+
 use ikq_decode::{Decode, Integers, LaneCodes, LaneIntegers, LaneUnit};
 use ikq_simd::Isa;
 
@@ -106,11 +111,11 @@ impl<I: Isa, const C: usize> UnitSums<I, C> {
 
     /// Adds the scaled sum of 32 elements of column `c`, and what [`Factors::min`] has for them.
     #[inline(always)]
-    pub fn add<const PER_16: bool>(&mut self, isa: I, c: usize, sum: I::I, min: Option<I::I>, x: &ActBlock) {
+    pub fn add(&mut self, isa: I, c: usize, sum: I::I, min: Option<I::I>, per_16: bool, x: &ActBlock) {
         let d = isa.splat_f(x.d);
         self.products[c] = isa.fused_add(isa.float_i(sum), d, self.products[c]);
         let Some(min) = min else { return };
-        self.mins[c] = match PER_16 {
+        self.mins[c] = match per_16 {
             true => isa.fused_add(isa.float_i(times_sums(isa, min, x)), d, self.mins[c]),
             false => isa.fused_sub(isa.of_bits(min), isa.splat_f(x.sum), self.mins[c]),
         };
@@ -119,13 +124,13 @@ impl<I: Isa, const C: usize> UnitSums<I, C> {
     /// Adds the unit to the rows' sums.
     #[inline(always)]
     pub fn end(&self, isa: I, has_header: bool, has_min: bool, d: I::F, dmin: I::F, rows: &mut [I::F; C]) {
-        for ((row, products), mins) in rows.iter_mut().zip(&self.products).zip(&self.mins) {
-            *row = match has_header {
-                true => *products,
-                false => isa.fused_add(*products, d, *row),
+        for c in 0..C {
+            rows[c] = match has_header {
+                true => self.products[c],
+                false => isa.fused_add(self.products[c], d, rows[c]),
             };
             if has_min {
-                *row = isa.fused_add(*mins, dmin, *row);
+                rows[c] = isa.fused_add(self.mins[c], dmin, rows[c]);
             }
         }
     }

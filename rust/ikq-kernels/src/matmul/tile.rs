@@ -207,26 +207,11 @@ fn block<
 
 /// `C` columns, from the panel's first elements on.
 pub(super) struct Columns<'a, const C: usize> {
-    blocks: &'a [&'a [ActBlock]; C],
+    pub blocks: &'a [&'a [ActBlock]; C],
     /// The same as 16-bit numbers, if the panel has those.
-    wide: &'a [&'a [WideBlock]; C],
+    pub wide: &'a [&'a [WideBlock]; C],
     /// What sums of a unit start from, where codes have an offset.
     starts: Option<&'a [[i32; 16]; C]>,
-}
-
-impl<const C: usize> Columns<'_, C> {
-    /// The 32 elements `b` of the columns.
-    #[inline(always)]
-    pub fn at<const SMALL: usize>(&self, b: usize) -> Here<'_, C> {
-        let mut here = Here { blocks: [&self.blocks[0][b]; C], wide: [&NO_WIDE; C] };
-        for c in 0..C {
-            here.blocks[c] = &self.blocks[c][b];
-            if SMALL == WIDE {
-                here.wide[c] = &self.wide[c][b];
-            }
-        }
-        here
-    }
 }
 
 /// Adds the products of some of the panel's blocks of 32 elements; a unit's where sums have [`Columns::starts`].
@@ -250,13 +235,7 @@ fn blocks<I: Isa, const R: usize, const C: usize, const PER_16: bool, const MIN:
         }
     }
     for (b, lines) in lines.chunks_exact(n_lines).enumerate() {
-        let mut here = Here { blocks: [&x[0][b]; C], wide: [&NO_WIDE; C] };
-        for c in 0..C {
-            here.blocks[c] = &x[c][b];
-            if SMALL == WIDE {
-                here.wide[c] = &wide[c][b];
-            }
-        }
+        let here = Here::at::<SMALL>(&x, &wide, b);
         let (codes, factors) = lines.split_at(shape.n_codes * R);
         let (scales, mins) = factors.split_at(shape.n_scales * R);
         // the two halves of per-16 sums side by side: more sums that do not wait for one another
@@ -302,7 +281,24 @@ pub(super) struct Here<'a, const C: usize> {
 /// What [`Here::wide`] holds where the panel has no 16-bit numbers.
 static NO_WIDE: WideBlock = WideBlock([0; 16]);
 
-impl<const C: usize> Here<'_, C> {
+impl<'a, const C: usize> Here<'a, C> {
+    /// The 32 elements `b` of the columns; `wide` is read where the panel has 16-bit numbers.
+    #[inline(always)]
+    pub fn at<const SMALL: usize>(
+        blocks: &[&'a [ActBlock]; C],
+        wide: &[&'a [WideBlock]; C],
+        b: usize,
+    ) -> Here<'a, C> {
+        let mut here = Here { blocks: [&blocks[0][b]; C], wide: [&NO_WIDE; C] };
+        for c in 0..C {
+            here.blocks[c] = &blocks[c][b];
+            if SMALL == WIDE {
+                here.wide[c] = &wide[c][b];
+            }
+        }
+        here
+    }
+
     /// What the sums of each of `H` parts start from.
     #[inline(always)]
     fn starts<I: Isa, const H: usize, const SMALL: usize>(
@@ -375,24 +371,7 @@ pub(super) fn sums<
         } else if SMALL > 1 {
             let step = SMALL.min(N);
             for g in 0..N / step {
-                let codes = &codes[(h * N + g * step) * R..(h * N + (g + 1) * step) * R];
-                let first = first + g * step;
-                let mut pairs = [[isa.pair_products(isa.splat(0), isa.splat(0)); R]; C];
-                for r in 0..R {
-                    let w = isa.load(&codes[r].0);
-                    for (pairs, x) in pairs.iter_mut().zip(&x.blocks) {
-                        pairs[r] = isa.pair_products(w, four(isa, x, first));
-                    }
-                }
-                for (i, codes) in codes[R..R * opaque(step)].chunks_exact(R).enumerate() {
-                    for r in 0..R {
-                        let w = isa.load(&codes[r].0);
-                        for (pairs, x) in pairs.iter_mut().zip(&x.blocks) {
-                            let two = isa.pair_products(w, four(isa, x, (first + 1 + i) % 8));
-                            pairs[r] = isa.add_pairs(pairs[r], two);
-                        }
-                    }
-                }
+                let pairs = pairs_of_lines::<I, R, C>(isa, codes, x, first + g * step, step);
                 for (sums, pairs) in sums.iter_mut().zip(&pairs) {
                     for r in 0..R {
                         sums[r] = isa.sum_pairs(sums[r], pairs[r]);
@@ -407,6 +386,35 @@ pub(super) fn sums<
         }
     }
     sums
+}
+
+/// Pairs of products of `n` lines of codes of each band from line `first` on, added up in 16 bits.
+#[inline(always)]
+pub(super) fn pairs_of_lines<I: Isa, const R: usize, const C: usize>(
+    isa: I,
+    codes: &[Line],
+    x: &Here<'_, C>,
+    first: usize,
+    n: usize,
+) -> [[I::Pairs; R]; C] {
+    let codes = &codes[first * R..(first + n) * R];
+    let mut pairs = [[isa.pair_products(isa.splat(0), isa.splat(0)); R]; C];
+    for r in 0..R {
+        let w = isa.load(&codes[r].0);
+        for (pairs, x) in pairs.iter_mut().zip(&x.blocks) {
+            pairs[r] = isa.pair_products(w, four(isa, x, first));
+        }
+    }
+    for (i, codes) in codes[R..R * opaque(n)].chunks_exact(R).enumerate() {
+        for r in 0..R {
+            let w = isa.load(&codes[r].0);
+            for (pairs, x) in pairs.iter_mut().zip(&x.blocks) {
+                let two = isa.pair_products(w, four(isa, x, (first + 1 + i) % 8));
+                pairs[r] = isa.add_pairs(pairs[r], two);
+            }
+        }
+    }
+    pairs
 }
 
 /// Adds the products of a line of codes of each band with the columns' codes `i`, four of them.
