@@ -118,9 +118,9 @@ pub trait Decode<I: Isa>: Sized + 'static {
     /// How much work [`Decode::lanes`] is.
     const DECODING: Decoding = Decoding::Moderate;
 
-    /// Whether products with one or two columns prefetch cache lines of words; with more columns they always do.
-    /// Where lines are read in order and little is computed with them, the processor prefetches by itself, and
-    /// doing it again only takes time.
+    /// Whether products with one or two columns prefetch cache lines of words on instruction sets of many registers; with more columns,
+    /// and with fewer registers, they always do. Where lines are read in order and little is computed with them, such
+    /// processors prefetch by themselves, and doing it again only takes time.
     const ASKS_AHEAD: bool = !Self::BY_UNIT;
 
     /// How many neighbouring parts of 32 elements are decoded together because their codes share words or look-ups:
@@ -161,6 +161,23 @@ pub trait Decode<I: Isa>: Sized + 'static {
         let indices = if Self::CODEBOOK > I::LOOKED_UP { std::hint::black_box(&indices) } else { &indices };
         Self::lanes_in_turn(isa, unit, b, indices, &mut out);
         out
+    }
+
+    /// For types with two tables of which the second is the first plus a constant, and whose codes have an offset: that constant; else
+    /// 0. Products may take the codes by the first table ([`Decode::lanes_by_first`]), and add the constant to sums.
+    const SECOND: u8 = 0;
+
+    /// Where [`Decode::SECOND`] is not 0: bit k of each lane says whether elements `16 k..16 k + 16` of the row use the second table.
+    /// Bits from 16 on are 0.
+    #[inline(always)]
+    fn lane_seconds(isa: I, _unit: &LaneUnit<'_>) -> I::I {
+        isa.splat_i(0)
+    }
+
+    /// [`Decode::lanes`] as if all elements used the first table.
+    #[inline(always)]
+    fn lanes_by_first(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        Self::lanes(isa, unit, b)
     }
 
     /// Entries of the type's codebook; 0 for types that have none. Those that have one implement [`Decode::lanes_in_turn`] and get

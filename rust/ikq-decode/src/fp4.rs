@@ -5,7 +5,7 @@ use ikq_formats::codebook::{FP4_E2M1_X2, ue4m3_half};
 use ikq_simd::{Isa, array};
 
 use crate::decode::{Decode, Scales, bytes};
-use crate::lane_planes::{eight, field, lut16, nibbles_16 as nibbles_16_lanes, plus};
+use crate::lane_planes::{eight, field, lut16, nibbles_16 as nibbles_16_lanes, plus, written_out};
 use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 use crate::planes::nibbles_16;
 
@@ -114,7 +114,7 @@ impl<I: Isa> Decode<I> for NVFP4 {
 
     #[inline(always)]
     fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
-        for k in 0..16 {
+        written_out!(16, k => {
             let byte = field(isa, unit.int(isa, 9 * (k / 4)), 8 * (k as u32 % 4), 8);
             // a half has the same mantissa and subnormals, and exponents that are eight larger
             let half = isa.shl_i(isa.and_i(byte, isa.splat_i(0x7f)), 7);
@@ -123,6 +123,6 @@ impl<I: Isa> Decode<I> for NVFP4 {
             let none = isa.where_bit(isa.and_i(next, isa.xor_i(byte, isa.splat_i(0x80))), 7, -1);
             let half = isa.and_i(half, isa.xor_i(none, isa.splat_i(-1)));
             out.scale[k] = isa.mul_f(isa.float_of_f16(half), isa.splat_f(128.0));
-        }
+        });
     }
 }

@@ -9,7 +9,7 @@ use ikq_simd::{Codebook8, Isa, LaneIndices, TakeLanes, array, map};
 use crate::decode::{Decode, Scales, bytes, u16_at, u32_at};
 use crate::iquants::levels_8;
 use crate::lane_integers::{Integers, LaneIntegers, Place, odd_bytes};
-use crate::lane_planes::field;
+use crate::lane_planes::{field, written_out};
 use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 
 /// The upper three bits of four indices, packed from bit 0 on, spread to one byte each.
@@ -225,10 +225,10 @@ impl<I: Isa> Decode<I> for IQ1_M {
     fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let s = [unit.int(isa, 12), unit.int(isa, 13)];
         let d = Self::float_scale(isa, s);
-        for k in 0..16 {
+        written_out!(16, k => {
             out.scale[k] =
                 isa.mul_f(d, isa.linear::<3, 2, 1>(s[k / 8], 16 * (k as u32 / 4 % 2) + 3 * (k as u32 % 4)));
-        }
+        });
     }
 
     const INTEGERS: Option<Integers> = Integers::unsigned(Place::InOrder);

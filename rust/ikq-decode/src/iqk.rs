@@ -12,9 +12,9 @@ use crate::lane_integers::{
     Integers, LaneIntegers, Place, less_bytes, nibble_words, odd_bytes, six_bits_in_turn,
 };
 use crate::lane_planes::{
-    both, crumbs as crumbs_lanes, crumbs_and_bits, eight, every_byte, lut16_of_2, lut32_of_2,
+    both, crumbs as crumbs_lanes, crumbs_and_bits, eight, every_byte, lut16, lut16_of_2, lut32_of_2,
     nibble_and_high, nibbles_16 as nibbles_16_lanes, nibbles_and_bits, nibbles_and_crumbs, plus, second,
-    signed_byte, times,
+    signed_byte, times, written_out,
 };
 use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 use crate::planes::{crumbs, nibbles_16, nibbles_32, nibbles_in_turn, with_plane};
@@ -75,11 +75,11 @@ fn shifted<I: Isa>(isa: I, codes: I::B64, unit: &[u8], j: usize, shift: u8) -> I
 #[inline(always)]
 fn six_bit_lanes<I: Isa>(isa: I, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
     let d = isa.float_of_f16(unit.int(isa, 0));
-    for k in 0..16 {
+    written_out!(16, k => {
         let (low, high) = (unit.int(isa, 2 + k / 8), unit.int(isa, 1));
         let s = nibble_and_high::<I, 2, -32>(isa, (low, 4 * (k as u32 % 8)), (high, 2 * k as u32));
         out.scale[k] = isa.mul_f(d, s);
-    }
+    });
 }
 
 /// The same as integers.
@@ -126,13 +126,25 @@ impl<I: Isa> Decode<I> for IQ2_K {
         )
     }
 
+    const SECOND: u8 = IQ2_SHIFT;
+
+    #[inline(always)]
+    fn lane_seconds(isa: I, unit: &LaneUnit<'_>) -> I::I {
+        isa.shr_i(unit.int(isa, 0), 16)
+    }
+
+    #[inline(always)]
+    fn lanes_by_first(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        lut16(isa, const { &plus(&IQ2_TABLE, 32) }, crumbs_lanes(isa, unit, 3, b))
+    }
+
     #[inline(always)]
     fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let d = isa.float_of_f16(unit.int(isa, 0));
-        for k in 0..16 {
+        written_out!(16, k => {
             let s = isa.linear::<4, 1, -8>(unit.int(isa, 1 + k / 8), 4 * (k as u32 % 8));
             out.scale[k] = isa.mul_f(d, s);
-        }
+        });
     }
 
     const INTEGERS: Option<Integers> = Integers::signed(Place::InTurn);
@@ -185,17 +197,29 @@ impl<I: Isa> Decode<I> for IQ3_K {
         lut16_of_2(isa, const { &both::<8, 16, 32>(&IQ3NL_VALUES, 64) }, codes, second)
     }
 
+    const SECOND: u8 = IQ3_SHIFT;
+
+    #[inline(always)]
+    fn lane_seconds(isa: I, unit: &LaneUnit<'_>) -> I::I {
+        isa.and_i(unit.int(isa, 0), isa.splat_i(0xffff))
+    }
+
+    #[inline(always)]
+    fn lanes_by_first(isa: I, unit: &LaneUnit<'_>, b: usize) -> [I::B64; 8] {
+        lut16(isa, const { &plus(&IQ3_TABLE, 64) }, crumbs_and_bits(isa, unit, [3, 19], b))
+    }
+
     #[inline(always)]
     fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let d = unit.half_float(isa, 0);
         let signs = unit.int(isa, 0);
-        for k in 0..16 {
+        written_out!(16, k => {
             let s = isa.linear::<4, 2, 1>(unit.int(isa, 1 + k / 8), 4 * (k as u32 % 8));
             // the scale's sign bit is moved to the sign bit of the float
             let negative = isa.and_i(isa.shl_i(signs, 15 - k as u32), isa.splat_i(i32::MIN));
             let scale = isa.bits_i(isa.mul_f(d, s));
             out.scale[k] = isa.of_bits(isa.xor_i(scale, negative));
-        }
+        });
     }
 
     const INTEGERS: Option<Integers> = Integers::signed(Place::InTurn);
@@ -350,9 +374,9 @@ impl<I: Isa> Decode<I> for IQ6_K {
     #[inline(always)]
     fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let d = isa.float_of_f16(unit.int(isa, 0));
-        for k in 0..16 {
+        written_out!(16, k => {
             out.scale[k] = times(isa, d, signed_byte(isa, unit.int(isa, 1 + k / 4), k as u32 % 4));
-        }
+        });
     }
 
     const INTEGERS: Option<Integers> = Integers::signed(Place::InOrder);

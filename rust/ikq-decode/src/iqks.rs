@@ -10,7 +10,7 @@ use crate::iqk::{IQ2_SHIFT, IQ2_TABLE, IQ3_SHIFT, IQ3_TABLE, IQ4_SHIFT, IQ5_SHIF
 use crate::lane_integers::{Integers, LaneIntegers, Place, less_bytes};
 use crate::lane_planes::{
     both, crumbs as crumbs_lanes, crumbs_and_bits, eight, field, lut16_of_2, lut32_of_2, nibble_and_high,
-    nibbles_16 as nibbles_16_lanes, nibbles_and_bits, plus, second, times_less,
+    nibbles_16 as nibbles_16_lanes, nibbles_and_bits, plus, second, times_less, written_out,
 };
 use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 use crate::planes::{crumbs, nibbles_16, nibbles_32, nibbles_low_high, with_plane};
@@ -432,9 +432,9 @@ impl<I: Isa> Decode<I> for IQ2_KL {
     #[inline(always)]
     fn lane_scales(isa: I, header: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let (high, low) = (unit.half(isa, 0), unit.int(isa, 0));
-        for b in 0..8 {
+        written_out!(8, b => {
             let s = nibble_and_high::<I, 2, -32>(isa, (low, low_high(b)), (high, 2 * b as u32));
             out.scale[b] = isa.mul_f(header, s);
-        }
+        });
     }
 }

@@ -12,6 +12,7 @@ use ikq_simd::{Codebook4, Codebook8, Isa, LaneIndices, TakeLanes, array, map};
 
 use crate::decode::{Decode, Scales, bytes, nib, u16_at, u32_at};
 use crate::lane_integers::{Integers, LaneIntegers, Place, nibble_words, odd_bytes};
+use crate::lane_planes::written_out;
 use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 use crate::planes::nibbles_in_turn;
 
@@ -244,9 +245,9 @@ impl<I: Isa> Decode<I> for IQ2_XS {
     #[inline(always)]
     fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let d = isa.mul_f(unit.half_float(isa, 0), isa.splat_f(0.125));
-        for k in 0..16 {
+        written_out!(16, k => {
             out.scale[k] = isa.mul_f(d, isa.linear::<4, 2, 1>(unit.int(isa, 16 + k / 8), 4 * (k as u32 % 8)));
-        }
+        });
     }
 
     const INTEGERS: Option<Integers> = Integers::unsigned(Place::InTurn);
@@ -315,9 +316,9 @@ impl<I: Isa> Decode<I> for IQ2_S {
     #[inline(always)]
     fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let d = isa.mul_f(unit.half_float(isa, 0), isa.splat_f(0.125));
-        for k in 0..16 {
+        written_out!(16, k => {
             out.scale[k] = isa.mul_f(d, isa.linear::<4, 2, 1>(unit.int(isa, 18 + k / 8), 4 * (k as u32 % 8)));
-        }
+        });
     }
 
     const INTEGERS: Option<Integers> = Integers::unsigned(Place::InTurn);

@@ -7,7 +7,7 @@ use crate::decode::{Decode, Scales, bytes, u16_at, u32_at};
 use crate::lane_integers::{Integers, LaneIntegers, Place, nibble_words};
 use crate::lane_planes::{
     crumbs as crumbs_lanes, crumbs_and_bits, eight, nibbles_32 as nibbles_32_lanes, nibbles_and_bits,
-    signed_byte, times, times_less,
+    signed_byte, times, times_less, written_out,
 };
 use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 use crate::planes::{crumbs, nibbles_32, with_plane};
@@ -89,12 +89,12 @@ impl<I: Isa> Decode<I> for Q2_K {
     #[inline(always)]
     fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let (d, dmin) = two_halves(isa, unit, 20);
-        for k in 0..16 {
+        written_out!(16, k => {
             let s = unit.int(isa, k / 4);
             let at = 8 * (k as u32 % 4);
             out.scale[k] = isa.mul_f(d, isa.linear::<4, 1, 0>(s, at));
             out.min[k] = isa.mul_f(dmin, isa.linear::<4, 1, 0>(s, at + 4));
-        }
+        });
     }
 
     const INTEGERS: Option<Integers> = Integers::unsigned(Place::InOrder);
@@ -312,8 +312,8 @@ impl<I: Isa> Decode<I> for Q6_K {
     #[inline(always)]
     fn lane_scales(isa: I, _: I::F, unit: &LaneUnit<'_>, out: &mut LaneScales<I::F>) {
         let d = unit.half_float(isa, 0);
-        for k in 0..16 {
+        written_out!(16, k => {
             out.scale[k] = times(isa, d, signed_byte(isa, unit.int(isa, 48 + k / 4), k as u32 % 4));
-        }
+        });
     }
 }

@@ -221,6 +221,68 @@ fn integer_scales_are_those_of_single_rows() {
 }
 
 /// Packs rows with `ikq_formats` and compares them with what decoders find in the units of the band.
+/// Codes of 32 elements by the tables that they use and by the first, and the words that tell which those are.
+struct ByFirst<'a, T>(&'a LaneUnit<'a>, usize, PhantomData<T>);
+
+impl<T: BlockType> IsaOp for ByFirst<'_, T> {
+    type Output = ([[[u8; 64]; 8]; 2], [i32; 16]);
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Self::Output {
+        let ByFirst(unit, b, _) = self;
+        let mut seconds = [0; 16];
+        isa.store_i(T::Decoder::<I>::lane_seconds(isa, unit), &mut seconds);
+        let mut codes = [[[0; 64]; 8]; 2];
+        let found = [T::Decoder::<I>::lanes(isa, unit, b), T::Decoder::<I>::lanes_by_first(isa, unit, b)];
+        for (codes, found) in codes.iter_mut().zip(found) {
+            for (codes, found) in codes.iter_mut().zip(found) {
+                isa.store(found, codes);
+            }
+        }
+        (codes, seconds)
+    }
+}
+
+/// Compares both kinds of codes; tells whether the type has a second table.
+struct SecondTable(QuantType);
+
+impl Visitor for SecondTable {
+    type Output = bool;
+
+    fn visit<T: BlockType>(self) -> bool {
+        let ty = self.0;
+        let shape = shape::<T>();
+        let second = <T::Decoder<Scalar> as Decode<Scalar>>::SECOND;
+        let words = random_bytes(64 * shape.unit_words, 7);
+        let smalls = random_bytes(LANES * shape.unit_smalls, 8);
+        let unit = LaneUnit { words: words.as_chunks().0, smalls: &smalls };
+        for kind in available() {
+            let mut n_second = 0;
+            for b in 0..8 {
+                let ([own, by_first], seconds) = run(kind, ByFirst::<T>(&unit, b, PhantomData));
+                for (r, i, e) in (0..16 * 8 * 4).map(|n| (n / 32, n / 4 % 8, n % 4)) {
+                    let is_second = seconds[r] >> (2 * b + i / 4) & 1 == 1;
+                    n_second += usize::from(is_second);
+                    let more = if is_second { second } else { 0 };
+                    let place = format!("{ty} on {}: part {b}, vector {i}, row {r}", kind.name());
+                    assert_eq!(own[i][4 * r + e], by_first[i][4 * r + e] + more, "{place}");
+                    assert_eq!(seconds[r] >> 16, 0, "{place}");
+                }
+            }
+            // random bits: both tables are used
+            assert_eq!(n_second > 1000 && n_second < 3000, second > 0, "{ty}: {n_second} of 4096");
+        }
+        second > 0
+    }
+}
+
+#[test]
+fn codes_by_the_first_table_lack_what_the_second_has_more() {
+    let types = QuantType::ALL.iter().filter(|ty| with_type(**ty, SecondTable(**ty)) == Some(true));
+    // IQ2_K and IQ3_K
+    assert_eq!(types.filter(|ty| !ty.is_interleaved()).count(), 2);
+}
+
 struct RowsOfBands(QuantType, LaneForm);
 
 impl Visitor for RowsOfBands {

@@ -147,23 +147,27 @@ impl<'a> Band<'a> {
     /// They are brought to the second cache. The first takes so few requests at a time that asking for it there
     /// is slower than not asking (figures in docs/kernels.md).
     #[inline(always)]
-    pub fn ask_words<I: Isa, D: Decode<I>>(&self, u: usize, eighth: usize, ahead: usize) {
+    pub fn ask_words<I: Isa, D: Decode<I>>(&self, u: usize, eighth: Eighth, ahead: usize) {
         self.ask_eighth::<I, D, _MM_HINT_T1>(u, eighth, ahead);
     }
 
     /// Asks for an eighth of the next unit's lines, which [`Band::ask_words`] has brought to the second cache, for the first: where
     /// there is one column, products otherwise wait for lines that they do not read in order.
     #[inline(always)]
-    pub fn take_words<I: Isa, D: Decode<I>>(&self, u: usize, eighth: usize) {
+    pub fn take_words<I: Isa, D: Decode<I>>(&self, u: usize, eighth: Eighth) {
         self.ask_eighth::<I, D, _MM_HINT_T0>(u + 1, eighth, 0);
     }
 
-    /// Asks for an eighth of the lines that stand `ahead` bytes behind unit `u`.
+    /// Asks for an eighth of the lines that stand `ahead` bytes behind unit `u`, in their order, since the machine goes on by itself.
     #[inline(always)]
-    fn ask_eighth<I: Isa, D: Decode<I>, const HINT: i32>(&self, u: usize, eighth: usize, ahead: usize) {
+    fn ask_eighth<I: Isa, D: Decode<I>, const HINT: i32>(&self, u: usize, eighth: Eighth, ahead: usize) {
         let n = if D::BY_UNIT { unit_bytes::<I, D>() / 64 } else { D::UNIT_WORDS };
-        let lines = self.data.as_ptr().wrapping_add(64 * u * n + ahead);
-        for line in eighth * n / 8..(eighth + 1) * n / 8 {
+        let (i, each, rest) = (eighth.index, n / 8, n % 8);
+        let lines = self.data.as_ptr().wrapping_add(64 * (u * n + i * each + i.min(rest)) + ahead);
+        // No loop whose length the compiler does not know, and no branch: where lines do not divide by eight, an eighth in a loop may
+        // ask for the first line of the next one, too.
+        let n_asked = if eighth.is_constant && i >= rest { each } else { n.div_ceil(8) };
+        for line in 0..n_asked {
             prefetch::<HINT>(lines.wrapping_add(64 * line));
         }
     }
@@ -193,6 +197,14 @@ impl<'a> Band<'a> {
 
 /// Bytes from a line of a band to the one that is asked for meanwhile; bands follow one another.
 pub(super) const AHEAD: usize = 64 * 128;
+
+/// An eighth of a unit's lines.
+#[derive(Clone, Copy)]
+pub(super) struct Eighth {
+    pub index: usize,
+    /// Whether the compiler knows the index, as it does where parts of a unit are written out.
+    pub is_constant: bool,
+}
 
 /// Asks for a cache line that is needed soon; the hint says for which cache.
 #[inline(always)]

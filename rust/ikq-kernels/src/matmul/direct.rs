@@ -10,7 +10,7 @@ use std::ops::Range;
 use ikq_decode::{BlockType, Decode, Decoding, LaneCodes, LaneScales, LaneUnit};
 use ikq_simd::{Isa, IsaKind, IsaOp, LaneIndices, TakeLanes, array, run};
 
-use super::bands::{AHEAD, BAND, Product, Tail, n_units};
+use super::bands::{AHEAD, BAND, Eighth, Product, Tail, n_units};
 use super::integers::{self, Factors, UnitSums, scales_integers};
 use crate::act::{ActBlock, ActUnit, Debts, FLOAT_START};
 
@@ -69,8 +69,15 @@ fn kernel_columns<I: Isa, D: Decode<I>>(left: usize) -> usize {
     }
 }
 
+/// Parts of a unit that are written out, one after another. What they take of the machine's cache of decoded instructions must
+/// leave room: with AVX2 two columns of eight parts are slower than one column was.
+#[inline(always)]
+const fn together<I: Isa, D: Decode<I>>(columns: usize) -> usize {
+    if I::REGISTERS < 32 && columns == 2 && D::TOGETHER > 2 { 2 } else { D::TOGETHER }
+}
+
 /// Columns from which on every type asks for lines ahead: between two lines there is so much to do that the machine does
-/// not look far enough by itself.
+/// not look far enough by itself. With AVX2, which takes twice as many instructions, that is so with one column, too.
 const COLUMNS_THAT_ASK: usize = 4;
 
 /// Bands that several passes go over before the next ones are read.
@@ -143,16 +150,18 @@ fn columns<I: Isa, D: Decode<I>, const C: usize>(
                 32.. => C <= 4 || D::DECODING != Decoding::Heavy || D::TOGETHER == 8,
                 _ => C <= 2 && I::REGISTERS >= 8,
             };
-            let together = if is_apart { D::TOGETHER } else { 1 };
+            let together = if is_apart { together::<I, D>(C) } else { 1 };
             let mut sums = Sums { rows: acc, unit: UnitSums::begin(isa, D::HEADER_BYTES > 0, &acc) };
-            let ask = op.bands.ask_ahead && (D::ASKS_AHEAD || C >= COLUMNS_THAT_ASK);
+            let asks = D::ASKS_AHEAD || C >= COLUMNS_THAT_ASK || I::REGISTERS < 32;
+            let ask = op.bands.ask_ahead && asks;
             // a macro, because what a closure does is not certain to be inlined
             macro_rules! part {
                 ($b:expr) => {
                     if ask {
-                        band.ask_words::<I, D>(u, $b, AHEAD);
+                        let eighth = Eighth { index: $b, is_constant: together == 8 };
+                        band.ask_words::<I, D>(u, eighth, AHEAD);
                         if C < COLUMNS_THAT_ASK {
-                            band.take_words::<I, D>(u, $b);
+                            band.take_words::<I, D>(u, eighth);
                         }
                     }
                     pair.add::<D>(isa, $b, &mut sums);
@@ -252,7 +261,7 @@ impl<I: Isa, const C: usize> Units<'_, I, C> {
                 }
                 both
             } else {
-                integers::sums::<I, D, C>(isa, &D::lanes(isa, unit, b), columns, factors, b)
+                integers::sums::<I, D, C>(isa, &D::lanes_by_first(isa, unit, b), columns, factors, b)
             };
             for c in 0..C {
                 let min = D::HAS_MIN.then_some(factors.min[b]);

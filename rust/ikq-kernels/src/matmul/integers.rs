@@ -32,6 +32,9 @@ pub(super) struct Factors<I: Isa> {
     pub scale: [I::I; 16],
     /// The mins of each 32 elements: those of both halves, or, where they have one, that as a float.
     pub min: [I::I; 8],
+    /// Of types with a second table ([`Decode::SECOND`]): bits 2 b and 2 b + 16 say whether the first and the second 16 elements of
+    /// part b use it.
+    seconds: I::I,
     /// Float scales of the unit and its mins.
     pub d: I::F,
     pub dmin: I::F,
@@ -42,7 +45,8 @@ impl<I: Isa> Factors<I> {
     #[inline(always)]
     pub fn new(isa: I) -> Factors<I> {
         let d = isa.splat_f(0.0);
-        Factors { scale: [isa.splat_i(0); 16], min: [isa.splat_i(0); 8], d, dmin: d }
+        let zero = isa.splat_i(0);
+        Factors { scale: [zero; 16], min: [zero; 8], seconds: zero, d, dmin: d }
     }
 
     /// Makes those of `unit`.
@@ -52,28 +56,54 @@ impl<I: Isa> Factors<I> {
         let mut bytes = LaneIntegers::new(isa);
         D::lane_integers(isa, unit, &mut bytes);
         (self.d, self.dmin) = (bytes.d, bytes.dmin);
-        for k in 0..if D::PER_16 { 16 } else { 8 } {
-            self.scale[k] = twice(isa, integers, &bytes.scale, k);
+        if D::SECOND > 0 {
+            let seconds = D::lane_seconds(isa, unit);
+            self.seconds = isa.or_i(seconds, isa.shl_i(seconds, 15));
+        }
+        // written out: as a loop it would make its shuffles anew for each scale
+        macro_rules! scales {
+            ($($k:literal)*) => { $( self.scale[$k] = twice(isa, integers, &bytes.scale, $k); )* };
+        }
+        scales!(0 1 2 3 4 5 6 7);
+        if D::PER_16 {
+            scales!(8 9 10 11 12 13 14 15);
         }
         if D::HAS_MIN {
-            for b in 0..8 {
-                self.min[b] = match D::PER_16 {
-                    true => isa.two_bytes::<false>(bytes.min[b / 2], [2 * b % 4, 2 * b % 4 + 1]),
-                    false => isa.bits_i(isa.float_i(isa.byte(bytes.min[b / 4], b % 4))),
-                };
+            macro_rules! mins {
+                ($($b:literal)*) => { $(
+                    self.min[$b] = match D::PER_16 {
+                        true => isa.two_bytes::<false>(bytes.min[$b / 2], [2 * $b % 4, 2 * $b % 4 + 1]),
+                        false => isa.bits_i(isa.float_i(isa.byte(bytes.min[$b / 4], $b % 4))),
+                    };
+                )* };
             }
+            mins!(0 1 2 3 4 5 6 7);
         }
     }
 
-    /// What the activations' codes count too often where weights have 2^`n` added: as many times the scales of both halves.
+    /// What the activations' codes count too often where weights have 2^`n` added, less what they count too little where codes by the
+    /// first table stand for those by the second: as many times the scales of both halves.
     #[inline(always)]
     fn offset<D: Decode<I>>(&self, isa: I, b: usize, n: u32) -> I::I {
         let both = match D::PER_16 {
             true => isa.join_16(self.scale[2 * b], self.scale[2 * b + 1]),
             false => self.scale[b],
         };
-        isa.shl_16(both, n)
+        if D::SECOND == 0 {
+            return isa.shl_16(both, n);
+        }
+        let is_second = isa.and_i(isa.shr_i(self.seconds, 2 * b as u32), isa.splat_i(0x0001_0001));
+        let less = isa.mul_16(isa.of_ints(is_second), both_16(isa, D::SECOND.into()));
+        // as bytes, since numbers below 128 take no more
+        let times = isa.sub(both_16(isa, 1 << n), less);
+        isa.ints(isa.mul_16(isa.of_ints(both), times))
     }
+}
+
+/// A number below 2^15 as both 16-bit numbers of each lane.
+#[inline(always)]
+fn both_16<I: Isa>(isa: I, v: i32) -> I::B64 {
+    isa.of_ints(isa.splat_i(v | v << 16))
 }
 
 /// Scale `k` as both 16-bit numbers of each lane.
@@ -136,7 +166,7 @@ impl<I: Isa, const C: usize> UnitSums<I, C> {
     }
 }
 
-/// Scaled sums of products of the 32 elements `b`.
+/// Scaled sums of products of the 32 elements `b`, whose codes are those of [`Decode::lanes_by_first`].
 #[inline(always)]
 pub(super) fn sums<I: Isa, D: Decode<I>, const C: usize>(
     isa: I,

@@ -19,7 +19,7 @@ use std::ops::Range;
 use ikq_decode::{BlockType, Decode, LaneCodes, LaneScales};
 use ikq_simd::{Isa, IsaKind, IsaOp, run};
 
-use super::bands::{Bands, Tail};
+use super::bands::{Bands, Eighth, Tail};
 use super::integers::{Factors, scales_integers};
 
 /// Sixty-four bytes that start a cache line: codes, four of each of sixteen rows, or a float of each.
@@ -149,7 +149,7 @@ fn fill_band<I: Isa, D: Decode<I>>(isa: I, op: Fill<'_, impl BlockType>) {
         }
         for b in 0..8 {
             if op.bands.ask_ahead {
-                band.ask_words::<I, D>(u, b, ahead);
+                band.ask_words::<I, D>(u, Eighth { index: b, is_constant: false }, ahead);
             }
             let step = op.n_bands;
             let lines = &mut op.panel.lines[(8 * (u - first) + b) * shape.n_lines() * step + op.band..];
