@@ -2,10 +2,10 @@
 //! which is always an integer, so tables of scales hold half their values.
 
 use ikq_formats::codebook::{FP4_E2M1_X2, ue4m3_half};
-use ikq_simd::{Isa, array};
+use ikq_simd::{Isa, array, written_out};
 
 use crate::decode::{Decode, Scales, bytes};
-use crate::lane_planes::{eight, field, lut16, nibbles_16 as nibbles_16_lanes, plus, written_out};
+use crate::lane_planes::{eight, field, lut16, nibbles_16 as nibbles_16_lanes, plus};
 use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 use crate::planes::nibbles_16;
 

@@ -4,12 +4,12 @@
 //! `grid + 1/8` is `(8 * grid + 1) / 8`, so that codes are integers; the factor is folded into `d`.
 
 use ikq_formats::codebook::IQ1S_GRID;
-use ikq_simd::{Codebook8, Isa, LaneIndices, TakeLanes, array, map};
+use ikq_simd::{Codebook8, Isa, LaneIndices, TakeLanes, array, map, written_out};
 
 use crate::decode::{Decode, Scales, bytes, u16_at, u32_at};
 use crate::iquants::levels_8;
 use crate::lane_integers::{Integers, LaneIntegers, Place, odd_bytes};
-use crate::lane_planes::{field, written_out};
+use crate::lane_planes::field;
 use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 
 /// The upper three bits of four indices, packed from bit 0 on, spread to one byte each.

@@ -5,7 +5,7 @@
 //! crate is compiled), so that decoding is one look-up and one addition.
 
 use ikq_formats::codebook::{IQ2NL_VALUES, IQ3NL_VALUES, IQ4K_VALUES, IQ5NL_VALUES, IQ6NL_VALUES};
-use ikq_simd::{Isa, array, map};
+use ikq_simd::{Isa, array, map, written_out};
 
 use crate::decode::{Decode, Scales, bytes, u16_at, u32_at};
 use crate::lane_integers::{
@@ -14,7 +14,7 @@ use crate::lane_integers::{
 use crate::lane_planes::{
     both, crumbs as crumbs_lanes, crumbs_and_bits, eight, every_byte, lut16, lut16_of_2, lut32_of_2,
     nibble_and_high, nibbles_16 as nibbles_16_lanes, nibbles_and_bits, nibbles_and_crumbs, plus, second,
-    signed_byte, times, written_out,
+    signed_byte, times,
 };
 use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 use crate::planes::{crumbs, nibbles_16, nibbles_32, nibbles_in_turn, with_plane};

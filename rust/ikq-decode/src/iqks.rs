@@ -3,14 +3,14 @@
 //! fields of its block in order, then the type of its row header.
 
 use ikq_formats::codebook::{IQ2KL_VALUES, IQ2NL_VALUES, IQ3NL_VALUES, IQ4K_VALUES, IQ5NL_VALUES};
-use ikq_simd::{Isa, array, map};
+use ikq_simd::{Isa, array, map, written_out};
 
 use crate::decode::{Decode, Scales, bytes, nib, u16_at, u32_at};
 use crate::iqk::{IQ2_SHIFT, IQ2_TABLE, IQ3_SHIFT, IQ3_TABLE, IQ4_SHIFT, IQ5_SHIFT, max_abs};
 use crate::lane_integers::{Integers, LaneIntegers, Place, less_bytes};
 use crate::lane_planes::{
     both, crumbs as crumbs_lanes, crumbs_and_bits, eight, field, lut16_of_2, lut32_of_2, nibble_and_high,
-    nibbles_16 as nibbles_16_lanes, nibbles_and_bits, plus, second, times_less, written_out,
+    nibbles_16 as nibbles_16_lanes, nibbles_and_bits, plus, second, times_less,
 };
 use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 use crate::planes::{crumbs, nibbles_16, nibbles_32, nibbles_low_high, with_plane};

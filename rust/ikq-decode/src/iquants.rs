@@ -8,11 +8,10 @@ use ikq_formats::codebook::{
     IQ2S_GRID, IQ2S_LEVELS, IQ2XS_GRID, IQ2XS_LEVELS, IQ2XXS_GRID, IQ2XXS_LEVELS, IQ3S_GRID, IQ3S_LEVELS,
     IQ3XXS_GRID, IQ3XXS_LEVELS,
 };
-use ikq_simd::{Codebook4, Codebook8, Isa, LaneIndices, TakeLanes, array, map};
+use ikq_simd::{Codebook4, Codebook8, Isa, LaneIndices, TakeLanes, array, map, written_out};
 
 use crate::decode::{Decode, Scales, bytes, nib, u16_at, u32_at};
 use crate::lane_integers::{Integers, LaneIntegers, Place, nibble_words, odd_bytes};
-use crate::lane_planes::written_out;
 use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 use crate::planes::nibbles_in_turn;
 

@@ -1,13 +1,13 @@
 //! Q2_K to Q6_K: super-blocks of 256 elements with an f16 `d` (and `dmin`) and integer scales per 16 or 32
 //! elements. The comment of each type lists the fields of its super-block in order.
 
-use ikq_simd::{Isa, array, map};
+use ikq_simd::{Isa, array, map, written_out};
 
 use crate::decode::{Decode, Scales, bytes, u16_at, u32_at};
 use crate::lane_integers::{Integers, LaneIntegers, Place, nibble_words};
 use crate::lane_planes::{
     crumbs as crumbs_lanes, crumbs_and_bits, eight, nibbles_32 as nibbles_32_lanes, nibbles_and_bits,
-    signed_byte, times, times_less, written_out,
+    signed_byte, times, times_less,
 };
 use crate::lanes::{Decoding, LaneCodes, LaneScales, LaneUnit};
 use crate::planes::{crumbs, nibbles_32, with_plane};

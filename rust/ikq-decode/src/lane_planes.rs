@@ -18,15 +18,6 @@ macro_rules! eight {
 }
 pub(crate) use eight;
 
-/// What `$body` does, for each of the first 8 or 16 `$k` in order. A loop over so many scales stays a loop, whose shifts and
-/// shuffles are made anew each time, since its counter is no constant.
-macro_rules! written_out {
-    (8, $k:ident => $body:expr) => { written_out!(@ $k, $body, 0 1 2 3 4 5 6 7) };
-    (16, $k:ident => $body:expr) => { written_out!(@ $k, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15) };
-    (@ $k:ident, $body:expr, $($n:literal)*) => { $( { let $k = $n; $body } )* };
-}
-pub(crate) use written_out;
-
 /// Nibbles, four words for 32 elements: the low ones, then the high ones.
 #[inline(always)]
 pub(crate) fn nibbles_16<I: Isa>(isa: I, unit: &LaneUnit<'_>, at: usize) -> [I::B64; 8] {

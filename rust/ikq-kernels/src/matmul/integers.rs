@@ -11,7 +11,7 @@
 )]
 
 use ikq_decode::{Decode, Integers, LaneCodes, LaneIntegers, LaneUnit};
-use ikq_simd::Isa;
+use ikq_simd::{Isa, written_out};
 
 use super::direct::fours;
 use crate::act::{ActBlock, ActUnit};
@@ -60,24 +60,15 @@ impl<I: Isa> Factors<I> {
             let seconds = D::lane_seconds(isa, unit);
             self.seconds = isa.or_i(seconds, isa.shl_i(seconds, 15));
         }
-        // written out: as a loop it would make its shuffles anew for each scale
-        macro_rules! scales {
-            ($($k:literal)*) => { $( self.scale[$k] = twice(isa, integers, &bytes.scale, $k); )* };
-        }
-        scales!(0 1 2 3 4 5 6 7);
+        written_out!(8, k => self.scale[k] = twice(isa, integers, &bytes.scale, k));
         if D::PER_16 {
-            scales!(8 9 10 11 12 13 14 15);
+            written_out!(8, k => self.scale[8 + k] = twice(isa, integers, &bytes.scale, 8 + k));
         }
         if D::HAS_MIN {
-            macro_rules! mins {
-                ($($b:literal)*) => { $(
-                    self.min[$b] = match D::PER_16 {
-                        true => isa.two_bytes::<false>(bytes.min[$b / 2], [2 * $b % 4, 2 * $b % 4 + 1]),
-                        false => isa.bits_i(isa.float_i(isa.byte(bytes.min[$b / 4], $b % 4))),
-                    };
-                )* };
-            }
-            mins!(0 1 2 3 4 5 6 7);
+            written_out!(8, b => self.min[b] = match D::PER_16 {
+                true => isa.two_bytes::<false>(bytes.min[b / 2], [2 * b % 4, 2 * b % 4 + 1]),
+                false => isa.bits_i(isa.float_i(isa.byte(bytes.min[b / 4], b % 4))),
+            });
         }
     }
 
